@@ -1,0 +1,1 @@
+"""Checkpoint + ModelSpec -> findings. Pure functions, but for `instantiate`, which runs transformers."""

@@ -1,0 +1,58 @@
+"""The second witness: the real transformers class on the meta device, where a parameter has a shape and no storage.
+
+torch and transformers are imported inside, and only classes that transformers itself ships are built: no code and no
+weights of a repository are touched.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..checkpoint import DTYPE_OF_TORCH_NAME, Tensor
+from ..errors import UnavailableError, UnsupportedError
+from ..spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instantiated:
+    """Parameters (tied ones once) and buffers by full name, what `print(model)` shows, and the versions that built it."""
+
+    tensors: tuple[Tensor, ...]
+    buffers: tuple[Tensor, ...]
+    printed: str
+    versions: str
+
+
+def instantiate(spec: ModelSpec, config: Mapping[str, Any]) -> Instantiated:
+    """Build `spec.class_name` from `config` on meta; UnavailableError where torch or transformers is not installed."""
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise UnavailableError("extra_missing", package=error.name, extra="torch") from None
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        configuration = transformers.AutoConfig.for_model(**config)
+        model_class = getattr(transformers, spec.class_name)
+        # torch.device, not accelerate's init_empty_weights, whose default loses the tying of the head.
+        with torch.device("meta"):
+            model = model_class._from_config(configuration, dtype=getattr(torch, spec.dtype.torch_name))
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UnsupportedError("instantiate_failed", reason=first_line, version=transformers.__version__) from None
+
+    def read(named: Any) -> tuple[Tensor, ...]:
+        return tuple(
+            Tensor(name, tuple(value.shape), DTYPE_OF_TORCH_NAME[str(value.dtype).removeprefix("torch.")])
+            for name, value in named
+        )
+
+    return Instantiated(
+        tensors=read(model.named_parameters()),
+        buffers=read(model.named_buffers()),
+        printed=str(model),
+        versions=f"transformers {transformers.__version__}, torch {torch.__version__}",
+    )

@@ -1,0 +1,177 @@
+"""The witnesses held against each other, tensor by tensor: a difference has a named cause or is shown unexplained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from ..checkpoint import Tensor
+from ..language import Message
+from ..report import Cause, Check, Unexplained
+from .accounting import StoredForm
+
+
+def against_files(
+    built: Sequence[Tensor],
+    stored: Sequence[Tensor],
+    *,
+    witness: str,
+    files_witness: str,
+    tied: Mapping[str, str],
+    stored_form: StoredForm,
+    missing_files: Mapping[str, tuple[str, ...]] | None = None,
+) -> Check:
+    """`built` (by theory, or by transformers: `witness`) against the tensors in the files, read or predicted.
+
+    tied: names that share another tensor's storage, with that tensor's name. missing_files: what shards that are not
+    there should hold.
+    """
+    causes: list[Cause] = []
+    unexplained: list[Unexplained] = []
+    parts = {part.name: part for tensor in built for part in stored_form(tensor)}
+    fused = {tensor.name: tensor for tensor in built if tensor.name not in parts}
+    named, renaming = _without_renaming(stored, {*parts, *fused})
+    causes += renaming
+
+    seen: set[str] = set()
+    tied_copies, buffers = [], []
+    shapes = {tensor.name: tensor.shape for tensor in built}
+    for tensor in named:
+        expected = parts.get(tensor.name) or fused.get(tensor.name)
+        if expected is not None:
+            seen.add(tensor.name)
+            if tensor.shape != expected.shape:
+                unexplained.append(_reshaped(expected, tensor))
+        elif tensor.name in tied and tensor.shape == shapes[tied[tensor.name]]:
+            tied_copies.append(tensor)
+        elif tensor.name.endswith(
+            ".rotary_emb.inv_freq"
+        ):  # written by transformers before 4.32, which kept it persistent
+            buffers.append(tensor)
+        else:
+            unexplained.append(Unexplained(kind="unexpected", name=tensor.name, parameters=tensor.elements))
+    if tied_copies:
+        first = tied_copies[0].name
+        causes.append(_cause("tied_copy", tied_copies, +1, name=first, owner=tied[first]))
+    if buffers:
+        causes.append(_cause("stored_buffers", buffers, +1))
+
+    filled = {tensor.name for tensor in built if tensor.name in seen}
+    absent = [
+        part for tensor in built if tensor.name not in filled for part in stored_form(tensor) if part.name not in seen
+    ]
+    absent = _explain_missing_files(absent, missing_files or {}, causes)
+    heads = [tensor for tensor in absent if tensor.name == "lm_head.weight"]
+    if heads:
+        causes.append(_cause("headless", heads, -1))
+    unexplained += [
+        Unexplained(kind="missing", name=tensor.name, parameters=-tensor.elements)
+        for tensor in absent
+        if tensor.name != "lm_head.weight"
+    ]
+    singly = [name for name in seen if name not in shapes]
+    if singly:
+        message = Message("cause_experts_singly", tensors=len(singly), fused=len(fused) - len(filled & set(fused)))
+        causes.append(Cause(name="experts_singly", message=message, parameters=0, tensors=len(singly)))
+    causes += _retyped(named, parts, fused)
+    return Check(
+        left=witness,
+        right=files_witness,
+        left_parameters=_elements(built),
+        right_parameters=_elements(stored),
+        causes=tuple(causes),
+        unexplained=tuple(unexplained),
+    )
+
+
+def copies(check: Check) -> int:
+    """Stored elements that are no parameters of their own, by a check against the files."""
+    return sum(cause.parameters for cause in check.causes if cause.name in ("tied_copy", "stored_buffers"))
+
+
+def against_instantiated(theory: Sequence[Tensor], instantiated: Sequence[Tensor]) -> Check:
+    """Theory against what transformers builds: names, shapes and dtypes must be the same."""
+    left = {tensor.name: tensor for tensor in theory}
+    right = {tensor.name: tensor for tensor in instantiated}
+    unexplained = [
+        Unexplained(kind="missing", name=name, parameters=-left[name].elements) for name in left if name not in right
+    ]
+    for name, tensor in right.items():
+        if name not in left:
+            unexplained.append(Unexplained(kind="unexpected", name=name, parameters=tensor.elements))
+        elif tensor.shape != left[name].shape:
+            unexplained.append(_reshaped(left[name], tensor))
+        elif tensor.dtype != left[name].dtype:
+            found, expected = str(tensor.dtype), str(left[name].dtype)
+            unexplained.append(Unexplained(kind="retyped", name=name, parameters=0, expected=expected, found=found))
+    return Check(
+        left="theory",
+        right="instantiated",
+        left_parameters=_elements(theory),
+        right_parameters=_elements(instantiated),
+        unexplained=tuple(unexplained),
+    )
+
+
+def _without_renaming(stored: Sequence[Tensor], expected: set[str]) -> tuple[Sequence[Tensor], list[Cause]]:
+    """The stored tensors under the names of the class, where the files leave out or add the decoder's own prefix."""
+    if any(tensor.name in expected for tensor in stored):
+        return stored, []
+    for kind, renamed in (
+        ("prefix_left_out", [replace(tensor, name=f"model.{tensor.name}") for tensor in stored]),
+        ("prefix_added", [replace(tensor, name=tensor.name.removeprefix("model.")) for tensor in stored]),
+    ):
+        if any(tensor.name in expected for tensor in renamed):
+            message = Message(f"cause_{kind}", tensors=len(renamed))
+            return renamed, [Cause(name=kind, message=message, parameters=0, tensors=len(renamed))]
+    return stored, []
+
+
+def _explain_missing_files(
+    absent: list[Tensor], missing_files: Mapping[str, tuple[str, ...]], causes: list[Cause]
+) -> list[Tensor]:
+    """What is left of `absent` once the tensors of missing shards are put down to them."""
+    by_file = {file: set(names) for file, names in missing_files.items()}
+    for file, names in by_file.items():
+        if gone := [tensor for tensor in absent if tensor.name in names]:
+            causes.append(_cause("missing_shard", gone, -1, file=file))
+    return [tensor for tensor in absent if not any(tensor.name in names for names in by_file.values())]
+
+
+def _retyped(stored: Iterable[Tensor], *expected: Mapping[str, Tensor]) -> list[Cause]:
+    """A cause for each pair of dtypes that differ: told, though it changes bytes and no count."""
+    pairs: dict[tuple[str, str], int] = {}
+    for tensor in stored:
+        for table in expected:
+            if tensor.name in table and table[tensor.name].dtype != tensor.dtype:
+                pair = (str(table[tensor.name].dtype), str(tensor.dtype))
+                pairs[pair] = pairs.get(pair, 0) + 1
+    return [
+        Cause(
+            name="retyped",
+            message=Message("cause_retyped", tensors=tensors, expected=expected_dtype, found=found_dtype),
+            parameters=0,
+            tensors=tensors,
+        )
+        for (expected_dtype, found_dtype), tensors in pairs.items()
+    ]
+
+
+def _cause(name: str, tensors: Sequence[Tensor], sign: int, /, **values: object) -> Cause:
+    parameters = sign * _elements(tensors)
+    message = Message(f"cause_{name}", tensors=len(tensors), parameters=abs(parameters), **values)
+    return Cause(name=name, message=message, parameters=parameters, tensors=len(tensors))
+
+
+def _reshaped(expected: Tensor, found: Tensor) -> Unexplained:
+    return Unexplained(
+        kind="reshaped",
+        name=found.name,
+        parameters=found.elements - expected.elements,
+        expected=str(expected.shape),
+        found=str(found.shape),
+    )
+
+
+def _elements(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.elements for tensor in tensors)

@@ -1,0 +1,45 @@
+"""A configuration -> a `ModelSpec`, the modules it builds and the names its tensors have on disk. One module a family.
+
+To add one: write the module, add its line here, add its releases to the catalog.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Protocol
+
+from ..checkpoint import Tensor
+from ..errors import MalformedError, UnsupportedError
+from ..spec import ModelSpec, Module
+
+FAMILIES: Mapping[str, str] = {
+    "qwen2": "qwen2",
+    "qwen2_moe": "qwen2_moe",
+    "qwen3": "qwen3",
+    "qwen3_moe": "qwen3_moe",
+}
+
+
+class Architecture(Protocol):
+    """What a family's module offers."""
+
+    def read_spec(self, config: Mapping[str, Any]) -> ModelSpec:
+        """The meaning of `config`; raises MalformedError or UnsupportedError where it has none."""
+
+    def module_tree(self, spec: ModelSpec) -> Module:
+        """The modules and tensors that transformers builds for `spec`."""
+
+    def stored_form(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """The tensors under which a release's files store one tensor of the tree, in the order that fills it."""
+
+
+def architecture_of(config: Mapping[str, Any]) -> Architecture:
+    """The family that `config["model_type"]` names; UnsupportedError lists those there are."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise MalformedError("config_no_model_type", found=type(model_type).__name__)
+    if model_type not in FAMILIES:
+        raise UnsupportedError("unknown_model_type", found=model_type, known=", ".join(FAMILIES))
+    family: Architecture = import_module(f"{__name__}.{FAMILIES[model_type]}")
+    return family

@@ -1,0 +1,66 @@
+"""Qwen1.5-MoE and Qwen2-57B-A14B: routed experts beside a shared expert behind a sigmoid gate.
+
+Source: transformers 5.23, models/qwen2_moe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..spec import ModelSpec, Module, MoeMlp
+from .blocks import (
+    decoder_tree,
+    experts,
+    flag,
+    gated_mlp,
+    integer,
+    linear,
+    optional_integer,
+    read_decoder,
+    read_head_dim,
+    read_layer_types,
+    read_window,
+    router,
+    sparse_mlps,
+)
+from .blocks import experts_stored_singly as stored_form
+
+__all__ = ["module_tree", "read_spec", "stored_form"]
+
+
+def read_spec(config: Mapping[str, Any]) -> ModelSpec:
+    # Source: Qwen2MoeConfig.__post_init__: every other layer below `max_window_layers` (28 where the key is missing).
+    window_layers = optional_integer(config, "max_window_layers")
+    last_sliding = 28 if window_layers is None else window_layers
+    return read_decoder(
+        config,
+        prefix="Qwen2Moe",
+        head_dim=read_head_dim(config),
+        qkv_bias=flag(config, "qkv_bias", default=True),
+        output_bias=False,
+        qk_norm=False,
+        windows=lambda layers: read_layer_types(
+            config,
+            layers,
+            window=read_window(config),
+            default=lambda index: index % 2 == 0 and index < last_sliding,
+        ),
+        mlps=sparse_mlps(
+            config, experts_key="num_experts", shared_size=integer(config, "shared_expert_intermediate_size")
+        ),
+    )
+
+
+def module_tree(spec: ModelSpec) -> Module:
+    return decoder_tree(spec, _sparse_block)
+
+
+def _sparse_block(mlp: MoeMlp, spec: ModelSpec) -> tuple[Module, ...]:
+    assert mlp.shared_intermediate_size is not None  # read_spec always sets it
+    return (
+        router(mlp, spec),
+        experts(mlp, spec),
+        gated_mlp("shared_expert", mlp.shared_intermediate_size, spec, "shared_expert"),
+        linear("shared_expert_gate", spec.hidden_size, 1, spec.dtype, component="shared_expert"),
+    )

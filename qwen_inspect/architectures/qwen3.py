@@ -1,0 +1,35 @@
+"""Qwen3, dense: QK-Norm in place of the q, k and v biases, and a head_dim of its own.
+
+Source: transformers 5.23, models/qwen3; Qwen3 Technical Report (arXiv 2505.09388).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..spec import ModelSpec
+from .blocks import MOST_HEADS, dense_mlps, flag, integer, optional_integer, read_decoder, read_layer_types, read_window
+from .blocks import decoder_tree as module_tree
+from .blocks import stored_as_built as stored_form
+
+__all__ = ["module_tree", "read_spec", "stored_form"]
+
+
+def read_spec(config: Mapping[str, Any]) -> ModelSpec:
+    # Source: Qwen3Config: the first `max_window_layers` layers see all tokens (28 where the key is missing).
+    full_layers = optional_integer(config, "max_window_layers")
+    first_sliding = 28 if full_layers is None else full_layers
+    bias = flag(config, "attention_bias", default=False)
+    return read_decoder(
+        config,
+        prefix="Qwen3",
+        head_dim=integer(config, "head_dim", at_most=MOST_HEADS) if "head_dim" in config else 128,  # class default
+        qkv_bias=bias,
+        output_bias=bias,
+        qk_norm=True,
+        windows=lambda layers: read_layer_types(
+            config, layers, window=read_window(config), default=lambda index: index >= first_sliding
+        ),
+        mlps=dense_mlps(config),
+    )

@@ -1,0 +1,125 @@
+"""A model as stored: where it is, its configuration as written, its tensors as their headers state them.
+
+Nothing here is interpreted: which tensors are tied, fused or packed is the architecture's and the analyzers' business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from .language import Message
+
+
+class DType(Enum):
+    """A number format: its code in safetensors headers, its width in bits, its name in torch.
+
+    Source: safetensors 0.8, `Dtype` and its `bitsize`; torch 2.13 for the names.
+    """
+
+    BOOL = ("BOOL", 8, "bool")
+    F4 = ("F4", 4, "float4_e2m1fn_x2")
+    F6_E2M3 = ("F6_E2M3", 6, "float6_e2m3")
+    F6_E3M2 = ("F6_E3M2", 6, "float6_e3m2")
+    U8 = ("U8", 8, "uint8")
+    I8 = ("I8", 8, "int8")
+    F8_E5M2 = ("F8_E5M2", 8, "float8_e5m2")
+    F8_E4M3 = ("F8_E4M3", 8, "float8_e4m3fn")
+    F8_E8M0 = ("F8_E8M0", 8, "float8_e8m0fnu")
+    F8_E5M2FNUZ = ("F8_E5M2FNUZ", 8, "float8_e5m2fnuz")
+    F8_E4M3FNUZ = ("F8_E4M3FNUZ", 8, "float8_e4m3fnuz")
+    I16 = ("I16", 16, "int16")
+    U16 = ("U16", 16, "uint16")
+    F16 = ("F16", 16, "float16")
+    BF16 = ("BF16", 16, "bfloat16")
+    I32 = ("I32", 32, "int32")
+    U32 = ("U32", 32, "uint32")
+    F32 = ("F32", 32, "float32")
+    C64 = ("C64", 64, "complex64")
+    F64 = ("F64", 64, "float64")
+    I64 = ("I64", 64, "int64")
+    U64 = ("U64", 64, "uint64")
+
+    def __init__(self, code: str, bits: int, torch_name: str) -> None:
+        self.code = code
+        self.bits = bits
+        self.torch_name = torch_name
+
+    def __str__(self) -> str:
+        return self.torch_name
+
+
+DTYPE_OF_CODE: Mapping[str, DType] = {dtype.code: dtype for dtype in DType}
+DTYPE_OF_TORCH_NAME: Mapping[str, DType] = {dtype.torch_name: dtype for dtype in DType}
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A named array. For packed weights `elements` counts stored words, not the parameters that they hold."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+    file: str | None = None
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.elements * self.dtype.bits // 8  # sub-byte tensors are checked to fill whole bytes when read
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file of weights beside its size in bytes."""
+
+    name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRef:
+    """Where a model is: `source` is "local" or "catalog" (hubs follow), `id` what the user would type to get it again."""
+
+    source: str
+    id: str
+    revision: str | None = None
+    path: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """Facts about a release's files beside the configuration. `decoder_only`: they hold the decoder without prefix or head.
+
+    parameters, stored: published counts of unique parameters and of stored elements. source: where they come from.
+    """
+
+    parameters: int | None
+    stored: int | None
+    decoder_only: bool
+    source: str | None
+    config_source: str
+    confidence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """Everything read about a model: `None` where there was nothing to read, never an empty stand-in.
+
+    config: the raw mapping of config.json. tensors: as the headers state them. missing_files: shards that the index
+    names and that are not there, with the tensors that they should hold.
+    """
+
+    ref: ModelRef
+    config: Mapping[str, Any] | None
+    tensors: tuple[Tensor, ...] | None
+    files: tuple[StoredFile, ...] = ()
+    missing_files: Mapping[str, tuple[str, ...]] | None = None
+    release: Release | None = None
+    notices: tuple[Message, ...] = ()

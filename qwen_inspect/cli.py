@@ -1,0 +1,287 @@
+"""The command line: arguments, environment, stdout and stderr, exit codes. The only module that prints or exits.
+
+Everything else is imported when a command runs, so that `--help` costs no more than argparse.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from . import __version__
+from .language import LANGUAGES, Language, language_of
+
+if TYPE_CHECKING:
+    from .report import Report
+
+DEFAULT_MODEL = "Qwen/Qwen3-0.6B"
+COMMANDS = ("structure", "config", "weights", "params", "attention", "models")
+EXIT_CHECK_FAILED, EXIT_USAGE, EXIT_MALFORMED, EXIT_INTERRUPTED = 1, 2, 6, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    say = Language(language_of(_language_choice(words), os.environ))
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal's encoding cannot show is shown escaped.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        return _run(_parser(say).parse_args(words), say)
+    except KeyboardInterrupt:
+        _complain(say("interrupted"))
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader, `head` perhaps, has what it wanted. Keep Python from complaining when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        _complain(say("error", message=say("out_of_memory")))
+        return EXIT_MALFORMED
+
+
+def _run(options: argparse.Namespace, say: Language) -> int:
+    from .errors import QwenInspectError
+
+    try:
+        return _show(options, say)
+    except QwenInspectError as error:
+        _complain(say("error", message=_one_line(say(error.message))))
+        return error.exit_code
+
+
+def _show(options: argparse.Namespace, say: Language) -> int:
+    from . import pipeline
+    from .renderers import FORMATS
+    from .renderers.document import View
+
+    if options.output and os.path.lexists(options.output) and not options.overwrite:
+        from .errors import UsageError
+
+        raise UsageError("output_exists", path=options.output)
+    if options.command == "models":
+        subject: object = pipeline.models()
+        report = None
+    else:
+        subject = report = pipeline.inspect(
+            options.model,
+            source=options.source,
+            revision=options.revision,
+            partial=options.partial,
+            require_design=options.command not in ("weights", "config") or getattr(options, "explain", False),
+            predict_files=options.command in ("weights", "params"),
+            instantiate=getattr(options, "instantiate", False),
+            expected_parameters=getattr(options, "expect_params", None),
+            batch=getattr(options, "batch", 1),
+            context=getattr(options, "context", None),
+        )
+    chosen = ("expand", "depth", "first_layer", "explain", "sort", "top")
+    view = View(**{name: getattr(options, name) for name in chosen if hasattr(options, name)})
+    assert options.format in FORMATS
+    _write(_text(options, subject, say, view), options, say)
+    return 0 if report is None else _verdict(report, options, say)
+
+
+def _text(options: argparse.Namespace, subject: object, say: Language, view: object) -> str:
+    if options.format == "json":
+        from .renderers import json
+
+        return json.render(options.command, subject, say)
+    from .renderers.document import View, document
+
+    assert isinstance(view, View)
+    blocks = document(options.command, subject, say, view)
+    if options.format == "md":
+        from .renderers import markdown
+
+        return markdown.render(blocks)
+    from .renderers import terminal
+
+    plain = options.output or options.no_color or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return terminal.render(blocks) if plain or not sys.stdout.isatty() else terminal.render_in_colour(blocks)
+
+
+def _write(text: str, options: argparse.Namespace, say: Language) -> None:
+    if not options.output:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
+    from .output import write_whole
+
+    write_whole(options.output, text, overwrite=options.overwrite)
+    if not options.quiet:
+        _complain(say("saved", path=options.output))
+
+
+def _verdict(report: Report, options: argparse.Namespace, say: Language) -> int:
+    """Notices to stderr where the reader does not see the document, and the exit code of the checks."""
+    if not options.quiet and (options.output or options.format == "json" or not sys.stdout.isatty()):
+        for notice in report.notices:
+            _complain(_one_line(say(notice)))
+    if options.command != "params":
+        return 0
+    claimed = options.expect_params
+    if claimed is not None and claimed != report.parameters.theory:
+        _complain(say("claim_failed", theory=report.parameters.theory, claimed=claimed))
+        return EXIT_CHECK_FAILED
+    if failed := [check for check in report.checks if not check.agrees]:
+        _complain(say("check_failed", count=len(failed)))
+        return EXIT_CHECK_FAILED
+    return 0
+
+
+def _one_line(text: str) -> str:
+    """A sentence with hostile values written out: one line, no control characters."""
+    from .renderers.terminal import safe
+
+    return safe(text)
+
+
+def _complain(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+# --- arguments -----------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with one line for a wrong argument instead of the usage."""
+
+    say: Language
+
+    def error(self, message: str) -> NoReturn:
+        _complain(self.say("error", message=_one_line(message)))
+        sys.exit(EXIT_USAGE)
+
+
+def _language_choice(words: Sequence[str]) -> str:
+    """What `--lang` says, before the arguments are parsed: their help is in that language too."""
+    for index, word in enumerate(words):
+        value = word.partition("=")[2] if word.startswith("--lang=") else words[index + 1 : index + 2]
+        if word == "--lang" or word.startswith("--lang="):
+            chosen = value if isinstance(value, str) else "".join(value)
+            return chosen if chosen in LANGUAGES else "auto"
+    return "auto"
+
+
+def _parser(say: Language) -> argparse.ArgumentParser:
+    class Parser(_Parser):
+        pass
+
+    Parser.say = say
+    parser = Parser(prog="qwen-inspect", description=say("help_program"), add_help=False, allow_abbrev=False)
+    parser.add_argument("-h", "--help", action="help", help=say("help_help"))
+    parser.add_argument("--version", action="version", version=f"qwen-inspect {__version__}", help=say("help_version"))
+    parser.add_argument("--lang", choices=("auto", *LANGUAGES), default="auto", help=say("help_lang"))
+    commands = parser.add_subparsers(dest="command", required=True, metavar=say("help_command"), parser_class=Parser)
+    for name in COMMANDS:
+        command = commands.add_parser(
+            name, help=say(f"help_{name}"), description=say(f"help_{name}"), add_help=False, allow_abbrev=False
+        )
+        _OWN_OPTIONS[name](command, say)
+        _common_options(command, say)
+    return parser
+
+
+def _common_options(command: argparse.ArgumentParser, say: Language) -> None:
+    command.add_argument("--format", choices=("table", "md", "json"), default="table", help=say("help_format"))
+    command.add_argument("--lang", choices=("auto", *LANGUAGES), default="auto", help=say("help_lang"))
+    command.add_argument("-o", "--output", metavar="FILE", help=say("help_output"))
+    command.add_argument("--overwrite", action="store_true", help=say("help_overwrite"))
+    command.add_argument("--no-color", action="store_true", help=say("help_no_color"))
+    command.add_argument("-q", "--quiet", action="store_true", help=say("help_quiet"))
+    command.add_argument("-v", "--verbose", action="store_true", help=say("help_verbose"))
+    command.add_argument("-h", "--help", action="help", help=say("help_help"))
+
+
+def _model_options(command: argparse.ArgumentParser, say: Language) -> None:
+    command.add_argument(
+        "model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help=say("help_model", default=DEFAULT_MODEL)
+    )
+    command.add_argument(
+        "--from", dest="source", choices=("auto", "local", "catalog"), default="auto", help=say("help_from")
+    )
+    command.add_argument("--revision", metavar="REV", help=say("help_revision"))
+    command.add_argument("--offline", action="store_true", help=say("help_offline"))
+    command.add_argument("--partial", action="store_true", help=say("help_partial"))
+
+
+def _workload_options(command: argparse.ArgumentParser, say: Language) -> None:
+    command.add_argument("--batch", type=_positive(say), default=1, metavar="N", help=say("help_batch"))
+    command.add_argument("--context", type=_tokens(say), metavar="TOKENS", help=say("help_context"))
+
+
+def _structure_options(command: argparse.ArgumentParser, say: Language) -> None:
+    _model_options(command, say)
+    command.add_argument("--expand", action="store_true", help=say("help_expand"))
+    command.add_argument("--depth", type=_positive(say), metavar="N", help=say("help_depth"))
+    command.add_argument("--first-layer", action="store_true", help=say("help_first_layer"))
+    _workload_options(command, say)
+
+
+def _config_options(command: argparse.ArgumentParser, say: Language) -> None:
+    _model_options(command, say)
+    command.add_argument("--explain", action="store_true", help=say("help_explain"))
+
+
+def _weights_options(command: argparse.ArgumentParser, say: Language) -> None:
+    _model_options(command, say)
+    command.add_argument("--sort", choices=("name", "size"), default="name", help=say("help_sort"))
+    command.add_argument("--top", type=_positive(say), default=20, metavar="N", help=say("help_top"))
+
+
+def _params_options(command: argparse.ArgumentParser, say: Language) -> None:
+    _model_options(command, say)
+    command.add_argument("--instantiate", action="store_true", help=say("help_instantiate"))
+    command.add_argument("--expect-params", type=_positive(say), metavar="N", help=say("help_expect_params"))
+
+
+def _attention_options(command: argparse.ArgumentParser, say: Language) -> None:
+    _model_options(command, say)
+    command.add_argument("--expand", action="store_true", help=say("help_expand"))
+    _workload_options(command, say)
+
+
+def _models_options(command: argparse.ArgumentParser, say: Language) -> None:
+    """`models` takes no model."""
+
+
+_OWN_OPTIONS = {
+    "structure": _structure_options,
+    "config": _config_options,
+    "weights": _weights_options,
+    "params": _params_options,
+    "attention": _attention_options,
+    "models": _models_options,
+}
+
+
+class _positive:
+    """Reads a whole number above 0, with or without thousands separators."""
+
+    def __init__(self, say: Language) -> None:
+        self._say = say
+
+    def __call__(self, text: str) -> int:
+        digits = text.replace(",", "").replace("_", "")
+        if not (digits.isascii() and digits.isdigit()) or len(digits) > 18 or int(digits) == 0:
+            raise argparse.ArgumentTypeError(self._say("usage_positive", text=text))
+        return int(digits)
+
+
+class _tokens:
+    """Reads a number of tokens, such as 32768 or 32k."""
+
+    def __init__(self, say: Language) -> None:
+        self._say = say
+
+    def __call__(self, text: str) -> int:
+        from .units import parse_tokens
+
+        try:
+            return parse_tokens(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(self._say("usage_tokens", text=text)) from None

@@ -1,0 +1,1 @@
+"""A reference -> Checkpoint: one module a source."""

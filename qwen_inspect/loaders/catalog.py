@@ -1,0 +1,67 @@
+"""The built-in catalog: hyper-parameters of released models, so that the tool works with no network and no files.
+
+Each entry holds a configuration (or names the entry it shares one with, and what differs), the parameter counts that were
+published, and where these facts come from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import Checkpoint, ModelRef, Release
+from ..errors import NotFoundError
+from ..language import Message
+
+CATALOG = Path(__file__).parent.parent / "catalog" / "models.json"
+
+
+def entries() -> Mapping[str, Mapping[str, Any]]:
+    """Every entry as written, by model id."""
+    entries: Mapping[str, Mapping[str, Any]] = json.loads(CATALOG.read_text(encoding="utf-8"))
+    return entries
+
+
+def load(ref: ModelRef) -> Checkpoint:
+    """The catalog's entry for `ref.id`; NotFoundError offers the nearest names."""
+    known = entries()
+    if ref.id not in known:
+        raise NotFoundError("not_in_catalog", id=ref.id, nearest=nearest(ref.id, known))
+    return checkpoint(ref, known)
+
+
+def checkpoint(ref: ModelRef, known: Mapping[str, Mapping[str, Any]]) -> Checkpoint:
+    entry = known[ref.id]
+    published = entry["published"]
+    return Checkpoint(
+        ref=ref,
+        config=configuration(ref.id, known),
+        tensors=None,
+        release=Release(
+            parameters=published["parameters"],
+            stored=published["stored"],
+            decoder_only=published.get("layout") == "decoder",
+            source=published["source"],
+            config_source=entry["source"],
+            confidence=entry["confidence"],
+        ),
+        notices=(Message("from_catalog", id=ref.id, confidence=Message(f"confidence_{entry['confidence']}")),),
+    )
+
+
+def configuration(model_id: str, known: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The entry's configuration over that of the entry it is like."""
+    entry = known[model_id]
+    shared = configuration(entry["like"], known) if "like" in entry else {}
+    return {**shared, **entry["config"]}
+
+
+def nearest(model_id: str, known: Mapping[str, object]) -> str:
+    """Up to three names that look like `model_id`, or a dash."""
+    by_name = {name.lower(): name for name in known}
+    wanted = model_id.lower()
+    wanted = wanted if "/" in wanted else f"qwen/{wanted}"
+    return ", ".join(by_name[name] for name in get_close_matches(wanted, by_name, n=3, cutoff=0.6)) or "–"

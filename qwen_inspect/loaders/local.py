@@ -1,0 +1,179 @@
+"""A directory, a config.json or a safetensors file -> Checkpoint, from the headers alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import Checkpoint, ModelRef, StoredFile, Tensor
+from ..errors import MalformedError, NotFoundError, UnsupportedError
+from ..language import Message
+from .safetensors_header import read_header
+
+CONFIG_NAME = "config.json"
+# transformers looks for the single file first. Source: transformers 5.23, modeling_utils._get_resolved_checkpoint_files.
+SINGLE_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+LONGEST_JSON_BYTES = 50_000_000  # the index of 36,945 tensors takes 3.6 MB
+
+
+def load(ref: ModelRef, *, partial: bool) -> Checkpoint:
+    """Everything that can be read at `ref.path`. With `partial`, missing shards are recorded instead of refused."""
+    assert ref.path is not None
+    path = ref.path
+    if path.is_dir():
+        return _load_directory(ref, path, partial=partial)
+    if not path.exists():
+        raise NotFoundError("path_missing", path=ref.id)
+    if path.suffix == ".safetensors":
+        return _load_file(ref, path)
+    if path.suffix == ".gguf":
+        raise UnsupportedError("gguf_unsupported", path=ref.id)
+    if path.suffix != ".json":
+        raise UnsupportedError("path_kind_unknown", path=ref.id)
+    return Checkpoint(ref=ref, config=read_config(path), tensors=None, notices=(Message("config_alone", path=ref.id),))
+
+
+def _load_directory(ref: ModelRef, directory: Path, *, partial: bool) -> Checkpoint:
+    names = sorted(_listed(directory, ref))
+    config = read_config(directory / CONFIG_NAME) if CONFIG_NAME in names else None
+    weights = [name for name in names if name.endswith(".safetensors")]
+    if SINGLE_NAME in names:
+        return _checkpoint(ref, config, directory, [SINGLE_NAME])
+    if INDEX_NAME in names:
+        return _load_sharded(ref, config, directory, partial=partial)
+    if weights:
+        return _checkpoint(ref, config, directory, weights, Message("no_index", files=len(weights)))
+    if config is None:
+        raise NotFoundError("directory_empty" if not names else "directory_no_model", path=ref.id)
+    pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
+    notice = Message("pickled_only", file=pickled[0]) if pickled else Message("config_alone", path=ref.id)
+    return Checkpoint(ref=ref, config=config, tensors=None, notices=(notice,))
+
+
+def _listed(directory: Path, ref: ModelRef) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError as error:
+        raise NotFoundError("path_unreadable", path=ref.id, reason=error.strerror) from None
+
+
+def _load_file(ref: ModelRef, path: Path) -> Checkpoint:
+    """One file of weights, with the config.json beside it where there is one."""
+    beside = path.parent / CONFIG_NAME
+    config = read_config(beside) if beside.is_file() else None
+    return _checkpoint(ref, config, path.parent, [path.name])
+
+
+def _load_sharded(ref: ModelRef, config: Mapping[str, Any] | None, directory: Path, *, partial: bool) -> Checkpoint:
+    shards = read_index(read_json(directory / INDEX_NAME), file=INDEX_NAME)
+    missing = {name: tensors for name, tensors in shards.items() if not (directory / name).is_file()}
+    if missing and not partial:
+        raise NotFoundError("shards_missing", missing=len(missing), shards=len(shards), file=next(iter(missing)))
+    present = [name for name in shards if name not in missing]
+    notices = (Message("partial", missing=len(missing), shards=len(shards)),) if missing else ()
+    checkpoint = _checkpoint(ref, config, directory, present, *notices, missing=missing)
+    check_index(checkpoint.tensors or (), {name: shards[name] for name in present}, file=INDEX_NAME)
+    return checkpoint
+
+
+def _checkpoint(
+    ref: ModelRef,
+    config: Mapping[str, Any] | None,
+    directory: Path,
+    names: Iterable[str],
+    *notices: Message,
+    missing: Mapping[str, tuple[str, ...]] | None = None,
+) -> Checkpoint:
+    tensors: list[Tensor] = []
+    files = []
+    for name in names:
+        try:
+            with open(directory / name, "rb") as stream:
+                size = os.fstat(stream.fileno()).st_size
+                tensors.extend(read_header(stream, file=name, file_bytes=size))
+        except OSError as error:
+            raise NotFoundError("path_unreadable", path=str(directory / name), reason=error.strerror) from None
+        files.append(StoredFile(name, size))
+    if len({tensor.name for tensor in tensors}) != len(tensors):
+        raise MalformedError("tensor_in_two_files", tensor=_first_repeated(tensors))
+    return Checkpoint(
+        ref=ref,
+        config=config,
+        tensors=tuple(tensors),
+        files=tuple(files),
+        missing_files=missing or None,
+        notices=notices,
+    )
+
+
+def _first_repeated(tensors: Iterable[Tensor]) -> str:
+    seen: set[str] = set()
+    return next(tensor.name for tensor in tensors if tensor.name in seen or seen.add(tensor.name))  # type: ignore[func-returns-value]
+
+
+def read_index(index: Any, *, file: str) -> dict[str, tuple[str, ...]]:
+    """The shards that an index names, each with its tensors. Names that would leave the directory are refused."""
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(name, str) for name in weight_map.values())
+    ):
+        raise MalformedError("index_malformed", file=file)
+    shards: dict[str, list[str]] = {}
+    for tensor, name in weight_map.items():
+        shards.setdefault(name, []).append(tensor)
+    for name in shards:
+        if "/" in name or "\\" in name or "\0" in name or name in ("", ".", "..") or not name.endswith(".safetensors"):
+            raise MalformedError("index_path_outside", file=file, found=name)
+    return {name: tuple(tensors) for name, tensors in sorted(shards.items())}
+
+
+def check_index(tensors: Iterable[Tensor], shards: Mapping[str, tuple[str, ...]], *, file: str) -> None:
+    """MalformedError where a shard's header does not hold just the tensors that the index puts there."""
+    found: dict[str, set[str]] = {name: set() for name in shards}
+    for tensor in tensors:
+        found[tensor.file or ""].add(tensor.name)
+    for name, expected in shards.items():
+        if absent := set(expected) - found[name]:
+            raise MalformedError("index_tensor_absent", file=file, shard=name, tensor=min(absent), count=len(absent))
+        if extra := found[name] - set(expected):
+            raise MalformedError("index_tensor_extra", file=file, shard=name, tensor=min(extra), count=len(extra))
+
+
+def read_config(path: Path) -> Mapping[str, Any]:
+    """config.json as written; MalformedError where it is not a JSON object."""
+    return parse_config(read_json(path), file=path.name)
+
+
+def parse_config(config: Any, *, file: str) -> Mapping[str, Any]:
+    if not isinstance(config, dict):
+        raise MalformedError("json_not_object", file=file, found=type(config).__name__)
+    return config
+
+
+def read_json(path: Path) -> Any:
+    try:
+        with open(path, "rb") as stream:
+            content = stream.read(LONGEST_JSON_BYTES + 1)
+    except OSError as error:
+        raise NotFoundError("path_unreadable", path=str(path), reason=error.strerror) from None
+    return parse_json(content, file=path.name)
+
+
+def parse_json(content: bytes, *, file: str) -> Any:
+    """JSON in UTF-8 of at most LONGEST_JSON_BYTES; MalformedError says which of these it is not."""
+    if len(content) > LONGEST_JSON_BYTES:
+        raise MalformedError("json_over_cap", file=file, cap=LONGEST_JSON_BYTES)
+    try:
+        return json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise MalformedError("json_not_utf8", file=file) from None
+    except json.JSONDecodeError as error:
+        raise MalformedError("json_invalid", file=file, line=error.lineno, column=error.colno) from None
+    except (ValueError, RecursionError):
+        raise MalformedError("json_unreasonable", file=file) from None

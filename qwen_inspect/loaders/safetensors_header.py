@@ -1,0 +1,112 @@
+"""The header of a safetensors file: 8 bytes of length, then JSON. No tensor data is read.
+
+A header that the safetensors library would refuse is refused here, with the same rules: tensors tile the data without
+holes or overlaps. Source: safetensors 0.8, tensor.rs (`SafeTensors::read_metadata`, `Metadata::validate`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, BinaryIO
+
+from ..checkpoint import DTYPE_OF_CODE, Tensor
+from ..errors import MalformedError, UnsupportedError
+
+# huggingface_hub 2.4 refuses longer ones (constants.SAFETENSORS_MAX_HEADER_LENGTH); 36,945 tensors take 4.6 MB.
+LONGEST_HEADER_BYTES = 25_000_000
+LENGTH_BYTES = 8
+
+
+def read_header(stream: BinaryIO, *, file: str, file_bytes: int) -> tuple[Tensor, ...]:
+    """The tensors of a file of `file_bytes` bytes, of which only the header is read. `file` names it in errors."""
+    header_bytes = header_length(stream.read(LENGTH_BYTES), file=file, file_bytes=file_bytes)
+    header = stream.read(header_bytes)
+    return parse_header(header, file=file, data_bytes=file_bytes - LENGTH_BYTES - header_bytes)
+
+
+def header_length(prefix: bytes, *, file: str, file_bytes: int) -> int:
+    """The length that the first 8 bytes state, once it is known to be sane."""
+    if len(prefix) < LENGTH_BYTES:
+        raise MalformedError("safetensors_too_short", file=file, found=len(prefix))
+    length = int.from_bytes(prefix[:LENGTH_BYTES], "little")
+    if length > LONGEST_HEADER_BYTES:
+        raise MalformedError("safetensors_header_over_cap", file=file, found=length, cap=LONGEST_HEADER_BYTES)
+    if length > file_bytes - LENGTH_BYTES:
+        raise MalformedError(
+            "safetensors_header_truncated", file=file, found=file_bytes - LENGTH_BYTES, expected=length
+        )
+    return length
+
+
+def parse_header(header: bytes, *, file: str, data_bytes: int) -> tuple[Tensor, ...]:
+    """The tensors that `header` describes, in the order it lists them, checked to tile exactly `data_bytes` bytes."""
+    entries = _entries(header, file)
+    entries.pop("__metadata__", None)
+    placed = [(*_offsets(name, entry, file), _tensor(name, entry, file)) for name, entry in entries.items()]
+    try:
+        "".join(entries).encode()
+    except UnicodeEncodeError:
+        raise MalformedError("safetensors_name_surrogate", file=file) from None
+    end_of_last = 0
+    for begin, end, tensor in sorted(placed, key=lambda item: item[:2]):
+        if begin != end_of_last:
+            raise MalformedError(
+                "safetensors_not_tiled", file=file, tensor=tensor.name, found=begin, expected=end_of_last
+            )
+        if (end - begin) * 8 != tensor.elements * tensor.dtype.bits:
+            raise MalformedError(
+                "safetensors_shape_mismatch",
+                file=file,
+                tensor=tensor.name,
+                shape=list(tensor.shape),
+                dtype=tensor.dtype.code,
+                found=end - begin,
+            )
+        end_of_last = end
+    if end_of_last != data_bytes:
+        raise MalformedError("safetensors_data_size", file=file, expected=end_of_last, found=data_bytes)
+    return tuple(tensor for _, _, tensor in placed)
+
+
+def _entries(header: bytes, file: str) -> dict[str, Any]:
+    if not header.startswith(b"{"):
+        raise MalformedError("safetensors_not_json", file=file)
+    try:
+        entries = json.loads(header.decode("utf-8"), object_pairs_hook=lambda pairs: _unique(pairs, file))
+    except UnicodeDecodeError:
+        raise MalformedError("safetensors_not_utf8", file=file) from None
+    except (ValueError, RecursionError):  # not JSON, an integer of more than 4,300 digits, or nested beyond reason
+        raise MalformedError("safetensors_not_json", file=file) from None
+    return dict(entries)
+
+
+def _unique(pairs: list[tuple[str, Any]], file: str) -> dict[str, Any]:
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
+        names = [name for name, _ in pairs]
+        duplicate = next(name for index, name in enumerate(names) if name in names[:index])
+        raise MalformedError("safetensors_duplicate", file=file, tensor=duplicate)
+    return unique
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _offsets(name: str, entry: Any, file: str) -> tuple[int, int]:
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)) or offsets[0] > offsets[1]:
+        raise MalformedError("safetensors_bad_entry", file=file, tensor=name, field="data_offsets")
+    return offsets[0], offsets[1]
+
+
+def _tensor(name: str, entry: dict[str, Any], file: str) -> Tensor:
+    shape, code = entry.get("shape"), entry.get("dtype")
+    if not isinstance(shape, list) or not all(map(_is_size, shape)) or math.prod(shape) >= 1 << 63:
+        raise MalformedError("safetensors_bad_entry", file=file, tensor=name, field="shape")
+    if not isinstance(code, str):
+        raise MalformedError("safetensors_bad_entry", file=file, tensor=name, field="dtype")
+    if code not in DTYPE_OF_CODE:
+        raise UnsupportedError("safetensors_unknown_dtype", file=file, tensor=name, found=code)
+    return Tensor(name, tuple(shape), DTYPE_OF_CODE[code], file)

@@ -1,0 +1,176 @@
+"""The flow, one screen: resolve -> load -> analyse -> Report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .analyzers.accounting import components, predicted_elements, predicted_files
+from .analyzers.attention import attention_report
+from .analyzers.kv_cache import cache_report
+from .analyzers.reconcile import against_files, against_instantiated, copies
+from .architectures import Architecture, architecture_of
+from .checkpoint import Checkpoint, ModelRef, Tensor
+from .errors import NotFoundError, UnsupportedError
+from .language import Message
+from .loaders import catalog
+from .loaders.resolve import DEFAULT_MODEL, load, resolve
+from .report import CatalogEntry, Check, Design, ParameterCounts, Report, Workload
+from .spec import ModelSpec, Module, each_tensor, tied_tensors
+
+
+def inspect(
+    model: str = DEFAULT_MODEL,
+    *,
+    source: str = "auto",
+    revision: str | None = None,
+    partial: bool = False,
+    require_design: bool = True,
+    predict_files: bool = False,
+    instantiate: bool = False,
+    expected_parameters: int | None = None,
+    batch: int = 1,
+    context: int | None = None,
+) -> Report:
+    """Everything known about `model` without its weights.
+
+    model: a directory, a file, or a name in the catalog. partial: account for what is there when shards are missing.
+    require_design: refuse an architecture that is not known; otherwise report what is stored and say why there is no more.
+    predict_files: where no file can be read, list the tensors that a release's files hold.
+    instantiate: also build the model on the meta device (needs the torch extra). expected_parameters: a count from
+    elsewhere to explain. batch, context: sequences, and tokens in each.
+    """
+    checkpoint = load(resolve(model, source=source, revision=revision), partial=partial)
+    return analyse(
+        checkpoint,
+        require_design=require_design,
+        predict_files=predict_files,
+        instantiate=instantiate,
+        expected_parameters=expected_parameters,
+        workload=Workload(batch=batch, context_tokens=context),
+    )
+
+
+def models() -> tuple[CatalogEntry, ...]:
+    """Every model of the catalog with what follows from its configuration."""
+    known = catalog.entries()
+    return tuple(_catalog_entry(name, catalog.checkpoint(ModelRef(source="catalog", id=name), known)) for name in known)
+
+
+def _catalog_entry(name: str, checkpoint: Checkpoint) -> CatalogEntry:
+    design = analyse(checkpoint).known
+    return CatalogEntry(id=name, design=design, release=checkpoint.release)
+
+
+def analyse(
+    checkpoint: Checkpoint,
+    *,
+    require_design: bool = True,
+    predict_files: bool = False,
+    instantiate: bool = False,
+    expected_parameters: int | None = None,
+    workload: Workload | None = None,
+) -> Report:
+    """A checkpoint -> Report."""
+    notices, tensors, origin = checkpoint.notices, checkpoint.tensors, "stored"
+    design = None
+    try:
+        config = _config(checkpoint)
+        architecture = architecture_of(config)
+        spec = architecture.read_spec(config)
+    except (UnsupportedError, NotFoundError) as error:
+        if require_design or tensors is None:
+            raise
+        notices += (Message("no_design", reason=error.message),)
+    else:
+        tree = architecture.module_tree(spec)
+        if tensors is None and predict_files:
+            origin = "theory"
+            tensors = predicted_files(tree, architecture.stored_form, checkpoint.release)
+        checks = _checks(
+            checkpoint, config, architecture, spec, tree, tensors, origin, instantiate, expected_parameters
+        )
+        design = _design(checkpoint, spec, tree, checks)
+    return Report(
+        ref=checkpoint.ref,
+        config=checkpoint.config,
+        tensors=tensors,
+        tensors_origin=origin if tensors is not None else None,
+        files=checkpoint.files,
+        release=checkpoint.release,
+        workload=workload or Workload(batch=1, context_tokens=None),
+        notices=notices,
+        design=design,
+    )
+
+
+def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    if checkpoint.config is None:
+        raise NotFoundError("no_config", path=checkpoint.ref.id)
+    return checkpoint.config
+
+
+def _checks(
+    checkpoint: Checkpoint,
+    config: Mapping[str, Any],
+    architecture: Architecture,
+    spec: ModelSpec,
+    tree: Module,
+    files: Sequence[Tensor] | None,
+    origin: str,
+    instantiate: bool,
+    expected_parameters: int | None,
+) -> tuple[Check, ...]:
+    """Every two witnesses that are there, held against each other: theory, transformers, the files, a claimed count."""
+    theory, tied = tuple(each_tensor(tree)), dict(tied_tensors(tree))
+
+    def against(built: Sequence[Tensor], witness: str) -> list[Check]:
+        if files is None:
+            return []
+        return [
+            against_files(
+                built,
+                files,
+                witness=witness,
+                files_witness="stored" if origin == "stored" else "release",
+                tied=tied,
+                stored_form=architecture.stored_form,
+                missing_files=checkpoint.missing_files,
+            )
+        ]
+
+    checks = against(theory, "theory")
+    if instantiate:
+        from .analyzers.instantiate import instantiate as build
+
+        built = build(spec, config).tensors
+        checks += [against_instantiated(theory, built), *against(built, "instantiated")]
+    if expected_parameters is not None:
+        from .analyzers.miscounts import against_claim
+
+        checks.append(against_claim(spec, tree, expected_parameters))
+    return tuple(checks)
+
+
+def _design(checkpoint: Checkpoint, spec: ModelSpec, tree: Module, checks: tuple[Check, ...]) -> Design:
+    attention = attention_report(spec, checkpoint.tensors)
+    parts = components(tree)
+    stored = None if checkpoint.tensors is None else sum(tensor.elements for tensor in checkpoint.tensors)
+    return Design(
+        spec=spec,
+        tree=tree,
+        parameters=ParameterCounts(
+            theory=tree.parameters,
+            instantiated=next((check.right_parameters for check in checks if check.right == "instantiated"), None),
+            stored=stored,
+            stored_predicted=predicted_elements(tree, checkpoint.release),
+            unique=tree.parameters if stored is None else stored - copies(checks[0]),
+            active=tree.active_parameters,
+            embedding=sum(part.parameters for part in parts if part.name == "embedding"),
+            buffers=tree.buffer_elements,
+        ),
+        components=parts,
+        checks=checks,
+        attention=attention,
+        cache=cache_report(attention.layers, spec.dtype),
+    )

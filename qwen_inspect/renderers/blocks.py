@@ -1,0 +1,81 @@
+"""The few kinds of block that a document is made of. Text is raw: each renderer escapes it, once, for its format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    text: str
+    level: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Paragraph:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """Labelled values, one a line."""
+
+    rows: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """A list of sentences, numbered from 1 where `numbered`."""
+
+    items: Sequence[str]
+    numbered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows under columns. `align` holds one letter a column: l, c or r. The last `totals` rows are set apart."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    align: str
+    totals: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A line of a tree: its text, what is said beside it, and its children."""
+
+    text: str
+    note: str
+    children: Sequence[Node]
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    root: Node
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """Lines shown as they are, in a named language where Markdown may colour it."""
+
+    text: str
+    language: str = ""
+
+
+Block = Heading | Paragraph | Fields | Items | Table | Tree | Code
+
+
+def tree_lines(root: Node) -> list[tuple[str, Node]]:
+    """Every node of a tree with the guides that stand before it."""
+    lines = [("", root)]
+
+    def add(node: Node, before: str) -> None:
+        for child in node.children:
+            last = child is node.children[-1]
+            lines.append((before + ("└── " if last else "├── "), child))
+            add(child, before + ("    " if last else "│   "))
+
+    add(root, "")
+    return lines

@@ -1,0 +1,38 @@
+"""Report -> blocks: every section is written once, here, for all formats and both languages. One module a command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from ...language import Language
+from ..blocks import Block
+
+COMMANDS: Mapping[str, str] = {
+    "structure": "structure",
+    "config": "configuration",
+    "weights": "weights",
+    "params": "parameters",
+    "attention": "attention",
+    "models": "models",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """How much of the report to show. depth: levels of the tree below the model (None: all). top: rows of the ranking."""
+
+    expand: bool = False
+    depth: int | None = None
+    first_layer: bool = False
+    explain: bool = False
+    sort: str = "name"
+    top: int = 20
+
+
+def document(command: str, subject: Any, say: Language, view: View) -> Sequence[Block]:
+    """The blocks that `command` shows of its subject: a Report, or for `models` the catalog's entries."""
+    blocks: Sequence[Block] = import_module(f"{__name__}.{COMMANDS[command]}").blocks(subject, say, view)
+    return blocks

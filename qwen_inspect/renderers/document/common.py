@@ -1,0 +1,136 @@
+"""What several commands show: who the model is, what was noticed, the checks, the components, ranges of equal layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import TypeVar
+
+from ...language import Language
+from ...report import Check, Report
+from ...spec import Module
+from ...units import count, mib, percent, short_count, signed
+from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
+
+MOST_UNEXPLAINED = 20
+Item = TypeVar("Item")
+
+
+def identity(report: Report, say: Language) -> Fields:
+    rows = [(say("field_model"), report.ref.id)]
+    if report.design is not None:
+        rows.append((say("field_class"), report.spec.class_name))
+    rows.append((say("field_source"), say(f"source_{report.ref.source}")))
+    if report.design is not None:
+        rows.append((say("field_dtype"), str(report.spec.dtype)))
+    rows.append((say("field_device"), say("device_none")))
+    return Fields(rows)
+
+
+def notices(report: Report, say: Language) -> list[Block]:
+    """What was noticed on the way, and where the shapes contradict the configuration; nothing where there is nothing."""
+    messages = list(report.notices)
+    if report.design is not None:
+        messages += report.attention.findings
+    if not messages:
+        return []
+    return [Heading(say("heading_notices")), Items([say(message) for message in messages])]
+
+
+def component_table(report: Report, say: Language) -> Table:
+    rows = [
+        [
+            say(f"component_{part.name}"),
+            say("tied_to", owner=part.tied_to)
+            if part.tied_to
+            else f"{count(part.parameters)} ({mib(part.size_bytes)} MiB)",
+            percent(part.share_basis_points),
+        ]
+        for part in report.components
+    ]
+    total = [say("total"), f"{count(report.tree.parameters)} ({mib(report.tree.size_bytes)} MiB)", percent(10_000)]
+    return Table(
+        [say("column_component"), say("column_parameters"), say("column_share")], [*rows, total], "lrr", totals=1
+    )
+
+
+def parameter_fields(report: Report, say: Language) -> Fields:
+    counts = report.parameters
+    rows = [(say("field_unique"), f"{count(counts.unique)} ({short_count(counts.unique)})")]
+    if counts.stored is not None:
+        rows.append((say("field_stored"), say("stored_elements", elements=counts.stored)))
+    elif counts.stored_predicted is not None:
+        rows.append((say("field_stored"), say("stored_elements_predicted", elements=counts.stored_predicted)))
+    else:
+        rows.append((say("field_stored"), say("stored_elements_unknown")))
+    if counts.active != counts.theory:
+        rows.append((say("field_active"), f"{count(counts.active)} ({short_count(counts.active)})"))
+    rows.append((say("field_non_embedding"), f"{count(counts.non_embedding)} ({short_count(counts.non_embedding)})"))
+    rows.append((say("field_buffers"), say("buffer_elements", elements=counts.buffers)))
+    return Fields(rows)
+
+
+def check_blocks(checks: Sequence[Check], say: Language) -> list[Block]:
+    """Each pair of witnesses: their counts, the causes of the difference one by one, and what nothing explains."""
+    return [block for check in checks for block in _check(check, say)]
+
+
+def _check(check: Check, say: Language) -> list[Block]:
+    left, right = say(f"witness_{check.left}"), say(f"witness_{check.right}")
+    rows = [
+        [left, count(check.left_parameters), ""],
+        [right, count(check.right_parameters), ""],
+        [say("difference"), signed(check.difference), ""],
+        *([say(f"cause_name_{cause.name}"), signed(cause.parameters), say(cause.message)] for cause in check.causes),
+        [say("residual"), signed(check.residual), say("agrees" if check.agrees else "disagrees")],
+    ]
+    columns = [say("column_witness"), say("column_parameters"), say("column_reason")]
+    blocks: list[Block] = [
+        Heading(say("heading_check", left=left, right=right), 3),
+        Table(columns, rows, "lrl", totals=1),
+    ]
+    if check.unexplained:
+        shown = check.unexplained[:MOST_UNEXPLAINED]
+        blocks.append(Paragraph(say("unexplained_tensors", count=len(check.unexplained), shown=len(shown))))
+        blocks.append(
+            Table(
+                [
+                    say("column_finding"),
+                    say("column_tensor"),
+                    say("column_expected"),
+                    say("column_found"),
+                    say("column_parameters"),
+                ],
+                [
+                    [
+                        say(f"finding_{item.kind}"),
+                        item.name,
+                        item.expected or "–",
+                        item.found or "–",
+                        signed(item.parameters),
+                    ]
+                    for item in shown
+                ],
+                "llllr",
+            )
+        )
+    return blocks
+
+
+def layer_runs(tree: Module) -> tuple[Module, ...]:
+    """The decoder's layers, equal neighbours folded."""
+    decoder = tree.children[0] if tree.children[0].name == "model" else tree
+    return next(module for module in decoder.children if module.name == "layers").children
+
+
+def runs(items: Sequence[Item], key: Callable[[Item], object]) -> Iterator[tuple[int, int, Item]]:
+    """(first index, last index, first item) of each run of items with equal keys."""
+    index = 0
+    for _, group in groupby(items, key=key):
+        members = list(group)
+        yield index, index + len(members) - 1, members[0]
+        index += len(members)
+
+
+def span(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"

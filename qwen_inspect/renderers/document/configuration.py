@@ -1,0 +1,250 @@
+"""`config`: the keys as written; with `--explain`, in groups, with what each means for this model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...language import Language
+from ...report import Report
+from ...spec import DenseMlp, MoeMlp
+from ...units import count, short_count
+from ..blocks import Block, Code, Heading, Items, Paragraph, Table
+from . import View
+from .common import component_table, identity, layer_runs, notices
+from .first_layer import printed
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "structure": (
+        "architectures",
+        "model_type",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+    ),
+    "experts": (
+        "num_experts",
+        "num_local_experts",
+        "num_experts_per_tok",
+        "moe_intermediate_size",
+        "shared_expert_intermediate_size",
+        "decoder_sparse_step",
+        "mlp_only_layers",
+        "norm_topk_prob",
+        "output_router_logits",
+        "router_aux_loss_coef",
+    ),
+    "attention": (
+        "attention_bias",
+        "qkv_bias",
+        "attention_dropout",
+        "max_position_embeddings",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "use_sliding_window",
+        "sliding_window",
+        "max_window_layers",
+        "layer_types",
+        "dual_chunk_attention_config",
+    ),
+    "norm": ("rms_norm_eps", "hidden_act"),
+    "vocabulary": ("vocab_size", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"),
+    "running": ("torch_dtype", "dtype", "initializer_range", "use_cache", "transformers_version"),
+}
+
+
+def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
+    head: list[Block] = [
+        Heading(say("heading_config", name=report.ref.id), 1),
+        identity(report, say),
+        *notices(report, say),
+    ]
+    config = report.config or {}
+    if not view.explain:
+        return [*head, key_table(config, say)]
+    return [*head, *explained(report, config, say), *worked_out(report, say), *techniques(report, say)]
+
+
+def key_table(config: Mapping[str, Any], say: Language) -> Table:
+    rows = [[key, written(config[key])] for key in sorted(config)]
+    return Table([say("column_key"), say("column_value")], rows, "ll")
+
+
+def written(value: object) -> str:
+    """A value as JSON writes it; a list of equal entries as one of them and their number."""
+    if isinstance(value, list) and len(value) > 4 and all(one == value[0] for one in value):
+        return f"[{json.dumps(value[0], ensure_ascii=False)}] × {len(value)}"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def explained(report: Report, config: Mapping[str, Any], say: Language) -> list[Block]:
+    """A table for each group of keys that the configuration has, and one for the keys that nothing here reads."""
+    made: list[Block] = []
+    grouped = {key for keys in GROUPS.values() for key in keys}
+    sentences = meanings(report, config, say)
+    for group, keys in GROUPS.items():
+        if present := [key for key in keys if key in config]:
+            made.append(Heading(say(f"group_{group}")))
+            rows = [[key, written(config[key]), sentences.get(key, say("meaning_unread"))] for key in present]
+            made.append(Table([say("column_key"), say("column_value"), say("column_meaning")], rows, "lll"))
+    if others := sorted(set(config) - grouped):
+        made.append(Heading(say("group_other")))
+        rows = [[key, written(config[key]), say("meaning_unread")] for key in others]
+        made.append(Table([say("column_key"), say("column_value"), say("column_meaning")], rows, "lll"))
+    return made
+
+
+def meanings(report: Report, config: Mapping[str, Any], say: Language) -> dict[str, str]:
+    """What each key means for this model: computed from its spec, so that no sentence is untrue of it."""
+    spec = report.spec
+    layer = report.attention.by_config[0]
+    kind = layer.kind.lower()
+    query, hidden = layer.query_heads * layer.head_dim, spec.hidden_size
+    heads = {
+        "query_heads": layer.query_heads,
+        "kv_heads": layer.kv_heads,
+        "head_dim": layer.head_dim,
+        "query": query,
+        "hidden": hidden,
+    }
+    heads["group"] = layer.query_heads // layer.kv_heads
+    windows = [one.window_tokens for one in report.attention.by_config if one.window_tokens]
+    dense = [one.mlp for one in spec.layers if isinstance(one.mlp, DenseMlp)]
+    sparse = [one.mlp for one in spec.layers if isinstance(one.mlp, MoeMlp)]
+    width = dense[0].intermediate_size if dense else None
+    meaning = {
+        "architectures": say("meaning_architectures", name=spec.class_name),
+        "model_type": say("meaning_model_type", family=spec.family),
+        "hidden_size": say("meaning_hidden_size", hidden=hidden),
+        "intermediate_size": say("meaning_intermediate_none")
+        if width is None
+        else say("meaning_intermediate_size", width=width, ratio=_ratio(width, hidden), layers=len(dense)),
+        "num_hidden_layers": say("meaning_layers", layers=len(spec.layers)),
+        "num_attention_heads": say("meaning_query_heads", **heads),
+        "num_key_value_heads": say(f"meaning_kv_{kind}", **heads),
+        "head_dim": say("meaning_head_dim_equal" if query == hidden else "meaning_head_dim_other", **heads),
+        "attention_bias": say("meaning_bias_on" if config.get("attention_bias") else "meaning_bias_off"),
+        "qkv_bias": say("meaning_qkv_bias_on" if config.get("qkv_bias") else "meaning_qkv_bias_off"),
+        "attention_dropout": say("meaning_dropout", value=written(config.get("attention_dropout"))),
+        "max_position_embeddings": say("meaning_context", tokens=spec.context_tokens or 0),
+        "rope_theta": say("meaning_rope_theta", value=written(config.get("rope_theta"))),
+        "rope_scaling": say("meaning_rope_scaling" if config.get("rope_scaling") else "meaning_rope_unscaled"),
+        "rope_parameters": say("meaning_rope_parameters"),
+        "dual_chunk_attention_config": say("meaning_dual_chunk"),
+        "rms_norm_eps": say("meaning_norm_eps"),
+        "hidden_act": say("meaning_activation", name=spec.activation),
+        "vocab_size": say("meaning_vocab", vocab=spec.vocab_size, hidden=hidden, parameters=spec.vocab_size * hidden),
+        "tie_word_embeddings": say(
+            "meaning_tied" if spec.tied_embeddings else "meaning_untied", parameters=spec.vocab_size * hidden
+        ),
+        "bos_token_id": say("meaning_bos"),
+        "eos_token_id": say("meaning_eos"),
+        "pad_token_id": say("meaning_pad"),
+        "initializer_range": say("meaning_initializer"),
+        "use_cache": say("meaning_use_cache_on" if config.get("use_cache") else "meaning_use_cache_off"),
+        "transformers_version": say("meaning_version"),
+    }
+    for key in ("torch_dtype", "dtype"):
+        meaning[key] = say("meaning_dtype", dtype=str(spec.dtype), size_bytes=spec.dtype.bits // 8)
+    window = say("meaning_window_on", layers=len(windows), window=windows[0]) if windows else say("meaning_window_off")
+    meaning |= dict.fromkeys(("use_sliding_window", "sliding_window", "max_window_layers", "layer_types"), window)
+    if sparse:
+        first = sparse[0]
+        experts = {
+            "experts": first.experts,
+            "taken": first.experts_per_token,
+            "width": first.intermediate_size,
+            "shared": first.shared_intermediate_size or 0,
+            "layers": len(sparse),
+            "dense": len(dense),
+        }
+        for key in ("num_experts", "num_local_experts"):
+            meaning[key] = say("meaning_experts", **experts)
+        meaning |= {
+            "num_experts_per_tok": say("meaning_experts_taken", **experts),
+            "moe_intermediate_size": say(
+                "meaning_expert_width", ratio=_ratio(first.intermediate_size, hidden), **experts
+            ),
+            "shared_expert_intermediate_size": say("meaning_shared_width", **experts),
+            "decoder_sparse_step": say("meaning_sparse_layers", **experts),
+            "mlp_only_layers": say("meaning_sparse_layers", **experts),
+            "norm_topk_prob": say("meaning_topk_on" if config.get("norm_topk_prob") else "meaning_topk_off"),
+            "output_router_logits": say("meaning_training_only"),
+            "router_aux_loss_coef": say("meaning_training_only"),
+        }
+    return meaning
+
+
+def _ratio(width: int, hidden: int) -> str:
+    """A whole number where it is one, else two decimals."""
+    return str(width // hidden) if width % hidden == 0 else f"{width / hidden:.2f}"
+
+
+def worked_out(report: Report, say: Language) -> list[Block]:
+    """The module print, and the parameters worked out module by module to the exact total."""
+    spec, tree = report.spec, report.tree
+    sentences = [
+        say(
+            "worked_embedding",
+            vocab=spec.vocab_size,
+            hidden=spec.hidden_size,
+            parameters=spec.vocab_size * spec.hidden_size,
+        )
+    ]
+    for run in layer_runs(tree):
+        each = run.parameters // run.repeats  # exact: repeats are equal
+        for child in run.children:
+            terms = [
+                f"{grandchild.name} {count(grandchild.parameters)}"
+                for grandchild in child.children
+                if grandchild.parameters
+            ]
+            if terms:
+                sentences.append(say("worked_sum", name=child.name, terms=" + ".join(terms), total=child.parameters))
+            else:
+                sentences.append(say("worked_one", name=child.name, total=child.parameters))
+        sentences.append(say("layers_product", count=run.repeats, each=each, total=run.parameters))
+    sentences.append(
+        say(
+            "worked_head_tied" if spec.tied_embeddings else "worked_head", parameters=spec.vocab_size * spec.hidden_size
+        )
+    )
+    sentences.append(say("worked_total", total=tree.parameters, short=short_count(tree.parameters)))
+    return [
+        Heading(say("heading_printed")),
+        Code("\n".join(printed(tree)), "text"),
+        Heading(say("heading_worked_out")),
+        Items(sentences, numbered=True),
+        component_table(report, say),
+    ]
+
+
+def techniques(report: Report, say: Language) -> list[Block]:
+    """What the model is made of, in the technical reports' terms; only what this one has."""
+    spec = report.spec
+    attention = spec.layers[0].attention
+    layer = report.attention.by_config[0]
+    values = {
+        "query_heads": layer.query_heads,
+        "kv_heads": layer.kv_heads,
+        "group": layer.query_heads // layer.kv_heads,
+    }
+    sentences = [
+        say(f"technique_{layer.kind.lower()}", **values),
+        say("technique_swiglu" if spec.activation in ("silu", "swish") else "technique_glu", name=spec.activation),
+        say("technique_rope"),
+        say("technique_rmsnorm"),
+        say("technique_pre_norm"),
+    ]
+    if attention.qk_norm:
+        sentences.append(say("technique_qk_norm", head_dim=layer.head_dim))
+    sentences.append(say("technique_bias" if attention.qkv_bias else "technique_no_bias"))
+    if any(isinstance(one.mlp, MoeMlp) for one in spec.layers):
+        active, total = report.parameters.active, report.parameters.theory
+        sentences.append(say("technique_moe", active=short_count(active), total=short_count(total)))
+    return [Heading(say("heading_techniques")), Items(sentences), Paragraph(say("techniques_source"))]

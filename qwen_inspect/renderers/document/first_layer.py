@@ -1,0 +1,69 @@
+"""`structure --first-layer`: the first block as torch prints it, each line with what its sizes mean."""
+
+from __future__ import annotations
+
+from ...language import Language
+from ...report import Report
+from ...spec import FullAttention, Module, SlidingAttention
+from ..blocks import Code
+from .common import layer_runs
+
+
+def printed(module: Module, *, comments: dict[str, str] | None = None, path: str = "", indent: int = 0) -> list[str]:
+    """The lines of `print(module)`, with a comment before each one whose path has one.
+
+    Source: torch 2.13, nn.Module.__repr__ and nn.ModuleList.__repr__ (equal siblings folded).
+    """
+    space = "  " * indent
+    name = f"({module.label}): " if module.name and (indent or path) else ""
+    repeats = f"{module.repeats} x " if module.repeats > 1 else ""
+    before = [f"{space}# {comments[path]}"] if comments and path in comments else []
+    if not module.children:
+        return [*before, f"{space}{name}{repeats}{module.class_name}({module.arguments})"]
+    inner = [
+        line
+        for child in module.children
+        for line in printed(child, comments=comments, path=f"{path}.{child.name}".lstrip("."), indent=indent + 1)
+    ]
+    return [*before, f"{space}{name}{repeats}{module.class_name}(", *inner, f"{space})"]
+
+
+def first_layer(report: Report, say: Language) -> Code:
+    first = layer_runs(report.tree)[0]
+    lines = printed(
+        Module(name="", class_name=first.class_name, children=first.children), comments=_comments(report, say)
+    )
+    return Code("\n".join(lines), "python")
+
+
+def _comments(report: Report, say: Language) -> dict[str, str]:
+    """What each line means for this model; a path that the block does not have is never met."""
+    spec = report.spec
+    attention = spec.layers[0].attention
+    match attention:
+        case FullAttention() | SlidingAttention():
+            query, key_value = attention.query_heads * attention.head_dim, attention.kv_heads * attention.head_dim
+            values = {
+                "query_heads": attention.query_heads,
+                "kv_heads": attention.kv_heads,
+                "head_dim": attention.head_dim,
+                "query": query,
+                "key_value": key_value,
+                "hidden": spec.hidden_size,
+            }
+    return {
+        "self_attn": say("first_attention", kind=report.attention.by_config[0].kind),
+        "self_attn.q_proj": say("first_q", **values),
+        "self_attn.k_proj": say("first_k", **values),
+        "self_attn.v_proj": say("first_v", **values),
+        "self_attn.o_proj": say("first_o", **values),
+        "self_attn.q_norm": say("first_q_norm", **values),
+        "self_attn.k_norm": say("first_k_norm", **values),
+        "mlp": say("first_mlp") if spec.activation in ("silu", "swish") else say("first_mlp_gated"),
+        "mlp.gate": say("first_router"),
+        "mlp.experts": say("first_experts"),
+        "mlp.shared_expert": say("first_shared_expert"),
+        "mlp.shared_expert_gate": say("first_shared_gate"),
+        "input_layernorm": say("first_input_norm"),
+        "post_attention_layernorm": say("first_post_norm"),
+    }

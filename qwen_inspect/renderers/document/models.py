@@ -1,0 +1,52 @@
+"""`models`: what the catalog holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...language import Language
+from ...report import CatalogEntry
+from ...units import count
+from ..blocks import Block, Heading, Paragraph, Table
+from . import View
+
+
+def blocks(entries: Sequence[CatalogEntry], say: Language, view: View) -> Sequence[Block]:
+    columns = [
+        say(f"column_{name}")
+        for name in (
+            "model",
+            "type",
+            "parameters",
+            "stored",
+            "active",
+            "layer_count",
+            "heads",
+            "attention_kind",
+            "context",
+            "confidence",
+        )
+    ]
+    return [
+        Heading(say("heading_models"), 1),
+        Paragraph(say("models_found", count=len(entries))),
+        Table(columns, [_row(entry, say) for entry in entries], "llrrrrlcrl"),
+    ]
+
+
+def _row(entry: CatalogEntry, say: Language) -> list[str]:
+    design = entry.design
+    layer = design.attention.layers[0]
+    assert entry.release is not None
+    return [
+        entry.id,
+        design.spec.family,
+        count(design.parameters.theory),
+        count(design.parameters.stored_predicted),
+        count(design.parameters.active),
+        str(len(design.spec.layers)),
+        f"{layer.query_heads} / {layer.kv_heads} × {layer.head_dim}",
+        design.attention.kind,
+        count(design.spec.context_tokens),
+        say(f"confidence_{entry.release.confidence}"),
+    ]

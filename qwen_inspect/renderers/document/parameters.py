@@ -1,0 +1,103 @@
+"""`params`: theory, transformers and files side by side; every difference by its cause; the count taken apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...language import Language
+from ...report import Report
+from ...spec import Module
+from ...units import count, percent, shares, short_count
+from ..blocks import Block, Heading, Items, Paragraph, Table
+from . import View
+from .common import check_blocks, component_table, identity, layer_runs, notices, parameter_fields, span
+
+
+def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
+    return [
+        Heading(say("heading_params", name=report.ref.id), 1),
+        identity(report, say),
+        *notices(report, say),
+        Heading(say("heading_results")),
+        witness_table(report, say),
+        parameter_fields(report, say),
+        *([Heading(say("heading_checks")), *check_blocks(report.checks, say)] if report.checks else []),
+        Heading(say("heading_breakdown")),
+        component_table(report, say),
+        *layer_breakdown(report, say),
+        Heading(say("heading_grouping")),
+        *grouping(report, say),
+    ]
+
+
+def witness_table(report: Report, say: Language) -> Table:
+    counts = report.parameters
+    rows = [
+        [say("witness_theory"), count(counts.theory), short_count(counts.theory), say("origin_theory")],
+        [
+            say("witness_instantiated"),
+            count(counts.instantiated),
+            "–" if counts.instantiated is None else short_count(counts.instantiated),
+            say("origin_instantiated" if counts.instantiated is not None else "origin_not_instantiated"),
+        ],
+        [
+            say("witness_stored"),
+            count(counts.stored),
+            "–" if counts.stored is None else short_count(counts.stored),
+            say("origin_stored", files=len(report.files)) if counts.stored is not None else say("origin_not_stored"),
+        ],
+    ]
+    if counts.stored is None and counts.stored_predicted is not None:
+        rows.append(
+            [
+                say("witness_release"),
+                count(counts.stored_predicted),
+                short_count(counts.stored_predicted),
+                say("origin_release"),
+            ]
+        )
+    return Table(
+        [say("column_witness"), say("column_parameters"), say("column_short"), say("column_origin")], rows, "lrrl"
+    )
+
+
+def layer_breakdown(report: Report, say: Language) -> list[Block]:
+    """One table for each kind of layer: its parts, which add up to it."""
+    made: list[Block] = []
+    for run in layer_runs(report.tree):
+        each = Module(name="", class_name=run.class_name, children=run.children)
+        parts = [(child.name, child.class_name, child.parameters) for child in run.children]
+        rows = [
+            [name, class_name, count(parameters), percent(share)]
+            for (name, class_name, parameters), share in zip(parts, shares([part[2] for part in parts]), strict=True)
+        ]
+        rows.append([say("total"), run.class_name, count(each.parameters), percent(10_000)])
+        where = span(int(run.name), int(run.name) + run.repeats - 1)
+        made.append(Heading(say("heading_layer_breakdown", layers=where, count=run.repeats), 3))
+        columns = [say("column_part"), say("column_class"), say("column_parameters"), say("column_share")]
+        made.append(Table(columns, rows, "llrr", totals=1))
+        total = run.parameters
+        made.append(Paragraph(say("layers_product", count=run.repeats, each=each.parameters, total=total)))
+    return made
+
+
+def grouping(report: Report, say: Language) -> list[Block]:
+    """MHA, GQA or MQA: which it is, by what, and what it saves against MHA."""
+    by_config, by_shapes = report.attention.by_config[0], (report.attention.by_shapes or (None,))[0]
+    sentences = []
+    if report.attention.kind == "mixed":
+        sentences.append(say("grouping_mixed"))
+    else:
+        layer = by_shapes or by_config
+        values = {"query_heads": layer.query_heads, "kv_heads": layer.kv_heads, "head_dim": layer.head_dim}
+        sentences.append(say(f"grouping_{layer.kind.lower()}", **values))
+        sentences.append(say("grouping_by_shapes" if by_shapes else "grouping_by_config", **values))
+        # The share saved is (query - kv) / query, in basis points, exact where it is printed.
+        saved = (layer.query_heads - layer.kv_heads) * 10_000 // layer.query_heads
+        if saved:
+            sentences.append(say("grouping_saves", saved=percent(saved), **values))
+        else:
+            hypothetical = max(1, layer.query_heads // 4)
+            saves = (layer.query_heads - hypothetical) * 10_000 // layer.query_heads
+            sentences.append(say("grouping_would_save", heads=hypothetical, saved=percent(saves), **values))
+    return [Items(sentences)]

@@ -1,0 +1,179 @@
+"""`structure`: the console session's sections: configuration, statistics, module tree, layers, KV cache, notes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ...language import Language
+from ...report import Report
+from ...spec import Module
+from ...units import count, size
+from ..blocks import Block, Fields, Heading, Items, Node, Paragraph, Table, Tree
+from . import View
+from .common import check_blocks, component_table, identity, layer_runs, notices, parameter_fields, runs, span
+
+# The document's rows, and what decides the shape of a mixture of experts.
+CONFIGURATION_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "num_experts",
+    "num_local_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+    "max_position_embeddings",
+    "sliding_window",
+    "rms_norm_eps",
+    "rope_theta",
+    "tie_word_embeddings",
+    "torch_dtype",
+    "dtype",
+)
+
+
+def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
+    if view.first_layer:
+        from .first_layer import first_layer
+
+        return [Heading(say("heading_first_layer", name=report.ref.id), 1), first_layer(report, say)]
+    return [
+        Heading(say("heading_structure", name=report.spec.class_prefix), 1),
+        identity(report, say),
+        *notices(report, say),
+        Heading(say("heading_configuration")),
+        configuration_table(report, say),
+        Heading(say("heading_statistics")),
+        component_table(report, say),
+        parameter_fields(report, say),
+        Heading(say("heading_tree")),
+        Tree(tree_node(report.tree, say, view, depth=0)),
+        Heading(say("heading_layers")),
+        Paragraph(say("layers_found", layers=len(report.spec.layers))),
+        layer_table(report, say, view),
+        Heading(say("heading_kv_cache")),
+        Paragraph(say("attention_layers_found", layers=len(report.attention.layers))),
+        attention_table(report, say, view),
+        cache_fields(report, say),
+        Heading(say("heading_cache_notes")),
+        Items(cache_notes(report, say), numbered=True),
+        *([Heading(say("heading_checks")), *check_blocks(report.checks, say)] if report.checks else []),
+    ]
+
+
+def configuration_table(report: Report, say: Language) -> Table:
+    config = report.config or {}
+    rope = config.get("rope_parameters")
+    values = {
+        **({"rope_theta": rope["rope_theta"]} if isinstance(rope, dict) and "rope_theta" in rope else {}),
+        **config,
+    }
+    rows = [
+        [key, say("none") if values[key] is None else str(values[key])] for key in CONFIGURATION_KEYS if key in values
+    ]
+    return Table([say("column_key"), say("column_value")], rows, "cc")
+
+
+def tree_node(module: Module, say: Language, view: View, *, depth: int) -> Node:
+    """A module's line, and its children's down to the depth asked for; equal siblings folded unless `--expand`."""
+    count_of = f"{module.repeats} x " if module.repeats > 1 else ""
+    arguments = f"({module.arguments})" if module.arguments else ""
+    name = f"({module.label}): " if module.name else ""
+    note = (
+        say("tied_to", owner=module.tied_to)
+        if module.tied_to
+        else count(module.parameters)
+        if module.parameters
+        else ""
+    )
+    children = () if view.depth is not None and depth >= view.depth else module.children
+    shown = [one for child in children for one in (_siblings(child) if view.expand else (child,))]
+    return Node(
+        f"{name}{count_of}{module.class_name}{arguments}",
+        note,
+        [tree_node(child, say, view, depth=depth + 1) for child in shown],
+    )
+
+
+def _siblings(module: Module) -> tuple[Module, ...]:
+    """Equal siblings one by one."""
+    if module.repeats == 1:
+        return (module,)
+    return tuple(replace(module, name=str(int(module.name) + index), repeats=1) for index in range(module.repeats))
+
+
+def layer_table(report: Report, say: Language, view: View) -> Table:
+    shape = f"[batch_size, seq_len, {report.spec.hidden_size}]"
+    rows = []
+    for run in layer_runs(report.tree):
+        names = ", ".join(child.name for child in run.children)
+        for layer in _siblings(run) if view.expand else (run,):
+            each = layer.parameters // layer.repeats  # exact: repeats are equal
+            rows.append([layer.label, names, count(each), shape, shape])
+    columns = [say(f"column_{name}") for name in ("layer", "parts", "layer_parameters", "input_shape", "output_shape")]
+    return Table(columns, rows, "ccrcc")
+
+
+def attention_table(report: Report, say: Language, view: View) -> Table:
+    prefix = "model.layers" if report.tree.children[0].name == "model" else "layers"
+    rows = []
+    for first, last, layer in runs(report.attention.layers, lambda one: one.index if view.expand else one.heads):
+        window = layer.window_tokens
+        rows.append(
+            [
+                f"{prefix}.{span(first, last)}.self_attn",
+                layer.kind if window is None else say("kind_sliding", kind=layer.kind, window=window),
+                str(layer.query_heads),
+                str(layer.kv_heads),
+                str(layer.head_dim),
+                count(report.cache.layers[first].bytes_per_token),
+            ]
+        )
+    columns = [
+        say(f"column_{name}")
+        for name in ("path", "attention_kind", "query_heads", "kv_heads", "head_dim", "cache_bytes")
+    ]
+    return Table(columns, rows, "lcrrrr")
+
+
+def cache_fields(report: Report, say: Language) -> Fields:
+    """The cache a token, and at the context asked for (else the model's limit)."""
+    cache, batch = report.cache, report.workload.batch
+    rows = [
+        (say("field_cache_dtype"), cache.dtype),
+        (say("field_cache_per_token"), f"{count(cache.bytes_per_token)} B ({size(cache.bytes_per_token)})"),
+    ]
+    if (tokens := report.context_tokens) is not None:
+        total = cache.size_bytes(tokens=tokens, batch=batch)
+        rows.append((say("field_cache_total", tokens=tokens, batch=batch), f"{count(total)} B ({size(total)})"))
+    return Fields(rows)
+
+
+def cache_notes(report: Report, say: Language) -> list[str]:
+    """How this model's cache works: sentences chosen by its own attention."""
+    layer, cache = report.attention.layers[0], report.cache
+    group = layer.query_heads // layer.kv_heads
+    values = {"query_heads": layer.query_heads, "kv_heads": layer.kv_heads, "group": group, "head_dim": layer.head_dim}
+    kind = "mixed" if report.attention.kind == "mixed" else layer.kind.lower()
+    notes = [
+        say(f"cache_note_{kind}", **values),
+        say("cache_note_purpose"),
+        say("cache_note_decode"),
+        say(
+            "cache_note_formula",
+            layers=len(cache.layers),
+            bytes=cache.bytes_per_token,
+            dtype_bytes=report.spec.dtype.bits // 8,
+            **values,
+        )
+        if len({one.bytes_per_token for one in cache.layers}) == 1
+        else say("cache_note_sum", bytes=cache.bytes_per_token),
+    ]
+    if sliding := [one for one in cache.layers if one.window_tokens]:
+        notes.append(say("cache_note_window", layers=len(sliding), held=(sliding[0].window_tokens or 1) - 1))
+    return notes

@@ -1,0 +1,56 @@
+"""`weights`: every stored tensor, and the largest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...checkpoint import Tensor
+from ...language import Language
+from ...report import Report
+from ...units import count, mib
+from ..blocks import Block, Fields, Heading, Table
+from . import View
+from .common import notices
+
+
+def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
+    tensors = report.tensors or ()
+    elements = sum(tensor.elements for tensor in tensors)
+    fields = [
+        (say("field_path"), report.ref.id),
+        (say("field_origin"), say(f"origin_tensors_{report.tensors_origin}", files=len(report.files))),
+        (say("field_tensors"), count(len(tensors))),
+        (say("field_elements"), count(elements)),
+        (say("field_unique"), count(report.parameters.unique) if report.design is not None else "–"),
+        (say("field_memory"), f"{mib(sum(tensor.size_bytes for tensor in tensors))} MiB"),
+    ]
+    return [
+        Heading(say("heading_weights", name=report.ref.id), 1),
+        *notices(report, say),
+        Heading(say("heading_basics")),
+        Fields(fields),
+        Heading(say("heading_tensors")),
+        Table(
+            [say("column_tensor"), say("column_shape"), say("column_dtype"), say("column_elements"), say("column_mib")],
+            [
+                [tensor.name, str(tensor.shape), str(tensor.dtype), count(tensor.elements), mib(tensor.size_bytes)]
+                for tensor in arranged(tensors, view.sort)
+            ],
+            "lllrr",
+        ),
+        Heading(say("heading_largest", top=min(view.top, len(tensors)))),
+        Table(
+            [say("column_tensor"), say("column_shape"), say("column_mib")],
+            [
+                [tensor.name, str(tensor.shape), mib(tensor.size_bytes)]
+                for tensor in arranged(tensors, "size")[: view.top]
+            ],
+            "llr",
+        ),
+    ]
+
+
+def arranged(tensors: Sequence[Tensor], sort: str) -> list[Tensor]:
+    """By name, or the largest first and by name among equals."""
+    by_name = sorted(tensors, key=lambda tensor: tensor.name)
+    return by_name if sort == "name" else sorted(by_name, key=lambda tensor: -tensor.size_bytes)

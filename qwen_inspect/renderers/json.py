@@ -1,0 +1,212 @@
+"""Report -> JSON: the keys that scripts rely on. Counts and bytes are integers; unknown is null."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from .. import __version__
+from ..language import Language
+from ..report import CatalogEntry, Report
+from ..spec import Module
+
+SCHEMA_VERSION = 1
+
+
+def render(command: str, subject: Any, say: Language) -> str:
+    """One object for the command; `subject` is a Report, or for `models` the catalog's entries."""
+    head: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "tool_version": __version__, "command": command}
+    if command == "models":
+        content: dict[str, Any] = {"model": None, "models": [_entry(entry) for entry in subject]}
+    else:
+        content = {"model": _model(subject, say), **_CONTENTS[command](subject, say)}
+    return json.dumps({**head, **content}, ensure_ascii=False, indent=2) + "\n"
+
+
+def _model(report: Report, say: Language) -> dict[str, Any]:
+    findings = report.attention.findings if report.design else ()
+    config = report.config or {}
+    model_type = config.get("model_type")
+    return {
+        "id": report.ref.id,
+        "source": report.ref.source,
+        "revision": report.ref.revision,
+        "architecture": report.spec.class_name if report.design else None,
+        "model_type": model_type if isinstance(model_type, str) else None,
+        "dtype": str(report.spec.dtype) if report.design else None,
+        "notices": [say(message) for message in (*report.notices, *findings)],
+    }
+
+
+def _params(report: Report, say: Language) -> dict[str, Any]:
+    counts = report.parameters
+    return {
+        "parameters": {
+            "theory": counts.theory,
+            "instantiated": counts.instantiated,
+            "stored": counts.stored,
+            "stored_predicted": counts.stored_predicted,
+            "unique": counts.unique,
+            "active": counts.active,
+            "embedding": counts.embedding,
+            "non_embedding": counts.non_embedding,
+            "buffers": counts.buffers,
+        },
+        "components": [
+            {
+                "name": part.name,
+                "parameters": part.parameters,
+                "bytes": part.size_bytes,
+                "share": part.share_basis_points / 10_000,
+                "tied_to": part.tied_to,
+            }
+            for part in report.components
+        ],
+        "checks": [
+            {
+                "name": f"{check.left}/{check.right}",
+                "left": check.left_parameters,
+                "right": check.right_parameters,
+                "difference": check.difference,
+                "causes": [
+                    {
+                        "name": cause.name,
+                        "parameters": cause.parameters,
+                        "tensors": cause.tensors,
+                        "text": say(cause.message),
+                    }
+                    for cause in check.causes
+                ],
+                "residual": check.residual,
+                "agrees": check.agrees,
+                "unexplained": [
+                    {
+                        "kind": item.kind,
+                        "name": item.name,
+                        "parameters": item.parameters,
+                        "expected": item.expected,
+                        "found": item.found,
+                    }
+                    for item in check.unexplained
+                ],
+            }
+            for check in report.checks
+        ],
+    }
+
+
+def _weights(report: Report, say: Language) -> dict[str, Any]:
+    tensors = report.tensors or ()
+    return {
+        "origin": report.tensors_origin,
+        "tensors": [
+            {
+                "name": tensor.name,
+                "shape": list(tensor.shape),
+                "dtype": str(tensor.dtype),
+                "elements": tensor.elements,
+                "bytes": tensor.size_bytes,
+                "file": tensor.file,
+            }
+            for tensor in tensors
+        ],
+        "totals": {
+            "tensors": len(tensors),
+            "elements": sum(tensor.elements for tensor in tensors),
+            "bytes": sum(tensor.size_bytes for tensor in tensors),
+            "unique_parameters": report.parameters.unique if report.design else None,
+        },
+    }
+
+
+def _attention(report: Report, say: Language) -> dict[str, Any]:
+    layers = report.attention.layers
+
+    def same(values: Sequence[int]) -> int | None:
+        return values[0] if len(set(values)) == 1 else None
+
+    return {
+        "kind": report.attention.kind,
+        "query_heads": same([layer.query_heads for layer in layers]),
+        "kv_heads": same([layer.kv_heads for layer in layers]),
+        "head_dim": same([layer.head_dim for layer in layers]),
+        "tied_embeddings": report.spec.tied_embeddings,
+        "cache": {
+            "dtype": report.cache.dtype,
+            "bytes_per_token": report.cache.bytes_per_token,
+            "fixed_bytes": report.cache.fixed_bytes,
+            "batch": report.workload.batch,
+            "context_tokens": report.context_tokens,
+            "bytes": None
+            if report.context_tokens is None
+            else report.cache.size_bytes(tokens=report.context_tokens, batch=report.workload.batch),
+            "layers": [
+                {
+                    "index": layer.index,
+                    "kind": layer.kind,
+                    "bytes_per_token": layer.bytes_per_token,
+                    "fixed_bytes": layer.fixed_bytes,
+                    "window_tokens": layer.window_tokens,
+                }
+                for layer in report.cache.layers
+            ],
+        },
+    }
+
+
+def _config(report: Report, say: Language) -> dict[str, Any]:
+    return {"config": dict(report.config or {})}
+
+
+def _structure(report: Report, say: Language) -> dict[str, Any]:
+    return {
+        **_params(report, say),
+        **_attention(report, say),
+        **_config(report, say),
+        "tree": _tree(report.tree),
+    }
+
+
+def _tree(module: Module) -> dict[str, Any]:
+    return {
+        "name": module.label,
+        "class": module.class_name,
+        "parameters": module.parameters,
+        "active_parameters": module.active_parameters,
+        "bytes": module.size_bytes,
+        "repeats": module.repeats,
+        "tied_to": module.tied_to,
+        "children": [_tree(child) for child in module.children],
+    }
+
+
+def _entry(entry: CatalogEntry) -> dict[str, Any]:
+    design, release = entry.design, entry.release
+    layer = design.attention.layers[0]
+    return {
+        "id": entry.id,
+        "model_type": design.spec.family,
+        "parameters": design.parameters.theory,
+        "stored": design.parameters.stored_predicted,
+        "active": design.parameters.active,
+        "layers": len(design.spec.layers),
+        "query_heads": layer.query_heads,
+        "kv_heads": layer.kv_heads,
+        "head_dim": layer.head_dim,
+        "kind": design.attention.kind,
+        "context_tokens": design.spec.context_tokens,
+        "published_parameters": release.parameters if release else None,
+        "published_stored": release.stored if release else None,
+        "source": release.config_source if release else None,
+        "confidence": release.confidence if release else None,
+    }
+
+
+_CONTENTS = {
+    "structure": _structure,
+    "config": _config,
+    "weights": _weights,
+    "params": _params,
+    "attention": _attention,
+}

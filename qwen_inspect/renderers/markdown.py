@@ -1,0 +1,64 @@
+"""Blocks -> Markdown (CommonMark with GitHub's tables). Rows are not padded: a new row must not change its neighbours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from .blocks import Block, Code, Fields, Heading, Items, Paragraph, Table, Tree, tree_lines
+from .terminal import safe
+
+# What would start markup within a line of text: a bracket only where a link's target could follow, an underscore only at
+# the edge of a word. Source: CommonMark 0.31, 2.4 and 6.2 to 6.4; `|` and `~` for GitHub's tables and strikethrough.
+SPECIAL = re.compile(r"[\\`*<>|~&]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
+RULES = {"l": ":--", "c": ":-:", "r": "--:"}
+
+
+def escape(text: str) -> str:
+    """Text that shows as it is, wherever in a paragraph or a table cell it stands."""
+    return SPECIAL.sub(_escaped, safe(text))
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return {"<": "&lt;", ">": "&gt;", "&": "&amp;"}.get(match[0]) or f"\\{match[0]}"
+
+
+def render(blocks: Sequence[Block]) -> str:
+    return "\n\n".join(_block(block) for block in blocks) + "\n"
+
+
+def _block(block: Block) -> str:
+    match block:
+        case Heading(text=text, level=level):
+            return f"{'#' * level} {escape(text)}"
+        case Paragraph(text=text):
+            return escape(text)
+        case Fields(rows=rows):
+            return "\n".join(f"- **{escape(label)}**: {escape(value)}" for label, value in rows)
+        case Items(items=items, numbered=numbered):
+            return "\n".join(
+                f"{index}. {escape(item)}" if numbered else f"- {escape(item)}" for index, item in enumerate(items, 1)
+            )
+        case Table(columns=columns, rows=rows, align=align, totals=totals):
+            body = len(rows) - totals
+            cells = [[escape(column) for column in columns], [RULES[letter] for letter in align]]
+            for index, row in enumerate(rows):
+                cells.append([f"**{escape(cell)}**" if index >= body and cell else escape(cell) for cell in row])
+            return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+        case Tree(root=root):
+            return _fenced(
+                "\n".join(
+                    f"{guides}{safe(node.text)}{'  ' + safe(node.note) if node.note else ''}"
+                    for guides, node in tree_lines(root)
+                ),
+                "text",
+            )
+        case Code(text=text, language=language):
+            return _fenced("\n".join(map(safe, text.splitlines())), language)
+
+
+def _fenced(text: str, language: str) -> str:
+    """A fence longer than any run of backticks inside it."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"

@@ -1,0 +1,253 @@
+"""What was found about a model. Built whole by `pipeline`; what can be derived is a property. `None` means unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .checkpoint import ModelRef, Release, StoredFile, Tensor
+from .language import Message
+from .spec import ModelSpec, Module, heads_kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterCounts:
+    """Parameters by witness and by use.
+
+    theory: predicted from the configuration, tied weights once. instantiated: what transformers builds. stored: elements
+    in the files, tied copies included. stored_predicted: the same as the release's layout predicts it. unique: parameters
+    in the files, tied copies once; by theory where no file was read. buffers: elements that no training changes.
+    """
+
+    theory: int
+    instantiated: int | None
+    stored: int | None
+    stored_predicted: int | None
+    unique: int
+    active: int
+    embedding: int
+    buffers: int
+
+    @property
+    def non_embedding(self) -> int:
+        return self.theory - self.embedding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Component:
+    """A row of the statistics. `share_basis_points`: hundredths of a per cent, which add up to 10,000 over all rows."""
+
+    name: str
+    parameters: int
+    size_bytes: int
+    share_basis_points: int
+    tied_to: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """A named reason why two witnesses differ: by how many parameters, in how many tensors (0 parameters: told, not counted)."""
+
+    name: str
+    message: Message
+    parameters: int
+    tensors: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unexplained:
+    """A tensor that nothing accounts for. kind: "missing", "unexpected", "reshaped" or "retyped"."""
+
+    kind: str
+    name: str
+    parameters: int
+    expected: str | None = None
+    found: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """Two witnesses' counts, the causes of the difference, and the tensors that no cause accounts for."""
+
+    left: str
+    right: str
+    left_parameters: int
+    right_parameters: int
+    causes: tuple[Cause, ...] = ()
+    unexplained: tuple[Unexplained, ...] = ()
+
+    @property
+    def difference(self) -> int:
+        return self.right_parameters - self.left_parameters
+
+    @property
+    def residual(self) -> int:
+        return self.difference - sum(cause.parameters for cause in self.causes)
+
+    @property
+    def agrees(self) -> bool:
+        return self.residual == 0 and not self.unexplained
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerAttention:
+    """One layer's attention: heads as counted, `window_tokens` None where it sees every earlier token."""
+
+    index: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    window_tokens: int | None
+
+    @property
+    def kind(self) -> str:
+        return heads_kind(self.query_heads, self.kv_heads)
+
+    @property
+    def heads(self) -> tuple[int, int, int, int | None]:
+        """All that makes one layer's attention equal to another's."""
+        return self.query_heads, self.kv_heads, self.head_dim, self.window_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionReport:
+    """Each layer's attention by the configuration and, where files were read, by the shapes of the projections."""
+
+    by_config: tuple[LayerAttention, ...]
+    by_shapes: tuple[LayerAttention, ...] | None
+    findings: tuple[Message, ...]
+
+    @property
+    def layers(self) -> tuple[LayerAttention, ...]:
+        """The shapes where they were read: they decide what the model does."""
+        return self.by_shapes or self.by_config
+
+    @property
+    def kind(self) -> str:
+        kinds = {layer.kind for layer in self.layers}
+        return kinds.pop() if len(kinds) == 1 else "mixed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheLayer:
+    """What one layer keeps for one sequence: bytes for each token held, bytes whatever the length, the most tokens held."""
+
+    index: int
+    kind: str
+    bytes_per_token: int
+    fixed_bytes: int
+    window_tokens: int | None
+
+    def size_bytes(self, tokens: int) -> int:
+        """Bytes after `tokens` tokens of one sequence."""
+        held = tokens if self.window_tokens is None else min(tokens, self.window_tokens - 1)
+        return self.fixed_bytes + held * self.bytes_per_token
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheReport:
+    """The KV cache as transformers' DynamicCache holds it, in `dtype`."""
+
+    dtype: str
+    layers: tuple[CacheLayer, ...]
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that one more token adds while no window is full."""
+        return sum(layer.bytes_per_token for layer in self.layers)
+
+    @property
+    def fixed_bytes(self) -> int:
+        return sum(layer.fixed_bytes for layer in self.layers)
+
+    def size_bytes(self, *, tokens: int, batch: int = 1) -> int:
+        """Bytes for `batch` sequences of `tokens` tokens each."""
+        return batch * sum(layer.size_bytes(tokens) for layer in self.layers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What the model is asked to do: sequences at once, tokens of context in each (None: the model's own limit)."""
+
+    batch: int
+    context_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Design:
+    """Everything that follows from a configuration of a known architecture."""
+
+    spec: ModelSpec
+    tree: Module
+    parameters: ParameterCounts
+    components: tuple[Component, ...]
+    checks: tuple[Check, ...]
+    attention: AttentionReport
+    cache: CacheReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A model's identity, what is stored, and its design (None where the architecture is unknown; notices say why).
+
+    tensors: as stored, or as a release's layout predicts them where `tensors_origin` is "theory"; None where neither is known.
+    """
+
+    ref: ModelRef
+    config: Mapping[str, Any] | None
+    tensors: tuple[Tensor, ...] | None
+    tensors_origin: str | None
+    files: tuple[StoredFile, ...]
+    release: Release | None
+    workload: Workload
+    notices: tuple[Message, ...]
+    design: Design | None
+
+    @property
+    def known(self) -> Design:
+        """The design, for the commands that need one; `pipeline` refuses models that have none before it comes to this."""
+        assert self.design is not None
+        return self.design
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.known.spec
+
+    @property
+    def tree(self) -> Module:
+        return self.known.tree
+
+    @property
+    def parameters(self) -> ParameterCounts:
+        return self.known.parameters
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        return self.known.components
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        return self.known.checks
+
+    @property
+    def attention(self) -> AttentionReport:
+        return self.known.attention
+
+    @property
+    def cache(self) -> CacheReport:
+        return self.known.cache
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The context asked for, else the model's limit."""
+        return self.workload.context_tokens or (self.design.spec.context_tokens if self.design else None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogEntry:
+    """A row of `models`: what the catalog says of one release, and what follows from it."""
+
+    id: str
+    design: Design
+    release: Release | None

@@ -1,0 +1,183 @@
+"""A model as designed: what a configuration means, and the modules that it builds.
+
+Formulas `match` on the kinds of attention and MLP with no default arm, so that mypy lists every formula that a new kind
+must extend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .checkpoint import DType, Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FullAttention:
+    """Softmax attention over every earlier token. MHA, GQA or MQA follows from the head counts."""
+
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    qkv_bias: bool
+    output_bias: bool
+    qk_norm: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlidingAttention:
+    """Softmax attention over the last `window_tokens` tokens."""
+
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    qkv_bias: bool
+    output_bias: bool
+    qk_norm: bool
+    window_tokens: int
+
+
+Attention = FullAttention | SlidingAttention
+
+
+def heads_kind(query_heads: int, kv_heads: int) -> str:
+    """MHA: a KV head for each query head (Vaswani 2017). MQA: one for all (Shazeer 2019). GQA: one a group (Ainslie 2023)."""
+    if kv_heads == query_heads:
+        return "MHA"
+    return "MQA" if kv_heads == 1 else "GQA"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenseMlp:
+    """Gated MLP: down(act(gate(x)) * up(x)). Source: Shazeer 2020, "GLU Variants Improve Transformer"."""
+
+    intermediate_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoeMlp:
+    """`experts` gated MLPs of which each token takes `experts_per_token`, and perhaps one that every token takes."""
+
+    experts: int
+    experts_per_token: int
+    intermediate_size: int
+    shared_intermediate_size: int | None
+
+
+Mlp = DenseMlp | MoeMlp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    attention: Attention
+    mlp: Mlp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """What the configuration says, with its words made definite. Sizes in elements, lengths in tokens."""
+
+    family: str
+    class_name: str
+    class_prefix: str
+    vocab_size: int
+    hidden_size: int
+    context_tokens: int | None
+    tied_embeddings: bool
+    dtype: DType
+    norm_eps: float
+    activation: str
+    pad_token_id: int | None
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Module:
+    """A node of the module tree, with the tensors it owns; counts are sums over the tensors below it.
+
+    arguments: what torch prints between the brackets. tied_to: the full name of the tensor whose storage its weight shares,
+    so that it owns none. routed: (experts a token takes, experts) where each token uses only that share of its tensors.
+    repeats: that many equal siblings, named `name`, `name` + 1, ... component: the row of the statistics it belongs to,
+    its parent's where None.
+    """
+
+    name: str
+    class_name: str
+    arguments: str = ""
+    tensors: tuple[Tensor, ...] = ()
+    buffers: tuple[Tensor, ...] = ()
+    tied_to: str | None = None
+    routed: tuple[int, int] | None = None
+    repeats: int = 1
+    component: str | None = None
+    children: tuple[Module, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        """Unique parameters of all its repeats; a tied weight counts where it is owned."""
+        return self.repeats * (_elements(self.tensors) + sum(child.parameters for child in self.children))
+
+    @property
+    def active_parameters(self) -> int:
+        """Parameters that one token's forward pass uses: routed experts count by the number taken, all else in full."""
+        own = _elements(self.tensors)
+        if self.routed is not None:
+            taken, experts = self.routed
+            own = own // experts * taken  # exact: every routed tensor's first dimension is `experts`
+        return self.repeats * (own + sum(child.active_parameters for child in self.children))
+
+    @property
+    def size_bytes(self) -> int:
+        own = sum(tensor.size_bytes for tensor in self.tensors)
+        return self.repeats * (own + sum(child.size_bytes for child in self.children))
+
+    @property
+    def buffer_elements(self) -> int:
+        return self.repeats * (_elements(self.buffers) + sum(child.buffer_elements for child in self.children))
+
+    @property
+    def buffer_bytes(self) -> int:
+        own = sum(buffer.size_bytes for buffer in self.buffers)
+        return self.repeats * (own + sum(child.buffer_bytes for child in self.children))
+
+    @property
+    def label(self) -> str:
+        """Its name, or for equal siblings the range of their names: `0-27`."""
+        return self.name if self.repeats == 1 else f"{self.name}-{int(self.name) + self.repeats - 1}"
+
+
+def _elements(tensors: tuple[Tensor, ...]) -> int:
+    return sum(tensor.elements for tensor in tensors)
+
+
+def each_module(root: Module, prefix: str = "") -> Iterator[tuple[str, Module]]:
+    """Every module below `root` with its full name, in the order torch walks them.
+
+    Repeated siblings come one by one, each as the node that stands for them all: use its own tensors, not its sums.
+    """
+    yield prefix, root
+    for child in root.children:
+        for index in range(child.repeats):
+            name = child.name if child.repeats == 1 else str(int(child.name) + index)
+            yield from each_module(child, f"{prefix}.{name}" if prefix else name)
+
+
+def each_tensor(root: Module) -> Iterator[Tensor]:
+    """Every parameter below `root` under its full name, tied ones once."""
+    for prefix, module in each_module(root):
+        for tensor in module.tensors:
+            yield Tensor(f"{prefix}.{tensor.name}" if prefix else tensor.name, tensor.shape, tensor.dtype)
+
+
+def each_buffer(root: Module) -> Iterator[Tensor]:
+    """Every buffer below `root` under its full name."""
+    for prefix, module in each_module(root):
+        for buffer in module.buffers:
+            yield Tensor(f"{prefix}.{buffer.name}" if prefix else buffer.name, buffer.shape, buffer.dtype)
+
+
+def tied_tensors(root: Module) -> Iterator[tuple[str, str]]:
+    """(name, name of the tensor that owns the storage) of every tied weight."""
+    for prefix, module in each_module(root):
+        if module.tied_to is not None:
+            yield f"{prefix}.weight", module.tied_to

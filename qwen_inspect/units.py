@@ -1,0 +1,68 @@
+"""Every print and parse of a count, a size or a share. GiB is 2^30 bytes, GB 10^9; what is printed says which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+UNKNOWN = "–"
+
+
+def count(value: int | None) -> str:
+    """1234567 -> "1,234,567"."""
+    return UNKNOWN if value is None else f"{value:,}"
+
+
+def short_count(value: int) -> str:
+    """596049920 -> "596.05M": two decimals of the largest of K, M, B, T that leaves a whole part."""
+    for size, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if value >= size:
+            return f"{value / size:.2f}{letter}"
+    return str(value)
+
+
+def mib(size_bytes: int) -> str:
+    """Bytes in MiB with two decimals and no unit, for columns whose heading names it."""
+    return f"{size_bytes / MIB:,.2f}"
+
+
+def size(size_bytes: int | None) -> str:
+    """Bytes with the largest binary unit that leaves a whole part: "1.11 GiB", "112.00 KiB", "640 B"."""
+    if size_bytes is None:
+        return UNKNOWN
+    for unit_bytes, unit in ((1 << 40, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if size_bytes >= unit_bytes:
+            return f"{size_bytes / unit_bytes:,.2f} {unit}"
+    return f"{size_bytes} B"
+
+
+def shares(values: Sequence[int]) -> list[int]:
+    """Each value's share of their sum in basis points (0.01 %), adding up to 10,000 by the largest remainder method."""
+    total = sum(values)
+    if total == 0:
+        return [0] * len(values)
+    floors = [value * 10_000 // total for value in values]
+    by_remainder = sorted(range(len(values)), key=lambda index: -(values[index] * 10_000 % total))
+    for index in by_remainder[: 10_000 - sum(floors)]:
+        floors[index] += 1
+    return floors
+
+
+def percent(basis_points: int) -> str:
+    """2610 -> "26.10%"."""
+    return f"{basis_points // 100}.{basis_points % 100:02d}%"
+
+
+def parse_tokens(text: str) -> int:
+    """ "32768" or "32k" (k = 1024, m = 1024 x 1024) as a positive number of tokens; ValueError otherwise."""
+    digits, factor = text, 1
+    if text[-1:].lower() in ("k", "m"):
+        digits, factor = text[:-1], KIB if text[-1].lower() == "k" else MIB
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > 12 or int(digits) == 0:
+        raise ValueError(text)
+    return int(digits) * factor
+
+
+def signed(value: int) -> str:
+    """-1234 -> "-1,234", 5 -> "+5", 0 -> "0"."""
+    return f"{value:+,}" if value else "0"
