@@ -46,7 +46,7 @@ def components(tree: Module) -> tuple[Component, ...]:
     )
 
 
-def stored_copies(tree: Module, release: Release | None) -> tuple[Tensor, ...] | None:
+def stored_copies(tree: Module, release: Release) -> tuple[Tensor, ...] | None:
     """The tied copies that a release's files hold beside what the model owns: none, or all.
 
     None where that is not known: it shows only in the published total of stored elements.
@@ -54,7 +54,7 @@ def stored_copies(tree: Module, release: Release | None) -> tuple[Tensor, ...] |
     copies = _tied_copies(tree)
     if not copies:
         return ()
-    if release is None or release.stored is None:
+    if release.stored is None:
         return None
     copied = sum(copy.elements for copy in copies)
     return {tree.parameters: (), tree.parameters + copied: copies}.get(release.stored)
@@ -69,9 +69,11 @@ def _tied_copies(tree: Module) -> tuple[Tensor, ...]:
 
 
 def predicted_files(tree: Module, stored_form: StoredForm, release: Release | None) -> tuple[Tensor, ...] | None:
-    """The tensors that a release's files hold, sorted by name; None where it is not known which."""
+    """The tensors that a release's files hold, sorted by name; None where it is not known which, or no release."""
+    if release is None:
+        return None
     owned = tuple(part for tensor in each_tensor(tree) for part in stored_form(tensor))
-    if release is not None and release.decoder_only:
+    if release.decoder_only:
         files = tuple(
             Tensor(tensor.name.removeprefix("model."), tensor.shape, tensor.dtype)
             for tensor in owned
@@ -87,7 +89,9 @@ def predicted_files(tree: Module, stored_form: StoredForm, release: Release | No
 
 def predicted_elements(tree: Module, release: Release | None) -> int | None:
     """The elements of `predicted_files`, without making the list: storing experts singly changes no count."""
-    if release is not None and release.decoder_only:
+    if release is None:
+        return None
+    if release.decoder_only:
         return tree.parameters - sum(part.parameters for part in components(tree) if part.name == "lm_head")
     copies = stored_copies(tree, release)
     return None if copies is None else tree.parameters + sum(copy.elements for copy in copies)

@@ -321,7 +321,7 @@ TEXT: dict[str, str] = {
     "no_index": "No model.safetensors.index.json: all {files} safetensors files of the directory were read as one model",
     "partial": "Partial: {missing} of {shards} shards are missing; what they hold is a named cause below",
     "no_design": "Only what is stored is shown. {reason}",
-    "predicted_unknown": "It is not known whether this release's files store the tied head again, so its tensors are not listed; give a local directory",
+    "no_tensors": "{id} has no safetensors file to list, and no release whose layout is known; give a directory with its weights",
     # --- errors
     "error": "error: {message}",
     "interrupted": "interrupted",

@@ -25,7 +25,7 @@ TEXT: dict[str, str] = {
     "heading_kv_cache": "KV缓存分析",
     "heading_cache_notes": "KV缓存工作机制",
     "heading_checks": "交叉核对",
-    "heading_check": "{left}与{right}对比",
+    "heading_check": "{left} 与 {right} 对比",
     "heading_notices": "提示",
     "heading_first_layer": "{name} 第一个 block（带注释）",
     "heading_params": "{name} 参数量分析报告",
@@ -321,7 +321,7 @@ TEXT: dict[str, str] = {
     "no_index": "没有 model.safetensors.index.json：将目录中全部 {files} 个 safetensors 文件视为同一模型",
     "partial": "不完整：{shards} 个分片中缺少 {missing} 个，缺少的内容在下文列为原因",
     "no_design": "仅显示存储内容。{reason}",
-    "predicted_unknown": "不清楚该发布版本的文件是否重复存储共享的 lm_head，因此不列出权重；请给出本地目录",
+    "no_tensors": "{id} 没有可列出的 safetensors 文件，也没有已知布局的发布版本；请给出含权重的目录",
     # --- errors
     "error": "错误：{message}",
     "interrupted": "已中断",

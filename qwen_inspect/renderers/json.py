@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import __version__
+from ..errors import NotFoundError
 from ..language import Language
 from ..report import CatalogEntry, Report
 from ..spec import Module
@@ -97,7 +98,9 @@ def _params(report: Report, say: Language) -> dict[str, Any]:
 
 
 def _weights(report: Report, say: Language) -> dict[str, Any]:
-    tensors = report.tensors or ()
+    if report.tensors is None:
+        raise NotFoundError("no_tensors", id=report.ref.id)
+    tensors = report.tensors
     return {
         "origin": report.tensors_origin,
         "tensors": [

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 
 
+WIDEST_CELL = 88  # longer sentences wrap; the names of tensors are shorter
+
+
 def safe(text: str) -> str:
     """`text` with whatever could move the cursor, change colours or reorder it written out as an escape."""
     return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
@@ -89,6 +92,7 @@ def _table(table: Table) -> str:
     drawn = PrettyTable([safe(column) for column in table.columns])
     for column, letter in zip(drawn.field_names, table.align, strict=True):
         drawn.align[column] = letter  # type: ignore[assignment]  # prettytable wants the literal
+    drawn.max_width = WIDEST_CELL
     body = len(table.rows) - table.totals
     for index, row in enumerate(table.rows):
         drawn.add_row([safe(cell) for cell in row], divider=index == body - 1 and table.totals > 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...checkpoint import Tensor
+from ...errors import NotFoundError
 from ...language import Language
 from ...report import Report
 from ...units import count, mib
@@ -14,7 +15,7 @@ from .common import notices
 
 
 def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
-    tensors = report.tensors or ()
+    tensors = listed(report)
     elements = sum(tensor.elements for tensor in tensors)
     fields = [
         (say("field_path"), report.ref.id),
@@ -48,6 +49,13 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
             "llr",
         ),
     ]
+
+
+def listed(report: Report) -> Sequence[Tensor]:
+    """The tensors there are to show; NotFoundError where no file was read and no layout is known."""
+    if report.tensors is None:
+        raise NotFoundError("no_tensors", id=report.ref.id)
+    return report.tensors
 
 
 def arranged(tensors: Sequence[Tensor], sort: str) -> list[Tensor]:

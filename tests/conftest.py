@@ -1,0 +1,98 @@
+"""What the tests share: running the command line, writing real model directories, sparse files of real sizes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_inspect.checkpoint import Tensor
+
+# A small qwen3 configuration that transformers builds in milliseconds.
+TINY_QWEN3: Mapping[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "attention_bias": False,
+    "head_dim": 16,
+    "hidden_act": "silu",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "max_position_embeddings": 512,
+    "max_window_layers": 2,
+    "model_type": "qwen3",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "use_sliding_window": False,
+    "vocab_size": 256,
+}
+
+
+@dataclass(frozen=True)
+class Finished:
+    code: int
+    out: str
+    err: str
+
+
+def run(*arguments: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Finished:
+    """`python -m qwen_inspect` with these arguments, in English unless `env` says otherwise, as a process of its own."""
+    environment = {**os.environ, "LC_ALL": "C.UTF-8", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", **(env or {})}
+    done = subprocess.run(
+        [sys.executable, "-m", "qwen_inspect", *map(str, arguments)],
+        capture_output=True,
+        env=environment,
+        cwd=cwd,
+        timeout=120,
+        check=False,
+    )
+    return Finished(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def header_of(tensors: Iterable[Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The length and header of a safetensors file that holds `tensors` one after another."""
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for tensor in tensors:
+        begin, end = end, end + tensor.size_bytes
+        entries[tensor.name] = {"dtype": tensor.dtype.code, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    header = json.dumps(entries, ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header
+
+
+def write_sparse(path: Path, tensors: Iterable[Tensor]) -> None:
+    """A safetensors file with a real header and its data as a hole: real sizes that take no disk."""
+    tensors = list(tensors)
+    head = header_of(tensors)
+    path.write_bytes(head)
+    os.truncate(path, len(head) + sum(tensor.size_bytes for tensor in tensors))
+
+
+def write_config(directory: Path, config: Mapping[str, Any]) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "config.json"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that transformers itself saved: TINY_QWEN3 with random weights in one safetensors file."""
+    import torch
+    from transformers import AutoConfig, Qwen3ForCausalLM
+
+    directory = tmp_path_factory.mktemp("tiny_qwen3")
+    config = AutoConfig.for_model(**TINY_QWEN3)
+    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
+    return directory
