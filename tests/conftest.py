@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from qwen_inspect.checkpoint import Tensor
+from qwen_inspect.pipeline import inspect
 
 # A small qwen3 configuration that transformers builds in milliseconds.
 TINY_QWEN3: Mapping[str, Any] = {
@@ -36,6 +37,9 @@ TINY_QWEN3: Mapping[str, Any] = {
     "use_sliding_window": False,
     "vocab_size": 256,
 }
+
+
+SHARD_BYTES = 4_000_000_000  # at which Qwen3-235B-A22B is split into 118 files
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,27 @@ def write_config(directory: Path, config: Mapping[str, Any]) -> Path:
     path = directory / "config.json"
     path.write_text(json.dumps(config), encoding="utf-8")
     return path
+
+
+def write_sharded(directory: Path, model: str) -> int:
+    """`model` of the catalog as a directory of sparse shards, the size that its release has; returns their number."""
+    report = inspect(model, source="catalog", predict_files=True)
+    shards: list[list[Tensor]] = [[]]
+    filled = 0
+    for tensor in report.tensors or ():
+        if filled + tensor.size_bytes > SHARD_BYTES and shards[-1]:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += tensor.size_bytes
+    names = [f"model-{index:05d}-of-{len(shards):05d}.safetensors" for index in range(1, len(shards) + 1)]
+    for name, tensors in zip(names, shards, strict=True):
+        write_sparse(directory / name, tensors)
+    weight_map = {tensor.name: name for name, tensors in zip(names, shards, strict=True) for tensor in tensors}
+    index = {"metadata": {}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    write_config(directory, report.config or {})
+    return len(shards)
 
 
 @pytest.fixture(scope="session")

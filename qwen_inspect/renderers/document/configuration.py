@@ -188,12 +188,13 @@ def _ratio(width: int, hidden: int) -> str:
 def worked_out(report: Report, say: Language) -> list[Block]:
     """The module print, and the parameters worked out module by module to the exact total."""
     spec, tree = report.spec, report.tree
+    table = spec.vocab_size * spec.hidden_size
     sentences = [
         say(
             "worked_embedding",
             vocab=spec.vocab_size,
             hidden=spec.hidden_size,
-            parameters=spec.vocab_size * spec.hidden_size,
+            parameters=table,
         )
     ]
     for run in layer_runs(tree):
@@ -209,11 +210,9 @@ def worked_out(report: Report, say: Language) -> list[Block]:
             else:
                 sentences.append(say("worked_one", name=child.name, total=child.parameters))
         sentences.append(say("layers_product", count=run.repeats, each=each, total=run.parameters))
-    sentences.append(
-        say(
-            "worked_head_tied" if spec.tied_embeddings else "worked_head", parameters=spec.vocab_size * spec.hidden_size
-        )
-    )
+    sentences.append(say("worked_one", name="norm", total=spec.hidden_size))
+    if spec.class_name.endswith("ForCausalLM"):
+        sentences.append(say("worked_head_tied" if spec.tied_embeddings else "worked_head", parameters=table))
     sentences.append(say("worked_total", total=tree.parameters, short=short_count(tree.parameters)))
     return [
         Heading(say("heading_printed")),

@@ -16,7 +16,7 @@ def blocks(entries: Sequence[CatalogEntry], say: Language, view: View) -> Sequen
         say(f"column_{name}")
         for name in (
             "model",
-            "type",
+            "family",
             "parameters",
             "stored",
             "active",

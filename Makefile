@@ -1,0 +1,41 @@
+# Two commands do all the set-up: `make run` (light: no torch) and `make test` (everything, then lint, types, tests).
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+export HF_HUB_OFFLINE := 1
+
+.PHONY: run test quick lint reports benchmark clean
+
+run: .venv/light
+	$(BIN)/qwen-inspect structure
+
+test: lint
+	$(BIN)/pytest --numprocesses 2
+
+quick: .venv/full
+	$(BIN)/pytest --numprocesses 2 -m "not slow"
+
+lint: .venv/full
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+reports: .venv/light
+	$(BIN)/python reports/generate.py
+
+benchmark: .venv/full
+	$(BIN)/python benchmarks/speed.py
+
+.venv/light: setup.cfg constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) --editable .
+	$(BIN)/python -m compileall -q qwen_inspect
+	touch $@
+
+.venv/full: .venv/light
+	$(PIP) --editable ".[all]"
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,159 @@
+"""The catalog's models, counted by theory: against published counts, and against what transformers builds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import pytest
+
+from qwen_inspect.architectures import architecture_of
+from qwen_inspect.checkpoint import ModelRef
+from qwen_inspect.loaders import catalog
+from qwen_inspect.pipeline import analyse, models
+from qwen_inspect.renderers.document.first_layer import printed
+from qwen_inspect.report import CatalogEntry
+from qwen_inspect.spec import each_buffer, each_tensor, tied_tensors
+
+# Unique parameters, and elements stored. Source: safetensors header totals and keras-hub presets, as the catalog cites them.
+PUBLISHED: Mapping[str, tuple[int, int | None]] = {
+    "Qwen/Qwen3-0.6B": (596_049_920, 751_632_384),
+    "Qwen/Qwen3-1.7B": (1_720_574_976, 2_031_739_904),
+    "Qwen/Qwen3-4B": (4_022_468_096, 4_022_468_096),
+    "Qwen/Qwen3-8B": (8_190_735_360, 8_190_735_360),
+    "Qwen/Qwen3-14B": (14_768_307_200, 14_768_307_200),
+    "Qwen/Qwen3-32B": (32_762_123_264, 32_762_123_264),
+    "Qwen/Qwen3-30B-A3B": (30_532_122_624, 30_532_122_624),
+    "Qwen/Qwen3-235B-A22B": (235_093_634_560, 235_093_634_560),
+    "Qwen/Qwen3-Coder-480B-A35B-Instruct": (480_154_875_392, 480_154_875_392),
+    "Qwen/Qwen2.5-0.5B": (494_032_768, 494_032_768),
+    "Qwen/Qwen2.5-7B": (7_615_616_512, 7_615_616_512),
+    "Qwen/Qwen2.5-72B": (72_706_203_648, 72_706_203_648),
+    "Qwen/Qwen1.5-MoE-A2.7B": (14_315_784_192, 14_315_784_192),
+    "Qwen/Qwen2-57B-A14B": (57_408_658_944, 57_408_658_944),
+    "Qwen/Qwen1.5-0.5B": (463_987_712, 619_570_176),
+}
+
+# "3.3B activated of 30.5B", "22B of 235B", "35B of 480B", "2.7B of 14.3B": the model cards, to their rounding.
+ACTIVE = {
+    "Qwen/Qwen3-30B-A3B": (3.25e9, 3.4e9),
+    "Qwen/Qwen3-235B-A22B": (21.5e9, 22.5e9),
+    "Qwen/Qwen3-Coder-480B-A35B-Instruct": (34.5e9, 35.5e9),
+    "Qwen/Qwen1.5-MoE-A2.7B": (2.65e9, 2.75e9),
+}
+
+
+@cache
+def by_id() -> Mapping[str, CatalogEntry]:
+    return {entry.id: entry for entry in models()}
+
+
+def test_the_catalog_holds_every_size_of_every_family() -> None:
+    assert len(by_id()) == 104
+    families = {entry.design.spec.family for entry in by_id().values()}
+    assert families == {"qwen2", "qwen2_moe", "qwen3", "qwen3_moe"}
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_counts_are_the_published_ones(model: str) -> None:
+    unique, stored = PUBLISHED[model]
+    counts = by_id()[model].design.parameters
+    assert counts.theory == unique
+    assert counts.unique == unique
+    assert counts.stored_predicted == stored
+
+
+@pytest.mark.parametrize("model", list(catalog.entries()))
+def test_every_published_count_of_the_catalog_follows_from_its_configuration(model: str) -> None:
+    entry = by_id()[model]
+    assert entry.release is not None
+    counts = entry.design.parameters
+    assert entry.release.parameters in (None, counts.theory)
+    assert entry.release.stored in (None, counts.stored_predicted)
+    assert entry.release.config_source
+
+
+@pytest.mark.parametrize("model", ACTIVE)
+def test_active_parameters_round_to_the_model_card(model: str) -> None:
+    least, most = ACTIVE[model]
+    assert least <= by_id()[model].design.parameters.active <= most
+
+
+def test_dense_models_are_wholly_active() -> None:
+    for entry in by_id().values():
+        if entry.design.spec.family in ("qwen2", "qwen3"):
+            assert entry.design.parameters.active == entry.design.parameters.theory, entry.id
+
+
+def distinct_configurations() -> dict[str, Mapping[str, Any]]:
+    """One model of each distinct configuration: the others would build the very same modules."""
+    known = catalog.entries()
+    distinct: dict[str, str] = {}
+    for model in known:
+        shape = {**catalog.configuration(model, known)}
+        for key in (
+            "bos_token_id",
+            "eos_token_id",
+            "rope_theta",
+            "max_position_embeddings",
+            "dual_chunk_attention_config",
+        ):
+            shape.pop(key, None)
+        distinct.setdefault(json.dumps(shape, sort_keys=True), model)
+    return {model: catalog.configuration(model, known) for model in distinct.values()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", distinct_configurations())
+def test_theory_equals_what_transformers_builds(model: str) -> None:
+    from qwen_inspect.analyzers.instantiate import instantiate
+
+    config = catalog.configuration(model, catalog.entries())
+    architecture = architecture_of(config)
+    spec = architecture.read_spec(config)
+    tree = architecture.module_tree(spec)
+    built = instantiate(spec, config)
+    assert tuple(each_tensor(tree)) == built.tensors
+    assert tuple(each_buffer(tree)) == built.buffers
+    assert "\n".join(printed(tree)) == built.printed
+    assert tree.parameters == sum(tensor.elements for tensor in built.tensors)
+    assert tree.size_bytes == sum(tensor.size_bytes for tensor in built.tensors)
+
+
+def test_components_add_up_to_the_model() -> None:
+    for entry in by_id().values():
+        parts = entry.design.components
+        assert sum(part.parameters for part in parts) == entry.design.parameters.theory, entry.id
+        assert sum(part.size_bytes for part in parts) == entry.design.tree.size_bytes, entry.id
+        assert sum(part.share_basis_points for part in parts) == 10_000, entry.id
+
+
+def test_a_tied_head_owns_nothing() -> None:
+    tied = by_id()["Qwen/Qwen3-0.6B"].design
+    assert dict(tied_tensors(tied.tree)) == {"lm_head.weight": "model.embed_tokens.weight"}
+    head = next(part for part in tied.components if part.name == "lm_head")
+    assert (head.parameters, head.tied_to) == (0, "model.embed_tokens.weight")
+    untied = by_id()["Qwen/Qwen3-8B"].design
+    assert next(part for part in untied.components if part.name == "lm_head").parameters == 151_936 * 4_096
+
+
+def test_a_release_whose_layout_is_not_known_predicts_no_files() -> None:
+    known = catalog.entries()
+    ref = ModelRef(source="catalog", id="Qwen/Qwen2.5-Coder-0.5B")
+    report = analyse(catalog.checkpoint(ref, known), predict_files=True)
+    assert report.tensors is None
+    assert report.parameters.stored_predicted is None
+    assert report.parameters.theory == 494_032_768
+
+
+def test_embedding_models_store_the_bare_decoder() -> None:
+    known = catalog.entries()
+    ref = ModelRef(source="catalog", id="Qwen/Qwen3-Embedding-8B")
+    report = analyse(catalog.checkpoint(ref, known), predict_files=True)
+    assert report.tensors is not None
+    assert len(report.tensors) == 398  # as listed by third parties that load it
+    assert {tensor.name.split(".")[0] for tensor in report.tensors} == {"embed_tokens", "layers", "norm"}
+    assert {cause.name for cause in report.checks[0].causes} == {"prefix_left_out", "headless"}
+    assert report.checks[0].agrees

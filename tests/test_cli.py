@@ -1,0 +1,145 @@
+"""The command line: help, languages, what is imported, the exported names."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import qwen_inspect
+from qwen_inspect.cli import COMMANDS
+
+from .conftest import run
+
+HEAVY = {
+    "torch",
+    "transformers",
+    "accelerate",
+    "numpy",
+    "modelscope",
+    "huggingface_hub",
+    "modelscope_hub",
+    "safetensors",
+}
+
+
+def imported_by(*arguments: str | Path) -> set[str]:
+    """Top-level names of the modules that a command has imported when it ends."""
+    script = (
+        "import sys\n"
+        "from qwen_inspect.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "print(' '.join(sorted({name.partition('.')[0] for name in sys.modules})), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+    return set(done.stderr.splitlines()[-1].split())
+
+
+def test_help_imports_next_to_nothing() -> None:
+    assert imported_by("--help") & (HEAVY | {"dataclasses", "inspect", "prettytable", "rich", "json"}) == set()
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "models"])
+def test_no_command_imports_anything_heavy(command: str, tiny_qwen3: Path) -> None:
+    assert imported_by(command, tiny_qwen3) & (HEAVY | {"rich"}) == set()
+
+
+@pytest.mark.parametrize(("language", "word"), [("en", "directory, config.json"), ("zh", "目录、config.json")])
+def test_help_speaks_both_languages(language: str, word: str) -> None:
+    shown = run("structure", "--help", "--lang", language)
+    assert shown.code == 0
+    assert word in shown.out
+    assert run("structure", "--help", env={"LC_ALL": f"{language}_XX.UTF-8"}).out.count(word) == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_and_runs_with_no_argument(command: str) -> None:
+    assert run(command, "--help").code == 0
+    shown = run(command)
+    assert shown.code == 0
+    assert shown.out
+
+
+def test_the_default_model_comes_from_the_catalog_and_that_is_said() -> None:
+    shown = run("structure")
+    assert "Qwen/Qwen3-0.6B comes from the built-in catalog" in shown.out
+    assert "Qwen/Qwen3-0.6B comes from the built-in catalog" in shown.err
+    assert run("structure", "-q").err == ""
+
+
+def test_the_locale_chooses_the_language() -> None:
+    assert "模型参数统计" in run("structure", env={"LC_ALL": "zh_CN.UTF-8"}).out
+    assert "Parameter statistics" in run("structure", "--lang", "en", env={"LC_ALL": "zh_CN.UTF-8"}).out
+
+
+def test_version_is_the_packages() -> None:
+    assert run("--version").out.strip() == f"qwen-inspect {qwen_inspect.__version__}"
+
+
+def test_a_file_gets_what_stdout_would(tmp_path: Path) -> None:
+    path = tmp_path / "report.md"
+    shown = run("structure", "--format", "md", "-o", path)
+    assert (shown.code, shown.out) == (0, "")
+    assert path.read_text(encoding="utf-8") == run("structure", "--format", "md").out
+    assert f"Saved to {path}" in shown.err
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_params_exits_1_where_the_count_expected_is_another() -> None:
+    assert run("params", "--expect-params", "596049920").code == 0
+    shown = run("params", "--expect-params", "751,632,384")
+    assert shown.code == 1
+    assert "tied head counted twice" in shown.out
+    assert "The model has 596,049,920 parameters, not 751,632,384" in shown.err
+
+
+def test_depth_cuts_the_tree() -> None:
+    assert "q_proj" not in run("structure", "--depth", "2").out
+    assert "q_proj" in run("structure", "--depth", "5").out
+
+
+def test_sort_and_top_arrange_the_weights() -> None:
+    shown = run("weights", "--sort", "size", "--top", "3").out
+    names = re.findall(r"^\| (\S+)", shown, re.MULTILINE)
+    assert names[1:4] == ["lm_head.weight", "model.embed_tokens.weight", "model.layers.0.mlp.down_proj.weight"]
+    assert "(top 3)" in shown
+
+
+def test_context_and_batch_change_the_cache() -> None:
+    # 114,688 B a token (test_kv_cache) x 32,768 tokens x 4 sequences.
+    assert f"{114_688 * 32_768 * 4:,} B" in run("attention", "--context", "32k", "--batch", "4").out
+
+
+def test_every_exported_name_is_there() -> None:
+    for name in qwen_inspect.__all__:
+        assert getattr(qwen_inspect, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = qwen_inspect.nothing
+
+
+def test_a_terminal_gets_colour_unless_told_otherwise() -> None:
+    import pexpect
+
+    def shown(*arguments: str, **environment: str) -> str:
+        variables = {**os.environ, "TERM": "xterm", "LC_ALL": "C.UTF-8", **environment}
+        variables.pop("NO_COLOR", None) if "NO_COLOR" not in environment else None
+        child = pexpect.spawn(
+            sys.executable,
+            ["-m", "qwen_inspect", "structure", *arguments],
+            env=variables,
+            dimensions=(50, 200),
+            encoding="utf-8",
+        )
+        text: str = child.read()
+        child.close()
+        assert child.exitstatus == 0
+        return text
+
+    assert "\x1b[" in shown()
+    assert "\x1b[" not in shown("--no-color")
+    assert "\x1b[" not in shown(NO_COLOR="1")
+    assert "\x1b[" not in shown(TERM="dumb")

@@ -1,0 +1,102 @@
+"""The two languages say the same things, and everything that is said exists in both."""
+
+from __future__ import annotations
+
+import ast
+import re
+import string
+from pathlib import Path
+
+import pytest
+
+from qwen_inspect import errors
+from qwen_inspect.language import Language, Message, en, language_of, zh
+
+PACKAGE = Path(errors.__file__).parent
+# Keys that are put together from a name, by their beginnings.
+COMPOSED = (
+    "component_", "source_", "confidence_", "witness_", "cause_", "cause_name_", "miscount_", "finding_", "column_", "help_",
+    "cache_note_", "meaning_kv_", "mapping_", "grouping_", "technique_", "group_", "origin_tensors_", "cache_",
+)  # fmt: skip
+
+
+def placeholders(text: str) -> set[str]:
+    return {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
+
+
+def test_both_languages_have_the_same_keys() -> None:
+    assert set(en.TEXT) == set(zh.TEXT)
+
+
+@pytest.mark.parametrize("key", en.TEXT)
+def test_both_languages_use_the_same_values(key: str) -> None:
+    assert placeholders(en.TEXT[key]) == placeholders(zh.TEXT[key])
+    assert "" not in placeholders(en.TEXT[key])
+
+
+def test_chinese_is_chinese() -> None:
+    same = {key for key in en.TEXT if not re.search("[\u4e00-\u9fff]", zh.TEXT[key])}
+    # Names and sums, which are no sentences.
+    assert same == {"layers_product", "worked_embedding", "worked_head", "worked_one", "worked_sum"}
+
+
+def literals(node: ast.expr) -> set[str]:
+    """The strings that an argument can be, as far as they stand there."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return {text}
+        case ast.IfExp(body=body, orelse=other):
+            return literals(body) | literals(other)
+    return set()
+
+
+def spoken_keys() -> set[str]:
+    """Every literal key handed to a language, a message or an error anywhere in the package."""
+    keys = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and node.args:
+                name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+                if name in ("say", "_say", "Message") or name.endswith("Error"):
+                    keys |= literals(node.args[0])
+    return keys
+
+
+def test_every_key_that_is_said_exists() -> None:
+    assert len(spoken_keys()) > 200
+    assert spoken_keys() - set(en.TEXT) == set()
+
+
+def test_every_key_that_exists_is_said() -> None:
+    said = spoken_keys()
+    source = "".join(
+        path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py") if path.parent.name != "language"
+    )
+    unsaid = {key for key in en.TEXT if key not in said and not key.startswith(COMPOSED) and f'"{key}"' not in source}
+    assert unsaid == set()
+
+
+@pytest.mark.parametrize(
+    ("environment", "code"),
+    [
+        ({}, "en"),
+        ({"LANG": "zh_CN.UTF-8"}, "zh"),
+        ({"LC_ALL": "en_US.UTF-8", "LANG": "zh_CN.UTF-8"}, "en"),
+        ({"LC_MESSAGES": "zh_TW", "LANG": "C"}, "zh"),
+        ({"LC_ALL": "", "LANG": "zh_CN"}, "zh"),
+    ],
+)
+def test_auto_follows_the_locale(environment: dict[str, str], code: str) -> None:
+    assert language_of("auto", environment) == code
+    assert language_of("zh", environment) == "zh"
+
+
+def test_messages_inside_messages_are_spoken_in_the_same_language() -> None:
+    message = Message("no_design", reason=Message("unknown_model_type", found="x", known="y"))
+    assert "不认识架构 x" in Language("zh")(message)
+    assert "x is not known" in Language("en")(message)
+
+
+def test_an_unknown_language_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected one of en, zh"):
+        Language("fr")

@@ -1,0 +1,177 @@
+"""Local models, as the real libraries write them and at their real sizes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_inspect.pipeline import inspect
+from qwen_inspect.report import Report
+
+from .conftest import TINY_QWEN3, run, write_config, write_sharded
+
+TINY_QWEN2 = {**TINY_QWEN3, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": False}
+TINY_QWEN3_MOE = {
+    **TINY_QWEN3,
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [1],
+    "num_hidden_layers": 4,
+}
+TINY_QWEN2_MOE = {
+    **TINY_QWEN3_MOE,
+    "architectures": ["Qwen2MoeForCausalLM"],
+    "model_type": "qwen2_moe",
+    "shared_expert_intermediate_size": 48,
+    "decoder_sparse_step": 2,
+    "mlp_only_layers": [],
+}
+TINY_SLIDING = {
+    **TINY_QWEN3,
+    "use_sliding_window": True,
+    "sliding_window": 8,
+    "max_window_layers": 1,
+    "num_hidden_layers": 3,
+}
+FAMILIES: Mapping[str, Mapping[str, Any]] = {
+    "qwen2": TINY_QWEN2,
+    "qwen2_moe": TINY_QWEN2_MOE,
+    "qwen3": TINY_QWEN3,
+    "qwen3_moe": TINY_QWEN3_MOE,
+    "qwen3 with a sliding window": TINY_SLIDING,
+    "qwen3 with biases": {**TINY_QWEN3, "attention_bias": True},
+    "qwen3 without its head": {**TINY_QWEN3, "architectures": ["Qwen3Model"]},
+    "qwen3 in float32 with padding": {**TINY_QWEN3, "torch_dtype": "float32", "pad_token_id": 3},
+}
+
+
+def saved_by_transformers(directory: Path, config: Mapping[str, Any], **options: Any) -> Any:
+    """The real model with random weights, saved by `save_pretrained` into `directory`."""
+    import torch
+    import transformers
+
+    configuration = transformers.AutoConfig.for_model(**config)
+    model_class = getattr(transformers, config["architectures"][0])
+    model = model_class(configuration).to(getattr(torch, config["torch_dtype"]))
+    model.save_pretrained(directory, **options)
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_saved_by_transformers_is_accounted_to_the_last_parameter(family: str, tmp_path: Path) -> None:
+    model = saved_by_transformers(tmp_path, FAMILIES[family])
+    report = inspect(str(tmp_path), instantiate=True)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    counts = report.parameters
+    assert (counts.theory, counts.unique, counts.instantiated) == (parameters, parameters, parameters)
+    assert counts.buffers == sum(buffer.numel() for buffer in model.buffers())
+    assert [check.agrees for check in report.checks] == [True, True, True]
+    assert all(cause.parameters == 0 for check in report.checks for cause in check.causes)
+
+
+def test_shards_are_read_as_one_model(tmp_path: Path) -> None:
+    single, sharded = tmp_path / "single", tmp_path / "sharded"
+    saved_by_transformers(single, TINY_QWEN3_MOE)
+    saved_by_transformers(sharded, TINY_QWEN3_MOE, max_shard_size="100KB")
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    one, several = inspect(str(single)), inspect(str(sharded))
+    assert one.tensors is not None
+    assert several.tensors is not None
+
+    def contents(report: Report) -> set[object]:
+        return {(tensor.name, tensor.shape, tensor.dtype) for tensor in report.tensors or ()}
+
+    assert contents(one) == contents(several)
+    assert several.checks[0].agrees
+
+
+def test_experts_stored_singly_are_the_fused_ones_of_transformers(tmp_path: Path) -> None:
+    saved_by_transformers(tmp_path, TINY_QWEN3_MOE)
+    check = inspect(str(tmp_path)).checks[0]
+    # 3 layers of 8 experts of 3 matrices (one layer of the four is dense); 2 fused tensors a layer.
+    assert [(cause.name, cause.parameters, cause.tensors) for cause in check.causes] == [("experts_singly", 0, 72)]
+    assert "into 6 when" in _english(check.causes[0].message)
+
+
+def test_experts_stored_fused_are_accepted_too(tmp_path: Path) -> None:
+    saved_by_transformers(tmp_path, TINY_QWEN3_MOE, save_original_format=False)
+    check = inspect(str(tmp_path)).checks[0]
+    assert check.agrees
+    assert check.causes == ()
+
+
+def test_a_file_alone_is_read_with_the_configuration_beside_it(tiny_qwen3: Path) -> None:
+    report = inspect(str(tiny_qwen3 / "model.safetensors"))
+    assert report.parameters.unique == inspect(str(tiny_qwen3)).parameters.unique
+    assert report.checks[0].agrees
+
+
+def test_a_configuration_alone_gives_theory_and_says_so(tiny_qwen3: Path) -> None:
+    report = inspect(str(tiny_qwen3 / "config.json"))
+    assert report.parameters.theory == inspect(str(tiny_qwen3)).parameters.theory
+    assert report.parameters.stored is None
+    assert [notice.key for notice in report.notices] == ["config_alone"]
+
+
+def test_a_whole_235b_model_is_read_from_118_sparse_shards(tmp_path: Path) -> None:
+    assert write_sharded(tmp_path, "Qwen/Qwen3-235B-A22B") == 118
+    report = inspect(str(tmp_path))
+    assert report.tensors is not None
+    assert len(report.tensors) == 36_945
+    assert report.parameters.stored == report.parameters.unique == 235_093_634_560
+    assert report.checks[0].agrees
+    assert sum(file.size_bytes for file in report.files) > 470_000_000_000
+    assert sum(file.stat().st_blocks * 512 for file in tmp_path.iterdir()) < 20_000_000
+
+
+def test_attention_is_found_from_the_shapes_where_the_configuration_is_wrong(tmp_path: Path) -> None:
+    """The case of parameter-memory-report: said to be GQA, stored as MHA."""
+    saved_by_transformers(tmp_path, {**TINY_QWEN3, "num_key_value_heads": 4})
+    config = json.loads((tmp_path / "config.json").read_text())
+    write_config(tmp_path, {**config, "num_key_value_heads": 2})
+    report = inspect(str(tmp_path))
+    assert report.attention.kind == "MHA"
+    assert {layer.kind for layer in report.attention.by_config} == {"GQA"}
+    assert [finding.key for finding in report.attention.findings] == ["finding_heads_disagree"]
+    assert {item.kind for item in report.checks[0].unexplained} == {"reshaped"}
+    assert not report.checks[0].agrees
+    assert run("params", tmp_path).code == 1
+
+
+def test_without_torch_all_but_instantiation_works(tiny_qwen3: Path) -> None:
+    """A plain install: torch, transformers and numpy cannot be imported at all."""
+    script = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'numpy', 'accelerate', 'safetensors', 'huggingface_hub'):\n"
+        "    sys.modules[name] = None\n"
+        "from qwen_inspect.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    import subprocess
+
+    for command, code in (("structure", 0), ("weights", 0), ("params", 0), ("attention", 0), ("config", 0)):
+        assert (
+            subprocess.run([sys.executable, "-c", script, command, str(tiny_qwen3)], capture_output=True).returncode
+            == code
+        )
+    refused = subprocess.run(
+        [sys.executable, "-c", script, "params", "--instantiate", str(tiny_qwen3)], capture_output=True, text=True
+    )
+    assert refused.returncode == 8
+    assert 'pip install "qwen-inspect[torch]"' in refused.stderr
+
+
+def _english(message: Any) -> str:
+    from qwen_inspect.language import Language
+
+    return Language("en")(message)
