@@ -109,11 +109,27 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """Small matrices trained beside a base model: `base` is its name as written, `rank` and `targets` as configured."""
+
+    kind: str
+    base: str | None
+    rank: int | None
+    targets: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.elements for tensor in self.tensors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """Everything read about a model: `None` where there was nothing to read, never an empty stand-in.
 
     config: the raw mapping of config.json. tensors: as the headers state them. missing_files: shards that the index
-    names and that are not there, with the tensors that they should hold.
+    names and that are not there, with the tensors that they should hold. adapter: what is stored where the repository is
+    one; the rest is then its base model's, as far as that could be read.
     """
 
     ref: ModelRef
@@ -122,4 +138,5 @@ class Checkpoint:
     files: tuple[StoredFile, ...] = ()
     missing_files: Mapping[str, tuple[str, ...]] | None = None
     release: Release | None = None
+    adapter: Adapter | None = None
     notices: tuple[Message, ...] = ()

@@ -14,8 +14,9 @@ from .checkpoint import Checkpoint, ModelRef, Tensor
 from .errors import NotFoundError, UnsupportedError
 from .language import Message
 from .loaders import catalog
-from .loaders.resolve import DEFAULT_MODEL, load, resolve
-from .report import CatalogEntry, Check, Design, ParameterCounts, Report, Workload
+from .loaders.hub import ListedFile
+from .loaders.resolve import DEFAULT_MODEL, Access, list_files, load, resolve
+from .report import CatalogEntry, Check, Design, FilePair, FilesComparison, ParameterCounts, Report, Workload
 from .spec import ModelSpec, Module, each_tensor, tied_tensors
 
 
@@ -24,7 +25,7 @@ def inspect(
     *,
     source: str = "auto",
     revision: str | None = None,
-    partial: bool = False,
+    access: Access | None = None,
     require_design: bool = True,
     predict_files: bool = False,
     instantiate: bool = False,
@@ -34,13 +35,13 @@ def inspect(
 ) -> Report:
     """Everything known about `model` without its weights.
 
-    model: a directory, a file, or a name in the catalog. partial: account for what is there when shards are missing.
+    model: a directory, a file, or ORG/NAME on a hub or in the catalog. access: offline, partial, time limits, progress.
     require_design: refuse an architecture that is not known; otherwise report what is stored and say why there is no more.
     predict_files: where no file can be read, list the tensors that a release's files hold.
     instantiate: also build the model on the meta device (needs the torch extra). expected_parameters: a count from
     elsewhere to explain. batch, context: sequences, and tokens in each.
     """
-    checkpoint = load(resolve(model, source=source, revision=revision), partial=partial)
+    checkpoint = load(resolve(model, source=source, revision=revision), access or Access())
     return analyse(
         checkpoint,
         require_design=require_design,
@@ -48,6 +49,31 @@ def inspect(
         instantiate=instantiate,
         expected_parameters=expected_parameters,
         workload=Workload(batch=batch, context_tokens=context),
+    )
+
+
+def compare_files(left: str, right: str, *, access: Access | None = None) -> FilesComparison:
+    """Whether two hubs hold the same files, by the SHA-256 of their listings: one request each."""
+    refs = resolve(left), resolve(right)
+    listings = [{file.name: file for file in list_files(ref, access or Access()).files} for ref in refs]
+    return FilesComparison(
+        left=refs[0],
+        right=refs[1],
+        pairs=tuple(
+            _pair(name, *(listing.get(name) for listing in listings)) for name in sorted({*listings[0], *listings[1]})
+        ),
+    )
+
+
+def _pair(name: str, left: ListedFile | None, right: ListedFile | None) -> FilePair:
+    return FilePair(
+        name=name,
+        left_bytes=left.size_bytes if left else None,
+        right_bytes=right.size_bytes if right else None,
+        left_sha256=left.sha256 if left else None,
+        right_sha256=right.sha256 if right else None,
+        on_left=left is not None,
+        on_right=right is not None,
     )
 
 
@@ -74,6 +100,8 @@ def analyse(
     """A checkpoint -> Report."""
     notices, tensors, origin = checkpoint.notices, checkpoint.tensors, "stored"
     design = None
+    if checkpoint.adapter is not None and predict_files and not require_design:
+        tensors = checkpoint.adapter.tensors  # what the repository itself stores
     try:
         config = _config(checkpoint)
         architecture = architecture_of(config)

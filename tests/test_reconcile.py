@@ -13,6 +13,7 @@ from qwen_inspect.analyzers.miscounts import against_claim
 from qwen_inspect.analyzers.reconcile import against_files, against_instantiated
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.checkpoint import DType, Tensor
+from qwen_inspect.loaders.resolve import Access
 from qwen_inspect.pipeline import inspect
 from qwen_inspect.report import Check
 from qwen_inspect.spec import ModelSpec, Module, each_tensor, tied_tensors
@@ -202,7 +203,7 @@ def test_a_partial_directory_is_accounted_when_asked(tmp_path: Path) -> None:
     write_sparse(tmp_path / "model-00001-of-00002.safetensors", files[:5])
     weight_map = {tensor.name: f"model-0000{1 if tensor in files[:5] else 2}-of-00002.safetensors" for tensor in files}
     (tmp_path / "model.safetensors.index.json").write_text(__import__("json").dumps({"weight_map": weight_map}))
-    report = inspect(str(tmp_path), partial=True)
+    report = inspect(str(tmp_path), access=Access(partial=True))
     assert [cause.name for cause in report.checks[0].causes] == ["missing_shard"]
     assert report.checks[0].agrees
     assert [notice.key for notice in report.notices] == ["partial"]

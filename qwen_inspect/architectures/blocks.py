@@ -435,12 +435,9 @@ def experts_stored_singly(tensor: Tensor) -> tuple[Tensor, ...]:
         return (tensor,)
     if projection == "gate_up_proj":
         count, doubled, hidden = tensor.shape
-        parts = [("gate_proj", (doubled // 2, hidden)), ("up_proj", (doubled // 2, hidden))]
+        parts = [("gate_proj.weight", (doubled // 2, hidden)), ("up_proj.weight", (doubled // 2, hidden))]
     else:
         count, hidden, width = tensor.shape
-        parts = [("down_proj", (hidden, width))]
-    return tuple(
-        Tensor(f"{block}.{expert}.{part}.weight", shape, tensor.dtype)
-        for expert in range(count)
-        for part, shape in parts
-    )
+        parts = [("down_proj.weight", (hidden, width))]
+    prefixes = [f"{block}.{expert}." for expert in range(count)]
+    return tuple([Tensor(prefix + part, shape, tensor.dtype) for prefix in prefixes for part, shape in parts])

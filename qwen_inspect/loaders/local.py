@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, ModelRef, StoredFile, Tensor
 from ..errors import MalformedError, NotFoundError, UnsupportedError
 from ..language import Message
+from . import adapter
 from .safetensors_header import read_header
 
 CONFIG_NAME = "config.json"
@@ -45,13 +47,21 @@ def _load_directory(ref: ModelRef, directory: Path, *, partial: bool) -> Checkpo
         return _checkpoint(ref, config, directory, [SINGLE_NAME])
     if INDEX_NAME in names:
         return _load_sharded(ref, config, directory, partial=partial)
-    if weights:
+    if weights and not (config is None and adapter.CONFIG_NAME in names):
         return _checkpoint(ref, config, directory, weights, Message("no_index", files=len(weights)))
+    if config is None and adapter.CONFIG_NAME in names:
+        return _load_adapter(ref, directory)
     if config is None:
         raise NotFoundError("directory_empty" if not names else "directory_no_model", path=ref.id)
     pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
     notice = Message("pickled_only", file=pickled[0]) if pickled else Message("config_alone", path=ref.id)
     return Checkpoint(ref=ref, config=config, tensors=None, notices=(notice,))
+
+
+def _load_adapter(ref: ModelRef, directory: Path) -> Checkpoint:
+    config = read_config(directory / adapter.CONFIG_NAME)
+    stored = _checkpoint(ref, None, directory, [adapter.WEIGHTS_NAME])
+    return replace(stored, tensors=None, adapter=adapter.read_adapter(config, stored.tensors or ()))
 
 
 def _listed(directory: Path, ref: ModelRef) -> list[str]:
@@ -99,7 +109,7 @@ def _checkpoint(
             raise NotFoundError("path_unreadable", path=str(directory / name), reason=error.strerror) from None
         files.append(StoredFile(name, size))
     if len({tensor.name for tensor in tensors}) != len(tensors):
-        raise MalformedError("tensor_in_two_files", tensor=_first_repeated(tensors))
+        raise MalformedError("tensor_in_two_files", tensor=first_repeated(tensors))
     return Checkpoint(
         ref=ref,
         config=config,
@@ -110,7 +120,7 @@ def _checkpoint(
     )
 
 
-def _first_repeated(tensors: Iterable[Tensor]) -> str:
+def first_repeated(tensors: Iterable[Tensor]) -> str:
     seen: set[str] = set()
     return next(tensor.name for tensor in tensors if tensor.name in seen or seen.add(tensor.name))  # type: ignore[func-returns-value]
 

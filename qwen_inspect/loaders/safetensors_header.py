@@ -7,15 +7,17 @@ holes or overlaps. Source: safetensors 0.8, tensor.rs (`SafeTensors::read_metada
 from __future__ import annotations
 
 import json
-import math
 from typing import Any, BinaryIO
 
 from ..checkpoint import DTYPE_OF_CODE, Tensor
-from ..errors import MalformedError, UnsupportedError
+from ..errors import MalformedError, QwenInspectError, UnsupportedError
 
 # huggingface_hub 2.4 refuses longer ones (constants.SAFETENSORS_MAX_HEADER_LENGTH); 36,945 tensors take 4.6 MB.
 LONGEST_HEADER_BYTES = 25_000_000
 LENGTH_BYTES = 8
+LARGEST = 1 << 63  # no offset and no side of a shape reaches it
+# Metadata as transformers writes it, without a key that could stand twice.
+PLAIN_METADATA: tuple[dict[str, str], ...] = ({}, {"format": "pt"})
 
 
 def read_header(stream: BinaryIO, *, file: str, file_bytes: int) -> tuple[Tensor, ...]:
@@ -43,7 +45,17 @@ def parse_header(header: bytes, *, file: str, data_bytes: int) -> tuple[Tensor, 
     """The tensors that `header` describes, in the order it lists them, checked to tile exactly `data_bytes` bytes."""
     entries = _entries(header, file)
     entries.pop("__metadata__", None)
-    placed = [(*_offsets(name, entry, file), _tensor(name, entry, file)) for name, entry in entries.items()]
+    placed = []
+    for name, entry in entries.items():
+        try:
+            begin, end = entry["data_offsets"]
+            dtype, shape = DTYPE_OF_CODE[entry["dtype"]], tuple(entry["shape"])
+            sizes_are_sizes = all(type(size) is int and 0 <= size < LARGEST for size in (begin, end, *shape))
+        except (KeyError, TypeError, ValueError):
+            sizes_are_sizes = False
+        if not sizes_are_sizes or begin > end or type(entry["shape"]) is not list:
+            raise _bad_entry(name, entry, file)
+        placed.append((begin, end, Tensor(name, shape, dtype, file)))
     try:
         "".join(entries).encode()
     except UnicodeEncodeError:
@@ -73,12 +85,27 @@ def _entries(header: bytes, file: str) -> dict[str, Any]:
     if not header.startswith(b"{"):
         raise MalformedError("safetensors_not_json", file=file)
     try:
-        entries = json.loads(header.decode("utf-8"), object_pairs_hook=lambda pairs: _unique(pairs, file))
+        text = header.decode("utf-8")
+        entries = json.loads(text)
+        if _may_repeat(text, entries):
+            entries = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, file))
     except UnicodeDecodeError:
         raise MalformedError("safetensors_not_utf8", file=file) from None
     except (ValueError, RecursionError):  # not JSON, an integer of more than 4,300 digits, or nested beyond reason
         raise MalformedError("safetensors_not_json", file=file) from None
     return dict(entries)
+
+
+def _may_repeat(text: str, entries: dict[str, Any]) -> bool:
+    """Whether a key may stand twice in some object: then it takes the slow way, which sees every pair.
+
+    Each tensor has each of its fields once, so that as many are written as there are tensors, unless one was overwritten.
+    An escape could hide a key's name, and metadata holds keys of its own.
+    """
+    tensors = len(entries) - ("__metadata__" in entries)
+    metadata = entries.get("__metadata__", {})
+    fields = ('"dtype"', '"shape"', '"data_offsets"')
+    return "\\" in text or any(text.count(field) != tensors for field in fields) or metadata not in PLAIN_METADATA
 
 
 def _unique(pairs: list[tuple[str, Any]], file: str) -> dict[str, Any]:
@@ -90,23 +117,18 @@ def _unique(pairs: list[tuple[str, Any]], file: str) -> dict[str, Any]:
     return unique
 
 
-def _is_size(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 63
+def _bad_entry(name: str, entry: Any, file: str) -> QwenInspectError:
+    """Which of an entry's three fields is not what a header holds."""
 
+    def is_size(value: object) -> bool:
+        return type(value) is int and 0 <= value < LARGEST
 
-def _offsets(name: str, entry: Any, file: str) -> tuple[int, int]:
-    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)) or offsets[0] > offsets[1]:
-        raise MalformedError("safetensors_bad_entry", file=file, tensor=name, field="data_offsets")
-    return offsets[0], offsets[1]
-
-
-def _tensor(name: str, entry: dict[str, Any], file: str) -> Tensor:
-    shape, code = entry.get("shape"), entry.get("dtype")
-    if not isinstance(shape, list) or not all(map(_is_size, shape)) or math.prod(shape) >= 1 << 63:
-        raise MalformedError("safetensors_bad_entry", file=file, tensor=name, field="shape")
-    if not isinstance(code, str):
-        raise MalformedError("safetensors_bad_entry", file=file, tensor=name, field="dtype")
-    if code not in DTYPE_OF_CODE:
-        raise UnsupportedError("safetensors_unknown_dtype", file=file, tensor=name, found=code)
-    return Tensor(name, tuple(shape), DTYPE_OF_CODE[code], file)
+    fields = entry if isinstance(entry, dict) else {}
+    offsets, shape, code = fields.get("data_offsets"), fields.get("shape"), fields.get("dtype")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_size, offsets)) or offsets[0] > offsets[1]:
+        return MalformedError("safetensors_bad_entry", file=file, tensor=name, field="data_offsets")
+    if not isinstance(shape, list) or not all(map(is_size, shape)):
+        return MalformedError("safetensors_bad_entry", file=file, tensor=name, field="shape")
+    if isinstance(code, str):
+        return UnsupportedError("safetensors_unknown_dtype", file=file, tensor=name, found=code)
+    return MalformedError("safetensors_bad_entry", file=file, tensor=name, field="dtype")

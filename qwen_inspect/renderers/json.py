@@ -9,7 +9,7 @@ from typing import Any
 from .. import __version__
 from ..errors import NotFoundError
 from ..language import Language
-from ..report import CatalogEntry, Report
+from ..report import CatalogEntry, FilesComparison, Report
 from ..spec import Module
 
 SCHEMA_VERSION = 1
@@ -20,6 +20,8 @@ def render(command: str, subject: Any, say: Language) -> str:
     head: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "tool_version": __version__, "command": command}
     if command == "models":
         content: dict[str, Any] = {"model": None, "models": [_entry(entry) for entry in subject]}
+    elif command == "compare":
+        content = {"model": None, **_compare(subject)}
     else:
         content = {"model": _model(subject, say), **_CONTENTS[command](subject, say)}
     return json.dumps({**head, **content}, ensure_ascii=False, indent=2) + "\n"
@@ -181,6 +183,25 @@ def _tree(module: Module) -> dict[str, Any]:
         "repeats": module.repeats,
         "tied_to": module.tied_to,
         "children": [_tree(child) for child in module.children],
+    }
+
+
+def _compare(comparison: FilesComparison) -> dict[str, Any]:
+    return {
+        "left": {"id": comparison.left.id, "source": comparison.left.source, "revision": comparison.left.revision},
+        "right": {"id": comparison.right.id, "source": comparison.right.source, "revision": comparison.right.revision},
+        "identical": comparison.identical,
+        "files": [
+            {
+                "name": pair.name,
+                "left_bytes": pair.left_bytes,
+                "right_bytes": pair.right_bytes,
+                "left_sha256": pair.left_sha256,
+                "right_sha256": pair.right_sha256,
+                "same": pair.same,
+            }
+            for pair in comparison.pairs
+        ],
     }
 
 

@@ -17,6 +17,7 @@ COMMANDS: Mapping[str, str] = {
     "params": "parameters",
     "attention": "attention",
     "models": "models",
+    "compare": "compare",
 }
 
 

@@ -1,0 +1,33 @@
+"""A LoRA adapter: what PEFT saved beside its base model's name.
+
+Source: PEFT, LoraConfig.save_pretrained (adapter_config.json, adapter_model.safetensors).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..checkpoint import Adapter, Tensor
+from ..errors import MalformedError
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+
+
+def read_adapter(config: Mapping[str, Any], tensors: Sequence[Tensor]) -> Adapter:
+    """What an adapter's configuration and header say; its base is None where it names none."""
+    kind, base, rank = config.get("peft_type"), config.get("base_model_name_or_path"), config.get("r")
+    targets = config.get("target_modules")
+    if not isinstance(kind, str):
+        raise MalformedError("adapter_no_type", file=CONFIG_NAME)
+    if isinstance(targets, str):
+        targets = [targets]
+    named = [target for target in targets if isinstance(target, str)] if isinstance(targets, list) else []
+    return Adapter(
+        kind=kind,
+        base=base if isinstance(base, str) and base else None,
+        rank=rank if type(rank) is int else None,
+        targets=tuple(sorted(named)),
+        tensors=tuple(tensors),
+    )

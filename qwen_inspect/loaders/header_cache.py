@@ -1,0 +1,97 @@
+"""What was fetched from hubs, kept by content hash, so that a second run asks for the listing and nothing else.
+
+Never the hubs' own caches: those belong to their clients. Everything read back is checked as if it came from the network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+LARGEST_BYTES = 50_000_000
+KEY = re.compile(r"[a-z0-9]+-[0-9a-f]{40,64}")
+
+
+def folder() -> Path:
+    """QWEN_INSPECT_CACHE, else qwen-inspect in XDG_CACHE_HOME or ~/.cache (XDG Base Directory Specification 0.8)."""
+    if chosen := os.environ.get("QWEN_INSPECT_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwen-inspect"
+
+
+def read(key: str) -> bytes | None:
+    """The bytes kept under a content hash, such as "sha256-..."; None where there are none."""
+    return _read(_place("objects", key))
+
+
+def holds(key: str) -> bool:
+    """Whether something is kept under a content hash."""
+    return _place("objects", key).is_file()
+
+
+def write(key: str, content: bytes) -> None:
+    """Keeps `content`; a folder that cannot be written is no error, the next run only asks again."""
+    _write(_place("objects", key), content)
+
+
+def listing_age_seconds(*names: str) -> float | None:
+    """Seconds since a listing was kept; None where none was, or its time lies in the future."""
+    try:
+        age = time.time() - _place("listings", _listing_key(names)).stat().st_mtime
+    except OSError:
+        return None
+    return age if age >= 0 else None
+
+
+def read_listing(*names: str) -> Mapping[str, Any] | None:
+    """The last listing of a repository's revision at an endpoint, as it was written."""
+    content = _read(_place("listings", _listing_key(names)))
+    try:
+        listing = json.loads(content) if content else None
+    except (ValueError, RecursionError):
+        return None
+    return listing if isinstance(listing, dict) else None
+
+
+def write_listing(*names: str, listing: Mapping[str, Any]) -> None:
+    _write(_place("listings", _listing_key(names)), json.dumps(listing).encode())
+
+
+def _listing_key(names: tuple[str, ...]) -> str:
+    return f"sha256-{hashlib.sha256(json.dumps(names).encode()).hexdigest()}"
+
+
+def _place(kind: str, key: str) -> Path:
+    if not KEY.fullmatch(key):
+        raise ValueError(key)
+    return folder() / kind / key
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        with open(path, "rb") as stream:
+            content = stream.read(LARGEST_BYTES + 1)
+    except OSError:
+        return None
+    return content if len(content) <= LARGEST_BYTES else None
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, written = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")
+        try:
+            with open(handle, "wb") as stream:
+                stream.write(content)
+            Path(written).replace(path)
+        finally:
+            Path(written).unlink(missing_ok=True)
+    except OSError:
+        return

@@ -1,0 +1,372 @@
+"""The flow that both hubs share: listing and configuration side by side, then one ranged request for each file of weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..checkpoint import Checkpoint, ModelRef, StoredFile, Tensor
+from ..errors import MalformedError, NetworkError, NotFoundError, QwenInspectError, UnsupportedError
+from ..language import Message
+from . import adapter, header_cache, local
+from .safetensors_header import LENGTH_BYTES, header_length, parse_header
+from .transfer import Answer, Deadline, fetch, fetch_span, in_parallel, safe_name
+
+FIRST_ANSWER_SECONDS = 10.0
+RECENT_SECONDS = 300.0
+# The headers of Qwen3-235B-A22B's shards take up to 40,128 bytes, a single file's of 0.6B 35,552.
+WINDOW_BYTES = 64 * 1024
+LONGEST_LISTING_BYTES = 20_000_000
+LONGEST_CONFIG_BYTES = 10_000_000
+SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedFile:
+    """A file of a repository. `key` names its content for the cache ("sha256-...", "git-..."), None where it is not told."""
+
+    name: str
+    size_bytes: int | None
+    key: str | None
+
+    @property
+    def sha256(self) -> str | None:
+        return self.key.removeprefix("sha256-") if self.key and self.key.startswith("sha256-") else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """A repository at one commit: `revision` is what its files are asked for by."""
+
+    revision: str
+    files: tuple[ListedFile, ...]
+    notices: tuple[Message, ...] = ()
+
+    def file(self, name: str) -> ListedFile | None:
+        return next((file for file in self.files if file.name == name), None)
+
+
+class Hub(Protocol):
+    """What one hub does its own way."""
+
+    source: str
+    endpoint: str
+    default_revision: str
+
+    def get(self, url: str, *, headers: Mapping[str, str], limit: int, deadline: Deadline) -> Answer: ...
+    def listing_url(self, model: str, revision: str) -> str: ...
+    def read_listing(self, content: Any, model: str, revision: str) -> Listing: ...
+    def file_url(self, model: str, revision: str, name: str) -> str: ...
+    def refusal(self, answer: Answer, *, model: str, revision: str, file: str | None) -> QwenInspectError: ...
+    def cached(self, model: str, revision: str) -> tuple[Path, str] | None: ...
+    def notices(self) -> tuple[Message, ...]: ...
+
+
+def load(hub: Hub, ref: ModelRef, *, seconds: float, progress: Progress) -> Checkpoint:
+    """Everything about a hub's model but its weights.
+
+    seconds: until the first answer must have come; the headers of all files may take three times as long.
+    """
+    revision = ref.revision or hub.default_revision
+    first = Deadline.after(seconds)
+    listing, config = _listing_and_config(hub, ref.id, revision, first)
+    header_cache.write_listing(hub.source, hub.endpoint, ref.id, revision, listing=_written(listing))
+    return _checkpoint(hub, ref, listing, config, Deadline.after(3 * seconds), progress)
+
+
+def load_recent(hub: Hub, ref: ModelRef) -> Checkpoint | None:
+    """What a run of the last minutes kept, with no request at all: a person asks several things of one model in a row."""
+    revision = ref.revision or hub.default_revision
+    age = header_cache.listing_age_seconds(hub.source, hub.endpoint, ref.id, revision)
+    if age is None or age > RECENT_SECONDS:
+        return None
+    return load_kept(hub, ref, Message("from_recent", seconds=int(age)))
+
+
+def load_kept(hub: Hub, ref: ModelRef, notice: Message) -> Checkpoint | None:
+    """The same with no request at all, from what an earlier run kept; None where something is missing."""
+    revision = ref.revision or hub.default_revision
+    kept = header_cache.read_listing(hub.source, hub.endpoint, ref.id, revision)
+    try:
+        listing = _read_back(kept) if kept else None
+    except (KeyError, TypeError, ValueError, MalformedError):
+        return None
+    if listing is None:
+        return None
+    if not all(file.key and header_cache.holds(file.key) for file in _needed(listing)):
+        return None
+    config = _config(hub, ref.id, listing, Deadline.after(1))
+    checkpoint = _checkpoint(hub, ref, listing, config, Deadline.after(1), lambda done, total: None)
+    return replace(checkpoint, notices=(*checkpoint.notices, notice))
+
+
+def _needed(listing: Listing) -> list[ListedFile]:
+    """The files whose content a checkpoint is made of: the configuration and the headers, the model's or the adapter's."""
+    config = listing.file(local.CONFIG_NAME)
+    if config is not None:
+        return [config, *weight_files(listing)]
+    parts = (listing.file(adapter.CONFIG_NAME), listing.file(adapter.WEIGHTS_NAME))
+    return [part for part in parts if part is not None] or list(weight_files(listing))
+
+
+def fetch_listing(hub: Hub, model: str, revision: str, deadline: Deadline) -> Listing:
+    answer = fetch(hub.get, hub.listing_url(model, revision), limit=LONGEST_LISTING_BYTES + 1, deadline=deadline)
+    if not answer.ok:
+        raise hub.refusal(answer, model=model, revision=revision, file=None)
+    if len(answer.body) > LONGEST_LISTING_BYTES:
+        raise MalformedError("json_over_cap", file="listing", cap=LONGEST_LISTING_BYTES)
+    return hub.read_listing(local.parse_json(answer.body, file="listing"), model, revision)
+
+
+def _listing_and_config(
+    hub: Hub, model: str, revision: str, deadline: Deadline
+) -> tuple[Listing, Mapping[str, Any] | None]:
+    """Both at once on a first visit; where a listing was kept, the configuration may be in the cache too: listing first."""
+    name = local.CONFIG_NAME
+    if header_cache.read_listing(hub.source, hub.endpoint, model, revision) is not None:
+        listing = fetch_listing(hub, model, revision, deadline)
+        return listing, _config(hub, model, listing, deadline)
+
+    def ask_config() -> Answer:
+        return fetch(hub.get, hub.file_url(model, revision, name), limit=LONGEST_CONFIG_BYTES + 1, deadline=deadline)
+
+    jobs: list[Callable[[], Listing | Answer]] = [lambda: fetch_listing(hub, model, revision, deadline), ask_config]
+    outcomes = in_parallel(jobs, deadline=deadline)
+    listed, answer = outcomes.results
+    if not isinstance(listed, Listing):
+        if isinstance(answer, Answer) and answer.ok and _is_absent(outcomes.errors[0]):
+            return _listing_of_a_mirror(hub, model, revision, deadline), _parsed_config(answer.body)
+        raise outcomes.errors[0] or NetworkError("hub_no_answer", endpoint=hub.endpoint)
+    if isinstance(answer, Answer) and answer.ok and answer.commit in (None, listed.revision):
+        _keep_config(listed.file(name), answer.body)
+        return listed, _parsed_config(answer.body)
+    return listed, _config(hub, model, listed, deadline)
+
+
+def _is_absent(error: BaseException | None) -> bool:
+    """Whether the hub has no listing to give, though it may have the files: mirrors leave the API out."""
+    return isinstance(error, NotFoundError | NetworkError)
+
+
+def _listing_of_a_mirror(hub: Hub, model: str, revision: str, deadline: Deadline) -> Listing:
+    """The files of weights by their fixed names, where a mirror has no API to list them."""
+    answer = fetch(
+        hub.get, hub.file_url(model, revision, local.INDEX_NAME), limit=local.LONGEST_JSON_BYTES + 1, deadline=deadline
+    )
+    names = [local.SINGLE_NAME]
+    if answer.ok:
+        names = list(local.read_index(local.parse_json(answer.body, file=local.INDEX_NAME), file=local.INDEX_NAME))
+    files = tuple(ListedFile(name=name, size_bytes=None, key=None) for name in names)
+    return Listing(revision=answer.commit or revision, files=files, notices=(Message("mirror_no_listing"),))
+
+
+def _config(
+    hub: Hub, model: str, listing: Listing, deadline: Deadline, *, name: str = local.CONFIG_NAME
+) -> Mapping[str, Any] | None:
+    named = listing.file(name)
+    if named is None:
+        return None
+    if named.key and (kept := header_cache.read(named.key)) is not None:
+        return _parsed_config(kept)
+    url = hub.file_url(model, listing.revision, named.name)
+    answer = fetch(hub.get, url, limit=LONGEST_CONFIG_BYTES + 1, deadline=deadline)
+    if not answer.ok:
+        raise hub.refusal(answer, model=model, revision=listing.revision, file=named.name)
+    config = _parsed_config(answer.body)
+    _keep_config(named, answer.body)
+    return config
+
+
+def _parsed_config(content: bytes) -> Mapping[str, Any]:
+    if len(content) > LONGEST_CONFIG_BYTES:
+        raise MalformedError("json_over_cap", file=local.CONFIG_NAME, cap=LONGEST_CONFIG_BYTES)
+    return local.parse_config(local.parse_json(content, file=local.CONFIG_NAME), file=local.CONFIG_NAME)
+
+
+def _keep_config(named: ListedFile | None, content: bytes) -> None:
+    if named and named.key and named.size_bytes in (None, len(content)):
+        header_cache.write(named.key, content)
+
+
+def weight_files(listing: Listing) -> tuple[ListedFile, ...]:
+    """The safetensors files of the model: the single one, the whole set of shards, or all there are at the top."""
+    top = {file.name: file for file in listing.files if "/" not in file.name and file.name.endswith(".safetensors")}
+    if single := top.get(local.SINGLE_NAME):
+        return (single,)
+    shards = {name: match for name in top if (match := SHARD.fullmatch(name)) and match["stem"] == "model"}
+    if shards:
+        return tuple(top[name] for name in sorted(shards))
+    return tuple(file for name, file in sorted(top.items()) if name != "adapter_model.safetensors")
+
+
+def missing_shards(files: Sequence[ListedFile]) -> list[str]:
+    """The names that a set of shards leaves out, by the count in its own names."""
+    matches = [match for file in files if (match := SHARD.fullmatch(file.name))]
+    if not matches or len(matches) != len(files):
+        return []
+    count = max(int(match["count"]) for match in matches)
+    present = {int(match["number"]) for match in matches}
+    if count > 100_000:
+        raise MalformedError("listing_shard_count", file=files[0].name, found=count)
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1) if number not in present]
+
+
+def _checkpoint(
+    hub: Hub,
+    ref: ModelRef,
+    listing: Listing,
+    config: Mapping[str, Any] | None,
+    deadline: Deadline,
+    progress: Progress,
+) -> Checkpoint:
+    if config is None and listing.file(adapter.CONFIG_NAME) and listing.file(adapter.WEIGHTS_NAME):
+        return _adapter_checkpoint(hub, ref, listing, deadline)
+    files = weight_files(listing)
+    if missing := missing_shards(files):
+        raise NotFoundError("hub_shards_missing", missing=len(missing), file=missing[0])
+    notices = [*hub.notices(), *listing.notices]
+    if not files:
+        notices.append(_no_weights(listing, config, ref.id))
+    headers = _headers(hub, ref.id, listing, files, deadline, progress)
+    tensors = tuple(tensor for _, found in headers for tensor in found)
+    if len({tensor.name for tensor in tensors}) != len(tensors):
+        raise MalformedError("tensor_in_two_files", tensor=local.first_repeated(tensors))
+    return Checkpoint(
+        ref=replace(ref, source=hub.source, revision=listing.revision),
+        config=config,
+        tensors=tensors if files else None,
+        files=tuple(StoredFile(file.name, size) for file, (size, _) in zip(files, headers, strict=True)),
+        notices=tuple(notices),
+    )
+
+
+def _adapter_checkpoint(hub: Hub, ref: ModelRef, listing: Listing, deadline: Deadline) -> Checkpoint:
+    """An adapter's own tensors; its base is the caller's to find."""
+    config = _config(hub, ref.id, listing, deadline, name=adapter.CONFIG_NAME) or {}
+    weights = listing.file(adapter.WEIGHTS_NAME)
+    assert weights is not None
+    ((size, tensors),) = _headers(hub, ref.id, listing, [weights], deadline, lambda done, total: None)
+    return Checkpoint(
+        ref=replace(ref, source=hub.source, revision=listing.revision),
+        config=None,
+        tensors=None,
+        files=(StoredFile(weights.name, size),),
+        adapter=adapter.read_adapter(config, tensors),
+        notices=(*hub.notices(), *listing.notices),
+    )
+
+
+def _no_weights(listing: Listing, config: Mapping[str, Any] | None, model: str) -> Message:
+    """What kind of repository it is that has no safetensors file of a whole model."""
+    names = [file.name for file in listing.files]
+    if gguf := [name for name in names if name.endswith(".gguf")]:
+        if config is None:
+            raise UnsupportedError("gguf_unsupported", path=gguf[0])
+        return Message("gguf_beside", file=gguf[0])
+    if pickled := [name for name in names if name.endswith((".bin", ".pt", ".pth")) and "/" not in name]:
+        return Message("pickled_only", file=pickled[0])
+    if config is None:
+        raise NotFoundError("hub_no_model", model=model)
+    return Message("config_alone", path=model)
+
+
+Header = tuple[int, tuple[Tensor, ...]]
+
+
+def _headers(
+    hub: Hub, model: str, listing: Listing, files: Sequence[ListedFile], deadline: Deadline, progress: Progress
+) -> list[Header]:
+    """Each file's size and tensors; NetworkError names the files that time did not suffice for."""
+    found = {file.name: header for file in files if (header := _kept_header(file)) is not None}
+    asked = [file for file in files if file.name not in found]
+
+    def job(file: ListedFile) -> Callable[[], Header]:
+        return lambda: _asked_header(hub, model, listing.revision, file, deadline)
+
+    outcomes = in_parallel([job(file) for file in asked], deadline=deadline, progress=progress)
+    failed = [error for error in outcomes.errors if error is not None]
+    if serious := [error for error in failed if not isinstance(error, NetworkError)]:
+        raise serious[0]
+    found |= {file.name: header for file, header in zip(asked, outcomes.results, strict=True) if header is not None}
+    if lacking := [file.name for file in asked if file.name not in found]:
+        if failed and len(files) == 1:
+            raise failed[0]
+        names = ", ".join(lacking[:5]) + (", …" if len(lacking) > 5 else "")
+        raise NetworkError("hub_headers_missing", missing=len(lacking), files=len(files), names=names)
+    return [found[file.name] for file in files]
+
+
+def _kept_header(file: ListedFile) -> Header | None:
+    """The header that an earlier run kept under the file's content hash, checked as if it came from the network."""
+    content = header_cache.read(file.key) if file.key and file.size_bytes is not None else None
+    return (
+        None
+        if content is None or file.size_bytes is None
+        else (file.size_bytes, _tensors(content, file.name, file.size_bytes))
+    )
+
+
+def _asked_header(hub: Hub, model: str, revision: str, file: ListedFile, deadline: Deadline) -> Header:
+    """The size of one file and the tensors of its header, from the hub."""
+    content, told = _fetch_header(hub, model, revision, file, deadline)
+    if file.size_bytes is not None and told is not None and told != file.size_bytes:
+        raise MalformedError("listing_size_differs", file=file.name, expected=file.size_bytes, found=told)
+    size = told if file.size_bytes is None else file.size_bytes
+    if size is None:
+        raise NetworkError("hub_no_size", file=file.name)
+    tensors = _tensors(content, file.name, size)
+    if file.key:
+        length = header_length(content, file=file.name, file_bytes=size)
+        header_cache.write(file.key, content[: LENGTH_BYTES + length])
+    return size, tensors
+
+
+def _tensors(content: bytes, file: str, size: int) -> tuple[Tensor, ...]:
+    length = header_length(content[:LENGTH_BYTES], file=file, file_bytes=size)
+    header = content[LENGTH_BYTES : LENGTH_BYTES + length]
+    return parse_header(header, file=file, data_bytes=size - LENGTH_BYTES - length)
+
+
+def _fetch_header(
+    hub: Hub, model: str, revision: str, file: ListedFile, deadline: Deadline
+) -> tuple[bytes, int | None]:
+    """The bytes of a file's header, its length's included, and the file's size where the server told it."""
+    url = hub.file_url(model, revision, file.name)
+    window = WINDOW_BYTES if file.size_bytes is None else min(WINDOW_BYTES, max(file.size_bytes, 1))
+
+    def span(start: int, stop: int) -> tuple[bytes, int | None]:
+        answer, found = fetch_span(hub.get, url, start, stop, deadline=deadline, file=file.name)
+        if found is None:
+            raise hub.refusal(answer, model=model, revision=revision, file=file.name)
+        return found.content, found.file_bytes
+
+    content, size = span(0, window)
+    length = header_length(content[:LENGTH_BYTES], file=file.name, file_bytes=file.size_bytes or size or 1 << 62)
+    end = LENGTH_BYTES + length
+    if len(content) < end:
+        if len(content) < window:
+            raise MalformedError("safetensors_header_truncated", file=file.name, expected=length, found=len(content))
+        tail, _ = span(len(content), end)
+        content += tail
+    if len(content) < end:
+        raise NetworkError("hub_truncated", file=file.name, expected=end, found=len(content))
+    return content, size
+
+
+def _written(listing: Listing) -> dict[str, Any]:
+    files = [[file.name, file.size_bytes, file.key] for file in listing.files]
+    return {"revision": listing.revision, "files": files}
+
+
+def _read_back(kept: Mapping[str, Any]) -> Listing:
+    """A kept listing, trusted no more than one from the network."""
+    files = tuple(
+        ListedFile(name=safe_name(name), size_bytes=size, key=key)
+        for name, size, key in kept["files"]
+        if (size is None or type(size) is int) and (key is None or header_cache.KEY.fullmatch(key))
+    )
+    return Listing(revision=str(kept["revision"]), files=files)

@@ -1,0 +1,190 @@
+"""ModelScope, by the rules of its light client, modelscope_hub, for endpoint, token and cache.
+
+The client has no call that reads a byte range, so the requests are made here, as it makes its own: a session of `requests`, the
+token as Bearer and as the cookie m_session_id, both for the endpoint's origin only.
+Source: modelscope_hub 0.5.1, config.py (HubConfig), _legacy_api.py (URLs, headers, cookies), errors.py.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from functools import cached_property
+from http.cookiejar import DefaultCookiePolicy
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode, urljoin, urlsplit
+
+from ..errors import AccessError, MalformedError, NetworkError, NotFoundError, QwenInspectError, UnavailableError
+from ..language import Message
+from .hub import ListedFile, Listing
+from .transfer import CONNECT_SECONDS, MOST_REQUESTS, Answer, Deadline, Unreachable, retry_after, safe_name
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
+OFFICIAL = ("https://modelscope.cn", "https://www.modelscope.cn", "https://modelscope.ai", "https://www.modelscope.ai")
+MOST_REDIRECTS = 5
+CHUNK_BYTES = 64 * 1024
+
+
+class ModelScope:
+    """One endpoint, by the client's environment variables."""
+
+    source = "ms"
+    default_revision = "master"
+
+    def __init__(self) -> None:
+        # What the client would find, without the 0.2 s of importing it: enough where a cache answers. HubConfig.__post_init__.
+        named = os.environ.get("MODELSCOPE_ENDPOINT") or os.environ.get("MODELSCOPE_DOMAIN", "")
+        endpoint = named.strip() or OFFICIAL[0]
+        self.endpoint = (endpoint if re.match("https?://", endpoint, re.IGNORECASE) else f"https://{endpoint}").rstrip(
+            "/"
+        )
+        home = Path.home() / ".cache" / "modelscope"
+        self._cache = Path(os.environ.get("MODELSCOPE_CACHE") or home).expanduser()
+        self._session: Any = None
+
+    @cached_property
+    def _token(self) -> str | None:
+        """By the client's own rule: MODELSCOPE_API_TOKEN, where an empty one means none, else its stored login."""
+        try:
+            from modelscope_hub.config import HubConfig
+        except ImportError:
+            raise UnavailableError("package_missing", package="modelscope-hub") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # MODELSCOPE_DOMAIN is deprecated, and still its rule
+            return HubConfig().token or None
+
+    # --- asking
+
+    def get(self, url: str, *, headers: Mapping[str, str], limit: int, deadline: Deadline) -> Answer:
+        """One GET; redirects are followed here, so that the token stays with the endpoint's origin."""
+        import requests
+        import urllib3
+
+        if self._session is None:
+            _ = self._token  # read before threads ask
+            session = requests.Session()
+            session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=MOST_REQUESTS))
+            session.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=MOST_REQUESTS))
+            session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # none kept, none sent on
+            self._session = session
+        try:
+            for _ in range(MOST_REDIRECTS + 1):
+                timeout = (min(CONNECT_SECONDS, deadline.remaining), deadline.remaining)
+                sent = {"Accept-Encoding": "identity", **headers, **self._credentials(url)}
+                with self._session.get(
+                    url, headers=sent, stream=True, allow_redirects=False, timeout=timeout
+                ) as response:
+                    if response.is_redirect:
+                        url = urljoin(url, response.headers["Location"])
+                        continue
+                    return Answer(
+                        status=response.status_code,
+                        headers={name.lower(): value for name, value in response.headers.items()},
+                        body=_read(response, limit, deadline),
+                    )
+        except requests.exceptions.InvalidSchema as error:
+            if "SOCKS" in str(error):
+                raise UnavailableError("socks_missing") from None
+            raise Unreachable(str(error).splitlines()[0][:200], final=True) from None
+        except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
+            cause = _cause(error)
+            no_connection = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
+            raise Unreachable(_short(cause), final=isinstance(cause, no_connection)) from None
+        raise Unreachable("redirected without end", final=True)
+
+    def _credentials(self, url: str) -> dict[str, str]:
+        """The token, for the endpoint's own origin (scheme, host and port) and no other."""
+        if not self._token or urlsplit(url)[:2] != urlsplit(self.endpoint)[:2]:
+            return {}
+        return {"Authorization": f"Bearer {self._token}", "Cookie": f"m_session_id={self._token}"}
+
+    def notices(self) -> tuple[Message, ...]:
+        return () if self.endpoint in OFFICIAL else (Message("mirror", endpoint=self.endpoint),)
+
+    def listing_url(self, model: str, revision: str) -> str:
+        return (
+            f"{self.endpoint}/api/v1/models/{model}/repo/files?{urlencode({'Revision': revision, 'Recursive': 'True'})}"
+        )
+
+    def file_url(self, model: str, revision: str, name: str) -> str:
+        return f"{self.endpoint}/models/{model}/resolve/{quote(revision, safe='')}/{quote(name)}"
+
+    def read_listing(self, content: Any, model: str, revision: str) -> Listing:
+        """`Data.Files` of /api/v1/models/{id}/repo/files: paths, sizes and SHA-256 of every file. It is silent past 3,000."""
+        data = content.get("Data") if isinstance(content, dict) else None
+        files = data.get("Files") if isinstance(data, dict) else None
+        if not isinstance(files, list):
+            raise MalformedError("listing_malformed", endpoint=self.endpoint)
+        listed = tuple(_listed(one) for one in files if isinstance(one, dict) and one.get("Type") != "tree")
+        return Listing(revision=revision, files=listed)
+
+    def refusal(self, answer: Answer, *, model: str, revision: str, file: str | None) -> QwenInspectError:
+        """What an error means. Source: modelscope_hub 0.5.1, errors.raise_for_status; live servers' answers to gated and
+        private repositories are not documented."""
+        if answer.status == 401:
+            return AccessError(
+                "ms_bad_token" if self._token else "ms_unauthorised", model=model, token=self._token_name()
+            )
+        if answer.status == 403:
+            return AccessError("hub_forbidden", model=model, endpoint=self.endpoint)
+        if answer.status == 404 and file is not None:
+            return NotFoundError("hub_no_file", model=model, file=file)
+        if answer.status == 404 and revision != self.default_revision:
+            return NotFoundError("hub_no_revision", model=model, revision=revision, default=self.default_revision)
+        if answer.status == 404:
+            return NotFoundError("ms_no_repo", model=model)
+        if answer.status == 429:
+            return NetworkError("hub_rate_limited", endpoint=self.endpoint, seconds=f"{retry_after(answer):g}")
+        return NetworkError("hub_status", endpoint=self.endpoint, status=answer.status)
+
+    def _token_name(self) -> str:
+        return "MODELSCOPE_API_TOKEN" if os.environ.get("MODELSCOPE_API_TOKEN") else "the login of `modelscope login`"
+
+    # --- the client's cache
+
+    def cached(self, model: str, revision: str) -> tuple[Path, str] | None:
+        """A revision in the client's cache: today's layout, then the two older ones, which hold one revision each.
+
+        Source: modelscope_hub 0.5.1, DownloadManager._repo_cache_dir_path and _find_legacy_repo_dir.
+        """
+        owner, _, name = model.partition("/")
+        older = name.replace(".", "___")
+        places = [self._cache / "models" / f"{owner}--{name}" / "snapshots" / revision]
+        if revision == self.default_revision:
+            places += [self._cache / "models" / owner / older, self._cache / "hub" / "models" / owner / older]
+        found = next((place for place in places if place.is_dir()), None) if ".." not in revision else None
+        return None if found is None else (found, revision)
+
+
+def _listed(file: Mapping[str, Any]) -> ListedFile:
+    name, size, digest = safe_name(file.get("Path")), file.get("Size"), file.get("Sha256")
+    key = f"sha256-{digest}" if isinstance(digest, str) and DIGEST.fullmatch(digest) else None
+    return ListedFile(name=name, size_bytes=size if type(size) is int and 0 <= size < 1 << 62 else None, key=key)
+
+
+def _read(response: Any, limit: int, deadline: Deadline) -> bytes:
+    """At most `limit` bytes of the body, whatever its length; the raw stream, for nothing was to be compressed."""
+    body = bytearray()
+    while len(body) < limit and (chunk := response.raw.read(min(CHUNK_BYTES, limit - len(body)))):
+        body += chunk
+        if deadline.passed:
+            raise Unreachable("timed out")
+    return bytes(body)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The innermost of the errors that `requests` and urllib3 wrap around each other."""
+    while True:
+        inner = getattr(error, "reason", None) or (error.args[0] if error.args else None)
+        if not isinstance(inner, BaseException):
+            return error
+        error = inner
+
+
+def _short(error: BaseException) -> str:
+    """What happened in one short line, without the URL and the object that urllib3 puts before it."""
+    text = str(error).rpartition(": ")[2] or type(error).__name__
+    return text.splitlines()[0][:200]

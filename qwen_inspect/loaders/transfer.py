@@ -1,0 +1,228 @@
+"""Asking a server for bytes, within bounds: of time, of size, of requests at once, of tries.
+
+Knows no hub and no HTTP library: a `Get` does one exchange and hands back at most the bytes it was asked for.
+"""
+
+from __future__ import annotations
+
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from ..errors import MalformedError, NetworkError, QwenInspectError
+
+# Measured over a loopback hub with 50 ms a request: 32 threads read 118 headers in 0.46 s, 64 in 0.43 s, 16 in 0.58 s.
+# Below 32, so that a hub never sees more at once: a redirect's two requests can overlap where it counts them.
+MOST_REQUESTS = 28
+CONNECT_SECONDS = 3.0  # no answer to a connection by then is none; the other hub is asked
+FIRST_PAUSE_SECONDS, TRIES = 0.25, 5
+RETRIED = (408, 425, 429, 500, 502, 503, 504)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """A moment by which everything ends."""
+
+    ends: float
+
+    @classmethod
+    def after(cls, seconds: float) -> Deadline:
+        return cls(time.monotonic() + seconds)
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left, not below a tenth so that a timeout made of it is one."""
+        return max(self.ends - time.monotonic(), 0.1)
+
+    @property
+    def passed(self) -> bool:
+        return time.monotonic() >= self.ends
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One exchange: the last status of its redirects, that answer's headers (lower-case names), the first bytes of its body.
+
+    commit: X-Repo-Commit of any answer on the way; the content delivery network's own lacks it.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    commit: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return 200 <= self.status < 300
+
+
+class Get(Protocol):
+    """One GET, redirects followed, at most `limit` bytes of the body read; raises Unreachable where there is no answer."""
+
+    def __call__(self, url: str, *, headers: Mapping[str, str], limit: int, deadline: Deadline) -> Answer: ...
+
+
+class Unreachable(Exception):
+    """No usable answer: refused, reset, timed out, redirected for ever. `reason` is short; `final` ones are not tried again."""
+
+    def __init__(self, reason: str, *, final: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.final = final
+
+
+def fetch(get: Get, url: str, *, limit: int, deadline: Deadline, headers: Mapping[str, str] | None = None) -> Answer:
+    """`get`, tried again with back-off after dropped connections, 429 and 5xx, as long as the deadline allows.
+
+    Honours Retry-After, and gives up at once where it names a time beyond the deadline. Returns the last answer that came,
+    whatever its status; raises NetworkError where none came.
+    """
+    pause, last = FIRST_PAUSE_SECONDS, Unreachable("–")
+    answer = None
+    for attempt in range(TRIES):
+        wait = pause * 2**attempt
+        try:
+            answer = get(url, headers=headers or {}, limit=limit, deadline=deadline)
+        except Unreachable as error:
+            last, answer = error, None
+            if error.final:
+                break
+        else:
+            if answer.status not in RETRIED:
+                return answer
+            wait = max(wait, retry_after(answer))
+        if attempt == TRIES - 1 or time.monotonic() + wait >= deadline.ends:
+            break
+        time.sleep(wait)
+    if answer is not None:
+        return answer
+    raise NetworkError("hub_unreachable", url=_shown(url), reason=last.reason)
+
+
+def retry_after(answer: Answer) -> float:
+    """The seconds that Retry-After asks for; 0 where it asks for none that can be read."""
+    value = answer.headers.get("retry-after", "")
+    return float(value) if re.fullmatch(r"\d{1,6}(\.\d+)?", value) else 0.0
+
+
+def _shown(url: str) -> str:
+    """Scheme and host: what a person needs, and never a signature or a token."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('/')[0].rpartition('@')[2]}"
+
+
+CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes of a file from `start` on, and the size of the whole file where the server said it."""
+
+    start: int
+    content: bytes
+    file_bytes: int | None
+
+
+def fetch_span(
+    get: Get, url: str, start: int, stop: int, *, deadline: Deadline, file: str
+) -> tuple[Answer, Span | None]:
+    """Bytes [start, stop) of the file at `url`, and the answer they came with; no span where its status is an error.
+
+    Content-Range tells what came, never the status: ModelScope sends ranges with 200. A server that ignores the range sends
+    the file from its beginning, of which no more than `stop` bytes are read.
+    """
+    headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+    answer = fetch(get, url, limit=stop, deadline=deadline, headers=headers)
+    if not answer.ok:
+        return answer, None
+    if answer.headers.get("content-encoding", "identity") != "identity":
+        raise NetworkError("hub_compressed", file=file)
+    if match := CONTENT_RANGE.fullmatch(answer.headers.get("content-range", "")):
+        first, size = int(match[1]), None if match[3] == "*" else int(match[3])
+        if first != start:
+            raise NetworkError("hub_wrong_range", file=file, expected=start, found=first)
+        return answer, Span(start, answer.body[: stop - start], size)
+    length = answer.headers.get("content-length", "")
+    size = int(length) if re.fullmatch(r"\d{1,19}", length) else None
+    return answer, Span(start, answer.body[start:stop], size)
+
+
+@dataclass
+class Outcomes(Generic[Result]):
+    """What each job came to, in their order: its result, the error that ended it, or None where time ran out."""
+
+    results: list[Result | None]
+    errors: list[BaseException | None]
+    finished: list[bool] = field(default_factory=list)
+
+
+def in_parallel(
+    jobs: Sequence[Callable[[], Result]],
+    *,
+    deadline: Deadline,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Outcomes[Result]:
+    """Runs the jobs on at most MOST_REQUESTS threads, and returns when all have ended or the deadline has passed.
+
+    The threads are daemons: one that hangs in the network's library keeps neither the caller nor the process. The first
+    error that is not the network's (a damaged file, a refusal) ends the rest.
+    """
+    outcomes: Outcomes[Result] = Outcomes([None] * len(jobs), [None] * len(jobs), [False] * len(jobs))
+    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+    stop = threading.Event()
+    for index in range(len(jobs)):
+        waiting.put(index)
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                index = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                outcomes.results[index] = jobs[index]()
+            except QwenInspectError as error:
+                outcomes.errors[index] = error
+            except BaseException as error:
+                outcomes.errors[index] = error
+                stop.set()
+            outcomes.finished[index] = True
+            ended.put(index)
+
+    for _ in range(min(MOST_REQUESTS, len(jobs))):
+        threading.Thread(target=work, daemon=True).start()
+    try:
+        for done in range(1, len(jobs) + 1):
+            index = ended.get(timeout=deadline.remaining)
+            progress(done, len(jobs))
+            if outcomes.errors[index] is not None and not isinstance(outcomes.errors[index], NetworkError):
+                break
+    except queue.Empty:
+        pass  # time is up; what is not finished says so itself
+    finally:
+        stop.set()
+    for error in outcomes.errors:
+        if error is not None and not isinstance(error, QwenInspectError):
+            raise error
+    return outcomes
+
+
+def safe_name(name: object) -> str:
+    """A path inside a repository, as a listing gives it; MalformedError where it would leave the repository."""
+    if (
+        not isinstance(name, str)
+        or not name
+        or "\0" in name
+        or "\\" in name
+        or name.startswith("/")
+        or ".." in name.split("/")
+    ):
+        raise MalformedError("listing_path_outside", found=repr(name)[:80])
+    return name
