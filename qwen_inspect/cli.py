@@ -6,11 +6,12 @@ Everything else is imported when a command runs, so that `--help` costs no more 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from . import __version__
 from .language import LANGUAGES, Language, language_of
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "catalog:Qwen/Qwen3-0.6B"  # as loaders.resolve has it, which is not imported for --help
 COMMANDS = ("structure", "config", "weights", "params", "attention", "compare", "models")
+LONGEST_LINE = 1000
 EXIT_CHECK_FAILED, EXIT_USAGE, EXIT_MALFORMED, EXIT_INTERRUPTED = 1, 2, 6, 130
 
 
@@ -29,8 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     say = Language(language_of(_language_choice(words), os.environ))
     for stream in (sys.stdout, sys.stderr):
-        # A name that the terminal's encoding cannot show is shown escaped.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if stream is not None:  # closed by the caller
+            # A name that the terminal's encoding cannot show is shown escaped.
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     collecting = gc.isenabled()
     gc.disable()  # one short command whose data has no cycles: collecting would take a quarter of the time for 36,945 tensors
     try:
@@ -39,8 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(say("interrupted"))
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader, `head` perhaps, has what it wanted. Keep Python from complaining when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_stdout()  # the reader, `head` perhaps, has what it wanted
         return 0
     except MemoryError:
         _complain(say("error", message=say("out_of_memory")))
@@ -62,12 +64,11 @@ def _run(options: argparse.Namespace, say: Language) -> int:
 
 def _show(options: argparse.Namespace, say: Language) -> int:
     from . import pipeline
+    from .errors import UsageError
     from .renderers import FORMATS
     from .renderers.document import View
 
-    if options.output and os.path.lexists(options.output) and not options.overwrite:
-        from .errors import UsageError
-
+    if options.output is not None and os.path.lexists(options.output) and not options.overwrite:
         raise UsageError("output_exists", path=options.output)
     if options.command == "models":
         subject: object = pipeline.models()
@@ -110,7 +111,7 @@ def _access(options: argparse.Namespace) -> Access:
 
 def _progress(*, quiet: bool) -> Callable[[int, int], None]:
     """Counts headers as they arrive, on one line of a terminal that is erased at the end; nowhere else, nothing."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or not _is_terminal(sys.stderr):
         return lambda done, total: None
 
     def show(done: int, total: int) -> None:
@@ -136,25 +137,46 @@ def _text(options: argparse.Namespace, subject: object, say: Language, view: obj
         return markdown.render(blocks)
     from .renderers import terminal
 
-    plain = options.output or options.no_color or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    return terminal.render(blocks) if plain or not sys.stdout.isatty() else terminal.render_in_colour(blocks)
+    plain = (
+        options.output is not None or options.no_color or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    )
+    return terminal.render(blocks) if plain or not _is_terminal(sys.stdout) else terminal.render_in_colour(blocks)
 
 
 def _write(text: str, options: argparse.Namespace, say: Language) -> None:
-    if not options.output:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+    if options.output is None:
+        _print(text)
         return
     from .output import write_whole
 
     write_whole(options.output, text, overwrite=options.overwrite)
     if not options.quiet:
-        _complain(say("saved", path=options.output))
+        _complain(_one_line(say("saved", path=options.output)))
+
+
+def _print(text: str) -> None:
+    from .errors import UsageError
+
+    if sys.stdout is None:
+        raise UsageError("output_unwritable", path="stdout", reason="closed")
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _silence_stdout()
+        raise UsageError("output_unwritable", path="stdout", reason=error.strerror) from None
+
+
+def _silence_stdout() -> None:
+    """Keeps Python from complaining when it flushes at exit what could not be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _verdict(report: Report, options: argparse.Namespace, say: Language) -> int:
     """Notices to stderr where the reader does not see the document, and the exit code of the checks."""
-    if not options.quiet and (options.output or options.format == "json" or not sys.stdout.isatty()):
+    if not options.quiet and (options.output is not None or options.format == "json" or not _is_terminal(sys.stdout)):
         for notice in report.notices:
             _complain(_one_line(say(notice)))
     if options.command != "params":
@@ -170,14 +192,22 @@ def _verdict(report: Report, options: argparse.Namespace, say: Language) -> int:
 
 
 def _one_line(text: str) -> str:
-    """A sentence with hostile values written out: one line, no control characters."""
+    """A sentence with hostile values written out and cut: one line, no control characters, no 100 KB name."""
     from .renderers.terminal import safe
 
-    return safe(text)
+    shown = safe(text[:LONGEST_LINE])
+    return shown if len(text) <= LONGEST_LINE else f"{shown}…"
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()
 
 
 def _complain(line: str) -> None:
-    print(line, file=sys.stderr)
+    if sys.stderr is None:  # closed by the caller; print would turn to stdout
+        return
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 # --- arguments -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -12,8 +13,10 @@ from .errors import UsageError
 def write_whole(destination: str, text: str, *, overwrite: bool) -> None:
     """`text` in `destination`, put there in one step; UsageError where it exists (unless `overwrite`) or cannot be written."""
     path = Path(destination)
+    if overwrite and os.path.lexists(path) and not os.path.isfile(path):
+        raise UsageError("output_not_a_file", path=destination)
     try:
-        handle, written = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".partial")
+        handle, written = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:20]}.", suffix=".partial")
         try:
             with open(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
                 stream.write(text)
@@ -21,7 +24,7 @@ def write_whole(destination: str, text: str, *, overwrite: bool) -> None:
             if overwrite:
                 os.replace(written, path)
             else:
-                os.link(written, path)  # unlike a rename, refuses to replace a file that appeared meanwhile
+                _put(written, path)
         finally:
             Path(written).unlink(missing_ok=True)
     except FileExistsError:
@@ -30,6 +33,17 @@ def write_whole(destination: str, text: str, *, overwrite: bool) -> None:
         raise UsageError(
             "output_unwritable", path=destination, reason=getattr(error, "strerror", None) or str(error)
         ) from None
+
+
+def _put(written: str, path: Path) -> None:
+    """`written` under its own name, unless a file appeared there meanwhile: a link refuses what a rename would replace."""
+    try:
+        os.link(written, path)
+    except OSError as error:
+        # Some file systems have no links (FAT, some network mounts).
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS) or os.path.lexists(path):
+            raise
+        os.rename(written, path)
 
 
 def _umask() -> int:

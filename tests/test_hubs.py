@@ -735,6 +735,7 @@ def test_the_json_of_compare_validates(hub: HubServer, tmp_path: Path) -> None:
 
 
 def test_the_library_reads_hubs_too(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     for name, value in hub.environment(tmp_path).items():
         monkeypatch.setenv(name, value)
     assert inspect("ms:org/single").parameters.stored == PARAMETERS

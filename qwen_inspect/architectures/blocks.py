@@ -28,6 +28,7 @@ from ..spec import (
 LARGEST_SIZE = 1 << 31
 MOST_LAYERS = 10_000
 MOST_HEADS = 1 << 16
+MOST_EXPERTS = 1 << 20  # over all layers; Kimi-K2 has 23,040
 
 # Class that ACT2FN builds for a name of `hidden_act`. Source: transformers 5.23, activations.ACT2CLS.
 ACTIVATION_CLASSES: Mapping[str, str] = {
@@ -141,7 +142,7 @@ def read_decoder(
         )
 
     activation = config.get("hidden_act", "silu")
-    if activation not in ACTIVATION_CLASSES:
+    if not isinstance(activation, str) or activation not in ACTIVATION_CLASSES:
         raise UnsupportedError("activation_unsupported", found=_shown(activation), known=", ".join(ACTIVATION_CLASSES))
     return ModelSpec(
         family=str(config["model_type"]),
@@ -227,11 +228,15 @@ def sparse_mlps(config: Mapping[str, Any], *, experts_key: str, shared_size: int
 
     Source: transformers 5.23, Qwen2MoeDecoderLayer.__init__ and Qwen3MoeDecoderLayer.__init__.
     """
-    dense_only = config.get("mlp_only_layers") or []
-    if not isinstance(dense_only, list) or not all(isinstance(index, int) for index in dense_only):
-        raise MalformedError("config_mlp_only_layers", found=_shown(dense_only))
+    named = config.get("mlp_only_layers") or []
+    if not isinstance(named, list) or not all(isinstance(index, int) for index in named):
+        raise MalformedError("config_mlp_only_layers", found=_shown(named))
+    dense_only = set(named)
     step = integer(config, "decoder_sparse_step") if config.get("decoder_sparse_step") is not None else 1
     experts = integer(config, experts_key, at_least=0, at_most=MOST_HEADS)
+    layers = integer(config, "num_hidden_layers", at_most=MOST_LAYERS)
+    if layers * experts > MOST_EXPERTS:
+        raise MalformedError("config_too_many_experts", layers=layers, experts=experts, most=MOST_EXPERTS)
     taken = integer(config, "num_experts_per_tok", at_most=max(experts, 1))
 
     def mlp(index: int) -> Mlp:

@@ -490,4 +490,7 @@ TEXT: dict[str, str] = {
     "help_compare": "whether two hubs hold the same files, by SHA-256",
     "help_left": "a hub model, such as hf:ORG/NAME",
     "help_right": "another, such as ms:ORG/NAME",
+    "config_too_many_experts": "{layers} layers of {experts} experts are more than the {most:,} in all that any model has; config.json is damaged",
+    "safetensors_metadata": "The metadata in the header of {file} is not text; the file is damaged",
+    "output_not_a_file": "{path} exists and is no regular file; choose another",
 }

@@ -490,4 +490,7 @@ TEXT: dict[str, str] = {
     "help_compare": "按 SHA-256 核对两个模型仓库的文件是否相同",
     "help_left": "模型仓库中的模型，如 hf:ORG/NAME",
     "help_right": "另一个模型，如 ms:ORG/NAME",
+    "config_too_many_experts": "{layers} 层、每层 {experts} 个专家，总数超过任何模型的上限 {most:,}；config.json 已损坏",
+    "safetensors_metadata": "{file} 头部中的元数据不是文本；文件已损坏",
+    "output_not_a_file": "{path} 已存在且不是普通文件；请另选文件",
 }

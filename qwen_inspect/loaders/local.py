@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..checkpoint import Checkpoint, ModelRef, StoredFile, Tensor
 from ..errors import MalformedError, NotFoundError, UnsupportedError
@@ -26,9 +28,9 @@ def load(ref: ModelRef, *, partial: bool) -> Checkpoint:
     """Everything that can be read at `ref.path`. With `partial`, missing shards are recorded instead of refused."""
     assert ref.path is not None
     path = ref.path
-    if path.is_dir():
+    if os.path.isdir(path):
         return _load_directory(ref, path, partial=partial)
-    if not path.exists():
+    if not os.path.exists(path):
         raise NotFoundError("path_missing", path=ref.id)
     if path.suffix == ".safetensors":
         return _load_file(ref, path)
@@ -74,13 +76,13 @@ def _listed(directory: Path, ref: ModelRef) -> list[str]:
 def _load_file(ref: ModelRef, path: Path) -> Checkpoint:
     """One file of weights, with the config.json beside it where there is one."""
     beside = path.parent / CONFIG_NAME
-    config = read_config(beside) if beside.is_file() else None
+    config = read_config(beside) if os.path.isfile(beside) else None
     return _checkpoint(ref, config, path.parent, [path.name])
 
 
 def _load_sharded(ref: ModelRef, config: Mapping[str, Any] | None, directory: Path, *, partial: bool) -> Checkpoint:
     shards = read_index(read_json(directory / INDEX_NAME), file=INDEX_NAME)
-    missing = {name: tensors for name, tensors in shards.items() if not (directory / name).is_file()}
+    missing = {name: tensors for name, tensors in shards.items() if not os.path.isfile(directory / name)}
     if missing and not partial:
         raise NotFoundError("shards_missing", missing=len(missing), shards=len(shards), file=next(iter(missing)))
     present = [name for name in shards if name not in missing]
@@ -102,7 +104,7 @@ def _checkpoint(
     files = []
     for name in names:
         try:
-            with open(directory / name, "rb") as stream:
+            with open_regular(directory / name) as stream:
                 size = os.fstat(stream.fileno()).st_size
                 tensors.extend(read_header(stream, file=name, file_bytes=size))
         except OSError as error:
@@ -155,6 +157,15 @@ def check_index(tensors: Iterable[Tensor], shards: Mapping[str, tuple[str, ...]]
             raise MalformedError("index_tensor_extra", file=file, shard=name, tensor=min(extra), count=len(extra))
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """A file of bytes to read; OSError where it is a pipe, a device or a directory, which could block or never end."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return open(handle, "rb")
+
+
 def read_config(path: Path) -> Mapping[str, Any]:
     """config.json as written; MalformedError where it is not a JSON object."""
     return parse_config(read_json(path), file=path.name)
@@ -168,11 +179,24 @@ def parse_config(config: Any, *, file: str) -> Mapping[str, Any]:
 
 def read_json(path: Path) -> Any:
     try:
-        with open(path, "rb") as stream:
+        with open_regular(path) as stream:
             content = stream.read(LONGEST_JSON_BYTES + 1)
     except OSError as error:
         raise NotFoundError("path_unreadable", path=str(path), reason=error.strerror) from None
     return parse_json(content, file=path.name)
+
+
+def no_number(word: str) -> None:
+    """NaN and Infinity, which Python's parser lets pass: they are no JSON (RFC 8259, 6)."""
+    raise ValueError(word)
+
+
+def finite(text: str) -> float:
+    """A number that a float can hold; ValueError for 1e999."""
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(text)
+    return value
 
 
 def parse_json(content: bytes, *, file: str) -> Any:
@@ -180,7 +204,7 @@ def parse_json(content: bytes, *, file: str) -> Any:
     if len(content) > LONGEST_JSON_BYTES:
         raise MalformedError("json_over_cap", file=file, cap=LONGEST_JSON_BYTES)
     try:
-        return json.loads(content.decode("utf-8"))
+        return json.loads(content.decode("utf-8"), parse_constant=no_number, parse_float=finite)
     except UnicodeDecodeError:
         raise MalformedError("json_not_utf8", file=file) from None
     except json.JSONDecodeError as error:

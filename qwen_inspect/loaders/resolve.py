@@ -53,10 +53,10 @@ def resolve(model: str, *, source: str = "auto", revision: str | None = None) ->
             if revision not in (None, at):
                 raise UsageError("revision_contradiction", model=model, revision=revision)
             model, revision = name, at
-    path = Path(model).expanduser()
-    if source == "local" or (source == "auto" and (path.exists() or _looks_like_path(model))):
+    path = Path(os.path.expanduser(model))
+    if source == "local" or (source == "auto" and (os.path.exists(path) or _looks_like_path(model))):
         _refuse_revision(revision)
-        if not path.exists():
+        if not os.path.exists(path):
             raise NotFoundError("path_missing", path=model)
         return ModelRef(source="local", id=model, path=path)
     if source == "catalog":

@@ -7,6 +7,7 @@ holes or overlaps. Source: safetensors 0.8, tensor.rs (`SafeTensors::read_metada
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, BinaryIO
 
 from ..checkpoint import DTYPE_OF_CODE, Tensor
@@ -16,8 +17,7 @@ from ..errors import MalformedError, QwenInspectError, UnsupportedError
 LONGEST_HEADER_BYTES = 25_000_000
 LENGTH_BYTES = 8
 LARGEST = 1 << 63  # no offset and no side of a shape reaches it
-# Metadata as transformers writes it, without a key that could stand twice.
-PLAIN_METADATA: tuple[dict[str, str], ...] = ({}, {"format": "pt"})
+MINUS_ZERO = re.compile(r"[\[,:\s]-0(?![0-9.eE])")
 
 
 def read_header(stream: BinaryIO, *, file: str, file_bytes: int) -> tuple[Tensor, ...]:
@@ -44,36 +44,32 @@ def header_length(prefix: bytes, *, file: str, file_bytes: int) -> int:
 def parse_header(header: bytes, *, file: str, data_bytes: int) -> tuple[Tensor, ...]:
     """The tensors that `header` describes, in the order it lists them, checked to tile exactly `data_bytes` bytes."""
     entries = _entries(header, file)
-    entries.pop("__metadata__", None)
     placed = []
     for name, entry in entries.items():
         try:
             begin, end = entry["data_offsets"]
             dtype, shape = DTYPE_OF_CODE[entry["dtype"]], tuple(entry["shape"])
             sizes_are_sizes = all(type(size) is int and 0 <= size < LARGEST for size in (begin, end, *shape))
+            elements = _product(shape) if sizes_are_sizes else 0
         except (KeyError, TypeError, ValueError):
             sizes_are_sizes = False
         if not sizes_are_sizes or begin > end or type(entry["shape"]) is not list:
             raise _bad_entry(name, entry, file)
+        if (end - begin) * 8 != elements * dtype.bits:
+            raise MalformedError(
+                "safetensors_shape_mismatch",
+                file=file,
+                tensor=name,
+                shape=entry["shape"],
+                dtype=dtype.code,
+                found=end - begin,
+            )
         placed.append((begin, end, Tensor(name, shape, dtype, file)))
-    try:
-        "".join(entries).encode()
-    except UnicodeEncodeError:
-        raise MalformedError("safetensors_name_surrogate", file=file) from None
     end_of_last = 0
     for begin, end, tensor in sorted(placed, key=lambda item: item[:2]):
         if begin != end_of_last:
             raise MalformedError(
                 "safetensors_not_tiled", file=file, tensor=tensor.name, found=begin, expected=end_of_last
-            )
-        if (end - begin) * 8 != tensor.elements * tensor.dtype.bits:
-            raise MalformedError(
-                "safetensors_shape_mismatch",
-                file=file,
-                tensor=tensor.name,
-                shape=list(tensor.shape),
-                dtype=tensor.dtype.code,
-                found=end - begin,
             )
         end_of_last = end
     if end_of_last != data_bytes:
@@ -81,39 +77,60 @@ def parse_header(header: bytes, *, file: str, data_bytes: int) -> tuple[Tensor, 
     return tuple(tensor for _, _, tensor in placed)
 
 
+def _product(shape: tuple[int, ...]) -> int:
+    """The elements of a shape, or LARGEST as soon as they pass it: a product of 50,000 sides would take seconds."""
+    product = 1
+    for side in shape:
+        product *= side
+        if product >= LARGEST:
+            return LARGEST
+    return product
+
+
 def _entries(header: bytes, file: str) -> dict[str, Any]:
+    """The header's object without its metadata, which must be text to text like every safetensors file's."""
     if not header.startswith(b"{"):
         raise MalformedError("safetensors_not_json", file=file)
     try:
         text = header.decode("utf-8")
-        entries = json.loads(text)
-        if _may_repeat(text, entries):
-            entries = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, file))
+        hooks: dict[str, Any] = {"parse_constant": _no_number, "object_pairs_hook": lambda pairs: _unique(pairs, file)}
+        if MINUS_ZERO.search(text):  # perhaps inside a name: the slow way tells
+            hooks["parse_int"] = _size
+        entries: dict[str, Any] = json.loads(text, **hooks)
     except UnicodeDecodeError:
         raise MalformedError("safetensors_not_utf8", file=file) from None
     except (ValueError, RecursionError):  # not JSON, an integer of more than 4,300 digits, or nested beyond reason
         raise MalformedError("safetensors_not_json", file=file) from None
-    return dict(entries)
+    metadata = entries.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise MalformedError("safetensors_metadata", file=file)
+    try:
+        "".join([*entries, *metadata, *metadata.values()]).encode()
+    except UnicodeEncodeError:
+        raise MalformedError("safetensors_name_surrogate", file=file) from None
+    return entries
 
 
-def _may_repeat(text: str, entries: dict[str, Any]) -> bool:
-    """Whether a key may stand twice in some object: then it takes the slow way, which sees every pair.
+def _no_number(word: str) -> None:
+    """NaN and Infinity, which Python's parser lets pass: they are no JSON (RFC 8259, 6)."""
+    raise ValueError(word)
 
-    Each tensor has each of its fields once, so that as many are written as there are tensors, unless one was overwritten.
-    An escape could hide a key's name, and metadata holds keys of its own.
-    """
-    tensors = len(entries) - ("__metadata__" in entries)
-    metadata = entries.get("__metadata__", {})
-    fields = ('"dtype"', '"shape"', '"data_offsets"')
-    return "\\" in text or any(text.count(field) != tensors for field in fields) or metadata not in PLAIN_METADATA
+
+def _size(text: str) -> int:
+    """A whole number; ValueError for -0, which is none to the library."""
+    if text == "-0":
+        raise ValueError(text)
+    return int(text)
 
 
 def _unique(pairs: list[tuple[str, Any]], file: str) -> dict[str, Any]:
     unique = dict(pairs)
     if len(unique) != len(pairs):
-        names = [name for name, _ in pairs]
-        duplicate = next(name for index, name in enumerate(names) if name in names[:index])
-        raise MalformedError("safetensors_duplicate", file=file, tensor=duplicate)
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise MalformedError("safetensors_duplicate", file=file, tensor=name)
+            seen.add(name)
     return unique
 
 

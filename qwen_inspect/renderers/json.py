@@ -24,7 +24,8 @@ def render(command: str, subject: Any, say: Language) -> str:
         content = {"model": None, **_compare(subject)}
     else:
         content = {"model": _model(subject, say), **_CONTENTS[command](subject, say)}
-    return json.dumps({**head, **content}, ensure_ascii=False, indent=2) + "\n"
+    # Escaped, so that it is JSON in any encoding, and harmless on a terminal.
+    return json.dumps({**head, **content}, indent=2).replace("\x7f", "\\u007f") + "\n"
 
 
 def _model(report: Report, say: Language) -> dict[str, Any]:

@@ -7,14 +7,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prettytable import PrettyTable
+from wcwidth import wcwidth
 
 from .blocks import Block, Code, Fields, Heading, Items, Node, Paragraph, Table, Tree, tree_lines
 
 if TYPE_CHECKING:
     from rich.tree import Tree as RichTree
 
-# C0 and C1 controls, and the marks that reorder or hide text (Unicode TR 36, 3.1): shown, never sent to a terminal.
-UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+# Controls (category Cc), separators of lines (Zl, Zp) and format characters (Cf), which move the cursor, reorder text or hide
+# in it (Unicode TR 36, 3.1): shown, never sent to a terminal.
+UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0001-\U000e007f]"
+)
 
 
 WIDEST_CELL = 88  # longer sentences wrap; the names of tensors are shorter
@@ -88,6 +94,27 @@ def _block(block: Block) -> str:
             return "\n".join(map(safe, text.splitlines()))
 
 
+def _broken(cell: str) -> str:
+    """`cell` with its words cut where they are wider than a column may be, which prettytable would take long to do."""
+    if len(cell) <= WIDEST_CELL // 2:
+        return cell
+    return " ".join(_cut(word) if len(word) > WIDEST_CELL // 2 else word for word in cell.split(" "))
+
+
+def _cut(word: str) -> str:
+    pieces: list[str] = []
+    piece: list[str] = []
+    width = 0
+    for character in word:
+        wide = max(wcwidth(character), 0)
+        if width + wide > WIDEST_CELL:
+            pieces.append("".join(piece))
+            piece, width = [], 0
+        piece.append(character)
+        width += wide
+    return "\n".join([*pieces, "".join(piece)])
+
+
 def _table(table: Table) -> str:
     drawn = PrettyTable([safe(column) for column in table.columns])
     for column, letter in zip(drawn.field_names, table.align, strict=True):
@@ -95,5 +122,5 @@ def _table(table: Table) -> str:
     drawn.max_width = WIDEST_CELL
     body = len(table.rows) - table.totals
     for index, row in enumerate(table.rows):
-        drawn.add_row([safe(cell) for cell in row], divider=index == body - 1 and table.totals > 0)
+        drawn.add_row([_broken(safe(cell)) for cell in row], divider=index == body - 1 and table.totals > 0)
     return drawn.get_string()
