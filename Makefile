@@ -26,6 +26,7 @@ reports: .venv/light
 
 benchmark: .venv/full
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/hubs.py
 
 .venv/light: setup.cfg constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from ..checkpoint import Tensor
+from ..checkpoint import DType, Tensor
 from ..language import Message
 from ..report import Cause, Check, Unexplained
 from .accounting import StoredForm
@@ -35,11 +36,14 @@ def against_files(
 
     seen: set[str] = set()
     tied_copies, buffers = [], []
+    retyped: Counter[tuple[DType, DType]] = Counter()
     shapes = {tensor.name: tensor.shape for tensor in built}
     for tensor in named:
         expected = parts.get(tensor.name) or fused.get(tensor.name)
         if expected is not None:
             seen.add(tensor.name)
+            if tensor.dtype is not expected.dtype:
+                retyped[expected.dtype, tensor.dtype] += 1
             if tensor.shape != expected.shape:
                 unexplained.append(_reshaped(expected, tensor))
         elif tensor.name in tied and tensor.shape == shapes[tied[tensor.name]]:
@@ -73,7 +77,7 @@ def against_files(
     if singly:
         message = Message("cause_experts_singly", tensors=len(singly), fused=len(fused) - len(filled & set(fused)))
         causes.append(Cause(name="experts_singly", message=message, parameters=0, tensors=len(singly)))
-    causes += _retyped(named, parts, fused)
+    causes += [_retyped(*pair, tensors=tensors) for pair, tensors in retyped.items()]
     return Check(
         left=witness,
         right=files_witness,
@@ -138,23 +142,10 @@ def _explain_missing_files(
     return [tensor for tensor in absent if not any(tensor.name in names for names in by_file.values())]
 
 
-def _retyped(stored: Iterable[Tensor], *expected: Mapping[str, Tensor]) -> list[Cause]:
-    """A cause for each pair of dtypes that differ: told, though it changes bytes and no count."""
-    pairs: dict[tuple[str, str], int] = {}
-    for tensor in stored:
-        for table in expected:
-            if tensor.name in table and table[tensor.name].dtype != tensor.dtype:
-                pair = (str(table[tensor.name].dtype), str(tensor.dtype))
-                pairs[pair] = pairs.get(pair, 0) + 1
-    return [
-        Cause(
-            name="retyped",
-            message=Message("cause_retyped", tensors=tensors, expected=expected_dtype, found=found_dtype),
-            parameters=0,
-            tensors=tensors,
-        )
-        for (expected_dtype, found_dtype), tensors in pairs.items()
-    ]
+def _retyped(expected: DType, found: DType, *, tensors: int) -> Cause:
+    """Told, though it changes bytes and no count."""
+    message = Message("cause_retyped", tensors=tensors, expected=str(expected), found=str(found))
+    return Cause(name="retyped", message=message, parameters=0, tensors=tensors)
 
 
 def _cause(name: str, tensors: Sequence[Tensor], sign: int, /, **values: object) -> Cause:

@@ -5,11 +5,12 @@ Never the hubs' own caches: those belong to their clients. Everything read back 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
-import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -84,14 +85,16 @@ def _read(path: Path) -> bytes | None:
 
 
 def _write(path: Path, content: bytes) -> None:
+    partial = f"{path}.{os.getpid()}.{threading.get_ident()}.partial"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, written = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")
         try:
-            with open(handle, "wb") as stream:
-                stream.write(content)
-            Path(written).replace(path)
-        finally:
-            Path(written).unlink(missing_ok=True)
+            stream = open(partial, "wb")  # noqa: SIM115 (closed below)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = open(partial, "wb")  # noqa: SIM115
+        with stream:
+            stream.write(content)
+        os.replace(partial, path)
     except OSError:
-        return
+        with contextlib.suppress(OSError):
+            os.unlink(partial)

@@ -48,23 +48,22 @@ def parse_header(header: bytes, *, file: str, data_bytes: int) -> tuple[Tensor, 
     for name, entry in entries.items():
         try:
             begin, end = entry["data_offsets"]
-            dtype, shape = DTYPE_OF_CODE[entry["dtype"]], tuple(entry["shape"])
-            sizes_are_sizes = all(type(size) is int and 0 <= size < LARGEST for size in (begin, end, *shape))
-            elements = _product(shape) if sizes_are_sizes else 0
+            dtype, sides = DTYPE_OF_CODE[entry["dtype"]], entry["shape"]
+            elements = _elements(sides)
         except (KeyError, TypeError, ValueError):
-            sizes_are_sizes = False
-        if not sizes_are_sizes or begin > end or type(entry["shape"]) is not list:
+            raise _bad_entry(name, entry, file) from None
+        if type(begin) is not int or type(end) is not int or not 0 <= begin <= end < LARGEST:
             raise _bad_entry(name, entry, file)
         if (end - begin) * 8 != elements * dtype.bits:
             raise MalformedError(
                 "safetensors_shape_mismatch",
                 file=file,
                 tensor=name,
-                shape=entry["shape"],
+                shape=sides,
                 dtype=dtype.code,
                 found=end - begin,
             )
-        placed.append((begin, end, Tensor(name, shape, dtype, file)))
+        placed.append((begin, end, Tensor(name, tuple(sides), dtype, file)))
     end_of_last = 0
     for begin, end, tensor in sorted(placed, key=lambda item: item[:2]):
         if begin != end_of_last:
@@ -77,10 +76,17 @@ def parse_header(header: bytes, *, file: str, data_bytes: int) -> tuple[Tensor, 
     return tuple(tensor for _, _, tensor in placed)
 
 
-def _product(shape: tuple[int, ...]) -> int:
-    """The elements of a shape, or LARGEST as soon as they pass it: a product of 50,000 sides would take seconds."""
+def _elements(sides: Any) -> int:
+    """The elements of a shape, or LARGEST as soon as they pass it (a product of 50,000 sides would take seconds).
+
+    Raises TypeError or ValueError where it is no list of sizes.
+    """
+    if type(sides) is not list:
+        raise TypeError(sides)
     product = 1
-    for side in shape:
+    for side in sides:
+        if type(side) is not int or not 0 <= side < LARGEST:
+            raise ValueError(side)
         product *= side
         if product >= LARGEST:
             return LARGEST
@@ -94,7 +100,7 @@ def _entries(header: bytes, file: str) -> dict[str, Any]:
     try:
         text = header.decode("utf-8")
         hooks: dict[str, Any] = {"parse_constant": _no_number, "object_pairs_hook": lambda pairs: _unique(pairs, file)}
-        if MINUS_ZERO.search(text):  # perhaps inside a name: the slow way tells
+        if "-0" in text and MINUS_ZERO.search(text):  # perhaps inside a name: the slow way tells
             hooks["parse_int"] = _size
         entries: dict[str, Any] = json.loads(text, **hooks)
     except UnicodeDecodeError:

@@ -1,0 +1,41 @@
+"""What a run asks its allocator for, in order: the events that a trace records and that an allocator's model replays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Allocate:
+    """A storage comes to life: `size_bytes` as requested, and the module and operator that asked for it."""
+
+    id: int
+    size_bytes: int
+    module: str
+    operator: str
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """The storage of the `Allocate` with the same id is released."""
+
+    id: int
+
+
+Event = Allocate | Free
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A part of a run ("load", "prefill", "decode", "backward", ...), which begins with the event of index `first_event`."""
+
+    name: str
+    first_event: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeline:
+    """A whole run. Ids are unique in it; what is not freed is alive at its end."""
+
+    events: tuple[Event, ...]
+    stages: tuple[Stage, ...]
