@@ -65,7 +65,6 @@ def _run(options: argparse.Namespace, say: Language) -> int:
 def _show(options: argparse.Namespace, say: Language) -> int:
     from . import pipeline
     from .errors import UsageError
-    from .renderers import FORMATS
     from .renderers.document import View
 
     if options.output is not None and os.path.lexists(options.output) and not options.overwrite:
@@ -92,7 +91,6 @@ def _show(options: argparse.Namespace, say: Language) -> int:
         )
     chosen = ("expand", "depth", "first_layer", "explain", "sort", "top")
     view = View(**{name: getattr(options, name) for name in chosen if hasattr(options, name)})
-    assert options.format in FORMATS
     _write(_text(options, subject, say, view), options, say)
     return 0 if report is None else _verdict(report, options, say)
 

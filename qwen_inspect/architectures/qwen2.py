@@ -10,8 +10,8 @@ from typing import Any
 
 from ..spec import ModelSpec
 from .blocks import decoder_tree as module_tree
-from .blocks import dense_mlps, optional_integer, read_decoder, read_head_dim, read_layer_types, read_window
 from .blocks import stored_as_built as stored_form
+from .reading import dense_mlps, optional_integer, read_decoder, read_head_dim, read_layer_types, read_window
 
 __all__ = ["module_tree", "read_spec", "stored_form"]
 

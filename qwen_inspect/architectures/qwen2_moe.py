@@ -9,22 +9,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..spec import ModelSpec, Module, MoeMlp
-from .blocks import (
-    decoder_tree,
-    experts,
+from .blocks import decoder_tree, experts, gated_mlp, linear, router
+from .blocks import experts_stored_singly as stored_form
+from .reading import (
     flag,
-    gated_mlp,
     integer,
-    linear,
     optional_integer,
     read_decoder,
     read_head_dim,
     read_layer_types,
     read_window,
-    router,
     sparse_mlps,
 )
-from .blocks import experts_stored_singly as stored_form
 
 __all__ = ["module_tree", "read_spec", "stored_form"]
 

@@ -9,9 +9,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..spec import ModelSpec
-from .blocks import MOST_HEADS, dense_mlps, flag, integer, optional_integer, read_decoder, read_layer_types, read_window
 from .blocks import decoder_tree as module_tree
 from .blocks import stored_as_built as stored_form
+from .reading import (
+    MOST_HEADS,
+    dense_mlps,
+    flag,
+    integer,
+    optional_integer,
+    read_decoder,
+    read_layer_types,
+    read_window,
+)
 
 __all__ = ["module_tree", "read_spec", "stored_form"]
 

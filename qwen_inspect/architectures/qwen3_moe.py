@@ -9,18 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..spec import ModelSpec, Module, MoeMlp
-from .blocks import (
-    decoder_tree,
-    experts,
-    flag,
-    read_decoder,
-    read_head_dim,
-    read_layer_types,
-    read_window,
-    router,
-    sparse_mlps,
-)
+from .blocks import decoder_tree, experts, router
 from .blocks import experts_stored_singly as stored_form
+from .reading import flag, read_decoder, read_head_dim, read_layer_types, read_window, sparse_mlps
 
 __all__ = ["module_tree", "read_spec", "stored_form"]
 
