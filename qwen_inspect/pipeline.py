@@ -7,7 +7,7 @@ from typing import Any
 
 from .analyzers.accounting import components, predicted_elements, predicted_files
 from .analyzers.attention import attention_report
-from .analyzers.kv_cache import cache_report
+from .analyzers.kv_cache import cache_report, read_formats
 from .analyzers.reconcile import against_files, against_instantiated, copies
 from .architectures import Architecture, architecture_of
 from .checkpoint import Checkpoint, ModelRef, Tensor
@@ -200,5 +200,5 @@ def _design(checkpoint: Checkpoint, spec: ModelSpec, tree: Module, checks: tuple
         components=parts,
         checks=checks,
         attention=attention,
-        cache=cache_report(attention.layers, spec.dtype),
+        cache=cache_report(attention.layers, *read_formats("auto", spec.dtype)),
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_inspect.analyzers.attention import attention_report
-from qwen_inspect.analyzers.kv_cache import cache_report
+from qwen_inspect.analyzers.kv_cache import (
+    FORMATS,
+    cache_report,
+    kv_heads_per_rank,
+    llama_cpp_bytes,
+    read_formats,
+    vllm_cache,
+)
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.checkpoint import DType
+from qwen_inspect.errors import UnsupportedError
 from qwen_inspect.pipeline import inspect
 from qwen_inspect.report import CacheReport, LayerAttention
 
@@ -21,7 +31,7 @@ from .test_local import FAMILIES
 
 def cache_of(config: Mapping[str, Any]) -> CacheReport:
     spec = architecture_of(config).read_spec(config)
-    return cache_report(attention_report(spec, None).layers, spec.dtype)
+    return cache_report(attention_report(spec, None).layers, *read_formats("auto", spec.dtype))
 
 
 def test_qwen3_0_6b_takes_4_375_gib_at_its_limit() -> None:
@@ -30,11 +40,75 @@ def test_qwen3_0_6b_takes_4_375_gib_at_its_limit() -> None:
     assert report.cache.size_bytes(tokens=40_960) == 4_697_620_480  # 4.375 GiB
 
 
-def test_tokens_of_a_budget_follow_published_vllm_logs() -> None:
-    """Qwen3-8B in bf16 with 57.50 GiB: vLLM printed 418,688 tokens, in blocks of 16; the budget is printed to 0.01 GiB."""
-    per_token = inspect("Qwen/Qwen3-8B", source="catalog").cache.bytes_per_token
-    least, most = 57.495 * 2**30 / per_token, 57.505 * 2**30 / per_token
-    assert least - 16 <= 418_688 <= most
+PUBLISHED = Path(__file__).parent.parent / "benchmarks" / "published"
+
+
+def published(name: str) -> list[dict[str, str]]:
+    with open(PUBLISHED / name, newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def layers_of(model: str) -> tuple[LayerAttention, ...]:
+    """The layers of a cataloged model; an Instruct release has its base's."""
+    return inspect(model, source="catalog").attention.layers
+
+
+@pytest.mark.parametrize(
+    "log", published("vllm_kv.csv"), ids=lambda log: f"{log['model']}-tp{log['tp']}-{log['kv_cache_dtype']}"
+)
+def test_tokens_of_a_budget_equal_published_vllm_logs(log: dict[str, str]) -> None:
+    layers = layers_of(log["model"])
+    name = "bfloat16" if log["kv_cache_dtype"] == "auto" else log["kv_cache_dtype"]
+    cache = vllm_cache(layers, FORMATS[name], ranks=int(log["tp"]))
+    printed = float(log["available_kv_gib_per_gpu"])  # to 0.01 GiB
+    least, most = (int((printed + half) * 2**30) for half in (-0.005, 0.005))
+    assert cache.blocks(least) <= int(log["num_gpu_blocks"]) <= cache.blocks(most)
+    assert cache.tokens(least) <= int(log["kv_cache_tokens"]) <= cache.tokens(most)
+    assert int(log["kv_cache_tokens"]) == 16 * int(log["num_gpu_blocks"])
+
+
+def test_a_budget_of_57_50_gib_holds_418_688_tokens_of_qwen3_8b() -> None:
+    cache = vllm_cache(layers_of("Qwen/Qwen3-8B"), FORMATS["bfloat16"])
+    assert (cache.blocks(int(57.5 * 2**30)), cache.tokens(int(57.5 * 2**30))) == (26_168, 418_688)
+
+
+@pytest.mark.parametrize("log", published("llama_cpp_kv.csv"), ids=lambda log: f"{log['n_ctx']}-{log['k_cache_type']}")
+def test_the_cache_equals_published_llama_cpp_logs(log: dict[str, str]) -> None:
+    layers = layers_of("Qwen/Qwen3-235B-A22B")
+    keys, values = read_formats(f"{log['k_cache_type']},{log['v_cache_type']}", DType.BF16)
+    size_bytes = llama_cpp_bytes(layers, keys, values, tokens=int(log["n_ctx"]))
+    assert size_bytes == float(log["kv_total_mib"]) * 2**20
+
+
+def test_quantised_formats_are_ggmls() -> None:
+    import gguf
+
+    for name in ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0"):
+        elements, size_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]]
+        assert (FORMATS[name].block_elements, FORMATS[name].block_bytes) == (elements, size_bytes)
+
+
+@pytest.mark.parametrize(("heads", "ranks", "each"), [(8, 1, 8), (8, 4, 2), (4, 8, 1), (1, 4, 1)])
+def test_heads_are_shared_evenly_or_repeated(heads: int, ranks: int, each: int) -> None:
+    assert kv_heads_per_rank(heads, ranks) == each
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: kv_heads_per_rank(8, 3),
+        lambda: read_formats("q9", DType.BF16),
+        lambda: read_formats("fp8,fp8,fp8", DType.BF16),
+        lambda: FORMATS["q8_0"].size_bytes(80),
+        lambda: vllm_cache(
+            [LayerAttention(index=0, query_heads=1, kv_heads=1, head_dim=64, window_tokens=5)], FORMATS["fp8"]
+        ),
+    ],
+)
+def test_what_cannot_be_laid_out_is_refused(call: Callable[[], object]) -> None:
+    with pytest.raises(UnsupportedError) as refusal:
+        call()
+    assert "{" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if "without its head" not in name])
@@ -72,12 +146,12 @@ layer_attentions = st.builds(
     tokens=st.integers(0, 10_000),
     more=st.integers(0, 10_000),
     batch=st.integers(1, 64),
-    dtype=st.sampled_from([DType.BF16, DType.F16, DType.F32]),
+    dtype=st.sampled_from(["bfloat16", "float16", "float32", "fp8"]),
 )
 def test_the_cache_grows_with_tokens_and_by_whole_sequences(
-    layers: list[LayerAttention], tokens: int, more: int, batch: int, dtype: DType
+    layers: list[LayerAttention], tokens: int, more: int, batch: int, dtype: str
 ) -> None:
-    cache = cache_report(layers, dtype)
+    cache = cache_report(layers, FORMATS[dtype], FORMATS[dtype])
     assert cache.size_bytes(tokens=0, batch=batch) == cache.fixed_bytes * batch
     assert cache.size_bytes(tokens=tokens + more) >= cache.size_bytes(tokens=tokens)
     assert cache.size_bytes(tokens=tokens, batch=batch) == batch * cache.size_bytes(tokens=tokens)

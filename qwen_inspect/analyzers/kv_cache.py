@@ -1,28 +1,133 @@
-"""The KV cache: exact bytes for each layer, token and sequence."""
+"""The KV cache: exact bytes for each layer, token and sequence, as transformers holds it and as engines reserve it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from ..checkpoint import DType
+from ..errors import UnsupportedError
 from ..report import CacheLayer, CacheReport, LayerAttention
 
-
-def cache_report(layers: Sequence[LayerAttention], dtype: DType) -> CacheReport:
-    """What transformers' DynamicCache holds for a model whose layers attend like `layers`, in `dtype`."""
-    return CacheReport(dtype=str(dtype), layers=tuple(_cache_layer(layer, dtype) for layer in layers))
+VLLM_BLOCK_TOKENS = 16  # vLLM 0.19, CacheConfig.block_size on CUDA
 
 
-def _cache_layer(layer: LayerAttention, dtype: DType) -> CacheLayer:
+@dataclass(frozen=True, slots=True)
+class CacheFormat:
+    """How the numbers of a cache are stored: `block_bytes` bytes hold `block_elements` numbers, scales included."""
+
+    name: str
+    block_elements: int
+    block_bytes: int
+
+    def size_bytes(self, elements: int) -> int:
+        """Bytes of `elements` numbers; UnsupportedError where they do not fill whole blocks."""
+        if elements % self.block_elements:
+            raise UnsupportedError(
+                "cache_not_whole_blocks", format=self.name, block=self.block_elements, elements=elements
+            )
+        return elements // self.block_elements * self.block_bytes
+
+
+# The last five are llama.cpp's. Source: ggml, block_q8_0 and its like in ggml-common.h; gguf 0.19, GGML_QUANT_SIZES.
+# int8, int4 and fp8 count the numbers alone: what scales an engine keeps beside them is its own affair.
+FORMATS: Mapping[str, CacheFormat] = {
+    name: CacheFormat(name, elements, size_bytes)
+    for name, elements, size_bytes in (
+        ("float32", 1, 4),
+        ("bfloat16", 1, 2),
+        ("float16", 1, 2),
+        ("fp8", 1, 1),
+        ("int8", 1, 1),
+        ("int4", 2, 1),
+        ("q8_0", 32, 34),
+        ("q5_1", 32, 24),
+        ("q5_0", 32, 22),
+        ("q4_1", 32, 20),
+        ("q4_0", 32, 18),
+    )
+}
+ALIASES: Mapping[str, str] = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+
+
+def read_formats(text: str, dtype: DType) -> tuple[CacheFormat, CacheFormat]:
+    """K's and V's formats: one name for both, "K,V", or "auto", which is the model's dtype."""
+    names = [ALIASES.get(name, name) for name in text.split(",")]
+    names = [str(dtype) if name == "auto" else name for name in names]
+    if len(names) > 2 or not all(name in FORMATS for name in names):
+        raise UnsupportedError("cache_format_unknown", found=text, known=", ".join(["auto", *ALIASES, *FORMATS]))
+    return FORMATS[names[0]], FORMATS[names[-1]]
+
+
+def cache_report(layers: Sequence[LayerAttention], keys: CacheFormat, values: CacheFormat) -> CacheReport:
+    """What transformers' DynamicCache holds for a model whose layers attend like `layers`."""
+    name = keys.name if keys == values else f"{keys.name},{values.name}"
+    return CacheReport(dtype=name, layers=tuple(_cache_layer(layer, keys, values) for layer in layers))
+
+
+def _cache_layer(layer: LayerAttention, keys: CacheFormat, values: CacheFormat) -> CacheLayer:
     """K and V of one layer: (batch, kv_heads, tokens, head_dim) each.
 
     A sliding layer keeps window - 1 tokens, for the next one completes its window.
     Source: transformers 5.23, cache_utils.DynamicLayer and DynamicSlidingWindowLayer.
     """
+    elements = layer.kv_heads * layer.head_dim
     return CacheLayer(
         index=layer.index,
         kind="full" if layer.window_tokens is None else "sliding",
-        bytes_per_token=2 * layer.kv_heads * layer.head_dim * dtype.bits // 8,  # K and V
+        bytes_per_token=keys.size_bytes(elements) + values.size_bytes(elements),
         fixed_bytes=0,
         window_tokens=layer.window_tokens,
+    )
+
+
+def kv_heads_per_rank(kv_heads: int, ranks: int) -> int:
+    """KV heads of one tensor-parallel rank: an even share, or one head repeated where there are more ranks than heads.
+
+    Source: vLLM 0.19, ModelConfig.get_num_kv_heads, and its models' assertions on divisibility.
+    """
+    if kv_heads % ranks and ranks % kv_heads:
+        raise UnsupportedError("cache_heads_over_ranks", heads=kv_heads, ranks=ranks)
+    return max(1, kv_heads // ranks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockedCache:
+    """A cache in blocks of `block_tokens` tokens, `block_bytes` bytes each over all layers of one rank."""
+
+    block_tokens: int
+    block_bytes: int
+
+    def blocks(self, budget_bytes: int) -> int:
+        return budget_bytes // self.block_bytes
+
+    def tokens(self, budget_bytes: int) -> int:
+        return self.blocks(budget_bytes) * self.block_tokens
+
+    def size_bytes(self, *, tokens: int, batch: int = 1) -> int:
+        """Bytes of `batch` sequences, each in whole blocks."""
+        return batch * -(-tokens // self.block_tokens) * self.block_bytes
+
+
+def vllm_cache(layers: Sequence[LayerAttention], cache_format: CacheFormat, *, ranks: int = 1) -> BlockedCache:
+    """What vLLM reserves on one of `ranks` tensor-parallel ranks, for a model whose layers all see every token.
+
+    Source: vLLM 0.19, FullAttentionSpec.page_size_bytes: 2 x block_size x kv_heads x head_size x bytes, a layer.
+    """
+    if any(layer.window_tokens is not None for layer in layers):
+        raise UnsupportedError("cache_vllm_hybrid")
+    per_token = sum(
+        2 * cache_format.size_bytes(kv_heads_per_rank(layer.kv_heads, ranks) * layer.head_dim) for layer in layers
+    )
+    return BlockedCache(block_tokens=VLLM_BLOCK_TOKENS, block_bytes=VLLM_BLOCK_TOKENS * per_token)
+
+
+def llama_cpp_bytes(layers: Sequence[LayerAttention], keys: CacheFormat, values: CacheFormat, *, tokens: int) -> int:
+    """What llama.cpp reserves for a context of `tokens`, whatever is filled of it; windows are not taken into account.
+
+    Source: llama.cpp, llama_kv_cache: K and V tensors of n_embd_k_gqa x n_ctx and n_embd_v_gqa x n_ctx a layer.
+    """
+    return sum(
+        tokens * (keys.size_bytes(layer.kv_heads * layer.head_dim) + values.size_bytes(layer.kv_heads * layer.head_dim))
+        for layer in layers
     )

@@ -387,6 +387,10 @@ TEXT: dict[str, str] = {
     "check_failed": "{count} check(s) left something unexplained",
     "claim_failed": "The model has {theory:,} parameters, not {claimed:,}",
     "saved": "Saved to {path}",
+    "cache_not_whole_blocks": "{format} stores {block} numbers together; {elements} numbers a token do not fill whole blocks",
+    "cache_format_unknown": "{found} is no format of a cache; known: {known}, or two of them as K,V",
+    "cache_heads_over_ranks": "{heads} KV heads cannot be shared evenly by {ranks} ranks, nor repeated evenly",
+    "cache_vllm_hybrid": "How vLLM lays out a model with sliding-window layers is not modelled here",
     # --- help
     "help_program": "What is in a language model, to the last parameter and byte",
     "help_command": "COMMAND",

@@ -387,6 +387,10 @@ TEXT: dict[str, str] = {
     "check_failed": "有 {count} 项核对存在无法解释的部分",
     "claim_failed": "模型有 {theory:,} 个参数，而不是 {claimed:,}",
     "saved": "模型信息已保存到: {path}",
+    "cache_not_whole_blocks": "{format} 以 {block} 个数为一块存储，每个 token 的 {elements} 个数不能填满整块",
+    "cache_format_unknown": "不认识缓存格式 {found}；已支持：{known}，或以 K,V 的形式给出两个",
+    "cache_heads_over_ranks": "{heads} 个 KV 头无法由 {ranks} 个 rank 均分，也无法均匀复制",
+    "cache_vllm_hybrid": "尚未支持推算 vLLM 对含滑动窗口层的模型的缓存布局",
     # --- help
     "help_program": "逐参数、逐字节地查看一个语言模型",
     "help_command": "命令",
