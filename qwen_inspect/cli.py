@@ -88,6 +88,8 @@ def _show(options: argparse.Namespace, say: Language) -> int:
             expected_parameters=getattr(options, "expect_params", None),
             batch=getattr(options, "batch", 1),
             context=getattr(options, "context", None),
+            cache_format=getattr(options, "cache_dtype", "auto"),
+            ranks=getattr(options, "tp", 1),
         )
     chosen = ("expand", "depth", "first_layer", "explain", "sort", "top")
     view = View(**{name: getattr(options, name) for name in chosen if hasattr(options, name)})
@@ -282,6 +284,8 @@ def _access_options(command: argparse.ArgumentParser, say: Language) -> None:
 def _workload_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--batch", type=_positive(say), default=1, metavar="N", help=say("help_batch"))
     command.add_argument("--context", type=_tokens(say), metavar="TOKENS", help=say("help_context"))
+    command.add_argument("--cache-dtype", default="auto", metavar="FORMAT", help=say("help_cache_dtype"))
+    command.add_argument("--tp", type=_positive(say), default=1, metavar="N", help=say("help_tp"))
 
 
 def _structure_options(command: argparse.ArgumentParser, say: Language) -> None:

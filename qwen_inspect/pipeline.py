@@ -7,7 +7,7 @@ from typing import Any
 
 from .analyzers.accounting import components, predicted_elements, predicted_files
 from .analyzers.attention import attention_report
-from .analyzers.kv_cache import cache_report, read_formats
+from .analyzers.kv_cache import cache_report, engine_caches, read_formats
 from .analyzers.reconcile import against_files, against_instantiated, copies
 from .architectures import Architecture, architecture_of
 from .checkpoint import Checkpoint, ModelRef, Tensor
@@ -18,6 +18,9 @@ from .loaders.hub import ListedFile
 from .loaders.resolve import DEFAULT_MODEL, Access, list_files, load, resolve
 from .report import CatalogEntry, Check, Design, FilePair, FilesComparison, ParameterCounts, Report, Workload
 from .spec import ModelSpec, Module, each_tensor, tied_tensors
+
+
+DEFAULT_WORKLOAD = Workload()
 
 
 def inspect(
@@ -32,6 +35,8 @@ def inspect(
     expected_parameters: int | None = None,
     batch: int = 1,
     context: int | None = None,
+    cache_format: str = "auto",
+    ranks: int = 1,
 ) -> Report:
     """Everything known about `model` without its weights.
 
@@ -39,7 +44,7 @@ def inspect(
     require_design: refuse an architecture that is not known; otherwise report what is stored and say why there is no more.
     predict_files: where no file can be read, list the tensors that a release's files hold.
     instantiate: also build the model on the meta device (needs the torch extra). expected_parameters: a count from
-    elsewhere to explain. batch, context: sequences, and tokens in each.
+    elsewhere to explain. batch, context, cache_format, ranks: as in `Workload`.
     """
     checkpoint = load(resolve(model, source=source, revision=revision), access or Access())
     return analyse(
@@ -48,7 +53,7 @@ def inspect(
         predict_files=predict_files,
         instantiate=instantiate,
         expected_parameters=expected_parameters,
-        workload=Workload(batch=batch, context_tokens=context),
+        workload=Workload(batch=batch, context_tokens=context, cache_format=cache_format, ranks=ranks),
     )
 
 
@@ -95,7 +100,7 @@ def analyse(
     predict_files: bool = False,
     instantiate: bool = False,
     expected_parameters: int | None = None,
-    workload: Workload | None = None,
+    workload: Workload = DEFAULT_WORKLOAD,
 ) -> Report:
     """A checkpoint -> Report."""
     notices, tensors, origin = checkpoint.notices, checkpoint.tensors, "stored"
@@ -118,7 +123,7 @@ def analyse(
         checks = _checks(
             checkpoint, config, architecture, spec, tree, tensors, origin, instantiate, expected_parameters
         )
-        design = _design(checkpoint, spec, tree, checks)
+        design = _design(checkpoint, spec, tree, checks, workload)
     return Report(
         ref=checkpoint.ref,
         config=checkpoint.config,
@@ -126,7 +131,7 @@ def analyse(
         tensors_origin=origin if tensors is not None else None,
         files=checkpoint.files,
         release=checkpoint.release,
-        workload=workload or Workload(batch=1, context_tokens=None),
+        workload=workload,
         notices=notices,
         design=design,
     )
@@ -180,8 +185,11 @@ def _checks(
     return tuple(checks)
 
 
-def _design(checkpoint: Checkpoint, spec: ModelSpec, tree: Module, checks: tuple[Check, ...]) -> Design:
+def _design(
+    checkpoint: Checkpoint, spec: ModelSpec, tree: Module, checks: tuple[Check, ...], workload: Workload
+) -> Design:
     attention = attention_report(spec, checkpoint.tensors)
+    tokens = workload.context_tokens or spec.context_tokens
     parts = components(tree)
     stored = None if checkpoint.tensors is None else sum(tensor.elements for tensor in checkpoint.tensors)
     return Design(
@@ -200,5 +208,8 @@ def _design(checkpoint: Checkpoint, spec: ModelSpec, tree: Module, checks: tuple
         components=parts,
         checks=checks,
         attention=attention,
-        cache=cache_report(attention.layers, *read_formats("auto", spec.dtype)),
+        cache=cache_report(attention.layers, *read_formats(workload.cache_format, spec.dtype)),
+        engines=()
+        if tokens is None
+        else engine_caches(attention.layers, spec.dtype, tokens=tokens, batch=workload.batch, ranks=workload.ranks),
     )

@@ -167,11 +167,27 @@ class CacheReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
-    """What the model is asked to do: sequences at once, tokens of context in each (None: the model's own limit)."""
+class EngineCache:
+    """What an engine reserves for the workload on one rank: None, with the reason, where that is not known here."""
 
-    batch: int
-    context_tokens: int | None
+    engine: str
+    format: str
+    size_bytes: int | None
+    reason: Message | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What the model is asked to do.
+
+    batch: sequences at once. context_tokens: tokens in each (None: the model's own limit). cache_format: K's and V's number
+    format ("auto": the model's dtype). ranks: tensor-parallel ranks of an engine that shares the cache among them.
+    """
+
+    batch: int = 1
+    context_tokens: int | None = None
+    cache_format: str = "auto"
+    ranks: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +201,7 @@ class Design:
     checks: tuple[Check, ...]
     attention: AttentionReport
     cache: CacheReport
+    engines: tuple[EngineCache, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +254,10 @@ class Report:
     @property
     def cache(self) -> CacheReport:
         return self.known.cache
+
+    @property
+    def engines(self) -> tuple[EngineCache, ...]:
+        return self.known.engines
 
     @property
     def context_tokens(self) -> int | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..checkpoint import DType
 from ..errors import UnsupportedError
-from ..report import CacheLayer, CacheReport, LayerAttention
+from ..report import CacheLayer, CacheReport, EngineCache, LayerAttention
 
 VLLM_BLOCK_TOKENS = 16  # vLLM 0.19, CacheConfig.block_size on CUDA
 
@@ -120,6 +120,34 @@ def vllm_cache(layers: Sequence[LayerAttention], cache_format: CacheFormat, *, r
         2 * cache_format.size_bytes(kv_heads_per_rank(layer.kv_heads, ranks) * layer.head_dim) for layer in layers
     )
     return BlockedCache(block_tokens=VLLM_BLOCK_TOKENS, block_bytes=VLLM_BLOCK_TOKENS * per_token)
+
+
+def engine_caches(
+    layers: Sequence[LayerAttention], dtype: DType, *, tokens: int, batch: int, ranks: int
+) -> tuple[EngineCache, ...]:
+    """What transformers holds and engines reserve for the same workload, each in the formats that it has.
+
+    llama.cpp reserves `tokens` for each of `batch` sequences: its n_ctx is their sum.
+    """
+    auto, _ = read_formats("auto", dtype)
+
+    def row(engine: str, cache_format: CacheFormat, size_bytes: Callable[[], int]) -> EngineCache:
+        try:
+            return EngineCache(engine=engine, format=cache_format.name, size_bytes=size_bytes())
+        except UnsupportedError as error:
+            return EngineCache(engine=engine, format=cache_format.name, size_bytes=None, reason=error.message)
+
+    def vllm(cache_format: CacheFormat) -> Callable[[], int]:
+        return lambda: vllm_cache(layers, cache_format, ranks=ranks).size_bytes(tokens=tokens, batch=batch)
+
+    def llama_cpp(cache_format: CacheFormat) -> Callable[[], int]:
+        return lambda: batch * llama_cpp_bytes(layers, cache_format, cache_format, tokens=tokens)
+
+    return (
+        row("transformers", auto, lambda: cache_report(layers, auto, auto).size_bytes(tokens=tokens, batch=batch)),
+        *(row("vllm", one, vllm(one)) for one in (auto, FORMATS["fp8"])),
+        *(row("llama_cpp", FORMATS[name], llama_cpp(FORMATS[name])) for name in ("float16", "q8_0", "q4_0")),
+    )
 
 
 def llama_cpp_bytes(layers: Sequence[LayerAttention], keys: CacheFormat, values: CacheFormat, *, tokens: int) -> int:

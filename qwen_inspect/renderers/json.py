@@ -157,6 +157,10 @@ def _attention(report: Report, say: Language) -> dict[str, Any]:
                 }
                 for layer in report.cache.layers
             ],
+            "engines": [
+                {"engine": row.engine, "format": row.format, "ranks": report.workload.ranks, "bytes": row.size_bytes}
+                for row in report.engines
+            ],
         },
     }
 

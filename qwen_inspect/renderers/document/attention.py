@@ -36,6 +36,7 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
         Heading(say("heading_cache")),
         cache_table(report, say, view),
         cache_fields(report, say),
+        *engine_blocks(report, say),
         Heading(say("heading_cache_notes")),
         Items(cache_notes(report, say), numbered=True),
     ]
@@ -87,6 +88,25 @@ def shapes(layer: LayerAttention, report: Report, say: Language) -> Table:
 
     columns = [say("column_step"), say("column_shape"), f"B = {batch}, L = {'–' if length is None else count(length)}"]
     return Table(columns, [[step, shown(shape, {}), shown(shape, numbers)] for step, shape in steps], "lll")
+
+
+def engine_blocks(report: Report, say: Language) -> list[Block]:
+    """The same workload's cache as transformers holds it and as engines reserve it; nothing where no context is known."""
+    if not report.engines:
+        return []
+    rows = [
+        [
+            say(f"engine_{row.engine}"),
+            row.format,
+            count(row.size_bytes),
+            size(row.size_bytes) if row.reason is None else say(row.reason),
+        ]
+        for row in report.engines
+    ]
+    columns = [say("column_engine"), say("column_format"), say("column_bytes"), say("column_size")]
+    workload = report.workload
+    heading = say("heading_engines", tokens=report.context_tokens, batch=workload.batch, ranks=workload.ranks)
+    return [Heading(heading), Table(columns, rows, "llrr")]
 
 
 def cache_table(report: Report, say: Language, view: View) -> Table:

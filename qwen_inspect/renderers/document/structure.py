@@ -160,6 +160,8 @@ def cache_notes(report: Report, say: Language) -> list[str]:
     group = layer.query_heads // layer.kv_heads
     values = {"query_heads": layer.query_heads, "kv_heads": layer.kv_heads, "group": group, "head_dim": layer.head_dim}
     kind = "mixed" if report.attention.kind == "mixed" else layer.kind.lower()
+    dtype_bytes = report.spec.dtype.bits // 8
+    product = 2 * len(cache.layers) * layer.kv_heads * layer.head_dim * dtype_bytes
     notes = [
         say(f"cache_note_{kind}", **values),
         say("cache_note_purpose"),
@@ -168,10 +170,10 @@ def cache_notes(report: Report, say: Language) -> list[str]:
             "cache_note_formula",
             layers=len(cache.layers),
             bytes=cache.bytes_per_token,
-            dtype_bytes=report.spec.dtype.bits // 8,
+            dtype_bytes=dtype_bytes,
             **values,
         )
-        if len({one.bytes_per_token for one in cache.layers}) == 1
+        if product == cache.bytes_per_token
         else say("cache_note_sum", bytes=cache.bytes_per_token),
     ]
     if sliding := [one for one in cache.layers if one.window_tokens]:
