@@ -19,7 +19,6 @@ from .loaders.resolve import DEFAULT_MODEL, Access, list_files, load, resolve
 from .report import CatalogEntry, Check, Design, FilePair, FilesComparison, ParameterCounts, Report, Workload
 from .spec import ModelSpec, Module, each_tensor, tied_tensors
 
-
 DEFAULT_WORKLOAD = Workload()
 
 
