@@ -15,7 +15,8 @@ from qwen_inspect.language import Language, Message, en, language_of, zh
 PACKAGE = Path(errors.__file__).parent
 # Keys that are put together from a name, by their beginnings.
 COMPOSED = (
-    "component_", "source_", "confidence_", "witness_", "cause_", "cause_name_", "miscount_", "finding_", "column_", "help_", "engine_",
+    "component_", "source_", "confidence_", "witness_", "cause_", "cause_name_", "miscount_", "finding_", "column_", "help_",
+    "engine_",
     "cache_note_", "meaning_kv_", "mapping_", "grouping_", "technique_", "group_", "origin_tensors_", "cache_",
 )  # fmt: skip
 
