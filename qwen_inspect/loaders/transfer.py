@@ -171,7 +171,7 @@ def in_parallel(
     """Runs the jobs on at most MOST_REQUESTS threads, and returns when all have ended or the deadline has passed.
 
     The threads are daemons: one that hangs in the network's library keeps neither the caller nor the process. The first
-    error that is not the network's (a damaged file, a refusal) ends the rest.
+    damaged file ends the rest.
     """
     outcomes: Outcomes[Result] = Outcomes([None] * len(jobs), [None] * len(jobs), [False] * len(jobs))
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -202,7 +202,7 @@ def in_parallel(
         for done in range(1, len(jobs) + 1):
             index = ended.get(timeout=deadline.remaining)
             progress(done, len(jobs))
-            if outcomes.errors[index] is not None and not isinstance(outcomes.errors[index], NetworkError):
+            if isinstance(outcomes.errors[index], MalformedError):
                 break
     except queue.Empty:
         pass  # time is up; what is not finished says so itself
