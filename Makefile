@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 export HF_HUB_OFFLINE := 1
 
-.PHONY: run test quick lint reports benchmark clean
+.PHONY: run test quick lint reports accuracy benchmark clean
 
 run: .venv/light
 	$(BIN)/qwen-inspect structure
@@ -23,6 +23,9 @@ lint: .venv/full
 
 reports: .venv/light
 	$(BIN)/python reports/generate.py
+
+accuracy: .venv/light
+	$(BIN)/python benchmarks/accuracy.py
 
 benchmark: .venv/full
 	$(BIN)/python benchmarks/speed.py

@@ -1,6 +1,7 @@
 """How long the commands take, as ratios to `python -c pass` of the same interpreter, measured in one run (medians).
 
-Bounds that the project keeps: --help 3 x, structure 6 x, 118 shards of a 235B model 1.5 s and 150 MB. Prints; judges nothing.
+Bounds that the project keeps: --help 3 x, structure 6 x, memory of a shipped trace 8 x,
+118 shards of a 235B model 1.5 s and 150 MB. Prints; judges nothing.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ def main() -> None:
             ("structure, catalog", [*tool, "structure"]),
             ("structure, local directory (0.6B)", [*tool, "structure", str(small)]),
             ("weights, local directory (0.6B)", [*tool, "weights", str(small)]),
+            ("memory, shipped trace (8B)", [*tool, "memory", "catalog:Qwen/Qwen3-8B"]),
+            ("memory, shipped trace (235B)", [*tool, "memory", "catalog:Qwen/Qwen3-235B-A22B"]),
             ("models", [*tool, "models"]),
             (f"structure, {shards} shards (235B)", [*tool, "structure", str(large)]),
             (f"params, {shards} shards (235B)", [*tool, "params", str(large)]),

@@ -18,10 +18,10 @@ from .language import LANGUAGES, Language, language_of
 
 if TYPE_CHECKING:
     from .loaders.resolve import Access
-    from .report import Report
+    from .report import Report, Run
 
 DEFAULT_MODEL = "catalog:Qwen/Qwen3-0.6B"  # as loaders.resolve has it, which is not imported for --help
-COMMANDS = ("structure", "config", "weights", "params", "attention", "compare", "models")
+COMMANDS = ("structure", "config", "weights", "params", "attention", "memory", "compare", "models")
 LONGEST_LINE = 1000
 EXIT_CHECK_FAILED, EXIT_USAGE, EXIT_MALFORMED, EXIT_INTERRUPTED = 1, 2, 6, 130
 
@@ -90,11 +90,32 @@ def _show(options: argparse.Namespace, say: Language) -> int:
             context=getattr(options, "context", None),
             cache_format=getattr(options, "cache_dtype", "auto"),
             ranks=getattr(options, "tp", 1),
+            dtype=getattr(options, "dtype", None),
         )
+        if options.command == "memory":
+            from .prediction import predict
+
+            subject = predict(report, _run_of(options))
     chosen = ("expand", "depth", "first_layer", "explain", "sort", "top")
     view = View(**{name: getattr(options, name) for name in chosen if hasattr(options, name)})
     _write(_text(options, subject, say, view), options, say)
     return 0 if report is None else _verdict(report, options, say)
+
+
+def _run_of(options: argparse.Namespace) -> Run:
+    from .report import Run
+
+    return Run(
+        mode=options.mode,
+        batch=options.batch,
+        prompt_tokens=options.context,
+        new_tokens=options.new_tokens,
+        attention=options.attention,
+        loader=options.load,
+        gpu=options.gpu,
+        # The first of the two that is set, as torch 2.13 looks for them.
+        allocator=os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF", ""),
+    )
 
 
 def _access(options: argparse.Namespace) -> Access:
@@ -179,6 +200,10 @@ def _verdict(report: Report, options: argparse.Namespace, say: Language) -> int:
     if not options.quiet and (options.output is not None or options.format == "json" or not _is_terminal(sys.stdout)):
         for notice in report.notices:
             _complain(_one_line(say(notice)))
+    if options.verbose and report.release is not None:
+        _complain(
+            _one_line(say("catalog_sources", config=report.release.config_source, counts=report.release.source or "–"))
+        )
     if options.command != "params":
         return 0
     claimed = options.expect_params
@@ -319,6 +344,21 @@ def _attention_options(command: argparse.ArgumentParser, say: Language) -> None:
     _workload_options(command, say)
 
 
+def _memory_options(command: argparse.ArgumentParser, say: Language) -> None:
+    _model_options(command, say)
+    command.add_argument("--mode", choices=("generate", "forward", "train"), default="generate", help=say("help_mode"))
+    command.add_argument("--batch", type=_positive(say), default=1, metavar="N", help=say("help_batch"))
+    command.add_argument("--context", type=_tokens(say), default=2048, metavar="TOKENS", help=say("help_prompt"))
+    command.add_argument("--new-tokens", type=_positive(say), default=128, metavar="N", help=say("help_new_tokens"))
+    command.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32", "float64"), metavar="DTYPE", help=say("help_dtype")
+    )
+    kernels = ("sdpa", "eager", "flash_attention_2")
+    command.add_argument("--attention", choices=kernels, default="sdpa", help=say("help_attention_kernel"))
+    command.add_argument("--load", choices=("warmup", "per-tensor"), default="warmup", help=say("help_load"))
+    command.add_argument("--gpu", default="sm_80", metavar="NAME", help=say("help_gpu"))
+
+
 def _compare_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("left", metavar="MODEL", help=say("help_left"))
     command.add_argument("right", metavar="MODEL", help=say("help_right"))
@@ -335,6 +375,7 @@ _OWN_OPTIONS = {
     "weights": _weights_options,
     "params": _params_options,
     "attention": _attention_options,
+    "memory": _memory_options,
     "compare": _compare_options,
     "models": _models_options,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .analyzers.accounting import components, predicted_elements, predicted_files
@@ -11,7 +12,7 @@ from .analyzers.kv_cache import cache_report, engine_caches, read_formats
 from .analyzers.reconcile import against_files, against_instantiated, copies
 from .architectures import Architecture, architecture_of
 from .checkpoint import Checkpoint, ModelRef, Tensor
-from .errors import NotFoundError, UnsupportedError
+from .errors import MalformedError, NotFoundError, UnsupportedError
 from .language import Message
 from .loaders import catalog
 from .loaders.hub import ListedFile
@@ -36,6 +37,7 @@ def inspect(
     context: int | None = None,
     cache_format: str = "auto",
     ranks: int = 1,
+    dtype: str | None = None,
 ) -> Report:
     """Everything known about `model` without its weights.
 
@@ -43,9 +45,13 @@ def inspect(
     require_design: refuse an architecture that is not known; otherwise report what is stored and say why there is no more.
     predict_files: where no file can be read, list the tensors that a release's files hold.
     instantiate: also build the model on the meta device (needs the torch extra). expected_parameters: a count from
-    elsewhere to explain. batch, context, cache_format, ranks: as in `Workload`.
+    elsewhere to explain. dtype: parameters in another dtype than the configuration's. batch, context, cache_format,
+    ranks: as in `Workload`.
     """
     checkpoint = load(resolve(model, source=source, revision=revision), access or Access())
+    if dtype is not None and checkpoint.config is not None:
+        others = {key: value for key, value in checkpoint.config.items() if key != "dtype"}
+        checkpoint = replace(checkpoint, config={**others, "torch_dtype": dtype})
     return analyse(
         checkpoint,
         require_design=require_design,
@@ -110,8 +116,10 @@ def analyse(
         config = _config(checkpoint)
         architecture = architecture_of(config)
         spec = architecture.read_spec(config)
-    except (UnsupportedError, NotFoundError) as error:
-        if require_design or tensors is None:
+    except (UnsupportedError, NotFoundError, MalformedError) as error:
+        if require_design and tensors is not None:
+            raise type(error)("refused_though_stored", reason=error.message) from None
+        if require_design or (tensors is None and checkpoint.config is None):
             raise
         notices += (Message("no_design", reason=error.message),)
     else:
@@ -202,6 +210,7 @@ def _design(
             unique=tree.parameters if stored is None else stored - copies(checks[0]),
             active=tree.active_parameters,
             embedding=sum(part.parameters for part in parts if part.name == "embedding"),
+            head=sum(part.parameters for part in parts if part.name == "lm_head"),
             buffers=tree.buffer_elements,
         ),
         components=parts,

@@ -27,11 +27,13 @@ class ParameterCounts:
     unique: int
     active: int
     embedding: int
+    head: int
     buffers: int
 
     @property
     def non_embedding(self) -> int:
-        return self.theory - self.embedding
+        """What model cards call so: without the input embedding and without an output layer of its own."""
+        return self.theory - self.embedding - self.head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +193,75 @@ class Workload:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """What the allocator holds at one moment of a run, in bytes that add up: requested by use, and what rounding adds."""
+
+    stage: str
+    weights: int
+    buffers: int
+    cache: int
+    state: int
+    activations: int
+    workspace: int
+    rounding: int
+
+    @property
+    def allocated(self) -> int:
+        return self.weights + self.buffers + self.cache + self.state + self.activations + self.workspace + self.rounding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alive:
+    """Storages alike that were alive at the peak: where they were made, by what, how many, and their bytes as requested."""
+
+    component: str
+    operator: str
+    storages: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """A run's memory on a GPU. steady: at its end, with the cache full. context_bytes: outside the allocator,
+    None where unmeasured.
+
+    method: "trace" or "formula". A formula knows no activations: its peak is None, and nothing stands in for it.
+    """
+
+    method: str
+    steady: Moment
+    peak: Moment | None
+    peak_reserved: int | None
+    context_bytes: int | None
+    alive: tuple[Alive, ...]
+    assumptions: tuple[Message, ...]
+    provenance: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What is to be run on the device, for a footprint. allocator: PYTORCH_CUDA_ALLOC_CONF's text."""
+
+    mode: str
+    batch: int
+    prompt_tokens: int
+    new_tokens: int
+    attention: str
+    loader: str
+    gpu: str
+    allocator: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryReport:
+    """A model's footprint for a run."""
+
+    report: Report
+    run: Run
+    predicted: Footprint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Design:
     """Everything that follows from a configuration of a known architecture."""
 
@@ -299,7 +370,9 @@ class FilesComparison:
 
     @property
     def weights(self) -> tuple[FilePair, ...]:
-        return tuple(pair for pair in self.pairs if pair.name.endswith(".safetensors"))
+        return tuple(
+            pair for pair in self.pairs if pair.name.endswith((".safetensors", ".gguf", ".bin", ".pt", ".pth"))
+        )
 
     @property
     def identical(self) -> bool | None:

@@ -23,7 +23,7 @@ from qwen_inspect import MalformedError, UnsupportedError
 from qwen_inspect.checkpoint import Checkpoint, DType, ModelRef, Tensor
 from qwen_inspect.cli import main
 from qwen_inspect.language import LANGUAGES, Language
-from qwen_inspect.loaders.local import LONGEST_JSON_BYTES
+from qwen_inspect.loaders.strict_json import LONGEST_JSON_BYTES
 from qwen_inspect.pipeline import analyse, inspect
 from qwen_inspect.renderers import json as json_renderer
 from qwen_inspect.renderers import markdown, terminal

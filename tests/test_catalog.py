@@ -81,6 +81,23 @@ def test_active_parameters_round_to_the_model_card(model: str) -> None:
     assert least <= by_id()[model].design.parameters.active <= most
 
 
+@pytest.mark.parametrize(
+    ("model", "billions"),
+    # "Number of Parameters (Non-Embedding)" of the model cards.
+    [
+        ("Qwen/Qwen3-0.6B", "0.44"),
+        ("Qwen/Qwen3-8B", "6.95"),
+        ("Qwen/Qwen3-14B", "13.2"),
+        ("Qwen/Qwen3-30B-A3B", "29.9"),
+        ("Qwen/Qwen2.5-7B", "6.53"),
+        ("Qwen/Qwen2.5-0.5B", "0.36"),
+    ],
+)
+def test_non_embedding_parameters_round_to_the_model_card(model: str, billions: str) -> None:
+    decimals = len(billions.partition(".")[2])
+    assert f"{by_id()[model].design.parameters.non_embedding / 1e9:.{decimals}f}" == billions
+
+
 def test_dense_models_are_wholly_active() -> None:
     for entry in by_id().values():
         if entry.design.spec.family in ("qwen2", "qwen3"):

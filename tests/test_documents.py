@@ -100,13 +100,13 @@ def test_structure_follows_the_console_session(report: Report) -> None:
     text = shown(report, "structure")
     headings = re.findall(r"^=== (.*) ===$", text, re.MULTILINE)
     expected = [
-        "Qwen3模型结构分析",
+        "Qwen3 模型结构分析",
         "模型配置详情",
         "模型参数统计",
         "模型层次结构",
         "每层详细信息",
-        "KV缓存分析",
-        "KV缓存工作机制",
+        "KV 缓存分析",
+        "KV 缓存工作机制",
     ]
     assert [heading for heading in headings if heading in expected] == expected
     for figure in ("151936", "1024", "28", "16", "3072", "40960", "1e-06", "1000000", "15,730,944", "1,136.88 MiB"):
@@ -129,7 +129,7 @@ def test_there_are_28_attention_layers_with_their_heads(report: Report) -> None:
     assert "找到 28 个注意力层" in text
     rows = re.findall(r"model\.layers\.(\d+)\.self_attn\s*\|\s*GQA\s*\|\s*16 \|\s*8 \|\s*128 \|", text)
     assert rows == [str(index) for index in range(28)]
-    assert "post_attention_layernorm |" not in text.partition("KV缓存分析")[2]
+    assert "post_attention_layernorm |" not in text.partition("KV 缓存分析")[2]
 
 
 def test_equal_layers_fold_by_default_and_unfold_on_request(report: Report) -> None:

@@ -370,6 +370,8 @@ def test_offline_opens_no_socket(hub: HubServer, tmp_path: Path) -> None:
         (["params", "Qwen/Qwen3-8B", "--offline"], 0),
         (["params", "org/unknown", "--offline"], 3),
         (["params", "ms:org/unknown", "--offline"], 3),
+        (["structure", "hf:Qwen/Qwen3-8B", "--offline"], 3),
+        (["compare", "hf:Qwen/Qwen3-8B", "ms:Qwen/Qwen3-8B", "--offline"], 5),
     ):
         done = subprocess.run(
             [sys.executable, "-c", script, *arguments], capture_output=True, env=variables(hub, tmp_path), text=True

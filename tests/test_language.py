@@ -17,6 +17,11 @@ PACKAGE = Path(errors.__file__).parent
 COMPOSED = (
     "component_", "source_", "confidence_", "witness_", "cause_", "cause_name_", "miscount_", "finding_", "column_", "help_",
     "engine_",
+    "stage_",
+    "term_",
+    "mode_",
+    "method_",
+    "assume_",
     "cache_note_", "meaning_kv_", "mapping_", "grouping_", "technique_", "group_", "origin_tensors_", "cache_",
 )  # fmt: skip
 
@@ -40,8 +45,10 @@ def test_chinese_is_chinese() -> None:
     # Names and sums, which are no sentences.
     assert same == {
         "column_digest",
-        "source_hf",
+        "field_gpu",
         "layers_product",
+        "source_hf",
+        "stage_prefill",
         "worked_embedding",
         "worked_head",
         "worked_one",

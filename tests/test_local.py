@@ -13,7 +13,7 @@ import pytest
 from qwen_inspect.pipeline import inspect
 from qwen_inspect.report import Report
 
-from .conftest import TINY_QWEN3, run, write_config, write_sharded
+from .conftest import TINY_QWEN3, run, write_config, write_sharded, write_sparse
 
 TINY_QWEN2 = {**TINY_QWEN3, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": False}
 TINY_QWEN3_MOE = {
@@ -175,3 +175,40 @@ def _english(message: Any) -> str:
     from qwen_inspect.language import Language
 
     return Language("en")(message)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_every_dtype_of_parameters_has_its_cache(dtype: str, tmp_path: Path) -> None:
+    write_config(tmp_path, {**TINY_QWEN3, "torch_dtype": dtype})
+    size = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}[dtype]
+    assert inspect(str(tmp_path)).cache.bytes_per_token == 2 * 2 * 2 * 16 * size  # K and V, layers, KV heads, head_dim
+
+
+def test_a_mixture_without_experts_is_dense_as_transformers_builds_it(tmp_path: Path) -> None:
+    write_config(tmp_path, {**TINY_QWEN3_MOE, "num_experts": 0})
+    report = inspect(str(tmp_path), instantiate=True)
+    assert report.checks[0].agrees
+    assert report.parameters.active == report.parameters.theory
+
+
+def test_what_is_stored_or_written_is_shown_though_its_architecture_is_not_known(tmp_path: Path) -> None:
+    write_config(tmp_path, {"model_type": "llama", "hidden_size": 8})
+    shown = run("config", tmp_path)
+    assert shown.code == 0
+    assert "hidden_size" in shown.out
+    refused = run("params", tmp_path)
+    assert refused.code == 7
+    assert "weights command" not in refused.err  # nothing is stored
+
+
+def test_one_layer_without_projections_leaves_the_others_to_their_shapes(tmp_path: Path) -> None:
+    saved_by_transformers(tmp_path, TINY_QWEN3)
+    tensors = inspect(str(tmp_path)).tensors
+    assert tensors is not None
+    write_sparse(
+        tmp_path / "model.safetensors", [one for one in tensors if "layers.0.self_attn.k_proj" not in one.name]
+    )
+    report = inspect(str(tmp_path))
+    assert report.attention.by_shapes is not None
+    assert [finding.key for finding in report.attention.findings] == ["finding_no_projections"]
+    assert not report.checks[0].agrees

@@ -181,7 +181,7 @@ def test_overwrite_replaces_a_file(model: Path, results: Path, capsys: Capture) 
     done = invoke(capsys, "structure", model, "--format", "md", "--lang", "en", "-o", output, "--overwrite")
     assert (done.code, done.out) == (0, "")
     assert output.read_text(encoding="utf-8").startswith("# Qwen3")
-    assert "old" not in output.read_text(encoding="utf-8")
+    assert "oldold" not in output.read_text(encoding="utf-8")
     assert os.listdir(results) == ["report.md"]
 
 

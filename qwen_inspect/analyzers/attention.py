@@ -12,15 +12,21 @@ from ..spec import FullAttention, ModelSpec, SlidingAttention
 
 
 def attention_report(spec: ModelSpec, stored: Sequence[Tensor] | None) -> AttentionReport:
+    """By the configuration, and by the shapes of what is stored; a layer without stored projections stands as configured."""
     by_config = tuple(_by_config(spec))
     if stored is None:
         return AttentionReport(by_config=by_config, by_shapes=None, findings=())
     shapes = {tensor.name: tensor.shape for tensor in stored}
-    by_shapes = tuple(_by_shapes(layer, shapes) for layer in by_config)
-    if any(layer is None for layer in by_shapes):
-        return AttentionReport(by_config=by_config, by_shapes=None, findings=(Message("finding_no_projections"),))
-    known = tuple(layer for layer in by_shapes if layer is not None)
-    return AttentionReport(by_config=by_config, by_shapes=known, findings=tuple(_findings(by_config, known)))
+    seen = [_by_shapes(layer, shapes) for layer in by_config]
+    by_shapes = tuple(
+        one if isinstance(one, LayerAttention) else said for one, said in zip(seen, by_config, strict=True)
+    )
+    findings = list(_findings(by_config, by_shapes))
+    for key in dict.fromkeys(one for one in seen if isinstance(one, str)):
+        layers = [said.index for one, said in zip(seen, by_config, strict=True) if one == key]
+        findings.append(Message(key, count=len(layers), first=layers[0]))
+    read_any = any(isinstance(one, LayerAttention) for one in seen)
+    return AttentionReport(by_config=by_config, by_shapes=by_shapes if read_any else None, findings=tuple(findings))
 
 
 def _by_config(spec: ModelSpec) -> list[LayerAttention]:
@@ -35,8 +41,11 @@ def _by_config(spec: ModelSpec) -> list[LayerAttention]:
     return layers
 
 
-def _by_shapes(layer: LayerAttention, shapes: dict[str, tuple[int, ...]]) -> LayerAttention | None:
-    """Heads from the rows of q_proj and k_proj; head_dim from q_norm, whose one weight a channel shows it, else as configured."""
+def _by_shapes(layer: LayerAttention, shapes: dict[str, tuple[int, ...]]) -> LayerAttention | str:
+    """Heads from the rows of q_proj and k_proj; head_dim from q_norm, whose one weight a channel shows it, else as configured.
+
+    The key of a finding where there are no projections, or no whole number of heads in them.
+    """
     for prefix in ("model.layers", "layers"):
         block = f"{prefix}.{layer.index}.self_attn"
         query, key = shapes.get(f"{block}.q_proj.weight"), shapes.get(f"{block}.k_proj.weight")
@@ -45,7 +54,7 @@ def _by_shapes(layer: LayerAttention, shapes: dict[str, tuple[int, ...]]) -> Lay
         norm = shapes.get(f"{block}.q_norm.weight")
         head_dim = norm[0] if norm else layer.head_dim
         if head_dim == 0 or query[0] % head_dim or key[0] % head_dim or not key[0] or not query[0]:
-            return None
+            return "finding_no_whole_heads"
         return LayerAttention(
             index=layer.index,
             query_heads=query[0] // head_dim,
@@ -53,7 +62,7 @@ def _by_shapes(layer: LayerAttention, shapes: dict[str, tuple[int, ...]]) -> Lay
             head_dim=head_dim,
             window_tokens=layer.window_tokens,
         )
-    return None
+    return "finding_no_projections"
 
 
 def _findings(by_config: Sequence[LayerAttention], by_shapes: Sequence[LayerAttention]) -> list[Message]:

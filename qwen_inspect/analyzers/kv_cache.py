@@ -34,6 +34,7 @@ class CacheFormat:
 FORMATS: Mapping[str, CacheFormat] = {
     name: CacheFormat(name, elements, size_bytes)
     for name, elements, size_bytes in (
+        ("float64", 1, 8),
         ("float32", 1, 4),
         ("bfloat16", 1, 2),
         ("float16", 1, 2),
@@ -84,7 +85,7 @@ def _cache_layer(layer: LayerAttention, keys: CacheFormat, values: CacheFormat) 
 def kv_heads_per_rank(kv_heads: int, ranks: int) -> int:
     """KV heads of one tensor-parallel rank: an even share, or one head repeated where there are more ranks than heads.
 
-    Source: vLLM 0.19, ModelConfig.get_num_kv_heads, and its models' assertions on divisibility.
+    Source: vLLM 0.19, ModelConfig.get_num_kv_heads and Qwen2Attention.__init__, which asserts that one divides the other.
     """
     if kv_heads % ranks and ranks % kv_heads:
         raise UnsupportedError("cache_heads_over_ranks", heads=kv_heads, ranks=ranks)
@@ -116,6 +117,9 @@ def vllm_cache(layers: Sequence[LayerAttention], cache_format: CacheFormat, *, r
     """
     if any(layer.window_tokens is not None for layer in layers):
         raise UnsupportedError("cache_vllm_hybrid")
+    for layer in layers:
+        if layer.query_heads % ranks:
+            raise UnsupportedError("cache_query_heads_over_ranks", heads=layer.query_heads, ranks=ranks)
     per_token = sum(
         2 * cache_format.size_bytes(kv_heads_per_rank(layer.kv_heads, ranks) * layer.head_dim) for layer in layers
     )

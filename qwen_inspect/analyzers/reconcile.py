@@ -53,7 +53,7 @@ def against_files(
         ):  # written by transformers before 4.32, which kept it persistent
             buffers.append(tensor)
         else:
-            unexplained.append(Unexplained(kind="unexpected", name=tensor.name, parameters=tensor.elements))
+            unexplained.append(_unexpected(tensor))
     if tied_copies:
         first = tied_copies[0].name
         causes.append(_cause("tied_copy", tied_copies, +1, name=first, owner=tied[first]))
@@ -68,11 +68,7 @@ def against_files(
     heads = [tensor for tensor in absent if tensor.name == "lm_head.weight"]
     if heads:
         causes.append(_cause("headless", heads, -1))
-    unexplained += [
-        Unexplained(kind="missing", name=tensor.name, parameters=-tensor.elements)
-        for tensor in absent
-        if tensor.name != "lm_head.weight"
-    ]
+    unexplained += [_missing(tensor) for tensor in absent if tensor.name != "lm_head.weight"]
     singly = [name for name in seen if name not in shapes]
     if singly:
         message = Message("cause_experts_singly", tensors=len(singly), fused=len(fused) - len(filled & set(fused)))
@@ -97,12 +93,10 @@ def against_instantiated(theory: Sequence[Tensor], instantiated: Sequence[Tensor
     """Theory against what transformers builds: names, shapes and dtypes must be the same."""
     left = {tensor.name: tensor for tensor in theory}
     right = {tensor.name: tensor for tensor in instantiated}
-    unexplained = [
-        Unexplained(kind="missing", name=name, parameters=-left[name].elements) for name in left if name not in right
-    ]
+    unexplained = [_missing(tensor) for name, tensor in left.items() if name not in right]
     for name, tensor in right.items():
         if name not in left:
-            unexplained.append(Unexplained(kind="unexpected", name=name, parameters=tensor.elements))
+            unexplained.append(_unexpected(tensor))
         elif tensor.shape != left[name].shape:
             unexplained.append(_reshaped(left[name], tensor))
         elif tensor.dtype != left[name].dtype:
@@ -152,6 +146,15 @@ def _cause(name: str, tensors: Sequence[Tensor], sign: int, /, **values: object)
     parameters = sign * _elements(tensors)
     message = Message(f"cause_{name}", tensors=len(tensors), parameters=abs(parameters), **values)
     return Cause(name=name, message=message, parameters=parameters, tensors=len(tensors))
+
+
+def _missing(tensor: Tensor) -> Unexplained:
+    shape = str(tensor.shape)
+    return Unexplained(kind="missing", name=tensor.name, parameters=-tensor.elements, expected=shape)
+
+
+def _unexpected(tensor: Tensor) -> Unexplained:
+    return Unexplained(kind="unexpected", name=tensor.name, parameters=tensor.elements, found=str(tensor.shape))
 
 
 def _reshaped(expected: Tensor, found: Tensor) -> Unexplained:

@@ -141,7 +141,8 @@ def read_decoder(
         dtype=read_dtype(config),
         norm_eps=number(config, "rms_norm_eps", default=1e-6),
         activation=activation,
-        pad_token_id=optional_integer(config, "pad_token_id"),
+        # nn.Embedding asserts that the padding is in the table.
+        pad_token_id=optional_integer(config, "pad_token_id", at_most=integer(config, "vocab_size") - 1),
         layers=tuple(
             Layer(attention=attention(window), mlp=mlp)
             for window, mlp in zip(windows(layers), mlps(layers), strict=True)
@@ -202,7 +203,8 @@ def read_window(config: Mapping[str, Any]) -> int | None:
     """`sliding_window`, which counts only where `use_sliding_window` is true."""
     if not flag(config, "use_sliding_window", default=False):
         return None
-    return optional_integer(config, "sliding_window", at_least=1)
+    # A window of 1 would keep every token: transformers 5.23 slices the cache by [-window + 1:], and [-0:] is all of it.
+    return optional_integer(config, "sliding_window", at_least=2)
 
 
 def dense_mlps(config: Mapping[str, Any]) -> Callable[[int], list[Mlp]]:
@@ -223,7 +225,7 @@ def sparse_mlps(config: Mapping[str, Any], *, experts_key: str, shared_size: int
     layers = integer(config, "num_hidden_layers", at_most=MOST_LAYERS)
     if layers * experts > MOST_EXPERTS:
         raise MalformedError("config_too_many_experts", layers=layers, experts=experts, most=MOST_EXPERTS)
-    taken = integer(config, "num_experts_per_tok", at_most=max(experts, 1))
+    taken = integer(config, "num_experts_per_tok", at_most=experts) if experts else 0
 
     def mlp(index: int) -> Mlp:
         if index in dense_only or experts == 0 or (index + 1) % step:

@@ -13,6 +13,7 @@ from ..errors import MalformedError, NetworkError, NotFoundError, QwenInspectErr
 from ..language import Message
 from . import adapter, header_cache, local
 from .safetensors_header import LENGTH_BYTES, header_length, parse_header
+from .strict_json import LONGEST_JSON_BYTES, parse_json
 from .transfer import Answer, Deadline, fetch, fetch_span, in_parallel, safe_name
 
 FIRST_ANSWER_SECONDS = 10.0
@@ -119,7 +120,7 @@ def fetch_listing(hub: Hub, model: str, revision: str, deadline: Deadline) -> Li
         raise hub.refusal(answer, model=model, revision=revision, file=None)
     if len(answer.body) > LONGEST_LISTING_BYTES:
         raise MalformedError("json_over_cap", file="listing", cap=LONGEST_LISTING_BYTES)
-    return hub.read_listing(local.parse_json(answer.body, file="listing"), model, revision)
+    return hub.read_listing(parse_json(answer.body, file="listing"), model, revision)
 
 
 def _listing_and_config(
@@ -155,11 +156,11 @@ def _is_absent(error: BaseException | None) -> bool:
 def _listing_of_a_mirror(hub: Hub, model: str, revision: str, deadline: Deadline) -> Listing:
     """The files of weights by their fixed names, where a mirror has no API to list them."""
     answer = fetch(
-        hub.get, hub.file_url(model, revision, local.INDEX_NAME), limit=local.LONGEST_JSON_BYTES + 1, deadline=deadline
+        hub.get, hub.file_url(model, revision, local.INDEX_NAME), limit=LONGEST_JSON_BYTES + 1, deadline=deadline
     )
     names = [local.SINGLE_NAME]
     if answer.ok:
-        names = list(local.read_index(local.parse_json(answer.body, file=local.INDEX_NAME), file=local.INDEX_NAME))
+        names = list(local.read_index(parse_json(answer.body, file=local.INDEX_NAME), file=local.INDEX_NAME))
     files = tuple(ListedFile(name=name, size_bytes=None, key=None) for name in names)
     return Listing(revision=answer.commit or revision, files=files, notices=(Message("mirror_no_listing"),))
 
@@ -184,7 +185,7 @@ def _config(
 def _parsed_config(content: bytes) -> Mapping[str, Any]:
     if len(content) > LONGEST_CONFIG_BYTES:
         raise MalformedError("json_over_cap", file=local.CONFIG_NAME, cap=LONGEST_CONFIG_BYTES)
-    return local.parse_config(local.parse_json(content, file=local.CONFIG_NAME), file=local.CONFIG_NAME)
+    return local.parse_config(parse_json(content, file=local.CONFIG_NAME), file=local.CONFIG_NAME)
 
 
 def _keep_config(named: ListedFile | None, content: bytes) -> None:

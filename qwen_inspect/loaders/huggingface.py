@@ -30,6 +30,8 @@ class HuggingFace:
     default_revision = "main"
 
     def __init__(self) -> None:
+        # Read when the library is imported: else its first call of a day asks one thing more, for statistics.
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         from huggingface_hub import constants
 
         self.endpoint: str = constants.ENDPOINT

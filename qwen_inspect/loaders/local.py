@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 from collections.abc import Iterable, Mapping
@@ -16,12 +15,12 @@ from ..errors import MalformedError, NotFoundError, UnsupportedError
 from ..language import Message
 from . import adapter
 from .safetensors_header import read_header
+from .strict_json import LONGEST_JSON_BYTES, parse_json
 
 CONFIG_NAME = "config.json"
 # transformers looks for the single file first. Source: transformers 5.23, modeling_utils._get_resolved_checkpoint_files.
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
-LONGEST_JSON_BYTES = 50_000_000  # the index of 36,945 tensors takes 3.6 MB
 
 
 def load(ref: ModelRef, *, partial: bool) -> Checkpoint:
@@ -184,30 +183,3 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise NotFoundError("path_unreadable", path=str(path), reason=error.strerror) from None
     return parse_json(content, file=path.name)
-
-
-def no_number(word: str) -> None:
-    """NaN and Infinity, which Python's parser lets pass: they are no JSON (RFC 8259, 6)."""
-    raise ValueError(word)
-
-
-def finite(text: str) -> float:
-    """A number that a float can hold; ValueError for 1e999."""
-    value = float(text)
-    if value in (float("inf"), float("-inf")):
-        raise ValueError(text)
-    return value
-
-
-def parse_json(content: bytes, *, file: str) -> Any:
-    """JSON in UTF-8 of at most LONGEST_JSON_BYTES; MalformedError says which of these it is not."""
-    if len(content) > LONGEST_JSON_BYTES:
-        raise MalformedError("json_over_cap", file=file, cap=LONGEST_JSON_BYTES)
-    try:
-        return json.loads(content.decode("utf-8"), parse_constant=no_number, parse_float=finite)
-    except UnicodeDecodeError:
-        raise MalformedError("json_not_utf8", file=file) from None
-    except json.JSONDecodeError as error:
-        raise MalformedError("json_invalid", file=file, line=error.lineno, column=error.colno) from None
-    except (ValueError, RecursionError):
-        raise MalformedError("json_unreasonable", file=file) from None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 from ..checkpoint import Adapter, Checkpoint, ModelRef
@@ -16,7 +18,8 @@ from .hub import load as load_from_hub
 from .transfer import Deadline
 
 DEFAULT_MODEL = "catalog:Qwen/Qwen3-0.6B"
-SOURCES = ("auto", "hf", "ms", "local", "catalog")
+# Each hub's prefix, its module and its class, in the order in which a bare name is looked for.
+HUBS: Mapping[str, tuple[str, str]] = {"hf": ("huggingface", "HuggingFace"), "ms": ("modelscope", "ModelScope")}
 FILE_SUFFIXES = (".json", ".safetensors", ".gguf")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -44,7 +47,7 @@ def resolve(model: str, *, source: str = "auto", revision: str | None = None) ->
     if not model or "\0" in model:
         raise UsageError("model_empty")
     prefix, separator, rest = model.partition(":")
-    if separator and prefix in ("hf", "ms", "catalog"):
+    if separator and prefix in (*HUBS, "catalog"):
         if source not in ("auto", prefix):
             raise UsageError("source_contradiction", model=model, source=source)
         source, model = prefix, rest
@@ -110,7 +113,9 @@ def list_files(ref: ModelRef, access: Access) -> Listing:
     """A hub's listing of a model, in one request; a bare name is looked for on Hugging Face."""
     if ref.source in ("local", "catalog"):
         raise UsageError("compare_hubs_only", model=ref.id)
-    hub = _hub("ms" if ref.source == "ms" else "hf")
+    if access.offline or _told_offline():
+        raise NetworkError("compare_offline")
+    hub = _hub(next(iter(HUBS)) if ref.source == "auto" else ref.source)
     return fetch_listing(hub, ref.id, ref.revision or hub.default_revision, Deadline.after(access.seconds))
 
 
@@ -120,21 +125,17 @@ def _load(ref: ModelRef, access: Access) -> Checkpoint:
             return local.load(ref, partial=access.partial)
         case "catalog":
             return catalog.load(ref)
-        case "hf" | "ms":
-            return _load_named(ref, access, (ref.source,))
-        case _:
-            return _load_named(ref, access, ("hf", "ms"))
+        case "auto":
+            return _load_named(ref, access, tuple(HUBS))
+        case pinned:
+            return _load_named(ref, access, (pinned,))
 
 
 def _hub(source: str) -> Hub:
     """A hub's module is imported when it is asked: their clients take 0.1 to 0.2 s."""
-    if source == "hf":
-        from .huggingface import HuggingFace
-
-        return HuggingFace()
-    from .modelscope import ModelScope
-
-    return ModelScope()
+    module, name = HUBS[source]
+    hub: Hub = getattr(import_module(f"{__package__}.{module}"), name)()
+    return hub
 
 
 def _load_named(ref: ModelRef, access: Access, sources: tuple[str, ...]) -> Checkpoint:
@@ -214,5 +215,5 @@ def _without_a_hub(
     if unreachable:
         raise unreachable[0]
     if offline:
-        raise NotFoundError("offline_missing", id=ref.id)
+        raise NotFoundError("offline_pinned" if ref.id in entries else "offline_missing", id=ref.id)
     raise refused[0]

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from ..checkpoint import DTYPE_OF_CODE, Tensor
 from ..errors import MalformedError, QwenInspectError, UnsupportedError
+from .strict_json import no_number
 
 # huggingface_hub 2.4 refuses longer ones (constants.SAFETENSORS_MAX_HEADER_LENGTH); 36,945 tensors take 4.6 MB.
 LONGEST_HEADER_BYTES = 25_000_000
@@ -99,7 +100,7 @@ def _entries(header: bytes, file: str) -> dict[str, Any]:
         raise MalformedError("safetensors_not_json", file=file)
     try:
         text = header.decode("utf-8")
-        hooks: dict[str, Any] = {"parse_constant": _no_number, "object_pairs_hook": lambda pairs: _unique(pairs, file)}
+        hooks: dict[str, Any] = {"parse_constant": no_number, "object_pairs_hook": lambda pairs: _unique(pairs, file)}
         if "-0" in text and MINUS_ZERO.search(text):  # perhaps inside a name: the slow way tells
             hooks["parse_int"] = _size
         entries: dict[str, Any] = json.loads(text, **hooks)
@@ -115,11 +116,6 @@ def _entries(header: bytes, file: str) -> dict[str, Any]:
     except UnicodeEncodeError:
         raise MalformedError("safetensors_name_surrogate", file=file) from None
     return entries
-
-
-def _no_number(word: str) -> None:
-    """NaN and Infinity, which Python's parser lets pass: they are no JSON (RFC 8259, 6)."""
-    raise ValueError(word)
 
 
 def _size(text: str) -> int:

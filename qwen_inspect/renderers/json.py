@@ -9,7 +9,7 @@ from typing import Any
 from .. import __version__
 from ..errors import NotFoundError
 from ..language import Language
-from ..report import CatalogEntry, FilesComparison, Report
+from ..report import CatalogEntry, FilesComparison, MemoryReport, Moment, Report
 from ..spec import Module
 
 SCHEMA_VERSION = 1
@@ -20,6 +20,8 @@ def render(command: str, subject: Any, say: Language) -> str:
     head: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "tool_version": __version__, "command": command}
     if command == "models":
         content: dict[str, Any] = {"model": None, "models": [_entry(entry) for entry in subject]}
+    elif command == "memory":
+        content = {"model": _model(subject.report, say), **_memory(subject, say)}
     elif command == "compare":
         content = {"model": None, **_compare(subject)}
     else:
@@ -189,6 +191,64 @@ def _tree(module: Module) -> dict[str, Any]:
         "tied_to": module.tied_to,
         "children": [_tree(child) for child in module.children],
     }
+
+
+def _memory(memory: MemoryReport, say: Language) -> dict[str, Any]:
+    run, predicted = memory.run, memory.predicted
+    shown = predicted.peak or predicted.steady
+    reserved = predicted.peak_reserved
+    return {
+        "workload": {
+            "mode": run.mode,
+            "batch": run.batch,
+            "prompt_tokens": run.prompt_tokens,
+            "new_tokens": run.new_tokens if run.mode == "generate" else None,
+            "dtype": str(memory.report.spec.dtype),
+            "cache_dtype": memory.report.cache.dtype,
+            "attention": run.attention,
+            "tp": 1,
+            "gpu": run.gpu,
+            "load": run.loader,
+        },
+        "predicted": {
+            "method": predicted.method,
+            "weights_bytes": shown.weights,
+            "buffers_bytes": shown.buffers,
+            "cache_bytes": predicted.steady.cache if run.mode == "generate" else shown.cache,
+            "state_bytes": shown.state,
+            "activation_bytes": None if predicted.peak is None else predicted.peak.activations,
+            "workspace_bytes": shown.workspace,
+            "steady_allocated_bytes": predicted.steady.allocated,
+            "peak_allocated_bytes": None if predicted.peak is None else predicted.peak.allocated,
+            "peak_reserved_bytes": reserved,
+            "context_bytes": predicted.context_bytes,
+            "total_bytes": None
+            if reserved is None or predicted.context_bytes is None
+            else reserved + predicted.context_bytes,
+            "provenance": predicted.provenance,
+            "moments": {
+                name: None if moment is None else _moment(moment)
+                for name, moment in (("steady", predicted.steady), ("peak", predicted.peak))
+            },
+            "alive_at_peak": [
+                {
+                    "component": one.component,
+                    "operator": one.operator,
+                    "storages": one.storages,
+                    "bytes": one.size_bytes,
+                }
+                for one in predicted.alive
+            ],
+            "assumptions": [say(message) for message in predicted.assumptions],
+        },
+        "measured": None,
+        "differences": [],
+    }
+
+
+def _moment(moment: Moment) -> dict[str, Any]:
+    terms = ("weights", "buffers", "cache", "state", "activations", "workspace", "rounding", "allocated")
+    return {"stage": moment.stage, **{f"{term}_bytes": getattr(moment, term) for term in terms}}
 
 
 def _compare(comparison: FilesComparison) -> dict[str, Any]:

@@ -16,6 +16,7 @@ COMMANDS: Mapping[str, str] = {
     "weights": "weights",
     "params": "parameters",
     "attention": "attention",
+    "memory": "memory",
     "models": "models",
     "compare": "compare",
 }

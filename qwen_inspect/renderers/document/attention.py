@@ -13,6 +13,7 @@ from .common import identity, notices, runs, span
 from .structure import attention_table, cache_fields, cache_notes
 
 MOST_GROUPS = 4
+MOST_SPANS = 8
 
 
 def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
@@ -24,11 +25,11 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
         Paragraph(say("attention_layers_found", layers=len(report.attention.layers))),
         attention_table(report, say, view),
     ]
-    for first, last, layer in runs(report.attention.layers, lambda one: one.heads):
+    for layers, layer in distinct(report.attention.layers):
         made += [
-            Heading(say("heading_mapping", layers=span(first, last))),
+            Heading(say("heading_mapping", layers=layers)),
             *mapping(layer, say),
-            Heading(say("heading_shapes", layers=span(first, last))),
+            Heading(say("heading_shapes", layers=layers)),
             shapes(layer, report, say),
         ]
     return [
@@ -39,6 +40,20 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
         *engine_blocks(report, say),
         Heading(say("heading_cache_notes")),
         Items(cache_notes(report, say), numbered=True),
+    ]
+
+
+def distinct(layers: Sequence[LayerAttention]) -> list[tuple[str, LayerAttention]]:
+    """One layer of each distinct set of heads, with the layers that have it; a window changes neither mapping nor shapes."""
+    spans: dict[tuple[int, int, int], list[str]] = {}
+    first_of: dict[tuple[int, int, int], LayerAttention] = {}
+    for first, last, layer in runs(layers, lambda one: one.heads[:3]):
+        heads = (layer.query_heads, layer.kv_heads, layer.head_dim)
+        spans.setdefault(heads, []).append(span(first, last))
+        first_of.setdefault(heads, layer)
+    return [
+        (", ".join(found[:MOST_SPANS]) + (", …" if len(found) > MOST_SPANS else ""), first_of[heads])
+        for heads, found in spans.items()
     ]
 
 

@@ -140,7 +140,12 @@ def meanings(report: Report, config: Mapping[str, Any], say: Language) -> dict[s
         "hidden_act": say("meaning_activation", name=spec.activation),
         "vocab_size": say("meaning_vocab", vocab=spec.vocab_size, hidden=hidden, parameters=spec.vocab_size * hidden),
         "tie_word_embeddings": say(
-            "meaning_tied" if spec.tied_embeddings else "meaning_untied", parameters=spec.vocab_size * hidden
+            "meaning_headless"
+            if not spec.class_name.endswith("ForCausalLM")
+            else "meaning_tied"
+            if spec.tied_embeddings
+            else "meaning_untied",
+            parameters=spec.vocab_size * hidden,
         ),
         "bos_token_id": say("meaning_bos"),
         "eos_token_id": say("meaning_eos"),
@@ -197,8 +202,11 @@ def worked_out(report: Report, say: Language) -> list[Block]:
             parameters=table,
         )
     ]
-    for run in layer_runs(tree):
+    runs = layer_runs(tree)
+    for run in runs:
         each = run.parameters // run.repeats  # exact: repeats are equal
+        if len(runs) > 1:
+            sentences.append(say("worked_layers", layers=run.label))
         for child in run.children:
             terms = [
                 f"{grandchild.name} {count(grandchild.parameters)}"
@@ -242,7 +250,8 @@ def techniques(report: Report, say: Language) -> list[Block]:
     ]
     if attention.qk_norm:
         sentences.append(say("technique_qk_norm", head_dim=layer.head_dim))
-    sentences.append(say("technique_bias" if attention.qkv_bias else "technique_no_bias"))
+    biases = "technique_all_biases" if attention.output_bias else "technique_bias"
+    sentences.append(say(biases if attention.qkv_bias else "technique_no_bias"))
     if any(isinstance(one.mlp, MoeMlp) for one in spec.layers):
         active, total = report.parameters.active, report.parameters.theory
         sentences.append(say("technique_moe", active=short_count(active), total=short_count(total)))

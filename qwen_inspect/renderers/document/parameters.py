@@ -96,8 +96,7 @@ def grouping(report: Report, say: Language) -> list[Block]:
         saved = (layer.query_heads - layer.kv_heads) * 10_000 // layer.query_heads
         if saved:
             sentences.append(say("grouping_saves", saved=percent(saved), **values))
-        else:
-            hypothetical = max(1, layer.query_heads // 4)
-            saves = (layer.query_heads - hypothetical) * 10_000 // layer.query_heads
-            sentences.append(say("grouping_would_save", heads=hypothetical, saved=percent(saves), **values))
+        elif grouped := [heads for heads in range(2, layer.query_heads // 4 + 1) if layer.query_heads % heads == 0]:
+            saves = (layer.query_heads - grouped[-1]) * 10_000 // layer.query_heads
+            sentences.append(say("grouping_would_save", heads=grouped[-1], saved=percent(saves), **values))
     return [Items(sentences)]

@@ -41,7 +41,11 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
     if view.first_layer:
         from .first_layer import first_layer
 
-        return [Heading(say("heading_first_layer", name=report.ref.id), 1), first_layer(report, say)]
+        return [
+            Heading(say("heading_first_layer", name=report.ref.id), 1),
+            *notices(report, say),
+            first_layer(report, say),
+        ]
     return [
         Heading(say("heading_structure", name=report.spec.class_prefix), 1),
         identity(report, say),
@@ -159,7 +163,8 @@ def cache_notes(report: Report, say: Language) -> list[str]:
     layer, cache = report.attention.layers[0], report.cache
     group = layer.query_heads // layer.kv_heads
     values = {"query_heads": layer.query_heads, "kv_heads": layer.kv_heads, "group": group, "head_dim": layer.head_dim}
-    kind = "mixed" if report.attention.kind == "mixed" else layer.kind.lower()
+    alike = len({one.heads[:3] for one in report.attention.layers}) == 1
+    kind = layer.kind.lower() if alike else "mixed"
     dtype_bytes = report.spec.dtype.bits // 8
     product = 2 * len(cache.layers) * layer.kv_heads * layer.head_dim * dtype_bytes
     notes = [
@@ -173,7 +178,7 @@ def cache_notes(report: Report, say: Language) -> list[str]:
             dtype_bytes=dtype_bytes,
             **values,
         )
-        if product == cache.bytes_per_token
+        if product == cache.bytes_per_token and not any(one.window_tokens for one in cache.layers)
         else say("cache_note_sum", bytes=cache.bytes_per_token),
     ]
     if sliding := [one for one in cache.layers if one.window_tokens]:

@@ -1,0 +1,376 @@
+"""PyTorch's caching allocator for CUDA, as a model: what a run's requests hand out (allocated) and hold (reserved).
+
+Follows class DeviceCachingAllocator in c10/cuda/CUDACachingAllocator.cpp, the native backend; a docstring that names only a
+function means one of that class. Read at a commit of pytorch's main before 2.13, held against 2.13's headers and libc10.so.
+
+Assumed: one stream, and new segments at ever higher addresses (the driver chooses; it decides only between free blocks of
+equal size). Left out: CUDA graphs and other private pools, and blocks that wait for a second stream.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby, takewhile
+from typing import NamedTuple
+
+MIB = 1 << 20
+# c10/core/AllocatorConfig.h, torch 2.13; in brackets the name there.
+ROUNDING_BYTES = 512  # every block is a multiple of it [kMinBlockSize]
+SMALL_BYTES = 1 * MIB  # the largest block of the small pool [kSmallSize]
+SMALL_SEGMENT_BYTES = 2 * MIB  # [kSmallBuffer]
+LARGE_SEGMENT_BYTES = 20 * MIB  # shared by blocks below OWN_SEGMENT_BYTES [large_segment_size_]
+OWN_SEGMENT_BYTES = 10 * MIB  # from here on a new segment is the block's own [kMinLargeAlloc]
+OWN_SEGMENT_ROUNDING_BYTES = 2 * MIB  # [kRoundLarge]
+UNLIMITED_BYTES = 2**64 - 1  # [max_split_size_]
+INTERVALS = 16  # [kRoundUpPowerOfTwoIntervals], of roundup_power2_divisions: below 2 MiB, below 4 MiB, ..., all above
+ADDRESS_PAGES = 1 << 30  # of an expandable segment; there 9/8 of the device's memory, which is as good as without end
+
+
+class OutOfMemory(Exception):
+    """A request of `size_bytes` finds no room within the capacity, even with every free segment given back."""
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__(size_bytes)
+        self.size_bytes = size_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What PYTORCH_CUDA_ALLOC_CONF changes of the sizes; the defaults are torch's.
+
+    max_split_bytes: blocks from this size on stay whole, for requests from this size on, and these take a free one only if it
+    is less than max_non_split_rounding_bytes larger. roundup_divisions: into how many parts the way from one power of 2 to the
+    next is cut, for each of the INTERVALS; 0 and 1 mean none.
+    """
+
+    large_segment_bytes: int = LARGE_SEGMENT_BYTES
+    max_split_bytes: int = UNLIMITED_BYTES
+    max_non_split_rounding_bytes: int = LARGE_SEGMENT_BYTES
+    roundup_divisions: tuple[int, ...] = (0,) * INTERVALS
+    expandable_segments: bool = False
+
+    def block_bytes(self, size_bytes: int) -> int:
+        """What a request is rounded up to: round_size, roundup_power2_next_division."""
+        interval = min(max(size_bytes.bit_length() - MIB.bit_length(), 0), INTERVALS - 1)
+        divisions = self.roundup_divisions[interval]
+        step = ROUNDING_BYTES
+        if divisions > 1 and size_bytes > ROUNDING_BYTES * divisions:
+            step = (1 << size_bytes.bit_length() - 1) // divisions
+        return max(-(-size_bytes // step) * step, ROUNDING_BYTES)
+
+    def segment_bytes(self, block_bytes: int) -> int:
+        """A new segment for a block: get_allocation_size."""
+        if block_bytes <= SMALL_BYTES:
+            return SMALL_SEGMENT_BYTES
+        if block_bytes < OWN_SEGMENT_BYTES:
+            return self.large_segment_bytes
+        return -(-block_bytes // OWN_SEGMENT_ROUNDING_BYTES) * OWN_SEGMENT_ROUNDING_BYTES
+
+
+DEFAULTS = Settings()
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    """A stretch of a segment, handed out or free; `previous` and `next` are its neighbours there (struct Block).
+
+    mapped: whether memory lies under it; only an expandable segment has stretches of mere addresses.
+    """
+
+    pool: Pool = field(repr=False)
+    address: int
+    size_bytes: int
+    mapped: bool = True
+    requested_bytes: int = 0
+    in_use: bool = False
+    previous: Block | None = field(default=None, repr=False)
+    next: Block | None = field(default=None, repr=False)
+
+    def cut(self, size_bytes: int) -> Block:
+        """Keep the first `size_bytes`; the rest as a block of its own."""
+        rest = Block(self.pool, self.address + size_bytes, self.size_bytes - size_bytes, self.mapped)
+        rest.previous, rest.next = self, self.next
+        if self.next is not None:
+            self.next.previous = rest
+        self.next = rest
+        self.size_bytes = size_bytes
+        return rest
+
+    def absorb_next(self, block: Block) -> None:
+        self.size_bytes += block.size_bytes
+        self.next = block.next
+        if block.next is not None:
+            block.next.previous = self
+
+
+class Pool:
+    """Free blocks by size, then address; unmapped ones by address alone (struct BlockPool and its two comparators).
+
+    smallest_rest_bytes: what must remain of a block for it to be split. page_bytes: by which an expandable segment grows.
+    """
+
+    __slots__ = ("free", "page_bytes", "smallest_rest_bytes", "unmapped")
+
+    def __init__(self, *, smallest_rest_bytes: int, page_bytes: int) -> None:
+        self.smallest_rest_bytes = smallest_rest_bytes
+        self.page_bytes = page_bytes
+        self.free: list[tuple[int, int, Block]] = []
+        self.unmapped: list[tuple[int, int, Block]] = []
+
+    def add(self, block: Block) -> None:
+        if block.mapped:
+            insort(self.free, (block.size_bytes, block.address, block))
+        else:
+            insort(self.unmapped, (0, block.address, block))
+
+    def take(self, block: Block) -> None:
+        if block.mapped:
+            del self.free[bisect_left(self.free, (block.size_bytes, block.address))]
+        else:
+            del self.unmapped[bisect_left(self.unmapped, (0, block.address))]
+
+    def merge(self, block: Block) -> Block:
+        """`block`, which is in no list, with its free neighbours of the same kind: try_merge_blocks. The lowest remains."""
+        after, before = block.next, block.previous
+        if after is not None and not after.in_use and after.mapped == block.mapped:
+            self.take(after)
+            block.absorb_next(after)
+        if before is not None and not before.in_use and before.mapped == block.mapped:
+            self.take(before)
+            before.absorb_next(block)
+            return before
+        return block
+
+
+class Usage(NamedTuple):
+    """allocated: blocks handed out. reserved: segments held. requested: what was asked for."""
+
+    allocated_bytes: int
+    reserved_bytes: int
+    requested_bytes: int
+
+    @property
+    def rounding_bytes(self) -> int:
+        return self.allocated_bytes - self.requested_bytes
+
+    @property
+    def cached_bytes(self) -> int:
+        return self.reserved_bytes - self.allocated_bytes
+
+
+def largest(course: Iterable[Usage]) -> Usage:
+    """Each figure's own maximum."""
+    return Usage(*map(max, zip(*course, strict=True)))
+
+
+class Allocator:
+    """The allocator of one device, on which `capacity_bytes` are left for segments (None: no end to them)."""
+
+    def __init__(self, settings: Settings = DEFAULTS, capacity_bytes: int | None = None) -> None:
+        self.settings = settings
+        self.capacity_bytes = UNLIMITED_BYTES if capacity_bytes is None else capacity_bytes
+        self.allocated_bytes = self.reserved_bytes = self.requested_bytes = 0
+        self.peak = Usage(0, 0, 0)
+        # should_split: more than 1 MiB in the large pool, but as in the small one where segments expand.
+        large_rest = ROUNDING_BYTES if settings.expandable_segments else SMALL_BYTES + 1
+        self._small = Pool(smallest_rest_bytes=ROUNDING_BYTES, page_bytes=SMALL_SEGMENT_BYTES)
+        self._large = Pool(smallest_rest_bytes=large_rest, page_bytes=settings.large_segment_bytes)
+        self._whole_bytes = UNLIMITED_BYTES if settings.expandable_segments else settings.max_split_bytes
+        self._heads: dict[int, Block] = {}
+        self._next_address = 0
+        if settings.expandable_segments:
+            for pool in (self._small, self._large):
+                start = 0 if pool is self._small else pool.page_bytes * ADDRESS_PAGES
+                self._heads[start] = Block(pool, start, pool.page_bytes * ADDRESS_PAGES, mapped=False)
+                pool.add(self._heads[start])
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(self.allocated_bytes, self.reserved_bytes, self.requested_bytes)
+
+    def reset_peak(self) -> None:
+        self.peak = self.usage
+
+    def allocate(self, size_bytes: int) -> Block:
+        """The block for a request: malloc, alloc_found_block. OutOfMemory where there is none; 0 bytes take nothing."""
+        if size_bytes < 0:
+            raise ValueError(f"a request of {size_bytes} bytes")
+        if size_bytes == 0:
+            return Block(self._small, 0, 0, in_use=True)  # NativeCachingAllocator::allocate: a null pointer
+        size = self.settings.block_bytes(size_bytes)
+        pool = self._small if size <= SMALL_BYTES else self._large
+        block = self._best_fit(pool, size) or self._new_block(pool, size)
+        if block.size_bytes - size >= pool.smallest_rest_bytes and size < self._whole_bytes:
+            pool.add(block.cut(size))
+        block.in_use = True
+        block.requested_bytes = size_bytes
+        self.allocated_bytes += block.size_bytes
+        self.requested_bytes += size_bytes
+        peak = self.peak
+        if (
+            self.allocated_bytes > peak.allocated_bytes
+            or self.reserved_bytes > peak.reserved_bytes
+            or self.requested_bytes > peak.requested_bytes
+        ):
+            self.peak = largest((peak, self.usage))
+        return block
+
+    def free(self, block: Block) -> None:
+        """Take a block back and merge it with its free neighbours: free_block."""
+        if not block.in_use:
+            raise ValueError(f"{block} is free already")
+        block.in_use = False
+        self.allocated_bytes -= block.size_bytes
+        self.requested_bytes -= block.requested_bytes
+        block.requested_bytes = 0
+        if block.size_bytes:
+            block.pool.add(block.pool.merge(block))
+
+    def empty_cache(self) -> None:
+        """Give every free segment back, and of expandable ones every free page: release_cached_blocks."""
+        for pool in (self._large, self._small):
+            for _, _, block in tuple(pool.free):
+                if self.settings.expandable_segments:
+                    self._unmap(block)
+                elif block.previous is None and block.next is None:
+                    self._release(block)
+
+    def segments(self) -> Iterator[tuple[Block, ...]]:
+        """The blocks of each segment, as torch.cuda.memory_snapshot lists them: of an expandable one, each mapped stretch."""
+        for head in self._heads.values():
+            for mapped, blocks in groupby(_from(head), key=lambda block: block.mapped):
+                if mapped:
+                    yield tuple(blocks)
+
+    def _best_fit(self, pool: Pool, size: int) -> Block | None:
+        """The smallest free block that is large enough, of equal ones the lowest: get_free_block."""
+        free = pool.free
+        index = bisect_left(free, (size, 0))
+        if index == len(free):
+            return None
+        if self.settings.expandable_segments:
+            # A block that can grow counts as what it can grow to.
+            while index + 1 < len(free) and _reach(free[index + 1][2]) < _reach(free[index][2]):
+                index += 1
+        found = free[index][0]
+        whole = self.settings.max_split_bytes
+        if found >= (whole if size < whole else size + self.settings.max_non_split_rounding_bytes):
+            return None
+        return free.pop(index)[2]
+
+    def _new_block(self, pool: Pool, size: int) -> Block:
+        """Memory from the driver; where it has none left, free blocks go back to it first: the rest of malloc."""
+        get = self._grow_segment if self.settings.expandable_segments else self._new_segment
+        block = get(pool, size)
+        if block is None and self._release_whole_blocks(pool, size):
+            block = get(pool, size)
+        if block is None:
+            self.empty_cache()
+            block = get(pool, size)
+        if block is None:
+            raise OutOfMemory(size)
+        return block
+
+    def _new_segment(self, pool: Pool, size: int) -> Block | None:
+        """alloc_block."""
+        segment_bytes = self.settings.segment_bytes(size)
+        if self.reserved_bytes + segment_bytes > self.capacity_bytes:
+            return None
+        block = self._heads[self._next_address] = Block(pool, self._next_address, segment_bytes)
+        self._next_address += segment_bytes
+        self.reserved_bytes += segment_bytes
+        return block
+
+    def _release(self, block: Block) -> None:
+        """Give a segment back, all of which is this free block: release_block."""
+        block.pool.take(block)
+        del self._heads[block.address]
+        self.reserved_bytes -= block.size_bytes
+
+    def _release_whole_blocks(self, pool: Pool, size: int) -> bool:
+        """Give free blocks that are never split back, until as much as is needed: release_available_cached_blocks."""
+        whole = self._whole_bytes
+        if whole == UNLIMITED_BYTES:
+            return False
+        needed = max(size, whole)
+        index = bisect_left(pool.free, (needed, 0))
+        if index < len(pool.free):
+            self._release(pool.free[index][2])
+            return True
+        released = 0
+        while released < needed and pool.free and pool.free[-1][0] >= whole:
+            released += pool.free[-1][0]
+            self._release(pool.free[-1][2])
+        return released >= needed
+
+    def _grow_segment(self, pool: Pool, size: int) -> Block | None:
+        """Map pages where the least address has room: try_allocate_expandable_block."""
+        block = _lowest_room(pool, size)
+        if block is not None and not block.mapped:
+            block = self._map(block, min(block.size_bytes, size))
+        while block is not None and block.size_bytes < size:
+            assert block.next is not None  # _lowest_room counted it
+            block = self._map(block.next, min(size - block.size_bytes, block.next.size_bytes))
+        if block is not None:
+            pool.take(block)
+        return block
+
+    def _map(self, block: Block, size: int) -> Block | None:
+        """Whole pages under the first `size` bytes of a stretch of addresses; the free block they now are part of: map_block."""
+        pool = block.pool
+        mapped_bytes = -(-size // pool.page_bytes) * pool.page_bytes
+        if self.reserved_bytes + mapped_bytes > self.capacity_bytes:
+            return None
+        pool.take(block)
+        if mapped_bytes < block.size_bytes:
+            pool.add(block.cut(mapped_bytes))
+        block.mapped = True
+        block = pool.merge(block)
+        pool.add(block)
+        self.reserved_bytes += mapped_bytes
+        return block
+
+    def _unmap(self, block: Block) -> None:
+        """Give the pages back that lie wholly within a free block: unmap_block."""
+        pool = block.pool
+        start = -(-block.address // pool.page_bytes) * pool.page_bytes
+        end = (block.address + block.size_bytes) // pool.page_bytes * pool.page_bytes
+        if start >= end:
+            return
+        pool.take(block)
+        if end < block.address + block.size_bytes:
+            pool.add(block.cut(end - block.address))
+        if start > block.address:
+            before, block = block, block.cut(start - block.address)
+            pool.add(before)
+        block.mapped = False
+        pool.add(pool.merge(block))
+        self.reserved_bytes -= end - start
+
+
+def _from(block: Block | None) -> Iterator[Block]:
+    """A block and all after it in its segment."""
+    while block is not None:
+        yield block
+        block = block.next
+
+
+def _reach(block: Block) -> int:
+    """What a free block can grow to: expandable_size in get_free_block."""
+    after = block.next
+    return block.size_bytes + (after.size_bytes if after is not None and not after.mapped else 0)
+
+
+def _lowest_room(pool: Pool, size: int) -> Block | None:
+    """The first of the free and unmapped blocks, one after another, that make up `size`: find_expandable_block."""
+    for _, _, unmapped in pool.unmapped:
+        before = unmapped.previous
+        start = before if before is not None and not before.in_use else unmapped
+        room = 0
+        for block in takewhile(lambda block: not block.in_use, _from(start)):
+            room += block.size_bytes
+            if room >= size:
+                return start
+    return None

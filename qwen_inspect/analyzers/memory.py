@@ -1,0 +1,198 @@
+"""A run's footprint: its timeline through the caching allocator, taken apart at the peak and at the end.
+
+Nothing is fitted. The weights lie as the loader lays them, cuBLAS takes its workspace at the first matrix product, and every
+other byte is the trace's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from ..language import Message
+from ..report import Alive, CacheReport, Footprint, Moment, Run
+from ..spec import Module, each_buffer, each_tensor
+from ..timeline import Allocate, Event, Free, Stage, Timeline
+from .allocator import Allocator, Usage
+from .allocator_settings import read_settings
+from .replay import load_from_warm_up_block, load_one_by_one, replay
+
+# For each cuBLAS handle and stream: 2 x 4096 KiB + 8 x 16 KiB; on Hopper (compute capability 9.0) 32 MiB.
+# Source: torch 2.13, aten/src/ATen/cuda/CublasHandlePool.cpp, parseChosenWorkspaceSize.
+WORKSPACE_BYTES = 2 * 4096 * 1024 + 8 * 16 * 1024
+WORKSPACE_BYTES_HOPPER = 32 * 1024 * 1024
+HOPPER = re.compile(r"h100|h200|h20\b|h800|gh200|hopper|sm_?90", re.IGNORECASE)
+MATRIX_PRODUCT = re.compile(r"aten\.(mm|addmm|bmm|baddbmm|_grouped_mm)\b")
+MOST_ALIVE = 12
+
+# Operators of what is no tensor of the trace, and the first of the ids given to it.
+PARAMETER, BUFFER, WORKSPACE = "parameter", "buffer", "workspace"
+OWN_IDS = 1 << 60
+
+
+def workspace_bytes(gpu: str) -> int:
+    """What cuBLAS takes on a card of this name; sm_80's where the name says no more."""
+    return WORKSPACE_BYTES_HOPPER if HOPPER.search(gpu) else WORKSPACE_BYTES
+
+
+def traced_footprint(timeline: Timeline, run: Run, *, provenance: str) -> Footprint:
+    """Replays a timeline whose first stage is "load", and takes apart what is held at the peak and at the end."""
+    whole = on_device(timeline, run)
+    found = replay(whole, Allocator(read_settings(run.allocator)))
+    assert found.peak_event is not None  # a model has weights
+    cache = _cache_ids(timeline)
+    at_peak = [one.request for one in found.alive]
+    stage = [stage.name for stage in whole.stages if stage.first_event <= found.peak_event][-1]
+    return Footprint(
+        method="trace",
+        steady=_moment(whole.stages[-1].name, _living(whole.events), found.course[-1], cache),
+        peak=_moment(stage, at_peak, found.at_peak, cache),
+        peak_reserved=found.peak.reserved_bytes,
+        context_bytes=None,
+        alive=_alive(at_peak, cache),
+        assumptions=assumptions(run),
+        provenance=provenance,
+    )
+
+
+def formula_footprint(tree: Module, cache: CacheReport, run: Run) -> Footprint:
+    """What weights, buffers, a full cache and the workspace take; no peak, for no formula knows the activations."""
+    tokens = run.prompt_tokens + run.new_tokens - 1
+    held = [("weights", tensor.size_bytes) for tensor in each_tensor(tree)]
+    held += [("buffers", buffer.size_bytes) for buffer in each_buffer(tree)]
+    for layer in cache.layers:
+        size = run.batch * layer.size_bytes(tokens)
+        held += [("cache", size // 2), ("cache", size - size // 2)]  # K and V
+    held.append((WORKSPACE, workspace_bytes(run.gpu)))
+    operators = {"weights": PARAMETER, "buffers": BUFFER, WORKSPACE: WORKSPACE}
+    events = tuple(Allocate(index, size, "attn", operators.get(use, use)) for index, (use, size) in enumerate(held))
+    ids = {event.id for event in events if event.operator == "cache"}
+    allocator = Allocator(read_settings(run.allocator))
+    used = replay(Timeline(events=_laid_out(events, run.loader), stages=()), allocator).course[-1]
+    return Footprint(
+        method="formula",
+        steady=_moment("decode", events, used, ids),
+        peak=None,
+        peak_reserved=None,
+        context_bytes=None,
+        alive=(),
+        assumptions=assumptions(run),
+        provenance="transformers 5.23 DynamicCache, torch 2.13 CUDACachingAllocator",
+    )
+
+
+def assumptions(run: Run) -> tuple[Message, ...]:
+    """What a prediction for `run` takes for granted, in sentences."""
+    return (
+        Message(f"assume_loader_{run.loader.replace('-', '_')}"),
+        Message("assume_workspace", bytes=workspace_bytes(run.gpu), gpu=run.gpu),
+        Message("assume_kernel", kernel=run.attention),
+        *([Message("assume_allocator", settings=run.allocator)] if run.allocator else []),
+        Message("assume_context"),
+    )
+
+
+def on_device(timeline: Timeline, run: Run) -> Timeline:
+    """The trace's run as the device sees it: weights laid out by the loader, and cuBLAS's workspace at the first product."""
+    begins = timeline.stages[1].first_event
+    load, rest = _laid_out(timeline.events[:begins], run.loader), list(timeline.events[begins:])
+    shift = len(load) - begins
+    product = next(
+        (i for i, one in enumerate(rest) if isinstance(one, Allocate) and MATRIX_PRODUCT.match(one.operator)), None
+    )
+    if product is not None:
+        # The product's output is allocated first, then the library is called.
+        rest.insert(product + 1, Allocate(OWN_IDS + 1, workspace_bytes(run.gpu), "", WORKSPACE))
+    stages = [timeline.stages[0]]
+    for stage in timeline.stages[1:]:
+        after = product is not None and stage.first_event - begins > product
+        stages.append(Stage(name=stage.name, first_event=stage.first_event + shift + after))
+    return Timeline(events=(*load, *rest), stages=tuple(stages))
+
+
+def _laid_out(events: Iterable[Event], loader: str) -> tuple[Event, ...]:
+    """The loading of weights, then of all else."""
+    made = [event for event in events if isinstance(event, Allocate)]
+    weights = [event for event in made if event.operator == PARAMETER]
+    others = [event for event in made if event.operator != PARAMETER]
+    laid = load_one_by_one(weights) if loader == "per-tensor" else load_from_warm_up_block(weights, block_id=OWN_IDS)
+    return (*laid, *others)
+
+
+def _living(events: Iterable[Event]) -> list[Allocate]:
+    living: dict[int, Allocate] = {}
+    for event in events:
+        match event:
+            case Allocate():
+                living[event.id] = event
+            case Free():
+                del living[event.id]
+    return list(living.values())
+
+
+def _cache_ids(timeline: Timeline) -> set[int]:
+    """The storages of the KV cache: made in an attention module, and alive where a stage of inference ends."""
+    if not {stage.name for stage in timeline.stages} & {"prefill", "forward"} or "backward" in {
+        stage.name for stage in timeline.stages
+    }:
+        return set()
+    ends = [stage.first_event for stage in timeline.stages[2:]] + [len(timeline.events)]
+    return {
+        one.id
+        for end in ends
+        for one in _living(timeline.events[:end])
+        if one.module.endswith("attn") and one.operator != PARAMETER
+    } | _regrown(timeline)
+
+
+def _regrown(timeline: Timeline) -> set[int]:
+    """The cache at its full length, which comes to life at the beginning of the decode stage."""
+    begin = next((stage.first_event for stage in timeline.stages if stage.name == "decode"), None)
+    if begin is None:
+        return set()
+    found = set()
+    for event in timeline.events[begin:]:
+        if isinstance(event, Allocate):
+            if not event.module.endswith("attn"):
+                break
+            found.add(event.id)
+    return found
+
+
+def _use(event: Allocate, cache: set[int]) -> str:
+    if event.operator in (PARAMETER, BUFFER, WORKSPACE):
+        return event.operator
+    return "cache" if event.id in cache else "activation"
+
+
+def _moment(stage: str, living: Iterable[Allocate], used: Usage, cache: set[int]) -> Moment:
+    requested: Counter[str] = Counter()
+    for event in living:
+        requested[_use(event, cache)] += event.size_bytes
+    return Moment(
+        stage=stage,
+        weights=requested[PARAMETER],
+        buffers=requested[BUFFER],
+        cache=requested["cache"],
+        state=0,
+        activations=requested["activation"],
+        workspace=requested[WORKSPACE],
+        rounding=used.rounding_bytes,
+    )
+
+
+def _alive(living: Iterable[Allocate], cache: set[int]) -> tuple[Alive, ...]:
+    """What was alive, alike ones together (layers' numbers left out), the largest first."""
+    storages: Counter[tuple[str, str]] = Counter()
+    sizes: Counter[tuple[str, str]] = Counter()
+    for event in living:
+        use = _use(event, cache)
+        module = re.sub(r"\.\d+\b", ".*", event.module) or "–"
+        key = (module, event.operator) if use == "activation" else (use, "–")
+        storages[key] += 1
+        sizes[key] += event.size_bytes
+    return tuple(
+        Alive(component=key[0], operator=key[1], storages=storages[key], size_bytes=size)
+        for key, size in sizes.most_common(MOST_ALIVE)
+    )

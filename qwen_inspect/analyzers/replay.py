@@ -1,0 +1,125 @@
+"""A run through the caching allocator: what it takes, when, what was alive at its peak; and how weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from ..timeline import Allocate, Event, Free, Timeline
+from .allocator import MIB, Allocator, Block, OutOfMemory, Usage, largest
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """A request that is alive, and the block that it was handed."""
+
+    request: Allocate
+    block_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageUsage:
+    """`peak`: each figure's own maximum in a stage, what it began with included, as after reset_peak_memory_stats."""
+
+    name: str
+    peak: Usage
+    end: Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """What a run takes of an allocator.
+
+    peak: each figure's own maximum, as max_memory_allocated and max_memory_reserved report them. peak_event: the first event
+    at which allocated is largest, at_peak and alive the state then. course: after each event. out_of_memory_event: the request
+    that found no room, where the run ended.
+    """
+
+    peak: Usage
+    peak_event: int | None
+    at_peak: Usage
+    alive: tuple[Alive, ...]
+    stages: tuple[StageUsage, ...]
+    course: tuple[Usage, ...]
+    out_of_memory_event: int | None
+
+
+def replay(timeline: Timeline, allocator: Allocator | None = None) -> Replay:
+    """Run a timeline through an allocator, which is left as the run leaves it; a fresh one with torch's defaults if None."""
+    allocator = allocator or Allocator()
+    start = allocator.usage
+    blocks: dict[int, Block] = {}
+    block_bytes: dict[int, int] = {}
+    course = []
+    for event in timeline.events:
+        if isinstance(event, Free):
+            allocator.free(blocks.pop(event.id))
+        else:
+            try:
+                block = blocks[event.id] = allocator.allocate(event.size_bytes)
+            except OutOfMemory:
+                break
+            block_bytes[event.id] = block.size_bytes
+        course.append(allocator.usage)
+    allocated = [usage.allocated_bytes for usage in course]
+    peak_event = allocated.index(max(allocated)) if course else None
+    happened = timeline.events[: peak_event + 1] if peak_event is not None else ()
+    return Replay(
+        peak=largest([start, *course]),
+        peak_event=peak_event,
+        at_peak=start if peak_event is None else course[peak_event],
+        alive=tuple(Alive(request, block_bytes[request.id]) for request in _alive(happened)),
+        stages=tuple(_stages(timeline, [start, *course])),
+        course=tuple(course),
+        out_of_memory_event=len(course) if len(course) < len(timeline.events) else None,
+    )
+
+
+def _alive(events: Iterable[Event]) -> Iterable[Allocate]:
+    alive: dict[int, Allocate] = {}
+    for event in events:
+        if isinstance(event, Free):
+            del alive[event.id]
+        else:
+            alive[event.id] = event
+    return alive.values()
+
+
+def _stages(timeline: Timeline, course: Sequence[Usage]) -> Iterator[StageUsage]:
+    """`course` begins with the state before the first event. A stage that the run did not reach is left out."""
+    bounds = [stage.first_event for stage in timeline.stages] + [len(timeline.events)]
+    for stage, end in zip(timeline.stages, bounds[1:], strict=True):
+        part = course[stage.first_event : end + 1]
+        if part:
+            yield StageUsage(name=stage.name, peak=largest(part), end=part[-1])
+
+
+# --- loading weights
+
+
+def load_one_by_one(weights: Iterable[Allocate]) -> tuple[Event, ...]:
+    """Each weight a request of its own: transformers before 4.50, and any version where `.to("cuda")` moves the model."""
+    return tuple(weights)
+
+
+def load_from_warm_up_block(
+    weights: Sequence[Allocate], *, block_id: int, total_memory_bytes: int | None = None
+) -> tuple[Event, ...]:
+    """A block for all weights, taken as `block_id` and freed before they are: with `device_map`, transformers from 4.50 on.
+
+    weights: the state dict's parameters and buffers, a tied one once. Buffers that are not stored follow after them.
+    """
+    size_bytes = warm_up_bytes(sum(weight.size_bytes for weight in weights), total_memory_bytes=total_memory_bytes)
+    return (Allocate(block_id, size_bytes, "", "caching_allocator_warmup"), Free(block_id), *weights)
+
+
+def warm_up_bytes(weights_bytes: int, *, total_memory_bytes: int | None = None) -> int:
+    """What the first model in a process asks for: its weights in whole float16, up to 1.2 GiB less than the device has.
+
+    4.50 and 4.51 count a tied head again, and go up to 95 % of the free memory.
+    Source: transformers 5.23, modeling_utils.caching_allocator_warmup and get_total_byte_count
+    """
+    elements = weights_bytes // 2
+    if total_memory_bytes is not None:
+        elements = min(elements, max(0, (5 * total_memory_bytes - 6 * 1024 * MIB) // 10))  # (total - 1.2 GiB) // 2
+    return 2 * elements

@@ -1,0 +1,90 @@
+"""`memory`: the predicted footprint by term, at the end of the run and at its peak, and what was alive at the peak."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...language import Language
+from ...report import Footprint, MemoryReport, Moment
+from ...units import count, size
+from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
+from . import View
+from .common import identity, notices
+
+TERMS = ("weights", "buffers", "cache", "state", "activations", "workspace", "rounding")
+
+
+def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:
+    footprint = memory.predicted
+    made: list[Block] = [
+        Heading(say("heading_memory", name=memory.report.ref.id), 1),
+        identity(memory.report, say),
+        *notices(memory.report, say),
+        Heading(say("heading_run")),
+        run_fields(memory, say),
+        Heading(say("heading_footprint")),
+        term_table(footprint, say),
+    ]
+    if footprint.peak is None:
+        made.append(Paragraph(say("no_peak")))
+    else:
+        made += [Heading(say("heading_alive", stage=say(f"stage_{footprint.peak.stage}"))), alive_table(footprint, say)]
+    made += [
+        Heading(say("heading_assumptions")),
+        Items([say(message) for message in footprint.assumptions]),
+    ]
+    return made
+
+
+def run_fields(memory: MemoryReport, say: Language) -> Fields:
+    run = memory.run
+    return Fields(
+        [
+            (say("field_mode"), say(f"mode_{run.mode}")),
+            (say("field_batch"), count(run.batch)),
+            (say("field_prompt"), count(run.prompt_tokens)),
+            *([(say("field_new"), count(run.new_tokens))] if run.mode == "generate" else []),
+            (say("field_kernel"), run.attention),
+            (say("field_gpu"), run.gpu),
+            (say("field_method"), f"{say(f'method_{memory.predicted.method}')} ({memory.predicted.provenance})"),
+        ]
+    )
+
+
+def term_table(footprint: Footprint, say: Language) -> Table:
+    """Each term at the end and at the peak, adding up to what the allocator holds; then what it reserves, and the context."""
+
+    def cells(moment: Moment | None, term: str) -> list[str]:
+        value = None if moment is None else int(getattr(moment, term))
+        return [count(value), size(value)]
+
+    def reserved(value: int | None) -> list[str]:
+        return ["", "", count(value), size(value)]
+
+    steady, peak = footprint.steady, footprint.peak
+    rows = [[say(f"term_{term}"), *cells(steady, term), *cells(peak, term)] for term in TERMS]
+    rows.append([say("term_allocated"), *cells(steady, "allocated"), *cells(peak, "allocated")])
+    gap = None if peak is None or footprint.peak_reserved is None else footprint.peak_reserved - peak.allocated
+    rows.append([say("term_reserved_only"), *reserved(gap)])
+    rows.append([say("term_reserved"), *reserved(footprint.peak_reserved)])
+    rows.append([say("term_context"), *reserved(footprint.context_bytes)])
+    at_end, at_peak = say("column_steady"), say("column_peak")
+    unit = say("column_bytes")
+    return Table(
+        [say("column_term"), f"{at_end} ({unit})", at_end, f"{at_peak} ({unit})", at_peak], rows, "lrrrr", totals=4
+    )
+
+
+def alive_table(footprint: Footprint, say: Language) -> Table:
+    rows = [
+        [one.component, one.operator, count(one.storages), count(one.size_bytes), size(one.size_bytes)]
+        for one in footprint.alive
+    ]
+    columns = [
+        say("column_component"),
+        say("column_operator"),
+        say("column_storages"),
+        say("column_bytes"),
+        say("column_size"),
+    ]
+    return Table(columns, rows, "llrrr")

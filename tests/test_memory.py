@@ -1,0 +1,244 @@
+"""GPU memory predicted with no GPU and no weights, against what others measured, and what must hold of any prediction."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from wcwidth import wcswidth
+
+from benchmarks.accuracy import GIB, Row, transformers_rows
+from qwen_inspect.analyzers.kept_trace import Point, dump, load
+from qwen_inspect.analyzers.memory import formula_footprint, traced_footprint, workspace_bytes
+from qwen_inspect.errors import MalformedError
+from qwen_inspect.pipeline import inspect
+from qwen_inspect.prediction import SHIPPED, predict, shipped_trace, trace_request
+from qwen_inspect.report import Footprint, Run
+
+from .conftest import TINY_QWEN3, run, write_config
+from .test_local import FAMILIES
+from .test_rendering import SCHEMA
+
+ROOT = Path(__file__).parent.parent
+ROWS = list(transformers_rows())
+
+
+def a_run(**changes: Any) -> Run:
+    usual: dict[str, Any] = {
+        "mode": "generate",
+        "batch": 1,
+        "prompt_tokens": 64,
+        "new_tokens": 8,
+        "attention": "sdpa",
+        "loader": "warmup",
+        "gpu": "sm_80",
+    }
+    return Run(**{**usual, **changes})
+
+
+def of(model: str, **changes: Any) -> Footprint:
+    return predict(inspect(model, source="catalog"), a_run(**changes)).predicted
+
+
+def allowed(row: Row) -> float:
+    """The error that a prediction may have: nothing was fitted to these figures."""
+    if row.quantity == "steady":
+        return 0.001
+    if "0.5B" in row.model:
+        return 0.008 if row.stage == "prefill" else 0.01
+    return 0.0015 if row.stage == "prefill" else 0.003
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.model}-{row.input_tokens}")
+def test_a_published_figure_is_met(row: Row) -> None:
+    assert abs(row.predicted - row.published) <= max(allowed(row) * row.published, row.resolution)
+
+
+def test_the_peak_of_long_inputs_is_the_prefill() -> None:
+    assert {row.stage for row in ROWS if row.quantity == "peak" and row.input_tokens > 1} == {"prefill"}
+
+
+def test_the_accuracy_page_is_what_the_tool_predicts() -> None:
+    done = subprocess.run([sys.executable, ROOT / "benchmarks" / "accuracy.py", "--check"], check=False)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("model", ["Qwen/Qwen3-0.6B", "Qwen/Qwen2.5-0.5B"])
+@pytest.mark.parametrize(
+    "point", [Point(1, 100, 400), Point(5, 2048, 2600), Point(2, 17, 18), Point(1, 1, 40)], ids=str
+)
+def test_a_kept_trace_equals_a_trace_of_a_workload_that_it_was_not_made_from(model: str, point: Point) -> None:
+    from qwen_inspect.analyzers.trace import trace
+
+    report = inspect(model, source="catalog")
+    kept = shipped_trace(report.spec, "sdpa")
+    assert kept is not None
+    workload = a_run(
+        batch=point.batch, prompt_tokens=point.prompt_tokens, new_tokens=point.total_tokens - point.prompt_tokens + 1
+    )
+    direct = trace(report.spec, report.config or {}, trace_request(workload))
+    mine, theirs = (traced_footprint(one, workload, provenance="") for one in (kept.at(point), direct))
+    assert mine == theirs
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.gz")), ids=lambda path: path.name)
+def test_a_shipped_trace_reads_back_to_the_same_bytes(path: Path) -> None:
+    content = path.read_bytes()
+    assert dump(load(content, file=path.name)) == content
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"x", b"\x1f\x8b\x08\x00", dump(load(next(SHIPPED.glob("*.gz")).read_bytes(), file=""))[:-9]]
+)
+def test_a_damaged_trace_is_refused(content: bytes) -> None:
+    with pytest.raises(MalformedError):
+        load(content, file="x")
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(1, 16),
+    prompt=st.integers(16, 8192),
+    new=st.integers(2, 512),
+    loader=st.sampled_from(["warmup", "per-tensor"]),
+    gpu=st.sampled_from(["sm_80", "H100"]),
+)
+def test_terms_add_up_and_grow_with_the_workload(batch: int, prompt: int, new: int, loader: str, gpu: str) -> None:
+    model = "Qwen/Qwen3-0.6B"
+    found = of(model, batch=batch, prompt_tokens=prompt, new_tokens=new, loader=loader, gpu=gpu)
+    assert found.peak is not None
+    assert found.peak_reserved is not None
+    assert found.peak.weights == found.steady.weights == 596_049_920 * 2
+    # transformers keeps the prompt and every new token but the last.
+    assert found.steady.cache == 114_688 * batch * (prompt + new - 1)
+    assert found.steady.workspace == workspace_bytes(gpu)
+    assert found.steady.allocated <= found.peak.allocated <= found.peak_reserved
+    assert min(found.peak.rounding, found.steady.rounding) >= 0
+    more = of(model, batch=batch, prompt_tokens=prompt + 512, new_tokens=new, loader=loader, gpu=gpu)
+    assert more.peak is not None
+    assert more.steady.allocated > found.steady.allocated
+    assert more.peak.allocated >= found.peak.allocated
+
+
+@pytest.mark.parametrize("model", ["Qwen/Qwen3-30B-A3B", "Qwen/Qwen3-235B-A22B"])
+def test_mixtures_of_experts_are_predicted_from_shipped_traces_too(model: str) -> None:
+    found = of(model, prompt_tokens=2048, new_tokens=64)
+    report = inspect(model, source="catalog")
+    assert found.method == "trace"
+    assert found.steady.weights == 2 * report.parameters.theory
+    assert found.steady.cache == report.cache.size_bytes(tokens=2048 + 63)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if "without its head" not in name])
+@pytest.mark.parametrize("mode", ["generate", "forward", "train"])
+def test_every_family_is_traced_in_every_mode(family: str, mode: str, tmp_path: Path) -> None:
+    write_config(tmp_path, FAMILIES[family])
+    report = inspect(str(tmp_path))
+    found = predict(report, a_run(mode=mode)).predicted
+    assert found.peak is not None
+    assert found.peak.weights == report.tree.size_bytes
+    assert found.peak.buffers == report.tree.buffer_bytes
+    if mode == "generate":
+        tokens = 64 + 8 - 1
+        if any(layer.window_tokens for layer in report.cache.layers):
+            # A sliding layer keeps window - 1 tokens, as a view of the storage that held one more.
+            more = [8 if layer.window_tokens else tokens for layer in report.cache.layers]
+            pairs = zip(report.cache.layers, more, strict=True)
+            assert found.steady.cache == sum(layer.bytes_per_token * held for layer, held in pairs)
+        else:
+            assert found.steady.cache == report.cache.size_bytes(tokens=tokens)
+
+
+def test_the_formula_knows_no_peak_and_agrees_with_the_trace_on_the_rest() -> None:
+    report = inspect("Qwen/Qwen3-0.6B", source="catalog")
+    workload = a_run(prompt_tokens=2048, new_tokens=128)
+    formula = formula_footprint(report.tree, report.cache, workload)
+    traced = predict(report, workload).predicted
+    assert (formula.peak, formula.peak_reserved, formula.alive) == (None, None, ())
+    for term in ("weights", "buffers", "cache", "workspace"):
+        assert getattr(formula.steady, term) == getattr(traced.steady, term)
+
+
+def without_torch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    script = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'numpy', 'accelerate'):\n    sys.modules[name] = None\n"
+        "from qwen_inspect.cli import main\nsys.exit(main(sys.argv[1:]))\n"
+    )
+    return subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_a_plain_install_predicts_from_shipped_traces_and_says_what_it_does_not_know(tmp_path: Path) -> None:
+    shipped = without_torch("memory", "catalog:Qwen/Qwen3-8B", "--format", "json")
+    assert json.loads(shipped.stdout)["predicted"]["method"] == "trace"
+    write_config(tmp_path, TINY_QWEN3)
+    unknown = without_torch("memory", tmp_path, "--format", "json")
+    predicted = json.loads(unknown.stdout)["predicted"]
+    assert predicted["method"] == "formula"
+    assert predicted["peak_allocated_bytes"] is predicted["activation_bytes"] is predicted["total_bytes"] is None
+    assert "activations and the peak are unknown" in without_torch("memory", tmp_path, "--lang", "en").stdout
+    assert without_torch("memory", tmp_path, "--mode", "train").returncode == 8
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--batch", "4", "--context", "6k", "--gpu", "H100"], ["--load", "per-tensor", "--lang", "zh"]]
+)
+def test_the_command_line_shows_terms_that_add_up(options: list[str]) -> None:
+    shown = run("memory", "--format", "json", *options)
+    assert shown.code == 0, shown.err
+    content = json.loads(shown.out)
+    jsonschema.validate(content, SCHEMA)
+    for moment in content["predicted"]["moments"].values():
+        terms = ("weights", "buffers", "cache", "state", "activations", "workspace", "rounding")
+        assert sum(moment[f"{term}_bytes"] for term in terms) == moment["allocated_bytes"]
+    assert content["predicted"]["peak_allocated_bytes"] == content["predicted"]["moments"]["peak"]["allocated_bytes"]
+    assert content["predicted"]["context_bytes"] is None  # nobody measured it
+    assert run("memory", *options).code == 0
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_every_line_of_a_table_is_as_wide_as_its_border(language: str) -> None:
+    shown = run("memory", "--lang", language)
+    tables = re.findall(r"(?:^[+|].*\n)+", shown.out, re.MULTILINE)
+    assert len(tables) == 2
+    for table in tables:
+        assert {wcswidth(line) for line in table.splitlines()} == {len(table.splitlines()[0])}
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--context", "0"], 2),
+        (["--batch", "-1"], 2),
+        (["--new-tokens", "0"], 2),
+        (["--dtype", "int3"], 2),
+        (["--attention", "magic"], 2),
+        (["--mode", "dream"], 2),
+    ],
+)
+def test_a_workload_that_is_none_is_refused(options: list[str], code: int) -> None:
+    shown = run("memory", *options)
+    assert (shown.code, shown.out, shown.err.count("\n")) == (code, "", 1)
+
+
+def test_a_context_beyond_the_models_positions_is_a_notice() -> None:
+    shown = run("memory", "--context", "64k")
+    assert shown.code == 0
+    assert "65,664 tokens are more than the 40,960" in shown.out
+
+
+def test_a_model_in_another_dtype_takes_other_bytes() -> None:
+    shown = json.loads(run("memory", "--dtype", "float32", "--format", "json").out)
+    assert shown["predicted"]["weights_bytes"] == 4 * 596_049_920
+
+
+def test_published_figures_are_printed_to_a_hundredth_of_a_gib() -> None:
+    assert {row.resolution for row in ROWS if row.quantity == "peak"} == {0.005 * GIB}
