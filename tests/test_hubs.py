@@ -8,10 +8,13 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -423,6 +426,49 @@ def test_with_no_network_the_catalog_answers_within_two_seconds(hub: HubServer, 
     assert nowhere in shown.out
     refused(ask(hub, tmp_path, "structure", "hf:Qwen/Qwen3-0.6B", HF_ENDPOINT=nowhere), 5, nowhere)
     refused(ask(hub, tmp_path, "structure", "ms:Qwen/Qwen3-0.6B", MODELSCOPE_ENDPOINT=nowhere), 5, nowhere)
+
+
+# --- what stands between
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_proxy_that_does_not_work_is_named(hub: HubServer, tmp_path: Path, source: str) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        proxy = f"http://user:secretsecret@127.0.0.1:{unused.getsockname()[1]}"
+        names = {"HTTP_PROXY": proxy, "http_proxy": proxy, "NO_PROXY": None, "no_proxy": None}
+        shown = ask(hub, tmp_path, "params", f"{source}:org/single", "--timeout", "2", **names)
+    refused(shown, 5, proxy.replace("user:secretsecret@", ""), "NO_PROXY")
+    assert hub.requests == []
+
+
+def test_a_socks_proxy_without_its_package_says_what_to_install(hub: HubServer, tmp_path: Path) -> None:
+    proxy = "socks5://127.0.0.1:9"
+    names = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"), proxy)
+    for source in SOURCES:
+        shown = ask(hub, tmp_path, "params", f"{source}:org/single", **names, NO_PROXY=None, no_proxy=None)
+        refused(shown, 8, "pip install", "[socks]", "NO_PROXY")
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_certificate_that_is_not_trusted_is_told_from_other_failures(
+    hub: HubServer, tmp_path: Path, source: str
+) -> None:
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    subprocess.run([*request, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        endpoint = f"https://127.0.0.1:{server.server_port}"
+        names = {"HF_ENDPOINT": endpoint, "MODELSCOPE_ENDPOINT": endpoint}
+        shown = ask(hub, tmp_path, "params", f"{source}:org/single", "--timeout", "3", **names)
+    finally:
+        server.shutdown()
+    refused(shown, 5, "is not trusted", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 
 
 # --- what kind of repository it is

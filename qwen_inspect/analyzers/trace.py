@@ -321,9 +321,9 @@ def _generate(model: Any, workload: TraceRequest, recorder: _Recorder) -> object
     attention_mask = torch.ones(prompt.shape, dtype=torch.int64)
     prompt_positions = (attention_mask.cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
     del attention_mask
-    unfinished = torch.ones(workload.batch, dtype=torch.int64)
-    stops = StoppingCriteriaList([MaxLengthCriteria(workload.prompt_tokens + workload.new_tokens)])
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    stops = StoppingCriteriaList([MaxLengthCriteria(workload.prompt_tokens + workload.new_tokens)])
+    unfinished = torch.ones(workload.batch, dtype=torch.int64)
     options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         options["logits_to_keep"] = 1
@@ -449,7 +449,9 @@ class _Recorder:
         return allocation.module, allocation.operator
 
     def regrown(self, tensor: Any, shape: tuple[int, ...]) -> Any:
-        """A tensor of another shape from the same origin."""
+        """The tensor, or one of another shape from the same origin."""
+        if tensor.shape == shape:
+            return tensor
         module, operator = self.origin(tensor)
         with self.paused():
             larger = tensor.new_zeros(shape)

@@ -467,6 +467,8 @@ TEXT: dict[str, str] = {
     "finding_no_whole_heads": "In {count} layer(s), from layer {first} on, the stored q_proj and k_proj do not give a whole number of heads; these layers are shown as configured",
     "catalog_sources": "Configuration: {config}. Published counts: {counts}",
     "assume_allocator": "The allocator's settings are {settings} (PYTORCH_CUDA_ALLOC_CONF)",
+    "hub_certificate": "The certificate of {url} is not trusted here ({reason}); name your authority's file in SSL_CERT_FILE (Hugging Face) and REQUESTS_CA_BUNDLE (ModelScope)",
+    "hub_behind_proxy": "{url} could not be reached through the proxy {proxy} ({reason}); check HTTPS_PROXY, or name the host in NO_PROXY",
     # --- help
     "help_program": "What is in a language model, to the last parameter and byte",
     "help_command": "COMMAND",
@@ -575,7 +577,7 @@ TEXT: dict[str, str] = {
     "output_not_a_file": "{path} exists and is no regular file; choose another",
     "trace_count": "{name} must be at least 1; found {found}",
     "trace_failed": "transformers cannot run {class_name} ({mode}) on tensors without data: {reason} ({version}); its weights and KV cache can still be told",
-    "trace_quantized": "{class_name} is quantized, and what its kernels allocate is not known here; trace the model that it was made from",
+    "trace_quantized": "{class_name} is quantised, and what its kernels allocate is not known here; trace the model that it was made from",
     "trace_no_head": "{class_name} has no language-modeling head, so that it cannot {mode}; trace its forward",
     "trace_flash_dtype": "flash_attention_2 takes bfloat16 and float16 only, the model is {dtype}; choose sdpa or eager",
     "trace_none_trained": "No parameter's name matches {pattern!r}, so that none would train; choose another pattern",

@@ -467,6 +467,8 @@ TEXT: dict[str, str] = {
     "finding_no_whole_heads": "自第 {first} 层起有 {count} 层存储的 q_proj、k_proj 形状不能给出整数个头，这些层按配置显示",
     "catalog_sources": "配置来源：{config}。已公布的参数量来源：{counts}",
     "assume_allocator": "分配器设置为 {settings}（PYTORCH_CUDA_ALLOC_CONF）",
+    "hub_certificate": "本机不信任 {url} 的证书（{reason}）；请用 SSL_CERT_FILE（Hugging Face）和 REQUESTS_CA_BUNDLE（ModelScope）指定 CA 证书文件",
+    "hub_behind_proxy": "通过代理 {proxy} 无法访问 {url}（{reason}）；请检查 HTTPS_PROXY，或在 NO_PROXY 中列出该主机",
     # --- help
     "help_program": "逐参数、逐字节地查看一个语言模型",
     "help_command": "命令",

@@ -102,7 +102,20 @@ def fetch(get: Get, url: str, *, limit: int, deadline: Deadline, headers: Mappin
         time.sleep(wait)
     if answer is not None:
         return answer
-    raise NetworkError("hub_unreachable", url=_shown(url), reason=last.reason)
+    raise _unreachable(url, last.reason)
+
+
+def _unreachable(url: str, reason: str) -> NetworkError:
+    """What stands between here and the hub: a certificate, a proxy, or nothing that can be named."""
+    from urllib.request import getproxies, proxy_bypass
+
+    host = _shown(url).partition("://")[2].partition(":")[0]
+    proxy = getproxies().get(url.partition("://")[0]) or getproxies().get("all")
+    if "certificate" in reason.lower():
+        return NetworkError("hub_certificate", url=_shown(url), reason=reason)
+    if proxy and not proxy_bypass(host):
+        return NetworkError("hub_behind_proxy", url=_shown(url), proxy=_shown(proxy), reason=reason)
+    return NetworkError("hub_unreachable", url=_shown(url), reason=reason)
 
 
 def retry_after(answer: Answer) -> float:
