@@ -1,6 +1,6 @@
-"""Traces the catalog's main models and keeps the traces in the package, for installs without torch. Needs the torch extra.
+"""Traces one model of each shape in the catalog and keeps the traces in the package, for installs without torch.
 
-Each model is traced for every workload that its polynomials need, and for one more that checks them.
+Each is held against a trace of the whole model, event by event, before it is written. Needs the torch extra.
 """
 
 from __future__ import annotations
@@ -11,57 +11,40 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from qwen_inspect.analyzers.kept_trace import SAMPLES, WITNESS, dump, fit
-from qwen_inspect.analyzers.trace import AttentionKernel, TraceRequest, trace
+from qwen_inspect.analyzers.kept_trace import WITNESS, dump
+from qwen_inspect.analyzers.period import deepen
+from qwen_inspect.analyzers.trace import trace
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.loaders import catalog
-from qwen_inspect.prediction import SHIPPED, trace_name, versions
+from qwen_inspect.prediction import SHIPPED, sample_request, shallow_trace, trace_name
 
-MODELS = (
-    "Qwen/Qwen3-0.6B",
-    "Qwen/Qwen3-1.7B",
-    "Qwen/Qwen3-4B",
-    "Qwen/Qwen3-8B",
-    "Qwen/Qwen3-14B",
-    "Qwen/Qwen3-32B",
-    "Qwen/Qwen3-30B-A3B",
-    "Qwen/Qwen3-235B-A22B",
-    "Qwen/Qwen2.5-0.5B",
-    "Qwen/Qwen2.5-1.5B",
-    "Qwen/Qwen2.5-3B",
-    "Qwen/Qwen2.5-7B",
-    "Qwen/Qwen2.5-14B",
-    "Qwen/Qwen2.5-32B",
-    "Qwen/Qwen2.5-72B",
-)
-KERNELS: tuple[AttentionKernel, ...] = ("sdpa",)
+# transformers before 4.48 repeated K and V for flash attention: the published peaks of Qwen2.5 were measured so.
+KERNELS = {
+    "Qwen/Qwen2.5-0.5B": ("sdpa", "flash_attention_2_repeated"),
+    "Qwen/Qwen2.5-7B": ("sdpa", "flash_attention_2_repeated"),
+}
 
 
 def main() -> None:
     SHIPPED.mkdir(exist_ok=True)
     known = catalog.entries()
-    for model in sys.argv[1:] or MODELS:
+    for model in sys.argv[1:] or [*KERNELS, *known]:
         config = catalog.configuration(model, known)
         spec = architecture_of(config).read_spec(config)
-        for kernel in KERNELS:
+        for kernel in KERNELS.get(model, ("sdpa",)):
+            path = SHIPPED / trace_name(spec, kernel)
+            if path.exists():
+                continue
             began = time.perf_counter()
-            traces = {
-                point: trace(
-                    spec,
-                    config,
-                    TraceRequest(
-                        mode="generate",
-                        batch=point.batch,
-                        prompt_tokens=point.prompt_tokens,
-                        new_tokens=point.total_tokens - point.prompt_tokens + 1,
-                        attention=kernel,
-                    ),
-                )
-                for point in (*SAMPLES, WITNESS)
-            }
-            content = dump(fit(traces, made_by=versions()))
-            (SHIPPED / trace_name(spec, kernel)).write_bytes(content)
-            print(f"{model} {kernel}: {len(content):,} B, {time.perf_counter() - began:.0f} s")
+            shallow = shallow_trace(spec, config, kernel)
+            assert shallow is not None, model
+            whole = trace(spec, config, sample_request(WITNESS, kernel))
+            deep = deepen(shallow, len(spec.layers)).at(WITNESS)
+            assert [type(event) for event in deep.events] == [type(event) for event in whole.events], model
+            sizes = [[getattr(event, "size_bytes", 0) for event in one.events] for one in (deep, whole)]
+            assert sizes[0] == sizes[1], model
+            path.write_bytes(dump(shallow))
+            print(f"{model} {kernel}: {path.stat().st_size:,} B, {time.perf_counter() - began:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -353,7 +353,7 @@ def _memory_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument(
         "--dtype", choices=("bfloat16", "float16", "float32", "float64"), metavar="DTYPE", help=say("help_dtype")
     )
-    kernels = ("sdpa", "eager", "flash_attention_2")
+    kernels = ("sdpa", "eager", "flash_attention_2", "flash_attention_2_repeated")
     command.add_argument("--attention", choices=kernels, default="sdpa", help=say("help_attention_kernel"))
     command.add_argument("--load", choices=("warmup", "per-tensor"), default="warmup", help=say("help_load"))
     command.add_argument("--gpu", default="sm_80", metavar="NAME", help=say("help_gpu"))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .analyzers.kept_trace import KeptTrace, Point, load
+from .analyzers.kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
 from .analyzers.memory import formula_footprint, traced_footprint
-from .errors import UnavailableError
+from .analyzers.period import SHALLOW, deepen
+from .errors import UnavailableError, UnsupportedError
 from .language import Message
+from .loaders import header_cache
 from .report import Footprint, MemoryReport, Report, Run
 from .spec import ModelSpec
 
@@ -32,13 +35,11 @@ def predict(report: Report, run: Run) -> MemoryReport:
 
 
 def _footprint(report: Report, run: Run) -> Footprint:
-    if (
-        run.mode == "generate"
-        and run.new_tokens > 1
-        and (kept := shipped_trace(report.spec, run.attention)) is not None
-    ):
+    kept = None
+    if run.mode == "generate" and run.new_tokens > 1:
         point = Point(run.batch, run.prompt_tokens, run.prompt_tokens + run.new_tokens - 1)
-        return traced_footprint(kept.at(point), run, provenance=kept.made_by)
+        if (kept := kept_trace(report.spec, run.attention)) is not None:
+            return traced_footprint(kept.at(point), run, provenance=kept.made_by)
     from .analyzers.trace import trace
 
     try:
@@ -47,7 +48,57 @@ def _footprint(report: Report, run: Run) -> Footprint:
         if run.mode != "generate":
             raise
         return formula_footprint(report.tree, report.cache, run)
-    return traced_footprint(timeline, run, provenance=versions())
+    found = traced_footprint(timeline, run, provenance=versions())
+    if run.mode == "generate" and run.new_tokens > 1:
+        _keep(report, run, point, found)
+    return found
+
+
+def _keep(report: Report, run: Run, point: Point, found: Footprint) -> None:
+    """Keep the model's trace for the next time, if what it gives for this run is what the whole model's trace gave."""
+    try:
+        shallow = shallow_trace(report.spec, report.config or {}, run.attention)
+    except UnsupportedError:
+        return
+    deep = None if shallow is None else deepen(shallow, len(report.spec.layers))
+    if (
+        shallow is not None
+        and deep is not None
+        and traced_footprint(deep.at(point), run, provenance=versions()) == found
+    ):
+        header_cache.write_trace(trace_name(report.spec, run.attention, versions()), dump(shallow))
+
+
+def shallow_trace(spec: ModelSpec, config: Mapping[str, Any], attention: str) -> KeptTrace | None:
+    """The polynomials of the model with its first, one middle and its last layer; None where its layers are not all alike."""
+    if not _has_period(spec):
+        return None
+    from .analyzers.trace import trace
+
+    traces = {
+        point: trace(spec, config, replace(sample_request(point, attention), layers=SHALLOW))
+        for point in (*SAMPLES, WITNESS)
+    }
+    return fit(traces, made_by=versions())
+
+
+def sample_request(point: Point, attention: str) -> Any:
+    """The run of one point, in the words of `trace`."""
+    new_tokens = point.total_tokens - point.prompt_tokens + 1
+    run = Run(
+        mode="generate",
+        batch=point.batch,
+        prompt_tokens=point.prompt_tokens,
+        new_tokens=new_tokens,
+        attention=attention,
+        loader="warmup",
+        gpu="",
+    )
+    return trace_request(run)
+
+
+def _has_period(spec: ModelSpec) -> bool:
+    return len(spec.layers) >= SHALLOW and len(set(spec.layers)) == 1
 
 
 def trace_request(run: Run) -> Any:
@@ -71,14 +122,29 @@ def versions() -> str:
     return f"transformers {transformers.__version__}, torch {torch.__version__.partition('+')[0]}"
 
 
-def shipped_trace(spec: ModelSpec, attention: str) -> KeptTrace | None:
-    """The trace that the package has of models of this very shape with this kernel, if any."""
+def kept_trace(spec: ModelSpec, attention: str) -> KeptTrace | None:
+    """The trace of this model with this kernel that the package has, or that an earlier run kept for the installed libraries."""
+    if not _has_period(spec):
+        return None
     path = SHIPPED / trace_name(spec, attention)
-    return load(path.read_bytes(), file=path.name) if path.is_file() else None
+    content = (
+        path.read_bytes() if path.is_file() else header_cache.read_trace(trace_name(spec, attention, _installed()))
+    )
+    return None if content is None else deepen(load(content, file=path.name), len(spec.layers))
 
 
-def trace_name(spec: ModelSpec, attention: str) -> str:
-    """A file's name that stands for all that decides a run's events: two models of one shape share it."""
-    shape = replace(spec, context_tokens=None, pad_token_id=None, norm_eps=0.0)
-    digest = hashlib.sha256(repr(shape).encode()).hexdigest()[:16]
+def _installed() -> str:
+    """`versions`, without importing what takes seconds; "" where it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"transformers {version('transformers')}, torch {version('torch').partition('+')[0]}"
+    except PackageNotFoundError:
+        return ""
+
+
+def trace_name(spec: ModelSpec, attention: str, made_by: str = "") -> str:
+    """A file's name that stands for all that decides a layer's events: models that differ only in depth share it."""
+    shape = replace(spec, context_tokens=None, pad_token_id=None, norm_eps=0.0, layers=spec.layers[:1])
+    digest = hashlib.sha256(f"{shape!r} {made_by}".encode()).hexdigest()[:16]
     return f"{spec.family}-{digest}.{attention}.json.gz"

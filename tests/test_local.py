@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -212,3 +213,17 @@ def test_one_layer_without_projections_leaves_the_others_to_their_shapes(tmp_pat
     assert report.attention.by_shapes is not None
     assert [finding.key for finding in report.attention.findings] == ["finding_no_projections"]
     assert not report.checks[0].agrees
+
+
+def test_building_a_model_leaves_the_environment_alone(tiny_qwen3: Path) -> None:
+    before = dict(os.environ)
+    inspect(str(tiny_qwen3), instantiate=True)
+    assert dict(os.environ) == before
+
+
+def test_a_configuration_that_transformers_cannot_take_is_a_plain_refusal(tmp_path: Path) -> None:
+    write_config(tmp_path, {**TINY_QWEN3, "attention_dropout": "much"})
+    shown = run("params", "--instantiate", tmp_path)
+    assert shown.code == 7
+    assert "cannot build this configuration" in shown.err
+    assert shown.err.count("error: ") == 1

@@ -6,7 +6,6 @@ weights of a repository are touched.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,14 +32,15 @@ def instantiate(spec: ModelSpec, config: Mapping[str, Any]) -> Instantiated:
         import transformers
     except ImportError as error:
         raise UnavailableError("extra_missing", package=error.name, extra="torch") from None
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from huggingface_hub.errors import StrictDataclassError  # a configuration that transformers finds ill-typed
+
     try:
         configuration = transformers.AutoConfig.for_model(**config)
         model_class = getattr(transformers, spec.class_name)
         # torch.device, not accelerate's init_empty_weights, whose default loses the tying of the head.
         with torch.device("meta"):
             model = model_class._from_config(configuration, dtype=getattr(torch, spec.dtype.torch_name))
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, StrictDataclassError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnsupportedError("instantiate_failed", reason=first_line, version=transformers.__version__) from None
 

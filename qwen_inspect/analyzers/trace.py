@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gc
 import inspect
-import os
 import re
 import warnings
 import weakref
@@ -87,7 +86,6 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest) ->
         import transformers
     except ImportError as error:
         raise UnavailableError("extra_missing", package=error.name, extra="torch") from None
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if "quantization_config" in config:
         raise UnsupportedError("trace_quantized", class_name=spec.class_name)
     if workload.attention.startswith("flash") and spec.dtype.torch_name not in ("bfloat16", "float16"):

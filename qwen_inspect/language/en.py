@@ -469,6 +469,7 @@ TEXT: dict[str, str] = {
     "assume_allocator": "The allocator's settings are {settings} (PYTORCH_CUDA_ALLOC_CONF)",
     "hub_certificate": "The certificate of {url} is not trusted here ({reason}); name your authority's file in SSL_CERT_FILE (Hugging Face) and REQUESTS_CA_BUNDLE (ModelScope)",
     "hub_behind_proxy": "{url} could not be reached through the proxy {proxy} ({reason}); check HTTPS_PROXY, or name the host in NO_PROXY",
+    "trace_no_period": "The layers of this model's trace do not repeat, so its depth cannot be extended",
     # --- help
     "help_program": "What is in a language model, to the last parameter and byte",
     "help_command": "COMMAND",

@@ -469,6 +469,7 @@ TEXT: dict[str, str] = {
     "assume_allocator": "分配器设置为 {settings}（PYTORCH_CUDA_ALLOC_CONF）",
     "hub_certificate": "本机不信任 {url} 的证书（{reason}）；请用 SSL_CERT_FILE（Hugging Face）和 REQUESTS_CA_BUNDLE（ModelScope）指定 CA 证书文件",
     "hub_behind_proxy": "通过代理 {proxy} 无法访问 {url}（{reason}）；请检查 HTTPS_PROXY，或在 NO_PROXY 中列出该主机",
+    "trace_no_period": "该模型各层的追踪记录不重复，无法按层数扩展",
     # --- help
     "help_program": "逐参数、逐字节地查看一个语言模型",
     "help_command": "命令",

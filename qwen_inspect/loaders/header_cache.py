@@ -42,6 +42,15 @@ def write(key: str, content: bytes) -> None:
     _write(_place("objects", key), content)
 
 
+def read_trace(name: str) -> bytes | None:
+    """A model's trace under the name that `write_trace` gave it."""
+    return _read(folder() / "traces" / name)
+
+
+def write_trace(name: str, content: bytes) -> None:
+    _write(folder() / "traces" / name, content)
+
+
 def listing_age_seconds(*names: str) -> float | None:
     """Seconds since a listing was kept; None where none was, or its time lies in the future."""
     try:

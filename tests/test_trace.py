@@ -1,0 +1,545 @@
+"""The trace against the truth: small random models really run on CPU, where the profiler records every allocation."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from qwen_inspect.analyzers.trace import FLASH_ATTENTION_2, FLASH_SCRATCH, TraceRequest, trace
+from qwen_inspect.architectures import architecture_of
+from qwen_inspect.errors import UnsupportedError, UsageError
+from qwen_inspect.timeline import Allocate, Event, Free, Timeline
+
+from .conftest import TINY_QWEN3
+from .test_local import FAMILIES, TINY_QWEN3_MOE
+
+PROMPT = 48
+
+# What is taken besides what the trace has, by the operator that takes it. None of it outlives its operator.
+OWN_SCRATCH: Mapping[str, str] = {
+    "aten::mm": "oneDNN packs its operands",
+    "aten::addmm": "the same",
+    "aten::bmm": "the same",
+    "aten::bitwise_and": "it brings both sides to one type",
+    "aten::cumsum": "it adds up booleans as integers",
+    "aten::histc": "counts of one thread",
+    "aten::sort": "it numbers what it sorts",
+    "aten::_scaled_dot_product_flash_attention_for_cpu": "tiles of one thread",
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": "tiles of one thread",
+    "aten::eq": "`generate` looks for padding and for the end",
+    "aten::lt": "`generate` looks for negative tokens",
+    "aten::ne": "the loss counts its labels",
+}
+NUMBER_BYTES = 8  # A number of Python's, made a tensor: on the host, whatever the device.
+RANDOM_STATE_BYTES = 5_056  # Kept by checkpointing: on the host too.
+# Operators that only take memory for the one that they are called by.
+ALLOCATING = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::resize_", "aten::zeros"}
+# What the profiler calls an operator that is another below autograd.
+ALSO_CALLED = {"aten::new_zeros": "aten::zeros"}
+
+
+@dataclass(frozen=True)
+class Change:
+    """Memory taken (or, where negative, given back) inside these operators, the innermost last; 0 bytes are a mark."""
+
+    size_bytes: int
+    address: int
+    operators: tuple[str, ...]
+
+
+def mark(*_: Any) -> None:
+    from torch.profiler import record_function
+
+    with record_function("mark"):
+        pass
+
+
+def profiled(run: Callable[[], object]) -> list[Change]:
+    """What `run` takes and gives back, in order; what it returns outlives the record."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.set_num_threads(1)
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        held = run()
+    rows = []
+
+    def walk(event: Any, operators: tuple[str, ...]) -> None:
+        kind, found = event.typed
+        if kind == torch._C._profiler._EventType.Allocation:
+            rows.append((event.start_time_ns, Change(found.alloc_size, found.ptr, operators)))
+        elif event.name == "mark":
+            rows.append((event.start_time_ns, Change(0, 0, ())))
+        for child in event.children:
+            walk(child, (*operators, event.name))
+
+    for event in profiler.profiler.kineto_results.experimental_event_tree():
+        walk(event, ())
+    del held
+    return [change for _, change in sorted(rows, key=lambda row: row[0])]
+
+
+def is_scratch(change: Change) -> bool:
+    operators = [name for name in change.operators if name not in ALLOCATING]
+    named = any(name in OWN_SCRATCH for name in operators)
+    return named or change.size_bytes <= NUMBER_BYTES or change.size_bytes == RANDOM_STATE_BYTES
+
+
+def is_made_by(change: Change, request: Allocate) -> bool:
+    """By the request's operator itself, not by a cast within it."""
+    name = "aten::" + request.operator.split(".")[1]
+    called = [operator.replace("_for_cpu", "") for operator in change.operators]
+    name = name if name in called else ALSO_CALLED.get(name, name)
+    if request.operator == "aten.lift_fresh.default":  # torch.tensor(number)
+        return change == Change(request.size_bytes, change.address, ("aten::empty",))
+    casts = name in called and "aten::_to_copy" in called[called.index(name) + 1 :]
+    return change.size_bytes == request.size_bytes and name in called and not casts
+
+
+@dataclass
+class Run:
+    """What lives on each side, a real run's own scratch apart."""
+
+    real: dict[int, Change]
+    scratch: dict[int, Change]
+    traced: dict[int, Allocate]
+    real_peak_bytes: int = 0
+    traced_peak_bytes: int = 0
+
+    @property
+    def real_bytes(self) -> int:
+        return sum(change.size_bytes for change in self.real.values())
+
+    @property
+    def traced_bytes(self) -> int:
+        return sum(request.size_bytes for request in self.traced.values())
+
+
+def follow(changes: Sequence[Change], events: Sequence[Event], run: Run) -> Run:
+    """Both side by side: every request of the trace has been made, in this order, with as many bytes alive before it."""
+    remaining = list(reversed(events))
+
+    def release() -> None:
+        while remaining and isinstance(remaining[-1], Free):
+            run.traced.pop(remaining.pop().id, None)
+
+    for change in changes:
+        if change.size_bytes < 0:
+            run.real.pop(change.address, None)
+            run.scratch.pop(change.address, None)
+        elif change.size_bytes:
+            release()
+            request = remaining[-1] if remaining else None
+            if isinstance(request, Allocate) and is_made_by(change, request):
+                assert run.real_bytes == run.traced_bytes, request
+                run.traced[request.id] = request
+                run.real[change.address] = change
+                remaining.pop()
+            else:
+                assert is_scratch(change), (change, request)
+                run.scratch[change.address] = change
+        run.real_peak_bytes = max(run.real_peak_bytes, run.real_bytes)
+        run.traced_peak_bytes = max(run.traced_peak_bytes, run.traced_bytes)
+    release()
+    assert not remaining, remaining[-1]
+    assert run.real_bytes == run.traced_bytes
+    assert run.real_peak_bytes == run.traced_peak_bytes
+    return run
+
+
+def traced(config: Mapping[str, Any], **workload: Any) -> Timeline:
+    design = {key: value for key, value in config.items() if key != "quantization_config"}
+    return trace(architecture_of(design).read_spec(design), config, TraceRequest(**workload))
+
+
+def after_load(timeline: Timeline) -> tuple[Event, ...]:
+    return timeline.events[timeline.stages[1].first_event :]
+
+
+def requests(timeline: Timeline) -> list[Allocate]:
+    return [event for event in after_load(timeline) if isinstance(event, Allocate)]
+
+
+def real_model(config: Mapping[str, Any], attention: str = "sdpa") -> Any:
+    import torch
+    import transformers
+
+    configuration = transformers.AutoConfig.for_model(**config)
+    model_class = getattr(transformers, config["architectures"][0])
+    return model_class._from_config(
+        configuration, dtype=getattr(torch, config["torch_dtype"]), attn_implementation=attention
+    )
+
+
+# --- the truth
+
+
+def generating(model: Any, batch: int, new_tokens: int) -> Callable[[], object]:
+    import torch
+
+    def run() -> object:
+        prompt = torch.zeros(batch, PROMPT, dtype=torch.int64)
+        return prompt, model.generate(
+            prompt, max_new_tokens=new_tokens, do_sample=False, return_dict_in_generate=True, eos_token_id=None
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3_moe", "qwen2_moe", "qwen3 with a sliding window"])
+@pytest.mark.parametrize("new_tokens", [1, 2])
+def test_generate_takes_what_the_trace_says(family: str, batch: int, new_tokens: int) -> None:
+    """The real `generate`, request by request. One new token is a prefill, a second one a step of decoding."""
+    config = FAMILIES[family]
+    changes = profiled(generating(real_model(config).eval(), batch, new_tokens))
+    timeline = traced(config, mode="generate", batch=batch, prompt_tokens=PROMPT, new_tokens=new_tokens)
+    assert follow(changes, after_load(timeline), Run({}, {}, {})).scratch == {}
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3_moe", "qwen3 with a sliding window"])
+def test_the_last_step_of_decoding_is_that_of_a_run_that_got_there(family: str, batch: int) -> None:
+    config = FAMILIES[family]
+    model = real_model(config).eval()
+    model.register_forward_pre_hook(mark)
+    changes = profiled(generating(model, batch, 7))
+    timeline = traced(config, mode="generate", batch=batch, prompt_tokens=PROMPT, new_tokens=7)
+
+    last = max(index for index, change in enumerate(changes) if not change.size_bytes)
+    real: dict[int, Change] = {}
+    for change in changes[:last]:
+        if change.size_bytes > 0:
+            real[change.address] = change
+        else:
+            real.pop(change.address, None)
+    events = after_load(timeline)
+    start = max(
+        index
+        for index, event in enumerate(events)
+        if isinstance(event, Allocate) and event.operator == "aten.embedding.default"
+    )
+    alive: dict[int, Allocate] = {}
+    for event in events[:start]:
+        if isinstance(event, Allocate):
+            alive[event.id] = event
+        else:
+            del alive[event.id]
+    assert sorted(change.size_bytes for change in real.values()) == sorted(one.size_bytes for one in alive.values())
+    assert follow(changes[last:], events[start:], Run(real, {}, alive)).scratch == {}
+
+
+def training(model: Any, batch: int, steps: int, optimizer: str) -> Callable[[], object]:
+    import torch
+
+    def run() -> object:
+        adamw = torch.optim.AdamW(model.parameters(), **{optimizer: True})
+        for _ in range(steps):
+            input_ids = torch.zeros(batch, PROMPT, dtype=torch.int64)
+            labels = torch.zeros_like(input_ids)
+            loss = model(input_ids=input_ids, labels=labels, use_cache=False).loss
+            loss.backward()
+            adamw.step()
+            adamw.zero_grad()
+        return loss, adamw
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("family", "batch", "steps", "optimizer"),
+    [
+        ("qwen2", 1, 1, "foreach"),
+        ("qwen2", 4, 2, "foreach"),
+        ("qwen3", 1, 2, "fused"),
+        ("qwen3", 4, 1, "foreach"),
+        ("qwen3_moe", 1, 1, "foreach"),
+        ("qwen3_moe", 4, 2, "fused"),
+        ("qwen2_moe", 4, 1, "foreach"),
+    ],
+)
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+def test_training_takes_what_the_trace_says(
+    family: str, batch: int, steps: int, optimizer: str, checkpointing: bool
+) -> None:
+    config = FAMILIES[family]
+    model = real_model(config).train()
+    if checkpointing:
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    changes = profiled(training(model, batch, steps, optimizer))
+    timeline = traced(
+        config,
+        mode="train",
+        batch=batch,
+        prompt_tokens=PROMPT,
+        steps=steps,
+        optimizer=f"adamw_{optimizer}",
+        checkpointing=checkpointing,
+    )
+    # CUDA's flash attention takes scratch of its own, which is in the trace and not in a run on CPU.
+    scratch = {request.id for request in requests(timeline) if request.operator == FLASH_SCRATCH}
+    events = [event for event in after_load(timeline) if event.id not in scratch]
+    left = list(follow(changes, events, Run({}, {}, {})).scratch.values())
+    # On the host, and so not in the trace: AdamW's step counters, a float32 for each parameter.
+    assert [change.size_bytes for change in left] == [4] * (len(left) if optimizer == "foreach" else 0)
+    assert len(left) == (len(list(model.parameters())) if optimizer == "foreach" else 0)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_forward_keeps_all_logits(attention: str) -> None:
+    import torch
+
+    model = real_model(TINY_QWEN3, attention).eval()
+
+    def run() -> object:
+        input_ids = torch.zeros(2, PROMPT, dtype=torch.int64)
+        with torch.no_grad():
+            return input_ids, model(input_ids=input_ids)
+
+    timeline = traced(TINY_QWEN3, mode="forward", batch=2, prompt_tokens=PROMPT, attention=attention)
+    left = follow(profiled(run), after_load(timeline), Run({}, {}, {}))
+    assert left.scratch == {}
+    assert 2 * PROMPT * 256 * 2 in {
+        request.size_bytes for request in left.traced.values()
+    }  # tokens x vocabulary x bf16
+
+
+# --- what a timeline is
+
+
+WORKLOADS: Mapping[str, Mapping[str, Any]] = {
+    "generate": {"mode": "generate", "new_tokens": 9},
+    "forward": {"mode": "forward"},
+    "train": {"mode": "train", "steps": 2},
+    "checkpointed": {"mode": "train", "checkpointing": True, "optimizer": "adamw_fused"},
+}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flash_attention_2"])
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_every_event_is_in_order_and_has_an_origin(name: str, attention: str) -> None:
+    timeline = traced(TINY_QWEN3_MOE, prompt_tokens=PROMPT, attention=attention, **WORKLOADS[name])
+    alive: set[int] = set()
+    seen: set[int] = set()
+    for event in timeline.events:
+        if isinstance(event, Free):
+            alive.remove(event.id)
+            continue
+        assert event.id not in seen
+        seen.add(event.id)
+        alive.add(event.id)
+        assert event.size_bytes > 0
+        assert event.operator
+        assert event.module
+    modules = {name for name, _ in real_model(TINY_QWEN3_MOE).named_modules() if name}
+    outside = {event.module for event in requests(timeline)} - modules
+    assert outside <= {"Qwen3MoeForCausalLM", "inputs", "generate", "backward", "optimizer"}
+    assert [stage.first_event for stage in timeline.stages] == sorted(stage.first_event for stage in timeline.stages)
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_equal_requests_give_equal_timelines(name: str) -> None:
+    first, second = (traced(TINY_QWEN3_MOE, prompt_tokens=PROMPT, **WORKLOADS[name]) for _ in range(2))
+    assert first == second
+
+
+def test_the_load_stage_is_every_parameter_and_buffer_once() -> None:
+    model = real_model(TINY_QWEN3)
+    timeline = traced(TINY_QWEN3, mode="generate", prompt_tokens=4)
+    assert [stage.name for stage in timeline.stages] == ["load", "prefill"]
+    load = timeline.events[: timeline.stages[1].first_event]
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    assert [(event.module, event.size_bytes) for event in load if isinstance(event, Allocate)] == [
+        (name.rpartition(".")[0], tensor.untyped_storage().nbytes()) for name, tensor in tensors
+    ]
+    assert not {event.id for event in load} & {event.id for event in timeline.events if isinstance(event, Free)}
+
+
+def test_stages_follow_the_run() -> None:
+    def stages(**workload: Any) -> list[str]:
+        return [stage.name for stage in traced(TINY_QWEN3, prompt_tokens=4, **workload).stages]
+
+    step = ["forward", "backward", "optimizer"]
+    assert stages(mode="generate", new_tokens=2) == ["load", "prefill", "decode"]
+    assert stages(mode="train", steps=2) == ["load", *step, *step]
+    assert stages(mode="train", optimizer="none") == ["load", "forward", "backward"]
+
+
+def test_fewer_layers_are_the_first_ones() -> None:
+    timeline = traced(FAMILIES["qwen3 with a sliding window"], mode="forward", prompt_tokens=PROMPT, layers=1)
+    assert {event.module.split(".")[2] for event in requests(timeline) if ".layers." in event.module} == {"0"}
+
+
+def test_only_what_trains_has_gradients_and_states() -> None:
+    timeline = traced(TINY_QWEN3, mode="train", prompt_tokens=PROMPT, trained=r"\.q_proj\.")
+    states = [request for request in requests(timeline) if request.operator == "aten.zeros_like.default"]
+    # Two for each of two layers, of 64 x 64 parameters in bfloat16.
+    assert [state.size_bytes for state in states if state.module == "optimizer"] == [8192] * 4
+
+
+# --- kernels
+
+
+def of_attention(timeline: Timeline, name: str = "model.layers.0.self_attn") -> list[tuple[str, int]]:
+    return [(request.operator, request.size_bytes) for request in requests(timeline) if request.module == name]
+
+
+def test_kv_heads_are_repeated_where_cuda_would() -> None:
+    """Without a mask CUDA's kernels take GQA; with the mask of a sliding window transformers repeats K and V."""
+    repeated = 4 * PROMPT * 16 * 2  # heads x tokens x head_dim x bf16
+
+    def copies(family: str, layer: int) -> int:
+        timeline = traced(FAMILIES[family], mode="generate", prompt_tokens=PROMPT)
+        found = of_attention(timeline, f"model.layers.{layer}.self_attn")
+        return found.count(("aten.clone.default", repeated))
+
+    assert copies("qwen3", 0) == 0
+    assert copies("qwen3 with a sliding window", 0) == 0
+    assert copies("qwen3 with a sliding window", 1) == 2
+
+
+def test_the_decision_does_not_depend_on_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.integrations import sdpa_attention
+
+    expected = traced(TINY_QWEN3, mode="generate", prompt_tokens=PROMPT)
+    monkeypatch.setattr(sdpa_attention, "_is_torch_mps_available", True)
+    monkeypatch.setattr(sdpa_attention, "_is_torch_greater_or_equal_than_2_13", False)
+    assert traced(TINY_QWEN3, mode="generate", prompt_tokens=PROMPT) == expected
+
+
+def test_sdpa_is_fused() -> None:
+    """Output and log-sum-exp, and no scores of tokens x tokens."""
+    found = of_attention(traced(TINY_QWEN3, mode="generate", prompt_tokens=PROMPT))
+    fused = "aten._scaled_dot_product_flash_attention.default"
+    assert [size for operator, size in found if operator == fused] == [PROMPT * 4 * 16 * 2, PROMPT * 4 * 4]
+
+
+def test_float32_with_gqa_takes_the_math_path_of_cuda() -> None:
+    config = {**TINY_QWEN3, "torch_dtype": "float32"}
+    found = of_attention(traced(config, mode="generate", prompt_tokens=PROMPT))
+    assert ("aten.bmm.default", 4 * PROMPT * PROMPT * 4) in found
+
+
+def test_flash_attention_2_allocates_what_its_kernel_does() -> None:
+    inference = of_attention(traced(TINY_QWEN3, mode="forward", prompt_tokens=PROMPT, attention="flash_attention_2"))
+    output, log_sum_exp, random_state = PROMPT * 4 * 16 * 2, 4 * PROMPT * 4, 2 * 8
+    assert [size for operator, size in inference if operator == FLASH_ATTENTION_2] == [
+        output, log_sum_exp, random_state,
+    ]  # fmt: skip
+    training = of_attention(traced(TINY_QWEN3, mode="train", prompt_tokens=PROMPT, attention="flash_attention_2"))
+    key = PROMPT * 2 * 16 * 2
+    assert [size for operator, size in training if operator == FLASH_ATTENTION_2] == [
+        output, log_sum_exp, random_state, output, key, key,
+    ]  # fmt: skip
+    # Row sums and the query's gradient in float32, its 16 dimensions rounded up to 32; K's and V's for every query head.
+    assert [size for operator, size in training if operator == FLASH_SCRATCH] == [
+        log_sum_exp, PROMPT * 4 * 32 * 4, output, output,
+    ]  # fmt: skip
+
+
+def test_flash_attention_2_before_4_48_repeats_kv_heads() -> None:
+    now, before = (
+        of_attention(traced(TINY_QWEN3, mode="forward", prompt_tokens=PROMPT, attention=attention))
+        for attention in ("flash_attention_2", "flash_attention_2_repeated")
+    )
+    repeated = ("aten.clone.default", PROMPT * 4 * 16 * 2)
+    assert (now.count(repeated), before.count(repeated)) == (0, 2)
+
+
+def test_sdpa_has_the_backward_scratch_of_flash_attention_too() -> None:
+    def scratch(attention: str) -> list[int]:
+        found = of_attention(traced(TINY_QWEN3, mode="train", prompt_tokens=PROMPT, attention=attention))
+        return [size for operator, size in found if operator == FLASH_SCRATCH]
+
+    assert scratch("sdpa") == scratch("flash_attention_2") != []
+
+
+def test_experts_run_grouped() -> None:
+    operators = {request.operator for request in requests(traced(TINY_QWEN3_MOE, mode="forward", prompt_tokens=PROMPT))}
+    assert "aten._grouped_mm.default" in operators
+
+
+# --- what cannot be traced
+
+
+@pytest.mark.parametrize(
+    ("changed", "workload", "key"),
+    [
+        ({"quantization_config": {"quant_method": "gptq"}}, {"mode": "forward"}, "trace_quantized"),
+        ({"torch_dtype": "float32"}, {"mode": "forward", "attention": "flash_attention_2"}, "trace_flash_dtype"),
+        ({"architectures": ["Qwen3Model"]}, {"mode": "generate"}, "trace_no_head"),
+        ({"architectures": ["Qwen3Model"]}, {"mode": "train"}, "trace_no_head"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, {"mode": "forward"}, "trace_failed"),
+    ],
+)
+def test_what_cannot_be_traced_is_said(changed: Mapping[str, Any], workload: Mapping[str, Any], key: str) -> None:
+    with pytest.raises(UnsupportedError) as raised:
+        traced({**TINY_QWEN3, **changed}, prompt_tokens=PROMPT, **workload)
+    assert raised.value.message.key == key
+    assert str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("workload", "key"),
+    [
+        ({"mode": "forward", "prompt_tokens": 0}, "trace_count"),
+        ({"mode": "forward", "prompt_tokens": 1, "batch": -1}, "trace_count"),
+        ({"mode": "forward", "prompt_tokens": 1, "layers": 0}, "trace_count"),
+        ({"mode": "train", "prompt_tokens": 1, "trained": "("}, "trace_pattern"),
+        ({"mode": "train", "prompt_tokens": 1, "trained": "nothing"}, "trace_none_trained"),
+    ],
+)
+def test_a_workload_that_is_none_is_refused(workload: Mapping[str, Any], key: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        traced(TINY_QWEN3, **workload)
+    assert raised.value.message.key == key
+
+
+def test_nothing_is_left_behind_by_a_trace_that_fails() -> None:
+    import torch
+    from torch.utils._python_dispatch import _len_torch_dispatch_stack
+    from transformers import masking_utils
+    from transformers.integrations import moe
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    def state() -> tuple[object, ...]:
+        functions = (
+            torch.nn.functional.scaled_dot_product_attention,
+            masking_utils.find_packed_sequence_indices,
+            moe._can_use_grouped_mm,
+        )
+        return _len_torch_dispatch_stack(), gc.isenabled(), functions, tuple(ALL_ATTENTION_FUNCTIONS)
+
+    before = state()
+    with pytest.raises(UnsupportedError):
+        traced(
+            {**TINY_QWEN3, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+            mode="forward",
+            prompt_tokens=PROMPT,
+            attention="flash_attention_2",
+        )
+    assert state() == before
+    assert torch.zeros(1).item() == 0
+
+
+def test_without_torch_it_is_said_what_to_install() -> None:
+    script = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "from qwen_inspect.analyzers.trace import TraceRequest, trace\n"
+        "from qwen_inspect.errors import UnavailableError\n"
+        "try:\n"
+        "    trace(None, {}, TraceRequest(mode='forward', prompt_tokens=1))\n"
+        "except UnavailableError as error:\n"
+        "    print(error.message.key)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "extra_missing"
