@@ -113,6 +113,9 @@ def _run_of(options: argparse.Namespace) -> Run:
         attention=options.attention,
         loader=options.load,
         gpu=options.gpu,
+        optimizer=options.optimizer,
+        checkpointing=options.checkpointing,
+        trained=options.trained,
         # The first of the two that is set, as torch 2.13 looks for them.
         allocator=os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF", ""),
     )
@@ -355,6 +358,10 @@ def _memory_options(command: argparse.ArgumentParser, say: Language) -> None:
     )
     kernels = ("sdpa", "eager", "flash_attention_2", "flash_attention_2_repeated")
     command.add_argument("--attention", choices=kernels, default="sdpa", help=say("help_attention_kernel"))
+    optimizers = ("adamw_foreach", "adamw_fused", "none")
+    command.add_argument("--optimizer", choices=optimizers, default="adamw_foreach", help=say("help_optimizer"))
+    command.add_argument("--checkpointing", action="store_true", help=say("help_checkpointing"))
+    command.add_argument("--trained", default="", metavar="REGEX", help=say("help_trained"))
     command.add_argument("--load", choices=("warmup", "per-tensor"), default="warmup", help=say("help_load"))
     command.add_argument("--gpu", default="sm_80", metavar="NAME", help=say("help_gpu"))
 

@@ -111,6 +111,10 @@ def trace_request(run: Run) -> Any:
         prompt_tokens=run.prompt_tokens,
         new_tokens=run.new_tokens,
         attention=run.attention,  # type: ignore[arg-type]
+        optimizer=run.optimizer,  # type: ignore[arg-type]
+        checkpointing=run.checkpointing,
+        trained=run.trained,
+        steps=2 if run.mode == "train" else 1,  # the optimizer's states exist from the second step on
     )
 
 

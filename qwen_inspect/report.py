@@ -201,13 +201,16 @@ class Moment:
     buffers: int
     cache: int
     state: int
+    gradients: int
+    optimizer: int
     activations: int
     workspace: int
     rounding: int
 
     @property
     def allocated(self) -> int:
-        return self.weights + self.buffers + self.cache + self.state + self.activations + self.workspace + self.rounding
+        kept = self.weights + self.buffers + self.cache + self.state + self.gradients + self.optimizer
+        return kept + self.activations + self.workspace + self.rounding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +243,10 @@ class Footprint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What is to be run on the device, for a footprint. allocator: PYTORCH_CUDA_ALLOC_CONF's text."""
+    """What is to be run on the device, for a footprint. allocator: PYTORCH_CUDA_ALLOC_CONF's text.
+
+    optimizer, checkpointing, trained (a regular expression on parameters' names): of training alone.
+    """
 
     mode: str
     batch: int
@@ -250,6 +256,9 @@ class Run:
     loader: str
     gpu: str
     allocator: str = ""
+    optimizer: str = "adamw_foreach"
+    checkpointing: bool = False
+    trained: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -199,7 +199,8 @@ def test_the_command_line_shows_terms_that_add_up(options: list[str]) -> None:
     content = json.loads(shown.out)
     jsonschema.validate(content, SCHEMA)
     for moment in content["predicted"]["moments"].values():
-        terms = ("weights", "buffers", "cache", "state", "activations", "workspace", "rounding")
+        kept = ("weights", "buffers", "cache", "state", "gradients", "optimizer")
+        terms = (*kept, "activations", "workspace", "rounding")
         assert sum(moment[f"{term}_bytes"] for term in terms) == moment["allocated_bytes"]
     assert content["predicted"]["peak_allocated_bytes"] == content["predicted"]["moments"]["peak"]["allocated_bytes"]
     assert content["predicted"]["context_bytes"] is None  # nobody measured it
@@ -280,3 +281,16 @@ def test_a_model_without_a_shipped_trace_is_traced_once_and_kept(tmp_path: Path)
     again = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["predicted"] == json.loads(first.out)["predicted"]
+
+
+def test_training_is_a_sum_of_weights_gradients_states_and_activations() -> None:
+    found = of("Qwen/Qwen3-0.6B", mode="train", prompt_tokens=256)
+    assert found.peak is not None
+    # AdamW holds two states in the parameters' dtype for each of them; gradients are dropped after the step.
+    assert found.steady.optimizer == 2 * found.steady.weights
+    assert found.steady.gradients == 0
+    assert 0 < found.peak.gradients <= found.peak.weights
+    lean = of("Qwen/Qwen3-0.6B", mode="train", prompt_tokens=256, checkpointing=True, optimizer="none")
+    assert lean.peak is not None
+    assert lean.peak.optimizer == 0
+    assert lean.peak.allocated < found.peak.allocated

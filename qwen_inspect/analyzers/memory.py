@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ..language import Message
 from ..report import Alive, CacheReport, Footprint, Moment, Run
@@ -41,16 +41,16 @@ def traced_footprint(timeline: Timeline, run: Run, *, provenance: str) -> Footpr
     whole = on_device(timeline, run)
     found = replay(whole, Allocator(read_settings(run.allocator)))
     assert found.peak_event is not None  # a model has weights
-    cache = _cache_ids(timeline)
+    uses = {**dict.fromkeys(_cache_ids(timeline), "cache"), **_training_ids(timeline)}
     at_peak = [one.request for one in found.alive]
     stage = [stage.name for stage in whole.stages if stage.first_event <= found.peak_event][-1]
     return Footprint(
         method="trace",
-        steady=_moment(whole.stages[-1].name, _living(whole.events), found.course[-1], cache),
-        peak=_moment(stage, at_peak, found.at_peak, cache),
+        steady=_moment(whole.stages[-1].name, _living(whole.events), found.course[-1], uses),
+        peak=_moment(stage, at_peak, found.at_peak, uses),
         peak_reserved=found.peak.reserved_bytes,
         context_bytes=None,
-        alive=_alive(at_peak, cache),
+        alive=_alive(at_peak, uses),
         assumptions=assumptions(run),
         provenance=provenance,
     )
@@ -67,7 +67,7 @@ def formula_footprint(tree: Module, cache: CacheReport, run: Run) -> Footprint:
     held.append((WORKSPACE, workspace_bytes(run.gpu)))
     operators = {"weights": PARAMETER, "buffers": BUFFER, WORKSPACE: WORKSPACE}
     events = tuple(Allocate(index, size, "attn", operators.get(use, use)) for index, (use, size) in enumerate(held))
-    ids = {event.id for event in events if event.operator == "cache"}
+    ids = {event.id: "cache" for event in events if event.operator == "cache"}
     allocator = Allocator(read_settings(run.allocator))
     used = replay(Timeline(events=_laid_out(events, run.loader), stages=()), allocator).course[-1]
     return Footprint(
@@ -88,8 +88,18 @@ def assumptions(run: Run) -> tuple[Message, ...]:
         Message(f"assume_loader_{run.loader.replace('-', '_')}"),
         Message("assume_workspace", bytes=workspace_bytes(run.gpu), gpu=run.gpu),
         Message("assume_kernel", kernel=run.attention),
+        *([_training(run)] if run.mode == "train" else []),
         *([Message("assume_allocator", settings=run.allocator)] if run.allocator else []),
         Message("assume_context"),
+    )
+
+
+def _training(run: Run) -> Message:
+    return Message(
+        "assume_training",
+        optimizer=run.optimizer,
+        checkpointing=Message("on" if run.checkpointing else "off"),
+        trained=run.trained or Message("all_parameters"),
     )
 
 
@@ -160,34 +170,47 @@ def _regrown(timeline: Timeline) -> set[int]:
     return found
 
 
-def _use(event: Allocate, cache: set[int]) -> str:
+def _training_ids(timeline: Timeline) -> dict[int, str]:
+    """Gradients: what a backward made that is alive when it is over. Optimizer states: what the optimizer made that stays."""
+    uses = {one.id: "optimizer" for one in _living(timeline.events) if one.module == "optimizer"}
+    bounds = [*(stage.first_event for stage in timeline.stages), len(timeline.events)]
+    for stage, end in zip(timeline.stages, bounds[1:], strict=True):
+        if stage.name == "backward":
+            made = {event.id for event in timeline.events[stage.first_event : end] if isinstance(event, Allocate)}
+            uses |= {one.id: "gradients" for one in _living(timeline.events[:end]) if one.id in made}
+    return uses
+
+
+def _use(event: Allocate, uses: Mapping[int, str]) -> str:
     if event.operator in (PARAMETER, BUFFER, WORKSPACE):
         return event.operator
-    return "cache" if event.id in cache else "activation"
+    return uses.get(event.id, "activation")
 
 
-def _moment(stage: str, living: Iterable[Allocate], used: Usage, cache: set[int]) -> Moment:
+def _moment(stage: str, living: Iterable[Allocate], used: Usage, uses: Mapping[int, str]) -> Moment:
     requested: Counter[str] = Counter()
     for event in living:
-        requested[_use(event, cache)] += event.size_bytes
+        requested[_use(event, uses)] += event.size_bytes
     return Moment(
         stage=stage,
         weights=requested[PARAMETER],
         buffers=requested[BUFFER],
         cache=requested["cache"],
         state=0,
+        gradients=requested["gradients"],
+        optimizer=requested["optimizer"],
         activations=requested["activation"],
         workspace=requested[WORKSPACE],
         rounding=used.rounding_bytes,
     )
 
 
-def _alive(living: Iterable[Allocate], cache: set[int]) -> tuple[Alive, ...]:
+def _alive(living: Iterable[Allocate], uses: Mapping[int, str]) -> tuple[Alive, ...]:
     """What was alive, alike ones together (layers' numbers left out), the largest first."""
     storages: Counter[tuple[str, str]] = Counter()
     sizes: Counter[tuple[str, str]] = Counter()
     for event in living:
-        use = _use(event, cache)
+        use = _use(event, uses)
         module = re.sub(r"\.\d+\b", ".*", event.module) or "–"
         key = (module, event.operator) if use == "activation" else (use, "–")
         storages[key] += 1

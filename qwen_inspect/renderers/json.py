@@ -247,7 +247,8 @@ def _memory(memory: MemoryReport, say: Language) -> dict[str, Any]:
 
 
 def _moment(moment: Moment) -> dict[str, Any]:
-    terms = ("weights", "buffers", "cache", "state", "activations", "workspace", "rounding", "allocated")
+    kept = ("weights", "buffers", "cache", "state", "gradients", "optimizer")
+    terms = (*kept, "activations", "workspace", "rounding", "allocated")
     return {"stage": moment.stage, **{f"{term}_bytes": getattr(moment, term) for term in terms}}
 
 

@@ -11,7 +11,9 @@ from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
 from . import View
 from .common import identity, notices
 
-TERMS = ("weights", "buffers", "cache", "state", "activations", "workspace", "rounding")
+TERMS = ("weights", "buffers", "cache", "state", "gradients", "optimizer", "activations", "workspace", "rounding")
+# Shown only where there is something of them.
+OF_SOME_RUNS = ("cache", "state", "gradients", "optimizer")
 
 
 def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:
@@ -62,7 +64,9 @@ def term_table(footprint: Footprint, say: Language) -> Table:
         return ["", "", count(value), size(value)]
 
     steady, peak = footprint.steady, footprint.peak
-    rows = [[say(f"term_{term}"), *cells(steady, term), *cells(peak, term)] for term in TERMS]
+    some = {term for term in OF_SOME_RUNS for moment in (steady, peak) if moment is not None and getattr(moment, term)}
+    shown = [term for term in TERMS if term not in OF_SOME_RUNS or term in some]
+    rows = [[say(f"term_{term}"), *cells(steady, term), *cells(peak, term)] for term in shown]
     rows.append([say("term_allocated"), *cells(steady, "allocated"), *cells(peak, "allocated")])
     gap = None if peak is None or footprint.peak_reserved is None else footprint.peak_reserved - peak.allocated
     rows.append([say("term_reserved_only"), *reserved(gap)])
