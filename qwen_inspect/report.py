@@ -194,7 +194,10 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """What the allocator holds at one moment of a run, in bytes that add up: requested by use, and what rounding adds."""
+    """What the allocator holds at one moment of a run, in bytes that add up: requested by use, and what rounding adds.
+
+    activations: None where no trace tells them; `allocated` is then without them.
+    """
 
     stage: str
     weights: int
@@ -203,14 +206,14 @@ class Moment:
     state: int
     gradients: int
     optimizer: int
-    activations: int
+    activations: int | None
     workspace: int
     rounding: int
 
     @property
     def allocated(self) -> int:
         kept = self.weights + self.buffers + self.cache + self.state + self.gradients + self.optimizer
-        return kept + self.activations + self.workspace + self.rounding
+        return kept + (self.activations or 0) + self.workspace + self.rounding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

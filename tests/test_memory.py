@@ -165,6 +165,7 @@ def test_the_formula_knows_no_peak_and_agrees_with_the_trace_on_the_rest() -> No
     formula = formula_footprint(report.tree, report.cache, workload)
     traced = predict(report, workload).predicted
     assert (formula.peak, formula.peak_reserved, formula.alive) == (None, None, ())
+    assert formula.steady.activations is None  # unknown, and never 0
     for term in ("weights", "buffers", "cache", "workspace"):
         assert getattr(formula.steady, term) == getattr(traced.steady, term)
 
@@ -225,6 +226,7 @@ def test_every_line_of_a_table_is_as_wide_as_its_border(language: str) -> None:
         (["--dtype", "int3"], 2),
         (["--attention", "magic"], 2),
         (["--mode", "dream"], 2),
+        (["--batch", "999999999999999999"], 2),
     ],
 )
 def test_a_workload_that_is_none_is_refused(options: list[str], code: int) -> None:

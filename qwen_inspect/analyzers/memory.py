@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
+from ..errors import UsageError
 from ..language import Message
 from ..report import Alive, CacheReport, Footprint, Moment, Run
 from ..spec import Module, each_buffer, each_tensor
@@ -40,6 +42,8 @@ def traced_footprint(timeline: Timeline, run: Run, *, provenance: str) -> Footpr
     """Replays a timeline whose first stage is "load", and takes apart what is held at the peak and at the end."""
     whole = on_device(timeline, run)
     found = replay(whole, Allocator(read_settings(run.allocator)))
+    if found.out_of_memory_event is not None:  # no capacity was given: the sizes are past what a device can address
+        raise UsageError("memory_beyond_addresses")
     assert found.peak_event is not None  # a model has weights
     uses = {**dict.fromkeys(_cache_ids(timeline), "cache"), **_training_ids(timeline)}
     at_peak = [one.request for one in found.alive]
@@ -69,10 +73,12 @@ def formula_footprint(tree: Module, cache: CacheReport, run: Run) -> Footprint:
     events = tuple(Allocate(index, size, "attn", operators.get(use, use)) for index, (use, size) in enumerate(held))
     ids = {event.id: "cache" for event in events if event.operator == "cache"}
     allocator = Allocator(read_settings(run.allocator))
-    used = replay(Timeline(events=_laid_out(events, run.loader), stages=()), allocator).course[-1]
+    laid = replay(Timeline(events=_laid_out(events, run.loader), stages=()), allocator)
+    if laid.out_of_memory_event is not None:
+        raise UsageError("memory_beyond_addresses")
     return Footprint(
         method="formula",
-        steady=_moment("decode", events, used, ids),
+        steady=replace(_moment("decode", events, laid.course[-1], ids), activations=None),
         peak=None,
         peak_reserved=None,
         context_bytes=None,

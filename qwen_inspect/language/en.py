@@ -439,7 +439,7 @@ TEXT: dict[str, str] = {
     "column_peak": "At the peak",
     "column_operator": "Operator",
     "column_storages": "Storages",
-    "no_peak": 'No trace of this model and kernel is at hand and torch is not installed, so activations and the peak are unknown; nothing is guessed in their place. Install: pip install "qwen-inspect[torch]"',
+    "no_peak": 'No trace of this model and kernel is at hand and torch is not installed, so activations and the peak are unknown; nothing is guessed in their place, and what is allocated at the end is shown without them. Install: pip install "qwen-inspect[torch]"',
     "assume_loader_warmup": "Weights are split out of one block that transformers (4.50 and later) takes and frees first, so rounding loses next to nothing",
     "assume_loader_per_tensor": "Each weight is a request of its own, as transformers before 4.50 loads them: blocks are handed out whole where less than 1 MiB would remain",
     "assume_workspace": "cuBLAS takes a workspace of {bytes:,} B at the first matrix product ({gpu})",
@@ -479,6 +479,7 @@ TEXT: dict[str, str] = {
     "off": "off",
     "term_gradients": "Gradients",
     "term_optimizer": "Optimizer state",
+    "memory_beyond_addresses": "The batch or the context is past what any device can address; ask for less",
     # --- help
     "help_program": "What is in a language model, to the last parameter and byte",
     "help_command": "COMMAND",

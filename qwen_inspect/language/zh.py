@@ -439,7 +439,7 @@ TEXT: dict[str, str] = {
     "column_peak": "峰值",
     "column_operator": "算子",
     "column_storages": "个数",
-    "no_peak": '没有该模型与该注意力实现的追踪记录，且未安装 torch，因此激活值与峰值未知，也不做猜测。安装方法：pip install "qwen-inspect[torch]"',
+    "no_peak": '没有该模型与该注意力实现的追踪记录，且未安装 torch，因此激活值与峰值未知，也不做猜测；结束时的已分配量不含激活值。安装方法：pip install "qwen-inspect[torch]"',
     "assume_loader_warmup": "参数从 transformers（4.50 及以后）预先申请并释放的一整块中切分，几乎没有取整损失",
     "assume_loader_per_tensor": "每个参数单独申请（transformers 4.50 之前的加载方式）：剩余不足 1 MiB 时整块分出",
     "assume_workspace": "cuBLAS 在第一次矩阵乘时申请 {bytes:,} 字节的工作区（{gpu}）",
@@ -479,6 +479,7 @@ TEXT: dict[str, str] = {
     "off": "关",
     "term_gradients": "梯度",
     "term_optimizer": "优化器状态",
+    "memory_beyond_addresses": "批大小或上下文超出任何设备可寻址的范围；请减小",
     # --- help
     "help_program": "逐参数、逐字节地查看一个语言模型",
     "help_command": "命令",

@@ -57,7 +57,7 @@ def term_table(footprint: Footprint, say: Language) -> Table:
     """Each term at the end and at the peak, adding up to what the allocator holds; then what it reserves, and the context."""
 
     def cells(moment: Moment | None, term: str) -> list[str]:
-        value = None if moment is None else int(getattr(moment, term))
+        value: int | None = None if moment is None else getattr(moment, term)
         return [count(value), size(value)]
 
     def reserved(value: int | None) -> list[str]:
