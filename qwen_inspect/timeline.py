@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Allocate:
+class Allocate(NamedTuple):
     """A storage comes to life: `size_bytes` as requested, and the module and operator that asked for it."""
 
     id: int
@@ -15,8 +16,7 @@ class Allocate:
     operator: str
 
 
-@dataclass(frozen=True, slots=True)
-class Free:
+class Free(NamedTuple):
     """The storage of the `Allocate` with the same id is released."""
 
     id: int
@@ -39,3 +39,14 @@ class Timeline:
 
     events: tuple[Event, ...]
     stages: tuple[Stage, ...]
+
+
+def living(events: Iterable[Event]) -> tuple[Allocate, ...]:
+    """What is alive after `events`, in the order in which it came to life."""
+    found: dict[int, Allocate] = {}
+    for event in events:
+        if isinstance(event, Free):
+            del found[event.id]
+        else:
+            found[event.id] = event
+    return tuple(found.values())

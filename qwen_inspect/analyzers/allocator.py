@@ -179,6 +179,7 @@ class Allocator:
         self._large = Pool(smallest_rest_bytes=large_rest, page_bytes=settings.large_segment_bytes)
         self._whole_bytes = UNLIMITED_BYTES if settings.expandable_segments else settings.max_split_bytes
         self._heads: dict[int, Block] = {}
+        self._rounded: dict[int, int] = {}  # a run asks for few sizes, each many times
         self._next_address = 0
         if settings.expandable_segments:
             for pool in (self._small, self._large):
@@ -199,7 +200,9 @@ class Allocator:
             raise ValueError(f"a request of {size_bytes} bytes")
         if size_bytes == 0:
             return Block(self._small, 0, 0, in_use=True)  # NativeCachingAllocator::allocate: a null pointer
-        size = self.settings.block_bytes(size_bytes)
+        size = self._rounded.get(size_bytes) or self._rounded.setdefault(
+            size_bytes, self.settings.block_bytes(size_bytes)
+        )
         pool = self._small if size <= SMALL_BYTES else self._large
         block = self._best_fit(pool, size) or self._new_block(pool, size)
         if block.size_bytes - size >= pool.smallest_rest_bytes and size < self._whole_bytes:

@@ -10,12 +10,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cache
 
 from ..errors import UsageError
 from ..language import Message
 from ..report import Alive, CacheReport, Footprint, Moment, Run
 from ..spec import Module, each_buffer, each_tensor
-from ..timeline import Allocate, Event, Free, Stage, Timeline
+from ..timeline import Allocate, Event, Free, Stage, Timeline, living
 from .allocator import Allocator, Usage
 from .allocator_settings import read_settings
 from .replay import load_from_warm_up_block, load_one_by_one, replay
@@ -50,7 +51,7 @@ def traced_footprint(timeline: Timeline, run: Run, *, provenance: str) -> Footpr
     stage = [stage.name for stage in whole.stages if stage.first_event <= found.peak_event][-1]
     return Footprint(
         method="trace",
-        steady=_moment(whole.stages[-1].name, _living(whole.events), found.course[-1], uses),
+        steady=_moment(whole.stages[-1].name, living(whole.events), found.end, uses),
         peak=_moment(stage, at_peak, found.at_peak, uses),
         peak_reserved=found.peak.reserved_bytes,
         context_bytes=None,
@@ -78,7 +79,7 @@ def formula_footprint(tree: Module, cache: CacheReport, run: Run) -> Footprint:
         raise UsageError("memory_beyond_addresses")
     return Footprint(
         method="formula",
-        steady=replace(_moment("decode", events, laid.course[-1], ids), activations=None),
+        steady=replace(_moment("decode", events, laid.end, ids), activations=None),
         peak=None,
         peak_reserved=None,
         context_bytes=None,
@@ -136,30 +137,20 @@ def _laid_out(events: Iterable[Event], loader: str) -> tuple[Event, ...]:
     return (*laid, *others)
 
 
-def _living(events: Iterable[Event]) -> list[Allocate]:
-    living: dict[int, Allocate] = {}
-    for event in events:
-        match event:
-            case Allocate():
-                living[event.id] = event
-            case Free():
-                del living[event.id]
-    return list(living.values())
-
-
 def _cache_ids(timeline: Timeline) -> set[int]:
     """The storages of the KV cache: made in an attention module, and alive where a stage of inference ends."""
-    if not {stage.name for stage in timeline.stages} & {"prefill", "forward"} or "backward" in {
-        stage.name for stage in timeline.stages
-    }:
+    if any(stage.name == "backward" for stage in timeline.stages):
         return set()
-    ends = [stage.first_event for stage in timeline.stages[2:]] + [len(timeline.events)]
-    return {
-        one.id
-        for end in ends
-        for one in _living(timeline.events[:end])
-        if one.module.endswith("attn") and one.operator != PARAMETER
-    } | _regrown(timeline)
+    events = timeline.events
+    ends = [*(stage.first_event for stage in timeline.stages[2:]), len(events)]
+    freed = {event.id: index for index, event in enumerate(events) if isinstance(event, Free)}
+    made = (
+        (event.id, index, freed.get(event.id, len(events)))
+        for index, event in enumerate(events)
+        if isinstance(event, Allocate) and event.module.endswith("attn") and event.operator not in (PARAMETER, BUFFER)
+    )
+    kept = {storage for storage, begins, ends_at in made if any(begins < end <= ends_at for end in ends)}
+    return kept | _regrown(timeline)
 
 
 def _regrown(timeline: Timeline) -> set[int]:
@@ -178,12 +169,14 @@ def _regrown(timeline: Timeline) -> set[int]:
 
 def _training_ids(timeline: Timeline) -> dict[int, str]:
     """Gradients: what a backward made that is alive when it is over. Optimizer states: what the optimizer made that stays."""
-    uses = {one.id: "optimizer" for one in _living(timeline.events) if one.module == "optimizer"}
+    if not any(stage.name == "backward" for stage in timeline.stages):
+        return {}
+    uses = {one.id: "optimizer" for one in living(timeline.events) if one.module == "optimizer"}
     bounds = [*(stage.first_event for stage in timeline.stages), len(timeline.events)]
     for stage, end in zip(timeline.stages, bounds[1:], strict=True):
         if stage.name == "backward":
             made = {event.id for event in timeline.events[stage.first_event : end] if isinstance(event, Allocate)}
-            uses |= {one.id: "gradients" for one in _living(timeline.events[:end]) if one.id in made}
+            uses |= {one.id: "gradients" for one in living(timeline.events[:end]) if one.id in made}
     return uses
 
 
@@ -193,9 +186,9 @@ def _use(event: Allocate, uses: Mapping[int, str]) -> str:
     return uses.get(event.id, "activation")
 
 
-def _moment(stage: str, living: Iterable[Allocate], used: Usage, uses: Mapping[int, str]) -> Moment:
+def _moment(stage: str, alive: Iterable[Allocate], used: Usage, uses: Mapping[int, str]) -> Moment:
     requested: Counter[str] = Counter()
-    for event in living:
+    for event in alive:
         requested[_use(event, uses)] += event.size_bytes
     return Moment(
         stage=stage,
@@ -211,17 +204,21 @@ def _moment(stage: str, living: Iterable[Allocate], used: Usage, uses: Mapping[i
     )
 
 
-def _alive(living: Iterable[Allocate], uses: Mapping[int, str]) -> tuple[Alive, ...]:
+def _alive(alive: Iterable[Allocate], uses: Mapping[int, str]) -> tuple[Alive, ...]:
     """What was alive, alike ones together (layers' numbers left out), the largest first."""
     storages: Counter[tuple[str, str]] = Counter()
     sizes: Counter[tuple[str, str]] = Counter()
-    for event in living:
+    for event in alive:
         use = _use(event, uses)
-        module = re.sub(r"\.\d+\b", ".*", event.module) or "–"
-        key = (module, event.operator) if use == "activation" else (use, "–")
+        key = (_of_any_layer(event.module), event.operator) if use == "activation" else (use, "–")
         storages[key] += 1
         sizes[key] += event.size_bytes
     return tuple(
         Alive(component=key[0], operator=key[1], storages=storages[key], size_bytes=size)
         for key, size in sizes.most_common(MOST_ALIVE)
     )
+
+
+@cache
+def _of_any_layer(module: str) -> str:
+    return re.sub(r"\.\d+\b", ".*", module) or "–"

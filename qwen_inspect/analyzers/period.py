@@ -7,8 +7,7 @@ its own, its neighbour's, or no layer's. The result is to be held against a real
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from functools import cache
 
 from ..errors import UnsupportedError
 from ..timeline import Stage
@@ -18,15 +17,8 @@ LAYER = re.compile(r"(?<=\blayers\.)\d+\b")
 SHALLOW = 3  # first, middle and last
 
 Allocation = tuple[Coefficients, str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where an allocation is made: the how-many-eth of a segment, which is a layer's part of a pass (or no layer's, None)."""
-
-    segment: int
-    layer: int | None
-    ordinal: int
+# Where an allocation is made: the how-many-eth of a segment, which is a layer's part of a pass (or no layer's, None).
+Place = tuple[int, int | None, int]
 
 
 def deepen(shallow: KeptTrace, layers: int) -> KeptTrace:
@@ -36,26 +28,31 @@ def deepen(shallow: KeptTrace, layers: int) -> KeptTrace:
     made: list[Allocation] = []
     order: list[int] = []
     stages: list[Stage] = []
-    numbers: dict[_Place, int] = {}
+    numbers: dict[Place, int] = {}
     begins = {stage.first_event: stage.name for stage in shallow.stages}
-    for number, (layer, first, stop) in enumerate(segments):
+    for layer, first, stop in segments:
         for copy in _copies(layer, layers):
+            name = None if copy is None else str(copy)
             for index in range(first, stop):
                 if index in begins and copy in (None, 0):
                     stages.append(Stage(name=begins[index], first_event=len(order)))
                 entry = shallow.order[index]
-                if entry >= 0:
-                    coefficients, module, operator = shallow.allocations[entry]
-                    place = replace(places[entry], segment=_pass(segments, number), layer=copy)
-                    numbers[place] = len(made)
-                    order.append(len(made))
-                    made.append(
-                        (coefficients, module if copy is None else LAYER.sub(str(copy), module, count=1), operator)
-                    )
+                if entry < 0:
+                    segment, owner, ordinal = places[-1 - entry]
+                    for target in _targets(owner, layer, copy, layers):
+                        order.append(-1 - numbers[segment, target, ordinal])
                     continue
-                for target in _targets(places[-1 - entry], layer, copy, layers):
-                    order.append(-1 - numbers[replace(target, segment=_pass(segments, target.segment))])
+                coefficients, module, operator = shallow.allocations[entry]
+                segment, _, ordinal = places[entry]
+                numbers[segment, copy, ordinal] = len(made)
+                order.append(len(made))
+                made.append((coefficients, module if name is None else _renumbered(module, name), operator))
     return KeptTrace(stages=tuple(stages), allocations=tuple(made), order=tuple(order), made_by=shallow.made_by)
+
+
+@cache
+def _renumbered(module: str, layer: str) -> str:
+    return LAYER.sub(layer, module, count=1)
 
 
 def _segments(trace: KeptTrace) -> list[tuple[int | None, int, int]]:
@@ -77,40 +74,34 @@ def _segments(trace: KeptTrace) -> list[tuple[int | None, int, int]]:
     return [one for one in [*found, (current, first, len(trace.order))] if one[1] < one[2]]
 
 
-def _places(trace: KeptTrace, segments: list[tuple[int | None, int, int]]) -> dict[int, _Place]:
-    places: dict[int, _Place] = {}
+def _places(trace: KeptTrace, segments: list[tuple[int | None, int, int]]) -> dict[int, Place]:
+    places: dict[int, Place] = {}
     for number, (layer, first, stop) in enumerate(segments):
+        # The segment of layer 0 begins the pass of a layer's segment; a segment of no layer is its own.
+        begin = number if layer is None else number - layer
         made = [entry for entry in trace.order[first:stop] if entry >= 0]
-        places |= {entry: _Place(number, layer, ordinal) for ordinal, entry in enumerate(made)}
+        places |= {entry: (begin, layer, ordinal) for ordinal, entry in enumerate(made)}
     return places
 
 
-def _pass(segments: list[tuple[int | None, int, int]], number: int) -> int:
-    """The segment of layer 0 that begins the pass of a layer's segment; a segment of no layer is its own."""
-    layer = segments[number][0]
-    return number if layer is None else number - layer
-
-
-def _copies(layer: int | None, layers: int) -> Iterator[int | None]:
+def _copies(layer: int | None, layers: int) -> tuple[int | None, ...]:
     match layer:
         case None:
-            yield None
+            return (None,)
         case 0:
-            yield 0
+            return (0,)
         case 1:
-            yield from range(1, layers - 1)
+            return tuple(range(1, layers - 1))
         case 2:
-            yield layers - 1
+            return (layers - 1,)
         case _:
             raise UnsupportedError("trace_no_period")
 
 
-def _targets(target: _Place, layer: int | None, copy: int | None, layers: int) -> Iterator[_Place]:
-    """What a free of the shallow trace frees in the deep one."""
-    if target.layer is None:
-        yield target
-    elif layer is not None and copy is not None:
-        yield replace(target, layer=copy + target.layer - layer)
-    else:
-        for layer_of_copy in _copies(target.layer, layers):
-            yield replace(target, layer=layer_of_copy)
+def _targets(owner: int | None, layer: int | None, copy: int | None, layers: int) -> tuple[int | None, ...]:
+    """The layers whose allocation a free frees in the deep trace, where that in the shallow one is `owner`'s."""
+    if owner is None:
+        return (None,)
+    if layer is not None and copy is not None:
+        return (copy + owner - layer,)
+    return _copies(owner, layers)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ..timeline import Allocate, Event, Free, Timeline
-from .allocator import MIB, Allocator, Block, OutOfMemory, Usage, largest
+from ..timeline import Allocate, Event, Free, Timeline, living
+from .allocator import MIB, Allocator, Block, OutOfMemory, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class Replay:
     """What a run takes of an allocator.
 
     peak: each figure's own maximum, as max_memory_allocated and max_memory_reserved report them. peak_event: the first event
-    at which allocated is largest, at_peak and alive the state then. course: after each event. out_of_memory_event: the request
-    that found no room, where the run ended.
+    at which allocated is largest, at_peak and alive the state then. allocated, reserved, requested: bytes after each event, and
+    course all three. end: the state after the last. out_of_memory_event: the request that found no room, where the run ended.
     """
 
     peak: Usage
@@ -40,17 +40,24 @@ class Replay:
     at_peak: Usage
     alive: tuple[Alive, ...]
     stages: tuple[StageUsage, ...]
-    course: tuple[Usage, ...]
+    end: Usage
+    allocated: tuple[int, ...]
+    reserved: tuple[int, ...]
+    requested: tuple[int, ...]
     out_of_memory_event: int | None
+
+    @property
+    def course(self) -> tuple[Usage, ...]:
+        return tuple(map(Usage, self.allocated, self.reserved, self.requested))
 
 
 def replay(timeline: Timeline, allocator: Allocator | None = None) -> Replay:
     """Run a timeline through an allocator, which is left as the run leaves it; a fresh one with torch's defaults if None."""
     allocator = allocator or Allocator()
-    start = allocator.usage
+    figures: tuple[list[int], ...] = tuple([figure] for figure in allocator.usage)  # of Usage, each after each event
+    allocated, reserved, requested = figures
     blocks: dict[int, Block] = {}
     block_bytes: dict[int, int] = {}
-    course = []
     for event in timeline.events:
         if isinstance(event, Free):
             allocator.free(blocks.pop(event.id))
@@ -60,38 +67,36 @@ def replay(timeline: Timeline, allocator: Allocator | None = None) -> Replay:
             except OutOfMemory:
                 break
             block_bytes[event.id] = block.size_bytes
-        course.append(allocator.usage)
-    allocated = [usage.allocated_bytes for usage in course]
-    peak_event = allocated.index(max(allocated)) if course else None
-    happened = timeline.events[: peak_event + 1] if peak_event is not None else ()
+        allocated.append(allocator.allocated_bytes)
+        reserved.append(allocator.reserved_bytes)
+        requested.append(allocator.requested_bytes)
+    happened = len(allocated) - 1
+    peak_at = allocated.index(max(allocated[1:]), 1) if happened else 0
     return Replay(
-        peak=largest([start, *course]),
-        peak_event=peak_event,
-        at_peak=start if peak_event is None else course[peak_event],
-        alive=tuple(Alive(request, block_bytes[request.id]) for request in _alive(happened)),
-        stages=tuple(_stages(timeline, [start, *course])),
-        course=tuple(course),
-        out_of_memory_event=len(course) if len(course) < len(timeline.events) else None,
+        peak=Usage(*map(max, figures)),
+        peak_event=peak_at - 1 if happened else None,
+        at_peak=_usage(figures, peak_at),
+        alive=tuple(Alive(request, block_bytes[request.id]) for request in living(timeline.events[:peak_at])),
+        stages=tuple(_stages(timeline, figures)),
+        end=_usage(figures, happened),
+        allocated=tuple(allocated[1:]),
+        reserved=tuple(reserved[1:]),
+        requested=tuple(requested[1:]),
+        out_of_memory_event=happened if happened < len(timeline.events) else None,
     )
 
 
-def _alive(events: Iterable[Event]) -> Iterable[Allocate]:
-    alive: dict[int, Allocate] = {}
-    for event in events:
-        if isinstance(event, Free):
-            del alive[event.id]
-        else:
-            alive[event.id] = event
-    return alive.values()
+def _usage(figures: Sequence[Sequence[int]], index: int) -> Usage:
+    return Usage(*(figure[index] for figure in figures))
 
 
-def _stages(timeline: Timeline, course: Sequence[Usage]) -> Iterator[StageUsage]:
-    """`course` begins with the state before the first event. A stage that the run did not reach is left out."""
+def _stages(timeline: Timeline, figures: Sequence[Sequence[int]]) -> Iterator[StageUsage]:
+    """`figures` begin with the state before the first event. A stage that the run did not reach is left out."""
     bounds = [stage.first_event for stage in timeline.stages] + [len(timeline.events)]
     for stage, end in zip(timeline.stages, bounds[1:], strict=True):
-        part = course[stage.first_event : end + 1]
-        if part:
-            yield StageUsage(name=stage.name, peak=largest(part), end=part[-1])
+        parts = [figure[stage.first_event : end + 1] for figure in figures]
+        if parts[0]:
+            yield StageUsage(name=stage.name, peak=Usage(*map(max, parts)), end=_usage(parts, -1))
 
 
 # --- loading weights
