@@ -30,6 +30,7 @@ accuracy: .venv/light
 benchmark: .venv/full
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/hubs.py
+	$(BIN)/python benchmarks/tracing.py
 
 .venv/light: setup.cfg constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

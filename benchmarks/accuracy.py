@@ -66,6 +66,8 @@ def transformers_rows() -> Iterator[Row]:
         )
         predicted = predict(inspect(f"Qwen/{row['model']}", source="catalog"), run).predicted
         assert predicted.peak is not None, row["model"]
+        allocated = (predicted.steady if steady else predicted.peak).allocated
+        assert allocated is not None, row["model"]
         gib = row["memory_unit_as_printed"] == "GB"  # the page says GB and means GiB
         yield Row(
             model=row["model"],
@@ -75,7 +77,7 @@ def transformers_rows() -> Iterator[Row]:
             stage=predicted.steady.stage if steady else predicted.peak.stage,
             published=float(row["memory_value"]) * (GIB if gib else MIB),
             resolution=0.005 * GIB if gib else 0.5 * MIB,
-            predicted=(predicted.steady if steady else predicted.peak).allocated,
+            predicted=allocated,
         )
 
 

@@ -82,7 +82,7 @@ def _show(options: argparse.Namespace, say: Language) -> int:
             source=options.source,
             revision=options.revision,
             access=_access(options),
-            require_design=options.command not in ("weights", "config") or getattr(options, "explain", False),
+            require_design=options.command not in ("weights", "config", "memory") or getattr(options, "explain", False),
             predict_files=options.command in ("weights", "params"),
             instantiate=getattr(options, "instantiate", False),
             expected_parameters=getattr(options, "expect_params", None),
@@ -99,6 +99,8 @@ def _show(options: argparse.Namespace, say: Language) -> int:
     chosen = ("expand", "depth", "first_layer", "explain", "sort", "top")
     view = View(**{name: getattr(options, name) for name in chosen if hasattr(options, name)})
     _write(_text(options, subject, say, view), options, say)
+    if refusal := getattr(subject, "refusal", None) if options.command == "memory" else None:
+        raise refusal
     return 0 if report is None else _verdict(report, options, say)
 
 
@@ -116,6 +118,7 @@ def _run_of(options: argparse.Namespace) -> Run:
         optimizer=options.optimizer,
         checkpointing=options.checkpointing,
         trained=options.trained,
+        cache_format=options.cache_dtype,
         # The first of the two that is set, as torch 2.13 looks for them.
         allocator=os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF", ""),
     )
@@ -362,6 +365,7 @@ def _memory_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--optimizer", choices=optimizers, default="adamw_foreach", help=say("help_optimizer"))
     command.add_argument("--checkpointing", action="store_true", help=say("help_checkpointing"))
     command.add_argument("--trained", default="", metavar="REGEX", help=say("help_trained"))
+    command.add_argument("--cache-dtype", default="auto", metavar="FORMAT", help=say("help_cache_dtype"))
     command.add_argument("--load", choices=("warmup", "per-tensor"), default="warmup", help=say("help_load"))
     command.add_argument("--gpu", default="sm_80", metavar="NAME", help=say("help_gpu"))
 

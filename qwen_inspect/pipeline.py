@@ -109,7 +109,7 @@ def analyse(
 ) -> Report:
     """A checkpoint -> Report."""
     notices, tensors, origin = checkpoint.notices, checkpoint.tensors, "stored"
-    design = None
+    design, refusal = None, None
     if checkpoint.adapter is not None and predict_files and not require_design:
         tensors = checkpoint.adapter.tensors  # what the repository itself stores
     try:
@@ -122,6 +122,7 @@ def analyse(
         if require_design or (tensors is None and checkpoint.config is None):
             raise
         notices += (Message("no_design", reason=error.message),)
+        refusal = error
     else:
         tree = architecture.module_tree(spec)
         if tensors is None and predict_files:
@@ -141,6 +142,7 @@ def analyse(
         workload=workload,
         notices=notices,
         design=design,
+        refusal=refusal,
     )
 
 

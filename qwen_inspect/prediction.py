@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .analyzers.kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
-from .analyzers.memory import formula_footprint, traced_footprint
+from .analyzers.memory import formula_footprint, stored_footprint, traced_footprint
 from .analyzers.period import SHALLOW, deepen
 from .errors import UnavailableError, UnsupportedError
 from .language import Message
@@ -23,18 +23,33 @@ SHIPPED = Path(__file__).parent / "catalog" / "traces"
 def predict(report: Report, run: Run) -> MemoryReport:
     """The footprint of `run` for the model of `report`.
 
-    Raises UnsupportedError where transformers cannot be traced. Without torch and without a shipped trace only the formula is
-    left, whose peak is unknown.
+    From a trace where there is one. Without torch, where transformers cannot be traced, or for a cache that transformers does not
+    hold, only the formula is left, whose peak is unknown; of an architecture that is not known, only what is stored. What was
+    refused is then the result's `refusal`, raised where nothing is left to say.
     """
+    if report.design is None:
+        assert report.refusal is not None
+        if report.tensors is None:
+            raise report.refusal
+        footprint = stored_footprint(report.tensors, report.ref.id)
+        return MemoryReport(report=report, run=run, predicted=footprint, refusal=report.refusal)
     limit = report.spec.context_tokens
     tokens = run.prompt_tokens + (run.new_tokens if run.mode == "generate" else 0)
     if limit is not None and tokens > limit:
         beyond = Message("context_beyond", tokens=tokens, limit=limit)
         report = replace(report, notices=(*report.notices, beyond))
-    return MemoryReport(report=report, run=run, predicted=_footprint(report, run))
+    refusal = None
+    try:
+        footprint = _footprint(report, run)
+    except UnsupportedError as error:
+        footprint, refusal = formula_footprint(report.tree, report.cache, run), error
+        report = replace(report, notices=(*report.notices, Message("no_trace", reason=error.message)))
+    return MemoryReport(report=report, run=run, predicted=footprint, refusal=refusal)
 
 
 def _footprint(report: Report, run: Run) -> Footprint:
+    if report.cache.dtype != str(report.spec.dtype) and run.mode != "train":
+        return formula_footprint(report.tree, report.cache, run)
     kept = None
     if run.mode == "generate" and run.new_tokens > 1:
         point = Point(run.batch, run.prompt_tokens, run.prompt_tokens + run.new_tokens - 1)
@@ -45,8 +60,6 @@ def _footprint(report: Report, run: Run) -> Footprint:
     try:
         timeline = trace(report.spec, report.config or {}, trace_request(run))
     except UnavailableError:
-        if run.mode != "generate":
-            raise
         return formula_footprint(report.tree, report.cache, run)
     found = traced_footprint(timeline, run, provenance=versions())
     if run.mode == "generate" and run.new_tokens > 1:

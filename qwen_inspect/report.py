@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .checkpoint import ModelRef, Release, StoredFile, Tensor
+from .errors import QwenInspectError
 from .language import Message
 from .spec import ModelSpec, Module, heads_kind
 
@@ -196,24 +197,37 @@ class Workload:
 class Moment:
     """What the allocator holds at one moment of a run, in bytes that add up: requested by use, and what rounding adds.
 
-    activations: None where no trace tells them; `allocated` is then without them.
+    activations: None where no trace tells them; `allocated` is then without them. All but the weights are None where the
+    architecture is not known, and then so is what is allocated.
     """
 
     stage: str
     weights: int
-    buffers: int
-    cache: int
-    state: int
-    gradients: int
-    optimizer: int
-    activations: int | None
-    workspace: int
-    rounding: int
+    buffers: int | None = None
+    cache: int | None = None
+    state: int | None = None
+    gradients: int | None = None
+    optimizer: int | None = None
+    activations: int | None = None
+    workspace: int | None = None
+    rounding: int | None = None
 
     @property
-    def allocated(self) -> int:
-        kept = self.weights + self.buffers + self.cache + self.state + self.gradients + self.optimizer
-        return kept + (self.activations or 0) + self.workspace + self.rounding
+    def allocated(self) -> int | None:
+        total = self.weights + (self.activations or 0)
+        for term in (
+            self.buffers,
+            self.cache,
+            self.state,
+            self.gradients,
+            self.optimizer,
+            self.workspace,
+            self.rounding,
+        ):
+            if term is None:
+                return None
+            total += term
+        return total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,7 +245,8 @@ class Footprint:
     """A run's memory on a GPU. steady: at its end, with the cache full. context_bytes: outside the allocator,
     None where unmeasured.
 
-    method: "trace" or "formula". A formula knows no activations: its peak is None, and nothing stands in for it.
+    method: "trace", "formula", or "stored" where the architecture is not known. A formula knows no activations: its peak is None,
+    and nothing stands in for it.
     """
 
     method: str
@@ -248,7 +263,8 @@ class Footprint:
 class Run:
     """What is to be run on the device, for a footprint. allocator: PYTORCH_CUDA_ALLOC_CONF's text.
 
-    optimizer, checkpointing, trained (a regular expression on parameters' names): of training alone.
+    optimizer, checkpointing, trained (a regular expression on parameters' names): of training alone. cache_format: as in
+    `Workload`.
     """
 
     mode: str
@@ -262,15 +278,22 @@ class Run:
     optimizer: str = "adamw_foreach"
     checkpointing: bool = False
     trained: str = ""
+    cache_format: str = "auto"
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of each sequence in the cache when it is fullest; the last new token is not fed back."""
+        return self.prompt_tokens + (self.new_tokens - 1 if self.mode == "generate" else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryReport:
-    """A model's footprint for a run."""
+    """A model's footprint for a run. refusal: why it is not the whole answer, where it is not."""
 
     report: Report
     run: Run
     predicted: Footprint
+    refusal: QwenInspectError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,7 +314,8 @@ class Design:
 class Report:
     """A model's identity, what is stored, and its design (None where the architecture is unknown; notices say why).
 
-    tensors: as stored, or as a release's layout predicts them where `tensors_origin` is "theory"; None where neither is known.
+    refusal: why there is no design, as an error that a command raises which needs one. tensors: as stored, or as a release's
+    layout predicts them where `tensors_origin` is "theory"; None where neither is known.
     """
 
     ref: ModelRef
@@ -303,6 +327,7 @@ class Report:
     workload: Workload
     notices: tuple[Message, ...]
     design: Design | None
+    refusal: QwenInspectError | None = None
 
     @property
     def known(self) -> Design:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import gzip
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from ..errors import MalformedError, UnsupportedError
-from ..timeline import Allocate, Event, Free, Stage, Timeline
+from ..timeline import Allocate, Free, Stage, Timeline
 
 LARGEST_BYTES = 50_000_000
 
@@ -60,18 +60,15 @@ class KeptTrace:
         """The run for a workload, each size in bytes."""
         monomials = point.monomials
         sizes: dict[Coefficients, int] = {}
-        for coefficients, _, _ in self.allocations:
-            if coefficients not in sizes:
-                sizes[coefficients] = sum(map(int.__mul__, coefficients, monomials))
-        return Timeline(events=tuple(self._events(sizes)), stages=self.stages)
-
-    def _events(self, sizes: Mapping[Coefficients, int]) -> Iterator[Event]:
-        for entry in self.order:
-            if entry < 0:
-                yield Free(-1 - entry)
-            else:
-                coefficients, module, operator = self.allocations[entry]
-                yield Allocate(entry, sizes[coefficients], module, operator)
+        made = []
+        for entry, (coefficients, module, operator) in enumerate(self.allocations):
+            size_bytes = sizes.get(coefficients)
+            if size_bytes is None:
+                size_bytes = sizes[coefficients] = sum(map(int.__mul__, coefficients, monomials))
+            made.append(Allocate(entry, size_bytes, module, operator))
+        return Timeline(
+            events=tuple([made[entry] if entry >= 0 else Free(-1 - entry) for entry in self.order]), stages=self.stages
+        )
 
 
 def fit(traces: Mapping[Point, Timeline], *, made_by: str) -> KeptTrace:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 
+from ..checkpoint import Tensor
 from ..errors import UsageError
 from ..language import Message
 from ..report import Alive, CacheReport, Footprint, Moment, Run
@@ -62,30 +63,54 @@ def traced_footprint(timeline: Timeline, run: Run, *, provenance: str) -> Footpr
 
 
 def formula_footprint(tree: Module, cache: CacheReport, run: Run) -> Footprint:
-    """What weights, buffers, a full cache and the workspace take; no peak, for no formula knows the activations."""
-    tokens = run.prompt_tokens + run.new_tokens - 1
+    """What weights, buffers, a full cache, the optimizer's states and the workspace take at the end of a run.
+
+    No peak, for no formula knows the activations. AdamW keeps two numbers of a parameter's dtype for each one trained; a
+    step ends with the gradients dropped. Source: torch 2.13, optim/adamw.py; transformers 5.23, Trainer
+    """
     held = [("weights", tensor.size_bytes) for tensor in each_tensor(tree)]
     held += [("buffers", buffer.size_bytes) for buffer in each_buffer(tree)]
-    for layer in cache.layers:
-        size = run.batch * layer.size_bytes(tokens)
+    for layer in () if run.mode == "train" else cache.layers:
+        size = run.batch * layer.size_bytes(run.cached_tokens)
         held += [("cache", size // 2), ("cache", size - size // 2)]  # K and V
+    if run.mode == "train":
+        trained = [tensor.size_bytes for tensor in each_tensor(tree) if re.search(run.trained, tensor.name)]
+        uses = ("gradients",) if run.optimizer == "none" else ("optimizer", "optimizer")
+        held += [(use, size) for size in trained for use in uses]
     held.append((WORKSPACE, workspace_bytes(run.gpu)))
     operators = {"weights": PARAMETER, "buffers": BUFFER, WORKSPACE: WORKSPACE}
     events = tuple(Allocate(index, size, "attn", operators.get(use, use)) for index, (use, size) in enumerate(held))
-    ids = {event.id: "cache" for event in events if event.operator == "cache"}
+    uses_by_id = {event.id: event.operator for event in events if event.operator in ("cache", "gradients", "optimizer")}
     allocator = Allocator(read_settings(run.allocator))
     laid = replay(Timeline(events=_laid_out(events, run.loader), stages=()), allocator)
     if laid.out_of_memory_event is not None:
         raise UsageError("memory_beyond_addresses")
-    return Footprint(
+    stage = {"generate": "decode", "forward": "forward", "train": "optimizer"}[run.mode]
+    return _without_peak(
         method="formula",
-        steady=replace(_moment("decode", events, laid.end, ids), activations=None),
+        steady=replace(_moment(stage, events, laid.end, uses_by_id), activations=None),
+        assumptions=assumptions(run),
+        provenance="transformers 5.23 DynamicCache, torch 2.13 CUDACachingAllocator",
+    )
+
+
+def stored_footprint(tensors: Iterable[Tensor], files: str) -> Footprint:
+    """What the files of a model of unknown architecture tell: the bytes of its tensors as stored."""
+    weights = sum(tensor.size_bytes for tensor in tensors)
+    steady = Moment(stage="load", weights=weights)
+    return _without_peak(method="stored", steady=steady, assumptions=(Message("assume_stored"),), provenance=files)
+
+
+def _without_peak(*, method: str, steady: Moment, assumptions: tuple[Message, ...], provenance: str) -> Footprint:
+    return Footprint(
+        method=method,
+        steady=steady,
         peak=None,
         peak_reserved=None,
         context_bytes=None,
         alive=(),
-        assumptions=assumptions(run),
-        provenance="transformers 5.23 DynamicCache, torch 2.13 CUDACachingAllocator",
+        assumptions=assumptions,
+        provenance=provenance,
     )
 
 
@@ -96,6 +121,7 @@ def assumptions(run: Run) -> tuple[Message, ...]:
         Message("assume_workspace", bytes=workspace_bytes(run.gpu), gpu=run.gpu),
         Message("assume_kernel", kernel=run.attention),
         *([_training(run)] if run.mode == "train" else []),
+        *([Message("assume_cache_format", format=run.cache_format)] if run.cache_format != "auto" else []),
         *([Message("assume_allocator", settings=run.allocator)] if run.allocator else []),
         Message("assume_context"),
     )

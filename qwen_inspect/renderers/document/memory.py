@@ -68,7 +68,8 @@ def term_table(footprint: Footprint, say: Language) -> Table:
     shown = [term for term in TERMS if term not in OF_SOME_RUNS or term in some]
     rows = [[say(f"term_{term}"), *cells(steady, term), *cells(peak, term)] for term in shown]
     rows.append([say("term_allocated"), *cells(steady, "allocated"), *cells(peak, "allocated")])
-    gap = None if peak is None or footprint.peak_reserved is None else footprint.peak_reserved - peak.allocated
+    allocated = None if peak is None else peak.allocated
+    gap = None if allocated is None or footprint.peak_reserved is None else footprint.peak_reserved - allocated
     rows.append([say("term_reserved_only"), *reserved(gap)])
     rows.append([say("term_reserved"), *reserved(footprint.peak_reserved)])
     rows.append([say("term_context"), *reserved(footprint.context_bytes)])
