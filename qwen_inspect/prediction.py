@@ -16,6 +16,7 @@ from .language import Message
 from .loaders import header_cache
 from .report import Footprint, MemoryReport, Report, Run
 from .spec import ModelSpec
+from .timeline import Timeline
 
 SHIPPED = Path(__file__).parent / "catalog" / "traces"
 
@@ -50,35 +51,44 @@ def predict(report: Report, run: Run) -> MemoryReport:
 def _footprint(report: Report, run: Run) -> Footprint:
     if report.cache.dtype != str(report.spec.dtype) and run.mode != "train":
         return formula_footprint(report.tree, report.cache, run)
-    kept = None
-    if run.mode == "generate" and run.new_tokens > 1:
-        point = Point(run.batch, run.prompt_tokens, run.prompt_tokens + run.new_tokens - 1)
-        if (kept := kept_trace(report.spec, run.attention)) is not None:
-            return traced_footprint(kept.at(point), run, provenance=kept.made_by)
-    from .analyzers.trace import trace
-
     try:
-        timeline = trace(report.spec, report.config or {}, trace_request(run))
+        timeline, provenance = timeline_of(report, run)
     except UnavailableError:
         return formula_footprint(report.tree, report.cache, run)
-    found = traced_footprint(timeline, run, provenance=versions())
-    if run.mode == "generate" and run.new_tokens > 1:
-        _keep(report, run, point, found)
-    return found
+    return traced_footprint(timeline, run, provenance=provenance)
 
 
-def _keep(report: Report, run: Run, point: Point, found: Footprint) -> None:
-    """Keep the model's trace for the next time, if what it gives for this run is what the whole model's trace gave."""
+def timeline_of(report: Report, run: Run) -> tuple[Timeline, str]:
+    """The run's trace, and what it was made by: shipped or kept where there is one, else traced now, and kept if it can be."""
+    if _is_point(run) and (kept := kept_trace(report.spec, run.attention)) is not None:
+        return kept.at(_point(run)), kept.made_by
+    from .analyzers.trace import trace
+
+    timeline = trace(report.spec, report.config or {}, trace_request(run))
+    if _is_point(run):
+        _keep(report, run, timeline)
+    return timeline, versions()
+
+
+def _is_point(run: Run) -> bool:
+    """Whether kept traces tell of such a run."""
+    return run.mode == "generate" and run.new_tokens > 1
+
+
+def _point(run: Run) -> Point:
+    return Point(run.batch, run.prompt_tokens, run.cached_tokens)
+
+
+def _keep(report: Report, run: Run, whole: Timeline) -> None:
+    """Keep the model's trace for the next time, if what it gives for this run is what the whole model's trace gives."""
     try:
         shallow = shallow_trace(report.spec, report.config or {}, run.attention)
     except UnsupportedError:
         return
-    deep = None if shallow is None else deepen(shallow, len(report.spec.layers))
-    if (
-        shallow is not None
-        and deep is not None
-        and traced_footprint(deep.at(point), run, provenance=versions()) == found
-    ):
+    if shallow is None:
+        return
+    deep = deepen(shallow, len(report.spec.layers)).at(_point(run))
+    if traced_footprint(deep, run, provenance="") == traced_footprint(whole, run, provenance=""):
         header_cache.write_trace(trace_name(report.spec, run.attention, versions()), dump(shallow))
 
 

@@ -198,7 +198,7 @@ class Moment:
     """What the allocator holds at one moment of a run, in bytes that add up: requested by use, and what rounding adds.
 
     activations: None where no trace tells them; `allocated` is then without them. All but the weights are None where the
-    architecture is not known, and then so is what is allocated.
+    architecture is not known, and then so is what is allocated. total: what is allocated where it was read, not added up.
     """
 
     stage: str
@@ -211,9 +211,12 @@ class Moment:
     activations: int | None = None
     workspace: int | None = None
     rounding: int | None = None
+    total: int | None = None
 
     @property
     def allocated(self) -> int | None:
+        if self.total is not None:
+            return self.total
         total = self.weights + (self.activations or 0)
         for term in (
             self.buffers,
@@ -264,7 +267,7 @@ class Run:
     """What is to be run on the device, for a footprint. allocator: PYTORCH_CUDA_ALLOC_CONF's text.
 
     optimizer, checkpointing, trained (a regular expression on parameters' names): of training alone. cache_format: as in
-    `Workload`.
+    `Workload`. device: "cuda", or "cpu", whose allocator rounds nothing and keeps nothing.
     """
 
     mode: str
@@ -279,6 +282,7 @@ class Run:
     checkpointing: bool = False
     trained: str = ""
     cache_format: str = "auto"
+    device: str = "cuda"
 
     @property
     def cached_tokens(self) -> int:
@@ -287,13 +291,83 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a device told when a stage was over, in bytes; peaks are those of the stage. None where it does not tell.
+
+    allocated, requested, reserved: the allocator's. device_used, device_total: the driver's, of all processes; process_used,
+    others_used: of this process and of all others. host_peak: the largest resident set of the process so far.
+    """
+
+    stage: str
+    seconds: float | None
+    allocated: int
+    peak_allocated: int
+    host_peak: int
+    requested: int | None = None
+    peak_requested: int | None = None
+    reserved: int | None = None
+    peak_reserved: int | None = None
+    device_used: int | None = None
+    device_total: int | None = None
+    process_used: int | None = None
+    others_used: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """A run that was really made. footprint: its terms, as far as they could be read.
+
+    device: "cpu", or the card's name. versions: of libraries and driver. scratch: what was alive at the peak and is not in the
+    trace, by operator. parted: where the run's allocations and the trace part. partial: why it ended early. course: for a plot.
+    """
+
+    device: str
+    versions: tuple[tuple[str, str], ...]
+    readings: tuple[Reading, ...]
+    footprint: Footprint
+    scratch: tuple[Alive, ...] = ()
+    parted: Message | None = None
+    partial: Message | None = None
+    notices: tuple[Message, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryCause:
+    """Why a measured figure is larger (or, where negative, smaller) than the predicted one, by how many bytes."""
+
+    message: Message
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A term as predicted and as measured, None where unknown, and the named causes of what lies between."""
+
+    term: str
+    predicted: int | None
+    measured: int | None
+    causes: tuple[MemoryCause, ...] = ()
+
+    @property
+    def difference(self) -> int | None:
+        return None if self.predicted is None or self.measured is None else self.measured - self.predicted
+
+    @property
+    def residual(self) -> int | None:
+        """What no cause explains."""
+        return None if self.difference is None else self.difference - sum(cause.size_bytes for cause in self.causes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryReport:
-    """A model's footprint for a run. refusal: why it is not the whole answer, where it is not."""
+    """A model's footprint for a run, and the same as measured. refusal: why it is not the whole answer, where it is not."""
 
     report: Report
     run: Run
     predicted: Footprint
     refusal: QwenInspectError | None = None
+    measured: Measurement | None = None
+    differences: tuple[Difference, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+FLASH_SCRATCH = (
+    "flash_attention_backward.scratch"  # the operator of what flash attention's backward takes for itself on CUDA
+)
+
 
 class Allocate(NamedTuple):
     """A storage comes to life: `size_bytes` as requested, and the module and operator that asked for it."""
@@ -38,6 +42,25 @@ class Timeline:
     """A whole run. Ids are unique in it; what is not freed is alive at its end."""
 
     events: tuple[Event, ...]
+    stages: tuple[Stage, ...]
+
+
+class Change(NamedTuple):
+    """Memory that a real run takes at an address or, where `size_bytes` is negative, gives back.
+
+    operators: those it happens inside of, the innermost last; none where the device's record does not tell.
+    """
+
+    size_bytes: int
+    address: int
+    operators: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A real run's changes in order, and its stages; of decoding, a stage for each step."""
+
+    changes: tuple[Change, ...]
     stages: tuple[Stage, ...]
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from qwen_inspect.analyzers.trace import FLASH_ATTENTION_2, FLASH_SCRATCH, TraceRequest, trace
+from qwen_inspect.analyzers.trace import FLASH_ATTENTION_2, TraceRequest, trace
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.errors import UnsupportedError, UsageError
-from qwen_inspect.timeline import Allocate, Event, Free, Timeline
+from qwen_inspect.timeline import FLASH_SCRATCH, Allocate, Event, Free, Timeline
 
 from .conftest import TINY_QWEN3
 from .test_local import FAMILIES, TINY_QWEN3_MOE

@@ -7,6 +7,7 @@ other byte is the trace's.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -17,8 +18,8 @@ from ..errors import UsageError
 from ..language import Message
 from ..report import Alive, CacheReport, Footprint, Moment, Run
 from ..spec import Module, each_buffer, each_tensor
-from ..timeline import Allocate, Event, Free, Stage, Timeline, living
-from .allocator import Allocator, Usage
+from ..timeline import FLASH_SCRATCH, Allocate, Event, Free, Stage, Timeline, living
+from .allocator import Allocator, HostAllocator, Usage
 from .allocator_settings import read_settings
 from .replay import load_from_warm_up_block, load_one_by_one, replay
 
@@ -43,23 +44,32 @@ def workspace_bytes(gpu: str) -> int:
 def traced_footprint(timeline: Timeline, run: Run, *, provenance: str) -> Footprint:
     """Replays a timeline whose first stage is "load", and takes apart what is held at the peak and at the end."""
     whole = on_device(timeline, run)
-    found = replay(whole, Allocator(read_settings(run.allocator)))
+    found = replay(whole, _allocator(run))
     if found.out_of_memory_event is not None:  # no capacity was given: the sizes are past what a device can address
         raise UsageError("memory_beyond_addresses")
     assert found.peak_event is not None  # a model has weights
-    uses = {**dict.fromkeys(_cache_ids(timeline), "cache"), **_training_ids(timeline)}
+    uses = uses_of(timeline)
     at_peak = [one.request for one in found.alive]
     stage = [stage.name for stage in whole.stages if stage.first_event <= found.peak_event][-1]
     return Footprint(
         method="trace",
         steady=_moment(whole.stages[-1].name, living(whole.events), found.end, uses),
         peak=_moment(stage, at_peak, found.at_peak, uses),
-        peak_reserved=found.peak.reserved_bytes,
+        peak_reserved=found.peak.reserved_bytes if run.device == "cuda" else None,
         context_bytes=None,
         alive=_alive(at_peak, uses),
         assumptions=assumptions(run),
         provenance=provenance,
     )
+
+
+def _allocator(run: Run) -> Allocator:
+    return HostAllocator() if run.device == "cpu" else Allocator(read_settings(run.allocator))
+
+
+def uses_of(timeline: Timeline) -> dict[int, str]:
+    """What the storages of a trace are for that are no mere activations: "cache", "gradients" or "optimizer", by id."""
+    return {**dict.fromkeys(_cache_ids(timeline), "cache"), **_training_ids(timeline)}
 
 
 def formula_footprint(tree: Module, cache: CacheReport, run: Run) -> Footprint:
@@ -77,12 +87,12 @@ def formula_footprint(tree: Module, cache: CacheReport, run: Run) -> Footprint:
         trained = [tensor.size_bytes for tensor in each_tensor(tree) if re.search(run.trained, tensor.name)]
         uses = ("gradients",) if run.optimizer == "none" else ("optimizer", "optimizer")
         held += [(use, size) for size in trained for use in uses]
-    held.append((WORKSPACE, workspace_bytes(run.gpu)))
+    if run.device == "cuda":
+        held.append((WORKSPACE, workspace_bytes(run.gpu)))
     operators = {"weights": PARAMETER, "buffers": BUFFER, WORKSPACE: WORKSPACE}
     events = tuple(Allocate(index, size, "attn", operators.get(use, use)) for index, (use, size) in enumerate(held))
     uses_by_id = {event.id: event.operator for event in events if event.operator in ("cache", "gradients", "optimizer")}
-    allocator = Allocator(read_settings(run.allocator))
-    laid = replay(Timeline(events=_laid_out(events, run.loader), stages=()), allocator)
+    laid = replay(Timeline(events=_laid_out(events, run.loader), stages=()), _allocator(run))
     if laid.out_of_memory_event is not None:
         raise UsageError("memory_beyond_addresses")
     stage = {"generate": "decode", "forward": "forward", "train": "optimizer"}[run.mode]
@@ -116,6 +126,12 @@ def _without_peak(*, method: str, steady: Moment, assumptions: tuple[Message, ..
 
 def assumptions(run: Run) -> tuple[Message, ...]:
     """What a prediction for `run` takes for granted, in sentences."""
+    if run.device == "cpu":
+        return (
+            Message("assume_host"),
+            Message("assume_kernel", kernel=run.attention),
+            *([_training(run)] if run.mode == "train" else []),
+        )
     return (
         Message(f"assume_loader_{run.loader.replace('-', '_')}"),
         Message("assume_workspace", bytes=workspace_bytes(run.gpu), gpu=run.gpu),
@@ -137,7 +153,12 @@ def _training(run: Run) -> Message:
 
 
 def on_device(timeline: Timeline, run: Run) -> Timeline:
-    """The trace's run as the device sees it: weights laid out by the loader, and cuBLAS's workspace at the first product."""
+    """The trace's run as the device sees it: weights laid out by the loader, and cuBLAS's workspace at the first product.
+
+    On CPU neither is there, nor what flash attention's backward takes on CUDA.
+    """
+    if run.device == "cpu":
+        return _without(timeline, FLASH_SCRATCH)
     begins = timeline.stages[1].first_event
     load, rest = _laid_out(timeline.events[:begins], run.loader), list(timeline.events[begins:])
     shift = len(load) - begins
@@ -152,6 +173,18 @@ def on_device(timeline: Timeline, run: Run) -> Timeline:
         after = product is not None and stage.first_event - begins > product
         stages.append(Stage(name=stage.name, first_event=stage.first_event + shift + after))
     return Timeline(events=(*load, *rest), stages=tuple(stages))
+
+
+def _without(timeline: Timeline, operator: str) -> Timeline:
+    """The timeline less an operator's storages."""
+    gone = {event.id for event in timeline.events if isinstance(event, Allocate) and event.operator == operator}
+    kept = [index for index, event in enumerate(timeline.events) if event.id not in gone]
+    return Timeline(
+        events=tuple(timeline.events[index] for index in kept),
+        stages=tuple(
+            Stage(name=stage.name, first_event=bisect_left(kept, stage.first_event)) for stage in timeline.stages
+        ),
+    )
 
 
 def _laid_out(events: Iterable[Event], loader: str) -> tuple[Event, ...]:

@@ -24,15 +24,13 @@ from typing import Any, Literal
 
 from ..errors import UnavailableError, UnsupportedError, UsageError
 from ..spec import ModelSpec
-from ..timeline import Allocate, Event, Free, Stage, Timeline
+from ..timeline import FLASH_SCRATCH, Allocate, Event, Free, Stage, Timeline
 
 Mode = Literal["generate", "forward", "train"]
 AttentionKernel = Literal["sdpa", "eager", "flash_attention_2", "flash_attention_2_repeated"]
 Optimizer = Literal["adamw_foreach", "adamw_fused", "none"]
 
-# Operators that are none of torch's: what the flash-attn package allocates, and what flash attention's backward takes for itself.
-FLASH_ATTENTION_2 = "flash_attention_2"
-FLASH_SCRATCH = "flash_attention_backward.scratch"
+FLASH_ATTENTION_2 = "flash_attention_2"  # the operator of what the flash-attn package allocates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

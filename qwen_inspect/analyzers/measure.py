@@ -1,0 +1,347 @@
+"""A workload really run on a loaded model, and what the device tells of it: the run's terms by their own tensors.
+
+The runs are those that `trace` records: greedy decoding to an exact number of tokens, one forward, or training steps as
+transformers' Trainer makes them. Tokens are zeros, for memory does not depend on them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import UsageError
+from ..language import Message
+from ..report import Alive, Footprint, Measurement, Moment, Reading, Run
+from ..timeline import Timeline
+from .device import CudaRecorder, HostRecorder, Recorder, cuda_reading, driver_version, resident_peak_bytes
+from .matching import Match, match
+from .memory import uses_of
+
+WARM_UP_TOKENS = 8
+OPTIMIZER_STEPS = 2  # the optimizer's states exist from the second step on
+OUT_OF_HOST_MEMORY = re.compile(r"can't allocate memory|not enough memory", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What a run's result keeps alive, in bytes of storages, each once. step_counters: AdamW's, where they lie on the device."""
+
+    cache: int = 0
+    state: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    step_counters: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A measurement, and what explains it: the run held against its trace, and what was held at its end."""
+
+    measurement: Measurement
+    match: Match | None
+    held: Held | None
+
+
+def loaded(model: Any, seconds: float | None) -> Reading:
+    """The reading when the weights have come. On CPU it is theirs alone, for nothing records what loading them took."""
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        return cuda_reading("load", device.index, seconds=seconds)
+    held = _storage_bytes(model.parameters()) + _storage_bytes(model.buffers())
+    return Reading(stage="load", seconds=seconds, allocated=held, peak_allocated=held, host_peak=resident_peak_bytes())
+
+
+def measure(model: Any, run: Run, timeline: Timeline | None, *, before: tuple[Reading, ...]) -> Measured:
+    """`run` on the device that `model` is on. timeline: its trace, None where there is none. before: readings made earlier,
+    that of the loaded weights the last of them.
+
+    On CUDA a short run beforehand makes what is made once: the context, loaded kernels, cuBLAS's workspace.
+    """
+    device = next(model.parameters()).device
+    weights, buffers = _storage_bytes(model.parameters()), _storage_bytes(model.buffers())
+    if device.type == "cuda":
+        _warm_up(model, device)
+        recorder: Recorder = CudaRecorder(device.index, history=timeline is not None)
+    else:
+        recorder = HostRecorder(weights + buffers)
+    result, partial = _attempt(recorder, model, run, device)
+    held = None if result is None else _held(result, model, run.mode)
+    model.zero_grad(set_to_none=True)
+    readings = (*before, *recorder.readings())
+    record = recorder.record()
+    found = match(record, timeline) if record is not None and timeline is not None and partial is None else None
+    workspace = _workspace_bytes(device)
+    del result
+    measurement = Measurement(
+        device=_device_name(device),
+        versions=tuple(_versions(device)),
+        readings=readings,
+        footprint=Footprint(
+            method="measured",
+            steady=_steady(readings[-1], weights, buffers, held, workspace),
+            peak=_peak(readings, weights, buffers, workspace, found, timeline),
+            peak_reserved=max((one.peak_reserved for one in readings if one.peak_reserved is not None), default=None),
+            context_bytes=_context_bytes(readings),
+            alive=(),
+            assumptions=(),
+            provenance=", ".join(" ".join(pair) for pair in _versions(device)),
+        ),
+        scratch=()
+        if found is None
+        else tuple(
+            Alive(component="–", operator=operator, storages=storages, size_bytes=size)
+            for operator, (storages, size) in found.at_peak.others.items()
+        ),
+        parted=None
+        if found is None or found.missing is None
+        else Message(
+            "parted", module=found.missing.module, operator=found.missing.operator, bytes=found.missing.size_bytes
+        ),
+        partial=partial,
+    )
+    return Measured(measurement=measurement, match=found, held=held)
+
+
+# --- the runs
+
+
+def _attempt(recorder: Recorder, model: Any, run: Run, device: Any) -> tuple[Any, Message | None]:
+    """The run's result; None, with the reason, where memory ended or the user ended it."""
+    import torch
+
+    work = {"generate": _generate, "forward": _forward, "train": _train}[run.mode]
+    try:
+        with _silent():
+            return recorder.run(lambda: work(model, run, recorder, device)), None
+    except torch.OutOfMemoryError:
+        return None, Message("partial_out_of_memory")
+    except MemoryError:
+        return None, Message("partial_out_of_memory")
+    except RuntimeError as error:
+        if not OUT_OF_HOST_MEMORY.search(str(error)):
+            raise
+        return None, Message("partial_out_of_memory")
+    except KeyboardInterrupt:
+        return None, Message("partial_interrupted")
+
+
+def _warm_up(model: Any, device: Any) -> None:
+    """A run so short that all it leaves is what every later one finds."""
+    import torch
+
+    with _silent(), torch.no_grad():
+        model(input_ids=torch.zeros(1, WARM_UP_TOKENS, dtype=torch.int64, device=device))
+    torch.cuda.empty_cache()
+
+
+def _generate(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
+    import torch
+    from transformers import GenerationConfig
+
+    if not model.can_generate():
+        raise UsageError("measure_no_head")
+    calls = 0
+
+    def mark(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            recorder.stage("decode")
+
+    own, model.generation_config = (
+        model.generation_config,
+        GenerationConfig(max_new_tokens=run.new_tokens, do_sample=False, return_dict_in_generate=True, pad_token_id=0),
+    )
+    hook = model.register_forward_pre_hook(mark)
+    try:
+        recorder.stage("prefill")
+        prompt = torch.zeros(run.batch, run.prompt_tokens, dtype=torch.int64, device=device)
+        return prompt, model.generate(prompt)
+    finally:
+        hook.remove()
+        model.generation_config = own
+
+
+def _forward(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
+    import torch
+
+    recorder.stage("forward")
+    input_ids = torch.zeros(run.batch, run.prompt_tokens, dtype=torch.int64, device=device)
+    with torch.no_grad():
+        return input_ids, model(input_ids=input_ids)
+
+
+def _train(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
+    import torch
+
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(re.search(run.trained, name) is not None)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise UsageError("trace_none_trained", pattern=run.trained)
+    if run.checkpointing:
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    optimizer: Any = None
+    if run.optimizer != "none":
+        optimizer = torch.optim.AdamW(trained, **{run.optimizer.removeprefix("adamw_"): True})
+    model.train()
+    try:
+        for _ in range(OPTIMIZER_STEPS):
+            recorder.stage("forward")
+            input_ids = torch.zeros(run.batch, run.prompt_tokens, dtype=torch.int64, device=device)
+            labels = torch.zeros_like(input_ids)
+            loss = model(input_ids=input_ids, labels=labels, use_cache=False).loss
+            recorder.stage("backward")
+            loss.backward()
+            if optimizer is not None:
+                recorder.stage("optimizer")
+                optimizer.step()
+                optimizer.zero_grad()
+        return loss, optimizer
+    finally:
+        model.eval()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """transformers' warnings are about a user's own calls, and these are not."""
+    import warnings
+
+    import transformers
+
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers.logging.set_verbosity(level)
+
+
+# --- what they hold
+
+
+def _storage_bytes(tensors: Iterable[Any]) -> int:
+    """Bytes of the tensors' storages, each once."""
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def _held(result: Any, model: Any, mode: str) -> Held:
+    outcome = result[1]
+    if mode == "train":
+        states = [] if outcome is None else [pair for state in outcome.state.values() for pair in state.items()]
+        device = next(model.parameters()).device
+        here = [(name, one) for name, one in states if hasattr(one, "device") and one.device == device]
+        return Held(
+            gradients=_storage_bytes(one.grad for one in model.parameters() if one.grad is not None),
+            optimizer=_storage_bytes(one for name, one in here if name != "step"),
+            step_counters=_storage_bytes(one for name, one in here if name == "step"),
+        )
+    layers = getattr(outcome.past_key_values, "layers", ())
+    grown = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
+    states = [getattr(layer, name, None) or {} for layer in layers for name in ("conv_states", "recurrent_states")]
+    return Held(
+        cache=_storage_bytes(one for one in grown if one is not None),
+        state=_storage_bytes(one for state in states for one in state.values() if one is not None),
+    )
+
+
+# --- the figures
+
+
+def _steady(reading: Reading, weights: int, buffers: int, held: Held | None, workspace: int) -> Moment:
+    """The last reading, taken apart by the tensors that are alive; what is no tensor's that we know is activations'."""
+    if held is None:  # the run did not come to its end
+        return Moment(stage=reading.stage, weights=weights, buffers=buffers, total=reading.allocated)
+    rounding = 0 if reading.requested is None else reading.allocated - reading.requested
+    optimizer = held.optimizer + held.step_counters
+    known = weights + buffers + held.cache + held.state + held.gradients + optimizer + workspace + rounding
+    return Moment(
+        stage=reading.stage,
+        weights=weights,
+        buffers=buffers,
+        cache=held.cache,
+        state=held.state,
+        gradients=held.gradients,
+        optimizer=optimizer,
+        activations=reading.allocated - known,
+        workspace=workspace,
+        rounding=rounding,
+    )
+
+
+def _peak(
+    readings: Sequence[Reading],
+    weights: int,
+    buffers: int,
+    workspace: int,
+    found: Match | None,
+    timeline: Timeline | None,
+) -> Moment:
+    """The highest reading; its terms are known where each request was found again in the trace."""
+    highest = max(readings, key=lambda reading: reading.peak_allocated)
+    moment = Moment(stage=highest.stage, weights=weights, buffers=buffers, total=highest.peak_allocated)
+    if found is None or timeline is None or found.missing is not None:
+        return moment
+    uses = uses_of(timeline)
+    by_use: Counter[str] = Counter()
+    for request in found.at_peak.traced:
+        by_use[uses.get(request.id, "activation")] += request.size_bytes
+    rounding = 0 if highest.peak_requested is None else highest.peak_allocated - highest.peak_requested
+    kept = by_use["cache"] + by_use["state"] + by_use["gradients"] + by_use["optimizer"]
+    return replace(
+        moment,
+        cache=by_use["cache"],
+        state=by_use["state"],
+        gradients=by_use["gradients"],
+        optimizer=by_use["optimizer"],
+        activations=highest.peak_allocated - weights - buffers - kept - workspace - rounding,
+        workspace=workspace,
+        rounding=rounding,
+    )
+
+
+def _workspace_bytes(device: Any) -> int:
+    """What cuBLAS holds: what its workspaces give back when they are cleared."""
+    if device.type != "cuda":
+        return 0
+    import torch
+
+    before = torch.cuda.memory_allocated(device)
+    torch._C._cuda_clearCublasWorkspaces()
+    return int(before - torch.cuda.memory_allocated(device))
+
+
+def _context_bytes(readings: Sequence[Reading]) -> int | None:
+    """What the driver lays to this process beyond the allocator's segments; None where it does not tell."""
+    last = readings[-1]
+    if last.process_used is None or last.reserved is None:
+        return None
+    return last.process_used - last.reserved
+
+
+def _device_name(device: Any) -> str:
+    if device.type == "cpu":
+        return "cpu"
+    import torch
+
+    return str(torch.cuda.get_device_name(device))
+
+
+def _versions(device: Any) -> Iterator[tuple[str, str]]:
+    import torch
+    import transformers
+
+    yield "transformers", transformers.__version__
+    yield "torch", torch.__version__
+    if device.type == "cuda":
+        yield "CUDA", str(torch.version.cuda)
+        if (driver := driver_version()) is not None:
+            yield "driver", driver
