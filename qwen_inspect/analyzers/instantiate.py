@@ -27,22 +27,9 @@ class Instantiated:
 
 def instantiate(spec: ModelSpec, config: Mapping[str, Any]) -> Instantiated:
     """Build `spec.class_name` from `config` on meta; UnavailableError where torch or transformers is not installed."""
-    try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise UnavailableError("extra_missing", package=error.name, extra="torch") from None
-    from huggingface_hub.errors import StrictDataclassError  # a configuration that transformers finds ill-typed
-
-    try:
-        configuration = transformers.AutoConfig.for_model(**config)
-        model_class = getattr(transformers, spec.class_name)
-        # torch.device, not accelerate's init_empty_weights, whose default loses the tying of the head.
-        with torch.device("meta"):
-            model = model_class._from_config(configuration, dtype=getattr(torch, spec.dtype.torch_name))
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, StrictDataclassError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UnsupportedError("instantiate_failed", reason=first_line, version=transformers.__version__) from None
+    model = build(spec, config, device="meta")
+    import torch
+    import transformers
 
     def read(named: Any) -> tuple[Tensor, ...]:
         return tuple(
@@ -56,3 +43,30 @@ def instantiate(spec: ModelSpec, config: Mapping[str, Any]) -> Instantiated:
         printed=str(model),
         versions=f"transformers {transformers.__version__}, torch {torch.__version__}",
     )
+
+
+def build(spec: ModelSpec, config: Mapping[str, Any], *, device: str, dtype: str | None = None, **options: Any) -> Any:
+    """`spec.class_name` made from `config` on `device`, in `dtype` (None: the configuration's). options: those of `_from_config`.
+
+    UnavailableError where torch or transformers is not installed, UnsupportedError where transformers refuses the configuration.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise UnavailableError("extra_missing", package=error.name, extra="torch") from None
+    from huggingface_hub.errors import StrictDataclassError  # a configuration that transformers finds ill-typed
+
+    try:
+        configuration = transformers.AutoConfig.for_model(**config)
+        model_class = getattr(transformers, spec.class_name)
+        # torch.device, not accelerate's init_empty_weights, whose default loses the tying of the head.
+        with torch.device(device):
+            return model_class._from_config(
+                configuration, dtype=getattr(torch, dtype or spec.dtype.torch_name), **options
+            )
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (AttributeError, ImportError, KeyError, TypeError, ValueError, RuntimeError, StrictDataclassError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UnsupportedError("instantiate_failed", reason=first_line, version=transformers.__version__) from None
