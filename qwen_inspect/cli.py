@@ -18,11 +18,12 @@ from .language import LANGUAGES, Language, language_of
 
 if TYPE_CHECKING:
     from .loaders.resolve import Access
-    from .report import Report, Run
+    from .report import MemoryReport, Report, Run
 
 DEFAULT_MODEL = "catalog:Qwen/Qwen3-0.6B"  # as loaders.resolve has it, which is not imported for --help
 COMMANDS = ("structure", "config", "weights", "params", "attention", "memory", "compare", "models")
 LONGEST_LINE = 1000
+PLOT_POINTS = 1500  # more than a screen has columns
 EXIT_CHECK_FAILED, EXIT_USAGE, EXIT_MALFORMED, EXIT_INTERRUPTED = 1, 2, 6, 130
 
 
@@ -69,6 +70,8 @@ def _show(options: argparse.Namespace, say: Language) -> int:
 
     if options.output is not None and os.path.lexists(options.output) and not options.overwrite:
         raise UsageError("output_exists", path=options.output)
+    if (plot := getattr(options, "plot", None)) is not None:
+        _check_picture(plot, options)
     if options.command == "models":
         subject: object = pipeline.models()
         report = None
@@ -95,13 +98,48 @@ def _show(options: argparse.Namespace, say: Language) -> int:
         if options.command == "memory":
             from .prediction import predict
 
-            subject = predict(report, _run_of(options))
+            subject = memory = predict(report, _run_of(options), course_points=0 if plot is None else PLOT_POINTS)
+            if plot is not None:
+                _draw_course(memory, plot, options, say)
     chosen = ("expand", "depth", "first_layer", "explain", "sort", "top")
     view = View(**{name: getattr(options, name) for name in chosen if hasattr(options, name)})
     _write(_text(options, subject, say, view), options, say)
     if refusal := getattr(subject, "refusal", None) if options.command == "memory" else None:
         raise refusal
     return 0 if report is None else _verdict(report, options, say)
+
+
+def _check_picture(path: str, options: argparse.Namespace) -> None:
+    """Refuses what cannot be written as a picture before anything is computed for it."""
+    from .errors import UsageError
+
+    if not path.lower().endswith((".svg", ".png")):
+        raise UsageError("picture_suffix", path=path)
+    if os.path.lexists(path) and not options.overwrite:
+        raise UsageError("output_exists", path=path)
+
+
+def _draw_course(memory: MemoryReport, path: str, options: argparse.Namespace, say: Language) -> None:
+    from .errors import UnavailableError
+    from .renderers.plot import memory_plot
+
+    course = memory.predicted.course
+    if course is None:
+        raise UnavailableError("plot_needs_trace")
+    _write_picture(memory_plot(memory, course, say), path, options, say)
+
+
+def _write_picture(svg: str, path: str, options: argparse.Namespace, say: Language) -> None:
+    """As SVG or as PNG, by the suffix; a PNG without its letters is not kept silent."""
+    from .output import write_whole
+    from .renderers.svg import lacks_glyphs, png
+
+    as_png = path.lower().endswith(".png")
+    write_whole(path, png(svg) if as_png else svg, overwrite=options.overwrite)
+    if as_png and lacks_glyphs(svg):
+        _complain(_one_line(say("lacks_glyphs", path=path)))
+    if not options.quiet:
+        _complain(_one_line(say("saved", path=path)))
 
 
 def _run_of(options: argparse.Namespace) -> Run:
@@ -368,6 +406,7 @@ def _memory_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--cache-dtype", default="auto", metavar="FORMAT", help=say("help_cache_dtype"))
     command.add_argument("--load", choices=("warmup", "per-tensor"), default="warmup", help=say("help_load"))
     command.add_argument("--gpu", default="sm_80", metavar="NAME", help=say("help_gpu"))
+    command.add_argument("--plot", metavar="FILE", help=say("help_plot"))
 
 
 def _compare_options(command: argparse.ArgumentParser, say: Language) -> None:

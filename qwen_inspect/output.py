@@ -10,16 +10,17 @@ from pathlib import Path
 from .errors import UsageError
 
 
-def write_whole(destination: str, text: str, *, overwrite: bool) -> None:
-    """`text` in `destination`, put there in one step; UsageError where it exists (unless `overwrite`) or cannot be written."""
+def write_whole(destination: str, content: str | bytes, *, overwrite: bool) -> None:
+    """`content` in `destination`, put there in one step; UsageError where it exists (unless `overwrite`) or cannot be written."""
     path = Path(destination)
+    written_bytes = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     if overwrite and os.path.lexists(path) and not os.path.isfile(path):
         raise UsageError("output_not_a_file", path=destination)
     try:
         handle, written = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:20]}.", suffix=".partial")
         try:
-            with open(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
-                stream.write(text)
+            with open(handle, "wb") as stream:
+                stream.write(written_bytes)
             os.chmod(written, 0o666 & ~_umask())
             if overwrite:
                 os.replace(written, path)

@@ -21,8 +21,8 @@ from .timeline import Timeline
 SHIPPED = Path(__file__).parent / "catalog" / "traces"
 
 
-def predict(report: Report, run: Run) -> MemoryReport:
-    """The footprint of `run` for the model of `report`.
+def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport:
+    """The footprint of `run` for the model of `report`; with its course in about `course_points` points, where there is a trace.
 
     From a trace where there is one. Without torch, where transformers cannot be traced, or for a cache that transformers does not
     hold, only the formula is left, whose peak is unknown; of an architecture that is not known, only what is stored. What was
@@ -41,21 +41,21 @@ def predict(report: Report, run: Run) -> MemoryReport:
         report = replace(report, notices=(*report.notices, beyond))
     refusal = None
     try:
-        footprint = _footprint(report, run)
+        footprint = _footprint(report, run, course_points)
     except UnsupportedError as error:
         footprint, refusal = formula_footprint(report.tree, report.cache, run), error
         report = replace(report, notices=(*report.notices, Message("no_trace", reason=error.message)))
     return MemoryReport(report=report, run=run, predicted=footprint, refusal=refusal)
 
 
-def _footprint(report: Report, run: Run) -> Footprint:
+def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
     if report.cache.dtype != str(report.spec.dtype) and run.mode != "train":
         return formula_footprint(report.tree, report.cache, run)
     try:
         timeline, provenance = timeline_of(report, run)
     except UnavailableError:
         return formula_footprint(report.tree, report.cache, run)
-    return traced_footprint(timeline, run, provenance=provenance)
+    return traced_footprint(timeline, run, provenance=provenance, course_points=course_points)
 
 
 def timeline_of(report: Report, run: Run) -> tuple[Timeline, str]:

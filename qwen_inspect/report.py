@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .checkpoint import ModelRef, Release, StoredFile, Tensor
@@ -244,12 +244,46 @@ class Alive:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CourseStage:
+    """A part of a run and the first of its points; it lasts to the next one's."""
+
+    name: str
+    first_point: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """What the allocator holds over a run, in bytes, at points in the order of its events.
+
+    terms: what `allocated` is made of, in the order of stacking; for each point a value for each term. events: the event
+    after which each point holds, rising. stages: in order, none without a point, the first at point 0.
+    """
+
+    stages: tuple[CourseStage, ...]
+    terms: tuple[str, ...]
+    events: tuple[int, ...]
+    allocated: tuple[tuple[int, ...], ...]
+    reserved: tuple[int, ...]
+
+    @property
+    def totals(self) -> tuple[int, ...]:
+        """Allocated bytes at each point."""
+        return tuple(map(sum, self.allocated))
+
+    @property
+    def spans(self) -> tuple[tuple[str, int, int], ...]:
+        """Each stage's name, first point and the point after its last."""
+        ends = [*(stage.first_point for stage in self.stages[1:]), len(self.events)]
+        return tuple((stage.name, stage.first_point, end) for stage, end in zip(self.stages, ends, strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
     """A run's memory on a GPU. steady: at its end, with the cache full. context_bytes: outside the allocator,
     None where unmeasured.
 
     method: "trace", "formula", or "stored" where the architecture is not known. A formula knows no activations: its peak is None,
-    and nothing stands in for it.
+    and nothing stands in for it. course: the way there, for a plot; None where nobody asked for it.
     """
 
     method: str
@@ -260,6 +294,7 @@ class Footprint:
     alive: tuple[Alive, ...]
     assumptions: tuple[Message, ...]
     provenance: str
+    course: Course | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

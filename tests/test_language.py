@@ -47,6 +47,7 @@ def test_chinese_is_chinese() -> None:
         "column_digest",
         "field_gpu",
         "layers_product",
+        "plot_term",
         "source_hf",
         "stage_prefill",
         "worked_embedding",

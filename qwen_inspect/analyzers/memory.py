@@ -16,12 +16,13 @@ from functools import cache
 from ..checkpoint import Tensor
 from ..errors import UsageError
 from ..language import Message
-from ..report import Alive, CacheReport, Footprint, Moment, Run
+from ..report import Alive, CacheReport, Course, Footprint, Moment, Run
 from ..spec import Module, each_buffer, each_tensor
 from ..timeline import FLASH_SCRATCH, Allocate, Event, Free, Stage, Timeline, living
 from .allocator import Allocator, HostAllocator, Usage
 from .allocator_settings import read_settings
-from .replay import load_from_warm_up_block, load_one_by_one, replay
+from .course import course_of, thinned
+from .replay import WARM_UP, Replay, load_from_warm_up_block, load_one_by_one, replay
 
 # For each cuBLAS handle and stream: 2 x 4096 KiB + 8 x 16 KiB; on Hopper (compute capability 9.0) 32 MiB.
 # Source: torch 2.13, aten/src/ATen/cuda/CublasHandlePool.cpp, parseChosenWorkspaceSize.
@@ -41,8 +42,11 @@ def workspace_bytes(gpu: str) -> int:
     return WORKSPACE_BYTES_HOPPER if HOPPER.search(gpu) else WORKSPACE_BYTES
 
 
-def traced_footprint(timeline: Timeline, run: Run, *, provenance: str) -> Footprint:
-    """Replays a timeline whose first stage is "load", and takes apart what is held at the peak and at the end."""
+def traced_footprint(timeline: Timeline, run: Run, *, provenance: str, course_points: int = 0) -> Footprint:
+    """Replays a timeline whose first stage is "load", and takes apart what is held at the peak and at the end.
+
+    course_points: also the way there, in about that many points.
+    """
     whole = on_device(timeline, run)
     found = replay(whole, _allocator(run))
     if found.out_of_memory_event is not None:  # no capacity was given: the sizes are past what a device can address
@@ -60,6 +64,7 @@ def traced_footprint(timeline: Timeline, run: Run, *, provenance: str) -> Footpr
         alive=_alive(at_peak, uses),
         assumptions=assumptions(run),
         provenance=provenance,
+        course=_course(whole, found, uses, course_points) if course_points else None,
     )
 
 
@@ -70,6 +75,16 @@ def _allocator(run: Run) -> Allocator:
 def uses_of(timeline: Timeline) -> dict[int, str]:
     """What the storages of a trace are for that are no mere activations: "cache", "gradients" or "optimizer", by id."""
     return {**dict.fromkeys(_cache_ids(timeline), "cache"), **_training_ids(timeline)}
+
+
+def _course(whole: Timeline, found: Replay, uses: Mapping[int, str], points: int) -> Course:
+    terms = {PARAMETER: "weights", BUFFER: "buffers", "activation": "activations"}
+
+    def term_of(event: Allocate) -> str:
+        use = "loader" if event.operator == WARM_UP else _use(event, uses)
+        return terms.get(use, use)
+
+    return thinned(course_of(whole, found.course, term_of), most_points=points)
 
 
 def formula_footprint(tree: Module, cache: CacheReport, run: Run) -> Footprint:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from ..timeline import Allocate, Event, Free, Timeline, living
 from .allocator import MIB, Allocator, Block, OutOfMemory, Usage
 
+WARM_UP = "caching_allocator_warmup"  # the operator of the loader's block, by the name of transformers' function
+
 
 @dataclass(frozen=True, slots=True)
 class Alive:
@@ -115,7 +117,7 @@ def load_from_warm_up_block(
     weights: the state dict's parameters and buffers, a tied one once. Buffers that are not stored follow after them.
     """
     size_bytes = warm_up_bytes(sum(weight.size_bytes for weight in weights), total_memory_bytes=total_memory_bytes)
-    return (Allocate(block_id, size_bytes, "", "caching_allocator_warmup"), Free(block_id), *weights)
+    return (Allocate(block_id, size_bytes, "", WARM_UP), Free(block_id), *weights)
 
 
 def warm_up_bytes(weights_bytes: int, *, total_memory_bytes: int | None = None) -> int:

@@ -1,0 +1,204 @@
+"""SVG's few elements, written once for every figure: escaped text, its width, colours for light and dark, and PNG.
+
+A colour stands in the element itself, as light, and a rule for dark overrides it, so that a viewer that knows no media queries
+(resvg, most PNG converters) still draws the light one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from wcwidth import wcwidth
+
+from ..errors import UnavailableError
+from .terminal import safe
+
+# (light, dark). Greys are GitHub's, so that a figure lies in a README as if drawn on it; series are Vega's tableau10.
+PALETTE: Mapping[str, tuple[str, str]] = {
+    "paper": ("#ffffff", "#0d1117"),
+    "panel": ("#f6f8fa", "#151b23"),
+    "block": ("#eef2f6", "#1c2430"),
+    "edge": ("#8c959f", "#6e7681"),
+    "grid": ("#d1d9e0", "#3d444d"),
+    "ink": ("#1f2328", "#f0f6fc"),
+    "muted": ("#59636e", "#9198a1"),
+    "weights": ("#4c78a8", "#5b8cc4"),
+    "buffers": ("#9ecae9", "#a9cfee"),
+    "cache": ("#54a24b", "#62b559"),
+    "state": ("#88d27a", "#93d986"),
+    "gradients": ("#b279a2", "#c08ab1"),
+    "optimizer": ("#e45756", "#e86b6a"),
+    "activations": ("#f58518", "#f2933a"),
+    "workspace": ("#9d755d", "#b08a73"),
+    "rounding": ("#bab0ac", "#8f8783"),
+    "loader": ("#d8b5a5", "#a3877a"),
+    "measured": ("#b5179e", "#ff8fe6"),
+    "embedding_fill": ("#fde8e4", "#4a2a26"),
+    "attention_fill": ("#fdeed3", "#4a3716"),
+    "mlp_fill": ("#dcebfb", "#1b3453"),
+    "experts_fill": ("#e4e3fa", "#2d2b57"),
+    "norm_fill": ("#eef7d9", "#30401a"),
+    "head_fill": ("#e6e3f1", "#37304d"),
+}
+# Families that a desktop, a phone or a bare server has. A viewer that finds none of a list draws no text at all (resvg).
+FONTS = (
+    "system-ui, -apple-system, 'Segoe UI', 'PingFang SC', 'Microsoft YaHei', 'Noto Sans CJK SC', 'Noto Sans', "
+    "'DejaVu Sans', 'Liberation Sans', Arial, sans-serif"
+)
+FONT_SIZE = 13
+
+# Advance widths of DejaVu Sans, the widest of the usual families, in hundredths of an em; every other character is ASCII's 64.
+ADVANCES = {
+    character: advance
+    for advance, characters in (
+        (28, "ijl'"), (32, "IJ ,.·"), (36, "/:;\\|f-"), (40, "()[]!t"), (46, 'r"'), (52, "*_`–s"), (57, "?zcLFk"),
+        (62, "vxyPTYaeo"), (70, "KABVXZCR"), (79, "UNHD&GOQ"), (84, "w#+<=>^~×≤→⊕−"), (87, "M"), (100, "%mW@—…"),
+    )
+    for character in characters
+}  # fmt: skip
+# XML 1.0 has no way to write these (2.2, Char): surrogates that JSON lets through alone, and two that are no characters.
+NOT_XML = re.compile("[\ud800-\udfff\ufffe\uffff]")
+# Chinese, Japanese and Korean scripts.
+WIDE = re.compile("[\u2e80-\ud7ff\uf900-\ufaff]")
+ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"})
+PIXELS = 2  # of a PNG for each unit of the SVG
+
+
+def shown(text: str) -> str:
+    """`text` as a figure shows it: what would hide, reorder or break it written out as an escape."""
+    return NOT_XML.sub(lambda match: f"\\u{ord(match[0]):04x}", safe(text))
+
+
+def escape(text: str) -> str:
+    """Text that stands as it is in an element or between an attribute's quotes."""
+    return shown(text).translate(ESCAPES)
+
+
+def element(tag: str, *children: str, **attributes: object) -> str:
+    """`<tag attribute="value">children</tag>`: children are markup, values raw; `_` in an attribute's name stands for `-`."""
+    written = "".join(f' {name.rstrip("_").replace("_", "-")}="{escape(_number(value))}"'
+                      for name, value in attributes.items() if value is not None)  # fmt: skip
+    return f"<{tag}{written}>{''.join(children)}</{tag}>" if children else f"<{tag}{written}/>"
+
+
+def _number(value: object) -> str:
+    """Coordinates to a tenth: no eye sees more, and files stay small and equal on every machine."""
+    return f"{round(value, 1) + 0.0:.1f}".removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def fill(colour: str) -> dict[str, object]:
+    return {"class": f"f-{colour}", "fill": PALETTE[colour][0]}
+
+
+def outline(colour: str, width: float = 1) -> dict[str, object]:
+    """A stroke and no filling."""
+    return {"class": f"s-{colour}", "fill": "none", "stroke": PALETTE[colour][0], "stroke_width": width}
+
+
+def rectangle(x: float, y: float, width: float, height: float, colour: str, **attributes: object) -> str:
+    return element("rect", x=x, y=y, width=width, height=height, **fill(colour), **attributes)
+
+
+def path(data: str, colour: str, width: float = 1, **attributes: object) -> str:
+    return element("path", d=data, **outline(colour, width), **attributes)
+
+
+def text(
+    content: str,
+    x: float,
+    y: float,
+    *,
+    anchor: str = "start",
+    size: float = FONT_SIZE,
+    colour: str = "ink",
+    bold: bool = False,
+) -> str:
+    """One line whose baseline is at `y`; `x` is its start, middle or end."""
+    return element(
+        "text",
+        escape(content),
+        x=x,
+        y=y,
+        **fill(colour),
+        font_size=None if size == FONT_SIZE else size,
+        text_anchor=None if anchor == "start" else anchor,
+        font_weight=600 if bold else None,
+    )
+
+
+def text_width(content: str, size: float = FONT_SIZE, *, bold: bool = False) -> float:
+    """The most that a line takes: in DejaVu Sans, wider than other families; characters of two columns take an em."""
+    return sum(_advance(character, bold) for character in shown(content)) * size / 100
+
+
+def _advance(character: str, bold: bool) -> float:
+    advance: float
+    if character.isascii() or character in ADVANCES:
+        advance = ADVANCES.get(character, 64)
+        return 1.05 * advance + 7 if bold else advance  # DejaVu Sans Bold's, to 2 hundredths
+    return 110 if wcwidth(character) > 0 else 0
+
+
+def fitted(content: str, width: float, size: float = FONT_SIZE, *, bold: bool = False) -> str:
+    """`content`, or its beginning and its end around an ellipsis where it is wider than `width`."""
+    if text_width(content[:1000], size, bold=bold) <= width and len(content) <= 1000:
+        return content
+    line = shown(content[:1000] + content[-1000:] if len(content) > 2000 else content)
+    kept = len(line)
+    while kept and text_width(cut := _around(line, kept), size, bold=bold) > width:
+        kept = min(kept - 1, int(kept * 0.9))
+    return cut if kept else "…"
+
+
+def _around(line: str, kept: int) -> str:
+    return f"{line[: (kept + 1) // 2]}…{line[len(line) - kept // 2 :]}"
+
+
+def picture(width: float, height: float, *children: str, title: str) -> str:
+    """The whole file. `title`: what a screen reader says, and what shows where the figure is pointed at."""
+    body = rectangle(0, 0, width, height, "paper") + "".join(children)
+    rules = [f".f-{name}{{fill:{dark}}}" for name, (_, dark) in PALETTE.items() if f'"f-{name}"' in body]
+    rules += [f".s-{name}{{stroke:{dark}}}" for name, (_, dark) in PALETTE.items() if f'"s-{name}"' in body]
+    return (
+        element(
+            "svg",
+            element("title", escape(title)),
+            element("style", f"@media (prefers-color-scheme:dark){{{''.join(rules)}}}"),
+            body,
+            xmlns="http://www.w3.org/2000/svg",
+            viewBox=f"0 0 {_number(width)} {_number(height)}",
+            width=width,
+            height=height,
+            role="img",
+            font_family=FONTS,
+            font_size=FONT_SIZE,
+        )
+        + "\n"
+    )
+
+
+# --- PNG -----------------------------------------------------------------------------------------------------------
+
+
+def png(svg: str) -> bytes:
+    """A picture in its light colours, two pixels a unit. Raises UnavailableError without the `png` extra."""
+    try:
+        import resvg_py
+    except ImportError as error:
+        raise UnavailableError("extra_missing", package=error.name, extra="png") from None
+    return bytes(resvg_py.svg_to_bytes(svg_string=svg, zoom=PIXELS))
+
+
+def lacks_glyphs(svg: str) -> bool:
+    """Whether this machine's fonts have no glyphs for the picture's text: a box, or nothing, is drawn for each then.
+
+    resvg tells nobody, so a sample is drawn beside characters that no font has (Unicode 16, 23.7: noncharacters).
+    """
+    wide = WIDE.search(svg)
+    samples = ["x", *([wide[0]] if wide else [])]
+    return any(png(_sample(character)) == png(_sample("\U0010ffff")) for character in samples)
+
+
+def _sample(character: str) -> str:
+    return picture(20, 20, text(character, 0, 15), title="")
