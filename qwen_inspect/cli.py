@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from .report import MemoryReport, Report, Run
 
 DEFAULT_MODEL = "catalog:Qwen/Qwen3-0.6B"  # as loaders.resolve has it, which is not imported for --help
-COMMANDS = ("structure", "config", "weights", "params", "attention", "memory", "compare", "models")
+COMMANDS = ("structure", "config", "weights", "params", "attention", "memory", "diagram", "compare", "models")
+FORMATS = ("table", "md", "json")
 LONGEST_LINE = 1000
 PLOT_POINTS = 1500  # more than a screen has columns
 EXIT_CHECK_FAILED, EXIT_USAGE, EXIT_MALFORMED, EXIT_INTERRUPTED = 1, 2, 6, 130
@@ -70,7 +71,8 @@ def _show(options: argparse.Namespace, say: Language) -> int:
 
     if options.output is not None and os.path.lexists(options.output) and not options.overwrite:
         raise UsageError("output_exists", path=options.output)
-    if (plot := getattr(options, "plot", None)) is not None:
+    plot = options.output if options.command == "diagram" else getattr(options, "plot", None)
+    if plot is not None:
         _check_picture(plot, options)
     if options.command == "models":
         subject: object = pipeline.models()
@@ -101,12 +103,26 @@ def _show(options: argparse.Namespace, say: Language) -> int:
             subject = memory = predict(report, _run_of(options), course_points=0 if plot is None else PLOT_POINTS)
             if plot is not None:
                 _draw_course(memory, plot, options, say)
+        if options.command == "diagram":
+            return _diagram(report, options, say)
     chosen = ("expand", "depth", "first_layer", "explain", "sort", "top")
     view = View(**{name: getattr(options, name) for name in chosen if hasattr(options, name)})
     _write(_text(options, subject, say, view), options, say)
     if refusal := getattr(subject, "refusal", None) if options.command == "memory" else None:
         raise refusal
     return 0 if report is None else _verdict(report, options, say)
+
+
+def _diagram(report: Report, options: argparse.Namespace, say: Language) -> int:
+    """The figure where -o says, or as SVG on stdout."""
+    from .renderers.figure import architecture_figure
+
+    svg = architecture_figure(report, say)
+    if options.output is None:
+        _print(svg)
+    else:
+        _write_picture(svg, options.output, options, say)
+    return _verdict(report, options, say)
 
 
 def _check_picture(path: str, options: argparse.Namespace) -> None:
@@ -241,7 +257,9 @@ def _silence_stdout() -> None:
 
 def _verdict(report: Report, options: argparse.Namespace, say: Language) -> int:
     """Notices to stderr where the reader does not see the document, and the exit code of the checks."""
-    if not options.quiet and (options.output is not None or options.format == "json" or not _is_terminal(sys.stdout)):
+    if not options.quiet and (
+        options.output is not None or options.format in ("json", "svg") or not _is_terminal(sys.stdout)
+    ):
         for notice in report.notices:
             _complain(_one_line(say(notice)))
     if options.verbose and report.release is not None:
@@ -318,11 +336,12 @@ def _parser(say: Language) -> argparse.ArgumentParser:
         )
         _OWN_OPTIONS[name](command, say)
         _common_options(command, say)
+        if name != "diagram":
+            command.add_argument("--format", choices=FORMATS, default="table", help=say("help_format"))
     return parser
 
 
 def _common_options(command: argparse.ArgumentParser, say: Language) -> None:
-    command.add_argument("--format", choices=("table", "md", "json"), default="table", help=say("help_format"))
     command.add_argument("--lang", choices=("auto", *LANGUAGES), default="auto", help=say("help_lang"))
     command.add_argument("-o", "--output", metavar="FILE", help=say("help_output"))
     command.add_argument("--overwrite", action="store_true", help=say("help_overwrite"))
@@ -409,6 +428,11 @@ def _memory_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--plot", metavar="FILE", help=say("help_plot"))
 
 
+def _diagram_options(command: argparse.ArgumentParser, say: Language) -> None:
+    _model_options(command, say)
+    command.set_defaults(format="svg")
+
+
 def _compare_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("left", metavar="MODEL", help=say("help_left"))
     command.add_argument("right", metavar="MODEL", help=say("help_right"))
@@ -426,6 +450,7 @@ _OWN_OPTIONS = {
     "params": _params_options,
     "attention": _attention_options,
     "memory": _memory_options,
+    "diagram": _diagram_options,
     "compare": _compare_options,
     "models": _models_options,
 }

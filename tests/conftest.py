@@ -16,6 +16,8 @@ import pytest
 from qwen_inspect.checkpoint import Tensor
 from qwen_inspect.pipeline import inspect
 
+pytest_plugins = ["tests.browser"]
+
 # A small qwen3 configuration that transformers builds in milliseconds.
 TINY_QWEN3: Mapping[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],

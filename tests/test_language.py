@@ -17,6 +17,7 @@ PACKAGE = Path(errors.__file__).parent
 COMPOSED = (
     "component_", "source_", "confidence_", "witness_", "cause_", "cause_name_", "miscount_", "finding_", "column_", "help_",
     "engine_",
+    "figure_",
     "stage_",
     "term_",
     "mode_",
@@ -45,6 +46,7 @@ def test_chinese_is_chinese() -> None:
     # Names and sums, which are no sentences.
     assert same == {
         "column_digest",
+        "comma",
         "field_gpu",
         "layers_product",
         "plot_term",

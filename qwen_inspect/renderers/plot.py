@@ -61,7 +61,7 @@ def memory_plot(memory: MemoryReport, course: Course, say: Language, *, measured
         run.attention,
     ]
     return timeline_plot(
-        course, say, title=say("plot_title", name=report.ref.id), caption=", ".join(details), measured=measured
+        course, say, title=say("plot_title", name=report.ref.id), caption=say("comma").join(details), measured=measured
     )
 
 

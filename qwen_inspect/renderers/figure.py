@@ -1,0 +1,414 @@
+"""The architecture as papers draw it: what a `ModelSpec` says and its module tree counts, and nothing else.
+
+A new kind of attention or MLP is one more arm of `_attention` or `_mlp`, which give what a layer shows of it and the panel that
+shows it whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Generic, TypeVar
+
+from ..language import Language
+from ..report import Report
+from ..spec import (
+    Attention,
+    DenseMlp,
+    FullAttention,
+    Layer,
+    Mlp,
+    ModelSpec,
+    Module,
+    MoeMlp,
+    SlidingAttention,
+    heads_kind,
+)
+from ..units import count, short_count
+from .layout import SMALL, Part, beside, box, frame, label, listed, panel, residual, stack, with_edge
+from .svg import fitted, picture, rectangle, text, text_width
+
+WIDTH = 800.0  # a README's column; wider only where the numbers need it
+MARGIN = 16.0
+BETWEEN = 20.0
+LEFT_SHARE = 0.47
+TITLE_SIZE = 18
+MOST_FRAMES, MOST_PANELS = 6, 8
+MOST_HEADS_DRAWN = 96
+LONGEST_PERIOD = 8  # of runs: no released pattern has more than two
+Item = TypeVar("Item", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sublayer:
+    """One half of a layer: its name, its facts in short, and the panel's content."""
+
+    name: str
+    facts: tuple[str, ...]
+    colour: str
+    detail: Part
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated(Generic[Item]):
+    """Runs of equal items, (item, its first index, how many), that come `times` times one after another."""
+
+    times: int
+    runs: tuple[tuple[Item, int, int], ...]
+
+
+def architecture_figure(report: Report, say: Language) -> str:
+    """SVG of the model from token ids at the bottom to logits at the top, its layers' parts in panels beside it."""
+    spec = report.spec
+    panels, tags = _panels(report, say)
+    left = _model(report, say, tags)
+    right = listed(*panels)
+    room = WIDTH - 2 * MARGIN - BETWEEN
+    left_width = max(left.width, min(room * LEFT_SHARE, room - right.width))
+    right_width = max(right.width, room - left_width)
+    width = 2 * MARGIN + left_width + BETWEEN + right_width
+    captions = (_caption(report, say), say("figure_note"))
+    top = MARGIN + TITLE_SIZE + 10 + 17 * len(captions) + 8
+    height = max(left.height, right.height)
+    name = fitted(report.ref.id, width - 2 * MARGIN, TITLE_SIZE, bold=True)
+    return picture(
+        max(width, *(text_width(line, SMALL) + 2 * MARGIN for line in captions)),
+        top + height + MARGIN,
+        text(name, MARGIN, MARGIN + TITLE_SIZE - 3, size=TITLE_SIZE, bold=True),
+        *(
+            text(line, MARGIN, MARGIN + TITLE_SIZE + 17 * index, size=SMALL, colour="muted")
+            for index, line in enumerate(captions, 1)
+        ),
+        *left.draw(MARGIN, top + (height - left.height) / 2, left_width),
+        *right.draw(MARGIN + left_width + BETWEEN, top + (height - right.height) / 2, right_width),
+        title=f"{report.ref.id}. {spec.class_name}",
+    )
+
+
+def _caption(report: Report, say: Language) -> str:
+    spec, counts = report.spec, report.parameters
+    facts = [
+        fitted(spec.class_name, WIDTH / 3, SMALL),
+        say("figure_parameters", parameters=short_count(counts.theory)),
+        *([say("figure_active", parameters=short_count(counts.active))] if counts.active != counts.theory else []),
+        say("figure_layer_count", layers=count(len(spec.layers))),
+        *([say("figure_context", tokens=count(spec.context_tokens))] if spec.context_tokens else []),
+        str(spec.dtype),
+    ]
+    return say("comma").join(facts)
+
+
+# --- the model from end to end
+
+
+def _model(report: Report, say: Language, tags: Sequence[tuple[object, str]]) -> Part:
+    spec, tree = report.spec, report.tree
+    hidden = _shape(spec.hidden_size)
+    embedding, norm = _named(tree, "embed_tokens"), _named(tree, "norm")
+    assert embedding is not None
+    parts = [
+        label(f"{say('figure_tokens')} [B, L]"),
+        with_edge(
+            box(
+                say("figure_embedding"),
+                "embedding_fill",
+                count=short_count(embedding.parameters),
+                facts=[f"{count(spec.vocab_size)} × {count(spec.hidden_size)}"],
+            ),
+            hidden,
+        ),
+        *_frames(report, say, tags),
+    ]
+    if norm is not None:
+        parts.append(with_edge(_norm(norm, spec), hidden))
+    head = _named(tree, "lm_head")
+    if head is None:
+        return stack(*parts, label(say("figure_hidden")))
+    facts = [f"{count(spec.hidden_size)} → {count(spec.vocab_size)}"]
+    if head.tied_to is not None:
+        facts.append(say("figure_tied"))
+    top = box(
+        say("figure_head"), "head_fill", count=short_count(head.parameters) if head.parameters else "", facts=facts
+    )
+    return stack(*parts, with_edge(top, _shape(spec.vocab_size)), label(say("figure_logits")))
+
+
+def _frames(report: Report, say: Language, tags: Sequence[tuple[object, str]]) -> Iterator[Part]:
+    """A frame for each run of equal layers, and one around those that come again and again."""
+    modules = list(_each_layer(report.tree))
+    groups = folded(report.spec.layers)
+
+    def one_run(layer: Layer, first: int, times: int, *, of_many: bool) -> Part:
+        each = say("figure_block_parameters", parameters=short_count(_each(modules[first])))
+        where = [_span(first, times, say)] if len(groups) > 1 and not of_many else []
+        return frame(
+            _layer(layer, modules[first], report.spec, say, tags),
+            say("figure_block", times=times),
+            note=say("comma").join([*where, each]),
+            colour="block" if of_many else "panel",
+        )
+
+    for group in groups[:MOST_FRAMES]:
+        frames = [one_run(*run, of_many=group.times > 1) for run in group.runs]
+        if group.times == 1:
+            yield from frames
+        else:
+            layers = group.times * sum(times for _, _, times in group.runs)
+            yield frame(stack(*frames), f"{group.times} ×", note=_span(group.runs[0][1], layers, say))
+    if len(groups) > MOST_FRAMES:
+        left = sum(group.times * sum(run[2] for run in group.runs) for group in groups[MOST_FRAMES:])
+        yield box(say("figure_more_layers", layers=count(left)), "panel")
+
+
+def _span(first: int, layers: int, say: Language) -> str:
+    return say("figure_span", span=str(first) if layers == 1 else f"{first}-{first + layers - 1}")
+
+
+def folded(items: Sequence[Item]) -> list[Repeated[Item]]:
+    """Runs of equal items; runs that repeat as a whole are said once: a a b a a b c -> 2 times (2 a, 1 b), 1 c."""
+    runs, index = [], 0
+    for item, group in groupby(items):
+        times = len(list(group))
+        runs.append((item, index, times))
+        index += times
+    kinds = [(item, times) for item, _, times in runs]
+    found, at = [], 0
+    while at < len(runs):
+        period, times = max(_periods(kinds, at), key=lambda one: (one[1] > 1) * one[0] * one[1])
+        found.append(Repeated(times, tuple(runs[at : at + period])))
+        at += period * times
+    return found
+
+
+def _periods(kinds: Sequence[object], at: int) -> Iterator[tuple[int, int]]:
+    """(length, how often it comes) of the patterns that begin at `at`."""
+    yield 1, 1
+    for period in range(2, min(LONGEST_PERIOD, (len(kinds) - at) // 2) + 1):
+        times = 1
+        while kinds[at + times * period : at + (times + 1) * period] == kinds[at : at + period]:
+            times += 1
+        yield period, times
+
+
+def _layer(layer: Layer, module: Module, spec: ModelSpec, say: Language, tags: Sequence[tuple[object, str]]) -> Part:
+    """Norm, sublayer, sum; twice. Pre-norm: Xiong et al. 2020."""
+    halves = []
+    norms = {child.name: child for child in module.children}
+    for kind, child, norm in (
+        (layer.attention, _attention_module(module), norms["input_layernorm"]),
+        (layer.mlp, _child(module, "mlp"), norms["post_attention_layernorm"]),
+    ):
+        shown = _sublayer(kind, child, spec, say)
+        tag = next(tag for tagged, tag in tags if tagged == kind)
+        inner = box(shown.name, shown.colour, count=short_count(child.parameters), facts=shown.facts, tag=tag)
+        halves.append(residual(stack(_norm(norm, spec), inner)))
+    return stack(*halves)
+
+
+def _norm(module: Module, spec: ModelSpec) -> Part:
+    name = module.class_name.removeprefix(spec.class_prefix)
+    return box(name, "norm_fill", count=short_count(module.parameters))
+
+
+# --- the halves of a layer
+
+
+def _panels(report: Report, say: Language) -> tuple[list[Part], list[tuple[object, str]]]:
+    """A panel for each different half of a layer, in the order of their first layer; and the number of each."""
+    modules = list(_each_layer(report.tree))
+    firsts: dict[Attention | Mlp, Module] = {}
+    for layer, module in zip(report.spec.layers, modules, strict=True):
+        firsts.setdefault(layer.attention, _attention_module(module))
+        firsts.setdefault(layer.mlp, _child(module, "mlp"))
+    kinds = [*(one for one in firsts if not isinstance(one, Mlp)), *(one for one in firsts if isinstance(one, Mlp))]
+    numbered = [(kind, str(number)) for number, kind in enumerate(kinds, 1)]
+    made = [
+        panel(shown.detail, shown.name, tag=number)
+        for kind, number in numbered[:MOST_PANELS]
+        for shown in [_sublayer(kind, firsts[kind], report.spec, say)]
+    ]
+    if len(kinds) > MOST_PANELS:
+        made.append(box(say("figure_more_kinds", kinds=count(len(kinds) - MOST_PANELS)), "panel"))
+    return made, list(numbered)
+
+
+def _sublayer(kind: Attention | Mlp, module: Module, spec: ModelSpec, say: Language) -> Sublayer:
+    return _mlp(kind, module, spec, say) if isinstance(kind, Mlp) else _attention(kind, module, spec, say)
+
+
+def _attention(kind: Attention, module: Module, spec: ModelSpec, say: Language) -> Sublayer:
+    match kind:
+        case FullAttention() | SlidingAttention():
+            return _softmax_attention(kind, module, spec, say)
+
+
+def _softmax_attention(
+    kind: FullAttention | SlidingAttention, module: Module, spec: ModelSpec, say: Language
+) -> Sublayer:
+    query, key_value, dim = kind.query_heads, kind.kv_heads, kind.head_dim
+    window = [say("figure_window", tokens=count(kind.window_tokens))] if isinstance(kind, SlidingAttention) else []
+
+    def projection(name: str, heads: int) -> Part:
+        shape = f"{count(spec.hidden_size)} → {count(heads * dim)}"
+        bias = [say("figure_bias")] if kind.qkv_bias else []
+        facts = [shape, f"{count(heads)} × {count(dim)}", *bias]
+        return box(name, "attention_fill", count=short_count(_child(module, name).parameters), facts=facts)
+
+    def rotated(name: str, letter: str, heads: int) -> Part:
+        norm = f"{letter}_norm"
+        norms = [_norm(_child(module, norm), spec)] if kind.qk_norm else []
+        return stack(projection(name, heads), *norms, box("RoPE", "block"))
+
+    flow = stack(
+        box("x", "block", count=_shape(spec.hidden_size)),
+        beside(rotated("q_proj", "q", query), rotated("k_proj", "k", key_value), projection("v_proj", key_value)),
+        with_edge(
+            box(f"softmax(Q × K / √{count(dim)}) × V", "attention_fill", facts=[say("figure_causal"), *window]),
+            _shape(query * dim),
+        ),
+        box(
+            "o_proj",
+            "attention_fill",
+            count=short_count(_child(module, "o_proj").parameters),
+            facts=[
+                f"{count(query * dim)} → {count(spec.hidden_size)}",
+                *([say("figure_bias")] if kind.output_bias else []),
+            ],
+        ),
+    )
+    name = say(f"figure_{heads_kind(query, key_value).lower()}")
+    if window:
+        name = say("figure_sliding", attention=name)
+    heads = say("figure_heads", query=count(query), key_value=count(key_value), head_dim=count(dim))
+    norms = [say("figure_qk_norm")] if kind.qk_norm else []
+    biases = [say("figure_qkv_bias")] if kind.qkv_bias else []
+    return Sublayer(
+        name=name,
+        facts=(heads, *window, say("comma").join(["RoPE", *norms, *biases])),
+        colour="attention_fill",
+        detail=listed(flow, _head_map(query, key_value, say)),
+    )
+
+
+def _head_map(query: int, key_value: int, say: Language) -> Part:
+    """Every query head above the KV head that it reads; only the sentence where they are too many to see."""
+    group = query // key_value
+    sentence = label(say("figure_group", key_value=count(key_value), group=count(group)))
+    if query > MOST_HEADS_DRAWN:
+        return sentence
+    names = max(text_width(name, SMALL) for name in ("Q", "KV")) + 8
+
+    def draw(left: float, top: float, width: float) -> Iterator[str]:
+        yield from sentence.draw(left, top, width)
+        each = (width - names) / query
+        for row, (name, heads, wide) in enumerate((("Q", query, each), ("KV", key_value, each * group))):
+            y = top + 24 + 18 * row
+            yield text(name, left, y + 11, size=SMALL, colour="muted")
+            for head in range(heads):
+                colour = ("weights", "activations")[(head if row else head // group) % 2]
+                yield rectangle(left + names + head * wide, y, max(wide - 1.5, 0.5), 13, colour)
+
+    return Part(width=max(sentence.width, names + 3 * query), height=24 + 18 + 13, draw=draw)
+
+
+def _mlp(kind: Mlp, module: Module, spec: ModelSpec, say: Language) -> Sublayer:
+    match kind:
+        case DenseMlp(intermediate_size=inner):
+            path = f"{count(spec.hidden_size)} → {count(inner)} → {count(spec.hidden_size)}"
+            return Sublayer(
+                name=say("figure_mlp"), facts=(path,), colour="mlp_fill", detail=_gated(inner, module, spec)
+            )
+        case MoeMlp():
+            return _experts(kind, module, spec, say)
+
+
+def _gated(inner: int, module: Module, spec: ModelSpec) -> Part:
+    """down(act(gate(x)) * up(x)): Shazeer 2020."""
+
+    def projection(name: str, into: int, out: int) -> Part:
+        counted = short_count(_child(module, name).parameters)
+        return box(name, "mlp_fill", count=counted, facts=[f"{count(into)} → {count(out)}"])
+
+    hidden = spec.hidden_size
+    return stack(
+        box("x", "block", count=_shape(hidden)),
+        beside(projection("gate_proj", hidden, inner), projection("up_proj", hidden, inner)),
+        with_edge(box(f"{spec.activation}(gate) × up", "mlp_fill"), _shape(inner)),
+        projection("down_proj", inner, hidden),
+    )
+
+
+def _experts(kind: MoeMlp, module: Module, spec: ModelSpec, say: Language) -> Sublayer:
+    hidden = count(spec.hidden_size)
+    taken = say("figure_experts", experts=count(kind.experts), taken=count(kind.experts_per_token))
+    routed = stack(
+        box(
+            say("figure_router"),
+            "experts_fill",
+            count=short_count(_child(module, "gate").parameters),
+            facts=[f"{hidden} → {count(kind.experts)}", say("figure_top", taken=count(kind.experts_per_token))],
+        ),
+        box(
+            say("figure_expert_count", experts=count(kind.experts)),
+            "experts_fill",
+            count=short_count(_child(module, "experts").parameters),
+            facts=[f"{hidden} → {count(kind.intermediate_size)} → {hidden}", f"{spec.activation}(gate) × up"],
+            copies=3,
+        ),
+    )
+    shared: list[Part] = []
+    if kind.shared_intermediate_size is not None:
+        expert = box(
+            say("figure_shared_expert"),
+            "mlp_fill",
+            count=short_count(_child(module, "shared_expert").parameters),
+            facts=[f"{hidden} → {count(kind.shared_intermediate_size)} → {hidden}", say("figure_shared_gate")],
+        )
+        shared.append(expert)
+    return Sublayer(
+        name=say("figure_moe"),
+        facts=(
+            taken,
+            *([say("figure_and_shared")] if shared else []),
+            say("figure_active", parameters=short_count(module.active_parameters)),
+        ),
+        colour="experts_fill",
+        detail=stack(
+            box("x", "block", count=_shape(spec.hidden_size)),
+            beside(routed, *shared),
+            box(say("figure_sum"), "block", count=_shape(spec.hidden_size)),
+        ),
+    )
+
+
+# --- the module tree
+
+
+def _shape(width: int) -> str:
+    return f"[B, L, {count(width)}]"
+
+
+def _named(module: Module, name: str) -> Module | None:
+    """A module of the model or of its decoder."""
+    inside = next((child for child in module.children if child.name == "model"), None)
+    return next((child for child in module.children if child.name == name), None) or (inside and _named(inside, name))
+
+
+def _each_layer(tree: Module) -> Iterator[Module]:
+    layers = _named(tree, "layers")
+    assert layers is not None
+    for run in layers.children:
+        yield from [run] * run.repeats
+
+
+def _each(module: Module) -> int:
+    return module.parameters // module.repeats  # exact: repeats are equal
+
+
+def _child(module: Module, name: str) -> Module:
+    return next(child for child in module.children if child.name == name)
+
+
+def _attention_module(layer: Module) -> Module:
+    return next(child for child in layer.children if child.name.endswith("attn"))
