@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "catalog:Qwen/Qwen3-0.6B"  # as loaders.resolve has it, which is not imported for --help
 COMMANDS = ("structure", "config", "weights", "params", "attention", "memory", "diagram", "compare", "models")
 FORMATS = ("table", "md", "json")
+PLAIN_DTYPES = ("bfloat16", "float16", "float32", "float64")
+# As architectures.quantised has them, which is not imported for --help.
+SCHEMES = ("awq-int4", "gptq-int4", "gptq-int8", "fp8", "bnb-int8", "bnb-nf4", "bnb-fp4", "bnb-nf4-double", "nvfp4")
 LONGEST_LINE = 1000
 PLOT_POINTS = 1500  # more than a screen has columns
 EXIT_CHECK_FAILED, EXIT_USAGE, EXIT_MALFORMED, EXIT_INTERRUPTED = 1, 2, 6, 130
@@ -96,6 +99,7 @@ def _show(options: argparse.Namespace, say: Language) -> int:
             cache_format=getattr(options, "cache_dtype", "auto"),
             ranks=getattr(options, "tp", 1),
             dtype=getattr(options, "dtype", None),
+            group_size=getattr(options, "group_size", None),
         )
         if options.command == "memory":
             from .prediction import predict
@@ -413,9 +417,8 @@ def _memory_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--batch", type=_positive(say), default=1, metavar="N", help=say("help_batch"))
     command.add_argument("--context", type=_tokens(say), default=2048, metavar="TOKENS", help=say("help_prompt"))
     command.add_argument("--new-tokens", type=_positive(say), default=128, metavar="N", help=say("help_new_tokens"))
-    command.add_argument(
-        "--dtype", choices=("bfloat16", "float16", "float32", "float64"), metavar="DTYPE", help=say("help_dtype")
-    )
+    command.add_argument("--dtype", choices=(*PLAIN_DTYPES, *SCHEMES), metavar="DTYPE", help=say("help_dtype"))
+    command.add_argument("--group-size", type=_positive(say), metavar="N", help=say("help_group_size"))
     kernels = ("sdpa", "eager", "flash_attention_2", "flash_attention_2_repeated")
     command.add_argument("--attention", choices=kernels, default="sdpa", help=say("help_attention_kernel"))
     optimizers = ("adamw_foreach", "adamw_fused", "none")

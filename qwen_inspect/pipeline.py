@@ -9,14 +9,17 @@ from typing import Any
 from .analyzers.accounting import components, predicted_elements, predicted_files
 from .analyzers.attention import attention_report
 from .analyzers.kv_cache import cache_report, engine_caches, read_formats
+from .analyzers.packing import Packing, pack, packed_tree, weights_of
 from .analyzers.reconcile import against_files, against_instantiated, copies
 from .architectures import Architecture, architecture_of
+from .architectures.quantised import PRESETS, preset, read_quantisation
 from .checkpoint import Checkpoint, ModelRef, Tensor
-from .errors import MalformedError, NotFoundError, UnsupportedError
+from .errors import MalformedError, NotFoundError, UnsupportedError, UsageError
 from .language import Message
 from .loaders import catalog
 from .loaders.hub import ListedFile
 from .loaders.resolve import DEFAULT_MODEL, Access, list_files, load, resolve
+from .quantisation import Quantisation
 from .report import CatalogEntry, Check, Design, FilePair, FilesComparison, ParameterCounts, Report, Workload
 from .spec import ModelSpec, Module, each_tensor, tied_tensors
 
@@ -38,6 +41,7 @@ def inspect(
     cache_format: str = "auto",
     ranks: int = 1,
     dtype: str | None = None,
+    group_size: int | None = None,
 ) -> Report:
     """Everything known about `model` without its weights.
 
@@ -45,13 +49,12 @@ def inspect(
     require_design: refuse an architecture that is not known; otherwise report what is stored and say why there is no more.
     predict_files: where no file can be read, list the tensors that a release's files hold.
     instantiate: also build the model on the meta device (needs the torch extra). expected_parameters: a count from
-    elsewhere to explain. dtype: parameters in another dtype than the configuration's. batch, context, cache_format,
-    ranks: as in `Workload`.
+    elsewhere to explain. dtype: parameters in another dtype than the configuration's, or quantised by a scheme of that name,
+    of `group_size` numbers a group. batch, context, cache_format, ranks: as in `Workload`.
     """
-    checkpoint = load(resolve(model, source=source, revision=revision), access or Access())
-    if dtype is not None and checkpoint.config is not None:
-        others = {key: value for key, value in checkpoint.config.items() if key != "dtype"}
-        checkpoint = replace(checkpoint, config={**others, "torch_dtype": dtype})
+    checkpoint = _in_dtype(
+        load(resolve(model, source=source, revision=revision), access or Access()), dtype, group_size
+    )
     return analyse(
         checkpoint,
         require_design=require_design,
@@ -60,6 +63,21 @@ def inspect(
         expected_parameters=expected_parameters,
         workload=Workload(batch=batch, context_tokens=context, cache_format=cache_format, ranks=ranks),
     )
+
+
+def _in_dtype(checkpoint: Checkpoint, dtype: str | None, group_size: int | None) -> Checkpoint:
+    """The model with its parameters in `dtype`, dense or by a scheme's name: what is stored says nothing of that model."""
+    if group_size is not None and dtype not in PRESETS:
+        raise UsageError("group_size_without_scheme", known=", ".join(PRESETS))
+    if dtype is None or checkpoint.config is None:
+        return checkpoint
+    config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
+    if dtype in PRESETS:
+        config["quantization_config"] = preset(dtype, group_size)
+    else:
+        config = {**{key: value for key, value in config.items() if key != "dtype"}, "torch_dtype": dtype}
+    requantised = config.get("quantization_config") != checkpoint.config.get("quantization_config")
+    return replace(checkpoint, config=config, tensors=None if requantised else checkpoint.tensors)
 
 
 def compare_files(left: str, right: str, *, access: Access | None = None) -> FilesComparison:
@@ -116,6 +134,9 @@ def analyse(
         config = _config(checkpoint)
         architecture = architecture_of(config)
         spec = architecture.read_spec(config)
+        tree = architecture.module_tree(spec)
+        quantisation = read_quantisation(config)
+        packing = None if quantisation is None else pack(tree, quantisation, architecture.stored_form, tensors)
     except (UnsupportedError, NotFoundError, MalformedError) as error:
         if require_design and tensors is not None:
             raise type(error)("refused_though_stored", reason=error.message) from None
@@ -124,14 +145,16 @@ def analyse(
         notices += (Message("no_design", reason=error.message),)
         refusal = error
     else:
-        tree = architecture.module_tree(spec)
         if tensors is None and predict_files:
             origin = "theory"
-            tensors = predicted_files(tree, architecture.stored_form, checkpoint.release)
+            form = architecture.stored_form if packing is None else packing.stored_form
+            tensors = predicted_files(tree, form, checkpoint.release)
         checks = _checks(
-            checkpoint, config, architecture, spec, tree, tensors, origin, instantiate, expected_parameters
+            checkpoint, config, architecture, spec, tree, packing, tensors, origin, instantiate, expected_parameters
         )
         design = _design(checkpoint, spec, tree, checks, workload)
+        if quantisation is not None and packing is not None:
+            design = _quantised(design, quantisation, packing)
     return Report(
         ref=checkpoint.ref,
         config=checkpoint.config,
@@ -158,6 +181,7 @@ def _checks(
     architecture: Architecture,
     spec: ModelSpec,
     tree: Module,
+    packing: Packing | None,
     files: Sequence[Tensor] | None,
     origin: str,
     instantiate: bool,
@@ -178,6 +202,7 @@ def _checks(
                 tied=tied,
                 stored_form=architecture.stored_form,
                 missing_files=checkpoint.missing_files,
+                packing=packing,
             )
         ]
 
@@ -192,6 +217,20 @@ def _checks(
 
         checks.append(against_claim(spec, tree, expected_parameters))
     return tuple(checks)
+
+
+def _quantised(design: Design, quantisation: Quantisation, packing: Packing) -> Design:
+    """The design with the bytes of what is stored; its counts stay those of the parameters."""
+    tree = packed_tree(design.tree, packing)
+    return replace(
+        design,
+        tree=tree,
+        # A release's layout is known of dense ones alone.
+        parameters=replace(design.parameters, stored_predicted=None),
+        components=components(tree),
+        quantised=weights_of(design.tree, quantisation, packing),
+        weights=tuple(part for tensor in each_tensor(design.tree) for part in packing.loaded(tensor)),
+    )
 
 
 def _design(

@@ -43,12 +43,18 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
     try:
         footprint = _footprint(report, run, course_points)
     except UnsupportedError as error:
-        footprint, refusal = formula_footprint(report.tree, report.cache, run), error
+        footprint = formula_footprint(report.tree, report.cache, run, weights=report.known.weights)
+        refusal = error
         report = replace(report, notices=(*report.notices, Message("no_trace", reason=error.message)))
     return MemoryReport(report=report, run=run, predicted=footprint, refusal=refusal)
 
 
 def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
+    if (quantised := report.known.quantised) is not None:
+        if run.mode != "generate":
+            raise UnsupportedError("memory_quantised_mode", mode=run.mode, method=quantised.method)
+        unknown = Message("assume_quantised", method=quantised.method)
+        return formula_footprint(report.tree, report.cache, run, weights=report.known.weights, unknown=(unknown,))
     if report.cache.dtype != str(report.spec.dtype) and run.mode != "train":
         return formula_footprint(report.tree, report.cache, run)
     try:

@@ -406,8 +406,52 @@ class MemoryReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeptModules:
+    """Linear modules that a quantised model keeps as they are: one name for those of all layers."""
+
+    name: str
+    modules: int
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantisedWeights:
+    """The quantised matrices of a model and all else, in parameters and in bytes as stored (tied copies once).
+
+    method: the configuration's quant_method. schemes: each in a phrase. matrices: how many are quantised. kept: which of the
+    linear modules are not.
+    """
+
+    method: str
+    schemes: tuple[Message, ...]
+    matrices: int
+    parameters: int
+    size_bytes: int
+    other_parameters: int
+    other_bytes: int
+    kept: tuple[KeptModules, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        return self.size_bytes + self.other_bytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that a quantised parameter takes, with its share of scales, zeros and indices."""
+        return self.size_bytes * 8 / self.parameters if self.parameters else 0.0
+
+    @property
+    def bits_per_parameter(self) -> float:
+        """Bits that a parameter of the whole model takes."""
+        return self.total_bytes * 8 / (self.parameters + self.other_parameters)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Design:
-    """Everything that follows from a configuration of a known architecture."""
+    """Everything that follows from a configuration of a known architecture.
+
+    quantised: None where it is not. weights: what a model loaded as stored holds of them, None where that is the tree's tensors.
+    """
 
     spec: ModelSpec
     tree: Module
@@ -417,6 +461,8 @@ class Design:
     attention: AttentionReport
     cache: CacheReport
     engines: tuple[EngineCache, ...]
+    quantised: QuantisedWeights | None = None
+    weights: tuple[Tensor, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,7 +98,7 @@ class Module:
     arguments: what torch prints between the brackets. tied_to: the full name of the tensor whose storage its weight shares,
     so that it owns none. routed: (experts a token takes, experts) where each token uses only that share of its tensors.
     repeats: that many equal siblings, named `name`, `name` + 1, ... component: the row of the statistics it belongs to,
-    its parent's where None.
+    its parent's where None. packed_bytes: of its own tensors where they are stored quantised.
     """
 
     name: str
@@ -110,6 +110,7 @@ class Module:
     routed: tuple[int, int] | None = None
     repeats: int = 1
     component: str | None = None
+    packed_bytes: int | None = None
     children: tuple[Module, ...] = ()
 
     @property
@@ -127,9 +128,13 @@ class Module:
         return self.repeats * (own + sum(child.active_parameters for child in self.children))
 
     @property
+    def own_bytes(self) -> int:
+        """Bytes of its own tensors, without its children and its repeats."""
+        return sum(tensor.size_bytes for tensor in self.tensors) if self.packed_bytes is None else self.packed_bytes
+
+    @property
     def size_bytes(self) -> int:
-        own = sum(tensor.size_bytes for tensor in self.tensors)
-        return self.repeats * (own + sum(child.size_bytes for child in self.children))
+        return self.repeats * (self.own_bytes + sum(child.size_bytes for child in self.children))
 
     @property
     def buffer_elements(self) -> int:

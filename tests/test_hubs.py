@@ -78,7 +78,7 @@ def repositories() -> list[HubRepo]:
         HubRepo("org/traversal", single, extra_listing=("../../outside.json",)),
         HubRepo(
             "org/quantised",
-            {**single, "config.json": CONFIG[:-1] + b', "quantization_config": {"quant_method": "awq"}}'},
+            {**single, "config.json": CONFIG[:-1] + b', "quantization_config": {"quant_method": "aqlm"}}'},
         ),
         HubRepo("org/empty", {"README.md": b"nothing"}),
         HubRepo("Qwen/Qwen3-0.6B", single),
@@ -489,7 +489,7 @@ def test_a_certificate_that_is_not_trusted_is_told_from_other_failures(
         ("hf:org/gap", None, 3, ["lacks 1 of its shards", SHARD_NAMES[0]]),
         ("hf:org/gguf", None, 7, ["GGUF", "does not read yet"]),
         ("hf:org/empty", None, 3, ["neither config.json nor safetensors"]),
-        ("hf:org/quantised", None, 7, ["quantised (awq)", "weights command"]),
+        ("hf:org/quantised", None, 7, ["method 'aqlm' is not known", "weights command"]),
         ("org", None, 3, ["neither a path nor ORG/NAME"]),
         ("hf:../../etc", None, 3, ["neither a path nor ORG/NAME"]),
         ("hf:org/single@../x", None, 2, ["no name of a revision"]),
@@ -509,7 +509,7 @@ def test_a_readers_token_opens_gated_and_private_repositories(hub: HubServer, tm
 def test_quantised_and_pickled_repositories_are_named(hub: HubServer, tmp_path: Path) -> None:
     found = ask_json(hub, tmp_path, "weights", "hf:org/quantised")
     assert found["totals"]["elements"] == PARAMETERS
-    assert any("quantised (awq)" in notice for notice in found["model"]["notices"])
+    assert any("method 'aqlm' is not known" in notice for notice in found["model"]["notices"])
     pickled = ask_json(hub, tmp_path, "params", "hf:org/pickled")
     assert pickled["parameters"]["theory"] == PARAMETERS
     assert pickled["parameters"]["stored"] is None

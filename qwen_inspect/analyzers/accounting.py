@@ -26,7 +26,7 @@ def components(tree: Module) -> tuple[Component, ...]:
         if module.tensors or module.tied_to:
             assert component is not None, f"{module.name} belongs to no component"
             parameters[component] += repeats * sum(tensor.elements for tensor in module.tensors)
-            size_bytes[component] += repeats * sum(tensor.size_bytes for tensor in module.tensors)
+            size_bytes[component] += repeats * module.own_bytes
             if module.tied_to:
                 tied[component] = module.tied_to
         for child in module.children:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -87,13 +87,22 @@ def _course(whole: Timeline, found: Replay, uses: Mapping[int, str], points: int
     return thinned(course_of(whole, found.course, term_of), most_points=points)
 
 
-def formula_footprint(tree: Module, cache: CacheReport, run: Run) -> Footprint:
+def formula_footprint(
+    tree: Module,
+    cache: CacheReport,
+    run: Run,
+    *,
+    weights: Sequence[Tensor] | None = None,
+    unknown: tuple[Message, ...] = (),
+) -> Footprint:
     """What weights, buffers, a full cache, the optimizer's states and the workspace take at the end of a run.
 
     No peak, for no formula knows the activations. AdamW keeps two numbers of a parameter's dtype for each one trained; a
     step ends with the gradients dropped. Source: torch 2.13, optim/adamw.py; transformers 5.23, Trainer
+
+    weights: what is loaded, where that is not the tree's own tensors. unknown: why more is not known, among the assumptions.
     """
-    held = [("weights", tensor.size_bytes) for tensor in each_tensor(tree)]
+    held = [("weights", tensor.size_bytes) for tensor in (each_tensor(tree) if weights is None else weights)]
     held += [("buffers", buffer.size_bytes) for buffer in each_buffer(tree)]
     for layer in () if run.mode == "train" else cache.layers:
         size = run.batch * layer.size_bytes(run.cached_tokens)
@@ -114,7 +123,7 @@ def formula_footprint(tree: Module, cache: CacheReport, run: Run) -> Footprint:
     return _without_peak(
         method="formula",
         steady=replace(_moment(stage, events, laid.end, uses_by_id), activations=None),
-        assumptions=assumptions(run),
+        assumptions=(*unknown, *assumptions(run)),
         provenance="transformers 5.23 DynamicCache, torch 2.13 CUDACachingAllocator",
     )
 

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ..checkpoint import DType, Tensor
 from ..language import Message
 from ..report import Cause, Check, Unexplained
 from .accounting import StoredForm
+from .packing import Packing
+
+ROLES = ("packed", "scales", "zeros", "group_index", "tables", "notes")
+# Causes whose elements are no parameters of their own.
+NO_PARAMETERS = (
+    "tied_copy",
+    "stored_buffers",
+    "quantised_biases",
+    "cache_scales",
+    *(f"quantised_{role}" for role in ROLES),
+)
+# What engines that quantise the KV cache store for it. Source: compressed-tensors 0.20, kv_cache_scheme; vLLM 0.19, kv_cache.py.
+CACHE_SCALES = (".k_scale", ".v_scale", ".q_scale", ".prob_scale")
 
 
 def against_files(
@@ -21,21 +34,26 @@ def against_files(
     tied: Mapping[str, str],
     stored_form: StoredForm,
     missing_files: Mapping[str, tuple[str, ...]] | None = None,
+    packing: Packing | None = None,
 ) -> Check:
     """`built` (by theory, or by transformers: `witness`) against the tensors in the files, read or predicted.
 
     tied: names that share another tensor's storage, with that tensor's name. missing_files: what shards that are not
-    there should hold.
+    there should hold. packing: how quantised ones are stored.
     """
-    causes: list[Cause] = []
+    causes: list[Cause] = [] if packing is None else list(_quantised(packing))
     unexplained: list[Unexplained] = []
+    singles = {part.name for tensor in built for part in stored_form(tensor)}
+    fused = {tensor.name: tensor for tensor in built if tensor.name not in singles}
+    stored_form = stored_form if packing is None else packing.stored_form
     parts = {part.name: part for tensor in built for part in stored_form(tensor)}
-    fused = {tensor.name: tensor for tensor in built if tensor.name not in parts}
+    modules = () if packing is None else tuple(name.removesuffix("weight") for name in packing.parts)
+    extra_biases = {f"{module}bias" for module in modules}
     named, renaming = _without_renaming(stored, {*parts, *fused})
     causes += renaming
 
     seen: set[str] = set()
-    tied_copies, buffers = [], []
+    tied_copies, buffers, biases, cache_scales = [], [], [], []
     retyped: Counter[tuple[DType, DType]] = Counter()
     shapes = {tensor.name: tensor.shape for tensor in built}
     for tensor in named:
@@ -52,6 +70,10 @@ def against_files(
             ".rotary_emb.inv_freq"
         ):  # written by transformers before 4.32, which kept it persistent
             buffers.append(tensor)
+        elif tensor.name in extra_biases:
+            biases.append(tensor)
+        elif packing is not None and tensor.name.endswith(CACHE_SCALES):
+            cache_scales.append(tensor)
         else:
             unexplained.append(_unexpected(tensor))
     if tied_copies:
@@ -59,8 +81,12 @@ def against_files(
         causes.append(_cause("tied_copy", tied_copies, +1, name=first, owner=tied[first]))
     if buffers:
         causes.append(_cause("stored_buffers", buffers, +1))
+    if biases:
+        causes.append(_cause("quantised_biases", biases, +1))
+    if cache_scales:
+        causes.append(_cause("cache_scales", cache_scales, +1))
 
-    filled = {tensor.name for tensor in built if tensor.name in seen}
+    filled = seen & set(fused)
     absent = [
         part for tensor in built if tensor.name not in filled for part in stored_form(tensor) if part.name not in seen
     ]
@@ -69,9 +95,10 @@ def against_files(
     if heads:
         causes.append(_cause("headless", heads, -1))
     unexplained += [_missing(tensor) for tensor in absent if tensor.name != "lm_head.weight"]
-    singly = [name for name in seen if name not in shapes]
+    owners = {} if packing is None else packing.owners
+    singly = [name for name in seen if owners.get(name, name) not in shapes]
     if singly:
-        message = Message("cause_experts_singly", tensors=len(singly), fused=len(fused) - len(filled & set(fused)))
+        message = Message("cause_experts_singly", tensors=len(singly), fused=len(fused) - len(filled))
         causes.append(Cause(name="experts_singly", message=message, parameters=0, tensors=len(singly)))
     causes += [_retyped(*pair, tensors=tensors) for pair, tensors in retyped.items()]
     return Check(
@@ -86,7 +113,28 @@ def against_files(
 
 def copies(check: Check) -> int:
     """Stored elements that are no parameters of their own, by a check against the files."""
-    return sum(cause.parameters for cause in check.causes if cause.name in ("tied_copy", "stored_buffers"))
+    return sum(cause.parameters for cause in check.causes if cause.name in NO_PARAMETERS)
+
+
+def _quantised(packing: Packing) -> Iterator[Cause]:
+    """What each role's tensors add to the count, or take from it: packed words hold several parameters each."""
+    by_role: dict[str, list[Tensor]] = {role: [] for role in ROLES}
+    for parts in packing.parts.values():
+        for part in parts:
+            by_role[part.role].append(part.tensor)
+    for role, tensors in by_role.items():
+        if not tensors:
+            continue
+        added = _elements(tensors) - (_elements(packing.dense.values()) if role == "packed" else 0)
+        dtype = ", ".join(sorted({str(tensor.dtype) for tensor in tensors}))
+        message = Message(
+            f"cause_quantised_{role}",
+            tensors=len(tensors),
+            elements=_elements(tensors),
+            parameters=_elements(packing.dense.values()),
+            dtype=dtype,
+        )
+        yield Cause(name=f"quantised_{role}", message=message, parameters=added, tensors=len(tensors))
 
 
 def against_instantiated(theory: Sequence[Tensor], instantiated: Sequence[Tensor]) -> Check:

@@ -37,9 +37,9 @@ def integer(config: Mapping[str, Any], key: str, *, at_least: int = 1, at_most: 
         raise MalformedError("config_key_missing", key=key, model_type=config.get("model_type"))
     value = config[key]
     if isinstance(value, bool) or not isinstance(value, int):
-        raise MalformedError("config_not_integer", key=key, found=_shown(value))
+        raise MalformedError("config_not_integer", key=key, found=shown(value))
     if not at_least <= value <= at_most:
-        raise MalformedError("config_out_of_range", key=key, found=_shown(value), least=at_least, most=at_most)
+        raise MalformedError("config_out_of_range", key=key, found=shown(value), least=at_least, most=at_most)
     return value
 
 
@@ -56,7 +56,7 @@ def flag(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
     if value is None:
         return default
     if not isinstance(value, bool):
-        raise MalformedError("config_not_flag", key=key, found=_shown(value))
+        raise MalformedError("config_not_flag", key=key, found=shown(value))
     return value
 
 
@@ -64,11 +64,11 @@ def number(config: Mapping[str, Any], key: str, *, default: float) -> float:
     """`config[key]` as a finite number not below 0; `default` is transformers' own for a missing key."""
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-        raise MalformedError("config_not_number", key=key, found=_shown(value))
+        raise MalformedError("config_not_number", key=key, found=shown(value))
     return value
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A hostile value, short: a string of 10^30 digits is not repeated."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"
@@ -86,10 +86,10 @@ def read_dtype(config: Mapping[str, Any]) -> DType:
     if name is None:
         return DType.F32
     if not isinstance(name, str):
-        raise MalformedError("config_not_dtype", key=key, found=_shown(name))
+        raise MalformedError("config_not_dtype", key=key, found=shown(name))
     dtype = DTYPE_OF_TORCH_NAME.get(name.removeprefix("torch."))
     if dtype not in (DType.BF16, DType.F16, DType.F32, DType.F64):
-        raise UnsupportedError("config_dtype_unsupported", key=key, found=_shown(name))
+        raise UnsupportedError("config_dtype_unsupported", key=key, found=shown(name))
     return dtype
 
 
@@ -108,8 +108,6 @@ def read_decoder(
 
     windows, mlps: from the number of layers, each layer's attention window (None: all tokens) and MLP.
     """
-    if config.get("quantization_config") is not None:
-        raise UnsupportedError("quantised_unsupported", found=_quantisation_method(config["quantization_config"]))
     layers = integer(config, "num_hidden_layers", at_most=MOST_LAYERS)
     query_heads = integer(config, "num_attention_heads", at_most=MOST_HEADS)
     # Null means as many KV heads as query heads. (Missing, transformers would take its class default: an error here.)
@@ -129,7 +127,7 @@ def read_decoder(
 
     activation = config.get("hidden_act", "silu")
     if not isinstance(activation, str) or activation not in ACTIVATION_CLASSES:
-        raise UnsupportedError("activation_unsupported", found=_shown(activation), known=", ".join(ACTIVATION_CLASSES))
+        raise UnsupportedError("activation_unsupported", found=shown(activation), known=", ".join(ACTIVATION_CLASSES))
     return ModelSpec(
         family=str(config["model_type"]),
         class_name=read_class_name(config, prefix),
@@ -150,16 +148,11 @@ def read_decoder(
     )
 
 
-def _quantisation_method(quantization: object) -> str:
-    method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
-    return method if isinstance(method, str) else "quantization_config"
-
-
 def read_class_name(config: Mapping[str, Any], prefix: str) -> str:
     """The class that `architectures` names, if it is the causal LM or the bare decoder; the causal LM where it names none."""
     names = config.get("architectures") or [f"{prefix}ForCausalLM"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise MalformedError("config_architectures", found=_shown(names))
+        raise MalformedError("config_architectures", found=shown(names))
     if names[0] not in (f"{prefix}ForCausalLM", f"{prefix}Model"):
         raise UnsupportedError("class_unsupported", found=names[0], known=f"{prefix}ForCausalLM, {prefix}Model")
     return str(names[0])
@@ -188,11 +181,11 @@ def read_layer_types(
         return [window if window is not None and default(index) else None for index in range(layers)]
     if not isinstance(types, list) or len(types) != layers:
         raise MalformedError(
-            "config_layer_types", layers=layers, found=len(types) if isinstance(types, list) else _shown(types)
+            "config_layer_types", layers=layers, found=len(types) if isinstance(types, list) else shown(types)
         )
     if unknown := [kind for kind in types if kind not in ("full_attention", "sliding_attention")]:
         raise UnsupportedError(
-            "layer_type_unsupported", found=_shown(unknown[0]), known="full_attention, sliding_attention"
+            "layer_type_unsupported", found=shown(unknown[0]), known="full_attention, sliding_attention"
         )
     if window is None and "sliding_attention" in types:
         raise MalformedError("config_window_missing")
@@ -218,7 +211,7 @@ def sparse_mlps(config: Mapping[str, Any], *, experts_key: str, shared_size: int
     """
     named = config.get("mlp_only_layers") or []
     if not isinstance(named, list) or not all(isinstance(index, int) for index in named):
-        raise MalformedError("config_mlp_only_layers", found=_shown(named))
+        raise MalformedError("config_mlp_only_layers", found=shown(named))
     dense_only = set(named)
     step = integer(config, "decoder_sparse_step") if config.get("decoder_sparse_step") is not None else 1
     experts = integer(config, experts_key, at_least=0, at_most=MOST_HEADS)

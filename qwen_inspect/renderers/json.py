@@ -59,6 +59,7 @@ def _params(report: Report, say: Language) -> dict[str, Any]:
             "non_embedding": counts.non_embedding,
             "buffers": counts.buffers,
         },
+        "quantisation": _quantisation(report, say),
         "components": [
             {
                 "name": part.name,
@@ -99,6 +100,24 @@ def _params(report: Report, say: Language) -> dict[str, Any]:
             }
             for check in report.checks
         ],
+    }
+
+
+def _quantisation(report: Report, say: Language) -> dict[str, Any] | None:
+    found = report.known.quantised
+    if found is None:
+        return None
+    return {
+        "method": found.method,
+        "schemes": [say(scheme) for scheme in found.schemes],
+        "matrices": found.matrices,
+        "parameters": found.parameters,
+        "bytes": found.size_bytes,
+        "bits_per_weight": found.bits_per_weight,
+        "other_parameters": found.other_parameters,
+        "other_bytes": found.other_bytes,
+        "total_bytes": found.total_bytes,
+        "kept": [{"name": one.name, "modules": one.modules, "parameters": one.parameters} for one in found.kept],
     }
 
 

@@ -12,7 +12,7 @@ from ...spec import Module
 from ...units import count, mib, percent, short_count, signed
 from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
 
-MOST_UNEXPLAINED = 20
+MOST_UNEXPLAINED, MOST_KEPT = 20, 8
 Item = TypeVar("Item")
 
 
@@ -67,7 +67,40 @@ def parameter_fields(report: Report, say: Language) -> Fields:
         rows.append((say("field_active"), f"{count(counts.active)} ({short_count(counts.active)})"))
     rows.append((say("field_non_embedding"), f"{count(counts.non_embedding)} ({short_count(counts.non_embedding)})"))
     rows.append((say("field_buffers"), say("buffer_elements", elements=counts.buffers)))
-    return Fields(rows)
+    return Fields([*rows, *quantisation_fields(report, say)])
+
+
+def quantisation_fields(report: Report, say: Language) -> list[tuple[str, str]]:
+    """How the weights are quantised and what they take; nothing where they are not."""
+    found = report.known.quantised
+    if found is None:
+        return []
+    schemes = "; ".join(say(scheme) for scheme in found.schemes)
+    kept = [
+        say("kept_modules", name=one.name, modules=one.modules, parameters=one.parameters)
+        for one in found.kept[:MOST_KEPT]
+    ]
+    if len(found.kept) > MOST_KEPT:
+        kept.append("…")
+    return [
+        (say("field_quantisation"), f"{found.method}: {schemes}"),
+        (
+            say("field_quantised"),
+            say(
+                "quantised_weights",
+                parameters=found.parameters,
+                matrices=found.matrices,
+                bytes=found.size_bytes,
+                bits=f"{found.bits_per_weight:.3f}",
+            ),
+        ),
+        (say("field_not_quantised"), say("other_weights", parameters=found.other_parameters, bytes=found.other_bytes)),
+        (say("field_kept"), "; ".join(kept) or say("none")),
+        (
+            say("field_weights_total"),
+            say("weights_total", bytes=found.total_bytes, bits=f"{found.bits_per_parameter:.3f}"),
+        ),
+    ]
 
 
 def check_blocks(checks: Sequence[Check], say: Language) -> list[Block]:

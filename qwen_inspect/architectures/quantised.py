@@ -1,0 +1,367 @@
+"""`quantization_config` -> `Quantisation`; and the configurations that stand for a scheme's name.
+
+Source: transformers 5.23, utils/quantization_config.py and quantizers/; compressed-tensors 0.20, quantization/quant_args.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..checkpoint import DTYPE_OF_TORCH_NAME, DType
+from ..errors import MalformedError, UnsupportedError, UsageError
+from ..quantisation import (
+    Awq,
+    Bnb4,
+    BnbInt8,
+    CompressedFp4,
+    CompressedIntegers,
+    CompressedNumbers,
+    Fp8,
+    Gptq,
+    ModelOptNvfp4,
+    ModuleTest,
+    Mxfp4Experts,
+    Quantisation,
+    Scheme,
+    SchemeGroup,
+)
+from .reading import flag, integer, optional_integer, shown
+
+HEAD, SHARED_GATE = "lm_head", "shared_expert_gate"
+MOST_PATTERNS = 100_000
+LONGEST_PATTERN = 1_000
+LITERAL = re.compile(r"[\w.\-]+")
+# What makes matching slow is one repetition inside another, or many in a row: those are refused.
+NESTED_REPETITION = re.compile(r"\)[*+{?]|[*+}?][*+{]|\\[1-9]|\(\?[^:)]")
+REPETITION = re.compile(r"(?<!\\)[*+{]")
+MOST_REPETITIONS = 4
+
+
+def read_quantisation(config: Mapping[str, Any]) -> Quantisation | None:
+    """What `quantization_config` says, None where there is none.
+
+    Raises UnsupportedError for a method or layout that is not known, MalformedError for values that have no meaning.
+    """
+    found = config.get("quantization_config")
+    if found is None:
+        return None
+    if not isinstance(found, Mapping):
+        raise MalformedError("quantised_not_object", found=shown(found))
+    method = found.get("quant_method")
+    if method is None and ("load_in_4bit" in found or "load_in_8bit" in found):
+        method = "bitsandbytes"  # files of before transformers 4.34 do not name it
+    if not isinstance(method, str) or method not in METHODS:
+        raise UnsupportedError("quantised_unsupported", found=shown(method), known=", ".join(METHODS))
+    return METHODS[method]({**found, "model_type": method})  # which errors name
+
+
+# --- one function a method -----------------------------------------------------------------------------------------
+
+
+def _awq(found: Mapping[str, Any]) -> Quantisation:
+    layout = found.get("version", found.get("format", "gemm"))
+    _known("version", layout, ("gemm", "GEMM"))
+    scheme = Awq(bits=_bits(found, (4, 8)), group_size=_group_size(found))
+    return _single("awq", scheme, [HEAD, *_names(found, "modules_to_not_convert")])
+
+
+def _gptq(found: Mapping[str, Any]) -> Quantisation:
+    _known("checkpoint_format", found.get("checkpoint_format", found.get("format", "gptq")), ("gptq", "gptq_v2"))
+    _known("pack_dtype", found.get("pack_dtype", "int32"), ("int32",))
+    for key in ("dynamic", "is_marlin_format"):
+        if found.get(key):
+            raise UnsupportedError("quantised_option_unsupported", key=key, found=shown(found[key]), known="–")
+    scheme = Gptq(bits=_bits(found, (2, 3, 4, 8)), group_size=_group_size(found))
+    skipped = [] if flag(found, "lm_head", default=False) else [HEAD]
+    # Of a decoder's linear layers the gate of the shared expert alone is left. Source: GPTQModel, Qwen2MoeQModel.module_tree.
+    return _single("gptq", scheme, [*skipped, *_names(found, "modules_to_not_convert"), SHARED_GATE])
+
+
+def _fp8(found: Mapping[str, Any]) -> Quantisation:
+    _known("fmt", found.get("fmt", "e4m3"), ("e4m3", "float8_e4m3fn"))
+    _known("scale_fmt", found.get("scale_fmt") or "float", ("float",))
+    activation = found.get("activation_scheme", "dynamic")
+    _known("activation_scheme", activation, ("dynamic", "static"))
+    block = found.get("weight_block_size", (128, 128))
+    if block is not None and not _is_block(block):
+        raise MalformedError("quantised_block", found=shown(block))
+    scheme = Fp8(block=None if block is None else (block[0], block[1]), static_inputs=activation == "static")
+    return _single("fp8", scheme, [HEAD, *_names(found, "modules_to_not_convert")])
+
+
+def _bitsandbytes(found: Mapping[str, Any]) -> Quantisation:
+    four, eight = flag(found, "load_in_4bit", default=False), flag(found, "load_in_8bit", default=False)
+    if four == eight:
+        raise MalformedError("quantised_bnb_bits")
+    scheme: Scheme = BnbInt8()
+    if four:
+        kind = found.get("bnb_4bit_quant_type", "fp4")
+        _known("bnb_4bit_quant_type", kind, ("nf4", "fp4"))
+        storage = found.get("bnb_4bit_quant_storage") or "uint8"
+        _known("bnb_4bit_quant_storage", storage, ("uint8", "int8", "float16", "bfloat16", "float32"))
+        double = flag(found, "bnb_4bit_use_double_quant", default=False)
+        scheme = Bnb4(kind=kind, double=double, storage=DTYPE_OF_TORCH_NAME[storage])
+    skipped = found.get("llm_int8_skip_modules")
+    # Source: HfQuantizer.get_modules_to_not_convert: the head is skipped only where no list is given.
+    names = [HEAD] if skipped is None else _names(found, "llm_int8_skip_modules")
+    return _single("bitsandbytes", scheme, names)
+
+
+def _mxfp4(found: Mapping[str, Any]) -> Quantisation:
+    return _single("mxfp4", Mxfp4Experts(), _names(found, "modules_to_not_convert"))
+
+
+def _modelopt(found: Mapping[str, Any]) -> Quantisation:
+    """Source: NVIDIA ModelOpt 0.33, export/convert_hf_config.py: `quant_algo` and `ignore` beside config_groups."""
+    inner = found.get("quantization", found)
+    if not isinstance(inner, Mapping):
+        raise MalformedError("quantised_not_object", found=shown(inner))
+    _known("quant_algo", inner.get("quant_algo"), ("NVFP4",))
+    names = [*_names(inner, "ignore"), *_names(inner, "exclude_modules")]
+    # Wildcards as in fnmatch: `model.layers.0*` takes whatever follows.
+    patterns = ["re:" + re.escape(name).replace(r"\*", ".*") + "$" if "*" in name else name for name in names]
+    return _single("modelopt", ModelOptNvfp4(), patterns)
+
+
+def _compressed_tensors(found: Mapping[str, Any]) -> Quantisation:
+    for key in ("sparsity_config", "transform_config"):
+        if found.get(key) and found[key] != {"format": "dense"}:
+            raise UnsupportedError("quantised_option_unsupported", key=key, found=shown(found[key]), known="–")
+    groups = found.get("config_groups")
+    if not isinstance(groups, Mapping) or not groups or not all(isinstance(one, Mapping) for one in groups.values()):
+        raise MalformedError("quantised_groups", found=shown(groups))
+    return Quantisation(
+        method="compressed-tensors",
+        groups=tuple(_compressed_group(group, found.get("format")) for group in groups.values()),
+        skips=_anchored(_names(found, "ignore")),
+    )
+
+
+def _compressed_group(group: Mapping[str, Any], shared_format: object) -> SchemeGroup:
+    layout = group.get("format") or shared_format
+    _known("format", layout, tuple(COMPRESSED))
+    weights, inputs = group.get("weights"), group.get("input_activations") or {}
+    if not isinstance(weights, Mapping) or not isinstance(inputs, Mapping):
+        raise MalformedError("quantised_groups", found=shown(weights))
+    static = bool(inputs) and inputs.get("dynamic", False) is not True
+    weights = {**weights, "model_type": "compressed-tensors"}
+    targets = _names(group, "targets")
+    # A class's name takes every linear module: the rest of those known here are none of the kind.
+    takes = _always if "Linear" in targets else _anchored(targets)
+    return SchemeGroup(takes=takes, scheme=COMPRESSED[str(layout)](weights, static))
+
+
+def _compressed_integers(weights: Mapping[str, Any], static: bool) -> Scheme:
+    ordered = weights.get("actorder")
+    _known("actorder", ordered, (None, False, True, "group", "weight", "static", "dynamic"))
+    return CompressedIntegers(
+        bits=_bits(weights, (2, 3, 4, 5, 6, 7, 8), key="num_bits"),
+        group_size=_group_size(weights) if weights.get("strategy", "group") == "group" else None,
+        symmetric=flag(weights, "symmetric", default=True),
+        ordered=ordered in (True, "group", "dynamic"),
+    )
+
+
+def _compressed_numbers(weights: Mapping[str, Any], static: bool) -> Scheme:
+    kind, strategy = weights.get("type", "int"), weights.get("strategy", "tensor")
+    _known("type", kind, ("int", "float"))
+    scaled = _scaled(weights, strategy)
+    # Four-bit integers are stored a byte each too, where the inputs are quantised as well.
+    _bits(weights, (8,) if kind == "float" else (2, 3, 4, 5, 6, 7, 8), key="num_bits")
+    return CompressedNumbers(
+        dtype=DType.F8_E4M3 if kind == "float" else DType.I8,
+        scaled=scaled,
+        scale_dtype=_scale_dtype(weights),
+        symmetric=flag(weights, "symmetric", default=True),
+        static_inputs=static,
+    )
+
+
+def _scaled(weights: Mapping[str, Any], strategy: object) -> tuple[int | None, int | None]:
+    _known("strategy", strategy, ("tensor", "channel", "group", "block"))
+    if strategy == "block":
+        block = weights.get("block_structure")
+        if not _is_block(block):
+            raise MalformedError("quantised_block", found=shown(block))
+        return int(block[0]), int(block[1])  # type: ignore[index]
+    if strategy == "group":
+        return 1, _group_size(weights)
+    return (1 if strategy == "channel" else None), None
+
+
+def _compressed_fp4(weights: Mapping[str, Any], static: bool) -> Scheme:
+    group = integer(weights, "group_size", at_least=2, at_most=1 << 16)
+    two_level = weights.get("strategy") == "tensor_group"
+    return CompressedFp4(
+        group_size=group,
+        scale_dtype=_scale_dtype(weights) or (DType.F8_E4M3 if two_level else DType.U8),
+        two_level=two_level,
+        static_inputs=static,
+    )
+
+
+COMPRESSED: Mapping[str, Callable[[Mapping[str, Any], bool], Scheme]] = {
+    "pack-quantized": _compressed_integers,
+    "int-quantized": _compressed_numbers,
+    "float-quantized": _compressed_numbers,
+    "naive-quantized": _compressed_numbers,
+    "mxfp8-quantized": _compressed_numbers,
+    "nvfp4-pack-quantized": _compressed_fp4,
+    "mxfp4-pack-quantized": _compressed_fp4,
+}
+METHODS: Mapping[str, Callable[[Mapping[str, Any]], Quantisation]] = {
+    "awq": _awq,
+    "gptq": _gptq,
+    "fp8": _fp8,
+    "bitsandbytes": _bitsandbytes,
+    "compressed-tensors": _compressed_tensors,
+    "mxfp4": _mxfp4,
+    "modelopt": _modelopt,
+}
+
+
+# --- values --------------------------------------------------------------------------------------------------------
+
+
+def _known(key: str, value: object, known: Sequence[object]) -> None:
+    if value not in known:
+        names = ", ".join(str(one) for one in known)
+        raise UnsupportedError("quantised_option_unsupported", key=key, found=shown(value), known=names)
+
+
+def _bits(found: Mapping[str, Any], known: tuple[int, ...], *, key: str = "bits") -> int:
+    bits = integer(found, key, at_most=64)
+    _known(key, bits, known)
+    return bits
+
+
+def _group_size(found: Mapping[str, Any]) -> int | None:
+    """None for -1 and for null: all input features share a group."""
+    if found.get("group_size") == -1:
+        return None
+    return optional_integer(found, "group_size", at_least=1)
+
+
+def _scale_dtype(weights: Mapping[str, Any]) -> DType | None:
+    name = weights.get("scale_dtype")
+    if name is None:
+        return None
+    known = ("torch.uint8", "torch.float8_e4m3fn", "torch.bfloat16", "torch.float16", "torch.float32")
+    _known("scale_dtype", name, known)
+    return DTYPE_OF_TORCH_NAME[str(name).removeprefix("torch.")]
+
+
+def _is_block(block: object) -> bool:
+    return (
+        isinstance(block, Sequence)
+        and len(block) == 2
+        and all(type(side) is int and 0 < side < 1 << 20 for side in block)
+    )
+
+
+# --- which modules -------------------------------------------------------------------------------------------------
+
+
+def _single(method: str, scheme: Scheme, skipped: Sequence[str]) -> Quantisation:
+    return Quantisation(method=method, groups=(SchemeGroup(takes=_always, scheme=scheme),), skips=_skipped(skipped))
+
+
+def _always(module: str) -> bool:
+    return True
+
+
+def _names(found: Mapping[str, Any], key: str) -> list[str]:
+    names = found.get(key)
+    if names is None:
+        return []
+    if not isinstance(names, list) or len(names) > MOST_PATTERNS or not all(isinstance(one, str) for one in names):
+        raise MalformedError("quantised_names", key=key, found=shown(names))
+    return names
+
+
+def _skipped(names: Sequence[str]) -> ModuleTest:
+    """transformers' rule: a name, or a pattern, from the start to a module's boundary; or the end of the name.
+
+    Source: transformers 5.23, quantizers_utils.should_convert_module.
+    """
+    named = frozenset(name for name in names if LITERAL.fullmatch(name))
+    ends = tuple(named)
+    patterns = [
+        re.compile(rf"(?:{_pattern(name.removeprefix('re:'))})(?:(?<=\.)|(?=\.|$))")
+        for name in names
+        if name not in named
+    ]
+
+    def test(module: str) -> bool:
+        return (
+            module.endswith(ends)
+            or not named.isdisjoint(_ancestors(module))
+            or any(pattern.match(module) for pattern in patterns)
+        )
+
+    return test
+
+
+def _anchored(names: Sequence[str]) -> ModuleTest:
+    """compressed-tensors' rule: the whole name, or a pattern after "re:" from its start.
+
+    Source: compressed-tensors 0.20, utils/match.py, match_name.
+    """
+    named = frozenset(name for name in names if not name.startswith("re:"))
+    patterns = [re.compile(_pattern(name.removeprefix("re:"))) for name in names if name.startswith("re:")]
+    return lambda module: module in named or any(pattern.match(module) for pattern in patterns)
+
+
+def _ancestors(module: str) -> list[str]:
+    """`a.b.c` -> `a`, `a.b`, `a.b.c`."""
+    parts = module.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+
+
+def _pattern(text: str) -> str:
+    """A regular expression of a repository, once it is known that matching it takes no time to speak of."""
+    if (
+        len(text) > LONGEST_PATTERN
+        or NESTED_REPETITION.search(text)
+        or len(REPETITION.findall(text)) > MOST_REPETITIONS
+    ):
+        raise UnsupportedError("quantised_pattern", found=shown(text))
+    try:
+        re.compile(text)
+    except re.error:
+        raise MalformedError("quantised_pattern_malformed", found=shown(text)) from None
+    return text
+
+
+# --- a scheme by its name ------------------------------------------------------------------------------------------
+
+DEFAULT_GROUP_SIZE = 128
+# What `--dtype` takes beside torch's dtypes. "group_size" is filled in where the key stands.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "awq-int4": {"quant_method": "awq", "bits": 4, "group_size": None, "modules_to_not_convert": [SHARED_GATE]},
+    "gptq-int4": {"quant_method": "gptq", "bits": 4, "group_size": None, "sym": True, "desc_act": False},
+    "gptq-int8": {"quant_method": "gptq", "bits": 8, "group_size": None, "sym": True, "desc_act": False},
+    "fp8": {"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": [SHARED_GATE]},
+    "bnb-int8": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+    "bnb-nf4": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "bnb-fp4": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+    "bnb-nf4-double": {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+    },
+    "nvfp4": {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": [HEAD, SHARED_GATE]},
+}
+
+
+def preset(name: str, group_size: int | None) -> Mapping[str, Any]:
+    """The `quantization_config` that `name` of PRESETS stands for; UsageError where its groups have a fixed size."""
+    chosen = dict(PRESETS[name])
+    if "group_size" in chosen:
+        chosen["group_size"] = group_size or DEFAULT_GROUP_SIZE
+    elif group_size is not None:
+        raise UsageError("group_size_fixed", scheme=name)
+    return chosen
