@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "catalog:Qwen/Qwen3-0.6B"  # as loaders.resolve has it, which is not imported for --help
 COMMANDS = ("structure", "config", "weights", "params", "attention", "memory", "diagram", "compare", "models")
-FORMATS = ("table", "md", "json")
+FORMATS = ("table", "md", "html", "json")
 PLAIN_DTYPES = ("bfloat16", "float16", "float32", "float64")
 # As architectures.quantised has them, which is not imported for --help.
 SCHEMES = ("awq-int4", "gptq-int4", "gptq-int8", "fp8", "bnb-int8", "bnb-nf4", "bnb-fp4", "bnb-nf4-double", "nvfp4")
@@ -220,6 +220,10 @@ def _text(options: argparse.Namespace, subject: object, say: Language, view: obj
         from .renderers import markdown
 
         return markdown.render(blocks)
+    if options.format == "html":
+        from .renderers import html
+
+        return html.render(blocks, say)
     from .renderers import terminal
 
     plain = (

@@ -16,7 +16,9 @@ import pytest
 from qwen_inspect.checkpoint import Tensor
 from qwen_inspect.pipeline import inspect
 
-pytest_plugins = ["tests.browser"]
+from .browser import browser
+
+__all__ = ["browser"]  # a fixture, for every test
 
 # A small qwen3 configuration that transformers builds in milliseconds.
 TINY_QWEN3: Mapping[str, Any] = {

@@ -64,7 +64,19 @@ class Code:
     language: str = ""
 
 
-Block = Heading | Paragraph | Fields | Items | Table | Tree | Code
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A picture, made by this package alone: `svg` is markup and is not escaped again. `text` says what it shows.
+
+    file: the name under which Markdown finds it; who writes the Markdown writes the file beside it.
+    """
+
+    svg: str
+    text: str
+    file: str
+
+
+Block = Heading | Paragraph | Fields | Items | Table | Tree | Code | Figure
 
 
 def tree_lines(root: Node) -> list[tuple[str, Node]]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from urllib.parse import quote
 
-from .blocks import Block, Code, Fields, Heading, Items, Paragraph, Table, Tree, tree_lines
+from .blocks import Block, Code, Fields, Figure, Heading, Items, Paragraph, Table, Tree, tree_lines
 from .terminal import safe
 
 # What would start markup within a line of text: a bracket only where a link's target could follow, an underscore only at
 # the edge of a word. Source: CommonMark 0.31, 2.4 and 6.2 to 6.4; `|` and `~` for GitHub's tables and strikethrough.
 SPECIAL = re.compile(r"[\\`*<>|~&]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
+SPECIAL_IN_LABEL = re.compile(rf"{SPECIAL.pattern}|[\[\]]")  # brackets must balance there: CommonMark 0.31, 6.3
 RULES = {"l": ":--", "c": ":-:", "r": "--:"}
 
 
@@ -55,6 +57,8 @@ def _block(block: Block) -> str:
             )
         case Code(text=text, language=language):
             return _fenced("\n".join(map(safe, text.splitlines())), language)
+        case Figure(text=text, file=file):
+            return f"![{SPECIAL_IN_LABEL.sub(_escaped, safe(text))}](<{quote(file)}>)"
 
 
 def _fenced(text: str, language: str) -> str:

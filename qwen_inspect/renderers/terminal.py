@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from prettytable import PrettyTable
 from wcwidth import wcwidth
 
-from .blocks import Block, Code, Fields, Heading, Items, Node, Paragraph, Table, Tree, tree_lines
+from .blocks import Block, Code, Fields, Figure, Heading, Items, Node, Paragraph, Table, Tree, tree_lines
 
 if TYPE_CHECKING:
     from rich.tree import Tree as RichTree
@@ -92,6 +92,8 @@ def _block(block: Block) -> str:
             )
         case Code(text=text):
             return "\n".join(map(safe, text.splitlines()))
+        case Figure(text=text, file=file):
+            return f"[{safe(text)}: {safe(file)}]"
 
 
 def _broken(cell: str) -> str:

@@ -1,0 +1,198 @@
+"""Blocks -> one HTML file that asks for nothing from outside: it opens from disk, in light and dark, and reads without scripts.
+
+Whatever comes from a model stands as escaped text, or in a JSON island that the page's script puts into text nodes. The policy in
+the page's head lets only its own script and styles run, by their hashes, and lets nothing be fetched.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from itertools import count as numbers
+from itertools import takewhile
+from pathlib import Path
+
+from ..language import Language
+from ..units import count
+from .blocks import Block, Code, Fields, Figure, Heading, Items, Node, Paragraph, Table, Tree
+from .svg import escape, shown
+
+LONG_TABLE = 200  # rows; of a longer table the page holds all as JSON, and draws those in view
+SEARCHED_TABLE = 20  # rows; a longer table can be searched
+OPEN_NODES = 80  # a larger tree is closed below its second level
+ALIGNED = {"l": "left", "c": "middle", "r": "right"}
+HERE = Path(__file__).parent
+STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
+
+
+def render(blocks: Sequence[Block], say: Language) -> str:
+    """The page; its title is the first heading."""
+    title = next((block.text for block in blocks if isinstance(block, Heading)), "qwen-inspect")
+    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    anchors = [f"s{number}" for number in range(len(blocks))]
+    body = "\n".join(_block(block, anchor, say) for block, anchor in zip(blocks, anchors, strict=True))
+    figures = [block.svg for block in blocks if isinstance(block, Figure)]
+    styles = [style, *(found for svg in figures for found in STYLE.findall(svg))]
+    return f"""<!doctype html>
+<html lang="{say.code}">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_policy(styles, script)}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<style>{style}</style>
+</head>
+<body>
+{_contents(blocks, anchors, say)}<main>
+{body}
+</main>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def _policy(styles: Sequence[str], script: str) -> str:
+    """Source: W3C, Content Security Policy Level 3: a hash allows exactly that text; frame-ancestors is not for meta."""
+
+    def allowed(contents: Sequence[str]) -> str:
+        hashes = (b64encode(sha256(content.encode()).digest()).decode() for content in contents)
+        return " ".join(dict.fromkeys(f"'sha256-{one}'" for one in hashes))
+
+    return (
+        f"default-src 'none'; style-src {allowed(styles)}; script-src {allowed([script])}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _contents(blocks: Sequence[Block], anchors: Sequence[str], say: Language) -> str:
+    links = [
+        f'<li><a href="#{anchor}">{escape(block.text)}</a></li>'
+        for block, anchor in zip(blocks, anchors, strict=True)
+        if isinstance(block, Heading) and block.level == 2
+    ]
+    if len(links) < 3:
+        return ""
+    return f'<nav aria-label="{escape(say("html_contents"))}"><ul>{"".join(links)}</ul></nav>\n'
+
+
+def _block(block: Block, anchor: str, say: Language) -> str:
+    match block:
+        case Heading(text=text, level=level):
+            return f'<h{level} id="{anchor}">{escape(text)}</h{level}>'
+        case Paragraph(text=text):
+            return f"<p>{escape(text)}</p>"
+        case Fields(rows=rows):
+            pairs = "".join(f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in rows)
+            return f"<dl>{pairs}</dl>"
+        case Items(items=items, numbered=numbered):
+            kind = "ol" if numbered else "ul"
+            return f"<{kind}>{''.join(f'<li>{escape(item)}</li>' for item in items)}</{kind}>"
+        case Table():
+            return _table(block, anchor, say)
+        case Tree(root=root):
+            return _tree(root, say)
+        case Code(text=text):
+            copy = (
+                f'<button type="button" class="copy" data-done="{escape(say("html_copied"))}" hidden>'
+                f"{escape(say('html_copy'))}</button>"
+            )
+            lines = "\n".join(map(escape, text.splitlines()))
+            return f'<div class="code">{copy}<pre tabindex="0"><code>{lines}</code></pre></div>'
+        case Figure(svg=svg, text=text):
+            return f"<figure>{svg}<figcaption>{escape(text)}</figcaption></figure>"
+
+
+# --- tables
+
+
+def _table(table: Table, anchor: str, say: Language) -> str:
+    """Rows as HTML where they are few. Of many, the first as HTML for readers without scripts, and all as JSON."""
+    body = table.rows[: len(table.rows) - table.totals]
+    totals = table.rows[len(body) :]
+    is_long = len(body) > LONG_TABLE
+    classes = [ALIGNED[letter] for letter in table.align]
+    heads = "".join(
+        f'<th class="{kind}" scope="col"><button type="button" disabled>{escape(column)}</button></th>'
+        for column, kind in zip(table.columns, classes, strict=True)
+    )
+    search = ""
+    if len(body) > SEARCHED_TABLE:
+        pattern = escape(say("html_rows", shown="{shown}", total="{total}"))
+        search = (
+            f'<p class="search" hidden><label>{escape(say("html_search"))} <input type="search" autocomplete="off" '
+            f'spellcheck="false"></label> <output data-pattern="{pattern}"></output></p>'
+        )
+    without = ""
+    if is_long:
+        said = say("html_noscript", shown=count(LONG_TABLE), total=count(len(body)))
+        without = f"<noscript><p>{escape(said)}</p></noscript>"
+    island = f'<script type="application/json">{_island(body)}</script>' if is_long else ""
+    foot = f"<tfoot>{''.join(_row(row, classes) for row in totals)}</tfoot>" if totals else ""
+    rows = "".join(_row(row, classes) for row in body[:LONG_TABLE])
+    region = f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(", ".join(table.columns))}">'
+    return (
+        f'<div class="table{" long" if is_long else ""}" id="{anchor}">{search}{without}{region}'
+        f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody>{foot}</table></div>{island}</div>"
+    )
+
+
+def _row(row: Sequence[str], classes: Sequence[str]) -> str:
+    cells = (f'<td class="{kind}">{escape(cell)}</td>' for cell, kind in zip(row, classes, strict=True))
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _island(rows: Sequence[Sequence[str]]) -> str:
+    """All rows by column as JSON that cannot end the script element it stands in: `<` is written as an escape."""
+    columns = [_packed([shown(cell) for cell in column]) for column in zip(*rows, strict=True)]
+    return json.dumps(columns, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _packed(cells: Sequence[str]) -> dict[str, object]:
+    """A column in short: distinct values and each row's index of them, or what each cell shares with the one before it.
+
+    values, indices; or shared (how many characters), rest.
+    """
+    distinct = dict(zip(dict.fromkeys(cells), numbers(), strict=False))
+    if len(distinct) * 4 < len(cells):
+        return {"values": list(distinct), "indices": [distinct[cell] for cell in cells]}
+    shared = [_shared(before, cell) for before, cell in zip(["", *cells], cells, strict=False)]
+    return {"shared": shared, "rest": [cell[length:] for cell, length in zip(cells, shared, strict=True)]}
+
+
+def _shared(before: str, cell: str) -> int:
+    """Characters that two cells begin with alike, none of which scripts count as two (beyond U+FFFF)."""
+    alike = takewhile(lambda pair: pair[0] == pair[1] <= "\uffff", zip(before, cell, strict=False))
+    return sum(1 for _ in alike)
+
+
+# --- trees
+
+
+def _tree(root: Node, say: Language) -> str:
+    deep = _nodes(root) > OPEN_NODES
+    buttons = "".join(
+        f'<button type="button" data-open="{state}">{escape(say(key))}</button>'
+        for state, key in (("1", "html_open_all"), ("", "html_close_all"))
+    )
+    return f'<div class="tree"><p class="folding" hidden>{buttons}</p><ul>{"".join(_node(root, 2 if deep else 99))}</ul></div>'
+
+
+def _nodes(node: Node) -> int:
+    return 1 + sum(map(_nodes, node.children))
+
+
+def _node(node: Node, open_levels: int) -> Iterator[str]:
+    note = f' <span class="note">{escape(node.note)}</span>' if node.note else ""
+    line = f"<code>{escape(node.text)}</code>{note}"
+    if not node.children:
+        yield f"<li>{line}</li>"
+        return
+    yield f"<li><details{' open' if open_levels > 0 else ''}><summary>{line}</summary><ul>"
+    for child in node.children:
+        yield from _node(child, open_levels - 1)
+    yield "</ul></details></li>"

@@ -1,0 +1,163 @@
+"use strict";
+// Folds trees, sorts and searches tables, draws of a long table only the rows in view. Every text goes into a text node.
+const ROW = 28; // pixels, as in the style sheet
+const AROUND = 20; // rows drawn above and below those in view
+const UNITS = { KiB: 2 ** 10, MiB: 2 ** 20, GiB: 2 ** 30, TiB: 2 ** 40, K: 1e3, M: 1e6, B: 1e9, T: 1e12 };
+const collator = new Intl.Collator(undefined, { numeric: true });
+
+// 1.5 GiB, 8.19B, 640 B, 12.3%, +1,234: as a number; null for what is none, which sorts last.
+function quantity(text) {
+  const found = /^([+-]?[\d,]*\.?\d+)( ?)(KiB|MiB|GiB|TiB|[KMBT]\b)?/.exec(text);
+  if (!found) return null;
+  const bytes = found[2] === " " && found[3] === "B";
+  return Number(found[1].replaceAll(",", "")) * (bytes ? 1 : UNITS[found[3]] ?? 1);
+}
+
+// The inverse of what html.py packs a column into.
+function unpacked(column) {
+  if (column.values) return column.indices.map((index) => column.values[index]);
+  let before = "";
+  return column.rest.map((rest, row) => (before = before.slice(0, column.shared[row]) + rest));
+}
+
+function rowsOf(block, body) {
+  const island = block.querySelector('script[type="application/json"]');
+  if (!island) return [...body.rows].map((row) => [...row.cells].map((cell) => cell.textContent));
+  const columns = JSON.parse(island.textContent).map(unpacked);
+  return columns[0].map((_, row) => columns.map((column) => column[row]));
+}
+
+function element(name, kind) {
+  const made = document.createElement(name);
+  if (kind) made.className = kind;
+  return made;
+}
+
+function enhance(block) {
+  const [table, scroll] = [block.querySelector("table"), block.querySelector(".scroll")];
+  const [body, heads] = [table.tBodies[0], [...table.tHead.rows[0].cells]];
+  const isLong = block.classList.contains("long");
+  const kinds = heads.map((head) => head.className);
+  const rows = rowsOf(block, body);
+  let order = rows.map((_, row) => row);
+  let drawn = "";
+
+  function rowElement(index) {
+    const row = element("tr");
+    rows[index].forEach((text, column) => {
+      const cell = element("td", kinds[column]);
+      cell.textContent = text;
+      if (isLong) cell.title = text;
+      row.append(cell);
+    });
+    return row;
+  }
+  function gap(pixels) {
+    const row = element("tr", "gap");
+    const cell = element("td");
+    cell.colSpan = heads.length;
+    cell.style.height = `${pixels}px`;
+    row.append(cell);
+    return row;
+  }
+  function draw() {
+    if (!isLong) return body.replaceChildren(...order.map(rowElement));
+    const first = Math.max(0, Math.floor(scroll.scrollTop / ROW) - AROUND);
+    const end = Math.min(order.length, Math.ceil((scroll.scrollTop + scroll.clientHeight) / ROW) + AROUND);
+    const now = `${first} ${end}`;
+    if (now === drawn) return;
+    drawn = now;
+    body.replaceChildren(gap(first * ROW), ...order.slice(first, end).map(rowElement), gap((order.length - end) * ROW));
+  }
+  function redraw() {
+    drawn = "";
+    if (isLong) scroll.scrollTop = 0;
+    draw();
+  }
+
+  // Widths from the longest cell, so that columns stay where they are while rows come and go.
+  if (isLong) {
+    const wide = (text) => [...text].reduce((sum, one) => sum + (one.codePointAt(0) > 0x2e7f ? 2 : 1), 0);
+    const columns = element("colgroup");
+    heads.forEach((head, column) => {
+      const longest = rows.reduce((most, row) => Math.max(most, row[column].length), 0);
+      const one = element("col");
+      one.style.width = `${Math.min(90, Math.max(longest, wide(head.textContent) + 2) + 3)}ch`;
+      columns.append(one);
+    });
+    table.prepend(columns);
+    scroll.addEventListener("scroll", draw, { passive: true });
+    addEventListener("resize", draw);
+    draw();
+  }
+
+  let sorted = null;
+  const original = new Map();
+  heads.forEach((head, column) => {
+    const button = head.querySelector("button");
+    button.disabled = rows.length < 2;
+    button.addEventListener("click", () => {
+      const downwards = head.getAttribute("aria-sort") === "ascending" || (kinds[column] === "right" && sorted !== column);
+      for (const other of heads) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", downwards ? "descending" : "ascending");
+      sorted = column;
+      arrange();
+    });
+  });
+  function arrange() {
+    order = kept();
+    if (sorted !== null) {
+      const sign = heads[sorted].getAttribute("aria-sort") === "descending" ? -1 : 1;
+      const asNumber = kinds[sorted] === "right";
+      const keys = original.get(sorted) ?? rows.map((row) => (asNumber ? quantity(row[sorted]) : row[sorted]));
+      original.set(sorted, keys);
+      order.sort((a, b) => {
+        const [left, right] = [keys[a], keys[b]];
+        if (left === null || right === null) return (left === null) - (right === null) || a - b;
+        return sign * (asNumber ? left - right : collator.compare(left, right)) || a - b;
+      });
+    }
+    redraw();
+  }
+
+  const search = block.querySelector(".search");
+  const input = search?.querySelector("input");
+  const told = search?.querySelector("output");
+  let lowered = null;
+  function kept() {
+    const words = input ? input.value.toLowerCase().split(/\s+/).filter(Boolean) : [];
+    const all = rows.map((_, row) => row);
+    if (!words.length) return all;
+    lowered ??= rows.map((row) => row.join("\n").toLowerCase());
+    return all.filter((row) => words.every((word) => lowered[row].includes(word)));
+  }
+  function tell() {
+    const number = new Intl.NumberFormat("en-US");
+    told.textContent = told.dataset.pattern
+      .replace("{shown}", number.format(order.length)).replace("{total}", number.format(rows.length));
+  }
+  if (search) {
+    search.hidden = false;
+    tell();
+    input.addEventListener("input", () => { arrange(); tell(); });
+  }
+}
+
+for (const block of document.querySelectorAll(".table")) enhance(block);
+for (const tree of document.querySelectorAll(".tree")) {
+  const folding = tree.querySelector(".folding");
+  folding.hidden = !tree.querySelector("details");
+  folding.addEventListener("click", ({ target }) => {
+    if (target.dataset.open === undefined) return;
+    for (const details of tree.querySelectorAll("details")) details.open = target.dataset.open !== "";
+  });
+}
+for (const button of document.querySelectorAll(".copy")) {
+  button.hidden = false;
+  button.addEventListener("click", async () => {
+    const said = button.textContent;
+    await navigator.clipboard.writeText(button.parentElement.querySelector("code").textContent);
+    button.textContent = button.dataset.done;
+    setTimeout(() => { button.textContent = said; }, 1500);
+  });
+}
