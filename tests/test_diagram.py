@@ -114,6 +114,13 @@ def test_a_decoder_without_its_head_ends_in_hidden_states() -> None:
     assert not {"Logits", "Output layer"} & shown
 
 
+def test_a_quantised_model_says_by_what() -> None:
+    quantised = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic", "fmt": "e4m3"}
+    report = inspect("Qwen/Qwen3-0.6B", source="catalog")
+    shown = said(report_of({**(report.config or {}), "quantization_config": quantised}))
+    assert "Qwen3ForCausalLM, 596.05M parameters, 28 layers, context 40,960, bfloat16, fp8" in shown
+
+
 def test_one_kv_head_is_multi_query() -> None:
     shown = said(report_of({**FAMILIES["qwen3"], "num_key_value_heads": 1}))
     assert {"Multi-query attention", "4 query heads, 1 KV, head_dim 16"} <= shown

@@ -595,7 +595,7 @@ TEXT: dict[str, str] = {
     "html_close_all": "Close all",
     "html_copy": "Copy",
     "html_copied": "Copied",
-    "plot_title": "GPU memory of {name} over a run",
+    "plot_title": "Predicted GPU memory of {name} over a run",
     "plot_batch": "batch {batch}",
     "plot_prompt": "{tokens} prompt tokens",
     "plot_new": "{tokens} new tokens",

@@ -595,7 +595,7 @@ TEXT: dict[str, str] = {
     "html_close_all": "全部折叠",
     "html_copy": "复制",
     "html_copied": "已复制",
-    "plot_title": "{name} 一次运行的显存占用",
+    "plot_title": "{name} 一次运行的显存占用（预测）",
     "plot_batch": "批大小 {batch}",
     "plot_prompt": "提示 {tokens} token",
     "plot_new": "生成 {tokens} token",

@@ -95,6 +95,7 @@ def _caption(report: Report, say: Language) -> str:
         say("figure_layer_count", layers=count(len(spec.layers))),
         *([say("figure_context", tokens=count(spec.context_tokens))] if spec.context_tokens else []),
         str(spec.dtype),
+        *([fitted(quantised.method, WIDTH / 8, SMALL)] if (quantised := report.known.quantised) else []),
     ]
     return say("comma").join(facts)
 

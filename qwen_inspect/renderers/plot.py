@@ -191,8 +191,7 @@ def _peak(course: Course, say: Language, axes: Axes) -> Iterator[str]:
     label = say("plot_peak", size=size(totals[point]))
     half = text_width(label, bold=True) / 2 + 6
     middle = min(max(x, axes.left + half), RIGHT - half)
-    # Above the reserved line too, which the headroom leaves room for.
-    baseline = min(y, axes.y(max(course.reserved))) - 10
+    baseline = axes.y(axes.highest_bytes / HEADROOM) - 10  # above every line
     yield path(f"M{x:.1f} {baseline + 4:.1f}V{axes.bottom:.1f}", "ink", 1, stroke_dasharray="2 3")
     yield element("circle", cx=x, cy=y, r=4, **fill("ink"))
     yield text(label, middle, baseline, anchor="middle", bold=True)
