@@ -65,6 +65,7 @@ class Hub(Protocol):
     def refusal(self, answer: Answer, *, model: str, revision: str, file: str | None) -> QwenInspectError: ...
     def cached(self, model: str, revision: str) -> tuple[Path, str] | None: ...
     def notices(self) -> tuple[Message, ...]: ...
+    def download(self, model: str, revision: str, files: Sequence[ListedFile], come: Callable[[int], None]) -> Path: ...
 
 
 def load(hub: Hub, ref: ModelRef, *, seconds: float, progress: Progress) -> Checkpoint:
@@ -75,7 +76,8 @@ def load(hub: Hub, ref: ModelRef, *, seconds: float, progress: Progress) -> Chec
     revision = ref.revision or hub.default_revision
     first = Deadline.after(seconds)
     listing, config = _listing_and_config(hub, ref.id, revision, first)
-    header_cache.write_listing(hub.source, hub.endpoint, ref.id, revision, listing=_written(listing))
+    for name in {revision, listing.revision}:
+        header_cache.write_listing(hub.source, hub.endpoint, ref.id, name, listing=_written(listing))
     return _checkpoint(hub, ref, listing, config, Deadline.after(3 * seconds), progress)
 
 
@@ -91,11 +93,7 @@ def load_recent(hub: Hub, ref: ModelRef) -> Checkpoint | None:
 def load_kept(hub: Hub, ref: ModelRef, notice: Message) -> Checkpoint | None:
     """The same with no request at all, from what an earlier run kept; None where something is missing."""
     revision = ref.revision or hub.default_revision
-    kept = header_cache.read_listing(hub.source, hub.endpoint, ref.id, revision)
-    try:
-        listing = _read_back(kept) if kept else None
-    except (KeyError, TypeError, ValueError, MalformedError):
-        return None
+    listing = kept_listing(hub, ref.id, revision)
     if listing is None:
         return None
     if not all(file.key and header_cache.holds(file.key) for file in _needed(listing)):
@@ -103,6 +101,15 @@ def load_kept(hub: Hub, ref: ModelRef, notice: Message) -> Checkpoint | None:
     config = _config(hub, ref.id, listing, Deadline.after(1))
     checkpoint = _checkpoint(hub, ref, listing, config, Deadline.after(1), lambda done, total: None)
     return replace(checkpoint, notices=(*checkpoint.notices, notice))
+
+
+def kept_listing(hub: Hub, model: str, revision: str) -> Listing | None:
+    """The repository's listing as an earlier run kept it; None where none was, or it cannot be read."""
+    kept = header_cache.read_listing(hub.source, hub.endpoint, model, revision)
+    try:
+        return _read_back(kept) if kept else None
+    except (KeyError, TypeError, ValueError, MalformedError):
+        return None
 
 
 def _needed(listing: Listing) -> list[ListedFile]:

@@ -8,19 +8,32 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ..errors import AccessError, MalformedError, NetworkError, NotFoundError, QwenInspectError, UnavailableError
+from ..errors import (
+    AccessError,
+    MalformedError,
+    NetworkError,
+    NotFoundError,
+    QwenInspectError,
+    UnavailableError,
+    UsageError,
+)
 from ..language import Message
 from .hub import ListedFile, Listing
-from .transfer import CONNECT_SECONDS, Answer, Deadline, Unreachable, retry_after, safe_name
+from .transfer import CONNECT_SECONDS, Answer, Deadline, Unreachable, in_parallel, retry_after, safe_name, unreachable
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 OFFICIAL = "https://huggingface.co"
+DOWNLOADS = 8  # at once, as many as snapshot_download starts
+LONGEST_DOWNLOAD_SECONDS = 30 * 24 * 3600.0
 
 
 class HuggingFace:
@@ -132,6 +145,61 @@ class HuggingFace:
         named = next((name for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN") if os.environ.get(name)), None)
         return named or "the token file of `hf auth login`"
 
+    # --- the weights
+
+    def download(self, model: str, revision: str, files: Sequence[ListedFile], come: Callable[[int], None]) -> Path:
+        """The snapshot folder, in the library's cache, with these files, fetched a few at a time in their order's two parts.
+
+        By `hf_hub_download`, which keeps what has come of a file apart until it is whole. Not by `snapshot_download`, which, once
+        interrupted, still waits for the files under way. Weights after all else: see `weights_directory`.
+        """
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import XetDownloadError
+
+        _, library = self._session()
+        failed = threading.Event()
+
+        def job(file: ListedFile) -> Callable[[], None]:
+            def fetch() -> None:
+                if failed.is_set():
+                    return
+                try:
+                    hf_hub_download(
+                        model, file.name, revision=revision, library_name="qwen-inspect", tqdm_class=_bar(come)
+                    )
+                except (OSError, library.HTTPError, XetDownloadError) as error:
+                    failed.set()
+                    raise self._download_refusal(error, model, revision, file.name) from None
+
+            return fetch
+
+        with _silent():
+            for weights in (False, True):
+                part = [job(file) for file in files if file.name.endswith(".safetensors") is weights]
+                outcomes = in_parallel(part, deadline=Deadline.after(LONGEST_DOWNLOAD_SECONDS), threads=DOWNLOADS)
+                for error in outcomes.errors:
+                    if error is not None:
+                        raise error
+        return self._cache / f"models--{model.replace('/', '--')}" / "snapshots" / revision
+
+    def _download_refusal(self, error: BaseException, model: str, revision: str, file: str) -> QwenInspectError:
+        """What the library's error means: of HTTP, of the connection, of the disk, of the bytes that came."""
+        from huggingface_hub.errors import FileMetadataError, HfHubHTTPError, LocalEntryNotFoundError
+
+        if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+            return self._download_refusal(error.__cause__, model, revision, file)
+        if isinstance(error, HfHubHTTPError) and error.response is not None:
+            headers = {name.lower(): value for name, value in error.response.headers.items()}
+            answer = Answer(status=error.response.status_code, headers=headers, body=b"")
+            return self.refusal(answer, model=model, revision=revision, file=file)
+        if isinstance(error, ConnectionError):
+            return unreachable(self.endpoint, _reason(error))
+        if isinstance(error, OSError) and error.errno is not None:
+            return UsageError("download_unwritable", path=self._cache, reason=error.strerror)
+        if isinstance(error, OSError) and not isinstance(error, FileMetadataError | LocalEntryNotFoundError):
+            return NetworkError("download_damaged", file=file, reason=_reason(error))  # its check of a file's size
+        return unreachable(self.endpoint, _reason(error))
+
     # --- the library's cache
 
     def cached(self, model: str, revision: str) -> tuple[Path, str] | None:
@@ -146,6 +214,46 @@ class HuggingFace:
                 return None
         snapshot = repository / "snapshots" / commit
         return (snapshot, commit) if COMMIT.fullmatch(commit) and snapshot.is_dir() else None
+
+
+def _bar(come: Callable[[int], None]) -> type:
+    """To the library a progress bar; it passes on what has come and shows nothing. Source: huggingface_hub 2.4, utils/tqdm.py."""
+
+    class Bar:
+        def __init__(self, *_: Any, initial: int = 0, **__: Any) -> None:
+            come(initial)
+
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def update(self, size_bytes: int = 1) -> None:
+            come(int(size_bytes))
+
+        def close(self) -> None:
+            pass
+
+        def set_postfix_str(self, *_: object, **__: object) -> None:
+            pass
+
+    return Bar
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps the library from writing to stderr: what it would say is raised or shown by us."""
+    from huggingface_hub.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _listed(sibling: Mapping[str, Any]) -> ListedFile:

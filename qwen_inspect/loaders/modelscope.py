@@ -7,25 +7,37 @@ Source: modelscope_hub 0.5.1, config.py (HubConfig), _legacy_api.py (URLs, heade
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from functools import cached_property
 from http.cookiejar import DefaultCookiePolicy
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 
-from ..errors import AccessError, MalformedError, NetworkError, NotFoundError, QwenInspectError, UnavailableError
+from ..errors import (
+    AccessError,
+    MalformedError,
+    NetworkError,
+    NotFoundError,
+    QwenInspectError,
+    UnavailableError,
+    UsageError,
+)
 from ..language import Message
 from .hub import ListedFile, Listing
-from .transfer import CONNECT_SECONDS, MOST_REQUESTS, Answer, Deadline, Unreachable, retry_after, safe_name
+from .transfer import CONNECT_SECONDS, MOST_REQUESTS, Answer, Deadline, Unreachable, retry_after, safe_name, unreachable
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 OFFICIAL = ("https://modelscope.cn", "https://www.modelscope.cn", "https://modelscope.ai", "https://www.modelscope.ai")
 MOST_REDIRECTS = 5
 CHUNK_BYTES = 64 * 1024
+DOWNLOADS = 4  # at once, as many as download_repo starts
 
 
 class ModelScope:
@@ -143,6 +155,55 @@ class ModelScope:
     def _token_name(self) -> str:
         return "MODELSCOPE_API_TOKEN" if os.environ.get("MODELSCOPE_API_TOKEN") else "the login of `modelscope login`"
 
+    # --- the weights
+
+    def download(self, model: str, revision: str, files: Sequence[ListedFile], come: Callable[[int], None]) -> Path:
+        """The revision's folder, in the client's cache, with these files, each checked against its SHA-256 in the listing.
+
+        Weights after all else: see `weights_directory`. Interrupted, the client ends its threads.
+        Source: modelscope_hub 0.5.1, DownloadManager.download_repo.
+        """
+        try:
+            from modelscope_hub import HubApi, ProgressCallback
+        except ImportError:
+            raise UnavailableError("package_missing", package="modelscope-hub") from None
+        import requests
+
+        class Come(ProgressCallback):  # type: ignore[misc]
+            def update(self, size: int) -> None:
+                come(size)
+
+        folder = self._cache
+        with _silent():
+            client = HubApi()
+            for weights in (False, True):
+                part = [_entry(file) for file in files if file.name.endswith(".safetensors") is weights]
+                try:
+                    folder = client.download_repo(
+                        model,
+                        "model",
+                        revision=revision,
+                        file_list=part,
+                        progress_callbacks=[Come],
+                        max_workers=DOWNLOADS,
+                    )
+                except (OSError, requests.exceptions.RequestException, _hub_error()) as error:
+                    raise self._download_refusal(error, model, revision, "–") from None
+        return Path(folder)
+
+    def _download_refusal(self, error: BaseException, model: str, revision: str, file: str) -> QwenInspectError:
+        """What the client's error means: of one of the files, of HTTP, of the bytes, of the disk, of the connection."""
+        if failed := getattr(error, "failed_files", None):
+            file = min(failed)
+            return self._download_refusal(failed[file], model, revision, file)
+        if (status := getattr(error, "status_code", None)) is not None:
+            return self.refusal(Answer(status=status, headers={}, body=b""), model=model, revision=revision, file=file)
+        if type(error).__name__ in ("FileIntegrityError", "FileSizeMismatchError"):
+            return NetworkError("download_damaged", file=file, reason=_first_line(error))
+        if isinstance(error, OSError) and error.errno is not None and error.strerror:
+            return UsageError("download_unwritable", path=self._cache, reason=error.strerror)
+        return unreachable(self.endpoint, _first_line(error))
+
     # --- the client's cache
 
     def cached(self, model: str, revision: str) -> tuple[Path, str] | None:
@@ -157,6 +218,35 @@ class ModelScope:
             places += [self._cache / "models" / owner / older, self._cache / "hub" / "models" / owner / older]
         found = next((place for place in places if place.is_dir()), None) if ".." not in revision else None
         return None if found is None else (found, revision)
+
+
+def _hub_error() -> type[Exception]:
+    from modelscope_hub import HubError
+
+    return HubError  # type: ignore[no-any-return]
+
+
+def _entry(file: ListedFile) -> dict[str, Any]:
+    """A file as the client's listings have it."""
+    return {"Path": file.name, "Size": file.size_bytes, "Sha256": file.sha256, "Type": "blob"}
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps the client from writing to stderr, its bars included: what it would say is raised or shown by us."""
+    logger = logging.getLogger("modelscope_hub")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 def _listed(file: Mapping[str, Any]) -> ListedFile:

@@ -26,7 +26,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """How sources may be asked. seconds: until a hub's first answer. progress: told (done, all) as headers arrive.
+    """How sources may be asked. seconds: until a hub's first answer. progress: told (done, all) as headers arrive, downloaded:
+    the same for a download's bytes.
 
     refresh: ask a hub again even where the answer of a run of the last minutes was kept.
     """
@@ -36,6 +37,7 @@ class Access:
     partial: bool = False
     seconds: float = FIRST_ANSWER_SECONDS
     progress: Progress = lambda done, total: None
+    downloaded: Progress = lambda done, total: None
 
 
 def resolve(model: str, *, source: str = "auto", revision: str | None = None) -> ModelRef:
@@ -113,9 +115,9 @@ def list_files(ref: ModelRef, access: Access) -> Listing:
     """A hub's listing of a model, in one request; a bare name is looked for on Hugging Face."""
     if ref.source in ("local", "catalog"):
         raise UsageError("compare_hubs_only", model=ref.id)
-    if access.offline or _told_offline():
+    if access.offline or told_offline():
         raise NetworkError("compare_offline")
-    hub = _hub(next(iter(HUBS)) if ref.source == "auto" else ref.source)
+    hub = hub_of(next(iter(HUBS)) if ref.source == "auto" else ref.source)
     return fetch_listing(hub, ref.id, ref.revision or hub.default_revision, Deadline.after(access.seconds))
 
 
@@ -131,7 +133,7 @@ def _load(ref: ModelRef, access: Access) -> Checkpoint:
             return _load_named(ref, access, (pinned,))
 
 
-def _hub(source: str) -> Hub:
+def hub_of(source: str) -> Hub:
     """A hub's module is imported when it is asked: their clients take 0.1 to 0.2 s."""
     module, name = HUBS[source]
     hub: Hub = getattr(import_module(f"{__package__}.{module}"), name)()
@@ -144,7 +146,7 @@ def _load_named(ref: ModelRef, access: Access, sources: tuple[str, ...]) -> Chec
     refused: list[QwenInspectError] = []
     for source in sources:
         try:
-            hubs.append(_hub(source))
+            hubs.append(hub_of(source))
         except UnavailableError as error:
             if len(sources) == 1:
                 raise
@@ -152,7 +154,7 @@ def _load_named(ref: ModelRef, access: Access, sources: tuple[str, ...]) -> Chec
     for hub in hubs:
         if (found := _from_client_cache(hub, ref, partial=False)) is not None:
             return found
-    offline = access.offline or _told_offline()
+    offline = access.offline or told_offline()
     for hub in hubs:
         if not offline:
             if not access.refresh and (recent := load_recent(hub, ref)) is not None:
@@ -166,7 +168,7 @@ def _load_named(ref: ModelRef, access: Access, sources: tuple[str, ...]) -> Chec
     return _without_a_hub(ref, access, hubs, refused, offline=offline, pinned=len(sources) == 1)
 
 
-def _told_offline() -> bool:
+def told_offline() -> bool:
     """Whether the hubs' own variables forbid the network. Source: huggingface_hub 2.4, constants.HF_HUB_OFFLINE."""
     told = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
     return told.upper() in ("1", "ON", "YES", "TRUE")

@@ -102,10 +102,10 @@ def fetch(get: Get, url: str, *, limit: int, deadline: Deadline, headers: Mappin
         time.sleep(wait)
     if answer is not None:
         return answer
-    raise _unreachable(url, last.reason)
+    raise unreachable(url, last.reason)
 
 
-def _unreachable(url: str, reason: str) -> NetworkError:
+def unreachable(url: str, reason: str) -> NetworkError:
     """What stands between here and the hub: a certificate, a proxy, or nothing that can be named."""
     from urllib.request import getproxies, proxy_bypass
 
@@ -180,8 +180,9 @@ def in_parallel(
     *,
     deadline: Deadline,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    threads: int = MOST_REQUESTS,
 ) -> Outcomes[Result]:
-    """Runs the jobs on at most MOST_REQUESTS threads, and returns when all have ended or the deadline has passed.
+    """Runs the jobs on at most `threads` threads, and returns when all have ended or the deadline has passed.
 
     The threads are daemons: one that hangs in the network's library keeps neither the caller nor the process. The first
     damaged file ends the rest.
@@ -209,13 +210,14 @@ def in_parallel(
             outcomes.finished[index] = True
             ended.put(index)
 
-    for _ in range(min(MOST_REQUESTS, len(jobs))):
+    for _ in range(min(threads, len(jobs))):
         threading.Thread(target=work, daemon=True).start()
     try:
         for done in range(1, len(jobs) + 1):
             index = ended.get(timeout=deadline.remaining)
             progress(done, len(jobs))
-            if isinstance(outcomes.errors[index], MalformedError):
+            error = outcomes.errors[index]
+            if isinstance(error, MalformedError) or (error is not None and not isinstance(error, QwenInspectError)):
                 break
     except queue.Empty:
         pass  # time is up; what is not finished says so itself
