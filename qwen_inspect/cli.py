@@ -28,7 +28,7 @@ PLAIN_DTYPES = ("bfloat16", "float16", "float32", "float64")
 SCHEMES = ("awq-int4", "gptq-int4", "gptq-int8", "fp8", "bnb-int8", "bnb-nf4", "bnb-fp4", "bnb-nf4-double", "nvfp4")
 LONGEST_LINE = 1000
 PLOT_POINTS = 1500  # more than a screen has columns
-EXIT_CHECK_FAILED, EXIT_USAGE, EXIT_MALFORMED, EXIT_INTERRUPTED = 1, 2, 6, 130
+EXIT_CHECK_FAILED, EXIT_USAGE, EXIT_MALFORMED, EXIT_UNAVAILABLE, EXIT_INTERRUPTED = 1, 2, 6, 8, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,19 +102,59 @@ def _show(options: argparse.Namespace, say: Language) -> int:
             group_size=getattr(options, "group_size", None),
         )
         if options.command == "memory":
-            from .prediction import predict
-
-            subject = memory = predict(report, _run_of(options), course_points=0 if plot is None else PLOT_POINTS)
-            if plot is not None:
-                _draw_course(memory, plot, options, say)
+            memory = _memory(report, options, say)
+            _write(_text(options, memory, say, View()), options, say)
+            return _memory_verdict(memory, options, say)
         if options.command == "diagram":
             return _diagram(report, options, say)
     chosen = ("expand", "depth", "first_layer", "explain", "sort", "top")
     view = View(**{name: getattr(options, name) for name in chosen if hasattr(options, name)})
     _write(_text(options, subject, say, view), options, say)
-    if refusal := getattr(subject, "refusal", None) if options.command == "memory" else None:
-        raise refusal
     return 0 if report is None else _verdict(report, options, say)
+
+
+def _memory(report: Report, options: argparse.Namespace, say: Language) -> MemoryReport:
+    """The run's footprint as predicted and, with --device, as measured; and its picture, where one is asked for."""
+    from .errors import UsageError
+
+    points = 0 if options.plot is None else PLOT_POINTS
+    if options.device is None:
+        for name in ("random_weights", "force", "snapshot"):
+            if getattr(options, name):
+                raise UsageError("needs_device", option="--" + name.replace("_", "-"))
+        from .prediction import predict
+
+        memory = predict(report, _run_of(options), course_points=points)
+    else:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would tell stderr when it starts and stops
+        from pathlib import Path
+
+        from .measurement import Request, measured
+
+        if options.snapshot is not None and os.path.lexists(options.snapshot) and not options.overwrite:
+            raise UsageError("output_exists", path=options.snapshot)
+        request = Request(
+            device=options.device,
+            random_weights=options.random_weights,
+            force=options.force,
+            snapshot=None if options.snapshot is None else Path(options.snapshot),
+            course_points=points,
+        )
+        memory = measured(report, _run_of(options), request, _access(options))
+    if options.plot is not None:
+        _draw_course(memory, options.plot, options, say)
+    return memory
+
+
+def _memory_verdict(memory: MemoryReport, options: argparse.Namespace, say: Language) -> int:
+    """What was refused or ended early is the exit code, after all that could be told."""
+    code = _verdict(memory.report, options, say)
+    if memory.refusal is not None:
+        raise memory.refusal
+    if memory.measured is not None and memory.measured.partial is not None:
+        _complain(_one_line(say("measured_partial", reason=say(memory.measured.partial))))
+        return EXIT_INTERRUPTED if memory.measured.partial.key == "partial_interrupted" else EXIT_UNAVAILABLE
+    return code
 
 
 def _diagram(report: Report, options: argparse.Namespace, say: Language) -> int:
@@ -146,7 +186,8 @@ def _draw_course(memory: MemoryReport, path: str, options: argparse.Namespace, s
     course = memory.predicted.course
     if course is None:
         raise UnavailableError("plot_needs_trace")
-    _write_picture(memory_plot(memory, course, say), path, options, say)
+    measured = None if memory.measured is None else memory.measured.footprint.course
+    _write_picture(memory_plot(memory, course, say, measured=measured), path, options, say)
 
 
 def _write_picture(svg: str, path: str, options: argparse.Namespace, say: Language) -> None:
@@ -433,6 +474,10 @@ def _memory_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--load", choices=("warmup", "per-tensor"), default="warmup", help=say("help_load"))
     command.add_argument("--gpu", default="sm_80", metavar="NAME", help=say("help_gpu"))
     command.add_argument("--plot", metavar="FILE", help=say("help_plot"))
+    command.add_argument("--device", metavar="DEVICE", help=say("help_device"))
+    command.add_argument("--random-weights", action="store_true", help=say("help_random_weights"))
+    command.add_argument("--force", action="store_true", help=say("help_force"))
+    command.add_argument("--snapshot", metavar="FILE", help=say("help_snapshot"))
 
 
 def _diagram_options(command: argparse.ArgumentParser, say: Language) -> None:

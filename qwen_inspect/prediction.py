@@ -39,6 +39,8 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
     if limit is not None and tokens > limit:
         beyond = Message("context_beyond", tokens=tokens, limit=limit)
         report = replace(report, notices=(*report.notices, beyond))
+    if report.known.quantised is not None and run.mode == "train":
+        raise UnsupportedError("memory_quantised_mode", mode=run.mode, method=report.known.quantised.method)
     refusal = None
     try:
         footprint = _footprint(report, run, course_points)
@@ -51,8 +53,6 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
 
 def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
     if (quantised := report.known.quantised) is not None:
-        if run.mode != "generate":
-            raise UnsupportedError("memory_quantised_mode", mode=run.mode, method=quantised.method)
         unknown = Message("assume_quantised", method=quantised.method)
         return formula_footprint(report.tree, report.cache, run, weights=report.known.weights, unknown=(unknown,))
     if report.cache.dtype != str(report.spec.dtype) and run.mode != "train":

@@ -19,6 +19,7 @@ COMPOSED = (
     "engine_",
     "figure_",
     "stage_",
+    "measured_stage_",
     "term_",
     "mode_",
     "method_",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from ..report import Course, CourseStage
-from ..timeline import Allocate, Free, Timeline
+from ..timeline import Allocate, Free, Record, Timeline
 from .allocator import Usage
 
 # In the order of stacking: what stays lies below what comes and goes.
@@ -82,3 +82,36 @@ def _extremes(allocated: Sequence[int], reserved: Sequence[int], first: int, end
             yield max(range(begin, stop), key=allocated.__getitem__)
             yield min(range(begin, stop), key=allocated.__getitem__)
             yield max(range(begin, stop), key=reserved.__getitem__)
+
+
+def measured_course(record: Record, held_bytes: int, *, most_points: int) -> Course:
+    """What a real run held after each change, with the `held_bytes` of the loaded model; of decoding the last step, as a trace.
+
+    One term, and reserved the same: a record of requests tells no more.
+    """
+    alive: dict[int, int] = {}
+    total = held_bytes
+    totals = []
+    for change in record.changes:
+        if change.size_bytes > 0:
+            alive[change.address] = change.size_bytes
+            total += change.size_bytes
+        else:
+            total -= alive.pop(change.address, 0)
+        totals.append(total)
+    stages = [CourseStage(name="load", first_point=0)]
+    kept = [held_bytes]
+    ends = [*(stage.first_event for stage in record.stages[1:]), len(totals)]
+    steps = [index for index, stage in enumerate(record.stages) if stage.name == "decode"]
+    for index, (stage, end) in enumerate(zip(record.stages, ends, strict=True)):
+        if stage.first_event < end and index not in steps[:-1]:
+            stages.append(CourseStage(name=stage.name, first_point=len(kept)))
+            kept += totals[stage.first_event : end]
+    course = Course(
+        stages=tuple(stages),
+        terms=("allocated",),
+        events=tuple(range(len(kept))),
+        allocated=tuple((value,) for value in kept),
+        reserved=tuple(kept),
+    )
+    return thinned(course, most_points=most_points)

@@ -11,6 +11,8 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +21,6 @@ from ..report import Reading
 from ..timeline import Change, Record, Stage
 from ..units import size
 
-MARK = "qwen_inspect.stage:"
 LONGEST_HISTORY = 1_000_000  # events that CUDA's allocator is asked to remember
 
 
@@ -36,102 +37,118 @@ class Recorder(Protocol):
 
 
 class HostRecorder:
-    """Torch's allocations on CPU, as its profiler records them; what was there before the run is told as `held_bytes`."""
+    """Torch's allocations on CPU, as its profiler records them, on top of the `held_bytes` of what is loaded.
+
+    The profiler starts anew with each stage and each step of decoding, so that a long run takes no more memory than its longest
+    part. Of the steps between the first and the last only what they leave is kept, but for the one that takes most.
+    """
 
     def __init__(self, held_bytes: int) -> None:
-        self._held_bytes = held_bytes
-        self._began: list[tuple[str, float]] = []
-        self._ended = 0.0
-        self._record: Record | None = None
+        self._total = held_bytes
+        self._alive: dict[int, int] = {}
+        self._profiler: Any = None
+        self._parts: list[_Part] = []
+        self._readings: dict[str, Reading] = {}
+        self._began = 0.0
 
     def stage(self, name: str) -> None:
-        from torch.profiler import record_function
-
-        self._began.append((name, time.perf_counter()))
-        with record_function(MARK + name):
-            pass
-
-    def run(self, work: Callable[[], object]) -> object:
+        self._close()
         from torch.profiler import ProfilerActivity, profile
 
+        self._parts.append(_Part(name))
+        self._profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self._profiler.__enter__()
+        self._began = time.perf_counter()
+
+    def run(self, work: Callable[[], object]) -> object:
         gc.collect()
         collecting = gc.isenabled()
         gc.disable()  # a cycle must not be freed at a moment of the collector's choice
-        profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
         try:
-            with profiler:
-                try:
-                    return work()
-                finally:
-                    self._ended = time.perf_counter()
+            return work()
         finally:  # what was recorded until an error is told too
+            self._close()
             if collecting:
                 gc.enable()
-            self._record = _host_record(profiler.profiler.kineto_results.experimental_event_tree())
 
-    def record(self) -> Record | None:
-        return self._record
+    def record(self) -> Record:
+        changes = [change for part in self._parts for change in part.changes]
+        firsts = accumulate((len(part.changes) for part in self._parts), initial=0)
+        stages = [Stage(name=part.stage, first_event=first) for part, first in zip(self._parts, firsts, strict=False)]
+        return Record(changes=tuple(changes), stages=tuple(stages))
 
     def readings(self) -> tuple[Reading, ...]:
-        """Bytes by stage, steps of decoding together; seconds are those of a run under the profiler."""
-        if self._record is None:
-            return ()
-        ends = [*(began for _, began in self._began[1:]), self._ended]
-        seconds: dict[str, float] = {}
-        for (name, began), end in zip(self._began, ends, strict=True):
-            seconds[name] = seconds.get(name, 0.0) + end - began
-        alive: dict[int, int] = {}
-        held = self._held_bytes
-        peaks: dict[str, int] = {}
-        last: dict[str, int] = {}
-        bounds = [*(stage.first_event for stage in self._record.stages), len(self._record.changes)]
-        for stage, end in zip(self._record.stages, bounds[1:], strict=True):
-            peaks.setdefault(stage.name, held)
-            peaks[stage.name] = max(peaks[stage.name], held)
-            for change in self._record.changes[stage.first_event : end]:
-                if change.size_bytes > 0:
-                    alive[change.address] = change.size_bytes
-                    held += change.size_bytes
-                else:
-                    held -= alive.pop(change.address, 0)
-                peaks[stage.name] = max(peaks[stage.name], held)
-            last[stage.name] = held
-        return tuple(
-            Reading(
-                stage=name,
-                seconds=seconds.get(name),
-                allocated=last[name],
-                peak_allocated=peaks[name],
-                host_peak=resident_peak_bytes(),
-            )
-            for name in peaks
+        """Bytes by stage, all steps of decoding together; seconds are those of a run under the profiler."""
+        return tuple(self._readings.values())
+
+    def _close(self) -> None:
+        """Take the part that is over into the figures, and make it and those before as short as they may be."""
+        if self._profiler is None:
+            return
+        seconds = time.perf_counter() - self._began
+        profiler, self._profiler = self._profiler, None
+        profiler.__exit__(None, None, None)
+        part = self._parts[-1]
+        part.changes = _host_changes(profiler.profiler.kineto_results.experimental_event_tree())
+        part.peak = self._total
+        for change in part.changes:
+            if change.size_bytes > 0:
+                self._alive[change.address] = change.size_bytes
+                self._total += change.size_bytes
+                part.peak = max(part.peak, self._total)
+            else:
+                self._total -= self._alive.pop(change.address, 0)
+        before = self._readings.get(part.stage)
+        self._readings[part.stage] = Reading(
+            stage=part.stage,
+            seconds=seconds + (before.seconds or 0.0 if before else 0.0),
+            allocated=self._total,
+            peak_allocated=max(part.peak, before.peak_allocated if before else 0),
+            host_peak=resident_peak_bytes(),
         )
+        earlier = [one for one in self._parts[:-1] if one.stage == "decode"]
+        for one in sorted(earlier, key=lambda one: one.peak)[:-1]:
+            one.condense()
 
 
-def _host_record(roots: Any) -> Record:
-    """The profiler's tree of events -> changes in time, cut where the marks are. Memory of the CPU alone."""
+@dataclass(slots=True)
+class _Part:
+    """A stage, or a step of decoding, of a run on the host."""
+
+    stage: str
+    changes: list[Change] = field(default_factory=list)
+    peak: int = 0
+    condensed: bool = False
+
+    def condense(self) -> None:
+        """Keep only what it leaves: what of earlier parts it gave back, and what outlives it."""
+        if self.condensed:
+            return
+        given_back = []
+        made: dict[int, Change] = {}
+        for change in self.changes:
+            if change.size_bytes > 0:
+                made[change.address] = change
+            elif made.pop(change.address, None) is None:
+                given_back.append(change)
+        self.changes = [*given_back, *made.values()]
+        self.condensed = True
+
+
+def _host_changes(roots: Any) -> list[Change]:
+    """The profiler's tree of events -> changes in the order of time. Memory of the CPU alone."""
     from torch._C._profiler import _EventType
 
-    rows: list[tuple[int, Change | str]] = []
+    rows: list[tuple[int, Change]] = []
     waiting: list[tuple[Any, tuple[str, ...]]] = [(root, ()) for root in roots]
     while waiting:
         event, operators = waiting.pop()
         kind, found = event.typed
-        if kind == _EventType.Allocation:
-            if found.device.type == "cpu":
-                rows.append((event.start_time_ns, Change(found.alloc_size, found.ptr, operators)))
-        elif event.name.startswith(MARK):
-            rows.append((event.start_time_ns, event.name.removeprefix(MARK)))
+        if kind == _EventType.Allocation and found.device.type == "cpu":
+            rows.append((event.start_time_ns, Change(found.alloc_size, found.ptr, operators)))
         waiting += [(child, (*operators, event.name)) for child in event.children]
     rows.sort(key=lambda row: row[0])
-    changes: list[Change] = []
-    stages: list[Stage] = []
-    for _, row in rows:
-        if isinstance(row, str):
-            stages.append(Stage(name=row, first_event=len(changes)))
-        else:
-            changes.append(row)
-    return Record(changes=tuple(changes), stages=tuple(stages))
+    return [change for _, change in rows]
 
 
 def resident_peak_bytes() -> int:
@@ -162,45 +179,54 @@ def free_host_bytes() -> int | None:
 
 
 class CudaRecorder:
-    """CUDA's caching allocator on one device, by stage; peaks are reset where a stage begins."""
+    """CUDA's caching allocator on one device, by stage; peaks are reset where a stage begins.
 
-    def __init__(self, index: int, *, history: bool) -> None:
+    steps: of decoding. history: also every request, of all stages, and of decoding's last step; what the steps before it leave
+    is told by the blocks that are alive then.
+    """
+
+    def __init__(self, index: int, *, steps: int, history: bool, snapshot: Path | None = None) -> None:
         self._index = index
+        self._steps = steps
         self._history = history
+        self._snapshot = snapshot
         self._readings: dict[str, Reading] = {}
         self._current: tuple[str, float] | None = None
-        self._marks: list[tuple[str, int]] = []
-        self._record: Record | None = None
+        self._step = 0
+        self._recording = False
+        self._changes: list[Change] = []
+        self._stages: list[Stage] = []
+        self._loaded: dict[int, int] = {}
 
     def stage(self, name: str) -> None:
-        """Close the stage before, and begin one; steps of decoding are one stage of the readings, and each one of the record."""
-        self._marks.append((name, time.time_ns() // 1000))
-        if self._current is not None and self._current[0] == name:
-            return
-        self._close()
-        import torch
+        """Close the stage before, and begin one; steps of decoding are one stage of the readings."""
+        if self._current is None or self._current[0] != name or name != "decode":
+            self._close()
+            import torch
 
-        torch.cuda.reset_peak_memory_stats(self._index)
-        self._current = name, time.perf_counter()
+            torch.cuda.reset_peak_memory_stats(self._index)
+            self._current = name, time.perf_counter()
+        self._step += name == "decode"
+        if self._history and (name != "decode" or self._step in (1, self._steps)):
+            self._mark(name)
 
     def run(self, work: Callable[[], object]) -> object:
         import torch
 
-        if self._history:
-            torch.cuda.memory._record_memory_history("all", context=None, stacks="python", max_entries=LONGEST_HISTORY)
+        self._loaded = _blocks(torch.cuda.memory._snapshot(), self._index) if self._history else {}
         try:
             return work()
         finally:  # what was recorded until an error is told too
             self._close()
-            if self._history:
-                self._record = _cuda_record(torch.cuda.memory._snapshot(self._index), self._index, self._marks)
-                torch.cuda.memory._record_memory_history(None)
+            self._flush()
+            if self._snapshot is not None:
+                _write_snapshot(self._snapshot)
 
     def readings(self) -> tuple[Reading, ...]:
         return tuple(self._readings.values())
 
     def record(self) -> Record | None:
-        return self._record
+        return Record(changes=tuple(self._changes), stages=tuple(self._stages)) if self._history else None
 
     def _close(self) -> None:
         if self._current is None:
@@ -209,8 +235,54 @@ class CudaRecorder:
 
         name, began = self._current
         torch.cuda.synchronize(self._index)
-        self._readings[name] = cuda_reading(name, self._index, seconds=time.perf_counter() - began)
+        reading = cuda_reading(name, self._index, seconds=time.perf_counter() - began)
+        before = self._readings.get(name)
+        self._readings[name] = reading if before is None else _together(before, reading)
         self._current = None
+
+    def _mark(self, name: str) -> None:
+        """A new part of the record. Between decoding's first and last step nothing is recorded."""
+        import torch
+
+        self._flush()
+        if self._step == self._steps > 1:
+            alive = _blocks(torch.cuda.memory._snapshot(), self._index)
+            self._changes += _between(_alive_after(self._changes), alive, self._loaded)
+        self._stages.append(Stage(name=name, first_event=len(self._changes)))
+        if name != "decode" or self._step == self._steps:
+            torch.cuda.memory._record_memory_history("all", context=None, max_entries=LONGEST_HISTORY)
+            self._recording = True
+
+    def _flush(self) -> None:
+        if not self._recording:
+            return
+        import torch
+
+        self._changes += _cuda_changes(torch.cuda.memory._snapshot(), self._index)
+        torch.cuda.memory._record_memory_history(None)
+        self._recording = False
+
+
+def _together(before: Reading, after: Reading) -> Reading:
+    """A stage that came twice, such as the forward of two steps of training."""
+    largest = {
+        name: max(one, other)
+        for name in ("peak_allocated", "peak_requested", "peak_reserved")
+        if (one := getattr(before, name)) is not None and (other := getattr(after, name)) is not None
+    }
+    return replace(after, seconds=(before.seconds or 0.0) + (after.seconds or 0.0), **largest)
+
+
+def _write_snapshot(path: Path) -> None:
+    """PyTorch's memory snapshot, whole or not at all. It is a pickle, for pytorch.org/memory_viz."""
+    import torch
+
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        torch.cuda.memory._dump_snapshot(str(part))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def cuda_reading(stage: str, index: int, *, seconds: float | None = None) -> Reading:
@@ -237,24 +309,51 @@ def cuda_reading(stage: str, index: int, *, seconds: float | None = None) -> Rea
     )
 
 
-def _cuda_record(snapshot: Mapping[str, Any], index: int, marks: Sequence[tuple[str, int]]) -> Record:
-    """The allocator's own history -> changes: each request as asked for, and when its block was given back.
+def _cuda_changes(snapshot: Mapping[str, Any], index: int) -> list[Change]:
+    """The allocator's own history: each request as it was asked for, and when its block was given back.
 
-    marks: stages and when they began, in microseconds of the system's clock, as the history's own times are. Source: torch 2.13,
-    c10/cuda/CUDACachingAllocator.cpp, record_trace: "alloc" tells the size as requested.
+    Source: torch 2.13, c10/cuda/CUDACachingAllocator.cpp, record_trace; torch/cuda/memory.py, _snapshot
     """
-    changes: list[Change] = []
-    stages: list[Stage] = []
-    waiting = list(reversed(marks))
+    changes = []
     for event in snapshot["device_traces"][index]:
-        while waiting and event.get("time_us", 0) >= waiting[-1][1]:
-            stages.append(Stage(name=waiting.pop()[0], first_event=len(changes)))
         if event["action"] == "alloc":
             changes.append(Change(event["size"], event["addr"]))
         elif event["action"] == "free_completed":
             changes.append(Change(-event["size"], event["addr"]))
-    stages += [Stage(name=name, first_event=len(changes)) for name, _ in reversed(waiting)]
-    return Record(changes=tuple(changes), stages=tuple(stages))
+    return changes
+
+
+def _blocks(snapshot: Mapping[str, Any], index: int) -> dict[int, int]:
+    """Address and requested bytes of each block that is handed out."""
+    found = {}
+    for segment in snapshot["segments"]:
+        address = segment["address"]
+        for block in segment["blocks"] if segment["device"] == index else ():
+            if block["state"] == "active_allocated":
+                found[address] = block["requested_size"]
+            address += block["size"]
+    return found
+
+
+def _alive_after(changes: Sequence[Change]) -> dict[int, int]:
+    alive: dict[int, int] = {}
+    for change in changes:
+        if change.size_bytes > 0:
+            alive[change.address] = change.size_bytes
+        else:
+            alive.pop(change.address, None)
+    return alive
+
+
+def _between(before: Mapping[int, int], after: Mapping[int, int], loaded: Mapping[int, int]) -> list[Change]:
+    """What steps that nobody recorded have changed, by what is alive before and after them."""
+    gone = [Change(-size, address) for address, size in before.items() if after.get(address) != size]
+    made = [
+        Change(size, address)
+        for address, size in after.items()
+        if before.get(address) != size and loaded.get(address) != size
+    ]
+    return gone + made
 
 
 # --- room

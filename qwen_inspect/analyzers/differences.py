@@ -78,7 +78,11 @@ def _causes_at_peak(predicted: Moment | None, measured: Measured) -> tuple[Memor
     traced = sum(getattr(predicted, term) or 0 for term in terms)
     moved = sum(one.size_bytes for one in found.traced) - traced
     if moved:
-        causes.append(MemoryCause(message=Message("cause_other_moment", stage=peak.stage), size_bytes=moved))
+        causes.append(
+            MemoryCause(
+                message=Message("cause_other_moment", stage=Message(f"measured_stage_{peak.stage}")), size_bytes=moved
+            )
+        )
     return tuple(causes)
 
 

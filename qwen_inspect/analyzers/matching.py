@@ -172,7 +172,8 @@ def _living(real: Mapping[int, tuple[Change, Allocate | None]]) -> Living:
 
 def _owner(change: Change) -> str:
     """The operator that storage of its own is laid to."""
-    return next((name for name in reversed(change.operators) if name not in ALLOCATING), UNKNOWN)
+    named = (name for name in reversed(change.operators) if name not in ALLOCATING)
+    return next(named, change.operators[-1] if change.operators else UNKNOWN)
 
 
 def _is_made_by(change: Change, request: Allocate) -> bool:

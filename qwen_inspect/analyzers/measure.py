@@ -11,12 +11,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
 from ..language import Message
 from ..report import Alive, Footprint, Measurement, Moment, Reading, Run
 from ..timeline import Timeline
+from .course import measured_course
 from .device import CudaRecorder, HostRecorder, Recorder, cuda_reading, driver_version, resident_peak_bytes
 from .matching import Match, match
 from .memory import uses_of
@@ -55,9 +57,18 @@ def loaded(model: Any, seconds: float | None) -> Reading:
     return Reading(stage="load", seconds=seconds, allocated=held, peak_allocated=held, host_peak=resident_peak_bytes())
 
 
-def measure(model: Any, run: Run, timeline: Timeline | None, *, before: tuple[Reading, ...]) -> Measured:
+def measure(
+    model: Any,
+    run: Run,
+    timeline: Timeline | None,
+    *,
+    before: tuple[Reading, ...],
+    course_points: int = 0,
+    snapshot: Path | None = None,
+) -> Measured:
     """`run` on the device that `model` is on. timeline: its trace, None where there is none. before: readings made earlier,
-    that of the loaded weights the last of them.
+    that of the loaded weights the last of them. course_points: also the way there, in about that many points. snapshot:
+    where CUDA's memory snapshot is written.
 
     On CUDA a short run beforehand makes what is made once: the context, loaded kernels, cuBLAS's workspace.
     """
@@ -65,11 +76,13 @@ def measure(model: Any, run: Run, timeline: Timeline | None, *, before: tuple[Re
     weights, buffers = _storage_bytes(model.parameters()), _storage_bytes(model.buffers())
     if device.type == "cuda":
         _warm_up(model, device)
-        recorder: Recorder = CudaRecorder(device.index, history=timeline is not None)
+        recorder: Recorder = CudaRecorder(
+            device.index, steps=run.new_tokens - 1, history=timeline is not None, snapshot=snapshot
+        )
     else:
         recorder = HostRecorder(weights + buffers)
     result, partial = _attempt(recorder, model, run, device)
-    held = None if result is None else _held(result, model, run.mode)
+    held = None if result is None else _held(result, model, run)
     model.zero_grad(set_to_none=True)
     readings = (*before, *recorder.readings())
     record = recorder.record()
@@ -89,6 +102,9 @@ def measure(model: Any, run: Run, timeline: Timeline | None, *, before: tuple[Re
             alive=(),
             assumptions=(),
             provenance=", ".join(" ".join(pair) for pair in _versions(device)),
+            course=measured_course(record, before[-1].allocated, most_points=course_points)
+            if course_points and record is not None and record.changes
+            else None,
         ),
         scratch=()
         if found is None
@@ -104,6 +120,33 @@ def measure(model: Any, run: Run, timeline: Timeline | None, *, before: tuple[Re
         partial=partial,
     )
     return Measured(measurement=measurement, match=found, held=held)
+
+
+def not_loaded(device: Any, before: tuple[Reading, ...]) -> Measured:
+    """What can be said where memory ended while the weights were loaded."""
+    if device.type == "cuda":
+        reached = cuda_reading("load", device.index)
+    else:
+        reached = Reading(stage="load", seconds=None, allocated=0, peak_allocated=0, host_peak=resident_peak_bytes())
+    readings = (*before, reached)
+    steady = Moment(stage="load", weights=reached.allocated, total=reached.allocated)
+    measurement = Measurement(
+        device=_device_name(device),
+        versions=tuple(_versions(device)),
+        readings=readings,
+        footprint=Footprint(
+            method="measured",
+            steady=steady,
+            peak=Moment(stage="load", weights=reached.allocated, total=reached.peak_allocated),
+            peak_reserved=reached.peak_reserved,
+            context_bytes=_context_bytes(readings),
+            alive=(),
+            assumptions=(),
+            provenance=", ".join(" ".join(pair) for pair in _versions(device)),
+        ),
+        partial=Message("partial_not_loaded"),
+    )
+    return Measured(measurement=measurement, match=None, held=None)
 
 
 # --- the runs
@@ -233,16 +276,18 @@ def _storage_bytes(tensors: Iterable[Any]) -> int:
     return sum(storages.values())
 
 
-def _held(result: Any, model: Any, mode: str) -> Held:
+def _held(result: Any, model: Any, run: Run) -> Held:
     outcome = result[1]
-    if mode == "train":
+    if run.mode == "train":
         states = [] if outcome is None else [pair for state in outcome.state.values() for pair in state.items()]
         device = next(model.parameters()).device
         here = [(name, one) for name, one in states if hasattr(one, "device") and one.device == device]
+        # Fused AdamW counts on the device, whatever it is, and so the trace has it.
+        counters = [one for name, one in here if name == "step" and run.optimizer != "adamw_fused"]
         return Held(
             gradients=_storage_bytes(one.grad for one in model.parameters() if one.grad is not None),
-            optimizer=_storage_bytes(one for name, one in here if name != "step"),
-            step_counters=_storage_bytes(one for name, one in here if name == "step"),
+            optimizer=_storage_bytes(one for _, one in here) - _storage_bytes(counters),
+            step_counters=_storage_bytes(counters),
         )
     layers = getattr(outcome.past_key_values, "layers", ())
     grown = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]

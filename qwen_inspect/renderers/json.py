@@ -9,7 +9,7 @@ from typing import Any
 from .. import __version__
 from ..errors import NotFoundError
 from ..language import Language
-from ..report import CatalogEntry, FilesComparison, MemoryReport, Moment, Report
+from ..report import Alive, CatalogEntry, FilesComparison, Footprint, Measurement, MemoryReport, Moment, Report, Run
 from ..spec import Module
 
 SCHEMA_VERSION = 1
@@ -213,9 +213,7 @@ def _tree(module: Module) -> dict[str, Any]:
 
 
 def _memory(memory: MemoryReport, say: Language) -> dict[str, Any]:
-    run, predicted = memory.run, memory.predicted
-    shown = predicted.peak or predicted.steady
-    reserved = predicted.peak_reserved
+    run = memory.run
     return {
         "workload": {
             "mode": run.mode,
@@ -229,39 +227,81 @@ def _memory(memory: MemoryReport, say: Language) -> dict[str, Any]:
             "gpu": run.gpu,
             "load": run.loader,
         },
-        "predicted": {
-            "method": predicted.method,
-            "weights_bytes": shown.weights,
-            "buffers_bytes": shown.buffers,
-            "cache_bytes": predicted.steady.cache if run.mode == "generate" else shown.cache,
-            "state_bytes": shown.state,
-            "activation_bytes": None if predicted.peak is None else predicted.peak.activations,
-            "workspace_bytes": shown.workspace,
-            "steady_allocated_bytes": predicted.steady.allocated,
-            "peak_allocated_bytes": None if predicted.peak is None else predicted.peak.allocated,
-            "peak_reserved_bytes": reserved,
-            "context_bytes": predicted.context_bytes,
-            "total_bytes": None
-            if reserved is None or predicted.context_bytes is None
-            else reserved + predicted.context_bytes,
-            "provenance": predicted.provenance,
-            "moments": {
-                name: None if moment is None else _moment(moment)
-                for name, moment in (("steady", predicted.steady), ("peak", predicted.peak))
-            },
-            "alive_at_peak": [
-                {
-                    "component": one.component,
-                    "operator": one.operator,
-                    "storages": one.storages,
-                    "bytes": one.size_bytes,
-                }
-                for one in predicted.alive
-            ],
-            "assumptions": [say(message) for message in predicted.assumptions],
+        "predicted": _footprint(memory.predicted, run, say),
+        "measured": None if memory.measured is None else _measured(memory.measured, run, say),
+        "differences": [
+            {
+                "term": one.term,
+                "predicted": one.predicted,
+                "measured": one.measured,
+                "difference": one.difference,
+                "cause": say("comma").join(say(cause.message) for cause in one.causes) or None,
+                "causes": [{"cause": say(cause.message), "bytes": cause.size_bytes} for cause in one.causes],
+                "residual": one.residual,
+            }
+            for one in memory.differences
+        ],
+    }
+
+
+def _footprint(footprint: Footprint, run: Run, say: Language) -> dict[str, Any]:
+    shown = footprint.peak or footprint.steady
+    reserved = footprint.peak_reserved
+    return {
+        "method": footprint.method,
+        "weights_bytes": shown.weights,
+        "buffers_bytes": shown.buffers,
+        "cache_bytes": footprint.steady.cache if run.mode == "generate" else shown.cache,
+        "state_bytes": shown.state,
+        "activation_bytes": None if footprint.peak is None else footprint.peak.activations,
+        "workspace_bytes": shown.workspace,
+        "steady_allocated_bytes": footprint.steady.allocated,
+        "peak_allocated_bytes": None if footprint.peak is None else footprint.peak.allocated,
+        "peak_reserved_bytes": reserved,
+        "context_bytes": footprint.context_bytes,
+        "total_bytes": None
+        if reserved is None or footprint.context_bytes is None
+        else reserved + footprint.context_bytes,
+        "provenance": footprint.provenance,
+        "moments": {
+            name: None if moment is None else _moment(moment)
+            for name, moment in (("steady", footprint.steady), ("peak", footprint.peak))
         },
-        "measured": None,
-        "differences": [],
+        "alive_at_peak": [_alive(one) for one in footprint.alive],
+        "assumptions": [say(message) for message in footprint.assumptions],
+    }
+
+
+def _measured(measured: Measurement, run: Run, say: Language) -> dict[str, Any]:
+    """What a device told: the keys of a prediction, and what only a device has."""
+    figures = (
+        "allocated", "peak_allocated", "requested", "peak_requested", "reserved", "peak_reserved",
+        "device_used", "device_total", "process_used", "others_used", "host_peak",
+    )  # fmt: skip
+    return {
+        **_footprint(measured.footprint, run, say),
+        "device": measured.device,
+        "versions": dict(measured.versions),
+        "stages": [
+            {
+                "stage": reading.stage,
+                "seconds": reading.seconds,
+                **{f"{name}_bytes": getattr(reading, name) for name in figures},
+            }
+            for reading in measured.readings
+        ],
+        "scratch_at_peak": [_alive(one) for one in measured.scratch],
+        "parted": None if measured.parted is None else say(measured.parted),
+        "partial": None if measured.partial is None else say(measured.partial),
+    }
+
+
+def _alive(one: Alive) -> dict[str, Any]:
+    return {
+        "component": one.component,
+        "operator": one.operator,
+        "storages": one.storages,
+        "bytes": one.size_bytes,
     }
 
 

@@ -16,14 +16,14 @@ MOST_UNEXPLAINED, MOST_KEPT = 20, 8
 Item = TypeVar("Item")
 
 
-def identity(report: Report, say: Language) -> Fields:
+def identity(report: Report, say: Language, *, device: str | None = None) -> Fields:
     rows = [(say("field_model"), report.ref.id)]
     if report.design is not None:
         rows.append((say("field_class"), report.spec.class_name))
     rows.append((say("field_source"), say(f"source_{report.ref.source}")))
     if report.design is not None:
         rows.append((say("field_dtype"), str(report.spec.dtype)))
-    rows.append((say("field_device"), say("device_none")))
+    rows.append((say("field_device"), device or say("device_none")))
     return Fields(rows)
 
 

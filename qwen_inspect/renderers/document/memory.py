@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...language import Language
-from ...report import Footprint, MemoryReport, Moment
+from ...report import Alive, Footprint, MemoryReport, Moment
 from ...units import count, size
 from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
 from . import View
@@ -17,6 +17,10 @@ OF_SOME_RUNS = ("cache", "state", "gradients", "optimizer")
 
 
 def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:
+    if memory.measured is not None:
+        from .measured import measured_blocks
+
+        return measured_blocks(memory, memory.measured, say)
     footprint = memory.predicted
     made: list[Block] = [
         Heading(say("heading_memory", name=memory.report.ref.id), 1),
@@ -47,7 +51,7 @@ def run_fields(memory: MemoryReport, say: Language) -> Fields:
             (say("field_prompt"), count(run.prompt_tokens)),
             *([(say("field_new"), count(run.new_tokens))] if run.mode == "generate" else []),
             (say("field_kernel"), run.attention),
-            (say("field_gpu"), run.gpu),
+            *([(say("field_gpu"), run.gpu)] if run.device == "cuda" else []),
             (say("field_method"), f"{say(f'method_{memory.predicted.method}')} ({memory.predicted.provenance})"),
         ]
     )
@@ -80,16 +84,12 @@ def term_table(footprint: Footprint, say: Language) -> Table:
     )
 
 
+def alive_rows(alive: Sequence[Alive]) -> list[list[str]]:
+    return [
+        [one.component, one.operator, count(one.storages), count(one.size_bytes), size(one.size_bytes)] for one in alive
+    ]
+
+
 def alive_table(footprint: Footprint, say: Language) -> Table:
-    rows = [
-        [one.component, one.operator, count(one.storages), count(one.size_bytes), size(one.size_bytes)]
-        for one in footprint.alive
-    ]
-    columns = [
-        say("column_component"),
-        say("column_operator"),
-        say("column_storages"),
-        say("column_bytes"),
-        say("column_size"),
-    ]
-    return Table(columns, rows, "llrrr")
+    names = ("component", "operator", "storages", "bytes", "size")
+    return Table([say(f"column_{name}") for name in names], alive_rows(footprint.alive), "llrrr")

@@ -1,0 +1,150 @@
+"""A model and a run -> the run really made on a device, beside its prediction, with every difference by its cause."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .analyzers.device import check_capacity, cuda_reading, free_host_bytes
+from .analyzers.differences import differences
+from .analyzers.loading import LoadedModel, check_device, load_model, random_model
+from .analyzers.measure import Measured, loaded, measure, not_loaded
+from .analyzers.memory import on_device
+from .errors import UnavailableError, UnsupportedError
+from .language import Message
+from .loaders.resolve import Access
+from .loaders.weights import weights_directory
+from .prediction import predict, timeline_of
+from .report import MemoryReport, Report, Run
+from .timeline import Timeline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """How a run is to be made. device: "cpu", "cuda" or "cuda:N".
+
+    random_weights: the model that the configuration describes, with nothing downloaded. force: even where it cannot fit.
+    snapshot: where CUDA's memory snapshot is written. course_points: the way there too, in about that many points.
+    """
+
+    device: str
+    random_weights: bool = False
+    force: bool = False
+    snapshot: Path | None = None
+    trust_remote_code: bool = False
+    course_points: int = 0
+
+
+def measured(report: Report, run: Run, request: Request, access: Access) -> MemoryReport:
+    """`run` predicted and made. What ends it early, memory or the user, leaves a measurement that says that it is partial.
+
+    UnavailableError without the device, the packages, or room; the loaders' errors where weights cannot be had; UnsupportedError
+    where transformers cannot run the model.
+    """
+    device = check_device(request.device)
+    if request.snapshot is not None and device == "cpu":
+        raise UnavailableError("snapshot_needs_cuda")
+    if report.known.quantised is not None:
+        raise UnsupportedError("measure_quantised", method=report.known.quantised.method)
+    run = replace(run, device="cpu" if device == "cpu" else "cuda", gpu=_card(device), attention=run.attention)
+    directory = None if request.random_weights else weights_directory(report.ref, access)
+    memory = predict(report, run, course_points=request.course_points)
+    if not request.force:
+        _refuse_what_cannot_fit(memory, device)
+    timeline = _timeline(memory)
+    with _left_as_it_was(device):
+        found, notices = _measured(memory, timeline, directory, device, request)
+    return replace(
+        memory,
+        report=replace(report, notices=(*memory.report.notices, *notices)),
+        measured=found.measurement,
+        differences=differences(memory.predicted, found),
+    )
+
+
+def _measured(
+    memory: MemoryReport, timeline: Timeline | None, directory: Path | None, device: str, request: Request
+) -> tuple[Measured, tuple[Message, ...]]:
+    import torch
+
+    run = memory.run
+    before = () if device == "cpu" else (_context(device),)
+    began = time.perf_counter()
+    try:
+        model = _loaded(memory.report, run, directory, device, trust_remote_code=request.trust_remote_code)
+    except (MemoryError, torch.OutOfMemoryError):
+        return not_loaded(torch.device(device), before), ()
+    before = (*before, loaded(model.model, time.perf_counter() - began))
+    found = measure(
+        model.model, run, timeline, before=before, course_points=request.course_points, snapshot=request.snapshot
+    )
+    return found, model.notices
+
+
+def _loaded(report: Report, run: Run, directory: Path | None, device: str, *, trust_remote_code: bool) -> LoadedModel:
+    dtype = report.spec.dtype.torch_name
+    if directory is None:
+        return random_model(report.spec, report.config or {}, dtype=dtype, attention=run.attention, device=device)
+    return load_model(
+        directory,
+        report.spec,
+        dtype=dtype,
+        attention=run.attention,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def _timeline(memory: MemoryReport) -> Timeline | None:
+    """The run's trace as the device sees it; None where the prediction is not from one."""
+    if memory.predicted.method != "trace":
+        return None
+    timeline, _ = timeline_of(memory.report, memory.run)
+    return on_device(timeline, memory.run)
+
+
+def _card(device: str) -> str:
+    if device == "cpu":
+        return "cpu"
+    import torch
+
+    return str(torch.cuda.get_device_name(device))
+
+
+def _context(device: str) -> Any:
+    """The first reading: a context that holds nothing."""
+    import torch
+
+    torch.zeros(1, device=device)
+    torch.cuda.empty_cache()
+    return cuda_reading("context", torch.device(device).index)
+
+
+def _refuse_what_cannot_fit(memory: MemoryReport, device: str) -> None:
+    predicted = memory.predicted
+    needed = predicted.peak_reserved or (predicted.peak or predicted.steady).allocated or predicted.steady.weights
+    if device == "cpu":
+        check_capacity(needed, free_host_bytes(), device)
+        return
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    check_capacity(needed, free, device)
+
+
+@contextmanager
+def _left_as_it_was(device: str) -> Iterator[None]:
+    """Afterwards nothing is allocated on the device, and nothing cached."""
+    try:
+        yield
+    finally:
+        gc.collect()
+        if device != "cpu":
+            import torch
+
+            torch.cuda.empty_cache()

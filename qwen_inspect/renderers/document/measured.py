@@ -1,0 +1,217 @@
+"""`memory --device`: parameters and memory, predicted beside measured, each difference by its cause and what is left of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...language import Language
+from ...report import Difference, Measurement, MemoryReport, Reading
+from ...units import count, percent, shares, signed, size
+from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
+from .common import component_table, identity, notices
+from .memory import TERMS, alive_rows, run_fields
+from .parameters import grouping, layer_breakdown, witness_table
+
+# Rows that a run may have nothing of are left out where neither side has.
+ALWAYS = ("weights", "buffers", "steady_allocated", "peak_allocated")
+SUMMARY = ("weights", "cache", "steady_allocated", "peak_allocated", "peak_reserved")
+
+
+def measured_blocks(memory: MemoryReport, measured: Measurement, say: Language) -> list[Block]:
+    report = memory.report
+    return [
+        Heading(say("heading_measured", name=report.ref.id, device=measured.device), 1),
+        identity(report, say, device=measured.device),
+        *notices(report, say),
+        *([Paragraph(say("measured_partial", reason=say(measured.partial)))] if measured.partial else []),
+        Heading(say("heading_results")),
+        Heading(say("heading_results_parameters"), 3),
+        witness_table(report, say),
+        Heading(say("heading_results_memory"), 3),
+        summary_table(memory.differences, say),
+        Heading(say("heading_findings")),
+        Items(findings(memory, measured, say)),
+        Heading(say("heading_breakdown")),
+        component_table(report, say),
+        *layer_breakdown(report, say),
+        Heading(say("heading_grouping")),
+        *grouping(report, say),
+        Heading(say("heading_run")),
+        run_fields(memory, say),
+        Fields(measured.versions),
+        Heading(say("heading_terms_measured")),
+        difference_table(memory.differences, say),
+        *causes(memory.differences, say),
+        *([Paragraph(say(measured.parted))] if measured.parted else []),
+        Heading(say("heading_stages")),
+        stage_table(measured.readings, say),
+        *driver_blocks(measured.readings, say),
+        *_scratch(measured, say),
+        Heading(say("heading_conclusions")),
+        Items(conclusions(memory, measured, say), numbered=True),
+        Heading(say("heading_assumptions")),
+        Items([say(message) for message in memory.predicted.assumptions]),
+    ]
+
+
+def summary_table(differences: Sequence[Difference], say: Language) -> Table:
+    """The figures that most readers look for, with the difference as a share of what was predicted."""
+    rows = [
+        [say(f"term_{one.term}"), size(one.predicted), size(one.measured), _signed(one.difference), _share(one)]
+        for one in differences
+        if one.term in SUMMARY and _has_figures(one)
+    ]
+    columns = [say(f"column_{name}") for name in ("term", "predicted", "measured", "difference_bytes", "difference")]
+    return Table(columns, rows, "lrrrr")
+
+
+def difference_table(differences: Sequence[Difference], say: Language) -> Table:
+    rows = [
+        [
+            say(f"term_{one.term}"),
+            count(one.predicted),
+            count(one.measured),
+            _signed(one.difference),
+            _signed(None if one.difference is None else one.difference - (one.residual or 0)),
+            _signed(one.residual),
+        ]
+        for one in differences
+        if _has_figures(one)
+    ]
+    names = ("term", "predicted_bytes", "measured_bytes", "difference_bytes", "explained", "residual")
+    return Table([say(f"column_{name}") for name in names], rows, "lrrrrr")
+
+
+def causes(differences: Sequence[Difference], say: Language) -> list[Block]:
+    """Each cause with its bytes; a sum's causes are those of its terms and are not told again."""
+    rows = [
+        [say(f"term_{one.term}"), say(cause.message), signed(cause.size_bytes)]
+        for one in differences
+        if one.term != "steady_allocated"
+        for cause in one.causes
+    ]
+    if not rows:
+        return [Paragraph(say("no_causes"))]
+    columns = [say("column_term"), say("column_reason"), say("column_bytes")]
+    return [Heading(say("heading_causes"), 3), Table(columns, rows, "llr")]
+
+
+def stage_table(readings: Sequence[Reading], say: Language) -> Table:
+    rows = [
+        [
+            say(f"measured_stage_{reading.stage}"),
+            "–" if reading.seconds is None else f"{reading.seconds:.3f}",
+            size(reading.allocated),
+            size(reading.peak_allocated),
+            size(reading.peak_requested),
+            size(reading.peak_reserved),
+            size(reading.host_peak),
+        ]
+        for reading in readings
+    ]
+    names = ("stage", "seconds", "allocated_after", "peak_allocated", "peak_requested", "peak_reserved", "host_peak")
+    return Table([say(f"column_{name}") for name in names], rows, "lrrrrrr")
+
+
+def driver_blocks(readings: Sequence[Reading], say: Language) -> list[Block]:
+    """The driver's view; other processes' memory is shown, and never part of the model's."""
+    seen = [reading for reading in readings if reading.device_used is not None]
+    if not seen:
+        return []
+    rows = [
+        [
+            say(f"measured_stage_{reading.stage}"),
+            size(reading.device_used),
+            size(reading.device_total),
+            size(reading.process_used),
+            size(reading.others_used),
+        ]
+        for reading in seen
+    ]
+    columns = [
+        say(f"column_{name}") for name in ("stage", "device_used", "device_total", "process_used", "others_used")
+    ]
+    return [Heading(say("heading_driver")), Table(columns, rows, "lrrrr")]
+
+
+def findings(memory: MemoryReport, measured: Measurement, say: Language) -> list[str]:
+    """Whether the witnesses agree, said from the figures."""
+    report = memory.report
+    counts = report.parameters
+    said = [say("finding_parameters", parameters=counts.theory)]
+    if counts.stored is not None:
+        agree = all(check.agrees for check in report.checks)
+        said.append(say("finding_stored_agree" if agree else "finding_stored_differ", stored=counts.stored))
+    by_term = {one.term: one for one in memory.differences}
+    for term in ("weights", "steady_allocated", "peak_allocated"):
+        one = by_term[term]
+        if one.difference is None:
+            continue
+        key = "equal" if one.difference == 0 else "explained" if one.residual == 0 else "unexplained"
+        values = {"term": say(f"term_{term}"), "difference": one.difference, "residual": one.residual}
+        said.append(say(f"finding_memory_{key}", measured=size(one.measured), **values))
+    said.append(say("finding_kind", kind=report.attention.kind))
+    return said
+
+
+def conclusions(memory: MemoryReport, measured: Measurement, say: Language) -> list[str]:
+    """What follows from the figures, each sentence computed: what takes most, what is left on the device, how fast it ran."""
+    footprint = measured.footprint
+    shown = (
+        footprint.peak if footprint.peak is not None and footprint.peak.activations is not None else footprint.steady
+    )
+    parts = {term: value for term in TERMS if (value := getattr(shown, term)) is not None and value > 0}
+    said = []
+    if parts:
+        total = sum(parts.values())
+        largest = max(parts, key=lambda term: parts[term])
+        share = percent(shares([parts[largest], total - parts[largest]])[0])
+        said.append(say("conclusion_largest", term=say(f"term_{largest}"), size=size(parts[largest]), share=share))
+    last = measured.readings[-1]
+    per_token = memory.report.cache.bytes_per_token * memory.run.batch
+    if last.device_used is not None and last.device_total is not None:
+        free = last.device_total - last.device_used
+        said.append(say("conclusion_room", free=size(free), total=size(last.device_total)))
+        if memory.run.mode == "generate" and per_token:
+            said.append(say("conclusion_tokens", tokens=free // per_token, bytes=per_token))
+    elif memory.run.mode == "generate" and per_token:
+        said.append(say("conclusion_per_token", bytes=per_token))
+    seconds = {reading.stage: reading.seconds for reading in measured.readings}
+    if memory.run.mode == "generate" and (taken := seconds.get("decode")) and memory.run.new_tokens > 1:
+        rate = memory.run.batch * (memory.run.new_tokens - 1) / taken
+        key = "conclusion_rate_profiled" if measured.device == "cpu" else "conclusion_rate"
+        said.append(say(key, rate=f"{rate:.1f}"))
+    unexplained = [one for one in memory.differences if one.residual]
+    if unexplained:
+        worst = max(unexplained, key=lambda one: abs(one.residual or 0))
+        said.append(say("conclusion_unexplained", term=say(f"term_{worst.term}"), bytes=worst.residual))
+    else:
+        said.append(say("conclusion_explained"))
+    return said
+
+
+def _scratch(measured: Measurement, say: Language) -> list[Block]:
+    if not measured.scratch:
+        return []
+    columns = [say("column_operator"), say("column_storages"), say("column_bytes"), say("column_size")]
+    return [
+        Heading(say("heading_scratch")),
+        Table(columns, [row[1:] for row in alive_rows(measured.scratch)], "lrrr"),
+    ]
+
+
+def _has_figures(one: Difference) -> bool:
+    return one.term in ALWAYS or bool(one.predicted) or bool(one.measured)
+
+
+def _signed(value: int | None) -> str:
+    return "–" if value is None else signed(value)
+
+
+def _share(one: Difference) -> str:
+    """The difference in per cent of what was predicted, to a hundredth; exact to the last digit that is shown."""
+    if one.difference is None or not one.predicted:
+        return "–"
+    hundredths = abs(one.difference) * 10_000 // one.predicted
+    sign = "-" if one.difference < 0 else "+" if one.difference > 0 else ""
+    return f"{sign}{percent(hundredths)}"

@@ -1,0 +1,317 @@
+"""Models really loaded from their files and run on CPU: measured memory as predicted to the byte, each difference explained."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_inspect.analyzers.device import (
+    _alive_after,
+    _between,
+    _blocks,
+    _cuda_changes,
+    check_capacity,
+    free_host_bytes,
+    process_bytes,
+)
+from qwen_inspect.analyzers.matching import match
+from qwen_inspect.errors import UnavailableError
+from qwen_inspect.language import Language
+from qwen_inspect.loaders.resolve import Access
+from qwen_inspect.measurement import Request
+from qwen_inspect.measurement import measured as measure_run
+from qwen_inspect.pipeline import inspect
+from qwen_inspect.renderers import markdown
+from qwen_inspect.renderers.document import View, document
+from qwen_inspect.renderers.json import render
+from qwen_inspect.report import Run
+from qwen_inspect.timeline import Allocate, Change, Free, Record, Stage, Timeline
+
+from .conftest import run
+from .test_local import FAMILIES
+from .test_trace import real_model
+
+DOCUMENT = {  # the sections of a report on parameters and memory, in the documents' words
+    "zh": ("实验结果总结", "参数量分析", "显存占用分析", "重要发现", "详细参数分解", "单层 Decoder 分析", "MHA、GQA", "各项内存",
+           "差异原因", "各阶段", "结论与建议"),
+    "en": ("Results", "Parameters", "Memory", "Findings", "Parameters by component", "MHA, GQA or MQA", "Memory by term",
+           "Causes of the differences", "Stages of the run", "Conclusions"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A folder with the real files of a small random model of a family, written by transformers."""
+    folders: dict[str, Path] = {}
+
+    def save(family: str) -> Path:
+        if family not in folders:
+            folders[family] = tmp_path_factory.mktemp(family.replace(" ", "_"))
+            real_model(FAMILIES[family]).save_pretrained(folders[family], max_shard_size="100KB")
+        return folders[family]
+
+    return save
+
+
+def measured(model: Path, *, random_weights: bool = False, dtype: str | None = None, **chosen: Any) -> dict[str, Any]:
+    """What `memory --device cpu --format json` prints, without the seconds that a new process takes to import torch."""
+    defaults = {"mode": "generate", "batch": 1, "prompt_tokens": 16, "new_tokens": 3, "attention": "sdpa"}
+    workload = Run(**{**defaults, "loader": "warmup", "gpu": "", **chosen})
+    request = Request(device="cpu", random_weights=random_weights)
+    report = measure_run(inspect(str(model), dtype=dtype), workload, request, Access())
+    content: dict[str, Any] = json.loads(render("memory", report, Language("en")))
+    return content
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3_moe", "qwen2_moe", "qwen3 with a sliding window"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"new_tokens": 1},
+        {"new_tokens": 7, "batch": 3},
+        {"mode": "forward", "batch": 2},
+        {"mode": "train"},
+        {"mode": "train", "optimizer": "adamw_fused", "checkpointing": True, "batch": 2},
+        {"mode": "train", "optimizer": "none", "trained": "q_proj"},
+    ],
+    ids=str,
+)
+def test_every_byte_is_predicted_or_explained(
+    saved: Callable[[str], Path], family: str, options: dict[str, Any]
+) -> None:
+    content = measured(saved(family), prompt_tokens=40, **options)
+    found, predicted = content["measured"], content["predicted"]
+    assert predicted["method"] == "trace"
+    assert found["method"] == "measured"
+    assert found["parted"] is found["partial"] is None
+    differences = {one["term"]: one for one in content["differences"]}
+    # What lives at the end is as predicted to the byte, but for the counters that AdamW keeps on the host.
+    for term in ("weights", "buffers", "cache", "state", "gradients", "activations", "rounding", "workspace"):
+        assert differences[term]["difference"] == 0, term
+    counts = options.get("optimizer", "adamw_foreach") == "adamw_foreach" and options.get("mode") == "train"
+    parameters = len(list(real_model(FAMILIES[family]).parameters()))
+    assert differences["optimizer"]["difference"] == (4 * parameters if counts else 0)  # a float32 each
+    assert {one["residual"] for one in differences.values()} <= {0, None}
+    for one in differences.values():
+        if one["difference"] is not None:
+            assert one["difference"] == one["measured"] - one["predicted"]
+            assert one["difference"] == sum(cause["bytes"] for cause in one["causes"]) + one["residual"]
+    for moment in found["moments"].values():
+        terms = [value for name, value in moment.items() if name not in ("stage", "allocated_bytes")]
+        assert sum(terms) == moment["allocated_bytes"]
+    assert found["peak_allocated_bytes"] == max(stage["peak_allocated_bytes"] for stage in found["stages"])
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_report_has_every_section(saved: Callable[[str], Path], language: str) -> None:
+    shown = run("memory", saved("qwen3"), "--device", "cpu", "--context", "16", "--new-tokens", "2", "--lang", language)
+    assert shown.code == 0, shown.err
+    headings = re.findall("^=== (.*) ===$", shown.out, re.MULTILINE)
+    below = iter(headings[1:])  # the title apart
+    for section in DOCUMENT[language]:
+        assert any(section in heading for heading in below), section  # each after the one before
+    assert shown.err.count("\n") <= 1  # nothing of transformers' or the profiler's
+
+
+def test_mha_is_not_told_that_it_is_grouped(tmp_path: Path) -> None:
+    config = {**FAMILIES["qwen3"], "num_key_value_heads": 4}
+    real_model(config).save_pretrained(tmp_path)
+    workload = Run(mode="generate", batch=1, prompt_tokens=8, new_tokens=2, attention="sdpa", loader="warmup", gpu="")
+    report = measure_run(inspect(str(tmp_path)), workload, Request(device="cpu"), Access())
+    shown = markdown.render(document("memory", report, Language("en"), View()))
+    assert "Multi-head attention (MHA)" in shown
+    assert "Grouped-query" not in shown
+
+
+def test_another_dtype_is_loaded_and_predicted(saved: Callable[[str], Path]) -> None:
+    content = measured(saved("qwen2"), dtype="float32")
+    plain = measured(saved("qwen2"))
+    assert content["measured"]["weights_bytes"] == 2 * plain["measured"]["weights_bytes"]
+    assert content["measured"]["steady_allocated_bytes"] == content["predicted"]["steady_allocated_bytes"]
+
+
+def test_random_weights_of_the_catalog_need_no_files(tmp_path: Path) -> None:
+    config = {**FAMILIES["qwen3"], "hidden_size": 32}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    content = measured(tmp_path / "config.json", random_weights=True)
+    assert content["measured"]["steady_allocated_bytes"] == content["predicted"]["steady_allocated_bytes"]
+    refused = run("memory", "catalog:Qwen/Qwen3-0.6B", "--device", "cpu")
+    assert refused.code == 3
+
+
+def test_a_plot_has_the_measured_line(saved: Callable[[str], Path], tmp_path: Path) -> None:
+    drawn = tmp_path / "run.svg"
+    shown = run("memory", saved("qwen3"), "--device", "cpu", "--new-tokens", "3", "--lang", "en", "--plot", drawn)
+    assert shown.code == 0, shown.err
+    assert "measured" in drawn.read_text(encoding="utf-8").lower()
+
+
+# --- what cannot be
+
+
+def test_without_cuda_it_is_said_what_to_install(saved: Callable[[str], Path]) -> None:
+    shown = run("memory", saved("qwen3"), "--device", "cuda", "--lang", "en")
+    assert (shown.code, shown.out) == (8, "")
+    assert "CUDA" in shown.err
+
+
+def test_a_snapshot_is_of_cuda(saved: Callable[[str], Path], tmp_path: Path) -> None:
+    shown = run("memory", saved("qwen3"), "--device", "cpu", "--snapshot", tmp_path / "s.pickle")
+    assert shown.code == 8
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", [("--force",), ("--random-weights",), ("--snapshot", "x.pickle")])
+def test_options_of_a_device_need_one(option: tuple[str, ...]) -> None:
+    assert run("memory", *option).code == 2
+
+
+def test_what_cannot_fit_is_refused_with_the_sum() -> None:
+    shown = run("memory", "catalog:Qwen/Qwen3-235B-A22B", "--device", "cpu", "--random-weights", "--lang", "en")
+    assert shown.code == 8
+    # 235,093,634,560 parameters of 2 bytes are 437.9 GiB.
+    needed, free, short = (float(number) for number in re.findall(r"([\d.]+) GiB", shown.err))
+    assert needed > 437.8
+    assert abs(needed - free - short) < 0.02
+
+
+def test_a_run_that_fits_exactly_is_not_refused() -> None:
+    check_capacity(100, 100, "cuda:0")
+    check_capacity(100, None, "cuda:0")
+    with pytest.raises(UnavailableError):
+        check_capacity(101, 100, "cuda:0")
+    assert (free_host_bytes() or 0) > 1 << 20
+
+
+LIMITED = """
+import resource, sys
+from qwen_inspect.cli import main
+import torch, transformers, qwen_inspect.measurement
+from transformers import Qwen3ForCausalLM
+held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_memory_that_ends_during_a_run_leaves_a_partial_report(saved: Callable[[str], Path], tmp_path: Path) -> None:
+    before = set(Path("/tmp").iterdir())
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(600 << 20), "memory", str(saved("qwen3")), "--device", "cpu", "--context",
+         "60000", "--attention", "eager", "--force", "--format", "json", "--lang", "en"],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 8, done.stderr
+    assert "partial" in done.stderr
+    content = json.loads(done.stdout)
+    assert content["measured"]["partial"].startswith("memory ran out")
+    assert content["predicted"]["peak_allocated_bytes"] > 600 << 20  # what it would have taken
+    assert list(tmp_path.iterdir()) == []
+    assert {path for path in set(Path("/tmp").iterdir()) - before if "qwen" in path.name} == set()
+
+
+def test_an_interrupted_run_says_that_it_is_partial(saved: Callable[[str], Path], tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qwen_inspect", "memory", str(saved("qwen3")), "--device", "cpu", "--context", "64",
+         "--new-tokens", "30000", "--format", "json", "--lang", "en"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    maps = Path(f"/proc/{process.pid}/maps")
+    while "libtorch_cpu" not in maps.read_text():
+        time.sleep(0.1)
+    time.sleep(15)
+    os.kill(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    if out:  # the run had begun
+        assert "interrupted" in json.loads(out)["measured"]["partial"]
+
+
+# --- a record of CUDA's allocator, and what is held against it
+
+
+# torch.cuda.memory._snapshot() of torch 2.13, as torch/cuda/memory.py describes its keys.
+SNAPSHOT = {
+    "device_traces": [
+        [],
+        [
+            {"action": "segment_alloc", "addr": 0, "size": 2097152},
+            {"action": "alloc", "addr": 0, "size": 100},
+            {"action": "alloc", "addr": 512, "size": 24},
+            {"action": "free_requested", "addr": 0, "size": 100},
+            {"action": "free_completed", "addr": 0, "size": 100},
+        ],
+    ],
+    "segments": [
+        {
+            "device": 1,
+            "address": 4096,
+            "blocks": [
+                {"size": 512, "requested_size": 100, "state": "active_allocated"},
+                {"size": 1024, "requested_size": 0, "state": "inactive"},
+                {"size": 512, "requested_size": 512, "state": "active_allocated"},
+            ],
+        },
+        {"device": 0, "address": 9, "blocks": [{"size": 9, "requested_size": 9, "state": "active_allocated"}]},
+    ],
+}
+
+
+def test_cudas_history_is_read_as_requests() -> None:
+    changes = _cuda_changes(SNAPSHOT, 1)
+    assert changes == [Change(100, 0), Change(24, 512), Change(-100, 0)]
+    assert _alive_after(changes) == {512: 24}
+
+
+def test_what_was_not_recorded_is_told_by_the_blocks_that_are_alive() -> None:
+    alive = _blocks(SNAPSHOT, 1)
+    assert alive == {4096: 100, 4096 + 512 + 1024: 512}
+    # The weights lie at 4096; a storage of 64 bytes is gone, one of 512 is new.
+    assert _between({128: 64}, alive, {4096: 100}) == [Change(-64, 128), Change(512, 5632)]
+
+
+def test_without_a_driver_no_process_is_told() -> None:
+    assert process_bytes(0) == (None, None)
+
+
+def timeline(*events: Allocate | Free) -> Timeline:
+    load = (Allocate(0, 8, "model", "parameter"),)
+    return Timeline(
+        events=(*load, *events), stages=(Stage(name="load", first_event=0), Stage(name="prefill", first_event=1))
+    )
+
+
+def test_scratch_is_told_by_its_operator_and_the_trace_is_found_again() -> None:
+    traced = timeline(Allocate(1, 64, "a", "aten.mm.default"), Allocate(2, 32, "b", "aten.add.Tensor"), Free(1))
+    record = Record(
+        changes=(
+            Change(64, 1, ("aten::mm",)), Change(500, 2, ("aten::mm", "aten::empty")), Change(-500, 2),
+            Change(32, 3, ("aten::add",)), Change(-64, 1),
+        ),
+        stages=(Stage(name="prefill", first_event=0),),
+    )  # fmt: skip
+    found = match(record, traced)
+    assert found.missing is None
+    assert found.at_peak.size_bytes == found.peaks["prefill"] == 564
+    assert found.at_peak.others == {"aten::mm": (1, 500)}
+    assert [one.id for one in found.at_end.traced] == [2]
+    assert found.ends == {"prefill": 32}
+
+
+def test_the_first_request_that_was_never_made_is_named() -> None:
+    traced = timeline(Allocate(1, 64, "a", "aten.mm.default"), Allocate(2, 32, "b", "aten.add.Tensor"))
+    record = Record(changes=(Change(64, 1, ("aten::mm",)),), stages=(Stage(name="prefill", first_event=0),))
+    missing = match(record, traced).missing
+    assert missing is not None
+    assert (missing.module, missing.size_bytes) == ("b", 32)
