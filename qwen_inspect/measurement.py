@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import gc
 import time
 from collections.abc import Iterator
@@ -17,10 +18,11 @@ from .analyzers.measure import Measured, loaded, measure, not_loaded
 from .analyzers.memory import on_device
 from .errors import UnavailableError, UnsupportedError
 from .language import Message
+from .loaders import calibration
 from .loaders.resolve import Access
 from .loaders.weights import weights_directory
 from .prediction import predict, timeline_of
-from .report import MemoryReport, Report, Run
+from .report import Calibration, Measurement, MemoryReport, Report, Run
 from .timeline import Timeline
 
 
@@ -59,6 +61,7 @@ def measured(report: Report, run: Run, request: Request, access: Access) -> Memo
     timeline = _timeline(memory)
     with _left_as_it_was(device):
         found, notices = _measured(memory, timeline, directory, device, request)
+    _calibrate(found.measurement)
     return replace(
         memory,
         report=replace(report, notices=(*memory.report.notices, *notices)),
@@ -97,6 +100,31 @@ def _loaded(report: Report, run: Run, directory: Path | None, device: str, *, tr
         attention=run.attention,
         device=device,
         trust_remote_code=trust_remote_code,
+    )
+
+
+def _calibrate(found: Measurement) -> None:
+    """Keep what this card takes besides the model, if a whole run has told it."""
+    versions = dict(found.versions)
+    context, workspace = found.footprint.context_bytes, found.footprint.steady.workspace
+    if (
+        found.device == "cpu"
+        or found.partial is not None
+        or context is None
+        or workspace is None
+        or "driver" not in versions
+    ):
+        return
+    calibration.keep(
+        Calibration(
+            gpu=found.device,
+            driver=versions["driver"],
+            torch=versions["torch"].partition("+")[0],
+            transformers=versions["transformers"],
+            date=datetime.date.today().isoformat(),
+            context_bytes=context,
+            workspace_bytes=workspace,
+        )
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from .analyzers.memory import formula_footprint, stored_footprint, traced_footpr
 from .analyzers.period import SHALLOW, deepen
 from .errors import UnavailableError, UnsupportedError
 from .language import Message
-from .loaders import header_cache
+from .loaders import calibration, header_cache
 from .report import Footprint, MemoryReport, Report, Run
 from .spec import ModelSpec
 from .timeline import Timeline
@@ -28,6 +29,8 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
     hold, only the formula is left, whose peak is unknown; of an architecture that is not known, only what is stored. What was
     refused is then the result's `refusal`, raised where nothing is left to say.
     """
+    if run.device == "cuda" and run.calibration is None:
+        run = replace(run, calibration=calibration.find(run.gpu, installed()))
     if report.design is None:
         assert report.refusal is not None
         if report.tensors is None:
@@ -168,12 +171,17 @@ def kept_trace(spec: ModelSpec, attention: str) -> KeptTrace | None:
 
 def _installed() -> str:
     """`versions`, without importing what takes seconds; "" where it is not installed."""
+    found = dict(installed())
+    return f"transformers {found['transformers']}, torch {found['torch']}" if len(found) == 2 else ""
+
+
+def installed() -> Iterator[tuple[str, str]]:
+    """The versions of torch and transformers that are installed, without importing them."""
     from importlib.metadata import PackageNotFoundError, version
 
-    try:
-        return f"transformers {version('transformers')}, torch {version('torch').partition('+')[0]}"
-    except PackageNotFoundError:
-        return ""
+    for package in ("transformers", "torch"):
+        with suppress(PackageNotFoundError):
+            yield package, version(package).partition("+")[0]
 
 
 def trace_name(spec: ModelSpec, attention: str, made_by: str = "") -> str:

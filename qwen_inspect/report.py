@@ -298,6 +298,22 @@ class Footprint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What a card was measured to take besides the model: the context outside the allocator, and cuBLAS's workspace.
+
+    date: of the measurement, ISO 8601. gpu, driver, torch, transformers: the key, for each of them changes the figures.
+    """
+
+    gpu: str
+    driver: str
+    torch: str
+    transformers: str
+    date: str
+    context_bytes: int
+    workspace_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """What is to be run on the device, for a footprint. allocator: PYTORCH_CUDA_ALLOC_CONF's text.
 
@@ -318,6 +334,7 @@ class Run:
     trained: str = ""
     cache_format: str = "auto"
     device: str = "cuda"
+    calibration: Calibration | None = None
 
     @property
     def cached_tokens(self) -> int:

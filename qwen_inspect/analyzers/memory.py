@@ -16,9 +16,10 @@ from functools import cache
 from ..checkpoint import Tensor
 from ..errors import UsageError
 from ..language import Message
-from ..report import Alive, CacheReport, Course, Footprint, Moment, Run
+from ..report import Alive, CacheReport, Calibration, Course, Footprint, Moment, Run
 from ..spec import Module, each_buffer, each_tensor
 from ..timeline import FLASH_SCRATCH, Allocate, Event, Free, Stage, Timeline, living
+from ..units import size as shown_size
 from .allocator import Allocator, HostAllocator, Usage
 from .allocator_settings import read_settings
 from .course import course_of, thinned
@@ -42,6 +43,15 @@ def workspace_bytes(gpu: str) -> int:
     return WORKSPACE_BYTES_HOPPER if HOPPER.search(gpu) else WORKSPACE_BYTES
 
 
+def workspace_of(run: Run) -> int:
+    """As measured on this card, else as its name tells."""
+    return workspace_bytes(run.gpu) if run.calibration is None else run.calibration.workspace_bytes
+
+
+def _context_of(run: Run) -> int | None:
+    return None if run.calibration is None else run.calibration.context_bytes
+
+
 def traced_footprint(timeline: Timeline, run: Run, *, provenance: str, course_points: int = 0) -> Footprint:
     """Replays a timeline whose first stage is "load", and takes apart what is held at the peak and at the end.
 
@@ -60,7 +70,7 @@ def traced_footprint(timeline: Timeline, run: Run, *, provenance: str, course_po
         steady=_moment(whole.stages[-1].name, living(whole.events), found.end, uses),
         peak=_moment(stage, at_peak, found.at_peak, uses),
         peak_reserved=found.peak.reserved_bytes if run.device == "cuda" else None,
-        context_bytes=None,
+        context_bytes=_context_of(run),
         alive=_alive(at_peak, uses),
         assumptions=assumptions(run),
         provenance=provenance,
@@ -112,7 +122,7 @@ def formula_footprint(
         uses = ("gradients",) if run.optimizer == "none" else ("optimizer", "optimizer")
         held += [(use, size) for size in trained for use in uses]
     if run.device == "cuda":
-        held.append((WORKSPACE, workspace_bytes(run.gpu)))
+        held.append((WORKSPACE, workspace_of(run)))
     operators = {"weights": PARAMETER, "buffers": BUFFER, WORKSPACE: WORKSPACE}
     events = tuple(Allocate(index, size, "attn", operators.get(use, use)) for index, (use, size) in enumerate(held))
     uses_by_id = {event.id: event.operator for event in events if event.operator in ("cache", "gradients", "optimizer")}
@@ -125,6 +135,7 @@ def formula_footprint(
         steady=replace(_moment(stage, events, laid.end, uses_by_id), activations=None),
         assumptions=(*unknown, *assumptions(run)),
         provenance="transformers 5.23 DynamicCache, torch 2.13 CUDACachingAllocator",
+        context_bytes=_context_of(run),
     )
 
 
@@ -135,13 +146,20 @@ def stored_footprint(tensors: Iterable[Tensor], files: str) -> Footprint:
     return _without_peak(method="stored", steady=steady, assumptions=(Message("assume_stored"),), provenance=files)
 
 
-def _without_peak(*, method: str, steady: Moment, assumptions: tuple[Message, ...], provenance: str) -> Footprint:
+def _without_peak(
+    *,
+    method: str,
+    steady: Moment,
+    assumptions: tuple[Message, ...],
+    provenance: str,
+    context_bytes: int | None = None,
+) -> Footprint:
     return Footprint(
         method=method,
         steady=steady,
         peak=None,
         peak_reserved=None,
-        context_bytes=None,
+        context_bytes=context_bytes,
         alive=(),
         assumptions=assumptions,
         provenance=provenance,
@@ -158,13 +176,18 @@ def assumptions(run: Run) -> tuple[Message, ...]:
         )
     return (
         Message(f"assume_loader_{run.loader.replace('-', '_')}"),
-        Message("assume_workspace", bytes=workspace_bytes(run.gpu), gpu=run.gpu),
+        Message("assume_workspace", bytes=workspace_of(run), gpu=run.gpu),
         Message("assume_kernel", kernel=run.attention),
         *([_training(run)] if run.mode == "train" else []),
         *([Message("assume_cache_format", format=run.cache_format)] if run.cache_format != "auto" else []),
         *([Message("assume_allocator", settings=run.allocator)] if run.allocator else []),
-        Message("assume_context"),
+        Message("assume_context") if run.calibration is None else _calibrated(run.calibration),
     )
+
+
+def _calibrated(found: Calibration) -> Message:
+    key = {"gpu": found.gpu, "driver": found.driver, "torch": found.torch, "transformers": found.transformers}
+    return Message("assume_calibrated", date=found.date, context=shown_size(found.context_bytes), **key)
 
 
 def _training(run: Run) -> Message:
@@ -191,7 +214,7 @@ def on_device(timeline: Timeline, run: Run) -> Timeline:
     )
     if product is not None:
         # The product's output is allocated first, then the library is called.
-        rest.insert(product + 1, Allocate(OWN_IDS + 1, workspace_bytes(run.gpu), "", WORKSPACE))
+        rest.insert(product + 1, Allocate(OWN_IDS + 1, workspace_of(run), "", WORKSPACE))
     stages = [timeline.stages[0]]
     for stage in timeline.stages[1:]:
         after = product is not None and stage.first_event - begins > product

@@ -51,6 +51,15 @@ def write_trace(name: str, content: bytes) -> None:
     _write(folder() / "traces" / name, content)
 
 
+def read_named(name: str) -> bytes | None:
+    """A file of this machine's own, such as its calibration."""
+    return _read(folder() / name)
+
+
+def write_named(name: str, content: bytes) -> None:
+    _write(folder() / name, content)
+
+
 def listing_age_seconds(*names: str) -> float | None:
     """Seconds since a listing was kept; None where none was, or its time lies in the future."""
     try:

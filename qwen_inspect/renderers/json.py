@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from .. import __version__
@@ -229,6 +230,7 @@ def _memory(memory: MemoryReport, say: Language) -> dict[str, Any]:
         },
         "predicted": _footprint(memory.predicted, run, say),
         "measured": None if memory.measured is None else _measured(memory.measured, run, say),
+        "calibration": None if run.calibration is None else asdict(run.calibration),
         "differences": [
             {
                 "term": one.term,
