@@ -77,6 +77,7 @@ def _show(options: argparse.Namespace, say: Language) -> int:
     plot = options.output if options.command == "diagram" else getattr(options, "plot", None)
     if plot is not None:
         _check_picture(plot, options)
+    _check_prompt_options(options)
     if options.command == "models":
         subject: object = pipeline.models()
         report = None
@@ -101,6 +102,8 @@ def _show(options: argparse.Namespace, say: Language) -> int:
             dtype=getattr(options, "dtype", None),
             group_size=getattr(options, "group_size", None),
         )
+        if getattr(options, "prompt", None) is not None:
+            subject = report = _with_generation(report, options)
         if options.command == "memory":
             memory = _memory(report, options, say)
             _write(_text(options, memory, say, View()), options, say)
@@ -203,6 +206,47 @@ def _write_picture(svg: str, path: str, options: argparse.Namespace, say: Langua
         _complain(_one_line(say("saved", path=path)))
 
 
+PROMPT_OPTIONS = ("max_new_tokens", "device", "trust_remote_code")
+
+
+def _check_prompt_options(options: argparse.Namespace) -> None:
+    """Before anything is asked of a hub: a prompt that is one, and nothing that goes with a prompt without it."""
+    from .errors import UsageError
+
+    if "prompt" not in options:
+        return
+    if options.prompt is not None:
+        from .analyzers.generation import check_prompt
+
+        check_prompt(options.prompt)
+    elif given := next((name for name in PROMPT_OPTIONS if getattr(options, name)), None):
+        raise UsageError("prompt_needed", option=f"--{given.replace('_', '-')}")
+
+
+def _with_generation(report: Report, options: argparse.Namespace) -> Report:
+    from . import pipeline
+
+    gc.enable()  # no longer a short command: a model's modules do have cycles
+    return pipeline.generate(
+        report,
+        options.prompt,
+        max_new_tokens=options.max_new_tokens or 32,
+        device=options.device or "cpu",
+        trust_remote_code=options.trust_remote_code,
+        access=_access(options),
+        show=None if options.quiet or not _is_terminal(sys.stderr) else _show_text,
+    )
+
+
+def _show_text(text: str) -> None:
+    """A piece of generated text, on a terminal, harmless: only its line breaks are sent as they are."""
+    from .renderers.terminal import safe
+
+    with contextlib.suppress(OSError):
+        sys.stderr.write("\n".join(map(safe, text.split("\n"))))
+        sys.stderr.flush()
+
+
 def _run_of(options: argparse.Namespace) -> Run:
     from .report import Run
 
@@ -225,25 +269,28 @@ def _run_of(options: argparse.Namespace) -> Run:
 
 def _access(options: argparse.Namespace) -> Access:
     from .loaders.resolve import Access
+    from .units import size
 
     return Access(
         offline=options.offline,
         refresh=options.refresh,
         partial=options.partial,
         seconds=options.timeout,
-        progress=_progress(quiet=options.quiet),
+        progress=_progress(str, quiet=options.quiet),
+        downloaded=_progress(size, quiet=options.quiet),
     )
 
 
-def _progress(*, quiet: bool) -> Callable[[int, int], None]:
-    """Counts headers as they arrive, on one line of a terminal that is erased at the end; nowhere else, nothing."""
-    if quiet or not _is_terminal(sys.stderr):
+def _progress(written: Callable[[int], str], *, quiet: bool) -> Callable[[int, int], None]:
+    """Counts what arrives, on one line of a terminal that is erased at the end; nowhere else, nothing."""
+    stream = sys.stderr  # a client may be kept from writing to it meanwhile
+    if quiet or not _is_terminal(stream):
         return lambda done, total: None
 
     def show(done: int, total: int) -> None:
         if total > 1:
-            sys.stderr.write(f"\r{done}/{total}" if done < total else "\r\x1b[K")
-            sys.stderr.flush()
+            stream.write(f"\r{written(done)}/{written(total)}\x1b[K" if done < total else "\r\x1b[K")
+            stream.flush()
 
     return show
 
@@ -431,6 +478,11 @@ def _structure_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--depth", type=_positive(say), metavar="N", help=say("help_depth"))
     command.add_argument("--first-layer", action="store_true", help=say("help_first_layer"))
     _workload_options(command, say)
+    command.add_argument("--prompt", metavar="TEXT", help=say("help_prompt_text"))
+    command.add_argument("--max-new-tokens", type=_positive(say), metavar="N", help=say("help_max_new_tokens"))
+    command.add_argument("--device", metavar="DEVICE", help=say("help_device"))
+    command.add_argument("--dtype", choices=PLAIN_DTYPES, metavar="DTYPE", help=say("help_dtype"))
+    command.add_argument("--trust-remote-code", action="store_true", help=say("help_trust_remote_code"))
 
 
 def _config_options(command: argparse.ArgumentParser, say: Language) -> None:

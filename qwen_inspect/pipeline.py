@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -78,6 +78,40 @@ def _in_dtype(checkpoint: Checkpoint, dtype: str | None, group_size: int | None)
         config = {**{key: value for key, value in config.items() if key != "dtype"}, "torch_dtype": dtype}
     requantised = config.get("quantization_config") != checkpoint.config.get("quantization_config")
     return replace(checkpoint, config=config, tensors=None if requantised else checkpoint.tensors)
+
+
+def generate(
+    report: Report,
+    prompt: str,
+    *,
+    max_new_tokens: int = 32,
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    access: Access | None = None,
+    show: Callable[[str], None] | None = None,
+) -> Report:
+    """`report` with the model's own answer to `prompt`: its weights are loaded, and fetched first where they must be.
+
+    In the dtype that the report is for. show: told each piece of text as soon as it is there. Needs the torch extra.
+    """
+    from .analyzers.generation import check_prompt
+    from .analyzers.generation import generate as run
+    from .analyzers.loading import check_device
+    from .loaders.weights import weights_directory
+
+    check_prompt(prompt)
+    check_device(device)
+    directory = weights_directory(report.ref, access or Access(), with_code=trust_remote_code)
+    generation = run(
+        directory,
+        report.spec,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        show=show,
+    )
+    return replace(report, generation=generation, notices=(*report.notices, *generation.notices))
 
 
 def compare_files(left: str, right: str, *, access: Access | None = None) -> FilesComparison:

@@ -36,6 +36,11 @@ def size(size_bytes: int | None) -> str:
     return f"{size_bytes} B"
 
 
+def seconds(value: float) -> str:
+    """0.01234 -> "12.3 ms", 4.5 -> "4.50 s"."""
+    return f"{value * 1000:,.1f} ms" if value < 1 else f"{value:,.2f} s"
+
+
 def shares(values: Sequence[int]) -> list[int]:
     """Each value's share of their sum in basis points (0.01 %), adding up to 10,000 by the largest remainder method."""
     total = sum(values)

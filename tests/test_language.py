@@ -23,6 +23,8 @@ COMPOSED = (
     "term_",
     "mode_",
     "method_",
+    "ended_",
+    "field_peak_",
     "assume_",
     "cache_note_", "meaning_kv_", "mapping_", "grouping_", "technique_", "group_", "origin_tensors_", "cache_",
 )  # fmt: skip

@@ -149,7 +149,7 @@ def _read(
                 model.generation_config = transformers.GenerationConfig.from_pretrained(directory)
             return model.eval(), info
     except safetensors.SafetensorError as error:
-        raise MalformedError("load_damaged", path=directory, reason=_first_line(error)) from None
+        raise MalformedError("load_damaged", path=directory, reason=first_line(error)) from None
     except torch.cuda.OutOfMemoryError:
         raise
     except (
@@ -157,7 +157,7 @@ def _read(
     ) as error:  # fmt: skip
         if "DefaultCPUAllocator" in str(error):  # torch has no class of its own for memory that the host lacks
             raise MemoryError from None
-        reason, version = _first_line(error), transformers.__version__
+        reason, version = first_line(error), transformers.__version__
         raise UnsupportedError("load_failed", class_name=spec.class_name, version=version, reason=reason) from None
 
 
@@ -312,6 +312,7 @@ def _notices(info: Mapping[str, Any], not_finite: Sequence[str]) -> tuple[Messag
     return tuple(notices)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one short line."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__

@@ -10,7 +10,18 @@ from typing import Any
 from .. import __version__
 from ..errors import NotFoundError
 from ..language import Language
-from ..report import Alive, CatalogEntry, FilesComparison, Footprint, Measurement, MemoryReport, Moment, Report, Run
+from ..report import (
+    Alive,
+    CatalogEntry,
+    FilesComparison,
+    Footprint,
+    Generation,
+    Measurement,
+    MemoryReport,
+    Moment,
+    Report,
+    Run,
+)
 from ..spec import Module
 
 SCHEMA_VERSION = 1
@@ -197,6 +208,28 @@ def _structure(report: Report, say: Language) -> dict[str, Any]:
         **_attention(report, say),
         **_config(report, say),
         "tree": _tree(report.tree),
+        "generation": None if report.generation is None else _generation(report.generation),
+    }
+
+
+def _generation(found: Generation) -> dict[str, Any]:
+    return {
+        "prompt": found.prompt,
+        "chat_template": found.chat_template,
+        "text": found.text,
+        "prompt_tokens": found.prompt_tokens,
+        "new_tokens": found.new_tokens,
+        "ended_by": found.ended_by,
+        "device": found.device,
+        "dtype": found.dtype,
+        "prefill_seconds": found.prefill_seconds,
+        "prefill_tokens_per_second": found.prefill_tokens_per_second,
+        "decode_seconds": found.decode_seconds,
+        "decode_tokens_per_second": found.decode_tokens_per_second,
+        "peak_allocated_bytes": found.peak_allocated_bytes,
+        "peak_reserved_bytes": found.peak_reserved_bytes,
+        "peak_resident_bytes": found.peak_resident_bytes,
+        "provenance": found.versions,
     }
 
 

@@ -23,7 +23,8 @@ def identity(report: Report, say: Language, *, device: str | None = None) -> Fie
     rows.append((say("field_source"), say(f"source_{report.ref.source}")))
     if report.design is not None:
         rows.append((say("field_dtype"), str(report.spec.dtype)))
-    rows.append((say("field_device"), device or say("device_none")))
+    ran_on = report.generation.device if report.generation else device
+    rows.append((say("field_device"), ran_on or say("device_none")))
     return Fields(rows)
 
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from ...language import Language
 from ...report import Report
 from ...spec import Module
-from ...units import count, size
-from ..blocks import Block, Fields, Heading, Items, Node, Paragraph, Table, Tree
+from ...units import UNKNOWN, count, seconds, size
+from ..blocks import Block, Code, Fields, Heading, Items, Node, Paragraph, Table, Tree
 from . import View
 from .common import check_blocks, component_table, identity, layer_runs, notices, parameter_fields, runs, span
 
@@ -45,6 +45,7 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
             Heading(say("heading_first_layer", name=report.ref.id), 1),
             *notices(report, say),
             first_layer(report, say),
+            *generation_blocks(report, say),
         ]
     return [
         Heading(say("heading_structure", name=report.spec.class_prefix), 1),
@@ -67,7 +68,37 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
         Heading(say("heading_cache_notes")),
         Items(cache_notes(report, say), numbered=True),
         *([Heading(say("heading_checks")), *check_blocks(report.checks, say)] if report.checks else []),
+        *generation_blocks(report, say),
     ]
+
+
+def generation_blocks(report: Report, say: Language) -> list[Block]:
+    """The inference test: what was asked and answered, how fast, with how much memory. Nothing where none was asked for."""
+    found = report.generation
+    if found is None:
+        return []
+    rows = [
+        (say("field_prompt_text"), found.prompt),
+        (say("field_prompt_form"), say("prompt_in_template" if found.chat_template else "prompt_as_text")),
+        (say("field_prompt"), count(found.prompt_tokens)),
+        (say("field_new"), f"{count(found.new_tokens)} ({say(f'ended_{found.ended_by}')})"),
+        (say("field_prefill"), speed(found.prefill_seconds, found.prefill_tokens_per_second, say)),
+        (say("field_decode"), speed(found.decode_seconds, found.decode_tokens_per_second, say)),
+        *(
+            (say(f"field_{name}"), f"{count(value)} B ({size(value)})")
+            for name in ("peak_allocated", "peak_reserved", "peak_resident")
+            if (value := getattr(found, f"{name}_bytes")) is not None
+        ),
+        (say("field_run_with"), f"{found.device}, {found.dtype}, {found.versions}"),
+    ]
+    shown = found.text if found.chat_template else found.prompt + found.text
+    return [Heading(say("heading_generation")), Fields(rows), Paragraph(say("generated")), Code(shown, "text")]
+
+
+def speed(taken_seconds: float, tokens_per_second: float | None, say: Language) -> str:
+    if tokens_per_second is None:
+        return UNKNOWN
+    return say("speed", taken=seconds(taken_seconds), rate=f"{tokens_per_second:,.2f}")
 
 
 def configuration_table(report: Report, say: Language) -> Table:
