@@ -526,7 +526,7 @@ def _memory_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--load", choices=("warmup", "per-tensor"), default="warmup", help=say("help_load"))
     command.add_argument("--gpu", default="sm_80", metavar="NAME", help=say("help_gpu"))
     command.add_argument("--plot", metavar="FILE", help=say("help_plot"))
-    command.add_argument("--device", metavar="DEVICE", help=say("help_device"))
+    command.add_argument("--device", metavar="DEVICE", help=say("help_measure"))
     command.add_argument("--random-weights", action="store_true", help=say("help_random_weights"))
     command.add_argument("--force", action="store_true", help=say("help_force"))
     command.add_argument("--snapshot", metavar="FILE", help=say("help_snapshot"))

@@ -618,7 +618,7 @@ TEXT: dict[str, str] = {
     "measure_quantised": "Measuring a quantised model ({method}) is not supported: what its kernels need is not installed or not known here",
     "snapshot_needs_cuda": "A memory snapshot is CUDA's own; measure with --device cuda",
     "no_room": "The run needs {needed} on {device}, of which {free} are free: {short} short. Take a smaller batch or context, or --force",
-    "help_device": "run it and measure: cpu, cuda or cuda:N",
+    "help_measure": "run it and measure: cpu, cuda or cuda:N",
     "help_random_weights": "with --device: random weights from the configuration, nothing is downloaded",
     "help_force": "with --device: run even where it cannot fit",
     "help_snapshot": "with --device cuda: write PyTorch's memory snapshot (a pickle for its memory viewer)",

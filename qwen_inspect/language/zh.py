@@ -618,7 +618,7 @@ TEXT: dict[str, str] = {
     "measure_quantised": "不支持实测量化模型（{method}）：其内核未安装或尚不清楚",
     "snapshot_needs_cuda": "内存快照仅 CUDA 提供；请使用 --device cuda",
     "no_room": "该运行在 {device} 上需要 {needed}，可用 {free}，缺少 {short}。请减小批次或上下文，或使用 --force",
-    "help_device": "实际运行并测量：cpu、cuda 或 cuda:N",
+    "help_measure": "实际运行并测量：cpu、cuda 或 cuda:N",
     "help_random_weights": "与 --device 合用：按配置使用随机权重，不下载任何文件",
     "help_force": "与 --device 合用：即使放不下也运行",
     "help_snapshot": "与 --device cuda 合用：写出 PyTorch 内存快照（供其内存查看器使用的 pickle）",
