@@ -1,4 +1,4 @@
-"""Traces one model of each shape in the catalog and keeps the traces in the package, for installs without torch.
+"""Keeps in the package, for installs without torch, a trace of each shape in the catalog whose layers are all alike.
 
 Each is held against a trace of the whole model, event by event, before it is written. Needs the torch extra.
 """
@@ -37,7 +37,8 @@ def main() -> None:
                 continue
             began = time.perf_counter()
             shallow = shallow_trace(spec, config, kernel)
-            assert shallow is not None, model
+            if shallow is None:  # its layers are not all alike: it is traced whole, when asked
+                continue
             whole = trace(spec, config, sample_request(WITNESS, kernel))
             deep = deepen(shallow, len(spec.layers)).at(WITNESS)
             assert [type(event) for event in deep.events] == [type(event) for event in whole.events], model

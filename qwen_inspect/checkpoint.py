@@ -97,12 +97,17 @@ class ModelRef:
 class Release:
     """Facts about a release's files beside the configuration. `decoder_only`: they hold the decoder without prefix or head.
 
+    experts_fused: they hold experts as transformers fuses them, where the family's files else hold them singly; but for the
+    prediction layer, whose they hold singly all the same.
+    float32: ends of the names of tensors that they hold in float32 whatever the model's dtype.
     parameters, stored: published counts of unique parameters and of stored elements. source: where they come from.
     """
 
     parameters: int | None
     stored: int | None
     decoder_only: bool
+    experts_fused: bool
+    float32: tuple[str, ...]
     source: str | None
     config_source: str
     confidence: str

@@ -179,14 +179,15 @@ def analyse(
         notices += (Message("no_design", reason=error.message),)
         refusal = error
     else:
+        prediction = architecture.prediction_layers(spec)
         if tensors is None and predict_files:
             origin = "theory"
             form = architecture.stored_form if packing is None else packing.stored_form
-            tensors = predicted_files(tree, form, checkpoint.release)
+            tensors = predicted_files(tree, form, checkpoint.release, prediction)
         checks = _checks(
             checkpoint, config, architecture, spec, tree, packing, tensors, origin, instantiate, expected_parameters
         )
-        design = _design(checkpoint, spec, tree, checks, workload)
+        design = _design(checkpoint, spec, tree, prediction, checks, workload)
         if quantisation is not None and packing is not None:
             design = _quantised(design, quantisation, packing)
     return Report(
@@ -223,6 +224,7 @@ def _checks(
 ) -> tuple[Check, ...]:
     """Every two witnesses that are there, held against each other: theory, transformers, the files, a claimed count."""
     theory, tied = tuple(each_tensor(tree)), dict(tied_tensors(tree))
+    prediction = architecture.prediction_layers(spec)
 
     def against(built: Sequence[Tensor], witness: str) -> list[Check]:
         if files is None:
@@ -237,6 +239,7 @@ def _checks(
                 stored_form=architecture.stored_form,
                 missing_files=checkpoint.missing_files,
                 packing=packing,
+                ignored=tuple({f"{tensor.name.partition('.')[0]}." for tensor in prediction}),
             )
         ]
 
@@ -249,7 +252,7 @@ def _checks(
     if expected_parameters is not None:
         from .analyzers.miscounts import against_claim
 
-        checks.append(against_claim(spec, tree, expected_parameters))
+        checks.append(against_claim(spec, tree, expected_parameters, prediction))
     return tuple(checks)
 
 
@@ -268,7 +271,12 @@ def _quantised(design: Design, quantisation: Quantisation, packing: Packing) -> 
 
 
 def _design(
-    checkpoint: Checkpoint, spec: ModelSpec, tree: Module, checks: tuple[Check, ...], workload: Workload
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    tree: Module,
+    prediction: tuple[Tensor, ...],
+    checks: tuple[Check, ...],
+    workload: Workload,
 ) -> Design:
     attention = attention_report(spec, checkpoint.tensors)
     tokens = workload.context_tokens or spec.context_tokens
@@ -281,7 +289,7 @@ def _design(
             theory=tree.parameters,
             instantiated=next((check.right_parameters for check in checks if check.right == "instantiated"), None),
             stored=stored,
-            stored_predicted=predicted_elements(tree, checkpoint.release),
+            stored_predicted=predicted_elements(tree, checkpoint.release, prediction),
             unique=tree.parameters if stored is None else stored - copies(checks[0]),
             active=tree.active_parameters,
             embedding=sum(part.parameters for part in parts if part.name == "embedding"),
@@ -291,7 +299,7 @@ def _design(
         components=parts,
         checks=checks,
         attention=attention,
-        cache=cache_report(attention.layers, *read_formats(workload.cache_format, spec.dtype)),
+        cache=cache_report(attention.layers, *read_formats(workload.cache_format, spec.dtype), spec.dtype),
         engines=()
         if tokens is None
         else engine_caches(attention.layers, spec.dtype, tokens=tokens, batch=workload.batch, ranks=workload.ranks),

@@ -187,5 +187,7 @@ def installed() -> Iterator[tuple[str, str]]:
 def trace_name(spec: ModelSpec, attention: str, made_by: str = "") -> str:
     """A file's name that stands for all that decides a layer's events: models that differ only in depth share it."""
     shape = replace(spec, context_tokens=None, pad_token_id=None, norm_eps=0.0, layers=spec.layers[:1])
-    digest = hashlib.sha256(f"{shape!r} {made_by}".encode()).hexdigest()[:16]
+    # Without the part that a model of text alone has not, the names are those from before there were others.
+    text = f"{shape!r} {made_by}".replace(", vision=None", "")
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return f"{spec.family}-{digest}.{attention}.json.gz"

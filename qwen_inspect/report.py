@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from .checkpoint import ModelRef, Release, StoredFile, Tensor
@@ -95,52 +96,125 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerAttention:
-    """One layer's attention: heads as counted, `window_tokens` None where it sees every earlier token."""
+    """One layer's softmax attention: heads as counted, `window_tokens` None where it sees every earlier token.
+
+    gated: q_proj has as many rows again, for a gate on the output.
+    """
 
     index: int
     query_heads: int
     kv_heads: int
     head_dim: int
     window_tokens: int | None
+    gated: bool = False
 
     @property
     def kind(self) -> str:
         return heads_kind(self.query_heads, self.kv_heads)
 
     @property
-    def heads(self) -> tuple[int, int, int, int | None]:
+    def span(self) -> str:
+        """What it sees: "full" or "sliding"."""
+        return "full" if self.window_tokens is None else "sliding"
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """All that makes one layer's attention equal to another's; 0 stands for no window."""
+        return self.query_heads, self.kv_heads, self.head_dim, self.window_tokens or 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearLayerAttention:
+    """One layer's linear attention: as many heads as states, and how wide a key and a value of each is."""
+
+    index: int
+    key_heads: int
+    value_heads: int
+    key_head_dim: int
+    value_head_dim: int
+    conv_kernel: int
+
+    @property
+    def kind(self) -> str:
+        return "linear"
+
+    @property
+    def span(self) -> str:
+        return "linear"
+
+    @property
+    def heads(self) -> tuple[int, ...]:
         """All that makes one layer's attention equal to another's."""
-        return self.query_heads, self.kv_heads, self.head_dim, self.window_tokens
+        return self.key_heads, self.value_heads, self.key_head_dim, self.value_head_dim, self.conv_kernel
+
+
+AnyLayerAttention = LayerAttention | LinearLayerAttention
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionReport:
     """Each layer's attention by the configuration and, where files were read, by the shapes of the projections."""
 
-    by_config: tuple[LayerAttention, ...]
-    by_shapes: tuple[LayerAttention, ...] | None
+    by_config: tuple[AnyLayerAttention, ...]
+    by_shapes: tuple[AnyLayerAttention, ...] | None
     findings: tuple[Message, ...]
 
     @property
-    def layers(self) -> tuple[LayerAttention, ...]:
+    def layers(self) -> tuple[AnyLayerAttention, ...]:
         """The shapes where they were read: they decide what the model does."""
         return self.by_shapes or self.by_config
 
     @property
+    def softmax(self) -> tuple[LayerAttention, ...]:
+        """The layers that keep keys and values; every model that is read has one."""
+        return tuple(layer for layer in self.layers if isinstance(layer, LayerAttention))
+
+    @property
+    def linear(self) -> tuple[LinearLayerAttention, ...]:
+        """The layers that keep a state of constant size."""
+        return tuple(layer for layer in self.layers if isinstance(layer, LinearLayerAttention))
+
+    @property
     def kind(self) -> str:
+        """MHA, GQA or MQA; "mixed" where layers differ, "hybrid" where some of them are linear."""
+        if self.linear:
+            return "hybrid"
         kinds = {layer.kind for layer in self.layers}
         return kinds.pop() if len(kinds) == 1 else "mixed"
+
+    @property
+    def pattern(self) -> tuple[tuple[str, int], ...] | None:
+        """What each layer sees, as runs of the shortest stretch that repeats: (("linear", 3), ("full", 1)).
+
+        None where all layers see alike, or no stretch repeats.
+        """
+        spans = [layer.span for layer in self.layers]
+        for length in range(2, len(spans) // 2 + 1):
+            if len(spans) % length == 0 and spans == spans[:length] * (len(spans) // length):
+                return _run_lengths(spans[:length]) if len(set(spans)) > 1 else None
+        return None
+
+
+def _run_lengths(words: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    return tuple((word, len(list(run))) for word, run in groupby(words))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheLayer:
-    """What one layer keeps for one sequence: bytes for each token held, bytes whatever the length, the most tokens held."""
+    """What one layer keeps for one sequence: bytes for each token held, bytes whatever the length, the most tokens held.
+
+    states_bytes: of linear attention, the convolution's inputs and the recurrent state.
+    """
 
     index: int
     kind: str
     bytes_per_token: int
-    fixed_bytes: int
+    states_bytes: tuple[int, ...]
     window_tokens: int | None
+
+    @property
+    def fixed_bytes(self) -> int:
+        return sum(self.states_bytes)
 
     def size_bytes(self, tokens: int) -> int:
         """Bytes after `tokens` tokens of one sequence."""

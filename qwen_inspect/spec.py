@@ -37,7 +37,44 @@ class SlidingAttention:
     window_tokens: int
 
 
-Attention = FullAttention | SlidingAttention
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatedAttention:
+    """Full attention whose output is scaled by a sigmoid gate that q_proj computes beside the queries; QK-Norm always.
+
+    rotary_dim: the channels of each head that RoPE turns. Source: transformers 5.23, Qwen3NextAttention.
+    """
+
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    qkv_bias: bool
+    output_bias: bool
+    rotary_dim: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearAttention:
+    """Gated DeltaNet: a state of constant size for each value head, behind a short causal convolution.
+
+    conv_kernel: tokens that the convolution sees. fused_projections: one matrix for q, k, v and z and one for beta and alpha,
+    as in Qwen3-Next, in place of four. Source: Yang et al. 2024 (arXiv 2412.06464); transformers 5.23, Qwen3NextGatedDeltaNet.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_head_dim: int
+    value_head_dim: int
+    conv_kernel: int
+    fused_projections: bool
+
+    @property
+    def conv_channels(self) -> int:
+        """Queries, keys and values side by side."""
+        return 2 * self.key_heads * self.key_head_dim + self.value_heads * self.value_head_dim
+
+
+Attention = FullAttention | SlidingAttention | GatedAttention | LinearAttention
+SoftmaxAttention = FullAttention | SlidingAttention | GatedAttention
 
 
 def heads_kind(query_heads: int, kv_heads: int) -> str:
@@ -74,8 +111,33 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Vision:
+    """The tower that turns patches of images and videos into tokens of the decoder: a ViT, then a merger of neighbours.
+
+    merge_size: patches on each side of the square that becomes one token. positions: learned ones, None where RoPE alone
+    tells them. deepstack: further mergers, whose outputs go into the first layers of the decoder.
+    """
+
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    heads: int
+    in_channels: int
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    output_size: int
+    positions: int | None
+    deepstack: int
+    activation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """What the configuration says, with its words made definite. Sizes in elements, lengths in tokens."""
+    """What the configuration says, with its words made definite. Sizes in elements, lengths in tokens.
+
+    All but `vision` is of the decoder; vision is None for a model of text alone.
+    """
 
     family: str
     class_name: str
@@ -89,6 +151,17 @@ class ModelSpec:
     activation: str
     pad_token_id: int | None
     layers: tuple[Layer, ...]
+    vision: Vision | None = None
+
+    @property
+    def headed(self) -> bool:
+        """Whether it has an output layer: a bare decoder has none."""
+        return not self.class_name.endswith("Model")
+
+    @property
+    def softmax(self) -> SoftmaxAttention:
+        """The attention of the first layer that compares tokens with each other; every model that is read has one."""
+        return next(layer.attention for layer in self.layers if not isinstance(layer.attention, LinearAttention))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

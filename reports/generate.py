@@ -20,6 +20,8 @@ SHOWN = {
     "Qwen/Qwen3-0.6B": (["structure"], ["config", "--explain"], ["weights"], ["params"], ["attention"]),
     "Qwen/Qwen3-8B": (["structure"], ["params"]),
     "Qwen/Qwen3-30B-A3B": (["structure"], ["params"], ["attention"]),
+    "Qwen/Qwen3-Next-80B-A3B-Instruct": (["structure"], ["config", "--explain"], ["params"], ["attention"]),
+    "Qwen/Qwen3-VL-8B-Instruct": (["structure"], ["config", "--explain"], ["params"]),
 }
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from qwen_inspect.architectures import architecture_of
-from qwen_inspect.checkpoint import ModelRef
+from qwen_inspect.architectures import FAMILIES, architecture_of
+from qwen_inspect.checkpoint import DType, ModelRef, Tensor
 from qwen_inspect.loaders import catalog
 from qwen_inspect.pipeline import analyse, models
 from qwen_inspect.renderers.document.first_layer import printed
 from qwen_inspect.report import CatalogEntry
-from qwen_inspect.spec import each_buffer, each_tensor, tied_tensors
+from qwen_inspect.spec import DenseMlp, each_buffer, each_tensor, tied_tensors
 
 # Unique parameters, and elements stored. Source: safetensors header totals and keras-hub presets, as the catalog cites them.
 PUBLISHED: Mapping[str, tuple[int, int | None]] = {
@@ -34,6 +34,17 @@ PUBLISHED: Mapping[str, tuple[int, int | None]] = {
     "Qwen/Qwen1.5-MoE-A2.7B": (14_315_784_192, 14_315_784_192),
     "Qwen/Qwen2-57B-A14B": (57_408_658_944, 57_408_658_944),
     "Qwen/Qwen1.5-0.5B": (463_987_712, 619_570_176),
+    # Vision tower included; of hybrids, what is stored has a layer for multi-token prediction too.
+    "Qwen/Qwen2-VL-72B-Instruct": (73_405_560_320, 73_405_560_320),
+    "Qwen/Qwen2.5-VL-7B-Instruct": (8_292_166_656, 8_292_166_656),
+    "Qwen/Qwen3-VL-8B-Instruct": (8_767_123_696, 8_767_123_696),
+    "Qwen/Qwen3-VL-235B-A22B-Instruct": (235_670_022_896, 235_670_022_896),
+    "Qwen/Qwen3-Next-80B-A3B-Instruct": (79_674_391_296, 81_324_862_720),
+    "Qwen/Qwen3.5-0.8B": (852_985_920, 873_438_784),
+    "Qwen/Qwen3.5-9B": (9_409_813_744, 9_653_104_368),
+    "Qwen/Qwen3.5-27B": (27_356_728_560, 27_781_427_952),
+    "Qwen/Qwen3.5-35B-A3B": (35_107_181_936, 35_951_822_704),
+    "Qwen/Qwen3.5-397B-A17B": (396_802_360_816, 403_397_928_944),
 }
 
 # "3.3B activated of 30.5B", "22B of 235B", "35B of 480B", "2.7B of 14.3B": the model cards, to their rounding.
@@ -42,6 +53,7 @@ ACTIVE = {
     "Qwen/Qwen3-235B-A22B": (21.5e9, 22.5e9),
     "Qwen/Qwen3-Coder-480B-A35B-Instruct": (34.5e9, 35.5e9),
     "Qwen/Qwen1.5-MoE-A2.7B": (2.65e9, 2.75e9),
+    "Qwen/Qwen3.5-397B-A17B": (16.5e9, 18e9),
 }
 
 
@@ -51,9 +63,9 @@ def by_id() -> Mapping[str, CatalogEntry]:
 
 
 def test_the_catalog_holds_every_size_of_every_family() -> None:
-    assert len(by_id()) == 104
+    assert len(by_id()) == 130
     families = {entry.design.spec.family for entry in by_id().values()}
-    assert families == {"qwen2", "qwen2_moe", "qwen3", "qwen3_moe"}
+    assert families == set(FAMILIES) - {"qwen3_5_text", "qwen3_5_moe_text"}  # those are parts of the others
 
 
 @pytest.mark.parametrize("model", PUBLISHED)
@@ -100,7 +112,7 @@ def test_non_embedding_parameters_round_to_the_model_card(model: str, billions: 
 
 def test_dense_models_are_wholly_active() -> None:
     for entry in by_id().values():
-        if entry.design.spec.family in ("qwen2", "qwen3"):
+        if all(isinstance(layer.mlp, DenseMlp) for layer in entry.design.spec.layers):
             assert entry.design.parameters.active == entry.design.parameters.theory, entry.id
 
 
@@ -174,3 +186,68 @@ def test_embedding_models_store_the_bare_decoder() -> None:
     assert {tensor.name.split(".")[0] for tensor in report.tensors} == {"embed_tokens", "layers", "norm"}
     assert {cause.name for cause in report.checks[0].causes} == {"prefix_left_out", "headless"}
     assert report.checks[0].agrees
+
+
+def files_of(model: str) -> tuple[Tensor, ...]:
+    report = analyse(catalog.checkpoint(ModelRef(source="catalog", id=model), catalog.entries()), predict_files=True)
+    assert report.tensors is not None
+    assert [check.agrees for check in report.checks] == [True]
+    return report.tensors
+
+
+@pytest.mark.parametrize(
+    ("model", "tensors", "float32"),
+    [
+        # Inventories of the headers by third parties, as the catalog cites them.
+        ("Qwen/Qwen3.5-397B-A17B", 2_924, 90),
+        ("Qwen/Qwen3-VL-32B-Instruct", 1_058, 0),
+    ],
+)
+def test_predicted_files_hold_as_many_tensors_as_published(model: str, tensors: int, float32: int) -> None:
+    files = files_of(model)
+    assert len(files) == tensors
+    assert sum(tensor.dtype is DType.F32 for tensor in files) == float32
+
+
+def test_the_float32_elements_of_a_release_are_the_published_2592() -> None:
+    files = files_of("Qwen/Qwen3.5-0.8B")  # BF16 873,436,192 + F32 2,592, by its header
+    assert sum(tensor.elements for tensor in files if tensor.dtype is DType.F32) == 2_592
+    assert sum(tensor.dtype is DType.F32 for tensor in files) == 36  # as listed in modelscope/ms-swift PR #9972
+    assert sum(tensor.elements for tensor in files if tensor.dtype is DType.BF16) == 873_436_192
+
+
+def test_a_prediction_layer_is_stored_and_no_part_of_the_model() -> None:
+    files = files_of("Qwen/Qwen3.5-27B")
+    ahead = [tensor for tensor in files if tensor.name.startswith("mtp.")]
+    assert len(ahead) == 15  # fc, three norms, and a layer: two norms, four projections, QK-Norm, an MLP of three
+    # Published: 849,398,784 bytes of Qwen3.8-27B, which has the same layers.
+    assert sum(tensor.size_bytes for tensor in ahead) == 849_398_784
+    report = analyse(
+        catalog.checkpoint(ModelRef(source="catalog", id="Qwen/Qwen3.5-27B"), catalog.entries()), predict_files=True
+    )
+    assert [(cause.name, cause.parameters) for cause in report.checks[0].causes] == [
+        ("prediction_layer", 424_699_392),
+        ("retyped", 0),
+    ]
+    assert report.parameters.unique == 27_356_728_560
+
+
+def test_older_vision_releases_store_decoder_and_tower_side_by_side() -> None:
+    files = files_of("Qwen/Qwen2.5-VL-7B-Instruct")
+    assert {".".join(tensor.name.split(".")[:2]) for tensor in files} == {
+        "lm_head.weight",
+        "model.embed_tokens",
+        "model.layers",
+        "model.norm",
+        "visual.blocks",
+        "visual.merger",
+        "visual.patch_embed",
+    }
+
+
+def test_experts_of_qwen3_vl_are_stored_transposed() -> None:
+    files = {tensor.name: tensor.shape for tensor in files_of("Qwen/Qwen3-VL-30B-A3B-Instruct")}
+    block = "model.language_model.layers.0.mlp.experts"
+    # As the layout of the release is described: [experts, hidden, 2 x intermediate] and [experts, intermediate, hidden].
+    assert files[f"{block}.gate_up_proj"] == (128, 2_048, 1_536)
+    assert files[f"{block}.down_proj"] == (128, 768, 2_048)

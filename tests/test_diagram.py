@@ -17,13 +17,21 @@ from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.pipeline import analyse, inspect
 from qwen_inspect.renderers.figure import MOST_PANELS, architecture_figure, folded
 from qwen_inspect.report import Report
+from qwen_inspect.spec import FullAttention
 
 from .boxes import assert_nothing_overlaps_or_is_cut, parsed, rectangles, text_boxes
 from .conftest import run
 from .test_local import FAMILIES, TINY_QWEN3_MOE
 from .test_output import HOSTILE_NAMES
 
-RELEASES = ["Qwen/Qwen3-0.6B", "Qwen/Qwen2.5-7B", "Qwen/Qwen1.5-MoE-A2.7B", "Qwen/Qwen3-235B-A22B"]
+HYBRIDS = ["Qwen/Qwen3-Next-80B-A3B-Instruct", "Qwen/Qwen3.5-0.8B"]
+RELEASES = [
+    "Qwen/Qwen3-0.6B",
+    "Qwen/Qwen2.5-7B",
+    "Qwen/Qwen1.5-MoE-A2.7B",
+    "Qwen/Qwen3-235B-A22B",
+    "Qwen/Qwen3-VL-8B-Instruct",
+]
 
 
 def report_of(config: dict[str, Any]) -> Report:
@@ -210,9 +218,9 @@ def test_more_kinds_of_layer_than_can_be_drawn_are_counted() -> None:
     report = report_of({**FAMILIES["qwen3"], "num_hidden_layers": 30})
     assert report.design is not None
     layer = report.spec.layers[0]
-    layers = [
-        replace(layer, attention=replace(layer.attention, head_dim=2 * width)) for width in range(1, MOST_PANELS + 3)
-    ]
+    attention = layer.attention
+    assert isinstance(attention, FullAttention)
+    layers = [replace(layer, attention=replace(attention, head_dim=2 * width)) for width in range(1, MOST_PANELS + 3)]
     many = replace(report.spec, layers=tuple((layers * 3)[:30]))
     shown = said(replace(report, design=replace(report.design, spec=many)))
     assert "… and 3 more kinds, not drawn" in shown
@@ -256,3 +264,16 @@ def test_a_diagram_that_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     refused = run("diagram", tmp_path)
     assert (refused.code, refused.out) == (7, "")
     assert run("diagram", "--format", "md").code == 2
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("model", HYBRIDS)
+def test_a_hybrid_is_drawn_as_its_pattern(model: str, language: str) -> None:
+    report = inspect(model, source="catalog")
+    svg = architecture_figure(report, Language(language))
+    assert_is_laid_out(svg)
+    shown = {one.content for one in text_boxes(parsed(svg))}
+    say = Language(language)
+    assert {f"{len(report.spec.layers) // 4} ×", say("figure_block", times=3), say("figure_linear")} <= shown
+    assert (say("figure_vision") in shown) == (report.spec.vision is not None)
+    assert float(parsed(svg).get("width", "")) < 850

@@ -26,12 +26,12 @@ from qwen_inspect.errors import UnsupportedError
 from qwen_inspect.pipeline import inspect
 from qwen_inspect.report import CacheReport, LayerAttention
 
-from .test_local import FAMILIES
+from .test_local import FAMILIES, random_model
 
 
 def cache_of(config: Mapping[str, Any]) -> CacheReport:
     spec = architecture_of(config).read_spec(config)
-    return cache_report(attention_report(spec, None).layers, *read_formats("auto", spec.dtype))
+    return cache_report(attention_report(spec, None).layers, *read_formats("auto", spec.dtype), spec.dtype)
 
 
 def test_qwen3_0_6b_takes_4_375_gib_at_its_limit() -> None:
@@ -50,7 +50,7 @@ def published(name: str) -> list[dict[str, str]]:
 
 def layers_of(model: str) -> tuple[LayerAttention, ...]:
     """The layers of a cataloged model; an Instruct release has its base's."""
-    return inspect(model, source="catalog").attention.layers
+    return inspect(model, source="catalog").attention.softmax
 
 
 @pytest.mark.parametrize(
@@ -115,20 +115,62 @@ def test_what_cannot_be_laid_out_is_refused(call: Callable[[], object]) -> None:
 @pytest.mark.parametrize("tokens", [1, 7, 8, 20])
 def test_the_cache_that_transformers_holds_has_just_these_bytes(family: str, tokens: int) -> None:
     import torch
-    import transformers
 
     config = FAMILIES[family]
-    configuration = transformers.AutoConfig.for_model(**config)
-    dtype = getattr(torch, config["torch_dtype"])
-    torch.manual_seed(0)
-    model = getattr(transformers, config["architectures"][0])(configuration).to(dtype).eval()
+    model = random_model(config)
+    cache = cache_of(config)
     with torch.no_grad():
         held = model(torch.zeros((2, tokens), dtype=torch.long), use_cache=True).past_key_values
-    sizes = [layer.keys.untyped_storage().nbytes() + layer.values.untyped_storage().nbytes() for layer in held.layers]
-    logical = [layer.keys.nbytes + layer.values.nbytes for layer in held.layers]
-    cache = cache_of(config)
-    assert [2 * layer.size_bytes(tokens) for layer in cache.layers] == logical
-    assert cache.size_bytes(tokens=tokens, batch=2) == sum(logical) <= sum(sizes)
+        for length in (tokens, tokens + 1, tokens + 2):  # after the prompt, and after each of two decoded tokens
+            if length > tokens:
+                held = model(
+                    torch.zeros((2, 1), dtype=torch.long), past_key_values=held, use_cache=True
+                ).past_key_values
+            tensors = [_tensors_of(layer) for layer in held.layers]
+            assert [2 * layer.size_bytes(length) for layer in cache.layers] == [
+                sum(tensor.nbytes for tensor in layer) for layer in tensors
+            ]
+            assert [[2 * size for size in layer.states_bytes] for layer in cache.layers if layer.kind == "linear"] == [
+                [tensor.nbytes for tensor in layer]
+                for layer, of in zip(tensors, cache.layers, strict=True)
+                if of.kind == "linear"
+            ]
+            sizes = sum(tensor.untyped_storage().nbytes() for layer in tensors for tensor in layer)
+            assert cache.size_bytes(tokens=length, batch=2) <= sizes
+
+
+def _tensors_of(layer: Any) -> list[Any]:
+    """What one layer of transformers' cache holds: K and V, or the convolution's inputs and the recurrent state."""
+    if hasattr(layer, "recurrent_states"):
+        return [*layer.conv_states.values(), *layer.recurrent_states.values()]
+    return [layer.keys, layer.values]
+
+
+def test_a_recurrent_state_is_float32_and_a_convolutions_the_models() -> None:
+    import torch
+
+    held = random_model(FAMILIES["qwen3_next"])(torch.zeros((1, 5), dtype=torch.long)).past_key_values
+    conv, recurrent = _tensors_of(held.layers[0])
+    assert (conv.dtype, recurrent.dtype) == (torch.bfloat16, torch.float32)
+    # 2 x 2 key heads of 8 and 4 value heads of 16 over 4 tokens; a state of 8 x 16 for each of 4 value heads.
+    assert (tuple(conv.shape), tuple(recurrent.shape)) == ((1, 96, 4), (1, 4, 8, 16))
+
+
+def test_qwen3_next_takes_6_gib_at_its_limit_beside_a_constant_state() -> None:
+    report = inspect("Qwen/Qwen3-Next-80B-A3B-Instruct", source="catalog")
+    assert report.cache.bytes_per_token == 24_576  # 2 x 12 of 48 layers x 2 heads x 256 x 2 bytes
+    # 36 layers: 8,192 channels x 4 tokens in bfloat16, 32 heads x 128 x 128 in float32
+    assert report.cache.fixed_bytes == 36 * (8_192 * 4 * 2 + 32 * 128 * 128 * 4)
+    assert report.cache.size_bytes(tokens=262_144) - report.cache.fixed_bytes == 6 * 2**30
+    fp8 = inspect("Qwen/Qwen3-Next-80B-A3B-Instruct", source="catalog", cache_format="fp8").cache
+    assert (fp8.bytes_per_token, fp8.fixed_bytes) == (12_288, report.cache.fixed_bytes)
+
+
+def test_what_engines_reserve_for_linear_layers_is_not_known_and_said_so() -> None:
+    engines = inspect("Qwen/Qwen3-Next-80B-A3B-Instruct", source="catalog").engines
+    known = {row.engine for row in engines if row.size_bytes is not None}
+    assert known == {"transformers"}
+    assert {row.reason.key for row in engines if row.reason is not None} == {"cache_engine_linear"}
 
 
 layer_attentions = st.builds(
@@ -151,7 +193,7 @@ layer_attentions = st.builds(
 def test_the_cache_grows_with_tokens_and_by_whole_sequences(
     layers: list[LayerAttention], tokens: int, more: int, batch: int, dtype: str
 ) -> None:
-    cache = cache_report(layers, FORMATS[dtype], FORMATS[dtype])
+    cache = cache_report(layers, FORMATS[dtype], FORMATS[dtype], DType.BF16)
     assert cache.size_bytes(tokens=0, batch=batch) == cache.fixed_bytes * batch
     assert cache.size_bytes(tokens=tokens + more) >= cache.size_bytes(tokens=tokens)
     assert cache.size_bytes(tokens=tokens, batch=batch) == batch * cache.size_bytes(tokens=tokens)

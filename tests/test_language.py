@@ -26,6 +26,7 @@ COMPOSED = (
     "ended_",
     "field_peak_",
     "assume_",
+    "span_", "first_linear_",
     "cache_note_", "meaning_kv_", "mapping_", "grouping_", "technique_", "group_", "origin_tensors_", "cache_",
 )  # fmt: skip
 

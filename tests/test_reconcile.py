@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_inspect.analyzers.miscounts import against_claim
-from qwen_inspect.analyzers.reconcile import against_files, against_instantiated
+from qwen_inspect.analyzers.reconcile import against_files, against_instantiated, copies
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.checkpoint import DType, Tensor
 from qwen_inspect.loaders.resolve import Access
@@ -19,7 +19,15 @@ from qwen_inspect.report import Check
 from qwen_inspect.spec import ModelSpec, Module, each_tensor, tied_tensors
 
 from .conftest import TINY_QWEN3, write_config, write_sparse
-from .test_local import TINY_QWEN2, TINY_QWEN2_MOE, TINY_QWEN3_MOE
+from .test_local import (
+    TINY_QWEN2,
+    TINY_QWEN2_MOE,
+    TINY_QWEN2_VL,
+    TINY_QWEN3_5,
+    TINY_QWEN3_MOE,
+    TINY_QWEN3_NEXT,
+    TINY_QWEN3_VL_MOE,
+)
 
 HEAD = Tensor("lm_head.weight", (256, 64), DType.BF16)
 
@@ -37,7 +45,8 @@ def stored(config: dict[str, object]) -> list[Tensor]:
 
 
 def check(config: dict[str, object], files: list[Tensor], missing: dict[str, tuple[str, ...]] | None = None) -> Check:
-    _, tree = built(config)
+    spec, tree = built(config)
+    ahead = architecture_of(config).prediction_layers(spec)
     return against_files(
         tuple(each_tensor(tree)),
         files,
@@ -46,6 +55,7 @@ def check(config: dict[str, object], files: list[Tensor], missing: dict[str, tup
         tied=dict(tied_tensors(tree)),
         stored_form=architecture_of(config).stored_form,
         missing_files=missing,
+        ignored=("mtp.",) if ahead else (),
     )
 
 
@@ -155,6 +165,40 @@ def test_instantiated_tensors_are_compared_by_name_shape_and_dtype() -> None:
     assert found.residual == sum(item.parameters for item in found.unexplained)
 
 
+def test_a_prediction_layer_beside_the_model_is_named() -> None:
+    config = dict(TINY_QWEN3_NEXT)
+    architecture = architecture_of(config)
+    ahead = [
+        part for tensor in architecture.prediction_layers(built(config)[0]) for part in architecture.stored_form(tensor)
+    ]
+    found = check(config, [*stored(config), *ahead])
+    assert [cause.name for cause in found.causes] == ["prediction_layer", "experts_singly"]
+    assert found.agrees
+    assert copies(found) == found.difference == sum(tensor.elements for tensor in ahead)
+    # Whatever is under that name: transformers ignores all of ^mtp.*
+    assert check(config, [*stored(config), Tensor("mtp.something.new", (3,), DType.BF16)]).agrees
+    assert not check(config, [*stored(config), Tensor("mtpx.weight", (3,), DType.BF16)]).agrees
+
+
+def test_a_vision_model_is_recognised_under_its_older_names_and_its_newer() -> None:
+    config = dict(TINY_QWEN2_VL)
+    found = check(config, stored(config))
+    assert [(cause.name, cause.parameters) for cause in found.causes] == [("renamed", 0)]
+    assert found.agrees
+    newer = check(config, list(each_tensor(built(config)[1])))
+    assert (newer.causes, newer.agrees) == ((), True)
+
+
+def test_experts_are_accepted_transposed_as_released_and_as_built() -> None:
+    config = dict(TINY_QWEN3_VL_MOE)
+    assert check(config, stored(config)).agrees
+    assert check(config, list(each_tensor(built(config)[1]))).agrees
+    wrong = [
+        replace(tensor, shape=tensor.shape[::-1]) if "down_proj" in tensor.name else tensor for tensor in stored(config)
+    ]
+    assert {item.kind for item in check(config, wrong).unexplained} == {"reshaped"}
+
+
 MISCOUNTS = [
     (QWEN3, "tied_counted_twice", 256 * 64),
     (UNTIED, "head_left_out", -256 * 64),
@@ -168,6 +212,18 @@ MISCOUNTS = [
     (dict(TINY_QWEN3_MOE), "router_left_out", -3 * 8 * 64),
     (dict(TINY_QWEN3_MOE), "only_active", -3 * (8 - 2) * 3 * 64 * 32),
     (dict(TINY_QWEN2_MOE), "shared_expert_left_out", -2 * (3 * 64 * 48 + 64)),
+    (dict(TINY_QWEN3_NEXT), "output_gate_left_out", -4 * 16 * 64),  # one full layer of four
+    # A patch of 3 x 2 x 4 x 4, 16 positions, two blocks, the merger of 2 x 2 patches.
+    (
+        dict(TINY_QWEN3_5),
+        "vision_left_out",
+        -(
+            (96 * 32 + 32)
+            + 16 * 32
+            + 2 * (4 * 32 + (32 * 96 + 96) + (32 * 32 + 32) + (32 * 48 + 48) + (48 * 32 + 32))
+            + (2 * 32 + (128 * 128 + 128) + (128 * 64 + 64))
+        ),
+    ),
     ({**QWEN3, "head_dim": 32}, "head_dim_derived", -2 * (2 * (128 - 64) + 2 * (64 - 32)) * 64),
 ]
 
@@ -181,6 +237,14 @@ def test_a_usual_mistake_is_recognised(config: dict[str, object], name: str, par
         for cause in found.causes  # two mistakes of the same size cannot be told apart
     ]
     assert found.residual == 0
+
+
+def test_a_count_with_the_prediction_layer_is_recognised() -> None:
+    config = dict(TINY_QWEN3_NEXT)
+    spec, tree = built(config)
+    ahead = architecture_of(config).prediction_layers(spec)
+    found = against_claim(spec, tree, tree.parameters + sum(tensor.elements for tensor in ahead), ahead)
+    assert [cause.name for cause in found.causes] == ["prediction_layer_counted"]
 
 
 def test_two_mistakes_at_once_are_found() -> None:

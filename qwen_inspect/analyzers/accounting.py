@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import combinations
 
-from ..checkpoint import Release, Tensor
+from ..checkpoint import DType, Release, Tensor
 from ..report import Component
 from ..spec import Module, each_tensor, tied_tensors
 from ..units import shares
 
 # The order in which a token meets them.
-COMPONENTS = ("embedding", "attention", "mlp", "router", "experts", "shared_expert", "norm", "lm_head")
+COMPONENTS = (
+    "vision",
+    "embedding",
+    "linear_attention",
+    "attention",
+    "mlp",
+    "router",
+    "experts",
+    "shared_expert",
+    "norm",
+    "lm_head",
+)
 StoredForm = Callable[[Tensor], tuple[Tensor, ...]]
 
 
@@ -46,18 +59,20 @@ def components(tree: Module) -> tuple[Component, ...]:
     )
 
 
-def stored_copies(tree: Module, release: Release) -> tuple[Tensor, ...] | None:
-    """The tied copies that a release's files hold beside what the model owns: none, or all.
+def stored_extras(tree: Module, release: Release, prediction: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """What a release's files hold beside what the model owns: its tied copies, the prediction layer, both or neither.
 
     None where that is not known: it shows only in the published total of stored elements.
     """
-    copies = _tied_copies(tree)
-    if not copies:
+    groups = [group for group in (_tied_copies(tree), prediction) if group]
+    if not groups:
         return ()
-    if release.stored is None:
-        return None
-    copied = sum(copy.elements for copy in copies)
-    return {tree.parameters: (), tree.parameters + copied: copies}.get(release.stored)
+    for several in range(len(groups) + 1):
+        for chosen in combinations(groups, several):
+            extras = tuple(tensor for group in chosen for tensor in group)
+            if tree.parameters + sum(tensor.elements for tensor in extras) == release.stored:
+                return extras
+    return None
 
 
 def _tied_copies(tree: Module) -> tuple[Tensor, ...]:
@@ -68,11 +83,18 @@ def _tied_copies(tree: Module) -> tuple[Tensor, ...]:
     return tuple(Tensor(name, owners[owner].shape, owners[owner].dtype) for name, owner in tied.items())
 
 
-def predicted_files(tree: Module, stored_form: StoredForm, release: Release | None) -> tuple[Tensor, ...] | None:
+def predicted_files(
+    tree: Module, stored_form: StoredForm, release: Release | None, prediction: tuple[Tensor, ...]
+) -> tuple[Tensor, ...] | None:
     """The tensors that a release's files hold, sorted by name; None where it is not known which, or no release."""
     if release is None:
         return None
-    owned = tuple(part for tensor in each_tensor(tree) for part in stored_form(tensor))
+
+    def stored(part: Tensor) -> Tensor:
+        return replace(part, dtype=DType.F32) if part.name.endswith(release.float32) else part
+
+    own_form = (lambda tensor: (tensor,)) if release.experts_fused else stored_form
+    owned = tuple(stored(part) for tensor in each_tensor(tree) for part in own_form(tensor))
     if release.decoder_only:
         files = tuple(
             Tensor(tensor.name.removeprefix("model."), tensor.shape, tensor.dtype)
@@ -80,18 +102,18 @@ def predicted_files(tree: Module, stored_form: StoredForm, release: Release | No
             if tensor.name != "lm_head.weight"
         )
     else:
-        copies = stored_copies(tree, release)
-        if copies is None:
+        extras = stored_extras(tree, release, prediction)
+        if extras is None:
             return None
-        files = owned + copies
+        files = owned + tuple(part for tensor in extras for part in stored_form(tensor))
     return tuple(sorted(files, key=lambda tensor: tensor.name))
 
 
-def predicted_elements(tree: Module, release: Release | None) -> int | None:
+def predicted_elements(tree: Module, release: Release | None, prediction: tuple[Tensor, ...]) -> int | None:
     """The elements of `predicted_files`, without making the list: storing experts singly changes no count."""
     if release is None:
         return None
     if release.decoder_only:
         return tree.parameters - sum(part.parameters for part in components(tree) if part.name == "lm_head")
-    copies = stored_copies(tree, release)
-    return None if copies is None else tree.parameters + sum(copy.elements for copy in copies)
+    extras = stored_extras(tree, release, prediction)
+    return None if extras is None else tree.parameters + sum(extra.elements for extra in extras)

@@ -7,6 +7,7 @@ weights of a repository are touched.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +59,7 @@ def build(spec: ModelSpec, config: Mapping[str, Any], *, device: str, dtype: str
     from huggingface_hub.errors import StrictDataclassError  # a configuration that transformers finds ill-typed
 
     try:
-        configuration = transformers.AutoConfig.for_model(**config)
+        configuration = transformers.AutoConfig.for_model(**deepcopy(dict(config)))  # it changes nested parts
         model_class = getattr(transformers, spec.class_name)
         # torch.device, not accelerate's init_empty_weights, whose default loses the tying of the head.
         with torch.device(device):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..checkpoint import DType
 from ..errors import UnsupportedError
-from ..report import CacheLayer, CacheReport, EngineCache, LayerAttention
+from ..report import AnyLayerAttention, CacheLayer, CacheReport, EngineCache, LayerAttention, LinearLayerAttention
 
 VLLM_BLOCK_TOKENS = 16  # vLLM 0.19, CacheConfig.block_size on CUDA
 
@@ -60,10 +60,36 @@ def read_formats(text: str, dtype: DType) -> tuple[CacheFormat, CacheFormat]:
     return FORMATS[names[0]], FORMATS[names[-1]]
 
 
-def cache_report(layers: Sequence[LayerAttention], keys: CacheFormat, values: CacheFormat) -> CacheReport:
-    """What transformers' DynamicCache holds for a model whose layers attend like `layers`."""
+def cache_report(
+    layers: Sequence[AnyLayerAttention], keys: CacheFormat, values: CacheFormat, dtype: DType
+) -> CacheReport:
+    """What transformers' DynamicCache holds for a model in `dtype` whose layers attend like `layers`."""
     name = keys.name if keys == values else f"{keys.name},{values.name}"
-    return CacheReport(dtype=name, layers=tuple(_cache_layer(layer, keys, values) for layer in layers))
+    return CacheReport(
+        dtype=name,
+        layers=tuple(
+            _cache_layer(layer, keys, values) if isinstance(layer, LayerAttention) else _state_layer(layer, dtype)
+            for layer in layers
+        ),
+    )
+
+
+def _state_layer(layer: LinearLayerAttention, dtype: DType) -> CacheLayer:
+    """The convolution's last inputs (batch, channels of q, k and v, conv_kernel) in the model's dtype, and the recurrent state
+    (batch, value_heads, key_head_dim, value_head_dim), which is float32 in any model. No format of K and V changes them.
+
+    Source: transformers 5.23, cache_utils.LinearAttentionLayer, and torch_chunk_gated_delta_rule, which computes in float32.
+    """
+    channels = 2 * layer.key_heads * layer.key_head_dim + layer.value_heads * layer.value_head_dim
+    conv_bytes = channels * layer.conv_kernel * dtype.bits // 8
+    recurrent_bytes = layer.value_heads * layer.key_head_dim * layer.value_head_dim * DType.F32.bits // 8
+    return CacheLayer(
+        index=layer.index,
+        kind="linear",
+        bytes_per_token=0,
+        states_bytes=(conv_bytes, recurrent_bytes),
+        window_tokens=None,
+    )
 
 
 def _cache_layer(layer: LayerAttention, keys: CacheFormat, values: CacheFormat) -> CacheLayer:
@@ -75,9 +101,9 @@ def _cache_layer(layer: LayerAttention, keys: CacheFormat, values: CacheFormat) 
     elements = layer.kv_heads * layer.head_dim
     return CacheLayer(
         index=layer.index,
-        kind="full" if layer.window_tokens is None else "sliding",
+        kind=layer.span,
         bytes_per_token=keys.size_bytes(elements) + values.size_bytes(elements),
-        fixed_bytes=0,
+        states_bytes=(),
         window_tokens=layer.window_tokens,
     )
 
@@ -110,24 +136,32 @@ class BlockedCache:
         return batch * -(-tokens // self.block_tokens) * self.block_bytes
 
 
-def vllm_cache(layers: Sequence[LayerAttention], cache_format: CacheFormat, *, ranks: int = 1) -> BlockedCache:
+def _softmax_only(layers: Sequence[AnyLayerAttention], engine: str) -> list[LayerAttention]:
+    """The layers of a model that has no linear ones: how an engine lays out their states is not known here."""
+    if any(isinstance(layer, LinearLayerAttention) for layer in layers):
+        raise UnsupportedError("cache_engine_linear", engine=engine)
+    return [layer for layer in layers if isinstance(layer, LayerAttention)]
+
+
+def vllm_cache(layers: Sequence[AnyLayerAttention], cache_format: CacheFormat, *, ranks: int = 1) -> BlockedCache:
     """What vLLM reserves on one of `ranks` tensor-parallel ranks, for a model whose layers all see every token.
 
     Source: vLLM 0.19, FullAttentionSpec.page_size_bytes: 2 x block_size x kv_heads x head_size x bytes, a layer.
     """
-    if any(layer.window_tokens is not None for layer in layers):
+    full = _softmax_only(layers, "vLLM")
+    if any(layer.window_tokens is not None for layer in full):
         raise UnsupportedError("cache_vllm_hybrid")
-    for layer in layers:
+    for layer in full:
         if layer.query_heads % ranks:
             raise UnsupportedError("cache_query_heads_over_ranks", heads=layer.query_heads, ranks=ranks)
     per_token = sum(
-        2 * cache_format.size_bytes(kv_heads_per_rank(layer.kv_heads, ranks) * layer.head_dim) for layer in layers
+        2 * cache_format.size_bytes(kv_heads_per_rank(layer.kv_heads, ranks) * layer.head_dim) for layer in full
     )
     return BlockedCache(block_tokens=VLLM_BLOCK_TOKENS, block_bytes=VLLM_BLOCK_TOKENS * per_token)
 
 
 def engine_caches(
-    layers: Sequence[LayerAttention], dtype: DType, *, tokens: int, batch: int, ranks: int
+    layers: Sequence[AnyLayerAttention], dtype: DType, *, tokens: int, batch: int, ranks: int
 ) -> tuple[EngineCache, ...]:
     """What transformers holds and engines reserve for the same workload, each in the formats that it has.
 
@@ -148,18 +182,20 @@ def engine_caches(
         return lambda: batch * llama_cpp_bytes(layers, cache_format, cache_format, tokens=tokens)
 
     return (
-        row("transformers", auto, lambda: cache_report(layers, auto, auto).size_bytes(tokens=tokens, batch=batch)),
+        row(
+            "transformers", auto, lambda: cache_report(layers, auto, auto, dtype).size_bytes(tokens=tokens, batch=batch)
+        ),
         *(row("vllm", one, vllm(one)) for one in (auto, FORMATS["fp8"])),
         *(row("llama_cpp", FORMATS[name], llama_cpp(FORMATS[name])) for name in ("float16", "q8_0", "q4_0")),
     )
 
 
-def llama_cpp_bytes(layers: Sequence[LayerAttention], keys: CacheFormat, values: CacheFormat, *, tokens: int) -> int:
+def llama_cpp_bytes(layers: Sequence[AnyLayerAttention], keys: CacheFormat, values: CacheFormat, *, tokens: int) -> int:
     """What llama.cpp reserves for a context of `tokens`, whatever is filled of it; windows are not taken into account.
 
     Source: llama.cpp, llama_kv_cache: K and V tensors of n_embd_k_gqa x n_ctx and n_embd_v_gqa x n_ctx a layer.
     """
     return sum(
         tokens * (keys.size_bytes(layer.kv_heads * layer.head_dim) + values.size_bytes(layer.kv_heads * layer.head_dim))
-        for layer in layers
+        for layer in _softmax_only(layers, "llama.cpp")
     )

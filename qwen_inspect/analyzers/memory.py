@@ -35,6 +35,7 @@ MOST_ALIVE = 12
 
 # Operators of what is no tensor of the trace, and the first of the ids given to it.
 PARAMETER, BUFFER, WORKSPACE = "parameter", "buffer", "workspace"
+LINEAR = "linear_attn"  # the module of linear attention in a layer
 OWN_IDS = 1 << 60
 
 
@@ -72,7 +73,7 @@ def traced_footprint(timeline: Timeline, run: Run, *, provenance: str, course_po
         peak_reserved=found.peak.reserved_bytes if run.device == "cuda" else None,
         context_bytes=_context_of(run),
         alive=_alive(at_peak, uses),
-        assumptions=assumptions(run),
+        assumptions=(*assumptions(run), *_of_parts(timeline)),
         provenance=provenance,
         course=_course(whole, found, uses, course_points) if course_points else None,
     )
@@ -83,8 +84,8 @@ def _allocator(run: Run) -> Allocator:
 
 
 def uses_of(timeline: Timeline) -> dict[int, str]:
-    """What the storages of a trace are for that are no mere activations: "cache", "gradients" or "optimizer", by id."""
-    return {**dict.fromkeys(_cache_ids(timeline), "cache"), **_training_ids(timeline)}
+    """What the storages of a trace are for that are no mere activations: "cache", "state", "gradients" or "optimizer", by id."""
+    return {**_cache_uses(timeline), **_training_ids(timeline)}
 
 
 def _course(whole: Timeline, found: Replay, uses: Mapping[int, str], points: int) -> Course:
@@ -115,8 +116,10 @@ def formula_footprint(
     held = [("weights", tensor.size_bytes) for tensor in (each_tensor(tree) if weights is None else weights)]
     held += [("buffers", buffer.size_bytes) for buffer in each_buffer(tree)]
     for layer in () if run.mode == "train" else cache.layers:
-        size = run.batch * layer.size_bytes(run.cached_tokens)
-        held += [("cache", size // 2), ("cache", size - size // 2)]  # K and V
+        size = run.batch * (layer.size_bytes(run.cached_tokens) - layer.fixed_bytes)
+        if size:
+            held += [("cache", size // 2), ("cache", size - size // 2)]  # K and V
+        held += [("state", run.batch * state) for state in layer.states_bytes]
     if run.mode == "train":
         trained = [tensor.size_bytes for tensor in each_tensor(tree) if re.search(run.trained, tensor.name)]
         uses = ("gradients",) if run.optimizer == "none" else ("optimizer", "optimizer")
@@ -125,7 +128,8 @@ def formula_footprint(
         held.append((WORKSPACE, workspace_of(run)))
     operators = {"weights": PARAMETER, "buffers": BUFFER, WORKSPACE: WORKSPACE}
     events = tuple(Allocate(index, size, "attn", operators.get(use, use)) for index, (use, size) in enumerate(held))
-    uses_by_id = {event.id: event.operator for event in events if event.operator in ("cache", "gradients", "optimizer")}
+    kept = ("cache", "state", "gradients", "optimizer")
+    uses_by_id = {event.id: event.operator for event in events if event.operator in kept}
     laid = replay(Timeline(events=_laid_out(events, run.loader), stages=()), _allocator(run))
     if laid.out_of_memory_event is not None:
         raise UsageError("memory_beyond_addresses")
@@ -190,6 +194,17 @@ def _calibrated(found: Calibration) -> Message:
     return Message("assume_calibrated", date=found.date, context=shown_size(found.context_bytes), **key)
 
 
+def _of_parts(timeline: Timeline) -> tuple[Message, ...]:
+    """What a trace takes for granted of parts that only some models have."""
+    modules = {event.module for event in timeline.events if isinstance(event, Allocate)}
+    linear = any(module.endswith(LINEAR) for module in modules)
+    seeing = any(re.search(r"\bvisual\b", module) for module in modules)
+    return (
+        *([Message("assume_linear_reference")] if linear else []),
+        *([Message("assume_text_only")] if seeing else []),
+    )
+
+
 def _training(run: Run) -> Message:
     return Message(
         "assume_training",
@@ -243,20 +258,25 @@ def _laid_out(events: Iterable[Event], loader: str) -> tuple[Event, ...]:
     return (*laid, *others)
 
 
-def _cache_ids(timeline: Timeline) -> set[int]:
-    """The storages of the KV cache: made in an attention module, and alive where a stage of inference ends."""
+def _cache_uses(timeline: Timeline) -> dict[int, str]:
+    """The storages of the KV cache, and of linear attention's states: made in an attention module, and alive where a stage of
+    inference ends."""
     if any(stage.name == "backward" for stage in timeline.stages):
-        return set()
+        return {}
     events = timeline.events
     ends = [*(stage.first_event for stage in timeline.stages[2:]), len(events)]
     freed = {event.id: index for index, event in enumerate(events) if isinstance(event, Free)}
     made = (
-        (event.id, index, freed.get(event.id, len(events)))
+        (event, index, freed.get(event.id, len(events)))
         for index, event in enumerate(events)
         if isinstance(event, Allocate) and event.module.endswith("attn") and event.operator not in (PARAMETER, BUFFER)
     )
-    kept = {storage for storage, begins, ends_at in made if any(begins < end <= ends_at for end in ends)}
-    return kept | _regrown(timeline)
+    kept = {
+        event.id: "state" if event.module.endswith(LINEAR) else "cache"
+        for event, begins, ends_at in made
+        if any(begins < end <= ends_at for end in ends)
+    }
+    return {**kept, **dict.fromkeys(_regrown(timeline), "cache")}
 
 
 def _regrown(timeline: Timeline) -> set[int]:
@@ -301,7 +321,7 @@ def _moment(stage: str, alive: Iterable[Allocate], used: Usage, uses: Mapping[in
         weights=requested[PARAMETER],
         buffers=requested[BUFFER],
         cache=requested["cache"],
-        state=0,
+        state=requested["state"],
         gradients=requested["gradients"],
         optimizer=requested["optimizer"],
         activations=requested["activation"],

@@ -19,6 +19,7 @@ NO_PARAMETERS = (
     "stored_buffers",
     "quantised_biases",
     "cache_scales",
+    "prediction_layer",
     *(f"quantised_{role}" for role in ROLES),
 )
 # What engines that quantise the KV cache store for it. Source: compressed-tensors 0.20, kv_cache_scheme; vLLM 0.19, kv_cache.py.
@@ -35,25 +36,27 @@ def against_files(
     stored_form: StoredForm,
     missing_files: Mapping[str, tuple[str, ...]] | None = None,
     packing: Packing | None = None,
+    ignored: tuple[str, ...] = (),
 ) -> Check:
     """`built` (by theory, or by transformers: `witness`) against the tensors in the files, read or predicted.
 
     tied: names that share another tensor's storage, with that tensor's name. missing_files: what shards that are not
-    there should hold. packing: how quantised ones are stored.
+    there should hold. packing: how quantised ones are stored. ignored: beginnings of names that transformers leaves unloaded.
     """
     causes: list[Cause] = [] if packing is None else list(_quantised(packing))
     unexplained: list[Unexplained] = []
-    singles = {part.name for tensor in built for part in stored_form(tensor)}
+    dense = {tensor.name: stored_form(tensor) for tensor in built}
+    singles = {part.name for form in dense.values() for part in form}
     fused = {tensor.name: tensor for tensor in built if tensor.name not in singles}
-    stored_form = stored_form if packing is None else packing.stored_form
-    parts = {part.name: part for tensor in built for part in stored_form(tensor)}
+    forms = dense if packing is None else {tensor.name: packing.stored_form(tensor) for tensor in built}
+    parts = {part.name: part for form in forms.values() for part in form}
     modules = () if packing is None else tuple(name.removesuffix("weight") for name in packing.parts)
     extra_biases = {f"{module}bias" for module in modules}
     named, renaming = _without_renaming(stored, {*parts, *fused})
     causes += renaming
 
     seen: set[str] = set()
-    tied_copies, buffers, biases, cache_scales = [], [], [], []
+    tied_copies, buffers, biases, cache_scales, unloaded = [], [], [], [], []
     retyped: Counter[tuple[DType, DType]] = Counter()
     shapes = {tensor.name: tensor.shape for tensor in built}
     for tensor in named:
@@ -62,7 +65,8 @@ def against_files(
             seen.add(tensor.name)
             if tensor.dtype is not expected.dtype:
                 retyped[expected.dtype, tensor.dtype] += 1
-            if tensor.shape != expected.shape:
+            # A file may also hold it as the class does: an expert's matrices not transposed.
+            if tensor.shape not in (expected.shape, shapes.get(tensor.name)):
                 unexplained.append(_reshaped(expected, tensor))
         elif tensor.name in tied and tensor.shape == shapes[tied[tensor.name]]:
             tied_copies.append(tensor)
@@ -74,6 +78,8 @@ def against_files(
             biases.append(tensor)
         elif packing is not None and tensor.name.endswith(CACHE_SCALES):
             cache_scales.append(tensor)
+        elif tensor.name.startswith(ignored):
+            unloaded.append(tensor)
         else:
             unexplained.append(_unexpected(tensor))
     if tied_copies:
@@ -85,21 +91,21 @@ def against_files(
         causes.append(_cause("quantised_biases", biases, +1))
     if cache_scales:
         causes.append(_cause("cache_scales", cache_scales, +1))
+    if unloaded:
+        causes.append(_cause("prediction_layer", unloaded, +1))
 
     filled = seen & set(fused)
     absent = [
-        part for tensor in built if tensor.name not in filled for part in stored_form(tensor) if part.name not in seen
+        part for tensor in built if tensor.name not in filled for part in forms[tensor.name] if part.name not in seen
     ]
     absent = _explain_missing_files(absent, missing_files or {}, causes)
     heads = [tensor for tensor in absent if tensor.name == "lm_head.weight"]
     if heads:
         causes.append(_cause("headless", heads, -1))
     unexplained += [_missing(tensor) for tensor in absent if tensor.name != "lm_head.weight"]
-    owners = {} if packing is None else packing.owners
-    singly = [name for name in seen if owners.get(name, name) not in shapes]
-    if singly:
-        message = Message("cause_experts_singly", tensors=len(singly), fused=len(fused) - len(filled))
-        causes.append(Cause(name="experts_singly", message=message, parameters=0, tensors=len(singly)))
+    for name, several in (("experts_singly", True), ("renamed", False)):
+        alike = [forms[one] for one in fused if one not in filled and (len(dense[one]) > 1) is several]
+        causes += _in_other_form(name, alike, seen)
     causes += [_retyped(*pair, tensors=tensors) for pair, tensors in retyped.items()]
     return Check(
         left=witness,
@@ -109,6 +115,16 @@ def against_files(
         causes=tuple(causes),
         unexplained=tuple(unexplained),
     )
+
+
+def _in_other_form(name: str, forms: Sequence[tuple[Tensor, ...]], seen: set[str]) -> list[Cause]:
+    """Tensors stored in several parts, or under another name: told, though they change no count."""
+    found = [form for form in forms if any(part.name in seen for part in form)]
+    tensors = sum(part.name in seen for form in found for part in form)
+    if not tensors:
+        return []
+    message = Message(f"cause_{name}", tensors=tensors, fused=len(found))
+    return [Cause(name=name, message=message, parameters=0, tensors=tensors)]
 
 
 def copies(check: Check) -> int:

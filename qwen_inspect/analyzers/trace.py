@@ -14,10 +14,12 @@ from __future__ import annotations
 import gc
 import inspect
 import re
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -31,6 +33,8 @@ AttentionKernel = Literal["sdpa", "eager", "flash_attention_2", "flash_attention
 Optimizer = Literal["adamw_foreach", "adamw_fused", "none"]
 
 FLASH_ATTENTION_2 = "flash_attention_2"  # the operator of what the flash-attn package allocates
+
+CHUNK_TURNS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +104,8 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest) ->
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             model = _build(spec, config, workload, recorder, stack)
             run = _runs(model, spec, workload)
+            if workload.mode != "train":  # whose backward keeps something of every turn
+                stack.enter_context(_few_turns(model))
             stack.enter_context(_recording(recorder, model, spec.class_name))
             recorder.stage("load")
             _load(model, recorder, spec.class_name)
@@ -133,7 +139,7 @@ def _build(
     import transformers
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    configuration = transformers.AutoConfig.for_model(**config)
+    configuration = transformers.AutoConfig.for_model(**deepcopy(dict(config)))  # it changes nested parts
     if workload.layers is not None:
         text = configuration.get_text_config(decoder=True)
         text.num_hidden_layers = workload.layers
@@ -160,6 +166,24 @@ def _build(
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     return model.train()
+
+
+@contextmanager
+def _few_turns(model: Any) -> Iterator[None]:
+    """Loops over the chunks of a prompt in linear attention's reference code end after CHUNK_TURNS turns.
+
+    Each turn takes and gives back what the one before did, whose state it replaces: the allocator meets nothing new after the
+    first few, and no trace's length grows with the prompt. Source: transformers 5.23, torch_chunk_gated_delta_rule.
+    """
+    code = sys.modules[type(model).__module__]
+    if not hasattr(code, "torch_chunk_gated_delta_rule"):
+        yield
+        return
+    code.range = lambda *bounds: range(*bounds)[:CHUNK_TURNS]  # type: ignore[attr-defined]  # before the built-in one
+    try:
+        yield
+    finally:
+        del code.range
 
 
 def _load(model: Any, recorder: _Recorder, root: str) -> None:
@@ -315,7 +339,7 @@ def _generate(model: Any, workload: TraceRequest, recorder: _Recorder) -> object
     prompt = torch.zeros(workload.batch, workload.prompt_tokens, dtype=torch.int64)
     recorder.outside = "generate"
     attention_mask = torch.ones(prompt.shape, dtype=torch.int64)
-    prompt_positions = (attention_mask.cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
+    prompt_positions = model._prepare_position_ids_for_generation(prompt, {"attention_mask": attention_mask})
     del attention_mask
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     stops = StoppingCriteriaList([MaxLengthCriteria(workload.prompt_tokens + workload.new_tokens)])
@@ -330,7 +354,7 @@ def _generate(model: Any, workload: TraceRequest, recorder: _Recorder) -> object
             tokens = workload.prompt_tokens + workload.new_tokens - 2
             _grow_cache(cache, tokens, recorder)
             input_ids = recorder.regrown(input_ids, (workload.batch, tokens + 1))
-            position_ids = recorder.regrown(position_ids, (workload.batch, tokens + 1))
+            position_ids = recorder.regrown(position_ids, (*position_ids.shape[:-1], tokens + 1))
         inputs = model.prepare_inputs_for_generation(
             input_ids,
             position_ids=position_ids,
@@ -534,6 +558,12 @@ def _recording(recorder: _Recorder, model: Any, root: str) -> Iterator[None]:
                 name = names[operator] = str(operator).replace("_for_cpu", "")
             if operator in in_place and in_backward() and (operator is not add or sums_gradients(*args)):
                 operator = in_place[operator]
+            if (
+                operator is aten.convolution.default
+            ):  # which begins by making its input so. Source: torch 2.13, Convolution.cpp
+                args = (args[0].contiguous(), *args[1:])
+                if recorder.recording:
+                    recorder.see(args[0], name, module=module)
             outputs = operator(*args, **(kwargs or {}))
             # AdamW counts its steps on the host, unless it is fused.
             if recorder.recording and not (module == "optimizer" and operator in on_host):

@@ -18,6 +18,15 @@ FAMILIES: Mapping[str, str] = {
     "qwen2_moe": "qwen2_moe",
     "qwen3": "qwen3",
     "qwen3_moe": "qwen3_moe",
+    "qwen2_vl": "qwen2_vl",
+    "qwen2_5_vl": "qwen2_5_vl",
+    "qwen3_vl": "qwen3_vl",
+    "qwen3_vl_moe": "qwen3_vl_moe",
+    "qwen3_next": "qwen3_next",
+    "qwen3_5": "qwen3_5",
+    "qwen3_5_text": "qwen3_5",
+    "qwen3_5_moe": "qwen3_5_moe",
+    "qwen3_5_moe_text": "qwen3_5_moe",
 }
 
 
@@ -32,6 +41,12 @@ class Architecture(Protocol):
 
     def stored_form(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """The tensors under which a release's files store one tensor of the tree, in the order that fills it."""
+
+    def prediction_layers(self, spec: ModelSpec) -> tuple[Tensor, ...]:
+        """What releases may store beside the model: a layer that predicts tokens ahead, which transformers does not load.
+
+        As it would build them: files hold them in `stored_form`.
+        """
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:

@@ -1,16 +1,30 @@
 """The modules of a decoder, as the families share them.
 
 The tree, its order, its class names and what stands between the brackets are as `print(model)` gives them.
-Source: transformers 5.23, models/{qwen2,qwen2_moe,qwen3,qwen3_moe}/modeling_*.py; torch 2.13, nn.Linear.extra_repr.
+Source: transformers 5.23, models/qwen*/modeling_*.py; torch 2.13, extra_repr of nn.Linear, nn.Conv1d and their like.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from ..checkpoint import DType, Tensor
-from ..spec import Attention, DenseMlp, FullAttention, Layer, ModelSpec, Module, MoeMlp, SlidingAttention
+from ..spec import (
+    Attention,
+    DenseMlp,
+    FullAttention,
+    GatedAttention,
+    Layer,
+    LinearAttention,
+    ModelSpec,
+    Module,
+    MoeMlp,
+    SlidingAttention,
+    SoftmaxAttention,
+    each_tensor,
+)
 from .reading import ACTIVATION_CLASSES
 
 
@@ -53,34 +67,85 @@ def activation(spec: ModelSpec) -> Module:
 
 
 def attention(kind: Attention, spec: ModelSpec) -> Module:
-    """q, k and v projections, the output projection, and QK-Norm over head_dim where the family has it."""
     match kind:
+        case LinearAttention():
+            return linear_attention(kind, spec)
         case FullAttention() | SlidingAttention():
-            query = kind.query_heads * kind.head_dim
-            key_value = kind.kv_heads * kind.head_dim
-            norms = (
-                (rms_norm("q_norm", kind.head_dim, spec), rms_norm("k_norm", kind.head_dim, spec))
-                if kind.qk_norm
-                else ()
-            )
-            return Module(
-                name="self_attn",
-                class_name=f"{spec.class_prefix}Attention",
-                component="attention",
-                children=(
-                    linear("q_proj", spec.hidden_size, query, spec.dtype, bias=kind.qkv_bias),
-                    linear("k_proj", spec.hidden_size, key_value, spec.dtype, bias=kind.qkv_bias),
-                    linear("v_proj", spec.hidden_size, key_value, spec.dtype, bias=kind.qkv_bias),
-                    linear("o_proj", query, spec.hidden_size, spec.dtype, bias=kind.output_bias),
-                    *norms,
-                ),
-            )
+            return softmax_attention(kind, spec, query_parts=1, qk_norm=kind.qk_norm)
+        case GatedAttention():
+            return softmax_attention(kind, spec, query_parts=2, qk_norm=True)  # queries, and the gate of each channel
 
 
-def gated_mlp(name: str, intermediate_size: int, spec: ModelSpec, component: str) -> Module:
+def softmax_attention(kind: SoftmaxAttention, spec: ModelSpec, *, query_parts: int, qk_norm: bool) -> Module:
+    """q, k and v projections, the output projection, and QK-Norm over head_dim where the family has it."""
+    query = kind.query_heads * kind.head_dim
+    key_value = kind.kv_heads * kind.head_dim
+    norms = (rms_norm("q_norm", kind.head_dim, spec), rms_norm("k_norm", kind.head_dim, spec)) if qk_norm else ()
+    return Module(
+        name="self_attn",
+        class_name=f"{spec.class_prefix}Attention",
+        component="attention",
+        children=(
+            linear("q_proj", spec.hidden_size, query_parts * query, spec.dtype, bias=kind.qkv_bias),
+            linear("k_proj", spec.hidden_size, key_value, spec.dtype, bias=kind.qkv_bias),
+            linear("v_proj", spec.hidden_size, key_value, spec.dtype, bias=kind.qkv_bias),
+            linear("o_proj", query, spec.hidden_size, spec.dtype, bias=kind.output_bias),
+            *norms,
+        ),
+    )
+
+
+def linear_attention(kind: LinearAttention, spec: ModelSpec) -> Module:
+    """Gated DeltaNet: projections, a convolution of each channel of q, k and v, decay and step of each value head, gated norm."""
+    hidden, channels, values = spec.hidden_size, kind.conv_channels, kind.value_heads * kind.value_head_dim
+    kernel = kind.conv_kernel
+    padding = f", padding=({kernel - 1},)" if kernel > 1 else ""
+    conv = Module(
+        name="conv1d",
+        class_name="Conv1d",
+        arguments=f"{channels}, {channels}, kernel_size=({kernel},), stride=(1,){padding}, groups={channels}, bias=False",
+        tensors=(Tensor("weight", (channels, 1, kernel), spec.dtype),),
+    )
+    norm = Module(
+        name="norm",
+        class_name=f"{spec.class_prefix}RMSNormGated",
+        tensors=(Tensor("weight", (kind.value_head_dim,), spec.dtype),),
+    )
+    output = linear("out_proj", values, hidden, spec.dtype)
+    children: tuple[Module, ...]
+    if kind.fused_projections:
+        children = (
+            conv,
+            linear("in_proj_qkvz", hidden, channels + values, spec.dtype),
+            linear("in_proj_ba", hidden, 2 * kind.value_heads, spec.dtype),
+            norm,
+            output,
+        )
+    else:
+        children = (
+            conv,
+            norm,
+            output,
+            linear("in_proj_qkv", hidden, channels, spec.dtype),
+            linear("in_proj_z", hidden, values, spec.dtype),
+            linear("in_proj_b", hidden, kind.value_heads, spec.dtype),
+            linear("in_proj_a", hidden, kind.value_heads, spec.dtype),
+        )
+    return Module(
+        name="linear_attn",
+        class_name=f"{spec.class_prefix}GatedDeltaNet",
+        tensors=tuple(Tensor(name, (kind.value_heads,), spec.dtype) for name in ("dt_bias", "A_log")),
+        component="linear_attention",
+        children=children,
+    )
+
+
+def gated_mlp(
+    name: str, intermediate_size: int, spec: ModelSpec, component: str, class_name: str | None = None
+) -> Module:
     return Module(
         name=name,
-        class_name=f"{spec.class_prefix}MLP",
+        class_name=class_name or f"{spec.class_prefix}MLP",
         component=component,
         children=(
             linear("gate_proj", spec.hidden_size, intermediate_size, spec.dtype),
@@ -118,10 +183,39 @@ def no_sparse_block(mlp: MoeMlp, spec: ModelSpec) -> tuple[Module, ...]:
     raise AssertionError(f"{spec.family} has no experts")
 
 
-def decoder_layer(index: int, repeats: int, layer: Layer, spec: ModelSpec, sparse_block: SparseBlock) -> Module:
+def sparse_block(mlp: MoeMlp, spec: ModelSpec) -> tuple[Module, ...]:
+    return (experts(mlp, spec), router(mlp, spec))
+
+
+def sparse_block_with_shared_expert(mlp: MoeMlp, spec: ModelSpec) -> tuple[Module, ...]:
+    assert mlp.shared_intermediate_size is not None  # the families that have this block always set it
+    return (
+        router(mlp, spec),
+        experts(mlp, spec),
+        gated_mlp("shared_expert", mlp.shared_intermediate_size, spec, "shared_expert"),
+        linear("shared_expert_gate", spec.hidden_size, 1, spec.dtype, component="shared_expert"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassNames:
+    """The classes whose names not every family makes of its prefix in the same way."""
+
+    decoder: str
+    rotary: str
+    mlp: str
+
+
+def usual_names(spec: ModelSpec) -> ClassNames:
+    prefix = spec.class_prefix
+    return ClassNames(decoder=f"{prefix}Model", rotary=f"{prefix}RotaryEmbedding", mlp=f"{prefix}MLP")
+
+
+def decoder_layer(layer: Layer, spec: ModelSpec, sparse_block: SparseBlock, mlp_class: str | None = None) -> Module:
+    """A layer under the number 0."""
     match layer.mlp:
         case DenseMlp(intermediate_size=width):
-            mlp = gated_mlp("mlp", width, spec, "mlp")
+            mlp = gated_mlp("mlp", width, spec, "mlp", mlp_class)
         case MoeMlp():
             mlp = Module(
                 name="mlp",
@@ -130,9 +224,8 @@ def decoder_layer(index: int, repeats: int, layer: Layer, spec: ModelSpec, spars
                 component="mlp",
             )
     return Module(
-        name=str(index),
+        name="0",
         class_name=f"{spec.class_prefix}DecoderLayer",
-        repeats=repeats,
         children=(
             attention(layer.attention, spec),
             mlp,
@@ -142,12 +235,14 @@ def decoder_layer(index: int, repeats: int, layer: Layer, spec: ModelSpec, spars
     )
 
 
-def decoder_tree(spec: ModelSpec, sparse_block: SparseBlock = no_sparse_block) -> Module:
-    """The causal LM, or the bare decoder where `spec.class_name` is that."""
+def decoder(spec: ModelSpec, sparse_block: SparseBlock, names: ClassNames, *, name: str) -> Module:
+    """Embedding, layers, final norm and rotary table."""
+    # A window changes no module: what is folded is what torch prints alike.
+    built = {layer: decoder_layer(layer, spec, sparse_block, names.mlp) for layer in dict.fromkeys(spec.layers)}
     layers, index = [], 0
-    for layer, run in groupby(spec.layers):
+    for module, run in groupby(built[layer] for layer in spec.layers):
         repeats = len(list(run))
-        layers.append(decoder_layer(index, repeats, layer, spec, sparse_block))
+        layers.append(replace(module, name=str(index), repeats=repeats))
         index += repeats
     padding = "" if spec.pad_token_id is None else f", padding_idx={spec.pad_token_id}"
     embedding = Module(
@@ -157,29 +252,51 @@ def decoder_tree(spec: ModelSpec, sparse_block: SparseBlock = no_sparse_block) -
         tensors=(Tensor("weight", (spec.vocab_size, spec.hidden_size), spec.dtype),),
         component="embedding",
     )
-    head_dim = spec.layers[0].attention.head_dim
-    # Kept in float32 whatever the dtype of the parameters, and not stored. Source: {prefix}RotaryEmbedding.__init__.
-    frequencies = ((head_dim + 1) // 2,)
-    rotary = Module(
-        name="rotary_emb",
-        class_name=f"{spec.class_prefix}RotaryEmbedding",
-        buffers=(Tensor("inv_freq", frequencies, DType.F32), Tensor("original_inv_freq", frequencies, DType.F32)),
-    )
-    decoder = Module(
-        name="model",
-        class_name=f"{spec.class_prefix}Model",
+    return Module(
+        name=name,
+        class_name=names.decoder,
         children=(
             embedding,
             Module(name="layers", class_name="ModuleList", children=tuple(layers)),
             rms_norm("norm", spec.hidden_size, spec, "norm"),
-            rotary,
+            rotary("rotary_emb", names.rotary, _rotary_dim(spec.softmax)),
         ),
     )
-    if spec.class_name == f"{spec.class_prefix}Model":
-        return Module(name="", class_name=decoder.class_name, children=decoder.children)
-    tied_to = "model.embed_tokens.weight" if spec.tied_embeddings else None
+
+
+def _rotary_dim(kind: SoftmaxAttention) -> int:
+    match kind:
+        case FullAttention() | SlidingAttention():
+            return kind.head_dim
+        case GatedAttention():
+            return kind.rotary_dim
+
+
+def rotary(name: str, class_name: str, dim: int) -> Module:
+    """Frequencies for pairs of `dim` channels: float32 whatever the dtype of the parameters, and not stored.
+
+    Source: {prefix}RotaryEmbedding.__init__.
+    """
+    frequencies = ((dim + 1) // 2,)
+    buffers = (Tensor("inv_freq", frequencies, DType.F32), Tensor("original_inv_freq", frequencies, DType.F32))
+    return Module(name=name, class_name=class_name, buffers=buffers)
+
+
+def decoder_tree(
+    spec: ModelSpec, sparse_block: SparseBlock = no_sparse_block, names: ClassNames | None = None
+) -> Module:
+    """The causal LM, or the bare decoder where `spec.class_name` is that."""
+    model = decoder(spec, sparse_block, names or usual_names(spec), name="model")
+    if not spec.headed:
+        return Module(name="", class_name=model.class_name, children=model.children)
+    return with_head(spec, model, embedding="model.embed_tokens.weight")
+
+
+def with_head(spec: ModelSpec, model: Module, *, embedding: str) -> Module:
+    """`model` and the output layer, which has no weight of its own where it is tied to `embedding`."""
+    tied_to = embedding if spec.tied_embeddings else None
     head = linear("lm_head", spec.hidden_size, spec.vocab_size, spec.dtype, component="lm_head", tied_to=tied_to)
-    return Module(name="", class_name=spec.class_name, children=(decoder, head))
+    return Module(name="", class_name=spec.class_name, children=(model, head))
 
 
 # --- names on disk -------------------------------------------------------------------------------------------------
@@ -205,3 +322,28 @@ def experts_stored_singly(tensor: Tensor) -> tuple[Tensor, ...]:
         parts = [("down_proj.weight", (hidden, width))]
     prefixes = [f"{block}.{expert}." for expert in range(count)]
     return tuple([Tensor(prefix + part, shape, tensor.dtype) for prefix in prefixes for part, shape in parts])
+
+
+def no_prediction_layers(spec: ModelSpec) -> tuple[Tensor, ...]:
+    return ()
+
+
+def prediction_layer(spec: ModelSpec, sparse_block: SparseBlock) -> tuple[Tensor, ...]:
+    """The one layer of multi-token prediction that hybrid releases store: a full-attention layer like the decoder's own, which
+    reads the token's embedding beside the last hidden state.
+
+    Source: names as vLLM's and SGLang's loaders (models/qwen3_next_mtp.py, qwen3_5_mtp.py) read them; the sizes add up to the
+    published totals of the releases.
+    """
+    hidden = spec.hidden_size
+    full = Layer(attention=spec.softmax, mlp=spec.layers[-1].mlp)
+    tree = Module(
+        name="",
+        class_name="",
+        children=(
+            linear("fc", 2 * hidden, hidden, spec.dtype),
+            Module(name="layers", class_name="", children=(decoder_layer(full, spec, sparse_block),)),
+            *(rms_norm(name, hidden, spec) for name in ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")),
+        ),
+    )
+    return tuple(Tensor(f"mtp.{tensor.name}", tensor.shape, tensor.dtype) for tensor in each_tensor(tree))

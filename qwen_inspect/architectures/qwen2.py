@@ -10,10 +10,19 @@ from typing import Any
 
 from ..spec import ModelSpec
 from .blocks import decoder_tree as module_tree
+from .blocks import no_prediction_layers as prediction_layers
 from .blocks import stored_as_built as stored_form
-from .reading import dense_mlps, optional_integer, read_decoder, read_head_dim, read_layer_types, read_window
+from .reading import (
+    dense_mlps,
+    optional_integer,
+    read_decoder,
+    read_head_dim,
+    read_layer_types,
+    read_window,
+    softmax_attentions,
+)
 
-__all__ = ["module_tree", "read_spec", "stored_form"]
+__all__ = ["module_tree", "prediction_layers", "read_spec", "stored_form"]
 
 
 def read_spec(config: Mapping[str, Any]) -> ModelSpec:
@@ -23,12 +32,15 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
     return read_decoder(
         config,
         prefix="Qwen2",
-        head_dim=read_head_dim(config),
-        qkv_bias=True,
-        output_bias=False,
-        qk_norm=False,
-        windows=lambda layers: read_layer_types(
-            config, layers, window=read_window(config), default=lambda index: index >= first_sliding
+        attentions=softmax_attentions(
+            config,
+            head_dim=read_head_dim(config),
+            qkv_bias=True,
+            output_bias=False,
+            qk_norm=False,
+            windows=lambda layers: read_layer_types(
+                config, layers, window=read_window(config), default=lambda index: index >= first_sliding
+            ),
         ),
         mlps=dense_mlps(config),
     )

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..spec import ModelSpec, Module, MoeMlp
-from .blocks import decoder_tree, experts, gated_mlp, linear, router
+from ..spec import ModelSpec, Module
+from .blocks import decoder_tree, sparse_block_with_shared_expert
 from .blocks import experts_stored_singly as stored_form
+from .blocks import no_prediction_layers as prediction_layers
 from .reading import (
     flag,
     integer,
@@ -19,10 +20,11 @@ from .reading import (
     read_head_dim,
     read_layer_types,
     read_window,
+    softmax_attentions,
     sparse_mlps,
 )
 
-__all__ = ["module_tree", "read_spec", "stored_form"]
+__all__ = ["module_tree", "prediction_layers", "read_spec", "stored_form"]
 
 
 def read_spec(config: Mapping[str, Any]) -> ModelSpec:
@@ -32,15 +34,18 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
     return read_decoder(
         config,
         prefix="Qwen2Moe",
-        head_dim=read_head_dim(config),
-        qkv_bias=flag(config, "qkv_bias", default=True),
-        output_bias=False,
-        qk_norm=False,
-        windows=lambda layers: read_layer_types(
+        attentions=softmax_attentions(
             config,
-            layers,
-            window=read_window(config),
-            default=lambda index: index % 2 == 0 and index < last_sliding,
+            head_dim=read_head_dim(config),
+            qkv_bias=flag(config, "qkv_bias", default=True),
+            output_bias=False,
+            qk_norm=False,
+            windows=lambda layers: read_layer_types(
+                config,
+                layers,
+                window=read_window(config),
+                default=lambda index: index % 2 == 0 and index < last_sliding,
+            ),
         ),
         mlps=sparse_mlps(
             config, experts_key="num_experts", shared_size=integer(config, "shared_expert_intermediate_size")
@@ -49,14 +54,4 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
 
 
 def module_tree(spec: ModelSpec) -> Module:
-    return decoder_tree(spec, _sparse_block)
-
-
-def _sparse_block(mlp: MoeMlp, spec: ModelSpec) -> tuple[Module, ...]:
-    assert mlp.shared_intermediate_size is not None  # read_spec always sets it
-    return (
-        router(mlp, spec),
-        experts(mlp, spec),
-        gated_mlp("shared_expert", mlp.shared_intermediate_size, spec, "shared_expert"),
-        linear("shared_expert_gate", spec.hidden_size, 1, spec.dtype, component="shared_expert"),
-    )
+    return decoder_tree(spec, sparse_block_with_shared_expert)

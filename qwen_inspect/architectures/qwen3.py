@@ -10,6 +10,7 @@ from typing import Any
 
 from ..spec import ModelSpec
 from .blocks import decoder_tree as module_tree
+from .blocks import no_prediction_layers as prediction_layers
 from .blocks import stored_as_built as stored_form
 from .reading import (
     MOST_HEADS,
@@ -20,9 +21,10 @@ from .reading import (
     read_decoder,
     read_layer_types,
     read_window,
+    softmax_attentions,
 )
 
-__all__ = ["module_tree", "read_spec", "stored_form"]
+__all__ = ["module_tree", "prediction_layers", "read_spec", "stored_form"]
 
 
 def read_spec(config: Mapping[str, Any]) -> ModelSpec:
@@ -33,12 +35,15 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
     return read_decoder(
         config,
         prefix="Qwen3",
-        head_dim=integer(config, "head_dim", at_most=MOST_HEADS) if "head_dim" in config else 128,  # class default
-        qkv_bias=bias,
-        output_bias=bias,
-        qk_norm=True,
-        windows=lambda layers: read_layer_types(
-            config, layers, window=read_window(config), default=lambda index: index >= first_sliding
+        attentions=softmax_attentions(
+            config,
+            head_dim=integer(config, "head_dim", at_most=MOST_HEADS) if "head_dim" in config else 128,  # class default
+            qkv_bias=bias,
+            output_bias=bias,
+            qk_norm=True,
+            windows=lambda layers: read_layer_types(
+                config, layers, window=read_window(config), default=lambda index: index >= first_sliding
+            ),
         ),
         mlps=dense_mlps(config),
     )

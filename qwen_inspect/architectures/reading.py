@@ -1,7 +1,7 @@
 """Reading a configuration strictly: what stands there, or a sentence that says what should.
 
 Defaults are transformers' own, and only for keys whose absence it gives a meaning.
-Source: transformers 5.23, models/{qwen2,qwen2_moe,qwen3,qwen3_moe}/configuration_*.py.
+Source: transformers 5.23, models/qwen*/configuration_*.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,18 @@ from typing import Any
 
 from ..checkpoint import DTYPE_OF_TORCH_NAME, DType
 from ..errors import MalformedError, UnsupportedError
-from ..spec import Attention, DenseMlp, FullAttention, Layer, Mlp, ModelSpec, MoeMlp, SlidingAttention
+from ..spec import (
+    Attention,
+    DenseMlp,
+    FullAttention,
+    GatedAttention,
+    Layer,
+    LinearAttention,
+    Mlp,
+    ModelSpec,
+    MoeMlp,
+    SlidingAttention,
+)
 
 # No released model comes near these; a larger value is a damaged or hostile file.
 LARGEST_SIZE = 1 << 31
@@ -26,6 +37,7 @@ ACTIVATION_CLASSES: Mapping[str, str] = {
     "gelu": "GELUActivation",
     "gelu_new": "NewGELUActivation",
     "gelu_pytorch_tanh": "GELUTanh",
+    "quick_gelu": "QuickGELUActivation",
     "relu": "ReLU",
     "relu2": "ReLUSquaredActivation",
 }
@@ -97,18 +109,44 @@ def read_decoder(
     config: Mapping[str, Any],
     *,
     prefix: str,
-    head_dim: int,
-    qkv_bias: bool,
-    output_bias: bool,
-    qk_norm: bool,
-    windows: Callable[[int], list[int | None]],
+    attentions: Callable[[int], list[Attention]],
     mlps: Callable[[int], list[Mlp]],
+    classes: tuple[str, ...] = (),
 ) -> ModelSpec:
     """The spec of a decoder, from what all these families name alike and from what the caller read of its own.
 
-    windows, mlps: from the number of layers, each layer's attention window (None: all tokens) and MLP.
+    attentions, mlps: from the number of layers, each layer's attention and MLP. classes: the names that `architectures` may
+    have, the usual one first; the causal LM and the bare decoder of `prefix` where none are given.
     """
     layers = integer(config, "num_hidden_layers", at_most=MOST_LAYERS)
+    return ModelSpec(
+        family=str(config["model_type"]),
+        class_name=read_class_name(config, classes or (f"{prefix}ForCausalLM", f"{prefix}Model")),
+        class_prefix=prefix,
+        vocab_size=integer(config, "vocab_size"),
+        hidden_size=integer(config, "hidden_size"),
+        context_tokens=optional_integer(config, "max_position_embeddings", at_least=1),
+        tied_embeddings=flag(config, "tie_word_embeddings", default=False),
+        dtype=read_dtype(config),
+        norm_eps=number(config, "rms_norm_eps", default=1e-6),
+        activation=read_activation(config, default="silu"),
+        # nn.Embedding asserts that the padding is in the table.
+        pad_token_id=optional_integer(config, "pad_token_id", at_most=integer(config, "vocab_size") - 1),
+        layers=tuple(
+            Layer(attention=attention, mlp=mlp) for attention, mlp in zip(attentions(layers), mlps(layers), strict=True)
+        ),
+    )
+
+
+def read_activation(config: Mapping[str, Any], *, default: str) -> str:
+    name = config.get("hidden_act", default)
+    if not isinstance(name, str) or name not in ACTIVATION_CLASSES:
+        raise UnsupportedError("activation_unsupported", found=shown(name), known=", ".join(ACTIVATION_CLASSES))
+    return name
+
+
+def read_heads(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Query heads, and the KV heads that they share evenly."""
     query_heads = integer(config, "num_attention_heads", at_most=MOST_HEADS)
     # Null means as many KV heads as query heads. (Missing, transformers would take its class default: an error here.)
     # Source: Qwen3Config.__post_init__.
@@ -116,6 +154,20 @@ def read_decoder(
     kv_heads = integer(config, "num_key_value_heads", at_most=MOST_HEADS) if shared else query_heads
     if query_heads % kv_heads:
         raise MalformedError("config_heads_do_not_divide", query_heads=query_heads, kv_heads=kv_heads)
+    return query_heads, kv_heads
+
+
+def softmax_attentions(
+    config: Mapping[str, Any],
+    *,
+    head_dim: int,
+    qkv_bias: bool,
+    output_bias: bool,
+    qk_norm: bool,
+    windows: Callable[[int], list[int | None]],
+) -> Callable[[int], list[Attention]]:
+    """Full or sliding attention for each layer. windows: from the number of layers, each layer's window (None: all tokens)."""
+    query_heads, kv_heads = read_heads(config)
 
     def attention(window: int | None) -> Attention:
         shape = {"query_heads": query_heads, "kv_heads": kv_heads, "head_dim": head_dim}
@@ -125,36 +177,80 @@ def read_decoder(
             **shape, qkv_bias=qkv_bias, output_bias=output_bias, qk_norm=qk_norm, window_tokens=window
         )
 
-    activation = config.get("hidden_act", "silu")
-    if not isinstance(activation, str) or activation not in ACTIVATION_CLASSES:
-        raise UnsupportedError("activation_unsupported", found=shown(activation), known=", ".join(ACTIVATION_CLASSES))
-    return ModelSpec(
-        family=str(config["model_type"]),
-        class_name=read_class_name(config, prefix),
-        class_prefix=prefix,
-        vocab_size=integer(config, "vocab_size"),
-        hidden_size=integer(config, "hidden_size"),
-        context_tokens=optional_integer(config, "max_position_embeddings", at_least=1),
-        tied_embeddings=flag(config, "tie_word_embeddings", default=False),
-        dtype=read_dtype(config),
-        norm_eps=number(config, "rms_norm_eps", default=1e-6),
-        activation=activation,
-        # nn.Embedding asserts that the padding is in the table.
-        pad_token_id=optional_integer(config, "pad_token_id", at_most=integer(config, "vocab_size") - 1),
-        layers=tuple(
-            Layer(attention=attention(window), mlp=mlp)
-            for window, mlp in zip(windows(layers), mlps(layers), strict=True)
-        ),
+    return lambda layers: [attention(window) for window in windows(layers)]
+
+
+def hybrid_attentions(config: Mapping[str, Any], *, fused_projections: bool) -> Callable[[int], list[Attention]]:
+    """Linear attention, and gated full attention on the layers that `layer_types` names or else on every fourth.
+
+    Source: Qwen3NextConfig and Qwen3_5TextConfig, __post_init__ and class defaults.
+    """
+    query_heads, kv_heads = read_heads(config)
+    # Null is None to transformers, which then derives it nowhere: an error here.
+    head_dim = integer(config, "head_dim", at_most=MOST_HEADS) if "head_dim" in config else 256
+    bias = flag(config, "attention_bias", default=False)
+    full = GatedAttention(
+        query_heads=query_heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        qkv_bias=bias,
+        output_bias=bias,
+        rotary_dim=_rotary_dim(config, head_dim),
     )
 
+    def linear(key: str, default: int) -> int:
+        return integer(config, key, at_most=MOST_HEADS) if key in config else default
 
-def read_class_name(config: Mapping[str, Any], prefix: str) -> str:
-    """The class that `architectures` names, if it is the causal LM or the bare decoder; the causal LM where it names none."""
-    names = config.get("architectures") or [f"{prefix}ForCausalLM"]
+    state = LinearAttention(
+        key_heads=linear("linear_num_key_heads", 16),
+        value_heads=linear("linear_num_value_heads", 32),
+        key_head_dim=linear("linear_key_head_dim", 128),
+        value_head_dim=linear("linear_value_head_dim", 128),
+        conv_kernel=linear("linear_conv_kernel_dim", 4),
+        fused_projections=fused_projections,
+    )
+    if state.value_heads % state.key_heads:
+        raise MalformedError(
+            "config_linear_heads_do_not_divide", value_heads=state.value_heads, key_heads=state.key_heads
+        )
+    return lambda layers: [full if kind == "full_attention" else state for kind in _hybrid_types(config, layers)]
+
+
+def _hybrid_types(config: Mapping[str, Any], layers: int) -> list[str]:
+    types = config.get("layer_types")
+    if types is None:
+        given = config.get("full_attention_interval") is not None
+        interval = integer(config, "full_attention_interval") if given else 4
+        types = ["linear_attention" if (index + 1) % interval else "full_attention" for index in range(layers)]
+    check_layer_types(types, layers, known=("linear_attention", "full_attention"))
+    if "full_attention" not in types:
+        raise UnsupportedError("config_all_linear")
+    return list(types)
+
+
+def _rotary_dim(config: Mapping[str, Any], head_dim: int) -> int:
+    """The channels of a head that RoPE turns: a quarter, where the configuration does not say.
+
+    Source: transformers 5.23, RotaryEmbeddingConfigMixin.convert_rope_params_to_dict (rope_scaling, then rope_parameters, then
+    the key beside them), and compute_default_rope_parameters.
+    """
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(rope, Mapping):
+        raise MalformedError("config_not_object", key="rope_parameters", found=shown(rope))
+    source = rope if "partial_rotary_factor" in rope else config
+    dim = int(head_dim * number(source, "partial_rotary_factor", default=0.25))
+    if not 1 <= dim <= head_dim:
+        raise MalformedError("config_rotary_dim", found=dim, head_dim=head_dim)
+    return dim
+
+
+def read_class_name(config: Mapping[str, Any], known: tuple[str, ...]) -> str:
+    """The class that `architectures` names, if it is one of `known`; the first of those where it names none."""
+    names = config.get("architectures") or [known[0]]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise MalformedError("config_architectures", found=shown(names))
-    if names[0] not in (f"{prefix}ForCausalLM", f"{prefix}Model"):
-        raise UnsupportedError("class_unsupported", found=names[0], known=f"{prefix}ForCausalLM, {prefix}Model")
+    if names[0] not in known:
+        raise UnsupportedError("class_unsupported", found=names[0], known=", ".join(known))
     return str(names[0])
 
 
@@ -179,17 +275,20 @@ def read_layer_types(
     types = config.get("layer_types")
     if types is None:
         return [window if window is not None and default(index) else None for index in range(layers)]
+    check_layer_types(types, layers, known=("full_attention", "sliding_attention"))
+    if window is None and "sliding_attention" in types:
+        raise MalformedError("config_window_missing")
+    return [window if kind == "sliding_attention" else None for kind in types]
+
+
+def check_layer_types(types: object, layers: int, *, known: tuple[str, ...]) -> None:
+    """`layer_types` must be a list of as many known kinds as there are layers."""
     if not isinstance(types, list) or len(types) != layers:
         raise MalformedError(
             "config_layer_types", layers=layers, found=len(types) if isinstance(types, list) else shown(types)
         )
-    if unknown := [kind for kind in types if kind not in ("full_attention", "sliding_attention")]:
-        raise UnsupportedError(
-            "layer_type_unsupported", found=shown(unknown[0]), known="full_attention, sliding_attention"
-        )
-    if window is None and "sliding_attention" in types:
-        raise MalformedError("config_window_missing")
-    return [window if kind == "sliding_attention" else None for kind in types]
+    if unknown := [kind for kind in types if kind not in known]:
+        raise UnsupportedError("layer_type_unsupported", found=shown(unknown[0]), known=", ".join(known))
 
 
 def read_window(config: Mapping[str, Any]) -> int | None:
@@ -197,11 +296,16 @@ def read_window(config: Mapping[str, Any]) -> int | None:
     if not flag(config, "use_sliding_window", default=False):
         return None
     # A window of 1 would keep every token: transformers 5.23 slices the cache by [-window + 1:], and [-0:] is all of it.
-    return optional_integer(config, "sliding_window", at_least=2)
+    return optional_integer(config, "sliding_window", at_least=2) if "sliding_window" in config else 4096
 
 
 def dense_mlps(config: Mapping[str, Any]) -> Callable[[int], list[Mlp]]:
     return lambda layers: [DenseMlp(intermediate_size=integer(config, "intermediate_size"))] * layers
+
+
+def experts_key(config: Mapping[str, Any]) -> str:
+    """transformers 5 writes `num_local_experts`, and reads both. Source: Qwen3MoeConfig.attribute_map."""
+    return "num_local_experts" if config.get("num_local_experts") is not None else "num_experts"
 
 
 def sparse_mlps(config: Mapping[str, Any], *, experts_key: str, shared_size: int | None) -> Callable[[int], list[Mlp]]:
@@ -231,3 +335,35 @@ def sparse_mlps(config: Mapping[str, Any], *, experts_key: str, shared_size: int
         )
 
     return lambda layers: [mlp(index) for index in range(layers)]
+
+
+def part(config: Mapping[str, Any], key: str, *, model_types: tuple[str, ...]) -> Mapping[str, Any]:
+    """The configuration nested under `key`; its model_type, if it has one, must be among `model_types`.
+
+    Errors within it name its keys as they stand there.
+    """
+    nested = config.get(key)
+    if not isinstance(nested, Mapping):
+        raise MalformedError("config_not_object", key=key, found=shown(nested))
+    kind = nested.get("model_type")
+    if kind is not None and kind not in model_types:
+        raise UnsupportedError("config_part_unsupported", key=key, found=shown(kind), known=", ".join(model_types))
+    return nested
+
+
+def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The decoder's configuration, with what transformers reads of the whole model: class, tying, dtype, quantisation.
+
+    A dtype on top is every part's; without one, the decoder's is taken.
+    Source: transformers 5.23, modeling_utils: tie_weights reads the outermost configuration, from_pretrained its dtype.
+    """
+    family = str(config["model_type"])
+    nested = part(config, "text_config", model_types=(f"{family}_text",))
+    own = ("model_type", "architectures", "tie_word_embeddings")
+    text = {key: value for key, value in nested.items() if key not in own}
+    whole = {key: config[key] for key in own if key in config}
+    for keys in (("dtype", "torch_dtype"), ("quantization_config",)):
+        found = {key: config[key] for key in keys if config.get(key) is not None}
+        if found:
+            text = {**{key: value for key, value in text.items() if key not in keys}, **found}
+    return {**text, **whole}

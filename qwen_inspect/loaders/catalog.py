@@ -44,6 +44,8 @@ def checkpoint(ref: ModelRef, known: Mapping[str, Mapping[str, Any]]) -> Checkpo
             parameters=published["parameters"],
             stored=published["stored"],
             decoder_only=published.get("layout") == "decoder",
+            experts_fused=published.get("layout") == "experts fused",
+            float32=tuple(published.get("float32", ())),
             source=published["source"],
             config_source=entry["source"],
             confidence=entry["confidence"],

@@ -17,12 +17,16 @@ from ..spec import (
     Attention,
     DenseMlp,
     FullAttention,
+    GatedAttention,
     Layer,
+    LinearAttention,
     Mlp,
     ModelSpec,
     Module,
     MoeMlp,
     SlidingAttention,
+    SoftmaxAttention,
+    Vision,
     heads_kind,
 )
 from ..units import count, short_count
@@ -63,6 +67,10 @@ def architecture_figure(report: Report, say: Language) -> str:
     spec = report.spec
     panels, tags = _panels(report, say)
     left = _model(report, say, tags)
+    if spec.vision is not None:
+        tower = _named(report.tree, "visual")
+        assert tower is not None
+        panels.append(panel(_tower(spec.vision, tower, say), say("figure_vision"), tag="V"))
     right = listed(*panels)
     room = WIDTH - 2 * MARGIN - BETWEEN
     left_width = max(left.width, min(room * LEFT_SHARE, room - right.width))
@@ -108,19 +116,11 @@ def _model(report: Report, say: Language, tags: Sequence[tuple[object, str]]) ->
     hidden = _shape(spec.hidden_size)
     embedding, norm = _named(tree, "embed_tokens"), _named(tree, "norm")
     assert embedding is not None
-    parts = [
-        label(f"{say('figure_tokens')} [B, L]"),
-        with_edge(
-            box(
-                say("figure_embedding"),
-                "embedding_fill",
-                count=short_count(embedding.parameters),
-                facts=[f"{count(spec.vocab_size)} × {count(spec.hidden_size)}"],
-            ),
-            hidden,
-        ),
-        *_frames(report, say, tags),
-    ]
+    facts = [f"{count(spec.vocab_size)} × {count(spec.hidden_size)}"]
+    if spec.vision is not None:
+        facts.append(say("figure_visual_tokens"))
+    table = box(say("figure_embedding"), "embedding_fill", count=short_count(embedding.parameters), facts=facts)
+    parts = [label(f"{say('figure_tokens')} [B, L]"), with_edge(table, hidden), *_frames(report, say, tags)]
     if norm is not None:
         parts.append(with_edge(_norm(norm, spec), hidden))
     head = _named(tree, "lm_head")
@@ -133,6 +133,18 @@ def _model(report: Report, say: Language, tags: Sequence[tuple[object, str]]) ->
         say("figure_head"), "head_fill", count=short_count(head.parameters) if head.parameters else "", facts=facts
     )
     return stack(*parts, with_edge(top, _shape(spec.vocab_size)), label(say("figure_logits")))
+
+
+def _tower(vision: Vision, module: Module, say: Language) -> Part:
+    """The vision tower, whose tokens take their places among the text's."""
+    side, merged = count(vision.patch_size), vision.merge_size**2
+    facts = [
+        say("figure_tower", layers=count(vision.layers), width=count(vision.hidden_size)),
+        say("figure_patches", side=side, merged=count(merged)),
+        *([say("figure_deepstack", mergers=count(vision.deepstack))] if vision.deepstack else []),
+    ]
+    tower = box(say("figure_vision"), "head_fill", count=short_count(module.parameters), facts=facts)
+    return stack(label(say("figure_pixels")), tower, label(say("figure_visual_tokens")))
 
 
 def _frames(report: Report, say: Language, tags: Sequence[tuple[object, str]]) -> Iterator[Part]:
@@ -208,7 +220,7 @@ def _layer(layer: Layer, module: Module, spec: ModelSpec, say: Language, tags: S
 
 
 def _norm(module: Module, spec: ModelSpec) -> Part:
-    name = module.class_name.removeprefix(spec.class_prefix)
+    name = module.class_name.removeprefix(spec.class_prefix).removeprefix("Text")
     return box(name, "norm_fill", count=short_count(module.parameters))
 
 
@@ -240,26 +252,72 @@ def _sublayer(kind: Attention | Mlp, module: Module, spec: ModelSpec, say: Langu
 
 def _attention(kind: Attention, module: Module, spec: ModelSpec, say: Language) -> Sublayer:
     match kind:
-        case FullAttention() | SlidingAttention():
+        case FullAttention() | SlidingAttention() | GatedAttention():
             return _softmax_attention(kind, module, spec, say)
+        case LinearAttention():
+            return _linear_attention(kind, module, spec, say)
 
 
-def _softmax_attention(
-    kind: FullAttention | SlidingAttention, module: Module, spec: ModelSpec, say: Language
-) -> Sublayer:
+def _linear_attention(kind: LinearAttention, module: Module, spec: ModelSpec, say: Language) -> Sublayer:
+    """Gated DeltaNet: Yang et al. 2024 (arXiv 2412.06464)."""
+    values = kind.value_heads * kind.value_head_dim
+
+    def projection(*names: str, shown: str, out: int) -> Part:
+        held = sum(child.parameters for child in module.children if child.name in names)
+        facts = [f"{count(spec.hidden_size)} → {count(out)}"]
+        return box(shown, "attention_fill", count=short_count(held), facts=facts)
+
+    mixed = (
+        [projection("in_proj_qkvz", shown="q, k, v, z", out=kind.conv_channels + values)]
+        if kind.fused_projections
+        else [
+            projection("in_proj_qkv", shown="q, k, v", out=kind.conv_channels),
+            projection("in_proj_z", shown="z", out=values),
+        ]
+    )
+    steps = projection("in_proj_ba", "in_proj_b", "in_proj_a", shown="β, α", out=2 * kind.value_heads)
+    state = say(
+        "figure_state", heads=count(kind.value_heads), key=count(kind.key_head_dim), value=count(kind.value_head_dim)
+    )
+    flow = stack(
+        box("x", "block", count=_shape(spec.hidden_size)),
+        beside(*mixed, steps),
+        box(
+            say("figure_convolution"),
+            "block",
+            count=short_count(_child(module, "conv1d").parameters),
+            facts=[say("figure_convolved", channels=count(kind.conv_channels), kernel=count(kind.conv_kernel))],
+        ),
+        with_edge(box("S ← α·S + β·k·(v − kᵀS),  qᵀS", "attention_fill", facts=[state]), _shape(values)),
+        box("norm × SiLU(z)", "norm_fill", count=short_count(_child(module, "norm").parameters)),
+        box(
+            "out_proj",
+            "attention_fill",
+            count=short_count(_child(module, "out_proj").parameters),
+            facts=[f"{count(values)} → {count(spec.hidden_size)}"],
+        ),
+    )
+    heads = say("figure_linear_heads", keys=count(kind.key_heads), values=count(kind.value_heads))
+    return Sublayer(name=say("figure_linear"), facts=(heads, state), colour="attention_fill", detail=flow)
+
+
+def _softmax_attention(kind: SoftmaxAttention, module: Module, spec: ModelSpec, say: Language) -> Sublayer:
     query, key_value, dim = kind.query_heads, kind.kv_heads, kind.head_dim
+    gated = isinstance(kind, GatedAttention)
+    qk_norm = isinstance(kind, GatedAttention) or kind.qk_norm
+    rope = f"RoPE {kind.rotary_dim} / {dim}" if isinstance(kind, GatedAttention) else "RoPE"  # channels that it turns
     window = [say("figure_window", tokens=count(kind.window_tokens))] if isinstance(kind, SlidingAttention) else []
 
-    def projection(name: str, heads: int) -> Part:
-        shape = f"{count(spec.hidden_size)} → {count(heads * dim)}"
+    def projection(name: str, heads: int, *, gate: bool = False) -> Part:
+        shape = f"{count(spec.hidden_size)} → {count(heads * dim * (2 if gate else 1))}"
         bias = [say("figure_bias")] if kind.qkv_bias else []
-        facts = [shape, f"{count(heads)} × {count(dim)}", *bias]
+        facts = [shape, f"{count(heads)} × {count(dim)}", *([say("figure_and_gate")] if gate else []), *bias]
         return box(name, "attention_fill", count=short_count(_child(module, name).parameters), facts=facts)
 
     def rotated(name: str, letter: str, heads: int) -> Part:
         norm = f"{letter}_norm"
-        norms = [_norm(_child(module, norm), spec)] if kind.qk_norm else []
-        return stack(projection(name, heads), *norms, box("RoPE", "block"))
+        norms = [_norm(_child(module, norm), spec)] if qk_norm else []
+        return stack(projection(name, heads, gate=gated and letter == "q"), *norms, box(rope, "block"))
 
     flow = stack(
         box("x", "block", count=_shape(spec.hidden_size)),
@@ -268,6 +326,7 @@ def _softmax_attention(
             box(f"softmax(Q × K / √{count(dim)}) × V", "attention_fill", facts=[say("figure_causal"), *window]),
             _shape(query * dim),
         ),
+        *([box("× sigmoid(gate)", "block", count=_shape(query * dim))] if gated else []),
         box(
             "o_proj",
             "attention_fill",
@@ -282,11 +341,12 @@ def _softmax_attention(
     if window:
         name = say("figure_sliding", attention=name)
     heads = say("figure_heads", query=count(query), key_value=count(key_value), head_dim=count(dim))
-    norms = [say("figure_qk_norm")] if kind.qk_norm else []
+    norms = [say("figure_qk_norm")] if qk_norm else []
+    gates = [say("figure_gate")] if gated else []
     biases = [say("figure_qkv_bias")] if kind.qkv_bias else []
     return Sublayer(
         name=name,
-        facts=(heads, *window, say("comma").join(["RoPE", *norms, *biases])),
+        facts=(heads, *window, say("comma").join(["RoPE", *norms, *gates, *biases])),
         colour="attention_fill",
         detail=listed(flow, _head_map(query, key_value, say)),
     )
@@ -392,7 +452,7 @@ def _shape(width: int) -> str:
 
 def _named(module: Module, name: str) -> Module | None:
     """A module of the model or of its decoder."""
-    inside = next((child for child in module.children if child.name == "model"), None)
+    inside = next((child for child in module.children if child.name in ("model", "language_model")), None)
     return next((child for child in module.children if child.name == name), None) or (inside and _named(inside, name))
 
 

@@ -160,7 +160,7 @@ def _weights(report: Report, say: Language) -> dict[str, Any]:
 
 
 def _attention(report: Report, say: Language) -> dict[str, Any]:
-    layers = report.attention.layers
+    layers, linear = report.attention.softmax, report.attention.linear
 
     def same(values: Sequence[int]) -> int | None:
         return values[0] if len(set(values)) == 1 else None
@@ -170,6 +170,19 @@ def _attention(report: Report, say: Language) -> dict[str, Any]:
         "query_heads": same([layer.query_heads for layer in layers]),
         "kv_heads": same([layer.kv_heads for layer in layers]),
         "head_dim": same([layer.head_dim for layer in layers]),
+        "pattern": None
+        if report.attention.pattern is None
+        else [{"kind": kind, "layers": several} for kind, several in report.attention.pattern],
+        "linear": {
+            "layers": len(linear),
+            "key_heads": same([layer.key_heads for layer in linear]),
+            "value_heads": same([layer.value_heads for layer in linear]),
+            "key_head_dim": same([layer.key_head_dim for layer in linear]),
+            "value_head_dim": same([layer.value_head_dim for layer in linear]),
+            "conv_kernel": same([layer.conv_kernel for layer in linear]),
+        }
+        if linear
+        else None,
         "tied_embeddings": report.spec.tied_embeddings,
         "cache": {
             "dtype": report.cache.dtype,
@@ -367,7 +380,7 @@ def _compare(comparison: FilesComparison) -> dict[str, Any]:
 
 def _entry(entry: CatalogEntry) -> dict[str, Any]:
     design, release = entry.design, entry.release
-    layer = design.attention.layers[0]
+    layer = design.attention.softmax[0]
     return {
         "id": entry.id,
         "model_type": design.spec.family,

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ...language import Language
-from ...report import LayerAttention, Report
+from ...report import AnyLayerAttention, LayerAttention, LinearLayerAttention, Report
 from ...units import count, size
 from ..blocks import Block, Heading, Items, Paragraph, Table
 from . import View
-from .common import identity, notices, runs, span
-from .structure import attention_table, cache_fields, cache_notes
+from .common import grouped, identity, notices, runs, span, spans
+from .structure import attention_found, attention_table, cache_fields, cache_notes
 
 MOST_GROUPS = 4
-MOST_SPANS = 8
 
 
 def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
@@ -22,15 +22,20 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
         identity(report, say),
         *notices(report, say),
         Heading(say("heading_attention_layers")),
-        Paragraph(say("attention_layers_found", layers=len(report.attention.layers))),
+        *attention_found(report, say),
         attention_table(report, say, view),
     ]
     for layers, layer in distinct(report.attention.layers):
+        match layer:
+            case LayerAttention():
+                mapped, shaped = mapping(layer, say), shapes(layer, report, say)
+            case LinearLayerAttention():
+                mapped, shaped = linear_mapping(layer, say), linear_shapes(layer, report, say)
         made += [
             Heading(say("heading_mapping", layers=layers)),
-            *mapping(layer, say),
+            *mapped,
             Heading(say("heading_shapes", layers=layers)),
-            shapes(layer, report, say),
+            shaped,
         ]
     return [
         *made,
@@ -43,18 +48,18 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
     ]
 
 
-def distinct(layers: Sequence[LayerAttention]) -> list[tuple[str, LayerAttention]]:
+def distinct(layers: Sequence[AnyLayerAttention]) -> list[tuple[str, AnyLayerAttention]]:
     """One layer of each distinct set of heads, with the layers that have it; a window changes neither mapping nor shapes."""
-    spans: dict[tuple[int, int, int], list[str]] = {}
-    first_of: dict[tuple[int, int, int], LayerAttention] = {}
-    for first, last, layer in runs(layers, lambda one: one.heads[:3]):
-        heads = (layer.query_heads, layer.kv_heads, layer.head_dim)
-        spans.setdefault(heads, []).append(span(first, last))
-        first_of.setdefault(heads, layer)
-    return [
-        (", ".join(found[:MOST_SPANS]) + (", …" if len(found) > MOST_SPANS else ""), first_of[heads])
-        for heads, found in spans.items()
-    ]
+    found: dict[object, list[str]] = {}
+    first_of: dict[object, AnyLayerAttention] = {}
+
+    def shape(layer: AnyLayerAttention) -> tuple[object, ...]:
+        return layer.kind, layer.heads[:3] if isinstance(layer, LayerAttention) else layer.heads
+
+    for first, last, layer in runs(layers, shape):
+        found.setdefault(shape(layer), []).append(span(first, last))
+        first_of.setdefault(shape(layer), layer)
+    return [(spans(labels), first_of[key]) for key, labels in found.items()]
 
 
 def mapping(layer: LayerAttention, say: Language) -> list[Block]:
@@ -75,6 +80,43 @@ def mapping(layer: LayerAttention, say: Language) -> list[Block]:
     ]
 
 
+def linear_mapping(layer: LinearLayerAttention, say: Language) -> list[Block]:
+    """Which value heads, each with a state of its own, read which query and key head."""
+    group = layer.value_heads // layer.key_heads
+    return [
+        Paragraph(
+            say(
+                "mapping_linear",
+                key_heads=layer.key_heads,
+                value_heads=layer.value_heads,
+                group=group,
+                key_dim=layer.key_head_dim,
+                value_dim=layer.value_head_dim,
+            )
+        )
+    ]
+
+
+def linear_shapes(layer: LinearLayerAttention, report: Report, say: Language) -> Table:
+    """As `shapes`, for Gated DeltaNet. Source: transformers 5.23, Qwen3NextGatedDeltaNet.forward."""
+    hidden, keys, values = report.spec.hidden_size, layer.key_heads, layer.value_heads
+    key_dim, value_dim = layer.key_head_dim, layer.value_head_dim
+    channels = 2 * keys * key_dim + values * value_dim
+    steps: list[tuple[str, tuple[str | int, ...]]] = [
+        (say("step_hidden"), ("B", "L", hidden)),
+        (say("step_linear_qkv"), ("B", "L", channels)),
+        (say("step_linear_gate"), ("B", "L", values * value_dim)),
+        (say("step_linear_decay"), ("B", "L", values)),
+        (say("step_linear_conv", kernel=layer.conv_kernel), ("B", channels, "L")),
+        (say("step_linear_keys"), ("B", "L", keys, key_dim)),
+        (say("step_linear_values"), ("B", "L", values, value_dim)),
+        (say("step_linear_state"), ("B", values, key_dim, value_dim)),
+        (say("step_linear_output"), ("B", "L", values * value_dim)),
+        ("out_proj", ("B", "L", hidden)),
+    ]
+    return shape_table(steps, report, say)
+
+
 def span_of_heads(first: int, last: int) -> str:
     return (
         f"Q[{first}]" if first == last else f"Q[{first}], Q[{last}]" if last == first + 1 else f"Q[{first}] … Q[{last}]"
@@ -84,18 +126,26 @@ def span_of_heads(first: int, last: int) -> str:
 def shapes(layer: LayerAttention, report: Report, say: Language) -> Table:
     """Every tensor from hidden states to the block's output, in letters and for the batch and context asked for."""
     hidden, query, kv, dim = report.spec.hidden_size, layer.query_heads, layer.kv_heads, layer.head_dim
-    batch, length = report.workload.batch, report.context_tokens
     steps: list[tuple[str, tuple[str | int, ...]]] = [
         (say("step_hidden"), ("B", "L", hidden)),
-        ("Q = q_proj(x)", ("B", "L", query * dim)),
+        ("Q, gate = q_proj(x)", ("B", "L", 2 * query * dim))
+        if layer.gated
+        else ("Q = q_proj(x)", ("B", "L", query * dim)),
         ("K = k_proj(x), V = v_proj(x)", ("B", "L", kv * dim)),
         (say("step_heads", letter="Q"), ("B", query, "L", dim)),
         (say("step_heads", letter="K, V"), ("B", kv, "L", dim)),
         ("scores = Q × Kᵀ / √head_dim", ("B", query, "L", "L")),
         ("softmax(scores) × V", ("B", query, "L", dim)),
         (say("step_concat"), ("B", "L", query * dim)),
+        *([("× sigmoid(gate)", ("B", "L", query * dim))] if layer.gated else []),
         ("o_proj", ("B", "L", hidden)),
     ]
+    return shape_table(steps, report, say)
+
+
+def shape_table(steps: Sequence[tuple[str, tuple[str | int, ...]]], report: Report, say: Language) -> Table:
+    """Each step's shape in letters, and in the numbers of the workload."""
+    batch, length = report.workload.batch, report.context_tokens
     numbers: dict[str | int, str] = {"B": str(batch), "L": "L" if length is None else str(length)}
 
     def shown(shape: tuple[str | int, ...], named: dict[str | int, str]) -> str:
@@ -129,27 +179,33 @@ def cache_table(report: Report, say: Language, view: View) -> Table:
     tokens, batch = report.context_tokens, report.workload.batch
     rows = []
     layers = report.cache.layers
-    for first, last, layer in runs(
-        layers, lambda one: one.index if view.expand else (one.kind, one.bytes_per_token, one.window_tokens)
-    ):
-        several = last - first + 1
-        total = None if tokens is None else batch * several * layer.size_bytes(tokens)
+    for where, indices, layer in grouped(layers, lambda one: one.index if view.expand else replace(one, index=0)):
+        total = None if tokens is None else batch * len(indices) * layer.size_bytes(tokens)
         rows.append(
             [
-                span(first, last),
+                where,
                 say(f"cache_{layer.kind}"),
                 "–" if layer.window_tokens is None else count(layer.window_tokens),
                 count(layer.bytes_per_token),
+                count(layer.fixed_bytes),
                 size(total),
             ]
         )
     whole = None if tokens is None else report.cache.size_bytes(tokens=tokens, batch=batch)
-    rows.append([say("total"), "", "", count(report.cache.bytes_per_token), size(whole)])
+    fixed = report.cache.fixed_bytes
+    rows.append([say("total"), "", "", count(report.cache.bytes_per_token), count(fixed), size(whole)])
     columns = [
         say("column_layer"),
         say("column_cache_kind"),
         say("column_window"),
         say("column_cache_bytes"),
+        say("column_state_bytes"),
         say("column_cache_at", tokens="–" if tokens is None else count(tokens), batch=batch),
     ]
-    return Table(columns, rows, "lcrrr", totals=1)
+    shown = [index for index in range(len(columns)) if index != 4 or fixed]
+    return Table(
+        [columns[index] for index in shown],
+        [[row[index] for index in shown] for row in rows],
+        "lcrrrr"[: len(shown)],
+        totals=1,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import TypeVar
 
@@ -12,7 +13,7 @@ from ...spec import Module
 from ...units import count, mib, percent, short_count, signed
 from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
 
-MOST_UNEXPLAINED, MOST_KEPT = 20, 8
+MOST_UNEXPLAINED, MOST_KEPT, MOST_SPANS = 20, 8, 8
 Item = TypeVar("Item")
 
 
@@ -153,8 +154,60 @@ def _check(check: Check, say: Language) -> list[Block]:
 
 def layer_runs(tree: Module) -> tuple[Module, ...]:
     """The decoder's layers, equal neighbours folded."""
-    decoder = tree.children[0] if tree.children[0].name == "model" else tree
-    return next(module for module in decoder.children if module.name == "layers").children
+    return _decoder_layers(tree)[1].children
+
+
+def layers_path(tree: Module) -> str:
+    """The full name of the decoder's list of layers."""
+    return _decoder_layers(tree)[0]
+
+
+def _decoder_layers(tree: Module) -> tuple[str, Module]:
+    # A vision tower's list is called `blocks`.
+    return next((path, module) for path, module in _each_distinct(tree) if module.name == "layers")
+
+
+def _each_distinct(module: Module, path: str = "") -> Iterator[tuple[str, Module]]:
+    """Every module once, however often it is repeated."""
+    yield path, module
+    for child in module.children:
+        yield from _each_distinct(child, f"{path}.{child.name}" if path else child.name)
+
+
+def distinct_layers(tree: Module) -> list[tuple[str, Module]]:
+    """One of each kind of layer with the numbers of all that are so; its `repeats` counts them."""
+    return distinct(layer_runs(tree))
+
+
+def distinct(layers: Sequence[Module]) -> list[tuple[str, Module]]:
+    found: dict[tuple[Module, ...], list[Module]] = {}
+    for run in layers:
+        found.setdefault(run.children, []).append(run)
+    return [
+        (spans([one.label for one in several]), replace(several[0], repeats=sum(one.repeats for one in several)))
+        for several in found.values()
+    ]
+
+
+def spans(labels: Sequence[str]) -> str:
+    """Ranges of layers side by side; those past the first few are cut."""
+    return ", ".join(labels[:MOST_SPANS]) + (", …" if len(labels) > MOST_SPANS else "")
+
+
+def grouped(items: Sequence[Item], key: Callable[[Item], object]) -> list[tuple[str, list[int], Item]]:
+    """(ranges, indices, first item) of each run of items with equal keys; where there are many, of each distinct key."""
+    found: dict[object, list[int]] = {}
+    runs_of_all = list(runs(items, key))
+    for number, (first, last, item) in enumerate(runs_of_all):
+        mark = (number if len(runs_of_all) <= MOST_SPANS else None, key(item))
+        found.setdefault(mark, []).extend(range(first, last + 1))
+    rows = []
+    for indices in found.values():
+        labels = [
+            span(indices[a], indices[b]) for a, b, _ in runs(list(enumerate(indices)), lambda one: one[1] - one[0])
+        ]
+        rows.append((spans(labels), indices, items[indices[0]]))
+    return rows
 
 
 def runs(items: Sequence[Item], key: Callable[[Item], object]) -> Iterator[tuple[int, int, Item]]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...language import Language
-from ...report import Report
-from ...spec import DenseMlp, MoeMlp
+from ...report import LayerAttention, LinearLayerAttention, Report
+from ...spec import DenseMlp, GatedAttention, LinearAttention, MoeMlp
 from ...units import count, short_count
 from ..blocks import Block, Code, Heading, Items, Paragraph, Table
 from . import View
-from .common import component_table, identity, layer_runs, notices
+from .common import component_table, distinct_layers, identity, notices
 from .first_layer import printed
+from .structure import decoder_config
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "structure": (
@@ -50,12 +51,36 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "sliding_window",
         "max_window_layers",
         "layer_types",
+        "partial_rotary_factor",
         "dual_chunk_attention_config",
+        "attn_output_gate",
+    ),
+    "linear": (
+        "full_attention_interval",
+        "linear_num_key_heads",
+        "linear_num_value_heads",
+        "linear_key_head_dim",
+        "linear_value_head_dim",
+        "linear_conv_kernel_dim",
+        "mamba_ssm_dtype",
     ),
     "norm": ("rms_norm_eps", "hidden_act"),
-    "vocabulary": ("vocab_size", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"),
+    "vocabulary": (
+        "vocab_size",
+        "tie_word_embeddings",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "image_token_id",
+        "video_token_id",
+        "vision_start_token_id",
+        "vision_end_token_id",
+        "vision_token_id",
+    ),
+    "prediction": ("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"),
     "running": ("torch_dtype", "dtype", "initializer_range", "use_cache", "transformers_version"),
 }
+PARTS = ("text_config", "vision_config")
 
 
 def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
@@ -71,8 +96,19 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
 
 
 def key_table(config: Mapping[str, Any], say: Language) -> Table:
-    rows = [[key, written(config[key])] for key in sorted(config)]
+    rows = [[label, written(value)] for label, _, value in sorted(entries(config), key=lambda entry: entry[0])]
     return Table([say("column_key"), say("column_value")], rows, "ll")
+
+
+def entries(config: Mapping[str, Any]) -> list[tuple[str, str, object]]:
+    """(label, key, value) of every key, those of nested parts under the part's name: text_config.hidden_size."""
+    found: list[tuple[str, str, object]] = []
+    for key, value in config.items():
+        if key in PARTS and isinstance(value, Mapping):
+            found += [(f"{key}.{inner}", str(inner), value[inner]) for inner in value]
+        else:
+            found.append((key, key, value))
+    return found
 
 
 def written(value: object) -> str:
@@ -85,24 +121,67 @@ def written(value: object) -> str:
 def explained(report: Report, config: Mapping[str, Any], say: Language) -> list[Block]:
     """A table for each group of keys that the configuration has, and one for the keys that nothing here reads."""
     made: list[Block] = []
-    grouped = {key for keys in GROUPS.values() for key in keys}
-    sentences = meanings(report, config, say)
+    columns = [say("column_key"), say("column_value"), say("column_meaning")]
+    seen = [entry for entry in entries(config) if entry[0].startswith("vision_config.")]
+    decoder = [entry for entry in entries(config) if not entry[0].startswith("vision_config.")]
+    sentences, of_tower = meanings(report, decoder_config(config), say), vision_meanings(report, config, say)
+
+    def table(entries: Iterable[tuple[str, str, object]], sentences: Mapping[str, str]) -> Table:
+        unread = say("meaning_unread")
+        return Table(
+            columns, [[label, written(value), sentences.get(key, unread)] for label, key, value in entries], "lll"
+        )
+
     for group, keys in GROUPS.items():
-        if present := [key for key in keys if key in config]:
-            made.append(Heading(say(f"group_{group}")))
-            rows = [[key, written(config[key]), sentences.get(key, say("meaning_unread"))] for key in present]
-            made.append(Table([say("column_key"), say("column_value"), say("column_meaning")], rows, "lll"))
-    if others := sorted(set(config) - grouped):
-        made.append(Heading(say("group_other")))
-        rows = [[key, written(config[key]), say("meaning_unread")] for key in others]
-        made.append(Table([say("column_key"), say("column_value"), say("column_meaning")], rows, "lll"))
+        if present := [entry for key in keys for entry in decoder if entry[1] == key]:
+            made += [Heading(say(f"group_{group}")), table(present, sentences)]
+    if seen:
+        made += [Heading(say("group_vision")), table(seen, of_tower)]
+    known = {key for keys in GROUPS.values() for key in keys}
+    if others := sorted((entry for entry in decoder if entry[1] not in known), key=lambda entry: entry[0]):
+        made += [Heading(say("group_other")), table(others, {})]
     return made
+
+
+def vision_meanings(report: Report, config: Mapping[str, Any], say: Language) -> dict[str, str]:
+    """What each key of the vision tower means for this model."""
+    vision = report.spec.vision
+    if vision is None:
+        return {}
+    nested = config.get("vision_config")
+    # In Qwen2-VL, hidden_size is the decoder's, and the tower's own width embed_dim.
+    width = "embed_dim" if report.spec.family == "qwen2_vl" else "hidden_size"
+    merged = vision.merge_size**2
+    meaning = {
+        "model_type": say("meaning_vision_type"),
+        "depth": say("meaning_vision_layers", layers=vision.layers),
+        "hidden_size": say("meaning_vision_output", size=vision.output_size),
+        "out_hidden_size": say("meaning_vision_output", size=vision.output_size),
+        width: say("meaning_vision_hidden", size=vision.hidden_size),
+        "mlp_ratio": say("meaning_vision_mlp", size=vision.intermediate_size),
+        "intermediate_size": say("meaning_vision_mlp", size=vision.intermediate_size),
+        "num_heads": say("meaning_vision_heads", heads=vision.heads, dim=vision.hidden_size // vision.heads),
+        "in_channels": say("meaning_vision_channels", channels=vision.in_channels),
+        "patch_size": say("meaning_vision_patch", size=vision.patch_size),
+        "temporal_patch_size": say("meaning_vision_frames", frames=vision.temporal_patch_size),
+        "spatial_merge_size": say("meaning_vision_merge", size=vision.merge_size, patches=merged),
+        "hidden_act": say("meaning_vision_activation", name=vision.activation),
+        "initializer_range": say("meaning_initializer"),
+    }
+    if vision.positions is not None:
+        meaning["num_position_embeddings"] = say("meaning_vision_positions", positions=vision.positions)
+    if isinstance(nested, Mapping) and "deepstack_visual_indexes" in nested:
+        key = "meaning_vision_deepstack" if vision.deepstack else "meaning_vision_no_deepstack"
+        meaning["deepstack_visual_indexes"] = say(key, mergers=vision.deepstack)
+    for key in ("fullatt_block_indexes", "window_size"):
+        meaning[key] = say("meaning_vision_window")
+    return meaning
 
 
 def meanings(report: Report, config: Mapping[str, Any], say: Language) -> dict[str, str]:
     """What each key means for this model: computed from its spec, so that no sentence is untrue of it."""
     spec = report.spec
-    layer = report.attention.by_config[0]
+    layer = softmax_layers(report)[0]
     kind = layer.kind.lower()
     query, hidden = layer.query_heads * layer.head_dim, spec.hidden_size
     heads = {
@@ -113,7 +192,7 @@ def meanings(report: Report, config: Mapping[str, Any], say: Language) -> dict[s
         "hidden": hidden,
     }
     heads["group"] = layer.query_heads // layer.kv_heads
-    windows = [one.window_tokens for one in report.attention.by_config if one.window_tokens]
+    windows = [one.window_tokens for one in softmax_layers(report) if one.window_tokens]
     dense = [one.mlp for one in spec.layers if isinstance(one.mlp, DenseMlp)]
     sparse = [one.mlp for one in spec.layers if isinstance(one.mlp, MoeMlp)]
     width = dense[0].intermediate_size if dense else None
@@ -140,11 +219,7 @@ def meanings(report: Report, config: Mapping[str, Any], say: Language) -> dict[s
         "hidden_act": say("meaning_activation", name=spec.activation),
         "vocab_size": say("meaning_vocab", vocab=spec.vocab_size, hidden=hidden, parameters=spec.vocab_size * hidden),
         "tie_word_embeddings": say(
-            "meaning_headless"
-            if not spec.class_name.endswith("ForCausalLM")
-            else "meaning_tied"
-            if spec.tied_embeddings
-            else "meaning_untied",
+            "meaning_headless" if not spec.headed else "meaning_tied" if spec.tied_embeddings else "meaning_untied",
             parameters=spec.vocab_size * hidden,
         ),
         "bos_token_id": say("meaning_bos"),
@@ -154,10 +229,16 @@ def meanings(report: Report, config: Mapping[str, Any], say: Language) -> dict[s
         "use_cache": say("meaning_use_cache_on" if config.get("use_cache") else "meaning_use_cache_off"),
         "transformers_version": say("meaning_version"),
     }
+    meaning |= hybrid_meanings(report, say)
+    for key in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "vision_token_id"):
+        meaning[key] = say("meaning_vision_token")
+    for key in ("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"):
+        meaning[key] = say("meaning_prediction")
     for key in ("torch_dtype", "dtype"):
         meaning[key] = say("meaning_dtype", dtype=str(spec.dtype), size_bytes=spec.dtype.bits // 8)
     window = say("meaning_window_on", layers=len(windows), window=windows[0]) if windows else say("meaning_window_off")
-    meaning |= dict.fromkeys(("use_sliding_window", "sliding_window", "max_window_layers", "layer_types"), window)
+    meaning |= dict.fromkeys(("use_sliding_window", "sliding_window", "max_window_layers"), window)
+    meaning.setdefault("layer_types", window)
     if sparse:
         first = sparse[0]
         experts = {
@@ -185,6 +266,47 @@ def meanings(report: Report, config: Mapping[str, Any], say: Language) -> dict[s
     return meaning
 
 
+def softmax_layers(report: Report) -> list[LayerAttention]:
+    """The layers that keep keys and values, as configured."""
+    return [layer for layer in report.attention.by_config if isinstance(layer, LayerAttention)]
+
+
+def hybrid_meanings(report: Report, say: Language) -> dict[str, str]:
+    """What the keys of linear attention and of the gate mean; nothing for a model that has neither."""
+    attention = report.spec.softmax
+    linear = [one for one in report.attention.by_config if isinstance(one, LinearLayerAttention)]
+    meaning = {}
+    if isinstance(attention, GatedAttention):
+        rotary = {"turned": attention.rotary_dim, "head_dim": attention.head_dim}
+        meaning = {
+            "partial_rotary_factor": say("meaning_partial_rotary", **rotary),
+            "rope_parameters": say("meaning_rope_partial", **rotary),
+            "attn_output_gate": say("meaning_output_gate"),
+        }
+    if linear:
+        state = linear[0]
+        values = {
+            "layers": len(linear),
+            "key_heads": state.key_heads,
+            "value_heads": state.value_heads,
+            "key_dim": state.key_head_dim,
+            "value_dim": state.value_head_dim,
+            "kernel": state.conv_kernel,
+        }
+        layers = say("meaning_hybrid_layers", linear=len(linear), softmax=len(softmax_layers(report)))
+        meaning |= {
+            "layer_types": layers,
+            "full_attention_interval": layers,
+            "linear_num_key_heads": say("meaning_linear_key_heads", **values),
+            "linear_num_value_heads": say("meaning_linear_value_heads", **values),
+            "linear_key_head_dim": say("meaning_linear_key_dim", **values),
+            "linear_value_head_dim": say("meaning_linear_value_dim", **values),
+            "linear_conv_kernel_dim": say("meaning_linear_kernel", **values),
+            "mamba_ssm_dtype": say("meaning_state_dtype"),
+        }
+    return meaning
+
+
 def _ratio(width: int, hidden: int) -> str:
     """A whole number where it is one, else two decimals."""
     return str(width // hidden) if width % hidden == 0 else f"{width / hidden:.2f}"
@@ -202,24 +324,28 @@ def worked_out(report: Report, say: Language) -> list[Block]:
             parameters=table,
         )
     ]
-    runs = layer_runs(tree)
-    for run in runs:
+    if spec.vision is not None:
+        tower = next(part for part in report.components if part.name == "vision")
+        sentences.append(say("worked_one", name="visual", total=tower.parameters))
+    runs = distinct_layers(tree)
+    for label, run in runs:
         each = run.parameters // run.repeats  # exact: repeats are equal
         if len(runs) > 1:
-            sentences.append(say("worked_layers", layers=run.label))
+            sentences.append(say("worked_layers", layers=label))
         for child in run.children:
             terms = [
                 f"{grandchild.name} {count(grandchild.parameters)}"
                 for grandchild in child.children
                 if grandchild.parameters
             ]
+            terms += [f"{tensor.name} {count(tensor.elements)}" for tensor in child.tensors if terms]
             if terms:
                 sentences.append(say("worked_sum", name=child.name, terms=" + ".join(terms), total=child.parameters))
             else:
                 sentences.append(say("worked_one", name=child.name, total=child.parameters))
         sentences.append(say("layers_product", count=run.repeats, each=each, total=run.parameters))
     sentences.append(say("worked_one", name="norm", total=spec.hidden_size))
-    if spec.class_name.endswith("ForCausalLM"):
+    if spec.headed:
         sentences.append(say("worked_head_tied" if spec.tied_embeddings else "worked_head", parameters=table))
     sentences.append(say("worked_total", total=tree.parameters, short=short_count(tree.parameters)))
     return [
@@ -234,8 +360,8 @@ def worked_out(report: Report, say: Language) -> list[Block]:
 def techniques(report: Report, say: Language) -> list[Block]:
     """What the model is made of, in the technical reports' terms; only what this one has."""
     spec = report.spec
-    attention = spec.layers[0].attention
-    layer = report.attention.by_config[0]
+    attention = spec.softmax
+    layer = softmax_layers(report)[0]
     values = {
         "query_heads": layer.query_heads,
         "kv_heads": layer.kv_heads,
@@ -248,11 +374,23 @@ def techniques(report: Report, say: Language) -> list[Block]:
         say("technique_rmsnorm"),
         say("technique_pre_norm"),
     ]
-    if attention.qk_norm:
+    if linear := [one for one in spec.layers if isinstance(one.attention, LinearAttention)]:
+        sentences.append(say("technique_linear", linear=len(linear), softmax=len(spec.layers) - len(linear)))
+    if isinstance(attention, GatedAttention):
+        sentences.append(say("technique_gated"))
+        sentences.append(say("technique_partial_rope", turned=attention.rotary_dim, head_dim=attention.head_dim))
+    if isinstance(attention, GatedAttention) or attention.qk_norm:
         sentences.append(say("technique_qk_norm", head_dim=layer.head_dim))
     biases = "technique_all_biases" if attention.output_bias else "technique_bias"
     sentences.append(say(biases if attention.qkv_bias else "technique_no_bias"))
     if any(isinstance(one.mlp, MoeMlp) for one in spec.layers):
         active, total = report.parameters.active, report.parameters.theory
         sentences.append(say("technique_moe", active=short_count(active), total=short_count(total)))
+    if spec.vision is not None:
+        merged = spec.vision.merge_size**2
+        sentences.append(
+            say("technique_vision", layers=spec.vision.layers, patch=spec.vision.patch_size, merged=merged)
+        )
+    if spec.vision is not None and spec.vision.deepstack:
+        sentences.append(say("technique_deepstack", mergers=spec.vision.deepstack))
     return [Heading(say("heading_techniques")), Items(sentences), Paragraph(say("techniques_source"))]

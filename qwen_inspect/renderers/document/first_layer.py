@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...language import Language
 from ...report import Report
-from ...spec import FullAttention, Module, SlidingAttention
+from ...spec import FullAttention, GatedAttention, LinearAttention, ModelSpec, Module, SlidingAttention
 from ..blocks import Code
 from .common import layer_runs
 
@@ -39,26 +39,8 @@ def first_layer(report: Report, say: Language) -> Code:
 def _comments(report: Report, say: Language) -> dict[str, str]:
     """What each line means for this model; a path that the block does not have is never met."""
     spec = report.spec
-    attention = spec.layers[0].attention
-    match attention:
-        case FullAttention() | SlidingAttention():
-            query, key_value = attention.query_heads * attention.head_dim, attention.kv_heads * attention.head_dim
-            values = {
-                "query_heads": attention.query_heads,
-                "kv_heads": attention.kv_heads,
-                "head_dim": attention.head_dim,
-                "query": query,
-                "key_value": key_value,
-                "hidden": spec.hidden_size,
-            }
     return {
-        "self_attn": say("first_attention", kind=report.attention.by_config[0].kind),
-        "self_attn.q_proj": say("first_q", **values),
-        "self_attn.k_proj": say("first_k", **values),
-        "self_attn.v_proj": say("first_v", **values),
-        "self_attn.o_proj": say("first_o", **values),
-        "self_attn.q_norm": say("first_q_norm", **values),
-        "self_attn.k_norm": say("first_k_norm", **values),
+        **_attention_comments(spec, report.attention.by_config[0].kind, say),
         "mlp": say("first_mlp") if spec.activation in ("silu", "swish") else say("first_mlp_gated"),
         "mlp.gate": say("first_router"),
         "mlp.experts": say("first_experts"),
@@ -67,3 +49,50 @@ def _comments(report: Report, say: Language) -> dict[str, str]:
         "input_layernorm": say("first_input_norm"),
         "post_attention_layernorm": say("first_post_norm"),
     }
+
+
+def _attention_comments(spec: ModelSpec, kind: str, say: Language) -> dict[str, str]:
+    match spec.layers[0].attention:
+        case FullAttention() | SlidingAttention() | GatedAttention() as attention:
+            values = {
+                "query_heads": attention.query_heads,
+                "kv_heads": attention.kv_heads,
+                "head_dim": attention.head_dim,
+                "query": attention.query_heads * attention.head_dim,
+                "key_value": attention.kv_heads * attention.head_dim,
+                "hidden": spec.hidden_size,
+            }
+            gated = isinstance(attention, GatedAttention)
+            return {
+                "self_attn": say("first_attention", kind=kind),
+                "self_attn.q_proj": say("first_q_gated" if gated else "first_q", **values),
+                "self_attn.k_proj": say("first_k", **values),
+                "self_attn.v_proj": say("first_v", **values),
+                "self_attn.o_proj": say("first_o", **values),
+                "self_attn.q_norm": say("first_q_norm", **values),
+                "self_attn.k_norm": say("first_k_norm", **values),
+            }
+        case LinearAttention() as state:
+            values = {
+                "key_heads": state.key_heads,
+                "value_heads": state.value_heads,
+                "key_dim": state.key_head_dim,
+                "value_dim": state.value_head_dim,
+                "channels": state.conv_channels,
+                "kernel": state.conv_kernel,
+                "values": state.value_heads * state.value_head_dim,
+                "hidden": spec.hidden_size,
+            }
+            names = {
+                "": "attention",
+                ".conv1d": "conv",
+                ".in_proj_qkvz": "qkvz",
+                ".in_proj_ba": "ba",
+                ".in_proj_qkv": "qkv",
+                ".in_proj_z": "z",
+                ".in_proj_b": "b",
+                ".in_proj_a": "a",
+                ".norm": "norm",
+                ".out_proj": "output",
+            }
+            return {f"linear_attn{path}": say(f"first_linear_{name}", **values) for path, name in names.items()}

@@ -36,7 +36,7 @@ def blocks(entries: Sequence[CatalogEntry], say: Language, view: View) -> Sequen
 
 def _row(entry: CatalogEntry, say: Language) -> list[str]:
     design = entry.design
-    layer = design.attention.layers[0]
+    layer = design.attention.softmax[0]
     assert entry.release is not None
     return [
         entry.id,

@@ -10,7 +10,16 @@ from ...spec import Module
 from ...units import count, percent, shares, short_count
 from ..blocks import Block, Heading, Items, Paragraph, Table
 from . import View
-from .common import check_blocks, component_table, identity, layer_runs, notices, parameter_fields, span
+from .common import (
+    MOST_SPANS,
+    check_blocks,
+    component_table,
+    distinct_layers,
+    identity,
+    layer_runs,
+    notices,
+    parameter_fields,
+)
 
 
 def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
@@ -64,7 +73,9 @@ def witness_table(report: Report, say: Language) -> Table:
 def layer_breakdown(report: Report, say: Language) -> list[Block]:
     """One table for each kind of layer: its parts, which add up to it."""
     made: list[Block] = []
-    for run in layer_runs(report.tree):
+    runs = layer_runs(report.tree)
+    shown = [(run.label, run) for run in runs] if len(runs) <= MOST_SPANS else distinct_layers(report.tree)
+    for where, run in shown:
         each = Module(name="", class_name=run.class_name, children=run.children)
         parts = [(child.name, child.class_name, child.parameters) for child in run.children]
         rows = [
@@ -72,7 +83,6 @@ def layer_breakdown(report: Report, say: Language) -> list[Block]:
             for (name, class_name, parameters), share in zip(parts, shares([part[2] for part in parts]), strict=True)
         ]
         rows.append([say("total"), run.class_name, count(each.parameters), percent(10_000)])
-        where = span(int(run.name), int(run.name) + run.repeats - 1)
         made.append(Heading(say("heading_layer_breakdown", layers=where, count=run.repeats), 3))
         columns = [say("column_part"), say("column_class"), say("column_parameters"), say("column_share")]
         made.append(Table(columns, rows, "llrr", totals=1))
@@ -83,15 +93,17 @@ def layer_breakdown(report: Report, say: Language) -> list[Block]:
 
 def grouping(report: Report, say: Language) -> list[Block]:
     """MHA, GQA or MQA: which it is, by what, and what it saves against MHA."""
-    by_config, by_shapes = report.attention.by_config[0], (report.attention.by_shapes or (None,))[0]
     sentences = []
-    if report.attention.kind == "mixed":
+    attention, stored = report.attention, report.attention.by_shapes is not None
+    if attention.linear:
+        sentences.append(say("grouping_hybrid", linear=len(attention.linear), softmax=len(attention.softmax)))
+    if len({layer.kind for layer in attention.softmax}) > 1:
         sentences.append(say("grouping_mixed"))
     else:
-        layer = by_shapes or by_config
+        layer = attention.softmax[0]
         values = {"query_heads": layer.query_heads, "kv_heads": layer.kv_heads, "head_dim": layer.head_dim}
         sentences.append(say(f"grouping_{layer.kind.lower()}", **values))
-        sentences.append(say("grouping_by_shapes" if by_shapes else "grouping_by_config", **values))
+        sentences.append(say("grouping_by_shapes" if stored else "grouping_by_config", **values))
         # The share saved is (query - kv) / query, in basis points, exact where it is printed.
         saved = (layer.query_heads - layer.kv_heads) * 10_000 // layer.query_heads
         if saved:

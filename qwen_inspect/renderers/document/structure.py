@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ...language import Language
-from ...report import Report
+from ...report import AttentionReport, LayerAttention, LinearLayerAttention, Report
 from ...spec import Module
 from ...units import UNKNOWN, count, seconds, size
 from ..blocks import Block, Code, Fields, Heading, Items, Node, Paragraph, Table, Tree
 from . import View
-from .common import check_blocks, component_table, identity, layer_runs, notices, parameter_fields, runs, span
+from .common import (
+    MOST_SPANS,
+    check_blocks,
+    component_table,
+    distinct,
+    distinct_layers,
+    grouped,
+    identity,
+    layer_runs,
+    layers_path,
+    notices,
+    parameter_fields,
+)
 
 # The document's rows, and what decides the shape of a mixture of experts.
 CONFIGURATION_KEYS = (
@@ -62,7 +75,7 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
         Paragraph(say("layers_found", layers=len(report.spec.layers))),
         layer_table(report, say, view),
         Heading(say("heading_kv_cache")),
-        Paragraph(say("attention_layers_found", layers=len(report.attention.layers))),
+        *attention_found(report, say),
         attention_table(report, say, view),
         cache_fields(report, say),
         Heading(say("heading_cache_notes")),
@@ -101,8 +114,14 @@ def speed(taken_seconds: float, tokens_per_second: float | None, say: Language) 
     return say("speed", taken=seconds(taken_seconds), rate=f"{tokens_per_second:,.2f}")
 
 
+def decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The keys that describe the decoder: the outermost ones, and those nested under text_config."""
+    nested = config.get("text_config")
+    return {**nested, **config} if isinstance(nested, Mapping) else config
+
+
 def configuration_table(report: Report, say: Language) -> Table:
-    config = report.config or {}
+    config = decoder_config(report.config or {})
     rope = config.get("rope_parameters")
     values = {
         **({"rope_theta": rope["rope_theta"]} if isinstance(rope, dict) and "rope_theta" in rope else {}),
@@ -114,11 +133,14 @@ def configuration_table(report: Report, say: Language) -> Table:
     return Table([say("column_key"), say("column_value")], rows, "cc")
 
 
-def tree_node(module: Module, say: Language, view: View, *, depth: int) -> Node:
-    """A module's line, and its children's down to the depth asked for; equal siblings folded unless `--expand`."""
+def tree_node(module: Module, say: Language, view: View, *, depth: int, label: str | None = None) -> Node:
+    """A module's line, and its children's down to the depth asked for; equal siblings folded unless `--expand`.
+
+    label: what it is called, where it stands for siblings that are not neighbours.
+    """
     count_of = f"{module.repeats} x " if module.repeats > 1 else ""
     arguments = f"({module.arguments})" if module.arguments else ""
-    name = f"({module.label}): " if module.name else ""
+    name = f"({label or module.label}): " if module.name else ""
     note = (
         say("tied_to", owner=module.tied_to)
         if module.tied_to
@@ -127,11 +149,17 @@ def tree_node(module: Module, say: Language, view: View, *, depth: int) -> Node:
         else ""
     )
     children = () if view.depth is not None and depth >= view.depth else module.children
-    shown = [one for child in children for one in (_siblings(child) if view.expand else (child,))]
+    shown: list[tuple[str, Module]]
+    if view.expand:
+        shown = [(one.label, one) for child in children for one in _siblings(child)]
+    elif module.name == "layers" and len(children) > MOST_SPANS:
+        shown = distinct(children)
+    else:
+        shown = [(child.label, child) for child in children]
     return Node(
         f"{name}{count_of}{module.class_name}{arguments}",
         note,
-        [tree_node(child, say, view, depth=depth + 1) for child in shown],
+        [tree_node(child, say, view, depth=depth + 1, label=called) for called, child in shown],
     )
 
 
@@ -144,36 +172,70 @@ def _siblings(module: Module) -> tuple[Module, ...]:
 
 def layer_table(report: Report, say: Language, view: View) -> Table:
     shape = f"[batch_size, seq_len, {report.spec.hidden_size}]"
+    runs = layer_runs(report.tree)
+    if view.expand:
+        shown = [(layer.label, layer) for run in runs for layer in _siblings(run)]
+    else:
+        shown = [(run.label, run) for run in runs] if len(runs) <= MOST_SPANS else distinct_layers(report.tree)
     rows = []
-    for run in layer_runs(report.tree):
-        names = ", ".join(child.name for child in run.children)
-        for layer in _siblings(run) if view.expand else (run,):
-            each = layer.parameters // layer.repeats  # exact: repeats are equal
-            rows.append([layer.label, names, count(each), shape, shape])
+    for label, layer in shown:
+        names = ", ".join(child.name for child in layer.children)
+        each = layer.parameters // layer.repeats  # exact: repeats are equal
+        rows.append([label, names, count(each), shape, shape])
     columns = [say(f"column_{name}") for name in ("layer", "parts", "layer_parameters", "input_shape", "output_shape")]
     return Table(columns, rows, "ccrcc")
 
 
+def attention_found(report: Report, say: Language) -> list[Block]:
+    """How many layers attend, and in which order where they do not all attend alike."""
+    attention = report.attention
+    found: list[Block] = [Paragraph(say("attention_layers_found", layers=len(attention.layers)))]
+    if attention.pattern is not None:
+        period = sum(length for _, length in attention.pattern)
+        words = pattern_words(attention, say)
+        found.append(Paragraph(say("attention_pattern", pattern=words, times=len(attention.layers) // period)))
+    return found
+
+
+def pattern_words(attention: AttentionReport, say: Language) -> str:
+    """3 linear : 1 full"""
+    return " : ".join(f"{length} {say(f'span_{span}')}" for span, length in attention.pattern or ())
+
+
 def attention_table(report: Report, say: Language, view: View) -> Table:
-    prefix = "model.layers" if report.tree.children[0].name == "model" else "layers"
+    path = layers_path(report.tree)
     rows = []
-    for first, last, layer in runs(report.attention.layers, lambda one: one.index if view.expand else one.heads):
-        window = layer.window_tokens
-        rows.append(
-            [
-                f"{prefix}.{span(first, last)}.self_attn",
-                layer.kind if window is None else say("kind_sliding", kind=layer.kind, window=window),
-                str(layer.query_heads),
-                str(layer.kv_heads),
-                str(layer.head_dim),
-                count(report.cache.layers[first].bytes_per_token),
-            ]
-        )
+    for where, indices, layer in grouped(
+        report.attention.layers, lambda one: one.index if view.expand else (one.span, one.heads)
+    ):
+        cache = report.cache.layers[indices[0]]
+        match layer:
+            case LayerAttention(window_tokens=window):
+                kind = say("kind_gated", kind=layer.kind) if layer.gated else layer.kind
+                name = "self_attn"
+                cells = [
+                    kind if window is None else say("kind_sliding", kind=layer.kind, window=window),
+                    str(layer.query_heads),
+                    str(layer.kv_heads),
+                    str(layer.head_dim),
+                ]
+            case LinearLayerAttention():
+                name = "linear_attn"
+                dims = {"K": layer.key_head_dim, "V": layer.value_head_dim}
+                cells = [
+                    say("kind_linear"),
+                    str(layer.key_heads),
+                    f"{layer.key_heads} K, {layer.value_heads} V",
+                    ", ".join(f"{dim} {letter}" for letter, dim in dims.items()),
+                ]
+        where = f"({where})" if "," in where else where
+        rows.append([f"{path}.{where}.{name}", *cells, count(cache.bytes_per_token), count(cache.fixed_bytes)])
     columns = [
         say(f"column_{name}")
-        for name in ("path", "attention_kind", "query_heads", "kv_heads", "head_dim", "cache_bytes")
+        for name in ("path", "attention_kind", "query_heads", "kv_heads", "head_dim", "cache_bytes", "state_bytes")
     ]
-    return Table(columns, rows, "lcrrrr")
+    shown = len(columns) if report.cache.fixed_bytes else len(columns) - 1
+    return Table(columns[:shown], [row[:shown] for row in rows], "lcrrrrr"[:shown])
 
 
 def cache_fields(report: Report, say: Language) -> Fields:
@@ -183,6 +245,8 @@ def cache_fields(report: Report, say: Language) -> Fields:
         (say("field_cache_dtype"), cache.dtype),
         (say("field_cache_per_token"), f"{count(cache.bytes_per_token)} B ({size(cache.bytes_per_token)})"),
     ]
+    if cache.fixed_bytes:
+        rows.append((say("field_cache_fixed"), f"{count(cache.fixed_bytes)} B ({size(cache.fixed_bytes)})"))
     if (tokens := report.context_tokens) is not None:
         total = cache.size_bytes(tokens=tokens, batch=batch)
         rows.append((say("field_cache_total", tokens=tokens, batch=batch), f"{count(total)} B ({size(total)})"))
@@ -191,20 +255,21 @@ def cache_fields(report: Report, say: Language) -> Fields:
 
 def cache_notes(report: Report, say: Language) -> list[str]:
     """How this model's cache works: sentences chosen by its own attention."""
-    layer, cache = report.attention.layers[0], report.cache
+    softmax, cache = report.attention.softmax, report.cache
+    layer = softmax[0]
     group = layer.query_heads // layer.kv_heads
     values = {"query_heads": layer.query_heads, "kv_heads": layer.kv_heads, "group": group, "head_dim": layer.head_dim}
-    alike = len({one.heads[:3] for one in report.attention.layers}) == 1
+    alike = len({one.heads[:3] for one in softmax}) == 1
     kind = layer.kind.lower() if alike else "mixed"
     dtype_bytes = report.spec.dtype.bits // 8
-    product = 2 * len(cache.layers) * layer.kv_heads * layer.head_dim * dtype_bytes
+    product = 2 * len(softmax) * layer.kv_heads * layer.head_dim * dtype_bytes
     notes = [
         say(f"cache_note_{kind}", **values),
         say("cache_note_purpose"),
         say("cache_note_decode"),
         say(
             "cache_note_formula",
-            layers=len(cache.layers),
+            layers=len(softmax),
             bytes=cache.bytes_per_token,
             dtype_bytes=dtype_bytes,
             **values,
@@ -214,4 +279,6 @@ def cache_notes(report: Report, say: Language) -> list[str]:
     ]
     if sliding := [one for one in cache.layers if one.window_tokens]:
         notes.append(say("cache_note_window", layers=len(sliding), held=(sliding[0].window_tokens or 1) - 1))
+    if linear := report.attention.linear:
+        notes.append(say("cache_note_linear", layers=len(linear), bytes=cache.fixed_bytes))
     return notes

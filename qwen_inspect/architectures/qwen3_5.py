@@ -1,0 +1,30 @@
+"""Qwen3.5, 3.6 and 3.8, dense: a vision tower before a hybrid decoder; under qwen3_5_text, that decoder alone.
+
+Source: transformers 5.23, models/qwen3_5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..checkpoint import Tensor
+from ..spec import ModelSpec, Module
+from .blocks import no_sparse_block, prediction_layer
+from .blocks import stored_as_built as stored_form
+from .reading import dense_mlps
+from .vision import hybrid_tree, read_hybrid
+
+__all__ = ["module_tree", "prediction_layers", "read_spec", "stored_form"]
+
+
+def read_spec(config: Mapping[str, Any]) -> ModelSpec:
+    return read_hybrid(config, prefix="Qwen3_5", mlps=dense_mlps)
+
+
+def module_tree(spec: ModelSpec) -> Module:
+    return hybrid_tree(spec, no_sparse_block)
+
+
+def prediction_layers(spec: ModelSpec) -> tuple[Tensor, ...]:
+    return prediction_layer(spec, no_sparse_block)
