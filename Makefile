@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 export HF_HUB_OFFLINE := 1
 
-.PHONY: run test quick lint reports accuracy benchmark clean
+.PHONY: run test quick lint reports accuracy benchmark gpu clean
 
 run: .venv/light
 	$(BIN)/qwen-inspect structure
@@ -31,6 +31,10 @@ benchmark: .venv/full
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/hubs.py
 	$(BIN)/python benchmarks/tracing.py
+
+# On a machine with a GPU: predicted against measured for models of random weights, nothing downloaded.
+gpu: .venv/full
+	$(BIN)/python benchmarks/gpu/measure.py
 
 .venv/light: setup.cfg constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -315,3 +315,29 @@ def test_the_first_request_that_was_never_made_is_named() -> None:
     missing = match(record, traced).missing
     assert missing is not None
     assert (missing.module, missing.size_bytes) == ("b", 32)
+
+
+def test_the_gpu_script_writes_raw_results_and_a_table(tmp_path: Path) -> None:
+    """On CPU, which it can be told to take: the same commands, files and table as on a GPU."""
+    model, out = tmp_path / "config.json", tmp_path / "out"
+    model.write_text(json.dumps(FAMILIES["qwen3"]))
+    out.mkdir()
+    script = (
+        "import sys; sys.path.insert(0, '.')\n"
+        "from benchmarks.gpu import measure\n"
+        "measure.WORKLOADS = (('--context', '16', '--new-tokens', '3'), ('--context', '4', '--dtype', 'fp8'))\n"
+        "sys.exit(measure.main())"
+    )
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-c", script, "-o", str(out), "--device", "cpu", str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((out / "results.json").read_text())
+    assert [one["exit"] for one in results["runs"]] == [0, 7]
+    assert results["versions"]["device"] == "cpu"
+    measured_bytes = results["runs"][0]["report"]["measured"]["steady_allocated_bytes"]
+    table = (out / "results.md").read_text()
+    assert f"{measured_bytes:,}" in table
+    assert "quantised" in table  # why the second was refused
+    refused = [sys.executable, "benchmarks/gpu/measure.py", "-o", str(out), str(model)]
+    assert subprocess.run(refused, capture_output=True, check=False, cwd=root).returncode == 8

@@ -1,11 +1,11 @@
 """Measures on a CUDA device what `memory` predicts, for models of random weights built from catalog configurations.
 
-    python benchmarks/gpu/measure.py [-o results.json] [MODEL ...]
+    make gpu            or            python benchmarks/gpu/measure.py [-o FOLDER] [--device cuda:0] [MODEL ...]
 
-For each model and workload: weights drawn on the device one by one (as `--load per-tensor` lays them), one warm-up token to
-create context and workspace before the figures are taken, then `generate` with greedy decoding to an exact number of tokens;
-allocated, reserved and their peaks by torch.cuda, and the driver's view. Writes raw figures beside the predicted ones, with
-versions. Has not been run on a GPU yet.
+Each model and workload runs in a process of its own, `memory --device ... --random-weights`, so that each begins with a fresh
+context and allocator. The raw output of every run goes to FOLDER/results.json with the versions, and a table of predicted
+against measured to FOLDER/results.md. What does not fit the device is refused by the command and listed with its reason. A run
+ends early without harm: what is done is written.
 """
 
 from __future__ import annotations
@@ -13,131 +13,118 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from qwen_inspect.pipeline import inspect
-from qwen_inspect.prediction import predict
-from qwen_inspect.report import Run
+from qwen_inspect.output import write_whole
+from qwen_inspect.renderers import markdown
+from qwen_inspect.renderers.blocks import Block, Heading, Items, Paragraph, Table
+from qwen_inspect.units import count, signed
 
+ROOT = Path(__file__).parent.parent.parent
 MODELS = (
-    "Qwen/Qwen3-0.6B",
-    "Qwen/Qwen2.5-0.5B",
-    "Qwen/Qwen3-1.7B",
-    "Qwen/Qwen3-8B",
-    "Qwen/Qwen2.5-7B",
-    "Qwen/Qwen3-30B-A3B",
+    "catalog:Qwen/Qwen3-0.6B",
+    "catalog:Qwen/Qwen2.5-0.5B",
+    "catalog:Qwen/Qwen3-1.7B",
+    "catalog:Qwen/Qwen3-8B",
+    "catalog:Qwen/Qwen2.5-7B",
+    "catalog:Qwen/Qwen3-30B-A3B",
 )
-WORKLOADS = ((1, 512, 32), (1, 4096, 64), (4, 2048, 64), (1, 16384, 16))  # batch, prompt tokens, new tokens
+# Options of `memory`: prefill and decode at several lengths, the logits of a whole forward, the terms of training, the loaders.
+WORKLOADS: tuple[tuple[str, ...], ...] = (
+    ("--context", "512", "--new-tokens", "32"),
+    ("--context", "4096", "--new-tokens", "64"),
+    ("--context", "2048", "--new-tokens", "64", "--batch", "4"),
+    ("--context", "16384", "--new-tokens", "16"),
+    ("--context", "1024", "--attention", "eager"),
+    ("--mode", "forward", "--context", "2048"),
+    ("--mode", "train", "--context", "1024"),
+    ("--mode", "train", "--context", "1024", "--checkpointing", "--optimizer", "adamw_fused"),
+)
+SECONDS = 600  # for one run
 
 
-def measure(model: str, workloads: tuple[tuple[int, int, int], ...]) -> list[dict[str, Any]]:
-    """One model on the device: its rows, measured and predicted."""
-    import torch
-    import transformers
+def measured(model: str, workload: Sequence[str], device: str) -> dict[str, Any]:
+    """One run: what the command printed, or why it did not."""
+    command = [sys.executable, "-m", "qwen_inspect", "memory", model, *workload]
+    command += ["--device", device, "--random-weights", "--format", "json", "--lang", "en", "--quiet"]
+    shown = {"model": model, "workload": list(workload)}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return {**shown, "exit": None, "reason": f"longer than {SECONDS} s"}
+    report = json.loads(done.stdout) if done.stdout else None
+    return {**shown, "exit": done.returncode, "reason": done.stderr.strip() or None, "report": report}
 
-    report = inspect(model, source="catalog")
-    config = transformers.AutoConfig.for_model(**(report.config or {}))
-    dtype = getattr(torch, report.spec.dtype.torch_name)
-    with torch.device("meta"):
-        built = getattr(transformers, report.spec.class_name)._from_config(config, dtype=dtype)
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    built.to_empty(device="cuda")
-    built.tie_weights()
-    with torch.no_grad():
-        for parameter in built.parameters():
-            parameter.normal_(std=0.02)
-    built.model.rotary_emb.__init__(config, device="cuda")  # its frequencies are no parameters, and were on meta
-    built.eval()
-    loaded = torch.cuda.memory_allocated() - before
-    rows = []
-    for batch, prompt, new in workloads:
-        torch.cuda.empty_cache()
-        ids = torch.zeros((batch, prompt), dtype=torch.long, device="cuda")
-        options = {"do_sample": False, "use_cache": True, "pad_token_id": 0, "eos_token_id": None}
-        built.generate(ids[:, :8], max_new_tokens=1, **options)
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        started = torch.cuda.memory_allocated()
-        built.generate(ids, min_new_tokens=new, max_new_tokens=new, **options)
-        torch.cuda.synchronize()
-        stats = torch.cuda.memory_stats()
-        free, total = torch.cuda.mem_get_info()
-        run = Run(
-            mode="generate",
-            batch=batch,
-            prompt_tokens=prompt,
-            new_tokens=new,
-            attention="sdpa",
-            loader="per-tensor",
-            gpu=torch.cuda.get_device_name(),
-        )
-        predicted = predict(report, run).predicted
-        assert predicted.peak is not None
-        rows.append(
-            {
-                "model": model,
-                "batch": batch,
-                "prompt_tokens": prompt,
-                "new_tokens": new,
-                "measured": {
-                    "loaded_bytes": loaded,
-                    "allocated_before_bytes": started,
-                    "allocated_peak_bytes": stats["allocated_bytes.all.peak"],
-                    "requested_peak_bytes": stats["requested_bytes.all.peak"],
-                    "reserved_peak_bytes": stats["reserved_bytes.all.peak"],
-                    "device_free_bytes": free,
-                    "device_total_bytes": total,
-                },
-                "predicted": {
-                    "weights_bytes": predicted.peak.weights,
-                    "allocated_peak_bytes": predicted.peak.allocated,
-                    "reserved_peak_bytes": predicted.peak_reserved,
-                    "peak_stage": predicted.peak.stage,
-                },
-            }
-        )
-        print(json.dumps(rows[-1]), flush=True)
-    del built
-    return rows
+
+def page(results: dict[str, Any]) -> str:
+    blocks: list[Block] = [
+        Heading("Predicted and measured on a device", 1),
+        Paragraph(
+            "Random weights from the configurations of the catalog; each run in a process of its own. Bytes, as the device's "
+            "allocator told them. Written by benchmarks/gpu/measure.py; the raw output is results.json beside this page."
+        ),
+        Items([f"{name}: {value}" for name, value in results["versions"].items()]),
+        Table(
+            ["Model", "Workload", "Figure", "Predicted", "Measured", "Difference", "%", "Unexplained"],
+            [row for run in results["runs"] for row in _rows(run)],
+            "lllrrrrr",
+        ),
+    ]
+    return markdown.render(blocks)
+
+
+def _rows(run: dict[str, Any]) -> Iterator[list[str]]:
+    model, workload = run["model"].partition(":")[2] or run["model"], " ".join(run["workload"])
+    report = run.get("report")
+    if not report or report["measured"] is None:
+        yield [model, workload, "–", "–", "–", "–", "–", run["reason"] or "–"]
+        return
+    for one in report["differences"]:
+        if one["term"] not in ("weights", "steady_allocated", "peak_allocated", "peak_reserved"):
+            continue
+        predicted, difference = one["predicted"], one["difference"]
+        yield [
+            model,
+            workload,
+            one["term"],
+            count(predicted),
+            count(one["measured"]),
+            "–" if difference is None else signed(difference),
+            "–" if difference is None or not predicted else f"{100 * difference / predicted:+.3f}",
+            "–" if one["residual"] is None else signed(one["residual"]),
+        ]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", default="results.json")
-    parser.add_argument("models", nargs="*", default=MODELS)
+    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent, metavar="FOLDER")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL")
     options = parser.parse_args()
+    from qwen_inspect.analyzers.loading import check_device
+    from qwen_inspect.errors import QwenInspectError
+
     try:
-        import torch
-        import transformers
-    except ImportError as error:
-        print(f"error: {error.name} is not installed", file=sys.stderr)
-        return 8
-    if not torch.cuda.is_available():
-        print("error: no CUDA device; this script measures on one", file=sys.stderr)
-        return 8
-    versions = {
-        "gpu": torch.cuda.get_device_name(),
-        "capability": list(torch.cuda.get_device_capability()),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
-    rows: list[dict[str, Any]] = []
+        check_device(options.device)
+    except QwenInspectError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    results: dict[str, Any] = {"versions": {"python": platform.python_version()}, "runs": []}
     for model in options.models:
-        try:
-            rows += measure(model, WORKLOADS)
-        except torch.cuda.OutOfMemoryError as error:
-            rows.append({"model": model, "out_of_memory": str(error).splitlines()[0]})
-        torch.cuda.empty_cache()
-        Path(options.output).write_text(json.dumps({"versions": versions, "rows": rows}, indent=1), encoding="utf-8")
+        for workload in WORKLOADS:
+            results["runs"].append(run := measured(model, workload, options.device))
+            if (report := run.get("report")) and report["measured"]:
+                results["versions"] |= {"device": report["measured"]["device"], **report["measured"]["versions"]}
+            print(model, *workload, "->", run["exit"], run["reason"] or "", flush=True)
+            text = json.dumps(results, indent=1) + "\n"
+            write_whole(str(options.output / "results.json"), text, overwrite=True)
+            write_whole(str(options.output / "results.md"), page(results), overwrite=True)
     return 0
 
 
