@@ -182,8 +182,12 @@ def analyse(
         prediction = architecture.prediction_layers(spec)
         if tensors is None and predict_files:
             origin = "theory"
-            form = architecture.stored_form if packing is None else packing.stored_form
-            tensors = predicted_files(tree, form, checkpoint.release, prediction)
+            form, release = architecture.stored_form, checkpoint.release
+            if packing is not None:
+                # The dense files' own ways are not those of quantised ones.
+                form = packing.stored_form
+                release = release and replace(release, experts_fused=False, float32=())
+            tensors = predicted_files(tree, form, release, prediction)
         checks = _checks(
             checkpoint, config, architecture, spec, tree, packing, tensors, origin, instantiate, expected_parameters
         )

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from qwen_inspect.analyzers.instantiate import instantiate
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.errors import QwenInspectError
+from qwen_inspect.loaders import catalog
 from qwen_inspect.pipeline import inspect
 from qwen_inspect.renderers.document.first_layer import printed
 from qwen_inspect.spec import LinearAttention, ModelSpec, each_buffer, each_tensor, tied_tensors
@@ -335,3 +336,30 @@ def test_a_release_of_real_size_is_read_from_its_shards(
     assert [(cause.name, cause.parameters, cause.tensors) for cause in check.causes] == causes
     assert report.parameters.unique == report.parameters.theory
     assert report.attention.findings == ()
+
+
+def test_an_fp8_hybrid_takes_the_published_bytes(tmp_path: Path) -> None:
+    """Qwen3.6-35B-A3B-FP8 without its prediction layer: 36,601,120,992 bytes, experts and their scales stored singly."""
+    known = catalog.entries()
+    config = dict(catalog.configuration("Qwen/Qwen3.6-35B-A3B", known))
+    left = ("mlp.gate", "mlp.shared_expert_gate", "linear_attn.in_proj_a", "linear_attn.in_proj_b")
+    config["quantization_config"] = {
+        "quant_method": "fp8",
+        "weight_block_size": [128, 128],
+        "modules_to_not_convert": [
+            "lm_head",
+            "model.visual",
+            *(f"model.language_model.layers.{layer}.{name}" for layer in range(40) for name in left),
+        ],
+    }
+    write_config(tmp_path, config)
+    assert inspect(str(tmp_path)).tree.size_bytes == 36_601_120_992
+
+
+@pytest.mark.parametrize("scheme", ["awq-int4", "gptq-int4", "fp8", "nvfp4"])
+@pytest.mark.parametrize("model", ["Qwen/Qwen3-VL-8B-Instruct", "Qwen/Qwen3.5-27B"])
+def test_a_scheme_by_its_name_leaves_the_vision_tower_as_it_is(model: str, scheme: str) -> None:
+    dense, packed = (inspect(model, source="catalog", dtype=dtype) for dtype in (None, scheme))
+    sizes = [next(part.size_bytes for part in one.components if part.name == "vision") for one in (dense, packed)]
+    assert sizes[0] == sizes[1]
+    assert packed.tree.size_bytes < dense.tree.size_bytes

@@ -338,12 +338,15 @@ def _pattern(text: str) -> str:
 # --- a scheme by its name ------------------------------------------------------------------------------------------
 
 DEFAULT_GROUP_SIZE = 128
+# What Qwen's own quantised releases leave: the shared expert's gate, the vision tower, linear attention's step and decay.
+# Source: layout of Qwen3.6-35B-A3B-FP8, whose published bytes follow from it.
+LEFT = [SHARED_GATE, "model.visual", "in_proj_a", "in_proj_b", "in_proj_ba"]
 # What `--dtype` takes beside torch's dtypes. "group_size" is filled in where the key stands.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "awq-int4": {"quant_method": "awq", "bits": 4, "group_size": None, "modules_to_not_convert": [SHARED_GATE]},
-    "gptq-int4": {"quant_method": "gptq", "bits": 4, "group_size": None, "sym": True, "desc_act": False},
-    "gptq-int8": {"quant_method": "gptq", "bits": 8, "group_size": None, "sym": True, "desc_act": False},
-    "fp8": {"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": [SHARED_GATE]},
+    "awq-int4": {"quant_method": "awq", "bits": 4, "group_size": None, "modules_to_not_convert": LEFT},
+    "gptq-int4": {"quant_method": "gptq", "bits": 4, "group_size": None, "sym": True, "modules_to_not_convert": LEFT},
+    "gptq-int8": {"quant_method": "gptq", "bits": 8, "group_size": None, "sym": True, "modules_to_not_convert": LEFT},
+    "fp8": {"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": LEFT},
     "bnb-int8": {"quant_method": "bitsandbytes", "load_in_8bit": True},
     "bnb-nf4": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
     "bnb-fp4": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
@@ -353,7 +356,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "bnb_4bit_quant_type": "nf4",
         "bnb_4bit_use_double_quant": True,
     },
-    "nvfp4": {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": [HEAD, SHARED_GATE]},
+    "nvfp4": {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": [HEAD, *LEFT]},
 }
 
 
