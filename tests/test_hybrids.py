@@ -228,7 +228,6 @@ REFUSED: Mapping[str, tuple[dict[str, Any], int, str]] = {
     "no whole head": (changed("qwen2_vl", {"num_attention_heads": 6, "num_key_value_heads": 6}), 6, "config_head_dim_fixed"),
     "another class": (changed("qwen3_5", {}, architectures=["Qwen3_5ForCausalLM"]), 7, "class_unsupported"),
     "no experts": (changed("qwen3_5_moe", {"num_experts": 0}), 6, "config_out_of_range"),
-    "a quantised release": (changed("qwen3_5", {}, quantization_config={"quant_method": "fp8"}), 7, "quantised_unsupported"),
 }  # fmt: skip
 
 
