@@ -14,9 +14,11 @@ __version__ = "0.1.0"
 
 # Where each exported name lives: imported on first use, so that `--help` needs none of them.
 _HOMES = {
-    "inspect": "pipeline",
+    "inspect": "inspection",
+    "Inspection": "inspection",
     "models": "pipeline",
     "Report": "report",
+    "Run": "report",
     "Checkpoint": "checkpoint",
     "DType": "checkpoint",
     "ModelRef": "checkpoint",
@@ -36,6 +38,7 @@ __all__ = [
     "AccessError",
     "Checkpoint",
     "DType",
+    "Inspection",
     "MalformedError",
     "ModelRef",
     "ModelSpec",
@@ -44,6 +47,7 @@ __all__ = [
     "NotFoundError",
     "QwenInspectError",
     "Report",
+    "Run",
     "Tensor",
     "UnavailableError",
     "UnsupportedError",
@@ -65,8 +69,9 @@ if TYPE_CHECKING:
         UnsupportedError,
         UsageError,
     )
-    from .pipeline import inspect, models
-    from .report import Report
+    from .inspection import Inspection, inspect
+    from .pipeline import models
+    from .report import Report, Run
     from .spec import ModelSpec, Module
 
 

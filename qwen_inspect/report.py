@@ -370,6 +370,27 @@ class Footprint:
     provenance: str
     course: Course | None = field(default=None, compare=False)
 
+    @property
+    def steady_allocated_bytes(self) -> int | None:
+        return self.steady.allocated
+
+    @property
+    def peak_allocated_bytes(self) -> int | None:
+        return None if self.peak is None else self.peak.allocated
+
+    @property
+    def peak_reserved_bytes(self) -> int | None:
+        return self.peak_reserved
+
+    @property
+    def total_bytes(self) -> int | None:
+        """Segments and context; None where the context was not measured."""
+        return (
+            None
+            if self.peak_reserved is None or self.context_bytes is None
+            else self.peak_reserved + self.context_bytes
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
@@ -395,13 +416,13 @@ class Run:
     `Workload`. device: "cuda", or "cpu", whose allocator rounds nothing and keeps nothing.
     """
 
-    mode: str
-    batch: int
-    prompt_tokens: int
-    new_tokens: int
-    attention: str
-    loader: str
-    gpu: str
+    mode: str = "generate"
+    batch: int = 1
+    prompt_tokens: int = 2048
+    new_tokens: int = 128
+    attention: str = "sdpa"
+    loader: str = "warmup"
+    gpu: str = "sm_80"
     allocator: str = ""
     optimizer: str = "adamw_foreach"
     checkpointing: bool = False
