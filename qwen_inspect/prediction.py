@@ -11,7 +11,7 @@ from typing import Any
 
 from .analyzers.kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
 from .analyzers.memory import formula_footprint, stored_footprint, traced_footprint
-from .analyzers.period import SHALLOW, deepen
+from .analyzers.period import SHALLOW, deepen, fixed, period_of
 from .errors import UnavailableError, UnsupportedError
 from .language import Message
 from .loaders import calibration, header_cache
@@ -71,12 +71,22 @@ def timeline_of(report: Report, run: Run) -> tuple[Timeline, str]:
     """The run's trace, and what it was made by: shipped or kept where there is one, else traced now, and kept if it can be."""
     if _is_point(run) and (kept := kept_trace(report.spec, run.attention)) is not None:
         return kept.at(_point(run)), kept.made_by
+    return _traced(report, run), versions()
+
+
+def _traced(report: Report, run: Run) -> Timeline:
+    """The trace of the whole model; of a hybrid, whose layers take long, three of its blocks stand for all of them."""
     from .analyzers.trace import trace
 
-    timeline = trace(report.spec, report.config or {}, trace_request(run))
+    spec, config, request = report.spec, report.config or {}, trace_request(run)
+    period = period_of(spec.layers)
+    if run.mode != "train" and period is not None and 1 < period < len(spec.layers) // SHALLOW:
+        blocks = trace(spec, config, replace(request, layers=SHALLOW * period))
+        return deepen(fixed(blocks), len(spec.layers), period).at(_point(run))
+    timeline = trace(spec, config, request)
     if _is_point(run):
         _keep(report, run, timeline)
-    return timeline, versions()
+    return timeline
 
 
 def _is_point(run: Run) -> bool:
@@ -130,7 +140,7 @@ def sample_request(point: Point, attention: str) -> Any:
 
 
 def _has_period(spec: ModelSpec) -> bool:
-    return len(spec.layers) >= SHALLOW and len(set(spec.layers)) == 1
+    return period_of(spec.layers) == 1
 
 
 def trace_request(run: Run) -> Any:

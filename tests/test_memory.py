@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ from wcwidth import wcswidth
 from benchmarks.accuracy import GIB, Row, transformers_rows
 from qwen_inspect.analyzers.kept_trace import WITNESS, Point, dump, load
 from qwen_inspect.analyzers.memory import formula_footprint, traced_footprint, workspace_bytes
+from qwen_inspect.analyzers.period import period_of
+from qwen_inspect.analyzers.trace import trace
+from qwen_inspect.checkpoint import Checkpoint, ModelRef
 from qwen_inspect.errors import MalformedError
-from qwen_inspect.pipeline import inspect
-from qwen_inspect.prediction import SHIPPED, kept_trace, predict, sample_request, trace_request
+from qwen_inspect.pipeline import analyse, inspect
+from qwen_inspect.prediction import SHIPPED, kept_trace, predict, sample_request, timeline_of, trace_request
 from qwen_inspect.report import Footprint, Run
-from qwen_inspect.timeline import Allocate
+from qwen_inspect.timeline import Allocate, Event
 
 from .conftest import TINY_QWEN3, run, write_config
 from .test_local import FAMILIES
@@ -375,3 +379,41 @@ def test_the_library_tells_what_the_command_tells() -> None:
         assert getattr(report.memory, name) == predicted[name]
     forward = report.memory_of(qwen_inspect.Run(mode="generate", new_tokens=2))
     assert known(forward.steady_allocated_bytes) < predicted["steady_allocated_bytes"]
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "qwen3_5", "qwen3_5_moe"])
+@pytest.mark.parametrize("options", [{"new_tokens": 9}, {"new_tokens": 1, "batch": 2}, {"mode": "forward"}], ids=str)
+def test_three_blocks_of_a_hybrid_stand_for_five(family: str, options: Mapping[str, Any]) -> None:
+    """Event by event, against the trace of the whole model. A block is three layers of linear attention and a full one."""
+    config = json.loads(json.dumps(FAMILIES[family]))
+    text = config.get("text_config", config)
+    text |= {"num_hidden_layers": 20, "mlp_only_layers": [], "decoder_sparse_step": 1}
+    if text.get("layer_types"):
+        text["layer_types"] = ([*["linear_attention"] * 3, "full_attention"]) * 5
+    report = analyse(Checkpoint(ref=ModelRef(source="local", id="x"), config=config, tensors=None))
+    workload = Run(**{"prompt_tokens": 70, **options})
+    assert period_of(report.spec.layers) == 4
+    deep, _ = timeline_of(report, workload)
+    whole = trace(report.spec, config, trace_request(workload))
+    assert deep.stages == whole.stages
+    assert numbered(deep.events) == numbered(whole.events)
+
+
+def numbered(events: Iterable[Event]) -> list[tuple[object, ...]]:
+    """Events with allocations numbered as they come, for ids only have to be unique in a run."""
+    numbers: dict[int, int] = {}
+    rows: list[tuple[object, ...]] = []
+    for event in events:
+        if isinstance(event, Allocate):
+            numbers[event.id] = len(numbers)
+            rows.append((numbers[event.id], event.size_bytes, event.module, event.operator))
+        else:
+            rows.append((-1 - numbers[event.id],))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("layers", "period"), [("aaa", 1), ("aa", None), ("aab" * 3, 3), ("aab" * 2, None), ("aaba", None), ("abababab", 2)]
+)
+def test_the_period_is_the_shortest_that_repeats_three_times(layers: str, period: int | None) -> None:
+    assert period_of(layers) == period

@@ -1,107 +1,138 @@
-"""A deep model's trace from a shallow one's: equal layers make equal events, so one stands for all between first and last.
+"""A deep model's trace from a shallow one's: equal blocks make equal events, so one stands for all between first and last.
 
-The run is read as passes over the layers, with events of no layer between them. What a layer frees is told by whose it is:
-its own, its neighbour's, or no layer's. The result is to be held against a real trace of the whole model before it is believed.
+A block is the shortest run of layers that repeats: one layer where all are alike, four of a hybrid. The forward is read as passes
+over the blocks, with events of no block between them. What a block frees is told by whose it is: its own, its neighbour's, or
+no block's. The result is to be held against a real trace of the whole model before it is believed.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 
 from ..errors import UnsupportedError
-from ..timeline import Stage
+from ..timeline import Free, Stage, Timeline
 from .kept_trace import Coefficients, KeptTrace
 
 LAYER = re.compile(r"(?<=\blayers\.)\d+\b")
-SHALLOW = 3  # first, middle and last
+SHALLOW = 3  # blocks: first, middle and last
 
 Allocation = tuple[Coefficients, str, str]
-# Where an allocation is made: the how-many-eth of a segment, which is a layer's part of a pass (or no layer's, None).
+# Where an allocation is made: the how-many-eth of a segment, which is a block's part of a pass (or no block's, None).
 Place = tuple[int, int | None, int]
 
 
-def deepen(shallow: KeptTrace, layers: int) -> KeptTrace:
-    """The trace of a model of `layers` equal layers, from that of one with SHALLOW; UnsupportedError where it has no period."""
-    segments = _segments(shallow)
+def period_of(layers: Sequence[object]) -> int | None:
+    """How many layers make a block, of which the model has SHALLOW or more; None where nothing repeats so often."""
+    most = len(layers) // SHALLOW
+    return next((size for size in range(1, most + 1) if _repeats(layers, size)), None)
+
+
+def _repeats(layers: Sequence[object], size: int) -> bool:
+    return len(layers) % size == 0 and all(layer == layers[index % size] for index, layer in enumerate(layers))
+
+
+def fixed(timeline: Timeline) -> KeptTrace:
+    """A trace of one workload in the form that `deepen` takes: its sizes are what they are at any point."""
+    numbers: dict[int, int] = {}
+    allocations: list[Allocation] = []
+    order = []
+    for event in timeline.events:
+        if isinstance(event, Free):
+            order.append(-1 - numbers[event.id])
+            continue
+        numbers[event.id] = len(allocations)
+        order.append(len(allocations))
+        allocations.append(((event.size_bytes,), event.module, event.operator))
+    return KeptTrace(stages=timeline.stages, allocations=tuple(allocations), order=tuple(order), made_by="")
+
+
+def deepen(shallow: KeptTrace, layers: int, period: int = 1) -> KeptTrace:
+    """The trace of a model of `layers` layers in equal blocks of `period`, from that of one with SHALLOW blocks.
+
+    UnsupportedError where its events do not repeat.
+    """
+    blocks = layers // period
+    segments = _segments(shallow, period)
     places = _places(shallow, segments)
     made: list[Allocation] = []
     order: list[int] = []
     stages: list[Stage] = []
     numbers: dict[Place, int] = {}
     begins = {stage.first_event: stage.name for stage in shallow.stages}
-    for layer, first, stop in segments:
-        for copy in _copies(layer, layers):
-            name = None if copy is None else str(copy)
+    for block, first, stop in segments:
+        for copy in _copies(block, blocks):
+            shift = 0 if copy is None or block is None else period * (copy - block)
             for index in range(first, stop):
                 if index in begins and copy in (None, 0):
                     stages.append(Stage(name=begins[index], first_event=len(order)))
                 entry = shallow.order[index]
                 if entry < 0:
                     segment, owner, ordinal = places[-1 - entry]
-                    for target in _targets(owner, layer, copy, layers):
+                    for target in _targets(owner, block, copy, blocks):
                         order.append(-1 - numbers[segment, target, ordinal])
                     continue
                 coefficients, module, operator = shallow.allocations[entry]
                 segment, _, ordinal = places[entry]
                 numbers[segment, copy, ordinal] = len(made)
                 order.append(len(made))
-                made.append((coefficients, module if name is None else _renumbered(module, name), operator))
+                made.append((coefficients, _shifted(module, shift) if shift else module, operator))
     return KeptTrace(stages=tuple(stages), allocations=tuple(made), order=tuple(order), made_by=shallow.made_by)
 
 
 @cache
-def _renumbered(module: str, layer: str) -> str:
-    return LAYER.sub(layer, module, count=1)
+def _shifted(module: str, layers: int) -> str:
+    return LAYER.sub(lambda match: str(int(match[0]) + layers), module, count=1)
 
 
-def _segments(trace: KeptTrace) -> list[tuple[int | None, int, int]]:
-    """(layer or None, first event, stop) of each stretch of events; a free belongs to where it happens."""
+def _segments(trace: KeptTrace, period: int) -> list[tuple[int | None, int, int]]:
+    """(block or None, first event, stop) of each stretch of events; a free belongs to where it happens."""
     found: list[tuple[int | None, int, int]] = []
     current: int | None = None
     first = 0
     bounds = {stage.first_event for stage in trace.stages}
     for index, entry in enumerate(trace.order):
-        layer = current
+        block = current
         if entry >= 0:
             match = LAYER.search(trace.allocations[entry][1])
-            layer = int(match[0]) if match else None
+            block = int(match[0]) // period if match else None
         if index in bounds and entry < 0:
-            layer = None
-        if layer != current or (index in bounds and index > first):
+            block = None
+        if block != current or (index in bounds and index > first):
             found.append((current, first, index))
-            current, first = layer, index
+            current, first = block, index
     return [one for one in [*found, (current, first, len(trace.order))] if one[1] < one[2]]
 
 
 def _places(trace: KeptTrace, segments: list[tuple[int | None, int, int]]) -> dict[int, Place]:
     places: dict[int, Place] = {}
-    for number, (layer, first, stop) in enumerate(segments):
-        # The segment of layer 0 begins the pass of a layer's segment; a segment of no layer is its own.
-        begin = number if layer is None else number - layer
+    for number, (block, first, stop) in enumerate(segments):
+        # The segment of block 0 begins the pass of a block's segment; a segment of no block is its own.
+        begin = number if block is None else number - block
         made = [entry for entry in trace.order[first:stop] if entry >= 0]
-        places |= {entry: (begin, layer, ordinal) for ordinal, entry in enumerate(made)}
+        places |= {entry: (begin, block, ordinal) for ordinal, entry in enumerate(made)}
     return places
 
 
-def _copies(layer: int | None, layers: int) -> tuple[int | None, ...]:
-    match layer:
+def _copies(block: int | None, blocks: int) -> tuple[int | None, ...]:
+    match block:
         case None:
             return (None,)
         case 0:
             return (0,)
         case 1:
-            return tuple(range(1, layers - 1))
+            return tuple(range(1, blocks - 1))
         case 2:
-            return (layers - 1,)
+            return (blocks - 1,)
         case _:
             raise UnsupportedError("trace_no_period")
 
 
-def _targets(owner: int | None, layer: int | None, copy: int | None, layers: int) -> tuple[int | None, ...]:
-    """The layers whose allocation a free frees in the deep trace, where that in the shallow one is `owner`'s."""
+def _targets(owner: int | None, block: int | None, copy: int | None, blocks: int) -> tuple[int | None, ...]:
+    """The blocks whose allocation a free frees in the deep trace, where that in the shallow one is `owner`'s."""
     if owner is None:
         return (None,)
-    if layer is not None and copy is not None:
-        return (copy + owner - layer,)
-    return _copies(owner, layers)
+    if block is not None and copy is not None:
+        return (copy + owner - block,)
+    return _copies(owner, blocks)
