@@ -28,7 +28,7 @@ from .timeline import Timeline
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """How a run is to be made. device: "cpu", "cuda" or "cuda:N".
+    """How a run is to be made. device: "cpu", "cuda", "cuda:N", or "auto": all GPUs, as accelerate places the layers.
 
     random_weights: the model that the configuration describes, with nothing downloaded. force: even where it cannot fit.
     snapshot: where CUDA's memory snapshot is written. course_points: the way there too, in about that many points.
@@ -59,6 +59,10 @@ def measured(report: Report, run: Run, request: Request, access: Access) -> Memo
     if not request.force:
         _refuse_what_cannot_fit(memory, device)
     timeline = _timeline(memory)
+    if device == "auto":
+        memory = replace(
+            memory, report=replace(memory.report, notices=(*memory.report.notices, Message("several_devices")))
+        )
     with _left_as_it_was(device):
         found, notices = _measured(memory, timeline, directory, device, request)
     _calibrate(found.measurement)
@@ -81,7 +85,7 @@ def _measured(
     try:
         model = _loaded(memory.report, run, directory, device, trust_remote_code=request.trust_remote_code)
     except (MemoryError, torch.OutOfMemoryError):
-        return not_loaded(torch.device(device), before), ()
+        return not_loaded(_indices(device), before), ()
     before = (*before, loaded(model.model, time.perf_counter() - began))
     found = measure(
         model.model, run, timeline, before=before, course_points=request.course_points, snapshot=request.snapshot
@@ -136,21 +140,32 @@ def _timeline(memory: MemoryReport) -> Timeline | None:
     return on_device(timeline, memory.run)
 
 
+def _indices(device: str) -> tuple[int, ...]:
+    """The CUDA devices that are meant."""
+    import torch
+
+    if device == "cpu":
+        return ()
+    return tuple(range(torch.cuda.device_count())) if device == "auto" else (torch.device(device).index,)
+
+
 def _card(device: str) -> str:
+    """The card predicted for; of several, the first."""
     if device == "cpu":
         return "cpu"
     import torch
 
-    return str(torch.cuda.get_device_name(device))
+    return str(torch.cuda.get_device_name(_indices(device)[0]))
 
 
 def _context(device: str) -> Any:
     """The first reading: a context that holds nothing."""
     import torch
 
-    torch.zeros(1, device=device)
+    for index in _indices(device):
+        torch.zeros(1, device=f"cuda:{index}")
     torch.cuda.empty_cache()
-    return cuda_reading("context", torch.device(device).index)
+    return cuda_reading("context", _indices(device))
 
 
 def _refuse_what_cannot_fit(memory: MemoryReport, device: str) -> None:
@@ -161,8 +176,7 @@ def _refuse_what_cannot_fit(memory: MemoryReport, device: str) -> None:
         return
     import torch
 
-    free, _ = torch.cuda.mem_get_info(device)
-    check_capacity(needed, free, device)
+    check_capacity(needed, sum(torch.cuda.mem_get_info(index)[0] for index in _indices(device)), device)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from qwen_inspect.analyzers.device import (
     _blocks,
     _cuda_changes,
     check_capacity,
+    cuda_reading,
     free_host_bytes,
     process_bytes,
 )
@@ -283,6 +284,28 @@ def test_what_was_not_recorded_is_told_by_the_blocks_that_are_alive() -> None:
 
 def test_without_a_driver_no_process_is_told() -> None:
     assert process_bytes(0) == (None, None)
+
+
+def test_figures_of_several_devices_are_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver's own answers are stood in for here, at its edge: there is no such device."""
+    import torch
+
+    stats = {
+        index: {f"{name}_bytes.all.{when}": index * 100 + 7 for name in ("allocated", "requested", "reserved")
+                for when in ("current", "peak")}
+        for index in (1, 2)
+    }  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "memory_stats", stats.__getitem__)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (1000 * index, 5000))
+    reading = cuda_reading("load", (1, 2), seconds=0.5)
+    assert (reading.allocated, reading.peak_reserved, reading.device_used, reading.device_total) == (
+        314,
+        314,
+        7000,
+        10000,
+    )
+    assert reading.process_used is reading.others_used is None  # no driver tells
+    assert reading.seconds == 0.5
 
 
 def timeline(*events: Allocate | Free) -> Timeline:

@@ -9,9 +9,9 @@ import gc
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
@@ -179,14 +179,15 @@ def free_host_bytes() -> int | None:
 
 
 class CudaRecorder:
-    """CUDA's caching allocator on one device, by stage; peaks are reset where a stage begins.
+    """CUDA's caching allocator, by stage; peaks are reset where a stage begins. Of several devices the figures are sums.
 
-    steps: of decoding. history: also every request, of all stages, and of decoding's last step; what the steps before it leave
-    is told by the blocks that are alive then.
+    steps: of decoding. history: also every request on the first device, of all stages, and of decoding's last step; what the
+    steps before it leave is told by the blocks that are alive then.
     """
 
-    def __init__(self, index: int, *, steps: int, history: bool, snapshot: Path | None = None) -> None:
-        self._index = index
+    def __init__(self, indices: Sequence[int], *, steps: int, history: bool, snapshot: Path | None = None) -> None:
+        self._indices = indices
+        self._index = indices[0]
         self._steps = steps
         self._history = history
         self._snapshot = snapshot
@@ -204,7 +205,8 @@ class CudaRecorder:
             self._close()
             import torch
 
-            torch.cuda.reset_peak_memory_stats(self._index)
+            for index in self._indices:
+                torch.cuda.reset_peak_memory_stats(index)
             self._current = name, time.perf_counter()
         self._step += name == "decode"
         if self._history and (name != "decode" or self._step in (1, self._steps)):
@@ -234,8 +236,9 @@ class CudaRecorder:
         import torch
 
         name, began = self._current
-        torch.cuda.synchronize(self._index)
-        reading = cuda_reading(name, self._index, seconds=time.perf_counter() - began)
+        for index in self._indices:
+            torch.cuda.synchronize(index)
+        reading = cuda_reading(name, self._indices, seconds=time.perf_counter() - began)
         before = self._readings.get(name)
         self._readings[name] = reading if before is None else _together(before, reading)
         self._current = None
@@ -285,8 +288,12 @@ def _write_snapshot(path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def cuda_reading(stage: str, index: int, *, seconds: float | None = None) -> Reading:
-    """The allocator's figures (torch.cuda.memory_stats), the driver's, and other processes' on the device."""
+def cuda_reading(stage: str, indices: Sequence[int], *, seconds: float | None = None) -> Reading:
+    """The allocator's figures (torch.cuda.memory_stats), the driver's, and other processes', summed over the devices."""
+    return replace(_sum(one_cuda_reading(stage, index) for index in indices), seconds=seconds)
+
+
+def one_cuda_reading(stage: str, index: int) -> Reading:
     import torch
 
     stats = torch.cuda.memory_stats(index)
@@ -294,7 +301,7 @@ def cuda_reading(stage: str, index: int, *, seconds: float | None = None) -> Rea
     process, others = process_bytes(index)
     return Reading(
         stage=stage,
-        seconds=seconds,
+        seconds=None,
         allocated=stats["allocated_bytes.all.current"],
         peak_allocated=stats["allocated_bytes.all.peak"],
         requested=stats.get("requested_bytes.all.current"),
@@ -307,6 +314,17 @@ def cuda_reading(stage: str, index: int, *, seconds: float | None = None) -> Rea
         others_used=others,
         host_peak=resident_peak_bytes(),
     )
+
+
+def _sum(readings: Iterable[Reading]) -> Reading:
+    """One reading of several devices: each figure's sum, None where one of them does not tell it; of the one host, its own."""
+    first, *others = readings
+    names = [field.name for field in fields(Reading) if field.name not in ("stage", "seconds", "host_peak")]
+    sums: dict[str, Any] = {}
+    for name in names:
+        values = [getattr(reading, name) for reading in (first, *others)]
+        sums[name] = None if None in values else sum(values)
+    return replace(first, **sums)
 
 
 def _cuda_changes(snapshot: Mapping[str, Any], index: int) -> list[Change]:

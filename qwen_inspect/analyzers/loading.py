@@ -26,7 +26,7 @@ from .instantiate import build
 
 CONFIG_NAME, GENERATION_CONFIG_NAME = "config.json", "generation_config.json"
 SINGLE_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
-DEVICE = re.compile(r"cpu|cuda(?::(?P<index>\d{1,4}))?")
+DEVICE = re.compile(r"auto|cpu|cuda(?::(?P<index>\d{1,4}))?")
 SEED = 0
 
 
@@ -43,7 +43,7 @@ class LoadedModel:
 
 
 def check_device(device: str) -> str:
-    """`device` as torch names it ("cpu", "cuda:0"); UnavailableError says what is lacking: the package, the build, a GPU."""
+    """`device` as torch names it ("cpu", "cuda:0"), or "auto"; UnavailableError says what is lacking: package, build, GPU."""
     match = DEVICE.fullmatch(device)
     if match is None:
         raise UsageError("device_malformed", device=device)
@@ -57,6 +57,8 @@ def check_device(device: str) -> str:
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if found == 0:
         raise UnavailableError("cuda_no_device", version=torch.__version__)
+    if device == "auto":
+        return device
     index = int(match["index"] or 0)
     if index >= found:
         raise UnavailableError("cuda_no_index", device=device, count=found)
@@ -81,6 +83,8 @@ def load_model(
     trust_remote_code: bool = False,
 ) -> LoadedModel:
     """The model in `directory` with its weights, in `dtype` (as torch names it; None: the configuration's), on `device`.
+
+    "auto": over all GPUs, and the host's memory where they are too small, as accelerate places it.
 
     Each parameter has a storage of exactly its own bytes. trust_remote_code: run the repository's own classes where it has some.
     NotFoundError without weights, MalformedError where they are damaged, not the model's, or change while they are read,
@@ -141,7 +145,7 @@ def _read(
                 state_dict=_slices(directory, files, stack),
                 dtype=getattr(torch, dtype),
                 attn_implementation=attention,
-                device_map=None if device == "cpu" else {"": device},
+                device_map=None if device == "cpu" else "auto" if device == "auto" else {"": device},
                 ignore_mismatched_sizes=True,  # refused by name afterwards
                 output_loading_info=True,
             )
@@ -174,6 +178,8 @@ def random_model(
     The same weights every time; the caller's random numbers stay as they were.
     """
     torch, device = _torch(), check_device(device)
+    if device == "auto":
+        raise UsageError("random_on_one_device")
     with torch.random.fork_rng(devices=[device] if device != "cpu" else []), quiet():
         torch.manual_seed(SEED)
         model = build(spec, config, device=device, dtype=dtype, attn_implementation=attention)

@@ -17,10 +17,10 @@ from typing import Any
 from ..errors import UsageError
 from ..language import Message
 from ..report import Alive, Footprint, Measurement, Moment, Reading, Run
-from ..timeline import Timeline
+from ..timeline import Allocate, Timeline
 from .course import measured_course
 from .device import CudaRecorder, HostRecorder, Recorder, cuda_reading, driver_version, resident_peak_bytes
-from .matching import Match, match
+from .matching import Living, Match, match
 from .memory import uses_of
 
 WARM_UP_TOKENS = 8
@@ -48,11 +48,15 @@ class Measured:
     held: Held | None
 
 
+def devices_of(model: Any) -> tuple[int, ...]:
+    """The CUDA devices that hold a part of the model; none where it is on the host."""
+    return tuple(sorted({one.device.index for one in model.parameters() if one.device.type == "cuda"}))
+
+
 def loaded(model: Any, seconds: float | None) -> Reading:
     """The reading when the weights have come. On CPU it is theirs alone, for nothing records what loading them took."""
-    device = next(model.parameters()).device
-    if device.type == "cuda":
-        return cuda_reading("load", device.index, seconds=seconds)
+    if indices := devices_of(model):
+        return cuda_reading("load", indices, seconds=seconds)
     held = _storage_bytes(model.parameters()) + _storage_bytes(model.buffers())
     return Reading(stage="load", seconds=seconds, allocated=held, peak_allocated=held, host_peak=resident_peak_bytes())
 
@@ -72,13 +76,11 @@ def measure(
 
     On CUDA a short run beforehand makes what is made once: the context, loaded kernels, cuBLAS's workspace.
     """
-    device = next(model.parameters()).device
+    device, indices = next(model.parameters()).device, devices_of(model)
     weights, buffers = _storage_bytes(model.parameters()), _storage_bytes(model.buffers())
-    if device.type == "cuda":
-        _warm_up(model, device)
-        recorder: Recorder = CudaRecorder(
-            device.index, steps=run.new_tokens - 1, history=timeline is not None, snapshot=snapshot
-        )
+    if indices:
+        history = timeline is not None and len(indices) == 1
+        recorder: Recorder = CudaRecorder(indices, steps=run.new_tokens - 1, history=history, snapshot=snapshot)
     else:
         recorder = HostRecorder(weights + buffers)
     result, partial = _attempt(recorder, model, run, device)
@@ -87,66 +89,76 @@ def measure(
     readings = (*before, *recorder.readings())
     record = recorder.record()
     found = match(record, timeline) if record is not None and timeline is not None and partial is None else None
-    workspace = _workspace_bytes(device)
+    workspace = _workspace_bytes(indices)
     del result
-    measurement = Measurement(
-        device=_device_name(device),
-        versions=tuple(_versions(device)),
-        readings=readings,
-        footprint=Footprint(
-            method="measured",
-            steady=_steady(readings[-1], weights, buffers, held, workspace),
-            peak=_peak(readings, weights, buffers, workspace, found, timeline),
-            peak_reserved=max((one.peak_reserved for one in readings if one.peak_reserved is not None), default=None),
-            context_bytes=_context_bytes(readings),
-            alive=(),
-            assumptions=(),
-            provenance=", ".join(" ".join(pair) for pair in _versions(device)),
-            course=measured_course(record, before[-1].allocated, most_points=course_points)
-            if course_points and record is not None and record.changes
-            else None,
-        ),
-        scratch=()
-        if found is None
-        else tuple(
-            Alive(component="–", operator=operator, storages=storages, size_bytes=size)
-            for operator, (storages, size) in found.at_peak.others.items()
-        ),
-        parted=None
-        if found is None or found.missing is None
-        else Message(
-            "parted", module=found.missing.module, operator=found.missing.operator, bytes=found.missing.size_bytes
-        ),
+    course = None
+    if course_points and record is not None and record.changes:
+        course = measured_course(record, before[-1].allocated, most_points=course_points)
+    measurement = _measurement(
+        indices,
+        readings,
+        steady=_steady(readings[-1], weights, buffers, held, workspace),
+        peak=_peak(readings, weights, buffers, workspace, found, timeline),
         partial=partial,
     )
-    return Measured(measurement=measurement, match=found, held=held)
+    if found is not None:
+        measurement = replace(measurement, scratch=tuple(_scratch(found.at_peak)), parted=_parted(found.missing))
+    footprint = replace(measurement.footprint, course=course)
+    return Measured(measurement=replace(measurement, footprint=footprint), match=found, held=held)
 
 
-def not_loaded(device: Any, before: tuple[Reading, ...]) -> Measured:
+def not_loaded(indices: tuple[int, ...], before: tuple[Reading, ...]) -> Measured:
     """What can be said where memory ended while the weights were loaded."""
-    if device.type == "cuda":
-        reached = cuda_reading("load", device.index)
+    if indices:
+        reached = cuda_reading("load", indices)
     else:
         reached = Reading(stage="load", seconds=None, allocated=0, peak_allocated=0, host_peak=resident_peak_bytes())
-    readings = (*before, reached)
-    steady = Moment(stage="load", weights=reached.allocated, total=reached.allocated)
-    measurement = Measurement(
-        device=_device_name(device),
-        versions=tuple(_versions(device)),
+    measurement = _measurement(
+        indices,
+        (*before, reached),
+        steady=Moment(stage="load", weights=reached.allocated, total=reached.allocated),
+        peak=Moment(stage="load", weights=reached.allocated, total=reached.peak_allocated),
+        partial=Message("partial_not_loaded"),
+    )
+    return Measured(measurement=measurement, match=None, held=None)
+
+
+def _measurement(
+    indices: tuple[int, ...],
+    readings: tuple[Reading, ...],
+    *,
+    steady: Moment,
+    peak: Moment,
+    partial: Message | None,
+) -> Measurement:
+    versions = tuple(_versions(cuda=bool(indices)))
+    return Measurement(
+        device=_device_name(indices),
+        versions=versions,
         readings=readings,
         footprint=Footprint(
             method="measured",
             steady=steady,
-            peak=Moment(stage="load", weights=reached.allocated, total=reached.peak_allocated),
-            peak_reserved=reached.peak_reserved,
+            peak=peak,
+            peak_reserved=max((one.peak_reserved for one in readings if one.peak_reserved is not None), default=None),
             context_bytes=_context_bytes(readings),
             alive=(),
             assumptions=(),
-            provenance=", ".join(" ".join(pair) for pair in _versions(device)),
+            provenance=", ".join(" ".join(pair) for pair in versions),
         ),
-        partial=Message("partial_not_loaded"),
+        partial=partial,
     )
-    return Measured(measurement=measurement, match=None, held=None)
+
+
+def _scratch(living: Living) -> Iterator[Alive]:
+    for operator, (storages, size) in living.others.items():
+        yield Alive(component="–", operator=operator, storages=storages, size_bytes=size)
+
+
+def _parted(missing: Allocate | None) -> Message | None:
+    if missing is None:
+        return None
+    return Message("parted", module=missing.module, operator=missing.operator, bytes=missing.size_bytes)
 
 
 # --- the runs
@@ -159,6 +171,8 @@ def _attempt(recorder: Recorder, model: Any, run: Run, device: Any) -> tuple[Any
     work = {"generate": _generate, "forward": _forward, "train": _train}[run.mode]
     try:
         with _silent():
+            if device.type == "cuda":
+                _warm_up(model, device)
             return recorder.run(lambda: work(model, run, recorder, device)), None
     except torch.OutOfMemoryError:
         return None, Message("partial_out_of_memory")
@@ -176,7 +190,7 @@ def _warm_up(model: Any, device: Any) -> None:
     """A run so short that all it leaves is what every later one finds."""
     import torch
 
-    with _silent(), torch.no_grad():
+    with torch.no_grad():
         model(input_ids=torch.zeros(1, WARM_UP_TOKENS, dtype=torch.int64, device=device))
     torch.cuda.empty_cache()
 
@@ -353,15 +367,15 @@ def _peak(
     )
 
 
-def _workspace_bytes(device: Any) -> int:
+def _workspace_bytes(indices: tuple[int, ...]) -> int:
     """What cuBLAS holds: what its workspaces give back when they are cleared."""
-    if device.type != "cuda":
+    if not indices:
         return 0
     import torch
 
-    before = torch.cuda.memory_allocated(device)
+    before = sum(torch.cuda.memory_allocated(index) for index in indices)
     torch._C._cuda_clearCublasWorkspaces()
-    return int(before - torch.cuda.memory_allocated(device))
+    return int(before - sum(torch.cuda.memory_allocated(index) for index in indices))
 
 
 def _context_bytes(readings: Sequence[Reading]) -> int | None:
@@ -372,21 +386,22 @@ def _context_bytes(readings: Sequence[Reading]) -> int | None:
     return last.process_used - last.reserved
 
 
-def _device_name(device: Any) -> str:
-    if device.type == "cpu":
+def _device_name(indices: tuple[int, ...]) -> str:
+    """The card's name, or each one's; "cpu" where there is none."""
+    if not indices:
         return "cpu"
     import torch
 
-    return str(torch.cuda.get_device_name(device))
+    return ", ".join(str(torch.cuda.get_device_name(index)) for index in indices)
 
 
-def _versions(device: Any) -> Iterator[tuple[str, str]]:
+def _versions(*, cuda: bool) -> Iterator[tuple[str, str]]:
     import torch
     import transformers
 
     yield "transformers", transformers.__version__
     yield "torch", torch.__version__
-    if device.type == "cuda":
+    if cuda:
         yield "CUDA", str(torch.version.cuda)
         if (driver := driver_version()) is not None:
             yield "driver", driver
