@@ -1,7 +1,7 @@
 """How long the commands take, as ratios to `python -c pass` of the same interpreter, measured in one run (medians).
 
 Bounds that the project keeps: --help 3 x, structure 6 x, memory of a shipped trace 8 x,
-118 shards of a 235B model 1.5 s and 150 MB. Prints; judges nothing.
+118 shards of a 235B model 1.5 s and 150 MB, a GGUF header of 5 MB 0.5 s. Prints; judges nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests.conftest import write_sharded
+from tests.test_gguf import QWEN3, write_model
 
 RUNS = 15
 
@@ -55,6 +56,8 @@ def main() -> None:
         large.mkdir()
         write_sharded(small, "Qwen/Qwen3-0.6B")
         shards = write_sharded(large, "Qwen/Qwen3-235B-A22B")
+        blocks = write_model(Path(folder, "model.gguf"), "qwen3", QWEN3, tokens=118_000)
+        header = f"{blocks.stat().st_size / 1e6:.1f} MB"  # all but 0.1 MB of it
         for label, command in (
             ("--help", [*tool, "--help"]),
             ("structure, catalog", [*tool, "structure"]),
@@ -62,6 +65,7 @@ def main() -> None:
             ("weights, local directory (0.6B)", [*tool, "weights", str(small)]),
             ("memory, shipped trace (8B)", [*tool, "memory", "catalog:Qwen/Qwen3-8B"]),
             ("memory, shipped trace (235B)", [*tool, "memory", "catalog:Qwen/Qwen3-235B-A22B"]),
+            (f"weights, GGUF header of {header}", [*tool, "weights", str(blocks)]),
             ("models", [*tool, "models"]),
             (f"structure, {shards} shards (235B)", [*tool, "structure", str(large)]),
             (f"params, {shards} shards (235B)", [*tool, "params", str(large)]),

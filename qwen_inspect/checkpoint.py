@@ -58,12 +58,65 @@ DTYPE_OF_TORCH_NAME: Mapping[str, DType] = {dtype.torch_name: dtype for dtype in
 
 
 @dataclass(frozen=True, slots=True)
+class BlockFormat:
+    """A number format of ggml that packs `block_elements` numbers of a row, with their scales, into `block_bytes` bytes."""
+
+    name: str
+    block_elements: int
+    block_bytes: int
+
+    @property
+    def code(self) -> str:
+        return self.name
+
+    def __str__(self) -> str:
+        return self.name
+
+
+# Source: ggml, ggml-common.h (block_q4_0 and its like) and ggml.c, type_traits; gguf 0.19, GGML_QUANT_SIZES.
+BLOCK_FORMATS: Mapping[str, BlockFormat] = {
+    name: BlockFormat(name, elements, size_bytes)
+    for name, elements, size_bytes in (
+        ("Q4_0", 32, 18),
+        ("Q4_1", 32, 20),
+        ("Q5_0", 32, 22),
+        ("Q5_1", 32, 24),
+        ("Q8_0", 32, 34),
+        ("Q8_1", 32, 40),
+        ("Q2_K", 256, 84),
+        ("Q3_K", 256, 110),
+        ("Q4_K", 256, 144),
+        ("Q5_K", 256, 176),
+        ("Q6_K", 256, 210),
+        ("Q8_K", 256, 292),
+        ("IQ2_XXS", 256, 66),
+        ("IQ2_XS", 256, 74),
+        ("IQ3_XXS", 256, 98),
+        ("IQ1_S", 256, 50),
+        ("IQ4_NL", 32, 18),
+        ("IQ3_S", 256, 110),
+        ("IQ2_S", 256, 82),
+        ("IQ4_XS", 256, 136),
+        ("IQ1_M", 256, 56),
+        ("TQ1_0", 256, 54),
+        ("TQ2_0", 256, 66),
+        ("MXFP4", 32, 17),
+        ("NVFP4", 64, 36),
+        ("Q1_0", 128, 18),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
-    """A named array. For packed weights `elements` counts stored words, not the parameters that they hold."""
+    """A named array. For packed weights `elements` counts stored words, not the parameters that they hold.
+
+    In a block format it counts the numbers, whatever their block holds beside.
+    """
 
     name: str
     shape: tuple[int, ...]
-    dtype: DType
+    dtype: DType | BlockFormat
     file: str | None = None
 
     @property
@@ -72,6 +125,10 @@ class Tensor:
 
     @property
     def size_bytes(self) -> int:
+        if isinstance(self.dtype, BlockFormat):
+            return (
+                self.elements // self.dtype.block_elements * self.dtype.block_bytes
+            )  # whole blocks: checked when read
         return self.elements * self.dtype.bits // 8  # sub-byte tensors are checked to fill whole bytes when read
 
 
@@ -85,12 +142,16 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRef:
-    """Where a model is: `source` is "local" or "catalog" (hubs follow), `id` what the user would type to get it again."""
+    """Where a model is: `source` is "local", "catalog" or a hub's, `id` what the user would type to get it again.
+
+    file: the one of several GGUF files that is meant, by its name or by its quantisation.
+    """
 
     source: str
     id: str
     revision: str | None = None
     path: Path | None = None
+    file: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +195,8 @@ class Checkpoint:
 
     config: the raw mapping of config.json. tensors: as the headers state them. missing_files: shards that the index
     names and that are not there, with the tensors that they should hold. adapter: what is stored where the repository is
-    one; the rest is then its base model's, as far as that could be read.
+    one; the rest is then its base model's, as far as that could be read. gguf: whether the files are GGUF; `config` is then their
+    metadata without the tokenizer's.
     """
 
     ref: ModelRef
@@ -144,4 +206,5 @@ class Checkpoint:
     missing_files: Mapping[str, tuple[str, ...]] | None = None
     release: Release | None = None
     adapter: Adapter | None = None
+    gguf: bool = False
     notices: tuple[Message, ...] = ()

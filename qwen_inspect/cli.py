@@ -90,6 +90,7 @@ def _show(options: argparse.Namespace, say: Language) -> int:
             options.model,
             source=options.source,
             revision=options.revision,
+            file=options.file,
             access=_access(options),
             require_design=options.command not in ("weights", "config", "memory") or getattr(options, "explain", False),
             predict_files=options.command in ("weights", "params"),
@@ -455,6 +456,7 @@ def _model_options(command: argparse.ArgumentParser, say: Language) -> None:
         "--from", dest="source", choices=("auto", "hf", "ms", "local", "catalog"), default="auto", help=say("help_from")
     )
     command.add_argument("--revision", metavar="REV", help=say("help_revision"))
+    command.add_argument("--file", metavar="NAME", help=say("help_file"))
     _access_options(command, say)
 
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .analyzers.accounting import components, predicted_elements, predicted_files
+from .analyzers.accounting import StoredForm, components, predicted_elements, predicted_files
 from .analyzers.attention import attention_report
 from .analyzers.kv_cache import cache_report, engine_caches, read_formats
-from .analyzers.packing import Packing, pack, packed_tree, weights_of
+from .analyzers.packing import Packing, as_stored, pack, packed_tree, weights_as_stored, weights_of
 from .analyzers.reconcile import against_files, against_instantiated, copies
-from .architectures import Architecture, architecture_of
+from .architectures import architecture_of, gguf
 from .architectures.quantised import PRESETS, preset, read_quantisation
 from .checkpoint import Checkpoint, ModelRef, Tensor
 from .errors import MalformedError, NotFoundError, UnsupportedError, UsageError
@@ -31,6 +31,7 @@ def inspect(
     *,
     source: str = "auto",
     revision: str | None = None,
+    file: str | None = None,
     access: Access | None = None,
     require_design: bool = True,
     predict_files: bool = False,
@@ -45,7 +46,8 @@ def inspect(
 ) -> Report:
     """Everything known about `model` without its weights.
 
-    model: a directory, a file, or ORG/NAME on a hub or in the catalog. access: offline, partial, time limits, progress.
+    model: a directory, a file, or ORG/NAME on a hub or in the catalog. file: one of several GGUF files there.
+    access: offline, partial, time limits, progress.
     require_design: refuse an architecture that is not known; otherwise report what is stored and say why there is no more.
     predict_files: where no file can be read, list the tensors that a release's files hold.
     instantiate: also build the model on the meta device (needs the torch extra). expected_parameters: a count from
@@ -53,7 +55,7 @@ def inspect(
     of `group_size` numbers a group. batch, context, cache_format, ranks: as in `Workload`.
     """
     checkpoint = _in_dtype(
-        load(resolve(model, source=source, revision=revision), access or Access()), dtype, group_size
+        load(resolve(model, source=source, revision=revision, file=file), access or Access()), dtype, group_size
     )
     return analyse(
         checkpoint,
@@ -169,8 +171,9 @@ def analyse(
         architecture = architecture_of(config)
         spec = architecture.read_spec(config)
         tree = architecture.module_tree(spec)
+        form = gguf.stored_form if checkpoint.gguf else architecture.stored_form
         quantisation = read_quantisation(config)
-        packing = None if quantisation is None else pack(tree, quantisation, architecture.stored_form, tensors)
+        packing = _packing(tree, form, quantisation, tensors, stored_in_blocks=checkpoint.gguf)
     except (UnsupportedError, NotFoundError, MalformedError) as error:
         if require_design and tensors is not None:
             raise type(error)("refused_though_stored", reason=error.message) from None
@@ -182,21 +185,30 @@ def analyse(
         prediction = architecture.prediction_layers(spec)
         if tensors is None and predict_files:
             origin = "theory"
-            form, release = architecture.stored_form, checkpoint.release
-            if packing is not None:
+            release = checkpoint.release
+            if packing is not None and release is not None:
                 # The dense files' own ways are not those of quantised ones.
-                form = packing.stored_form
-                release = release and replace(release, experts_fused=False, float32=())
-            tensors = predicted_files(tree, form, release, prediction)
+                release = replace(release, experts_fused=False, float32=())
+            tensors = predicted_files(tree, form if packing is None else packing.stored_form, release, prediction)
         checks = _checks(
-            checkpoint, config, architecture, spec, tree, packing, tensors, origin, instantiate, expected_parameters
+            checkpoint,
+            config,
+            form,
+            spec,
+            tree,
+            prediction,
+            packing,
+            tensors,
+            origin,
+            instantiate,
+            expected_parameters,
         )
-        design = _design(checkpoint, spec, tree, prediction, checks, workload)
-        if quantisation is not None and packing is not None:
+        design = _design(_under_class_names(checkpoint, tree), spec, tree, prediction, checks, workload)
+        if packing is not None:
             design = _quantised(design, quantisation, packing)
     return Report(
         ref=checkpoint.ref,
-        config=checkpoint.config,
+        config=checkpoint.config if design is None else config,
         tensors=tensors,
         tensors_origin=origin if tensors is not None else None,
         files=checkpoint.files,
@@ -211,15 +223,42 @@ def analyse(
 def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
     if checkpoint.config is None:
         raise NotFoundError("no_config", path=checkpoint.ref.id)
+    if checkpoint.gguf:
+        return gguf.configuration(checkpoint.config, checkpoint.tensors or ())
     return checkpoint.config
+
+
+def _packing(
+    tree: Module,
+    form: StoredForm,
+    quantisation: Quantisation | None,
+    stored: Sequence[Tensor] | None,
+    *,
+    stored_in_blocks: bool,
+) -> Packing | None:
+    """How the weights are stored where that is not as they are built."""
+    if stored_in_blocks:
+        return as_stored(tree, form, stored or ())
+    return None if quantisation is None else pack(tree, quantisation, form, stored)
+
+
+def _under_class_names(checkpoint: Checkpoint, tree: Module) -> Checkpoint:
+    """The checkpoint with the tensors of a GGUF file under the names that the modules have."""
+    if not checkpoint.gguf or checkpoint.tensors is None:
+        return checkpoint
+    found = {tensor.name: tensor for tensor in checkpoint.tensors}
+    names = [(tensor.name, gguf.stored_form(tensor)) for tensor in each_tensor(tree)]
+    renamed = [replace(found[parts[0].name], name=name) for name, parts in names if parts[0].name in found]
+    return replace(checkpoint, tensors=tuple(renamed))
 
 
 def _checks(
     checkpoint: Checkpoint,
     config: Mapping[str, Any],
-    architecture: Architecture,
+    form: StoredForm,
     spec: ModelSpec,
     tree: Module,
+    prediction: tuple[Tensor, ...],
     packing: Packing | None,
     files: Sequence[Tensor] | None,
     origin: str,
@@ -228,7 +267,6 @@ def _checks(
 ) -> tuple[Check, ...]:
     """Every two witnesses that are there, held against each other: theory, transformers, the files, a claimed count."""
     theory, tied = tuple(each_tensor(tree)), dict(tied_tensors(tree))
-    prediction = architecture.prediction_layers(spec)
 
     def against(built: Sequence[Tensor], witness: str) -> list[Check]:
         if files is None:
@@ -240,7 +278,7 @@ def _checks(
                 witness=witness,
                 files_witness="stored" if origin == "stored" else "release",
                 tied=tied,
-                stored_form=architecture.stored_form,
+                stored_form=form,
                 missing_files=checkpoint.missing_files,
                 packing=packing,
                 ignored=tuple({f"{tensor.name.partition('.')[0]}." for tensor in prediction}),
@@ -260,7 +298,7 @@ def _checks(
     return tuple(checks)
 
 
-def _quantised(design: Design, quantisation: Quantisation, packing: Packing) -> Design:
+def _quantised(design: Design, quantisation: Quantisation | None, packing: Packing) -> Design:
     """The design with the bytes of what is stored; its counts stay those of the parameters."""
     tree = packed_tree(design.tree, packing)
     return replace(
@@ -269,7 +307,9 @@ def _quantised(design: Design, quantisation: Quantisation, packing: Packing) -> 
         # A release's layout is known of dense ones alone.
         parameters=replace(design.parameters, stored_predicted=None),
         components=components(tree),
-        quantised=weights_of(design.tree, quantisation, packing),
+        quantised=weights_as_stored(design.tree, packing)
+        if quantisation is None
+        else weights_of(design.tree, quantisation, packing),
         weights=tuple(part for tensor in each_tensor(design.tree) for part in packing.loaded(tensor)),
     )
 
@@ -285,7 +325,7 @@ def _design(
     attention = attention_report(spec, checkpoint.tensors)
     tokens = workload.context_tokens or spec.context_tokens
     parts = components(tree)
-    stored = None if checkpoint.tensors is None else sum(tensor.elements for tensor in checkpoint.tensors)
+    stored = None if checks == () or checkpoint.tensors is None else checks[0].right_parameters
     return Design(
         spec=spec,
         tree=tree,

@@ -56,7 +56,7 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
 
 def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
     if (quantised := report.known.quantised) is not None:
-        unknown = Message("assume_quantised", method=quantised.method)
+        unknown = Message("assume_gguf" if quantised.method == "gguf" else "assume_quantised", method=quantised.method)
         return formula_footprint(report.tree, report.cache, run, weights=report.known.weights, unknown=(unknown,))
     if report.cache.dtype != str(report.spec.dtype) and run.mode != "train":
         return formula_footprint(report.tree, report.cache, run)

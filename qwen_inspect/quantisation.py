@@ -132,8 +132,9 @@ class Quantisation:
 class Part:
     """One stored tensor of a quantised matrix.
 
-    role: "packed" (the numbers), "scales", "zeros", "group_index", "tables" (the values that codes stand for) or "notes" (how
-    to read the rest). optional: files may leave it out. any_length: a text whose length no formula gives.
+    role: "packed" (the numbers), "plain" (the same in another dtype), "scales", "zeros", "group_index", "tables" (the values
+    that codes stand for) or "notes" (how to read the rest). optional: files may leave it out. any_length: a text whose length
+    no formula gives.
     """
 
     tensor: Tensor

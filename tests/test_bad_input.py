@@ -121,13 +121,13 @@ def test_an_empty_directory_is_not_found(source: str, tmp_path: Path, capsys: Ca
     assert "empty" in refusal(capsys, 3, "structure", tmp_path, "--from", source)
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "model.bin", "model.gguf", "CONFIG.JSON"])
+@pytest.mark.parametrize("name", ["notes.txt", "model.bin", "CONFIG.JSON"])
 def test_a_directory_without_a_model_is_not_found(name: str, tmp_path: Path, capsys: Capture) -> None:
     write_bytes(tmp_path / name, b"{}")
     refusal(capsys, 3, "structure", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["model.gguf", "some.txt", "pytorch_model.bin", "no_suffix"])
+@pytest.mark.parametrize("name", ["some.txt", "pytorch_model.bin", "no_suffix"])
 def test_another_kind_of_file_is_unsupported(name: str, tmp_path: Path, capsys: Capture) -> None:
     assert name in refusal(capsys, 7, "weights", write_bytes(tmp_path / name, b"GGUF\x03\0\0\0"))
 

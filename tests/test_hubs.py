@@ -487,7 +487,7 @@ def test_a_certificate_that_is_not_trusted_is_told_from_other_failures(
         ("ms:org/nowhere", None, 3, ["does not exist on ModelScope"]),
         ("ms:org/single@nowhere", None, 3, ["no revision nowhere", "master"]),
         ("hf:org/gap", None, 3, ["lacks 1 of its shards", SHARD_NAMES[0]]),
-        ("hf:org/gguf", None, 7, ["GGUF", "does not read yet"]),
+        ("hf:org/gguf", None, 6, ["model-Q4_K_M.gguf", "within its header"]),
         ("hf:org/empty", None, 3, ["neither config.json nor safetensors"]),
         ("hf:org/quantised", None, 7, ["method 'aqlm' is not known", "weights command"]),
         ("org", None, 3, ["neither a path nor ORG/NAME"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..checkpoint import DType
+from ..checkpoint import BLOCK_FORMATS, DType
 from ..errors import UnsupportedError
 from ..report import AnyLayerAttention, CacheLayer, CacheReport, EngineCache, LayerAttention, LinearLayerAttention
 
@@ -29,7 +29,7 @@ class CacheFormat:
         return elements // self.block_elements * self.block_bytes
 
 
-# The last five are llama.cpp's. Source: ggml, block_q8_0 and its like in ggml-common.h; gguf 0.19, GGML_QUANT_SIZES.
+# The last five are llama.cpp's.
 # int8, int4 and fp8 count the numbers alone: what scales an engine keeps beside them is its own affair.
 FORMATS: Mapping[str, CacheFormat] = {
     name: CacheFormat(name, elements, size_bytes)
@@ -41,11 +41,10 @@ FORMATS: Mapping[str, CacheFormat] = {
         ("fp8", 1, 1),
         ("int8", 1, 1),
         ("int4", 2, 1),
-        ("q8_0", 32, 34),
-        ("q5_1", 32, 24),
-        ("q5_0", 32, 22),
-        ("q4_1", 32, 20),
-        ("q4_0", 32, 18),
+        *(
+            (name, BLOCK_FORMATS[name.upper()].block_elements, BLOCK_FORMATS[name.upper()].block_bytes)
+            for name in ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+        ),
     )
 }
 ALIASES: Mapping[str, str] = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}

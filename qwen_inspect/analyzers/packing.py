@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from ..checkpoint import DType, Tensor
+from ..checkpoint import BlockFormat, DType, Tensor
 from ..errors import MalformedError
 from ..language import Message
 from ..quantisation import (
@@ -26,7 +26,7 @@ from ..quantisation import (
     Scheme,
 )
 from ..report import KeptModules, QuantisedWeights
-from ..spec import Module, each_module
+from ..spec import Module, each_module, each_tensor
 from .accounting import StoredForm
 
 WORD_BITS = 32
@@ -85,6 +85,25 @@ def pack(tree: Module, quantisation: Quantisation, form: StoredForm, stored: Seq
             kept[module] = matrix
         else:
             parts[matrix.name], dense[matrix.name] = packed, matrix
+    return Packing(parts=parts, dense=dense, kept=kept, form=form)
+
+
+def as_stored(tree: Module, form: StoredForm, stored: Sequence[Tensor]) -> Packing:
+    """Every tensor in the format that the files have it in: a file of ggml's chooses one for each tensor."""
+    found = {tensor.name: tensor for tensor in stored}
+    parts: dict[str, tuple[Part, ...]] = {}
+    dense, kept = {}, {}
+    for tensor in each_tensor(tree):
+        for expected in form(tensor):
+            same = found.get(expected.name)
+            if same is None or same.shape != expected.shape:
+                continue  # the check of the files tells
+            if isinstance(same.dtype, BlockFormat):
+                parts[expected.name], dense[expected.name] = (Part(same, "packed"),), expected
+            else:
+                parts[expected.name] = (Part(same, "plain"),)
+                if len(expected.shape) > 1:
+                    kept[expected.name.removesuffix(".weight")] = expected
     return Packing(parts=parts, dense=dense, kept=kept, form=form)
 
 
@@ -159,7 +178,9 @@ def _packed(matrix: Tensor, scheme: Scheme) -> tuple[Part, ...] | None:
     if not experts and isinstance(scheme, Mxfp4Experts):
         return None
 
-    def part(name: str, shape: tuple[int, ...], dtype: DType, role: str, *, optional: bool = False) -> Part:
+    def part(
+        name: str, shape: tuple[int, ...], dtype: DType | BlockFormat, role: str, *, optional: bool = False
+    ) -> Part:
         return Part(Tensor(f"{module}.{name}", shape, dtype), role, optional)
 
     match scheme:
@@ -302,17 +323,36 @@ def _packed_module(module: Module, prefix: str, packing: Packing) -> Module:
 
 def weights_of(tree: Module, quantisation: Quantisation, packing: Packing) -> QuantisedWeights:
     """How many parameters are quantised, the bytes of these and of the rest, and which linear modules were left."""
+    schemes = tuple(dict.fromkeys(describe(group.scheme) for group in quantisation.groups))
+    return _weights(tree, packing, quantisation.method, schemes)
+
+
+def weights_as_stored(tree: Module, packing: Packing) -> QuantisedWeights:
+    """The same of files of ggml's, whose schemes are the formats of their tensors."""
+    formats: dict[str, tuple[int, int]] = {}
+    for name, dense in packing.dense.items():
+        (part,) = packing.parts[name]
+        tensors, parameters = formats.get(str(part.tensor.dtype), (0, 0))
+        formats[str(part.tensor.dtype)] = tensors + 1, parameters + dense.elements
+    schemes = tuple(
+        Message("scheme_ggml", format=name, tensors=tensors, parameters=parameters)
+        for name, (tensors, parameters) in sorted(formats.items(), key=lambda item: -item[1][1])
+    )
+    return _weights(tree, packing, "gguf", schemes)
+
+
+def _weights(tree: Module, packing: Packing, method: str, schemes: tuple[Message, ...]) -> QuantisedWeights:
     parameters = sum(tensor.elements for tensor in packing.dense.values())
-    size_bytes = sum(part.tensor.size_bytes for parts in packing.parts.values() for part in parts)
-    dense_bytes = sum(tensor.size_bytes for tensor in packing.dense.values())
+    parts = [part for name in packing.dense for part in packing.parts[name]]
+    loaded_bytes = sum(part.tensor.size_bytes for part in parts if part.role != "notes")
     return QuantisedWeights(
-        method=quantisation.method,
-        schemes=tuple(dict.fromkeys(describe(group.scheme) for group in quantisation.groups)),
+        method=method,
+        schemes=schemes,
         matrices=len(packing.dense),
         parameters=parameters,
-        size_bytes=size_bytes,
+        size_bytes=sum(part.tensor.size_bytes for part in parts),
         other_parameters=tree.parameters - parameters,
-        other_bytes=tree.size_bytes - dense_bytes,
+        other_bytes=packed_tree(tree, packing).size_bytes - loaded_bytes,
         kept=tuple(_kept(packing)),
     )
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ..checkpoint import DType, Tensor
+from ..checkpoint import BlockFormat, DType, Tensor
 from ..language import Message
 from ..report import Cause, Check, Unexplained
 from .accounting import StoredForm
@@ -47,6 +47,7 @@ def against_files(
     unexplained: list[Unexplained] = []
     dense = {tensor.name: stored_form(tensor) for tensor in built}
     singles = {part.name for form in dense.values() for part in form}
+    split = {name for name, form in dense.items() if any(".experts." in part.name for part in form)}
     fused = {tensor.name: tensor for tensor in built if tensor.name not in singles}
     forms = dense if packing is None else {tensor.name: packing.stored_form(tensor) for tensor in built}
     parts = {part.name: part for form in forms.values() for part in form}
@@ -57,7 +58,7 @@ def against_files(
 
     seen: set[str] = set()
     tied_copies, buffers, biases, cache_scales, unloaded = [], [], [], [], []
-    retyped: Counter[tuple[DType, DType]] = Counter()
+    retyped: Counter[tuple[DType | BlockFormat, DType | BlockFormat]] = Counter()
     shapes = {tensor.name: tensor.shape for tensor in built}
     for tensor in named:
         expected = parts.get(tensor.name) or fused.get(tensor.name)
@@ -70,9 +71,8 @@ def against_files(
                 unexplained.append(_reshaped(expected, tensor))
         elif tensor.name in tied and tensor.shape == shapes[tied[tensor.name]]:
             tied_copies.append(tensor)
-        elif tensor.name.endswith(
-            ".rotary_emb.inv_freq"
-        ):  # written by transformers before 4.32, which kept it persistent
+        # Written by transformers before 4.32, which kept it persistent; and by llama.cpp's converter for scaled frequencies.
+        elif tensor.name.endswith(".rotary_emb.inv_freq") or tensor.name == "rope_freqs.weight":
             buffers.append(tensor)
         elif tensor.name in extra_biases:
             biases.append(tensor)
@@ -103,8 +103,8 @@ def against_files(
     if heads:
         causes.append(_cause("headless", heads, -1))
     unexplained += [_missing(tensor) for tensor in absent if tensor.name != "lm_head.weight"]
-    for name, several in (("experts_singly", True), ("renamed", False)):
-        alike = [forms[one] for one in fused if one not in filled and (len(dense[one]) > 1) is several]
+    for name, singly in (("experts_singly", True), ("renamed", False)):
+        alike = [forms[one] for one in fused if one not in filled and (one in split) is singly]
         causes += _in_other_form(name, alike, seen)
     causes += [_retyped(*pair, tensors=tensors) for pair, tensors in retyped.items()]
     return Check(
@@ -137,7 +137,8 @@ def _quantised(packing: Packing) -> Iterator[Cause]:
     by_role: dict[str, list[Tensor]] = {role: [] for role in ROLES}
     for parts in packing.parts.values():
         for part in parts:
-            by_role[part.role].append(part.tensor)
+            if part.role != "plain":
+                by_role[part.role].append(part.tensor)
     for role, tensors in by_role.items():
         if not tensors:
             continue
@@ -200,7 +201,7 @@ def _explain_missing_files(
     return [tensor for tensor in absent if not any(tensor.name in names for names in by_file.values())]
 
 
-def _retyped(expected: DType, found: DType, *, tensors: int) -> Cause:
+def _retyped(expected: DType | BlockFormat, found: DType | BlockFormat, *, tensors: int) -> Cause:
     """Told, though it changes bytes and no count."""
     message = Message("cause_retyped", tensors=tensors, expected=str(expected), found=str(found))
     return Cause(name="retyped", message=message, parameters=0, tensors=tensors)

@@ -148,13 +148,29 @@ def read_activation(config: Mapping[str, Any], *, default: str) -> str:
 def read_heads(config: Mapping[str, Any]) -> tuple[int, int]:
     """Query heads, and the KV heads that they share evenly."""
     query_heads = integer(config, "num_attention_heads", at_most=MOST_HEADS)
-    # Null means as many KV heads as query heads. (Missing, transformers would take its class default: an error here.)
-    # Source: Qwen3Config.__post_init__.
+    return query_heads, _kv_heads(config, query_heads)
+
+
+def read_kv_heads(config: Mapping[str, Any], layers: int, query_heads: int) -> list[int]:
+    """Each layer's KV heads: one number for all, or in GGUF metadata a list."""
+    found = config.get("num_key_value_heads", 0)
+    if isinstance(found, list) and "general.architecture" in config:
+        if len(found) != layers:
+            raise MalformedError("gguf_per_layer", key="num_key_value_heads", found=len(found), layers=layers)
+        return [_kv_heads({**config, "num_key_value_heads": one}, query_heads) for one in found]
+    return [_kv_heads(config, query_heads)] * layers
+
+
+def _kv_heads(config: Mapping[str, Any], query_heads: int) -> int:
+    """Null means as many as query heads. (Missing, transformers would take its class default: an error here.)
+
+    Source: Qwen3Config.__post_init__.
+    """
     shared = config.get("num_key_value_heads", 0) is not None
     kv_heads = integer(config, "num_key_value_heads", at_most=MOST_HEADS) if shared else query_heads
     if query_heads % kv_heads:
         raise MalformedError("config_heads_do_not_divide", query_heads=query_heads, kv_heads=kv_heads)
-    return query_heads, kv_heads
+    return kv_heads
 
 
 def softmax_attentions(
@@ -167,9 +183,9 @@ def softmax_attentions(
     windows: Callable[[int], list[int | None]],
 ) -> Callable[[int], list[Attention]]:
     """Full or sliding attention for each layer. windows: from the number of layers, each layer's window (None: all tokens)."""
-    query_heads, kv_heads = read_heads(config)
+    query_heads = integer(config, "num_attention_heads", at_most=MOST_HEADS)
 
-    def attention(window: int | None) -> Attention:
+    def attention(window: int | None, kv_heads: int) -> Attention:
         shape = {"query_heads": query_heads, "kv_heads": kv_heads, "head_dim": head_dim}
         if window is None:
             return FullAttention(**shape, qkv_bias=qkv_bias, output_bias=output_bias, qk_norm=qk_norm)
@@ -177,7 +193,10 @@ def softmax_attentions(
             **shape, qkv_bias=qkv_bias, output_bias=output_bias, qk_norm=qk_norm, window_tokens=window
         )
 
-    return lambda layers: [attention(window) for window in windows(layers)]
+    return lambda layers: [
+        attention(window, kv_heads)
+        for window, kv_heads in zip(windows(layers), read_kv_heads(config, layers, query_heads), strict=True)
+    ]
 
 
 def hybrid_attentions(config: Mapping[str, Any], *, fused_projections: bool) -> Callable[[int], list[Attention]]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..checkpoint import Checkpoint, ModelRef, StoredFile, Tensor
-from ..errors import MalformedError, NetworkError, NotFoundError, QwenInspectError, UnsupportedError
+from ..errors import MalformedError, NetworkError, NotFoundError, QwenInspectError
 from ..language import Message
-from . import adapter, header_cache, local
+from . import adapter, gguf_header, header_cache, local
 from .safetensors_header import LENGTH_BYTES, header_length, parse_header
 from .strict_json import LONGEST_JSON_BYTES, parse_json
 from .transfer import Answer, Deadline, fetch, fetch_span, in_parallel, safe_name
@@ -96,7 +96,7 @@ def load_kept(hub: Hub, ref: ModelRef, notice: Message) -> Checkpoint | None:
     listing = kept_listing(hub, ref.id, revision)
     if listing is None:
         return None
-    if not all(file.key and header_cache.holds(file.key) for file in _needed(listing)):
+    if not all(file.key and header_cache.holds(file.key) for file in _needed(listing, ref)):
         return None
     config = _config(hub, ref.id, listing, Deadline.after(1))
     checkpoint = _checkpoint(hub, ref, listing, config, Deadline.after(1), lambda done, total: None)
@@ -112,9 +112,11 @@ def kept_listing(hub: Hub, model: str, revision: str) -> Listing | None:
         return None
 
 
-def _needed(listing: Listing) -> list[ListedFile]:
+def _needed(listing: Listing, ref: ModelRef) -> list[ListedFile]:
     """The files whose content a checkpoint is made of: the configuration and the headers, the model's or the adapter's."""
     config = listing.file(local.CONFIG_NAME)
+    if _is_gguf(listing, ref):
+        return [*([] if config is None else [config]), *_gguf_files(listing, ref)]
     if config is not None:
         return [config, *weight_files(listing)]
     parts = (listing.file(adapter.CONFIG_NAME), listing.file(adapter.WEIGHTS_NAME))
@@ -233,6 +235,8 @@ def _checkpoint(
 ) -> Checkpoint:
     if config is None and listing.file(adapter.CONFIG_NAME) and listing.file(adapter.WEIGHTS_NAME):
         return _adapter_checkpoint(hub, ref, listing, deadline)
+    if _is_gguf(listing, ref):
+        return _gguf_checkpoint(hub, ref, listing, deadline, progress)
     files = weight_files(listing)
     if missing := missing_shards(files):
         raise NotFoundError("hub_shards_missing", missing=len(missing), file=missing[0])
@@ -272,14 +276,92 @@ def _no_weights(listing: Listing, config: Mapping[str, Any] | None, model: str) 
     """What kind of repository it is that has no safetensors file of a whole model."""
     names = [file.name for file in listing.files]
     if gguf := [name for name in names if name.endswith(".gguf")]:
-        if config is None:
-            raise UnsupportedError("gguf_unsupported", path=gguf[0])
         return Message("gguf_beside", file=gguf[0])
     if pickled := [name for name in names if name.endswith((".bin", ".pt", ".pth")) and "/" not in name]:
         return Message("pickled_only", file=pickled[0])
     if config is None:
         raise NotFoundError("hub_no_model", model=model)
     return Message("config_alone", path=model)
+
+
+def _is_gguf(listing: Listing, ref: ModelRef) -> bool:
+    """Whether it is a GGUF file that is asked for: named, or because there is nothing else."""
+    if ref.file is not None:
+        return True
+    return (
+        listing.file(local.CONFIG_NAME) is None
+        and not weight_files(listing)
+        and any(file.name.endswith(".gguf") for file in listing.files)
+    )
+
+
+def _gguf_files(listing: Listing, ref: ModelRef) -> list[ListedFile]:
+    by_name = {file.name: file for file in listing.files}
+    return [by_name[name] for name in gguf_header.choose(by_name, ref.file, model=ref.id)]
+
+
+def _gguf_checkpoint(hub: Hub, ref: ModelRef, listing: Listing, deadline: Deadline, progress: Progress) -> Checkpoint:
+    """A GGUF file's metadata and tensors, from its header alone."""
+    files = _gguf_files(listing, ref)
+
+    def job(file: ListedFile) -> Callable[[], tuple[int, gguf_header.GgufHeader]]:
+        return lambda: _gguf_header(hub, ref.id, listing.revision, file, deadline)
+
+    outcomes = in_parallel([job(file) for file in files], deadline=deadline, progress=progress)
+    for error in outcomes.errors:
+        if error is not None:
+            raise error
+    read = [one for one in outcomes.results if one is not None]
+    if len(read) < len(files):
+        names = ", ".join(file.name for file in files[:5])
+        raise NetworkError("hub_headers_missing", missing=len(files) - len(read), files=len(files), names=names)
+    metadata, tensors = gguf_header.merged([header for _, header in read], file=files[0].name)
+    return Checkpoint(
+        ref=replace(ref, source=hub.source, revision=listing.revision),
+        config=metadata,
+        tensors=tensors,
+        files=tuple(StoredFile(file.name, size) for file, (size, _) in zip(files, read, strict=True)),
+        gguf=True,
+        notices=(*hub.notices(), *listing.notices),
+    )
+
+
+def _gguf_header(
+    hub: Hub, model: str, revision: str, file: ListedFile, deadline: Deadline
+) -> tuple[int, gguf_header.GgufHeader]:
+    """A file's size and header: kept from an earlier run, else by ranges as far as it goes."""
+    kept = header_cache.read(file.key) if file.key else None
+    if kept is not None and file.size_bytes is not None:
+        content = kept
+        header = gguf_header.read_header(
+            lambda start, stop: content[start:stop], file=file.name, file_bytes=file.size_bytes
+        )
+        return file.size_bytes, header
+    url = hub.file_url(model, revision, file.name)
+    sizes: list[int] = []
+
+    def more(start: int, stop: int) -> bytes:
+        answer, found = fetch_span(hub.get, url, start, stop, deadline=deadline, file=file.name)
+        if found is None:
+            raise hub.refusal(answer, model=model, revision=revision, file=file.name)
+        if found.file_bytes is not None:
+            sizes.append(found.file_bytes)
+        return found.content
+
+    first = more(0, gguf_header.FIRST_BYTES) if file.size_bytes is None else b""
+    size = file.size_bytes if file.size_bytes is not None else sizes[0] if sizes else None
+    if size is None:
+        raise NetworkError("hub_no_size", file=file.name)
+    header = gguf_header.read_header(
+        lambda start, stop: first[start:stop] if stop <= len(first) else more(start, stop),
+        file=file.name,
+        file_bytes=size,
+    )
+    if sizes and sizes[-1] != size:
+        raise MalformedError("listing_size_differs", file=file.name, expected=size, found=sizes[-1])
+    if file.key:
+        header_cache.write(file.key, header.content)
+    return size, header
 
 
 Header = tuple[int, tuple[Tensor, ...]]

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from ..checkpoint import Checkpoint, ModelRef, StoredFile, Tensor
 from ..errors import MalformedError, NotFoundError, UnsupportedError
 from ..language import Message
-from . import adapter
+from . import adapter, gguf_header
 from .safetensors_header import read_header
 from .strict_json import LONGEST_JSON_BYTES, parse_json
 
@@ -34,7 +34,8 @@ def load(ref: ModelRef, *, partial: bool) -> Checkpoint:
     if path.suffix == ".safetensors":
         return _load_file(ref, path)
     if path.suffix == ".gguf":
-        raise UnsupportedError("gguf_unsupported", path=ref.id)
+        parts = gguf_header.choose(_listed(path.parent, ref), path.name, model=ref.id)
+        return _load_gguf(ref, path.parent, parts)
     if path.suffix != ".json":
         raise UnsupportedError("path_kind_unknown", path=ref.id)
     return Checkpoint(ref=ref, config=read_config(path), tensors=None, notices=(Message("config_alone", path=ref.id),))
@@ -44,6 +45,9 @@ def _load_directory(ref: ModelRef, directory: Path, *, partial: bool) -> Checkpo
     names = sorted(_listed(directory, ref))
     config = read_config(directory / CONFIG_NAME) if CONFIG_NAME in names else None
     weights = [name for name in names if name.endswith(".safetensors")]
+    blocks = [name for name in names if name.endswith(".gguf")]
+    if ref.file is not None or (blocks and config is None and not weights):
+        return _load_gguf(ref, directory, gguf_header.choose(blocks, ref.file, model=ref.id))
     if SINGLE_NAME in names:
         return _checkpoint(ref, config, directory, [SINGLE_NAME])
     if INDEX_NAME in names:
@@ -56,7 +60,31 @@ def _load_directory(ref: ModelRef, directory: Path, *, partial: bool) -> Checkpo
         raise NotFoundError("directory_empty" if not names else "directory_no_model", path=ref.id)
     pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
     notice = Message("pickled_only", file=pickled[0]) if pickled else Message("config_alone", path=ref.id)
+    if blocks:
+        notice = Message("gguf_beside", file=blocks[0])
     return Checkpoint(ref=ref, config=config, tensors=None, notices=(notice,))
+
+
+def _load_gguf(ref: ModelRef, directory: Path, names: Iterable[str]) -> Checkpoint:
+    headers, files = [], []
+    for name in names:
+        try:
+            with open_regular(directory / name) as stream:
+                size = os.fstat(stream.fileno()).st_size
+                headers.append(gguf_header.read_header(_reading(stream), file=name, file_bytes=size))
+        except OSError as error:
+            raise NotFoundError("path_unreadable", path=str(directory / name), reason=error.strerror) from None
+        files.append(StoredFile(name, size))
+    metadata, tensors = gguf_header.merged(headers, file=files[0].name)
+    return Checkpoint(ref=ref, config=metadata, tensors=tensors, files=tuple(files), gguf=True)
+
+
+def _reading(stream: BinaryIO) -> gguf_header.More:
+    def more(start: int, stop: int) -> bytes:
+        stream.seek(start)
+        return stream.read(stop - start)
+
+    return more
 
 
 def _load_adapter(ref: ModelRef, directory: Path) -> Checkpoint:

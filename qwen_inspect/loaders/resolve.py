@@ -40,11 +40,12 @@ class Access:
     downloaded: Progress = lambda done, total: None
 
 
-def resolve(model: str, *, source: str = "auto", revision: str | None = None) -> ModelRef:
+def resolve(model: str, *, source: str = "auto", revision: str | None = None, file: str | None = None) -> ModelRef:
     """A path where `model` is or looks like one, else a hub's or the catalog's ORG/NAME.
 
     `hf:`, `ms:` and `catalog:` pin the source; `@REV` after a pinned name, or `revision`, names a hub's revision. A bare
-    ORG/NAME has the source "auto".
+    ORG/NAME has the source "auto". `:FILE` at the end of a hub's name, or `file`, names one of several GGUF files, by its name or
+    by its quantisation (`:Q4_K_M`, as llama.cpp and Ollama have it).
     """
     if not model or "\0" in model:
         raise UsageError("model_empty")
@@ -53,6 +54,7 @@ def resolve(model: str, *, source: str = "auto", revision: str | None = None) ->
         if source not in ("auto", prefix):
             raise UsageError("source_contradiction", model=model, source=source)
         source, model = prefix, rest
+        model, file = _named_file(model, file)
         name, separator, at = model.partition("@")
         if separator:
             if revision not in (None, at):
@@ -63,15 +65,26 @@ def resolve(model: str, *, source: str = "auto", revision: str | None = None) ->
         _refuse_revision(revision)
         if not os.path.exists(path):
             raise NotFoundError("path_missing", path=model)
-        return ModelRef(source="local", id=model, path=path)
+        return ModelRef(source="local", id=model, path=path, file=file)
     if source == "catalog":
         _refuse_revision(revision)
         return ModelRef(source="catalog", id=model)
+    model, file = _named_file(model, file)
     if not HUB_ID.fullmatch(model) or ".." in model or model.endswith(".git"):
         raise NotFoundError("not_a_model", id=model, nearest=catalog.nearest(model, catalog.entries()))
     if revision == "" or (revision is not None and (len(revision) > 200 or ".." in revision)):
         raise UsageError("revision_malformed", revision=revision)
-    return ModelRef(source=source, id=model, revision=revision)
+    return ModelRef(source=source, id=model, revision=revision, file=file)
+
+
+def _named_file(model: str, file: str | None) -> tuple[str, str | None]:
+    """ORG/NAME:FILE -> ORG/NAME and FILE."""
+    name, separator, named = model.partition(":")
+    if not separator:
+        return model, file
+    if not named or file not in (None, named):
+        raise UsageError("file_contradiction", model=model, file=file or "–")
+    return name, named
 
 
 def _refuse_revision(revision: str | None) -> None:
@@ -181,7 +194,8 @@ def _from_client_cache(hub: Hub, ref: ModelRef, *, partial: bool) -> Checkpoint 
         return None
     folder, revision = found
     try:
-        checkpoint = local.load(ModelRef(source=hub.source, id=ref.id, revision=revision, path=folder), partial=partial)
+        place = ModelRef(source=hub.source, id=ref.id, revision=revision, path=folder, file=ref.file)
+        checkpoint = local.load(place, partial=partial)
     except NotFoundError:
         return None
     if checkpoint.tensors is None and checkpoint.adapter is None and not partial:

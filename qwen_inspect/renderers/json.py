@@ -23,6 +23,7 @@ from ..report import (
     Run,
 )
 from ..spec import Module
+from .dtypes import by_dtype
 
 SCHEMA_VERSION = 1
 
@@ -149,6 +150,10 @@ def _weights(report: Report, say: Language) -> dict[str, Any]:
                 "file": tensor.file,
             }
             for tensor in tensors
+        ],
+        "dtypes": [
+            {"dtype": dtype, "tensors": found, "elements": elements, "bytes": size_bytes}
+            for dtype, found, elements, size_bytes in by_dtype(tensors)
         ],
         "totals": {
             "tensors": len(tensors),

@@ -32,7 +32,7 @@ def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:
         term_table(footprint, say),
     ]
     if footprint.peak is None:
-        made.append(Paragraph(say("no_peak")))
+        made.append(Paragraph(say("no_peak" if memory.report.known.quantised is None else "no_peak_quantised")))
     else:
         made += [Heading(say("heading_alive", stage=say(f"stage_{footprint.peak.stage}"))), alive_table(footprint, say)]
     made += [

@@ -10,6 +10,7 @@ from ...language import Language
 from ...report import Report
 from ...units import count, mib
 from ..blocks import Block, Fields, Heading, Table
+from ..dtypes import by_dtype
 from . import View
 from .common import notices
 
@@ -30,6 +31,8 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
         *notices(report, say),
         Heading(say("heading_basics")),
         Fields(fields),
+        Heading(say("heading_dtypes")),
+        dtype_table(tensors, say),
         Heading(say("heading_tensors")),
         Table(
             [say("column_tensor"), say("column_shape"), say("column_dtype"), say("column_elements"), say("column_mib")],
@@ -49,6 +52,22 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
             "llr",
         ),
     ]
+
+
+def dtype_table(tensors: Sequence[Tensor], say: Language) -> Table:
+    """Each number format: its tensors, their elements and bytes, and the bits that an element takes."""
+    rows = [
+        [
+            dtype,
+            count(tensors_of),
+            count(elements),
+            count(size_bytes),
+            f"{size_bytes * 8 / elements:.3f}" if elements else "–",
+        ]
+        for dtype, tensors_of, elements, size_bytes in by_dtype(tensors)
+    ]
+    columns = [say(f"column_{name}") for name in ("dtype", "tensors", "elements", "bytes", "bits")]
+    return Table(columns, rows, "lrrrr")
 
 
 def listed(report: Report) -> Sequence[Tensor]:

@@ -1,0 +1,129 @@
+"""GGUF metadata -> the configuration that it was converted from; and a module's tensor -> its name in a GGUF file.
+
+Source: llama.cpp, convert_hf_to_gguf.py (Qwen2Model, Qwen2MoeModel, Qwen3Model, Qwen3MoeModel) and src/llama-model.cpp;
+gguf 0.19, constants.MODEL_TENSORS.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..checkpoint import Tensor
+from ..errors import MalformedError, UnsupportedError
+from .reading import MOST_LAYERS, integer, shown
+
+# general.architecture -> (model_type, prefix of the class). One line a family that is known natively.
+FAMILIES: Mapping[str, tuple[str, str]] = {
+    "qwen2": ("qwen2", "Qwen2"),
+    "qwen2moe": ("qwen2_moe", "Qwen2Moe"),
+    "qwen3": ("qwen3", "Qwen3"),
+    "qwen3moe": ("qwen3_moe", "Qwen3Moe"),
+}
+# key of the configuration -> key after the architecture's name; those after the line only of some.
+KEYS: Mapping[str, str] = {
+    "num_hidden_layers": "block_count",
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "rope_theta": "rope.freq_base",
+    # ---
+    "num_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
+    "head_dim": "attention.key_length",
+}
+NAMES: Mapping[str, str] = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+}
+IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+
+
+def configuration(metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> Mapping[str, Any]:
+    """What config.json of the model would say, with the metadata beside; the head is tied where no tensor of its own is there.
+
+    Raises UnsupportedError for an architecture that is not known, MalformedError for metadata that has no meaning.
+    """
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise MalformedError("gguf_no_architecture", found=shown(architecture))
+    if architecture not in FAMILIES:
+        raise UnsupportedError("gguf_architecture", found=architecture, known=", ".join(FAMILIES))
+    model_type, prefix = FAMILIES[architecture]
+    said = {
+        key: metadata[f"{architecture}.{name}"] for key, name in KEYS.items() if f"{architecture}.{name}" in metadata
+    }
+    shapes = {tensor.name: tensor.shape for tensor in tensors}
+    layers = integer({**said, "model_type": model_type}, "num_hidden_layers", at_most=MOST_LAYERS)
+    for key, value in said.items():
+        if isinstance(value, list):
+            said[key] = _per_layer(key, value, layers)
+    values = metadata.get(f"{architecture}.attention.value_length")
+    if values is not None and values != said.get("head_dim"):
+        raise UnsupportedError("gguf_value_length", keys=shown(said.get("head_dim")), values=shown(values))
+    if "head_dim" not in said:  # llama.cpp's default; transformers' would be 128 for Qwen3
+        heads = said.get("num_attention_heads")
+        hidden = said.get("hidden_size")
+        if type(heads) is int and type(hidden) is int and heads > 0 and hidden % heads == 0:
+            said["head_dim"] = hidden // heads
+    vocabulary = metadata.get(f"{architecture}.vocab_size", shapes.get("token_embd.weight", (None,))[0])
+    return {
+        "architectures": [f"{prefix}ForCausalLM"],
+        "model_type": model_type,
+        **said,
+        **({} if vocabulary is None else {"vocab_size": vocabulary}),
+        "tie_word_embeddings": "output.weight" not in shapes,
+        # What numbers outside blocks are computed and cached in: llama.cpp's default.
+        "torch_dtype": "float16",
+        **metadata,
+    }
+
+
+def _per_layer(key: str, values: list[Any], layers: int) -> Any:
+    """A value for each layer as one where all are equal. KV heads alone may differ."""
+    if len(values) != layers:
+        raise MalformedError("gguf_per_layer", key=key, found=len(values), layers=layers)
+    if len(set(values)) == 1:
+        return values[0]
+    if key != "num_key_value_heads":
+        raise UnsupportedError("gguf_layers_differ", key=key)
+    return values
+
+
+def stored_form(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The tensors under which a GGUF file stores one of the model's: fused experts as three stacks of matrices."""
+    layer = IN_LAYER.fullmatch(tensor.name)
+    prefix, name = (f"blk.{layer[1]}.", layer[2]) if layer else ("", tensor.name)
+    if name == "mlp.experts.gate_up_proj":
+        count, doubled, hidden = tensor.shape
+        shape = (count, doubled // 2, hidden)
+        return tuple(Tensor(f"{prefix}ffn_{part}_exps.weight", shape, tensor.dtype) for part in ("gate", "up"))
+    if name == "mlp.experts.down_proj":
+        return (Tensor(f"{prefix}ffn_down_exps.weight", tensor.shape, tensor.dtype),)
+    module, _, kind = name.rpartition(".")
+    # The converter leaves out sides of 1.
+    sides = tensor.shape[1:] if module == "mlp.shared_expert_gate" else tensor.shape
+    return (Tensor(f"{prefix}{NAMES.get(module, module)}.{kind}", sides, tensor.dtype),)

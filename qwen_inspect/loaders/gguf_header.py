@@ -1,0 +1,329 @@
+"""The header of a GGUF file: metadata and the tensors' names, shapes, types and places. No tensor data is read.
+
+The tokenizer's arrays take most of a header; they are stepped over, once, and nothing is made of them.
+Source: ggml, docs/gguf.md and src/gguf.cpp (`gguf_init_from_file_impl`), whose rules are kept: tensors tile the data.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..checkpoint import BLOCK_FORMATS, BlockFormat, DType, Tensor
+from ..errors import MalformedError, NotFoundError, QwenInspectError, UnsupportedError, UsageError
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)  # version 1, of August 2023, counted in 32 bits
+# A header with 262,144 tokens takes 15 MB; DeepSeek-V3 has 1,025 tensors; what is larger is damaged or hostile.
+LONGEST_HEADER_BYTES = 100_000_000
+MOST_TENSORS, MOST_KEYS = 1_000_000, 100_000
+MOST_SIDES = 4  # ggml, GGML_MAX_DIMS
+LONGEST_NAME_BYTES = 1 << 16
+LONGEST_TEXT_BYTES = 1 << 16  # what is longer (a chat template) is stepped over
+LONGEST_ARRAY = 10_000  # values of a list that is kept: one a layer
+LARGEST = 1 << 62
+DEFAULT_ALIGNMENT = 32
+FIRST_BYTES, MORE_BYTES = 1 << 16, 1 << 23
+SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+
+# ggml_type -> format. Source: ggml.h, enum ggml_type; gguf 0.19, GGMLQuantizationType. 4, 5, 31 to 33 and 36 to 38 were removed.
+TYPES: Mapping[int, DType | BlockFormat] = {
+    0: DType.F32,
+    1: DType.F16,
+    24: DType.I8,
+    25: DType.I16,
+    26: DType.I32,
+    27: DType.I64,
+    28: DType.F64,
+    30: DType.BF16,
+    **{
+        number: BLOCK_FORMATS[name]
+        for number, name in {
+            2: "Q4_0",
+            3: "Q4_1",
+            6: "Q5_0",
+            7: "Q5_1",
+            8: "Q8_0",
+            9: "Q8_1",
+            10: "Q2_K",
+            11: "Q3_K",
+            12: "Q4_K",
+            13: "Q5_K",
+            14: "Q6_K",
+            15: "Q8_K",
+            16: "IQ2_XXS",
+            17: "IQ2_XS",
+            18: "IQ3_XXS",
+            19: "IQ1_S",
+            20: "IQ4_NL",
+            21: "IQ3_S",
+            22: "IQ2_S",
+            23: "IQ4_XS",
+            29: "IQ1_M",
+            34: "TQ1_0",
+            35: "TQ2_0",
+            39: "MXFP4",
+            40: "NVFP4",
+            41: "Q1_0",
+        }.items()
+    },
+}
+
+# Metadata's types: a struct letter for numbers. Source: ggml, docs/gguf.md, gguf_metadata_value_type.
+NUMBERS: Mapping[int, str] = {
+    0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
+}  # fmt: skip
+TEXT, LIST = 8, 9
+More = Callable[[int, int], bytes]  # bytes [start, stop) of the file, fewer where it ends
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufHeader:
+    """metadata: numbers, texts and short lists of numbers. content: the bytes that the header takes."""
+
+    metadata: Mapping[str, Any]
+    tensors: tuple[Tensor, ...]
+    content: bytes
+
+
+def read_header(more: More, *, file: str, file_bytes: int) -> GgufHeader:
+    """The header of a file of `file_bytes` bytes, of which `more` gives any. `file` names it in errors."""
+    return _Reader(more, file, file_bytes).header()
+
+
+class _Reader:
+    """Walks a header, asking for more of the file as it goes."""
+
+    def __init__(self, more: More, file: str, file_bytes: int) -> None:
+        self._more, self._file, self._file_bytes = more, file, file_bytes
+        self._content = bytearray()
+        self._at = 0
+        self._order = "<"
+
+    def header(self) -> GgufHeader:
+        if self._bytes(4) != MAGIC:
+            raise MalformedError("gguf_magic", file=self._file)
+        version = self._version()
+        if version not in VERSIONS:
+            raise UnsupportedError("gguf_version", file=self._file, found=version)
+        tensors, keys = self._number("Q"), self._number("Q")
+        if tensors > MOST_TENSORS or keys > MOST_KEYS:
+            raise MalformedError("gguf_counts", file=self._file, tensors=tensors, keys=keys)
+        metadata = self._metadata(keys)
+        placed = [self._tensor() for _ in range(tensors)]
+        alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+        if type(alignment) is not int or alignment < 8 or alignment & (alignment - 1):
+            raise MalformedError("gguf_alignment", file=self._file, found=alignment)
+        self._check_tiling(placed, alignment)
+        return GgufHeader(
+            metadata=metadata,
+            tensors=tuple(tensor for tensor, _ in placed),
+            content=bytes(self._content[: self._at]),
+        )
+
+    def _version(self) -> int:
+        """The version, whose own bytes tell the byte order of all else."""
+        version: int = self._number("I")
+        if version & 0xFFFF:
+            return version
+        self._order = ">"
+        return int.from_bytes(version.to_bytes(4, "little"), "big")
+
+    def _metadata(self, keys: int) -> dict[str, Any]:
+        metadata: dict[str, Any] = {}
+        for _ in range(keys):
+            key = self._text(LONGEST_NAME_BYTES, "key")
+            if key in metadata:
+                raise MalformedError("gguf_duplicate", file=self._file, name=key)
+            metadata[key] = self._value(key, self._number("I"))
+        return {key: value for key, value in metadata.items() if value is not None}
+
+    def _value(self, key: str, kind: int) -> Any:
+        """A value; None where it was stepped over."""
+        if letter := NUMBERS.get(kind):
+            return self._number(letter)
+        if kind == TEXT:
+            return self._short_text()
+        if kind == LIST:
+            return self._list(key)
+        raise MalformedError("gguf_value_type", file=self._file, key=key, found=kind)
+
+    def _list(self, key: str) -> list[Any] | None:
+        kind, count = self._number("I"), self._number("Q")
+        if letter := NUMBERS.get(kind):
+            width = struct.calcsize(f"<{letter}")
+            if count > LONGEST_ARRAY or key.startswith("tokenizer."):
+                self._step(count * width)
+                return None
+            return list(struct.unpack(f"{self._order}{count}{letter}", self._bytes(count * width)))
+        if kind == TEXT:
+            self._step_over_texts(count)
+            return None
+        raise MalformedError(
+            "gguf_value_type", file=self._file, key=key, found=kind
+        )  # lists of lists were never written
+
+    def _tensor(self) -> tuple[Tensor, int]:
+        name = self._text(LONGEST_NAME_BYTES, "tensor")
+        count = self._number("I")
+        if count > MOST_SIDES:
+            raise MalformedError("gguf_sides", file=self._file, tensor=name, found=count)
+        sides = [self._number("Q") for _ in range(count)]
+        kind, offset = self._number("I"), self._number("Q")
+        elements = 1
+        for side in sides:
+            elements *= side
+            if elements >= LARGEST:
+                raise MalformedError("gguf_shape", file=self._file, tensor=name, shape=sides)
+        dtype = TYPES.get(kind)
+        if dtype is None:
+            raise UnsupportedError("gguf_tensor_type", file=self._file, tensor=name, found=kind)
+        block = dtype.block_elements if isinstance(dtype, BlockFormat) else 1
+        if (sides[0] if sides else 1) % block:
+            raise MalformedError(
+                "gguf_blocks", file=self._file, tensor=name, row=sides[0] if sides else 1, type=str(dtype), block=block
+            )
+        return Tensor(name, tuple(reversed(sides)), dtype, self._file), offset
+
+    def _check_tiling(self, placed: Sequence[tuple[Tensor, int]], alignment: int) -> None:
+        """Each tensor begins where the one before it ends, rounded up to the alignment, and the last lies within the file."""
+        if len({tensor.name for tensor, _ in placed}) != len(placed):
+            seen: set[str] = set()
+            name = next(one.name for one, _ in placed if one.name in seen or seen.add(one.name))  # type: ignore[func-returns-value]
+            raise MalformedError("gguf_duplicate", file=self._file, name=name)
+        begin = _aligned(self._at, alignment)
+        end = expected = 0
+        for tensor, offset in placed:
+            if offset != expected:
+                raise MalformedError(
+                    "gguf_not_tiled", file=self._file, tensor=tensor.name, found=offset, expected=expected
+                )
+            end = offset + tensor.size_bytes
+            expected = _aligned(end, alignment)
+        if placed and begin + end > self._file_bytes:
+            raise MalformedError("gguf_truncated", file=self._file, expected=begin + end, found=self._file_bytes)
+
+    # --- bytes
+
+    def _number(self, letter: str) -> Any:
+        form = self._order + letter
+        return struct.unpack(form, self._bytes(struct.calcsize(form)))[0]
+
+    def _text(self, longest: int, what: str) -> str:
+        length = self._number("Q")
+        if length > longest:
+            raise MalformedError("gguf_text_too_long", file=self._file, what=what, found=length, most=longest)
+        try:
+            return self._bytes(length).decode("utf-8")
+        except UnicodeDecodeError:
+            raise MalformedError("gguf_not_utf8", file=self._file, what=what) from None
+
+    def _short_text(self) -> str | None:
+        length = self._number("Q")
+        if length > LONGEST_TEXT_BYTES:
+            self._step(length)
+            return None
+        return self._bytes(length).decode("utf-8", "backslashreplace")
+
+    def _step_over_texts(self, count: int) -> None:
+        """Past `count` texts: their lengths are read, for nothing else says where the next begins."""
+        if count * 8 > self._file_bytes:
+            raise self._cut_off(count * 8)
+        unpack = struct.Struct(self._order + "Q").unpack_from
+        content, at = self._content, self._at
+        while count:
+            try:
+                (length,) = unpack(content, at)
+            except struct.error:
+                self._at = at
+                self._need(8)
+                continue
+            at += 8 + length
+            count -= 1
+        self._at = at
+        self._need(0)
+
+    def _step(self, count: int) -> None:
+        self._at += count
+        self._need(0)
+
+    def _bytes(self, count: int) -> bytes:
+        self._need(count)
+        begin, self._at = self._at, self._at + count
+        return bytes(self._content[begin : self._at])
+
+    def _need(self, count: int) -> None:
+        """Have the content reach `count` bytes past where we are."""
+        end = self._at + count
+        while len(self._content) < end:
+            if end > min(self._file_bytes, LONGEST_HEADER_BYTES):
+                raise self._cut_off(end)
+            have = len(self._content)
+            stop = min(max(end, have + (MORE_BYTES if have else FIRST_BYTES)), self._file_bytes, LONGEST_HEADER_BYTES)
+            found = self._more(have, stop)
+            if not found:
+                raise self._cut_off(end)
+            self._content += found[: stop - have]
+
+    def _cut_off(self, end: int) -> QwenInspectError:
+        if end > LONGEST_HEADER_BYTES <= self._file_bytes:
+            return MalformedError("gguf_header_over_cap", file=self._file, cap=LONGEST_HEADER_BYTES)
+        return MalformedError("gguf_header_truncated", file=self._file, found=self._file_bytes)
+
+
+def _aligned(position: int, alignment: int) -> int:
+    return -(-position // alignment) * alignment
+
+
+# --- several files --------------------------------------------------------------------------------------------------
+
+
+def choose(names: Iterable[str], wanted: str | None, *, model: str) -> tuple[str, ...]:
+    """The files of one model among `names`: one, or the parts of a split one in their order.
+
+    wanted: a file's name, or a quantisation such as "Q4_K_M". Raises UsageError with the names where several could be meant,
+    NotFoundError where none is, or parts of a split one are missing.
+    """
+    present = sorted(name for name in names if name.endswith(".gguf"))
+    models: dict[str, list[str]] = {}
+    for name in present:
+        match = SPLIT.fullmatch(name)
+        models.setdefault(f"{match['stem']}.gguf" if match else name, []).append(name)
+    if wanted is None:
+        # A projector is no language model: llama.cpp loads it beside one.
+        chosen = [name for name in models if not name.rpartition("/")[2].startswith("mmproj")] or list(models)
+    else:
+        chosen = [name for name in models if name == wanted or wanted in models[name]]
+        chosen = chosen or [name for name in models if _is_quantisation(name, wanted)]
+    shown = ", ".join(sorted(models)[:40]) or "–"
+    if not chosen:
+        raise NotFoundError("gguf_none", model=model, wanted=wanted or "*.gguf", names=shown)
+    if len(chosen) > 1:
+        raise UsageError("gguf_several", model=model, names=shown)
+    parts = models[chosen[0]]
+    match = SPLIT.fullmatch(parts[0])
+    count = int(match["count"]) if match else 1
+    if len(parts) != count:
+        raise NotFoundError("gguf_parts_missing", file=chosen[0], missing=count - len(parts), parts=count)
+    return tuple(parts)
+
+
+def _is_quantisation(name: str, wanted: str) -> bool:
+    """Whether a file's name ends in a quantisation's: `Qwen3-8B-Q4_K_M.gguf`, `qwen.q4_k_m.gguf`; or lies in a folder of it."""
+    base, wanted = name.removesuffix(".gguf").lower(), wanted.lower()
+    return base == wanted or base.endswith((f"-{wanted}", f".{wanted}", f"_{wanted}"))
+
+
+def merged(headers: Sequence[GgufHeader], *, file: str) -> tuple[Mapping[str, Any], tuple[Tensor, ...]]:
+    """Metadata and tensors of a model in several files, of which the first has the metadata of all."""
+    metadata = headers[0].metadata
+    tensors = tuple(tensor for header in headers for tensor in header.tensors)
+    said = metadata.get("split.tensors.count", len(tensors))
+    if said != len(tensors) or metadata.get("split.count", len(headers)) not in (0, len(headers)):
+        raise MalformedError("gguf_split", file=file, expected=said, found=len(tensors))
+    if len({tensor.name for tensor in tensors}) != len(tensors):
+        raise MalformedError("gguf_duplicate", file=file, name="–")
+    return metadata, tensors
