@@ -7,7 +7,9 @@ import os
 import struct
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gguf
@@ -80,7 +82,7 @@ def writer(path: Path, architecture: str, config: Mapping[str, Any], *, tokens: 
     made.add_token_list([f"token {index}" for index in range(tokens)])
     made.add_token_merges([f"a{index} b{index}" for index in range(tokens)])
     made.add_token_types([1] * tokens)
-    made.add_chat_template("{{ messages }}" * 10_000)
+    made.add_chat_template("{{ messages }}" * min(tokens, 5_000))
     return made
 
 
@@ -317,7 +319,7 @@ def test_a_file_may_follow_a_hubs_name(given: str, identifier: str, revision: st
 
 @pytest.mark.parametrize("prefix", ["hf", "ms"])
 def test_a_hubs_file_is_read_by_ranges(tmp_path: Path, prefix: str) -> None:
-    """A header of 8 MB before 4 GB of weights: no more is fetched than the header, and nothing again."""
+    """A header of 6.7 MB before 5 GB of weights: no more is fetched than the header, and nothing again."""
     path = tmp_path / "model-Q8_0.gguf"
     made = writer(path, "qwen3", QWEN3, tokens=151_936)
     for tensor in each_tensor(tree_of(QWEN3)):
@@ -338,7 +340,8 @@ def test_a_hubs_file_is_read_by_ranges(tmp_path: Path, prefix: str) -> None:
         found = ask_json(hub, tmp_path, "weights", f"{prefix}:org/blocks:Q8_0")
         assert found["totals"]["tensors"] == len(list(each_tensor(tree_of(QWEN3)))) + 1
         ranged = [one for one in hub.requests if "Q8_0.gguf" in one.target]
-        assert 1 <= len(ranged) <= 4  # with a redirect
+        assert 1 <= len(ranged) <= 6  # with a redirect each
+        assert sum(one.bytes_sent for one in ranged) < 16_000_000
         again = ask_json(hub, tmp_path, "weights", f"{prefix}:org/blocks:Q8_0")
         assert again["totals"] == found["totals"]
         assert [one for one in hub.requests if "Q8_0.gguf" in one.target] == ranged
@@ -408,6 +411,12 @@ BAD: list[tuple[str, bytes, type[QwenInspectError], str]] = [
     ("sides", head(tensors=1) + tensor_info([1] * 5), MalformedError, "gguf_sides"),
     ("shape", head(tensors=1) + tensor_info([1 << 40, 1 << 40]), MalformedError, "gguf_shape"),
     ("type", head(tensors=1) + tensor_info([32], kind=4), UnsupportedError, "gguf_tensor_type"),
+    (
+        "longer text than a file",
+        head(keys=1) + text(b"a") + struct.pack("<IIQQ", LIST, TEXT, 2, (1 << 63) + 5) + bytes(64),
+        MalformedError,
+        "gguf_header_truncated",
+    ),
     ("absurd type", head(tensors=1) + tensor_info([32], kind=1 << 31), UnsupportedError, "gguf_tensor_type"),
     ("blocks", head(tensors=1) + tensor_info([33], kind=2), MalformedError, "gguf_blocks"),
     ("place", head(tensors=1) + tensor_info([8], offset=64), MalformedError, "gguf_not_tiled"),
@@ -431,20 +440,17 @@ def test_a_damaged_header_is_refused(tmp_path: Path, content: bytes, error: type
     assert run("weights", path).code == error.exit_code
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("gguf") / "model.gguf"
-    return write_model(path, "qwen3", QWEN3, tokens=4).read_bytes()
+@cache
+def whole() -> bytes:
+    with TemporaryDirectory() as folder:
+        return write_model(Path(folder, "model.gguf"), "qwen3", QWEN3, tokens=4).read_bytes()
 
 
-@settings(max_examples=300, deadline=None)
-@given(data=st.data())
-def test_any_damage_is_read_or_refused_in_no_time(whole: bytes, data: st.DataObject) -> None:
-    at = data.draw(st.integers(0, 4_000)) if data.draw(st.booleans()) else data.draw(st.integers(140_000, 145_000))
-    damaged = (
-        bytearray(whole[: data.draw(st.integers(0, len(whole)))]) if data.draw(st.booleans()) else bytearray(whole)
-    )
-    damaged[at : at + 8] = data.draw(st.binary(min_size=1, max_size=8))
+@settings(max_examples=500, deadline=None)
+@given(at=st.integers(0, 2_500), value=st.binary(min_size=1, max_size=8), end=st.none() | st.integers(0, 2_500))
+def test_any_damage_is_read_or_refused_in_no_time(at: int, value: bytes, end: int | None) -> None:
+    damaged = bytearray(whole()[:end])
+    damaged[at : at + len(value)] = value
     began = time.monotonic()
     try:
         header = read_header(lambda start, stop: bytes(damaged[start:stop]), file="m.gguf", file_bytes=len(damaged))
@@ -467,8 +473,8 @@ def test_any_damage_is_read_or_refused_in_no_time(whole: bytes, data: st.DataObj
         ("general.architecture", None, 6),
     ],
 )
-def test_metadata_without_meaning_is_refused(whole: bytes, key: str, value: object, code: int) -> None:
-    header = read_header(lambda start, stop: whole[start:stop], file="m.gguf", file_bytes=len(whole))
+def test_metadata_without_meaning_is_refused(key: str, value: object, code: int) -> None:
+    header = read_header(lambda start, stop: whole()[start:stop], file="m.gguf", file_bytes=len(whole()))
     metadata = {name: one for name, one in {**header.metadata, key: value}.items() if one is not None}
 
     def read() -> None:

@@ -26,7 +26,7 @@ LONGEST_TEXT_BYTES = 1 << 16  # what is longer (a chat template) is stepped over
 LONGEST_ARRAY = 10_000  # values of a list that is kept: one a layer
 LARGEST = 1 << 62
 DEFAULT_ALIGNMENT = 32
-FIRST_BYTES, MORE_BYTES = 1 << 16, 1 << 23
+FIRST_BYTES, MORE_BYTES = 1 << 16, 1 << 22
 SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 # ggml_type -> format. Source: ggml.h, enum ggml_type; gguf 0.19, GGMLQuantizationType. 4, 5, 31 to 33 and 36 to 38 were removed.
@@ -241,6 +241,8 @@ class _Reader:
                 self._at = at
                 self._need(8)
                 continue
+            if length > self._file_bytes:
+                raise self._cut_off(at + length)
             at += 8 + length
             count -= 1
         self._at = at
