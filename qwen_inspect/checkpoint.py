@@ -176,13 +176,17 @@ class Release:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """Small matrices trained beside a base model: `base` is its name as written, `rank` and `targets` as configured."""
+    """Small matrices trained beside a base model: `base` is its name as written, `rank` and `targets` as configured.
+
+    config: the raw mapping of adapter_config.json.
+    """
 
     kind: str
     base: str | None
     rank: int | None
     targets: tuple[str, ...]
     tensors: tuple[Tensor, ...]
+    config: Mapping[str, Any]
 
     @property
     def parameters(self) -> int:

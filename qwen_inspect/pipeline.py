@@ -9,11 +9,13 @@ from typing import Any
 from .analyzers.accounting import StoredForm, components, predicted_elements, predicted_files
 from .analyzers.attention import attention_report
 from .analyzers.kv_cache import cache_report, engine_caches, read_formats
+from .analyzers.lora import adapter_weights, against_adapter, trained_tensors
 from .analyzers.packing import Packing, as_stored, pack, packed_tree, weights_as_stored, weights_of
 from .analyzers.reconcile import against_files, against_instantiated, copies
 from .architectures import architecture_of, gguf
+from .architectures.lora import read_lora
 from .architectures.quantised import PRESETS, preset, read_quantisation
-from .checkpoint import Checkpoint, ModelRef, Tensor
+from .checkpoint import Adapter, Checkpoint, ModelRef, Tensor
 from .errors import MalformedError, NotFoundError, UnsupportedError, UsageError
 from .language import Message
 from .loaders import catalog
@@ -206,6 +208,13 @@ def analyse(
         design = _design(_under_class_names(checkpoint, tree), spec, tree, prediction, checks, workload)
         if packing is not None:
             design = _quantised(design, quantisation, packing)
+        if checkpoint.adapter is not None:
+            try:
+                design = _with_adapter(design, checkpoint.adapter, form, dense=packing is None)
+            except (UnsupportedError, MalformedError) as error:
+                if require_design and isinstance(error, MalformedError):
+                    raise
+                notices += (Message("adapter_not_predicted", reason=error.message),)
     return Report(
         ref=checkpoint.ref,
         config=checkpoint.config if design is None else config,
@@ -221,6 +230,8 @@ def analyse(
 
 
 def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    if checkpoint.config is None and checkpoint.adapter is not None:
+        raise NotFoundError("adapter_without_base", base=checkpoint.adapter.base or "–")
     if checkpoint.config is None:
         raise NotFoundError("no_config", path=checkpoint.ref.id)
     if checkpoint.gguf:
@@ -311,6 +322,17 @@ def _quantised(design: Design, quantisation: Quantisation | None, packing: Packi
         if quantisation is None
         else weights_of(design.tree, quantisation, packing),
         weights=tuple(part for tensor in each_tensor(design.tree) for part in packing.loaded(tensor)),
+    )
+
+
+def _with_adapter(design: Design, adapter: Adapter, form: StoredForm, *, dense: bool) -> Design:
+    """The design of the base with what the adapter trains, and the check of that against what is stored."""
+    lora = read_lora(adapter.config)
+    trained = trained_tensors(design.tree, lora, form, adapter.tensors)
+    return replace(
+        design,
+        checks=(*design.checks, against_adapter(trained, adapter.tensors)),
+        adapter=adapter_weights(adapter, design.tree, trained, lora, mergeable=dense),
     )
 
 

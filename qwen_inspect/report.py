@@ -559,6 +559,31 @@ class QuantisedWeights:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterWeights:
+    """A low-rank adapter beside its base. ranks, scales (what B A is multiplied by): each one that occurs.
+
+    modules: what it trains, one name for all layers. unmerged_bytes: base, copies of modules, and matrices as PEFT loads them
+    (float32). merged_bytes: None where the base is quantised.
+    """
+
+    kind: str
+    base: str | None
+    ranks: tuple[int, ...]
+    scales: tuple[float, ...]
+    modules: tuple[KeptModules, ...]
+    trainable: int
+    base_parameters: int
+    stored_bytes: int
+    unmerged_bytes: int
+    merged_bytes: int | None
+
+    @property
+    def share(self) -> float:
+        """Of the base's parameters."""
+        return self.trainable / self.base_parameters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Design:
     """Everything that follows from a configuration of a known architecture.
 
@@ -575,6 +600,7 @@ class Design:
     engines: tuple[EngineCache, ...]
     quantised: QuantisedWeights | None = None
     weights: tuple[Tensor, ...] | None = None
+    adapter: AdapterWeights | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

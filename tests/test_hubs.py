@@ -57,7 +57,13 @@ PARAMETERS = sum(tensor.elements for tensor in TENSORS)
 
 def adapter_files(base: str) -> Files:
     config = {"peft_type": "LORA", "base_model_name_or_path": base, "r": 4, "target_modules": ["q_proj", "v_proj"]}
-    matrices = [Tensor("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", (4, 64), BF16)]
+    # TINY_QWEN3: q_proj 64 -> 64, v_proj 64 -> 32, in two layers.
+    matrices = [
+        Tensor(f"base_model.model.model.layers.{layer}.self_attn.{name}.lora_{matrix}.weight", shape, BF16)
+        for layer in (0, 1)
+        for name, rows in (("q_proj", 64), ("v_proj", 32))
+        for matrix, shape in (("A", (4, 64)), ("B", (rows, 4)))
+    ]
     return {"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": weights(matrices)}
 
 
@@ -523,20 +529,20 @@ def test_an_adapter_is_accounted_with_its_base(hub: HubServer, tmp_path: Path, s
     assert found["model"]["id"] == "org/adapter"
     assert found["parameters"]["stored"] == PARAMETERS
     notice = next(notice for notice in found["model"]["notices"] if "LORA" in notice)
-    assert "LORA adapter of org/single: 256 parameters in 1 tensors, rank 4, on q_proj, v_proj" in notice
+    assert "LORA adapter of org/single: 1,792 parameters in 8 tensors, rank 4, on q_proj, v_proj" in notice
     own = ask_json(hub, tmp_path, "weights", f"{source}:org/adapter")
-    assert (own["totals"]["tensors"], own["totals"]["elements"]) == (1, 4 * 64)
+    assert (own["totals"]["tensors"], own["totals"]["elements"]) == (8, 1_792)
 
 
 def test_an_adapter_without_its_base_shows_its_own_tensors(hub: HubServer, tmp_path: Path) -> None:
     own = ask_json(hub, tmp_path, "weights", "hf:org/orphan")
-    assert own["totals"]["elements"] == 4 * 64
+    assert own["totals"]["elements"] == 1_792
     assert any("base model could not be read" in notice for notice in own["model"]["notices"])
-    refused(ask(hub, tmp_path, "params", "hf:org/orphan"), 3, "config.json")
+    refused(ask(hub, tmp_path, "params", "hf:org/orphan"), 3, "base model is org/nowhere")
 
 
 def test_an_adapter_from_a_hub_cannot_name_a_file_of_this_machine(hub: HubServer, tmp_path: Path) -> None:
-    refused(ask(hub, tmp_path, "params", "hf:org/thief"), 3, "config.json")
+    refused(ask(hub, tmp_path, "params", "hf:org/thief"), 3, "base model is /etc")
 
 
 def test_a_mirror_is_named_and_may_leave_out_headers_and_the_listing(hub: HubServer, tmp_path: Path) -> None:

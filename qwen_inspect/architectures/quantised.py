@@ -27,16 +27,12 @@ from ..quantisation import (
     Scheme,
     SchemeGroup,
 )
+from .patterns import safe_pattern
 from .reading import flag, integer, optional_integer, shown
 
 HEAD, SHARED_GATE = "lm_head", "shared_expert_gate"
 MOST_PATTERNS = 100_000
-LONGEST_PATTERN = 1_000
 LITERAL = re.compile(r"[\w.\-]+")
-# What makes matching slow is one repetition inside another, or many in a row: those are refused.
-NESTED_REPETITION = re.compile(r"\)[*+{?]|[*+}?][*+{]|\\[1-9]|\(\?[^:)]")
-REPETITION = re.compile(r"(?<!\\)[*+{]")
-MOST_REPETITIONS = 4
 
 
 def read_quantisation(config: Mapping[str, Any]) -> Quantisation | None:
@@ -289,7 +285,7 @@ def _skipped(names: Sequence[str]) -> ModuleTest:
     named = frozenset(name for name in names if LITERAL.fullmatch(name))
     ends = tuple(named)
     patterns = [
-        re.compile(rf"(?:{_pattern(name.removeprefix('re:'))})(?:(?<=\.)|(?=\.|$))")
+        re.compile(rf"(?:{safe_pattern(name.removeprefix('re:'))})(?:(?<=\.)|(?=\.|$))")
         for name in names
         if name not in named
     ]
@@ -310,7 +306,7 @@ def _anchored(names: Sequence[str]) -> ModuleTest:
     Source: compressed-tensors 0.20, utils/match.py, match_name.
     """
     named = frozenset(name for name in names if not name.startswith("re:"))
-    patterns = [re.compile(_pattern(name.removeprefix("re:"))) for name in names if name.startswith("re:")]
+    patterns = [re.compile(safe_pattern(name.removeprefix("re:"))) for name in names if name.startswith("re:")]
     return lambda module: module in named or any(pattern.match(module) for pattern in patterns)
 
 
@@ -318,21 +314,6 @@ def _ancestors(module: str) -> list[str]:
     """`a.b.c` -> `a`, `a.b`, `a.b.c`."""
     parts = module.split(".")
     return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-
-
-def _pattern(text: str) -> str:
-    """A regular expression of a repository, once it is known that matching it takes no time to speak of."""
-    if (
-        len(text) > LONGEST_PATTERN
-        or NESTED_REPETITION.search(text)
-        or len(REPETITION.findall(text)) > MOST_REPETITIONS
-    ):
-        raise UnsupportedError("quantised_pattern", found=shown(text))
-    try:
-        re.compile(text)
-    except re.error:
-        raise MalformedError("quantised_pattern_malformed", found=shown(text)) from None
-    return text
 
 
 # --- a scheme by its name ------------------------------------------------------------------------------------------

@@ -30,4 +30,5 @@ def read_adapter(config: Mapping[str, Any], tensors: Sequence[Tensor]) -> Adapte
         rank=rank if type(rank) is int else None,
         targets=tuple(sorted(named)),
         tensors=tuple(tensors),
+        config=config,
     )

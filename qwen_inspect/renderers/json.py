@@ -73,6 +73,7 @@ def _params(report: Report, say: Language) -> dict[str, Any]:
             "buffers": counts.buffers,
         },
         "quantisation": _quantisation(report, say),
+        "adapter": _adapter(report),
         "components": [
             {
                 "name": part.name,
@@ -131,6 +132,25 @@ def _quantisation(report: Report, say: Language) -> dict[str, Any] | None:
         "other_bytes": found.other_bytes,
         "total_bytes": found.total_bytes,
         "kept": [{"name": one.name, "modules": one.modules, "parameters": one.parameters} for one in found.kept],
+    }
+
+
+def _adapter(report: Report) -> dict[str, Any] | None:
+    found = report.known.adapter
+    if found is None:
+        return None
+    return {
+        "kind": found.kind,
+        "base": found.base,
+        "ranks": list(found.ranks),
+        "scales": list(found.scales),
+        "modules": [{"name": one.name, "modules": one.modules, "parameters": one.parameters} for one in found.modules],
+        "trainable_parameters": found.trainable,
+        "base_parameters": found.base_parameters,
+        "share": found.share,
+        "stored_bytes": found.stored_bytes,
+        "unmerged_bytes": found.unmerged_bytes,
+        "merged_bytes": found.merged_bytes,
     }
 
 

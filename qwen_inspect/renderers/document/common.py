@@ -10,7 +10,7 @@ from typing import TypeVar
 from ...language import Language
 from ...report import Check, Report
 from ...spec import Module
-from ...units import count, mib, percent, short_count, signed
+from ...units import count, mib, percent, short_count, signed, size
 from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
 
 MOST_UNEXPLAINED, MOST_KEPT, MOST_SPANS = 20, 8, 8
@@ -70,6 +70,36 @@ def parameter_fields(report: Report, say: Language) -> Fields:
     rows.append((say("field_non_embedding"), f"{count(counts.non_embedding)} ({short_count(counts.non_embedding)})"))
     rows.append((say("field_buffers"), say("buffer_elements", elements=counts.buffers)))
     return Fields([*rows, *quantisation_fields(report, say)])
+
+
+def adapter_blocks(report: Report, say: Language) -> list[Block]:
+    """What an adapter trains of its base, and what the two take; nothing where there is none."""
+    found = report.known.adapter
+    if found is None:
+        return []
+    ranks, scales = ", ".join(map(str, found.ranks)), ", ".join(f"{scale:g}" for scale in found.scales)
+    rows = [[one.name, count(one.modules), count(one.parameters)] for one in found.modules]
+    share = f"{found.share * 100:.4f}%"
+    return [
+        Heading(say("heading_adapter")),
+        Fields(
+            [
+                (say("field_adapter"), f"{found.kind}, {found.base or '–'}"),
+                (say("field_ranks"), ranks),
+                (say("field_scales"), scales),
+                (say("field_trainable"), say("trainable_of", parameters=found.trainable, share=share)),
+                (say("field_adapter_stored"), f"{count(found.stored_bytes)} B"),
+                (say("field_unmerged"), f"{count(found.unmerged_bytes)} B ({size(found.unmerged_bytes)})"),
+                (say("field_merged"), f"{count(found.merged_bytes)} B ({size(found.merged_bytes)})"),
+            ]
+        ),
+        Table(
+            [say("column_trained_module"), say("column_modules"), say("column_parameters")],
+            [*rows, [say("total"), "", count(found.trainable)]],
+            "lrr",
+            totals=1,
+        ),
+    ]
 
 
 def quantisation_fields(report: Report, say: Language) -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ from ..blocks import Block, Heading, Items, Paragraph, Table
 from . import View
 from .common import (
     MOST_SPANS,
+    adapter_blocks,
     check_blocks,
     component_table,
     distinct_layers,
@@ -30,6 +31,7 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
         Heading(say("heading_results")),
         witness_table(report, say),
         parameter_fields(report, say),
+        *adapter_blocks(report, say),
         *([Heading(say("heading_checks")), *check_blocks(report.checks, say)] if report.checks else []),
         Heading(say("heading_breakdown")),
         component_table(report, say),

@@ -14,6 +14,7 @@ from ..blocks import Block, Code, Fields, Heading, Items, Node, Paragraph, Table
 from . import View
 from .common import (
     MOST_SPANS,
+    adapter_blocks,
     check_blocks,
     component_table,
     distinct,
@@ -69,6 +70,7 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
         Heading(say("heading_statistics")),
         component_table(report, say),
         parameter_fields(report, say),
+        *adapter_blocks(report, say),
         Heading(say("heading_tree")),
         Tree(tree_node(report.tree, say, view, depth=0)),
         Heading(say("heading_layers")),

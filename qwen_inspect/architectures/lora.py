@@ -1,0 +1,127 @@
+"""adapter_config.json -> `Lora`. Source: PEFT 0.21, LoraConfig and tuners_utils.check_target_module_exists."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..errors import MalformedError, UnsupportedError
+from ..lora import Lora
+from .patterns import safe_pattern
+from .reading import flag, integer, number, shown
+
+MOST_NAMES = 100_000
+HIGHEST_RANK = 1 << 20
+LAYER = re.compile(r".*?\.[^.]*\.(\d+)\.")
+# Options that add tensors, or change which there are, in ways that are not known here.
+UNKNOWN_OPTIONS = (
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "velora_config",
+    "ensure_weight_tying",
+)
+
+
+def read_lora(config: Mapping[str, Any]) -> Lora:
+    """What an adapter's configuration says. UnsupportedError for other kinds than LoRA and for options that are not known."""
+    if config.get("peft_type") != "LORA":
+        raise UnsupportedError("adapter_kind", found=shown(config.get("peft_type")))
+    config = {**config, "model_type": "adapter_config.json"}
+    for key in UNKNOWN_OPTIONS:
+        if config.get(key):
+            raise UnsupportedError("adapter_option", key=key, found=shown(config[key]))
+    rank = integer(config, "r", at_most=HIGHEST_RANK)
+    bias = config.get("bias", "none")
+    if bias not in ("none", "all", "lora_only"):
+        raise UnsupportedError("adapter_option", key="bias", found=shown(bias))
+    alpha = number(config, "lora_alpha", default=8)
+    ranks = _by_pattern(config, "rank_pattern")
+    for key in ranks:
+        integer(ranks, key, at_most=HIGHEST_RANK)
+    copied = tuple(_names(config, "modules_to_save"))
+    return Lora(
+        takes=_target_test(config, copied),
+        copies=lambda module: bool(copied) and module.endswith(copied),
+        rank_of=_value_of(ranks, rank),
+        alpha_of=_value_of(_by_pattern(config, "alpha_pattern"), alpha),
+        bias=bias,
+        dora=flag(config, "use_dora", default=False),
+        matrix_bias=flag(config, "lora_bias", default=False),
+        rank_stabilised=flag(config, "use_rslora", default=False),
+    )
+
+
+def _names(config: Mapping[str, Any], key: str) -> list[str]:
+    names = config.get(key)
+    if names is None:
+        return []
+    if not isinstance(names, list) or len(names) > MOST_NAMES or not all(isinstance(one, str) for one in names):
+        raise MalformedError("adapter_names", key=key, found=shown(names))
+    return names
+
+
+def _by_pattern(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = config.get(key) or {}
+    if not isinstance(found, dict) or len(found) > MOST_NAMES:
+        raise MalformedError("adapter_names", key=key, found=shown(found))
+    for name in found:
+        number(found, name, default=0)
+    return found
+
+
+def _value_of(by_pattern: Mapping[str, Any], default: Any) -> Callable[[str], Any]:
+    """The value of the first pattern that is the end of a module's name. Source: PEFT 0.21, other.get_pattern_key."""
+    patterns = [(re.compile(rf"(.*\.)?({safe_pattern(text)})$"), value) for text, value in by_pattern.items()]
+    return lambda module: next((value for pattern, value in patterns if pattern.match(module)), default)
+
+
+def _target_test(config: Mapping[str, Any], copied: tuple[str, ...]) -> Callable[[str], bool]:
+    """Whether a module is among `target_modules`: by the whole of a pattern, or by the end of a listed name."""
+    excluded = _named(config, "exclude_modules")
+    named = _named(config, "target_modules")
+    if config.get("target_modules") is None:
+        raise MalformedError("adapter_names", key="target_modules", found="null")
+    layers = config.get("layers_to_transform")
+    by_layer = _layer_test(config, layers) if layers not in (None, []) else None
+    if isinstance(config["target_modules"], str):
+        by_layer = None  # PEFT looks at layers only beside a list
+
+    def test(module: str) -> bool:
+        if excluded(module) or any(f".{name}." in f".{module}." for name in copied):
+            return False
+        return named(module) and (by_layer is None or by_layer(module))
+
+    return test
+
+
+def _named(config: Mapping[str, Any], key: str) -> Callable[[str], bool]:
+    found = config.get(key)
+    if isinstance(found, str):
+        if found == "all-linear":
+            raise UnsupportedError("adapter_option", key=key, found=found)  # PEFT saves the names that it came to
+        pattern = re.compile(safe_pattern(found))
+        return lambda module: pattern.fullmatch(module) is not None
+    names = _names(config, key)
+    whole, ends = frozenset(names), tuple(f".{name}" for name in names)
+    return lambda module: module in whole or (bool(ends) and module.endswith(ends))
+
+
+def _layer_test(config: Mapping[str, Any], layers: object) -> Callable[[str], bool]:
+    wanted = layers if isinstance(layers, list) else [layers]
+    if not all(type(one) is int for one in wanted):
+        raise MalformedError("adapter_names", key="layers_to_transform", found=shown(layers))
+    if config.get("layers_pattern"):
+        raise UnsupportedError("adapter_option", key="layers_pattern", found=shown(config["layers_pattern"]))
+
+    def test(module: str) -> bool:
+        match = LAYER.match(module)
+        return match is not None and int(match[1]) in wanted
+
+    return test
