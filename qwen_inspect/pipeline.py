@@ -318,9 +318,9 @@ def _quantised(design: Design, quantisation: Quantisation | None, packing: Packi
         # A release's layout is known of dense ones alone.
         parameters=replace(design.parameters, stored_predicted=None),
         components=components(tree),
-        quantised=weights_as_stored(design.tree, packing)
+        quantised=weights_as_stored(design.tree, tree, packing)
         if quantisation is None
-        else weights_of(design.tree, quantisation, packing),
+        else weights_of(design.tree, tree, quantisation, packing),
         weights=tuple(part for tensor in each_tensor(design.tree) for part in packing.loaded(tensor)),
     )
 

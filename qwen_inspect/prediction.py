@@ -48,6 +48,8 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
     try:
         footprint = _footprint(report, run, course_points)
     except UnsupportedError as error:
+        if report.known.quantised is not None and run.mode == "train":
+            raise  # packed numbers have no gradients, and no optimizer states to count
         footprint = formula_footprint(report.tree, report.cache, run, weights=report.known.weights)
         refusal = error
         report = replace(report, notices=(*report.notices, Message("no_trace", reason=error.message)))

@@ -241,6 +241,8 @@ def test_weights_of_an_unknown_architecture_are_listed(tmp_path: Path) -> None:
     assert run("weights", path).code == 0
     refusal = run("structure", path)
     assert refusal.code == 7
+    memory = json.loads(run("memory", path, "--format", "json").out)["predicted"]
+    assert memory["weights_bytes"] == sum(tensor.n_bytes for tensor in gguf.GGUFReader(path).tensors)
     assert "llama" in refusal.err
 
 
@@ -377,6 +379,7 @@ BAD: list[tuple[str, bytes, type[QwenInspectError], str]] = [
     ("no key", head(keys=1), MalformedError, "gguf_header_truncated"),
     ("latin key", head(keys=1) + text(b"\xff") + struct.pack("<II", U32, 1), MalformedError, "gguf_not_utf8"),
     ("value type", head(keys=1) + text(b"a") + struct.pack("<I", 99), MalformedError, "gguf_value_type"),
+    ("nan", head(keys=1) + text(b"a") + struct.pack("<If", 6, float("nan")), MalformedError, "gguf_not_finite"),
     ("twice", head(keys=2) + (text(b"a") + struct.pack("<II", U32, 1)) * 2, MalformedError, "gguf_duplicate"),
     (
         "list of lists",

@@ -60,10 +60,16 @@ class Packing:
     def loaded(self, tensor: Tensor) -> Iterator[Tensor]:
         """The same as a model holds it: without the notes that only a loader reads."""
         for dense in self.form(tensor):
-            if dense.name in self.parts:
-                yield from (part.tensor for part in self.parts[dense.name] if part.role != "notes")
-            else:
-                yield dense
+            yield from self.loaded_parts(dense)
+
+    def loaded_parts(self, dense: Tensor) -> Iterator[Tensor]:
+        """What a model holds of one tensor of the dense files."""
+        if dense.name not in self.parts:
+            yield dense
+            return
+        for part in self.parts[dense.name]:
+            if part.role != "notes":
+                yield part.tensor
 
 
 def pack(tree: Module, quantisation: Quantisation, form: StoredForm, stored: Sequence[Tensor] | None) -> Packing:
@@ -303,11 +309,10 @@ def packed_tree(tree: Module, packing: Packing) -> Module:
 
 
 def _packed_module(module: Module, prefix: str, packing: Packing) -> Module:
+    dense = [one for tensor in module.tensors for one in packing.form(replace(tensor, name=f"{prefix}.{tensor.name}"))]
     packed_bytes = None
-    full = [Tensor(f"{prefix}.{tensor.name}", tensor.shape, tensor.dtype) for tensor in module.tensors]
-    held = [list(packing.loaded(tensor)) for tensor in full] if prefix else []
-    if any(parts != list(packing.form(tensor)) for parts, tensor in zip(held, full, strict=False)):
-        packed_bytes = sum(part.size_bytes for parts in held for part in parts)
+    if any(one.name in packing.parts for one in dense):
+        packed_bytes = sum(part.size_bytes for one in dense for part in packing.loaded_parts(one))
     children = []
     for child in module.children:
         siblings = [
@@ -321,13 +326,16 @@ def _packed_module(module: Module, prefix: str, packing: Packing) -> Module:
     return replace(module, packed_bytes=packed_bytes, children=tuple(children))
 
 
-def weights_of(tree: Module, quantisation: Quantisation, packing: Packing) -> QuantisedWeights:
-    """How many parameters are quantised, the bytes of these and of the rest, and which linear modules were left."""
+def weights_of(tree: Module, packed: Module, quantisation: Quantisation, packing: Packing) -> QuantisedWeights:
+    """How many parameters are quantised, the bytes of these and of the rest, and which linear modules were left.
+
+    packed: the tree as `packed_tree` has it.
+    """
     schemes = tuple(dict.fromkeys(describe(group.scheme) for group in quantisation.groups))
-    return _weights(tree, packing, quantisation.method, schemes)
+    return _weights(tree, packed, packing, quantisation.method, schemes)
 
 
-def weights_as_stored(tree: Module, packing: Packing) -> QuantisedWeights:
+def weights_as_stored(tree: Module, packed: Module, packing: Packing) -> QuantisedWeights:
     """The same of files of ggml's, whose schemes are the formats of their tensors."""
     formats: dict[str, tuple[int, int]] = {}
     for name, dense in packing.dense.items():
@@ -338,10 +346,12 @@ def weights_as_stored(tree: Module, packing: Packing) -> QuantisedWeights:
         Message("scheme_ggml", format=name, tensors=tensors, parameters=parameters)
         for name, (tensors, parameters) in sorted(formats.items(), key=lambda item: -item[1][1])
     )
-    return _weights(tree, packing, "gguf", schemes)
+    return _weights(tree, packed, packing, "gguf", schemes)
 
 
-def _weights(tree: Module, packing: Packing, method: str, schemes: tuple[Message, ...]) -> QuantisedWeights:
+def _weights(
+    tree: Module, packed: Module, packing: Packing, method: str, schemes: tuple[Message, ...]
+) -> QuantisedWeights:
     parameters = sum(tensor.elements for tensor in packing.dense.values())
     parts = [part for name in packing.dense for part in packing.parts[name]]
     loaded_bytes = sum(part.tensor.size_bytes for part in parts if part.role != "notes")
@@ -352,7 +362,7 @@ def _weights(tree: Module, packing: Packing, method: str, schemes: tuple[Message
         parameters=parameters,
         size_bytes=sum(part.tensor.size_bytes for part in parts),
         other_parameters=tree.parameters - parameters,
-        other_bytes=packed_tree(tree, packing).size_bytes - loaded_bytes,
+        other_bytes=packed.size_bytes - loaded_bytes,
         kept=tuple(_kept(packing)),
     )
 

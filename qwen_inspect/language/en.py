@@ -782,6 +782,7 @@ TEXT: dict[str, str] = {
     "gguf_alignment": "{file}: general.alignment must be a power of two from 8 on, found {found}",
     "gguf_duplicate": "{file}: {name} occurs twice",
     "gguf_value_type": "{file}: the value of {key} has the type {found}, which GGUF does not have there",
+    "gguf_not_finite": "{file}: the value of {key} is not a finite number",
     "gguf_sides": "{file}: {tensor} has {found:,} dimensions; GGUF has at most 4",
     "gguf_shape": "{file}: {tensor} has the shape {shape}, past what any file could hold",
     "gguf_tensor_type": "{file}: {tensor} has the type {found}, which is not known here",

@@ -782,6 +782,7 @@ TEXT: dict[str, str] = {
     "gguf_alignment": "{file}：general.alignment 应为不小于 8 的 2 的幂，实为 {found}",
     "gguf_duplicate": "{file}：{name} 出现了两次",
     "gguf_value_type": "{file}：{key} 的值类型为 {found}，GGUF 在此处没有这种类型",
+    "gguf_not_finite": "{file}：{key} 的值不是有限数",
     "gguf_sides": "{file}：{tensor} 有 {found:,} 个维度；GGUF 最多 4 个",
     "gguf_shape": "{file}：{tensor} 的形状为 {shape}，超出任何文件所能容纳",
     "gguf_tensor_type": "{file}：{tensor} 的类型为 {found}，此处不认识",

@@ -6,6 +6,7 @@ Source: ggml, docs/gguf.md and src/gguf.cpp (`gguf_init_from_file_impl`), whose 
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -144,7 +145,7 @@ class _Reader:
     def _value(self, key: str, kind: int) -> Any:
         """A value; None where it was stepped over."""
         if letter := NUMBERS.get(kind):
-            return self._number(letter)
+            return self._finite(key, [self._number(letter)])[0]
         if kind == TEXT:
             return self._short_text()
         if kind == LIST:
@@ -158,13 +159,19 @@ class _Reader:
             if count > LONGEST_ARRAY or key.startswith("tokenizer."):
                 self._step(count * width)
                 return None
-            return list(struct.unpack(f"{self._order}{count}{letter}", self._bytes(count * width)))
+            return self._finite(key, list(struct.unpack(f"{self._order}{count}{letter}", self._bytes(count * width))))
         if kind == TEXT:
             self._step_over_texts(count)
             return None
         raise MalformedError(
             "gguf_value_type", file=self._file, key=key, found=kind
         )  # lists of lists were never written
+
+    def _finite(self, key: str, values: list[Any]) -> list[Any]:
+        """The numbers, none of which is infinite or not a number."""
+        if any(isinstance(value, float) and not math.isfinite(value) for value in values):
+            raise MalformedError("gguf_not_finite", file=self._file, key=key)
+        return values
 
     def _tensor(self) -> tuple[Tensor, int]:
         name = self._text(LONGEST_NAME_BYTES, "tensor")
