@@ -113,7 +113,8 @@ def test_depth_cuts_the_tree() -> None:
 def test_sort_and_top_arrange_the_weights() -> None:
     shown = run("weights", "--sort", "size", "--top", "3").out
     names = re.findall(r"^\| (\S+)", shown, re.MULTILINE)
-    assert names[1:4] == ["lm_head.weight", "model.embed_tokens.weight", "model.layers.0.mlp.down_proj.weight"]
+    assert names[:2] == ["Dtype", "bfloat16"]
+    assert names[3:6] == ["lm_head.weight", "model.embed_tokens.weight", "model.layers.0.mlp.down_proj.weight"]
     assert "(top 3)" in shown
 
 

@@ -429,7 +429,7 @@ def test_a_hostile_name_cannot_leave_its_cell_of_a_table(language: str, hostile:
     done = invoke(capsys, "weights", hostile, "--lang", language)
     assert done.code == 0
     assert_is_safe(done.out)
-    everything, largest = tables_in(done.out)
+    _, everything, largest = tables_in(done.out)
     for table, columns in ((everything, 5), (largest, 3)):
         assert {wcswidth(line) for line in table} == {wcswidth(table[0])}
         assert table[0].count("+") == columns + 1
@@ -445,7 +445,7 @@ def test_a_hostile_name_cannot_leave_its_cell_of_a_markdown_table(
     done = invoke(capsys, "weights", hostile, "--lang", language, "--format", "md", "--top", "9999")
     assert done.code == 0
     assert_is_safe(done.out)
-    everything, largest = markdown_tables(done.out)
+    _, everything, largest = markdown_tables(done.out)
     for table, columns in ((everything, 5), (largest, 3)):
         assert {len(row) for row in table} == {columns}
         # A reader strips a cell and joins runs of spaces.
@@ -488,8 +488,8 @@ def test_any_names_make_tables_of_one_shape(names: list[str]) -> None:
     blocks = document("weights", report, Language("en"), View())
     drawn = terminal.render(blocks)
     assert not [character for character in drawn if unicodedata.category(character) == "Cc" and character != "\n"]
-    assert [sum(line.startswith("+") for line in table) for table in tables_in(drawn)] == [3, 3]
-    everything, largest = markdown_tables(markdown.render(blocks))
+    assert [sum(line.startswith("+") for line in table) for table in tables_in(drawn)] == [3, 3, 3]
+    _, everything, largest = markdown_tables(markdown.render(blocks))
     assert [len(row) for row in everything] == [5] * (len(names) + 1)
     assert [len(row) for row in largest] == [3] * (len(names) + 1)
     coloured = terminal.render_in_colour(blocks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -309,7 +310,11 @@ def test_the_fp8_modules_of_transformers_are_predicted(tmp_path: Path) -> None:
     # Two layers: q, o 256 x 256, k, v 128 x 256, gate, up 384 x 256, down 256 x 384: blocks of 128 x 128.
     assert causes["quantised_scales"] == (2 * (4 + 4 + 2 + 2 + 6 + 6 + 6), 14)
     assert causes["quantised_packed"] == (0, 14)
-    assert causes["retyped"] == (0, 14)  # transformers builds the scales in float32, releases store bfloat16
+    assert "retyped" not in causes
+    found = report.known.quantised
+    assert found is not None
+    # transformers builds the scales in float32, where Qwen's releases store bfloat16.
+    assert found.total_bytes == sum(tensor.size_bytes for tensor in report.tensors or ())
 
 
 # --- layouts written by hand, from the libraries' sources ------------------------------------------------------------
@@ -525,8 +530,19 @@ def test_packed_shapes_that_do_not_match_the_bits_are_refused(tmp_path: Path) ->
     directory = awq_file(tmp_path, quantization={**AWQ, "bits": 8})
     done = run("params", directory)
     assert done.code == 6
-    assert "has the shape" in done.err
+    assert (
+        "is stored as (256, 32) int32; quantised by awq as the configuration says, it would be (256, 64) int32"
+        in done.err
+    )
     assert run("weights", directory).code == 0  # what is stored is still listed
+
+
+def test_packed_numbers_of_another_width_are_refused(tmp_path: Path) -> None:
+    directory = awq_file(tmp_path)
+    wide = [replace(one, dtype=DType.I64) if one.name.endswith("qweight") else one for one in predicted(QWEN3, AWQ)]
+    write_sparse(directory / "model.safetensors", wide)
+    with pytest.raises(MalformedError, match="int64"):
+        inspect(str(directory))
 
 
 @settings(max_examples=100, deadline=None)

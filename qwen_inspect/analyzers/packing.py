@@ -151,17 +151,19 @@ def _as_found(
         tensor = found.get(part.tensor.name)
         if tensor is None and part.optional:
             continue
-        if tensor is not None and part.any_length and len(tensor.shape) == 1 and tensor.dtype is part.tensor.dtype:
-            part = replace(part, tensor=replace(part.tensor, shape=tensor.shape))
-        if tensor is not None and tensor.shape != part.tensor.shape:
+        if tensor is None:
+            parts.append(part)
+            continue
+        fits = tensor.shape == part.tensor.shape or (part.any_length and len(tensor.shape) == 1)
+        if not fits or (part.role == "packed" and tensor.size_bytes != part.tensor.size_bytes):
             raise MalformedError(
                 "quantised_shape",
                 tensor=tensor.name,
-                found=str(tensor.shape),
-                expected=str(part.tensor.shape),
+                found=f"{tensor.shape} {tensor.dtype}",
+                expected=f"{part.tensor.shape} {part.tensor.dtype}",
                 method=quantisation.method,
             )
-        parts.append(part)
+        parts.append(replace(part, tensor=tensor))  # in the dtype that it is stored in: scales come in several
     return tuple(parts)
 
 

@@ -428,7 +428,7 @@ TEXT: dict[str, str] = {
     "quantised_groups": "quantization_config: config_groups must hold groups with weights, found {found}",
     "quantised_names": "quantization_config: {key} must be a list of module names, found {found}",
     "quantised_does_not_divide": "{tensor} cannot be quantised so: {features:,} numbers do not fill whole groups or words of {size:,}",
-    "quantised_shape": "{tensor} has the shape {found}; quantised by {method} as the configuration says, it would have {expected}",
+    "quantised_shape": "{tensor} is stored as {found}; quantised by {method} as the configuration says, it would be {expected}",
     "group_size_fixed": "--group-size: the groups of {scheme} have a fixed size",
     "group_size_without_scheme": "--group-size needs a --dtype that quantises: {known}",
     "memory_quantised_mode": "Only generation is predicted for a quantised model ({method}): what {mode} allocates is decided by its kernels, which no trace here has",

@@ -428,7 +428,7 @@ TEXT: dict[str, str] = {
     "quantised_groups": "quantization_config：config_groups 应包含带 weights 的分组，实为 {found}",
     "quantised_names": "quantization_config：{key} 应为模块名列表，实为 {found}",
     "quantised_does_not_divide": "{tensor} 无法如此量化：{features:,} 个数不能恰好填满大小为 {size:,} 的分组或字",
-    "quantised_shape": "{tensor} 的形状为 {found}；按配置以 {method} 量化时应为 {expected}",
+    "quantised_shape": "{tensor} 存储为 {found}；按配置以 {method} 量化时应为 {expected}",
     "group_size_fixed": "--group-size：{scheme} 的分组大小是固定的",
     "group_size_without_scheme": "--group-size 需要与量化的 --dtype 一起使用：{known}",
     "memory_quantised_mode": "量化模型（{method}）只能预测生成过程：{mode} 的分配取决于其内核，此处没有相应的追踪",

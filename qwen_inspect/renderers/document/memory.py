@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...language import Language
-from ...report import Alive, Footprint, MemoryReport, Moment
+from ...report import Alive, Footprint, MemoryReport, Moment, Report
 from ...units import count, size
 from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
 from . import View
@@ -32,7 +32,7 @@ def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:
         term_table(footprint, say),
     ]
     if footprint.peak is None:
-        made.append(Paragraph(say("no_peak" if memory.report.known.quantised is None else "no_peak_quantised")))
+        made.append(Paragraph(say("no_peak_quantised" if _is_quantised(memory.report) else "no_peak")))
     else:
         made += [Heading(say("heading_alive", stage=say(f"stage_{footprint.peak.stage}"))), alive_table(footprint, say)]
     made += [
@@ -40,6 +40,10 @@ def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:
         Items([say(message) for message in footprint.assumptions]),
     ]
     return made
+
+
+def _is_quantised(report: Report) -> bool:
+    return report.design is not None and report.design.quantised is not None
 
 
 def run_fields(memory: MemoryReport, say: Language) -> Fields:
