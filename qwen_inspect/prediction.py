@@ -42,14 +42,12 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
     if limit is not None and tokens > limit:
         beyond = Message("context_beyond", tokens=tokens, limit=limit)
         report = replace(report, notices=(*report.notices, beyond))
-    if report.known.quantised is not None and run.mode == "train":
+    if report.known.quantised is not None and run.mode == "train":  # packed numbers have no optimizer states to count
         raise UnsupportedError("memory_quantised_mode", mode=run.mode, method=report.known.quantised.method)
     refusal = None
     try:
         footprint = _footprint(report, run, course_points)
     except UnsupportedError as error:
-        if report.known.quantised is not None and run.mode == "train":
-            raise  # packed numbers have no gradients, and no optimizer states to count
         footprint = formula_footprint(report.tree, report.cache, run, weights=report.known.weights)
         refusal = error
         report = replace(report, notices=(*report.notices, Message("no_trace", reason=error.message)))
