@@ -121,11 +121,14 @@ class Quantisation:
     groups: tuple[SchemeGroup, ...]
     skips: ModuleTest
 
-    def scheme_of(self, module: str) -> Scheme | None:
-        """The scheme of a linear module by its full name; None where it stays as it is."""
-        if self.skips(module):
+    def scheme_of(self, *names: str) -> Scheme | None:
+        """The scheme of a linear module by its full name; None where it stays as it is.
+
+        names: in files and as transformers builds it, where these differ: configurations are written with either.
+        """
+        if any(self.skips(name) for name in names):
             return None
-        return next((group.scheme for group in self.groups if group.takes(module)), None)
+        return next((group.scheme for group in self.groups if any(group.takes(name) for name in names)), None)
 
 
 @dataclass(frozen=True, slots=True)

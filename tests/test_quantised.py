@@ -27,6 +27,7 @@ from qwen_inspect.report import Report
 from qwen_inspect.spec import Module, each_tensor
 
 from .conftest import TINY_QWEN3, run, write_config, write_sparse
+from .test_local import FAMILIES, saved_by_transformers
 
 # Large enough for groups of 128 and blocks of 128 x 128 to divide some sides and not others.
 QWEN3: Mapping[str, Any] = {
@@ -229,6 +230,24 @@ def test_what_bitsandbytes_writes_is_predicted(tmp_path: Path, options: dict[str
     check_written(tmp_path / "packed")
 
 
+@pytest.mark.parametrize("family", ["qwen3_next", "qwen3_5", "qwen3_5_moe", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_what_bitsandbytes_writes_of_hybrids_and_seeing_models_is_predicted(tmp_path: Path, family: str) -> None:
+    """Fused experts stay dense and are written singly; the tower is named as the class has it, whatever files call it."""
+    pytest.importorskip("bitsandbytes")
+    import transformers
+
+    saved_by_transformers(tmp_path / "dense", FAMILIES[family])
+    skipped = ["lm_head", "model.visual"]
+    chosen = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=skipped
+    )
+    class_ = getattr(transformers, FAMILIES[family]["architectures"][0])
+    class_.from_pretrained(tmp_path / "dense", quantization_config=chosen, dtype="bfloat16").save_pretrained(
+        tmp_path / "packed"
+    )
+    check_written(tmp_path / "packed")
+
+
 PRESETS_OF_COMPRESSED_TENSORS = [
     "W4A16",
     "W4A16_ASYM",
@@ -411,6 +430,83 @@ def test_a_missing_part_is_shown(tmp_path: Path) -> None:
     (check,) = inspect(str(directory)).checks
     assert [(one.kind, one.name) for one in check.unexplained] == [("missing", gone.name)]
     assert check.residual == -gone.elements
+
+
+LEFT = ["visual", "in_proj_a", "in_proj_b", "in_proj_ba", "shared_expert_gate"]
+SMALL_GROUPS: Mapping[str, Mapping[str, Any]] = {
+    "awq": {**AWQ, "group_size": 16, "modules_to_not_convert": [*LEFT, "mlp.gate"]},
+    "gptq": {**GPTQ, "group_size": 16, "modules_to_not_convert": [*LEFT, "mlp.gate"]},
+    "fp8": {**FP8, "modules_to_not_convert": [*LEFT, "mlp.gate"]},
+}
+
+
+@pytest.mark.parametrize("scheme", SMALL_GROUPS)
+@pytest.mark.parametrize("family", ["qwen3_next", "qwen3_5", "qwen3_5_moe"])
+@pytest.mark.parametrize("layer_quantised", [False, True])
+def test_a_prediction_layer_beside_quantised_weights_is_named(
+    tmp_path: Path, family: str, scheme: str, layer_quantised: bool
+) -> None:
+    config, quantization = FAMILIES[family], SMALL_GROUPS[scheme]
+    architecture = architecture_of(config)
+    ahead = [
+        part
+        for tensor in architecture.prediction_layers(architecture.read_spec(config))
+        for part in architecture.stored_form(tensor)
+    ]
+    if layer_quantised:
+        ahead = [replace(tensor, dtype=DType.F8_E4M3) for tensor in ahead]
+        ahead += [Tensor(f"{tensor.name}_scale_inv", (1, 1), DType.BF16) for tensor in ahead if len(tensor.shape) == 2]
+    files = predicted(config, quantization)
+    write_config(tmp_path, {**config, "quantization_config": quantization})
+    write_sparse(tmp_path / "model.safetensors", [*files, *ahead])
+    report = inspect(str(tmp_path))
+    (check,) = report.checks
+    assert check.agrees
+    named = next(cause for cause in check.causes if cause.name == "prediction_layer")
+    assert (named.parameters, named.tensors) == (sum(tensor.elements for tensor in ahead), len(ahead))
+    assert report.parameters.unique == report.parameters.theory
+    assert report.tree.size_bytes == sum(tensor.size_bytes for tensor in files)
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "qwen3_next", "qwen3_5_moe", "qwen3_vl_moe"])
+@pytest.mark.parametrize(
+    ("scheme", "experts_quantised"), [("awq", False), ("gptq", False), ("fp8", False), ("fp8", True)]
+)
+def test_experts_stored_as_transformers_fuses_them_are_read_beside_quantised_weights(
+    tmp_path: Path, family: str, scheme: str, experts_quantised: bool
+) -> None:
+    config, quantization = FAMILIES[family], SMALL_GROUPS[scheme]
+    architecture = architecture_of(config)
+    tree = architecture.module_tree(architecture.read_spec(config))
+    experts = [tensor for tensor in each_tensor(tree) if ".mlp.experts." in tensor.name]
+    if experts_quantised:
+        experts = [replace(tensor, dtype=DType.F8_E4M3) for tensor in experts]
+        # Of these sizes one block of 128 x 128 covers a matrix.
+        experts += [Tensor(f"{one.name}_scale_inv", (one.shape[0], 1, 1), DType.BF16) for one in experts]
+    files = [tensor for tensor in predicted(config, quantization) if ".mlp.experts." not in tensor.name]
+    write_config(tmp_path, {**config, "quantization_config": quantization})
+    write_sparse(tmp_path / "model.safetensors", [*files, *experts])
+    report = inspect(str(tmp_path))
+    (check,) = report.checks
+    assert check.agrees, check.unexplained
+    assert "experts_singly" not in {cause.name for cause in check.causes}
+    assert report.parameters.unique == report.parameters.theory
+    assert report.tree.size_bytes == sum(tensor.size_bytes for tensor in (*files, *experts))
+    write_sparse(tmp_path / "model.safetensors", [*files, *experts[:-1]])
+    (check,) = inspect(str(tmp_path)).checks
+    assert {one.kind for one in check.unexplained} == {"missing"}
+    block = experts[-1].name.partition(".experts.")[0]
+    assert {one.name.partition(".experts.")[0] for one in check.unexplained} == {block}
+
+
+@pytest.mark.parametrize("tower", ["visual", "model.visual"])
+def test_modules_are_skipped_by_their_names_in_files_and_in_the_class(tmp_path: Path, tower: str) -> None:
+    """Qwen2-VL's releases skip `visual`, as their files call the tower; what transformers 5 quantises itself, `model.visual`."""
+    quantization = {**AWQ, "group_size": 16, "modules_to_not_convert": [tower]}
+    found = quantised(tmp_path, FAMILIES["qwen2_vl"], quantization).known.quantised
+    assert found is not None
+    assert found.matrices == 2 * 7
+    assert {one.name.partition(".")[0] for one in found.kept} == {"visual"}
 
 
 # --- predicted from a dense configuration ---------------------------------------------------------------------------

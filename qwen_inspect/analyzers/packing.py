@@ -37,18 +37,14 @@ DENSE = (DType.BF16, DType.F16, DType.F32, DType.F64)
 class Packing:
     """parts: of each quantised matrix, by the name that it would have in files of the dense model.
 
-    dense: those matrices. kept: linear modules that are not quantised, with their matrices. form: the dense model's stored form.
+    dense: those matrices. kept: modules that are not quantised, with their matrices. form: what files of the dense model hold of
+    a tensor of the tree.
     """
 
     parts: Mapping[str, tuple[Part, ...]]
     dense: Mapping[str, Tensor]
     kept: Mapping[str, Tensor]
     form: StoredForm
-
-    @property
-    def owners(self) -> Mapping[str, str]:
-        """Each stored tensor's name, with the name of the matrix that it is part of."""
-        return {part.tensor.name: name for name, parts in self.parts.items() for part in parts}
 
     def stored_form(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """What files hold of one tensor of the tree."""
@@ -79,11 +75,13 @@ def pack(tree: Module, quantisation: Quantisation, form: StoredForm, stored: Seq
     matrix does not divide into the scheme's groups, or a stored tensor has another shape than the scheme gives it.
     """
     found = None if stored is None else {tensor.name: tensor for tensor in stored}
+    if found is not None:
+        form = _or_as_built(form, found)
     parts: dict[str, tuple[Part, ...]] = {}
     dense, kept = {}, {}
-    for matrix, linear in _matrices(tree, form):
+    for matrix, built, linear in _matrices(tree, form):
         module = matrix.name.removesuffix(".weight")
-        scheme = quantisation.scheme_of(module) if linear or _takes_experts(quantisation) else None
+        scheme = quantisation.scheme_of(*{module, built}) if linear or _takes_experts(quantisation) else None
         packed = None if scheme is None else _packed(matrix, scheme)
         if found is not None:
             packed = _as_found(matrix, packed, quantisation, found)
@@ -92,6 +90,16 @@ def pack(tree: Module, quantisation: Quantisation, form: StoredForm, stored: Seq
         else:
             parts[matrix.name], dense[matrix.name] = packed, matrix
     return Packing(parts=parts, dense=dense, kept=kept, form=form)
+
+
+def _or_as_built(form: StoredForm, found: Mapping[str, Tensor]) -> StoredForm:
+    """`form`, but for what the files hold as transformers builds it: fused experts, which few libraries quantise, above all."""
+
+    def chosen(tensor: Tensor) -> tuple[Tensor, ...]:
+        same = found.get(tensor.name)
+        return form(tensor) if same is None or same.shape != tensor.shape else (tensor,)
+
+    return chosen
 
 
 def as_stored(tree: Module, form: StoredForm, stored: Sequence[Tensor]) -> Packing:
@@ -113,8 +121,10 @@ def as_stored(tree: Module, form: StoredForm, stored: Sequence[Tensor]) -> Packi
     return Packing(parts=parts, dense=dense, kept=kept, form=form)
 
 
-def _matrices(tree: Module, form: StoredForm) -> Iterator[tuple[Tensor, bool]]:
-    """Every matrix that a scheme could take, as files of the dense model name it; and whether it is a linear module's."""
+def _matrices(tree: Module, form: StoredForm) -> Iterator[tuple[Tensor, str, bool]]:
+    """Every matrix that a scheme could take, as files of the dense model name it; its module's name as transformers builds it,
+    or the fused experts'; and whether it is a linear module's.
+    """
     for prefix, module in each_module(tree):
         linear = module.class_name == "Linear"
         if not linear and module.routed is None:
@@ -123,7 +133,7 @@ def _matrices(tree: Module, form: StoredForm) -> Iterator[tuple[Tensor, bool]]:
             if len(tensor.shape) < 2 or tensor.name.endswith("bias"):
                 continue
             for matrix in form(Tensor(f"{prefix}.{tensor.name}", tensor.shape, tensor.dtype)):
-                yield matrix, linear
+                yield matrix, prefix, linear
 
 
 def _takes_experts(quantisation: Quantisation) -> bool:

@@ -48,9 +48,9 @@ def against_files(
     dense = {tensor.name: stored_form(tensor) for tensor in built}
     singles = {part.name for form in dense.values() for part in form}
     split = {name for name, form in dense.items() if any(".experts." in part.name for part in form)}
-    fused = {tensor.name: tensor for tensor in built if tensor.name not in singles}
     forms = dense if packing is None else {tensor.name: packing.stored_form(tensor) for tensor in built}
     parts = {part.name: part for form in forms.values() for part in form}
+    fused = {tensor.name: tensor for tensor in built if tensor.name not in singles and tensor.name not in parts}
     modules = () if packing is None else tuple(name.removesuffix("weight") for name in packing.parts)
     extra_biases = {f"{module}bias" for module in modules}
     named, renaming = _without_renaming(stored, {*parts, *fused})
