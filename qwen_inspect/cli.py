@@ -82,9 +82,7 @@ def _show(options: argparse.Namespace, say: Language) -> int:
         subject: object = pipeline.models()
         report = None
     elif options.command == "compare":
-        compared = pipeline.compare_files(options.left, options.right, access=_access(options))
-        _write(_text(options, compared, say, View()), options, say)
-        return 0 if compared.identical else EXIT_CHECK_FAILED
+        return _compare(options, say)
     else:
         subject = report = pipeline.inspect(
             options.model,
@@ -115,6 +113,25 @@ def _show(options: argparse.Namespace, say: Language) -> int:
     view = View(**{name: getattr(options, name) for name in chosen if hasattr(options, name)})
     _write(_text(options, subject, say, view), options, say)
     return 0 if report is None else _verdict(report, options, say)
+
+
+def _compare(options: argparse.Namespace, say: Language) -> int:
+    """Fails where two hubs' listings were asked and do not prove the weights the same; that models differ is no failure."""
+    from .errors import UsageError
+    from .renderers.document import View
+    from .side_by_side import compare
+
+    if len(options.models) < 2:
+        raise UsageError("compare_needs_two")
+    compared = compare(
+        options.models,
+        _run_of(options),
+        access=_access(options),
+        dtype=options.dtype,
+        group_size=options.group_size,
+    )
+    _write(_text(options, compared, say, View(expand=options.expand)), options, say)
+    return EXIT_CHECK_FAILED if compared.unproven else 0
 
 
 def _memory(report: Report, options: argparse.Namespace, say: Language) -> MemoryReport:
@@ -510,8 +527,8 @@ def _attention_options(command: argparse.ArgumentParser, say: Language) -> None:
     _workload_options(command, say)
 
 
-def _memory_options(command: argparse.ArgumentParser, say: Language) -> None:
-    _model_options(command, say)
+def _run_options(command: argparse.ArgumentParser, say: Language) -> None:
+    """What is predicted, of `memory` and of `compare`."""
     command.add_argument("--mode", choices=("generate", "forward", "train"), default="generate", help=say("help_mode"))
     command.add_argument("--batch", type=_positive(say), default=1, metavar="N", help=say("help_batch"))
     command.add_argument("--context", type=_tokens(say), default=2048, metavar="TOKENS", help=say("help_prompt"))
@@ -527,6 +544,11 @@ def _memory_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--cache-dtype", default="auto", metavar="FORMAT", help=say("help_cache_dtype"))
     command.add_argument("--load", choices=("warmup", "per-tensor"), default="warmup", help=say("help_load"))
     command.add_argument("--gpu", default="sm_80", metavar="NAME", help=say("help_gpu"))
+
+
+def _memory_options(command: argparse.ArgumentParser, say: Language) -> None:
+    _model_options(command, say)
+    _run_options(command, say)
     command.add_argument("--plot", metavar="FILE", help=say("help_plot"))
     command.add_argument("--device", metavar="DEVICE", help=say("help_measure"))
     command.add_argument("--random-weights", action="store_true", help=say("help_random_weights"))
@@ -540,9 +562,10 @@ def _diagram_options(command: argparse.ArgumentParser, say: Language) -> None:
 
 
 def _compare_options(command: argparse.ArgumentParser, say: Language) -> None:
-    command.add_argument("left", metavar="MODEL", help=say("help_left"))
-    command.add_argument("right", metavar="MODEL", help=say("help_right"))
+    command.add_argument("models", nargs="+", metavar="MODEL", help=say("help_compared"))
     _access_options(command, say)
+    _run_options(command, say)
+    command.add_argument("--expand", action="store_true", help=say("help_expand_equal"))
 
 
 def _models_options(command: argparse.ArgumentParser, say: Language) -> None:

@@ -56,7 +56,7 @@ def inspect(
     elsewhere to explain. dtype: parameters in another dtype than the configuration's, or quantised by a scheme of that name,
     of `group_size` numbers a group. batch, context, cache_format, ranks: as in `Workload`.
     """
-    checkpoint = _in_dtype(
+    checkpoint = in_dtype(
         load(resolve(model, source=source, revision=revision, file=file), access or Access()), dtype, group_size
     )
     return analyse(
@@ -69,7 +69,7 @@ def inspect(
     )
 
 
-def _in_dtype(checkpoint: Checkpoint, dtype: str | None, group_size: int | None) -> Checkpoint:
+def in_dtype(checkpoint: Checkpoint, dtype: str | None, group_size: int | None) -> Checkpoint:
     """The model with its parameters in `dtype`, dense or by a scheme's name: what is stored says nothing of that model."""
     if group_size is not None and dtype not in PRESETS:
         raise UsageError("group_size_without_scheme", known=", ".join(PRESETS))

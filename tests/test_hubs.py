@@ -776,7 +776,31 @@ def test_different_files_are_named(hub: HubServer, tmp_path: Path) -> None:
     found = json.loads(ask(hub, tmp_path, "compare", "hf:org/single", "ms:org/long-header", "--format", "json").out)
     assert found["identical"] is False
     assert {file["name"]: file["same"] for file in found["files"]}["model.safetensors"] is False
-    refused(ask(hub, tmp_path, "compare", "catalog:Qwen/Qwen3-8B", "hf:org/single"), 2, "is on no hub")
+    assert found["side_by_side"]["models"][0]["source"] == "hf"
+
+
+def test_models_that_differ_on_two_hubs_are_held_side_by_side(hub: HubServer, tmp_path: Path) -> None:
+    shown = ask(hub, tmp_path, "compare", "hf:org/single", "ms:org/long-header", "--format", "json")
+    sides = json.loads(shown.out)["side_by_side"]
+    assert shown.code == 1
+    assert sides["tensors"][0]["base_origin"] == "stored"
+    alike = json.loads(ask(hub, tmp_path, "compare", "hf:org/sharded", "ms:org/sharded", "--format", "json").out)
+    assert (alike["identical"], alike["side_by_side"]) == (True, None)
+
+
+def test_listings_decide_even_where_a_model_cannot_be_read(hub: HubServer, tmp_path: Path) -> None:
+    shown = ask(hub, tmp_path, "compare", "hf:org/single", "ms:org/empty", "--format", "json")
+    found = json.loads(shown.out)
+    assert (shown.code, found["identical"], found["side_by_side"]) == (1, False, None)
+    assert "cannot be held side by side" in found["notices"][0]
+
+
+def test_a_hub_model_is_held_against_any_other_source(hub: HubServer, tmp_path: Path) -> None:
+    found = ask_json(hub, tmp_path, "compare", "catalog:Qwen/Qwen3-8B", "hf:org/single", "ms:org/sharded")
+    assert [model["source"] for model in found["side_by_side"]["models"]] == ["catalog", "hf", "ms"]
+    assert (found["identical"], found["files"]) == (None, None)
+    values = {(row["section"], row["name"]): row["values"] for row in found["side_by_side"]["facts"]}
+    assert values["parameters", "unique"] == [8_190_735_360, PARAMETERS, PARAMETERS]
 
 
 def test_the_json_of_compare_validates(hub: HubServer, tmp_path: Path) -> None:

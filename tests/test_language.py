@@ -16,7 +16,7 @@ PACKAGE = Path(errors.__file__).parent
 # Keys that are put together from a name, by their beginnings.
 COMPOSED = (
     "component_", "source_", "confidence_", "witness_", "cause_", "cause_name_", "miscount_", "finding_", "column_", "help_",
-    "engine_",
+    "engine_", "change_", "section_", "layer_kind_", "row_",
     "figure_",
     "stage_",
     "measured_stage_",
@@ -51,6 +51,7 @@ def test_chinese_is_chinese() -> None:
     assert same == {
         "column_digest",
         "comma",
+        "compare_note",
         "field_gpu",
         "layers_product",
         "plot_term",

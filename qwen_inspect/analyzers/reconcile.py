@@ -53,7 +53,7 @@ def against_files(
     fused = {tensor.name: tensor for tensor in built if tensor.name not in singles and tensor.name not in parts}
     modules = () if packing is None else tuple(name.removesuffix("weight") for name in packing.parts)
     extra_biases = {f"{module}bias" for module in modules}
-    named, renaming = _without_renaming(stored, {*parts, *fused})
+    named, renaming = without_renaming(stored, {*parts, *fused})
     causes += renaming
 
     seen: set[str] = set()
@@ -176,7 +176,7 @@ def against_instantiated(theory: Sequence[Tensor], instantiated: Sequence[Tensor
     )
 
 
-def _without_renaming(stored: Sequence[Tensor], expected: set[str]) -> tuple[Sequence[Tensor], list[Cause]]:
+def without_renaming(stored: Sequence[Tensor], expected: set[str]) -> tuple[Sequence[Tensor], list[Cause]]:
     """The stored tensors under the names of the class, where the files leave out or add the decoder's own prefix."""
     if any(tensor.name in expected for tensor in stored):
         return stored, []

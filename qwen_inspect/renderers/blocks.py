@@ -76,7 +76,15 @@ class Figure:
     file: str
 
 
-Block = Heading | Paragraph | Fields | Items | Table | Tree | Code | Figure
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """A table that is shown when its summary is opened; a terminal, which cannot open anything, shows the summary alone."""
+
+    summary: str
+    table: Table
+
+
+Block = Heading | Paragraph | Fields | Items | Table | Tree | Code | Figure | Folded
 
 
 def tree_lines(root: Node) -> list[tuple[str, Node]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..language import Language
 from ..units import count
-from .blocks import Block, Code, Fields, Figure, Heading, Items, Node, Paragraph, Table, Tree
+from .blocks import Block, Code, Fields, Figure, Folded, Heading, Items, Node, Paragraph, Table, Tree
 from .svg import escape, shown
 
 LONG_TABLE = 200  # rows; of a longer table the page holds all as JSON, and draws those in view
@@ -105,6 +105,8 @@ def _block(block: Block, anchor: str, say: Language) -> str:
             return f'<div class="code">{copy}<pre tabindex="0"><code>{lines}</code></pre></div>'
         case Figure(svg=svg, text=text):
             return f"<figure>{svg}<figcaption>{escape(text)}</figcaption></figure>"
+        case Folded(summary=summary, table=table):
+            return f"<details><summary>{escape(summary)}</summary>{_table(table, anchor, say)}</details>"
 
 
 # --- tables

@@ -8,12 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 from .. import __version__
+from ..checkpoint import ModelRef, Tensor
+from ..comparison import KINDS, Comparison, SideBySide, TensorChanges
 from ..errors import NotFoundError
 from ..language import Language
 from ..report import (
     Alive,
     CatalogEntry,
-    FilesComparison,
     Footprint,
     Generation,
     Measurement,
@@ -36,7 +37,7 @@ def render(command: str, subject: Any, say: Language) -> str:
     elif command == "memory":
         content = {"model": _model(subject.report, say), **_memory(subject, say)}
     elif command == "compare":
-        content = {"model": None, **_compare(subject)}
+        content = {"model": None, **_compare(subject, say)}
     else:
         content = {"model": _model(subject, say), **_CONTENTS[command](subject, say)}
     # Escaped, so that it is JSON in any encoding, and harmless on a terminal.
@@ -288,16 +289,9 @@ def _memory(memory: MemoryReport, say: Language) -> dict[str, Any]:
     run = memory.run
     return {
         "workload": {
-            "mode": run.mode,
-            "batch": run.batch,
-            "prompt_tokens": run.prompt_tokens,
-            "new_tokens": run.new_tokens if run.mode == "generate" else None,
+            **_workload(run),
             "dtype": str(memory.report.spec.dtype) if memory.report.design else None,
             "cache_dtype": memory.report.cache.dtype if memory.report.design else None,
-            "attention": run.attention,
-            "tp": 1,
-            "gpu": run.gpu,
-            "load": run.loader,
         },
         "predicted": _footprint(memory.predicted, run, say),
         "measured": None if memory.measured is None else _measured(memory.measured, run, say),
@@ -314,6 +308,19 @@ def _memory(memory: MemoryReport, say: Language) -> dict[str, Any]:
             }
             for one in memory.differences
         ],
+    }
+
+
+def _workload(run: Run) -> dict[str, Any]:
+    return {
+        "mode": run.mode,
+        "batch": run.batch,
+        "prompt_tokens": run.prompt_tokens,
+        "new_tokens": run.new_tokens if run.mode == "generate" else None,
+        "attention": run.attention,
+        "tp": 1,
+        "gpu": run.gpu,
+        "load": run.loader,
     }
 
 
@@ -384,12 +391,15 @@ def _moment(moment: Moment) -> dict[str, Any]:
     return {"stage": moment.stage, **{f"{term}_bytes": getattr(moment, term) for term in terms}}
 
 
-def _compare(comparison: FilesComparison) -> dict[str, Any]:
+def _compare(comparison: Comparison, say: Language) -> dict[str, Any]:
+    files, sides = comparison.files, comparison.models
     return {
-        "left": {"id": comparison.left.id, "source": comparison.left.source, "revision": comparison.left.revision},
-        "right": {"id": comparison.right.id, "source": comparison.right.source, "revision": comparison.right.revision},
-        "identical": comparison.identical,
-        "files": [
+        "left": None if files is None else _ref(files.left),
+        "right": None if files is None else _ref(files.right),
+        "identical": None if files is None else files.identical,
+        "files": None
+        if files is None
+        else [
             {
                 "name": pair.name,
                 "left_bytes": pair.left_bytes,
@@ -398,9 +408,57 @@ def _compare(comparison: FilesComparison) -> dict[str, Any]:
                 "right_sha256": pair.right_sha256,
                 "same": pair.same,
             }
-            for pair in comparison.pairs
+            for pair in files.pairs
         ],
+        "notices": [say(message) for message in comparison.notices],
+        "side_by_side": None if sides is None else _side_by_side(sides, say),
     }
+
+
+def _ref(ref: ModelRef) -> dict[str, Any]:
+    return {"id": ref.id, "source": ref.source, "revision": ref.revision}
+
+
+def _side_by_side(sides: SideBySide, say: Language) -> dict[str, Any]:
+    """Every `values` has one entry for each of `models`, in their order; `tensors` one for each after the first."""
+    return {
+        "models": [_model(report, say) for report in sides.reports],
+        "workload": _workload(sides.run),
+        "config": [
+            {"key": row.key, "values": list(row.values), "present": list(row.present), "same": row.same}
+            for row in sides.config
+        ],
+        "facts": [
+            {
+                "section": row.section,
+                "layer_kind": row.layer_kind,
+                "name": row.name,
+                "unit": row.unit or None,
+                "values": list(row.values),
+                "same": row.same,
+            }
+            for row in sides.facts
+        ],
+        "tensors": [None if changes is None else _changes(changes, say) for changes in sides.tensors],
+    }
+
+
+def _changes(changes: TensorChanges, say: Language) -> dict[str, Any]:
+    return {
+        "base_origin": changes.base_origin,
+        "origin": changes.origin,
+        "equal": changes.equal,
+        "counts": {kind: changes.count(kind) for kind in KINDS},
+        "changes": [
+            {"kind": one.kind, "name": one.name, "before": _form(one.before), "after": _form(one.after)}
+            for one in changes.changes
+        ],
+        "notes": [say(note) for note in changes.notes],
+    }
+
+
+def _form(tensor: Tensor | None) -> dict[str, Any] | None:
+    return None if tensor is None else {"shape": list(tensor.shape), "dtype": str(tensor.dtype)}
 
 
 def _entry(entry: CatalogEntry) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from html import escape as markup_escape
 from urllib.parse import quote
 
-from .blocks import Block, Code, Fields, Figure, Heading, Items, Paragraph, Table, Tree, tree_lines
+from .blocks import Block, Code, Fields, Figure, Folded, Heading, Items, Paragraph, Table, Tree, tree_lines
 from .terminal import safe
 
 # What would start markup within a line of text: a bracket only where a link's target could follow, an underscore only at
@@ -59,6 +60,9 @@ def _block(block: Block) -> str:
             return _fenced("\n".join(map(safe, text.splitlines())), language)
         case Figure(text=text, file=file):
             return f"![{SPECIAL_IN_LABEL.sub(_escaped, safe(text))}](<{quote(file)}>)"
+        case Folded(summary=summary, table=table):
+            # GitHub's details; the blank lines make what lies between Markdown again. CommonMark 0.31, 4.6
+            return f"<details><summary>{markup_escape(safe(summary))}</summary>\n\n{_block(table)}\n\n</details>"
 
 
 def _fenced(text: str, language: str) -> str:

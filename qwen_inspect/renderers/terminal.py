@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from prettytable import PrettyTable
 from wcwidth import wcwidth
 
-from .blocks import Block, Code, Fields, Figure, Heading, Items, Node, Paragraph, Table, Tree, tree_lines
+from .blocks import Block, Code, Fields, Figure, Folded, Heading, Items, Node, Paragraph, Table, Tree, tree_lines
 
 if TYPE_CHECKING:
     from rich.tree import Tree as RichTree
@@ -94,6 +94,8 @@ def _block(block: Block) -> str:
             return "\n".join(map(safe, text.splitlines()))
         case Figure(text=text, file=file):
             return f"[{safe(text)}: {safe(file)}]"
+        case Folded(summary=summary):
+            return safe(summary)
 
 
 def _broken(cell: str) -> str:

@@ -1,17 +1,207 @@
-"""`compare`: whether two hubs hold the same files."""
+"""`compare`: models side by side, what differs first; of two hubs, whether they hold the same files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from string import ascii_uppercase
 
+from ...checkpoint import Tensor
+from ...comparison import KINDS, Comparison, ConfigRow, FactRow, SideBySide, TensorChange, TensorChanges
 from ...language import Language
-from ...report import FilePair, FilesComparison
-from ...units import count
-from ..blocks import Block, Heading, Paragraph, Table
+from ...report import FilePair, FilesComparison, Report
+from ...units import count, signed, size
+from ..blocks import Block, Folded, Heading, Items, Paragraph, Table
 from . import View
+from .common import notices
+from .configuration import written
+
+MOST_CHANGES = 20
+NAME_LENGTH = 28  # of a model, in the heading of its column
 
 
-def blocks(comparison: FilesComparison, say: Language, view: View) -> Sequence[Block]:
+def blocks(comparison: Comparison, say: Language, view: View) -> Sequence[Block]:
+    made: list[Block] = []
+    if comparison.files is not None:
+        made += _file_blocks(comparison.files, say)
+    if comparison.notices:
+        made += [Heading(say("heading_notices")), Items([say(message) for message in comparison.notices])]
+    if comparison.models is not None:
+        made += _side_by_side(comparison.models, say, view, level=2 if made else 1)
+    return made
+
+
+# --- side by side
+
+
+def _side_by_side(sides: SideBySide, say: Language, view: View, *, level: int) -> Iterator[Block]:
+    yield Heading(say("heading_side_by_side", models=len(sides.reports)), level)
+    yield _model_table(sides, say)
+    yield from _notices(sides, say)
+    yield Paragraph(_run(sides, say))
+    rows = [(row.same, _fact_cells(row, say)) for row in sides.facts]
+    rows += [(row.same, _config_cells(row, say)) for row in sides.config]
+    differing, unknown, equal = ([cells for same, cells in rows if same is verdict] for verdict in (False, None, True))
+    yield Heading(say("heading_differences"))
+    yield _row_table(differing, "≠", sides, say) if differing else Paragraph(say("compare_none_differ"))
+    if unknown:
+        yield Heading(say("heading_unknown"))
+        yield _row_table(unknown, "?", sides, say)
+    yield from _tensor_blocks(sides, say)
+    if equal:
+        yield Heading(say("heading_equal"))
+        table = _row_table(equal, "=", sides, say)
+        yield table if view.expand else Folded(say("compare_equal_rows", count=len(equal)), table)
+
+
+def _letter(index: int) -> str:
+    """A to Z, then AA to AZ, ..."""
+    first, last = divmod(index, len(ascii_uppercase))
+    return (ascii_uppercase[first - 1] if first else "") + ascii_uppercase[last]
+
+
+def _heads(sides: SideBySide) -> list[str]:
+    """Each model's column: its letter, and the end of its name."""
+    names = [report.ref.id.rstrip("/").rpartition("/")[2] for report in sides.reports]
+    short = [name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…" for name in names]
+    return [f"{_letter(index)}: {name}" for index, name in enumerate(short)]
+
+
+def _model_table(sides: SideBySide, say: Language) -> Table:
+    origins = ["stored" if report.tensors is not None else "theory" for report in sides.reports]
+    rows = [
+        [
+            _letter(index),
+            report.ref.id,
+            say(f"source_{report.ref.source}"),
+            report.ref.revision or "–",
+            say(f"witness_{origin}") if report.tensors is not None or report.design is not None else "–",
+        ]
+        for index, (report, origin) in enumerate(zip(sides.reports, origins, strict=True))
+    ]
+    columns = ["", say("column_model"), say("field_source"), say("column_revision"), say("column_origin")]
+    return Table(columns, rows, "lllll")
+
+
+def _notices(sides: SideBySide, say: Language) -> list[Block]:
+    told = [
+        say("compare_note", letter=_letter(index), note=note)
+        for index, report in enumerate(sides.reports)
+        for note in _notes(report, say)
+    ]
+    return [Heading(say("heading_notices")), Items(told)] if told else []
+
+
+def _notes(report: Report, say: Language) -> list[str]:
+    return [item for block in notices(report, say) if isinstance(block, Items) for item in block.items]
+
+
+def _run(sides: SideBySide, say: Language) -> str:
+    run = sides.run
+    values = {
+        "mode": say(f"mode_{run.mode}"),
+        "batch": run.batch,
+        "prompt": run.prompt_tokens,
+        "attention": run.attention,
+        "gpu": run.gpu,
+    }
+    if run.mode == "generate":
+        return say("compare_run", new=run.new_tokens, **values)
+    return say("compare_run_no_new", **values)
+
+
+def _row_table(rows: Sequence[Sequence[str]], mark: str, sides: SideBySide, say: Language) -> Table:
+    """A mark, section and row, each model's value, and of two models the difference."""
+    models = len(sides.reports)
+    columns = ["", say("column_section"), say("column_row"), *_heads(sides)]
+    if models == 2 and mark == "≠":
+        columns.append(say("column_delta"))
+    return Table(columns, [[mark, *row[: len(columns) - 1]] for row in rows], f"lll{'r' * (len(columns) - 3)}")
+
+
+def _config_cells(row: ConfigRow, say: Language) -> list[str]:
+    cells = [written(value) if there else "–" for value, there in zip(row.values, row.present, strict=True)]
+    return [say("section_config"), row.key, *cells, ""]
+
+
+def _fact_cells(row: FactRow, say: Language) -> list[str]:
+    name = say(f"component_{row.name}" if row.section == "components" else f"row_{row.name}")
+    if row.layer_kind is not None:
+        name = f"{say(f'layer_kind_{row.layer_kind}')}: {name}"
+    return [say(f"section_{row.section}"), name, *(_cell(value, row, say) for value in row.values), _delta(row)]
+
+
+def _cell(value: int | str | None, row: FactRow, say: Language) -> str:
+    match value:
+        case None:
+            return "–"
+        case "":
+            return say("none")
+        case str():
+            return say(f"method_{value}") if row.name == "method" else value
+        case int():
+            return f"{count(value)} ({size(value)})" if row.unit == "bytes" and value >= 1024 else count(value)
+
+
+def _delta(row: FactRow) -> str:
+    match row.values:
+        case (int(left), int(right)):
+            return signed(right - left)
+    return ""
+
+
+# --- tensors
+
+
+def _tensor_blocks(sides: SideBySide, say: Language) -> Iterator[Block]:
+    yield Heading(say("heading_tensor_changes"))
+    known = [(_letter(index), changes) for index, changes in enumerate(sides.tensors, 1)]
+    heads = _heads(sides)
+    columns = [say("column_model"), *(say(f"change_{kind}") for kind in KINDS), say("column_equal")]
+    rows = [
+        [heads[index], *(["–"] * 5 if changes is None else _counts(changes))]
+        for index, (_, changes) in enumerate(known, 1)
+    ]
+    yield Table(columns, rows, "lrrrrr")
+    yield Paragraph(say("compare_names_only"))
+    for letter, changes in known:
+        if changes is None:
+            yield Paragraph(say("compare_tensors_unknown", letter=letter))
+        elif changes.changes:
+            yield from _change_blocks(letter, changes, say)
+
+
+def _counts(changes: TensorChanges) -> list[str]:
+    return [*(count(changes.count(kind)) for kind in KINDS), count(changes.equal)]
+
+
+def _change_blocks(letter: str, changes: TensorChanges, say: Language) -> Iterator[Block]:
+    shown = _first_of_each_kind(changes)
+    yield Heading(say("heading_changes_of", letter=letter), 3)
+    yield from (Paragraph(say(note)) for note in changes.notes)
+    columns = [say("column_change"), say("column_tensor"), say("column_before"), say("column_after", letter=letter)]
+    rows = [[say(f"change_{one.kind}"), one.name, _written(one.before), _written(one.after)] for one in shown]
+    yield Table(columns, rows, "llll")
+    if len(shown) < len(changes.changes):
+        yield Paragraph(say("compare_first_changes", shown=len(shown), count=len(changes.changes)))
+
+
+def _first_of_each_kind(changes: TensorChanges) -> list[TensorChange]:
+    """No kind hides another: each has its first names."""
+    most = MOST_CHANGES // len(KINDS)
+    found: list[TensorChange] = []
+    for kind in KINDS:
+        found += [change for change in changes.changes if change.kind == kind][:most]
+    return found
+
+
+def _written(tensor: Tensor | None) -> str:
+    return "–" if tensor is None else f"{tensor.shape} {tensor.dtype}"
+
+
+# --- files of two hubs
+
+
+def _file_blocks(comparison: FilesComparison, say: Language) -> list[Block]:
     left, right = (f"{ref.source}:{ref.id}" for ref in (comparison.left, comparison.right))
     columns = [say("column_file"), f"{left} ({say('column_bytes')})", f"{right} ({say('column_bytes')})"]
     columns += [say("column_digest"), say("column_same")]

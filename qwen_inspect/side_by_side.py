@@ -1,0 +1,112 @@
+"""Models -> a Comparison: two hubs' listings where those can prove the weights the same, else the models side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from .analyzers.accounting import predicted_files
+from .analyzers.contrast import config_rows, fact_rows, tensor_changes
+from .architectures import architecture_of
+from .checkpoint import Checkpoint, Tensor
+from .comparison import Comparison, SideBySide, TensorChanges
+from .errors import QwenInspectError
+from .language import Message
+from .loaders.resolve import Access, load, resolve
+from .pipeline import analyse, compare_files, in_dtype
+from .prediction import predict
+from .report import MemoryReport, Report, Run, Workload
+from .spec import each_tensor, tied_tensors
+
+HUBS = ("hf", "ms")
+
+
+def compare(
+    models: Sequence[str],
+    run: Run,
+    *,
+    access: Access | None = None,
+    dtype: str | None = None,
+    group_size: int | None = None,
+) -> Comparison:
+    """Two or more models, of any sources, for one run.
+
+    Of two hub models, one of them pinned by `hf:` or `ms:`, the listings are asked first (one request each): where every file of
+    weights is the same by SHA-256, that is the answer and no more is read. Otherwise what can be read of the models is
+    held side by side; what is not known of one stays None. Raises what reading a model raises, unless listings have answered.
+    """
+    access = access or Access()
+    if not _two_of_hubs(models):
+        return Comparison(files=None, models=_side_by_side(models, run, access, dtype, group_size))
+    files = compare_files(*models, access=access)
+    if files.identical:
+        return Comparison(files=files, models=None)
+    try:
+        return Comparison(files=files, models=_side_by_side(models, run, access, dtype, group_size))
+    except QwenInspectError as error:
+        return Comparison(files=files, models=None, notices=(Message("compare_unread", reason=error.message),))
+
+
+def _two_of_hubs(models: Sequence[str]) -> bool:
+    if len(models) != 2:
+        return False
+    sources = {resolve(model).source for model in models}
+    return sources <= {*HUBS, "auto"} and sources != {"auto"}
+
+
+def _side_by_side(
+    models: Sequence[str], run: Run, access: Access, dtype: str | None, group_size: int | None
+) -> SideBySide:
+    workload = Workload(batch=run.batch, context_tokens=run.prompt_tokens, cache_format=run.cache_format)
+    checkpoints = [in_dtype(load(resolve(model), access), dtype, group_size) for model in models]
+    reports = [analyse(checkpoint, require_design=False, workload=workload) for checkpoint in checkpoints]
+    tensors = [_tensors(checkpoint, report) for checkpoint, report in zip(checkpoints, reports, strict=True)]
+    predicted = [_memory(report, run) for report in reports]
+    reports = [report for report, _ in predicted]
+    memories = [memory for _, memory in predicted]
+    others = zip(reports[1:], tensors[1:], strict=True)
+    return SideBySide(
+        reports=tuple(reports),
+        memories=tuple(memories),
+        run=run,
+        config=config_rows([report.config for report in reports]),
+        facts=fact_rows(reports, memories, tokens=run.prompt_tokens, batch=run.batch),
+        tensors=tuple(_changes(reports[0], tensors[0], report, found) for report, found in others),
+    )
+
+
+def _memory(report: Report, run: Run) -> tuple[Report, MemoryReport | None]:
+    """The prediction, and the report with what was noticed in making it; None where there is none."""
+    try:
+        memory = predict(report, run)
+    except QwenInspectError as error:
+        return replace(report, notices=(*report.notices, Message("compare_no_memory", reason=error.message))), None
+    return memory.report, memory
+
+
+Named = tuple[tuple[Tensor, ...], str]
+
+
+def _tensors(checkpoint: Checkpoint, report: Report) -> Named | None:
+    """A model's tensors as stored, with an adapter's own; else as a release's files or, without any, the design has them."""
+    if checkpoint.tensors is not None:
+        own = () if checkpoint.adapter is None else checkpoint.adapter.tensors
+        return (*checkpoint.tensors, *own), "stored"
+    if report.design is None or report.design.quantised is not None:
+        return None
+    architecture = architecture_of(report.config or {})
+    form = architecture.stored_form
+    files = predicted_files(report.tree, form, checkpoint.release, architecture.prediction_layers(report.spec))
+    return files or tuple(part for tensor in each_tensor(report.tree) for part in form(tensor)), "theory"
+
+
+def _changes(base: Report, before: Named | None, other: Report, after: Named | None) -> TensorChanges | None:
+    """Theory does not tell whether files hold a tied tensor twice, so that beside it such copies are left out of both."""
+    if before is None or after is None:
+        return None
+    left, right = before[0], after[0]
+    if "theory" in (before[1], after[1]):
+        copies = {name for one in (base, other) if one.design is not None for name, _ in tied_tensors(one.tree)}
+        owned = {tensor.name for one in (base, other) if one.design is not None for tensor in each_tensor(one.tree)}
+        left, right = (tuple(one for one in side if one.name not in copies - owned) for side in (left, right))
+    return tensor_changes(left, right, base_origin=before[1], origin=after[1])
