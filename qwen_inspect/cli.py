@@ -105,7 +105,11 @@ def _show(options: argparse.Namespace, say: Language) -> int:
             subject = report = _with_generation(report, options)
         if options.command == "memory":
             memory = _memory(report, options, say)
-            _write(_text(options, memory, say, View()), options, say)
+            if options.format == "html":
+                from .prediction import explored
+
+                memory = explored(memory)
+            _write(_text(options, memory, say, View(live=options.format == "html")), options, say)
             return _memory_verdict(memory, options, say)
         if options.command == "diagram":
             return _diagram(report, options, say)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .analyzers.explore import explore_formula, explore_trace
 from .analyzers.kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
 from .analyzers.memory import formula_footprint, stored_footprint, traced_footprint
 from .analyzers.period import SHALLOW, deepen, fixed, period_of
@@ -65,6 +66,20 @@ def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
     except UnavailableError:
         return formula_footprint(report.tree, report.cache, run)
     return traced_footprint(timeline, run, provenance=provenance, course_points=course_points)
+
+
+def explored(memory: MemoryReport) -> MemoryReport:
+    """The same with what a page needs to work out any other workload; without, where only this one's figures are known."""
+    report, run = memory.report, memory.run
+    if report.design is None or run.mode != "generate" or run.device != "cuda":
+        return memory
+    if memory.predicted.method == "formula":
+        found = explore_formula(report.tree, report.cache, run, weights=report.known.weights)
+    elif _is_point(run) and (kept := kept_trace(report.spec, run.attention)) is not None:
+        found = explore_trace(kept, run)
+    else:
+        return memory
+    return replace(memory, exploration=found)
 
 
 def timeline_of(report: Report, run: Run) -> tuple[Timeline, str]:

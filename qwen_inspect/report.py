@@ -9,6 +9,7 @@ from typing import Any
 
 from .checkpoint import ModelRef, Release, StoredFile, Tensor
 from .errors import QwenInspectError
+from .exploration import Exploration
 from .language import Message
 from .spec import ModelSpec, Module, heads_kind
 
@@ -507,7 +508,10 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryReport:
-    """A model's footprint for a run, and the same as measured. refusal: why it is not the whole answer, where it is not."""
+    """A model's footprint for a run, and the same as measured. refusal: why it is not the whole answer, where it is not.
+
+    exploration: the run for any other workload, for a page; None where nobody asked for it, or where it is not known.
+    """
 
     report: Report
     run: Run
@@ -515,6 +519,7 @@ class MemoryReport:
     refusal: QwenInspectError | None = None
     measured: Measurement | None = None
     differences: tuple[Difference, ...] = ()
+    exploration: Exploration | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page
 
 from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.pipeline import inspect, models
-from qwen_inspect.prediction import predict
+from qwen_inspect.prediction import explored, predict
 from qwen_inspect.renderers import html, markdown, terminal
 from qwen_inspect.renderers.blocks import Block, Code, Fields, Figure, Heading, Items, Node, Paragraph, Table, Tree
 from qwen_inspect.renderers.document import COMMANDS, View, document
@@ -74,7 +74,7 @@ def subject_of(command: str) -> object:
     if command == "models":
         return models()
     report = inspect("Qwen/Qwen3-30B-A3B", source="catalog", predict_files=True)
-    return predict(report, a_run()) if command == "memory" else report
+    return explored(predict(report, a_run())) if command == "memory" else report
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command != "compare"])
@@ -82,7 +82,7 @@ def subject_of(command: str) -> object:
 def test_every_commands_page_loads_without_a_word(
     browser: Browser, tmp_path: Path, command: str, language: str
 ) -> None:
-    blocks = document(command, subject_of(command), Language(language), View(explain=True, expand=True))
+    blocks = document(command, subject_of(command), Language(language), View(explain=True, expand=True, live=True))
     headings = [block.text for block in blocks if isinstance(block, Heading)]
     for scheme, paper in (("light", "rgb(255, 255, 255)"), ("dark", "rgb(13, 17, 23)")):
         with opened(browser, written(tmp_path, blocks, language), color_scheme=scheme) as page:

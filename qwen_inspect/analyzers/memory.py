@@ -92,7 +92,7 @@ def _course(whole: Timeline, found: Replay, uses: Mapping[int, str], points: int
     terms = {PARAMETER: "weights", BUFFER: "buffers", "activation": "activations"}
 
     def term_of(event: Allocate) -> str:
-        use = "loader" if event.operator == WARM_UP else _use(event, uses)
+        use = "loader" if event.operator == WARM_UP else use_of(event, uses)
         return terms.get(use, use)
 
     return thinned(course_of(whole, found.course, term_of), most_points=points)
@@ -113,11 +113,32 @@ def formula_footprint(
 
     weights: what is loaded, where that is not the tree's own tensors. unknown: why more is not known, among the assumptions.
     """
+    requests, uses = formula_requests(tree, cache, run, weights=weights)
+    laid = replay(Timeline(events=laid_out(requests, run.loader), stages=()), _allocator(run))
+    if laid.out_of_memory_event is not None:
+        raise UsageError("memory_beyond_addresses")
+    stage = {"generate": "decode", "forward": "forward", "train": "optimizer"}[run.mode]
+    return _without_peak(
+        method="formula",
+        steady=replace(_moment(stage, requests, laid.end, uses), activations=None),
+        assumptions=(*unknown, *assumptions(run)),
+        provenance="transformers 5.23 DynamicCache, torch 2.13 CUDACachingAllocator",
+        context_bytes=_context_of(run),
+    )
+
+
+def formula_requests(
+    tree: Module, cache: CacheReport, run: Run, *, weights: Sequence[Tensor] | None = None
+) -> tuple[tuple[Allocate, ...], dict[int, str]]:
+    """What `formula_footprint` counts, as requests, and what they are for, by id, as `uses_of` tells it of a trace.
+
+    The cache's are K's and V's of each layer that keeps any, and the states of each that keeps such, in the layers' order.
+    """
     held = [("weights", tensor.size_bytes) for tensor in (each_tensor(tree) if weights is None else weights)]
     held += [("buffers", buffer.size_bytes) for buffer in each_buffer(tree)]
     for layer in () if run.mode == "train" else cache.layers:
         size = run.batch * (layer.size_bytes(run.cached_tokens) - layer.fixed_bytes)
-        if size:
+        if layer.bytes_per_token:
             held += [("cache", size // 2), ("cache", size - size // 2)]  # K and V
         held += [("state", run.batch * state) for state in layer.states_bytes]
     if run.mode == "train":
@@ -129,18 +150,7 @@ def formula_footprint(
     operators = {"weights": PARAMETER, "buffers": BUFFER, WORKSPACE: WORKSPACE}
     events = tuple(Allocate(index, size, "attn", operators.get(use, use)) for index, (use, size) in enumerate(held))
     kept = ("cache", "state", "gradients", "optimizer")
-    uses_by_id = {event.id: event.operator for event in events if event.operator in kept}
-    laid = replay(Timeline(events=_laid_out(events, run.loader), stages=()), _allocator(run))
-    if laid.out_of_memory_event is not None:
-        raise UsageError("memory_beyond_addresses")
-    stage = {"generate": "decode", "forward": "forward", "train": "optimizer"}[run.mode]
-    return _without_peak(
-        method="formula",
-        steady=replace(_moment(stage, events, laid.end, uses_by_id), activations=None),
-        assumptions=(*unknown, *assumptions(run)),
-        provenance="transformers 5.23 DynamicCache, torch 2.13 CUDACachingAllocator",
-        context_bytes=_context_of(run),
-    )
+    return events, {event.id: event.operator for event in events if event.operator in kept}
 
 
 def stored_footprint(tensors: Iterable[Tensor], files: str) -> Footprint:
@@ -222,7 +232,7 @@ def on_device(timeline: Timeline, run: Run) -> Timeline:
     if run.device == "cpu":
         return _without(timeline, FLASH_SCRATCH)
     begins = timeline.stages[1].first_event
-    load, rest = _laid_out(timeline.events[:begins], run.loader), list(timeline.events[begins:])
+    load, rest = laid_out(timeline.events[:begins], run.loader), list(timeline.events[begins:])
     shift = len(load) - begins
     product = next(
         (i for i, one in enumerate(rest) if isinstance(one, Allocate) and MATRIX_PRODUCT.match(one.operator)), None
@@ -249,7 +259,7 @@ def _without(timeline: Timeline, operator: str) -> Timeline:
     )
 
 
-def _laid_out(events: Iterable[Event], loader: str) -> tuple[Event, ...]:
+def laid_out(events: Iterable[Event], loader: str) -> tuple[Event, ...]:
     """The loading of weights, then of all else."""
     made = [event for event in events if isinstance(event, Allocate)]
     weights = [event for event in made if event.operator == PARAMETER]
@@ -306,7 +316,7 @@ def _training_ids(timeline: Timeline) -> dict[int, str]:
     return uses
 
 
-def _use(event: Allocate, uses: Mapping[int, str]) -> str:
+def use_of(event: Allocate, uses: Mapping[int, str]) -> str:
     if event.operator in (PARAMETER, BUFFER, WORKSPACE):
         return event.operator
     return uses.get(event.id, "activation")
@@ -315,7 +325,7 @@ def _use(event: Allocate, uses: Mapping[int, str]) -> str:
 def _moment(stage: str, alive: Iterable[Allocate], used: Usage, uses: Mapping[int, str]) -> Moment:
     requested: Counter[str] = Counter()
     for event in alive:
-        requested[_use(event, uses)] += event.size_bytes
+        requested[use_of(event, uses)] += event.size_bytes
     return Moment(
         stage=stage,
         weights=requested[PARAMETER],
@@ -335,7 +345,7 @@ def _alive(alive: Iterable[Allocate], uses: Mapping[int, str]) -> tuple[Alive, .
     storages: Counter[tuple[str, str]] = Counter()
     sizes: Counter[tuple[str, str]] = Counter()
     for event in alive:
-        use = _use(event, uses)
+        use = use_of(event, uses)
         key = (_of_any_layer(event.module), event.operator) if use == "activation" else (use, "–")
         storages[key] += 1
         sizes[key] += event.size_bytes

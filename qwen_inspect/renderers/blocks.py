@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,16 @@ class Folded:
     table: Table
 
 
-Block = Heading | Paragraph | Fields | Items | Table | Tree | Code | Figure | Folded
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A part of a page that its own script draws: `content` is what the script of that `name` reads. text: what else is shown."""
+
+    name: str
+    content: Mapping[str, Any]
+    text: str
+
+
+Block = Heading | Paragraph | Fields | Items | Table | Tree | Code | Figure | Folded | Live
 
 
 def tree_lines(root: Node) -> list[tuple[str, Node]]:

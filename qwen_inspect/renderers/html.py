@@ -17,8 +17,8 @@ from pathlib import Path
 
 from ..language import Language
 from ..units import count
-from .blocks import Block, Code, Fields, Figure, Folded, Heading, Items, Node, Paragraph, Table, Tree
-from .svg import escape, shown
+from .blocks import Block, Code, Fields, Figure, Folded, Heading, Items, Live, Node, Paragraph, Table, Tree
+from .svg import PALETTE, escape, shown
 
 LONG_TABLE = 200  # rows; of a longer table the page holds all as JSON, and draws those in view
 SEARCHED_TABLE = 20  # rows; a longer table can be searched
@@ -31,7 +31,9 @@ STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
 def render(blocks: Sequence[Block], say: Language) -> str:
     """The page; its title is the first heading."""
     title = next((block.text for block in blocks if isinstance(block, Heading)), "qwen-inspect")
-    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    live = dict.fromkeys(block.name for block in blocks if isinstance(block, Live))
+    style = _source("page.css") + (_series() if live else "")
+    scripts = [_source("page.js"), *(_source(f"{name}.js") for name in live)]
     anchors = [f"s{number}" for number in range(len(blocks))]
     body = "\n".join(_block(block, anchor, say) for block, anchor in zip(blocks, anchors, strict=True))
     figures = [block.svg for block in blocks if isinstance(block, Figure)]
@@ -40,7 +42,7 @@ def render(blocks: Sequence[Block], say: Language) -> str:
 <html lang="{say.code}">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_policy(styles, script)}">
+<meta http-equiv="Content-Security-Policy" content="{_policy(styles, scripts)}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{escape(title)}</title>
@@ -50,13 +52,25 @@ def render(blocks: Sequence[Block], say: Language) -> str:
 {_contents(blocks, anchors, say)}<main>
 {body}
 </main>
-<script>{script}</script>
+{"".join(f"<script>{script}</script>" for script in scripts)}
 </body>
 </html>
 """
 
 
-def _policy(styles: Sequence[str], script: str) -> str:
+def _series() -> str:
+    """The colours of terms for what a page's script draws, as every picture has them."""
+    light, dark = (
+        "".join(f".live .f-{name}{{fill:{colours[scheme]}}}" for name, colours in PALETTE.items()) for scheme in (0, 1)
+    )
+    return f"{light}@media (prefers-color-scheme:dark){{{dark}}}"
+
+
+def _source(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def _policy(styles: Sequence[str], scripts: Sequence[str]) -> str:
     """Source: W3C, Content Security Policy Level 3: a hash allows exactly that text; frame-ancestors is not for meta."""
 
     def allowed(contents: Sequence[str]) -> str:
@@ -64,7 +78,7 @@ def _policy(styles: Sequence[str], script: str) -> str:
         return " ".join(dict.fromkeys(f"'sha256-{one}'" for one in hashes))
 
     return (
-        f"default-src 'none'; style-src {allowed(styles)}; script-src {allowed([script])}; "
+        f"default-src 'none'; style-src {allowed(styles)}; script-src {allowed(scripts)}; "
         "base-uri 'none'; form-action 'none'"
     )
 
@@ -107,6 +121,12 @@ def _block(block: Block, anchor: str, say: Language) -> str:
             return f"<figure>{svg}<figcaption>{escape(text)}</figcaption></figure>"
         case Folded(summary=summary, table=table):
             return f"<details><summary>{escape(summary)}</summary>{_table(table, anchor, say)}</details>"
+        case Live(name=name, content=content, text=text):
+            island = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+            return (
+                f'<div class="live {name}"><noscript><p>{escape(text)}</p></noscript>'
+                f'<script type="application/json">{island}</script></div>'
+            )
 
 
 # --- tables

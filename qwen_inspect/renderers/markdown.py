@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape as markup_escape
 from urllib.parse import quote
 
-from .blocks import Block, Code, Fields, Figure, Folded, Heading, Items, Paragraph, Table, Tree, tree_lines
+from .blocks import Block, Code, Fields, Figure, Folded, Heading, Items, Live, Paragraph, Table, Tree, tree_lines
 from .terminal import safe
 
 # What would start markup within a line of text: a bracket only where a link's target could follow, an underscore only at
@@ -63,6 +63,8 @@ def _block(block: Block) -> str:
         case Folded(summary=summary, table=table):
             # GitHub's details; the blank lines make what lies between Markdown again. CommonMark 0.31, 4.6
             return f"<details><summary>{markup_escape(safe(summary))}</summary>\n\n{_block(table)}\n\n</details>"
+        case Live(text=text):
+            return escape(text)
 
 
 def _fenced(text: str, language: str) -> str:

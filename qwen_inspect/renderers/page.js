@@ -161,3 +161,27 @@ for (const button of document.querySelectorAll(".copy")) {
     setTimeout(() => { button.textContent = said; }, 1500);
   });
 }
+// A picture's parts, one of which is in the order of Tab: arrows, Home and End go from one to the next, as in a list.
+for (const figure of document.querySelectorAll("figure")) {
+  const parts = [...figure.querySelectorAll("svg [tabindex]")];
+  if (!parts.length) continue;
+  const told = element("output");
+  told.setAttribute("aria-live", "polite");
+  figure.append(told);
+  const tell = (part) => { told.textContent = part.querySelector("title").textContent; };
+  for (const part of parts) {
+    part.addEventListener("pointerenter", () => tell(part));
+    part.addEventListener("focus", () => tell(part));
+    part.addEventListener("keydown", (event) => {
+      const at = parts.indexOf(event.currentTarget);
+      const to = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: parts.length - 1 }[event.key];
+      if (to === undefined) return;
+      event.preventDefault();
+      event.stopPropagation();
+      const next = parts[Math.min(Math.max(to, 0), parts.length - 1)];
+      event.currentTarget.setAttribute("tabindex", "-1");
+      next.setAttribute("tabindex", "0");
+      next.focus();
+    });
+  }
+}

@@ -155,8 +155,11 @@ def _around(line: str, kept: int) -> str:
     return f"{line[: (kept + 1) // 2]}…{line[len(line) - kept // 2 :]}"
 
 
-def picture(width: float, height: float, *children: str, title: str) -> str:
-    """The whole file. `title`: what a screen reader says, and what shows where the figure is pointed at."""
+def picture(width: float, height: float, *children: str, title: str, role: str = "img") -> str:
+    """The whole file. `title`: what a screen reader says, and what shows where the figure is pointed at.
+
+    role: "group" where its parts can be reached one by one.
+    """
     body = rectangle(0, 0, width, height, "paper") + "".join(children)
     rules = [f".f-{name}{{fill:{dark}}}" for name, (_, dark) in PALETTE.items() if f'"f-{name}"' in body]
     rules += [f".s-{name}{{stroke:{dark}}}" for name, (_, dark) in PALETTE.items() if f'"s-{name}"' in body]
@@ -170,7 +173,7 @@ def picture(width: float, height: float, *children: str, title: str) -> str:
             viewBox=f"0 0 {_number(width)} {_number(height)}",
             width=width,
             height=height,
-            role="img",
+            role=role,
             font_family=FONTS,
             font_size=FONT_SIZE,
         )

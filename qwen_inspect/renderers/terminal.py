@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from prettytable import PrettyTable
 from wcwidth import wcwidth
 
-from .blocks import Block, Code, Fields, Figure, Folded, Heading, Items, Node, Paragraph, Table, Tree, tree_lines
+from .blocks import Block, Code, Fields, Figure, Folded, Heading, Items, Live, Node, Paragraph, Table, Tree, tree_lines
 
 if TYPE_CHECKING:
     from rich.tree import Tree as RichTree
@@ -96,6 +96,8 @@ def _block(block: Block) -> str:
             return f"[{safe(text)}: {safe(file)}]"
         case Folded(summary=summary):
             return safe(summary)
+        case Live(text=text):
+            return safe(text)
 
 
 def _broken(cell: str) -> str:

@@ -24,7 +24,9 @@ COMMANDS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """How much of the report to show. depth: levels of the tree below the model (None: all). top: rows of the ranking."""
+    """How much of the report to show. depth: levels of the tree below the model (None: all). top: rows of the ranking.
+    live: also what only a page can show: pictures to point at, figures that follow sliders.
+    """
 
     expand: bool = False
     depth: int | None = None
@@ -32,6 +34,7 @@ class View:
     explain: bool = False
     sort: str = "name"
     top: int = 20
+    live: bool = False
 
 
 def document(command: str, subject: Any, say: Language, view: View) -> Sequence[Block]:

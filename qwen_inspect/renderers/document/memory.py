@@ -20,7 +20,7 @@ def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:
     if memory.measured is not None:
         from .measured import measured_blocks
 
-        return measured_blocks(memory, memory.measured, say)
+        return [*measured_blocks(memory, memory.measured, say), *(live_blocks(memory, say) if view.live else [])]
     footprint = memory.predicted
     made: list[Block] = [
         Heading(say("heading_memory", name=memory.report.ref.id), 1),
@@ -39,6 +39,23 @@ def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:
         Heading(say("heading_assumptions")),
         Items([say(message) for message in footprint.assumptions]),
     ]
+    return [*made, *(live_blocks(memory, say) if view.live else [])]
+
+
+def live_blocks(memory: MemoryReport, say: Language) -> list[Block]:
+    """For a page: memory for any other workload, and where the parameters are; what is not known of the model is left out."""
+    from ..explorer import explorer
+    from ..treemap import parameter_treemap
+
+    made: list[Block] = []
+    if memory.exploration is not None:
+        made += [
+            Heading(say("heading_explore")),
+            Paragraph(say("explore_intro")),
+            explorer(memory, memory.exploration, say),
+        ]
+    if memory.report.design is not None:
+        made += [Heading(say("heading_treemap")), parameter_treemap(memory.report, say)]
     return made
 
 

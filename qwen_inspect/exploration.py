@@ -1,0 +1,46 @@
+"""A run for any batch and any lengths: its requests with sizes as formulas, for a page that replays them where it is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .timeline import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSize:
+    """Bytes of a request: `coefficients` times 1, P, P², T, and B times each, for batch B, prompt P, tokens at the end T.
+
+    most_tokens: T is no more than this. half: 0 the whole, 1 its half rounded down, 2 the rest.
+    """
+
+    coefficients: tuple[int, ...]
+    most_tokens: int | None = None
+    half: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocatorSettings:
+    """What the allocator is set to, as `analyzers.allocator.Settings` has it; max_split_bytes: None where there is no limit."""
+
+    large_segment_bytes: int
+    max_split_bytes: int | None
+    max_non_split_rounding_bytes: int
+    roundup_divisions: tuple[int, ...]
+    expandable_segments: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exploration:
+    """Requests with the index of each one's size and term; an entry of `order` that is not negative is the index of the request
+    made then, -1 - index frees it. method: "trace", or "formula", of which only the end is known.
+    """
+
+    method: str
+    terms: tuple[str, ...]
+    sizes: tuple[RequestSize, ...]
+    requests: tuple[tuple[int, int], ...]
+    order: tuple[int, ...]
+    stages: tuple[Stage, ...]
+    settings: AllocatorSettings
+    least_new_tokens: int

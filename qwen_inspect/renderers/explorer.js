@@ -1,0 +1,406 @@
+// Works out a run's memory for any workload: its requests through CUDA's caching allocator, as qwen_inspect/analyzers/allocator.py
+// has it (where every step's source is named), to the byte. Nothing here is a model of its own: `AllocatorModel` follows that file.
+{
+const MIB = 2 ** 20, ROUNDING = 512, SMALL = MIB, SMALL_SEGMENT = 2 * MIB, OWN_SEGMENT = 10 * MIB, OWN_ROUNDING = 2 * MIB;
+const ADDRESS_PAGES = 2 ** 26; // 1.25 PiB of addresses, which numbers still count to the byte
+
+class Pool {
+  constructor(smallestRest, page) { this.smallestRest = smallestRest; this.page = page; this.free = []; this.unmapped = []; }
+  // The first of the free blocks that is not smaller, or as large and not lower.
+  position(list, size, address) {
+    let low = 0, high = list.length;
+    while (low < high) {
+      const middle = (low + high) >> 1, one = list[middle];
+      const before = one.mapped ? one.size < size || (one.size === size && one.address < address) : one.address < address;
+      if (before) low = middle + 1; else high = middle;
+    }
+    return low;
+  }
+  list(block) { return block.mapped ? this.free : this.unmapped; }
+  add(block) { const list = this.list(block); list.splice(this.position(list, block.size, block.address), 0, block); }
+  take(block) { const list = this.list(block); list.splice(this.position(list, block.size, block.address), 1); }
+  merge(block) {
+    const { next, previous } = block;
+    if (next && !next.used && next.mapped === block.mapped) { this.take(next); absorbNext(block, next); }
+    if (previous && !previous.used && previous.mapped === block.mapped) {
+      this.take(previous);
+      absorbNext(previous, block);
+      return previous;
+    }
+    return block;
+  }
+}
+
+function newBlock(pool, address, size, mapped) {
+  return { pool, address, size, mapped, used: false, requested: 0, previous: null, next: null };
+}
+function cut(block, size) {
+  const rest = newBlock(block.pool, block.address + size, block.size - size, block.mapped);
+  rest.previous = block;
+  rest.next = block.next;
+  if (block.next) block.next.previous = rest;
+  block.next = rest;
+  block.size = size;
+  return rest;
+}
+function absorbNext(block, next) {
+  block.size += next.size;
+  block.next = next.next;
+  if (next.next) next.next.previous = block;
+}
+const reach = (block) => block.size + (block.next && !block.next.mapped ? block.next.size : 0);
+
+class AllocatorModel {
+  constructor(settings) {
+    this.settings = settings;
+    this.allocated = this.reserved = this.requested = this.address = 0;
+    this.whole = settings.expandable || settings.maxSplit === null ? Infinity : settings.maxSplit;
+    this.small = new Pool(ROUNDING, SMALL_SEGMENT);
+    this.large = new Pool(settings.expandable ? ROUNDING : SMALL + 1, settings.largeSegment);
+    this.rounded = new Map();
+    if (settings.expandable) {
+      this.small.add(newBlock(this.small, 0, this.small.page * ADDRESS_PAGES, false));
+      this.large.add(newBlock(this.large, this.large.page * ADDRESS_PAGES, this.large.page * ADDRESS_PAGES, false));
+    }
+  }
+  blockSize(size) {
+    let power = 1, bits = 0; // power: 2 to the number of bits
+    while (power <= size) { power *= 2; bits += 1; }
+    const { divisions } = this.settings;
+    const parts = divisions[Math.min(Math.max(bits - 21, 0), divisions.length - 1)];
+    const step = parts > 1 && size > ROUNDING * parts ? power / 2 / parts : ROUNDING;
+    return Math.max(Math.ceil(size / step) * step, ROUNDING);
+  }
+  segmentSize(size) {
+    if (size <= SMALL) return SMALL_SEGMENT;
+    return size < OWN_SEGMENT ? this.settings.largeSegment : Math.ceil(size / OWN_ROUNDING) * OWN_ROUNDING;
+  }
+  allocate(requested) {
+    if (requested === 0) return newBlock(this.small, 0, 0, true);
+    let size = this.rounded.get(requested);
+    if (size === undefined) this.rounded.set(requested, size = this.blockSize(requested));
+    const pool = size <= SMALL ? this.small : this.large;
+    const block = this.bestFit(pool, size) ?? (this.settings.expandable ? this.grow(pool, size) : this.newSegment(pool, size));
+    if (block.size - size >= pool.smallestRest && size < this.whole) pool.add(cut(block, size));
+    block.used = true;
+    block.requested = requested;
+    this.allocated += block.size;
+    this.requested += requested;
+    return block;
+  }
+  free(block) {
+    block.used = false;
+    this.allocated -= block.size;
+    this.requested -= block.requested;
+    if (block.size) block.pool.add(block.pool.merge(block));
+  }
+  bestFit(pool, size) {
+    const { free } = pool;
+    let index = pool.position(free, size, 0);
+    if (index === free.length) return null;
+    if (this.settings.expandable) while (index + 1 < free.length && reach(free[index + 1]) < reach(free[index])) index += 1;
+    const split = this.settings.maxSplit ?? Infinity;
+    if (free[index].size >= (size < split ? split : size + this.settings.maxNonSplit)) return null;
+    return free.splice(index, 1)[0];
+  }
+  newSegment(pool, size) {
+    const segment = this.segmentSize(size);
+    const block = newBlock(pool, this.address, segment, true);
+    this.address += segment;
+    this.reserved += segment;
+    return block;
+  }
+  grow(pool, size) {
+    let block = lowestRoom(pool, size);
+    if (!block.mapped) block = this.map(block, Math.min(block.size, size));
+    while (block.size < size) block = this.map(block.next, Math.min(size - block.size, block.next.size));
+    pool.take(block);
+    return block;
+  }
+  map(block, size) {
+    const { pool } = block, mapped = Math.ceil(size / pool.page) * pool.page;
+    pool.take(block);
+    if (mapped < block.size) pool.add(cut(block, mapped));
+    block.mapped = true;
+    const merged = pool.merge(block);
+    pool.add(merged);
+    this.reserved += mapped;
+    return merged;
+  }
+}
+
+function lowestRoom(pool, size) {
+  for (const unmapped of pool.unmapped) {
+    const start = unmapped.previous && !unmapped.previous.used ? unmapped.previous : unmapped;
+    let room = 0;
+    for (let block = start; block && !block.used; block = block.next) if ((room += block.size) >= size) return start;
+  }
+  return null;
+}
+
+// The bytes of a request; NaN where a number cannot count them to the byte.
+function sizeOf([coefficients, most, half], batch, prompt, total) {
+  const held = most === null ? total : Math.min(total, most);
+  const lengths = [1, prompt, prompt * prompt, held];
+  const size = coefficients.reduce((sum, one, at) => {
+    const part = one * lengths[at % 4] * (at < 4 ? 1 : batch);
+    return Number.isSafeInteger(part) ? sum + part : NaN;
+  }, 0);
+  if (!Number.isSafeInteger(size)) return NaN;
+  return half === 0 ? size : half === 1 ? Math.floor(size / 2) : size - Math.floor(size / 2);
+}
+
+// What is held at the end, and where there is a trace, at the peak: {terms: bytes by term, rounding, allocated, stage}, reserved.
+function replayed(run, batch, prompt, fresh) {
+  const sizes = run.sizes.map((size) => sizeOf(size, batch, prompt, prompt + fresh - 1));
+  if (!sizes.every(Number.isSafeInteger)) return null;
+  const model = new AllocatorModel(run.settings);
+  const blocks = new Array(run.requests.length);
+  const held = new Array(run.terms.length).fill(0);
+  let [peak, reserved, peakAt, largest] = [null, 0, -1, 0];
+  const moment = () => ({
+    terms: Object.fromEntries(run.terms.map((term, index) => [term, held[index]])),
+    rounding: model.allocated - model.requested, allocated: model.allocated,
+  });
+  let made = 0;
+  for (let event = 0; event < run.order.length; event += 1) {
+    // 0 makes the next request; a positive number frees the one made so many requests before.
+    const back = run.order[event];
+    const request = back === 0 ? made++ : made - back;
+    const [size, term] = run.kinds[run.requests[request]];
+    if (back === 0) {
+      blocks[request] = model.allocate(sizes[size]);
+      held[term] += sizes[size];
+    } else {
+      model.free(blocks[request]);
+      held[term] -= sizes[size];
+    }
+    reserved = Math.max(reserved, model.reserved);
+    if (model.allocated > largest) { largest = model.allocated; peak = moment(); peakAt = event; }
+  }
+  const stage = run.stages.filter(([, first]) => first <= peakAt).at(-1)?.[0];
+  const steady = moment();
+  if (!Number.isSafeInteger(largest)) return null;
+  return run.method === "trace" ? { steady, peak: { ...peak, stage }, reserved } : { steady, peak: null, reserved: null };
+}
+
+// As units.py prints them: thousands, and the largest binary unit with two decimals, halves to even.
+const counted = (value) => (value === null ? "–" : value.toLocaleString("en-US"));
+function sized(bytes) {
+  if (bytes === null) return "–";
+  for (const [unit, power] of [["TiB", 40n], ["GiB", 30n], ["MiB", 20n], ["KiB", 10n]]) {
+    const one = 1n << power;
+    if (BigInt(bytes) < one) continue;
+    let hundredths = (BigInt(bytes) * 100n) / one;
+    const twice = 2n * ((BigInt(bytes) * 100n) % one);
+    if (twice > one || (twice === one && hundredths % 2n)) hundredths += 1n;
+    return `${(hundredths / 100n).toLocaleString("en-US")}.${String(hundredths % 100n).padStart(2, "0")} ${unit}`;
+  }
+  return `${bytes} B`;
+}
+const short = (tokens) =>
+  tokens % 2 ** 20 === 0 ? `${tokens / 2 ** 20}m` : tokens % 1024 === 0 ? `${tokens / 1024}k` : String(tokens);
+
+// Round values up to `most`: 1, 2, 3, 4, 6, 8, 12, ...
+function steps(least, most) {
+  const found = [];
+  for (let power = 1; power <= most; power *= 2) found.push(power, power * 1.5);
+  return [...new Set([least, ...found.filter((one) => Number.isInteger(one) && one > least && one < most), most])];
+}
+
+// Round values from 0 to `highest`, at most six, in the unit that suits them.
+function ticks(highest) {
+  const [name, unit] = [["TiB", 2 ** 40], ["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 1024], ["B", 1]].find(([, one]) => highest >= one);
+  const power = 10 ** Math.floor(Math.log10(highest / unit / 5));
+  const step = [1, 2, 5, 10].map((digit) => digit * power).find((one) => highest / unit / one < 6);
+  return Array.from({ length: Math.floor(highest / unit / step) + 1 }, (_, index) => {
+    const value = Number((index * step).toPrecision(6));
+    return [value * unit, `${value.toLocaleString("en-US")} ${name}`];
+  });
+}
+
+const SVG = "http://www.w3.org/2000/svg";
+function drawn(name, attributes, ...children) {
+  const made = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.append(...children);
+  return made;
+}
+
+function explore(block) {
+  const run = JSON.parse(block.querySelector('script[type="application/json"]').textContent);
+  const say = run.labels;
+  const chosen = { ...run.start };
+  const cache = new Map();
+  let turn = 0;
+
+  function at(workload) {
+    const key = `${workload.batch} ${workload.context} ${workload.fresh}`;
+    if (!cache.has(key)) cache.set(key, replayed(run, workload.batch, workload.context, workload.fresh));
+    return cache.get(key);
+  }
+
+  const controls = element("div", "controls");
+  const inputs = {};
+  for (const name of ["context", "batch", "fresh"]) {
+    const [least, most] = run.limits[name];
+    const values = steps(least, most);
+    const nearest = (value) => values.reduce((best, one, index) =>
+      Math.abs(Math.log(one / value)) < Math.abs(Math.log(values[best] / value)) ? index : best, 0);
+    const [label, range, number] = [element("label"), element("input"), element("input")];
+    const caption = element("span");
+    caption.textContent = say[name];
+    Object.assign(range, { type: "range", min: 0, max: values.length - 1, step: 1, value: nearest(chosen[name]) });
+    Object.assign(number, { type: "number", min: least, max: most, step: 1, value: chosen[name] });
+    range.setAttribute("aria-label", say[name]);
+    range.setAttribute("aria-valuetext", counted(chosen[name]));
+    const set = (value) => {
+      chosen[name] = value;
+      range.setAttribute("aria-valuetext", counted(value));
+      show();
+    };
+    range.addEventListener("input", () => {
+      number.value = values[range.value];
+      number.removeAttribute("aria-invalid");
+      set(values[range.value]);
+    });
+    number.addEventListener("input", () => {
+      const valid = Number.isInteger(number.valueAsNumber) && number.valueAsNumber >= least && number.valueAsNumber <= most;
+      if (!valid) return number.setAttribute("aria-invalid", "true");
+      number.removeAttribute("aria-invalid");
+      range.value = nearest(number.valueAsNumber);
+      set(number.valueAsNumber);
+    });
+    label.append(caption, range, number);
+    controls.append(label);
+    inputs[name] = { range, number };
+  }
+
+  const table = element("table", "figures");
+  const charts = element("div", "charts");
+  const scroll = element("div", "scroll");
+  scroll.tabIndex = 0;
+  scroll.append(table);
+  block.append(controls, charts, scroll);
+  const frames = Object.fromEntries(["context", "batch"].map((axis) => {
+    const frame = element("figure");
+    charts.append(frame);
+    return [axis, frame];
+  }));
+
+  function rowOf(key, label, steady, peak, mark) {
+    const row = element("tr");
+    row.dataset.term = key;
+    const head = element("th", "left");
+    head.scope = "row";
+    if (mark) {
+      const square = drawn("svg", { width: 12, height: 12, "aria-hidden": "true" });
+      square.append(drawn("rect", { width: 12, height: 12, class: `f-${key}` }));
+      head.append(square, " ");
+    }
+    head.append(label);
+    row.append(head);
+    for (const text of [counted(steady), sized(steady), counted(peak), sized(peak)]) {
+      const cell = element("td", "right");
+      cell.textContent = text;
+      row.append(cell);
+    }
+    return row;
+  }
+  function tabulate(found) {
+    const value = (moment, term) => (!moment ? null : term === "rounding" ? moment.rounding : moment.terms[term] ?? 0);
+    const [steady, peak] = [found?.steady ?? null, found?.peak ?? null];
+    const heads = element("tr");
+    for (const [index, text] of say.columns.entries()) {
+      const head = element("th", index ? "right" : "left");
+      head.scope = "col";
+      head.textContent = text;
+      heads.append(head);
+    }
+    const [top, body, foot] = [element("thead"), element("tbody"), element("tfoot")];
+    top.append(heads);
+    for (const [term, label] of Object.entries(say.terms)) {
+      const unknown = term === "activations" && run.method === "formula";
+      body.append(rowOf(term, label, unknown ? null : value(steady, term), value(peak, term), true));
+    }
+    foot.append(rowOf("allocated", say.allocated, steady?.allocated ?? null, peak?.allocated ?? null));
+    foot.append(rowOf("reserved", say.reserved, null, found?.reserved ?? null));
+    for (const cell of [...foot.lastChild.cells].slice(1, 3)) cell.textContent = "";
+    table.replaceChildren(top, body, foot);
+    table.dataset.stage = peak?.stage ?? "";
+  }
+
+  // Bars over one axis, the other held; each is worked out in a turn of its own, so that the sliders stay quick.
+  function bars(axis) {
+    const [least, most] = run.limits[axis];
+    const grid = [];
+    for (let one = axis === "context" ? 1024 : 1; one < most; one *= 2) if (one >= least) grid.push(one);
+    return [...new Set([...grid, most, chosen[axis]])].sort((a, b) => a - b);
+  }
+  function chart(axis, columns) {
+    const [width, height, left, bottom, top] = [520, 300, 72, 36, 12];
+    const floor = height - bottom;
+    const totals = columns.map(([, found]) => (found ? (found.peak ?? found.steady).allocated : 0));
+    const highest = Math.max(...totals, 1);
+    const y = (bytes) => floor - ((floor - top) * bytes) / highest;
+    const slot = (width - left - 6) / columns.length;
+    const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": say[`by_${axis}`] });
+    const text = (content, x, at, kind, anchor) => {
+      const made = drawn("text", { x, y: at, class: kind, "text-anchor": anchor });
+      made.textContent = content;
+      svg.append(made);
+    };
+    for (const [bytes, label] of ticks(highest)) {
+      svg.append(drawn("path", { d: `M${left} ${y(bytes)}H${width - 6}`, class: "grid" }));
+      text(label, left - 6, y(bytes) + 4, "muted", "end");
+    }
+    columns.forEach(([value, found], index) => {
+      const [x, wide] = [left + slot * (index + 0.14), slot * 0.72];
+      const bar = drawn("g", { class: value === chosen[axis] ? "bar chosen" : "bar" });
+      const moment = found?.peak ?? found?.steady;
+      const named = drawn("title", {});
+      named.textContent = `${say[axis]} ${counted(value)}: ${moment ? sized(moment.allocated) : "–"}`;
+      bar.append(named, drawn("rect", { x: left + slot * index, y: top, width: slot, height: floor - top, class: "ground" }));
+      let sum = 0;
+      for (const term of moment ? Object.keys(say.terms) : []) {
+        const bytes = term === "rounding" ? moment.rounding : moment.terms[term] ?? 0;
+        bar.append(drawn("rect", { x, y: y(sum + bytes), width: wide, height: y(sum) - y(sum + bytes), class: `f-${term}` }));
+        sum += bytes;
+      }
+      if (value === chosen[axis]) {
+        bar.append(drawn("rect", { x: x - 2, y: y(sum) - 2, width: wide + 4, height: floor - y(sum) + 3, class: "frame" }));
+      }
+      bar.addEventListener("click", () => {
+        inputs[axis].number.value = value;
+        inputs[axis].number.dispatchEvent(new Event("input"));
+      });
+      svg.append(bar);
+      text(axis === "context" ? short(value) : String(value), x + wide / 2, floor + 15, value === chosen[axis] ? "ink" : "muted", "middle");
+    });
+    text(say[axis], (left + width) / 2, height - 3, "muted", "middle");
+    const caption = element("figcaption");
+    caption.textContent = say[`by_${axis}`];
+    frames[axis].replaceChildren(caption, svg);
+  }
+  async function chartAll(mine) {
+    for (const axis of ["context", "batch"]) {
+      const columns = [];
+      for (const value of bars(axis)) {
+        columns.push([value, at({ ...chosen, [axis]: value })]);
+        await new Promise((resolve) => setTimeout(resolve));
+        if (mine !== turn) return;
+      }
+      chart(axis, columns);
+    }
+    block.dataset.drawn = String(mine);
+  }
+  function show() {
+    turn += 1;
+    tabulate(at(chosen));
+    chartAll(turn);
+  }
+  show();
+}
+
+for (const block of document.querySelectorAll(".explorer")) explore(block);
+}

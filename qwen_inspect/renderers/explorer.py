@@ -1,0 +1,70 @@
+"""What explorer.js reads to work out a run's memory for any batch and any lengths, and what it says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..exploration import Exploration
+from ..language import Language
+from ..report import MemoryReport
+from .blocks import Live
+
+TERMS = ("weights", "buffers", "cache", "state", "activations", "workspace", "rounding")  # of generating
+LARGEST_BATCH = 256
+LONGEST_CONTEXT = 131_072  # where the model names no limit
+MOST_NEW_TOKENS = 32_768
+
+
+def explorer(memory: MemoryReport, found: Exploration, say: Language) -> Live:
+    """The block, which begins with the run of `memory`."""
+    run = memory.run
+    longest = memory.report.spec.context_tokens or LONGEST_CONTEXT
+    at_end, at_peak, unit = say("column_steady"), say("column_peak"), say("column_bytes")
+    content = {
+        "method": found.method,
+        "start": {"batch": run.batch, "context": run.prompt_tokens, "fresh": run.new_tokens},
+        "limits": {
+            "batch": [1, max(LARGEST_BATCH, run.batch)],
+            "context": [1, max(longest, run.prompt_tokens)],
+            "fresh": [found.least_new_tokens, max(min(MOST_NEW_TOKENS, longest), run.new_tokens)],
+        },
+        "labels": {
+            "batch": say("field_batch"),
+            "context": say("field_prompt"),
+            "fresh": say("field_new"),
+            "by_context": say("explore_by_context" if found.method == "trace" else "explore_by_context_end"),
+            "by_batch": say("explore_by_batch" if found.method == "trace" else "explore_by_batch_end"),
+            "terms": {term: say(f"term_{term}") for term in TERMS if term != "state" or term in found.terms},
+            "allocated": say("term_allocated"),
+            "reserved": say("term_reserved"),
+            "columns": [say("column_term"), f"{at_end} ({unit})", at_end, f"{at_peak} ({unit})", at_peak],
+        },
+        **_requests(found),
+    }
+    return Live("explorer", content, say("explore_noscript"))
+
+
+def _requests(found: Exploration) -> dict[str, Any]:
+    """The run in short: distinct requests, each one's index of them, and for each event how many requests ago what is freed was
+    made, or 0 where the next is made."""
+    kinds = {kind: index for index, kind in enumerate(dict.fromkeys(found.requests))}
+    order, made = [], 0
+    for entry in found.order:
+        made += entry >= 0
+        order.append(0 if entry >= 0 else made - (-1 - entry))
+    settings = found.settings
+    return {
+        "terms": found.terms,
+        "sizes": [[size.coefficients, size.most_tokens, size.half] for size in found.sizes],
+        "kinds": list(kinds),
+        "requests": [kinds[request] for request in found.requests],
+        "order": order,
+        "stages": [[stage.name, stage.first_event] for stage in found.stages],
+        "settings": {
+            "largeSegment": settings.large_segment_bytes,
+            "maxSplit": settings.max_split_bytes,
+            "maxNonSplit": settings.max_non_split_rounding_bytes,
+            "divisions": settings.roundup_divisions,
+            "expandable": settings.expandable_segments,
+        },
+    }

@@ -1,0 +1,167 @@
+"""The module tree as a treemap: rectangles whose areas are parameters, frames for what holds them.
+
+Source: Bruls, Huizing and van Wijk 2000, "Squarified Treemaps".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..language import Language
+from ..report import Report
+from ..spec import Module
+from ..units import short_count
+from .blocks import Figure
+from .svg import element, escape, fitted, picture, rectangle, text, text_width
+
+WIDTH, HEIGHT = 1000.0, 560.0
+HEADER, PADDING, LINE = 19.0, 3.0, 16.0
+SMALL = 12.0
+MOST_PARTS = 600
+DEPTHS = (99, 3, 2)  # all; layers without what is in them; the decoder without its layers
+COLOURS = {
+    "embedding": "embedding_fill",
+    "attention": "attention_fill",
+    "mlp": "mlp_fill",
+    "router": "experts_fill",
+    "experts": "experts_fill",
+    "shared_expert": "experts_fill",
+    "norm": "norm_fill",
+    "lm_head": "head_fill",
+}
+
+
+class Box(NamedTuple):
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """A module of the picture: `path` is its full name, `component` the row of the statistics that its colour stands for."""
+
+    path: str
+    class_name: str
+    parameters: int
+    component: str | None
+    children: tuple[Area, ...]
+
+
+def parameter_treemap(report: Report, say: Language) -> Figure:
+    """A picture whose every part has a title and can be reached by keyboard in a page."""
+    root = areas(report.tree)
+    svg = picture(
+        WIDTH,
+        HEIGHT,
+        element("g", *_parts(root, Box(0, 0, WIDTH, HEIGHT), root.parameters, say), class_="treemap"),
+        title=say("treemap_title", name=report.ref.id),
+        role="group",
+    )
+    caption = say("treemap_caption", parameters=root.parameters)
+    # One part is in the order of Tab, the others follow by arrows.
+    return Figure(svg.replace('tabindex="-1"', 'tabindex="0"', 1), caption, "treemap.svg")
+
+
+def areas(tree: Module) -> Area:
+    """The modules that own parameters. A frame around a single part is that part under the longer name."""
+    depths = (_area(tree, "", None, 1, depth) for depth in DEPTHS)
+    return next((found for found in depths if _count(found) <= MOST_PARTS), _area(tree, "", None, 1, 0))
+
+
+def _area(module: Module, prefix: str, inherited: str | None, copies: int, depth: int) -> Area:
+    """`prefix` and `inherited`: its parent's path and component. copies: how often that is there. depth: levels below it."""
+    copies *= module.repeats
+    component = module.component or inherited
+    path = f"{prefix}.{module.label}" if prefix else module.label
+    children = [
+        _area(child, path, component, copies, depth - 1) for child in module.children if child.parameters and depth > 0
+    ]
+    if len(children) == 1 and not module.tensors:
+        return children[0]
+    ordered = tuple(sorted(children, key=lambda child: (-child.parameters, child.path)))
+    class_name = module.class_name if module.repeats == 1 else f"{module.repeats} × {module.class_name}"
+    return Area(path, class_name, copies // module.repeats * module.parameters, component, ordered)
+
+
+def _count(area: Area) -> int:
+    return 1 + sum(map(_count, area.children))
+
+
+def _parts(area: Area, box: Box, total: int, say: Language) -> Iterator[str]:
+    for child, place in zip(area.children, squarified([one.parameters for one in area.children], box), strict=True):
+        yield _part(child, child.path.removeprefix(f"{area.path}."), place, total, say)
+
+
+def _part(area: Area, name: str, box: Box, total: int, say: Language) -> str:
+    """`name`: within the frame that it lies in."""
+    share = f"{100 * area.parameters / total:.2f}%"
+    named = say("treemap_part", path=area.path, class_name=area.class_name, parameters=area.parameters, share=share)
+    inside: list[str] = []
+    room = box.width - 2 * PADDING - 4
+    label = f"{name} · {short_count(area.parameters)} · {share}"
+    is_frame = bool(area.children) and min(box.width, box.height) > 12
+    colour = "panel" if is_frame else COLOURS.get(area.component or "", "block")
+    if is_frame and (box.width <= 60 or box.height <= HEADER + 24):
+        within = Box(box.x + 2, box.y + 2, box.width - 4, box.height - 4)
+        inside += _parts(area, within, total, say)
+    elif is_frame:
+        inside.append(text(fitted(label, room, SMALL, bold=True), box.x + 6, box.y + 14, size=SMALL, bold=True))
+        below = Box(box.x + PADDING, box.y + HEADER, box.width - 2 * PADDING, box.height - HEADER - PADDING)
+        inside += _parts(area, below, total, say)
+    elif box.height > 2 * LINE + 6 and text_width(name, SMALL) < room:
+        inside.append(text(name, box.x + 6, box.y + 15, size=SMALL))
+        lines = [one for one in (short_count(area.parameters), share) if text_width(one, SMALL) < room]
+        for index, line in enumerate(lines[: int((box.height - 22) // LINE)], 1):
+            inside.append(text(line, box.x + 6, box.y + 15 + LINE * index, size=SMALL, colour="muted"))
+    elif box.height > LINE + 2 and box.width > 60:
+        inside.append(text(fitted(label, room, SMALL), box.x + 6, box.y + min(15, box.height - 4), size=SMALL))
+    return element(
+        "g",
+        element("title", escape(named)),
+        rectangle(box.x + 0.5, box.y + 0.5, max(box.width - 1, 0.2), max(box.height - 1, 0.2), colour, rx=2),
+        *inside,
+        tabindex=-1,
+        role="img",
+        aria_label=named,
+    )
+
+
+def squarified(values: Sequence[int], box: Box) -> list[Box]:
+    """A rectangle for each value, the largest first, that fill `box` by their share and are as square as rows allow."""
+    places: list[Box] = []
+    left = list(values)
+    while left:
+        scale = box.width * box.height / sum(left)
+        side = min(box.width, box.height)
+        row = 1
+        while row < len(left) and _worst(left[: row + 1], side, scale) <= _worst(left[:row], side, scale):
+            row += 1
+        thickness = sum(left[:row]) * scale / side if side else 0.0
+        along = 0.0
+        for value in left[:row]:
+            length = value * scale / thickness if thickness else 0.0
+            upright = box.width >= box.height
+            places.append(
+                Box(box.x, box.y + along, thickness, length)
+                if upright
+                else Box(box.x + along, box.y, length, thickness)
+            )
+            along += length
+        if box.width >= box.height:
+            box = Box(box.x + thickness, box.y, max(box.width - thickness, 0.0), box.height)
+        else:
+            box = Box(box.x, box.y + thickness, box.width, max(box.height - thickness, 0.0))
+        left = left[row:]
+    return places
+
+
+def _worst(row: Sequence[int], side: float, scale: float) -> float:
+    """The largest ratio of length to thickness in a row along `side`."""
+    thickness = sum(row) * scale / side if side else 0.0
+    if not thickness:
+        return float("inf")
+    return max(max(thickness**2 / (value * scale), value * scale / thickness**2) for value in row)
