@@ -24,6 +24,7 @@ DEPTHS = (99, 3, 2)  # all; layers without what is in them; the decoder without 
 COLOURS = {
     "embedding": "embedding_fill",
     "attention": "attention_fill",
+    "linear_attention": "attention_fill",
     "mlp": "mlp_fill",
     "router": "experts_fill",
     "experts": "experts_fill",
@@ -102,14 +103,14 @@ def _part(area: Area, name: str, box: Box, total: int, say: Language) -> str:
     named = say("treemap_part", path=area.path, class_name=area.class_name, parameters=area.parameters, share=share)
     inside: list[str] = []
     room = box.width - 2 * PADDING - 4
-    label = f"{name} · {short_count(area.parameters)} · {share}"
+    words = (name, short_count(area.parameters), share)
     is_frame = bool(area.children) and min(box.width, box.height) > 12
     colour = "panel" if is_frame else COLOURS.get(area.component or "", "block")
     if is_frame and (box.width <= 60 or box.height <= HEADER + 24):
         within = Box(box.x + 2, box.y + 2, box.width - 4, box.height - 4)
         inside += _parts(area, within, total, say)
     elif is_frame:
-        inside.append(text(fitted(label, room, SMALL, bold=True), box.x + 6, box.y + 14, size=SMALL, bold=True))
+        inside.append(text(_label(words, room), box.x + 6, box.y + 14, size=SMALL, bold=True))
         below = Box(box.x + PADDING, box.y + HEADER, box.width - 2 * PADDING, box.height - HEADER - PADDING)
         inside += _parts(area, below, total, say)
     elif box.height > 2 * LINE + 6 and text_width(name, SMALL) < room:
@@ -118,7 +119,7 @@ def _part(area: Area, name: str, box: Box, total: int, say: Language) -> str:
         for index, line in enumerate(lines[: int((box.height - 22) // LINE)], 1):
             inside.append(text(line, box.x + 6, box.y + 15 + LINE * index, size=SMALL, colour="muted"))
     elif box.height > LINE + 2 and box.width > 60:
-        inside.append(text(fitted(label, room, SMALL), box.x + 6, box.y + min(15, box.height - 4), size=SMALL))
+        inside.append(text(_label(words, room), box.x + 6, box.y + min(15, box.height - 4), size=SMALL))
     return element(
         "g",
         element("title", escape(named)),
@@ -128,6 +129,12 @@ def _part(area: Area, name: str, box: Box, total: int, say: Language) -> str:
         role="img",
         aria_label=named,
     )
+
+
+def _label(words: Sequence[str], room: float) -> str:
+    """As many of the words, from the first, as there is room for."""
+    lines = (" · ".join(words[:some]) for some in range(len(words), 0, -1))
+    return next((line for line in lines if text_width(line, SMALL, bold=True) <= room), fitted(words[0], room, SMALL))
 
 
 def squarified(values: Sequence[int], box: Box) -> list[Box]:
