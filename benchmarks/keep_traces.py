@@ -1,4 +1,4 @@
-"""Keeps in the package, for installs without torch, a trace of each shape in the catalog whose layers are all alike.
+"""Keeps in the package, for installs without torch, a trace of each shape of equal layers in the catalog and in reports/.
 
 Each is held against a trace of the whole model, event by event, before it is written. Needs the torch extra.
 """
@@ -16,6 +16,7 @@ from qwen_inspect.analyzers.period import deepen
 from qwen_inspect.analyzers.trace import trace
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.loaders import catalog
+from qwen_inspect.loaders.local import read_config
 from qwen_inspect.prediction import SHIPPED, sample_request, shallow_trace, trace_name
 
 # transformers before 4.48 repeated K and V for flash attention: the published peaks of Qwen2.5 were measured so.
@@ -25,11 +26,14 @@ KERNELS = {
 }
 
 
+REPORTED = "reports/Custom-MHA-7.7B/config.json"
+
+
 def main() -> None:
     SHIPPED.mkdir(exist_ok=True)
     known = catalog.entries()
-    for model in sys.argv[1:] or [*KERNELS, *known]:
-        config = catalog.configuration(model, known)
+    for model in sys.argv[1:] or [*KERNELS, *known, REPORTED]:
+        config = read_config(Path(model)) if model == REPORTED else catalog.configuration(model, known)
         spec = architecture_of(config).read_spec(config)
         for kernel in KERNELS.get(model, ("sdpa",)):
             path = SHIPPED / trace_name(spec, kernel)

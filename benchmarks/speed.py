@@ -1,7 +1,7 @@
 """How long the commands take, as ratios to `python -c pass` of the same interpreter, measured in one run (medians).
 
 Bounds that the project keeps: --help 3 x, structure 6 x, memory of a shipped trace 8 x,
-118 shards of a 235B model 1.5 s and 150 MB, a GGUF header of 5 MB 0.5 s. Prints; judges nothing.
+118 shards of a 235B model 1.5 s and 150 MB, its whole report 3 s, a GGUF header of 5 MB 0.5 s. Prints; judges nothing.
 """
 
 from __future__ import annotations
@@ -70,6 +70,10 @@ def main() -> None:
             (f"structure, {shards} shards (235B)", [*tool, "structure", str(large)]),
             (f"params, {shards} shards (235B)", [*tool, "params", str(large)]),
             (f"weights, {shards} shards (235B)", [*tool, "weights", str(large)]),
+            (
+                f"report, {shards} shards (235B)",
+                [*tool, "report", str(large), "--overwrite", "-o", f"{folder}/reports"],
+            ),
         ):
             taken = seconds(command, 5 if str(large) in command else RUNS)
             print(f"{label:<50}{taken * 1000:>9.1f}{taken / nothing:>8.2f}{peak_mib(command):>7.0f}")

@@ -134,10 +134,11 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file of weights beside its size in bytes."""
+    """A file of weights, its size in bytes, and its SHA-256 where a hub told it (hashing gigabytes here would be no glance)."""
 
     name: str
     size_bytes: int
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from .report import MemoryReport, Report, Run
 
 DEFAULT_MODEL = "catalog:Qwen/Qwen3-0.6B"  # as loaders.resolve has it, which is not imported for --help
-COMMANDS = ("structure", "config", "weights", "params", "attention", "memory", "diagram", "compare", "models")
+COMMANDS = ("structure", "config", "weights", "params", "attention", "memory", "diagram", "compare", "report", "models")
 FORMATS = ("table", "md", "html", "json")
+REPORT_FORMATS = ("md", "html", "json", "github")
 PLAIN_DTYPES = ("bfloat16", "float16", "float32", "float64")
 # As architectures.quantised has them, which is not imported for --help.
 SCHEMES = ("awq-int4", "gptq-int4", "gptq-int8", "fp8", "bnb-int8", "bnb-nf4", "bnb-fp4", "bnb-nf4-double", "nvfp4")
@@ -72,6 +73,8 @@ def _show(options: argparse.Namespace, say: Language) -> int:
     from .errors import UsageError
     from .renderers.document import View
 
+    if options.command == "report":
+        return _report(options, say)
     if options.output is not None and os.path.lexists(options.output) and not options.overwrite:
         raise UsageError("output_exists", path=options.output)
     plot = options.output if options.command == "diagram" else getattr(options, "plot", None)
@@ -192,6 +195,45 @@ def _diagram(report: Report, options: argparse.Namespace, say: Language) -> int:
     else:
         _write_picture(svg, options.output, options, say)
     return _verdict(report, options, say)
+
+
+def _report(options: argparse.Namespace, say: Language) -> int:
+    """The whole report written, shown or checked; 1 where a figure drifted or something expected does not hold."""
+    from .errors import UsageError
+    from .report import ReportRequest
+    from .reporting import Task, carry_out
+
+    action = "update" if options.update else "check" if options.check else "overwrite" if options.overwrite else "write"
+    if options.output is None and action in ("update", "check"):
+        raise UsageError("report_needs_directory", option=f"--{action}")
+    request = ReportRequest(
+        model=options.model or DEFAULT_MODEL,
+        source=options.source,
+        revision=options.revision,
+        context_tokens=options.context,
+        batch=options.batch,
+        new_tokens=options.new_tokens,
+        instantiate=options.instantiate,
+        language=say.code,
+        form="md" if options.format == "github" else options.format,
+    )
+    task = Task(
+        request=None if options.model is None and action in ("update", "check") else request,
+        directory=options.output,
+        action="show" if options.output is None else action,
+        summary=options.format == "github",
+        expected_parameters=options.expect_params,
+        expected_attention=options.expect_attention,
+        most_vram=options.max_vram,
+    )
+    outcome = carry_out(task, _access(options), say)
+    if outcome.text:
+        _print(outcome.text)
+    for path in () if options.quiet else outcome.saved:
+        _complain(_one_line(say("saved", path=path)))
+    for message in outcome.failed:
+        _complain(_one_line(say(message)))
+    return 0 if outcome.agrees else EXIT_CHECK_FAILED
 
 
 def _check_picture(path: str, options: argparse.Namespace) -> None:
@@ -454,14 +496,16 @@ def _parser(say: Language) -> argparse.ArgumentParser:
         )
         _OWN_OPTIONS[name](command, say)
         _common_options(command, say)
-        if name != "diagram":
+        if name not in ("diagram", "report"):
             command.add_argument("--format", choices=FORMATS, default="table", help=say("help_format"))
     return parser
 
 
 def _common_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--lang", choices=("auto", *LANGUAGES), default="auto", help=say("help_lang"))
-    command.add_argument("-o", "--output", metavar="FILE", help=say("help_output"))
+    is_report = command.prog.endswith(" report")
+    where, what = ("DIR", say("help_report_output")) if is_report else ("FILE", say("help_output"))
+    command.add_argument("-o", "--output", metavar=where, help=what)
     command.add_argument("--overwrite", action="store_true", help=say("help_overwrite"))
     command.add_argument("--no-color", action="store_true", help=say("help_no_color"))
     command.add_argument("-q", "--quiet", action="store_true", help=say("help_quiet"))
@@ -572,6 +616,22 @@ def _compare_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--expand", action="store_true", help=say("help_expand_equal"))
 
 
+def _report_options(command: argparse.ArgumentParser, say: Language) -> None:
+    _model_options(command, say)
+    command.set_defaults(model=None)  # a check without a model is of every report there is
+    command.add_argument("--format", choices=REPORT_FORMATS, default="md", help=say("help_report_format"))
+    command.add_argument("--check", action="store_true", help=say("help_check"))
+    command.add_argument("--update", action="store_true", help=say("help_update"))
+    command.add_argument("--instantiate", action="store_true", help=say("help_instantiate"))
+    command.add_argument("--batch", type=_positive(say), default=1, metavar="N", help=say("help_batch"))
+    command.add_argument("--context", type=_tokens(say), metavar="TOKENS", help=say("help_report_context"))
+    command.add_argument("--new-tokens", type=_positive(say), default=128, metavar="N", help=say("help_new_tokens"))
+    command.add_argument("--max-vram", type=_size(say), metavar="SIZE", help=say("help_max_vram"))
+    command.add_argument("--expect-params", type=_positive(say), metavar="N", help=say("help_expect_count"))
+    kinds = ("mha", "gqa", "mqa", "mixed")
+    command.add_argument("--expect-attention", choices=kinds, help=say("help_expect_attention"))
+
+
 def _models_options(command: argparse.ArgumentParser, say: Language) -> None:
     """`models` takes no model."""
 
@@ -585,6 +645,7 @@ _OWN_OPTIONS = {
     "memory": _memory_options,
     "diagram": _diagram_options,
     "compare": _compare_options,
+    "report": _report_options,
     "models": _models_options,
 }
 
@@ -615,3 +676,18 @@ class _tokens:
             return parse_tokens(text)
         except ValueError:
             raise argparse.ArgumentTypeError(self._say("usage_tokens", text=text)) from None
+
+
+class _size:
+    """Reads a size such as 16GiB, as typed and in bytes."""
+
+    def __init__(self, say: Language) -> None:
+        self._say = say
+
+    def __call__(self, text: str) -> tuple[str, int]:
+        from .units import parse_size
+
+        try:
+            return text, parse_size(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(self._say("usage_size", text=text)) from None

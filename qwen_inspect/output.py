@@ -1,10 +1,11 @@
-"""Writing a result to a file: whole or not at all."""
+"""Writing results to files: whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from .errors import UsageError
@@ -12,28 +13,48 @@ from .errors import UsageError
 
 def write_whole(destination: str, content: str | bytes, *, overwrite: bool) -> None:
     """`content` in `destination`, put there in one step; UsageError where it exists (unless `overwrite`) or cannot be written."""
-    path = Path(destination)
-    written_bytes = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
-    if overwrite and os.path.lexists(path) and not os.path.isfile(path):
-        raise UsageError("output_not_a_file", path=destination)
+    write_all_whole({destination: content}, overwrite=overwrite)
+
+
+def write_all_whole(contents: Mapping[str, str | bytes], *, overwrite: bool) -> None:
+    """Each content in its destination. All are written beside their destinations before the first is put in its place."""
+    staged: dict[str, str] = {}
+    destination = ""
     try:
-        handle, written = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:20]}.", suffix=".partial")
-        try:
-            with open(handle, "wb") as stream:
-                stream.write(written_bytes)
-            os.chmod(written, 0o666 & ~_umask())
+        for destination, content in contents.items():
+            path = Path(destination)
+            if overwrite and os.path.lexists(path) and not os.path.isfile(path):
+                raise UsageError("output_not_a_file", path=destination)
+            if not overwrite and os.path.lexists(path):
+                raise FileExistsError
+            staged[destination] = _staged(path, content)
+        for destination, written in staged.items():
             if overwrite:
-                os.replace(written, path)
+                os.replace(written, destination)
             else:
-                _put(written, path)
-        finally:
-            Path(written).unlink(missing_ok=True)
+                _put(written, Path(destination))
     except FileExistsError:
         raise UsageError("output_exists", path=destination) from None
     except (OSError, ValueError) as error:
         raise UsageError(
             "output_unwritable", path=destination, reason=getattr(error, "strerror", None) or str(error)
         ) from None
+    finally:
+        for written in staged.values():
+            Path(written).unlink(missing_ok=True)
+
+
+def _staged(path: Path, content: str | bytes) -> str:
+    """A file beside `path` with all of its content."""
+    handle, written = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:20]}.", suffix=".partial")
+    try:
+        with open(handle, "wb") as stream:
+            stream.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
+        os.chmod(written, 0o666 & ~_umask())
+    except BaseException:
+        Path(written).unlink(missing_ok=True)
+        raise
+    return written
 
 
 def _put(written: str, path: Path) -> None:

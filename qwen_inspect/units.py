@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -66,6 +67,23 @@ def parse_tokens(text: str) -> int:
     if not (digits.isascii() and digits.isdigit()) or len(digits) > 12 or int(digits) == 0:
         raise ValueError(text)
     return int(digits) * factor
+
+
+SIZE_UNITS = {
+    "b": 1, "kib": KIB, "mib": MIB, "gib": GIB, "tib": 1 << 40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+}  # fmt: skip
+
+
+def parse_size(text: str) -> int:
+    """ "16GiB", "15.5 GiB" or "16GB" in whole bytes, rounded down; ValueError otherwise. A unit is needed: GiB is not GB."""
+    found = re.fullmatch(r"([0-9]{1,15})(?:\.([0-9]{1,9}))? ?([A-Za-z]{1,3})", text)
+    if found is None or found[3].lower() not in SIZE_UNITS:
+        raise ValueError(text)
+    decimals = found[2] or ""
+    size_bytes: int = int(found[1] + decimals) * SIZE_UNITS[found[3].lower()] // 10 ** len(decimals)
+    if size_bytes == 0:
+        raise ValueError(text)
+    return size_bytes
 
 
 def signed(value: int) -> str:

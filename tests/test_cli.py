@@ -43,13 +43,16 @@ def test_help_imports_next_to_nothing() -> None:
     assert imported_by("--help") & (HEAVY | {"dataclasses", "inspect", "prettytable", "rich", "json"}) == set()
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ("models", "compare", "memory")])
+@pytest.mark.parametrize(
+    "command", [command for command in COMMANDS if command not in ("models", "compare", "memory", "report")]
+)
 def test_no_command_imports_anything_heavy(command: str, tiny_qwen3: Path) -> None:
     assert imported_by(command, tiny_qwen3) & (HEAVY | {"rich"}) == set()
 
 
-def test_memory_of_a_shipped_trace_imports_nothing_heavy() -> None:
-    assert imported_by("memory", "catalog:Qwen/Qwen3-0.6B") & (HEAVY | {"rich"}) == set()
+@pytest.mark.parametrize("command", ["memory", "report"])
+def test_memory_of_a_shipped_trace_imports_nothing_heavy(command: str) -> None:
+    assert imported_by(command, "catalog:Qwen/Qwen3-0.6B") & (HEAVY | {"rich"}) == set()
 
 
 @pytest.mark.parametrize(("language", "word"), [("en", "directory, config.json"), ("zh", "目录、config.json")])

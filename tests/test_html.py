@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from qwen_inspect.language import LANGUAGES, Language
+from qwen_inspect.loaders.resolve import Access
 from qwen_inspect.pipeline import inspect, models
 from qwen_inspect.prediction import explored, predict
 from qwen_inspect.renderers import html, markdown, terminal
@@ -20,6 +21,8 @@ from qwen_inspect.renderers.blocks import Block, Code, Fields, Figure, Heading, 
 from qwen_inspect.renderers.document import COMMANDS, View, document
 from qwen_inspect.renderers.figure import architecture_figure
 from qwen_inspect.renderers.svg import shown
+from qwen_inspect.report import ReportRequest
+from qwen_inspect.reporting import compiled
 
 from .conftest import run
 from .test_memory import a_run
@@ -74,7 +77,12 @@ def subject_of(command: str) -> object:
     if command == "models":
         return models()
     report = inspect("Qwen/Qwen3-30B-A3B", source="catalog", predict_files=True)
-    return explored(predict(report, a_run())) if command == "memory" else report
+    match command:
+        case "memory":
+            return explored(predict(report, a_run()))
+        case "report":
+            return compiled(ReportRequest(model="catalog:Qwen/Qwen3-30B-A3B"), Access(offline=True))
+    return report
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command != "compare"])
@@ -87,7 +95,7 @@ def test_every_commands_page_loads_without_a_word(
     for scheme, paper in (("light", "rgb(255, 255, 255)"), ("dark", "rgb(13, 17, 23)")):
         with opened(browser, written(tmp_path, blocks, language), color_scheme=scheme) as page:
             assert page.title() == headings[0]
-            assert page.locator("h1, h2, h3").all_inner_texts() == headings
+            assert page.locator("h1, h2, h3, h4").all_inner_texts() == headings
             assert page.evaluate("document.documentElement.lang") == language
             assert page.evaluate("getComputedStyle(document.body).backgroundColor") == paper
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -21,6 +21,7 @@ COMPOSED = (
     "stage_",
     "measured_stage_",
     "term_",
+    "expect_",
     "mode_",
     "method_",
     "ended_",

@@ -25,8 +25,8 @@ from .conftest import run
 
 SCHEMA = json.loads((Path(qwen_inspect.__file__).parent / "schema" / "report.schema.json").read_text(encoding="utf-8"))
 REPORTS = Path(__file__).parent.parent / "reports"
-# compare needs two models (test_compare, test_hubs), memory a run (test_memory).
-SHOWN = [command for command in COMMANDS if command not in ("compare", "memory")]
+# compare needs two models (test_compare, test_hubs), memory a run (test_memory), report both languages' files (test_report).
+SHOWN = [command for command in COMMANDS if command not in ("compare", "memory", "report")]
 HOSTILE = "a|b<script>`x`*y*\n## z\x1b[31m\u202e[t](http://e) _u_ 层"
 
 

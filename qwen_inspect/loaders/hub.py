@@ -251,7 +251,7 @@ def _checkpoint(
         ref=replace(ref, source=hub.source, revision=listing.revision),
         config=config,
         tensors=tensors if files else None,
-        files=tuple(StoredFile(file.name, size) for file, (size, _) in zip(files, headers, strict=True)),
+        files=tuple(StoredFile(file.name, size, file.sha256) for file, (size, _) in zip(files, headers, strict=True)),
         notices=tuple(notices),
     )
 
@@ -266,7 +266,7 @@ def _adapter_checkpoint(hub: Hub, ref: ModelRef, listing: Listing, deadline: Dea
         ref=replace(ref, source=hub.source, revision=listing.revision),
         config=None,
         tensors=None,
-        files=(StoredFile(weights.name, size),),
+        files=(StoredFile(weights.name, size, weights.sha256),),
         adapter=adapter.read_adapter(config, tensors),
         notices=(*hub.notices(), *listing.notices),
     )

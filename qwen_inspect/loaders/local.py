@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -119,6 +120,16 @@ def _load_sharded(ref: ModelRef, config: Mapping[str, Any] | None, directory: Pa
     return checkpoint
 
 
+def _told_by_cache(path: Path) -> str | None:
+    """The SHA-256 under which huggingface_hub's cache keeps a file of weights; None of any other file.
+
+    Source: huggingface_hub 2.4, file_download: a snapshot's file links to blobs/ETAG, which is the SHA-256 of a large file.
+    """
+    blob = Path(os.path.realpath(path))
+    is_digest = blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name)
+    return blob.name if is_digest else None
+
+
 def _checkpoint(
     ref: ModelRef,
     config: Mapping[str, Any] | None,
@@ -136,7 +147,7 @@ def _checkpoint(
                 tensors.extend(read_header(stream, file=name, file_bytes=size))
         except OSError as error:
             raise NotFoundError("path_unreadable", path=str(directory / name), reason=error.strerror) from None
-        files.append(StoredFile(name, size))
+        files.append(StoredFile(name, size, _told_by_cache(directory / name)))
     if len({tensor.name for tensor in tensors}) != len(tensors):
         raise MalformedError("tensor_in_two_files", tensor=first_repeated(tensors))
     return Checkpoint(

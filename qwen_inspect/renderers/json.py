@@ -22,6 +22,7 @@ from ..report import (
     Moment,
     Report,
     Run,
+    WholeReport,
 )
 from ..spec import Module
 from .dtypes import by_dtype
@@ -38,6 +39,8 @@ def render(command: str, subject: Any, say: Language) -> str:
         content = {"model": _model(subject.report, say), **_memory(subject, say)}
     elif command == "compare":
         content = {"model": None, **_compare(subject, say)}
+    elif command == "report":
+        content = {"model": _model(subject.report, say), **_whole(subject, say)}
     else:
         content = {"model": _model(subject, say), **_CONTENTS[command](subject, say)}
     # Escaped, so that it is JSON in any encoding, and harmless on a terminal.
@@ -321,6 +324,31 @@ def _workload(run: Run) -> dict[str, Any]:
         "tp": 1,
         "gpu": run.gpu,
         "load": run.loader,
+    }
+
+
+def _whole(whole: WholeReport, say: Language) -> dict[str, Any]:
+    report = whole.report
+    return {
+        "provenance": {
+            "config_sha256": whole.config_sha256,
+            "tensors_sha256": whole.tensors_sha256,
+            "built_by": whole.built_by,
+            "files": [{"name": file.name, "bytes": file.size_bytes, "sha256": file.sha256} for file in report.files],
+        },
+        **_structure(report, say),
+        "cache_by_context": [
+            {
+                "context_tokens": tokens,
+                "batch": batch,
+                "bytes": report.cache.size_bytes(tokens=tokens, batch=batch),
+            }
+            for tokens, batch in whole.cache_points
+        ],
+        "memory": [
+            {key: value for key, value in _memory(memory, say).items() if key in ("workload", "predicted")}
+            for memory in whole.memory
+        ],
     }
 
 

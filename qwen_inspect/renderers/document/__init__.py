@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, str] = {
     "memory": "memory",
     "models": "models",
     "compare": "compare",
+    "report": "whole",
 }
 
 

@@ -17,14 +17,26 @@ MOST_GROUPS = 4
 
 
 def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
-    made: list[Block] = [
+    return [
         Heading(say("heading_attention", name=report.ref.id), 1),
         identity(report, say),
         *notices(report, say),
         Heading(say("heading_attention_layers")),
         *attention_found(report, say),
         attention_table(report, say, view),
+        *worked_through(report, say),
+        Heading(say("heading_cache")),
+        cache_table(report, say, view),
+        cache_fields(report, say),
+        *engine_blocks(report, say),
+        Heading(say("heading_cache_notes")),
+        Items(cache_notes(report, say), numbered=True),
     ]
+
+
+def worked_through(report: Report, say: Language) -> list[Block]:
+    """For each distinct set of heads, which query heads read which KV head, and every shape on the way."""
+    made: list[Block] = []
     for layers, layer in distinct(report.attention.layers):
         match layer:
             case LayerAttention():
@@ -37,15 +49,7 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
             Heading(say("heading_shapes", layers=layers)),
             shaped,
         ]
-    return [
-        *made,
-        Heading(say("heading_cache")),
-        cache_table(report, say, view),
-        cache_fields(report, say),
-        *engine_blocks(report, say),
-        Heading(say("heading_cache_notes")),
-        Items(cache_notes(report, say), numbered=True),
-    ]
+    return made
 
 
 def distinct(layers: Sequence[AnyLayerAttention]) -> list[tuple[str, AnyLayerAttention]]:

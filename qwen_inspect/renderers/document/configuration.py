@@ -314,6 +314,16 @@ def _ratio(width: int, hidden: int) -> str:
 
 def worked_out(report: Report, say: Language) -> list[Block]:
     """The module print, and the parameters worked out module by module to the exact total."""
+    return [
+        Heading(say("heading_printed")),
+        Code("\n".join(printed(report.tree)), "text"),
+        *worked_sums(report, say),
+        component_table(report, say),
+    ]
+
+
+def worked_sums(report: Report, say: Language) -> list[Block]:
+    """Each module's parameters as a sum of its parts', down to the exact total."""
     spec, tree = report.spec, report.tree
     table = spec.vocab_size * spec.hidden_size
     sentences = [
@@ -348,13 +358,7 @@ def worked_out(report: Report, say: Language) -> list[Block]:
     if spec.headed:
         sentences.append(say("worked_head_tied" if spec.tied_embeddings else "worked_head", parameters=table))
     sentences.append(say("worked_total", total=tree.parameters, short=short_count(tree.parameters)))
-    return [
-        Heading(say("heading_printed")),
-        Code("\n".join(printed(tree)), "text"),
-        Heading(say("heading_worked_out")),
-        Items(sentences, numbered=True),
-        component_table(report, say),
-    ]
+    return [Heading(say("heading_worked_out")), Items(sentences, numbered=True)]
 
 
 def techniques(report: Report, say: Language) -> list[Block]:

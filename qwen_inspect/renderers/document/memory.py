@@ -89,9 +89,7 @@ def term_table(footprint: Footprint, say: Language) -> Table:
         return ["", "", count(value), size(value)]
 
     steady, peak = footprint.steady, footprint.peak
-    some = {term for term in OF_SOME_RUNS for moment in (steady, peak) if moment is not None and getattr(moment, term)}
-    shown = [term for term in TERMS if term not in OF_SOME_RUNS or term in some]
-    rows = [[say(f"term_{term}"), *cells(steady, term), *cells(peak, term)] for term in shown]
+    rows = [[say(f"term_{term}"), *cells(steady, term), *cells(peak, term)] for term in terms_of(steady, peak)]
     rows.append([say("term_allocated"), *cells(steady, "allocated"), *cells(peak, "allocated")])
     allocated = None if peak is None else peak.allocated
     gap = None if allocated is None or footprint.peak_reserved is None else footprint.peak_reserved - allocated
@@ -103,6 +101,12 @@ def term_table(footprint: Footprint, say: Language) -> Table:
     return Table(
         [say("column_term"), f"{at_end} ({unit})", at_end, f"{at_peak} ({unit})", at_peak], rows, "lrrrr", totals=4
     )
+
+
+def terms_of(*moments: Moment | None) -> list[str]:
+    """The terms that tell something of these moments, in the order in which they are shown."""
+    some = {term for term in OF_SOME_RUNS for moment in moments if moment is not None and getattr(moment, term)}
+    return [term for term in TERMS if term not in OF_SOME_RUNS or term in some]
 
 
 def alive_rows(alive: Sequence[Alive]) -> list[list[str]]:

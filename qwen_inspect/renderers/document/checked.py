@@ -1,0 +1,80 @@
+"""`report --check` and the summary for CI: which figures drifted, what was expected, and the few figures that people ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...language import Language
+from ...report import Drift, Expectation, Figure, ReportCheck, WholeReport
+from ...units import count, short_count, size
+from ..blocks import Block, Heading, Items, Paragraph, Table
+
+MOST_DRIFTS = 20
+LONGEST_FIGURE = 80
+
+
+def check_blocks(checks: Sequence[ReportCheck], say: Language) -> list[Block]:
+    """A sentence for each report, then the figures of those that drifted."""
+    made: list[Block] = [Heading(say("heading_checked")), Items([_sentence(check, say) for check in checks])]
+    for check in checks:
+        if check.drifts:
+            made += [Heading(check.document, 3), *_drift_blocks(check.drifts, say)]
+    return made
+
+
+def _sentence(check: ReportCheck, say: Language) -> str:
+    if check.problem is not None:
+        return say(check.problem)
+    if check.drifts:
+        return say("check_reports_drifted", document=check.document, count=len(check.drifts))
+    return say(check.note) if check.note is not None else say("check_reports_agree", document=check.document)
+
+
+def _drift_blocks(drifts: Sequence[Drift], say: Language) -> list[Block]:
+    rows = [[drift.figure[:LONGEST_FIGURE], _shown(drift.was), _shown(drift.now)] for drift in drifts[:MOST_DRIFTS]]
+    made: list[Block] = [Table([say("column_figure"), say("column_was"), say("column_is")], rows, "lrr")]
+    if len(drifts) > MOST_DRIFTS:
+        made.append(Paragraph(say("drifts_more", count=len(drifts) - MOST_DRIFTS)))
+    return made
+
+
+def _shown(figure: Figure) -> str:
+    if figure is None or (isinstance(figure, int) and not isinstance(figure, bool)):
+        return count(figure)
+    text = str(figure)
+    return text if len(text) <= LONGEST_FIGURE else f"{text[:LONGEST_FIGURE]}…"
+
+
+def summary_blocks(
+    wholes: Sequence[WholeReport],
+    checks: Sequence[ReportCheck],
+    expectations: Sequence[Expectation],
+    say: Language,
+) -> list[Block]:
+    """What fits on a CI job's summary page."""
+    made: list[Block] = []
+    for whole in wholes:
+        made += [Heading(whole.report.ref.id), _key_figures(whole, say)]
+    if expectations:
+        rows = [[say(one.message), say("verdict_holds" if one.holds else "verdict_fails")] for one in expectations]
+        columns = [say("column_expectation"), say("column_verdict")]
+        made += [Heading(say("heading_expectations")), Table(columns, rows, "ll")]
+    return [*made, *(check_blocks(checks, say) if checks else [])]
+
+
+def _key_figures(whole: WholeReport, say: Language) -> Table:
+    report = whole.report
+    counts = report.parameters
+    rows = [(say("field_unique"), f"{count(counts.unique)} ({short_count(counts.unique)})")]
+    if counts.active != counts.theory:
+        rows.append((say("field_active"), f"{count(counts.active)} ({short_count(counts.active)})"))
+    rows += [
+        (say("field_attention"), report.attention.kind),
+        (say("field_cache_per_token"), size(report.cache.bytes_per_token)),
+        (say("term_weights"), size(whole.memory[0].predicted.steady.weights)),
+    ]
+    rows += [
+        (say("field_peak_at", tokens=memory.run.prompt_tokens), size(memory.predicted.peak_reserved))
+        for memory in whole.memory
+    ]
+    return Table([say("column_quantity"), say("column_value")], rows, "lr")

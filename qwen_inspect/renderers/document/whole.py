@@ -1,0 +1,280 @@
+"""`report`: the other commands' sections as one document, from a model's identity to the command that makes it again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import groupby
+
+from ... import __version__
+from ...language import Language, Message
+from ...report import Check, MemoryReport, Moment, Report, WholeReport
+from ...spec import MoeMlp
+from ...units import count, percent, short_count, signed, size
+from ..blocks import Block, Code, Fields, Figure, Heading, Items, Paragraph, Table, Tree
+from ..figure import architecture_figure
+from . import View
+from .attention import cache_table, worked_through
+from .common import check_blocks, component_table, identity, parameter_fields
+from .configuration import explained, techniques, worked_sums
+from .memory import terms_of
+from .parameters import grouping, layer_breakdown, witness_table
+from .structure import attention_table, cache_fields, cache_notes, tree_node
+
+# How a model was reached on this run, which another run may do otherwise: no property of the model.
+OF_THE_WAY = ("from_client_cache", "from_recent", "from_kept", "offline_catalog", "unreachable_catalog", "mirror")
+
+
+def blocks(whole: WholeReport, say: Language, view: View) -> Sequence[Block]:
+    report = whole.report
+    return [
+        Heading(say("heading_report", name=report.ref.id), 1),
+        Heading(say("heading_identity")),
+        *provenance(whole, say),
+        Heading(say("heading_findings")),
+        Items(findings(whole, say)),
+        Heading(say("heading_config_explained")),
+        *nested(explained(report, report.config or {}, say)),
+        *nested(techniques(report, say)),
+        Heading(say("heading_figure")),
+        architecture(whole, say),
+        Heading(say("heading_tree")),
+        Tree(tree_node(report.tree, say, view, depth=0)),
+        Heading(say("heading_report_parameters")),
+        witness_table(report, say),
+        parameter_fields(report, say),
+        *([Heading(say("heading_checks"), 3), *nested(check_blocks(report.checks, say))] if report.checks else []),
+        Heading(say("heading_breakdown"), 3),
+        Paragraph(say("origin_of_parts")),
+        component_table(report, say),
+        *nested(worked_sums(report, say)),
+        *layer_breakdown(report, say),
+        Heading(say("heading_report_attention")),
+        attention_table(report, say, view),
+        *grouping(report, say),
+        *nested(worked_through(report, say)),
+        Heading(say("heading_kv_cache")),
+        Paragraph(say("origin_of_cache", source=_origin_of_heads(report, say))),
+        cache_table(report, say, view),
+        cache_fields(report, say),
+        Heading(say("heading_cache_contexts"), 3),
+        contexts_table(whole, say),
+        Heading(say("heading_cache_notes"), 3),
+        Items(cache_notes(report, say), numbered=True),
+        Heading(say("heading_report_memory")),
+        *memory_blocks(whole, say),
+        Heading(say("heading_reproduce")),
+        Paragraph(say("reproduce_note", version=__version__)),
+        Code(command(whole), "sh"),
+    ]
+
+
+def nested(made: Iterable[Block]) -> list[Block]:
+    """A command's sections as parts of one of the report's."""
+    return [replace(block, level=block.level + 1) if isinstance(block, Heading) else block for block in made]
+
+
+def lasting(messages: Iterable[Message]) -> list[Message]:
+    """The notices that say something of the model."""
+    return [message for message in messages if message.key not in OF_THE_WAY]
+
+
+def provenance(whole: WholeReport, say: Language) -> list[Block]:
+    """Who the model is, what was read of it and by what: nothing that another run of the same would tell otherwise."""
+    report, release = whole.report, whole.report.release
+    rows = list(identity(report, say).rows)
+    if report.ref.revision is not None:
+        rows.append((say("field_revision"), report.ref.revision))
+    if release is not None:
+        rows.append((say("field_config_source"), release.config_source))
+        rows.append((say("field_counts_source"), release.source or "–"))
+    rows.append((say("field_config_digest"), whole.config_sha256))
+    rows.append((say("field_tensors_digest"), whole.tensors_sha256 or say("origin_not_stored")))
+    rows.append((say("field_tool"), ", ".join(filter(None, (f"qwen-inspect {__version__}", whole.built_by)))))
+    made: list[Block] = [Fields(rows)]
+    if report.files:
+        columns = [say("column_file"), say("column_bytes"), say("column_digest")]
+        files = [[file.name, count(file.size_bytes), file.sha256 or "–"] for file in report.files]
+        total = [say("total"), count(sum(file.size_bytes for file in report.files)), ""]
+        made.append(Table(columns, [*files, total], "lrl", totals=1))
+    return made
+
+
+def architecture(whole: WholeReport, say: Language) -> Figure:
+    return Figure(
+        architecture_figure(whole.report, say),
+        say("report_figure", name=whole.report.ref.id),
+        f"{whole.name}.{say.code}.svg",
+    )
+
+
+# --- findings
+
+
+def findings(whole: WholeReport, say: Language) -> list[str]:
+    """What is worth knowing of this model, each sentence from its own figures."""
+    report = whole.report
+    return [
+        *(say(message) for message in (*lasting(report.notices), *report.attention.findings)),
+        *(_verdict(check, say) for check in report.checks),
+        _largest(report, say),
+        *_head(report, say),
+        *_experts(report, say),
+        *(item for block in grouping(report, say) if isinstance(block, Items) for item in block.items),
+        *_cache(report, say),
+        *_peak(whole, say),
+    ]
+
+
+def _verdict(check: Check, say: Language) -> str:
+    names = {"left": say(f"witness_{check.left}"), "right": say(f"witness_{check.right}")}
+    if not check.agrees:
+        return say("finding_disagrees", residual=signed(check.residual), tensors=len(check.unexplained), **names)
+    if check.difference == 0:
+        return say("finding_equal", parameters=check.left_parameters, **names)
+    causes = say("comma").join(
+        f"{say(f'cause_name_{cause.name}')} {signed(cause.parameters)}" for cause in check.causes if cause.parameters
+    )
+    return say("finding_explained", difference=signed(check.difference), causes=causes, **names)
+
+
+def _largest(report: Report, say: Language) -> str:
+    part = max(report.components, key=lambda one: one.parameters)
+    share = percent(part.share_basis_points)
+    return say("finding_largest", component=say(f"component_{part.name}"), parameters=part.parameters, share=share)
+
+
+def _head(report: Report, say: Language) -> list[str]:
+    """Whether the output layer shares the embedding; nothing of a decoder that has no output layer."""
+    spec = report.spec
+    if not spec.class_name.endswith("ForCausalLM"):
+        return []
+    table = spec.vocab_size * spec.hidden_size
+    return [say("finding_tied" if spec.tied_embeddings else "finding_untied", parameters=table)]
+
+
+def _experts(report: Report, say: Language) -> list[str]:
+    counts = report.parameters
+    if not any(isinstance(layer.mlp, MoeMlp) for layer in report.spec.layers):
+        return []
+    share = percent(counts.active * 10_000 // counts.theory)
+    active, total = short_count(counts.active), short_count(counts.theory)
+    return [say("finding_active", active=active, total=total, share=share)]
+
+
+def _cache(report: Report, say: Language) -> list[str]:
+    """The context at which the cache is as large as the weights; only where each token adds the same."""
+    cache, weights = report.cache, report.tree.size_bytes
+    told = [say("finding_cache", size=size(cache.bytes_per_token), bytes=cache.bytes_per_token)]
+    if not cache.fixed_bytes and not any(layer.window_tokens for layer in cache.layers):
+        tokens = -(-weights // cache.bytes_per_token)
+        told.append(say("finding_cache_weights", tokens=tokens, size=size(weights)))
+    return told
+
+
+def _peak(whole: WholeReport, say: Language) -> list[str]:
+    known = [one for one in whole.memory if one.predicted.peak is not None and one.predicted.peak.allocated]
+    if not known:
+        return [say("finding_no_peak")]
+    last = max(known, key=lambda one: one.run.prompt_tokens)
+    peak = last.predicted.peak
+    assert peak is not None
+    return [
+        say(
+            "finding_peak",
+            prompt=last.run.prompt_tokens,
+            new=last.run.new_tokens,
+            batch=last.run.batch,
+            size=size(peak.allocated),
+            weights=percent(peak.weights * 10_000 // (peak.allocated or 1)),
+        )
+    ]
+
+
+# --- cache and memory
+
+
+def _origin_of_heads(report: Report, say: Language) -> str:
+    return say("origin_heads_shapes" if report.attention.by_shapes else "origin_heads_config")
+
+
+def contexts_table(whole: WholeReport, say: Language) -> Table:
+    cache = whole.report.cache
+    rows = [
+        [count(tokens), *(size(cache.size_bytes(tokens=tokens, batch=batch)) for _, batch in points)]
+        for tokens, points in groupby(whole.cache_points, key=lambda point: point[0])
+    ]
+    batches = sorted({batch for _, batch in whole.cache_points})
+    columns = [say("column_context"), *(say("column_batch", batch=batch) for batch in batches)]
+    return Table(columns, rows, "r" * len(columns))
+
+
+def memory_blocks(whole: WholeReport, say: Language) -> list[Block]:
+    """The same run with prompts of several lengths: each term at the peak and at the end, and what the prediction rests on."""
+    memories, first = whole.memory, whole.memory[0]
+    before = whole.report.notices
+    told = dict.fromkeys(
+        say(message) for memory in memories for message in memory.report.notices if message not in before
+    )
+    rows = [
+        (say("field_mode"), say(f"mode_{first.run.mode}")),
+        (say("field_batch"), count(first.run.batch)),
+        (say("field_new"), count(first.run.new_tokens)),
+        (say("field_kernel"), first.run.attention),
+        (say("field_gpu"), first.run.gpu),
+        (say("field_method"), f"{say(f'method_{first.predicted.method}')} ({first.predicted.provenance})"),
+    ]
+    made: list[Block] = [Fields(rows)]
+    if told:
+        made.append(Items(list(told)))
+    if all(memory.predicted.peak is not None for memory in memories):
+        made += [Heading(say("heading_at_peak"), 3), moments_table(memories, say, "peak")]
+    else:
+        made.append(Paragraph(say("report_no_peak")))
+    assumptions = dict.fromkeys(say(message) for memory in memories for message in memory.predicted.assumptions)
+    return [
+        *made,
+        Heading(say("heading_at_end"), 3),
+        moments_table(memories, say, "steady"),
+        Heading(say("heading_assumptions"), 3),
+        Items(list(assumptions)),
+    ]
+
+
+def moments_table(memories: Sequence[MemoryReport], say: Language, name: str) -> Table:
+    """A column for each prompt's length; the terms add up to what is allocated."""
+    moments: list[Moment] = [getattr(memory.predicted, name) for memory in memories]
+    rows = [[say(f"term_{term}"), *(count(getattr(moment, term)) for moment in moments)] for term in terms_of(*moments)]
+    totals = {"allocated": [moment.allocated for moment in moments]}
+    if name == "peak":
+        rows.insert(0, [say("column_stage"), *(say(f"stage_{moment.stage}") for moment in moments)])
+        totals["reserved"] = [memory.predicted.peak_reserved for memory in memories]
+    sums = [[say(f"term_{term}"), *map(shown, values)] for term, values in totals.items() for shown in (count, size)]
+    columns = [say("column_term"), *(say("column_prompt", tokens=memory.run.prompt_tokens) for memory in memories)]
+    return Table(columns, [*rows, *sums], "l" + "r" * len(memories), totals=len(sums))
+
+
+# --- the command
+
+
+def command(whole: WholeReport) -> str:
+    """The command line that writes this document again, with the source and revision that were found."""
+    request, ref = whole.request, whole.report.ref
+    pinned = ref.source in ("hf", "ms", "catalog")
+    model = f"{ref.source}:{ref.id}{f'@{ref.revision}' if ref.revision else ''}" if pinned else request.model
+    words = ["qwen-inspect", "report", model, "--lang", request.language, "--format", request.form]
+    if request.context_tokens is not None:
+        words += ["--context", str(request.context_tokens)]
+    words += ["--batch", str(request.batch), "--new-tokens", str(request.new_tokens)]
+    if request.instantiate:
+        words.append("--instantiate")
+    return " ".join(map(_quoted, [*words, "-o", "reports"]))
+
+
+def _quoted(word: str) -> str:
+    """A word for a shell; what does not print as itself in bash's and zsh's `$'...'`, by its number."""
+    if word.isprintable():
+        return shlex.quote(word)
+    escaped = (one if one.isprintable() and one not in "\\'" else f"\\U{ord(one):08x}" for one in word)
+    return f"$'{''.join(escaped)}'"
