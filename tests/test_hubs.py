@@ -315,6 +315,19 @@ def test_a_model_in_hugging_faces_cache_is_read_from_there(hub: HubServer, tmp_p
     assert "cache" in found["model"]["notices"][0]
 
 
+def test_a_report_names_a_files_sha_256_as_the_hub_and_its_cache_tell_it(hub: HubServer, tmp_path: Path) -> None:
+    told = [ask_json(hub, tmp_path, "report", f"{source}:org/single")["provenance"]["files"] for source in SOURCES]
+    download = "from huggingface_hub import snapshot_download; print(snapshot_download('org/single'))"
+    done = subprocess.run(
+        [sys.executable, "-c", download], env=variables(hub, tmp_path), check=True, capture_output=True
+    )
+    told.append(ask_json(hub, tmp_path, "report", "hf:org/single")["provenance"]["files"])
+    (weights,) = Path(done.stdout.decode().strip()).glob("*.safetensors")
+    content = weights.read_bytes()
+    entry = {"name": weights.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert told == [[entry]] * 3
+
+
 @pytest.mark.parametrize(
     "layout", ["models/org--single/snapshots/master", "models/org/single", "hub/models/org/single"]
 )
