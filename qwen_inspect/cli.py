@@ -103,6 +103,7 @@ def _show(options: argparse.Namespace, say: Language) -> int:
             ranks=getattr(options, "tp", 1),
             dtype=getattr(options, "dtype", None),
             group_size=getattr(options, "group_size", None),
+            trust_remote_code=options.trust_remote_code,
         )
         if getattr(options, "prompt", None) is not None:
             subject = report = _with_generation(report, options)
@@ -270,7 +271,7 @@ def _write_picture(svg: str, path: str, options: argparse.Namespace, say: Langua
         _complain(_one_line(say("saved", path=path)))
 
 
-PROMPT_OPTIONS = ("max_new_tokens", "device", "trust_remote_code")
+PROMPT_OPTIONS = ("max_new_tokens", "device")
 
 
 def _check_prompt_options(options: argparse.Namespace) -> None:
@@ -522,6 +523,7 @@ def _model_options(command: argparse.ArgumentParser, say: Language) -> None:
     )
     command.add_argument("--revision", metavar="REV", help=say("help_revision"))
     command.add_argument("--file", metavar="NAME", help=say("help_file"))
+    command.add_argument("--trust-remote-code", action="store_true", help=say("help_trust_remote_code"))
     _access_options(command, say)
 
 
@@ -549,7 +551,6 @@ def _structure_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--max-new-tokens", type=_positive(say), metavar="N", help=say("help_max_new_tokens"))
     command.add_argument("--device", metavar="DEVICE", help=say("help_device"))
     command.add_argument("--dtype", choices=PLAIN_DTYPES, metavar="DTYPE", help=say("help_dtype"))
-    command.add_argument("--trust-remote-code", action="store_true", help=say("help_trust_remote_code"))
 
 
 def _config_options(command: argparse.ArgumentParser, say: Language) -> None:

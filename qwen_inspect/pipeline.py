@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from .analyzers.accounting import StoredForm, components, predicted_elements, predicted_files
@@ -12,17 +13,29 @@ from .analyzers.kv_cache import cache_report, engine_caches, read_formats
 from .analyzers.lora import adapter_weights, against_adapter, trained_tensors
 from .analyzers.packing import Packing, as_stored, pack, packed_tree, weights_as_stored, weights_of
 from .analyzers.reconcile import against_files, against_instantiated, copies
-from .architectures import architecture_of, gguf
+from .architectures import FAMILIES, Architecture, architecture_of, gguf
+from .architectures.generic import Generic, active_is_known
 from .architectures.lora import read_lora
 from .architectures.quantised import PRESETS, preset, read_quantisation
 from .checkpoint import Adapter, Checkpoint, ModelRef, Tensor
-from .errors import MalformedError, NotFoundError, UnsupportedError, UsageError
+from .errors import MalformedError, NotFoundError, UnavailableError, UnsupportedError, UsageError
 from .language import Message
 from .loaders import catalog
 from .loaders.hub import ListedFile
 from .loaders.resolve import DEFAULT_MODEL, Access, list_files, load, resolve
 from .quantisation import Quantisation
-from .report import CatalogEntry, Check, Design, FilePair, FilesComparison, ParameterCounts, Report, Workload
+from .report import (
+    AttentionReport,
+    CacheReport,
+    CatalogEntry,
+    Check,
+    Design,
+    FilePair,
+    FilesComparison,
+    ParameterCounts,
+    Report,
+    Workload,
+)
 from .spec import ModelSpec, Module, each_tensor, tied_tensors
 
 DEFAULT_WORKLOAD = Workload()
@@ -45,6 +58,7 @@ def inspect(
     ranks: int = 1,
     dtype: str | None = None,
     group_size: int | None = None,
+    trust_remote_code: bool = False,
 ) -> Report:
     """Everything known about `model` without its weights.
 
@@ -54,7 +68,8 @@ def inspect(
     predict_files: where no file can be read, list the tensors that a release's files hold.
     instantiate: also build the model on the meta device (needs the torch extra). expected_parameters: a count from
     elsewhere to explain. dtype: parameters in another dtype than the configuration's, or quantised by a scheme of that name,
-    of `group_size` numbers a group. batch, context, cache_format, ranks: as in `Workload`.
+    of `group_size` numbers a group. batch, context, cache_format, ranks: as in `Workload`. trust_remote_code: run the code of a
+    local directory whose class transformers has not.
     """
     checkpoint = in_dtype(
         load(resolve(model, source=source, revision=revision, file=file), access or Access()), dtype, group_size
@@ -66,6 +81,7 @@ def inspect(
         instantiate=instantiate,
         expected_parameters=expected_parameters,
         workload=Workload(batch=batch, context_tokens=context, cache_format=cache_format, ranks=ranks),
+        trust_remote_code=trust_remote_code,
     )
 
 
@@ -162,6 +178,7 @@ def analyse(
     instantiate: bool = False,
     expected_parameters: int | None = None,
     workload: Workload = DEFAULT_WORKLOAD,
+    trust_remote_code: bool = False,
 ) -> Report:
     """A checkpoint -> Report."""
     notices, tensors, origin = checkpoint.notices, checkpoint.tensors, "stored"
@@ -170,13 +187,16 @@ def analyse(
         tensors = checkpoint.adapter.tensors  # what the repository itself stores
     try:
         config = _config(checkpoint)
-        architecture = architecture_of(config)
+        architecture = architecture_of(config, code=_code(checkpoint, config) if trust_remote_code else None)
+        if isinstance(architecture, Generic):
+            notices += (architecture.witness,)
+            architecture = architecture if tensors is None else architecture.for_files(tensors)
         spec = architecture.read_spec(config)
         tree = architecture.module_tree(spec)
         form = gguf.stored_form if checkpoint.gguf else architecture.stored_form
         quantisation = read_quantisation(config)
         packing = _packing(tree, form, quantisation, tensors, stored_in_blocks=checkpoint.gguf)
-    except (UnsupportedError, NotFoundError, MalformedError) as error:
+    except (UnsupportedError, NotFoundError, MalformedError, UnavailableError) as error:
         if require_design and tensors is not None:
             raise type(error)("refused_though_stored", reason=error.message) from None
         if require_design or (tensors is None and checkpoint.config is None):
@@ -195,6 +215,7 @@ def analyse(
         checks = _checks(
             checkpoint,
             config,
+            architecture,
             form,
             spec,
             tree,
@@ -205,7 +226,7 @@ def analyse(
             instantiate,
             expected_parameters,
         )
-        design = _design(_under_class_names(checkpoint, tree), spec, tree, prediction, checks, workload)
+        design = _design(_under_class_names(checkpoint, tree), architecture, spec, tree, prediction, checks, workload)
         if packing is not None:
             design = _quantised(design, quantisation, packing)
         if checkpoint.adapter is not None:
@@ -227,6 +248,16 @@ def analyse(
         design=design,
         refusal=refusal,
     )
+
+
+def _code(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Path | None:
+    """The directory of a local model; UnsupportedError where code would have to come from elsewhere."""
+    if checkpoint.ref.path is not None and checkpoint.ref.source == "local":
+        path = checkpoint.ref.path
+        return path if path.is_dir() else path.parent
+    if isinstance(config.get("auto_map"), Mapping) and config.get("model_type") not in FAMILIES:
+        raise UnsupportedError("generic_own_code_local", found=str(config.get("model_type")))
+    return None
 
 
 def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
@@ -266,6 +297,7 @@ def _under_class_names(checkpoint: Checkpoint, tree: Module) -> Checkpoint:
 def _checks(
     checkpoint: Checkpoint,
     config: Mapping[str, Any],
+    architecture: Architecture,
     form: StoredForm,
     spec: ModelSpec,
     tree: Module,
@@ -278,6 +310,9 @@ def _checks(
 ) -> tuple[Check, ...]:
     """Every two witnesses that are there, held against each other: theory, transformers, the files, a claimed count."""
     theory, tied = tuple(each_tensor(tree)), dict(tied_tensors(tree))
+    generic = architecture if isinstance(architecture, Generic) else None
+    if generic is not None:
+        tied = dict(generic.aliases)
 
     def against(built: Sequence[Tensor], witness: str) -> list[Check]:
         if files is None:
@@ -293,11 +328,13 @@ def _checks(
                 missing_files=checkpoint.missing_files,
                 packing=packing,
                 ignored=tuple({f"{tensor.name.partition('.')[0]}." for tensor in prediction}),
+                buffers=generic.persistent if generic else (),
+                unloaded=generic.unloaded if generic else (),
             )
         ]
 
     checks = against(theory, "theory")
-    if instantiate:
+    if instantiate and generic is None:  # whose theory is what transformers builds
         from .analyzers.instantiate import instantiate as build
 
         built = build(spec, config).tensors
@@ -338,13 +375,14 @@ def _with_adapter(design: Design, adapter: Adapter, form: StoredForm, *, dense: 
 
 def _design(
     checkpoint: Checkpoint,
+    architecture: Architecture,
     spec: ModelSpec,
     tree: Module,
     prediction: tuple[Tensor, ...],
     checks: tuple[Check, ...],
     workload: Workload,
 ) -> Design:
-    attention = attention_report(spec, checkpoint.tensors)
+    attention, cache, refusal = _attention(checkpoint, architecture, spec, workload)
     tokens = workload.context_tokens or spec.context_tokens
     parts = components(tree)
     stored = None if checks == () or checkpoint.tensors is None else checks[0].right_parameters
@@ -353,11 +391,15 @@ def _design(
         tree=tree,
         parameters=ParameterCounts(
             theory=tree.parameters,
-            instantiated=next((check.right_parameters for check in checks if check.right == "instantiated"), None),
+            instantiated=tree.parameters
+            if spec.built
+            else next((check.right_parameters for check in checks if check.right == "instantiated"), None),
             stored=stored,
             stored_predicted=predicted_elements(tree, checkpoint.release, prediction),
             unique=tree.parameters if stored is None else stored - copies(checks[0]),
-            active=tree.active_parameters,
+            active=tree.active_parameters
+            if not isinstance(architecture, Generic) or active_is_known(tree, architecture.model)
+            else None,
             embedding=sum(part.parameters for part in parts if part.name == "embedding"),
             head=sum(part.parameters for part in parts if part.name == "lm_head"),
             buffers=tree.buffer_elements,
@@ -365,8 +407,28 @@ def _design(
         components=parts,
         checks=checks,
         attention=attention,
-        cache=cache_report(attention.layers, *read_formats(workload.cache_format, spec.dtype), spec.dtype),
+        cache=cache,
+        cache_refusal=refusal,
         engines=()
-        if tokens is None
+        if tokens is None or attention is None or (spec.built and len(attention.softmax) < len(attention.layers))
         else engine_caches(attention.layers, spec.dtype, tokens=tokens, batch=workload.batch, ranks=workload.ranks),
     )
+
+
+def _attention(
+    checkpoint: Checkpoint, architecture: Architecture, spec: ModelSpec, workload: Workload
+) -> tuple[AttentionReport | None, CacheReport | None, UnsupportedError | None]:
+    """Each layer's attention and cache: by the configuration and the files, or as transformers runs it; or why not."""
+    formats = read_formats(workload.cache_format, spec.dtype)
+    if not isinstance(architecture, Generic):
+        attention = attention_report(spec, checkpoint.tensors)
+        return attention, cache_report(attention.layers, *formats, spec.dtype), None
+    from .analyzers.cached import found_cache
+
+    try:
+        attention, cache = found_cache(architecture.model, spec.dtype)
+        if formats != read_formats("auto", spec.dtype):
+            cache = cache_report(attention.layers, *formats, spec.dtype)
+    except UnsupportedError as error:
+        return None, None, error
+    return attention, cache, None

@@ -13,11 +13,12 @@ from .analyzers.explore import explore_formula, explore_trace
 from .analyzers.kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
 from .analyzers.memory import formula_footprint, stored_footprint, traced_footprint
 from .analyzers.period import SHALLOW, deepen, fixed, period_of
+from .architectures.generic import buildable
 from .errors import UnavailableError, UnsupportedError
 from .language import Message
 from .loaders import calibration, header_cache
 from .report import Footprint, MemoryReport, Report, Run
-from .spec import ModelSpec
+from .spec import ModelSpec, each_tensor
 from .timeline import Timeline
 
 SHIPPED = Path(__file__).parent / "catalog" / "traces"
@@ -38,6 +39,9 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
             raise report.refusal
         footprint = stored_footprint(report.tensors, report.ref.id)
         return MemoryReport(report=report, run=run, predicted=footprint, refusal=report.refusal)
+    if report.known.cache is None and run.mode != "train":
+        footprint = stored_footprint(report.known.weights or tuple(each_tensor(report.tree)), report.ref.id)
+        return MemoryReport(report=report, run=run, predicted=footprint, refusal=report.known.cache_refusal)
     limit = report.spec.context_tokens
     tokens = run.prompt_tokens + (run.new_tokens if run.mode == "generate" else 0)
     if limit is not None and tokens > limit:
@@ -59,13 +63,24 @@ def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
     if (quantised := report.known.quantised) is not None:
         unknown = Message("assume_gguf" if quantised.method == "gguf" else "assume_quantised", method=quantised.method)
         return formula_footprint(report.tree, report.cache, run, weights=report.known.weights, unknown=(unknown,))
-    if report.cache.dtype != str(report.spec.dtype) and run.mode != "train":
+    if run.mode != "train" and report.cache.dtype != str(report.spec.dtype):
         return formula_footprint(report.tree, report.cache, run)
     try:
         timeline, provenance = timeline_of(report, run)
     except UnavailableError:
         return formula_footprint(report.tree, report.cache, run)
-    return traced_footprint(timeline, run, provenance=provenance, course_points=course_points)
+    footprint = traced_footprint(timeline, run, provenance=provenance, course_points=course_points)
+    if report.spec.built and run.mode == "generate" and not _shows_cache(footprint, report, run):
+        raise UnsupportedError("generic_trace_cache", class_name=report.spec.class_name)
+    return footprint
+
+
+def _shows_cache(footprint: Footprint, report: Report, run: Run) -> bool:
+    """Whether the trace of a class that is not described here ends with the cache that the class was found to keep."""
+    moment = footprint.steady
+    return (moment.cache or 0) + (moment.state or 0) == report.cache.size_bytes(
+        tokens=run.cached_tokens, batch=run.batch
+    )
 
 
 def explored(memory: MemoryReport) -> MemoryReport:
@@ -94,6 +109,8 @@ def _traced(report: Report, run: Run) -> Timeline:
     from .analyzers.trace import trace
 
     spec, config, request = report.spec, report.config or {}, trace_request(run)
+    if spec.built:
+        config = buildable(config)
     period = period_of(spec.layers)
     if run.mode != "train" and period is not None and 1 < period < len(spec.layers) // SHALLOW:
         blocks = trace(spec, config, replace(request, layers=SHALLOW * period))

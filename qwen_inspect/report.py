@@ -20,7 +20,8 @@ class ParameterCounts:
 
     theory: predicted from the configuration, tied weights once. instantiated: what transformers builds. stored: elements
     in the files, tied copies included. stored_predicted: the same as the release's layout predicts it. unique: parameters
-    in the files, tied copies once; by theory where no file was read. buffers: elements that no training changes.
+    in the files, tied copies once; by theory where no file was read. active: None where it cannot be told. buffers: elements that
+    no training changes.
     """
 
     theory: int
@@ -28,7 +29,7 @@ class ParameterCounts:
     stored: int | None
     stored_predicted: int | None
     unique: int
-    active: int
+    active: int | None
     embedding: int
     head: int
     buffers: int
@@ -149,7 +150,30 @@ class LinearLayerAttention:
         return self.key_heads, self.value_heads, self.key_head_dim, self.value_head_dim, self.conv_kernel
 
 
-AnyLayerAttention = LayerAttention | LinearLayerAttention
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherLayerAttention:
+    """A layer known by what transformers caches of it alone. cache_kind: as `CacheLayer.kind`."""
+
+    index: int
+    cache_kind: str
+    window_tokens: int | None
+
+    @property
+    def kind(self) -> str:
+        return "MLA" if self.cache_kind == "latent" else self.cache_kind
+
+    @property
+    def span(self) -> str:
+        return self.cache_kind
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """All that makes one layer's attention equal to another's, beside its kind; 0 stands for no window."""
+        return (self.window_tokens or 0,)
+
+
+AnyLayerAttention = LayerAttention | LinearLayerAttention | OtherLayerAttention
+WITH_STATES, WITHOUT_CACHE = ("linear", "recurrent", "convolution", "hybrid"), ("shared", "none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +191,7 @@ class AttentionReport:
 
     @property
     def softmax(self) -> tuple[LayerAttention, ...]:
-        """The layers that keep keys and values; every model that is read has one."""
+        """The layers whose heads are known, each with keys and values; a model of a family that is described here has one."""
         return tuple(layer for layer in self.layers if isinstance(layer, LayerAttention))
 
     @property
@@ -178,9 +202,9 @@ class AttentionReport:
     @property
     def kind(self) -> str:
         """MHA, GQA or MQA; "mixed" where layers differ, "hybrid" where some of them are linear."""
-        if self.linear:
+        kinds = {layer.kind for layer in self.layers if layer.kind not in WITHOUT_CACHE} or {"none"}
+        if self.linear or (len(kinds) > 1 and kinds & set(WITH_STATES)):
             return "hybrid"
-        kinds = {layer.kind for layer in self.layers}
         return kinds.pop() if len(kinds) == 1 else "mixed"
 
     @property
@@ -204,7 +228,9 @@ def _run_lengths(words: Sequence[str]) -> tuple[tuple[str, int], ...]:
 class CacheLayer:
     """What one layer keeps for one sequence: bytes for each token held, bytes whatever the length, the most tokens held.
 
-    states_bytes: of linear attention, the convolution's inputs and the recurrent state.
+    kind: "full", "sliding", "linear"; of a class known by its cache alone also "chunked", "latent" (MLA), "indexed" (with keys
+    of an index), "recurrent", "convolution", "hybrid" (keys and values beside a state), "shared" (it reads another layer's) and
+    "none". states_bytes: of linear attention, the convolution's inputs and the recurrent state.
     """
 
     index: int
@@ -592,7 +618,9 @@ class AdapterWeights:
 class Design:
     """Everything that follows from a configuration of a known architecture.
 
-    quantised: None where it is not. weights: what a model loaded as stored holds of them, None where that is the tree's tensors.
+    attention, cache: None where what transformers caches is not settled; cache_refusal says why, as an error that a command
+    raises which needs them. quantised: None where it is not. weights: what a model loaded as stored holds of them, None where
+    that is the tree's tensors.
     """
 
     spec: ModelSpec
@@ -600,12 +628,13 @@ class Design:
     parameters: ParameterCounts
     components: tuple[Component, ...]
     checks: tuple[Check, ...]
-    attention: AttentionReport
-    cache: CacheReport
+    attention: AttentionReport | None
+    cache: CacheReport | None
     engines: tuple[EngineCache, ...]
     quantised: QuantisedWeights | None = None
     weights: tuple[Tensor, ...] | None = None
     adapter: AdapterWeights | None = None
+    cache_refusal: QwenInspectError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -691,11 +720,22 @@ class Report:
 
     @property
     def attention(self) -> AttentionReport:
+        """Raises the refusal where it is not settled."""
+        if self.known.attention is None:
+            raise self._cache_refusal
         return self.known.attention
 
     @property
     def cache(self) -> CacheReport:
+        """Raises the refusal where it is not settled."""
+        if self.known.cache is None:
+            raise self._cache_refusal
         return self.known.cache
+
+    @property
+    def _cache_refusal(self) -> QwenInspectError:
+        assert self.known.cache_refusal is not None
+        return self.known.cache_refusal
 
     @property
     def engines(self) -> tuple[EngineCache, ...]:
@@ -846,3 +886,8 @@ class CatalogEntry:
     id: str
     design: Design
     release: Release | None
+
+    @property
+    def attention(self) -> AttentionReport:
+        assert self.design.attention is not None  # the catalog holds families that are described here
+        return self.design.attention

@@ -136,7 +136,8 @@ class Vision:
 class ModelSpec:
     """What the configuration says, with its words made definite. Sizes in elements, lengths in tokens.
 
-    All but `vision` is of the decoder; vision is None for a model of text alone.
+    All but `vision` is of the decoder; vision is None for a model of text alone. A class that no family here describes is known
+    by what transformers builds alone: its `layers` are empty, and norm_eps, activation and pad_token_id mean nothing.
     """
 
     family: str
@@ -152,6 +153,11 @@ class ModelSpec:
     pad_token_id: int | None
     layers: tuple[Layer, ...]
     vision: Vision | None = None
+
+    @property
+    def built(self) -> bool:
+        """Whether it is known only by what transformers builds."""
+        return not self.layers
 
     @property
     def headed(self) -> bool:

@@ -463,7 +463,7 @@ def test_layers_without_experts_are_listed_by_number(value: object, tmp_path: Pa
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("model_type", "llama"),
+        ("model_type", "qwen"),
         ("model_type", ""),
         ("model_type", "../qwen3"),
         ("model_type", "blocks"),
@@ -493,7 +493,7 @@ def test_what_cannot_be_answered_exactly_is_unsupported(
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("model_type", "llama"), ("model_type", HOSTILE), ("quantization_config", {"quant_method": "aqlm"})],
+    [("model_type", "qwen"), ("model_type", HOSTILE), ("quantization_config", {"quant_method": "aqlm"})],
 )
 def test_weights_shows_what_is_stored_of_an_unsupported_model(
     key: str, value: object, tmp_path: Path, capsys: Capture

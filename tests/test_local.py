@@ -356,7 +356,7 @@ def test_a_mixture_without_experts_is_dense_as_transformers_builds_it(tmp_path: 
 
 
 def test_what_is_stored_or_written_is_shown_though_its_architecture_is_not_known(tmp_path: Path) -> None:
-    write_config(tmp_path, {"model_type": "llama", "hidden_size": 8})
+    write_config(tmp_path, {"model_type": "qwen", "hidden_size": 8})
     shown = run("config", tmp_path)
     assert shown.code == 0
     assert "hidden_size" in shown.out

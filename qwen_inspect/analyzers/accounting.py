@@ -15,6 +15,7 @@ from ..units import shares
 # The order in which a token meets them.
 COMPONENTS = (
     "vision",
+    "audio",
     "embedding",
     "linear_attention",
     "attention",
@@ -23,6 +24,7 @@ COMPONENTS = (
     "experts",
     "shared_expert",
     "norm",
+    "other",
     "lm_head",
 )
 StoredForm = Callable[[Tensor], tuple[Tensor, ...]]

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from ..checkpoint import Tensor
 from ..language import Message
-from ..report import AnyLayerAttention, AttentionReport, LayerAttention, LinearLayerAttention
+from ..report import AnyLayerAttention, AttentionReport, LayerAttention, LinearLayerAttention, OtherLayerAttention
 from ..spec import FullAttention, GatedAttention, LinearAttention, ModelSpec, SlidingAttention
 
 # Where the releases and transformers put the decoder's layers.
@@ -70,6 +70,8 @@ def _by_shapes(layer: AnyLayerAttention, shapes: dict[str, tuple[int, ...]]) -> 
                 found = _softmax_by_shapes(layer, path, shapes)
             case LinearLayerAttention():
                 found = _linear_by_shapes(layer, path, shapes)
+            case OtherLayerAttention():
+                return layer
         if found is not None:
             return found
     return "finding_no_projections"
@@ -143,3 +145,5 @@ def _heads(layer: AnyLayerAttention) -> str:
             return f"{layer.query_heads}/{layer.kv_heads}/{layer.head_dim}"
         case LinearLayerAttention():
             return f"{layer.key_heads}/{layer.value_heads}/{layer.key_head_dim}, {layer.value_head_dim}"
+        case OtherLayerAttention():
+            return layer.cache_kind

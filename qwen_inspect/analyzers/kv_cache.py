@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 from ..checkpoint import BLOCK_FORMATS, DType
 from ..errors import UnsupportedError
-from ..report import AnyLayerAttention, CacheLayer, CacheReport, EngineCache, LayerAttention, LinearLayerAttention
+from ..report import (
+    AnyLayerAttention,
+    CacheLayer,
+    CacheReport,
+    EngineCache,
+    LayerAttention,
+    LinearLayerAttention,
+    OtherLayerAttention,
+)
 
 VLLM_BLOCK_TOKENS = 16  # vLLM 0.19, CacheConfig.block_size on CUDA
 
@@ -64,13 +72,17 @@ def cache_report(
 ) -> CacheReport:
     """What transformers' DynamicCache holds for a model in `dtype` whose layers attend like `layers`."""
     name = keys.name if keys == values else f"{keys.name},{values.name}"
-    return CacheReport(
-        dtype=name,
-        layers=tuple(
-            _cache_layer(layer, keys, values) if isinstance(layer, LayerAttention) else _state_layer(layer, dtype)
-            for layer in layers
-        ),
-    )
+
+    def kept(layer: AnyLayerAttention) -> CacheLayer:
+        match layer:
+            case LayerAttention():
+                return _cache_layer(layer, keys, values)
+            case LinearLayerAttention():
+                return _state_layer(layer, dtype)
+            case OtherLayerAttention(cache_kind=kind):
+                raise UnsupportedError("generic_cache_format", kind=kind, format=name)
+
+    return CacheReport(dtype=name, layers=tuple(map(kept, layers)))
 
 
 def _state_layer(layer: LinearLayerAttention, dtype: DType) -> CacheLayer:
@@ -137,7 +149,7 @@ class BlockedCache:
 
 def _softmax_only(layers: Sequence[AnyLayerAttention], engine: str) -> list[LayerAttention]:
     """The layers of a model that has no linear ones: how an engine lays out their states is not known here."""
-    if any(isinstance(layer, LinearLayerAttention) for layer in layers):
+    if not all(isinstance(layer, LayerAttention) for layer in layers):
         raise UnsupportedError("cache_engine_linear", engine=engine)
     return [layer for layer in layers if isinstance(layer, LayerAttention)]
 

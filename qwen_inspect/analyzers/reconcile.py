@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +18,8 @@ ROLES = ("packed", "scales", "zeros", "group_index", "tables", "notes")
 NO_PARAMETERS = (
     "tied_copy",
     "stored_buffers",
+    "persistent_buffers",
+    "unloaded",
     "quantised_biases",
     "cache_scales",
     "prediction_layer",
@@ -37,11 +40,14 @@ def against_files(
     missing_files: Mapping[str, tuple[str, ...]] | None = None,
     packing: Packing | None = None,
     ignored: tuple[str, ...] = (),
+    buffers: Sequence[Tensor] = (),
+    unloaded: tuple[str, ...] = (),
 ) -> Check:
     """`built` (by theory, or by transformers: `witness`) against the tensors in the files, read or predicted.
 
     tied: names that share another tensor's storage, with that tensor's name. missing_files: what shards that are not
     there should hold. packing: how quantised ones are stored. ignored: beginnings of names that transformers leaves unloaded.
+    buffers: those that belong into files. unloaded: regular expressions of names that the class says it leaves unloaded.
     """
     causes: list[Cause] = [] if packing is None else list(_quantised(packing))
     unexplained: list[Unexplained] = []
@@ -57,7 +63,8 @@ def against_files(
     causes += renaming
 
     seen: set[str] = set()
-    tied_copies, buffers, biases, cache_scales, unloaded = [], [], [], [], []
+    persistent = {buffer.name: buffer.shape for buffer in buffers}
+    tied_copies, tables, biases, cache_scales, predicted, kept, passed = [], [], [], [], [], [], []
     retyped: Counter[tuple[DType | BlockFormat, DType | BlockFormat]] = Counter()
     shapes = {tensor.name: tensor.shape for tensor in built}
     for tensor in named:
@@ -73,26 +80,31 @@ def against_files(
             tied_copies.append(tensor)
         # Written by transformers before 4.32, which kept it persistent; and by llama.cpp's converter for scaled frequencies.
         elif tensor.name.endswith(".rotary_emb.inv_freq") or tensor.name == "rope_freqs.weight":
-            buffers.append(tensor)
+            tables.append(tensor)
+        elif persistent.get(tensor.name) == tensor.shape:
+            kept.append(tensor)
         elif tensor.name in extra_biases:
             biases.append(tensor)
         elif packing is not None and tensor.name.endswith(CACHE_SCALES):
             cache_scales.append(tensor)
         elif tensor.name.startswith(ignored):
-            unloaded.append(tensor)
+            predicted.append(tensor)
+        elif any(re.search(pattern, tensor.name) for pattern in unloaded):
+            passed.append(tensor)
         else:
             unexplained.append(_unexpected(tensor))
     if tied_copies:
         first = tied_copies[0].name
         causes.append(_cause("tied_copy", tied_copies, +1, name=first, owner=tied[first]))
-    if buffers:
-        causes.append(_cause("stored_buffers", buffers, +1))
+    for name, found in (("stored_buffers", tables), ("persistent_buffers", kept), ("unloaded", passed)):
+        if found:
+            causes.append(_cause(name, found, +1))
     if biases:
         causes.append(_cause("quantised_biases", biases, +1))
     if cache_scales:
         causes.append(_cause("cache_scales", cache_scales, +1))
-    if unloaded:
-        causes.append(_cause("prediction_layer", unloaded, +1))
+    if predicted:
+        causes.append(_cause("prediction_layer", predicted, +1))
 
     filled = seen & set(fused)
     absent = [

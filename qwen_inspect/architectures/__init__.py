@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol
 
 from ..checkpoint import Tensor
-from ..errors import MalformedError, UnsupportedError
+from ..errors import MalformedError
 from ..spec import ModelSpec, Module
 
 FAMILIES: Mapping[str, str] = {
@@ -49,12 +50,18 @@ class Architecture(Protocol):
         """
 
 
-def architecture_of(config: Mapping[str, Any]) -> Architecture:
-    """The family that `config["model_type"]` names; UnsupportedError lists those there are."""
+def architecture_of(config: Mapping[str, Any], *, code: Path | None = None) -> Architecture:
+    """The family that `config["model_type"]` names; for any other that transformers knows, what it builds (see `generic`).
+
+    Then UnavailableError without the torch extra, and UnsupportedError where transformers does not know it or refuses it.
+    code: the model's own directory, where code in it may be run for a class that transformers has not.
+    """
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise MalformedError("config_no_model_type", found=type(model_type).__name__)
     if model_type not in FAMILIES:
-        raise UnsupportedError("unknown_model_type", found=model_type, known=", ".join(FAMILIES))
+        from .generic import read_generic
+
+        return read_generic(config, tuple(FAMILIES), code)
     family: Architecture = import_module(f"{__name__}.{FAMILIES[model_type]}")
     return family

@@ -65,6 +65,8 @@ class Repeated(Generic[Item]):
 def architecture_figure(report: Report, say: Language) -> str:
     """SVG of the model from token ids at the bottom to logits at the top, its layers' parts in panels beside it."""
     spec = report.spec
+    if spec.built:
+        return _of_modules(report, say)
     panels, tags = _panels(report, say)
     left = _model(report, say, tags)
     if spec.vision is not None:
@@ -94,13 +96,70 @@ def architecture_figure(report: Report, say: Language) -> str:
     )
 
 
+def _of_modules(report: Report, say: Language) -> str:
+    """SVG of a class that no family here describes: its modules in the order of their registration, runs of equal layers once."""
+    parts = [label(f"{say('figure_tokens')} [B, L]"), *_modules(report.tree, say), label(say("figure_logits"))]
+    drawn = stack(*parts)
+    captions = (_caption(report, say), say("generic_no_figure"))
+    width = max(WIDTH, drawn.width + 2 * MARGIN, *(text_width(line, SMALL) + 2 * MARGIN for line in captions))
+    top = MARGIN + TITLE_SIZE + 10 + 17 * len(captions) + 8
+    name = fitted(report.ref.id, width - 2 * MARGIN, TITLE_SIZE, bold=True)
+    return picture(
+        width,
+        top + drawn.height + MARGIN,
+        text(name, MARGIN, MARGIN + TITLE_SIZE - 3, size=TITLE_SIZE, bold=True),
+        *(
+            text(line, MARGIN, MARGIN + TITLE_SIZE + 17 * index, size=SMALL, colour="muted")
+            for index, line in enumerate(captions, 1)
+        ),
+        *drawn.draw((width - max(drawn.width, width / 2)) / 2, top, max(drawn.width, width / 2)),
+        title=f"{report.ref.id}. {report.spec.class_name}",
+    )
+
+
+def _modules(module: Module, say: Language) -> Iterator[Part]:
+    """A box for each module that has parameters or is tied; lists of layers as frames, what holds them taken apart."""
+    for child in module.children:
+        if not child.parameters and child.tied_to is None:
+            continue
+        if child.class_name == "ModuleList":
+            runs = [run for run in child.children if run.parameters]
+            for run in runs[:MOST_FRAMES]:
+                inner = [_module_box(one, say) for one in run.children if one.parameters] or [_module_box(run, say)]
+                each = say("figure_block_parameters", parameters=short_count(_each(run)))
+                where = _span(int(run.name), run.repeats, say) if run.name.isdecimal() else run.name
+                note = say("comma").join([where, each])
+                yield frame(stack(*inner), say("figure_block", times=run.repeats), note=note)
+            if len(runs) > MOST_FRAMES:
+                left = sum(run.repeats for run in runs[MOST_FRAMES:])
+                yield box(say("figure_more_layers", layers=count(left)), "panel")
+        elif child.component == "other" and child.children:
+            yield from _modules(child, say)
+        else:
+            yield _module_box(child, say)
+
+
+COLOURS = {"embedding": "embedding_fill", "norm": "norm_fill", "lm_head": "head_fill", "vision": "head_fill"}
+
+
+def _module_box(module: Module, say: Language) -> Part:
+    facts = [say("figure_tied")] if module.tied_to else [fitted(module.class_name, WIDTH / 2, SMALL)]
+    colour = COLOURS.get(module.component or "", "block")
+    shown = short_count(module.parameters) if module.parameters else ""
+    return box(fitted(module.name, WIDTH / 3, SMALL), colour, count=shown, facts=facts)
+
+
 def _caption(report: Report, say: Language) -> str:
     spec, counts = report.spec, report.parameters
     facts = [
         fitted(spec.class_name, WIDTH / 3, SMALL),
         say("figure_parameters", parameters=short_count(counts.theory)),
-        *([say("figure_active", parameters=short_count(counts.active))] if counts.active != counts.theory else []),
-        say("figure_layer_count", layers=count(len(spec.layers))),
+        *(
+            [say("figure_active", parameters=short_count(counts.active))]
+            if counts.active not in (None, counts.theory)
+            else []
+        ),
+        *([say("figure_layer_count", layers=count(len(spec.layers)))] if spec.layers else []),
         *([say("figure_context", tokens=count(spec.context_tokens))] if spec.context_tokens else []),
         str(spec.dtype),
         *([fitted(quantised.method, WIDTH / 8, SMALL)] if (quantised := report.known.quantised) else []),

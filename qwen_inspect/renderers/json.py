@@ -48,7 +48,7 @@ def render(command: str, subject: Any, say: Language) -> str:
 
 
 def _model(report: Report, say: Language) -> dict[str, Any]:
-    findings = report.attention.findings if report.design else ()
+    findings = report.attention.findings if report.design and report.design.attention else ()
     config = report.config or {}
     model_type = config.get("model_type")
     return {
@@ -244,12 +244,18 @@ def _config(report: Report, say: Language) -> dict[str, Any]:
     return {"config": dict(report.config or {})}
 
 
+# What `attention` would say, where the cache is not settled.
+UNSETTLED = ("kind", "query_heads", "kv_heads", "head_dim", "pattern", "linear", "cache")
+
+
 def _structure(report: Report, say: Language) -> dict[str, Any]:
+    settled = report.known.attention is not None and report.known.cache is not None
+    unsettled = {**dict.fromkeys(UNSETTLED), "tied_embeddings": report.spec.tied_embeddings}
     return {
         **_params(report, say),
-        **_attention(report, say),
+        **(_attention(report, say) if settled else unsettled),
         **_config(report, say),
-        "tree": _tree(report.tree),
+        "tree": _tree(report.tree, active_known=report.parameters.active is not None),
         "generation": None if report.generation is None else _generation(report.generation),
     }
 
@@ -275,16 +281,16 @@ def _generation(found: Generation) -> dict[str, Any]:
     }
 
 
-def _tree(module: Module) -> dict[str, Any]:
+def _tree(module: Module, *, active_known: bool) -> dict[str, Any]:
     return {
         "name": module.label,
         "class": module.class_name,
         "parameters": module.parameters,
-        "active_parameters": module.active_parameters,
+        "active_parameters": module.active_parameters if active_known else None,
         "bytes": module.size_bytes,
         "repeats": module.repeats,
         "tied_to": module.tied_to,
-        "children": [_tree(child) for child in module.children],
+        "children": [_tree(child, active_known=active_known) for child in module.children],
     }
 
 
@@ -491,7 +497,7 @@ def _form(tensor: Tensor | None) -> dict[str, Any] | None:
 
 def _entry(entry: CatalogEntry) -> dict[str, Any]:
     design, release = entry.design, entry.release
-    layer = design.attention.softmax[0]
+    layer = entry.attention.softmax[0]
     return {
         "id": entry.id,
         "model_type": design.spec.family,
@@ -502,7 +508,7 @@ def _entry(entry: CatalogEntry) -> dict[str, Any]:
         "query_heads": layer.query_heads,
         "kv_heads": layer.kv_heads,
         "head_dim": layer.head_dim,
-        "kind": design.attention.kind,
+        "kind": entry.attention.kind,
         "context_tokens": design.spec.context_tokens,
         "published_parameters": release.parameters if release else None,
         "published_stored": release.stored if release else None,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ...language import Language
-from ...report import AnyLayerAttention, LayerAttention, LinearLayerAttention, Report
+from ...report import AnyLayerAttention, LayerAttention, LinearLayerAttention, OtherLayerAttention, Report
 from ...units import count, size
 from ..blocks import Block, Heading, Items, Paragraph, Table
 from . import View
@@ -43,6 +43,13 @@ def worked_through(report: Report, say: Language) -> list[Block]:
                 mapped, shaped = mapping(layer, say), shapes(layer, report, say)
             case LinearLayerAttention():
                 mapped, shaped = linear_mapping(layer, say), linear_shapes(layer, report, say)
+            case OtherLayerAttention(cache_kind=kind):
+                sentence = say("mapping_other", kind=say(f"kind_{kind}"))
+                made += [Heading(say("heading_mapping", layers=layers)), Paragraph(sentence)]
+                continue
+        if report.spec.built:  # whose projections may have any names and shapes
+            made += [Heading(say("heading_mapping", layers=layers)), *mapped]
+            continue
         made += [
             Heading(say("heading_mapping", layers=layers)),
             *mapped,

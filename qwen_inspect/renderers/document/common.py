@@ -32,8 +32,8 @@ def identity(report: Report, say: Language, *, device: str | None = None) -> Fie
 def notices(report: Report, say: Language) -> list[Block]:
     """What was noticed on the way, and where the shapes contradict the configuration; nothing where there is nothing."""
     messages = list(report.notices)
-    if report.design is not None:
-        messages += report.attention.findings
+    if report.design is not None and report.design.attention is not None:
+        messages += report.design.attention.findings
     if not messages:
         return []
     return [Heading(say("heading_notices")), Items([say(message) for message in messages])]
@@ -66,9 +66,17 @@ def parameter_fields(report: Report, say: Language) -> Fields:
     else:
         rows.append((say("field_stored"), say("stored_elements_unknown")))
     if counts.active != counts.theory:
-        rows.append((say("field_active"), f"{count(counts.active)} ({short_count(counts.active)})"))
+        active = (
+            say("active_unknown") if counts.active is None else f"{count(counts.active)} ({short_count(counts.active)})"
+        )
+        rows.append((say("field_active"), active))
     rows.append((say("field_non_embedding"), f"{count(counts.non_embedding)} ({short_count(counts.non_embedding)})"))
-    rows.append((say("field_buffers"), say("buffer_elements", elements=counts.buffers)))
+    rows.append(
+        (
+            say("field_buffers"),
+            say("buffer_elements_generic" if report.spec.built else "buffer_elements", elements=counts.buffers),
+        )
+    )
     return Fields([*rows, *quantisation_fields(report, say)])
 
 
@@ -193,15 +201,17 @@ def layers_path(tree: Module) -> str:
 
 
 def _decoder_layers(tree: Module) -> tuple[str, Module]:
-    # A vision tower's list is called `blocks`.
-    return next((path, module) for path, module in _each_distinct(tree) if module.name == "layers")
+    """The list of modules that holds most parameters; the whole tree where a class has none."""
+    lists = [one for one in _each_distinct(tree) if one[1].class_name == "ModuleList" and one[1].children]
+    return max(lists, key=lambda one: one[1].parameters, default=("", tree))
 
 
 def _each_distinct(module: Module, path: str = "") -> Iterator[tuple[str, Module]]:
-    """Every module once, however often it is repeated."""
+    """Every module once, however often it is repeated; towers are left out."""
     yield path, module
     for child in module.children:
-        yield from _each_distinct(child, f"{path}.{child.name}" if path else child.name)
+        if child.component not in ("vision", "audio"):
+            yield from _each_distinct(child, f"{path}.{child.name}" if path else child.name)
 
 
 def distinct_layers(tree: Module) -> list[tuple[str, Module]]:

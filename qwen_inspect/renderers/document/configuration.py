@@ -12,7 +12,7 @@ from ...spec import DenseMlp, GatedAttention, LinearAttention, MoeMlp
 from ...units import count, short_count
 from ..blocks import Block, Code, Heading, Items, Paragraph, Table
 from . import View
-from .common import component_table, distinct_layers, identity, notices
+from .common import component_table, distinct_layers, identity, layer_runs, notices
 from .first_layer import printed
 from .structure import decoder_config
 
@@ -92,6 +92,15 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
     config = report.config or {}
     if not view.explain:
         return [*head, key_table(config, say)]
+    if report.spec.built:
+        return [
+            *head,
+            Paragraph(say("generic_explained")),
+            *explained(report, config, say),
+            Heading(say("heading_printed")),
+            Code("\n".join(printed(report.tree)), "text"),
+            component_table(report, say),
+        ]
     return [*head, *explained(report, config, say), *worked_out(report, say), *techniques(report, say)]
 
 
@@ -127,7 +136,7 @@ def explained(report: Report, config: Mapping[str, Any], say: Language) -> list[
     sentences, of_tower = meanings(report, decoder_config(config), say), vision_meanings(report, config, say)
 
     def table(entries: Iterable[tuple[str, str, object]], sentences: Mapping[str, str]) -> Table:
-        unread = say("meaning_unread")
+        unread = say("meaning_unread_generic" if report.spec.built else "meaning_unread")
         return Table(
             columns, [[label, written(value), sentences.get(key, unread)] for label, key, value in entries], "lll"
         )
@@ -181,6 +190,8 @@ def vision_meanings(report: Report, config: Mapping[str, Any], say: Language) ->
 def meanings(report: Report, config: Mapping[str, Any], say: Language) -> dict[str, str]:
     """What each key means for this model: computed from its spec, so that no sentence is untrue of it."""
     spec = report.spec
+    if spec.built:
+        return generic_meanings(report, config, say)
     layer = softmax_layers(report)[0]
     kind = layer.kind.lower()
     query, hidden = layer.query_heads * layer.head_dim, spec.hidden_size
@@ -263,6 +274,44 @@ def meanings(report: Report, config: Mapping[str, Any], say: Language) -> dict[s
             "output_router_logits": say("meaning_training_only"),
             "router_aux_loss_coef": say("meaning_training_only"),
         }
+    return meaning
+
+
+# Keys that mean the same in every class of transformers. Source: transformers 5.23, PreTrainedConfig and its attribute_map.
+GENERIC_KEYS: Mapping[str, tuple[str, ...]] = {
+    "experts": ("num_experts", "num_local_experts", "n_routed_experts"),
+    "taken": ("num_experts_per_tok",),
+    "heads": ("num_attention_heads", "n_head"),
+    "kv": ("num_key_value_heads",),
+    "rank": ("kv_lora_rank",),
+    "window": ("sliding_window",),
+}
+
+
+def generic_meanings(report: Report, config: Mapping[str, Any], say: Language) -> dict[str, str]:
+    """What the keys mean that every class reads alike."""
+    spec, layers = report.spec, sum(run.repeats for run in layer_runs(report.tree))
+    table = {"vocab": spec.vocab_size, "hidden": spec.hidden_size, "parameters": spec.vocab_size * spec.hidden_size}
+    tied = "meaning_tied" if spec.tied_embeddings else "meaning_untied"
+    meaning = {
+        "architectures": say("meaning_architectures", name=spec.class_name),
+        "model_type": say("meaning_model_type", family=spec.family),
+        "hidden_size": say("meaning_hidden_size", hidden=spec.hidden_size),
+        "num_hidden_layers": say("meaning_layers", layers=layers),
+        "vocab_size": say("meaning_vocab", **table),
+        "tie_word_embeddings": say(tied, parameters=table["parameters"]),
+        "bos_token_id": say("meaning_bos"),
+        "eos_token_id": say("meaning_eos"),
+        "pad_token_id": say("meaning_pad"),
+        "initializer_range": say("meaning_initializer"),
+        "transformers_version": say("meaning_version"),
+    }
+    if spec.context_tokens is not None:
+        meaning["max_position_embeddings"] = say("meaning_context", tokens=spec.context_tokens)
+    for key in ("torch_dtype", "dtype"):
+        meaning[key] = say("meaning_dtype", dtype=str(spec.dtype), size_bytes=spec.dtype.bits // 8)
+    for name, keys in GENERIC_KEYS.items():
+        meaning |= {key: say(f"meaning_generic_{name}", value=written(config[key])) for key in keys if key in config}
     return meaning
 
 
@@ -388,7 +437,7 @@ def techniques(report: Report, say: Language) -> list[Block]:
     biases = "technique_all_biases" if attention.output_bias else "technique_bias"
     sentences.append(say(biases if attention.qkv_bias else "technique_no_bias"))
     if any(isinstance(one.mlp, MoeMlp) for one in spec.layers):
-        active, total = report.parameters.active, report.parameters.theory
+        active, total = report.tree.active_parameters, report.parameters.theory
         sentences.append(say("technique_moe", active=short_count(active), total=short_count(total)))
     if spec.vision is not None:
         merged = spec.vision.merge_size**2

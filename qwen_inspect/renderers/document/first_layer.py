@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...errors import UnsupportedError
 from ...language import Language
 from ...report import Report
 from ...spec import FullAttention, GatedAttention, LinearAttention, ModelSpec, Module, SlidingAttention
@@ -29,6 +30,8 @@ def printed(module: Module, *, comments: dict[str, str] | None = None, path: str
 
 
 def first_layer(report: Report, say: Language) -> Code:
+    if report.spec.built:
+        raise UnsupportedError("generic_first_layer", class_name=report.spec.class_name)
     first = layer_runs(report.tree)[0]
     lines = printed(
         Module(name="", class_name=first.class_name, children=first.children), comments=_comments(report, say)

@@ -36,7 +36,7 @@ def blocks(entries: Sequence[CatalogEntry], say: Language, view: View) -> Sequen
 
 def _row(entry: CatalogEntry, say: Language) -> list[str]:
     design = entry.design
-    layer = design.attention.softmax[0]
+    layer = entry.attention.softmax[0]
     assert entry.release is not None
     return [
         entry.id,
@@ -46,7 +46,7 @@ def _row(entry: CatalogEntry, say: Language) -> list[str]:
         count(design.parameters.active),
         str(len(design.spec.layers)),
         f"{layer.query_heads} / {layer.kv_heads} × {layer.head_dim}",
-        design.attention.kind,
+        entry.attention.kind,
         count(design.spec.context_tokens),
         say(f"confidence_{entry.release.confidence}"),
     ]

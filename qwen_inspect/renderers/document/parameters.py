@@ -44,7 +44,12 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
 def witness_table(report: Report, say: Language) -> Table:
     counts = report.parameters
     rows = [
-        [say("witness_theory"), count(counts.theory), short_count(counts.theory), say("origin_theory")],
+        [
+            say("witness_theory"),
+            count(counts.theory),
+            short_count(counts.theory),
+            say("origin_theory_generic" if report.spec.built else "origin_theory"),
+        ],
         [
             say("witness_instantiated"),
             count(counts.instantiated),
@@ -96,6 +101,18 @@ def layer_breakdown(report: Report, say: Language) -> list[Block]:
 def grouping(report: Report, say: Language) -> list[Block]:
     """MHA, GQA or MQA: which it is, by what, and what it saves against MHA."""
     sentences = []
+    if (refusal := report.known.cache_refusal) is not None:
+        return [Paragraph(say(refusal.message))]
+    if not report.attention.softmax:
+        return [Items([say("grouping_none")])]
+    if (
+        report.spec.built
+        and not report.attention.linear
+        and len(report.attention.softmax) < len(report.attention.layers)
+    ):
+        others = [one for one in report.attention.layers if one not in report.attention.softmax]
+        kinds = dict.fromkeys(say(f"kind_{one.span}") for one in others)
+        sentences.append(say("attention_other", layers=len(others), kind=say("comma").join(kinds)))
     attention, stored = report.attention, report.attention.by_shapes is not None
     if attention.linear:
         sentences.append(say("grouping_hybrid", linear=len(attention.linear), softmax=len(attention.softmax)))
@@ -105,7 +122,8 @@ def grouping(report: Report, say: Language) -> list[Block]:
         layer = attention.softmax[0]
         values = {"query_heads": layer.query_heads, "kv_heads": layer.kv_heads, "head_dim": layer.head_dim}
         sentences.append(say(f"grouping_{layer.kind.lower()}", **values))
-        sentences.append(say("grouping_by_shapes" if stored else "grouping_by_config", **values))
+        by = "grouping_by_cache" if report.spec.built else "grouping_by_shapes" if stored else "grouping_by_config"
+        sentences.append(say(by, **values))
         # The share saved is (query - kv) / query, in basis points, exact where it is printed.
         saved = (layer.query_heads - layer.kv_heads) * 10_000 // layer.query_heads
         if saved:

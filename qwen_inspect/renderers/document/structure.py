@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...language import Language
-from ...report import AttentionReport, LayerAttention, LinearLayerAttention, Report
+from ...report import AttentionReport, LayerAttention, LinearLayerAttention, OtherLayerAttention, Report
 from ...spec import Module
 from ...units import UNKNOWN, count, seconds, size
 from ..blocks import Block, Code, Fields, Heading, Items, Node, Paragraph, Table, Tree
@@ -74,16 +74,25 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
         Heading(say("heading_tree")),
         Tree(tree_node(report.tree, say, view, depth=0)),
         Heading(say("heading_layers")),
-        Paragraph(say("layers_found", layers=len(report.spec.layers))),
+        Paragraph(say("layers_found", layers=sum(run.repeats for run in layer_runs(report.tree)))),
         layer_table(report, say, view),
         Heading(say("heading_kv_cache")),
+        *cache_blocks(report, say, view),
+        *([Heading(say("heading_checks")), *check_blocks(report.checks, say)] if report.checks else []),
+        *generation_blocks(report, say),
+    ]
+
+
+def cache_blocks(report: Report, say: Language, view: View) -> list[Block]:
+    """Attention and cache of each layer, or the sentence that says why they are not told."""
+    if (refusal := report.known.cache_refusal) is not None:
+        return [Paragraph(say(refusal.message))]
+    return [
         *attention_found(report, say),
         attention_table(report, say, view),
         cache_fields(report, say),
         Heading(say("heading_cache_notes")),
         Items(cache_notes(report, say), numbered=True),
-        *([Heading(say("heading_checks")), *check_blocks(report.checks, say)] if report.checks else []),
-        *generation_blocks(report, say),
     ]
 
 
@@ -173,7 +182,8 @@ def _siblings(module: Module) -> tuple[Module, ...]:
 
 
 def layer_table(report: Report, say: Language, view: View) -> Table:
-    shape = f"[batch_size, seq_len, {report.spec.hidden_size}]"
+    # What a class that is not described here passes from layer to layer is not told by its modules.
+    shape = UNKNOWN if report.spec.built else f"[batch_size, seq_len, {report.spec.hidden_size}]"
     runs = layer_runs(report.tree)
     if view.expand:
         shown = [(layer.label, layer) for run in runs for layer in _siblings(run)]
@@ -230,7 +240,13 @@ def attention_table(report: Report, say: Language, view: View) -> Table:
                     f"{layer.key_heads} K, {layer.value_heads} V",
                     ", ".join(f"{dim} {letter}" for letter, dim in dims.items()),
                 ]
+            case OtherLayerAttention(cache_kind=cache_kind):
+                name = ""
+                cells = [say(f"kind_{cache_kind}"), UNKNOWN, UNKNOWN, UNKNOWN]
         where = f"({where})" if "," in where else where
+        if report.spec.built:  # whose modules may have any name
+            rows.append([f"{path}.{where}", *cells, count(cache.bytes_per_token), count(cache.fixed_bytes)])
+            continue
         rows.append([f"{path}.{where}.{name}", *cells, count(cache.bytes_per_token), count(cache.fixed_bytes)])
     columns = [
         say(f"column_{name}")
@@ -258,6 +274,8 @@ def cache_fields(report: Report, say: Language) -> Fields:
 def cache_notes(report: Report, say: Language) -> list[str]:
     """How this model's cache works: sentences chosen by its own attention."""
     softmax, cache = report.attention.softmax, report.cache
+    if report.spec.built:
+        return generic_cache_notes(report, say)
     layer = softmax[0]
     group = layer.query_heads // layer.kv_heads
     values = {"query_heads": layer.query_heads, "kv_heads": layer.kv_heads, "group": group, "head_dim": layer.head_dim}
@@ -283,4 +301,15 @@ def cache_notes(report: Report, say: Language) -> list[str]:
         notes.append(say("cache_note_window", layers=len(sliding), held=(sliding[0].window_tokens or 1) - 1))
     if linear := report.attention.linear:
         notes.append(say("cache_note_linear", layers=len(linear), bytes=cache.fixed_bytes))
+    return notes
+
+
+def generic_cache_notes(report: Report, say: Language) -> list[str]:
+    """The same for a class that is known by what transformers caches alone."""
+    cache = report.cache
+    notes = [say("cache_note_generic"), say("cache_note_sum", bytes=cache.bytes_per_token)]
+    if sliding := [one for one in cache.layers if one.window_tokens]:
+        notes.append(say("cache_note_window", layers=len(sliding), held=(sliding[0].window_tokens or 1) - 1))
+    if constant := [one for one in cache.layers if one.fixed_bytes]:
+        notes.append(say("cache_note_linear", layers=len(constant), bytes=cache.fixed_bytes))
     return notes

@@ -1,0 +1,320 @@
+"""Models that no family here describes: what transformers builds and keeps, against real runs, files and published counts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+import qwen_inspect
+from qwen_inspect.analyzers.cached import found_cache
+from qwen_inspect.architectures import FAMILIES, architecture_of
+from qwen_inspect.architectures.generic import Generic, build_generic, check_sizes
+from qwen_inspect.errors import MalformedError, QwenInspectError, UnsupportedError
+from qwen_inspect.language import Language
+from qwen_inspect.pipeline import inspect
+from qwen_inspect.prediction import predict
+from qwen_inspect.renderers import json as as_json
+from qwen_inspect.renderers import terminal
+from qwen_inspect.renderers.document import View, document
+from qwen_inspect.renderers.figure import architecture_figure
+from qwen_inspect.report import CacheReport, Report, Run
+
+from .conftest import run, write_config
+from .generic_models import PUBLISHED, REFUSED, RUN
+from .small_models import small_config
+from .test_local import FAMILIES as SMALL_FAMILIES
+
+BATCH, PROMPT, DECODED = 2, 9, 4
+
+
+def generic(config: Mapping[str, Any]) -> Generic:
+    found = architecture_of(config)
+    assert isinstance(found, Generic)
+    return found
+
+
+def real_bytes(model: Any) -> list[int]:
+    """Bytes of the tensors that each layer of the cache holds after a prompt and some tokens, really computed."""
+    import torch
+
+    torch.manual_seed(0)
+    highest = min(model.get_input_embeddings().num_embeddings, 100)
+    name: str = ""
+    cache: Any = None
+    with torch.inference_mode():
+        for tokens in (PROMPT, *[1] * DECODED):
+            ids = torch.randint(3, highest, (BATCH, tokens))
+            outputs = model(input_ids=ids, use_cache=True, **({name: cache} if name else {}))
+            name = "past_key_values" if getattr(outputs, "past_key_values", None) is not None else "cache_params"
+            cache = getattr(outputs, name)
+    return [sum(one.nbytes for one in tensors_of(vars(layer))) for layer in cache.layers]
+
+
+def tensors_of(value: Any) -> list[Any]:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [one for key, inner in value.items() if key != "_sliding_window_tensor" for one in tensors_of(inner)]
+    return [one for inner in value for one in tensors_of(inner)] if isinstance(value, (list, tuple)) else []
+
+
+def predicted_bytes(cache: CacheReport) -> list[int]:
+    return [BATCH * layer.size_bytes(PROMPT + DECODED) for layer in cache.layers]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", RUN)
+def test_the_cache_is_what_a_real_run_keeps(model_type: str) -> None:
+    config = small_config(model_type, **RUN.get(model_type, {}))
+    architecture = generic(config)
+    _, cache = found_cache(architecture.model, architecture.spec.dtype)
+    assert predicted_bytes(cache) == real_bytes(build_generic(config, device=None))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_the_cache_of_every_family_is_what_a_real_run_keeps(family: str, tmp_path: Path) -> None:
+    if family in SMALL_FAMILIES:
+        config = {**SMALL_FAMILIES[family], "torch_dtype": "bfloat16"}
+    else:  # the decoder of a composite
+        decoder = SMALL_FAMILIES[family.removesuffix("_text")]["text_config"]
+        config = {**decoder, "model_type": family}
+    report = inspect(str(write_config(tmp_path, config)))
+    assert predicted_bytes(report.cache) == real_bytes(build_generic(config, device=None))
+
+
+def test_at_least_sixty_other_types_are_run() -> None:
+    assert len(set(RUN) - set(FAMILIES)) >= 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_what_is_refused_is_refused_with_its_reason(model_type: str) -> None:
+    config = small_config(model_type, **RUN.get(model_type, {}))
+    with pytest.raises(UnsupportedError) as refused:
+        architecture = generic(config)
+        found_cache(architecture.model, architecture.spec.dtype)
+    assert refused.value.message.key == REFUSED[model_type]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_counts_are_the_published_ones(name: str, tmp_path: Path) -> None:
+    model = PUBLISHED[name]
+    report = inspect(str(write_config(tmp_path, model.config)))
+    assert report.parameters.theory == model.parameters
+    if model.cache_gib is not None:
+        tokens = report.spec.context_tokens
+        assert tokens is not None
+        assert round(report.cache.size_bytes(tokens=tokens) / 2**30, 1) == model.cache_gib
+
+
+def test_the_published_active_parameters_are_found(tmp_path: Path) -> None:
+    """DeepSeek-V3: 37B of 671B (README)."""
+    model = PUBLISHED["deepseek-ai/DeepSeek-V3"]
+    active = inspect(str(write_config(tmp_path, model.config))).parameters.active
+    assert active is not None and round(active / 1e9) in (37, 38)
+    tree = generic(model.config).tree
+    unclear = generic({**small_config("deepseek_v3"), "num_experts_per_tok": 4, "n_routed_experts": 4})
+    assert unclear.tree.active_parameters == unclear.tree.parameters  # every token takes all
+    assert tree.active_parameters < tree.parameters
+
+
+# Context, in tokens, and the GiB that peers get wrong; the constant state of a hybrid apart.
+@pytest.mark.parametrize(
+    ("model", "tokens", "gib", "fixed_bytes"),
+    [
+        ("catalog:Qwen/Qwen3-0.6B", 40_960, 4.375, 0),
+        ("catalog:Qwen/Qwen3-Next-80B-A3B-Instruct", 262_144, 6.0, 77_856_768),
+        ("google/gemma-3-27b-it(text)", 131_072, 10.40585, 0),
+        ("deepseek-ai/DeepSeek-V3", 163_840, 10.72266, 0),
+    ],
+)
+def test_the_examples_that_peers_get_wrong(
+    model: str, tokens: int, gib: float, fixed_bytes: int, tmp_path: Path
+) -> None:
+    """4.375 GiB: 40,960 x 112 KiB (28 layers of 8 heads of 128). DeepSeek-V3: 61 x (512 + 64) x 2 B = 70,272 B a token.
+    Gemma-3-27B: 10 layers of 131,072 tokens and 52 of 1,023, 8,192 B each."""
+    path = model if model.startswith("catalog:") else str(write_config(tmp_path, PUBLISHED[model].config))
+    cache = inspect(path).cache
+    assert cache.fixed_bytes == fixed_bytes
+    assert round((cache.size_bytes(tokens=tokens) - fixed_bytes) / 2**30, 5) == gib
+
+
+def saved(directory: Path, config: Mapping[str, Any]) -> Any:
+    """A small model with random weights, saved as transformers saves it: in the release's layout."""
+    model = build_generic(config, device=None)
+    model.save_pretrained(directory)
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model_type",
+    ["llama", "mixtral", "deepseek_v3", "gpt2", "gpt_oss", "gemma3", "olmoe", "nemotron_h", "minimax_m2", "bert"],
+)
+def test_stored_files_reconcile_with_what_is_built(model_type: str, tmp_path: Path) -> None:
+    model = saved(tmp_path, small_config(model_type, **RUN.get(model_type, {})))
+    report = inspect(str(tmp_path))
+    (check,) = report.checks
+    assert check.agrees, check
+    assert report.parameters.theory == report.parameters.unique == sum(one.numel() for one in model.parameters())
+
+
+def test_a_prediction_layer_that_the_class_ignores_is_a_named_cause(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    saved(tmp_path, {**small_config("deepseek_v3")})
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({**tensors, "model.layers.61.eh_proj.weight": torch.zeros(64, 128)}, tmp_path / "model.safetensors")
+    (check,) = inspect(str(tmp_path)).checks
+    assert check.agrees
+    assert {cause.name: cause.parameters for cause in check.causes}["unloaded"] == 64 * 128
+    save_file({**tensors, "model.layers.9.eh_proj.weight": torch.zeros(64, 128)}, tmp_path / "model.safetensors")
+    (check,) = inspect(str(tmp_path)).checks
+    assert [one.name for one in check.unexplained] == ["model.layers.9.eh_proj.weight"]
+
+
+# --- what is refused
+
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 128,
+    "torch_dtype": "bfloat16",
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        ({"model_type": "lama"}, 7, "llama"),
+        ({"model_type": "llama9"}, 7, "pip install -U transformers"),
+        ({"model_type": "own", "auto_map": {"AutoConfig": "a.B"}}, 7, "--trust-remote-code"),
+        ({"num_hidden_layers": 10**9}, 6, "num_hidden_layers"),
+        ({"hidden_size": 2**60}, 6, "hidden_size"),
+        ({"num_attention_heads": 5}, 7, "5"),
+        ({"num_attention_heads": 6, "num_key_value_heads": 4, "head_dim": 16}, 6, "6"),
+        ({"num_hidden_layers": "many"}, 7, "num_hidden_layers"),
+        ({"layer_types": ["no_attention", "full_attention"]}, 7, "layer_types"),
+        ({"layer_types": ["full_attention"] * 20_000}, 6, "20,000"),
+        ({"hidden_act": "no_such"}, 7, "no_such"),
+        ({"architectures": ["Qwen3ForCausalLM"]}, 7, "Qwen3ForCausalLM"),
+        ({"architectures": ["pipeline"], "rope_scaling": {"rope_type": "no_such"}}, 7, "no_such"),
+        ({"text_config": 5, "torch_dtype": "int4"}, 7, "int4"),
+        ({"model_type": "vit", "architectures": ["ViTModel"]}, 7, "language model"),
+    ],
+)
+def test_bad_configurations_are_refused_in_one_sentence(
+    change: dict[str, Any], code: int, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(QwenInspectError) as refused:
+        inspect(str(write_config(tmp_path, {**LLAMA, **change})))
+    assert refused.value.exit_code == code
+    assert words in str(refused.value)
+    assert "\n" not in Language("zh")(refused.value.message)
+
+
+def test_nesting_without_end_is_refused() -> None:
+    config: dict[str, Any] = {}
+    for _ in range(40):
+        config = {"inner": config}
+    with pytest.raises(MalformedError, match="nested"):
+        check_sizes(config)
+
+
+def test_no_configuration_makes_transformers_fetch_code(tmp_path: Path) -> None:
+    config = {**LLAMA, "_attn_implementation": "someone/kernel", "attn_implementation": "someone/kernel"}
+    assert (
+        inspect(str(write_config(tmp_path, config))).parameters.theory
+        == inspect(str(write_config(tmp_path / "plain", LLAMA))).parameters.theory
+    )
+
+
+def test_without_torch_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(QwenInspectError, match=r"qwen-inspect\[torch\]") as refused:
+        inspect(str(write_config(tmp_path, LLAMA)))
+    assert refused.value.exit_code == 8
+
+
+def test_an_encoders_cache_is_refused_and_the_rest_stands(tmp_path: Path) -> None:
+    config = {**small_config("t5"), "architectures": ["T5ForConditionalGeneration"]}
+    path = write_config(tmp_path, config)
+    shown = run("structure", path, "--format", "json")
+    assert shown.code == 0 and json.loads(shown.out)["cache"] is None
+    assert json.loads(shown.out)["parameters"]["theory"] > 0
+    refused = run("attention", path)
+    assert refused.code == 7 and "encoder" in refused.err
+    assert run("params", path, "--lang", "zh").code == 0
+    assert run("memory", path).code == 7
+
+
+OWN = """
+from transformers import LlamaConfig, LlamaForCausalLM
+class OwnConfig(LlamaConfig):
+    model_type = "own_llama"
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_code_of_a_repository_runs_only_when_it_is_trusted_and_there(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN + "open(__file__ + '.ran', 'w').close()\n")
+    named = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    path = write_config(tmp_path, {**LLAMA, "model_type": "own_llama", "auto_map": named})
+    environment = {"HF_HOME": str(tmp_path / "home")}
+    assert run("params", tmp_path, env=environment).code == 7
+    assert not list((tmp_path / "home").rglob("*.ran"))
+    trusted = run("params", tmp_path, "--trust-remote-code", "--format", "json", env=environment)
+    assert trusted.code == 0, trusted.err
+    plain = inspect(str(write_config(tmp_path / "plain", LLAMA))).parameters.theory
+    assert json.loads(trusted.out)["parameters"]["theory"] == plain
+    elsewhere = {key: f"someone/else--{name}" for key, name in named.items()}
+    write_config(tmp_path, {**json.loads(path.read_text()), "auto_map": elsewhere})
+    assert run("params", tmp_path, "--trust-remote-code", env=environment).code == 7
+
+
+# --- what is shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["llama", "deepseek_v3", "mamba2", "gemma4"])
+def test_every_command_shows_it_in_both_languages(model_type: str, tmp_path: Path) -> None:
+    path = write_config(tmp_path, small_config(model_type, **RUN.get(model_type, {})))
+    report = inspect(str(path))
+    schema = json.loads((Path(qwen_inspect.__file__).parent / "schema" / "report.schema.json").read_text())
+    for language in ("en", "zh"):
+        say = Language(language)
+        for command in ("structure", "params", "attention", "config"):
+            content = json.loads(as_json.render(command, report, say))
+            Draft202012Validator(schema).validate(content)
+            assert terminal.render(document(command, report, say, View(explain=True)))
+        assert architecture_figure(report, say).startswith("<svg")
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mixtral"])
+def test_memory_traces_the_class(model_type: str, tmp_path: Path) -> None:
+    report: Report = inspect(str(write_config(tmp_path, small_config(model_type))))
+    wanted = Run(
+        mode="generate", batch=2, prompt_tokens=20, new_tokens=5, attention="sdpa", loader="warmup", gpu="sm_80"
+    )
+    memory = predict(report, wanted)
+    assert memory.predicted.method == "trace"
+    assert memory.predicted.steady.cache == report.cache.size_bytes(tokens=24, batch=2)
+    assert memory.predicted.steady.weights == report.tree.size_bytes
