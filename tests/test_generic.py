@@ -207,7 +207,7 @@ LLAMA = {
         ({"num_hidden_layers": 10**9}, 6, "num_hidden_layers"),
         ({"hidden_size": 2**60}, 6, "hidden_size"),
         ({"num_attention_heads": 5}, 7, "5"),
-        ({"num_attention_heads": 6, "num_key_value_heads": 4, "head_dim": 16}, 6, "6"),
+        ({"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 4}, 6, "6"),
         ({"num_hidden_layers": "many"}, 7, "num_hidden_layers"),
         ({"layer_types": ["no_attention", "full_attention"]}, 7, "layer_types"),
         ({"layer_types": ["full_attention"] * 20_000}, 6, "20,000"),

@@ -28,7 +28,7 @@ COMPOSED = (
     "field_peak_",
     "assume_",
     "span_", "first_linear_",
-    "cache_note_", "meaning_kv_", "mapping_", "grouping_", "technique_", "group_", "origin_tensors_", "cache_",
+    "cache_note_", "meaning_kv_", "mapping_", "grouping_", "technique_", "group_", "origin_tensors_", "cache_", "kind_", "meaning_generic_",
 )  # fmt: skip
 
 
@@ -117,9 +117,9 @@ def test_auto_follows_the_locale(environment: dict[str, str], code: str) -> None
 
 
 def test_messages_inside_messages_are_spoken_in_the_same_language() -> None:
-    message = Message("no_design", reason=Message("unknown_model_type", found="x", known="y"))
-    assert "不认识架构 x" in Language("zh")(message)
-    assert "x is not known" in Language("en")(message)
+    message = Message("no_design", reason=Message("generic_own_code", found="x"))
+    assert "x 由其仓库自带的代码定义" in Language("zh")(message)
+    assert "x is defined by code" in Language("en")(message)
 
 
 def test_an_unknown_language_is_refused() -> None:
