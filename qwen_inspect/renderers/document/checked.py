@@ -66,8 +66,8 @@ def _key_figures(whole: WholeReport, say: Language) -> Table:
     report = whole.report
     counts = report.parameters
     rows = [(say("field_unique"), f"{count(counts.unique)} ({short_count(counts.unique)})")]
-    if counts.active != counts.theory:
-        rows.append((say("field_active"), f"{count(counts.active)} ({short_count(counts.active)})"))
+    if counts.active not in (None, counts.theory):
+        rows.append((say("field_active"), f"{count(counts.active)} ({short_count(report.tree.active_parameters)})"))
     rows += [
         (say("field_attention"), report.attention.kind),
         (say("field_cache_per_token"), size(report.cache.bytes_per_token)),

@@ -158,8 +158,8 @@ def _experts(report: Report, say: Language) -> list[str]:
     counts = report.parameters
     if not any(isinstance(layer.mlp, MoeMlp) for layer in report.spec.layers):
         return []
-    share = percent(counts.active * 10_000 // counts.theory)
-    active, total = short_count(counts.active), short_count(counts.theory)
+    share = percent(report.tree.active_parameters * 10_000 // counts.theory)
+    active, total = short_count(report.tree.active_parameters), short_count(counts.theory)
     return [say("finding_active", active=active, total=total, share=share)]
 
 
