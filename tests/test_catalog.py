@@ -91,7 +91,8 @@ def test_every_published_count_of_the_catalog_follows_from_its_configuration(mod
 def test_active_parameters_round_to_the_model_card(model: str) -> None:
     least, most = ACTIVE[model]
     active = by_id()[model].design.parameters.active
-    assert active is not None and least <= active <= most
+    assert active is not None
+    assert least <= active <= most
 
 
 @pytest.mark.parametrize(
