@@ -28,7 +28,8 @@ COMPOSED = (
     "field_peak_",
     "assume_",
     "span_", "first_linear_",
-    "cache_note_", "meaning_kv_", "mapping_", "grouping_", "technique_", "group_", "origin_tensors_", "cache_", "kind_", "meaning_generic_",
+    "cache_note_", "meaning_kv_", "mapping_", "grouping_", "technique_", "group_", "origin_tensors_", "cache_",
+    "kind_", "meaning_generic_",
 )  # fmt: skip
 
 
