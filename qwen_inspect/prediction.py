@@ -68,7 +68,7 @@ def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
     try:
         timeline, provenance = timeline_of(report, run)
     except UnavailableError:
-        return formula_footprint(report.tree, report.cache, run)
+        return formula_footprint(report.tree, report.cache, run, unknown=(Message("assume_no_torch"),))
     footprint = traced_footprint(timeline, run, provenance=provenance, course_points=course_points)
     if report.spec.built and run.mode == "generate" and not _shows_cache(footprint, report, run):
         raise UnsupportedError("generic_trace_cache", class_name=report.spec.class_name)
