@@ -21,7 +21,7 @@ from .language import LANGUAGES, Language, Message
 from .loaders.resolve import Access
 from .output import write_all_whole
 from .pipeline import inspect
-from .prediction import predict, versions
+from .prediction import explored, predict, versions
 from .renderers import record
 from .renderers.blocks import Figure as Picture
 from .renderers.document import View, document
@@ -126,11 +126,12 @@ def rendered(whole: WholeReport, *, with_picture: bool = True) -> str:
         from .renderers import json as json_renderer
 
         return json_renderer.render("report", whole, say)
-    blocks = document("report", whole, say, View())
     if whole.request.form == "html":
         from .renderers import html
 
-        return html.render(blocks, say)
+        live = replace(whole, memory=tuple(explored(memory) for memory in whole.memory[:1]) + whole.memory[1:])
+        return html.render(document("report", live, say, View(live=True)), say)
+    blocks = document("report", whole, say, View())
     from .renderers import markdown
 
     return markdown.render([block for block in blocks if with_picture or not isinstance(block, Picture)])

@@ -18,6 +18,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from playwright.sync_api import Browser
 from wcwidth import wcswidth
 
 from qwen_inspect.analyzers.memory import formula_footprint
@@ -39,6 +40,7 @@ from .boxes import parsed
 from .conftest import TINY_QWEN3, run, write_config
 from .test_bad_input import Capture, as_root, invoke, refusal
 from .test_documents import CUSTOM_MHA
+from .test_html import opened
 from .test_output import HOSTILE_NAMES, assert_is_safe, markdown_tables
 from .test_rendering import SCHEMA
 
@@ -622,3 +624,20 @@ def test_a_check_without_a_reader_ends_quietly(saved: Path) -> None:
     command = [sys.executable, "-m", "qwen_inspect", "report", "--check", "-o", str(saved)]
     done = subprocess.run(["bash", "-c", '"$@" | true', "bash", *command], capture_output=True, check=False, timeout=60)
     assert done.stderr == b""
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_page_of_a_report_has_its_live_parts(browser: Browser, tmp_path: Path, language: str) -> None:
+    """Sliders that work, the map of parameters, the figure, a tree and every tensor, in one file that asks for nothing else."""
+    out = tmp_path / "out"
+    shown = run("report", "catalog:Qwen/Qwen3-0.6B", "-o", out, "--format", "html", "--lang", language)
+    assert shown.code == 0, shown.err
+    with opened(browser, out / f"Qwen3-0.6B.{language}.html") as page:
+        page.wait_for_function("() => document.querySelector('.explorer').dataset.drawn")
+        before = page.locator(".explorer").inner_text()
+        page.locator(".explorer input[type=range]").first.focus()
+        page.keyboard.press("End")
+        page.wait_for_function("was => document.querySelector('.explorer').innerText !== was", arg=before)
+        assert page.locator("svg").count() >= 2
+        page.locator("input[type=search]").last.fill("layers.27.mlp.down_proj")
+        page.get_by_text("model.layers.27.mlp.down_proj.weight").first.wait_for()

@@ -34,14 +34,7 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
         Heading(say("heading_dtypes")),
         dtype_table(tensors, say),
         Heading(say("heading_tensors")),
-        Table(
-            [say("column_tensor"), say("column_shape"), say("column_dtype"), say("column_elements"), say("column_mib")],
-            [
-                [tensor.name, str(tensor.shape), str(tensor.dtype), count(tensor.elements), mib(tensor.size_bytes)]
-                for tensor in arranged(tensors, view.sort)
-            ],
-            "lllrr",
-        ),
+        tensor_table(arranged(tensors, view.sort), say),
         Heading(say("heading_largest", top=min(view.top, len(tensors)))),
         Table(
             [say("column_tensor"), say("column_shape"), say("column_mib")],
@@ -52,6 +45,15 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
             "llr",
         ),
     ]
+
+
+def tensor_table(tensors: Sequence[Tensor], say: Language) -> Table:
+    columns = [say(f"column_{name}") for name in ("tensor", "shape", "dtype", "elements", "mib")]
+    rows = [
+        [tensor.name, str(tensor.shape), str(tensor.dtype), count(tensor.elements), mib(tensor.size_bytes)]
+        for tensor in tensors
+    ]
+    return Table(columns, rows, "lllrr")
 
 
 def dtype_table(tensors: Sequence[Tensor], say: Language) -> Table:

@@ -10,7 +10,7 @@ from itertools import groupby
 from ... import __version__
 from ...language import Language, Message
 from ...report import Check, MemoryReport, Moment, Report, WholeReport
-from ...spec import MoeMlp
+from ...spec import MoeMlp, each_tensor
 from ...units import count, percent, short_count, signed, size
 from ..blocks import Block, Code, Fields, Figure, Heading, Items, Paragraph, Table, Tree
 from ..figure import architecture_figure
@@ -18,9 +18,10 @@ from . import View
 from .attention import cache_table, worked_through
 from .common import check_blocks, component_table, identity, parameter_fields
 from .configuration import explained, techniques, worked_sums
-from .memory import terms_of
+from .memory import live_blocks, terms_of
 from .parameters import grouping, layer_breakdown, witness_table
 from .structure import attention_table, cache_fields, cache_notes, tree_node
+from .weights import arranged, tensor_table
 
 # How a model was reached on this run, which another run may do otherwise: no property of the model.
 OF_THE_WAY = ("from_client_cache", "from_recent", "from_kept", "offline_catalog", "unreachable_catalog", "mirror")
@@ -64,9 +65,24 @@ def blocks(whole: WholeReport, say: Language, view: View) -> Sequence[Block]:
         Items(cache_notes(report, say), numbered=True),
         Heading(say("heading_report_memory")),
         *memory_blocks(whole, say),
+        *(page_blocks(whole, say) if view.live else []),
         Heading(say("heading_reproduce")),
         Paragraph(say("reproduce_note", version=__version__)),
         Code(command(whole), "sh"),
+    ]
+
+
+def page_blocks(whole: WholeReport, say: Language) -> list[Block]:
+    """What only a page can show: sliders and a map, and every tensor, of which a page shows the ones looked for."""
+    report = whole.report
+    tensors, origin = tuple(each_tensor(report.tree)), say("origin_of_parts")
+    if report.tensors is not None:
+        tensors, origin = report.tensors, say(f"origin_tensors_{report.tensors_origin}", files=len(report.files))
+    return [
+        *(live_blocks(whole.memory[0], say) if whole.memory else []),
+        Heading(say("heading_tensors")),
+        Paragraph(origin),
+        tensor_table(arranged(tensors, "name"), say),
     ]
 
 
