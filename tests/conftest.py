@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,10 @@ from qwen_inspect.pipeline import inspect
 from .browser import browser
 
 __all__ = ["browser"]  # a fixture, for every test
+
+# As in a job in the background, whose commands would ignore it too, and with them the tests of interruption.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A small qwen3 configuration that transformers builds in milliseconds.
 TINY_QWEN3: Mapping[str, Any] = {
