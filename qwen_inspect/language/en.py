@@ -374,7 +374,7 @@ TEXT: dict[str, str] = {
     "revision_without_hub": "--revision {revision} needs a hub; local files and the catalog have no revisions",
     "path_missing": "{path} does not exist; expected a model directory, a config.json or a .safetensors file",
     "path_unreadable": "{path} cannot be read ({reason}); check that it exists and its permissions",
-    "path_kind_unknown": "{path} is not a kind of file that can be read here; expected a directory, a config.json or a .safetensors file",
+    "path_kind_unknown": "{path} is not a kind of file that can be read here; expected a directory, a config.json, a .safetensors or a .gguf file",
     "directory_empty": "{path} is an empty directory; expected config.json and safetensors files",
     "directory_no_model": "{path} holds neither config.json nor a .safetensors file; expected a model directory",
     "no_config": "No config.json for {path}, so its architecture is unknown; put it beside the weights, or use the weights command",

@@ -374,7 +374,7 @@ TEXT: dict[str, str] = {
     "revision_without_hub": "--revision {revision} 仅适用于模型平台；本地文件和内置模型清单没有版本",
     "path_missing": "{path} 不存在；应为模型目录、config.json 或 .safetensors 文件",
     "path_unreadable": "无法读取 {path}（{reason}）；请检查路径和权限",
-    "path_kind_unknown": "{path} 不是可读取的模型文件；应为目录、config.json 或 .safetensors 文件",
+    "path_kind_unknown": "{path} 不是可读取的模型文件；应为目录、config.json、.safetensors 或 .gguf 文件",
     "directory_empty": "{path} 是空目录；应包含 config.json 和 safetensors 文件",
     "directory_no_model": "{path} 中既没有 config.json 也没有 .safetensors 文件；应为模型目录",
     "no_config": "{path} 没有 config.json，无法得知架构；请将其放在权重旁，或使用 weights 命令",
