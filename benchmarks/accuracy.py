@@ -20,7 +20,7 @@ from qwen_inspect.pipeline import inspect
 from qwen_inspect.prediction import predict
 from qwen_inspect.renderers import markdown
 from qwen_inspect.renderers.blocks import Block, Heading, Items, Paragraph, Table
-from qwen_inspect.report import Run
+from qwen_inspect.report.memory import Run
 
 PUBLISHED = Path(__file__).parent / "published"
 PAGE = Path(__file__).parent.parent / "reports" / "accuracy.md"

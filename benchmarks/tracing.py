@@ -22,7 +22,7 @@ from qwen_inspect.analyzers.memory import traced_footprint
 from qwen_inspect.loaders import catalog
 from qwen_inspect.pipeline import inspect
 from qwen_inspect.prediction import kept_trace, trace_name, trace_request
-from qwen_inspect.report import Run
+from qwen_inspect.report.memory import Run
 
 MAIN = "Qwen/Qwen3-8B"
 LARGEST = ("Qwen/Qwen3-235B-A22B", "Qwen/Qwen3-Coder-480B-A35B-Instruct")

@@ -17,8 +17,8 @@ _HOMES = {
     "inspect": "inspection",
     "Inspection": "inspection",
     "models": "pipeline",
-    "Report": "report",
-    "Run": "report",
+    "Report": "report.model",
+    "Run": "report.memory",
     "Checkpoint": "checkpoint",
     "DType": "checkpoint",
     "ModelRef": "checkpoint",
@@ -71,7 +71,8 @@ if TYPE_CHECKING:
     )
     from .inspection import Inspection, inspect
     from .pipeline import models
-    from .report import Report, Run
+    from .report.memory import Run
+    from .report.model import Report
     from .spec import ModelSpec, Module
 
 

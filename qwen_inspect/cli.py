@@ -18,7 +18,8 @@ from .language import LANGUAGES, Language, language_of
 
 if TYPE_CHECKING:
     from .loaders.resolve import Access
-    from .report import MemoryReport, Report, Run
+    from .report.memory import MemoryReport, Run
+    from .report.model import Report
 
 DEFAULT_MODEL = "catalog:Qwen/Qwen3-0.6B"  # as loaders.resolve has it, which is not imported for --help
 COMMANDS = ("structure", "config", "weights", "params", "attention", "memory", "diagram", "compare", "report", "models")
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     collecting = gc.isenabled()
     gc.disable()  # one short command whose data has no cycles: collecting would take a quarter of the time for 36,945 tensors
     try:
-        return _run(_parser(say).parse_args(words), say)
+        return _run(_parser(say, words).parse_args(words), say)
     except KeyboardInterrupt:
         _complain(say("interrupted"))
         return EXIT_INTERRUPTED
@@ -201,7 +202,7 @@ def _diagram(report: Report, options: argparse.Namespace, say: Language) -> int:
 def _report(options: argparse.Namespace, say: Language) -> int:
     """The whole report written, shown or checked; 1 where a figure drifted or something expected does not hold."""
     from .errors import UsageError
-    from .report import ReportRequest
+    from .report.whole import ReportRequest
     from .reporting import Task, carry_out
 
     action = "update" if options.update else "check" if options.check else "overwrite" if options.overwrite else "write"
@@ -215,6 +216,7 @@ def _report(options: argparse.Namespace, say: Language) -> int:
         batch=options.batch,
         new_tokens=options.new_tokens,
         instantiate=options.instantiate,
+        measured=tuple(options.measured),
         language=say.code,
         form="md" if options.format == "github" else options.format,
     )
@@ -313,7 +315,7 @@ def _show_text(text: str) -> None:
 
 
 def _run_of(options: argparse.Namespace) -> Run:
-    from .report import Run
+    from .report.memory import Run
 
     return Run(
         mode=options.mode,
@@ -481,7 +483,9 @@ def _language_choice(words: Sequence[str]) -> str:
     return "auto"
 
 
-def _parser(say: Language) -> argparse.ArgumentParser:
+def _parser(say: Language, words: Sequence[str]) -> argparse.ArgumentParser:
+    """With the options of the commands that are among `words`; those of all of them take longer than a short command."""
+
     class Parser(_Parser):
         pass
 
@@ -490,11 +494,15 @@ def _parser(say: Language) -> argparse.ArgumentParser:
     parser.add_argument("-h", "--help", action="help", help=say("help_help"))
     parser.add_argument("--version", action="version", version=f"qwen-inspect {__version__}", help=say("help_version"))
     parser.add_argument("--lang", choices=("auto", *LANGUAGES), default="auto", help=say("help_lang"))
-    commands = parser.add_subparsers(dest="command", required=True, metavar=say("help_command"), parser_class=Parser)
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar=say("help_command"), parser_class=Parser, prog=parser.prog
+    )
     for name in COMMANDS:
         command = commands.add_parser(
             name, help=say(f"help_{name}"), description=say(f"help_{name}"), add_help=False, allow_abbrev=False
         )
+        if name not in words:
+            continue
         _OWN_OPTIONS[name](command, say)
         _common_options(command, say)
         if name not in ("diagram", "report"):
@@ -627,6 +635,7 @@ def _report_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--batch", type=_positive(say), default=1, metavar="N", help=say("help_batch"))
     command.add_argument("--context", type=_tokens(say), metavar="TOKENS", help=say("help_report_context"))
     command.add_argument("--new-tokens", type=_positive(say), default=128, metavar="N", help=say("help_new_tokens"))
+    command.add_argument("--measured", action="append", default=[], metavar="FILE", help=say("help_measured_file"))
     command.add_argument("--max-vram", type=_size(say), metavar="SIZE", help=say("help_max_vram"))
     command.add_argument("--expect-params", type=_positive(say), metavar="N", help=say("help_expect_count"))
     kinds = ("mha", "gqa", "mqa", "mixed")

@@ -7,7 +7,9 @@ from typing import Any
 
 from .checkpoint import Tensor
 from .language import Message
-from .report import FilesComparison, MemoryReport, Report, Run
+from .report.listing import FilesComparison
+from .report.memory import MemoryReport, Run
+from .report.model import Report
 
 KINDS = ("added", "removed", "reshaped", "retyped")
 

@@ -9,7 +9,8 @@ from typing import ParamSpec
 
 from . import pipeline
 from .prediction import predict
-from .report import Footprint, Report, Run
+from .report.memory import Footprint, Run
+from .report.model import Report
 
 Arguments = ParamSpec("Arguments")
 

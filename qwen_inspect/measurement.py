@@ -22,7 +22,9 @@ from .loaders import calibration
 from .loaders.resolve import Access
 from .loaders.weights import weights_directory
 from .prediction import predict, timeline_of
-from .report import Calibration, Measurement, MemoryReport, Report, Run
+from .report.measurement import Calibration, Measurement
+from .report.memory import MemoryReport, Run
+from .report.model import Report
 from .timeline import Timeline
 
 

@@ -5,38 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from .analyzers.accounting import StoredForm, components, predicted_elements, predicted_files
 from .analyzers.attention import attention_report
 from .analyzers.kv_cache import cache_report, engine_caches, read_formats
-from .analyzers.lora import adapter_weights, against_adapter, trained_tensors
-from .analyzers.packing import Packing, as_stored, pack, packed_tree, weights_as_stored, weights_of
 from .analyzers.reconcile import against_files, against_instantiated, copies
-from .architectures import FAMILIES, Architecture, architecture_of, gguf
-from .architectures.generic import Generic, active_is_known
-from .architectures.lora import read_lora
-from .architectures.quantised import PRESETS, preset, read_quantisation
-from .checkpoint import Adapter, Checkpoint, ModelRef, Tensor
-from .errors import MalformedError, NotFoundError, UnavailableError, UnsupportedError, UsageError
+from .architectures import FAMILIES, Architecture, architecture_of
+from .checkpoint import Checkpoint, ModelRef, Tensor
+from .errors import MalformedError, NotFoundError, UnavailableError, UnsupportedError
 from .language import Message
-from .loaders import catalog
-from .loaders.hub import ListedFile
-from .loaders.resolve import DEFAULT_MODEL, Access, list_files, load, resolve
-from .quantisation import Quantisation
-from .report import (
-    AttentionReport,
-    CacheReport,
-    CatalogEntry,
-    Check,
-    Design,
-    FilePair,
-    FilesComparison,
-    ParameterCounts,
-    Report,
-    Workload,
-)
+from .loaders.resolve import DEFAULT_MODEL, Access, load, resolve
+from .report.attention import AttentionReport
+from .report.cache import CacheReport, Workload
+from .report.counts import Check, ParameterCounts
+from .report.model import Design, Report
 from .spec import ModelSpec, Module, each_tensor, tied_tensors
+
+if TYPE_CHECKING:
+    from .analyzers.packing import Packing
+    from .architectures.generic import Generic
+    from .report.listing import CatalogEntry
 
 DEFAULT_WORKLOAD = Workload()
 
@@ -71,9 +61,11 @@ def inspect(
     of `group_size` numbers a group. batch, context, cache_format, ranks: as in `Workload`. trust_remote_code: run the code of a
     local directory whose class transformers has not.
     """
-    checkpoint = in_dtype(
-        load(resolve(model, source=source, revision=revision, file=file), access or Access()), dtype, group_size
-    )
+    checkpoint = load(resolve(model, source=source, revision=revision, file=file), access or Access())
+    if dtype is not None or group_size is not None:
+        from .stored import in_dtype
+
+        checkpoint = in_dtype(checkpoint, dtype, group_size)
     return analyse(
         checkpoint,
         require_design=require_design,
@@ -83,21 +75,6 @@ def inspect(
         workload=Workload(batch=batch, context_tokens=context, cache_format=cache_format, ranks=ranks),
         trust_remote_code=trust_remote_code,
     )
-
-
-def in_dtype(checkpoint: Checkpoint, dtype: str | None, group_size: int | None) -> Checkpoint:
-    """The model with its parameters in `dtype`, dense or by a scheme's name: what is stored says nothing of that model."""
-    if group_size is not None and dtype not in PRESETS:
-        raise UsageError("group_size_without_scheme", known=", ".join(PRESETS))
-    if dtype is None or checkpoint.config is None:
-        return checkpoint
-    config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
-    if dtype in PRESETS:
-        config["quantization_config"] = preset(dtype, group_size)
-    else:
-        config = {**{key: value for key, value in config.items() if key != "dtype"}, "torch_dtype": dtype}
-    requantised = config.get("quantization_config") != checkpoint.config.get("quantization_config")
-    return replace(checkpoint, config=config, tensors=None if requantised else checkpoint.tensors)
 
 
 def generate(
@@ -134,40 +111,17 @@ def generate(
     return replace(report, generation=generation, notices=(*report.notices, *generation.notices))
 
 
-def compare_files(left: str, right: str, *, access: Access | None = None) -> FilesComparison:
-    """Whether two hubs hold the same files, by the SHA-256 of their listings: one request each."""
-    refs = resolve(left), resolve(right)
-    listings = [{file.name: file for file in list_files(ref, access or Access()).files} for ref in refs]
-    return FilesComparison(
-        left=refs[0],
-        right=refs[1],
-        pairs=tuple(
-            _pair(name, *(listing.get(name) for listing in listings)) for name in sorted({*listings[0], *listings[1]})
-        ),
-    )
-
-
-def _pair(name: str, left: ListedFile | None, right: ListedFile | None) -> FilePair:
-    return FilePair(
-        name=name,
-        left_bytes=left.size_bytes if left else None,
-        right_bytes=right.size_bytes if right else None,
-        left_sha256=left.sha256 if left else None,
-        right_sha256=right.sha256 if right else None,
-        on_left=left is not None,
-        on_right=right is not None,
-    )
-
-
 def models() -> tuple[CatalogEntry, ...]:
     """Every model of the catalog with what follows from its configuration."""
+    from .loaders import catalog
+    from .report.listing import CatalogEntry
+
     known = catalog.entries()
-    return tuple(_catalog_entry(name, catalog.checkpoint(ModelRef(source="catalog", id=name), known)) for name in known)
-
-
-def _catalog_entry(name: str, checkpoint: Checkpoint) -> CatalogEntry:
-    design = analyse(checkpoint).known
-    return CatalogEntry(id=name, design=design, release=checkpoint.release)
+    found = {name: catalog.checkpoint(ModelRef(source="catalog", id=name), known) for name in known}
+    return tuple(
+        CatalogEntry(id=name, design=analyse(checkpoint).known, release=checkpoint.release)
+        for name, checkpoint in found.items()
+    )
 
 
 def analyse(
@@ -188,14 +142,18 @@ def analyse(
     try:
         config = _config(checkpoint)
         architecture = architecture_of(config, code=_code(checkpoint, config) if trust_remote_code else None)
-        if isinstance(architecture, Generic):
-            notices += (architecture.witness,)
-            architecture = architecture if tensors is None else architecture.for_files(tensors)
+        if (generic := _built(architecture)) is not None:
+            notices += (generic.witness,)
+            architecture = generic if tensors is None else generic.for_files(tensors)
         spec = architecture.read_spec(config)
         tree = architecture.module_tree(spec)
-        form = gguf.stored_form if checkpoint.gguf else architecture.stored_form
-        quantisation = read_quantisation(config)
-        packing = _packing(tree, form, quantisation, tensors, stored_in_blocks=checkpoint.gguf)
+        form, packing = architecture.stored_form, None
+        if checkpoint.gguf or "quantization_config" in config:
+            from .architectures.gguf import stored_form as gguf_form
+            from .stored import packing_of
+
+            form = gguf_form if checkpoint.gguf else form
+            packing = packing_of(config, tree, form, tensors, in_blocks=checkpoint.gguf)
     except (UnsupportedError, NotFoundError, MalformedError, UnavailableError) as error:
         if require_design and tensors is not None:
             raise type(error)("refused_though_stored", reason=error.message) from None
@@ -226,12 +184,21 @@ def analyse(
             instantiate,
             expected_parameters,
         )
-        design = _design(_under_class_names(checkpoint, tree), architecture, spec, tree, prediction, checks, workload)
+        named = checkpoint
+        if checkpoint.gguf:
+            from .stored import under_class_names
+
+            named = under_class_names(checkpoint, tree)
+        design = _design(named, architecture, spec, tree, prediction, checks, workload)
         if packing is not None:
-            design = _quantised(design, quantisation, packing)
+            from .stored import quantised
+
+            design = quantised(design, packing, config)
         if checkpoint.adapter is not None:
+            from .stored import with_adapter
+
             try:
-                design = _with_adapter(design, checkpoint.adapter, form, dense=packing is None)
+                design = with_adapter(design, checkpoint.adapter, form, dense=packing is None)
             except (UnsupportedError, MalformedError) as error:
                 if require_design and isinstance(error, MalformedError):
                     raise
@@ -266,32 +233,20 @@ def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
     if checkpoint.config is None:
         raise NotFoundError("no_config", path=checkpoint.ref.id)
     if checkpoint.gguf:
+        from .architectures import gguf
+
         return gguf.configuration(checkpoint.config, checkpoint.tensors or ())
     return checkpoint.config
 
 
-def _packing(
-    tree: Module,
-    form: StoredForm,
-    quantisation: Quantisation | None,
-    stored: Sequence[Tensor] | None,
-    *,
-    stored_in_blocks: bool,
-) -> Packing | None:
-    """How the weights are stored where that is not as they are built."""
-    if stored_in_blocks:
-        return as_stored(tree, form, stored or ())
-    return None if quantisation is None else pack(tree, quantisation, form, stored)
+def _built(architecture: Architecture) -> Generic | None:
+    """What transformers built, where the architecture is not of a family that is described here."""
+    if isinstance(architecture, ModuleType):
+        return None
+    from .architectures.generic import Generic
 
-
-def _under_class_names(checkpoint: Checkpoint, tree: Module) -> Checkpoint:
-    """The checkpoint with the tensors of a GGUF file under the names that the modules have."""
-    if not checkpoint.gguf or checkpoint.tensors is None:
-        return checkpoint
-    found = {tensor.name: tensor for tensor in checkpoint.tensors}
-    names = [(tensor.name, gguf.stored_form(tensor)) for tensor in each_tensor(tree)]
-    renamed = [replace(found[parts[0].name], name=name) for name, parts in names if parts[0].name in found]
-    return replace(checkpoint, tensors=tuple(renamed))
+    assert isinstance(architecture, Generic)
+    return architecture
 
 
 def _checks(
@@ -310,7 +265,7 @@ def _checks(
 ) -> tuple[Check, ...]:
     """Every two witnesses that are there, held against each other: theory, transformers, the files, a claimed count."""
     theory, tied = tuple(each_tensor(tree)), dict(tied_tensors(tree))
-    generic = architecture if isinstance(architecture, Generic) else None
+    generic = _built(architecture)
     if generic is not None:
         tied = dict(generic.aliases)
 
@@ -346,33 +301,6 @@ def _checks(
     return tuple(checks)
 
 
-def _quantised(design: Design, quantisation: Quantisation | None, packing: Packing) -> Design:
-    """The design with the bytes of what is stored; its counts stay those of the parameters."""
-    tree = packed_tree(design.tree, packing)
-    return replace(
-        design,
-        tree=tree,
-        # A release's layout is known of dense ones alone.
-        parameters=replace(design.parameters, stored_predicted=None),
-        components=components(tree),
-        quantised=weights_as_stored(design.tree, tree, packing)
-        if quantisation is None
-        else weights_of(design.tree, tree, quantisation, packing),
-        weights=tuple(part for tensor in each_tensor(design.tree) for part in packing.loaded(tensor)),
-    )
-
-
-def _with_adapter(design: Design, adapter: Adapter, form: StoredForm, *, dense: bool) -> Design:
-    """The design of the base with what the adapter trains, and the check of that against what is stored."""
-    lora = read_lora(adapter.config)
-    trained = trained_tensors(design.tree, lora, form, adapter.tensors)
-    return replace(
-        design,
-        checks=(*design.checks, against_adapter(trained, adapter.tensors)),
-        adapter=adapter_weights(adapter, design.tree, trained, lora, mergeable=dense),
-    )
-
-
 def _design(
     checkpoint: Checkpoint,
     architecture: Architecture,
@@ -398,7 +326,7 @@ def _design(
             stored_predicted=predicted_elements(tree, checkpoint.release, prediction),
             unique=tree.parameters if stored is None else stored - copies(checks[0]),
             active=tree.active_parameters
-            if not isinstance(architecture, Generic) or active_is_known(tree, architecture.model)
+            if (generic := _built(architecture)) is None or generic.active_is_known(tree)
             else None,
             embedding=sum(part.parameters for part in parts if part.name == "embedding"),
             head=sum(part.parameters for part in parts if part.name == "lm_head"),
@@ -420,13 +348,13 @@ def _attention(
 ) -> tuple[AttentionReport | None, CacheReport | None, UnsupportedError | None]:
     """Each layer's attention and cache: by the configuration and the files, or as transformers runs it; or why not."""
     formats = read_formats(workload.cache_format, spec.dtype)
-    if not isinstance(architecture, Generic):
+    if (generic := _built(architecture)) is None:
         attention = attention_report(spec, checkpoint.tensors)
         return attention, cache_report(attention.layers, *formats, spec.dtype), None
     from .analyzers.cached import found_cache
 
     try:
-        attention, cache = found_cache(architecture.model, spec.dtype)
+        attention, cache = found_cache(generic.model, spec.dtype)
         if formats != read_formats("auto", spec.dtype):
             cache = cache_report(attention.layers, *formats, spec.dtype)
     except UnsupportedError as error:

@@ -9,15 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .analyzers.explore import explore_formula, explore_trace
 from .analyzers.kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
 from .analyzers.memory import formula_footprint, stored_footprint, traced_footprint
 from .analyzers.period import SHALLOW, deepen, fixed, period_of
-from .architectures.generic import buildable
 from .errors import UnavailableError, UnsupportedError
 from .language import Message
 from .loaders import calibration, header_cache
-from .report import Footprint, MemoryReport, Report, Run
+from .report.memory import Footprint, MemoryReport, Run
+from .report.model import Report
 from .spec import ModelSpec, each_tensor
 from .timeline import Timeline
 
@@ -88,6 +87,8 @@ def explored(memory: MemoryReport) -> MemoryReport:
     report, run = memory.report, memory.run
     if report.design is None or run.mode != "generate" or run.device != "cuda":
         return memory
+    from .analyzers.explore import explore_formula, explore_trace
+
     if memory.predicted.method == "formula":
         found = explore_formula(report.tree, report.cache, run, weights=report.known.weights)
     elif _is_point(run) and (kept := kept_trace(report.spec, run.attention)) is not None:
@@ -110,6 +111,8 @@ def _traced(report: Report, run: Run) -> Timeline:
 
     spec, config, request = report.spec, report.config or {}, trace_request(run)
     if spec.built:
+        from .architectures.generic import buildable
+
         config = buildable(config)
     period = period_of(spec.layers)
     if run.mode != "train" and period is not None and 1 < period < len(spec.layers) // SHALLOW:

@@ -18,6 +18,7 @@ from typing import Any
 from .checkpoint import Tensor
 from .errors import NotFoundError, UsageError
 from .language import LANGUAGES, Language, Message
+from .loaders.kept_measurement import read_measurement
 from .loaders.resolve import Access
 from .output import write_all_whole
 from .pipeline import inspect
@@ -27,17 +28,11 @@ from .renderers.blocks import Figure as Picture
 from .renderers.document import View, document
 from .renderers.document.checked import check_blocks, summary_blocks
 from .renderers.record import SUFFIX
-from .report import (
-    Drift,
-    Expectation,
-    Figure,
-    MemoryReport,
-    Report,
-    ReportCheck,
-    ReportRequest,
-    Run,
-    WholeReport,
-)
+from .report.measurement import KeptMeasurement
+from .report.memory import MemoryReport, Run
+from .report.model import Report
+from .report.whole import Drift, Expectation, Figure, ReportCheck, ReportRequest, WholeReport
+from .spec import each_tensor
 
 PROMPTS = (2048, 8192, 32_768)
 FORMS = ("md", "html", "json")
@@ -61,14 +56,35 @@ def compiled(request: ReportRequest, access: Access) -> WholeReport:
     if report.ref.source == "local" and os.path.isabs(report.ref.id):
         report = replace(report, ref=replace(report.ref, id=_file_name(report.ref.id)))
     return WholeReport(
-        request=replace(request, model=_relative(request.model)),
+        request=replace(
+            request, model=_relative(request.model), measured=tuple(_relative(path) for path in request.measured)
+        ),
         name=_file_name(report.ref.id),
         report=report,
         memory=tuple(predict(report, _run(request, tokens)) for tokens in _prompts(report, request)),
         config_sha256=_digest(json.dumps(report.config, sort_keys=True, separators=(",", ":"))),
         tensors_sha256=_tensors_digest(report.tensors) if report.tensors_origin == "stored" else None,
         built_by=versions() if request.instantiate else None,
+        measured=tuple(_measured(path, report) for path in request.measured),
     )
+
+
+def _measured(path: str, report: Report) -> KeptMeasurement:
+    """What was measured of this model; UsageError where it was another, by its class, its dtype or the bytes of its weights."""
+    kept = read_measurement(_relative(path))
+    spec = report.spec
+    weights = next((one.predicted for one in kept.differences if one.term == "weights"), None)
+    tensors = each_tensor(report.tree) if report.known.weights is None else report.known.weights
+    found = {"class_name": kept.class_name, "dtype": kept.dtype, "bytes": weights}
+    expected = {
+        "class_name": spec.class_name,
+        "dtype": str(spec.dtype),
+        "bytes": sum(one.size_bytes for one in tensors),
+    }
+    if found != expected:
+        wanted = {f"expected_{name}": value for name, value in expected.items()}
+        raise UsageError("measured_of_another", path=path, **{**found, "bytes": weights or 0}, **wanted)
+    return kept
 
 
 def _relative(model: str) -> str:
@@ -262,8 +278,9 @@ def _is_whole(found: Mapping[str, Any]) -> bool:
 
 def _request(found: object) -> ReportRequest | None:
     """A recorded request, if it is one that the command line could have made."""
-    if not isinstance(found, dict) or set(found) != {field.name for field in fields(ReportRequest)}:
+    if not isinstance(found, dict) or {"measured", *found} != {field.name for field in fields(ReportRequest)}:
         return None
+    measured = found.get("measured", [])  # records of before there were any do not name them
     lengths = [found["batch"], found["new_tokens"], 1 if found["context_tokens"] is None else found["context_tokens"]]
     is_sound = (
         isinstance(found["model"], str)
@@ -273,8 +290,10 @@ def _request(found: object) -> ReportRequest | None:
         and isinstance(found["instantiate"], bool)
         and found["language"] in LANGUAGES
         and found["form"] in FORMS
+        and isinstance(measured, list)
+        and all(isinstance(path, str) and "\0" not in path for path in measured)
     )
-    return ReportRequest(**found) if is_sound else None
+    return ReportRequest(**{**found, "measured": tuple(measured)}) if is_sound else None
 
 
 def _content(path: Path) -> bytes | None:

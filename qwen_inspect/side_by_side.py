@@ -12,11 +12,17 @@ from .checkpoint import Checkpoint, Tensor
 from .comparison import Comparison, SideBySide, TensorChanges
 from .errors import QwenInspectError
 from .language import Message
+from .loaders.hub import ListedFile
+from .loaders.named import list_files
 from .loaders.resolve import Access, load, resolve
-from .pipeline import analyse, compare_files, in_dtype
+from .pipeline import analyse
 from .prediction import predict
-from .report import MemoryReport, Report, Run, Workload
+from .report.cache import Workload
+from .report.listing import FilePair, FilesComparison
+from .report.memory import MemoryReport, Run
+from .report.model import Report
 from .spec import each_tensor, tied_tensors
+from .stored import in_dtype
 
 HUBS = ("hf", "ms")
 
@@ -110,3 +116,28 @@ def _changes(base: Report, before: Named | None, other: Report, after: Named | N
         owned = {tensor.name for one in (base, other) if one.design is not None for tensor in each_tensor(one.tree)}
         left, right = (tuple(one for one in side if one.name not in copies - owned) for side in (left, right))
     return tensor_changes(left, right, base_origin=before[1], origin=after[1])
+
+
+def compare_files(left: str, right: str, *, access: Access | None = None) -> FilesComparison:
+    """Whether two hubs hold the same files, by the SHA-256 of their listings: one request each."""
+    refs = resolve(left), resolve(right)
+    listings = [{file.name: file for file in list_files(ref, access or Access()).files} for ref in refs]
+    return FilesComparison(
+        left=refs[0],
+        right=refs[1],
+        pairs=tuple(
+            _pair(name, *(listing.get(name) for listing in listings)) for name in sorted({*listings[0], *listings[1]})
+        ),
+    )
+
+
+def _pair(name: str, left: ListedFile | None, right: ListedFile | None) -> FilePair:
+    return FilePair(
+        name=name,
+        left_bytes=left.size_bytes if left else None,
+        right_bytes=right.size_bytes if right else None,
+        left_sha256=left.sha256 if left else None,
+        right_sha256=right.sha256 if right else None,
+        on_left=left is not None,
+        on_right=right is not None,
+    )

@@ -20,7 +20,7 @@ from qwen_inspect.cli import main as run
 from qwen_inspect.language import LANGUAGES
 from qwen_inspect.loaders.resolve import Access
 from qwen_inspect.renderers.svg import element, escape, fill, picture, rectangle
-from qwen_inspect.report import ReportRequest, WholeReport
+from qwen_inspect.report.whole import ReportRequest, WholeReport
 from qwen_inspect.reporting import compiled, files
 from qwen_inspect.units import count, short_count, size
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qwen_inspect.loaders import calibration
-from qwen_inspect.report import Calibration
+from qwen_inspect.report.measurement import Calibration
 
 from .conftest import run
 

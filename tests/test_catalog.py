@@ -14,7 +14,7 @@ from qwen_inspect.checkpoint import DType, ModelRef, Tensor
 from qwen_inspect.loaders import catalog
 from qwen_inspect.pipeline import analyse, models
 from qwen_inspect.renderers.document.first_layer import printed
-from qwen_inspect.report import CatalogEntry
+from qwen_inspect.report.listing import CatalogEntry
 from qwen_inspect.spec import DenseMlp, each_buffer, each_tensor, tied_tensors
 
 # Unique parameters, and elements stored. Source: safetensors header totals and keras-hub presets, as the catalog cites them.

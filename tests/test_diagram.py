@@ -16,7 +16,7 @@ from qwen_inspect.checkpoint import Checkpoint, ModelRef
 from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.pipeline import analyse, inspect
 from qwen_inspect.renderers.figure import MOST_PANELS, architecture_figure, folded
-from qwen_inspect.report import Report
+from qwen_inspect.report.model import Report
 from qwen_inspect.spec import FullAttention
 
 from .boxes import assert_nothing_overlaps_or_is_cut, parsed, rectangles, text_boxes

@@ -17,7 +17,7 @@ from qwen_inspect.language import Language
 from qwen_inspect.pipeline import inspect
 from qwen_inspect.renderers import markdown, terminal
 from qwen_inspect.renderers.document import View, document
-from qwen_inspect.report import Report
+from qwen_inspect.report.model import Report
 
 from .conftest import write_config, write_sparse
 

@@ -30,7 +30,8 @@ from qwen_inspect.renderers.blocks import Live
 from qwen_inspect.renderers.document import View, document
 from qwen_inspect.renderers.explorer import TERMS, explorer
 from qwen_inspect.renderers.treemap import Area, Box, areas, parameter_treemap, squarified
-from qwen_inspect.report import MemoryReport, Report, Run
+from qwen_inspect.report.memory import MemoryReport, Run
+from qwen_inspect.report.model import Report
 from qwen_inspect.timeline import Allocate, Event, Free, Stage, Timeline
 from qwen_inspect.units import size
 

@@ -22,7 +22,9 @@ from qwen_inspect.renderers import json as as_json
 from qwen_inspect.renderers import terminal
 from qwen_inspect.renderers.document import View, document
 from qwen_inspect.renderers.figure import architecture_figure
-from qwen_inspect.report import CacheReport, Report, Run
+from qwen_inspect.report.cache import CacheReport
+from qwen_inspect.report.memory import Run
+from qwen_inspect.report.model import Report
 
 from .conftest import run, write_config
 from .generic_models import PUBLISHED, REFUSED, RUN

@@ -27,7 +27,7 @@ from qwen_inspect.loaders import gguf_header
 from qwen_inspect.loaders.gguf_header import choose, read_header
 from qwen_inspect.loaders.resolve import resolve
 from qwen_inspect.pipeline import inspect
-from qwen_inspect.report import Report
+from qwen_inspect.report.model import Report
 from qwen_inspect.spec import Module, each_tensor
 
 from .conftest import TINY_QWEN3, run

@@ -21,7 +21,7 @@ from qwen_inspect.renderers.blocks import Block, Code, Fields, Figure, Heading, 
 from qwen_inspect.renderers.document import COMMANDS, View, document
 from qwen_inspect.renderers.figure import architecture_figure
 from qwen_inspect.renderers.svg import shown
-from qwen_inspect.report import ReportRequest
+from qwen_inspect.report.whole import ReportRequest
 from qwen_inspect.reporting import compiled
 
 from .conftest import run

@@ -24,7 +24,8 @@ from qwen_inspect.architectures import architecture_of
 from qwen_inspect.checkpoint import DType
 from qwen_inspect.errors import UnsupportedError
 from qwen_inspect.pipeline import inspect
-from qwen_inspect.report import CacheReport, LayerAttention
+from qwen_inspect.report.attention import LayerAttention
+from qwen_inspect.report.cache import CacheReport
 
 from .test_local import FAMILIES, random_model
 

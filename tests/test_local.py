@@ -14,7 +14,7 @@ import pytest
 
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.pipeline import inspect
-from qwen_inspect.report import Report
+from qwen_inspect.report.model import Report
 
 from .conftest import TINY_QWEN3, run, write_config, write_sharded, write_sparse
 

@@ -15,7 +15,7 @@ from qwen_inspect.architectures.lora import read_lora
 from qwen_inspect.checkpoint import DType, Tensor
 from qwen_inspect.errors import MalformedError, QwenInspectError, UnsupportedError
 from qwen_inspect.pipeline import inspect
-from qwen_inspect.report import Report
+from qwen_inspect.report.model import Report
 from qwen_inspect.spec import Module
 
 from .conftest import TINY_QWEN3, run, write_config, write_sparse

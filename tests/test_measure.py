@@ -35,7 +35,7 @@ from qwen_inspect.pipeline import inspect
 from qwen_inspect.renderers import markdown
 from qwen_inspect.renderers.document import View, document
 from qwen_inspect.renderers.json import render
-from qwen_inspect.report import Run
+from qwen_inspect.report.memory import Run
 from qwen_inspect.timeline import Allocate, Change, Free, Record, Stage, Timeline
 
 from .conftest import run

@@ -26,7 +26,7 @@ from qwen_inspect.checkpoint import Checkpoint, ModelRef
 from qwen_inspect.errors import MalformedError
 from qwen_inspect.pipeline import analyse, inspect
 from qwen_inspect.prediction import SHIPPED, kept_trace, predict, sample_request, timeline_of, trace_request
-from qwen_inspect.report import Footprint, Run
+from qwen_inspect.report.memory import Footprint, Run
 from qwen_inspect.timeline import Allocate, Event
 
 from .conftest import TINY_QWEN3, run, write_config

@@ -19,7 +19,8 @@ from qwen_inspect.pipeline import inspect
 from qwen_inspect.prediction import predict
 from qwen_inspect.renderers.plot import MOST_TICKS, axis_ticks, timeline_plot
 from qwen_inspect.renderers.svg import fitted, lacks_glyphs, picture, png, text, text_width
-from qwen_inspect.report import Course, CourseStage, Footprint
+from qwen_inspect.report.course import Course, CourseStage
+from qwen_inspect.report.memory import Footprint
 
 from .boxes import SVG, assert_nothing_overlaps_or_is_cut, parsed, text_boxes
 from .conftest import TINY_QWEN3, run, write_config

@@ -23,7 +23,7 @@ from qwen_inspect.cli import SCHEMES
 from qwen_inspect.errors import MalformedError, QwenInspectError, UnsupportedError
 from qwen_inspect.loaders import catalog
 from qwen_inspect.pipeline import inspect
-from qwen_inspect.report import Report
+from qwen_inspect.report.model import Report
 from qwen_inspect.spec import Module, each_tensor
 
 from .conftest import TINY_QWEN3, run, write_config, write_sparse

@@ -15,7 +15,7 @@ from qwen_inspect.architectures import architecture_of
 from qwen_inspect.checkpoint import DType, Tensor
 from qwen_inspect.loaders.resolve import Access
 from qwen_inspect.pipeline import inspect
-from qwen_inspect.report import Check
+from qwen_inspect.report.counts import Check
 from qwen_inspect.spec import ModelSpec, Module, each_tensor, tied_tensors
 
 from .conftest import TINY_QWEN3, write_config, write_sparse

@@ -32,7 +32,8 @@ from qwen_inspect.pipeline import analyse
 from qwen_inspect.renderers import markdown, record, terminal
 from qwen_inspect.renderers.blocks import Heading, Table
 from qwen_inspect.renderers.document import View, document
-from qwen_inspect.report import MemoryReport, ReportRequest, Run, WholeReport
+from qwen_inspect.report.memory import MemoryReport, Run
+from qwen_inspect.report.whole import ReportRequest, WholeReport
 from qwen_inspect.reporting import compiled, files
 from qwen_inspect.spec import MoeMlp
 from qwen_inspect.units import parse_size

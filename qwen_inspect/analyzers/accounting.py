@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import combinations
 
 from ..checkpoint import DType, Release, Tensor
-from ..report import Component
+from ..report.counts import Component
 from ..spec import Module, each_tensor, tied_tensors
 from ..units import shares
 

@@ -10,7 +10,7 @@ equal size). Left out: CUDA graphs and other private pools, and blocks that wait
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby, takewhile
 from typing import NamedTuple
@@ -160,11 +160,6 @@ class Usage(NamedTuple):
         return self.reserved_bytes - self.allocated_bytes
 
 
-def largest(course: Iterable[Usage]) -> Usage:
-    """Each figure's own maximum."""
-    return Usage(*map(max, zip(*course, strict=True)))
-
-
 class Allocator:
     """The allocator of one device, on which `capacity_bytes` are left for segments (None: no end to them)."""
 
@@ -172,7 +167,7 @@ class Allocator:
         self.settings = settings
         self.capacity_bytes = UNLIMITED_BYTES if capacity_bytes is None else capacity_bytes
         self.allocated_bytes = self.reserved_bytes = self.requested_bytes = 0
-        self.peak = Usage(0, 0, 0)
+        self._peak_allocated = self._peak_reserved = self._peak_requested = 0
         # should_split: more than 1 MiB in the large pool, but as in the small one where segments expand.
         large_rest = ROUNDING_BYTES if settings.expandable_segments else SMALL_BYTES + 1
         self._small = Pool(smallest_rest_bytes=ROUNDING_BYTES, page_bytes=SMALL_SEGMENT_BYTES)
@@ -191,8 +186,13 @@ class Allocator:
     def usage(self) -> Usage:
         return Usage(self.allocated_bytes, self.reserved_bytes, self.requested_bytes)
 
+    @property
+    def peak(self) -> Usage:
+        """Each figure's own maximum since the last reset."""
+        return Usage(self._peak_allocated, self._peak_reserved, self._peak_requested)
+
     def reset_peak(self) -> None:
-        self.peak = self.usage
+        self._peak_allocated, self._peak_reserved, self._peak_requested = self.usage
 
     def allocate(self, size_bytes: int) -> Block:
         """The block for a request: malloc, alloc_found_block. OutOfMemory where there is none; 0 bytes take nothing."""
@@ -211,13 +211,12 @@ class Allocator:
         block.requested_bytes = size_bytes
         self.allocated_bytes += block.size_bytes
         self.requested_bytes += size_bytes
-        peak = self.peak
-        if (
-            self.allocated_bytes > peak.allocated_bytes
-            or self.reserved_bytes > peak.reserved_bytes
-            or self.requested_bytes > peak.requested_bytes
-        ):
-            self.peak = largest((peak, self.usage))
+        if self.allocated_bytes > self._peak_allocated:
+            self._peak_allocated = self.allocated_bytes
+        if self.requested_bytes > self._peak_requested:
+            self._peak_requested = self.requested_bytes
+        if self.reserved_bytes > self._peak_reserved:
+            self._peak_reserved = self.reserved_bytes
         return block
 
     def free(self, block: Block) -> None:
@@ -371,7 +370,8 @@ class HostAllocator(Allocator):
     def _count(self, size_bytes: int) -> None:
         self.allocated_bytes += size_bytes
         self.reserved_bytes = self.requested_bytes = self.allocated_bytes
-        self.peak = largest((self.peak, self.usage))
+        self._peak_allocated = max(self._peak_allocated, self.allocated_bytes)
+        self._peak_reserved = self._peak_requested = self._peak_allocated
 
 
 def _from(block: Block | None) -> Iterator[Block]:

@@ -8,7 +8,13 @@ from itertools import groupby
 
 from ..checkpoint import Tensor
 from ..language import Message
-from ..report import AnyLayerAttention, AttentionReport, LayerAttention, LinearLayerAttention, OtherLayerAttention
+from ..report.attention import (
+    AnyLayerAttention,
+    AttentionReport,
+    LayerAttention,
+    LinearLayerAttention,
+    OtherLayerAttention,
+)
 from ..spec import FullAttention, GatedAttention, LinearAttention, ModelSpec, SlidingAttention
 
 # Where the releases and transformers put the decoder's layers.

@@ -13,14 +13,8 @@ from typing import Any
 
 from ..checkpoint import DType
 from ..errors import UnsupportedError
-from ..report import (
-    AnyLayerAttention,
-    AttentionReport,
-    CacheLayer,
-    CacheReport,
-    LayerAttention,
-    OtherLayerAttention,
-)
+from ..report.attention import AnyLayerAttention, AttentionReport, LayerAttention, OtherLayerAttention
+from ..report.cache import CacheLayer, CacheReport
 
 NEAR_TOKENS = (5, 6)
 SHORTEST_TOKENS = (2, 3)  # where a window is as short as in no released model

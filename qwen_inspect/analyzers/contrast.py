@@ -8,7 +8,8 @@ from typing import Any
 
 from ..checkpoint import Tensor
 from ..comparison import ConfigRow, FactRow, TensorChange, TensorChanges
-from ..report import MemoryReport, Moment, Report
+from ..report.memory import MemoryReport, Moment
+from ..report.model import Report
 from .accounting import COMPONENTS
 from .reconcile import without_renaming
 

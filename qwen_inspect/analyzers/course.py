@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from ..report import Course, CourseStage
+from ..report.course import Course, CourseStage
 from ..timeline import Allocate, Free, Record, Timeline
 from .allocator import Usage
 

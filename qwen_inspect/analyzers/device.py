@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import UnavailableError
-from ..report import Reading
+from ..report.measurement import Reading
 from ..timeline import Change, Record, Stage
 from ..units import size
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..language import Message
-from ..report import Difference, Footprint, MemoryCause, Moment
+from ..report.measurement import Difference, MemoryCause
+from ..report.memory import Footprint, Moment
 from .matching import Living
 from .measure import Measured
 

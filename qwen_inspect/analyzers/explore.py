@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from ..checkpoint import Tensor
 from ..exploration import AllocatorSettings, Exploration, RequestSize
-from ..report import CacheReport, Run
+from ..report.cache import CacheReport
+from ..report.memory import Run
 from ..spec import Module
 from ..timeline import Allocate, Event, Stage
 from .allocator import UNLIMITED_BYTES

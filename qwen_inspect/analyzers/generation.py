@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import MalformedError, NotFoundError, UnavailableError, UsageError
 from ..language import Message
-from ..report import Generation
+from ..report.generation import Generation
 from ..spec import ModelSpec
 from .loading import check_device, first_line, load_model, quiet
 

@@ -12,11 +12,13 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import MalformedError, UnsupportedError
 from ..timeline import Allocate, Free, Stage, Timeline
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 LARGEST_BYTES = 50_000_000
 
@@ -113,6 +115,8 @@ def _numbered(timeline: Timeline) -> list[tuple[int, int, str, str]]:
 
 def _inverse(matrix: Sequence[Sequence[int]]) -> list[list[Fraction]]:
     """By Gauss and Jordan, in fractions."""
+    from fractions import Fraction
+
     size = len(matrix)
     rows = [
         [Fraction(value) for value in row] + [Fraction(int(column == index)) for column in range(size)]
@@ -129,7 +133,7 @@ def _inverse(matrix: Sequence[Sequence[int]]) -> list[list[Fraction]]:
 
 
 def _solve(inverse: Sequence[Sequence[Fraction]], sizes: Sequence[int]) -> Coefficients:
-    exact = [sum((part * size for part, size in zip(row, sizes, strict=True)), Fraction(0)) for row in inverse]
+    exact = [sum(part * size for part, size in zip(row, sizes, strict=True)) for row in inverse]
     if any(value.denominator != 1 for value in exact):
         raise UnsupportedError("trace_not_polynomial", module="–", operator="–")
     return tuple(int(value) for value in exact)

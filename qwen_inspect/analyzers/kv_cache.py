@@ -7,15 +7,8 @@ from dataclasses import dataclass
 
 from ..checkpoint import BLOCK_FORMATS, DType
 from ..errors import UnsupportedError
-from ..report import (
-    AnyLayerAttention,
-    CacheLayer,
-    CacheReport,
-    EngineCache,
-    LayerAttention,
-    LinearLayerAttention,
-    OtherLayerAttention,
-)
+from ..report.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention, OtherLayerAttention
+from ..report.cache import CacheLayer, CacheReport, EngineCache
 
 VLLM_BLOCK_TOKENS = 16  # vLLM 0.19, CacheConfig.block_size on CUDA
 

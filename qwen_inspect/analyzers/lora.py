@@ -9,7 +9,8 @@ from ..checkpoint import Adapter, BlockFormat, DType, Tensor
 from ..errors import MalformedError, UnsupportedError
 from ..language import Message
 from ..lora import Lora, TrainedTensor
-from ..report import AdapterWeights, Cause, Check, KeptModules, Unexplained
+from ..report.counts import Cause, Check, Unexplained
+from ..report.stored import AdapterWeights, KeptModules
 from ..spec import Module, each_module
 from .accounting import StoredForm
 

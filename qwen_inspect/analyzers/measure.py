@@ -16,7 +16,8 @@ from typing import Any
 
 from ..errors import UsageError
 from ..language import Message
-from ..report import Alive, Footprint, Measurement, Moment, Reading, Run
+from ..report.measurement import Measurement, Reading
+from ..report.memory import Alive, Footprint, Moment, Run
 from ..timeline import Allocate, Timeline
 from .course import measured_course
 from .device import CudaRecorder, HostRecorder, Recorder, cuda_reading, driver_version, resident_peak_bytes

@@ -12,18 +12,23 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from typing import TYPE_CHECKING
 
 from ..checkpoint import Tensor
 from ..errors import UsageError
 from ..language import Message
-from ..report import Alive, CacheReport, Calibration, Course, Footprint, Moment, Run
+from ..report.cache import CacheReport
+from ..report.memory import Alive, Footprint, Moment, Run
 from ..spec import Module, each_buffer, each_tensor
 from ..timeline import FLASH_SCRATCH, Allocate, Event, Free, Stage, Timeline, living
 from ..units import size as shown_size
 from .allocator import Allocator, HostAllocator, Usage
 from .allocator_settings import read_settings
-from .course import course_of, thinned
 from .replay import WARM_UP, Replay, load_from_warm_up_block, load_one_by_one, replay
+
+if TYPE_CHECKING:
+    from ..report.course import Course
+    from ..report.measurement import Calibration
 
 # For each cuBLAS handle and stream: 2 x 4096 KiB + 8 x 16 KiB; on Hopper (compute capability 9.0) 32 MiB.
 # Source: torch 2.13, aten/src/ATen/cuda/CublasHandlePool.cpp, parseChosenWorkspaceSize.
@@ -89,6 +94,8 @@ def uses_of(timeline: Timeline) -> dict[int, str]:
 
 
 def _course(whole: Timeline, found: Replay, uses: Mapping[int, str], points: int) -> Course:
+    from .course import course_of, thinned
+
     terms = {PARAMETER: "weights", BUFFER: "buffers", "activation": "activations"}
 
     def term_of(event: Allocate) -> str:

@@ -7,7 +7,7 @@ from itertools import combinations
 
 from ..checkpoint import Tensor
 from ..language import Message
-from ..report import Cause, Check
+from ..report.counts import Cause, Check
 from ..spec import (
     DenseMlp,
     FullAttention,

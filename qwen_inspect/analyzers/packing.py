@@ -25,7 +25,7 @@ from ..quantisation import (
     Quantisation,
     Scheme,
 )
-from ..report import KeptModules, QuantisedWeights
+from ..report.stored import KeptModules, QuantisedWeights
 from ..spec import Module, each_module, each_tensor
 from .accounting import StoredForm
 

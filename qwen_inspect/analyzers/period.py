@@ -59,23 +59,25 @@ def deepen(shallow: KeptTrace, layers: int, period: int = 1) -> KeptTrace:
     made: list[Allocation] = []
     order: list[int] = []
     stages: list[Stage] = []
-    numbers: dict[Place, int] = {}
+    begun: dict[tuple[int, int | None], int] = {}  # the first allocation of each copy of a segment
     begins = {stage.first_event: stage.name for stage in shallow.stages}
-    for block, first, stop in segments:
+    for number, (block, first, stop) in enumerate(segments):
+        begin = _begin(number, block)
         for copy in _copies(block, blocks):
             shift = 0 if copy is None or block is None else period * (copy - block)
+            begun[begin, copy] = len(made)
             for index in range(first, stop):
                 if index in begins and copy in (None, 0):
                     stages.append(Stage(name=begins[index], first_event=len(order)))
                 entry = shallow.order[index]
                 if entry < 0:
                     segment, owner, ordinal = places[-1 - entry]
-                    for target in _targets(owner, block, copy, blocks):
-                        order.append(-1 - numbers[segment, target, ordinal])
+                    if owner is not None and copy is not None and block is not None:
+                        order.append(-1 - begun[segment, copy + owner - block] - ordinal)
+                    else:
+                        order += [-1 - begun[segment, target] - ordinal for target in _copies(owner, blocks)]
                     continue
                 coefficients, module, operator = shallow.allocations[entry]
-                segment, _, ordinal = places[entry]
-                numbers[segment, copy, ordinal] = len(made)
                 order.append(len(made))
                 made.append((coefficients, _shifted(module, shift) if shift else module, operator))
     return KeptTrace(stages=tuple(stages), allocations=tuple(made), order=tuple(order), made_by=shallow.made_by)
@@ -108,11 +110,15 @@ def _segments(trace: KeptTrace, period: int) -> list[tuple[int | None, int, int]
 def _places(trace: KeptTrace, segments: list[tuple[int | None, int, int]]) -> dict[int, Place]:
     places: dict[int, Place] = {}
     for number, (block, first, stop) in enumerate(segments):
-        # The segment of block 0 begins the pass of a block's segment; a segment of no block is its own.
-        begin = number if block is None else number - block
+        begin = _begin(number, block)
         made = [entry for entry in trace.order[first:stop] if entry >= 0]
         places |= {entry: (begin, block, ordinal) for ordinal, entry in enumerate(made)}
     return places
+
+
+def _begin(number: int, block: int | None) -> int:
+    """The segment of block 0 begins the pass of a block's segment; a segment of no block is its own."""
+    return number if block is None else number - block
 
 
 def _copies(block: int | None, blocks: int) -> tuple[int | None, ...]:
@@ -127,12 +133,3 @@ def _copies(block: int | None, blocks: int) -> tuple[int | None, ...]:
             return (blocks - 1,)
         case _:
             raise UnsupportedError("trace_no_period")
-
-
-def _targets(owner: int | None, block: int | None, copy: int | None, blocks: int) -> tuple[int | None, ...]:
-    """The blocks whose allocation a free frees in the deep trace, where that in the shallow one is `owner`'s."""
-    if owner is None:
-        return (None,)
-    if block is not None and copy is not None:
-        return (copy + owner - block,)
-    return _copies(owner, blocks)

@@ -6,12 +6,15 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ..checkpoint import BlockFormat, DType, Tensor
 from ..language import Message
-from ..report import Cause, Check, Unexplained
+from ..report.counts import Cause, Check, Unexplained
 from .accounting import StoredForm
-from .packing import Packing
+
+if TYPE_CHECKING:
+    from .packing import Packing
 
 ROLES = ("packed", "scales", "zeros", "group_index", "tables", "notes")
 # Causes whose elements are no parameters of their own.

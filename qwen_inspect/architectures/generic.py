@@ -144,6 +144,10 @@ class Generic:
         buffers = [_tensor(name, value) for name, value in self.model.named_buffers() if name in state]
         return tuple(part for buffer in buffers for part in self.stored_form(buffer))
 
+    def active_is_known(self, tree: Module) -> bool:
+        """Whether the parameters that a token uses can be told by the model's tree."""
+        return active_is_known(tree, self.model)
+
     @property
     def unloaded(self) -> tuple[str, ...]:
         """Regular expressions of stored names that the class leaves unloaded.

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..report import Calibration
 from . import header_cache
+
+if TYPE_CHECKING:
+    from ..report.measurement import Calibration
 
 NAME = "calibration.json"
 VERSION = 1
@@ -56,6 +58,8 @@ def _read() -> list[Calibration]:
 
 
 def _entry(one: dict[str, Any]) -> Calibration:
+    from ..report.measurement import Calibration
+
     sizes = one["context_bytes"], one["workspace_bytes"]
     names = one["gpu"], one["driver"], one["torch"], one["transformers"], one["date"]
     if not all(type(size) is int and 0 <= size < 1 << 50 for size in sizes):

@@ -16,7 +16,6 @@ from .safetensors_header import LENGTH_BYTES, header_length, parse_header
 from .strict_json import LONGEST_JSON_BYTES, parse_json
 from .transfer import Answer, Deadline, fetch, fetch_span, in_parallel, safe_name
 
-FIRST_ANSWER_SECONDS = 10.0
 RECENT_SECONDS = 300.0
 # The headers of Qwen3-235B-A22B's shards take up to 40,128 bytes, a single file's of 0.6B 35,552.
 WINDOW_BYTES = 64 * 1024

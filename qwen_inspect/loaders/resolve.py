@@ -6,17 +6,18 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..checkpoint import Adapter, Checkpoint, ModelRef
-from ..errors import AccessError, NetworkError, NotFoundError, QwenInspectError, UnavailableError, UsageError
+from ..errors import NotFoundError, QwenInspectError, UsageError
 from ..language import Message
-from . import catalog, local
-from .hub import FIRST_ANSWER_SECONDS, Hub, Listing, Progress, fetch_listing, load_kept, load_recent
-from .hub import load as load_from_hub
-from .transfer import Deadline
+from . import catalog
 
+if TYPE_CHECKING:
+    from .hub import Progress
+
+FIRST_ANSWER_SECONDS = 10.0
 DEFAULT_MODEL = "catalog:Qwen/Qwen3-0.6B"
 # Each hub's prefix, its module and its class, in the order in which a bare name is looked for.
 HUBS: Mapping[str, tuple[str, str]] = {"hf": ("huggingface", "HuggingFace"), "ms": ("modelscope", "ModelScope")}
@@ -124,112 +125,15 @@ def _with_base(stored: Checkpoint, adapter: Adapter, access: Access) -> Checkpoi
     return replace(base, ref=stored.ref, adapter=adapter, notices=notices)
 
 
-def list_files(ref: ModelRef, access: Access) -> Listing:
-    """A hub's listing of a model, in one request; a bare name is looked for on Hugging Face."""
-    if ref.source in ("local", "catalog"):
-        raise UsageError("compare_hubs_only", model=ref.id)
-    if access.offline or told_offline():
-        raise NetworkError("compare_offline")
-    hub = hub_of(next(iter(HUBS)) if ref.source == "auto" else ref.source)
-    return fetch_listing(hub, ref.id, ref.revision or hub.default_revision, Deadline.after(access.seconds))
-
-
 def _load(ref: ModelRef, access: Access) -> Checkpoint:
     match ref.source:
         case "local":
+            from . import local
+
             return local.load(ref, partial=access.partial)
         case "catalog":
             return catalog.load(ref)
-        case "auto":
-            return _load_named(ref, access, tuple(HUBS))
-        case pinned:
-            return _load_named(ref, access, (pinned,))
+        case source:
+            from .named import load_named  # a catalog's model needs nothing of what asks a hub
 
-
-def hub_of(source: str) -> Hub:
-    """A hub's module is imported when it is asked: their clients take 0.1 to 0.2 s."""
-    module, name = HUBS[source]
-    hub: Hub = getattr(import_module(f"{__package__}.{module}"), name)()
-    return hub
-
-
-def _load_named(ref: ModelRef, access: Access, sources: tuple[str, ...]) -> Checkpoint:
-    """From the clients' caches, then from the hubs in turn, and where none can be reached, from the catalog."""
-    hubs: list[Hub] = []
-    refused: list[QwenInspectError] = []
-    for source in sources:
-        try:
-            hubs.append(hub_of(source))
-        except UnavailableError as error:
-            if len(sources) == 1:
-                raise
-            refused.append(error)
-    for hub in hubs:
-        if (found := _from_client_cache(hub, ref, partial=False)) is not None:
-            return found
-    offline = access.offline or told_offline()
-    for hub in hubs:
-        if not offline:
-            if not access.refresh and (recent := load_recent(hub, ref)) is not None:
-                return recent
-            try:
-                return load_from_hub(hub, ref, seconds=access.seconds, progress=access.progress)
-            except (NetworkError, NotFoundError) as error:
-                refused.append(error)
-        elif (kept := load_kept(hub, ref, Message("from_kept"))) is not None:
-            return kept
-    return _without_a_hub(ref, access, hubs, refused, offline=offline, pinned=len(sources) == 1)
-
-
-def told_offline() -> bool:
-    """Whether the hubs' own variables forbid the network. Source: huggingface_hub 2.4, constants.HF_HUB_OFFLINE."""
-    told = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
-    return told.upper() in ("1", "ON", "YES", "TRUE")
-
-
-def _from_client_cache(hub: Hub, ref: ModelRef, *, partial: bool) -> Checkpoint | None:
-    """The model from a hub client's cache; None where it is not there, or not whole unless `partial`."""
-    found = hub.cached(ref.id, ref.revision or hub.default_revision)
-    if found is None:
-        return None
-    folder, revision = found
-    try:
-        place = ModelRef(source=hub.source, id=ref.id, revision=revision, path=folder, file=ref.file)
-        checkpoint = local.load(place, partial=partial)
-    except NotFoundError:
-        return None
-    if checkpoint.tensors is None and checkpoint.adapter is None and not partial:
-        return None
-    notice = Message("from_client_cache", source=Message(f"source_{hub.source}"), revision=revision)
-    others = tuple(message for message in checkpoint.notices if message.key != "config_alone")
-    return replace(checkpoint, notices=(notice, *others))
-
-
-def _without_a_hub(
-    ref: ModelRef,
-    access: Access,
-    hubs: list[Hub],
-    refused: list[QwenInspectError],
-    *,
-    offline: bool,
-    pinned: bool,
-) -> Checkpoint:
-    """What is left: part of a model in a cache, the catalog's entry, or the plain reason."""
-    unreachable = [error for error in refused if isinstance(error, NetworkError)]
-    missing = [error for error in refused if isinstance(error, NotFoundError | AccessError)]
-    if offline or access.partial:
-        for hub in hubs:
-            if (part := _from_client_cache(hub, ref, partial=True)) is not None:
-                return part
-    entries = catalog.entries()
-    if not pinned and not missing and ref.id in entries and ref.revision is None:
-        found = catalog.load(ModelRef(source="catalog", id=ref.id))
-        why = Message("offline_catalog") if offline else Message("unreachable_catalog", reason=unreachable[0].message)
-        return replace(found, notices=(why, *found.notices))
-    if missing:
-        raise missing[0]
-    if unreachable:
-        raise unreachable[0]
-    if offline:
-        raise NotFoundError("offline_pinned" if ref.id in entries else "offline_missing", id=ref.id)
-    raise refused[0]
+            return load_named(ref, access, tuple(HUBS) if source == "auto" else (source,))

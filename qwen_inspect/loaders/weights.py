@@ -20,7 +20,8 @@ from .hub import (
     missing_shards,
     weight_files,
 )
-from .resolve import Access, hub_of, told_offline
+from .named import hub_of, told_offline
+from .resolve import Access
 from .transfer import Deadline
 
 # What transformers reads beside the weights: configurations, tokenizers of every kind, chat templates.

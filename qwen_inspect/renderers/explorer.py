@@ -6,7 +6,7 @@ from typing import Any
 
 from ..exploration import Exploration
 from ..language import Language
-from ..report import MemoryReport
+from ..report.memory import MemoryReport
 from .blocks import Live
 
 TERMS = ("weights", "buffers", "cache", "state", "activations", "workspace", "rounding")  # of generating

@@ -11,19 +11,13 @@ from .. import __version__
 from ..checkpoint import ModelRef, Tensor
 from ..comparison import KINDS, Comparison, SideBySide, TensorChanges
 from ..errors import NotFoundError
-from ..language import Language
-from ..report import (
-    Alive,
-    CatalogEntry,
-    Footprint,
-    Generation,
-    Measurement,
-    MemoryReport,
-    Moment,
-    Report,
-    Run,
-    WholeReport,
-)
+from ..language import Language, Message
+from ..report.generation import Generation
+from ..report.listing import CatalogEntry
+from ..report.measurement import Difference, KeptMeasurement, Measurement, MemoryCause
+from ..report.memory import Alive, Footprint, MemoryReport, Moment, Run
+from ..report.model import Report
+from ..report.whole import WholeReport
 from ..spec import Module
 from .dtypes import by_dtype
 
@@ -305,18 +299,30 @@ def _memory(memory: MemoryReport, say: Language) -> dict[str, Any]:
         "predicted": _footprint(memory.predicted, run, say),
         "measured": None if memory.measured is None else _measured(memory.measured, run, say),
         "calibration": None if run.calibration is None else asdict(run.calibration),
-        "differences": [
-            {
-                "term": one.term,
-                "predicted": one.predicted,
-                "measured": one.measured,
-                "difference": one.difference,
-                "cause": say("comma").join(say(cause.message) for cause in one.causes) or None,
-                "causes": [{"cause": say(cause.message), "bytes": cause.size_bytes} for cause in one.causes],
-                "residual": one.residual,
-            }
-            for one in memory.differences
-        ],
+        "differences": [_memory_difference(one, say) for one in memory.differences],
+    }
+
+
+def _memory_difference(one: Difference, say: Language) -> dict[str, Any]:
+    return {
+        "term": one.term,
+        "predicted": one.predicted,
+        "measured": one.measured,
+        "difference": one.difference,
+        "cause": say("comma").join(say(cause.message) for cause in one.causes) or None,
+        "causes": [_memory_cause(cause, say) for cause in one.causes],
+        "residual": one.residual,
+    }
+
+
+def _memory_cause(cause: MemoryCause, say: Language) -> dict[str, Any]:
+    """In a sentence, and by key and values, from which it can be told in the other language."""
+    values = {name: value.key if isinstance(value, Message) else value for name, value in cause.message.values.items()}
+    return {
+        "cause": say(cause.message),
+        "key": cause.message.key,
+        "values": values,
+        "bytes": cause.size_bytes,
     }
 
 
@@ -355,6 +361,18 @@ def _whole(whole: WholeReport, say: Language) -> dict[str, Any]:
             {key: value for key, value in _memory(memory, say).items() if key in ("workload", "predicted")}
             for memory in whole.memory
         ],
+        "measured": [_kept_measurement(kept, say) for kept in whole.measured],
+    }
+
+
+def _kept_measurement(kept: KeptMeasurement, say: Language) -> dict[str, Any]:
+    return {
+        "file": kept.path,
+        "device": kept.device,
+        "versions": dict(kept.versions),
+        "partial": kept.is_partial,
+        "workload": {**_workload(kept.run), "dtype": kept.dtype, "cache_dtype": None},
+        "differences": [_memory_difference(one, say) for one in kept.differences],
     }
 
 

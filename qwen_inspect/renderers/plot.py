@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from ..language import Language
-from ..report import Course, MemoryReport
+from ..report.course import Course
+from ..report.memory import MemoryReport
 from ..units import GIB, KIB, MIB, count, size
 from .svg import element, fill, fitted, path, picture, rectangle, text, text_width
 

@@ -8,7 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from .. import __version__
-from ..report import Figure, MemoryReport, WholeReport
+from ..report.measurement import KeptMeasurement
+from ..report.memory import MemoryReport
+from ..report.whole import Figure, WholeReport
 
 FORMAT_VERSION = 1
 SUFFIX = ".figures.json"
@@ -76,6 +78,7 @@ def figures(whole: WholeReport) -> dict[str, Figure]:
                         },
                     },
                     "memory": {str(memory.run.prompt_tokens): _memory(memory) for memory in whole.memory},
+                    "measured": {str(place): _measured(kept) for place, kept in enumerate(whole.measured, 1)},
                 }
             )
         ),
@@ -93,6 +96,14 @@ def _memory(memory: MemoryReport) -> dict[str, Any]:
             for name, moment in moments.items()
         },
         "peak_reserved_bytes": footprint.peak_reserved,
+    }
+
+
+def _measured(kept: KeptMeasurement) -> dict[str, Any]:
+    names = ("predicted", "measured", "residual")
+    return {
+        "device": kept.device,
+        **{f"{one.term}.{name}_bytes": getattr(one, name) for one in kept.differences for name in names},
     }
 
 

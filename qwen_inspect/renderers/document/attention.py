@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ...language import Language
-from ...report import AnyLayerAttention, LayerAttention, LinearLayerAttention, OtherLayerAttention, Report
+from ...report.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention, OtherLayerAttention
+from ...report.model import Report
 from ...units import count, size
 from ..blocks import Block, Heading, Items, Paragraph, Table
 from . import View

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...language import Language
-from ...report import Drift, Expectation, Figure, ReportCheck, WholeReport
+from ...report.whole import Drift, Expectation, Figure, ReportCheck, WholeReport
 from ...units import count, short_count, size
 from ..blocks import Block, Heading, Items, Paragraph, Table
 

@@ -8,7 +8,8 @@ from itertools import groupby
 from typing import TypeVar
 
 from ...language import Language
-from ...report import Check, Report
+from ...report.counts import Check
+from ...report.model import Report
 from ...spec import Module
 from ...units import count, mib, percent, short_count, signed, size
 from ..blocks import Block, Fields, Heading, Items, Paragraph, Table

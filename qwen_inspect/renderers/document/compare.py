@@ -8,7 +8,8 @@ from string import ascii_uppercase
 from ...checkpoint import Tensor
 from ...comparison import KINDS, Comparison, ConfigRow, FactRow, SideBySide, TensorChange, TensorChanges
 from ...language import Language
-from ...report import FilePair, FilesComparison, Report
+from ...report.listing import FilePair, FilesComparison
+from ...report.model import Report
 from ...units import count, signed, size
 from ..blocks import Block, Folded, Heading, Items, Paragraph, Table
 from . import View

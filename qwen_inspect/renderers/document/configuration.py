@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...language import Language
-from ...report import LayerAttention, LinearLayerAttention, Report
+from ...report.attention import LayerAttention, LinearLayerAttention
+from ...report.model import Report
 from ...spec import DenseMlp, GatedAttention, LinearAttention, MoeMlp
 from ...units import count, short_count
 from ..blocks import Block, Code, Heading, Items, Paragraph, Table

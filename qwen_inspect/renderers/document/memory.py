@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...language import Language
-from ...report import Alive, Footprint, MemoryReport, Moment, Report
+from ...report.memory import Alive, Footprint, MemoryReport, Moment
+from ...report.model import Report
 from ...units import count, size
 from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
 from . import View

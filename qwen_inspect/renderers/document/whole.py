@@ -9,7 +9,10 @@ from itertools import groupby
 
 from ... import __version__
 from ...language import Language, Message
-from ...report import Check, MemoryReport, Moment, Report, WholeReport
+from ...report.counts import Check
+from ...report.memory import MemoryReport, Moment
+from ...report.model import Report
+from ...report.whole import WholeReport
 from ...spec import MoeMlp, each_tensor
 from ...units import count, percent, short_count, signed, size
 from ..blocks import Block, Code, Fields, Figure, Heading, Items, Paragraph, Table, Tree
@@ -18,6 +21,7 @@ from . import View
 from .attention import cache_table, worked_through
 from .common import check_blocks, component_table, identity, parameter_fields
 from .configuration import explained, techniques, worked_sums
+from .measured import causes, difference_table
 from .memory import live_blocks, terms_of
 from .parameters import grouping, layer_breakdown, witness_table
 from .structure import attention_table, cache_fields, cache_notes, tree_node
@@ -65,6 +69,7 @@ def blocks(whole: WholeReport, say: Language, view: View) -> Sequence[Block]:
         Items(cache_notes(report, say), numbered=True),
         Heading(say("heading_report_memory")),
         *memory_blocks(whole, say),
+        *measured_blocks(whole, say),
         *(page_blocks(whole, say) if view.live else []),
         Heading(say("heading_reproduce")),
         Paragraph(say("reproduce_note", version=__version__)),
@@ -271,6 +276,33 @@ def moments_table(memories: Sequence[MemoryReport], say: Language, name: str) ->
     return Table(columns, [*rows, *sums], "l" + "r" * len(memories), totals=len(sums))
 
 
+def measured_blocks(whole: WholeReport, say: Language) -> list[Block]:
+    """What was measured of the model, run by run, each term beside its prediction and with the causes of the difference."""
+    if not whole.measured:
+        return []
+    made: list[Block] = [Heading(say("heading_report_measured")), Paragraph(say("report_measured_origin"))]
+    for kept in whole.measured:
+        run = kept.run
+        rows = [
+            (say("field_file"), kept.path),
+            (say("field_device"), kept.device),
+            (say("field_mode"), say(f"mode_{run.mode}")),
+            (say("field_batch"), count(run.batch)),
+            (say("field_prompt"), count(run.prompt_tokens)),
+            *([(say("field_new"), count(run.new_tokens))] if run.mode == "generate" else []),
+            (say("field_kernel"), run.attention),
+            *kept.versions,
+        ]
+        made += [
+            Heading(say("heading_measured_run", device=kept.device, tokens=run.prompt_tokens), 3),
+            Fields(rows),
+            *([Paragraph(say("report_measured_partial"))] if kept.is_partial else []),
+            difference_table(kept.differences, say),
+            *nested(causes(kept.differences, say)),
+        ]
+    return made
+
+
 # --- the command
 
 
@@ -285,6 +317,8 @@ def command(whole: WholeReport) -> str:
     words += ["--batch", str(request.batch), "--new-tokens", str(request.new_tokens)]
     if request.instantiate:
         words.append("--instantiate")
+    for path in request.measured:
+        words += ["--measured", path]
     return " ".join(map(_quoted, [*words, "-o", "reports"]))
 
 

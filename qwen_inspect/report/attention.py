@@ -1,0 +1,142 @@
+"""Each layer's attention: heads as counted, states, or what is known of what a class caches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from ..spec import heads_kind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..language import Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerAttention:
+    """One layer's softmax attention: heads as counted, `window_tokens` None where it sees every earlier token.
+
+    gated: q_proj has as many rows again, for a gate on the output.
+    """
+
+    index: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    window_tokens: int | None
+    gated: bool = False
+
+    @property
+    def kind(self) -> str:
+        return heads_kind(self.query_heads, self.kv_heads)
+
+    @property
+    def span(self) -> str:
+        """What it sees: "full" or "sliding"."""
+        return "full" if self.window_tokens is None else "sliding"
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """All that makes one layer's attention equal to another's; 0 stands for no window."""
+        return self.query_heads, self.kv_heads, self.head_dim, self.window_tokens or 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearLayerAttention:
+    """One layer's linear attention: as many heads as states, and how wide a key and a value of each is."""
+
+    index: int
+    key_heads: int
+    value_heads: int
+    key_head_dim: int
+    value_head_dim: int
+    conv_kernel: int
+
+    @property
+    def kind(self) -> str:
+        return "linear"
+
+    @property
+    def span(self) -> str:
+        return "linear"
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """All that makes one layer's attention equal to another's."""
+        return self.key_heads, self.value_heads, self.key_head_dim, self.value_head_dim, self.conv_kernel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherLayerAttention:
+    """A layer known by what transformers caches of it alone. cache_kind: as `CacheLayer.kind`."""
+
+    index: int
+    cache_kind: str
+    window_tokens: int | None
+
+    @property
+    def kind(self) -> str:
+        return "MLA" if self.cache_kind == "latent" else self.cache_kind
+
+    @property
+    def span(self) -> str:
+        return self.cache_kind
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """All that makes one layer's attention equal to another's, beside its kind; 0 stands for no window."""
+        return (self.window_tokens or 0,)
+
+
+AnyLayerAttention = LayerAttention | LinearLayerAttention | OtherLayerAttention
+WITH_STATES, WITHOUT_CACHE = ("linear", "recurrent", "convolution", "hybrid"), ("shared", "none")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionReport:
+    """Each layer's attention by the configuration and, where files were read, by the shapes of the projections."""
+
+    by_config: tuple[AnyLayerAttention, ...]
+    by_shapes: tuple[AnyLayerAttention, ...] | None
+    findings: tuple[Message, ...]
+
+    @property
+    def layers(self) -> tuple[AnyLayerAttention, ...]:
+        """The shapes where they were read: they decide what the model does."""
+        return self.by_shapes or self.by_config
+
+    @property
+    def softmax(self) -> tuple[LayerAttention, ...]:
+        """The layers whose heads are known, each with keys and values; a model of a family that is described here has one."""
+        return tuple(layer for layer in self.layers if isinstance(layer, LayerAttention))
+
+    @property
+    def linear(self) -> tuple[LinearLayerAttention, ...]:
+        """The layers that keep a state of constant size."""
+        return tuple(layer for layer in self.layers if isinstance(layer, LinearLayerAttention))
+
+    @property
+    def kind(self) -> str:
+        """MHA, GQA or MQA; "mixed" where layers differ, "hybrid" where some of them are linear."""
+        kinds = {layer.kind for layer in self.layers if layer.kind not in WITHOUT_CACHE} or {"none"}
+        if self.linear or (len(kinds) > 1 and kinds & set(WITH_STATES)):
+            return "hybrid"
+        return kinds.pop() if len(kinds) == 1 else "mixed"
+
+    @property
+    def pattern(self) -> tuple[tuple[str, int], ...] | None:
+        """What each layer sees, as runs of the shortest stretch that repeats: (("linear", 3), ("full", 1)).
+
+        None where all layers see alike, or no stretch repeats.
+        """
+        spans = [layer.span for layer in self.layers]
+        for length in range(2, len(spans) // 2 + 1):
+            if len(spans) % length == 0 and spans == spans[:length] * (len(spans) // length):
+                return _run_lengths(spans[:length]) if len(set(spans)) > 1 else None
+        return None
+
+
+def _run_lengths(words: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    return tuple((word, len(list(run))) for word, run in groupby(words))

@@ -1,0 +1,91 @@
+"""Parameters by witness and by use, and two witnesses held against each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..language import Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterCounts:
+    """Parameters by witness and by use.
+
+    theory: predicted from the configuration, tied weights once. instantiated: what transformers builds. stored: elements
+    in the files, tied copies included. stored_predicted: the same as the release's layout predicts it. unique: parameters
+    in the files, tied copies once; by theory where no file was read. active: None where it cannot be told. buffers: elements that
+    no training changes.
+    """
+
+    theory: int
+    instantiated: int | None
+    stored: int | None
+    stored_predicted: int | None
+    unique: int
+    active: int | None
+    embedding: int
+    head: int
+    buffers: int
+
+    @property
+    def non_embedding(self) -> int:
+        """What model cards call so: without the input embedding and without an output layer of its own."""
+        return self.theory - self.embedding - self.head
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Component:
+    """A row of the statistics. `share_basis_points`: hundredths of a per cent, which add up to 10,000 over all rows."""
+
+    name: str
+    parameters: int
+    size_bytes: int
+    share_basis_points: int
+    tied_to: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """A named reason why two witnesses differ: by how many parameters, in how many tensors (0 parameters: told, not counted)."""
+
+    name: str
+    message: Message
+    parameters: int
+    tensors: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unexplained:
+    """A tensor that nothing accounts for. kind: "missing", "unexpected", "reshaped" or "retyped"."""
+
+    kind: str
+    name: str
+    parameters: int
+    expected: str | None = None
+    found: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """Two witnesses' counts, the causes of the difference, and the tensors that no cause accounts for."""
+
+    left: str
+    right: str
+    left_parameters: int
+    right_parameters: int
+    causes: tuple[Cause, ...] = ()
+    unexplained: tuple[Unexplained, ...] = ()
+
+    @property
+    def difference(self) -> int:
+        return self.right_parameters - self.left_parameters
+
+    @property
+    def residual(self) -> int:
+        return self.difference - sum(cause.parameters for cause in self.causes)
+
+    @property
+    def agrees(self) -> bool:
+        return self.residual == 0 and not self.unexplained

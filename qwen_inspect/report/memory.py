@@ -1,0 +1,150 @@
+"""A run and its footprint on a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..errors import QwenInspectError
+    from ..exploration import Exploration
+    from ..language import Message
+    from .course import Course
+    from .measurement import Calibration, Difference, Measurement
+    from .model import Report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """What the allocator holds at one moment of a run, in bytes that add up: requested by use, and what rounding adds.
+
+    activations: None where no trace tells them; `allocated` is then without them. All but the weights are None where the
+    architecture is not known, and then so is what is allocated. total: what is allocated where it was read, not added up.
+    """
+
+    stage: str
+    weights: int
+    buffers: int | None = None
+    cache: int | None = None
+    state: int | None = None
+    gradients: int | None = None
+    optimizer: int | None = None
+    activations: int | None = None
+    workspace: int | None = None
+    rounding: int | None = None
+    total: int | None = None
+
+    @property
+    def allocated(self) -> int | None:
+        if self.total is not None:
+            return self.total
+        total = self.weights + (self.activations or 0)
+        for term in (
+            self.buffers,
+            self.cache,
+            self.state,
+            self.gradients,
+            self.optimizer,
+            self.workspace,
+            self.rounding,
+        ):
+            if term is None:
+                return None
+            total += term
+        return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alive:
+    """Storages alike that were alive at the peak: where they were made, by what, how many, and their bytes as requested."""
+
+    component: str
+    operator: str
+    storages: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """A run's memory on a GPU. steady: at its end, with the cache full. context_bytes: outside the allocator,
+    None where unmeasured.
+
+    method: "trace", "formula", or "stored" where the architecture is not known. A formula knows no activations: its peak is None,
+    and nothing stands in for it. course: the way there, for a plot; None where nobody asked for it.
+    """
+
+    method: str
+    steady: Moment
+    peak: Moment | None
+    peak_reserved: int | None
+    context_bytes: int | None
+    alive: tuple[Alive, ...]
+    assumptions: tuple[Message, ...]
+    provenance: str
+    course: Course | None = field(default=None, compare=False)
+
+    @property
+    def steady_allocated_bytes(self) -> int | None:
+        return self.steady.allocated
+
+    @property
+    def peak_allocated_bytes(self) -> int | None:
+        return None if self.peak is None else self.peak.allocated
+
+    @property
+    def peak_reserved_bytes(self) -> int | None:
+        return self.peak_reserved
+
+    @property
+    def total_bytes(self) -> int | None:
+        """Segments and context; None where the context was not measured."""
+        return (
+            None
+            if self.peak_reserved is None or self.context_bytes is None
+            else self.peak_reserved + self.context_bytes
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What is to be run on the device, for a footprint. allocator: PYTORCH_CUDA_ALLOC_CONF's text.
+
+    optimizer, checkpointing, trained (a regular expression on parameters' names): of training alone. cache_format: as in
+    `Workload`. device: "cuda", or "cpu", whose allocator rounds nothing and keeps nothing.
+    """
+
+    mode: str = "generate"
+    batch: int = 1
+    prompt_tokens: int = 2048
+    new_tokens: int = 128
+    attention: str = "sdpa"
+    loader: str = "warmup"
+    gpu: str = "sm_80"
+    allocator: str = ""
+    optimizer: str = "adamw_foreach"
+    checkpointing: bool = False
+    trained: str = ""
+    cache_format: str = "auto"
+    device: str = "cuda"
+    calibration: Calibration | None = None
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of each sequence in the cache when it is fullest; the last new token is not fed back."""
+        return self.prompt_tokens + (self.new_tokens - 1 if self.mode == "generate" else 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryReport:
+    """A model's footprint for a run, and the same as measured. refusal: why it is not the whole answer, where it is not.
+
+    exploration: the run for any other workload, for a page; None where nobody asked for it, or where it is not known.
+    """
+
+    report: Report
+    run: Run
+    predicted: Footprint
+    refusal: QwenInspectError | None = None
+    measured: Measurement | None = None
+    differences: tuple[Difference, ...] = ()
+    exploration: Exploration | None = field(default=None, compare=False)

@@ -1,0 +1,118 @@
+"""All that follows from a configuration, and all that was found about a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from ..checkpoint import ModelRef, Release, StoredFile, Tensor
+    from ..errors import QwenInspectError
+    from ..language import Message
+    from ..spec import ModelSpec, Module
+    from .attention import AttentionReport
+    from .cache import CacheReport, EngineCache, Workload
+    from .counts import Check, Component, ParameterCounts
+    from .generation import Generation
+    from .stored import AdapterWeights, QuantisedWeights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Design:
+    """Everything that follows from a configuration of a known architecture.
+
+    attention, cache: None where what transformers caches is not settled; cache_refusal says why, as an error that a command
+    raises which needs them. quantised: None where it is not. weights: what a model loaded as stored holds of them, None where
+    that is the tree's tensors.
+    """
+
+    spec: ModelSpec
+    tree: Module
+    parameters: ParameterCounts
+    components: tuple[Component, ...]
+    checks: tuple[Check, ...]
+    attention: AttentionReport | None
+    cache: CacheReport | None
+    engines: tuple[EngineCache, ...]
+    quantised: QuantisedWeights | None = None
+    weights: tuple[Tensor, ...] | None = None
+    adapter: AdapterWeights | None = None
+    cache_refusal: QwenInspectError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A model's identity, what is stored, and its design (None where the architecture is unknown; notices say why).
+
+    refusal: why there is no design, as an error that a command raises which needs one. tensors: as stored, or as a release's
+    layout predicts them where `tensors_origin` is "theory"; None where neither is known. generation: None unless asked for.
+    """
+
+    ref: ModelRef
+    config: Mapping[str, Any] | None
+    tensors: tuple[Tensor, ...] | None
+    tensors_origin: str | None
+    files: tuple[StoredFile, ...]
+    release: Release | None
+    workload: Workload
+    notices: tuple[Message, ...]
+    design: Design | None
+    refusal: QwenInspectError | None = None
+    generation: Generation | None = None
+
+    @property
+    def known(self) -> Design:
+        """The design, for the commands that need one; `pipeline` refuses models that have none before it comes to this."""
+        assert self.design is not None
+        return self.design
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.known.spec
+
+    @property
+    def tree(self) -> Module:
+        return self.known.tree
+
+    @property
+    def parameters(self) -> ParameterCounts:
+        return self.known.parameters
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        return self.known.components
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        return self.known.checks
+
+    @property
+    def attention(self) -> AttentionReport:
+        """Raises the refusal where it is not settled."""
+        if self.known.attention is None:
+            raise self._cache_refusal
+        return self.known.attention
+
+    @property
+    def cache(self) -> CacheReport:
+        """Raises the refusal where it is not settled."""
+        if self.known.cache is None:
+            raise self._cache_refusal
+        return self.known.cache
+
+    @property
+    def _cache_refusal(self) -> QwenInspectError:
+        assert self.known.cache_refusal is not None
+        return self.known.cache_refusal
+
+    @property
+    def engines(self) -> tuple[EngineCache, ...]:
+        return self.known.engines
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The context asked for, else the model's limit."""
+        return self.workload.context_tokens or (self.design.spec.context_tokens if self.design else None)
