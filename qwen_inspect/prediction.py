@@ -83,18 +83,20 @@ def _shows_cache(footprint: Footprint, report: Report, run: Run) -> bool:
 
 
 def explored(memory: MemoryReport) -> MemoryReport:
-    """The same with what a page needs to work out any other workload; without, where only this one's figures are known."""
+    """The same with what a page needs to work out any other workload; without, where only this one's figures are known.
+
+    Where a trace tells of this workload alone (a hybrid's makes no polynomials), what is held at the end goes by the formula.
+    """
     report, run = memory.report, memory.run
     if report.design is None or run.mode != "generate" or run.device != "cuda":
         return memory
     from .analyzers.explore import explore_formula, explore_trace
 
-    if memory.predicted.method == "formula":
-        found = explore_formula(report.tree, report.cache, run, weights=report.known.weights)
-    elif _is_point(run) and (kept := kept_trace(report.spec, run.attention)) is not None:
+    kept = kept_trace(report.spec, run.attention) if memory.predicted.method == "trace" and _is_point(run) else None
+    if kept is not None:
         found = explore_trace(kept, run)
     else:
-        return memory
+        found = explore_formula(report.tree, report.cache, run, weights=report.known.weights)
     return replace(memory, exploration=found)
 
 

@@ -710,6 +710,7 @@ TEXT: dict[str, str] = {
     "figure_more_kinds": "… and {kinds} more kinds, not drawn",
     "heading_explore": "Memory for another workload",
     "explore_intro": "The sliders work everything out again in this page, through the same trace or formula and the same model of CUDA's allocator: the figures are those that the command line gives, to the byte. A click on a bar chooses it.",
+    "explore_intro_end": "The trace tells of the run above alone. For any other, the sliders work out by formula, in this page, what is held at the end; activations and the peak need the command line. A click on a bar chooses it.",
     "explore_noscript": "Without JavaScript this part of the page is empty: memory --batch, --context and --new-tokens tell the same.",
     "explore_by_context": "Peak by prompt tokens, the batch as chosen",
     "explore_by_batch": "Peak by batch, the prompt as chosen",

@@ -710,6 +710,7 @@ TEXT: dict[str, str] = {
     "figure_more_kinds": "……另有 {kinds} 种，未画出",
     "heading_explore": "其他负载下的显存",
     "explore_intro": "拖动滑块时，页面会用同一追踪（或公式）和同一 CUDA 分配器模型重新计算，数字与命令行逐字节一致。点击柱形即可选中。",
+    "explore_intro_end": "追踪只对应上面这一次运行。对于其他设置，滑块在页面内按公式计算运行结束时占用的显存；激活值与峰值请用命令行计算。点击柱形即可选中。",
     "explore_noscript": "未启用 JavaScript 时此处为空：memory --batch、--context 和 --new-tokens 给出同样的数字。",
     "explore_by_context": "不同提示词长度下的峰值（批大小为所选值）",
     "explore_by_batch": "不同批大小下的峰值（提示词长度为所选值）",

@@ -50,9 +50,10 @@ def live_blocks(memory: MemoryReport, say: Language) -> list[Block]:
 
     made: list[Block] = []
     if memory.exploration is not None:
+        same = memory.exploration.method == memory.predicted.method
         made += [
             Heading(say("heading_explore")),
-            Paragraph(say("explore_intro")),
+            Paragraph(say("explore_intro" if same else "explore_intro_end")),
             explorer(memory, memory.exploration, say),
         ]
     if memory.report.design is not None:
