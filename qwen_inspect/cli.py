@@ -118,8 +118,13 @@ def _show(options: argparse.Namespace, say: Language) -> int:
             return _memory_verdict(memory, options, say)
         if options.command == "diagram":
             return _diagram(report, options, say)
+        if options.command == "attention" and options.plot is not None:
+            from .renderers.cache_plot import cache_plot
+
+            _write_picture(cache_plot(report, say), options.plot, options, say)
     chosen = ("expand", "depth", "first_layer", "explain", "sort", "top")
-    view = View(**{name: getattr(options, name) for name in chosen if hasattr(options, name)})
+    wanted = {name: getattr(options, name) for name in chosen if hasattr(options, name)}
+    view = View(live=options.format == "html", **wanted)
     _write(_text(options, subject, say, view), options, say)
     return 0 if report is None else _verdict(report, options, say)
 
@@ -582,6 +587,7 @@ def _attention_options(command: argparse.ArgumentParser, say: Language) -> None:
     _model_options(command, say)
     command.add_argument("--expand", action="store_true", help=say("help_expand"))
     _workload_options(command, say)
+    command.add_argument("--plot", metavar="FILE", help=say("help_cache_plot"))
 
 
 def _run_options(command: argparse.ArgumentParser, say: Language) -> None:

@@ -1,6 +1,6 @@
 """`report`: a request -> a model's whole report -> its files; committed reports and expectations held against it.
 
-A report is three files: the document, its figure (Markdown alone needs one beside it), and a record of its figures with the
+A report is the document, its pictures (Markdown alone needs them beside it), and a record of its figures with the
 request, by which a later run can ask again and compare number by number.
 """
 
@@ -157,10 +157,9 @@ def files(whole: WholeReport) -> dict[str, str]:
     """The names and contents of a report's files, the document first and the record of its figures last."""
     written = {document_name(whole): rendered(whole)}
     if whole.request.form == "md":
-        from .renderers.document.whole import architecture
+        from .renderers.document.whole import pictures
 
-        picture = architecture(whole, Language(whole.request.language))
-        written[picture.file] = picture.svg
+        written |= {picture.file: picture.svg for picture in pictures(whole, Language(whole.request.language))}
     digests = {name: _digest(text) for name, text in written.items()}
     return {**written, document_name(whole) + SUFFIX: record.render(whole, digests)}
 

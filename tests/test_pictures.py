@@ -13,12 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_inspect.analyzers.course import FEWEST_POINTS, thinned
+from qwen_inspect.checkpoint import Checkpoint, ModelRef
 from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.output import write_whole
-from qwen_inspect.pipeline import inspect
+from qwen_inspect.pipeline import analyse, inspect
 from qwen_inspect.prediction import predict
+from qwen_inspect.renderers.cache_plot import cache_course, cache_plot
 from qwen_inspect.renderers.plot import MOST_TICKS, axis_ticks, timeline_plot
 from qwen_inspect.renderers.svg import fitted, lacks_glyphs, picture, png, text, text_width
+from qwen_inspect.report.cache import CacheLayer, CacheReport
 from qwen_inspect.report.course import Course, CourseStage
 from qwen_inspect.report.memory import Footprint
 
@@ -247,3 +250,79 @@ def test_png_without_its_extra_names_the_line_that_installs_it(tmp_path: Path) -
 def test_bytes_are_written_as_they_are(tmp_path: Path) -> None:
     write_whole(str(tmp_path / "x"), b"\r\n\x00\xff", overwrite=False)
     assert (tmp_path / "x").read_bytes() == b"\r\n\x00\xff"
+
+
+# --- the cache against the context
+
+NEXT_STATES = 36 * (32 * 128 * 128 * 4 + 4 * 8192 * 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "totals"),
+    [
+        # 28 layers x 8 KV heads x 128 x (K, V) x 2 bytes = 114,688 a token, from nothing.
+        ("Qwen/Qwen3-0.6B", {0: 0, 40_960: 114_688 * 40_960}),
+        # 12 of 48 layers keep 2 x 2 x 256 x 2 = 2,048 bytes a token; 36 have 32 states of 128 x 128 in float32, and 4 columns
+        # of 8,192 channels in bfloat16 (transformers 5.23, held against its own cache in test_hybrids).
+        ("Qwen/Qwen3-Next-80B-A3B-Instruct", {0: NEXT_STATES, 262_144: NEXT_STATES + 12 * 2048 * 262_144}),
+    ],
+)
+def test_the_cache_is_drawn_from_its_own_figures(model: str, totals: dict[int, int]) -> None:
+    course = cache_course(inspect(model, source="catalog").cache, batch=1, longest=max(totals))
+    assert dict(zip(course.contexts, course.totals, strict=True)) == totals
+
+
+@given(
+    layers=st.lists(
+        st.tuples(
+            st.integers(0, 1 << 20), st.lists(st.integers(0, 1 << 24), max_size=2), st.none() | st.integers(2, 5000)
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    batch=st.integers(1, 300),
+    longest=st.integers(1, 1 << 20),
+    within=st.floats(0, 1),
+)
+def test_between_its_points_the_drawn_cache_is_a_straight_line(
+    layers: list[tuple[int, list[int], int | None]], batch: int, longest: int, within: float
+) -> None:
+    """What stands at any context by `size_bytes` lies on the line between the two points that are drawn beside it."""
+    cache = CacheReport(
+        dtype="bfloat16",
+        layers=tuple(
+            CacheLayer(
+                index=index, kind="full", bytes_per_token=bytes_, states_bytes=tuple(states), window_tokens=window
+            )
+            for index, (bytes_, states, window) in enumerate(layers)
+        ),
+    )
+    course = cache_course(cache, batch=batch, longest=longest)
+    assert list(course.contexts) == sorted(set(course.contexts))
+    tokens = round(within * longest)
+    right = next(index for index, context in enumerate(course.contexts) if context >= max(tokens, 1))
+    left = right - 1
+    (first, low), (last, high) = ((course.contexts[one], course.totals[one]) for one in (left, right))
+    assert (cache.size_bytes(tokens=tokens, batch=batch) - low) * (last - first) == (high - low) * (tokens - first)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("name", ["model", *HOSTILE_NAMES])
+def test_nothing_in_a_cache_plot_overlaps_or_is_cut(name: str, language: str) -> None:
+    for config in (
+        TINY_QWEN3,
+        {**TINY_QWEN3, "use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1},
+    ):
+        report = analyse(Checkpoint(ref=ModelRef(source="local", id=name), config=config, tensors=None))
+        assert_nothing_overlaps_or_is_cut(cache_plot(report, Language(language)))
+
+
+def test_a_cache_is_plotted_beside_its_table(tmp_path: Path) -> None:
+    plot = tmp_path / "cache.svg"
+    done = run("attention", "catalog:Qwen/Qwen3-Next-80B-A3B-Instruct", "--plot", plot)
+    assert done.code == 0
+    texts = [box.content for box in text_boxes(parsed(plot.read_text()))]
+    assert "6.07 GiB in all" in texts  # 6.00 GiB of 262,144 tokens and 36 states, 74.25 MiB
+    page = run("attention", "--format", "html")
+    assert "KV cache by context" in page.out
+    assert run("attention", "--plot", tmp_path / "cache.txt").code == 2

@@ -86,9 +86,9 @@ def timeline_plot(course: Course, say: Language, *, title: str, caption: str, me
     return picture(
         WIDTH,
         height + MARGIN,
-        *_heading(title, caption),
+        *heading(title, caption),
         *_stages(course, say, axes),
-        *_grid(ticks, axes),
+        *grid(ticks, axes),
         *_areas(course, axes),
         *_lines(course, measured, axes),
         *_peak(course, say, axes),
@@ -121,7 +121,7 @@ def axis_ticks(highest_bytes: float) -> list[tuple[int, str]]:
     ]
 
 
-def _heading(title: str, caption: str) -> Iterator[str]:
+def heading(title: str, caption: str) -> Iterator[str]:
     room = RIGHT - MARGIN
     baseline = MARGIN + TITLE_SIZE - 2
     yield text(fitted(title, room, TITLE_SIZE, bold=True), MARGIN, baseline, size=TITLE_SIZE, bold=True)
@@ -147,7 +147,7 @@ def _stages(course: Course, say: Language, axes: Axes) -> Iterator[str]:
         yield text(label, (left + right) / 2, axes.top - 8, anchor="middle", size=SMALL)
 
 
-def _grid(ticks: Sequence[tuple[int, str]], axes: Axes) -> Iterator[str]:
+def grid(ticks: Sequence[tuple[int, str]], axes: Axes) -> Iterator[str]:
     for value, label in ticks:
         y = axes.y(value)
         yield path(f"M{axes.left:.1f} {y:.1f}H{RIGHT:.1f}", "grid")

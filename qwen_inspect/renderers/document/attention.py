@@ -9,7 +9,7 @@ from ...language import Language
 from ...report.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention, OtherLayerAttention
 from ...report.model import Report
 from ...units import count, size
-from ..blocks import Block, Heading, Items, Paragraph, Table
+from ..blocks import Block, Figure, Heading, Items, Paragraph, Table
 from . import View
 from .common import grouped, identity, notices, runs, span, spans
 from .structure import attention_found, attention_table, cache_fields, cache_notes
@@ -29,10 +29,18 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
         Heading(say("heading_cache")),
         cache_table(report, say, view),
         cache_fields(report, say),
+        *(cache_figure(report, say) if view.live else []),
         *engine_blocks(report, say),
         Heading(say("heading_cache_notes")),
         Items(cache_notes(report, say), numbered=True),
     ]
+
+
+def cache_figure(report: Report, say: Language) -> list[Block]:
+    """For a page: the cache against the context."""
+    from ..cache_plot import cache_plot
+
+    return [Figure(cache_plot(report, say), say("cache_figure", name=report.ref.id), "")]
 
 
 def worked_through(report: Report, say: Language) -> list[Block]:

@@ -16,6 +16,7 @@ from ...report.whole import WholeReport
 from ...spec import MoeMlp, each_tensor
 from ...units import count, percent, short_count, signed, size
 from ..blocks import Block, Code, Fields, Figure, Heading, Items, Paragraph, Table, Tree
+from ..cache_plot import cache_plot
 from ..figure import architecture_figure
 from . import View
 from .attention import cache_table, worked_through
@@ -64,6 +65,7 @@ def blocks(whole: WholeReport, say: Language, view: View) -> Sequence[Block]:
         cache_table(report, say, view),
         cache_fields(report, say),
         Heading(say("heading_cache_contexts"), 3),
+        cache_figure(whole, say),
         contexts_table(whole, say),
         Heading(say("heading_cache_notes"), 3),
         Items(cache_notes(report, say), numbered=True),
@@ -128,6 +130,16 @@ def architecture(whole: WholeReport, say: Language) -> Figure:
         say("report_figure", name=whole.report.ref.id),
         f"{whole.name}.{say.code}.svg",
     )
+
+
+def cache_figure(whole: WholeReport, say: Language) -> Figure:
+    name = say("cache_figure", name=whole.report.ref.id)
+    return Figure(cache_plot(whole.report, say), name, f"{whole.name}.cache.{say.code}.svg")
+
+
+def pictures(whole: WholeReport, say: Language) -> tuple[Figure, ...]:
+    """The figures of the document, in its order."""
+    return architecture(whole, say), cache_figure(whole, say)
 
 
 # --- findings

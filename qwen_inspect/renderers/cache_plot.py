@@ -1,0 +1,161 @@
+"""The KV cache against the context as a figure: what grows with each token, what stops at a window, what is always there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+
+from ..language import Language
+from ..report.cache import CacheReport
+from ..report.model import Report
+from ..units import count, size
+from .plot import (
+    HEADROOM,
+    LINE,
+    MARGIN,
+    PLOT_HEIGHT,
+    RIGHT,
+    SMALL,
+    SWATCH,
+    TITLE_SIZE,
+    WIDTH,
+    Axes,
+    axis_ticks,
+    grid,
+    heading,
+)
+from .svg import element, fill, fitted, path, picture, rectangle, text, text_width
+
+LONGEST_CONTEXT = 131_072  # where the model names no limit and nobody asked for one
+# From the ground up, each with the colour of its area.
+PARTS = (("cache_plot_fixed", "state"), ("cache_plot_window_part", "buffers"), ("cache_plot_growing", "cache"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheCourse:
+    """Bytes of the cache of `batch` sequences at contexts between which each part is linear.
+
+    bytes_: for each context, what is there whatever the length, what layers with a window hold, what the others hold.
+    windows: the contexts from which on a window adds no more.
+    """
+
+    batch: int
+    contexts: tuple[int, ...]
+    bytes_: tuple[tuple[int, int, int], ...]
+    windows: tuple[int, ...]
+
+    @property
+    def totals(self) -> tuple[int, ...]:
+        return tuple(map(sum, self.bytes_))
+
+
+def cache_course(cache: CacheReport, *, batch: int, longest: int) -> CacheCourse:
+    """From no token to `longest`. A window of w tokens holds w - 1 (see `CacheLayer.size_bytes`)."""
+    windows = sorted(
+        {layer.window_tokens - 1 for layer in cache.layers if layer.window_tokens and layer.bytes_per_token}
+    )
+    shown = tuple(tokens for tokens in windows if tokens < longest)
+    contexts = (0, *(tokens for tokens in shown if tokens), longest)
+
+    def parts(tokens: int) -> tuple[int, int, int]:
+        held = [
+            (layer.window_tokens is not None, layer.size_bytes(tokens) - layer.fixed_bytes) for layer in cache.layers
+        ]
+        inside = sum(size_bytes for windowed, size_bytes in held if windowed)
+        return batch * cache.fixed_bytes, batch * inside, batch * (sum(bytes_ for _, bytes_ in held) - inside)
+
+    return CacheCourse(batch=batch, contexts=contexts, bytes_=tuple(map(parts, contexts)), windows=shown)
+
+
+def cache_plot(report: Report, say: Language) -> str:
+    """SVG, 800 wide, up to the context asked for, else the model's limit. Raises the refusal where the cache is not known."""
+    cache, batch = report.cache, report.workload.batch
+    longest = report.context_tokens or LONGEST_CONTEXT
+    course = cache_course(cache, batch=batch, longest=longest)
+    title = say("cache_plot_title", name=report.ref.id)
+    caption = say("comma").join((say("plot_batch", batch=count(batch)), cache.dtype))
+    highest = HEADROOM * max(*course.totals, 1)
+    ticks = axis_ticks(highest)
+    left = MARGIN + max(text_width(label, SMALL) for _, label in ticks) + 8
+    axes = Axes(left=left, top=MARGIN + TITLE_SIZE + LINE + 12, highest_bytes=highest, bands=())
+    legend, end = _legend(course, cache, say, axes.bottom + 3 * LINE)
+    return picture(
+        WIDTH,
+        end + MARGIN,
+        *heading(title, caption),
+        rectangle(left, axes.top, RIGHT - left, PLOT_HEIGHT, "panel"),
+        *grid(ticks, axes),
+        *_areas(course, axes),
+        *_windows(course, say, axes),
+        *_contexts(course, say, axes),
+        *_at_the_end(course, say, axes),
+        *legend,
+        title=f"{title}. {caption}",
+    )
+
+
+def _x(tokens: float, course: CacheCourse, axes: Axes) -> float:
+    return axes.left + (RIGHT - axes.left) * tokens / course.contexts[-1]
+
+
+def _areas(course: CacheCourse, axes: Axes) -> Iterator[str]:
+    """Each part's area lies under those of the parts below it, as one outline down to the ground."""
+    sums = [tuple(accumulate(parts)) for parts in course.bytes_]
+    xs = [_x(tokens, course, axes) for tokens in course.contexts]
+    for index in reversed(range(len(PARTS))):
+        if not any(parts[index] for parts in course.bytes_):
+            continue
+        points = [f"{x:.1f} {axes.y(values[index]):.1f}" for x, values in zip(xs, sums, strict=True)]
+        outline = f"M{xs[0]:.1f} {axes.bottom:.1f}L{'L'.join(points)}V{axes.bottom:.1f}Z"
+        yield element("path", d=outline, **fill(PARTS[index][1]))
+
+
+def _windows(course: CacheCourse, say: Language, axes: Axes) -> Iterator[str]:
+    """Where a window is full; the first one's name, for there is room for one."""
+    for tokens in course.windows:
+        x = _x(tokens, course, axes)
+        yield path(f"M{x:.1f} {axes.top:.1f}V{axes.bottom:.1f}", "ink", 1, stroke_dasharray="2 3")
+    if course.windows:
+        x = _x(course.windows[0], course, axes)
+        label = fitted(say("cache_plot_window", tokens=course.windows[0]), RIGHT - axes.left - 16, SMALL)
+        at = min(x + 6, RIGHT - text_width(label, SMALL) - 6)
+        yield text(label, at, axes.top + LINE, size=SMALL)
+
+
+def _contexts(course: CacheCourse, say: Language, axes: Axes) -> Iterator[str]:
+    longest = course.contexts[-1]
+    quarters = dict.fromkeys((0, longest // 4, longest // 2, longest * 3 // 4, longest))
+    for tokens in quarters:
+        x = _x(tokens, course, axes)
+        anchor = "start" if tokens == 0 else "end" if tokens == longest else "middle"
+        yield path(f"M{x:.1f} {axes.bottom:.1f}v4", "ink")
+        if tokens in (0, longest) or longest >= 8:
+            yield text(count(tokens), x, axes.bottom + LINE - 2, anchor=anchor, size=SMALL, colour="muted")
+    name = fitted(say("cache_plot_axis"), RIGHT - axes.left, SMALL)
+    yield text(name, RIGHT, axes.bottom + 2 * LINE - 4, anchor="end", size=SMALL, colour="muted")
+
+
+def _at_the_end(course: CacheCourse, say: Language, axes: Axes) -> Iterator[str]:
+    total = course.totals[-1]
+    y = axes.y(total)
+    yield element("circle", cx=RIGHT, cy=y, r=4, **fill("ink"))
+    yield text(say("cache_plot_total", size=size(total)), RIGHT - 8, y - 8, anchor="end", bold=True)
+
+
+def _legend(course: CacheCourse, cache: CacheReport, say: Language, top: float) -> tuple[list[str], float]:
+    """The parts that the cache has, a line each: bytes a token, and what they come to."""
+    growing = sum(layer.bytes_per_token for layer in cache.layers if layer.window_tokens is None)
+    inside = sum(layer.bytes_per_token for layer in cache.layers if layer.window_tokens is not None)
+    per_token = (0, course.batch * inside, course.batch * growing)
+    made: list[str] = []
+    y = top
+    for index, (part, colour) in enumerate(PARTS):
+        at_end = course.bytes_[-1][index]
+        if not at_end:
+            continue
+        label = say(part, size=size(at_end), bytes=per_token[index])
+        made.append(rectangle(MARGIN, y - SWATCH + 2, SWATCH, SWATCH, colour))
+        made.append(text(fitted(label, RIGHT - MARGIN - SWATCH - 6, SMALL), MARGIN + SWATCH + 6, y, size=SMALL))
+        y += LINE
+    return made, y - LINE
