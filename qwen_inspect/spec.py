@@ -106,6 +106,8 @@ Mlp = DenseMlp | MoeMlp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
+    """A decoder layer: how it attends, and what it does with each token."""
+
     attention: Attention
     mlp: Mlp
 

@@ -9,12 +9,16 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Heading:
+    """The title of what follows, the document's own at level 1."""
+
     text: str
     level: int = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Paragraph:
+    """A sentence or several."""
+
     text: str
 
 
@@ -54,6 +58,8 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
+    """A node and all below it, drawn with guides."""
+
     root: Node
 
 
