@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,20 @@ def test_what_is_refused_is_refused_with_its_reason(model_type: str) -> None:
     with pytest.raises(UnsupportedError) as refused:
         kept()
     assert refused.value.message.key == REFUSED[model_type]
+
+
+def test_the_list_of_types_says_of_each_what_the_tests_show() -> None:
+    page = (Path(__file__).parent.parent / "reports" / "model-types.md").read_text(encoding="utf-8")
+    told, refused, unbuilt = (
+        dict(re.findall(r"^\| `([^`]+)` \| (.*) \|$", part, re.MULTILINE)) for part in page.split("\n## ")[1:]
+    )
+    assert not set(told) & {*refused, *unbuilt}
+    assert set(RUN) - set(FAMILIES) <= set(told)
+    say = Language("en")
+    for name, key in REFUSED.items():
+        why = {**refused, **unbuilt}[name]
+        beginning = say._table[key].removeprefix("The cache of this model is not supported: ").partition("{")[0]
+        assert why.startswith(beginning), name
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
