@@ -17,12 +17,26 @@ from . import __version__
 from .language import LANGUAGES, Language, language_of
 
 if TYPE_CHECKING:
+    from .fitting import Gpu
     from .loaders.resolve import Access
     from .report.memory import MemoryReport, Run
     from .report.model import Report
 
 DEFAULT_MODEL = "catalog:Qwen/Qwen3-0.6B"  # as loaders.resolve has it, which is not imported for --help
-COMMANDS = ("structure", "config", "weights", "params", "attention", "memory", "diagram", "compare", "report", "models")
+COMMANDS = (
+    "structure",
+    "config",
+    "weights",
+    "params",
+    "attention",
+    "memory",
+    "fit",
+    "diagram",
+    "compare",
+    "report",
+    "models",
+    "gpus",
+)
 FORMATS = ("table", "md", "html", "json")
 REPORT_FORMATS = ("md", "html", "json", "github")
 PLAIN_DTYPES = ("bfloat16", "float16", "float32", "float64")
@@ -82,9 +96,14 @@ def _show(options: argparse.Namespace, say: Language) -> int:
     if plot is not None:
         _check_picture(plot, options)
     _check_prompt_options(options)
+    cards = _cards(options) if options.command == "fit" else ()
     if options.command == "models":
         subject: object = pipeline.models()
         report = None
+    elif options.command == "gpus":
+        from .loaders import gpus
+
+        subject, report = gpus.table(), None
     elif options.command == "compare":
         return _compare(options, say)
     else:
@@ -94,7 +113,8 @@ def _show(options: argparse.Namespace, say: Language) -> int:
             revision=options.revision,
             file=options.file,
             access=_access(options),
-            require_design=options.command not in ("weights", "config", "memory") or getattr(options, "explain", False),
+            require_design=options.command not in ("weights", "config", "memory", "fit")
+            or getattr(options, "explain", False),
             predict_files=options.command in ("weights", "params"),
             instantiate=getattr(options, "instantiate", False),
             expected_parameters=getattr(options, "expect_params", None),
@@ -116,6 +136,8 @@ def _show(options: argparse.Namespace, say: Language) -> int:
                 memory = explored(memory)
             _write(_text(options, memory, say, View(live=options.format == "html")), options, say)
             return _memory_verdict(memory, options, say)
+        if options.command == "fit":
+            return _fit(report, cards, options, say)
         if options.command == "diagram":
             return _diagram(report, options, say)
         if options.command == "attention" and options.plot is not None:
@@ -189,6 +211,28 @@ def _memory_verdict(memory: MemoryReport, options: argparse.Namespace, say: Lang
     if memory.measured is not None and memory.measured.partial is not None:
         _complain(_one_line(say("measured_partial", reason=say(memory.measured.partial))))
         return EXIT_INTERRUPTED if memory.measured.partial.key == "partial_interrupted" else EXIT_UNAVAILABLE
+    return code
+
+
+def _cards(options: argparse.Namespace) -> Sequence[Gpu]:
+    """The cards that are meant by --gpu or --memory."""
+    from .answers import cards
+
+    return cards(options.gpu, options.memory)
+
+
+def _fit(report: Report, cards: Sequence[Gpu], options: argparse.Namespace, say: Language) -> int:
+    """1 where it does not fit one of the cards; what is refused is the exit code after all that could be told."""
+    from .answers import fit
+    from .renderers.document import View
+
+    found = fit(report, _run_of(options), cards, beyond_limit=options.beyond_limit)
+    _write(_text(options, found, say, View()), options, say)
+    code = _verdict(found.report, options, say)
+    if any(card.high.fits is False for card in found.cards):
+        return EXIT_CHECK_FAILED
+    if found.refusal is not None:
+        raise found.refusal
     return code
 
 
@@ -329,7 +373,7 @@ def _run_of(options: argparse.Namespace) -> Run:
         new_tokens=options.new_tokens,
         attention=options.attention,
         loader=options.load,
-        gpu=options.gpu,
+        gpu=options.gpu or "sm_80",
         optimizer=options.optimizer,
         checkpointing=options.checkpointing,
         trained=options.trained,
@@ -606,7 +650,9 @@ def _run_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--trained", default="", metavar="REGEX", help=say("help_trained"))
     command.add_argument("--cache-dtype", default="auto", metavar="FORMAT", help=say("help_cache_dtype"))
     command.add_argument("--load", choices=("warmup", "per-tensor"), default="warmup", help=say("help_load"))
-    command.add_argument("--gpu", default="sm_80", metavar="NAME", help=say("help_gpu"))
+    cards = command.prog.endswith(" fit")
+    what = say("help_cards" if cards else "help_gpu")
+    command.add_argument("--gpu", default=None if cards else "sm_80", metavar="NAME", help=what)
 
 
 def _memory_options(command: argparse.ArgumentParser, say: Language) -> None:
@@ -617,6 +663,13 @@ def _memory_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--random-weights", action="store_true", help=say("help_random_weights"))
     command.add_argument("--force", action="store_true", help=say("help_force"))
     command.add_argument("--snapshot", metavar="FILE", help=say("help_snapshot"))
+
+
+def _fit_options(command: argparse.ArgumentParser, say: Language) -> None:
+    _model_options(command, say)
+    _run_options(command, say)
+    command.add_argument("--memory", type=_size(say), metavar="SIZE", help=say("help_card_memory"))
+    command.add_argument("--beyond-limit", action="store_true", help=say("help_beyond_limit"))
 
 
 def _diagram_options(command: argparse.ArgumentParser, say: Language) -> None:
@@ -648,8 +701,8 @@ def _report_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--expect-attention", choices=kinds, help=say("help_expect_attention"))
 
 
-def _models_options(command: argparse.ArgumentParser, say: Language) -> None:
-    """`models` takes no model."""
+def _table_options(command: argparse.ArgumentParser, say: Language) -> None:
+    """`models` and `gpus` take no model."""
 
 
 _OWN_OPTIONS = {
@@ -659,10 +712,12 @@ _OWN_OPTIONS = {
     "params": _params_options,
     "attention": _attention_options,
     "memory": _memory_options,
+    "fit": _fit_options,
     "diagram": _diagram_options,
     "compare": _compare_options,
     "report": _report_options,
-    "models": _models_options,
+    "models": _table_options,
+    "gpus": _table_options,
 }
 
 

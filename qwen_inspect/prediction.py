@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -159,6 +159,18 @@ def shallow_trace(spec: ModelSpec, config: Mapping[str, Any], attention: str) ->
         for point in (*SAMPLES, WITNESS)
     }
     return fit(traces, made_by=versions())
+
+
+def traced_along(report: Report, runs: Sequence[Run], terms: Sequence[int]) -> KeptTrace | None:
+    """The trace of runs that differ in one length alone, as polynomials of it, the last run to check them on.
+
+    terms: the monomials that they grow with. None where the events are not alike, as where a loop turns more often.
+    """
+    try:
+        traces = {_point(run): timeline_of(report, run)[0] for run in runs}
+        return fit(traces, made_by=versions(), terms=terms)
+    except UnsupportedError:
+        return None
 
 
 def sample_request(point: Point, attention: str) -> Any:

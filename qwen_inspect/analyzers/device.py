@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import UnavailableError
+from ..fitting import Gpu
 from ..report.measurement import Reading
 from ..timeline import Change, Record, Stage
 from ..units import size
@@ -435,6 +436,36 @@ def process_bytes(index: int) -> tuple[int | None, int | None]:
     if None in mine or None in others:  # NVML tells no figure under some driver models
         return None, None
     return (mine[0] if mine else None), sum(others)
+
+
+def cards_here() -> tuple[Gpu, ...]:
+    """This machine's cards as NVML tells of them; UnavailableError where its package, the driver or a card is missing."""
+    with _nvml() as nvml:
+        if nvml is None:
+            raise UnavailableError("nvml_missing")
+        try:
+            found = tuple(_card(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
+        except nvml.NVMLError as error:
+            raise UnavailableError("nvml_failed", reason=str(error)) from None
+    if not found:
+        raise UnavailableError("nvml_missing")
+    return found
+
+
+def _card(nvml: Any, index: int) -> Gpu:
+    """What the driver keeps for itself is not for any process. Source: nvml.h of CUDA 12, nvmlMemory_v2_t"""
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+    name = str(nvml.nvmlDeviceGetName(handle))
+    return Gpu(
+        name=name,
+        kind="here",
+        memory_bytes=memory.total,
+        reported_bytes=memory.total,
+        usable_bytes=memory.total - memory.reserved,
+        compute_capability=tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)),
+        device_names=(name,),
+    )
 
 
 def driver_version() -> str | None:

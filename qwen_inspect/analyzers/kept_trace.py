@@ -73,26 +73,31 @@ class KeptTrace:
         )
 
 
-def fit(traces: Mapping[Point, Timeline], *, made_by: str) -> KeptTrace:
-    """The polynomials through the traces of SAMPLES, checked on that of WITNESS; UnsupportedError where they do not fit."""
-    first = traces[SAMPLES[0]]
-    runs = [_numbered(traces[point]) for point in SAMPLES]
-    witness = _numbered(traces[WITNESS])
+def fit(traces: Mapping[Point, Timeline], *, made_by: str, terms: Sequence[int] = range(8)) -> KeptTrace:
+    """The polynomials through all traces but the last, which they are checked on; UnsupportedError where they do not fit.
+
+    terms: the monomials that the sizes can grow with, by their index; as many as there are traces to go through.
+    """
+    *samples, checked = traces
+    first = traces[samples[0]]
+    runs = [_numbered(traces[point]) for point in samples]
+    witness = _numbered(traces[checked])
     shape = [(entry, *who) for entry, _, *who in runs[0]]
     for run in (*runs[1:], witness):
         if [(entry, *who) for entry, _, *who in run] != shape:
             raise UnsupportedError("trace_events_differ", length=len(run), other=len(shape))
-    inverse = _inverse([point.monomials for point in SAMPLES])
+    inverse = _inverse([[point.monomials[term] for term in terms] for point in samples])
     solved: dict[tuple[int, ...], Coefficients] = {}
     allocations, order = [], []
-    expected = WITNESS.monomials
+    expected = checked.monomials
     for index, (entry, _, module, operator) in enumerate(runs[0]):
         order.append(entry)
         if entry < 0:
             continue
         sizes = tuple(run[index][1] for run in runs)
         if sizes not in solved:
-            solved[sizes] = _solve(inverse, sizes)
+            found = dict(zip(terms, _solve(inverse, sizes), strict=True))
+            solved[sizes] = tuple(found.get(term, 0) for term in range(len(expected)))
         if sum(map(int.__mul__, solved[sizes], expected)) != witness[index][1]:
             raise UnsupportedError("trace_not_polynomial", module=module, operator=operator)
         allocations.append((solved[sizes], module, operator))

@@ -33,6 +33,14 @@ def render(command: str, subject: Any, say: Language) -> str:
         content = {"model": _model(subject.report, say), **_memory(subject, say)}
     elif command == "compare":
         content = {"model": None, **_compare(subject, say)}
+    elif command == "fit":
+        from .fitted import fit_content
+
+        content = {"model": _model(subject.report, say), **fit_content(subject, say)}
+    elif command == "gpus":
+        from .fitted import gpu_content
+
+        content = {"model": None, "gpus": [gpu_content(gpu) for gpu in subject]}
     elif command == "report":
         content = {"model": _model(subject.report, say), **_whole(subject, say)}
     else:

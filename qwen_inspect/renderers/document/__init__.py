@@ -18,6 +18,8 @@ COMMANDS: Mapping[str, str] = {
     "attention": "attention",
     "memory": "memory",
     "models": "models",
+    "fit": "fit",
+    "gpus": "gpus",
     "compare": "compare",
     "report": "whole",
 }

@@ -1,0 +1,123 @@
+"""The inverse of a prediction: the largest batch or context whose bytes a card has, and how little is looked at to know it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ..exploration import Exploration
+from ..fitting import Largest
+from .allocator import UNLIMITED_BYTES, Allocator, OutOfMemory, Settings
+from .kept_trace import Point
+
+MOST_BATCH = 1 << 16
+MOST_CONTEXT_TOKENS = 1 << 24  # where the model's own limit is not to count
+CURVE_CONTEXTS = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072, 262_144)
+
+# Runs whose peaks are looked for: what is alive at such a peak is a lower bound for any other run.
+CORNERS = (Point(1, 16, 24), Point(1, 4096, 4224), Point(64, 1024, 1152), Point(1, 131_072, 131_200))
+
+
+def largest(fits: Callable[[int], bool], limit: int) -> int:
+    """A number from 0 to `limit` that fits where the next one does not (0: not even 1 does).
+
+    What a run reserves does not quite grow with its context, for blocks that were freed may or may not be large enough for the
+    next request: above the answer there may be islands of larger ones that fit, which are not looked for. The halving asks for
+    the same numbers whatever is available until two answers differ, so that more memory never gives a smaller answer.
+    """
+    if limit < 1:
+        return 0
+    if fits(limit):
+        return limit
+    fitting, failing = 0, limit
+    while failing - fitting > 1:
+        middle = (fitting + failing) // 2
+        if fits(middle):
+            fitting = middle
+        else:
+            failing = middle
+    return fitting
+
+
+def bounded(value: int, *, limit: int, bound: str, whole: bool) -> Largest:
+    """`value` as an answer: what stops it, and whether it is certain. bound: what `limit` stands for."""
+    return Largest(value=value if whole else None, at_most=value, bound="memory" if value < limit else bound)
+
+
+class TracedRun:
+    """A run for any batch and lengths: what its allocator reserves, from its requests with sizes not yet worked out."""
+
+    def __init__(self, exploration: Exploration, corners: Sequence[Point] = CORNERS) -> None:
+        found = exploration.settings
+        self._settings = Settings(
+            large_segment_bytes=found.large_segment_bytes,
+            max_split_bytes=UNLIMITED_BYTES if found.max_split_bytes is None else found.max_split_bytes,
+            max_non_split_rounding_bytes=found.max_non_split_rounding_bytes,
+            roundup_divisions=found.roundup_divisions,
+            expandable_segments=found.expandable_segments,
+        )
+        self._sizes = [size.coefficients for size in exploration.sizes]
+        self._size_of = [size for size, _ in exploration.requests]
+        self._order = exploration.order
+        self._held: dict[Point, int] = {}
+        self._peaks = sorted({self._requested_at(self._peak(point)) for point in corners})
+
+    def held_bytes(self, point: Point) -> int:
+        """The most that is reserved: what `analyzers.memory.traced_footprint` finds for the same run.
+
+        With no end to the memory no segment is given back, so that it is what is reserved at the end.
+        """
+        if point not in self._held:
+            self._held[point] = self._replayed(point, Allocator(self._settings))
+        return self._held[point]
+
+    def least_bytes(self, point: Point) -> int:
+        """What is requested at the events that are peaks of some runs: no more than any allocator reserves."""
+        monomials = point.monomials
+        return max(sum(map(int.__mul__, peak, monomials)) for peak in self._peaks)
+
+    def passes(self, point: Point, capacity_bytes: int) -> bool:
+        """Whether the run ends within a capacity, where segments go back to the driver when a request finds no room."""
+        try:
+            self._replayed(point, Allocator(self._settings, capacity_bytes))
+        except OutOfMemory:
+            return False
+        return True
+
+    def _replayed(self, point: Point, allocator: Allocator) -> int:
+        sizes = self._bytes(point)
+        allocate, free = allocator.allocate, allocator.free
+        blocks = [allocator.allocate(0)] * len(sizes)
+        for entry in self._order:
+            if entry >= 0:
+                blocks[entry] = allocate(sizes[entry])
+            else:
+                free(blocks[-1 - entry])
+        return allocator.reserved_bytes
+
+    def _bytes(self, point: Point) -> list[int]:
+        """Of each request."""
+        monomials = point.monomials
+        distinct = [sum(map(int.__mul__, coefficients, monomials)) for coefficients in self._sizes]
+        return [distinct[size] for size in self._size_of]
+
+    def _peak(self, point: Point) -> int:
+        """The first event at which most is requested."""
+        sizes = self._bytes(point)
+        requested = most = peak = 0
+        for event, entry in enumerate(self._order):
+            requested += sizes[entry] if entry >= 0 else -sizes[-1 - entry]
+            if requested > most:
+                most, peak = requested, event
+        return peak
+
+    def _requested_at(self, event: int) -> tuple[int, ...]:
+        """Coefficients of all that is alive after an event: the same requests for every workload."""
+        alive: set[int] = set()
+        for entry in self._order[: event + 1]:
+            alive ^= {entry if entry >= 0 else -1 - entry}
+        return tuple(map(sum, zip(*(self._sizes[self._size_of[entry]] for entry in alive), strict=True)))
+
+
+def curve_contexts(asked: int, limit: int) -> Sequence[int]:
+    """Usual contexts up to a limit, the one asked for, and the limit where it is not a usual one."""
+    return sorted({tokens for tokens in (*CURVE_CONTEXTS, asked) if tokens <= limit} | {limit})

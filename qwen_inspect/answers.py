@@ -1,0 +1,155 @@
+"""A model, a run and cards -> what fits, how far it goes, and which changes would make it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from .analyzers.fit import MOST_BATCH, MOST_CONTEXT_TOKENS, bounded, curve_contexts, largest
+from .demand import TransformersDemand
+from .errors import UnsupportedError, UsageError
+from .fitting import CardAnswer, CurvePoint, Demand, Ends, FitReport, Gpu, Largest, Requirement, Suggestion
+from .language import Message
+from .loaders import gpus
+from .report.memory import Run
+from .report.model import Report
+from .suggestions import changes
+
+
+def cards(names: str | None, memory: tuple[str, int] | None = None) -> tuple[Gpu, ...]:
+    """The cards of a list of names; "auto" for those of this machine, or one of which only the memory is said (text, bytes).
+
+    UsageError for names that mean no card or several, UnavailableError where this machine tells of none.
+    """
+    if (names is None) == (memory is None):
+        raise UsageError("fit_needs_card" if names is None else "fit_card_twice")
+    if memory is not None:
+        text, size_bytes = memory
+        return (Gpu(name=text, kind="given", memory_bytes=size_bytes),)
+    assert names is not None
+    return tuple(card for name in names.split(",") for card in _named(name.strip()))
+
+
+def _named(name: str) -> tuple[Gpu, ...]:
+    if name != "auto":
+        return (gpus.find(name),)
+    from .analyzers.device import cards_here
+
+    return cards_here()
+
+
+def fit(report: Report, run: Run, cards: Sequence[Gpu], *, beyond_limit: bool = False) -> FitReport:
+    """Whether `run` fits each of `cards`, and how far it goes there. beyond_limit: contexts past the model's own limit too.
+
+    What `predict` raises for a run that cannot be predicted at all is raised. `refusal` says why only a lower bound is known.
+    """
+    answers: list[CardAnswer] = []
+    assumptions: dict[Message, None] = {}
+    told, refusal = report, None
+    for gpu in cards:
+        demand = TransformersDemand(report, run, gpu)
+        memory = demand.predicted(run.batch, run.prompt_tokens)
+        told = memory.report
+        assumptions |= {one: None for one in memory.predicted.assumptions if one.key != "assume_context"}
+        found = answer(demand, gpu, batch=run.batch, context_tokens=run.prompt_tokens, beyond_limit=beyond_limit)
+        if found.high.fits is False:
+            found = replace(found, suggestions=(*found.suggestions, *changes(report, run, gpu)))
+        answers.append(found)
+        if memory.predicted.peak_reserved is None:
+            refusal = memory.refusal or UnsupportedError("fit_lower_bound")
+    return FitReport(
+        report=told,
+        run=run,
+        engine=TransformersDemand.engine,
+        cards=tuple(answers),
+        assumptions=tuple(assumptions),
+        refusal=refusal,
+    )
+
+
+def answer(demand: Demand, gpu: Gpu, *, batch: int, context_tokens: int, beyond_limit: bool = False) -> CardAnswer:
+    """Whether what a demand needs for a batch and a context fits a card, and how far it goes there, at both ends of the range."""
+    available = demand.available_bytes(gpu)
+    required = demand.requirement(batch, context_tokens)
+    search = _Search(demand, available, required, beyond_limit=beyond_limit)
+    high = search.ends(batch, context_tokens, context_bytes=required.context_high_bytes)
+    low = (
+        high
+        if required.context_low_bytes == required.context_high_bytes
+        else search.ends(batch, context_tokens, context_bytes=required.context_low_bytes)
+    )
+    return CardAnswer(
+        gpu=gpu,
+        available_bytes=available,
+        requirement=required,
+        high=high,
+        low=low,
+        cache_tokens=None if not high.context.value else demand.cache_tokens(batch, high.context.value),
+        calibrated=required.context_low_bytes == required.context_high_bytes,
+        passes_by_release=None
+        if high.fits is not False or demand.least_bytes(batch, context_tokens) > available
+        else demand.passes(batch, context_tokens, available - required.context_high_bytes),
+        curve=search.curve(context_tokens, available - required.context_high_bytes) if demand.quick else (),
+        suggestions=() if high.fits is not False else search.smaller(batch, context_tokens, high),
+    )
+
+
+class _Search:
+    """Questions to one demand on one card."""
+
+    def __init__(self, demand: Demand, available_bytes: int, required: Requirement, *, beyond_limit: bool) -> None:
+        self._demand = demand
+        self._available_bytes = available_bytes
+        self._whole = required.whole
+        limit = None if beyond_limit else demand.most_context_tokens
+        self._most_context = MOST_CONTEXT_TOKENS if limit is None else limit
+        self._context_bound = "search" if limit is None else "model"
+
+    def ends(self, batch: int, context_tokens: int, *, context_bytes: int) -> Ends:
+        required = self._demand.held_bytes(batch, context_tokens) + context_bytes
+        enough = required <= self._available_bytes
+        room = self._available_bytes - context_bytes
+        return Ends(
+            required_bytes=required,
+            fits=enough if self._whole or not enough else None,
+            margin_bytes=self._available_bytes - required,
+            context=self.largest_context(batch, room),
+            batch=self.largest_batch(context_tokens, room),
+        )
+
+    def largest_context(self, batch: int, room: int) -> Largest:
+        found = largest(lambda tokens: self._fits(batch, tokens, room), self._most_context)
+        return bounded(found, limit=self._most_context, bound=self._context_bound, whole=self._whole)
+
+    def largest_batch(self, context_tokens: int, room: int) -> Largest:
+        found = largest(lambda batch: self._fits(batch, context_tokens, room), MOST_BATCH)
+        return bounded(found, limit=MOST_BATCH, bound="search", whole=self._whole)
+
+    def curve(self, context_tokens: int, room: int) -> tuple[CurvePoint, ...]:
+        """The largest batch for usual contexts; without a limit of the model's own, up to what one sequence can have."""
+        most = self._most_context if self._context_bound == "model" else self.largest_context(1, room).at_most
+        return tuple(
+            CurvePoint(context_tokens=tokens, batch=self.largest_batch(tokens, room))
+            for tokens in curve_contexts(context_tokens, most)
+        )
+
+    def smaller(self, batch: int, context_tokens: int, ends: Ends) -> tuple[Suggestion, ...]:
+        """A shorter context and a smaller batch, each the largest that fits."""
+        asked = {"context": (batch, ends.context.at_most), "batch": (ends.batch.at_most, context_tokens)}
+        before = {"context": context_tokens, "batch": batch}
+        return tuple(
+            Suggestion(
+                kind=kind,
+                change=Message(f"suggest_{kind}", value=asked[kind][kind == "context"], asked=before[kind]),
+                required_bytes=self._demand.requirement(*asked[kind]).high_bytes,
+                fits=True if self._whole else None,
+                whole=self._whole,
+            )
+            for kind in asked
+            if all(asked[kind]) and asked[kind][kind == "context"] < before[kind]
+        )
+
+    def _fits(self, batch: int, context_tokens: int, room: int) -> bool:
+        if self._demand.least_bytes(batch, context_tokens) > room:
+            return False
+        return self._demand.held_bytes(batch, context_tokens) <= room

@@ -1,0 +1,163 @@
+"""What `predict` says of a run with transformers, as a `Demand`: for any batch and prompt, and fast where a trace is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+
+from .analyzers.explore import explore_trace
+from .analyzers.fit import TracedRun
+from .analyzers.kept_trace import Point
+from .fitting import Gpu, Requirement
+from .loaders import calibration
+from .prediction import explored, installed, predict, traced_along
+from .report.measurement import Calibration
+from .report.memory import Footprint, MemoryReport, Run
+from .report.model import Report
+from .units import MIB
+
+# What a process with PyTorch takes of a card outside its allocator: the CUDA context and what is loaded into it. A range, and no
+# measurement. Sources, issues of pytorch/pytorch: 107667 (about 300 MB since CUDA 11.7 loads kernels when they are first needed),
+# 7320 (306 MiB), 28113 (200 to 700 MB on several machines, when all kernels were loaded at once).
+CONTEXT_LOW_BYTES, CONTEXT_HIGH_BYTES = 250 * MIB, 600 * MIB
+
+TERMS = ("weights", "buffers", "cache", "state", "gradients", "optimizer", "activations", "workspace", "rounding")
+
+
+class TransformersDemand:
+    """What `predict` says of a run with transformers, for any batch and prompt. Implements `Demand`.
+
+    A context is a prompt's tokens, as in `memory`; the new ones come on top. gpu: decides cuBLAS's workspace, and what was
+    measured of it is used.
+    """
+
+    engine = "transformers"
+
+    def __init__(self, report: Report, run: Run, gpu: Gpu) -> None:
+        named = gpu.name if gpu.kind != "given" else run.gpu
+        self.report = report
+        self.run = replace(run, gpu=named, calibration=calibration_of(gpu))
+        self._predicted: dict[tuple[int, int], MemoryReport] = {}
+        limit = None if report.design is None else report.spec.context_tokens
+        new_tokens = run.new_tokens if run.mode == "generate" else 0
+        self.most_context_tokens = None if limit is None else max(0, limit - new_tokens)
+
+    def predicted(self, batch: int, context_tokens: int) -> MemoryReport:
+        key = batch, context_tokens
+        if key not in self._predicted:
+            run = replace(self.run, batch=batch, prompt_tokens=context_tokens)
+            self._predicted[key] = predict(self.report, run)
+        return self._predicted[key]
+
+    @cached_property
+    def traced(self) -> TracedRun | None:
+        """The trace that is kept of the model, where there is one for such a run."""
+        memory = self.predicted(self.run.batch, self.run.prompt_tokens)
+        found = explored(memory).exploration if memory.predicted.method == "trace" else None
+        return None if found is None else TracedRun(found)
+
+    @cached_property
+    def _along_context(self) -> TracedRun | None:
+        """The asked batch with any prompt: three lengths for a parabola, and one to check it on."""
+
+        def of(*lengths: int) -> list[Run]:
+            return [replace(self.run, prompt_tokens=tokens) for tokens in lengths]
+
+        return self._line(of(16, 32, 64, 48), terms=(0, 1, 2), corners=of(16, 4096, 131_072))
+
+    @cached_property
+    def _along_batch(self) -> TracedRun | None:
+        """The asked prompt with two sequences or more, for one alone is spared some copies."""
+
+        def of(*batches: int) -> list[Run]:
+            return [replace(self.run, batch=batch) for batch in batches]
+
+        return self._line(of(2, 4, 3), terms=(0, 4), corners=of(2, 64))
+
+    def _line(self, runs: Sequence[Run], *, terms: Sequence[int], corners: Sequence[Run]) -> TracedRun | None:
+        """A few traces in place of one for each question."""
+        if self._method != "trace" or (kept := traced_along(self.report, runs, terms)) is None:
+            return None
+        return TracedRun(explore_trace(kept, self.run), [_point(run) for run in corners])
+
+    def _traced_at(self, batch: int, context_tokens: int) -> TracedRun | None:
+        """A trace with sizes not yet worked out that tells of such a run."""
+        if self.traced is not None:
+            return self.traced
+        if batch == self.run.batch:
+            return self._along_context
+        return self._along_batch if context_tokens == self.run.prompt_tokens and batch > 1 else None
+
+    @property
+    def _method(self) -> str:
+        return self.predicted(self.run.batch, self.run.prompt_tokens).predicted.method
+
+    @property
+    def quick(self) -> bool:
+        return self.traced is not None or self._method != "trace"
+
+    @property
+    def context_bytes(self) -> tuple[int, int]:
+        """The low and the high end of what is taken outside the allocator."""
+        if self.run.calibration is not None:
+            return self.run.calibration.context_bytes, self.run.calibration.context_bytes
+        return CONTEXT_LOW_BYTES, CONTEXT_HIGH_BYTES
+
+    def requirement(self, batch: int, context_tokens: int) -> Requirement:
+        return self.requirement_of(self.predicted(batch, context_tokens).predicted)
+
+    def requirement_of(self, footprint: Footprint) -> Requirement:
+        """What is held and what lies outside; without a peak, what is known of the end, and not the whole."""
+        low, high = self.context_bytes
+        return Requirement(
+            terms=terms_of(footprint),
+            context_low_bytes=low,
+            context_high_bytes=high,
+            whole=footprint.peak_reserved is not None,
+        )
+
+    def held_bytes(self, batch: int, context_tokens: int) -> int:
+        traced = self._traced_at(batch, context_tokens)
+        if traced is None:
+            return self.requirement(batch, context_tokens).held_bytes
+        return traced.held_bytes(self._point(batch, context_tokens))
+
+    def least_bytes(self, batch: int, context_tokens: int) -> int:
+        traced = self._traced_at(batch, context_tokens)
+        return 0 if traced is None else traced.least_bytes(self._point(batch, context_tokens))
+
+    def passes(self, batch: int, context_tokens: int, capacity_bytes: int) -> bool | None:
+        """Whether the run ends within a capacity for the allocator, which gives segments back where it must."""
+        traced = self._traced_at(batch, context_tokens)
+        return None if traced is None else traced.passes(self._point(batch, context_tokens), capacity_bytes)
+
+    def available_bytes(self, gpu: Gpu) -> int:
+        return gpu.available_bytes
+
+    def cache_tokens(self, batch: int, context_tokens: int) -> int | None:
+        if self.run.mode != "generate":
+            return None
+        return batch * replace(self.run, prompt_tokens=context_tokens).cached_tokens
+
+    def _point(self, batch: int, context_tokens: int) -> Point:
+        return _point(replace(self.run, batch=batch, prompt_tokens=context_tokens))
+
+
+def _point(run: Run) -> Point:
+    return Point(run.batch, run.prompt_tokens, run.cached_tokens)
+
+
+def terms_of(footprint: Footprint) -> tuple[tuple[str, int], ...]:
+    """What is held at the peak, and last what the allocator keeps beside it; without a peak, what is known of the end."""
+    moment = footprint.peak or footprint.steady
+    terms = [(term, getattr(moment, term)) for term in TERMS if getattr(moment, term)]
+    if footprint.peak_reserved is not None:
+        terms.append(("reserved_only", footprint.peak_reserved - sum(size_bytes for _, size_bytes in terms)))
+    return tuple(terms)
+
+
+def calibration_of(gpu: Gpu) -> Calibration | None:
+    """What this card was measured to take beside a model, on this machine, with the installed libraries."""
+    found = (calibration.find(name, installed()) for name in (*gpu.device_names, gpu.name))
+    return next((one for one in found if one is not None), None)

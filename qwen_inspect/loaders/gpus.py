@@ -1,0 +1,85 @@
+"""The table of GPUs: each one's memory as sold, as nvidia-smi shows it and as CUDA tells it a process, with the sources.
+
+What no public source told is left out there, and None here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from ..fitting import Gpu, Published
+from ..units import GIB, MIB
+
+TABLE = Path(__file__).parent.parent / "catalog" / "gpus.json"
+MAKERS_WORDS = re.compile(r"nvidia|geforce|tesla|quadro|generation|[^a-z0-9]")
+MOST_NAMES = 5
+
+
+@cache
+def table() -> tuple[Gpu, ...]:
+    """Every card of the table, in its order."""
+    written: Mapping[str, Mapping[str, Any]] = json.loads(TABLE.read_text(encoding="utf-8"))
+    return tuple(_gpu(name, entry) for name, entry in written.items())
+
+
+def _gpu(name: str, entry: Mapping[str, Any]) -> Gpu:
+    figures = {
+        key: Published(**entry[key])
+        for key in ("memory", "reported", "usable", "compute_capability")
+        if entry.get(key) is not None
+    }
+    major, _, minor = figures["compute_capability"].text.partition(".")
+    return Gpu(
+        name=name,
+        kind=entry["kind"],
+        # "80 GB" on a card is what programs count as GiB: 80 GB cards report 81,559 MiB or 81,920 MiB.
+        memory_bytes=int(figures["memory"].text.removesuffix(" GB")) * GIB,
+        reported_bytes=int(figures["reported"].text.removesuffix("MiB")) * MIB if "reported" in figures else None,
+        usable_bytes=_least_bytes(figures["usable"].text) if "usable" in figures else None,
+        compute_capability=(int(major), int(minor)),
+        aliases=tuple(entry.get("aliases", ())),
+        device_names=tuple(entry.get("device_names", ())),
+        figures=tuple(figures.items()),
+    )
+
+
+def _least_bytes(text: str) -> int:
+    """The least that was printed so: "81151 MiB" by llama.cpp, rounded down; "23.52 GiB" by torch, rounded to the nearest."""
+    number, unit = text.split()
+    if unit == "MiB":
+        return int(number) * MIB
+    return (2 * int(number.replace(".", "")) - 1) * GIB // 200
+
+
+def find(name: str) -> Gpu:
+    """The card that `name` or an alias means, whatever its case, spaces and dashes; UsageError with the nearest names."""
+    wanted = _folded(name)
+    known: dict[str, list[Gpu]] = {}
+    for gpu in table():
+        for alias in {_folded(alias) for alias in (gpu.name, *gpu.aliases, *gpu.device_names)}:
+            known.setdefault(alias, []).append(gpu)
+    found = known.get(wanted, [])
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError("gpu_ambiguous", name=name, nearest=_names(found))
+    holding = [gpu for gpu in table() if wanted and wanted in _folded(gpu.name)]
+    if len(holding) > 1:
+        raise UsageError("gpu_ambiguous", name=name, nearest=_names(holding))
+    alike = [known[alias][0] for alias in get_close_matches(wanted, known, n=2 * MOST_NAMES, cutoff=0.5)]
+    raise UsageError("gpu_unknown", name=name, nearest=_names([*holding, *alike]) or "–")
+
+
+def _folded(name: str) -> str:
+    return MAKERS_WORDS.sub("", name.casefold())
+
+
+def _names(gpus: list[Gpu]) -> str:
+    return ", ".join(list(dict.fromkeys(gpu.name for gpu in gpus))[:MOST_NAMES])

@@ -1,0 +1,46 @@
+"""`gpus`: the table of cards, what of each is known, and where from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...fitting import Gpu
+from ...language import Language
+from ...units import UNKNOWN, size
+from ..blocks import Block, Heading, Items, Paragraph, Table
+from . import View
+
+
+def blocks(gpus: Sequence[Gpu], say: Language, view: View) -> Sequence[Block]:
+    names = ("gpu", "gpu_kind", "nominal", "reported", "usable", "capability", "bf16", "fp8", "aliases")
+    return [
+        Heading(say("heading_gpus"), 1),
+        Paragraph(say("gpus_intro", count=len(gpus))),
+        Table([say(f"column_{name}") for name in names], [_row(gpu, say) for gpu in gpus], "llrrrcccl"),
+        Heading(say("heading_sources")),
+        Items([_sources(gpu, say) for gpu in gpus]),
+    ]
+
+
+def _row(gpu: Gpu, say: Language) -> list[str]:
+    figures = {name: one.text for name, one in gpu.figures}
+    return [
+        gpu.name,
+        say(f"gpu_kind_{gpu.kind}"),
+        size(gpu.memory_bytes),
+        *(figures.get(name, UNKNOWN) for name in ("reported", "usable", "compute_capability")),
+        *(_mark(gpu.supports(dtype), say) for dtype in ("bfloat16", "fp8")),
+        ", ".join(gpu.aliases),
+    ]
+
+
+def _mark(value: bool | None, say: Language) -> str:
+    return UNKNOWN if value is None else say("yes" if value else "no")
+
+
+def _sources(gpu: Gpu, say: Language) -> str:
+    told = (
+        say("gpu_source", figure=say(f"gpu_figure_{name}"), text=one.text, source=one.source)
+        for name, one in gpu.figures
+    )
+    return f"{gpu.name}: {'; '.join(told)}"

@@ -1,0 +1,97 @@
+"""What fits -> JSON: the keys of the first card stand at the top, for scripts that ask of one; `cards` has all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..fitting import CardAnswer, Ends, FitReport, Gpu, Largest
+from ..language import Language
+
+
+def fit_content(found: FitReport, say: Language) -> dict[str, Any]:
+    run = found.run
+    cards = [_card(card, say) for card in found.cards]
+    return {
+        "engine": found.engine,
+        "workload": {
+            "mode": run.mode,
+            "batch": run.batch,
+            "prompt_tokens": run.prompt_tokens,
+            "new_tokens": run.new_tokens if run.mode == "generate" else None,
+            "attention": run.attention,
+            "load": run.loader,
+        },
+        **cards[0],
+        "cards": cards,
+        "assumptions": [say(message) for message in found.assumptions],
+    }
+
+
+def _card(card: CardAnswer, say: Language) -> dict[str, Any]:
+    """Figures are those of the cautious end; `low_end` has what differs where the CUDA context is small."""
+    required = card.requirement
+    return {
+        "gpu": {"name": card.gpu.name, "memory_bytes": card.gpu.memory_bytes, "available_from": card.gpu.origin},
+        **_ends(card.high),
+        "available_bytes": card.available_bytes,
+        "kv_cache_tokens": card.cache_tokens,
+        "terms": [{"term": term, "bytes": size_bytes} for term, size_bytes in required.terms],
+        "context_bytes": {
+            "low": required.context_low_bytes,
+            "high": required.context_high_bytes,
+            "measured": card.calibrated,
+        },
+        "lower_bound_only": not required.whole,
+        "passes_by_release": card.passes_by_release,
+        "low_end": _ends(card.low),
+        "curve": [
+            {
+                "context_tokens": point.context_tokens,
+                "max_batch": point.batch.value,
+                "at_most_batch": point.batch.at_most,
+            }
+            for point in card.curve
+        ],
+        "suggestions": [
+            {
+                "kind": one.kind,
+                "change": say(one.change),
+                "required_bytes": one.required_bytes,
+                "fits": one.fits,
+                "lower_bound_only": not one.whole,
+            }
+            for one in card.suggestions
+        ],
+        "notices": [say(message) for message in card.notices],
+    }
+
+
+def _ends(ends: Ends) -> dict[str, Any]:
+    return {
+        "fits": ends.fits,
+        "required_bytes": ends.required_bytes,
+        "margin_bytes": ends.margin_bytes,
+        **_largest("context_tokens", ends.context),
+        **_largest("batch", ends.batch),
+    }
+
+
+def _largest(what: str, found: Largest) -> dict[str, Any]:
+    return {f"max_{what}": found.value, f"at_most_{what}": found.at_most, f"{what}_bound": found.bound}
+
+
+def gpu_content(gpu: Gpu) -> dict[str, Any]:
+    return {
+        "name": gpu.name,
+        "kind": gpu.kind,
+        "aliases": list(gpu.aliases),
+        "device_names": list(gpu.device_names),
+        "memory_bytes": gpu.memory_bytes,
+        "reported_bytes": gpu.reported_bytes,
+        "usable_bytes": gpu.usable_bytes,
+        "available_bytes": gpu.available_bytes,
+        "compute_capability": None if gpu.compute_capability is None else ".".join(map(str, gpu.compute_capability)),
+        "bfloat16": gpu.supports("bfloat16"),
+        "fp8": gpu.supports("fp8"),
+        "sources": [{"figure": name, "text": one.text, "source": one.source} for name, one in gpu.figures],
+    }

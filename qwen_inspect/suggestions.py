@@ -1,0 +1,120 @@
+"""Changes of a run that would take less of a card, the cheapest to the user first, each predicted as the run itself is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from .analyzers.kv_cache import cache_report, read_formats
+from .analyzers.memory import formula_footprint, workspace_bytes
+from .analyzers.packing import pack
+from .architectures import architecture_of
+from .architectures.quantised import preset, read_quantisation
+from .checkpoint import Checkpoint, DType, Tensor
+from .demand import TransformersDemand, calibration_of
+from .errors import QwenInspectError
+from .fitting import Gpu, Requirement, Suggestion
+from .language import Message
+from .loaders import gpus
+from .pipeline import analyse
+from .report.memory import Run
+from .report.model import Report
+from .spec import each_tensor
+from .stored import in_dtype
+
+SCHEMES = ("fp8", "awq-int4", "gptq-int4")
+
+
+def changes(report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:
+    """The cache and the weights in fewer bits, less kept for the backward pass, a larger card.
+
+    A model whose architecture is not described here, or whose weights are packed already, is offered a larger card alone.
+    """
+    design = report.design
+    if design is not None and design.quantised is None and not design.spec.built:
+        if run.mode == "generate" and run.cache_format == "auto":
+            yield from _smaller_cache(report, run, gpu)
+        if design.spec.dtype in (DType.F32, DType.F64):
+            yield from _half(report, run, gpu)
+        if run.mode == "generate":
+            yield from _packed(report, run, gpu)
+    if run.mode == "train" and not run.checkpointing:
+        lighter = replace(run, checkpointing=True)
+        yield from _predicted("checkpointing", Message("suggest_checkpointing"), report, lighter, gpu)
+    yield from _larger_card(report, run, gpu)
+
+
+def _smaller_cache(report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:
+    """In 8 bits: an engine's, or transformers' own quantised cache, whose bytes are counted by formula."""
+    form, dtype = "int8" if gpu.supports("fp8") is False else "fp8", report.spec.dtype
+    cache = cache_report(report.attention.layers, *read_formats(form, dtype), dtype)
+    other = replace(report, design=replace(report.known, cache=cache))
+    yield from _predicted("cache", Message("suggest_cache", format=form), other, replace(run, cache_format=form), gpu)
+
+
+def _half(report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:
+    """Weights of 16 bits."""
+    stored = Checkpoint(ref=report.ref, config=report.config, tensors=report.tensors, release=report.release)
+    dtype = "float16" if gpu.supports("bfloat16") is False else "bfloat16"
+    other = analyse(in_dtype(stored, dtype, None), workload=report.workload)
+    yield from _predicted("weights", Message("suggest_weights", dtype=dtype), other, run, gpu)
+
+
+def _packed(report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:
+    """Weights in each scheme that the card computes in; one that the model's matrices do not go into is left out."""
+    for scheme in SCHEMES:
+        if scheme == "fp8" and gpu.supports("fp8") is False:
+            continue
+        try:
+            footprint = formula_footprint(report.tree, report.cache, run, weights=_weights(report, scheme))
+        except QwenInspectError:
+            continue
+        required = TransformersDemand(report, run, gpu).requirement_of(footprint)
+        yield _suggestion("weights", Message("suggest_weights", dtype=scheme), required, gpu)
+
+
+def _weights(report: Report, scheme: str) -> tuple[Tensor, ...]:
+    """What a model loaded in that scheme holds."""
+    config = {**(report.config or {}), "quantization_config": preset(scheme, None)}
+    quantisation = read_quantisation(config)
+    assert quantisation is not None
+    packing = pack(report.tree, quantisation, architecture_of(config).stored_form, None)
+    return tuple(part for tensor in each_tensor(report.tree) for part in packing.loaded(tensor))
+
+
+def _larger_card(report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:
+    """The smallest card of the table that the run fits as it is; where there is none, the largest."""
+    larger = [one for one in gpus.table() if one.available_bytes > gpu.available_bytes]
+    required: dict[object, Requirement] = {}
+    for one in sorted(larger, key=lambda one: one.available_bytes):
+        key = workspace_bytes(one.name), calibration_of(one)  # all that a prediction knows of a card
+        if key not in required:
+            try:
+                required[key] = TransformersDemand(report, run, one).requirement(run.batch, run.prompt_tokens)
+            except QwenInspectError:
+                return
+        found = _suggestion("gpu", Message("suggest_gpu", name=one.name), required[key], one)
+        if found.fits is not False:
+            break
+    if larger:
+        yield found
+
+
+def _predicted(kind: str, change: Message, report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:
+    """One change; nothing where what it needs is not known here."""
+    try:
+        required = TransformersDemand(report, run, gpu).requirement(run.batch, run.prompt_tokens)
+    except QwenInspectError:
+        return
+    yield _suggestion(kind, change, required, gpu)
+
+
+def _suggestion(kind: str, change: Message, required: Requirement, gpu: Gpu) -> Suggestion:
+    enough = required.high_bytes <= gpu.available_bytes
+    return Suggestion(
+        kind=kind,
+        change=change,
+        required_bytes=required.high_bytes,
+        fits=enough if required.whole or not enough else None,
+        whole=required.whole,
+    )
