@@ -3,24 +3,425 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-import qwen_inspect
+from benchmarks.accuracy import GIB, published
+from qwen_inspect.analyzers.fit import MOST_BATCH, TracedRun, largest
+from qwen_inspect.analyzers.kept_trace import Point
+from qwen_inspect.answers import answer, cards, fit
+from qwen_inspect.checkpoint import Checkpoint, ModelRef
+from qwen_inspect.demand import CONTEXT_HIGH_BYTES, CONTEXT_LOW_BYTES, TransformersDemand
+from qwen_inspect.errors import UnavailableError
+from qwen_inspect.exploration import AllocatorSettings, Exploration, RequestSize
+from qwen_inspect.fitting import CardAnswer, Gpu, Requirement
+from qwen_inspect.loaders import calibration, catalog, gpus
+from qwen_inspect.pipeline import analyse, inspect
+from qwen_inspect.prediction import predict
+from qwen_inspect.report.measurement import Calibration
+from qwen_inspect.report.memory import Run
+from qwen_inspect.report.model import Report
+from qwen_inspect.suggestions import changes
 
-from .conftest import run
+from .conftest import TINY_QWEN3, run
+from .test_rendering import SCHEMA
 
-SCHEMA = json.loads((Path(qwen_inspect.__file__).parent / "schema" / "report.schema.json").read_text(encoding="utf-8"))
+MIB = 1 << 20
+# One model of each family of which traces are shipped; a trace is shared by models that differ in depth alone.
+MODELS = (
+    "Qwen/Qwen2.5-0.5B",
+    "Qwen/Qwen3-0.6B",
+    "Qwen/Qwen3-8B",
+    "Qwen/Qwen1.5-MoE-A2.7B",
+    "Qwen/Qwen3-30B-A3B",
+    "Qwen/Qwen2.5-VL-3B-Instruct",
+    "Qwen/Qwen3-VL-4B-Instruct",
+)
+
+
+def card(size_bytes: int) -> Gpu:
+    return Gpu(name="a card", kind="given", memory_bytes=size_bytes)
+
+
+@cache
+def of_depth(model: str, layers: int) -> Report:
+    """A model of the catalog with other layers than it has, all of them alike."""
+    config: dict[str, Any] = dict(catalog.configuration(model, catalog.entries()))
+    for part in (config, config.get("text_config", {})):
+        if "num_hidden_layers" in part:
+            part |= {"num_hidden_layers": layers}
+            part.pop("layer_types", None)
+    return analyse(Checkpoint(ref=ModelRef(source="catalog", id=model), config=config, tensors=None))
+
+
+def reserved(report: Report, run: Run, gpu: Gpu, **changes: int) -> int:
+    """What `memory` prints for the run on this card, with the context at its larger end."""
+    changed = replace(run, gpu=gpu.name, **changes)  # type: ignore[arg-type]  # lengths alone
+    found = predict(report, changed).predicted
+    assert found.peak_reserved is not None
+    return found.peak_reserved + CONTEXT_HIGH_BYTES
+
+
+@st.composite
+def situations(draw: st.DrawFn) -> tuple[Report, Run, Gpu]:
+    report = of_depth(draw(st.sampled_from(MODELS)), draw(st.integers(3, 6)))
+    run = Run(
+        batch=draw(st.integers(1, 9)),
+        prompt_tokens=draw(st.integers(1, 5000)),
+        new_tokens=draw(st.integers(2, 700)),
+        loader=draw(st.sampled_from(("warmup", "per-tensor"))),
+        allocator=draw(st.sampled_from(("", "expandable_segments:True", "max_split_size_mb:64"))),
+    )
+    weights = report.tree.size_bytes + CONTEXT_HIGH_BYTES
+    return report, run, card(weights + draw(st.integers(-200, 9000)) * MIB + draw(st.integers(0, MIB)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(situations())
+def test_the_largest_that_is_told_fits_and_one_more_does_not(situation: tuple[Report, Run, Gpu]) -> None:
+    report, asked, gpu = situation
+    found = answer(TransformersDemand(report, asked, gpu), gpu, batch=asked.batch, context_tokens=asked.prompt_tokens)
+    here = reserved(report, asked, gpu)
+    assert (found.high.required_bytes, found.high.fits) == (here, here <= gpu.memory_bytes)
+    assert found.high.margin_bytes == gpu.memory_bytes - here
+    assert found.requirement.high_bytes == found.high.required_bytes
+    assert found.low.required_bytes == here - CONTEXT_HIGH_BYTES + CONTEXT_LOW_BYTES
+    for name, most, at in (("context", found.high.context, "prompt_tokens"), ("batch", found.high.batch, "batch")):
+        assert most.value is not None
+        if most.value:
+            assert reserved(report, asked, gpu, **{at: most.value}) <= gpu.memory_bytes
+        if most.bound == "memory":
+            assert reserved(report, asked, gpu, **{at: most.value + 1}) > gpu.memory_bytes
+        else:
+            assert (name, most.bound) == ("context", "model")
+            assert most.value + asked.new_tokens == report.spec.context_tokens
+
+
+@settings(max_examples=8, deadline=None)
+@given(situations(), st.integers(1, 3000))
+def test_a_larger_card_never_gives_less(situation: tuple[Report, Run, Gpu], more_mib: int) -> None:
+    report, asked, gpu = situation
+    demand = TransformersDemand(report, asked, gpu)
+    small, large = (
+        answer(demand, one, batch=asked.batch, context_tokens=asked.prompt_tokens)
+        for one in (gpu, card(gpu.memory_bytes + more_mib * MIB))
+    )
+    for name in ("context", "batch"):
+        # The smaller end of the context's range is as good as a larger card.
+        reaches = [getattr(end, name).value for end in (small.high, small.low, large.high, large.low)]
+        assert reaches[0] <= min(reaches[1:])
+        assert max(reaches[:-1]) <= reaches[-1]
+    assert [point.batch.value for point in small.curve if point.context_tokens == asked.prompt_tokens] == [
+        small.high.batch.value
+    ]
+
+
+@given(st.lists(st.booleans(), max_size=40))
+def test_the_answer_fits_and_the_next_does_not_whatever_the_shape(fitting: list[bool]) -> None:
+    """Islands above it are not looked for."""
+    found = largest(lambda number: fitting[number - 1], len(fitting))
+    assert found == 0 or fitting[found - 1]
+    assert found == len(fitting) or not fitting[found]
+
+
+def test_an_allocator_counted_by_hand() -> None:
+    """Weights of 12 MiB and a cache of a MiB for each token, which has a segment of its own from 10 MiB on, in steps of 2 MiB.
+
+    Of 64 MiB the weights leave 52: 52 tokens take 52, 53 take 54. Two sequences of 13 take 26, four 52, five 65 and so 66.
+    """
+    settings = AllocatorSettings(
+        large_segment_bytes=20 * MIB,
+        max_split_bytes=None,
+        max_non_split_rounding_bytes=20 * MIB,
+        roundup_divisions=(0,) * 16,
+        expandable_segments=False,
+    )
+    run = TracedRun(
+        Exploration(
+            method="trace",
+            terms=("weights", "cache"),
+            sizes=(RequestSize((12 * MIB, 0, 0, 0, 0, 0, 0, 0)), RequestSize((0, 0, 0, 0, 0, MIB, 0, 0))),
+            requests=((0, 0), (1, 1)),
+            order=(0, 1),
+            stages=(),
+            settings=settings,
+            least_new_tokens=2,
+        )
+    )
+    assert largest(lambda tokens: run.held_bytes(Point(1, tokens, tokens)) <= 64 * MIB, 1000) == 52
+    assert largest(lambda batch: run.held_bytes(Point(batch, 13, 13)) <= 64 * MIB, 1000) == 4
+    assert run.least_bytes(Point(1, 53, 53)) == 65 * MIB
+    assert run.held_bytes(Point(1, 53, 53)) == 66 * MIB
+
+
+def test_terms_by_hand() -> None:
+    found = json.loads(run("fit", "catalog:Qwen/Qwen3-8B", "--gpu", "4090", "--format", "json").out)
+    terms = {one["term"]: one["bytes"] for one in found["terms"]}
+    # metadata.total_size of Qwen3-8B's model.safetensors.index.json: 8,190,735,360 parameters of 2 bytes.
+    assert terms["weights"] == 16_381_470_720
+    # The peak is in the prefill: 2,048 tokens x 36 layers x K and V x 8 heads x 128 x 2 bytes.
+    assert terms["cache"] == 301_989_888
+    # 2 x 4096 KiB + 8 x 16 KiB, torch's CublasHandlePool.cpp.
+    assert terms["workspace"] == 8_519_680
+    assert found["context_bytes"] == {"low": 262_144_000, "high": 629_145_600, "measured": False}  # 250 and 600 MiB
+    assert found["available_bytes"] == 25_249_038_991  # 23.515 GiB
+    assert found["max_context_tokens"] + 127 == found["kv_cache_tokens"]  # the last of 128 new tokens is not fed back
+
+
+@pytest.mark.parametrize(
+    "row",
+    [row for row in published("transformers_memory.csv") if row["measure"] == "peak"],
+    ids=lambda row: f"{row['model']}-{row['input_length']}",
+)
+def test_published_runs_fit_where_they_ran_and_not_in_less_than_they_took(row: dict[str, str]) -> None:
+    """Qwen2.5 on an A100 80GB, its peak printed in GiB: what was allocated, and what was reserved is no less."""
+    report = inspect(f"Qwen/{row['model']}", source="catalog")
+    asked = Run(
+        prompt_tokens=int(row["input_length"]),
+        new_tokens=int(row["generated_tokens"]),
+        attention="flash_attention_2_repeated",
+        loader="per-tensor",
+    )
+    allocated = int(float(row["memory_value"]) * GIB)
+    assert fit(report, asked, [gpus.find("A100 80GB")]).cards[0].high.fits is True
+    assert fit(report, asked, [card(allocated)]).cards[0].low.fits is False
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "limit"),
+    [("train", "prompt_tokens", 100_000), ("forward", "prompt_tokens", 100_000), ("forward", "batch", MOST_BATCH)],
+)
+def test_without_a_kept_trace_a_few_traces_give_the_same_answer(mode: str, name: str, limit: int) -> None:
+    config = {**TINY_QWEN3, "vocab_size": 4096, "num_hidden_layers": 1, "max_position_embeddings": 100_000}
+    report = analyse(Checkpoint(ref=ModelRef(source="local", id="tiny"), config=config, tensors=None))
+    asked, room = Run(mode=mode, batch=2, prompt_tokens=32), 90 * MIB
+    demand = TransformersDemand(report, asked, card(room))
+
+    def fits(value: int) -> bool:
+        return demand.held_bytes(*{"batch": 2, "prompt_tokens": 32, name: value}.values()) <= room
+
+    most = largest(fits, limit)
+    assert 2 < most < limit
+    assert reserved(report, asked, card(room), **{name: most}) <= room + CONTEXT_HIGH_BYTES
+    assert reserved(report, asked, card(room), **{name: most + 1}) > room + CONTEXT_HIGH_BYTES
+
+
+def of_8b(*options: str | Path) -> tuple[int, dict[str, Any]]:
+    shown = run("fit", "catalog:Qwen/Qwen3-8B", *options, "--format", "json")
+    return shown.code, json.loads(shown.out)
 
 
 def test_json_keeps_to_the_schema_and_its_terms_add_up() -> None:
-    found = json.loads(run("fit", "catalog:Qwen/Qwen3-8B", "--gpu", "4090,h100", "--format", "json").out)
+    code, found = of_8b("--gpu", "4090,h100")
+    assert code == 0
     jsonschema.validate(found, SCHEMA)
-    assert [card["gpu"]["name"] for card in found["cards"]] == ["RTX 4090", "H100 SXM 80GB"]
+    assert [one["gpu"]["name"] for one in found["cards"]] == ["RTX 4090", "H100 SXM"]
     assert {key: found[key] for key in found["cards"][0]} == found["cards"][0]
-    for card in found["cards"]:
-        held = sum(term["bytes"] for term in card["terms"])
-        assert card["required_bytes"] == held + card["context_bytes"]["high"]
-        assert card["low_end"]["required_bytes"] == held + card["context_bytes"]["low"]
-        assert card["margin_bytes"] == card["available_bytes"] - card["required_bytes"]
+    for one in found["cards"]:
+        held = sum(term["bytes"] for term in one["terms"])
+        assert one["required_bytes"] == held + one["context_bytes"]["high"]
+        assert one["low_end"]["required_bytes"] == held + one["context_bytes"]["low"]
+        assert one["margin_bytes"] == one["available_bytes"] - one["required_bytes"]
+    assert found["cards"][1]["max_context_tokens"] == 40_960 - 128  # max_position_embeddings less the new tokens
+    assert found["cards"][1]["context_tokens_bound"] == "model"
+
+
+def test_one_card_of_several_that_is_too_small_is_exit_1() -> None:
+    code, found = of_8b("--gpu", "4090,3060 12gb")
+    assert code == 1
+    assert [one["fits"] for one in found["cards"]] == [True, False]
+
+
+def test_suggestions_are_what_memory_says_of_the_changed_run() -> None:
+    code, found = of_8b("--gpu", "4090", "--context", "30k", "--batch", "2")
+    assert code == 1
+    jsonschema.validate(found, SCHEMA)
+    kinds = [one["kind"] for one in found["suggestions"]]
+    assert kinds == ["context", "cache", "weights", "weights", "weights", "gpu"]
+    told = {one["kind"]: one for one in found["suggestions"]}
+    shorter = json.loads(
+        run("memory", "catalog:Qwen/Qwen3-8B", "--batch", "2", "--context", str(found["max_context_tokens"]),
+            "--gpu", "RTX 4090", "--format", "json").out
+    )  # fmt: skip
+    assert told["context"]["required_bytes"] == shorter["predicted"]["peak_reserved_bytes"] + 600 * MIB
+    assert told["context"]["fits"] is True
+    quantised = json.loads(
+        run("memory", "catalog:Qwen/Qwen3-8B", "--batch", "2", "--context", "30k", "--dtype", "awq-int4",
+            "--gpu", "RTX 4090", "--format", "json").out
+    )  # fmt: skip
+    awq = next(one for one in found["suggestions"] if "awq" in one["change"])
+    assert awq["required_bytes"] == quantised["predicted"]["steady_allocated_bytes"] + 600 * MIB
+    assert (awq["fits"], awq["lower_bound_only"]) == (None, True)
+    # The cache at 1 byte a number: 2 x 30,847 tokens x 36 layers x K and V x 8 heads x 128 less than at 2.
+    cache = {term["term"]: term["bytes"] for term in found["terms"]}["cache"]
+    assert cache == 2 * 30_720 * 147_456
+    assert told["cache"]["required_bytes"] < found["required_bytes"] - 2 * 30_720 * 73_728
+    assert told["gpu"]["fits"] is True
+    name = told["gpu"]["change"].removeprefix("the card ")
+    assert of_8b("--gpu", name, "--context", "30k", "--batch", "2")[0] == 0
+
+
+def test_training_is_told_of_activation_checkpointing() -> None:
+    config = {**TINY_QWEN3, "num_hidden_layers": 3}
+    report = analyse(Checkpoint(ref=ModelRef(source="local", id="tiny"), config=config, tensors=None))
+    asked = Run(mode="train", batch=8, prompt_tokens=512)
+    lighter, larger = changes(report, asked, card(MIB))
+    assert (lighter.kind, larger.kind, larger.fits) == ("checkpointing", "gpu", True)
+    predicted = predict(report, replace(asked, checkpointing=True)).predicted
+    assert predicted.peak_reserved is not None
+    assert lighter.required_bytes == predicted.peak_reserved + CONTEXT_HIGH_BYTES < larger.required_bytes
+
+
+def test_where_only_a_lower_bound_is_known_no_fit_is_promised() -> None:
+    code, found = of_8b("--gpu", "4090", "--dtype", "awq-int4")
+    jsonschema.validate(found, SCHEMA)
+    assert (code, found["fits"], found["lower_bound_only"]) == (7, None, True)
+    assert found["max_batch"] is None
+    # But that it does not fit can be certain.
+    code, found = of_8b("--memory", "6GiB", "--dtype", "awq-int4")
+    assert (code, found["fits"], found["at_most_context_tokens"]) == (1, False, 0)
+
+
+def test_a_run_between_allocated_and_reserved_may_pass() -> None:
+    """The allocator's model decides, with what is left for it as its capacity; a second figure, beside that it does not fit."""
+    report, asked = inspect("Qwen/Qwen3-0.6B", source="catalog"), Run(batch=8, prompt_tokens=4096)
+    found = predict(report, asked).predicted
+    assert found.peak_reserved is not None
+    assert found.peak_allocated_bytes is not None
+
+    def passes(size_bytes: int) -> CardAnswer:
+        return fit(report, asked, [card(size_bytes + CONTEXT_HIGH_BYTES)]).cards[0]
+
+    assert passes(found.peak_reserved).high.fits is True
+    assert passes(found.peak_reserved).passes_by_release is None
+    between = passes(found.peak_reserved - 2 * MIB)
+    assert (between.high.fits, between.passes_by_release) == (False, True)
+    below = passes(found.peak_allocated_bytes - 1)
+    assert (below.high.fits, below.passes_by_release) == (False, False)
+
+
+def test_the_models_own_limit_can_be_passed_over() -> None:
+    inside, beyond = (of_8b("--gpu", "h100", *more)[1] for more in ((), ("--beyond-limit",)))
+    assert inside["max_context_tokens"] == 40_832
+    assert beyond["max_context_tokens"] > 40_832
+    assert beyond["context_tokens_bound"] == "memory"
+
+
+def test_a_calibration_of_the_card_takes_the_place_of_the_range(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QWEN_INSPECT_CACHE", str(tmp_path))
+    calibration.keep(
+        Calibration(
+            gpu="NVIDIA GeForce RTX 4090",
+            driver="1",
+            torch=version("torch").partition("+")[0],
+            transformers=version("transformers"),
+            date="2026-01-02",
+            context_bytes=300_000_001,
+            workspace_bytes=9_000_000,
+        )
+    )
+    _, found = of_8b("--gpu", "4090")
+    assert found["context_bytes"] == {"low": 300_000_001, "high": 300_000_001, "measured": True}
+    assert {key: found[key] for key in found["low_end"]} == found["low_end"]
+    assert any("2026-01-02" in sentence for sentence in found["assumptions"])
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ([], 2, "--gpu"),
+        (["--gpu", "4090", "--memory", "24GiB"], 2, "--memory"),
+        (["--gpu", "5090ti"], 2, "RTX 5090"),
+        (["--gpu", "a100"], 2, "A100 80GB, A100 40GB"),
+        (["--gpu", "4090,"], 2, "''"),
+        (["--memory", "0"], 2, "GiB"),
+        (["--memory", "0GiB"], 2, "GiB"),
+        (["--memory", "24"], 2, "GiB"),
+        (["--gpu", "4090", "--batch", "0"], 2, "--batch"),
+        (["--gpu", "4090", "--context", "-1"], 2, "--context"),
+        (["--gpu", "auto"], 8, "NVML"),
+        (["--gpu", "4090", "--dtype", "awq-int4", "--mode", "train"], 7, "train"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(options: list[str], code: int, words: str) -> None:
+    shown = run("fit", *options)
+    assert (shown.code, shown.out) == (code, "")
+    assert words in shown.err
+    assert len(shown.err.splitlines()) == 1 or "usage" in shown.err
+
+
+def test_a_memory_smaller_than_the_weights_fits_nothing() -> None:
+    code, found = of_8b("--memory", "1GiB")
+    assert (code, found["fits"], found["max_context_tokens"], found["max_batch"]) == (1, False, 0, 0)
+    assert found["kv_cache_tokens"] is None
+
+
+def test_no_nvml_here_is_said() -> None:
+    with pytest.raises(UnavailableError):
+        cards("auto")
+
+
+def test_every_format_in_both_languages() -> None:
+    for form in ("table", "md", "html"):
+        for language in ("en", "zh"):
+            shown = run(
+                "fit",
+                "catalog:Qwen/Qwen3-8B",
+                "--gpu",
+                "4090,h100",
+                "--context",
+                "30k",
+                "--format",
+                form,
+                "--lang",
+                language,
+            )
+            assert shown.code == 1
+            assert "RTX 4090" in shown.out
+            assert "27,562" in shown.out or "27,562" in shown.out.replace("\u202f", ",")
+
+
+def test_another_engine_says_its_own_demand() -> None:
+    """What `answer` asks of an engine is what `Demand` has: an engine that takes 90 % of a card and a KiB a token."""
+
+    class Blocks:
+        engine = "blocks"
+        most_context_tokens: int | None = 100_000
+        quick = True
+
+        def requirement(self, batch: int, context_tokens: int) -> Requirement:
+            terms = (("weights", 50 * MIB), ("cache", batch * context_tokens * 1024))
+            return Requirement(terms=terms, context_low_bytes=0, context_high_bytes=0)
+
+        def held_bytes(self, batch: int, context_tokens: int) -> int:
+            return self.requirement(batch, context_tokens).held_bytes
+
+        def least_bytes(self, batch: int, context_tokens: int) -> int:
+            return 0
+
+        def passes(self, batch: int, context_tokens: int, capacity_bytes: int) -> None:
+            return None
+
+        def available_bytes(self, gpu: Gpu) -> int:
+            return gpu.available_bytes * 9 // 10
+
+        def cache_tokens(self, batch: int, context_tokens: int) -> int:
+            return batch * context_tokens
+
+    found = answer(Blocks(), card(100 * MIB), batch=1, context_tokens=1024)
+    # 90 MiB less 50 MiB are 40 x 1024 tokens.
+    assert (found.available_bytes, found.high.context.value, found.cache_tokens) == (90 * MIB, 40_960, 40_960)
+    assert found.high.batch.value == 40 < MOST_BATCH
+    expected: Mapping[int, int] = {1024: 40, 2048: 20, 4096: 10, 8192: 5, 16_384: 2, 32_768: 1, 65_536: 0, 100_000: 0}
+    assert {point.context_tokens: point.batch.value for point in found.curve} == expected
