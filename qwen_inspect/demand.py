@@ -77,7 +77,7 @@ class TransformersDemand:
 
     def _line(self, runs: Sequence[Run], *, terms: Sequence[int], corners: Sequence[Run]) -> TracedRun | None:
         """A few traces in place of one for each question."""
-        if self._method != "trace" or (kept := traced_along(self.report, runs, terms)) is None:
+        if self._asked.method != "trace" or (kept := traced_along(self.report, runs, terms)) is None:
             return None
         return TracedRun(explore_trace(kept, self.run), [_point(run) for run in corners])
 
@@ -90,12 +90,13 @@ class TransformersDemand:
         return self._along_batch if context_tokens == self.run.prompt_tokens and batch > 1 else None
 
     @property
-    def _method(self) -> str:
-        return self.predicted(self.run.batch, self.run.prompt_tokens).predicted.method
+    def _asked(self) -> Footprint:
+        """The prediction of the run as it was asked for."""
+        return self.predicted(self.run.batch, self.run.prompt_tokens).predicted
 
     @property
     def quick(self) -> bool:
-        return self.traced is not None or self._method != "trace"
+        return self.traced is not None or self._asked.method != "trace"
 
     @property
     def context_bytes(self) -> tuple[int, int]:
@@ -124,8 +125,14 @@ class TransformersDemand:
         return traced.held_bytes(self._point(batch, context_tokens))
 
     def least_bytes(self, batch: int, context_tokens: int) -> int:
-        traced = self._traced_at(batch, context_tokens)
-        return 0 if traced is None else traced.least_bytes(self._point(batch, context_tokens))
+        """By a trace that is at hand; else weights, buffers and what the cache of such a run holds."""
+        if self.traced is not None:
+            return self.traced.least_bytes(self._point(batch, context_tokens))
+        moment, design = self._asked.steady, self.report.design
+        cached = 0
+        if self.run.mode == "generate" and design is not None and design.cache is not None:
+            cached = design.cache.size_bytes(tokens=self._point(batch, context_tokens).total_tokens, batch=batch)
+        return moment.weights + (moment.buffers or 0) + cached
 
     def passes(self, batch: int, context_tokens: int, capacity_bytes: int) -> bool | None:
         """Whether the run ends within a capacity for the allocator, which gives segments back where it must."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +106,25 @@ def timeline_of(report: Report, run: Run) -> tuple[Timeline, str]:
     """The run's trace, and what it was made by: shipped or kept where there is one, else traced now, and kept if it can be."""
     if _is_point(run) and (kept := kept_trace(report.spec, run.attention)) is not None:
         return kept.at(_point(run)), kept.made_by
-    return _traced(report, run), versions()
+    key = json.dumps(
+        [dict(report.config or {}), repr(report.spec), repr(trace_request(run))], sort_keys=True, default=str
+    )
+    return _traced_once(_Untraced(key=key, report=report, run=run)), versions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Untraced:
+    """A run to trace. key: all that its events depend on, which the card does not belong to."""
+
+    key: str
+    report: Report = field(compare=False)
+    run: Run = field(compare=False)
+
+
+@lru_cache(maxsize=16)
+def _traced_once(one: _Untraced) -> Timeline:
+    """One run is asked about for several cards, one after another."""
+    return _traced(one.report, one.run)
 
 
 def _traced(report: Report, run: Run) -> Timeline:
