@@ -14,7 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from qwen_inspect.analyzers.kv_cache import FORMATS, llama_cpp_bytes, read_formats, vllm_cache
+from qwen_inspect.analyzers.engine_cache import block_pool, llama_cpp_layer_bytes
+from qwen_inspect.analyzers.kv_cache import FORMATS, read_formats
 from qwen_inspect.checkpoint import DType
 from qwen_inspect.pipeline import inspect
 from qwen_inspect.prediction import predict
@@ -165,7 +166,7 @@ def _table(rows: Sequence[Row]) -> Table:
 def _vllm(row: Mapping[str, str]) -> list[str]:
     layers = inspect(row["model"], source="catalog").attention.layers
     name = "bfloat16" if row["kv_cache_dtype"] == "auto" else row["kv_cache_dtype"]
-    cache = vllm_cache(layers, FORMATS[name], ranks=int(row["tp"]))
+    cache = block_pool(layers, FORMATS[name], ranks=int(row["tp"]), states=(DType.BF16, DType.BF16))
     budget = float(row["available_kv_gib_per_gpu"])
     least, exact, most = (cache.blocks(int((budget + half) * GIB)) for half in (-0.005, 0, 0.005))
     blocks = int(row["num_gpu_blocks"])
@@ -183,7 +184,7 @@ def _vllm(row: Mapping[str, str]) -> list[str]:
 def _llama_cpp(row: Mapping[str, str]) -> list[str]:
     layers = inspect("Qwen/Qwen3-235B-A22B", source="catalog").attention.layers
     keys, values = read_formats(f"{row['k_cache_type']},{row['v_cache_type']}", DType.BF16)
-    size = llama_cpp_bytes(layers, keys, values, tokens=int(row["n_ctx"]))
+    size = sum(llama_cpp_layer_bytes(layer, keys, values, tokens=int(row["n_ctx"])) for layer in layers)
     formats = f"{row['k_cache_type']}, {row['v_cache_type']}"
     return ["Qwen3-235B-A22B", f"{int(row['n_ctx']):,}", formats, row["kv_total_mib"], f"{size / MIB:.2f}"]
 

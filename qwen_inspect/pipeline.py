@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from .analyzers.accounting import StoredForm, components, predicted_elements, predicted_files
 from .analyzers.attention import attention_report
-from .analyzers.kv_cache import cache_report, engine_caches, read_formats
+from .analyzers.engine_cache import engine_caches, state_dtypes
+from .analyzers.kv_cache import cache_report, read_formats
 from .analyzers.reconcile import against_files, against_instantiated, copies
 from .architectures import FAMILIES, Architecture, architecture_of
 from .checkpoint import Checkpoint, ModelRef, Tensor
@@ -339,7 +340,14 @@ def _design(
         cache_refusal=refusal,
         engines=()
         if tokens is None or attention is None or (spec.built and len(attention.softmax) < len(attention.layers))
-        else engine_caches(attention.layers, spec.dtype, tokens=tokens, batch=workload.batch, ranks=workload.ranks),
+        else engine_caches(
+            attention.layers,
+            spec.dtype,
+            states=state_dtypes(checkpoint.config or {}, spec.dtype),
+            tokens=tokens,
+            batch=workload.batch,
+            ranks=workload.ranks,
+        ),
     )
 
 

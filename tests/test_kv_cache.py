@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +13,7 @@ from qwen_inspect.analyzers.attention import attention_report
 from qwen_inspect.analyzers.kv_cache import (
     FORMATS,
     cache_report,
-    kv_heads_per_rank,
-    llama_cpp_bytes,
     read_formats,
-    vllm_cache,
 )
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.checkpoint import DType
@@ -41,46 +36,6 @@ def test_qwen3_0_6b_takes_4_375_gib_at_its_limit() -> None:
     assert report.cache.size_bytes(tokens=40_960) == 4_697_620_480  # 4.375 GiB
 
 
-PUBLISHED = Path(__file__).parent.parent / "benchmarks" / "published"
-
-
-def published(name: str) -> list[dict[str, str]]:
-    with open(PUBLISHED / name, newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
-
-
-def layers_of(model: str) -> tuple[LayerAttention, ...]:
-    """The layers of a cataloged model; an Instruct release has its base's."""
-    return inspect(model, source="catalog").attention.softmax
-
-
-@pytest.mark.parametrize(
-    "log", published("vllm_kv.csv"), ids=lambda log: f"{log['model']}-tp{log['tp']}-{log['kv_cache_dtype']}"
-)
-def test_tokens_of_a_budget_equal_published_vllm_logs(log: dict[str, str]) -> None:
-    layers = layers_of(log["model"])
-    name = "bfloat16" if log["kv_cache_dtype"] == "auto" else log["kv_cache_dtype"]
-    cache = vllm_cache(layers, FORMATS[name], ranks=int(log["tp"]))
-    printed = float(log["available_kv_gib_per_gpu"])  # to 0.01 GiB
-    least, most = (int((printed + half) * 2**30) for half in (-0.005, 0.005))
-    assert cache.blocks(least) <= int(log["num_gpu_blocks"]) <= cache.blocks(most)
-    assert cache.tokens(least) <= int(log["kv_cache_tokens"]) <= cache.tokens(most)
-    assert int(log["kv_cache_tokens"]) == 16 * int(log["num_gpu_blocks"])
-
-
-def test_a_budget_of_57_50_gib_holds_418_688_tokens_of_qwen3_8b() -> None:
-    cache = vllm_cache(layers_of("Qwen/Qwen3-8B"), FORMATS["bfloat16"])
-    assert (cache.blocks(int(57.5 * 2**30)), cache.tokens(int(57.5 * 2**30))) == (26_168, 418_688)
-
-
-@pytest.mark.parametrize("log", published("llama_cpp_kv.csv"), ids=lambda log: f"{log['n_ctx']}-{log['k_cache_type']}")
-def test_the_cache_equals_published_llama_cpp_logs(log: dict[str, str]) -> None:
-    layers = layers_of("Qwen/Qwen3-235B-A22B")
-    keys, values = read_formats(f"{log['k_cache_type']},{log['v_cache_type']}", DType.BF16)
-    size_bytes = llama_cpp_bytes(layers, keys, values, tokens=int(log["n_ctx"]))
-    assert size_bytes == float(log["kv_total_mib"]) * 2**20
-
-
 def test_quantised_formats_are_ggmls() -> None:
     import gguf
 
@@ -89,21 +44,12 @@ def test_quantised_formats_are_ggmls() -> None:
         assert (FORMATS[name].block_elements, FORMATS[name].block_bytes) == (elements, size_bytes)
 
 
-@pytest.mark.parametrize(("heads", "ranks", "each"), [(8, 1, 8), (8, 4, 2), (4, 8, 1), (1, 4, 1)])
-def test_heads_are_shared_evenly_or_repeated(heads: int, ranks: int, each: int) -> None:
-    assert kv_heads_per_rank(heads, ranks) == each
-
-
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: kv_heads_per_rank(8, 3),
         lambda: read_formats("q9", DType.BF16),
         lambda: read_formats("fp8,fp8,fp8", DType.BF16),
         lambda: FORMATS["q8_0"].size_bytes(80),
-        lambda: vllm_cache(
-            [LayerAttention(index=0, query_heads=1, kv_heads=1, head_dim=64, window_tokens=5)], FORMATS["fp8"]
-        ),
     ],
 )
 def test_what_cannot_be_laid_out_is_refused(call: Callable[[], object]) -> None:
@@ -165,13 +111,6 @@ def test_qwen3_next_takes_6_gib_at_its_limit_beside_a_constant_state() -> None:
     assert report.cache.size_bytes(tokens=262_144) - report.cache.fixed_bytes == 6 * 2**30
     fp8 = inspect("Qwen/Qwen3-Next-80B-A3B-Instruct", source="catalog", cache_format="fp8").cache
     assert (fp8.bytes_per_token, fp8.fixed_bytes) == (12_288, report.cache.fixed_bytes)
-
-
-def test_what_engines_reserve_for_linear_layers_is_not_known_and_said_so() -> None:
-    engines = inspect("Qwen/Qwen3-Next-80B-A3B-Instruct", source="catalog").engines
-    known = {row.engine for row in engines if row.size_bytes is not None}
-    assert known == {"transformers"}
-    assert {row.reason.key for row in engines if row.reason is not None} == {"cache_engine_linear"}
 
 
 layer_attentions = st.builds(

@@ -1,16 +1,14 @@
-"""The KV cache: exact bytes for each layer, token and sequence, as transformers holds it and as engines reserve it."""
+"""The KV cache: exact bytes for each layer, token and sequence, as transformers holds it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..checkpoint import BLOCK_FORMATS, DType
 from ..errors import UnsupportedError
 from ..report.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention, OtherLayerAttention
-from ..report.cache import CacheLayer, CacheReport, EngineCache
-
-VLLM_BLOCK_TOKENS = 16  # vLLM 0.19, CacheConfig.block_size on CUDA
+from ..report.cache import CacheLayer, CacheReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,97 +107,4 @@ def _cache_layer(layer: LayerAttention, keys: CacheFormat, values: CacheFormat) 
         bytes_per_token=keys.size_bytes(elements) + values.size_bytes(elements),
         states_bytes=(),
         window_tokens=layer.window_tokens,
-    )
-
-
-def kv_heads_per_rank(kv_heads: int, ranks: int) -> int:
-    """KV heads of one tensor-parallel rank: an even share, or one head repeated where there are more ranks than heads.
-
-    Source: vLLM 0.19, ModelConfig.get_num_kv_heads and Qwen2Attention.__init__, which asserts that one divides the other.
-    """
-    if kv_heads % ranks and ranks % kv_heads:
-        raise UnsupportedError("cache_heads_over_ranks", heads=kv_heads, ranks=ranks)
-    return max(1, kv_heads // ranks)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockedCache:
-    """A cache in blocks of `block_tokens` tokens, `block_bytes` bytes each over all layers of one rank."""
-
-    block_tokens: int
-    block_bytes: int
-
-    def blocks(self, budget_bytes: int) -> int:
-        return budget_bytes // self.block_bytes
-
-    def tokens(self, budget_bytes: int) -> int:
-        return self.blocks(budget_bytes) * self.block_tokens
-
-    def size_bytes(self, *, tokens: int, batch: int = 1) -> int:
-        """Bytes of `batch` sequences, each in whole blocks."""
-        return batch * -(-tokens // self.block_tokens) * self.block_bytes
-
-
-def _softmax_only(layers: Sequence[AnyLayerAttention], engine: str) -> list[LayerAttention]:
-    """The layers of a model that has no linear ones: how an engine lays out their states is not known here."""
-    if not all(isinstance(layer, LayerAttention) for layer in layers):
-        raise UnsupportedError("cache_engine_linear", engine=engine)
-    return [layer for layer in layers if isinstance(layer, LayerAttention)]
-
-
-def vllm_cache(layers: Sequence[AnyLayerAttention], cache_format: CacheFormat, *, ranks: int = 1) -> BlockedCache:
-    """What vLLM reserves on one of `ranks` tensor-parallel ranks, for a model whose layers all see every token.
-
-    Source: vLLM 0.19, FullAttentionSpec.page_size_bytes: 2 x block_size x kv_heads x head_size x bytes, a layer.
-    """
-    full = _softmax_only(layers, "vLLM")
-    if any(layer.window_tokens is not None for layer in full):
-        raise UnsupportedError("cache_vllm_hybrid")
-    for layer in full:
-        if layer.query_heads % ranks:
-            raise UnsupportedError("cache_query_heads_over_ranks", heads=layer.query_heads, ranks=ranks)
-    per_token = sum(
-        2 * cache_format.size_bytes(kv_heads_per_rank(layer.kv_heads, ranks) * layer.head_dim) for layer in full
-    )
-    return BlockedCache(block_tokens=VLLM_BLOCK_TOKENS, block_bytes=VLLM_BLOCK_TOKENS * per_token)
-
-
-def engine_caches(
-    layers: Sequence[AnyLayerAttention], dtype: DType, *, tokens: int, batch: int, ranks: int
-) -> tuple[EngineCache, ...]:
-    """What transformers holds and engines reserve for the same workload, each in the formats that it has.
-
-    llama.cpp reserves `tokens` for each of `batch` sequences: its n_ctx is their sum.
-    """
-    auto, _ = read_formats("auto", dtype)
-
-    def row(engine: str, cache_format: CacheFormat, size_bytes: Callable[[], int]) -> EngineCache:
-        try:
-            return EngineCache(engine=engine, format=cache_format.name, size_bytes=size_bytes())
-        except UnsupportedError as error:
-            return EngineCache(engine=engine, format=cache_format.name, size_bytes=None, reason=error.message)
-
-    def vllm(cache_format: CacheFormat) -> Callable[[], int]:
-        return lambda: vllm_cache(layers, cache_format, ranks=ranks).size_bytes(tokens=tokens, batch=batch)
-
-    def llama_cpp(cache_format: CacheFormat) -> Callable[[], int]:
-        return lambda: batch * llama_cpp_bytes(layers, cache_format, cache_format, tokens=tokens)
-
-    return (
-        row(
-            "transformers", auto, lambda: cache_report(layers, auto, auto, dtype).size_bytes(tokens=tokens, batch=batch)
-        ),
-        *(row("vllm", one, vllm(one)) for one in (auto, FORMATS["fp8"])),
-        *(row("llama_cpp", FORMATS[name], llama_cpp(FORMATS[name])) for name in ("float16", "q8_0", "q4_0")),
-    )
-
-
-def llama_cpp_bytes(layers: Sequence[AnyLayerAttention], keys: CacheFormat, values: CacheFormat, *, tokens: int) -> int:
-    """What llama.cpp reserves for a context of `tokens`, whatever is filled of it; windows are not taken into account.
-
-    Source: llama.cpp, llama_kv_cache: K and V tensors of n_embd_k_gqa x n_ctx and n_embd_v_gqa x n_ctx a layer.
-    """
-    return sum(
-        tokens * (keys.size_bytes(layer.kv_heads * layer.head_dim) + values.size_bytes(layer.kv_heads * layer.head_dim))
-        for layer in _softmax_only(layers, "llama.cpp")
     )

@@ -1,0 +1,207 @@
+"""The KV cache as engines reserve it: what they printed, and what vLLM's own functions give for the same layers."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwen_inspect.analyzers.engine_cache import (
+    BlockPool,
+    block_pool,
+    kv_heads_per_rank,
+    llama_cpp_layer_bytes,
+    padded_cells,
+    state_dtypes,
+)
+from qwen_inspect.analyzers.kv_cache import FORMATS, read_formats
+from qwen_inspect.checkpoint import DType
+from qwen_inspect.errors import UnsupportedError
+from qwen_inspect.pipeline import inspect
+from qwen_inspect.report.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention, OtherLayerAttention
+
+PUBLISHED = Path(__file__).parent.parent / "benchmarks" / "published"
+
+
+def published(name: str) -> list[dict[str, str]]:
+    with open(PUBLISHED / name, newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def layers_of(model: str) -> tuple[AnyLayerAttention, ...]:
+    """The layers of a cataloged model; an Instruct release has its base's."""
+    return inspect(model, source="catalog").attention.layers
+
+
+def pool_of(layers: Sequence[AnyLayerAttention], name: str, *, ranks: int = 1, state: DType = DType.BF16) -> BlockPool:
+    return block_pool(layers, FORMATS[name], ranks=ranks, states=(DType.BF16, state))
+
+
+def softmax(heads: int, head_dim: int, window_tokens: int | None = None) -> LayerAttention:
+    return LayerAttention(index=0, query_heads=64, kv_heads=heads, head_dim=head_dim, window_tokens=window_tokens)
+
+
+# --- vLLM ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "log", published("vllm_kv.csv"), ids=lambda log: f"{log['model']}-tp{log['tp']}-{log['kv_cache_dtype']}"
+)
+def test_tokens_of_a_budget_equal_published_vllm_logs(log: dict[str, str]) -> None:
+    name = "bfloat16" if log["kv_cache_dtype"] == "auto" else log["kv_cache_dtype"]
+    pool, length = pool_of(layers_of(log["model"]), name, ranks=int(log["tp"])), int(log["max_model_len"])
+    printed = float(log["available_kv_gib_per_gpu"])  # to 0.01 GiB
+    least, most = (pool.blocks(int((printed + half) * 2**30)) for half in (-0.005, 0.005))
+    blocks = int(log["num_gpu_blocks"])
+    assert least <= blocks <= most
+    assert pool.tokens(blocks, length) == int(log["kv_cache_tokens"])
+    assert f"{blocks / (pool.sequence_blocks(length) or 0):.2f}" == f"{float(log['max_concurrency_x']):.2f}"
+
+
+def test_a_budget_of_57_50_gib_holds_418_688_tokens_of_qwen3_8b() -> None:
+    pool = pool_of(layers_of("Qwen/Qwen3-8B"), "bfloat16")
+    blocks = pool.blocks(int(57.5 * 2**30))
+    assert (blocks, pool.tokens(blocks, 8192)) == (26_168, 418_688)
+
+
+POOLS: list[dict[str, Any]] = json.loads((PUBLISHED / "vllm_pools.json").read_text(encoding="utf-8"))
+
+
+def described(parts: Sequence[Any]) -> list[AnyLayerAttention]:
+    """Layers of the recorded form: [times, one or several of a kind's words and sizes]."""
+    layers: list[AnyLayerAttention] = []
+    for times, period in parts:
+        for kind, *sizes in (period if isinstance(period[0], list) else [period]) * times:
+            if kind == "linear":
+                names = ("key_heads", "value_heads", "key_head_dim", "value_head_dim", "conv_kernel")
+                layers.append(LinearLayerAttention(index=len(layers), **dict(zip(names, sizes, strict=False))))
+            else:
+                layers.append(softmax(*sizes))
+    return layers
+
+
+@pytest.mark.parametrize("case", POOLS, ids=lambda case: f"{case['model']}-tp{case['ranks']}-{case['format']}")
+def test_blocks_tokens_and_concurrency_are_what_vllms_own_functions_print(case: dict[str, Any]) -> None:
+    """Recorded from get_kv_cache_configs of vLLM 0.19.0, for the specs that its layers would give."""
+    state = DType.F32 if '"float32"' in json.dumps(case["layers"]) else DType.BF16
+    pool = pool_of(described(case["layers"]), case["format"], ranks=case["ranks"], state=state)
+    blocks, length = pool.blocks(case["budget_bytes"]), case["max_model_len"]
+    sequence = pool.sequence_blocks(length, case["max_num_batched_tokens"])
+    assert sequence is not None
+    assert blocks == case["blocks"]
+    assert case["printed"] == [
+        f"GPU KV cache size: {pool.tokens(blocks, length):,} tokens",
+        f"Maximum concurrency for {length:,} tokens per request: {blocks / sequence:.2f}x",
+    ]
+
+
+def test_a_published_hybrid_log_is_met() -> None:
+    """vLLM 0.19.0, Qwen3.5-27B: 290,864 tokens, 33.04x for 32,768 tokens (vllm-project/vllm issue 40691); blocks of 784 tokens
+    are what LMCache names for Qwen3.6-27B, of the same layers (LMCache/LMCache pull request 5079)."""
+    report = inspect("Qwen/Qwen3.5-27B", source="catalog")
+    assert report.config is not None
+    states = state_dtypes(report.config, report.spec.dtype)
+    pool = block_pool(report.attention.layers, FORMATS["bfloat16"], ranks=1, states=states)
+    assert pool.block_tokens == 784
+    assert pool.tokens(1487, 32_768) == 290_864
+    assert f"{1487 / (pool.sequence_blocks(32_768) or 0):.2f}" == "33.04"
+
+
+def test_a_recurrent_state_is_the_models_dtype_unless_vllm_reads_another() -> None:
+    text = {"mamba_ssm_dtype": "float32"}
+    named = {"architectures": ["Qwen3_5ForConditionalGeneration"], "text_config": text}
+    assert state_dtypes(named, DType.BF16) == (DType.BF16, DType.F32)
+    assert state_dtypes({**named, "architectures": ["Qwen3NextForCausalLM"]}, DType.BF16) == (DType.BF16, DType.BF16)
+    assert state_dtypes({**named, "text_config": {}}, DType.BF16) == (DType.BF16, DType.BF16)
+
+
+@pytest.mark.parametrize(("heads", "ranks", "each"), [(8, 1, 8), (8, 4, 2), (4, 8, 1), (1, 4, 1)])
+def test_heads_are_shared_evenly_or_repeated(heads: int, ranks: int, each: int) -> None:
+    assert kv_heads_per_rank(heads, ranks) == each
+
+
+layers_alike = st.builds(softmax, st.sampled_from([1, 2, 4, 8, 64]), st.integers(1, 256))
+
+
+@given(
+    layers=st.lists(layers_alike, min_size=1, max_size=8),
+    name=st.sampled_from(["bfloat16", "float16", "float32", "fp8"]),
+    budget=st.integers(0, 2**36),
+    more=st.integers(0, 2**34),
+    tokens=st.integers(1, 300_000),
+    batch=st.integers(1, 64),
+)
+def test_tokens_come_in_blocks_of_16_and_grow_with_the_budget(
+    layers: list[LayerAttention], name: str, budget: int, more: int, tokens: int, batch: int
+) -> None:
+    pool = pool_of(layers, name)
+    blocks = pool.blocks(budget)
+    assert pool.tokens(blocks, tokens) == 16 * blocks <= pool.tokens(pool.blocks(budget + more), tokens)
+    assert blocks * pool.block_bytes <= budget < (blocks + 1) * pool.block_bytes
+    size = pool.size_bytes(tokens=tokens, batch=batch)
+    assert size == batch * pool.size_bytes(tokens=tokens)
+    # What is reserved holds the tokens, with less than a block to spare for each sequence.
+    per_token = sum(2 * FORMATS[name].size_bytes(layer.kv_heads * layer.head_dim) for layer in layers)
+    assert 0 <= size - batch * tokens * per_token < batch * 16 * per_token
+
+
+# --- llama.cpp -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("log", published("llama_cpp_kv.csv"), ids=lambda log: f"{log['n_ctx']}-{log['k_cache_type']}")
+def test_the_cache_equals_published_llama_cpp_logs(log: dict[str, str]) -> None:
+    keys, values = read_formats(f"{log['k_cache_type']},{log['v_cache_type']}", DType.BF16)
+    layers = layers_of("Qwen/Qwen3-235B-A22B")
+    size_bytes = sum(llama_cpp_layer_bytes(layer, keys, values, tokens=int(log["n_ctx"])) for layer in layers)
+    assert size_bytes == float(log["kv_total_mib"]) * 2**20
+
+
+def test_recurrent_states_equal_a_published_llama_cpp_log() -> None:
+    """Qwen3.8-27B, 3 sequences: R (f32) 16.88 MiB, S (f32) 432.00 MiB (ggml-org/llama.cpp pull request 23792)."""
+    half = FORMATS["float16"]
+    linear = [layer for layer in layers_of("Qwen/Qwen3.8-27B") if isinstance(layer, LinearLayerAttention)]
+    size_bytes = sum(llama_cpp_layer_bytes(layer, half, half, tokens=256, sequences=3) for layer in linear)
+    assert len(linear) == 48
+    assert f"{size_bytes / 2**20:.2f}" == "448.88"  # as the log's "size" has it
+
+
+def test_cells_come_by_the_256() -> None:
+    assert [padded_cells(tokens) for tokens in (1, 256, 257, 32_768)] == [256, 256, 512, 32_768]
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------
+
+FP8, Q8 = FORMATS["fp8"], FORMATS["q8_0"]
+LINEAR = LinearLayerAttention(index=1, key_heads=2, value_heads=4, key_head_dim=8, value_head_dim=8, conv_kernel=4)
+OTHER = OtherLayerAttention(index=0, cache_kind="other", window_tokens=None)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: kv_heads_per_rank(8, 3),
+        lambda: pool_of([softmax(8, 64)], "fp8", ranks=3),
+        lambda: pool_of([softmax(8, 64)], "q8_0"),
+        lambda: pool_of([OTHER], "fp8"),
+        lambda: pool_of([LINEAR], "fp8"),
+        lambda: pool_of([LINEAR, softmax(8, 64)], "fp8", ranks=4),
+        lambda: pool_of([LINEAR, softmax(8, 64), softmax(8, 128)], "fp8"),
+        lambda: pool_of([LINEAR, softmax(8, 64, 128)], "fp8"),
+        lambda: pool_of([softmax(3, 64), softmax(8, 64, 128)], "fp8"),
+        lambda: pool_of([softmax(8, 64, 128)], "fp8").size_bytes(tokens=100),
+        lambda: llama_cpp_layer_bytes(softmax(8, 64), FP8, FP8, tokens=5),
+        lambda: llama_cpp_layer_bytes(softmax(8, 64, 128), Q8, Q8, tokens=5),
+        lambda: llama_cpp_layer_bytes(softmax(1, 80), Q8, Q8, tokens=5),
+        lambda: llama_cpp_layer_bytes(OTHER, Q8, Q8, tokens=5),
+    ],
+)
+def test_what_an_engine_would_not_lay_out_so_is_refused(call: Callable[[], object]) -> None:
+    with pytest.raises(UnsupportedError) as refusal:
+        call()
+    assert "{" not in str(refusal.value)
