@@ -10,18 +10,20 @@ import contextlib
 import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from . import __version__
 from .language import LANGUAGES, Language, language_of
 
 if TYPE_CHECKING:
+    from .engines import Serving
     from .fitting import Gpu
     from .loaders.resolve import Access
     from .report.memory import MemoryReport, Run
     from .report.model import Report
 
+DEFAULT_PROMPT_TOKENS = 2048
 DEFAULT_MODEL = "catalog:Qwen/Qwen3-0.6B"  # as loaders.resolve has it, which is not imported for --help
 COMMANDS = (
     "structure",
@@ -96,6 +98,7 @@ def _show(options: argparse.Namespace, say: Language) -> int:
     if plot is not None:
         _check_picture(plot, options)
     _check_prompt_options(options)
+    serving = _serving(options) if options.command == "fit" else None
     cards = _cards(options) if options.command == "fit" else ()
     if options.command == "models":
         subject: object = pipeline.models()
@@ -137,7 +140,9 @@ def _show(options: argparse.Namespace, say: Language) -> int:
             _write(_text(options, memory, say, View(live=options.format == "html")), options, say)
             return _memory_verdict(memory, options, say)
         if options.command == "fit":
-            return _fit(report, cards, options, say)
+            return (
+                _fit(report, cards, options, say) if serving is None else _serve(report, serving, cards, options, say)
+            )
         if options.command == "diagram":
             return _diagram(report, options, say)
         if options.command == "attention" and options.plot is not None:
@@ -215,7 +220,11 @@ def _memory_verdict(memory: MemoryReport, options: argparse.Namespace, say: Lang
 
 
 def _cards(options: argparse.Namespace) -> Sequence[Gpu]:
-    """The cards that are meant by --gpu or --memory."""
+    """The cards that are meant by --gpu or --memory; what stands for one where vLLM's budget is given."""
+    if options.kv_budget is not None:
+        from .serving import budget_card
+
+        return (budget_card(options.kv_budget[1]),)
     from .answers import cards
 
     return cards(options.gpu, options.memory)
@@ -234,6 +243,70 @@ def _fit(report: Report, cards: Sequence[Gpu], options: argparse.Namespace, say:
     if found.refusal is not None:
         raise found.refusal
     return code
+
+
+def _serve(report: Report, serving: Serving, cards: Sequence[Gpu], options: argparse.Namespace, say: Language) -> int:
+    """1 where it does not fit one of the cards."""
+    from .renderers.document import View
+    from .serving import serve
+
+    found = serve(report, serving, cards, beyond_limit=options.beyond_limit)
+    _write(_text(options, found, say, View()), options, say)
+    code = _verdict(found.report, options, say)
+    return EXIT_CHECK_FAILED if any(card.answer.high.fits is False for card in found.cards) else code
+
+
+# Of fit, by the engine that they belong to: the value that stands for not given.
+ENGINE_OPTIONS: Mapping[str, Mapping[str, object]] = {
+    "transformers": {
+        "mode": "generate",
+        "new_tokens": 128,
+        "attention": "sdpa",
+        "optimizer": "adamw_foreach",
+        "checkpointing": False,
+        "trained": "",
+        "load": "warmup",
+    },
+    "vllm": {"utilization": None, "kv_budget": None, "tp": 1},
+    "llama.cpp": {"ngl": None, "cache_type_k": "auto", "cache_type_v": "auto"},
+}
+
+
+def _serving(options: argparse.Namespace) -> Serving | None:
+    """What an engine is asked for, None for transformers. UsageError for options that are another engine's or contradict."""
+    from .engines import Serving
+    from .errors import UsageError
+
+    for engine, names in ENGINE_OPTIONS.items():
+        for name, absent in names.items():
+            if engine != options.engine and getattr(options, name) != absent:
+                raise UsageError(
+                    "engine_option", option=f"--{name.replace('_', '-')}", engine=engine, asked=options.engine
+                )
+    if options.engine == "transformers":
+        return None
+    if options.kv_budget is not None:
+        for name in ("gpu", "memory", "utilization"):
+            if getattr(options, name) is not None:
+                raise UsageError("engine_budget_given", option=f"--{name}")
+    if options.engine == "llama.cpp":
+        if options.cache_dtype != "auto":
+            raise UsageError("engine_cache_types")
+        formats = options.cache_type_k, options.cache_type_v
+    elif "," in options.cache_dtype:
+        raise UsageError("engine_one_cache_dtype", found=options.cache_dtype)
+    else:
+        formats = options.cache_dtype, options.cache_dtype
+    return Serving(
+        engine=options.engine,
+        batch=options.batch,
+        context_tokens=options.context,
+        cache_formats=formats,
+        ranks=options.tp,
+        utilization=options.utilization,
+        kv_budget_bytes=None if options.kv_budget is None else options.kv_budget[1],
+        offloaded=options.ngl,
+    )
 
 
 def _diagram(report: Report, options: argparse.Namespace, say: Language) -> int:
@@ -369,7 +442,7 @@ def _run_of(options: argparse.Namespace) -> Run:
     return Run(
         mode=options.mode,
         batch=options.batch,
-        prompt_tokens=options.context,
+        prompt_tokens=options.context or DEFAULT_PROMPT_TOKENS,
         new_tokens=options.new_tokens,
         attention=options.attention,
         loader=options.load,
@@ -638,7 +711,9 @@ def _run_options(command: argparse.ArgumentParser, say: Language) -> None:
     """What is predicted, of `memory` and of `compare`."""
     command.add_argument("--mode", choices=("generate", "forward", "train"), default="generate", help=say("help_mode"))
     command.add_argument("--batch", type=_positive(say), default=1, metavar="N", help=say("help_batch"))
-    command.add_argument("--context", type=_tokens(say), default=2048, metavar="TOKENS", help=say("help_prompt"))
+    command.add_argument(
+        "--context", type=_tokens(say), default=DEFAULT_PROMPT_TOKENS, metavar="TOKENS", help=say("help_prompt")
+    )
     command.add_argument("--new-tokens", type=_positive(say), default=128, metavar="N", help=say("help_new_tokens"))
     command.add_argument("--dtype", choices=(*PLAIN_DTYPES, *SCHEMES), metavar="DTYPE", help=say("help_dtype"))
     command.add_argument("--group-size", type=_positive(say), metavar="N", help=say("help_group_size"))
@@ -670,6 +745,18 @@ def _fit_options(command: argparse.ArgumentParser, say: Language) -> None:
     _run_options(command, say)
     command.add_argument("--memory", type=_size(say), metavar="SIZE", help=say("help_card_memory"))
     command.add_argument("--beyond-limit", action="store_true", help=say("help_beyond_limit"))
+    engines = ("transformers", "vllm", "llama.cpp")
+    command.add_argument("--engine", choices=engines, default="transformers", help=say("help_engine"))
+    command.add_argument(
+        "--max-model-len", dest="context", type=_tokens(say), metavar="TOKENS", help=say("help_max_model_len")
+    )
+    command.set_defaults(context=None)  # an engine's is the model's limit
+    command.add_argument("--utilization", type=_share(say), metavar="SHARE", help=say("help_utilization"))
+    command.add_argument("--kv-budget", type=_size(say), metavar="SIZE", help=say("help_kv_budget"))
+    command.add_argument("--tp", type=_positive(say), default=1, metavar="N", help=say("help_tp"))
+    command.add_argument("--ngl", type=_layers(say), metavar="N", help=say("help_ngl"))
+    command.add_argument("--cache-type-k", default="auto", metavar="FORMAT", help=say("help_cache_type_k"))
+    command.add_argument("--cache-type-v", default="auto", metavar="FORMAT", help=say("help_cache_type_v"))
 
 
 def _diagram_options(command: argparse.ArgumentParser, say: Language) -> None:
@@ -732,6 +819,29 @@ class _positive:
         if not (digits.isascii() and digits.isdigit()) or len(digits) > 18 or int(digits) == 0:
             raise argparse.ArgumentTypeError(self._say("usage_positive", text=text))
         return int(digits)
+
+
+class _layers(_positive):
+    """Reads a whole number, 0 among them."""
+
+    def __call__(self, text: str) -> int:
+        return 0 if text == "0" else super().__call__(text)
+
+
+class _share:
+    """Reads a share of a whole: above 0, 1 at most."""
+
+    def __init__(self, say: Language) -> None:
+        self._say = say
+
+    def __call__(self, text: str) -> float:
+        try:
+            share = float(text)
+        except ValueError:
+            share = 0.0
+        if not 0 < share <= 1:
+            raise argparse.ArgumentTypeError(self._say("usage_share", text=text))
+        return share
 
 
 class _tokens:

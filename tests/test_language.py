@@ -30,7 +30,7 @@ COMPOSED = (
     "span_", "first_linear_",
     "cache_note_", "meaning_kv_", "mapping_", "grouping_", "technique_", "group_", "origin_tensors_", "cache_",
     "kind_", "meaning_generic_",
-    "gpu_kind_", "gpu_figure_", "reach_", "available_", "field_max_", "suggest_",
+    "reserved_", "gpu_kind_", "gpu_figure_", "reach_", "available_", "field_max_", "suggest_",
 )  # fmt: skip
 
 

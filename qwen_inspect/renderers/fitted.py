@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..fitting import CardAnswer, Ends, FitReport, Gpu, Largest
+from ..fitting import CardAnswer, Ends, FitReport, Gpu, Largest, Suggestion
 from ..language import Language
 
 
@@ -52,17 +52,18 @@ def _card(card: CardAnswer, say: Language) -> dict[str, Any]:
             }
             for point in card.curve
         ],
-        "suggestions": [
-            {
-                "kind": one.kind,
-                "change": say(one.change),
-                "required_bytes": one.required_bytes,
-                "fits": one.fits,
-                "lower_bound_only": not one.whole,
-            }
-            for one in card.suggestions
-        ],
+        "suggestions": [suggestion_content(one, say) for one in card.suggestions],
         "notices": [say(message) for message in card.notices],
+    }
+
+
+def suggestion_content(one: Suggestion, say: Language) -> dict[str, Any]:
+    return {
+        "kind": one.kind,
+        "change": say(one.change),
+        "required_bytes": one.required_bytes,
+        "fits": one.fits,
+        "lower_bound_only": not one.whole,
     }
 
 

@@ -34,9 +34,12 @@ def render(command: str, subject: Any, say: Language) -> str:
     elif command == "compare":
         content = {"model": None, **_compare(subject, say)}
     elif command == "fit":
+        from ..engines import ServingReport
         from .fitted import fit_content
+        from .served import serving_content
 
-        content = {"model": _model(subject.report, say), **fit_content(subject, say)}
+        told = serving_content(subject, say) if isinstance(subject, ServingReport) else fit_content(subject, say)
+        content = {"model": _model(subject.report, say), **told}
     elif command == "gpus":
         from .fitted import gpu_content
 

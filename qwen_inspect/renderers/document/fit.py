@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from ...engines import ServingReport
 from ...fitting import CardAnswer, FitReport, Largest, Suggestion
 from ...language import Language
 from ...units import count, size
@@ -12,7 +13,11 @@ from . import View
 from .common import identity, notices
 
 
-def blocks(found: FitReport, say: Language, view: View) -> Sequence[Block]:
+def blocks(found: FitReport | ServingReport, say: Language, view: View) -> Sequence[Block]:
+    if isinstance(found, ServingReport):
+        from . import serving
+
+        return serving.blocks(found, say)
     return [
         Heading(say("heading_fit", name=found.report.ref.id), 1),
         identity(found.report, say),
@@ -73,10 +78,10 @@ def _card_blocks(card: CardAnswer, say: Language) -> Iterator[Block]:
     if card.suggestions:
         yield Heading(say("heading_suggestions"), 3)
         columns = [say(f"column_{name}") for name in ("change_to", "required_bytes", "required", "fits")]
-        yield Table(columns, [_suggestion_row(one, say) for one in card.suggestions], "lrrl")
+        yield Table(columns, [suggestion_row(one, say) for one in card.suggestions], "lrrl")
 
 
-def _suggestion_row(one: Suggestion, say: Language) -> list[str]:
+def suggestion_row(one: Suggestion, say: Language) -> list[str]:
     sizes = [count(one.required_bytes), size(one.required_bytes)]
     if not one.whole:
         sizes = [say("at_least", value=value) for value in sizes]

@@ -1,0 +1,182 @@
+"""What vLLM takes of a card on one tensor-parallel rank: the weights as it shards them, and what its logs show beside.
+
+Source: vLLM 0.19.0, v1/core/kv_cache_utils.py, v1/kv_cache_interface.py, v1/worker/gpu_worker.py and
+model_executor/models/config.py; other versions group layers and print tokens differently.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..checkpoint import DType
+from ..engines import Capacity, Reserved
+from ..errors import UnsupportedError
+from ..spec import GatedAttention, ModelSpec, Module, each_module
+from ..units import GIB
+from .engine_cache import BlockPool, kv_heads_per_rank
+from .fit import MOST_CONTEXT_TOKENS, largest
+
+VERSION = "0.19.0"
+VOCABULARY_MULTIPLE = 64  # vocab_parallel_embedding.DEFAULT_VOCAB_PADDING_SIZE
+
+
+# --- weights -------------------------------------------------------------------------------------------------------
+
+# By a module's own name. Column: a rank has some rows of each matrix; row: some columns, and the whole bias.
+COLUMN = (
+    "q_proj",
+    "gate_proj",
+    "up_proj",
+    "in_proj_qkvz",
+    "in_proj_ba",
+    "in_proj_qkv",
+    "in_proj_z",
+    "in_proj_b",
+    "in_proj_a",
+)
+STATES = ("conv1d", "linear_attn")  # a share of the channels, and of the heads' own parameters
+ROW = ("o_proj", "down_proj", "out_proj")
+KEY_VALUE = ("k_proj", "v_proj")
+VOCABULARY = ("embed_tokens", "lm_head")
+
+
+def rank_weights_bytes(tree: Module, spec: ModelSpec, ranks: int) -> int:
+    """What one of `ranks` ranks holds of the parameters, and of what vLLM keeps with them.
+
+    Norms, routers and biases of output projections are whole on each rank; a vocabulary is padded to a multiple of 64; A_log is
+    float32; one table has the cosines and sines of every position. Quantised weights are counted as stored.
+    Raises UnsupportedError for sizes that do not divide, and where it is not known how vLLM shards a class.
+    Source: model_executor/layers: linear.py, fused_moe/layer.py, vocab_parallel_embedding.py, rotary_embedding/base.py,
+    mamba/gdn_linear_attn.py; models/qwen2.py to qwen3_5.py.
+    """
+    if ranks > 1 and (spec.built or spec.vision is not None):
+        raise UnsupportedError("vllm_shards_unknown", class_name=spec.class_name)
+    parameters = sum(_rank_bytes(path.rpartition(".")[2], module, spec, ranks) for path, module in each_module(tree))
+    return parameters + (0 if spec.built else _rotary_bytes(spec))
+
+
+def _rank_bytes(name: str, module: Module, spec: ModelSpec, ranks: int) -> int:
+    if not module.tensors:
+        return 0
+    if name in VOCABULARY:
+        return _vocabulary_bytes(module, ranks)
+    if name == "linear_attn":
+        heads = sum(tensor.elements for tensor in module.tensors if tensor.name == "A_log")
+        wider_bytes = heads * (DType.F32.bits - spec.dtype.bits) // 8
+        return _share(module.own_bytes + wider_bytes, module.tensors[0].shape[0], ranks, name)
+    if ranks == 1:
+        return module.own_bytes
+    if name in COLUMN or name in STATES:
+        return _share(module.own_bytes, module.tensors[0].shape[0], ranks, name)
+    if name == "experts":
+        return _share(module.own_bytes, module.tensors[1].shape[2], ranks, name)
+    if name in ROW:
+        biases_bytes = sum(tensor.size_bytes for tensor in module.tensors if tensor.name == "bias")
+        return biases_bytes + _share(module.own_bytes - biases_bytes, module.tensors[0].shape[1], ranks, name)
+    if name in KEY_VALUE:
+        heads = spec.softmax.kv_heads
+        return module.own_bytes // heads * kv_heads_per_rank(heads, ranks)  # exact: heads are alike
+    return module.own_bytes
+
+
+def _share(size_bytes: int, parts: int, ranks: int, name: str) -> int:
+    if parts % ranks or size_bytes % ranks:
+        raise UnsupportedError("vllm_not_divisible", name=name, size=parts, ranks=ranks)
+    return size_bytes // ranks
+
+
+def _vocabulary_bytes(module: Module, ranks: int) -> int:
+    rows = module.tensors[0].shape[0]
+    padded = -(-rows // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    return _share(module.own_bytes // rows * padded, padded, ranks, "vocab_size")
+
+
+def _rotary_bytes(spec: ModelSpec) -> int:
+    """(positions, channels that turn) in the model's dtype, shared by all layers. Source: RotaryEmbedding.cos_sin_cache."""
+    kind = spec.softmax
+    channels = kind.rotary_dim if isinstance(kind, GatedAttention) else kind.head_dim
+    return (spec.context_tokens or 0) * channels * spec.dtype.bits // 8
+
+
+# --- what else a rank takes ----------------------------------------------------------------------------------------
+
+HUNDREDTH = GIB // 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """What vLLM printed of one run, in hundredths of a GiB."""
+
+    model: str
+    ranks: int
+    weights: int
+    activation: int
+    non_torch: int
+
+
+# vLLM 0.19.0 on H100 80GB, with its defaults: 8,192 tokens a step, 1,024 sequences.
+LOGS_SOURCE = (
+    "https://github.com/llm-d-incubation/llm-d-planner/blob/56dc5b76ca535960998bdf9fd4a3077d98fdf60a"
+    "/accuracy/results/v0.19.0/results_raw.csv"
+)
+LOGS = (
+    Log(model="Qwen/Qwen2.5-7B-Instruct", ranks=1, weights=1425, activation=221, non_torch=24),
+    Log(model="Qwen/Qwen3-8B", ranks=1, weights=1527, activation=221, non_torch=25),
+    Log(model="Qwen/Qwen3-30B-A3B", ranks=1, weights=5688, activation=268, non_torch=27),
+    Log(model="Qwen/Qwen2.5-7B-Instruct", ranks=2, weights=712, activation=221, non_torch=206),
+    Log(model="Qwen/Qwen2.5-7B-Instruct", ranks=4, weights=355, activation=221, non_torch=213),
+)
+# The first log's weights are 5.7 hundredths more than its `rank_weights_bytes`, for the allocator's rounding; the others less.
+MOST_ROUNDING = 6
+
+
+def beside_weights(ranks: int) -> tuple[Reserved, ...]:
+    """What the logs show beside the weights, from the least to the most that they may have printed so.
+
+    non_torch: with NCCL's buffers where there are several ranks; no log has more than 4.
+    """
+    alike = [log.non_torch for log in LOGS if (log.ranks > 1) == (ranks > 1)]
+    rounding = Reserved(name="rounding", least_bytes=0, most_bytes=MOST_ROUNDING * HUNDREDTH, sources=(LOGS_SOURCE,))
+    return (rounding, _seen("activation", [log.activation for log in LOGS]), _seen("non_torch", alike))
+
+
+def _seen(name: str, figures: Sequence[int]) -> Reserved:
+    """A figure that is printed to 0.01 GiB may be half of that less or more."""
+    return Reserved(
+        name=name,
+        least_bytes=(2 * min(figures) - 1) * HUNDREDTH // 2,
+        most_bytes=(2 * max(figures) + 1) * HUNDREDTH // 2,
+        sources=(LOGS_SOURCE,),
+    )
+
+
+def requested_bytes(memory_bytes: int, utilization: float) -> int:
+    """What vLLM may take of a card. Source: v1/worker/utils.request_memory."""
+    return math.ceil(memory_bytes * utilization)
+
+
+def batched_tokens(memory_bytes: int, card: str) -> int:
+    """The most tokens of one step, by the server's default. Source: engine/arg_utils.get_batch_defaults."""
+    return 8192 if memory_bytes >= 70 * GIB and "a100" not in card.casefold() else 2048
+
+
+def capacity(pool: BlockPool, budget_bytes: int, *, sequence_tokens: int, step_tokens: int | None) -> Capacity:
+    """What a budget holds of sequences of `sequence_tokens` tokens, `step_tokens` at most in one step (None: not known).
+
+    Raises UnsupportedError for windows whose blocks depend on a step's tokens that are not known.
+    Source: kv_cache_utils.get_max_concurrency_for_kv_cache_config.
+    """
+    blocks = pool.blocks(budget_bytes)
+
+    def fits(tokens: int) -> bool:
+        return pool.size_bytes(tokens=tokens, batched_tokens=step_tokens) <= blocks * pool.block_bytes
+
+    return Capacity(
+        budget_bytes=budget_bytes,
+        blocks=blocks,
+        tokens=pool.tokens(blocks, sequence_tokens),
+        sequence_blocks=pool.size_bytes(tokens=sequence_tokens, batched_tokens=step_tokens) // pool.block_bytes,
+        most_context_tokens=largest(fits, MOST_CONTEXT_TOKENS),
+    )

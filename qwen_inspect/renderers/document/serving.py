@@ -1,0 +1,153 @@
+"""`fit --engine`: what an engine reserves of each card, by term and with its sources, and what that holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ...engines import Capacity, EngineCard, LlamaCppReserve, ServingReport, VllmReserve
+from ...language import Language
+from ...units import UNKNOWN, count, size
+from ..blocks import Block, Fields, Heading, Items, Table
+from .common import identity, notices
+from .fit import suggestion_row
+
+
+def blocks(found: ServingReport, say: Language) -> Sequence[Block]:
+    sources = dict.fromkeys(source for card in found.cards for term in card.reserve.terms for source in term.sources)
+    shown: list[Block] = [
+        Heading(say("heading_fit", name=found.report.ref.id), 1),
+        identity(found.report, say),
+        *notices(found.report, say),
+        Heading(say("heading_run")),
+        _asked(found, say),
+        *(block for card in found.cards for block in _card_blocks(card, found, say)),
+        Heading(say("heading_assumptions")),
+        Items([say(message) for message in found.assumptions]),
+    ]
+    if sources:
+        shown += [Heading(say("heading_sources")), Items([*sources])]
+    return shown
+
+
+def _asked(found: ServingReport, say: Language) -> Fields:
+    return Fields(
+        [
+            (say("field_engine"), f"{found.serving.engine} {found.version}"),
+            (say("field_sequences"), count(found.serving.batch)),
+            (say("field_sequence_tokens"), count(found.context_tokens)),
+            *([(say("field_tp_ranks"), count(found.serving.ranks))] if found.serving.engine == "vllm" else []),
+        ]
+    )
+
+
+def _card_blocks(card: EngineCard, found: ServingReport, say: Language) -> Iterator[Block]:
+    name = say("serving_budget") if card.gpu is None else card.gpu.name
+    yield Heading(f"{name}: {_verdict(card, say)}")
+    reserve = card.reserve
+    match reserve:
+        case VllmReserve():
+            if reserve.terms:
+                yield _budget_table(card, reserve, say)
+            yield _capacity_table(card, reserve, found, say)
+            yield Fields([*_block_fields(reserve, say)])
+        case LlamaCppReserve():
+            yield _offload_table(card, reserve, say)
+            yield Fields([*_offload_fields(card, reserve, say)])
+    if card.suggestions:
+        yield Heading(say("heading_suggestions"), 3)
+        columns = [say(f"column_{column}") for column in ("change_to", "required_bytes", "required", "fits")]
+        rows = [suggestion_row(one, say) for one in card.suggestions]
+        yield Table(columns, rows, "lrrl")
+
+
+def _verdict(card: EngineCard, say: Language) -> str:
+    if card.answer.high.fits is False and card.answer.low.fits:
+        return say("serving_best_only")
+    return _mark(card.answer.high.fits, say)
+
+
+def _mark(fits: bool | None, say: Language) -> str:
+    return say({True: "fits_yes", False: "fits_no", None: "serving_unknown"}[fits])
+
+
+# --- vLLM ----------------------------------------------------------------------------------------------------------
+
+
+def _budget_table(card: EngineCard, reserve: VllmReserve, say: Language) -> Table:
+    """What is asked for of the card, less each term at either end, leaves the budget."""
+    requested = reserve.requested_bytes or 0
+    rows = [_both(say("row_requested", share=f"{reserve.utilization:g}"), requested, requested)]
+    for term in reserve.terms:
+        rows.append(_both(say(f"reserved_{term.name}"), -(term.most_bytes or 0), -term.least_bytes))
+    rows.append(_both(say("row_budget"), reserve.least.budget_bytes, reserve.most.budget_bytes))
+    ends = [say("column_cautious"), say("column_best")]
+    columns = [say("column_term"), *(text for end in ends for text in (f"{end} ({say('column_bytes')})", end))]
+    return Table(columns, rows, "lrrrr", totals=1)
+
+
+def _both(name: str, *values: int) -> list[str]:
+    return [name, *(cell for value in values for cell in (f"{value:,}".replace("-", "−"), _signed(value)))]
+
+
+def _signed(size_bytes: int) -> str:
+    return f"−{size(-size_bytes)}" if size_bytes < 0 else size(size_bytes)
+
+
+def _capacity_table(card: EngineCard, reserve: VllmReserve, found: ServingReport, say: Language) -> Table:
+    """What the budget holds, at both ends where they differ."""
+    ends = [reserve.least] if reserve.least == reserve.most else [reserve.least, reserve.most]
+    heads = ["column_cautious", "column_best"] if len(ends) == 2 else ["column_size"]
+
+    def row(name: str, values: Sequence[str]) -> list[str]:
+        return [name, *values]
+
+    def concurrency(end: Capacity) -> str:
+        return f"{end.concurrency:,.2f}×"
+
+    most = [count(end.most_context_tokens) for end in ends]
+    rows = [
+        row(say("row_budget"), [_signed(end.budget_bytes) for end in ends]),
+        row(say("row_blocks"), [count(end.blocks) for end in ends]),
+        row(say("field_kv_cache_tokens_engine"), [count(end.tokens) for end in ends]),
+        row(say("row_sequence_blocks", tokens=found.context_tokens), [count(end.sequence_blocks) for end in ends]),
+        row(say("row_concurrency", tokens=found.context_tokens), [concurrency(end) for end in ends]),
+        row(say("row_most_context"), most),
+    ]
+    return Table([say("column_capacity"), *(say(head) for head in heads)], rows, "l" + "r" * len(ends))
+
+
+def _block_fields(reserve: VllmReserve, say: Language) -> Iterator[tuple[str, str]]:
+    yield say("field_cache_dtype"), reserve.cache_format
+    yield say("field_block"), say("block_of", tokens=reserve.block_tokens, bytes=reserve.block_bytes)
+    if reserve.groups > 1:
+        yield say("field_block_groups"), count(reserve.groups)
+
+
+# --- llama.cpp -----------------------------------------------------------------------------------------------------
+
+
+def _offload_table(card: EngineCard, reserve: LlamaCppReserve, say: Language) -> Table:
+    """Each term on the card; the sum is a lower bound, for the compute buffer is not known."""
+    known = sum(term.least_bytes for term in reserve.terms)
+    rows = [
+        [say(f"reserved_{term.name}"), count(term.most_bytes), size(term.most_bytes)]
+        for term in reserve.terms
+        if term.most_bytes != 0
+    ]
+    left = card.answer.available_bytes - known
+    for name, value in (("required_at_least", known), ("available", card.answer.available_bytes), ("left", left)):
+        rows.append([say(f"row_{name}"), f"{value:,}".replace("-", "−"), _signed(value)])
+    return Table([say("column_term"), say("column_bytes"), say("column_size")], rows, "lrr", totals=3)
+
+
+def _offload_fields(card: EngineCard, reserve: LlamaCppReserve, say: Language) -> Iterator[tuple[str, str]]:
+    yield say("field_offloaded"), say("offloaded_of", value=reserve.offloaded, layers=reserve.layers)
+    yield say("field_cells"), count(reserve.cells)
+    yield say("field_cache_dtype"), ", ".join(reserve.cache_formats)
+    yield say("field_host"), size(reserve.host_bytes)
+    yield say("field_most_offloaded"), say("reach_at_most", value=reserve.most_offloaded)
+    if reserve.offloaded:
+        yield say("field_most_context"), say("reach_at_most", value=card.answer.high.context.at_most)
+        yield say("field_most_sequences"), say("reach_at_most", value=card.answer.high.batch.at_most)
+    else:
+        yield say("field_most_context"), UNKNOWN

@@ -1,0 +1,349 @@
+"""A model and an engine -> what the engine reserves of each card, whether that fits, and how far it goes there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+from .analyzers import llama_cpp, vllm
+from .analyzers.engine_cache import block_pool, padded_cells, state_dtypes
+from .analyzers.fit import largest
+from .analyzers.kv_cache import read_formats
+from .answers import answer
+from .architectures.gguf import FAMILIES, stored_form
+from .checkpoint import Tensor
+from .engines import EngineCard, LlamaCppReserve, Reserved, Serving, ServingReport, VllmReserve
+from .errors import UnsupportedError, UsageError
+from .fitting import Gpu, Requirement, Suggestion
+from .language import Message
+from .report.attention import AttentionReport
+from .report.model import Report
+from .spec import each_tensor
+from .units import size
+
+UTILIZATION = 0.9  # vLLM's default, config/cache.py
+RANKS = (2, 4, 8)
+
+
+def serve(report: Report, serving: Serving, cards: Sequence[Gpu], *, beyond_limit: bool = False) -> ServingReport:
+    """What `serving.engine` takes of each of `cards`, and what fits there.
+
+    Raises UnsupportedError for a model that the engine does not serve, or whose share of a card is not known here; UsageError for
+    a budget that holds no block.
+    """
+    attention = _attention(report)
+    tokens = serving.context_tokens or report.spec.context_tokens
+    if tokens is None:
+        raise UsageError("serving_needs_context")
+    serve_on = _vllm_card if serving.engine == "vllm" else _llama_cpp_card
+    serving = replace(serving, context_tokens=tokens)
+    answered = tuple(serve_on(report, attention, serving, gpu, beyond_limit) for gpu in cards)
+    return ServingReport(
+        report=_with_limit(report, tokens),
+        serving=serving,
+        version=vllm.VERSION if serving.engine == "vllm" else llama_cpp.VERSION,
+        context_tokens=tokens,
+        cards=answered,
+        assumptions=tuple(
+            _vllm_assumptions(serving, cards) if serving.engine == "vllm" else _llama_cpp_assumptions(report)
+        ),
+    )
+
+
+def _attention(report: Report) -> AttentionReport:
+    """How its layers attend; what is not known of the model is raised."""
+    if report.design is None:
+        assert report.refusal is not None
+        raise report.refusal
+    if report.design.attention is None:
+        assert report.design.cache_refusal is not None
+        raise report.design.cache_refusal
+    return report.design.attention
+
+
+def _with_limit(report: Report, tokens: int) -> Report:
+    limit = report.spec.context_tokens
+    if limit is None or tokens <= limit:
+        return report
+    return replace(report, notices=(*report.notices, Message("context_beyond", tokens=tokens, limit=limit)))
+
+
+# --- vLLM ----------------------------------------------------------------------------------------------------------
+
+
+def budget_card(budget_bytes: int) -> Gpu:
+    """Stands for a card where vLLM's budget is given: all of it is the cache's."""
+    return Gpu(name=size(budget_bytes), kind="given", memory_bytes=budget_bytes)
+
+
+class VllmDemand:
+    """What vLLM takes of a card on each rank: a context is a sequence's whole length. Implements `Demand`."""
+
+    engine = "vllm"
+    quick = True
+
+    def __init__(self, report: Report, attention: AttentionReport, serving: Serving, gpu: Gpu) -> None:
+        if report.known.quantised is not None and report.known.quantised.method == "gguf":
+            raise UnsupportedError("vllm_gguf")
+        if not report.spec.built and any(layer.window_tokens for layer in attention.softmax):
+            raise UnsupportedError("vllm_qwen_windows")
+        self._report, self._serving = report, serving
+        self.format = read_formats(serving.cache_formats[0], report.spec.dtype)[0]
+        states = state_dtypes(report.config or {}, report.spec.dtype)
+        self.pool = block_pool(attention.layers, self.format, ranks=serving.ranks, states=states)
+        self.most_context_tokens = report.spec.context_tokens
+        memory_bytes = gpu.available_bytes
+        self.step_tokens = None if self.budget_given else vllm.batched_tokens(memory_bytes, gpu.name)
+
+    @property
+    def budget_given(self) -> bool:
+        return self._serving.kv_budget_bytes is not None
+
+    @property
+    def utilization(self) -> float:
+        return UTILIZATION if self._serving.utilization is None else self._serving.utilization
+
+    @cached_property
+    def terms(self) -> tuple[Reserved, ...]:
+        """All but the cache; nothing where the budget is given."""
+        if self.budget_given:
+            return ()
+        if self._report.spec.vision is not None:
+            raise UnsupportedError("vllm_vision_budget")
+        weights = vllm.rank_weights_bytes(self._report.tree, self._report.spec, self._serving.ranks)
+        exact = Reserved(name="weights", least_bytes=weights, most_bytes=weights)
+        return (exact, *vllm.beside_weights(self._serving.ranks))
+
+    def requirement(self, batch: int, context_tokens: int) -> Requirement:
+        """The ranges of what the logs show stand where the context of CUDA does: they hold it too."""
+        ranges = [term for term in self.terms if term.least_bytes != term.most_bytes]
+        cache = self.pool.size_bytes(tokens=context_tokens, batch=batch, batched_tokens=self.step_tokens)
+        return Requirement(
+            terms=(*((term.name, term.least_bytes) for term in self.terms if term not in ranges), ("cache", cache)),
+            context_low_bytes=sum(term.least_bytes for term in ranges),
+            context_high_bytes=sum(term.most_bytes or 0 for term in ranges),
+        )
+
+    def held_bytes(self, batch: int, context_tokens: int) -> int:
+        return self.requirement(batch, context_tokens).held_bytes
+
+    def least_bytes(self, batch: int, context_tokens: int) -> int:
+        return 0
+
+    def passes(self, batch: int, context_tokens: int, capacity_bytes: int) -> bool | None:
+        return None
+
+    def available_bytes(self, gpu: Gpu) -> int:
+        if self._serving.kv_budget_bytes is not None:
+            return self._serving.kv_budget_bytes
+        return vllm.requested_bytes(gpu.available_bytes, self.utilization)
+
+    def cache_tokens(self, batch: int, context_tokens: int) -> int | None:
+        return batch * context_tokens
+
+    def reserve(self, gpu: Gpu, context_tokens: int) -> VllmReserve:
+        """The budget at both ends of what is taken beside it."""
+        available = self.available_bytes(gpu)
+        least, most = (
+            vllm.capacity(self.pool, available - taken, sequence_tokens=context_tokens, step_tokens=self.step_tokens)
+            for taken in (
+                sum(term.most_bytes or 0 for term in self.terms),
+                sum(term.least_bytes for term in self.terms),
+            )
+        )
+        return VllmReserve(
+            ranks=self._serving.ranks,
+            cache_format=self.format.name,
+            utilization=None if self.budget_given else self.utilization,
+            requested_bytes=None if self.budget_given else available,
+            terms=self.terms,
+            block_bytes=self.pool.block_bytes,
+            block_tokens=self.pool.block_tokens,
+            groups=len(self.pool.groups),
+            least=least,
+            most=most,
+        )
+
+
+def _vllm_card(
+    report: Report, attention: AttentionReport, serving: Serving, gpu: Gpu, beyond_limit: bool
+) -> EngineCard:
+    demand, tokens = VllmDemand(report, attention, serving, gpu), serving.context_tokens or 0
+    budget = serving.kv_budget_bytes
+    if budget is not None and budget < demand.pool.block_bytes:
+        raise UsageError("vllm_budget_below_block", budget=size(budget), block=size(demand.pool.block_bytes))
+    found = answer(demand, gpu, batch=serving.batch, context_tokens=tokens, beyond_limit=beyond_limit)
+    return EngineCard(
+        gpu=None if demand.budget_given else gpu,
+        answer=found,
+        reserve=demand.reserve(gpu, tokens),
+        suggestions=()
+        if found.high.fits is not False
+        else (*found.suggestions, *_vllm_changes(report, attention, serving, gpu)),
+    )
+
+
+def _vllm_changes(report: Report, attention: AttentionReport, serving: Serving, gpu: Gpu) -> Iterator[Suggestion]:
+    """The cache in 8 bits, and the fewest ranks more."""
+    tokens = serving.context_tokens or 0
+    changed = [
+        ("cache", Message("suggest_cache", format="fp8"), replace(serving, cache_formats=("fp8", "fp8"))),
+        *(
+            ("tensor_parallel", Message("suggest_ranks", ranks=ranks), replace(serving, ranks=ranks))
+            for ranks in RANKS
+            if ranks > serving.ranks and serving.kv_budget_bytes is None
+        ),
+    ]
+    for kind, change, other in changed:
+        if other.cache_formats == serving.cache_formats and kind == "cache":
+            continue
+        try:
+            demand = VllmDemand(report, attention, other, gpu)
+            required = demand.requirement(serving.batch, tokens).high_bytes
+        except UnsupportedError:
+            continue
+        fits = required <= demand.available_bytes(gpu)
+        yield Suggestion(kind=kind, change=change, required_bytes=required, fits=fits)
+        if kind == "tensor_parallel" and fits:
+            return
+
+
+def _vllm_assumptions(serving: Serving, cards: Sequence[Gpu]) -> Iterator[Message]:
+    yield Message("assume_vllm_version", version=vllm.VERSION)
+    if serving.kv_budget_bytes is None:
+        for gpu in cards:
+            if gpu.origin == "usable":
+                yield Message("assume_vllm_card", name=gpu.name, available=size(gpu.available_bytes))
+        yield Message("assume_vllm_logs", models=", ".join(dict.fromkeys(log.model for log in vllm.LOGS)))
+        yield Message("assume_vllm_graphs")
+    if serving.ranks > 1:
+        yield Message("assume_vllm_ranks", ranks=serving.ranks)
+
+
+# --- llama.cpp -----------------------------------------------------------------------------------------------------
+
+
+class LlamaCppDemand:
+    """What llama.cpp takes of a card, but for its compute buffer: a context is a sequence's whole length. Implements `Demand`."""
+
+    engine = "llama.cpp"
+    quick = True
+
+    def __init__(self, report: Report, attention: AttentionReport, serving: Serving) -> None:
+        formats = ["float16" if one == "auto" else one for one in serving.cache_formats]
+        keys, values = (read_formats(one, report.spec.dtype)[0] for one in formats)
+        self.model = llama_cpp.Model(
+            parts=llama_cpp.parts_of(_gguf_tensors(report), len(attention.layers)),
+            layers=attention.layers,
+            keys=keys,
+            values=values,
+        )
+        self.most_context_tokens = report.spec.context_tokens
+        asked = self.model.most_layers if serving.offloaded is None else serving.offloaded
+        self.offloaded = min(asked, self.model.most_layers)
+
+    def terms(self, batch: int, context_tokens: int, offloaded: int) -> list[tuple[str, int]]:
+        return [
+            ("weights", self.model.weights_bytes(offloaded)),
+            ("cache", self.model.cache_bytes(offloaded, tokens=context_tokens, sequences=batch)),
+            ("state", self.model.state_bytes(offloaded, sequences=batch)),
+        ]
+
+    def requirement(self, batch: int, context_tokens: int) -> Requirement:
+        return Requirement(
+            terms=tuple(self.terms(batch, context_tokens, self.offloaded)),
+            context_low_bytes=0,
+            context_high_bytes=0,
+            whole=False,
+        )
+
+    def held_bytes(self, batch: int, context_tokens: int) -> int:
+        return sum(size_bytes for _, size_bytes in self.terms(batch, context_tokens, self.offloaded))
+
+    def least_bytes(self, batch: int, context_tokens: int) -> int:
+        return 0
+
+    def passes(self, batch: int, context_tokens: int, capacity_bytes: int) -> bool | None:
+        return None
+
+    def available_bytes(self, gpu: Gpu) -> int:
+        return gpu.available_bytes
+
+    def cache_tokens(self, batch: int, context_tokens: int) -> int | None:
+        return batch * padded_cells(context_tokens)
+
+    def most_offloaded(self, batch: int, context_tokens: int, available_bytes: int) -> int:
+        """Layers, the output layer among them, whose bytes a card has."""
+
+        def fits(offloaded: int) -> bool:
+            return sum(size_bytes for _, size_bytes in self.terms(batch, context_tokens, offloaded)) <= available_bytes
+
+        return largest(fits, self.model.most_layers)
+
+    def reserve(self, gpu: Gpu, batch: int, context_tokens: int) -> LlamaCppReserve:
+        terms = self.terms(batch, context_tokens, self.offloaded)
+        return LlamaCppReserve(
+            offloaded=self.offloaded,
+            layers=self.model.most_layers,
+            cells=batch * padded_cells(context_tokens),
+            cache_formats=(self.model.keys.name, self.model.values.name),
+            terms=(
+                *(Reserved(name=name, least_bytes=value, most_bytes=value) for name, value in terms),
+                Reserved(name="compute", least_bytes=0, most_bytes=None, sources=(llama_cpp.COMPUTE_SOURCE,)),
+            ),
+            host_bytes=self.model.host_bytes(self.offloaded, tokens=context_tokens, sequences=batch),
+            most_offloaded=self.most_offloaded(batch, context_tokens, gpu.available_bytes),
+        )
+
+
+def _gguf_tensors(report: Report) -> Sequence[Tensor]:
+    """A GGUF file's own tensors, or those that llama.cpp's converter would write of the model without quantising it."""
+    quantised = report.known.quantised
+    if quantised is not None and quantised.method == "gguf" and report.tensors is not None:
+        return report.tensors
+    families = {family for family, _ in FAMILIES.values()}
+    if quantised is not None or report.spec.family not in families:
+        raise UnsupportedError("llama_cpp_form", found=report.spec.family, known=", ".join(sorted(families)))
+    return llama_cpp.converted([part for tensor in each_tensor(report.tree) for part in stored_form(tensor)])
+
+
+def _llama_cpp_card(
+    report: Report, attention: AttentionReport, serving: Serving, gpu: Gpu, beyond_limit: bool
+) -> EngineCard:
+    demand, tokens = LlamaCppDemand(report, attention, serving), serving.context_tokens or 0
+    found = answer(demand, gpu, batch=serving.batch, context_tokens=tokens, beyond_limit=beyond_limit)
+    reserve = demand.reserve(gpu, serving.batch, tokens)
+    return EngineCard(
+        gpu=gpu,
+        answer=found,
+        reserve=reserve,
+        suggestions=()
+        if found.high.fits is not False
+        else (*found.suggestions, *_llama_cpp_changes(report, attention, serving, gpu, reserve)),
+    )
+
+
+def _llama_cpp_changes(
+    report: Report, attention: AttentionReport, serving: Serving, gpu: Gpu, reserve: LlamaCppReserve
+) -> Iterator[Suggestion]:
+    """Fewer layers on the card, and the cache in 8 bits."""
+    fewer = Message("suggest_layers", value=reserve.most_offloaded, layers=reserve.layers)
+    changed = [
+        ("layers", fewer, replace(serving, offloaded=reserve.most_offloaded)),
+        ("cache", Message("suggest_cache", format="q8_0"), replace(serving, cache_formats=("q8_0", "q8_0"))),
+    ]
+    for kind, change, other in changed:
+        if other.cache_formats == serving.cache_formats and kind == "cache":
+            continue
+        demand = LlamaCppDemand(report, attention, other)
+        required = demand.held_bytes(serving.batch, serving.context_tokens or 0)
+        enough = required <= gpu.available_bytes
+        yield Suggestion(kind=kind, change=change, required_bytes=required, fits=None if enough else False, whole=False)
+
+
+def _llama_cpp_assumptions(report: Report) -> Iterator[Message]:
+    yield Message("assume_llama_cpp_version", version=llama_cpp.VERSION)
+    if report.known.quantised is None:
+        yield Message("assume_llama_cpp_form", dtype=str(report.spec.dtype))
+    yield Message("assume_llama_cpp_compute")

@@ -1,0 +1,333 @@
+"""`fit --engine`: budgets against published logs, weights as vLLM shards them, what llama.cpp puts on a card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import qwen_inspect
+from qwen_inspect.analyzers.vllm import LOGS, rank_weights_bytes
+from qwen_inspect.cli import main
+from qwen_inspect.engines import LlamaCppReserve, Serving, VllmReserve
+from qwen_inspect.errors import UnsupportedError, UsageError
+from qwen_inspect.fitting import Gpu
+from qwen_inspect.pipeline import inspect
+from qwen_inspect.report.model import Report
+from qwen_inspect.serving import budget_card, serve
+
+from .conftest import TINY_QWEN3, write_config
+from .test_engine_cache import published
+from .test_gguf import write_model
+
+SCHEMA = json.loads((Path(qwen_inspect.__file__).parent / "schema" / "report.schema.json").read_text(encoding="utf-8"))
+GIB = 2**30
+Q8_0, F16 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.F16
+VLLM = Serving(engine="vllm", context_tokens=8192)
+LLAMA = Serving(engine="llama.cpp", context_tokens=4096)
+Capture = pytest.CaptureFixture[str]
+
+
+def card_of(gib: float) -> Gpu:
+    return Gpu(name=f"{gib}GiB", kind="given", memory_bytes=int(gib * GIB))
+
+
+def vllm_on(model: str, serving: Serving, gpu: Gpu) -> VllmReserve:
+    reserve = serve(inspect(model, source="catalog"), serving, [gpu]).cards[0].reserve
+    assert isinstance(reserve, VllmReserve)
+    return reserve
+
+
+def within_a_budget(model: str, budget_bytes: int, serving: Serving = VLLM) -> VllmReserve:
+    return vllm_on(model, replace(serving, kv_budget_bytes=budget_bytes), budget_card(budget_bytes))
+
+
+# --- vLLM ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "log", published("vllm_kv.csv"), ids=lambda log: f"{log['model']}-tp{log['tp']}-{log['kv_cache_dtype']}"
+)
+def test_what_a_log_printed_lies_between_the_ends(log: dict[str, str]) -> None:
+    """The H100 of these logs has 79.19 GiB, 0.95 of which are asked for (the logs' first lines)."""
+    serving = replace(
+        VLLM, ranks=int(log["tp"]), utilization=0.95, cache_formats=(log["kv_cache_dtype"], log["kv_cache_dtype"])
+    )
+    found = vllm_on(log["model"], serving, card_of(79.19))
+    printed = int(float(log["available_kv_gib_per_gpu"]) * GIB)
+    assert found.least.budget_bytes - GIB // 200 <= printed <= found.most.budget_bytes + GIB // 200
+    assert found.least.blocks <= int(log["num_gpu_blocks"]) <= found.most.blocks + 64  # 0.005 GiB of blocks
+    assert found.least.tokens < found.most.tokens
+
+
+def test_a_known_budget_is_answered_exactly() -> None:
+    found = within_a_budget("Qwen/Qwen3-8B", int(57.5 * GIB))  # vLLM 0.19.0's log: 57.50 GiB
+    assert found.least == found.most
+    assert (found.least.blocks, found.least.tokens) == (26_168, 418_688)
+    assert f"{found.least.concurrency:.2f}" == "51.11"
+    assert found.terms == ()
+
+
+def test_qwen2_5_7b_on_four_ranks_holds_what_its_log_printed() -> None:
+    """67.34 GiB as printed; 315,205 blocks and 5,043,280 tokens are the budget's to 0.01 GiB."""
+    ranks = replace(VLLM, ranks=4)
+    least, most = (
+        within_a_budget("Qwen/Qwen2.5-7B-Instruct", int((67.34 + half) * GIB), ranks).least for half in (-0.005, 0.005)
+    )
+    assert least.blocks <= 315_205 <= most.blocks
+    assert least.tokens <= 5_043_280 <= most.tokens
+    block_bytes = within_a_budget("Qwen/Qwen2.5-7B-Instruct", GIB, ranks).block_bytes
+    exact = within_a_budget("Qwen/Qwen2.5-7B-Instruct", 315_205 * block_bytes, ranks).least
+    assert (exact.tokens, f"{exact.concurrency:.2f}") == (5_043_280, "615.63")
+
+
+@pytest.mark.parametrize("log", LOGS, ids=lambda log: f"{log.model}-tp{log.ranks}")
+def test_weights_are_those_that_vllm_printed_but_for_rounding(log: object) -> None:
+    model, ranks, printed = log.model, log.ranks, log.weights  # type: ignore[attr-defined]
+    report = inspect(model, source="catalog")
+    exact = rank_weights_bytes(report.tree, report.spec, ranks) * 100 / GIB
+    assert -0.5 <= printed - exact <= 6
+
+
+def test_a_rank_has_its_share_of_every_matrix() -> None:
+    """Qwen3-0.6B on 2 ranks, matrix by matrix as vLLM's modules are built."""
+    report = inspect("Qwen/Qwen3-0.6B", source="catalog")
+    attention = 1024 * 128 * (8 + 4 + 4) + 128 * 8 * 1024  # 8 of 16 heads, 4 of 8 each of K and V; rows of o_proj
+    mlp = 3 * 1024 * 1536  # half of 3072
+    norms = 2 * 1024 + 2 * 128
+    elements = 151_936 // 2 * 1024 + 28 * (attention + mlp + norms) + 1024
+    table = 40_960 * 128  # cosines and sines of each position
+    assert rank_weights_bytes(report.tree, report.spec, 2) == 2 * (elements + table)
+
+
+def test_kv_heads_are_repeated_where_there_are_more_ranks() -> None:
+    """Qwen3-30B-A3B has 4 KV heads: on 8 ranks each holds one, as on 4."""
+    report = inspect("Qwen/Qwen3-30B-A3B", source="catalog")
+    four, eight = (within_a_budget("Qwen/Qwen3-30B-A3B", 8 * GIB, replace(VLLM, ranks=ranks)) for ranks in (4, 8))
+    assert four.block_bytes == eight.block_bytes == 16 * 48 * 2 * 128 * 2
+    key_value = 48 * 2 * 128 * 2048 * 2  # a head of K and of V in each layer, in bytes
+    shared = rank_weights_bytes(report.tree, report.spec, 4) - key_value
+    whole = 48 * (2 * 2048 + 2 * 128 + 128 * 2048) * 2 + 2048 * 2 + 40_960 * 128 * 2  # norms, routers, rotary table
+    assert rank_weights_bytes(report.tree, report.spec, 8) == (shared - whole) // 2 + whole + key_value
+
+
+def test_a_vocabulary_is_padded_to_a_multiple_of_64(tmp_path: Path) -> None:
+    write_config(tmp_path, {**TINY_QWEN3, "vocab_size": 250})
+    padded, exact = inspect(str(tmp_path)), inspect(str(write_config(tmp_path / "b", TINY_QWEN3).parent))
+    assert rank_weights_bytes(padded.tree, padded.spec, 1) == rank_weights_bytes(exact.tree, exact.spec, 1)
+
+
+def test_a_hybrid_that_sees_images_is_answered_for_a_known_budget_alone() -> None:
+    found = within_a_budget("Qwen/Qwen3.5-27B", 1487 * 51_380_224, replace(VLLM, context_tokens=32_768)).least
+    assert (found.tokens, f"{found.concurrency:.2f}") == (290_864, "33.04")  # vllm-project/vllm issue 40691
+    with pytest.raises(UnsupportedError) as refusal:
+        vllm_on("Qwen/Qwen3.5-27B", VLLM, card_of(140))
+    assert refusal.value.message.key == "vllm_vision_budget"
+
+
+@given(
+    gib=st.integers(20, 200),
+    more=st.integers(0, 50),
+    share=st.floats(0.1, 1),
+    ranks=st.sampled_from([1, 2, 4, 8]),
+    tokens=st.integers(1, 100_000),
+)
+def test_more_memory_holds_no_less_and_terms_add_up(gib: int, more: int, share: float, ranks: int, tokens: int) -> None:
+    serving = replace(VLLM, ranks=ranks, utilization=share, context_tokens=tokens)
+    small, large = (vllm_on("Qwen/Qwen3-8B", serving, card_of(memory)) for memory in (gib, gib + more))
+    for end, taken in (
+        (small.least, sum(term.most_bytes or 0 for term in small.terms)),
+        (small.most, sum(term.least_bytes for term in small.terms)),
+    ):
+        assert end.budget_bytes + taken == small.requested_bytes
+        assert end.tokens == 16 * end.blocks
+        assert 0 <= end.most_context_tokens <= end.tokens
+    assert small.least.tokens <= large.least.tokens
+    assert small.least.tokens <= small.most.tokens
+
+
+# --- llama.cpp -----------------------------------------------------------------------------------------------------
+
+
+def llama_on(report: Report, serving: Serving, gpu: Gpu) -> LlamaCppReserve:
+    reserve = serve(report, serving, [gpu]).cards[0].reserve
+    assert isinstance(reserve, LlamaCppReserve)
+    return reserve
+
+
+def bytes_of(path: Path, *beginnings: str) -> int:
+    """Of the tensors whose names begin so, as the gguf package reads the file."""
+    return sum(int(one.n_bytes) for one in gguf.GGUFReader(path).tensors if one.name.startswith(beginnings))
+
+
+@pytest.mark.parametrize(
+    ("layers", "beginnings"),
+    [
+        (0, ()),
+        (1, ("output",)),
+        (2, ("output", "blk.1.")),
+        (3, ("output", "blk.1.", "blk.0.")),
+        (99, ("output", "blk.1.", "blk.0.")),
+    ],
+)
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_output_layer_goes_first_then_layers_from_the_last(
+    tmp_path: Path, layers: int, beginnings: Sequence[str], tied: bool
+) -> None:
+    path = write_model(tmp_path / "model.gguf", "qwen3", {**TINY_QWEN3, "tie_word_embeddings": tied}, Q8_0)
+    found = llama_on(inspect(str(path)), replace(LLAMA, offloaded=layers), card_of(1))
+    on_card = bytes_of(path, *beginnings) if beginnings else 0
+    if tied and layers:
+        on_card += bytes_of(path, "token_embd")  # a second copy, for the output
+    terms = {term.name: term.most_bytes for term in found.terms}
+    attending = sum(name.startswith("blk") for name in beginnings)
+    cache = attending * 2 * 2 * 16 * 4096 * 2  # K and V: layers x heads x head_dim x cells, float16
+    assert terms == {"weights": on_card, "cache": cache, "state": 0, "compute": None}
+    in_all = bytes_of(path, "") + 2 * 2 * 2 * 16 * 4096 * 2
+    copied = bytes_of(path, "token_embd") if tied and layers else 0
+    assert found.host_bytes == in_all - (on_card - copied) - cache
+
+
+def test_a_dense_model_is_as_the_converter_would_write_it(tmp_path: Path) -> None:
+    """Matrices in the model's 16 bits, vectors in float32: the file that is really written so has the same bytes."""
+    path = write_model(tmp_path / "model.gguf", "qwen3", TINY_QWEN3, F16)
+    write_config(tmp_path / "config", TINY_QWEN3)
+    one, other = (llama_on(inspect(str(at)), LLAMA, card_of(1)) for at in (path, tmp_path / "config"))
+    assert one == other
+
+
+def test_the_cache_of_qwen3_235b_is_the_logs() -> None:
+    """3,196.00 MiB in q8_0 and 6,016.00 MiB in f16 at 32,768 cells (ikawrakow/ik_llama.cpp, discussion 357)."""
+    report = inspect("Qwen/Qwen3-235B-A22B", source="catalog")
+    for formats, mib in ((("q8_0", "q8_0"), 3196), (("auto", "auto"), 6016), (("q8_0", "float16"), 4606)):
+        serving = replace(LLAMA, context_tokens=32_700, cache_formats=formats)  # padded to 32,768
+        found = llama_on(report, serving, card_of(512))
+        assert {term.name: term.most_bytes for term in found.terms}["cache"] == mib * 2**20
+        assert found.cells == 32_768
+
+
+@given(mib=st.integers(1, 70_000), batch=st.integers(1, 8), tokens=st.integers(1, 40_960))
+def test_the_most_layers_fit_and_one_more_does_not(mib: int, batch: int, tokens: int) -> None:
+    report = REPORT
+    gpu = Gpu(name="card", kind="given", memory_bytes=mib * 2**20)
+    asked = replace(LLAMA, context_tokens=tokens, batch=batch)
+    most = llama_on(report, asked, gpu).most_offloaded
+
+    def needed(layers: int) -> int:
+        found = llama_on(report, replace(asked, offloaded=layers), gpu)
+        assert found.offloaded == layers
+        return sum(term.least_bytes for term in found.terms)
+
+    assert most == 0 or needed(most) <= gpu.memory_bytes
+    assert most == 37 or needed(most + 1) > gpu.memory_bytes
+
+
+REPORT = inspect("Qwen/Qwen3-8B", source="catalog")
+
+
+def test_what_llama_cpp_converts_otherwise_is_refused() -> None:
+    for model in ("Qwen/Qwen3-Next-80B-A3B-Instruct", "Qwen/Qwen3-VL-8B-Instruct"):
+        with pytest.raises(UnsupportedError):
+            llama_on(inspect(model, source="catalog"), LLAMA, card_of(80))
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+ASKED = [
+    ["--engine", "vllm", "--gpu", "H200,RTX 4090", "--context", "8k"],
+    ["--engine", "vllm", "--kv-budget", "10GiB", "--cache-dtype", "fp8", "--tp", "2"],
+    ["--engine", "vllm", "--memory", "24GiB", "--batch", "32", "--max-model-len", "32k"],
+    ["--engine", "llama.cpp", "--memory", "12GiB", "--ngl", "20", "--cache-type-k", "q8_0"],
+    ["--engine", "llama.cpp", "--memory", "2GiB", "--context", "4k"],
+]
+
+
+@pytest.mark.parametrize("asked", ASKED, ids=" ".join)
+def test_json_keeps_to_the_schema(asked: list[str], capsys: Capture) -> None:
+    code = main(["fit", "catalog:Qwen/Qwen3-8B", "--lang", "en", "--format", "json", *asked])
+    found = json.loads(capsys.readouterr().out)
+    jsonschema.validate(found, SCHEMA)
+    assert code == int(any(card["fits"] is False for card in found["cards"]))
+    assert {key: found[key] for key in found["cards"][0]} == found["cards"][0]
+    for card in found["cards"]:
+        assert card["margin_bytes"] == card["available_bytes"] - card["required_bytes"]
+        if card["vllm"] is not None:
+            low = card["vllm"]["low"]
+            assert card["kv_cache_tokens"] == low["kv_cache_tokens"]
+            assert card["fits"] == (low["blocks"] >= found["workload"]["batch"] * low["sequence_blocks"])
+            assert card["max_batch"] == low["blocks"] // low["sequence_blocks"]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("form", ["table", "md", "html"])
+@pytest.mark.parametrize("asked", [ASKED[0], ASKED[1], ASKED[4]], ids=" ".join)
+def test_documents_say_the_same(asked: list[str], form: str, language: str, capsys: Capture) -> None:
+    main(["fit", "catalog:Qwen/Qwen3-8B", "--lang", language, "--format", form, *asked])
+    text = capsys.readouterr().out
+    assert "{" not in text or form == "html"
+    expected = {"10GiB": "291,264", "2GiB": "–", "8k": "139.7"}  # 18,204 blocks of 16; an unknown; the card's memory
+    assert next(figure for word, figure in expected.items() if word in asked) in text
+
+
+@pytest.mark.parametrize(
+    ("asked", "code"),
+    [
+        (["--engine", "sglang", "--memory", "24GiB"], 2),
+        (["--engine", "vllm"], 2),
+        (["--engine", "vllm", "--memory", "24GiB", "--utilization", "0"], 2),
+        (["--engine", "vllm", "--memory", "24GiB", "--utilization", "1.01"], 2),
+        (["--engine", "vllm", "--memory", "24GiB", "--utilization", "nan"], 2),
+        (["--engine", "vllm", "--memory", "24GiB", "--utilization", "a lot"], 2),
+        (["--engine", "vllm", "--kv-budget", "1GiB", "--utilization", "0.9"], 2),
+        (["--engine", "vllm", "--kv-budget", "1GiB", "--memory", "24GiB"], 2),
+        (["--engine", "vllm", "--kv-budget", "1GiB", "--gpu", "H200"], 2),
+        (["--engine", "vllm", "--kv-budget", "1"], 2),
+        (["--engine", "vllm", "--kv-budget", "1MiB"], 2),  # no block of 16 tokens
+        (["--engine", "vllm", "--memory", "24GiB", "--ngl", "1"], 2),
+        (["--engine", "vllm", "--memory", "24GiB", "--cache-type-k", "q8_0"], 2),
+        (["--engine", "vllm", "--memory", "24GiB", "--mode", "train"], 2),
+        (["--engine", "vllm", "--memory", "24GiB", "--cache-dtype", "bfloat16,fp8"], 2),
+        (["--engine", "vllm", "--memory", "24GiB", "--cache-dtype", "q8_0"], 7),
+        (["--engine", "vllm", "--memory", "24GiB", "--cache-dtype", "q9"], 7),
+        (["--engine", "vllm", "--memory", "24GiB", "--tp", "3"], 7),
+        (["--engine", "vllm", "--memory", "24GiB", "--tp", "64"], 7),  # 32 query heads
+        (["--engine", "vllm", "--memory", "24GiB", "--tp", "0"], 2),
+        (["--engine", "llama.cpp", "--memory", "24GiB", "--tp", "2"], 2),
+        (["--engine", "llama.cpp", "--memory", "24GiB", "--utilization", "0.5"], 2),
+        (["--engine", "llama.cpp", "--kv-budget", "24GiB"], 2),
+        (["--engine", "llama.cpp", "--memory", "24GiB", "--cache-dtype", "q8_0"], 2),
+        (["--engine", "llama.cpp", "--memory", "24GiB", "--cache-type-v", "fp8"], 7),
+        (["--engine", "llama.cpp", "--memory", "24GiB", "--cache-type-v", "q8_0,q4_0,q4_0"], 7),
+        (["--engine", "llama.cpp", "--memory", "24GiB", "--ngl", "-1"], 2),
+        (["--memory", "24GiB", "--ngl", "1"], 2),
+        (["--memory", "24GiB", "--utilization", "0.9"], 2),
+        (["--memory", "24GiB", "--tp", "2"], 2),
+        (["--kv-budget", "24GiB"], 2),
+    ],
+    ids=lambda asked: " ".join(asked) if isinstance(asked, list) else None,
+)
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_what_cannot_be_asked_so_is_refused_in_one_line(
+    asked: list[str], code: int, language: str, capsys: Capture
+) -> None:
+    try:
+        ended = main(["fit", "catalog:Qwen/Qwen3-8B", "--lang", language, *asked])
+    except SystemExit as stop:  # argparse's way
+        ended = int(str(stop.code))
+    told = capsys.readouterr()
+    assert (ended, told.out) == (code, "")
+    assert told.err.count("\n") == 1
+    assert "{" not in told.err
+
+
+def test_a_model_without_a_limit_needs_a_context() -> None:
+    report = replace(REPORT, design=replace(REPORT.known, spec=replace(REPORT.spec, context_tokens=None)))
+    with pytest.raises(UsageError):
+        serve(report, replace(VLLM, context_tokens=None), [card_of(80)])
