@@ -46,14 +46,14 @@ class Reserved:
 class Capacity:
     """What a KV budget of vLLM holds on each rank. tokens: as vLLM prints them. sequence_blocks: of the sequence asked for.
 
-    most_context_tokens: of one sequence alone, whatever the model's limit.
+    most_context_tokens: of one sequence alone, whatever the model's limit; None where windows leave it without end.
     """
 
     budget_bytes: int
     blocks: int
     tokens: int
     sequence_blocks: int
-    most_context_tokens: int
+    most_context_tokens: int | None
 
     @property
     def concurrency(self) -> float:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 
 from .analyzers import llama_cpp, vllm
-from .analyzers.engine_cache import block_pool, padded_cells, state_dtypes
+from .analyzers.engine_cache import BlockPool, block_pool, latent_pool, latent_width, padded_cells, state_dtypes
 from .analyzers.fit import largest
 from .analyzers.kv_cache import read_formats
 from .answers import answer
@@ -15,7 +15,7 @@ from .architectures.gguf import FAMILIES, stored_form
 from .checkpoint import Tensor
 from .engines import EngineCard, LlamaCppReserve, Reserved, Serving, ServingReport, VllmReserve
 from .errors import UnsupportedError, UsageError
-from .fitting import Gpu, Requirement, Suggestion
+from .fitting import CardAnswer, Demand, Gpu, Requirement, Suggestion
 from .language import Message
 from .report.attention import AttentionReport
 from .report.model import Report
@@ -46,7 +46,7 @@ def serve(report: Report, serving: Serving, cards: Sequence[Gpu], *, beyond_limi
         context_tokens=tokens,
         cards=answered,
         assumptions=tuple(
-            _vllm_assumptions(serving, cards) if serving.engine == "vllm" else _llama_cpp_assumptions(report)
+            _vllm_assumptions(serving, cards, answered) if serving.engine == "vllm" else _llama_cpp_assumptions(report)
         ),
     )
 
@@ -67,6 +67,25 @@ def _with_limit(report: Report, tokens: int) -> Report:
     if limit is None or tokens <= limit:
         return report
     return replace(report, notices=(*report.notices, Message("context_beyond", tokens=tokens, limit=limit)))
+
+
+def _smaller(found: CardAnswer, serving: Serving, demand: Demand) -> Iterator[Suggestion]:
+    """Shorter sequences, and fewer of them, each as far as it fits."""
+    whole, tokens = found.requirement.whole, serving.context_tokens or 0
+    for kind, value, asked, batch, length in (
+        ("context", found.high.context.at_most, tokens, serving.batch, found.high.context.at_most),
+        ("batch", found.high.batch.at_most, serving.batch, found.high.batch.at_most, tokens),
+    ):
+        if 0 < value < asked:
+            yield Suggestion(
+                kind=kind,
+                change=Message(
+                    "suggest_sequence" if kind == "context" else "suggest_sequences", value=value, asked=asked
+                ),
+                required_bytes=demand.requirement(batch, length).high_bytes,
+                fits=True if whole else None,
+                whole=whole,
+            )
 
 
 # --- vLLM ----------------------------------------------------------------------------------------------------------
@@ -90,11 +109,20 @@ class VllmDemand:
             raise UnsupportedError("vllm_qwen_windows")
         self._report, self._serving = report, serving
         self.format = read_formats(serving.cache_formats[0], report.spec.dtype)[0]
-        states = state_dtypes(report.config or {}, report.spec.dtype)
-        self.pool = block_pool(attention.layers, self.format, ranks=serving.ranks, states=states)
+        self.pool = self._pool(attention, gpu)
         self.most_context_tokens = report.spec.context_tokens
         memory_bytes = gpu.available_bytes
         self.step_tokens = None if self.budget_given else vllm.batched_tokens(memory_bytes, gpu.name)
+
+    def _pool(self, attention: AttentionReport, gpu: Gpu) -> BlockPool:
+        config, ranks = self._report.config or {}, self._serving.ranks
+        if (width := latent_width(config)) is not None:
+            heads = config.get("num_attention_heads")
+            if type(heads) is not int or heads % ranks:
+                raise UnsupportedError("cache_query_heads_over_ranks", heads=heads, ranks=ranks)
+            return latent_pool(len(attention.layers), width, self.format, gpu.compute_capability)
+        states = state_dtypes(config, self._report.spec.dtype)
+        return block_pool(attention.layers, self.format, ranks=ranks, states=states)
 
     @property
     def budget_given(self) -> bool:
@@ -109,8 +137,8 @@ class VllmDemand:
         """All but the cache; nothing where the budget is given."""
         if self.budget_given:
             return ()
-        if self._report.spec.vision is not None:
-            raise UnsupportedError("vllm_vision_budget")
+        if self._report.spec.built or self._report.spec.family not in {log.family for log in vllm.LOGS}:
+            raise UnsupportedError("vllm_no_log", class_name=self._report.spec.class_name)
         weights = vllm.rank_weights_bytes(self._report.tree, self._report.spec, self._serving.ranks)
         exact = Reserved(name="weights", least_bytes=weights, most_bytes=weights)
         return (exact, *vllm.beside_weights(self._serving.ranks))
@@ -180,7 +208,7 @@ def _vllm_card(
         reserve=demand.reserve(gpu, tokens),
         suggestions=()
         if found.high.fits is not False
-        else (*found.suggestions, *_vllm_changes(report, attention, serving, gpu)),
+        else (*_smaller(found, serving, demand), *_vllm_changes(report, attention, serving, gpu)),
     )
 
 
@@ -209,8 +237,10 @@ def _vllm_changes(report: Report, attention: AttentionReport, serving: Serving, 
             return
 
 
-def _vllm_assumptions(serving: Serving, cards: Sequence[Gpu]) -> Iterator[Message]:
+def _vllm_assumptions(serving: Serving, cards: Sequence[Gpu], answered: Sequence[EngineCard]) -> Iterator[Message]:
     yield Message("assume_vllm_version", version=vllm.VERSION)
+    if any(isinstance(card.reserve, VllmReserve) and card.reserve.groups > 1 for card in answered):
+        yield Message("assume_vllm_groups")
     if serving.kv_budget_bytes is None:
         for gpu in cards:
             if gpu.origin == "usable":
@@ -320,7 +350,7 @@ def _llama_cpp_card(
         reserve=reserve,
         suggestions=()
         if found.high.fits is not False
-        else (*found.suggestions, *_llama_cpp_changes(report, attention, serving, gpu, reserve)),
+        else (*_smaller(found, serving, demand), *_llama_cpp_changes(report, attention, serving, gpu, reserve)),
     )
 
 

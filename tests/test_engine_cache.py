@@ -16,6 +16,8 @@ from qwen_inspect.analyzers.engine_cache import (
     BlockPool,
     block_pool,
     kv_heads_per_rank,
+    latent_pool,
+    latent_width,
     llama_cpp_layer_bytes,
     padded_cells,
     state_dtypes,
@@ -111,6 +113,45 @@ def test_a_published_hybrid_log_is_met() -> None:
     assert pool.block_tokens == 784
     assert pool.tokens(1487, 32_768) == 290_864
     assert f"{1487 / (pool.sequence_blocks(32_768) or 0):.2f}" == "33.04"
+
+
+DEEPSEEK = {"model_type": "deepseek_v2", "kv_lora_rank": 512, "qk_rope_head_dim": 64}
+
+
+@pytest.mark.parametrize(
+    ("layers", "name", "capability", "budget", "length", "printed"),
+    [
+        (27, "bfloat16", (9, 0), 20 * 2**30, 32_768, (43_151, 690_416, "21.07")),
+        (27, "fp8", (9, 0), 20 * 2**30, 32_768, (21_575, 1_380_800, "42.14")),
+        (61, "bfloat16", (10, 0), int(57.5 * 2**30), 131_072, (27_455, 878_560, "6.70")),
+        (27, "bfloat16", None, 20 * 2**30, 32_768, (43_151, 690_416, "21.07")),
+    ],
+)
+def test_latents_are_what_vllms_own_functions_print(
+    layers: int, name: str, capability: tuple[int, int] | None, budget: int, length: int, printed: tuple[int, int, str]
+) -> None:
+    """Recorded from get_kv_cache_configs of vLLM 0.19.0 for MLAAttentionSpec of 576 numbers in blocks of 16, 64 and 32 tokens."""
+    width = latent_width(DEEPSEEK)
+    assert width == 576
+    pool = latent_pool(layers, width, FORMATS[name], capability)
+    blocks = pool.blocks(budget)
+    concurrency = blocks / (pool.sequence_blocks(length) or 0)
+    assert (blocks, pool.tokens(blocks, length), f"{concurrency:.2f}") == printed
+
+
+def test_only_mla_has_a_latent() -> None:
+    assert latent_width({**DEEPSEEK, "model_type": "qwen3"}) is None
+    assert latent_width({"model_type": "deepseek_v3"}) is None
+    with pytest.raises(UnsupportedError):
+        latent_width({**DEEPSEEK, "index_topk": 2048})
+
+
+def test_what_engines_reserve_of_a_hybrid_is_known() -> None:
+    engines = inspect("Qwen/Qwen3-Next-80B-A3B-Instruct", source="catalog").engines
+    assert all(row.size_bytes is not None for row in engines)
+    # 262,144 tokens: 482 blocks of 544, and 3 groups' states; a block is 12 layers of 544 x 2 x 2 x 256 in bfloat16.
+    found = next(row for row in engines if (row.engine, row.format) == ("vllm", "bfloat16"))
+    assert found.size_bytes == (482 + 3) * 12 * 544 * 2 * 2 * 256 * 2
 
 
 def test_a_recurrent_state_is_the_models_dtype_unless_vllm_reads_another() -> None:

@@ -202,6 +202,36 @@ def state_dtypes(config: Mapping[str, Any], dtype: DType) -> tuple[DType, DType]
     return dtype, DType.F32 if reads and named == "float32" else dtype
 
 
+# Types whose layers keep one latent for all heads. Source: transformers_utils/model_arch_config_convertor.is_deepseek_mla.
+LATENT_TYPES = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "kimi_k2", "longcat_flash", "pangu_ultra_moe")
+
+
+def latent_width(config: Mapping[str, Any]) -> int | None:
+    """Numbers of a token's latent in each layer, compressed keys and values beside the turned part of the keys; None without MLA.
+
+    Raises UnsupportedError for sparse attention, which keeps an index as well.
+    """
+    rank, turned = config.get("kv_lora_rank"), config.get("qk_rope_head_dim")
+    if config.get("model_type") not in LATENT_TYPES or type(rank) is not int or type(turned) is not int:
+        return None
+    if config.get("index_topk") is not None or rank < 1 or turned < 0:
+        raise UnsupportedError("cache_engine_other", engine="vLLM")
+    return rank + turned
+
+
+def latent_pool(layers: int, width: int, cache_format: CacheFormat, capability: tuple[int, int] | None) -> BlockPool:
+    """The blocks of MLA, whole on every rank, as long as a card's kernels want them (16 tokens where it is not known).
+
+    Source: MLAAttentionSpec.real_page_size_bytes; platforms/cuda._get_backend_priorities with each backend's block sizes.
+    """
+    if cache_format.name not in BLOCK_FORMATS:
+        raise UnsupportedError("vllm_cache_format", found=cache_format.name, known=", ".join(BLOCK_FORMATS))
+    major = 0 if capability is None else capability[0]
+    tokens = 32 if major == 10 else 64 if major == 9 and cache_format.name == "fp8" else BLOCK_TOKENS
+    kind = PageKind(tokens * cache_format.size_bytes(width), tokens, 0, (width,))
+    return _one_group([kind] * layers)
+
+
 # --- llama.cpp -----------------------------------------------------------------------------------------------------
 
 

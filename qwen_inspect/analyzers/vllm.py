@@ -16,7 +16,7 @@ from ..errors import UnsupportedError
 from ..spec import GatedAttention, ModelSpec, Module, each_module
 from ..units import GIB
 from .engine_cache import BlockPool, kv_heads_per_rank
-from .fit import MOST_CONTEXT_TOKENS, largest
+from .fit import largest
 
 VERSION = "0.19.0"
 VOCABULARY_MULTIPLE = 64  # vocab_parallel_embedding.DEFAULT_VOCAB_PADDING_SIZE
@@ -110,6 +110,7 @@ class Log:
     """What vLLM printed of one run, in hundredths of a GiB."""
 
     model: str
+    family: str
     ranks: int
     weights: int
     activation: int
@@ -117,16 +118,19 @@ class Log:
 
 
 # vLLM 0.19.0 on H100 80GB, with its defaults: 8,192 tokens a step, 1,024 sequences.
-LOGS_SOURCE = (
+LOGS_SOURCES = (
     "https://github.com/llm-d-incubation/llm-d-planner/blob/56dc5b76ca535960998bdf9fd4a3077d98fdf60a"
-    "/accuracy/results/v0.19.0/results_raw.csv"
+    "/accuracy/results/v0.19.0/results_raw.csv",
+    "https://github.com/llm-d-incubation/llm-d-planner/blob/d3121e059da88662db39a926a3ead964be97359b"
+    "/accuracy/results/v0.19.0/logs/qwen-qwen1-5-moe-a2-7b--h100-80gb--tp1pp1dp1--8192.log",
 )
 LOGS = (
-    Log(model="Qwen/Qwen2.5-7B-Instruct", ranks=1, weights=1425, activation=221, non_torch=24),
-    Log(model="Qwen/Qwen3-8B", ranks=1, weights=1527, activation=221, non_torch=25),
-    Log(model="Qwen/Qwen3-30B-A3B", ranks=1, weights=5688, activation=268, non_torch=27),
-    Log(model="Qwen/Qwen2.5-7B-Instruct", ranks=2, weights=712, activation=221, non_torch=206),
-    Log(model="Qwen/Qwen2.5-7B-Instruct", ranks=4, weights=355, activation=221, non_torch=213),
+    Log(model="Qwen/Qwen2.5-7B-Instruct", family="qwen2", ranks=1, weights=1425, activation=221, non_torch=24),
+    Log(model="Qwen/Qwen1.5-MoE-A2.7B", family="qwen2_moe", ranks=1, weights=2667, activation=247, non_torch=25),
+    Log(model="Qwen/Qwen3-8B", family="qwen3", ranks=1, weights=1527, activation=221, non_torch=25),
+    Log(model="Qwen/Qwen3-30B-A3B", family="qwen3_moe", ranks=1, weights=5688, activation=268, non_torch=27),
+    Log(model="Qwen/Qwen2.5-7B-Instruct", family="qwen2", ranks=2, weights=712, activation=221, non_torch=206),
+    Log(model="Qwen/Qwen2.5-7B-Instruct", family="qwen2", ranks=4, weights=355, activation=221, non_torch=213),
 )
 # The first log's weights are 5.7 hundredths more than its `rank_weights_bytes`, for the allocator's rounding; the others less.
 MOST_ROUNDING = 6
@@ -138,7 +142,7 @@ def beside_weights(ranks: int) -> tuple[Reserved, ...]:
     non_torch: with NCCL's buffers where there are several ranks; no log has more than 4.
     """
     alike = [log.non_torch for log in LOGS if (log.ranks > 1) == (ranks > 1)]
-    rounding = Reserved(name="rounding", least_bytes=0, most_bytes=MOST_ROUNDING * HUNDREDTH, sources=(LOGS_SOURCE,))
+    rounding = Reserved(name="rounding", least_bytes=0, most_bytes=MOST_ROUNDING * HUNDREDTH, sources=LOGS_SOURCES)
     return (rounding, _seen("activation", [log.activation for log in LOGS]), _seen("non_torch", alike))
 
 
@@ -148,7 +152,7 @@ def _seen(name: str, figures: Sequence[int]) -> Reserved:
         name=name,
         least_bytes=(2 * min(figures) - 1) * HUNDREDTH // 2,
         most_bytes=(2 * max(figures) + 1) * HUNDREDTH // 2,
-        sources=(LOGS_SOURCE,),
+        sources=LOGS_SOURCES,
     )
 
 
@@ -169,6 +173,8 @@ def capacity(pool: BlockPool, budget_bytes: int, *, sequence_tokens: int, step_t
     Source: kv_cache_utils.get_max_concurrency_for_kv_cache_config.
     """
     blocks = pool.blocks(budget_bytes)
+    unbounded = all(group.window_tokens for group in pool.groups)
+    limit = blocks * max(group.block_tokens for group in pool.groups)
 
     def fits(tokens: int) -> bool:
         return pool.size_bytes(tokens=tokens, batched_tokens=step_tokens) <= blocks * pool.block_bytes
@@ -178,5 +184,5 @@ def capacity(pool: BlockPool, budget_bytes: int, *, sequence_tokens: int, step_t
         blocks=blocks,
         tokens=pool.tokens(blocks, sequence_tokens),
         sequence_blocks=pool.size_bytes(tokens=sequence_tokens, batched_tokens=step_tokens) // pool.block_bytes,
-        most_context_tokens=largest(fits, MOST_CONTEXT_TOKENS),
+        most_context_tokens=None if unbounded and fits(sequence_tokens) else largest(fits, limit),
     )
