@@ -7,12 +7,20 @@ from dataclasses import replace
 from functools import cached_property
 
 from .analyzers import llama_cpp, vllm
-from .analyzers.engine_cache import BlockPool, block_pool, latent_pool, latent_width, padded_cells, state_dtypes
+from .analyzers.engine_cache import (
+    BLOCK_FORMATS,
+    BlockPool,
+    block_pool,
+    latent_pool,
+    latent_width,
+    padded_cells,
+    state_dtypes,
+)
 from .analyzers.fit import largest
 from .analyzers.kv_cache import read_formats
 from .answers import answer
 from .architectures.gguf import FAMILIES, stored_form
-from .checkpoint import Tensor
+from .checkpoint import DType, Tensor
 from .engines import EngineCard, LlamaCppReserve, Reserved, Serving, ServingReport, VllmReserve
 from .errors import UnsupportedError, UsageError
 from .fitting import CardAnswer, Demand, Gpu, Requirement, Suggestion
@@ -109,6 +117,8 @@ class VllmDemand:
             raise UnsupportedError("vllm_qwen_windows")
         self._report, self._serving = report, serving
         self.format = read_formats(serving.cache_formats[0], report.spec.dtype)[0]
+        if self.format.name == "float32" and report.spec.dtype is not DType.F32:  # only by "auto"
+            raise UnsupportedError("vllm_cache_format", found=self.format.name, known=", ".join(BLOCK_FORMATS[1:]))
         self.pool = self._pool(attention, gpu)
         self.most_context_tokens = report.spec.context_tokens
         memory_bytes = gpu.available_bytes
@@ -320,7 +330,7 @@ class LlamaCppDemand:
             cache_formats=(self.model.keys.name, self.model.values.name),
             terms=(
                 *(Reserved(name=name, least_bytes=value, most_bytes=value) for name, value in terms),
-                Reserved(name="compute", least_bytes=0, most_bytes=None, sources=(llama_cpp.COMPUTE_SOURCE,)),
+                Reserved(name="compute", least_bytes=0, most_bytes=None, sources=llama_cpp.COMPUTE_SOURCES),
             ),
             host_bytes=self.model.host_bytes(self.offloaded, tokens=context_tokens, sequences=batch),
             most_offloaded=self.most_offloaded(batch, context_tokens, gpu.available_bytes),

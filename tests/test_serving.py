@@ -195,6 +195,25 @@ def test_the_output_layer_goes_first_then_layers_from_the_last(
     assert found.host_bytes == in_all - (on_card - copied) - cache
 
 
+@pytest.mark.parametrize(
+    ("tokens", "sequences", "formats", "cells", "mib"),
+    [
+        (700, 1, ("auto", "auto"), 768, "1.12"),  # --ctx-size 700
+        (350, 2, ("q8_0", "auto"), 1024, "1.15"),  # --ctx-size 700 --parallel 2: 512 cells for each
+        (4096, 1, ("q8_0", "q8_0"), 4096, "3.19"),
+    ],
+)
+def test_the_cache_is_what_llama_cpp_prints_for_such_a_file(
+    tmp_path: Path, tokens: int, sequences: int, formats: tuple[str, str], cells: int, mib: str
+) -> None:
+    """Recorded from llama.cpp itself (xllamacpp 2026.10.11549, on a CPU), which loaded a file of these three layers."""
+    write_config(tmp_path, {**TINY_QWEN3, "hidden_size": 128, "head_dim": 64, "num_hidden_layers": 3})
+    serving = replace(LLAMA, context_tokens=tokens, batch=sequences, cache_formats=formats)
+    found = llama_on(inspect(str(tmp_path)), serving, card_of(1))
+    printed = next(term.least_bytes for term in found.terms if term.name == "cache") / 2**20
+    assert (found.cells, f"{printed:.2f}") == (cells, mib)
+
+
 def test_a_dense_model_is_as_the_converter_would_write_it(tmp_path: Path) -> None:
     """Matrices in the model's 16 bits, vectors in float32: the file that is really written so has the same bytes."""
     path = write_model(tmp_path / "model.gguf", "qwen3", TINY_QWEN3, F16)
@@ -296,6 +315,7 @@ def test_documents_say_the_same(asked: list[str], form: str, language: str, caps
         (["--engine", "vllm", "--memory", "24GiB", "--cache-dtype", "bfloat16,fp8"], 2),
         (["--engine", "vllm", "--memory", "24GiB", "--cache-dtype", "q8_0"], 7),
         (["--engine", "vllm", "--memory", "24GiB", "--cache-dtype", "q9"], 7),
+        (["--engine", "vllm", "--memory", "24GiB", "--cache-dtype", "float32"], 7),
         (["--engine", "vllm", "--memory", "24GiB", "--tp", "3"], 7),
         (["--engine", "vllm", "--memory", "24GiB", "--tp", "64"], 7),  # 32 query heads
         (["--engine", "vllm", "--memory", "24GiB", "--tp", "0"], 2),

@@ -20,9 +20,10 @@ VERSION = "0c1e57098"
 IN_LAYER = re.compile(r"blk\.(\d+)\..+")
 # Of the compute buffer on a card, printed for Qwen3-235B-A22B by a fork of llama.cpp: from 161.02 MiB (16,384 tokens) to 2,502.00
 # (40,960 tokens, larger batches). It follows model, batch, build and what is offloaded, so that no range is made of it.
-COMPUTE_SOURCE = (
+COMPUTE_SOURCES = (
     "https://github.com/ikawrakow/ik_llama.cpp/blob/8337e4cd3861406fc04e0854b1409cd1b027fbc9"
-    "/github-data/discussions/357%20-%20Qwen3%20-%20early%20performance%20comparisons.md"
+    "/github-data/discussions/357%20-%20Qwen3%20-%20early%20performance%20comparisons.md",
+    "https://github.com/ikawrakow/ik_llama.cpp/issues/514",
 )
 
 

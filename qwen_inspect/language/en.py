@@ -1356,7 +1356,7 @@ TEXT: dict[str, str] = {
     "serving_best_only": "fits only where the least is taken beside the cache",
     "serving_unknown": "fits at most: what the compute buffers take is not known",
     "field_sequences": "Sequences at once",
-    "field_sequence_tokens": "Tokens of each, prompt and answer (max_model_len)",
+    "field_sequence_tokens": "Tokens of each, prompt and answer",
     "field_tp_ranks": "Tensor-parallel ranks",
     "field_block": "A block",
     "block_of": "{tokens:,} tokens, {bytes:,} B on each rank",

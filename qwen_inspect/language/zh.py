@@ -1356,7 +1356,7 @@ TEXT: dict[str, str] = {
     "serving_best_only": "仅当缓存之外占用最少时放得下",
     "serving_unknown": "最多放得下：计算缓冲区的占用未知",
     "field_sequences": "同时处理的序列数",
-    "field_sequence_tokens": "每条序列的 token 数，含提示与回答 (max_model_len)",
+    "field_sequence_tokens": "每条序列的 token 数，含提示与回答",
     "field_tp_ranks": "张量并行 rank 数",
     "field_block": "每块",
     "block_of": "{tokens:,} 个 token，每个 rank 上 {bytes:,} 字节",

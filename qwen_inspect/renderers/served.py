@@ -48,6 +48,7 @@ def _card(card: EngineCard, say: Language) -> dict[str, Any]:
             }
             for term in reserve.terms
         ],
+        "lower_bound_only": not card.answer.requirement.whole,
         "vllm": _vllm(reserve) if isinstance(reserve, VllmReserve) else None,
         "llama_cpp": _llama_cpp(reserve) if isinstance(reserve, LlamaCppReserve) else None,
         "suggestions": [suggestion_content(one, say) for one in card.suggestions],
