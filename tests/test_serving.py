@@ -10,7 +10,7 @@ from pathlib import Path
 import gguf
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qwen_inspect
@@ -132,6 +132,7 @@ def test_a_class_without_a_log_is_answered_for_a_known_budget_alone() -> None:
     assert refusal.value.message.key == "vllm_no_log"
 
 
+@settings(deadline=None, max_examples=40)
 @given(
     gib=st.integers(20, 200),
     more=st.integers(0, 50),
@@ -232,6 +233,7 @@ def test_the_cache_of_qwen3_235b_is_the_logs() -> None:
         assert found.cells == 32_768
 
 
+@settings(deadline=None, max_examples=40)
 @given(mib=st.integers(1, 70_000), batch=st.integers(1, 8), tokens=st.integers(1, 40_960))
 def test_the_most_layers_fit_and_one_more_does_not(mib: int, batch: int, tokens: int) -> None:
     report = REPORT
