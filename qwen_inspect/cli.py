@@ -450,10 +450,23 @@ def _run_of(options: argparse.Namespace) -> Run:
         optimizer=options.optimizer,
         checkpointing=options.checkpointing,
         trained=options.trained,
+        accumulate=options.accumulate,
+        lora_rank=options.lora,
+        lora_targets=_lora_targets(options),
         cache_format=options.cache_dtype,
         # The first of the two that is set, as torch 2.13 looks for them.
         allocator=os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF", ""),
     )
+
+
+def _lora_targets(options: argparse.Namespace) -> tuple[str, ...]:
+    from .errors import UsageError
+
+    if options.lora_targets is None:
+        return ("all-linear",)
+    if options.lora is None:
+        raise UsageError("lora_targets_alone")
+    return tuple(name.strip() for name in options.lora_targets.split(","))
 
 
 def _access(options: argparse.Namespace) -> Access:
@@ -719,10 +732,13 @@ def _run_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--group-size", type=_positive(say), metavar="N", help=say("help_group_size"))
     kernels = ("sdpa", "eager", "flash_attention_2", "flash_attention_2_repeated")
     command.add_argument("--attention", choices=kernels, default="sdpa", help=say("help_attention_kernel"))
-    optimizers = ("adamw_foreach", "adamw_fused", "none")
+    optimizers = ("adamw_foreach", "adamw_fused", "adamw_for_loop", "adamw_8bit", "sgd", "none")
     command.add_argument("--optimizer", choices=optimizers, default="adamw_foreach", help=say("help_optimizer"))
-    command.add_argument("--checkpointing", action="store_true", help=say("help_checkpointing"))
+    command.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, help=say("help_checkpointing"))
     command.add_argument("--trained", default="", metavar="REGEX", help=say("help_trained"))
+    command.add_argument("--lora", type=_positive(say), metavar="RANK", help=say("help_lora"))
+    command.add_argument("--lora-targets", metavar="NAMES", help=say("help_lora_targets"))
+    command.add_argument("--accumulate", type=_positive(say), default=1, metavar="N", help=say("help_accumulate"))
     command.add_argument("--cache-dtype", default="auto", metavar="FORMAT", help=say("help_cache_dtype"))
     command.add_argument("--load", choices=("warmup", "per-tensor"), default="warmup", help=say("help_load"))
     cards = command.prog.endswith(" fit")

@@ -7,20 +7,23 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .analyzers.kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
 from .analyzers.memory import formula_footprint, stored_footprint, traced_footprint
 from .analyzers.period import SHALLOW, deepen, fixed, period_of
-from .errors import UnavailableError, UnsupportedError
+from .errors import QwenInspectError, UnavailableError, UnsupportedError
 from .language import Message
 from .loaders import calibration, header_cache
 from .report.memory import Footprint, MemoryReport, Run
 from .report.model import Report
 from .spec import ModelSpec, each_tensor
 from .timeline import Timeline
+
+if TYPE_CHECKING:
+    from .analyzers.adapting import FourBits
 
 SHIPPED = Path(__file__).parent / "catalog" / "traces"
 
@@ -34,6 +37,10 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
     """
     if run.device == "cuda" and run.calibration is None:
         run = replace(run, calibration=calibration.find(run.gpu, installed()))
+    if run.mode == "train" or run.lora_rank is not None or run.accumulate > 1:
+        from .analyzers.training import check_training
+
+        check_training(run)
     if report.design is None:
         assert report.refusal is not None
         if report.tensors is None:
@@ -48,8 +55,8 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
     if limit is not None and tokens > limit:
         beyond = Message("context_beyond", tokens=tokens, limit=limit)
         report = replace(report, notices=(*report.notices, beyond))
-    if report.known.quantised is not None and run.mode == "train":  # packed numbers have no optimizer states to count
-        raise UnsupportedError("memory_quantised_mode", mode=run.mode, method=report.known.quantised.method)
+    if run.mode == "train":
+        return _trained(report, run, course_points)
     refusal = None
     try:
         footprint = _footprint(report, run, course_points)
@@ -60,11 +67,33 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
     return MemoryReport(report=report, run=run, predicted=footprint, refusal=refusal)
 
 
+def _trained(report: Report, run: Run, course_points: int) -> MemoryReport:
+    """The footprint of training, and what is trained; without a trace the latter and what lies at a step's end."""
+    from .training_plan import plan_of
+
+    plan = plan_of(report, run)
+    run, training = plan.run, plan.training
+    formula = partial(formula_footprint, report.tree, report.cache, run, weights=plan.weights, matrices=plan.matrices)
+    refusal: QwenInspectError | None = None
+    try:
+        timeline, provenance = _traced(report, run, plan.four_bits), versions()
+        footprint = traced_footprint(timeline, run, provenance=provenance, course_points=course_points)
+        if training.adapters and footprint.steady.adapters != training.trained_bytes:
+            raise UnsupportedError("lora_differs", traced=footprint.steady.adapters, expected=training.trained_bytes)
+    except (UnavailableError, UnsupportedError) as error:
+        without_torch = error.message.key == "extra_missing"
+        footprint = formula(unknown=(Message("assume_no_torch"),) if without_torch else ())
+        if not without_torch:
+            refusal = error
+            report = replace(report, notices=(*report.notices, Message("no_trace", reason=error.message)))
+    return MemoryReport(report=report, run=run, training=training, predicted=footprint, refusal=refusal)
+
+
 def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
     if (quantised := report.known.quantised) is not None:
         unknown = Message("assume_gguf" if quantised.method == "gguf" else "assume_quantised", method=quantised.method)
         return formula_footprint(report.tree, report.cache, run, weights=report.known.weights, unknown=(unknown,))
-    if run.mode != "train" and report.cache.dtype != str(report.spec.dtype):
+    if report.cache.dtype != str(report.spec.dtype):
         return formula_footprint(report.tree, report.cache, run)
     try:
         timeline, provenance = timeline_of(report, run)
@@ -127,11 +156,11 @@ def _traced_once(one: _Untraced) -> Timeline:
     return _traced(one.report, one.run)
 
 
-def _traced(report: Report, run: Run) -> Timeline:
+def _traced(report: Report, run: Run, four_bits: FourBits | None = None) -> Timeline:
     """The trace of the whole model; of a hybrid, whose layers take long, three of its blocks stand for all of them."""
     from .analyzers.trace import trace
 
-    spec, config, request = report.spec, report.config or {}, trace_request(run)
+    spec, config, request = report.spec, report.config or {}, trace_request(run, four_bits)
     if spec.built:
         from .architectures.generic import buildable
 
@@ -212,10 +241,14 @@ def _has_period(spec: ModelSpec) -> bool:
     return period_of(spec.layers) == 1
 
 
-def trace_request(run: Run) -> Any:
-    """The run in the words of `trace`."""
+def trace_request(run: Run, four_bits: FourBits | None = None) -> Any:
+    """The run in the words of `trace`. four_bits: how its base is held, where that is not dense."""
+    from .analyzers.adapting import Adapters
     from .analyzers.trace import TraceRequest
 
+    lora = None
+    if run.lora_rank is not None:
+        lora = Adapters(rank=run.lora_rank, targets=run.lora_targets, base=four_bits)
     return TraceRequest(
         mode=run.mode,  # type: ignore[arg-type]  # one of the command line's choices
         batch=run.batch,
@@ -223,9 +256,11 @@ def trace_request(run: Run) -> Any:
         new_tokens=run.new_tokens,
         attention=run.attention,  # type: ignore[arg-type]
         optimizer=run.optimizer,  # type: ignore[arg-type]
-        checkpointing=run.checkpointing,
+        checkpointing=bool(run.checkpointing),
         trained=run.trained,
         steps=2 if run.mode == "train" else 1,  # the optimizer's states exist from the second step on
+        accumulate=run.accumulate,
+        lora=lora,
     )
 
 

@@ -9,6 +9,10 @@ from typing import NamedTuple
 FLASH_SCRATCH = (
     "flash_attention_backward.scratch"  # the operator of what flash attention's backward takes for itself on CUDA
 )
+SCALES_SCRATCH = (
+    "bitsandbytes.gemm_4bit.scales"  # of scales without their offset, which bitsandbytes keeps on CUDA alone
+)
+ADAPTER = "adapter"  # the operator of the matrices that PEFT adds to a model
 
 
 class Allocate(NamedTuple):

@@ -40,6 +40,7 @@ OWN_SCRATCH: Mapping[str, str] = {
     "aten::eq": "`generate` looks for padding and for the end",
     "aten::lt": "`generate` looks for negative tokens",
     "aten::ne": "the loss counts its labels",
+    "bitsandbytes::dequantize_blockwise": "scales without their offset",
 }
 NUMBER_BYTES = 8  # A number of Python's, made a tensor: on the host, whatever the device.
 RANDOM_STATE_BYTES = 5_056  # Kept by checkpointing: on the host too.
@@ -99,7 +100,7 @@ def is_scratch(change: Change) -> bool:
 
 def is_made_by(change: Change, request: Allocate) -> bool:
     """By the request's operator itself, not by a cast within it."""
-    name = "aten::" + request.operator.split(".")[1]
+    name = "::".join(request.operator.split(".")[:2])
     called = [operator.replace("_for_cpu", "") for operator in change.operators]
     name = name if name in called else ALSO_CALLED.get(name, name)
     if "aten::mkldnn_convolution" in called and called[-1] != "aten::empty":  # operands packed by oneDNN

@@ -10,7 +10,8 @@ from .allocator import Usage
 
 # In the order of stacking: what stays lies below what comes and goes.
 TERMS = (
-    "weights", "buffers", "optimizer", "cache", "state", "gradients", "loader", "activations", "workspace", "rounding"
+    "weights", "adapters", "buffers", "optimizer", "cache", "state", "gradients", "loader", "activations", "workspace",
+    "rounding",
 )  # fmt: skip
 POINTS_KEPT = 3  # of each stretch: where most is allocated, where least, and where most is reserved
 FEWEST_POINTS = POINTS_KEPT + 2  # of a stage: one stretch, its first and its last point

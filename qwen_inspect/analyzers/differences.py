@@ -11,7 +11,9 @@ from .matching import Living
 from .measure import Measured
 
 COUNTERS = Message("cause_step_counters")
-TERMS = ("weights", "buffers", "cache", "state", "gradients", "optimizer", "activations", "workspace", "rounding")
+TERMS = (
+    "weights", "adapters", "buffers", "cache", "state", "gradients", "optimizer", "activations", "workspace", "rounding"
+)  # fmt: skip
 
 
 def differences(predicted: Footprint, measured: Measured) -> tuple[Difference, ...]:
@@ -23,6 +25,8 @@ def _differences(predicted: Footprint, measured: Measured) -> Iterator[Differenc
     found = measured.measurement.footprint
     causes = _causes_at_end(measured)
     for term in TERMS:
+        if term == "adapters" and not found.steady.adapters:
+            continue
         yield Difference(
             term=term,
             predicted=getattr(predicted.steady, term),

@@ -146,7 +146,7 @@ def adapter_weights(
         base=adapter.base,
         ranks=tuple(ranks),
         scales=tuple(sorted(scales)),
-        modules=tuple(_folded(trained)),
+        modules=tuple(folded(trained)),
         trainable=sum(one.tensor.elements for one in trained),
         base_parameters=tree.parameters,
         stored_bytes=sum(tensor.size_bytes for tensor in adapter.tensors),
@@ -155,7 +155,7 @@ def adapter_weights(
     )
 
 
-def _folded(trained: Sequence[TrainedTensor]) -> Iterator[KeptModules]:
+def folded(trained: Sequence[TrainedTensor]) -> Iterator[KeptModules]:
     """Modules with what is trained of them, those of all layers under one name."""
     members: dict[str, set[str]] = {}
     parameters: dict[str, int] = {}

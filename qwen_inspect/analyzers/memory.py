@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
@@ -20,13 +20,14 @@ from ..language import Message
 from ..report.cache import CacheReport
 from ..report.memory import Alive, Footprint, Moment, Run
 from ..spec import Module, each_buffer, each_tensor
-from ..timeline import FLASH_SCRATCH, Allocate, Event, Free, Stage, Timeline, living
+from ..timeline import ADAPTER, FLASH_SCRATCH, SCALES_SCRATCH, Allocate, Event, Free, Stage, Timeline, living
 from ..units import size as shown_size
 from .allocator import Allocator, HostAllocator, Usage
 from .allocator_settings import read_settings
 from .replay import WARM_UP, Replay, load_from_warm_up_block, load_one_by_one, replay
 
 if TYPE_CHECKING:
+    from ..lora import TrainedTensor
     from ..report.course import Course
     from ..report.measurement import Calibration
 
@@ -96,7 +97,7 @@ def uses_of(timeline: Timeline) -> dict[int, str]:
 def _course(whole: Timeline, found: Replay, uses: Mapping[int, str], points: int) -> Course:
     from .course import course_of, thinned
 
-    terms = {PARAMETER: "weights", BUFFER: "buffers", "activation": "activations"}
+    terms = {PARAMETER: "weights", ADAPTER: "adapters", BUFFER: "buffers", "activation": "activations"}
 
     def term_of(event: Allocate) -> str:
         use = "loader" if event.operator == WARM_UP else use_of(event, uses)
@@ -111,16 +112,18 @@ def formula_footprint(
     run: Run,
     *,
     weights: Sequence[Tensor] | None = None,
+    matrices: Sequence[TrainedTensor] = (),
     unknown: tuple[Message, ...] = (),
 ) -> Footprint:
     """What weights, buffers, a full cache, the optimizer's states and the workspace take at the end of a run.
 
-    No peak, for no formula knows the activations. AdamW keeps two numbers of a parameter's dtype for each one trained; a
-    step ends with the gradients dropped. Source: torch 2.13, optim/adamw.py; transformers 5.23, Trainer
+    No peak, for no formula knows the activations. A step of training ends with the gradients dropped. Source: transformers 5.23,
+    Trainer
 
-    weights: what is loaded, where that is not the tree's own tensors. unknown: why more is not known, among the assumptions.
+    weights: what is loaded, where that is not the tree's own tensors. matrices: LoRA's, where they train. unknown:
+    why more is not known, among the assumptions.
     """
-    requests, uses = formula_requests(tree, cache, run, weights=weights)
+    requests, uses = formula_requests(tree, cache, run, weights=weights, matrices=matrices)
     laid = replay(Timeline(events=laid_out(requests, run.loader), stages=()), _allocator(run))
     if laid.out_of_memory_event is not None:
         raise UsageError("memory_beyond_addresses")
@@ -135,13 +138,19 @@ def formula_footprint(
 
 
 def formula_requests(
-    tree: Module, cache: CacheReport, run: Run, *, weights: Sequence[Tensor] | None = None
+    tree: Module,
+    cache: CacheReport,
+    run: Run,
+    *,
+    weights: Sequence[Tensor] | None = None,
+    matrices: Sequence[TrainedTensor] = (),
 ) -> tuple[tuple[Allocate, ...], dict[int, str]]:
     """What `formula_footprint` counts, as requests, and what they are for, by id, as `uses_of` tells it of a trace.
 
     The cache's are K's and V's of each layer that keeps any, and the states of each that keeps such, in the layers' order.
     """
     held = [("weights", tensor.size_bytes) for tensor in (each_tensor(tree) if weights is None else weights)]
+    held += [(ADAPTER, one.tensor.size_bytes) for one in matrices]
     held += [("buffers", buffer.size_bytes) for buffer in each_buffer(tree)]
     for layer in () if run.mode == "train" else cache.layers:
         size = run.batch * (layer.size_bytes(run.cached_tokens) - layer.fixed_bytes)
@@ -149,9 +158,11 @@ def formula_requests(
             held += [("cache", size // 2), ("cache", size - size // 2)]  # K and V
         held += [("state", run.batch * state) for state in layer.states_bytes]
     if run.mode == "train":
-        trained = [tensor.size_bytes for tensor in each_tensor(tree) if re.search(run.trained, tensor.name)]
-        uses = ("gradients",) if run.optimizer == "none" else ("optimizer", "optimizer")
-        held += [(use, size) for size in trained for use in uses]
+        from .training import optimizer_sizes, trained_of
+
+        trained = trained_of(tree, run, matrices)
+        held += [("optimizer", size) for size in optimizer_sizes(trained, run.optimizer)]
+        held += [("gradients", tensor.size_bytes) for tensor in trained if run.optimizer == "none"]
     if run.device == "cuda":
         held.append((WORKSPACE, workspace_of(run)))
     operators = {"weights": PARAMETER, "buffers": BUFFER, WORKSPACE: WORKSPACE}
@@ -193,13 +204,13 @@ def assumptions(run: Run) -> tuple[Message, ...]:
         return (
             Message("assume_host"),
             Message("assume_kernel", kernel=run.attention),
-            *([_training(run)] if run.mode == "train" else []),
+            *_training(run),
         )
     return (
         Message(f"assume_loader_{run.loader.replace('-', '_')}"),
         Message("assume_workspace", bytes=workspace_of(run), gpu=run.gpu),
         Message("assume_kernel", kernel=run.attention),
-        *([_training(run)] if run.mode == "train" else []),
+        *_training(run),
         *([Message("assume_cache_format", format=run.cache_format)] if run.cache_format != "auto" else []),
         *([Message("assume_allocator", settings=run.allocator)] if run.allocator else []),
         Message("assume_context") if run.calibration is None else _calibrated(run.calibration),
@@ -214,30 +225,42 @@ def _calibrated(found: Calibration) -> Message:
 def _of_parts(timeline: Timeline) -> tuple[Message, ...]:
     """What a trace takes for granted of parts that only some models have."""
     modules = {event.module for event in timeline.events if isinstance(event, Allocate)}
+    four_bits = any(
+        isinstance(event, Allocate) and event.operator.startswith("bitsandbytes.gemm") for event in timeline.events
+    )
     linear = any(module.endswith(LINEAR) for module in modules)
     seeing = any(re.search(r"\bvisual\b", module) for module in modules)
     return (
         *([Message("assume_linear_reference")] if linear else []),
         *([Message("assume_text_only")] if seeing else []),
+        *([Message("assume_four_bits")] if four_bits else []),
     )
 
 
-def _training(run: Run) -> Message:
-    return Message(
+def _training(run: Run) -> Iterator[Message]:
+    """What is taken for granted of a run that trains."""
+    if run.mode != "train":
+        return
+    lora = Message("trained_lora", rank=run.lora_rank, targets=", ".join(run.lora_targets))
+    yield Message(
         "assume_training",
         optimizer=run.optimizer,
         checkpointing=Message("on" if run.checkpointing else "off"),
-        trained=run.trained or Message("all_parameters"),
+        trained=lora if run.lora_rank is not None else run.trained or Message("all_parameters"),
     )
+    if run.lora_rank is not None:
+        yield Message("assume_lora")
+    if run.accumulate > 1:
+        yield Message("assume_accumulation", count=run.accumulate, batch=run.batch)
 
 
 def on_device(timeline: Timeline, run: Run) -> Timeline:
     """The trace's run as the device sees it: weights laid out by the loader, and cuBLAS's workspace at the first product.
 
-    On CPU neither is there, nor what flash attention's backward takes on CUDA.
+    On CPU neither is there, nor what flash attention's backward and bitsandbytes take on CUDA alone.
     """
     if run.device == "cpu":
-        return _without(timeline, FLASH_SCRATCH)
+        return _without(timeline, (FLASH_SCRATCH, SCALES_SCRATCH))
     begins = timeline.stages[1].first_event
     load, rest = laid_out(timeline.events[:begins], run.loader), list(timeline.events[begins:])
     shift = len(load) - begins
@@ -254,9 +277,9 @@ def on_device(timeline: Timeline, run: Run) -> Timeline:
     return Timeline(events=(*load, *rest), stages=tuple(stages))
 
 
-def _without(timeline: Timeline, operator: str) -> Timeline:
-    """The timeline less an operator's storages."""
-    gone = {event.id for event in timeline.events if isinstance(event, Allocate) and event.operator == operator}
+def _without(timeline: Timeline, operators: Sequence[str]) -> Timeline:
+    """The timeline less some operators' storages."""
+    gone = {event.id for event in timeline.events if isinstance(event, Allocate) and event.operator in operators}
     kept = [index for index, event in enumerate(timeline.events) if event.id not in gone]
     return Timeline(
         events=tuple(timeline.events[index] for index in kept),
@@ -324,7 +347,7 @@ def _training_ids(timeline: Timeline) -> dict[int, str]:
 
 
 def use_of(event: Allocate, uses: Mapping[int, str]) -> str:
-    if event.operator in (PARAMETER, BUFFER, WORKSPACE):
+    if event.operator in (PARAMETER, ADAPTER, BUFFER, WORKSPACE):
         return event.operator
     return uses.get(event.id, "activation")
 
@@ -336,6 +359,7 @@ def _moment(stage: str, alive: Iterable[Allocate], used: Usage, uses: Mapping[in
     return Moment(
         stage=stage,
         weights=requested[PARAMETER],
+        adapters=requested[ADAPTER],
         buffers=requested[BUFFER],
         cache=requested["cache"],
         state=requested["state"],

@@ -17,7 +17,7 @@ import re
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -26,15 +26,30 @@ from typing import Any, Literal
 
 from ..errors import UnavailableError, UnsupportedError, UsageError
 from ..spec import ModelSpec
-from ..timeline import FLASH_SCRATCH, Allocate, Event, Free, Stage, Timeline
+from ..timeline import ADAPTER, FLASH_SCRATCH, SCALES_SCRATCH, Allocate, Event, Free, Stage, Timeline
+from .adapting import (
+    Adapters,
+    Optimizer,
+    adapt,
+    hold_in_four_bits,
+    optimizer_of,
+    parts_of,
+    prepare_for_training,
+    to_device,
+    without_moves,
+)
 
 Mode = Literal["generate", "forward", "train"]
 AttentionKernel = Literal["sdpa", "eager", "flash_attention_2", "flash_attention_2_repeated"]
-Optimizer = Literal["adamw_foreach", "adamw_fused", "none"]
 
 FLASH_ATTENTION_2 = "flash_attention_2"  # the operator of what the flash-attn package allocates
 
+# The operators of bitsandbytes that multiply by a weight of 4 bits, and that make it dense.
+GEMM_4BIT, DEQUANTISE = "bitsandbytes.gemm_4bit.default", "bitsandbytes.dequantize_4bit.default"
+
 CHUNK_TURNS = 8
+
+MATRIX_OF_ADAPTER = re.compile(r"\.lora_(embedding_)?[AB]\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +58,9 @@ class TraceRequest:
 
     attention: flash_attention_2_repeated is as before transformers 4.48, which repeated K and V for every query head beforehand.
     new_tokens: of `generate`; the last of them is not fed back, so that the cache ends at prompt_tokens + new_tokens - 1.
-    optimizer, checkpointing, trained, steps: for `train`. trained: a regular expression; parameters train in whose names it is
-    found. steps: optimizer states do not exist until the first step is over; 2 shows what every later one holds.
+    optimizer, checkpointing, trained, steps, accumulate, lora: for `train`. trained: a regular expression; parameters train in
+    whose names it is found. steps: optimizer states do not exist until the first step is over; 2 shows what every later one
+    holds. accumulate: micro-batches, of `batch` sequences each, whose gradients a step adds up. lora: adapters train instead.
     layers: trace only so many of the model's layers.
     """
 
@@ -57,10 +73,12 @@ class TraceRequest:
     checkpointing: bool = False
     trained: str = ""
     steps: int = 1
+    accumulate: int = 1
+    lora: Adapters | None = None
     layers: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch", "prompt_tokens", "new_tokens", "steps", "layers"):
+        for name in ("batch", "prompt_tokens", "new_tokens", "steps", "accumulate", "layers"):
             count = getattr(self, name)
             if count is not None and count < 1:
                 raise UsageError("trace_count", name=name, found=count)
@@ -73,12 +91,14 @@ class TraceRequest:
 def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest) -> Timeline:
     """The run of `spec.class_name` built from `config`. Its stages:
 
-    load      an Allocate for each parameter and buffer (tied ones once; operator "parameter" or "buffer"), of the module that
-              owns it. Nothing else, and nothing of it is freed: a loader's own events may take the place of this stage.
+    load      an Allocate for each parameter and buffer (tied ones once; operator "parameter", "adapter" or "buffer"), of the
+              module that owns it. Nothing else, and nothing is freed in it: a loader's own events may take the place of this
+              stage.
     generate  prefill; decode: the last decode step alone, of which the first events bring the cache to its length then. There is
               no decode where new_tokens is 1.
     forward   forward: logits of every token, and a cache.
-    train     for each step: forward (ends with the loss), backward, optimizer (ends with gradients dropped; none for `none`).
+    train     for each step: forward (ends with the loss) and backward of each micro-batch, optimizer (ends with gradients
+              dropped; none for `none`).
 
     What is alive at the end is what the run still holds: of `generate` cache and tokens, of `forward` the outputs.
     UnavailableError without torch, UnsupportedError for a model that transformers cannot run so.
@@ -88,7 +108,8 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest) ->
         import transformers
     except ImportError as error:
         raise UnavailableError("extra_missing", package=error.name, extra="torch") from None
-    if "quantization_config" in config:
+    four_bits = workload.lora is not None and workload.lora.base is not None
+    if "quantization_config" in config and not four_bits:
         raise UnsupportedError("trace_quantized", class_name=spec.class_name)
     if workload.attention.startswith("flash") and spec.dtype.torch_name not in ("bfloat16", "float16"):
         raise UnsupportedError("trace_flash_dtype", dtype=spec.dtype.torch_name)
@@ -110,6 +131,7 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest) ->
             recorder.stage("load")
             _load(model, recorder, spec.class_name)
             held = run(model, workload, recorder)
+            recorder.rename(model.parameters(), "parameter")
             recorder.closed = True
             del held
     except (
@@ -139,7 +161,8 @@ def _build(
     import transformers
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    configuration = transformers.AutoConfig.for_model(**deepcopy(dict(config)))  # it changes nested parts
+    dense = {key: value for key, value in config.items() if key != "quantization_config"}
+    configuration = transformers.AutoConfig.for_model(**deepcopy(dense))  # it changes nested parts
     if workload.layers is not None:
         text = configuration.get_text_config(decoder=True)
         text.num_hidden_layers = workload.layers
@@ -160,11 +183,18 @@ def _build(
         model.config._attn_implementation = name
     if workload.mode != "train":
         return model.eval()
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(re.search(workload.trained, name) is not None)
-    if workload.checkpointing:
+    if workload.lora is not None and workload.lora.base is not None:
+        hold_in_four_bits(model, workload.lora.base)
+        prepare_for_training(model, checkpointing=workload.checkpointing)
+    elif workload.checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
+    if workload.lora is not None:
+        with without_moves():
+            adapt(model, workload.lora)
+        return model.train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(re.search(workload.trained, name) is not None)
     return model.train()
 
 
@@ -187,9 +217,13 @@ def _few_turns(model: Any) -> Iterator[None]:
 
 
 def _load(model: Any, recorder: _Recorder, root: str) -> None:
-    for operator, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+    for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
         for name, tensor in named:
+            operator = ADAPTER if MATRIX_OF_ADAPTER.search(name) else kind
             recorder.see(tensor, operator, module=name.rpartition(".")[0] or root)
+    for name, module in model.named_modules():
+        for tensor in parts_of(module):
+            recorder.see(tensor, "parameter", module=name)
 
 
 @contextmanager
@@ -310,6 +344,25 @@ def _flash_backward_scratch(query: Any, key: Any) -> list[Any]:
     return scratch
 
 
+def _dequantised(
+    inputs: Any, _: Any, shape: Any, absmax: Any, blocks: Any, kind: Any, bias: Any = None, codes: Any = None, *__: Any
+) -> tuple[tuple[str, Any], ...]:
+    """What bitsandbytes makes of a 4-bit weight before it multiplies, by operator: its scales where they are quantised too (on
+    CUDA twice, without and with their offset), then the dense weight.
+
+    Its fused kernels, which need none of this, take no more than 1,536 rows of inputs, and not on every card.
+    Source: bitsandbytes 0.50, backends/cuda/ops.py, _dequant_linear_fallback; on CPU backends/default/ops.py.
+    """
+    import torch
+
+    weight = (DEQUANTISE, inputs.new_empty(tuple(shape)))
+    if codes is None:
+        return (weight,)
+    return *(
+        (name, torch.empty_like(codes, dtype=torch.float32)) for name in (SCALES_SCRATCH, "aten.add.Tensor")
+    ), weight
+
+
 # --- the runs
 
 
@@ -411,21 +464,24 @@ def _train(model: Any, workload: TraceRequest, recorder: _Recorder) -> object:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise UsageError("trace_none_trained", pattern=workload.trained)
-    optimizer: Any = None
-    if workload.optimizer != "none":
-        optimizer = torch.optim.AdamW(trained, **{workload.optimizer.removeprefix("adamw_"): True})
+    optimizer = optimizer_of(workload.optimizer, trained)
     for _ in range(workload.steps):
-        recorder.stage("forward")
-        recorder.outside = "inputs"
-        input_ids = torch.zeros(workload.batch, workload.prompt_tokens, dtype=torch.int64)
-        labels = torch.zeros_like(input_ids)
-        loss = model(input_ids=input_ids, labels=labels, use_cache=False).loss
-        recorder.stage("backward")
-        recorder.outside = "backward"
-        loss.backward()
+        for _ in range(workload.accumulate):
+            recorder.stage("forward")
+            recorder.outside = "inputs"
+            input_ids = torch.zeros(workload.batch, workload.prompt_tokens, dtype=torch.int64)
+            labels = torch.zeros_like(input_ids)
+            loss = model(input_ids=input_ids, labels=labels, use_cache=False).loss
+            if workload.accumulate > 1:
+                loss = loss / workload.accumulate
+            recorder.stage("backward")
+            recorder.outside = "backward"
+            loss.backward()
+            loss = loss.detach()  # and its graph goes
         if optimizer is not None:
             recorder.stage("optimizer")
             recorder.outside = "optimizer"
+            to_device(optimizer)
             optimizer.step()
             optimizer.zero_grad()
     return loss, optimizer
@@ -446,6 +502,7 @@ class _Recorder:
         self.recording = True
         self.closed = False
         self._ids: dict[int, int] = {}  # of living storages, by their address
+        self._left_out: set[int] = set()  # addresses of living storages that are not counted
         self._allocations: list[Allocate] = []
 
     def stage(self, name: str) -> None:
@@ -455,13 +512,27 @@ class _Recorder:
         """Count the tensor's storage, if it is a new one."""
         storage = tensor.untyped_storage()
         address: int = storage._cdata
-        if address in self._ids or self.closed or not (size_bytes := storage.nbytes()):
+        if address in self._ids or address in self._left_out or self.closed or not (size_bytes := storage.nbytes()):
             return
         allocation = Allocate(len(self._allocations), size_bytes, module, operator)
         self._ids[address] = allocation.id
         self._allocations.append(allocation)
         self.events.append(allocation)
         weakref.finalize(storage, self._release, address).atexit = False
+
+    def leave_out(self, tensor: Any, *_: Any, **__: Any) -> None:
+        """Never count the tensor's storage: it is on the host."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._ids and storage._cdata not in self._left_out:
+            self._left_out.add(storage._cdata)
+            weakref.finalize(storage, self._left_out.discard, storage._cdata).atexit = False
+
+    def rename(self, parameters: Iterable[Any], operator: str) -> None:
+        """What has become a parameter since it was made is one: a bias that bitsandbytes cast to what it computes in."""
+        for parameter in parameters:
+            made = self._allocations[self._ids[parameter.untyped_storage()._cdata]]
+            if made.operator not in (operator, ADAPTER):
+                self.events[self.events.index(made)] = made._replace(operator=operator)
 
     def origin(self, tensor: Any) -> tuple[str, str]:
         """Module and operator that allocated the tensor's storage."""
@@ -564,11 +635,17 @@ def _recording(recorder: _Recorder, model: Any, root: str) -> Iterator[None]:
                 args = (args[0].contiguous(), *args[1:])
                 if recorder.recording:
                     recorder.see(args[0], name, module=module)
+            scratch = _dequantised(*args, **(kwargs or {})) if name == GEMM_4BIT else ()
+            for made_by, tensor in scratch:
+                recorder.see(tensor, made_by, module=module)
+                del tensor
             outputs = operator(*args, **(kwargs or {}))
-            # AdamW counts its steps on the host, unless it is fused.
-            if recorder.recording and not (module == "optimizer" and operator in on_host):
+            if recorder.recording:
+                # AdamW counts its steps on the host, unless it is fused.
+                see = recorder.leave_out if module == "optimizer" and operator in on_host else recorder.see
                 for tensor in _tensors(outputs):
-                    recorder.see(tensor, recorder.operator or name, module=module)
+                    see(tensor, recorder.operator or name, module=module)
+            del scratch
             if operator is flash_backward:
                 for tensor in _flash_backward_scratch(args[1], args[2]):
                     recorder.see(tensor, FLASH_SCRATCH, module=module)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import MalformedError, UnsupportedError
@@ -56,6 +56,11 @@ def read_lora(config: Mapping[str, Any]) -> Lora:
         matrix_bias=flag(config, "lora_bias", default=False),
         rank_stabilised=flag(config, "use_rslora", default=False),
     )
+
+
+def lora_of(rank: int, modules: Sequence[str]) -> Lora:
+    """PEFT's plain LoRA of one rank beside the modules whose names end so."""
+    return read_lora({"peft_type": "LORA", "r": rank, "target_modules": list(modules)})
 
 
 def _names(config: Mapping[str, Any], key: str) -> list[str]:

@@ -19,6 +19,7 @@ from ..report.memory import Alive, Footprint, MemoryReport, Moment, Run
 from ..report.model import Report
 from ..report.whole import WholeReport
 from ..spec import Module
+from ..training import Training
 from .dtypes import by_dtype
 
 SCHEMA_VERSION = 1
@@ -307,6 +308,7 @@ def _memory(memory: MemoryReport, say: Language) -> dict[str, Any]:
             "dtype": str(memory.report.spec.dtype) if memory.report.design else None,
             "cache_dtype": memory.report.cache.dtype if memory.report.design else None,
         },
+        "training": None if memory.training is None else _training(memory.training, run),
         "predicted": _footprint(memory.predicted, run, say),
         "measured": None if memory.measured is None else _measured(memory.measured, run, say),
         "calibration": None if run.calibration is None else asdict(run.calibration),
@@ -334,6 +336,23 @@ def _memory_cause(cause: MemoryCause, say: Language) -> dict[str, Any]:
         "key": cause.message.key,
         "values": values,
         "bytes": cause.size_bytes,
+    }
+
+
+def _training(found: Training, run: Run) -> dict[str, Any]:
+    return {
+        "lora_rank": run.lora_rank,
+        "lora_targets": None if run.lora_rank is None else list(run.lora_targets),
+        "optimizer": run.optimizer,
+        "checkpointing": bool(run.checkpointing),
+        "accumulate": run.accumulate,
+        "trainable_parameters": found.trainable,
+        "base_parameters": found.base_parameters,
+        "all_parameters": found.all_parameters,
+        "share": found.share,
+        "trained_bytes": found.trained_bytes,
+        "frozen_bytes": found.frozen_bytes,
+        "modules": [{"name": one.name, "modules": one.modules, "parameters": one.parameters} for one in found.modules],
     }
 
 
@@ -451,7 +470,8 @@ def _alive(one: Alive) -> dict[str, Any]:
 def _moment(moment: Moment) -> dict[str, Any]:
     kept = ("weights", "buffers", "cache", "state", "gradients", "optimizer")
     terms = (*kept, "activations", "workspace", "rounding", "allocated")
-    return {"stage": moment.stage, **{f"{term}_bytes": getattr(moment, term) for term in terms}}
+    adapters = {"adapters_bytes": moment.adapters} if moment.adapters else {}
+    return {"stage": moment.stage, **{f"{term}_bytes": getattr(moment, term) for term in terms}, **adapters}
 
 
 def _compare(comparison: Comparison, say: Language) -> dict[str, Any]:

@@ -25,6 +25,7 @@ PALETTE: Mapping[str, tuple[str, str]] = {
     "muted": ("#59636e", "#9198a1"),
     "weights": ("#4c78a8", "#5b8cc4"),
     "buffers": ("#9ecae9", "#a9cfee"),
+    "adapters": ("#2f4b7c", "#3f66a8"),
     "cache": ("#54a24b", "#62b559"),
     "state": ("#88d27a", "#93d986"),
     "gradients": ("#b279a2", "#c08ab1"),

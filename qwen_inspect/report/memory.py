@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ..errors import QwenInspectError
     from ..exploration import Exploration
     from ..language import Message
+    from ..training import Training
     from .course import Course
     from .measurement import Calibration, Difference, Measurement
     from .model import Report
@@ -20,10 +21,12 @@ class Moment:
 
     activations: None where no trace tells them; `allocated` is then without them. All but the weights are None where the
     architecture is not known, and then so is what is allocated. total: what is allocated where it was read, not added up.
+    adapters: LoRA's matrices, which are not among the weights.
     """
 
     stage: str
     weights: int
+    adapters: int = 0
     buffers: int | None = None
     cache: int | None = None
     state: int | None = None
@@ -38,7 +41,7 @@ class Moment:
     def allocated(self) -> int | None:
         if self.total is not None:
             return self.total
-        total = self.weights + (self.activations or 0)
+        total = self.weights + self.adapters + (self.activations or 0)
         for term in (
             self.buffers,
             self.cache,
@@ -109,8 +112,10 @@ class Footprint:
 class Run:
     """What is to be run on the device, for a footprint. allocator: PYTORCH_CUDA_ALLOC_CONF's text.
 
-    optimizer, checkpointing, trained (a regular expression on parameters' names): of training alone. cache_format: as in
-    `Workload`. device: "cuda", or "cpu", whose allocator rounds nothing and keeps nothing.
+    optimizer, checkpointing, trained (a regular expression on parameters' names), accumulate (micro-batches in a step), lora_rank
+    and lora_targets (ends of modules' names, or "all-linear" alone): of training alone. checkpointing: None is as PEFT has it, on
+    with a quantised base. cache_format: as in `Workload`. device: "cuda", or "cpu", whose allocator rounds nothing and keeps
+    nothing.
     """
 
     mode: str = "generate"
@@ -122,8 +127,11 @@ class Run:
     gpu: str = "sm_80"
     allocator: str = ""
     optimizer: str = "adamw_foreach"
-    checkpointing: bool = False
+    checkpointing: bool | None = None
     trained: str = ""
+    accumulate: int = 1
+    lora_rank: int | None = None
+    lora_targets: tuple[str, ...] = ("all-linear",)
     cache_format: str = "auto"
     device: str = "cuda"
     calibration: Calibration | None = None
@@ -139,11 +147,13 @@ class MemoryReport:
     """A model's footprint for a run, and the same as measured. refusal: why it is not the whole answer, where it is not.
 
     exploration: the run for any other workload, for a page; None where nobody asked for it, or where it is not known.
+    training: what is trained; None where the run does not train, or where the architecture is not known.
     """
 
     report: Report
     run: Run
     predicted: Footprint
+    training: Training | None = None
     refusal: QwenInspectError | None = None
     measured: Measurement | None = None
     differences: tuple[Difference, ...] = ()

@@ -12,9 +12,11 @@ from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
 from . import View
 from .common import identity, notices
 
-TERMS = ("weights", "buffers", "cache", "state", "gradients", "optimizer", "activations", "workspace", "rounding")
+TERMS = (
+    "weights", "adapters", "buffers", "cache", "state", "gradients", "optimizer", "activations", "workspace", "rounding"
+)  # fmt: skip
 # Shown only where there is something of them.
-OF_SOME_RUNS = ("cache", "state", "gradients", "optimizer")
+OF_SOME_RUNS = ("adapters", "cache", "state", "gradients", "optimizer")
 
 
 def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:
@@ -29,6 +31,7 @@ def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:
         *notices(memory.report, say),
         Heading(say("heading_run")),
         run_fields(memory, say),
+        *training_blocks(memory, say),
         Heading(say("heading_footprint")),
         term_table(footprint, say),
     ]
@@ -71,6 +74,7 @@ def run_fields(memory: MemoryReport, say: Language) -> Fields:
         [
             (say("field_mode"), say(f"mode_{run.mode}")),
             (say("field_batch"), count(run.batch)),
+            *([(say("field_accumulate"), say("micro_batches", count=run.accumulate))] if run.accumulate > 1 else []),
             (say("field_prompt"), count(run.prompt_tokens)),
             *([(say("field_new"), count(run.new_tokens))] if run.mode == "generate" else []),
             (say("field_kernel"), run.attention),
@@ -78,6 +82,31 @@ def run_fields(memory: MemoryReport, say: Language) -> Fields:
             (say("field_method"), f"{say(f'method_{memory.predicted.method}')} ({memory.predicted.provenance})"),
         ]
     )
+
+
+def training_blocks(memory: MemoryReport, say: Language) -> list[Block]:
+    """What is trained: how many of all parameters, their bytes and those of the frozen ones, and where adapters are."""
+    found, run = memory.training, memory.run
+    if found is None:
+        return []
+    fields = [
+        (
+            say("field_trainable"),
+            say("trainable_among", parameters=found.trainable, all=found.all_parameters, share=f"{found.share:.4%}"),
+        ),
+        (say("field_trained_bytes"), f"{count(found.trained_bytes)} ({size(found.trained_bytes)})"),
+        (say("field_frozen_bytes"), f"{count(found.frozen_bytes)} ({size(found.frozen_bytes)})"),
+        (say("field_optimizer"), run.optimizer),
+        (say("field_checkpointing"), say("on" if run.checkpointing else "off")),
+    ]
+    if run.lora_rank is not None:
+        targets = ", ".join(run.lora_targets)
+        fields.insert(0, (say("field_lora"), say("trained_lora", rank=run.lora_rank, targets=targets)))
+    made: list[Block] = [Heading(say("heading_training")), Fields(fields)]
+    if found.adapters:
+        rows = [[one.name, count(one.modules), count(one.parameters)] for one in found.modules]
+        made.append(Table([say("column_trained_module"), say("column_modules"), say("column_parameters")], rows, "lrr"))
+    return made
 
 
 def term_table(footprint: Footprint, say: Language) -> Table:

@@ -1,0 +1,66 @@
+"""A model and a run that trains -> what is trained, and how the rest is held."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .analyzers.adapting import FourBits
+from .analyzers.training import matrices_of, prepared, targets_of, training_of
+from .architectures.lora import lora_of
+from .architectures.quantised import read_quantisation
+from .checkpoint import Tensor
+from .errors import UnsupportedError
+from .lora import TrainedTensor
+from .quantisation import Bnb4
+from .report.memory import Run
+from .report.model import Report
+from .spec import each_module, each_tensor
+from .training import Training
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """run: as it was asked for, with whether activations are checkpointed. weights: the model's own, as training holds them.
+
+    matrices: LoRA's; none where the model's own parameters train. four_bits: how bitsandbytes holds the base; None of a dense one.
+    """
+
+    run: Run
+    training: Training
+    weights: tuple[Tensor, ...]
+    matrices: tuple[TrainedTensor, ...]
+    four_bits: FourBits | None
+
+
+def plan_of(report: Report, run: Run) -> Plan:
+    """The plan of a run that trains. UsageError for targets that are none, UnsupportedError for weights that cannot be trained so."""
+    four_bits = _four_bits(report, run)
+    if run.checkpointing is None:
+        run = replace(run, checkpointing=four_bits is not None)  # as PEFT has it
+    weights = report.known.weights or tuple(each_tensor(report.tree))
+    weights = weights if four_bits is None else prepared(weights)
+    matrices: tuple[TrainedTensor, ...] = ()
+    if run.lora_rank is not None:
+        lora = lora_of(run.lora_rank, targets_of(report.tree, report.spec, run.lora_targets))
+        matrices = matrices_of(report.tree, lora, report.spec.dtype)
+    training = training_of(report.tree, run, matrices, weights)
+    return Plan(run=run, training=training, weights=weights, matrices=matrices, four_bits=four_bits)
+
+
+def _four_bits(report: Report, run: Run) -> FourBits | None:
+    """How bitsandbytes holds a base of 4 bits; None of a dense one. UnsupportedError where such weights cannot be trained so."""
+    found = report.known.quantised
+    if found is None:
+        return None
+    config = report.config or {}
+    quantisation = read_quantisation(config)
+    schemes = [] if quantisation is None else [group.scheme for group in quantisation.groups]
+    if run.lora_rank is None or quantisation is None or not all(isinstance(one, Bnb4) for one in schemes):
+        raise UnsupportedError("memory_quantised_mode", method=found.method)
+    modules = [name for name, module in each_module(report.tree) if module.class_name == "Linear"]
+    computed = config["quantization_config"].get("bnb_4bit_compute_dtype", report.spec.dtype.torch_name)
+    return FourBits(
+        scheme=schemes[0],  # type: ignore[arg-type]  # all of them are Bnb4
+        modules=frozenset(name for name in modules if quantisation.scheme_of(name) is not None),
+        dtype=str(computed),
+    )
