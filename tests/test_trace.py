@@ -105,6 +105,8 @@ def is_made_by(change: Change, request: Allocate) -> bool:
     name = name if name in called else ALSO_CALLED.get(name, name)
     if "aten::mkldnn_convolution" in called and called[-1] != "aten::empty":  # operands packed by oneDNN
         return False
+    if request.operator == "parameter":  # a bias, cast to what bitsandbytes computes in
+        return change.size_bytes == request.size_bytes and "aten::_to_copy" in called
     if request.operator == "aten.lift_fresh.default":  # torch.tensor(number)
         return change == Change(request.size_bytes, change.address, ("aten::empty",))
     casts = name in called and "aten::_to_copy" in called[called.index(name) + 1 :]
