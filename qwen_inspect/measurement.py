@@ -14,7 +14,7 @@ from typing import Any
 from .analyzers.device import check_capacity, cuda_reading, free_host_bytes
 from .analyzers.differences import differences
 from .analyzers.loading import LoadedModel, check_device, load_model, random_model
-from .analyzers.measure import Measured, loaded, measure, not_loaded
+from .analyzers.measure import Measured, loaded, make_ready, measure, not_loaded
 from .analyzers.memory import on_device
 from .errors import UnavailableError, UnsupportedError
 from .language import Message
@@ -88,6 +88,7 @@ def _measured(
         model = _loaded(memory.report, run, directory, device, trust_remote_code=request.trust_remote_code)
     except (MemoryError, torch.OutOfMemoryError):
         return not_loaded(_indices(device), before), ()
+    make_ready(model.model, run)
     before = (*before, loaded(model.model, time.perf_counter() - began))
     found = measure(
         model.model, run, timeline, before=before, course_points=request.course_points, snapshot=request.snapshot

@@ -25,6 +25,7 @@ from .timeline import Timeline
 if TYPE_CHECKING:
     from .analyzers.adapting import FourBits
 
+MICRO_BATCHES = 2  # the first, and one for all that find gradients; with more, every later one does as the second
 SHIPPED = Path(__file__).parent / "catalog" / "traces"
 
 
@@ -76,7 +77,8 @@ def _trained(report: Report, run: Run, course_points: int) -> MemoryReport:
     formula = partial(formula_footprint, report.tree, report.cache, run, weights=plan.weights, matrices=plan.matrices)
     refusal: QwenInspectError | None = None
     try:
-        timeline, provenance = _traced(report, run, plan.four_bits), versions()
+        first = replace(run, accumulate=min(run.accumulate, MICRO_BATCHES))
+        timeline, provenance = _traced(report, first, plan.four_bits), versions()
         footprint = traced_footprint(timeline, run, provenance=provenance, course_points=course_points)
         if training.adapters and footprint.steady.adapters != training.trained_bytes:
             raise UnsupportedError("lora_differs", traced=footprint.steady.adapters, expected=training.trained_bytes)

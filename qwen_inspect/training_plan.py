@@ -8,6 +8,7 @@ from .analyzers.adapting import FourBits
 from .analyzers.training import matrices_of, prepared, targets_of, training_of
 from .architectures.lora import lora_of
 from .architectures.quantised import read_quantisation
+from .architectures.reading import shown
 from .checkpoint import Tensor
 from .errors import UnsupportedError
 from .lora import TrainedTensor
@@ -17,12 +18,14 @@ from .report.model import Report
 from .spec import each_module, each_tensor
 from .training import Training
 
+COMPUTED = ("bfloat16", "float16", "float32")  # what bitsandbytes multiplies in
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """run: as it was asked for, with whether activations are checkpointed. weights: the model's own, as training holds them.
 
-    matrices: LoRA's; none where the model's own parameters train. four_bits: how bitsandbytes holds the base; None of a dense one.
+    matrices: LoRA's; none where the model's own parameters train. four_bits: how bitsandbytes holds the base; None if dense.
     """
 
     run: Run
@@ -33,7 +36,7 @@ class Plan:
 
 
 def plan_of(report: Report, run: Run) -> Plan:
-    """The plan of a run that trains. UsageError for targets that are none, UnsupportedError for weights that cannot be trained so."""
+    """What a run trains. UsageError for targets that are none, UnsupportedError for weights that cannot be trained so."""
     four_bits = _four_bits(report, run)
     if run.checkpointing is None:
         run = replace(run, checkpointing=four_bits is not None)  # as PEFT has it
@@ -58,9 +61,11 @@ def _four_bits(report: Report, run: Run) -> FourBits | None:
     if run.lora_rank is None or quantisation is None or not all(isinstance(one, Bnb4) for one in schemes):
         raise UnsupportedError("memory_quantised_mode", method=found.method)
     modules = [name for name, module in each_module(report.tree) if module.class_name == "Linear"]
-    computed = config["quantization_config"].get("bnb_4bit_compute_dtype", report.spec.dtype.torch_name)
+    computed = str(config["quantization_config"].get("bnb_4bit_compute_dtype") or report.spec.dtype.torch_name)
+    if computed not in COMPUTED:
+        raise UnsupportedError("memory_computed", found=shown(computed), known=", ".join(COMPUTED))
     return FourBits(
         scheme=schemes[0],  # type: ignore[arg-type]  # all of them are Bnb4
         modules=frozenset(name for name in modules if quantisation.scheme_of(name) is not None),
-        dtype=str(computed),
+        dtype=computed,
     )

@@ -113,6 +113,26 @@ def test_every_byte_is_predicted_or_explained(
     assert found["peak_allocated_bytes"] == max(stage["peak_allocated_bytes"] for stage in found["stages"])
 
 
+@pytest.mark.parametrize(
+    ("options", "counters"),
+    [
+        ({"lora_targets": ("q_proj", "v_proj"), "accumulate": 3}, 8),  # A and B of two modules in two layers
+        ({"lora_targets": ("o_proj",), "optimizer": "adamw_fused", "checkpointing": True}, 0),
+    ],
+)
+def test_adapters_are_measured_as_predicted(
+    saved: Callable[[str], Path], options: dict[str, Any], counters: int
+) -> None:
+    content = measured(saved("qwen3"), prompt_tokens=40, mode="train", lora_rank=4, **options)
+    assert (content["measured"]["parted"], content["measured"]["partial"]) == (None, None)
+    differences = {one["term"]: one["difference"] for one in content["differences"]}
+    terms = ("weights", "adapters", "buffers", "gradients", "activations", "rounding", "workspace")
+    assert {term: differences[term] for term in terms} == dict.fromkeys(terms, 0)
+    assert differences["optimizer"] == 4 * counters
+    assert {one["residual"] for one in content["differences"]} <= {0, None}
+    assert content["measured"]["moments"]["peak"]["adapters_bytes"] == content["training"]["trained_bytes"] > 0
+
+
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_the_report_has_every_section(saved: Callable[[str], Path], language: str) -> None:
     shown = run("memory", saved("qwen3"), "--device", "cpu", "--context", "16", "--new-tokens", "2", "--lang", language)

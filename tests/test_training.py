@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 import qwen_inspect
+from qwen_inspect.analyzers.memory import traced_footprint
 from qwen_inspect.analyzers.training import matrices_of, optimizer_sizes, targets_of
 from qwen_inspect.architectures.lora import lora_of
 from qwen_inspect.checkpoint import DType, Tensor
 from qwen_inspect.cli import main
 from qwen_inspect.errors import UnsupportedError
 from qwen_inspect.pipeline import inspect
-from qwen_inspect.prediction import predict
+from qwen_inspect.prediction import predict, timeline_of
 from qwen_inspect.report import MemoryReport, Run
 
 from .conftest import run, write_config
@@ -252,6 +253,17 @@ def test_gradients_stay_over_micro_batches(tmp_path: Path) -> None:
     assert (alone.peak.allocated or 0) < (added.peak.allocated or 0)
     assert (alone.peak.gradients or 0) < (added.peak.gradients or 0)
     assert alone.steady == added.steady
+
+
+@pytest.mark.parametrize("options", [{}, {"checkpointing": True, "optimizer": "adamw_fused"}])
+def test_two_micro_batches_tell_of_any_number(options: Mapping[str, Any], tmp_path: Path) -> None:
+    """Every one after the first finds gradients: allocated and reserved, at the peak and at the end, are the same for all."""
+    report = inspect(str(write_config(tmp_path, FAMILIES["qwen2"])))
+    chosen = Run(mode="train", prompt_tokens=64, lora_rank=4, accumulate=5, **options)
+    timeline, made_by = timeline_of(report, chosen)
+    whole = traced_footprint(timeline, chosen, provenance=made_by)
+    assert predict(report, chosen).predicted == whole
+    assert whole.peak_reserved is not None
 
 
 # --- as users see it

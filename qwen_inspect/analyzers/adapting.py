@@ -8,6 +8,7 @@ by `prepare_model_for_kbit_training`: what is not quantised is held in float32.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from ..quantisation import Bnb4
 
 Optimizer = Literal["adamw_foreach", "adamw_fused", "adamw_for_loop", "adamw_8bit", "sgd", "none"]
 ALL_LINEAR = "all-linear"  # PEFT's word for every linear module but the head
+MATRIX = re.compile(r"\.lora_(embedding_)?[AB]\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,17 @@ def adapt(model: Any, adapters: Adapters) -> None:
         )
     except ValueError as error:
         raise UnsupportedError("peft_refuses", reason=" ".join(str(error).split())[:200]) from None
+
+
+def is_matrix(name: str) -> bool:
+    """Whether a parameter of that name is one of LoRA's matrices."""
+    return MATRIX.search(name) is not None
+
+
+def checkpoint(model: Any) -> None:
+    """Enable activation checkpointing, as torch recommends it: not reentrant."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def hold_in_four_bits(model: Any, base: FourBits) -> None:

@@ -19,6 +19,7 @@ from ..language import Message
 from ..report.measurement import Measurement, Reading
 from ..report.memory import Alive, Footprint, Moment, Run
 from ..timeline import Allocate, Timeline
+from .adapting import Adapters, adapt, checkpoint, is_matrix, optimizer_of
 from .course import measured_course
 from .device import CudaRecorder, HostRecorder, Recorder, cuda_reading, driver_version, resident_peak_bytes
 from .matching import Living, Match, match
@@ -79,6 +80,7 @@ def measure(
     """
     device, indices = next(model.parameters()).device, devices_of(model)
     weights, buffers = _storage_bytes(model.parameters()), _storage_bytes(model.buffers())
+    adapters = _storage_bytes(one for name, one in model.named_parameters() if is_matrix(name))
     if indices:
         history = timeline is not None and len(indices) == 1
         recorder: Recorder = CudaRecorder(indices, steps=run.new_tokens - 1, history=history, snapshot=snapshot)
@@ -98,8 +100,8 @@ def measure(
     measurement = _measurement(
         indices,
         readings,
-        steady=_steady(readings[-1], weights, buffers, held, workspace),
-        peak=_peak(readings, weights, buffers, workspace, found, timeline),
+        steady=_parted_weights(_steady(readings[-1], weights, buffers, held, workspace), adapters),
+        peak=_parted_weights(_peak(readings, weights, buffers, workspace, found, timeline), adapters),
         partial=partial,
     )
     if found is not None:
@@ -233,29 +235,40 @@ def _forward(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
         return input_ids, model(input_ids=input_ids)
 
 
+def make_ready(model: Any, run: Run) -> None:
+    """For training: what trains and what is frozen, adapters among it, and checkpointing. For other runs, nothing."""
+    if run.mode != "train":
+        return
+    if run.checkpointing:
+        checkpoint(model)
+    if run.lora_rank is not None:
+        with _silent():
+            adapt(model, Adapters(rank=run.lora_rank, targets=run.lora_targets))
+        return
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(re.search(run.trained, name) is not None)
+
+
 def _train(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
     import torch
 
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(re.search(run.trained, name) is not None)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise UsageError("trace_none_trained", pattern=run.trained)
-    if run.checkpointing:
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
-    optimizer: Any = None
-    if run.optimizer != "none":
-        optimizer = torch.optim.AdamW(trained, **{run.optimizer.removeprefix("adamw_"): True})
+    optimizer = optimizer_of(run.optimizer, trained)
     model.train()
     try:
         for _ in range(OPTIMIZER_STEPS):
-            recorder.stage("forward")
-            input_ids = torch.zeros(run.batch, run.prompt_tokens, dtype=torch.int64, device=device)
-            labels = torch.zeros_like(input_ids)
-            loss = model(input_ids=input_ids, labels=labels, use_cache=False).loss
-            recorder.stage("backward")
-            loss.backward()
+            for _ in range(run.accumulate):
+                recorder.stage("forward")
+                input_ids = torch.zeros(run.batch, run.prompt_tokens, dtype=torch.int64, device=device)
+                labels = torch.zeros_like(input_ids)
+                loss = model(input_ids=input_ids, labels=labels, use_cache=False).loss
+                if run.accumulate > 1:
+                    loss = loss / run.accumulate
+                recorder.stage("backward")
+                loss.backward()
+                loss = loss.detach()  # and its graph goes
             if optimizer is not None:
                 recorder.stage("optimizer")
                 optimizer.step()
@@ -314,6 +327,10 @@ def _held(result: Any, model: Any, run: Run) -> Held:
 
 
 # --- the figures
+
+
+def _parted_weights(moment: Moment, adapters: int) -> Moment:
+    return replace(moment, weights=moment.weights - adapters, adapters=adapters)
 
 
 def _steady(reading: Reading, weights: int, buffers: int, held: Held | None, workspace: int) -> Moment:

@@ -31,7 +31,9 @@ from .adapting import (
     Adapters,
     Optimizer,
     adapt,
+    checkpoint,
     hold_in_four_bits,
+    is_matrix,
     optimizer_of,
     parts_of,
     prepare_for_training,
@@ -48,8 +50,6 @@ FLASH_ATTENTION_2 = "flash_attention_2"  # the operator of what the flash-attn p
 GEMM_4BIT, DEQUANTISE = "bitsandbytes.gemm_4bit.default", "bitsandbytes.dequantize_4bit.default"
 
 CHUNK_TURNS = 8
-
-MATRIX_OF_ADAPTER = re.compile(r"\.lora_(embedding_)?[AB]\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,8 +187,7 @@ def _build(
         hold_in_four_bits(model, workload.lora.base)
         prepare_for_training(model, checkpointing=workload.checkpointing)
     elif workload.checkpointing:
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        checkpoint(model)
     if workload.lora is not None:
         with without_moves():
             adapt(model, workload.lora)
@@ -219,7 +218,7 @@ def _few_turns(model: Any) -> Iterator[None]:
 def _load(model: Any, recorder: _Recorder, root: str) -> None:
     for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
         for name, tensor in named:
-            operator = ADAPTER if MATRIX_OF_ADAPTER.search(name) else kind
+            operator = ADAPTER if is_matrix(name) else kind
             recorder.see(tensor, operator, module=name.rpartition(".")[0] or root)
     for name, module in model.named_modules():
         for tensor in parts_of(module):

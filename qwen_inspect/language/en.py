@@ -688,6 +688,7 @@ TEXT: dict[str, str] = {
     "assume_lora": "Adapters as PEFT makes them by default: in float32 beside a base of 16 bits, no dropout, no bias; no autocast",
     "assume_accumulation": "One step adds up the gradients of {count} micro-batches of {batch} sequences; they stay until the step is over",
     "assume_four_bits": "The 4-bit base is prepared by PEFT's prepare_model_for_kbit_training: what is not quantised is in float32. bitsandbytes makes a weight dense before it multiplies; with at most 1,536 tokens a batch some cards have kernels that need no such buffer. What quantising and casting take while the model is loaded is not counted",
+    "memory_computed": "bnb_4bit_compute_dtype is {found}; 4-bit weights are computed with in {known}",
     "train_option": "{option} is for --mode train, not for {mode}",
     "lora_rank": "LoRA's rank is from 1 to {most}, not {found}",
     "lora_with_trained": "--trained chooses among the model's own parameters, which --lora freezes: give one of the two",

@@ -688,6 +688,7 @@ TEXT: dict[str, str] = {
     "assume_lora": "适配器按 PEFT 的默认方式：16 比特基座旁为 float32，无 dropout，无偏置；不用 autocast",
     "assume_accumulation": "每一步累积 {count} 个微批次（每个 {batch} 条序列）的梯度，这些梯度保留到该步结束",
     "assume_four_bits": "4 比特基座经 PEFT 的 prepare_model_for_kbit_training 处理：未量化的部分为 float32。bitsandbytes 在相乘之前先把权重还原成稠密矩阵；每批不超过 1,536 个 token 时，有些显卡的内核不需要这块缓冲。加载时量化与转换所占的显存不计入",
+    "memory_computed": "bnb_4bit_compute_dtype 是 {found}；4 比特权重的计算类型应为 {known} 之一",
     "train_option": "{option} 用于 --mode train，不用于 {mode}",
     "lora_rank": "LoRA 的秩应在 1 到 {most} 之间，而不是 {found}",
     "lora_with_trained": "--trained 从模型自身的参数中挑选，而 --lora 会冻结它们：两者只能给一个",
