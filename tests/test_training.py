@@ -23,7 +23,7 @@ from qwen_inspect.cli import main
 from qwen_inspect.errors import UnsupportedError
 from qwen_inspect.pipeline import inspect
 from qwen_inspect.prediction import predict, timeline_of
-from qwen_inspect.report import MemoryReport, Run
+from qwen_inspect.report.memory import MemoryReport, Run
 
 from .conftest import run, write_config
 from .small_models import small_config
