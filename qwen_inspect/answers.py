@@ -89,7 +89,7 @@ def answer(demand: Demand, gpu: Gpu, *, batch: int, context_tokens: int, beyond_
         passes_by_release=None
         if high.fits is not False or demand.least_bytes(batch, context_tokens) > available
         else demand.passes(batch, context_tokens, available - required.context_high_bytes),
-        curve=search.curve(context_tokens, available - required.context_high_bytes) if demand.quick else (),
+        curve=search.curve(batch, context_tokens, available - required.context_high_bytes) if demand.quick else (),
         suggestions=() if high.fits is not False else search.smaller(batch, context_tokens, high),
     )
 
@@ -113,23 +113,27 @@ class _Search:
             required_bytes=required,
             fits=enough if self._whole or not enough else None,
             margin_bytes=self._available_bytes - required,
-            context=self.largest_context(batch, room),
-            batch=self.largest_batch(context_tokens, room),
+            context=self.largest_context(batch, room, asked=context_tokens),
+            batch=self.largest_batch(context_tokens, room, asked=batch),
         )
 
-    def largest_context(self, batch: int, room: int) -> Largest:
-        found = largest(lambda tokens: self._fits(batch, tokens, room), self._most_context)
+    def largest_context(self, batch: int, room: int, *, asked: int) -> Largest:
+        found = largest(lambda tokens: self._fits(batch, tokens, room), self._most_context, asked=asked)
         return bounded(found, limit=self._most_context, bound=self._context_bound, whole=self._whole)
 
-    def largest_batch(self, context_tokens: int, room: int) -> Largest:
-        found = largest(lambda batch: self._fits(batch, context_tokens, room), MOST_BATCH)
+    def largest_batch(self, context_tokens: int, room: int, *, asked: int) -> Largest:
+        found = largest(lambda batch: self._fits(batch, context_tokens, room), MOST_BATCH, asked=asked)
         return bounded(found, limit=MOST_BATCH, bound="search", whole=self._whole)
 
-    def curve(self, context_tokens: int, room: int) -> tuple[CurvePoint, ...]:
+    def curve(self, batch: int, context_tokens: int, room: int) -> tuple[CurvePoint, ...]:
         """The largest batch for usual contexts; without a limit of the model's own, up to what one sequence can have."""
-        most = self._most_context if self._context_bound == "model" else self.largest_context(1, room).at_most
+        most = (
+            self._most_context
+            if self._context_bound == "model"
+            else self.largest_context(1, room, asked=context_tokens).at_most
+        )
         return tuple(
-            CurvePoint(context_tokens=tokens, batch=self.largest_batch(tokens, room))
+            CurvePoint(context_tokens=tokens, batch=self.largest_batch(tokens, room, asked=batch))
             for tokens in curve_contexts(context_tokens, most)
         )
 

@@ -23,6 +23,7 @@ from .spec import each_tensor
 from .stored import in_dtype
 
 SCHEMES = ("fp8", "awq-int4", "gptq-int4")
+USUAL_RANK = 16  # of examples in PEFT's documentation
 
 
 def changes(report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:
@@ -41,6 +42,9 @@ def changes(report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:
     if run.mode == "train" and not run.checkpointing:
         lighter = replace(run, checkpointing=True)
         yield from _predicted("checkpointing", Message("suggest_checkpointing"), report, lighter, gpu)
+    if run.mode == "train" and run.lora_rank is None and not run.trained:
+        adapters = replace(run, lora_rank=USUAL_RANK)
+        yield from _predicted("lora", Message("suggest_lora", rank=USUAL_RANK), report, adapters, gpu)
     yield from _larger_card(report, run, gpu)
 
 

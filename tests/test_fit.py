@@ -125,12 +125,14 @@ def test_a_larger_card_never_gives_less(situation: tuple[Report, Run, Gpu], more
     ]
 
 
-@given(st.lists(st.booleans(), max_size=40))
-def test_the_answer_fits_and_the_next_does_not_whatever_the_shape(fitting: list[bool]) -> None:
-    """Islands above it are not looked for."""
-    found = largest(lambda number: fitting[number - 1], len(fitting))
+@given(st.lists(st.booleans(), max_size=40), st.integers(0, 50))
+def test_the_answer_fits_and_the_next_does_not_whatever_the_shape(fitting: list[bool], asked: int) -> None:
+    """Islands above it are not looked for; what was asked for is, so that no answer is below what is known to fit."""
+    found = largest(lambda number: fitting[number - 1], len(fitting), asked=asked)
     assert found == 0 or fitting[found - 1]
     assert found == len(fitting) or not fitting[found]
+    if 0 < asked <= len(fitting) and fitting[asked - 1]:
+        assert found >= asked
 
 
 def test_an_allocator_counted_by_hand() -> None:

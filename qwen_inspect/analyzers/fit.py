@@ -17,8 +17,8 @@ CURVE_CONTEXTS = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072, 262_1
 CORNERS = (Point(1, 16, 24), Point(1, 4096, 4224), Point(64, 1024, 1152), Point(1, 131_072, 131_200))
 
 
-def largest(fits: Callable[[int], bool], limit: int) -> int:
-    """A number from 0 to `limit` that fits where the next one does not (0: not even 1 does).
+def largest(fits: Callable[[int], bool], limit: int, *, asked: int = 0) -> int:
+    """A number from 0 to `limit` that fits where the next one does not (0: not even 1 does), no less than `asked` if that fits.
 
     What a run reserves does not quite grow with its context, for blocks that were freed may or may not be large enough for the
     next request: above the answer there may be islands of larger ones that fit, which are not looked for. The halving asks for
@@ -29,6 +29,8 @@ def largest(fits: Callable[[int], bool], limit: int) -> int:
     if fits(limit):
         return limit
     fitting, failing = 0, limit
+    if 0 < asked < limit:
+        fitting, failing = (asked, limit) if fits(asked) else (0, asked)
     while failing - fitting > 1:
         middle = (fitting + failing) // 2
         if fits(middle):

@@ -1363,6 +1363,7 @@ TEXT: dict[str, str] = {
     "suggest_batch": "a batch of {value:,} in place of {asked:,}",
     "suggest_cache": "the KV cache in {format}",
     "suggest_weights": "weights in {dtype}",
+    "suggest_lora": "LoRA of rank {rank} on every linear layer (--lora {rank})",
     "suggest_checkpointing": "activation checkpointing",
     "suggest_gpu": "the card {name}",
     "at_least": "at least {value}",

@@ -1363,6 +1363,7 @@ TEXT: dict[str, str] = {
     "suggest_batch": "批大小由 {asked:,} 减为 {value:,}",
     "suggest_cache": "KV 缓存改用 {format}",
     "suggest_weights": "模型参数改用 {dtype}",
+    "suggest_lora": "对所有线性层使用秩为 {rank} 的 LoRA（--lora {rank}）",
     "suggest_checkpointing": "启用激活重计算（activation checkpointing）",
     "suggest_gpu": "改用显卡 {name}",
     "at_least": "至少 {value}",
