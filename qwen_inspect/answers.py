@@ -134,7 +134,7 @@ class _Search:
         )
         return tuple(
             CurvePoint(context_tokens=tokens, batch=self.largest_batch(tokens, room, asked=batch))
-            for tokens in curve_contexts(context_tokens, most)
+            for tokens in curve_contexts(context_tokens, longest)
         )
 
     def smaller(self, batch: int, context_tokens: int, ends: Ends) -> tuple[Suggestion, ...]:
