@@ -127,11 +127,9 @@ class _Search:
 
     def curve(self, batch: int, context_tokens: int, room: int) -> tuple[CurvePoint, ...]:
         """The largest batch for usual contexts; without a limit of the model's own, up to what one sequence can have."""
-        most = (
-            self._most_context
-            if self._context_bound == "model"
-            else self.largest_context(1, room, asked=context_tokens).at_most
-        )
+        longest = self._most_context
+        if self._context_bound != "model":
+            longest = self.largest_context(1, room, asked=context_tokens).at_most
         return tuple(
             CurvePoint(context_tokens=tokens, batch=self.largest_batch(tokens, room, asked=batch))
             for tokens in curve_contexts(context_tokens, longest)
