@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,6 @@ def _trained(report: Report, run: Run, course_points: int) -> MemoryReport:
 
     plan = plan_of(report, run)
     run, training = plan.run, plan.training
-    formula = partial(formula_footprint, report.tree, report.cache, run, weights=plan.weights, matrices=plan.matrices)
     refusal: QwenInspectError | None = None
     try:
         first = replace(run, accumulate=min(run.accumulate, MICRO_BATCHES))
@@ -84,7 +83,14 @@ def _trained(report: Report, run: Run, course_points: int) -> MemoryReport:
             raise UnsupportedError("lora_differs", traced=footprint.steady.adapters, expected=training.trained_bytes)
     except (UnavailableError, UnsupportedError) as error:
         without_torch = error.message.key == "extra_missing"
-        footprint = formula(unknown=(Message("assume_no_torch"),) if without_torch else ())
+        footprint = formula_footprint(
+            report.tree,
+            report.cache,
+            run,
+            weights=plan.weights,
+            matrices=plan.matrices,
+            unknown=(Message("assume_no_torch"),) if without_torch else (),
+        )
         if not without_torch:
             refusal = error
             report = replace(report, notices=(*report.notices, Message("no_trace", reason=error.message)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from .analyzers.adapting import FourBits
@@ -61,7 +62,9 @@ def _four_bits(report: Report, run: Run) -> FourBits | None:
     if run.lora_rank is None or quantisation is None or not all(isinstance(one, Bnb4) for one in schemes):
         raise UnsupportedError("memory_quantised_mode", method=found.method)
     modules = [name for name, module in each_module(report.tree) if module.class_name == "Linear"]
-    computed = str(config["quantization_config"].get("bnb_4bit_compute_dtype") or report.spec.dtype.torch_name)
+    options = config.get("quantization_config")
+    said = options.get("bnb_4bit_compute_dtype") if isinstance(options, Mapping) else None
+    computed = report.spec.dtype.torch_name if said is None else str(said)
     if computed not in COMPUTED:
         raise UnsupportedError("memory_computed", found=shown(computed), known=", ".join(COMPUTED))
     return FourBits(
