@@ -8,7 +8,19 @@ from dataclasses import replace
 from .analyzers.fit import MOST_BATCH, MOST_CONTEXT_TOKENS, bounded, curve_contexts, largest
 from .demand import TransformersDemand
 from .errors import UnsupportedError, UsageError
-from .fitting import CardAnswer, CurvePoint, Demand, Ends, FitReport, Gpu, Largest, Requirement, Suggestion
+from .fitting import (
+    CardAnswer,
+    CardReach,
+    ContextFit,
+    CurvePoint,
+    Demand,
+    Ends,
+    FitReport,
+    Gpu,
+    Largest,
+    Requirement,
+    Suggestion,
+)
 from .language import Message
 from .loaders import gpus
 from .report.memory import Run
@@ -94,6 +106,19 @@ def answer(demand: Demand, gpu: Gpu, *, batch: int, context_tokens: int, beyond_
     )
 
 
+def reach(report: Report, run: Run, gpu: Gpu, contexts: Sequence[int]) -> CardReach:
+    """Whether a run fits a card with each of `contexts`, and the largest context that does; what `predict` raises is raised."""
+    demand = TransformersDemand(report, run, gpu)
+    available, required = demand.available_bytes(gpu), demand.requirement(run.batch, run.prompt_tokens)
+    search = _Search(demand, available, required, beyond_limit=False)
+    return CardReach(
+        gpu=gpu,
+        available_bytes=available,
+        contexts=tuple(search.context(run.batch, tokens, required.context_high_bytes) for tokens in contexts),
+        largest=search.largest_context(run.batch, available - required.context_high_bytes, asked=run.prompt_tokens),
+    )
+
+
 class _Search:
     """Questions to one demand on one card."""
 
@@ -116,6 +141,14 @@ class _Search:
             context=self.largest_context(batch, room, asked=context_tokens),
             batch=self.largest_batch(context_tokens, room, asked=batch),
         )
+
+    def context(self, batch: int, context_tokens: int, context_bytes: int) -> ContextFit:
+        if context_tokens > self._most_context:
+            return ContextFit(context_tokens=context_tokens, required_bytes=None, fits=None)
+        required = self._demand.held_bytes(batch, context_tokens) + context_bytes
+        enough = required <= self._available_bytes
+        fits = enough if self._whole or not enough else None
+        return ContextFit(context_tokens=context_tokens, required_bytes=required, fits=fits)
 
     def largest_context(self, batch: int, room: int, *, asked: int) -> Largest:
         found = largest(lambda tokens: self._fits(batch, tokens, room), self._most_context, asked=asked)

@@ -164,12 +164,17 @@ def _compare(options: argparse.Namespace, say: Language) -> int:
 
     if len(options.models) < 2:
         raise UsageError("compare_needs_two")
+    # A name such as sm_90 says what is predicted for, and no memory that something could fit.
+    cards = () if options.gpu is None or options.gpu.lower().startswith("sm_") else _cards(options)
+    if cards:
+        options.gpu = cards[0].name
     compared = compare(
         options.models,
         _run_of(options),
         access=_access(options),
         dtype=options.dtype,
         group_size=options.group_size,
+        cards=cards,
     )
     _write(_text(options, compared, say, View(expand=options.expand)), options, say)
     return EXIT_CHECK_FAILED if compared.unproven else 0
@@ -221,13 +226,13 @@ def _memory_verdict(memory: MemoryReport, options: argparse.Namespace, say: Lang
 
 def _cards(options: argparse.Namespace) -> Sequence[Gpu]:
     """The cards that are meant by --gpu or --memory; what stands for one where vLLM's budget is given."""
-    if options.kv_budget is not None:
+    if getattr(options, "kv_budget", None) is not None:
         from .serving import budget_card
 
         return (budget_card(options.kv_budget[1]),)
     from .answers import cards
 
-    return cards(options.gpu, options.memory)
+    return cards(options.gpu, getattr(options, "memory", None))
 
 
 def _fit(report: Report, cards: Sequence[Gpu], options: argparse.Namespace, say: Language) -> int:
@@ -744,7 +749,7 @@ def _run_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--accumulate", type=_positive(say), default=1, metavar="N", help=say("help_accumulate"))
     command.add_argument("--cache-dtype", default="auto", metavar="FORMAT", help=say("help_cache_dtype"))
     command.add_argument("--load", choices=("warmup", "per-tensor"), default="warmup", help=say("help_load"))
-    cards = command.prog.endswith(" fit")
+    cards = not command.prog.endswith(" memory")
     what = say("help_cards" if cards else "help_gpu")
     command.add_argument("--gpu", default=None if cards else "sm_80", metavar="NAME", help=what)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .checkpoint import Tensor
 from .language import Message
 from .report.listing import FilesComparison
 from .report.memory import MemoryReport, Run
 from .report.model import Report
+
+if TYPE_CHECKING:
+    from .fitting import CardReach
 
 KINDS = ("added", "removed", "reshaped", "retyped")
 
@@ -76,7 +79,10 @@ class TensorChanges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SideBySide:
-    """Two or more models. tensors: of each after the first, None where the names of one of the two are not known."""
+    """Two or more models. tensors: of each after the first, None where the names of one of the two are not known.
+
+    reaches: of each, on each card that was asked for; None where nothing is predicted of it.
+    """
 
     reports: tuple[Report, ...]
     memories: tuple[MemoryReport | None, ...]
@@ -84,6 +90,7 @@ class SideBySide:
     config: tuple[ConfigRow, ...]
     facts: tuple[FactRow, ...]
     tensors: tuple[TensorChanges | None, ...]
+    reaches: tuple[tuple[CardReach, ...] | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

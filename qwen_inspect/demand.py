@@ -15,6 +15,7 @@ from .prediction import explored, installed, predict, traced_along
 from .report.measurement import Calibration
 from .report.memory import Footprint, MemoryReport, Run
 from .report.model import Report
+from .spec import LinearAttention
 from .units import MIB
 
 # What a process with PyTorch takes of a card outside its allocator: the CUDA context and what is loaded into it. A range, and no
@@ -23,6 +24,9 @@ from .units import MIB
 CONTEXT_LOW_BYTES, CONTEXT_HIGH_BYTES = 250 * MIB, 600 * MIB
 
 TERMS = ("weights", "buffers", "cache", "state", "gradients", "optimizer", "activations", "workspace", "rounding")
+
+
+FEWEST_TOKENS = 300  # so that the lengths of a line are apart
 
 
 class TransformersDemand:
@@ -55,31 +59,35 @@ class TransformersDemand:
         """The trace that is kept of the model, where there is one for such a run."""
         memory = self.predicted(self.run.batch, self.run.prompt_tokens)
         found = explored(memory).exploration if memory.predicted.method == "trace" else None
-        return None if found is None else TracedRun(found)
+        # Of a run that no kept trace tells of, a page gets what a formula knows.
+        return None if found is None or found.method != "trace" else TracedRun(found)
 
     @cached_property
     def _along_context(self) -> TracedRun | None:
-        """The asked batch with any prompt: three lengths for a parabola, and one to check it on."""
+        """The asked batch with any prompt: three lengths from end to end for a parabola, and one to check it on.
 
-        def of(*lengths: int) -> list[Run]:
-            return [replace(self.run, prompt_tokens=tokens) for tokens in lengths]
-
-        return self._line(of(16, 32, 64, 48), terms=(0, 1, 2), corners=of(16, 4096, 131_072))
+        Not where linear attention cuts the prompt into chunks, or a class may have windows that are not known here.
+        """
+        spec = self.report.known.spec
+        if spec.built or any(isinstance(layer.attention, LinearAttention) for layer in spec.layers):
+            return None
+        most = max(self.most_context_tokens or 0, FEWEST_TOKENS)
+        runs = [replace(self.run, prompt_tokens=tokens) for tokens in (37, most // 2, most, most // 3)]
+        return self._line(runs, self.run, terms=(0, 1, 2))
 
     @cached_property
     def _along_batch(self) -> TracedRun | None:
         """The asked prompt with two sequences or more, for one alone is spared some copies."""
+        runs = [replace(self.run, batch=batch) for batch in (2, 64, 5)]
+        return self._line(runs, runs[0], terms=(0, 4))
 
-        def of(*batches: int) -> list[Run]:
-            return [replace(self.run, batch=batch) for batch in batches]
-
-        return self._line(of(2, 4, 3), terms=(0, 4), corners=of(2, 64))
-
-    def _line(self, runs: Sequence[Run], *, terms: Sequence[int], corners: Sequence[Run]) -> TracedRun | None:
-        """A few traces in place of one for each question."""
-        if self._asked.method != "trace" or (kept := traced_along(self.report, runs, terms)) is None:
+    def _line(self, samples: Sequence[Run], known: Run, *, terms: Sequence[int]) -> TracedRun | None:
+        """A few traces in place of one for each question, if what they give for a known run is what is predicted for it."""
+        if self._asked.method != "trace" or (kept := traced_along(self.report, samples, terms)) is None:
             return None
-        return TracedRun(explore_trace(kept, self.run), [_point(run) for run in corners])
+        found = TracedRun(explore_trace(kept, self.run), [_point(known)])
+        agrees = found.held_bytes(_point(known)) == self.requirement(known.batch, known.prompt_tokens).held_bytes
+        return found if agrees else None
 
     def _traced_at(self, batch: int, context_tokens: int) -> TracedRun | None:
         """A trace with sizes not yet worked out that tells of such a run."""

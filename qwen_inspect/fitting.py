@@ -6,12 +6,13 @@ An engine is asked through `Demand`: what it needs of a card for a batch and a c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from .errors import QwenInspectError
-from .language import Message
-from .report.memory import Run
-from .report.model import Report
+if TYPE_CHECKING:
+    from .errors import QwenInspectError
+    from .language import Message
+    from .report.memory import Run
+    from .report.model import Report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,3 +198,25 @@ class FitReport:
     cards: tuple[CardAnswer, ...]
     assumptions: tuple[Message, ...]
     refusal: QwenInspectError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextFit:
+    """Whether a run with this context fits, at the cautious end. required_bytes: at least, where `fits` is None.
+
+    Both are None for a context past the model's own limit.
+    """
+
+    context_tokens: int
+    required_bytes: int | None
+    fits: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardReach:
+    """How far a model goes on one card, for contexts side by side with other models'; `largest` at the run's batch."""
+
+    gpu: Gpu
+    available_bytes: int
+    contexts: tuple[ContextFit, ...]
+    largest: Largest

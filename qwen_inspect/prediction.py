@@ -24,6 +24,7 @@ from .timeline import Timeline
 
 if TYPE_CHECKING:
     from .analyzers.adapting import FourBits
+    from .training_plan import Plan
 
 MICRO_BATCHES = 2  # the first, and one for all that find gradients; with more, every later one does as the second
 SHIPPED = Path(__file__).parent / "catalog" / "traces"
@@ -76,8 +77,7 @@ def _trained(report: Report, run: Run, course_points: int) -> MemoryReport:
     run, training = plan.run, plan.training
     refusal: QwenInspectError | None = None
     try:
-        first = replace(run, accumulate=min(run.accumulate, MICRO_BATCHES))
-        timeline, provenance = _traced(report, first, plan.four_bits), versions()
+        timeline, provenance = _training_timeline(report, plan), versions()
         footprint = traced_footprint(timeline, run, provenance=provenance, course_points=course_points)
         if training.adapters and footprint.steady.adapters != training.trained_bytes:
             raise UnsupportedError("lora_differs", traced=footprint.steady.adapters, expected=training.trained_bytes)
@@ -95,6 +95,11 @@ def _trained(report: Report, run: Run, course_points: int) -> MemoryReport:
             refusal = error
             report = replace(report, notices=(*report.notices, Message("no_trace", reason=error.message)))
     return MemoryReport(report=report, run=run, training=training, predicted=footprint, refusal=refusal)
+
+
+def _training_timeline(report: Report, plan: Plan) -> Timeline:
+    first = replace(plan.run, accumulate=min(plan.run.accumulate, MICRO_BATCHES))
+    return _once(report, first, plan.four_bits)
 
 
 def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
@@ -143,10 +148,14 @@ def timeline_of(report: Report, run: Run) -> tuple[Timeline, str]:
     """The run's trace, and what it was made by: shipped or kept where there is one, else traced now, and kept if it can be."""
     if _is_point(run) and (kept := kept_trace(report.spec, run.attention)) is not None:
         return kept.at(_point(run)), kept.made_by
-    key = json.dumps(
-        [dict(report.config or {}), repr(report.spec), repr(trace_request(run))], sort_keys=True, default=str
-    )
-    return _traced_once(_Untraced(key=key, report=report, run=run)), versions()
+    return _once(report, run), versions()
+
+
+def _once(report: Report, run: Run, four_bits: FourBits | None = None) -> Timeline:
+    """`_traced`, once for several cards that are asked about one after another."""
+    told = dict(report.config or {}), repr(report.spec), repr(trace_request(run, four_bits))
+    key = json.dumps(told, sort_keys=True, default=str)
+    return _traced_once(_Untraced(key=key, report=report, run=run, four_bits=four_bits))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,12 +165,12 @@ class _Untraced:
     key: str
     report: Report = field(compare=False)
     run: Run = field(compare=False)
+    four_bits: FourBits | None = field(compare=False)
 
 
 @lru_cache(maxsize=16)
 def _traced_once(one: _Untraced) -> Timeline:
-    """One run is asked about for several cards, one after another."""
-    return _traced(one.report, one.run)
+    return _traced(one.report, one.run, one.four_bits)
 
 
 def _traced(report: Report, run: Run, four_bits: FourBits | None = None) -> Timeline:
@@ -224,10 +233,18 @@ def traced_along(report: Report, runs: Sequence[Run], terms: Sequence[int]) -> K
     terms: the monomials that they grow with. None where the events are not alike, as where a loop turns more often.
     """
     try:
-        traces = {_point(run): timeline_of(report, run)[0] for run in runs}
+        traces = {_point(run): _timeline(report, run) for run in runs}
         return fit(traces, made_by=versions(), terms=terms)
     except UnsupportedError:
         return None
+
+
+def _timeline(report: Report, run: Run) -> Timeline:
+    if run.mode != "train":
+        return timeline_of(report, run)[0]
+    from .training_plan import plan_of
+
+    return _training_timeline(report, plan_of(report, run))
 
 
 def sample_request(point: Point, attention: str) -> Any:

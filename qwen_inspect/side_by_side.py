@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from .analyzers.accounting import predicted_files
 from .analyzers.contrast import config_rows, fact_rows, tensor_changes
@@ -24,7 +25,11 @@ from .report.model import Report
 from .spec import each_tensor, tied_tensors
 from .stored import in_dtype
 
+if TYPE_CHECKING:
+    from .fitting import CardReach, Gpu
+
 HUBS = ("hf", "ms")
+REACHED_CONTEXTS = (2048, 8192, 32_768, 131_072)
 
 
 def compare(
@@ -34,21 +39,27 @@ def compare(
     access: Access | None = None,
     dtype: str | None = None,
     group_size: int | None = None,
+    cards: Sequence[Gpu] = (),
 ) -> Comparison:
-    """Two or more models, of any sources, for one run.
+    """Two or more models, of any sources, for one run. cards: on which it is also asked what fits.
 
     Of two hub models, one of them pinned by `hf:` or `ms:`, the listings are asked first (one request each): where every file of
     weights is the same by SHA-256, that is the answer and no more is read. Otherwise what can be read of the models is
     held side by side; what is not known of one stays None. Raises what reading a model raises, unless listings have answered.
     """
     access = access or Access()
+
+    def side_by_side() -> SideBySide:
+        found = _side_by_side(models, run, access, dtype, group_size)
+        return replace(found, reaches=_reaches(found.reports, run, cards)) if cards else found
+
     if not _two_of_hubs(models):
-        return Comparison(files=None, models=_side_by_side(models, run, access, dtype, group_size))
+        return Comparison(files=None, models=side_by_side())
     files = compare_files(*models, access=access)
-    if files.identical:
+    if files.identical and not cards:
         return Comparison(files=files, models=None)
     try:
-        return Comparison(files=files, models=_side_by_side(models, run, access, dtype, group_size))
+        return Comparison(files=files, models=side_by_side())
     except QwenInspectError as error:
         return Comparison(files=files, models=None, notices=(Message("compare_unread", reason=error.message),))
 
@@ -79,6 +90,23 @@ def _side_by_side(
         facts=fact_rows(reports, memories, tokens=run.prompt_tokens, batch=run.batch),
         tensors=tuple(_changes(reports[0], tensors[0], report, found) for report, found in others),
     )
+
+
+def _reaches(reports: Sequence[Report], run: Run, cards: Sequence[Gpu]) -> tuple[tuple[CardReach, ...] | None, ...]:
+    """Each model on each card, with usual contexts up to the longest limit and the one asked for."""
+    from .answers import reach
+
+    limits = [report.spec.context_tokens for report in reports if report.design is not None]
+    most = max((limit for limit in limits if limit is not None), default=0)
+    contexts = sorted({run.prompt_tokens, *(tokens for tokens in REACHED_CONTEXTS if tokens <= most)})
+
+    def of(report: Report) -> tuple[CardReach, ...] | None:
+        try:
+            return tuple(reach(report, run, card, contexts) for card in cards)
+        except QwenInspectError:
+            return None
+
+    return tuple(of(report) for report in reports)
 
 
 def _memory(report: Report, run: Run) -> tuple[Report, MemoryReport | None]:

@@ -39,13 +39,22 @@ def changes(report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:
             yield from _half(report, run, gpu)
         if run.mode == "generate":
             yield from _packed(report, run, gpu)
-    if run.mode == "train" and not run.checkpointing:
-        lighter = replace(run, checkpointing=True)
-        yield from _predicted("checkpointing", Message("suggest_checkpointing"), report, lighter, gpu)
-    if run.mode == "train" and run.lora_rank is None and not run.trained:
-        adapters = replace(run, lora_rank=USUAL_RANK)
-        yield from _predicted("lora", Message("suggest_lora", rank=USUAL_RANK), report, adapters, gpu)
+    if run.mode == "train":
+        yield from _lighter_training(report, run, gpu)
     yield from _larger_card(report, run, gpu)
+
+
+def _lighter_training(report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:
+    """Activations worked out again in the backward pass; low-rank matrices trained in place of all weights; both."""
+    checkpointed = replace(run, checkpointing=True)
+    adapted = replace(run, lora_rank=USUAL_RANK)
+    if not run.checkpointing:
+        yield from _predicted("checkpointing", Message("suggest_checkpointing"), report, checkpointed, gpu)
+    if run.lora_rank is None and not run.trained:
+        yield from _predicted("lora", Message("suggest_lora", rank=USUAL_RANK), report, adapted, gpu)
+        if not run.checkpointing:
+            both = replace(adapted, checkpointing=True)
+            yield from _predicted("lora", Message("suggest_lora_checkpointing", rank=USUAL_RANK), report, both, gpu)
 
 
 def _smaller_cache(report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:

@@ -89,3 +89,8 @@ def parse_size(text: str) -> int:
 def signed(value: int) -> str:
     """-1234 -> "-1,234", 5 -> "+5", 0 -> "0"."""
     return f"{value:+,}" if value else "0"
+
+
+def signed_size(size_bytes: int) -> str:
+    """`size` with a minus sign where it is below zero: "−524.64 MiB"."""
+    return f"−{size(-size_bytes)}" if size_bytes < 0 else size(size_bytes)

@@ -289,3 +289,47 @@ def test_a_summary_cannot_leave_its_markdown_element() -> None:
 
 def test_the_exit_code_is_told_in_the_help() -> None:
     assert "exit 1 where that is not proven" in " ".join(run("compare", "--help").out.split())
+
+
+def test_what_fits_each_card_is_what_fit_tells_of_each_model() -> None:
+    models = ("catalog:Qwen/Qwen3-8B", "catalog:Qwen/Qwen3-0.6B")
+    asked = ("--gpu", "4090,a100-80gb", "--batch", "2", "--format", "json")
+    compared = json.loads(run("compare", *models, *asked).out)
+    jsonschema.validate(compared, SCHEMA)
+    for model, found in zip(models, compared["side_by_side"]["fits"], strict=True):
+        cards = json.loads(run("fit", model, *asked).out)["cards"]
+        for card, told in zip(found, cards, strict=True):
+            assert card["gpu"]["name"] == told["gpu"]["name"]
+            assert (card["max_context_tokens"], card["context_tokens_bound"]) == (
+                told["max_context_tokens"],
+                told["context_tokens_bound"],
+            )
+            # Both models' limit is 40,960 tokens: no longer contexts are asked for.
+            assert [one["context_tokens"] for one in card["contexts"]] == [2048, 8192, 32_768]
+            assert card["contexts"][0]["required_bytes"] == told["required_bytes"]
+            assert all(one["fits"] is (one["required_bytes"] <= card["available_bytes"]) for one in card["contexts"])
+
+
+@pytest.mark.parametrize("form", ["table", "md", "html"])
+@pytest.mark.parametrize(("language", "word"), [("en", "What fits"), ("zh", "显存能否容纳")])
+def test_what_fits_is_a_table_of_models_and_cards(form: str, language: str, word: str) -> None:
+    shown = run(
+        "compare",
+        "catalog:Qwen/Qwen3-0.6B",
+        "catalog:Qwen/Qwen2.5-0.5B",
+        "--gpu",
+        "t4",
+        "--format",
+        form,
+        "--lang",
+        language,
+    )
+    assert shown.code == 0
+    assert word in shown.out
+    assert "T4" in shown.out
+
+
+def test_a_card_of_no_such_name_is_refused_before_a_model_is_read() -> None:
+    shown = run("compare", "catalog:Qwen/Qwen3-0.6B", "catalog:Qwen/None", "--gpu", "5090ti")
+    assert (shown.code, shown.out) == (2, "")
+    assert "RTX 5090" in shown.err

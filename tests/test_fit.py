@@ -198,6 +198,28 @@ def test_published_runs_fit_where_they_ran_and_not_in_less_than_they_took(row: d
     assert fit(report, asked, [card(allocated)]).cards[0].low.fits is False
 
 
+def test_a_hybrid_whose_events_are_not_alike_is_traced_for_each_question() -> None:
+    config = dict(catalog.configuration("Qwen/Qwen3-Next-80B-A3B-Instruct", catalog.entries()))
+    config |= {
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "num_experts": 4,
+        "vocab_size": 512,
+        "max_position_embeddings": 300,
+    }
+    config |= {"intermediate_size": 96, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+    config |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "num_experts_per_tok": 2}
+    report = analyse(Checkpoint(ref=ModelRef(source="local", id="tiny"), config=config, tensors=None))
+    asked = Run(prompt_tokens=100, new_tokens=4)
+    predicted = predict(report, asked).predicted
+    assert (predicted.method, predicted.peak_reserved is None) == ("trace", False)
+    demand = TransformersDemand(report, asked, card(GIB))
+    for batch, tokens in ((1, 100), (1, 200), (3, 100)):
+        found = predict(report, replace(asked, batch=batch, prompt_tokens=tokens)).predicted
+        assert demand.held_bytes(batch, tokens) == found.peak_reserved
+        assert demand.least_bytes(batch, tokens) <= demand.held_bytes(batch, tokens)
+
+
 @pytest.mark.parametrize(
     ("mode", "name", "limit"),
     [("train", "prompt_tokens", 100_000), ("forward", "prompt_tokens", 100_000), ("forward", "batch", MOST_BATCH)],
@@ -272,15 +294,20 @@ def test_suggestions_are_what_memory_says_of_the_changed_run() -> None:
     assert of_8b("--gpu", name, "--context", "30k", "--batch", "2")[0] == 0
 
 
-def test_training_is_told_of_activation_checkpointing() -> None:
+def test_training_is_told_of_checkpointing_and_adapters() -> None:
     config = {**TINY_QWEN3, "num_hidden_layers": 3}
     report = analyse(Checkpoint(ref=ModelRef(source="local", id="tiny"), config=config, tensors=None))
     asked = Run(mode="train", batch=8, prompt_tokens=512)
-    lighter, larger = changes(report, asked, card(MIB))
-    assert (lighter.kind, larger.kind, larger.fits) == ("checkpointing", "gpu", True)
+    lighter, adapted, both, larger = changes(report, asked, card(MIB))
+    assert [one.kind for one in (lighter, adapted, both, larger)] == ["checkpointing", "lora", "lora", "gpu"]
+    assert larger.fits
     predicted = predict(report, replace(asked, checkpointing=True)).predicted
     assert predicted.peak_reserved is not None
     assert lighter.required_bytes == predicted.peak_reserved + CONTEXT_HIGH_BYTES < larger.required_bytes
+    predicted = predict(report, replace(asked, lora_rank=16)).predicted
+    assert predicted.peak_reserved is not None
+    assert adapted.required_bytes == predicted.peak_reserved + CONTEXT_HIGH_BYTES
+    assert both.required_bytes < larger.required_bytes
 
 
 def test_where_only_a_lower_bound_is_known_no_fit_is_promised() -> None:

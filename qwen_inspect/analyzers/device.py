@@ -14,13 +14,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import UnavailableError
-from ..fitting import Gpu
 from ..report.measurement import Reading
 from ..timeline import Change, Record, Stage
 from ..units import size
+
+if TYPE_CHECKING:
+    from ..fitting import Gpu
 
 LONGEST_HISTORY = 1_000_000  # events that CUDA's allocator is asked to remember
 
@@ -454,6 +456,8 @@ def cards_here() -> tuple[Gpu, ...]:
 
 def _card(nvml: Any, index: int) -> Gpu:
     """What the driver keeps for itself is not for any process. Source: nvml.h of CUDA 12, nvmlMemory_v2_t"""
+    from ..fitting import Gpu
+
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
     memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
     name = str(nvml.nvmlDeviceGetName(handle))

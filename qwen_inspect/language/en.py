@@ -1436,4 +1436,9 @@ TEXT: dict[str, str] = {
     "assume_llama_cpp_version": "As llama.cpp {version} offloads: the output layer first, then layers from the last; the embedding stays with the host. Before December 2025 the output layer came last.",
     "assume_llama_cpp_form": "Weights as the converter writes them in {dtype}, with norms and biases in float32, not quantised; a GGUF file's own are counted as they are.",
     "assume_llama_cpp_compute": "Compute buffers follow model, batch, build and what is offloaded: logs of Qwen3-235B-A22B have 161.02 to 2,502.00 MiB on a card. They and the CUDA context come on top, so that all answers are upper bounds.",
+    "heading_compare_fits": "What fits (batch {batch:,})",
+    "compare_fits_intro": "What a card has left over for prompts of each length, with the CUDA context at the larger end of its range: below zero it does not fit; – is past the model's own limit. fit tells each of these in full.",
+    "column_context_of": "{tokens:,} tokens",
+    "reach_left_at_most": "{value} at most",
+    "suggest_lora_checkpointing": "LoRA of rank {rank} with activation checkpointing",
 }

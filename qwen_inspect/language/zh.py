@@ -1436,4 +1436,9 @@ TEXT: dict[str, str] = {
     "assume_llama_cpp_version": "按 llama.cpp {version} 的方式放置：先放输出层，再从最后一层往前放；词嵌入留在主机。2025 年 12 月之前输出层最后才放。",
     "assume_llama_cpp_form": "权重按转换脚本以 {dtype} 写出、不量化时计，归一化与偏置为 float32；GGUF 文件则按其自身内容计。",
     "assume_llama_cpp_compute": "计算缓冲区随模型、批大小、编译方式和放置方式而变：Qwen3-235B-A22B 的日志中显卡上为 161.02 至 2,502.00 MiB。它与 CUDA 上下文另占显存，因此所有结果都是上限。",
+    "heading_compare_fits": "显存能否容纳（批大小 {batch:,}）",
+    "compare_fits_intro": "各显卡在不同提示词长度下的余量，CUDA 上下文按范围中较大一端计算：小于零即放不下；– 表示超出模型自身上限。fit 给出每一项的完整结果。",
+    "column_context_of": "{tokens:,} 个 token",
+    "reach_left_at_most": "至多 {value}",
+    "suggest_lora_checkpointing": "秩为 {rank} 的 LoRA，并启用激活重计算",
 }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
-from ..fitting import CardAnswer, Ends, FitReport, Gpu, Largest, Suggestion
+from ..fitting import CardAnswer, CardReach, Ends, FitReport, Gpu, Largest, Suggestion
 from ..language import Language
 
 
@@ -79,6 +80,15 @@ def _ends(ends: Ends) -> dict[str, Any]:
 
 def _largest(what: str, found: Largest) -> dict[str, Any]:
     return {f"max_{what}": found.value, f"at_most_{what}": found.at_most, f"{what}_bound": found.bound}
+
+
+def reach_content(card: CardReach) -> dict[str, Any]:
+    return {
+        "gpu": {"name": card.gpu.name, "memory_bytes": card.gpu.memory_bytes},
+        "available_bytes": card.available_bytes,
+        **_largest("context_tokens", card.largest),
+        "contexts": [asdict(one) for one in card.contexts],
+    }
 
 
 def gpu_content(gpu: Gpu) -> dict[str, Any]:

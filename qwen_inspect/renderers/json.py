@@ -523,7 +523,16 @@ def _side_by_side(sides: SideBySide, say: Language) -> dict[str, Any]:
             for row in sides.facts
         ],
         "tensors": [None if changes is None else _changes(changes, say) for changes in sides.tensors],
+        "fits": _fits(sides),
     }
+
+
+def _fits(sides: SideBySide) -> list[list[dict[str, Any]] | None]:
+    if not sides.reaches:
+        return []
+    from .fitted import reach_content
+
+    return [None if cards is None else [reach_content(card) for card in cards] for cards in sides.reaches]
 
 
 def _changes(changes: TensorChanges, say: Language) -> dict[str, Any]:

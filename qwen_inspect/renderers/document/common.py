@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ...language import Language
 from ...report.counts import Check
@@ -13,6 +13,9 @@ from ...report.model import Report
 from ...spec import Module
 from ...units import count, mib, percent, short_count, signed, size
 from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
+
+if TYPE_CHECKING:
+    from ...fitting import Largest
 
 MOST_UNEXPLAINED, MOST_KEPT, MOST_SPANS = 20, 8, 8
 Item = TypeVar("Item")
@@ -262,3 +265,11 @@ def runs(items: Sequence[Item], key: Callable[[Item], object]) -> Iterator[tuple
 
 def span(first: int, last: int) -> str:
     return str(first) if first == last else f"{first}-{last}"
+
+
+def reach(found: Largest, say: Language) -> str:
+    """A largest batch or context, with what stops it where that is not the memory."""
+    if found.value is None:
+        return say("reach_at_most", value=found.at_most)
+    text = count(found.value)
+    return text if found.bound == "memory" else say(f"reach_{found.bound}", value=text)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from string import ascii_uppercase
+from typing import TYPE_CHECKING
 
 from ...checkpoint import Tensor
 from ...comparison import KINDS, Comparison, ConfigRow, FactRow, SideBySide, TensorChange, TensorChanges
 from ...language import Language
 from ...report.listing import FilePair, FilesComparison
 from ...report.model import Report
-from ...units import count, signed, size
+from ...units import count, signed, signed_size, size
 from ..blocks import Block, Folded, Heading, Items, Paragraph, Table
 from . import View
-from .common import notices
+from .common import notices, reach
 from .configuration import written
+
+if TYPE_CHECKING:
+    from ...fitting import CardReach, ContextFit
 
 MOST_CHANGES = 20
 NAME_LENGTH = 28  # of a model, in the heading of its column
@@ -47,6 +51,7 @@ def _side_by_side(sides: SideBySide, say: Language, view: View, *, level: int) -
     if unknown:
         yield Heading(say("heading_unknown"))
         yield _row_table(unknown, "?", sides, say)
+    yield from _reach_blocks(sides, say)
     yield from _tensor_blocks(sides, say)
     if equal:
         yield Heading(say("heading_equal"))
@@ -148,6 +153,42 @@ def _delta(row: FactRow) -> str:
         case (int(left), int(right)):
             return signed(right - left)
     return ""
+
+
+# --- what fits
+
+
+def _reach_blocks(sides: SideBySide, say: Language) -> Iterator[Block]:
+    """Each model on each card: what is left over with each context, and the largest context that fits."""
+    known = [(_letter(index), cards) for index, cards in enumerate(sides.reaches) if cards is not None]
+    if not known:
+        return
+    contexts = [one.context_tokens for one in known[0][1][0].contexts]
+    heads = [say("column_context_of", tokens=tokens) for tokens in contexts]
+    columns = [say("column_model"), say("column_gpu"), say("column_available"), *heads, say("column_max_context")]
+    yield Heading(say("heading_compare_fits", batch=sides.run.batch))
+    yield Paragraph(say("compare_fits_intro"))
+    yield Table(
+        columns,
+        [[letter, *_reach_row(card, say)] for letter, cards in known for card in cards],
+        f"ll{'r' * (len(columns) - 2)}",
+    )
+
+
+def _reach_row(card: CardReach, say: Language) -> list[str]:
+    return [
+        card.gpu.name,
+        size(card.available_bytes),
+        *(_left_over(one, card, say) for one in card.contexts),
+        reach(card.largest, say),
+    ]
+
+
+def _left_over(one: ContextFit, card: CardReach, say: Language) -> str:
+    if one.required_bytes is None:
+        return "–"
+    margin = signed_size(card.available_bytes - one.required_bytes)
+    return margin if one.fits is not None else say("reach_left_at_most", value=margin)
 
 
 # --- tensors

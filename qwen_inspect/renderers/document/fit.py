@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ...engines import ServingReport
-from ...fitting import CardAnswer, FitReport, Largest, Suggestion
+from ...fitting import CardAnswer, FitReport, Suggestion
 from ...language import Language
-from ...units import count, size
+from ...units import count, signed_size, size
 from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
 from . import View
-from .common import identity, notices
+from .common import identity, notices, reach
 
 
 def blocks(found: FitReport | ServingReport, say: Language, view: View) -> Sequence[Block]:
@@ -52,7 +52,7 @@ def _cards_table(found: FitReport, say: Language) -> Table:
             card.gpu.name,
             size(card.available_bytes),
             size(card.high.required_bytes),
-            _signed_size(card.high.margin_bytes),
+            signed_size(card.high.margin_bytes),
             verdict(card, say),
             reach(card.high.context, say),
             reach(card.high.batch, say),
@@ -121,7 +121,7 @@ def _term_table(card: CardAnswer, say: Language) -> Table:
     ):
         rows.append([say(f"row_{name}"), *(cell for one in values for cell in (count(one), size(one)))])
     margins = [end.margin_bytes for end in ends]
-    rows.append([say("row_margin"), *(cell for one in margins for cell in (f"{one:,}", _signed_size(one)))])
+    rows.append([say("row_margin"), *(cell for one in margins for cell in (f"{one:,}", signed_size(one)))])
     heads = ["column_context_low", "column_context_high"] if len(ends) == 2 else ["column_size"]
     unit = say("column_bytes")
     columns = [say("column_term"), *(text for head in heads for text in (f"{say(head)} ({unit})", say(head)))]
@@ -136,15 +136,3 @@ def _reach_rows(card: CardAnswer, say: Language) -> Iterator[tuple[str, str]]:
             text = say("reach_range", high=text, low=reach(low, say))
         yield say(f"field_max_{name}"), text
     yield say("field_kv_cache_tokens"), count(card.cache_tokens)
-
-
-def reach(found: Largest, say: Language) -> str:
-    """A largest batch or context, with what stops it where that is not the memory."""
-    if found.value is None:
-        return say("reach_at_most", value=found.at_most)
-    text = count(found.value)
-    return text if found.bound == "memory" else say(f"reach_{found.bound}", value=text)
-
-
-def _signed_size(size_bytes: int) -> str:
-    return f"−{size(-size_bytes)}" if size_bytes < 0 else size(size_bytes)
