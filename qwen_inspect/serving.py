@@ -149,9 +149,9 @@ class VllmDemand:
             return ()
         if self._report.spec.built or self._report.spec.family not in {log.family for log in vllm.LOGS}:
             raise UnsupportedError("vllm_no_log", class_name=self._report.spec.class_name)
-        weights = vllm.rank_weights_bytes(self._report.tree, self._report.spec, self._serving.ranks)
-        exact = Reserved(name="weights", least_bytes=weights, most_bytes=weights)
-        return (exact, *vllm.beside_weights(self._serving.ranks))
+        weights = vllm.rank_weights(self._report.tree, self._report.spec, self._serving.ranks)
+        exact = Reserved(name="weights", least_bytes=sum(weights), most_bytes=sum(weights))
+        return (exact, vllm.rounding(self._report.tree, weights), *vllm.beside_weights(self._serving.ranks))
 
     def requirement(self, batch: int, context_tokens: int) -> Requirement:
         """The ranges of what the logs show stand where the context of CUDA does: they hold it too."""

@@ -1409,7 +1409,7 @@ TEXT: dict[str, str] = {
     "row_most_context": "Longest single sequence (tokens)",
     "row_left": "Left over, at most",
     "reserved_weights": "Weights",
-    "reserved_rounding": "Rounding of the weights by the allocator (logs)",
+    "reserved_rounding": "Rounding of the weights by PyTorch's allocator",
     "reserved_activation": "Peak activations of the profiling run (logs)",
     "reserved_non_torch": "Outside PyTorch: CUDA context, NCCL (logs)",
     "reserved_cache": "KV cache",

@@ -1409,7 +1409,7 @@ TEXT: dict[str, str] = {
     "row_most_context": "单条序列最长（token）",
     "row_left": "最多剩余",
     "reserved_weights": "权重",
-    "reserved_rounding": "分配器对权重的取整（日志）",
+    "reserved_rounding": "PyTorch 分配器对权重的取整",
     "reserved_activation": "性能分析阶段的激活峰值（日志）",
     "reserved_non_torch": "PyTorch 之外：CUDA 上下文、NCCL（日志）",
     "reserved_cache": "KV 缓存",
