@@ -106,7 +106,10 @@ def test_rounding_of_packed_weights_has_an_upper_end() -> None:
     exact = rounding(dense.tree, rank_weights(dense.tree, dense.spec, 1))
     ranged = rounding(packed.tree, rank_weights(packed.tree, packed.spec, 1))
     assert exact.least_bytes == exact.most_bytes
-    assert (ranged.least_bytes, ranged.most_bytes) == (0, 147 * 2**20)  # 36 layers of 4 matrices, embedding, output, rotary table
+    assert (ranged.least_bytes, ranged.most_bytes) == (
+        0,
+        147 * 2**20,
+    )  # 36 layers of 4 matrices, embedding, output, rotary table
 
 
 def test_a_rank_has_its_share_of_every_matrix() -> None:
