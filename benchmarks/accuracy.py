@@ -122,8 +122,8 @@ def page() -> str:
         ),
         Heading("vLLM's loaded weights"),
         Paragraph(
-            'What each rank holds, with the rounding of PyTorch\'s allocator, against "Model loading took" of vLLM 0.19.0 on H100 80GB, '
-            "printed to 0.01 GiB."
+            "What each rank holds, with the rounding of PyTorch's allocator, against what vLLM 0.19.0 said that loading took "
+            "(H100 80GB), printed to 0.01 GiB."
         ),
         Table(
             ["Model", "TP", "Published (GiB)", "Predicted (GiB)", "Rounding (MiB)"],
