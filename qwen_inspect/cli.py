@@ -261,22 +261,14 @@ def _serve(report: Report, serving: Serving, cards: Sequence[Gpu], options: argp
     return EXIT_CHECK_FAILED if any(card.answer.high.fits is False for card in found.cards) else code
 
 
-# Of fit, by the engine that they belong to: the value that stands for not given.
-ENGINE_OPTIONS: Mapping[str, Mapping[str, object]] = {
-    "transformers": {
-        "mode": "generate",
-        "new_tokens": 128,
-        "attention": "sdpa",
-        "optimizer": "adamw_foreach",
-        "checkpointing": None,
-        "trained": "",
-        "lora": None,
-        "lora_targets": None,
-        "accumulate": 1,
-        "load": "warmup",
-    },
-    "vllm": {"utilization": None, "kv_budget": None, "tp": 1},
-    "llama.cpp": {"ngl": None, "cache_type_k": "auto", "cache_type_v": "auto"},
+# Options of fit by the engine that they belong to; the others are of all.
+ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
+    "transformers": (
+        *("mode", "new_tokens", "attention", "load"),
+        *("optimizer", "checkpointing", "trained", "lora", "lora_targets", "accumulate"),
+    ),
+    "vllm": ("utilization", "kv_budget", "tp"),
+    "llama.cpp": ("ngl", "cache_type_k", "cache_type_v"),
 }
 
 
@@ -286,8 +278,8 @@ def _serving(options: argparse.Namespace) -> Serving | None:
     from .errors import UsageError
 
     for engine, names in ENGINE_OPTIONS.items():
-        for name, absent in names.items():
-            if engine != options.engine and getattr(options, name) != absent:
+        for name in names:
+            if engine != options.engine and getattr(options, name) != options.not_given[name]:
                 raise UsageError(
                     "engine_option", option=f"--{name.replace('_', '-')}", engine=engine, asked=options.engine
                 )
@@ -781,6 +773,8 @@ def _fit_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--ngl", type=_layers(say), metavar="N", help=say("help_ngl"))
     command.add_argument("--cache-type-k", default="auto", metavar="FORMAT", help=say("help_cache_type_k"))
     command.add_argument("--cache-type-v", default="auto", metavar="FORMAT", help=say("help_cache_type_v"))
+    own = [name for names in ENGINE_OPTIONS.values() for name in names]
+    command.set_defaults(not_given={name: command.get_default(name) for name in own})
 
 
 def _diagram_options(command: argparse.ArgumentParser, say: Language) -> None:

@@ -330,6 +330,8 @@ def test_documents_say_the_same(asked: list[str], form: str, language: str, caps
         (["--engine", "vllm", "--memory", "24GiB", "--ngl", "1"], 2),
         (["--engine", "vllm", "--memory", "24GiB", "--cache-type-k", "q8_0"], 2),
         (["--engine", "vllm", "--memory", "24GiB", "--mode", "train"], 2),
+        (["--engine", "vllm", "--memory", "24GiB", "--lora", "8"], 2),
+        (["--engine", "llama.cpp", "--memory", "24GiB", "--no-checkpointing"], 2),
         (["--engine", "vllm", "--memory", "24GiB", "--cache-dtype", "bfloat16,fp8"], 2),
         (["--engine", "vllm", "--memory", "24GiB", "--cache-dtype", "q8_0"], 7),
         (["--engine", "vllm", "--memory", "24GiB", "--cache-dtype", "q9"], 7),
@@ -363,6 +365,29 @@ def test_what_cannot_be_asked_so_is_refused_in_one_line(
     assert (ended, told.out) == (code, "")
     assert told.err.count("\n") == 1
     assert "{" not in told.err
+
+
+def test_models_that_an_engine_does_not_serve_so_are_refused(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model.gguf", "qwen3", TINY_QWEN3, Q8_0)
+    windows = {**TINY_QWEN3, "use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}
+    write_config(tmp_path / "windows", windows)
+    for model, key in ((path, "vllm_gguf"), (tmp_path / "windows", "vllm_qwen_windows")):
+        with pytest.raises(UnsupportedError) as refusal:
+            serve(inspect(str(model)), replace(VLLM, context_tokens=256), [card_of(1)])
+        assert refusal.value.message.key == key
+    with pytest.raises(UnsupportedError):  # whose cells follow the micro-batch
+        llama_on(inspect(str(tmp_path / "windows")), replace(LLAMA, context_tokens=256), card_of(1))
+    packed = inspect("Qwen/Qwen3-8B", source="catalog", dtype="awq-int4")
+    with pytest.raises(UnsupportedError):  # no GGUF file has such weights
+        llama_on(packed, LLAMA, card_of(80))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_packed_weights_are_shared_by_ranks_too(ranks: int) -> None:
+    """Of an FP8 model each rank has less, and no more than a half of what it has of the dense one beside the vocabulary."""
+    dense, packed = (inspect("Qwen/Qwen3-8B", source="catalog", dtype=dtype) for dtype in (None, "fp8"))
+    vocabulary = 2 * 151_936 * 4096 * 2 // ranks
+    assert vocabulary < rank_bytes(packed, ranks) < vocabulary + (rank_bytes(dense, ranks) - vocabulary) * 0.51
 
 
 def test_a_model_without_a_limit_needs_a_context() -> None:

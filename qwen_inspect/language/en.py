@@ -1427,7 +1427,7 @@ TEXT: dict[str, str] = {
     "vllm_budget_below_block": "A budget of {budget} holds no block of this model, which has {block}",
     "llama_cpp_tensor": "Where llama.cpp puts the tensor {name} is not known here",
     "llama_cpp_form": "What a GGUF file of {found} holds is not known here, only of dense weights of {known}; ask with the file itself",
-    "assume_vllm_version": "As vLLM {version} computes it, with its defaults: no prefix caching for hybrid models, no speculative decoding, no pipeline or data parallelism. Other versions differ.",
+    "assume_vllm_version": "As vLLM {version} computes it, with its defaults: no prefix caching for hybrid models, no speculative decoding, no pipeline or data parallelism. Other versions differ: 0.33.0 prints the concurrency times max_model_len as tokens.",
     "assume_vllm_groups": "Groups of layers share the blocks, and vLLM 0.19 prints as tokens what an even share of them holds: what really fits is the concurrency.",
     "assume_vllm_logs": "Ranges are what vLLM 0.19.0 printed for {models} on H100 80GB cards of 79.19 GiB (8,192 tokens a step, 1,024 sequences): another model, card or version can lie outside. Several ranks were 2 and 4, whose NCCL buffers are in the figures.",
     "assume_vllm_card": "{available} is the least that CUDA was seen to tell of a {name}, and one that tells more has more for the cache (--memory names it).",

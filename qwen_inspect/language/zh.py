@@ -1427,7 +1427,7 @@ TEXT: dict[str, str] = {
     "vllm_budget_below_block": "{budget} 的预算放不下此模型的一块（{block}）",
     "llama_cpp_tensor": "尚不清楚 llama.cpp 把张量 {name} 放在哪里",
     "llama_cpp_form": "尚不清楚 {found} 的 GGUF 文件内容，只支持 {known} 的未量化权重；请直接用该文件查询",
-    "assume_vllm_version": "按 vLLM {version} 及其默认设置推算：混合模型不启用前缀缓存，不用投机解码，无流水线并行和数据并行。其他版本会有不同。",
+    "assume_vllm_version": "按 vLLM {version} 及其默认设置推算：混合模型不启用前缀缓存，不用投机解码，无流水线并行和数据并行。其他版本会有不同：0.33.0 打印的 token 数是最大并发乘以 max_model_len。",
     "assume_vllm_groups": "各组层共用这些块，而 vLLM 0.19 打印的 token 数按各组均分计算：实际能容纳多少应看最大并发。",
     "assume_vllm_logs": "范围取自 vLLM 0.19.0 在 H100 80GB（79.19 GiB）上为 {models} 打印的日志（每步 8,192 个 token、1,024 条序列）：其他模型、显卡或版本可能落在范围之外。多 rank 的日志为 2 个和 4 个，数值含 NCCL 缓冲区。",
     "assume_vllm_card": "{available} 是见过的 CUDA 对 {name} 报告的最小显存，报告更多的显卡留给缓存的也更多（可用 --memory 指定）。",
