@@ -267,7 +267,7 @@ ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
         *("mode", "new_tokens", "attention", "load"),
         *("optimizer", "checkpointing", "trained", "lora", "lora_targets", "accumulate"),
     ),
-    "vllm": ("utilization", "kv_budget", "tp"),
+    "vllm": ("utilization", "kv_budget", "tp", "max_num_batched_tokens"),
     "llama.cpp": ("ngl", "cache_type_k", "cache_type_v"),
 }
 
@@ -305,6 +305,7 @@ def _serving(options: argparse.Namespace) -> Serving | None:
         ranks=options.tp,
         utilization=options.utilization,
         kv_budget_bytes=None if options.kv_budget is None else options.kv_budget[1],
+        step_tokens=options.max_num_batched_tokens,
         offloaded=options.ngl,
     )
 
@@ -770,6 +771,8 @@ def _fit_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--utilization", type=_share(say), metavar="SHARE", help=say("help_utilization"))
     command.add_argument("--kv-budget", type=_size(say), metavar="SIZE", help=say("help_kv_budget"))
     command.add_argument("--tp", type=_positive(say), default=1, metavar="N", help=say("help_tp"))
+    step_help = say("help_max_num_batched_tokens")
+    command.add_argument("--max-num-batched-tokens", type=_tokens(say), metavar="TOKENS", help=step_help)
     command.add_argument("--ngl", type=_layers(say), metavar="N", help=say("help_ngl"))
     command.add_argument("--cache-type-k", default="auto", metavar="FORMAT", help=say("help_cache_type_k"))
     command.add_argument("--cache-type-v", default="auto", metavar="FORMAT", help=say("help_cache_type_v"))

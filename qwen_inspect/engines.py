@@ -15,7 +15,8 @@ ENGINES = ("vllm", "llama.cpp")
 class Serving:
     """What to serve with. context_tokens: of one sequence, prompt and answer; the model's own limit where None.
 
-    vLLM: ranks, utilization of a card (0.9 where None) or a known kv_budget_bytes. llama.cpp: offloaded, --ngl (all where None).
+    vLLM: ranks, utilization of a card (0.9 where None) or a known kv_budget_bytes, and step_tokens, the most of one step (where
+    None, as its server takes them for the card). llama.cpp: offloaded, as --ngl (all where None).
     cache_formats: K's and V's.
     """
 
@@ -26,6 +27,7 @@ class Serving:
     ranks: int = 1
     utilization: float | None = None
     kv_budget_bytes: int | None = None
+    step_tokens: int | None = None
     offloaded: int | None = None
 
 

@@ -121,8 +121,10 @@ class VllmDemand:
             raise UnsupportedError("vllm_cache_format", found=self.format.name, known=", ".join(BLOCK_FORMATS[1:]))
         self.pool = self._pool(attention, gpu)
         self.most_context_tokens = report.spec.context_tokens
-        memory_bytes = gpu.available_bytes
-        self.step_tokens = None if self.budget_given else vllm.batched_tokens(memory_bytes, gpu.name)
+        by_default = None if self.budget_given else vllm.batched_tokens(gpu.available_bytes, gpu.name)
+        self.step_tokens = serving.step_tokens or by_default
+        if self.step_tokens is None and any(group.window_tokens for group in self.pool.groups):
+            raise UsageError("vllm_step_needed")
 
     def _pool(self, attention: AttentionReport, gpu: Gpu) -> BlockPool:
         config, ranks = self._report.config or {}, self._serving.ranks

@@ -154,6 +154,16 @@ def test_what_engines_reserve_of_a_hybrid_is_known() -> None:
     assert found.size_bytes == (482 + 3) * 12 * 544 * 2 * 2 * 256 * 2
 
 
+def test_a_published_log_of_windows_is_met() -> None:
+    """vLLM 0.19.0, gemma-3-27b-it, H100, 8,192 tokens a step: 19.53 GiB, 36,560 tokens, 4.46x for 8,192 tokens
+    (llm-d-incubation/llm-d-planner @d3121e05, accuracy/results/v0.19.0/logs). Every sixth of 62 layers sees all tokens."""
+    layers = [softmax(16, 128, None if index % 6 == 5 else 1024) for index in range(62)]
+    pool = pool_of(layers, "bfloat16")
+    least, exact, most = (pool.blocks(int((19.53 + half) * 2**30)) for half in (-0.005, 0, 0.005))
+    assert pool.tokens(least, 8192) <= 36_560 <= pool.tokens(most, 8192)
+    assert f"{exact / (pool.sequence_blocks(8192, 8192) or 0):.2f}" == "4.46"
+
+
 def test_a_recurrent_state_is_the_models_dtype_unless_vllm_reads_another() -> None:
     text = {"mamba_ssm_dtype": "float32"}
     named = {"architectures": ["Qwen3_5ForConditionalGeneration"], "text_config": text}

@@ -390,6 +390,22 @@ def test_packed_weights_are_shared_by_ranks_too(ranks: int) -> None:
     assert vocabulary < rank_bytes(packed, ranks) < vocabulary + (rank_bytes(dense, ranks) - vocabulary) * 0.51
 
 
+def test_windows_need_the_tokens_of_a_step(tmp_path: Path) -> None:
+    """Mistral's layers all have a window: one group, and a sequence of any length takes no more blocks than window and step."""
+    config = {**TINY_QWEN3, "architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 64}
+    write_config(tmp_path, config)
+    report, budget = inspect(str(tmp_path)), budget_card(2**20)
+    asked = replace(VLLM, context_tokens=512, kv_budget_bytes=2**20)
+    with pytest.raises(UsageError):
+        serve(report, asked, [budget])
+    reserve = serve(report, replace(asked, step_tokens=128), [budget]).cards[0].reserve
+    assert isinstance(reserve, VllmReserve)
+    assert (
+        reserve.least.sequence_blocks == 12 + 1
+    )  # 63 + 128 tokens in blocks of 16, and one for where the window begins
+    assert reserve.least.most_context_tokens is None
+
+
 def test_a_model_without_a_limit_needs_a_context() -> None:
     report = replace(REPORT, design=replace(REPORT.known, spec=replace(REPORT.spec, context_tokens=None)))
     with pytest.raises(UsageError):

@@ -104,7 +104,9 @@ def _capacity_table(card: EngineCard, reserve: VllmReserve, found: ServingReport
     def concurrency(end: Capacity) -> str:
         return f"{end.concurrency:,.2f}×"
 
-    most = [count(end.most_context_tokens) for end in ends]
+    most = [
+        say("serving_endless") if end.most_context_tokens is None else count(end.most_context_tokens) for end in ends
+    ]
     rows = [
         row(say("row_budget"), [_signed(end.budget_bytes) for end in ends]),
         row(say("row_blocks"), [count(end.blocks) for end in ends]),
