@@ -11,7 +11,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from . import __version__
 from .language import LANGUAGES, Language, language_of
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .engines import Serving
     from .fitting import Gpu
     from .loaders.resolve import Access
+    from .ranks import Parallelism
     from .report.memory import MemoryReport, Run
     from .report.model import Report
 
@@ -100,6 +101,7 @@ def _show(options: argparse.Namespace, say: Language) -> int:
     _check_prompt_options(options)
     serving = _serving(options) if options.command == "fit" else None
     cards = _cards(options) if options.command == "fit" else ()
+    how = _parallelism(options) if options.command == "memory" else None
     if options.command == "models":
         subject: object = pipeline.models()
         report = None
@@ -124,7 +126,7 @@ def _show(options: argparse.Namespace, say: Language) -> int:
             batch=getattr(options, "batch", 1),
             context=getattr(options, "context", None),
             cache_format=getattr(options, "cache_dtype", "auto"),
-            ranks=getattr(options, "tp", 1),
+            ranks=getattr(options, "tp", None) or 1,
             dtype=getattr(options, "dtype", None),
             group_size=getattr(options, "group_size", None),
             trust_remote_code=options.trust_remote_code,
@@ -132,7 +134,10 @@ def _show(options: argparse.Namespace, say: Language) -> int:
         if getattr(options, "prompt", None) is not None:
             subject = report = _with_generation(report, options)
         if options.command == "memory":
-            memory = _memory(report, options, say)
+            from dataclasses import replace
+
+            shared = _over_devices(report, how, options)  # what cannot be is refused before anything is traced
+            memory = replace(_memory(report, options, say), **shared)
             if options.format == "html":
                 from .prediction import explored
 
@@ -211,6 +216,47 @@ def _memory(report: Report, options: argparse.Namespace, say: Language) -> Memor
     if options.plot is not None:
         _draw_course(memory, options.plot, options, say)
     return memory
+
+
+SHARED_BY = ("tp", "pp", "ep", "fsdp")
+
+
+def _parallelism(options: argparse.Namespace) -> Parallelism | None:
+    """How several ranks share the model, None where none do; refuses options that contradict each other."""
+    from .errors import UsageError
+
+    given = [f"--{name}" for name in SHARED_BY if getattr(options, name) is not None]
+    if options.zero_stage is not None and options.fsdp is None:
+        raise UsageError("option_needs", option="--zero-stage", other="--fsdp")
+    if options.device_memory is not None and options.device_map is None:
+        raise UsageError("option_needs", option="--device-memory", other="--device-map")
+    several = [*given, *(["--device-map"] if options.device_map is not None else [])]
+    others = ("--device-map", options.device_map), ("--device", options.device)
+    for other, value in others:
+        if value is not None and several and several != [other]:
+            raise UsageError("options_exclude", option=several[0], other=other)
+    if not given:
+        return None
+    from .ranks import Parallelism
+
+    return Parallelism(
+        tensor=options.tp or 1,
+        pipeline=options.pp or 1,
+        expert=options.ep or 1,
+        fsdp=options.fsdp or 1,
+        zero_stage=options.zero_stage or 3,
+    )
+
+
+def _over_devices(report: Report, how: Parallelism | None, options: argparse.Namespace) -> dict[str, Any]:
+    """What each rank or device holds, as fields of a MemoryReport; nothing where none are asked for."""
+    if how is None and options.device_map is None:
+        return {}
+    from .distribution import device_map_report, ranks_report
+
+    if how is not None:
+        return {"ranks": ranks_report(report, _run_of(options), how)}
+    return {"device_map": device_map_report(report, _run_of(options), options.device_memory)}
 
 
 def _memory_verdict(memory: MemoryReport, options: argparse.Namespace, say: Language) -> int:
@@ -755,6 +801,11 @@ def _memory_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--random-weights", action="store_true", help=say("help_random_weights"))
     command.add_argument("--force", action="store_true", help=say("help_force"))
     command.add_argument("--snapshot", metavar="FILE", help=say("help_snapshot"))
+    for name in SHARED_BY:
+        command.add_argument(f"--{name}", type=_positive(say), metavar="N", help=say(f"help_ranks_{name}"))
+    command.add_argument("--zero-stage", type=int, choices=(1, 2, 3), help=say("help_zero_stage"))
+    command.add_argument("--device-map", choices=("auto",), help=say("help_device_map"))
+    command.add_argument("--device-memory", type=_capacities(say), metavar="SIZES", help=say("help_device_memory"))
 
 
 def _fit_options(command: argparse.ArgumentParser, say: Language) -> None:
@@ -893,3 +944,26 @@ class _size:
             return text, parse_size(text)
         except ValueError:
             raise argparse.ArgumentTypeError(self._say("usage_size", text=text)) from None
+
+
+class _capacities:
+    """Reads sizes of devices such as 24GiB,24GiB,cpu=64GiB, in bytes: GPUs by their order, then others by name."""
+
+    def __init__(self, say: Language) -> None:
+        self._say = say
+
+    def __call__(self, text: str) -> dict[str, int]:
+        from .units import parse_size
+
+        found: dict[str, int] = {}
+        for item in text.split(","):
+            name, _, size = item.rpartition("=")
+            device = name.strip() or str(sum(map(str.isdigit, found)))
+            try:
+                size_bytes = parse_size(size.strip())
+            except ValueError:
+                size_bytes = 0
+            if not size_bytes or device in found or (device != "cpu" and not device.isdigit()) or len(device) > 4:
+                raise argparse.ArgumentTypeError(self._say("usage_capacities", text=text))
+            found[device] = size_bytes
+        return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..checkpoint import ModelRef, Tensor
@@ -21,6 +21,9 @@ from ..report.whole import WholeReport
 from ..spec import Module
 from ..training import Training
 from .dtypes import by_dtype
+
+if TYPE_CHECKING:
+    from ..ranks import DeviceMapReport, RankBytes, RanksReport
 
 SCHEMA_VERSION = 1
 
@@ -307,10 +310,14 @@ def _memory(memory: MemoryReport, say: Language) -> dict[str, Any]:
             **_workload(run),
             "dtype": str(memory.report.spec.dtype) if memory.report.design else None,
             "cache_dtype": memory.report.cache.dtype if memory.report.design else None,
+            **_degrees(memory.ranks),
         },
         "training": None if memory.training is None else _training(memory.training, run),
         "predicted": _footprint(memory.predicted, run, say),
         "measured": None if memory.measured is None else _measured(memory.measured, run, say),
+        "ranks": None if memory.ranks is None else [_rank(one) for one in memory.ranks.ranks],
+        "rank_assumptions": [] if memory.ranks is None else [say(message) for message in memory.ranks.assumptions],
+        "device_map": None if memory.device_map is None else _device_map(memory.device_map, say),
         "calibration": None if run.calibration is None else asdict(run.calibration),
         "differences": [_memory_difference(one, say) for one in memory.differences],
     }
@@ -366,6 +373,47 @@ def _workload(run: Run) -> dict[str, Any]:
         "tp": 1,
         "gpu": run.gpu,
         "load": run.loader,
+    }
+
+
+def _degrees(ranks: RanksReport | None) -> dict[str, Any]:
+    how = None if ranks is None else ranks.parallelism
+    return {
+        "tp": how.tensor if how else 1,
+        "pp": how.pipeline if how else 1,
+        "ep": how.expert if how else 1,
+        "fsdp": how.fsdp if how else 1,
+        "zero_stage": how.zero_stage if how and how.fsdp > 1 else None,
+    }
+
+
+def _rank(one: RankBytes) -> dict[str, Any]:
+    terms = ("weights", "replicated", "padding", "buffers", "cache", "state", "gradients", "optimizer", "gathered")
+    return {
+        "ranks": list(one.ranks),
+        "layers": None if one.layers is None else list(one.layers),
+        "experts": one.experts,
+        **{f"{term}_bytes": getattr(one, term) for term in terms},
+        "activation_bytes": None,
+        "communication_bytes": None,
+        "total_bytes": one.total,
+    }
+
+
+def _device_map(found: DeviceMapReport, say: Language) -> dict[str, Any]:
+    return {
+        "devices": [
+            {
+                "device": one.device,
+                "capacity_bytes": one.capacity_bytes,
+                "modules": list(one.modules),
+                "weights_bytes": one.weights,
+                "buffers_bytes": one.buffers,
+            }
+            for one in found.devices
+        ],
+        "provenance": found.made_by,
+        "assumptions": [say(message) for message in found.assumptions],
     }
 
 

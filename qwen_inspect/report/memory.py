@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ..errors import QwenInspectError
     from ..exploration import Exploration
     from ..language import Message
+    from ..ranks import DeviceMapReport, RanksReport
     from ..training import Training
     from .course import Course
     from .measurement import Calibration, Difference, Measurement
@@ -148,6 +149,7 @@ class MemoryReport:
 
     exploration: the run for any other workload, for a page; None where nobody asked for it, or where it is not known.
     training: what is trained; None where the run does not train, or where the architecture is not known.
+    ranks, device_map: the model over several devices, where that was asked for; `predicted` is for one all the same.
     """
 
     report: Report
@@ -158,3 +160,5 @@ class MemoryReport:
     measured: Measurement | None = None
     differences: tuple[Difference, ...] = ()
     exploration: Exploration | None = field(default=None, compare=False)
+    ranks: RanksReport | None = None
+    device_map: DeviceMapReport | None = None

@@ -32,7 +32,8 @@ def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:
         Heading(say("heading_run")),
         run_fields(memory, say),
         *training_blocks(memory, say),
-        Heading(say("heading_footprint")),
+        *_several_devices(memory, say),
+        Heading(say("heading_footprint" if _on_one_device(memory) else "heading_footprint_one")),
         term_table(footprint, say),
     ]
     if footprint.peak is None:
@@ -44,6 +45,21 @@ def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:
         Items([say(message) for message in footprint.assumptions]),
     ]
     return [*made, *(live_blocks(memory, say) if view.live else [])]
+
+
+def _on_one_device(memory: MemoryReport) -> bool:
+    return memory.ranks is None and memory.device_map is None
+
+
+def _several_devices(memory: MemoryReport, say: Language) -> list[Block]:
+    if _on_one_device(memory):
+        return []
+    from .ranks import device_map_blocks, ranks_blocks
+
+    return [
+        *([] if memory.ranks is None else ranks_blocks(memory.ranks, say)),
+        *([] if memory.device_map is None else device_map_blocks(memory.device_map, say)),
+    ]
 
 
 def live_blocks(memory: MemoryReport, say: Language) -> list[Block]:

@@ -1,0 +1,105 @@
+"""The model over several devices: what each rank holds, or what accelerate puts on each device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...language import Language
+from ...ranks import DeviceMapReport, Parallelism, RankBytes, RanksReport
+from ...units import UNKNOWN, count, size
+from ..blocks import Block, Heading, Items, Table
+
+MOST_NAMES = 12
+TERMS = ("weights", "replicated", "padding", "buffers", "cache", "state", "gradients", "optimizer", "gathered")
+# Shown only where there is something of them.
+OF_SOME_RANKS = ("padding", "cache", "state", "gradients", "optimizer", "gathered")
+
+
+def ranks_blocks(report: RanksReport, say: Language) -> list[Block]:
+    return [
+        Heading(say("heading_ranks", how=described(report.parallelism, say))),
+        rank_table(report.ranks, say),
+        Items([say(message) for message in report.assumptions]),
+    ]
+
+
+def described(how: Parallelism, say: Language) -> str:
+    """Its degrees above 1: `TP 4`, or that one rank has all."""
+    degrees = (("TP", how.tensor), ("PP", how.pipeline), ("EP", how.expert), ("FSDP", how.fsdp))
+    named = [f"{name} {ranks}" for name, ranks in degrees if ranks > 1]
+    if how.fsdp > 1:
+        named.append(f"ZeRO {how.zero_stage}")
+    return say("comma").join(named) or say("one_rank")
+
+
+def rank_table(ranks: Sequence[RankBytes], say: Language) -> Table:
+    """A row for each kind of rank; terms that no rank has are left out."""
+    terms = [term for term in TERMS if term not in OF_SOME_RANKS or any(getattr(one, term) != 0 for one in ranks)]
+    if all(one.gathered is None for one in ranks):
+        terms = [term for term in terms if term != "gathered"]
+    staged, with_experts = any(one.layers for one in ranks), any(one.experts for one in ranks)
+    rows = [
+        [
+            rank_names(one.ranks),
+            *([_span(one.layers)] if staged else []),
+            *([count(one.experts)] if with_experts else []),
+            *(count(getattr(one, term)) for term in terms),
+            UNKNOWN,
+            count(one.total),
+            size(one.total),
+        ]
+        for one in ranks
+    ]
+    columns = [
+        "rank",
+        *(["layers"] if staged else []),
+        *(["experts"] if with_experts else []),
+        *terms,
+        "activations",
+        "total_bytes",
+        "total",
+    ]
+    return Table([say(f"column_rank_{name}") for name in columns], rows, "l" + "r" * (len(columns) - 1))
+
+
+def rank_names(ranks: Sequence[int]) -> str:
+    """Ranks as runs: `0, 2-5`."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1][1:] = [rank]
+        else:
+            runs.append([rank])
+    return ", ".join("-".join(map(str, run)) for run in runs)
+
+
+def _span(layers: tuple[int, int] | None) -> str:
+    if layers is None or layers[0] == layers[1]:
+        return UNKNOWN
+    first, end = layers
+    return str(first) if end == first + 1 else f"{first}-{end - 1}"
+
+
+def _module_names(modules: Sequence[str], say: Language) -> str:
+    shown = [name or say("whole_model") for name in modules[:MOST_NAMES]]
+    return ", ".join([*shown, *(["…"] if len(modules) > MOST_NAMES else [])]) or UNKNOWN
+
+
+def device_map_blocks(report: DeviceMapReport, say: Language) -> list[Block]:
+    names = ("device", "capacity", "weights", "buffers", "total", "modules")
+    rows = [
+        [
+            one.device,
+            size(one.capacity_bytes),
+            count(one.weights),
+            count(one.buffers),
+            size(one.weights + one.buffers),
+            _module_names(one.modules, say),
+        ]
+        for one in report.devices
+    ]
+    return [
+        Heading(say("heading_device_map", versions=report.made_by)),
+        Table([say(f"column_rank_{name}") for name in names], rows, "lrrrrl"),
+        Items([say(message) for message in report.assumptions]),
+    ]
