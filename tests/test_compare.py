@@ -23,6 +23,7 @@ from qwen_inspect.renderers.document import View, document
 from qwen_inspect.side_by_side import compare
 
 from .conftest import TINY_QWEN3, run, write_config, write_sparse
+from .test_bad_input import Capture
 from .test_html import ATTACKS, opened
 from .test_memory import a_run
 from .test_output import HOSTILE_NAMES
@@ -53,7 +54,7 @@ def test_models_stand_side_by_side_with_their_figures() -> None:
     assert found["components", "router"] == [0, 0, 12_582_912]  # 48 layers x 128 experts x 2048
 
 
-def test_linear_attention_stands_beside_softmax() -> None:
+def test_linear_attention_stands_beside_softmax(capsys: Capture) -> None:
     rows = compared(LARGE, "catalog:Qwen/Qwen3-Next-80B-A3B-Instruct")["side_by_side"]["facts"]
     found = {(row["layer_kind"], row["name"]): row["values"] for row in rows if row["section"] == "attention"}
     # The release's configuration: 48 layers, every fourth full; linear_num_key_heads and linear_num_value_heads.
@@ -126,7 +127,7 @@ def tuned(tiny_qwen3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stored(tmp_path_factory.mktemp("tuned"), typed, vocab_size=258)
 
 
-def test_each_tensors_change_is_named(tiny_qwen3: Path, tuned: Path) -> None:
+def test_each_tensors_change_is_named(tiny_qwen3: Path, tuned: Path, capsys: Capture) -> None:
     found = compared(tiny_qwen3, tuned)["side_by_side"]["tensors"][0]
     assert (found["base_origin"], found["origin"]) == ("stored", "stored")
     assert [(one["kind"], one["name"]) for one in found["changes"]] == [
@@ -141,7 +142,9 @@ def test_each_tensors_change_is_named(tiny_qwen3: Path, tuned: Path) -> None:
     assert found["equal"] == 21  # 2 layers x 11, the embedding and the last norm: 24, less the three above
 
 
-def test_a_configuration_alone_is_held_against_files_by_theory(tiny_qwen3: Path, tmp_path: Path) -> None:
+def test_a_configuration_alone_is_held_against_files_by_theory(
+    tiny_qwen3: Path, tmp_path: Path, capsys: Capture
+) -> None:
     config = write_config(tmp_path / "alone", json.loads((tiny_qwen3 / "config.json").read_text(encoding="utf-8")))
     found = compared(tiny_qwen3, config)["side_by_side"]["tensors"][0]
     assert (found["base_origin"], found["origin"], found["changes"]) == ("stored", "theory", [])

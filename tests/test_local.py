@@ -17,6 +17,7 @@ from qwen_inspect.pipeline import inspect
 from qwen_inspect.report.model import Report
 
 from .conftest import TINY_QWEN3, run, write_config, write_sharded, write_sparse
+from .test_bad_input import Capture, invoke
 
 TINY_QWEN2 = {**TINY_QWEN3, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": False}
 TINY_QWEN3_MOE = {
@@ -355,12 +356,14 @@ def test_a_mixture_without_experts_is_dense_as_transformers_builds_it(tmp_path: 
     assert report.parameters.active == report.parameters.theory
 
 
-def test_what_is_stored_or_written_is_shown_though_its_architecture_is_not_known(tmp_path: Path) -> None:
+def test_what_is_stored_or_written_is_shown_though_its_architecture_is_not_known(
+    tmp_path: Path, capsys: Capture
+) -> None:
     write_config(tmp_path, {"model_type": "qwen", "hidden_size": 8})
-    shown = run("config", tmp_path)
+    shown = invoke(capsys, "config", tmp_path)
     assert shown.code == 0
     assert "hidden_size" in shown.out
-    refused = run("params", tmp_path)
+    refused = invoke(capsys, "params", tmp_path)
     assert refused.code == 7
     assert "weights command" not in refused.err  # nothing is stored
 

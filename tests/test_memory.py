@@ -30,6 +30,7 @@ from qwen_inspect.report.memory import Footprint, Run
 from qwen_inspect.timeline import Allocate, Event
 
 from .conftest import TINY_QWEN3, run, write_config
+from .test_bad_input import Capture, invoke
 from .test_local import FAMILIES
 from .test_rendering import SCHEMA
 
@@ -204,9 +205,9 @@ def test_a_plain_install_predicts_from_shipped_traces_and_says_what_it_does_not_
     assert trained["peak_allocated_bytes"] is None
 
 
-def test_what_cannot_be_traced_is_refused_but_what_the_formula_knows_is_said(tmp_path: Path) -> None:
+def test_what_cannot_be_traced_is_refused_but_what_the_formula_knows_is_said(tmp_path: Path, capsys: Capture) -> None:
     write_config(tmp_path, {**TINY_QWEN3, "architectures": ["Qwen3Model"]})  # no head: nothing to generate with
-    shown = run("memory", tmp_path, "--format", "json", "--lang", "en")
+    shown = invoke(capsys, "memory", tmp_path, "--format", "json", "--lang", "en")
     assert shown.code == 7
     assert "no language-modeling head" in shown.err
     content = json.loads(shown.out)
@@ -220,19 +221,19 @@ def test_what_cannot_be_traced_is_refused_but_what_the_formula_knows_is_said(tmp
     assert content["predicted"]["weights_bytes"] == 2 * sum(one.numel() for one in model.parameters())
 
 
-def test_of_an_unknown_architecture_the_stored_weights_are_said(tmp_path: Path) -> None:
+def test_of_an_unknown_architecture_the_stored_weights_are_said(tmp_path: Path, capsys: Capture) -> None:
     import torch
     from safetensors.torch import save_file
 
     write_config(tmp_path, {"model_type": "of_tomorrow", "architectures": ["TomorrowForCausalLM"]})
     save_file({"w": torch.zeros(3, 5, dtype=torch.float16), "v": torch.zeros(7)}, str(tmp_path / "model.safetensors"))
-    shown = run("memory", tmp_path, "--format", "json", "--lang", "en")
+    shown = invoke(capsys, "memory", tmp_path, "--format", "json", "--lang", "en")
     assert shown.code == 7
     assert "of_tomorrow" in shown.err
     predicted = json.loads(shown.out)["predicted"]
     assert (predicted["method"], predicted["weights_bytes"]) == ("stored", 3 * 5 * 2 + 7 * 4)
     assert {predicted[name] for name in ("cache_bytes", "steady_allocated_bytes", "peak_allocated_bytes")} == {None}
-    assert run("memory", tmp_path).code == 7
+    assert invoke(capsys, "memory", tmp_path).code == 7
 
 
 def test_a_cache_that_transformers_does_not_hold_is_counted_by_formula() -> None:
@@ -292,8 +293,8 @@ def test_a_context_beyond_the_models_positions_is_a_notice() -> None:
     assert "65,664 tokens are more than the 40,960" in shown.out
 
 
-def test_a_model_in_another_dtype_takes_other_bytes() -> None:
-    shown = json.loads(run("memory", "--dtype", "float32", "--format", "json").out)
+def test_a_model_in_another_dtype_takes_other_bytes(capsys: Capture) -> None:
+    shown = json.loads(invoke(capsys, "memory", "--dtype", "float32", "--format", "json").out)
     assert shown["predicted"]["weights_bytes"] == 4 * 596_049_920
 
 
@@ -337,7 +338,7 @@ def test_a_model_without_a_shipped_trace_is_traced_once_and_kept(tmp_path: Path)
     assert json.loads(again.stdout)["predicted"] == json.loads(first.out)["predicted"]
 
 
-def test_training_is_a_sum_of_weights_gradients_states_and_activations() -> None:
+def test_training_is_a_sum_of_weights_gradients_states_and_activations(capsys: Capture) -> None:
     found = of("Qwen/Qwen3-0.6B", mode="train", prompt_tokens=256)
     assert found.peak is not None
     # AdamW holds two states in the parameters' dtype for each of them; gradients are dropped after the step.

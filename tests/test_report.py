@@ -226,7 +226,16 @@ def assert_says_nothing_untrue(whole: WholeReport) -> None:
         assert not re.search(r"\{[a-z_]+\}", text), "a placeholder was left unfilled"
 
 
-@pytest.mark.parametrize("model", sorted(catalog.entries()))
+# Hybrids, which have no kept traces, by one of each family.
+TRACED = ("Qwen/Qwen3-Next-80B-A3B-Instruct", "Qwen/Qwen3.5-27B", "Qwen/Qwen3.5-35B-A3B")
+RELEASED = [
+    name
+    for name, entry in sorted(catalog.entries().items())
+    if name in TRACED or not entry["config"]["model_type"].startswith(("qwen3_next", "qwen3_5"))
+]
+
+
+@pytest.mark.parametrize("model", RELEASED)
 def test_no_sentence_is_untrue_of_a_released_model(model: str) -> None:
     assert_says_nothing_untrue(whole_of(f"catalog:{model}"))
 
@@ -332,7 +341,7 @@ def test_a_hostile_name_stays_a_name(
         done = invoke(capsys, "report", f"./{name}", "--lang", language, "-o", tmp_path / "out")
         assert done.code == 0, done.err
     written = sorted((tmp_path / "out").iterdir())
-    assert len(written) == 6
+    assert len(written) == 8  # each language: the document, two pictures, the record
     for path in written:
         assert re.fullmatch(r"[\w.-]+", path.name)
         assert not path.name.startswith((".", "-"))

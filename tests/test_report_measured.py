@@ -20,7 +20,6 @@ from qwen_inspect.pipeline import inspect
 from qwen_inspect.renderers.json import render
 from qwen_inspect.report.memory import Run
 
-from .conftest import run
 from .test_bad_input import Capture, invoke, refusal
 from .test_local import FAMILIES
 from .test_output import markdown_tables
@@ -86,8 +85,8 @@ def _number(cell: str) -> int:
     return int(cell.replace(",", "").replace("+", ""))
 
 
-def test_the_json_of_a_report_has_the_measurement_and_fits_the_schema(model: Path, kept: Path) -> None:
-    done = run("report", model, "--measured", kept, "--format", "json")
+def test_the_json_of_a_report_has_the_measurement_and_fits_the_schema(model: Path, kept: Path, capsys: Capture) -> None:
+    done = invoke(capsys, "report", model, "--measured", kept, "--format", "json")
     content = json.loads(done.out)
     jsonschema.validate(content, SCHEMA)
     (one,) = content["measured"]
