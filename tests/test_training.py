@@ -24,6 +24,7 @@ from qwen_inspect.errors import UnsupportedError
 from qwen_inspect.pipeline import inspect
 from qwen_inspect.prediction import predict, timeline_of
 from qwen_inspect.report.memory import MemoryReport, Run
+from qwen_inspect.side_by_side import compare
 
 from .conftest import write_config
 from .small_models import small_config
@@ -290,6 +291,18 @@ def test_every_format_tells_what_is_trained(tmp_path: Path, capsys: pytest.Captu
             text = shown("--lang", language, "--format", form)
             assert said in text
             assert "adamw_foreach" in text
+
+
+def test_models_are_compared_by_what_is_trained(tmp_path: Path) -> None:
+    paths = [str(write_config(tmp_path / family, FAMILIES[family])) for family in ("qwen2", "qwen3")]
+    chosen = Run(mode="train", prompt_tokens=16, lora_rank=4, lora_targets=("q_proj",))
+    compared = compare(paths, chosen).models
+    assert compared is not None
+    rows = {row.name: row.values for row in compared.facts if row.section == "memory"}
+    assert rows["trainable"] == (1024, 1024)  # two layers, 4 x (64 + 64)
+    assert rows["adapters"] == (4096, 4096)
+    assert rows["optimizer"] == (8192, 8192)
+    assert "cache" not in rows
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,12 @@ def _memory_rows(memories: Sequence[MemoryReport | None]) -> Iterator[FactRow]:
     peaks = [None if one is None else one.predicted.peak for one in memories]
     methods = tuple(None if one is None else one.predicted.method for one in memories)
     yield FactRow(section="memory", name="method", values=methods)
-    for term in ("weights", "cache", "state"):
+    trained = [None if one is None else one.training for one in memories]
+    if any(trained):
+        trainable = tuple(None if one is None else one.trainable for one in trained)
+        yield FactRow(section="memory", name="trainable", values=trainable, unit="parameters")
+    kept = ("weights", "adapters", "gradients", "optimizer") if any(trained) else ("weights", "cache", "state")
+    for term in kept:
         yield FactRow(section="memory", name=term, values=steady(term), unit="bytes")
     activations = tuple(None if peak is None else peak.activations for peak in peaks)
     yield FactRow(section="memory", name="activations", values=activations, unit="bytes")
