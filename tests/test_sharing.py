@@ -210,6 +210,15 @@ def test_more_ranks_never_hold_more_each(name: str, way: str) -> None:
     assert largest == sorted(largest, reverse=True)
 
 
+@pytest.mark.parametrize(("ranks", "weights", "optimizer"), [(2, 460_472, 1_381_416), (4, 460_480, 690_720)])
+def test_stage_1_is_deepspeeds(ranks: int, weights: int, optimizer: int, tmp_path: Path) -> None:
+    """The figures are those of DeepSpeed 0.19.8, run on CPU: storages of the parameters, of AdamW's states and of the float32 copy
+    on each rank; all gradients, 460,472 bytes, at the end of the backward."""
+    write_config(tmp_path, MODELS["qwen3"] | {"vocab_size": 133, "hidden_size": 63})
+    (one,) = ranks_report(inspect(str(tmp_path)), a_run(mode="train"), Parallelism(fsdp=ranks, zero_stage=1)).ranks
+    assert (one.weights, one.gradients, one.optimizer) == (weights, 460_472, optimizer)
+
+
 def test_frozen_parameters_have_no_gradients_and_no_states() -> None:
     (one,) = found("Qwen/Qwen3-0.6B", Parallelism(fsdp=2), mode="train", trained=r"\.norm\.weight$")
     assert (one.gradients, one.optimizer) == (1024 * 2 // 2, 2 * 1024 * 2 // 2)

@@ -694,7 +694,7 @@ TEXT: dict[str, str] = {
     "assume_ranks_expert": "Expert parallelism over {ranks} ranks: each holds whole experts; where no --tp or --fsdp is given, everything else is cut by the tensor-parallel plan on the same ranks, which transformers asks for",
     "assume_ranks_pipeline": "Stages as transformers 5.23 deals out layers: as many to each, the remainder to the last; the embedding on the first (tied, a copy on the last too), norm and head on the last. vLLM and torch.distributed.pipelining split otherwise",
     "assume_ranks_batch": "The batch is each rank's own",
-    "assume_zero_1": "ZeRO stage 1 as DeepSpeed does it, with one group of parameters: weights and gradients whole, a float32 copy and AdamW's two float32 numbers shared out",
+    "assume_zero_1": "ZeRO stage 1 as DeepSpeed does it, with one group of parameters: weights whole, gradients whole at the end of the backward (of which each rank then keeps its part), a float32 copy and AdamW's two float32 numbers shared out",
     "assume_zero_2": "ZeRO stage 2 as FSDP2 does it (reshard_after_forward=False): weights at rest, gradients and optimizer states by rows; gathered weights stay until the backward is over",
     "assume_zero_3": "ZeRO stage 3 as FSDP2 does it (reshard_after_forward=True): weights, gradients and optimizer states by rows, each tensor filled up to equal parts for all ranks",
     "assume_gathered": "Gathered at most, beside the total: the units that transformers' FSDP plan keeps, what lies in no unit, and the largest layer; what is gathered ahead of time on a GPU is not counted",

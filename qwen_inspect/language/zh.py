@@ -694,7 +694,7 @@ TEXT: dict[str, str] = {
     "assume_ranks_expert": "专家并行，{ranks} 个 rank 各持有若干完整专家；未给出 --tp 或 --fsdp 时，其余部分按张量并行方案切在同样的 rank 上，transformers 要求如此",
     "assume_ranks_pipeline": "各级的层按 transformers 5.23 分配：每级同样多，余数归最后一级；嵌入在第一级（权重绑定时最后一级另存一份），末尾的归一化与输出层在最后一级。vLLM 与 torch.distributed.pipelining 的切法不同",
     "assume_ranks_batch": "batch 指每个 rank 自己的 batch",
-    "assume_zero_1": "ZeRO 第 1 阶段按 DeepSpeed 的做法（一个参数组）：权重与梯度完整，float32 副本与 AdamW 的两个 float32 数由各 rank 分摊",
+    "assume_zero_1": "ZeRO 第 1 阶段按 DeepSpeed 的做法（一个参数组）：权重完整，反向结束时梯度完整（随后各 rank 只留自己的部分），float32 副本与 AdamW 的两个 float32 数由各 rank 分摊",
     "assume_zero_2": "ZeRO 第 2 阶段按 FSDP2 的做法（reshard_after_forward=False）：平时的权重、梯度与优化器状态按行分摊；聚合后的权重保留到反向结束",
     "assume_zero_3": "ZeRO 第 3 阶段按 FSDP2 的做法（reshard_after_forward=True）：权重、梯度与优化器状态按行分摊，每个张量填充到各 rank 等长",
     "assume_gathered": "聚合的权重（不在合计内）最多为：transformers 的 FSDP 方案所保留的单元、不属于任何单元的部分、以及最大的一层；GPU 上提前聚合的部分不计",
