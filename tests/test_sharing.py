@@ -212,7 +212,7 @@ def test_more_ranks_never_hold_more_each(name: str, way: str) -> None:
 
 @pytest.mark.parametrize(("ranks", "weights", "optimizer"), [(2, 460_472, 1_381_416), (4, 460_480, 690_720)])
 def test_stage_1_is_deepspeeds(ranks: int, weights: int, optimizer: int, tmp_path: Path) -> None:
-    """The figures are those of DeepSpeed 0.19.8, run on CPU: storages of the parameters, of AdamW's states and of the float32 copy
+    """The figures are those of DeepSpeed 0.19.8, run on CPU: storages of parameters, AdamW's states and the float32 copy
     on each rank; all gradients, 460,472 bytes, at the end of the backward."""
     write_config(tmp_path, MODELS["qwen3"] | {"vocab_size": 133, "hidden_size": 63})
     (one,) = ranks_report(inspect(str(tmp_path)), a_run(mode="train"), Parallelism(fsdp=ranks, zero_stage=1)).ranks
