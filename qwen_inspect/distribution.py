@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from .analyzers.ranks import Sharded, rank_bytes
+from .analyzers.training import check_training
 from .architectures.generic import build_generic
 from .architectures.plans import NOT_LOADED_BY_RANKS, built_plans, plans_of
 from .errors import UnsupportedError, UsageError
@@ -21,6 +22,7 @@ def ranks_report(report: Report, run: Run, how: Parallelism) -> RanksReport:
     UsageError for degrees that contradict each other or the run, UnsupportedError where transformers has no plan for the class,
     cannot cut it into so many parts, or its weights are quantised.
     """
+    check_training(run)
     _check_dense(report)
     if how.expert > 1 and how.tensor == how.fsdp == 1:
         # The ranks of experts lie on others': those that share one batch are tensor-parallel ones.

@@ -24,7 +24,11 @@ TABLE_8BIT_BYTES = 256 * 4
 
 
 def check_training(run: Run) -> None:
-    """UsageError where the run's words about training contradict each other."""
+    """UsageError where the run's words about training contradict each other, or `trained` is no regular expression."""
+    try:
+        re.compile(run.trained)
+    except re.error as error:
+        raise UsageError("trained_pattern", text=run.trained, reason=error) from None
     if run.mode != "train":
         if run.lora_rank is not None:
             raise UsageError("train_option", option="--lora", mode=run.mode)

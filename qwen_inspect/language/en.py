@@ -662,6 +662,7 @@ TEXT: dict[str, str] = {
     "ranks_not_loaded": "transformers 5.23 cannot load files of {class_name} onto ranks that cut its experts: they are stored transposed, and it does not turn the parts (--fsdp is told)",
     "ranks_adapters": "How adapters in training are shared by several devices is not predicted: --lora goes with one",
     "ranks_optimizer": "What {optimizer} keeps on several devices is not predicted",
+    "trained_pattern": "--trained {text!r} is no regular expression: {reason}",
     "ranks_style": "Unknown style {style} in transformers' plan: how it cuts a tensor is not known here",
     "ranks_scalar": "FSDP2 refuses a parameter without dimensions",
     "ranks_quantised": "How quantised weights ({method}) are shared by several devices is not predicted",

@@ -662,6 +662,7 @@ TEXT: dict[str, str] = {
     "ranks_not_loaded": "transformers 5.23 无法将 {class_name} 的文件加载到切分专家的各 rank：专家以转置形式存储，而切下的部分未被转回（--fsdp 可以预测）",
     "ranks_adapters": "训练中的适配器在多个设备间如何分摊，此处不作预测：--lora 只用于单个设备",
     "ranks_optimizer": "{optimizer} 在多个设备上的状态不作预测",
+    "trained_pattern": "--trained {text!r} 不是正则表达式：{reason}",
     "ranks_style": "transformers 的方案中有未知的方式 {style}：此处不知道它如何切分张量",
     "ranks_scalar": "FSDP2 不接受没有维度的参数",
     "ranks_quantised": "量化权重（{method}）在多个设备间如何分摊，此处不作预测",
