@@ -449,7 +449,7 @@ def _kept_measurement(kept: KeptMeasurement, say: Language) -> dict[str, Any]:
         "device": kept.device,
         "versions": dict(kept.versions),
         "partial": kept.is_partial,
-        "workload": {**_workload(kept.run), "dtype": kept.dtype, "cache_dtype": None},
+        "workload": {**_workload(kept.run), **_degrees(None), "dtype": kept.dtype, "cache_dtype": None},
         "differences": [_memory_difference(one, say) for one in kept.differences],
     }
 
