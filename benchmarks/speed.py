@@ -1,6 +1,6 @@
 """How long the commands take, as ratios to `python -c pass` of the same interpreter, measured in one run (medians).
 
-Bounds that the project keeps: --help 3 x, structure 6 x, memory of a shipped trace 8 x,
+Bounds that the project keeps: --help 3 x, structure 6 x, memory of a shipped trace 8 x, fit 1 s,
 118 shards of a 235B model 1.5 s and 150 MB, its whole report 3 s, a GGUF header of 5 MB 0.5 s. Prints; judges nothing.
 """
 
@@ -66,6 +66,8 @@ def main() -> None:
             ("memory, shipped trace (8B)", [*tool, "memory", "catalog:Qwen/Qwen3-8B"]),
             ("memory, shipped trace (235B)", [*tool, "memory", "catalog:Qwen/Qwen3-235B-A22B"]),
             (f"weights, GGUF header of {header}", [*tool, "weights", str(blocks)]),
+            ("fit, shipped trace (8B), fits", [*tool, "fit", "catalog:Qwen/Qwen3-8B", "--gpu", "4090"]),
+            ("fit, shipped trace (235B), fits", [*tool, "fit", "catalog:Qwen/Qwen3-235B-A22B", "--memory", "500GiB"]),
             ("models", [*tool, "models"]),
             (f"structure, {shards} shards (235B)", [*tool, "structure", str(large)]),
             (f"params, {shards} shards (235B)", [*tool, "params", str(large)]),
