@@ -157,7 +157,7 @@ class CurvePoint:
 class Suggestion:
     """A change and what is needed then, at the cautious end: at least, where not `whole`, and `fits` is then False or None.
 
-    kind: "context", "batch", "cache", "weights", "checkpointing", "lora", "tensor_parallel" or "gpu".
+    kind: "context", "batch", "cache", "weights", "checkpointing", "lora", "tensor_parallel", "fsdp" or "gpu".
     """
 
     kind: str

@@ -12,22 +12,25 @@ from .architectures import architecture_of
 from .architectures.quantised import preset, read_quantisation
 from .checkpoint import Checkpoint, DType, Tensor
 from .demand import TransformersDemand, calibration_of
+from .distribution import ranks_report
 from .errors import QwenInspectError
 from .fitting import Gpu, Requirement, Suggestion
 from .language import Message
 from .loaders import gpus
 from .pipeline import analyse
+from .ranks import Parallelism
 from .report.memory import Run
 from .report.model import Report
 from .spec import each_tensor
 from .stored import in_dtype
 
 SCHEMES = ("fp8", "awq-int4", "gptq-int4")
+RANKS = (2, 4, 8)
 USUAL_RANK = 16  # of examples in PEFT's documentation
 
 
 def changes(report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:
-    """The cache and the weights in fewer bits, less kept for the backward pass, a larger card.
+    """The cache and the weights in fewer bits, less kept for the backward pass, several cards, a larger card.
 
     A model whose architecture is not described here, or whose weights are packed already, is offered a larger card alone.
     """
@@ -41,6 +44,8 @@ def changes(report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:
             yield from _packed(report, run, gpu)
     if run.mode == "train":
         yield from _lighter_training(report, run, gpu)
+    if design is not None and design.quantised is None and run.lora_rank is None:
+        yield from _several_cards(report, run, gpu)
     yield from _larger_card(report, run, gpu)
 
 
@@ -93,6 +98,28 @@ def _weights(report: Report, scheme: str) -> tuple[Tensor, ...]:
     assert quantisation is not None
     packing = pack(report.tree, quantisation, architecture_of(config).stored_form, None)
     return tuple(part for tensor in each_tensor(report.tree) for part in packing.loaded(tensor))
+
+
+def _several_cards(report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:
+    """The fewest cards that have room for the largest share, else the most that the model can be cut into; activations beside."""
+    low, high = TransformersDemand(report, run, gpu).context_bytes
+    kind, way = ("fsdp", "fsdp") if run.mode == "train" else ("tensor_parallel", "tensor")
+    found = None
+    for ranks in RANKS:
+        try:
+            shares = [one.total for one in ranks_report(report, run, Parallelism(**{way: ranks})).ranks]
+        except QwenInspectError:
+            break
+        known = [share for share in shares if share is not None]
+        if not known:
+            break
+        terms = (("rank", max(known)),)
+        required = Requirement(terms=terms, context_low_bytes=low, context_high_bytes=high, whole=False)
+        found = _suggestion(kind, Message(f"suggest_{kind}", ranks=ranks), required, gpu)
+        if found.fits is not False:
+            break
+    if found is not None:
+        yield found
 
 
 def _larger_card(report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:

@@ -1514,4 +1514,6 @@ TEXT: dict[str, str] = {
     "column_context_of": "{tokens:,} tokens",
     "reach_left_at_most": "{value} at most",
     "suggest_lora_checkpointing": "LoRA of rank {rank} with activation checkpointing",
+    "suggest_tensor_parallel": "tensor parallel over {ranks} such cards (--tp {ranks}), each",
+    "suggest_fsdp": "FSDP over {ranks} such cards (--fsdp {ranks}), each with this batch",
 }

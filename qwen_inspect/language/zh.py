@@ -1514,4 +1514,6 @@ TEXT: dict[str, str] = {
     "column_context_of": "{tokens:,} 个 token",
     "reach_left_at_most": "至多 {value}",
     "suggest_lora_checkpointing": "秩为 {rank} 的 LoRA，并启用激活重计算",
+    "suggest_tensor_parallel": "在 {ranks} 张同样的显卡上做张量并行（--tp {ranks}），每张",
+    "suggest_fsdp": "在 {ranks} 张同样的显卡上使用 FSDP（--fsdp {ranks}），每张的批大小不变",
 }
