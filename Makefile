@@ -10,10 +10,10 @@ run: .venv/light
 	$(BIN)/qwen-inspect structure
 
 test: lint
-	$(BIN)/pytest --numprocesses 2
+	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
 quick: .venv/full
-	$(BIN)/pytest --numprocesses 2 -m "not slow"
+	$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not slow"
 
 lint: .venv/full
 	$(BIN)/ruff check .

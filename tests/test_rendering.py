@@ -14,12 +14,16 @@ import pytest
 from wcwidth import wcswidth
 
 import qwen_inspect
+from qwen_inspect.answers import fit
 from qwen_inspect.language import LANGUAGES, Language
+from qwen_inspect.loaders import gpus
 from qwen_inspect.pipeline import inspect, models
 from qwen_inspect.renderers import json as json_renderer
 from qwen_inspect.renderers import markdown, terminal
 from qwen_inspect.renderers.blocks import Block, Code, Fields, Heading, Items, Node, Paragraph, Table, Tree
 from qwen_inspect.renderers.document import COMMANDS, View, document
+from qwen_inspect.report.memory import Run
+from qwen_inspect.report.model import Report
 
 from .conftest import run
 
@@ -27,15 +31,27 @@ SCHEMA = json.loads((Path(qwen_inspect.__file__).parent / "schema" / "report.sch
 REPORTS = Path(__file__).parent.parent / "reports"
 # compare needs two models (test_compare, test_hubs), memory a run (test_memory), report both languages' files (test_report).
 SHOWN = [command for command in COMMANDS if command not in ("compare", "memory", "report")]
+TABLES = ("models", "gpus")  # of no model
 HOSTILE = "a|b<script>`x`*y*\n## z\x1b[31m\u202e[t](http://e) _u_ 层"
+
+
+def subject_of(command: str, report: Report) -> object:
+    """What a command's document is about: a model, or of a few commands something else."""
+    match command:
+        case "models":
+            return models()
+        case "gpus":
+            return gpus.table()
+        case "fit":
+            return fit(report, Run(), gpus.table()[:2])
+        case _:
+            return report
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("command", SHOWN)
 def test_every_line_of_a_table_is_as_wide_as_its_border(command: str, language: str) -> None:
-    subject = (
-        models() if command == "models" else inspect("Qwen/Qwen1.5-MoE-A2.7B", source="catalog", predict_files=True)
-    )
+    subject = subject_of(command, inspect("Qwen/Qwen1.5-MoE-A2.7B", source="catalog", predict_files=True))
     text = terminal.render(document(command, subject, Language(language), View(explain=True)))
     tables = re.findall(r"(?:^[+|].*\n)+", text, re.MULTILINE)
     assert tables
@@ -44,10 +60,10 @@ def test_every_line_of_a_table_is_as_wide_as_its_border(command: str, language: 
         assert {wcswidth(line) for line in lines} == {len(lines[0])}
 
 
-@pytest.mark.parametrize("command", [command for command in SHOWN if command != "models"])
+@pytest.mark.parametrize("command", [command for command in SHOWN if command not in TABLES])
 def test_colour_changes_nothing_but_colour(command: str) -> None:
     report = inspect("Qwen/Qwen3-0.6B", source="catalog", predict_files=True)
-    blocks = document(command, report, Language("zh"), View())
+    blocks = document(command, subject_of(command, report), Language("zh"), View())
     coloured = terminal.render_in_colour(blocks)
     assert "\x1b[" in coloured
     plain = re.sub(r"\x1b\[[0-9;]*m", "", coloured)
@@ -98,11 +114,11 @@ def test_names_of_tensors_stay_readable_in_markdown() -> None:
 
 @pytest.mark.parametrize("command", SHOWN)
 def test_every_commands_json_validates(command: str, tiny_qwen3: Path) -> None:
-    subjects = [models()] if command == "models" else [
+    reports = (
         inspect("Qwen/Qwen3-30B-A3B", source="catalog", predict_files=True, expected_parameters=7),
         inspect(str(tiny_qwen3), instantiate=True),
-    ]  # fmt: skip
-    for subject in subjects:
+    )
+    for subject in [subject_of(command, report) for report in reports]:
         for language in LANGUAGES:
             content = json.loads(json_renderer.render(command, subject, Language(language)))
             jsonschema.validate(content, SCHEMA)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 import qwen_inspect
+from qwen_inspect import prediction
 from qwen_inspect.analyzers.memory import traced_footprint
 from qwen_inspect.analyzers.training import matrices_of, optimizer_sizes, targets_of
 from qwen_inspect.architectures.lora import lora_of
@@ -217,6 +218,7 @@ def test_a_formula_ends_a_step_as_the_trace_does(
     found = predict(report, chosen)
     assert (found.predicted.method, found.refusal) == ("trace", None)
     monkeypatch.setitem(sys.modules, "torch", None)
+    prediction._traced_once.cache_clear()
     told = predict(report, chosen)
     assert told.predicted.method == "formula"
     assert told.training == found.training
