@@ -83,7 +83,7 @@ class TransformersDemand:
 
     def _line(self, samples: Sequence[Run], known: Run, *, terms: Sequence[int]) -> TracedRun | None:
         """A few traces in place of one for each question, if what they give for a known run is what is predicted for it."""
-        if self._asked.method != "trace" or (kept := traced_along(self.report, samples, terms)) is None:
+        if (kept := traced_along(self.report, samples, terms)) is None:
             return None
         found = TracedRun(explore_trace(kept, self.run), [_point(known)])
         agrees = found.held_bytes(_point(known)) == self.requirement(known.batch, known.prompt_tokens).held_bytes
@@ -91,7 +91,7 @@ class TransformersDemand:
 
     def _traced_at(self, batch: int, context_tokens: int) -> TracedRun | None:
         """A trace with sizes not yet worked out that tells of such a run."""
-        if self.traced is not None:
+        if self.traced is not None or self._asked.method != "trace":
             return self.traced
         if batch == self.run.batch:
             return self._along_context
@@ -104,7 +104,7 @@ class TransformersDemand:
 
     @property
     def quick(self) -> bool:
-        return self.traced is not None or self._asked.method != "trace"
+        return self.traced is not None or self._asked.method == "formula"
 
     @property
     def context_bytes(self) -> tuple[int, int]:

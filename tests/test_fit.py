@@ -19,7 +19,7 @@ from benchmarks.accuracy import GIB, published
 from qwen_inspect.analyzers.fit import MOST_BATCH, TracedRun, largest
 from qwen_inspect.analyzers.kept_trace import Point
 from qwen_inspect.answers import answer, cards, fit
-from qwen_inspect.checkpoint import Checkpoint, ModelRef
+from qwen_inspect.checkpoint import Checkpoint, DType, ModelRef, Tensor
 from qwen_inspect.demand import CONTEXT_HIGH_BYTES, CONTEXT_LOW_BYTES, TransformersDemand
 from qwen_inspect.errors import UnavailableError
 from qwen_inspect.exploration import AllocatorSettings, Exploration, RequestSize
@@ -32,7 +32,7 @@ from qwen_inspect.report.memory import Run
 from qwen_inspect.report.model import Report
 from qwen_inspect.suggestions import changes
 
-from .conftest import TINY_QWEN3, run
+from .conftest import TINY_QWEN3, run, write_config, write_sparse
 from .test_rendering import SCHEMA
 
 MIB = 1 << 20
@@ -324,6 +324,19 @@ def test_where_only_a_lower_bound_is_known_no_fit_is_promised() -> None:
     # But that it does not fit can be certain.
     code, found = of_8b("--memory", "6GiB", "--dtype", "awq-int4")
     assert (code, found["fits"], found["at_most_context_tokens"]) == (1, False, 0)
+
+
+def test_of_an_architecture_that_is_not_known_the_stored_weights_are_a_lower_bound(tmp_path: Path) -> None:
+    write_config(tmp_path, {"model_type": "strange", "architectures": ["Strange"]})
+    write_sparse(tmp_path / "model.safetensors", [Tensor(name="weight", shape=(1000, 1000), dtype=DType.BF16)])
+    for memory, code, fits in (("24GiB", 7, None), ("601MiB", 1, False)):  # 2,000,000 bytes and 600 MiB
+        shown = run("fit", tmp_path, "--memory", memory, "--format", "json")
+        found = json.loads(shown.out)
+        jsonschema.validate(found, SCHEMA)
+        assert (shown.code, found["fits"], found["lower_bound_only"], found["curve"]) == (code, fits, True, [])
+        assert found["required_bytes"] == 2_000_000 + 600 * MIB
+        assert found["max_context_tokens"] is None
+    assert run("fit", tmp_path, "--memory", "601MiB", "--format", "md", "--lang", "zh").code == 1
 
 
 def test_a_run_between_allocated_and_reserved_may_pass() -> None:
