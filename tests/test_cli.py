@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import qwen_inspect
-from qwen_inspect.cli import COMMANDS
+from qwen_inspect.arguments import COMMANDS
 
 from .conftest import run
 

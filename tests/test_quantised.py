@@ -18,8 +18,8 @@ from qwen_inspect.analyzers.packing import pack, packed_tree, weights_of
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.architectures.blocks import linear, stored_as_built
 from qwen_inspect.architectures.quantised import PRESETS, read_quantisation
+from qwen_inspect.arguments import SCHEMES
 from qwen_inspect.checkpoint import DType, Tensor
-from qwen_inspect.cli import SCHEMES
 from qwen_inspect.errors import MalformedError, QwenInspectError, UnsupportedError
 from qwen_inspect.loaders import catalog
 from qwen_inspect.pipeline import inspect
