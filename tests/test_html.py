@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
+from qwen_inspect.answers import fit
 from qwen_inspect.language import LANGUAGES, Language
+from qwen_inspect.loaders import gpus
 from qwen_inspect.loaders.resolve import Access
 from qwen_inspect.pipeline import inspect, models
 from qwen_inspect.prediction import explored, predict
@@ -80,6 +82,10 @@ def subject_of(command: str) -> object:
     match command:
         case "memory":
             return explored(predict(report, a_run()))
+        case "fit":
+            return fit(report, a_run(), gpus.table()[:2])
+        case "gpus":
+            return gpus.table()
         case "report":
             return compiled(ReportRequest(model="catalog:Qwen/Qwen3-30B-A3B"), Access(offline=True))
     return report
