@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NoReturn
 
 from . import __version__
@@ -66,7 +67,14 @@ def language_choice(words: Sequence[str]) -> str:
 def parser(say: Language, words: Sequence[str]) -> argparse.ArgumentParser:
     """With the options of the commands that are among `words`; those of all of them take longer than a short command."""
 
-    program = Parser(prog="qwen-inspect", description=say("help_program"), add_help=False, allow_abbrev=False)
+    shape = partial(argparse.HelpFormatter, width=_help_width(words))
+    program = Parser(
+        prog="qwen-inspect",
+        description=say("help_program"),
+        add_help=False,
+        allow_abbrev=False,
+        formatter_class=shape,
+    )
     program.add_argument("-h", "--help", action="help", help=say("help_help"))
     program.add_argument("--version", action="version", version=f"qwen-inspect {__version__}", help=say("help_version"))
     program.add_argument("--lang", choices=("auto", *LANGUAGES), default="auto", help=say("help_lang"))
@@ -75,7 +83,12 @@ def parser(say: Language, words: Sequence[str]) -> argparse.ArgumentParser:
     )
     for name in COMMANDS:
         command = commands.add_parser(
-            name, help=say(f"help_{name}"), description=say(f"help_{name}"), add_help=False, allow_abbrev=False
+            name,
+            help=say(f"help_{name}"),
+            description=say(f"help_{name}"),
+            add_help=False,
+            allow_abbrev=False,
+            formatter_class=shape,
         )
         if name not in words:
             continue
@@ -84,6 +97,15 @@ def parser(say: Language, words: Sequence[str]) -> argparse.ArgumentParser:
         if name not in ("diagram", "report"):
             command.add_argument("--format", choices=FORMATS, default="table", help=say("help_format"))
     return program
+
+
+def _help_width(words: Sequence[str]) -> int:
+    """argparse's own, which it would look up once for every option, whether help is asked for or not."""
+    if not {"-h", "--help"} & set(words):
+        return 80
+    from shutil import get_terminal_size
+
+    return get_terminal_size().columns - 2
 
 
 def _common_options(command: argparse.ArgumentParser, say: Language) -> None:

@@ -458,5 +458,5 @@ def test_another_engine_says_its_own_demand() -> None:
     # 90 MiB less 50 MiB are 40 x 1024 tokens.
     assert (found.available_bytes, found.high.context.value, found.cache_tokens) == (90 * MIB, 40_960, 40_960)
     assert found.high.batch.value == 40 < MOST_BATCH
-    expected: Mapping[int, int] = {1024: 40, 2048: 20, 4096: 10, 8192: 5, 16_384: 2, 32_768: 1, 65_536: 0, 100_000: 0}
+    expected: Mapping[int, int] = {1024: 40, 4096: 10, 16_384: 2, 65_536: 0, 100_000: 0}
     assert {point.context_tokens: point.batch.value for point in found.curve} == expected

@@ -11,7 +11,7 @@ from .kept_trace import Point
 
 MOST_BATCH = 1 << 16
 MOST_CONTEXT_TOKENS = 1 << 24  # where the model's own limit is not to count
-CURVE_CONTEXTS = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072, 262_144)
+CURVE_CONTEXTS = (1024, 4096, 16_384, 65_536, 262_144)  # few: each takes several replays, of 94 layers 20 ms each
 
 # Runs whose peaks are looked for: what is alive at such a peak is a lower bound for any other run.
 CORNERS = (Point(1, 16, 24), Point(1, 4096, 4224), Point(64, 1024, 1152), Point(1, 131_072, 131_200))

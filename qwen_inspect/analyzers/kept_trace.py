@@ -61,13 +61,9 @@ class KeptTrace:
     def at(self, point: Point) -> Timeline:
         """The run for a workload, each size in bytes."""
         monomials = point.monomials
-        sizes: dict[Coefficients, int] = {}
-        made = []
-        for entry, (coefficients, module, operator) in enumerate(self.allocations):
-            size_bytes = sizes.get(coefficients)
-            if size_bytes is None:
-                size_bytes = sizes[coefficients] = sum(map(int.__mul__, coefficients, monomials))
-            made.append(Allocate(entry, size_bytes, module, operator))
+        polynomials, modules, operators = zip(*self.allocations, strict=True)
+        sizes = {one: sum(map(int.__mul__, one, monomials)) for one in set(polynomials)}
+        made = list(map(Allocate, range(len(polynomials)), map(sizes.__getitem__, polynomials), modules, operators))
         return Timeline(
             events=tuple([made[entry] if entry >= 0 else Free(-1 - entry) for entry in self.order]), stages=self.stages
         )

@@ -65,7 +65,7 @@ def traced_footprint(timeline: Timeline, run: Run, *, provenance: str, course_po
     course_points: also the way there, in about that many points.
     """
     whole = on_device(timeline, run)
-    found = replay(whole, _allocator(run))
+    found = replay(whole, _allocator(run), with_course=course_points > 0)
     if found.out_of_memory_event is not None:  # no capacity was given: the sizes are past what a device can address
         raise UsageError("memory_beyond_addresses")
     assert found.peak_event is not None  # a model has weights
@@ -124,7 +124,8 @@ def formula_footprint(
     why more is not known, among the assumptions.
     """
     requests, uses = formula_requests(tree, cache, run, weights=weights, matrices=matrices)
-    laid = replay(Timeline(events=laid_out(requests, run.loader), stages=()), _allocator(run))
+    events = laid_out(requests, run.loader)
+    laid = replay(Timeline(events=events, stages=()), _allocator(run), with_course=False)
     if laid.out_of_memory_event is not None:
         raise UsageError("memory_beyond_addresses")
     stage = {"generate": "decode", "forward": "forward", "train": "optimizer"}[run.mode]

@@ -53,38 +53,47 @@ class Replay:
         return tuple(map(Usage, self.allocated, self.reserved, self.requested))
 
 
-def replay(timeline: Timeline, allocator: Allocator | None = None) -> Replay:
-    """Run a timeline through an allocator, which is left as the run leaves it; a fresh one with torch's defaults if None."""
+def replay(timeline: Timeline, allocator: Allocator | None = None, *, with_course: bool = True) -> Replay:
+    """Run a timeline through an allocator, which is left as the run leaves it; a fresh one with torch's defaults if None.
+
+    with_course: also the state after each event, and by stages; otherwise these are empty.
+    """
     allocator = allocator or Allocator()
-    figures: tuple[list[int], ...] = tuple([figure] for figure in allocator.usage)  # of Usage, each after each event
+    allocator.reset_peak()
+    at_peak = allocator.usage
+    figures: tuple[list[int], ...] = tuple([figure] for figure in at_peak)  # of Usage, each after each event
     allocated, reserved, requested = figures
     blocks: dict[int, Block] = {}
     block_bytes: dict[int, int] = {}
-    for event in timeline.events:
+    most, peak_event, out_of_memory_event = -1, None, None
+    for index, event in enumerate(timeline.events):
         if isinstance(event, Free):
             allocator.free(blocks.pop(event.id))
         else:
             try:
                 block = blocks[event.id] = allocator.allocate(event.size_bytes)
             except OutOfMemory:
+                out_of_memory_event = index
                 break
             block_bytes[event.id] = block.size_bytes
-        allocated.append(allocator.allocated_bytes)
-        reserved.append(allocator.reserved_bytes)
-        requested.append(allocator.requested_bytes)
-    happened = len(allocated) - 1
-    peak_at = allocated.index(max(allocated[1:]), 1) if happened else 0
+            if allocator.allocated_bytes > most:
+                most, peak_event, at_peak = allocator.allocated_bytes, index, allocator.usage
+        if with_course:
+            allocated.append(allocator.allocated_bytes)
+            reserved.append(allocator.reserved_bytes)
+            requested.append(allocator.requested_bytes)
+    before_peak = timeline.events[: 0 if peak_event is None else peak_event + 1]
     return Replay(
-        peak=Usage(*map(max, figures)),
-        peak_event=peak_at - 1 if happened else None,
-        at_peak=_usage(figures, peak_at),
-        alive=tuple(Alive(request, block_bytes[request.id]) for request in living(timeline.events[:peak_at])),
-        stages=tuple(_stages(timeline, figures)),
-        end=_usage(figures, happened),
+        peak=allocator.peak,
+        peak_event=peak_event,
+        at_peak=at_peak,
+        alive=tuple(Alive(request, block_bytes[request.id]) for request in living(before_peak)),
+        stages=tuple(_stages(timeline, figures)) if with_course else (),
+        end=_usage(figures, -1) if with_course else allocator.usage,
         allocated=tuple(allocated[1:]),
         reserved=tuple(reserved[1:]),
         requested=tuple(requested[1:]),
-        out_of_memory_event=happened if happened < len(timeline.events) else None,
+        out_of_memory_event=out_of_memory_event,
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -66,4 +65,6 @@ def nearest(model_id: str, known: Mapping[str, object]) -> str:
     by_name = {name.lower(): name for name in known}
     wanted = model_id.lower()
     wanted = wanted if "/" in wanted else f"qwen/{wanted}"
+    from difflib import get_close_matches
+
     return ", ".join(by_name[name] for name in get_close_matches(wanted, by_name, n=3, cutoff=0.6)) or "–"
