@@ -108,6 +108,8 @@ def _broken(cell: str) -> str:
 
 
 def _cut(word: str) -> str:
+    if word.isascii():  # as wide as it is long, for it has been made safe
+        return "\n".join(word[start : start + WIDEST_CELL] for start in range(0, len(word), WIDEST_CELL))
     pieces: list[str] = []
     piece: list[str] = []
     width = 0
