@@ -395,6 +395,8 @@ def _report(options: argparse.Namespace, say: Language) -> int:
         _complain(_one_line(say("saved", path=path)))
     for message in outcome.failed:
         _complain(_one_line(say(message)))
+    if outcome.agrees and outcome.refusal is not None:
+        raise outcome.refusal
     return 0 if outcome.agrees else EXIT_CHECK_FAILED
 
 

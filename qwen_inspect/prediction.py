@@ -132,7 +132,7 @@ def explored(memory: MemoryReport) -> MemoryReport:
     Where a trace tells of this workload alone (a hybrid's makes no polynomials), what is held at the end goes by the formula.
     """
     report, run = memory.report, memory.run
-    if report.design is None or run.mode != "generate" or run.device != "cuda":
+    if not report.settled or run.mode != "generate" or run.device != "cuda":
         return memory
     from .analyzers.explore import explore_formula, explore_trace
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import Tensor
-from .errors import NotFoundError, UsageError
+from .errors import NotFoundError, QwenInspectError, UsageError
 from .language import LANGUAGES, Language, Message
 from .loaders.kept_measurement import read_measurement
 from .loaders.resolve import Access
@@ -323,7 +323,8 @@ def expectations(
         found = report.parameters.theory
         made.append(_expectation("expect_params", parameters == found, name=name, found=found, expected=parameters))
     if attention is not None:
-        kind, wanted = report.attention.kind, attention if attention == "mixed" else attention.upper()
+        kind = report.attention.kind if report.settled else "–"
+        wanted = attention if attention == "mixed" else attention.upper()
         made.append(_expectation("expect_attention", kind == wanted, name=name, found=kind, expected=wanted))
     if most_vram is not None:
         made.append(_within(_memory_asked_for(whole), name, *most_vram))
@@ -372,12 +373,16 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What is to be printed, the documents that were written, the expectations that do not hold, and whether all is well."""
+    """What is to be printed, the documents that were written, the expectations that do not hold, and whether all is well.
+
+    refusal: why a document that was made does not tell of the cache, where it does not.
+    """
 
     text: str
     saved: tuple[str, ...]
     failed: tuple[Message, ...]
     agrees: bool
+    refusal: QwenInspectError | None = None
 
 
 def carry_out(task: Task, access: Access, say: Language) -> Outcome:
@@ -412,6 +417,9 @@ def carry_out(task: Task, access: Access, say: Language) -> Outcome:
         saved=tuple(saved),
         failed=tuple(one.message for one in expected if not one.holds),
         agrees=all(one.agrees for one in checks) and all(one.holds for one in expected),
+        refusal=None
+        if task.action in ("check", "update")
+        else next((whole.report.known.cache_refusal for whole in wholes if not whole.report.settled), None),
     )
 
 

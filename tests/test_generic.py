@@ -18,7 +18,7 @@ from qwen_inspect.analyzers.cached import found_cache
 from qwen_inspect.architectures import FAMILIES, architecture_of
 from qwen_inspect.architectures.generic import Generic, build_generic, check_sizes
 from qwen_inspect.errors import MalformedError, QwenInspectError, UnsupportedError
-from qwen_inspect.language import Language
+from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.pipeline import inspect
 from qwen_inspect.prediction import predict
 from qwen_inspect.renderers import json as as_json
@@ -34,6 +34,7 @@ from .generic_models import PUBLISHED, REFUSED, RUN
 from .small_models import small_config
 from .test_bad_input import Capture, invoke
 from .test_local import FAMILIES as SMALL_FAMILIES
+from .test_rendering import SCHEMA
 
 BATCH, PROMPT, DECODED = 2, 9, 4
 
@@ -346,3 +347,35 @@ def test_memory_traces_the_class(model_type: str, tmp_path: Path) -> None:
     assert memory.predicted.method == "trace"
     assert memory.predicted.steady.cache == report.cache.size_bytes(tokens=24, batch=2)
     assert memory.predicted.steady.weights == report.tree.size_bytes
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("form", ["md", "html", "json"])
+def test_a_report_stands_without_the_cache_that_is_refused(
+    form: str, language: str, tmp_path: Path, capsys: Capture
+) -> None:
+    """Exit 7 after the document, which says why; a committed one is checked like any other."""
+    path = write_config(tmp_path / "minimax", small_config("minimax"))
+    reports = tmp_path / "reports"
+    done = invoke(capsys, "report", path, "--format", form, "--lang", language, "-o", reports)
+    assert done.code == 7
+    reason = "MiniMaxCache"
+    assert reason in done.err
+    text = (reports / f"minimax.{language}.{form}").read_text(encoding="utf-8")
+    assert f"{generic(small_config('minimax')).tree.parameters:,}" in text or form == "json"
+    if form == "json":
+        found = json.loads(text)
+        assert (found["cache"], found["kind"], found["cache_by_context"]) == (None, None, [])
+        Draft202012Validator(SCHEMA).validate(found)
+    else:
+        assert reason in text
+    assert invoke(capsys, "report", "--check", "-o", reports).code == 0
+
+
+def test_what_is_not_known_of_one_side_stays_unknown_beside_the_other(tmp_path: Path, capsys: Capture) -> None:
+    paths = [write_config(tmp_path / name, small_config(name)) for name in ("minimax", "llama")]
+    done = invoke(capsys, "compare", *paths, "--format", "json")
+    assert done.code == 0
+    rows = {(row["section"], row["name"]): row["values"] for row in json.loads(done.out)["side_by_side"]["facts"]}
+    unknown, known = rows["cache", "token_bytes"]
+    assert (unknown, known is None) == (None, False)

@@ -61,15 +61,7 @@ def fact_rows(
         *_rows("parameters", reports, _PARAMETERS),
         *_component_rows(reports),
         *_attention_rows(reports),
-        *_rows("cache", reports, _CACHE),
-        FactRow(
-            section="cache",
-            name="context_bytes",
-            values=tuple(
-                None if one.design is None else one.cache.size_bytes(tokens=tokens, batch=batch) for one in reports
-            ),
-            unit="bytes",
-        ),
+        *_cache_rows(reports, tokens, batch),
         *_memory_rows(memories),
     ]
     return tuple(rows)
@@ -114,11 +106,20 @@ def _component_rows(reports: Sequence[Report]) -> Iterator[FactRow]:
             yield FactRow(section="components", name=name, values=values, unit="parameters")
 
 
+def _cache_rows(reports: Sequence[Report], tokens: int, batch: int) -> Iterator[FactRow]:
+    """None of a model whose cache is not known."""
+    for name, unit, of in _CACHE:
+        values = tuple(of(one) if one.settled else None for one in reports)
+        yield FactRow(section="cache", name=name, values=values, unit=unit)
+    held = tuple(one.cache.size_bytes(tokens=tokens, batch=batch) if one.settled else None for one in reports)
+    yield FactRow(section="cache", name="context_bytes", values=held, unit="bytes")
+
+
 def _attention_rows(reports: Sequence[Report]) -> Iterator[FactRow]:
     """For each kind of layer that any model has: how many layers, their heads, their window."""
     for kind, figures in LAYER_FIGURES.items():
         found = [
-            None if report.design is None else [layer for layer in report.attention.layers if layer.span == kind]
+            [layer for layer in report.attention.layers if layer.span == kind] if report.settled else None
             for report in reports
         ]
         if not any(found):

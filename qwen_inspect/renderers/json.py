@@ -258,11 +258,10 @@ UNSETTLED = ("kind", "query_heads", "kv_heads", "head_dim", "pattern", "linear",
 
 
 def _structure(report: Report, say: Language) -> dict[str, Any]:
-    settled = report.known.attention is not None and report.known.cache is not None
     unsettled = {**dict.fromkeys(UNSETTLED), "tied_embeddings": report.spec.tied_embeddings}
     return {
         **_params(report, say),
-        **(_attention(report, say) if settled else unsettled),
+        **(_attention(report, say) if report.settled else unsettled),
         **_config(report, say),
         "tree": _tree(report.tree, active_known=report.parameters.active is not None),
         "generation": None if report.generation is None else _generation(report.generation),
@@ -309,7 +308,7 @@ def _memory(memory: MemoryReport, say: Language) -> dict[str, Any]:
         "workload": {
             **_workload(run),
             "dtype": str(memory.report.spec.dtype) if memory.report.design else None,
-            "cache_dtype": memory.report.cache.dtype if memory.report.design else None,
+            "cache_dtype": memory.report.cache.dtype if memory.report.settled else None,
             **_degrees(memory.ranks),
         },
         "training": None if memory.training is None else _training(memory.training, run),
@@ -433,7 +432,7 @@ def _whole(whole: WholeReport, say: Language) -> dict[str, Any]:
                 "batch": batch,
                 "bytes": report.cache.size_bytes(tokens=tokens, batch=batch),
             }
-            for tokens, batch in whole.cache_points
+            for tokens, batch in (whole.cache_points if report.settled else ())
         ],
         "memory": [
             {key: value for key, value in _memory(memory, say).items() if key in ("workload", "predicted")}

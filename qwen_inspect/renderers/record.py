@@ -31,9 +31,7 @@ def render(whole: WholeReport, documents: Mapping[str, str]) -> str:
 def figures(whole: WholeReport) -> dict[str, Figure]:
     """Every figure under a name such as "memory.8192.peak.cache_bytes"; None where it is unknown."""
     report = whole.report
-    counts, layers = report.parameters, report.attention.layers
-    softmax, linear = report.attention.softmax, report.attention.linear
-    first = softmax[0] if len({layer.heads for layer in softmax}) == 1 else None
+    counts = report.parameters
     config = report.config or {}
     return {
         # One level, so that a key of the configuration cannot be taken for a figure.
@@ -57,31 +55,40 @@ def figures(whole: WholeReport) -> dict[str, Figure]:
                         }
                         for check in report.checks
                     },
-                    "attention": {
-                        "kind": report.attention.kind,
-                        "layers": len(layers),
-                        "query_heads": first.query_heads if first else None,
-                        "kv_heads": first.kv_heads if first else None,
-                        "head_dim": first.head_dim if first else None,
-                        "window_tokens": first.window_tokens if first else None,
-                        "linear_layers": len(linear),
-                        "linear_key_heads": linear[0].key_heads if linear else None,
-                        "linear_value_heads": linear[0].value_heads if linear else None,
-                    },
-                    "cache": {
-                        "dtype": report.cache.dtype,
-                        "bytes_per_token": report.cache.bytes_per_token,
-                        "fixed_bytes": report.cache.fixed_bytes,
-                        **{
-                            f"{tokens}x{batch}_bytes": report.cache.size_bytes(tokens=tokens, batch=batch)
-                            for tokens, batch in whole.cache_points
-                        },
-                    },
+                    **(_attention(whole) if report.settled else {}),
                     "memory": {str(memory.run.prompt_tokens): _memory(memory) for memory in whole.memory},
                     "measured": {str(place): _measured(kept) for place, kept in enumerate(whole.measured, 1)},
                 }
             )
         ),
+    }
+
+
+def _attention(whole: WholeReport) -> dict[str, Any]:
+    report = whole.report
+    layers, softmax, linear = report.attention.layers, report.attention.softmax, report.attention.linear
+    first = softmax[0] if len({layer.heads for layer in softmax}) == 1 else None
+    return {
+        "attention": {
+            "kind": report.attention.kind,
+            "layers": len(layers),
+            "query_heads": first.query_heads if first else None,
+            "kv_heads": first.kv_heads if first else None,
+            "head_dim": first.head_dim if first else None,
+            "window_tokens": first.window_tokens if first else None,
+            "linear_layers": len(linear),
+            "linear_key_heads": linear[0].key_heads if linear else None,
+            "linear_value_heads": linear[0].value_heads if linear else None,
+        },
+        "cache": {
+            "dtype": report.cache.dtype,
+            "bytes_per_token": report.cache.bytes_per_token,
+            "fixed_bytes": report.cache.fixed_bytes,
+            **{
+                f"{tokens}x{batch}_bytes": report.cache.size_bytes(tokens=tokens, batch=batch)
+                for tokens, batch in whole.cache_points
+            },
+        },
     }
 
 

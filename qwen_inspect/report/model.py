@@ -90,6 +90,11 @@ class Report:
         return self.known.checks
 
     @property
+    def settled(self) -> bool:
+        """Whether the architecture is known, and what is cached for each layer."""
+        return self.design is not None and self.design.attention is not None and self.design.cache is not None
+
+    @property
     def attention(self) -> AttentionReport:
         """Raises the refusal where it is not settled."""
         if self.known.attention is None:

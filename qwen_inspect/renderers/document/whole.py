@@ -42,7 +42,7 @@ def blocks(whole: WholeReport, say: Language, view: View) -> Sequence[Block]:
         Items(findings(whole, say)),
         Heading(say("heading_config_explained")),
         *nested(explained(report, report.config or {}, say)),
-        *nested(techniques(report, say)),
+        *([] if report.spec.built else nested(techniques(report, say))),
         Heading(say("heading_figure")),
         architecture(whole, say),
         Heading(say("heading_tree")),
@@ -54,9 +54,27 @@ def blocks(whole: WholeReport, say: Language, view: View) -> Sequence[Block]:
         Heading(say("heading_breakdown"), 3),
         Paragraph(say("origin_of_parts")),
         component_table(report, say),
-        *nested(worked_sums(report, say)),
+        *([] if report.spec.built else nested(worked_sums(report, say))),
         *layer_breakdown(report, say),
         Heading(say("heading_report_attention")),
+        *attention_blocks(whole, say, view),
+        Heading(say("heading_report_memory")),
+        *memory_blocks(whole, say),
+        *measured_blocks(whole, say),
+        *(page_blocks(whole, say) if view.live else []),
+        Heading(say("heading_reproduce")),
+        Paragraph(say("reproduce_note", version=__version__)),
+        Code(command(whole), "sh"),
+    ]
+
+
+def attention_blocks(whole: WholeReport, say: Language, view: View) -> list[Block]:
+    """Attention and the cache, worked through; of a model whose cache is not known, why it is not."""
+    report = whole.report
+    if not report.settled:
+        assert report.known.cache_refusal is not None
+        return [Paragraph(say(report.known.cache_refusal.message))]
+    return [
         attention_table(report, say, view),
         *grouping(report, say),
         *nested(worked_through(report, say)),
@@ -69,13 +87,6 @@ def blocks(whole: WholeReport, say: Language, view: View) -> Sequence[Block]:
         contexts_table(whole, say),
         Heading(say("heading_cache_notes"), 3),
         Items(cache_notes(report, say), numbered=True),
-        Heading(say("heading_report_memory")),
-        *memory_blocks(whole, say),
-        *measured_blocks(whole, say),
-        *(page_blocks(whole, say) if view.live else []),
-        Heading(say("heading_reproduce")),
-        Paragraph(say("reproduce_note", version=__version__)),
-        Code(command(whole), "sh"),
     ]
 
 
@@ -139,7 +150,7 @@ def cache_figure(whole: WholeReport, say: Language) -> Figure:
 
 def pictures(whole: WholeReport, say: Language) -> tuple[Figure, ...]:
     """The figures of the document, in its order."""
-    return architecture(whole, say), cache_figure(whole, say)
+    return (architecture(whole, say), *([cache_figure(whole, say)] if whole.report.settled else []))
 
 
 # --- findings
@@ -149,13 +160,13 @@ def findings(whole: WholeReport, say: Language) -> list[str]:
     """What is worth knowing of this model, each sentence from its own figures."""
     report = whole.report
     return [
-        *(say(message) for message in (*lasting(report.notices), *report.attention.findings)),
+        *(say(message) for message in lasting(report.notices)),
+        *(say(message) for message in (report.attention.findings if report.settled else ())),
         *(_verdict(check, say) for check in report.checks),
         _largest(report, say),
         *_head(report, say),
         *_experts(report, say),
-        *(item for block in grouping(report, say) if isinstance(block, Items) for item in block.items),
-        *_cache(report, say),
+        *(_attention(report, say) if report.settled else ()),
         *_peak(whole, say),
     ]
 
@@ -194,6 +205,11 @@ def _experts(report: Report, say: Language) -> list[str]:
     share = percent(report.tree.active_parameters * 10_000 // counts.theory)
     active, total = short_count(report.tree.active_parameters), short_count(counts.theory)
     return [say("finding_active", active=active, total=total, share=share)]
+
+
+def _attention(report: Report, say: Language) -> list[str]:
+    groups = [item for block in grouping(report, say) if isinstance(block, Items) for item in block.items]
+    return [*groups, *_cache(report, say)]
 
 
 def _cache(report: Report, say: Language) -> list[str]:
