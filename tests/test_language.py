@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import string
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,33 @@ def placeholders(text: str) -> set[str]:
     return {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
 
 
-def test_both_languages_have_the_same_keys() -> None:
-    assert set(en.TEXT) == set(zh.TEXT)
+def written_keys(code: str) -> dict[str, list[str]]:
+    """The keys of a language by subject, as often as they are written there."""
+    folder = PACKAGE / "language" / code
+    return {
+        path.stem: [
+            key.value
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Dict)
+            for key in node.keys
+            if isinstance(key, ast.Constant) and isinstance(key.value, str)
+        ]
+        for path in sorted(folder.glob("*.py"))
+    }
+
+
+def test_both_languages_have_the_same_keys_under_the_same_subjects() -> None:
+    english, chinese = written_keys("en"), written_keys("zh")
+    assert {subject: set(keys) for subject, keys in english.items()} == {
+        subject: set(keys) for subject, keys in chinese.items()
+    }
+
+
+@pytest.mark.parametrize(("code", "table"), [("en", en.TEXT), ("zh", zh.TEXT)])
+def test_each_key_is_written_once_and_no_subject_is_left_out(code: str, table: dict[str, str]) -> None:
+    written = Counter(key for keys in written_keys(code).values() for key in keys)
+    assert {key for key, times in written.items() if times > 1} == set()
+    assert set(written) == set(table)
 
 
 @pytest.mark.parametrize("key", en.TEXT)
@@ -98,7 +124,9 @@ def test_every_key_that_is_said_exists() -> None:
 def test_every_key_that_exists_is_said() -> None:
     said = spoken_keys()
     source = "".join(
-        path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py") if path.parent.name != "language"
+        path.read_text(encoding="utf-8")
+        for path in PACKAGE.rglob("*.py")
+        if path.relative_to(PACKAGE).parts[0] != "language"
     )
     unsaid = {key for key in en.TEXT if key not in said and not key.startswith(COMPOSED) and f'"{key}"' not in source}
     assert unsaid == set()

@@ -1,4 +1,4 @@
-"""Every sentence the tool says, in English and Chinese: `en` and `zh` hold the same keys.
+"""Every sentence the tool says, in English and Chinese: `en` and `zh` hold the same subjects with the same keys.
 
 Messages are born anywhere (a loader's notice, an analyzer's finding, an error) as a key with values, and become text only
 where they are shown. Imports nothing, so that `--help` stays fast.

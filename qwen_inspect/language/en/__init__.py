@@ -1,0 +1,37 @@
+"""English: one table, from a module for each subject."""
+
+from __future__ import annotations
+
+from qwen_inspect.language.en import (
+    comparison,
+    counts,
+    files,
+    fit,
+    hubs,
+    memory,
+    pictures,
+    ranks,
+    reports,
+    running,
+    structure,
+    training,
+    usage,
+    words,
+)
+
+TEXT: dict[str, str] = {
+    **words.TEXT,
+    **usage.TEXT,
+    **files.TEXT,
+    **hubs.TEXT,
+    **structure.TEXT,
+    **counts.TEXT,
+    **memory.TEXT,
+    **running.TEXT,
+    **ranks.TEXT,
+    **training.TEXT,
+    **fit.TEXT,
+    **comparison.TEXT,
+    **reports.TEXT,
+    **pictures.TEXT,
+}
