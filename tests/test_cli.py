@@ -27,16 +27,21 @@ HEAVY = {
 }
 
 
-def imported_by(*arguments: str | Path) -> set[str]:
-    """Top-level names of the modules that a command has imported when it ends."""
+def modules_of(*arguments: str | Path) -> set[str]:
+    """The modules that a command has imported when it ends."""
     script = (
         "import sys\n"
         "from qwen_inspect.cli import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
-        "print(' '.join(sorted({name.partition('.')[0] for name in sys.modules})), file=sys.stderr)\n"
+        "print(' '.join(sys.modules), file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
     return set(done.stderr.splitlines()[-1].split())
+
+
+def imported_by(*arguments: str | Path) -> set[str]:
+    """Top-level names of the modules that a command has imported when it ends."""
+    return {name.partition(".")[0] for name in modules_of(*arguments)}
 
 
 def test_help_imports_next_to_nothing() -> None:
@@ -48,6 +53,12 @@ def test_help_imports_next_to_nothing() -> None:
 )
 def test_no_command_imports_anything_heavy(command: str, tiny_qwen3: Path) -> None:
     assert imported_by(command, tiny_qwen3) & (HEAVY | {"rich"}) == set()
+
+
+def test_json_of_a_command_imports_what_it_has_of_others_alone() -> None:
+    here = "qwen_inspect.renderers.json"
+    written = {name.removeprefix(f"{here}.") for name in modules_of("structure", "--format", "json") if here in name}
+    assert written == {here, "attention", "common", "parameters", "structure"}
 
 
 @pytest.mark.parametrize("command", ["memory", "report"])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..engines import Capacity, EngineCard, LlamaCppReserve, ServingReport, VllmReserve
-from ..language import Language
-from .fitted import suggestion_content
+from ...engines import Capacity, EngineCard, LlamaCppReserve, ServingReport, VllmReserve
+from ...language import Language
+from .fit import suggestion_content
 
 
 def serving_content(found: ServingReport, say: Language) -> dict[str, Any]:

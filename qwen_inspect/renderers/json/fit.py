@@ -1,12 +1,26 @@
-"""What fits -> JSON: the keys of the first card stand at the top, for scripts that ask of one; `cards` has all."""
+"""`fit` -> JSON: the keys of the first card stand at the top, for scripts that ask of one; `cards` has all."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..fitting import CardAnswer, CardReach, Ends, FitReport, Gpu, Largest, Suggestion
-from ..language import Language
+from ...fitting import CardAnswer, CardReach, Ends, FitReport, Largest, Suggestion
+from ...language import Language
+from .common import model_content
+
+if TYPE_CHECKING:
+    from ...engines import ServingReport
+
+
+def content(found: FitReport | ServingReport, say: Language) -> dict[str, Any]:
+    if isinstance(found, FitReport):
+        told = fit_content(found, say)
+    else:
+        from .serving import serving_content
+
+        told = serving_content(found, say)
+    return {"model": model_content(found.report, say), **told}
 
 
 def fit_content(found: FitReport, say: Language) -> dict[str, Any]:
@@ -88,21 +102,4 @@ def reach_content(card: CardReach) -> dict[str, Any]:
         "available_bytes": card.available_bytes,
         **_largest("context_tokens", card.largest),
         "contexts": [asdict(one) for one in card.contexts],
-    }
-
-
-def gpu_content(gpu: Gpu) -> dict[str, Any]:
-    return {
-        "name": gpu.name,
-        "kind": gpu.kind,
-        "aliases": list(gpu.aliases),
-        "device_names": list(gpu.device_names),
-        "memory_bytes": gpu.memory_bytes,
-        "reported_bytes": gpu.reported_bytes,
-        "usable_bytes": gpu.usable_bytes,
-        "available_bytes": gpu.available_bytes,
-        "compute_capability": None if gpu.compute_capability is None else ".".join(map(str, gpu.compute_capability)),
-        "bfloat16": gpu.supports("bfloat16"),
-        "fp8": gpu.supports("fp8"),
-        "sources": [{"figure": name, "text": one.text, "source": one.source} for name, one in gpu.figures],
     }

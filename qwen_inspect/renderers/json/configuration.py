@@ -1,0 +1,13 @@
+"""`config` -> JSON: the configuration as it was read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...language import Language
+from ...report.model import Report
+from .common import model_content
+
+
+def content(report: Report, say: Language) -> dict[str, Any]:
+    return {"model": model_content(report, say), "config": dict(report.config or {})}

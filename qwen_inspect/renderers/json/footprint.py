@@ -1,0 +1,65 @@
+"""A run and the memory that it takes, predicted or measured -> JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...language import Language
+from ...report.memory import Alive, Footprint, Moment, Run
+
+
+def workload_content(run: Run) -> dict[str, Any]:
+    return {
+        "mode": run.mode,
+        "batch": run.batch,
+        "prompt_tokens": run.prompt_tokens,
+        "new_tokens": run.new_tokens if run.mode == "generate" else None,
+        "attention": run.attention,
+        "tp": 1,
+        "gpu": run.gpu,
+        "load": run.loader,
+    }
+
+
+def footprint_content(footprint: Footprint, run: Run, say: Language) -> dict[str, Any]:
+    shown = footprint.peak or footprint.steady
+    reserved = footprint.peak_reserved
+    return {
+        "method": footprint.method,
+        "weights_bytes": shown.weights,
+        "buffers_bytes": shown.buffers,
+        "cache_bytes": footprint.steady.cache if run.mode == "generate" else shown.cache,
+        "state_bytes": shown.state,
+        "activation_bytes": None if footprint.peak is None else footprint.peak.activations,
+        "workspace_bytes": shown.workspace,
+        "steady_allocated_bytes": footprint.steady.allocated,
+        "peak_allocated_bytes": None if footprint.peak is None else footprint.peak.allocated,
+        "peak_reserved_bytes": reserved,
+        "context_bytes": footprint.context_bytes,
+        "total_bytes": None
+        if reserved is None or footprint.context_bytes is None
+        else reserved + footprint.context_bytes,
+        "provenance": footprint.provenance,
+        "moments": {
+            name: None if moment is None else _moment(moment)
+            for name, moment in (("steady", footprint.steady), ("peak", footprint.peak))
+        },
+        "alive_at_peak": [alive_content(one) for one in footprint.alive],
+        "assumptions": [say(message) for message in footprint.assumptions],
+    }
+
+
+def _moment(moment: Moment) -> dict[str, Any]:
+    kept = ("weights", "buffers", "cache", "state", "gradients", "optimizer")
+    terms = (*kept, "activations", "workspace", "rounding", "allocated")
+    adapters = {"adapters_bytes": moment.adapters} if moment.adapters else {}
+    return {"stage": moment.stage, **{f"{term}_bytes": getattr(moment, term) for term in terms}, **adapters}
+
+
+def alive_content(one: Alive) -> dict[str, Any]:
+    return {
+        "component": one.component,
+        "operator": one.operator,
+        "storages": one.storages,
+        "bytes": one.size_bytes,
+    }
