@@ -1,0 +1,201 @@
+"""The model of a configuration, built on meta: what could harm is checked or left out before transformers sees it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from ...errors import MalformedError, QwenInspectError, UnavailableError, UnsupportedError
+from ..reading import LARGEST_SIZE, read_dtype, shown
+
+# No released model comes near these; transformers loops over such counts before it builds anything.
+MOST_LAYERS, MOST_EXPERTS, MOST_MODULES, MOST_ENTRIES = 2_000, 8_192, 200_000, 10_000
+MOST_POSITIONS = 1 << 28
+DEEPEST = 20
+COUNTS = re.compile(r"layer|block|depth|stage|expert|repeat|codebook|head|level|branch|stack")
+# What could make transformers fetch code.
+LOADED_FROM = ("attn_implementation", "experts_implementation", "name_or_path")
+SPECIAL_NUMBERS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
+
+
+def config_types() -> Any:
+    """transformers' configurations by model_type; UnavailableError where it is not installed."""
+    try:
+        import torch  # noqa: F401  # the classes need it
+        from transformers import CONFIG_MAPPING
+    except ImportError as error:
+        raise UnavailableError("extra_missing", package=error.name, extra="torch") from None
+    return CONFIG_MAPPING
+
+
+def check_sizes(config: Mapping[str, Any]) -> None:
+    """MalformedError for a number, a list or a nesting in `config` that no model has."""
+
+    def check(key: str, value: object, depth: int) -> None:
+        if depth > DEEPEST:
+            raise MalformedError("generic_too_deep", most=DEEPEST)
+        if isinstance(value, Mapping):
+            for name, inner in value.items():
+                check(str(name), inner, depth + 1)
+        elif isinstance(value, list):
+            if len(value) > MOST_ENTRIES:
+                raise MalformedError("generic_too_long", key=shown(key), found=len(value), most=MOST_ENTRIES)
+            for inner in value:
+                check(key, inner, depth + 1)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            most = _most(key)
+            if abs(value) > most:
+                raise MalformedError("config_out_of_range", key=shown(key), found=shown(value), least=-most, most=most)
+
+    check("", dict(config), 0)
+
+
+def _most(key: str) -> int:
+    key = key.lower()
+    if any(part in key for part in ("size", "dim", "rank", "token", "_id", "vocab")):
+        return LARGEST_SIZE
+    if "expert" in key or "head" in key:
+        return MOST_EXPERTS
+    if COUNTS.search(key):
+        return MOST_LAYERS
+    return MOST_POSITIONS if "position" in key else LARGEST_SIZE
+
+
+def buildable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `config` without what could make transformers fetch code or weights: kernels' and repositories' names.
+
+    Numbers that JSON has not are as transformers writes them. Source: transformers 5.23, PreTrainedConfig._decode_special_floats.
+    """
+
+    def kept(value: object) -> object:
+        if isinstance(value, Mapping):
+            special = SPECIAL_NUMBERS.get(str(value.get("__float__"))) if len(value) == 1 else None
+            return buildable(value) if special is None else special
+        return [kept(one) for one in value] if isinstance(value, list) else deepcopy(value)
+
+    return {
+        key: kept(value)
+        for key, value in config.items()
+        if not key.startswith("_") and key not in (*LOADED_FROM, "auto_map", "quantization_config")
+    }
+
+
+@contextmanager
+def _guarded() -> Iterator[None]:
+    """No hub is asked, no pretrained part is loaded, and no model has more modules than MOST_MODULES."""
+    import transformers
+    from huggingface_hub import constants
+    from torch.nn.modules.module import register_module_module_registration_hook
+
+    made = 0
+
+    def count(module: Any, name: str, child: Any) -> None:
+        nonlocal made
+        made += 1
+        if made > MOST_MODULES:
+            raise MalformedError("generic_too_many_modules", most=MOST_MODULES)
+
+    with ExitStack() as stack:
+        stack.callback(setattr, constants, "HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE)
+        constants.HF_HUB_OFFLINE = True
+        stack.callback(transformers.logging.set_verbosity, transformers.logging.get_verbosity())
+        transformers.logging.set_verbosity_error()
+        stack.callback(register_module_module_registration_hook(count).remove)
+        yield
+
+
+def build_generic(config: Mapping[str, Any], *, dtype: str | None = None, device: str | None = "meta") -> Any:
+    """The model of `config` in `dtype` (None: the configuration's) on `device`; UnsupportedError where transformers cannot."""
+    import torch
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+
+    name = dtype or generic_dtype(config).torch_name
+    try:
+        with _guarded(), nullcontext() if device is None else torch.device(device):
+            configuration = transformers.AutoConfig.for_model(**buildable(config))
+            _check_layers(configuration)
+            model_class = _class_of(configuration, config.get("architectures"))
+            model = model_class._from_config(configuration, dtype=getattr(torch, name), attn_implementation="eager")
+    except (
+        ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, NameError, OSError, RuntimeError,
+        StopIteration, StrictDataclassError, TypeError, ValueError,
+    ) as error:  # fmt: skip
+        lines = str(error).strip().splitlines()
+        reason = " ".join(lines[-1 if isinstance(error, StrictDataclassError) else 0].split())[:300] if lines else ""
+        raise UnsupportedError(
+            "instantiate_failed", reason=reason or type(error).__name__, version=transformers.__version__
+        ) from None
+    return model.eval()
+
+
+def build_own(config: Mapping[str, Any], own: Mapping[str, Any], code: Path) -> Any:
+    """The class that the repository in `code` defines, on meta: its code runs. Code of another repository does not."""
+    import torch
+    import transformers
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    found = [own.get(name) for name in ("AutoConfig", "AutoModelForCausalLM")]
+    for name in found:
+        if not isinstance(name, str) or "--" in name or not (code / f"{name.partition('.')[0]}.py").is_file():
+            raise UnsupportedError("generic_own_code_elsewhere", found=shown(config["model_type"]), name=shown(name))
+    try:
+        with _guarded(), torch.device("meta"):
+            config_class, model_class = (
+                get_class_from_dynamic_module(name, str(code), local_files_only=True) for name in found
+            )
+            configuration = config_class.from_dict(buildable(config))
+            model = model_class._from_config(configuration, dtype=getattr(torch, generic_dtype(config).torch_name))
+    except QwenInspectError:
+        raise
+    except Exception as error:  # code of others raises anything
+        lines = str(error).strip().splitlines()
+        reason = lines[0][:300] if lines else type(error).__name__
+        raise UnsupportedError("instantiate_failed", reason=reason, version=transformers.__version__) from None
+    return model.eval()
+
+
+def generic_dtype(config: Mapping[str, Any]) -> Any:
+    """The parameters' dtype: on top, else the decoder's where the model is composite, else torch's default."""
+    nested: Mapping[str, Any] = next(
+        (config[key] for key in ("text_config", "llm_config") if isinstance(config.get(key), Mapping)), {}
+    )
+    keys = ("dtype", "torch_dtype")
+    found = next((part for part in (config, nested) if any(part.get(key) is not None for key in keys)), config)
+    return read_dtype(found)
+
+
+def _check_layers(configuration: Any) -> None:
+    """UnsupportedError for kinds of layers that this transformers has no cache for, and heads that do not divide evenly."""
+    text = configuration.get_text_config(decoder=True)
+    heads, kv_heads = (getattr(text, key, None) for key in ("num_attention_heads", "num_key_value_heads"))
+    if type(heads) is int and type(kv_heads) is int and kv_heads > 0 and heads % kv_heads:
+        raise MalformedError("config_heads_do_not_divide", query_heads=heads, kv_heads=kv_heads)
+    types, layers = getattr(text, "layer_types", None), getattr(text, "num_hidden_layers", None)
+    if isinstance(types, list) and type(layers) is int and len(types) < layers:
+        raise MalformedError("config_layer_types", layers=layers, found=len(types))
+
+
+def _class_of(configuration: Any, architectures: object) -> Any:
+    """The class that `architectures` names where it is one of transformers' own for this configuration, else the usual one.
+
+    The fallback is AutoModelForMultimodalLM, which knows composites that AutoModelForCausalLM would cut down, then that.
+    """
+    import transformers
+
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    named = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
+    if inspect.isclass(named) and issubclass(named, transformers.PreTrainedModel):
+        if not isinstance(configuration, getattr(named, "config_class", None) or ()):
+            raise UnsupportedError("generic_class_of_other", name=name, found=configuration.model_type)
+        return named
+    for auto in (transformers.AutoModelForMultimodalLM, transformers.AutoModelForCausalLM):
+        if type(configuration) in auto._model_mapping:
+            found = auto._model_mapping[type(configuration)]
+            return found[0] if isinstance(found, (tuple, list)) else found
+    raise UnsupportedError("generic_no_language_model", found=configuration.model_type, name=shown(name))

@@ -1,0 +1,218 @@
+"""What a built model is made of, read off its modules: sizes, the tree with each part's component, experts, tied names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+
+from ...checkpoint import DTYPE_OF_TORCH_NAME, Tensor
+from ...errors import UnsupportedError
+from ...spec import ModelSpec, Module
+from .building import generic_dtype
+
+# How configurations name the experts that one token takes. Source: transformers 5.23, models/*/configuration_*.py.
+TAKEN_KEYS = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k", "moe_top_k")
+EXPERTS_KEYS = (
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "moe_num_experts",
+    "num_routed_experts",
+    "zero_expert_num",
+)
+# A module's part of the statistics by its own name, the first that fits; else its parent's.
+COMPONENT_OF_NAME: tuple[tuple[str, str], ...] = (
+    (r"visual|vision.*|image.*|vit|vpm|multi_modal_projector|mm_projector|embed_vision|connector|aligner", "vision"),
+    (r"audio.*|speech.*|embed_audio|sound.*", "audio"),
+    (r"shared_experts?|shared_mlp|shared_expert_gate", "shared_expert"),
+    (r"experts", "experts"),
+    (r"router|gate", "router"),
+    (r"linear_attn|mamba|mixer|ssm|conv|short_conv|recurrent.*|temporal_block|mlstm.*|slstm.*|kda", "linear_attention"),
+    (r".*attn|.*attention|.*_attn_.*", "attention"),
+    (r"mlp|feed_forward|ffn|ff|fc\d?|block_sparse_moe|moe|dense.*|.*mlp", "mlp"),
+)
+
+
+def spec_of(config: Mapping[str, Any], model: Any) -> ModelSpec:
+    """What figures are shown with, without layers; UnsupportedError for a model that reads no tokens."""
+    text = model.config.get_text_config(decoder=True)
+    table = _embedding(model)
+    context = getattr(text, "max_position_embeddings", None)
+    activation = getattr(text, "hidden_act", None)
+    head = _head(model)
+    aliases = aliases_of(model)
+    name = next((name for name, module in model.named_modules() if module is head), None)
+    class_name = type(model).__name__
+    return ModelSpec(
+        family=str(config["model_type"]),
+        class_name=class_name,
+        class_prefix=re.sub(r"(For[A-Z]\w*|LMHead\w*|Model|LM)$", "", class_name) or class_name,
+        vocab_size=table[0],
+        hidden_size=table[1],
+        context_tokens=context if type(context) is int and context > 0 else None,
+        tied_embeddings=f"{name}.weight" in aliases,
+        dtype=generic_dtype(config),
+        norm_eps=0.0,
+        activation=activation if isinstance(activation, str) else "",
+        pad_token_id=None,
+        layers=(),
+    )
+
+
+def _embedding(model: Any) -> tuple[int, int]:
+    """Rows and columns of the table of tokens; UnsupportedError for a model that reads none."""
+    import torch
+
+    with_table = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    try:
+        table = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError, TypeError):
+        table = None
+    weight = getattr(table, "weight", None)
+    if weight is None or weight.dim() != 2:
+        weight = max((one.weight for one in with_table), key=lambda one: one.numel(), default=None)
+    if weight is None:
+        raise UnsupportedError("generic_no_embedding", class_name=type(model).__name__)
+    return tuple(weight.shape)
+
+
+def _head(model: Any) -> Any:
+    try:
+        return model.get_output_embeddings()
+    except (AttributeError, NotImplementedError, TypeError):
+        return None
+
+
+def aliases_of(model: Any) -> dict[str, str]:
+    """Names of parameters that are another's once more, with its name."""
+    owners: dict[int, str] = {}
+    aliases = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner = owners.setdefault(id(parameter), name)
+        if owner != name:
+            aliases[name] = owner
+    return aliases
+
+
+def tensor_of(name: str, value: Any) -> Tensor:
+    """`value`, a tensor of torch, as name, shape and dtype."""
+    return Tensor(name, tuple(value.shape), DTYPE_OF_TORCH_NAME[str(value.dtype).removeprefix("torch.")])
+
+
+def state_of(model: Any) -> list[Tensor]:
+    """What `state_dict` holds, tied parameters once: parameters, then persistent buffers."""
+    persistent = model.state_dict(keep_vars=True)
+    named = [*model.named_parameters(), *((name, one) for name, one in model.named_buffers() if name in persistent)]
+    return [tensor_of(name, value) for name, value in named]
+
+
+def tree_of(model: Any, config: Mapping[str, Any]) -> Module:
+    """The tree of `model`, equal neighbours with running numbers folded."""
+    text = model.config.get_text_config(decoder=True)
+    table, head = _input_table(model), _head(model)
+    aliases, experts = aliases_of(model), _routed(text)
+
+    def node(module: Any, name: str, path: str, component: str) -> Module:
+        own = _component(module, name, component, table, head)
+        parameters = [(key, one) for key, one in module._parameters.items() if one is not None]
+        full = {key: f"{path}.{key}" if path else key for key, _ in parameters}
+        tensors = tuple(tensor_of(key, one) for key, one in parameters if full[key] not in aliases)
+        buffers = tuple(tensor_of(key, one) for key, one in module._buffers.items() if one is not None)
+        children = [
+            node(child, key, f"{path}.{key}" if path else key, own)
+            for key, child in module._modules.items()
+            if child is not None
+        ]
+        arguments = module.extra_repr()
+        shapes = [tensor.shape for tensor in tensors]
+        taken = experts is not None and shapes and all(shape[:1] == experts[1:] for shape in shapes)
+        return Module(
+            name=name,
+            class_name=type(module).__name__,
+            arguments=arguments if "\n" not in arguments else "",
+            tensors=tensors,
+            buffers=buffers,
+            tied_to=aliases.get(full.get("weight", "")),
+            routed=experts if taken and own == "experts" else None,
+            component=own,
+            children=tuple(_folded(children)),
+        )
+
+    return replace(node(model, "", "", "other"), component=None)
+
+
+def _folded(children: Sequence[Module]) -> Iterator[Module]:
+    for numbered, run in groupby(children, key=lambda one: one.name.isdecimal()):
+        if not numbered:
+            yield from run
+            continue
+        for _, alike in groupby(run, key=lambda one: replace(one, name="")):
+            several = list(alike)
+            first = int(several[0].name)
+            if [one.name for one in several] == [str(first + index) for index in range(len(several))]:
+                yield replace(several[0], repeats=len(several))
+            else:
+                yield from several
+
+
+def _input_table(model: Any) -> Any:
+    try:
+        return model.get_input_embeddings()
+    except (AttributeError, NotImplementedError, TypeError):
+        return None
+
+
+def _component(module: Any, name: str, inherited: str, table: Any, head: Any) -> str:
+    """By what the module is, else by its name, else its parent's; towers keep what is in them."""
+    if module is table:
+        return "embedding"
+    if module is head:
+        return "lm_head"
+    if inherited in ("vision", "audio", "shared_expert", "experts"):
+        return inherited
+    for pattern, component in COMPONENT_OF_NAME:
+        if re.fullmatch(pattern, name):
+            # A gate within an MLP is one of its matrices, unless what it belongs to has experts.
+            plain = component == "router" and not _has_experts(module)
+            return inherited if plain else component
+    class_name = type(module).__name__
+    if "Norm" in class_name and inherited == "other":
+        return "norm"
+    if "Embedding" in class_name and inherited == "other":
+        return "embedding"
+    return "norm" if re.search(r"(layer_?norm|^norm|_norm|ln_\w+)$", name) and inherited == "other" else inherited
+
+
+def _has_experts(gate: Any) -> bool:
+    """Whether a module called gate or router is one that chooses experts: transformers' routers are no plain linear layers."""
+    return bool(re.search(r"Router|Gate|Gating|TopK|MoE|Moe", type(gate).__name__))
+
+
+def _routed(text: Any) -> tuple[int, int] | None:
+    """(experts a token takes, experts) where the configuration states both plainly; None otherwise."""
+    experts = {value for key in EXPERTS_KEYS[:-1] if type(value := getattr(text, key, None)) is int and value > 0}
+    taken = {value for key in TAKEN_KEYS if type(value := getattr(text, key, None)) is int and value > 0}
+    if len(experts) != 1 or len(taken) != 1 or getattr(text, "zero_expert_num", None):
+        return None
+    chosen, several = taken.pop(), experts.pop()
+    return (chosen, several) if chosen <= several else None
+
+
+def active_is_known(tree: Module, model: Any) -> bool:
+    """Whether the parameters that a token uses can be told: there are no experts, or all their tensors are marked as routed."""
+    text = model.config.get_text_config(decoder=True)
+    claimed = any(type(value := getattr(text, key, None)) is int and value > 1 for key in EXPERTS_KEYS)
+
+    def experts(module: Module) -> Iterator[Module]:
+        if module.component == "experts" and module.tensors:
+            yield module
+        for child in module.children:
+            yield from experts(child)
+
+    found = list(experts(tree))
+    if not found:
+        return not claimed
+    return all(module.routed is not None for module in found)
