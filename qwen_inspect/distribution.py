@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from .analyzers.memory import traced_footprint
 from .analyzers.ranks import Sharded, rank_bytes
 from .analyzers.training import check_training
 from .architectures.generic import build_generic
 from .architectures.plans import NOT_LOADED_BY_RANKS, built_plans, plans_of
-from .errors import UnsupportedError, UsageError
+from .errors import UnavailableError, UnsupportedError, UsageError
 from .language import Message
-from .ranks import DeviceMapReport, Parallelism, RanksReport
+from .prediction import MICRO_BATCHES, timeline_of
+from .ranks import DeviceMapReport, Parallelism, Place, RankBytes, RanksReport
 from .report.memory import Run
 from .report.model import Report
 
 
 def ranks_report(report: Report, run: Run, how: Parallelism) -> RanksReport:
-    """Each rank's bytes for `run`.
+    """Each rank's bytes for `run`, by the plans alone: without peaks (see `with_peaks`).
 
     UsageError for degrees that contradict each other or the run, UnsupportedError where transformers has no plan for the class,
     cannot cut it into so many parts, or its weights are quantised.
@@ -31,6 +33,43 @@ def ranks_report(report: Report, run: Run, how: Parallelism) -> RanksReport:
         raise UnsupportedError("ranks_not_loaded", class_name=report.spec.class_name)
     ranks = rank_bytes(sharded(report), how, run)
     return RanksReport(parallelism=how, ranks=ranks, assumptions=tuple(_assumptions(how, run)))
+
+
+def with_peaks(found: RanksReport, report: Report, run: Run) -> RanksReport:
+    """The same with each rank's peak, from a trace of what that rank does; without, and why, where it cannot be traced."""
+    if found.parallelism.fsdp > 1 and found.parallelism.zero_stage == 1:
+        return _without_peaks(found, Message("ranks_trace_deepspeed"))
+    try:
+        ranks = tuple(_with_peak(one, report, run, found.parallelism) for one in found.ranks)
+    except (UnavailableError, UnsupportedError) as error:
+        return _without_peaks(found, error.message)
+    said = [Message("assume_ranks_traced")]
+    if found.parallelism.fsdp > 1:
+        said.append(Message("assume_ranks_streams"))
+    return replace(found, ranks=ranks, assumptions=(*found.assumptions, *said))
+
+
+def _with_peak(one: RankBytes, report: Report, run: Run, how: Parallelism) -> RankBytes:
+    """UnsupportedError where the trace ends with other bytes than those that the plans give."""
+    shortest = replace(run, accumulate=min(run.accumulate, MICRO_BATCHES))
+    timeline, made_by = timeline_of(report, shortest, Place(how=how, rank=one.ranks[0]))
+    footprint = traced_footprint(timeline, run, provenance=made_by)
+    held = footprint.steady
+    terms = ("weights", "buffers", "optimizer", *(("cache", "state") if run.mode == "generate" else ()))
+    for term in terms:
+        expected, traced = getattr(one, term), getattr(held, term)
+        if expected is not None and traced != expected:
+            raise UnsupportedError(
+                "ranks_trace_differs", term=Message(f"term_{term}"), traced=traced, expected=expected
+            )
+    # FSDP gathers in streams of its own, whose blocks the allocator keeps apart.
+    reserved = footprint.peak_reserved if how.fsdp == 1 else None
+    return replace(one, peak=footprint.peak, peak_reserved=reserved)
+
+
+def _without_peaks(found: RanksReport, reason: Message) -> RanksReport:
+    said = (Message("assume_ranks_unknown"), Message("assume_ranks_untraced", reason=reason))
+    return replace(found, assumptions=(*found.assumptions, *said))
 
 
 def sharded(report: Report) -> Sharded:
@@ -83,4 +122,4 @@ def _assumptions(how: Parallelism, run: Run) -> list[Message]:
         said += [Message("assume_ranks_batch"), Message(f"assume_zero_{how.zero_stage}")]
         if how.zero_stage == 3 and how.ranks == how.fsdp and how.expert == 1:
             said.append(Message("assume_gathered_train" if run.mode == "train" else "assume_gathered"))
-    return [*said, Message("assume_ranks_unknown")]
+    return said

@@ -24,6 +24,7 @@ from .timeline import Timeline
 
 if TYPE_CHECKING:
     from .analyzers.adapting import FourBits
+    from .ranks import Place
     from .training_plan import Plan
 
 MICRO_BATCHES = 2  # the first, and one for all that find gradients; with more, every later one does as the second
@@ -144,18 +145,21 @@ def explored(memory: MemoryReport) -> MemoryReport:
     return replace(memory, exploration=found)
 
 
-def timeline_of(report: Report, run: Run) -> tuple[Timeline, str]:
-    """The run's trace, and what it was made by: shipped or kept where there is one, else traced now, and kept if it can be."""
-    if _is_point(run) and (kept := kept_trace(report.spec, run.attention)) is not None:
+def timeline_of(report: Report, run: Run, place: Place | None = None) -> tuple[Timeline, str]:
+    """The run's trace, and what it was made by: shipped or kept where there is one, else traced now, and kept if it can be.
+
+    place: of one rank, where several share the model.
+    """
+    if _is_point(run, place) and (kept := kept_trace(report.spec, run.attention, place, run.batch)) is not None:
         return kept.at(_point(run)), kept.made_by
-    return _once(report, run), versions()
+    return _once(report, run, place=place), versions()
 
 
-def _once(report: Report, run: Run, four_bits: FourBits | None = None) -> Timeline:
+def _once(report: Report, run: Run, four_bits: FourBits | None = None, place: Place | None = None) -> Timeline:
     """`_traced`, once for several cards that are asked about one after another."""
-    told = dict(report.config or {}), repr(report.spec), repr(trace_request(run, four_bits))
+    told = dict(report.config or {}), repr(report.spec), repr(trace_request(run, four_bits)), repr(place)
     key = json.dumps(told, sort_keys=True, default=str)
-    return _traced_once(_Untraced(key=key, report=report, run=run, four_bits=four_bits))
+    return _traced_once(_Untraced(key=key, report=report, run=run, four_bits=four_bits, place=place))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,65 +170,83 @@ class _Untraced:
     report: Report = field(compare=False)
     run: Run = field(compare=False)
     four_bits: FourBits | None = field(compare=False)
+    place: Place | None = field(compare=False)
 
 
 @lru_cache(maxsize=16)
 def _traced_once(one: _Untraced) -> Timeline:
-    return _traced(one.report, one.run, one.four_bits)
-
-
-def _traced(report: Report, run: Run, four_bits: FourBits | None = None) -> Timeline:
     """The trace of the whole model; of a hybrid, whose layers take long, three of its blocks stand for all of them."""
     from .analyzers.trace import trace
 
-    spec, config, request = report.spec, report.config or {}, trace_request(run, four_bits)
+    report, run, place = one.report, one.run, one.place
+    spec, config, request = report.spec, report.config or {}, trace_request(run, one.four_bits)
     if spec.built:
         from .architectures.generic import buildable
 
         config = buildable(config)
     period = period_of(spec.layers)
-    if run.mode != "train" and period is not None and 1 < period < len(spec.layers) // SHALLOW:
-        blocks = trace(spec, config, replace(request, layers=SHALLOW * period))
+    if run.mode != "train" and _all_alike(place) and period is not None and 1 < period < len(spec.layers) // SHALLOW:
+        blocks = trace(spec, config, replace(request, layers=SHALLOW * period), place)
         return deepen(fixed(blocks), len(spec.layers), period).at(_point(run))
-    timeline = trace(spec, config, request)
-    if _is_point(run):
-        _keep(report, run, timeline)
+    timeline = trace(spec, config, request, place)
+    if _is_point(run, place):
+        _keep(report, run, place, timeline)
     return timeline
 
 
-def _is_point(run: Run) -> bool:
+def _is_point(run: Run, place: Place | None = None) -> bool:
     """Whether kept traces tell of such a run."""
-    return run.mode == "generate" and run.new_tokens > 1
+    return run.mode == "generate" and run.new_tokens > 1 and _all_alike(place)
+
+
+def _all_alike(place: Place | None) -> bool:
+    """Whether a rank does the same with every layer, which a stage of a pipeline does not."""
+    return place is None or place.how.pipeline == 1
 
 
 def _point(run: Run) -> Point:
     return Point(run.batch, run.prompt_tokens, run.cached_tokens)
 
 
-def _keep(report: Report, run: Run, whole: Timeline) -> None:
+def _keep(report: Report, run: Run, place: Place | None, whole: Timeline) -> None:
     """Keep the model's trace for the next time, if what it gives for this run is what the whole model's trace gives."""
     try:
-        shallow = shallow_trace(report.spec, report.config or {}, run.attention)
+        shallow = shallow_trace(report.spec, report.config or {}, run.attention, place, run.batch)
+        if shallow is None:
+            return
+        deep = deepen(shallow, len(report.spec.layers)).at(_point(run))
     except UnsupportedError:
         return
-    if shallow is None:
-        return
-    deep = deepen(shallow, len(report.spec.layers)).at(_point(run))
     if traced_footprint(deep, run, provenance="") == traced_footprint(whole, run, provenance=""):
-        header_cache.write_trace(trace_name(report.spec, run.attention, versions()), dump(shallow))
+        name = trace_name(report.spec, run.attention, versions(), place, run.batch)
+        header_cache.write_trace(name, dump(shallow))
 
 
-def shallow_trace(spec: ModelSpec, config: Mapping[str, Any], attention: str) -> KeptTrace | None:
-    """The polynomials of the model with its first, one middle and its last layer; None where its layers are not all alike."""
+def shallow_trace(
+    spec: ModelSpec, config: Mapping[str, Any], attention: str, place: Place | None = None, batch: int = 1
+) -> KeptTrace | None:
+    """The polynomials of the model with its first, one middle and its last layer; None where its layers are not all alike.
+
+    place, batch: of a tensor-parallel rank, which gathers one sequence without the copy that several take.
+    """
     if not _has_period(spec):
         return None
     from .analyzers.trace import trace
 
+    points, terms = (*SAMPLES, WITNESS), range(8)
+    if _by_batch(place) and batch == 1:  # one sequence, and half of the monomials
+        points, terms = tuple(replace(point, batch=1) for point in (*SAMPLES[:4], WITNESS)), range(4)
+    elif _by_batch(place):
+        points = tuple(replace(point, batch=point.batch + 1) for point in points)
     traces = {
-        point: trace(spec, config, replace(sample_request(point, attention), layers=SHALLOW))
-        for point in (*SAMPLES, WITNESS)
+        point: trace(spec, config, replace(sample_request(point, attention), layers=SHALLOW), place) for point in points
     }
-    return fit(traces, made_by=versions())
+    return fit(traces, made_by=versions(), terms=terms)
+
+
+def _by_batch(place: Place | None) -> bool:
+    """Whether a rank's events differ between one sequence and several."""
+    return place is not None and place.how.tensor > 1
 
 
 def traced_along(report: Report, runs: Sequence[Run], terms: Sequence[int]) -> KeptTrace | None:
@@ -297,14 +319,13 @@ def versions() -> str:
     return f"transformers {transformers.__version__}, torch {torch.__version__.partition('+')[0]}"
 
 
-def kept_trace(spec: ModelSpec, attention: str) -> KeptTrace | None:
+def kept_trace(spec: ModelSpec, attention: str, place: Place | None = None, batch: int = 1) -> KeptTrace | None:
     """The trace of this model with this kernel that the package has, or that an earlier run kept for the installed libraries."""
     if not _has_period(spec):
         return None
-    path = SHIPPED / trace_name(spec, attention)
-    content = (
-        path.read_bytes() if path.is_file() else header_cache.read_trace(trace_name(spec, attention, _installed()))
-    )
+    path = SHIPPED / trace_name(spec, attention, place=place, batch=batch)
+    kept_here = trace_name(spec, attention, _installed(), place, batch)
+    content = path.read_bytes() if path.is_file() else header_cache.read_trace(kept_here)
     return None if content is None else deepen(load(content, file=path.name), len(spec.layers))
 
 
@@ -323,10 +344,12 @@ def installed() -> Iterator[tuple[str, str]]:
             yield package, version(package).partition("+")[0]
 
 
-def trace_name(spec: ModelSpec, attention: str, made_by: str = "") -> str:
+def trace_name(spec: ModelSpec, attention: str, made_by: str = "", place: Place | None = None, batch: int = 1) -> str:
     """A file's name that stands for all that decides a layer's events: models that differ only in depth share it."""
     shape = replace(spec, context_tokens=None, pad_token_id=None, norm_eps=0.0, layers=spec.layers[:1])
     # Without the part that a model of text alone has not, the names are those from before there were others.
     text = f"{shape!r} {made_by}".replace(", vision=None", "")
+    if place is not None:
+        text += f" {place!r}" + (" one sequence" if batch == 1 and _by_batch(place) else "")
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return f"{spec.family}-{digest}.{attention}.json.gz"

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .language import Message
+
+if TYPE_CHECKING:
+    from .report.memory import Moment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +32,14 @@ class Parallelism:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """One rank of those that share the model, numbered as transformers' mesh (pipeline, fsdp, tensor)."""
+
+    how: Parallelism
+    rank: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plans:
     """How transformers takes a class apart: pairs of a module's or a parameter's full name, with `*` for numbers, and a style.
 
@@ -48,7 +60,8 @@ class RankBytes:
     layers: the first of its stage, and the one after its last; None where one stage has all. experts: of a layer that it holds
     whole; None where none are dealt out. weights: with `padding`; `replicated` of them lie on other ranks too. gathered: what
     FSDP puts together for a while, beside the rank's own share; None where that is not known. cache, state: None where it is not
-    known how the class shares them.
+    known how the class shares them. peak: the moment when the rank's allocator holds most, activations included, and
+    peak_reserved what it has reserved by then; None where no trace tells them.
     """
 
     ranks: tuple[int, ...]
@@ -63,10 +76,12 @@ class RankBytes:
     gradients: int
     optimizer: int
     gathered: int | None
+    peak: Moment | None = None
+    peak_reserved: int | None = None
 
     @property
     def total(self) -> int | None:
-        """All but what is gathered, activations, workspace and buffers of communication."""
+        """What is held at the end: all but what is gathered, activations, workspace and buffers of communication."""
         if self.cache is None or self.state is None:
             return None
         return self.weights + self.buffers + self.cache + self.state + self.gradients + self.optimizer

@@ -12,6 +12,7 @@ FLASH_SCRATCH = (
 SCALES_SCRATCH = (
     "bitsandbytes.gemm_4bit.scales"  # of scales without their offset, which bitsandbytes keeps on CUDA alone
 )
+GATHERED = "fsdp.all_gather"  # whole weights that FSDP puts together for a while
 ADAPTER = "adapter"  # the operator of the matrices that PEFT adds to a model
 
 

@@ -1,15 +1,19 @@
 """Run by torchrun: small models of random weights, really shared by the processes, and what each process then holds.
 
 Arguments: a JSON file of jobs, a directory for the models. Prints one JSON line for each job: its name and what every rank found.
-A job: "model" (a configuration with `architectures`), "parallel" (arguments of transformers' DistributedConfig) and "run":
-"generate" (loaded by from_pretrained, which cuts it), or "train" (whole, cut by torch's fully_shard, one step of AdamW).
+A job: "model" (a configuration with `architectures`), "parallel" (arguments of transformers' DistributedConfig, by which
+from_pretrained cuts it) and "run": "generate" or "train" (by "optimizer"). "followed": also every request for memory, as torch's
+profiler records it.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import astuple
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,11 +21,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import transformers
+from torch.distributed import _functional_collectives
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers.distributed import DistributedConfig
 
+from qwen_inspect.analyzers.adapting import optimizer_of
+
+from .following import profiled
+
 BATCH, PROMPT, NEW = 2, 7, 4
+FOLLOWED_PROMPT, FOLLOWED_NEW, STEPS = 48, 2, 2
+MOMENT_SECONDS, LONGEST_SECONDS = 0.001, 1.0
 
 
 def local(tensor: Any) -> Any:
@@ -70,14 +81,58 @@ def generated(job: dict[str, Any], models: Path) -> dict[str, Any]:
     parallel = DistributedConfig(**job["parallel"])
     model = found.from_pretrained(path, dtype=torch.bfloat16, distributed_config=parallel)
     told: dict[str, Any] = {"weights": held(model.parameters()), "buffers": held(model.buffers())}
-    if job.get("load_only"):
+    if job["load_only"]:
         return told
+    if job["followed"]:
+        told["changes"] = followed(lambda: a_generation(model))
     with torch.no_grad():
         answer = model.generate(
             prompt(), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, return_dict_in_generate=True
         )
     told["cache"], told["state"] = caches(answer.past_key_values)
     return told
+
+
+def a_generation(model: Any) -> object:
+    """A prefill and one step of decoding."""
+    tokens = torch.zeros(BATCH, FOLLOWED_PROMPT, dtype=torch.int64)
+    return tokens, model.generate(
+        tokens, max_new_tokens=FOLLOWED_NEW, do_sample=False, return_dict_in_generate=True, eos_token_id=None
+    )
+
+
+def followed(run: Callable[[], object]) -> list[Any]:
+    """Every change of this process's memory while it runs."""
+    dist.barrier()
+    return [astuple(change) for change in profiled(run)]
+
+
+def others_rest() -> None:
+    """Wait until no other thread of this process wants to run (Linux: proc(5), the state after the thread's name)."""
+    end = time.monotonic() + LONGEST_SECONDS
+    own = str(threading.get_native_id())
+    while time.monotonic() < end:
+        time.sleep(MOMENT_SECONDS)
+        stats = [(one / "stat").read_text() for one in Path("/proc/self/task").iterdir() if one.name != own]
+        if all(stat.rpartition(")")[2].split()[0] == "S" for stat in stats):
+            return
+
+
+def wait_for_gloo() -> None:
+    """Let gloo's own threads let go of what they sent before this one goes on: the profiler does not see them do it."""
+    arrived, waited = _functional_collectives.wait_tensor, dist.Work.wait
+
+    def wait_tensor(tensor: Any) -> Any:
+        result = arrived(tensor)
+        others_rest()
+        return result
+
+    def wait(work: Any, *arguments: Any) -> Any:
+        result = waited(work, *arguments)
+        others_rest()
+        return result
+
+    _functional_collectives.wait_tensor, dist.Work.wait = wait_tensor, wait
 
 
 def each_group(model: Any) -> Iterator[Any]:
@@ -97,8 +152,19 @@ def gathered(model: Any) -> int:
     return total
 
 
-def trained(job: dict[str, Any], models: Path) -> dict[str, Any]:
-    """FSDP2 as transformers and accelerate wrap a decoder: embedding, layers, then norm and head, then what is left."""
+def loaded(job: dict[str, Any], models: Path) -> Any:
+    """To train, cut by transformers."""
+    found, path = model_of(job, models)
+    parallel = DistributedConfig(**job["parallel"])
+    model = found.from_pretrained(path, dtype=torch.bfloat16, distributed_config=parallel).train()
+    for module in model.modules():
+        if isinstance(module, FSDPModule) and job["zero_stage"] == 2:
+            module.set_reshard_after_forward(False, recurse=False)
+    return model
+
+
+def wrapped(job: dict[str, Any], models: Path) -> Any:
+    """To train, cut by FSDP2 as transformers and accelerate wrap a decoder: embedding, layers, norm with head, what is left."""
     found, path = model_of(job, models)
     model = found.from_pretrained(path, dtype=torch.bfloat16)
     reshard = job["zero_stage"] == 3
@@ -108,31 +174,53 @@ def trained(job: dict[str, Any], models: Path) -> dict[str, Any]:
         fully_shard(unit, reshard_after_forward=reshard)
     tail = [model.model.norm, *([model.model.embed_tokens] if tied else []), model.lm_head]
     fully_shard(tail, reshard_after_forward=False)
-    fully_shard(model, reshard_after_forward=False)
-    optimizer = torch.optim.AdamW(model.parameters())
-    seen: list[int] = []
+    return fully_shard(model, reshard_after_forward=False)
+
+
+def trained(job: dict[str, Any], models: Path) -> dict[str, Any]:
+    model = loaded(job, models)
+    changes = followed(lambda: some_steps(model, job["optimizer"]))
+    weights = None  # where transformers cuts, a part on CPU shares the storage of the whole tensor that was read
+    if list(job["parallel"]) == ["fsdp_size"]:
+        model = wrapped(job, models)
+        weights = allocated(model.parameters())
+    optimizer = optimizer_of(job["optimizer"], model.parameters())
+    seen = [0]
     for module in [*(layer.mlp for layer in model.model.layers), model.lm_head]:
         module.register_forward_pre_hook(lambda *_: seen.append(gathered(model)))
         module.register_full_backward_pre_hook(lambda *_: seen.append(gathered(model)))
-    weights = allocated(model.parameters())
     model(input_ids=prompt(), labels=prompt(), use_cache=False).loss.backward()
     gradients = [one.grad for one in model.parameters()]
     optimizer.step()
-    states = [one for state in optimizer.state.values() for name, one in state.items() if name != "step"]
+    counted = ("exp_avg", "exp_avg_sq", *(["step"] if job["optimizer"] == "adamw_fused" else []))  # else on the host
+    states = [one for state in optimizer.state.values() for name, one in state.items() if name in counted]
     return {
         "weights": weights,
         "rows": held(model.parameters()),
         "gradients": allocated(gradients),
         "optimizer": allocated(states),
         "gathered": max(seen),
+        "changes": changes,
     }
+
+
+def some_steps(model: Any, optimizer: str) -> object:
+    chosen = optimizer_of(optimizer, model.parameters())
+    for _ in range(STEPS):
+        tokens = torch.zeros(BATCH, FOLLOWED_PROMPT, dtype=torch.int64)
+        labels = torch.zeros_like(tokens)
+        loss = model(input_ids=tokens, labels=labels, use_cache=False).loss
+        loss.backward()
+        chosen.step()
+        chosen.zero_grad()
+    return loss, chosen
 
 
 def outcome(job: dict[str, Any], models: Path) -> dict[str, Any]:
     """What this rank found; a refusal is one that every rank meets, so that none waits for another."""
     try:
         return generated(job, models) if job["run"] == "generate" else trained(job, models)
-    except (AttributeError, KeyError, RuntimeError, ValueError) as error:
+    except (AttributeError, KeyError, RuntimeError, StopIteration, ValueError) as error:
         return {"refused": f"{type(error).__name__}: {error}"}
 
 
@@ -141,6 +229,7 @@ def main(jobs: Path, models: Path) -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    wait_for_gloo()
     for job in json.loads(jobs.read_text()):
         found: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(found, outcome(job, models))

@@ -7,23 +7,34 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
-from qwen_inspect.distribution import ranks_report
+from qwen_inspect import prediction
+from qwen_inspect.analyzers.memory import traced_footprint
+from qwen_inspect.analyzers.one_rank import cut, standing_at, unloaded
+from qwen_inspect.analyzers.trace import TraceRequest, trace
+from qwen_inspect.architectures import architecture_of
+from qwen_inspect.distribution import ranks_report, with_peaks
 from qwen_inspect.errors import QwenInspectError
 from qwen_inspect.pipeline import inspect
-from qwen_inspect.ranks import Parallelism, RankBytes
+from qwen_inspect.prediction import trace_request
+from qwen_inspect.ranks import Parallelism, Place, RankBytes
 from qwen_inspect.report.memory import Run
 
-from .distributed_runs import BATCH, NEW, PROMPT
+from .distributed_runs import BATCH, FOLLOWED_NEW, FOLLOWED_PROMPT, NEW, PROMPT, STEPS
+from .following import Change, follow
+from .following import Run as Following
 from .small_models import small_config
 from .test_local import FAMILIES
+from .test_training_trace import STEP_COUNTER_BYTES, on_cpu
 
-SCRIPT = Path(__file__).parent / "distributed_runs.py"
+ROOT = Path(__file__).parents[1]
 # Sizes that leave remainders: 131 rows of the table, 97 channels of an MLP, 5 layers.
 TEXT: Mapping[str, Any] = {
     "vocab_size": 131,
@@ -34,7 +45,6 @@ TEXT: Mapping[str, Any] = {
     "num_key_value_heads": 4,
     "head_dim": 16,
     "max_position_embeddings": 512,
-    "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "tie_word_embeddings": False,
@@ -102,22 +112,28 @@ def config_of(model: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Job:
-    """How a model is shared: the degrees of DistributedConfig, or with `zero_stage` by fully_shard for a step of training."""
+    """How a model is shared, by the degrees of DistributedConfig, to generate, or with an optimizer to train.
+
+    followed: each request for memory is recorded too.
+    """
 
     model: str
     degrees: tuple[tuple[str, int], ...]
-    zero_stage: int = 0
+    zero_stage: int = 3
+    optimizer: str = ""
     load_only: bool = False
+    followed: bool = False
 
     @property
     def name(self) -> str:
         degrees = " ".join(f"{name}={ranks}" for name, ranks in self.degrees)
-        return f"{self.model} {degrees}" + (f" stage {self.zero_stage}" if self.zero_stage else "")
+        trained = f" {self.optimizer} stage {self.zero_stage}" if self.optimizer else ""
+        return f"{self.model} {degrees}{trained}"
 
     @property
     def how(self) -> Parallelism:
         names = {"tp": "tensor", "pp": "pipeline", "ep": "expert", "fsdp": "fsdp"}
-        return Parallelism(**{names[name]: ranks for name, ranks in self.degrees}, zero_stage=self.zero_stage or 3)
+        return Parallelism(**{names[name]: ranks for name, ranks in self.degrees}, zero_stage=self.zero_stage)
 
     @property
     def as_json(self) -> dict[str, Any]:
@@ -125,39 +141,55 @@ class Job:
             "name": self.name,
             "model": config_of(self.model),
             "saved": self.model,
-            "run": "train" if self.zero_stage else "generate",
+            "run": "train" if self.optimizer else "generate",
             "parallel": {f"{name}_size": ranks for name, ranks in self.degrees},
             "zero_stage": self.zero_stage,
+            "optimizer": self.optimizer,
             "load_only": self.load_only,
+            "followed": self.followed,
         }
 
 
-def job(model: str, *, zero_stage: int = 0, load_only: bool = False, **degrees: int) -> Job:
-    return Job(model=model, degrees=tuple(degrees.items()), zero_stage=zero_stage, load_only=load_only)
+def job(model: str, *, load_only: bool = False, **degrees: int) -> Job:
+    return Job(model=model, degrees=tuple(degrees.items()), load_only=load_only)
+
+
+def followed(model: str, **degrees: int) -> Job:
+    return Job(model=model, degrees=tuple(degrees.items()), followed=True)
+
+
+def trained(model: str, optimizer: str = "adamw_foreach", *, zero_stage: int = 3, **degrees: int) -> Job:
+    return replace(followed(model, **degrees), optimizer=optimizer, zero_stage=zero_stage)
 
 
 JOBS: Mapping[int, tuple[Job, ...]] = {
     2: (
-        *(job(model, tp=2) for model in ("qwen2", "qwen3", "qwen3 tied", "qwen3_moe", "qwen3_next", "qwen3_5")),
-        *(job(model, tp=2) for model in ("llama", "mixtral", *GENERIC)),
+        *(followed(model, tp=2) for model in ("qwen2", "qwen3", "qwen3 tied", "qwen3_moe", "qwen3_next", "llama")),
+        *(job(model, tp=2) for model in ("qwen3_5", "mixtral", *GENERIC)),
         *(job(f"family {model}", tp=2) for model in ("qwen2_moe", "qwen2_vl", "qwen2_5_vl")),
         *(job(f"family {model}", tp=2) for model in ("qwen3_5", "qwen3_5_moe")),
         job("qwen3_moe of odd width", tp=2, load_only=True),  # grouped_mm refuses its 17 channels
-        *(job(model, pp=2) for model in ("qwen2", "qwen3", "qwen3 tied", "qwen3_moe", "qwen3_next", "llama", "phi3")),
-        *(job(model, fsdp=2) for model in ("qwen3", "qwen3 tied", "qwen3_next", "family qwen3_vl", "gpt_oss")),
-        job("qwen3_moe", tp=2, ep=2),
+        *(followed(model, pp=2) for model in ("qwen2", "qwen3 tied", "qwen3_moe", "llama")),
+        *(job(model, pp=2) for model in ("qwen3", "qwen3_next", "phi3")),
+        *(followed(model, fsdp=2) for model in ("qwen3", "qwen3 tied", "qwen3_moe", "qwen3_next")),
+        *(job(model, fsdp=2) for model in ("family qwen3_vl", "gpt_oss")),
+        followed("qwen3_moe", tp=2, ep=2),
         job("qwen3_moe", fsdp=2, ep=2),
-        *(job(model, fsdp=2, zero_stage=3) for model in ("qwen3", "qwen3 tied", "qwen3_moe", "llama")),
-        job("qwen3", fsdp=2, zero_stage=2),
+        *(trained(model, fsdp=2) for model in ("qwen3", "qwen3 tied", "qwen3_moe", "llama")),
+        trained("qwen3", "adamw_fused", fsdp=2),
+        trained("qwen3", fsdp=2, zero_stage=2),
+        *(trained(model, "adamw_for_loop", tp=2) for model in ("qwen3", "qwen3 tied", "qwen3_moe", "llama")),
     ),
     4: (
-        *(job(model, tp=4) for model in ("qwen3", "qwen3_moe", "llama")),
-        job("qwen3 tied", pp=4),
-        job("qwen3", tp=2, fsdp=2),
+        followed("qwen3", tp=4),
+        *(job(model, tp=4) for model in ("qwen3_moe", "llama")),
+        followed("qwen3 tied", pp=4),
+        followed("qwen3", tp=2, fsdp=2),
         job("qwen3_moe", tp=2, fsdp=2, ep=2),
         job("qwen3_moe", tp=2, fsdp=2, ep=4),
         job("qwen3_moe", fsdp=4, ep=2),
-        *(job(model, fsdp=4, zero_stage=3) for model in ("qwen3", "qwen3 tied", "qwen3_moe")),
+        *(trained(model, fsdp=4) for model in ("qwen3", "qwen3 tied", "qwen3_moe")),
+        trained("qwen3", tp=2, fsdp=2),
     ),
 }  # fmt: skip
 # What transformers refuses, and the key of this tool's sentence.
@@ -171,6 +203,10 @@ REFUSED: tuple[tuple[Job, str, str], ...] = (
     (job("family qwen3_vl", pp=2), "ranks_no_pipeline", "no attribute 'layers'"),
     (job("qwen3", tp=2, ep=2), "ranks_no_plan", "has no `ep_plan`"),
     (job("qwen3_moe", ep=2, fsdp=1, tp=1), "", "`ep_size` must divide"),
+    (trained("qwen3", tp=2), "ranks_train_mixed", "mixed torch.Tensor and DTensor"),
+    (trained("qwen3", "adamw_fused", tp=2), "ranks_train_mixed", "mixed torch.Tensor and DTensor"),
+    (trained("qwen3", "sgd", tp=2), "ranks_train_mixed", "mixed torch.Tensor and DTensor"),
+    (trained("qwen3", "adamw_for_loop", pp=2), "ranks_train_pipeline", "'NoneType' object has no attribute 'backward'"),
     (job("qwen3", tp=2, pp=2), "ranks_with_pipeline", "KeyError: 'model."),
     (job("qwen3", fsdp=2, pp=2), "ranks_with_pipeline", "Combining FSDP with pipeline parallelism is not supported"),
 )
@@ -180,11 +216,18 @@ def torchrun(directory: Path, processes: int, jobs: tuple[Job, ...]) -> dict[str
     """What each rank of each job found."""
     listed = directory / f"{processes}.json"
     listed.write_text(json.dumps([one.as_json for one in jobs]))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        "--module",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     finished = subprocess.run(
-        [*command, str(SCRIPT), str(listed), str(directory)],
-        capture_output=True, text=True, check=False, timeout=280, env=environment,
+        [*command, "tests.distributed_runs", str(listed), str(directory)],
+        capture_output=True, text=True, check=False, timeout=280, env=environment, cwd=ROOT,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]
     told = [json.loads(line) for line in finished.stdout.splitlines() if line.startswith("{")]
@@ -207,18 +250,20 @@ def predicted(one: Job, directory: Path) -> list[RankBytes]:
     """What is predicted for each rank, one by one."""
     (directory / "config.json").write_text(json.dumps(config_of(one.model)))
     run = Run(
-        mode="train" if one.zero_stage else "generate",
+        mode="train" if one.optimizer else "generate",
         batch=BATCH,
         prompt_tokens=PROMPT,
         new_tokens=NEW,
         attention="sdpa",
+        optimizer=one.optimizer or "none",
     )
     found = ranks_report(inspect(str(directory)), run, one.how)
     return [group for rank in range(one.how.ranks) for group in found.ranks if rank in group.ranks]
 
 
-GENERATED = [one for jobs in JOBS.values() for one in jobs if not one.zero_stage]
-TRAINED = [one for jobs in JOBS.values() for one in jobs if one.zero_stage]
+GENERATED = [one for jobs in JOBS.values() for one in jobs if not one.optimizer]
+TRAINED = [one for jobs in JOBS.values() for one in jobs if one.optimizer]
+FOLLOWED = [(one, rank) for jobs in JOBS.values() for one in jobs if one.followed for rank in range(one.how.ranks)]
 
 
 @pytest.mark.parametrize("one", GENERATED, ids=lambda one: one.name)
@@ -241,11 +286,36 @@ def test_each_rank_trains_with_the_bytes_that_are_predicted(
 ) -> None:
     expected = predicted(one, tmp_path)
     found = runs[one.name]
-    assert [rank["weights"] for rank in found] == [rank.weights for rank in expected]
+    if one.degrees[0][0] == "fsdp":
+        assert [rank["weights"] for rank in found] == [rank.weights for rank in expected]
     assert [rank["rows"] for rank in found] == [rank.weights - rank.padding for rank in expected]
     assert [rank["gradients"] for rank in found] == [rank.gradients for rank in expected]
     assert [rank["optimizer"] for rank in found] == [rank.optimizer for rank in expected]
-    assert [rank["gathered"] for rank in found] == [rank.gathered for rank in expected]
+    if all(rank.gathered is not None for rank in expected):  # not told where they are tensor-parallel ones too
+        assert [rank["gathered"] for rank in found] == [rank.gathered for rank in expected]
+
+
+@pytest.mark.parametrize(
+    ("one", "rank"), FOLLOWED, ids=lambda value: value.name if isinstance(value, Job) else f"rank {value}"
+)
+def test_each_rank_asks_for_the_memory_that_its_trace_says(
+    one: Job, rank: int, runs: dict[str, list[dict[str, Any]]]
+) -> None:
+    """The real ranks, request by request: what lives after each of them, and so the peak and the end, to the byte."""
+    changes = [Change(size, address, tuple(operators)) for size, address, operators in runs[one.name][rank]["changes"]]
+    config = config_of(one.model)
+    spec = architecture_of(config).read_spec(config)
+    workload = TraceRequest(
+        mode="train" if one.optimizer else "generate",
+        batch=BATCH,
+        prompt_tokens=FOLLOWED_PROMPT,
+        new_tokens=FOLLOWED_NEW,
+        steps=STEPS if one.optimizer else 1,
+        optimizer=one.optimizer or "none",  # type: ignore[arg-type]
+    )
+    timeline = trace(spec, config, workload, Place(how=one.how, rank=rank))
+    left = follow(changes, on_cpu(timeline), Following({}, {}, {})).scratch
+    assert {change.size_bytes for change in left.values()} <= {STEP_COUNTER_BYTES}
 
 
 @pytest.mark.parametrize(("one", "key", "words"), REFUSED, ids=lambda one: one.name if isinstance(one, Job) else "")
@@ -257,3 +327,94 @@ def test_what_transformers_refuses_is_refused(
         with pytest.raises(QwenInspectError) as caught:
             predicted(one, tmp_path)
         assert (caught.value.message.key, caught.value.exit_code) == (key, 7)
+
+
+def test_more_stages_than_layers_leave_a_stage_without_parameters_and_are_refused(tmp_path: Path) -> None:
+    """Such a stage asks for its first parameter, and there is none: its peers wait for it in vain."""
+    import torch
+    import transformers
+
+    place = Place(how=Parallelism(pipeline=4), rank=1)
+    config = QWEN3 | {"num_hidden_layers": 3}
+    with standing_at(place), unloaded():
+        model = transformers.Qwen3ForCausalLM._from_config(
+            transformers.AutoConfig.for_model(**config), dtype=torch.bfloat16
+        )
+        assert list(cut(model, place).parameters()) == []
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(QwenInspectError) as caught:
+        ranks_report(inspect(str(tmp_path)), Run(), place.how)
+    assert caught.value.message.key == "ranks_empty_stages"
+
+
+# --- the peaks that are told
+
+
+def told(model: Mapping[str, Any], run: Run, directory: Path, **how: int) -> tuple[RankBytes, ...]:
+    (directory / "config.json").write_text(json.dumps(model))
+    report = inspect(str(directory))
+    return with_peaks(ranks_report(report, run, Parallelism(**how)), report, run).ranks
+
+
+@pytest.mark.parametrize(
+    ("how", "batch"),
+    [({"tensor": 2}, 1), ({"tensor": 2}, 2), ({"tensor": 2, "expert": 2}, 1), ({"fsdp": 4}, 2)],
+    ids=str,
+)
+def test_a_kept_trace_of_a_rank_tells_of_any_workload_what_a_new_trace_does(
+    how: dict[str, int], batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first call traces, and keeps three layers' trace; the second deepens that, for another workload."""
+    monkeypatch.setenv("QWEN_INSPECT_CACHE", str(tmp_path / "cache"))
+    config = named("Qwen3MoeForCausalLM", "qwen3_moe", EXPERTS, vocab_size=128)  # ranks alike
+    told(config, Run(batch=batch, prompt_tokens=33, new_tokens=5), tmp_path, **how)
+    another = Run(batch=batch + (batch > 1), prompt_tokens=70, new_tokens=9)
+    monkeypatch.setattr(prediction, "_once", not_again)
+    kept = told(config, another, tmp_path, **how)
+    monkeypatch.undo()
+    place = Place(how=Parallelism(**how), rank=0)
+    spec = architecture_of(config).read_spec(config)
+    traced = traced_footprint(trace(spec, config, trace_request(another), place), another, provenance="")
+    assert kept[0].peak is not None
+    assert kept[0].peak == traced.peak
+
+
+def not_again(*_: Any, **__: Any) -> None:
+    raise AssertionError("traced again")
+
+
+def test_what_is_not_known_of_a_peak_is_said_and_not_guessed(tmp_path: Path) -> None:
+    """Tokens that go to whichever rank has their expert; a run of DeepSpeed's."""
+    config = named("Qwen3MoeForCausalLM", "qwen3_moe", EXPERTS)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    report = inspect(str(tmp_path))
+    for run, how in (
+        (Run(prompt_tokens=8, new_tokens=2), Parallelism(fsdp=2, expert=2)),
+        (Run(mode="train", prompt_tokens=8), Parallelism(fsdp=2, zero_stage=1)),
+    ):
+        found = with_peaks(ranks_report(report, run, how), report, run)
+        assert [one.peak for one in found.ranks] == [None] * len(found.ranks)
+        assert "assume_ranks_untraced" in [message.key for message in found.assumptions]
+
+
+@given(
+    layers=st.integers(1, 4),
+    heads=st.sampled_from([2, 4]),
+    width=st.integers(3, 40),
+    rows=st.integers(8, 70),
+    ranks=st.sampled_from([2, 4]),
+    way=st.sampled_from(["tensor", "fsdp"]),
+)
+@settings(
+    max_examples=6, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_rank_holds_at_its_peak_what_it_holds_throughout_and_more(
+    layers: int, heads: int, width: int, rows: int, ranks: int, way: str, tmp_path: Path
+) -> None:
+    """Of random sizes: the trace ends with the bytes that the plans give, else it would not be told; its peak is above them."""
+    config = QWEN3 | {"num_hidden_layers": layers, "intermediate_size": width, "vocab_size": rows}
+    config |= {"num_attention_heads": 4 * heads, "num_key_value_heads": 4}
+    for one in told(config, Run(prompt_tokens=5, new_tokens=2), tmp_path, **{way: ranks}):
+        assert one.peak is not None
+        assert one.peak.weights >= one.weights
+        assert (one.peak.allocated or 0) > one.weights + one.buffers + (one.cache or 0) // 2

@@ -13,8 +13,9 @@ from qwen_inspect.checkpoint import DType
 from qwen_inspect.quantisation import Bnb4
 from qwen_inspect.timeline import ADAPTER, FLASH_SCRATCH, SCALES_SCRATCH, Allocate, Event, Free, Timeline
 
+from .following import Run, follow, profiled
 from .test_local import FAMILIES
-from .test_trace import PROMPT, Run, after_load, follow, profiled, real_model, traced
+from .test_trace import PROMPT, after_load, real_model, traced
 
 STEPS = 2
 RANK = 4

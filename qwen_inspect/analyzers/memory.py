@@ -20,7 +20,7 @@ from ..language import Message
 from ..report.cache import CacheReport
 from ..report.memory import Alive, Footprint, Moment, Run
 from ..spec import Module, each_buffer, each_tensor
-from ..timeline import ADAPTER, FLASH_SCRATCH, SCALES_SCRATCH, Allocate, Event, Free, Stage, Timeline, living
+from ..timeline import ADAPTER, FLASH_SCRATCH, GATHERED, SCALES_SCRATCH, Allocate, Event, Free, Stage, Timeline, living
 from ..units import size as shown_size
 from .allocator import Allocator, HostAllocator, Usage
 from .allocator_settings import read_settings
@@ -310,7 +310,9 @@ def _cache_uses(timeline: Timeline) -> dict[int, str]:
     made = (
         (event, index, freed.get(event.id, len(events)))
         for index, event in enumerate(events)
-        if isinstance(event, Allocate) and event.module.endswith("attn") and event.operator not in (PARAMETER, BUFFER)
+        if isinstance(event, Allocate)
+        and event.module.endswith("attn")
+        and event.operator not in (PARAMETER, BUFFER, GATHERED)
     )
     kept = {
         event.id: "state" if event.module.endswith(LINEAR) else "cache"
@@ -348,7 +350,7 @@ def _training_ids(timeline: Timeline) -> dict[int, str]:
 
 
 def use_of(event: Allocate, uses: Mapping[int, str]) -> str:
-    if event.operator in (PARAMETER, ADAPTER, BUFFER, WORKSPACE):
+    if event.operator in (PARAMETER, ADAPTER, BUFFER, GATHERED, WORKSPACE):
         return event.operator
     return uses.get(event.id, "activation")
 
@@ -361,6 +363,7 @@ def _moment(stage: str, alive: Iterable[Allocate], used: Usage, uses: Mapping[in
         stage=stage,
         weights=requested[PARAMETER],
         adapters=requested[ADAPTER],
+        gathered=requested[GATHERED],
         buffers=requested[BUFFER],
         cache=requested["cache"],
         state=requested["state"],

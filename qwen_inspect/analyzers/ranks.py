@@ -37,6 +37,9 @@ HEAD = "lm_head"
 # Numbers that an optimizer keeps of each parameter, in the parameter's dtype. Source: torch 2.13, optim/adam.py, optim/sgd.py.
 STATES = {"adamw_foreach": 2, "adamw_fused": 2, "adamw_for_loop": 2, "sgd": 0, "none": 0}
 STEP_BYTES = 4
+# Optimizers that can step where some parameters are cut and others whole, as under a tensor-parallel plan alone: a kernel for all
+# of them together refuses the mixture. Source: torch 2.13, distributed/tensor/_dispatch.py, try_replicate_spec_for_scalar_tensor.
+PARAMETER_BY_PARAMETER = ("adamw_for_loop", "none")
 # DeepSpeed aligns its flat buffer to this many elements for each rank (nccl_start_alignment_factor).
 ZERO_ALIGNMENT = 2
 
@@ -109,18 +112,22 @@ def check(model: Sharded, how: Parallelism, run: Run) -> None:
         raise UsageError("ranks_ep_of_tp", ep=how.expert, tp=how.tensor)
     if how.fsdp * how.tensor % how.expert:
         raise UsageError("ranks_ep_of_ranks", ep=how.expert, ranks=how.fsdp * how.tensor)
-    if run.mode == "train" and how.ranks > how.fsdp:
-        raise UsageError("ranks_train")
+    if run.mode == "train" and how.pipeline > 1:
+        raise UnsupportedError("ranks_train_pipeline")
     if run.mode == "train" and run.lora_rank is not None:
         raise UnsupportedError("ranks_adapters")
     if run.optimizer not in STATES:
         raise UnsupportedError("ranks_optimizer", optimizer=run.optimizer)
+    if run.mode == "train" and how.tensor > 1 and how.fsdp == 1 and run.optimizer not in PARAMETER_BY_PARAMETER:
+        raise UnsupportedError("ranks_train_mixed", optimizer=run.optimizer)
     if how.tensor > 1 and not model.plans.tensor:
         raise UnsupportedError("ranks_no_plan", class_name=model.tree.class_name, option="--tp")
     if how.expert > 1 and not model.plans.expert:
         raise UnsupportedError("ranks_no_plan", class_name=model.tree.class_name, option="--ep")
     if how.pipeline > 1 and model.plans.pipeline is None:
         raise UnsupportedError("ranks_no_pipeline", class_name=model.tree.class_name)
+    if how.pipeline > 1 and how.pipeline > (depth := Stages.of(model, how.pipeline).depth):
+        raise UnsupportedError("ranks_empty_stages", stages=how.pipeline, layers=depth)
     if how.tensor > 1:
         _check_tied(model)
         _check_heads(model, how.tensor)
@@ -161,7 +168,11 @@ class Cut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """All that decides which part of a tensor a rank holds. stages: of the pipeline that hold it."""
+    """All that decides which part of a tensor a rank holds. stages: of the pipeline that hold it.
+
+    whole_gradient: a table of which ranks have some rows gets a gradient for all of them; not one that is the output layer too,
+    whose gradients are of its rows, nor with FSDP, which shares them out.
+    """
 
     shape: tuple[int, ...]
     dtype: DType | BlockFormat
@@ -169,19 +180,22 @@ class Part:
     by_expert: bool
     stages: tuple[int, ...]
     trained: bool
+    whole_gradient: bool
 
 
 def _parts(model: Sharded, stages: Stages, run: Run) -> Counter[Part]:
     """Every kind of tensor and how many there are of it."""
     tensor_rules, expert_rules = dict(model.plans.tensor), dict(model.plans.expert)
+    styles = {tensor.name: _style(tensor.name, tensor_rules) for tensor in each_tensor(model.tree)}
     return Counter(
         Part(
             shape=tensor.shape,
             dtype=tensor.dtype,
-            cut=cut_of(tensor, _style(tensor.name, tensor_rules)),
+            cut=cut_of(tensor, styles[tensor.name]),
             by_expert=_style(tensor.name, expert_rules) == "grouped_gemm",
             stages=stages.holding(tensor.name),
             trained=run.mode == "train" and re.search(run.trained, tensor.name) is not None,
+            whole_gradient=styles[tensor.name] == "embedding_rowwise" and not model.tied,
         )
         for tensor in each_tensor(model.tree)
     )
@@ -280,12 +294,13 @@ def _held_of(part: Part, how: Parallelism, place: int, run: Run) -> Held:
         elements, stored = chunk(shape[0], sharing, index) * row, chunk(shape[0], sharing, 0) * row
     weights = _bytes(stored, part.dtype)
     padding = weights - _bytes(elements, part.dtype)
+    whole = part.whole_gradient and how.tensor > 1 and how.fsdp == 1
     copies = len(part.stages) > 1 or (how.tensor > 1 and not alone)
     return Held(
         weights=weights,
         padding=padding,
         replicated=weights - padding if copies else 0,
-        gradients=weights if part.trained else 0,
+        gradients=(_bytes(math.prod(part.shape), part.dtype) if whole else weights) if part.trained else 0,
         # Like the rows, without padding; the fused one counts its steps on the device too.
         optimizer=STATES[run.optimizer] * (weights - padding) + STEP_BYTES * (run.optimizer == "adamw_fused")
         if part.trained

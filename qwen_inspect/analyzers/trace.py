@@ -17,7 +17,7 @@ import re
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -25,8 +25,9 @@ from functools import partial
 from typing import Any, Literal
 
 from ..errors import UnavailableError, UnsupportedError, UsageError
+from ..ranks import Place
 from ..spec import ModelSpec
-from ..timeline import ADAPTER, FLASH_SCRATCH, SCALES_SCRATCH, Allocate, Event, Free, Stage, Timeline
+from ..timeline import ADAPTER, FLASH_SCRATCH, GATHERED, SCALES_SCRATCH, Allocate, Event, Free, Stage, Timeline
 from .adapting import (
     Adapters,
     Optimizer,
@@ -39,6 +40,19 @@ from .adapting import (
     prepare_for_training,
     to_device,
     without_moves,
+)
+from .one_rank import (
+    cut,
+    gathering,
+    local,
+    logits_told,
+    made_real,
+    parts_held,
+    replaced,
+    shapes_worked_out,
+    shared_types,
+    standing_at,
+    unloaded,
 )
 
 Mode = Literal["generate", "forward", "train"]
@@ -88,8 +102,8 @@ class TraceRequest:
             raise UsageError("trace_pattern", pattern=self.trained, reason=error) from None
 
 
-def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest) -> Timeline:
-    """The run of `spec.class_name` built from `config`. Its stages:
+def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, place: Place | None = None) -> Timeline:
+    """The run of `spec.class_name` built from `config`, or what one rank of several does of it at its `place`. Its stages:
 
     load      an Allocate for each parameter and buffer (tied ones once; operator "parameter", "adapter" or "buffer"), of the
               module that owns it. Nothing else, and nothing is freed in it: a loader's own events may take the place of this
@@ -122,16 +136,27 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest) ->
     try:
         with ExitStack() as stack:
             stack.enter_context(_as_on_cuda())
-            stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-            model = _build(spec, config, workload, recorder, stack)
+            if place is None:
+                stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+                model = _build(spec, config, workload, recorder, stack)
+            else:
+                stack.enter_context(standing_at(place))
+                with unloaded():
+                    model = _build(spec, config, workload, recorder, stack)
+                model = cut(model, place)
+                stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+                made_real(model)
+                stack.enter_context(gathering(partial(recorder.named, GATHERED), recorder.resize))
+                stack.enter_context(shapes_worked_out(recorder.paused))
+                stack.enter_context(logits_told(model, workload.batch))
             run = _runs(model, spec, workload)
             if workload.mode != "train":  # whose backward keeps something of every turn
                 stack.enter_context(_few_turns(model))
-            stack.enter_context(_recording(recorder, model, spec.class_name))
+            stack.enter_context(_recording(recorder, model, spec.class_name, () if place is None else shared_types()))
             recorder.stage("load")
             _load(model, recorder, spec.class_name)
             held = run(model, workload, recorder)
-            recorder.rename(model.parameters(), "parameter")
+            recorder.rename(parts_held(model) if place is not None else model.parameters(), "parameter")
             recorder.closed = True
             del held
     except (
@@ -219,7 +244,7 @@ def _load(model: Any, recorder: _Recorder, root: str) -> None:
     for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
         for name, tensor in named:
             operator = ADAPTER if is_matrix(name) else kind
-            recorder.see(tensor, operator, module=name.rpartition(".")[0] or root)
+            recorder.see(local(tensor), operator, module=name.rpartition(".")[0] or root)
     for name, module in model.named_modules():
         for tensor in parts_of(module):
             recorder.see(tensor, "parameter", module=name)
@@ -271,9 +296,7 @@ def _as_on_cuda() -> Iterator[None]:
         warnings.simplefilter("ignore")
         stack.callback(transformers.logging.set_verbosity, transformers.logging.get_verbosity())
         transformers.logging.set_verbosity_error()
-        for owner, name, value in replacements:
-            stack.callback(setattr, owner, name, getattr(owner, name))
-            setattr(owner, name, value)
+        stack.enter_context(replaced(replacements))
         yield
 
 
@@ -498,6 +521,7 @@ class _Recorder:
         self.modules: list[str] = []  # those being run, innermost last
         self.outside = ""  # what to name where none is
         self.operator: str | None = None  # what to name instead of torch's operators
+        self.owner: str | None = None  # what to name instead of the module being run
         self.recording = True
         self.closed = False
         self._ids: dict[int, int] = {}  # of living storages, by their address
@@ -509,6 +533,8 @@ class _Recorder:
 
     def see(self, tensor: Any, operator: str, *, module: str) -> None:
         """Count the tensor's storage, if it is a new one."""
+        if tensor.device.type == "meta":
+            return  # where DTensor works out a shape
         storage = tensor.untyped_storage()
         address: int = storage._cdata
         if address in self._ids or address in self._left_out or self.closed or not (size_bytes := storage.nbytes()):
@@ -517,7 +543,17 @@ class _Recorder:
         self._ids[address] = allocation.id
         self._allocations.append(allocation)
         self.events.append(allocation)
-        weakref.finalize(storage, self._release, address).atexit = False
+        weakref.finalize(storage, self._release, address, allocation.id).atexit = False
+
+    def resize(self, tensor: Any, size_bytes: int) -> None:
+        """The tensor's storage is about to be given back (0 bytes), or taken again, though Python holds it all the time."""
+        storage = tensor.untyped_storage()
+        address: int = storage._cdata
+        if size_bytes == 0 and address in self._ids:
+            self._release(address, self._ids[address])
+        elif size_bytes and storage.nbytes() == 0:
+            storage.resize_(size_bytes)
+            self.see(tensor, GATHERED, module=self.owner or self.outside)
 
     def leave_out(self, tensor: Any, *_: Any, **__: Any) -> None:
         """Never count the tensor's storage: it is on the host."""
@@ -529,9 +565,13 @@ class _Recorder:
     def rename(self, parameters: Iterable[Any], operator: str) -> None:
         """What has become a parameter since it was made is one: a bias that bitsandbytes cast to what it computes in."""
         for parameter in parameters:
-            made = self._allocations[self._ids[parameter.untyped_storage()._cdata]]
-            if made.operator not in (operator, ADAPTER):
-                self.events[self.events.index(made)] = made._replace(operator=operator)
+            number = self._ids.get(parameter.untyped_storage()._cdata)
+            if number is None:  # a rank's part may be nothing
+                continue
+            made = self._allocations[number]
+            if made.operator not in (operator, ADAPTER, GATHERED):
+                self._allocations[made.id] = made._replace(operator=operator)
+                self.events[self.events.index(made)] = self._allocations[made.id]
 
     def origin(self, tensor: Any) -> tuple[str, str]:
         """Module and operator that allocated the tensor's storage."""
@@ -558,23 +598,28 @@ class _Recorder:
             self.recording = True
 
     @contextmanager
-    def named(self, operator: str) -> Iterator[None]:
-        """Storages made here are this operator's."""
-        self.operator = operator
+    def named(self, operator: str, module: str | None = None) -> Iterator[None]:
+        """Storages made here are this operator's, and this module's."""
+        self.operator, self.owner = operator, module
         try:
             yield
         finally:
-            self.operator = None
+            self.operator = self.owner = None
 
-    def _release(self, address: int) -> None:
-        identity = self._ids.pop(address)
+    def _release(self, address: int, identity: int) -> None:
+        if self._ids.get(address) != identity:
+            return  # given back before, though Python held it still
+        del self._ids[address]
         if not self.closed:
             self.events.append(Free(identity))
 
 
 @contextmanager
-def _recording(recorder: _Recorder, model: Any, root: str) -> Iterator[None]:
-    """Record every operator below autograd, with the module whose forward it is part of, or whose gradient it computes."""
+def _recording(recorder: _Recorder, model: Any, root: str, shared: Sequence[type]) -> Iterator[None]:
+    """Record every operator below autograd, with the module whose forward it is part of, or whose gradient it computes.
+
+    shared: types of tensors whose operators are made of others, on this rank's parts.
+    """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -593,6 +638,7 @@ def _recording(recorder: _Recorder, model: Any, root: str) -> Iterator[None]:
     held_by_autograd: list[tuple[int, int]] = []
     flash_backward = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
     on_host = {aten.lift_fresh.default, aten.scalar_tensor.default}
+    arrived = torch.ops._c10d_functional.wait_tensor.default if shared else None
 
     def module_now() -> str:
         if recorder.modules:
@@ -622,6 +668,10 @@ def _recording(recorder: _Recorder, model: Any, root: str) -> Iterator[None]:
 
     class Recording(TorchDispatchMode):  # type: ignore[misc]
         def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if any(one in shared for one in types):
+                return NotImplemented  # and its parts come here next
+            if operator is arrived:
+                return args[0]  # which is what it gives back, but not of fake tensors
             module = module_now()
             name = names.get(operator)
             if name is None:
@@ -640,10 +690,12 @@ def _recording(recorder: _Recorder, model: Any, root: str) -> Iterator[None]:
                 del tensor
             outputs = operator(*args, **(kwargs or {}))
             if recorder.recording:
-                # AdamW counts its steps on the host, unless it is fused.
-                see = recorder.leave_out if module == "optimizer" and operator in on_host else recorder.see
+                # AdamW counts its steps on the host, unless it is fused; and what a rank's part of an embedding is masked with.
+                masking = shared and module.endswith("embed_tokens")
+                left_out = operator in on_host and (module == "optimizer" or masking)
+                see = recorder.leave_out if left_out else recorder.see
                 for tensor in _tensors(outputs):
-                    see(tensor, recorder.operator or name, module=module)
+                    see(tensor, recorder.operator or name, module=recorder.owner or module)
             del scratch
             if operator is flash_backward:
                 for tensor in _flash_backward_scratch(args[1], args[2]):

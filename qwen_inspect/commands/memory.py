@@ -112,11 +112,12 @@ def _over_devices(report: Report, how: Parallelism | None, options: argparse.Nam
     """What each rank or device holds, as fields of a MemoryReport; nothing where none are asked for."""
     if how is None and options.device_map is None:
         return {}
-    from ..distribution import device_map_report, ranks_report
+    from ..distribution import device_map_report, ranks_report, with_peaks
 
+    run = run_of(options)
     if how is not None:
-        return {"ranks": ranks_report(report, run_of(options), how)}
-    return {"device_map": device_map_report(report, run_of(options), options.device_memory)}
+        return {"ranks": with_peaks(ranks_report(report, run, how), report, run)}
+    return {"device_map": device_map_report(report, run, options.device_memory)}
 
 
 def _memory_verdict(memory: MemoryReport, options: argparse.Namespace, say: Language) -> int:

@@ -22,7 +22,8 @@ class Moment:
 
     activations: None where no trace tells them; `allocated` is then without them. All but the weights are None where the
     architecture is not known, and then so is what is allocated. total: what is allocated where it was read, not added up.
-    adapters: LoRA's matrices, which are not among the weights.
+    adapters: LoRA's matrices, which are not among the weights. gathered: whole weights that FSDP has put together for a while,
+    beside its share of them.
     """
 
     stage: str
@@ -36,13 +37,14 @@ class Moment:
     activations: int | None = None
     workspace: int | None = None
     rounding: int | None = None
+    gathered: int = 0
     total: int | None = None
 
     @property
     def allocated(self) -> int | None:
         if self.total is not None:
             return self.total
-        total = self.weights + self.adapters + (self.activations or 0)
+        total = self.weights + self.adapters + self.gathered + (self.activations or 0)
         for term in (
             self.buffers,
             self.cache,

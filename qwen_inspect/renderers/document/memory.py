@@ -13,10 +13,11 @@ from . import View
 from .common import identity, notices
 
 TERMS = (
-    "weights", "adapters", "buffers", "cache", "state", "gradients", "optimizer", "activations", "workspace", "rounding"
+    "weights", "gathered", "adapters", "buffers", "cache", "state", "gradients", "optimizer", "activations", "workspace",
+    "rounding",
 )  # fmt: skip
 # Shown only where there is something of them.
-OF_SOME_RUNS = ("adapters", "cache", "state", "gradients", "optimizer")
+OF_SOME_RUNS = ("gathered", "adapters", "cache", "state", "gradients", "optimizer")
 
 
 def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:

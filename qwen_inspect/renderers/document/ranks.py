@@ -8,6 +8,7 @@ from ...language import Language
 from ...ranks import DeviceMapReport, Parallelism, RankBytes, RanksReport
 from ...units import UNKNOWN, count, size
 from ..blocks import Block, Heading, Items, Table
+from .memory import terms_of
 
 MOST_NAMES = 12
 TERMS = ("weights", "replicated", "padding", "buffers", "cache", "state", "gradients", "optimizer", "gathered")
@@ -19,6 +20,7 @@ def ranks_blocks(report: RanksReport, say: Language) -> list[Block]:
     return [
         Heading(say("heading_ranks", how=described(report.parallelism, say))),
         rank_table(report.ranks, say),
+        *([] if any(one.peak is None for one in report.ranks) else _peaks(report.ranks, say)),
         Items([say(message) for message in report.assumptions]),
     ]
 
@@ -44,7 +46,6 @@ def rank_table(ranks: Sequence[RankBytes], say: Language) -> Table:
             *([_span(one.layers)] if staged else []),
             *([count(one.experts)] if with_experts else []),
             *(count(getattr(one, term)) for term in terms),
-            UNKNOWN,
             count(one.total),
             size(one.total),
         ]
@@ -55,11 +56,36 @@ def rank_table(ranks: Sequence[RankBytes], say: Language) -> Table:
         *(["layers"] if staged else []),
         *(["experts"] if with_experts else []),
         *terms,
-        "activations",
         "total_bytes",
         "total",
     ]
     return Table([say(f"column_rank_{name}") for name in columns], rows, "l" + "r" * (len(columns) - 1))
+
+
+def _peaks(ranks: Sequence[RankBytes], say: Language) -> list[Block]:
+    """What each kind of rank holds at its peak, by term."""
+    peaks = [one.peak for one in ranks if one.peak is not None]
+    terms = (*terms_of(*peaks), "allocated")
+    reserved = any(one.peak_reserved is not None for one in ranks)
+    rows = [
+        [
+            rank_names(one.ranks),
+            peak.stage,
+            *(count(getattr(peak, term)) for term in terms),
+            size(peak.allocated),
+            *([size(one.peak_reserved)] if reserved else []),
+        ]
+        for one, peak in zip(ranks, peaks, strict=True)
+    ]
+    columns = [
+        say("column_rank_rank"),
+        say("column_rank_stage"),
+        *(say(f"term_{term}") for term in terms[:-1]),
+        f"{say('term_allocated')} ({say('column_bytes')})",
+        say("term_allocated"),
+        *([say("term_reserved")] if reserved else []),
+    ]
+    return [Heading(say("heading_ranks_peak")), Table(columns, rows, "ll" + "r" * (len(columns) - 2))]
 
 
 def rank_names(ranks: Sequence[int]) -> str:

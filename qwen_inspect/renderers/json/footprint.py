@@ -41,7 +41,7 @@ def footprint_content(footprint: Footprint, run: Run, say: Language) -> dict[str
         else reserved + footprint.context_bytes,
         "provenance": footprint.provenance,
         "moments": {
-            name: None if moment is None else _moment(moment)
+            name: None if moment is None else moment_content(moment)
             for name, moment in (("steady", footprint.steady), ("peak", footprint.peak))
         },
         "alive_at_peak": [alive_content(one) for one in footprint.alive],
@@ -49,11 +49,11 @@ def footprint_content(footprint: Footprint, run: Run, say: Language) -> dict[str
     }
 
 
-def _moment(moment: Moment) -> dict[str, Any]:
+def moment_content(moment: Moment) -> dict[str, Any]:
     kept = ("weights", "buffers", "cache", "state", "gradients", "optimizer")
     terms = (*kept, "activations", "workspace", "rounding", "allocated")
-    adapters = {"adapters_bytes": moment.adapters} if moment.adapters else {}
-    return {"stage": moment.stage, **{f"{term}_bytes": getattr(moment, term) for term in terms}, **adapters}
+    some = {f"{term}_bytes": value for term in ("adapters", "gathered") if (value := getattr(moment, term))}
+    return {"stage": moment.stage, **{f"{term}_bytes": getattr(moment, term) for term in terms}, **some}
 
 
 def alive_content(one: Alive) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ...language import Language
+from .footprint import moment_content
 
 if TYPE_CHECKING:
     from ...ranks import DeviceMapReport, RankBytes, RanksReport
@@ -28,9 +29,11 @@ def rank_content(one: RankBytes) -> dict[str, Any]:
         "layers": None if one.layers is None else list(one.layers),
         "experts": one.experts,
         **{f"{term}_bytes": getattr(one, term) for term in terms},
-        "activation_bytes": None,
+        "activation_bytes": None if one.peak is None else one.peak.activations,
         "communication_bytes": None,
         "total_bytes": one.total,
+        "peak": None if one.peak is None else moment_content(one.peak),
+        "peak_reserved_bytes": one.peak_reserved,
     }
 
 
