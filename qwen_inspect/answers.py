@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 
 from .analyzers.fit import MOST_BATCH, MOST_CONTEXT_TOKENS, bounded, curve_contexts, largest
-from .demand import TransformersDemand
+from .demand import TransformersDemand, calibration_of
 from .errors import UnsupportedError, UsageError
 from .fitting import (
     CardAnswer,
@@ -22,7 +23,8 @@ from .fitting import (
     Suggestion,
 )
 from .language import Message
-from .loaders import gpus
+from .loaders import calibration, gpus
+from .prediction import installed
 from .report.memory import Run
 from .report.model import Report
 from .suggestions import changes
@@ -31,7 +33,7 @@ from .suggestions import changes
 def cards(names: str | None, memory: tuple[str, int] | None = None) -> tuple[Gpu, ...]:
     """The cards of a list of names; "auto" for those of this machine, or one of which only the memory is said (text, bytes).
 
-    UsageError for names that mean no card or several, UnavailableError where this machine tells of none.
+    UsageError for names that mean no card or several, or the same one twice; UnavailableError where this machine tells of none.
     """
     if (names is None) == (memory is None):
         raise UsageError("fit_needs_card" if names is None else "fit_card_twice")
@@ -39,7 +41,22 @@ def cards(names: str | None, memory: tuple[str, int] | None = None) -> tuple[Gpu
         text, size_bytes = memory
         return (Gpu(name=text, kind="given", memory_bytes=size_bytes),)
     assert names is not None
-    return tuple(card for name in names.split(",") for card in _named(name.strip()))
+    named = [_named(name.strip()) for name in names.split(",")]
+    if twice := [one[0].name for index, one in enumerate(named) if one in named[:index]]:
+        raise UsageError("fit_card_named_twice", name=twice[0])
+    return tuple(chain.from_iterable(named))
+
+
+def card_name(name: str) -> str:
+    """What a prediction calls the card that `name` means: as it was measured under, else as the table has it.
+
+    UsageError for a name that means no card or several, and was not measured here.
+    """
+    if calibration.find(name, installed()) is not None:
+        return name
+    card = gpus.find(name)
+    measured = calibration_of(card)
+    return card.name if measured is None else measured.gpu
 
 
 def _named(name: str) -> tuple[Gpu, ...]:

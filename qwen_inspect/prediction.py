@@ -40,7 +40,7 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
     """
     if run.device == "cuda" and run.calibration is None:
         run = replace(run, calibration=calibration.find(run.gpu, installed()))
-    if run.mode == "train" or run.lora_rank is not None or run.accumulate > 1:
+    if run.mode == "train" or run.training_options:
         from .analyzers.training import check_training
 
         check_training(run)

@@ -47,7 +47,8 @@ def test_a_later_measurement_takes_the_place_of_an_earlier_one(own_cache: Path) 
 
 
 def test_predictions_on_the_card_use_and_show_it() -> None:
-    plain = json.loads(run("memory", "--gpu", ONE.gpu, "--format", "json").out)
+    assert run("memory", "--gpu", ONE.gpu).code == 2  # in no table, and not measured yet
+    plain = json.loads(run("memory", "--format", "json").out)
     calibration.keep(ONE)
     shown = json.loads(run("memory", "--gpu", ONE.gpu, "--format", "json", "--lang", "en").out)
     assert shown["calibration"]["date"] == "2026-01-02"

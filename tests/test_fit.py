@@ -393,6 +393,8 @@ def test_a_calibration_of_the_card_takes_the_place_of_the_range(
         (["--gpu", "5090ti"], 2, "RTX 5090"),
         (["--gpu", "a100"], 2, "A100 80GB, A100 40GB"),
         (["--gpu", "4090,"], 2, "''"),
+        (["--gpu", ""], 2, "''"),
+        (["--gpu", "H100,h100-80gb"], 2, "H100 SXM"),
         (["--memory", "0"], 2, "GiB"),
         (["--memory", "0GiB"], 2, "GiB"),
         (["--memory", "24"], 2, "GiB"),
@@ -400,6 +402,11 @@ def test_a_calibration_of_the_card_takes_the_place_of_the_range(
         (["--gpu", "4090", "--context", "-1"], 2, "--context"),
         (["--gpu", "auto"], 8, "NVML"),
         (["--gpu", "4090", "--dtype", "awq-int4", "--mode", "train"], 7, "train"),
+        (["--gpu", "4090", "--lora", "8"], 2, "--lora"),
+        (["--gpu", "4090", "--accumulate", "2"], 2, "--accumulate"),
+        (["--gpu", "4090", "--optimizer", "sgd"], 2, "--optimizer"),
+        (["--gpu", "4090", "--checkpointing"], 2, "--checkpointing"),
+        (["--gpu", "4090", "--trained", "norm", "--mode", "forward"], 2, "--trained"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(options: list[str], code: int, words: str) -> None:
@@ -407,6 +414,31 @@ def test_bad_input_is_refused_in_one_line(options: list[str], code: int, words: 
     assert (shown.code, shown.out) == (code, "")
     assert words in shown.err
     assert len(shown.err.splitlines()) == 1 or "usage" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--gpu", "5090ti"], "RTX 5090"),
+        (["--gpu", ""], "''"),
+        (["--gpu", "sm_"], "sm_"),
+        (["--gpu", "H100,4090"], "H100"),
+        (["--optimizer", "sgd"], "--optimizer"),
+        (["--checkpointing"], "--checkpointing"),
+    ],
+)
+def test_memory_refuses_them_too(options: list[str], words: str) -> None:
+    shown = run("memory", *options)
+    assert (shown.code, shown.out, len(shown.err.splitlines())) == (2, "", 1)
+    assert words in shown.err
+
+
+def test_a_card_of_memory_is_the_tables() -> None:
+    """By any of its names, as one that was measured is called where it was; a compute capability stays what it is."""
+    named = json.loads(run("memory", "--gpu", "NVIDIA H100 80GB HBM3", "--format", "json").out)
+    assert named["workload"]["gpu"] == "H100 SXM"
+    assert named["predicted"]["workspace_bytes"] == 32 * MIB  # torch 2.13, CUDABlas: of sm_90
+    assert json.loads(run("memory", "--gpu", "SM_90", "--format", "json").out)["workload"]["gpu"] == "SM_90"
 
 
 def test_a_memory_smaller_than_the_weights_fits_nothing() -> None:

@@ -29,11 +29,8 @@ def check_training(run: Run) -> None:
         re.compile(run.trained)
     except re.error as error:
         raise UsageError("trained_pattern", text=run.trained, reason=error) from None
-    if run.mode != "train":
-        if run.lora_rank is not None:
-            raise UsageError("train_option", option="--lora", mode=run.mode)
-        if run.accumulate > 1:
-            raise UsageError("train_option", option="--accumulate", mode=run.mode)
+    if run.mode != "train" and run.training_options:
+        raise UsageError("train_option", option=run.training_options[0], mode=run.mode)
     if run.lora_rank is None:
         return
     if not 1 <= run.lora_rank <= HIGHEST_RANK:

@@ -6,7 +6,7 @@ import argparse
 
 from ..console import EXIT_CHECK_FAILED, text_of, write
 from ..language import Language
-from .options import access_of, cards_of, check_options, run_of
+from .options import access_of, cards_of, check_options, is_capability, run_of
 
 
 def run(options: argparse.Namespace, say: Language) -> int:
@@ -19,7 +19,7 @@ def run(options: argparse.Namespace, say: Language) -> int:
     if len(options.models) < 2:
         raise UsageError("compare_needs_two")
     # A name such as sm_90 says what is predicted for, and no memory that something could fit.
-    cards = () if options.gpu is None or options.gpu.lower().startswith("sm_") else cards_of(options)
+    cards = () if options.gpu is None or is_capability(options.gpu) else cards_of(options)
     if cards:
         options.gpu = cards[0].name
     compared = compare(

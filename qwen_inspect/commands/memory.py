@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..arguments import SHARED_BY
 from ..console import EXIT_INTERRUPTED, EXIT_UNAVAILABLE, complain, one_line, text_of, verdict, write, write_picture
 from ..language import Language
-from .options import access_of, check_options, inspected, run_of
+from .options import access_of, check_options, inspected, is_capability, run_of
 
 if TYPE_CHECKING:
     from ..ranks import Parallelism
@@ -26,6 +26,10 @@ def run(options: argparse.Namespace, say: Language) -> int:
 
     check_options(options)
     how = _parallelism(options)
+    if not is_capability(options.gpu):
+        from ..answers import card_name
+
+        options.gpu = card_name(options.gpu)
     report = inspected(options)
     shared = _over_devices(report, how, options)  # what cannot be is refused before anything is traced
     memory = replace(_memory(report, options, say), **shared)

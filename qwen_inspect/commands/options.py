@@ -129,6 +129,11 @@ def access_of(options: argparse.Namespace) -> Access:
     )
 
 
+def is_capability(gpu: str) -> bool:
+    """Whether the name is a compute capability, such as sm_90."""
+    return gpu[:3].lower() == "sm_" and gpu[3:].isdecimal()
+
+
 def cards_of(options: argparse.Namespace) -> Sequence[Gpu]:
     """The cards that are meant by --gpu or --memory; what stands for one where vLLM's budget is given."""
     if getattr(options, "kv_budget", None) is not None:

@@ -61,6 +61,8 @@ def _least_bytes(text: str) -> int:
 def find(name: str) -> Gpu:
     """The card that `name` or an alias means, whatever its case, spaces and dashes; UsageError with the nearest names."""
     wanted = _folded(name)
+    if not wanted:
+        raise UsageError("gpu_empty", name=name)
     known: dict[str, list[Gpu]] = {}
     for gpu in table():
         for alias in {_folded(alias) for alias in (gpu.name, *gpu.aliases, *gpu.device_names)}:
@@ -70,7 +72,7 @@ def find(name: str) -> Gpu:
         return found[0]
     if found:
         raise UsageError("gpu_ambiguous", name=name, nearest=_names(found))
-    holding = [gpu for gpu in table() if wanted and wanted in _folded(gpu.name)]
+    holding = [gpu for gpu in table() if wanted in _folded(gpu.name)]
     if len(holding) > 1:
         raise UsageError("gpu_ambiguous", name=name, nearest=_names(holding))
     alike = [known[alias][0] for alias in get_close_matches(wanted, known, n=2 * MOST_NAMES, cutoff=0.5)]

@@ -140,6 +140,18 @@ class Run:
     calibration: Calibration | None = None
 
     @property
+    def training_options(self) -> tuple[str, ...]:
+        """What is asked for of what is of training alone, as the command line calls it."""
+        asked = {
+            "--lora": self.lora_rank is not None,
+            "--accumulate": self.accumulate > 1,
+            "--trained": self.trained,
+            "--checkpointing": self.checkpointing,
+            "--optimizer": self.optimizer != "adamw_foreach",
+        }
+        return tuple(option for option, value in asked.items() if value)
+
+    @property
     def cached_tokens(self) -> int:
         """Tokens of each sequence in the cache when it is fullest; the last new token is not fed back."""
         return self.prompt_tokens + (self.new_tokens - 1 if self.mode == "generate" else 0)
