@@ -68,11 +68,13 @@ class VllmReserve:
     """vLLM on one of `ranks` ranks: its budget, and what it holds at the lower and at the upper end; equal where it was given.
 
     requested_bytes: `utilization` of the card; None, and no terms, where the budget was given. block_bytes: over one group.
-    block_tokens: of attention's blocks. groups: of layers, which take blocks each for themselves.
+    block_tokens: of attention's blocks. groups: of layers, which take blocks each for themselves. format_named: whether the
+    checkpoint names the cache's format in place of what was asked for.
     """
 
     ranks: int
     cache_format: str
+    format_named: bool
     utilization: float | None
     requested_bytes: int | None
     terms: tuple[Reserved, ...]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 
 from .analyzers import llama_cpp, vllm
 from .analyzers.engine_cache import (
     BLOCK_FORMATS,
     BlockPool,
     block_pool,
+    checkpoint_format,
     latent_pool,
     latent_width,
     padded_cells,
@@ -28,6 +31,7 @@ from .language import Message
 from .report.attention import AttentionReport
 from .report.model import Report
 from .spec import each_tensor
+from .suggestions import SCHEMES, in_scheme, larger_cards
 from .units import size
 
 UTILIZATION = 0.9  # vLLM's default, config/cache.py
@@ -41,6 +45,8 @@ def serve(report: Report, serving: Serving, cards: Sequence[Gpu], *, beyond_limi
     a budget that holds no block.
     """
     attention = _attention(report)
+    if serving.engine == "vllm":
+        report = _as_vllm_reads(report)
     tokens = serving.context_tokens or report.spec.context_tokens
     if tokens is None:
         raise UsageError("serving_needs_context")
@@ -68,6 +74,14 @@ def _attention(report: Report) -> AttentionReport:
         assert report.design.cache_refusal is not None
         raise report.design.cache_refusal
     return report.design.attention
+
+
+def _as_vllm_reads(report: Report) -> Report:
+    """The model with the limit that vLLM gives its sequences."""
+    limit = vllm.model_limit(report.config or {}, report.spec.context_tokens)
+    if limit == report.spec.context_tokens:
+        return report
+    return replace(report, design=replace(report.known, spec=replace(report.spec, context_tokens=limit)))
 
 
 def _with_limit(report: Report, tokens: int) -> Report:
@@ -116,7 +130,9 @@ class VllmDemand:
         if not report.spec.built and any(layer.window_tokens for layer in attention.softmax):
             raise UnsupportedError("vllm_qwen_windows")
         self._report, self._serving = report, serving
-        self.format = read_formats(serving.cache_formats[0], report.spec.dtype)[0]
+        named = checkpoint_format(report.config or {}, serving.cache_formats[0])
+        self.format = read_formats(named, report.spec.dtype)[0]
+        self.format_named = named != serving.cache_formats[0]
         if self.format.name == "float32" and report.spec.dtype is not DType.F32:  # only by "auto"
             raise UnsupportedError("vllm_cache_format", found=self.format.name, known=", ".join(BLOCK_FORMATS[1:]))
         self.pool = self._pool(attention, gpu)
@@ -195,6 +211,7 @@ class VllmDemand:
         return VllmReserve(
             ranks=self._serving.ranks,
             cache_format=self.format.name,
+            format_named=self.format_named,
             utilization=None if self.budget_given else self.utilization,
             requested_bytes=None if self.budget_given else available,
             terms=self.terms,
@@ -220,37 +237,72 @@ def _vllm_card(
         reserve=demand.reserve(gpu, tokens),
         suggestions=()
         if found.high.fits is not False
-        else (*_smaller(found, serving, demand), *_vllm_changes(report, attention, serving, gpu)),
+        else (
+            *_smaller(found, serving, demand),
+            *_vllm_changes(report, attention, serving, gpu, demand.format.name),
+        ),
     )
 
 
-def _vllm_changes(report: Report, attention: AttentionReport, serving: Serving, gpu: Gpu) -> Iterator[Suggestion]:
-    """The cache in 8 bits, and the fewest ranks more."""
-    tokens = serving.context_tokens or 0
-    changed = [
-        ("cache", Message("suggest_cache", format="fp8"), replace(serving, cache_formats=("fp8", "fp8"))),
-        *(
-            ("tensor_parallel", Message("suggest_ranks", ranks=ranks), replace(serving, ranks=ranks))
-            for ranks in RANKS
-            if ranks > serving.ranks and serving.kv_budget_bytes is None
-        ),
-    ]
-    for kind, change, other in changed:
-        if other.cache_formats == serving.cache_formats and kind == "cache":
-            continue
-        try:
-            demand = VllmDemand(report, attention, other, gpu)
-            required = demand.requirement(serving.batch, tokens).high_bytes
-        except UnsupportedError:
-            continue
-        fits = required <= demand.available_bytes(gpu)
-        yield Suggestion(kind=kind, change=change, required_bytes=required, fits=fits)
-        if kind == "tensor_parallel" and fits:
+def _vllm_changes(
+    report: Report, attention: AttentionReport, serving: Serving, gpu: Gpu, format_name: str
+) -> Iterator[Suggestion]:
+    """The cache in 8 bits, the weights in fewer bits, the fewest ranks more, a larger card."""
+
+    def asked(kind: str, change: Message, report: Report, serving: Serving, gpu: Gpu) -> Iterator[Suggestion]:
+        with suppress(UnsupportedError):  # what the engine does not serve so is no change to make
+            demand = VllmDemand(report, attention, serving, gpu)
+            required = demand.requirement(serving.batch, serving.context_tokens or 0).high_bytes
+            yield Suggestion(
+                kind=kind, change=change, required_bytes=required, fits=required <= demand.available_bytes(gpu)
+            )
+
+    if format_name != "fp8":
+        in_fp8 = replace(serving, cache_formats=("fp8", "fp8"))
+        yield from asked("cache", Message("suggest_cache", format="fp8"), report, in_fp8, gpu)
+    if serving.kv_budget_bytes is not None:
+        return
+    for scheme, packed in _packed(report, gpu):
+        yield from asked("weights", Message("suggest_weights", dtype=scheme), packed, serving, gpu)
+    more = (
+        asked("tensor_parallel", Message("suggest_ranks", ranks=ranks), report, replace(serving, ranks=ranks), gpu)
+        for ranks in RANKS
+        if ranks > serving.ranks
+    )
+    yield from _until_it_fits(chain.from_iterable(more))
+    yield from _last(
+        _until_it_fits(
+            chain.from_iterable(
+                asked("gpu", Message("suggest_gpu", name=one.name), report, serving, one) for one in larger_cards(gpu)
+            )
+        )
+    )
+
+
+def _packed(report: Report, gpu: Gpu) -> Iterator[tuple[str, Report]]:
+    """The model in each scheme that the card computes in; none where it is packed already, or its class is not described here."""
+    if report.known.quantised is not None or report.spec.built:
+        return
+    for scheme in SCHEMES:
+        if scheme != "fp8" or gpu.supports("fp8") is not False:
+            yield scheme, in_scheme(report, scheme)
+
+
+def _until_it_fits(suggestions: Iterable[Suggestion]) -> Iterator[Suggestion]:
+    for suggestion in suggestions:
+        yield suggestion
+        if suggestion.fits is not False:
             return
+
+
+def _last(suggestions: Iterable[Suggestion]) -> Sequence[Suggestion]:
+    return tuple(suggestions)[-1:]
 
 
 def _vllm_assumptions(serving: Serving, cards: Sequence[Gpu], answered: Sequence[EngineCard]) -> Iterator[Message]:
     yield Message("assume_vllm_version", version=vllm.VERSION)
+    if any(isinstance(card.reserve, VllmReserve) and card.reserve.format_named for card in answered):
+        yield Message("assume_vllm_cache_scheme")
     if any(isinstance(card.reserve, VllmReserve) and card.reserve.groups > 1 for card in answered):
         yield Message("assume_vllm_groups")
     if serving.kv_budget_bytes is None:
@@ -369,19 +421,23 @@ def _llama_cpp_card(
 def _llama_cpp_changes(
     report: Report, attention: AttentionReport, serving: Serving, gpu: Gpu, reserve: LlamaCppReserve
 ) -> Iterator[Suggestion]:
-    """Fewer layers on the card, and the cache in 8 bits."""
-    fewer = Message("suggest_layers", value=reserve.most_offloaded, layers=reserve.layers)
-    changed = [
-        ("layers", fewer, replace(serving, offloaded=reserve.most_offloaded)),
-        ("cache", Message("suggest_cache", format="q8_0"), replace(serving, cache_formats=("q8_0", "q8_0"))),
-    ]
-    for kind, change, other in changed:
-        if other.cache_formats == serving.cache_formats and kind == "cache":
-            continue
-        demand = LlamaCppDemand(report, attention, other)
-        required = demand.held_bytes(serving.batch, serving.context_tokens or 0)
+    """The cache in 8 bits, fewer layers on the card, a larger card."""
+    in_8_bits = replace(serving, cache_formats=("q8_0", "q8_0"))
+    fewer = replace(serving, offloaded=reserve.most_offloaded)
+    text = Message("suggest_layers", value=reserve.most_offloaded, layers=reserve.layers)
+
+    def asked(kind: str, change: Message, serving: Serving, gpu: Gpu) -> Suggestion:
+        required = LlamaCppDemand(report, attention, serving).held_bytes(serving.batch, serving.context_tokens or 0)
         enough = required <= gpu.available_bytes
-        yield Suggestion(kind=kind, change=change, required_bytes=required, fits=None if enough else False, whole=False)
+        return Suggestion(
+            kind=kind, change=change, required_bytes=required, fits=None if enough else False, whole=False
+        )
+
+    if reserve.cache_formats != in_8_bits.cache_formats:
+        yield asked("cache", Message("suggest_cache", format="q8_0"), in_8_bits, gpu)
+    yield asked("layers", text, fewer, gpu)
+    cards = (asked("gpu", Message("suggest_gpu", name=one.name), serving, one) for one in larger_cards(gpu))
+    yield from _last(_until_it_fits(cards))
 
 
 def _llama_cpp_assumptions(report: Report) -> Iterator[Message]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from .analyzers.kv_cache import cache_report, read_formats
@@ -72,10 +72,14 @@ def _smaller_cache(report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:
 
 def _half(report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:
     """Weights of 16 bits."""
-    stored = Checkpoint(ref=report.ref, config=report.config, tensors=report.tensors, release=report.release)
     dtype = "float16" if gpu.supports("bfloat16") is False else "bfloat16"
-    other = analyse(in_dtype(stored, dtype, None), workload=report.workload)
-    yield from _predicted("weights", Message("suggest_weights", dtype=dtype), other, run, gpu)
+    yield from _predicted("weights", Message("suggest_weights", dtype=dtype), in_scheme(report, dtype), run, gpu)
+
+
+def in_scheme(report: Report, dtype: str) -> Report:
+    """The same model with its weights in `dtype`, dense or by a scheme's name, as --dtype gives it."""
+    stored = Checkpoint(ref=report.ref, config=report.config, tensors=report.tensors, release=report.release)
+    return analyse(in_dtype(stored, dtype, None), workload=report.workload)
 
 
 def _packed(report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:
@@ -124,9 +128,9 @@ def _several_cards(report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:
 
 def _larger_card(report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:
     """The smallest card of the table that the run fits as it is; where there is none, the largest."""
-    larger = [one for one in gpus.table() if one.available_bytes > gpu.available_bytes]
     required: dict[object, Requirement] = {}
-    for one in sorted(larger, key=lambda one: one.available_bytes):
+    found = None
+    for one in larger_cards(gpu):
         key = workspace_bytes(one.name), calibration_of(one)  # all that a prediction knows of a card
         if key not in required:
             try:
@@ -136,8 +140,14 @@ def _larger_card(report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:
         found = _suggestion("gpu", Message("suggest_gpu", name=one.name), required[key], one)
         if found.fits is not False:
             break
-    if larger:
+    if found is not None:
         yield found
+
+
+def larger_cards(gpu: Gpu) -> Sequence[Gpu]:
+    """Those of the table with more memory than a card, the smallest first."""
+    larger = (one for one in gpus.table() if one.available_bytes > gpu.available_bytes)
+    return sorted(larger, key=lambda one: one.available_bytes)
 
 
 def _predicted(kind: str, change: Message, report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:

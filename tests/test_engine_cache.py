@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from qwen_inspect.analyzers.engine_cache import (
     BlockPool,
     block_pool,
+    checkpoint_format,
     kv_heads_per_rank,
     latent_pool,
     latent_width,
@@ -64,6 +65,78 @@ def test_tokens_of_a_budget_equal_published_vllm_logs(log: dict[str, str]) -> No
     assert least <= blocks <= most
     assert pool.tokens(blocks, length) == int(log["kv_cache_tokens"])
     assert f"{blocks / (pool.sequence_blocks(length) or 0):.2f}" == f"{float(log['max_concurrency_x']):.2f}"
+
+
+@pytest.mark.parametrize(
+    ("model", "ranks", "name", "gib", "length", "tokens", "concurrency"),
+    [
+        # llm-d-incubation/llm-d-planner @fbd68515, accuracy/results/v0.19.0/accuracy_report.md: Llama-3.1-8B-Instruct.
+        ("llama", 1, "bfloat16", 58.11, 16_384, 476_016, "29.05"),
+        ("llama", 1, "fp8", 58.11, 8192, 952_032, "116.21"),
+        ("Qwen/Qwen3-14B", 1, "bfloat16", 6.51, 32_768, 42_656, "1.30"),  # LMCache/LMCache issue 1739
+        # Logs that stand in public repositories, by version, checkpoint, card and day:
+        # 0.11.0, QuantTrio/Qwen3-VL-235B-A22B-Instruct-FP8, 8 ranks and 4 KV heads, 29 September 2025
+        ("Qwen/Qwen3-235B-A22B", 8, "bfloat16", 9.71, 32_768, 216_656, "6.61"),
+        # 0.10.2, Qwen3-30B-A3B-Instruct-2507-FP8, 24 September 2025
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507", 2, "bfloat16", 25.91, 32_768, 566_016, "17.27"),
+        ("Qwen/Qwen3-30B-A3B", 1, "bfloat16", 19.40, 8192, 211_936, "25.87"),  # H100 NVL, 25 December 2025
+        ("Qwen/Qwen2.5-VL-7B-Instruct", 2, "bfloat16", 10.04, 8192, 375_968, "45.89"),  # 31 August 2025
+        ("Qwen/Qwen3-VL-2B-Instruct", 1, "bfloat16", 66.89, 8192, 626_240, "76.45"),
+        ("Qwen/Qwen2.5-0.5B-Instruct", 1, "bfloat16", 11.71, 2048, 1_022_896, "499.46"),  # 10 July
+        ("Qwen/Qwen3-0.6B", 1, "bfloat16", 37.42, 16_000, 350_304, "21.89"),  # L40S, 3 March 2026
+        # 0.13.0, two L40S, 12 February 2026; blocks of 1,072 tokens
+        ("Qwen/Qwen3-Next-80B-A3B-Instruct", 2, "fp8", 17.58, 32_768, 767_552, "84.29"),
+        # 0.19.0, L40S, 7 April 2026; blocks of 528 tokens
+        ("Qwen/Qwen3.5-9B", 1, "bfloat16", 20.27, 262_144, 165_792, "2.52"),
+    ],
+)
+def test_budgets_of_other_published_logs_are_met(
+    model: str, ranks: int, name: str, gib: float, length: int, tokens: int, concurrency: str
+) -> None:
+    """To the 0.01 GiB that they print: some budget that is printed so holds exactly these tokens and this concurrency."""
+    layers: Sequence[AnyLayerAttention] = [softmax(8, 128)] * 32
+    states = (DType.BF16, DType.BF16)
+    if model != "llama":
+        report = inspect(model, source="catalog")
+        layers, states = report.attention.layers, state_dtypes(report.config or {}, report.spec.dtype)
+    pool = block_pool(layers, FORMATS[name], ranks=ranks, states=states)
+    least, most = (pool.blocks(int((gib + half) * 2**30)) for half in (-0.005, 0.005))
+    sequence = pool.sequence_blocks(length) or 0
+    found = {(pool.tokens(blocks, length), f"{blocks / sequence:.2f}") for blocks in range(least, most + 1)}
+    assert (tokens, concurrency) in found
+
+
+E4M3 = {"type": "float", "num_bits": 8, "strategy": "tensor", "symmetric": True, "dynamic": False}
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "asked", "taken"),
+    [
+        ({"quant_method": "compressed-tensors", "kv_cache_scheme": E4M3}, "auto", "fp8"),
+        ({"quant_method": "compressed-tensors", "kv_cache_scheme": E4M3}, "bfloat16", "fp8"),
+        ({"quant_method": "compressed-tensors", "kv_cache_scheme": None}, "auto", "auto"),
+        ({"quant_method": "modelopt", "kv_cache_quant_algo": "FP8"}, "auto", "fp8"),
+        ({"quant_method": "modelopt", "kv_cache_quant_algo": "FP8"}, "bfloat16", "bfloat16"),
+        ({"quant_method": "modelopt_fp4", "kv_cache_scheme": E4M3}, "auto", "fp8"),
+        ({"quant_method": "modelopt", "kv_cache_scheme": {**E4M3, "dynamic": True}}, "auto", "auto"),
+        ({"quant_method": "modelopt", "quantization": {"kv_cache_quant_algo": "FP8"}}, "auto", "fp8"),
+        ({"quant_method": "modelopt", "kv_cache_quant_algo": "NVFP4"}, "auto", "auto"),
+        ({"quant_method": "fp8"}, "auto", "auto"),
+        ("hostile", "auto", "auto"),
+    ],
+)
+def test_a_checkpoint_may_name_the_caches_format(quantisation: Any, asked: str, taken: str) -> None:
+    """As vLLM 0.19.0's resolve_kv_cache_dtype_string and Attention.__init__ take it."""
+    assert checkpoint_format({"quantization_config": quantisation}, asked) == taken
+
+
+def test_a_cache_scheme_that_vllm_does_not_load_is_refused() -> None:
+    scheme = {**E4M3, "num_bits": 4, "type": "int"}
+    with pytest.raises(UnsupportedError) as refusal:
+        checkpoint_format(
+            {"quantization_config": {"quant_method": "compressed-tensors", "kv_cache_scheme": scheme}}, "auto"
+        )
+    assert refusal.value.message.key == "vllm_cache_scheme"
 
 
 def test_a_budget_of_57_50_gib_holds_418_688_tokens_of_qwen3_8b() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import jsonschema
@@ -14,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qwen_inspect
-from qwen_inspect.analyzers.vllm import LOGS, Log, rank_weights, rounding
+from qwen_inspect.analyzers.vllm import LOGS, Log, model_limit, rank_weights, rounding
 from qwen_inspect.cli import main
 from qwen_inspect.engines import LlamaCppReserve, Serving, VllmReserve
 from qwen_inspect.errors import UnsupportedError, UsageError
@@ -73,6 +75,100 @@ def test_a_known_budget_is_answered_exactly() -> None:
     assert (found.least.blocks, found.least.tokens) == (26_168, 418_688)
     assert f"{found.least.concurrency:.2f}" == "51.11"
     assert found.terms == ()
+
+
+def test_a_checkpoint_with_scales_of_its_cache_is_served_in_8_bits(tmp_path: Path, capsys: Capture) -> None:
+    """Half the bytes of a block, said in words, and the same change is not suggested again."""
+    weights = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}
+    scheme = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False}
+    quantisation = {
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "ignore": ["lm_head"],
+        "kv_cache_scheme": scheme,
+    }
+    write_config(tmp_path, {**TINY_QWEN3, "quantization_config": quantisation})
+    asked = ["--engine", "vllm", "--kv-budget", "1MiB", "--batch", "999", "--context", "256", "--lang", "en"]
+    assert main(["fit", str(tmp_path), "--format", "json", *asked]) == 1
+    found = json.loads(capsys.readouterr().out)["cards"][0]
+    # K and V of 16 tokens in 2 layers of 2 heads of 16 numbers, a byte each.
+    assert (found["vllm"]["block_bytes"], found["vllm"]["cache_dtype"]) == (16 * 2 * 2 * 2 * 16, "fp8")
+    assert not [one for one in found["suggestions"] if "cache" in one["change"]]
+    main(["fit", str(tmp_path), *asked])
+    assert "8 bits" in capsys.readouterr().out
+
+
+# A change as it is suggested -> the options that ask for it.
+FOLLOWED = (
+    (r"sequences of ([\d,]+) tokens", ("--context",)),
+    (r"([\d,]+) sequences at once", ("--batch",)),
+    (r"the KV cache in (fp8)", ("--cache-dtype",)),
+    (r"the KV cache in (q8_0)", ("--cache-type-k", "--cache-type-v")),
+    (r"weights in (\S+)", ("--dtype",)),
+    (r"(\d+) tensor-parallel ranks", ("--tp",)),
+    (r"\(--ngl (\d+)\)", ("--ngl",)),
+    (r"the card (.+)", ("--gpu",)),
+)
+
+
+@pytest.mark.parametrize(
+    ("asked", "kinds"),
+    [
+        (
+            ["--engine", "vllm", "--gpu", "RTX 4080", "--context", "8k", "--batch", "4"],
+            ["cache", *["weights"] * 3, *["tensor_parallel"] * 2, "gpu"],
+        ),
+        (
+            ["--engine", "vllm", "--kv-budget", "3GiB", "--context", "16k", "--batch", "2"],
+            ["context", "batch", "cache"],
+        ),
+        (["--engine", "llama.cpp", "--gpu", "RTX 4080", "--context", "16k"], ["context", "cache", "layers", "gpu"]),
+    ],
+    ids=lambda asked: " ".join(asked),
+)
+def test_a_suggestion_that_is_followed_takes_what_it_said(asked: list[str], kinds: list[str], capsys: Capture) -> None:
+    """By the same command, with the change made; in the order of what it costs."""
+
+    def cards(*options: str) -> dict[str, Any]:
+        main(["fit", "catalog:Qwen/Qwen3-8B", "--lang", "en", "--format", "json", *options])
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)["cards"][0]
+        return found
+
+    suggestions = cards(*asked)["suggestions"]
+    assert [one["kind"] for one in suggestions] == kinds
+    for one in suggestions:
+        options, value = next(
+            (names, found[1]) for form, names in FOLLOWED if (found := re.search(form, one["change"]))
+        )
+        again = cards(*asked, *(word for name in options for word in (name, value.replace(",", ""))))
+        assert (again["required_bytes"], again["fits"]) == (one["required_bytes"], one["fits"]), one["change"]
+
+
+@pytest.mark.parametrize(
+    ("rope", "limit"),
+    [
+        (None, 40_960),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}, 131_072),  # Qwen3's README
+        ({"type": "linear", "factor": 2}, 81_920),
+        ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}, 40_960),
+        ({"rope_type": "yarn", "factor": None}, 40_960),
+        ({"rope_type": "yarn", "factor": float("inf")}, 40_960),
+        ("hostile", 40_960),
+    ],
+)
+def test_the_longest_sequence_is_as_vllm_stretches_it(rope: object, limit: int) -> None:
+    """max_model_len of vLLM 0.19.0's _get_and_verify_max_len for such a configuration."""
+    assert model_limit({"model_type": "qwen3", "rope_scaling": rope}, 40_960) == limit
+    assert model_limit({"text_config": {"rope_parameters": rope}}, 40_960) == limit
+
+
+def test_a_stretched_model_is_served_to_its_end(tmp_path: Path) -> None:
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
+    write_config(tmp_path, {**TINY_QWEN3, "max_position_embeddings": 256, "rope_scaling": rope})
+    found = serve(inspect(str(tmp_path)), replace(VLLM, context_tokens=None, kv_budget_bytes=GIB), [budget_card(GIB)])
+    assert (found.context_tokens, found.cards[0].answer.high.context.value) == (1024, 1024)
+    assert not [notice for notice in found.report.notices if notice.key == "context_beyond"]
 
 
 def test_qwen2_5_7b_on_four_ranks_holds_what_its_log_printed() -> None:

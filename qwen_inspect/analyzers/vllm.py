@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..checkpoint import DType
 from ..engines import Capacity, Reserved
@@ -181,6 +182,24 @@ def _seen(name: str, figures: Sequence[int]) -> Reserved:
         most_bytes=(2 * max(figures) + 1) * HUNDREDTH // 2,
         sources=LOGS_SOURCES,
     )
+
+
+def model_limit(config: Mapping[str, Any], context_tokens: int | None) -> int | None:
+    """max_model_len where none is asked for: the positions of the configuration, stretched as its rotary scaling says.
+
+    Source: config/model.py, _get_and_verify_max_len; transformers_utils/config.py, patch_rope_parameters.
+    """
+    text = config.get("text_config")
+    text = text if isinstance(text, Mapping) else config
+    rope = text.get("rope_parameters") or text.get("rope_scaling")
+    if context_tokens is None or not isinstance(rope, Mapping) or "gemma3" in str(text.get("model_type")):
+        return context_tokens
+    kind, factor = rope.get("rope_type", rope.get("type")), rope.get("factor")
+    if kind in (None, "default", "mrope", "su", "longrope", "llama3") or not isinstance(factor, int | float):
+        return context_tokens  # of longrope the table is shorter, and what is asked for may be as long
+    original = rope.get("original_max_position_embeddings", text.get("original_max_position_embeddings"))
+    positions = original if kind == "yarn" and isinstance(original, int) else context_tokens
+    return int(positions * factor) if 1 <= factor <= 1 << 20 and positions > 0 else context_tokens
 
 
 def requested_bytes(memory_bytes: int, utilization: float) -> int:
