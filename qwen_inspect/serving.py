@@ -60,7 +60,9 @@ def serve(report: Report, serving: Serving, cards: Sequence[Gpu], *, beyond_limi
         context_tokens=tokens,
         cards=answered,
         assumptions=tuple(
-            _vllm_assumptions(serving, cards, answered) if serving.engine == "vllm" else _llama_cpp_assumptions(report)
+            _vllm_assumptions(report, serving, cards, answered)
+            if serving.engine == "vllm"
+            else _llama_cpp_assumptions(report)
         ),
     )
 
@@ -299,8 +301,13 @@ def _last(suggestions: Iterable[Suggestion]) -> Sequence[Suggestion]:
     return tuple(suggestions)[-1:]
 
 
-def _vllm_assumptions(serving: Serving, cards: Sequence[Gpu], answered: Sequence[EngineCard]) -> Iterator[Message]:
+def _vllm_assumptions(
+    report: Report, serving: Serving, cards: Sequence[Gpu], answered: Sequence[EngineCard]
+) -> Iterator[Message]:
     yield Message("assume_vllm_version", version=vllm.VERSION)
+    for gpu in cards:
+        if report.spec.dtype is DType.BF16 and gpu.supports("bfloat16") is False:
+            yield Message("assume_vllm_half", name=gpu.name)
     if any(isinstance(card.reserve, VllmReserve) and card.reserve.format_named for card in answered):
         yield Message("assume_vllm_cache_scheme")
     if any(isinstance(card.reserve, VllmReserve) and card.reserve.groups > 1 for card in answered):

@@ -336,3 +336,10 @@ def test_a_card_of_no_such_name_is_refused_before_a_model_is_read() -> None:
     shown = run("compare", "catalog:Qwen/Qwen3-0.6B", "catalog:Qwen/None", "--gpu", "5090ti")
     assert (shown.code, shown.out) == (2, "")
     assert "RTX 5090" in shown.err
+
+
+@pytest.mark.parametrize("options", [["--optimizer", "sgd"], ["--lora", "8"], ["--checkpointing"]], ids=" ".join)
+def test_what_is_of_training_alone_is_refused(options: list[str]) -> None:
+    shown = run("compare", "catalog:Qwen/Qwen3-0.6B", "catalog:Qwen/Qwen3-1.7B", *options)
+    assert (shown.code, shown.out, len(shown.err.splitlines())) == (2, "", 1)
+    assert options[0] in shown.err

@@ -21,6 +21,7 @@ from qwen_inspect.cli import main
 from qwen_inspect.engines import LlamaCppReserve, Serving, VllmReserve
 from qwen_inspect.errors import UnsupportedError, UsageError
 from qwen_inspect.fitting import Gpu
+from qwen_inspect.loaders import gpus
 from qwen_inspect.pipeline import inspect
 from qwen_inspect.report.model import Report
 from qwen_inspect.serving import budget_card, serve
@@ -169,6 +170,14 @@ def test_a_stretched_model_is_served_to_its_end(tmp_path: Path) -> None:
     found = serve(inspect(str(tmp_path)), replace(VLLM, context_tokens=None, kv_budget_bytes=GIB), [budget_card(GIB)])
     assert (found.context_tokens, found.cards[0].answer.high.context.value) == (1024, 1024)
     assert not [notice for notice in found.report.notices if notice.key == "context_beyond"]
+
+
+def test_a_card_without_bfloat16_is_served_in_float16_and_says_so() -> None:
+    """vLLM 0.19.0, platforms/cuda.check_if_supports_dtype: bfloat16 from compute capability 8.0 on."""
+    report = inspect("Qwen/Qwen3-0.6B", source="catalog")
+    for name, said in (("T4", True), ("V100 16GB", True), ("A100 40GB", False)):
+        found = serve(report, VLLM, [gpus.find(name)])
+        assert any(one.key == "assume_vllm_half" for one in found.assumptions) is said
 
 
 def test_qwen2_5_7b_on_four_ranks_holds_what_its_log_printed() -> None:

@@ -81,10 +81,11 @@ def inspected(options: argparse.Namespace) -> Report:
 
 
 def run_of(options: argparse.Namespace) -> Run:
-    """The run that is predicted; UsageError for options of LoRA without it."""
+    """The run that is predicted; UsageError for options of LoRA without it, and of training in another mode."""
+    from ..errors import UsageError
     from ..report.memory import Run
 
-    return Run(
+    run = Run(
         mode=options.mode,
         batch=options.batch,
         prompt_tokens=options.context or DEFAULT_PROMPT_TOKENS,
@@ -102,6 +103,9 @@ def run_of(options: argparse.Namespace) -> Run:
         # The first of the two that is set, as torch 2.13 looks for them.
         allocator=os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF", ""),
     )
+    if run.mode != "train" and run.training_options:
+        raise UsageError("train_option", option=run.training_options[0], mode=run.mode)
+    return run
 
 
 def _lora_targets(options: argparse.Namespace) -> tuple[str, ...]:

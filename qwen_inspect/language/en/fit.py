@@ -143,6 +143,7 @@ TEXT = {
     "assume_vllm_card": "{available} is the least that CUDA was seen to tell of a {name}, and one that tells more has more for the cache (--memory names it).",
     "assume_vllm_graphs": "CUDA graphs are captured after the cache is laid out and come on top (0.64 to 1.41 GiB in the same logs): what --utilization leaves free has to hold them.",
     "assume_vllm_cache_scheme": "The checkpoint's quantisation keeps the cache in 8 bits, which vLLM takes in place of the format asked for.",
+    "assume_vllm_half": "{name} has no bfloat16, in which vLLM refuses to run there: --dtype half, of the same size, is meant.",
     "assume_vllm_ranks": "Figures are of each of {ranks} ranks.",
     "assume_llama_cpp_version": "As llama.cpp {version} offloads: the output layer first, then layers from the last; the embedding stays with the host. Before December 2025 the output layer came last.",
     "assume_llama_cpp_form": "Weights as the converter writes them in {dtype}, with norms and biases in float32, not quantised; a GGUF file's own are counted as they are.",

@@ -143,6 +143,7 @@ TEXT = {
     "assume_vllm_card": "{available} 是见过的 CUDA 对 {name} 报告的最小显存，报告更多的显卡留给缓存的也更多（可用 --memory 指定）。",
     "assume_vllm_graphs": "CUDA graph 在缓存分配之后捕获，另占显存（同一批日志中为 0.64 至 1.41 GiB），须由 --utilization 留出的部分容纳。",
     "assume_vllm_cache_scheme": "检查点的量化配置规定缓存为 8 位，vLLM 以此代替所要求的格式。",
+    "assume_vllm_half": "{name} 不支持 bfloat16，vLLM 在其上会拒绝运行：此处按大小相同的 --dtype half 计算。",
     "assume_vllm_ranks": "数值均为 {ranks} 个 rank 中每一个的。",
     "assume_llama_cpp_version": "按 llama.cpp {version} 的方式放置：先放输出层，再从最后一层往前放；词嵌入留在主机。2025 年 12 月之前输出层最后才放。",
     "assume_llama_cpp_form": "权重按转换脚本以 {dtype} 写出、不量化时计，归一化与偏置为 float32；GGUF 文件则按其自身内容计。",
