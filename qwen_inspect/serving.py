@@ -131,6 +131,8 @@ class VllmDemand:
             raise UnsupportedError("vllm_gguf")
         if not report.spec.built and any(layer.window_tokens for layer in attention.softmax):
             raise UnsupportedError("vllm_qwen_windows")
+        if report.known.cache is not None and any(layer.kind == "chunked" for layer in report.known.cache.layers):
+            raise UnsupportedError("vllm_chunks")
         self._report, self._serving = report, serving
         named = checkpoint_format(report.config or {}, serving.cache_formats[0])
         self.format = read_formats(named, report.spec.dtype)[0]

@@ -487,6 +487,16 @@ def test_models_that_an_engine_does_not_serve_so_are_refused(tmp_path: Path) -> 
         llama_on(packed, LLAMA, card_of(80))
 
 
+def test_attention_in_chunks_is_refused() -> None:
+    """vLLM 0.19.0, ChunkedLocalAttentionSpec: a chunk and a step's tokens, without the block that a window may begin within."""
+    cache = REPORT.known.cache
+    assert cache is not None
+    chunked = replace(cache, layers=tuple(replace(layer, kind="chunked") for layer in cache.layers))
+    with pytest.raises(UnsupportedError) as refusal:
+        serve(replace(REPORT, design=replace(REPORT.known, cache=chunked)), VLLM, [card_of(80)])
+    assert refusal.value.message.key == "vllm_chunks"
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_packed_weights_are_shared_by_ranks_too(ranks: int) -> None:
     """Of an FP8 model each rank has less, and no more than a half of what it has of the dense one beside the vocabulary."""
