@@ -65,7 +65,8 @@ def parts_of(tensors: Sequence[Tensor], layers: int) -> Parts:
 def converted(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Tensors under a GGUF file's names with the types that the converter gives them when it does not quantise.
 
-    Vectors, norms, routers and short convolutions become float32. Source: conversion/base.py, ModelBase.prepare_tensors.
+    Vectors, norms, routers and short convolutions become float32, and so does what has 64 bits.
+    Source: conversion/base.py, ModelBase.prepare_tensors.
     """
     return tuple(
         Tensor(tensor.name, tensor.shape, DType.F32 if _stays_wide(tensor) else tensor.dtype) for tensor in tensors
@@ -73,6 +74,8 @@ def converted(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _stays_wide(tensor: Tensor) -> bool:
+    if tensor.dtype is DType.F64:
+        return True
     wide = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight")
     return len(tensor.shape) < 2 or tensor.name.endswith(wide)
 

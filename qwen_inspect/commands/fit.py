@@ -71,6 +71,8 @@ def _serving(options: argparse.Namespace) -> Serving | None:
         if options.cache_dtype != "auto":
             raise UsageError("engine_cache_types")
         formats = options.cache_type_k, options.cache_type_v
+        if pair := next((one for one in formats if "," in one), None):
+            raise UsageError("engine_one_cache_type", found=pair)
     elif "," in options.cache_dtype:
         raise UsageError("engine_one_cache_dtype", found=options.cache_dtype)
     else:

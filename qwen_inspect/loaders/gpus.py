@@ -20,6 +20,7 @@ from ..units import GIB, MIB
 TABLE = Path(__file__).parent.parent / "catalog" / "gpus.json"
 MAKERS_WORDS = re.compile(r"nvidia|geforce|tesla|quadro|generation|[^a-z0-9]")
 MOST_NAMES = 5
+MOST_CHARACTERS = 80  # of a name that a message repeats
 
 
 @cache
@@ -60,7 +61,7 @@ def _least_bytes(text: str) -> int:
 
 def find(name: str) -> Gpu:
     """The card that `name` or an alias means, whatever its case, spaces and dashes; UsageError with the nearest names."""
-    wanted = _folded(name)
+    wanted, name = _folded(name), name[:MOST_CHARACTERS]
     if not wanted:
         raise UsageError("gpu_empty", name=name)
     known: dict[str, list[Gpu]] = {}

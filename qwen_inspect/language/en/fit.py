@@ -87,6 +87,7 @@ TEXT = {
     "engine_option": "{option} is an option of {engine}, not of {asked}",
     "engine_budget_given": "--kv-budget is what vLLM has left for the cache, so {option} has nothing to say beside it",
     "engine_cache_types": "llama.cpp takes --cache-type-k and --cache-type-v in place of --cache-dtype",
+    "engine_one_cache_type": "--cache-type-k and --cache-type-v take one format each; found {found}",
     "engine_one_cache_dtype": "vLLM keeps K and V in one format, not in {found}",
     "serving_needs_context": "The model names no limit of its context; give one with --context",
     "serving_budget": "The KV budget",

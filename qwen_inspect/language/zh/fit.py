@@ -87,6 +87,7 @@ TEXT = {
     "engine_option": "{option} 是 {engine} 的选项，不适用于 {asked}",
     "engine_budget_given": "--kv-budget 已给出 vLLM 留给缓存的显存，不能再用 {option}",
     "engine_cache_types": "llama.cpp 请用 --cache-type-k 和 --cache-type-v 代替 --cache-dtype",
+    "engine_one_cache_type": "--cache-type-k 与 --cache-type-v 各取一种格式；实为 {found}",
     "engine_one_cache_dtype": "vLLM 的 K 和 V 用同一种格式，不能是 {found}",
     "serving_needs_context": "模型没有给出上下文上限；请用 --context 指定",
     "serving_budget": "KV 缓存预算",
