@@ -38,7 +38,7 @@ ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
         *("mode", "new_tokens", "attention", "load"),
         *("optimizer", "checkpointing", "trained", "lora", "lora_targets", "accumulate"),
     ),
-    "vllm": ("utilization", "kv_budget", "tp", "max_num_batched_tokens"),
+    "vllm": ("utilization", "kv_budget", "tp", "max_num_batched_tokens", "enable_prefix_caching"),
     "llama.cpp": ("ngl", "cache_type_k", "cache_type_v"),
 }
 
@@ -238,6 +238,7 @@ def _fit_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--utilization", type=_share(say), metavar="SHARE", help=say("help_utilization"))
     command.add_argument("--kv-budget", type=_size(say), metavar="SIZE", help=say("help_kv_budget"))
     command.add_argument("--tp", type=_positive(say), default=1, metavar="N", help=say("help_tp"))
+    command.add_argument("--enable-prefix-caching", action="store_true", help=say("help_enable_prefix_caching"))
     step_help = say("help_max_num_batched_tokens")
     command.add_argument("--max-num-batched-tokens", type=_tokens(say), metavar="TOKENS", help=step_help)
     command.add_argument("--ngl", type=_layers(say), metavar="N", help=say("help_ngl"))

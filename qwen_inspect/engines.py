@@ -16,8 +16,8 @@ class Serving:
     """What to serve with. context_tokens: of one sequence, prompt and answer; the model's own limit where None.
 
     vLLM: ranks, utilization of a card (0.9 where None) or a known kv_budget_bytes, and step_tokens, the most of one step (where
-    None, as its server takes them for the card). llama.cpp: offloaded, as --ngl (all where None).
-    cache_formats: K's and V's.
+    None, as its server takes them for the card); prefix_caching: of hybrid models, which vLLM 0.19 leaves off.
+    llama.cpp: offloaded, as --ngl (all where None). cache_formats: K's and V's.
     """
 
     engine: str
@@ -28,6 +28,7 @@ class Serving:
     utilization: float | None = None
     kv_budget_bytes: int | None = None
     step_tokens: int | None = None
+    prefix_caching: bool = False
     offloaded: int | None = None
 
 

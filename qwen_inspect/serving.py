@@ -154,7 +154,8 @@ class VllmDemand:
                 raise UnsupportedError("cache_query_heads_over_ranks", heads=heads, ranks=ranks)
             return latent_pool(len(attention.layers), width, self.format, gpu.compute_capability)
         states = state_dtypes(config, self._report.spec.dtype)
-        return block_pool(attention.layers, self.format, ranks=ranks, states=states)
+        pool = block_pool(attention.layers, self.format, ranks=ranks, states=states)
+        return replace(pool, state_blocks=2) if self._serving.prefix_caching else pool
 
     @property
     def budget_given(self) -> bool:
@@ -307,6 +308,8 @@ def _vllm_assumptions(
     report: Report, serving: Serving, cards: Sequence[Gpu], answered: Sequence[EngineCard]
 ) -> Iterator[Message]:
     yield Message("assume_vllm_version", version=vllm.VERSION)
+    if serving.prefix_caching:
+        yield Message("assume_vllm_prefixes")
     for gpu in cards:
         if report.spec.dtype is DType.BF16 and gpu.supports("bfloat16") is False:
             yield Message("assume_vllm_half", name=gpu.name)

@@ -451,6 +451,7 @@ def test_documents_say_the_same(asked: list[str], form: str, language: str, caps
         (["--engine", "vllm", "--memory", "24GiB", "--tp", "64"], 7),  # 32 query heads
         (["--engine", "vllm", "--memory", "24GiB", "--tp", "0"], 2),
         (["--engine", "llama.cpp", "--memory", "24GiB", "--tp", "2"], 2),
+        (["--engine", "llama.cpp", "--memory", "24GiB", "--enable-prefix-caching"], 2),
         (["--engine", "llama.cpp", "--memory", "24GiB", "--utilization", "0.5"], 2),
         (["--engine", "llama.cpp", "--kv-budget", "24GiB"], 2),
         (["--engine", "llama.cpp", "--memory", "24GiB", "--cache-dtype", "q8_0"], 2),
@@ -501,6 +502,26 @@ def test_attention_in_chunks_is_refused() -> None:
     with pytest.raises(UnsupportedError) as refusal:
         serve(replace(REPORT, design=replace(REPORT.known, cache=chunked)), VLLM, [card_of(80)])
     assert refusal.value.message.key == "vllm_chunks"
+
+
+@pytest.mark.parametrize(
+    ("model", "form", "gib", "length", "tokens", "concurrency"),
+    [
+        # vLLM 0.17.1, OmniCoder-9B, of the same layers, prefix caching in "align" mode, 17 March 2026
+        ("Qwen/Qwen3.5-9B", "fp8", 13.11, 16_384, 214_368, "36.95"),
+        # vLLM 0.19 on a card of 96 GB, with prefixes cached: 48.8 GiB
+        ("Qwen/Qwen3.5-27B", "auto", 48.8, 65_536, 199_136, "11.32"),
+    ],
+)
+def test_prefixes_of_a_hybrid_take_a_second_block_of_states(
+    model: str, form: str, gib: float, length: int, tokens: int, concurrency: str
+) -> None:
+    """Logs that stand in public repositories."""
+    serving = replace(VLLM, cache_formats=(form, form), context_tokens=length, prefix_caching=True)
+    found = within_a_budget(model, int(gib * GIB), serving).least
+    assert (found.tokens, f"{found.concurrency:.2f}") == (tokens, concurrency)
+    without = within_a_budget(model, int(gib * GIB), replace(serving, prefix_caching=False)).least
+    assert (without.tokens, without.sequence_blocks) == (found.tokens, found.sequence_blocks - 3)  # groups of states
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

@@ -49,11 +49,13 @@ class PageKind:
 class BlockPool:
     """How a budget is divided: a block is `block_bytes` over the layers of a group, and each group takes blocks of the one pool.
 
-    groups: the kind of each one's layers.
+    groups: the kind of each one's layers. state_blocks: that a sequence's state takes, 2 where prefixes are cached: what they led
+    to is kept beside it.
     """
 
     block_bytes: int
     groups: tuple[PageKind, ...]
+    state_blocks: int = 1
 
     @property
     def block_tokens(self) -> int:
@@ -64,11 +66,12 @@ class BlockPool:
         return max(0, budget_bytes) // self.block_bytes
 
     def tokens(self, blocks: int, sequence_tokens: int) -> int:
-        """Tokens as vLLM prints them: even shares of the blocks. A state's block counts for a whole sequence.
+        """Tokens as vLLM prints them: even shares of the blocks. A state's counts for a whole sequence, or for one of attention.
 
-        Source: kv_cache_utils._report_kv_cache_config; MambaModelConfig, mamba_block_size.
+        Source: kv_cache_utils._report_kv_cache_config; MambaModelConfig and "align" mode, mamba_block_size.
         """
-        return blocks // len(self.groups) * min(group.block_tokens or sequence_tokens for group in self.groups)
+        of_a_state = sequence_tokens if self.state_blocks == 1 else self.block_tokens
+        return blocks // len(self.groups) * min(group.block_tokens or of_a_state for group in self.groups)
 
     def sequence_blocks(self, tokens: int, batched_tokens: int | None = None) -> int | None:
         """Blocks that a sequence of `tokens` tokens may take of all groups; None where that depends on unknown `batched_tokens`.
@@ -79,7 +82,7 @@ class BlockPool:
         blocks = 0
         for group in self.groups:
             if not group.block_tokens:
-                blocks += 1  # without prefix caching, which vLLM 0.19 leaves off for hybrid models
+                blocks += self.state_blocks
             elif not group.window_tokens:
                 blocks += -(-tokens // group.block_tokens)
             elif batched_tokens is None:
@@ -162,7 +165,7 @@ def _pool(kinds: Sequence[PageKind]) -> BlockPool:
 def _hybrid_pool(kinds: Sequence[PageKind], states_bytes: Sequence[int]) -> BlockPool:
     """Blocks of attention as long as it takes for one to be as large as a state, which is padded to its size.
 
-    Source: HybridAttentionMambaModelConfig.verify_and_update_config, without prefix caching.
+    Source: HybridAttentionMambaModelConfig.verify_and_update_config, without prefix caching or in its "align" mode.
     """
     if len(set(kinds)) > 1 or kinds[0].window_tokens or len(set(states_bytes)) > 1:
         raise UnsupportedError("vllm_unequal_pages")

@@ -86,5 +86,6 @@ def _serving(options: argparse.Namespace) -> Serving | None:
         utilization=options.utilization,
         kv_budget_bytes=None if options.kv_budget is None else options.kv_budget[1],
         step_tokens=options.max_num_batched_tokens,
+        prefix_caching=options.enable_prefix_caching,
         offloaded=options.ngl,
     )

@@ -96,6 +96,7 @@ TEXT = {
     "help_max_model_len": "the same as --context, by vLLM's name for it",
     "help_utilization": "vLLM: its share of the card's memory (default: 0.9)",
     "help_kv_budget": "vLLM: the KV budget of a rank that its log names, such as 57.50GiB, in place of a card",
+    "help_enable_prefix_caching": "vLLM: prefixes cached of a hybrid model too, whose sequences then take a second block for each state (vLLM 0.19 leaves it off; others always have it)",
     "help_max_num_batched_tokens": "vLLM: the most tokens of one step, which sliding windows are held for (default: 8192 on cards of 70 GiB and more but the A100, else 2048)",
     "help_ngl": "llama.cpp: layers on the card, the output layer counted as one (default: all)",
     "help_cache_type_k": "llama.cpp: the format of K in the cache (default: float16)",

@@ -96,6 +96,7 @@ TEXT = {
     "help_max_model_len": "同 --context，即 vLLM 的叫法",
     "help_utilization": "vLLM：占用显存的比例（默认：0.9）",
     "help_kv_budget": "vLLM：日志中每个 rank 的 KV 缓存预算，如 57.50GiB，用来代替显卡",
+    "help_enable_prefix_caching": "vLLM：混合模型也缓存前缀，每个序列的每组状态因此多占一块（vLLM 0.19 默认关闭；其他模型始终开启）",
     "help_max_num_batched_tokens": "vLLM：每步最多处理的 token 数，滑动窗口须为其保留缓存（默认：70 GiB 及以上的显卡为 8192，A100 除外；其余为 2048）",
     "help_ngl": "llama.cpp：放到显卡上的层数，输出层也算一层（默认：全部）",
     "help_cache_type_k": "llama.cpp：缓存中 K 的格式（默认：float16）",
