@@ -29,7 +29,7 @@ TEXT = {
     "help_group_size": "numbers that share a scale, with a --dtype that quantises (default: 128)",
     "help_attention_kernel": "attention kernel (default: sdpa, as CUDA dispatches it)",
     "help_load": "how the loader lays weights out (default: warmup, transformers 4.50 and later)",
-    "help_gpu": "the card predicted for (default: an sm_80 card)",
+    "help_gpu": "the card predicted for: a name of gpus, one that was measured here, or a compute capability such as sm_90 (default: sm_80)",
     "help_optimizer": "with --mode train: the optimizer (default: adamw_foreach)",
     "help_checkpointing": "with --mode train: activation checkpointing",
     "help_trained": "with --mode train: only parameters in whose names this is found",

@@ -29,7 +29,7 @@ TEXT = {
     "help_group_size": "与量化的 --dtype 一起使用：共用一个缩放系数的数值个数（默认 128）",
     "help_attention_kernel": "注意力实现（默认 sdpa，按 CUDA 的调度）",
     "help_load": "参数的加载方式（默认 warmup，即 transformers 4.50 及以后）",
-    "help_gpu": "预测所针对的显卡（默认 sm_80）",
+    "help_gpu": "预测所针对的显卡：gpus 中的名称、本机测量过的显卡，或计算能力如 sm_90（默认 sm_80）",
     "help_optimizer": "--mode train 时的优化器（默认 adamw_foreach）",
     "help_checkpointing": "--mode train 时启用激活重计算",
     "help_trained": "--mode train 时仅训练名称匹配该正则的参数",
