@@ -525,6 +525,54 @@ def test_a_readers_token_opens_gated_and_private_repositories(hub: HubServer, tm
     assert ask_json(hub, tmp_path, "params", f"hf:{model}", HF_TOKEN="hf_reader")["parameters"]["stored"] == PARAMETERS
 
 
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [("a file for HF_HOME", "Not a directory"), ("a directory", "Is a directory"), ("no mode", "denied")],
+)
+def test_a_token_that_is_there_and_cannot_be_read_is_an_error_as_to_the_library(
+    hub: HubServer, tmp_path: Path, made: str, reason: str
+) -> None:
+    token, environment = tmp_path / "token", {"HF_TOKEN_PATH": str(tmp_path / "token")}
+    if made == "a directory":
+        token.mkdir()
+    else:
+        token.write_text("hf_reader")
+    if made == "a file for HF_HOME":
+        environment = {"HF_HOME": str(token)}
+    if made == "no mode":
+        token.chmod(0)
+        if os.access(token, os.R_OK):
+            pytest.skip("root reads every file")
+    for language, words in (("en", "cannot be read"), ("zh", "无法读取")):
+        shown = ask(hub, tmp_path, "params", "hf:org/single", "--lang", language, **environment)
+        told = [line for line in shown.err.splitlines() if words in line and reason in line and str(token) in line]
+        assert (shown.code, shown.out, len(told)) == (4, "", 1), shown
+    with_none = {**environment, "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+    assert ask(hub, tmp_path, "params", "hf:org/single", **with_none).code == 0
+    script = "from huggingface_hub import get_token; get_token()"
+    library = subprocess.run(
+        [sys.executable, "-c", script],
+        env=variables(hub, tmp_path, **environment),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert library.returncode == 1
+    assert reason in library.stderr
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", "hf_\u00e4".encode(), b"hf_\x01secretsecret"])
+def test_a_token_that_no_header_can_hold_is_named_and_not_shown(hub: HubServer, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "token").write_bytes(content)
+    refused(
+        ask(hub, tmp_path, "params", "hf:org/single", HF_TOKEN_PATH=str(tmp_path / "token")), 4, "token", "is not valid"
+    )
+
+
+def test_a_token_exchange_that_cannot_be_made_says_why(hub: HubServer, tmp_path: Path) -> None:
+    refused(ask(hub, tmp_path, "params", "hf:org/single", HF_OIDC_RESOURCE="org/single"), 4, "HF_OIDC_ID_TOKEN")
+
+
 def test_quantised_and_pickled_repositories_are_named(hub: HubServer, tmp_path: Path) -> None:
     found = ask_json(hub, tmp_path, "weights", "hf:org/quantised")
     assert found["totals"]["elements"] == PARAMETERS

@@ -90,9 +90,11 @@ class HuggingFace:
     def _session(self) -> tuple[Any, Any]:
         """The library's client, and the HTTP library it is of: httpx2 from huggingface_hub 2 on, httpx before."""
         if self._client is None:
-            from huggingface_hub.utils import build_hf_headers, get_session
+            from huggingface_hub.utils import get_session
 
-            self._headers: Mapping[str, str] = build_hf_headers(library_name="qwen-inspect")
+            self._headers: Mapping[str, str] = _identity()
+            if not all(value.isascii() and value.isprintable() for value in self._headers.values()):
+                raise AccessError("hf_bad_token", token=self._token_name())  # no HTTP library sends such a header
             try:
                 self._client = get_session()
             except ImportError:
@@ -214,6 +216,26 @@ class HuggingFace:
                 return None
         snapshot = repository / "snapshots" / commit
         return (snapshot, commit) if COMMIT.fullmatch(commit) and snapshot.is_dir() else None
+
+
+def _identity() -> Mapping[str, str]:
+    """The headers that the library sends, the token among them. A token that is there and cannot be read is an error to it, too.
+
+    Source: huggingface_hub 2.4, utils/_auth.py, _get_token_from_file and _get_token_from_oidc.
+    """
+    from huggingface_hub import constants, errors
+    from huggingface_hub.utils import build_hf_headers
+
+    exchange: type[Exception] = getattr(errors, "OIDCError", OSError)  # from huggingface_hub 2 on
+    try:
+        found: Mapping[str, str] = build_hf_headers(library_name="qwen-inspect")
+    except OSError as error:
+        raise AccessError("hf_token_unreadable", path=constants.HF_TOKEN_PATH, reason=error.strerror) from None
+    except UnicodeDecodeError:
+        raise AccessError("hf_bad_token", token=constants.HF_TOKEN_PATH) from None
+    except exchange as error:
+        raise AccessError("hf_token_exchange", reason=_reason(error)) from None
+    return found
 
 
 def _bar(come: Callable[[int], None]) -> type:

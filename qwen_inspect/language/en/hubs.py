@@ -32,6 +32,8 @@ TEXT = {
     "hf_gated": "{model} is gated: accept its terms at {endpoint}/{model}, then log in with `hf auth login` or set HF_TOKEN; or try --from ms",
     "hf_gated_refused": "{model} is gated and this account may not read it: ask for access at {endpoint}/{model}; or try --from ms",
     "hf_bad_token": "The token of {token} is not valid; log in again, or unset it: public models need none",
+    "hf_token_unreadable": "The Hugging Face token cannot be read: {path}: {reason}; set HF_TOKEN or HF_TOKEN_PATH, or HF_HUB_DISABLE_IMPLICIT_TOKEN=1: public models need none",
+    "hf_token_exchange": "HF_OIDC_RESOURCE asks for a Hugging Face token that cannot be had: {reason}",
     "hf_no_repo": "{model} does not exist on Hugging Face, or is private; check the name, or log in if it is yours",
     "hf_no_repo_token": "{model} does not exist on Hugging Face, or the account of {token} may not see it; check the name",
     "ms_no_repo": "{model} does not exist on ModelScope, or is private; check the name, or set MODELSCOPE_API_TOKEN if it is yours",

@@ -32,6 +32,8 @@ TEXT = {
     "hf_gated": "{model} 需要授权：请在 {endpoint}/{model} 同意条款，然后用 `hf auth login` 登录或设置 HF_TOKEN；也可试 --from ms",
     "hf_gated_refused": "{model} 需要授权，当前账号尚无权限：请在 {endpoint}/{model} 申请；也可试 --from ms",
     "hf_bad_token": "{token} 中的令牌无效；请重新登录或将其移除，公开模型无需令牌",
+    "hf_token_unreadable": "无法读取 Hugging Face 令牌：{path}：{reason}；请设置 HF_TOKEN 或 HF_TOKEN_PATH，或设置 HF_HUB_DISABLE_IMPLICIT_TOKEN=1，公开模型无需令牌",
+    "hf_token_exchange": "HF_OIDC_RESOURCE 要求换取 Hugging Face 令牌，但换取失败：{reason}",
     "hf_no_repo": "Hugging Face 上没有 {model}，或为私有仓库；请检查名称，若属于你请先登录",
     "hf_no_repo_token": "Hugging Face 上没有 {model}，或 {token} 对应的账号无权查看；请检查名称",
     "ms_no_repo": "ModelScope 上没有 {model}，或为私有仓库；请检查名称，若属于你请设置 MODELSCOPE_API_TOKEN",
