@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
 from .analyzers.fit import MOST_BATCH, MOST_CONTEXT_TOKENS, bounded, curve_contexts, largest
+from .checkpoint import DType
 from .demand import TransformersDemand, calibration_of
 from .errors import UnsupportedError, UsageError
 from .fitting import (
@@ -28,6 +29,7 @@ from .prediction import installed
 from .report.memory import Run
 from .report.model import Report
 from .suggestions import changes
+from .units import size
 
 
 def cards(names: str | None, memory: tuple[str, int] | None = None) -> tuple[Gpu, ...]:
@@ -64,7 +66,14 @@ def _named(name: str) -> tuple[Gpu, ...]:
         return (gpus.find(name),)
     from .analyzers.device import cards_here
 
-    return cards_here()
+    return tuple(map(_as_known, cards_here()))
+
+
+def _as_known(card: Gpu) -> Gpu:
+    """What CUDA told a process of such a card, where that is less than what its driver leaves: CUDA takes some for itself."""
+    alike = (one for one in gpus.table() if card.name in one.device_names and one.reported_bytes == card.reported_bytes)
+    told = [one.usable_bytes for one in (card, *alike) if one.usable_bytes is not None]
+    return replace(card, usable_bytes=min(told, default=None))
 
 
 def fit(report: Report, run: Run, cards: Sequence[Gpu], *, beyond_limit: bool = False) -> FitReport:
@@ -83,6 +92,7 @@ def fit(report: Report, run: Run, cards: Sequence[Gpu], *, beyond_limit: bool = 
         found = answer(demand, gpu, batch=run.batch, context_tokens=run.prompt_tokens, beyond_limit=beyond_limit)
         if found.high.fits is False:
             found = replace(found, suggestions=(*found.suggestions, *changes(report, run, gpu)))
+        found = replace(found, notices=(*found.notices, *_of_dtypes(report, gpu)))
         answers.append(found)
         if memory.predicted.peak_reserved is None:
             refusal = memory.refusal or UnsupportedError("fit_lower_bound")
@@ -96,17 +106,29 @@ def fit(report: Report, run: Run, cards: Sequence[Gpu], *, beyond_limit: bool = 
     )
 
 
+def _of_dtypes(report: Report, gpu: Gpu) -> Iterator[Message]:
+    """What a card does otherwise with numbers that its tensor cores do not compute in.
+
+    Source: transformers 5.23, quantizer_finegrained_fp8.py, validate_environment; torch 2.13, torch/cuda/__init__.py,
+    is_bf16_supported, which counts emulation
+    """
+    if report.design is None:
+        return
+    quantised = report.design.quantised
+    if quantised is not None and quantised.method == "fp8" and gpu.supports("fp8") is False:
+        yield Message("card_dequantises", name=gpu.name)
+    if report.design.spec.dtype is DType.BF16 and gpu.supports("bfloat16") is False:
+        yield Message("card_emulates", name=gpu.name)
+
+
 def answer(demand: Demand, gpu: Gpu, *, batch: int, context_tokens: int, beyond_limit: bool = False) -> CardAnswer:
     """Whether what a demand needs for a batch and a context fits a card, and how far it goes there, at both ends of the range."""
     available = demand.available_bytes(gpu)
     required = demand.requirement(batch, context_tokens)
     search = _Search(demand, available, required, beyond_limit=beyond_limit)
+    # With more room first: what is too large then need not be looked at again.
+    low = search.ends(batch, context_tokens, context_bytes=required.context_low_bytes)
     high = search.ends(batch, context_tokens, context_bytes=required.context_high_bytes)
-    low = (
-        high
-        if required.context_low_bytes == required.context_high_bytes
-        else search.ends(batch, context_tokens, context_bytes=required.context_low_bytes)
-    )
     return CardAnswer(
         gpu=gpu,
         available_bytes=available,
@@ -120,7 +142,14 @@ def answer(demand: Demand, gpu: Gpu, *, batch: int, context_tokens: int, beyond_
         else demand.passes(batch, context_tokens, available - required.context_high_bytes),
         curve=search.curve(batch, context_tokens, available - required.context_high_bytes) if demand.quick else (),
         suggestions=() if high.fits is not False else search.smaller(batch, context_tokens, high),
+        notices=tuple(_in_use(gpu)),
     )
+
+
+def _in_use(gpu: Gpu) -> Iterator[Message]:
+    if gpu.room_bytes < gpu.available_bytes:
+        used = size(gpu.available_bytes - gpu.room_bytes)
+        yield Message("card_in_use", used=used, usable=size(gpu.available_bytes), free=size(gpu.room_bytes))
 
 
 def reach(report: Report, run: Run, gpu: Gpu, contexts: Sequence[int]) -> CardReach:
@@ -143,6 +172,7 @@ class _Search:
         self._demand = demand
         self._available_bytes = available_bytes
         self._whole = required.whole
+        self._context_high_bytes = required.context_high_bytes
         limit = None if beyond_limit else demand.most_context_tokens
         self._most_context = MOST_CONTEXT_TOKENS if limit is None else limit
         self._context_bound = "search" if limit is None else "model"
@@ -168,11 +198,11 @@ class _Search:
         return ContextFit(context_tokens=context_tokens, required_bytes=required, fits=fits)
 
     def largest_context(self, batch: int, room: int, *, asked: int) -> Largest:
-        found = largest(lambda tokens: self._fits(batch, tokens, room), self._most_context, asked=asked)
+        found = largest(lambda tokens: self._demand.fits(batch, tokens, room), self._most_context, asked=asked)
         return bounded(found, limit=self._most_context, bound=self._context_bound, whole=self._whole)
 
     def largest_batch(self, context_tokens: int, room: int, *, asked: int) -> Largest:
-        found = largest(lambda batch: self._fits(batch, context_tokens, room), MOST_BATCH, asked=asked)
+        found = largest(lambda batch: self._demand.fits(batch, context_tokens, room), MOST_BATCH, asked=asked)
         return bounded(found, limit=MOST_BATCH, bound="search", whole=self._whole)
 
     def curve(self, batch: int, context_tokens: int, room: int) -> tuple[CurvePoint, ...]:
@@ -193,15 +223,10 @@ class _Search:
             Suggestion(
                 kind=kind,
                 change=Message(f"suggest_{kind}", value=asked[kind][kind == "context"], asked=before[kind]),
-                required_bytes=self._demand.requirement(*asked[kind]).high_bytes,
+                required_bytes=self._demand.held_bytes(*asked[kind]) + self._context_high_bytes,
                 fits=True if self._whole else None,
                 whole=self._whole,
             )
             for kind in asked
             if all(asked[kind]) and asked[kind][kind == "context"] < before[kind]
         )
-
-    def _fits(self, batch: int, context_tokens: int, room: int) -> bool:
-        if self._demand.least_bytes(batch, context_tokens) > room:
-            return False
-        return self._demand.held_bytes(batch, context_tokens) <= room

@@ -132,6 +132,14 @@ class TransformersDemand:
             return self.requirement(batch, context_tokens).held_bytes
         return traced.held_bytes(self._point(batch, context_tokens))
 
+    def fits(self, batch: int, context_tokens: int, room_bytes: int) -> bool:
+        if self.least_bytes(batch, context_tokens) > room_bytes:
+            return False
+        traced = self._traced_at(batch, context_tokens)
+        if traced is None:
+            return self.requirement(batch, context_tokens).held_bytes <= room_bytes
+        return traced.fits(self._point(batch, context_tokens), room_bytes)
+
     def least_bytes(self, batch: int, context_tokens: int) -> int:
         """By a trace that is at hand; else weights, buffers and what the cache of such a run holds."""
         if self.traced is not None:
@@ -148,7 +156,7 @@ class TransformersDemand:
         return None if traced is None else traced.passes(self._point(batch, context_tokens), capacity_bytes)
 
     def available_bytes(self, gpu: Gpu) -> int:
-        return gpu.available_bytes
+        return gpu.room_bytes
 
     def cache_tokens(self, batch: int, context_tokens: int) -> int | None:
         if self.run.mode != "generate":

@@ -28,8 +28,9 @@ class Gpu:
     """A card. memory_bytes: the nominal size, or what the user or the driver named.
 
     reported_bytes: the total of nvidia-smi. usable_bytes: the total that CUDA tells a process (torch's `total_memory`), which is
-    less. compute_capability: (major, minor). kind: "datacentre", "workstation", "consumer", "given" (a size), "here" (NVML).
-    device_names: as torch names it. figures: what the table has of it, by name, with the sources.
+    less. free_bytes: what is free now, of a card of this machine. compute_capability: (major, minor). kind: "datacentre",
+    "workstation", "consumer", "given" (a size), "here" (NVML). device_names: as torch names it. figures: what the table has of
+    it, by name, with the sources.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Gpu:
     memory_bytes: int
     reported_bytes: int | None = None
     usable_bytes: int | None = None
+    free_bytes: int | None = None
     compute_capability: tuple[int, int] | None = None
     aliases: tuple[str, ...] = ()
     device_names: tuple[str, ...] = ()
@@ -48,10 +50,15 @@ class Gpu:
         return self.usable_bytes or self.reported_bytes or self.memory_bytes
 
     @property
+    def room_bytes(self) -> int:
+        """The same less what other processes hold of it now."""
+        return self.available_bytes if self.free_bytes is None else min(self.available_bytes, self.free_bytes)
+
+    @property
     def origin(self) -> str:
-        """Which of them that is: "usable", "reported" or "nominal"; "given" where the user said it."""
-        if self.kind == "given":
-            return "given"
+        """Which of them that is: "usable", "reported" or "nominal"; "given" by the user, "here" by the driver."""
+        if self.kind in ("given", "here"):
+            return self.kind
         return "usable" if self.usable_bytes else "reported" if self.reported_bytes else "nominal"
 
     def supports(self, dtype: str) -> bool | None:
@@ -106,10 +113,13 @@ class Demand(Protocol):
         """By term."""
 
     def held_bytes(self, batch: int, context_tokens: int) -> int:
-        """`requirement(...).held_bytes`, as fast as it can be had: a search asks many times."""
+        """`requirement(...).held_bytes`, as fast as it can be had."""
+
+    def fits(self, batch: int, context_tokens: int, room_bytes: int) -> bool:
+        """Whether `held_bytes` is within `room_bytes`, as fast as it can be told: a search asks many times."""
 
     def least_bytes(self, batch: int, context_tokens: int) -> int:
-        """A lower bound of the same, at once: it spares what is far too large."""
+        """A lower bound of `held_bytes`, at once."""
 
     def passes(self, batch: int, context_tokens: int, capacity_bytes: int) -> bool | None:
         """Whether a run that holds more would end within `capacity_bytes` all the same; None where that is not known."""
@@ -173,6 +183,7 @@ class CardAnswer:
 
     passes_by_release: whether a run that does not fit would end all the same, because the allocator gives cached segments back
     where it finds no room; None where nobody needs to know, or it is not known. cache_tokens: at the largest context.
+    notices: what of the card is in use, and what it does otherwise than is counted.
     """
 
     gpu: Gpu

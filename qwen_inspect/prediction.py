@@ -326,7 +326,12 @@ def kept_trace(spec: ModelSpec, attention: str, place: Place | None = None, batc
     path = SHIPPED / trace_name(spec, attention, place=place, batch=batch)
     kept_here = trace_name(spec, attention, _installed(), place, batch)
     content = path.read_bytes() if path.is_file() else header_cache.read_trace(kept_here)
-    return None if content is None else deepen(load(content, file=path.name), len(spec.layers))
+    return None if content is None else _of_depth(content, path.name, len(spec.layers))
+
+
+@lru_cache(maxsize=2)  # a search asks for the same a few times
+def _of_depth(content: bytes, file: str, layers: int) -> KeptTrace:
+    return deepen(load(content, file=file), layers)
 
 
 def _installed() -> str:

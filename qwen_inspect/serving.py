@@ -25,7 +25,7 @@ from .answers import answer
 from .architectures.gguf import FAMILIES, stored_form
 from .checkpoint import DType, Tensor
 from .engines import EngineCard, LlamaCppReserve, Reserved, Serving, ServingReport, VllmReserve
-from .errors import UnsupportedError, UsageError
+from .errors import UnavailableError, UnsupportedError, UsageError
 from .fitting import CardAnswer, Demand, Gpu, Requirement, Suggestion
 from .language import Message
 from .report.attention import AttentionReport
@@ -62,7 +62,7 @@ def serve(report: Report, serving: Serving, cards: Sequence[Gpu], *, beyond_limi
         assumptions=tuple(
             _vllm_assumptions(report, serving, cards, answered)
             if serving.engine == "vllm"
-            else _llama_cpp_assumptions(report)
+            else _llama_cpp_assumptions(report, answered)
         ),
     )
 
@@ -189,6 +189,9 @@ class VllmDemand:
     def held_bytes(self, batch: int, context_tokens: int) -> int:
         return self.requirement(batch, context_tokens).held_bytes
 
+    def fits(self, batch: int, context_tokens: int, room_bytes: int) -> bool:
+        return self.held_bytes(batch, context_tokens) <= room_bytes
+
     def least_bytes(self, batch: int, context_tokens: int) -> int:
         return 0
 
@@ -235,6 +238,8 @@ def _vllm_card(
     budget = serving.kv_budget_bytes
     if budget is not None and budget < demand.pool.block_bytes:
         raise UsageError("vllm_budget_below_block", budget=size(budget), block=size(demand.pool.block_bytes))
+    if (requested := demand.available_bytes(gpu)) > gpu.room_bytes and budget is None:
+        raise UnavailableError("card_in_use_vllm", requested=size(requested), free=size(gpu.room_bytes), name=gpu.name)
     found = answer(demand, gpu, batch=serving.batch, context_tokens=tokens, beyond_limit=beyond_limit)
     return EngineCard(
         gpu=None if demand.budget_given else gpu,
@@ -319,7 +324,7 @@ def _vllm_assumptions(
         yield Message("assume_vllm_groups")
     if serving.kv_budget_bytes is None:
         for gpu in cards:
-            if gpu.origin == "usable":
+            if gpu.origin == "usable":  # of the table
                 yield Message("assume_vllm_card", name=gpu.name, available=size(gpu.available_bytes))
         yield Message("assume_vllm_logs", models=", ".join(dict.fromkeys(log.model for log in vllm.LOGS)))
         yield Message("assume_vllm_graphs")
@@ -367,6 +372,9 @@ class LlamaCppDemand:
     def held_bytes(self, batch: int, context_tokens: int) -> int:
         return sum(size_bytes for _, size_bytes in self.terms(batch, context_tokens, self.offloaded))
 
+    def fits(self, batch: int, context_tokens: int, room_bytes: int) -> bool:
+        return self.held_bytes(batch, context_tokens) <= room_bytes
+
     def least_bytes(self, batch: int, context_tokens: int) -> int:
         return 0
 
@@ -374,7 +382,7 @@ class LlamaCppDemand:
         return None
 
     def available_bytes(self, gpu: Gpu) -> int:
-        return gpu.available_bytes
+        return gpu.room_bytes
 
     def cache_tokens(self, batch: int, context_tokens: int) -> int | None:
         return batch * padded_cells(context_tokens)
@@ -399,7 +407,7 @@ class LlamaCppDemand:
                 Reserved(name="compute", least_bytes=0, most_bytes=None, sources=llama_cpp.COMPUTE_SOURCES),
             ),
             host_bytes=self.model.host_bytes(self.offloaded, tokens=context_tokens, sequences=batch),
-            most_offloaded=self.most_offloaded(batch, context_tokens, gpu.available_bytes),
+            most_offloaded=self.most_offloaded(batch, context_tokens, gpu.room_bytes),
         )
 
 
@@ -440,7 +448,7 @@ def _llama_cpp_changes(
 
     def asked(kind: str, change: Message, serving: Serving, gpu: Gpu) -> Suggestion:
         required = LlamaCppDemand(report, attention, serving).held_bytes(serving.batch, serving.context_tokens or 0)
-        enough = required <= gpu.available_bytes
+        enough = required <= gpu.room_bytes
         return Suggestion(
             kind=kind, change=change, required_bytes=required, fits=None if enough else False, whole=False
         )
@@ -452,7 +460,9 @@ def _llama_cpp_changes(
     yield from _last(_until_it_fits(cards))
 
 
-def _llama_cpp_assumptions(report: Report) -> Iterator[Message]:
+def _llama_cpp_assumptions(report: Report, answered: Sequence[EngineCard]) -> Iterator[Message]:
+    for card in answered:
+        yield from card.answer.notices
     yield Message("assume_llama_cpp_version", version=llama_cpp.VERSION)
     if report.known.quantised is None:
         yield Message("assume_llama_cpp_form", dtype=str(report.spec.dtype))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from .analyzers.kv_cache import cache_report, read_formats
-from .analyzers.memory import formula_footprint, workspace_bytes
+from .analyzers.memory import sizes_footprint, workspace_bytes
 from .analyzers.packing import pack
 from .architectures import architecture_of
 from .architectures.quantised import preset, read_quantisation
-from .checkpoint import Checkpoint, DType, Tensor
+from .checkpoint import Checkpoint, DType
 from .demand import TransformersDemand, calibration_of
 from .distribution import ranks_report
 from .errors import QwenInspectError
@@ -21,7 +21,7 @@ from .pipeline import analyse
 from .ranks import Parallelism
 from .report.memory import Run
 from .report.model import Report
-from .spec import each_tensor
+from .spec import Module, each_tensor
 from .stored import in_dtype
 
 SCHEMES = ("fp8", "awq-int4", "gptq-int4")
@@ -88,20 +88,38 @@ def _packed(report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:
         if scheme == "fp8" and gpu.supports("fp8") is False:
             continue
         try:
-            footprint = formula_footprint(report.tree, report.cache, run, weights=_weights(report, scheme))
+            footprint = sizes_footprint(_weights(report, scheme), report.tree, report.cache, run)
         except QwenInspectError:
             continue
         required = TransformersDemand(report, run, gpu).requirement_of(footprint)
         yield _suggestion("weights", Message("suggest_weights", dtype=scheme), required, gpu)
 
 
-def _weights(report: Report, scheme: str) -> tuple[Tensor, ...]:
-    """What a model loaded in that scheme holds."""
+def _weights(report: Report, scheme: str) -> list[int]:
+    """Bytes of each tensor that a model loaded in that scheme holds.
+
+    A scheme by its name tells no layer from another, so that one of equal siblings stands for them all.
+    """
     config = {**(report.config or {}), "quantization_config": preset(scheme, None)}
     quantisation = read_quantisation(config)
     assert quantisation is not None
-    packing = pack(report.tree, quantisation, architecture_of(config).stored_form, None)
-    return tuple(part for tensor in each_tensor(report.tree) for part in packing.loaded(tensor))
+    once = _once(report.tree)
+    packing = pack(once, quantisation, architecture_of(config).stored_form, None)
+    sizes = {tensor.name: [part.size_bytes for part in packing.loaded(tensor)] for tensor in each_tensor(once)}
+    return _repeated(report.tree, "", sizes)
+
+
+def _once(module: Module) -> Module:
+    """The tree with one of each run of equal siblings."""
+    return replace(module, repeats=1, children=tuple(map(_once, module.children)))
+
+
+def _repeated(module: Module, prefix: str, sizes: Mapping[str, Sequence[int]]) -> list[int]:
+    """Sizes of each tensor in the order of `each_tensor`, from those of the first of equal siblings."""
+    made = [size for tensor in module.tensors for size in sizes[f"{prefix}{tensor.name}"]]
+    for child in module.children:
+        made += _repeated(child, f"{prefix}{child.name}.", sizes) * child.repeats
+    return made
 
 
 def _several_cards(report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:
@@ -160,7 +178,7 @@ def _predicted(kind: str, change: Message, report: Report, run: Run, gpu: Gpu) -
 
 
 def _suggestion(kind: str, change: Message, required: Requirement, gpu: Gpu) -> Suggestion:
-    enough = required.high_bytes <= gpu.available_bytes
+    enough = required.high_bytes <= gpu.room_bytes
     return Suggestion(
         kind=kind,
         change=change,

@@ -474,6 +474,9 @@ def test_another_engine_says_its_own_demand() -> None:
         def held_bytes(self, batch: int, context_tokens: int) -> int:
             return self.requirement(batch, context_tokens).held_bytes
 
+        def fits(self, batch: int, context_tokens: int, room_bytes: int) -> bool:
+            return self.held_bytes(batch, context_tokens) <= room_bytes
+
         def least_bytes(self, batch: int, context_tokens: int) -> int:
             return 0
 

@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 from pathlib import Path
@@ -396,22 +396,32 @@ def check_capacity(needed_bytes: int, free_bytes: int | None, device: str) -> No
 
 
 @contextmanager
-def _nvml() -> Iterator[Any]:
-    """NVML, started; None where the package or the driver is missing."""
-    try:
-        import pynvml
-    except ImportError:
-        yield None
-        return
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        yield None
-        return
+def _started_nvml() -> Iterator[Any]:
+    """NVML, started; ImportError without its package, its own error where the driver is missing or refuses."""
+    import pynvml
+
+    pynvml.nvmlInit()
     try:
         yield pynvml
     finally:
-        pynvml.nvmlShutdown()
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+
+
+@contextmanager
+def _nvml() -> Iterator[Any]:
+    """NVML, started; None where the package or the driver is missing."""
+    with ExitStack() as stack:
+        try:
+            import pynvml
+        except ImportError:
+            yield None
+            return
+        try:
+            nvml = stack.enter_context(_started_nvml())
+        except pynvml.NVMLError:
+            nvml = None
+        yield nvml
 
 
 def _handle(nvml: Any, index: int) -> Any:
@@ -442,31 +452,43 @@ def process_bytes(index: int) -> tuple[int | None, int | None]:
 
 def cards_here() -> tuple[Gpu, ...]:
     """This machine's cards as NVML tells of them; UnavailableError where its package, the driver or a card is missing."""
-    with _nvml() as nvml:
-        if nvml is None:
-            raise UnavailableError("nvml_missing")
-        try:
+    try:
+        import pynvml
+    except ImportError:
+        raise UnavailableError("nvml_missing") from None
+    try:
+        with _started_nvml() as nvml:
             found = tuple(_card(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
-        except nvml.NVMLError as error:
-            raise UnavailableError("nvml_failed", reason=str(error)) from None
+    except pynvml.NVMLError_LibraryNotFound:
+        raise UnavailableError("nvml_missing") from None
+    except pynvml.NVMLError as error:
+        raise UnavailableError("nvml_failed", reason=str(error)) from None
     if not found:
-        raise UnavailableError("nvml_missing")
+        raise UnavailableError("nvml_no_card")
     return found
 
 
 def _card(nvml: Any, index: int) -> Gpu:
-    """What the driver keeps for itself is not for any process. Source: nvml.h of CUDA 12, nvmlMemory_v2_t"""
+    """What the driver keeps for itself is not for any process; drivers of before 510 do not tell of it.
+
+    Source: nvml.h of CUDA 12, nvmlMemory_v2_t, whose `free` is what no process holds of the rest
+    """
     from ..fitting import Gpu
 
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+    try:
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+        usable_bytes = memory.total - memory.reserved
+    except nvml.NVMLError_FunctionNotFound:
+        memory, usable_bytes = nvml.nvmlDeviceGetMemoryInfo(handle), None
     name = str(nvml.nvmlDeviceGetName(handle))
     return Gpu(
         name=name,
         kind="here",
         memory_bytes=memory.total,
         reported_bytes=memory.total,
-        usable_bytes=memory.total - memory.reserved,
+        usable_bytes=usable_bytes,
+        free_bytes=memory.free,
         compute_capability=tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)),
         device_names=(name,),
     )

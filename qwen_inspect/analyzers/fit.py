@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 
 from ..exploration import Exploration
 from ..fitting import Largest
-from .allocator import UNLIMITED_BYTES, Allocator, OutOfMemory, Settings
+from .allocator import SMALL_BYTES, UNLIMITED_BYTES, Allocator, OutOfMemory, Settings
 from .kept_trace import Point
+from .reserved import Pool, Stream, can_be_worked_out, pools, stream_of
 
 MOST_BATCH = 1 << 16
 MOST_CONTEXT_TOKENS = 1 << 24  # where the model's own limit is not to count
-CURVE_CONTEXTS = (1024, 4096, 16_384, 65_536, 262_144)  # few: each takes several replays, of 94 layers 20 ms each
+CURVE_CONTEXTS = (1024, 4096, 16_384, 65_536, 262_144)  # few: each takes several replays, of 94 layers 10 ms each
 
 # Runs whose peaks are looked for: what is alive at such a peak is a lower bound for any other run.
 CORNERS = (Point(1, 16, 24), Point(1, 4096, 4224), Point(64, 1024, 1152), Point(1, 131_072, 131_200))
@@ -61,6 +62,9 @@ class TracedRun:
         self._size_of = [size for size, _ in exploration.requests]
         self._order = exploration.order
         self._held: dict[Point, int] = {}
+        self._stream = stream_of(self._order, self._size_of)
+        self._streams: dict[tuple[bool, ...], Stream] = {}
+        self._reserved: dict[tuple[int, ...], tuple[int, bool]] = {}  # and whether that is all
         self._peaks = sorted({self._requested_at(self._peak(point)) for point in corners})
 
     def held_bytes(self, point: Point) -> int:
@@ -69,8 +73,42 @@ class TracedRun:
         With no end to the memory no segment is given back, so that it is what is reserved at the end.
         """
         if point not in self._held:
-            self._held[point] = self._replayed(point, Allocator(self._settings))
+            if can_be_worked_out(self._settings):
+                self._held[point] = sum(self._pool_bytes(blocks) for blocks in self._pools(point))
+            else:
+                self._held[point] = self._replayed(point, Allocator(self._settings))
         return self._held[point]
+
+    def fits(self, point: Point, room_bytes: int) -> bool:
+        """Whether `held_bytes` is within `room_bytes`, of which more often than not less has to be known."""
+        if point in self._held or not can_be_worked_out(self._settings):
+            return self.held_bytes(point) <= room_bytes
+        left = room_bytes
+        for blocks in self._pools(point):
+            left -= self._pool_bytes(blocks, left)
+            if left < 0:
+                return False
+        return True
+
+    def _pools(self, point: Point) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What requests of each distinct size are rounded up to, as of `pools`."""
+        return pools([self._settings.block_bytes(size) if size else 0 for size in self._distinct(point)])
+
+    def _pool_bytes(self, blocks: tuple[int, ...], most_bytes: int | None = None) -> int:
+        """What one pool reserves; where that is more than `most_bytes`, some figure that is more."""
+        found, whole = self._reserved.get(blocks, (0, False))
+        if not whole and (most_bytes is None or found <= most_bytes):
+            stream = self._stream_of(tuple(map(bool, blocks)))
+            pool = Pool([blocks[size] for size in stream.size_of], self._settings, large=max(blocks) > SMALL_BYTES)
+            pool.replay(stream, most_bytes)
+            found = pool.reserved_bytes
+            self._reserved[blocks] = found, most_bytes is None or found <= most_bytes
+        return found
+
+    def _stream_of(self, sizes: tuple[bool, ...]) -> Stream:
+        if sizes not in self._streams:
+            self._streams[sizes] = self._stream.of_sizes(sizes)
+        return self._streams[sizes]
 
     def least_bytes(self, point: Point) -> int:
         """What is requested at the events that are peaks of some runs: no more than any allocator reserves."""
@@ -98,9 +136,13 @@ class TracedRun:
 
     def _bytes(self, point: Point) -> list[int]:
         """Of each request."""
-        monomials = point.monomials
-        distinct = [sum(map(int.__mul__, coefficients, monomials)) for coefficients in self._sizes]
+        distinct = self._distinct(point)
         return [distinct[size] for size in self._size_of]
+
+    def _distinct(self, point: Point) -> list[int]:
+        """Of each distinct size."""
+        monomials = point.monomials
+        return [sum(map(int.__mul__, coefficients, monomials)) for coefficients in self._sizes]
 
     def _peak(self, point: Point) -> int:
         """The first event at which most is requested."""

@@ -22,9 +22,9 @@ from ..report.memory import Alive, Footprint, Moment, Run
 from ..spec import Module, each_buffer, each_tensor
 from ..timeline import ADAPTER, FLASH_SCRATCH, GATHERED, SCALES_SCRATCH, Allocate, Event, Free, Stage, Timeline, living
 from ..units import size as shown_size
-from .allocator import Allocator, HostAllocator, Usage
+from .allocator import Allocator, HostAllocator, OutOfMemory
 from .allocator_settings import read_settings
-from .replay import WARM_UP, Replay, load_from_warm_up_block, load_one_by_one, replay
+from .replay import WARM_UP, Replay, load_from_warm_up_block, load_one_by_one, replay, warm_up_bytes
 
 if TYPE_CHECKING:
     from ..lora import TrainedTensor
@@ -74,8 +74,8 @@ def traced_footprint(timeline: Timeline, run: Run, *, provenance: str, course_po
     stage = [stage.name for stage in whole.stages if stage.first_event <= found.peak_event][-1]
     return Footprint(
         method="trace",
-        steady=_moment(whole.stages[-1].name, living(whole.events), found.end, uses),
-        peak=_moment(stage, at_peak, found.at_peak, uses),
+        steady=_moment(whole.stages[-1].name, _requested(living(whole.events), uses), found.end.rounding_bytes),
+        peak=_moment(stage, _requested(at_peak, uses), found.at_peak.rounding_bytes),
         peak_reserved=found.peak.reserved_bytes if run.device == "cuda" else None,
         context_bytes=_context_of(run),
         alive=_alive(at_peak, uses),
@@ -123,19 +123,48 @@ def formula_footprint(
     weights: what is loaded, where that is not the tree's own tensors. matrices: LoRA's, where they train. unknown:
     why more is not known, among the assumptions.
     """
-    requests, uses = formula_requests(tree, cache, run, weights=weights, matrices=matrices)
-    events = laid_out(requests, run.loader)
-    laid = replay(Timeline(events=events, stages=()), _allocator(run), with_course=False)
-    if laid.out_of_memory_event is not None:
-        raise UsageError("memory_beyond_addresses")
+    sizes = [tensor.size_bytes for tensor in (each_tensor(tree) if weights is None else weights)]
+    return sizes_footprint(sizes, tree, cache, run, matrices=matrices, unknown=unknown)
+
+
+def sizes_footprint(
+    weights_bytes: Sequence[int],
+    tree: Module,
+    cache: CacheReport,
+    run: Run,
+    *,
+    matrices: Sequence[TrainedTensor] = (),
+    unknown: tuple[Message, ...] = (),
+) -> Footprint:
+    """`formula_footprint` of a model that loads weights of these sizes."""
+    held = _held(weights_bytes, tree, cache, run, matrices)
+    requested: Counter[str] = Counter()
+    for use, size_bytes in held:
+        requested[use] += size_bytes
+    try:
+        rounding = _rounding_bytes([size_bytes for _, size_bytes in held], sum(weights_bytes), run)
+    except OutOfMemory:
+        raise UsageError("memory_beyond_addresses") from None
     stage = {"generate": "decode", "forward": "forward", "train": "optimizer"}[run.mode]
     return _without_peak(
         method="formula",
-        steady=replace(_moment(stage, requests, laid.end, uses), activations=None),
+        steady=replace(_moment(stage, requested, rounding), activations=None),
         assumptions=(*unknown, *assumptions(run)),
         provenance="transformers 5.23 DynamicCache, torch 2.13 CUDACachingAllocator",
         context_bytes=_context_of(run),
     )
+
+
+def _rounding_bytes(sizes: Sequence[int], weights_bytes: int, run: Run) -> int:
+    """What the blocks of requests are larger than these, after a loader that may have taken a block for all weights before."""
+    if run.device == "cpu":
+        return 0
+    from .reserved import allocated_bytes  # of a run with a trace nothing more is asked
+
+    first, order = [], list(range(len(sizes)))
+    if run.loader == "warmup":
+        first, order = [warm_up_bytes(weights_bytes)], [0, -1, *range(1, len(sizes) + 1)]
+    return allocated_bytes([*first, *sizes], order, read_settings(run.allocator)) - sum(sizes)
 
 
 def formula_requests(
@@ -144,15 +173,30 @@ def formula_requests(
     run: Run,
     *,
     weights: Sequence[Tensor] | None = None,
-    matrices: Sequence[TrainedTensor] = (),
 ) -> tuple[tuple[Allocate, ...], dict[int, str]]:
     """What `formula_footprint` counts, as requests, and what they are for, by id, as `uses_of` tells it of a trace.
 
     The cache's are K's and V's of each layer that keeps any, and the states of each that keeps such, in the layers' order.
     """
-    held = [("weights", tensor.size_bytes) for tensor in (each_tensor(tree) if weights is None else weights)]
+    sizes = [tensor.size_bytes for tensor in (each_tensor(tree) if weights is None else weights)]
+    events = tuple(
+        Allocate(index, size, "attn", use) for index, (use, size) in enumerate(_held(sizes, tree, cache, run))
+    )
+    kept = ("cache", "state", "gradients", "optimizer")
+    return events, {event.id: event.operator for event in events if event.operator in kept}
+
+
+def _held(
+    weights_bytes: Iterable[int],
+    tree: Module,
+    cache: CacheReport,
+    run: Run,
+    matrices: Sequence[TrainedTensor] = (),
+) -> list[tuple[str, int]]:
+    """The use and the bytes of each request, as they are made."""
+    held = [(PARAMETER, size) for size in weights_bytes]
     held += [(ADAPTER, one.tensor.size_bytes) for one in matrices]
-    held += [("buffers", buffer.size_bytes) for buffer in each_buffer(tree)]
+    held += [(BUFFER, buffer.size_bytes) for buffer in each_buffer(tree)]
     for layer in () if run.mode == "train" else cache.layers:
         size = run.batch * (layer.size_bytes(run.cached_tokens) - layer.fixed_bytes)
         if layer.bytes_per_token:
@@ -166,10 +210,7 @@ def formula_requests(
         held += [("gradients", tensor.size_bytes) for tensor in trained if run.optimizer == "none"]
     if run.device == "cuda":
         held.append((WORKSPACE, workspace_of(run)))
-    operators = {"weights": PARAMETER, "buffers": BUFFER, WORKSPACE: WORKSPACE}
-    events = tuple(Allocate(index, size, "attn", operators.get(use, use)) for index, (use, size) in enumerate(held))
-    kept = ("cache", "state", "gradients", "optimizer")
-    return events, {event.id: event.operator for event in events if event.operator in kept}
+    return held
 
 
 def stored_footprint(tensors: Iterable[Tensor], files: str) -> Footprint:
@@ -355,10 +396,15 @@ def use_of(event: Allocate, uses: Mapping[int, str]) -> str:
     return uses.get(event.id, "activation")
 
 
-def _moment(stage: str, alive: Iterable[Allocate], used: Usage, uses: Mapping[int, str]) -> Moment:
+def _requested(alive: Iterable[Allocate], uses: Mapping[int, str]) -> Counter[str]:
+    """Bytes of each use."""
     requested: Counter[str] = Counter()
     for event in alive:
         requested[use_of(event, uses)] += event.size_bytes
+    return requested
+
+
+def _moment(stage: str, requested: Counter[str], rounding_bytes: int) -> Moment:
     return Moment(
         stage=stage,
         weights=requested[PARAMETER],
@@ -371,7 +417,7 @@ def _moment(stage: str, alive: Iterable[Allocate], used: Usage, uses: Mapping[in
         optimizer=requested["optimizer"],
         activations=requested["activation"],
         workspace=requested[WORKSPACE],
-        rounding=used.rounding_bytes,
+        rounding=rounding_bytes,
     )
 
 
