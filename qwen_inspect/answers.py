@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -26,6 +26,7 @@ from .fitting import (
 from .language import Message
 from .loaders import calibration, gpus
 from .prediction import installed
+from .progress import purpose
 from .report.memory import Run
 from .report.model import Report
 from .suggestions import changes
@@ -198,11 +199,13 @@ class _Search:
         return ContextFit(context_tokens=context_tokens, required_bytes=required, fits=fits)
 
     def largest_context(self, batch: int, room: int, *, asked: int) -> Largest:
-        found = largest(lambda tokens: self._demand.fits(batch, tokens, room), self._most_context, asked=asked)
+        fits = _told("context", lambda tokens: self._demand.fits(batch, tokens, room))
+        found = largest(fits, self._most_context, asked=asked)
         return bounded(found, limit=self._most_context, bound=self._context_bound, whole=self._whole)
 
     def largest_batch(self, context_tokens: int, room: int, *, asked: int) -> Largest:
-        found = largest(lambda batch: self._demand.fits(batch, context_tokens, room), MOST_BATCH, asked=asked)
+        fits = _told("batch", lambda batch: self._demand.fits(batch, context_tokens, room))
+        found = largest(fits, MOST_BATCH, asked=asked)
         return bounded(found, limit=MOST_BATCH, bound="search", whole=self._whole)
 
     def curve(self, batch: int, context_tokens: int, room: int) -> tuple[CurvePoint, ...]:
@@ -230,3 +233,21 @@ class _Search:
             for kind in asked
             if all(asked[kind]) and asked[kind][kind == "context"] < before[kind]
         )
+
+
+def _told(what: str, fits: Callable[[int], bool]) -> Callable[[int], bool]:
+    """The same question; who waits is told what is known so far."""
+    most, least = 0, None  # the largest that fits, the smallest that does not
+
+    def asked(value: int) -> bool:
+        nonlocal most, least
+        known = Message("purpose_from", low=most) if least is None else Message("purpose_between", low=most, high=least)
+        with purpose(Message(f"purpose_{what}", known=known)):
+            found = fits(value)
+        if found:
+            most = max(most, value)
+        else:
+            least = value if least is None else min(least, value)
+        return found
+
+    return asked

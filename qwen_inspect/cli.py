@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from .arguments import WrongArgumentError, language_choice, parser
-from .console import EXIT_INTERRUPTED, EXIT_MALFORMED, EXIT_USAGE, complain, one_line, silence_stdout
+from .console import EXIT_INTERRUPTED, EXIT_MALFORMED, EXIT_USAGE, complain, one_line, silence_stdout, work_shown
 from .language import Language, language_of
 
 WAITING = frozenset({"torch", "huggingface_hub", "modelscope_hub"})  # packages with threads, files and caches to close
@@ -67,7 +67,8 @@ def _run(options: argparse.Namespace, say: Language) -> int:
     from .errors import QwenInspectError
 
     try:
-        return commands.run(options, say)
+        with work_shown(options, say):
+            return commands.run(options, say)
     except QwenInspectError as error:
         complain(say("error", message=one_line(say(error.message))))
         return error.exit_code

@@ -144,6 +144,26 @@ def one_line(text: str) -> str:
     return shown if len(text) <= LONGEST_LINE else f"{shown}…"
 
 
+def work_shown(options: argparse.Namespace, say: Language) -> contextlib.AbstractContextManager[None]:
+    """Says what takes long, on one line of a terminal that is erased when it is over; nowhere else, nothing."""
+    stream = sys.stderr
+    if options.quiet or not is_terminal(stream):
+        return contextlib.nullcontext()
+    from .language import Message
+    from .progress import told_to
+
+    def show(message: Message | None) -> None:
+        from .renderers.terminal import cut_to
+
+        with contextlib.suppress(OSError):
+            columns = os.get_terminal_size(stream.fileno()).columns
+            text = "" if message is None else cut_to(say(message), columns - 1)
+            stream.write(f"\r{text}\x1b[K")
+            stream.flush()
+
+    return told_to(show)
+
+
 def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 

@@ -10,8 +10,10 @@ from .analyzers.explore import explore_trace
 from .analyzers.fit import TracedRun
 from .analyzers.kept_trace import Point
 from .fitting import Gpu, Requirement
+from .language import Message
 from .loaders import calibration
 from .prediction import explored, installed, predict, traced_along
+from .progress import purpose
 from .report.measurement import Calibration
 from .report.memory import Footprint, MemoryReport, Run
 from .report.model import Report
@@ -73,17 +75,19 @@ class TransformersDemand:
             return None
         most = max(self.most_context_tokens or 0, FEWEST_TOKENS)
         runs = [replace(self.run, prompt_tokens=tokens) for tokens in (37, most // 2, most, most // 3)]
-        return self._line(runs, self.run, terms=(0, 1, 2))
+        return self._line("context", runs, self.run, terms=(0, 1, 2))
 
     @cached_property
     def _along_batch(self) -> TracedRun | None:
         """The asked prompt with two sequences or more, for one alone is spared some copies."""
         runs = [replace(self.run, batch=batch) for batch in (2, 64, 5)]
-        return self._line(runs, runs[0], terms=(0, 4))
+        return self._line("batch", runs, runs[0], terms=(0, 4))
 
-    def _line(self, samples: Sequence[Run], known: Run, *, terms: Sequence[int]) -> TracedRun | None:
+    def _line(self, what: str, samples: Sequence[Run], known: Run, *, terms: Sequence[int]) -> TracedRun | None:
         """A few traces in place of one for each question, if what they give for a known run is what is predicted for it."""
-        if (kept := traced_along(self.report, samples, terms)) is None:
+        with purpose(Message("purpose_any", what=Message(f"purpose_any_{what}"), count=len(samples))):
+            kept = traced_along(self.report, samples, terms)
+        if kept is None:
             return None
         found = TracedRun(explore_trace(kept, self.run), [_point(known)])
         agrees = found.held_bytes(_point(known)) == self.requirement(known.batch, known.prompt_tokens).held_bytes

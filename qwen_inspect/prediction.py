@@ -17,6 +17,7 @@ from .analyzers.period import SHALLOW, deepen, fixed, period_of
 from .errors import QwenInspectError, UnavailableError, UnsupportedError
 from .language import Message
 from .loaders import calibration, header_cache
+from .progress import working
 from .report.memory import Footprint, MemoryReport, Run
 from .report.model import Report
 from .spec import ModelSpec, each_tensor
@@ -175,6 +176,11 @@ class _Untraced:
 
 @lru_cache(maxsize=16)
 def _traced_once(one: _Untraced) -> Timeline:
+    with working("working_trace", batch=one.run.batch, tokens=one.run.prompt_tokens):
+        return _traced(one)
+
+
+def _traced(one: _Untraced) -> Timeline:
     """The trace of the whole model; of a hybrid, whose layers take long, three of its blocks stand for all of them."""
     from .analyzers.trace import trace
 

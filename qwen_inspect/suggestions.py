@@ -18,6 +18,7 @@ from .fitting import Gpu, Requirement, Suggestion
 from .language import Message
 from .loaders import gpus
 from .pipeline import analyse
+from .progress import purpose
 from .ranks import Parallelism
 from .report.memory import Run
 from .report.model import Report
@@ -171,7 +172,8 @@ def larger_cards(gpu: Gpu) -> Sequence[Gpu]:
 def _predicted(kind: str, change: Message, report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:
     """One change; nothing where what it needs is not known here."""
     try:
-        required = TransformersDemand(report, run, gpu).requirement(run.batch, run.prompt_tokens)
+        with purpose(Message("purpose_suggestion", change=change)):
+            required = TransformersDemand(report, run, gpu).requirement(run.batch, run.prompt_tokens)
     except QwenInspectError:
         return
     yield _suggestion(kind, change, required, gpu)

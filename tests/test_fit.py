@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -450,6 +458,48 @@ def test_a_memory_smaller_than_the_weights_fits_nothing() -> None:
 def test_no_nvml_here_is_said() -> None:
     with pytest.raises(UnavailableError):
         cards("auto")
+
+
+def on_terminal(*arguments: str | Path, columns: int) -> tuple[int, str, str]:
+    """Exit code, stdout, and what a terminal of so many columns is sent as stderr."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qwen_inspect", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "LC_ALL": "C.UTF-8", "HF_HUB_OFFLINE": "1"},
+    )
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # the other side has closed
+        while piece := os.read(ours, 4096):
+            seen += piece
+    out, _ = process.communicate(timeout=60)
+    os.close(ours)
+    return process.returncode, out.decode(), seen.decode()
+
+
+def test_a_search_that_takes_long_says_what_it_tries_on_a_terminal_and_nowhere_else(tmp_path: Path) -> None:
+    write_config(tmp_path, {**TINY_QWEN3, "num_hidden_layers": 1, "max_position_embeddings": 4000})
+    asked = ("fit", tmp_path, "--mode", "train", "--context", "100", "--memory", "700MiB", "--format", "json")
+    shown = run(*asked)
+    assert shown.code == 0
+    assert "\r" not in shown.err
+    assert "\x1b" not in shown.err
+    code, out, seen = on_terminal(*asked, columns=100)
+    assert (code, out) == (0, shown.out)
+    lines = [part.partition("\x1b[K")[0] for part in seen.split("\r") if "\x1b[K" in part]
+    told = [line for line in lines if line]
+    assert told[0] == "The run itself: tracing run 1 (batch 1, 100 tokens) …"
+    assert told[1] == "Runs that tell of every context, 4 in all: tracing run 2 (batch 1, 37 tokens) …"
+    assert told[5] == "Runs that tell of every batch, 3 in all: tracing run 6 (batch 2, 100 tokens) …"
+    assert [lines[index + 1] for index, line in enumerate(lines) if line] == [""] * len(told)  # each is erased
+    assert on_terminal(*asked, "--quiet", columns=100) == (0, shown.out, "")
+    _, _, seen = on_terminal(*asked, "--lang", "zh", columns=20)
+    assert (
+        "\r所问的运行：正在追\x1b[K" in seen
+    )  # 9 characters of two columns each; the terminal has 20, of which one is left
 
 
 @pytest.mark.parametrize(("form", "language"), [("table", "en"), ("md", "zh"), ("html", "zh")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from prettytable import PrettyTable
@@ -121,6 +122,13 @@ def _cut(word: str) -> str:
         piece.append(character)
         width += wide
     return "\n".join([*pieces, "".join(piece)])
+
+
+def cut_to(text: str, columns: int) -> str:
+    """The beginning of `text` that a line of so many columns holds; where a terminal does not tell how many, all of it."""
+    shown = safe(text)
+    ends = accumulate(max(wcwidth(character), 0) for character in shown)
+    return shown if columns < 1 else shown[: sum(end <= columns for end in ends)]
 
 
 def _table(table: Table) -> str:
