@@ -21,6 +21,9 @@ from tests.conftest import write_sharded
 from tests.test_gguf import QWEN3, write_model
 
 RUNS = 15
+FIT = [sys.executable, "-m", "qwen_inspect", "fit", "catalog:Qwen/Qwen3-235B-A22B", "--memory", "80GiB"]
+# Exit 1, for it does not fit.
+FIT_NOT = [sys.executable, "-c", f"import subprocess; raise SystemExit(subprocess.run({FIT}).returncode != 1)"]
 
 
 def seconds(command: Sequence[str], runs: int = RUNS) -> float:
@@ -68,6 +71,7 @@ def main() -> None:
             (f"weights, GGUF header of {header}", [*tool, "weights", str(blocks)]),
             ("fit, shipped trace (8B), fits", [*tool, "fit", "catalog:Qwen/Qwen3-8B", "--gpu", "4090"]),
             ("fit, shipped trace (235B), fits", [*tool, "fit", "catalog:Qwen/Qwen3-235B-A22B", "--memory", "500GiB"]),
+            ("fit, shipped trace (235B), what to change", FIT_NOT),
             ("models", [*tool, "models"]),
             (f"structure, {shards} shards (235B)", [*tool, "structure", str(large)]),
             (f"params, {shards} shards (235B)", [*tool, "params", str(large)]),

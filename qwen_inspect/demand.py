@@ -8,7 +8,7 @@ from functools import cached_property
 
 from .analyzers.explore import explore_trace
 from .analyzers.fit import TracedRun
-from .analyzers.kept_trace import Point
+from .analyzers.kept_trace import CHUNK_TOKENS, ChunkedPoint, Point
 from .fitting import Gpu, Requirement
 from .language import Message
 from .loaders import calibration
@@ -29,6 +29,7 @@ TERMS = ("weights", "buffers", "cache", "state", "gradients", "optimizer", "acti
 
 
 FEWEST_TOKENS = 300  # so that the lengths of a line are apart
+FEWEST_CHUNKED_TOKENS = 8 * CHUNK_TOKENS  # a trace has the first 8 turns of the loop over the chunks
 
 
 class TransformersDemand:
@@ -66,16 +67,21 @@ class TransformersDemand:
 
     @cached_property
     def _along_context(self) -> TracedRun | None:
-        """The asked batch with any prompt: three lengths from end to end for a parabola, and one to check it on.
+        """The asked batch with any prompt: lengths from end to end for a parabola, and one to check it on.
 
-        Not where linear attention cuts the prompt into chunks, or a class may have windows that are not known here.
+        Linear attention fills the prompt up to whole chunks, which is one length more; with few of them its events are others.
+        None where it is trained, step by step, and for a class that may have windows that are not known here.
         """
-        spec = self.report.known.spec
-        if spec.built or any(isinstance(layer.attention, LinearAttention) for layer in spec.layers):
+        if self.report.known.spec.built or (self._is_chunked and self.run.mode == "train"):
             return None
         most = max(self.most_context_tokens or 0, FEWEST_TOKENS)
-        runs = [replace(self.run, prompt_tokens=tokens) for tokens in (37, most // 2, most, most // 3)]
-        return self._line("context", runs, self.run, terms=(0, 1, 2))
+        lengths = [37, most // 2, most, most // 3]
+        terms = [0, 1, 2]
+        if self._is_chunked:
+            lengths[:1] = [FEWEST_CHUNKED_TOKENS + 37, most // 4 + 5]
+            terms.append(len(self._point_of(self.run).monomials) - 1)
+        runs = [replace(self.run, prompt_tokens=tokens) for tokens in lengths]
+        return self._line("context", runs, runs[-1] if self._is_chunked else self.run, terms=terms)
 
     @cached_property
     def _along_batch(self) -> TracedRun | None:
@@ -86,18 +92,19 @@ class TransformersDemand:
     def _line(self, what: str, samples: Sequence[Run], known: Run, *, terms: Sequence[int]) -> TracedRun | None:
         """A few traces in place of one for each question, if what they give for a known run is what is predicted for it."""
         with purpose(Message("purpose_any", what=Message(f"purpose_any_{what}"), count=len(samples))):
-            kept = traced_along(self.report, samples, terms)
+            kept = traced_along(self.report, samples, terms, self._point_of)
         if kept is None:
             return None
-        found = TracedRun(explore_trace(kept, self.run), [_point(known)])
-        agrees = found.held_bytes(_point(known)) == self.requirement(known.batch, known.prompt_tokens).held_bytes
+        point = self._point_of(known)
+        found = TracedRun(explore_trace(kept, known, point), [point])
+        agrees = found.held_bytes(point) == self.requirement(known.batch, known.prompt_tokens).held_bytes
         return found if agrees else None
 
     def _traced_at(self, batch: int, context_tokens: int) -> TracedRun | None:
         """A trace with sizes not yet worked out that tells of such a run."""
         if self.traced is not None or self._asked.method != "trace":
             return self.traced
-        if batch == self.run.batch:
+        if batch == self.run.batch and not (self._is_chunked and context_tokens < FEWEST_CHUNKED_TOKENS):
             return self._along_context
         return self._along_batch if context_tokens == self.run.prompt_tokens and batch > 1 else None
 
@@ -167,12 +174,17 @@ class TransformersDemand:
             return None
         return batch * replace(self.run, prompt_tokens=context_tokens).cached_tokens
 
+    @cached_property
+    def _is_chunked(self) -> bool:
+        design = self.report.design
+        return design is not None and any(isinstance(one.attention, LinearAttention) for one in design.spec.layers)
+
     def _point(self, batch: int, context_tokens: int) -> Point:
-        return _point(replace(self.run, batch=batch, prompt_tokens=context_tokens))
+        return self._point_of(replace(self.run, batch=batch, prompt_tokens=context_tokens))
 
-
-def _point(run: Run) -> Point:
-    return Point(run.batch, run.prompt_tokens, run.cached_tokens)
+    def _point_of(self, run: Run) -> Point:
+        kind = ChunkedPoint if self._is_chunked else Point
+        return kind(run.batch, run.prompt_tokens, run.cached_tokens)
 
 
 def terms_of(footprint: Footprint) -> tuple[tuple[str, int], ...]:

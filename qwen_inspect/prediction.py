@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -255,13 +255,15 @@ def _by_batch(place: Place | None) -> bool:
     return place is not None and place.how.tensor > 1
 
 
-def traced_along(report: Report, runs: Sequence[Run], terms: Sequence[int]) -> KeptTrace | None:
+def traced_along(
+    report: Report, runs: Sequence[Run], terms: Sequence[int], point_of: Callable[[Run], Point]
+) -> KeptTrace | None:
     """The trace of runs that differ in one length alone, as polynomials of it, the last run to check them on.
 
     terms: the monomials that they grow with. None where the events are not alike, as where a loop turns more often.
     """
     try:
-        traces = {_point(run): _timeline(report, run) for run in runs}
+        traces = {point_of(run): _timeline(report, run) for run in runs}
         return fit(traces, made_by=versions(), terms=terms)
     except UnsupportedError:
         return None

@@ -206,14 +206,14 @@ def test_published_runs_fit_where_they_ran_and_not_in_less_than_they_took(row: d
     assert fit(report, asked, [card(allocated)]).cards[0].low.fits is False
 
 
-def test_a_hybrid_whose_events_are_not_alike_is_traced_for_each_question() -> None:
+def test_a_few_traces_tell_of_a_hybrid_for_every_prompt_of_enough_chunks() -> None:
     config = dict(catalog.configuration("Qwen/Qwen3-Next-80B-A3B-Instruct", catalog.entries()))
     config |= {
         "hidden_size": 64,
         "num_hidden_layers": 4,
         "num_experts": 4,
         "vocab_size": 512,
-        "max_position_embeddings": 300,
+        "max_position_embeddings": 6000,
     }
     config |= {"intermediate_size": 96, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
     config |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "num_experts_per_tok": 2}
@@ -222,7 +222,9 @@ def test_a_hybrid_whose_events_are_not_alike_is_traced_for_each_question() -> No
     predicted = predict(report, asked).predicted
     assert (predicted.method, predicted.peak_reserved is None) == ("trace", False)
     demand = TransformersDemand(report, asked, card(GIB))
-    for batch, tokens in ((1, 200), (3, 100)):
+    assert demand._along_context is not None
+    # Chunks of 64 tokens; by the line of lengths from 512 on, each traced before that.
+    for batch, tokens in ((1, 200), (3, 100), (1, 512), (1, 1025), (1, 5996)):
         found = predict(report, replace(asked, batch=batch, prompt_tokens=tokens)).predicted
         assert demand.held_bytes(batch, tokens) == found.peak_reserved
         assert demand.least_bytes(batch, tokens) <= demand.held_bytes(batch, tokens)

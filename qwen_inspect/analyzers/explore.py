@@ -18,9 +18,9 @@ from .memory import OWN_IDS, formula_requests, laid_out, on_device, use_of, uses
 TERM_OF_USE = {"parameter": "weights", "buffer": "buffers", "activation": "activations"}
 
 
-def explore_trace(kept: KeptTrace, run: Run) -> Exploration:
-    """The run of a kept trace, which tells of generating two tokens or more."""
-    timeline = kept.at(Point(run.batch, run.prompt_tokens, run.cached_tokens))
+def explore_trace(kept: KeptTrace, run: Run, point: Point | None = None) -> Exploration:
+    """The run of a kept trace, which tells of generating two tokens or more. point: the run's, where it is of another kind."""
+    timeline = kept.at(point or Point(run.batch, run.prompt_tokens, run.cached_tokens))
     uses = uses_of(timeline)
     whole = on_device(timeline, run)
 

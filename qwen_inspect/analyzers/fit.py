@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
 from ..exploration import Exploration
 from ..fitting import Largest
@@ -159,7 +160,8 @@ class TracedRun:
         alive: set[int] = set()
         for entry in self._order[: event + 1]:
             alive ^= {entry if entry >= 0 else -1 - entry}
-        return tuple(map(sum, zip(*(self._sizes[self._size_of[entry]] for entry in alive), strict=True)))
+        coefficients = (self._sizes[self._size_of[entry]] for entry in alive)
+        return tuple(map(sum, zip_longest(*coefficients, fillvalue=0)))  # what is constant may have fewer
 
 
 def curve_contexts(asked: int, limit: int) -> Sequence[int]:

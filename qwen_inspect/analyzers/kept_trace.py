@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fractions import Fraction
 
 LARGEST_BYTES = 50_000_000
+CHUNK_TOKENS = 64  # transformers 5.23, qwen3_next/modeling_qwen3_next.py, torch_chunk_gated_delta_rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,15 @@ class Point:
         """What a size can grow with: activations with batch x prompt, scores with its square, a cache with the total."""
         lengths = (1, self.prompt_tokens, self.prompt_tokens**2, self.total_tokens)
         return (*lengths, *(self.batch * length for length in lengths))
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkedPoint(Point):
+    """The same of a model whose linear attention fills each prompt up to whole chunks."""
+
+    @property
+    def monomials(self) -> tuple[int, ...]:
+        return (*Point.monomials.__get__(self), -(-self.prompt_tokens // CHUNK_TOKENS))
 
 
 # As many as there are monomials, with the determinant that makes them independent, and one to check the result on. Short, for a
@@ -124,7 +134,9 @@ def _inverse(matrix: Sequence[Sequence[int]]) -> list[list[Fraction]]:
         for index, row in enumerate(matrix)
     ]
     for column in range(size):
-        pivot = next(index for index in range(column, size) if rows[index][column])
+        pivot = next((index for index in range(column, size) if rows[index][column]), None)
+        if pivot is None:
+            raise UnsupportedError("trace_not_polynomial", module="–", operator="–")
         rows[column], rows[pivot] = rows[pivot], rows[column]
         rows[column] = [value / rows[column][column] for value in rows[column]]
         for index in range(size):
