@@ -21,9 +21,6 @@ from tests.conftest import write_sharded
 from tests.test_gguf import QWEN3, write_model
 
 RUNS = 15
-FIT = [sys.executable, "-m", "qwen_inspect", "fit", "catalog:Qwen/Qwen3-235B-A22B", "--memory", "80GiB"]
-# Exit 1, for it does not fit.
-FIT_NOT = [sys.executable, "-c", f"import subprocess; raise SystemExit(subprocess.run({FIT}).returncode != 1)"]
 
 
 def seconds(command: Sequence[str], runs: int = RUNS) -> float:
@@ -31,7 +28,8 @@ def seconds(command: Sequence[str], runs: int = RUNS) -> float:
     taken = []
     for _ in range(runs + 1):
         began = time.perf_counter()
-        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+        assert done.returncode in (0, 1)  # 1 where something does not fit
         taken.append(time.perf_counter() - began)
     return statistics.median(taken[1:])
 
@@ -40,7 +38,7 @@ def peak_mib(command: Sequence[str]) -> float:
     """The largest resident set of one run, by the kernel's accounting of a child of its own."""
     script = (
         "import resource, subprocess, sys; "
-        "subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True); "
+        "subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL); "
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     )
     done = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, check=True, text=True)
@@ -71,7 +69,10 @@ def main() -> None:
             (f"weights, GGUF header of {header}", [*tool, "weights", str(blocks)]),
             ("fit, shipped trace (8B), fits", [*tool, "fit", "catalog:Qwen/Qwen3-8B", "--gpu", "4090"]),
             ("fit, shipped trace (235B), fits", [*tool, "fit", "catalog:Qwen/Qwen3-235B-A22B", "--memory", "500GiB"]),
-            ("fit, shipped trace (235B), what to change", FIT_NOT),
+            (
+                "fit, shipped trace (235B), what to change",
+                [*tool, "fit", "catalog:Qwen/Qwen3-235B-A22B", "--memory", "80GiB"],
+            ),
             ("models", [*tool, "models"]),
             (f"structure, {shards} shards (235B)", [*tool, "structure", str(large)]),
             (f"params, {shards} shards (235B)", [*tool, "params", str(large)]),
