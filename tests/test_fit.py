@@ -326,6 +326,14 @@ def test_training_is_told_of_checkpointing_and_adapters() -> None:
     assert both.required_bytes < larger.required_bytes
 
 
+def test_a_card_says_which_dtypes_it_does_not_compute_in() -> None:
+    """transformers 5.23 loads FP8 weights in bfloat16 below compute capability 8.9; bfloat16 itself begins with 8.0."""
+    for name, dtypes in (("T4", ["FP8", "bfloat16"]), ("3090", ["FP8"]), ("4090", [])):
+        notices = of_8b("--gpu", name, "--dtype", "fp8")[1]["notices"]
+        assert [dtype for dtype, notice in zip(dtypes, notices, strict=True) if dtype in notice] == dtypes
+    assert of_8b("--gpu", "3090")[1]["notices"] == []
+
+
 def test_where_only_a_lower_bound_is_known_no_fit_is_promised() -> None:
     code, found = of_8b("--gpu", "4090", "--dtype", "awq-int4")
     jsonschema.validate(found, SCHEMA)
