@@ -39,7 +39,10 @@ def changes(report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:
     if design is not None and design.quantised is None and not design.spec.built:
         if run.mode == "generate" and run.cache_format == "auto":
             yield from _smaller_cache(report, run, gpu)
-        if design.spec.dtype in (DType.F32, DType.F64):  # what a scheme leaves dense is as stored, and that is not known then
+        if design.spec.dtype in (
+            DType.F32,
+            DType.F64,
+        ):  # what a scheme leaves dense is as stored, and that is not known then
             yield from _half(report, run, gpu)
         elif run.mode == "generate":
             yield from _packed(report, run, gpu)

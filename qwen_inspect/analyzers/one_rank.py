@@ -43,14 +43,22 @@ def unloaded() -> Iterator[None]:
 
 
 def cut(model: Any, place: Place) -> Any:
-    """A model on meta -> the rank's part of it, on meta, as `from_pretrained(distributed_config=...)` cuts it before it loads."""
+    """A model on meta -> the rank's part of it, on meta, as `from_pretrained(distributed_config=...)` cuts it before it loads.
+
+    The mesh is of CPUs though there may be GPUs here. Source: transformers 5.23, distributed/utils.initialize_distributed_mesh.
+    """
+    from torch.distributed import init_device_mesh
     from torch.distributed.fsdp import FSDPModule
     from transformers.distributed import DistributedConfig
-    from transformers.distributed.utils import initialize_distributed_mesh
+    from transformers.distributed.utils import TransformersDeviceMesh
 
     how = place.how
     degrees = DistributedConfig(tp_size=how.tensor, pp_size=how.pipeline, ep_size=how.expert, fsdp_size=how.fsdp)
-    _, mesh = initialize_distributed_mesh(degrees)
+    dense = {"pp": how.pipeline, "dp_replicate": 1, "fsdp": how.fsdp, "tp": how.tensor}
+    experts = {"pp": how.pipeline, "dp_replicate": 1, "efsdp": degrees.efsdp_size, "ep": how.expert}
+    mesh = TransformersDeviceMesh(
+        *(init_device_mesh("cpu", tuple(one.values()), mesh_dim_names=tuple(one)) for one in (dense, experts))
+    )
     model = model.maybe_distribute_model(model, degrees, mesh)
     if how.fsdp > 1 and how.zero_stage == 2:
         for module in model.modules():
