@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -236,8 +237,19 @@ def torchrun(directory: Path, processes: int, jobs: tuple[Job, ...]) -> dict[str
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """Every job, really run: one start of 2 processes, one of 4."""
+    """Every job, really run: one start of 2 processes, one of 4; by the first of pytest's workers that asks for it."""
     directory = tmp_path_factory.mktemp("ranks")
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return run_all(directory)
+    kept = tmp_path_factory.getbasetemp().parent / "ranks.json"
+    with FileLock(f"{kept}.lock"):
+        if not kept.exists():
+            kept.write_text(json.dumps(run_all(directory)))
+    found: dict[str, list[dict[str, Any]]] = json.loads(kept.read_text())
+    return found
+
+
+def run_all(directory: Path) -> dict[str, list[dict[str, Any]]]:
     refused = {
         4: [one for one, _, _ in REFUSED if one.how.ranks == 4],
         2: [one for one, _, _ in REFUSED if one.how.ranks < 4],
