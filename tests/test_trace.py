@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from qwen_inspect.analyzers.trace import FLASH_ATTENTION_2, TraceRequest, trace
+from qwen_inspect.analyzers.kernels import FLASH_ATTENTION_2
+from qwen_inspect.analyzers.trace import TraceRequest, trace
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.errors import UnsupportedError, UsageError
 from qwen_inspect.timeline import FLASH_SCRATCH, Allocate, Event, Free, Timeline

@@ -8,11 +8,12 @@ Sources: torch 2.13, torch/testing/_internal/distributed/fake_pg.py; transformer
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from ..ranks import Place
+from .kernels import replaced
 
 
 @contextmanager
@@ -177,14 +178,4 @@ def logits_told(model: Any, batch: int) -> Iterator[None]:
         return done
 
     with replaced(((dist, "broadcast", told),)):
-        yield
-
-
-@contextmanager
-def replaced(replacements: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
-    """Each owner's attribute has another value."""
-    with ExitStack() as stack:
-        for owner, name, value in replacements:
-            stack.callback(setattr, owner, name, getattr(owner, name))
-            setattr(owner, name, value)
         yield
