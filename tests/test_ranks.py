@@ -26,7 +26,7 @@ from qwen_inspect.errors import QwenInspectError
 from qwen_inspect.pipeline import inspect
 from qwen_inspect.prediction import trace_request
 from qwen_inspect.ranks import Parallelism, Place, RankBytes
-from qwen_inspect.report.memory import Run
+from qwen_inspect.report.memory import Moment, Run
 
 from .distributed_runs import BATCH, FOLLOWED_NEW, FOLLOWED_PROMPT, NEW, PROMPT, STEPS
 from .following import Change, follow
@@ -378,17 +378,34 @@ def test_a_kept_trace_of_a_rank_tells_of_any_workload_what_a_new_trace_does(
 ) -> None:
     """The first call traces, and keeps three layers' trace; the second deepens that, for another workload."""
     monkeypatch.setenv("QWEN_INSPECT_CACHE", str(tmp_path / "cache"))
-    config = named("Qwen3MoeForCausalLM", "qwen3_moe", EXPERTS, vocab_size=128)  # ranks alike
+    config = named("Qwen3MoeForCausalLM", "qwen3_moe", EXPERTS)  # of whose table ranks have unequal parts
     told(config, Run(batch=batch, prompt_tokens=33, new_tokens=5), tmp_path, **how)
     another = Run(batch=batch + (batch > 1), prompt_tokens=70, new_tokens=9)
     monkeypatch.setattr(prediction, "_once", not_again)
     kept = told(config, another, tmp_path, **how)
     monkeypatch.undo()
-    place = Place(how=Parallelism(**how), rank=0)
+    assert len(kept) == 2
+    for one in kept:
+        assert one.peak is not None
+        assert one.peak == traced_peak(config, another, Place(how=Parallelism(**how), rank=one.ranks[0]))
+
+
+def traced_peak(config: Mapping[str, Any], run: Run, place: Place) -> Moment | None:
     spec = architecture_of(config).read_spec(config)
-    traced = traced_footprint(trace(spec, config, trace_request(another), place), another, provenance="")
-    assert kept[0].peak is not None
-    assert kept[0].peak == traced.peak
+    return traced_footprint(trace(spec, config, trace_request(run), place), run, provenance="").peak
+
+
+@pytest.mark.parametrize("how", [{"tensor": 2}, {"fsdp": 4}], ids=str)
+def test_three_blocks_of_a_hybrid_stand_for_four_on_a_rank_too(how: dict[str, int], tmp_path: Path) -> None:
+    """The gate of a shared expert has one row: other ranks than the first fill up a part of none."""
+    parts = (EXPERTS, LINEAR)
+    config = named(
+        "Qwen3NextForCausalLM", "qwen3_next", *parts, shared_expert_intermediate_size=35, num_hidden_layers=16
+    )
+    run = Run(prompt_tokens=9, new_tokens=2)
+    for one in told(config, run, tmp_path, **how):
+        assert one.peak is not None
+        assert one.peak == traced_peak(config, run, Place(how=Parallelism(**how), rank=one.ranks[0]))
 
 
 def not_again(*_: Any, **__: Any) -> None:

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from ..ranks import Place
+from ..timeline import GATHERED
 from .kernels import replaced
 
 
@@ -81,17 +82,6 @@ def local(tensor: Any) -> Any:
     return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
 
 
-def parts_held(model: Any) -> Iterator[Any]:
-    """The rank's part of each parameter, though FSDP may have put the whole in its place for now."""
-    from torch.distributed.fsdp import FSDPModule
-
-    yield from map(local, model.parameters())
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            for group in module._get_fsdp_state()._fsdp_param_groups:
-                yield from (one._sharded_param_data for one in group.fsdp_params)
-
-
 def shared_types() -> tuple[type, ...]:
     """Tensors that stand for others: a rank's part of a larger one, and one that is still on its way."""
     from torch.distributed._functional_collectives import AsyncCollectiveTensor
@@ -102,12 +92,13 @@ def shared_types() -> tuple[type, ...]:
 
 @contextmanager
 def gathering(
-    named: Callable[[str], AbstractContextManager[None]], resize: Callable[[Any, int], None]
+    named: Callable[[str, str], AbstractContextManager[None]], resize: Callable[[Any, int], None]
 ) -> Iterator[None]:
     """What FSDP does about whole weights is told: what it makes for them, and their storages that come and go.
 
-    named: around what it makes for a module. resize: called before a tensor's storage gets a size, 0 where it is given back; a
-    storage is not made anew each time. Source: torch 2.13, torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py.
+    named: around what it makes, as an operator's, for a module; of a part that it fills up, "parameter". resize: called before a
+    tensor's storage gets a size, 0 where it is given back; a storage is not made anew each time. Source: torch 2.13,
+    torch/distributed/fsdp/_fully_shard, _fsdp_param.py and _fsdp_param_group.py.
     """
     from torch.distributed.fsdp._fully_shard import _fsdp_param, _fsdp_param_group
 
@@ -123,16 +114,22 @@ def gathering(
 
     def under_name(method: Callable[..., Any]) -> Callable[..., Any]:
         def run(group: Any, *arguments: Any, **options: Any) -> Any:
-            with named(group._module_fqn or ""):
+            with named(GATHERED, group._module_fqn or ""):
                 return method(group, *arguments, **options)
 
         return run
 
+    def filled_up(parameter: Any) -> None:
+        with named("parameter", (parameter._param_fqn or "").rpartition(".")[0]):
+            reset(parameter)
+
+    reset = _fsdp_param.FSDPParam.reset_sharded_param
     group = _fsdp_param_group.FSDPParamGroup
     replacements: tuple[tuple[Any, str, Any], ...] = (
         (_fsdp_param, "alloc_storage", taken),
         (_fsdp_param_group, "alloc_storage", taken),
         (_fsdp_param, "free_storage", given_back),
+        (_fsdp_param.FSDPParam, "reset_sharded_param", filled_up),
         (group, "unshard", under_name(group.unshard)),
         (group, "wait_for_unshard", under_name(group.wait_for_unshard)),
     )

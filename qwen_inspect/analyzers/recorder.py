@@ -65,13 +65,9 @@ class Recorder:
     def rename(self, parameters: Iterable[Any], operator: str) -> None:
         """What has become a parameter since it was made is one: a bias that bitsandbytes cast to what it computes in."""
         for parameter in parameters:
-            number = self._ids.get(parameter.untyped_storage()._cdata)
-            if number is None:  # a rank's part may be nothing
-                continue
-            made = self._allocations[number]
-            if made.operator not in (operator, ADAPTER, GATHERED):
-                self._allocations[made.id] = made._replace(operator=operator)
-                self.events[self.events.index(made)] = self._allocations[made.id]
+            made = self._allocations[self._ids[parameter.untyped_storage()._cdata]]
+            if made.operator not in (operator, ADAPTER):
+                self.events[self.events.index(made)] = made._replace(operator=operator)
 
     def origin(self, tensor: Any) -> tuple[str, str]:
         """Module and operator that allocated the tensor's storage."""

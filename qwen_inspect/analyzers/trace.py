@@ -19,13 +19,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 from ..errors import UnavailableError, UnsupportedError, UsageError
 from ..ranks import Place
 from ..spec import ModelSpec
-from ..timeline import ADAPTER, GATHERED, Timeline
+from ..timeline import ADAPTER, Timeline
 from .adapting import (
     Adapters,
     Optimizer,
@@ -46,7 +45,6 @@ from .one_rank import (
     local,
     logits_told,
     made_real,
-    parts_held,
     shapes_worked_out,
     shared_types,
     standing_at,
@@ -137,7 +135,8 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
             recorder.stage("load")
             _load(model, recorder, spec.class_name)
             held = run(model, workload, recorder)
-            recorder.rename(parts_held(model) if place is not None else model.parameters(), "parameter")
+            if place is None:
+                recorder.rename(model.parameters(), "parameter")
             recorder.closed = True
             del held
     except (
@@ -180,7 +179,7 @@ def _made(
     model = cut(model, place)
     stack.enter_context(without_data)
     made_real(model)
-    stack.enter_context(gathering(partial(recorder.named, GATHERED), recorder.resize))
+    stack.enter_context(gathering(recorder.named, recorder.resize))
     stack.enter_context(shapes_worked_out(recorder.paused))
     stack.enter_context(logits_told(model, workload.batch))
     return model
