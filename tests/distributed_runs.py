@@ -24,6 +24,7 @@ import transformers
 from torch.distributed import _functional_collectives
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from transformers.distributed import DistributedConfig
 
 from qwen_inspect.analyzers.adapting import optimizer_of
@@ -178,10 +179,12 @@ def wrapped(job: dict[str, Any], models: Path) -> Any:
 
 
 def trained(job: dict[str, Any], models: Path) -> dict[str, Any]:
-    model = loaded(job, models)
-    changes = followed(lambda: some_steps(model, job["optimizer"]))
+    by_torch = list(job["parallel"]) == ["fsdp_size"]
+    if job["followed"] or not by_torch:
+        model = loaded(job, models)
+    changes = followed(lambda: some_steps(model, job["optimizer"])) if job["followed"] else []
     weights = None  # where transformers cuts, a part on CPU shares the storage of the whole tensor that was read
-    if list(job["parallel"]) == ["fsdp_size"]:
+    if by_torch:
         model = wrapped(job, models)
         weights = allocated(model.parameters())
     optimizer = optimizer_of(job["optimizer"], model.parameters())
@@ -225,7 +228,8 @@ def outcome(job: dict[str, Any], models: Path) -> dict[str, Any]:
 
 
 def forget_groups() -> None:
-    """Let go of a job's own groups of processes: each has threads, which would be hundreds in the end."""
+    """Let go of a job's own groups, whose threads would be hundreds in the end, and of what DTensor learnt with them."""
+    _clear_sharding_prop_cache()
     _, *others = dist.distributed_c10d._world.pg_map
     for group in others:
         dist.destroy_process_group(group)

@@ -275,13 +275,16 @@ def test_one_card_of_several_that_is_too_small_is_exit_1() -> None:
     assert [one["fits"] for one in found["cards"]] == [True, False]
 
 
-def test_weights_of_32_bits_are_first_offered_in_16_and_take_what_was_said() -> None:
+def test_weights_of_32_bits_are_first_offered_in_16_and_take_what_was_said(tmp_path: Path) -> None:
     """Not in a scheme: what that leaves dense would be in the dtype that is stored, which was overruled."""
-    asked = ("--gpu", "RTX 4080", "--context", "1k")
-    _, found = of_8b(*asked, "--dtype", "float32")
-    weights = [one for one in found["suggestions"] if one["kind"] == "weights"]
+    write_config(tmp_path, {**TINY_QWEN3, "num_hidden_layers": 1})
+    asked = ("fit", tmp_path, "--memory", "602MiB", "--context", "20", "--new-tokens", "2", "--format", "json")
+    weights = [
+        one for one in json.loads(run(*asked, "--dtype", "float32").out)["suggestions"] if one["kind"] == "weights"
+    ]
     assert ["bfloat16" in one["change"] for one in weights] == [True]
-    assert weights[0]["required_bytes"] == of_8b(*asked, "--dtype", "bfloat16")[1]["required_bytes"]
+    followed = json.loads(run(*asked, "--dtype", "bfloat16").out)
+    assert weights[0]["required_bytes"] == followed["required_bytes"]
 
 
 def test_suggestions_are_what_memory_says_of_the_changed_run() -> None:

@@ -159,27 +159,30 @@ def followed(model: str, **degrees: int) -> Job:
     return Job(model=model, degrees=tuple(degrees.items()), followed=True)
 
 
-def trained(model: str, optimizer: str = "adamw_foreach", *, zero_stage: int = 3, **degrees: int) -> Job:
-    return replace(followed(model, **degrees), optimizer=optimizer, zero_stage=zero_stage)
+def trained(
+    model: str, optimizer: str = "adamw_foreach", *, zero_stage: int = 3, follow: bool = True, **degrees: int
+) -> Job:
+    return replace(followed(model, **degrees), optimizer=optimizer, zero_stage=zero_stage, followed=follow)
 
 
 JOBS: Mapping[int, tuple[Job, ...]] = {
     2: (
-        *(followed(model, tp=2) for model in ("qwen2", "qwen3", "qwen3 tied", "qwen3_moe", "qwen3_next", "llama")),
-        *(job(model, tp=2) for model in ("qwen3_5", "mixtral", *GENERIC)),
+        *(followed(model, tp=2) for model in ("qwen2", "qwen3", "qwen3_moe", "qwen3_next", "llama")),
+        *(job(model, tp=2) for model in ("qwen3 tied", "qwen3_5", "mixtral", *GENERIC)),
         *(job(f"family {model}", tp=2) for model in ("qwen2_moe", "qwen2_vl", "qwen2_5_vl")),
         *(job(f"family {model}", tp=2) for model in ("qwen3_5", "qwen3_5_moe")),
         job("qwen3_moe of odd width", tp=2, load_only=True),  # grouped_mm refuses its 17 channels
-        *(followed(model, pp=2) for model in ("qwen2", "qwen3 tied", "qwen3_moe", "llama")),
-        *(job(model, pp=2) for model in ("qwen3", "qwen3_next", "phi3")),
-        *(followed(model, fsdp=2) for model in ("qwen3", "qwen3 tied", "qwen3_moe", "qwen3_next")),
-        *(job(model, fsdp=2) for model in ("family qwen3_vl", "gpt_oss")),
+        *(followed(model, pp=2) for model in ("qwen2", "qwen3_moe")),
+        *(job(model, pp=2) for model in ("qwen3", "qwen3 tied", "qwen3_next", "llama", "phi3")),
+        *(followed(model, fsdp=2) for model in ("qwen3", "qwen3_moe", "qwen3_next")),
+        *(job(model, fsdp=2) for model in ("qwen3 tied", "family qwen3_vl", "gpt_oss")),
         followed("qwen3_moe", tp=2, ep=2),
         job("qwen3_moe", fsdp=2, ep=2),
         *(trained(model, fsdp=2) for model in ("qwen3", "qwen3 tied", "qwen3_moe", "llama")),
-        trained("qwen3", "adamw_fused", fsdp=2),
+        trained("qwen3", "adamw_fused", fsdp=2, follow=False),
         trained("qwen3", fsdp=2, zero_stage=2),
-        *(trained(model, "adamw_for_loop", tp=2) for model in ("qwen3", "qwen3 tied", "qwen3_moe", "llama")),
+        *(trained(model, "adamw_for_loop", tp=2) for model in ("qwen3_moe", "llama")),
+        *(trained(model, "adamw_for_loop", tp=2, follow=False) for model in ("qwen3", "qwen3 tied")),
     ),
     4: (
         followed("qwen3", tp=4),
@@ -189,7 +192,7 @@ JOBS: Mapping[int, tuple[Job, ...]] = {
         job("qwen3_moe", tp=2, fsdp=2, ep=2),
         job("qwen3_moe", tp=2, fsdp=2, ep=4),
         job("qwen3_moe", fsdp=4, ep=2),
-        *(trained(model, fsdp=4) for model in ("qwen3", "qwen3 tied", "qwen3_moe")),
+        *(trained(model, fsdp=4, follow=False) for model in ("qwen3", "qwen3 tied", "qwen3_moe")),
         trained("qwen3", tp=2, fsdp=2),
     ),
 }  # fmt: skip
@@ -267,7 +270,7 @@ def predicted(one: Job, directory: Path) -> list[RankBytes]:
         prompt_tokens=PROMPT,
         new_tokens=NEW,
         attention="sdpa",
-        optimizer=one.optimizer or "none",
+        optimizer=one.optimizer or Run().optimizer,
     )
     found = ranks_report(inspect(str(directory)), run, one.how)
     return [group for rank in range(one.how.ranks) for group in found.ranks if rank in group.ranks]
