@@ -167,8 +167,8 @@ def trained(
 
 JOBS: Mapping[int, tuple[Job, ...]] = {
     2: (
-        *(followed(model, tp=2) for model in ("qwen2", "qwen3", "qwen3_moe", "qwen3_next", "llama")),
-        *(job(model, tp=2) for model in ("qwen3 tied", "qwen3_5", "mixtral", *GENERIC)),
+        *(followed(model, tp=2) for model in ("qwen2", "qwen3", "qwen3_moe", "qwen3_next")),
+        *(job(model, tp=2) for model in ("qwen3 tied", "qwen3_5", "llama", "mixtral", *GENERIC)),
         *(job(f"family {model}", tp=2) for model in ("qwen2_moe", "qwen2_vl", "qwen2_5_vl")),
         *(job(f"family {model}", tp=2) for model in ("qwen3_5", "qwen3_5_moe")),
         job("qwen3_moe of odd width", tp=2, load_only=True),  # grouped_mm refuses its 17 channels
@@ -185,8 +185,7 @@ JOBS: Mapping[int, tuple[Job, ...]] = {
         *(trained(model, "adamw_for_loop", tp=2, follow=False) for model in ("qwen3", "qwen3 tied")),
     ),
     4: (
-        followed("qwen3", tp=4),
-        *(job(model, tp=4) for model in ("qwen3_moe", "llama")),
+        *(job(model, tp=4) for model in ("qwen3", "qwen3_moe", "llama")),
         followed("qwen3 tied", pp=4),
         followed("qwen3", tp=2, fsdp=2),
         job("qwen3_moe", tp=2, fsdp=2, ep=2),
