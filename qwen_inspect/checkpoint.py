@@ -201,7 +201,8 @@ class Checkpoint:
     config: the raw mapping of config.json. tensors: as the headers state them. missing_files: shards that the index
     names and that are not there, with the tensors that they should hold. adapter: what is stored where the repository is
     one; the rest is then its base model's, as far as that could be read. gguf: whether the files are GGUF; `config` is then their
-    metadata without the tokenizer's.
+    metadata without the tokenizer's. quantisation_file: the name and content of a file beside config.json that says how the
+    weights are quantised, where config.json does not (see `declarations.FILES`).
     """
 
     ref: ModelRef
@@ -212,4 +213,5 @@ class Checkpoint:
     release: Release | None = None
     adapter: Adapter | None = None
     gguf: bool = False
+    quantisation_file: tuple[str, Mapping[str, Any]] | None = None
     notices: tuple[Message, ...] = ()

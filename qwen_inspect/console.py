@@ -110,6 +110,8 @@ def verdict(report: Report, options: argparse.Namespace, say: Language) -> int:
     if failed := [check for check in report.checks if not check.agrees]:
         complain(say("check_failed", count=len(failed)))
         return EXIT_CHECK_FAILED
+    if report.known.unread is not None and report.tensors is not None:
+        raise report.known.unread  # the files could not be held against anything
     return 0
 
 

@@ -106,6 +106,8 @@ def _check_dense(report: Report) -> None:
     if report.design is None:
         assert report.refusal is not None  # nothing else leaves a report without a design
         raise report.refusal
+    if report.design.unread is not None:
+        raise report.design.unread
     if report.design.quantised is not None:
         raise UnsupportedError("ranks_quantised", method=report.design.quantised.method)
 

@@ -53,6 +53,8 @@ def measured(report: Report, run: Run, request: Request, access: Access) -> Memo
     device = check_device(request.device)
     if request.snapshot is not None and device == "cpu":
         raise UnavailableError("snapshot_needs_cuda")
+    if report.known.unread is not None:
+        raise report.known.unread
     if report.known.quantised is not None:
         raise UnsupportedError("measure_quantised", method=report.known.quantised.method)
     run = replace(run, device="cpu" if device == "cpu" else "cuda", gpu=_card(device), attention=run.attention)

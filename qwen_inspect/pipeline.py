@@ -12,10 +12,11 @@ from .analyzers.accounting import StoredForm, components, predicted_elements, pr
 from .analyzers.attention import attention_report
 from .analyzers.engine_cache import engine_caches, state_dtypes
 from .analyzers.kv_cache import cache_report, read_formats
-from .analyzers.reconcile import against_files, against_instantiated, copies
+from .analyzers.reconcile import against_files, against_instantiated, contradictions, copies
 from .architectures import FAMILIES, Architecture, architecture_of
 from .checkpoint import Checkpoint, ModelRef, Tensor
-from .errors import MalformedError, NotFoundError, UnavailableError, UnsupportedError
+from .declarations import KEY, settled
+from .errors import MalformedError, NotFoundError, QwenInspectError, UnavailableError, UnsupportedError
 from .language import Message
 from .loaders.resolve import DEFAULT_MODEL, Access, load, resolve
 from .report.attention import AttentionReport
@@ -136,6 +137,7 @@ def analyse(
     trust_remote_code: bool = False,
 ) -> Report:
     """A checkpoint -> Report."""
+    written, checkpoint = checkpoint.config, settled(checkpoint)
     notices, tensors, origin = checkpoint.notices, checkpoint.tensors, "stored"
     design, refusal = None, None
     if checkpoint.adapter is not None and predict_files and not require_design:
@@ -149,12 +151,16 @@ def analyse(
         spec = architecture.read_spec(config)
         tree = architecture.module_tree(spec)
         form, packing = architecture.stored_form, None
-        if checkpoint.gguf or "quantization_config" in config:
+        unread: QwenInspectError | None = None
+        if checkpoint.gguf or KEY in config:
             from .architectures.gguf import stored_form as gguf_form
             from .stored import packing_of
 
             form = gguf_form if checkpoint.gguf else form
-            packing = packing_of(config, tree, form, tensors, in_blocks=checkpoint.gguf)
+            try:
+                packing = packing_of(config, tree, form, tensors, in_blocks=checkpoint.gguf)
+            except UnsupportedError as error:  # all that does not depend on it stands
+                unread = error
     except (UnsupportedError, NotFoundError, MalformedError, UnavailableError) as error:
         if require_design and tensors is not None:
             raise type(error)("refused_though_stored", reason=error.message) from None
@@ -164,7 +170,7 @@ def analyse(
         refusal = error
     else:
         prediction = architecture.prediction_layers(spec)
-        if tensors is None and predict_files:
+        if tensors is None and predict_files and unread is None:
             origin = "theory"
             release = checkpoint.release
             if packing is not None and release is not None:
@@ -180,22 +186,32 @@ def analyse(
             tree,
             prediction,
             packing,
-            tensors,
+            None if unread else tensors,
             origin,
             instantiate,
             expected_parameters,
         )
+        if checks and checkpoint.tensors is not None:
+            unread = contradictions(checks[0]) or unread
+            if unread is None and checks[0].unexplained:
+                notices += (
+                    Message("files_differ", count=len(checks[0].unexplained), name=checks[0].unexplained[0].name),
+                )
+        if unread is not None:
+            notices += (Message("weights_unread", reason=unread.message),)
         named = checkpoint
         if checkpoint.gguf:
             from .stored import under_class_names
 
             named = under_class_names(checkpoint, tree)
         design = _design(named, architecture, spec, tree, prediction, checks, workload)
-        if packing is not None:
+        if unread is not None:
+            design = _without_bytes(design, unread)
+        elif packing is not None:
             from .stored import quantised
 
             design = quantised(design, packing, config)
-        if checkpoint.adapter is not None:
+        if checkpoint.adapter is not None and unread is None:
             from .stored import with_adapter
 
             try:
@@ -207,6 +223,7 @@ def analyse(
     return Report(
         ref=checkpoint.ref,
         config=checkpoint.config if design is None else config,
+        written=written if design is None or not checkpoint.gguf else config,
         tensors=tensors,
         tensors_origin=origin if tensors is not None else None,
         files=checkpoint.files,
@@ -215,6 +232,16 @@ def analyse(
         notices=notices,
         design=design,
         refusal=refusal,
+    )
+
+
+def _without_bytes(design: Design, unread: QwenInspectError) -> Design:
+    """The design of a model whose files hold its weights in a way that is not known: no bytes, and no count by the files."""
+    return replace(
+        design,
+        unread=unread,
+        parameters=replace(design.parameters, unique=None, stored_predicted=None),
+        components=tuple(replace(part, size_bytes=None) for part in design.components),
     )
 
 

@@ -51,6 +51,11 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
             raise report.refusal
         footprint = stored_footprint(report.tensors, report.ref.id)
         return MemoryReport(report=report, run=run, predicted=footprint, refusal=report.refusal)
+    if (unread := report.known.unread) is not None:
+        if report.tensors is None:
+            raise unread
+        footprint = stored_footprint(report.tensors, report.ref.id, tree=report.tree, cache=report.known.cache, run=run)
+        return MemoryReport(report=report, run=run, predicted=footprint, refusal=unread)
     if report.known.cache is None and run.mode != "train":
         footprint = stored_footprint(report.known.weights or tuple(each_tensor(report.tree)), report.ref.id)
         return MemoryReport(report=report, run=run, predicted=footprint, refusal=report.known.cache_refusal)
@@ -134,7 +139,7 @@ def explored(memory: MemoryReport) -> MemoryReport:
     Where a trace tells of this workload alone (a hybrid's makes no polynomials), what is held at the end goes by the formula.
     """
     report, run = memory.report, memory.run
-    if not report.settled or run.mode != "generate" or run.device != "cuda":
+    if not report.settled or report.known.unread is not None or run.mode != "generate" or run.device != "cuda":
         return memory
     from .analyzers.explore import explore_formula, explore_trace
 

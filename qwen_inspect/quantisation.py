@@ -18,10 +18,11 @@ class Awq:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gptq:
-    """Integers packed along the input features; each input feature names its group."""
+    """Integers packed along the input features; each input feature names its group, unless files go without (`indexed`)."""
 
     bits: int
     group_size: int | None
+    indexed: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,7 @@ class Fp8:
     """8-bit floats with a scale for each block of (output, input) features, or one for the matrix where `block` is None."""
 
     block: tuple[int, int] | None
+    scale_dtype: DType
     static_inputs: bool
 
 
@@ -86,6 +88,23 @@ class ModelOptNvfp4:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptFp8:
+    """NVIDIA ModelOpt's FP8: 8-bit floats with one scale for the matrix, and one for its inputs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mlx:
+    """MLX: numbers packed along the input features into 32-bit words, a scale for each group of them.
+
+    mode "affine": a bias for each group too, both in the model's dtype; "mxfp4", "mxfp8", "nvfp4": 8-bit scales alone.
+    """
+
+    bits: int
+    group_size: int
+    mode: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mxfp4Experts:
     """gpt-oss: fused experts alone, as blocks of 32 4-bit floats with an 8-bit exponent each (OCP MX specification 1.0)."""
 
@@ -99,7 +118,9 @@ Scheme = (
     | CompressedIntegers
     | CompressedNumbers
     | CompressedFp4
+    | ModelOptFp8
     | ModelOptNvfp4
+    | Mlx
     | Mxfp4Experts
 )
 ModuleTest = Callable[[str], bool]  # of a module's full name
@@ -107,19 +128,28 @@ ModuleTest = Callable[[str], bool]  # of a module's full name
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemeGroup:
-    """A scheme, and which linear modules' names it takes."""
+    """A scheme, and which linear modules' names it takes; `scheme` is None for a group that stays as it is."""
 
     takes: ModuleTest
-    scheme: Scheme
+    scheme: Scheme | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantisation:
-    """What a configuration says: `method` is its quant_method; the first group that takes a module decides, unless skipped."""
+    """What a configuration says: `method` is its quant_method; the first group that takes a module decides, unless skipped.
+
+    every_matrix: embeddings and routers are quantised too, not linear modules alone.
+    """
 
     method: str
     groups: tuple[SchemeGroup, ...]
     skips: ModuleTest
+    every_matrix: bool = False
+
+    @property
+    def schemes(self) -> tuple[Scheme, ...]:
+        """Every scheme that some module may have, in the order of the groups."""
+        return tuple(group.scheme for group in self.groups if group.scheme is not None)
 
     def scheme_of(self, *names: str) -> Scheme | None:
         """The scheme of a linear module by its full name; None where it stays as it is.

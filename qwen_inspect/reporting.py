@@ -62,7 +62,7 @@ def compiled(request: ReportRequest, access: Access) -> WholeReport:
         name=_file_name(report.ref.id),
         report=report,
         memory=tuple(predict(report, _run(request, tokens)) for tokens in _prompts(report, request)),
-        config_sha256=_digest(json.dumps(report.config, sort_keys=True, separators=(",", ":"))),
+        config_sha256=_digest(json.dumps(report.written, sort_keys=True, separators=(",", ":"))),
         tensors_sha256=_tensors_digest(report.tensors) if report.tensors_origin == "stored" else None,
         built_by=versions() if request.instantiate else None,
         measured=tuple(_measured(path, report) for path in request.measured),

@@ -170,6 +170,8 @@ class VllmDemand:
         """All but the cache; nothing where the budget is given."""
         if self.budget_given:
             return ()
+        if (unread := self._report.known.unread) is not None:
+            raise unread
         if self._report.spec.built or self._report.spec.family not in {log.family for log in vllm.LOGS}:
             raise UnsupportedError("vllm_no_log", class_name=self._report.spec.class_name)
         weights = vllm.rank_weights(self._report.tree, self._report.spec, self._serving.ranks)
@@ -291,7 +293,7 @@ def _vllm_changes(
 
 def _packed(report: Report, gpu: Gpu) -> Iterator[tuple[str, Report]]:
     """The model in each scheme that the card computes in; none where it is packed already, or its class is not described here."""
-    if report.known.quantised is not None or report.spec.built:
+    if report.known.quantised is not None or report.known.unread is not None or report.spec.built:
         return
     for scheme in SCHEMES:
         if scheme != "fp8" or gpu.supports("fp8") is not False:
@@ -413,6 +415,8 @@ class LlamaCppDemand:
 
 def _gguf_tensors(report: Report) -> Sequence[Tensor]:
     """A GGUF file's own tensors, or those that llama.cpp's converter would write of the model without quantising it."""
+    if report.known.unread is not None:
+        raise report.known.unread
     quantised = report.known.quantised
     if quantised is not None and quantised.method == "gguf" and report.tensors is not None:
         return report.tensors

@@ -86,7 +86,7 @@ def _side_by_side(
         reports=tuple(reports),
         memories=tuple(memories),
         run=run,
-        config=config_rows([report.config for report in reports]),
+        config=config_rows([report.written for report in reports]),
         facts=fact_rows(reports, memories, tokens=run.prompt_tokens, batch=run.batch),
         tensors=tuple(_changes(reports[0], tensors[0], report, found) for report, found in others),
     )
@@ -126,7 +126,7 @@ def _tensors(checkpoint: Checkpoint, report: Report) -> Named | None:
     if checkpoint.tensors is not None:
         own = () if checkpoint.adapter is None else checkpoint.adapter.tensors
         return (*checkpoint.tensors, *own), "stored"
-    if report.design is None or report.design.quantised is not None:
+    if report.design is None or report.design.quantised is not None or report.design.unread is not None:
         return None
     architecture = architecture_of(report.config or {})
     form = architecture.stored_form

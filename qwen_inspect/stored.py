@@ -16,6 +16,7 @@ from .architectures import gguf
 from .architectures.lora import read_lora
 from .architectures.quantised import PRESETS, preset, read_quantisation
 from .checkpoint import Adapter, Checkpoint, Tensor
+from .declarations import KEY, settled, undeclared
 from .errors import UsageError
 from .report.model import Design
 from .spec import Module, each_tensor
@@ -27,13 +28,17 @@ def in_dtype(checkpoint: Checkpoint, dtype: str | None, group_size: int | None) 
         raise UsageError("group_size_without_scheme", known=", ".join(PRESETS))
     if dtype is None or checkpoint.config is None:
         return checkpoint
-    config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
+    before = settled(checkpoint)
+    config = undeclared(before.config or {})
     if dtype in PRESETS:
-        config["quantization_config"] = preset(dtype, group_size)
+        config[KEY] = preset(dtype, group_size, config)
+        checkpoint = before  # with the dtype of all that the scheme leaves as it is
     else:
         config = {**{key: value for key, value in config.items() if key != "dtype"}, "torch_dtype": dtype}
-    requantised = config.get("quantization_config") != checkpoint.config.get("quantization_config")
-    return replace(checkpoint, config=config, tensors=None if requantised else checkpoint.tensors)
+    requantised = config.get(KEY) != (before.config or {}).get(KEY)
+    return replace(
+        checkpoint, config=config, quantisation_file=None, tensors=None if requantised else checkpoint.tensors
+    )
 
 
 def packing_of(

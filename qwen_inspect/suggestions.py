@@ -36,6 +36,8 @@ def changes(report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:
     A model whose architecture is not described here, or whose weights are packed already, is offered a larger card alone.
     """
     design = report.design
+    if design is not None and design.unread is not None:
+        return
     if design is not None and design.quantised is None and not design.spec.built:
         if run.mode == "generate" and run.cache_format == "auto":
             yield from _smaller_cache(report, run, gpu)
@@ -104,7 +106,8 @@ def _weights(report: Report, scheme: str) -> list[int]:
 
     A scheme by its name tells no layer from another, so that one of equal siblings stands for them all.
     """
-    config = {**(report.config or {}), "quantization_config": preset(scheme, None)}
+    config = report.config or {}
+    config = {**config, "quantization_config": preset(scheme, None, config)}
     quantisation = read_quantisation(config)
     assert quantisation is not None
     once = _once(report.tree)

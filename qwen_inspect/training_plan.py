@@ -58,7 +58,7 @@ def _four_bits(report: Report, run: Run) -> FourBits | None:
         return None
     config = report.config or {}
     quantisation = read_quantisation(config)
-    schemes = [] if quantisation is None else [group.scheme for group in quantisation.groups]
+    schemes = () if quantisation is None else quantisation.schemes
     if run.lora_rank is None or quantisation is None or not all(isinstance(one, Bnb4) for one in schemes):
         raise UnsupportedError("memory_quantised_mode", method=found.method)
     modules = [name for name, module in each_module(report.tree) if module.class_name == "Linear"]

@@ -14,17 +14,19 @@ def count(value: int | None) -> str:
     return UNKNOWN if value is None else f"{value:,}"
 
 
-def short_count(value: int) -> str:
+def short_count(value: int | None) -> str:
     """596049920 -> "596.05M": two decimals of the largest of K, M, B, T that leaves a whole part."""
+    if value is None:
+        return UNKNOWN
     for size, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
         if value >= size:
             return f"{value / size:.2f}{letter}"
     return str(value)
 
 
-def mib(size_bytes: int) -> str:
+def mib(size_bytes: int | None) -> str:
     """Bytes in MiB with two decimals and no unit, for columns whose heading names it."""
-    return f"{size_bytes / MIB:,.2f}"
+    return UNKNOWN if size_bytes is None else f"{size_bytes / MIB:,.2f}"
 
 
 def size(size_bytes: int | None) -> str:

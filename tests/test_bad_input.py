@@ -478,9 +478,6 @@ def test_layers_without_experts_are_listed_by_number(value: object, tmp_path: Pa
         ("hidden_act", {"silu": 1}),
         ("layer_types", ["full_attention", "linear_attention"]),
         ("layer_types", [["full_attention"], {}]),
-        ("quantization_config", {"quant_method": "aqlm", "bits": 4}),
-        ("quantization_config", {}),
-        ("quantization_config", {"quant_method": HOSTILE}),
     ],
 )
 def test_what_cannot_be_answered_exactly_is_unsupported(
@@ -493,7 +490,22 @@ def test_what_cannot_be_answered_exactly_is_unsupported(
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("model_type", "qwen"), ("model_type", HOSTILE), ("quantization_config", {"quant_method": "aqlm"})],
+    [("quantization_config", {"quant_method": "aqlm", "bits": 4}), ("quantization_config", {"quant_method": HOSTILE})],
+)
+def test_a_quantisation_that_is_not_known_refuses_only_what_needs_it(
+    key: str, value: object, tmp_path: Path, capsys: Capture
+) -> None:
+    write_config(tmp_path, {**TINY_QWEN3, key: value})
+    for command in ("structure", "params", "attention"):
+        done = invoke(capsys, command, tmp_path, "--lang", "en", "--format", "md")
+        assert (done.code, "\x1b" in done.out + done.err) == (0, False)
+        assert "The bytes of the weights are unknown: Quantisation method" in done.out
+    refusal(capsys, 7, "memory", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("model_type", "qwen"), ("model_type", HOSTILE)],
 )
 def test_weights_shows_what_is_stored_of_an_unsupported_model(
     key: str, value: object, tmp_path: Path, capsys: Capture

@@ -157,7 +157,7 @@ def test_components_add_up_to_the_model() -> None:
     for entry in by_id().values():
         parts = entry.design.components
         assert sum(part.parameters for part in parts) == entry.design.parameters.theory, entry.id
-        assert sum(part.size_bytes for part in parts) == entry.design.tree.size_bytes, entry.id
+        assert sum(part.size_bytes or 0 for part in parts) == entry.design.tree.size_bytes, entry.id
         assert sum(part.share_basis_points for part in parts) == 10_000, entry.id
 
 

@@ -48,6 +48,10 @@ def weights(tensors: list[Tensor], padding: str = "") -> HubFile:
     return HubFile(head, total_bytes=len(head) + sum(tensor.size_bytes for tensor in tensors))
 
 
+# As a release that leaves every module as it is, so that the dense tensors are its files.
+MODELOPT = json.dumps(
+    {"quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8", "exclude_modules": ["*"]}}
+).encode()
 TENSORS = tensors_of(TINY_QWEN3)
 HALVES = (TENSORS[:9], TENSORS[9:])
 SHARD_NAMES = tuple(f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
@@ -86,6 +90,7 @@ def repositories() -> list[HubRepo]:
             "org/quantised",
             {**single, "config.json": CONFIG[:-1] + b', "quantization_config": {"quant_method": "aqlm"}}'},
         ),
+        HubRepo("org/modelopt", {**single, "hf_quant_config.json": MODELOPT}),
         HubRepo("org/empty", {"README.md": b"nothing"}),
         HubRepo("Qwen/Qwen3-0.6B", single),
     ]
@@ -282,6 +287,22 @@ def test_a_second_run_asks_for_nothing_and_a_later_one_for_the_listing(hub: HubS
         hub.forget()
         ask_json(hub, tmp_path, "params", f"{source}:org/sharded")
         assert len(hub.requests) == 1
+
+
+def test_a_quantisation_beside_the_configuration_takes_one_request_and_is_kept(hub: HubServer, tmp_path: Path) -> None:
+    hub.redirect_lfs = False
+    asking = ["--engine", "vllm", "--kv-budget", "1MiB", "--context", "16"]
+    for source in SOURCES:
+        hub.forget()
+        first = ask_json(hub, tmp_path, "fit", f"{source}:org/modelopt", *asking)
+        assert len(hub.requests) == 4
+        assert any("declared in hf_quant_config.json (modelopt)" in notice for notice in first["model"]["notices"])
+        # 2 layers of 2 x 2 x 16 numbers a token, of 8 bits: 512 blocks of 16 tokens.
+        assert first["kv_cache_tokens"] == 8_192
+        hub.forget()
+        again = ask_json(hub, tmp_path, "fit", f"{source}:org/modelopt", *asking)
+        assert (hub.requests, again["kv_cache_tokens"]) == ([], 8_192)
+        (tmp_path / ".cache" / "qwen-inspect").rename(tmp_path / source)  # the other hub's files are the same
 
 
 def test_a_new_commit_is_seen_and_only_its_new_files_are_fetched(hub: HubServer, tmp_path: Path) -> None:
@@ -508,7 +529,6 @@ def test_a_certificate_that_is_not_trusted_is_told_from_other_failures(
         ("hf:org/gap", None, 3, ["lacks 1 of its shards", SHARD_NAMES[0]]),
         ("hf:org/gguf", None, 6, ["model-Q4_K_M.gguf", "within its header"]),
         ("hf:org/empty", None, 3, ["neither config.json nor safetensors"]),
-        ("hf:org/quantised", None, 7, ["method 'aqlm' is not known", "weights command"]),
         ("org", None, 3, ["neither a path nor ORG/NAME"]),
         ("hf:../../etc", None, 3, ["neither a path nor ORG/NAME"]),
         ("hf:org/single@../x", None, 2, ["no name of a revision"]),
@@ -577,6 +597,9 @@ def test_quantised_and_pickled_repositories_are_named(hub: HubServer, tmp_path: 
     found = ask_json(hub, tmp_path, "weights", "hf:org/quantised")
     assert found["totals"]["elements"] == PARAMETERS
     assert any("method 'aqlm' is not known" in notice for notice in found["model"]["notices"])
+    shown = ask(hub, tmp_path, "params", "hf:org/quantised", "--format", "json")
+    assert (shown.code, "error: Quantisation method 'aqlm' is not known" in shown.err) == (7, True)
+    assert json.loads(shown.out)["parameters"]["theory"] == PARAMETERS
     pickled = ask_json(hub, tmp_path, "params", "hf:org/pickled")
     assert pickled["parameters"]["theory"] == PARAMETERS
     assert pickled["parameters"]["stored"] is None

@@ -23,6 +23,8 @@ from qwen_inspect.checkpoint import DType, Tensor
 from qwen_inspect.errors import MalformedError, QwenInspectError, UnsupportedError
 from qwen_inspect.loaders import catalog
 from qwen_inspect.pipeline import inspect
+from qwen_inspect.prediction import predict
+from qwen_inspect.report.memory import Run
 from qwen_inspect.report.model import Report
 from qwen_inspect.spec import Module, each_tensor
 
@@ -83,7 +85,7 @@ def test_bytes_of_releases_are_exact(
     assert report.known.quantised is not None
     assert report.known.quantised.total_bytes == size_bytes
     assert report.tree.size_bytes == size_bytes
-    assert sum(part.size_bytes for part in report.components) == size_bytes
+    assert sum(part.size_bytes or 0 for part in report.components) == size_bytes
 
 
 def test_elements_of_a_release_of_experts_are_exact() -> None:
@@ -546,7 +548,9 @@ def test_every_scheme_keeps_the_parameters_of_every_family(scheme: str, model: s
     found = packed.known.quantised
     assert found.parameters + found.other_parameters == dense.parameters.theory
     assert packed.tree.size_bytes == sum(tensor.size_bytes for tensor in packed.known.weights)
-    assert sum(part.size_bytes for part in components(packed.tree)) == packed.tree.size_bytes < dense.tree.size_bytes
+    assert (
+        sum(part.size_bytes or 0 for part in components(packed.tree)) == packed.tree.size_bytes < dense.tree.size_bytes
+    )
 
 
 def test_what_bitsandbytes_loads_is_predicted(tmp_path: Path) -> None:
@@ -591,34 +595,63 @@ COMPRESSED: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("quantization", "error", "key"),
     [
-        ({"quant_method": "aqlm"}, UnsupportedError, "quantised_unsupported"),
-        ({}, UnsupportedError, "quantised_unsupported"),
         (["awq"], MalformedError, "quantised_not_object"),
-        ({**AWQ, "version": "gemv"}, UnsupportedError, "quantised_option_unsupported"),
-        ({**AWQ, "bits": 3}, UnsupportedError, "quantised_option_unsupported"),
         ({**AWQ, "bits": "four"}, MalformedError, "config_not_integer"),
         ({**AWQ, "group_size": 0}, MalformedError, "config_out_of_range"),
         ({**AWQ, "group_size": 100}, MalformedError, "quantised_does_not_divide"),
         ({**AWQ, "modules_to_not_convert": "lm_head"}, MalformedError, "quantised_names"),
-        ({**AWQ, "modules_to_not_convert": ["(a+)+$"]}, UnsupportedError, "pattern_slow"),
         ({**AWQ, "modules_to_not_convert": ["a["]}, MalformedError, "pattern_malformed"),
-        ({**AWQ, "modules_to_not_convert": [".*.*.*.*.*x"]}, UnsupportedError, "pattern_slow"),
-        ({**GPTQ, "checkpoint_format": "marlin"}, UnsupportedError, "quantised_option_unsupported"),
-        ({**GPTQ, "dynamic": {"+:q_proj": {"bits": 8}}}, UnsupportedError, "quantised_option_unsupported"),
+        ({**GPTQ, "dynamic": ["-:q_proj"]}, MalformedError, "quantised_overrides"),
+        ({**GPTQ, "dynamic": {"+:q_proj": 8}}, MalformedError, "quantised_overrides"),
+        (
+            {"quant_method": "auto-round", "bits": 4, "extra_config": {"lm_head": 8}},
+            MalformedError,
+            "quantised_overrides",
+        ),
+        ({"bits": 4, "group_size": 0}, MalformedError, "config_out_of_range"),
         ({**FP8, "weight_block_size": [128]}, MalformedError, "quantised_block"),
         ({**FP8, "weight_block_size": [0, 128]}, MalformedError, "quantised_block"),
         ({"quant_method": "bitsandbytes"}, MalformedError, "quantised_bnb_bits"),
         ({**COMPRESSED, "config_groups": {}}, MalformedError, "quantised_groups"),
-        ({**COMPRESSED, "format": "marlin-24"}, UnsupportedError, "quantised_option_unsupported"),
-        ({**COMPRESSED, "sparsity_config": {"format": "sparse-24"}}, UnsupportedError, "quantised_option_unsupported"),
-        ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, UnsupportedError, "quantised_option_unsupported"),
     ],
 )
-def test_a_scheme_that_is_not_known_or_has_no_meaning_is_refused(
+def test_a_quantisation_that_has_no_meaning_is_refused(
     tmp_path: Path, quantization: Any, error: type[QwenInspectError], key: str
 ) -> None:
     with pytest.raises(error) as caught:
         quantised(tmp_path, QWEN3, quantization)
+    assert caught.value.message.key == key
+
+
+@pytest.mark.parametrize(
+    ("quantization", "key"),
+    [
+        ({"quant_method": "aqlm"}, "quantised_unsupported"),
+        ({}, "quantised_unsupported"),
+        ({**AWQ, "version": "gemv"}, "quantised_option_unsupported"),
+        ({**AWQ, "bits": 3}, "quantised_option_unsupported"),
+        ({**AWQ, "modules_to_not_convert": ["(a+)+$"]}, "pattern_slow"),
+        ({**AWQ, "modules_to_not_convert": [".*.*.*.*.*x"]}, "pattern_slow"),
+        ({**GPTQ, "checkpoint_format": "marlin"}, "quantised_option_unsupported"),
+        ({**GPTQ, "is_marlin_format": True}, "quantised_option_unsupported"),
+        ({**COMPRESSED, "format": "marlin-24"}, "quantised_option_unsupported"),
+        ({**COMPRESSED, "sparsity_config": {"format": "sparse-24"}}, "quantised_option_unsupported"),
+        ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "quantised_option_unsupported"),
+        ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}, "quantised_option_unsupported"),
+        ({"quant_method": "auto-round", "bits": 4, "data_type": "mx_fp"}, "quantised_option_unsupported"),
+    ],
+)
+def test_a_scheme_that_is_not_known_leaves_only_the_bytes_unknown(tmp_path: Path, quantization: Any, key: str) -> None:
+    report = quantised(tmp_path, QWEN3, quantization)
+    dense = inspect(str(write_config(tmp_path, QWEN3)))
+    assert report.known.unread is not None
+    assert report.known.unread.message.key == key
+    assert report.parameters.theory == dense.parameters.theory
+    assert report.parameters.unique is None
+    assert {part.size_bytes for part in report.components} == {None}
+    assert report.cache == dense.cache
+    with pytest.raises(UnsupportedError) as caught:  # there is no file whose bytes could be told
+        predict(report, Run())
     assert caught.value.message.key == key
 
 

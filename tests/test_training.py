@@ -53,7 +53,7 @@ def count(model: str, rank: int, *targets: str) -> tuple[int, int]:
     report = inspect(model)
     lora = lora_of(rank, targets_of(report.tree, report.spec, targets))
     trainable = sum(one.tensor.elements for one in matrices_of(report.tree, lora, report.spec.dtype))
-    return trainable, trainable + report.parameters.unique
+    return trainable, trainable + report.parameters.theory
 
 
 # --- trainable parameters

@@ -113,8 +113,10 @@ def against_adapter(trained: Sequence[TrainedTensor], stored: Sequence[Tensor]) 
             )
         elif other is not None and other.shape != tensor.shape:
             difference = tensor.elements - other.elements
-            shapes = {"expected": str(other.shape), "found": str(tensor.shape)}
-            unexplained.append(Unexplained(kind="reshaped", name=name, parameters=difference, **shapes))
+            expected_shape, shape = str(other.shape), str(tensor.shape)
+            unexplained.append(
+                Unexplained(kind="reshaped", name=name, parameters=difference, expected=expected_shape, found=shape)
+            )
     return Check(
         left="adapter",
         right="adapter_stored",

@@ -213,11 +213,26 @@ def _held(
     return held
 
 
-def stored_footprint(tensors: Iterable[Tensor], files: str) -> Footprint:
-    """What the files of a model of unknown architecture tell: the bytes of its tensors as stored."""
-    weights = sum(tensor.size_bytes for tensor in tensors)
-    steady = Moment(stage="load", weights=weights)
-    return _without_peak(method="stored", steady=steady, assumptions=(Message("assume_stored"),), provenance=files)
+def stored_footprint(
+    tensors: Iterable[Tensor],
+    files: str,
+    *,
+    tree: Module | None = None,
+    cache: CacheReport | None = None,
+    run: Run | None = None,
+) -> Footprint:
+    """What the files tell of a model that cannot be loaded as designed: the bytes of its tensors as stored.
+
+    tree, cache, run: of a model whose design is known and whose weights are not: its buffers and what its cache holds at the end.
+    """
+    steady = Moment(stage="load", weights=sum(tensor.size_bytes for tensor in tensors))
+    if tree is not None and run is not None and cache is not None and run.mode != "train":
+        used: Counter[str] = Counter()
+        for use, size_bytes in _held((), tree, cache, run):
+            used[use] += size_bytes
+        steady = replace(steady, buffers=used[BUFFER], cache=used["cache"], state=used["state"])
+    assumption = Message("assume_stored" if tree is None else "assume_unread")
+    return _without_peak(method="stored", steady=steady, assumptions=(assumption,), provenance=files)
 
 
 def _without_peak(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from ..checkpoint import BlockFormat, DType, Tensor
+from ..declarations import MODEL_DTYPES
 from ..errors import MalformedError
 from ..language import Message
 from ..quantisation import (
@@ -19,6 +20,8 @@ from ..quantisation import (
     CompressedNumbers,
     Fp8,
     Gptq,
+    Mlx,
+    ModelOptFp8,
     ModelOptNvfp4,
     Mxfp4Experts,
     Part,
@@ -30,7 +33,6 @@ from ..spec import Module, each_module, each_tensor
 from .accounting import StoredForm
 
 WORD_BITS = 32
-DENSE = (DType.BF16, DType.F16, DType.F32, DType.F64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +77,13 @@ def pack(tree: Module, quantisation: Quantisation, form: StoredForm, stored: Seq
     matrix does not divide into the scheme's groups, or a stored tensor has another shape than the scheme gives it.
     """
     found = None if stored is None else {tensor.name: tensor for tensor in stored}
+    if quantisation.method == "mlx":
+        form = _mlx_experts(form)
     if found is not None:
         form = _or_as_built(form, found)
     parts: dict[str, tuple[Part, ...]] = {}
     dense, kept = {}, {}
-    for matrix, built, linear in _matrices(tree, form):
+    for matrix, built, linear in _matrices(tree, form, every=quantisation.every_matrix):
         module = matrix.name.removesuffix(".weight")
         scheme = quantisation.scheme_of(*{module, built}) if linear or _takes_experts(quantisation) else None
         packed = None if scheme is None else _packed(matrix, scheme)
@@ -112,6 +116,8 @@ def as_stored(tree: Module, form: StoredForm, stored: Sequence[Tensor]) -> Packi
             same = found.get(expected.name)
             if same is None or same.shape != expected.shape:
                 continue  # the check of the files tells
+            if not isinstance(same.dtype, BlockFormat) and same.dtype not in MODEL_DTYPES:
+                continue
             if isinstance(same.dtype, BlockFormat):
                 parts[expected.name], dense[expected.name] = (Part(same, "packed"),), expected
             else:
@@ -121,12 +127,32 @@ def as_stored(tree: Module, form: StoredForm, stored: Sequence[Tensor]) -> Packi
     return Packing(parts=parts, dense=dense, kept=kept, form=form)
 
 
-def _matrices(tree: Module, form: StoredForm) -> Iterator[tuple[Tensor, str, bool]]:
+def _mlx_experts(form: StoredForm) -> StoredForm:
+    """`form`, but for fused experts as mlx-lm names them: three stacks (experts, output features, input features) a layer.
+
+    Source: mlx-lm 0.32, models/switch_layers.SwitchGLU; models/qwen3_moe.Model.sanitize
+    """
+
+    def stacked(tensor: Tensor) -> tuple[Tensor, ...]:
+        layer, experts, name = tensor.name.rpartition(".experts.")
+        if not experts or len(tensor.shape) != 3:
+            return form(tensor)
+        count, rows, columns = tensor.shape
+        stack = f"{layer}.switch_mlp"
+        if name == "gate_up_proj":
+            half = (count, rows // 2, columns)
+            return tuple(replace(tensor, name=f"{stack}.{one}_proj.weight", shape=half) for one in ("gate", "up"))
+        return (replace(tensor, name=f"{stack}.{name}.weight"),) if name == "down_proj" else form(tensor)
+
+    return stacked
+
+
+def _matrices(tree: Module, form: StoredForm, *, every: bool) -> Iterator[tuple[Tensor, str, bool]]:
     """Every matrix that a scheme could take, as files of the dense model name it; its module's name as transformers builds it,
-    or the fused experts'; and whether it is a linear module's.
+    or the fused experts'; and whether it is a linear module's. every: of embeddings and routers too, as if they were linear.
     """
     for prefix, module in each_module(tree):
-        linear = module.class_name == "Linear"
+        linear = module.class_name == "Linear" or (every and _is_matrix(module))
         if not linear and module.routed is None:
             continue
         for tensor in module.tensors:
@@ -134,6 +160,10 @@ def _matrices(tree: Module, form: StoredForm) -> Iterator[tuple[Tensor, str, boo
                 continue
             for matrix in form(Tensor(f"{prefix}.{tensor.name}", tensor.shape, tensor.dtype)):
                 yield matrix, prefix, linear
+
+
+def _is_matrix(module: Module) -> bool:
+    return len(module.tensors) == 1 and module.tensors[0].name == "weight" and len(module.tensors[0].shape) == 2
 
 
 def _takes_experts(quantisation: Quantisation) -> bool:
@@ -149,11 +179,10 @@ def _as_found(
 ) -> tuple[Part, ...] | None:
     """The parts as the files have them: None where they hold the matrix as it is, as configured where they hold neither."""
     same = found.get(matrix.name)
-    if same is not None and same.dtype in DENSE and same.shape == matrix.shape:
+    if same is not None and same.dtype in MODEL_DTYPES and same.shape == matrix.shape:
         return None
     if packed is None:
-        other = quantisation.groups[0].scheme
-        packed = _packed(matrix, other) if _could_be(matrix, other, found) else None
+        packed = _packed_all_the_same(matrix, quantisation, found)
         if packed is None:
             return None
     parts = []
@@ -177,11 +206,16 @@ def _as_found(
     return tuple(parts)
 
 
-def _could_be(matrix: Tensor, scheme: Scheme, found: Mapping[str, Tensor]) -> bool:
-    """Whether the files hold a matrix packed that the configuration leaves as it is."""
+def _packed_all_the_same(
+    matrix: Tensor, quantisation: Quantisation, found: Mapping[str, Tensor]
+) -> tuple[Part, ...] | None:
+    """The parts of a matrix that the configuration leaves as it is, where the files hold it packed in one of its schemes."""
     module = matrix.name.removesuffix(".weight")
-    marks = ("qweight", "weight_packed", "weight_scale", "weight_scale_inv", "SCB", "weight.absmax")
-    return not isinstance(scheme, Mxfp4Experts) and any(f"{module}.{mark}" in found for mark in marks)
+    marks = ("qweight", "weight_packed", "weight_scale", "weight_scale_inv", "SCB", "weight.absmax", "scales")
+    if not any(f"{module}.{mark}" in found for mark in marks):
+        return None
+    schemes = (scheme for scheme in reversed(quantisation.schemes) if not isinstance(scheme, Mxfp4Experts))
+    return next((packed for scheme in schemes if (packed := _packed(matrix, scheme)) is not None), None)
 
 
 # --- what holds one matrix -----------------------------------------------------------------------------------------
@@ -191,7 +225,7 @@ def _packed(matrix: Tensor, scheme: Scheme) -> tuple[Part, ...] | None:
     """The tensors that hold a matrix (..., output features, input features); None where the scheme takes none of its kind."""
     *experts, rows, columns = matrix.shape
     module = matrix.name.removesuffix(".weight")
-    if experts and not isinstance(scheme, Mxfp4Experts | Fp8):
+    if experts and not isinstance(scheme, Mxfp4Experts | Fp8 | Mlx):
         return None
     if not experts and isinstance(scheme, Mxfp4Experts):
         return None
@@ -212,16 +246,17 @@ def _packed(matrix: Tensor, scheme: Scheme) -> tuple[Part, ...] | None:
             )
         case Gptq(bits=bits, group_size=size):
             groups = -(-columns // (size or columns))  # the last group may be shorter
-            return (
+            parts = [
                 part("qweight", (_whole(matrix, columns * bits, WORD_BITS), rows), DType.I32, "packed"),
                 part("scales", (groups, rows), DType.F16, "scales"),
                 part("qzeros", (groups, _whole(matrix, rows * bits, WORD_BITS)), DType.I32, "zeros"),
-                part("g_idx", (columns,), DType.I32, "group_index", optional=True),
-            )
+            ]
+            if scheme.indexed:
+                parts.append(part("g_idx", (columns,), DType.I32, "group_index", optional=True))
+            return tuple(parts)
         case Fp8(block=block, static_inputs=static):
             scales = () if block is None else (-(-rows // block[0]), -(-columns // block[1]))
-            # Qwen's releases store the scales in bfloat16, DeepSeek's in float32.
-            scale = Tensor(f"{matrix.name}_scale_inv", (*experts, *scales), DType.F32 if block is None else DType.BF16)
+            scale = Tensor(f"{matrix.name}_scale_inv", (*experts, *scales), scheme.scale_dtype)
             inputs = (part("activation_scale", (), DType.F32, "scales", optional=True),) if static else ()
             return (Part(replace(matrix, dtype=DType.F8_E4M3), "packed"), Part(scale, "scales"), *inputs)
         case BnbInt8():
@@ -273,6 +308,25 @@ def _packed(matrix: Tensor, scheme: Scheme) -> tuple[Part, ...] | None:
                 part("weight_scale_2", (), DType.F32, "scales"),
                 part("input_scale", (), DType.F32, "scales", optional=True),
             )
+        case ModelOptFp8():
+            return (
+                part("weight", (rows, columns), DType.F8_E4M3, "packed"),
+                part("weight_scale", (), DType.F32, "scales"),
+                part("input_scale", (), DType.F32, "scales", optional=True),
+            )
+        case Mlx(bits=bits, group_size=size, mode=mode):
+            if columns % size:
+                return None  # mlx-lm leaves such a matrix as it is
+            groups = columns // size
+            words = _whole(matrix, columns * bits, WORD_BITS)
+            scale_dtype = matrix.dtype if mode == "affine" else DType.U8
+            parts = [
+                part("weight", (*experts, rows, words), DType.U32, "packed"),
+                part("scales", (*experts, rows, groups), scale_dtype, "scales"),
+            ]
+            if mode == "affine":
+                parts.append(part("biases", (*experts, rows, groups), matrix.dtype, "zeros"))
+            return tuple(parts)
         case Mxfp4Experts():
             # The module has (experts, inputs, outputs), the file (experts, outputs, inputs / 32, 16 bytes).
             blocks = (*experts, columns, _whole(matrix, rows, 32))
@@ -343,7 +397,7 @@ def weights_of(tree: Module, packed: Module, quantisation: Quantisation, packing
 
     packed: the tree as `packed_tree` has it.
     """
-    schemes = tuple(dict.fromkeys(describe(group.scheme) for group in quantisation.groups))
+    schemes = tuple(dict.fromkeys(map(describe, quantisation.schemes)))
     return _weights(tree, packed, packing, quantisation.method, schemes)
 
 
@@ -413,8 +467,14 @@ def describe(scheme: Scheme) -> Message:
             return Message("scheme_numbers", dtype=str(dtype))
         case CompressedFp4(group_size=size):
             return Message("scheme_fp4", size=size)
+        case ModelOptFp8():
+            return Message("scheme_fp8_tensor")
         case ModelOptNvfp4():
             return Message("scheme_fp4", size=16)
+        case Mlx(bits=bits, group_size=size, mode="affine"):
+            return Message("scheme_zeros", bits=bits, group=group(size))
+        case Mlx(bits=bits, group_size=size, mode=mode):
+            return Message("scheme_mlx", bits=bits, mode=mode, group=group(size))
         case Mxfp4Experts():
             return Message("scheme_mxfp4")
     raise AssertionError(scheme)  # mypy: an Fp8's block is None or a pair

@@ -9,6 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..checkpoint import BlockFormat, DType, Tensor
+from ..declarations import MODEL_DTYPES
+from ..errors import UnsupportedError
 from ..language import Message
 from ..report.counts import Cause, Check, Unexplained
 from .accounting import StoredForm
@@ -74,7 +76,9 @@ def against_files(
         expected = parts.get(tensor.name) or fused.get(tensor.name)
         if expected is not None:
             seen.add(tensor.name)
-            if tensor.dtype is not expected.dtype:
+            if _is_packed(tensor.dtype) and not _is_packed(expected.dtype):
+                unexplained.append(_repacked(expected, tensor))
+            elif tensor.dtype is not expected.dtype:
                 retyped[expected.dtype, tensor.dtype] += 1
             # A file may also hold it as the class does: an expert's matrices not transposed.
             if tensor.shape not in (expected.shape, shapes.get(tensor.name)):
@@ -130,6 +134,36 @@ def against_files(
         causes=tuple(causes),
         unexplained=tuple(unexplained),
     )
+
+
+def contradictions(check: Check) -> UnsupportedError | None:
+    """Why the files cannot hold the model that the configuration describes, by a check against them; None where they can.
+
+    Another shape or a packed number format is such a reason, and so are tensors in place of those of the same module, or packed
+    ones that nothing accounts for where others are missing. Tensors that are only missing or only added are none: transformers
+    loads such files, and says so.
+    """
+    missing = [item for item in check.unexplained if item.kind == "missing"]
+    lacking = {item.name.rpartition(".")[0] for item in missing}
+    against = [item for item in check.unexplained if item.kind in ("reshaped", "retyped")]
+    for item in check.unexplained:
+        if item.kind == "unexpected" and missing and (item.packed or item.name.rpartition(".")[0] in lacking):
+            against.append(item)
+    if not against:
+        return None
+    first = against[0]
+    return UnsupportedError(
+        "files_contradict",
+        count=len(against),
+        name=first.name,
+        expected=first.expected or Message("nothing"),
+        found=first.found or "–",
+    )
+
+
+def _is_packed(dtype: DType | BlockFormat) -> bool:
+    """Whether numbers of this format are no weights as they stand: integers, and floats of 8 bits and less, need scales."""
+    return dtype not in MODEL_DTYPES and not isinstance(dtype, BlockFormat)
 
 
 def _in_other_form(name: str, forms: Sequence[tuple[Tensor, ...]], seen: set[str]) -> list[Cause]:
@@ -234,7 +268,19 @@ def _missing(tensor: Tensor) -> Unexplained:
 
 
 def _unexpected(tensor: Tensor) -> Unexplained:
-    return Unexplained(kind="unexpected", name=tensor.name, parameters=tensor.elements, found=str(tensor.shape))
+    return Unexplained(
+        kind="unexpected",
+        name=tensor.name,
+        parameters=tensor.elements,
+        found=str(tensor.shape),
+        packed=_is_packed(tensor.dtype),
+    )
+
+
+def _repacked(expected: Tensor, found: Tensor) -> Unexplained:
+    return Unexplained(
+        kind="retyped", name=found.name, parameters=0, expected=str(expected.dtype), found=str(found.dtype)
+    )
 
 
 def _reshaped(expected: Tensor, found: Tensor) -> Unexplained:

@@ -6,10 +6,11 @@ Source: transformers 5.23, utils/quantization_config.py and quantizers/; compres
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..checkpoint import DTYPE_OF_TORCH_NAME, DType
+from ..declarations import KEY
 from ..errors import MalformedError, UnsupportedError, UsageError
 from ..quantisation import (
     Awq,
@@ -20,6 +21,8 @@ from ..quantisation import (
     CompressedNumbers,
     Fp8,
     Gptq,
+    Mlx,
+    ModelOptFp8,
     ModelOptNvfp4,
     ModuleTest,
     Mxfp4Experts,
@@ -30,6 +33,7 @@ from ..quantisation import (
 from .patterns import safe_pattern
 from .reading import flag, integer, optional_integer, shown
 
+FAMILY = "family of the model"  # a key that no configuration has
 HEAD, SHARED_GATE = "lm_head", "shared_expert_gate"
 MOST_PATTERNS = 100_000
 LITERAL = re.compile(r"[\w.\-]+")
@@ -40,7 +44,7 @@ def read_quantisation(config: Mapping[str, Any]) -> Quantisation | None:
 
     Raises UnsupportedError for a method or layout that is not known, MalformedError for values that have no meaning.
     """
-    found = config.get("quantization_config")
+    found = config.get(KEY)
     if found is None:
         return None
     if not isinstance(found, Mapping):
@@ -48,15 +52,22 @@ def read_quantisation(config: Mapping[str, Any]) -> Quantisation | None:
     method = found.get("quant_method")
     if method is None and ("load_in_4bit" in found or "load_in_8bit" in found):
         method = "bitsandbytes"  # files of before transformers 4.34 do not name it
+    if method == "intel/auto-round":
+        method = "auto-round"  # as its versions before 0.3 wrote it
     if not isinstance(method, str) or method not in METHODS:
         raise UnsupportedError("quantised_unsupported", found=shown(method), known=", ".join(METHODS))
-    return METHODS[method]({**found, "model_type": method})  # which errors name
+    # Errors name `model_type`, which is the method's here.
+    return METHODS[method]({**found, "model_type": method, FAMILY: config.get("model_type")})
 
 
 # --- one function a method -----------------------------------------------------------------------------------------
 
 
 def _awq(found: Mapping[str, Any]) -> Quantisation:
+    """AutoAWQ's own quant_config.json names bits and group otherwise. Source: vLLM 0.19, AWQConfig.from_config."""
+    for key, old in (("bits", "w_bit"), ("group_size", "q_group_size")):
+        if key not in found and old in found:
+            found = {**found, key: found[old]}
     layout = found.get("version", found.get("format", "gemm"))
     _known("version", layout, ("gemm", "GEMM"))
     scheme = Awq(bits=_bits(found, (4, 8)), group_size=_group_size(found))
@@ -66,25 +77,150 @@ def _awq(found: Mapping[str, Any]) -> Quantisation:
 def _gptq(found: Mapping[str, Any]) -> Quantisation:
     _known("checkpoint_format", found.get("checkpoint_format", found.get("format", "gptq")), ("gptq", "gptq_v2"))
     _known("pack_dtype", found.get("pack_dtype", "int32"), ("int32",))
-    for key in ("dynamic", "is_marlin_format"):
-        if found.get(key):
-            raise UnsupportedError("quantised_option_unsupported", key=key, found=shown(found[key]), known="–")
-    scheme = Gptq(bits=_bits(found, (2, 3, 4, 8)), group_size=_group_size(found))
+    if found.get("is_marlin_format"):
+        raise UnsupportedError("quantised_option_unsupported", key="is_marlin_format", found="true", known="–")
+    scheme = Gptq(bits=_bits(found, GPTQ_BITS), group_size=_group_size(found))
     skipped = [] if flag(found, "lm_head", default=False) else [HEAD]
     # Of a decoder's linear layers the gate of the shared expert alone is left. Source: GPTQModel, Qwen2MoeQModel.module_tree.
-    return _single("gptq", scheme, [*skipped, *_names(found, "modules_to_not_convert"), SHARED_GATE])
+    skips = _skipped([*skipped, *_names(found, "modules_to_not_convert"), SHARED_GATE])
+    groups = (*_dynamic(found), SchemeGroup(takes=_always, scheme=scheme))
+    return Quantisation(method="gptq", groups=groups, skips=skips)
+
+
+def _dynamic(found: Mapping[str, Any]) -> Iterator[SchemeGroup]:
+    """GPTQModel's rules by module, the first that matches deciding: "-:" leaves the module as it is, any other changes its bits.
+
+    A plain name is that module's, anything else a regular expression from the name's start.
+    Source: GPTQModel 7.7, quantization/config.py, _resolve_dynamic_override
+    """
+    rules = found.get("dynamic") or {}
+    if not isinstance(rules, Mapping) or len(rules) > MOST_PATTERNS:
+        raise MalformedError("quantised_overrides", key="dynamic", found=shown(rules))
+    for rule, changes in rules.items():
+        name = rule[2:] if rule[:2] in ("-:", "+:") else rule
+        takes = _named_or_matched(name)
+        if rule.startswith("-:"):
+            yield SchemeGroup(takes=takes, scheme=None)
+            continue
+        if not isinstance(changes, Mapping):
+            raise MalformedError("quantised_overrides", key="dynamic", found=shown(changes))
+        own = {**found, **changes}
+        yield SchemeGroup(takes=takes, scheme=Gptq(bits=_bits(own, GPTQ_BITS), group_size=_group_size(own)))
+
+
+def _auto_round(found: Mapping[str, Any]) -> Quantisation:
+    """AutoRound packs as GPTQ does, without the groups' order, or as AWQ; bits above 8 leave a module as it is.
+
+    Linear layers outside of the blocks, the head above all, are quantised only where `extra_config` names them.
+    Source: auto-round 0.16, inference/convert_model.py, get_layer_config and convert_hf_model; auto_round_extension/torch,
+    qlinear_torch.QuantLinear
+    """
+    packing = str(found.get("packing_format", "auto_round:auto_gptq")).removeprefix("auto_round:").removeprefix("auto_")
+    _known("packing_format", packing, ("gptq", "awq", "auto"))
+    _known("data_type", found.get("data_type", "int"), ("int",))
+
+    def scheme(part: Mapping[str, Any]) -> Scheme | None:
+        if type(part.get("bits")) is int and part["bits"] > 8:
+            return None
+        size = _group_size(part)
+        if packing == "awq":
+            return Awq(bits=_bits(part, (4,)), group_size=size)
+        return Gptq(bits=_bits(part, (2, 3, 4, 8)), group_size=size, indexed=False)
+
+    overrides = found.get("extra_config") or {}
+    if not isinstance(overrides, Mapping) or len(overrides) > MOST_PATTERNS:
+        raise MalformedError("quantised_overrides", key="extra_config", found=shown(overrides))
+    if not all(isinstance(part, Mapping) for part in overrides.values()):
+        raise MalformedError("quantised_overrides", key="extra_config", found=shown(overrides))
+    by_name = {name: scheme({**found, **part}) for name, part in overrides.items() if part}
+    literal = {name: own for name, own in by_name.items() if LITERAL.fullmatch(name)}
+    groups = [
+        SchemeGroup(takes=frozenset(name for name in literal if literal[name] == own).__contains__, scheme=own)
+        for own in dict.fromkeys(literal.values())
+    ]
+    groups += [SchemeGroup(takes=_searched(name), scheme=own) for name, own in by_name.items() if name not in literal]
+    return Quantisation(
+        method="auto-round",
+        groups=(*groups, SchemeGroup(takes=_in_blocks(found), scheme=scheme(found))),
+        skips=_skipped(_names(found, "modules_to_not_convert")),
+    )
+
+
+def _in_blocks(found: Mapping[str, Any]) -> ModuleTest:
+    """Whether a module lies in a block that AutoRound quantises: those named, else every numbered layer."""
+    blocks = found.get("block_name_to_quantize", found.get("to_quant_block_names"))
+    names = blocks.split(",") if isinstance(blocks, str) else blocks
+    if names is None:
+        return lambda module: any(part.isdecimal() for part in module.split("."))
+    flat = (
+        [name for part in names for name in (part if isinstance(part, list) else [part])]
+        if isinstance(names, list)
+        else []
+    )
+    if not flat or not all(isinstance(name, str) for name in flat):
+        raise MalformedError("quantised_names", key="block_name_to_quantize", found=shown(blocks))
+    starts = tuple(name.strip() for name in flat)
+    return lambda module: module.startswith(starts)
+
+
+def _mlx(found: Mapping[str, Any]) -> Quantisation:
+    """mlx-lm quantises linear layers, embeddings and routers alike, and lists each layer that differs by its name.
+
+    Source: mlx-lm 0.32, utils.quantize_model and load_model
+    """
+
+    def scheme(part: Mapping[str, Any]) -> Scheme:
+        mode = part.get("mode", "affine")
+        _known("mode", mode, tuple(MLX_DEFAULTS))
+        size, bits = MLX_DEFAULTS[mode]
+        part = {"model_type": "mlx", "group_size": size, "bits": bits, **part}
+        chosen = integer(part, "group_size", at_most=1 << 16)
+        return Mlx(bits=_bits(part, (2, 3, 4, 5, 6, 8)), group_size=chosen, mode=mode)
+
+    own: dict[str, Scheme | None] = {}
+    for name, part in found.items():
+        if isinstance(part, Mapping):
+            own[name] = scheme(part)
+        elif part is False:
+            own[name] = None
+    groups = [
+        SchemeGroup(takes=frozenset(name for name in own if own[name] == kind).__contains__, scheme=kind)
+        for kind in dict.fromkeys(own.values())
+    ]
+    return Quantisation(
+        method="mlx",
+        groups=(*groups, SchemeGroup(takes=_always, scheme=scheme(found))),
+        skips=_skipped([]),
+        every_matrix=True,
+    )
 
 
 def _fp8(found: Mapping[str, Any]) -> Quantisation:
     _known("fmt", found.get("fmt", "e4m3"), ("e4m3", "float8_e4m3fn"))
-    _known("scale_fmt", found.get("scale_fmt") or "float", ("float",))
+    # How the scales are rounded; what they are stored in the files tell, or the release's family.
+    _known("scale_fmt", found.get("scale_fmt") or "float", ("float", "ue8m0"))
     activation = found.get("activation_scheme", "dynamic")
     _known("activation_scheme", activation, ("dynamic", "static"))
     block = found.get("weight_block_size", (128, 128))
     if block is not None and not _is_block(block):
         raise MalformedError("quantised_block", found=shown(block))
-    scheme = Fp8(block=None if block is None else (block[0], block[1]), static_inputs=activation == "static")
+    scheme = Fp8(
+        block=None if block is None else (block[0], block[1]),
+        scale_dtype=_fp8_scale_dtype(found, block),
+        static_inputs=activation == "static",
+    )
     return _single("fp8", scheme, [HEAD, *_names(found, "modules_to_not_convert")])
+
+
+def _fp8_scale_dtype(found: Mapping[str, Any], block: object) -> DType:
+    """What the scales are stored in, where no file tells.
+
+    Source: README_WEIGHTS.md of DeepSeek-V3; the published bytes of Qwen3-0.6B-FP8 for others in blocks; transformers 5.23,
+    integrations/finegrained_fp8.py, for exponents of 8 bits (ue8m0)
+    """
+    if block is None or str(found[FAMILY]).startswith("deepseek"):
+        return DType.F32
+    return DType.F8_E8M0 if found.get("scale_fmt") == "ue8m0" else DType.BF16
 
 
 def _bitsandbytes(found: Mapping[str, Any]) -> Quantisation:
@@ -114,11 +250,11 @@ def _modelopt(found: Mapping[str, Any]) -> Quantisation:
     inner = found.get("quantization", found)
     if not isinstance(inner, Mapping):
         raise MalformedError("quantised_not_object", found=shown(inner))
-    _known("quant_algo", inner.get("quant_algo"), ("NVFP4",))
+    _known("quant_algo", inner.get("quant_algo"), tuple(MODELOPT))
     names = [*_names(inner, "ignore"), *_names(inner, "exclude_modules")]
     # Wildcards as in fnmatch: `model.layers.0*` takes whatever follows.
     patterns = ["re:" + re.escape(name).replace(r"\*", ".*") + "$" if "*" in name else name for name in names]
-    return _single("modelopt", ModelOptNvfp4(), patterns)
+    return _single("modelopt", MODELOPT[str(inner["quant_algo"])], patterns)
 
 
 def _compressed_tensors(found: Mapping[str, Any]) -> Quantisation:
@@ -198,6 +334,10 @@ def _compressed_fp4(weights: Mapping[str, Any], static: bool) -> Scheme:
     )
 
 
+GPTQ_BITS = (2, 3, 4, 8)
+MODELOPT: Mapping[str, Scheme] = {"NVFP4": ModelOptNvfp4(), "FP8": ModelOptFp8()}
+# Group size and bits of each mode where a configuration names none. Source: mlx-lm 0.32, utils.quantize_model
+MLX_DEFAULTS: Mapping[str, tuple[int, int]] = {"affine": (64, 4), "mxfp4": (32, 4), "nvfp4": (16, 4), "mxfp8": (32, 8)}
 COMPRESSED: Mapping[str, Callable[[Mapping[str, Any], bool], Scheme]] = {
     "pack-quantized": _compressed_integers,
     "int-quantized": _compressed_numbers,
@@ -215,6 +355,8 @@ METHODS: Mapping[str, Callable[[Mapping[str, Any]], Quantisation]] = {
     "compressed-tensors": _compressed_tensors,
     "mxfp4": _mxfp4,
     "modelopt": _modelopt,
+    "auto-round": _auto_round,
+    "mlx": _mlx,
 }
 
 
@@ -310,6 +452,20 @@ def _anchored(names: Sequence[str]) -> ModuleTest:
     return lambda module: module in named or any(pattern.match(module) for pattern in patterns)
 
 
+def _named_or_matched(name: str) -> ModuleTest:
+    """A plain name: that module alone. Anything else: a regular expression from a module's start."""
+    if LITERAL.fullmatch(name):
+        return lambda module: module == name
+    pattern = re.compile(safe_pattern(name))
+    return lambda module: pattern.match(module) is not None
+
+
+def _searched(name: str) -> ModuleTest:
+    """A regular expression anywhere in a module's name."""
+    pattern = re.compile(safe_pattern(name))
+    return lambda module: pattern.search(module) is not None
+
+
 def _ancestors(module: str) -> list[str]:
     """`a.b.c` -> `a`, `a.b`, `a.b.c`."""
     parts = module.split(".")
@@ -341,9 +497,29 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def preset(name: str, group_size: int | None) -> Mapping[str, Any]:
-    """The `quantization_config` that `name` of PRESETS stands for; UsageError where its groups have a fixed size."""
+# What Qwen's own GPTQ releases of hybrids leave: all of attention, linear or not, and the shared expert.
+# Source: quantization_config of Qwen3.5-35B-A3B-GPTQ-Int4
+GPTQ_HYBRID: Mapping[str, Any] = {
+    "lm_head": {},
+    "model.language_model.embed_tokens": {},
+    "-:.*attn.*": {},
+    "-:.*shared_expert.*": {},
+    "-:.*mtp.*": {},
+    "-:.*visual.*": {},
+}
+
+
+def preset(name: str, group_size: int | None, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The `quantization_config` that `name` of PRESETS stands for of the model of `config`, as its publisher would write it.
+
+    UsageError where its groups have a fixed size.
+    """
     chosen = dict(PRESETS[name])
+    if chosen["quant_method"] == "gptq" and str(config.get("model_type")).startswith("qwen3_5"):
+        chosen = {
+            **{key: value for key, value in chosen.items() if key != "modules_to_not_convert"},
+            "dynamic": GPTQ_HYBRID,
+        }
     if "group_size" in chosen:
         chosen["group_size"] = group_size or DEFAULT_GROUP_SIZE
     elif group_size is not None:

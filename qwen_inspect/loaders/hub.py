@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..checkpoint import Checkpoint, ModelRef, StoredFile, Tensor
+from ..declarations import FILES, declares_quantisation
 from ..errors import MalformedError, NetworkError, NotFoundError, QwenInspectError
 from ..language import Message
 from . import adapter, gguf_header, header_cache, local
@@ -98,6 +99,9 @@ def load_kept(hub: Hub, ref: ModelRef, notice: Message) -> Checkpoint | None:
     if not all(file.key and header_cache.holds(file.key) for file in _needed(listing, ref)):
         return None
     config = _config(hub, ref.id, listing, Deadline.after(1))
+    beside = _quantisation_file(listing, config)
+    if beside is not None and not (beside.key and header_cache.holds(beside.key)):
+        return None
     checkpoint = _checkpoint(hub, ref, listing, config, Deadline.after(1), lambda done, total: None)
     return replace(checkpoint, notices=(*checkpoint.notices, notice))
 
@@ -244,6 +248,8 @@ def _checkpoint(
         notices.append(_no_weights(listing, config, ref.id))
     headers = _headers(hub, ref.id, listing, files, deadline, progress)
     tensors = tuple(tensor for _, found in headers for tensor in found)
+    beside = _quantisation_file(listing, config)
+    declared = None if beside is None else _config(hub, ref.id, listing, deadline, name=beside.name)
     if len({tensor.name for tensor in tensors}) != len(tensors):
         raise MalformedError("tensor_in_two_files", tensor=local.first_repeated(tensors))
     return Checkpoint(
@@ -251,8 +257,16 @@ def _checkpoint(
         config=config,
         tensors=tensors if files else None,
         files=tuple(StoredFile(file.name, size, file.sha256) for file, (size, _) in zip(files, headers, strict=True)),
+        quantisation_file=None if beside is None or declared is None else (beside.name, declared),
         notices=tuple(notices),
     )
+
+
+def _quantisation_file(listing: Listing, config: Mapping[str, Any] | None) -> ListedFile | None:
+    """The file beside config.json that says how the weights are quantised, where config.json does not."""
+    if config is None or declares_quantisation(config):
+        return None
+    return next((file for name in FILES if (file := listing.file(name)) is not None), None)
 
 
 def _adapter_checkpoint(hub: Hub, ref: ModelRef, listing: Listing, deadline: Deadline) -> Checkpoint:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..checkpoint import Checkpoint, ModelRef, StoredFile, Tensor
+from ..declarations import FILES, declares_quantisation
 from ..errors import MalformedError, NotFoundError, UnsupportedError
 from ..language import Message
 from . import adapter, gguf_header
@@ -27,7 +28,15 @@ INDEX_NAME = "model.safetensors.index.json"
 def load(ref: ModelRef, *, partial: bool) -> Checkpoint:
     """Everything that can be read at `ref.path`. With `partial`, missing shards are recorded instead of refused."""
     assert ref.path is not None
-    path = ref.path
+    checkpoint = _load(ref, ref.path, partial=partial)
+    directory = ref.path if os.path.isdir(ref.path) else ref.path.parent
+    if checkpoint.config is None or checkpoint.gguf or declares_quantisation(checkpoint.config):
+        return checkpoint
+    name = next((name for name in FILES if os.path.isfile(directory / name)), None)
+    return checkpoint if name is None else replace(checkpoint, quantisation_file=(name, read_config(directory / name)))
+
+
+def _load(ref: ModelRef, path: Path, *, partial: bool) -> Checkpoint:
     if os.path.isdir(path):
         return _load_directory(ref, path, partial=partial)
     if not os.path.exists(path):

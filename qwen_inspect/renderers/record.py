@@ -32,7 +32,7 @@ def figures(whole: WholeReport) -> dict[str, Figure]:
     """Every figure under a name such as "memory.8192.peak.cache_bytes"; None where it is unknown."""
     report = whole.report
     counts = report.parameters
-    config = report.config or {}
+    config = report.written or {}
     return {
         # One level, so that a key of the configuration cannot be taken for a figure.
         **{f"config.{key}": _plain(config[key]) for key in sorted(config)},

@@ -15,7 +15,8 @@ class ParameterCounts:
 
     theory: predicted from the configuration, tied weights once. instantiated: what transformers builds. stored: elements
     in the files, tied copies included. stored_predicted: the same as the release's layout predicts it. unique: parameters
-    in the files, tied copies once; by theory where no file was read. active: None where it cannot be told. buffers: elements that
+    in the files, tied copies once; by theory where no file was read; None where the files cannot be read as this model.
+    active: None where it cannot be told. buffers: elements that
     no training changes.
     """
 
@@ -23,7 +24,7 @@ class ParameterCounts:
     instantiated: int | None
     stored: int | None
     stored_predicted: int | None
-    unique: int
+    unique: int | None
     active: int | None
     embedding: int
     head: int
@@ -37,11 +38,14 @@ class ParameterCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Component:
-    """A row of the statistics. `share_basis_points`: hundredths of a per cent, which add up to 10,000 over all rows."""
+    """A row of the statistics. `share_basis_points`: hundredths of a per cent, which add up to 10,000 over all rows.
+
+    size_bytes: None where it is not known how the files hold the weights.
+    """
 
     name: str
     parameters: int
-    size_bytes: int
+    size_bytes: int | None
     share_basis_points: int
     tied_to: str | None
 
@@ -58,13 +62,17 @@ class Cause:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unexplained:
-    """A tensor that nothing accounts for. kind: "missing", "unexpected", "reshaped" or "retyped"."""
+    """A tensor that nothing accounts for. kind: "missing", "unexpected", "reshaped" or "retyped".
+
+    packed: of an unexpected one, whether its number format is one that only packed weights have.
+    """
 
     kind: str
     name: str
     parameters: int
     expected: str | None = None
     found: str | None = None
+    packed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,8 @@ class Design:
 
     attention, cache: None where what transformers caches is not settled; cache_refusal says why, as an error that a command
     raises which needs them. quantised: None where it is not. weights: what a model loaded as stored holds of them, None where
-    that is the tree's tensors.
+    that is the tree's tensors. unread: why the bytes of the weights are not known, though the design is: a quantisation that is
+    not known, or files that contradict the configuration; an error that a command raises which needs them.
     """
 
     spec: ModelSpec
@@ -41,18 +42,21 @@ class Design:
     weights: tuple[Tensor, ...] | None = None
     adapter: AdapterWeights | None = None
     cache_refusal: QwenInspectError | None = None
+    unread: QwenInspectError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """A model's identity, what is stored, and its design (None where the architecture is unknown; notices say why).
 
-    refusal: why there is no design, as an error that a command raises which needs one. tensors: as stored, or as a release's
+    refusal: why there is no design, as an error that a command raises which needs one. config: with dtype and quantisation under
+    transformers' own keys, wherever they were read; written: as it stands in config.json. tensors: as stored, or as a release's
     layout predicts them where `tensors_origin` is "theory"; None where neither is known. generation: None unless asked for.
     """
 
     ref: ModelRef
     config: Mapping[str, Any] | None
+    written: Mapping[str, Any] | None
     tensors: tuple[Tensor, ...] | None
     tensors_origin: str | None
     files: tuple[StoredFile, ...]

@@ -57,6 +57,7 @@ TEXT = {
     "assume_context": "The CUDA context lies outside the allocator and was not measured: it is not part of any figure here",
     "no_trace": "No peak can be told: {reason}",
     "assume_cache_format": "The cache is counted in {format} by formula. transformers' own cache holds the model's dtype, so no trace tells what runs beside such a cache",
+    "assume_unread": "How the files hold the weights is not known: they are counted as stored, and a peak cannot be told",
     "assume_stored": "The architecture is not known here: the weights are counted as stored, and nothing else can be told",
     "method_stored": "stored",
     "context_beyond": "{tokens:,} tokens are more than the {limit:,} that the model's positions are made for",

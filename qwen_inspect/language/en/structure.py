@@ -22,6 +22,7 @@ TEXT = {
     "scheme_bnb4": "{kind}: 4-bit codes, a scale for 64 of them",
     "scheme_bnb4_double": "{kind}: 4-bit codes, a scale for 64 of them, the scales quantised to 8 bits",
     "scheme_numbers": "a number of {dtype} for each parameter",
+    "scheme_mlx": "{bits}-bit floats ({mode}), 8-bit scales, {group}",
     "scheme_fp4": "4-bit floats, an 8-bit scale for {size} of them",
     "scheme_mxfp4": "experts alone: 4-bit floats, an 8-bit exponent for 32 of them",
     "scheme_ggml": "{format} ({tensors:,} tensors, {parameters:,} parameters)",

@@ -59,6 +59,7 @@ TEXT = {
     "field_source": "Source",
     "field_dtype": "Parameter dtype",
     "field_device": "Device",
+    "unique_by_theory": "{parameters:,} ({short}) by theory; the files cannot be read as this model",
     "field_unique": "Unique parameters",
     "field_stored": "Stored elements",
     "field_active": "Active parameters per token",

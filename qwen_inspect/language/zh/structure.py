@@ -22,6 +22,7 @@ TEXT = {
     "scheme_bnb4": "{kind}：4 位编码，每 64 个一个缩放系数",
     "scheme_bnb4_double": "{kind}：4 位编码，每 64 个一个缩放系数，缩放系数再量化为 8 位",
     "scheme_numbers": "每个参数一个 {dtype} 数值",
+    "scheme_mlx": "{bits} 位浮点数（{mode}），8 位缩放系数，{group}",
     "scheme_fp4": "4 位浮点数，每 {size} 个一个 8 位缩放系数",
     "scheme_mxfp4": "仅专家：4 位浮点数，每 32 个一个 8 位指数",
     "scheme_ggml": "{format}（{tensors:,} 个张量，{parameters:,} 个参数）",

@@ -59,6 +59,7 @@ TEXT = {
     "field_source": "来源",
     "field_dtype": "参数数据类型",
     "field_device": "设备",
+    "unique_by_theory": "{parameters:,}（{short}），理论值；文件无法按该模型解读",
     "field_unique": "参数量（去重后）",
     "field_stored": "文件中存储的元素数",
     "field_active": "每个 token 激活的参数量",

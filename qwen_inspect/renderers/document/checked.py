@@ -8,6 +8,7 @@ from ...language import Language
 from ...report.whole import Drift, Expectation, Figure, ReportCheck, WholeReport
 from ...units import count, short_count, size
 from ..blocks import Block, Heading, Items, Paragraph, Table
+from .common import unique_parameters
 
 MOST_DRIFTS = 20
 LONGEST_FIGURE = 80
@@ -65,7 +66,7 @@ def summary_blocks(
 def _key_figures(whole: WholeReport, say: Language) -> Table:
     report = whole.report
     counts = report.parameters
-    rows = [(say("field_unique"), f"{count(counts.unique)} ({short_count(counts.unique)})")]
+    rows = [(say("field_unique"), unique_parameters(report, say))]
     if counts.active not in (None, counts.theory):
         rows.append((say("field_active"), f"{count(counts.active)} ({short_count(report.tree.active_parameters)})"))
     rows += [

@@ -54,15 +54,24 @@ def component_table(report: Report, say: Language) -> Table:
         ]
         for part in report.components
     ]
-    total = [say("total"), f"{count(report.tree.parameters)} ({mib(report.tree.size_bytes)} MiB)", percent(10_000)]
+    whole_bytes = report.tree.size_bytes if report.known.unread is None else None
+    total = [say("total"), f"{count(report.tree.parameters)} ({mib(whole_bytes)} MiB)", percent(10_000)]
     return Table(
         [say("column_component"), say("column_parameters"), say("column_share")], [*rows, total], "lrr", totals=1
     )
 
 
+def unique_parameters(report: Report, say: Language) -> str:
+    """The count by the files, or by theory, which is said where the files cannot be read as this model."""
+    counts = report.parameters
+    if counts.unique is None:
+        return say("unique_by_theory", parameters=counts.theory, short=short_count(counts.theory))
+    return f"{count(counts.unique)} ({short_count(counts.unique)})"
+
+
 def parameter_fields(report: Report, say: Language) -> Fields:
     counts = report.parameters
-    rows = [(say("field_unique"), f"{count(counts.unique)} ({short_count(counts.unique)})")]
+    rows = [(say("field_unique"), unique_parameters(report, say))]
     if counts.stored is not None:
         rows.append((say("field_stored"), say("stored_elements", elements=counts.stored)))
     elif counts.stored_predicted is not None:

@@ -90,7 +90,7 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
         identity(report, say),
         *notices(report, say),
     ]
-    config = report.config or {}
+    config = report.written or {}
     if not view.explain:
         return [*head, key_table(config, say)]
     if report.spec.built:

@@ -133,7 +133,7 @@ def decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def configuration_table(report: Report, say: Language) -> Table:
-    config = decoder_config(report.config or {})
+    config = decoder_config(report.written or {})
     rope = config.get("rope_parameters")
     values = {
         **({"rope_theta": rope["rope_theta"]} if isinstance(rope, dict) and "rope_theta" in rope else {}),

@@ -41,7 +41,7 @@ def blocks(whole: WholeReport, say: Language, view: View) -> Sequence[Block]:
         Heading(say("heading_findings")),
         Items(findings(whole, say)),
         Heading(say("heading_config_explained")),
-        *nested(explained(report, report.config or {}, say)),
+        *nested(explained(report, report.written or {}, say)),
         *([] if report.spec.built else nested(techniques(report, say))),
         Heading(say("heading_figure")),
         architecture(whole, say),

@@ -10,4 +10,4 @@ from .common import model_content
 
 
 def content(report: Report, say: Language) -> dict[str, Any]:
-    return {"model": model_content(report, say), "config": dict(report.config or {})}
+    return {"model": model_content(report, say), "config": dict(report.written or {})}

@@ -25,22 +25,26 @@ def structure_content(report: Report, say: Language) -> dict[str, Any]:
     return {
         **parameters_content(report, say),
         **(attention_content(report) if report.settled else unsettled),
-        "config": dict(report.config or {}),
-        "tree": _tree(report.tree, active_known=report.parameters.active is not None),
+        "config": dict(report.written or {}),
+        "tree": _tree(
+            report.tree,
+            active_known=report.parameters.active is not None,
+            bytes_known=report.known.unread is None,
+        ),
         "generation": None if report.generation is None else _generation(report.generation),
     }
 
 
-def _tree(module: Module, *, active_known: bool) -> dict[str, Any]:
+def _tree(module: Module, *, active_known: bool, bytes_known: bool) -> dict[str, Any]:
     return {
         "name": module.label,
         "class": module.class_name,
         "parameters": module.parameters,
         "active_parameters": module.active_parameters if active_known else None,
-        "bytes": module.size_bytes,
+        "bytes": module.size_bytes if bytes_known else None,
         "repeats": module.repeats,
         "tied_to": module.tied_to,
-        "children": [_tree(child, active_known=active_known) for child in module.children],
+        "children": [_tree(child, active_known=active_known, bytes_known=bytes_known) for child in module.children],
     }
 
 

@@ -1,0 +1,126 @@
+"""What a checkpoint says of its numbers: their dtype and how they are quantised, in every place where releases say it.
+
+`settled` writes both into the configuration where transformers' own keys stand, so that only this module knows the places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from .checkpoint import Checkpoint, DType, Tensor
+from .language import Message
+
+# Files beside config.json that say how the weights are quantised, and the method where their content names none.
+# Source: vLLM 0.19, get_config_filenames of modelopt.py, gptq.py and awq.py in model_executor/layers/quantization; mlx-lm 0.32,
+# utils.load_model, for the first.
+FILES: Mapping[str, str] = {
+    "hf_quant_config.json": "modelopt",
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+}
+KEY = "quantization_config"
+# The same key's other names, and the method where the value names none.
+# Source: mlx-lm 0.32, utils.quantize_model, which writes `quantization` and the same as `quantization_config`; vLLM 0.19,
+# config/model.py, _parse_quant_hf_config, for `compression_config`
+OTHER_KEYS: Mapping[str, str] = {"quantization": "mlx", "compression_config": "compressed-tensors"}
+DECODERS = ("text_config", "llm_config", "language_config")
+DTYPE_KEYS = ("dtype", "torch_dtype")
+# The dtypes that a model can be built in. Source: transformers 5.23, modeling_utils.get_state_dict_dtype
+MODEL_DTYPES = (DType.BF16, DType.F16, DType.F32, DType.F64)
+
+
+def declares_quantisation(config: Mapping[str, Any] | None) -> bool:
+    """Whether a configuration itself says how the weights are quantised, whatever it says."""
+    return config is not None and _declared(config) is not None
+
+
+def settled(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with its dtype and quantisation under transformers' own keys, and notices of where else they stood."""
+    if checkpoint.config is None or checkpoint.gguf:
+        return checkpoint
+    config, notices = dict(checkpoint.config), []
+    found = _declared(config)
+    if found is None and checkpoint.quantisation_file is not None:
+        name, content = checkpoint.quantisation_file
+        found = name, _with_method(content, FILES[name])
+    if found is not None:
+        place, value = found
+        if config.get(KEY) != value:
+            config[KEY] = value
+        if place != KEY:
+            method = value.get("quant_method") if isinstance(value, Mapping) else None
+            notices.append(Message("quantisation_declared", place=place, method=str(method or "–")))
+    if all(config.get(key) is None for key in DTYPE_KEYS):
+        notices += _settle_dtype(config, checkpoint.tensors)
+    return replace(checkpoint, config=config, notices=(*checkpoint.notices, *notices))
+
+
+def undeclared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `config` that declares no quantisation."""
+    gone = (KEY, *OTHER_KEYS)
+    return {
+        key: undeclared(value) if key in DECODERS and isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if key not in gone
+    }
+
+
+def _declared(config: Mapping[str, Any]) -> tuple[str, Any] | None:
+    """The place that declares a quantisation and what it says there, with the method named; None where no place does."""
+    for prefix, part in (("", config), *((f"{key}.", config.get(key)) for key in DECODERS)):
+        if not isinstance(part, Mapping):
+            continue
+        if part.get(KEY) is not None:
+            value = part[KEY]
+            return prefix + KEY, _with_method(value, "mlx") if _is_mlx(value) else value
+        for key, method in OTHER_KEYS.items():
+            if part.get(key) is not None:
+                return prefix + key, _with_method(part[key], method)
+    return None
+
+
+def _is_mlx(value: object) -> bool:
+    """mlx-lm names no method: group_size and bits alone, with an entry for each layer that differs."""
+    return (
+        isinstance(value, Mapping)
+        and "quant_method" not in value
+        and {"group_size", "bits"} <= value.keys()
+        and not any(str(key).startswith(("load_in_", "bnb_")) for key in value)
+    )
+
+
+def _with_method(value: Any, method: str) -> Any:
+    """`value` with the method that its place implies; a value that names its own, or its producer's algorithm, keeps it."""
+    if not isinstance(value, Mapping) or value.get("quant_method") is not None:
+        return value
+    inner = value.get("quantization")
+    algorithm = value.get("quant_algo") or (inner.get("quant_algo") if isinstance(inner, Mapping) else None)
+    return {"quant_method": "modelopt" if algorithm is not None else method, **value}
+
+
+def _settle_dtype(config: dict[str, Any], tensors: Sequence[Tensor] | None) -> list[Message]:
+    """Fills in `config["dtype"]` from the files' headers, as from_pretrained does; says so, or that nothing tells it.
+
+    Without `dtype` on top it is that of the first floating-point tensor of the first file, both in the order of names; float32
+    where there is none. Source: transformers 5.23, modeling_utils._get_dtype
+    """
+    nested = _nested_dtype(config)
+    if tensors is not None:
+        first_file = min((tensor.file or "" for tensor in tensors), default="")
+        floating = [one for one in tensors if (one.file or "") == first_file and one.dtype in MODEL_DTYPES]
+        if floating:
+            first = min(floating, key=lambda tensor: tensor.name)
+            config["dtype"] = str(first.dtype)
+            # A nested dtype that the files confirm is no news.
+            return [] if nested == str(first.dtype) else [Message("dtype_of_files", dtype=first.dtype, name=first.name)]
+    if nested is not None:
+        return []
+    return [Message("dtype_unknown")]
+
+
+def _nested_dtype(config: Mapping[str, Any]) -> str | None:
+    parts = (config.get(key) for key in DECODERS)
+    names = (part.get(key) for part in parts if isinstance(part, Mapping) for key in DTYPE_KEYS)
+    return next((name.removeprefix("torch.") for name in names if isinstance(name, str)), None)
