@@ -14,10 +14,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import declared
 from wcwidth import wcswidth
 
 from qwen_inspect.cli import main as run
-from qwen_inspect.language import LANGUAGES
+from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.loaders.resolve import Access
 from qwen_inspect.renderers.svg import element, escape, fill, picture, rectangle
 from qwen_inspect.report.whole import ReportRequest, WholeReport
@@ -59,6 +60,7 @@ def generated() -> Iterator[tuple[Path, str]]:
             words = [command, f"catalog:{model}", *options, "--format", "md", "--lang", language, "--quiet"]
             yield HERE / command_file(model, command, language), printed(words)
     yield HERE / "README.md", index(reported)
+    yield HERE / "declarations.md", declared.page({name: Language(name) for name in LANGUAGES})
     yield HERE / "pictures" / f"{PICTURED}.svg", terminal_picture()
 
 
@@ -124,6 +126,8 @@ def index(reported: list[WholeReport]) -> str:
             "Peak: what the allocator reserves, predicted, with 128 new tokens and batch 1, without the CUDA context.",
             "[Custom-MHA-7.7B](Custom-MHA-7.7B/config.json) is a model of its own that is easily taken for Qwen3-8B: 32 layers,",
             "32 query heads and 32 KV heads. How far predictions are from what others measured: [accuracy.md](accuracy.md).",
+            "",
+            "How each way of declaring a dtype and a quantisation is read: [declarations.md](declarations.md).",
             "",
             "## Single commands",
             "",

@@ -145,13 +145,14 @@ def contradictions(check: Check) -> UnsupportedError | None:
     """
     missing = [item for item in check.unexplained if item.kind == "missing"]
     lacking = {item.name.rpartition(".")[0] for item in missing}
-    against = [item for item in check.unexplained if item.kind in ("reshaped", "retyped")]
+    against: dict[str, Unexplained] = {}  # each tensor once, by what is noticed first
     for item in check.unexplained:
-        if item.kind == "unexpected" and missing and (item.packed or item.name.rpartition(".")[0] in lacking):
-            against.append(item)
+        replaces = missing and (item.packed or item.name.rpartition(".")[0] in lacking)
+        if item.kind in ("reshaped", "retyped") or (item.kind == "unexpected" and replaces):
+            against.setdefault(item.name, item)
     if not against:
         return None
-    first = against[0]
+    first = next(iter(against.values()))
     return UnsupportedError(
         "files_contradict",
         count=len(against),
