@@ -15,7 +15,7 @@ from .loaders import calibration
 from .prediction import explored, installed, predict, traced_along
 from .progress import purpose
 from .report.measurement import Calibration
-from .report.memory import Footprint, MemoryReport, Run
+from .report.memory import LOADED_TERMS, Footprint, MemoryReport, Run
 from .report.model import Report
 from .spec import LinearAttention
 from .units import MIB
@@ -24,9 +24,6 @@ from .units import MIB
 # measurement. Sources, issues of pytorch/pytorch: 107667 (about 300 MB since CUDA 11.7 loads kernels when they are first needed),
 # 7320 (306 MiB), 28113 (200 to 700 MB on several machines, when all kernels were loaded at once).
 CONTEXT_LOW_BYTES, CONTEXT_HIGH_BYTES = 250 * MIB, 600 * MIB
-
-TERMS = ("weights", "buffers", "cache", "state", "gradients", "optimizer", "activations", "workspace", "rounding")
-
 
 FEWEST_TOKENS = 300  # so that the lengths of a line are apart
 FEWEST_CHUNKED_TOKENS = 8 * CHUNK_TOKENS  # a trace has the first 8 turns of the loop over the chunks
@@ -152,14 +149,14 @@ class TransformersDemand:
         return traced.fits(self._point(batch, context_tokens), room_bytes)
 
     def least_bytes(self, batch: int, context_tokens: int) -> int:
-        """By a trace that is at hand; else weights, buffers and what the cache of such a run holds."""
+        """By a trace that is at hand; else what is loaded and what the cache of such a run holds."""
         if self.traced is not None:
             return self.traced.least_bytes(self._point(batch, context_tokens))
         moment, design = self._asked.steady, self.report.design
         cached = 0
         if self.run.mode == "generate" and design is not None and design.cache is not None:
             cached = design.cache.size_bytes(tokens=self._point(batch, context_tokens).total_tokens, batch=batch)
-        return moment.weights + (moment.buffers or 0) + cached
+        return sum(getattr(moment, term) or 0 for term in LOADED_TERMS) + cached
 
     def passes(self, batch: int, context_tokens: int, capacity_bytes: int) -> bool | None:
         """Whether the run ends within a capacity for the allocator, which gives segments back where it must."""
@@ -190,7 +187,7 @@ class TransformersDemand:
 def terms_of(footprint: Footprint) -> tuple[tuple[str, int], ...]:
     """What is held at the peak, and last what the allocator keeps beside it; without a peak, what is known of the end."""
     moment = footprint.peak or footprint.steady
-    terms = [(term, getattr(moment, term)) for term in TERMS if getattr(moment, term)]
+    terms = [(term, size_bytes) for term, size_bytes in moment.bytes_by_term.items() if size_bytes]
     if footprint.peak_reserved is not None:
         terms.append(("reserved_only", footprint.peak_reserved - sum(size_bytes for _, size_bytes in terms)))
     return tuple(terms)

@@ -82,9 +82,14 @@ class RankBytes:
     @property
     def total(self) -> int | None:
         """What is held at the end: all but what is gathered, activations, workspace and buffers of communication."""
-        if self.cache is None or self.state is None:
-            return None
-        return self.weights + self.buffers + self.cache + self.state + self.gradients + self.optimizer
+        parts: list[int | None] = [getattr(self, term) for term in RANK_TERMS if term not in NOT_IN_TOTAL]
+        known = [size_bytes for size_bytes in parts if size_bytes is not None]
+        return sum(known) if len(known) == len(parts) else None
+
+
+# The terms of a rank, in the order in which they are shown.
+RANK_TERMS = ("weights", "replicated", "padding", "buffers", "cache", "state", "gradients", "optimizer", "gathered")
+NOT_IN_TOTAL = ("replicated", "padding", "gathered")  # parts of the weights, and what is there for a while alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..checkpoint import Tensor
 from ..comparison import ConfigRow, FactRow, TensorChange, TensorChanges
-from ..report.memory import MemoryReport, Moment
+from ..report.memory import OF_SOME_RUNS, TERMS, MemoryReport, Moment
 from ..report.model import Report
 from .accounting import COMPONENTS
 from .reconcile import without_renaming
@@ -151,9 +151,10 @@ def _memory_rows(memories: Sequence[MemoryReport | None]) -> Iterator[FactRow]:
     if any(trained):
         trainable = tuple(None if one is None else one.trainable for one in trained)
         yield FactRow(section="memory", name="trainable", values=trainable, unit="parameters")
-    kept = ("weights", "adapters", "gradients", "optimizer") if any(trained) else ("weights", "cache", "state")
-    for term in kept:
-        yield FactRow(section="memory", name=term, values=steady(term), unit="bytes")
+    usual = ("weights", "gradients", "optimizer") if any(trained) else ("weights", "cache", "state")
+    for term in TERMS:
+        if term in usual or (term in OF_SOME_RUNS and any(steady(term))):
+            yield FactRow(section="memory", name=term, values=steady(term), unit="bytes")
     activations = tuple(None if peak is None else peak.activations for peak in peaks)
     yield FactRow(section="memory", name="activations", values=activations, unit="bytes")
     yield FactRow(section="memory", name="steady", values=steady("allocated"), unit="bytes")

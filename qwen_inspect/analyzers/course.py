@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from ..report.course import Course, CourseStage
+from ..report.memory import LOADED_TERMS, TERMS
 from ..timeline import Allocate, Free, Record, Timeline
 from .allocator import Usage
 
+LOADER = "loader"  # the block that the loader takes for all weights and frees first, of which no moment is made
+STAYING = (*LOADED_TERMS, "optimizer")
 # In the order of stacking: what stays lies below what comes and goes.
-TERMS = (
-    "weights", "adapters", "buffers", "optimizer", "cache", "state", "gradients", "loader", "activations", "workspace",
-    "rounding",
-)  # fmt: skip
+STACKED_TERMS = (*STAYING, LOADER, *(term for term in TERMS if term not in STAYING))
 POINTS_KEPT = 3  # of each stretch: where most is allocated, where least, and where most is reserved
 FEWEST_POINTS = POINTS_KEPT + 2  # of a stage: one stretch, its first and its last point
 
@@ -22,7 +22,7 @@ def course_of(timeline: Timeline, usages: Sequence[Usage], term_of: Callable[[Al
 
     Rounding is what the allocator handed out beyond what was asked for, so that the terms add up to `allocated_bytes`.
     """
-    held = dict.fromkeys(TERMS, 0)
+    held = dict.fromkeys(STACKED_TERMS, 0)
     taken: dict[int, tuple[str, int]] = {}
     allocated = []
     for event, usage in zip(timeline.events, usages, strict=True):
@@ -43,7 +43,7 @@ def course_of(timeline: Timeline, usages: Sequence[Usage], term_of: Callable[[Al
             for stage, end in zip(timeline.stages, ends, strict=True)
             if stage.first_event < end
         ),
-        terms=TERMS,
+        terms=STACKED_TERMS,
         events=tuple(range(len(allocated))),
         allocated=tuple(allocated),
         reserved=tuple(usage.reserved_bytes for usage in usages),

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 
 from ..language import Message
 from ..report.measurement import Difference, MemoryCause
-from ..report.memory import Footprint, Moment
+from ..report.memory import LOADED_TERMS, RARE_TERMS, TERMS, Footprint, Moment
 from .matching import Living
 from .measure import Measured
 
 COUNTERS = Message("cause_step_counters")
-TERMS = (
-    "weights", "adapters", "buffers", "cache", "state", "gradients", "optimizer", "activations", "workspace", "rounding"
-)  # fmt: skip
+# Terms that are made of the trace's own allocations: what is loaded, cuBLAS's workspace and rounding are none.
+TRACED_TERMS = tuple(term for term in TERMS if term not in (*LOADED_TERMS, "workspace", "rounding"))
 
 
 def differences(predicted: Footprint, measured: Measured) -> tuple[Difference, ...]:
@@ -25,18 +24,13 @@ def _differences(predicted: Footprint, measured: Measured) -> Iterator[Differenc
     found = measured.measurement.footprint
     causes = _causes_at_end(measured)
     for term in TERMS:
-        if term == "adapters" and not found.steady.adapters:
+        expected, told = getattr(predicted.steady, term), getattr(found.steady, term)
+        if term in RARE_TERMS and not expected and not told:
             continue
-        yield Difference(
-            term=term,
-            predicted=getattr(predicted.steady, term),
-            measured=getattr(found.steady, term),
-            causes=causes.get(term, ()),
-        )
-    whole = predicted.steady.activations is not None  # a formula adds up without them
+        yield Difference(term=term, predicted=expected, measured=told, causes=causes.get(term, ()))
     yield Difference(
         term="steady_allocated",
-        predicted=predicted.steady.allocated if whole else None,
+        predicted=None if predicted.steady.at_least else predicted.steady.allocated,
         measured=found.steady.allocated,
         causes=tuple(cause for term in TERMS for cause in causes.get(term, ())),
     )
@@ -79,8 +73,7 @@ def _causes_at_peak(predicted: Moment | None, measured: Measured) -> tuple[Memor
         causes.append(
             MemoryCause(message=Message("cause_rounding"), size_bytes=peak.rounding - (predicted.rounding or 0))
         )
-    terms = ("cache", "state", "gradients", "optimizer", "activations")
-    traced = sum(getattr(predicted, term) or 0 for term in terms)
+    traced = sum(getattr(predicted, term) or 0 for term in TRACED_TERMS)
     moved = sum(one.size_bytes for one in found.traced) - traced
     if moved:
         causes.append(

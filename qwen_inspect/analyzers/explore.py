@@ -13,9 +13,7 @@ from ..timeline import Allocate, Event, Stage
 from .allocator import UNLIMITED_BYTES
 from .allocator_settings import read_settings
 from .kept_trace import KeptTrace, Point
-from .memory import OWN_IDS, formula_requests, laid_out, on_device, use_of, uses_of
-
-TERM_OF_USE = {"parameter": "weights", "buffer": "buffers", "activation": "activations"}
+from .memory import OWN_IDS, formula_requests, laid_out, on_device, term_of, use_of, uses_of
 
 
 def explore_trace(kept: KeptTrace, run: Run, point: Point | None = None) -> Exploration:
@@ -74,8 +72,7 @@ def _exploration(
     order: list[int] = []
     for event in events:
         if isinstance(event, Allocate):
-            kind = use(event)
-            term = TERM_OF_USE.get(kind, kind)
+            term = term_of(use(event))
             numbers[event.id] = len(requests)
             requests.append((sizes.setdefault(size_of(event), len(sizes)), terms.setdefault(term, len(terms))))
             order.append(numbers[event.id])

@@ -18,7 +18,7 @@ from ..checkpoint import Tensor
 from ..errors import UsageError
 from ..language import Message
 from ..report.cache import CacheReport
-from ..report.memory import Alive, Footprint, Moment, Run
+from ..report.memory import TERMS, Alive, Footprint, Moment, Run
 from ..spec import Module, each_buffer, each_tensor
 from ..timeline import ADAPTER, FLASH_SCRATCH, GATHERED, SCALES_SCRATCH, Allocate, Event, Free, Stage, Timeline, living
 from ..units import size as shown_size
@@ -43,6 +43,14 @@ MOST_ALIVE = 12
 PARAMETER, BUFFER, WORKSPACE = "parameter", "buffer", "workspace"
 LINEAR = "linear_attn"  # the module of linear attention in a layer
 OWN_IDS = 1 << 60
+# A use that is not called as its term is.
+TERM_OF_USE = {
+    PARAMETER: "weights",
+    ADAPTER: "adapters",
+    BUFFER: "buffers",
+    GATHERED: "gathered",
+    "activation": "activations",
+}
 
 
 def workspace_bytes(gpu: str) -> int:
@@ -95,15 +103,12 @@ def uses_of(timeline: Timeline) -> dict[int, str]:
 
 
 def _course(whole: Timeline, found: Replay, uses: Mapping[int, str], points: int) -> Course:
-    from .course import course_of, thinned
+    from .course import LOADER, course_of, thinned
 
-    terms = {PARAMETER: "weights", ADAPTER: "adapters", BUFFER: "buffers", "activation": "activations"}
+    def term(event: Allocate) -> str:
+        return LOADER if event.operator == WARM_UP else term_of(use_of(event, uses))
 
-    def term_of(event: Allocate) -> str:
-        use = "loader" if event.operator == WARM_UP else use_of(event, uses)
-        return terms.get(use, use)
-
-    return thinned(course_of(whole, found.course, term_of), most_points=points)
+    return thinned(course_of(whole, found.course, term), most_points=points)
 
 
 def formula_footprint(
@@ -411,6 +416,11 @@ def use_of(event: Allocate, uses: Mapping[int, str]) -> str:
     return uses.get(event.id, "activation")
 
 
+def term_of(use: str) -> str:
+    """The term of a footprint that a use belongs to."""
+    return TERM_OF_USE.get(use, use)
+
+
 def _requested(alive: Iterable[Allocate], uses: Mapping[int, str]) -> Counter[str]:
     """Bytes of each use."""
     requested: Counter[str] = Counter()
@@ -420,20 +430,8 @@ def _requested(alive: Iterable[Allocate], uses: Mapping[int, str]) -> Counter[st
 
 
 def _moment(stage: str, requested: Counter[str], rounding_bytes: int) -> Moment:
-    return Moment(
-        stage=stage,
-        weights=requested[PARAMETER],
-        adapters=requested[ADAPTER],
-        gathered=requested[GATHERED],
-        buffers=requested[BUFFER],
-        cache=requested["cache"],
-        state=requested["state"],
-        gradients=requested["gradients"],
-        optimizer=requested["optimizer"],
-        activations=requested["activation"],
-        workspace=requested[WORKSPACE],
-        rounding=rounding_bytes,
-    )
+    by_term = {term_of(use): size_bytes for use, size_bytes in requested.items()}
+    return Moment(stage=stage, **{**dict.fromkeys(TERMS, 0), **by_term, "rounding": rounding_bytes})
 
 
 def _alive(alive: Iterable[Allocate], uses: Mapping[int, str]) -> tuple[Alive, ...]:

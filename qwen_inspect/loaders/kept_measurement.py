@@ -9,13 +9,10 @@ from typing import Any
 from ..errors import MalformedError, NotFoundError
 from ..language import Message
 from ..report.measurement import Difference, KeptMeasurement, MemoryCause
-from ..report.memory import Run
+from ..report.memory import TERMS, Run
 from .strict_json import LONGEST_JSON_BYTES, parse_json
 
-TERMS = (
-    "weights", "buffers", "cache", "state", "gradients", "optimizer", "activations", "workspace", "rounding",
-    "steady_allocated", "peak_allocated", "peak_reserved", "context",
-)  # fmt: skip
+DIFFERENCES = (*TERMS, "steady_allocated", "peak_allocated", "peak_reserved", "context")
 # Each cause of `analyzers.differences` with the values of its sentence.
 CAUSES: Mapping[str, tuple[str, ...]] = {
     "cause_step_counters": (),
@@ -56,7 +53,7 @@ def _measurement(found: Mapping[str, Any], path: str) -> KeptMeasurement:
     versions = {_text(name): _text(value) for name, value in measured["versions"].items()}
     differences = tuple(_difference(one) for one in found["differences"])
     terms = [one.term for one in differences]
-    if len(versions) > MOST_VERSIONS or terms != [term for term in TERMS if term in terms]:
+    if len(versions) > MOST_VERSIONS or terms != [term for term in DIFFERENCES if term in terms]:
         raise ValueError(repr(terms)[:LONGEST_TEXT])
     mode = asked["mode"]
     if mode not in MODES:
@@ -85,7 +82,7 @@ def _measurement(found: Mapping[str, Any], path: str) -> KeptMeasurement:
 
 def _difference(found: Mapping[str, Any]) -> Difference:
     causes = found["causes"]
-    if found["term"] not in TERMS or len(causes) > MOST_CAUSES:
+    if found["term"] not in DIFFERENCES or len(causes) > MOST_CAUSES:
         raise ValueError(_text(found["term"]))
     return Difference(
         term=found["term"],

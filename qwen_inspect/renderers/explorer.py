@@ -6,10 +6,9 @@ from typing import Any
 
 from ..exploration import Exploration
 from ..language import Language
-from ..report.memory import MemoryReport
+from ..report.memory import OF_SOME_RUNS, TERMS, MemoryReport
 from .blocks import Live
 
-TERMS = ("weights", "buffers", "cache", "state", "activations", "workspace", "rounding")  # of generating
 LARGEST_BATCH = 256
 LONGEST_CONTEXT = 131_072  # where the model names no limit
 MOST_NEW_TOKENS = 32_768
@@ -34,7 +33,7 @@ def explorer(memory: MemoryReport, found: Exploration, say: Language) -> Live:
             "fresh": say("field_new"),
             "by_context": say("explore_by_context" if found.method == "trace" else "explore_by_context_end"),
             "by_batch": say("explore_by_batch" if found.method == "trace" else "explore_by_batch_end"),
-            "terms": {term: say(f"term_{term}") for term in TERMS if term != "state" or term in found.terms},
+            "terms": {term: say(f"term_{term}") for term in TERMS if term not in OF_SOME_RUNS or term in found.terms},
             "allocated": say("term_allocated"),
             "reserved": say("term_reserved"),
             "columns": [say("column_term"), f"{at_end} ({unit})", at_end, f"{at_peak} ({unit})", at_peak],

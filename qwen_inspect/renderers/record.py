@@ -9,10 +9,11 @@ from typing import Any
 
 from .. import __version__
 from ..report.measurement import KeptMeasurement
-from ..report.memory import MemoryReport
+from ..report.memory import RARE_TERMS, TERMS, MemoryReport
 from ..report.whole import Figure, WholeReport
 
 FORMAT_VERSION = 1
+OF_OTHER_RUNS = (*RARE_TERMS, "gradients", "optimizer")  # a report's runs generate on one device
 SUFFIX = ".figures.json"
 
 
@@ -95,7 +96,7 @@ def _attention(whole: WholeReport) -> dict[str, Any]:
 def _memory(memory: MemoryReport) -> dict[str, Any]:
     footprint = memory.predicted
     moments = {"steady": footprint.steady, "peak": footprint.peak}
-    terms = ("weights", "buffers", "cache", "state", "activations", "workspace", "rounding", "allocated")
+    terms = (*(term for term in TERMS if term not in OF_OTHER_RUNS), "allocated")
     return {
         "method": footprint.method,
         **{

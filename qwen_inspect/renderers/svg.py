@@ -26,6 +26,7 @@ PALETTE: Mapping[str, tuple[str, str]] = {
     "weights": ("#4c78a8", "#5b8cc4"),
     "buffers": ("#9ecae9", "#a9cfee"),
     "adapters": ("#2f4b7c", "#3f66a8"),
+    "gathered": ("#72b7b2", "#83c5c0"),
     "cache": ("#54a24b", "#62b559"),
     "state": ("#88d27a", "#93d986"),
     "gradients": ("#b279a2", "#c08ab1"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,14 +20,15 @@ if TYPE_CHECKING:
 class Moment:
     """What the allocator holds at one moment of a run, in bytes that add up: requested by use, and what rounding adds.
 
-    activations: None where no trace tells them; `allocated` is then without them. All but the weights are None where the
-    architecture is not known, and then so is what is allocated. total: what is allocated where it was read, not added up.
-    adapters: LoRA's matrices, which are not among the weights. gathered: whole weights that FSDP has put together for a while,
-    beside its share of them.
+    Every field from `weights` to `rounding` is a term of the sum; `TERMS` names them in this order. activations: None where no
+    trace tells them; `allocated` is then a lower bound. All but the weights are None where the architecture is not known, and
+    then so is what is allocated. total: what is allocated where it was read, not added up. adapters: LoRA's matrices, not in
+    the weights. gathered: whole weights that FSDP has put together for a while, beside its share of them.
     """
 
     stage: str
     weights: int
+    gathered: int = 0
     adapters: int = 0
     buffers: int | None = None
     cache: int | None = None
@@ -37,27 +38,32 @@ class Moment:
     activations: int | None = None
     workspace: int | None = None
     rounding: int | None = None
-    gathered: int = 0
     total: int | None = None
+
+    @property
+    def bytes_by_term(self) -> dict[str, int | None]:
+        """Every term of the sum, in the order of `TERMS`."""
+        return {term: getattr(self, term) for term in TERMS}
 
     @property
     def allocated(self) -> int | None:
         if self.total is not None:
             return self.total
-        total = self.weights + self.adapters + self.gathered + (self.activations or 0)
-        for term in (
-            self.buffers,
-            self.cache,
-            self.state,
-            self.gradients,
-            self.optimizer,
-            self.workspace,
-            self.rounding,
-        ):
-            if term is None:
-                return None
-            total += term
-        return total
+        known = [size_bytes for size_bytes in self.bytes_by_term.values() if size_bytes is not None]
+        unknown = {term for term, size_bytes in self.bytes_by_term.items() if size_bytes is None}
+        return sum(known) if unknown <= {"activations"} else None
+
+    @property
+    def at_least(self) -> bool:
+        """Whether `allocated` is a lower bound, on top of which come activations that are not known."""
+        return self.total is None and self.activations is None and self.allocated is not None
+
+
+# The terms of a moment, in the order in which they are shown. Every list of them is made from this one.
+TERMS = tuple(one.name for one in fields(Moment) if one.name not in ("stage", "total"))
+LOADED_TERMS = ("weights", "adapters", "buffers")  # what loading puts there, before anything runs
+RARE_TERMS = ("gathered", "adapters")  # 0 but where FSDP gathers, or LoRA trains
+OF_SOME_RUNS = (*RARE_TERMS, "cache", "state", "gradients", "optimizer")  # told where there is something of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

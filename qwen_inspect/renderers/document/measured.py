@@ -10,7 +10,7 @@ from ...report.memory import MemoryReport
 from ...units import count, percent, shares, signed, size
 from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
 from .common import component_table, identity, notices
-from .memory import TERMS, alive_rows, run_fields
+from .memory import alive_rows, run_fields
 from .parameters import grouping, layer_breakdown, witness_table
 
 # Rows that a run may have nothing of are left out where neither side has.
@@ -161,7 +161,7 @@ def conclusions(memory: MemoryReport, measured: Measurement, say: Language) -> l
     shown = (
         footprint.peak if footprint.peak is not None and footprint.peak.activations is not None else footprint.steady
     )
-    parts = {term: value for term in TERMS if (value := getattr(shown, term)) is not None and value > 0}
+    parts = {term: value for term, value in shown.bytes_by_term.items() if value is not None and value > 0}
     said = []
     if parts:
         total = sum(parts.values())

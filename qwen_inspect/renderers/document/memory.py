@@ -5,19 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...language import Language
-from ...report.memory import Alive, Footprint, MemoryReport, Moment
+from ...report.memory import OF_SOME_RUNS, TERMS, Alive, Footprint, MemoryReport, Moment
 from ...report.model import Report
 from ...units import count, size
 from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
 from . import View
 from .common import identity, notices
-
-TERMS = (
-    "weights", "gathered", "adapters", "buffers", "cache", "state", "gradients", "optimizer", "activations", "workspace",
-    "rounding",
-)  # fmt: skip
-# Shown only where there is something of them.
-OF_SOME_RUNS = ("gathered", "adapters", "cache", "state", "gradients", "optimizer")
 
 
 def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:

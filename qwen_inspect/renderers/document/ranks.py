@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...language import Language
-from ...ranks import DeviceMapReport, Parallelism, RankBytes, RanksReport
+from ...ranks import RANK_TERMS, DeviceMapReport, Parallelism, RankBytes, RanksReport
 from ...units import UNKNOWN, count, size
 from ..blocks import Block, Heading, Items, Table
 from .memory import terms_of
 
 MOST_NAMES = 12
-TERMS = ("weights", "replicated", "padding", "buffers", "cache", "state", "gradients", "optimizer", "gathered")
 # Shown only where there is something of them.
 OF_SOME_RANKS = ("padding", "cache", "state", "gradients", "optimizer", "gathered")
 
@@ -36,7 +35,7 @@ def described(how: Parallelism, say: Language) -> str:
 
 def rank_table(ranks: Sequence[RankBytes], say: Language) -> Table:
     """A row for each kind of rank; terms that no rank has are left out."""
-    terms = [term for term in TERMS if term not in OF_SOME_RANKS or any(getattr(one, term) != 0 for one in ranks)]
+    terms = [term for term in RANK_TERMS if term not in OF_SOME_RANKS or any(getattr(one, term) != 0 for one in ranks)]
     if all(one.gathered is None for one in ranks):
         terms = [term for term in terms if term != "gathered"]
     staged, with_experts = any(one.layers for one in ranks), any(one.experts for one in ranks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...language import Language
-from ...report.memory import Alive, Footprint, Moment, Run
+from ...report.memory import RARE_TERMS, Alive, Footprint, Moment, Run
 
 
 def workload_content(run: Run) -> dict[str, Any]:
@@ -50,10 +50,13 @@ def footprint_content(footprint: Footprint, run: Run, say: Language) -> dict[str
 
 
 def moment_content(moment: Moment) -> dict[str, Any]:
-    kept = ("weights", "buffers", "cache", "state", "gradients", "optimizer")
-    terms = (*kept, "activations", "workspace", "rounding", "allocated")
-    some = {f"{term}_bytes": value for term in ("adapters", "gathered") if (value := getattr(moment, term))}
-    return {"stage": moment.stage, **{f"{term}_bytes": getattr(moment, term) for term in terms}, **some}
+    told = {term: value for term, value in moment.bytes_by_term.items() if value or term not in RARE_TERMS}
+    return {
+        "stage": moment.stage,
+        **{f"{term}_bytes": value for term, value in told.items()},
+        "allocated_bytes": moment.allocated,
+        "lower_bound_only": moment.at_least,
+    }
 
 
 def alive_content(one: Alive) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ...language import Language
+from ...ranks import RANK_TERMS
 from .footprint import moment_content
 
 if TYPE_CHECKING:
@@ -23,12 +24,11 @@ def degrees_content(ranks: RanksReport | None) -> dict[str, Any]:
 
 
 def rank_content(one: RankBytes) -> dict[str, Any]:
-    terms = ("weights", "replicated", "padding", "buffers", "cache", "state", "gradients", "optimizer", "gathered")
     return {
         "ranks": list(one.ranks),
         "layers": None if one.layers is None else list(one.layers),
         "experts": one.experts,
-        **{f"{term}_bytes": getattr(one, term) for term in terms},
+        **{f"{term}_bytes": getattr(one, term) for term in RANK_TERMS},
         "activation_bytes": None if one.peak is None else one.peak.activations,
         "communication_bytes": None,
         "total_bytes": one.total,
