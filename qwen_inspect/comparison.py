@@ -31,7 +31,8 @@ class ConfigRow:
 class FactRow:
     """A fact of each model, None where it is not known. unit: "parameters", "bytes", "tokens" or "" (a name, or a plain number).
 
-    name: the row's within its section; layer_kind: of attention, the kind of layers that it tells of.
+    name: the row's within its section; layer_kind: of attention, the kind of layers that it tells of. at_least: of each model,
+    whether its value is a lower bound; empty where none can be.
     """
 
     section: str
@@ -39,10 +40,13 @@ class FactRow:
     values: tuple[int | str | None, ...]
     unit: str = ""
     layer_kind: str | None = None
+    at_least: tuple[bool, ...] = ()
 
     @property
     def same(self) -> bool | None:
-        """Whether all have the same value; None where those that are known do, and others are not known."""
+        """Whether all have the same value; None where those that are known do, and others are not known, or a bound is all."""
+        if any(self.at_least):
+            return None
         known = {value for value in self.values if value is not None}
         if len(known) > 1:
             return False

@@ -15,15 +15,9 @@ from .loaders import calibration
 from .prediction import explored, installed, predict, traced_along
 from .progress import purpose
 from .report.measurement import Calibration
-from .report.memory import LOADED_TERMS, Footprint, MemoryReport, Run
+from .report.memory import LOADED_TERMS, Footprint, MemoryReport, Run, context_range
 from .report.model import Report
 from .spec import LinearAttention
-from .units import MIB
-
-# What a process with PyTorch takes of a card outside its allocator: the CUDA context and what is loaded into it. A range, and no
-# measurement. Sources, issues of pytorch/pytorch: 107667 (about 300 MB since CUDA 11.7 loads kernels when they are first needed),
-# 7320 (306 MiB), 28113 (200 to 700 MB on several machines, when all kernels were loaded at once).
-CONTEXT_LOW_BYTES, CONTEXT_HIGH_BYTES = 250 * MIB, 600 * MIB
 
 FEWEST_TOKENS = 300  # so that the lengths of a line are apart
 FEWEST_CHUNKED_TOKENS = 8 * CHUNK_TOKENS  # a trace has the first 8 turns of the loop over the chunks
@@ -117,9 +111,7 @@ class TransformersDemand:
     @property
     def context_bytes(self) -> tuple[int, int]:
         """The low and the high end of what is taken outside the allocator."""
-        if self.run.calibration is not None:
-            return self.run.calibration.context_bytes, self.run.calibration.context_bytes
-        return CONTEXT_LOW_BYTES, CONTEXT_HIGH_BYTES
+        return context_range(None if self.run.calibration is None else self.run.calibration.context_bytes)
 
     def requirement(self, batch: int, context_tokens: int) -> Requirement:
         return self.requirement_of(self.predicted(batch, context_tokens).predicted)

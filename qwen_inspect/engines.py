@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .fitting import CardAnswer, Gpu, Suggestion
+from .fitting import CardAnswer, Gpu, Suggestion, deciding
 from .language import Message
 from .report.model import Report
 
@@ -123,3 +123,12 @@ class ServingReport:
     context_tokens: int
     cards: tuple[EngineCard, ...]
     assumptions: tuple[Message, ...]
+
+    @property
+    def deciding(self) -> int:
+        """The index of the card that decides for all."""
+        return deciding([card.answer.high.fits for card in self.cards])
+
+    @property
+    def fits(self) -> bool | None:
+        return self.cards[self.deciding].answer.high.fits

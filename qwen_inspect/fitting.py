@@ -5,6 +5,7 @@ An engine is asked through `Demand`: what it needs of a card for a batch and a c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -199,9 +200,16 @@ class CardAnswer:
     notices: tuple[Message, ...] = ()
 
 
+def deciding(verdicts: Sequence[bool | None]) -> int:
+    """Which of several cards decides for all: the first that has not the room, else the first of which it is not known."""
+    return min(range(len(verdicts)), key=lambda index: (False, None, True).index(verdicts[index]))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitReport:
-    """A model on one or more cards, each for itself. refusal: why only a lower bound is known, where that is so."""
+    """A model on one or more cards, each for itself: it fits where it fits every one. refusal: why only a lower bound is known,
+    where that is so.
+    """
 
     report: Report
     run: Run
@@ -209,6 +217,15 @@ class FitReport:
     cards: tuple[CardAnswer, ...]
     assumptions: tuple[Message, ...]
     refusal: QwenInspectError | None = None
+
+    @property
+    def deciding(self) -> int:
+        """The index of the card that decides for all."""
+        return deciding([card.high.fits for card in self.cards])
+
+    @property
+    def fits(self) -> bool | None:
+        return self.cards[self.deciding].high.fits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

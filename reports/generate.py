@@ -20,6 +20,7 @@ from wcwidth import wcswidth
 from qwen_inspect.cli import main as run
 from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.loaders.resolve import Access
+from qwen_inspect.renderers.document.common import size_range
 from qwen_inspect.renderers.svg import element, escape, fill, picture, rectangle
 from qwen_inspect.report.whole import ReportRequest, WholeReport
 from qwen_inspect.reporting import compiled, files
@@ -92,10 +93,11 @@ def index(reported: list[WholeReport]) -> str:
         report = whole.report
         counts = report.parameters
         links = " · ".join(f"[{LANGUAGE_NAMES[one]}]({whole.name}.{one}.md)" for one in LANGUAGES)
-        peak = next(one.predicted.peak_reserved for one in whole.memory if one.run.prompt_tokens == INDEXED_PROMPT)
+        required = next(one.predicted.required_bytes for one in whole.memory if one.run.prompt_tokens == INDEXED_PROMPT)
+        assert required is not None  # all of these are traced
         cells = (
             whole.name, links, f"{count(counts.unique)} ({short_count(counts.unique)})", short_count(counts.active),
-            report.attention.kind, size(report.cache.bytes_per_token), size(peak),
+            report.attention.kind, size(report.cache.bytes_per_token), size_range(*required, Language("en")),
         )  # fmt: skip
         rows.append(f"| {' | '.join(cells)} |")
     columns = (
@@ -105,7 +107,7 @@ def index(reported: list[WholeReport]) -> str:
         "Active",
         "Attention",
         "KV cache a token",
-        f"Peak, {count(INDEXED_PROMPT)} in",
+        f"A card must have, {count(INDEXED_PROMPT)} in",
     )
     alone = [
         f"- {model.rpartition('/')[2]}, `{' '.join([command, *options])}`: "
@@ -123,7 +125,8 @@ def index(reported: list[WholeReport]) -> str:
             f"| :-- | :-- |{' --: |' * (len(columns) - 2)}",
             *rows,
             "",
-            "Peak: what the allocator reserves, predicted, with 128 new tokens and batch 1, without the CUDA context.",
+            "A card must have: what the allocator reserves, predicted, with 128 new tokens and batch 1, and the CUDA context,",
+            "of which 250 to 600 MiB are counted.",
             "[Custom-MHA-7.7B](Custom-MHA-7.7B/config.json) is a model of its own that is easily taken for Qwen3-8B: 32 layers,",
             "32 query heads and 32 KV heads. How far predictions are from what others measured: [accuracy.md](accuracy.md).",
             "",

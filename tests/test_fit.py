@@ -28,7 +28,7 @@ from qwen_inspect.analyzers.fit import MOST_BATCH, TracedRun, largest
 from qwen_inspect.analyzers.kept_trace import Point
 from qwen_inspect.answers import answer, cards, fit
 from qwen_inspect.checkpoint import Checkpoint, DType, ModelRef, Tensor
-from qwen_inspect.demand import CONTEXT_HIGH_BYTES, CONTEXT_LOW_BYTES, TransformersDemand
+from qwen_inspect.demand import TransformersDemand
 from qwen_inspect.errors import UnavailableError
 from qwen_inspect.exploration import AllocatorSettings, Exploration, RequestSize
 from qwen_inspect.fitting import CardAnswer, Gpu, Requirement
@@ -36,7 +36,7 @@ from qwen_inspect.loaders import calibration, catalog, gpus
 from qwen_inspect.pipeline import analyse, inspect
 from qwen_inspect.prediction import predict
 from qwen_inspect.report.measurement import Calibration
-from qwen_inspect.report.memory import Run
+from qwen_inspect.report.memory import CONTEXT_HIGH_BYTES, CONTEXT_LOW_BYTES, Run
 from qwen_inspect.report.model import Report
 from qwen_inspect.suggestions import changes
 

@@ -157,11 +157,16 @@ def _memory_rows(memories: Sequence[MemoryReport | None]) -> Iterator[FactRow]:
             yield FactRow(section="memory", name=term, values=steady(term), unit="bytes")
     activations = tuple(None if peak is None else peak.activations for peak in peaks)
     yield FactRow(section="memory", name="activations", values=activations, unit="bytes")
-    yield FactRow(section="memory", name="steady", values=steady("allocated"), unit="bytes")
+    at_least = tuple(one is not None and one.predicted.steady.at_least for one in memories)
+    yield FactRow(section="memory", name="steady", values=steady("allocated"), unit="bytes", at_least=at_least)
     allocated = tuple(None if peak is None else peak.allocated for peak in peaks)
     yield FactRow(section="memory", name="peak", values=allocated, unit="bytes")
     reserved = tuple(None if one is None else one.predicted.peak_reserved for one in memories)
     yield FactRow(section="memory", name="reserved", values=reserved, unit="bytes")
+    required = [None if one is None else one.predicted.required_bytes for one in memories]
+    for index, end in enumerate(("low", "high")):
+        values = tuple(None if ends is None else ends[index] for ends in required)
+        yield FactRow(section="memory", name=f"required_{end}", values=values, unit="bytes")
 
 
 def _term(moment: Moment, term: str) -> int | None:

@@ -18,7 +18,7 @@ from ..checkpoint import Tensor
 from ..errors import UsageError
 from ..language import Message
 from ..report.cache import CacheReport
-from ..report.memory import TERMS, Alive, Footprint, Moment, Run
+from ..report.memory import TERMS, Alive, Footprint, Moment, Run, context_range
 from ..spec import Module, each_buffer, each_tensor
 from ..timeline import ADAPTER, FLASH_SCRATCH, GATHERED, SCALES_SCRATCH, Allocate, Event, Free, Stage, Timeline, living
 from ..units import size as shown_size
@@ -275,8 +275,13 @@ def assumptions(run: Run) -> tuple[Message, ...]:
         *_training(run),
         *([Message("assume_cache_format", format=run.cache_format)] if run.cache_format != "auto" else []),
         *([Message("assume_allocator", settings=run.allocator)] if run.allocator else []),
-        Message("assume_context") if run.calibration is None else _calibrated(run.calibration),
+        _uncalibrated() if run.calibration is None else _calibrated(run.calibration),
     )
+
+
+def _uncalibrated() -> Message:
+    low, high = map(shown_size, context_range(None))
+    return Message("assume_context", low=low, high=high)
 
 
 def _calibrated(found: Calibration) -> Message:

@@ -32,7 +32,7 @@ def _fit(report: Report, cards: Sequence[Gpu], options: argparse.Namespace, say:
     found = fit(report, run_of(options), cards, beyond_limit=options.beyond_limit)
     write(text_of(options, found, say, View()), options, say)
     code = verdict(found.report, options, say)
-    if any(card.high.fits is False for card in found.cards):
+    if found.fits is False:
         return EXIT_CHECK_FAILED
     if found.refusal is not None:
         raise found.refusal
@@ -47,7 +47,7 @@ def _serve(report: Report, serving: Serving, cards: Sequence[Gpu], options: argp
     found = serve(report, serving, cards, beyond_limit=options.beyond_limit)
     write(text_of(options, found, say, View()), options, say)
     code = verdict(found.report, options, say)
-    return EXIT_CHECK_FAILED if any(card.answer.high.fits is False for card in found.cards) else code
+    return EXIT_CHECK_FAILED if found.fits is False else code
 
 
 def _serving(options: argparse.Namespace) -> Serving | None:

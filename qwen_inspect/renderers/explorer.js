@@ -232,6 +232,8 @@ function explore(block) {
   const say = run.labels;
   const chosen = { ...run.start };
   const cache = new Map();
+  const [low, high] = run.context;
+  const atLeast = (text) => say.at_least.replace("{value}", text);
   let turn = 0;
 
   function at(workload) {
@@ -323,9 +325,21 @@ function explore(block) {
       const unknown = term === "activations" && run.method === "formula";
       body.append(rowOf(term, label, unknown ? null : value(steady, term), value(peak, term), true));
     }
+    const reserved = found?.reserved ?? null;
+    const sums = [
+      ["reserved_only", say.reserved_only, reserved === null ? null : reserved - peak.allocated, true],
+      ["reserved", say.reserved, reserved],
+      ["context", say.context, low === high ? low : null, true],
+      ...(reserved === null ? [] : say.required.map((label, end) => [`required_${end}`, label, reserved + run.context[end]])),
+    ];
     foot.append(rowOf("allocated", say.allocated, steady?.allocated ?? null, peak?.allocated ?? null));
-    foot.append(rowOf("reserved", say.reserved, null, found?.reserved ?? null));
-    for (const cell of [...foot.lastChild.cells].slice(1, 3)) cell.textContent = "";
+    if (run.method === "formula" && steady) {
+      for (const cell of [...foot.lastChild.cells].slice(1, 3)) cell.textContent = atLeast(cell.textContent);
+    }
+    for (const [key, label, bytes, mark] of sums) {
+      foot.append(rowOf(key, label, null, bytes, mark));
+      for (const cell of [...foot.lastChild.cells].slice(1, 3)) cell.textContent = "";
+    }
     table.replaceChildren(top, body, foot);
     table.dataset.stage = peak?.stage ?? "";
   }
@@ -337,11 +351,23 @@ function explore(block) {
     for (let one = axis === "context" ? 1024 : 1; one < most; one *= 2) if (one >= least) grid.push(one);
     return [...new Set([...grid, most, chosen[axis]])].sort((a, b) => a - b);
   }
+  // A bar from the ground up: [term, bytes, opacity]. With a peak it ends with what a card must have, the context's range lighter.
+  function stackOf({ steady, peak, reserved }) {
+    const moment = peak ?? steady;
+    const terms = Object.keys(say.terms).map((term) => [term, term === "rounding" ? moment.rounding : moment.terms[term] ?? 0]);
+    if (!peak) return terms;
+    return [...terms, ["reserved_only", reserved - peak.allocated], ["context", low], ["context", high - low, 0.45]];
+  }
+  function totalOf({ steady, reserved }) {
+    if (reserved === null) return atLeast(sized(steady.allocated));
+    const ends = [sized(reserved + low), sized(reserved + high)];
+    return low === high ? ends[0] : say.range.replace("{low}", ends[0]).replace("{high}", ends[1]);
+  }
   function chart(axis, columns) {
     const [width, height, left, bottom, top] = [520, 300, 72, 36, 12];
     const floor = height - bottom;
-    const totals = columns.map(([, found]) => (found ? (found.peak ?? found.steady).allocated : 0));
-    const highest = Math.max(...totals, 1);
+    const stacks = columns.map(([, found]) => (found ? stackOf(found) : []));
+    const highest = Math.max(...stacks.map((stack) => stack.reduce((sum, [, bytes]) => sum + bytes, 0)), 1);
     const y = (bytes) => floor - ((floor - top) * bytes) / highest;
     const slot = (width - left - 6) / columns.length;
     const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": say[`by_${axis}`] });
@@ -357,14 +383,13 @@ function explore(block) {
     columns.forEach(([value, found], index) => {
       const [x, wide] = [left + slot * (index + 0.14), slot * 0.72];
       const bar = drawn("g", { class: value === chosen[axis] ? "bar chosen" : "bar" });
-      const moment = found?.peak ?? found?.steady;
       const named = drawn("title", {});
-      named.textContent = `${say[axis]} ${counted(value)}: ${moment ? sized(moment.allocated) : "–"}`;
+      named.textContent = `${say[axis]} ${counted(value)}: ${found ? totalOf(found) : "–"}`;
       bar.append(named, drawn("rect", { x: left + slot * index, y: top, width: slot, height: floor - top, class: "ground" }));
       let sum = 0;
-      for (const term of moment ? Object.keys(say.terms) : []) {
-        const bytes = term === "rounding" ? moment.rounding : moment.terms[term] ?? 0;
-        bar.append(drawn("rect", { x, y: y(sum + bytes), width: wide, height: y(sum) - y(sum + bytes), class: `f-${term}` }));
+      for (const [term, bytes, opacity] of stacks[index]) {
+        const shape = { x, y: y(sum + bytes), width: wide, height: y(sum) - y(sum + bytes), class: `f-${term}` };
+        bar.append(drawn("rect", opacity ? { ...shape, opacity } : shape));
         sum += bytes;
       }
       if (value === chosen[axis]) {

@@ -6,8 +6,9 @@ from typing import Any
 
 from ..exploration import Exploration
 from ..language import Language
-from ..report.memory import OF_SOME_RUNS, TERMS, MemoryReport
+from ..report.memory import OF_SOME_RUNS, TERMS, MemoryReport, context_range
 from .blocks import Live
+from .document.memory import required_names
 
 LARGEST_BATCH = 256
 LONGEST_CONTEXT = 131_072  # where the model names no limit
@@ -34,10 +35,13 @@ def explorer(memory: MemoryReport, found: Exploration, say: Language) -> Live:
             "by_context": say("explore_by_context" if found.method == "trace" else "explore_by_context_end"),
             "by_batch": say("explore_by_batch" if found.method == "trace" else "explore_by_batch_end"),
             "terms": {term: say(f"term_{term}") for term in TERMS if term not in OF_SOME_RUNS or term in found.terms},
-            "allocated": say("term_allocated"),
-            "reserved": say("term_reserved"),
+            **{name: say(f"term_{name}") for name in ("allocated", "reserved_only", "reserved", "context")},
+            "required": required_names(memory.predicted.context_bytes, say),
+            "range": say("size_range", low="{low}", high="{high}"),
+            "at_least": say("at_least", value="{value}"),
             "columns": [say("column_term"), f"{at_end} ({unit})", at_end, f"{at_peak} ({unit})", at_peak],
         },
+        "context": context_range(memory.predicted.context_bytes),
         **_requests(found),
     }
     return Live("explorer", content, say("explore_noscript"))

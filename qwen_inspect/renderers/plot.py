@@ -10,6 +10,7 @@ from ..language import Language
 from ..report.course import Course
 from ..report.memory import MemoryReport
 from ..units import GIB, KIB, MIB, count, size
+from .document.common import size_range
 from .svg import element, fill, fitted, path, picture, rectangle, text, text_width
 
 WIDTH = 800.0
@@ -61,15 +62,24 @@ def memory_plot(memory: MemoryReport, course: Course, say: Language, *, measured
         str(report.spec.dtype),
         run.attention,
     ]
+    required = memory.predicted.required_bytes
     return timeline_plot(
-        course, say, title=say("plot_title", name=report.ref.id), caption=say("comma").join(details), measured=measured
+        course,
+        say,
+        title=say("plot_title", name=report.ref.id),
+        caption=say("comma").join(details),
+        headline="" if required is None else say("plot_required", size=size_range(*required, say)),
+        measured=measured,
     )
 
 
-def timeline_plot(course: Course, say: Language, *, title: str, caption: str, measured: Course | None = None) -> str:
+def timeline_plot(
+    course: Course, say: Language, *, title: str, caption: str, headline: str = "", measured: Course | None = None
+) -> str:
     """SVG, 800 wide: allocated bytes as areas by term, reserved ones as a line, a band for each stage, the peak's value.
 
-    measured: another course of the same stages, drawn over it as lines.
+    headline: what a card must have, at the right of the caption. measured: another course of the same stages, drawn over it as
+    lines.
     """
     courses = (course, *([measured] if measured else []))
     highest = HEADROOM * max(max(*one.totals, *one.reserved, 1) for one in courses)
@@ -86,7 +96,7 @@ def timeline_plot(course: Course, say: Language, *, title: str, caption: str, me
     return picture(
         WIDTH,
         height + MARGIN,
-        *heading(title, caption),
+        *heading(title, caption, headline),
         *_stages(course, say, axes),
         *grid(ticks, axes),
         *_areas(course, axes),
@@ -96,7 +106,7 @@ def timeline_plot(course: Course, say: Language, *, title: str, caption: str, me
             fitted(say("plot_events"), RIGHT - left, SMALL), RIGHT, below - 2, anchor="end", size=SMALL, colour="muted"
         ),
         *legend,
-        title=f"{title}. {caption}",
+        title=". ".join(filter(None, (title, caption, headline))),
     )
 
 
@@ -121,10 +131,14 @@ def axis_ticks(highest_bytes: float) -> list[tuple[int, str]]:
     ]
 
 
-def heading(title: str, caption: str) -> Iterator[str]:
+def heading(title: str, caption: str, headline: str = "") -> Iterator[str]:
+    """The caption gives way to a headline at its right."""
     room = RIGHT - MARGIN
     baseline = MARGIN + TITLE_SIZE - 2
     yield text(fitted(title, room, TITLE_SIZE, bold=True), MARGIN, baseline, size=TITLE_SIZE, bold=True)
+    if headline:
+        yield text(headline, RIGHT, baseline + LINE, anchor="end", size=SMALL, bold=True)
+        room -= text_width(headline, SMALL, bold=True) + 16
     yield text(fitted(caption, room, SMALL), MARGIN, baseline + LINE, size=SMALL, colour="muted")
 
 

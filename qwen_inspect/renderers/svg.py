@@ -35,6 +35,8 @@ PALETTE: Mapping[str, tuple[str, str]] = {
     "workspace": ("#9d755d", "#b08a73"),
     "rounding": ("#bab0ac", "#8f8783"),
     "loader": ("#d8b5a5", "#a3877a"),
+    "reserved_only": ("#d0d7de", "#3d444d"),
+    "context": ("#6e7781", "#9198a1"),
     "measured": ("#b5179e", "#ff8fe6"),
     "embedding_fill": ("#fde8e4", "#4a2a26"),
     "attention_fill": ("#fdeed3", "#4a3716"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
+from ..units import MIB
+
 if TYPE_CHECKING:
     from ..errors import QwenInspectError
     from ..exploration import Exploration
@@ -14,6 +16,16 @@ if TYPE_CHECKING:
     from .course import Course
     from .measurement import Calibration, Difference, Measurement
     from .model import Report
+
+# What a process with PyTorch takes of a card outside its allocator: the CUDA context and what is loaded into it. A range, and no
+# measurement. Sources, issues of pytorch/pytorch: 107667 (about 300 MB since CUDA 11.7 loads kernels when they are first needed),
+# 7320 (306 MiB), 28113 (200 to 700 MB on several machines, when all kernels were loaded at once).
+CONTEXT_LOW_BYTES, CONTEXT_HIGH_BYTES = 250 * MIB, 600 * MIB
+
+
+def context_range(measured_bytes: int | None) -> tuple[int, int]:
+    """The low and the high end of what a process takes outside the allocator: equal where it was measured."""
+    return (CONTEXT_LOW_BYTES, CONTEXT_HIGH_BYTES) if measured_bytes is None else (measured_bytes, measured_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +118,14 @@ class Footprint:
     @property
     def peak_reserved_bytes(self) -> int | None:
         return self.peak_reserved
+
+    @property
+    def required_bytes(self) -> tuple[int, int] | None:
+        """What a card must have: segments and context, at either end of its range; None where no peak is known."""
+        if self.peak_reserved is None:
+            return None
+        low, high = context_range(self.context_bytes)
+        return self.peak_reserved + low, self.peak_reserved + high
 
     @property
     def total_bytes(self) -> int | None:

@@ -92,6 +92,8 @@ TEXT = {
     "row_gradients": "Gradients at the end",
     "row_optimizer": "Optimizer state",
     "row_reserved": "Peak reserved",
+    "row_required_low": "Required of a card, small context",
+    "row_required_high": "Required of a card, large context",
     # --- fits
     "heading_compare_fits": "What fits (batch {batch:,})",
     "compare_fits_intro": "What a card has left over for prompts of each length, with the CUDA context at the larger end of its range: below zero it does not fit; – is past the model's own limit. fit tells each of these in full.",

@@ -92,6 +92,8 @@ TEXT = {
     "row_gradients": "结束时的梯度",
     "row_optimizer": "优化器状态",
     "row_reserved": "峰值已保留",
+    "row_required_low": "所需显存（上下文较小）",
+    "row_required_high": "所需显存（上下文较大）",
     # --- fits
     "heading_compare_fits": "显存能否容纳（批大小 {batch:,}）",
     "compare_fits_intro": "各显卡在不同提示词长度下的余量，CUDA 上下文按范围中较大一端计算：小于零即放不下；– 表示超出模型自身上限。fit 给出每一项的完整结果。",

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from ...language import Language
 from ...report.whole import Drift, Expectation, Figure, ReportCheck, WholeReport
-from ...units import count, short_count, size
+from ...units import UNKNOWN, count, short_count, size
 from ..blocks import Block, Heading, Items, Paragraph, Table
-from .common import unique_parameters
+from .common import size_range, unique_parameters
 
 MOST_DRIFTS = 20
 LONGEST_FIGURE = 80
@@ -74,8 +74,10 @@ def _key_figures(whole: WholeReport, say: Language) -> Table:
         (say("field_cache_per_token"), size(report.cache.bytes_per_token)),
         (say("term_weights"), size(whole.memory[0].predicted.steady.weights)),
     ]
-    rows += [
-        (say("field_peak_at", tokens=memory.run.prompt_tokens), size(memory.predicted.peak_reserved))
-        for memory in whole.memory
-    ]
+    for memory in whole.memory:
+        required, tokens = memory.predicted.required_bytes, memory.run.prompt_tokens
+        rows.append(
+            (say("field_required_at", tokens=tokens), UNKNOWN if required is None else size_range(*required, say))
+        )
+        rows.append((say("field_peak_at", tokens=tokens), size(memory.predicted.peak_reserved)))
     return Table([say("column_quantity"), say("column_value")], rows, "lr")

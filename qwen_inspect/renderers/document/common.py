@@ -282,3 +282,9 @@ def reach(found: Largest, say: Language) -> str:
         return say("reach_at_most", value=found.at_most)
     text = count(found.value)
     return text if found.bound == "memory" else say(f"reach_{found.bound}", value=text)
+
+
+def size_range(low_bytes: int, high_bytes: int, say: Language) -> str:
+    """A size that is known as a range, or a single one where its ends are equal."""
+    low, high = size(low_bytes), size(high_bytes)
+    return low if low_bytes == high_bytes else say("size_range", low=low, high=high)

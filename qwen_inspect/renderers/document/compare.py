@@ -133,7 +133,13 @@ def _fact_cells(row: FactRow, say: Language) -> list[str]:
     name = say(f"component_{row.name}" if row.section == "components" else f"row_{row.name}")
     if row.layer_kind is not None:
         name = f"{say(f'layer_kind_{row.layer_kind}')}: {name}"
-    return [say(f"section_{row.section}"), name, *(_cell(value, row, say) for value in row.values), _delta(row)]
+    return [say(f"section_{row.section}"), name, *_cells(row, say), _delta(row)]
+
+
+def _cells(row: FactRow, say: Language) -> list[str]:
+    bounds = row.at_least or (False,) * len(row.values)
+    cells = [_cell(value, row, say) for value in row.values]
+    return [say("at_least", value=cell) if bound else cell for cell, bound in zip(cells, bounds, strict=True)]
 
 
 def _cell(value: int | str | None, row: FactRow, say: Language) -> str:

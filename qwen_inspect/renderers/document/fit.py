@@ -51,8 +51,8 @@ def _cards_table(found: FitReport, say: Language) -> Table:
         [
             card.gpu.name,
             size(card.available_bytes),
-            size(card.high.required_bytes),
-            signed_size(card.high.margin_bytes),
+            _bounded(size(card.high.required_bytes), "at_least", card, say),
+            _bounded(signed_size(card.high.margin_bytes), "reach_left_at_most", card, say),
             verdict(card, say),
             reach(card.high.context, say),
             reach(card.high.batch, say),
@@ -88,6 +88,11 @@ def suggestion_row(one: Suggestion, say: Language) -> list[str]:
     return [say(one.change), *sizes, _mark(one.fits, say)]
 
 
+def _bounded(text: str, key: str, card: CardAnswer, say: Language) -> str:
+    """The text as it is, or as the bound that `key` says it is where not all that is required is known."""
+    return text if card.requirement.whole else say(key, value=text)
+
+
 def verdict(card: CardAnswer, say: Language) -> str:
     """In a word: at the cautious end, or that it depends on the context's size."""
     if card.high.fits is False and card.low.fits:
@@ -121,7 +126,8 @@ def _term_table(card: CardAnswer, say: Language) -> Table:
     ):
         rows.append([say(f"row_{name}"), *(cell for one in values for cell in (count(one), size(one)))])
     margins = [end.margin_bytes for end in ends]
-    rows.append([say("row_margin"), *(cell for one in margins for cell in (f"{one:,}", signed_size(one)))])
+    margin = say("row_margin" if required.whole else "row_left")
+    rows.append([margin, *(cell for one in margins for cell in (f"{one:,}", signed_size(one)))])
     heads = ["column_context_low", "column_context_high"] if len(ends) == 2 else ["column_size"]
     unit = say("column_bytes")
     columns = [say("column_term"), *(text for head in heads for text in (f"{say(head)} ({unit})", say(head)))]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ...language import Language
-from ...report.memory import OF_SOME_RUNS, TERMS, Alive, Footprint, MemoryReport, Moment
+from ...report.memory import OF_SOME_RUNS, TERMS, Alive, Footprint, MemoryReport, Moment, context_range
 from ...report.model import Report
 from ...units import count, size
 from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
 from . import View
-from .common import identity, notices
+from .common import identity, notices, size_range
 
 
 def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:
@@ -28,6 +28,7 @@ def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:
         *training_blocks(memory, say),
         *_several_devices(memory, say),
         Heading(say("heading_footprint" if _on_one_device(memory) else "heading_footprint_one")),
+        *headline(footprint, say),
         term_table(footprint, say),
     ]
     if footprint.peak is None:
@@ -119,29 +120,64 @@ def training_blocks(memory: MemoryReport, say: Language) -> list[Block]:
     return made
 
 
+def headline(footprint: Footprint, say: Language) -> list[Block]:
+    """What a card must have, in a sentence; nothing where no card is meant or no peak is known."""
+    if footprint.required_bytes is None:
+        return []
+    reserved, allocated = size(footprint.peak_reserved), size(footprint.peak_allocated_bytes)
+    required = size_range(*footprint.required_bytes, say)
+    return [Paragraph(say("memory_required", required=required, reserved=reserved, allocated=allocated))]
+
+
 def term_table(footprint: Footprint, say: Language) -> Table:
-    """Each term at the end and at the peak, adding up to what the allocator holds; then what it reserves, and the context."""
+    """Each term at the end and at the peak, adding up to what the allocator holds; then what a card must have."""
 
     def cells(moment: Moment | None, term: str) -> list[str]:
         value: int | None = None if moment is None else getattr(moment, term)
         return [count(value), size(value)]
+
+    def allocated(moment: Moment | None) -> list[str]:
+        return ["–", "–"] if moment is None else [allocated_text(moment, shown, say) for shown in (count, size)]
 
     def reserved(value: int | None) -> list[str]:
         return ["", "", count(value), size(value)]
 
     steady, peak = footprint.steady, footprint.peak
     rows = [[say(f"term_{term}"), *cells(steady, term), *cells(peak, term)] for term in terms_of(steady, peak)]
-    rows.append([say("term_allocated"), *cells(steady, "allocated"), *cells(peak, "allocated")])
-    allocated = None if peak is None else peak.allocated
-    gap = None if allocated is None or footprint.peak_reserved is None else footprint.peak_reserved - allocated
+    rows.append([say("term_allocated"), *allocated(steady), *allocated(peak)])
+    held = None if peak is None else peak.allocated
+    gap = None if held is None or footprint.peak_reserved is None else footprint.peak_reserved - held
     rows.append([say("term_reserved_only"), *reserved(gap)])
     rows.append([say("term_reserved"), *reserved(footprint.peak_reserved)])
     rows.append([say("term_context"), *reserved(footprint.context_bytes)])
+    required = [[name, *reserved(size_bytes)] for name, size_bytes in required_rows(footprint, say)]
     at_end, at_peak = say("column_steady"), say("column_peak")
     unit = say("column_bytes")
     return Table(
-        [say("column_term"), f"{at_end} ({unit})", at_end, f"{at_peak} ({unit})", at_peak], rows, "lrrrr", totals=4
+        [say("column_term"), f"{at_end} ({unit})", at_end, f"{at_peak} ({unit})", at_peak],
+        [*rows, *required],
+        "lrrrr",
+        totals=4 + len(required),
     )
+
+
+def allocated_text(moment: Moment, shown: Callable[[int | None], str], say: Language) -> str:
+    """What is allocated then, as `shown` writes it; at least, where that is all that is known."""
+    text = shown(moment.allocated)
+    return say("at_least", value=text) if moment.at_least else text
+
+
+def required_rows(footprint: Footprint, say: Language) -> list[tuple[str, int]]:
+    """What a card must have, at either end of the context's range; nothing where no peak is known."""
+    return list(zip(required_names(footprint.context_bytes, say), footprint.required_bytes or (), strict=False))
+
+
+def required_names(context_bytes: int | None, say: Language) -> list[str]:
+    """What either end is called; one name where the context was measured."""
+    if context_bytes is not None:
+        return [say("term_required")]
+    low, high = map(size, context_range(None))
+    return [say("term_required_low", context=low), say("term_required_high", context=high)]
 
 
 def terms_of(*moments: Moment | None) -> list[str]:

@@ -20,10 +20,10 @@ from ..cache_plot import cache_plot
 from ..figure import architecture_figure
 from . import View
 from .attention import cache_table, worked_through
-from .common import check_blocks, component_table, identity, parameter_fields
+from .common import check_blocks, component_table, identity, parameter_fields, size_range
 from .configuration import explained, techniques, worked_sums
 from .measured import causes, difference_table
-from .memory import live_blocks, terms_of
+from .memory import allocated_text, live_blocks, required_rows, terms_of
 from .parameters import grouping, layer_breakdown, witness_table
 from .structure import attention_table, cache_fields, cache_notes, tree_node
 from .weights import arranged, tensor_table
@@ -223,19 +223,22 @@ def _cache(report: Report, say: Language) -> list[str]:
 
 
 def _peak(whole: WholeReport, say: Language) -> list[str]:
-    known = [one for one in whole.memory if one.predicted.peak is not None and one.predicted.peak.allocated]
+    known = [one for one in whole.memory if one.predicted.required_bytes is not None]
     if not known:
         return [say("finding_no_peak")]
     last = max(known, key=lambda one: one.run.prompt_tokens)
     peak = last.predicted.peak
     assert peak is not None
+    assert last.predicted.required_bytes is not None
     return [
         say(
             "finding_peak",
             prompt=last.run.prompt_tokens,
             new=last.run.new_tokens,
             batch=last.run.batch,
-            size=size(peak.allocated),
+            required=size_range(*last.predicted.required_bytes, say),
+            reserved=size(last.predicted.peak_reserved),
+            allocated=size(peak.allocated),
             weights=percent(peak.weights * 10_000 // (peak.allocated or 1)),
         )
     ]
@@ -292,14 +295,18 @@ def memory_blocks(whole: WholeReport, say: Language) -> list[Block]:
 
 
 def moments_table(memories: Sequence[MemoryReport], say: Language, name: str) -> Table:
-    """A column for each prompt's length; the terms add up to what is allocated."""
+    """A column for each prompt's length; the terms add up to what is allocated, which is part of what a card must have."""
     moments: list[Moment] = [getattr(memory.predicted, name) for memory in memories]
     rows = [[say(f"term_{term}"), *(count(getattr(moment, term)) for moment in moments)] for term in terms_of(*moments)]
-    totals = {"allocated": [moment.allocated for moment in moments]}
+    allocated = say("term_allocated")
+    sums = [[allocated, *(allocated_text(moment, shown, say) for moment in moments)] for shown in (count, size)]
     if name == "peak":
         rows.insert(0, [say("column_stage"), *(say(f"stage_{moment.stage}") for moment in moments)])
-        totals["reserved"] = [memory.predicted.peak_reserved for memory in memories]
-    sums = [[say(f"term_{term}"), *map(shown, values)] for term, values in totals.items() for shown in (count, size)]
+        reserved = [memory.predicted.peak_reserved for memory in memories]
+        sums += [[say("term_reserved"), *map(shown, reserved)] for shown in (count, size)]
+        required = [required_rows(memory.predicted, say) for memory in memories]
+        for ends in zip(*required, strict=True):
+            sums += [[ends[0][0], *(shown(size_bytes) for _, size_bytes in ends)] for shown in (count, size)]
     columns = [say("column_term"), *(say("column_prompt", tokens=memory.run.prompt_tokens) for memory in memories)]
     return Table(columns, [*rows, *sums], "l" + "r" * len(memories), totals=len(sums))
 

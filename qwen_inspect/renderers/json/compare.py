@@ -56,6 +56,7 @@ def _side_by_side(sides: SideBySide, say: Language) -> dict[str, Any]:
                 "name": row.name,
                 "unit": row.unit or None,
                 "values": list(row.values),
+                "lower_bound_only": list(row.at_least) or [False] * len(row.values),
                 "same": row.same,
             }
             for row in sides.facts

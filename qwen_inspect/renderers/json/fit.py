@@ -1,4 +1,4 @@
-"""`fit` -> JSON: the keys of the first card stand at the top, for scripts that ask of one; `cards` has all."""
+"""`fit` -> JSON: the keys of the card that decides stand at the top, for scripts that ask of one; `cards` has all."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fit_content(found: FitReport, say: Language) -> dict[str, Any]:
             "attention": run.attention,
             "load": run.loader,
         },
-        **cards[0],
+        **cards[found.deciding],
         "cards": cards,
         "assumptions": [say(message) for message in found.assumptions],
     }

@@ -23,7 +23,7 @@ def workload_content(run: Run) -> dict[str, Any]:
 
 def footprint_content(footprint: Footprint, run: Run, say: Language) -> dict[str, Any]:
     shown = footprint.peak or footprint.steady
-    reserved = footprint.peak_reserved
+    reserved, required = footprint.peak_reserved, footprint.required_bytes
     return {
         "method": footprint.method,
         "weights_bytes": shown.weights,
@@ -39,6 +39,7 @@ def footprint_content(footprint: Footprint, run: Run, say: Language) -> dict[str
         "total_bytes": None
         if reserved is None or footprint.context_bytes is None
         else reserved + footprint.context_bytes,
+        "required_bytes": None if required is None else {"low": required[0], "high": required[1]},
         "provenance": footprint.provenance,
         "moments": {
             name: None if moment is None else moment_content(moment)

@@ -1,4 +1,4 @@
-"""What an engine reserves -> JSON: the keys of the first card stand at the top, as those of `fit` without an engine do."""
+"""What an engine reserves -> JSON: the keys of the deciding card stand at the top, as those of `fit` without an engine do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def serving_content(found: ServingReport, say: Language) -> dict[str, Any]:
         "engine": found.serving.engine,
         "engine_version": found.version,
         "workload": {"batch": found.serving.batch, "context_tokens": found.context_tokens, "tp": found.serving.ranks},
-        **cards[0],
+        **cards[found.deciding],
         "cards": cards,
         "assumptions": [say(message) for message in found.assumptions],
     }
