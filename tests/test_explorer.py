@@ -34,7 +34,7 @@ from qwen_inspect.renderers.treemap import Area, Box, areas, parameter_treemap, 
 from qwen_inspect.report.memory import TERMS, MemoryReport, Run
 from qwen_inspect.report.model import Report
 from qwen_inspect.timeline import Allocate, Event, Free, Stage, Timeline
-from qwen_inspect.units import size
+from qwen_inspect.units import count, size
 
 from .conftest import run
 from .test_html import HOSTILE, opened
@@ -85,9 +85,16 @@ def assert_told(figures: Mapping[str, list[str]], predicted: Mapping[str, Any]) 
             if term not in figures:
                 assert not expected
                 continue
-            assert number(figures[term][column]) == expected, (term, moment)
-            assert figures[term][column + 1] == size(expected)  # halves to even, as Python rounds them
+            bound = "at least " if term == "allocated" and told is not None and told["lower_bound_only"] else ""
+            assert figures[term][column] == f"{bound}{count(expected)}", (term, moment)
+            assert figures[term][column + 1] == f"{bound}{size(expected)}"  # halves to even, as Python rounds them
     assert number(figures["reserved"][2]) == predicted["peak_reserved_bytes"]
+    required = predicted["required_bytes"]
+    if required is None:
+        assert "required_0" not in figures
+    else:
+        assert [number(figures[f"required_{end}"][2]) for end in (0, 1)] == [required["low"], required["high"]]
+        assert figures["required_1"][3] == size(required["high"])
 
 
 def predicted(report: Report, workload: Run) -> dict[str, Any]:
@@ -270,7 +277,7 @@ def test_a_bar_is_chosen_by_a_click(browser: Browser, tmp_path: Path) -> None:
         assert page.locator(".explorer input[type=number]").first.input_value() == "8192"
 
 
-def test_bars_are_stacked_to_what_is_allocated(browser: Browser, tmp_path: Path) -> None:
+def test_bars_are_stacked_to_what_a_card_must_have(browser: Browser, tmp_path: Path) -> None:
     memory = predict(inspect("Qwen/Qwen3-0.6B", source="catalog"), a_run(prompt_tokens=2048))
     with shown(browser, written(tmp_path, memory)) as page:
         figures = page.evaluate(READ, page.locator(".explorer").element_handle())
@@ -278,10 +285,22 @@ def test_bars_are_stacked_to_what_is_allocated(browser: Browser, tmp_path: Path)
             """bar => [...bar.querySelectorAll('[class^=f-]')].map(
                 one => [one.getAttribute('class').slice(2), +one.getAttribute('height')])"""
         )
+        required = [number(figures[f"required_{end}"][2]) or 0 for end in (0, 1)]
+        context = required[0] - (number(figures["reserved"][2]) or 0)
+        assert [term for term, _ in heights[-3:]] == ["reserved_only", "context", "context"]
+        expected = [number(figures[term][2]) or 0 for term, _ in heights[:-2]] + [context, required[1] - required[0]]
+        assert sum(expected) == required[1]
         total = sum(height for _, height in heights)
-        for term, height in heights:
-            share = (number(figures[term][2]) or 0) / (number(figures["allocated"][2]) or 1)
-            assert height == pytest.approx(total * share, abs=0.01)
+        for (_, height), size_bytes in zip(heights, expected, strict=True):
+            assert height == pytest.approx(total * size_bytes / required[1], abs=0.01)
+        title = page.locator(".charts .bar.chosen title").first.text_content()
+        assert title == f"Prompt tokens 2,048: {size(required[0])} to {size(required[1])}"
+
+
+def test_bars_of_a_lower_bound_say_that_they_are_one(browser: Browser, tmp_path: Path) -> None:
+    memory = predict(inspect("Qwen/Qwen3-8B", source="catalog", dtype="awq-int4"), a_run(prompt_tokens=2048))
+    with shown(browser, written(tmp_path, memory, "zh")) as page:
+        assert "至少" in (page.locator(".charts .bar.chosen title").first.text_content() or "")
 
 
 def test_94_layers_of_experts_follow_a_slider_at_once_and_take_little_room(browser: Browser, tmp_path: Path) -> None:

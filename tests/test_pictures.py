@@ -125,7 +125,14 @@ def test_a_plot_says_the_peak_and_every_term() -> None:
         reserved=(GIB * 2, GIB * 2, GIB * 2),
     )
     said = {box.content for box in text_boxes(parsed(timeline_plot(course, Language("en"), title="T", caption="C")))}
-    assert {"T", "C", "Peak 1.75 GiB", "Weights: 1.00 GiB", "KV cache: 512.00 MiB", "Activations: 256.00 MiB"} <= said
+    assert {
+        "T",
+        "C",
+        "Allocated at the peak: 1.75 GiB",
+        "Weights: 1.00 GiB",
+        "KV cache: 512.00 MiB",
+        "Activations: 256.00 MiB",
+    } <= said
     assert {"load", "prefill", "Reserved, at most 2.00 GiB", "0 GiB", "0.5 GiB", "2 GiB"} <= said
 
 

@@ -18,7 +18,7 @@ from qwen_inspect.loaders.resolve import Access
 from qwen_inspect.measurement import Request, measured
 from qwen_inspect.pipeline import inspect
 from qwen_inspect.renderers.json import render
-from qwen_inspect.report.memory import RARE_TERMS, Run
+from qwen_inspect.report.memory import RARE_TERMS, TERMS, Run
 
 from .test_bad_input import Capture, invoke, refusal
 from .test_local import FAMILIES
@@ -190,3 +190,22 @@ def test_every_cause_that_a_measurement_can_have_is_read_again() -> None:
 
 def test_every_term_of_a_difference_is_read_again(told: str) -> None:
     assert {one["term"] for one in json.loads(told)["differences"]} == {*DIFFERENCES} - {*RARE_TERMS}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_measurement_of_adapters_is_read_again_and_shown(
+    language: str, model: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """Rank 4 beside q_proj (64 by 64) of two layers: A and B, 4 x (64 + 64) numbers of float32 each time."""
+    workload = Run(mode="train", prompt_tokens=16, gpu="", lora_rank=4, lora_targets=("q_proj",))
+    told = render(
+        "memory", measured(inspect(str(model)), workload, Request(device="cpu"), Access()), Language(language)
+    )
+    file = tmp_path / "lora.json"
+    file.write_text(told)
+    found = {one["term"]: one for one in json.loads(told)["differences"]}
+    assert sum(found[term]["measured"] for term in found if term in TERMS) == found["steady_allocated"]["measured"]
+    done = invoke(capsys, "report", model, "--measured", file, "--lang", language)
+    assert done.code == 0
+    (row,) = (row for table in markdown_tables(done.out) for row in table if row[0] == _term("adapters", language))
+    assert [_number(row[index]) for index in (1, 2, 3)] == [4096, 4096, 0]

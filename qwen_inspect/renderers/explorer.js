@@ -329,7 +329,7 @@ function explore(block) {
     const sums = [
       ["reserved_only", say.reserved_only, reserved === null ? null : reserved - peak.allocated, true],
       ["reserved", say.reserved, reserved],
-      ["context", say.context, low === high ? low : null, true],
+      ["context", say.cuda_context, low === high ? low : null, true],
       ...(reserved === null ? [] : say.required.map((label, end) => [`required_${end}`, label, reserved + run.context[end]])),
     ];
     foot.append(rowOf("allocated", say.allocated, steady?.allocated ?? null, peak?.allocated ?? null));
