@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .analyzers.accounting import StoredForm, components, predicted_elements, predicted_files
 from .analyzers.attention import attention_report
-from .analyzers.engine_cache import engine_caches, state_dtypes
+from .analyzers.engine_cache import checkpoint_format, engine_caches, state_dtypes
 from .analyzers.kv_cache import cache_report, read_formats
 from .analyzers.reconcile import against_files, against_instantiated, contradictions, copies
 from .architectures import FAMILIES, Architecture, architecture_of
@@ -161,6 +161,7 @@ def analyse(
                 packing = packing_of(config, tree, form, tensors, in_blocks=checkpoint.gguf)
             except UnsupportedError as error:  # all that does not depend on it stands
                 unread = error
+            notices += _cache_notices(config, spec)
     except (UnsupportedError, NotFoundError, MalformedError, UnavailableError) as error:
         if require_design and tensors is not None:
             raise type(error)("refused_though_stored", reason=error.message) from None
@@ -233,6 +234,15 @@ def analyse(
         design=design,
         refusal=refusal,
     )
+
+
+def _cache_notices(config: Mapping[str, Any], spec: ModelSpec) -> tuple[Message, ...]:
+    """That the checkpoint names a format for the KV cache, which vLLM takes and transformers does not read."""
+    try:
+        named = checkpoint_format(config, "auto")
+    except UnsupportedError as error:
+        return (error.message,)
+    return () if named == "auto" else (Message("cache_declared", format=named, dtype=spec.dtype),)
 
 
 def _without_bytes(design: Design, unread: QwenInspectError) -> Design:

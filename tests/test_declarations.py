@@ -315,6 +315,7 @@ def test_fp8_of_modelopt_and_of_its_cache_is_read_wherever_it_is_declared(tmp_pa
     assert found["quantisation"]["total_bytes"] == size_bytes == 9_435_705_312
     declared = [notice for notice in found["model"]["notices"] if "is declared in" in notice]
     assert [place in notice for notice in declared] == ([] if place == "quantization_config" else [True])
+    assert any("KV cache of fp8: vLLM takes it" in notice for notice in found["model"]["notices"])
     # A budget of 10 GiB: 73,728 B a token in 8 bits, blocks of 16 tokens.
     code, found = asked("fit", directory, "--engine", "vllm", "--kv-budget", "10GiB")
     assert (code, found["kv_cache_tokens"]) == (0, 145_632)

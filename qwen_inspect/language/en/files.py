@@ -11,6 +11,7 @@ TEXT = {
     "partial": "Partial: {missing} of {shards} shards are missing; params names what they hold",
     "no_design": "Shown as stored and as configured only: {reason}",
     "quantisation_declared": "The quantisation is declared in {place} ({method}), not under quantization_config of config.json",
+    "cache_declared": "The quantisation names a KV cache of {format}: vLLM takes it (fit --engine vllm counts so), transformers keeps {dtype}",
     "dtype_of_files": "config.json names no dtype: the files decide, {dtype} (first floating-point tensor: {name}), as from_pretrained does",
     "dtype_unknown": "config.json names no dtype, and there is no file of weights to tell it: transformers would build float32, and these figures are for it; --dtype settles it",
     "weights_unread": "The bytes of the weights are unknown: {reason}. Parameter counts are by theory; attention and cache follow from the configuration",

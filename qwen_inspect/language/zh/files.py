@@ -11,6 +11,7 @@ TEXT = {
     "partial": "不完整：{shards} 个分片中缺少 {missing} 个，缺少的内容见 params 命令",
     "no_design": "仅按存储内容与配置原样显示：{reason}",
     "quantisation_declared": "量化声明在 {place}（{method}），不在 config.json 的 quantization_config 中",
+    "cache_declared": "量化配置指定 KV 缓存为 {format}：vLLM 照此存放（fit --engine vllm 按此计），transformers 仍用 {dtype}",
     "dtype_of_files": "config.json 未写数据类型：以文件为准，取 {dtype}（首个浮点张量 {name}），与 from_pretrained 相同",
     "dtype_unknown": "config.json 未写数据类型，也没有权重文件可查：transformers 会按 float32 构建，以下数字均按 float32 计；可用 --dtype 指定",
     "weights_unread": "权重字节数未知：{reason}。参数量按理论值计；注意力与 KV 缓存由配置得出",
