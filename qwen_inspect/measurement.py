@@ -21,8 +21,8 @@ from .language import Message
 from .loaders import calibration
 from .loaders.resolve import Access
 from .loaders.weights import weights_directory
-from .prediction import predict, timeline_of
-from .report.measurement import Calibration, Measurement
+from .prediction import predict, timeline_of, versions
+from .report.measurement import Calibration
 from .report.memory import MemoryReport, Run
 from .report.model import Report
 from .timeline import Timeline
@@ -57,19 +57,24 @@ def measured(report: Report, run: Run, request: Request, access: Access) -> Memo
         raise report.known.unread
     if report.known.quantised is not None:
         raise UnsupportedError("measure_quantised", method=report.known.quantised.method)
-    run = replace(run, device="cpu" if device == "cpu" else "cuda", gpu=_card(device), attention=run.attention)
+    # Random weights are made one by one on the device; files are read by transformers' loader, which takes a block for all first.
+    loader = "per-tensor" if request.random_weights else "warmup"
+    run = replace(run, device="cpu" if device == "cpu" else "cuda", gpu=_card(device), loader=loader)
     directory = None if request.random_weights else weights_directory(report.ref, access)
     memory = predict(report, run, course_points=request.course_points)
     if not request.force:
         _refuse_what_cannot_fit(memory, device)
     timeline = _timeline(memory)
+    if timeline is not None and memory.predicted.provenance != versions():
+        traced = Message("traced_elsewhere", traced=memory.predicted.provenance, running=versions())
+        memory = replace(memory, report=replace(memory.report, notices=(*memory.report.notices, traced)))
     if device == "auto":
         memory = replace(
             memory, report=replace(memory.report, notices=(*memory.report.notices, Message("several_devices")))
         )
     with _left_as_it_was(device):
         found, notices = _measured(memory, timeline, directory, device, request)
-    _calibrate(found.measurement)
+    _calibrate(found)
     return replace(
         memory,
         report=replace(report, notices=(*memory.report.notices, *notices)),
@@ -92,6 +97,9 @@ def _measured(
         return not_loaded(_indices(device), before), ()
     make_ready(model.model, run)
     before = (*before, loaded(model.model, time.perf_counter() - began))
+    if device != "cpu":
+        gc.collect()
+        torch.cuda.empty_cache()  # what only the loading needed
     found = measure(
         model.model, run, timeline, before=before, course_points=request.course_points, snapshot=request.snapshot
     )
@@ -112,27 +120,27 @@ def _loaded(report: Report, run: Run, directory: Path | None, device: str, *, tr
     )
 
 
-def _calibrate(found: Measurement) -> None:
-    """Keep what this card takes besides the model, if a whole run has told it."""
-    versions = dict(found.versions)
-    context, workspace = found.footprint.context_bytes, found.footprint.steady.workspace
+def _calibrate(found: Measured) -> None:
+    """Keep what this card takes besides the model, if a whole run has told it. Of several workspaces, a handle's: the largest."""
+    measurement = found.measurement
+    running, context = dict(measurement.versions), measurement.footprint.context_bytes
     if (
-        found.device == "cpu"
-        or found.partial is not None
+        measurement.device == "cpu"
+        or measurement.partial is not None
         or context is None
-        or workspace is None
-        or "driver" not in versions
+        or not found.workspaces
+        or "driver" not in running
     ):
         return
     calibration.keep(
         Calibration(
-            gpu=found.device,
-            driver=versions["driver"],
-            torch=versions["torch"].partition("+")[0],
-            transformers=versions["transformers"],
+            gpu=measurement.device,
+            driver=running["driver"],
+            torch=running["torch"].partition("+")[0],
+            transformers=running["transformers"],
             date=datetime.date.today().isoformat(),
             context_bytes=context,
-            workspace_bytes=workspace,
+            workspace_bytes=max(found.workspaces),
         )
     )
 
@@ -170,7 +178,10 @@ def _context(device: str) -> Any:
     for index in _indices(device):
         torch.zeros(1, device=f"cuda:{index}")
     torch.cuda.empty_cache()
-    return cuda_reading("context", _indices(device))
+    reading = cuda_reading("context", _indices(device))
+    for index in _indices(device):
+        torch.cuda.reset_peak_memory_stats(index)
+    return reading
 
 
 def _refuse_what_cannot_fit(memory: MemoryReport, device: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -24,14 +25,18 @@ from qwen_inspect.analyzers.device import (
     cuda_reading,
     free_host_bytes,
     process_bytes,
+    with_workspaces,
 )
 from qwen_inspect.analyzers.matching import match
+from qwen_inspect.analyzers.measure import loaded, measure
+from qwen_inspect.analyzers.memory import on_device
 from qwen_inspect.errors import UnavailableError
 from qwen_inspect.language import Language
 from qwen_inspect.loaders.resolve import Access
 from qwen_inspect.measurement import Request
 from qwen_inspect.measurement import measured as measure_run
 from qwen_inspect.pipeline import inspect
+from qwen_inspect.prediction import timeline_of
 from qwen_inspect.renderers import markdown
 from qwen_inspect.renderers.document import View, document
 from qwen_inspect.renderers.json import render
@@ -347,7 +352,7 @@ def test_scratch_is_told_by_its_operator_and_the_trace_is_found_again() -> None:
         stages=(Stage(name="prefill", first_event=0),),
     )  # fmt: skip
     found = match(record, traced)
-    assert found.missing is None
+    assert found.missing == ()
     assert found.at_peak.size_bytes == found.peaks["prefill"] == 564
     assert found.at_peak.others == {"aten::mm": (1, 500)}
     assert [one.id for one in found.at_end.traced] == [2]
@@ -357,8 +362,7 @@ def test_scratch_is_told_by_its_operator_and_the_trace_is_found_again() -> None:
 def test_the_first_request_that_was_never_made_is_named() -> None:
     traced = timeline(Allocate(1, 64, "a", "aten.mm.default"), Allocate(2, 32, "b", "aten.add.Tensor"))
     record = Record(changes=(Change(64, 1, ("aten::mm",)),), stages=(Stage(name="prefill", first_event=0),))
-    missing = match(record, traced).missing
-    assert missing is not None
+    (missing,) = match(record, traced).missing
     assert (missing.module, missing.size_bytes) == ("b", 32)
 
 
@@ -386,3 +390,107 @@ def test_the_gpu_script_writes_raw_results_and_a_table(tmp_path: Path) -> None:
     assert "quantised" in table  # why the second was refused
     refused = [sys.executable, "benchmarks/gpu/measure.py", "-o", str(out), str(model)]
     assert subprocess.run(refused, capture_output=True, check=False, cwd=root).returncode == 8
+
+
+# --- a real card's record, and what is held against it
+
+H100_RUN = Path(__file__).parent / "recordings" / "llama-3.1-8b-4-layers.json.gz"
+SDPA = "aten._scaled_dot_product_flash_attention.default"
+
+
+def recorded(path: Path) -> Record:
+    """A run of generate as `CudaRecorder` would tell of it: all of the prefill, what the steps after it leave, the last step."""
+    run = json.loads(gzip.decompress(path.read_bytes()))
+    first = {name: index for name, index, *_ in run["stages"]}
+    begins, second = first["emptied"], first["before call 2"]
+    last, ends = first[f"before call {run['options']['new']}"], first["generated"]
+
+    def changes(begin: int, end: int) -> list[Change]:
+        snapshot = {
+            "device_traces": [
+                [dict(zip(("action", "size", "addr"), row, strict=False)) for row in run["events"][begin:end]]
+            ]
+        }
+        return _cuda_changes(snapshot, 0)
+
+    prefill = changes(begins, second)
+    steps = _between(_alive_after(prefill), _alive_after(changes(0, last)), _alive_after(changes(0, begins)))
+    bounds = ("prefill", 0), ("decode", len(prefill)), ("decode", len(prefill) + len(steps))
+    return Record(
+        changes=(*prefill, *steps, *changes(last, ends)),
+        stages=tuple(Stage(name=name, first_event=index) for name, index in bounds),
+    )
+
+
+def test_every_request_of_the_trace_was_made_on_an_h100(tmp_path: Path) -> None:
+    """Llama 3.1 8B with 4 layers, 8,192 tokens and 8 more, recorded on an H100 with torch 2.11 and transformers 5.23.
+
+    Attention there is cuDNN's, which without gradients makes no log-sum-exp: 8,192 tokens x 32 heads x 4 bytes.
+    """
+    run = json.loads(gzip.decompress(H100_RUN.read_bytes()))
+    config = {**run["config"], "num_hidden_layers": run["options"]["layers"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    workload = Run(
+        prompt_tokens=run["options"]["context"], new_tokens=run["options"]["new"], gpu="h100", loader="per-tensor"
+    )
+    made = on_device(timeline_of(inspect(str(tmp_path)), workload)[0], workload)
+    made = _without_ids(
+        made,
+        {
+            event.id
+            for event in made.events
+            if isinstance(event, Allocate) and event.operator == SDPA and event.size_bytes in (8192 * 32 * 4, 32 * 4)
+        },
+    )
+    found = match(with_workspaces(recorded(H100_RUN), {run["workspace"]}), made)
+    assert found.missing == ()
+    assert found.at_peak.others == {"–": (2, 16)}  # numbers of 8 bytes, of which the trace knows nothing
+    assert found.at_peak.size_of("workspace") == 33_554_432
+    assert found.at_end.others == {}
+
+
+def _without_ids(whole: Timeline, ids: set[int]) -> Timeline:
+    kept = [index for index, event in enumerate(whole.events) if event.id not in ids]
+    return Timeline(
+        events=tuple(whole.events[index] for index in kept),
+        stages=tuple(
+            Stage(name=stage.name, first_event=sum(index < stage.first_event for index in kept))
+            for stage in whole.stages
+        ),
+    )
+
+
+def test_a_request_that_was_never_made_does_not_stop_the_search() -> None:
+    names = "abcdef"
+    traced = timeline(*(Allocate(at, 64 * at, name, "aten.mm.default") for at, name in enumerate(names, 1)))
+    record = Record(
+        changes=tuple(Change(64 * at, at) for at in (1, 2, 4, 5, 6)), stages=(Stage(name="prefill", first_event=0),)
+    )
+    found = match(record, traced)
+    assert [request.module for request in found.missing] == ["c"]
+    assert [request.module for request in found.at_end.traced] == ["a", "b", "d", "e", "f"]
+    assert found.at_end.others == {}
+
+
+def test_a_workspace_beyond_the_trace_is_no_scratch() -> None:
+    """A thread that multiplies has a workspace of its own: autograd's second, where the trace may have only the first."""
+    traced = timeline(Allocate(1, 64, "a", "aten.mm.default"), Allocate(2, 32, "", "workspace"))
+    changes = (Change(32, 7), Change(-32, 7), Change(64, 1), Change(32, 7), Change(32, 8))
+    record = Record(changes=changes, stages=(Stage(name="prefill", first_event=0),))
+    named = with_workspaces(record, {7: 32, 8: 32})
+    assert [change.operators for change in named.changes] == [(), (), (), ("workspace",), ("workspace",)]
+    found = match(named, traced)
+    assert found.missing == ()
+    assert found.at_end.size_of("workspace") == 64
+
+
+def test_no_token_of_the_prompt_stands_for_padding() -> None:
+    """With a mask of tokens x tokens attention would take another kernel on a GPU, and the mask its own memory."""
+    model = real_model({**FAMILIES["qwen3"], "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": [2]})
+    seen = []
+    model.register_forward_pre_hook(lambda _, __, given: seen.append(given), with_kwargs=True)
+    workload = Run(prompt_tokens=5, new_tokens=2, batch=2)
+    found = measure(model, workload, None, before=(loaded(model, None),))
+    assert found.measurement.partial is None
+    assert [given.get("attention_mask") for given in seen] == [None, None]
+    assert seen[0]["input_ids"].unique().tolist() == [3]

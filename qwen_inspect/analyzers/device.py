@@ -9,7 +9,7 @@ import gc
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
@@ -20,6 +20,7 @@ from ..errors import UnavailableError
 from ..report.measurement import Reading
 from ..timeline import Change, Record, Stage
 from ..units import size
+from .memory import WORKSPACE
 
 if TYPE_CHECKING:
     from ..fitting import Gpu
@@ -364,6 +365,38 @@ def _alive_after(changes: Sequence[Change]) -> dict[int, int]:
         else:
             alive.pop(change.address, None)
     return alive
+
+
+def free_workspaces(indices: Sequence[int]) -> dict[int, int]:
+    """Lets go of cuBLAS's workspaces, which outlive every call to it, and gives their addresses and bytes.
+
+    Each handle has one, and so each thread that multiplies; cuBLASLt has its own. Source: torch 2.13,
+    aten/src/ATen/cuda/CublasHandlePool.cpp
+    """
+    import torch
+
+    before = _blocks_of(torch.cuda.memory._snapshot(), indices)
+    torch._C._cuda_clearCublasWorkspaces()
+    after = _blocks_of(torch.cuda.memory._snapshot(), indices)
+    return {address: size for address, size in before.items() if address not in after}
+
+
+def _blocks_of(snapshot: Mapping[str, Any], indices: Sequence[int]) -> dict[int, int]:
+    """`_blocks` of several devices, whose addresses are different: CUDA has one address space for all."""
+    return {address: size for index in indices for address, size in _blocks(snapshot, index).items()}
+
+
+def with_workspaces(record: Record, addresses: Container[int]) -> Record:
+    """The record, the requests for what lies at these addresses at its end named as what they are."""
+    waiting = set(_alive_after(record.changes))
+    changes = list(record.changes)
+    for index in range(len(changes) - 1, -1, -1):
+        change = changes[index]
+        if change.size_bytes > 0 and change.address in waiting:
+            waiting.discard(change.address)
+            if change.address in addresses:
+                changes[index] = change._replace(operators=(WORKSPACE,))
+    return replace(record, changes=tuple(changes))
 
 
 def _between(before: Mapping[int, int], after: Mapping[int, int], loaded: Mapping[int, int]) -> list[Change]:

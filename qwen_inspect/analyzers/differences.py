@@ -9,6 +9,7 @@ from ..report.measurement import Difference, MemoryCause
 from ..report.memory import LOADED_TERMS, RARE_TERMS, TERMS, Footprint, Moment
 from .matching import Living
 from .measure import Measured
+from .memory import WORKSPACE
 
 COUNTERS = Message("cause_step_counters")
 # Terms that are made of the trace's own allocations: what is loaded, cuBLAS's workspace and rounding are none.
@@ -74,7 +75,7 @@ def _causes_at_peak(predicted: Moment | None, measured: Measured) -> tuple[Memor
             MemoryCause(message=Message("cause_rounding"), size_bytes=peak.rounding - (predicted.rounding or 0))
         )
     traced = sum(getattr(predicted, term) or 0 for term in TRACED_TERMS)
-    moved = sum(one.size_bytes for one in found.traced) - traced
+    moved = sum(one.size_bytes for one in found.traced if one.operator != WORKSPACE) - traced
     if moved:
         causes.append(
             MemoryCause(
@@ -86,7 +87,7 @@ def _causes_at_peak(predicted: Moment | None, measured: Measured) -> tuple[Memor
 
 def _explains(measured: Measured) -> bool:
     """Whether every request of the trace was found in the run, so that what is left over is the run's own."""
-    return measured.match is not None and measured.match.missing is None
+    return measured.match is not None and not measured.match.missing
 
 
 def _by_operator(key: str, living: Living, counters: int) -> list[MemoryCause]:
@@ -99,4 +100,5 @@ def _by_operator(key: str, living: Living, counters: int) -> list[MemoryCause]:
             size_bytes=size,
         )
         for operator, (storages, size) in living.others.items()
+        if operator != WORKSPACE  # a term of its own
     ]

@@ -1,7 +1,8 @@
 """A real run's allocations held against its trace, request by request: what the trace has not, and what lives at the real peak.
 
 A request of the trace is found again by its size, and where the record tells operators, by the one that makes it. What is left
-over is an operator's own scratch if it is gone with its operator, and is kept otherwise.
+over is an operator's own scratch if it is gone with its operator, and is kept otherwise. A request that the run never made does
+not stop the search: the longest alike stretches of both sides are matched around it.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import TypeVar
 
 from ..timeline import Allocate, Change, Event, Free, Record, Stage, Timeline
+from .memory import WORKSPACE
 
 # Operators that only take memory for the one that they are called by.
 ALLOCATING = frozenset({"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::resize_", "aten::zeros"})
@@ -34,12 +37,17 @@ class Living:
     def size_bytes(self) -> int:
         return sum(one.size_bytes for one in self.traced) + sum(size for _, size in self.others.values())
 
+    def size_of(self, operator: str) -> int:
+        """Bytes that an operator has taken, in the trace or beyond it."""
+        traced = sum(one.size_bytes for one in self.traced if one.operator == operator)
+        return traced + self.others.get(operator, (0, 0))[1]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
     """peaks, ends: bytes alive by stage, the largest and the last. peak_stage, at_peak: when most was alive, and what.
 
-    missing: the first request of the trace that the run never made: there the two part. None where all were made.
+    missing: the requests of the trace that the run never made, in order; with the first of them the two part.
     """
 
     peaks: Mapping[str, int]
@@ -47,7 +55,7 @@ class Match:
     peak_stage: str
     at_peak: Living
     at_end: Living
-    missing: Allocate | None
+    missing: tuple[Allocate, ...]
 
 
 def match(record: Record, timeline: Timeline) -> Match:
@@ -86,13 +94,14 @@ class _Run:
         self.peak_bytes = -1
         self.peak_stage = ""
         self.at_peak: dict[int, tuple[Change, Allocate | None]] = {}
-        self.missing: Allocate | None = None
+        self.missing: list[Allocate] = []
 
     def follow(self, stage: str, changes: Sequence[Change], events: Sequence[Event]) -> None:
-        remaining = list(reversed(events))
+        requests = [event for event in events if isinstance(event, Allocate)]
+        pairs = _pairs(changes, requests)
         self.peaks[stage] = max(self.peaks.get(stage, 0), self.real_bytes)
         rising = False
-        for change in changes:
+        for index, change in enumerate(changes):
             if change.size_bytes < 0:
                 if rising:
                     self._note_peak(stage)
@@ -100,33 +109,22 @@ class _Run:
                 if (gone := self.real.pop(change.address, None)) is not None:
                     self.real_bytes -= gone[0].size_bytes
                 continue
-            self._release(remaining)
-            request = remaining[-1] if remaining else None
-            if isinstance(request, Allocate) and _is_made_by(change, request):
-                self.traced[request.id] = request
-                remaining.pop()
-            else:
-                request = None
-            self.real[change.address] = change, request
+            self.real[change.address] = change, pairs.get(index)
             self.real_bytes += change.size_bytes
             rising = True
         if rising:
             self._note_peak(stage)
-        self._release(remaining)
         self.ends[stage] = self.real_bytes
-        if self.missing is None:
-            self.missing = next((event for event in reversed(remaining) if isinstance(event, Allocate)), None)
+        self._trace(events)
+        made = {request.id for request in pairs.values()}
+        self.missing += [request for request in requests if request.id not in made]
 
     def catch_up(self, events: Sequence[Event]) -> Sequence[Event]:
         """Take the trace of a step up to its forward's first operator, and find what is alive then among what really is."""
         begins = next(
             (at for at, event in enumerate(events) if isinstance(event, Allocate) and event.operator == EMBEDDING), 0
         )
-        for event in events[:begins]:
-            if isinstance(event, Free):
-                self.traced.pop(event.id, None)
-            else:
-                self.traced[event.id] = event
+        self._trace(events[:begins])
         found = {request.id for _, request in self.real.values() if request is not None}
         wanted: dict[int, list[Allocate]] = {}
         for request in self.traced.values():
@@ -144,7 +142,7 @@ class _Run:
             peak_stage=self.peak_stage,
             at_peak=_living(self.at_peak),
             at_end=_living(self.real),
-            missing=self.missing,
+            missing=tuple(self.missing),
         )
 
     def _note_peak(self, stage: str) -> None:
@@ -152,9 +150,36 @@ class _Run:
         if self.real_bytes > self.peak_bytes:
             self.peak_bytes, self.peak_stage, self.at_peak = self.real_bytes, stage, dict(self.real)
 
-    def _release(self, remaining: list[Event]) -> None:
-        while remaining and isinstance(remaining[-1], Free):
-            self.traced.pop(remaining.pop().id, None)
+    def _trace(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if isinstance(event, Free):
+                self.traced.pop(event.id, None)
+            else:
+                self.traced[event.id] = event
+
+
+def _pairs(changes: Sequence[Change], requests: Sequence[Allocate]) -> dict[int, Allocate]:
+    """The trace's requests by the index of the change that each was found in.
+
+    In order, each in the first change that is like it: that finds all of them wherever that is possible. Where it is not, the
+    longest stretches of equal sizes first.
+    """
+    taken = [index for index, change in enumerate(changes) if change.size_bytes > 0]
+    pairs: dict[int, Allocate] = {}
+    waiting = iter(requests)
+    request = next(waiting, None)
+    for index in taken:
+        if request is None:
+            return pairs
+        if _is_made_by(changes[index], request):
+            pairs[index] = request
+            request = next(waiting, None)
+    if request is None:
+        return pairs
+    sizes = [one.size_bytes for one in requests], [changes[index].size_bytes for index in taken]
+    stretches = SequenceMatcher(None, *sizes, autojunk=False).get_matching_blocks()
+    alike = ((taken[there + step], requests[here + step]) for here, there, count in stretches for step in range(count))
+    return {index: request for index, request in alike if _is_made_by(changes[index], request)}
 
 
 def _living(real: Mapping[int, tuple[Change, Allocate | None]]) -> Living:
@@ -182,6 +207,8 @@ def _is_made_by(change: Change, request: Allocate) -> bool:
         return False
     if not change.operators:
         return True
+    if WORKSPACE in (request.operator, *change.operators):
+        return change.operators == (request.operator,)
     if request.operator == "aten.lift_fresh.default":  # torch.tensor(number)
         return change.operators == ("aten::empty",)
     name = "aten::" + request.operator.split(".")[1]

@@ -1,7 +1,9 @@
 """A workload really run on a loaded model, and what the device tells of it: the run's terms by their own tensors.
 
 The runs are those that `trace` records: greedy decoding to an exact number of tokens, one forward, or training steps as
-transformers' Trainer makes them. Tokens are zeros, for memory does not depend on them.
+transformers' Trainer makes them. All tokens of a prompt are one, which stands for nothing else, for memory does not depend on
+them. Nothing runs before: a process's first run is what is predicted, and an earlier one would leave segments in the allocator's
+cache and cuBLAS's workspace at another place.
 """
 
 from __future__ import annotations
@@ -21,11 +23,19 @@ from ..report.memory import Alive, Footprint, Moment, Run
 from ..timeline import Allocate, Timeline
 from .adapting import Adapters, adapt, checkpoint, is_matrix, optimizer_of
 from .course import measured_course
-from .device import CudaRecorder, HostRecorder, Recorder, cuda_reading, driver_version, resident_peak_bytes
+from .device import (
+    CudaRecorder,
+    HostRecorder,
+    Recorder,
+    cuda_reading,
+    driver_version,
+    free_workspaces,
+    resident_peak_bytes,
+    with_workspaces,
+)
 from .matching import Living, Match, match
-from .memory import uses_of
+from .memory import WORKSPACE, uses_of
 
-WARM_UP_TOKENS = 8
 OPTIMIZER_STEPS = 2  # the optimizer's states exist from the second step on
 OUT_OF_HOST_MEMORY = re.compile(r"can't allocate memory|not enough memory", re.IGNORECASE)
 
@@ -43,11 +53,15 @@ class Held:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """A measurement, and what explains it: the run held against its trace, and what was held at its end."""
+    """A measurement, and what explains it: the run held against its trace, and what was held at its end.
+
+    workspaces: bytes of each that cuBLAS then had.
+    """
 
     measurement: Measurement
     match: Match | None
     held: Held | None
+    workspaces: tuple[int, ...] = ()
 
 
 def devices_of(model: Any) -> tuple[int, ...]:
@@ -75,8 +89,6 @@ def measure(
     """`run` on the device that `model` is on. timeline: its trace, None where there is none. before: readings made earlier,
     that of the loaded weights the last of them. course_points: also the way there, in about that many points. snapshot:
     where CUDA's memory snapshot is written.
-
-    On CUDA a short run beforehand makes what is made once: the context, loaded kernels, cuBLAS's workspace.
     """
     device, indices = next(model.parameters()).device, devices_of(model)
     weights, buffers = _storage_bytes(model.parameters()), _storage_bytes(model.buffers())
@@ -89,25 +101,34 @@ def measure(
     result, partial = _attempt(recorder, model, run, device)
     held = None if result is None else _held(result, model, run)
     model.zero_grad(set_to_none=True)
-    readings = (*before, *recorder.readings())
     record = recorder.record()
+    workspaces = free_workspaces(indices) if indices else {}
+    if record is not None and workspaces:
+        record = with_workspaces(record, workspaces)
     found = match(record, timeline) if record is not None and timeline is not None and partial is None else None
-    workspace = _workspace_bytes(indices)
+    workspace = sum(workspaces.values())
     del result
     course = None
     if course_points and record is not None and record.changes:
         course = measured_course(record, before[-1].allocated, most_points=course_points)
+    run_readings = recorder.readings() or before[-1:]  # none where it ended before it began
     measurement = _measurement(
         indices,
-        readings,
-        steady=_parted_weights(_steady(readings[-1], weights, buffers, held, workspace), adapters),
-        peak=_parted_weights(_peak(readings, weights, buffers, workspace, found, timeline), adapters),
+        before,
+        recorder.readings(),
+        steady=_parted_weights(_steady(run_readings[-1], weights, buffers, held, workspace), adapters),
+        peak=_parted_weights(_peak(run_readings, weights, buffers, workspace, found, timeline), adapters),
         partial=partial,
     )
     if found is not None:
         measurement = replace(measurement, scratch=tuple(_scratch(found.at_peak)), parted=_parted(found.missing))
     footprint = replace(measurement.footprint, course=course)
-    return Measured(measurement=replace(measurement, footprint=footprint), match=found, held=held)
+    return Measured(
+        measurement=replace(measurement, footprint=footprint),
+        match=found,
+        held=held,
+        workspaces=tuple(workspaces.values()),
+    )
 
 
 def not_loaded(indices: tuple[int, ...], before: tuple[Reading, ...]) -> Measured:
@@ -119,6 +140,7 @@ def not_loaded(indices: tuple[int, ...], before: tuple[Reading, ...]) -> Measure
     measurement = _measurement(
         indices,
         (*before, reached),
+        (),
         steady=Moment(stage="load", weights=reached.allocated, total=reached.allocated),
         peak=Moment(stage="load", weights=reached.allocated, total=reached.peak_allocated),
         partial=Message("partial_not_loaded"),
@@ -128,22 +150,28 @@ def not_loaded(indices: tuple[int, ...], before: tuple[Reading, ...]) -> Measure
 
 def _measurement(
     indices: tuple[int, ...],
-    readings: tuple[Reading, ...],
+    before: tuple[Reading, ...],
+    during: tuple[Reading, ...],
     *,
     steady: Moment,
     peak: Moment,
     partial: Message | None,
 ) -> Measurement:
+    """before, during: readings of the loading and of the run, whose peaks are not the loader's."""
     versions = tuple(_versions(cuda=bool(indices)))
+    readings = (*before, *during)
     return Measurement(
         device=_device_name(indices),
         versions=versions,
         readings=readings,
+        load_peak_bytes=before[-1].peak_allocated if indices else None,
         footprint=Footprint(
             method="measured",
             steady=steady,
             peak=peak,
-            peak_reserved=max((one.peak_reserved for one in readings if one.peak_reserved is not None), default=None),
+            peak_reserved=max(
+                (one.peak_reserved for one in during or readings if one.peak_reserved is not None), default=None
+            ),
             context_bytes=_context_bytes(readings),
             alive=(),
             assumptions=(),
@@ -158,10 +186,11 @@ def _scratch(living: Living) -> Iterator[Alive]:
         yield Alive(component="–", operator=operator, storages=storages, size_bytes=size)
 
 
-def _parted(missing: Allocate | None) -> Message | None:
-    if missing is None:
+def _parted(missing: Sequence[Allocate]) -> Message | None:
+    if not missing:
         return None
-    return Message("parted", module=missing.module, operator=missing.operator, bytes=missing.size_bytes)
+    first = missing[0]
+    return Message("parted", module=first.module, operator=first.operator, bytes=first.size_bytes, count=len(missing))
 
 
 # --- the runs
@@ -174,8 +203,6 @@ def _attempt(recorder: Recorder, model: Any, run: Run, device: Any) -> tuple[Any
     work = {"generate": _generate, "forward": _forward, "train": _train}[run.mode]
     try:
         with _silent():
-            if device.type == "cuda":
-                _warm_up(model, device)
             return recorder.run(lambda: work(model, run, recorder, device)), None
     except torch.OutOfMemoryError:
         return None, Message("partial_out_of_memory")
@@ -189,17 +216,27 @@ def _attempt(recorder: Recorder, model: Any, run: Run, device: Any) -> tuple[Any
         return None, Message("partial_interrupted")
 
 
-def _warm_up(model: Any, device: Any) -> None:
-    """A run so short that all it leaves is what every later one finds."""
+def _prompt(model: Any, run: Run, device: Any) -> Any:
+    """Token ids that are nothing but text: the least that the configuration does not name, as padding or an image's place."""
     import torch
 
-    with torch.no_grad():
-        model(input_ids=torch.zeros(1, WARM_UP_TOKENS, dtype=torch.int64, device=device))
-    torch.cuda.empty_cache()
+    named = {
+        value
+        for config in (model.config, model.config.get_text_config(decoder=True))
+        for name, value in config.to_dict().items()
+        if name.endswith(("token_id", "token_index"))
+        for value in (value if isinstance(value, list) else [value])
+    }
+    plain = next(token for token in range(len(named) + 1) if token not in named)
+    return torch.zeros(run.batch, run.prompt_tokens, dtype=torch.int64, device=device).fill_(plain)
 
 
 def _generate(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
-    import torch
+    """Without a token for padding, so that transformers makes a mask of ones, which it lets go of when the positions are known.
+
+    A mask that a caller gives stays alive until `generate` returns: 8 bytes a token, which are in neither figure.
+    Source: transformers 5.23, generation/utils.py, _prepare_attention_mask_for_generation and generate
+    """
     from transformers import GenerationConfig
 
     if not model.can_generate():
@@ -214,12 +251,12 @@ def _generate(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
 
     own, model.generation_config = (
         model.generation_config,
-        GenerationConfig(max_new_tokens=run.new_tokens, do_sample=False, return_dict_in_generate=True, pad_token_id=0),
+        GenerationConfig(max_new_tokens=run.new_tokens, do_sample=False, return_dict_in_generate=True),
     )
     hook = model.register_forward_pre_hook(mark)
     try:
         recorder.stage("prefill")
-        prompt = torch.zeros(run.batch, run.prompt_tokens, dtype=torch.int64, device=device)
+        prompt = _prompt(model, run, device)
         return prompt, model.generate(prompt)
     finally:
         hook.remove()
@@ -230,7 +267,7 @@ def _forward(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
     import torch
 
     recorder.stage("forward")
-    input_ids = torch.zeros(run.batch, run.prompt_tokens, dtype=torch.int64, device=device)
+    input_ids = _prompt(model, run, device)
     with torch.no_grad():
         return input_ids, model(input_ids=input_ids)
 
@@ -261,7 +298,7 @@ def _train(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
         for _ in range(OPTIMIZER_STEPS):
             for _ in range(run.accumulate):
                 recorder.stage("forward")
-                input_ids = torch.zeros(run.batch, run.prompt_tokens, dtype=torch.int64, device=device)
+                input_ids = _prompt(model, run, device)
                 labels = torch.zeros_like(input_ids)
                 loss = model(input_ids=input_ids, labels=labels, use_cache=False).loss
                 if run.accumulate > 1:
@@ -365,8 +402,10 @@ def _peak(
     """The highest reading; its terms are known where each request was found again in the trace."""
     highest = max(readings, key=lambda reading: reading.peak_allocated)
     moment = Moment(stage=highest.stage, weights=weights, buffers=buffers, total=highest.peak_allocated)
-    if found is None or timeline is None or found.missing is not None:
+    if found is None or timeline is None or found.missing:
         return moment
+    if workspace:  # those alive at that moment: a thread has its own from its first product on
+        workspace = found.at_peak.size_of(WORKSPACE)
     uses = uses_of(timeline)
     by_use: Counter[str] = Counter()
     for request in found.at_peak.traced:
@@ -383,17 +422,6 @@ def _peak(
         workspace=workspace,
         rounding=rounding,
     )
-
-
-def _workspace_bytes(indices: tuple[int, ...]) -> int:
-    """What cuBLAS holds: what its workspaces give back when they are cleared."""
-    if not indices:
-        return 0
-    import torch
-
-    before = sum(torch.cuda.memory_allocated(index) for index in indices)
-    torch._C._cuda_clearCublasWorkspaces()
-    return int(before - sum(torch.cuda.memory_allocated(index) for index in indices))
 
 
 def _context_bytes(readings: Sequence[Reading]) -> int | None:

@@ -54,13 +54,15 @@ class Measurement:
     """A run that was really made. footprint: its terms, as far as they could be read.
 
     device: "cpu", or the card's name. versions: of libraries and driver. scratch: what was alive at the peak and is not in the
-    trace, by operator. parted: where the run's allocations and the trace part. partial: why it ended early. course: for a plot.
+    trace, by operator. parted: where the run's allocations and the trace part. partial: why it ended early.
+    load_peak_bytes: the most that was allocated while the weights came, which no other peak takes in; None on CPU.
     """
 
     device: str
     versions: tuple[tuple[str, str], ...]
     readings: tuple[Reading, ...]
     footprint: Footprint
+    load_peak_bytes: int | None = None
     scratch: tuple[Alive, ...] = ()
     parted: Message | None = None
     partial: Message | None = None

@@ -102,7 +102,7 @@ TEXT = {
     "cause_workspace": "cuBLAS's workspace on this device",
     "cause_rounding": "rounding by the allocator",
     "cause_other_moment": "the measured peak ({stage}) is at another moment than the predicted one, at which less of the trace is alive",
-    "parted": "The run and its trace part at a request of {bytes:,} B by {module} ({operator}), which was never made: from there on differences cannot be explained one by one",
+    "parted": "The run and its trace part at a request of {bytes:,} B by {module} ({operator}), which was never made ({count:,} such requests in all): differences cannot be explained one by one",
     "finding_parameters": "Parameters in theory: {parameters:,}",
     "finding_stored_agree": "The files hold {stored:,} elements, and every one is accounted for",
     "finding_stored_differ": "The files hold {stored:,} elements, not all of which are accounted for; see params",
@@ -125,5 +125,6 @@ TEXT = {
     "no_room": "The run needs {needed} on {device}, of which {free} are free: {short} short. Take a smaller batch or context, or --force",
     "needs_device": "{option} needs --device",
     "random_on_one_device": "Random weights are made on one device; name it: cpu, cuda or cuda:N",
+    "traced_elsewhere": "The prediction comes from a trace made with {traced}; {running} runs here",
     "several_devices": "Measured figures are sums over all GPUs, the prediction is of one: rounding and workspaces differ, and the layers that accelerate puts into the host's memory are not in the devices' figures",
 }

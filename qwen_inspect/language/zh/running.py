@@ -102,7 +102,7 @@ TEXT = {
     "cause_workspace": "本设备上的 cuBLAS 工作区",
     "cause_rounding": "分配器取整",
     "cause_other_moment": "实测峰值（{stage}）与预测峰值不在同一时刻，此刻追踪记录中存活的内存较少",
-    "parted": "实际运行与追踪记录在 {module}（{operator}）的一次 {bytes:,} B 请求处分岔，该请求从未发生：此后的差异无法逐一解释",
+    "parted": "实际运行与追踪记录在 {module}（{operator}）的一次 {bytes:,} B 请求处分岔，该请求从未发生（此类请求共 {count:,} 次）：差异无法逐一解释",
     "finding_parameters": "理论参数量：{parameters:,}",
     "finding_stored_agree": "文件中共有 {stored:,} 个元素，全部得到解释",
     "finding_stored_differ": "文件中共有 {stored:,} 个元素，其中有未能解释的部分；详见 params",
@@ -125,5 +125,6 @@ TEXT = {
     "no_room": "该运行在 {device} 上需要 {needed}，可用 {free}，缺少 {short}。请减小批次或上下文，或使用 --force",
     "needs_device": "{option} 需要与 --device 合用",
     "random_on_one_device": "随机权重只在一个设备上生成；请指明：cpu、cuda 或 cuda:N",
+    "traced_elsewhere": "预测所用的追踪记录由 {traced} 生成，本机运行的是 {running}",
     "several_devices": "实测值为所有 GPU 之和，预测值针对单个设备：取整与工作区会有差别，且 accelerate 放到主机内存的层不在设备数字之中",
 }

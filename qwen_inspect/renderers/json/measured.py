@@ -29,6 +29,7 @@ def measured_content(measured: Measurement, run: Run, say: Language) -> dict[str
             }
             for reading in measured.readings
         ],
+        "load_peak_bytes": measured.load_peak_bytes,
         "scratch_at_peak": [alive_content(one) for one in measured.scratch],
         "parted": None if measured.parted is None else say(measured.parted),
         "partial": None if measured.partial is None else say(measured.partial),
