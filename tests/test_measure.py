@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.gpu.limit import fraction_of
 from qwen_inspect.analyzers.device import (
     _alive_after,
     _between,
@@ -366,30 +368,54 @@ def test_the_first_request_that_was_never_made_is_named() -> None:
     assert (missing.module, missing.size_bytes) == ("b", 32)
 
 
-def test_the_gpu_script_writes_raw_results_and_a_table(tmp_path: Path) -> None:
-    """On CPU, which it can be told to take: the same commands, files and table as on a GPU."""
-    model, out = tmp_path / "config.json", tmp_path / "out"
-    model.write_text(json.dumps(FAMILIES["qwen3"]))
-    out.mkdir()
+def test_the_gpu_script_writes_raw_results_a_table_and_recordings(tmp_path: Path) -> None:
+    """On CPU, with small models: the commands, files and table of a GPU. One job of each kind, and one that is refused."""
     script = (
         "import sys; sys.path.insert(0, '.')\n"
         "from benchmarks.gpu import measure\n"
-        "measure.WORKLOADS = (('--context', '16', '--new-tokens', '3'), ('--context', '4', '--dtype', 'fp8'))\n"
+        "measure.MEASURED = (measure.MEASURED[0], measure._memory(measure.SMALL, '--context 4 --dtype fp8', 1))\n"
+        "measure.LARGEST, measure.LIMITS, measure.RECORDED = (), measure.LIMITS[1:2], measure.RECORDED[6:7]\n"
         "sys.exit(measure.main())"
     )
     root = Path(__file__).parent.parent
-    command = [sys.executable, "-c", script, "-o", str(out), "--device", "cpu", str(model)]
+    command = [sys.executable, "-c", script, "-o", str(tmp_path), "--try", "--record"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
     assert done.returncode == 0, done.stderr
-    results = json.loads((out / "results.json").read_text())
-    assert [one["exit"] for one in results["runs"]] == [0, 7]
+    results = json.loads((tmp_path / "results.json").read_text())
     assert results["versions"]["device"] == "cpu"
-    measured_bytes = results["runs"][0]["report"]["measured"]["steady_allocated_bytes"]
-    table = (out / "results.md").read_text()
-    assert f"{measured_bytes:,}" in table
+    jobs = sorted(results["jobs"], key=lambda job: int(job["number"]))
+    assert [(job["kind"], job["exit"]) for job in jobs] == [("memory", 0), ("memory", 7), ("limit", 0), ("record", 0)]
+    table = (tmp_path / "results.md").read_text()
+    assert f"{jobs[0]['report']['measured']['steady_allocated_bytes']:,}" in table
     assert "quantised" in table  # why the second was refused
-    refused = [sys.executable, "benchmarks/gpu/measure.py", "-o", str(out), str(model)]
+    required, limit = (jobs[2]["report"][f"{name}_bytes"] for name in ("required", "limit"))
+    assert required - limit == 2 << 20
+    with tarfile.open(tmp_path / "recordings.tar") as archive:
+        (member,) = archive.getmembers()
+        content = archive.extractfile(member)
+        assert content is not None
+        recorded_run = json.loads(gzip.decompress(content.read()))
+    assert recorded_run["failed"] is None
+    named = [stage[0] for stage in recorded_run["stages"]]
+    assert named == [
+        "start",
+        "loaded",
+        "emptied",
+        "inputs",
+        "before call 1",
+        "before call 2",
+        "before call 8",
+        "generated",
+    ]
+    refused = [sys.executable, "benchmarks/gpu/measure.py", "-o", str(tmp_path)]
     assert subprocess.run(refused, capture_output=True, check=False, cwd=root).returncode == 8
+
+
+def test_a_fraction_of_a_card_is_exactly_the_limit() -> None:
+    """torch takes the fraction times the card's bytes, and cuts off what is behind the point."""
+    total = 85_017_624_576  # H100 80GB
+    for limit in (1, 1_973_420_032, 62_110_063_616, total - 1):
+        assert int(fraction_of(limit, total) * total) == limit
 
 
 # --- a real card's record, and what is held against it
