@@ -374,7 +374,7 @@ def test_the_gpu_script_writes_raw_results_a_table_and_recordings(tmp_path: Path
         "import sys; sys.path.insert(0, '.')\n"
         "from benchmarks.gpu import measure\n"
         "measure.MEASURED = (measure.MEASURED[0], measure._memory(measure.SMALL, '--context 4 --dtype fp8', 1))\n"
-        "measure.LARGEST, measure.LIMITS, measure.RECORDED = (), measure.LIMITS[1:2], measure.RECORDED[6:7]\n"
+        "measure.LIMITS, measure.RECORDED = measure.LIMITS[1:2], measure.RECORDED[7:8]\n"
         "sys.exit(measure.main())"
     )
     root = Path(__file__).parent.parent
