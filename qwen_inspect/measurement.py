@@ -172,16 +172,15 @@ def _card(device: str) -> str:
 
 
 def _context(device: str) -> Any:
-    """The first reading: a context that holds nothing."""
+    """The first reading: a context that holds nothing. Nothing is allocated for it, for a segment that comes and goes would move
+    those after it."""
     import torch
 
+    torch.cuda.init()
     for index in _indices(device):
-        torch.zeros(1, device=f"cuda:{index}")
-    torch.cuda.empty_cache()
-    reading = cuda_reading("context", _indices(device))
-    for index in _indices(device):
+        torch.cuda.synchronize(index)
         torch.cuda.reset_peak_memory_stats(index)
-    return reading
+    return cuda_reading("context", _indices(device))
 
 
 def _refuse_what_cannot_fit(memory: MemoryReport, device: str) -> None:
