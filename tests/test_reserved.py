@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_inspect.analyzers.allocator import DEFAULTS, SMALL_BYTES, Allocator, Settings
+from qwen_inspect.analyzers.allocator import DEFAULTS, Allocator, Settings
 from qwen_inspect.analyzers.allocator_settings import read_settings
-from qwen_inspect.analyzers.reserved import Pool, Stream, allocated_bytes, pools, stream_of
+from qwen_inspect.analyzers.reserved import QuickAllocator, Stream, allocated_bytes, stream_of
 
 from .test_allocator import EXPANDABLE, MIB, sizes
 
@@ -27,14 +27,11 @@ def by_allocator(order: Sequence[int], requests: Sequence[int], how: Settings) -
     return allocator.reserved_bytes, allocator.allocated_bytes
 
 
-def pools_of(stream: Stream, few: Sequence[int], how: Settings, most_bytes: int | None = None) -> list[Pool]:
-    found = []
-    for blocks in pools([how.block_bytes(size) if size else 0 for size in few]):
-        part = stream.of_sizes([bool(size) for size in blocks])
-        pool = Pool([blocks[size] for size in part.size_of], how, large=max(blocks) > SMALL_BYTES)
-        pool.replay(part, most_bytes)
-        found.append(pool)
-    return found
+def quickly(stream: Stream, few: Sequence[int], how: Settings, most_bytes: int | None = None) -> QuickAllocator:
+    blocks = [how.block_bytes(size) if size else 0 for size in few]
+    quick = QuickAllocator(blocks, stream.of_sizes([bool(size) for size in blocks]), how)
+    quick.replay(most_bytes)
+    return quick
 
 
 @st.composite
@@ -79,16 +76,15 @@ def test_layers_that_are_alike_need_no_replay_each(
 ) -> None:
     order, size_of, few = made
     requests = [few[size] for size in size_of]
-    found = pools_of(stream_of(order, size_of), few, how)
+    quick = quickly(stream_of(order, size_of), few, how)
     reserved, allocated = by_allocator(order, requests, how)
-    assert sum(pool.reserved_bytes for pool in found) == reserved
-    assert sum(pool.allocated_bytes for pool in found) == allocated
+    assert (quick.reserved_bytes, quick.allocated_bytes) == (reserved, allocated)
     most = int(part * reserved)
-    for pool, whole in zip(pools_of(stream_of(order, size_of), few, how, most), found, strict=True):
-        if whole.reserved_bytes <= most:
-            assert pool.reserved_bytes == whole.reserved_bytes
-        else:
-            assert most < pool.reserved_bytes <= whole.reserved_bytes
+    partly = quickly(stream_of(order, size_of), few, how, most)
+    if reserved <= most:
+        assert partly.reserved_bytes == reserved
+    else:
+        assert most < partly.reserved_bytes <= reserved
 
 
 @settings(max_examples=60, deadline=None)
@@ -116,15 +112,14 @@ def test_hundreds_of_layers_are_replayed_as_a_few() -> None:
     stream = stream_of(order, layer * 300)
     played = 0
 
-    class Counted(Pool):
+    class Counted(QuickAllocator):
         def _play(self, order: Sequence[int], most: int) -> None:
             nonlocal played
             played += len(order)
             super()._play(order, most)
 
-    part = stream.of_sizes([True, True])
-    pool = Counted([[3 * MIB, 12 * MIB][size] for size in part.size_of], DEFAULTS, large=True)
-    pool.replay(part)
-    assert pool.reserved_bytes == (20 + 599 * 12) * MIB
-    assert pool.allocated_bytes == 300 * 2 * 12 * MIB
+    quick = Counted([3 * MIB, 12 * MIB], stream.of_sizes([True, True]), DEFAULTS)
+    quick.replay()
+    assert quick.reserved_bytes == (20 + 599 * 12) * MIB
+    assert quick.allocated_bytes == 300 * 2 * 12 * MIB
     assert played < 0.05 * len(order)

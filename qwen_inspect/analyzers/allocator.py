@@ -3,8 +3,9 @@
 Follows class DeviceCachingAllocator in c10/cuda/CUDACachingAllocator.cpp, the native backend; a docstring that names only a
 function means one of that class. Read at a commit of pytorch's main before 2.13, held against 2.13's headers and libc10.so.
 
-Assumed: one stream, and new segments at ever higher addresses (the driver chooses; it decides only between free blocks of
-equal size). Left out: CUDA graphs and other private pools, and blocks that wait for a second stream.
+Assumed: one stream, and new segments where `Driver` has them. Left out: CUDA graphs and other private pools, and blocks that
+wait for a second stream. Replayed with a real driver's addresses, every block of every run in benchmarks/recorded lies at the
+address where PyTorch put it (tests/test_recordings.py).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from itertools import groupby, takewhile
 from typing import NamedTuple
 
@@ -25,6 +27,7 @@ OWN_SEGMENT_BYTES = 10 * MIB  # from here on a new segment is the block's own [k
 OWN_SEGMENT_ROUNDING_BYTES = 2 * MIB  # [kRoundLarge]
 UNLIMITED_BYTES = 2**64 - 1  # [max_split_size_]
 INTERVALS = 16  # [kRoundUpPowerOfTwoIntervals], of roundup_power2_divisions: below 2 MiB, below 4 MiB, ..., all above
+DRIVER_STEP_BYTES = 32 * MIB
 ADDRESS_PAGES = 1 << 30  # of an expandable segment; there 9/8 of the device's memory, which is as good as without end
 
 
@@ -144,6 +147,63 @@ class Pool:
         return block
 
 
+class Driver:
+    """Where the driver puts segments, which decides between free blocks of equal size.
+
+    It takes addresses from the system in steps of DRIVER_STEP_BYTES, ever lower ones, as Linux's mmap gives them, and a segment
+    lies at the bottom of its steps. What it leaves of them goes to later segments that have room there: to the lowest first. Steps
+    that are wholly free go back to the system, and are not taken again here.
+
+    Found from the addresses of the runs in benchmarks/recorded (driver 580, H100); NVIDIA documents none of it. Left out: what the
+    driver and libraries take for themselves in between, and addresses that the system gives a second time.
+    """
+
+    __slots__ = ("lowest", "rests", "steps")
+
+    def __init__(self) -> None:
+        self.lowest = 0  # addresses are counted from where it begins
+        self.steps: dict[int, int] = {}  # bytes by address, of those that were taken for one segment
+        self.rests: dict[int, list[int]] = {}  # by size, a heap of addresses
+
+    def place(self, size_bytes: int) -> int:
+        """The address of a new segment."""
+        with_room = [(addresses[0], rest) for rest, addresses in self.rests.items() if rest >= size_bytes and addresses]
+        if with_room:
+            address, rest = min(with_room)
+            heappop(self.rests[rest])
+            self._leave(address + size_bytes, rest - size_bytes)
+            return address
+        taken = -(-size_bytes // DRIVER_STEP_BYTES) * DRIVER_STEP_BYTES
+        self.lowest -= taken
+        self.steps[self.lowest] = taken
+        self._leave(self.lowest + size_bytes, taken - size_bytes)
+        return self.lowest
+
+    def give_back(self, address: int, size_bytes: int) -> None:
+        """A segment is free, and with free neighbours one rest."""
+        start = max(step for step in self.steps if step <= address)
+        end = start + self.steps[start]
+        free = [(address, size_bytes)]
+        for rest, addresses in self.rests.items():
+            free += [(other, rest) for other in addresses if start <= other < end]
+            addresses[:] = [other for other in addresses if not start <= other < end]
+            heapify(addresses)
+        at, room = 0, 0
+        for other, rest in sorted(free):
+            if at + room != other:
+                self._leave(at, room)
+                at, room = other, 0
+            room += rest
+        if room == self.steps[start]:
+            del self.steps[start]
+        else:
+            self._leave(at, room)
+
+    def _leave(self, address: int, size_bytes: int) -> None:
+        if size_bytes:
+            heappush(self.rests.setdefault(size_bytes, []), address)
+
+
 class Usage(NamedTuple):
     """allocated: blocks handed out. reserved: segments held. requested: what was asked for."""
 
@@ -163,8 +223,11 @@ class Usage(NamedTuple):
 class Allocator:
     """The allocator of one device, on which `capacity_bytes` are left for segments (None: no end to them)."""
 
-    def __init__(self, settings: Settings = DEFAULTS, capacity_bytes: int | None = None) -> None:
+    def __init__(
+        self, settings: Settings = DEFAULTS, capacity_bytes: int | None = None, driver: Driver | None = None
+    ) -> None:
         self.settings = settings
+        self._driver = driver or Driver()
         self.capacity_bytes = UNLIMITED_BYTES if capacity_bytes is None else capacity_bytes
         self.allocated_bytes = self.reserved_bytes = self.requested_bytes = 0
         self._peak_allocated = self._peak_reserved = self._peak_requested = 0
@@ -175,7 +238,6 @@ class Allocator:
         self._whole_bytes = UNLIMITED_BYTES if settings.expandable_segments else settings.max_split_bytes
         self._heads: dict[int, Block] = {}
         self._rounded: dict[int, int] = {}  # a run asks for few sizes, each many times
-        self._next_address = 0
         if settings.expandable_segments:
             for pool in (self._small, self._large):
                 start = 0 if pool is self._small else pool.page_bytes * ADDRESS_PAGES
@@ -249,7 +311,7 @@ class Allocator:
     def _best_fit(self, pool: Pool, size: int) -> Block | None:
         """The smallest free block that is large enough, of equal ones the lowest: get_free_block."""
         free = pool.free
-        index = bisect_left(free, (size, 0))
+        index = bisect_left(free, (size,))
         if index == len(free):
             return None
         if self.settings.expandable_segments:
@@ -280,8 +342,8 @@ class Allocator:
         segment_bytes = self.settings.segment_bytes(size)
         if self.reserved_bytes + segment_bytes > self.capacity_bytes:
             return None
-        block = self._heads[self._next_address] = Block(pool, self._next_address, segment_bytes)
-        self._next_address += segment_bytes
+        address = self._driver.place(segment_bytes)
+        block = self._heads[address] = Block(pool, address, segment_bytes)
         self.reserved_bytes += segment_bytes
         return block
 
@@ -289,6 +351,7 @@ class Allocator:
         """Give a segment back, all of which is this free block: release_block."""
         block.pool.take(block)
         del self._heads[block.address]
+        self._driver.give_back(block.address, block.size_bytes)
         self.reserved_bytes -= block.size_bytes
 
     def _release_whole_blocks(self, pool: Pool, size: int) -> bool:
@@ -297,7 +360,7 @@ class Allocator:
         if whole == UNLIMITED_BYTES:
             return False
         needed = max(size, whole)
-        index = bisect_left(pool.free, (needed, 0))
+        index = bisect_left(pool.free, (needed,))
         if index < len(pool.free):
             self._release(pool.free[index][2])
             return True

@@ -7,9 +7,9 @@ from itertools import zip_longest
 
 from ..exploration import Exploration
 from ..fitting import Largest
-from .allocator import SMALL_BYTES, UNLIMITED_BYTES, Allocator, OutOfMemory, Settings
+from .allocator import UNLIMITED_BYTES, Allocator, OutOfMemory, Settings
 from .kept_trace import Point
-from .reserved import Pool, Stream, can_be_worked_out, pools, stream_of
+from .reserved import QuickAllocator, Stream, can_be_worked_out, stream_of
 
 MOST_BATCH = 1 << 16
 MOST_CONTEXT_TOKENS = 1 << 24  # where the model's own limit is not to count
@@ -75,7 +75,7 @@ class TracedRun:
         """
         if point not in self._held:
             if can_be_worked_out(self._settings):
-                self._held[point] = sum(self._pool_bytes(blocks) for blocks in self._pools(point))
+                self._held[point] = self._reserved_bytes(point)
             else:
                 self._held[point] = self._replayed(point, Allocator(self._settings))
         return self._held[point]
@@ -84,25 +84,16 @@ class TracedRun:
         """Whether `held_bytes` is within `room_bytes`, of which more often than not less has to be known."""
         if point in self._held or not can_be_worked_out(self._settings):
             return self.held_bytes(point) <= room_bytes
-        left = room_bytes
-        for blocks in self._pools(point):
-            left -= self._pool_bytes(blocks, left)
-            if left < 0:
-                return False
-        return True
+        return self._reserved_bytes(point, room_bytes) <= room_bytes
 
-    def _pools(self, point: Point) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """What requests of each distinct size are rounded up to, as of `pools`."""
-        return pools([self._settings.block_bytes(size) if size else 0 for size in self._distinct(point)])
-
-    def _pool_bytes(self, blocks: tuple[int, ...], most_bytes: int | None = None) -> int:
-        """What one pool reserves; where that is more than `most_bytes`, some figure that is more."""
+    def _reserved_bytes(self, point: Point, most_bytes: int | None = None) -> int:
+        """What is reserved; where that is more than `most_bytes`, some figure that is more."""
+        blocks = tuple([self._settings.block_bytes(size) if size else 0 for size in self._distinct(point)])
         found, whole = self._reserved.get(blocks, (0, False))
         if not whole and (most_bytes is None or found <= most_bytes):
-            stream = self._stream_of(tuple(map(bool, blocks)))
-            pool = Pool([blocks[size] for size in stream.size_of], self._settings, large=max(blocks) > SMALL_BYTES)
-            pool.replay(stream, most_bytes)
-            found = pool.reserved_bytes
+            quick = QuickAllocator(blocks, self._stream_of(tuple(map(bool, blocks))), self._settings)
+            quick.replay(most_bytes)
+            found = quick.reserved_bytes
             self._reserved[blocks] = found, most_bytes is None or found <= most_bytes
         return found
 

@@ -1,9 +1,9 @@
 """What requests take of `allocator.Allocator`, to the byte and many times as fast, for questions that are asked many times.
 
-For memory without end in segments that do not expand. Then the pools share nothing, and no segment is given back. A pool's state
-follows from the blocks in use: what lies between two of them is one free block. So a free block is one number, its size and
-address, in the order in which the allocator looks for the best fit, and is found by its two ends. And where layers ask for the
-same and one of them finds the free blocks as an earlier one did, all later ones do as those between, and need no replay.
+For memory without end in segments that do not expand. Then no segment is given back. A pool's state follows from the blocks in
+use: what lies between two of them is one free block. So a free block is one number, its size and address, in the order in which
+the allocator looks for the best fit, and is found by its two ends. And where layers ask for the same and one of them finds the
+free blocks as an earlier one did, all later ones do as those between, and need no replay.
 """
 
 from __future__ import annotations
@@ -11,12 +11,25 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from heapq import heapify
 from itertools import accumulate, compress
+from typing import NamedTuple
 
-from .allocator import ROUNDING_BYTES, SMALL_BYTES, UNLIMITED_BYTES, Allocator, Block, OutOfMemory, Settings
+from .allocator import (
+    MIB,
+    ROUNDING_BYTES,
+    SMALL_BYTES,
+    UNLIMITED_BYTES,
+    Allocator,
+    Block,
+    Driver,
+    OutOfMemory,
+    Settings,
+)
 
-ADDRESS_BITS = 64
+ADDRESS_BITS = 72
 ADDRESS = (1 << ADDRESS_BITS) - 1
+HIGHEST_ADDRESS = 1 << 70  # below it there is room for more than UNLIMITED_BYTES
 WINDOW_EVENTS = 48  # a layer has more, and nothing within it repeats that long
 FEWEST_TIMES = 4
 
@@ -121,105 +134,131 @@ def allocated_bytes(sizes: Sequence[int], order: Sequence[int], settings: Settin
                 allocator.free(made.pop(-1 - entry))
         return allocator.allocated_bytes
     distinct = {size: index for index, size in enumerate(dict.fromkeys(sizes))}
+    blocks = [settings.block_bytes(size) if size else 0 for size in distinct]
     stream = Stream(order=order, size_of=[distinct[size] for size in sizes])
-    allocated = 0
-    for blocks in pools([settings.block_bytes(size) if size else 0 for size in distinct]):
-        part = stream.of_sizes(list(map(bool, blocks)))
-        pool = Pool([blocks[size] for size in part.size_of], settings, large=max(blocks) > SMALL_BYTES)
-        pool.replay(part)
-        if pool.reserved_bytes > UNLIMITED_BYTES:
-            raise OutOfMemory(max(sizes))
-        allocated += pool.allocated_bytes
-    return allocated
+    quick = QuickAllocator(blocks, stream.of_sizes(list(map(bool, blocks))), settings)
+    quick.replay()
+    if quick.reserved_bytes > UNLIMITED_BYTES:
+        raise OutOfMemory(max(sizes))
+    return quick.allocated_bytes
 
 
-def pools(blocks: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Sizes of blocks that are in the large pool, then of those in the small one; 0 in the other."""
-    large = tuple([size if size > SMALL_BYTES else 0 for size in blocks])
-    return large, tuple([size if size <= SMALL_BYTES else 0 for size in blocks])
+def _segment_address(address: int) -> int:
+    """Of a segment, not below 0, and such that no segment ends where another begins, for their blocks never merge."""
+    return HIGHEST_ADDRESS + address + address // MIB
 
 
-class Pool:
-    """One pool, for requests that are rounded up to `blocks`, all of them of that pool."""
+class QuickAllocator:
+    """Both pools, for the requests of a stream, as `Stream.of_sizes` gives it. blocks: what distinct sizes are rounded up to."""
 
-    def __init__(self, blocks: Sequence[int], settings: Settings, *, large: bool) -> None:
-        self._blocks = blocks
-        self._segments = {size: settings.segment_bytes(size) for size in set(blocks)}
-        self._smallest_rest = SMALL_BYTES + 1 if large else ROUNDING_BYTES  # should_split, as in `Allocator`
-        self._free: list[int] = []  # size and address of each
+    def __init__(self, blocks: Sequence[int], stream: Stream, settings: Settings) -> None:
+        self._stream = stream
+        self._blocks = [blocks[size] for size in stream.size_of]
+        self._segments = {size: settings.segment_bytes(size) for size in set(self._blocks)}
+        self._driver = Driver()
+        self._asked: list[int] = []  # bytes of the segments, in order
+        self._small: list[int] = []  # size and address of each free block
+        self._large: list[int] = []
         self._size_at: dict[int, int] = {}  # by where a free block begins
         self._start_of: dict[int, int] = {}  # by where it ends
-        self._addresses, self._sizes = [0] * len(blocks), list(blocks)
-        self._top = 0
+        self._addresses, self._sizes = [0] * len(self._blocks), list(self._blocks)
         self.reserved_bytes = 0
 
     @property
     def allocated_bytes(self) -> int:
         return self.reserved_bytes - sum(self._size_at.values())
 
-    def replay(self, stream: Stream, most_bytes: int | None = None) -> None:
-        """All events of a stream; up to where more than `most_bytes` are reserved."""
+    def replay(self, most_bytes: int | None = None) -> None:
+        """All events of the stream; up to where more than `most_bytes` are reserved."""
         most, at = UNLIMITED_BYTES if most_bytes is None else most_bytes, 0
-        for repeat in stream.repeats:
-            self._play(stream.order[at : repeat.first_event], most)
-            self._repeat(stream.order, repeat, most)
+        order = self._stream.order
+        for repeat in self._stream.repeats:
+            self._play(order[at : repeat.first_event], most)
+            self._repeat(order, repeat, most)
             at = repeat.first_event + repeat.times * repeat.events
-        self._play(stream.order[at:], most)
+        self._play(order[at:], most)
 
     def _repeat(self, order: Sequence[int], repeat: Repeat, most: int) -> None:
         """Turn by turn until one begins as an earlier one: what came between comes over and over."""
-        seen: dict[object, tuple[int, int, int]] = {}
+        seen: dict[object, _Turn] = {}
         turn = 0
         while turn < repeat.times and self.reserved_bytes <= most:
             inherited = [request + turn * repeat.requests for request in repeat.inherited]
-            state = (*self._free, None, *((self._addresses[one], self._sizes[one]) for one in inherited))
-            if state in seen:
-                turn = self._skip(repeat, turn, *seen[state])
+            blocks = [(self._addresses[request], self._sizes[request]) for request in inherited]
+            state = (*self._small, None, *self._large, None, *blocks)
+            now = _Turn(turn, self.reserved_bytes, self._driver.lowest, len(self._asked), self._rests())
+            earlier = seen.get(state)
+            if earlier is not None and self._left_alike(earlier, now):
+                turn = self._skip(repeat, earlier, now)
                 seen.clear()  # what is left is less than a cycle
                 if turn == repeat.times:
                     return
             else:
-                seen[state] = turn, self.reserved_bytes, self._top
+                seen[state] = now
             start = repeat.first_event + turn * repeat.events
             self._play(order[start : start + repeat.events], most)
             turn += 1
 
-    def _skip(self, repeat: Repeat, turn: int, earlier: int, reserved: int, top: int) -> int:
-        """Whole cycles as the one since an `earlier` turn, when `reserved` and `top` were as given; the turn that is next then.
+    def _rests(self) -> dict[int, tuple[int, int]]:
+        """How many rests of each size the driver has, and the lowest. Alike, they are the same: the lowest is taken first."""
+        rests = self._driver.rests
+        return {size: (len(addresses), addresses[0]) for size, addresses in rests.items() if addresses}
 
-        Its free blocks are those of before, so that what it keeps fills segments of its own, at the top.
+    def _left_alike(self, earlier: _Turn, now: _Turn) -> bool:
+        """Whether the driver has since then neither used nor left a rest that a segment of that time would have room in."""
+        asked = self._asked[earlier.segments : now.segments]
+        if not asked:
+            return True
+        least = min(asked)
+        before, after = ({size: rest for size, rest in one.rests.items() if size >= least} for one in (earlier, now))
+        return before == after
+
+    def _skip(self, repeat: Repeat, earlier: _Turn, now: _Turn) -> int:
+        """Whole cycles as the one since an `earlier` turn; the turn that is next then.
+
+        The free blocks are those of before, so that what a cycle keeps fills segments of its own, below all others.
         """
-        cycles, length = (repeat.times - turn) // (turn - earlier), (turn - earlier) * repeat.requests
-        first = repeat.first_request + earlier * repeat.requests
+        turns = now.turn - earlier.turn
+        cycles, length = (repeat.times - now.turn) // turns, turns * repeat.requests
+        first = repeat.first_request + earlier.turn * repeat.requests
         addresses, sizes = self._addresses[first : first + length], self._sizes[first : first + length]
-        moved = self._top - top
+        moved, lowest = earlier.lowest - now.lowest, _segment_address(earlier.lowest)
+        moved_address = moved + moved // MIB
         for cycle in range(1, cycles + 1):
             begin = first + cycle * length
             self._addresses[begin : begin + length] = [
-                address if address < top else address + cycle * moved for address in addresses
+                address if address >= lowest else address - cycle * moved_address for address in addresses
             ]
             self._sizes[begin : begin + length] = sizes
-        self._top += cycles * moved
-        self.reserved_bytes += cycles * (self.reserved_bytes - reserved)
-        return turn + cycles * (turn - earlier)
+        for rests in self._driver.rests.values() if moved else ():
+            left = [address for address in rests if address < earlier.lowest]
+            for cycle in range(1, cycles + 1):
+                rests += [address - cycle * moved for address in left]
+            heapify(rests)
+        self._driver.lowest -= cycles * moved
+        self.reserved_bytes += cycles * (now.reserved - earlier.reserved)
+        return now.turn + cycles * turns
 
     def _play(self, order: Sequence[int], most: int) -> None:
         """As `Allocator.allocate` and `Allocator.free` do."""
-        free, size_at, start_of = self._free, self._size_at, self._start_of
-        blocks, addresses, sizes, smallest_rest = self._blocks, self._addresses, self._sizes, self._smallest_rest
+        small, large, size_at, start_of = self._small, self._large, self._size_at, self._start_of
+        blocks, addresses, sizes = self._blocks, self._addresses, self._sizes
         if self.reserved_bytes > most:
             return
         for entry in order:
             if entry >= 0:
                 size = blocks[entry]
+                # should_split, as in `Allocator`
+                free, smallest_rest = (large, SMALL_BYTES + 1) if size > SMALL_BYTES else (small, ROUNDING_BYTES)
                 index = bisect_left(free, size << ADDRESS_BITS)
                 if index < len(free):
-                    found = free.pop(index)
-                    start, whole = found & ADDRESS, found >> ADDRESS_BITS
+                    taken = free.pop(index)
+                    start, whole = taken & ADDRESS, taken >> ADDRESS_BITS
                     del size_at[start]
                 else:
-                    start, whole = self._top, self._segments[size]
-                    self._top += whole + 1  # segments are no neighbours
+                    whole = self._segments[size]
+                    start = _segment_address(self._driver.place(whole))
+                    self._asked.append(whole)
                     self.reserved_bytes += whole
                     if self.reserved_bytes > most:
                         return
@@ -234,8 +273,10 @@ class Pool:
                     sizes[entry] = whole
                 addresses[entry] = start
             else:
+                size = sizes[-1 - entry]
+                free = large if size > SMALL_BYTES else small
                 start = addresses[-1 - entry]
-                end = start + sizes[-1 - entry]
+                end = start + size
                 after_bytes = size_at.pop(end, 0)
                 if after_bytes:
                     del free[bisect_left(free, after_bytes << ADDRESS_BITS | end)]
@@ -247,3 +288,13 @@ class Pool:
                 size_at[start] = end - start
                 start_of[end] = start
                 insort(free, (end - start) << ADDRESS_BITS | start)
+
+
+class _Turn(NamedTuple):
+    """The state at a turn's beginning. lowest: address. segments: how many there are. rests: of the driver's steps."""
+
+    turn: int
+    reserved: int
+    lowest: int
+    segments: int
+    rests: dict[int, tuple[int, int]]

@@ -2,6 +2,7 @@
 // has it (where every step's source is named), to the byte. Nothing here is a model of its own: `AllocatorModel` follows that file.
 {
 const MIB = 2 ** 20, ROUNDING = 512, SMALL = MIB, SMALL_SEGMENT = 2 * MIB, OWN_SEGMENT = 10 * MIB, OWN_ROUNDING = 2 * MIB;
+const DRIVER_STEP = 32 * MIB;
 const ADDRESS_PAGES = 2 ** 26; // 1.25 PiB of addresses, which numbers still count to the byte
 
 class Pool {
@@ -50,10 +51,28 @@ function absorbNext(block, next) {
 }
 const reach = (block) => block.size + (block.next && !block.next.mapped ? block.next.size : 0);
 
+// Where the driver puts segments: in the lowest rest of its steps that has room, else at the bottom of new steps below all others.
+class DriverModel {
+  constructor() { this.lowest = 0; this.rests = []; } // [address, size], in the order of addresses
+  place(size) {
+    let index = this.rests.findIndex(([, rest]) => rest >= size);
+    if (index < 0) {
+      const taken = Math.ceil(size / DRIVER_STEP) * DRIVER_STEP;
+      this.lowest -= taken;
+      this.rests.unshift([this.lowest, taken]);
+      index = 0;
+    }
+    const [address, rest] = this.rests[index];
+    this.rests.splice(index, 1, ...(rest > size ? [[address + size, rest - size]] : []));
+    return address;
+  }
+}
+
 class AllocatorModel {
   constructor(settings) {
     this.settings = settings;
-    this.allocated = this.reserved = this.requested = this.address = 0;
+    this.driver = new DriverModel();
+    this.allocated = this.reserved = this.requested = 0;
     this.whole = settings.expandable || settings.maxSplit === null ? Infinity : settings.maxSplit;
     this.small = new Pool(ROUNDING, SMALL_SEGMENT);
     this.large = new Pool(settings.expandable ? ROUNDING : SMALL + 1, settings.largeSegment);
@@ -96,7 +115,7 @@ class AllocatorModel {
   }
   bestFit(pool, size) {
     const { free } = pool;
-    let index = pool.position(free, size, 0);
+    let index = pool.position(free, size, -Infinity);
     if (index === free.length) return null;
     if (this.settings.expandable) while (index + 1 < free.length && reach(free[index + 1]) < reach(free[index])) index += 1;
     const split = this.settings.maxSplit ?? Infinity;
@@ -105,8 +124,7 @@ class AllocatorModel {
   }
   newSegment(pool, size) {
     const segment = this.segmentSize(size);
-    const block = newBlock(pool, this.address, segment, true);
-    this.address += segment;
+    const block = newBlock(pool, this.driver.place(segment), segment, true);
     this.reserved += segment;
     return block;
   }
