@@ -107,7 +107,7 @@ def page() -> str:
                 "the input.",
                 "Qwen2.5's rows are traced with K and V repeated for flash attention, as transformers did before 4.48; without "
                 "it the rows whose peak is the last decode step (input 1) come out 9.5 MiB and 27.8 MiB too low.",
-                "What is left in 0.5B (-0.4 % at 6,144) is not explained to the end: the forward of 4.46 is not the 5.23 that "
+                "What is left in 0.5B (-0.3 % at 6,144) is not explained to the end: the forward of 4.46 is not the 5.23 that "
                 "was traced.",
             ]
         ),

@@ -150,12 +150,12 @@ class Pool:
 class Driver:
     """Where the driver puts segments, which decides between free blocks of equal size.
 
-    It takes addresses from the system in steps of DRIVER_STEP_BYTES, ever lower ones, as Linux's mmap gives them, and a segment
-    lies at the bottom of its steps. What it leaves of them goes to later segments that have room there: to the lowest first. Steps
+    It takes addresses from the system in steps of DRIVER_STEP_BYTES, ever lower ones, as mmap on Linux gives them. A segment lies
+    at the bottom of its steps; what it leaves of them goes to later segments that have room there, the lowest first. Steps
     that are wholly free go back to the system, and are not taken again here.
 
-    Found from the addresses of the runs in benchmarks/recorded (driver 580, H100); NVIDIA documents none of it. Left out: what the
-    driver and libraries take for themselves in between, and addresses that the system gives a second time.
+    Found from the addresses of the runs in benchmarks/recorded (driver 580, H100); NVIDIA documents none of it. Not modelled:
+    what the driver and libraries take for themselves in between, and addresses that the system gives a second time.
     """
 
     __slots__ = ("lowest", "rests", "steps")
