@@ -16,6 +16,7 @@ FLASH_ATTENTION_2 = "flash_attention_2"  # the operator of what the flash-attn p
 
 # The operators of bitsandbytes that multiply by a weight of 4 bits, and that make it dense.
 GEMM_4BIT, DEQUANTISE = "bitsandbytes.gemm_4bit.default", "bitsandbytes.dequantize_4bit.default"
+BIASED_GEMM_4BIT = "bitsandbytes.gemm_4bit.bias"  # the first of them where it adds a bias
 
 
 @contextmanager
@@ -161,3 +162,8 @@ def dequantised(
     return *(
         (name, torch.empty_like(codes, dtype=torch.float32)) for name in (SCALES_SCRATCH, "aten.add.Tensor")
     ), weight
+
+
+def adds_bias(_: Any, __: Any, shape: Any, absmax: Any, blocks: Any, kind: Any, bias: Any = None, *___: Any) -> bool:
+    """Whether bitsandbytes multiplies by a 4-bit weight of a linear layer that has a bias."""
+    return bias is not None

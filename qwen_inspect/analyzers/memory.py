@@ -24,6 +24,7 @@ from ..timeline import ADAPTER, FLASH_SCRATCH, GATHERED, SCALES_SCRATCH, Allocat
 from ..units import size as shown_size
 from .allocator import Allocator, HostAllocator, OutOfMemory
 from .allocator_settings import read_settings
+from .kernels import BIASED_GEMM_4BIT
 from .replay import WARM_UP, Replay, load_from_warm_up_block, load_one_by_one, replay, warm_up_bytes
 
 if TYPE_CHECKING:
@@ -36,7 +37,11 @@ if TYPE_CHECKING:
 WORKSPACE_BYTES = 2 * 4096 * 1024 + 8 * 16 * 1024
 WORKSPACE_BYTES_HOPPER = 32 * 1024 * 1024
 HOPPER = re.compile(r"h100|h200|h20\b|h800|gh200|hopper|sm_?90", re.IGNORECASE)
+# cuBLASLt's, which multiplies where a bias is added: 1024 KiB on every card. Counted for a single row too, which goes without.
+# Source: the same file, parseCUDABlasLtWorkspaceSize; torch 2.13, aten/src/ATen/native/cuda/Blas.cpp, addmm_out_cuda_impl
+LT_WORKSPACE_BYTES = 1024 * 1024
 MATRIX_PRODUCT = re.compile(r"aten\.(mm|addmm|bmm|baddbmm|_grouped_mm)\b")
+BIASED_PRODUCT = re.compile(rf"aten\.addmm\b|{re.escape(BIASED_GEMM_4BIT)}")
 MOST_ALIVE = 12
 
 # Operators of what is no tensor of the trace, and the first of the ids given to it.
@@ -87,7 +92,7 @@ def traced_footprint(timeline: Timeline, run: Run, *, provenance: str, course_po
         peak_reserved=found.peak.reserved_bytes if run.device == "cuda" else None,
         context_bytes=_context_of(run),
         alive=_alive(at_peak, uses),
-        assumptions=(*assumptions(run), *_of_parts(timeline)),
+        assumptions=(*assumptions(run), *_of_parts(timeline, run)),
         provenance=provenance,
         course=_course(whole, found, uses, course_points) if course_points else None,
     )
@@ -215,7 +220,15 @@ def _held(
         held += [("gradients", tensor.size_bytes) for tensor in trained if run.optimizer == "none"]
     if run.device == "cuda":
         held.append((WORKSPACE, workspace_of(run)))
+        held += [(WORKSPACE, LT_WORKSPACE_BYTES)] if _adds_biases(tree) else []
+        held += [(WORKSPACE, workspace_of(run))] if run.mode == "train" else []
     return held
+
+
+def _adds_biases(module: Module) -> bool:
+    """Whether a linear module of it has a bias, but for a vision tower's, which a prompt of text does not run."""
+    own = module.class_name in ("Linear", "Conv1D") and any(tensor.name == "bias" for tensor in module.tensors)
+    return own or any(_adds_biases(child) for child in module.children if child.name != "visual")
 
 
 def stored_footprint(
@@ -270,7 +283,11 @@ def assumptions(run: Run) -> tuple[Message, ...]:
         )
     return (
         Message(f"assume_loader_{run.loader.replace('-', '_')}"),
-        Message("assume_workspace", bytes=workspace_of(run), gpu=run.gpu),
+        Message(
+            "assume_workspace_training" if run.mode == "train" else "assume_workspace",
+            bytes=workspace_of(run),
+            gpu=run.gpu,
+        ),
         Message("assume_kernel", kernel=run.attention),
         *_training(run),
         *([Message("assume_cache_format", format=run.cache_format)] if run.cache_format != "auto" else []),
@@ -289,7 +306,7 @@ def _calibrated(found: Calibration) -> Message:
     return Message("assume_calibrated", date=found.date, context=shown_size(found.context_bytes), **key)
 
 
-def _of_parts(timeline: Timeline) -> tuple[Message, ...]:
+def _of_parts(timeline: Timeline, run: Run) -> tuple[Message, ...]:
     """What a trace takes for granted of parts that only some models have."""
     modules = {event.module for event in timeline.events if isinstance(event, Allocate)}
     four_bits = any(
@@ -297,7 +314,9 @@ def _of_parts(timeline: Timeline) -> tuple[Message, ...]:
     )
     linear = any(module.endswith(LINEAR) for module in modules)
     seeing = any(re.search(r"\bvisual\b", module) for module in modules)
+    biased = any(isinstance(event, Allocate) and BIASED_PRODUCT.match(event.operator) for event in timeline.events)
     return (
+        *([Message("assume_workspace_biases", bytes=LT_WORKSPACE_BYTES)] if biased and run.device == "cuda" else []),
         *([Message("assume_linear_reference")] if linear else []),
         *([Message("assume_text_only")] if seeing else []),
         *([Message("assume_four_bits")] if four_bits else []),
@@ -322,26 +341,52 @@ def _training(run: Run) -> Iterator[Message]:
 
 
 def on_device(timeline: Timeline, run: Run) -> Timeline:
-    """The trace's run as the device sees it: weights laid out by the loader, and cuBLAS's workspace at the first product.
+    """The trace's run as the device sees it: weights laid out by the loader, and the workspaces of matrix products.
 
     On CPU neither is there, nor what flash attention's backward and bitsandbytes take on CUDA alone.
     """
     if run.device == "cpu":
         return _without(timeline, (FLASH_SCRATCH, SCALES_SCRATCH))
     begins = timeline.stages[1].first_event
-    load, rest = laid_out(timeline.events[:begins], run.loader), list(timeline.events[begins:])
-    shift = len(load) - begins
-    product = next(
-        (i for i, one in enumerate(rest) if isinstance(one, Allocate) and MATRIX_PRODUCT.match(one.operator)), None
-    )
-    if product is not None:
+    load, rest = laid_out(timeline.events[:begins], run.loader), timeline.events[begins:]
+    events: list[Event] = []
+    at = 0
+    workspaces = _workspaces(timeline, run)
+    for index, workspace in workspaces:
         # The product's output is allocated first, then the library is called.
-        rest.insert(product + 1, Allocate(OWN_IDS + 1, workspace_of(run), "", WORKSPACE))
+        events += (*rest[at : index + 1 - begins], workspace)
+        at = index + 1 - begins
+    events += rest[at:]
     stages = [timeline.stages[0]]
     for stage in timeline.stages[1:]:
-        after = product is not None and stage.first_event - begins > product
-        stages.append(Stage(name=stage.name, first_event=stage.first_event + shift + after))
-    return Timeline(events=(*load, *rest), stages=tuple(stages))
+        before = sum(index < stage.first_event for index, _ in workspaces)
+        stages.append(Stage(name=stage.name, first_event=stage.first_event + len(load) - begins + before))
+    return Timeline(events=(*load, *events), stages=tuple(stages))
+
+
+def _workspaces(timeline: Timeline, run: Run) -> list[tuple[int, Allocate]]:
+    """What matrix products take for as long as the process lives, and the event that each comes after.
+
+    Every thread has a handle of its own, so that the first backward, which autograd's thread runs, takes one more.
+    Source: torch 2.13, aten/src/ATen/cuda/CublasHandlePool.cpp, getCurrentCUDABlasHandle; as recorded in benchmarks/recorded.
+    """
+
+    def first(pattern: re.Pattern[str], begins: int) -> int | None:
+        events = enumerate(timeline.events[begins:], begins)
+        return next((i for i, one in events if isinstance(one, Allocate) and pattern.match(one.operator)), None)
+
+    begins = timeline.stages[1].first_event
+    backward = next((stage.first_event for stage in timeline.stages if stage.name == "backward"), None)
+    products = [
+        (first(MATRIX_PRODUCT, begins), workspace_of(run)),
+        (first(BIASED_PRODUCT, begins), LT_WORKSPACE_BYTES),
+    ]
+    if backward is not None:
+        products.append((first(MATRIX_PRODUCT, backward), workspace_of(run)))
+    found = [(index, size_bytes) for index, size_bytes in products if index is not None]
+    return sorted(
+        (index, Allocate(OWN_IDS + number, size, "", WORKSPACE)) for number, (index, size) in enumerate(found, 1)
+    )
 
 
 def _without(timeline: Timeline, operators: Sequence[str]) -> Timeline:

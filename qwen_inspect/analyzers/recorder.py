@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from ..timeline import ADAPTER, FLASH_SCRATCH, GATHERED, Allocate, Event, Free, Stage
-from .kernels import GEMM_4BIT, dequantised, flash_backward_scratch
+from .kernels import BIASED_GEMM_4BIT, GEMM_4BIT, adds_bias, dequantised, flash_backward_scratch
 
 
 class Recorder:
@@ -180,7 +180,10 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
                 args = (args[0].contiguous(), *args[1:])
                 if recorder.recording:
                     recorder.see(args[0], name, module=module)
-            scratch = dequantised(*args, **(kwargs or {})) if name == GEMM_4BIT else ()
+            scratch: tuple[tuple[str, Any], ...] = ()
+            if name == GEMM_4BIT:
+                scratch = dequantised(*args, **(kwargs or {}))
+                name = BIASED_GEMM_4BIT if adds_bias(*args, **(kwargs or {})) else name
             for made_by, tensor in scratch:
                 recorder.see(tensor, made_by, module=module)
                 del tensor

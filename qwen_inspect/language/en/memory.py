@@ -56,6 +56,8 @@ TEXT = {
     "assume_loader_warmup": "Weights are split out of one block that transformers (4.50 and later) takes and frees first, so rounding loses next to nothing",
     "assume_loader_per_tensor": "Each weight is a request of its own, as transformers before 4.50 loads them: blocks are handed out whole where less than 1 MiB would remain",
     "assume_workspace": "cuBLAS takes a workspace of {bytes:,} B at the first matrix product ({gpu})",
+    "assume_workspace_training": "cuBLAS takes a workspace of {bytes:,} B at the first matrix product, and another in the first backward, which a thread of its own runs ({gpu})",
+    "assume_workspace_biases": "cuBLASLt takes a workspace of {bytes:,} B at the first matrix product that adds a bias",
     "assume_kernel": "Attention by {kernel}; sequences of one length without padding; kernels' own scratch is not traced",
     "assume_quantised": "Quantised ({method}): weights as stored. What its kernels allocate (repacked or dequantised weights, scratch) no trace here tells, so activations and peak are unknown",
     "assume_gguf": "Weights as the GGUF file stores them, which is how llama.cpp holds them (transformers would dequantise them). What a run allocates beside no trace here tells, so activations and peak are unknown",

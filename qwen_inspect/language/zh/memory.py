@@ -56,6 +56,8 @@ TEXT = {
     "assume_loader_warmup": "参数从 transformers（4.50 及以后）预先申请并释放的一整块中切分，几乎没有取整损失",
     "assume_loader_per_tensor": "每个参数单独申请（transformers 4.50 之前的加载方式）：剩余不足 1 MiB 时整块分出",
     "assume_workspace": "cuBLAS 在第一次矩阵乘时申请 {bytes:,} 字节的工作区（{gpu}）",
+    "assume_workspace_training": "cuBLAS 在第一次矩阵乘时申请 {bytes:,} 字节的工作区，首次反向传播在另一线程中再申请一份（{gpu}）",
+    "assume_workspace_biases": "cuBLASLt 在第一次带偏置的矩阵乘时申请 {bytes:,} 字节的工作区",
     "assume_kernel": "注意力使用 {kernel}；序列等长、无填充；算子内部的临时空间不在追踪之内",
     "assume_quantised": "已量化（{method}）：权重按存储形式计。其内核的分配（重排或反量化的权重、临时空间）没有追踪可依，故激活与峰值未知",
     "assume_gguf": "权重按 GGUF 文件的存储形式计，即 llama.cpp 的持有方式（transformers 会将其反量化）。运行时的其他分配没有追踪可依，故激活与峰值未知",
