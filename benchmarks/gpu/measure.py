@@ -114,6 +114,7 @@ RECORDED = (
     _record(str(CONFIGS / "gpt-oss-20b.json"), "generate context=2048 attention=eager layers=4", 14),
     _record("catalog:Qwen/Qwen3-VL-4B-Instruct", "image context=2048 images=512", 12),
     _record("catalog:Qwen/Qwen3-VL-4B-Instruct", "image context=2048 images=1024+512", 13),
+    _record(LARGE, "generate context=512 batch=8 layers=6", 12),  # decoding takes the chosen experts' weights apart
     _record(SMALL, "padded context=2048 batch=4", 7),
     _record(SMALL, "autocast context=1024", 16),
     _record(SMALL, "generate context=4096 beside=2147483648", WHOLE),  # alone, for NVML tells of all processes together
@@ -323,6 +324,7 @@ def main() -> int:
     )
     parser.add_argument("--try", dest="trying", action="store_true", help="small models on the CPU")
     options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + options.seconds
     from qwen_inspect.analyzers.loading import check_device
     from qwen_inspect.errors import QwenInspectError
