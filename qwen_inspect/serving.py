@@ -18,6 +18,7 @@ from .analyzers.engine_cache import (
     latent_width,
     padded_cells,
     state_dtypes,
+    text_part,
 )
 from .analyzers.fit import largest
 from .analyzers.kv_cache import read_formats
@@ -96,9 +97,10 @@ def _with_limit(report: Report, tokens: int) -> Report:
 def _smaller(found: CardAnswer, serving: Serving, demand: Demand) -> Iterator[Suggestion]:
     """Shorter sequences, and fewer of them, each as far as it fits."""
     whole, tokens = found.requirement.whole, serving.context_tokens or 0
+    most_context, most_batch = found.high.context.at_most or 0, found.high.batch.at_most or 0
     for kind, value, asked, batch, length in (
-        ("context", found.high.context.at_most, tokens, serving.batch, found.high.context.at_most),
-        ("batch", found.high.batch.at_most, serving.batch, found.high.batch.at_most, tokens),
+        ("context", most_context, tokens, serving.batch, most_context),
+        ("batch", most_batch, serving.batch, most_batch, tokens),
     ):
         if 0 < value < asked:
             yield Suggestion(
@@ -148,8 +150,9 @@ class VllmDemand:
 
     def _pool(self, attention: AttentionReport, gpu: Gpu) -> BlockPool:
         config, ranks = self._report.config or {}, self._serving.ranks
-        if (width := latent_width(config)) is not None:
-            heads = config.get("num_attention_heads")
+        text = text_part(config)
+        if (width := latent_width(text)) is not None:
+            heads = text.get("num_attention_heads")
             if type(heads) is not int or heads % ranks:
                 raise UnsupportedError("cache_query_heads_over_ranks", heads=heads, ranks=ranks)
             return latent_pool(len(attention.layers), width, self.format, gpu.compute_capability)

@@ -22,6 +22,7 @@ from qwen_inspect.analyzers.engine_cache import (
     llama_cpp_layer_bytes,
     padded_cells,
     state_dtypes,
+    text_part,
 )
 from qwen_inspect.analyzers.kv_cache import FORMATS, read_formats
 from qwen_inspect.checkpoint import DType
@@ -217,6 +218,37 @@ def test_only_mla_has_a_latent() -> None:
     assert latent_width({"model_type": "deepseek_v3"}) is None
     with pytest.raises(UnsupportedError):
         latent_width({**DEEPSEEK, "index_topk": 2048})
+
+
+# model_type: kv_lora_rank, qk_rope_head_dim. Defaults of the configurations of transformers 5.23 where it has the type.
+LATENTS = {
+    "AXK1": (512, 64),
+    "axk1": (512, 64),
+    "deepseek_v2": (512, 64),
+    "deepseek_v3": (512, 64),
+    "glm4_moe_lite": (512, 64),
+    "kimi_k2": (512, 64),
+    "longcat_flash": (512, 64),
+    "mistral4": (256, 64),
+    "pangu_ultra_moe": (512, 64),
+}
+
+
+@pytest.mark.parametrize(("model_type", "dims"), LATENTS.items())
+def test_each_type_that_vllm_keeps_a_latent_of_is_known(model_type: str, dims: tuple[int, int]) -> None:
+    """is_deepseek_mla of vLLM 0.19.0 without hybrids and indexes, and what its Mistral format makes a deepseek_v3 of."""
+    text = {"model_type": model_type, "kv_lora_rank": dims[0], "qk_rope_head_dim": dims[1]}
+    assert latent_width(text_part(text)) == sum(dims)
+    assert latent_width(text_part({"model_type": "mistral3", "text_config": text})) == sum(dims)
+    sparse = {**text, "index_topk": 2048}
+    with pytest.raises(UnsupportedError):
+        latent_width(text_part({"model_type": "some_vision_model", "text_config": sparse}))
+
+
+@pytest.mark.parametrize("model_type", ["minicpm3", "youtu", "kimi_linear", "bailing_hybrid"])
+def test_types_that_vllm_does_not_keep_so_have_no_latent(model_type: str) -> None:
+    """minicpm3.py of vLLM 0.19.0 caches whole heads, youtu is not in it, the others have layers of another kind beside."""
+    assert latent_width({"model_type": model_type, "kv_lora_rank": 256, "qk_rope_head_dim": 32}) is None
 
 
 def test_what_engines_reserve_of_a_hybrid_is_known() -> None:

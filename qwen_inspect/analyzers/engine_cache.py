@@ -241,19 +241,39 @@ def _in_8_bits(scheme: Any) -> bool:
     return isinstance(scheme, Mapping) and scheme.get("type") == "float" and scheme.get("num_bits") == 8
 
 
-# Types whose layers keep one latent for all heads. Source: transformers_utils/model_arch_config_convertor.is_deepseek_mla.
-LATENT_TYPES = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "kimi_k2", "longcat_flash", "pangu_ultra_moe")
+# Text types of which every layer keeps one latent for all heads. Of vLLM's own list kimi_linear and bailing_hybrid keep states
+# too, deepseek_v32 and glm_moe_dsa an index. Not of its list, whatever transformers caches: minicpm3 and youtu (whole heads).
+# Source: vLLM 0.19.0, transformers_utils/model_arch_config_convertor.is_deepseek_mla; axk1 (there AXK1, as its release spells it)
+# also in commit 00bb6f59. mistral4: a release has params.json, which vLLM reads first (transformers_utils/config.get_config) and
+# makes a deepseek_v3 of (configs/mistral.adapt_config_dict).
+LATENT_TYPES = (
+    "AXK1",
+    "axk1",
+    "deepseek_v2",
+    "deepseek_v3",
+    "glm4_moe_lite",
+    "kimi_k2",
+    "longcat_flash",
+    "mistral4",
+    "pangu_ultra_moe",
+)
 
 
-def latent_width(config: Mapping[str, Any]) -> int | None:
+def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The language model's part of a configuration. Source: vLLM 0.19.0, transformers_utils/config.get_hf_text_config."""
+    text = config.get("text_config")
+    return text if isinstance(text, Mapping) else config
+
+
+def latent_width(text: Mapping[str, Any]) -> int | None:
     """Numbers of a token's latent in each layer, compressed keys and values beside the turned part of the keys; None without MLA.
 
-    Raises UnsupportedError for sparse attention, which keeps an index as well.
+    text: as `text_part` gives it. Raises UnsupportedError for sparse attention, which keeps an index as well.
     """
-    rank, turned = config.get("kv_lora_rank"), config.get("qk_rope_head_dim")
-    if config.get("model_type") not in LATENT_TYPES or type(rank) is not int or type(turned) is not int:
+    rank, turned = text.get("kv_lora_rank"), text.get("qk_rope_head_dim")
+    if text.get("model_type") not in LATENT_TYPES or type(rank) is not int or type(turned) is not int:
         return None
-    if config.get("index_topk") is not None or rank < 1 or turned < 0:
+    if text.get("index_topk") is not None or rank < 1 or turned < 0:
         raise UnsupportedError("cache_engine_other", engine="vLLM")
     return rank + turned
 

@@ -18,7 +18,7 @@ from ..errors import UnsupportedError
 from ..spec import GatedAttention, ModelSpec, Module, each_module
 from ..units import GIB, MIB
 from .allocator import Allocator
-from .engine_cache import BlockPool, kv_heads_per_rank
+from .engine_cache import BlockPool, kv_heads_per_rank, text_part
 from .fit import largest
 
 VERSION = "0.19.0"
@@ -189,8 +189,7 @@ def model_limit(config: Mapping[str, Any], context_tokens: int | None) -> int | 
 
     Source: config/model.py, _get_and_verify_max_len; transformers_utils/config.py, patch_rope_parameters.
     """
-    text = config.get("text_config")
-    text = text if isinstance(text, Mapping) else config
+    text = text_part(config)
     rope = text.get("rope_parameters") or text.get("rope_scaling")
     if context_tokens is None or not isinstance(rope, Mapping) or "gemma3" in str(text.get("model_type")):
         return context_tokens
