@@ -209,10 +209,16 @@ class _Search:
         return bounded(found, limit=MOST_BATCH, bound="search", whole=self._whole)
 
     def curve(self, batch: int, context_tokens: int, room: int) -> tuple[CurvePoint, ...]:
-        """The largest batch for usual contexts; without a limit of the model's own, up to what one sequence can have."""
+        """The largest batch for usual contexts; without a limit of the model's own, up to what one sequence can have.
+
+        Nothing where that is not known.
+        """
         longest = self._most_context
         if self._context_bound != "model":
-            longest = self.largest_context(1, room, asked=context_tokens).at_most
+            most = self.largest_context(1, room, asked=context_tokens).at_most
+            if most is None:
+                return ()
+            longest = most
         return tuple(
             CurvePoint(context_tokens=tokens, batch=self.largest_batch(tokens, room, asked=batch))
             for tokens in curve_contexts(context_tokens, longest)
@@ -220,7 +226,7 @@ class _Search:
 
     def smaller(self, batch: int, context_tokens: int, ends: Ends) -> tuple[Suggestion, ...]:
         """A shorter context and a smaller batch, each the largest that fits."""
-        asked = {"context": (batch, ends.context.at_most), "batch": (ends.batch.at_most, context_tokens)}
+        asked = {"context": (batch, ends.context.at_most or 0), "batch": (ends.batch.at_most or 0, context_tokens)}
         before = {"context": context_tokens, "batch": batch}
         return tuple(
             Suggestion(

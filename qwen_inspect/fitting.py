@@ -136,12 +136,13 @@ class Demand(Protocol):
 class Largest:
     """The largest batch or context that fits: it does, and one more does not. 0 where not even one does.
 
-    value: None where only a lower bound of what is needed is known; `at_most` is then what certainly is the most.
+    value: None where only a lower bound of what is needed is known; `at_most` is then what certainly is the most, None where
+    nothing that is known ends the search.
     bound: what one more is too much for: "memory", "model" (its own limit), "search" (no larger one was looked for).
     """
 
     value: int | None
-    at_most: int
+    at_most: int | None
     bound: str
 
 

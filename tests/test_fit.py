@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.accuracy import GIB, published
-from qwen_inspect.analyzers.fit import MOST_BATCH, TracedRun, largest
+from qwen_inspect.analyzers.fit import MOST_BATCH, TracedRun, bounded, largest
 from qwen_inspect.analyzers.kept_trace import Point
 from qwen_inspect.answers import answer, cards, fit
 from qwen_inspect.checkpoint import Checkpoint, DType, ModelRef, Tensor
@@ -366,7 +366,25 @@ def test_of_an_architecture_that_is_not_known_the_stored_weights_are_a_lower_bou
         assert (shown.code, found["fits"], found["lower_bound_only"], found["curve"]) == (code, fits, True, [])
         assert found["required_bytes"] == 2_000_000 + 600 * MIB
         assert found["max_context_tokens"] is None
+        # Nothing that is known grows with either, so that what fits has no end that is known; too little room has.
+        most = (found["at_most_context_tokens"], found["at_most_batch"])
+        assert most == ((0, 0) if fits is False else (None, None))
     assert run("fit", tmp_path, "--memory", "601MiB", "--format", "md", "--lang", "zh").code == 1
+    for language in ("en", "zh"):
+        shown = run("fit", tmp_path, "--memory", "24GiB", "--format", "md", "--lang", language)
+        assert "16,777,216" not in shown.out  # where the search ends
+        assert "65,536" not in shown.out
+
+
+@given(value=st.integers(0, 100), bound=st.sampled_from(["model", "search"]), whole=st.booleans())
+def test_the_end_of_a_search_is_no_limit(value: int, bound: str, whole: bool) -> None:
+    found = bounded(value, limit=100, bound=bound, whole=whole)
+    if value < 100:
+        assert (found.at_most, found.bound) == (value, "memory")
+    elif whole or bound == "model":
+        assert (found.at_most, found.bound) == (100, bound)
+    else:
+        assert (found.value, found.at_most, found.bound) == (None, None, "search")
 
 
 def test_a_run_between_allocated_and_reserved_may_pass() -> None:

@@ -43,8 +43,14 @@ def largest(fits: Callable[[int], bool], limit: int, *, asked: int = 0) -> int:
 
 
 def bounded(value: int, *, limit: int, bound: str, whole: bool) -> Largest:
-    """`value` as an answer: what stops it, and whether it is certain. bound: what `limit` stands for."""
-    return Largest(value=value if whole else None, at_most=value, bound="memory" if value < limit else bound)
+    """`value` as an answer: what stops it, and whether it is certain. bound: what `limit` stands for.
+
+    Where a lower bound fits as far as was searched, the search's own end says nothing of what is the most.
+    """
+    if value < limit:
+        bound = "memory"
+    unknown = bound == "search" and not whole
+    return Largest(value=value if whole else None, at_most=None if unknown else value, bound=bound)
 
 
 class TracedRun:

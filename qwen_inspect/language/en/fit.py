@@ -52,7 +52,7 @@ TEXT = {
     "row_margin": "Left over",
     "reach_at_most": "{value:,} at most",
     "reach_model": "{value} (the model's own limit)",
-    "reach_search": "{value} (no larger one was looked for)",
+    "reach_search": "at least {value} (no larger one was looked for)",
     "reach_range": "{high}; with a small CUDA context {low}",
     "available_usable": "A process can have {available} of this card, as CUDA told one.",
     "available_reported": "nvidia-smi shows {available} on this card; CUDA tells a process somewhat less, which no source here says.",

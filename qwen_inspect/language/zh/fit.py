@@ -52,7 +52,7 @@ TEXT = {
     "row_margin": "余量",
     "reach_at_most": "至多 {value:,}",
     "reach_model": "{value}（模型自身上限）",
-    "reach_search": "{value}（未再向上查找）",
+    "reach_search": "至少 {value}（未再向上查找）",
     "reach_range": "{high}；CUDA 上下文较小时为 {low}",
     "available_usable": "进程在该显卡上最多可用 {available}（CUDA 所告知的总量）。",
     "available_reported": "nvidia-smi 显示该显卡共 {available}；CUDA 告知进程的总量略小，此处没有出处。",

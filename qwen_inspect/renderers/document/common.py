@@ -279,7 +279,7 @@ def span(first: int, last: int) -> str:
 def reach(found: Largest, say: Language) -> str:
     """A largest batch or context, with what stops it where that is not the memory."""
     if found.value is None:
-        return say("reach_at_most", value=found.at_most)
+        return count(None) if found.at_most is None else say("reach_at_most", value=found.at_most)
     text = count(found.value)
     return text if found.bound == "memory" else say(f"reach_{found.bound}", value=text)
 

@@ -8,7 +8,7 @@ from ...engines import Capacity, EngineCard, LlamaCppReserve, ServingReport, Vll
 from ...language import Language
 from ...units import UNKNOWN, count, size
 from ..blocks import Block, Fields, Heading, Items, Table
-from .common import identity, notices
+from .common import identity, notices, reach
 from .fit import suggestion_row
 
 
@@ -149,7 +149,7 @@ def _offload_fields(card: EngineCard, reserve: LlamaCppReserve, say: Language) -
     yield say("field_host"), size(reserve.host_bytes)
     yield say("field_most_offloaded"), say("reach_at_most", value=reserve.most_offloaded)
     if reserve.offloaded:
-        yield say("field_most_context"), say("reach_at_most", value=card.answer.high.context.at_most)
-        yield say("field_most_sequences"), say("reach_at_most", value=card.answer.high.batch.at_most)
+        yield say("field_most_context"), reach(card.answer.high.context, say)
+        yield say("field_most_sequences"), reach(card.answer.high.batch, say)
     else:
         yield say("field_most_context"), UNKNOWN
