@@ -7,6 +7,7 @@ QwenInspectError
 ├── NetworkError        5  unreachable, timed out, rate limited
 ├── MalformedError      6  a model file is damaged or not what its name says
 ├── UnsupportedError    7  architecture, dtype or quantisation that cannot be answered exactly
+│   └── NoModelError       a file that holds something else than a model: nothing of it runs
 └── UnavailableError    8  a device or an optional package is missing
 """
 
@@ -52,6 +53,10 @@ class MalformedError(QwenInspectError):
 
 class UnsupportedError(QwenInspectError):
     exit_code = 7
+
+
+class NoModelError(UnsupportedError):
+    pass
 
 
 class UnavailableError(QwenInspectError):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .analyzers.kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
 from .analyzers.memory import formula_footprint, stored_footprint, traced_footprint
 from .analyzers.period import SHALLOW, deepen, fixed, period_of
-from .errors import QwenInspectError, UnavailableError, UnsupportedError
+from .errors import NoModelError, QwenInspectError, UnavailableError, UnsupportedError
 from .language import Message
 from .loaders import calibration, header_cache
 from .progress import working
@@ -47,7 +47,7 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
         check_training(run)
     if report.design is None:
         assert report.refusal is not None
-        if report.tensors is None:
+        if report.tensors is None or isinstance(report.refusal, NoModelError):
             raise report.refusal
         footprint = stored_footprint(report.tensors, report.ref.id)
         return MemoryReport(report=report, run=run, predicted=footprint, refusal=report.refusal)

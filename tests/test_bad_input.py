@@ -129,7 +129,7 @@ def test_a_directory_without_a_model_is_not_found(name: str, tmp_path: Path, cap
 
 @pytest.mark.parametrize("name", ["some.txt", "pytorch_model.bin", "no_suffix"])
 def test_another_kind_of_file_is_unsupported(name: str, tmp_path: Path, capsys: Capture) -> None:
-    assert name in refusal(capsys, 7, "weights", write_bytes(tmp_path / name, b"GGUF\x03\0\0\0"))
+    assert name in refusal(capsys, 7, "weights", write_bytes(tmp_path / name, b"PK\x03\x04 and more"))
 
 
 def test_a_path_below_a_file_is_not_found(tmp_path: Path, capsys: Capture) -> None:

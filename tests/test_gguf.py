@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.architectures.gguf import configuration, stored_form
 from qwen_inspect.checkpoint import BLOCK_FORMATS, BlockFormat, DType
+from qwen_inspect.cli import main
 from qwen_inspect.errors import MalformedError, NotFoundError, QwenInspectError, UnsupportedError, UsageError
 from qwen_inspect.loaders import gguf_header
 from qwen_inspect.loaders.gguf_header import choose, read_header
@@ -33,6 +34,7 @@ from qwen_inspect.spec import Module, each_tensor
 from .conftest import TINY_QWEN3, run
 from .hub.repos import HubFile, HubRepo
 from .hub.server import HubServer
+from .test_bad_input import Capture
 from .test_hubs import ask, ask_json, refused
 from .test_local import TINY_QWEN2, TINY_QWEN2_MOE, TINY_QWEN3_MOE
 
@@ -253,6 +255,80 @@ def test_memory_of_a_gguf_model_is_its_formula(tmp_path: Path) -> None:
     assert predicted["method"] == "formula"
     assert predicted["weights_bytes"] == sum(tensor.n_bytes for tensor in gguf.GGUFReader(path).tensors)
     assert predicted["peak_allocated_bytes"] is None
+
+
+# --- names and kinds of files ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sha256-" + "0f" * 32, "model", "model.bin", "model.safetensors", "config.json"])
+def test_a_gguf_file_is_known_by_its_first_bytes_whatever_its_name(tmp_path: Path, name: str) -> None:
+    path = write_model(tmp_path / "model.gguf", "qwen3", QWEN3)
+    expected = inspect(str(path)).parameters
+    path = path.rename(tmp_path / name)
+    report = inspect(str(path))
+    assert (report.parameters, report.files[0].name) == (expected, name)
+
+
+def test_a_folder_of_blobs_is_asked_by_their_first_bytes(tmp_path: Path) -> None:
+    """As Ollama keeps them: models beside templates and licences, under their SHA-256."""
+    for number, kind in enumerate((Type.Q4_0, Type.Q8_0)):
+        write_model(tmp_path / f"sha256-{number}", "qwen3", QWEN3, kind)
+    (tmp_path / "sha256-2").write_text("{{ .Prompt }}")
+    with pytest.raises(UsageError, match="sha256-0, sha256-1") as refusal:
+        inspect(str(tmp_path))
+    assert "sha256-2" not in str(refusal.value)
+    report = inspect(str(tmp_path), file="sha256-1")
+    assert report.known.quantised is not None
+    assert report.known.quantised.bits_per_weight == 8.5
+
+
+def test_a_file_of_another_kind_is_no_gguf_for_its_name(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"PK\x03\x04 something else")
+    done = run("weights", tmp_path / "model.gguf")
+    assert (done.code, done.err) == (6, "error: model.gguf is no GGUF file: it does not begin with GGUF\n")
+
+
+def write_adapter(path: Path, ranks: tuple[int, int] = (8, 8), kind: str = gguf.GGUFType.ADAPTER) -> Path:
+    """What llama.cpp's convert_lora_to_gguf.py writes: NAME.lora_a of (rank, inputs), NAME.lora_b of (outputs, rank)."""
+    made = gguf.GGUFWriter(path, "qwen3")
+    made.add_type(kind)
+    if kind == gguf.GGUFType.ADAPTER:
+        made.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        made.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 16.0)
+    for name, rank, outputs in (("blk.0.attn_q", ranks[0], 64), ("blk.0.attn_v", ranks[1], 16)):
+        made.add_tensor(f"{name}.weight.lora_a", numpy.zeros((rank, 32), numpy.float32))
+        made.add_tensor(f"{name}.weight.lora_b", numpy.zeros((outputs, rank), numpy.float32))
+    finish(made)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("ranks", "words"), [((8, 8), "rank 8, alpha 16, 1,152 par"), ((4, 8), "rank 4, 8, alpha 16, 768 par")]
+)
+def test_a_lora_adapter_says_what_it_is(tmp_path: Path, ranks: tuple[int, int], words: str) -> None:
+    path = write_adapter(tmp_path / "lora.gguf", ranks)
+    report = inspect(str(path), require_design=False)
+    assert [tensor.name for tensor in report.tensors or ()] == [
+        f"blk.0.attn_{letter}.weight.lora_{side}" for letter in "qv" for side in "ab"
+    ]
+    with pytest.raises(UnsupportedError, match="LoRA adapter, not a model: for the architecture qwen3") as refusal:
+        inspect(str(path))
+    assert words in str(refusal.value)
+    assert "4 tensors" in str(refusal.value)
+
+
+@pytest.mark.parametrize("asked", [["memory"], ["fit", "--memory", "24GiB"], ["memory", "--device", "cpu"], ["params"]])
+@pytest.mark.parametrize("kind", [gguf.GGUFType.ADAPTER, gguf.GGUFType.MMPROJ, gguf.GGUFType.IMATRIX])
+def test_what_is_no_model_is_refused_in_one_line(tmp_path: Path, asked: list[str], kind: str, capsys: Capture) -> None:
+    path = write_adapter(tmp_path / "part.gguf", kind=kind)
+    assert main(["weights", str(path), "-q"]) == 0
+    capsys.readouterr()
+    assert main([*asked, str(path), "--lang", "en"]) == 7
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.count("\n") == 1
+    assert ("LoRA adapter" if kind == "adapter" else f"its general.type is '{kind}'") in shown.err
+    assert "config.json" not in shown.err
 
 
 # --- several files --------------------------------------------------------------------------------------------------

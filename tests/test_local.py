@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from qwen_inspect.architectures import architecture_of
+from qwen_inspect.errors import UnsupportedError
 from qwen_inspect.pipeline import inspect
 from qwen_inspect.report.model import Report
 
@@ -279,6 +280,21 @@ def test_a_file_alone_is_read_with_the_configuration_beside_it(tiny_qwen3: Path)
     report = inspect(str(tiny_qwen3 / "model.safetensors"))
     assert report.parameters.unique == inspect(str(tiny_qwen3)).parameters.unique
     assert report.checks[0].agrees
+
+
+def test_a_safetensors_file_is_known_by_its_header_where_its_name_says_nothing(
+    tiny_qwen3: Path, tmp_path: Path
+) -> None:
+    """As huggingface_hub's cache keeps it: blobs/SHA-256."""
+    blob = tmp_path / ("0f" * 32)
+    blob.write_bytes((tiny_qwen3 / "model.safetensors").read_bytes())
+    named, unnamed = (inspect(str(path), require_design=False) for path in (tiny_qwen3 / "model.safetensors", blob))
+    assert [(one.name, one.shape) for one in unnamed.tensors or ()] == [
+        (one.name, one.shape) for one in named.tensors or ()
+    ]
+    blob.write_bytes(b"something else, and no header")
+    with pytest.raises(UnsupportedError, match="not a kind of file"):
+        inspect(str(blob))
 
 
 def test_a_configuration_alone_gives_theory_and_says_so(tiny_qwen3: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..checkpoint import Tensor
-from ..errors import MalformedError, UnsupportedError
+from ..errors import MalformedError, NoModelError, UnsupportedError
 from .reading import MOST_LAYERS, integer, shown
 
 # general.architecture -> (model_type, prefix of the class). One line a family that is known natively.
@@ -65,8 +65,11 @@ IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 def configuration(metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> Mapping[str, Any]:
     """What config.json of the model would say, with the metadata beside; the head is tied where no tensor of its own is there.
 
-    Raises UnsupportedError for an architecture that is not known, MalformedError for metadata that has no meaning.
+    Raises UnsupportedError for an architecture that is not known, NoModelError for an adapter and its like, MalformedError for
+    metadata that has no meaning.
     """
+    if (kind := metadata.get("general.type", "model")) != "model":
+        raise _no_model(kind, metadata, tensors)
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise MalformedError("gguf_no_architecture", found=shown(architecture))
@@ -100,6 +103,25 @@ def configuration(metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> Map
         "torch_dtype": "float16",
         **metadata,
     }
+
+
+def _no_model(kind: object, metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> NoModelError:
+    """What a file holds whose general.type is not "model": an adapter, a projector, an importance matrix.
+
+    Source: gguf 0.19, constants.GGUFType and Keys.Adapter; llama.cpp, convert_lora_to_gguf.py: NAME.lora_a is (rank, inputs).
+    """
+    if kind != "adapter" or metadata.get("adapter.type") != "lora":
+        return NoModelError("gguf_no_model", found=shown(kind))
+    ranks = sorted({tensor.shape[0] for tensor in tensors if tensor.name.endswith(".lora_a") and tensor.shape})
+    alpha = metadata.get("adapter.lora.alpha")
+    return NoModelError(
+        "gguf_adapter",
+        architecture=shown(metadata.get("general.architecture")).strip("'"),
+        rank=", ".join(map(str, ranks)) or "–",
+        alpha=f"{alpha:g}" if isinstance(alpha, int | float) else "–",
+        tensors=len(tensors),
+        parameters=sum(tensor.elements for tensor in tensors),
+    )
 
 
 def _per_layer(key: str, values: list[Any], layers: int) -> Any:

@@ -291,14 +291,13 @@ def _aligned(position: int, alignment: int) -> int:
 
 
 def choose(names: Iterable[str], wanted: str | None, *, model: str) -> tuple[str, ...]:
-    """The files of one model among `names`: one, or the parts of a split one in their order.
+    """The files of one model among `names`, all of GGUF files: one, or the parts of a split one in their order.
 
     wanted: a file's name, or a quantisation such as "Q4_K_M". Raises UsageError with the names where several could be meant,
     NotFoundError where none is, or parts of a split one are missing.
     """
-    present = sorted(name for name in names if name.endswith(".gguf"))
     models: dict[str, list[str]] = {}
-    for name in present:
+    for name in sorted(names):
         match = SPLIT.fullmatch(name)
         models.setdefault(f"{match['stem']}.gguf" if match else name, []).append(name)
     if wanted is None:

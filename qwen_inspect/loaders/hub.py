@@ -309,7 +309,7 @@ def _is_gguf(listing: Listing, ref: ModelRef) -> bool:
 
 
 def _gguf_files(listing: Listing, ref: ModelRef) -> list[ListedFile]:
-    by_name = {file.name: file for file in listing.files}
+    by_name = {file.name: file for file in listing.files if file.name.endswith(".gguf")}
     return [by_name[name] for name in gguf_header.choose(by_name, ref.file, model=ref.id)]
 
 

@@ -1,4 +1,4 @@
-"""A directory, a config.json or a safetensors file -> Checkpoint, from the headers alone."""
+"""A directory, a config.json, a safetensors or a GGUF file -> Checkpoint, from the headers alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..declarations import FILES, declares_quantisation
 from ..errors import MalformedError, NotFoundError, UnsupportedError
 from ..language import Message
 from . import adapter, gguf_header
-from .safetensors_header import read_header
+from .safetensors_header import LENGTH_BYTES, LONGEST_HEADER_BYTES, read_header
 from .strict_json import LONGEST_JSON_BYTES, parse_json
 
 CONFIG_NAME = "config.json"
@@ -41,21 +41,63 @@ def _load(ref: ModelRef, path: Path, *, partial: bool) -> Checkpoint:
         return _load_directory(ref, path, partial=partial)
     if not os.path.exists(path):
         raise NotFoundError("path_missing", path=ref.id)
-    if path.suffix == ".safetensors":
-        return _load_file(ref, path)
-    if path.suffix == ".gguf":
-        parts = gguf_header.choose(_listed(path.parent, ref), path.name, model=ref.id)
-        return _load_gguf(ref, path.parent, parts)
-    if path.suffix != ".json":
-        raise UnsupportedError("path_kind_unknown", path=ref.id)
-    return Checkpoint(ref=ref, config=read_config(path), tensors=None, notices=(Message("config_alone", path=ref.id),))
+    match _kind(path):
+        case "gguf":
+            parts = [path.name]
+            if gguf_header.SPLIT.fullmatch(path.name):
+                parts = [*gguf_header.choose(_with_suffix(_listed(path.parent, ref)), path.name, model=ref.id)]
+            return _load_gguf(ref, path.parent, parts)
+        case "safetensors":
+            return _load_file(ref, path)
+        case "json":
+            alone = Message("config_alone", path=ref.id)
+            return Checkpoint(ref=ref, config=read_config(path), tensors=None, notices=(alone,))
+        case _:
+            raise UnsupportedError("path_kind_unknown", path=ref.id)
+
+
+def _kind(path: Path) -> str | None:
+    """What a file is: "gguf" by its first bytes, whatever its name (Ollama's blobs have no suffix); else by its suffix, and where
+    that says nothing "safetensors" by the length and the brace that its header begins with."""
+    try:
+        with open_regular(path) as stream:
+            size, begin = os.fstat(stream.fileno()).st_size, stream.read(LENGTH_BYTES + 1)
+    except OSError as error:
+        raise NotFoundError("path_unreadable", path=str(path), reason=error.strerror) from None
+    suffix = path.suffix.removeprefix(".")
+    if begin.startswith(gguf_header.MAGIC):
+        return "gguf"
+    if suffix in ("gguf", "safetensors", "json"):
+        return suffix
+    header_bytes = int.from_bytes(begin[:LENGTH_BYTES], "little")
+    fits = 0 < header_bytes <= min(size - LENGTH_BYTES, LONGEST_HEADER_BYTES)
+    return "safetensors" if fits and begin.endswith(b"{") else None
+
+
+def _with_suffix(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.endswith(".gguf")]
+
+
+def _gguf_names(directory: Path, names: Iterable[str]) -> list[str]:
+    """The names of GGUF files: by their suffix; where none has it, by their first bytes."""
+    return _with_suffix(names) or [name for name in names if _begins_as_gguf(directory / name)]
+
+
+def _begins_as_gguf(path: Path) -> bool:
+    try:
+        with open_regular(path) as stream:
+            return stream.read(len(gguf_header.MAGIC)) == gguf_header.MAGIC
+    except OSError:  # a folder, a pipe, or not for us to read
+        return False
 
 
 def _load_directory(ref: ModelRef, directory: Path, *, partial: bool) -> Checkpoint:
     names = sorted(_listed(directory, ref))
     config = read_config(directory / CONFIG_NAME) if CONFIG_NAME in names else None
     weights = [name for name in names if name.endswith(".safetensors")]
-    blocks = [name for name in names if name.endswith(".gguf")]
+    blocks = _with_suffix(names)
+    if ref.file is not None or (config is None and not weights):
+        blocks = _gguf_names(directory, names)
     if ref.file is not None or (blocks and config is None and not weights):
         return _load_gguf(ref, directory, gguf_header.choose(blocks, ref.file, model=ref.id))
     if SINGLE_NAME in names:

@@ -69,8 +69,10 @@ class Report:
 
     @property
     def known(self) -> Design:
-        """The design, for the commands that need one; `pipeline` refuses models that have none before it comes to this."""
-        assert self.design is not None
+        """The design; raises the refusal where there is none."""
+        if self.design is None:
+            assert self.refusal is not None
+            raise self.refusal
         return self.design
 
     @property

@@ -65,7 +65,7 @@ TEXT = {
     "no_trace": "No peak can be told: {reason}",
     "assume_cache_format": "The cache is counted in {format} by formula. transformers' own cache holds the model's dtype, so no trace tells what runs beside such a cache",
     "assume_unread": "How the files hold the weights is not known: they are counted as stored, and a peak cannot be told",
-    "assume_stored": "The architecture is not known here: the weights are counted as stored, and nothing else can be told",
+    "assume_stored": "Counted are the weights alone, as they are stored: what else a run takes is not known here",
     "method_stored": "stored",
     "context_beyond": "{tokens:,} tokens are more than the {limit:,} that the model's positions are made for",
     "memory_beyond_addresses": "The batch or the context is past what any device can address; ask for less",

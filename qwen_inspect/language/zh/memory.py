@@ -65,7 +65,7 @@ TEXT = {
     "no_trace": "无法给出峰值：{reason}",
     "assume_cache_format": "缓存按 {format} 以公式计算；transformers 自带的缓存使用模型自身的 dtype，因此没有追踪记录能说明使用这种缓存时的其他开销",
     "assume_unread": "文件如何存放权重未知：权重按存储字节计，峰值无法得知",
-    "assume_stored": "该架构尚不支持：权重按文件中存储的字节计，其余均无法得知",
+    "assume_stored": "仅按存储的字节计入权重：运行时的其余占用未知",
     "method_stored": "按存储",
     "context_beyond": "{tokens:,} 个 token 超过模型位置编码支持的 {limit:,}",
     "memory_beyond_addresses": "批大小或上下文超出任何设备可寻址的范围；请减小",
