@@ -6,6 +6,7 @@ Nothing here is interpreted: which tensors are tied, fused or packed is the arch
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -153,6 +154,14 @@ class ModelRef:
     revision: str | None = None
     path: Path | None = None
     file: str | None = None
+
+    def of_file(self, name: str) -> str:
+        """What the user would type, of any command, for one file of it."""
+        if self.source == "local":
+            return os.path.join(self.id, name)
+        if self.source == "auto":
+            return f"{self.id}:{name}"
+        return f"{self.source}:{self.id}{f'@{self.revision}' if self.revision else ''}:{name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,17 +41,19 @@ LARGEST_FILE_BYTES = 64 << 20  # no report comes near it
 LARGEST_COUNT = 10**18
 
 
-def compiled(request: ReportRequest, access: Access) -> WholeReport:
+def compiled(request: ReportRequest, access: Access, *, trust_remote_code: bool = False) -> WholeReport:
     """Everything that `report` tells of the model asked for. Raises what `inspect` and `predict` raise."""
     report = inspect(
         _relative(request.model),
         source=request.source,
         revision=request.revision,
+        file=request.file,
         access=access,
         predict_files=True,
         instantiate=request.instantiate,
         batch=request.batch,
         context=request.context_tokens,
+        trust_remote_code=trust_remote_code,
     )
     if report.ref.source == "local" and os.path.isabs(report.ref.id):
         report = replace(report, ref=replace(report.ref, id=_file_name(report.ref.id)))
@@ -277,13 +279,17 @@ def _is_whole(found: Mapping[str, Any]) -> bool:
 
 def _request(found: object) -> ReportRequest | None:
     """A recorded request, if it is one that the command line could have made."""
-    if not isinstance(found, dict) or {"measured", *found} != {field.name for field in fields(ReportRequest)}:
+    if not isinstance(found, dict):
         return None
-    measured = found.get("measured", [])  # records of before there were any do not name them
+    found = {"file": None, "measured": [], **found}  # records of before there were any do not name them
+    if {*found} != {field.name for field in fields(ReportRequest)}:
+        return None
+    measured = found["measured"]
     lengths = [found["batch"], found["new_tokens"], 1 if found["context_tokens"] is None else found["context_tokens"]]
     is_sound = (
         isinstance(found["model"], str)
         and isinstance(found["revision"], str | None)
+        and isinstance(found["file"], str | None)
         and found["source"] in ("auto", "hf", "ms", "local", "catalog")
         and all(type(length) is int and 0 < length < LARGEST_COUNT for length in lengths)
         and isinstance(found["instantiate"], bool)
@@ -369,6 +375,7 @@ class Task:
     expected_parameters: int | None = None
     expected_attention: str | None = None
     most_vram: tuple[str, int] | None = None
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -391,7 +398,7 @@ def carry_out(task: Task, access: Access, say: Language) -> Outcome:
     checks: list[ReportCheck] = []
     saved: list[str] = []
     if task.request is not None:
-        wholes = [compiled(task.request, access)]
+        wholes = [compiled(task.request, access, trust_remote_code=task.trust_remote_code)]
     if task.directory is not None and task.action in ("check", "update"):
         found: Iterable[tuple[ReportCheck, WholeReport | None]] = (
             check_all(task.directory, access) if not wholes else [(check(wholes[0], task.directory), wholes[0])]

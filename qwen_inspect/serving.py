@@ -176,7 +176,9 @@ class VllmDemand:
         if (unread := self._report.known.unread) is not None:
             raise unread
         if self._report.spec.built or self._report.spec.family not in {log.family for log in vllm.LOGS}:
-            raise UnsupportedError("vllm_no_log", class_name=self._report.spec.class_name)
+            windows = any(group.window_tokens for group in self.pool.groups)
+            options = "--kv-budget SIZE" + " --max-num-batched-tokens N" * windows
+            raise UnsupportedError("vllm_no_log", class_name=self._report.spec.class_name, options=options)
         weights = vllm.rank_weights(self._report.tree, self._report.spec, self._serving.ranks)
         exact = Reserved(name="weights", least_bytes=sum(weights), most_bytes=sum(weights))
         return (exact, vllm.rounding(self._report.tree, weights), *vllm.beside_weights(self._serving.ranks))
@@ -424,8 +426,10 @@ def _gguf_tensors(report: Report) -> Sequence[Tensor]:
     if quantised is not None and quantised.method == "gguf" and report.tensors is not None:
         return report.tensors
     families = {family for family, _ in FAMILIES.values()}
-    if quantised is not None or report.spec.family not in families:
+    if report.spec.family not in families:
         raise UnsupportedError("llama_cpp_form", found=report.spec.family, known=", ".join(sorted(families)))
+    if quantised is not None:
+        raise UnsupportedError("llama_cpp_packed", method=quantised.method)
     return llama_cpp.converted([part for tensor in each_tensor(report.tree) for part in stored_form(tensor)])
 
 

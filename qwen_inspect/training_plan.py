@@ -58,6 +58,8 @@ def _four_bits(report: Report, run: Run) -> FourBits | None:
         return None
     config = report.config or {}
     quantisation = read_quantisation(config)
+    if found.method == "gguf":
+        raise UnsupportedError("memory_gguf_mode")
     schemes = () if quantisation is None else quantisation.schemes
     if run.lora_rank is None or quantisation is None or not all(isinstance(one, Bnb4) for one in schemes):
         raise UnsupportedError("memory_quantised_mode", method=found.method)

@@ -7,6 +7,7 @@ import os
 import struct
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.architectures.gguf import configuration, stored_form
-from qwen_inspect.checkpoint import BLOCK_FORMATS, BlockFormat, DType
+from qwen_inspect.checkpoint import BLOCK_FORMATS, BlockFormat, DType, ModelRef
 from qwen_inspect.cli import main
 from qwen_inspect.errors import MalformedError, NotFoundError, QwenInspectError, UnsupportedError, UsageError
 from qwen_inspect.loaders import gguf_header
@@ -369,12 +370,13 @@ def test_one_of_several_must_be_named(tmp_path: Path) -> None:
 def test_names_that_several_files_could_have() -> None:
     names = ["a-Q4_K_M.gguf", "a-Q4_K_S.gguf", "mmproj-a-f16.gguf", "UD/a-Q8_0-00001-of-00002.gguf"]
     names.append("UD/a-Q8_0-00002-of-00002.gguf")
-    assert choose(names, "Q4_K_M", model="m") == ("a-Q4_K_M.gguf",)
-    assert choose(names, "q8_0", model="m") == tuple(names[3:])
-    assert choose(names, "mmproj-a-f16.gguf", model="m") == ("mmproj-a-f16.gguf",)
-    assert choose(["a.gguf", "mmproj.gguf"], None, model="m") == ("a.gguf",)
+    ref = ModelRef(source="hf", id="org/m")
+    assert choose(names, replace(ref, file="Q4_K_M")) == ("a-Q4_K_M.gguf",)
+    assert choose(names, replace(ref, file="q8_0")) == tuple(names[3:])
+    assert choose(names, replace(ref, file="mmproj-a-f16.gguf")) == ("mmproj-a-f16.gguf",)
+    assert choose(["a.gguf", "mmproj.gguf"], ref) == ("a.gguf",)
     with pytest.raises(UsageError):
-        choose(names, None, model="m")
+        choose(names, ref)
 
 
 @pytest.mark.parametrize(

@@ -517,7 +517,7 @@ def test_a_certificate_that_is_not_trusted_is_told_from_other_failures(
 @pytest.mark.parametrize(
     ("model", "token", "code", "words"),
     [
-        ("hf:org/gated", None, 4, ["gated", "hf auth login", "--from ms"]),
+        ("hf:org/gated", None, 4, ["gated", "hf auth login", "ms:org/gated"]),
         ("hf:org/gated", TOKEN, 4, ["gated", "may not read it", "ask for access"]),
         ("hf:org/private", None, 3, ["does not exist on Hugging Face, or is private", "log in"]),
         ("hf:org/private", TOKEN, 3, ["HF_TOKEN", "may not see it"]),

@@ -70,6 +70,8 @@ def configuration(metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> Map
     """
     if (kind := metadata.get("general.type", "model")) != "model":
         raise _no_model(kind, metadata, tensors)
+    if "quantization_config" in metadata:  # of --dtype: no file has the key
+        raise UnsupportedError("gguf_requantised")
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise MalformedError("gguf_no_architecture", found=shown(architecture))

@@ -80,7 +80,8 @@ def _draw_course(memory: MemoryReport, path: str, options: argparse.Namespace, s
 
     course = memory.predicted.course
     if course is None:
-        raise UnavailableError("plot_needs_trace")
+        without_torch = any(message.key == "assume_no_torch" for message in memory.predicted.assumptions)
+        raise UnavailableError("plot_needs_torch" if without_torch else "plot_needs_trace")
     measured = None if memory.measured is None else memory.measured.footprint.course
     write_picture(memory_plot(memory, course, say, measured=measured), path, options, say)
 

@@ -23,6 +23,7 @@ def run(options: argparse.Namespace, say: Language) -> int:
         model=options.model or DEFAULT_MODEL,
         source=options.source,
         revision=options.revision,
+        file=options.file,
         context_tokens=options.context,
         batch=options.batch,
         new_tokens=options.new_tokens,
@@ -39,6 +40,7 @@ def run(options: argparse.Namespace, say: Language) -> int:
         expected_parameters=options.expect_params,
         expected_attention=options.expect_attention,
         most_vram=options.max_vram,
+        trust_remote_code=options.trust_remote_code,
     )
     outcome = carry_out(task, access_of(options), say)
     if outcome.text:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..checkpoint import BLOCK_FORMATS, BlockFormat, DType, Tensor
+from ..checkpoint import BLOCK_FORMATS, BlockFormat, DType, ModelRef, Tensor
 from ..errors import MalformedError, NotFoundError, QwenInspectError, UnsupportedError, UsageError
 
 MAGIC = b"GGUF"
@@ -290,12 +290,13 @@ def _aligned(position: int, alignment: int) -> int:
 # --- several files --------------------------------------------------------------------------------------------------
 
 
-def choose(names: Iterable[str], wanted: str | None, *, model: str) -> tuple[str, ...]:
+def choose(names: Iterable[str], ref: ModelRef) -> tuple[str, ...]:
     """The files of one model among `names`, all of GGUF files: one, or the parts of a split one in their order.
 
-    wanted: a file's name, or a quantisation such as "Q4_K_M". Raises UsageError with the names where several could be meant,
-    NotFoundError where none is, or parts of a split one are missing.
+    `ref.file` is a file's name, or a quantisation such as "Q4_K_M". Raises UsageError with the names where several could be
+    meant, NotFoundError where none is, or parts of a split one are missing.
     """
+    wanted = ref.file
     models: dict[str, list[str]] = {}
     for name in sorted(names):
         match = SPLIT.fullmatch(name)
@@ -308,9 +309,9 @@ def choose(names: Iterable[str], wanted: str | None, *, model: str) -> tuple[str
         chosen = chosen or [name for name in models if _is_quantisation(name, wanted)]
     shown = ", ".join(sorted(models)[:40]) or "–"
     if not chosen:
-        raise NotFoundError("gguf_none", model=model, wanted=wanted or "*.gguf", names=shown)
+        raise NotFoundError("gguf_none", model=ref.id, wanted=wanted or "*.gguf", names=shown)
     if len(chosen) > 1:
-        raise UsageError("gguf_several", model=model, names=shown)
+        raise UsageError("gguf_several", model=ref.id, example=ref.of_file(models[chosen[0]][0]), names=shown)
     parts = models[chosen[0]]
     match = SPLIT.fullmatch(parts[0])
     count = int(match["count"]) if match else 1

@@ -245,7 +245,7 @@ def _checkpoint(
         raise NotFoundError("hub_shards_missing", missing=len(missing), file=missing[0])
     notices = [*hub.notices(), *listing.notices]
     if not files:
-        notices.append(_no_weights(listing, config, ref.id))
+        notices.append(_no_weights(listing, config, ref))
     headers = _headers(hub, ref.id, listing, files, deadline, progress)
     tensors = tuple(tensor for _, found in headers for tensor in found)
     beside = _quantisation_file(listing, config)
@@ -285,16 +285,16 @@ def _adapter_checkpoint(hub: Hub, ref: ModelRef, listing: Listing, deadline: Dea
     )
 
 
-def _no_weights(listing: Listing, config: Mapping[str, Any] | None, model: str) -> Message:
+def _no_weights(listing: Listing, config: Mapping[str, Any] | None, ref: ModelRef) -> Message:
     """What kind of repository it is that has no safetensors file of a whole model."""
     names = [file.name for file in listing.files]
     if gguf := [name for name in names if name.endswith(".gguf")]:
-        return Message("gguf_beside", file=gguf[0])
+        return Message("gguf_beside", example=ref.of_file(gguf[0]))
     if pickled := [name for name in names if name.endswith((".bin", ".pt", ".pth")) and "/" not in name]:
         return Message("pickled_only", file=pickled[0])
     if config is None:
-        raise NotFoundError("hub_no_model", model=model)
-    return Message("config_alone", path=model)
+        raise NotFoundError("hub_no_model", model=ref.id)
+    return Message("config_alone", path=ref.id)
 
 
 def _is_gguf(listing: Listing, ref: ModelRef) -> bool:
@@ -310,7 +310,7 @@ def _is_gguf(listing: Listing, ref: ModelRef) -> bool:
 
 def _gguf_files(listing: Listing, ref: ModelRef) -> list[ListedFile]:
     by_name = {file.name: file for file in listing.files if file.name.endswith(".gguf")}
-    return [by_name[name] for name in gguf_header.choose(by_name, ref.file, model=ref.id)]
+    return [by_name[name] for name in gguf_header.choose(by_name, ref)]
 
 
 def _gguf_checkpoint(hub: Hub, ref: ModelRef, listing: Listing, deadline: Deadline, progress: Progress) -> Checkpoint:

@@ -45,7 +45,7 @@ def _load(ref: ModelRef, path: Path, *, partial: bool) -> Checkpoint:
         case "gguf":
             parts = [path.name]
             if gguf_header.SPLIT.fullmatch(path.name):
-                parts = [*gguf_header.choose(_with_suffix(_listed(path.parent, ref)), path.name, model=ref.id)]
+                parts = [*gguf_header.choose(_with_suffix(_listed(path.parent, ref)), replace(ref, file=path.name))]
             return _load_gguf(ref, path.parent, parts)
         case "safetensors":
             return _load_file(ref, path)
@@ -99,7 +99,7 @@ def _load_directory(ref: ModelRef, directory: Path, *, partial: bool) -> Checkpo
     if ref.file is not None or (config is None and not weights):
         blocks = _gguf_names(directory, names)
     if ref.file is not None or (blocks and config is None and not weights):
-        return _load_gguf(ref, directory, gguf_header.choose(blocks, ref.file, model=ref.id))
+        return _load_gguf(ref, directory, gguf_header.choose(blocks, ref))
     if SINGLE_NAME in names:
         return _checkpoint(ref, config, directory, [SINGLE_NAME])
     if INDEX_NAME in names:
@@ -113,7 +113,7 @@ def _load_directory(ref: ModelRef, directory: Path, *, partial: bool) -> Checkpo
     pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
     notice = Message("pickled_only", file=pickled[0]) if pickled else Message("config_alone", path=ref.id)
     if blocks:
-        notice = Message("gguf_beside", file=blocks[0])
+        notice = Message("gguf_beside", example=ref.of_file(blocks[0]))
     return Checkpoint(ref=ref, config=config, tensors=None, notices=(notice,))
 
 

@@ -94,6 +94,9 @@ def _refuse_revision(revision: str | None) -> None:
 
 
 def _looks_like_path(model: str) -> bool:
+    name, separator, _ = model.partition(":")
+    if separator and HUB_ID.fullmatch(name):  # and a file of it, whose own name may look so
+        return False
     return model.startswith(("/", "./", "../", "~")) or model.endswith(FILE_SUFFIXES) or model.count("/") > 1
 
 

@@ -22,13 +22,14 @@ TABLE_BATCHES = (1, 4, 16, 64)
 class ReportRequest:
     """What `report` was asked for, in the user's words: kept beside a committed report, so that a check can ask again.
 
-    context_tokens: a prompt's length to be among those predicted. form: "md", "html" or "json". measured: files of measurements
-    that `memory --device --format json` wrote.
+    file: the one of several GGUF files. context_tokens: a prompt's length to be among those predicted. form: "md", "html" or
+    "json". measured: files of measurements that `memory --device --format json` wrote.
     """
 
     model: str
     source: str = "auto"
     revision: str | None = None
+    file: str | None = None
     context_tokens: int | None = None
     batch: int = 1
     new_tokens: int = 128

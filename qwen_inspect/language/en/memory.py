@@ -5,6 +5,7 @@ from __future__ import annotations
 TEXT = {
     # --- prediction
     "memory_quantised_mode": "Weights of {method} are not trained themselves. Beside 4 bits of bitsandbytes adapters are: --lora RANK, with --dtype bnb-nf4 or bnb-nf4-double; beside other schemes that is not described here",
+    "memory_gguf_mode": "The weights of a GGUF file are not trained; give the model that it was converted from",
     "heading_memory": "GPU memory of {name}",
     "heading_run": "The run",
     "heading_footprint": "Predicted footprint by term",

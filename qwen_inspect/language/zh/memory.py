@@ -5,6 +5,7 @@ from __future__ import annotations
 TEXT = {
     # --- prediction
     "memory_quantised_mode": "{method} 的权重本身不参与训练。可在 bitsandbytes 的 4 比特权重旁训练适配器：--lora RANK，配合 --dtype bnb-nf4 或 bnb-nf4-double；其他方案这里没有描述",
+    "memory_gguf_mode": "GGUF 文件的权重不参与训练；请给出转换前的模型",
     "heading_memory": "{name} 显存占用分析",
     "heading_run": "运行设定",
     "heading_footprint": "显存占用预测（逐项）",

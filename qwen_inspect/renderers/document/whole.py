@@ -347,6 +347,8 @@ def command(whole: WholeReport) -> str:
     pinned = ref.source in ("hf", "ms", "catalog")
     model = f"{ref.source}:{ref.id}{f'@{ref.revision}' if ref.revision else ''}" if pinned else request.model
     words = ["qwen-inspect", "report", model, "--lang", request.language, "--format", request.form]
+    if ref.file is not None:
+        words += ["--file", ref.file]
     if request.context_tokens is not None:
         words += ["--context", str(request.context_tokens)]
     words += ["--batch", str(request.batch), "--new-tokens", str(request.new_tokens)]
