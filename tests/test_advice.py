@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from gguf import GGMLQuantizationType as Type
 
 from qwen_inspect.checkpoint import ModelRef
 from qwen_inspect.cli import main
@@ -14,7 +15,7 @@ from qwen_inspect.loaders.resolve import resolve
 
 from .conftest import TINY_QWEN3, write_config
 from .test_bad_input import Capture
-from .test_gguf import QWEN3, Type, write_model
+from .test_gguf import QWEN3, write_model
 
 HYBRID = "catalog:Qwen/Qwen3.5-27B"
 

@@ -17,6 +17,7 @@ from qwen_inspect.loaders.resolve import Access
 from qwen_inspect.pipeline import inspect
 from qwen_inspect.report.counts import Check
 from qwen_inspect.spec import ModelSpec, Module, each_tensor, tied_tensors
+from qwen_inspect.stored import packing_of
 
 from .conftest import TINY_QWEN3, write_config, write_sparse
 from .test_local import (
@@ -245,6 +246,41 @@ def test_a_count_with_the_prediction_layer_is_recognised() -> None:
     ahead = architecture_of(config).prediction_layers(spec)
     found = against_claim(spec, tree, tree.parameters + sum(tensor.elements for tensor in ahead), ahead)
     assert [cause.name for cause in found.causes] == ["prediction_layer_counted"]
+
+
+# Qwen3-8B: 252 matrices of 6,945,767,424 numbers and 1,244,967,936 parameters beside; scales and zeros for 128 input features.
+WORDS, SCALES, ZEROS, INDICES = 868_220_928, 54_263_808, 6_782_976, 36 * (6 * 4096 + 12_288)
+OTHERS, NUMBERS = 1_244_967_936, 6_945_767_424
+
+
+@pytest.mark.parametrize(
+    ("scheme", "claimed", "causes"),
+    [
+        # The elements of Qwen/Qwen3-8B-AWQ, whose file holds 6,098,479,104 bytes: 4 of each word and zero, 2 of the others.
+        ("awq-int4", OTHERS + WORDS + SCALES + ZEROS, {"packed_words", "all_beside_counted"}),
+        ("awq-int4", OTHERS + WORDS, {"packed_words"}),
+        ("awq-int4", OTHERS + WORDS + SCALES, {"packed_words", "scales_counted"}),
+        ("awq-int4", OTHERS + NUMBERS + SCALES, {"scales_counted"}),
+        # GPTQ's with the group of each input feature, 6,103,787,520 bytes, and without.
+        ("gptq-int4", OTHERS + WORDS + SCALES + ZEROS + INDICES, {"packed_words", "all_beside_counted"}),
+        ("gptq-int4", OTHERS + WORDS + SCALES + ZEROS, {"packed_words", "scales_counted", "zeros_counted"}),
+        # A number a byte, and a scale for each of 4096/128 x 4096/128 blocks and their like.
+        ("fp8", OTHERS + NUMBERS + NUMBERS // 128**2, {"scales_counted"}),
+        ("bnb-nf4", OTHERS + NUMBERS // 2, {"packed_words"}),
+        ("bnb-int8", OTHERS + NUMBERS, set()),
+        ("awq-int4", OTHERS + WORDS + SCALES + ZEROS + 1, set()),
+    ],
+)
+def test_stored_elements_taken_for_parameters_are_recognised(scheme: str, claimed: int, causes: set[str]) -> None:
+    report = inspect("Qwen/Qwen3-8B", source="catalog", dtype=scheme)
+    assert report.config is not None
+    architecture = architecture_of(report.config)
+    tree = architecture.module_tree(report.spec)
+    packing = packing_of(report.config, tree, architecture.stored_form, None, in_blocks=False)
+    assert packing is not None
+    found = against_claim(report.spec, tree, claimed, (), packing)
+    assert {cause.name for cause in found.causes} == causes
+    assert found.agrees is (bool(causes) or claimed == OTHERS + NUMBERS)
 
 
 def test_two_mistakes_at_once_are_found() -> None:

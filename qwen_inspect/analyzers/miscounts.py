@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 from ..checkpoint import Tensor
 from ..language import Message
@@ -21,15 +22,33 @@ from ..spec import (
 )
 from .accounting import components
 
+if TYPE_CHECKING:
+    from .packing import Packing
+
 MOST_AT_ONCE = 3
+# What a quantised matrix has beside its packed numbers, by the roles of its stored tensors.
+BESIDE = {
+    "scales_counted": ("scales", "tables"),
+    "zeros_counted": ("zeros",),
+    "all_beside_counted": ("scales", "tables", "zeros", "group_index", "notes"),
+}
 
 
-def against_claim(spec: ModelSpec, tree: Module, claimed: int, prediction: tuple[Tensor, ...] = ()) -> Check:
+def against_claim(
+    spec: ModelSpec,
+    tree: Module,
+    claimed: int,
+    prediction: tuple[Tensor, ...] = (),
+    packing: Packing | None = None,
+) -> Check:
     """Theory against a count from elsewhere: the fewest usual mistakes, at most three, that add up to the difference.
 
-    prediction: what releases may store beside the model, and some counts include.
+    prediction: what releases may store beside the model, and some counts include. packing: how quantised weights are stored,
+    whose elements some counts take for parameters.
     """
     mistakes = [mistake for mistake in _mistakes(spec, tree) if mistake.parameters]
+    if packing is not None:
+        mistakes += [mistake for mistake in _packing_mistakes(packing) if mistake.parameters]
     if prediction:
         mistakes.append(_mistake("prediction_layer_counted", sum(tensor.elements for tensor in prediction), 1))
     difference = claimed - tree.parameters
@@ -91,6 +110,19 @@ def _mistakes(spec: ModelSpec, tree: Module) -> Iterator[Cause]:
     yield _mistake("router_left_out", -parts.get("router", 0), layers)
     yield _mistake("shared_expert_left_out", -parts.get("shared_expert", 0), layers)
     yield _mistake("vision_left_out", -parts.get("vision", 0), layers)
+
+
+def _packing_mistakes(packing: Packing) -> Iterator[Cause]:
+    """Stored elements taken for parameters: a word of several numbers as one, and what lies beside the words.
+
+    So counts `safetensors.total` of a hub's API, the elements of every stored tensor.
+    """
+    parts = [part for name in packing.dense for part in packing.parts[name]]
+    words = sum(part.tensor.elements for part in parts if part.role == "packed")
+    matrices = len(packing.dense)
+    yield _mistake("packed_words", words - sum(dense.elements for dense in packing.dense.values()), matrices)
+    for name, roles in BESIDE.items():
+        yield _mistake(name, sum(part.tensor.elements for part in parts if part.role in roles), matrices)
 
 
 def _mistake(name: str, parameters: int, layers: int) -> Cause:

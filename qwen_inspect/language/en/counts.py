@@ -102,4 +102,12 @@ TEXT = {
     "miscount_vision_left_out": "the vision tower was left out: {parameters:,} parameters short",
     "cause_name_prediction_layer_counted": "prediction layer counted",
     "miscount_prediction_layer_counted": "the layer for multi-token prediction was counted, which is stored and not loaded: {parameters:,} parameters too many",
+    "cause_name_packed_words": "packed words counted",
+    "miscount_packed_words": "packed words were counted as one parameter each, in {layers:,} matrices: {parameters:,} parameters short",
+    "cause_name_scales_counted": "scales counted",
+    "miscount_scales_counted": "scales were counted, in {layers:,} matrices: {parameters:,} elements that are no parameters",
+    "cause_name_zeros_counted": "zero points counted",
+    "miscount_zeros_counted": "zero points were counted, in {layers:,} matrices: {parameters:,} elements that are no parameters",
+    "cause_name_all_beside_counted": "all beside the words counted",
+    "miscount_all_beside_counted": "all that is stored beside the packed numbers was counted, in {layers:,} matrices: {parameters:,} elements that are no parameters",
 }

@@ -102,4 +102,12 @@ TEXT = {
     "miscount_vision_left_out": "漏算视觉塔：少计 {parameters:,} 个参数",
     "cause_name_prediction_layer_counted": "计入了预测层",
     "miscount_prediction_layer_counted": "计入了多 token 预测层，该层存储在文件中但不会被加载：多计 {parameters:,} 个参数",
+    "cause_name_packed_words": "把打包字计为参数",
+    "miscount_packed_words": "把打包存储的每个字计为一个参数（{layers:,} 个矩阵）：少计 {parameters:,} 个参数",
+    "cause_name_scales_counted": "计入量化缩放",
+    "miscount_scales_counted": "计入了 {layers:,} 个矩阵的量化缩放：{parameters:,} 个元素并非参数",
+    "cause_name_zeros_counted": "计入零点",
+    "miscount_zeros_counted": "计入了 {layers:,} 个矩阵的零点：{parameters:,} 个元素并非参数",
+    "cause_name_all_beside_counted": "计入打包数值之外的全部",
+    "miscount_all_beside_counted": "计入了 {layers:,} 个矩阵中打包数值之外的全部元素：{parameters:,} 个元素并非参数",
 }
