@@ -17,6 +17,8 @@ from qwen_inspect.renderers.document.first_layer import printed
 from qwen_inspect.report.listing import CatalogEntry
 from qwen_inspect.spec import DenseMlp, each_buffer, each_tensor, tied_tensors
 
+from .conftest import run
+
 # Unique parameters, and elements stored. Source: safetensors header totals and keras-hub presets, as the catalog cites them.
 PUBLISHED: Mapping[str, tuple[int, int | None]] = {
     "Qwen/Qwen3-0.6B": (596_049_920, 751_632_384),
@@ -93,6 +95,21 @@ def test_active_parameters_round_to_the_model_card(model: str) -> None:
     active = by_id()[model].design.parameters.active
     assert active is not None
     assert least <= active <= most
+
+
+@pytest.mark.parametrize(
+    ("model", "active", "bare"),
+    [
+        # 48 layers of attention 18,874,368, norms 4,352, router 262,144, 8 experts of 4,718,592; a last norm; two tables.
+        ("Qwen/Qwen3-30B-A3B", 3_353_032_704, 3_353_032_704 - 2 * 151_936 * 2_048),
+        ("Qwen/Qwen3-0.6B", 596_049_920, 596_049_920 - 151_936 * 1_024),  # one table, tied
+    ],
+)
+def test_active_parameters_are_told_by_both_conventions(model: str, active: int, bare: int) -> None:
+    counts = by_id()[model].design.parameters
+    assert (counts.active, counts.active_non_embedding) == (active, bare)
+    found = json.loads(run("params", f"catalog:{model}", "--format", "json").out)["parameters"]
+    assert (found["active"], found["active_non_embedding"]) == (active, bare)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def test_models_stand_side_by_side_with_their_figures() -> None:
     # Counts and bytes per token from the documents of this project; heads from the releases' configurations.
     assert found["parameters", "unique"] == [596_049_920, 8_190_735_360, 30_532_122_624]
     assert found["parameters", "active"] == [596_049_920, 8_190_735_360, 3_353_032_704]
+    assert found["parameters", "active_non_embedding"] == [440_467_456, 6_946_075_648, 2_730_702_848]
     assert found["cache", "token_bytes"] == [114_688, 147_456, 98_304]
     assert found["attention", "kv_heads"] == [8, 8, 4]
     assert found["components", "router"] == [0, 0, 12_582_912]  # 48 layers x 128 experts x 2048

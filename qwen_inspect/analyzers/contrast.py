@@ -79,6 +79,7 @@ _MODEL: tuple[_Fact, ...] = (
 _PARAMETERS: tuple[_Fact, ...] = (
     ("unique", "parameters", lambda report: report.parameters.unique),
     ("active", "parameters", lambda report: report.parameters.active),
+    ("active_non_embedding", "parameters", lambda report: report.parameters.active_non_embedding),
     ("non_embedding", "parameters", lambda report: report.parameters.non_embedding),
 )
 _CACHE: tuple[_Fact, ...] = (

@@ -155,8 +155,8 @@ def _caption(report: Report, say: Language) -> str:
         fitted(spec.class_name, WIDTH / 3, SMALL),
         say("figure_parameters", parameters=short_count(counts.theory)),
         *(
-            [say("figure_active", parameters=short_count(counts.active))]
-            if counts.active not in (None, counts.theory)
+            [say("figure_active_both", parameters=short_count(active), non_embedding=short_count(bare))]
+            if (active := counts.active) not in (None, counts.theory) and (bare := counts.active_non_embedding)
             else []
         ),
         *([say("figure_layer_count", layers=count(len(spec.layers)))] if spec.layers else []),

@@ -16,8 +16,8 @@ class ParameterCounts:
     theory: predicted from the configuration, tied weights once. instantiated: what transformers builds. stored: elements
     in the files, tied copies included. stored_predicted: the same as the release's layout predicts it. unique: parameters
     in the files, tied copies once; by theory where no file was read; None where the files cannot be read as this model.
-    active: None where it cannot be told. buffers: elements that
-    no training changes.
+    active: what a token's forward pass uses, embedding and output layer whole among it; None where it cannot be told.
+    buffers: elements that no training changes.
     """
 
     theory: int
@@ -34,6 +34,11 @@ class ParameterCounts:
     def non_embedding(self) -> int:
         """What model cards call so: without the input embedding and without an output layer of its own."""
         return self.theory - self.embedding - self.head
+
+    @property
+    def active_non_embedding(self) -> int | None:
+        """`active` by the other convention in use, as `non_embedding` counts."""
+        return None if self.active is None else self.active - self.embedding - self.head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

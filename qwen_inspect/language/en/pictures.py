@@ -5,6 +5,7 @@ from __future__ import annotations
 TEXT = {
     # --- architecture
     "figure_parameters": "{parameters} parameters",
+    "figure_active_both": "{parameters} active ({non_embedding} non-embedding)",
     "figure_active": "{parameters} active for each token",
     "figure_layer_count": "{layers} layers",
     "figure_context": "context {tokens}",

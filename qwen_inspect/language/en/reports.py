@@ -50,7 +50,7 @@ TEXT = {
     "finding_largest": "Largest component: {component} with {parameters:,} parameters, {share} of all",
     "finding_tied": "The output layer shares the embedding's {parameters:,} parameters, which count once",
     "finding_untied": "The output layer has {parameters:,} parameters of its own",
-    "finding_active": "Each token activates {active} of {total} parameters ({share}); all of them are in memory",
+    "finding_active": "Each token activates {active} of {total} parameters ({share}), embedding and output layer counted, and {non_embedding} without them; all are in memory",
     "finding_cache": "Each token of each sequence adds {size} ({bytes:,} B) to the KV cache",
     "finding_cache_weights": "At {tokens:,} tokens, over all sequences, the KV cache becomes as large as the weights ({size})",
     "finding_peak": "With a prompt of {prompt:,} tokens, {new:,} new ones and batch {batch:,}, a card must have {required}, by prediction: {reserved} reserved at the peak, of which {allocated} are allocated ({weights} of that weights), and the CUDA context",

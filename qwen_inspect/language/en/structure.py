@@ -202,7 +202,7 @@ TEXT = {
     "technique_qk_norm": "QK-Norm: RMSNorm over the {head_dim} channels of each query and key head",
     "technique_bias": "Biases on the q, k and v projections",
     "technique_no_bias": "No biases on the q, k and v projections",
-    "technique_moe": "Mixture of experts: {active} of {total} parameters are active for a token",
+    "technique_moe": "Mixture of experts: {active} of {total} parameters are active for a token, embedding and output layer counted; {non_embedding} without them",
     "techniques_source": "Source: the transformers class and this configuration",
     "meaning_headless": "this class has no output layer, so nothing is shared",
     "technique_all_biases": "Biases on the q, k, v and o projections",

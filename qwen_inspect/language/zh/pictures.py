@@ -5,6 +5,7 @@ from __future__ import annotations
 TEXT = {
     # --- architecture
     "figure_parameters": "参数量 {parameters}",
+    "figure_active_both": "激活 {parameters}（非嵌入 {non_embedding}）",
     "figure_active": "每个 token 激活 {parameters}",
     "figure_layer_count": "{layers} 层",
     "figure_context": "上下文 {tokens}",

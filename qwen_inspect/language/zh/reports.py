@@ -50,7 +50,7 @@ TEXT = {
     "finding_largest": "占比最大的组件：{component}，{parameters:,} 个参数，占 {share}",
     "finding_tied": "输出层与词嵌入共享 {parameters:,} 个参数，只计一次",
     "finding_untied": "输出层不与词嵌入共享，自有 {parameters:,} 个参数",
-    "finding_active": "每个 token 激活 {total} 参数中的 {active}（{share}），但全部参数都要占用显存",
+    "finding_active": "每个 token 激活 {total} 参数中的 {active}（{share}，含词嵌入与输出层；不含则为 {non_embedding}），但全部参数都要占用显存",
     "finding_cache": "每条序列每增加一个 token，KV 缓存增加 {size}（{bytes:,} B）",
     "finding_cache_weights": "所有序列合计达到 {tokens:,} 个 token 时，KV 缓存与模型权重同样大（{size}）",
     "finding_peak": "提示词 {prompt:,} 个 token、生成 {new:,} 个、批大小 {batch:,} 时，预测所需显存为 {required}：峰值时已预留 {reserved}（其中已分配 {allocated}，模型权重占已分配的 {weights}），另加 CUDA 上下文",

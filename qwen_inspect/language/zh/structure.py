@@ -202,7 +202,7 @@ TEXT = {
     "technique_qk_norm": "QK-Norm：对每个 Q 头和 K 头的 {head_dim} 维做 RMSNorm",
     "technique_bias": "q、k、v 投影带偏置（QKV-bias）",
     "technique_no_bias": "移除了 QKV-bias",
-    "technique_moe": "混合专家 (MoE)：每个 token 激活 {total} 参数中的 {active}",
+    "technique_moe": "混合专家 (MoE)：每个 token 激活 {total} 参数中的 {active}（含词嵌入与输出层；不含则为 {non_embedding}）",
     "techniques_source": "依据：transformers 中的模型类与本配置",
     "meaning_headless": "该类没有输出层，不涉及权重共享",
     "technique_all_biases": "q、k、v、o 投影均带偏置",

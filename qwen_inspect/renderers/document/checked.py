@@ -8,7 +8,7 @@ from ...language import Language
 from ...report.whole import Drift, Expectation, Figure, ReportCheck, WholeReport
 from ...units import UNKNOWN, count, short_count, size
 from ..blocks import Block, Heading, Items, Paragraph, Table
-from .common import size_range, unique_parameters
+from .common import active_rows, size_range, unique_parameters
 
 MOST_DRIFTS = 20
 LONGEST_FIGURE = 80
@@ -67,8 +67,7 @@ def _key_figures(whole: WholeReport, say: Language) -> Table:
     report = whole.report
     counts = report.parameters
     rows = [(say("field_unique"), unique_parameters(report, say))]
-    if counts.active not in (None, counts.theory):
-        rows.append((say("field_active"), f"{count(counts.active)} ({short_count(report.tree.active_parameters)})"))
+    rows += active_rows(counts, say)
     rows += [
         (say("field_attention"), report.attention.kind),
         (say("field_cache_per_token"), size(report.cache.bytes_per_token)),

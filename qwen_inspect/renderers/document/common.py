@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, TypeVar
 
 from ...language import Language
-from ...report.counts import Check
+from ...report.counts import Check, ParameterCounts
 from ...report.model import Report
 from ...spec import Module
 from ...units import count, mib, percent, short_count, signed, size
@@ -69,6 +69,23 @@ def unique_parameters(report: Report, say: Language) -> str:
     return f"{count(counts.unique)} ({short_count(counts.unique)})"
 
 
+def active_rows(counts: ParameterCounts, say: Language) -> list[tuple[str, str]]:
+    """What one token uses, by both conventions of published figures; nothing where it uses all."""
+    if counts.active == counts.theory:
+        return []
+    if counts.active is None or counts.active_non_embedding is None:
+        return [(say("field_active"), say("active_unknown"))]
+    both = (("field_active", counts.active), ("field_active_non_embedding", counts.active_non_embedding))
+    return [(say(name), f"{count(active)} ({short_count(active)})") for name, active in both]
+
+
+def active_values(report: Report) -> dict[str, str]:
+    """What a sentence on a mixture of experts says: active, in all, and active by the other convention."""
+    active, counts = report.tree.active_parameters, report.parameters
+    bare = active - counts.embedding - counts.head
+    return {"active": short_count(active), "total": short_count(counts.theory), "non_embedding": short_count(bare)}
+
+
 def parameter_fields(report: Report, say: Language) -> Fields:
     counts = report.parameters
     rows = [(say("field_unique"), unique_parameters(report, say))]
@@ -78,11 +95,7 @@ def parameter_fields(report: Report, say: Language) -> Fields:
         rows.append((say("field_stored"), say("stored_elements_predicted", elements=counts.stored_predicted)))
     else:
         rows.append((say("field_stored"), say("stored_elements_unknown")))
-    if counts.active != counts.theory:
-        active = (
-            say("active_unknown") if counts.active is None else f"{count(counts.active)} ({short_count(counts.active)})"
-        )
-        rows.append((say("field_active"), active))
+    rows += active_rows(counts, say)
     rows.append((say("field_non_embedding"), f"{count(counts.non_embedding)} ({short_count(counts.non_embedding)})"))
     rows.append(
         (

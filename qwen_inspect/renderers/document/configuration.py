@@ -13,7 +13,7 @@ from ...spec import DenseMlp, GatedAttention, LinearAttention, MoeMlp
 from ...units import count, short_count
 from ..blocks import Block, Code, Heading, Items, Paragraph, Table
 from . import View
-from .common import component_table, distinct_layers, identity, layer_runs, notices
+from .common import active_values, component_table, distinct_layers, identity, layer_runs, notices
 from .first_layer import printed
 from .structure import decoder_config
 
@@ -438,8 +438,7 @@ def techniques(report: Report, say: Language) -> list[Block]:
     biases = "technique_all_biases" if attention.output_bias else "technique_bias"
     sentences.append(say(biases if attention.qkv_bias else "technique_no_bias"))
     if any(isinstance(one.mlp, MoeMlp) for one in spec.layers):
-        active, total = report.tree.active_parameters, report.parameters.theory
-        sentences.append(say("technique_moe", active=short_count(active), total=short_count(total)))
+        sentences.append(say("technique_moe", **active_values(report)))
     if spec.vision is not None:
         merged = spec.vision.merge_size**2
         sentences.append(

@@ -20,6 +20,7 @@ def blocks(entries: Sequence[CatalogEntry], say: Language, view: View) -> Sequen
             "parameters",
             "stored",
             "active",
+            "active_non_embedding",
             "layer_count",
             "heads",
             "attention_kind",
@@ -30,7 +31,7 @@ def blocks(entries: Sequence[CatalogEntry], say: Language, view: View) -> Sequen
     return [
         Heading(say("heading_models"), 1),
         Paragraph(say("models_found", count=len(entries))),
-        Table(columns, [_row(entry, say) for entry in entries], "llrrrrlcrl"),
+        Table(columns, [_row(entry, say) for entry in entries], "llrrrrrlcrl"),
     ]
 
 
@@ -44,6 +45,7 @@ def _row(entry: CatalogEntry, say: Language) -> list[str]:
         count(design.parameters.theory),
         count(design.parameters.stored_predicted),
         count(design.parameters.active),
+        count(design.parameters.active_non_embedding),
         str(len(design.spec.layers)),
         f"{layer.query_heads} / {layer.kv_heads} × {layer.head_dim}",
         entry.attention.kind,

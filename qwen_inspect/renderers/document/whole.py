@@ -14,13 +14,13 @@ from ...report.memory import MemoryReport, Moment
 from ...report.model import Report
 from ...report.whole import WholeReport
 from ...spec import MoeMlp, each_tensor
-from ...units import count, percent, short_count, signed, size
+from ...units import count, percent, signed, size
 from ..blocks import Block, Code, Fields, Figure, Heading, Items, Paragraph, Table, Tree
 from ..cache_plot import cache_plot
 from ..figure import architecture_figure
 from . import View
 from .attention import cache_table, worked_through
-from .common import check_blocks, component_table, identity, parameter_fields, size_range
+from .common import active_values, check_blocks, component_table, identity, parameter_fields, size_range
 from .configuration import explained, techniques, worked_sums
 from .measured import causes, difference_table
 from .memory import allocated_text, live_blocks, required_rows, terms_of
@@ -203,8 +203,7 @@ def _experts(report: Report, say: Language) -> list[str]:
     if not any(isinstance(layer.mlp, MoeMlp) for layer in report.spec.layers):
         return []
     share = percent(report.tree.active_parameters * 10_000 // counts.theory)
-    active, total = short_count(report.tree.active_parameters), short_count(counts.theory)
-    return [say("finding_active", active=active, total=total, share=share)]
+    return [say("finding_active", **active_values(report), share=share)]
 
 
 def _attention(report: Report, say: Language) -> list[str]:

@@ -22,6 +22,7 @@ def _entry(entry: CatalogEntry) -> dict[str, Any]:
         "parameters": design.parameters.theory,
         "stored": design.parameters.stored_predicted,
         "active": design.parameters.active,
+        "active_non_embedding": design.parameters.active_non_embedding,
         "layers": len(design.spec.layers),
         "query_heads": layer.query_heads,
         "kv_heads": layer.kv_heads,

@@ -23,6 +23,7 @@ def parameters_content(report: Report, say: Language) -> dict[str, Any]:
             "stored_predicted": counts.stored_predicted,
             "unique": counts.unique,
             "active": counts.active,
+            "active_non_embedding": counts.active_non_embedding,
             "embedding": counts.embedding,
             "non_embedding": counts.non_embedding,
             "buffers": counts.buffers,
