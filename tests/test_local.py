@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from qwen_inspect.architectures import architecture_of
+from qwen_inspect.checkpoint import DType, Tensor
 from qwen_inspect.errors import UnsupportedError
 from qwen_inspect.pipeline import inspect
 from qwen_inspect.report.model import Report
@@ -259,6 +260,57 @@ def test_shards_are_read_as_one_model(tmp_path: Path) -> None:
 
     assert contents(one) == contents(several)
     assert several.checks[0].agrees
+    assert several.notices == ()  # what transformers writes of totals is right
+
+
+EMBEDDING, NORM = (
+    Tensor("model.embed_tokens.weight", (256, 64), DType.BF16),
+    Tensor("model.norm.weight", (64,), DType.BF16),
+)
+HEAD = Tensor("lm_head.weight", (256, 64), DType.BF16)
+ROUTING = Tensor("model.layers.0.mlp.gate.e_score_correction_bias", (64,), DType.F32)
+WORDS = Tensor("model.layers.0.mlp.up_proj.qweight", (8, 64), DType.I32)
+CODES = Tensor("model.layers.0.mlp.up_proj.weight.quant_state.bitsandbytes__nf4", (80,), DType.U8)
+
+
+@pytest.mark.parametrize(
+    ("stored", "metadata", "said"),
+    [
+        ([EMBEDDING, NORM], {"total_size": 2 * (16_384 + 64), "total_parameters": 16_448}, []),
+        ([EMBEDDING, NORM], {"total_size": 2.0 * (16_384 + 64)}, []),
+        ([EMBEDDING, NORM], {"total_size": 0}, []),
+        ([EMBEDDING, NORM], {}, []),
+        ([EMBEDDING, NORM], {"total_size": "much", "total_parameters": None}, []),
+        # In float32, as before a conversion; and of a larger model.
+        ([EMBEDDING, NORM], {"total_size": 4 * 16_448}, [("index_total_size", 65_792, 32_896)]),
+        ([EMBEDDING, NORM], {"total_parameters": 16_449}, [("index_total_parameters", 16_449, 16_448)]),
+        # A tied head that is stored all the same, counted once or twice.
+        ([EMBEDDING, NORM, HEAD], {"total_size": 2 * 16_448, "total_parameters": 16_448}, []),
+        ([EMBEDDING, NORM, HEAD], {"total_size": 2 * 32_832, "total_parameters": 32_832}, []),
+        # A buffer is no parameter to transformers.
+        ([EMBEDDING, NORM, ROUTING], {"total_parameters": 16_448}, []),
+        # What a library makes of packed words is its own.
+        ([EMBEDDING, WORDS], {"total_size": 2 * 16_384 + 4 * 512, "total_parameters": 20_480}, []),
+        ([EMBEDDING, WORDS], {"total_size": 1_000}, [("index_total_size", 1_000, 34_816)]),
+        ([EMBEDDING, CODES], {"total_size": 1_000}, []),
+    ],
+)
+def test_totals_of_an_index_are_held_against_the_files(
+    stored: list[Tensor], metadata: dict[str, object], said: list[tuple[str, int, int]], tmp_path: Path
+) -> None:
+    names = [f"model-0000{number}-of-0000{len(stored)}.safetensors" for number in range(1, len(stored) + 1)]
+    for name, tensor in zip(names, stored, strict=True):
+        write_sparse(tmp_path / name, [tensor])
+    weight_map = {tensor.name: name for name, tensor in zip(names, stored, strict=True)}
+    index = {"metadata": metadata, "weight_map": weight_map}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    notices = inspect(str(tmp_path), require_design=False).notices
+    told = [notice for notice in notices if notice.key.startswith("index_")]
+    assert [(notice.key, notice.values["found"], notice.values["expected"]) for notice in told] == said
+    # The sum of the files' own sizes, headers and all, says the same.
+    index["metadata"] = {"total_size": sum((tmp_path / name).stat().st_size for name in names)}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    assert not [notice for notice in inspect(str(tmp_path), require_design=False).notices if "index" in notice.key]
 
 
 def test_experts_stored_singly_are_the_fused_ones_of_transformers(tmp_path: Path) -> None:

@@ -41,11 +41,12 @@ class ListedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """A repository at one commit: `revision` is what its files are asked for by."""
+    """A repository at one commit: `revision` is what its files are asked for by. index: model.safetensors.index.json, if read."""
 
     revision: str
     files: tuple[ListedFile, ...]
     notices: tuple[Message, ...] = ()
+    index: Mapping[str, Any] | None = None
 
     def file(self, name: str) -> ListedFile | None:
         return next((file for file in self.files if file.name == name), None)
@@ -170,11 +171,14 @@ def _listing_of_a_mirror(hub: Hub, model: str, revision: str, deadline: Deadline
     answer = fetch(
         hub.get, hub.file_url(model, revision, local.INDEX_NAME), limit=LONGEST_JSON_BYTES + 1, deadline=deadline
     )
-    names = [local.SINGLE_NAME]
+    names, index = [local.SINGLE_NAME], None
     if answer.ok:
-        names = list(local.read_index(parse_json(answer.body, file=local.INDEX_NAME), file=local.INDEX_NAME))
+        index = parse_json(answer.body, file=local.INDEX_NAME)
+        names = list(local.read_index(index, file=local.INDEX_NAME))
     files = tuple(ListedFile(name=name, size_bytes=None, key=None) for name in names)
-    return Listing(revision=answer.commit or revision, files=files, notices=(Message("mirror_no_listing"),))
+    return Listing(
+        revision=answer.commit or revision, files=files, notices=(Message("mirror_no_listing"),), index=index
+    )
 
 
 def _config(
@@ -252,11 +256,14 @@ def _checkpoint(
     declared = None if beside is None else _config(hub, ref.id, listing, deadline, name=beside.name)
     if len({tensor.name for tensor in tensors}) != len(tensors):
         raise MalformedError("tensor_in_two_files", tensor=local.first_repeated(tensors))
+    stored = tuple(StoredFile(file.name, size, file.sha256) for file, (size, _) in zip(files, headers, strict=True))
+    if listing.index is not None:
+        notices += local.index_totals(listing.index, tensors, stored, file=local.INDEX_NAME)
     return Checkpoint(
         ref=replace(ref, source=hub.source, revision=listing.revision),
         config=config,
         tensors=tensors if files else None,
-        files=tuple(StoredFile(file.name, size, file.sha256) for file, (size, _) in zip(files, headers, strict=True)),
+        files=stored,
         quantisation_file=None if beside is None or declared is None else (beside.name, declared),
         notices=tuple(notices),
     )

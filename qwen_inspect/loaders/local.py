@@ -6,12 +6,12 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..checkpoint import Checkpoint, ModelRef, StoredFile, Tensor
+from ..checkpoint import Checkpoint, DType, ModelRef, StoredFile, Tensor
 from ..declarations import FILES, declares_quantisation
 from ..errors import MalformedError, NotFoundError, UnsupportedError
 from ..language import Message
@@ -160,7 +160,8 @@ def _load_file(ref: ModelRef, path: Path) -> Checkpoint:
 
 
 def _load_sharded(ref: ModelRef, config: Mapping[str, Any] | None, directory: Path, *, partial: bool) -> Checkpoint:
-    shards = read_index(read_json(directory / INDEX_NAME), file=INDEX_NAME)
+    index = read_json(directory / INDEX_NAME)
+    shards = read_index(index, file=INDEX_NAME)
     missing = {name: tensors for name, tensors in shards.items() if not os.path.isfile(directory / name)}
     if missing and not partial:
         raise NotFoundError("shards_missing", missing=len(missing), shards=len(shards), file=next(iter(missing)))
@@ -168,7 +169,8 @@ def _load_sharded(ref: ModelRef, config: Mapping[str, Any] | None, directory: Pa
     notices = (Message("partial", missing=len(missing), shards=len(shards)),) if missing else ()
     checkpoint = _checkpoint(ref, config, directory, present, *notices, missing=missing)
     check_index(checkpoint.tensors or (), {name: shards[name] for name in present}, file=INDEX_NAME)
-    return checkpoint
+    totals = () if missing else index_totals(index, checkpoint.tensors or (), checkpoint.files, file=INDEX_NAME)
+    return replace(checkpoint, notices=(*checkpoint.notices, *totals))
 
 
 def _told_by_cache(path: Path) -> str | None:
@@ -244,6 +246,57 @@ def check_index(tensors: Iterable[Tensor], shards: Mapping[str, tuple[str, ...]]
             raise MalformedError("index_tensor_absent", file=file, shard=name, tensor=min(absent), count=len(absent))
         if extra := found[name] - set(expected):
             raise MalformedError("index_tensor_extra", file=file, shard=name, tensor=min(extra), count=len(extra))
+
+
+# Stored, and no parameters: what `num_parameters` leaves out, of which transformers writes total_parameters.
+BUFFERS = ("e_score_correction_bias", "expert_bias", "inv_freq", "running_mean", "running_var", "num_batches_tracked")
+DENSE = (DType.BF16, DType.F16, DType.F32, DType.F64)
+
+
+def index_totals(
+    index: Mapping[str, Any], tensors: Sequence[Tensor], files: Sequence[StoredFile], *, file: str
+) -> tuple[Message, ...]:
+    """Totals of an index that are not those of the files' tensors; nothing where it has none.
+
+    Right are also: a tied head counted once though it is stored, the size of the files with their headers, parameters without
+    stored buffers. Of packed weights total_parameters is what a library makes of them, and bitsandbytes' total_size too.
+    Source: transformers 5.23, modeling_utils.save_pretrained; huggingface_hub 2.4, split_state_dict_into_shards_factory.
+    """
+    metadata = index.get("metadata")
+    metadata = metadata if isinstance(metadata, Mapping) else {}
+    copies = [tensor for tensor in tensors if tensor.name == "lm_head.weight"]
+    size_bytes, elements = (sum(getattr(tensor, of) for tensor in tensors) for of in ("size_bytes", "elements"))
+    buffers = sum(tensor.elements for tensor in tensors if tensor.name.endswith(BUFFERS))
+    right = {
+        "total_size": {
+            size_bytes,
+            sum(one.size_bytes for one in files),
+            size_bytes - sum(c.size_bytes for c in copies),
+        },
+        "total_parameters": {
+            count - less
+            for count in (elements, elements - buffers)
+            for less in (0, *(copy.elements for copy in copies))
+        },
+    }
+    unsure = set()
+    if any(tensor.dtype not in DENSE for tensor in tensors):
+        unsure.add("total_parameters")
+    if any("bitsandbytes__" in tensor.name or tensor.name.endswith(".SCB") for tensor in tensors):
+        unsure.add("total_size")
+    found = {name: _positive(metadata.get(name)) for name in right.keys() - unsure}
+    return tuple(
+        Message(f"index_{name}", file=file, found=found[name], expected=expected)
+        for name, expected in (("total_size", size_bytes), ("total_parameters", elements))
+        if found.get(name) is not None and found[name] not in right[name]
+    )
+
+
+def _positive(value: object) -> int | None:
+    """A total that says something: older indexes have 0, and some write a whole number as a float."""
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and value > 0 else None
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -47,6 +47,8 @@ TEXT = {
     "safetensors_data_size": "{file} holds {found:,} bytes of data; its header describes {expected:,}: it is truncated or damaged, fetch it again",
     "tensor_in_two_files": "{tensor} is stored in two files; expected each tensor in one shard",
     "index_malformed": '{file} has no "weight_map" from tensors to file names; fetch it again',
+    "index_total_size": "{file} says total_size {found:,}; the files hold {expected:,} bytes of tensors, by which everything is counted here",
+    "index_total_parameters": "{file} says total_parameters {found:,}; the files hold {expected:,} elements, by which everything is counted here",
     "index_path_outside": "{file} names the shard {found}; expected the plain name of a .safetensors file in the same directory",
     "index_tensor_absent": "{file} puts {tensor} in {shard}, whose header does not have it ({count} such tensors); fetch both again",
     "index_tensor_extra": "{shard} holds {tensor}, which {file} does not put there ({count} such tensors); fetch both again",

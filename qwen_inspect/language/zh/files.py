@@ -47,6 +47,8 @@ TEXT = {
     "safetensors_data_size": "{file} 含 {found:,} 字节数据，而头部描述了 {expected:,} 字节：文件被截断或损坏，请重新下载",
     "tensor_in_two_files": "{tensor} 存在于两个文件中；每个张量应只在一个分片中",
     "index_malformed": "{file} 中没有从张量到文件名的 “weight_map”；请重新下载",
+    "index_total_size": "{file} 中 total_size 为 {found:,}；文件中的张量共 {expected:,} 字节，此处一律按文件计算",
+    "index_total_parameters": "{file} 中 total_parameters 为 {found:,}；文件中的张量共 {expected:,} 个元素，此处一律按文件计算",
     "index_path_outside": "{file} 中的分片名为 {found}；应为同一目录下的 .safetensors 文件名",
     "index_tensor_absent": "{file} 称 {tensor} 在 {shard} 中，但其头部没有（共 {count} 个）；请重新下载",
     "index_tensor_extra": "{shard} 含有 {tensor}，而 {file} 没有列出（共 {count} 个）；请重新下载",
