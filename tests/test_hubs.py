@@ -640,6 +640,21 @@ def test_a_mirror_is_named_and_may_leave_out_headers_and_the_listing(hub: HubSer
     assert any("gave no listing" in notice for notice in bare["model"]["notices"])
 
 
+def test_an_index_that_a_mirror_gives_is_held_against_the_headers(hub: HubServer, tmp_path: Path) -> None:
+    index = {
+        "metadata": {"total_size": 12_345},
+        "weight_map": {tensor.name: name for name, half in zip(SHARD_NAMES, HALVES, strict=True) for tensor in half},
+    }
+    files: Files = {"config.json": CONFIG, "model.safetensors.index.json": json.dumps(index).encode(), **SHARDS}
+    hub.repos["org/sharded"] = HubRepo("org/sharded", files)
+    hub.fail("/api/*", status=404)
+    found = ask_json(hub, tmp_path, "params", "hf:org/sharded")
+    assert found["parameters"]["stored"] == PARAMETERS
+    (told,) = [notice for notice in found["model"]["notices"] if "total_size" in notice]
+    assert "total_size 12,345; " in told
+    assert f"{2 * PARAMETERS:,} bytes" in told  # in bfloat16
+
+
 # --- faults of the network
 
 
