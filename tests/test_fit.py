@@ -376,6 +376,17 @@ def test_of_an_architecture_that_is_not_known_the_stored_weights_are_a_lower_bou
         assert "65,536" not in shown.out
 
 
+@pytest.mark.parametrize("command", [["memory"], ["fit", "--memory", "24GiB"]])
+def test_a_quantisation_that_is_not_known_is_not_called_an_architecture(tmp_path: Path, command: list[str]) -> None:
+    write_config(tmp_path, {**TINY_QWEN3, "quantization_config": {"quant_method": "strange"}})
+    write_sparse(tmp_path / "model.safetensors", [Tensor(name="weight", shape=(1000, 1000), dtype=DType.BF16)])
+    for language, name in (("en", "rchitecture"), ("zh", "架构")):
+        shown = run(*command, tmp_path, "--lang", language)
+        assert shown.code == 7
+        assert "strange" in shown.err
+        assert name not in shown.out + shown.err
+
+
 @given(value=st.integers(0, 100), bound=st.sampled_from(["model", "search"]), whole=st.booleans())
 def test_the_end_of_a_search_is_no_limit(value: int, bound: str, whole: bool) -> None:
     found = bounded(value, limit=100, bound=bound, whole=whole)
