@@ -268,12 +268,9 @@ def index_totals(
     size_bytes, elements = (sum(getattr(tensor, of) for tensor in tensors) for of in ("size_bytes", "elements"))
     buffers = sum(tensor.elements for tensor in tensors if tensor.name.endswith(BUFFERS))
     right = {
-        "total_size": {
-            size_bytes,
-            sum(one.size_bytes for one in files),
-            size_bytes - sum(c.size_bytes for c in copies),
-        },
-        "total_parameters": {
+        "index_total_size": {size_bytes - less for less in (0, *(copy.size_bytes for copy in copies))}
+        | {sum(one.size_bytes for one in files)},
+        "index_total_parameters": {
             count - less
             for count in (elements, elements - buffers)
             for less in (0, *(copy.elements for copy in copies))
@@ -281,14 +278,14 @@ def index_totals(
     }
     unsure = set()
     if any(tensor.dtype not in DENSE for tensor in tensors):
-        unsure.add("total_parameters")
+        unsure.add("index_total_parameters")
     if any("bitsandbytes__" in tensor.name or tensor.name.endswith(".SCB") for tensor in tensors):
-        unsure.add("total_size")
-    found = {name: _positive(metadata.get(name)) for name in right.keys() - unsure}
+        unsure.add("index_total_size")
+    found = {key: _positive(metadata.get(key.removeprefix("index_"))) for key in right.keys() - unsure}
     return tuple(
-        Message(f"index_{name}", file=file, found=found[name], expected=expected)
-        for name, expected in (("total_size", size_bytes), ("total_parameters", elements))
-        if found.get(name) is not None and found[name] not in right[name]
+        Message(key, file=file, found=found[key], expected=expected)
+        for key, expected in (("index_total_size", size_bytes), ("index_total_parameters", elements))
+        if found.get(key) is not None and found[key] not in right[key]
     )
 
 
