@@ -335,7 +335,7 @@ def _checks(
     if expected_parameters is not None:
         from .analyzers.miscounts import against_claim
 
-        checks.append(against_claim(spec, tree, expected_parameters, prediction))
+        checks.append(against_claim(spec, tree, expected_parameters, prediction, packing))
     return tuple(checks)
 
 

@@ -601,3 +601,15 @@ def test_packed_files_that_are_changed_are_refused_told_or_counted_as_stored(tmp
         return
     assert content["parameters"]["unique"] == sum(tensor.elements for tensor in tensors_of(config))
     assert content["quantisation"]["total_bytes"] == sum(tensor.size_bytes for tensor in changed)
+
+
+def test_the_hubs_count_of_a_packed_file_is_explained(tmp_path: Path) -> None:
+    # As the hub counts MLX releases: a word of 8 numbers as one parameter, and scales and biases beside it.
+    config = {**catalogued("Qwen/Qwen1.5-1.8B"), "quantization": MLX}
+    stored = mlx_tensors(config)
+    elements = sum(tensor.elements for tensor in stored)
+    assert elements == 287_213_568
+    code, found = asked("params", checkpoint(tmp_path, config, stored), "--expect-params", str(elements))
+    claimed = next(check for check in found["checks"] if check["name"] == "theory/claimed")
+    assert (code, claimed["residual"]) == (1, 0)
+    assert {cause["name"] for cause in claimed["causes"]} == {"packed_words", "all_beside_counted"}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ...language import Language
 from ...report.whole import Drift, Expectation, Figure, ReportCheck, WholeReport
-from ...units import UNKNOWN, count, short_count, size
+from ...units import UNKNOWN, count, size
 from ..blocks import Block, Heading, Items, Paragraph, Table
 from .common import active_rows, size_range, unique_parameters
 
