@@ -6,17 +6,27 @@ from dataclasses import dataclass
 
 from .timeline import Stage
 
+GROWTHS = 16  # that stand for all steps of decoding
+
+
+def grown_tokens(steps: int, growth: int) -> int:
+    """By how many tokens the cache is longer after one of GROWTHS growths, for so many steps before the last."""
+    return steps * growth // GROWTHS
+
 
 @dataclass(frozen=True, slots=True)
 class RequestSize:
     """Bytes of a request: `coefficients` times 1, P, P², T, and B times each, for batch B, prompt P, tokens at the end T.
 
-    most_tokens: T is no more than this. half: 0 the whole, 1 its half rounded down, 2 the rest.
+    most_tokens: T is no more than this. half: 0 the whole, 1 its half rounded down, 2 the rest. growth: which of GROWTHS on the
+    way from `before` to `coefficients` it is, 0 for none; where it is as long as the one before, it is not made, nor that freed.
     """
 
     coefficients: tuple[int, ...]
     most_tokens: int | None = None
     half: int = 0
+    before: tuple[int, ...] = ()
+    growth: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

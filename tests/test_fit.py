@@ -557,7 +557,7 @@ def test_a_search_that_takes_long_says_what_it_tries_on_a_terminal_and_nowhere_e
 def test_every_format(form: str, language: str) -> None:
     shown = run("fit", "--memory", "2GiB", "--format", form, "--lang", language)
     assert shown.code == 1
-    assert "2,214,592,512" in shown.out  # required, as the JSON has it
+    assert "2,227,175,424" in shown.out  # required, as the JSON has it
 
 
 def test_another_engine_says_its_own_demand() -> None:

@@ -132,13 +132,12 @@ def test_reserved_memory_is_equal_where_the_driver_is_the_models(name: str) -> N
 # Runs that a prediction tells of, and by how many bytes its peak of reserved memory is more than the recorded one. Where they
 # generate, the recording's caller holds the prompt's mask too, 8 bytes a token, which no prediction knows of.
 PREDICTED = {
-    # a decode step is replayed at the last length alone, and not at each before it
-    "gen-0.6B-512": -20_971_520,
-    "gen-0.6B-4096": -20_971_520,
-    "gen-72B-2L": 2_097_152,
-    "moe-30B-6L": -2_097_152,
-    "decode-0.6B": 2_097_152,
     "gen-moe15-4L": 16_777_216,  # as of its own requests: ELSEWHERE
+    "gen-72B-2L": 2_097_152,  # a segment of small blocks more
+    "moe-30B-6L": -2_097_152,  # one less
+    "gen-0.6B-512": 0,
+    "gen-0.6B-4096": 0,
+    "decode-0.6B": 0,
     "gen-0.6B-32768": 0,
     "batch8-0.6B": 0,
     "gen-0.5B-4096": 0,
@@ -166,8 +165,6 @@ SLOWLY_PREDICTED = {
     "lora-1.7B": 0,
     "adamw8bit-0.6B": 2_097_152,
 }
-# The recorded peak of allocated memory is in decoding, where blocks are remainders of freed ones: 1.6 % more.
-LESS_ALLOCATED = {"gen-0.6B-512": 21_667_840}
 OPTIMIZERS = {
     "foreach": "adamw_foreach",
     "fused": "adamw_fused",
@@ -221,6 +218,5 @@ def test_a_prediction_is_what_the_card_recorded(name: str, tmp_path: Path) -> No
     stages = recording.stages[names.index("emptied") + 1 :]
     allocated = max(stage.allocated_peak for stage in stages)
     reserved = max(stage.reserved_peak for stage in stages)
-    difference = footprint.peak.allocated + LESS_ALLOCATED.get(name, 0) - allocated
-    assert abs(difference) <= max(2048, allocated // 10_000)
+    assert abs(footprint.peak.allocated - allocated) <= max(2048, allocated // 10_000)
     assert footprint.peak_reserved - reserved == {**PREDICTED, **SLOWLY_PREDICTED}[name]

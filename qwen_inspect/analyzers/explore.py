@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..checkpoint import Tensor
-from ..exploration import AllocatorSettings, Exploration, RequestSize
+from ..exploration import GROWTHS, AllocatorSettings, Exploration, RequestSize
 from ..report.cache import CacheReport
 from ..report.memory import Run
 from ..spec import Module
@@ -13,17 +13,24 @@ from ..timeline import Allocate, Event, Stage
 from .allocator import UNLIMITED_BYTES
 from .allocator_settings import read_settings
 from .kept_trace import KeptTrace, Point
-from .memory import OWN_IDS, formula_requests, laid_out, on_device, term_of, use_of, uses_of
+from .memory import GROWN_IDS, OWN_IDS, formula_requests, growing, laid_out, leap, on_device, term_of, use_of, uses_of
 
 
 def explore_trace(kept: KeptTrace, run: Run, point: Point | None = None) -> Exploration:
     """The run of a kept trace, which tells of generating two tokens or more. point: the run's, where it is of another kind."""
     timeline = kept.at(point or Point(run.batch, run.prompt_tokens, run.cached_tokens))
     uses = uses_of(timeline)
-    whole = on_device(timeline, run)
+    whole = on_device(growing(timeline, GROWTHS + 2), run)  # with all growths
+    before = {new.id: old.id for old, new in leap(timeline)}
 
     def size_of(event: Allocate) -> RequestSize:
-        return _constant(event) if event.id >= OWN_IDS else RequestSize(kept.allocations[event.id][0])
+        growth, last = divmod(event.id, GROWN_IDS)
+        if last >= OWN_IDS:
+            return _constant(event)
+        coefficients = kept.allocations[last][0]
+        if last not in before:
+            return RequestSize(coefficients)
+        return RequestSize(coefficients, before=kept.allocations[before[last]][0], growth=growth or GROWTHS)
 
     return _exploration(
         "trace", whole.events, whole.stages, size_of, lambda event: use_of(event, uses), run, least_new_tokens=2

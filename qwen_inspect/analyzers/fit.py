@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
-from ..exploration import Exploration
+from ..exploration import GROWTHS, Exploration, grown_tokens
 from ..fitting import Largest
 from .allocator import UNLIMITED_BYTES, Allocator, OutOfMemory, Settings
 from .kept_trace import Point
@@ -65,13 +65,13 @@ class TracedRun:
             roundup_divisions=found.roundup_divisions,
             expandable_segments=found.expandable_segments,
         )
-        self._sizes = [size.coefficients for size in exploration.sizes]
-        self._size_of = [size for size, _ in exploration.requests]
-        self._order = exploration.order
+        self._sizes = exploration.sizes
+        self._all = exploration.order, [size for size, _ in exploration.requests]
+        self._runs: dict[int, tuple[Sequence[int], Sequence[int]]] = {}  # by how many growths are made
         self._held: dict[Point, int] = {}
-        self._stream = stream_of(self._order, self._size_of)
-        self._streams: dict[tuple[bool, ...], Stream] = {}
-        self._reserved: dict[tuple[int, ...], tuple[int, bool]] = {}  # and whether that is all
+        self._streams: dict[tuple[int, tuple[bool, ...]], Stream] = {}
+        self._reserved: dict[tuple[int, tuple[int, ...]], tuple[int, bool]] = {}  # and whether that is all
+        self._leaping, self._size_of = self._run(1)  # whose caches are no larger than any other run's
         self._peaks = sorted({self._requested_at(self._peak(point)) for point in corners})
 
     def held_bytes(self, point: Point) -> int:
@@ -95,18 +95,45 @@ class TracedRun:
     def _reserved_bytes(self, point: Point, most_bytes: int | None = None) -> int:
         """What is reserved; where that is more than `most_bytes`, some figure that is more."""
         blocks = tuple([self._settings.block_bytes(size) if size else 0 for size in self._distinct(point)])
-        found, whole = self._reserved.get(blocks, (0, False))
+        key = _growths(point), blocks
+        found, whole = self._reserved.get(key, (0, False))
         if not whole and (most_bytes is None or found <= most_bytes):
-            quick = QuickAllocator(blocks, self._stream_of(tuple(map(bool, blocks))), self._settings)
+            quick = QuickAllocator(blocks, self._stream_of(point, tuple(map(bool, blocks))), self._settings)
             quick.replay(most_bytes)
             found = quick.reserved_bytes
-            self._reserved[blocks] = found, most_bytes is None or found <= most_bytes
+            self._reserved[key] = found, most_bytes is None or found <= most_bytes
         return found
 
-    def _stream_of(self, sizes: tuple[bool, ...]) -> Stream:
-        if sizes not in self._streams:
-            self._streams[sizes] = self._stream.of_sizes(sizes)
-        return self._streams[sizes]
+    def _stream_of(self, point: Point, sizes: tuple[bool, ...]) -> Stream:
+        key = _growths(point), sizes
+        if key not in self._streams:
+            self._streams[key] = stream_of(*self._run(_growths(point))).of_sizes(sizes)
+        return self._streams[key]
+
+    def _run(self, steps: int) -> tuple[Sequence[int], Sequence[int]]:
+        """The order and each request's size, but for growths that make the cache no longer where there are so many steps."""
+        if steps not in self._runs:
+            self._runs[steps] = self._shortened(steps) if steps < GROWTHS else self._all
+        return self._runs[steps]
+
+    def _shortened(self, steps: int) -> tuple[list[int], list[int]]:
+        number: dict[int, int] = {}  # of each request, that of the one that stays where it is not made
+        order: list[int] = []
+        size_of: list[int] = []
+        events = iter(self._all[0])
+        for entry in events:
+            if entry < 0:
+                order.append(-1 - number[-1 - entry])
+                continue
+            size = self._all[1][entry]
+            growth = self._sizes[size].growth
+            if growth and grown_tokens(steps, growth) == grown_tokens(steps, growth - 1):
+                number[entry] = number[-1 - next(events)]
+                continue
+            number[entry] = len(size_of)
+            order.append(len(size_of))
+            size_of.append(size)
+        return order, size_of
 
     def least_bytes(self, point: Point) -> int:
         """What is requested at the events that are peaks of some runs: no more than any allocator reserves."""
@@ -122,31 +149,36 @@ class TracedRun:
         return True
 
     def _replayed(self, point: Point, allocator: Allocator) -> int:
-        sizes = self._bytes(point)
+        order, size_of = self._run(_growths(point))
+        distinct = self._distinct(point)
+        sizes = [distinct[size] for size in size_of]
         allocate, free = allocator.allocate, allocator.free
         blocks = [allocator.allocate(0)] * len(sizes)
-        for entry in self._order:
+        for entry in order:
             if entry >= 0:
                 blocks[entry] = allocate(sizes[entry])
             else:
                 free(blocks[-1 - entry])
         return allocator.reserved_bytes
 
-    def _bytes(self, point: Point) -> list[int]:
-        """Of each request."""
-        distinct = self._distinct(point)
-        return [distinct[size] for size in self._size_of]
-
     def _distinct(self, point: Point) -> list[int]:
         """Of each distinct size."""
-        monomials = point.monomials
-        return [sum(map(int.__mul__, coefficients, monomials)) for coefficients in self._sizes]
+        monomials, steps = point.monomials, point.total_tokens - point.prompt_tokens - 1
+        sizes = []
+        for size in self._sizes:
+            bytes_ = sum(map(int.__mul__, size.coefficients, monomials))
+            if size.growth:
+                before = sum(map(int.__mul__, size.before, monomials))
+                bytes_ = before + (bytes_ - before) * grown_tokens(steps, size.growth) // max(steps, 1)
+            sizes.append(bytes_)
+        return sizes
 
     def _peak(self, point: Point) -> int:
         """The first event at which most is requested."""
-        sizes = self._bytes(point)
+        distinct = self._distinct(point)
+        sizes = [distinct[size] for size in self._size_of]
         requested = most = peak = 0
-        for event, entry in enumerate(self._order):
+        for event, entry in enumerate(self._leaping):
             requested += sizes[entry] if entry >= 0 else -sizes[-1 - entry]
             if requested > most:
                 most, peak = requested, event
@@ -155,10 +187,15 @@ class TracedRun:
     def _requested_at(self, event: int) -> tuple[int, ...]:
         """Coefficients of all that is alive after an event: the same requests for every workload."""
         alive: set[int] = set()
-        for entry in self._order[: event + 1]:
+        for entry in self._leaping[: event + 1]:
             alive ^= {entry if entry >= 0 else -1 - entry}
-        coefficients = (self._sizes[self._size_of[entry]] for entry in alive)
+        coefficients = (self._sizes[self._size_of[entry]].coefficients for entry in alive)
         return tuple(map(sum, zip_longest(*coefficients, fillvalue=0)))  # what is constant may have fewer
+
+
+def _growths(point: Point) -> int:
+    """How many growths a run makes of its cache before the last step."""
+    return min(max(point.total_tokens - point.prompt_tokens - 1, 0), GROWTHS)
 
 
 def curve_contexts(asked: int, limit: int) -> Sequence[int]:

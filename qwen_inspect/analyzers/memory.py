@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..checkpoint import Tensor
 from ..errors import UsageError
+from ..exploration import GROWTHS, grown_tokens
 from ..language import Message
 from ..report.cache import CacheReport
 from ..report.memory import TERMS, Alive, Footprint, Moment, Run, context_range
@@ -48,6 +49,7 @@ MOST_ALIVE = 12
 PARAMETER, BUFFER, WORKSPACE = "parameter", "buffer", "workspace"
 LINEAR = "linear_attn"  # the module of linear attention in a layer
 OWN_IDS = 1 << 60
+GROWN_IDS = 1 << 61  # times the number of a growth, added to the id of the last
 # A use that is not called as its term is.
 TERM_OF_USE = {
     PARAMETER: "weights",
@@ -77,7 +79,7 @@ def traced_footprint(timeline: Timeline, run: Run, *, provenance: str, course_po
 
     course_points: also the way there, in about that many points.
     """
-    whole = on_device(timeline, run)
+    whole = on_device(growing(timeline, run.new_tokens), run) if run.device == "cuda" else on_device(timeline, run)
     found = replay(whole, _allocator(run), with_course=course_points > 0)
     if found.out_of_memory_event is not None:  # no capacity was given: the sizes are past what a device can address
         raise UsageError("memory_beyond_addresses")
@@ -364,6 +366,50 @@ def on_device(timeline: Timeline, run: Run) -> Timeline:
     return Timeline(events=(*load, *events), stages=tuple(stages))
 
 
+def growing(timeline: Timeline, new_tokens: int) -> Timeline:
+    """The timeline with a cache that grows while it decodes: of which a trace has one leap, to the length before the last step.
+
+    Each step makes every key and value anew, one token longer, and then frees the one before, so that blocks are the remainders
+    of freed ones. GROWTHS steps stand for all, for with them an H100's figures come out as with every step (benchmarks/recorded).
+    Source: transformers 5.23, cache_utils.DynamicLayer.update
+    """
+    pairs = leap(timeline)
+    if not pairs:
+        return timeline
+    begin = next(stage.first_event for stage in timeline.stages if stage.name == "decode")
+    end = begin + 2 * len(pairs)
+    events: list[Event] = list(timeline.events[:begin])
+    held = {new.id: old.id for old, new in pairs}
+    steps = new_tokens - 2
+    for number in range(1, GROWTHS + 1):
+        tokens = grown_tokens(steps, number)
+        if tokens == grown_tokens(steps, number - 1):
+            continue
+        for old, new in pairs:
+            size_bytes = old.size_bytes + (new.size_bytes - old.size_bytes) * tokens // steps
+            grown = new._replace(id=new.id if number == GROWTHS else number * GROWN_IDS + new.id, size_bytes=size_bytes)
+            events += (grown, Free(held[new.id]))
+            held[new.id] = grown.id
+    events += [
+        Free(held.get(event.id, event.id)) if isinstance(event, Free) else event for event in timeline.events[end:]
+    ]
+    return Timeline(events=tuple(events), stages=timeline.stages)
+
+
+def leap(timeline: Timeline) -> list[tuple[Allocate, Allocate]]:
+    """The cache's storages before and after its leap, with which decoding begins in a trace; none where it has no leap."""
+    begin = next((stage.first_event for stage in timeline.stages if stage.name == "decode"), len(timeline.events))
+    made = {event.id: event for event in timeline.events[:begin] if isinstance(event, Allocate)}
+    before: list[Allocate] = []
+    after: list[Allocate] = []
+    for event in timeline.events[begin:]:
+        storage = made.get(event.id) if isinstance(event, Free) else event
+        if storage is None or not storage.module.endswith("attn"):
+            break
+        (before if isinstance(event, Free) else after).append(storage)
+    return list(zip(before, after, strict=True)) if len(before) == len(after) else []
+
+
 def _workspaces(timeline: Timeline, run: Run) -> list[tuple[int, Allocate]]:
     """What matrix products take for as long as the process lives, and the event that each comes after.
 
@@ -461,6 +507,8 @@ def _training_ids(timeline: Timeline) -> dict[int, str]:
 
 
 def use_of(event: Allocate, uses: Mapping[int, str]) -> str:
+    if event.id >= GROWN_IDS:
+        return "cache"
     if event.operator in (PARAMETER, ADAPTER, BUFFER, GATHERED, WORKSPACE):
         return event.operator
     return uses.get(event.id, "activation")

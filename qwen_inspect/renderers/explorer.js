@@ -157,20 +157,29 @@ function lowestRoom(pool, size) {
 }
 
 // The bytes of a request; NaN where a number cannot count them to the byte.
-function sizeOf([coefficients, most, half], batch, prompt, total) {
+function sizeOf([coefficients, most, half, before, growth], batch, prompt, total, growths) {
   const held = most === null ? total : Math.min(total, most);
   const lengths = [1, prompt, prompt * prompt, held];
-  const size = coefficients.reduce((sum, one, at) => {
+  const polynomial = (factors) => factors.reduce((sum, one, at) => {
     const part = one * lengths[at % 4] * (at < 4 ? 1 : batch);
     return Number.isSafeInteger(part) ? sum + part : NaN;
   }, 0);
+  let size = polynomial(coefficients);
+  if (growth) {
+    const steps = total - prompt - 1, first = polynomial(before);
+    size = first + (steps ? ((size - first) / steps) * grownTokens(steps, growth, growths) : 0);
+  }
   if (!Number.isSafeInteger(size)) return NaN;
   return half === 0 ? size : half === 1 ? Math.floor(size / 2) : size - Math.floor(size / 2);
 }
 
+// By how many tokens the cache is longer after one of its growths, which stand for all steps of decoding.
+const grownTokens = (steps, growth, growths) => Math.floor((steps * growth) / growths);
+
 // What is held at the end, and where there is a trace, at the peak: {terms: bytes by term, rounding, allocated, stage}, reserved.
 function replayed(run, batch, prompt, fresh) {
-  const sizes = run.sizes.map((size) => sizeOf(size, batch, prompt, prompt + fresh - 1));
+  const sizes = run.sizes.map((size) => sizeOf(size, batch, prompt, prompt + fresh - 1, run.growths));
+  const longer = (growth) => grownTokens(fresh - 2, growth, run.growths);
   if (!sizes.every(Number.isSafeInteger)) return null;
   const model = new AllocatorModel(run.settings);
   const blocks = new Array(run.requests.length);
@@ -186,6 +195,12 @@ function replayed(run, batch, prompt, fresh) {
     const back = run.order[event];
     const request = back === 0 ? made++ : made - back;
     const [size, term] = run.kinds[run.requests[request]];
+    const growth = run.sizes[size][4];
+    if (back === 0 && growth && longer(growth) === longer(growth - 1)) { // it is not made, nor the one before freed
+      event += 1;
+      blocks[request] = blocks[made - run.order[event]];
+      continue;
+    }
     if (back === 0) {
       blocks[request] = model.allocate(sizes[size]);
       held[term] += sizes[size];

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..exploration import Exploration
+from ..exploration import GROWTHS, Exploration, RequestSize
 from ..language import Language
 from ..report.memory import OF_SOME_RUNS, TERMS, MemoryReport, context_range
 from .blocks import Live
@@ -48,6 +48,11 @@ def explorer(memory: MemoryReport, found: Exploration, say: Language) -> Live:
     return Live("explorer", content, say("explore_noscript"))
 
 
+def _size(size: RequestSize) -> list[Any]:
+    growth = [size.before, size.growth] if size.growth else []
+    return [size.coefficients, size.most_tokens, size.half, *growth]
+
+
 def _requests(found: Exploration) -> dict[str, Any]:
     """The run in short: distinct requests, each one's index of them, and for each event how many requests ago what is freed was
     made, or 0 where the next is made."""
@@ -59,7 +64,8 @@ def _requests(found: Exploration) -> dict[str, Any]:
     settings = found.settings
     return {
         "terms": found.terms,
-        "sizes": [[size.coefficients, size.most_tokens, size.half] for size in found.sizes],
+        "sizes": [_size(size) for size in found.sizes],
+        "growths": GROWTHS,
         "kinds": list(kinds),
         "requests": [kinds[request] for request in found.requests],
         "order": order,
