@@ -17,6 +17,14 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent / "recorded"
+# What a run is asked for; a file names what it was told.
+# load: random | file (read with device_map; another process writes it). quant: nf4 | nf4double | int8, of a file. layers: so
+# many only. cache: static. side: of the image. optimizer: foreach | fused | for_loop | sgd | adamw8bit.
+OPTIONS: dict[str, Any] = {
+    "context": 1024, "new": 8, "batch": 1, "optimizer": "foreach", "checkpointing": 0, "lora": 0, "layers": 0,
+    "attention": "sdpa", "load": "random", "dtype": "bfloat16", "targets": "all-linear", "quant": "", "cache": "",
+    "accumulate": 1, "side": 1024,
+}  # fmt: skip
 EMPTY = None  # in an order: `empty_cache`
 
 
@@ -86,6 +94,7 @@ def read(path: Path) -> Recording:
             order.append(-1 - alive.pop(-(number // 2)))
     segments = tuple((address, size) for address, size in found.pop("segments"))
     stages = tuple(Stage(**stage) for stage in found.pop("stages"))
+    found["options"] = OPTIONS | found["options"]
     return Recording(**found, order=tuple(order), requests=tuple(requests), segments=segments, stages=stages)
 
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from benchmarks.accuracy import CATALOG, recorded_model, recorded_peaks, recorded_run
 from benchmarks.recordings import EMPTY, Recording, digest, each, pack, read
 from qwen_inspect.analyzers.allocator import Allocator, Block, Driver
-from qwen_inspect.pipeline import inspect
 from qwen_inspect.prediction import predict
-from qwen_inspect.report.memory import Footprint, Run
 
 TESTS = Path(__file__).parent
-CATALOG = TESTS.parent / "qwen_inspect" / "catalog"
 RECORDINGS = {recording.name: recording for recording in each("h100")}
 # The model has one stream and no private pools. This run compiles, and decodes out of CUDA graphs' pool: its last known stage.
 BEFORE_GRAPHS = {"static-0.6B": "before call 2"}
@@ -165,58 +162,21 @@ SLOWLY_PREDICTED = {
     "lora-1.7B": 0,
     "adamw8bit-0.6B": 2_097_152,
 }
-OPTIMIZERS = {
-    "foreach": "adamw_foreach",
-    "fused": "adamw_fused",
-    "for_loop": "adamw_for_loop",
-    "sgd": "sgd",
-    "adamw8bit": "adamw_8bit",
-}
-
-
-def predicted(recording: Recording, directory: Path) -> Footprint:
-    """The prediction of a recorded run: of a model that `from_config` lays out weight by weight."""
-    options = recording.options
-    models = json.loads((TESTS / "published_models.json").read_text(encoding="utf-8"))
-    catalog = json.loads((CATALOG / "models.json").read_text(encoding="utf-8"))
-    config = dict((catalog.get(recording.model) or models[recording.model])["config"])
-    if options["layers"]:
-        config["num_hidden_layers"] = options["layers"]
-    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    report = inspect(str(directory), dtype=None if options["dtype"] == "bfloat16" else options["dtype"])
-    trains = recording.workload == "train"
-    adapters: dict[str, Any] = {"lora_rank": options["lora"]} if options["lora"] else {}
-    if options["targets"] != "all-linear":
-        adapters["lora_targets"] = tuple(options["targets"].split("+"))
-    run = Run(
-        mode=recording.workload,
-        batch=options["batch"],
-        prompt_tokens=options["context"],
-        new_tokens=1 if trains else options["new"],
-        attention=options["attention"],
-        gpu=recording.card,
-        loader="per-tensor",
-        optimizer=OPTIMIZERS[options["optimizer"]],
-        checkpointing=bool(options["checkpointing"]),
-        accumulate=options.get("accumulate", 1),
-        **adapters,
-    )
-    return predict(report, run).predicted
 
 
 @pytest.mark.parametrize(
     "name", [*PREDICTED, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOWLY_PREDICTED)]
 )
-def test_a_prediction_is_what_the_card_recorded(name: str, tmp_path: Path) -> None:
+def test_a_prediction_is_what_the_card_recorded(name: str) -> None:
     """The peaks of the run's stages: without those of random initialisation, which transformers' loader does not have."""
     recording = RECORDINGS[name]
-    footprint = predicted(recording, tmp_path)
+    published = json.loads((TESTS / "published_models.json").read_text(encoding="utf-8"))
+    catalog = json.loads(CATALOG.read_text(encoding="utf-8"))
+    report = recorded_model(recording, (catalog.get(recording.model) or published[recording.model])["config"])
+    footprint = predict(report, recorded_run(recording)).predicted
     assert footprint.peak is not None
     assert footprint.peak_reserved is not None
     assert footprint.peak.allocated is not None
-    names = [stage.name for stage in recording.stages]
-    stages = recording.stages[names.index("emptied") + 1 :]
-    allocated = max(stage.allocated_peak for stage in stages)
-    reserved = max(stage.reserved_peak for stage in stages)
+    allocated, reserved = recorded_peaks(recording)
     assert abs(footprint.peak.allocated - allocated) <= max(2048, allocated // 10_000)
     assert footprint.peak_reserved - reserved == {**PREDICTED, **SLOWLY_PREDICTED}[name]
