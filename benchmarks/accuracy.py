@@ -211,8 +211,7 @@ def page() -> str:
                 "Allocated: the recording's caller holds the prompt's mask, 8 bytes a token, which is the difference but for "
                 "1 to 2 KiB; in gen-0.6B-512, whose peak is in decoding, 16 growths of the cache stand for 30.",
                 "Reserved: file-0.6B was written by the process that read it, and its memory given back before; in "
-                "gen-moe15-4L the driver put one segment where it had room of its own; 2 MiB are one segment of small blocks, "
-                "for scratch of cuDNN's attention.",
+                "gen-moe15-4L the driver put one segment where it had room of its own; 2 MiB are one segment of small blocks.",
             ]
         ),
         Heading("vLLM's KV cache"),

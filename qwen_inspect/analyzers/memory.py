@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ..checkpoint import Tensor
@@ -43,6 +44,7 @@ HOPPER = re.compile(r"h100|h200|h20\b|h800|gh200|hopper|sm_?90", re.IGNORECASE)
 LT_WORKSPACE_BYTES = 1024 * 1024
 MATRIX_PRODUCT = re.compile(r"aten\.(mm|addmm|bmm|baddbmm|_grouped_mm)\b")
 BIASED_PRODUCT = re.compile(rf"aten\.addmm\b|{re.escape(BIASED_GEMM_4BIT)}")
+FLASH_ATTENTION = "aten._scaled_dot_product_flash_attention.default"
 MOST_ALIVE = 12
 
 # Operators of what is no tensor of the trace, and the first of the ids given to it.
@@ -348,7 +350,9 @@ def on_device(timeline: Timeline, run: Run) -> Timeline:
     On CPU neither is there, nor what flash attention's backward and bitsandbytes take on CUDA alone.
     """
     if run.device == "cpu":
-        return _without(timeline, (FLASH_SCRATCH, SCALES_SCRATCH))
+        return _without(timeline, _made_by(timeline, FLASH_SCRATCH, SCALES_SCRATCH))
+    if HOPPER.search(run.gpu) and run.mode != "train":
+        timeline = _without(timeline, _log_sum_exps(timeline))
     begins = timeline.stages[1].first_event
     load, rest = laid_out(timeline.events[:begins], run.loader), timeline.events[begins:]
     events: list[Event] = []
@@ -435,9 +439,8 @@ def _workspaces(timeline: Timeline, run: Run) -> list[tuple[int, Allocate]]:
     )
 
 
-def _without(timeline: Timeline, operators: Sequence[str]) -> Timeline:
-    """The timeline less some operators' storages."""
-    gone = {event.id for event in timeline.events if isinstance(event, Allocate) and event.operator in operators}
+def _without(timeline: Timeline, gone: Collection[int]) -> Timeline:
+    """The timeline less some storages, by id."""
     kept = [index for index, event in enumerate(timeline.events) if event.id not in gone]
     return Timeline(
         events=tuple(timeline.events[index] for index in kept),
@@ -445,6 +448,27 @@ def _without(timeline: Timeline, operators: Sequence[str]) -> Timeline:
             Stage(name=stage.name, first_event=bisect_left(kept, stage.first_event)) for stage in timeline.stages
         ),
     )
+
+
+def _made_by(timeline: Timeline, *operators: str) -> set[int]:
+    return {event.id for event in timeline.events if isinstance(event, Allocate) and event.operator in operators}
+
+
+def _log_sum_exps(timeline: Timeline) -> set[int]:
+    """What attention makes beside its output, which cuDNN's does not where nothing is to be derived.
+
+    On Hopper it comes before flash attention, which is what a trace has. Its workspace is left out: 256 bytes, and in decoding
+    the parts of a split KV. As recorded in benchmarks/recorded. Source: torch 2.11, check_prefer_cudnn_attention in
+    aten/src/ATen/native/transformers/cuda/sdp_utils.cpp
+    """
+    return {
+        event.id
+        for output, event in pairwise(timeline.events)
+        if isinstance(event, Allocate)
+        and isinstance(output, Allocate)
+        and event.operator == output.operator == FLASH_ATTENTION
+        and event.module == output.module
+    }
 
 
 def laid_out(events: Iterable[Event], loader: str) -> tuple[Event, ...]:
