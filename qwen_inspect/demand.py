@@ -111,7 +111,7 @@ class TransformersDemand:
     @property
     def context_bytes(self) -> tuple[int, int]:
         """The low and the high end of what is taken outside the allocator."""
-        return context_range(None if self.run.calibration is None else self.run.calibration.context_bytes)
+        return context_range(self.run)
 
     def requirement(self, batch: int, context_tokens: int) -> Requirement:
         return self.requirement_of(self.predicted(batch, context_tokens).predicted)

@@ -14,6 +14,13 @@ def grown_tokens(steps: int, growth: int) -> int:
     return steps * growth // GROWTHS
 
 
+def grown_bytes(before: int, after: int, steps: int, growth: int) -> int:
+    """The size of a part of the cache after a growth; what is smaller after it, a window, is so from the first step on."""
+    if steps == 0 or after <= before:
+        return after if steps else before
+    return before + (after - before) * grown_tokens(steps, growth) // steps
+
+
 @dataclass(frozen=True, slots=True)
 class RequestSize:
     """Bytes of a request: `coefficients` times 1, P, P², T, and B times each, for batch B, prompt P, tokens at the end T.

@@ -14,6 +14,7 @@ from qwen_inspect import prediction
 from qwen_inspect.analyzers.allocator import Allocator, Block, Driver
 from qwen_inspect.analyzers.memory import on_device
 from qwen_inspect.prediction import predict, timeline_of
+from qwen_inspect.report.memory import H100_CONTEXT_BYTES
 from qwen_inspect.report.model import Report
 from qwen_inspect.timeline import Allocate
 from qwen_inspect.training_plan import plan_of
@@ -156,6 +157,7 @@ PREDICTED = {
     "train-moe-4L": 0,
 }
 SLOWLY_PREDICTED = {
+    "gen-gemma3-1b": 0,  # with sliding windows
     "eager-0.6B": 0,
     "fp16-0.6B": 0,
     "sgd-0.6B": 0,
@@ -219,3 +221,13 @@ def test_a_forward_asks_for_what_was_recorded_in_order(name: str) -> None:
     entries = [entry for entry in recording.order[recording.stages[number - 1].last : stage.last] if entry is not EMPTY]
     recorded = [(entry >= 0, recording.requests[max(entry, -1 - entry)]) for entry in entries]
     assert large(predicted) == large(recorded)
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_the_cards_context_is_within_its_range(name: str) -> None:
+    """What the card holds for the process, beside what is reserved, when the run is over."""
+    recording = RECORDINGS[name]
+    last = recording.stages[-1]
+    assert last.process is not None
+    low, high = H100_CONTEXT_BYTES["train" if recording.workload in ("train", "autocast") else "generate"]
+    assert low <= last.process - last.reserved <= high

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
-from ..exploration import GROWTHS, Exploration, grown_tokens
+from ..exploration import GROWTHS, Exploration, grown_bytes, grown_tokens
 from ..fitting import Largest
 from .allocator import UNLIMITED_BYTES, Allocator, OutOfMemory, Settings
 from .kept_trace import Point
@@ -166,11 +166,11 @@ class TracedRun:
         monomials, steps = point.monomials, point.total_tokens - point.prompt_tokens - 1
         sizes = []
         for size in self._sizes:
-            bytes_ = sum(map(int.__mul__, size.coefficients, monomials))
+            after = sum(map(int.__mul__, size.coefficients, monomials))
             if size.growth:
                 before = sum(map(int.__mul__, size.before, monomials))
-                bytes_ = before + (bytes_ - before) * grown_tokens(steps, size.growth) // max(steps, 1)
-            sizes.append(bytes_)
+                after = grown_bytes(before, after, steps, size.growth)
+            sizes.append(after)
         return sizes
 
     def _peak(self, point: Point) -> int:

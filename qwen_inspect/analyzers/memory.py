@@ -51,6 +51,7 @@ MOST_ALIVE = 12
 PARAMETER, BUFFER, WORKSPACE = "parameter", "buffer", "workspace"
 LINEAR = "linear_attn"  # the module of linear attention in a layer
 OWN_IDS = 1 << 60
+DEFAULT_RUN = Run()
 GROWN_IDS = 1 << 61  # times the number of a growth, added to the id of the last
 # A use that is not called as its term is.
 TERM_OF_USE = {
@@ -95,6 +96,7 @@ def traced_footprint(timeline: Timeline, run: Run, *, provenance: str, course_po
         peak=_moment(stage, _requested(at_peak, uses), found.at_peak.rounding_bytes),
         peak_reserved=found.peak.reserved_bytes if run.device == "cuda" else None,
         context_bytes=_context_of(run),
+        context_range_bytes=context_range(run),
         alive=_alive(at_peak, uses),
         assumptions=(*assumptions(run), *_of_parts(timeline, run)),
         provenance=provenance,
@@ -165,7 +167,7 @@ def sizes_footprint(
         steady=replace(_moment(stage, requested, rounding), activations=None),
         assumptions=(*unknown, *assumptions(run)),
         provenance="transformers 5.23 DynamicCache, torch 2.13 CUDACachingAllocator",
-        context_bytes=_context_of(run),
+        run=run,
     )
 
 
@@ -263,14 +265,15 @@ def _without_peak(
     steady: Moment,
     assumptions: tuple[Message, ...],
     provenance: str,
-    context_bytes: int | None = None,
+    run: Run = DEFAULT_RUN,
 ) -> Footprint:
     return Footprint(
         method=method,
         steady=steady,
         peak=None,
         peak_reserved=None,
-        context_bytes=context_bytes,
+        context_bytes=_context_of(run),
+        context_range_bytes=context_range(run),
         alive=(),
         assumptions=assumptions,
         provenance=provenance,
@@ -296,12 +299,12 @@ def assumptions(run: Run) -> tuple[Message, ...]:
         *_training(run),
         *([Message("assume_cache_format", format=run.cache_format)] if run.cache_format != "auto" else []),
         *([Message("assume_allocator", settings=run.allocator)] if run.allocator else []),
-        _uncalibrated() if run.calibration is None else _calibrated(run.calibration),
+        _uncalibrated(run) if run.calibration is None else _calibrated(run.calibration),
     )
 
 
-def _uncalibrated() -> Message:
-    low, high = map(shown_size, context_range(None))
+def _uncalibrated(run: Run) -> Message:
+    low, high = map(shown_size, context_range(run))
     return Message("assume_context", low=low, high=high)
 
 

@@ -167,7 +167,8 @@ function sizeOf([coefficients, most, half, before, growth], batch, prompt, total
   let size = polynomial(coefficients);
   if (growth) {
     const steps = total - prompt - 1, first = polynomial(before);
-    size = first + (steps ? ((size - first) / steps) * grownTokens(steps, growth, growths) : 0);
+    // What is smaller after it, a window, is so from the first step on.
+    if (steps === 0 || size > first) size = first + (steps ? ((size - first) / steps) * grownTokens(steps, growth, growths) : 0);
   }
   if (!Number.isSafeInteger(size)) return NaN;
   return half === 0 ? size : half === 1 ? Math.floor(size / 2) : size - Math.floor(size / 2);

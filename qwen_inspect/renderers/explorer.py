@@ -6,7 +6,7 @@ from typing import Any
 
 from ..exploration import GROWTHS, Exploration, RequestSize
 from ..language import Language
-from ..report.memory import OF_SOME_RUNS, TERMS, MemoryReport, context_range
+from ..report.memory import OF_SOME_RUNS, TERMS, MemoryReport
 from .blocks import Live
 from .document.memory import required_names
 
@@ -37,12 +37,12 @@ def explorer(memory: MemoryReport, found: Exploration, say: Language) -> Live:
             "terms": {term: say(f"term_{term}") for term in TERMS if term not in OF_SOME_RUNS or term in found.terms},
             **{name: say(f"term_{name}") for name in ("allocated", "reserved_only", "reserved")},
             "cuda_context": say("term_context"),
-            "required": required_names(memory.predicted.context_bytes, say),
+            "required": required_names(memory.predicted, say),
             "range": say("size_range", low="{low}", high="{high}"),
             "at_least": say("at_least", value="{value}"),
             "columns": [say("column_term"), f"{at_end} ({unit})", at_end, f"{at_peak} ({unit})", at_peak],
         },
-        "context": context_range(memory.predicted.context_bytes),
+        "context": memory.predicted.context_ends,
         **_requests(found),
     }
     return Live("explorer", content, say("explore_noscript"))

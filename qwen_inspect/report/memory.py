@@ -17,15 +17,24 @@ if TYPE_CHECKING:
     from .measurement import Calibration, Difference, Measurement
     from .model import Report
 
-# What a process with PyTorch takes of a card outside its allocator: the CUDA context and what is loaded into it. A range, and no
-# measurement. Sources, issues of pytorch/pytorch: 107667 (about 300 MB since CUDA 11.7 loads kernels when they are first needed),
-# 7320 (306 MiB), 28113 (200 to 700 MB on several machines, when all kernels were loaded at once).
-CONTEXT_LOW_BYTES, CONTEXT_HIGH_BYTES = 250 * MIB, 600 * MIB
+# What a process with PyTorch takes of a card outside its allocator: the CUDA context and what is loaded into it. Where the card
+# was not measured, a range that contains all that is known: 135 MiB on a T4, the least published; about 300 MB since CUDA 11.7
+# loads kernels when they are first needed (pytorch/pytorch issue 107667); 200 to 700 MB on several machines (28113); an H100's.
+ANY_CONTEXT_BYTES = 135 * MIB, 890 * MIB
+# An H100's by mode: what NVML counts of the process less what is reserved, in the runs of benchmarks/recorded (driver 580,
+# CUDA 13.0, torch 2.11); the upper end of generation is that of 2,048 decoded tokens.
+H100_CONTEXT_BYTES = {
+    "generate": (678 * MIB, 890 * MIB),
+    "forward": (678 * MIB, 692 * MIB),
+    "train": (742 * MIB, 758 * MIB),
+}
 
 
-def context_range(measured_bytes: int | None) -> tuple[int, int]:
-    """The low and the high end of what a process takes outside the allocator: equal where it was measured."""
-    return (CONTEXT_LOW_BYTES, CONTEXT_HIGH_BYTES) if measured_bytes is None else (measured_bytes, measured_bytes)
+def context_range(run: Run) -> tuple[int, int]:
+    """The low and the high end of what a process that makes `run` takes outside the allocator: equal where it was measured."""
+    if run.calibration is not None:
+        return run.calibration.context_bytes, run.calibration.context_bytes
+    return H100_CONTEXT_BYTES[run.mode] if "h100" in run.gpu.lower() else ANY_CONTEXT_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +102,7 @@ class Footprint:
     """A run's memory on a GPU. steady: at its end, with the cache full. context_bytes: outside the allocator,
     None where unmeasured.
 
+    context_range_bytes: where it was not measured, what it may be.
     method: "trace", "formula", or "stored" where the architecture is not known. A formula knows no activations: its peak is None,
     and nothing stands in for it. course: the way there, for a plot; None where nobody asked for it.
     """
@@ -105,7 +115,13 @@ class Footprint:
     alive: tuple[Alive, ...]
     assumptions: tuple[Message, ...]
     provenance: str
+    context_range_bytes: tuple[int, int] = ANY_CONTEXT_BYTES
     course: Course | None = field(default=None, compare=False)
+
+    @property
+    def context_ends(self) -> tuple[int, int]:
+        """The low and the high end of the context; equal where it was measured."""
+        return self.context_range_bytes if self.context_bytes is None else (self.context_bytes, self.context_bytes)
 
     @property
     def steady_allocated_bytes(self) -> int | None:
@@ -124,7 +140,7 @@ class Footprint:
         """What a card must have: segments and context, at either end of its range; None where no peak is known."""
         if self.peak_reserved is None:
             return None
-        low, high = context_range(self.context_bytes)
+        low, high = self.context_ends
         return self.peak_reserved + low, self.peak_reserved + high
 
     @property

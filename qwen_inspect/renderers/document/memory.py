@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ...language import Language
-from ...report.memory import OF_SOME_RUNS, TERMS, Alive, Footprint, MemoryReport, Moment, context_range
+from ...report.memory import OF_SOME_RUNS, TERMS, Alive, Footprint, MemoryReport, Moment
 from ...report.model import Report
 from ...units import count, size
 from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
@@ -169,14 +169,14 @@ def allocated_text(moment: Moment, shown: Callable[[int | None], str], say: Lang
 
 def required_rows(footprint: Footprint, say: Language) -> list[tuple[str, int]]:
     """What a card must have, at either end of the context's range; nothing where no peak is known."""
-    return list(zip(required_names(footprint.context_bytes, say), footprint.required_bytes or (), strict=False))
+    return list(zip(required_names(footprint, say), footprint.required_bytes or (), strict=False))
 
 
-def required_names(context_bytes: int | None, say: Language) -> list[str]:
+def required_names(footprint: Footprint, say: Language) -> list[str]:
     """What either end is called; one name where the context was measured."""
-    if context_bytes is not None:
+    if footprint.context_bytes is not None:
         return [say("term_required")]
-    low, high = map(size, context_range(None))
+    low, high = map(size, footprint.context_ends)
     return [say("term_required_low", context=low), say("term_required_high", context=high)]
 
 
