@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.recordings import FOLDER, read
+from qwen_inspect.analyzers.memory import workspace_of
 from qwen_inspect.loaders import calibration
 from qwen_inspect.report.measurement import Calibration
+from qwen_inspect.report.memory import Run
 
 from .conftest import run
 
@@ -85,3 +88,14 @@ def test_a_damaged_file_is_as_good_as_none(own_cache: Path, content: bytes) -> N
     assert calibration.find(ONE.gpu, HERE.items()) is None
     calibration.keep(ONE)
     assert calibration.find(ONE.gpu, HERE.items()) == ONE
+
+
+@pytest.mark.parametrize(
+    ("name", "handles"), [("gen-0.6B-4096", 1), ("gen-0.5B-4096", 1), ("train-0.6B", 2), ("train-0.5B-b4", 2)]
+)
+def test_a_workspace_is_that_of_one_handle_whatever_run_measured_it(name: str, handles: int) -> None:
+    """What an H100's workspaces gave back after generating and after training, without biases and with them."""
+    measured = read(FOLDER / "h100" / f"{name}.xz").workspaces
+    assert measured in (33_554_432 * handles, 33_554_432 * handles + 1_048_576)
+    card = replace(ONE, gpu="NVIDIA H100 80GB HBM3", workspace_bytes=measured)
+    assert workspace_of(Run(gpu=card.gpu, calibration=card)) == 33_554_432

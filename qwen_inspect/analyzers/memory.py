@@ -69,8 +69,18 @@ def workspace_bytes(gpu: str) -> int:
 
 
 def workspace_of(run: Run) -> int:
-    """As measured on this card, else as its name tells."""
-    return workspace_bytes(run.gpu) if run.calibration is None else run.calibration.workspace_bytes
+    """One handle's, as measured on this card, else as its name tells.
+
+    What was measured may be that of training, of two handles, or of a model with biases, cuBLASLt's included.
+    """
+    one = workspace_bytes(run.gpu)
+    if run.calibration is None or run.calibration.workspace_bytes in (
+        one + LT_WORKSPACE_BYTES,
+        2 * one,
+        2 * one + LT_WORKSPACE_BYTES,
+    ):
+        return one
+    return run.calibration.workspace_bytes
 
 
 def _context_of(run: Run) -> int | None:
