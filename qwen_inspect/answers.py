@@ -25,7 +25,7 @@ from .fitting import (
 )
 from .language import Message
 from .loaders import calibration, gpus
-from .prediction import installed
+from .prediction import installed, with_kernel
 from .progress import purpose
 from .report.memory import Run
 from .report.model import Report
@@ -85,6 +85,7 @@ def fit(report: Report, run: Run, cards: Sequence[Gpu], *, beyond_limit: bool = 
     answers: list[CardAnswer] = []
     assumptions: dict[Message, None] = {}
     told, refusal = report, None
+    run = with_kernel(run, report)
     for gpu in cards:
         demand = TransformersDemand(report, run, gpu)
         memory = demand.predicted(run.batch, run.prompt_tokens)

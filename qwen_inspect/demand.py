@@ -12,7 +12,7 @@ from .analyzers.kept_trace import CHUNK_TOKENS, ChunkedPoint, Point
 from .fitting import Gpu, Requirement
 from .language import Message
 from .loaders import calibration
-from .prediction import explored, installed, predict, traced_along
+from .prediction import explored, installed, predict, traced_along, with_kernel
 from .progress import purpose
 from .report.measurement import Calibration
 from .report.memory import LOADED_TERMS, Footprint, MemoryReport, Run, context_range
@@ -35,7 +35,7 @@ class TransformersDemand:
     def __init__(self, report: Report, run: Run, gpu: Gpu) -> None:
         named = gpu.name if gpu.kind != "given" else run.gpu
         self.report = report
-        self.run = replace(run, gpu=named, calibration=calibration_of(gpu))
+        self.run = replace(with_kernel(run, report), gpu=named, calibration=calibration_of(gpu))
         self._predicted: dict[tuple[int, int], MemoryReport] = {}
         limit = None if report.design is None else report.spec.context_tokens
         new_tokens = run.new_tokens if run.mode == "generate" else 0

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .analyzers.kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
-from .analyzers.memory import formula_footprint, stored_footprint, traced_footprint
+from .analyzers.memory import cache_bytes, formula_footprint, stored_footprint, traced_footprint
 from .analyzers.period import SHALLOW, deepen, fixed, period_of
 from .errors import NoModelError, QwenInspectError, UnavailableError, UnsupportedError
 from .language import Message
 from .loaders import calibration, header_cache
 from .progress import working
+from .report.cache import CacheReport
 from .report.memory import Footprint, MemoryReport, Run
 from .report.model import Report
 from .spec import ModelSpec, each_tensor
@@ -39,6 +40,7 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
     hold, only the formula is left, whose peak is unknown; of an architecture that is not known, only what is stored. What was
     refused is then the result's `refusal`, raised where nothing is left to say.
     """
+    run = with_kernel(run, report)
     if run.device == "cuda" and run.calibration is None:
         run = replace(run, calibration=calibration.find(run.gpu, installed()))
     if run.mode == "train" or run.training_options:
@@ -56,8 +58,8 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
             raise unread
         footprint = stored_footprint(report.tensors, report.ref.id, tree=report.tree, cache=report.known.cache, run=run)
         return MemoryReport(report=report, run=run, predicted=footprint, refusal=unread)
-    if report.known.cache is None and run.mode != "train":
-        footprint = stored_footprint(report.known.weights or tuple(each_tensor(report.tree)), report.ref.id)
+    if report.known.cache is None and run.mode == "generate":
+        footprint = _without_trace(report, run)
         return MemoryReport(report=report, run=run, predicted=footprint, refusal=report.known.cache_refusal)
     limit = report.spec.context_tokens
     tokens = run.prompt_tokens + (run.new_tokens if run.mode == "generate" else 0)
@@ -70,10 +72,40 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
     try:
         footprint = _footprint(report, run, course_points)
     except UnsupportedError as error:
-        footprint = formula_footprint(report.tree, report.cache, run, weights=report.known.weights)
+        footprint = _without_trace(report, run)
         refusal = error
         report = replace(report, notices=(*report.notices, Message("no_trace", reason=error.message)))
-    return MemoryReport(report=report, run=run, predicted=footprint, refusal=refusal)
+    return MemoryReport(report=report, run=run, predicted=_with_why(footprint, report, run), refusal=refusal)
+
+
+def _without_trace(report: Report, run: Run) -> Footprint:
+    """By formula; where the cache is not known, the weights alone."""
+    weights = report.known.weights
+    if report.known.cache is None:
+        return stored_footprint(weights or tuple(each_tensor(report.tree)), report.ref.id)
+    return formula_footprint(report.tree, report.cache, run, weights=weights)
+
+
+def with_kernel(run: Run, report: Report) -> Run:
+    """The run with the kernel that `from_pretrained` chooses for this model, where none is asked for and the model is known.
+
+    UnsupportedError for sdpa where transformers has none.
+    """
+    if report.design is None:
+        return run
+    spec = report.spec
+    if run.attention == "sdpa" != spec.kernel:
+        raise UnsupportedError("no_sdpa", class_name=spec.class_name, kernel=spec.kernel)
+    return replace(run, attention=spec.kernel) if run.attention == "auto" else run
+
+
+def _with_why(footprint: Footprint, report: Report, run: Run) -> Footprint:
+    """The footprint of a run with a kernel other than most models', and why it is another."""
+    spec = report.spec
+    if spec.kernel == "sdpa" or run.attention != spec.kernel:
+        return footprint
+    why = Message("assume_no_sdpa", class_name=spec.class_name, kernel=spec.kernel)
+    return replace(footprint, assumptions=(*footprint.assumptions, why))
 
 
 def _trained(report: Report, run: Run, course_points: int) -> MemoryReport:
@@ -92,7 +124,7 @@ def _trained(report: Report, run: Run, course_points: int) -> MemoryReport:
         without_torch = error.message.key == "extra_missing"
         footprint = formula_footprint(
             report.tree,
-            report.cache,
+            report.known.cache or CacheReport(dtype=str(report.spec.dtype), layers=()),  # which no training keeps
             run,
             weights=plan.weights,
             matrices=plan.matrices,
@@ -101,6 +133,7 @@ def _trained(report: Report, run: Run, course_points: int) -> MemoryReport:
         if not without_torch:
             refusal = error
             report = replace(report, notices=(*report.notices, Message("no_trace", reason=error.message)))
+    footprint = _with_why(footprint, report, run)
     return MemoryReport(report=report, run=run, training=training, predicted=footprint, refusal=refusal)
 
 
@@ -113,7 +146,7 @@ def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
     if (quantised := report.known.quantised) is not None:
         unknown = Message("assume_gguf" if quantised.method == "gguf" else "assume_quantised", method=quantised.method)
         return formula_footprint(report.tree, report.cache, run, weights=report.known.weights, unknown=(unknown,))
-    if report.cache.dtype != str(report.spec.dtype):
+    if report.known.cache is not None and report.cache.dtype != str(report.spec.dtype):
         return formula_footprint(report.tree, report.cache, run)
     try:
         timeline, provenance = timeline_of(report, run)
@@ -128,9 +161,7 @@ def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
 def _shows_cache(footprint: Footprint, report: Report, run: Run) -> bool:
     """Whether the trace of a class that is not described here ends with the cache that the class was found to keep."""
     moment = footprint.steady
-    return (moment.cache or 0) + (moment.state or 0) == report.cache.size_bytes(
-        tokens=run.cached_tokens, batch=run.batch
-    )
+    return (moment.cache or 0) + (moment.state or 0) == sum(cache_bytes(layer, run) for layer in report.cache.layers)
 
 
 def explored(memory: MemoryReport) -> MemoryReport:

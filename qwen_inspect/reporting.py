@@ -119,7 +119,6 @@ def _run(request: ReportRequest, prompt_tokens: int) -> Run:
         batch=request.batch,
         prompt_tokens=prompt_tokens,
         new_tokens=request.new_tokens,
-        attention="sdpa",
         loader="warmup",
         gpu="sm_80",
     )

@@ -426,8 +426,9 @@ def _gguf_tensors(report: Report) -> Sequence[Tensor]:
     if quantised is not None and quantised.method == "gguf" and report.tensors is not None:
         return report.tensors
     families = {family for family, _ in FAMILIES.values()}
-    if report.spec.family not in families:
-        raise UnsupportedError("llama_cpp_form", found=report.spec.family, known=", ".join(sorted(families)))
+    if report.spec.built or report.spec.family not in families:
+        found = report.spec.class_name if report.spec.family in families else report.spec.family
+        raise UnsupportedError("llama_cpp_form", found=found, known=", ".join(sorted(families)))
     if quantised is not None:
         raise UnsupportedError("llama_cpp_packed", method=quantised.method)
     return llama_cpp.converted([part for tensor in each_tensor(report.tree) for part in stored_form(tensor)])

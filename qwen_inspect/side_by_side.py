@@ -85,11 +85,16 @@ def _side_by_side(
     return SideBySide(
         reports=tuple(reports),
         memories=tuple(memories),
-        run=run,
+        run=replace(run, attention=_kernels(memories) or run.attention),
         config=config_rows([report.written for report in reports]),
         facts=fact_rows(reports, memories, tokens=run.prompt_tokens, batch=run.batch),
         tensors=tuple(_changes(reports[0], tensors[0], report, found) for report, found in others),
     )
+
+
+def _kernels(memories: Sequence[MemoryReport | None]) -> str:
+    """The kernels that the models are predicted with."""
+    return ", ".join(dict.fromkeys(memory.run.attention for memory in memories if memory is not None))
 
 
 def _reaches(reports: Sequence[Report], run: Run, cards: Sequence[Gpu]) -> tuple[tuple[CardReach, ...] | None, ...]:

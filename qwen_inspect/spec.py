@@ -7,7 +7,7 @@ must extend.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .checkpoint import DType, Tensor
 
@@ -140,6 +140,7 @@ class ModelSpec:
 
     All but `vision` is of the decoder; vision is None for a model of text alone. A class that no family here describes is known
     by what transformers builds alone: its `layers` are empty, and norm_eps, activation and pad_token_id mean nothing.
+    kernel: the attention that `from_pretrained` chooses where none is asked for; traces are not named by it.
     """
 
     family: str
@@ -155,6 +156,7 @@ class ModelSpec:
     pad_token_id: int | None
     layers: tuple[Layer, ...]
     vision: Vision | None = None
+    kernel: str = field(default="sdpa", repr=False)
 
     @property
     def built(self) -> bool:

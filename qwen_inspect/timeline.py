@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 FLASH_SCRATCH = (
@@ -44,10 +44,14 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeline:
-    """A whole run. Ids are unique in it; what is not freed is alive at its end."""
+    """A whole run. Ids are unique in it; what is not freed is alive at its end.
+
+    kept: what the cache keeps where a stage ends, by id: "cache" or "state"; empty where that is not recorded.
+    """
 
     events: tuple[Event, ...]
     stages: tuple[Stage, ...]
+    kept: tuple[tuple[int, str], ...] = field(default=(), compare=False)
 
 
 class Change(NamedTuple):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoint import DType
+from ..configurations import stated
 from ..errors import UnsupportedError
 from ..report.attention import AnyLayerAttention, AttentionReport, LayerAttention, OtherLayerAttention
 from ..report.cache import CacheLayer, CacheReport
@@ -20,6 +21,7 @@ NEAR_TOKENS = (5, 6)
 SHORTEST_TOKENS = (2, 3)  # where a window is as short as in no released model
 FAR_TOKENS, FARTHEST_TOKENS = 301, 8_192
 DEEPEST = 6
+CACHE_NAMES = ("past_key_values", "cache_params")  # what outputs call it
 # What else a layer of the cache may hold: counters of no use to anybody else.
 COUNTERS = ("_sliding_window_tensor", "cumulative_length")
 # A layer's kind by transformers' class for it. Source: transformers 5.23, cache_utils.DYNAMIC_LAYER_TYPE_MAPPING.
@@ -65,11 +67,15 @@ class KeptLayer:
 def found_cache(model: Any, dtype: DType) -> tuple[AttentionReport, CacheReport]:
     """Each layer's kind and cache, for a model on meta; UnsupportedError, with the reason, where the runs do not settle them."""
     text = model.config.get_text_config(decoder=True)
-    if getattr(model.config, "is_encoder_decoder", False):
+    if stated(model.config, "is_encoder_decoder"):
         raise UnsupportedError("generic_cache_encoder")
     types, layer_configs = _expected(text)
-    windows = [value for one in layer_configs if type(value := getattr(one, "sliding_window", None)) is int]
-    windows += [value for one in layer_configs if type(value := getattr(one, "attention_chunk_size", None)) is int]
+    windows = [
+        value
+        for layer in layer_configs
+        for key in ("sliding_window", "attention_chunk_size")
+        if type(value := stated(layer, key)) is int
+    ]
     near = NEAR_TOKENS if min(windows, default=FAR_TOKENS) > NEAR_TOKENS[-1] else SHORTEST_TOKENS
     far = min(max([FAR_TOKENS, *(window + 37 for window in windows)]), FARTHEST_TOKENS)
     with _quiet():
@@ -78,15 +84,14 @@ def found_cache(model: Any, dtype: DType) -> tuple[AttentionReport, CacheReport]
         decoded = runner.layers(near[0], then=1)
     if decoded != runs[near[1]]:
         raise UnsupportedError("generic_cache_decode")
+    if not len(decoded) == len(types) == len(layer_configs):
+        raise UnsupportedError("generic_cache_layers", found=len(decoded), expected=len(types))
     cache, attention = [], []
     for index, layers in enumerate(zip(*runs.values(), strict=True)):
         kept = dict(zip(runs, layers, strict=True))
-        expected = types[index] if index < len(types) else None
-        layer = _cache_layer(index, expected, kept, text)
+        layer = _cache_layer(index, types[index], kept, layer_configs[index])
         cache.append(layer)
         attention.append(_attention(layer, kept[near[1]], layer_configs[index]))
-    if len(cache) != len(types):
-        raise UnsupportedError("generic_cache_layers", found=len(cache), expected=len(types))
     report = AttentionReport(by_config=tuple(attention), by_shapes=None, findings=())
     return report, CacheReport(dtype=str(dtype), layers=tuple(cache))
 
@@ -98,11 +103,11 @@ def _expected(text: Any) -> tuple[list[str], list[Any]]:
     try:
         types, _ = get_layer_types_and_kwargs(text)
         return list(types), list(text.per_layer_config)
-    except (AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UnsupportedError("generic_cache_no_forward", reason=_first_line(error)) from None
 
 
-def _cache_layer(index: int, expected: str | None, kept: Mapping[int, KeptLayer], text: Any) -> CacheLayer:
+def _cache_layer(index: int, expected: str, kept: Mapping[int, KeptLayer], configuration: Any) -> CacheLayer:
     """Bytes for each token held and bytes whatever the length, from runs of several lengths that all have to agree."""
     from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING
 
@@ -110,7 +115,7 @@ def _cache_layer(index: int, expected: str | None, kept: Mapping[int, KeptLayer]
     first = kept[shortest]
     usual = DYNAMIC_LAYER_TYPE_MAPPING.get(expected)
     if first.class_name not in KINDS or usual is None or usual.__name__ != first.class_name:
-        raise UnsupportedError("generic_cache_kind", index=index, found=first.class_name, expected=expected or "–")
+        raise UnsupportedError("generic_cache_kind", index=index, found=first.class_name, expected=expected)
     if KINDS[first.class_name] != "none" and not first.tensors:  # what is not text would fill it
         raise UnsupportedError("generic_cache_empty", index=index)
     states = tuple(one.size_bytes for one in first.tensors if one.name.endswith("_states"))
@@ -123,23 +128,23 @@ def _cache_layer(index: int, expected: str | None, kept: Mapping[int, KeptLayer]
             raise UnsupportedError("generic_cache_not_linear", index=index, tokens=tokens, found=layer.size_bytes)
     return CacheLayer(
         index=index,
-        kind=_kind(first, expected, text),
+        kind=_kind(first, expected, configuration),
         bytes_per_token=per_token,
         states_bytes=states,
         window_tokens=first.window_tokens,
     )
 
 
-def _kind(layer: KeptLayer, expected: str | None, text: Any) -> str:
+def _kind(layer: KeptLayer, expected: str, configuration: Any) -> str:
     kind = KINDS[layer.class_name]
-    if kind == "full" and (rank := getattr(text, "kv_lora_rank", None)) is not None:
+    if kind == "full" and (rank := stated(configuration, "kv_lora_rank")) is not None:
         compressed = [one.shape[1::2] for one in layer.named("keys")]
         return "latent" if compressed == [(1, rank)] else "full"
     if kind == "sliding" and expected == "chunked_attention":
         return "chunked"
     if kind == "recurrent" and not layer.named("recurrent_states"):
         return "convolution"
-    if kind == "none" and getattr(text, "num_kv_shared_layers", None):
+    if kind == "none" and stated(configuration, "num_kv_shared_layers"):
         return "shared"
     return kind
 
@@ -147,7 +152,7 @@ def _kind(layer: KeptLayer, expected: str | None, text: Any) -> str:
 def _attention(layer: CacheLayer, kept: KeptLayer, configuration: Any) -> AnyLayerAttention:
     """Heads by the shapes of K and V; the query heads by the configuration, where they are shared evenly."""
     shapes = [one.shape for name in ("keys", "values") for one in kept.named(name)]
-    query_heads = getattr(configuration, "num_attention_heads", None)
+    query_heads = stated(configuration, "num_attention_heads")
     if layer.kind in ("full", "sliding", "chunked") and len(shapes) == 2 and shapes[0] == shapes[1]:
         _, kv_heads, _, head_dim = shapes[0]
         if type(query_heads) is int and query_heads > 0 and query_heads % kv_heads == 0:
@@ -181,9 +186,9 @@ class _Runner:
         listed = getattr(cache, "layers", None)
         if not isinstance(listed, list):
             raise UnsupportedError("generic_cache_class", found=type(cache).__name__)
-        whole = {_identity(one) for _, one in _tensors(cache)}
+        whole = {_identity(one) for _, one in tensors_of(cache)}
         kept = tuple(_kept(layer) for layer in listed)
-        if whole != {_identity(one) for layer in listed for _, one in _tensors(layer)}:
+        if whole != {_identity(one) for layer in listed for _, one in tensors_of(layer)}:
             raise UnsupportedError("generic_cache_class", found=type(cache).__name__)
         return kept
 
@@ -198,7 +203,7 @@ class _Runner:
             ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError,
         ) as error:  # fmt: skip
             raise UnsupportedError("generic_cache_no_forward", reason=_first_line(error)) from None
-        for name in ("past_key_values", "cache_params"):
+        for name in CACHE_NAMES:
             if (found := getattr(outputs, name, None)) is not None:
                 return name, found
         raise UnsupportedError("generic_cache_none")
@@ -229,14 +234,14 @@ def _own_tensors(model: Any) -> Iterator[Any]:
     for module in model.modules():
         for name, value in vars(module).items():
             if name not in ("_parameters", "_buffers", "_modules"):
-                for _, tensor in _tensors(value):
+                for _, tensor in tensors_of(value):
                     yield tensor
 
 
 def _kept(layer: Any) -> KeptLayer:
     window = getattr(layer, "sliding_window", None)
     found: dict[tuple[int, ...], Kept] = {}
-    for name, tensor in _tensors(layer):
+    for name, tensor in tensors_of(layer):
         found.setdefault(
             _identity(tensor), Kept(name, tuple(tensor.shape), tensor.numel() * tensor.dtype.itemsize)
         )  # two names of one tensor take its bytes once
@@ -247,7 +252,7 @@ def _identity(tensor: Any) -> tuple[int, ...]:
     return (tensor.untyped_storage()._cdata, tensor.storage_offset(), *tensor.shape)
 
 
-def _tensors(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+def tensors_of(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
     """Every tensor of some size that can be reached from a cache, with the attribute it is under."""
     import torch
 
@@ -259,14 +264,14 @@ def _tensors(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, 
         return
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _tensors(inner, name or str(key), depth + 1)
+            yield from tensors_of(inner, name or str(key), depth + 1)
     elif isinstance(value, Sequence) and not isinstance(value, str):
         for inner in value:
-            yield from _tensors(inner, name, depth + 1)
+            yield from tensors_of(inner, name, depth + 1)
     elif "cache_utils" in type(value).__module__ or "Cache" in type(value).__name__:
         for key, inner in vars(value).items():
             if key not in COUNTERS:
-                yield from _tensors(inner, key if not name or name == "layers" else name, depth + 1)
+                yield from tensors_of(inner, key if not name or name == "layers" else name, depth + 1)
 
 
 @contextmanager

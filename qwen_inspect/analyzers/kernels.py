@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -46,13 +47,16 @@ def as_on_cuda() -> Iterator[None]:
 
     def as_dispatched(query: Any, key: Any, value: Any, *arguments: Any, **options: Any) -> Any:
         """Flash, or for a mask, float32 or a narrower V memory-efficient attention; both allocate what CPU's fused kernel does.
-        The memory-efficient kernel has no GQA, so that float32 with GQA takes the math path.
+        The memory-efficient kernel has no GQA, so that float32 with GQA takes the math path; so do heads that are broadcast.
 
         Source: torch 2.13, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp
         """
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
-        fused = not options.get("enable_gqa") or query.dtype in (torch.float16, torch.bfloat16)
+        if options.get("enable_gqa"):
+            fused = query.dtype in (torch.float16, torch.bfloat16)
+        else:
+            fused = query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
         if fused:
             value_dim = value.shape[-1]  # CPU's kernel wants one width for all three, CUDA's only of Q and K.
             query, key = query[..., :value_dim], key[..., :value_dim]
@@ -61,6 +65,7 @@ def as_on_cuda() -> Iterator[None]:
             return attend(query, key, value, *arguments, **options)
 
     replacements: tuple[tuple[Any, str, Any], ...] = (
+        (logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True),  # which would show a traceback
         (masking_utils, "find_packed_sequence_indices", find_none),
         (torch.nn.functional, "scaled_dot_product_attention", as_dispatched),
         # Whether KV heads are repeated: on CUDA not for an unmasked call.

@@ -78,13 +78,14 @@ def load_model(
     spec: ModelSpec,
     *,
     dtype: str | None = None,
-    attention: str = "sdpa",
+    attention: str | None = None,
     device: str = "cpu",
     trust_remote_code: bool = False,
 ) -> LoadedModel:
     """The model in `directory` with its weights, in `dtype` (as torch names it; None: the configuration's), on `device`.
 
-    "auto": over all GPUs, and the host's memory where they are too small, as accelerate places it.
+    "auto": over all GPUs, and the host's memory where they are too small, as accelerate places it. attention: None for the kernel
+    that transformers chooses.
 
     Each parameter has a storage of exactly its own bytes. trust_remote_code: run the repository's own classes where it has some.
     NotFoundError without weights, MalformedError where they are damaged, not the model's, or change while they are read,
@@ -120,7 +121,7 @@ def _read(
     files: Sequence[str],
     spec: ModelSpec,
     dtype: str,
-    attention: str,
+    attention: str | None,
     device: str,
     *,
     trust_remote_code: bool,
@@ -170,7 +171,7 @@ def random_model(
     config: Mapping[str, Any],
     *,
     dtype: str | None = None,
-    attention: str = "sdpa",
+    attention: str | None = None,
     device: str = "cpu",
 ) -> LoadedModel:
     """The same class with random weights, made on `device` itself: the memory of a model that nobody has to download.

@@ -19,7 +19,7 @@ from ..checkpoint import Tensor
 from ..errors import UsageError
 from ..exploration import GROWTHS, grown_tokens
 from ..language import Message
-from ..report.cache import CacheReport
+from ..report.cache import CacheLayer, CacheReport
 from ..report.memory import TERMS, Alive, Footprint, Moment, Run, context_range
 from ..spec import Module, each_buffer, each_tensor
 from ..timeline import ADAPTER, FLASH_SCRATCH, GATHERED, SCALES_SCRATCH, Allocate, Event, Free, Stage, Timeline, living
@@ -224,7 +224,7 @@ def _held(
     held += [(ADAPTER, one.tensor.size_bytes) for one in matrices]
     held += [(BUFFER, buffer.size_bytes) for buffer in each_buffer(tree)]
     for layer in () if run.mode == "train" else cache.layers:
-        size = run.batch * (layer.size_bytes(run.cached_tokens) - layer.fixed_bytes)
+        size = cache_bytes(layer, run) - run.batch * layer.fixed_bytes
         if layer.bytes_per_token:
             held += [("cache", size // 2), ("cache", size - size // 2)]  # K and V
         held += [("state", run.batch * state) for state in layer.states_bytes]
@@ -245,6 +245,12 @@ def _adds_biases(module: Module) -> bool:
     """Whether a linear module of it has a bias, but for a vision tower's, which a prompt of text does not run."""
     own = module.class_name in ("Linear", "Conv1D") and any(tensor.name == "bias" for tensor in module.tensors)
     return own or any(_adds_biases(child) for child in module.children if child.name != "visual")
+
+
+def cache_bytes(layer: CacheLayer, run: Run) -> int:
+    """Bytes of the storages that a layer's cache is in at the end of a run, its states included."""
+    fed_last = 1 if run.cached_tokens > run.prompt_tokens else run.prompt_tokens
+    return run.batch * layer.storage_bytes(run.cached_tokens, fed_last=fed_last)
 
 
 def stored_footprint(
@@ -494,8 +500,10 @@ def laid_out(events: Iterable[Event], loader: str) -> tuple[Event, ...]:
 
 
 def _cache_uses(timeline: Timeline) -> dict[int, str]:
-    """The storages of the KV cache, and of linear attention's states: made in an attention module, and alive where a stage of
-    inference ends."""
+    """The storages of the KV cache, and of linear attention's states: those that the trace says, else those made in an attention
+    module, and alive where a stage of inference ends."""
+    if timeline.kept:
+        return dict(timeline.kept)
     if any(stage.name == "backward" for stage in timeline.stages):
         return {}
     events = timeline.events

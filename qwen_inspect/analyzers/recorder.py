@@ -24,6 +24,7 @@ class Recorder:
         self.owner: str | None = None  # what to name instead of the module being run
         self.recording = True
         self.closed = False
+        self.kept: dict[int, str] = {}  # uses of what a cache keeps, by id
         self._ids: dict[int, int] = {}  # of living storages, by their address
         self._left_out: set[int] = set()  # addresses of living storages that are not counted
         self._allocations: list[Allocate] = []
@@ -61,6 +62,12 @@ class Recorder:
         if storage._cdata not in self._ids and storage._cdata not in self._left_out:
             self._left_out.add(storage._cdata)
             weakref.finalize(storage, self._left_out.discard, storage._cdata).atexit = False
+
+    def keep(self, tensor: Any, use: str) -> None:
+        """The tensor's storage is what a cache keeps."""
+        identity = self._ids.get(tensor.untyped_storage()._cdata)
+        if identity is not None:
+            self.kept[identity] = use
 
     def rename(self, parameters: Iterable[Any], operator: str) -> None:
         """What has become a parameter since it was made is one: a bias that bitsandbytes cast to what it computes in."""

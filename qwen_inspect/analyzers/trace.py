@@ -38,7 +38,8 @@ from .adapting import (
     to_device,
     without_moves,
 )
-from .kernels import as_on_cuda, flash_attention_2
+from .cached import CACHE_NAMES, tensors_of
+from .kernels import as_on_cuda, flash_attention_2, replaced
 from .one_rank import (
     cut,
     gathering,
@@ -152,7 +153,7 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
         recorder.closed = True
         if collecting:
             gc.enable()
-    return Timeline(events=tuple(recorder.events), stages=tuple(recorder.stages))
+    return Timeline(events=tuple(recorder.events), stages=tuple(recorder.stages), kept=tuple(recorder.kept.items()))
 
 
 # --- the model
@@ -202,11 +203,14 @@ def _build(
             text.layer_types = text.layer_types[: workload.layers]
     model_class = getattr(transformers, spec.class_name)
     flash = workload.attention.startswith("flash")
-    model = model_class._from_config(
-        configuration,
-        dtype=getattr(torch, spec.dtype.torch_name),
-        attn_implementation="eager" if flash else workload.attention,
-    )
+    # Some classes look at the numbers that they draw, which are none.
+    with replaced([(transformers.PreTrainedModel, "initialize_weights", lambda _: None)]):
+        model = model_class._from_config(
+            configuration,
+            dtype=getattr(torch, spec.dtype.torch_name),
+            # Where it is the one that transformers chooses, each part of a composite has its own choice.
+            attn_implementation="eager" if flash else None if workload.attention == spec.kernel else workload.attention,
+        )
     if flash:
         # Under its own name it needs its package. Any name with "flash" in it is treated as flash attention.
         name = "traced_flash_attention_2"
@@ -300,6 +304,7 @@ def _generate(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
             recorder.stage("decode")
             tokens = workload.prompt_tokens + workload.new_tokens - 2
             _grow_cache(cache, tokens, recorder)
+            _keep(cache, recorder)
             input_ids = recorder.regrown(input_ids, (workload.batch, tokens + 1))
             position_ids = recorder.regrown(position_ids, (*position_ids.shape[:-1], tokens + 1))
         inputs = model.prepare_inputs_for_generation(
@@ -319,6 +324,7 @@ def _generate(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
         input_ids = torch.cat([input_ids, next_tokens[:, None]], dim=-1)
         unfinished = unfinished & ~stops(input_ids, None)
         del outputs
+        _keep(cache, recorder)
     return prompt, input_ids, cache
 
 
@@ -330,7 +336,8 @@ def _grow_cache(cache: Any, tokens: int, recorder: Recorder) -> None:
         missing = tokens - layer.get_seq_length()
         if missing == 0:
             continue
-        origins = recorder.origin(layer.keys), recorder.origin(layer.values)
+        index = getattr(layer, "indexer_keys", None)
+        origins = [recorder.origin(held) if held.numel() else ("", "") for held in (layer.keys, layer.values)]
         with recorder.paused():
             for count in (missing - 1, 1):
                 keys, values = (
@@ -339,6 +346,8 @@ def _grow_cache(cache: Any, tokens: int, recorder: Recorder) -> None:
                 layer.update(keys, values)
         for held, (module, operator) in zip((layer.keys, layer.values), origins, strict=True):
             recorder.see(held, operator, module=module)
+        if index is not None:
+            layer.indexer_keys = recorder.regrown(index, (index.shape[0], tokens, index.shape[2]))
 
 
 def _forward(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
@@ -348,7 +357,16 @@ def _forward(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
     recorder.outside = "inputs"
     input_ids = torch.zeros(workload.batch, workload.prompt_tokens, dtype=torch.int64)
     with torch.no_grad():
-        return input_ids, model(input_ids=input_ids)
+        outputs = model(input_ids=input_ids)
+    for name in CACHE_NAMES:
+        _keep(getattr(outputs, name, None), recorder)
+    return input_ids, outputs
+
+
+def _keep(cache: Any, recorder: Recorder) -> None:
+    """Tell what of the storages the cache is in now."""
+    for name, tensor in tensors_of(cache):
+        recorder.keep(local(tensor), "state" if name.endswith("_states") else "cache")
 
 
 def _train(model: Any, workload: TraceRequest, recorder: Recorder) -> object:

@@ -1,6 +1,6 @@
 """A configuration -> a `ModelSpec`, the modules it builds and the names its tensors have on disk. One module a family.
 
-To add one: write the module, add its line here, add its releases to the catalog.
+To add one: write the module, add its classes to `reading.CLASSES`, add its releases to the catalog.
 """
 
 from __future__ import annotations
@@ -13,22 +13,9 @@ from typing import Any, Protocol
 from ..checkpoint import Tensor
 from ..errors import MalformedError
 from ..spec import ModelSpec, Module
+from .reading import CLASSES, is_described
 
-FAMILIES: Mapping[str, str] = {
-    "qwen2": "qwen2",
-    "qwen2_moe": "qwen2_moe",
-    "qwen3": "qwen3",
-    "qwen3_moe": "qwen3_moe",
-    "qwen2_vl": "qwen2_vl",
-    "qwen2_5_vl": "qwen2_5_vl",
-    "qwen3_vl": "qwen3_vl",
-    "qwen3_vl_moe": "qwen3_vl_moe",
-    "qwen3_next": "qwen3_next",
-    "qwen3_5": "qwen3_5",
-    "qwen3_5_text": "qwen3_5",
-    "qwen3_5_moe": "qwen3_5_moe",
-    "qwen3_5_moe_text": "qwen3_5_moe",
-}
+FAMILIES: Mapping[str, str] = {model_type: model_type.removesuffix("_text") for model_type in CLASSES}  # their modules
 
 
 class Architecture(Protocol):
@@ -51,7 +38,8 @@ class Architecture(Protocol):
 
 
 def architecture_of(config: Mapping[str, Any], *, code: Path | None = None) -> Architecture:
-    """The family that `config["model_type"]` names; for any other that transformers knows, what it builds (see `generic`).
+    """The family that `config["model_type"]` names, for a class of it that is described here; for any other class that
+    transformers has, what it builds (see `generic`).
 
     Then UnavailableError without the torch extra, and UnsupportedError where transformers does not know it or refuses it.
     code: the model's own directory, where code in it may be run for a class that transformers has not.
@@ -59,7 +47,7 @@ def architecture_of(config: Mapping[str, Any], *, code: Path | None = None) -> A
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise MalformedError("config_no_model_type", found=type(model_type).__name__)
-    if model_type not in FAMILIES:
+    if not is_described(config):
         from .generic import read_generic
 
         return read_generic(config, tuple(FAMILIES), code)

@@ -30,6 +30,23 @@ MOST_LAYERS = 10_000
 MOST_HEADS = 1 << 16
 MOST_EXPERTS = 1 << 20  # over all layers; Kimi-K2 has 23,040
 
+# The classes that are described here, by model_type, the usual one first.
+CLASSES: Mapping[str, tuple[str, ...]] = {
+    "qwen2": ("Qwen2ForCausalLM", "Qwen2Model"),
+    "qwen2_moe": ("Qwen2MoeForCausalLM", "Qwen2MoeModel"),
+    "qwen3": ("Qwen3ForCausalLM", "Qwen3Model"),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", "Qwen3MoeModel"),
+    "qwen2_vl": ("Qwen2VLForConditionalGeneration",),
+    "qwen2_5_vl": ("Qwen2_5_VLForConditionalGeneration",),
+    "qwen3_vl": ("Qwen3VLForConditionalGeneration",),
+    "qwen3_vl_moe": ("Qwen3VLMoeForConditionalGeneration",),
+    "qwen3_next": ("Qwen3NextForCausalLM", "Qwen3NextModel"),
+    "qwen3_5": ("Qwen3_5ForConditionalGeneration",),
+    "qwen3_5_text": ("Qwen3_5ForCausalLM", "Qwen3_5TextModel"),
+    "qwen3_5_moe": ("Qwen3_5MoeForConditionalGeneration",),
+    "qwen3_5_moe_text": ("Qwen3_5MoeForCausalLM", "Qwen3_5MoeTextModel"),
+}
+
 # Class that ACT2FN builds for a name of `hidden_act`. Source: transformers 5.23, activations.ACT2CLS.
 ACTIVATION_CLASSES: Mapping[str, str] = {
     "silu": "SiLUActivation",
@@ -111,17 +128,15 @@ def read_decoder(
     prefix: str,
     attentions: Callable[[int], list[Attention]],
     mlps: Callable[[int], list[Mlp]],
-    classes: tuple[str, ...] = (),
 ) -> ModelSpec:
     """The spec of a decoder, from what all these families name alike and from what the caller read of its own.
 
-    attentions, mlps: from the number of layers, each layer's attention and MLP. classes: the names that `architectures` may
-    have, the usual one first; the causal LM and the bare decoder of `prefix` where none are given.
+    attentions, mlps: from the number of layers, each layer's attention and MLP.
     """
     layers = integer(config, "num_hidden_layers", at_most=MOST_LAYERS)
     return ModelSpec(
         family=str(config["model_type"]),
-        class_name=read_class_name(config, classes or (f"{prefix}ForCausalLM", f"{prefix}Model")),
+        class_name=read_class_name(config),
         class_prefix=prefix,
         vocab_size=integer(config, "vocab_size"),
         hidden_size=integer(config, "hidden_size"),
@@ -263,14 +278,25 @@ def _rotary_dim(config: Mapping[str, Any], head_dim: int) -> int:
     return dim
 
 
-def read_class_name(config: Mapping[str, Any], known: tuple[str, ...]) -> str:
-    """The class that `architectures` names, if it is one of `known`; the first of those where it names none."""
-    names = config.get("architectures") or [known[0]]
+def read_class_name(config: Mapping[str, Any]) -> str:
+    """The class that `architectures` names; the usual one of the model_type where it names none."""
+    names = config.get("architectures") or [CLASSES[config["model_type"]][0]]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise MalformedError("config_architectures", found=shown(names))
-    if names[0] not in known:
-        raise UnsupportedError("class_unsupported", found=names[0], known=", ".join(known))
     return str(names[0])
+
+
+def is_described(config: Mapping[str, Any]) -> bool:
+    """Whether the class of `config` is described here, with layers that differ by no more than their kinds.
+
+    Source: transformers 5.23, HeterogeneousConfigMixin: `per_layer_config` changes any key for single layers.
+    """
+    known = CLASSES.get(config["model_type"])
+    if known is None or read_class_name(config) not in known:
+        return False
+    return not any(
+        isinstance(part, Mapping) and part.get("per_layer_config") for part in (config, config.get("text_config"))
+    )
 
 
 def read_head_dim(config: Mapping[str, Any]) -> int:

@@ -104,13 +104,11 @@ def read_hybrid(
     """A hybrid decoder, behind a vision tower unless model_type ends in _text."""
     alone = str(config["model_type"]).endswith("_text")
     text = config if alone else text_part(config)
-    classes = (f"{prefix}ForCausalLM", f"{prefix}TextModel") if alone else (f"{prefix}ForConditionalGeneration",)
     spec = read_decoder(
         text,
         prefix=prefix,
         attentions=hybrid_attentions(text, fused_projections=False),
         mlps=mlps(text),
-        classes=classes,
     )
     return spec if alone else replace(spec, vision=read_vision(config, sizes=QWEN3_SIZES))
 
@@ -159,7 +157,6 @@ def read_qwen2_text(config: Mapping[str, Any], *, prefix: str) -> ModelSpec:
             ),
         ),
         mlps=dense_mlps(text),
-        classes=(f"{prefix}ForConditionalGeneration",),
     )
 
 
@@ -185,7 +182,6 @@ def read_qwen3_text(
             windows=lambda layers: read_layer_types(text, layers, window=None, default=lambda index: False),
         ),
         mlps=mlps,
-        classes=(f"{prefix}ForConditionalGeneration",),
     )
     indexes = vision_part(config).get("deepstack_visual_indexes", (8, 16, 24))
     if not isinstance(indexes, list | tuple) or not all(isinstance(index, int) for index in indexes):

@@ -33,6 +33,17 @@ class CacheLayer:
         held = tokens if self.window_tokens is None else min(tokens, self.window_tokens - 1)
         return self.fixed_bytes + held * self.bytes_per_token
 
+    def storage_bytes(self, tokens: int, *, fed_last: int) -> int:
+        """Bytes of what lies in memory for them, where the last `fed_last` were fed at once: with a window, views of these and of
+        what was kept before.
+
+        Source: transformers 5.23, cache_utils.DynamicSlidingWindowLayer.update
+        """
+        if self.window_tokens is None:
+            return self.size_bytes(tokens)
+        before = min(tokens - fed_last, self.window_tokens - 1)
+        return self.fixed_bytes + (before + fed_last) * self.bytes_per_token
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheReport:

@@ -159,7 +159,8 @@ class Run:
 
     optimizer, checkpointing, trained (a regular expression on parameters' names), accumulate (micro-batches in a step), lora_rank
     and lora_targets (ends of modules' names, or "all-linear" alone): of training alone. checkpointing: None is as PEFT has it, on
-    with a quantised base. cache_format: as in `Workload`. device: "cuda", or "cpu", whose allocator rounds nothing and keeps
+    with a quantised base. attention: a kernel, or "auto" for the one that `from_pretrained` chooses, which a prediction's run
+    names. cache_format: as in `Workload`. device: "cuda", or "cpu", whose allocator rounds nothing and keeps
     nothing.
     """
 
@@ -167,7 +168,7 @@ class Run:
     batch: int = 1
     prompt_tokens: int = 2048
     new_tokens: int = 128
-    attention: str = "sdpa"
+    attention: str = "auto"
     loader: str = "warmup"
     gpu: str = "sm_80"
     allocator: str = ""

@@ -16,8 +16,8 @@ from ...checkpoint import Tensor
 from ...errors import UnavailableError, UnsupportedError
 from ...language import Message
 from ...spec import ModelSpec, Module
-from ..reading import shown
-from .building import build_generic, build_own, buildable, check_sizes, config_types
+from ..reading import CLASSES, read_class_name, shown
+from .building import build_generic, build_own, buildable, check_sizes, config_types, is_shipped
 from .modules import active_is_known, aliases_of, spec_of, state_of, tensor_of, tree_of
 from .names import renaming, stored_forms
 
@@ -32,11 +32,15 @@ def read_generic(config: Mapping[str, Any], families: Sequence[str], code: Path 
     sizes that no model has.
     """
     model_type = config["model_type"]
+    described = CLASSES.get(model_type)
     try:
         known = config_types()
     except UnavailableError as error:
         values = dict(error.message.values)
-        raise UnavailableError("generic_extra_missing", found=shown(model_type), **values) from None
+        subject = model_type if described is None else read_class_name(config)
+        raise UnavailableError("generic_extra_missing", found=shown(subject), **values) from None
+    if described is not None and not is_shipped(name := read_class_name(config)):
+        raise UnsupportedError("class_unsupported", found=shown(name), known=", ".join(described))
     if model_type not in known:
         if isinstance(own := config.get("auto_map"), Mapping):
             if code is None:

@@ -10,6 +10,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from ...configurations import layer_configurations, stated
 from ...errors import MalformedError, QwenInspectError, UnavailableError, UnsupportedError
 from ..reading import LARGEST_SIZE, read_dtype, shown
 
@@ -57,7 +58,7 @@ def check_sizes(config: Mapping[str, Any]) -> None:
 
 def _most(key: str) -> int:
     key = key.lower()
-    if any(part in key for part in ("size", "dim", "rank", "token", "_id", "vocab")):
+    if any(part in key for part in ("size", "dim", "rank", "token", "_id", "vocab", "channel")):
         return LARGEST_SIZE
     if "expert" in key or "head" in key:
         return MOST_EXPERTS
@@ -173,12 +174,21 @@ def generic_dtype(config: Mapping[str, Any]) -> Any:
 def _check_layers(configuration: Any) -> None:
     """UnsupportedError for kinds of layers that this transformers has no cache for, and heads that do not divide evenly."""
     text = configuration.get_text_config(decoder=True)
-    heads, kv_heads = (getattr(text, key, None) for key in ("num_attention_heads", "num_key_value_heads"))
-    if type(heads) is int and type(kv_heads) is int and kv_heads > 0 and heads % kv_heads:
-        raise MalformedError("config_heads_do_not_divide", query_heads=heads, kv_heads=kv_heads)
-    types, layers = getattr(text, "layer_types", None), getattr(text, "num_hidden_layers", None)
+    for layer in layer_configurations(text):
+        heads, kv_heads = stated(layer, "num_attention_heads"), stated(layer, "num_key_value_heads")
+        if type(heads) is int and type(kv_heads) is int and kv_heads > 0 and heads % kv_heads:
+            raise MalformedError("config_heads_do_not_divide", query_heads=heads, kv_heads=kv_heads)
+    types, layers = stated(text, "layer_types"), stated(text, "num_hidden_layers")
     if isinstance(types, list) and type(layers) is int and len(types) < layers:
         raise MalformedError("config_layer_types", layers=layers, found=len(types))
+
+
+def is_shipped(name: str) -> bool:
+    """Whether transformers has a model class of this name."""
+    import transformers
+
+    named = getattr(transformers, name, None) if name.isidentifier() else None
+    return inspect.isclass(named) and issubclass(named, transformers.PreTrainedModel)
 
 
 def _class_of(configuration: Any, architectures: object) -> Any:
@@ -189,8 +199,8 @@ def _class_of(configuration: Any, architectures: object) -> Any:
     import transformers
 
     name = architectures[0] if isinstance(architectures, list) and architectures else None
-    named = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
-    if inspect.isclass(named) and issubclass(named, transformers.PreTrainedModel):
+    if isinstance(name, str) and is_shipped(name):
+        named = getattr(transformers, name)
         if not isinstance(configuration, getattr(named, "config_class", None) or ()):
             raise UnsupportedError("generic_class_of_other", name=name, found=configuration.model_type)
         return named

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from ...checkpoint import DTYPE_OF_TORCH_NAME, Tensor
+from ...configurations import layer_configurations, stated
 from ...errors import UnsupportedError
 from ...spec import ModelSpec, Module
 from .building import generic_dtype
@@ -40,8 +41,8 @@ def spec_of(config: Mapping[str, Any], model: Any) -> ModelSpec:
     """What figures are shown with, without layers; UnsupportedError for a model that reads no tokens."""
     text = model.config.get_text_config(decoder=True)
     table = _embedding(model)
-    context = getattr(text, "max_position_embeddings", None)
-    activation = getattr(text, "hidden_act", None)
+    context = stated(text, "max_position_embeddings")
+    activation = stated(text, "hidden_act")
     head = _head(model)
     aliases = aliases_of(model)
     name = next((name for name, module in model.named_modules() if module is head), None)
@@ -59,7 +60,14 @@ def spec_of(config: Mapping[str, Any], model: Any) -> ModelSpec:
         activation=activation if isinstance(activation, str) else "",
         pad_token_id=None,
         layers=(),
+        kernel=_kernel(model),
     )
+
+
+def _kernel(model: Any) -> str:
+    """Source: transformers 5.23, PreTrainedModel.get_correct_attn_implementation of the part that reads tokens."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    return "sdpa" if getattr(model if decoder is None else decoder, "_supports_sdpa", False) else "eager"
 
 
 def _embedding(model: Any) -> tuple[int, int]:
@@ -141,7 +149,8 @@ def tree_of(model: Any, config: Mapping[str, Any]) -> Module:
             children=tuple(_folded(children)),
         )
 
-    return replace(node(model, "", "", "other"), component=None)
+    root = node(model, "", "", "other")
+    return root if root.tensors else replace(root, component=None)
 
 
 def _folded(children: Sequence[Module]) -> Iterator[Module]:
@@ -193,9 +202,9 @@ def _has_experts(gate: Any) -> bool:
 
 def _routed(text: Any) -> tuple[int, int] | None:
     """(experts a token takes, experts) where the configuration states both plainly; None otherwise."""
-    experts = {value for key in EXPERTS_KEYS[:-1] if type(value := getattr(text, key, None)) is int and value > 0}
-    taken = {value for key in TAKEN_KEYS if type(value := getattr(text, key, None)) is int and value > 0}
-    if len(experts) != 1 or len(taken) != 1 or getattr(text, "zero_expert_num", None):
+    experts = {value for key in EXPERTS_KEYS[:-1] if type(value := stated(text, key)) is int and value > 0}
+    taken = {value for key in TAKEN_KEYS if type(value := stated(text, key)) is int and value > 0}
+    if len(experts) != 1 or len(taken) != 1 or stated(text, "zero_expert_num"):
         return None
     chosen, several = taken.pop(), experts.pop()
     return (chosen, several) if chosen <= several else None
@@ -204,7 +213,11 @@ def _routed(text: Any) -> tuple[int, int] | None:
 def active_is_known(tree: Module, model: Any) -> bool:
     """Whether the parameters that a token uses can be told: there are no experts, or all their tensors are marked as routed."""
     text = model.config.get_text_config(decoder=True)
-    claimed = any(type(value := getattr(text, key, None)) is int and value > 1 for key in EXPERTS_KEYS)
+    claimed = any(
+        type(value := stated(layer, key)) is int and value > 1
+        for layer in layer_configurations(text)
+        for key in EXPERTS_KEYS
+    )
 
     def experts(module: Module) -> Iterator[Module]:
         if module.component == "experts" and module.tensors:

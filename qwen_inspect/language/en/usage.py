@@ -27,7 +27,7 @@ TEXT = {
     "help_new_tokens": "tokens generated (default: 128)",
     "help_dtype": "parameters in this dtype (default: the model's), or quantised: awq-int4, gptq-int4, gptq-int8, fp8, bnb-int8, bnb-nf4, bnb-fp4, bnb-nf4-double, nvfp4",
     "help_group_size": "numbers that share a scale, with a --dtype that quantises (default: 128)",
-    "help_attention_kernel": "attention kernel (default: sdpa, as CUDA dispatches it)",
+    "help_attention_kernel": "attention kernel (default: auto, as from_pretrained chooses it: sdpa where transformers has it for the class, else eager)",
     "help_load": "how the loader lays weights out (default: warmup, transformers 4.50 and later)",
     "help_gpu": "the card predicted for: a name of gpus, one that was measured here, or a compute capability such as sm_90 (default: sm_80)",
     "help_optimizer": "with --mode train: the optimizer (default: adamw_foreach)",

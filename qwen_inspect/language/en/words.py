@@ -14,7 +14,7 @@ TEXT = {
     "confidence_high": "confirmed by published files or counts",
     "confidence_medium": "shape confirmed, some other values not confirmed by any published file",
     "confidence_low": "some values not confirmed by any published file",
-    "kind_sliding": "{kind}, window {window:,}",
+    "kind_within_window": "{kind}, window {window:,}",
     "mixed": "mixed",
     "on": "on",
     "off": "off",

@@ -27,7 +27,7 @@ TEXT = {
     "help_new_tokens": "生成的 token 数（默认 128）",
     "help_dtype": "参数数据类型（默认取模型自身），或量化方案：awq-int4、gptq-int4、gptq-int8、fp8、bnb-int8、bnb-nf4、bnb-fp4、bnb-nf4-double、nvfp4",
     "help_group_size": "与量化的 --dtype 一起使用：共用一个缩放系数的数值个数（默认 128）",
-    "help_attention_kernel": "注意力实现（默认 sdpa，按 CUDA 的调度）",
+    "help_attention_kernel": "注意力实现（默认 auto，与 from_pretrained 一致：该类支持 sdpa 时用 sdpa，否则用 eager）",
     "help_load": "参数的加载方式（默认 warmup，即 transformers 4.50 及以后）",
     "help_gpu": "预测所针对的显卡：gpus 中的名称、本机测量过的显卡，或计算能力如 sm_90（默认 sm_80）",
     "help_optimizer": "--mode train 时的优化器（默认 adamw_foreach）",

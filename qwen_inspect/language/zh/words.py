@@ -14,7 +14,7 @@ TEXT = {
     "confidence_high": "已与公开的文件或参数量核对",
     "confidence_medium": "结构已核实，部分其他取值未经公开文件核实",
     "confidence_low": "部分取值未经公开文件核实",
-    "kind_sliding": "{kind}，窗口 {window:,}",
+    "kind_within_window": "{kind}，窗口 {window:,}",
     "mixed": "混合",
     "on": "开",
     "off": "关",

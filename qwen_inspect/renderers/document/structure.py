@@ -227,7 +227,7 @@ def attention_table(report: Report, say: Language, view: View) -> Table:
                 kind = say("kind_gated", kind=layer.kind) if layer.gated else layer.kind
                 name = "self_attn"
                 cells = [
-                    kind if window is None else say("kind_sliding", kind=layer.kind, window=window),
+                    kind if window is None else say("kind_within_window", kind=layer.kind, window=window),
                     str(layer.query_heads),
                     str(layer.kv_heads),
                     str(layer.head_dim),
