@@ -12,7 +12,7 @@ from .architectures.generic import build_generic
 from .architectures.plans import NOT_LOADED_BY_RANKS, built_plans, plans_of
 from .errors import UnavailableError, UnsupportedError, UsageError
 from .language import Message
-from .prediction import MICRO_BATCHES, timeline_of, with_kernel
+from .prediction import MICRO_BATCHES, timeline_of
 from .ranks import DeviceMapReport, Parallelism, Place, RankBytes, RanksReport
 from .report.memory import Run
 from .report.model import Report
@@ -51,7 +51,7 @@ def with_peaks(found: RanksReport, report: Report, run: Run) -> RanksReport:
 
 def _with_peak(one: RankBytes, report: Report, run: Run, how: Parallelism) -> RankBytes:
     """UnsupportedError where the trace ends with other bytes than those that the plans give."""
-    shortest = replace(with_kernel(run, report), accumulate=min(run.accumulate, MICRO_BATCHES))
+    shortest = replace(run, accumulate=min(run.accumulate, MICRO_BATCHES))
     timeline, made_by = timeline_of(report, shortest, Place(how=how, rank=one.ranks[0]))
     footprint = traced_footprint(timeline, run, provenance=made_by)
     held = footprint.steady

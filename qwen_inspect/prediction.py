@@ -187,6 +187,7 @@ def timeline_of(report: Report, run: Run, place: Place | None = None) -> tuple[T
 
     place: of one rank, where several share the model.
     """
+    run = with_kernel(run, report)
     if _is_point(run, place) and (kept := kept_trace(report.spec, run.attention, place, run.batch)) is not None:
         return kept.at(_point(run)), kept.made_by
     return _once(report, run, place=place), versions()

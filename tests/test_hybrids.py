@@ -226,7 +226,7 @@ REFUSED: Mapping[str, tuple[dict[str, Any], int, str]] = {
     "a window that no layer has": (changed("qwen3_vl", {"sliding_window": 7}), 7, "config_window_unused"),
     "a head_dim that is not the quotient": (changed("qwen2_5_vl", {"head_dim": 5}), 6, "config_head_dim_fixed"),
     "no whole head": (changed("qwen2_vl", {"num_attention_heads": 6, "num_key_value_heads": 6}), 6, "config_head_dim_fixed"),
-    "another class": (changed("qwen3_5", {}, architectures=["Qwen3_5ForCausalLM"]), 7, "class_unsupported"),
+    "another class": (changed("qwen3_5", {}, architectures=["Qwen3_5ForCausalLM"]), 7, "generic_class_of_other"),
     "no experts": (changed("qwen3_5_moe", {"num_experts": 0}), 6, "config_out_of_range"),
 }  # fmt: skip
 

@@ -54,7 +54,7 @@ from .one_rank import (
 from .recorder import Recorder, recording
 
 Mode = Literal["generate", "forward", "train"]
-AttentionKernel = Literal["sdpa", "eager", "flash_attention_2", "flash_attention_2_repeated"]
+AttentionKernel = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_2_repeated"]
 
 CHUNK_TURNS = 8
 
@@ -63,7 +63,8 @@ CHUNK_TURNS = 8
 class TraceRequest:
     """A workload, and the kernels it is traced with.
 
-    attention: flash_attention_2_repeated is as before transformers 4.48, which repeated K and V for every query head beforehand.
+    attention: "auto" is as in `Run`; flash_attention_2_repeated is as before transformers 4.48, which repeated K and V for every
+    query head beforehand.
     new_tokens: of `generate`; the last of them is not fed back, so that the cache ends at prompt_tokens + new_tokens - 1.
     optimizer, checkpointing, trained, steps, accumulate, lora: for `train`. trained: a regular expression; parameters train in
     whose names it is found. steps: optimizer states do not exist until the first step is over; 2 shows what every later one
@@ -203,13 +204,14 @@ def _build(
             text.layer_types = text.layer_types[: workload.layers]
     model_class = getattr(transformers, spec.class_name)
     flash = workload.attention.startswith("flash")
+    # Where it is the one that transformers chooses, each part of a composite has its own choice.
+    asked = None if workload.attention in ("auto", spec.kernel) else workload.attention
     # Some classes look at the numbers that they draw, which are none.
     with replaced([(transformers.PreTrainedModel, "initialize_weights", lambda _: None)]):
         model = model_class._from_config(
             configuration,
             dtype=getattr(torch, spec.dtype.torch_name),
-            # Where it is the one that transformers chooses, each part of a composite has its own choice.
-            attn_implementation="eager" if flash else None if workload.attention == spec.kernel else workload.attention,
+            attn_implementation="eager" if flash else asked,
         )
     if flash:
         # Under its own name it needs its package. Any name with "flash" in it is treated as flash attention.
@@ -295,7 +297,8 @@ def _generate(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     stops = StoppingCriteriaList([MaxLengthCriteria(workload.prompt_tokens + workload.new_tokens)])
     unfinished = torch.ones(workload.batch, dtype=torch.int64)
-    options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+    name = CACHE_NAMES["mamba" in type(model).__name__.lower()]  # as `_prepare_cache_for_generation` tells them apart
+    options: dict[str, Any] = {name: cache, "use_cache": True}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         options["logits_to_keep"] = 1
     input_ids, position_ids = prompt, prompt_positions  # The caller of the loop holds the first of them until it ends.
@@ -369,6 +372,18 @@ def _keep(cache: Any, recorder: Recorder) -> None:
         recorder.keep(local(tensor), "state" if name.endswith("_states") else "cache")
 
 
+def _labels(model: Any, input_ids: Any) -> Any:
+    """A label for each token; of a classifier of sequences for each sequence, a number where it has one output.
+
+    Source: transformers 5.23, loss/loss_utils.ForSequenceClassificationLoss
+    """
+    import torch
+
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        return torch.zeros_like(input_ids)
+    return torch.zeros(input_ids.shape[0], dtype=torch.float32 if model.config.num_labels == 1 else torch.int64)
+
+
 def _train(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
     """Steps as transformers' Trainer makes them: no cache, logits let go with the outputs, gradients dropped after the step."""
     import torch
@@ -382,7 +397,7 @@ def _train(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
             recorder.stage("forward")
             recorder.outside = "inputs"
             input_ids = torch.zeros(workload.batch, workload.prompt_tokens, dtype=torch.int64)
-            labels = torch.zeros_like(input_ids)
+            labels = _labels(model, input_ids)
             loss = model(input_ids=input_ids, labels=labels, use_cache=False).loss
             if workload.accumulate > 1:
                 loss = loss / workload.accumulate
