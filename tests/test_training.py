@@ -261,7 +261,7 @@ def test_gradients_stay_over_micro_batches(tmp_path: Path) -> None:
 def test_two_micro_batches_tell_of_any_number(tmp_path: Path) -> None:
     """Every one after the first finds gradients: allocated and reserved, at the peak and at the end, are the same for all."""
     report = inspect(str(write_config(tmp_path, FAMILIES["qwen2"])))
-    chosen = Run(mode="train", prompt_tokens=64, lora_rank=4, accumulate=4, optimizer="adamw_fused")
+    chosen = Run(mode="train", prompt_tokens=64, attention="sdpa", lora_rank=4, accumulate=4, optimizer="adamw_fused")
     timeline, made_by = timeline_of(report, chosen)
     whole = traced_footprint(timeline, chosen, provenance=made_by)
     assert predict(report, chosen).predicted == whole

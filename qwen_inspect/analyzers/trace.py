@@ -76,7 +76,7 @@ class TraceRequest:
     prompt_tokens: int
     batch: int = 1
     new_tokens: int = 1
-    attention: AttentionKernel = "sdpa"
+    attention: AttentionKernel = "auto"
     optimizer: Optimizer = "adamw_foreach"
     checkpointing: bool = False
     trained: str = ""
