@@ -154,7 +154,7 @@ def pack_file(source: Path, target: Path, *, model: str, driver: str) -> None:
 
 
 def _stage(stage: Sequence[Any], last: int, addresses: str) -> dict[str, Any]:
-    name, _, figures, process = stage
+    name, _, figures, process = stage[:4]
     return {
         "name": name,
         "last": last,

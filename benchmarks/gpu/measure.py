@@ -78,7 +78,7 @@ def _record(model: str, options: str, gigabytes: int, seconds: int = SECONDS) ->
 
 
 def _limits(model: str, options: str, gigabytes: int) -> Iterator[Job]:
-    for allocator in ("", "expandable_segments:True"):
+    for allocator in ("", EXPANDABLE):
         for less in (0, 2 * MIB):
             chosen = (*options.split(), "--less", str(less))
             yield Job(kind="limit", model=model, options=chosen, gigabytes=gigabytes, allocator=allocator)
@@ -87,6 +87,7 @@ def _limits(model: str, options: str, gigabytes: int) -> Iterator[Job]:
 SMALL, MIDDLE, LARGE = "catalog:Qwen/Qwen3-0.6B", "catalog:Qwen/Qwen3-8B", "catalog:Qwen/Qwen3-30B-A3B"
 TRAINING = "--mode train --context 1024"
 WHOLE = 77  # of an 80 GB card: a job of so many GiB runs alone
+EXPANDABLE = "expandable_segments:True"
 MEASURED = (
     _memory(SMALL, "--context 4096 --new-tokens 8", 4),
     _memory(LARGE, "--context 4096 --new-tokens 8", 61, 240),  # early, for it waits until all of the card is free
@@ -99,6 +100,9 @@ MEASURED = (
     _memory("catalog:Qwen/Qwen3-1.7B", f"{TRAINING} --lora 16", 9),
     _memory(SMALL, f"{TRAINING} --checkpointing", 9),
     _memory(SMALL, "--mode forward --context 2048", 5),
+    replace(_memory(SMALL, "--context 4096 --new-tokens 8", 4), allocator=EXPANDABLE),
+    replace(_memory(SMALL, TRAINING, 11), allocator=EXPANDABLE),
+    replace(_memory(MIDDLE, "--context 16384 --new-tokens 8", 24), allocator=EXPANDABLE),
 )
 LIMITS = (
     *_limits(SMALL, "--context 4096 --new-tokens 8", 4),
@@ -135,7 +139,7 @@ def command_of(job: Job, device: str, folder: Path, number: int) -> list[str]:
 
 def _recording(job: Job, folder: Path, number: int) -> Path:
     words = "-".join([job.model_name, *job.options]).replace("=", "")
-    return folder / f"{number:02}-{words}.json.gz"
+    return folder / f"{number:02}-{words}.xz"
 
 
 def done(job: Job, number: int, device: str, folder: Path, ends: float) -> dict[str, Any]:
@@ -269,6 +273,21 @@ def line_of(run: dict[str, Any]) -> str:
     return f"{run['seconds']:6.1f} s  exit {run['exit']}  {run['job']}: {what} {reason or ''}"
 
 
+def summary(results: dict[str, Any]) -> str:
+    """How far predictions are off on this card, in a line."""
+    off: dict[str, list[float]] = {"peak_allocated": [], "peak_reserved": []}
+    for run in results["jobs"]:
+        for one in (run.get("report") or {}).get("differences", ()):
+            if one["term"] in off and one["predicted"] and one["difference"] is not None:
+                off[one["term"]].append(abs(one["difference"]) / one["predicted"])
+    parts = [
+        f"{name.removeprefix('peak_')} equal in {values.count(0)} of {len(values)}, {max(values):.3%} off at most"
+        for name, values in off.items()
+        if values
+    ]
+    return f"Predictions on {results['versions'].get('device', 'this machine')}: {'; '.join(parts) or 'nothing was measured'}"
+
+
 def pack(recording: Path, output: Path) -> None:
     """Adds a recording, where there is one, to the first of the output's archives that has room for it."""
     if not recording.is_file():
@@ -350,6 +369,7 @@ def main() -> int:
             pack(_recording(jobs[number], folder, number), options.output)
             print(line_of(run), flush=True)
             keep(results, options.output)
+    print(summary(results), flush=True)
     return 0
 
 

@@ -1,21 +1,14 @@
 """Records every request that one run of transformers makes of CUDA's caching allocator, from the process's first request on.
 
-    python benchmarks/gpu/record.py MODEL OUT.json.gz WORKLOAD [option=value ...]
+    python benchmarks/gpu/record.py MODEL OUT.xz WORKLOAD [option=value ...]
 
 MODEL: catalog:NAME or a config.json. WORKLOAD: generate, padded (left padding in all rows but the first), image, forward, train,
 or autocast (float32 parameters under torch.autocast(bfloat16), as Trainer's bf16=True trains). Options and their defaults are in
 OPTIONS. Weights are random; the class is the first of the configuration's `architectures`.
 
-OUT.json.gz is one object:
-  options, workload, config, device, torch, transformers, cuda, failed (None, or the error with its traceback)
-  stages      [name, index of the first event after it, the allocator's figures, NVML's bytes of this process, NVML's bytes of all
-              others, free bytes by cudaMemGetInfo]: the figures' peaks are those since the stage before
-  workspaces  bytes that cuBLAS's workspaces gave back when they were cleared at the end
-  segments    [address, bytes, allocated bytes, "small" or "large", stream] at the end
-  events      [action, bytes, address, stream] of torch's own record (alloc, free_requested, free_completed, segment_alloc,
-              segment_free, segment_map, segment_unmap, oom). A free_requested that is completed at once is left out.
-A part that fails is told in `failed`; what was recorded until then is written. On a machine without CUDA everything runs, and
-events and figures are empty.
+OUT.xz is a file of benchmarks/recordings.py: stages with the allocator's figures and NVML's, every request and segment.
+Of a run that fails, what was recorded until then is written, and the error is printed. Without CUDA everything runs, and nothing
+is written.
 
 gemma-2-2b-it: configs.json of mondegreens/apron @45080b57; gpt-oss-20b: openai/gpt-oss-120b's with 24 layers and 32 experts.
 """
@@ -23,7 +16,6 @@ gemma-2-2b-it: configs.json of mondegreens/apron @45080b57; gpt-oss-20b: openai/
 from __future__ import annotations
 
 import gc
-import gzip
 import json
 import subprocess
 import sys
@@ -34,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+
+from benchmarks.recordings import pack
 
 OPTIONS: dict[str, Any] = {
     "context": 1024,
@@ -327,7 +321,7 @@ def main() -> int:
         if holder is not None:
             holder.communicate()
     content = {
-        "name": Path(out).name.removesuffix(".json.gz"),
+        "name": Path(out).stem,
         "model": model,
         "workload": workload,
         "options": options,
@@ -342,8 +336,11 @@ def main() -> int:
         "workspaces": workspaces(recording),
         "events": recording.events,
     }
-    with gzip.open(out, "wt", compresslevel=4) as file:
-        file.write(json.dumps(content, separators=(",", ":")))
+    if recording.cuda:
+        from qwen_inspect.analyzers.device import driver_version
+
+        name = model.partition(":")[2] or Path(model).stem
+        Path(out).write_bytes(pack(content, model=name, driver=driver_version() or "unknown"))
     peak = max((stage[2].get("allocated_bytes.all.peak", 0) for stage in recording.stages[3:]), default=0)
     last = failed.strip().splitlines()[-1] if failed else None
     told = {"failed": last, "events": len(recording.events), "peak_allocated_bytes": peak}
