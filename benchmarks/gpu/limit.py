@@ -58,7 +58,8 @@ def main() -> int:
         gpu=torch.cuda.get_device_name(device) if on_cuda else "h100",
         allocator=os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""),
     )
-    predicted = predict(report, run).predicted
+    memory = predict(report, run)
+    predicted, run = memory.predicted, memory.run  # whose kernel is then known
     assert predicted.peak_reserved is not None
     limit = predicted.peak_reserved - options.less
     model = random_model(
