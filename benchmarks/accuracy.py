@@ -100,9 +100,11 @@ def recorded_model(recording: Recording, config: Mapping[str, Any]) -> Report:
     """The model of `config`, with as many layers as were recorded."""
     options = recording.options
     layers = {"num_hidden_layers": options["layers"]} if options["layers"] else {}
+    if layers and config.get("layer_types"):
+        layers["layer_types"] = config["layer_types"][: options["layers"]]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps({**config, **layers}), encoding="utf-8")
-        return inspect(folder, dtype=None if options["dtype"] == "bfloat16" else options["dtype"])
+        return inspect(folder, dtype=options["dtype"])
 
 
 def recorded_run(recording: Recording) -> Run:
@@ -135,7 +137,7 @@ def recorded_peaks(recording: Recording) -> tuple[int, int]:
 
 def _recorded_rows() -> Iterator[list[str]]:
     catalog = json.loads(CATALOG.read_text(encoding="utf-8"))
-    for recording in each("h100"):
+    for recording in (*each("h100"), *each("h100-second")):
         options = recording.options
         plain = recording.workload == "generate" and not options["quant"] and not options["cache"]
         if not plain or options["dtype"] != "bfloat16" or recording.model not in catalog:
@@ -158,6 +160,23 @@ def _recorded_rows() -> Iterator[list[str]]:
         for told, recorded in zip(predicted, recorded_peaks(recording), strict=True):
             row += [f"{told:,}", f"{recorded:,}", f"{told - recorded:+,}"]
         yield row
+
+
+def _results() -> dict[str, Any]:
+    results: dict[str, Any] = json.loads((Path(__file__).parent / "gpu" / "results.json").read_text(encoding="utf-8"))
+    return results
+
+
+def _measured_rows() -> Iterator[list[str]]:
+    for job in sorted(_results()["jobs"], key=lambda job: int(job["number"])):
+        if job["kind"] != "memory":
+            continue
+        terms = {one["term"]: one for one in job["report"]["differences"]}
+        row = [job["job"].removeprefix("memory ")]
+        for name in ("peak_allocated", "peak_reserved"):
+            one = terms[name]
+            row += [f"{one['predicted']:,}", f"{one['measured']:,}", f"{one['difference']:+,}"]
+        yield [*row, f"{terms['context']['measured']:,}"]
 
 
 def page() -> str:
@@ -188,13 +207,30 @@ def page() -> str:
                 "was traced.",
             ]
         ),
+        Heading("Measured by `memory --device cuda`"),
+        Paragraph(
+            "{device}, driver {driver}, torch {torch}, transformers {transformers}; random weights; bytes. What the driver counts "
+            "of the process beside what is reserved is the context. From benchmarks/gpu/results.json, which `make gpu` writes; "
+            "limits to exactly what is required are in benchmarks/gpu/results.md.".format(**_results()["versions"])
+        ),
+        Table(
+            ["Run"]
+            + [
+                f"{kind}{what}"
+                for kind in ("Allocated", "Reserved")
+                for what in (", predicted", ", measured", ": difference")
+            ]
+            + ["Context"],
+            list(_measured_rows()),
+            "lrrrrrrr",
+        ),
         Heading("Every request of an H100"),
         Paragraph(
             "Runs whose allocator was recorded request by request (NVIDIA H100 80GB HBM3, driver 580.159.04, torch 2.11.0+cu130, "
             "transformers 5.23.0, random weights, some models with fewer layers: benchmarks/recorded), and the peaks that "
-            "`memory` predicts for them, in bytes. Where the driver puts segments was found from these recordings; all else is "
-            "as above. These are the runs of shipped traces; tests/test_recordings.py holds training, LoRA and other models "
-            "to their recordings too."
+            "`memory` predicts for them, in bytes. Where the driver puts segments was found from these recordings, before gen-7B, "
+            "gen-14B, moe8-30B-6L, decode1000-0.6B and beside-0.6B-4096 were made; all else is as above. These are the runs of "
+            "shipped traces; tests/test_recordings.py holds training, LoRA and other models to their recordings too."
         ),
         Table(
             ["Recording", "Layers", "Batch", "Prompt", "New"]
@@ -209,7 +245,8 @@ def page() -> str:
         Items(
             [
                 "Allocated: the recording's caller holds the prompt's mask, 8 bytes a token, which is the difference but for "
-                "1 to 2 KiB; in gen-0.6B-512, whose peak is in decoding, 16 growths of the cache stand for 30.",
+                "1 to 2 KiB; in gen-0.6B-512 and decode1000-0.6B, whose peak is in decoding, 16 growths of the cache stand for "
+                "30 and for 999; moe8-30B-6L peaks in decoding too.",
                 "Reserved: file-0.6B was written by the process that read it, and its memory given back before; in "
                 "gen-moe15-4L the driver put one segment where it had room of its own; 2 MiB are one segment of small blocks.",
             ]

@@ -21,7 +21,7 @@ from .progress import working
 from .report.cache import CacheReport
 from .report.memory import Footprint, MemoryReport, Run
 from .report.model import Report
-from .spec import ModelSpec, each_tensor
+from .spec import ModelSpec, MoeMlp, each_tensor
 from .timeline import Timeline
 
 if TYPE_CHECKING:
@@ -188,7 +188,10 @@ def timeline_of(report: Report, run: Run, place: Place | None = None) -> tuple[T
     place: of one rank, where several share the model.
     """
     run = with_kernel(run, report)
-    if _is_point(run, place) and (kept := kept_trace(report.spec, run.attention, place, run.batch)) is not None:
+    if (
+        _is_kept(report.spec, run, place)
+        and (kept := kept_trace(report.spec, run.attention, place, run.batch)) is not None
+    ):
         return kept.at(_point(run)), kept.made_by
     return _once(report, run, place=place), versions()
 
@@ -232,9 +235,15 @@ def _traced(one: _Untraced) -> Timeline:
         blocks = trace(spec, config, replace(request, layers=SHALLOW * period), place)
         return deepen(fixed(blocks), len(spec.layers), period).at(_point(run))
     timeline = trace(spec, config, request, place)
-    if _is_point(run, place):
+    if _is_kept(spec, run, place):
         _keep(report, run, place, timeline)
     return timeline
+
+
+def _is_kept(spec: ModelSpec, run: Run, place: Place | None) -> bool:
+    """Whether traces of such a run are kept: as CUDA makes them, which a CPU does otherwise where there are experts."""
+    experts = any(isinstance(layer.mlp, MoeMlp) for layer in spec.layers)
+    return _is_point(run, place) and not (run.device == "cpu" and experts)
 
 
 def _is_point(run: Run, place: Place | None = None) -> bool:
@@ -353,6 +362,7 @@ def trace_request(run: Run, four_bits: FourBits | None = None) -> Any:
         steps=2 if run.mode == "train" else 1,  # the optimizer's states exist from the second step on
         accumulate=run.accumulate,
         lora=lora,
+        device=run.device,
     )
 
 

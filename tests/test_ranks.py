@@ -326,6 +326,7 @@ def test_each_rank_asks_for_the_memory_that_its_trace_says(
         new_tokens=FOLLOWED_NEW,
         steps=STEPS if one.optimizer else 1,
         optimizer=one.optimizer or "none",  # type: ignore[arg-type]
+        device="cpu",
     )
     timeline = trace(spec, config, workload, Place(how=one.how, rank=rank))
     left = follow(changes, on_cpu(timeline), Following({}, {}, {})).scratch

@@ -73,7 +73,7 @@ def test_generate_takes_what_the_trace_says(family: str, batch: int, new_tokens:
     """The real `generate`, request by request. One new token is a prefill, a second one a step of decoding."""
     config = FAMILIES[family]
     changes = profiled(generating(real_model(config).eval(), batch, new_tokens))
-    timeline = traced(config, mode="generate", batch=batch, prompt_tokens=PROMPT, new_tokens=new_tokens)
+    timeline = traced(config, mode="generate", batch=batch, prompt_tokens=PROMPT, new_tokens=new_tokens, device="cpu")
     assert follow(changes, after_load(timeline), Run({}, {}, {})).scratch == {}
 
 

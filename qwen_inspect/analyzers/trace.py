@@ -69,7 +69,8 @@ class TraceRequest:
     optimizer, checkpointing, trained, steps, accumulate, lora: for `train`. trained: a regular expression; parameters train in
     whose names it is found. steps: optimizer states do not exist until the first step is over; 2 shows what every later one
     holds. accumulate: micro-batches, of `batch` sequences each, whose gradients a step adds up. lora: adapters train instead.
-    layers: trace only so many of the model's layers.
+    layers: trace only so many of the model's layers. device: "cuda" or "cpu", for experts are computed otherwise on either
+    while tokens are decoded.
     """
 
     mode: Mode
@@ -84,6 +85,7 @@ class TraceRequest:
     accumulate: int = 1
     lora: Adapters | None = None
     layers: int | None = None
+    device: str = "cuda"
 
     def __post_init__(self) -> None:
         for name in ("batch", "prompt_tokens", "new_tokens", "steps", "accumulate", "layers"):
@@ -305,6 +307,7 @@ def _generate(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
     for stage in ("prefill", "decode")[: workload.new_tokens]:
         if stage == "decode":
             recorder.stage("decode")
+            _decode_experts(model, workload.device)
             tokens = workload.prompt_tokens + workload.new_tokens - 2
             _grow_cache(cache, tokens, recorder)
             _keep(cache, recorder)
@@ -329,6 +332,18 @@ def _generate(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
         del outputs
         _keep(cache, recorder)
     return prompt, input_ids, cache
+
+
+def _decode_experts(model: Any, device: str) -> None:
+    """Experts as `generate` has them computed while it decodes: on CUDA each token's own, taken out of the stack first.
+
+    Source: transformers 5.23, generation/utils.py, _optimize_model_for_decode
+    """
+    chosen = model.get_experts_implementation()
+    if device != "cpu" and "grouped_mm" in chosen.values():
+        model.set_experts_implementation(
+            {part: "batched_mm" if kind == "grouped_mm" else kind for part, kind in chosen.items()}
+        )
 
 
 def _grow_cache(cache: Any, tokens: int, recorder: Recorder) -> None:
