@@ -209,9 +209,11 @@ def page() -> str:
         ),
         Heading("Measured by `memory --device cuda`"),
         Paragraph(
-            "{device}, driver {driver}, torch {torch}, transformers {transformers}; random weights; bytes. What the driver counts "
-            "of the process beside what is reserved is the context. From benchmarks/gpu/results.json, which `make gpu` writes; "
-            "limits to exactly what is required are in benchmarks/gpu/results.md.".format(**_results()["versions"])
+            "{device}, driver {driver}, torch {torch}, transformers {transformers}; random weights; bytes. What the "
+            "driver counts of the process beside what is reserved is the context. From benchmarks/gpu/results.json, which "
+            "`make gpu` writes; limits to exactly what is required are in benchmarks/gpu/results.md.".format(
+                **_results()["versions"]
+            )
         ),
         Table(
             ["Run"]
@@ -226,11 +228,12 @@ def page() -> str:
         ),
         Heading("Every request of an H100"),
         Paragraph(
-            "Runs whose allocator was recorded request by request (NVIDIA H100 80GB HBM3, driver 580.159.04, torch 2.11.0+cu130, "
-            "transformers 5.23.0, random weights, some models with fewer layers: benchmarks/recorded), and the peaks that "
-            "`memory` predicts for them, in bytes. Where the driver puts segments was found from these recordings, before gen-7B, "
-            "gen-14B, moe8-30B-6L, decode1000-0.6B and beside-0.6B-4096 were made; all else is as above. These are the runs of "
-            "shipped traces; tests/test_recordings.py holds training, LoRA and other models to their recordings too."
+            "Runs whose allocator was recorded request by request (NVIDIA H100 80GB HBM3, driver 580.159.04, torch "
+            "2.11.0+cu130, transformers 5.23.0, random weights, some models with fewer layers: benchmarks/recorded), and "
+            "the peaks that `memory` predicts for them, in bytes. Where the driver puts segments was found from these "
+            "recordings, before gen-7B, gen-14B, moe8-30B-6L, decode1000-0.6B and beside-0.6B-4096 were made; all else is "
+            "as above. These are the runs of shipped traces; tests/test_recordings.py holds training, LoRA and other "
+            "models to their recordings too."
         ),
         Table(
             ["Recording", "Layers", "Batch", "Prompt", "New"]
