@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -390,23 +389,8 @@ def test_the_gpu_script_writes_raw_results_a_table_and_recordings(tmp_path: Path
     assert "quantised" in table  # why the second was refused
     required, limit = (jobs[2]["report"][f"{name}_bytes"] for name in ("required", "limit"))
     assert required - limit == 2 << 20
-    with tarfile.open(tmp_path / "recordings.tar") as archive:
-        (member,) = archive.getmembers()
-        content = archive.extractfile(member)
-        assert content is not None
-        recorded_run = json.loads(gzip.decompress(content.read()))
-    assert recorded_run["failed"] is None
-    named = [stage[0] for stage in recorded_run["stages"]]
-    assert named == [
-        "start",
-        "loaded",
-        "emptied",
-        "inputs",
-        "before call 1",
-        "before call 2",
-        "before call 8",
-        "generated",
-    ]
+    assert jobs[3]["report"]["failed"] is None
+    assert not (tmp_path / "recordings.tar").exists()  # of a CPU there is nothing to record
     refused = [sys.executable, "benchmarks/gpu/measure.py", "-o", str(tmp_path)]
     assert subprocess.run(refused, capture_output=True, check=False, cwd=root).returncode == 8
 

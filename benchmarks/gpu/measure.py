@@ -224,13 +224,18 @@ def page(results: dict[str, Any]) -> str:
     if limits:
         blocks += [
             Heading("With exactly what is required, and with less"),
+            Paragraph(
+                "Under a limit torch counts a whole request before it looks for mapped pages to put it in "
+                "(CUDACachingAllocator.cpp, alloc_block), so that with expandable segments a run may end below its limit."
+            ),
             Table(["Run", "Required", "Limit", "Ended", "Reserved", "Cache given back", "OOM"], limits, "lrrlrrr"),
         ]
     return markdown.render(blocks)
 
 
 def _rows(run: dict[str, Any]) -> Iterator[list[str]]:
-    model, workload = run["model"].partition(":")[2] or run["model"], " ".join(run["options"])
+    model = run["model"].partition(":")[2] or run["model"]
+    workload = run["job"].split(" ", 2)[2]  # with the allocator's settings
     report = run.get("report")
     if not report or report.get("measured") is None:
         yield [model, workload, "–", "–", "–", "–", "–", run["reason"] or "–"]

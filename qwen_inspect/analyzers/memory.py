@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ..checkpoint import Tensor
 from ..errors import UsageError
-from ..exploration import GROWTHS, grown_tokens
+from ..exploration import GROWTHS, grown_bytes, grown_tokens
 from ..language import Message
 from ..report.cache import CacheLayer, CacheReport
 from ..report.memory import TERMS, Alive, Footprint, Moment, Run, context_range
@@ -409,7 +409,7 @@ def growing(timeline: Timeline, new_tokens: int) -> Timeline:
         if tokens == grown_tokens(steps, number - 1):
             continue
         for old, new in pairs:
-            size_bytes = old.size_bytes + (new.size_bytes - old.size_bytes) * tokens // steps
+            size_bytes = grown_bytes(old.size_bytes, new.size_bytes, steps, number)
             grown = new._replace(id=new.id if number == GROWTHS else number * GROWN_IDS + new.id, size_bytes=size_bytes)
             events += (grown, Free(held[new.id]))
             held[new.id] = grown.id
