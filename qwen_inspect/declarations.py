@@ -76,7 +76,7 @@ def _declared(config: Mapping[str, Any]) -> tuple[str, Any] | None:
             value = part[KEY]
             return prefix + KEY, _with_method(value, "mlx") if _is_mlx(value) else value
         for key, method in OTHER_KEYS.items():
-            if part.get(key) is not None:
+            if part.get(key):  # null, false and an empty object declare nothing
                 return prefix + key, _with_method(part[key], method)
     return None
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from .checkpoint import DType, Tensor
 
@@ -138,18 +138,21 @@ class SchemeGroup:
 class Quantisation:
     """What a configuration says: `method` is its quant_method; the first group that takes a module decides, unless skipped.
 
+    named: what is said of single modules by their full names, which decides before any group (None: left as it is).
     every_matrix: embeddings and routers are quantised too, not linear modules alone.
     """
 
     method: str
     groups: tuple[SchemeGroup, ...]
     skips: ModuleTest
+    named: Mapping[str, Scheme | None] = field(default_factory=dict)
     every_matrix: bool = False
 
     @property
     def schemes(self) -> tuple[Scheme, ...]:
-        """Every scheme that some module may have, in the order of the groups."""
-        return tuple(group.scheme for group in self.groups if group.scheme is not None)
+        """Every scheme that some module may have, each once: those of the groups last, which are of most modules."""
+        found = (*self.named.values(), *(group.scheme for group in self.groups))
+        return tuple(scheme for scheme in dict.fromkeys(found) if scheme is not None)
 
     def scheme_of(self, *names: str) -> Scheme | None:
         """The scheme of a linear module by its full name; None where it stays as it is.
@@ -158,6 +161,9 @@ class Quantisation:
         """
         if any(self.skips(name) for name in names):
             return None
+        for name in names:
+            if name in self.named:
+                return self.named[name]
         return next((group.scheme for group in self.groups if any(group.takes(name) for name in names)), None)
 
 

@@ -266,6 +266,13 @@ def test_mlx_bits_of_a_layer_of_its_own_are_read(tmp_path: Path) -> None:
         assert found.total_bytes == sum(tensor.size_bytes for tensor in stored)
 
 
+@pytest.mark.parametrize("nothing", [None, False, {}, ""])
+def test_an_empty_declaration_declares_nothing(tmp_path: Path, nothing: object) -> None:
+    config = {**TINY_QWEN3, "quantization": nothing, "compression_config": nothing}
+    report = inspect(str(checkpoint(tmp_path, config, tensors_of(TINY_QWEN3))))
+    assert (report.known.quantised, report.known.unread, report.notices) == (None, None, ())
+
+
 def fp8_tensors(config: Mapping[str, Any]) -> list[Tensor]:
     """As ModelOpt writes FP8 with a calibrated cache: scales of matrices, of their inputs, of keys and of values."""
     made = []

@@ -639,6 +639,7 @@ def test_a_quantisation_that_has_no_meaning_is_refused(
         ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "quantised_option_unsupported"),
         ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}, "quantised_option_unsupported"),
         ({"quant_method": "auto-round", "bits": 4, "data_type": "mx_fp"}, "quantised_option_unsupported"),
+        ({**GPTQ, "dynamic": {f"-:layer{number}.*": {} for number in range(1_001)}}, "quantised_rules"),
     ],
 )
 def test_a_scheme_that_is_not_known_leaves_only_the_bytes_unknown(tmp_path: Path, quantization: Any, key: str) -> None:

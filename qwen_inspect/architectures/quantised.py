@@ -36,6 +36,7 @@ from .reading import flag, integer, optional_integer, shown
 FAMILY = "family of the model"  # a key that no configuration has
 HEAD, SHARED_GATE = "lm_head", "shared_expert_gate"
 MOST_PATTERNS = 100_000
+MOST_RULES = 1_000
 LITERAL = re.compile(r"[\w.\-]+")
 
 
@@ -94,8 +95,9 @@ def _dynamic(found: Mapping[str, Any]) -> Iterator[SchemeGroup]:
     Source: GPTQModel 7.7, quantization/config.py, _resolve_dynamic_override
     """
     rules = found.get("dynamic") or {}
-    if not isinstance(rules, Mapping) or len(rules) > MOST_PATTERNS:
+    if not isinstance(rules, Mapping):
         raise MalformedError("quantised_overrides", key="dynamic", found=shown(rules))
+    _few(rules, "dynamic")
     for rule, changes in rules.items():
         name = rule[2:] if rule[:2] in ("-:", "+:") else rule
         takes = _named_or_matched(name)
@@ -133,17 +135,22 @@ def _auto_round(found: Mapping[str, Any]) -> Quantisation:
     if not all(isinstance(part, Mapping) for part in overrides.values()):
         raise MalformedError("quantised_overrides", key="extra_config", found=shown(overrides))
     by_name = {name: scheme({**found, **part}) for name, part in overrides.items() if part}
-    literal = {name: own for name, own in by_name.items() if LITERAL.fullmatch(name)}
-    groups = [
-        SchemeGroup(takes=frozenset(name for name in literal if literal[name] == own).__contains__, scheme=own)
-        for own in dict.fromkeys(literal.values())
-    ]
-    groups += [SchemeGroup(takes=_searched(name), scheme=own) for name, own in by_name.items() if name not in literal]
+    named = {name: own for name, own in by_name.items() if LITERAL.fullmatch(name)}
+    patterns = {name: own for name, own in by_name.items() if name not in named}
+    _few(patterns, "extra_config")
+    groups = [SchemeGroup(takes=_searched(name), scheme=own) for name, own in patterns.items()]
     return Quantisation(
         method="auto-round",
+        named=named,
         groups=(*groups, SchemeGroup(takes=_in_blocks(found), scheme=scheme(found))),
         skips=_skipped(_names(found, "modules_to_not_convert")),
     )
+
+
+def _few(rules: Mapping[str, Any], key: str) -> None:
+    """Each rule is tried on each module: UnsupportedError for more than any release has."""
+    if len(rules) > MOST_RULES:
+        raise UnsupportedError("quantised_rules", key=key, found=len(rules), most=MOST_RULES)
 
 
 def _in_blocks(found: Mapping[str, Any]) -> ModuleTest:
@@ -183,13 +190,10 @@ def _mlx(found: Mapping[str, Any]) -> Quantisation:
             own[name] = scheme(part)
         elif part is False:
             own[name] = None
-    groups = [
-        SchemeGroup(takes=frozenset(name for name in own if own[name] == kind).__contains__, scheme=kind)
-        for kind in dict.fromkeys(own.values())
-    ]
     return Quantisation(
         method="mlx",
-        groups=(*groups, SchemeGroup(takes=_always, scheme=scheme(found))),
+        named=own,
+        groups=(SchemeGroup(takes=_always, scheme=scheme(found)),),
         skips=_skipped([]),
         every_matrix=True,
     )

@@ -94,6 +94,7 @@ TEXT = {
     "quantised_bnb_bits": "quantization_config: exactly one of load_in_4bit and load_in_8bit must be true",
     "quantised_groups": "quantization_config: config_groups must hold groups with weights, found {found}",
     "quantised_names": "quantization_config: {key} must be a list of module names, found {found}",
+    "quantised_rules": "quantization_config: {key} has {found:,} rules, at most {most:,} are read",
     "quantised_overrides": "quantization_config: {key} must be an object of modules' names with their settings, found {found}",
     "quantised_does_not_divide": "{tensor} cannot be quantised so: {features:,} numbers do not fill whole groups or words of {size:,}",
     "quantised_shape": "{tensor} is stored as {found}; quantised by {method} as the configuration says, it would be {expected}",

@@ -94,6 +94,7 @@ TEXT = {
     "quantised_bnb_bits": "quantization_config：load_in_4bit 与 load_in_8bit 必须恰有一个为 true",
     "quantised_groups": "quantization_config：config_groups 应包含带 weights 的分组，实为 {found}",
     "quantised_names": "quantization_config：{key} 应为模块名列表，实为 {found}",
+    "quantised_rules": "quantization_config：{key} 有 {found:,} 条规则，最多读取 {most:,} 条",
     "quantised_overrides": "quantization_config：{key} 应为“模块名: 设置”的对象，实为 {found}",
     "quantised_does_not_divide": "{tensor} 无法如此量化：{features:,} 个数不能恰好填满大小为 {size:,} 的分组或字",
     "quantised_shape": "{tensor} 存储为 {found}；按配置以 {method} 量化时应为 {expected}",
