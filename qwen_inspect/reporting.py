@@ -57,13 +57,14 @@ def compiled(request: ReportRequest, access: Access, *, trust_remote_code: bool 
     )
     if report.ref.source == "local" and os.path.isabs(report.ref.id):
         report = replace(report, ref=replace(report.ref, id=_file_name(report.ref.id)))
+    unknown = report.known.unread is not None and report.tensors is None  # not a byte of the weights is known
     return WholeReport(
         request=replace(
             request, model=_relative(request.model), measured=tuple(_relative(path) for path in request.measured)
         ),
         name=_file_name(report.ref.id),
         report=report,
-        memory=tuple(predict(report, _run(request, tokens)) for tokens in _prompts(report, request)),
+        memory=() if unknown else tuple(predict(report, _run(request, tokens)) for tokens in _prompts(report, request)),
         config_sha256=_digest(json.dumps(report.written, sort_keys=True, separators=(",", ":"))),
         tensors_sha256=_tensors_digest(report.tensors) if report.tensors_origin == "stored" else None,
         built_by=versions() if request.instantiate else None,
@@ -425,8 +426,13 @@ def carry_out(task: Task, access: Access, say: Language) -> Outcome:
         agrees=all(one.agrees for one in checks) and all(one.holds for one in expected),
         refusal=None
         if task.action in ("check", "update")
-        else next((whole.report.known.cache_refusal for whole in wholes if not whole.report.settled), None),
+        else next((refusal for whole in wholes if (refusal := _refusal(whole.report)) is not None), None),
     )
+
+
+def _refusal(report: Report) -> QwenInspectError | None:
+    """Why a document does not tell of the memory or the cache of a model, where it does not."""
+    return report.known.unread or report.known.cache_refusal
 
 
 def _printed(

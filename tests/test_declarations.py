@@ -621,3 +621,17 @@ def test_the_hubs_count_of_a_packed_file_is_explained(tmp_path: Path) -> None:
     claimed = next(check for check in found["checks"] if check["name"] == "theory/claimed")
     assert (code, claimed["residual"]) == (1, 0)
     assert {cause["name"] for cause in claimed["causes"]} == {"packed_words", "all_beside_counted"}
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_report_stands_without_what_the_quantisation_decides(tmp_path: Path, stored: bool) -> None:
+    config = {**TINY_QWEN3, "quantization_config": {"quant_method": "hqq"}}
+    directory = (
+        checkpoint(tmp_path / "model", config, tensors_of(TINY_QWEN3)) if stored else write_config(tmp_path, config)
+    )
+    for form in ("md", "html", "json"):
+        for language in ("en", "zh"):
+            done = run("report", directory, "--format", form, "--lang", language)
+            assert (done.code, "'hqq'" in done.err, "hqq" in done.out) == (7, True, True)
+    explained = run("config", directory, "--explain", "--format", "md").out
+    assert '| quantization_config | {"quant_method": "hqq"} | how the weights are stored' in explained

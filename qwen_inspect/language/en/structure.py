@@ -174,6 +174,7 @@ TEXT = {
     "meaning_bos": "token that begins a sequence",
     "meaning_eos": "token (or tokens) that ends a sequence",
     "meaning_pad": "token that fills shorter sequences of a batch",
+    "meaning_quantisation": "how the weights are stored: decides bytes, not counts",
     "meaning_dtype": "parameters in {dtype}: {size_bytes} bytes each",
     "meaning_initializer": "standard deviation of the initial weights",
     "meaning_use_cache_on": "generation keeps a KV cache",

@@ -174,6 +174,7 @@ TEXT = {
     "meaning_bos": "句子开始标记",
     "meaning_eos": "句子结束标记",
     "meaning_pad": "批内补齐用的标记",
+    "meaning_quantisation": "权重的存储方式：决定字节数，不改变参数量",
     "meaning_dtype": "参数使用 {dtype}，每个 {size_bytes} 字节",
     "meaning_initializer": "参数初始化的标准差",
     "meaning_use_cache_on": "生成时使用 KV 缓存",

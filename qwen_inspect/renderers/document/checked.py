@@ -71,7 +71,7 @@ def _key_figures(whole: WholeReport, say: Language) -> Table:
     rows += [
         (say("field_attention"), report.attention.kind),
         (say("field_cache_per_token"), size(report.cache.bytes_per_token)),
-        (say("term_weights"), size(whole.memory[0].predicted.steady.weights)),
+        (say("term_weights"), size(whole.memory[0].predicted.steady.weights if whole.memory else None)),
     ]
     for memory in whole.memory:
         required, tokens = memory.predicted.required_bytes, memory.run.prompt_tokens

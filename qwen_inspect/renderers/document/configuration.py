@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ...declarations import KEY, OTHER_KEYS
 from ...language import Language
 from ...report.attention import LayerAttention, LinearLayerAttention
 from ...report.model import Report
@@ -79,7 +80,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "vision_token_id",
     ),
     "prediction": ("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"),
-    "running": ("torch_dtype", "dtype", "initializer_range", "use_cache", "transformers_version"),
+    "running": ("torch_dtype", "dtype", KEY, *OTHER_KEYS, "initializer_range", "use_cache", "transformers_version"),
 }
 PARTS = ("text_config", "vision_config")
 
@@ -248,6 +249,7 @@ def meanings(report: Report, config: Mapping[str, Any], say: Language) -> dict[s
         meaning[key] = say("meaning_prediction")
     for key in ("torch_dtype", "dtype"):
         meaning[key] = say("meaning_dtype", dtype=str(spec.dtype), size_bytes=spec.dtype.bits // 8)
+    meaning |= dict.fromkeys((KEY, *OTHER_KEYS), say("meaning_quantisation"))
     window = say("meaning_window_on", layers=len(windows), window=windows[0]) if windows else say("meaning_window_off")
     meaning |= dict.fromkeys(("use_sliding_window", "sliding_window", "max_window_layers"), window)
     meaning.setdefault("layer_types", window)
@@ -311,6 +313,7 @@ def generic_meanings(report: Report, config: Mapping[str, Any], say: Language) -
         meaning["max_position_embeddings"] = say("meaning_context", tokens=spec.context_tokens)
     for key in ("torch_dtype", "dtype"):
         meaning[key] = say("meaning_dtype", dtype=str(spec.dtype), size_bytes=spec.dtype.bits // 8)
+    meaning |= dict.fromkeys((KEY, *OTHER_KEYS), say("meaning_quantisation"))
     for name, keys in GENERIC_KEYS.items():
         meaning |= {key: say(f"meaning_generic_{name}", value=written(config[key])) for key in keys if key in config}
     return meaning

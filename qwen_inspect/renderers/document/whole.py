@@ -215,7 +215,7 @@ def _cache(report: Report, say: Language) -> list[str]:
     """The context at which the cache is as large as the weights; only where each token adds the same."""
     cache, weights = report.cache, report.tree.size_bytes
     told = [say("finding_cache", size=size(cache.bytes_per_token), bytes=cache.bytes_per_token)]
-    if not cache.fixed_bytes and not any(layer.window_tokens for layer in cache.layers):
+    if report.known.unread is None and not cache.fixed_bytes and not any(layer.window_tokens for layer in cache.layers):
         tokens = -(-weights // cache.bytes_per_token)
         told.append(say("finding_cache_weights", tokens=tokens, size=size(weights)))
     return told
@@ -263,6 +263,9 @@ def contexts_table(whole: WholeReport, say: Language) -> Table:
 
 def memory_blocks(whole: WholeReport, say: Language) -> list[Block]:
     """The same run with prompts of several lengths: each term at the peak and at the end, and what the prediction rests on."""
+    if not whole.memory:
+        assert whole.report.known.unread is not None
+        return [Paragraph(say(whole.report.known.unread.message))]
     memories, first = whole.memory, whole.memory[0]
     before = whole.report.notices
     told = dict.fromkeys(
