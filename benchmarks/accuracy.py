@@ -104,7 +104,7 @@ def recorded_model(recording: Recording, config: Mapping[str, Any]) -> Report:
         layers["layer_types"] = config["layer_types"][: options["layers"]]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps({**config, **layers}), encoding="utf-8")
-        return inspect(folder, dtype=options["dtype"])
+        return inspect(folder, dtype=None if "quantization_config" in config else options["dtype"])
 
 
 def recorded_run(recording: Recording) -> Run:

@@ -11,10 +11,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .analyzers.adapting import FourBits
+from .analyzers.bases import Base, EightBits
 from .analyzers.kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
 from .analyzers.memory import cache_bytes, formula_footprint, stored_footprint, traced_footprint
 from .analyzers.period import SHALLOW, deepen, fixed, period_of
 from .errors import NoModelError, QwenInspectError, UnavailableError, UnsupportedError
+from .held import base_of
 from .language import Message
 from .loaders import calibration, header_cache
 from .progress import working
@@ -25,7 +28,6 @@ from .spec import ModelSpec, MoeMlp, each_tensor
 from .timeline import Timeline
 
 if TYPE_CHECKING:
-    from .analyzers.adapting import FourBits
     from .ranks import Place
     from .training_plan import Plan
 
@@ -143,7 +145,8 @@ def _training_timeline(report: Report, plan: Plan) -> Timeline:
 
 
 def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
-    if (quantised := report.known.quantised) is not None:
+    base = base_of(report)
+    if (quantised := report.known.quantised) is not None and base is None:
         unknown = Message("assume_gguf" if quantised.method == "gguf" else "assume_quantised", method=quantised.method)
         return formula_footprint(report.tree, report.cache, run, weights=report.known.weights, unknown=(unknown,))
     if report.known.cache is not None and report.cache.dtype != str(report.spec.dtype):
@@ -153,9 +156,27 @@ def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
     except UnavailableError:
         return formula_footprint(report.tree, report.cache, run, unknown=(Message("assume_no_torch"),))
     footprint = traced_footprint(timeline, run, provenance=provenance, course_points=course_points)
+    if base is not None:
+        footprint = _of_base(report, base, footprint)
     if report.spec.built and run.mode == "generate" and not _shows_cache(footprint, report, run):
         raise UnsupportedError("generic_trace_cache", class_name=report.spec.class_name)
     return footprint
+
+
+def _of_base(report: Report, base: Base, footprint: Footprint) -> Footprint:
+    """With what is taken for granted of weights that bitsandbytes holds; UnsupportedError where the class holds other bytes."""
+    weights = report.known.weights or ()
+    # Each with an offset on the device, which files keep as text.
+    nested = sum(one.name.endswith(".nested_absmax") for one in weights)
+    weights_bytes = sum(one.size_bytes for one in weights) + 4 * nested
+    if footprint.steady.weights != weights_bytes:
+        raise UnsupportedError("trace_base_differs", traced=footprint.steady.weights, stored=weights_bytes)
+    match base:
+        case FourBits():
+            assumed = Message("assume_four_bits_inference")
+        case EightBits():
+            assumed = Message("assume_eight_bits", threshold=f"{base.threshold:g}")
+    return replace(footprint, assumptions=(*footprint.assumptions, assumed))
 
 
 def _shows_cache(footprint: Footprint, report: Report, run: Run) -> bool:
@@ -174,7 +195,8 @@ def explored(memory: MemoryReport) -> MemoryReport:
         return memory
     from .analyzers.explore import explore_formula, explore_trace
 
-    kept = kept_trace(report.spec, run.attention) if memory.predicted.method == "trace" and _is_point(run) else None
+    of_shape = memory.predicted.method == "trace" and _is_point(run) and report.known.quantised is None
+    kept = kept_trace(report.spec, run.attention) if of_shape else None
     if kept is not None:
         found = explore_trace(kept, run)
     else:
@@ -188,6 +210,8 @@ def timeline_of(report: Report, run: Run, place: Place | None = None) -> tuple[T
     place: of one rank, where several share the model.
     """
     run = with_kernel(run, report)
+    if (base := base_of(report)) is not None:
+        return _once(report, run, base, place), versions()
     if (
         _is_kept(report.spec, run, place)
         and (kept := kept_trace(report.spec, run.attention, place, run.batch)) is not None
@@ -196,11 +220,11 @@ def timeline_of(report: Report, run: Run, place: Place | None = None) -> tuple[T
     return _once(report, run, place=place), versions()
 
 
-def _once(report: Report, run: Run, four_bits: FourBits | None = None, place: Place | None = None) -> Timeline:
+def _once(report: Report, run: Run, base: Base | None = None, place: Place | None = None) -> Timeline:
     """`_traced`, once for several cards that are asked about one after another."""
-    told = dict(report.config or {}), repr(report.spec), repr(trace_request(run, four_bits)), repr(place)
+    told = dict(report.config or {}), repr(report.spec), repr(trace_request(run, base)), repr(place)
     key = json.dumps(told, sort_keys=True, default=str)
-    return _traced_once(_Untraced(key=key, report=report, run=run, four_bits=four_bits, place=place))
+    return _traced_once(_Untraced(key=key, report=report, run=run, base=base, place=place))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,7 +234,7 @@ class _Untraced:
     key: str
     report: Report = field(compare=False)
     run: Run = field(compare=False)
-    four_bits: FourBits | None = field(compare=False)
+    base: Base | None = field(compare=False)
     place: Place | None = field(compare=False)
 
 
@@ -225,7 +249,7 @@ def _traced(one: _Untraced) -> Timeline:
     from .analyzers.trace import trace
 
     report, run, place = one.report, one.run, one.place
-    spec, config, request = report.spec, report.config or {}, trace_request(run, one.four_bits)
+    spec, config, request = report.spec, report.config or {}, trace_request(run, one.base)
     if spec.built:
         from .architectures.generic import buildable
 
@@ -235,7 +259,7 @@ def _traced(one: _Untraced) -> Timeline:
         blocks = trace(spec, config, replace(request, layers=SHALLOW * period), place)
         return deepen(fixed(blocks), len(spec.layers), period).at(_point(run))
     timeline = trace(spec, config, request, place)
-    if _is_kept(spec, run, place):
+    if _is_kept(spec, run, place) and one.base is None:
         _keep(report, run, place, timeline)
     return timeline
 
@@ -342,14 +366,14 @@ def _has_period(spec: ModelSpec) -> bool:
     return period_of(spec.layers) == 1
 
 
-def trace_request(run: Run, four_bits: FourBits | None = None) -> Any:
-    """The run in the words of `trace`. four_bits: how its base is held, where that is not dense."""
+def trace_request(run: Run, base: Base | None = None) -> Any:
+    """The run in the words of `trace`. base: how its weights are held, where they are not dense."""
     from .analyzers.adapting import Adapters
     from .analyzers.trace import TraceRequest
 
     lora = None
     if run.lora_rank is not None:
-        lora = Adapters(rank=run.lora_rank, targets=run.lora_targets, base=four_bits)
+        lora = Adapters(rank=run.lora_rank, targets=run.lora_targets, base=base if isinstance(base, FourBits) else None)
     return TraceRequest(
         mode=run.mode,  # type: ignore[arg-type]  # one of the command line's choices
         batch=run.batch,
@@ -363,6 +387,7 @@ def trace_request(run: Run, four_bits: FourBits | None = None) -> Any:
         accumulate=run.accumulate,
         lora=lora,
         device=run.device,
+        base=base if lora is None else None,
     )
 
 

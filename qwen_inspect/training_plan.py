@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from .analyzers.adapting import FourBits
 from .analyzers.training import matrices_of, prepared, targets_of, training_of
 from .architectures.lora import lora_of
-from .architectures.quantised import read_quantisation
-from .architectures.reading import shown
 from .checkpoint import Tensor
 from .errors import UnsupportedError
+from .held import base_of
 from .lora import TrainedTensor
-from .quantisation import Bnb4
 from .report.memory import Run
 from .report.model import Report
-from .spec import each_module, each_tensor
+from .spec import each_tensor
 from .training import Training
-
-COMPUTED = ("bfloat16", "float16", "float32")  # what bitsandbytes multiplies in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,21 +51,9 @@ def _four_bits(report: Report, run: Run) -> FourBits | None:
     found = report.known.quantised
     if found is None:
         return None
-    config = report.config or {}
-    quantisation = read_quantisation(config)
     if found.method == "gguf":
         raise UnsupportedError("memory_gguf_mode")
-    schemes = () if quantisation is None else quantisation.schemes
-    if run.lora_rank is None or quantisation is None or not all(isinstance(one, Bnb4) for one in schemes):
+    base = base_of(report)
+    if run.lora_rank is None or not isinstance(base, FourBits):
         raise UnsupportedError("memory_quantised_mode", method=found.method)
-    modules = [name for name, module in each_module(report.tree) if module.class_name == "Linear"]
-    options = config.get("quantization_config")
-    said = options.get("bnb_4bit_compute_dtype") if isinstance(options, Mapping) else None
-    computed = report.spec.dtype.torch_name if said is None else str(said)
-    if computed not in COMPUTED:
-        raise UnsupportedError("memory_computed", found=shown(computed), known=", ".join(COMPUTED))
-    return FourBits(
-        scheme=schemes[0],  # type: ignore[arg-type]  # all of them are Bnb4
-        modules=frozenset(name for name in modules if quantisation.scheme_of(name) is not None),
-        dtype=computed,
-    )
+    return base

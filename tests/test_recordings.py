@@ -183,6 +183,16 @@ LATER_PREDICTED = {
     "moe8-30B-6L": -2_097_152,
     "decode1000-0.6B": 18_874_368,
 }
+# As the recorder asked BitsAndBytesConfig for them.
+QUANTISED = {
+    "nf4": {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_compute_dtype": "bfloat16",
+    },
+    "int8": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+}
 LATER_SLOWLY_PREDICTED = {"gen-gemma2-2b": 0, "gen-gptoss-4L": 0, "gen-35-0.8B-whole": 0}
 
 
@@ -193,7 +203,11 @@ def model_of(recording: Recording) -> Report:
     if own.is_file():
         dense = {key: value for key, value in json.loads(own.read_text()).items() if key != "quantization_config"}
         return recorded_model(recording, dense)
-    return recorded_model(recording, (catalog.get(recording.model) or published[recording.model])["config"])
+    config = (catalog.get(recording.model) or published[recording.model])["config"]
+    quantised = (
+        {"quantization_config": QUANTISED[kind]} if (kind := recording.options.get("quant")) in QUANTISED else {}
+    )
+    return recorded_model(recording, {**config, **quantised})
 
 
 @pytest.mark.parametrize(
@@ -266,3 +280,25 @@ def test_the_cards_context_is_within_its_range(name: str) -> None:
     assert last.process is not None
     low, high = H100_CONTEXT_BYTES["train" if recording.workload in ("train", "autocast") else "generate"]
     assert low <= last.process - last.reserved <= high
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        # The mask that the caller of `generate` holds, 2,048 x 8 bytes, and two small tensors of `generate`.
+        ("nf4-1.7B", [8, 16_384, 4]),
+        # The same, and what earlier layers found as outliers: five tensors of up to 16 bytes; the layer of the peak had none, of
+        # which one column of inputs (4,096) and of the weight (12,288) are predicted.
+        ("int8-1.7B", [8, 16_384, 4, 8, 8, 8, 16, -4096, -12_288]),
+    ],
+)
+def test_all_that_a_run_of_quantised_weights_holds_at_its_peak_is_predicted(name: str, missing: list[int]) -> None:
+    recording = RECORDINGS[name]
+    footprint = predict(model_of(recording), recorded_run(recording)).predicted
+    assert footprint.peak is not None
+    assert footprint.peak.allocated is not None
+    first = [stage.name for stage in recording.stages].index("emptied") + 1
+    recorded = max(stage.allocated_peak for stage in recording.stages[first:])
+    assert recorded == {"nf4-1.7B": 1_794_019_840, "int8-1.7B": 2_467_312_128}[name]
+    blocks = [-(-abs(size) // 512) * (512 if size > 0 else -512) for size in missing]
+    assert recorded - footprint.peak.allocated == sum(blocks)

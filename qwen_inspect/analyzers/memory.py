@@ -42,7 +42,7 @@ HOPPER = re.compile(r"h100|h200|h20\b|h800|gh200|hopper|sm_?90", re.IGNORECASE)
 # cuBLASLt's, which multiplies where a bias is added: 1024 KiB on every card. Counted for a single row too, which goes without.
 # Source: the same file, parseCUDABlasLtWorkspaceSize; torch 2.13, aten/src/ATen/native/cuda/Blas.cpp, addmm_out_cuda_impl
 LT_WORKSPACE_BYTES = 1024 * 1024
-MATRIX_PRODUCT = re.compile(r"aten\.(mm|addmm|bmm|baddbmm|_grouped_mm)\b")
+MATRIX_PRODUCT = re.compile(r"(aten\.(mm|addmm|bmm|baddbmm|_grouped_mm)|bitsandbytes\.gemm_4bit\.(default|bias))\b")
 BIASED_PRODUCT = re.compile(rf"aten\.addmm\b|{re.escape(BIASED_GEMM_4BIT)}")
 FLASH_ATTENTION = "aten._scaled_dot_product_flash_attention.default"
 MOST_ALIVE = 12
@@ -342,7 +342,7 @@ def _of_parts(timeline: Timeline, run: Run) -> tuple[Message, ...]:
         *([Message("assume_workspace_biases", bytes=LT_WORKSPACE_BYTES)] if biased and run.device == "cuda" else []),
         *([Message("assume_linear_reference")] if linear else []),
         *([Message("assume_text_only")] if seeing else []),
-        *([Message("assume_four_bits")] if four_bits else []),
+        *([Message("assume_four_bits")] if four_bits and run.mode == "train" else []),
     )
 
 

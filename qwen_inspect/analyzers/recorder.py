@@ -11,6 +11,10 @@ from typing import Any
 from ..timeline import ADAPTER, FLASH_SCRATCH, GATHERED, Allocate, Event, Free, Stage
 from .kernels import BIASED_GEMM_4BIT, GEMM_4BIT, adds_bias, dequantised, flash_backward_scratch
 
+# Up to so many rows of inputs bitsandbytes multiplies by a 4-bit weight as it is, on every card. Source: bitsandbytes 0.50,
+# backends/cuda/ops.py, _GEMM_4BIT_CUSTOM_FLOOR_M
+FUSED_ROWS = 4
+
 
 class Recorder:
     """Turns storages that come and go into events."""
@@ -189,7 +193,8 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
                     recorder.see(args[0], name, module=module)
             scratch: tuple[tuple[str, Any], ...] = ()
             if name == GEMM_4BIT:
-                scratch = dequantised(*args, **(kwargs or {}))
+                if args[0].numel() > FUSED_ROWS * args[0].shape[-1]:
+                    scratch = dequantised(*args, **(kwargs or {}))
                 name = BIASED_GEMM_4BIT if adds_bias(*args, **(kwargs or {})) else name
             for made_by, tensor in scratch:
                 recorder.see(tensor, made_by, module=module)

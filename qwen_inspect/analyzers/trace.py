@@ -38,6 +38,7 @@ from .adapting import (
     to_device,
     without_moves,
 )
+from .bases import Base, hold
 from .cached import CACHE_NAMES, tensors_of
 from .kernels import as_on_cuda, flash_attention_2, replaced
 from .one_rank import (
@@ -70,7 +71,7 @@ class TraceRequest:
     whose names it is found. steps: optimizer states do not exist until the first step is over; 2 shows what every later one
     holds. accumulate: micro-batches, of `batch` sequences each, whose gradients a step adds up. lora: adapters train instead.
     layers: trace only so many of the model's layers. device: "cuda" or "cpu", for experts are computed otherwise on either
-    while tokens are decoded.
+    while tokens are decoded. base: how quantised weights are held, where it does not train.
     """
 
     mode: Mode
@@ -86,6 +87,7 @@ class TraceRequest:
     lora: Adapters | None = None
     layers: int | None = None
     device: str = "cuda"
+    base: Base | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch", "prompt_tokens", "new_tokens", "steps", "accumulate", "layers"):
@@ -118,8 +120,8 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
         import transformers
     except ImportError as error:
         raise UnavailableError("extra_missing", package=error.name, extra="torch") from None
-    four_bits = workload.lora is not None and workload.lora.base is not None
-    if "quantization_config" in config and not four_bits:
+    base = workload.base if workload.lora is None else workload.lora.base
+    if "quantization_config" in config and base is None:
         raise UnsupportedError("trace_quantized", class_name=spec.class_name)
     if workload.attention.startswith("flash") and spec.dtype.torch_name not in ("bfloat16", "float16"):
         raise UnsupportedError("trace_flash_dtype", dtype=spec.dtype.torch_name)
@@ -222,6 +224,8 @@ def _build(
         stack.callback(ALL_ATTENTION_FUNCTIONS.__delitem__, name)
         model.config._attn_implementation = name
     if workload.mode != "train":
+        if workload.base is not None:
+            hold(model, workload.base)
         return model.eval()
     if workload.lora is not None and workload.lora.base is not None:
         hold_in_four_bits(model, workload.lora.base)
