@@ -96,7 +96,7 @@ def fit(report: Report, run: Run, cards: Sequence[Gpu], *, beyond_limit: bool = 
             found = replace(found, suggestions=(*found.suggestions, *changes(report, run, gpu)))
         found = replace(found, notices=(*found.notices, *_of_dtypes(report, gpu)))
         answers.append(found)
-        if memory.predicted.peak_reserved is None:
+        if memory.predicted.peak_reserved is None and not found.likely:
             refusal = memory.refusal or UnsupportedError("fit_lower_bound")
     return FitReport(
         report=told,
@@ -140,7 +140,7 @@ def answer(demand: Demand, gpu: Gpu, *, batch: int, context_tokens: int, beyond_
         cache_tokens=None if not high.context.value else demand.cache_tokens(batch, high.context.value),
         calibrated=required.context_low_bytes == required.context_high_bytes,
         passes_by_release=None
-        if high.fits is not False or demand.least_bytes(batch, context_tokens) > available
+        if high.fits is not False or not required.whole or demand.least_bytes(batch, context_tokens) > available
         else demand.passes(batch, context_tokens, available - required.context_high_bytes),
         curve=search.curve(batch, context_tokens, available - required.context_high_bytes) if demand.quick else (),
         suggestions=() if high.fits is not False else search.smaller(batch, context_tokens, high),

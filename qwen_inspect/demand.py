@@ -124,6 +124,7 @@ class TransformersDemand:
             context_low_bytes=low,
             context_high_bytes=high,
             whole=footprint.peak_reserved is not None,
+            more_bytes=None if footprint.peak_range is None else footprint.peak_range.scratch_bytes,
         )
 
     def held_bytes(self, batch: int, context_tokens: int) -> int:
@@ -177,11 +178,13 @@ class TransformersDemand:
 
 
 def terms_of(footprint: Footprint) -> tuple[tuple[str, int], ...]:
-    """What is held at the peak, and last what the allocator keeps beside it; without a peak, what is known of the end."""
-    moment = footprint.peak or footprint.steady
+    """What is held at the peak, at least, and what the allocator keeps beside it; without a peak, what is known of the end."""
+    between = footprint.peak_range
+    moment = footprint.peak or (footprint.steady if between is None else between.low)
+    reserved = footprint.peak_reserved if between is None else between.low_reserved_bytes
     terms = [(term, size_bytes) for term, size_bytes in moment.bytes_by_term.items() if size_bytes]
-    if footprint.peak_reserved is not None:
-        terms.append(("reserved_only", footprint.peak_reserved - sum(size_bytes for _, size_bytes in terms)))
+    if reserved is not None:
+        terms.append(("reserved_only", reserved - sum(size_bytes for _, size_bytes in terms)))
     return tuple(terms)
 
 

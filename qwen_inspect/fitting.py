@@ -76,13 +76,14 @@ class Requirement:
     """What a run takes of a card, in bytes. terms: of allocator or engine; they add up to `held_bytes`.
 
     context_low_bytes, context_high_bytes: outside, two equal figures where it was measured. whole: False where more is needed
-    that is not known, so that the sum is a lower bound.
+    that is not known, so that the sum is a lower bound. more_bytes: what may come on top of it at most, where that is known.
     """
 
     terms: tuple[tuple[str, int], ...]
     context_low_bytes: int
     context_high_bytes: int
     whole: bool = True
+    more_bytes: int | None = None
 
     @property
     def held_bytes(self) -> int:
@@ -95,6 +96,12 @@ class Requirement:
     @property
     def high_bytes(self) -> int:
         return self.held_bytes + self.context_high_bytes
+
+    @property
+    def most_bytes(self) -> int | None:
+        """What is required at most; None where nothing bounds it."""
+        more = 0 if self.whole else self.more_bytes
+        return None if more is None else self.high_bytes + more
 
 
 class Demand(Protocol):
@@ -200,6 +207,14 @@ class CardAnswer:
     suggestions: tuple[Suggestion, ...]
     notices: tuple[Message, ...] = ()
 
+    @property
+    def likely(self) -> bool | None:
+        """Whether it fits as far as bounds tell: where even the most does, although that is not certain; None between them."""
+        most = self.requirement.most_bytes
+        if self.high.fits is None and most is not None and most <= self.available_bytes:
+            return True
+        return self.high.fits
+
 
 def deciding(verdicts: Sequence[bool | None]) -> int:
     """Which of several cards decides for all: the first that has not the room, else the first of which it is not known."""
@@ -222,11 +237,19 @@ class FitReport:
     @property
     def deciding(self) -> int:
         """The index of the card that decides for all."""
-        return deciding([card.high.fits for card in self.cards])
+        fits = [card.high.fits for card in self.cards]
+        index = deciding(fits)
+        # Of several of which it is not certain, the first of which it is not even likely.
+        unlikely = [at for at, card in enumerate(self.cards) if card.likely is None]
+        return unlikely[0] if fits[index] is None and unlikely else index
 
     @property
     def fits(self) -> bool | None:
         return self.cards[self.deciding].high.fits
+
+    @property
+    def likely(self) -> bool | None:
+        return self.cards[self.deciding].likely
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Any
 from .analyzers.adapting import FourBits
 from .analyzers.bases import Base, EightBits
 from .analyzers.kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
-from .analyzers.memory import cache_bytes, formula_footprint, stored_footprint, traced_footprint
+from .analyzers.memory import PARAMETER, cache_bytes, formula_footprint, stored_footprint, traced_footprint
+from .analyzers.packed import packed
 from .analyzers.period import SHALLOW, deepen, fixed, period_of
 from .errors import NoModelError, QwenInspectError, UnavailableError, UnsupportedError
-from .held import base_of
+from .held import base_of, scratch_of
 from .language import Message
 from .loaders import calibration, header_cache
 from .progress import working
 from .report.cache import CacheReport
-from .report.memory import Footprint, MemoryReport, Run
+from .report.memory import Footprint, MemoryReport, PeakRange, Run
 from .report.model import Report
 from .spec import ModelSpec, MoeMlp, each_tensor
-from .timeline import Timeline
+from .timeline import Allocate, Timeline
 
 if TYPE_CHECKING:
     from .ranks import Place
@@ -145,38 +146,58 @@ def _training_timeline(report: Report, plan: Plan) -> Timeline:
 
 
 def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
-    base = base_of(report)
-    if (quantised := report.known.quantised) is not None and base is None:
-        unknown = Message("assume_gguf" if quantised.method == "gguf" else "assume_quantised", method=quantised.method)
-        return formula_footprint(report.tree, report.cache, run, weights=report.known.weights, unknown=(unknown,))
+    quantised = report.known.quantised
+    if quantised is not None and quantised.method == "gguf":
+        return _by_formula(report, run, Message("assume_gguf", method=quantised.method))
     if report.known.cache is not None and report.cache.dtype != str(report.spec.dtype):
-        return formula_footprint(report.tree, report.cache, run)
+        return _by_formula(report, run, *_untraced(report))
     try:
-        timeline, provenance = timeline_of(report, run)
+        timeline, provenance, base = _held_timeline(report, run)
     except UnavailableError:
-        return formula_footprint(report.tree, report.cache, run, unknown=(Message("assume_no_torch"),))
+        return _by_formula(report, run, *_untraced(report), Message("assume_no_torch"))
+    except UnsupportedError:
+        if quantised is None:
+            raise
+        return _by_formula(report, run, *_untraced(report))
     footprint = traced_footprint(timeline, run, provenance=provenance, course_points=course_points)
-    if base is not None:
-        footprint = _of_base(report, base, footprint)
     if report.spec.built and run.mode == "generate" and not _shows_cache(footprint, report, run):
         raise UnsupportedError("generic_trace_cache", class_name=report.spec.class_name)
-    return footprint
-
-
-def _of_base(report: Report, base: Base, footprint: Footprint) -> Footprint:
-    """With what is taken for granted of weights that bitsandbytes holds; UnsupportedError where the class holds other bytes."""
-    weights = report.known.weights or ()
-    # Each with an offset on the device, which files keep as text.
-    nested = sum(one.name.endswith(".nested_absmax") for one in weights)
-    weights_bytes = sum(one.size_bytes for one in weights) + 4 * nested
-    if footprint.steady.weights != weights_bytes:
-        raise UnsupportedError("trace_base_differs", traced=footprint.steady.weights, stored=weights_bytes)
     match base:
+        case None:
+            return footprint if quantised is None else _between(report, run, footprint)
         case FourBits():
             assumed = Message("assume_four_bits_inference")
         case EightBits():
             assumed = Message("assume_eight_bits", threshold=f"{base.threshold:g}")
     return replace(footprint, assumptions=(*footprint.assumptions, assumed))
+
+
+def _by_formula(report: Report, run: Run, *unknown: Message) -> Footprint:
+    return formula_footprint(report.tree, report.cache, run, weights=report.known.weights, unknown=unknown)
+
+
+def _untraced(report: Report) -> tuple[Message, ...]:
+    found = report.known.quantised
+    return () if found is None else (Message("assume_quantised", method=found.method),)
+
+
+def _between(report: Report, run: Run, low: Footprint) -> Footprint:
+    """The footprint of a model whose kernels no trace tells. low: of a dense one's run with its weights, which is the least."""
+    assert low.peak is not None
+    assert report.known.quantised is not None
+    scratch_bytes, source = scratch_of(report, run)
+    reserved = low.peak_reserved if low.peak_reserved is not None else low.peak.allocated or 0
+    assumed = Message("assume_quantised_range", method=report.known.quantised.method, source=source)
+    return replace(
+        low,
+        steady=replace(low.steady, activations=None),
+        peak=None,
+        peak_reserved=None,
+        alive=(),
+        course=None,
+        peak_range=PeakRange(low=low.peak, low_reserved_bytes=reserved, scratch_bytes=scratch_bytes, source=assumed),
+        assumptions=(assumed, *low.assumptions),
+    )
 
 
 def _shows_cache(footprint: Footprint, report: Report, run: Run) -> bool:
@@ -207,11 +228,36 @@ def explored(memory: MemoryReport) -> MemoryReport:
 def timeline_of(report: Report, run: Run, place: Place | None = None) -> tuple[Timeline, str]:
     """The run's trace, and what it was made by: shipped or kept where there is one, else traced now, and kept if it can be.
 
-    place: of one rank, where several share the model.
+    place: of one rank, where several share the model. Of quantised weights whose kernels no trace tells: the least of a run.
     """
     run = with_kernel(run, report)
-    if (base := base_of(report)) is not None:
-        return _once(report, run, base, place), versions()
+    timeline, provenance, _ = _held_timeline(report, run, place)
+    return timeline, provenance
+
+
+def _held_timeline(report: Report, run: Run, place: Place | None = None) -> tuple[Timeline, str, Base | None]:
+    """The same, and how bitsandbytes holds the weights where the trace has its kernels."""
+    if report.known.quantised is None:
+        return *_dense_timeline(report, run, place), None
+    weights_bytes = [one.size_bytes for one in report.known.weights or ()]
+    base = base_of(report)
+    if base is not None:
+        with suppress(UnavailableError):  # without bitsandbytes as any other quantisation
+            timeline = _once(report, run, base, place)
+            # Scales that are quantised too have an offset on the device, which files keep as text.
+            offsets = sum(one.name.endswith(".nested_absmax") for one in report.known.weights or ())
+            if _loaded_bytes(timeline) == sum(weights_bytes) + 4 * offsets:
+                return timeline, versions(), base
+    config = {key: value for key, value in (report.config or {}).items() if key != "quantization_config"}
+    timeline, provenance = _dense_timeline(replace(report, config=config), run, place)
+    return packed(timeline, weights_bytes), provenance, None
+
+
+def _loaded_bytes(timeline: Timeline) -> int:
+    return sum(one.size_bytes for one in timeline.events if isinstance(one, Allocate) and one.operator == PARAMETER)
+
+
+def _dense_timeline(report: Report, run: Run, place: Place | None) -> tuple[Timeline, str]:
     if (
         _is_kept(report.spec, run, place)
         and (kept := kept_trace(report.spec, run.attention, place, run.batch)) is not None

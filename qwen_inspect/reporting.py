@@ -348,11 +348,19 @@ def _memory_asked_for(whole: WholeReport) -> MemoryReport:
 
 
 def _within(memory: MemoryReport, name: str, limit: str, limit_bytes: int) -> Expectation:
-    """Whether what the allocator reserves stays within the limit; what is unknown does not."""
+    """Whether what the allocator reserves stays within the limit; what is unknown does not, nor a range that the limit is in."""
     from .units import size
 
     run, reserved = memory.run, memory.predicted.peak_reserved
     values = {"name": name, "limit": limit, "tokens": run.prompt_tokens, "new": run.new_tokens, "batch": run.batch}
+    if (between := memory.predicted.peak_range) is not None:
+        low, high = between.reserved_bytes
+        if low <= limit_bytes < high:
+            told = Message("expect_vram_between", low=size(low), high=size(high), **values)
+            return Expectation(message=told, holds=False)
+        return _expectation(
+            "expect_vram", high <= limit_bytes, found=size(high if high <= limit_bytes else low), **values
+        )
     if reserved is None:
         return Expectation(message=Message("expect_vram_unknown", **values), holds=False)
     return _expectation("expect_vram", reserved <= limit_bytes, found=size(reserved), **values)

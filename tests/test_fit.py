@@ -346,10 +346,10 @@ def test_a_card_says_which_dtypes_it_does_not_compute_in() -> None:
     assert of_8b("--gpu", "3090")[1]["notices"] == []
 
 
-def test_where_only_a_lower_bound_is_known_no_fit_is_promised() -> None:
+def test_where_only_a_range_is_known_no_fit_is_promised() -> None:
     code, found = of_8b("--gpu", "4090", "--dtype", "awq-int4")
     jsonschema.validate(found, SCHEMA)
-    assert (code, found["fits"], found["lower_bound_only"]) == (7, None, True)
+    assert (code, found["fits"], found["likely"], found["lower_bound_only"]) == (0, None, True, True)
     assert found["max_batch"] is None
     # But that it does not fit can be certain.
     code, found = of_8b("--memory", "6GiB", "--dtype", "awq-int4")

@@ -290,16 +290,18 @@ def test_chinese_tables_align_in_a_terminal() -> None:
         assert len({wcswidth(line) for line in table.splitlines()}) == 1
 
 
-def test_an_unknown_peak_is_unknown_in_every_form(tmp_path: Path) -> None:
+def test_a_peak_that_is_a_range_is_one_in_every_form(tmp_path: Path) -> None:
     write_config(tmp_path / "awq", QUANTISED)
     done = run("report", tmp_path / "awq", "--format", "json")
     assert done.code == 0
     for memory in json.loads(done.out)["memory"]:
         assert memory["predicted"]["moments"]["peak"] is None
         assert memory["predicted"]["peak_reserved_bytes"] is None
+        assert memory["predicted"]["peak_range"]["low_bytes"] < memory["predicted"]["peak_range"]["high_bytes"]
     text = run("report", tmp_path / "awq").out
-    assert "Peak GPU memory is unknown" in text
-    assert "At the peak" not in text
+    assert "a card must have" in text
+    assert "by a range" in text
+    assert "the peak is a range, for its kernels were not traced" in text
 
 
 def test_html_is_the_same_document() -> None:
@@ -502,11 +504,17 @@ def test_memory_is_held_against_its_limit_to_the_byte(capsys: Capture) -> None:
         assert ("8,192 tokens in" in done.err) == (code == 1)
 
 
-def test_a_peak_that_is_unknown_fails_and_says_so(tmp_path: Path, capsys: Capture) -> None:
+def test_a_range_that_a_limit_is_in_fails_and_says_so(tmp_path: Path, capsys: Capture) -> None:
     write_config(tmp_path / "awq", QUANTISED)
-    done = invoke(capsys, "report", tmp_path / "awq", "--max-vram", "16GiB", "--lang", "en")
+    words = ("report", tmp_path / "awq", "--context", "64", "--lang", "en")
+    between = json.loads(run("memory", tmp_path / "awq", "--context", "64", "--format", "json").out)["predicted"][
+        "required_bytes"
+    ]
+    limit = between["low"] - 130 * 2**20 + 1  # one more than is reserved at least
+    done = invoke(capsys, *words, "--max-vram", f"{limit}B")
     assert done.code == 1
-    assert re.fullmatch(r"whether awq stays within 16GiB cannot be told: its peak .* is unknown here\n", done.err)
+    assert re.fullmatch(r"whether awq stays within \d+B cannot be told: .* are reserved at its peak .*\n", done.err)
+    assert invoke(capsys, *words, "--max-vram", "16GiB").code == 0
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -33,6 +34,7 @@ from ..spec import Module, each_module, each_tensor
 from .accounting import StoredForm
 
 WORD_BITS = 32
+EXPERTS = ".experts."  # in the name of an expert's matrix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -430,7 +432,22 @@ def _weights(
         other_parameters=tree.parameters - parameters,
         other_bytes=packed.size_bytes - loaded_bytes,
         kept=tuple(_kept(packing)),
+        largest_parameters=max(_together(packing.dense).values(), default=0),
+        widths=(_widest(packing.dense, experts=False), _widest(packing.dense, experts=True)),
     )
+
+
+def _together(dense: Mapping[str, Tensor]) -> Counter[str]:
+    """Parameters of each quantised matrix, all experts of a layer as one: they are fused where they run."""
+    parameters: Counter[str] = Counter()
+    for name, tensor in dense.items():
+        before, experts, _ = name.partition(EXPERTS)
+        parameters[before + experts if experts else name] += tensor.elements
+    return parameters
+
+
+def _widest(dense: Mapping[str, Tensor], *, experts: bool) -> int:
+    return max((sum(one.shape[-2:]) for name, one in dense.items() if (EXPERTS in name) is experts), default=0)
 
 
 def _kept(packing: Packing) -> Iterator[KeptModules]:

@@ -80,6 +80,15 @@ def find(name: str) -> Gpu:
     raise UsageError("gpu_unknown", name=name, nearest=_names([*holding, *alike]) or "–")
 
 
+def supports(name: str, dtype: str) -> bool | None:
+    """`Gpu.supports` of a card that a run names, or of a compute capability ("sm_90"); None where neither is known."""
+    if written := re.fullmatch(r"sm_?(\d+)(\d)", name):
+        capability = int(written[1]), int(written[2])
+        return Gpu(name=name, kind="given", memory_bytes=0, compute_capability=capability).supports(dtype)
+    named = (gpu for gpu in table() if name in (gpu.name, *gpu.device_names))
+    return next((gpu.supports(dtype) for gpu in named), None)
+
+
 def _folded(name: str) -> str:
     return MAKERS_WORDS.sub("", name.casefold())
 

@@ -98,13 +98,36 @@ class Alive:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeakRange:
+    """Between what a peak lies whose kernels no trace tells. low: what is allocated then at least, low_reserved_bytes: reserved.
+
+    scratch_bytes: what may come on top. source: how both ends are told.
+    """
+
+    low: Moment
+    low_reserved_bytes: int
+    scratch_bytes: int
+    source: Message
+
+    @property
+    def allocated_bytes(self) -> tuple[int, int]:
+        low = self.low.allocated or 0
+        return low, low + self.scratch_bytes
+
+    @property
+    def reserved_bytes(self) -> tuple[int, int]:
+        return self.low_reserved_bytes, self.low_reserved_bytes + self.scratch_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
     """A run's memory on a GPU. steady: at its end, with the cache full. context_bytes: outside the allocator,
     None where unmeasured.
 
     context_range_bytes: where it was not measured, what it may be.
     method: "trace", "formula", or "stored" where the architecture is not known. A formula knows no activations: its peak is None,
-    and nothing stands in for it. course: the way there, for a plot; None where nobody asked for it.
+    and nothing stands in for it. peak_range: where
+    the peak is only known to lie between two figures. course: the way there, for a plot; None where nobody asked for it.
     """
 
     method: str
@@ -116,6 +139,7 @@ class Footprint:
     assumptions: tuple[Message, ...]
     provenance: str
     context_range_bytes: tuple[int, int] = ANY_CONTEXT_BYTES
+    peak_range: PeakRange | None = None
     course: Course | None = field(default=None, compare=False)
 
     @property
@@ -137,10 +161,13 @@ class Footprint:
 
     @property
     def required_bytes(self) -> tuple[int, int] | None:
-        """What a card must have: segments and context, at either end of its range; None where no peak is known."""
+        """What a card must have: segments and context, at either end of both ranges; None where no peak is known."""
+        low, high = self.context_ends
+        if self.peak_range is not None:
+            least, most = self.peak_range.reserved_bytes
+            return least + low, most + high
         if self.peak_reserved is None:
             return None
-        low, high = self.context_ends
         return self.peak_reserved + low, self.peak_reserved + high
 
     @property

@@ -23,7 +23,8 @@ class QuantisedWeights:
     """The quantised matrices of a model and all else, in parameters and in bytes as stored (tied copies once).
 
     method: the configuration's quant_method. schemes: each in a phrase. matrices: how many are quantised. kept: which of the
-    linear modules are not.
+    linear modules are not. largest_parameters: of the largest matrix, all experts of a layer counting as one. widths: the most
+    inputs and outputs together of a matrix that every token takes, and of an expert's.
     """
 
     method: str
@@ -34,6 +35,8 @@ class QuantisedWeights:
     other_parameters: int
     other_bytes: int
     kept: tuple[KeptModules, ...]
+    largest_parameters: int = 0
+    widths: tuple[int, int] = (0, 0)
 
     @property
     def total_bytes(self) -> int:

@@ -54,6 +54,7 @@ TEXT = {
     "finding_cache": "Each token of each sequence adds {size} ({bytes:,} B) to the KV cache",
     "finding_cache_weights": "At {tokens:,} tokens, over all sequences, the KV cache becomes as large as the weights ({size})",
     "finding_peak": "With a prompt of {prompt:,} tokens, {new:,} new ones and batch {batch:,}, a card must have {required}, by prediction: {reserved} reserved at the peak, of which {allocated} are allocated ({weights} of that weights), and the CUDA context",
+    "finding_peak_range": "With a prompt of {prompt:,} tokens, {new:,} new ones and batch {batch:,}, a card must have {required}, by a range: {reserved} reserved at the peak, and the CUDA context; the kernels of its quantised weights were not traced",
     "finding_no_peak": "Peak GPU memory is unknown for this model and installation, and not guessed",
     "report_needs_directory": "{option} needs -o DIR, the directory of the reports",
     "report_directory": "{path} is not a directory; -o names the directory of the reports",
@@ -80,5 +81,6 @@ TEXT = {
     "expect_attention_fails": "{name} uses {found}, not {expected}",
     "expect_vram_holds": "{name} reserves {found} at its peak ({tokens:,} tokens in, {new:,} out, batch {batch:,}; without the CUDA context), within {limit}",
     "expect_vram_fails": "{name} reserves {found} at its peak ({tokens:,} tokens in, {new:,} out, batch {batch:,}; without the CUDA context), more than {limit}",
+    "expect_vram_between": "whether {name} stays within {limit} cannot be told: {low} to {high} are reserved at its peak ({tokens:,} tokens in, {new:,} out, batch {batch:,})",
     "expect_vram_unknown": "whether {name} stays within {limit} cannot be told: its peak ({tokens:,} tokens in, {new:,} out, batch {batch:,}) is unknown here",
 }

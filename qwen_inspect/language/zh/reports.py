@@ -54,6 +54,7 @@ TEXT = {
     "finding_cache": "每条序列每增加一个 token，KV 缓存增加 {size}（{bytes:,} B）",
     "finding_cache_weights": "所有序列合计达到 {tokens:,} 个 token 时，KV 缓存与模型权重同样大（{size}）",
     "finding_peak": "提示词 {prompt:,} 个 token、生成 {new:,} 个、批大小 {batch:,} 时，预测所需显存为 {required}：峰值时已预留 {reserved}（其中已分配 {allocated}，模型权重占已分配的 {weights}），另加 CUDA 上下文",
+    "finding_peak_range": "提示词 {prompt:,} 个 token、新生成 {new:,} 个、批大小 {batch:,} 时，所需显存为 {required}（范围）：峰值时已预留 {reserved}，另加 CUDA 上下文；量化权重的 kernel 未经追踪",
     "finding_no_peak": "在当前安装环境下该模型的显存峰值未知，不做猜测",
     "report_needs_directory": "{option} 需要用 -o DIR 指定报告所在的目录",
     "report_directory": "{path} 不是目录；-o 应为报告所在的目录",
@@ -80,5 +81,6 @@ TEXT = {
     "expect_attention_fails": "{name} 使用 {found}，而不是 {expected}",
     "expect_vram_holds": "{name} 的预留显存峰值为 {found}（输入 {tokens:,}、生成 {new:,} 个 token，批大小 {batch:,}；不含 CUDA 上下文），未超过 {limit}",
     "expect_vram_fails": "{name} 的预留显存峰值为 {found}（输入 {tokens:,}、生成 {new:,} 个 token，批大小 {batch:,}；不含 CUDA 上下文），超过了 {limit}",
+    "expect_vram_between": "无法判断 {name} 是否在 {limit} 以内：峰值（输入 {tokens:,} 个 token，输出 {new:,} 个，批大小 {batch:,}）时预留 {low} 至 {high}",
     "expect_vram_unknown": "无法判断 {name} 是否不超过 {limit}：其显存峰值（输入 {tokens:,}、生成 {new:,} 个 token，批大小 {batch:,}）在此未知",
 }

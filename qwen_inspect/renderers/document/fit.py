@@ -97,6 +97,8 @@ def verdict(card: CardAnswer, say: Language) -> str:
     """In a word: at the cautious end, or that it depends on the context's size."""
     if card.high.fits is False and card.low.fits:
         return say("fits_low_only")
+    if card.high.fits is None and card.likely:
+        return say("fits_likely")
     return _mark(card.high.fits, say)
 
 
@@ -125,13 +127,18 @@ def _term_table(card: CardAnswer, say: Language) -> Table:
         ("available", [card.available_bytes] * len(ends)),
     ):
         rows.append([say(f"row_{name}"), *(cell for one in values for cell in (count(one), size(one)))])
+    if not required.whole and required.most_bytes is not None:
+        most = [required.most_bytes - required.context_high_bytes + one for one in contexts]
+        rows.insert(-1, [say("row_required_at_most"), *(cell for one in most for cell in (count(one), size(one)))])
     margins = [end.margin_bytes for end in ends]
     margin = say("row_margin" if required.whole else "row_left")
     rows.append([margin, *(cell for one in margins for cell in (f"{one:,}", signed_size(one)))])
     heads = ["column_context_low", "column_context_high"] if len(ends) == 2 else ["column_size"]
     unit = say("column_bytes")
     columns = [say("column_term"), *(text for head in heads for text in (f"{say(head)} ({unit})", say(head)))]
-    return Table(columns, rows, "l" + "rr" * len(ends), totals=3)
+    return Table(
+        columns, rows, "l" + "rr" * len(ends), totals=3 if required.whole or required.most_bytes is None else 4
+    )
 
 
 def _reach_rows(card: CardAnswer, say: Language) -> Iterator[tuple[str, str]]:

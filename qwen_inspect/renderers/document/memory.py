@@ -31,7 +31,9 @@ def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:
         *headline(footprint, say),
         term_table(footprint, say),
     ]
-    if footprint.peak is None:
+    if footprint.peak_range is not None:
+        made.append(Paragraph(say(footprint.peak_range.source)))
+    elif footprint.peak is None:
         made.append(Paragraph(say("no_peak_quantised" if _is_quantised(memory.report) else "no_peak")))
     else:
         made += [Heading(say("heading_alive", stage=say(f"stage_{footprint.peak.stage}"))), alive_table(footprint, say)]
@@ -124,8 +126,11 @@ def headline(footprint: Footprint, say: Language) -> list[Block]:
     """What a card must have, in a sentence; nothing where no card is meant or no peak is known."""
     if footprint.required_bytes is None:
         return []
-    reserved, allocated = size(footprint.peak_reserved), size(footprint.peak_allocated_bytes)
     required = size_range(*footprint.required_bytes, say)
+    if (peak := footprint.peak_range) is not None:
+        reserved, allocated = size_range(*peak.reserved_bytes, say), size_range(*peak.allocated_bytes, say)
+        return [Paragraph(say("memory_required_range", required=required, reserved=reserved, allocated=allocated))]
+    reserved, allocated = size(footprint.peak_reserved), size(footprint.peak_allocated_bytes)
     return [Paragraph(say("memory_required", required=required, reserved=reserved, allocated=allocated))]
 
 
@@ -137,18 +142,23 @@ def term_table(footprint: Footprint, say: Language) -> Table:
         return [count(value), size(value)]
 
     def allocated(moment: Moment | None) -> list[str]:
-        return ["–", "–"] if moment is None else [allocated_text(moment, shown, say) for shown in (count, size)]
+        if moment is None:
+            return ["–", "–"] if between is None else _range_cells(between.allocated_bytes, say)
+        return [allocated_text(moment, shown, say) for shown in (count, size)]
 
     def reserved(value: int | None) -> list[str]:
         return ["", "", count(value), size(value)]
 
-    steady, peak = footprint.steady, footprint.peak
+    steady, peak, between = footprint.steady, footprint.peak, footprint.peak_range
     rows = [[say(f"term_{term}"), *cells(steady, term), *cells(peak, term)] for term in terms_of(steady, peak)]
     rows.append([say("term_allocated"), *allocated(steady), *allocated(peak)])
     held = None if peak is None else peak.allocated
     gap = None if held is None or footprint.peak_reserved is None else footprint.peak_reserved - held
     rows.append([say("term_reserved_only"), *reserved(gap)])
-    rows.append([say("term_reserved"), *reserved(footprint.peak_reserved)])
+    reserved_cells = (
+        reserved(footprint.peak_reserved)[2:] if between is None else _range_cells(between.reserved_bytes, say)
+    )
+    rows.append([say("term_reserved"), "", "", *reserved_cells])
     rows.append([say("term_context"), *reserved(footprint.context_bytes)])
     required = [[name, *reserved(size_bytes)] for name, size_bytes in required_rows(footprint, say)]
     at_end, at_peak = say("column_steady"), say("column_peak")
@@ -161,6 +171,10 @@ def term_table(footprint: Footprint, say: Language) -> Table:
     )
 
 
+def _range_cells(ends: tuple[int, int], say: Language) -> list[str]:
+    return [say("size_range", low=count(ends[0]), high=count(ends[1])), size_range(*ends, say)]
+
+
 def allocated_text(moment: Moment, shown: Callable[[int | None], str], say: Language) -> str:
     """What is allocated then, as `shown` writes it; at least, where that is all that is known."""
     text = shown(moment.allocated)
@@ -169,6 +183,10 @@ def allocated_text(moment: Moment, shown: Callable[[int | None], str], say: Lang
 
 def required_rows(footprint: Footprint, say: Language) -> list[tuple[str, int]]:
     """What a card must have, at either end of the context's range; nothing where no peak is known."""
+    if footprint.peak_range is not None and footprint.required_bytes is not None:
+        low, high = map(size, footprint.context_ends)
+        names = [say("term_required_least", context=low), say("term_required_most", context=high)]
+        return list(zip(names, footprint.required_bytes, strict=True))
     return list(zip(required_names(footprint, say), footprint.required_bytes or (), strict=False))
 
 

@@ -14,7 +14,7 @@ from ...report.memory import MemoryReport, Moment
 from ...report.model import Report
 from ...report.whole import WholeReport
 from ...spec import MoeMlp, each_tensor
-from ...units import count, percent, signed, size
+from ...units import UNKNOWN, count, percent, signed, size
 from ..blocks import Block, Code, Fields, Figure, Heading, Items, Paragraph, Table, Tree
 from ..cache_plot import cache_plot
 from ..figure import architecture_figure
@@ -226,7 +226,19 @@ def _peak(whole: WholeReport, say: Language) -> list[str]:
     if not known:
         return [say("finding_no_peak")]
     last = max(known, key=lambda one: one.run.prompt_tokens)
-    peak = last.predicted.peak
+    peak, between = last.predicted.peak, last.predicted.peak_range
+    if between is not None:
+        assert last.predicted.required_bytes is not None
+        return [
+            say(
+                "finding_peak_range",
+                prompt=last.run.prompt_tokens,
+                new=last.run.new_tokens,
+                batch=last.run.batch,
+                required=size_range(*last.predicted.required_bytes, say),
+                reserved=size_range(*between.reserved_bytes, say),
+            )
+        ]
     assert peak is not None
     assert last.predicted.required_bytes is not None
     return [
@@ -284,6 +296,8 @@ def memory_blocks(whole: WholeReport, say: Language) -> list[Block]:
         made.append(Items(list(told)))
     if all(memory.predicted.peak is not None for memory in memories):
         made += [Heading(say("heading_at_peak"), 3), moments_table(memories, say, "peak")]
+    elif any(memory.predicted.peak_range is not None for memory in memories):
+        made += [Heading(say("heading_at_peak"), 3), _ranges_table(memories, say)]
     else:
         made.append(Paragraph(say("report_no_peak")))
     assumptions = dict.fromkeys(say(message) for memory in memories for message in memory.predicted.assumptions)
@@ -294,6 +308,18 @@ def memory_blocks(whole: WholeReport, say: Language) -> list[Block]:
         Heading(say("heading_assumptions"), 3),
         Items(list(assumptions)),
     ]
+
+
+def _ranges_table(memories: Sequence[MemoryReport], say: Language) -> Table:
+    """Between what the peak lies with each prompt's length; the assumptions say why."""
+    rows = []
+    for memory in memories:
+        between, required = memory.predicted.peak_range, memory.predicted.required_bytes
+        ends = (None, None, None) if between is None else (between.allocated_bytes, between.reserved_bytes, required)
+        cells = [UNKNOWN if one is None else size_range(*one, say) for one in ends]
+        rows.append([count(memory.run.prompt_tokens), *cells])
+    names = ("term_allocated", "term_reserved", "term_required")
+    return Table([say("column_prompt_tokens"), *(say(name) for name in names)], rows, "rrrr")
 
 
 def moments_table(memories: Sequence[MemoryReport], say: Language, name: str) -> Table:

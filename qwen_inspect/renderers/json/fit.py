@@ -48,6 +48,8 @@ def _card(card: CardAnswer, say: Language) -> dict[str, Any]:
     return {
         "gpu": {"name": card.gpu.name, "memory_bytes": card.gpu.memory_bytes, "available_from": card.gpu.origin},
         **_ends(card.high),
+        "likely": card.likely,
+        "at_most_bytes": required.most_bytes,
         "available_bytes": card.available_bytes,
         "kv_cache_tokens": card.cache_tokens,
         "terms": [{"term": term, "bytes": size_bytes} for term, size_bytes in required.terms],

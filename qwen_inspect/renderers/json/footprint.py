@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...language import Language
-from ...report.memory import RARE_TERMS, Alive, Footprint, Moment, Run
+from ...report.memory import RARE_TERMS, Alive, Footprint, Moment, PeakRange, Run
 
 
 def workload_content(run: Run) -> dict[str, Any]:
@@ -40,6 +40,7 @@ def footprint_content(footprint: Footprint, run: Run, say: Language) -> dict[str
         if reserved is None or footprint.context_bytes is None
         else reserved + footprint.context_bytes,
         "required_bytes": None if required is None else {"low": required[0], "high": required[1]},
+        "peak_range": None if footprint.peak_range is None else range_content(footprint.peak_range, say),
         "provenance": footprint.provenance,
         "moments": {
             name: None if moment is None else moment_content(moment)
@@ -48,6 +49,12 @@ def footprint_content(footprint: Footprint, run: Run, say: Language) -> dict[str
         "alive_at_peak": [alive_content(one) for one in footprint.alive],
         "assumptions": [say(message) for message in footprint.assumptions],
     }
+
+
+def range_content(found: PeakRange, say: Language) -> dict[str, Any]:
+    """What is allocated at the peak, at least and at most."""
+    low, high = found.allocated_bytes
+    return {"low_bytes": low, "high_bytes": high, "source": say(found.source)}
 
 
 def moment_content(moment: Moment) -> dict[str, Any]:
