@@ -190,7 +190,7 @@ def _between(report: Report, run: Run, low: Footprint) -> Footprint:
     assumed = Message("assume_quantised_range", method=report.known.quantised.method, source=source)
     return replace(
         low,
-        steady=replace(low.steady, activations=None),
+        steady=_by_formula(report, run).steady,
         peak=None,
         peak_reserved=None,
         alive=(),

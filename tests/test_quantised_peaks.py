@@ -66,6 +66,7 @@ def test_a_fit_of_it_is_certain(tmp_path: Path) -> None:
 ON_8B = ("catalog:Qwen/Qwen3-8B", "--gpu", "H100")
 # Of Qwen3-8B at 2,048 tokens: the largest matrix, 4,096 x 12,288, and its inputs and outputs for each token, in 2 bytes; and 6
 # MiB for the segments that these may take.
+PARTS = ("packed", "scales", "zeros", "group index", "scale of the matrix")  # of a matrix, at most
 SCRATCH = 2 * (4096 * 12_288 + 2048 * (4096 + 12_288)) + 6 * 2**20
 # What its 36 x 7 matrices take more in 2 bytes: 6,945,767,424 numbers.
 NUMBERS = 36 * (2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 4096 * 12_288)
@@ -75,9 +76,8 @@ NUMBERS = 36 * (2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 4096 * 12_288)
 def test_a_range_is_the_dense_run_with_these_weights_and_what_kernels_may_take(scheme: str) -> None:
     dense, found = memory(*ON_8B), memory(*ON_8B, "--dtype", scheme)
     between = found["peak_range"]
-    assert between["low_bytes"] == dense["peak_allocated_bytes"] - dense["weights_bytes"] + found["weights_bytes"] + (
-        found["moments"]["steady"]["rounding_bytes"] - dense["moments"]["steady"]["rounding_bytes"]
-    )
+    low = dense["peak_allocated_bytes"] - dense["weights_bytes"] + found["weights_bytes"]
+    assert abs(between["low_bytes"] - low) <= 512 * len(PARTS) * 36 * 7  # what blocks are larger than their tensors
     assert between["high_bytes"] - between["low_bytes"] == SCRATCH
     assert (found["peak_allocated_bytes"], found["peak_reserved_bytes"], found["moments"]["peak"]) == (None, None, None)
     # The context of an H100, 518 to 900 MiB, on top.
