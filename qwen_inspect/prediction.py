@@ -239,13 +239,14 @@ def _held_timeline(report: Report, run: Run, place: Place | None = None) -> tupl
     """The same, and how bitsandbytes holds the weights where the trace has its kernels."""
     if report.known.quantised is None:
         return *_dense_timeline(report, run, place), None
-    weights_bytes = [one.size_bytes for one in report.known.weights or ()]
+    weights = report.known.weights or tuple(each_tensor(report.tree))
+    weights_bytes = [one.size_bytes for one in weights]
     base = base_of(report)
     if base is not None:
         with suppress(UnavailableError):  # without bitsandbytes as any other quantisation
             timeline = _once(report, run, base, place)
             # Scales that are quantised too have an offset on the device, which files keep as text.
-            offsets = sum(one.name.endswith(".nested_absmax") for one in report.known.weights or ())
+            offsets = sum(one.name.endswith(".nested_absmax") for one in weights)
             if _loaded_bytes(timeline) == sum(weights_bytes) + 4 * offsets:
                 return timeline, versions(), base
     config = {key: value for key, value in (report.config or {}).items() if key != "quantization_config"}
