@@ -176,6 +176,7 @@ class CurvePoint:
 class Suggestion:
     """A change and what is needed then, at the cautious end: at least, where not `whole`, and `fits` is then False or None.
 
+    bounded: whether even the most that may be needed has room, although less is certain.
     kind: "context", "batch", "cache", "weights", "checkpointing", "lora", "tensor_parallel", "fsdp" or "gpu".
     """
 
@@ -184,6 +185,12 @@ class Suggestion:
     required_bytes: int
     fits: bool | None
     whole: bool = True
+    bounded: bool = False
+
+    @property
+    def likely(self) -> bool | None:
+        """As of a `CardAnswer`."""
+        return True if self.bounded else self.fits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,7 +98,11 @@ def _packed(report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:
         except QwenInspectError:
             continue
         required = TransformersDemand(report, run, gpu).requirement_of(footprint)
-        yield _suggestion("weights", Message("suggest_weights", dtype=scheme), required, gpu)
+        change = Message("suggest_weights", dtype=scheme)
+        found = _suggestion("weights", change, required, gpu)
+        # Only what the formula does not rule out is worth a trace.
+        traced = () if found.fits is False else _predicted("weights", change, in_scheme(report, scheme), run, gpu)
+        yield next(iter(traced), found)
 
 
 def _weights(report: Report, scheme: str) -> list[int]:
@@ -193,4 +197,5 @@ def _suggestion(kind: str, change: Message, required: Requirement, gpu: Gpu) -> 
         required_bytes=required.high_bytes,
         fits=enough if required.whole or not enough else None,
         whole=required.whole,
+        bounded=not required.whole and required.most_bytes is not None and required.most_bytes <= gpu.room_bytes,
     )

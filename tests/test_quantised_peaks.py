@@ -126,6 +126,17 @@ def test_a_fit_is_likely_where_the_most_has_room_and_none_where_the_least_has_no
     }
 
 
+def test_a_scheme_that_is_suggested_is_answered_as_if_asked_for() -> None:
+    asked = ("fit", "catalog:Qwen/Qwen3-8B", "--gpu", "4090", "--context", "30k", "--format", "json")
+    found = json.loads(run(*asked).out)
+    jsonschema.validate(found, SCHEMA)
+    for scheme in ("fp8", "awq-int4"):
+        (change,) = (one for one in found["suggestions"] if one["change"] == f"weights in {scheme}")
+        direct = json.loads(run(*asked, "--dtype", scheme).out)
+        assert change["required_bytes"] == direct["required_bytes"]
+        assert (change["fits"], change["likely"]) == (direct["fits"], direct["likely"]) == (None, True)
+
+
 @pytest.mark.parametrize(
     ("language", "words", "likely"), [("en", "by a range", "likely fits"), ("zh", "（范围）", "很可能可容纳")]
 )

@@ -85,7 +85,7 @@ def suggestion_row(one: Suggestion, say: Language) -> list[str]:
     sizes = [count(one.required_bytes), size(one.required_bytes)]
     if not one.whole:
         sizes = [say("at_least", value=value) for value in sizes]
-    return [say(one.change), *sizes, _mark(one.fits, say)]
+    return [say(one.change), *sizes, _mark(one.fits, say, likely=one.likely)]
 
 
 def _bounded(text: str, key: str, card: CardAnswer, say: Language) -> str:
@@ -97,12 +97,12 @@ def verdict(card: CardAnswer, say: Language) -> str:
     """In a word: at the cautious end, or that it depends on the context's size."""
     if card.high.fits is False and card.low.fits:
         return say("fits_low_only")
-    if card.high.fits is None and card.likely:
+    return _mark(card.high.fits, say, likely=card.likely)
+
+
+def _mark(fits: bool | None, say: Language, *, likely: bool | None = None) -> str:
+    if fits is None and likely:
         return say("fits_likely")
-    return _mark(card.high.fits, say)
-
-
-def _mark(fits: bool | None, say: Language) -> str:
     return say({True: "fits_yes", False: "fits_no", None: "fits_unknown"}[fits])
 
 

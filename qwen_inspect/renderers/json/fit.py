@@ -80,6 +80,7 @@ def suggestion_content(one: Suggestion, say: Language) -> dict[str, Any]:
         "change": say(one.change),
         "required_bytes": one.required_bytes,
         "fits": one.fits,
+        "likely": one.likely,
         "lower_bound_only": not one.whole,
     }
 
