@@ -84,7 +84,7 @@ def test_the_last_step_of_decoding_is_that_of_a_run_that_got_there(family: str, 
     model = real_model(config).eval()
     model.register_forward_pre_hook(mark)
     changes = profiled(generating(model, batch, 7))
-    timeline = traced(config, mode="generate", batch=batch, prompt_tokens=PROMPT, new_tokens=7)
+    timeline = traced(config, mode="generate", batch=batch, prompt_tokens=PROMPT, new_tokens=7, device="cpu")
 
     last = max(index for index, change in enumerate(changes) if not change.size_bytes)
     real: dict[int, Change] = {}
