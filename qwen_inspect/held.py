@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from .analyzers.adapting import FourBits
 from .analyzers.bases import Base, EightBits
 from .architectures.quantised import read_quantisation
-from .architectures.reading import shown
+from .architectures.reading import number, shown
 from .errors import UnsupportedError
 from .language import Message
 from .loaders import gpus
@@ -33,8 +33,7 @@ def base_of(report: Report) -> Base | None:
     modules = frozenset(name for name in linear if quantisation.scheme_of(name) is not None)
     scheme = quantisation.schemes[0]
     if all(isinstance(one, BnbInt8) for one in quantisation.schemes) and not options.get("llm_int8_has_fp16_weight"):
-        threshold = options.get("llm_int8_threshold", OUTLIERS_FROM)
-        return EightBits(modules=modules, threshold=threshold if isinstance(threshold, (int, float)) else OUTLIERS_FROM)
+        return EightBits(modules=modules, threshold=number(options, "llm_int8_threshold", default=OUTLIERS_FROM))
     if not all(isinstance(one, Bnb4) for one in quantisation.schemes) or not isinstance(scheme, Bnb4):
         return None
     said = options.get("bnb_4bit_compute_dtype")

@@ -60,6 +60,15 @@ def test_a_fit_of_it_is_certain(tmp_path: Path) -> None:
     assert (shown.code, found["fits"], found["likely"], found["lower_bound_only"]) == (0, True, True, False)
 
 
+@pytest.mark.parametrize("threshold", ["6\x1b[31m", -1, [6.0], True])
+def test_a_threshold_that_is_no_number_is_refused(threshold: object, tmp_path: Path) -> None:
+    quantised = {"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_threshold": threshold}
+    write_config(tmp_path, {**TINY_QWEN3, "quantization_config": quantised})
+    shown = run("memory", tmp_path)
+    assert (shown.code, shown.out, "\x1b" in shown.err) == (6, "", False)
+    assert "llm_int8_threshold in config.json is" in shown.err
+
+
 # --- ranges
 
 
