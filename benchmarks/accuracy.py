@@ -18,16 +18,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.recordings import Recording, each
-from qwen_inspect.analyzers.engine_cache import block_pool, llama_cpp_layer_bytes
-from qwen_inspect.analyzers.kv_cache import FORMATS, read_formats
-from qwen_inspect.analyzers.vllm import LOGS, Log, rank_weights, rounding
 from qwen_inspect.checkpoint import DType
-from qwen_inspect.pipeline import inspect
-from qwen_inspect.prediction import SHIPPED, predict, trace_name
+from qwen_inspect.engines.vllm import LOGS, Log, rank_weights, rounding
+from qwen_inspect.predicting.predict import SHIPPED, predict, trace_name
 from qwen_inspect.renderers import markdown
 from qwen_inspect.renderers.blocks import Block, Heading, Items, Paragraph, Table
-from qwen_inspect.report.memory import Run
-from qwen_inspect.report.model import Report
+from qwen_inspect.results.memory import Run
+from qwen_inspect.results.model import Report
+from qwen_inspect.structure.engine_cache import block_pool, llama_cpp_layer_bytes
+from qwen_inspect.structure.inspect import inspect
+from qwen_inspect.structure.kv_cache import FORMATS, read_formats
 
 PUBLISHED = Path(__file__).parent / "published"
 CATALOG = Path(__file__).parent.parent / "qwen_inspect" / "catalog" / "models.json"

@@ -11,13 +11,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from qwen_inspect.analyzers.kept_trace import WITNESS, dump
-from qwen_inspect.analyzers.period import deepen
-from qwen_inspect.analyzers.trace import trace
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.loaders import catalog
 from qwen_inspect.loaders.local import read_config
-from qwen_inspect.prediction import SHIPPED, sample_request, shallow_trace, trace_name
+from qwen_inspect.predicting.kept_trace import WITNESS, dump
+from qwen_inspect.predicting.period import deepen
+from qwen_inspect.predicting.predict import SHIPPED, sample_request, shallow_trace, trace_name
+from qwen_inspect.tracing.trace import trace
 
 # transformers before 4.48 repeated K and V for flash attention: the published peaks of Qwen2.5 were measured so.
 KERNELS = {

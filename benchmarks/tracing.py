@@ -17,12 +17,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from qwen_inspect.analyzers.kept_trace import Point
-from qwen_inspect.analyzers.memory import traced_footprint
 from qwen_inspect.loaders import catalog
-from qwen_inspect.pipeline import inspect
-from qwen_inspect.prediction import kept_trace, trace_name, trace_request
-from qwen_inspect.report.memory import Run
+from qwen_inspect.predicting.footprint import traced_footprint
+from qwen_inspect.predicting.kept_trace import Point
+from qwen_inspect.predicting.predict import kept_trace, trace_name, trace_request
+from qwen_inspect.results.memory import Run
+from qwen_inspect.structure.inspect import inspect
 
 MAIN = "Qwen/Qwen3-8B"
 LARGEST = ("Qwen/Qwen3-235B-A22B", "Qwen/Qwen3-Coder-480B-A35B-Instruct")
@@ -45,7 +45,7 @@ def median_seconds(measured: Callable[[], object], runs: int = RUNS) -> float:
 
 def direct(model: str) -> tuple[float, int, float]:
     """Seconds of a trace beyond the imports, its events, and how much the process grew by it, in MiB."""
-    from qwen_inspect.analyzers.trace import trace
+    from qwen_inspect.tracing.trace import trace
 
     small = inspect("Qwen/Qwen3-0.6B", source="catalog")
     trace(small.spec, small.config or {}, trace_request(RUN))  # imports

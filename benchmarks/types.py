@@ -15,11 +15,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from qwen_inspect.analyzers.cached import found_cache
 from qwen_inspect.architectures import FAMILIES
 from qwen_inspect.architectures.generic import read_generic
 from qwen_inspect.errors import QwenInspectError
 from qwen_inspect.language import Language
+from qwen_inspect.tracing.cached import found_cache
 from tests.generic_models import RUN
 from tests.small_models import small_config
 

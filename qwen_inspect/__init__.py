@@ -14,11 +14,11 @@ __version__ = "0.1.0"
 
 # Where each exported name lives: imported on first use, so that `--help` needs none of them.
 _HOMES = {
-    "inspect": "inspection",
-    "Inspection": "inspection",
-    "models": "pipeline",
-    "Report": "report.model",
-    "Run": "report.memory",
+    "inspect": "library",
+    "Inspection": "library",
+    "models": "structure.inspect",
+    "Report": "results.model",
+    "Run": "results.memory",
     "Checkpoint": "checkpoint",
     "DType": "checkpoint",
     "ModelRef": "checkpoint",
@@ -69,11 +69,11 @@ if TYPE_CHECKING:
         UnsupportedError,
         UsageError,
     )
-    from .inspection import Inspection, inspect
-    from .pipeline import models
-    from .report.memory import Run
-    from .report.model import Report
+    from .library import Inspection, inspect
+    from .results.memory import Run
+    from .results.model import Report
     from .spec import ModelSpec, Module
+    from .structure.inspect import models
 
 
 def __getattr__(name: str) -> object:

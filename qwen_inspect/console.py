@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 from .language import Language
 
 if TYPE_CHECKING:
-    from .report.model import Report
+    from .results.model import Report
 
 LONGEST_LINE = 1000
 EXIT_CHECK_FAILED, EXIT_USAGE, EXIT_MALFORMED, EXIT_UNAVAILABLE, EXIT_INTERRUPTED = 1, 2, 6, 8, 130

@@ -21,18 +21,19 @@ from .language import LANGUAGES, Language, Message
 from .loaders.kept_measurement import read_measurement
 from .loaders.resolve import Access
 from .output import write_all_whole
-from .pipeline import inspect
-from .prediction import explored, predict, versions
+from .predicting.predict import explored, predict
 from .renderers import record
 from .renderers.blocks import Figure as Picture
 from .renderers.document import View, document
 from .renderers.document.checked import check_blocks, summary_blocks
 from .renderers.record import SUFFIX
-from .report.measurement import KeptMeasurement
-from .report.memory import MemoryReport, Run
-from .report.model import Report
-from .report.whole import Drift, Expectation, Figure, ReportCheck, ReportRequest, WholeReport
+from .results.measurement import KeptMeasurement
+from .results.memory import MemoryReport, Run
+from .results.model import Report
+from .results.whole import Drift, Expectation, Figure, ReportCheck, ReportRequest, WholeReport
 from .spec import each_tensor
+from .structure.inspect import inspect
+from .tracing import versions
 
 PROMPTS = (2048, 8192, 32_768)
 FORMS = ("md", "html", "json")

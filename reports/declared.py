@@ -7,17 +7,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from qwen_inspect.analyzers.engine_cache import checkpoint_format
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.checkpoint import Checkpoint, DType, ModelRef, Tensor
 from qwen_inspect.declarations import FILES
 from qwen_inspect.errors import QwenInspectError
 from qwen_inspect.language import Language
 from qwen_inspect.loaders import catalog
-from qwen_inspect.pipeline import analyse
 from qwen_inspect.renderers import markdown
 from qwen_inspect.renderers.blocks import Block, Heading, Paragraph, Table
 from qwen_inspect.spec import each_tensor
+from qwen_inspect.structure.engine_cache import checkpoint_format
+from qwen_inspect.structure.inspect import analyse
 from qwen_inspect.units import count
 
 DENSE, HYBRID = "Qwen/Qwen3-8B", "Qwen/Qwen3.5-35B-A3B"

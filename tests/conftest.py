@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from qwen_inspect.checkpoint import Tensor
-from qwen_inspect.pipeline import inspect
+from qwen_inspect.structure.inspect import inspect
 
 from .browser import browser
 

@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from transformers.distributed import DistributedConfig
 
-from qwen_inspect.analyzers.adapting import optimizer_of
+from qwen_inspect.tracing.adapting import optimizer_of
 
 from .following import profiled
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from qwen_inspect.timeline import GATHERED, Allocate, Event, Free
+from qwen_inspect.results.timeline import GATHERED, Allocate, Event, Free
 
 # What is taken besides what the trace has, by the operator that takes it. None of it outlives its operator.
 OWN_SCRATCH: Mapping[str, str] = {

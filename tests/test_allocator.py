@@ -12,17 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_inspect.analyzers.allocator import DEFAULTS, Allocator, Block, Driver, OutOfMemory, Settings, Usage
-from qwen_inspect.analyzers.allocator_settings import read_settings
-from qwen_inspect.analyzers.replay import (
+from qwen_inspect.errors import UnsupportedError, UsageError
+from qwen_inspect.predicting.allocator import DEFAULTS, Allocator, Block, Driver, OutOfMemory, Settings, Usage
+from qwen_inspect.predicting.allocator_settings import read_settings
+from qwen_inspect.predicting.replay import (
     Alive,
     load_from_warm_up_block,
     load_one_by_one,
     replay,
     warm_up_bytes,
 )
-from qwen_inspect.errors import UnsupportedError, UsageError
-from qwen_inspect.timeline import Allocate, Free, Stage, Timeline
+from qwen_inspect.results.timeline import Allocate, Free, Stage, Timeline
 
 MIB = 1 << 20
 EXPANDABLE = Settings(expandable_segments=True)

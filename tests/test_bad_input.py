@@ -24,11 +24,11 @@ from qwen_inspect.checkpoint import Checkpoint, DType, ModelRef, Tensor
 from qwen_inspect.cli import main
 from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.loaders.strict_json import LONGEST_JSON_BYTES
-from qwen_inspect.pipeline import analyse, inspect
 from qwen_inspect.renderers import json as json_renderer
 from qwen_inspect.renderers import markdown, terminal
 from qwen_inspect.renderers.document import View, document
 from qwen_inspect.spec import each_tensor
+from qwen_inspect.structure.inspect import analyse, inspect
 
 from .conftest import TINY_QWEN3, Finished, run, write_config, write_sparse
 
@@ -808,7 +808,7 @@ def test_running_out_of_memory_is_said_in_one_line(tmp_path: Path) -> None:
     write_config(tmp_path, TINY_QWEN3)
     write_bytes(tmp_path / "config.json", b'{"a": "' + b"x" * 45_000_000 + b'"}')
     limited = (
-        "import resource, sys; from qwen_inspect.cli import main; import qwen_inspect.pipeline\n"
+        "import resource, sys; from qwen_inspect.cli import main; import qwen_inspect.structure.inspect\n"
         "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize() + (60 << 20)\n"
         "resource.setrlimit(resource.RLIMIT_AS, (size, size)); sys.exit(main())"
     )

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.recordings import FOLDER, read
-from qwen_inspect.analyzers.memory import workspace_of
 from qwen_inspect.loaders import calibration
-from qwen_inspect.report.measurement import Calibration
-from qwen_inspect.report.memory import Run
+from qwen_inspect.predicting.footprint import workspace_of
+from qwen_inspect.results.measurement import Calibration
+from qwen_inspect.results.memory import Run
 
 from .conftest import run
 

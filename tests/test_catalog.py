@@ -12,10 +12,10 @@ import pytest
 from qwen_inspect.architectures import FAMILIES, architecture_of
 from qwen_inspect.checkpoint import DType, ModelRef, Tensor
 from qwen_inspect.loaders import catalog
-from qwen_inspect.pipeline import analyse, models
 from qwen_inspect.renderers.document.first_layer import printed
-from qwen_inspect.report.listing import CatalogEntry
+from qwen_inspect.results.listing import CatalogEntry
 from qwen_inspect.spec import DenseMlp, each_buffer, each_tensor, tied_tensors
+from qwen_inspect.structure.inspect import analyse, models
 
 from .conftest import run
 
@@ -156,7 +156,7 @@ def distinct_configurations() -> dict[str, Mapping[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("model", distinct_configurations())
 def test_theory_equals_what_transformers_builds(model: str) -> None:
-    from qwen_inspect.analyzers.instantiate import instantiate
+    from qwen_inspect.tracing.instantiate import instantiate
 
     config = catalog.configuration(model, catalog.entries())
     architecture = architecture_of(config)

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from playwright.sync_api import Browser
 
-from qwen_inspect.analyzers.contrast import config_rows, tensor_changes
 from qwen_inspect.checkpoint import DType, Tensor
-from qwen_inspect.comparison import FactRow
+from qwen_inspect.comparing.contrast import config_rows, tensor_changes
+from qwen_inspect.comparing.side_by_side import compare
 from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.renderers import html, markdown, terminal
 from qwen_inspect.renderers.blocks import Folded, Table
 from qwen_inspect.renderers.document import View, document
-from qwen_inspect.side_by_side import compare
+from qwen_inspect.results.compare import FactRow
 
 from .conftest import TINY_QWEN3, run, write_config, write_sparse
 from .test_bad_input import Capture

@@ -18,8 +18,8 @@ from qwen_inspect.architectures import architecture_of
 from qwen_inspect.checkpoint import DType, Tensor
 from qwen_inspect.cli import main
 from qwen_inspect.loaders import catalog
-from qwen_inspect.pipeline import inspect
 from qwen_inspect.spec import each_tensor
+from qwen_inspect.structure.inspect import inspect
 
 from .conftest import TINY_QWEN3, run, write_config, write_sparse
 

@@ -14,10 +14,10 @@ from playwright.sync_api import Browser
 
 from qwen_inspect.checkpoint import Checkpoint, ModelRef
 from qwen_inspect.language import LANGUAGES, Language
-from qwen_inspect.pipeline import analyse, inspect
 from qwen_inspect.renderers.figure import MOST_PANELS, architecture_figure, folded
-from qwen_inspect.report.model import Report
+from qwen_inspect.results.model import Report
 from qwen_inspect.spec import FullAttention
+from qwen_inspect.structure.inspect import analyse, inspect
 
 from .boxes import assert_nothing_overlaps_or_is_cut, parsed, rectangles, text_boxes
 from .conftest import run

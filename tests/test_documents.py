@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from qwen_inspect.language import Language
-from qwen_inspect.pipeline import inspect
 from qwen_inspect.renderers import markdown, terminal
 from qwen_inspect.renderers.document import View, document
-from qwen_inspect.report.model import Report
+from qwen_inspect.results.model import Report
+from qwen_inspect.structure.inspect import inspect
 
 from .conftest import write_config, write_sparse
 

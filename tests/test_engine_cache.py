@@ -12,7 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_inspect.analyzers.engine_cache import (
+from qwen_inspect.checkpoint import DType
+from qwen_inspect.errors import UnsupportedError
+from qwen_inspect.results.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention, OtherLayerAttention
+from qwen_inspect.structure.engine_cache import (
     BlockPool,
     block_pool,
     checkpoint_format,
@@ -24,11 +27,8 @@ from qwen_inspect.analyzers.engine_cache import (
     state_dtypes,
     text_part,
 )
-from qwen_inspect.analyzers.kv_cache import FORMATS, read_formats
-from qwen_inspect.checkpoint import DType
-from qwen_inspect.errors import UnsupportedError
-from qwen_inspect.pipeline import inspect
-from qwen_inspect.report.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention, OtherLayerAttention
+from qwen_inspect.structure.inspect import inspect
+from qwen_inspect.structure.kv_cache import FORMATS, read_formats
 
 PUBLISHED = Path(__file__).parent.parent / "benchmarks" / "published"
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-import qwen_inspect.analyzers.cached
 from qwen_inspect.architectures import FAMILIES, architecture_of
 from qwen_inspect.errors import QwenInspectError
+from qwen_inspect.tracing import cached
 
 from .conftest import write_config
 from .generic_models import RUN
@@ -63,7 +63,7 @@ def built_once(monkeypatch: pytest.MonkeyPatch) -> None:
             raise kept[key]
         return kept[key]
 
-    found_cache = qwen_inspect.analyzers.cached.found_cache
+    found_cache = cached.found_cache
 
     def built(config: Mapping[str, Any], **options: Any) -> Any:
         text = json.dumps(config, sort_keys=True)
@@ -71,10 +71,8 @@ def built_once(monkeypatch: pytest.MonkeyPatch) -> None:
             kept.clear()
         return once(text, lambda: architecture_of(config, **options))
 
-    monkeypatch.setattr("qwen_inspect.pipeline.architecture_of", built)
-    monkeypatch.setattr(
-        qwen_inspect.analyzers.cached, "found_cache", lambda *asked: once("cache", lambda: found_cache(*asked))
-    )
+    monkeypatch.setattr("qwen_inspect.structure.inspect.architecture_of", built)
+    monkeypatch.setattr(cached, "found_cache", lambda *asked: once("cache", lambda: found_cache(*asked)))
 
 
 @pytest.mark.slow

@@ -17,23 +17,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from playwright.sync_api import Browser, Page
 
-from qwen_inspect.analyzers.allocator import MIB, Allocator
-from qwen_inspect.analyzers.allocator_settings import read_settings
-from qwen_inspect.analyzers.memory import formula_footprint
-from qwen_inspect.analyzers.replay import replay
-from qwen_inspect.exploration import AllocatorSettings, Exploration, RequestSize
 from qwen_inspect.language import LANGUAGES, Language
-from qwen_inspect.pipeline import inspect
-from qwen_inspect.prediction import explored, predict
+from qwen_inspect.predicting.allocator import MIB, Allocator
+from qwen_inspect.predicting.allocator_settings import read_settings
+from qwen_inspect.predicting.footprint import formula_footprint
+from qwen_inspect.predicting.predict import explored, predict
+from qwen_inspect.predicting.replay import replay
 from qwen_inspect.renderers import html
 from qwen_inspect.renderers import json as json_renderer
 from qwen_inspect.renderers.blocks import Live
 from qwen_inspect.renderers.document import View, document
 from qwen_inspect.renderers.explorer import explorer
 from qwen_inspect.renderers.treemap import Area, Box, areas, parameter_treemap, squarified
-from qwen_inspect.report.memory import TERMS, MemoryReport, Run
-from qwen_inspect.report.model import Report
-from qwen_inspect.timeline import Allocate, Event, Free, Stage, Timeline
+from qwen_inspect.results.exploration import AllocatorSettings, Exploration, RequestSize
+from qwen_inspect.results.memory import TERMS, MemoryReport, Run
+from qwen_inspect.results.model import Report
+from qwen_inspect.results.timeline import Allocate, Event, Free, Stage, Timeline
+from qwen_inspect.structure.inspect import inspect
 from qwen_inspect.units import count, size
 
 from .conftest import run

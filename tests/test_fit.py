@@ -24,21 +24,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.accuracy import GIB, published
-from qwen_inspect.analyzers.fit import MOST_BATCH, TracedRun, bounded, largest
-from qwen_inspect.analyzers.kept_trace import Point
-from qwen_inspect.answers import answer, cards, fit
+from qwen_inspect.bisection import largest
 from qwen_inspect.checkpoint import Checkpoint, DType, ModelRef, Tensor
-from qwen_inspect.demand import TransformersDemand
 from qwen_inspect.errors import UnavailableError
-from qwen_inspect.exploration import AllocatorSettings, Exploration, RequestSize
-from qwen_inspect.fitting import CardAnswer, Gpu, Requirement
+from qwen_inspect.fitting.search import answer, cards, fit
+from qwen_inspect.fitting.suggestions import changes
+from qwen_inspect.fitting.traced_run import MOST_BATCH, TracedRun, bounded
+from qwen_inspect.fitting.transformers import TransformersDemand
 from qwen_inspect.loaders import calibration, catalog, gpus
-from qwen_inspect.pipeline import analyse, inspect
-from qwen_inspect.prediction import predict
-from qwen_inspect.report.measurement import Calibration
-from qwen_inspect.report.memory import ANY_CONTEXT_BYTES, Run
-from qwen_inspect.report.model import Report
-from qwen_inspect.suggestions import changes
+from qwen_inspect.predicting.kept_trace import Point
+from qwen_inspect.predicting.predict import predict
+from qwen_inspect.results.exploration import AllocatorSettings, Exploration, RequestSize
+from qwen_inspect.results.fit import CardAnswer, Gpu, Requirement
+from qwen_inspect.results.measurement import Calibration
+from qwen_inspect.results.memory import ANY_CONTEXT_BYTES, Run
+from qwen_inspect.results.model import Report
+from qwen_inspect.structure.inspect import analyse, inspect
 
 from .conftest import TINY_QWEN3, run, write_config, write_sparse
 from .test_rendering import SCHEMA

@@ -20,9 +20,9 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import qwen_inspect
-from qwen_inspect.analyzers.generation import generate
 from qwen_inspect.cli import main
-from qwen_inspect.report.generation import Generation
+from qwen_inspect.measuring.generation import generate
+from qwen_inspect.results.generation import Generation
 
 from .conftest import TINY_QWEN3, Finished, run
 from .test_loading import DOWN, change, spec_of

@@ -14,20 +14,20 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import qwen_inspect
-from qwen_inspect.analyzers.cached import found_cache
 from qwen_inspect.architectures import FAMILIES, architecture_of
 from qwen_inspect.architectures.generic import Generic, build_generic, check_sizes
 from qwen_inspect.errors import MalformedError, QwenInspectError, UnsupportedError
 from qwen_inspect.language import LANGUAGES, Language
-from qwen_inspect.pipeline import inspect
-from qwen_inspect.prediction import predict
+from qwen_inspect.predicting.predict import predict
 from qwen_inspect.renderers import json as as_json
 from qwen_inspect.renderers import terminal
 from qwen_inspect.renderers.document import View, document
 from qwen_inspect.renderers.figure import architecture_figure
-from qwen_inspect.report.cache import CacheReport
-from qwen_inspect.report.memory import Run
-from qwen_inspect.report.model import Report
+from qwen_inspect.results.cache import CacheReport
+from qwen_inspect.results.memory import Run
+from qwen_inspect.results.model import Report
+from qwen_inspect.structure.inspect import inspect
+from qwen_inspect.tracing.cached import found_cache
 
 from .conftest import run, write_config
 from .generic_models import PUBLISHED, REFUSED, RUN

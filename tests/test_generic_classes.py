@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from qwen_inspect.analyzers.cached import found_cache
 from qwen_inspect.architectures import FAMILIES
+from qwen_inspect.architectures.generic.configurations import stated
 from qwen_inspect.architectures.reading import CLASSES
-from qwen_inspect.configurations import stated
 from qwen_inspect.errors import UnsupportedError
 from qwen_inspect.language import LANGUAGES
-from qwen_inspect.pipeline import inspect
-from qwen_inspect.prediction import predict
-from qwen_inspect.report.memory import Run
+from qwen_inspect.predicting.predict import predict
+from qwen_inspect.results.memory import Run
+from qwen_inspect.structure.inspect import inspect
+from qwen_inspect.tracing.cached import found_cache
 
 from .conftest import TINY_QWEN3, write_config
 from .generic_models import PUBLISHED
@@ -276,8 +276,8 @@ def test_the_caches_storages_are_those_of_a_real_run(model_type: str, new_tokens
     """A layer with a window keeps views: after a prompt of all its tokens, after a token of the window's."""
     import torch
 
-    from qwen_inspect.analyzers.cached import tensors_of
     from qwen_inspect.architectures.generic import build_generic
+    from qwen_inspect.tracing.cached import tensors_of
 
     from .generic_models import RUN
 

@@ -28,9 +28,9 @@ from qwen_inspect.errors import MalformedError, NotFoundError, QwenInspectError,
 from qwen_inspect.loaders import gguf_header
 from qwen_inspect.loaders.gguf_header import choose, read_header
 from qwen_inspect.loaders.resolve import resolve
-from qwen_inspect.pipeline import inspect
-from qwen_inspect.report.model import Report
+from qwen_inspect.results.model import Report
 from qwen_inspect.spec import Module, each_tensor
+from qwen_inspect.structure.inspect import inspect
 
 from .conftest import TINY_QWEN3, run
 from .hub.repos import HubFile, HubRepo

@@ -8,10 +8,10 @@ import re
 import jsonschema
 import pytest
 
-from qwen_inspect.analyzers.memory import WORKSPACE_BYTES_HOPPER, workspace_bytes
 from qwen_inspect.errors import UsageError
-from qwen_inspect.fitting import Gpu
 from qwen_inspect.loaders import gpus
+from qwen_inspect.predicting.footprint import WORKSPACE_BYTES_HOPPER, workspace_bytes
+from qwen_inspect.results.fit import Gpu
 
 from .conftest import run
 from .test_rendering import SCHEMA

@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
-from qwen_inspect.answers import fit
+from qwen_inspect.fitting.search import fit
 from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.loaders import gpus
 from qwen_inspect.loaders.resolve import Access
-from qwen_inspect.pipeline import inspect, models
-from qwen_inspect.prediction import explored, predict
+from qwen_inspect.predicting.predict import explored, predict
 from qwen_inspect.renderers import html, markdown, terminal
 from qwen_inspect.renderers.blocks import Block, Code, Fields, Figure, Heading, Items, Node, Paragraph, Table, Tree
 from qwen_inspect.renderers.document import COMMANDS, View, document
 from qwen_inspect.renderers.figure import architecture_figure
 from qwen_inspect.renderers.svg import shown
-from qwen_inspect.report.whole import ReportRequest
 from qwen_inspect.reporting import compiled
+from qwen_inspect.results.whole import ReportRequest
+from qwen_inspect.structure.inspect import inspect, models
 
 from .conftest import run
 from .test_memory import a_run

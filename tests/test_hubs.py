@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from qwen_inspect.checkpoint import DType, Tensor
-from qwen_inspect.pipeline import inspect
+from qwen_inspect.structure.inspect import inspect
 
 from .conftest import TINY_QWEN3, Finished, header_of, write_sharded
 from .hub.repos import HubFile

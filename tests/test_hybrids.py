@@ -12,13 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qwen_inspect.analyzers.instantiate import instantiate
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.errors import QwenInspectError
 from qwen_inspect.loaders import catalog
-from qwen_inspect.pipeline import inspect
 from qwen_inspect.renderers.document.first_layer import printed
 from qwen_inspect.spec import LinearAttention, ModelSpec, each_buffer, each_tensor, tied_tensors
+from qwen_inspect.structure.inspect import inspect
+from qwen_inspect.tracing.instantiate import instantiate
 
 from .conftest import run, write_config, write_sharded
 from .test_local import FAMILIES

@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_inspect.analyzers.attention import attention_report
-from qwen_inspect.analyzers.kv_cache import (
+from qwen_inspect.architectures import architecture_of
+from qwen_inspect.checkpoint import DType
+from qwen_inspect.errors import UnsupportedError
+from qwen_inspect.results.attention import LayerAttention
+from qwen_inspect.results.cache import CacheReport
+from qwen_inspect.structure.attention import attention_report
+from qwen_inspect.structure.inspect import inspect
+from qwen_inspect.structure.kv_cache import (
     FORMATS,
     cache_report,
     read_formats,
 )
-from qwen_inspect.architectures import architecture_of
-from qwen_inspect.checkpoint import DType
-from qwen_inspect.errors import UnsupportedError
-from qwen_inspect.pipeline import inspect
-from qwen_inspect.report.attention import LayerAttention
-from qwen_inspect.report.cache import CacheReport
 
 from .test_local import FAMILIES, random_model
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from qwen_inspect.analyzers.loading import LoadedModel, check_device, load_model, quiet, random_model
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.errors import (
     MalformedError,
@@ -25,6 +24,7 @@ from qwen_inspect.errors import (
     UsageError,
 )
 from qwen_inspect.language import Language
+from qwen_inspect.measuring.loading import LoadedModel, check_device, load_model, quiet, random_model
 from qwen_inspect.spec import ModelSpec
 
 from .conftest import TINY_QWEN3
@@ -189,7 +189,7 @@ def test_weights_that_change_while_they_are_read_are_refused(
     event: str, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The change is made at the moment when the files are open and no tensor is read yet."""
-    from qwen_inspect.analyzers import loading
+    from qwen_inspect.measuring import loading
 
     weights = directory / "model.safetensors"
     opened = loading._slices
@@ -212,7 +212,7 @@ def test_weights_that_change_while_they_are_read_are_refused(
 def test_a_configuration_that_changes_while_weights_are_read_is_refused(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qwen_inspect.analyzers import loading
+    from qwen_inspect.measuring import loading
 
     opened = loading._slices
     monkeypatch.setattr(

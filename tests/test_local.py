@@ -15,8 +15,8 @@ import pytest
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.checkpoint import DType, Tensor
 from qwen_inspect.errors import UnsupportedError
-from qwen_inspect.pipeline import inspect
-from qwen_inspect.report.model import Report
+from qwen_inspect.results.model import Report
+from qwen_inspect.structure.inspect import inspect
 
 from .conftest import TINY_QWEN3, run, write_config, write_sharded, write_sparse
 from .test_bad_input import Capture, invoke

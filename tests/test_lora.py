@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from qwen_inspect.analyzers.lora import trained_tensors
 from qwen_inspect.architectures.blocks import linear, stored_as_built
 from qwen_inspect.architectures.lora import read_lora
 from qwen_inspect.checkpoint import DType, Tensor
 from qwen_inspect.errors import MalformedError, QwenInspectError, UnsupportedError
-from qwen_inspect.pipeline import inspect
-from qwen_inspect.report.model import Report
+from qwen_inspect.results.model import Report
 from qwen_inspect.spec import Module
+from qwen_inspect.structure.adapters import trained_tensors
+from qwen_inspect.structure.inspect import inspect
 
 from .conftest import TINY_QWEN3, run, write_config, write_sparse
 from .test_local import TINY_QWEN2, TINY_QWEN2_MOE, TINY_QWEN3_MOE

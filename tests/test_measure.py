@@ -17,7 +17,10 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu.limit import fraction_of
-from qwen_inspect.analyzers.device import (
+from qwen_inspect.errors import UnavailableError
+from qwen_inspect.language import Language
+from qwen_inspect.loaders.resolve import Access
+from qwen_inspect.measuring.device import (
     _alive_after,
     _between,
     _blocks,
@@ -28,21 +31,18 @@ from qwen_inspect.analyzers.device import (
     process_bytes,
     with_workspaces,
 )
-from qwen_inspect.analyzers.matching import match
-from qwen_inspect.analyzers.measure import loaded, measure
-from qwen_inspect.analyzers.memory import on_device
-from qwen_inspect.errors import UnavailableError
-from qwen_inspect.language import Language
-from qwen_inspect.loaders.resolve import Access
-from qwen_inspect.measurement import Request
-from qwen_inspect.measurement import measured as measure_run
-from qwen_inspect.pipeline import inspect
-from qwen_inspect.prediction import timeline_of
+from qwen_inspect.measuring.matching import match
+from qwen_inspect.measuring.measure import Request
+from qwen_inspect.measuring.measure import measured as measure_run
+from qwen_inspect.measuring.run import loaded, measure
+from qwen_inspect.predicting.footprint import on_device
+from qwen_inspect.predicting.predict import timeline_of
 from qwen_inspect.renderers import markdown
 from qwen_inspect.renderers.document import View, document
 from qwen_inspect.renderers.json import render
-from qwen_inspect.report.memory import Run
-from qwen_inspect.timeline import Allocate, Change, Free, Record, Stage, Timeline
+from qwen_inspect.results.memory import Run
+from qwen_inspect.results.timeline import Allocate, Change, Free, Record, Stage, Timeline
+from qwen_inspect.structure.inspect import inspect
 
 from .conftest import run
 from .test_local import FAMILIES
@@ -225,7 +225,7 @@ def test_a_run_that_fits_exactly_is_not_refused() -> None:
 LIMITED = """
 import resource, sys
 from qwen_inspect.cli import main
-import torch, transformers, qwen_inspect.measurement
+import torch, transformers, qwen_inspect.measuring.measure
 from transformers import Qwen3ForCausalLM
 held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (held + int(sys.argv[1]), resource.RLIM_INFINITY))

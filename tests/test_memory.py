@@ -18,16 +18,16 @@ from hypothesis import strategies as st
 from wcwidth import wcswidth
 
 from benchmarks.accuracy import GIB, Row, transformers_rows
-from qwen_inspect.analyzers.kept_trace import WITNESS, Point, dump, load
-from qwen_inspect.analyzers.memory import formula_footprint, traced_footprint, workspace_bytes
-from qwen_inspect.analyzers.period import period_of
-from qwen_inspect.analyzers.trace import trace
 from qwen_inspect.checkpoint import Checkpoint, ModelRef
 from qwen_inspect.errors import MalformedError
-from qwen_inspect.pipeline import analyse, inspect
-from qwen_inspect.prediction import SHIPPED, kept_trace, predict, sample_request, timeline_of, trace_request
-from qwen_inspect.report.memory import Footprint, Run
-from qwen_inspect.timeline import Allocate, Event
+from qwen_inspect.predicting.footprint import formula_footprint, traced_footprint, workspace_bytes
+from qwen_inspect.predicting.kept_trace import WITNESS, Point, dump, load
+from qwen_inspect.predicting.period import period_of
+from qwen_inspect.predicting.predict import SHIPPED, kept_trace, predict, sample_request, timeline_of, trace_request
+from qwen_inspect.results.memory import Footprint, Run
+from qwen_inspect.results.timeline import Allocate, Event
+from qwen_inspect.structure.inspect import analyse, inspect
+from qwen_inspect.tracing.trace import trace
 
 from .conftest import TINY_QWEN3, run, write_config
 from .test_bad_input import Capture, invoke
@@ -83,7 +83,7 @@ def test_the_accuracy_page_is_what_the_tool_predicts() -> None:
     "point", [Point(1, 100, 400), Point(5, 2048, 2600), Point(2, 17, 18), Point(1, 1, 40)], ids=str
 )
 def test_a_kept_trace_equals_a_trace_of_a_workload_that_it_was_not_made_from(model: str, point: Point) -> None:
-    from qwen_inspect.analyzers.trace import trace
+    from qwen_inspect.tracing.trace import trace
 
     report = inspect(model, source="catalog")
     kept = kept_trace(report.spec, "sdpa")
@@ -306,7 +306,7 @@ def test_published_figures_are_printed_to_a_hundredth_of_a_gib() -> None:
     "model", ["Qwen/Qwen3-0.6B", "Qwen/Qwen2.5-7B", "Qwen/Qwen1.5-MoE-A2.7B", "Qwen/Qwen3-30B-A3B"]
 )
 def test_three_layers_stand_for_the_whole_model_event_by_event(model: str) -> None:
-    from qwen_inspect.analyzers.trace import trace
+    from qwen_inspect.tracing.trace import trace
 
     report = inspect(model, source="catalog")
     kept = kept_trace(report.spec, "sdpa")
@@ -359,7 +359,7 @@ def test_a_few_turns_of_linear_attentions_loop_stand_for_all(
     write_config(tmp_path, FAMILIES["qwen3_next"])
     report = inspect(str(tmp_path))
     few = predict(report, a_run(mode="generate", batch=batch, prompt_tokens=prompt, new_tokens=2)).predicted
-    monkeypatch.setattr("qwen_inspect.analyzers.trace.CHUNK_TURNS", 1 << 20)
+    monkeypatch.setattr("qwen_inspect.tracing.trace.CHUNK_TURNS", 1 << 20)
     assert predict(report, a_run(mode="generate", batch=batch, prompt_tokens=prompt, new_tokens=2)).predicted == few
 
 

@@ -25,10 +25,10 @@ from qwen_inspect.checkpoint import Checkpoint, DType, ModelRef, Tensor
 from qwen_inspect.errors import UsageError
 from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.output import write_whole
-from qwen_inspect.pipeline import analyse
 from qwen_inspect.renderers import json as json_renderer
 from qwen_inspect.renderers import markdown, terminal
 from qwen_inspect.renderers.document import View, document
+from qwen_inspect.structure.inspect import analyse
 
 from .conftest import TINY_QWEN3, write_config, write_sparse
 from .test_bad_input import (

@@ -12,18 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_inspect.analyzers.course import FEWEST_POINTS, thinned
 from qwen_inspect.checkpoint import Checkpoint, ModelRef
 from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.output import write_whole
-from qwen_inspect.pipeline import analyse, inspect
-from qwen_inspect.prediction import predict
+from qwen_inspect.predicting.course import FEWEST_POINTS, thinned
+from qwen_inspect.predicting.predict import predict
 from qwen_inspect.renderers.cache_plot import cache_course, cache_plot
 from qwen_inspect.renderers.plot import MOST_TICKS, axis_ticks, timeline_plot
 from qwen_inspect.renderers.svg import fitted, lacks_glyphs, picture, png, text, text_width
-from qwen_inspect.report.cache import CacheLayer, CacheReport
-from qwen_inspect.report.course import Course, CourseStage
-from qwen_inspect.report.memory import Footprint
+from qwen_inspect.results.cache import CacheLayer, CacheReport
+from qwen_inspect.results.course import Course, CourseStage
+from qwen_inspect.results.memory import Footprint
+from qwen_inspect.structure.inspect import analyse, inspect
 
 from .boxes import SVG, assert_nothing_overlaps_or_is_cut, parsed, text_boxes
 from .conftest import TINY_QWEN3, run, write_config

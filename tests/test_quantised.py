@@ -13,8 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_inspect.analyzers.accounting import components
-from qwen_inspect.analyzers.packing import pack, packed_tree, weights_of
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.architectures.blocks import linear, stored_as_built
 from qwen_inspect.architectures.quantised import PRESETS, read_quantisation
@@ -22,11 +20,13 @@ from qwen_inspect.arguments import SCHEMES
 from qwen_inspect.checkpoint import DType, Tensor
 from qwen_inspect.errors import MalformedError, QwenInspectError, UnsupportedError
 from qwen_inspect.loaders import catalog
-from qwen_inspect.pipeline import inspect
-from qwen_inspect.prediction import predict
-from qwen_inspect.report.memory import Run
-from qwen_inspect.report.model import Report
+from qwen_inspect.predicting.predict import predict
+from qwen_inspect.results.memory import Run
+from qwen_inspect.results.model import Report
 from qwen_inspect.spec import Module, each_tensor
+from qwen_inspect.structure.accounting import components
+from qwen_inspect.structure.inspect import inspect
+from qwen_inspect.structure.packing import pack, packed_tree, weights_of
 
 from .conftest import TINY_QWEN3, run, write_config, write_sparse
 from .test_local import FAMILIES, saved_by_transformers

@@ -10,9 +10,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from qwen_inspect.pipeline import inspect
-from qwen_inspect.prediction import predict
-from qwen_inspect.report.memory import Run
+from qwen_inspect.predicting.predict import predict
+from qwen_inspect.results.memory import Run
+from qwen_inspect.structure.inspect import inspect
 
 from .conftest import TINY_QWEN3, run, write_config
 from .test_memory import without_torch

@@ -16,17 +16,17 @@ from filelock import FileLock
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from qwen_inspect import prediction
-from qwen_inspect.analyzers.memory import traced_footprint
-from qwen_inspect.analyzers.one_rank import cut, standing_at, unloaded
-from qwen_inspect.analyzers.trace import TraceRequest, trace
 from qwen_inspect.architectures import architecture_of
-from qwen_inspect.distribution import ranks_report, with_peaks
 from qwen_inspect.errors import QwenInspectError
-from qwen_inspect.pipeline import inspect
-from qwen_inspect.prediction import trace_request
-from qwen_inspect.ranks import Parallelism, Place, RankBytes
-from qwen_inspect.report.memory import Moment, Run
+from qwen_inspect.predicting import predict as prediction
+from qwen_inspect.predicting.footprint import traced_footprint
+from qwen_inspect.predicting.predict import trace_request
+from qwen_inspect.results.memory import Moment, Run
+from qwen_inspect.results.ranks import Parallelism, Place, RankBytes
+from qwen_inspect.sharing.ranks import ranks_report, with_peaks
+from qwen_inspect.structure.inspect import inspect
+from qwen_inspect.tracing.one_rank import cut, standing_at, unloaded
+from qwen_inspect.tracing.trace import TraceRequest, trace
 
 from .distributed_runs import BATCH, FOLLOWED_NEW, FOLLOWED_PROMPT, NEW, PROMPT, STEPS
 from .following import Change, follow

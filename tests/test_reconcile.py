@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_inspect.analyzers.miscounts import against_claim
-from qwen_inspect.analyzers.reconcile import against_files, against_instantiated, copies
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.checkpoint import DType, Tensor
 from qwen_inspect.loaders.resolve import Access
-from qwen_inspect.pipeline import inspect
-from qwen_inspect.report.counts import Check
+from qwen_inspect.results.counts import Check
 from qwen_inspect.spec import ModelSpec, Module, each_tensor, tied_tensors
-from qwen_inspect.stored import packing_of
+from qwen_inspect.structure.inspect import inspect
+from qwen_inspect.structure.miscounts import against_claim
+from qwen_inspect.structure.reconcile import against_files, against_instantiated, copies
+from qwen_inspect.structure.stored import packing_of
 
 from .conftest import TINY_QWEN3, write_config, write_sparse
 from .test_local import (

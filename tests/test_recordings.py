@@ -10,14 +10,14 @@ import pytest
 
 from benchmarks.accuracy import CATALOG, recorded_model, recorded_peaks, recorded_run
 from benchmarks.recordings import EMPTY, Recording, digest, each, pack, read
-from qwen_inspect import prediction
-from qwen_inspect.analyzers.allocator import Allocator, Block, Driver
-from qwen_inspect.analyzers.memory import on_device
-from qwen_inspect.prediction import predict, timeline_of
-from qwen_inspect.report.memory import H100_CONTEXT_BYTES
-from qwen_inspect.report.model import Report
-from qwen_inspect.timeline import Allocate
-from qwen_inspect.training_plan import plan_of
+from qwen_inspect.predicting import predict as prediction
+from qwen_inspect.predicting.allocator import Allocator, Block, Driver
+from qwen_inspect.predicting.footprint import on_device
+from qwen_inspect.predicting.predict import predict, timeline_of
+from qwen_inspect.predicting.training_plan import plan_of
+from qwen_inspect.results.memory import H100_CONTEXT_BYTES
+from qwen_inspect.results.model import Report
+from qwen_inspect.results.timeline import Allocate
 
 TESTS = Path(__file__).parent
 CONFIGS = TESTS.parent / "benchmarks" / "gpu" / "configs"

@@ -14,16 +14,16 @@ import pytest
 from wcwidth import wcswidth
 
 import qwen_inspect
-from qwen_inspect.answers import fit
+from qwen_inspect.fitting.search import fit
 from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.loaders import gpus
-from qwen_inspect.pipeline import inspect, models
 from qwen_inspect.renderers import json as json_renderer
 from qwen_inspect.renderers import markdown, terminal
 from qwen_inspect.renderers.blocks import Block, Code, Fields, Heading, Items, Node, Paragraph, Table, Tree
 from qwen_inspect.renderers.document import COMMANDS, View, document
-from qwen_inspect.report.memory import Run
-from qwen_inspect.report.model import Report
+from qwen_inspect.results.memory import Run
+from qwen_inspect.results.model import Report
+from qwen_inspect.structure.inspect import inspect, models
 
 from .conftest import run
 

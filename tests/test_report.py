@@ -21,21 +21,21 @@ from markdown_it import MarkdownIt
 from playwright.sync_api import Browser
 from wcwidth import wcswidth
 
-from qwen_inspect.analyzers.memory import formula_footprint
 from qwen_inspect.checkpoint import Checkpoint, ModelRef
 from qwen_inspect.errors import QwenInspectError, UsageError
 from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.loaders import catalog
 from qwen_inspect.loaders.resolve import Access
 from qwen_inspect.output import write_all_whole
-from qwen_inspect.pipeline import analyse
+from qwen_inspect.predicting.footprint import formula_footprint
 from qwen_inspect.renderers import markdown, record, terminal
 from qwen_inspect.renderers.blocks import Heading, Table
 from qwen_inspect.renderers.document import View, document
-from qwen_inspect.report.memory import MemoryReport, Run
-from qwen_inspect.report.whole import ReportRequest, WholeReport
 from qwen_inspect.reporting import compiled, files
+from qwen_inspect.results.memory import MemoryReport, Run
+from qwen_inspect.results.whole import ReportRequest, WholeReport
 from qwen_inspect.spec import MoeMlp
+from qwen_inspect.structure.inspect import analyse
 from qwen_inspect.units import parse_size
 
 from .boxes import parsed

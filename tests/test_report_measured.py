@@ -11,14 +11,14 @@ from typing import Any
 import jsonschema
 import pytest
 
-from qwen_inspect.analyzers import differences
 from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.loaders.kept_measurement import CAUSES, DIFFERENCES
 from qwen_inspect.loaders.resolve import Access
-from qwen_inspect.measurement import Request, measured
-from qwen_inspect.pipeline import inspect
+from qwen_inspect.measuring import differences
+from qwen_inspect.measuring.measure import Request, measured
 from qwen_inspect.renderers.json import render
-from qwen_inspect.report.memory import RARE_TERMS, TERMS, Run
+from qwen_inspect.results.memory import RARE_TERMS, TERMS, Run
+from qwen_inspect.structure.inspect import inspect
 
 from .test_bad_input import Capture, invoke, refusal
 from .test_local import FAMILIES

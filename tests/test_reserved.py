@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_inspect.analyzers.allocator import DEFAULTS, Allocator, Settings
-from qwen_inspect.analyzers.allocator_settings import read_settings
-from qwen_inspect.analyzers.reserved import QuickAllocator, Stream, allocated_bytes, stream_of
+from qwen_inspect.predicting.allocator import DEFAULTS, Allocator, Settings
+from qwen_inspect.predicting.allocator_settings import read_settings
+from qwen_inspect.predicting.reserved import QuickAllocator, Stream, allocated_bytes, stream_of
 
 from .test_allocator import EXPANDABLE, MIB, sizes
 

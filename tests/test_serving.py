@@ -16,15 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qwen_inspect
-from qwen_inspect.analyzers.vllm import LOGS, Log, model_limit, rank_weights, rounding
 from qwen_inspect.cli import main
-from qwen_inspect.engines import LlamaCppReserve, Serving, VllmReserve
+from qwen_inspect.engines.vllm import LOGS, Log, model_limit, rank_weights, rounding
 from qwen_inspect.errors import UnsupportedError, UsageError
-from qwen_inspect.fitting import Gpu
+from qwen_inspect.fitting.serving import budget_card, serve
 from qwen_inspect.loaders import gpus
-from qwen_inspect.pipeline import inspect
-from qwen_inspect.report.model import Report
-from qwen_inspect.serving import budget_card, serve
+from qwen_inspect.results.fit import Gpu
+from qwen_inspect.results.model import Report
+from qwen_inspect.results.serving import LlamaCppReserve, Serving, VllmReserve
+from qwen_inspect.structure.inspect import inspect
 
 from .conftest import TINY_QWEN3, write_config
 from .test_engine_cache import published

@@ -15,17 +15,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_inspect.analyzers.instantiate import build
-from qwen_inspect.analyzers.memory import formula_footprint
-from qwen_inspect.analyzers.ranks import chunk, cut_of, rank_bytes
-from qwen_inspect.architectures.plans import built_plans, plans_of
 from qwen_inspect.checkpoint import DType, Tensor
-from qwen_inspect.distribution import ranks_report, sharded
 from qwen_inspect.errors import QwenInspectError, UnsupportedError
-from qwen_inspect.pipeline import inspect
-from qwen_inspect.ranks import Parallelism, RankBytes
-from qwen_inspect.report.memory import Run
-from qwen_inspect.report.model import Report
+from qwen_inspect.predicting.footprint import formula_footprint
+from qwen_inspect.results.memory import Run
+from qwen_inspect.results.model import Report
+from qwen_inspect.results.ranks import Parallelism, RankBytes
+from qwen_inspect.sharing.plans import built_plans, plans_of
+from qwen_inspect.sharing.ranks import ranks_report, sharded
+from qwen_inspect.sharing.shares import chunk, cut_of, rank_bytes
+from qwen_inspect.structure.inspect import inspect
+from qwen_inspect.tracing.instantiate import build
 
 from .conftest import write_config
 from .test_bad_input import Capture, assert_is_one_error_line, invoke

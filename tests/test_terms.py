@@ -12,23 +12,23 @@ from typing import Any
 import jsonschema
 import pytest
 
-from qwen_inspect.analyzers.contrast import fact_rows
-from qwen_inspect.analyzers.course import LOADER, STACKED_TERMS
-from qwen_inspect.analyzers.memory import formula_footprint
-from qwen_inspect.demand import terms_of
-from qwen_inspect.fitting import deciding
+from qwen_inspect.comparing.contrast import fact_rows
+from qwen_inspect.fitting.transformers import terms_of
 from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.loaders.kept_measurement import DIFFERENCES
-from qwen_inspect.pipeline import inspect
-from qwen_inspect.prediction import predict
+from qwen_inspect.predicting.course import LOADER, STACKED_TERMS
+from qwen_inspect.predicting.footprint import formula_footprint
+from qwen_inspect.predicting.predict import predict
 from qwen_inspect.renderers import markdown
 from qwen_inspect.renderers.document.memory import headline, term_table
 from qwen_inspect.renderers.document.memory import terms_of as shown_terms
 from qwen_inspect.renderers.json.footprint import footprint_content
 from qwen_inspect.renderers.plot import memory_plot
 from qwen_inspect.renderers.svg import PALETTE
-from qwen_inspect.report.measurement import Calibration
-from qwen_inspect.report.memory import TERMS, Footprint, MemoryReport, Moment, Run
+from qwen_inspect.results.fit import deciding
+from qwen_inspect.results.measurement import Calibration
+from qwen_inspect.results.memory import TERMS, Footprint, MemoryReport, Moment, Run
+from qwen_inspect.structure.inspect import inspect
 
 from .conftest import TINY_QWEN3, run, write_config
 from .test_bad_input import Capture, invoke

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from qwen_inspect.analyzers.kernels import FLASH_ATTENTION_2
-from qwen_inspect.analyzers.trace import TraceRequest, trace
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.errors import UnsupportedError, UsageError
-from qwen_inspect.timeline import FLASH_SCRATCH, Allocate, Event, Free, Timeline
+from qwen_inspect.results.timeline import FLASH_SCRATCH, Allocate, Event, Free, Timeline
+from qwen_inspect.tracing.kernels import FLASH_ATTENTION_2
+from qwen_inspect.tracing.trace import TraceRequest, trace
 
 from .conftest import TINY_QWEN3
 from .following import Change, Run, follow, mark, profiled
@@ -407,7 +407,7 @@ def test_without_torch_it_is_said_what_to_install() -> None:
     script = (
         "import sys\n"
         "sys.modules['torch'] = None\n"
-        "from qwen_inspect.analyzers.trace import TraceRequest, trace\n"
+        "from qwen_inspect.tracing.trace import TraceRequest, trace\n"
         "from qwen_inspect.errors import UnavailableError\n"
         "try:\n"
         "    trace(None, {}, TraceRequest(mode='forward', prompt_tokens=1))\n"

@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 import qwen_inspect
-from qwen_inspect import prediction
-from qwen_inspect.analyzers.memory import traced_footprint
-from qwen_inspect.analyzers.training import matrices_of, optimizer_sizes, targets_of
 from qwen_inspect.architectures.lora import lora_of
 from qwen_inspect.checkpoint import DType, Tensor
 from qwen_inspect.cli import main
+from qwen_inspect.comparing.side_by_side import compare
 from qwen_inspect.errors import UnsupportedError
-from qwen_inspect.pipeline import inspect
-from qwen_inspect.prediction import predict, timeline_of
-from qwen_inspect.report.memory import MemoryReport, Run
-from qwen_inspect.side_by_side import compare
+from qwen_inspect.predicting import predict as prediction
+from qwen_inspect.predicting.footprint import traced_footprint
+from qwen_inspect.predicting.predict import predict, timeline_of
+from qwen_inspect.predicting.training import matrices_of, optimizer_sizes, targets_of
+from qwen_inspect.results.memory import MemoryReport, Run
+from qwen_inspect.structure.inspect import inspect
 
 from .conftest import write_config
 from .small_models import small_config

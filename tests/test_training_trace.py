@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from qwen_inspect.analyzers.adapting import Adapters, FourBits, optimizer_of
 from qwen_inspect.checkpoint import DType
-from qwen_inspect.quantisation import Bnb4
-from qwen_inspect.timeline import ADAPTER, FLASH_SCRATCH, SCALES_SCRATCH, Allocate, Event, Free, Timeline
+from qwen_inspect.results.quantisation import Bnb4
+from qwen_inspect.results.timeline import ADAPTER, FLASH_SCRATCH, SCALES_SCRATCH, Allocate, Event, Free, Timeline
+from qwen_inspect.tracing.adapting import Adapters, FourBits, optimizer_of
 
 from .following import Run, follow, profiled
 from .test_local import FAMILIES

@@ -42,10 +42,10 @@ def main() -> int:
     import torch
 
     from qwen_inspect import inspect
-    from qwen_inspect.analyzers.loading import check_device, random_model
-    from qwen_inspect.analyzers.measure import loaded, make_ready, measure
-    from qwen_inspect.prediction import predict
-    from qwen_inspect.report.memory import Run
+    from qwen_inspect.measuring.loading import check_device, random_model
+    from qwen_inspect.measuring.run import loaded, make_ready, measure
+    from qwen_inspect.predicting.predict import predict
+    from qwen_inspect.results.memory import Run
 
     device = check_device(options.device)
     on_cuda = device != "cpu"

@@ -350,8 +350,8 @@ def main() -> int:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + options.seconds
-    from qwen_inspect.analyzers.loading import check_device
     from qwen_inspect.errors import QwenInspectError
+    from qwen_inspect.measuring.loading import check_device
 
     device = "cpu" if options.trying else options.device
     try:

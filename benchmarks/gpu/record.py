@@ -103,7 +103,7 @@ class Recording:
             return
         import torch
 
-        from qwen_inspect.analyzers.device import process_bytes
+        from qwen_inspect.measuring.device import process_bytes
 
         torch.cuda.synchronize()
         self.take()
@@ -337,7 +337,7 @@ def main() -> int:
         "events": recording.events,
     }
     if recording.cuda:
-        from qwen_inspect.analyzers.device import driver_version
+        from qwen_inspect.measuring.device import driver_version
 
         name = model.partition(":")[2] or Path(model).stem
         Path(out).write_bytes(pack(content, model=name, driver=driver_version() or "unknown"))

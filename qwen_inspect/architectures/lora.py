@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import MalformedError, UnsupportedError
-from ..lora import Lora
+from ..results.lora import Lora
 from .patterns import safe_pattern
 from .reading import flag, integer, number, shown
 

@@ -12,7 +12,7 @@ from typing import Any
 from ..checkpoint import DTYPE_OF_TORCH_NAME, DType
 from ..declarations import KEY
 from ..errors import MalformedError, UnsupportedError, UsageError
-from ..quantisation import (
+from ..results.quantisation import (
     Awq,
     Bnb4,
     BnbInt8,

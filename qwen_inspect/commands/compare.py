@@ -11,9 +11,9 @@ from .options import access_of, cards_of, check_options, is_capability, run_of
 
 def run(options: argparse.Namespace, say: Language) -> int:
     """Fails where two hubs' listings were asked and do not prove the weights the same; that models differ is no failure."""
+    from ..comparing.side_by_side import compare
     from ..errors import UsageError
     from ..renderers.document import View
-    from ..side_by_side import compare
 
     check_options(options)
     if len(options.models) < 2:

@@ -12,9 +12,9 @@ from ..language import Language
 from .options import cards_of, check_options, inspected, run_of
 
 if TYPE_CHECKING:
-    from ..engines import Serving
-    from ..fitting import Gpu
-    from ..report.model import Report
+    from ..results.fit import Gpu
+    from ..results.model import Report
+    from ..results.serving import Serving
 
 
 def run(options: argparse.Namespace, say: Language) -> int:
@@ -26,7 +26,7 @@ def run(options: argparse.Namespace, say: Language) -> int:
 
 def _fit(report: Report, cards: Sequence[Gpu], options: argparse.Namespace, say: Language) -> int:
     """1 where it does not fit one of the cards; what is refused is the exit code after all that could be told."""
-    from ..answers import fit
+    from ..fitting.search import fit
     from ..renderers.document import View
 
     found = fit(report, run_of(options), cards, beyond_limit=options.beyond_limit)
@@ -41,8 +41,8 @@ def _fit(report: Report, cards: Sequence[Gpu], options: argparse.Namespace, say:
 
 def _serve(report: Report, serving: Serving, cards: Sequence[Gpu], options: argparse.Namespace, say: Language) -> int:
     """1 where it does not fit one of the cards."""
+    from ..fitting.serving import serve
     from ..renderers.document import View
-    from ..serving import serve
 
     found = serve(report, serving, cards, beyond_limit=options.beyond_limit)
     write(text_of(options, found, say, View()), options, say)
@@ -52,8 +52,8 @@ def _serve(report: Report, serving: Serving, cards: Sequence[Gpu], options: argp
 
 def _serving(options: argparse.Namespace) -> Serving | None:
     """What an engine is asked for, None for transformers. UsageError for options that are another engine's or contradict."""
-    from ..engines import Serving
     from ..errors import UsageError
+    from ..results.serving import Serving
 
     for engine, names in ENGINE_OPTIONS.items():
         for name in names:

@@ -12,9 +12,9 @@ from ..language import Language
 from .options import access_of, check_options, inspected, is_capability, run_of
 
 if TYPE_CHECKING:
-    from ..ranks import Parallelism
-    from ..report.memory import MemoryReport
-    from ..report.model import Report
+    from ..results.memory import MemoryReport
+    from ..results.model import Report
+    from ..results.ranks import Parallelism
 
 PLOT_POINTS = 1500  # more than a screen has columns
 
@@ -27,14 +27,14 @@ def run(options: argparse.Namespace, say: Language) -> int:
     check_options(options)
     how = _parallelism(options)
     if not is_capability(options.gpu):
-        from ..answers import card_name
+        from ..fitting.search import card_name
 
         options.gpu = card_name(options.gpu)
     report = inspected(options)
     shared = _over_devices(report, how, options)  # what cannot be is refused before anything is traced
     memory = replace(_memory(report, options, say), **shared)
     if options.format == "html":
-        from ..prediction import explored
+        from ..predicting.predict import explored
 
         memory = explored(memory)
     write(text_of(options, memory, say, View(live=options.format == "html")), options, say)
@@ -50,14 +50,14 @@ def _memory(report: Report, options: argparse.Namespace, say: Language) -> Memor
         for name in ("random_weights", "force", "snapshot"):
             if getattr(options, name):
                 raise UsageError("needs_device", option="--" + name.replace("_", "-"))
-        from ..prediction import predict
+        from ..predicting.predict import predict
 
         memory = predict(report, run_of(options), course_points=points)
     else:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would tell stderr when it starts and stops
         from pathlib import Path
 
-        from ..measurement import Request, measured
+        from ..measuring.measure import Request, measured
 
         if options.snapshot is not None and os.path.lexists(options.snapshot) and not options.overwrite:
             raise UsageError("output_exists", path=options.snapshot)
@@ -102,7 +102,7 @@ def _parallelism(options: argparse.Namespace) -> Parallelism | None:
             raise UsageError("options_exclude", option=several[0], other=other)
     if not given:
         return None
-    from ..ranks import Parallelism
+    from ..results.ranks import Parallelism
 
     return Parallelism(
         tensor=options.tp or 1,
@@ -117,7 +117,7 @@ def _over_devices(report: Report, how: Parallelism | None, options: argparse.Nam
     """What each rank or device holds, as fields of a MemoryReport; nothing where none are asked for."""
     if how is None and options.device_map is None:
         return {}
-    from ..distribution import device_map_report, ranks_report, with_peaks
+    from ..sharing.ranks import device_map_report, ranks_report, with_peaks
 
     run = run_of(options)
     if how is not None:

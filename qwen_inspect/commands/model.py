@@ -12,7 +12,7 @@ from ..language import Language
 from .options import access_of, check_options, inspected
 
 if TYPE_CHECKING:
-    from ..report.model import Report
+    from ..results.model import Report
 
 VIEWED = ("expand", "depth", "first_layer", "explain", "sort", "top")
 
@@ -34,10 +34,10 @@ def run(options: argparse.Namespace, say: Language) -> int:
 
 
 def _with_generation(report: Report, options: argparse.Namespace) -> Report:
-    from .. import pipeline
+    from ..measuring.generation import with_generation
 
     gc.enable()  # no longer a short command: a model's modules do have cycles
-    return pipeline.generate(
+    return with_generation(
         report,
         options.prompt,
         max_new_tokens=options.max_new_tokens or 32,

@@ -11,10 +11,10 @@ from ..arguments import DEFAULT_PROMPT_TOKENS
 from ..console import progress
 
 if TYPE_CHECKING:
-    from ..fitting import Gpu
     from ..loaders.resolve import Access
-    from ..report.memory import Run
-    from ..report.model import Report
+    from ..results.fit import Gpu
+    from ..results.memory import Run
+    from ..results.model import Report
 
 PROMPT_OPTIONS = ("max_new_tokens", "device")
 
@@ -48,7 +48,7 @@ def _check_prompt_options(options: argparse.Namespace) -> None:
     if "prompt" not in options:
         return
     if options.prompt is not None:
-        from ..analyzers.generation import check_prompt
+        from ..measuring.generation import check_prompt
 
         check_prompt(options.prompt)
     elif given := next((name for name in PROMPT_OPTIONS if getattr(options, name)), None):
@@ -57,9 +57,9 @@ def _check_prompt_options(options: argparse.Namespace) -> None:
 
 def inspected(options: argparse.Namespace) -> Report:
     """The report of the model that is named; its design is required where the command shows nothing without."""
-    from .. import pipeline
+    from ..structure.inspect import inspect
 
-    return pipeline.inspect(
+    return inspect(
         options.model,
         source=options.source,
         revision=options.revision,
@@ -83,7 +83,7 @@ def inspected(options: argparse.Namespace) -> Report:
 def run_of(options: argparse.Namespace) -> Run:
     """The run that is predicted; UsageError for options of LoRA without it, and of training in another mode."""
     from ..errors import UsageError
-    from ..report.memory import Run
+    from ..results.memory import Run
 
     run = Run(
         mode=options.mode,
@@ -141,9 +141,9 @@ def is_capability(gpu: str) -> bool:
 def cards_of(options: argparse.Namespace) -> Sequence[Gpu]:
     """The cards that are meant by --gpu or --memory; what stands for one where vLLM's budget is given."""
     if getattr(options, "kv_budget", None) is not None:
-        from ..serving import budget_card
+        from ..fitting.serving import budget_card
 
         return (budget_card(options.kv_budget[1]),)
-    from ..answers import cards
+    from ..fitting.search import cards
 
     return cards(options.gpu, getattr(options, "memory", None))

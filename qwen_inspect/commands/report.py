@@ -13,8 +13,8 @@ from .options import access_of
 def run(options: argparse.Namespace, say: Language) -> int:
     """The whole report written, shown or checked; 1 where a figure drifted or something expected does not hold."""
     from ..errors import UsageError
-    from ..report.whole import ReportRequest
     from ..reporting import Task, carry_out
+    from ..results.whole import ReportRequest
 
     action = "update" if options.update else "check" if options.check else "overwrite" if options.overwrite else "write"
     if options.output is None and action in ("update", "check"):

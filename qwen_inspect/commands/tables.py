@@ -15,9 +15,9 @@ def run(options: argparse.Namespace, say: Language) -> int:
     check_options(options)
     subject: object
     if options.command == "models":
-        from .. import pipeline
+        from ..structure.inspect import models
 
-        subject = pipeline.models()
+        subject = models()
     else:
         from ..loaders import gpus
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import header_cache
 
 if TYPE_CHECKING:
-    from ..report.measurement import Calibration
+    from ..results.measurement import Calibration
 
 NAME = "calibration.json"
 VERSION = 1
@@ -58,7 +58,7 @@ def _read() -> list[Calibration]:
 
 
 def _entry(one: dict[str, Any]) -> Calibration:
-    from ..report.measurement import Calibration
+    from ..results.measurement import Calibration
 
     sizes = one["context_bytes"], one["workspace_bytes"]
     names = one["gpu"], one["driver"], one["torch"], one["transformers"], one["date"]

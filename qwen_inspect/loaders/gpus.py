@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..fitting import Gpu, Published
+from ..results.fit import Gpu, Published
 from ..units import GIB, MIB
 
 TABLE = Path(__file__).parent.parent / "catalog" / "gpus.json"

@@ -8,12 +8,12 @@ from typing import Any
 
 from ..errors import MalformedError, NotFoundError
 from ..language import Message
-from ..report.measurement import Difference, KeptMeasurement, MemoryCause
-from ..report.memory import TERMS, Run
+from ..results.measurement import Difference, KeptMeasurement, MemoryCause
+from ..results.memory import TERMS, Run
 from .strict_json import LONGEST_JSON_BYTES, parse_json
 
 DIFFERENCES = (*TERMS, "steady_allocated", "peak_allocated", "peak_reserved", "context")
-# Each cause of `analyzers.differences` with the values of its sentence.
+# Each cause of `measuring.differences` with the values of its sentence.
 CAUSES: Mapping[str, tuple[str, ...]] = {
     "cause_step_counters": (),
     "cause_kept": ("operator", "storages"),

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from ..language import Language
-from ..report.cache import CacheReport
-from ..report.model import Report
+from ..results.cache import CacheReport
+from ..results.model import Report
 from ..units import count, size
 from .plot import (
     HEADROOM,

@@ -1,4 +1,4 @@
-// Works out a run's memory for any workload: its requests through CUDA's caching allocator, as qwen_inspect/analyzers/allocator.py
+// Works out a run's memory for any workload: its requests through CUDA's caching allocator, as qwen_inspect/predicting/allocator.py
 // has it (where every step's source is named), to the byte. Nothing here is a model of its own: `AllocatorModel` follows that file.
 {
 const MIB = 2 ** 20, ROUNDING = 512, SMALL = MIB, SMALL_SEGMENT = 2 * MIB, OWN_SEGMENT = 10 * MIB, OWN_ROUNDING = 2 * MIB;

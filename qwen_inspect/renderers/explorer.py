@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..exploration import GROWTHS, Exploration, RequestSize
 from ..language import Language
-from ..report.memory import OF_SOME_RUNS, TERMS, MemoryReport
+from ..results.exploration import GROWTHS, Exploration, RequestSize
+from ..results.memory import OF_SOME_RUNS, TERMS, MemoryReport
 from .blocks import Live
 from .document.memory import required_names
 

@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Generic, TypeVar
 
 from ..language import Language
-from ..report.model import Report
+from ..results.model import Report
 from ..spec import (
     Attention,
     DenseMlp,

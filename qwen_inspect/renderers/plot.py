@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from ..language import Language
-from ..report.course import Course
-from ..report.memory import MemoryReport
+from ..results.course import Course
+from ..results.memory import MemoryReport
 from ..units import GIB, KIB, MIB, count, size
 from .document.common import size_range
 from .svg import element, fill, fitted, path, picture, rectangle, text, text_width

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from .. import __version__
-from ..report.measurement import KeptMeasurement
-from ..report.memory import RARE_TERMS, TERMS, MemoryReport
-from ..report.whole import Figure, WholeReport
+from ..results.measurement import KeptMeasurement
+from ..results.memory import RARE_TERMS, TERMS, MemoryReport
+from ..results.whole import Figure, WholeReport
 
 FORMAT_VERSION = 1
 OF_OTHER_RUNS = (*RARE_TERMS, "gradients", "optimizer")  # a report's runs generate on one device

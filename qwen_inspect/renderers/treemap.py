@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..language import Language
-from ..report.model import Report
+from ..results.model import Report
 from ..spec import Module
 from ..units import short_count
 from .blocks import Figure

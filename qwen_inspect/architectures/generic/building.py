@@ -10,9 +10,9 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from ...configurations import layer_configurations, stated
 from ...errors import MalformedError, QwenInspectError, UnavailableError, UnsupportedError
 from ..reading import LARGEST_SIZE, read_dtype, shown
+from .configurations import layer_configurations, stated
 
 # No released model comes near these; transformers loops over such counts before it builds anything.
 MOST_LAYERS, MOST_EXPERTS, MOST_MODULES, MOST_ENTRIES = 2_000, 8_192, 200_000, 10_000

@@ -9,10 +9,10 @@ from itertools import groupby
 from typing import Any
 
 from ...checkpoint import DTYPE_OF_TORCH_NAME, Tensor
-from ...configurations import layer_configurations, stated
 from ...errors import UnsupportedError
 from ...spec import ModelSpec, Module
 from .building import generic_dtype
+from .configurations import layer_configurations, stated
 
 # How configurations name the experts that one token takes. Source: transformers 5.23, models/*/configuration_*.py.
 TAKEN_KEYS = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k", "moe_top_k")

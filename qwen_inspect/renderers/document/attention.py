@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ...language import Language
-from ...report.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention, OtherLayerAttention
-from ...report.model import Report
+from ...results.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention, OtherLayerAttention
+from ...results.model import Report
 from ...units import count, size
 from ..blocks import Block, Figure, Heading, Items, Paragraph, Table
 from . import View

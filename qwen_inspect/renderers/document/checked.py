@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...language import Language
-from ...report.whole import Drift, Expectation, Figure, ReportCheck, WholeReport
+from ...results.whole import Drift, Expectation, Figure, ReportCheck, WholeReport
 from ...units import UNKNOWN, count, size
 from ..blocks import Block, Heading, Items, Paragraph, Table
 from .common import active_rows, size_range, unique_parameters

@@ -8,14 +8,14 @@ from itertools import groupby
 from typing import TYPE_CHECKING, TypeVar
 
 from ...language import Language
-from ...report.counts import Check, ParameterCounts
-from ...report.model import Report
+from ...results.counts import Check, ParameterCounts
+from ...results.model import Report
 from ...spec import Module
 from ...units import count, mib, percent, short_count, signed, size
 from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
 
 if TYPE_CHECKING:
-    from ...fitting import Largest
+    from ...results.fit import Largest
 
 MOST_UNEXPLAINED, MOST_KEPT, MOST_SPANS = 20, 8, 8
 Item = TypeVar("Item")

@@ -7,10 +7,10 @@ from string import ascii_uppercase
 from typing import TYPE_CHECKING
 
 from ...checkpoint import Tensor
-from ...comparison import KINDS, Comparison, ConfigRow, FactRow, SideBySide, TensorChange, TensorChanges
 from ...language import Language
-from ...report.listing import FilePair, FilesComparison
-from ...report.model import Report
+from ...results.compare import KINDS, Comparison, ConfigRow, FactRow, SideBySide, TensorChange, TensorChanges
+from ...results.listing import FilePair, FilesComparison
+from ...results.model import Report
 from ...units import count, signed, signed_size, size
 from ..blocks import Block, Folded, Heading, Items, Paragraph, Table
 from . import View
@@ -18,7 +18,7 @@ from .common import notices, reach
 from .configuration import written
 
 if TYPE_CHECKING:
-    from ...fitting import CardReach, ContextFit
+    from ...results.fit import CardReach, ContextFit
 
 MOST_CHANGES = 20
 NAME_LENGTH = 28  # of a model, in the heading of its column

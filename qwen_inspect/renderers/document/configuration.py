@@ -8,8 +8,8 @@ from typing import Any
 
 from ...declarations import KEY, OTHER_KEYS
 from ...language import Language
-from ...report.attention import LayerAttention, LinearLayerAttention
-from ...report.model import Report
+from ...results.attention import LayerAttention, LinearLayerAttention
+from ...results.model import Report
 from ...spec import DenseMlp, GatedAttention, LinearAttention, MoeMlp
 from ...units import count, short_count
 from ..blocks import Block, Code, Heading, Items, Paragraph, Table

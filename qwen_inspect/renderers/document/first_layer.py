@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...errors import UnsupportedError
 from ...language import Language
-from ...report.model import Report
+from ...results.model import Report
 from ...spec import FullAttention, GatedAttention, LinearAttention, ModelSpec, Module, SlidingAttention
 from ..blocks import Code
 from .common import layer_runs

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ...engines import ServingReport
-from ...fitting import CardAnswer, FitReport, Suggestion
 from ...language import Language
+from ...results.fit import CardAnswer, FitReport, Suggestion
+from ...results.serving import ServingReport
 from ...units import count, signed_size, size
 from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
 from . import View

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...fitting import Gpu
 from ...language import Language
+from ...results.fit import Gpu
 from ...units import UNKNOWN, size
 from ..blocks import Block, Heading, Items, Paragraph, Table
 from . import View

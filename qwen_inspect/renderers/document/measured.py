@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...language import Language
-from ...report.measurement import Difference, Measurement, Reading
-from ...report.memory import MemoryReport
+from ...results.measurement import Difference, Measurement, Reading
+from ...results.memory import MemoryReport
 from ...units import count, percent, shares, signed, size
 from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
 from .common import component_table, identity, notices

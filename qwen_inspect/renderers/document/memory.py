@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ...language import Language
-from ...report.memory import OF_SOME_RUNS, TERMS, Alive, Footprint, MemoryReport, Moment
-from ...report.model import Report
+from ...results.memory import OF_SOME_RUNS, TERMS, Alive, Footprint, MemoryReport, Moment
+from ...results.model import Report
 from ...units import count, size
 from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
 from . import View

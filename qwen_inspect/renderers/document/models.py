@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...language import Language
-from ...report.listing import CatalogEntry
+from ...results.listing import CatalogEntry
 from ...units import count
 from ..blocks import Block, Heading, Paragraph, Table
 from . import View

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...language import Language
-from ...report.model import Report
+from ...results.model import Report
 from ...spec import Module
 from ...units import count, percent, shares, short_count
 from ..blocks import Block, Heading, Items, Paragraph, Table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...language import Language
-from ...ranks import RANK_TERMS, DeviceMapReport, Parallelism, RankBytes, RanksReport
+from ...results.ranks import RANK_TERMS, DeviceMapReport, Parallelism, RankBytes, RanksReport
 from ...units import UNKNOWN, count, size
 from ..blocks import Block, Heading, Items, Table
 from .memory import terms_of

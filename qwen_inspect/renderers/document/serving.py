@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ...engines import Capacity, EngineCard, LlamaCppReserve, ServingReport, VllmReserve
 from ...language import Language
+from ...results.serving import Capacity, EngineCard, LlamaCppReserve, ServingReport, VllmReserve
 from ...units import UNKNOWN, count, size
 from ..blocks import Block, Fields, Heading, Items, Table
 from .common import identity, notices, reach

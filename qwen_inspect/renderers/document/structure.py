@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from ...language import Language
-from ...report.attention import AttentionReport, LayerAttention, LinearLayerAttention, OtherLayerAttention
-from ...report.model import Report
+from ...results.attention import AttentionReport, LayerAttention, LinearLayerAttention, OtherLayerAttention
+from ...results.model import Report
 from ...spec import Module
 from ...units import UNKNOWN, count, seconds, size
 from ..blocks import Block, Code, Fields, Heading, Items, Node, Paragraph, Table, Tree

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ...checkpoint import Tensor
 from ...errors import NotFoundError
 from ...language import Language
-from ...report.model import Report
+from ...results.model import Report
 from ...units import count, mib
 from ..blocks import Block, Fields, Heading, Table
 from ..dtypes import by_dtype

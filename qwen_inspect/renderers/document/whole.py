@@ -9,10 +9,10 @@ from itertools import groupby
 
 from ... import __version__
 from ...language import Language, Message
-from ...report.counts import Check
-from ...report.memory import MemoryReport, Moment
-from ...report.model import Report
-from ...report.whole import WholeReport
+from ...results.counts import Check
+from ...results.memory import MemoryReport, Moment
+from ...results.model import Report
+from ...results.whole import WholeReport
 from ...spec import MoeMlp, each_tensor
 from ...units import UNKNOWN, count, percent, signed, size
 from ..blocks import Block, Code, Fields, Figure, Heading, Items, Paragraph, Table, Tree

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...language import Language
-from ...report.model import Report
+from ...results.model import Report
 from .common import model_content
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...language import Language
-from ...report.model import Report
+from ...results.model import Report
 
 
 def model_content(report: Report, say: Language) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ...checkpoint import ModelRef, Tensor
-from ...comparison import KINDS, Comparison, SideBySide, TensorChanges
 from ...language import Language
+from ...results.compare import KINDS, Comparison, SideBySide, TensorChanges
 from .common import model_content
 from .footprint import workload_content
 

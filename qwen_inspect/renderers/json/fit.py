@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ...fitting import CardAnswer, CardReach, Ends, FitReport, Largest, Suggestion
 from ...language import Language
+from ...results.fit import CardAnswer, CardReach, Ends, FitReport, Largest, Suggestion
 from .common import model_content
 
 if TYPE_CHECKING:
-    from ...engines import ServingReport
+    from ...results.serving import ServingReport
 
 
 def content(found: FitReport | ServingReport, say: Language) -> dict[str, Any]:

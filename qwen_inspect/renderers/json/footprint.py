@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...language import Language
-from ...report.memory import RARE_TERMS, Alive, Footprint, Moment, PeakRange, Run
+from ...results.memory import RARE_TERMS, Alive, Footprint, Moment, PeakRange, Run
 
 
 def workload_content(run: Run) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ...fitting import Gpu
 from ...language import Language
+from ...results.fit import Gpu
 
 
 def content(gpus: Sequence[Gpu], say: Language) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ...language import Language, Message
-from ...report.measurement import Difference, KeptMeasurement, Measurement, MemoryCause
-from ...report.memory import Run
+from ...results.measurement import Difference, KeptMeasurement, Measurement, MemoryCause
+from ...results.memory import Run
 from .footprint import alive_content, footprint_content, workload_content
 from .ranks import degrees_content
 

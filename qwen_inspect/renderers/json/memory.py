@@ -6,8 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from ...language import Language
-from ...report.memory import MemoryReport, Run
-from ...training import Training
+from ...results.memory import MemoryReport, Run
+from ...results.training import Training
 from .common import model_content
 from .footprint import footprint_content, workload_content
 from .measured import difference_content, measured_content

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...language import Language
-from ...report.listing import CatalogEntry
+from ...results.listing import CatalogEntry
 
 
 def content(entries: Sequence[CatalogEntry], say: Language) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...language import Language
-from ...report.model import Report
+from ...results.model import Report
 from .common import model_content
 
 

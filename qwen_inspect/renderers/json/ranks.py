@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ...language import Language
-from ...ranks import RANK_TERMS
+from ...results.ranks import RANK_TERMS
 from .footprint import moment_content
 
 if TYPE_CHECKING:
-    from ...ranks import DeviceMapReport, RankBytes, RanksReport
+    from ...results.ranks import DeviceMapReport, RankBytes, RanksReport
 
 
 def degrees_content(ranks: RanksReport | None) -> dict[str, Any]:

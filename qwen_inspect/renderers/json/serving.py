@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...engines import Capacity, EngineCard, LlamaCppReserve, ServingReport, VllmReserve
 from ...language import Language
+from ...results.serving import Capacity, EngineCard, LlamaCppReserve, ServingReport, VllmReserve
 from .fit import suggestion_content
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ...language import Language
-from ...report.generation import Generation
-from ...report.model import Report
+from ...results.generation import Generation
+from ...results.model import Report
 from ...spec import Module
 from .attention import attention_content
 from .common import model_content

@@ -6,7 +6,7 @@ from typing import Any
 
 from ...errors import NotFoundError
 from ...language import Language
-from ...report.model import Report
+from ...results.model import Report
 from ..dtypes import by_dtype
 from .common import model_content
 

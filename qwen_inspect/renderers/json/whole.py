@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...language import Language
-from ...report.whole import WholeReport
+from ...results.whole import WholeReport
 from .common import model_content
 from .measured import kept_content
 from .memory import memory_content

@@ -1,1 +1,0 @@
-"""Checkpoint + ModelSpec -> findings. Pure functions, but for `instantiate`, which runs transformers."""

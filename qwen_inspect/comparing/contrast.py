@@ -1,0 +1,209 @@
+"""Reports -> what they have in common and where they differ: configuration, facts, tensors. Nothing is judged here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ..checkpoint import Tensor
+from ..results.compare import ConfigRow, FactRow, TensorChange, TensorChanges
+from ..results.memory import OF_SOME_RUNS, TERMS, MemoryReport, Moment
+from ..results.model import Report
+from ..structure.accounting import COMPONENTS
+from ..structure.reconcile import without_renaming
+
+Value = int | str | None
+# What is told of the layers of each kind, by the names of LayerAttention and LinearLayerAttention.
+SOFTMAX = ("kind", "query_heads", "kv_heads", "head_dim")
+LAYER_FIGURES: Mapping[str, tuple[str, ...]] = {
+    "full": SOFTMAX,
+    "sliding": (*SOFTMAX, "window_tokens"),
+    "linear": ("key_heads", "value_heads", "key_head_dim", "value_head_dim"),
+}
+
+
+def config_rows(configs: Sequence[Mapping[str, Any] | None]) -> tuple[ConfigRow, ...]:
+    """Every key of any configuration, by name. 1000000 and 1000000.0 are the same value, 1 and true are not."""
+    keys = sorted({key for config in configs for key in config or ()})
+    return tuple(_config_row(key, configs) for key in keys)
+
+
+def _config_row(key: str, configs: Sequence[Mapping[str, Any] | None]) -> ConfigRow:
+    present = tuple(None if config is None else key in config for config in configs)
+    values = tuple((config or {}).get(key) for config in configs)
+    known = {(there, _canonical(value)) for there, value in zip(present, values, strict=True) if there is not None}
+    same = False if len(known) > 1 else None if None in present else True
+    return ConfigRow(key=key, values=values, present=present, same=same)
+
+
+def _canonical(value: object) -> str:
+    """Equal for equal values, whichever way a JSON writer spells numbers and orders keys."""
+    match value:
+        case float() if value.is_integer():
+            return str(int(value))
+        case list():
+            return f"[{','.join(map(_canonical, value))}]"
+        case dict():
+            return f"{{{','.join(f'{json.dumps(key)}:{_canonical(value[key])}' for key in sorted(value))}}}"
+    return json.dumps(value)
+
+
+# --- facts
+
+
+def fact_rows(
+    reports: Sequence[Report], memories: Sequence[MemoryReport | None], *, tokens: int, batch: int
+) -> tuple[FactRow, ...]:
+    """Identity, parameters, attention by kind of layer, cache for `batch` sequences of `tokens` tokens, and memory."""
+    rows = [
+        *_rows("model", reports, _MODEL),
+        *_rows("parameters", reports, _PARAMETERS),
+        *_component_rows(reports),
+        *_attention_rows(reports),
+        *_cache_rows(reports, tokens, batch),
+        *_memory_rows(memories),
+    ]
+    return tuple(rows)
+
+
+# (name, unit, what it is of a model whose architecture is known).
+_Fact = tuple[str, str, Callable[[Report], Value]]
+_MODEL: tuple[_Fact, ...] = (
+    ("class", "", lambda report: report.spec.class_name),
+    ("dtype", "", lambda report: str(report.spec.dtype)),
+    ("quantisation", "", lambda report: report.known.quantised.method if report.known.quantised else ""),
+    ("layers", "", lambda report: len(report.spec.layers)),
+    ("context", "tokens", lambda report: report.spec.context_tokens),
+)
+_PARAMETERS: tuple[_Fact, ...] = (
+    ("unique", "parameters", lambda report: report.parameters.unique),
+    ("active", "parameters", lambda report: report.parameters.active),
+    ("active_non_embedding", "parameters", lambda report: report.parameters.active_non_embedding),
+    ("non_embedding", "parameters", lambda report: report.parameters.non_embedding),
+)
+_CACHE: tuple[_Fact, ...] = (
+    ("dtype", "", lambda report: report.cache.dtype),
+    ("token_bytes", "bytes", lambda report: report.cache.bytes_per_token),
+    ("fixed_bytes", "bytes", lambda report: report.cache.fixed_bytes),
+)
+
+
+def _rows(section: str, reports: Sequence[Report], facts: Sequence[_Fact]) -> Iterator[FactRow]:
+    for name, unit, of in facts:
+        values = tuple(None if report.design is None else of(report) for report in reports)
+        yield FactRow(section=section, name=name, values=values, unit=unit)
+
+
+def _component_rows(reports: Sequence[Report]) -> Iterator[FactRow]:
+    """A component that a model does not have counts 0."""
+    found = [
+        None if report.design is None else {part.name: part.parameters for part in report.components}
+        for report in reports
+    ]
+    for name in COMPONENTS:
+        values = tuple(None if parts is None else parts.get(name, 0) for parts in found)
+        if any(values):
+            yield FactRow(section="components", name=name, values=values, unit="parameters")
+
+
+def _cache_rows(reports: Sequence[Report], tokens: int, batch: int) -> Iterator[FactRow]:
+    """None of a model whose cache is not known."""
+    for name, unit, of in _CACHE:
+        values = tuple(of(one) if one.settled else None for one in reports)
+        yield FactRow(section="cache", name=name, values=values, unit=unit)
+    held = tuple(one.cache.size_bytes(tokens=tokens, batch=batch) if one.settled else None for one in reports)
+    yield FactRow(section="cache", name="context_bytes", values=held, unit="bytes")
+
+
+def _attention_rows(reports: Sequence[Report]) -> Iterator[FactRow]:
+    """For each kind of layer that any model has: how many layers, their heads, their window."""
+    for kind, figures in LAYER_FIGURES.items():
+        found = [
+            [layer for layer in report.attention.layers if layer.span == kind] if report.settled else None
+            for report in reports
+        ]
+        if not any(found):
+            continue
+        counts = tuple(None if layers is None else len(layers) for layers in found)
+        yield FactRow(section="attention", name="layers", values=counts, layer_kind=kind)
+        for name in figures:
+            values = tuple(
+                None if layers is None else _together(getattr(one, name) for one in layers) for layers in found
+            )
+            unit = "tokens" if name == "window_tokens" else ""
+            yield FactRow(section="attention", name=name, values=values, unit=unit, layer_kind=kind)
+
+
+def _together(values: Iterator[Value]) -> Value:
+    """The one value that all layers have, or the distinct ones in order; "" where there is no such layer."""
+    distinct = list(dict.fromkeys(values))
+    return distinct[0] if len(distinct) == 1 else ", ".join(map(str, distinct))
+
+
+def _memory_rows(memories: Sequence[MemoryReport | None]) -> Iterator[FactRow]:
+    def steady(term: str) -> tuple[Value, ...]:
+        return tuple(None if one is None else _term(one.predicted.steady, term) for one in memories)
+
+    peaks = [None if one is None else one.predicted.peak for one in memories]
+    methods = tuple(None if one is None else one.predicted.method for one in memories)
+    yield FactRow(section="memory", name="method", values=methods)
+    trained = [None if one is None else one.training for one in memories]
+    if any(trained):
+        trainable = tuple(None if one is None else one.trainable for one in trained)
+        yield FactRow(section="memory", name="trainable", values=trainable, unit="parameters")
+    usual = ("weights", "gradients", "optimizer") if any(trained) else ("weights", "cache", "state")
+    for term in TERMS:
+        if term in usual or (term in OF_SOME_RUNS and any(steady(term))):
+            yield FactRow(section="memory", name=term, values=steady(term), unit="bytes")
+    activations = tuple(None if peak is None else peak.activations for peak in peaks)
+    yield FactRow(section="memory", name="activations", values=activations, unit="bytes")
+    at_least = tuple(one is not None and one.predicted.steady.at_least for one in memories)
+    yield FactRow(section="memory", name="steady", values=steady("allocated"), unit="bytes", at_least=at_least)
+    allocated = tuple(None if peak is None else peak.allocated for peak in peaks)
+    yield FactRow(section="memory", name="peak", values=allocated, unit="bytes")
+    reserved = tuple(None if one is None else one.predicted.peak_reserved for one in memories)
+    yield FactRow(section="memory", name="reserved", values=reserved, unit="bytes")
+    required = [None if one is None else one.predicted.required_bytes for one in memories]
+    for index, end in enumerate(("low", "high")):
+        values = tuple(None if ends is None else ends[index] for ends in required)
+        yield FactRow(section="memory", name=f"required_{end}", values=values, unit="bytes")
+
+
+def _term(moment: Moment, term: str) -> int | None:
+    value: int | None = getattr(moment, term)
+    return value
+
+
+# --- tensors
+
+
+def tensor_changes(base: Sequence[Tensor], other: Sequence[Tensor], *, base_origin: str, origin: str) -> TensorChanges:
+    """`other` against `base` by name, where one of them leaves out the decoder's own prefix without it."""
+    before = {tensor.name: tensor for tensor in base}
+    named, causes = without_renaming(other, set(before))
+    after = {tensor.name: tensor for tensor in named}
+    changes = [
+        TensorChange(kind="removed", name=name, before=tensor, after=None)
+        for name, tensor in before.items()
+        if name not in after
+    ]
+    changes += [
+        TensorChange(kind="added", name=name, before=None, after=tensor)
+        for name, tensor in after.items()
+        if name not in before
+    ]
+    pairs = [(before[name], tensor) for name, tensor in after.items() if name in before]
+    changes += [_changed("reshaped", left, right) for left, right in pairs if left.shape != right.shape]
+    changes += [_changed("retyped", left, right) for left, right in pairs if left.dtype is not right.dtype]
+    return TensorChanges(
+        base_origin=base_origin,
+        origin=origin,
+        equal=sum(left.shape == right.shape and left.dtype is right.dtype for left, right in pairs),
+        changes=tuple(sorted(changes, key=lambda change: (change.kind, change.name))),
+        notes=tuple(cause.message for cause in causes),
+    )
+
+
+def _changed(kind: str, before: Tensor, after: Tensor) -> TensorChange:
+    return TensorChange(kind=kind, name=before.name, before=before, after=after)

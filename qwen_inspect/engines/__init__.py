@@ -1,0 +1,1 @@
+"""What vLLM and llama.cpp reserve of a card."""

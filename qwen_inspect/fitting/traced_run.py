@@ -1,0 +1,180 @@
+"""The inverse of a prediction: the largest batch or context whose bytes a card has, and how little is looked at to know it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+
+from ..predicting.allocator import UNLIMITED_BYTES, Allocator, OutOfMemory, Settings
+from ..predicting.kept_trace import Point
+from ..predicting.reserved import QuickAllocator, Stream, can_be_worked_out, stream_of
+from ..results.exploration import GROWTHS, Exploration, grown_bytes, grown_tokens
+from ..results.fit import Largest
+
+MOST_BATCH = 1 << 16
+MOST_CONTEXT_TOKENS = 1 << 24  # where the model's own limit is not to count
+CURVE_CONTEXTS = (1024, 4096, 16_384, 65_536, 262_144)  # few: each takes several replays, of 94 layers 10 ms each
+
+# Runs whose peaks are looked for: what is alive at such a peak is a lower bound for any other run.
+CORNERS = (Point(1, 16, 24), Point(1, 4096, 4224), Point(64, 1024, 1152), Point(1, 131_072, 131_200))
+
+
+def bounded(value: int, *, limit: int, bound: str, whole: bool) -> Largest:
+    """`value` as an answer: what stops it, and whether it is certain. bound: what `limit` stands for.
+
+    Where a lower bound fits as far as was searched, the search's own end says nothing of what is the most.
+    """
+    if value < limit:
+        bound = "memory"
+    unknown = bound == "search" and not whole
+    return Largest(value=value if whole else None, at_most=None if unknown else value, bound=bound)
+
+
+class TracedRun:
+    """A run for any batch and lengths: what its allocator reserves, from its requests with sizes not yet worked out."""
+
+    def __init__(self, exploration: Exploration, corners: Sequence[Point] = CORNERS) -> None:
+        found = exploration.settings
+        self._settings = Settings(
+            large_segment_bytes=found.large_segment_bytes,
+            max_split_bytes=UNLIMITED_BYTES if found.max_split_bytes is None else found.max_split_bytes,
+            max_non_split_rounding_bytes=found.max_non_split_rounding_bytes,
+            roundup_divisions=found.roundup_divisions,
+            expandable_segments=found.expandable_segments,
+        )
+        self._sizes = exploration.sizes
+        self._all = exploration.order, [size for size, _ in exploration.requests]
+        self._runs: dict[int, tuple[Sequence[int], Sequence[int]]] = {}  # by how many growths are made
+        self._held: dict[Point, int] = {}
+        self._streams: dict[tuple[int, tuple[bool, ...]], Stream] = {}
+        self._reserved: dict[tuple[int, tuple[int, ...]], tuple[int, bool]] = {}  # and whether that is all
+        self._leaping, self._size_of = self._run(1)  # whose caches are no larger than any other run's
+        self._peaks = sorted({self._requested_at(self._peak(point)) for point in corners})
+
+    def held_bytes(self, point: Point) -> int:
+        """The most that is reserved: what `predicting.footprint.traced_footprint` finds for the same run.
+
+        With no end to the memory no segment is given back, so that it is what is reserved at the end.
+        """
+        if point not in self._held:
+            if can_be_worked_out(self._settings):
+                self._held[point] = self._reserved_bytes(point)
+            else:
+                self._held[point] = self._replayed(point, Allocator(self._settings))
+        return self._held[point]
+
+    def fits(self, point: Point, room_bytes: int) -> bool:
+        """Whether `held_bytes` is within `room_bytes`, of which more often than not less has to be known."""
+        if point in self._held or not can_be_worked_out(self._settings):
+            return self.held_bytes(point) <= room_bytes
+        return self._reserved_bytes(point, room_bytes) <= room_bytes
+
+    def _reserved_bytes(self, point: Point, most_bytes: int | None = None) -> int:
+        """What is reserved; where that is more than `most_bytes`, some figure that is more."""
+        blocks = tuple([self._settings.block_bytes(size) if size else 0 for size in self._distinct(point)])
+        key = _growths(point), blocks
+        found, whole = self._reserved.get(key, (0, False))
+        if not whole and (most_bytes is None or found <= most_bytes):
+            quick = QuickAllocator(blocks, self._stream_of(point, tuple(map(bool, blocks))), self._settings)
+            quick.replay(most_bytes)
+            found = quick.reserved_bytes
+            self._reserved[key] = found, most_bytes is None or found <= most_bytes
+        return found
+
+    def _stream_of(self, point: Point, sizes: tuple[bool, ...]) -> Stream:
+        key = _growths(point), sizes
+        if key not in self._streams:
+            self._streams[key] = stream_of(*self._run(_growths(point))).of_sizes(sizes)
+        return self._streams[key]
+
+    def _run(self, steps: int) -> tuple[Sequence[int], Sequence[int]]:
+        """The order and each request's size, but for growths that make the cache no longer where there are so many steps."""
+        if steps not in self._runs:
+            self._runs[steps] = self._shortened(steps) if steps < GROWTHS else self._all
+        return self._runs[steps]
+
+    def _shortened(self, steps: int) -> tuple[list[int], list[int]]:
+        number: dict[int, int] = {}  # of each request, that of the one that stays where it is not made
+        order: list[int] = []
+        size_of: list[int] = []
+        events = iter(self._all[0])
+        for entry in events:
+            if entry < 0:
+                order.append(-1 - number[-1 - entry])
+                continue
+            size = self._all[1][entry]
+            growth = self._sizes[size].growth
+            if growth and grown_tokens(steps, growth) == grown_tokens(steps, growth - 1):
+                number[entry] = number[-1 - next(events)]
+                continue
+            number[entry] = len(size_of)
+            order.append(len(size_of))
+            size_of.append(size)
+        return order, size_of
+
+    def least_bytes(self, point: Point) -> int:
+        """What is requested at the events that are peaks of some runs: no more than any allocator reserves."""
+        monomials = point.monomials
+        return max(sum(map(int.__mul__, peak, monomials)) for peak in self._peaks)
+
+    def passes(self, point: Point, capacity_bytes: int) -> bool:
+        """Whether the run ends within a capacity, where segments go back to the driver when a request finds no room."""
+        try:
+            self._replayed(point, Allocator(self._settings, capacity_bytes))
+        except OutOfMemory:
+            return False
+        return True
+
+    def _replayed(self, point: Point, allocator: Allocator) -> int:
+        order, size_of = self._run(_growths(point))
+        distinct = self._distinct(point)
+        sizes = [distinct[size] for size in size_of]
+        allocate, free = allocator.allocate, allocator.free
+        blocks = [allocator.allocate(0)] * len(sizes)
+        for entry in order:
+            if entry >= 0:
+                blocks[entry] = allocate(sizes[entry])
+            else:
+                free(blocks[-1 - entry])
+        return allocator.reserved_bytes
+
+    def _distinct(self, point: Point) -> list[int]:
+        """Of each distinct size."""
+        monomials, steps = point.monomials, point.total_tokens - point.prompt_tokens - 1
+        sizes = []
+        for size in self._sizes:
+            after = sum(map(int.__mul__, size.coefficients, monomials))
+            if size.growth:
+                before = sum(map(int.__mul__, size.before, monomials))
+                after = grown_bytes(before, after, steps, size.growth)
+            sizes.append(after)
+        return sizes
+
+    def _peak(self, point: Point) -> int:
+        """The first event at which most is requested."""
+        distinct = self._distinct(point)
+        sizes = [distinct[size] for size in self._size_of]
+        requested = most = peak = 0
+        for event, entry in enumerate(self._leaping):
+            requested += sizes[entry] if entry >= 0 else -sizes[-1 - entry]
+            if requested > most:
+                most, peak = requested, event
+        return peak
+
+    def _requested_at(self, event: int) -> tuple[int, ...]:
+        """Coefficients of all that is alive after an event: the same requests for every workload."""
+        alive: set[int] = set()
+        for entry in self._leaping[: event + 1]:
+            alive ^= {entry if entry >= 0 else -1 - entry}
+        coefficients = (self._sizes[self._size_of[entry]].coefficients for entry in alive)
+        return tuple(map(sum, zip_longest(*coefficients, fillvalue=0)))  # what is constant may have fewer
+
+
+def _growths(point: Point) -> int:
+    """How many growths a run makes of its cache before the last step."""
+    return min(max(point.total_tokens - point.prompt_tokens - 1, 0), GROWTHS)
+
+
+def curve_contexts(asked: int, limit: int) -> Sequence[int]:
+    """Usual contexts up to a limit, the one asked for, and the limit where it is not a usual one."""
+    return sorted({tokens for tokens in (*CURVE_CONTEXTS, asked) if tokens <= limit} | {limit})

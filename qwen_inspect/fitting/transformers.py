@@ -1,0 +1,194 @@
+"""What `predict` says of a run with transformers, as a `Demand`: for any batch and prompt, and fast where a trace is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+
+from ..language import Message
+from ..loaders import calibration
+from ..predicting.explore import explore_trace
+from ..predicting.kept_trace import CHUNK_TOKENS, ChunkedPoint, Point
+from ..predicting.predict import explored, installed, predict, traced_along, with_kernel
+from ..progress import purpose
+from ..results.fit import Gpu, Requirement
+from ..results.measurement import Calibration
+from ..results.memory import LOADED_TERMS, Footprint, MemoryReport, Run, context_range
+from ..results.model import Report
+from ..spec import LinearAttention
+from .traced_run import TracedRun
+
+FEWEST_TOKENS = 300  # so that the lengths of a line are apart
+FEWEST_CHUNKED_TOKENS = 8 * CHUNK_TOKENS  # a trace has the first 8 turns of the loop over the chunks
+
+
+class TransformersDemand:
+    """What `predict` says of a run with transformers, for any batch and prompt. Implements `Demand`.
+
+    A context is a prompt's tokens, as in `memory`; the new ones come on top. gpu: decides cuBLAS's workspace, and what was
+    measured of it is used.
+    """
+
+    engine = "transformers"
+
+    def __init__(self, report: Report, run: Run, gpu: Gpu) -> None:
+        named = gpu.name if gpu.kind != "given" else run.gpu
+        self.report = report
+        self.run = replace(with_kernel(run, report), gpu=named, calibration=calibration_of(gpu))
+        self._predicted: dict[tuple[int, int], MemoryReport] = {}
+        limit = None if report.design is None else report.spec.context_tokens
+        new_tokens = run.new_tokens if run.mode == "generate" else 0
+        self.most_context_tokens = None if limit is None else max(0, limit - new_tokens)
+
+    def predicted(self, batch: int, context_tokens: int) -> MemoryReport:
+        key = batch, context_tokens
+        if key not in self._predicted:
+            run = replace(self.run, batch=batch, prompt_tokens=context_tokens)
+            self._predicted[key] = predict(self.report, run)
+        return self._predicted[key]
+
+    @cached_property
+    def traced(self) -> TracedRun | None:
+        """The trace that is kept of the model, where there is one for such a run."""
+        memory = self.predicted(self.run.batch, self.run.prompt_tokens)
+        found = explored(memory).exploration if memory.predicted.method == "trace" else None
+        # Of a run that no kept trace tells of, a page gets what a formula knows.
+        return None if found is None or found.method != "trace" else TracedRun(found)
+
+    @cached_property
+    def _along_context(self) -> TracedRun | None:
+        """The asked batch with any prompt: lengths from end to end for a parabola, and one to check it on.
+
+        Linear attention fills the prompt up to whole chunks, which is one length more; with few of them its events are others.
+        None where it is trained, step by step, and for a class that may have windows that are not known here.
+        """
+        if self.report.known.spec.built or (self._is_chunked and self.run.mode == "train"):
+            return None
+        most = max(self.most_context_tokens or 0, FEWEST_TOKENS)
+        lengths = [37, most // 2, most, most // 3]
+        terms = [0, 1, 2]
+        if self._is_chunked:
+            lengths[:1] = [FEWEST_CHUNKED_TOKENS + 37, most // 4 + 5]
+            terms.append(len(self._point_of(self.run).monomials) - 1)
+        runs = [replace(self.run, prompt_tokens=tokens) for tokens in lengths]
+        return self._line("context", runs, runs[-1] if self._is_chunked else self.run, terms=terms)
+
+    @cached_property
+    def _along_batch(self) -> TracedRun | None:
+        """The asked prompt with two sequences or more, for one alone is spared some copies."""
+        runs = [replace(self.run, batch=batch) for batch in (2, 64, 5)]
+        return self._line("batch", runs, runs[0], terms=(0, 4))
+
+    def _line(self, what: str, samples: Sequence[Run], known: Run, *, terms: Sequence[int]) -> TracedRun | None:
+        """A few traces in place of one for each question, if what they give for a known run is what is predicted for it."""
+        with purpose(Message("purpose_any", what=Message(f"purpose_any_{what}"), count=len(samples))):
+            kept = traced_along(self.report, samples, terms, self._point_of)
+        if kept is None:
+            return None
+        point = self._point_of(known)
+        found = TracedRun(explore_trace(kept, known, point), [point])
+        agrees = found.held_bytes(point) == self.requirement(known.batch, known.prompt_tokens).held_bytes
+        return found if agrees else None
+
+    def _traced_at(self, batch: int, context_tokens: int) -> TracedRun | None:
+        """A trace with sizes not yet worked out that tells of such a run."""
+        if self.traced is not None or self._asked.method != "trace":
+            return self.traced
+        if batch == self.run.batch and not (self._is_chunked and context_tokens < FEWEST_CHUNKED_TOKENS):
+            return self._along_context
+        return self._along_batch if context_tokens == self.run.prompt_tokens and batch > 1 else None
+
+    @property
+    def _asked(self) -> Footprint:
+        """The prediction of the run as it was asked for."""
+        return self.predicted(self.run.batch, self.run.prompt_tokens).predicted
+
+    @property
+    def quick(self) -> bool:
+        return self.traced is not None or self._asked.method == "formula"
+
+    @property
+    def context_bytes(self) -> tuple[int, int]:
+        """The low and the high end of what is taken outside the allocator."""
+        return context_range(self.run)
+
+    def requirement(self, batch: int, context_tokens: int) -> Requirement:
+        return self.requirement_of(self.predicted(batch, context_tokens).predicted)
+
+    def requirement_of(self, footprint: Footprint) -> Requirement:
+        """What is held and what lies outside; without a peak, what is known of the end, and not the whole."""
+        low, high = self.context_bytes
+        return Requirement(
+            terms=terms_of(footprint),
+            context_low_bytes=low,
+            context_high_bytes=high,
+            whole=footprint.peak_reserved is not None,
+            more_bytes=None if footprint.peak_range is None else footprint.peak_range.scratch_bytes,
+        )
+
+    def held_bytes(self, batch: int, context_tokens: int) -> int:
+        traced = self._traced_at(batch, context_tokens)
+        if traced is None:
+            return self.requirement(batch, context_tokens).held_bytes
+        return traced.held_bytes(self._point(batch, context_tokens))
+
+    def fits(self, batch: int, context_tokens: int, room_bytes: int) -> bool:
+        if self.least_bytes(batch, context_tokens) > room_bytes:
+            return False
+        traced = self._traced_at(batch, context_tokens)
+        if traced is None:
+            return self.requirement(batch, context_tokens).held_bytes <= room_bytes
+        return traced.fits(self._point(batch, context_tokens), room_bytes)
+
+    def least_bytes(self, batch: int, context_tokens: int) -> int:
+        """By a trace that is at hand; else what is loaded and what the cache of such a run holds."""
+        if self.traced is not None:
+            return self.traced.least_bytes(self._point(batch, context_tokens))
+        moment, design = self._asked.steady, self.report.design
+        cached = 0
+        if self.run.mode == "generate" and design is not None and design.cache is not None:
+            cached = design.cache.size_bytes(tokens=self._point(batch, context_tokens).total_tokens, batch=batch)
+        return sum(getattr(moment, term) or 0 for term in LOADED_TERMS) + cached
+
+    def passes(self, batch: int, context_tokens: int, capacity_bytes: int) -> bool | None:
+        """Whether the run ends within a capacity for the allocator, which gives segments back where it must."""
+        traced = self._traced_at(batch, context_tokens)
+        return None if traced is None else traced.passes(self._point(batch, context_tokens), capacity_bytes)
+
+    def available_bytes(self, gpu: Gpu) -> int:
+        return gpu.room_bytes
+
+    def cache_tokens(self, batch: int, context_tokens: int) -> int | None:
+        if self.run.mode != "generate":
+            return None
+        return batch * replace(self.run, prompt_tokens=context_tokens).cached_tokens
+
+    @cached_property
+    def _is_chunked(self) -> bool:
+        design = self.report.design
+        return design is not None and any(isinstance(one.attention, LinearAttention) for one in design.spec.layers)
+
+    def _point(self, batch: int, context_tokens: int) -> Point:
+        return self._point_of(replace(self.run, batch=batch, prompt_tokens=context_tokens))
+
+    def _point_of(self, run: Run) -> Point:
+        kind = ChunkedPoint if self._is_chunked else Point
+        return kind(run.batch, run.prompt_tokens, run.cached_tokens)
+
+
+def terms_of(footprint: Footprint) -> tuple[tuple[str, int], ...]:
+    """What is held at the peak, at least, and what the allocator keeps beside it; without a peak, what is known of the end."""
+    between = footprint.peak_range
+    moment = footprint.peak or (footprint.steady if between is None else between.low)
+    reserved = footprint.peak_reserved if between is None else between.low_reserved_bytes
+    terms = [(term, size_bytes) for term, size_bytes in moment.bytes_by_term.items() if size_bytes]
+    if reserved is not None:
+        terms.append(("reserved_only", reserved - sum(size_bytes for _, size_bytes in terms)))
+    return tuple(terms)
+
+
+def calibration_of(gpu: Gpu) -> Calibration | None:
+    """What this card was measured to take beside a model, on this machine, with the installed libraries."""
+    found = (calibration.find(name, installed()) for name in (*gpu.device_names, gpu.name))
+    return next((one for one in found if one is not None), None)

@@ -1,0 +1,532 @@
+"""What a device says of its memory while a model runs: CUDA's allocator, the driver and other processes, or the host's profiler.
+
+A recorder is told when a stage begins, and closes the one before with its readings. Nothing here knows what is being run.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import time
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..errors import UnavailableError
+from ..predicting.footprint import WORKSPACE
+from ..results.measurement import Reading
+from ..results.timeline import Change, Record, Stage
+from ..units import size
+
+if TYPE_CHECKING:
+    from ..results.fit import Gpu
+
+LONGEST_HISTORY = 1_000_000  # events that CUDA's allocator is asked to remember
+
+
+class Recorder(Protocol):
+    """One run on one device."""
+
+    def stage(self, name: str) -> None: ...
+    def run(self, work: Callable[[], object]) -> object: ...
+    def readings(self) -> tuple[Reading, ...]: ...
+    def record(self) -> Record | None: ...
+
+
+# --- the host
+
+
+class HostRecorder:
+    """Torch's allocations on CPU, as its profiler records them, on top of the `held_bytes` of what is loaded.
+
+    The profiler starts anew with each stage and each step of decoding, so that a long run takes no more memory than its longest
+    part. Of the steps between the first and the last only what they leave is kept, but for the one that takes most.
+    """
+
+    def __init__(self, held_bytes: int) -> None:
+        self._total = held_bytes
+        self._alive: dict[int, int] = {}
+        self._profiler: Any = None
+        self._parts: list[_Part] = []
+        self._readings: dict[str, Reading] = {}
+        self._began = 0.0
+
+    def stage(self, name: str) -> None:
+        self._close()
+        from torch.profiler import ProfilerActivity, profile
+
+        self._parts.append(_Part(name))
+        self._profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self._profiler.__enter__()
+        self._began = time.perf_counter()
+
+    def run(self, work: Callable[[], object]) -> object:
+        gc.collect()
+        collecting = gc.isenabled()
+        gc.disable()  # a cycle must not be freed at a moment of the collector's choice
+        try:
+            return work()
+        finally:  # what was recorded until an error is told too
+            self._close()
+            if collecting:
+                gc.enable()
+
+    def record(self) -> Record:
+        changes = [change for part in self._parts for change in part.changes]
+        firsts = accumulate((len(part.changes) for part in self._parts), initial=0)
+        stages = [Stage(name=part.stage, first_event=first) for part, first in zip(self._parts, firsts, strict=False)]
+        return Record(changes=tuple(changes), stages=tuple(stages))
+
+    def readings(self) -> tuple[Reading, ...]:
+        """Bytes by stage, all steps of decoding together; seconds are those of a run under the profiler."""
+        return tuple(self._readings.values())
+
+    def _close(self) -> None:
+        """Take the part that is over into the figures, and make it and those before as short as they may be."""
+        if self._profiler is None:
+            return
+        seconds = time.perf_counter() - self._began
+        profiler, self._profiler = self._profiler, None
+        profiler.__exit__(None, None, None)
+        part = self._parts[-1]
+        part.changes = _host_changes(profiler.profiler.kineto_results.experimental_event_tree())
+        part.peak = self._total
+        for change in part.changes:
+            if change.size_bytes > 0:
+                self._alive[change.address] = change.size_bytes
+                self._total += change.size_bytes
+                part.peak = max(part.peak, self._total)
+            else:
+                self._total -= self._alive.pop(change.address, 0)
+        before = self._readings.get(part.stage)
+        self._readings[part.stage] = Reading(
+            stage=part.stage,
+            seconds=seconds + (before.seconds or 0.0 if before else 0.0),
+            allocated=self._total,
+            peak_allocated=max(part.peak, before.peak_allocated if before else 0),
+            host_peak=resident_peak_bytes(),
+        )
+        earlier = [one for one in self._parts[:-1] if one.stage == "decode"]
+        for one in sorted(earlier, key=lambda one: one.peak)[:-1]:
+            one.condense()
+
+
+@dataclass(slots=True)
+class _Part:
+    """A stage, or a step of decoding, of a run on the host."""
+
+    stage: str
+    changes: list[Change] = field(default_factory=list)
+    peak: int = 0
+    condensed: bool = False
+
+    def condense(self) -> None:
+        """Keep only what it leaves: what of earlier parts it gave back, and what outlives it."""
+        if self.condensed:
+            return
+        given_back = []
+        made: dict[int, Change] = {}
+        for change in self.changes:
+            if change.size_bytes > 0:
+                made[change.address] = change
+            elif made.pop(change.address, None) is None:
+                given_back.append(change)
+        self.changes = [*given_back, *made.values()]
+        self.condensed = True
+
+
+def _host_changes(roots: Any) -> list[Change]:
+    """The profiler's tree of events -> changes in the order of time. Memory of the CPU alone."""
+    from torch._C._profiler import _EventType
+
+    rows: list[tuple[int, Change]] = []
+    waiting: list[tuple[Any, tuple[str, ...]]] = [(root, ()) for root in roots]
+    while waiting:
+        event, operators = waiting.pop()
+        kind, found = event.typed
+        if kind == _EventType.Allocation and found.device.type == "cpu":
+            rows.append((event.start_time_ns, Change(found.alloc_size, found.ptr, operators)))
+        waiting += [(child, (*operators, event.name)) for child in event.children]
+    rows.sort(key=lambda row: row[0])
+    return [change for _, change in rows]
+
+
+def resident_peak_bytes() -> int:
+    """The largest resident set of this process so far, the interpreter and its libraries included."""
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux: KiB; getrusage(2)
+
+
+def free_host_bytes() -> int | None:
+    """What this process can still take: the kernel's estimate, and what its control group leaves; None where neither is told."""
+    found = []
+    try:
+        told = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+        if told:
+            found.append(int(told[1]) * 1024)
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            found.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    except (OSError, ValueError):
+        pass
+    return min(found, default=None)
+
+
+# --- CUDA
+
+
+class CudaRecorder:
+    """CUDA's caching allocator, by stage; peaks are reset where a stage begins. Of several devices the figures are sums.
+
+    steps: of decoding. history: also every request on the first device, of all stages, and of decoding's last step; what the
+    steps before it leave is told by the blocks that are alive then.
+    """
+
+    def __init__(self, indices: Sequence[int], *, steps: int, history: bool, snapshot: Path | None = None) -> None:
+        self._indices = indices
+        self._index = indices[0]
+        self._steps = steps
+        self._history = history
+        self._snapshot = snapshot
+        self._readings: dict[str, Reading] = {}
+        self._current: tuple[str, float] | None = None
+        self._step = 0
+        self._recording = False
+        self._changes: list[Change] = []
+        self._stages: list[Stage] = []
+        self._loaded: dict[int, int] = {}
+
+    def stage(self, name: str) -> None:
+        """Close the stage before, and begin one; steps of decoding are one stage of the readings."""
+        if self._current is None or self._current[0] != name or name != "decode":
+            self._close()
+            import torch
+
+            for index in self._indices:
+                torch.cuda.reset_peak_memory_stats(index)
+            self._current = name, time.perf_counter()
+        self._step += name == "decode"
+        if self._history and (name != "decode" or self._step in (1, self._steps)):
+            self._mark(name)
+
+    def run(self, work: Callable[[], object]) -> object:
+        import torch
+
+        self._loaded = _blocks(torch.cuda.memory._snapshot(), self._index) if self._history else {}
+        try:
+            return work()
+        finally:  # what was recorded until an error is told too
+            self._close()
+            self._flush()
+            if self._snapshot is not None:
+                _write_snapshot(self._snapshot)
+
+    def readings(self) -> tuple[Reading, ...]:
+        return tuple(self._readings.values())
+
+    def record(self) -> Record | None:
+        return Record(changes=tuple(self._changes), stages=tuple(self._stages)) if self._history else None
+
+    def _close(self) -> None:
+        if self._current is None:
+            return
+        import torch
+
+        name, began = self._current
+        for index in self._indices:
+            torch.cuda.synchronize(index)
+        reading = cuda_reading(name, self._indices, seconds=time.perf_counter() - began)
+        before = self._readings.get(name)
+        self._readings[name] = reading if before is None else _together(before, reading)
+        self._current = None
+
+    def _mark(self, name: str) -> None:
+        """A new part of the record. Between decoding's first and last step nothing is recorded."""
+        import torch
+
+        self._flush()
+        if self._step == self._steps > 1:
+            alive = _blocks(torch.cuda.memory._snapshot(), self._index)
+            self._changes += _between(_alive_after(self._changes), alive, self._loaded)
+        self._stages.append(Stage(name=name, first_event=len(self._changes)))
+        if name != "decode" or self._step == self._steps:
+            torch.cuda.memory._record_memory_history("all", context=None, max_entries=LONGEST_HISTORY)
+            self._recording = True
+
+    def _flush(self) -> None:
+        if not self._recording:
+            return
+        import torch
+
+        self._changes += _cuda_changes(torch.cuda.memory._snapshot(), self._index)
+        torch.cuda.memory._record_memory_history(None)
+        self._recording = False
+
+
+def _together(before: Reading, after: Reading) -> Reading:
+    """A stage that came twice, such as the forward of two steps of training."""
+    largest = {
+        name: max(one, other)
+        for name in ("peak_allocated", "peak_requested", "peak_reserved")
+        if (one := getattr(before, name)) is not None and (other := getattr(after, name)) is not None
+    }
+    return replace(after, seconds=(before.seconds or 0.0) + (after.seconds or 0.0), **largest)
+
+
+def _write_snapshot(path: Path) -> None:
+    """PyTorch's memory snapshot, whole or not at all. It is a pickle, for pytorch.org/memory_viz."""
+    import torch
+
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        torch.cuda.memory._dump_snapshot(str(part))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def cuda_reading(stage: str, indices: Sequence[int], *, seconds: float | None = None) -> Reading:
+    """The allocator's figures (torch.cuda.memory_stats), the driver's, and other processes', summed over the devices."""
+    return replace(_sum(one_cuda_reading(stage, index) for index in indices), seconds=seconds)
+
+
+def one_cuda_reading(stage: str, index: int) -> Reading:
+    import torch
+
+    stats = torch.cuda.memory_stats(index)
+    free, total = torch.cuda.mem_get_info(index)
+    process, others = process_bytes(index)
+    return Reading(
+        stage=stage,
+        seconds=None,
+        allocated=stats["allocated_bytes.all.current"],
+        peak_allocated=stats["allocated_bytes.all.peak"],
+        requested=stats.get("requested_bytes.all.current"),
+        peak_requested=stats.get("requested_bytes.all.peak"),
+        reserved=stats["reserved_bytes.all.current"],
+        peak_reserved=stats["reserved_bytes.all.peak"],
+        device_used=total - free,
+        device_total=total,
+        process_used=process,
+        others_used=others,
+        host_peak=resident_peak_bytes(),
+    )
+
+
+def _sum(readings: Iterable[Reading]) -> Reading:
+    """One reading of several devices: each figure's sum, None where one of them does not tell it; of the one host, its own."""
+    first, *others = readings
+    names = [field.name for field in fields(Reading) if field.name not in ("stage", "seconds", "host_peak")]
+    sums: dict[str, Any] = {}
+    for name in names:
+        values = [getattr(reading, name) for reading in (first, *others)]
+        sums[name] = None if None in values else sum(values)
+    return replace(first, **sums)
+
+
+def _cuda_changes(snapshot: Mapping[str, Any], index: int) -> list[Change]:
+    """The allocator's own history: each request as it was asked for, and when its block was given back.
+
+    Source: torch 2.13, c10/cuda/CUDACachingAllocator.cpp, record_trace; torch/cuda/memory.py, _snapshot
+    """
+    changes = []
+    for event in snapshot["device_traces"][index]:
+        if event["action"] == "alloc":
+            changes.append(Change(event["size"], event["addr"]))
+        elif event["action"] == "free_completed":
+            changes.append(Change(-event["size"], event["addr"]))
+    return changes
+
+
+def _blocks(snapshot: Mapping[str, Any], index: int) -> dict[int, int]:
+    """Address and requested bytes of each block that is handed out."""
+    found = {}
+    for segment in snapshot["segments"]:
+        address = segment["address"]
+        for block in segment["blocks"] if segment["device"] == index else ():
+            if block["state"] == "active_allocated":
+                found[address] = block["requested_size"]
+            address += block["size"]
+    return found
+
+
+def _alive_after(changes: Sequence[Change]) -> dict[int, int]:
+    alive: dict[int, int] = {}
+    for change in changes:
+        if change.size_bytes > 0:
+            alive[change.address] = change.size_bytes
+        else:
+            alive.pop(change.address, None)
+    return alive
+
+
+def free_workspaces(indices: Sequence[int]) -> dict[int, int]:
+    """Lets go of cuBLAS's workspaces, which outlive every call to it, and gives their addresses and bytes.
+
+    Each handle has one, and so each thread that multiplies; cuBLASLt has its own. Source: torch 2.13,
+    aten/src/ATen/cuda/CublasHandlePool.cpp
+    """
+    import torch
+
+    before = _blocks_of(torch.cuda.memory._snapshot(), indices)
+    torch._C._cuda_clearCublasWorkspaces()
+    after = _blocks_of(torch.cuda.memory._snapshot(), indices)
+    return {address: size for address, size in before.items() if address not in after}
+
+
+def _blocks_of(snapshot: Mapping[str, Any], indices: Sequence[int]) -> dict[int, int]:
+    """`_blocks` of several devices, whose addresses are different: CUDA has one address space for all."""
+    return {address: size for index in indices for address, size in _blocks(snapshot, index).items()}
+
+
+def with_workspaces(record: Record, addresses: Container[int]) -> Record:
+    """The record, the requests for what lies at these addresses at its end named as what they are."""
+    waiting = set(_alive_after(record.changes))
+    changes = list(record.changes)
+    for index in range(len(changes) - 1, -1, -1):
+        change = changes[index]
+        if change.size_bytes > 0 and change.address in waiting:
+            waiting.discard(change.address)
+            if change.address in addresses:
+                changes[index] = change._replace(operators=(WORKSPACE,))
+    return replace(record, changes=tuple(changes))
+
+
+def _between(before: Mapping[int, int], after: Mapping[int, int], loaded: Mapping[int, int]) -> list[Change]:
+    """What steps that nobody recorded have changed, by what is alive before and after them."""
+    gone = [Change(-size, address) for address, size in before.items() if after.get(address) != size]
+    made = [
+        Change(size, address)
+        for address, size in after.items()
+        if before.get(address) != size and loaded.get(address) != size
+    ]
+    return gone + made
+
+
+# --- room
+
+
+def check_capacity(needed_bytes: int, free_bytes: int | None, device: str) -> None:
+    """UnavailableError, with the arithmetic, where a run cannot fit; nothing where what is free is not known."""
+    if free_bytes is not None and needed_bytes > free_bytes:
+        raise UnavailableError(
+            "no_room",
+            device=device,
+            needed=size(needed_bytes),
+            free=size(free_bytes),
+            short=size(needed_bytes - free_bytes),
+        )
+
+
+# --- the driver
+
+
+@contextmanager
+def _started_nvml() -> Iterator[Any]:
+    """NVML, started; ImportError without its package, its own error where the driver is missing or refuses."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        yield pynvml
+    finally:
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+
+
+@contextmanager
+def _nvml() -> Iterator[Any]:
+    """NVML, started; None where the package or the driver is missing."""
+    with ExitStack() as stack:
+        try:
+            import pynvml
+        except ImportError:
+            yield None
+            return
+        try:
+            nvml = stack.enter_context(_started_nvml())
+        except pynvml.NVMLError:
+            nvml = None
+        yield nvml
+
+
+def _handle(nvml: Any, index: int) -> Any:
+    """The device that torch calls `index`: by its UUID, for CUDA_VISIBLE_DEVICES renumbers torch's and not NVML's."""
+    import torch
+
+    identity = getattr(torch.cuda.get_device_properties(index), "uuid", None)
+    if identity is None:
+        return nvml.nvmlDeviceGetHandleByIndex(index)
+    return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{identity}")
+
+
+def process_bytes(index: int) -> tuple[int | None, int | None]:
+    """What the driver lays to this process, and to all others, on a device; None where it does not tell."""
+    with _nvml() as nvml:
+        if nvml is None:
+            return None, None
+        try:
+            processes = nvml.nvmlDeviceGetComputeRunningProcesses(_handle(nvml, index))
+        except nvml.NVMLError:
+            return None, None
+    mine = [process.usedGpuMemory for process in processes if process.pid == os.getpid()]
+    others = [process.usedGpuMemory for process in processes if process.pid != os.getpid()]
+    if None in mine or None in others:  # NVML tells no figure under some driver models
+        return None, None
+    return (mine[0] if mine else None), sum(others)
+
+
+def cards_here() -> tuple[Gpu, ...]:
+    """This machine's cards as NVML tells of them; UnavailableError where its package, the driver or a card is missing."""
+    try:
+        import pynvml
+    except ImportError:
+        raise UnavailableError("nvml_missing") from None
+    try:
+        with _started_nvml() as nvml:
+            found = tuple(_card(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
+    except pynvml.NVMLError_LibraryNotFound:
+        raise UnavailableError("nvml_missing") from None
+    except pynvml.NVMLError as error:
+        raise UnavailableError("nvml_failed", reason=str(error)) from None
+    if not found:
+        raise UnavailableError("nvml_no_card")
+    return found
+
+
+def _card(nvml: Any, index: int) -> Gpu:
+    """What the driver keeps for itself is not for any process; drivers of before 510 do not tell of it.
+
+    Source: nvml.h of CUDA 12, nvmlMemory_v2_t, whose `free` is what no process holds of the rest
+    """
+    from ..results.fit import Gpu
+
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    try:
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+        usable_bytes = memory.total - memory.reserved
+    except nvml.NVMLError_FunctionNotFound:
+        memory, usable_bytes = nvml.nvmlDeviceGetMemoryInfo(handle), None
+    name = str(nvml.nvmlDeviceGetName(handle))
+    return Gpu(
+        name=name,
+        kind="here",
+        memory_bytes=memory.total,
+        reported_bytes=memory.total,
+        usable_bytes=usable_bytes,
+        free_bytes=memory.free,
+        compute_capability=tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)),
+        device_names=(name,),
+    )
+
+
+def driver_version() -> str | None:
+    with _nvml() as nvml:
+        return None if nvml is None else str(nvml.nvmlSystemGetDriverVersion())

@@ -1,0 +1,325 @@
+"""The fourth witness: the model with its real weights, in memory, as transformers builds it. And the same with random weights.
+
+The files are opened here, by name, and handed to transformers as tensors that it reads one by one. So nothing but safetensors is
+ever opened (left to find files by itself, `from_pretrained` would follow what a repository names: an adapter's base, a
+distributed checkpoint, whose metadata is a pickle), and the weights are copies in memory, where `from_pretrained` leaves them as
+a mapping of the file: pages that no allocator counts, that change with the file, and end the process where it is cut short.
+Source: transformers 5.23, modeling_utils.PreTrainedModel.from_pretrained and _load_pretrained_model; safetensors 0.8, safe_open.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import MalformedError, NotFoundError, QwenInspectError, UnavailableError, UnsupportedError, UsageError
+from ..language import Message
+from ..spec import ModelSpec
+from ..tracing.instantiate import build
+
+CONFIG_NAME, GENERATION_CONFIG_NAME = "config.json", "generation_config.json"
+SINGLE_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
+DEVICE = re.compile(r"auto|cpu|cuda(?::(?P<index>\d{1,4}))?")
+SEED = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model in eval mode, whole on one device. notices: tensors of the files that it leaves out, weights that are no numbers.
+
+    not_finite: names of the parameters that hold NaN or infinity, with which nothing that it computes means anything.
+    """
+
+    model: Any
+    notices: tuple[Message, ...] = ()
+    not_finite: tuple[str, ...] = ()
+
+
+def check_device(device: str) -> str:
+    """`device` as torch names it ("cpu", "cuda:0"), or "auto"; UnavailableError says what is lacking: package, build, GPU."""
+    match = DEVICE.fullmatch(device)
+    if match is None:
+        raise UsageError("device_malformed", device=device)
+    torch = _torch()
+    if device == "cpu":
+        return device
+    if not (torch.version.cuda or torch.version.hip):
+        raise UnavailableError("cuda_not_built", version=torch.__version__)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own words for a driver that is missing or too old
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found == 0:
+        raise UnavailableError("cuda_no_device", version=torch.__version__)
+    if device == "auto":
+        return device
+    index = int(match["index"] or 0)
+    if index >= found:
+        raise UnavailableError("cuda_no_index", device=device, count=found)
+    return f"cuda:{index}"
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise UnavailableError("extra_missing", package=error.name, extra="torch") from None
+    return torch
+
+
+def load_model(
+    directory: Path,
+    spec: ModelSpec,
+    *,
+    dtype: str | None = None,
+    attention: str | None = None,
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """The model in `directory` with its weights, in `dtype` (as torch names it; None: the configuration's), on `device`.
+
+    "auto": over all GPUs, and the host's memory where they are too small, as accelerate places it. attention: None for the kernel
+    that transformers chooses.
+
+    Each parameter has a storage of exactly its own bytes. trust_remote_code: run the repository's own classes where it has some.
+    NotFoundError without weights, MalformedError where they are damaged, not the model's, or change while they are read,
+    UnsupportedError for pickles and for what transformers refuses, UnavailableError without a package or the device.
+
+    Looking for weights that are no numbers reads each once where it lies, with no copy but of 8-bit ones: on a CPU as long as a
+    pass over the memory takes, 13 ms for 32 MB of bfloat16 on one core, and on a GPU two numbers a tensor.
+    """
+    device = check_device(device)
+    files = _weight_files(directory)
+    before = {name: _signature(directory / name) for name in (CONFIG_NAME, INDEX_NAME, *files)}
+    try:
+        model, info = _read(
+            directory,
+            files,
+            spec,
+            dtype or spec.dtype.torch_name,
+            attention,
+            device,
+            trust_remote_code=trust_remote_code,
+        )
+    except QwenInspectError:
+        _refuse_changed(directory, before)  # a change explains whatever else went wrong
+        raise
+    _refuse_changed(directory, before)
+    _refuse_other_tensors(info)
+    not_finite = _not_finite(model)
+    return LoadedModel(model=model, notices=_notices(info, not_finite), not_finite=not_finite)
+
+
+def _read(
+    directory: Path,
+    files: Sequence[str],
+    spec: ModelSpec,
+    dtype: str,
+    attention: str | None,
+    device: str,
+    *,
+    trust_remote_code: bool,
+) -> tuple[Any, Mapping[str, Any]]:
+    """The model, and what transformers says of the tensors that it did not find or did not want."""
+    try:
+        import safetensors
+        import torch
+        import transformers
+        from huggingface_hub.errors import StrictDataclassError
+
+        if device != "cpu":
+            import accelerate  # noqa: F401 (transformers needs it for a device map)
+    except ImportError as error:
+        raise UnavailableError("extra_missing", package=error.name, extra="torch") from None
+    try:
+        with quiet(), ExitStack() as stack:
+            model_class, config = _class_and_config(directory, spec, trust_remote_code=trust_remote_code)
+            model, info = model_class.from_pretrained(
+                None,
+                config=config,
+                state_dict=_slices(directory, files, stack),
+                dtype=getattr(torch, dtype),
+                attn_implementation=attention,
+                device_map=None if device == "cpu" else "auto" if device == "auto" else {"": device},
+                ignore_mismatched_sizes=True,  # refused by name afterwards
+                output_loading_info=True,
+            )
+            if (directory / GENERATION_CONFIG_NAME).is_file():
+                model.generation_config = transformers.GenerationConfig.from_pretrained(directory)
+            return model.eval(), info
+    except safetensors.SafetensorError as error:
+        raise MalformedError("load_damaged", path=directory, reason=first_line(error)) from None
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (
+        AttributeError, ImportError, LookupError, OSError, RuntimeError, StrictDataclassError, TypeError, ValueError,
+    ) as error:  # fmt: skip
+        if "DefaultCPUAllocator" in str(error):  # torch has no class of its own for memory that the host lacks
+            raise MemoryError from None
+        reason, version = first_line(error), transformers.__version__
+        raise UnsupportedError("load_failed", class_name=spec.class_name, version=version, reason=reason) from None
+
+
+def random_model(
+    spec: ModelSpec,
+    config: Mapping[str, Any],
+    *,
+    dtype: str | None = None,
+    attention: str | None = None,
+    device: str = "cpu",
+) -> LoadedModel:
+    """The same class with random weights, made on `device` itself: the memory of a model that nobody has to download.
+
+    The same weights every time; the caller's random numbers stay as they were.
+    """
+    torch, device = _torch(), check_device(device)
+    if device == "auto":
+        raise UsageError("random_on_one_device")
+    with torch.random.fork_rng(devices=[device] if device != "cpu" else []), quiet():
+        torch.manual_seed(SEED)
+        model = build(spec, config, device=device, dtype=dtype, attn_implementation=attention)
+    return LoadedModel(model=model.eval())
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps transformers from printing: its warnings, its reports, its progress bars. Afterwards all is as it was."""
+    import transformers
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    shown, hub_shown = transformers.logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    verbosity = transformers.logging.get_verbosity()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        transformers.logging.set_verbosity(transformers.logging.CRITICAL)
+        transformers.logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            transformers.logging.set_verbosity(verbosity)
+            if shown:
+                transformers.logging.enable_progress_bar()  # and the hub's, which may have been off
+            (enable_progress_bars if hub_shown else disable_progress_bars)()
+
+
+# --- the files
+
+
+def _weight_files(directory: Path) -> tuple[str, ...]:
+    """The names of the files that hold the weights, as transformers looks for them: the single one, else the index's shards."""
+    if (directory / SINGLE_NAME).is_file():
+        return (SINGLE_NAME,)
+    try:
+        weight_map = json.loads((directory / INDEX_NAME).read_bytes())["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except FileNotFoundError:
+        raise _no_weights(directory) from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise MalformedError("index_malformed", file=INDEX_NAME) from None
+    for name in names:
+        if os.path.basename(name) != name or not name.endswith(".safetensors"):
+            raise MalformedError("index_path_outside", file=INDEX_NAME, found=name)
+        if not (directory / name).is_file():
+            raise NotFoundError("shards_missing", missing=1, shards=len(names), file=name)
+    return tuple(names)
+
+
+def _no_weights(directory: Path) -> NotFoundError | UnsupportedError:
+    names = sorted(os.listdir(directory)) if directory.is_dir() else []
+    for key, suffixes in (("load_pickled", (".bin", ".pt", ".pth")), ("load_other_names", (".safetensors", ".gguf"))):
+        if found := next((name for name in names if name.endswith(suffixes)), None):
+            return UnsupportedError(key, path=directory, file=found)
+    return NotFoundError("load_no_weights", path=directory)
+
+
+def _signature(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is written, cut or replaced: its inode, its size, its times. None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _refuse_changed(directory: Path, before: Mapping[str, tuple[int, ...] | None]) -> None:
+    for name, signature in before.items():
+        if _signature(directory / name) != signature:
+            raise MalformedError("load_changed", file=name)
+
+
+def _slices(directory: Path, files: Sequence[str], stack: ExitStack) -> dict[str, Any]:
+    """Every tensor of the files by its name, read by `pread` when it is asked for, so that a file cut meanwhile is an error."""
+    from safetensors import safe_open
+
+    slices: dict[str, Any] = {}
+    for name in files:
+        opened = stack.enter_context(safe_open(directory / name, framework="pt", device="cpu", backend="pread"))
+        slices |= {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 (no mapping)
+    return slices
+
+
+# --- the model
+
+
+def _class_and_config(directory: Path, spec: ModelSpec, *, trust_remote_code: bool) -> tuple[Any, Any]:
+    """The class to build and its configuration: the repository's own where it has one and that is trusted, else transformers'."""
+    import transformers
+
+    if trust_remote_code:
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+        config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=True, local_files_only=True)
+        own = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
+        if own is not None:
+            return get_class_from_dynamic_module(own, directory, local_files_only=True), config
+    model_class = getattr(transformers, spec.class_name)
+    return model_class, model_class.config_class.from_pretrained(directory, local_files_only=True)
+
+
+def _refuse_other_tensors(info: Mapping[str, Any]) -> None:
+    """MalformedError where the files do not hold the model: what lacks would be random numbers."""
+    if missing := sorted(info["missing_keys"]):
+        raise MalformedError("load_missing", tensor=missing[0], count=len(missing))
+    if mismatched := sorted(info["mismatched_keys"], key=str):
+        name, stored, expected = mismatched[0]
+        raise MalformedError(
+            "load_mismatched", tensor=name, found=list(stored), expected=list(expected), count=len(mismatched)
+        )
+
+
+def _not_finite(model: Any) -> tuple[str, ...]:
+    return tuple(name for name, parameter in model.named_parameters() if not _is_finite(parameter))
+
+
+def _is_finite(parameter: Any) -> bool:
+    """Whether every element is a number. The least and the greatest tell: NaN is both, and infinity one of them."""
+    import torch
+
+    finite_only = getattr(torch, "float4_e2m1fn_x2", None)  # OCP Microscaling Formats 1.0, 5.3.3: FP4 has neither
+    if not parameter.is_floating_point() or parameter.numel() == 0 or parameter.dtype == finite_only:
+        return True
+    values = parameter.detach()
+    if values.dtype.itemsize == 1:
+        values = values.float()  # no kernel compares 8-bit floats
+    return bool(torch.stack(torch.aminmax(values)).isfinite().all())
+
+
+def _notices(info: Mapping[str, Any], not_finite: Sequence[str]) -> tuple[Message, ...]:
+    notices = []
+    if unexpected := sorted(info["unexpected_keys"]):
+        notices.append(Message("load_unexpected", tensor=unexpected[0], count=len(unexpected)))
+    if not_finite:
+        notices.append(Message("load_not_finite", tensor=not_finite[0], count=len(not_finite)))
+    return tuple(notices)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one short line."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

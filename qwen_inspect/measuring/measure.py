@@ -1,0 +1,208 @@
+"""A model and a run -> the run really made on a device, beside its prediction, with every difference by its cause."""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import UnavailableError, UnsupportedError
+from ..language import Message
+from ..loaders import calibration
+from ..loaders.resolve import Access
+from ..loaders.weights import weights_directory
+from ..predicting.footprint import on_device
+from ..predicting.predict import predict, timeline_of
+from ..results.measurement import Calibration
+from ..results.memory import MemoryReport, Run
+from ..results.model import Report
+from ..results.timeline import Timeline
+from ..tracing import versions
+from .device import check_capacity, cuda_reading, free_host_bytes
+from .differences import differences
+from .loading import LoadedModel, check_device, load_model, random_model
+from .run import Measured, loaded, make_ready, measure, not_loaded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """How a run is to be made. device: "cpu", "cuda", "cuda:N", or "auto": all GPUs, as accelerate places the layers.
+
+    random_weights: the model that the configuration describes, with nothing downloaded. force: even where it cannot fit.
+    snapshot: where CUDA's memory snapshot is written. course_points: the way there too, in about that many points.
+    """
+
+    device: str
+    random_weights: bool = False
+    force: bool = False
+    snapshot: Path | None = None
+    trust_remote_code: bool = False
+    course_points: int = 0
+
+
+def measured(report: Report, run: Run, request: Request, access: Access) -> MemoryReport:
+    """`run` predicted and made. What ends it early, memory or the user, leaves a measurement that says that it is partial.
+
+    UnavailableError without the device, the packages, or room; the loaders' errors where weights cannot be had; UnsupportedError
+    where transformers cannot run the model.
+    """
+    device = check_device(request.device)
+    if request.snapshot is not None and device == "cpu":
+        raise UnavailableError("snapshot_needs_cuda")
+    if report.known.unread is not None:
+        raise report.known.unread
+    if report.known.quantised is not None:
+        raise UnsupportedError("measure_quantised", method=report.known.quantised.method)
+    # Random weights are made one by one on the device; files are read by transformers' loader, which takes a block for all first.
+    loader = "per-tensor" if request.random_weights else "warmup"
+    run = replace(run, device="cpu" if device == "cpu" else "cuda", gpu=_card(device), loader=loader)
+    directory = None if request.random_weights else weights_directory(report.ref, access)
+    memory = predict(report, run, course_points=request.course_points)
+    if not request.force:
+        _refuse_what_cannot_fit(memory, device)
+    timeline = _timeline(memory)
+    if timeline is not None and memory.predicted.provenance != versions():
+        traced = Message("traced_elsewhere", traced=memory.predicted.provenance, running=versions())
+        memory = replace(memory, report=replace(memory.report, notices=(*memory.report.notices, traced)))
+    if device == "auto":
+        memory = replace(
+            memory, report=replace(memory.report, notices=(*memory.report.notices, Message("several_devices")))
+        )
+    with _left_as_it_was(device):
+        found, notices = _measured(memory, timeline, directory, device, request)
+    _calibrate(found)
+    return replace(
+        memory,
+        report=replace(report, notices=(*memory.report.notices, *notices)),
+        measured=found.measurement,
+        differences=differences(memory.predicted, found),
+    )
+
+
+def _measured(
+    memory: MemoryReport, timeline: Timeline | None, directory: Path | None, device: str, request: Request
+) -> tuple[Measured, tuple[Message, ...]]:
+    import torch
+
+    run = memory.run
+    before = () if device == "cpu" else (_context(device),)
+    began = time.perf_counter()
+    try:
+        model = _loaded(memory.report, run, directory, device, trust_remote_code=request.trust_remote_code)
+    except (MemoryError, torch.OutOfMemoryError):
+        return not_loaded(_indices(device), before), ()
+    make_ready(model.model, run)
+    before = (*before, loaded(model.model, time.perf_counter() - began))
+    if device != "cpu":
+        gc.collect()
+        torch.cuda.empty_cache()  # what only the loading needed
+    found = measure(
+        model.model, run, timeline, before=before, course_points=request.course_points, snapshot=request.snapshot
+    )
+    return found, model.notices
+
+
+def _loaded(report: Report, run: Run, directory: Path | None, device: str, *, trust_remote_code: bool) -> LoadedModel:
+    dtype = report.spec.dtype.torch_name
+    if directory is None:
+        return random_model(report.spec, report.config or {}, dtype=dtype, attention=run.attention, device=device)
+    return load_model(
+        directory,
+        report.spec,
+        dtype=dtype,
+        attention=run.attention,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def _calibrate(found: Measured) -> None:
+    """Keep what this card takes besides the model, if a whole run has told it. Of several workspaces, a handle's: the largest."""
+    measurement = found.measurement
+    running, context = dict(measurement.versions), measurement.footprint.context_bytes
+    if (
+        measurement.device == "cpu"
+        or measurement.partial is not None
+        or context is None
+        or not found.workspaces
+        or "driver" not in running
+    ):
+        return
+    calibration.keep(
+        Calibration(
+            gpu=measurement.device,
+            driver=running["driver"],
+            torch=running["torch"].partition("+")[0],
+            transformers=running["transformers"],
+            date=datetime.date.today().isoformat(),
+            context_bytes=context,
+            workspace_bytes=max(found.workspaces),
+        )
+    )
+
+
+def _timeline(memory: MemoryReport) -> Timeline | None:
+    """The run's trace as the device sees it; None where the prediction is not from one."""
+    if memory.predicted.method != "trace":
+        return None
+    timeline, _ = timeline_of(memory.report, memory.run)
+    return on_device(timeline, memory.run)
+
+
+def _indices(device: str) -> tuple[int, ...]:
+    """The CUDA devices that are meant."""
+    import torch
+
+    if device == "cpu":
+        return ()
+    return tuple(range(torch.cuda.device_count())) if device == "auto" else (torch.device(device).index,)
+
+
+def _card(device: str) -> str:
+    """The card predicted for; of several, the first."""
+    if device == "cpu":
+        return "cpu"
+    import torch
+
+    return str(torch.cuda.get_device_name(_indices(device)[0]))
+
+
+def _context(device: str) -> Any:
+    """The first reading: a context that holds nothing. Nothing is allocated for it, for a segment that comes and goes would move
+    those after it."""
+    import torch
+
+    torch.cuda.init()
+    for index in _indices(device):
+        torch.cuda.synchronize(index)
+        torch.cuda.reset_peak_memory_stats(index)
+    return cuda_reading("context", _indices(device))
+
+
+def _refuse_what_cannot_fit(memory: MemoryReport, device: str) -> None:
+    predicted = memory.predicted
+    needed = predicted.peak_reserved or (predicted.peak or predicted.steady).allocated or predicted.steady.weights
+    if device == "cpu":
+        check_capacity(needed, free_host_bytes(), device)
+        return
+    import torch
+
+    check_capacity(needed, sum(torch.cuda.mem_get_info(index)[0] for index in _indices(device)), device)
+
+
+@contextmanager
+def _left_as_it_was(device: str) -> Iterator[None]:
+    """Afterwards nothing is allocated on the device, and nothing cached."""
+    try:
+        yield
+    finally:
+        gc.collect()
+        if device != "cpu":
+            import torch
+
+            torch.cuda.empty_cache()

@@ -1,0 +1,115 @@
+"""A kept trace, or a formula, -> an Exploration: the run of `predicting.footprint` with its sizes not yet worked out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ..checkpoint import Tensor
+from ..results.cache import CacheReport
+from ..results.exploration import GROWTHS, AllocatorSettings, Exploration, RequestSize
+from ..results.memory import Run
+from ..results.timeline import Allocate, Event, Stage
+from ..spec import Module
+from .allocator import UNLIMITED_BYTES
+from .allocator_settings import read_settings
+from .footprint import (
+    GROWN_IDS,
+    OWN_IDS,
+    formula_requests,
+    growing,
+    laid_out,
+    leap,
+    on_device,
+    term_of,
+    use_of,
+    uses_of,
+)
+from .kept_trace import KeptTrace, Point
+
+
+def explore_trace(kept: KeptTrace, run: Run, point: Point | None = None) -> Exploration:
+    """The run of a kept trace, which tells of generating two tokens or more. point: the run's, where it is of another kind."""
+    timeline = kept.at(point or Point(run.batch, run.prompt_tokens, run.cached_tokens))
+    uses = uses_of(timeline)
+    whole = on_device(growing(timeline, GROWTHS + 2), run)  # with all growths
+    before = {new.id: old.id for old, new in leap(timeline)}
+
+    def size_of(event: Allocate) -> RequestSize:
+        growth, last = divmod(event.id, GROWN_IDS)
+        if last >= OWN_IDS:
+            return _constant(event)
+        coefficients = kept.allocations[last][0]
+        if last not in before:
+            return RequestSize(coefficients)
+        return RequestSize(coefficients, before=kept.allocations[before[last]][0], growth=growth or GROWTHS)
+
+    return _exploration(
+        "trace", whole.events, whole.stages, size_of, lambda event: use_of(event, uses), run, least_new_tokens=2
+    )
+
+
+def explore_formula(
+    tree: Module, cache: CacheReport, run: Run, *, weights: Sequence[Tensor] | None = None
+) -> Exploration:
+    """What `formula_footprint` counts for generating."""
+    requests, uses = formula_requests(tree, cache, run, weights=weights)
+    kept = iter([request.id for request in requests if uses.get(request.id) in ("cache", "state")])
+    sizes: dict[int, RequestSize] = {}
+    for layer in cache.layers:
+        held = None if layer.window_tokens is None else layer.window_tokens - 1
+        for half in (1, 2) if layer.bytes_per_token else ():
+            sizes[next(kept)] = RequestSize((0, 0, 0, 0, 0, 0, 0, layer.bytes_per_token), held, half)
+        for state in layer.states_bytes:
+            sizes[next(kept)] = RequestSize((0, 0, 0, 0, state, 0, 0, 0))
+
+    def size_of(event: Allocate) -> RequestSize:
+        return sizes.get(event.id) or _constant(event)
+
+    events = laid_out(requests, run.loader)
+    return _exploration("formula", events, (), size_of, lambda event: use_of(event, uses), run, least_new_tokens=1)
+
+
+def _constant(event: Allocate) -> RequestSize:
+    return RequestSize((event.size_bytes, 0, 0, 0, 0, 0, 0, 0))
+
+
+def _exploration(
+    method: str,
+    events: Sequence[Event],
+    stages: tuple[Stage, ...],
+    size_of: Callable[[Allocate], RequestSize],
+    use: Callable[[Allocate], str],
+    run: Run,
+    *,
+    least_new_tokens: int,
+) -> Exploration:
+    sizes: dict[RequestSize, int] = {}
+    terms: dict[str, int] = {}
+    numbers: dict[int, int] = {}
+    requests: list[tuple[int, int]] = []
+    order: list[int] = []
+    for event in events:
+        if isinstance(event, Allocate):
+            term = term_of(use(event))
+            numbers[event.id] = len(requests)
+            requests.append((sizes.setdefault(size_of(event), len(sizes)), terms.setdefault(term, len(terms))))
+            order.append(numbers[event.id])
+        else:
+            order.append(-1 - numbers[event.id])
+    settings = read_settings(run.allocator)
+    return Exploration(
+        method=method,
+        terms=tuple(terms),
+        sizes=tuple(sizes),
+        requests=tuple(requests),
+        order=tuple(order),
+        stages=stages,
+        settings=AllocatorSettings(
+            large_segment_bytes=settings.large_segment_bytes,
+            max_split_bytes=None if settings.max_split_bytes == UNLIMITED_BYTES else settings.max_split_bytes,
+            max_non_split_rounding_bytes=settings.max_non_split_rounding_bytes,
+            roundup_divisions=settings.roundup_divisions,
+            expandable_segments=settings.expandable_segments,
+        ),
+        least_new_tokens=least_new_tokens,
+    )

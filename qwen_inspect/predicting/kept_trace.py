@@ -1,0 +1,195 @@
+"""A trace taken a few times, kept as polynomials, evaluated for any workload in milliseconds.
+
+The events of a forward do not depend on the workload, only their sizes do: each is a polynomial in the batch, the prompt's
+tokens and the tokens in all. The coefficients follow exactly from as many traces as there are monomials, in whole
+numbers; one trace more, of a workload that none of them had, must come out to the byte, or the trace is not kept.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MalformedError, UnsupportedError
+from ..results.timeline import Allocate, Free, Stage, Timeline
+
+if TYPE_CHECKING:
+    from fractions import Fraction
+
+LARGEST_BYTES = 50_000_000
+CHUNK_TOKENS = 64  # transformers 5.23, qwen3_next/modeling_qwen3_next.py, torch_chunk_gated_delta_rule
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A workload as a trace sees it: sequences, tokens of each prompt, tokens of each sequence at the end."""
+
+    batch: int
+    prompt_tokens: int
+    total_tokens: int
+
+    @property
+    def monomials(self) -> tuple[int, ...]:
+        """What a size can grow with: activations with batch x prompt, scores with its square, a cache with the total."""
+        lengths = (1, self.prompt_tokens, self.prompt_tokens**2, self.total_tokens)
+        return (*lengths, *(self.batch * length for length in lengths))
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkedPoint(Point):
+    """The same of a model whose linear attention fills each prompt up to whole chunks."""
+
+    @property
+    def monomials(self) -> tuple[int, ...]:
+        return (*Point.monomials.__get__(self), -(-self.prompt_tokens // CHUNK_TOKENS))
+
+
+# As many as there are monomials, with the determinant that makes them independent, and one to check the result on. Short, for a
+# trace's time does not depend on the lengths; long enough that none takes the path of a single token.
+SAMPLES = tuple(
+    Point(batch, prompt, total) for batch in (1, 2) for prompt, total in ((16, 24), (32, 48), (64, 72), (32, 80))
+)
+WITNESS = Point(3, 48, 112)
+
+Coefficients = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptTrace:
+    """Events with polynomials for sizes. `allocations` and `order` together are the run: an entry of `order` that is not negative
+    is the index of the allocation made then, -1 - index frees it."""
+
+    stages: tuple[Stage, ...]
+    allocations: tuple[tuple[Coefficients, str, str], ...]  # size, module, operator
+    order: tuple[int, ...]
+    made_by: str
+
+    def at(self, point: Point) -> Timeline:
+        """The run for a workload, each size in bytes."""
+        monomials = point.monomials
+        polynomials, modules, operators = zip(*self.allocations, strict=True)
+        sizes = {one: sum(map(int.__mul__, one, monomials)) for one in set(polynomials)}
+        made = list(map(Allocate, range(len(polynomials)), map(sizes.__getitem__, polynomials), modules, operators))
+        return Timeline(
+            events=tuple([made[entry] if entry >= 0 else Free(-1 - entry) for entry in self.order]), stages=self.stages
+        )
+
+
+def fit(traces: Mapping[Point, Timeline], *, made_by: str, terms: Sequence[int] = range(8)) -> KeptTrace:
+    """The polynomials through all traces but the last, which they are checked on; UnsupportedError where they do not fit.
+
+    terms: the monomials that the sizes can grow with, by their index; as many as there are traces to go through.
+    """
+    *samples, checked = traces
+    first = traces[samples[0]]
+    runs = [_numbered(traces[point]) for point in samples]
+    witness = _numbered(traces[checked])
+    shape = [(entry, *who) for entry, _, *who in runs[0]]
+    for run in (*runs[1:], witness):
+        if [(entry, *who) for entry, _, *who in run] != shape:
+            raise UnsupportedError("trace_events_differ", length=len(run), other=len(shape))
+    inverse = _inverse([[point.monomials[term] for term in terms] for point in samples])
+    solved: dict[tuple[int, ...], Coefficients] = {}
+    allocations, order = [], []
+    expected = checked.monomials
+    for index, (entry, _, module, operator) in enumerate(runs[0]):
+        order.append(entry)
+        if entry < 0:
+            continue
+        sizes = tuple(run[index][1] for run in runs)
+        if sizes not in solved:
+            found = dict(zip(terms, _solve(inverse, sizes), strict=True))
+            solved[sizes] = tuple(found.get(term, 0) for term in range(len(expected)))
+        if sum(map(int.__mul__, solved[sizes], expected)) != witness[index][1]:
+            raise UnsupportedError("trace_not_polynomial", module=module, operator=operator)
+        allocations.append((solved[sizes], module, operator))
+    return KeptTrace(stages=first.stages, allocations=tuple(allocations), order=tuple(order), made_by=made_by)
+
+
+def _numbered(timeline: Timeline) -> list[tuple[int, int, str, str]]:
+    """(entry of `order`, size, module, operator) of each event, allocations numbered as they come."""
+    numbers: dict[int, int] = {}
+    rows = []
+    for event in timeline.events:
+        match event:
+            case Allocate():
+                numbers[event.id] = len(numbers)
+                rows.append((numbers[event.id], event.size_bytes, event.module, event.operator))
+            case Free():
+                rows.append((-1 - numbers[event.id], 0, "", ""))
+    return rows
+
+
+def _inverse(matrix: Sequence[Sequence[int]]) -> list[list[Fraction]]:
+    """By Gauss and Jordan, in fractions."""
+    from fractions import Fraction
+
+    size = len(matrix)
+    rows = [
+        [Fraction(value) for value in row] + [Fraction(int(column == index)) for column in range(size)]
+        for index, row in enumerate(matrix)
+    ]
+    for column in range(size):
+        pivot = next((index for index in range(column, size) if rows[index][column]), None)
+        if pivot is None:
+            raise UnsupportedError("trace_not_polynomial", module="–", operator="–")
+        rows[column], rows[pivot] = rows[pivot], rows[column]
+        rows[column] = [value / rows[column][column] for value in rows[column]]
+        for index in range(size):
+            if index != column and (factor := rows[index][column]):
+                rows[index] = [value - factor * above for value, above in zip(rows[index], rows[column], strict=True)]
+    return [row[size:] for row in rows]
+
+
+def _solve(inverse: Sequence[Sequence[Fraction]], sizes: Sequence[int]) -> Coefficients:
+    exact = [sum(part * size for part, size in zip(row, sizes, strict=True)) for row in inverse]
+    if any(value.denominator != 1 for value in exact):
+        raise UnsupportedError("trace_not_polynomial", module="–", operator="–")
+    return tuple(int(value) for value in exact)
+
+
+# --- as a file
+
+
+def dump(kept: KeptTrace) -> bytes:
+    """The trace as gzip'd JSON, the same bytes for the same trace."""
+    tables: list[dict[Any, int]] = [{}, {}, {}]
+    rows = [
+        [table.setdefault(value, len(table)) for table, value in zip(tables, allocation, strict=True)]
+        for allocation in kept.allocations
+    ]
+    content = {
+        "version": 1,
+        "made_by": kept.made_by,
+        "stages": [[stage.name, stage.first_event] for stage in kept.stages],
+        "sizes": list(tables[0]),
+        "modules": list(tables[1]),
+        "operators": list(tables[2]),
+        "allocations": rows,
+        "order": kept.order,
+    }
+    return gzip.compress(json.dumps(content, separators=(",", ":")).encode(), mtime=0)
+
+
+def load(content: bytes, *, file: str) -> KeptTrace:
+    """What `dump` wrote; MalformedError where it is anything else."""
+    try:
+        with gzip.open(io.BytesIO(content)) as stream:
+            text = stream.read(LARGEST_BYTES)
+        kept = json.loads(text)
+        sizes = [tuple(map(int, row)) for row in kept["sizes"]]
+        modules, operators = kept["modules"], kept["operators"]
+        allocations = tuple(
+            (sizes[size], modules[module], operators[operator]) for size, module, operator in kept["allocations"]
+        )
+        order = tuple(map(int, kept["order"]))
+        stages = tuple(Stage(name=name, first_event=first) for name, first in kept["stages"])
+        if kept["version"] != 1 or not all(-len(allocations) <= entry < len(allocations) for entry in order):
+            raise ValueError(file)
+        return KeptTrace(stages=stages, allocations=allocations, order=order, made_by=kept["made_by"])
+    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError):
+        raise MalformedError("trace_file", file=file) from None

@@ -1,0 +1,480 @@
+"""A model and a run -> its footprint: from a trace that is shipped or was kept, else traced now, else by formula alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import NoModelError, QwenInspectError, UnavailableError, UnsupportedError
+from ..language import Message
+from ..loaders import calibration, header_cache
+from ..progress import working
+from ..results.cache import CacheReport
+from ..results.memory import Footprint, MemoryReport, PeakRange, Run
+from ..results.model import Report
+from ..results.timeline import Allocate, Timeline
+from ..spec import ModelSpec, MoeMlp, each_tensor
+from ..tracing import versions
+from ..tracing.adapting import FourBits
+from ..tracing.bases import Base, EightBits
+from .footprint import PARAMETER, cache_bytes, formula_footprint, stored_footprint, traced_footprint
+from .held import base_of, scratch_of
+from .kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
+from .packed import packed
+from .period import SHALLOW, deepen, fixed, period_of
+
+if TYPE_CHECKING:
+    from ..results.ranks import Place
+    from .training_plan import Plan
+
+MICRO_BATCHES = 2  # the first, and one for all that find gradients; with more, every later one does as the second
+SHIPPED = Path(__file__).parent.parent / "catalog" / "traces"
+
+
+def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport:
+    """The footprint of `run` for the model of `report`; with its course in about `course_points` points, where there is a trace.
+
+    From a trace where there is one. Without torch, where transformers cannot be traced, or for a cache that transformers does not
+    hold, only the formula is left, whose peak is unknown; of an architecture that is not known, only what is stored. What was
+    refused is then the result's `refusal`, raised where nothing is left to say.
+    """
+    run = with_kernel(run, report)
+    if run.device == "cuda" and run.calibration is None:
+        run = replace(run, calibration=calibration.find(run.gpu, installed()))
+    if run.mode == "train" or run.training_options:
+        from .training import check_training
+
+        check_training(run)
+    if report.design is None:
+        assert report.refusal is not None
+        if report.tensors is None or isinstance(report.refusal, NoModelError):
+            raise report.refusal
+        footprint = stored_footprint(report.tensors, report.ref.id)
+        return MemoryReport(report=report, run=run, predicted=footprint, refusal=report.refusal)
+    if (unread := report.known.unread) is not None:
+        if report.tensors is None:
+            raise unread
+        footprint = stored_footprint(report.tensors, report.ref.id, tree=report.tree, cache=report.known.cache, run=run)
+        return MemoryReport(report=report, run=run, predicted=footprint, refusal=unread)
+    if report.known.cache is None and run.mode == "generate":
+        footprint = _without_trace(report, run)
+        return MemoryReport(report=report, run=run, predicted=footprint, refusal=report.known.cache_refusal)
+    limit = report.spec.context_tokens
+    tokens = run.prompt_tokens + (run.new_tokens if run.mode == "generate" else 0)
+    if limit is not None and tokens > limit:
+        beyond = Message("context_beyond", tokens=tokens, limit=limit)
+        report = replace(report, notices=(*report.notices, beyond))
+    if run.mode == "train":
+        return _trained(report, run, course_points)
+    refusal = None
+    try:
+        footprint = _footprint(report, run, course_points)
+    except UnsupportedError as error:
+        footprint = _without_trace(report, run)
+        refusal = error
+        report = replace(report, notices=(*report.notices, Message("no_trace", reason=error.message)))
+    return MemoryReport(report=report, run=run, predicted=_with_why(footprint, report, run), refusal=refusal)
+
+
+def _without_trace(report: Report, run: Run) -> Footprint:
+    """By formula; where the cache is not known, the weights alone."""
+    weights = report.known.weights
+    if report.known.cache is None:
+        return stored_footprint(weights or tuple(each_tensor(report.tree)), report.ref.id)
+    return formula_footprint(report.tree, report.cache, run, weights=weights)
+
+
+def with_kernel(run: Run, report: Report) -> Run:
+    """The run with the kernel that `from_pretrained` chooses for this model, where none is asked for and the model is known.
+
+    UnsupportedError for sdpa where transformers has none.
+    """
+    if report.design is None:
+        return run
+    spec = report.spec
+    if run.attention == "sdpa" != spec.kernel:
+        raise UnsupportedError("no_sdpa", class_name=spec.class_name, kernel=spec.kernel)
+    return replace(run, attention=spec.kernel) if run.attention == "auto" else run
+
+
+def _with_why(footprint: Footprint, report: Report, run: Run) -> Footprint:
+    """The footprint of a run with a kernel other than most models', and why it is another."""
+    spec = report.spec
+    if spec.kernel == "sdpa" or run.attention != spec.kernel:
+        return footprint
+    why = Message("assume_no_sdpa", class_name=spec.class_name, kernel=spec.kernel)
+    return replace(footprint, assumptions=(*footprint.assumptions, why))
+
+
+def _trained(report: Report, run: Run, course_points: int) -> MemoryReport:
+    """The footprint of training, and what is trained; without a trace the latter and what lies at a step's end."""
+    from .training_plan import plan_of
+
+    plan = plan_of(report, run)
+    run, training = plan.run, plan.training
+    refusal: QwenInspectError | None = None
+    try:
+        timeline, provenance = _training_timeline(report, plan), versions()
+        footprint = traced_footprint(timeline, run, provenance=provenance, course_points=course_points)
+        if training.adapters and footprint.steady.adapters != training.trained_bytes:
+            raise UnsupportedError("lora_differs", traced=footprint.steady.adapters, expected=training.trained_bytes)
+    except (UnavailableError, UnsupportedError) as error:
+        without_torch = error.message.key == "extra_missing"
+        footprint = formula_footprint(
+            report.tree,
+            report.known.cache or CacheReport(dtype=str(report.spec.dtype), layers=()),  # which no training keeps
+            run,
+            weights=plan.weights,
+            matrices=plan.matrices,
+            unknown=(Message("assume_no_torch"),) if without_torch else (),
+        )
+        if not without_torch:
+            refusal = error
+            report = replace(report, notices=(*report.notices, Message("no_trace", reason=error.message)))
+    footprint = _with_why(footprint, report, run)
+    return MemoryReport(report=report, run=run, training=training, predicted=footprint, refusal=refusal)
+
+
+def _training_timeline(report: Report, plan: Plan) -> Timeline:
+    first = replace(plan.run, accumulate=min(plan.run.accumulate, MICRO_BATCHES))
+    return _once(report, first, plan.four_bits)
+
+
+def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
+    quantised = report.known.quantised
+    if quantised is not None and quantised.method == "gguf":
+        return _by_formula(report, run, Message("assume_gguf", method=quantised.method))
+    if report.known.cache is not None and report.cache.dtype != str(report.spec.dtype):
+        return _by_formula(report, run, *_untraced(report))
+    try:
+        timeline, provenance, base = _held_timeline(report, run)
+    except UnavailableError:
+        return _by_formula(report, run, *_untraced(report), Message("assume_no_torch"))
+    except UnsupportedError:
+        if quantised is None:
+            raise
+        return _by_formula(report, run, *_untraced(report))
+    footprint = traced_footprint(timeline, run, provenance=provenance, course_points=course_points)
+    if report.spec.built and run.mode == "generate" and not _shows_cache(footprint, report, run):
+        raise UnsupportedError("generic_trace_cache", class_name=report.spec.class_name)
+    match base:
+        case None:
+            return footprint if quantised is None else _between(report, run, footprint)
+        case FourBits():
+            assumed = Message("assume_four_bits_inference")
+        case EightBits():
+            assumed = Message("assume_eight_bits", threshold=f"{base.threshold:g}")
+    return replace(footprint, assumptions=(*footprint.assumptions, assumed))
+
+
+def _by_formula(report: Report, run: Run, *unknown: Message) -> Footprint:
+    return formula_footprint(report.tree, report.cache, run, weights=report.known.weights, unknown=unknown)
+
+
+def _untraced(report: Report) -> tuple[Message, ...]:
+    found = report.known.quantised
+    return () if found is None else (Message("assume_quantised", method=found.method),)
+
+
+def _between(report: Report, run: Run, low: Footprint) -> Footprint:
+    """The footprint of a model whose kernels no trace tells. low: of a dense one's run with its weights, which is the least."""
+    assert low.peak is not None
+    assert report.known.quantised is not None
+    scratch_bytes, source = scratch_of(report, run)
+    reserved = low.peak_reserved if low.peak_reserved is not None else low.peak.allocated or 0
+    assumed = Message("assume_quantised_range", method=report.known.quantised.method, source=source)
+    return replace(
+        low,
+        steady=_by_formula(report, run).steady,
+        peak=None,
+        peak_reserved=None,
+        alive=(),
+        course=None,
+        peak_range=PeakRange(low=low.peak, low_reserved_bytes=reserved, scratch_bytes=scratch_bytes, source=assumed),
+        assumptions=(assumed, *low.assumptions),
+    )
+
+
+def _shows_cache(footprint: Footprint, report: Report, run: Run) -> bool:
+    """Whether the trace of a class that is not described here ends with the cache that the class was found to keep."""
+    moment = footprint.steady
+    return (moment.cache or 0) + (moment.state or 0) == sum(cache_bytes(layer, run) for layer in report.cache.layers)
+
+
+def explored(memory: MemoryReport) -> MemoryReport:
+    """The same with what a page needs to work out any other workload; without, where only this one's figures are known.
+
+    Where a trace tells of this workload alone (a hybrid's makes no polynomials), what is held at the end goes by the formula.
+    """
+    report, run = memory.report, memory.run
+    if not report.settled or report.known.unread is not None or run.mode != "generate" or run.device != "cuda":
+        return memory
+    from .explore import explore_formula, explore_trace
+
+    of_shape = memory.predicted.method == "trace" and _is_point(run) and report.known.quantised is None
+    kept = kept_trace(report.spec, run.attention) if of_shape else None
+    if kept is not None:
+        found = explore_trace(kept, run)
+    else:
+        found = explore_formula(report.tree, report.cache, run, weights=report.known.weights)
+    return replace(memory, exploration=found)
+
+
+def timeline_of(report: Report, run: Run, place: Place | None = None) -> tuple[Timeline, str]:
+    """The run's trace, and what it was made by: shipped or kept where there is one, else traced now, and kept if it can be.
+
+    place: of one rank, where several share the model. Of quantised weights whose kernels no trace tells: the least of a run.
+    """
+    run = with_kernel(run, report)
+    timeline, provenance, _ = _held_timeline(report, run, place)
+    return timeline, provenance
+
+
+def _held_timeline(report: Report, run: Run, place: Place | None = None) -> tuple[Timeline, str, Base | None]:
+    """The same, and how bitsandbytes holds the weights where the trace has its kernels."""
+    if report.known.quantised is None:
+        return *_dense_timeline(report, run, place), None
+    weights = report.known.weights or tuple(each_tensor(report.tree))
+    weights_bytes = [one.size_bytes for one in weights]
+    base = base_of(report)
+    if base is not None:
+        with suppress(UnavailableError):  # without bitsandbytes as any other quantisation
+            timeline = _once(report, run, base, place)
+            # Scales that are quantised too have an offset on the device, which files keep as text.
+            offsets = sum(one.name.endswith(".nested_absmax") for one in weights)
+            if _loaded_bytes(timeline) == sum(weights_bytes) + 4 * offsets:
+                return timeline, versions(), base
+    config = {key: value for key, value in (report.config or {}).items() if key != "quantization_config"}
+    timeline, provenance = _dense_timeline(replace(report, config=config), run, place)
+    return packed(timeline, weights_bytes), provenance, None
+
+
+def _loaded_bytes(timeline: Timeline) -> int:
+    return sum(one.size_bytes for one in timeline.events if isinstance(one, Allocate) and one.operator == PARAMETER)
+
+
+def _dense_timeline(report: Report, run: Run, place: Place | None) -> tuple[Timeline, str]:
+    if (
+        _is_kept(report.spec, run, place)
+        and (kept := kept_trace(report.spec, run.attention, place, run.batch)) is not None
+    ):
+        return kept.at(_point(run)), kept.made_by
+    return _once(report, run, place=place), versions()
+
+
+def _once(report: Report, run: Run, base: Base | None = None, place: Place | None = None) -> Timeline:
+    """`_traced`, once for several cards that are asked about one after another."""
+    told = dict(report.config or {}), repr(report.spec), repr(trace_request(run, base)), repr(place)
+    key = json.dumps(told, sort_keys=True, default=str)
+    return _traced_once(_Untraced(key=key, report=report, run=run, base=base, place=place))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Untraced:
+    """A run to trace. key: all that its events depend on, which the card does not belong to."""
+
+    key: str
+    report: Report = field(compare=False)
+    run: Run = field(compare=False)
+    base: Base | None = field(compare=False)
+    place: Place | None = field(compare=False)
+
+
+@lru_cache(maxsize=16)
+def _traced_once(one: _Untraced) -> Timeline:
+    with working("working_trace", batch=one.run.batch, tokens=one.run.prompt_tokens):
+        return _traced(one)
+
+
+def _traced(one: _Untraced) -> Timeline:
+    """The trace of the whole model; of a hybrid, whose layers take long, three of its blocks stand for all of them."""
+    from ..tracing.trace import trace
+
+    report, run, place = one.report, one.run, one.place
+    spec, config, request = report.spec, report.config or {}, trace_request(run, one.base)
+    if spec.built:
+        from ..architectures.generic import buildable
+
+        config = buildable(config)
+    period = period_of(spec.layers)
+    if run.mode != "train" and _all_alike(place) and period is not None and 1 < period < len(spec.layers) // SHALLOW:
+        blocks = trace(spec, config, replace(request, layers=SHALLOW * period), place)
+        return deepen(fixed(blocks), len(spec.layers), period).at(_point(run))
+    timeline = trace(spec, config, request, place)
+    if _is_kept(spec, run, place) and one.base is None:
+        _keep(report, run, place, timeline)
+    return timeline
+
+
+def _is_kept(spec: ModelSpec, run: Run, place: Place | None) -> bool:
+    """Whether traces of such a run are kept: as CUDA makes them, which a CPU does otherwise where there are experts."""
+    experts = any(isinstance(layer.mlp, MoeMlp) for layer in spec.layers)
+    return _is_point(run, place) and not (run.device == "cpu" and experts)
+
+
+def _is_point(run: Run, place: Place | None = None) -> bool:
+    """Whether kept traces tell of such a run."""
+    return run.mode == "generate" and run.new_tokens > 1 and _all_alike(place)
+
+
+def _all_alike(place: Place | None) -> bool:
+    """Whether a rank does the same with every layer, which a stage of a pipeline does not."""
+    return place is None or place.how.pipeline == 1
+
+
+def _point(run: Run) -> Point:
+    return Point(run.batch, run.prompt_tokens, run.cached_tokens)
+
+
+def _keep(report: Report, run: Run, place: Place | None, whole: Timeline) -> None:
+    """Keep the model's trace for the next time, if what it gives for this run is what the whole model's trace gives."""
+    try:
+        shallow = shallow_trace(report.spec, report.config or {}, run.attention, place, run.batch)
+        if shallow is None:
+            return
+        deep = deepen(shallow, len(report.spec.layers)).at(_point(run))
+    except UnsupportedError:
+        return
+    if traced_footprint(deep, run, provenance="") == traced_footprint(whole, run, provenance=""):
+        name = trace_name(report.spec, run.attention, versions(), place, run.batch)
+        header_cache.write_trace(name, dump(shallow))
+
+
+def shallow_trace(
+    spec: ModelSpec, config: Mapping[str, Any], attention: str, place: Place | None = None, batch: int = 1
+) -> KeptTrace | None:
+    """The polynomials of the model with its first, one middle and its last layer; None where its layers are not all alike.
+
+    place, batch: of a tensor-parallel rank, which gathers one sequence without the copy that several take.
+    """
+    if not _has_period(spec):
+        return None
+    from ..tracing.trace import trace
+
+    points, terms = (*SAMPLES, WITNESS), range(8)
+    if _by_batch(place) and batch == 1:  # one sequence, and half of the monomials
+        points, terms = tuple(replace(point, batch=1) for point in (*SAMPLES[:4], WITNESS)), range(4)
+    elif _by_batch(place):
+        points = tuple(replace(point, batch=point.batch + 1) for point in points)
+    traces = {
+        point: trace(spec, config, replace(sample_request(point, attention), layers=SHALLOW), place) for point in points
+    }
+    return fit(traces, made_by=versions(), terms=terms)
+
+
+def _by_batch(place: Place | None) -> bool:
+    """Whether a rank's events differ between one sequence and several."""
+    return place is not None and place.how.tensor > 1
+
+
+def traced_along(
+    report: Report, runs: Sequence[Run], terms: Sequence[int], point_of: Callable[[Run], Point]
+) -> KeptTrace | None:
+    """The trace of runs that differ in one length alone, as polynomials of it, the last run to check them on.
+
+    terms: the monomials that they grow with. None where the events are not alike, as where a loop turns more often.
+    """
+    try:
+        traces = {point_of(run): _timeline(report, run) for run in runs}
+        return fit(traces, made_by=versions(), terms=terms)
+    except UnsupportedError:
+        return None
+
+
+def _timeline(report: Report, run: Run) -> Timeline:
+    if run.mode != "train":
+        return timeline_of(report, run)[0]
+    from .training_plan import plan_of
+
+    return _training_timeline(report, plan_of(report, run))
+
+
+def sample_request(point: Point, attention: str) -> Any:
+    """The run of one point, in the words of `trace`."""
+    new_tokens = point.total_tokens - point.prompt_tokens + 1
+    run = Run(
+        mode="generate",
+        batch=point.batch,
+        prompt_tokens=point.prompt_tokens,
+        new_tokens=new_tokens,
+        attention=attention,
+        loader="warmup",
+        gpu="",
+    )
+    return trace_request(run)
+
+
+def _has_period(spec: ModelSpec) -> bool:
+    return period_of(spec.layers) == 1
+
+
+def trace_request(run: Run, base: Base | None = None) -> Any:
+    """The run in the words of `trace`. base: how its weights are held, where they are not dense."""
+    from ..tracing.adapting import Adapters
+    from ..tracing.trace import TraceRequest
+
+    lora = None
+    if run.lora_rank is not None:
+        lora = Adapters(rank=run.lora_rank, targets=run.lora_targets, base=base if isinstance(base, FourBits) else None)
+    return TraceRequest(
+        mode=run.mode,  # type: ignore[arg-type]  # one of the command line's choices
+        batch=run.batch,
+        prompt_tokens=run.prompt_tokens,
+        new_tokens=run.new_tokens,
+        attention=run.attention,  # type: ignore[arg-type]
+        optimizer=run.optimizer,  # type: ignore[arg-type]
+        checkpointing=bool(run.checkpointing),
+        trained=run.trained,
+        steps=2 if run.mode == "train" else 1,  # the optimizer's states exist from the second step on
+        accumulate=run.accumulate,
+        lora=lora,
+        device=run.device,
+        base=base if lora is None else None,
+    )
+
+
+def kept_trace(spec: ModelSpec, attention: str, place: Place | None = None, batch: int = 1) -> KeptTrace | None:
+    """The trace of this model with this kernel that the package has, or that an earlier run kept for the installed libraries."""
+    if not _has_period(spec):
+        return None
+    path = SHIPPED / trace_name(spec, attention, place=place, batch=batch)
+    kept_here = trace_name(spec, attention, _installed(), place, batch)
+    content = path.read_bytes() if path.is_file() else header_cache.read_trace(kept_here)
+    return None if content is None else _of_depth(content, path.name, len(spec.layers))
+
+
+@lru_cache(maxsize=2)  # a search asks for the same a few times
+def _of_depth(content: bytes, file: str, layers: int) -> KeptTrace:
+    return deepen(load(content, file=file), layers)
+
+
+def _installed() -> str:
+    """`versions`, without importing what takes seconds; "" where it is not installed."""
+    found = dict(installed())
+    return f"transformers {found['transformers']}, torch {found['torch']}" if len(found) == 2 else ""
+
+
+def installed() -> Iterator[tuple[str, str]]:
+    """The versions of torch and transformers that are installed, without importing them."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    for package in ("transformers", "torch"):
+        with suppress(PackageNotFoundError):
+            yield package, version(package).partition("+")[0]
+
+
+def trace_name(spec: ModelSpec, attention: str, made_by: str = "", place: Place | None = None, batch: int = 1) -> str:
+    """A file's name that stands for all that decides a layer's events: models that differ only in depth share it."""
+    shape = replace(spec, context_tokens=None, pad_token_id=None, norm_eps=0.0, layers=spec.layers[:1])
+    # Without the part that a model of text alone has not, the names are those from before there were others.
+    text = f"{shape!r} {made_by}".replace(", vision=None", "")
+    if place is not None:
+        text += f" {place!r}" + (" one sequence" if batch == 1 and _by_batch(place) else "")
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f"{spec.family}-{digest}.{attention}.json.gz"

@@ -1,0 +1,145 @@
+"""What is trained and what a step keeps of it, by shapes alone: LoRA's matrices, optimizers' states, a 4-bit base made ready."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+
+from ..checkpoint import DType, Tensor
+from ..errors import UnsupportedError, UsageError
+from ..results.lora import Lora, TrainedTensor
+from ..results.memory import Run
+from ..results.training import Training
+from ..spec import ModelSpec, Module, each_module, each_tensor
+from ..structure.adapters import folded, trained_tensors
+
+ALL_LINEAR = "all-linear"
+HIGHEST_RANK = 1 << 20
+# What modules of experts were called when each was linear. PEFT 0.21 adapts the fused ones where they are named so.
+OF_EXPERTS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+BLOCK_8BIT = 256
+LEAST_8BIT = 4096
+TABLE_8BIT_BYTES = 256 * 4
+
+
+def check_training(run: Run) -> None:
+    """UsageError where the run's words about training contradict each other, or `trained` is no regular expression."""
+    try:
+        re.compile(run.trained)
+    except re.error as error:
+        raise UsageError("trained_pattern", text=run.trained, reason=error) from None
+    if run.mode != "train" and run.training_options:
+        raise UsageError("train_option", option=run.training_options[0], mode=run.mode)
+    if run.lora_rank is None:
+        return
+    if not 1 <= run.lora_rank <= HIGHEST_RANK:
+        raise UsageError("lora_rank", found=run.lora_rank, most=HIGHEST_RANK)
+    if run.trained:
+        raise UsageError("lora_with_trained")
+
+
+def targets_of(tree: Module, spec: ModelSpec, targets: Collection[str]) -> tuple[str, ...]:
+    """The modules that `targets` mean, as PEFT takes them: by the ends of their names, or every linear one but the head.
+
+    UsageError for a name that no module has, UnsupportedError for experts and for linear modules of a kind that is not known.
+    Source: PEFT 0.21, tuners_utils (check_target_module_exists, _maybe_include_all_linear_layers) and
+    transformers_weight_conversion.
+    """
+    modules = [(name, module) for name, module in each_module(tree) if name]
+    whole = tuple(targets) == (ALL_LINEAR,)
+    if any(module.routed for _, module in modules):
+        for target in (ALL_LINEAR,) if whole else targets:
+            if whole or target.rpartition(".")[2] in OF_EXPERTS:
+                raise UnsupportedError("lora_experts", target=target, class_name=spec.class_name)
+    linear = [name for name, module in modules if module.class_name == "Linear"]
+    if not whole:
+        for target in targets:
+            if not any(f".{name}".endswith(f".{target}") for name, _ in modules):
+                known = dict.fromkeys(name.rpartition(".")[2] for name in linear)
+                raise UsageError("lora_no_module", target=target, known=", ".join(known))
+        return tuple(targets)
+    for name, module in modules:
+        if module.class_name.endswith(("Linear", "Conv1D")) and module.class_name != "Linear":
+            raise UnsupportedError("lora_linear_kind", module=name, class_name=module.class_name)
+    return tuple(name for name in linear if not _is_head(name, dict(modules)[name], spec))
+
+
+def _is_head(name: str, module: Module, spec: ModelSpec) -> bool:
+    """Whether it is what transformers' get_output_embeddings gives: beside the decoder, as wide as the vocabulary."""
+    rows = next((tensor.shape[0] for tensor in module.tensors if tensor.name == "weight"), None)
+    return "." not in name and (module.tied_to is not None or rows == spec.vocab_size)
+
+
+def matrices_of(tree: Module, lora: Lora, dtype: DType) -> tuple[TrainedTensor, ...]:
+    """LoRA's matrices beside a model of `dtype`: in float32, or as wide as the model where that is wider."""
+    found = trained_tensors(tree, lora, lambda tensor: (tensor,), ())
+    if dtype is not DType.F64:
+        return found
+    return tuple(replace(one, tensor=replace(one.tensor, dtype=dtype)) for one in found)
+
+
+def trained_of(tree: Module, run: Run, matrices: Sequence[TrainedTensor]) -> tuple[Tensor, ...]:
+    """The tensors that get gradients."""
+    if run.lora_rank is not None:
+        return tuple(one.tensor for one in matrices)
+    return tuple(tensor for tensor in each_tensor(tree) if re.search(run.trained, tensor.name))
+
+
+def training_of(tree: Module, run: Run, matrices: Sequence[TrainedTensor], weights: Sequence[Tensor]) -> Training:
+    """weights: the model's own, as the run holds them."""
+    trained = trained_of(tree, run, matrices)
+    adapters = run.lora_rank is not None
+    trained_bytes = sum(tensor.size_bytes for tensor in trained)
+    held_bytes = sum(tensor.size_bytes for tensor in weights)
+    named = matrices or [TrainedTensor(one, "copy", one.name.rpartition(".")[0] or one.name) for one in trained]
+    return Training(
+        trainable=sum(tensor.elements for tensor in trained),
+        base_parameters=tree.parameters,
+        adapters=adapters,
+        trained_bytes=trained_bytes,
+        frozen_bytes=held_bytes - (0 if adapters else trained_bytes),
+        modules=tuple(folded(named)),
+    )
+
+
+def prepared(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The tensors of a 4-bit model after `prepare_model_for_kbit_training` and a first forward: in float32 but for packed ones
+    and for the biases beside them, which are cast to what is computed in. Scales that are quantised too have an offset, a
+    number on the device, which files keep as text.
+
+    Sources: PEFT 0.21, utils.other: all float16 and bfloat16 parameters that are no Params4bit are cast; bitsandbytes 0.50,
+    Linear4bit.forward, QuantState.from_dict.
+    """
+    packed = {tensor.name.removesuffix(".weight.absmax") for tensor in weights if tensor.name.endswith(".absmax")}
+    cast = (
+        replace(tensor, dtype=DType.F32)
+        if tensor.dtype in (DType.F16, DType.BF16) and tensor.name.rpartition(".")[0] not in packed
+        else tensor
+        for tensor in weights
+    )
+    nested = [tensor.name for tensor in weights if tensor.name.endswith(".nested_absmax")]
+    return *cast, *(Tensor(f"{name}.offset", (), DType.F32) for name in nested)
+
+
+def optimizer_sizes(trained: Sequence[Tensor], optimizer: str) -> Iterator[int]:
+    """Bytes of each tensor that an optimizer keeps on the device between steps.
+
+    AdamW: two of the parameter's dtype; the fused one counts its steps on the device too. In 8 bits: two codes and, for each
+    block of 256, two scales; tensors of less than 4,096 elements have float32; two tables for all. Sources: torch 2.13,
+    optim/adamw.py; bitsandbytes 0.50, Optimizer2State.init_state.
+    """
+    if optimizer in ("none", "sgd"):
+        return
+    for tensor in trained:
+        if optimizer != "adamw_8bit":
+            yield from (tensor.size_bytes, tensor.size_bytes)
+            if optimizer == "adamw_fused":
+                yield 4
+        elif tensor.elements < LEAST_8BIT:
+            yield from (4 * tensor.elements, 4 * tensor.elements)
+        else:
+            scales = 4 * -(-tensor.elements // BLOCK_8BIT)
+            yield from (tensor.elements, tensor.elements, scales, scales)
+    if optimizer == "adamw_8bit" and trained:
+        yield from (TABLE_8BIT_BYTES, TABLE_8BIT_BYTES)

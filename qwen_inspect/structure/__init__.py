@@ -1,0 +1,1 @@
+"""What a model is: its parameters, attention, cache and files, held against each other."""

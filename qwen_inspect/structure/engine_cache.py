@@ -1,0 +1,367 @@
+"""The KV cache as engines reserve it: vLLM's blocks on one tensor-parallel rank, llama.cpp's cells for the whole context.
+
+Source: vLLM 0.19.0, v1/core/kv_cache_utils.py, v1/kv_cache_interface.py and model_executor/models/config.py; other versions group
+layers and print tokens differently. llama.cpp 0c1e57098, src/llama-kv-cache.cpp, llama-memory-recurrent.cpp, llama-context.cpp.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..checkpoint import DType
+from ..errors import UnsupportedError
+from ..results.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention, OtherLayerAttention
+from ..results.cache import EngineCache
+from .kv_cache import FORMATS, CacheFormat, cache_report, read_formats
+
+BLOCK_TOKENS = 16  # CacheConfig.DEFAULT_BLOCK_SIZE, and what FlashAttention's block sizes are multiples of
+BLOCK_FORMATS = ("float32", "bfloat16", "float16", "fp8")
+CELL_FORMATS = ("float32", "bfloat16", "float16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+CELLS_MULTIPLE = 256
+
+# --- vLLM ----------------------------------------------------------------------------------------------------------
+
+
+def kv_heads_per_rank(kv_heads: int, ranks: int) -> int:
+    """KV heads of one tensor-parallel rank: an even share, or one head repeated where there are more ranks than heads.
+
+    Source: ModelConfig.get_num_kv_heads and Qwen2Attention.__init__, which asserts that one divides the other.
+    """
+    if kv_heads % ranks and ranks % kv_heads:
+        raise UnsupportedError("cache_heads_over_ranks", heads=kv_heads, ranks=ranks)
+    return max(1, kv_heads // ranks)
+
+
+@dataclass(frozen=True, slots=True)
+class PageKind:
+    """What tells one layer's cache from another's. window_tokens: 0 where it has none; block_tokens: 0 for a state."""
+
+    page_bytes: int
+    block_tokens: int
+    window_tokens: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockPool:
+    """How a budget is divided: a block is `block_bytes` over the layers of a group, and each group takes blocks of the one pool.
+
+    groups: the kind of each one's layers. state_blocks: that a sequence's state takes, 2 where prefixes are cached: what they led
+    to is kept beside it.
+    """
+
+    block_bytes: int
+    groups: tuple[PageKind, ...]
+    state_blocks: int = 1
+
+    @property
+    def block_tokens(self) -> int:
+        """Of attention's blocks; the fewest where they differ."""
+        return min(group.block_tokens for group in self.groups if group.block_tokens)
+
+    def blocks(self, budget_bytes: int) -> int:
+        return max(0, budget_bytes) // self.block_bytes
+
+    def tokens(self, blocks: int, sequence_tokens: int) -> int:
+        """Tokens as vLLM prints them: even shares of the blocks. A state's counts for a whole sequence, or for one of attention.
+
+        Source: kv_cache_utils._report_kv_cache_config; MambaModelConfig and "align" mode, mamba_block_size.
+        """
+        of_a_state = sequence_tokens if self.state_blocks == 1 else self.block_tokens
+        return blocks // len(self.groups) * min(group.block_tokens or of_a_state for group in self.groups)
+
+    def sequence_blocks(self, tokens: int, batched_tokens: int | None = None) -> int | None:
+        """Blocks that a sequence of `tokens` tokens may take of all groups; None where that depends on unknown `batched_tokens`.
+
+        batched_tokens: the most tokens of one step (max_num_batched_tokens), which a window is held for beside its own.
+        Source: kv_cache_interface, max_memory_usage_bytes of FullAttentionSpec, SlidingWindowSpec and MambaSpec.
+        """
+        blocks = 0
+        for group in self.groups:
+            if not group.block_tokens:
+                blocks += self.state_blocks
+            elif not group.window_tokens:
+                blocks += -(-tokens // group.block_tokens)
+            elif batched_tokens is None:
+                return None
+            else:
+                held_tokens = min(group.window_tokens - 1 + batched_tokens, tokens)
+                blocks += -(-held_tokens // group.block_tokens) + 1  # a window may begin within a block
+        return blocks
+
+    def size_bytes(self, *, tokens: int, batch: int = 1, batched_tokens: int | None = None) -> int:
+        """Bytes of the blocks that `batch` sequences of `tokens` tokens take; UnsupportedError where that is not known."""
+        blocks = self.sequence_blocks(tokens, batched_tokens)
+        if blocks is None:
+            raise UnsupportedError("cache_engine_window", engine="vLLM")
+        return batch * blocks * self.block_bytes
+
+
+def block_pool(
+    layers: Sequence[AnyLayerAttention], cache_format: CacheFormat, *, ranks: int, states: tuple[DType, DType]
+) -> BlockPool:
+    """The blocks of one of `ranks` ranks. states: dtypes of a linear layer's convolution and of its recurrent state.
+
+    Raises UnsupportedError for heads that vLLM does not shard so, and for layers whose pages it cannot make equal.
+    Source: kv_cache_utils.get_kv_cache_groups.
+    """
+    if cache_format.name not in BLOCK_FORMATS:
+        raise UnsupportedError("vllm_cache_format", found=cache_format.name, known=", ".join(BLOCK_FORMATS))
+    softmax = [layer for layer in layers if isinstance(layer, LayerAttention)]
+    linear = [layer for layer in layers if isinstance(layer, LinearLayerAttention)]
+    if len(softmax) + len(linear) < len(layers) or not softmax:
+        raise UnsupportedError("cache_engine_other", engine="vLLM")
+    kinds = [_softmax_kind(layer, cache_format, ranks) for layer in softmax]
+    if linear:
+        return _hybrid_pool(kinds, [_state_bytes(layer, ranks, states) for layer in linear])
+    if len({kind.window_tokens for kind in kinds}) == 1:
+        return _one_group(kinds)
+    return _pool(_same_pages(kinds))
+
+
+def _softmax_kind(layer: LayerAttention, cache_format: CacheFormat, ranks: int) -> PageKind:
+    """K and V of a block: (block, kv_heads, head_dim) each. Source: AttentionSpec.real_page_size_bytes."""
+    if layer.query_heads % ranks:
+        raise UnsupportedError("cache_query_heads_over_ranks", heads=layer.query_heads, ranks=ranks)
+    heads = kv_heads_per_rank(layer.kv_heads, ranks)
+    page_bytes = 2 * BLOCK_TOKENS * cache_format.size_bytes(heads * layer.head_dim)
+    return PageKind(page_bytes, BLOCK_TOKENS, layer.window_tokens or 0, (heads, layer.head_dim))
+
+
+def _one_group(kinds: Sequence[PageKind]) -> BlockPool:
+    """Layers that need the same tokens share one table of blocks, whatever the sizes of their pages."""
+    return BlockPool(block_bytes=sum(kind.page_bytes for kind in kinds), groups=(kinds[0],))
+
+
+def _same_pages(kinds: Sequence[PageKind]) -> list[PageKind]:
+    """Smaller pages hold more tokens, until all are of the size of the largest.
+
+    Source: kv_cache_utils.unify_kv_cache_spec_page_size.
+    """
+    most_bytes = max(kind.page_bytes for kind in kinds)
+    if any(most_bytes % kind.page_bytes for kind in kinds):
+        raise UnsupportedError("vllm_unequal_pages")
+    return [
+        replace(kind, page_bytes=most_bytes, block_tokens=kind.block_tokens * (most_bytes // kind.page_bytes))
+        for kind in kinds
+    ]
+
+
+def _pool(kinds: Sequence[PageKind]) -> BlockPool:
+    """Layers of a kind in groups as large as the rarest kind, or as the commonest where that is less than half larger.
+
+    Source: kv_cache_utils._get_kv_cache_groups_uniform_page_size.
+    """
+    layers = Counter(kinds)
+    fewest, most = min(layers.values()), max(layers.values())
+    together = most if 2 * most < 3 * fewest else fewest
+    groups = [kind for kind, count in layers.items() for _ in range(-(-count // together))]
+    return BlockPool(block_bytes=together * kinds[0].page_bytes, groups=tuple(groups))
+
+
+def _hybrid_pool(kinds: Sequence[PageKind], states_bytes: Sequence[int]) -> BlockPool:
+    """Blocks of attention as long as it takes for one to be as large as a state, which is padded to its size.
+
+    Source: HybridAttentionMambaModelConfig.verify_and_update_config, without prefix caching or in its "align" mode.
+    """
+    if len(set(kinds)) > 1 or kinds[0].window_tokens or len(set(states_bytes)) > 1:
+        raise UnsupportedError("vllm_unequal_pages")
+    state_bytes = states_bytes[0]
+    times = max(1, -(-state_bytes // kinds[0].page_bytes))
+    page_bytes = times * kinds[0].page_bytes
+    attention = replace(kinds[0], page_bytes=page_bytes, block_tokens=times * BLOCK_TOKENS)
+    state = PageKind(page_bytes, 0, 0, ())
+    return _pool([*[attention] * len(kinds), *[state] * len(states_bytes)])
+
+
+def _state_bytes(layer: LinearLayerAttention, ranks: int, dtypes: tuple[DType, DType]) -> int:
+    """One sequence's state: (conv_kernel - 1, channels) and (value_heads, value_head_dim, key_head_dim), shared by the ranks.
+
+    Source: mamba_utils.MambaStateShapeCalculator.gated_delta_net_state_shape.
+    """
+    if layer.key_heads % ranks or layer.value_heads % ranks:
+        raise UnsupportedError("vllm_linear_heads", keys=layer.key_heads, values=layer.value_heads, ranks=ranks)
+    channels = 2 * layer.key_heads * layer.key_head_dim + layer.value_heads * layer.value_head_dim
+    convolution = (layer.conv_kernel - 1) * channels // ranks
+    recurrent = layer.value_heads // ranks * layer.value_head_dim * layer.key_head_dim
+    return convolution * dtypes[0].bits // 8 + recurrent * dtypes[1].bits // 8
+
+
+def state_dtypes(config: Mapping[str, Any], dtype: DType) -> tuple[DType, DType]:
+    """Of a linear layer's convolution, the model's, and of its recurrent state: the same, but for classes whose config says.
+
+    Source: mamba_utils.MambaStateDtypeCalculator; Qwen3_5ForConditionalGenerationConfig, which alone reads mamba_ssm_dtype.
+    """
+    names = config.get("architectures")
+    text = config.get("text_config")
+    named = text.get("mamba_ssm_dtype") if isinstance(text, Mapping) else None
+    reads = isinstance(names, list) and names[:1] in (
+        ["Qwen3_5ForConditionalGeneration"],
+        ["Qwen3_5MoeForConditionalGeneration"],
+    )
+    return dtype, DType.F32 if reads and named == "float32" else dtype
+
+
+def checkpoint_format(config: Mapping[str, Any], asked: str) -> str:
+    """The cache's format where the checkpoint's quantisation names one, else what was asked for.
+
+    compressed-tensors' is taken whatever was asked for, modelopt's in place of "auto". Raises UnsupportedError for one that vLLM
+    does not load: not of 8-bit floats.
+    Source: model_executor/layers/attention/attention.py and CompressedTensorsKVCacheMethod; utils/torch_utils.py,
+    resolve_kv_cache_dtype_string.
+    """
+    found = config.get("quantization_config")
+    if not isinstance(found, Mapping):
+        return asked
+    scheme, method = found.get("kv_cache_scheme"), str(found.get("quant_method", ""))
+    if method == "compressed-tensors" and scheme is not None:
+        if not _in_8_bits(scheme):
+            raise UnsupportedError("vllm_cache_scheme", found=str(scheme)[:80])
+        return "fp8"
+    if method.startswith("modelopt") and asked == "auto":
+        inner = found.get("quantization")
+        inner = inner if isinstance(inner, Mapping) else found
+        named = (
+            inner.get("kv_cache_scheme"),
+            scheme,
+            inner.get("kv_cache_quant_algo"),
+            found.get("kv_cache_quant_algo"),
+        )
+        algorithm = next((one for one in named if one), None)
+        static = isinstance(algorithm, Mapping) and algorithm.get("dynamic") is False
+        if str(algorithm).lower() == "fp8" or (static and _in_8_bits(algorithm)):
+            return "fp8"
+    return asked
+
+
+def _in_8_bits(scheme: Any) -> bool:
+    return isinstance(scheme, Mapping) and scheme.get("type") == "float" and scheme.get("num_bits") == 8
+
+
+# Text types of which every layer keeps one latent for all heads. Of vLLM's own list kimi_linear and bailing_hybrid keep states
+# too, deepseek_v32 and glm_moe_dsa an index. Not of its list, whatever transformers caches: minicpm3 and youtu (whole heads).
+# Source: vLLM 0.19.0, transformers_utils/model_arch_config_convertor.is_deepseek_mla; axk1 (there AXK1, as its release spells it)
+# also in commit 00bb6f59. mistral4: a release has params.json, which vLLM reads first (transformers_utils/config.get_config) and
+# makes a deepseek_v3 of (configs/mistral.adapt_config_dict).
+LATENT_TYPES = (
+    "AXK1",
+    "axk1",
+    "deepseek_v2",
+    "deepseek_v3",
+    "glm4_moe_lite",
+    "kimi_k2",
+    "longcat_flash",
+    "mistral4",
+    "pangu_ultra_moe",
+)
+
+
+def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The language model's part of a configuration. Source: vLLM 0.19.0, transformers_utils/config.get_hf_text_config."""
+    text = config.get("text_config")
+    return text if isinstance(text, Mapping) else config
+
+
+def latent_width(text: Mapping[str, Any]) -> int | None:
+    """Numbers of a token's latent in each layer, compressed keys and values beside the turned part of the keys; None without MLA.
+
+    text: as `text_part` gives it. Raises UnsupportedError for sparse attention, which keeps an index as well.
+    """
+    rank, turned = text.get("kv_lora_rank"), text.get("qk_rope_head_dim")
+    if text.get("model_type") not in LATENT_TYPES or type(rank) is not int or type(turned) is not int:
+        return None
+    if text.get("index_topk") is not None or rank < 1 or turned < 0:
+        raise UnsupportedError("cache_engine_other", engine="vLLM")
+    return rank + turned
+
+
+def latent_pool(layers: int, width: int, cache_format: CacheFormat, capability: tuple[int, int] | None) -> BlockPool:
+    """The blocks of MLA, whole on every rank, as long as a card's kernels want them (16 tokens where it is not known).
+
+    Source: MLAAttentionSpec.real_page_size_bytes; platforms/cuda._get_backend_priorities with each backend's block sizes.
+    """
+    if cache_format.name not in BLOCK_FORMATS:
+        raise UnsupportedError("vllm_cache_format", found=cache_format.name, known=", ".join(BLOCK_FORMATS))
+    major = 0 if capability is None else capability[0]
+    tokens = 32 if major == 10 else 64 if major == 9 and cache_format.name == "fp8" else BLOCK_TOKENS
+    kind = PageKind(tokens * cache_format.size_bytes(width), tokens, 0, (width,))
+    return _one_group([kind] * layers)
+
+
+# --- llama.cpp -----------------------------------------------------------------------------------------------------
+
+
+def padded_cells(tokens: int) -> int:
+    """Cells that llama.cpp makes of a sequence's context. Source: llama_context, n_ctx_seq."""
+    return -(-tokens // CELLS_MULTIPLE) * CELLS_MULTIPLE
+
+
+def llama_cpp_layer_bytes(
+    layer: AnyLayerAttention, keys: CacheFormat, values: CacheFormat, *, tokens: int, sequences: int = 1
+) -> int:
+    """What one layer reserves for `sequences` sequences of `tokens` tokens, whatever is filled of it.
+
+    K and V: (cells, kv_heads, head_dim) each. Linear attention: the convolution's last conv_kernel - 1 inputs, and the recurrent
+    state, float32 both. Raises UnsupportedError for windows, whose cells follow the micro-batch, and for formats it has not.
+    Source: llama_kv_cache; llama_memory_recurrent with llama_hparams.n_embd_r and n_embd_s.
+    """
+    for one in (keys, values):
+        if one.name not in CELL_FORMATS:
+            raise UnsupportedError("llama_cpp_cache_format", found=one.name, known=", ".join(CELL_FORMATS))
+    match layer:
+        case LayerAttention(window_tokens=None):
+            elements = layer.kv_heads * layer.head_dim
+            return sequences * padded_cells(tokens) * (keys.size_bytes(elements) + values.size_bytes(elements))
+        case LayerAttention():
+            raise UnsupportedError("cache_engine_window", engine="llama.cpp")
+        case LinearLayerAttention():
+            values_width = layer.value_heads * layer.value_head_dim
+            channels = 2 * layer.key_heads * layer.key_head_dim + values_width
+            elements = (layer.conv_kernel - 1) * channels + layer.key_head_dim * values_width
+            return sequences * elements * DType.F32.bits // 8
+        case OtherLayerAttention():
+            raise UnsupportedError("cache_engine_other", engine="llama.cpp")
+
+
+# --- side by side --------------------------------------------------------------------------------------------------
+
+
+def engine_caches(
+    layers: Sequence[AnyLayerAttention],
+    dtype: DType,
+    *,
+    states: tuple[DType, DType],
+    tokens: int,
+    batch: int,
+    ranks: int,
+) -> tuple[EngineCache, ...]:
+    """What transformers holds and engines reserve for the same workload, each in the formats that it has.
+
+    states: as in `block_pool`.
+    """
+    auto, _ = read_formats("auto", dtype)
+
+    def row(engine: str, cache_format: CacheFormat, size_bytes: Callable[[], int]) -> EngineCache:
+        try:
+            return EngineCache(engine=engine, format=cache_format.name, size_bytes=size_bytes())
+        except UnsupportedError as error:
+            return EngineCache(engine=engine, format=cache_format.name, size_bytes=None, reason=error.message)
+
+    def vllm(cache_format: CacheFormat) -> Callable[[], int]:
+        return lambda: block_pool(layers, cache_format, ranks=ranks, states=states).size_bytes(
+            tokens=tokens, batch=batch
+        )
+
+    def llama_cpp(one: CacheFormat) -> Callable[[], int]:
+        return lambda: sum(llama_cpp_layer_bytes(layer, one, one, tokens=tokens, sequences=batch) for layer in layers)
+
+    return (
+        row(
+            "transformers", auto, lambda: cache_report(layers, auto, auto, dtype).size_bytes(tokens=tokens, batch=batch)
+        ),
+        *(row("vllm", one, vllm(one)) for one in (auto, FORMATS["fp8"])),
+        *(row("llama_cpp", FORMATS[name], llama_cpp(FORMATS[name])) for name in ("float16", "q8_0", "q4_0")),
+    )

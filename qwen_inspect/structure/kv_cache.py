@@ -1,0 +1,110 @@
+"""The KV cache: exact bytes for each layer, token and sequence, as transformers holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..checkpoint import BLOCK_FORMATS, DType
+from ..errors import UnsupportedError
+from ..results.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention, OtherLayerAttention
+from ..results.cache import CacheLayer, CacheReport
+
+
+@dataclass(frozen=True, slots=True)
+class CacheFormat:
+    """How the numbers of a cache are stored: `block_bytes` bytes hold `block_elements` numbers, scales included."""
+
+    name: str
+    block_elements: int
+    block_bytes: int
+
+    def size_bytes(self, elements: int) -> int:
+        """Bytes of `elements` numbers; UnsupportedError where they do not fill whole blocks."""
+        if elements % self.block_elements:
+            raise UnsupportedError(
+                "cache_not_whole_blocks", format=self.name, block=self.block_elements, elements=elements
+            )
+        return elements // self.block_elements * self.block_bytes
+
+
+# The last five are llama.cpp's.
+# int8, int4 and fp8 count the numbers alone: what scales an engine keeps beside them is its own affair.
+FORMATS: Mapping[str, CacheFormat] = {
+    name: CacheFormat(name, elements, size_bytes)
+    for name, elements, size_bytes in (
+        ("float64", 1, 8),
+        ("float32", 1, 4),
+        ("bfloat16", 1, 2),
+        ("float16", 1, 2),
+        ("fp8", 1, 1),
+        ("int8", 1, 1),
+        ("int4", 2, 1),
+        *(
+            (name, BLOCK_FORMATS[name.upper()].block_elements, BLOCK_FORMATS[name.upper()].block_bytes)
+            for name in ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+        ),
+    )
+}
+ALIASES: Mapping[str, str] = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+
+
+def read_formats(text: str, dtype: DType) -> tuple[CacheFormat, CacheFormat]:
+    """K's and V's formats: one name for both, "K,V", or "auto", which is the model's dtype."""
+    names = [ALIASES.get(name, name) for name in text.split(",")]
+    names = [str(dtype) if name == "auto" else name for name in names]
+    if len(names) > 2 or not all(name in FORMATS for name in names):
+        raise UnsupportedError("cache_format_unknown", found=text, known=", ".join(["auto", *ALIASES, *FORMATS]))
+    return FORMATS[names[0]], FORMATS[names[-1]]
+
+
+def cache_report(
+    layers: Sequence[AnyLayerAttention], keys: CacheFormat, values: CacheFormat, dtype: DType
+) -> CacheReport:
+    """What transformers' DynamicCache holds for a model in `dtype` whose layers attend like `layers`."""
+    name = keys.name if keys == values else f"{keys.name},{values.name}"
+
+    def kept(layer: AnyLayerAttention) -> CacheLayer:
+        match layer:
+            case LayerAttention():
+                return _cache_layer(layer, keys, values)
+            case LinearLayerAttention():
+                return _state_layer(layer, dtype)
+            case OtherLayerAttention(cache_kind=kind):
+                raise UnsupportedError("generic_cache_format", kind=kind, format=name)
+
+    return CacheReport(dtype=name, layers=tuple(map(kept, layers)))
+
+
+def _state_layer(layer: LinearLayerAttention, dtype: DType) -> CacheLayer:
+    """The convolution's last inputs (batch, channels of q, k and v, conv_kernel) in the model's dtype, and the recurrent state
+    (batch, value_heads, key_head_dim, value_head_dim), which is float32 in any model. No format of K and V changes them.
+
+    Source: transformers 5.23, cache_utils.LinearAttentionLayer, and torch_chunk_gated_delta_rule, which computes in float32.
+    """
+    channels = 2 * layer.key_heads * layer.key_head_dim + layer.value_heads * layer.value_head_dim
+    conv_bytes = channels * layer.conv_kernel * dtype.bits // 8
+    recurrent_bytes = layer.value_heads * layer.key_head_dim * layer.value_head_dim * DType.F32.bits // 8
+    return CacheLayer(
+        index=layer.index,
+        kind="linear",
+        bytes_per_token=0,
+        states_bytes=(conv_bytes, recurrent_bytes),
+        window_tokens=None,
+    )
+
+
+def _cache_layer(layer: LayerAttention, keys: CacheFormat, values: CacheFormat) -> CacheLayer:
+    """K and V of one layer: (batch, kv_heads, tokens, head_dim) each.
+
+    A sliding layer keeps window - 1 tokens, for the next one completes its window.
+    Source: transformers 5.23, cache_utils.DynamicLayer and DynamicSlidingWindowLayer.
+    """
+    elements = layer.kv_heads * layer.head_dim
+    return CacheLayer(
+        index=layer.index,
+        kind=layer.span,
+        bytes_per_token=keys.size_bytes(elements) + values.size_bytes(elements),
+        states_bytes=(),
+        window_tokens=layer.window_tokens,
+    )

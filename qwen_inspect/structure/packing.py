@@ -1,0 +1,497 @@
+"""Quantised weights: from the modules and the configuration's schemes to every stored tensor, and what the whole takes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from ..checkpoint import BlockFormat, DType, Tensor
+from ..declarations import MODEL_DTYPES
+from ..errors import MalformedError
+from ..language import Message
+from ..results.quantisation import (
+    Awq,
+    Bnb4,
+    BnbInt8,
+    CompressedFp4,
+    CompressedIntegers,
+    CompressedNumbers,
+    Fp8,
+    Gptq,
+    Mlx,
+    ModelOptFp8,
+    ModelOptNvfp4,
+    Mxfp4Experts,
+    Part,
+    Quantisation,
+    Scheme,
+)
+from ..results.stored import KeptModules, QuantisedWeights
+from ..spec import Module, each_module, each_tensor
+from .accounting import StoredForm
+
+WORD_BITS = 32
+EXPERTS = ".experts."  # in the name of an expert's matrix
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packing:
+    """parts: of each quantised matrix, by the name that it would have in files of the dense model.
+
+    dense: those matrices. kept: modules that are not quantised, with their matrices. form: what files of the dense model hold of
+    a tensor of the tree.
+    """
+
+    parts: Mapping[str, tuple[Part, ...]]
+    dense: Mapping[str, Tensor]
+    kept: Mapping[str, Tensor]
+    form: StoredForm
+
+    def stored_form(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """What files hold of one tensor of the tree."""
+        stored: list[Tensor] = []
+        for dense in self.form(tensor):
+            stored += [part.tensor for part in self.parts[dense.name]] if dense.name in self.parts else [dense]
+        return tuple(stored)
+
+    def loaded(self, tensor: Tensor) -> Iterator[Tensor]:
+        """The same as a model holds it: without the notes that only a loader reads."""
+        for dense in self.form(tensor):
+            yield from self.loaded_parts(dense)
+
+    def loaded_parts(self, dense: Tensor) -> Iterator[Tensor]:
+        """What a model holds of one tensor of the dense files."""
+        if dense.name not in self.parts:
+            yield dense
+            return
+        for part in self.parts[dense.name]:
+            if part.role != "notes":
+                yield part.tensor
+
+
+def pack(tree: Module, quantisation: Quantisation, form: StoredForm, stored: Sequence[Tensor] | None) -> Packing:
+    """Which matrices are quantised and what holds each of them.
+
+    By the configuration; where files were read, they say which modules were left as they are. Raises MalformedError where a
+    matrix does not divide into the scheme's groups, or a stored tensor has another shape than the scheme gives it.
+    """
+    found = None if stored is None else {tensor.name: tensor for tensor in stored}
+    if quantisation.method == "mlx":
+        form = _mlx_experts(form)
+    if found is not None:
+        form = _or_as_built(form, found)
+    parts: dict[str, tuple[Part, ...]] = {}
+    dense, kept = {}, {}
+    for matrix, built, linear in _matrices(tree, form, every=quantisation.every_matrix):
+        module = matrix.name.removesuffix(".weight")
+        scheme = quantisation.scheme_of(*{module, built}) if linear or _takes_experts(quantisation) else None
+        packed = None if scheme is None else _packed(matrix, scheme)
+        if found is not None:
+            packed = _as_found(matrix, packed, quantisation, found)
+        if packed is None:
+            kept[module] = matrix
+        else:
+            parts[matrix.name], dense[matrix.name] = packed, matrix
+    return Packing(parts=parts, dense=dense, kept=kept, form=form)
+
+
+def _or_as_built(form: StoredForm, found: Mapping[str, Tensor]) -> StoredForm:
+    """`form`, but for what the files hold as transformers builds it: fused experts, which few libraries quantise, above all."""
+
+    def chosen(tensor: Tensor) -> tuple[Tensor, ...]:
+        same = found.get(tensor.name)
+        return form(tensor) if same is None or same.shape != tensor.shape else (tensor,)
+
+    return chosen
+
+
+def as_stored(tree: Module, form: StoredForm, stored: Sequence[Tensor]) -> Packing:
+    """Every tensor in the format that the files have it in: a file of ggml's chooses one for each tensor."""
+    found = {tensor.name: tensor for tensor in stored}
+    parts: dict[str, tuple[Part, ...]] = {}
+    dense, kept = {}, {}
+    for tensor in each_tensor(tree):
+        for expected in form(tensor):
+            same = found.get(expected.name)
+            if same is None or same.shape != expected.shape:
+                continue  # the check of the files tells
+            if not isinstance(same.dtype, BlockFormat) and same.dtype not in MODEL_DTYPES:
+                continue
+            if isinstance(same.dtype, BlockFormat):
+                parts[expected.name], dense[expected.name] = (Part(same, "packed"),), expected
+            else:
+                parts[expected.name] = (Part(same, "plain"),)
+                if len(expected.shape) > 1:
+                    kept[expected.name.removesuffix(".weight")] = expected
+    return Packing(parts=parts, dense=dense, kept=kept, form=form)
+
+
+def _mlx_experts(form: StoredForm) -> StoredForm:
+    """`form`, but for fused experts as mlx-lm names them: three stacks (experts, output features, input features) a layer.
+
+    Source: mlx-lm 0.32, models/switch_layers.SwitchGLU; models/qwen3_moe.Model.sanitize
+    """
+
+    def stacked(tensor: Tensor) -> tuple[Tensor, ...]:
+        layer, experts, name = tensor.name.rpartition(".experts.")
+        if not experts or len(tensor.shape) != 3:
+            return form(tensor)
+        count, rows, columns = tensor.shape
+        stack = f"{layer}.switch_mlp"
+        if name == "gate_up_proj":
+            half = (count, rows // 2, columns)
+            return tuple(replace(tensor, name=f"{stack}.{one}_proj.weight", shape=half) for one in ("gate", "up"))
+        return (replace(tensor, name=f"{stack}.{name}.weight"),) if name == "down_proj" else form(tensor)
+
+    return stacked
+
+
+def _matrices(tree: Module, form: StoredForm, *, every: bool) -> Iterator[tuple[Tensor, str, bool]]:
+    """Every matrix that a scheme could take, as files of the dense model name it; its module's name as transformers builds it,
+    or the fused experts'; and whether it is a linear module's. every: of embeddings and routers too, as if they were linear.
+    """
+    for prefix, module in each_module(tree):
+        linear = module.class_name == "Linear" or (every and _is_matrix(module))
+        if not linear and module.routed is None:
+            continue
+        for tensor in module.tensors:
+            if len(tensor.shape) < 2 or tensor.name.endswith("bias"):
+                continue
+            for matrix in form(Tensor(f"{prefix}.{tensor.name}", tensor.shape, tensor.dtype)):
+                yield matrix, prefix, linear
+
+
+def _is_matrix(module: Module) -> bool:
+    return len(module.tensors) == 1 and module.tensors[0].name == "weight" and len(module.tensors[0].shape) == 2
+
+
+def _takes_experts(quantisation: Quantisation) -> bool:
+    """bitsandbytes replaces `nn.Linear` alone, which fused experts are not. Source: replace_with_bnb_linear."""
+    return quantisation.method != "bitsandbytes"
+
+
+def _as_found(
+    matrix: Tensor,
+    packed: tuple[Part, ...] | None,
+    quantisation: Quantisation,
+    found: Mapping[str, Tensor],
+) -> tuple[Part, ...] | None:
+    """The parts as the files have them: None where they hold the matrix as it is, as configured where they hold neither."""
+    same = found.get(matrix.name)
+    if same is not None and same.dtype in MODEL_DTYPES and same.shape == matrix.shape:
+        return None
+    if packed is None:
+        packed = _packed_all_the_same(matrix, quantisation, found)
+        if packed is None:
+            return None
+    parts = []
+    for part in packed:
+        tensor = found.get(part.tensor.name)
+        if tensor is None and part.optional:
+            continue
+        if tensor is None:
+            parts.append(part)
+            continue
+        fits = tensor.shape == part.tensor.shape or (part.any_length and len(tensor.shape) == 1)
+        if not fits or (part.role == "packed" and tensor.size_bytes != part.tensor.size_bytes):
+            raise MalformedError(
+                "quantised_shape",
+                tensor=tensor.name,
+                found=f"{tensor.shape} {tensor.dtype}",
+                expected=f"{part.tensor.shape} {part.tensor.dtype}",
+                method=quantisation.method,
+            )
+        parts.append(replace(part, tensor=tensor))  # in the dtype that it is stored in: scales come in several
+    return tuple(parts)
+
+
+def _packed_all_the_same(
+    matrix: Tensor, quantisation: Quantisation, found: Mapping[str, Tensor]
+) -> tuple[Part, ...] | None:
+    """The parts of a matrix that the configuration leaves as it is, where the files hold it packed in one of its schemes."""
+    module = matrix.name.removesuffix(".weight")
+    marks = ("qweight", "weight_packed", "weight_scale", "weight_scale_inv", "SCB", "weight.absmax", "scales")
+    if not any(f"{module}.{mark}" in found for mark in marks):
+        return None
+    schemes = (scheme for scheme in reversed(quantisation.schemes) if not isinstance(scheme, Mxfp4Experts))
+    return next((packed for scheme in schemes if (packed := _packed(matrix, scheme)) is not None), None)
+
+
+# --- what holds one matrix -----------------------------------------------------------------------------------------
+
+
+def _packed(matrix: Tensor, scheme: Scheme) -> tuple[Part, ...] | None:
+    """The tensors that hold a matrix (..., output features, input features); None where the scheme takes none of its kind."""
+    *experts, rows, columns = matrix.shape
+    module = matrix.name.removesuffix(".weight")
+    if experts and not isinstance(scheme, Mxfp4Experts | Fp8 | Mlx):
+        return None
+    if not experts and isinstance(scheme, Mxfp4Experts):
+        return None
+
+    def part(
+        name: str, shape: tuple[int, ...], dtype: DType | BlockFormat, role: str, *, optional: bool = False
+    ) -> Part:
+        return Part(Tensor(f"{module}.{name}", shape, dtype), role, optional)
+
+    match scheme:
+        case Awq(bits=bits, group_size=size):
+            groups = _whole(matrix, columns, size or columns)
+            words = _whole(matrix, rows * bits, WORD_BITS)
+            return (
+                part("qweight", (columns, words), DType.I32, "packed"),
+                part("scales", (groups, rows), DType.F16, "scales"),
+                part("qzeros", (groups, words), DType.I32, "zeros"),
+            )
+        case Gptq(bits=bits, group_size=size):
+            groups = -(-columns // (size or columns))  # the last group may be shorter
+            parts = [
+                part("qweight", (_whole(matrix, columns * bits, WORD_BITS), rows), DType.I32, "packed"),
+                part("scales", (groups, rows), DType.F16, "scales"),
+                part("qzeros", (groups, _whole(matrix, rows * bits, WORD_BITS)), DType.I32, "zeros"),
+            ]
+            if scheme.indexed:
+                parts.append(part("g_idx", (columns,), DType.I32, "group_index", optional=True))
+            return tuple(parts)
+        case Fp8(block=block, static_inputs=static):
+            scales = () if block is None else (-(-rows // block[0]), -(-columns // block[1]))
+            scale = Tensor(f"{matrix.name}_scale_inv", (*experts, *scales), scheme.scale_dtype)
+            inputs = (part("activation_scale", (), DType.F32, "scales", optional=True),) if static else ()
+            return (Part(replace(matrix, dtype=DType.F8_E4M3), "packed"), Part(scale, "scales"), *inputs)
+        case BnbInt8():
+            return (
+                part("weight", (rows, columns), DType.I8, "packed"),
+                part("SCB", (rows,), DType.F32, "scales"),
+                part("weight_format", (), DType.U8, "notes", optional=True),
+            )
+        case Bnb4():
+            return tuple(_bnb4(matrix, scheme))
+        case CompressedIntegers(bits=bits, group_size=size):
+            groups = _whole(matrix, columns, size or columns)
+            parts = [
+                part("weight_packed", (rows, -(-columns * bits // WORD_BITS)), DType.I32, "packed"),
+                part("weight_scale", (rows, groups), matrix.dtype, "scales"),
+                part("weight_shape", (2,), DType.I64, "notes"),
+            ]
+            if not scheme.symmetric:
+                parts.append(part("weight_zero_point", (-(-rows * bits // WORD_BITS), groups), DType.I32, "zeros"))
+            if scheme.ordered:
+                parts.append(part("weight_g_idx", (columns,), DType.I32, "group_index", optional=True))
+            return tuple(parts)
+        case CompressedNumbers(dtype=dtype, scaled=scaled):
+            whole = scaled == (None, None)
+            shape = (1,) if whole else (-(-rows // (scaled[0] or rows)), -(-columns // (scaled[1] or columns)))
+            parts = [
+                part("weight", (rows, columns), dtype, "packed"),
+                part("weight_scale", shape, scheme.scale_dtype or matrix.dtype, "scales"),
+            ]
+            if not scheme.symmetric:
+                parts.append(part("weight_zero_point", shape, dtype, "zeros", optional=True))
+            if scheme.static_inputs:
+                parts.append(part("input_scale", (1,), matrix.dtype, "scales", optional=True))
+            return tuple(parts)
+        case CompressedFp4(group_size=size):
+            parts = [
+                part("weight_packed", (rows, _whole(matrix, columns, 2)), DType.U8, "packed"),
+                part("weight_scale", (rows, _whole(matrix, columns, size)), scheme.scale_dtype, "scales"),
+            ]
+            if scheme.two_level:
+                parts.append(part("weight_global_scale", (1,), DType.F32, "scales"))
+            if scheme.static_inputs:
+                parts.append(part("input_global_scale", (1,), DType.F32, "scales", optional=True))
+            return tuple(parts)
+        case ModelOptNvfp4():
+            return (
+                part("weight", (rows, _whole(matrix, columns, 2)), DType.U8, "packed"),
+                part("weight_scale", (rows, _whole(matrix, columns, 16)), DType.F8_E4M3, "scales"),
+                part("weight_scale_2", (), DType.F32, "scales"),
+                part("input_scale", (), DType.F32, "scales", optional=True),
+            )
+        case ModelOptFp8():
+            return (
+                part("weight", (rows, columns), DType.F8_E4M3, "packed"),
+                part("weight_scale", (), DType.F32, "scales"),
+                part("input_scale", (), DType.F32, "scales", optional=True),
+            )
+        case Mlx(bits=bits, group_size=size, mode=mode):
+            if columns % size:
+                return None  # mlx-lm leaves such a matrix as it is
+            groups = columns // size
+            words = _whole(matrix, columns * bits, WORD_BITS)
+            scale_dtype = matrix.dtype if mode == "affine" else DType.U8
+            parts = [
+                part("weight", (*experts, rows, words), DType.U32, "packed"),
+                part("scales", (*experts, rows, groups), scale_dtype, "scales"),
+            ]
+            if mode == "affine":
+                parts.append(part("biases", (*experts, rows, groups), matrix.dtype, "zeros"))
+            return tuple(parts)
+        case Mxfp4Experts():
+            # The module has (experts, inputs, outputs), the file (experts, outputs, inputs / 32, 16 bytes).
+            blocks = (*experts, columns, _whole(matrix, rows, 32))
+            packed = Tensor(f"{matrix.name}_blocks", (*blocks, 16), DType.U8)
+            return (Part(packed, "packed"), Part(Tensor(f"{matrix.name}_scales", blocks, DType.U8), "scales"))
+
+
+def _bnb4(matrix: Tensor, scheme: Bnb4) -> Iterator[Part]:
+    """Codes, two a byte; a scale (absmax) for each block of 64; the table of the 16 values; how to read them, as JSON.
+
+    Double quantisation: the scales are 8-bit codes with a scale for each block of 256. The JSON then holds their mean, whose
+    digits no formula gives. Source: bitsandbytes 0.50, functional.quantize_4bit and QuantState.as_dict.
+    """
+
+    def part(suffix: str, count: int, dtype: DType, role: str) -> Part:
+        return Part(Tensor(f"{matrix.name}.{suffix}", (count,), dtype), role)
+
+    blocks = -(-matrix.elements // 64)
+    code_bytes = (matrix.elements + 1) // 2
+    words = -(-code_bytes * 8 // scheme.storage.bits)
+    yield Part(Tensor(matrix.name, (words, 1), scheme.storage), "packed")
+    yield part("absmax", blocks, DType.U8 if scheme.double else DType.F32, "scales")
+    if scheme.double:
+        yield part("nested_absmax", -(-blocks // 256), DType.F32, "scales")
+        yield part("nested_quant_map", 256, DType.F32, "tables")
+    yield part("quant_map", 16, DType.F32, "tables")
+    note = {"quant_type": scheme.kind, "blocksize": 64, "dtype": str(matrix.dtype), "shape": list(matrix.shape)}
+    yield replace(
+        part(f"quant_state.bitsandbytes__{scheme.kind}", len(json.dumps(note)), DType.U8, "notes"), any_length=True
+    )
+
+
+def _whole(matrix: Tensor, features: int, size: int) -> int:
+    """`features` / `size`; MalformedError where that is no whole number."""
+    if features % size:
+        raise MalformedError("quantised_does_not_divide", tensor=matrix.name, features=features, size=size)
+    return features // size
+
+
+# --- what the whole takes ------------------------------------------------------------------------------------------
+
+
+def packed_tree(tree: Module, packing: Packing) -> Module:
+    """The tree with the bytes of its quantised tensors as they are stored; equal siblings fold again."""
+    return _packed_module(tree, "", packing)
+
+
+def _packed_module(module: Module, prefix: str, packing: Packing) -> Module:
+    dense = [one for tensor in module.tensors for one in packing.form(replace(tensor, name=f"{prefix}.{tensor.name}"))]
+    packed_bytes = None
+    if any(one.name in packing.parts for one in dense):
+        packed_bytes = sum(part.size_bytes for one in dense for part in packing.loaded_parts(one))
+    children = []
+    for child in module.children:
+        siblings = [
+            replace(child, name=child.name if child.repeats == 1 else str(int(child.name) + index), repeats=1)
+            for index in range(child.repeats)
+        ]
+        made = [_packed_module(one, f"{prefix}.{one.name}" if prefix else one.name, packing) for one in siblings]
+        for _, run in groupby(made, key=lambda one: replace(one, name="")):
+            alike = list(run)
+            children.append(replace(alike[0], repeats=len(alike)))
+    return replace(module, packed_bytes=packed_bytes, children=tuple(children))
+
+
+def weights_of(tree: Module, packed: Module, quantisation: Quantisation, packing: Packing) -> QuantisedWeights:
+    """How many parameters are quantised, the bytes of these and of the rest, and which linear modules were left.
+
+    packed: the tree as `packed_tree` has it.
+    """
+    schemes = tuple(dict.fromkeys(map(describe, quantisation.schemes)))
+    return _weights(tree, packed, packing, quantisation.method, schemes)
+
+
+def weights_as_stored(tree: Module, packed: Module, packing: Packing) -> QuantisedWeights:
+    """The same of files of ggml's, whose schemes are the formats of their tensors."""
+    formats: dict[str, tuple[int, int]] = {}
+    for name, dense in packing.dense.items():
+        (part,) = packing.parts[name]
+        tensors, parameters = formats.get(str(part.tensor.dtype), (0, 0))
+        formats[str(part.tensor.dtype)] = tensors + 1, parameters + dense.elements
+    schemes = tuple(
+        Message("scheme_ggml", format=name, tensors=tensors, parameters=parameters)
+        for name, (tensors, parameters) in sorted(formats.items(), key=lambda item: -item[1][1])
+    )
+    return _weights(tree, packed, packing, "gguf", schemes)
+
+
+def _weights(
+    tree: Module, packed: Module, packing: Packing, method: str, schemes: tuple[Message, ...]
+) -> QuantisedWeights:
+    parameters = sum(tensor.elements for tensor in packing.dense.values())
+    parts = [part for name in packing.dense for part in packing.parts[name]]
+    loaded_bytes = sum(part.tensor.size_bytes for part in parts if part.role != "notes")
+    return QuantisedWeights(
+        method=method,
+        schemes=schemes,
+        matrices=len(packing.dense),
+        parameters=parameters,
+        size_bytes=sum(part.tensor.size_bytes for part in parts),
+        other_parameters=tree.parameters - parameters,
+        other_bytes=packed.size_bytes - loaded_bytes,
+        kept=tuple(_kept(packing)),
+        largest_parameters=max(_together(packing.dense).values(), default=0),
+        widths=(_widest(packing.dense, experts=False), _widest(packing.dense, experts=True)),
+    )
+
+
+def _together(dense: Mapping[str, Tensor]) -> Counter[str]:
+    """Parameters of each quantised matrix, all experts of a layer as one: they are fused where they run."""
+    parameters: Counter[str] = Counter()
+    for name, tensor in dense.items():
+        before, experts, _ = name.partition(EXPERTS)
+        parameters[before + experts if experts else name] += tensor.elements
+    return parameters
+
+
+def _widest(dense: Mapping[str, Tensor], *, experts: bool) -> int:
+    return max((sum(one.shape[-2:]) for name, one in dense.items() if (EXPERTS in name) is experts), default=0)
+
+
+def _kept(packing: Packing) -> Iterator[KeptModules]:
+    """Linear modules that stay as they are, those of all layers under one name: `model.layers.*.mlp.gate`."""
+    counts: dict[str, tuple[int, int]] = {}
+    for name, matrix in packing.kept.items():
+        folded = ".".join("*" if part.isdecimal() else part for part in name.split("."))
+        modules, parameters = counts.get(folded, (0, 0))
+        counts[folded] = modules + 1, parameters + matrix.elements
+    for name, (modules, parameters) in counts.items():
+        yield KeptModules(name=name, modules=modules, parameters=parameters)
+
+
+def describe(scheme: Scheme) -> Message:
+    """A scheme in a phrase."""
+
+    def group(size: int | None) -> Message:
+        return Message("group_row") if size is None else Message("group_of", size=size)
+
+    match scheme:
+        case Awq(bits=bits, group_size=size) | Gptq(bits=bits, group_size=size):
+            return Message("scheme_zeros", bits=bits, group=group(size))
+        case Fp8(block=None):
+            return Message("scheme_fp8_tensor")
+        case Fp8(block=(rows, columns)):
+            return Message("scheme_fp8", rows=rows, columns=columns)
+        case BnbInt8():
+            return Message("scheme_bnb8")
+        case Bnb4(kind=kind, double=double):
+            return Message("scheme_bnb4_double" if double else "scheme_bnb4", kind=kind.upper())
+        case CompressedIntegers(bits=bits, group_size=size, symmetric=symmetric):
+            return Message("scheme_symmetric" if symmetric else "scheme_zeros", bits=bits, group=group(size))
+        case CompressedNumbers(dtype=dtype):
+            return Message("scheme_numbers", dtype=str(dtype))
+        case CompressedFp4(group_size=size):
+            return Message("scheme_fp4", size=size)
+        case ModelOptFp8():
+            return Message("scheme_fp8_tensor")
+        case ModelOptNvfp4():
+            return Message("scheme_fp4", size=16)
+        case Mlx(bits=bits, group_size=size, mode="affine"):
+            return Message("scheme_zeros", bits=bits, group=group(size))
+        case Mlx(bits=bits, group_size=size, mode=mode):
+            return Message("scheme_mlx", bits=bits, mode=mode, group=group(size))
+        case Mxfp4Experts():
+            return Message("scheme_mxfp4")
+    raise AssertionError(scheme)  # mypy: an Fp8's block is None or a pair

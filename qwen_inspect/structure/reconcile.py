@@ -1,0 +1,298 @@
+"""The witnesses held against each other, tensor by tensor: a difference has a named cause or is shown unexplained."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..checkpoint import BlockFormat, DType, Tensor
+from ..declarations import MODEL_DTYPES
+from ..errors import UnsupportedError
+from ..language import Message
+from ..results.counts import Cause, Check, Unexplained
+from .accounting import StoredForm
+
+if TYPE_CHECKING:
+    from .packing import Packing
+
+ROLES = ("packed", "scales", "zeros", "group_index", "tables", "notes")
+# Causes whose elements are no parameters of their own.
+NO_PARAMETERS = (
+    "tied_copy",
+    "stored_buffers",
+    "persistent_buffers",
+    "unloaded",
+    "quantised_biases",
+    "cache_scales",
+    "prediction_layer",
+    *(f"quantised_{role}" for role in ROLES),
+)
+# What engines that quantise the KV cache store for it. Source: compressed-tensors 0.20, kv_cache_scheme; vLLM 0.19, kv_cache.py.
+CACHE_SCALES = (".k_scale", ".v_scale", ".q_scale", ".prob_scale")
+
+
+def against_files(
+    built: Sequence[Tensor],
+    stored: Sequence[Tensor],
+    *,
+    witness: str,
+    files_witness: str,
+    tied: Mapping[str, str],
+    stored_form: StoredForm,
+    missing_files: Mapping[str, tuple[str, ...]] | None = None,
+    packing: Packing | None = None,
+    ignored: tuple[str, ...] = (),
+    buffers: Sequence[Tensor] = (),
+    unloaded: tuple[str, ...] = (),
+) -> Check:
+    """`built` (by theory, or by transformers: `witness`) against the tensors in the files, read or predicted.
+
+    tied: names that share another tensor's storage, with that tensor's name. missing_files: what shards that are not
+    there should hold. packing: how quantised ones are stored. ignored: beginnings of names that transformers leaves unloaded.
+    buffers: those that belong into files. unloaded: regular expressions of names that the class says it leaves unloaded.
+    """
+    causes: list[Cause] = [] if packing is None else list(_quantised(packing))
+    unexplained: list[Unexplained] = []
+    dense = {tensor.name: stored_form(tensor) for tensor in built}
+    singles = {part.name for form in dense.values() for part in form}
+    split = {name for name, form in dense.items() if any(".experts." in part.name for part in form)}
+    forms = dense if packing is None else {tensor.name: packing.stored_form(tensor) for tensor in built}
+    parts = {part.name: part for form in forms.values() for part in form}
+    fused = {tensor.name: tensor for tensor in built if tensor.name not in singles and tensor.name not in parts}
+    modules = () if packing is None else tuple(name.removesuffix("weight") for name in packing.parts)
+    extra_biases = {f"{module}bias" for module in modules}
+    named, renaming = without_renaming(stored, {*parts, *fused})
+    causes += renaming
+
+    seen: set[str] = set()
+    persistent = {buffer.name: buffer.shape for buffer in buffers}
+    tied_copies, tables, biases, cache_scales, predicted, kept, passed = [], [], [], [], [], [], []
+    retyped: Counter[tuple[DType | BlockFormat, DType | BlockFormat]] = Counter()
+    shapes = {tensor.name: tensor.shape for tensor in built}
+    for tensor in named:
+        expected = parts.get(tensor.name) or fused.get(tensor.name)
+        if expected is not None:
+            seen.add(tensor.name)
+            if _is_packed(tensor.dtype) and not _is_packed(expected.dtype):
+                unexplained.append(_repacked(expected, tensor))
+            elif tensor.dtype is not expected.dtype:
+                retyped[expected.dtype, tensor.dtype] += 1
+            # A file may also hold it as the class does: an expert's matrices not transposed.
+            if tensor.shape not in (expected.shape, shapes.get(tensor.name)):
+                unexplained.append(_reshaped(expected, tensor))
+        elif tensor.name in tied and tensor.shape == shapes[tied[tensor.name]]:
+            tied_copies.append(tensor)
+        # Written by transformers before 4.32, which kept it persistent; and by llama.cpp's converter for scaled frequencies.
+        elif tensor.name.endswith(".rotary_emb.inv_freq") or tensor.name == "rope_freqs.weight":
+            tables.append(tensor)
+        elif persistent.get(tensor.name) == tensor.shape:
+            kept.append(tensor)
+        elif tensor.name in extra_biases:
+            biases.append(tensor)
+        elif packing is not None and tensor.name.endswith(CACHE_SCALES):
+            cache_scales.append(tensor)
+        elif tensor.name.startswith(ignored):
+            predicted.append(tensor)
+        elif any(re.search(pattern, tensor.name) for pattern in unloaded):
+            passed.append(tensor)
+        else:
+            unexplained.append(_unexpected(tensor))
+    if tied_copies:
+        first = tied_copies[0].name
+        causes.append(_cause("tied_copy", tied_copies, +1, name=first, owner=tied[first]))
+    for name, found in (("stored_buffers", tables), ("persistent_buffers", kept), ("unloaded", passed)):
+        if found:
+            causes.append(_cause(name, found, +1))
+    if biases:
+        causes.append(_cause("quantised_biases", biases, +1))
+    if cache_scales:
+        causes.append(_cause("cache_scales", cache_scales, +1))
+    if predicted:
+        causes.append(_cause("prediction_layer", predicted, +1))
+
+    filled = seen & set(fused)
+    absent = [
+        part for tensor in built if tensor.name not in filled for part in forms[tensor.name] if part.name not in seen
+    ]
+    absent = _explain_missing_files(absent, missing_files or {}, causes)
+    heads = [tensor for tensor in absent if tensor.name == "lm_head.weight"]
+    if heads:
+        causes.append(_cause("headless", heads, -1))
+    unexplained += [_missing(tensor) for tensor in absent if tensor.name != "lm_head.weight"]
+    for name, singly in (("experts_singly", True), ("renamed", False)):
+        alike = [forms[one] for one in fused if one not in filled and (one in split) is singly]
+        causes += _in_other_form(name, alike, seen)
+    causes += [_retyped(*pair, tensors=tensors) for pair, tensors in retyped.items()]
+    return Check(
+        left=witness,
+        right=files_witness,
+        left_parameters=_elements(built),
+        right_parameters=_elements(stored),
+        causes=tuple(causes),
+        unexplained=tuple(unexplained),
+    )
+
+
+def contradictions(check: Check) -> UnsupportedError | None:
+    """Why the files cannot hold the model that the configuration describes, by a check against them; None where they can.
+
+    Another shape or a packed number format is such a reason, and so are tensors in place of those of the same module, or packed
+    ones that nothing accounts for where others are missing. Tensors that are only missing or only added are none: transformers
+    loads such files, and says so.
+    """
+    missing = [item for item in check.unexplained if item.kind == "missing"]
+    lacking = {item.name.rpartition(".")[0] for item in missing}
+    against: dict[str, Unexplained] = {}  # each tensor once, by what is noticed first
+    for item in check.unexplained:
+        replaces = missing and (item.packed or item.name.rpartition(".")[0] in lacking)
+        if item.kind in ("reshaped", "retyped") or (item.kind == "unexpected" and replaces):
+            against.setdefault(item.name, item)
+    if not against:
+        return None
+    first = next(iter(against.values()))
+    return UnsupportedError(
+        "files_contradict",
+        count=len(against),
+        name=first.name,
+        expected=first.expected or Message("nothing"),
+        found=first.found or "–",
+    )
+
+
+def _is_packed(dtype: DType | BlockFormat) -> bool:
+    """Whether numbers of this format are no weights as they stand: integers, and floats of 8 bits and less, need scales."""
+    return dtype not in MODEL_DTYPES and not isinstance(dtype, BlockFormat)
+
+
+def _in_other_form(name: str, forms: Sequence[tuple[Tensor, ...]], seen: set[str]) -> list[Cause]:
+    """Tensors stored in several parts, or under another name: told, though they change no count."""
+    found = [form for form in forms if any(part.name in seen for part in form)]
+    tensors = sum(part.name in seen for form in found for part in form)
+    if not tensors:
+        return []
+    message = Message(f"cause_{name}", tensors=tensors, fused=len(found))
+    return [Cause(name=name, message=message, parameters=0, tensors=tensors)]
+
+
+def copies(check: Check) -> int:
+    """Stored elements that are no parameters of their own, by a check against the files."""
+    return sum(cause.parameters for cause in check.causes if cause.name in NO_PARAMETERS)
+
+
+def _quantised(packing: Packing) -> Iterator[Cause]:
+    """What each role's tensors add to the count, or take from it: packed words hold several parameters each."""
+    by_role: dict[str, list[Tensor]] = {role: [] for role in ROLES}
+    for parts in packing.parts.values():
+        for part in parts:
+            if part.role != "plain":
+                by_role[part.role].append(part.tensor)
+    for role, tensors in by_role.items():
+        if not tensors:
+            continue
+        added = _elements(tensors) - (_elements(packing.dense.values()) if role == "packed" else 0)
+        dtype = ", ".join(sorted({str(tensor.dtype) for tensor in tensors}))
+        message = Message(
+            f"cause_quantised_{role}",
+            tensors=len(tensors),
+            elements=_elements(tensors),
+            parameters=_elements(packing.dense.values()),
+            dtype=dtype,
+        )
+        yield Cause(name=f"quantised_{role}", message=message, parameters=added, tensors=len(tensors))
+
+
+def against_instantiated(theory: Sequence[Tensor], instantiated: Sequence[Tensor]) -> Check:
+    """Theory against what transformers builds: names, shapes and dtypes must be the same."""
+    left = {tensor.name: tensor for tensor in theory}
+    right = {tensor.name: tensor for tensor in instantiated}
+    unexplained = [_missing(tensor) for name, tensor in left.items() if name not in right]
+    for name, tensor in right.items():
+        if name not in left:
+            unexplained.append(_unexpected(tensor))
+        elif tensor.shape != left[name].shape:
+            unexplained.append(_reshaped(left[name], tensor))
+        elif tensor.dtype != left[name].dtype:
+            found, expected = str(tensor.dtype), str(left[name].dtype)
+            unexplained.append(Unexplained(kind="retyped", name=name, parameters=0, expected=expected, found=found))
+    return Check(
+        left="theory",
+        right="instantiated",
+        left_parameters=_elements(theory),
+        right_parameters=_elements(instantiated),
+        unexplained=tuple(unexplained),
+    )
+
+
+def without_renaming(stored: Sequence[Tensor], expected: set[str]) -> tuple[Sequence[Tensor], list[Cause]]:
+    """The stored tensors under the names of the class, where the files leave out or add the decoder's own prefix."""
+    if any(tensor.name in expected for tensor in stored):
+        return stored, []
+    for kind, renamed in (
+        ("prefix_left_out", [replace(tensor, name=f"model.{tensor.name}") for tensor in stored]),
+        ("prefix_added", [replace(tensor, name=tensor.name.removeprefix("model.")) for tensor in stored]),
+    ):
+        if any(tensor.name in expected for tensor in renamed):
+            message = Message(f"cause_{kind}", tensors=len(renamed))
+            return renamed, [Cause(name=kind, message=message, parameters=0, tensors=len(renamed))]
+    return stored, []
+
+
+def _explain_missing_files(
+    absent: list[Tensor], missing_files: Mapping[str, tuple[str, ...]], causes: list[Cause]
+) -> list[Tensor]:
+    """What is left of `absent` once the tensors of missing shards are put down to them."""
+    by_file = {file: set(names) for file, names in missing_files.items()}
+    for file, names in by_file.items():
+        if gone := [tensor for tensor in absent if tensor.name in names]:
+            causes.append(_cause("missing_shard", gone, -1, file=file))
+    return [tensor for tensor in absent if not any(tensor.name in names for names in by_file.values())]
+
+
+def _retyped(expected: DType | BlockFormat, found: DType | BlockFormat, *, tensors: int) -> Cause:
+    """Told, though it changes bytes and no count."""
+    message = Message("cause_retyped", tensors=tensors, expected=str(expected), found=str(found))
+    return Cause(name="retyped", message=message, parameters=0, tensors=tensors)
+
+
+def _cause(name: str, tensors: Sequence[Tensor], sign: int, /, **values: object) -> Cause:
+    parameters = sign * _elements(tensors)
+    message = Message(f"cause_{name}", tensors=len(tensors), parameters=abs(parameters), **values)
+    return Cause(name=name, message=message, parameters=parameters, tensors=len(tensors))
+
+
+def _missing(tensor: Tensor) -> Unexplained:
+    shape = str(tensor.shape)
+    return Unexplained(kind="missing", name=tensor.name, parameters=-tensor.elements, expected=shape)
+
+
+def _unexpected(tensor: Tensor) -> Unexplained:
+    return Unexplained(
+        kind="unexpected",
+        name=tensor.name,
+        parameters=tensor.elements,
+        found=str(tensor.shape),
+        packed=_is_packed(tensor.dtype),
+    )
+
+
+def _repacked(expected: Tensor, found: Tensor) -> Unexplained:
+    return Unexplained(
+        kind="retyped", name=found.name, parameters=0, expected=str(expected.dtype), found=str(found.dtype)
+    )
+
+
+def _reshaped(expected: Tensor, found: Tensor) -> Unexplained:
+    return Unexplained(
+        kind="reshaped",
+        name=found.name,
+        parameters=found.elements - expected.elements,
+        expected=str(expected.shape),
+        found=str(found.shape),
+    )
+
+
+def _elements(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.elements for tensor in tensors)

@@ -1,0 +1,94 @@
+"""Models that are not stored as they are built: quantised, in ggml's blocks, or as an adapter beside a base.
+
+Apart from `inspect`, for most models need nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..architectures import gguf
+from ..architectures.lora import read_lora
+from ..architectures.quantised import PRESETS, preset, read_quantisation
+from ..checkpoint import Adapter, Checkpoint, Tensor
+from ..declarations import KEY, settled, undeclared
+from ..errors import UsageError
+from ..results.model import Design
+from ..spec import Module, each_tensor
+from .accounting import StoredForm, components
+from .adapters import adapter_weights, against_adapter, trained_tensors
+from .packing import Packing, as_stored, pack, packed_tree, weights_as_stored, weights_of
+
+
+def in_dtype(checkpoint: Checkpoint, dtype: str | None, group_size: int | None) -> Checkpoint:
+    """The model with its parameters in `dtype`, dense or by a scheme's name: what is stored says nothing of that model."""
+    if group_size is not None and dtype not in PRESETS:
+        raise UsageError("group_size_without_scheme", known=", ".join(PRESETS))
+    if dtype is None or checkpoint.config is None:
+        return checkpoint
+    before = settled(checkpoint)
+    config = undeclared(before.config or {})
+    if dtype in PRESETS:
+        config[KEY] = preset(dtype, group_size, config)
+        checkpoint = before  # with the dtype of all that the scheme leaves as it is
+    else:
+        config = {**{key: value for key, value in config.items() if key != "dtype"}, "torch_dtype": dtype}
+    requantised = config.get(KEY) != (before.config or {}).get(KEY)
+    return replace(
+        checkpoint, config=config, quantisation_file=None, tensors=None if requantised else checkpoint.tensors
+    )
+
+
+def packing_of(
+    config: Mapping[str, Any],
+    tree: Module,
+    form: StoredForm,
+    stored: Sequence[Tensor] | None,
+    *,
+    in_blocks: bool,
+) -> Packing | None:
+    """How the weights are stored where that is not as they are built: in ggml's blocks, or as `quantization_config` says."""
+    if in_blocks:
+        return as_stored(tree, form, stored or ())
+    quantisation = read_quantisation(config)
+    return None if quantisation is None else pack(tree, quantisation, form, stored)
+
+
+def quantised(design: Design, packing: Packing, config: Mapping[str, Any]) -> Design:
+    """The design with the bytes of what is stored; its counts stay those of the parameters."""
+    tree = packed_tree(design.tree, packing)
+    quantisation = read_quantisation(config)
+    return replace(
+        design,
+        tree=tree,
+        # A release's layout is known of dense ones alone.
+        parameters=replace(design.parameters, stored_predicted=None),
+        components=components(tree),
+        quantised=weights_as_stored(design.tree, tree, packing)
+        if quantisation is None
+        else weights_of(design.tree, tree, quantisation, packing),
+        weights=tuple(part for tensor in each_tensor(design.tree) for part in packing.loaded(tensor)),
+    )
+
+
+def with_adapter(design: Design, adapter: Adapter, form: StoredForm, *, dense: bool) -> Design:
+    """The design of the base with what the adapter trains, and the check of that against what is stored."""
+    lora = read_lora(adapter.config)
+    trained = trained_tensors(design.tree, lora, form, adapter.tensors)
+    return replace(
+        design,
+        checks=(*design.checks, against_adapter(trained, adapter.tensors)),
+        adapter=adapter_weights(adapter, design.tree, trained, lora, mergeable=dense),
+    )
+
+
+def under_class_names(checkpoint: Checkpoint, tree: Module) -> Checkpoint:
+    """The checkpoint with the tensors of a GGUF file under the names that the modules have."""
+    if checkpoint.tensors is None:
+        return checkpoint
+    found = {tensor.name: tensor for tensor in checkpoint.tensors}
+    names = [(tensor.name, gguf.stored_form(tensor)) for tensor in each_tensor(tree)]
+    renamed = [replace(found[parts[0].name], name=name) for name, parts in names if parts[0].name in found]
+    return replace(checkpoint, tensors=tuple(renamed))

@@ -1,0 +1,11 @@
+"""transformers' classes run on tensors without data: what they build, keep and ask an allocator for. Needs torch."""
+
+from __future__ import annotations
+
+
+def versions() -> str:
+    """The libraries that a trace taken now is made by."""
+    import torch
+    import transformers
+
+    return f"transformers {transformers.__version__}, torch {torch.__version__.partition('+')[0]}"

@@ -1,0 +1,292 @@
+"""The cache of a class that no family here describes: what transformers really keeps in each layer, found by running it on meta.
+
+Three prompts of different lengths and one decoded token run through the real class at its full size, where a tensor has a shape
+and no storage. Told is only what all of these agree on, in layers of the classes that transformers makes for this configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ..architectures.generic.configurations import stated
+from ..checkpoint import DType
+from ..errors import UnsupportedError
+from ..results.attention import AnyLayerAttention, AttentionReport, LayerAttention, OtherLayerAttention
+from ..results.cache import CacheLayer, CacheReport
+
+NEAR_TOKENS = (5, 6)
+SHORTEST_TOKENS = (2, 3)  # where a window is as short as in no released model
+FAR_TOKENS, FARTHEST_TOKENS = 301, 8_192
+DEEPEST = 6
+CACHE_NAMES = ("past_key_values", "cache_params")  # what outputs call it
+# What else a layer of the cache may hold: counters of no use to anybody else.
+COUNTERS = ("_sliding_window_tensor", "cumulative_length")
+# A layer's kind by transformers' class for it. Source: transformers 5.23, cache_utils.DYNAMIC_LAYER_TYPE_MAPPING.
+KINDS: Mapping[str, str] = {
+    "DynamicLayer": "full",
+    "DynamicSlidingWindowLayer": "sliding",
+    "DynamicIndexedLayer": "indexed",
+    "LinearAttentionLayer": "recurrent",
+    "LinearAttentionAndFullAttentionLayer": "hybrid",
+    "LinearAttentionAndSlidingWindowAttentionLayer": "hybrid",
+    "DummyLayer": "none",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A tensor that a layer keeps for one sequence: the attribute that holds it, its shape, its bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeptLayer:
+    """What one layer keeps after a run: the name of its class, the window that it cuts at, its tensors."""
+
+    class_name: str
+    window_tokens: int | None
+    tensors: tuple[Kept, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(tensor.size_bytes for tensor in self.tensors)
+
+    def held(self, tokens: int) -> int:
+        return tokens if self.window_tokens is None else min(tokens, self.window_tokens - 1)
+
+    def named(self, name: str) -> tuple[Kept, ...]:
+        return tuple(tensor for tensor in self.tensors if tensor.name == name)
+
+
+def found_cache(model: Any, dtype: DType) -> tuple[AttentionReport, CacheReport]:
+    """Each layer's kind and cache, for a model on meta; UnsupportedError, with the reason, where the runs do not settle them."""
+    text = model.config.get_text_config(decoder=True)
+    if stated(model.config, "is_encoder_decoder"):
+        raise UnsupportedError("generic_cache_encoder")
+    types, layer_configs = _expected(text)
+    windows = [
+        value
+        for layer in layer_configs
+        for key in ("sliding_window", "attention_chunk_size")
+        if type(value := stated(layer, key)) is int
+    ]
+    near = NEAR_TOKENS if min(windows, default=FAR_TOKENS) > NEAR_TOKENS[-1] else SHORTEST_TOKENS
+    far = min(max([FAR_TOKENS, *(window + 37 for window in windows)]), FARTHEST_TOKENS)
+    with _quiet():
+        runner = _runner(model, near[0])
+        runs = {tokens: runner.layers(tokens) for tokens in (*near, far)}
+        decoded = runner.layers(near[0], then=1)
+    if decoded != runs[near[1]]:
+        raise UnsupportedError("generic_cache_decode")
+    if not len(decoded) == len(types) == len(layer_configs):
+        raise UnsupportedError("generic_cache_layers", found=len(decoded), expected=len(types))
+    cache, attention = [], []
+    for index, layers in enumerate(zip(*runs.values(), strict=True)):
+        kept = dict(zip(runs, layers, strict=True))
+        layer = _cache_layer(index, types[index], kept, layer_configs[index])
+        cache.append(layer)
+        attention.append(_attention(layer, kept[near[1]], layer_configs[index]))
+    report = AttentionReport(by_config=tuple(attention), by_shapes=None, findings=())
+    return report, CacheReport(dtype=str(dtype), layers=tuple(cache))
+
+
+def _expected(text: Any) -> tuple[list[str], list[Any]]:
+    """Each layer's type, for which transformers would make its cache, and each layer's configuration."""
+    from transformers.cache_utils import get_layer_types_and_kwargs
+
+    try:
+        types, _ = get_layer_types_and_kwargs(text)
+        return list(types), list(text.per_layer_config)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UnsupportedError("generic_cache_no_forward", reason=_first_line(error)) from None
+
+
+def _cache_layer(index: int, expected: str, kept: Mapping[int, KeptLayer], configuration: Any) -> CacheLayer:
+    """Bytes for each token held and bytes whatever the length, from runs of several lengths that all have to agree."""
+    from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING
+
+    shortest, *others = kept
+    first = kept[shortest]
+    usual = DYNAMIC_LAYER_TYPE_MAPPING.get(expected)
+    if first.class_name not in KINDS or usual is None or usual.__name__ != first.class_name:
+        raise UnsupportedError("generic_cache_kind", index=index, found=first.class_name, expected=expected)
+    if KINDS[first.class_name] != "none" and not first.tensors:  # what is not text would fill it
+        raise UnsupportedError("generic_cache_empty", index=index)
+    states = tuple(one.size_bytes for one in first.tensors if one.name.endswith("_states"))
+    fixed, spread = sum(states), first.held(others[0]) - first.held(shortest)
+    if spread <= 0:
+        raise UnsupportedError("generic_cache_window", index=index, window=first.window_tokens)
+    per_token = (kept[others[0]].size_bytes - first.size_bytes) // spread
+    for tokens, layer in kept.items():
+        if layer.size_bytes != fixed + per_token * layer.held(tokens):
+            raise UnsupportedError("generic_cache_not_linear", index=index, tokens=tokens, found=layer.size_bytes)
+    return CacheLayer(
+        index=index,
+        kind=_kind(first, expected, configuration),
+        bytes_per_token=per_token,
+        states_bytes=states,
+        window_tokens=first.window_tokens,
+    )
+
+
+def _kind(layer: KeptLayer, expected: str, configuration: Any) -> str:
+    kind = KINDS[layer.class_name]
+    if kind == "full" and (rank := stated(configuration, "kv_lora_rank")) is not None:
+        compressed = [one.shape[1::2] for one in layer.named("keys")]
+        return "latent" if compressed == [(1, rank)] else "full"
+    if kind == "sliding" and expected == "chunked_attention":
+        return "chunked"
+    if kind == "recurrent" and not layer.named("recurrent_states"):
+        return "convolution"
+    if kind == "none" and stated(configuration, "num_kv_shared_layers"):
+        return "shared"
+    return kind
+
+
+def _attention(layer: CacheLayer, kept: KeptLayer, configuration: Any) -> AnyLayerAttention:
+    """Heads by the shapes of K and V; the query heads by the configuration, where they are shared evenly."""
+    shapes = [one.shape for name in ("keys", "values") for one in kept.named(name)]
+    query_heads = stated(configuration, "num_attention_heads")
+    if layer.kind in ("full", "sliding", "chunked") and len(shapes) == 2 and shapes[0] == shapes[1]:
+        _, kv_heads, _, head_dim = shapes[0]
+        if type(query_heads) is int and query_heads > 0 and query_heads % kv_heads == 0:
+            return LayerAttention(
+                index=layer.index,
+                query_heads=query_heads,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+                window_tokens=layer.window_tokens,
+            )
+    return OtherLayerAttention(index=layer.index, cache_kind=layer.kind, window_tokens=layer.window_tokens)
+
+
+# --- runs ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Runner:
+    """The whole model, or its decoder where the whole cannot be run on meta; `known`: its modules' own tensors beforehand."""
+
+    model: Any
+    known: frozenset[int]
+
+    def layers(self, tokens: int, *, then: int = 0) -> tuple[KeptLayer, ...]:
+        """What each layer keeps after a prompt of `tokens` tokens, and `then` tokens decoded one by one."""
+        name, cache = self._run(tokens)
+        for _ in range(then):
+            name, cache = self._run(1, **{name: cache})
+        if any(id(tensor) not in self.known for tensor in _own_tensors(self.model)):
+            raise UnsupportedError("generic_cache_outside")
+        listed = getattr(cache, "layers", None)
+        if not isinstance(listed, list):
+            raise UnsupportedError("generic_cache_class", found=type(cache).__name__)
+        whole = {_identity(one) for _, one in tensors_of(cache)}
+        kept = tuple(_kept(layer) for layer in listed)
+        if whole != {_identity(one) for layer in listed for _, one in tensors_of(layer)}:
+            raise UnsupportedError("generic_cache_class", found=type(cache).__name__)
+        return kept
+
+    def _run(self, tokens: int, **cache: Any) -> tuple[str, Any]:
+        import torch
+
+        try:
+            with torch.no_grad(), torch.device("meta"):
+                ids = torch.zeros((1, tokens), dtype=torch.long)
+                outputs = self.model(input_ids=ids, use_cache=True, **cache)
+        except (
+            ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError,
+        ) as error:  # fmt: skip
+            raise UnsupportedError("generic_cache_no_forward", reason=_first_line(error)) from None
+        for name in CACHE_NAMES:
+            if (found := getattr(outputs, name, None)) is not None:
+                return name, found
+        raise UnsupportedError("generic_cache_none")
+
+
+def _runner(model: Any, tokens: int) -> _Runner:
+    """What of `model` runs on meta. Raises UnsupportedError where neither it nor its decoder does."""
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("batched_mm")  # the others look at which experts were chosen
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    refusal: UnsupportedError | None = None
+    for part in (model, decoder):
+        if part is None:
+            continue
+        runner = _Runner(part, frozenset(map(id, _own_tensors(part))))
+        try:
+            runner._run(tokens)
+        except UnsupportedError as error:
+            refusal = refusal or error
+        else:
+            return runner
+    assert refusal is not None  # the model itself was tried
+    raise refusal
+
+
+def _own_tensors(model: Any) -> Iterator[Any]:
+    """Tensors that modules hold besides parameters and buffers: a state outside the cache, where a run put them there."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in ("_parameters", "_buffers", "_modules"):
+                for _, tensor in tensors_of(value):
+                    yield tensor
+
+
+def _kept(layer: Any) -> KeptLayer:
+    window = getattr(layer, "sliding_window", None)
+    found: dict[tuple[int, ...], Kept] = {}
+    for name, tensor in tensors_of(layer):
+        found.setdefault(
+            _identity(tensor), Kept(name, tuple(tensor.shape), tensor.numel() * tensor.dtype.itemsize)
+        )  # two names of one tensor take its bytes once
+    return KeptLayer(type(layer).__name__, window if type(window) is int else None, tuple(found.values()))
+
+
+def _identity(tensor: Any) -> tuple[int, ...]:
+    return (tensor.untyped_storage()._cdata, tensor.storage_offset(), *tensor.shape)
+
+
+def tensors_of(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Every tensor of some size that can be reached from a cache, with the attribute it is under."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        if value.numel():
+            yield name, value
+        return
+    if depth > DEEPEST:
+        return
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from tensors_of(inner, name or str(key), depth + 1)
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for inner in value:
+            yield from tensors_of(inner, name, depth + 1)
+    elif "cache_utils" in type(value).__module__ or "Cache" in type(value).__name__:
+        for key, inner in vars(value).items():
+            if key not in COUNTERS:
+                yield from tensors_of(inner, key if not name or name == "layers" else name, depth + 1)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' words on kernels that are not installed: on meta none is needed."""
+    import transformers
+
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,0 +1,174 @@
+"""What CUDA's path allocates where CPU's, on which a trace runs, is another: decisions by device, and kernels' outputs."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..results.timeline import FLASH_SCRATCH, SCALES_SCRATCH
+
+if TYPE_CHECKING:
+    from .recorder import Recorder
+
+FLASH_ATTENTION_2 = "flash_attention_2"  # the operator of what the flash-attn package allocates
+
+# The operators of bitsandbytes that multiply by a weight of 4 bits, and that make it dense.
+GEMM_4BIT, DEQUANTISE = "bitsandbytes.gemm_4bit.default", "bitsandbytes.dequantize_4bit.default"
+BIASED_GEMM_4BIT = "bitsandbytes.gemm_4bit.bias"  # the first of them where it adds a bias
+
+
+@contextmanager
+def replaced(replacements: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Each owner's attribute has another value."""
+    with ExitStack() as stack:
+        for owner, name, value in replacements:
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
+        yield
+
+
+@contextmanager
+def as_on_cuda() -> Iterator[None]:
+    """Decisions that transformers takes by device or by value, taken as on CUDA with unpadded sequences; and nothing printed."""
+    import torch
+    import transformers
+    from transformers import masking_utils
+    from transformers.integrations import moe, sdpa_attention
+
+    find_packed_sequence_indices = masking_utils.find_packed_sequence_indices
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def find_none(position_ids: Any) -> None:
+        """On fake tensors it would find that sequences may be packed, and keep a mask."""
+        find_packed_sequence_indices(position_ids)
+
+    def as_dispatched(query: Any, key: Any, value: Any, *arguments: Any, **options: Any) -> Any:
+        """Flash, or for a mask, float32 or a narrower V memory-efficient attention; both allocate what CPU's fused kernel does.
+        The memory-efficient kernel has no GQA, so that float32 with GQA takes the math path; so do heads that are broadcast.
+
+        Source: torch 2.13, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp
+        """
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        if options.get("enable_gqa"):
+            fused = query.dtype in (torch.float16, torch.bfloat16)
+        else:
+            fused = query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
+        if fused:
+            value_dim = value.shape[-1]  # CPU's kernel wants one width for all three, CUDA's only of Q and K.
+            query, key = query[..., :value_dim], key[..., :value_dim]
+            options["dropout_p"] = 0.0  # CPU's kernel has none, and CUDA's keeps no mask for it.
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION if fused else SDPBackend.MATH):
+            return attend(query, key, value, *arguments, **options)
+
+    replacements: tuple[tuple[Any, str, Any], ...] = (
+        (logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True),  # which would show a traceback
+        (masking_utils, "find_packed_sequence_indices", find_none),
+        (torch.nn.functional, "scaled_dot_product_attention", as_dispatched),
+        # Whether KV heads are repeated: on CUDA not for an unmasked call.
+        (sdpa_attention, "_is_torch_mps_available", False),
+        (sdpa_attention, "_is_torch_npu_available", False),
+        (sdpa_attention, "_is_torch_xpu_available", False),
+        # From compute capability 8.0 on.
+        (moe, "_can_use_grouped_mm", lambda *_: True),
+    )
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        stack.callback(transformers.logging.set_verbosity, transformers.logging.get_verbosity())
+        transformers.logging.set_verbosity_error()
+        stack.enter_context(replaced(replacements))
+        yield
+
+
+def flash_attention_2(recorder: Recorder, *, repeated: bool) -> Callable[..., tuple[Any, None]]:
+    """An attention function that allocates what the flash-attn package and transformers' wrapper allocate, and computes nothing.
+
+    Sources: flash-attn 2.8, csrc/flash_attn/flash_api.cpp, mha_fwd and mha_bwd, and flash_attn_interface.py, which copies only
+    tensors whose last dimension is not dense; transformers 5.23, integrations/flash_attention.py. Left out: the check for packed
+    sequences, 8 bytes a token, and the parts of a split KV, as many as the GPU has room for.
+    """
+    import torch
+    from torch.nn.functional import pad
+    from transformers.integrations.sdpa_attention import repeat_kv
+
+    class Attention(torch.autograd.Function):  # type: ignore[misc]
+        @staticmethod
+        def forward(context: Any, query: Any, key: Any, value: Any) -> Any:
+            batch, tokens, heads, _ = query.shape
+            with recorder.named(FLASH_ATTENTION_2):
+                output = torch.empty_like(query)
+                log_sum_exp = query.new_empty((batch, heads, tokens), dtype=torch.float32)
+                random_state = query.new_empty(2, dtype=torch.int64)
+            context.save_for_backward(query, key, value, output, log_sum_exp, random_state)
+            return output
+
+        @staticmethod
+        def backward(context: Any, gradient: Any) -> tuple[Any, Any, Any]:
+            query, key, value, *_ = context.saved_tensors
+            with recorder.named(FLASH_ATTENTION_2):
+                gradient = gradient if gradient.stride(-1) == 1 else gradient.contiguous()
+                gradients = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+            with recorder.named(FLASH_SCRATCH):
+                flash_backward_scratch(query.transpose(1, 2), key.transpose(1, 2))
+            return gradients
+
+    def attend(module: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> tuple[Any, None]:
+        head_dim, value_dim = query.shape[-1], value.shape[-1]
+        if value_dim != head_dim:
+            value = pad(value, [0, head_dim - value_dim])
+        if repeated:
+            key, value = (repeat_kv(tensor, query.shape[1] // tensor.shape[1]) for tensor in (key, value))
+        tensors = [tensor.transpose(1, 2) for tensor in (query, key, value)]
+        if padding := -head_dim % 8:
+            tensors = [pad(tensor, [0, padding]) for tensor in tensors]
+        tensors = [tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in tensors]
+        return Attention.apply(*tensors)[..., :value_dim], None
+
+    return attend
+
+
+def flash_backward_scratch(query: Any, key: Any) -> list[Any]:
+    """What flash attention's backward holds while it runs: row sums, the query's gradient in float32, and with GQA the gradients
+    of K and V for every query head. The kernel rounds tokens up to blocks of 128, which is left out so that sizes grow evenly.
+
+    query, key: (batch, heads, tokens, head_dim). Source: flash-attn 2.8 and torch 2.13, flash_api.cpp, mha_bwd.
+    """
+    import torch
+
+    batch, heads, tokens, head_dim = query.shape
+    rounded_dim = head_dim + -head_dim % (32 if head_dim <= 128 else 64)
+    scratch = [
+        query.new_empty((batch, heads, tokens), dtype=torch.float32),
+        query.new_empty((batch, tokens, heads, rounded_dim), dtype=torch.float32),
+    ]
+    if key.shape[1] != heads:
+        scratch += [key.new_empty((batch, key.shape[2], heads, head_dim)) for _ in ("key", "value")]
+    return scratch
+
+
+def dequantised(
+    inputs: Any, _: Any, shape: Any, absmax: Any, blocks: Any, kind: Any, bias: Any = None, codes: Any = None, *__: Any
+) -> tuple[tuple[str, Any], ...]:
+    """What bitsandbytes makes of a 4-bit weight before it multiplies, by operator: its scales where they are quantised too (on
+    CUDA twice, without and with their offset), then the dense weight.
+
+    Its fused kernels, which need none of this, take no more than 1,536 rows of inputs, and not on every card.
+    Source: bitsandbytes 0.50, backends/cuda/ops.py, _dequant_linear_fallback; on CPU backends/default/ops.py.
+    """
+    import torch
+
+    weight = (DEQUANTISE, inputs.new_empty(tuple(shape)))
+    if codes is None:
+        return (weight,)
+    return *(
+        (name, torch.empty_like(codes, dtype=torch.float32)) for name in (SCALES_SCRATCH, "aten.add.Tensor")
+    ), weight
+
+
+def adds_bias(_: Any, __: Any, shape: Any, absmax: Any, blocks: Any, kind: Any, bias: Any = None, *___: Any) -> bool:
+    """Whether bitsandbytes multiplies by a 4-bit weight of a linear layer that has a bias."""
+    return bias is not None

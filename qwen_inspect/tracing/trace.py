@@ -1,0 +1,433 @@
+"""What the real transformers class asks its allocator for, traced on fake tensors: no weights, no GPU.
+
+Shapes, order and lifetimes are those that Python and PyTorch themselves give: the model runs, only its kernels compute nothing. A
+storage is an allocation of its size when it is first seen, and is free when Python lets go of it. Fake tensors live on `cpu`, for
+a build of torch without CUDA has no other that works; where CUDA would take another path, that path is taken (see `as_on_cuda`).
+
+Assumed: sequences of one length without padding, greedy sampling, and for linear-attention layers the reference code of
+transformers, which runs where no kernels for them are installed. Kernels' own scratch is not traced, but for flash attention's
+backward. Not counted: tensors of no bytes, for which no allocator is asked, and AdamW's step counters, which live on the host.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..errors import UnavailableError, UnsupportedError, UsageError
+from ..results.ranks import Place
+from ..results.timeline import ADAPTER, Timeline
+from ..spec import ModelSpec
+from .adapting import (
+    Adapters,
+    Optimizer,
+    adapt,
+    checkpoint,
+    hold_in_four_bits,
+    is_matrix,
+    optimizer_of,
+    parts_of,
+    prepare_for_training,
+    to_device,
+    without_moves,
+)
+from .bases import Base, hold
+from .cached import CACHE_NAMES, tensors_of
+from .kernels import as_on_cuda, flash_attention_2, replaced
+from .one_rank import (
+    cut,
+    gathering,
+    local,
+    logits_told,
+    made_real,
+    shapes_worked_out,
+    shared_types,
+    standing_at,
+    unloaded,
+)
+from .recorder import Recorder, recording
+
+Mode = Literal["generate", "forward", "train"]
+AttentionKernel = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_2_repeated"]
+
+CHUNK_TURNS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceRequest:
+    """A workload, and the kernels it is traced with.
+
+    attention: "auto" is as in `Run`; flash_attention_2_repeated is as before transformers 4.48, which repeated K and V for every
+    query head beforehand.
+    new_tokens: of `generate`; the last of them is not fed back, so that the cache ends at prompt_tokens + new_tokens - 1.
+    optimizer, checkpointing, trained, steps, accumulate, lora: for `train`. trained: a regular expression; parameters train in
+    whose names it is found. steps: optimizer states do not exist until the first step is over; 2 shows what every later one
+    holds. accumulate: micro-batches, of `batch` sequences each, whose gradients a step adds up. lora: adapters train instead.
+    layers: trace only so many of the model's layers. device: "cuda" or "cpu", for experts are computed otherwise on either
+    while tokens are decoded. base: how quantised weights are held, where it does not train.
+    """
+
+    mode: Mode
+    prompt_tokens: int
+    batch: int = 1
+    new_tokens: int = 1
+    attention: AttentionKernel = "auto"
+    optimizer: Optimizer = "adamw_foreach"
+    checkpointing: bool = False
+    trained: str = ""
+    steps: int = 1
+    accumulate: int = 1
+    lora: Adapters | None = None
+    layers: int | None = None
+    device: str = "cuda"
+    base: Base | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "prompt_tokens", "new_tokens", "steps", "accumulate", "layers"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise UsageError("trace_count", name=name, found=count)
+        try:
+            re.compile(self.trained)
+        except re.error as error:
+            raise UsageError("trace_pattern", pattern=self.trained, reason=error) from None
+
+
+def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, place: Place | None = None) -> Timeline:
+    """The run of `spec.class_name` built from `config`, or what one rank of several does of it at its `place`. Its stages:
+
+    load      an Allocate for each parameter and buffer (tied ones once; operator "parameter", "adapter" or "buffer"), of the
+              module that owns it. Nothing else, and nothing is freed in it: a loader's own events may take the place of this
+              stage.
+    generate  prefill; decode: the last decode step alone, of which the first events bring the cache to its length then. There is
+              no decode where new_tokens is 1.
+    forward   forward: logits of every token, and a cache.
+    train     for each step: forward (ends with the loss) and backward of each micro-batch, optimizer (ends with gradients
+              dropped; none for `none`).
+
+    What is alive at the end is what the run still holds: of `generate` cache and tokens, of `forward` the outputs.
+    UnavailableError without torch, UnsupportedError for a model that transformers cannot run so.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise UnavailableError("extra_missing", package=error.name, extra="torch") from None
+    base = workload.base if workload.lora is None else workload.lora.base
+    if "quantization_config" in config and base is None:
+        raise UnsupportedError("trace_quantized", class_name=spec.class_name)
+    if workload.attention.startswith("flash") and spec.dtype.torch_name not in ("bfloat16", "float16"):
+        raise UnsupportedError("trace_flash_dtype", dtype=spec.dtype.torch_name)
+    from huggingface_hub.errors import StrictDataclassError
+
+    recorder = Recorder()
+    collecting = gc.isenabled()
+    gc.disable()  # A cycle must not be freed at a moment of the collector's choice.
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(as_on_cuda())
+            model = _made(spec, config, workload, place, recorder, stack)
+            run = _runs(model, spec, workload)
+            if workload.mode != "train":  # whose backward keeps something of every turn
+                stack.enter_context(_few_turns(model))
+            stack.enter_context(recording(recorder, model, spec.class_name, () if place is None else shared_types()))
+            recorder.stage("load")
+            _load(model, recorder, spec.class_name)
+            held = run(model, workload, recorder)
+            if place is None:
+                recorder.rename(model.parameters(), "parameter")
+            recorder.closed = True
+            del held
+    except (
+        ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, StrictDataclassError, TypeError,
+        ValueError,
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        version = f"transformers {transformers.__version__}, torch {torch.__version__}"
+        raise UnsupportedError(
+            "trace_failed", class_name=spec.class_name, mode=workload.mode, reason=reason, version=version
+        ) from None
+    finally:
+        recorder.closed = True
+        if collecting:
+            gc.enable()
+    return Timeline(events=tuple(recorder.events), stages=tuple(recorder.stages), kept=tuple(recorder.kept.items()))
+
+
+# --- the model
+
+
+def _made(
+    spec: ModelSpec,
+    config: Mapping[str, Any],
+    workload: TraceRequest,
+    place: Place | None,
+    recorder: Recorder,
+    stack: ExitStack,
+) -> Any:
+    """The model on tensors without data, whole or cut; what comes after is on such tensors too."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    without_data = FakeTensorMode(allow_non_fake_inputs=True)
+    if place is None:
+        stack.enter_context(without_data)
+        return _build(spec, config, workload, recorder, stack)
+    stack.enter_context(standing_at(place))
+    with unloaded():
+        model = _build(spec, config, workload, recorder, stack)
+    model = cut(model, place)
+    stack.enter_context(without_data)
+    made_real(model)
+    stack.enter_context(gathering(recorder.named, recorder.resize))
+    stack.enter_context(shapes_worked_out(recorder.paused))
+    stack.enter_context(logits_told(model, workload.batch))
+    return model
+
+
+def _build(
+    spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, recorder: Recorder, stack: ExitStack
+) -> Any:
+    """The model with fake parameters and buffers, in the state of its mode."""
+    import torch
+    import transformers
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    dense = {key: value for key, value in config.items() if key != "quantization_config"}
+    configuration = transformers.AutoConfig.for_model(**deepcopy(dense))  # it changes nested parts
+    if workload.layers is not None:
+        text = configuration.get_text_config(decoder=True)
+        text.num_hidden_layers = workload.layers
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[: workload.layers]
+    model_class = getattr(transformers, spec.class_name)
+    flash = workload.attention.startswith("flash")
+    # Where it is the one that transformers chooses, each part of a composite has its own choice.
+    asked = None if workload.attention in ("auto", spec.kernel) else workload.attention
+    # Some classes look at the numbers that they draw, which are none.
+    with replaced([(transformers.PreTrainedModel, "initialize_weights", lambda _: None)]):
+        model = model_class._from_config(
+            configuration,
+            dtype=getattr(torch, spec.dtype.torch_name),
+            attn_implementation="eager" if flash else asked,
+        )
+    if flash:
+        # Under its own name it needs its package. Any name with "flash" in it is treated as flash attention.
+        name = "traced_flash_attention_2"
+        ALL_ATTENTION_FUNCTIONS[name] = flash_attention_2(recorder, repeated=workload.attention.endswith("repeated"))
+        stack.callback(ALL_ATTENTION_FUNCTIONS.__delitem__, name)
+        model.config._attn_implementation = name
+    if workload.mode != "train":
+        if workload.base is not None:
+            hold(model, workload.base)
+        return model.eval()
+    if workload.lora is not None and workload.lora.base is not None:
+        hold_in_four_bits(model, workload.lora.base)
+        prepare_for_training(model, checkpointing=workload.checkpointing)
+    elif workload.checkpointing:
+        checkpoint(model)
+    if workload.lora is not None:
+        with without_moves():
+            adapt(model, workload.lora)
+        return model.train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(re.search(workload.trained, name) is not None)
+    return model.train()
+
+
+@contextmanager
+def _few_turns(model: Any) -> Iterator[None]:
+    """Loops over the chunks of a prompt in linear attention's reference code end after CHUNK_TURNS turns.
+
+    Each turn takes and gives back what the one before did, whose state it replaces: the allocator meets nothing new after the
+    first few, and no trace's length grows with the prompt. Source: transformers 5.23, torch_chunk_gated_delta_rule.
+    """
+    code = sys.modules[type(model).__module__]
+    if not hasattr(code, "torch_chunk_gated_delta_rule"):
+        yield
+        return
+    code.range = lambda *bounds: range(*bounds)[:CHUNK_TURNS]  # type: ignore[attr-defined]  # before the built-in one
+    try:
+        yield
+    finally:
+        del code.range
+
+
+def _load(model: Any, recorder: Recorder, root: str) -> None:
+    for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+        for name, tensor in named:
+            operator = ADAPTER if is_matrix(name) else kind
+            recorder.see(local(tensor), operator, module=name.rpartition(".")[0] or root)
+    for name, module in model.named_modules():
+        for tensor in parts_of(module):
+            recorder.see(tensor, "parameter", module=name)
+
+
+# --- the runs
+
+
+def _runs(model: Any, spec: ModelSpec, workload: TraceRequest) -> Callable[[Any, TraceRequest, Recorder], object]:
+    headed = "labels" in inspect.signature(model.forward).parameters
+    match workload.mode:
+        case "generate" if headed and model.can_generate():
+            return _generate
+        case "train" if headed:
+            return _train
+        case "forward":
+            return _forward
+        case _:
+            raise UnsupportedError("trace_no_head", class_name=spec.class_name, mode=workload.mode)
+
+
+def _generate(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
+    """The loop of `generate`, of which only the first and the last turn are run.
+
+    Source: transformers 5.23, generation/utils.py, `generate` and `_sample`, which drop an attention mask that masks nothing.
+    """
+    import torch
+    from transformers import DynamicCache, MaxLengthCriteria, StoppingCriteriaList
+
+    recorder.stage("prefill")
+    recorder.outside = "inputs"
+    prompt = torch.zeros(workload.batch, workload.prompt_tokens, dtype=torch.int64)
+    recorder.outside = "generate"
+    attention_mask = torch.ones(prompt.shape, dtype=torch.int64)
+    prompt_positions = model._prepare_position_ids_for_generation(prompt, {"attention_mask": attention_mask})
+    del attention_mask
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    stops = StoppingCriteriaList([MaxLengthCriteria(workload.prompt_tokens + workload.new_tokens)])
+    unfinished = torch.ones(workload.batch, dtype=torch.int64)
+    name = CACHE_NAMES["mamba" in type(model).__name__.lower()]  # as `_prepare_cache_for_generation` tells them apart
+    options: dict[str, Any] = {name: cache, "use_cache": True}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        options["logits_to_keep"] = 1
+    input_ids, position_ids = prompt, prompt_positions  # The caller of the loop holds the first of them until it ends.
+    for stage in ("prefill", "decode")[: workload.new_tokens]:
+        if stage == "decode":
+            recorder.stage("decode")
+            _decode_experts(model, workload.device)
+            tokens = workload.prompt_tokens + workload.new_tokens - 2
+            _grow_cache(cache, tokens, recorder)
+            _keep(cache, recorder)
+            input_ids = recorder.regrown(input_ids, (workload.batch, tokens + 1))
+            position_ids = recorder.regrown(position_ids, (*position_ids.shape[:-1], tokens + 1))
+        inputs = model.prepare_inputs_for_generation(
+            input_ids,
+            position_ids=position_ids,
+            is_first_iteration=stage == "prefill",
+            next_sequence_length=None if stage == "prefill" else 1,
+            **options,
+        )
+        with torch.no_grad():
+            outputs = model(**inputs, return_dict=True)
+        if stage == "prefill":
+            del inputs
+        position_ids = torch.cat([position_ids, torch.arange(1).view(1, 1) + position_ids[..., -1:] + 1], dim=-1)
+        logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
+        next_tokens = torch.argmax(logits, dim=-1)
+        input_ids = torch.cat([input_ids, next_tokens[:, None]], dim=-1)
+        unfinished = unfinished & ~stops(input_ids, None)
+        del outputs
+        _keep(cache, recorder)
+    return prompt, input_ids, cache
+
+
+def _decode_experts(model: Any, device: str) -> None:
+    """Experts as `generate` has them computed while it decodes: on CUDA each token's own, taken out of the stack first.
+
+    Source: transformers 5.23, generation/utils.py, _optimize_model_for_decode
+    """
+    chosen = model.get_experts_implementation()
+    if device != "cpu" and "grouped_mm" in chosen.values():
+        model.set_experts_implementation(
+            {part: "batched_mm" if kind == "grouped_mm" else kind for part, kind in chosen.items()}
+        )
+
+
+def _grow_cache(cache: Any, tokens: int, recorder: Recorder) -> None:
+    """Let every layer hold `tokens` tokens, as it does after a step of one token."""
+    for layer in cache.layers:
+        if getattr(layer, "keys", None) is None:
+            continue  # A recurrent state: it does not grow.
+        missing = tokens - layer.get_seq_length()
+        if missing == 0:
+            continue
+        index = getattr(layer, "indexer_keys", None)
+        origins = [recorder.origin(held) if held.numel() else ("", "") for held in (layer.keys, layer.values)]
+        with recorder.paused():
+            for count in (missing - 1, 1):
+                keys, values = (
+                    held.new_empty((*held.shape[:2], count, held.shape[3])) for held in (layer.keys, layer.values)
+                )
+                layer.update(keys, values)
+        for held, (module, operator) in zip((layer.keys, layer.values), origins, strict=True):
+            recorder.see(held, operator, module=module)
+        if index is not None:
+            layer.indexer_keys = recorder.regrown(index, (index.shape[0], tokens, index.shape[2]))
+
+
+def _forward(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
+    import torch
+
+    recorder.stage("forward")
+    recorder.outside = "inputs"
+    input_ids = torch.zeros(workload.batch, workload.prompt_tokens, dtype=torch.int64)
+    with torch.no_grad():
+        outputs = model(input_ids=input_ids)
+    for name in CACHE_NAMES:
+        _keep(getattr(outputs, name, None), recorder)
+    return input_ids, outputs
+
+
+def _keep(cache: Any, recorder: Recorder) -> None:
+    """Tell what of the storages the cache is in now."""
+    for name, tensor in tensors_of(cache):
+        recorder.keep(local(tensor), "state" if name.endswith("_states") else "cache")
+
+
+def _labels(model: Any, input_ids: Any) -> Any:
+    """A label for each token; of a classifier of sequences for each sequence, a number where it has one output.
+
+    Source: transformers 5.23, loss/loss_utils.ForSequenceClassificationLoss
+    """
+    import torch
+
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        return torch.zeros_like(input_ids)
+    return torch.zeros(input_ids.shape[0], dtype=torch.float32 if model.config.num_labels == 1 else torch.int64)
+
+
+def _train(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
+    """Steps as transformers' Trainer makes them: no cache, logits let go with the outputs, gradients dropped after the step."""
+    import torch
+
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise UsageError("trace_none_trained", pattern=workload.trained)
+    optimizer = optimizer_of(workload.optimizer, trained)
+    for _ in range(workload.steps):
+        for _ in range(workload.accumulate):
+            recorder.stage("forward")
+            recorder.outside = "inputs"
+            input_ids = torch.zeros(workload.batch, workload.prompt_tokens, dtype=torch.int64)
+            labels = _labels(model, input_ids)
+            loss = model(input_ids=input_ids, labels=labels, use_cache=False).loss
+            if workload.accumulate > 1:
+                loss = loss / workload.accumulate
+            recorder.stage("backward")
+            recorder.outside = "backward"
+            loss.backward()
+            loss = loss.detach()  # and its graph goes
+        if optimizer is not None:
+            recorder.stage("optimizer")
+            recorder.outside = "optimizer"
+            to_device(optimizer)
+            optimizer.step()
+            optimizer.zero_grad()
+    return loss, optimizer
