@@ -34,7 +34,7 @@ def main() -> None:
     known = catalog.entries()
     for model in sys.argv[1:] or [*KERNELS, *known, REPORTED]:
         config = read_config(Path(model)) if model == REPORTED else catalog.configuration(model, known)
-        spec = architecture_of(config).read_spec(config)
+        spec = architecture_of(config).spec
         for kernel in KERNELS.get(model, ("sdpa",)):
             path = SHIPPED / trace_name(spec, kernel)
             if path.exists():

@@ -62,7 +62,7 @@ def told_of(configuration: Callable[[], dict[str, Any]], say: Language) -> tuple
     except Exception as error:  # the library's own, for its own default configuration
         return "neither", f"{type(error).__name__}: {error}"
     try:
-        _, cache = found_cache(model.model, model.spec.dtype)
+        _, cache = found_cache(model.built, model.spec.dtype)
     except QwenInspectError as error:
         return "parameters", say(error.message).removeprefix("The cache of this model is not supported: ")
     return "cache", ", ".join(dict.fromkeys(layer.kind for layer in cache.layers))

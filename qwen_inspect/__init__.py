@@ -14,32 +14,43 @@ __version__ = "0.1.0"
 
 # Where each exported name lives: imported on first use, so that `--help` needs none of them.
 _HOMES = {
-    "inspect": "library",
-    "Inspection": "library",
-    "models": "structure.inspect",
-    "Report": "results.model",
-    "Run": "results.memory",
-    "Checkpoint": "checkpoint",
-    "DType": "checkpoint",
-    "ModelRef": "checkpoint",
-    "Tensor": "checkpoint",
-    "ModelSpec": "spec",
-    "Module": "spec",
-    "QwenInspectError": "errors",
-    "UsageError": "errors",
-    "NotFoundError": "errors",
-    "AccessError": "errors",
-    "NetworkError": "errors",
-    "MalformedError": "errors",
-    "UnsupportedError": "errors",
-    "UnavailableError": "errors",
+    "library": ("Compared", "Fit", "Inspection", "Memory", "compare", "fit", "inspect", "measure", "memory"),
+    "structure.inspect": ("models",),
+    "loaders.resolve": ("Access",),
+    "results.model": ("Design", "Report"),
+    "results.memory": ("Footprint", "MemoryReport", "Run"),
+    "results.fit": ("FitReport",),
+    "results.compare": ("Comparison",),
+    "results.listing": ("CatalogEntry",),
+    "checkpoint": ("Checkpoint", "DType", "ModelRef", "Tensor"),
+    "spec": ("ModelSpec", "Module"),
+    "errors": (
+        "AccessError",
+        "MalformedError",
+        "NetworkError",
+        "NotFoundError",
+        "QwenInspectError",
+        "UnavailableError",
+        "UnsupportedError",
+        "UsageError",
+    ),
 }
 __all__ = [
+    "Access",
     "AccessError",
+    "CatalogEntry",
     "Checkpoint",
+    "Compared",
+    "Comparison",
     "DType",
+    "Design",
+    "Fit",
+    "FitReport",
+    "Footprint",
     "Inspection",
     "MalformedError",
+    "Memory",
+    "MemoryReport",
     "ModelRef",
     "ModelSpec",
     "Module",
@@ -53,7 +64,11 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "__version__",
+    "compare",
+    "fit",
     "inspect",
+    "measure",
+    "memory",
     "models",
 ]
 
@@ -69,14 +84,19 @@ if TYPE_CHECKING:
         UnsupportedError,
         UsageError,
     )
-    from .library import Inspection, inspect
-    from .results.memory import Run
-    from .results.model import Report
+    from .library import Compared, Fit, Inspection, Memory, compare, fit, inspect, measure, memory
+    from .loaders.resolve import Access
+    from .results.compare import Comparison
+    from .results.fit import FitReport
+    from .results.listing import CatalogEntry
+    from .results.memory import Footprint, MemoryReport, Run
+    from .results.model import Design, Report
     from .spec import ModelSpec, Module
     from .structure.inspect import models
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    home = next((home for home, names in _HOMES.items() if name in names), None)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(import_module(f".{home}", __name__), name)

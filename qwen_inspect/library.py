@@ -1,47 +1,176 @@
-"""What `from qwen_inspect import inspect` gives: a Report that can also tell the memory that its model takes."""
+"""What `from qwen_inspect import ...` gives: the command's questions as functions, and their answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from functools import wraps
-from typing import ParamSpec
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeVar
 
-from .predicting.predict import predict
-from .results.memory import Footprint, Run
+from .language import Language
+from .loaders.resolve import DEFAULT_MODEL, Access
+from .results.compare import Comparison
+from .results.fit import FitReport
+from .results.memory import MemoryReport, Run
 from .results.model import Report
-from .structure.inspect import inspect as report_of
+from .structure import inspect as structure
+from .units import size
 
-Arguments = ParamSpec("Arguments")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inspection(Report):
-    """A model's report. See `Report` for what it holds; `memory` is predicted when it is asked for."""
-
-    @property
-    def memory(self) -> Footprint:
-        """The footprint of generating from a prompt of the context asked for (2,048 tokens where none was), as predicted.
-
-        Raises what was refused, where not even a formula is left.
-        """
-        return self.memory_of(Run())
-
-    def memory_of(self, run: Run) -> Footprint:
-        """The footprint of `run`, with the batch, the context and the cache's format of this report."""
-        workload = self.workload
-        tokens = workload.context_tokens or run.prompt_tokens
-        chosen = replace(run, batch=workload.batch, prompt_tokens=tokens, cache_format=workload.cache_format)
-        return predict(self, chosen).predicted
+DEFAULT_RUN = Run()
+Answered = TypeVar("Answered", bound="_Answer")
 
 
-def _inspecting(report_of: Callable[Arguments, Report]) -> Callable[Arguments, Inspection]:
-    @wraps(report_of)
-    def inspect(*arguments: Arguments.args, **options: Arguments.kwargs) -> Inspection:
-        report = report_of(*arguments, **options)
-        return Inspection(**{field.name: getattr(report, field.name) for field in fields(report)})
+class _Answer:
+    """A result that can be shown: as JSON, and in a line."""
 
-    return inspect
+    __slots__ = ()
+    command: ClassVar[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `qwen-inspect COMMAND --format json` prints: the keys of the JSON Schema that is shipped with the package."""
+        from .renderers.json import render
+
+        answer: dict[str, Any] = json.loads(render(self.command, self, Language("en")))
+        return answer
+
+    @classmethod
+    def of(cls: type[Answered], result: Any) -> Answered:
+        return cls(**{field.name: getattr(result, field.name) for field in fields(result)})
 
 
-inspect = _inspecting(report_of)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Inspection(_Answer, Report):
+    """A model's parameters, attention, cache and files: see `Report`."""
+
+    command = "structure"
+
+    def __repr__(self) -> str:
+        if self.design is None:
+            return f"<{self.ref.id}: {len(self.tensors or ())} tensors of an architecture that is not known>"
+        count, cache = self.parameters.theory, self.design.cache
+        tokens = "" if cache is None else f", {cache.bytes_per_token:,} bytes of cache a token"
+        return f"<{self.ref.id}: {self.spec.class_name}, {count:,} parameters{tokens}>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Memory(_Answer, MemoryReport):
+    """A run's memory as predicted, and as measured where it was: see `MemoryReport`."""
+
+    command = "memory"
+
+    def __repr__(self) -> str:
+        required = self.predicted.required_bytes
+        needs = "peak not known" if required is None else " to ".join(map(size, dict.fromkeys(required)))
+        return f"<{self.report.ref.id}, {self.run.mode}: {needs}>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Fit(_Answer, FitReport):
+    """What fits each card, and how far it goes there: see `FitReport`."""
+
+    command = "fit"
+
+    def __repr__(self) -> str:
+        verdict = {True: "fits", False: "does not fit", None: "not known whether it fits"}[self.fits]
+        return f"<{self.report.ref.id} on {', '.join(card.gpu.name for card in self.cards)}: {verdict}>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Compared(_Answer, Comparison):
+    """Models side by side, or two hubs' files: see `Comparison`."""
+
+    command = "compare"
+
+    def __repr__(self) -> str:
+        if self.models is not None:
+            return f"<{' beside '.join(report.ref.id for report in self.models.reports)}>"
+        return f"<files: {'not proven the same' if self.unproven else 'the same'}>"
+
+
+def inspect(
+    model: str = DEFAULT_MODEL,
+    *,
+    source: str = "auto",
+    revision: str | None = None,
+    file: str | None = None,
+    dtype: str | None = None,
+    group_size: int | None = None,
+    instantiate: bool = False,
+    access: Access | None = None,
+) -> Inspection:
+    """Everything known about `model` without its weights.
+
+    model: a directory, a file, or ORG/NAME on a hub or in the catalog (`hf:`, `ms:`, `catalog:` before it pin the source).
+    file: one of several GGUF files there. dtype: parameters in another dtype than the configuration's, or quantised by a scheme
+    of that name, of `group_size` numbers a group. instantiate: also build transformers' class (needs the torch extra).
+
+    Raises a QwenInspectError: NotFoundError, AccessError, NetworkError, MalformedError, UnsupportedError or UnavailableError.
+    """
+    report = structure.inspect(
+        model,
+        source=source,
+        revision=revision,
+        file=file,
+        dtype=dtype,
+        group_size=group_size,
+        access=access,
+        instantiate=instantiate,
+    )
+    return Inspection.of(report)
+
+
+def memory(model: str | Report, run: Run = DEFAULT_RUN) -> Memory:
+    """What `run` takes of a device, predicted without one. `predicted.required_bytes` is what a card must have, (low, high).
+
+    Raises what `inspect` raises, and UnsupportedError where not even the weights' bytes are known.
+    """
+    from .predicting.predict import predict
+
+    return Memory.of(predict(_report(model), run))
+
+
+def fit(model: str | Report, cards: str | Sequence[str], run: Run = DEFAULT_RUN) -> Fit:
+    """Whether `run` fits each of `cards` (names as `qwen-inspect gpus` lists them, or "auto"), and how far it goes there.
+
+    Raises what `memory` raises, and UsageError for a card that is not known.
+    """
+    from .fitting import search
+
+    names = cards if isinstance(cards, str) else ",".join(cards)
+    return Fit.of(search.fit(_report(model), run, search.cards(names)))
+
+
+def compare(*models: str, run: Run = DEFAULT_RUN, access: Access | None = None) -> Compared:
+    """Two or more models side by side, for one run; of two hub models first whether their files are the same.
+
+    Raises what `inspect` raises, and UsageError for fewer than two models.
+    """
+    from .comparing.side_by_side import compare as side_by_side
+    from .errors import UsageError
+
+    if len(models) < 2:
+        raise UsageError("compare_needs_two")
+    return Compared.of(side_by_side(models, run, access=access))
+
+
+def measure(
+    model: str | Report,
+    run: Run = DEFAULT_RUN,
+    *,
+    device: str = "cpu",
+    random_weights: bool = False,
+    access: Access | None = None,
+) -> Memory:
+    """`run` predicted and really made on `device` ("cpu", "cuda", "cuda:N"), with every difference by its cause.
+
+    random_weights: the model that the configuration describes, with nothing downloaded. Needs the torch extra. Raises what
+    `memory` raises, and UnavailableError without the device, the packages, or room.
+    """
+    from .measuring.measure import Request, measured
+
+    request = Request(device=device, random_weights=random_weights)
+    return Memory.of(measured(_report(model), run, request, access or Access()))
+
+
+def _report(model: str | Report) -> Report:
+    return structure.inspect(model, require_design=False) if isinstance(model, str) else model

@@ -27,6 +27,7 @@ from .renderers.blocks import Figure as Picture
 from .renderers.document import View, document
 from .renderers.document.checked import check_blocks, summary_blocks
 from .renderers.record import SUFFIX
+from .results.cache import Workload
 from .results.measurement import KeptMeasurement
 from .results.memory import MemoryReport, Run
 from .results.model import Report
@@ -52,8 +53,7 @@ def compiled(request: ReportRequest, access: Access, *, trust_remote_code: bool 
         access=access,
         predict_files=True,
         instantiate=request.instantiate,
-        batch=request.batch,
-        context=request.context_tokens,
+        workload=Workload(batch=request.batch, context_tokens=request.context_tokens),
         trust_remote_code=trust_remote_code,
     )
     if report.ref.source == "local" and os.path.isabs(report.ref.id):

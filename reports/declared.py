@@ -148,7 +148,7 @@ def _typed(
     architecture = architecture_of(config)
     tensors = None
     if stored is not None:
-        tree = architecture.module_tree(architecture.read_spec(config))
+        tree = architecture.tree
         tensors = tuple(_stored(tensor, stored) for tensor in each_tensor(tree))
     report = analyse(Checkpoint(ref=ModelRef(source="local", id=DENSE), config={**config, **named}, tensors=tensors))
     files = "none" if stored is None else f"{stored}{', ' if how else ''}{how}"

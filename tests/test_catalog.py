@@ -160,8 +160,8 @@ def test_theory_equals_what_transformers_builds(model: str) -> None:
 
     config = catalog.configuration(model, catalog.entries())
     architecture = architecture_of(config)
-    spec = architecture.read_spec(config)
-    tree = architecture.module_tree(spec)
+    spec = architecture.spec
+    tree = architecture.tree
     built = instantiate(spec, config)
     assert tuple(each_tensor(tree)) == built.tensors
     assert tuple(each_buffer(tree)) == built.buffers

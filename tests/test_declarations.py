@@ -35,7 +35,7 @@ def catalogued(model: str) -> dict[str, Any]:
 def tensors_of(config: Mapping[str, Any]) -> list[Tensor]:
     """What files of the dense model hold."""
     architecture = architecture_of(config)
-    tree = architecture.module_tree(architecture.read_spec(config))
+    tree = architecture.tree
     return [part for tensor in each_tensor(tree) for part in architecture.stored_form(tensor)]
 
 

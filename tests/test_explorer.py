@@ -369,7 +369,7 @@ def tree_of(config: Mapping[str, Any]) -> Any:
     from qwen_inspect.architectures import architecture_of
 
     architecture = architecture_of(config)
-    return architecture.module_tree(architecture.read_spec(config))
+    return architecture.tree
 
 
 @given(

@@ -14,8 +14,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import qwen_inspect
-from qwen_inspect.architectures import FAMILIES, architecture_of
-from qwen_inspect.architectures.generic import Generic, build_generic, check_sizes
+from qwen_inspect.architectures import FAMILIES, Architecture, architecture_of
+from qwen_inspect.architectures.generic import build_generic, check_sizes
 from qwen_inspect.errors import MalformedError, QwenInspectError, UnsupportedError
 from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.predicting.predict import predict
@@ -39,10 +39,10 @@ from .test_rendering import SCHEMA
 BATCH, PROMPT, DECODED = 2, 9, 4
 
 
-def generic(config: Mapping[str, Any]) -> Generic:
-    found = architecture_of(config)
-    assert isinstance(found, Generic)
-    return found
+def generic(config: Mapping[str, Any]) -> Architecture:
+    architecture = architecture_of(config)
+    assert architecture.built is not None
+    return architecture
 
 
 def real_bytes(model: Any) -> list[int]:
@@ -81,7 +81,7 @@ def predicted_bytes(cache: CacheReport) -> list[int]:
 def test_the_cache_is_what_a_real_run_keeps(model_type: str) -> None:
     config = small_config(model_type, **RUN.get(model_type, {}))
     architecture = generic(config)
-    _, cache = found_cache(architecture.model, architecture.spec.dtype)
+    _, cache = found_cache(architecture.built, architecture.spec.dtype)
     assert predicted_bytes(cache) == real_bytes(build_generic(config, device=None))
 
 
@@ -108,7 +108,7 @@ def test_what_is_refused_is_refused_with_its_reason(model_type: str) -> None:
 
     def kept() -> object:
         architecture = generic(config)
-        return found_cache(architecture.model, architecture.spec.dtype)
+        return found_cache(architecture.built, architecture.spec.dtype)
 
     with pytest.raises(UnsupportedError) as refused:
         kept()

@@ -105,7 +105,7 @@ def test_the_cache_of_such_layers_is_what_a_real_run_keeps(shared: int) -> None:
     }  # without, transformers shares nothing
     config = {**TINY_GEMMA4, **(tables if shared else {}), "num_kv_shared_layers": shared}
     architecture = generic(config)
-    _, cache = found_cache(architecture.model, architecture.spec.dtype)
+    _, cache = found_cache(architecture.built, architecture.spec.dtype)
     assert [layer.kind for layer in cache.layers][4 - shared :] == ["shared"] * shared
     real = build_generic(config, device=None)
     assert predicted_bytes(cache) == real_bytes(real)

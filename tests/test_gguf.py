@@ -59,7 +59,7 @@ FAMILIES = {"qwen2": TINY_QWEN2, "qwen2moe": MOE_2, "qwen3": QWEN3, "qwen3moe": 
 
 def tree_of(config: Mapping[str, Any]) -> Module:
     architecture = architecture_of(config)
-    return architecture.module_tree(architecture.read_spec(config))
+    return architecture.tree
 
 
 def writer(path: Path, architecture: str, config: Mapping[str, Any], *, tokens: int = 256, **options: Any) -> Any:
@@ -561,7 +561,7 @@ def test_metadata_without_meaning_is_refused(key: str, value: object, code: int)
 
     def read() -> None:
         config = configuration(metadata, header.tensors)
-        architecture_of(config).read_spec(config)
+        assert architecture_of(config).spec is None
 
     with pytest.raises(QwenInspectError) as caught:
         read()

@@ -39,7 +39,7 @@ def tensors_of(config: Mapping[str, Any]) -> list[Tensor]:
     from qwen_inspect.spec import each_tensor
 
     architecture = architecture_of(config)
-    return list(each_tensor(architecture.module_tree(architecture.read_spec(config))))
+    return list(each_tensor(architecture.tree))
 
 
 def weights(tensors: list[Tensor], padding: str = "") -> HubFile:

@@ -47,13 +47,13 @@ def without(config: dict[str, Any], place: str, *keys: str) -> dict[str, Any]:
 
 
 def spec_of(config: Mapping[str, Any]) -> ModelSpec:
-    return architecture_of(config).read_spec(config)
+    return architecture_of(config).spec
 
 
 def assert_theory_is_what_transformers_builds(config: Mapping[str, Any]) -> None:
     architecture = architecture_of(config)
-    spec = architecture.read_spec(config)
-    tree = architecture.module_tree(spec)
+    spec = architecture.spec
+    tree = architecture.tree
     before = copy.deepcopy(dict(config))
     built = instantiate(spec, config)
     assert tuple(each_tensor(tree)) == built.tensors
@@ -165,7 +165,7 @@ def test_the_rotary_share_of_a_head_is_read_where_transformers_reads_it(
     parameters = {"rope_theta": 1e4, "rope_type": "default", **rope}
     config = changed("qwen3_5_text", {}, rope_parameters=parameters, **beside)
     assert_theory_is_what_transformers_builds(config)
-    tree = architecture_of(config).module_tree(spec_of(config))
+    tree = architecture_of(config).tree
     assert [buffer.shape for buffer in each_buffer(tree)] == [(frequencies,), (frequencies,)]
 
 
@@ -182,7 +182,7 @@ def test_tying_is_decided_where_transformers_decides_it(family: str, top: bool |
         if nested is not None:
             config["text_config"]["tie_word_embeddings"] = nested
     assert_theory_is_what_transformers_builds(config)
-    tree = architecture_of(config).module_tree(spec_of(config))
+    tree = architecture_of(config).tree
     copied = nested is True and family == "qwen2_5_vl"
     assert bool(dict(tied_tensors(tree))) == (top is True or copied)
 

@@ -13,7 +13,7 @@ from qwen_inspect.architectures import architecture_of
 from qwen_inspect.checkpoint import DType
 from qwen_inspect.errors import UnsupportedError
 from qwen_inspect.results.attention import LayerAttention
-from qwen_inspect.results.cache import CacheReport
+from qwen_inspect.results.cache import CacheReport, Workload
 from qwen_inspect.structure.attention import attention_report
 from qwen_inspect.structure.inspect import inspect
 from qwen_inspect.structure.kv_cache import (
@@ -26,7 +26,7 @@ from .test_local import FAMILIES, random_model
 
 
 def cache_of(config: Mapping[str, Any]) -> CacheReport:
-    spec = architecture_of(config).read_spec(config)
+    spec = architecture_of(config).spec
     return cache_report(attention_report(spec, None).layers, *read_formats("auto", spec.dtype), spec.dtype)
 
 
@@ -109,7 +109,7 @@ def test_qwen3_next_takes_6_gib_at_its_limit_beside_a_constant_state() -> None:
     # 36 layers: 8,192 channels x 4 tokens in bfloat16, 32 heads x 128 x 128 in float32
     assert report.cache.fixed_bytes == 36 * (8_192 * 4 * 2 + 32 * 128 * 128 * 4)
     assert report.cache.size_bytes(tokens=262_144) - report.cache.fixed_bytes == 6 * 2**30
-    fp8 = inspect("Qwen/Qwen3-Next-80B-A3B-Instruct", source="catalog", cache_format="fp8").cache
+    fp8 = inspect("Qwen/Qwen3-Next-80B-A3B-Instruct", source="catalog", workload=Workload(cache_format="fp8")).cache
     assert (fp8.bytes_per_token, fp8.fixed_bytes) == (12_288, report.cache.fixed_bytes)
 
 

@@ -35,7 +35,7 @@ DOWN = "model.layers.0.mlp.down_proj.weight"
 
 
 def spec_of(config: Mapping[str, Any]) -> ModelSpec:
-    return architecture_of(config).read_spec(config)
+    return architecture_of(config).spec
 
 
 def loaded(directory: Path, config: Mapping[str, Any] = TINY_QWEN3, **options: Any) -> LoadedModel:

@@ -222,7 +222,7 @@ def random_model(config: Mapping[str, Any]) -> Any:
     import transformers
 
     torch.manual_seed(0)
-    dtype = architecture_of(config).read_spec(config).dtype
+    dtype = architecture_of(config).spec.dtype
     model = getattr(transformers, config["architectures"][0])(configuration_of(config))
     return model.to(getattr(torch, dtype.torch_name)).eval()
 

@@ -369,19 +369,6 @@ def test_what_a_trace_takes_for_granted_of_hybrid_and_seeing_models_is_said(tmp_
     assert {"assume_linear_reference", "assume_text_only"} <= {message.key for message in found.assumptions}
 
 
-def test_the_library_tells_what_the_command_tells() -> None:
-    import qwen_inspect
-
-    report = qwen_inspect.inspect("catalog:Qwen/Qwen3-8B", context=4096, batch=2)
-    assert report.parameters.unique == 8_190_735_360  # the model card
-    shown = run("memory", "catalog:Qwen/Qwen3-8B", "--context", "4096", "--batch", "2", "--format", "json")
-    predicted = json.loads(shown.out)["predicted"]
-    for name in ("peak_allocated_bytes", "steady_allocated_bytes", "peak_reserved_bytes", "total_bytes"):
-        assert getattr(report.memory, name) == predicted[name]
-    forward = report.memory_of(qwen_inspect.Run(mode="generate", new_tokens=2))
-    assert known(forward.steady_allocated_bytes) < predicted["steady_allocated_bytes"]
-
-
 @pytest.mark.parametrize("family", ["qwen3_next", "qwen3_5", "qwen3_5_moe"])
 @pytest.mark.parametrize("options", [{"new_tokens": 9}, {"new_tokens": 1, "batch": 2}, {"mode": "forward"}], ids=str)
 def test_three_blocks_of_a_hybrid_stand_for_five(family: str, options: Mapping[str, Any]) -> None:

@@ -57,7 +57,7 @@ def quantised(tmp_path: Path, config: Mapping[str, Any], quantization: Mapping[s
 def predicted(config: Mapping[str, Any], quantization: Mapping[str, Any]) -> list[Tensor]:
     """Every tensor that files of the quantised model hold, tied copies left out."""
     architecture = architecture_of(config)
-    tree = architecture.module_tree(architecture.read_spec(config))
+    tree = architecture.tree
     found = read_quantisation({"quantization_config": quantization})
     assert found is not None
     packing = pack(tree, found, architecture.stored_form, None)
@@ -348,7 +348,7 @@ def awq_file(directory: Path, quantization: Mapping[str, Any] = AWQ, **changed: 
     """
     architecture = architecture_of(QWEN3)
     tensors = []
-    for tensor in each_tensor(architecture.module_tree(architecture.read_spec(QWEN3))):
+    for tensor in each_tensor(architecture.tree):
         module = tensor.name.removesuffix(".weight")
         if "_proj" not in tensor.name:
             tensors.append(tensor)
@@ -386,7 +386,7 @@ def gptq_file(directory: Path, *, biases: bool) -> Path:
     """
     architecture = architecture_of(QWEN3)
     tensors = []
-    for tensor in each_tensor(architecture.module_tree(architecture.read_spec(QWEN3))):
+    for tensor in each_tensor(architecture.tree):
         module = tensor.name.removesuffix(".weight")
         if "_proj" not in tensor.name:
             tensors.append(tensor)
@@ -450,11 +450,7 @@ def test_a_prediction_layer_beside_quantised_weights_is_named(
 ) -> None:
     config, quantization = FAMILIES[family], SMALL_GROUPS[scheme]
     architecture = architecture_of(config)
-    ahead = [
-        part
-        for tensor in architecture.prediction_layers(architecture.read_spec(config))
-        for part in architecture.stored_form(tensor)
-    ]
+    ahead = [part for tensor in architecture.prediction_layers for part in architecture.stored_form(tensor)]
     if layer_quantised:
         ahead = [replace(tensor, dtype=DType.F8_E4M3) for tensor in ahead]
         ahead += [Tensor(f"{tensor.name}_scale_inv", (1, 1), DType.BF16) for tensor in ahead if len(tensor.shape) == 2]
@@ -479,7 +475,7 @@ def test_experts_stored_as_transformers_fuses_them_are_read_beside_quantised_wei
 ) -> None:
     config, quantization = FAMILIES[family], SMALL_GROUPS[scheme]
     architecture = architecture_of(config)
-    tree = architecture.module_tree(architecture.read_spec(config))
+    tree = architecture.tree
     experts = [tensor for tensor in each_tensor(tree) if ".mlp.experts." in tensor.name]
     if experts_quantised:
         experts = [replace(tensor, dtype=DType.F8_E4M3) for tensor in experts]

@@ -318,7 +318,7 @@ def test_each_rank_asks_for_the_memory_that_its_trace_says(
     """The real ranks, request by request: what lives after each of them, and so the peak and the end, to the byte."""
     changes = [Change(size, address, tuple(operators)) for size, address, operators in runs[one.name][rank]["changes"]]
     config = config_of(one.model)
-    spec = architecture_of(config).read_spec(config)
+    spec = architecture_of(config).spec
     workload = TraceRequest(
         mode="train" if one.optimizer else "generate",
         batch=BATCH,
@@ -394,7 +394,7 @@ def test_a_kept_trace_of_a_rank_tells_of_any_workload_what_a_new_trace_does(
 
 
 def traced_peak(config: Mapping[str, Any], run: Run, place: Place) -> Moment | None:
-    spec = architecture_of(config).read_spec(config)
+    spec = architecture_of(config).spec
     return traced_footprint(trace(spec, config, trace_request(run), place), run, provenance="").peak
 
 

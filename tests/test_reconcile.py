@@ -35,8 +35,8 @@ HEAD = Tensor("lm_head.weight", (256, 64), DType.BF16)
 
 def built(config: dict[str, object]) -> tuple[ModelSpec, Module]:
     architecture = architecture_of(config)
-    spec = architecture.read_spec(config)
-    return spec, architecture.module_tree(spec)
+    spec = architecture.spec
+    return spec, architecture.tree
 
 
 def stored(config: dict[str, object]) -> list[Tensor]:
@@ -46,8 +46,8 @@ def stored(config: dict[str, object]) -> list[Tensor]:
 
 
 def check(config: dict[str, object], files: list[Tensor], missing: dict[str, tuple[str, ...]] | None = None) -> Check:
-    spec, tree = built(config)
-    ahead = architecture_of(config).prediction_layers(spec)
+    _, tree = built(config)
+    ahead = architecture_of(config).prediction_layers
     return against_files(
         tuple(each_tensor(tree)),
         files,
@@ -169,9 +169,7 @@ def test_instantiated_tensors_are_compared_by_name_shape_and_dtype() -> None:
 def test_a_prediction_layer_beside_the_model_is_named() -> None:
     config = dict(TINY_QWEN3_NEXT)
     architecture = architecture_of(config)
-    ahead = [
-        part for tensor in architecture.prediction_layers(built(config)[0]) for part in architecture.stored_form(tensor)
-    ]
+    ahead = [part for tensor in architecture.prediction_layers for part in architecture.stored_form(tensor)]
     found = check(config, [*stored(config), *ahead])
     assert [cause.name for cause in found.causes] == ["prediction_layer", "experts_singly"]
     assert found.agrees
@@ -243,7 +241,7 @@ def test_a_usual_mistake_is_recognised(config: dict[str, object], name: str, par
 def test_a_count_with_the_prediction_layer_is_recognised() -> None:
     config = dict(TINY_QWEN3_NEXT)
     spec, tree = built(config)
-    ahead = architecture_of(config).prediction_layers(spec)
+    ahead = architecture_of(config).prediction_layers
     found = against_claim(spec, tree, tree.parameters + sum(tensor.elements for tensor in ahead), ahead)
     assert [cause.name for cause in found.causes] == ["prediction_layer_counted"]
 
@@ -275,7 +273,7 @@ def test_stored_elements_taken_for_parameters_are_recognised(scheme: str, claime
     report = inspect("Qwen/Qwen3-8B", source="catalog", dtype=scheme)
     assert report.config is not None
     architecture = architecture_of(report.config)
-    tree = architecture.module_tree(report.spec)
+    tree = architecture.tree
     packing = packing_of(report.config, tree, architecture.stored_form, None, in_blocks=False)
     assert packing is not None
     found = against_claim(report.spec, tree, claimed, (), packing)

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save_file as save_numpy
 
-from qwen_inspect import MalformedError, QwenInspectError, UnsupportedError, inspect
+from qwen_inspect import MalformedError, QwenInspectError, UnsupportedError
 from qwen_inspect.checkpoint import DTYPE_OF_CODE, DType, Tensor
 from qwen_inspect.loaders.safetensors_header import LONGEST_HEADER_BYTES, read_header
+from qwen_inspect.structure.inspect import inspect
 
 from .conftest import header_of
 from .test_bad_input import HOSTILE, LONGEST_LINE, Capture, refusal, write_bytes

@@ -27,7 +27,7 @@ SEEING = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
 def traced(config: Mapping[str, Any], **workload: Any) -> Timeline:
     design = {key: value for key, value in config.items() if key != "quantization_config"}
-    return trace(architecture_of(design).read_spec(design), config, TraceRequest(**workload))
+    return trace(architecture_of(design).spec, config, TraceRequest(**workload))
 
 
 def after_load(timeline: Timeline) -> tuple[Event, ...]:
@@ -42,7 +42,7 @@ def real_model(config: Mapping[str, Any], attention: str = "sdpa") -> Any:
     import torch
     import transformers
 
-    dtype = architecture_of(config).read_spec(config).dtype
+    dtype = architecture_of(config).spec.dtype
     model_class = getattr(transformers, config["architectures"][0])
     return model_class._from_config(
         configuration_of(config), dtype=getattr(torch, dtype.torch_name), attn_implementation=attention

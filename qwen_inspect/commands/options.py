@@ -57,6 +57,7 @@ def _check_prompt_options(options: argparse.Namespace) -> None:
 
 def inspected(options: argparse.Namespace) -> Report:
     """The report of the model that is named; its design is required where the command shows nothing without."""
+    from ..results.cache import Workload
     from ..structure.inspect import inspect
 
     return inspect(
@@ -70,10 +71,12 @@ def inspected(options: argparse.Namespace) -> Report:
         predict_files=options.command in ("weights", "params"),
         instantiate=getattr(options, "instantiate", False),
         expected_parameters=getattr(options, "expect_params", None),
-        batch=getattr(options, "batch", 1),
-        context=getattr(options, "context", None),
-        cache_format=getattr(options, "cache_dtype", "auto"),
-        ranks=getattr(options, "tp", None) or 1,
+        workload=Workload(
+            batch=getattr(options, "batch", 1),
+            context_tokens=getattr(options, "context", None),
+            cache_format=getattr(options, "cache_dtype", "auto"),
+            ranks=getattr(options, "tp", None) or 1,
+        ),
         dtype=getattr(options, "dtype", None),
         group_size=getattr(options, "group_size", None),
         trust_remote_code=options.trust_remote_code,

@@ -135,7 +135,7 @@ def _tensors(checkpoint: Checkpoint, report: Report) -> Named | None:
         return None
     architecture = architecture_of(report.config or {})
     form = architecture.stored_form
-    files = predicted_files(report.tree, form, checkpoint.release, architecture.prediction_layers(report.spec))
+    files = predicted_files(report.tree, form, checkpoint.release, architecture.prediction_layers)
     return files or tuple(part for tensor in each_tensor(report.tree) for part in form(tensor)), "theory"
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
 
+from ..architectures import StoredForm
 from ..checkpoint import DType, Release, Tensor
 from ..results.counts import Component
 from ..spec import Module, each_tensor, tied_tensors
@@ -27,7 +27,6 @@ COMPONENTS = (
     "other",
     "lm_head",
 )
-StoredForm = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 def components(tree: Module) -> tuple[Component, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from ..architectures import StoredForm
 from ..checkpoint import Adapter, BlockFormat, DType, Tensor
 from ..errors import MalformedError, UnsupportedError
 from ..language import Message
@@ -12,7 +13,6 @@ from ..results.counts import Cause, Check, Unexplained
 from ..results.lora import Lora, TrainedTensor
 from ..results.stored import AdapterWeights, KeptModules
 from ..spec import Module, each_module
-from .accounting import StoredForm
 
 PREFIX = "base_model.model."
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")

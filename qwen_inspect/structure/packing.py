@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+from ..architectures import StoredForm
 from ..checkpoint import BlockFormat, DType, Tensor
 from ..declarations import MODEL_DTYPES
 from ..errors import MalformedError
@@ -31,7 +32,6 @@ from ..results.quantisation import (
 )
 from ..results.stored import KeptModules, QuantisedWeights
 from ..spec import Module, each_module, each_tensor
-from .accounting import StoredForm
 
 WORD_BITS = 32
 EXPERTS = ".experts."  # in the name of an expert's matrix

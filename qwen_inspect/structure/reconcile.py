@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ..architectures import StoredForm
 from ..checkpoint import BlockFormat, DType, Tensor
 from ..declarations import MODEL_DTYPES
 from ..errors import UnsupportedError
 from ..language import Message
 from ..results.counts import Cause, Check, Unexplained
-from .accounting import StoredForm
 
 if TYPE_CHECKING:
     from .packing import Packing

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..architectures import gguf
+from ..architectures import StoredForm, gguf
 from ..architectures.lora import read_lora
 from ..architectures.quantised import PRESETS, preset, read_quantisation
 from ..checkpoint import Adapter, Checkpoint, Tensor
@@ -17,7 +17,7 @@ from ..declarations import KEY, settled, undeclared
 from ..errors import UsageError
 from ..results.model import Design
 from ..spec import Module, each_tensor
-from .accounting import StoredForm, components
+from .accounting import components
 from .adapters import adapter_weights, against_adapter, trained_tensors
 from .packing import Packing, as_stored, pack, packed_tree, weights_as_stored, weights_of
 
@@ -84,11 +84,8 @@ def with_adapter(design: Design, adapter: Adapter, form: StoredForm, *, dense: b
     )
 
 
-def under_class_names(checkpoint: Checkpoint, tree: Module) -> Checkpoint:
-    """The checkpoint with the tensors of a GGUF file under the names that the modules have."""
-    if checkpoint.tensors is None:
-        return checkpoint
-    found = {tensor.name: tensor for tensor in checkpoint.tensors}
-    names = [(tensor.name, gguf.stored_form(tensor)) for tensor in each_tensor(tree)]
-    renamed = [replace(found[parts[0].name], name=name) for name, parts in names if parts[0].name in found]
-    return replace(checkpoint, tensors=tuple(renamed))
+def under_class_names(tensors: Sequence[Tensor], tree: Module) -> tuple[Tensor, ...]:
+    """The tensors of a GGUF file under the names that the modules have."""
+    by_name = {tensor.name: tensor for tensor in tensors}
+    stored_names = [(tensor.name, gguf.stored_form(tensor)[0].name) for tensor in each_tensor(tree)]
+    return tuple(replace(by_name[stored], name=name) for name, stored in stored_names if stored in by_name)

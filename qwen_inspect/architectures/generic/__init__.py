@@ -7,7 +7,7 @@ nothing of a repository runs, nothing is fetched, and sizes are checked before t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,19 @@ from typing import Any
 from ...checkpoint import Tensor
 from ...errors import UnavailableError, UnsupportedError
 from ...language import Message
-from ...spec import ModelSpec, Module
+from .. import Architecture
 from ..reading import CLASSES, read_class_name, shown
 from .building import build_generic, build_own, buildable, check_sizes, config_types, is_shipped
 from .modules import active_is_known, aliases_of, spec_of, state_of, tensor_of, tree_of
 from .names import renaming, stored_forms
 
-__all__ = ["Generic", "build_generic", "buildable", "check_sizes", "read_generic"]
+__all__ = ["build_generic", "buildable", "check_sizes", "read_generic"]
 
 
-def read_generic(config: Mapping[str, Any], families: Sequence[str], code: Path | None = None) -> Generic:
-    """The model that `config` describes, built on meta.
+def read_generic(
+    config: Mapping[str, Any], families: Sequence[str], stored: Sequence[Tensor] | None = None, code: Path | None = None
+) -> Architecture:
+    """The model that `config` describes, built on meta; `stored` and `code` as `architecture_of` has them.
 
     UnavailableError without torch; UnsupportedError for a model_type that the installed transformers does not know, for code of
     the repository's own unless `code` is its directory, and where transformers refuses the configuration; MalformedError for
@@ -46,7 +48,7 @@ def read_generic(config: Mapping[str, Any], families: Sequence[str], code: Path 
             if code is None:
                 raise UnsupportedError("generic_own_code", found=shown(model_type))
             check_sizes(config)
-            return _of(build_own(config, own, code), config)
+            return _of(build_own(config, own, code), config, stored)
         import transformers
 
         near = get_close_matches(model_type, [*families, *known], n=3, cutoff=0.5)
@@ -57,84 +59,56 @@ def read_generic(config: Mapping[str, Any], families: Sequence[str], code: Path 
             near=", ".join(near) or "–",
         )
     check_sizes(config)
-    return _of(build_generic(config), config)
+    return _of(build_generic(config), config, stored)
 
 
-def _of(model: Any, config: Mapping[str, Any]) -> Generic:
+def _of(model: Any, config: Mapping[str, Any], stored: Sequence[Tensor] | None) -> Architecture:
+    import transformers
+
     spec, tree = spec_of(config, model), tree_of(model, config)
-    return Generic(model=model, spec=spec, tree=tree, aliases=aliases_of(model), forms=stored_forms(model))
+    forms = stored_forms(model)
+    if stored is not None:
+        forms = {**forms, **_forms_of_files(model, forms, stored)}
+    state = model.state_dict(keep_vars=True)
+    buffers = [tensor_of(name, value) for name, value in model.named_buffers() if name in state]
+
+    def stored_form(tensor: Tensor) -> tuple[Tensor, ...]:
+        return forms.get(tensor.name, (tensor,))
+
+    return Architecture(
+        spec=spec,
+        tree=tree,
+        stored_form=stored_form,
+        prediction_layers=(),  # which would be stored is not known: files that hold some name them
+        tied=aliases_of(model),
+        buffers=tuple(part for buffer in buffers for part in stored_form(buffer)),
+        # Source: transformers 5.23, PreTrainedModel._keys_to_ignore_on_load_unexpected
+        unloaded=tuple(sorted(model._keys_to_ignore_on_load_unexpected or ())),
+        active_is_known=active_is_known(tree, model),
+        built=model,
+        notices=(Message("generic_witness", class_name=spec.class_name, version=transformers.__version__),),
+    )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Generic:
-    """A model as transformers builds it, in the words of an `Architecture`.
+def _forms_of_files(
+    model: Any, forms: Mapping[str, tuple[Tensor, ...]], stored: Sequence[Tensor]
+) -> dict[str, tuple[Tensor, ...]]:
+    """Stored forms as these files have them, by the model's names, where transformers maps their names in another way too.
 
-    model: of transformers, on meta. aliases: names that share another parameter's storage, with its name. forms: the tensors
-    under which the release's layout stores one of the model, where that is another than its own name.
+    Names of a target count only where all of them together hold as many elements as it. Source: as `stored_forms`.
     """
-
-    model: Any
-    spec: ModelSpec
-    tree: Module
-    aliases: Mapping[str, str]
-    forms: Mapping[str, tuple[Tensor, ...]]
-
-    def read_spec(self, config: Mapping[str, Any]) -> ModelSpec:
-        return self.spec
-
-    def module_tree(self, spec: ModelSpec) -> Module:
-        return self.tree
-
-    def stored_form(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        return self.forms.get(tensor.name, (tensor,))
-
-    def prediction_layers(self, spec: ModelSpec) -> tuple[Tensor, ...]:
-        return ()  # which would be stored is not known: files that hold some name them
-
-    @property
-    def witness(self) -> Message:
-        """That all figures come from transformers' class, and of which version."""
-        import transformers
-
-        return Message("generic_witness", class_name=self.spec.class_name, version=transformers.__version__)
-
-    @property
-    def persistent(self) -> tuple[Tensor, ...]:
-        """Buffers that files hold, in their stored form."""
-        state = self.model.state_dict(keep_vars=True)
-        buffers = [tensor_of(name, value) for name, value in self.model.named_buffers() if name in state]
-        return tuple(part for buffer in buffers for part in self.stored_form(buffer))
-
-    def active_is_known(self, tree: Module) -> bool:
-        """Whether the parameters that a token uses can be told by the model's tree."""
-        return active_is_known(tree, self.model)
-
-    @property
-    def unloaded(self) -> tuple[str, ...]:
-        """Regular expressions of stored names that the class leaves unloaded.
-
-        Source: transformers 5.23, PreTrainedModel._keys_to_ignore_on_load_unexpected.
-        """
-        return tuple(sorted(self.model._keys_to_ignore_on_load_unexpected or ()))
-
-    def for_files(self, stored: Sequence[Tensor]) -> Generic:
-        """The same with its stored form as these files have it, where transformers maps their names in another way too.
-
-        Names of a target count only where all of them together hold as many elements as it. Source: as `stored_forms`.
-        """
-        targets = {tensor.name: tensor for tensor in state_of(self.model)}
-        usual = {part.name for name, tensor in targets.items() for part in self.forms.get(name, (tensor,))}
-        others = [tensor for tensor in stored if tensor.name not in usual and tensor.name not in targets]
-        rename = renaming(self.model, others)
-        found: dict[str, list[Tensor]] = {}
-        for tensor in others:
-            if (target := rename(tensor.name)) in targets:
-                found.setdefault(target, []).append(tensor)
-        present = {tensor.name for tensor in stored}
-        forms = {
-            name: tuple(replace(part, dtype=targets[name].dtype, file=None) for part in parts)
-            for name, parts in found.items()
-            if sum(part.elements for part in parts) == targets[name].elements
-            and not any(part.name in present for part in self.stored_form(targets[name]))
-        }
-        return replace(self, forms={**self.forms, **forms})
+    targets = {tensor.name: tensor for tensor in state_of(model)}
+    usual = {part.name for name, tensor in targets.items() for part in forms.get(name, (tensor,))}
+    others = [tensor for tensor in stored if tensor.name not in usual and tensor.name not in targets]
+    rename = renaming(model, others)
+    parts_of: dict[str, list[Tensor]] = {}
+    for tensor in others:
+        if (target := rename(tensor.name)) in targets:
+            parts_of.setdefault(target, []).append(tensor)
+    present = {tensor.name for tensor in stored}
+    return {
+        name: tuple(replace(part, dtype=targets[name].dtype, file=None) for part in parts)
+        for name, parts in parts_of.items()
+        if sum(part.elements for part in parts) == targets[name].elements
+        and not any(part.name in present for part in forms.get(name, (targets[name],)))
+    }
