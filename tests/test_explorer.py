@@ -29,6 +29,7 @@ from qwen_inspect.renderers.blocks import Live
 from qwen_inspect.renderers.document import View, document
 from qwen_inspect.renderers.explorer import explorer
 from qwen_inspect.renderers.treemap import Area, Box, areas, parameter_treemap, squarified
+from qwen_inspect.results.cache import Workload
 from qwen_inspect.results.exploration import AllocatorSettings, Exploration, RequestSize
 from qwen_inspect.results.memory import TERMS, MemoryReport, Run
 from qwen_inspect.results.model import Report
@@ -111,11 +112,11 @@ def predicted(report: Report, workload: Run) -> dict[str, Any]:
         *(("Qwen/Qwen3-0.6B", {}, {"allocator": settings}) for settings in ALLOCATORS[1:]),
         ("Qwen/Qwen3-30B-A3B", {}, {}),
         ("Qwen/Qwen2.5-7B", {}, {"allocator": "expandable_segments:True"}),
-        ("Qwen/Qwen3-8B", {"cache_format": "q8_0"}, {"cache_format": "q8_0"}),  # by formula: no peak
+        ("Qwen/Qwen3-8B", {"workload": Workload(cache_format="q8_0")}, {"cache_format": "q8_0"}),  # by formula: no peak
         ("Qwen/Qwen3-8B", {"dtype": "awq-int4"}, {}),
         (
             "Qwen/Qwen3-Next-80B-A3B-Instruct",
-            {"cache_format": "fp8"},
+            {"workload": Workload(cache_format="fp8")},
             {"cache_format": "fp8"},
         ),  # states beside the cache
     ],
