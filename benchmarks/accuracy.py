@@ -120,6 +120,7 @@ def recorded_run(recording: Recording) -> Run:
         optimizer=OPTIMIZERS[options["optimizer"]],
         checkpointing=bool(options["checkpointing"]),
         accumulate=options["accumulate"],
+        cache=options["cache"] or "dynamic",
     )
     if options["lora"]:
         run = replace(run, lora_rank=options["lora"])

@@ -35,7 +35,7 @@ SHARED_BY = ("tp", "pp", "ep", "fsdp")
 # Options of fit by the engine that they belong to; the others are of all.
 ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
     "transformers": (
-        *("mode", "new_tokens", "attention", "load"),
+        *("mode", "new_tokens", "attention", "cache", "load"),
         *("optimizer", "checkpointing", "trained", "lora", "lora_targets", "accumulate"),
     ),
     "vllm": ("utilization", "kv_budget", "tp", "max_num_batched_tokens", "enable_prefix_caching"),
@@ -203,6 +203,7 @@ def _run_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--lora-targets", metavar="NAMES", help=say("help_lora_targets"))
     command.add_argument("--accumulate", type=_positive(say), default=1, metavar="N", help=say("help_accumulate"))
     command.add_argument("--cache-dtype", default="auto", metavar="FORMAT", help=say("help_cache_dtype"))
+    command.add_argument("--cache", choices=("dynamic", "static"), default="dynamic", help=say("help_cache"))
     command.add_argument("--load", choices=("warmup", "per-tensor"), default="warmup", help=say("help_load"))
     cards = not command.prog.endswith(" memory")
     what = say("help_cards" if cards else "help_gpu")

@@ -356,11 +356,11 @@ def _within(memory: MemoryReport, name: str, limit: str, limit_bytes: int) -> Ex
     values = {"name": name, "limit": limit, "tokens": run.prompt_tokens, "new": run.new_tokens, "batch": run.batch}
     if (between := memory.predicted.peak_range) is not None:
         low, high = between.reserved_bytes
-        if low <= limit_bytes < high:
+        if low <= limit_bytes and (high is None or limit_bytes < high):
             told = Message("expect_vram_between", low=size(low), high=size(high), **values)
             return Expectation(message=told, holds=False)
         return _expectation(
-            "expect_vram", high <= limit_bytes, found=size(high if high <= limit_bytes else low), **values
+            "expect_vram", low <= limit_bytes, found=size(high if low <= limit_bytes else low), **values
         )
     if reserved is None:
         return Expectation(message=Message("expect_vram_unknown", **values), holds=False)

@@ -91,6 +91,8 @@ def _parallelism(options: argparse.Namespace) -> Parallelism | None:
     from ..errors import UsageError
 
     given = [f"--{name}" for name in SHARED_BY if getattr(options, name) is not None]
+    if options.cache == "static" and (given or options.device_map is not None):
+        raise UsageError("static_cache_shared", option=(given or ["--device-map"])[0])
     if options.zero_stage is not None and options.fsdp is None:
         raise UsageError("option_needs", option="--zero-stage", other="--fsdp")
     if options.device_memory is not None and options.device_map is None:

@@ -103,9 +103,14 @@ def run_of(options: argparse.Namespace) -> Run:
         lora_rank=options.lora,
         lora_targets=_lora_targets(options),
         cache_format=options.cache_dtype,
+        cache=options.cache,
         # The first of the two that is set, as torch 2.13 looks for them.
         allocator=os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF", ""),
     )
+    if run.cache == "static" and run.mode != "generate":
+        raise UsageError("static_cache_mode", mode=run.mode)
+    if run.cache == "static" and run.cache_format != "auto":
+        raise UsageError("static_cache_format", format=run.cache_format)
     if run.mode != "train" and run.training_options:
         raise UsageError("train_option", option=run.training_options[0], mode=run.mode)
     return run

@@ -39,7 +39,7 @@ def changes(report: Report, run: Run, gpu: Gpu) -> Iterator[Suggestion]:
     if design is not None and design.unread is not None:
         return
     if design is not None and design.quantised is None and not design.spec.built:
-        if run.mode == "generate" and run.cache_format == "auto":
+        if run.mode == "generate" and run.cache_format == "auto" and run.cache == "dynamic":
             yield from _smaller_cache(report, run, gpu)
         if design.spec.dtype in (
             DType.F32,

@@ -58,6 +58,8 @@ def measured(report: Report, run: Run, request: Request, access: Access) -> Memo
         raise report.known.unread
     if report.known.quantised is not None:
         raise UnsupportedError("measure_quantised", method=report.known.quantised.method)
+    if run.cache == "static" and device != "cpu":
+        raise UnsupportedError("measure_static", device=device)
     # Random weights are made one by one on the device; files are read by transformers' loader, which takes a block for all first.
     loader = "per-tensor" if request.random_weights else "warmup"
     run = replace(run, device="cpu" if device == "cpu" else "cuda", gpu=_card(device), loader=loader)

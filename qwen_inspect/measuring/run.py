@@ -251,7 +251,12 @@ def _generate(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
 
     own, model.generation_config = (
         model.generation_config,
-        GenerationConfig(max_new_tokens=run.new_tokens, do_sample=False, return_dict_in_generate=True),
+        GenerationConfig(
+            max_new_tokens=run.new_tokens,
+            do_sample=False,
+            return_dict_in_generate=True,
+            cache_implementation=run.cache if run.cache == "static" else None,
+        ),
     )
     hook = model.register_forward_pre_hook(mark)
     try:

@@ -260,6 +260,8 @@ def _adds_biases(module: Module) -> bool:
 
 def cache_bytes(layer: CacheLayer, run: Run) -> int:
     """Bytes of the storages that a layer's cache is in at the end of a run, its states included."""
+    if run.cache == "static":
+        return run.batch * layer.static_bytes(run.cached_tokens)
     fed_last = 1 if run.cached_tokens > run.prompt_tokens else run.prompt_tokens
     return run.batch * layer.storage_bytes(run.cached_tokens, fed_last=fed_last)
 
@@ -313,6 +315,7 @@ def assumptions(run: Run) -> tuple[Message, ...]:
         return (
             Message("assume_host"),
             Message("assume_kernel", kernel=run.attention),
+            *_static(run),
             *_training(run),
         )
     return (
@@ -323,11 +326,16 @@ def assumptions(run: Run) -> tuple[Message, ...]:
             gpu=run.gpu,
         ),
         Message("assume_kernel", kernel=run.attention),
+        *_static(run),
         *_training(run),
         *([Message("assume_cache_format", format=run.cache_format)] if run.cache_format != "auto" else []),
         *([Message("assume_allocator", settings=run.allocator)] if run.allocator else []),
         _uncalibrated(run) if run.calibration is None else _calibrated(run.calibration),
     )
+
+
+def _static(run: Run) -> tuple[Message, ...]:
+    return (Message("assume_static_cache", tokens=run.cached_tokens),) if run.cache == "static" else ()
 
 
 def _uncalibrated(run: Run) -> Message:

@@ -163,6 +163,9 @@ def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
     footprint = traced_footprint(timeline, run, provenance=provenance, course_points=course_points)
     if report.spec.built and run.mode == "generate" and not _shows_cache(footprint, report, run):
         raise UnsupportedError("generic_trace_cache", class_name=report.spec.class_name)
+    if run.decodes_untraced:
+        why = () if base is not None else _untraced(report)
+        return _within(report, run, footprint, None, Message("assume_static_decode"), *why)
     match base:
         case None:
             return footprint if quantised is None else _between(report, run, footprint)
@@ -184,11 +187,18 @@ def _untraced(report: Report) -> tuple[Message, ...]:
 
 def _between(report: Report, run: Run, low: Footprint) -> Footprint:
     """The footprint of a model whose kernels no trace tells. low: of a dense one's run with its weights, which is the least."""
-    assert low.peak is not None
     assert report.known.quantised is not None
     scratch_bytes, source = scratch_of(report, run)
-    reserved = low.peak_reserved if low.peak_reserved is not None else low.peak.allocated or 0
     assumed = Message("assume_quantised_range", method=report.known.quantised.method, source=source)
+    return _within(report, run, low, scratch_bytes, assumed)
+
+
+def _within(
+    report: Report, run: Run, low: Footprint, scratch_bytes: int | None, source: Message, *others: Message
+) -> Footprint:
+    """The footprint of a run whose peak is that of `low` or more, by up to `scratch_bytes` where anything bounds it."""
+    assert low.peak is not None
+    reserved = low.peak_reserved if low.peak_reserved is not None else low.peak.allocated or 0
     return replace(
         low,
         steady=_by_formula(report, run).steady,
@@ -196,8 +206,8 @@ def _between(report: Report, run: Run, low: Footprint) -> Footprint:
         peak_reserved=None,
         alive=(),
         course=None,
-        peak_range=PeakRange(low=low.peak, low_reserved_bytes=reserved, scratch_bytes=scratch_bytes, source=assumed),
-        assumptions=(assumed, *low.assumptions),
+        peak_range=PeakRange(low=low.peak, low_reserved_bytes=reserved, scratch_bytes=scratch_bytes, source=source),
+        assumptions=(source, *others, *low.assumptions),
     )
 
 
@@ -214,6 +224,8 @@ def explored(memory: MemoryReport) -> MemoryReport:
     """
     report, run = memory.report, memory.run
     if not report.settled or report.known.unread is not None or run.mode != "generate" or run.device != "cuda":
+        return memory
+    if run.cache == "static":
         return memory
     from .explore import explore_formula, explore_trace
 
@@ -320,7 +332,7 @@ def _is_kept(spec: ModelSpec, run: Run, place: Place | None) -> bool:
 
 def _is_point(run: Run, place: Place | None = None) -> bool:
     """Whether kept traces tell of such a run."""
-    return run.mode == "generate" and run.new_tokens > 1 and _all_alike(place)
+    return run.mode == "generate" and run.cache == "dynamic" and run.new_tokens > 1 and _all_alike(place)
 
 
 def _all_alike(place: Place | None) -> bool:
@@ -426,7 +438,7 @@ def trace_request(run: Run, base: Base | None = None) -> Any:
         mode=run.mode,  # type: ignore[arg-type]  # one of the command line's choices
         batch=run.batch,
         prompt_tokens=run.prompt_tokens,
-        new_tokens=run.new_tokens,
+        new_tokens=1 if run.decodes_untraced else run.new_tokens,
         attention=run.attention,  # type: ignore[arg-type]
         optimizer=run.optimizer,  # type: ignore[arg-type]
         checkpointing=bool(run.checkpointing),
@@ -436,6 +448,7 @@ def trace_request(run: Run, base: Base | None = None) -> Any:
         lora=lora,
         device=run.device,
         base=base if lora is None else None,
+        static_tokens=run.cached_tokens if run.cache == "static" else None,
     )
 
 

@@ -44,6 +44,14 @@ class CacheLayer:
         before = min(tokens - fed_last, self.window_tokens - 1)
         return self.fixed_bytes + (before + fed_last) * self.bytes_per_token
 
+    def static_bytes(self, tokens: int) -> int:
+        """Bytes of what a static cache with room for `tokens` tokens makes, a window's all at once.
+
+        Source: transformers 5.23, cache_utils.StaticLayer and StaticSlidingWindowLayer
+        """
+        room = tokens if self.window_tokens is None else min(tokens, self.window_tokens)
+        return self.fixed_bytes + room * self.bytes_per_token
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheReport:

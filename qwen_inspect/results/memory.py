@@ -101,22 +101,23 @@ class Alive:
 class PeakRange:
     """Between what a peak lies whose kernels no trace tells. low: what is allocated then at least, low_reserved_bytes: reserved.
 
-    scratch_bytes: what may come on top. source: how both ends are told.
+    scratch_bytes: what may come on top, None where nothing bounds it. source: how both ends are told.
     """
 
     low: Moment
     low_reserved_bytes: int
-    scratch_bytes: int
+    scratch_bytes: int | None
     source: Message
 
     @property
-    def allocated_bytes(self) -> tuple[int, int]:
+    def allocated_bytes(self) -> tuple[int, int | None]:
         low = self.low.allocated or 0
-        return low, low + self.scratch_bytes
+        return low, None if self.scratch_bytes is None else low + self.scratch_bytes
 
     @property
-    def reserved_bytes(self) -> tuple[int, int]:
-        return self.low_reserved_bytes, self.low_reserved_bytes + self.scratch_bytes
+    def reserved_bytes(self) -> tuple[int, int | None]:
+        low = self.low_reserved_bytes
+        return low, None if self.scratch_bytes is None else low + self.scratch_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,11 +162,11 @@ class Footprint:
 
     @property
     def required_bytes(self) -> tuple[int, int] | None:
-        """What a card must have: segments and context, at either end of both ranges; None where no peak is known."""
+        """What a card must have: segments and context, at either end of both ranges; None where nothing bounds the peak."""
         low, high = self.context_ends
         if self.peak_range is not None:
             least, most = self.peak_range.reserved_bytes
-            return least + low, most + high
+            return None if most is None else (least + low, most + high)
         if self.peak_reserved is None:
             return None
         return self.peak_reserved + low, self.peak_reserved + high
@@ -187,8 +188,8 @@ class Run:
     optimizer, checkpointing, trained (a regular expression on parameters' names), accumulate (micro-batches in a step), lora_rank
     and lora_targets (ends of modules' names, or "all-linear" alone): of training alone. checkpointing: None is as PEFT has it, on
     with a quantised base. attention: a kernel, or "auto" for the one that `from_pretrained` chooses, which a prediction's run
-    names. cache_format: as in `Workload`. device: "cuda", or "cpu", whose allocator rounds nothing and keeps
-    nothing.
+    names. cache_format: as in `Workload`. cache: of `generate`, "dynamic", or "static", whose length is fixed from the start.
+    device: "cuda", or "cpu", whose allocator rounds nothing and keeps nothing.
     """
 
     mode: str = "generate"
@@ -206,6 +207,7 @@ class Run:
     lora_rank: int | None = None
     lora_targets: tuple[str, ...] = ("all-linear",)
     cache_format: str = "auto"
+    cache: str = "dynamic"
     device: str = "cuda"
     calibration: Calibration | None = None
 
@@ -220,6 +222,11 @@ class Run:
             "--optimizer": self.optimizer != "adamw_foreach",
         }
         return tuple(option for option, value in asked.items() if value)
+
+    @property
+    def decodes_untraced(self) -> bool:
+        """Whether its decoding is compiled, of which no trace tells. Source: transformers 5.23, _valid_auto_compile_criteria"""
+        return self.cache == "static" and self.device == "cuda" and self.new_tokens > 1
 
     @property
     def cached_tokens(self) -> int:

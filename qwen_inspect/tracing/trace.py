@@ -71,7 +71,8 @@ class TraceRequest:
     whose names it is found. steps: optimizer states do not exist until the first step is over; 2 shows what every later one
     holds. accumulate: micro-batches, of `batch` sequences each, whose gradients a step adds up. lora: adapters train instead.
     layers: trace only so many of the model's layers. device: "cuda" or "cpu", for experts are computed otherwise on either
-    while tokens are decoded. base: how quantised weights are held, where it does not train.
+    while tokens are decoded. base: how quantised weights are held, where it does not train. static_tokens: how many a static
+    cache of `generate` has room for; None: the cache grows.
     """
 
     mode: Mode
@@ -88,6 +89,7 @@ class TraceRequest:
     layers: int | None = None
     device: str = "cuda"
     base: Base | None = None
+    static_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch", "prompt_tokens", "new_tokens", "steps", "accumulate", "layers"):
@@ -291,7 +293,7 @@ def _generate(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
     Source: transformers 5.23, generation/utils.py, `generate` and `_sample`, which drop an attention mask that masks nothing.
     """
     import torch
-    from transformers import DynamicCache, MaxLengthCriteria, StoppingCriteriaList
+    from transformers import MaxLengthCriteria, StoppingCriteriaList
 
     recorder.stage("prefill")
     recorder.outside = "inputs"
@@ -300,7 +302,7 @@ def _generate(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
     attention_mask = torch.ones(prompt.shape, dtype=torch.int64)
     prompt_positions = model._prepare_position_ids_for_generation(prompt, {"attention_mask": attention_mask})
     del attention_mask
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    cache = _empty_cache(model, workload)
     stops = StoppingCriteriaList([MaxLengthCriteria(workload.prompt_tokens + workload.new_tokens)])
     unfinished = torch.ones(workload.batch, dtype=torch.int64)
     name = CACHE_NAMES["mamba" in type(model).__name__.lower()]  # as `_prepare_cache_for_generation` tells them apart
@@ -313,8 +315,9 @@ def _generate(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
             recorder.stage("decode")
             _decode_experts(model, workload.device)
             tokens = workload.prompt_tokens + workload.new_tokens - 2
-            _grow_cache(cache, tokens, recorder)
-            _keep(cache, recorder)
+            if workload.static_tokens is None:
+                _grow_cache(cache, tokens, recorder)
+                _keep(cache, recorder)
             input_ids = recorder.regrown(input_ids, (workload.batch, tokens + 1))
             position_ids = recorder.regrown(position_ids, (*position_ids.shape[:-1], tokens + 1))
         inputs = model.prepare_inputs_for_generation(
@@ -336,6 +339,19 @@ def _generate(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
         del outputs
         _keep(cache, recorder)
     return prompt, input_ids, cache
+
+
+def _empty_cache(model: Any, workload: TraceRequest) -> Any:
+    """The cache that `generate` makes. Of a static one's layers, each has a counter, which CUDA gets with the first tokens.
+
+    Source: transformers 5.23, generation/utils.py, _prepare_static_cache; cache_utils.py, StaticLayer.lazy_initialization
+    """
+    from transformers import DynamicCache, StaticCache
+
+    config = model.config.get_text_config(decoder=True)
+    if workload.static_tokens is None:
+        return DynamicCache(config=config)
+    return StaticCache(config=config, max_cache_len=workload.static_tokens)
 
 
 def _decode_experts(model: Any, device: str) -> None:

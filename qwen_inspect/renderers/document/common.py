@@ -297,7 +297,13 @@ def reach(found: Largest, say: Language) -> str:
     return text if found.bound == "memory" else say(f"reach_{found.bound}", value=text)
 
 
-def size_range(low_bytes: int, high_bytes: int, say: Language) -> str:
-    """A size that is known as a range, or a single one where its ends are equal."""
-    low, high = size(low_bytes), size(high_bytes)
-    return low if low_bytes == high_bytes else say("size_range", low=low, high=high)
+def size_range(low_bytes: int, high_bytes: int | None, say: Language) -> str:
+    """A size that is known as a range, or a single one where its ends are equal; the least, where nothing bounds it."""
+    return shown_range(low_bytes, high_bytes, size, say)
+
+
+def shown_range(low: int, high: int | None, shown: Callable[[int | None], str], say: Language) -> str:
+    """A range, its ends as `shown` writes them."""
+    if high is None:
+        return say("at_least", value=shown(low))
+    return shown(low) if low == high else say("size_range", low=shown(low), high=shown(high))

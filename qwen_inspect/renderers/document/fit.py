@@ -41,6 +41,7 @@ def _run_fields(found: FitReport, say: Language) -> Fields:
             (say("field_prompt"), count(run.prompt_tokens)),
             *([(say("field_new"), count(run.new_tokens))] if run.mode == "generate" else []),
             (say("field_kernel"), run.attention),
+            *([(say("field_cache"), say("cache_static"))] if run.cache == "static" else []),
         ]
     )
 

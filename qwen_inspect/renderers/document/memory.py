@@ -10,7 +10,7 @@ from ...results.model import Report
 from ...units import count, size
 from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
 from . import View
-from .common import identity, notices, size_range
+from .common import identity, notices, shown_range, size_range
 
 
 def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:
@@ -91,6 +91,7 @@ def run_fields(memory: MemoryReport, say: Language) -> Fields:
             (say("field_prompt"), count(run.prompt_tokens)),
             *([(say("field_new"), count(run.new_tokens))] if run.mode == "generate" else []),
             (say("field_kernel"), run.attention),
+            *([(say("field_cache"), say("cache_static"))] if run.cache == "static" else []),
             *([(say("field_gpu"), run.gpu)] if run.device == "cuda" else []),
             (say("field_method"), f"{say(f'method_{memory.predicted.method}')} ({memory.predicted.provenance})"),
         ]
@@ -124,10 +125,14 @@ def training_blocks(memory: MemoryReport, say: Language) -> list[Block]:
 
 def headline(footprint: Footprint, say: Language) -> list[Block]:
     """What a card must have, in a sentence; nothing where no card is meant or no peak is known."""
+    if (peak := footprint.peak_range) is not None and peak.scratch_bytes is None:
+        required = size(peak.low_reserved_bytes + footprint.context_ends[0])
+        reserved, allocated = size(peak.low_reserved_bytes), size(peak.low.allocated)
+        return [Paragraph(say("memory_required_least", required=required, reserved=reserved, allocated=allocated))]
     if footprint.required_bytes is None:
         return []
     required = size_range(*footprint.required_bytes, say)
-    if (peak := footprint.peak_range) is not None:
+    if peak is not None:
         reserved, allocated = size_range(*peak.reserved_bytes, say), size_range(*peak.allocated_bytes, say)
         return [Paragraph(say("memory_required_range", required=required, reserved=reserved, allocated=allocated))]
     reserved, allocated = size(footprint.peak_reserved), size(footprint.peak_allocated_bytes)
@@ -171,8 +176,8 @@ def term_table(footprint: Footprint, say: Language) -> Table:
     )
 
 
-def _range_cells(ends: tuple[int, int], say: Language) -> list[str]:
-    return [say("size_range", low=count(ends[0]), high=count(ends[1])), size_range(*ends, say)]
+def _range_cells(ends: tuple[int, int | None], say: Language) -> list[str]:
+    return [shown_range(*ends, shown, say) for shown in (count, size)]
 
 
 def allocated_text(moment: Moment, shown: Callable[[int | None], str], say: Language) -> str:

@@ -34,6 +34,7 @@ def fit_content(found: FitReport, say: Language) -> dict[str, Any]:
             "prompt_tokens": run.prompt_tokens,
             "new_tokens": run.new_tokens if run.mode == "generate" else None,
             "attention": run.attention,
+            "cache": run.cache if run.mode == "generate" else None,
             "load": run.loader,
         },
         **cards[found.deciding],

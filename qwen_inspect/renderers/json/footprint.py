@@ -15,6 +15,7 @@ def workload_content(run: Run) -> dict[str, Any]:
         "prompt_tokens": run.prompt_tokens,
         "new_tokens": run.new_tokens if run.mode == "generate" else None,
         "attention": run.attention,
+        "cache": run.cache if run.mode == "generate" else None,
         "tp": 1,
         "gpu": run.gpu,
         "load": run.loader,
@@ -52,7 +53,7 @@ def footprint_content(footprint: Footprint, run: Run, say: Language) -> dict[str
 
 
 def range_content(found: PeakRange, say: Language) -> dict[str, Any]:
-    """What is allocated at the peak, at least and at most."""
+    """What is allocated at the peak, at least and at most; None where nothing bounds it."""
     low, high = found.allocated_bytes
     return {"low_bytes": low, "high_bytes": high, "source": say(found.source)}
 
