@@ -10,9 +10,11 @@ from typing import Any
 import jsonschema
 import pytest
 
+from qwen_inspect.predicting.held import base_of
 from qwen_inspect.predicting.predict import predict
 from qwen_inspect.results.memory import Run
 from qwen_inspect.structure.inspect import inspect
+from qwen_inspect.tracing.adapting import FourBits
 
 from .conftest import TINY_QWEN3, run, write_config
 from .test_memory import without_torch
@@ -41,6 +43,22 @@ def test_what_bitsandbytes_multiplies_has_a_peak(scheme: str, mode: str, tmp_pat
     assert dense.peak_allocated_bytes is not None
     assert found.peak_allocated_bytes < dense.peak_allocated_bytes
     assert found.required_bytes is not None
+
+
+@pytest.mark.parametrize(("said", "read"), [(None, "float32"), ("bfloat16", "bfloat16"), ("float16", "float16")])
+def test_the_dtype_to_compute_in_is_as_transformers_reads_it(said: str | None, read: str, tmp_path: Path) -> None:
+    """A file that names none, as older ones, is computed with in BitsAndBytesConfig's default; a scheme by name says its own."""
+    from transformers import BitsAndBytesConfig
+
+    options = {"load_in_4bit": True, **({} if said is None else {"bnb_4bit_compute_dtype": said})}
+    assert str(BitsAndBytesConfig(**options).bnb_4bit_compute_dtype) == f"torch.{read}"
+    write_config(tmp_path, {**TINY_QWEN3, "quantization_config": {"quant_method": "bitsandbytes", **options}})
+    base = base_of(inspect(str(tmp_path)))
+    assert isinstance(base, FourBits)
+    assert base.dtype == read
+    by_name = base_of(inspect("catalog:Qwen/Qwen3-0.6B", dtype="bnb-nf4"))
+    assert isinstance(by_name, FourBits)
+    assert by_name.dtype == "bfloat16"
 
 
 def test_without_bitsandbytes_it_is_a_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,8 +119,8 @@ def test_accumulating_gradients_of_all_parameters_takes_what_the_trace_says(accu
     assert [change.size_bytes for change in left.values()] == [STEP_COUNTER_BYTES] * len(list(model.parameters()))
 
 
-def in_four_bits(config: Mapping[str, Any], directory: Path, *, double: bool) -> Any:
-    """The real model as transformers and bitsandbytes quantise it on CPU."""
+def in_four_bits(config: Mapping[str, Any], directory: Path, *, double: bool, dtype: str | None) -> Any:
+    """The real model as transformers and bitsandbytes quantise it on CPU. dtype: what it computes in, None for the default."""
     import torch
     import transformers
 
@@ -129,7 +129,7 @@ def in_four_bits(config: Mapping[str, Any], directory: Path, *, double: bool) ->
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=double,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=dtype,
     )
     return transformers.AutoModelForCausalLM.from_pretrained(
         directory, quantization_config=options, dtype=torch.bfloat16, device_map="cpu"
@@ -137,18 +137,24 @@ def in_four_bits(config: Mapping[str, Any], directory: Path, *, double: bool) ->
 
 
 @pytest.mark.parametrize(
-    ("family", "double", "checkpointing", "accumulate"),
-    [("qwen3", False, False, 1), ("qwen3", True, True, 1), ("qwen2", True, False, 2), ("qwen2", False, True, 1)],
+    ("family", "double", "checkpointing", "accumulate", "dtype"),
+    [
+        ("qwen3", False, False, 1, "bfloat16"),
+        ("qwen3", True, True, 1, "bfloat16"),
+        ("qwen2", True, False, 2, "bfloat16"),
+        ("qwen2", False, True, 1, "bfloat16"),
+        ("qwen2", False, False, 1, None),
+    ],
 )
 def test_training_beside_four_bits_takes_what_the_trace_says(
-    family: str, double: bool, checkpointing: bool, accumulate: int, tmp_path: Path
+    family: str, double: bool, checkpointing: bool, accumulate: int, dtype: str | None, tmp_path: Path
 ) -> None:
-    """bitsandbytes' own kernels on CPU. As many KV heads as query heads: prepared so the model attends in float32, for which
-    CUDA's fused attention, unlike CPU's, has no GQA."""
+    """bitsandbytes' own kernels on CPU, in float32 where no dtype to compute in is named (transformers 5.23). As many KV heads as
+    query heads: prepared so the model attends in float32, for which CUDA's fused attention, unlike CPU's, has no GQA."""
     import peft
 
     config = {**FAMILIES[family], "num_key_value_heads": FAMILIES[family]["num_attention_heads"]}
-    model = in_four_bits(config, tmp_path, double=double)
+    model = in_four_bits(config, tmp_path, double=double, dtype=dtype)
     modules = frozenset(name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit")
     assert len(modules) == 14
     model = peft.prepare_model_for_kbit_training(model, checkpointing, {"use_reentrant": False})
@@ -164,7 +170,9 @@ def test_training_beside_four_bits_takes_what_the_trace_says(
         lora=Adapters(
             rank=RANK,
             targets=("all-linear",),
-            base=FourBits(scheme=Bnb4(kind="nf4", double=double, storage=DType.U8), modules=modules, dtype="bfloat16"),
+            base=FourBits(
+                scheme=Bnb4(kind="nf4", double=double, storage=DType.U8), modules=modules, dtype=dtype or "float32"
+            ),
         ),
     )
     load = timeline.events[: timeline.stages[1].first_event]

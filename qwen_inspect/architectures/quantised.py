@@ -31,7 +31,7 @@ from ..results.quantisation import (
     SchemeGroup,
 )
 from .patterns import safe_pattern
-from .reading import flag, integer, optional_integer, shown
+from .reading import flag, integer, optional_integer, read_dtype, shown
 
 FAMILY = "family of the model"  # a key that no configuration has
 HEAD, SHARED_GATE = "lm_head", "shared_expert_gate"
@@ -524,6 +524,10 @@ def preset(name: str, group_size: int | None, config: Mapping[str, Any]) -> Mapp
             **{key: value for key, value in chosen.items() if key != "modules_to_not_convert"},
             "dynamic": GPTQ_HYBRID,
         }
+    if chosen.get(
+        "load_in_4bit"
+    ):  # in the model's dtype, as nearly everybody asks for, not in BitsAndBytesConfig's float32
+        chosen["bnb_4bit_compute_dtype"] = read_dtype(config).torch_name
     if "group_size" in chosen:
         chosen["group_size"] = group_size or DEFAULT_GROUP_SIZE
     elif group_size is not None:

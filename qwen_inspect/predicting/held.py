@@ -37,7 +37,7 @@ def base_of(report: Report) -> Base | None:
     if not all(isinstance(one, Bnb4) for one in quantisation.schemes) or not isinstance(scheme, Bnb4):
         return None
     said = options.get("bnb_4bit_compute_dtype")
-    computed = report.spec.dtype.torch_name if said is None else str(said)
+    computed = "float32" if said is None else str(said)  # transformers 5.23, BitsAndBytesConfig
     if computed not in COMPUTED:
         raise UnsupportedError("memory_computed", found=shown(computed), known=", ".join(COMPUTED))
     return FourBits(scheme=scheme, modules=modules, dtype=computed)

@@ -92,9 +92,7 @@ def hold_in_four_bits(model: Any, base: FourBits) -> None:
         codes = torch.empty(-(-code_bytes // storage.itemsize), 1, dtype=storage)
         held.weight = torch.nn.Parameter(codes, requires_grad=False)  # Params4bit takes no fake tensor
         held.bias = dense.bias
-        held.weight.quant_state = held.quant_state = _quant_state(
-            base.scheme, rows, columns, getattr(torch, base.dtype)
-        )
+        held.weight.quant_state = held.quant_state = _quant_state(base.scheme, rows, columns, dense.weight.dtype)
         held.weight.quant_type, held.weight.compress_statistics = base.scheme.kind, base.scheme.double
         held.compute_dtype, held.compute_type_is_set = getattr(torch, base.dtype), True
         held.quant_storage, held.support_avx512bf16_for_cpu = storage, False
