@@ -35,9 +35,9 @@ benchmark: .venv/full
 	$(BIN)/python benchmarks/hubs.py
 	$(BIN)/python benchmarks/tracing.py
 
-# On a machine with a GPU: predicted against measured for models of random weights, nothing downloaded.
+# On a machine with a GPU: predicted against measured for models of random weights, nothing downloaded. RECORD=1: every request too.
 gpu: .venv/full
-	$(BIN)/python benchmarks/gpu/measure.py
+	$(BIN)/python benchmarks/gpu/measure.py $(if $(RECORD),--record)
 
 .venv/light: setup.cfg constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

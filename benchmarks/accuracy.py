@@ -39,6 +39,7 @@ OPTIMIZERS = {
     "sgd": "sgd",
     "adamw8bit": "adamw_8bit",
 }
+PREDICTED_WORKLOADS = ("generate", "forward", "train")
 GIB, MIB = 1 << 30, 1 << 20
 
 
@@ -134,6 +135,19 @@ def recorded_peaks(recording: Recording) -> tuple[int, int]:
     names = [stage.name for stage in recording.stages]
     stages = recording.stages[names.index("emptied") + 1 :]
     return max(stage.allocated_peak for stage in stages), max(stage.reserved_peak for stage in stages)
+
+
+def off_by(recording: Recording, config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Predicted less recorded peaks of the model of `config`, allocated and reserved; None where no one figure is predicted."""
+    if recording.workload not in PREDICTED_WORKLOADS:
+        return None
+    options = {**recording.options, "layers": 0}  # as many as the configuration says
+    report = recorded_model(replace(recording, options=options), config)
+    found = predict(report, recorded_run(recording)).predicted
+    if found.peak_allocated_bytes is None or found.peak_reserved is None:
+        return None
+    allocated, reserved = recorded_peaks(recording)
+    return found.peak_allocated_bytes - allocated, found.peak_reserved - reserved
 
 
 def _recorded_rows() -> Iterator[list[str]]:

@@ -1,16 +1,16 @@
 """Measures on a CUDA device what `memory` predicts, for models of random weights: nothing is downloaded.
 
-    make gpu        or        python benchmarks/gpu/measure.py [-o FOLDER] [--record] [--seconds N] [--only TEXT] [--try]
+    make gpu [RECORD=1]      or      python benchmarks/gpu/measure.py [-o FOLDER] [--record] [--seconds N] [--only TEXT] [--try]
 
 Each job is a process of its own, so that each begins with a fresh context and allocator, in the order of what it is worth:
 
   memory   `memory MODEL ... --device cuda --random-weights`: the prediction and the measurement, term by term
   limit    limit.py: the run with exactly the memory that it is said to require, and with 2 MiB less
-  record   record.py, with --record: every request of a run, for what no trace tells yet
+  record   record.py, with --record: every request of a run
 
 Jobs run beside each other as far as the card has room, for an allocator's figures and the driver's are each process's own. After
 --seconds no job is started or left running. What is done is written at once: FOLDER/results.json (each job's raw output, or why
-there is none), results.md (predicted against measured), recordings.tar.
+there is none), results.md (predicted against measured), recordings (benchmarks/recorded/README.md says how to add them).
 
 --try: every job on the CPU with small models, to find what is broken before a GPU is at hand.
 """
@@ -21,9 +21,9 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -45,7 +45,6 @@ CONFIGS = Path(__file__).parent / "configs"
 AT_ONCE = 5  # processes
 SECONDS = 170  # for one job, where nothing else is said
 MIB = 1 << 20
-LARGEST_ARCHIVE = 15 * MIB
 SUMMARY = ("weights", "steady_allocated", "peak_allocated", "peak_reserved")
 
 
@@ -273,7 +272,8 @@ def line_of(run: dict[str, Any]) -> str:
         parted = "" if told["measured"]["parted"] is None else ", parted"
         what = f"allocated {found['peak_allocated']}, reserved {found['peak_reserved']}{parted}"
     else:
-        what = " ".join(f"{name}={told[name]}" for name in ("ended", "num_ooms", "failed", "events") if name in told)
+        names = ("ended", "num_ooms", "failed", "events", "off_by_bytes")
+        what = " ".join(f"{name}={told[name]}" for name in names if name in told)
     reason = "" if run["exit"] == 0 else (run["reason"] or "").splitlines()[-1:]
     return f"{run['seconds']:6.1f} s  exit {run['exit']}  {run['job']}: {what} {reason or ''}"
 
@@ -281,28 +281,32 @@ def line_of(run: dict[str, Any]) -> str:
 def summary(results: dict[str, Any]) -> str:
     """How far predictions are off on this card, in a line."""
     off: dict[str, list[float]] = {"peak_allocated": [], "peak_reserved": []}
+    recorded: list[
+        tuple[int, int]
+    ] = []  # whose caller holds the prompt's mask, 8 bytes a token, which no prediction has
     for run in results["jobs"]:
-        for one in (run.get("report") or {}).get("differences", ()):
+        told = run.get("report") or {}
+        for one in told.get("differences", ()):
             if one["term"] in off and one["predicted"] and one["difference"] is not None:
                 off[one["term"]].append(abs(one["difference"]) / one["predicted"])
+        if told.get("off_by_bytes"):
+            recorded.append(tuple(map(abs, told["off_by_bytes"])))
     parts = [
         f"{name.removeprefix('peak_')} equal in {values.count(0)} of {len(values)}, {max(values):.3%} off at most"
         for name, values in off.items()
         if values
     ]
+    if recorded:
+        allocated, reserved = (max(sizes) for sizes in zip(*recorded, strict=True))
+        parts.append(f"{len(recorded)} recorded, allocated {allocated:,} B off at most, reserved {reserved:,} B")
     return f"Predictions on {results['versions'].get('device', 'this machine')}: {'; '.join(parts) or 'nothing was measured'}"
 
 
-def pack(recording: Path, output: Path) -> None:
-    """Adds a recording, where there is one, to the first of the output's archives that has room for it."""
-    if not recording.is_file():
-        return
-    size = recording.stat().st_size
-    archives = (output / f"recordings{number}.tar" for number in ("", *range(2, 100)))
-    archive = next(one for one in archives if not one.exists() or one.stat().st_size + size < LARGEST_ARCHIVE)
-    with tarfile.open(archive, "a") as tar:
-        tar.add(recording, recording.name)
-    recording.unlink()
+def put_aside(recording: Path, output: Path) -> None:
+    """A recording, where there is one, into the output's folder of them."""
+    if recording.is_file():
+        (output / "recordings").mkdir(exist_ok=True)
+        shutil.move(recording, output / "recordings" / recording.name)
 
 
 def keep(results: dict[str, Any], output: Path) -> None:
@@ -339,7 +343,7 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent, metavar="FOLDER")
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument(
-        "--record", action="store_true", help="also record every request of the runs that no trace tells yet"
+        "--record", action="store_true", help="also record every request of some runs, into FOLDER/recordings"
     )
     parser.add_argument("--seconds", type=int, default=3600, help="for all jobs together")
     parser.add_argument("--only", default="", help="jobs with this text in their names")
@@ -371,7 +375,7 @@ def main() -> int:
             told = (run.get("report") or {}).get("measured") if run["kind"] == "memory" else None
             if told:
                 results["versions"] |= {"device": told["device"], **told["versions"]}
-            pack(_recording(jobs[number], folder, number), options.output)
+            put_aside(_recording(jobs[number], folder, number), options.output)
             print(line_of(run), flush=True)
             keep(results, options.output)
     print(summary(results), flush=True)

@@ -6,9 +6,10 @@ MODEL: catalog:NAME or a config.json. WORKLOAD: generate, padded (left padding i
 or autocast (float32 parameters under torch.autocast(bfloat16), as Trainer's bf16=True trains). Options and their defaults are in
 OPTIONS. Weights are random; the class is the first of the configuration's `architectures`.
 
-OUT.xz is a file of benchmarks/recordings.py: stages with the allocator's figures and NVML's, every request and segment.
+OUT.xz is a file of benchmarks/recordings.py: stages with the allocator's figures and NVML's, every request and segment. What is
+printed says how far off the predicted peaks are (predicted less recorded bytes; null where none are predicted for such a run).
 Of a run that fails, what was recorded until then is written, and the error is printed. Without CUDA everything runs, and nothing
-is written.
+is written. To add a file to the recorded cards: benchmarks/recorded/README.md.
 
 gemma-2-2b-it: configs.json of mondegreens/apron @45080b57; gpt-oss-20b: openai/gpt-oss-120b's with 24 layers and 32 experts.
 """
@@ -42,6 +43,7 @@ OPTIONS: dict[str, Any] = {
     "lora": 0,
     "accumulate": 1,
     "images": "",  # sides of the square images of each row, in pixels, such as 1024+512
+    "cache": "",  # "static": as `generate` takes it by cache_implementation
     "beside": 0,  # bytes that another process holds meanwhile
 }
 LONGEST_HISTORY = 4_000_000
@@ -163,6 +165,8 @@ def generate(model: Any, options: dict[str, Any], workload: str, device: str, re
     if workload == "padded":
         for row in range(1, batch):
             given["attention_mask"][row, : tokens // 4 * row // batch + 1] = 0
+    if options["cache"]:
+        given["cache_implementation"] = options["cache"]
     if workload == "image":
         given |= pictures(model.config, options, prompt)
     recording.stage("inputs")
@@ -336,14 +340,18 @@ def main() -> int:
         "workspaces": workspaces(recording),
         "events": recording.events,
     }
+    off = None
     if recording.cuda:
+        from benchmarks.accuracy import off_by
+        from benchmarks.recordings import read
         from qwen_inspect.measuring.device import driver_version
 
         name = model.partition(":")[2] or Path(model).stem
         Path(out).write_bytes(pack(content, model=name, driver=driver_version() or "unknown"))
+        off = off_by(read(Path(out)), content["config"]) if failed is None else None
     peak = max((stage[2].get("allocated_bytes.all.peak", 0) for stage in recording.stages[3:]), default=0)
     last = failed.strip().splitlines()[-1] if failed else None
-    told = {"failed": last, "events": len(recording.events), "peak_allocated_bytes": peak}
+    told = {"failed": last, "events": len(recording.events), "peak_allocated_bytes": peak, "off_by_bytes": off}
     print(json.dumps({**told, "seconds": round(time.perf_counter() - began, 1)}))
     return 0 if failed is None else 1
 
