@@ -256,6 +256,7 @@ def _diagram_options(command: argparse.ArgumentParser, say: Language) -> None:
 
 def _compare_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("models", nargs="+", metavar="MODEL", help=say("help_compared"))
+    command.add_argument("--trust-remote-code", action="store_true", help=say("help_trust_remote_code"))
     _access_options(command, say)
     _run_options(command, say)
     command.add_argument("--expand", action="store_true", help=say("help_expand_equal"))

@@ -314,6 +314,10 @@ def test_code_of_a_repository_runs_only_when_it_is_trusted_and_there(tmp_path: P
     assert trusted.code == 0, trusted.err
     plain = inspect(str(write_config(tmp_path / "plain", LLAMA))).parameters.theory
     assert json.loads(trusted.out)["parameters"]["theory"] == plain
+    sides = ("compare", tmp_path, tmp_path / "plain", "--trust-remote-code", "--format", "json", "--context", "8")
+    compared = json.loads(run(*sides, env=environment).out)
+    facts = {fact["name"]: fact["values"] for fact in compared["side_by_side"]["facts"]}
+    assert facts["unique"] == [plain, plain]
     elsewhere = {key: f"someone/else--{name}" for key, name in named.items()}
     write_config(tmp_path, {**json.loads(path.read_text()), "auto_map": elsewhere})
     assert run("params", tmp_path, "--trust-remote-code", env=environment).code == 7

@@ -121,6 +121,17 @@ def test_every_byte_is_predicted_or_explained(
     assert found["peak_allocated_bytes"] == max(stage["peak_allocated_bytes"] for stage in found["stages"])
 
 
+@pytest.mark.parametrize("options", [{"new_tokens": 3}, {"mode": "train", "optimizer": "sgd"}], ids=str)
+def test_experts_in_float32_are_predicted(options: dict[str, Any], tmp_path: Path) -> None:
+    """As many KV heads as query heads, for CUDA's fused attention, which is traced, has no GQA in float32, unlike CPU's."""
+    config = FAMILIES["qwen3_moe"]
+    real_model({**config, "num_key_value_heads": config["num_attention_heads"]}).save_pretrained(tmp_path)
+    content = measured(tmp_path, dtype="float32", **options)
+    assert content["predicted"]["method"] == "trace"
+    assert content["measured"]["parted"] is None
+    assert {one["residual"] for one in content["differences"]} <= {0, None}
+
+
 @pytest.mark.parametrize(
     ("options", "counters"),
     [

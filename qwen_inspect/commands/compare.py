@@ -29,6 +29,7 @@ def run(options: argparse.Namespace, say: Language) -> int:
         dtype=options.dtype,
         group_size=options.group_size,
         cards=cards,
+        trust_remote_code=options.trust_remote_code,
     )
     write(text_of(options, compared, say, View(expand=options.expand)), options, say)
     return EXIT_CHECK_FAILED if compared.unproven else 0

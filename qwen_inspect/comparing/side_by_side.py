@@ -21,7 +21,7 @@ from ..results.memory import MemoryReport, Run
 from ..results.model import Report
 from ..spec import each_tensor, tied_tensors
 from ..structure.accounting import predicted_files
-from ..structure.inspect import analyse
+from ..structure.inspect import analyse, code_of
 from ..structure.stored import in_dtype
 from .contrast import config_rows, fact_rows, tensor_changes
 
@@ -40,8 +40,10 @@ def compare(
     dtype: str | None = None,
     group_size: int | None = None,
     cards: Sequence[Gpu] = (),
+    trust_remote_code: bool = False,
 ) -> Comparison:
-    """Two or more models, of any sources, for one run. cards: on which it is also asked what fits.
+    """Two or more models, of any sources, for one run. cards: on which it is also asked what fits. trust_remote_code: as in
+    `analyse`.
 
     Of two hub models, one of them pinned by `hf:` or `ms:`, the listings are asked first (one request each): where every file of
     weights is the same by SHA-256, that is the answer and no more is read. Otherwise what can be read of the models is
@@ -50,7 +52,7 @@ def compare(
     access = access or Access()
 
     def side_by_side() -> SideBySide:
-        found = _side_by_side(models, run, access, dtype, group_size)
+        found = _side_by_side(models, run, access, dtype, group_size, trust_remote_code=trust_remote_code)
         return replace(found, reaches=_reaches(found.reports, run, cards)) if cards else found
 
     if not _two_of_hubs(models):
@@ -72,12 +74,24 @@ def _two_of_hubs(models: Sequence[str]) -> bool:
 
 
 def _side_by_side(
-    models: Sequence[str], run: Run, access: Access, dtype: str | None, group_size: int | None
+    models: Sequence[str],
+    run: Run,
+    access: Access,
+    dtype: str | None,
+    group_size: int | None,
+    *,
+    trust_remote_code: bool,
 ) -> SideBySide:
     workload = Workload(batch=run.batch, context_tokens=run.prompt_tokens, cache_format=run.cache_format)
     checkpoints = [in_dtype(load(resolve(model), access), dtype, group_size) for model in models]
-    reports = [analyse(checkpoint, require_design=False, workload=workload) for checkpoint in checkpoints]
-    tensors = [_tensors(checkpoint, report) for checkpoint, report in zip(checkpoints, reports, strict=True)]
+    reports = [
+        analyse(checkpoint, require_design=False, workload=workload, trust_remote_code=trust_remote_code)
+        for checkpoint in checkpoints
+    ]
+    tensors = [
+        _tensors(checkpoint, report, trust_remote_code=trust_remote_code)
+        for checkpoint, report in zip(checkpoints, reports, strict=True)
+    ]
     predicted = [_memory(report, run) for report in reports]
     reports = [report for report, _ in predicted]
     memories = [memory for _, memory in predicted]
@@ -126,14 +140,15 @@ def _memory(report: Report, run: Run) -> tuple[Report, MemoryReport | None]:
 Named = tuple[tuple[Tensor, ...], str]
 
 
-def _tensors(checkpoint: Checkpoint, report: Report) -> Named | None:
+def _tensors(checkpoint: Checkpoint, report: Report, *, trust_remote_code: bool) -> Named | None:
     """A model's tensors as stored, with an adapter's own; else as a release's files or, without any, the design has them."""
     if checkpoint.tensors is not None:
         own = () if checkpoint.adapter is None else checkpoint.adapter.tensors
         return (*checkpoint.tensors, *own), "stored"
     if report.design is None or report.design.quantised is not None or report.design.unread is not None:
         return None
-    architecture = architecture_of(report.config or {})
+    config = report.config or {}
+    architecture = architecture_of(config, code=code_of(checkpoint, config) if trust_remote_code else None)
     form = architecture.stored_form
     files = predicted_files(report.tree, form, checkpoint.release, architecture.prediction_layers)
     return files or tuple(part for tensor in each_tensor(report.tree) for part in form(tensor)), "theory"

@@ -169,7 +169,7 @@ class _Subject:
 def _subject(checkpoint: Checkpoint, files: tuple[Tensor, ...] | None, *, trust_remote_code: bool) -> _Subject:
     """The checkpoint with its architecture and the way in which its weights are stored."""
     config = _config(checkpoint)
-    code = _code(checkpoint, config) if trust_remote_code else None
+    code = code_of(checkpoint, config) if trust_remote_code else None
     architecture = architecture_of(config, stored=files, code=code)
     subject = _Subject(
         checkpoint=checkpoint,
@@ -206,7 +206,7 @@ def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
     return checkpoint.config
 
 
-def _code(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Path | None:
+def code_of(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Path | None:
     """The directory of a local model; UnsupportedError where code would have to come from elsewhere."""
     if checkpoint.ref.path is not None and checkpoint.ref.source == "local":
         path = checkpoint.ref.path

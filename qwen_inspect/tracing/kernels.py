@@ -34,10 +34,12 @@ def replaced(replacements: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
 def as_on_cuda() -> Iterator[None]:
     """Decisions that transformers takes by device or by value, taken as on CUDA with unpadded sequences; and nothing printed."""
     import torch
+    import torch._meta_registrations as shapes
     import transformers
     from transformers import masking_utils
     from transformers.integrations import moe, sdpa_attention
 
+    grouped_mm = shapes._meta_grouped_mm_common
     find_packed_sequence_indices = masking_utils.find_packed_sequence_indices
     attend = torch.nn.functional.scaled_dot_product_attention
 
@@ -64,6 +66,15 @@ def as_on_cuda() -> Iterator[None]:
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION if fused else SDPBackend.MATH):
             return attend(query, key, value, *arguments, **options)
 
+    def grouped_mm_of_any_dtype(mat_a: Any, mat_b: Any, **options: Any) -> Any:
+        """The output alone, which torch works out for bfloat16 and refuses for float16 and float32, though kernels take these.
+
+        Source: torch 2.13, aten/src/ATen/native/GroupedMMUtils.h, _grouped_mm_validate_inputs and _grouped_mm_fallback
+        """
+        if mat_a.dtype not in (torch.float16, torch.float32):
+            return grouped_mm(mat_a, mat_b, **options)
+        return shapes._create_grouped_mm_output_tensor(mat_a, mat_b, options["offs"], options["out_dtype"])
+
     replacements: tuple[tuple[Any, str, Any], ...] = (
         (logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True),  # which would show a traceback
         (masking_utils, "find_packed_sequence_indices", find_none),
@@ -72,6 +83,7 @@ def as_on_cuda() -> Iterator[None]:
         (sdpa_attention, "_is_torch_mps_available", False),
         (sdpa_attention, "_is_torch_npu_available", False),
         (sdpa_attention, "_is_torch_xpu_available", False),
+        (shapes, "_meta_grouped_mm_common", grouped_mm_of_any_dtype),
         # From compute capability 8.0 on.
         (moe, "_can_use_grouped_mm", lambda *_: True),
     )

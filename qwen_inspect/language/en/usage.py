@@ -88,7 +88,7 @@ TEXT = {
     "help_check": "write nothing; exit 1 where a figure of the committed report differs (without MODEL: of every report in DIR)",
     "help_update": "rewrite the reports that are no longer what the tool finds (without MODEL: every report in DIR)",
     "help_measured_file": "also show what was measured: a file of `memory --device ... --format json`; may be given several times",
-    "help_max_vram": "exit 1 where more is reserved at the peak than SIZE, such as 16GiB, or where that is unknown",
+    "help_max_vram": "exit 1 where more is reserved at the peak (without the CUDA context) than SIZE, such as 16GiB, or where that is unknown",
     "help_expect_count": "exit 1 where the model has another number of parameters",
     "help_expect_attention": "exit 1 where the model uses another kind of attention",
     "help_report_context": "prompt tokens of one more prediction, such as 8k, to which --max-vram then applies (default: the longest)",

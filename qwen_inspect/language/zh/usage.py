@@ -88,7 +88,7 @@ TEXT = {
     "help_check": "不写入；已提交的报告有数字不一致时退出码为 1（不给 MODEL 则核对 DIR 中的每份报告）",
     "help_update": "重新生成与当前结果不一致的报告（不给 MODEL 则为 DIR 中的每份报告）",
     "help_measured_file": "同时列出实测结果：`memory --device ... --format json` 的输出文件；可多次给出",
-    "help_max_vram": "预留显存峰值超过 SIZE（如 16GiB）或未知时退出码为 1",
+    "help_max_vram": "预留显存峰值（不含 CUDA 上下文）超过 SIZE（如 16GiB）或未知时退出码为 1",
     "help_expect_count": "模型的参数量不是此数时退出码为 1",
     "help_expect_attention": "模型使用另一种注意力时退出码为 1",
     "help_report_context": "另外预测的一个提示词长度（token 数），如 8k，--max-vram 即针对它（默认针对最长的一个）",
