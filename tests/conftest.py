@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from qwen_inspect.checkpoint import Tensor
 from qwen_inspect.structure.inspect import inspect
 
 from .browser import browser
+from .prepared import LONGEST_SECONDS, PREPARED, SHELL, Finished
 
-__all__ = ["browser"]  # a fixture, for every test
+__all__ = ["Finished", "browser"]  # of which the second is a fixture, for every test
 
 # As in a job in the background, whose commands would ignore it too, and with them the tests of interruption.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -51,22 +51,21 @@ TINY_QWEN3: Mapping[str, Any] = {
 SHARD_BYTES = 4_000_000_000  # at which Qwen3-235B-A22B is split into 118 files
 
 
-@dataclass(frozen=True)
-class Finished:
-    code: int
-    out: str
-    err: str
-
-
 def run(*arguments: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Finished:
-    """`python -m qwen_inspect` with these arguments, in English unless `env` says otherwise, as a process of its own."""
-    environment = {**os.environ, "LC_ALL": "C.UTF-8", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", **(env or {})}
+    """`python -m qwen_inspect` with these arguments, in English unless `env` says otherwise, as a process of its own.
+
+    Where nothing but the test's own cache is set otherwise, one that has torch imported already.
+    """
+    words = [*map(str, arguments)]
+    environment = {**os.environ, **SHELL, **(env or {})}
+    if (forked := PREPARED.run(words, environment, cwd)) is not None:
+        return forked
     done = subprocess.run(
-        [sys.executable, "-m", "qwen_inspect", *map(str, arguments)],
+        [sys.executable, "-m", "qwen_inspect", *words],
         capture_output=True,
         env=environment,
         cwd=cwd,
-        timeout=120,
+        timeout=LONGEST_SECONDS,
         check=False,
     )
     return Finished(done.returncode, done.stdout.decode(), done.stderr.decode())

@@ -64,6 +64,7 @@ def _measurement(found: Mapping[str, Any], path: str) -> KeptMeasurement:
         prompt_tokens=_count(asked["prompt_tokens"]),
         new_tokens=_count(asked["new_tokens"]) if mode == "generate" else 1,
         attention=_text(asked["attention"]),
+        cache="static" if asked.get("cache") == "static" else "dynamic",
         loader=_text(asked["load"]),
         gpu=_text(asked["gpu"]),
     )
