@@ -111,7 +111,8 @@ def recorded_model(recording: Recording, config: Mapping[str, Any]) -> Report:
 def recorded_run(recording: Recording) -> Run:
     options = recording.options
     run = Run(
-        mode=recording.workload,
+        mode="generate" if recording.workload == "padded" else recording.workload,
+        padded=recording.workload == "padded",
         batch=options["batch"],
         prompt_tokens=options["context"],
         new_tokens=1 if recording.workload == "train" else options["new"],

@@ -35,7 +35,7 @@ SHARED_BY = ("tp", "pp", "ep", "fsdp")
 # Options of fit by the engine that they belong to; the others are of all.
 ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
     "transformers": (
-        *("mode", "new_tokens", "attention", "cache", "load"),
+        *("mode", "new_tokens", "attention", "cache", "load", "padded"),
         *("optimizer", "checkpointing", "trained", "lora", "lora_targets", "accumulate"),
     ),
     "vllm": ("utilization", "kv_budget", "tp", "max_num_batched_tokens", "enable_prefix_caching"),
@@ -213,6 +213,7 @@ def _run_options(command: argparse.ArgumentParser, say: Language) -> None:
 def _memory_options(command: argparse.ArgumentParser, say: Language) -> None:
     _model_options(command, say)
     _run_options(command, say)
+    command.add_argument("--padded", action="store_true", help=say("help_padded"))
     command.add_argument("--plot", metavar="FILE", help=say("help_plot"))
     command.add_argument("--device", metavar="DEVICE", help=say("help_measure"))
     command.add_argument("--random-weights", action="store_true", help=say("help_random_weights"))
@@ -228,6 +229,7 @@ def _memory_options(command: argparse.ArgumentParser, say: Language) -> None:
 def _fit_options(command: argparse.ArgumentParser, say: Language) -> None:
     _model_options(command, say)
     _run_options(command, say)
+    command.add_argument("--padded", action="store_true", help=say("help_padded"))
     command.add_argument("--memory", type=_size(say), metavar="SIZE", help=say("help_card_memory"))
     command.add_argument("--beyond-limit", action="store_true", help=say("help_beyond_limit"))
     engines = ("transformers", "vllm", "llama.cpp")

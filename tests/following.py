@@ -20,6 +20,7 @@ OWN_SCRATCH: Mapping[str, str] = {
     "aten::mul": "the same",
     "aten::conv1d": "it makes its operands contiguous",
     "aten::cumsum": "it adds up booleans as integers",
+    "aten::sum": "the same: transformers looks whether a mask masks anything",
     "aten::histc": "counts of one thread",
     "aten::sort": "it numbers what it sorts",
     "aten::_scaled_dot_product_flash_attention_for_cpu": "tiles of one thread",

@@ -568,6 +568,7 @@ def test_another_engine_says_its_own_demand() -> None:
     class Blocks:
         engine = "blocks"
         most_context_tokens: int | None = 100_000
+        context_step = 1
         quick = True
 
         def requirement(self, batch: int, context_tokens: int) -> Requirement:

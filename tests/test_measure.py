@@ -133,6 +133,46 @@ def test_experts_in_float32_are_predicted(options: dict[str, Any], tmp_path: Pat
 
 
 @pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("qwen3 with a sliding window", {"new_tokens": 7, "batch": 3}),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("qwen3_5", {"new_tokens": 3, "batch": 2}),
+                ("qwen3", {"new_tokens": 2, "batch": 1}),
+                ("qwen3", {"mode": "forward", "batch": 2, "attention": "eager"}),
+                ("qwen3", {"mode": "train", "batch": 2, "optimizer": "adamw_fused"}),
+                ("qwen3_moe", {"mode": "train", "batch": 2, "optimizer": "adamw_fused"}),
+            )
+        ),
+    ],
+)
+def test_a_padded_batch_is_measured_as_predicted(
+    saved: Callable[[str], Path], family: str, options: dict[str, Any]
+) -> None:
+    """The mask that the caller holds is in both, 8 bytes a token, and every request of the trace is made."""
+    content = measured(saved(family), prompt_tokens=40, padded=True, **options)
+    assert content["workload"]["padded"] is True
+    assert content["predicted"]["method"] == "trace"
+    assert (content["measured"]["parted"], content["measured"]["partial"]) == (None, None)
+    differences = {one["term"]: one for one in content["differences"]}
+    for term in (
+        "weights",
+        "buffers",
+        "cache",
+        "state",
+        "gradients",
+        "optimizer",
+        "activations",
+        "rounding",
+        "workspace",
+    ):
+        assert differences[term]["difference"] == 0, term
+    assert {one["residual"] for one in differences.values()} <= {0, None}
+
+
+@pytest.mark.parametrize(
     ("options", "counters"),
     [
         ({"lora_targets": ("q_proj", "v_proj"), "accumulate": 3}, 8),  # A and B of two modules in two layers

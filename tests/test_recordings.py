@@ -153,6 +153,7 @@ PREDICTED = {
     "gen-mistral-4L": 0,
     "gen-dsv2-4L": 0,
     "gen-dsv3-3L": 0,
+    "padded-8B-4L": 0,
     "next-4L": 0,
     "lora-qv-8B-8L": 0,
     "lora-8B-8L-ckpt": 0,
@@ -162,6 +163,7 @@ PREDICTED = {
 }
 SLOWLY_PREDICTED = {
     "gen-gemma3-1b": 0,  # with sliding windows
+    "padded-0.6B-b4": 0,
     "eager-0.6B": 0,
     "fp16-0.6B": 0,
     "sgd-0.6B": 0,
@@ -193,7 +195,8 @@ QUANTISED = {
     },
     "int8": {"quant_method": "bitsandbytes", "load_in_8bit": True},
 }
-LATER_SLOWLY_PREDICTED = {"gen-gemma2-2b": 0, "gen-gptoss-4L": 0, "gen-35-0.8B-whole": 0}
+LATER_SLOWLY_PREDICTED = {"gen-gemma2-2b": 0, "gen-gptoss-4L": 0, "gen-35-0.8B-whole": 0, "padded2048-0.6B-b4": 0}
+SLOWLY_IN_ORDER = ("padded-0.6B-b4", "padded2048-0.6B-b4")
 
 
 def model_of(recording: Recording) -> Report:
@@ -246,13 +249,19 @@ def large(events: Iterable[tuple[bool, int]]) -> list[tuple[bool, int]]:
     return [(requested, size_bytes) for requested, size_bytes in events if size_bytes >= 1 << 20]
 
 
-@pytest.mark.parametrize("name", [name for name in PREDICTED if name != "next-4L"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(name for name in PREDICTED if name != "next-4L"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOWLY_IN_ORDER),
+    ],
+)
 def test_a_forward_asks_for_what_was_recorded_in_order(name: str) -> None:
     """The first one, of inference and of training: every request of 1 MiB and more, and when each is freed.
 
     But for Qwen3-Next, of whose loop over chunks a trace has a few turns alone.
     """
-    recording = RECORDINGS[name]
+    recording = ALL[name]
     report, run = model_of(recording), recorded_run(recording)
     if run.mode == "train":
         plan = plan_of(report, run)

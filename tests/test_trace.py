@@ -52,13 +52,24 @@ def real_model(config: Mapping[str, Any], attention: str = "sdpa") -> Any:
 # --- the truth
 
 
-def generating(model: Any, batch: int, new_tokens: int) -> Callable[[], object]:
+def inputs(batch: int, *, padded: bool) -> dict[str, Any]:
+    """With all sequences but the first padded on the left, each further than the one before."""
     import torch
 
+    input_ids = torch.zeros(batch, PROMPT, dtype=torch.int64)
+    if not padded:
+        return {"input_ids": input_ids}
+    attention_mask = torch.ones_like(input_ids)
+    for row in range(1, batch):
+        attention_mask[row, :row].zero_()
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def generating(model: Any, batch: int, new_tokens: int, *, padded: bool = False) -> Callable[[], object]:
     def run() -> object:
-        prompt = torch.zeros(batch, PROMPT, dtype=torch.int64)
-        return prompt, model.generate(
-            prompt, max_new_tokens=new_tokens, do_sample=False, return_dict_in_generate=True, eos_token_id=None
+        given = inputs(batch, padded=padded)
+        return given, model.generate(
+            **given, max_new_tokens=new_tokens, do_sample=False, return_dict_in_generate=True, eos_token_id=None
         )
 
     return run
@@ -75,6 +86,79 @@ def test_generate_takes_what_the_trace_says(family: str, batch: int, new_tokens:
     changes = profiled(generating(real_model(config).eval(), batch, new_tokens))
     timeline = traced(config, mode="generate", batch=batch, prompt_tokens=PROMPT, new_tokens=new_tokens, device="cpu")
     assert follow(changes, after_load(timeline), Run({}, {}, {})).scratch == {}
+
+
+@pytest.mark.parametrize(
+    ("family", "attention"),
+    [
+        ("qwen3 with a sliding window", "sdpa"),
+        ("qwen3_5", "sdpa"),
+        *(
+            pytest.param(family, "sdpa", marks=pytest.mark.slow)
+            for family in ("qwen2", "qwen3_moe", "qwen3_next", *SEEING)
+        ),
+        *(
+            pytest.param(family, "eager", marks=pytest.mark.slow)
+            for family in ("qwen3 with a sliding window", "qwen3_5")
+        ),
+    ],
+)
+def test_a_padded_batch_takes_what_the_trace_says(family: str, attention: str) -> None:
+    """With its mask in every attention, two of them where there are windows; linear attention masks what is padding."""
+    config = FAMILIES[family]
+    changes = profiled(generating(real_model(config, attention).eval(), 4, 2, padded=True))
+    workload = {"mode": "generate", "batch": 4, "prompt_tokens": PROMPT, "new_tokens": 2, "attention": attention}
+    timeline = traced(config, **workload, padded=True, device="cpu")
+    assert follow(changes, after_load(timeline), Run({}, {}, {})).scratch == {}
+    masks = {request.size_bytes for request in requests(timeline) if request.operator == "aten.bitwise_and.Tensor"}
+    assert 4 * PROMPT * PROMPT in masks  # a byte for each pair of tokens of each sequence
+
+
+@pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
+def test_training_on_a_padded_batch_takes_what_the_trace_says(attention: str) -> None:
+    config = FAMILIES["qwen3"]
+    changes = profiled(training(real_model(config, attention).train(), 4, 1, "fused", padded=True))
+    workload = {"mode": "train", "batch": 4, "prompt_tokens": PROMPT, "optimizer": "adamw_fused", "padded": True}
+    timeline = traced(config, **workload, attention=attention, device="cpu")
+    scratch = {request.id for request in requests(timeline) if request.operator == FLASH_SCRATCH}
+    events = [event for event in after_load(timeline) if event.id not in scratch]
+    assert follow(changes, events, Run({}, {}, {})).scratch == {}
+
+
+def test_a_masked_call_on_cuda_is_memory_efficient_attention_or_cudnns() -> None:
+    """Sizes by hand, 2 sequences of 50 tokens in bfloat16, 4 heads of 16 and of 136 numbers.
+
+    Sources: torch 2.13, attention.cpp, preprocess_mask, and kernel_forward.h, kNeedsOutputAccumulatorBuffer
+    """
+
+    def sizes(head_dim: int, **workload: Any) -> dict[str, list[int]]:
+        timeline = traced(
+            {**TINY_QWEN3, "head_dim": head_dim},
+            mode="forward",
+            batch=2,
+            prompt_tokens=50,
+            layers=1,
+            padded=True,
+            **workload,
+        )
+        found: dict[str, list[int]] = {}
+        for request in requests(timeline):
+            if request.module.endswith("self_attn"):
+                found.setdefault(request.operator.split(".")[1], []).append(request.size_bytes)
+        return found
+
+    efficient, flash = "_scaled_dot_product_efficient_attention", "_scaled_dot_product_flash_attention"
+    here = sizes(16)
+    assert here["where"] == [2 * 50 * 50 * 2]
+    assert here["constant_pad_nd"] == [2 * 50 * 56 * 2]
+    assert here[efficient] == [2 * 50 * 4 * 16 * 2]
+    assert flash not in here
+    assert sizes(136)[efficient] == [2 * 50 * 4 * 136 * 2, 2 * 50 * 4 * 136 * 4]
+    hopper = sizes(16, cudnn=True)
+    assert "constant_pad_nd" not in hopper
+    assert hopper[flash] == [2 * 50 * 4 * 16 * 2, 2 * 4 * 50 * 4]  # the second, the log-sum-exp, is taken out for cuDNN
+    host = sizes(16, device="cpu")
+    assert (host["where"], efficient in host) == ([2 * 50 * 50 * 2], False)
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -109,15 +193,15 @@ def test_the_last_step_of_decoding_is_that_of_a_run_that_got_there(family: str, 
     assert follow(changes[last:], events[start:], Run(real, {}, alive)).scratch == {}
 
 
-def training(model: Any, batch: int, steps: int, optimizer: str) -> Callable[[], object]:
+def training(model: Any, batch: int, steps: int, optimizer: str, *, padded: bool = False) -> Callable[[], object]:
     import torch
 
     def run() -> object:
         adamw = torch.optim.AdamW(model.parameters(), **{optimizer: True})
         for _ in range(steps):
-            input_ids = torch.zeros(batch, PROMPT, dtype=torch.int64)
-            labels = torch.zeros_like(input_ids)
-            loss = model(input_ids=input_ids, labels=labels, use_cache=False).loss
+            given = inputs(batch, padded=padded)
+            labels = torch.zeros_like(given["input_ids"])
+            loss = model(**given, labels=labels, use_cache=False).loss
             loss.backward()
             adamw.step()
             adamw.zero_grad()

@@ -104,6 +104,7 @@ def run_of(options: argparse.Namespace) -> Run:
         lora_targets=_lora_targets(options),
         cache_format=options.cache_dtype,
         cache=options.cache,
+        padded=getattr(options, "padded", False),
         # The first of the two that is set, as torch 2.13 looks for them.
         allocator=os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF", ""),
     )

@@ -201,9 +201,13 @@ class _Search:
         return ContextFit(context_tokens=context_tokens, required_bytes=required, fits=fits)
 
     def largest_context(self, batch: int, room: int, *, asked: int) -> Largest:
+        step = self._demand.context_step
         fits = _told("context", lambda tokens: self._demand.fits(batch, tokens, room))
-        found = largest(fits, self._most_context, asked=asked)
-        return bounded(found, limit=self._most_context, bound=self._context_bound, whole=self._whole)
+        found = step * largest(lambda steps: fits(step * steps), self._most_context // step, asked=asked // step)
+        if found < asked <= self._most_context and asked % step and fits(asked):
+            found = asked
+        limit = self._most_context // step * step
+        return bounded(found, limit=limit, bound=self._context_bound, whole=self._whole)
 
     def largest_batch(self, context_tokens: int, room: int, *, asked: int) -> Largest:
         fits = _told("batch", lambda batch: self._demand.fits(batch, context_tokens, room))

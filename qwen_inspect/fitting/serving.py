@@ -126,6 +126,7 @@ class VllmDemand:
     """What vLLM takes of a card on each rank: a context is a sequence's whole length. Implements `Demand`."""
 
     engine = "vllm"
+    context_step = 1
     quick = True
 
     def __init__(self, report: Report, attention: AttentionReport, serving: Serving, gpu: Gpu) -> None:
@@ -346,6 +347,7 @@ class LlamaCppDemand:
     """What llama.cpp takes of a card, but for its compute buffer: a context is a sequence's whole length. Implements `Demand`."""
 
     engine = "llama.cpp"
+    context_step = 1
     quick = True
 
     def __init__(self, report: Report, attention: AttentionReport, serving: Serving) -> None:

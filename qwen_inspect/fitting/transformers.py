@@ -9,6 +9,7 @@ from functools import cached_property
 from ..language import Message
 from ..loaders import calibration
 from ..predicting.explore import explore_trace
+from ..predicting.footprint import has_cudnn_attention
 from ..predicting.kept_trace import CHUNK_TOKENS, ChunkedPoint, Point
 from ..predicting.predict import explored, installed, predict, traced_along, with_kernel
 from ..progress import purpose
@@ -17,6 +18,7 @@ from ..results.measurement import Calibration
 from ..results.memory import LOADED_TERMS, Footprint, MemoryReport, Run, context_range
 from ..results.model import Report
 from ..spec import LinearAttention
+from ..tracing.kernels import BIAS_ALIGNMENT
 from .traced_run import TracedRun
 
 FEWEST_TOKENS = 300  # so that the lengths of a line are apart
@@ -40,6 +42,9 @@ class TransformersDemand:
         limit = None if report.design is None else report.spec.context_tokens
         new_tokens = run.new_tokens if run.mode == "generate" else 0
         self.most_context_tokens = None if limit is None else max(0, limit - new_tokens)
+        # Between them a mask is copied once more, so that a longer context may take less.
+        aligned = self.run.padded and self.run.attention == "sdpa" and not has_cudnn_attention(self.run.gpu)
+        self.context_step = BIAS_ALIGNMENT if aligned else 1
 
     def predicted(self, batch: int, context_tokens: int) -> MemoryReport:
         key = batch, context_tokens
@@ -71,8 +76,10 @@ class TransformersDemand:
         if self._is_chunked:
             lengths[:1] = [FEWEST_CHUNKED_TOKENS + 37, most // 4 + 5]
             terms.append(len(self._point_of(self.run).monomials) - 1)
-        runs = [replace(self.run, prompt_tokens=tokens) for tokens in lengths]
-        return self._line("context", runs, runs[-1] if self._is_chunked else self.run, terms=terms)
+        step = self.context_step
+        runs = [replace(self.run, prompt_tokens=tokens // step * step) for tokens in lengths]
+        known = runs[-1] if self._is_chunked or self.run.prompt_tokens % step else self.run
+        return self._line("context", runs, known, terms=terms)
 
     @cached_property
     def _along_batch(self) -> TracedRun | None:
@@ -95,7 +102,8 @@ class TransformersDemand:
         """A trace with sizes not yet worked out that tells of such a run."""
         if self.traced is not None or self._asked.method != "trace":
             return self.traced
-        if batch == self.run.batch and not (self._is_chunked and context_tokens < FEWEST_CHUNKED_TOKENS):
+        within = context_tokens % self.context_step == 0
+        if batch == self.run.batch and within and not (self._is_chunked and context_tokens < FEWEST_CHUNKED_TOKENS):
             return self._along_context
         return self._along_batch if context_tokens == self.run.prompt_tokens and batch > 1 else None
 

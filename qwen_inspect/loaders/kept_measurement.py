@@ -65,6 +65,7 @@ def _measurement(found: Mapping[str, Any], path: str) -> KeptMeasurement:
         new_tokens=_count(asked["new_tokens"]) if mode == "generate" else 1,
         attention=_text(asked["attention"]),
         cache="static" if asked.get("cache") == "static" else "dynamic",
+        padded=asked.get("padded", False) is True,  # which the first versions did not write
         loader=_text(asked["load"]),
         gpu=_text(asked["gpu"]),
     )

@@ -216,6 +216,21 @@ def _attempt(recorder: Recorder, model: Any, run: Run, device: Any) -> tuple[Any
         return None, Message("partial_interrupted")
 
 
+def _inputs(model: Any, run: Run, device: Any) -> dict[str, Any]:
+    """Tokens, and of a padded batch the mask: all rows but the first are padded on the left, each a little further (one alone by
+    one token, as a tokenizer pads it to a multiple).
+    """
+    import torch
+
+    input_ids = _prompt(model, run, device)
+    if not run.padded:
+        return {"input_ids": input_ids}
+    attention_mask = torch.ones_like(input_ids)
+    for row in range(min(1, run.batch - 1), run.batch):
+        attention_mask[row, : run.prompt_tokens // 4 * row // run.batch + 1].fill_(0)
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
 def _prompt(model: Any, run: Run, device: Any) -> Any:
     """Token ids that are nothing but text: the least that the configuration does not name, as padding or an image's place."""
     import torch
@@ -234,7 +249,8 @@ def _prompt(model: Any, run: Run, device: Any) -> Any:
 def _generate(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
     """Without a token for padding, so that transformers makes a mask of ones, which it lets go of when the positions are known.
 
-    A mask that a caller gives stays alive until `generate` returns: 8 bytes a token, which are in neither figure.
+    A mask that a caller gives stays alive until `generate` returns: 8 bytes a token, which are in both figures of a padded batch
+    and in neither of another.
     Source: transformers 5.23, generation/utils.py, _prepare_attention_mask_for_generation and generate
     """
     from transformers import GenerationConfig
@@ -261,8 +277,8 @@ def _generate(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
     hook = model.register_forward_pre_hook(mark)
     try:
         recorder.stage("prefill")
-        prompt = _prompt(model, run, device)
-        return prompt, model.generate(prompt)
+        inputs = _inputs(model, run, device)
+        return inputs, model.generate(**inputs)
     finally:
         hook.remove()
         model.generation_config = own
@@ -272,9 +288,9 @@ def _forward(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
     import torch
 
     recorder.stage("forward")
-    input_ids = _prompt(model, run, device)
+    inputs = _inputs(model, run, device)
     with torch.no_grad():
-        return input_ids, model(input_ids=input_ids)
+        return inputs, model(**inputs)
 
 
 def make_ready(model: Any, run: Run) -> None:
@@ -303,9 +319,9 @@ def _train(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
         for _ in range(OPTIMIZER_STEPS):
             for _ in range(run.accumulate):
                 recorder.stage("forward")
-                input_ids = _prompt(model, run, device)
-                labels = torch.zeros_like(input_ids)
-                loss = model(input_ids=input_ids, labels=labels, use_cache=False).loss
+                inputs = _inputs(model, run, device)
+                labels = torch.zeros_like(inputs["input_ids"])
+                loss = model(**inputs, labels=labels, use_cache=False).loss
                 if run.accumulate > 1:
                     loss = loss / run.accumulate
                 recorder.stage("backward")

@@ -79,6 +79,15 @@ def workspace_bytes(gpu: str) -> int:
     return WORKSPACE_BYTES_HOPPER if HOPPER.search(gpu) else WORKSPACE_BYTES
 
 
+def has_cudnn_attention(gpu: str) -> bool:
+    """Whether sdpa on a card of this name is cuDNN's, which comes first on Hopper, with a mask too; as recorded in
+    benchmarks/recorded.
+
+    Source: torch 2.11, check_prefer_cudnn_attention in aten/src/ATen/native/transformers/cuda/sdp_utils.cpp
+    """
+    return HOPPER.search(gpu) is not None
+
+
 def workspace_of(run: Run) -> int:
     """One handle's, as measured on this card, else as its name tells.
 
@@ -314,7 +323,7 @@ def assumptions(run: Run) -> tuple[Message, ...]:
     if run.device == "cpu":
         return (
             Message("assume_host"),
-            Message("assume_kernel", kernel=run.attention),
+            _kernel(run),
             *_static(run),
             *_training(run),
         )
@@ -325,7 +334,7 @@ def assumptions(run: Run) -> tuple[Message, ...]:
             bytes=workspace_of(run),
             gpu=run.gpu,
         ),
-        Message("assume_kernel", kernel=run.attention),
+        _kernel(run),
         *_static(run),
         *_training(run),
         *([Message("assume_cache_format", format=run.cache_format)] if run.cache_format != "auto" else []),
@@ -336,6 +345,12 @@ def assumptions(run: Run) -> tuple[Message, ...]:
 
 def _static(run: Run) -> tuple[Message, ...]:
     return (Message("assume_static_cache", tokens=run.cached_tokens),) if run.cache == "static" else ()
+
+
+def _kernel(run: Run) -> Message:
+    if run.padded:
+        return Message("assume_kernel_padded", kernel=run.attention, tokens=run.prompt_tokens)
+    return Message("assume_kernel", kernel=run.attention)
 
 
 def _uncalibrated(run: Run) -> Message:
@@ -389,7 +404,7 @@ def on_device(timeline: Timeline, run: Run) -> Timeline:
     """
     if run.device == "cpu":
         return _without(timeline, _made_by(timeline, FLASH_SCRATCH, SCALES_SCRATCH))
-    if HOPPER.search(run.gpu) and run.mode != "train":
+    if has_cudnn_attention(run.gpu) and run.mode != "train":
         timeline = _without(timeline, _log_sum_exps(timeline))
     begins = timeline.stages[1].first_event
     load, rest = laid_out(timeline.events[:begins], run.loader), timeline.events[begins:]
@@ -495,9 +510,8 @@ def _made_by(timeline: Timeline, *operators: str) -> set[int]:
 def _log_sum_exps(timeline: Timeline) -> set[int]:
     """What attention makes beside its output, which cuDNN's does not where nothing is to be derived.
 
-    On Hopper it comes before flash attention, which is what a trace has. Its workspace is left out: 256 bytes, and in decoding
-    the parts of a split KV. As recorded in benchmarks/recorded. Source: torch 2.11, check_prefer_cudnn_attention in
-    aten/src/ATen/native/transformers/cuda/sdp_utils.cpp
+    A trace has flash attention's. Its workspace is left out: 256 bytes, and in decoding the parts of a split KV; so are its seed
+    and offset, 8 bytes each. As recorded in benchmarks/recorded.
     """
     return {
         event.id

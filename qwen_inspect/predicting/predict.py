@@ -23,7 +23,14 @@ from ..spec import ModelSpec, MoeMlp, each_tensor
 from ..tracing import versions
 from ..tracing.adapting import FourBits
 from ..tracing.bases import Base, EightBits
-from .footprint import PARAMETER, cache_bytes, formula_footprint, stored_footprint, traced_footprint
+from .footprint import (
+    PARAMETER,
+    cache_bytes,
+    formula_footprint,
+    has_cudnn_attention,
+    stored_footprint,
+    traced_footprint,
+)
 from .held import base_of, scratch_of
 from .kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
 from .packed import packed
@@ -332,7 +339,8 @@ def _is_kept(spec: ModelSpec, run: Run, place: Place | None) -> bool:
 
 def _is_point(run: Run, place: Place | None = None) -> bool:
     """Whether kept traces tell of such a run."""
-    return run.mode == "generate" and run.cache == "dynamic" and run.new_tokens > 1 and _all_alike(place)
+    of_kept = run.mode == "generate" and run.cache == "dynamic" and not run.padded
+    return of_kept and run.new_tokens > 1 and _all_alike(place)
 
 
 def _all_alike(place: Place | None) -> bool:
@@ -449,6 +457,8 @@ def trace_request(run: Run, base: Base | None = None) -> Any:
         device=run.device,
         base=base if lora is None else None,
         static_tokens=run.cached_tokens if run.cache == "static" else None,
+        padded=run.padded,
+        cudnn=run.padded and has_cudnn_attention(run.gpu),
     )
 
 

@@ -61,6 +61,7 @@ def memory_plot(memory: MemoryReport, course: Course, say: Language, *, measured
         *([say("plot_new", tokens=count(run.new_tokens))] if run.mode == "generate" else []),
         str(report.spec.dtype),
         run.attention,
+        *([say("padded")] if run.padded else []),
     ]
     required = memory.predicted.required_bytes
     return timeline_plot(

@@ -107,11 +107,13 @@ class Requirement:
 class Demand(Protocol):
     """What running one model takes of any card. A context is what the engine means by it: its `--context`.
 
-    engine: its name. most_context_tokens: the model's own limit on a context, None where there is none.
+    engine: its name. most_context_tokens: the model's own limit on a context, None where there is none. context_step: the largest
+    context is looked for among multiples of it.
     """
 
     engine: str
     most_context_tokens: int | None
+    context_step: int
 
     @property
     def quick(self) -> bool:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from .recorder import Recorder
 
 FLASH_ATTENTION_2 = "flash_attention_2"  # the operator of what the flash-attn package allocates
+EFFICIENT_ATTENTION = "aten._scaled_dot_product_efficient_attention.default"
+BIAS_ALIGNMENT = 8  # elements that rows of a mask are a multiple of. Source: torch 2.13, attention.cpp, preprocess_mask
+WIDE_HEAD_DIM = 128  # above it the memory-efficient kernel adds up in memory. Source: torch 2.13, cutlassF.h, kMaxK
+CUDNN_HEAD_DIM = 256  # the most on Hopper. Source: torch 2.13, sdp_utils.cpp, check_cudnn_tensor_shapes
 
 # The operators of bitsandbytes that multiply by a weight of 4 bits, and that make it dense.
 GEMM_4BIT, DEQUANTISE = "bitsandbytes.gemm_4bit.default", "bitsandbytes.dequantize_4bit.default"
@@ -31,8 +35,12 @@ def replaced(replacements: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
 
 
 @contextmanager
-def as_on_cuda() -> Iterator[None]:
-    """Decisions that transformers takes by device or by value, taken as on CUDA with unpadded sequences; and nothing printed."""
+def as_on_cuda(padding: Recorder | None = None, *, cudnn: bool = False) -> Iterator[None]:
+    """Decisions that transformers takes by device or by value, taken as on CUDA; and nothing printed.
+
+    padding: who records a run whose masks are of padding; a masked call is then what CUDA makes of it. transformers takes a mask
+    on fake tensors for one that masks something. cudnn: as in `TraceRequest`.
+    """
     import torch
     import torch._meta_registrations as shapes
     import transformers
@@ -64,6 +72,9 @@ def as_on_cuda() -> Iterator[None]:
             query, key = query[..., :value_dim], key[..., :value_dim]
             options["dropout_p"] = 0.0  # CPU's kernel has none, and CUDA's keeps no mask for it.
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION if fused else SDPBackend.MATH):
+            by_cudnn = cudnn and query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] <= CUDNN_HEAD_DIM
+            if padding is not None and fused and options.get("attn_mask") is not None and not by_cudnn:
+                return efficient_attention(padding, attend, query, key, value, **options)
             return attend(query, key, value, *arguments, **options)
 
     def grouped_mm_of_any_dtype(mat_a: Any, mat_b: Any, **options: Any) -> Any:
@@ -94,6 +105,37 @@ def as_on_cuda() -> Iterator[None]:
         transformers.logging.set_verbosity_error()
         stack.enter_context(replaced(replacements))
         yield
+
+
+def efficient_attention(
+    recorder: Recorder, attend: Callable[..., Any], query: Any, key: Any, value: Any, *, attn_mask: Any, **options: Any
+) -> Any:
+    """What CUDA's memory-efficient attention allocates for a call with a mask: the mask once more, as numbers to be added, and a
+    third time where its rows are no multiple of 8; for wide heads the output in float32; a log-sum-exp for a backward alone.
+
+    With a backward it is CPU's kernel that is run, whose tensors are the same. Left out: that the log-sum-exp is rounded up to 32
+    tokens, and what gradients of K and V of wide heads are added up in. Sources: torch 2.13, aten/src/ATen/native/transformers,
+    attention.cpp (convert_boolean_attn_mask, preprocess_mask, should_compute_logsumexp) and cuda/attention.cu,
+    _efficient_attention_forward; mem_eff_attention/kernel_forward.h (kNeedsOutputAccumulatorBuffer)
+    """
+    import torch
+
+    bias = attn_mask
+    if bias.dtype is torch.bool:
+        bias = torch.where(bias, 0.0, torch.scalar_tensor(-torch.inf, dtype=query.dtype))
+    if any(stride % BIAS_ALIGNMENT for stride in bias.stride()[:-1]):
+        tokens = bias.shape[-1]
+        bias = torch.nn.functional.pad(bias, (0, BIAS_ALIGNMENT - tokens % BIAS_ALIGNMENT))[..., :tokens]
+    batch, heads, tokens, head_dim = query.shape
+    wide = head_dim > WIDE_HEAD_DIM and query.dtype is not torch.float32
+    backward = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    with recorder.named(EFFICIENT_ATTENTION):
+        output = None if backward else query.new_empty((batch, tokens, heads, head_dim)).transpose(1, 2)
+        added_up = query.new_empty(query.shape, dtype=torch.float32) if wide else None
+    if backward:
+        output = attend(query, key, value, attn_mask=bias, **options)
+    del added_up
+    return output
 
 
 def flash_attention_2(recorder: Recorder, *, repeated: bool) -> Callable[..., tuple[Any, None]]:

@@ -4,9 +4,10 @@ Shapes, order and lifetimes are those that Python and PyTorch themselves give: t
 storage is an allocation of its size when it is first seen, and is free when Python lets go of it. Fake tensors live on `cpu`, for
 a build of torch without CUDA has no other that works; where CUDA would take another path, that path is taken (see `as_on_cuda`).
 
-Assumed: sequences of one length without padding, greedy sampling, and for linear-attention layers the reference code of
-transformers, which runs where no kernels for them are installed. Kernels' own scratch is not traced, but for flash attention's
-backward. Not counted: tensors of no bytes, for which no allocator is asked, and AdamW's step counters, which live on the host.
+Assumed: sequences of one length, or padded to it where that is asked for, greedy sampling, and for linear-attention layers the
+reference code of transformers, which runs where no kernels for them are installed. Kernels' own scratch is not traced, but for
+flash attention's backward. Not counted: tensors of no bytes, for which no allocator is asked, and AdamW's step counters, which
+live on the host.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ class TraceRequest:
     holds. accumulate: micro-batches, of `batch` sequences each, whose gradients a step adds up. lora: adapters train instead.
     layers: trace only so many of the model's layers. device: "cuda" or "cpu", for experts are computed otherwise on either
     while tokens are decoded. base: how quantised weights are held, where it does not train. static_tokens: how many a static
-    cache of `generate` has room for; None: the cache grows.
+    cache of `generate` has room for; None: the cache grows. padded: there is a mask, in which
+    some tokens are padding. cudnn: a masked call of 16 bits takes cuDNN's attention, as on Hopper, else the memory-efficient one.
     """
 
     mode: Mode
@@ -90,6 +92,8 @@ class TraceRequest:
     device: str = "cuda"
     base: Base | None = None
     static_tokens: int | None = None
+    padded: bool = False
+    cudnn: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch", "prompt_tokens", "new_tokens", "steps", "accumulate", "layers"):
@@ -127,6 +131,8 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
         raise UnsupportedError("trace_quantized", class_name=spec.class_name)
     if workload.attention.startswith("flash") and spec.dtype.torch_name not in ("bfloat16", "float16"):
         raise UnsupportedError("trace_flash_dtype", dtype=spec.dtype.torch_name)
+    if workload.attention.startswith("flash") and workload.padded:
+        raise UnsupportedError("trace_flash_padded")
     from huggingface_hub.errors import StrictDataclassError
 
     recorder = Recorder()
@@ -134,7 +140,8 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
     gc.disable()  # A cycle must not be freed at a moment of the collector's choice.
     try:
         with ExitStack() as stack:
-            stack.enter_context(as_on_cuda())
+            efficient = workload.padded and workload.device == "cuda"
+            stack.enter_context(as_on_cuda(recorder if efficient else None, cudnn=workload.cudnn))
             model = _made(spec, config, workload, place, recorder, stack)
             run = _runs(model, spec, workload)
             if workload.mode != "train":  # whose backward keeps something of every turn
@@ -275,7 +282,10 @@ def _load(model: Any, recorder: Recorder, root: str) -> None:
 
 
 def _runs(model: Any, spec: ModelSpec, workload: TraceRequest) -> Callable[[Any, TraceRequest, Recorder], object]:
-    headed = "labels" in inspect.signature(model.forward).parameters
+    parameters = inspect.signature(model.forward).parameters
+    if workload.padded and "attention_mask" not in parameters:
+        raise UnsupportedError("trace_no_mask", class_name=spec.class_name)
+    headed = "labels" in parameters
     match workload.mode:
         case "generate" if headed and model.can_generate():
             return _generate
@@ -285,6 +295,14 @@ def _runs(model: Any, spec: ModelSpec, workload: TraceRequest) -> Callable[[Any,
             return _forward
         case _:
             raise UnsupportedError("trace_no_head", class_name=spec.class_name, mode=workload.mode)
+
+
+def _inputs(workload: TraceRequest) -> dict[str, Any]:
+    """What the caller gives, and holds: tokens, and the mask of a padded batch."""
+    import torch
+
+    input_ids = torch.zeros(workload.batch, workload.prompt_tokens, dtype=torch.int64)
+    return {"input_ids": input_ids, **({"attention_mask": torch.ones_like(input_ids)} if workload.padded else {})}
 
 
 def _generate(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
@@ -297,9 +315,10 @@ def _generate(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
 
     recorder.stage("prefill")
     recorder.outside = "inputs"
-    prompt = torch.zeros(workload.batch, workload.prompt_tokens, dtype=torch.int64)
+    inputs = _inputs(workload)
+    prompt, given = inputs["input_ids"], inputs.get("attention_mask")
     recorder.outside = "generate"
-    attention_mask = torch.ones(prompt.shape, dtype=torch.int64)
+    attention_mask = torch.ones(prompt.shape, dtype=torch.int64) if given is None else given
     prompt_positions = model._prepare_position_ids_for_generation(prompt, {"attention_mask": attention_mask})
     del attention_mask
     cache = _empty_cache(model, workload)
@@ -309,7 +328,8 @@ def _generate(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
     options: dict[str, Any] = {name: cache, "use_cache": True}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         options["logits_to_keep"] = 1
-    input_ids, position_ids = prompt, prompt_positions  # The caller of the loop holds the first of them until it ends.
+    # The caller of the loop holds the first of them until it ends.
+    input_ids, position_ids, attention_mask = prompt, prompt_positions, given
     for stage in ("prefill", "decode")[: workload.new_tokens]:
         if stage == "decode":
             recorder.stage("decode")
@@ -320,25 +340,42 @@ def _generate(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
                 _keep(cache, recorder)
             input_ids = recorder.regrown(input_ids, (workload.batch, tokens + 1))
             position_ids = recorder.regrown(position_ids, (*position_ids.shape[:-1], tokens + 1))
-        inputs = model.prepare_inputs_for_generation(
+            if attention_mask is not None:
+                attention_mask = recorder.regrown(attention_mask, (workload.batch, tokens + 1))
+        prepared = model.prepare_inputs_for_generation(
             input_ids,
             position_ids=position_ids,
+            attention_mask=attention_mask,
             is_first_iteration=stage == "prefill",
             next_sequence_length=None if stage == "prefill" else 1,
             **options,
         )
         with torch.no_grad():
-            outputs = model(**inputs, return_dict=True)
+            outputs = model(**prepared, return_dict=True)
         if stage == "prefill":
-            del inputs
-        position_ids = torch.cat([position_ids, torch.arange(1).view(1, 1) + position_ids[..., -1:] + 1], dim=-1)
+            del prepared
+        position_ids, attention_mask = _one_token_longer(position_ids, attention_mask)
         logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
         next_tokens = torch.argmax(logits, dim=-1)
         input_ids = torch.cat([input_ids, next_tokens[:, None]], dim=-1)
         unfinished = unfinished & ~stops(input_ids, None)
         del outputs
         _keep(cache, recorder)
-    return prompt, input_ids, cache
+    return inputs, input_ids, cache
+
+
+def _one_token_longer(position_ids: Any, attention_mask: Any) -> tuple[Any, Any]:
+    """Positions and mask for the next step.
+
+    Source: transformers 5.23, generation/utils.py, _update_model_kwargs_for_generation
+    """
+    import torch
+
+    positions = torch.cat([position_ids, torch.arange(1).view(1, 1) + position_ids[..., -1:] + 1], dim=-1)
+    if attention_mask is None:
+        return positions, None
+    ones = attention_mask.new_ones((attention_mask.shape[0], 1))
+    return positions, torch.cat([attention_mask, ones], dim=-1)
 
 
 def _empty_cache(model: Any, workload: TraceRequest) -> Any:
@@ -393,12 +430,12 @@ def _forward(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
 
     recorder.stage("forward")
     recorder.outside = "inputs"
-    input_ids = torch.zeros(workload.batch, workload.prompt_tokens, dtype=torch.int64)
+    inputs = _inputs(workload)
     with torch.no_grad():
-        outputs = model(input_ids=input_ids)
+        outputs = model(**inputs)
     for name in CACHE_NAMES:
         _keep(getattr(outputs, name, None), recorder)
-    return input_ids, outputs
+    return inputs, outputs
 
 
 def _keep(cache: Any, recorder: Recorder) -> None:
@@ -421,8 +458,6 @@ def _labels(model: Any, input_ids: Any) -> Any:
 
 def _train(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
     """Steps as transformers' Trainer makes them: no cache, logits let go with the outputs, gradients dropped after the step."""
-    import torch
-
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise UsageError("trace_none_trained", pattern=workload.trained)
@@ -431,9 +466,9 @@ def _train(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
         for _ in range(workload.accumulate):
             recorder.stage("forward")
             recorder.outside = "inputs"
-            input_ids = torch.zeros(workload.batch, workload.prompt_tokens, dtype=torch.int64)
-            labels = _labels(model, input_ids)
-            loss = model(input_ids=input_ids, labels=labels, use_cache=False).loss
+            inputs = _inputs(workload)
+            labels = _labels(model, inputs["input_ids"])
+            loss = model(**inputs, labels=labels, use_cache=False).loss
             if workload.accumulate > 1:
                 loss = loss / workload.accumulate
             recorder.stage("backward")

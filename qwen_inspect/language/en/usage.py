@@ -35,6 +35,7 @@ TEXT = {
     "measure_static": "With a static cache transformers compiles decoding on {device}, which is not measured here: use --device cpu, or --cache dynamic",
     "help_load": "how the loader lays weights out (default: warmup, transformers 4.50 and later)",
     "help_gpu": "the card predicted for: a name of gpus, one that was measured here, or a compute capability such as sm_90 (default: sm_80)",
+    "help_padded": "sequences of unequal lengths, padded to the longest: a mask in every attention (of --batch 1: a prompt padded to a multiple)",
     "help_optimizer": "with --mode train: the optimizer (default: adamw_foreach)",
     "help_checkpointing": "with --mode train: activation checkpointing",
     "help_trained": "with --mode train: only parameters in whose names this is found",

@@ -35,6 +35,7 @@ TEXT = {
     "measure_static": "使用静态缓存时，transformers 在 {device} 上会编译解码过程，此处无法实测：请改用 --device cpu 或 --cache dynamic",
     "help_load": "参数的加载方式（默认 warmup，即 transformers 4.50 及以后）",
     "help_gpu": "预测所针对的显卡：gpus 中的名称、本机测量过的显卡，或计算能力如 sm_90（默认 sm_80）",
+    "help_padded": "各序列长度不同，填充到最长：每次注意力都带掩码（--batch 1 时为填充到某个倍数的提示词）",
     "help_optimizer": "--mode train 时的优化器（默认 adamw_foreach）",
     "help_checkpointing": "--mode train 时启用激活重计算",
     "help_trained": "--mode train 时仅训练名称匹配该正则的参数",

@@ -42,6 +42,7 @@ def _run_fields(found: FitReport, say: Language) -> Fields:
             *([(say("field_new"), count(run.new_tokens))] if run.mode == "generate" else []),
             (say("field_kernel"), run.attention),
             *([(say("field_cache"), say("cache_static"))] if run.cache == "static" else []),
+            *([(say("field_padding"), say("padded"))] if run.padded else []),
         ]
     )
 

@@ -354,6 +354,7 @@ def measured_blocks(whole: WholeReport, say: Language) -> list[Block]:
             (say("field_prompt"), count(run.prompt_tokens)),
             *([(say("field_new"), count(run.new_tokens))] if run.mode == "generate" else []),
             (say("field_kernel"), run.attention),
+            *([(say("field_padding"), say("padded"))] if run.padded else []),
             *kept.versions,
         ]
         made += [

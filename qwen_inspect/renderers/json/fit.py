@@ -35,6 +35,7 @@ def fit_content(found: FitReport, say: Language) -> dict[str, Any]:
             "new_tokens": run.new_tokens if run.mode == "generate" else None,
             "attention": run.attention,
             "cache": run.cache if run.mode == "generate" else None,
+            "padded": run.padded,
             "load": run.loader,
         },
         **cards[found.deciding],

@@ -16,6 +16,7 @@ def workload_content(run: Run) -> dict[str, Any]:
         "new_tokens": run.new_tokens if run.mode == "generate" else None,
         "attention": run.attention,
         "cache": run.cache if run.mode == "generate" else None,
+        "padded": run.padded,
         "tp": 1,
         "gpu": run.gpu,
         "load": run.loader,
