@@ -323,7 +323,7 @@ def assumptions(run: Run) -> tuple[Message, ...]:
     if run.device == "cpu":
         return (
             Message("assume_host"),
-            _kernel(run),
+            *_kernel(run),
             *_static(run),
             *_training(run),
         )
@@ -334,7 +334,7 @@ def assumptions(run: Run) -> tuple[Message, ...]:
             bytes=workspace_of(run),
             gpu=run.gpu,
         ),
-        _kernel(run),
+        *_kernel(run),
         *_static(run),
         *_training(run),
         *([Message("assume_cache_format", format=run.cache_format)] if run.cache_format != "auto" else []),
@@ -347,10 +347,11 @@ def _static(run: Run) -> tuple[Message, ...]:
     return (Message("assume_static_cache", tokens=run.cached_tokens),) if run.cache == "static" else ()
 
 
-def _kernel(run: Run) -> Message:
-    if run.padded:
-        return Message("assume_kernel_padded", kernel=run.attention, tokens=run.prompt_tokens)
-    return Message("assume_kernel", kernel=run.attention)
+def _kernel(run: Run) -> Iterator[Message]:
+    if not run.padded:
+        yield Message("assume_kernel", kernel=run.attention)
+    elif not run.attention.startswith("flash"):  # with which no padded run is predicted
+        yield Message("assume_kernel_padded", kernel=run.attention, tokens=run.prompt_tokens)
 
 
 def _uncalibrated(run: Run) -> Message:

@@ -189,7 +189,8 @@ class Run:
     and lora_targets (ends of modules' names, or "all-linear" alone): of training alone. checkpointing: None is as PEFT has it, on
     with a quantised base. attention: a kernel, or "auto" for the one that `from_pretrained` chooses, which a prediction's run
     names. cache_format: as in `Workload`. cache: of `generate`, "dynamic", or "static", whose length is fixed from the start.
-    device: "cuda", or "cpu", whose allocator rounds nothing and keeps nothing. padded: sequences differ in length, so that all but the longest are padded and there is a mask.
+    device: "cuda", or "cpu", whose allocator rounds nothing and keeps nothing. padded: sequences differ in length, so that all
+    but the longest are padded and there is a mask.
     """
 
     mode: str = "generate"
