@@ -105,17 +105,20 @@ def recorded_model(recording: Recording, config: Mapping[str, Any]) -> Report:
         layers["layer_types"] = config["layer_types"][: options["layers"]]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps({**config, **layers}), encoding="utf-8")
-        return inspect(folder, dtype=None if "quantization_config" in config else options["dtype"])
+        dtype = "float32" if recording.workload == "autocast" else options["dtype"]
+        return inspect(folder, dtype=None if "quantization_config" in config else dtype)
 
 
 def recorded_run(recording: Recording) -> Run:
     options = recording.options
+    autocast = recording.workload == "autocast"
     run = Run(
-        mode="generate" if recording.workload == "padded" else recording.workload,
+        mode={"padded": "generate", "autocast": "train"}.get(recording.workload, recording.workload),
         padded=recording.workload == "padded",
+        autocast="bfloat16" if autocast else None,
         batch=options["batch"],
         prompt_tokens=options["context"],
-        new_tokens=1 if recording.workload == "train" else options["new"],
+        new_tokens=1 if recording.workload in ("train", "autocast") else options["new"],
         attention=options["attention"],
         gpu=recording.card,
         loader="warmup" if options["load"] == "file" else "per-tensor",

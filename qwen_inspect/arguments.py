@@ -36,7 +36,7 @@ SHARED_BY = ("tp", "pp", "ep", "fsdp")
 ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
     "transformers": (
         *("mode", "new_tokens", "attention", "cache", "load", "padded"),
-        *("optimizer", "checkpointing", "trained", "lora", "lora_targets", "accumulate"),
+        *("optimizer", "checkpointing", "trained", "lora", "lora_targets", "accumulate", "autocast"),
     ),
     "vllm": ("utilization", "kv_budget", "tp", "max_num_batched_tokens", "enable_prefix_caching"),
     "llama.cpp": ("ngl", "cache_type_k", "cache_type_v"),
@@ -210,10 +210,15 @@ def _run_options(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--gpu", default=None if cards else "sm_80", metavar="NAME", help=what)
 
 
+def _autocast_option(command: argparse.ArgumentParser, say: Language) -> None:
+    command.add_argument("--autocast", choices=("bfloat16", "float16"), help=say("help_autocast"))
+
+
 def _memory_options(command: argparse.ArgumentParser, say: Language) -> None:
     _model_options(command, say)
     _run_options(command, say)
     command.add_argument("--padded", action="store_true", help=say("help_padded"))
+    _autocast_option(command, say)
     command.add_argument("--plot", metavar="FILE", help=say("help_plot"))
     command.add_argument("--device", metavar="DEVICE", help=say("help_measure"))
     command.add_argument("--random-weights", action="store_true", help=say("help_random_weights"))
@@ -230,6 +235,7 @@ def _fit_options(command: argparse.ArgumentParser, say: Language) -> None:
     _model_options(command, say)
     _run_options(command, say)
     command.add_argument("--padded", action="store_true", help=say("help_padded"))
+    _autocast_option(command, say)
     command.add_argument("--memory", type=_size(say), metavar="SIZE", help=say("help_card_memory"))
     command.add_argument("--beyond-limit", action="store_true", help=say("help_beyond_limit"))
     engines = ("transformers", "vllm", "llama.cpp")

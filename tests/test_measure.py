@@ -173,6 +173,40 @@ def test_a_padded_batch_is_measured_as_predicted(
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        {"mode": "train", "autocast": "float16"},
+        {"new_tokens": 4, "autocast": "bfloat16"},
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in (
+                {
+                    "mode": "train",
+                    "autocast": "bfloat16",
+                    "optimizer": "adamw_fused",
+                    "checkpointing": True,
+                    "batch": 2,
+                },
+                {"mode": "train", "autocast": "float16", "optimizer": "adamw_fused", "accumulate": 2},
+                {"mode": "train", "autocast": "bfloat16", "lora_rank": 4},
+                {"mode": "forward", "autocast": "float16", "batch": 2},
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_a_run_under_autocast_is_measured_as_predicted(saved: Callable[[str], Path], options: dict[str, Any]) -> None:
+    """By CPU's lists of operators. What CPU's kernels take of their own at the peak is told, and counters of AdamW."""
+    content = measured(saved("qwen3"), prompt_tokens=40, dtype="float32", **options)
+    assert content["workload"]["autocast"] == options["autocast"]
+    assert content["measured"]["parted"] is content["measured"]["partial"] is None
+    differences = {one["term"]: one["difference"] for one in content["differences"]}
+    for term in ("weights", "buffers", "cache", "gradients", "activations", "rounding", "workspace"):
+        assert differences[term] == 0, term
+    assert {one["residual"] for one in content["differences"]} <= {0, None}
+
+
+@pytest.mark.parametrize(
     ("options", "counters"),
     [
         ({"lora_targets": ("q_proj", "v_proj"), "accumulate": 3}, 8),  # A and B of two modules in two layers

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -174,6 +176,8 @@ SLOWLY_PREDICTED = {
     "train-0.5B-b4": 0,
     "lora-1.7B": 0,
     "adamw8bit-0.6B": 2_097_152,
+    "autocast-0.6B": 0,
+    "autocast-0.6B-ckpt": 0,
 }
 
 
@@ -195,8 +199,15 @@ QUANTISED = {
     },
     "int8": {"quant_method": "bitsandbytes", "load_in_8bit": True},
 }
-LATER_SLOWLY_PREDICTED = {"gen-gemma2-2b": 0, "gen-gptoss-4L": 0, "gen-35-0.8B-whole": 0, "padded2048-0.6B-b4": 0}
-SLOWLY_IN_ORDER = ("padded-0.6B-b4", "padded2048-0.6B-b4")
+LATER_SLOWLY_PREDICTED = {
+    "gen-gemma2-2b": 0,
+    "gen-gptoss-4L": 0,
+    "gen-35-0.8B-whole": 0,
+    "padded2048-0.6B-b4": 0,
+    "autocast-0.6B-1024": 0,
+}
+AUTOCAST = ("autocast-0.6B", "autocast-0.6B-ckpt", "autocast-0.6B-1024")
+SLOWLY_IN_ORDER = ("padded-0.6B-b4", "padded2048-0.6B-b4", *AUTOCAST)
 
 
 def model_of(recording: Recording) -> Report:
@@ -238,15 +249,27 @@ def test_predictions_hold_for_the_later_runs(name: str) -> None:
     assert footprint.peak_reserved is not None
     assert footprint.peak_allocated_bytes is not None
     allocated, reserved = recorded_peaks(recording)
-    of_decoding = {"moe8-30B-6L": allocated // 5_000, "decode1000-0.6B": allocated // 300}
+    known = {
+        "moe8-30B-6L": allocated // 5_000,
+        "decode1000-0.6B": allocated // 300,
+        # Of 28 layers, what cuDNN's attention keeps for its backward: a seed and an offset of 8 bytes each.
+        "autocast-0.6B-1024": 28 * 2 * 512,
+    }
     caller = 8 * recording.options["batch"] * recording.options["context"] + 1_024
-    assert abs(footprint.peak_allocated_bytes - allocated) <= of_decoding.get(name, caller)
+    assert abs(footprint.peak_allocated_bytes - allocated) <= known.get(name, caller)
     assert footprint.peak_reserved - reserved == {**LATER_PREDICTED, **LATER_SLOWLY_PREDICTED}[name]
 
 
 def large(events: Iterable[tuple[bool, int]]) -> list[tuple[bool, int]]:
     """Whether it is a request, and its bytes, of those from 1 MiB on."""
     return [(requested, size_bytes) for requested, size_bytes in events if size_bytes >= 1 << 20]
+
+
+def freed_together(events: Iterable[tuple[bool, int]]) -> list[tuple[bool, list[int]]]:
+    """The same, what is freed between two requests by size: torch lets autocast's casts go in the order of their addresses."""
+    runs = groupby(large(events), key=itemgetter(0))
+    sizes = ((requested, [size_bytes for _, size_bytes in run]) for requested, run in runs)
+    return [(requested, found if requested else sorted(found)) for requested, found in sizes]
 
 
 @pytest.mark.parametrize(
@@ -278,7 +301,10 @@ def test_a_forward_asks_for_what_was_recorded_in_order(name: str) -> None:
     )
     entries = [entry for entry in recording.order[recording.stages[number - 1].last : stage.last] if entry is not EMPTY]
     recorded = [(entry >= 0, recording.requests[max(entry, -1 - entry)]) for entry in entries]
-    assert large(predicted) == large(recorded)
+    if name in AUTOCAST:
+        assert freed_together(predicted) == freed_together(recorded)
+    else:
+        assert large(predicted) == large(recorded)
 
 
 @pytest.mark.parametrize("name", ALL)

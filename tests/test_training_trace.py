@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ RANK = 4
 STEP_COUNTER_BYTES = 4
 
 
-def steps(model: Any, optimizer: str, batch: int, accumulate: int) -> Callable[[], object]:
+def steps(model: Any, optimizer: str, batch: int, accumulate: int, autocast: str | None = None) -> Callable[[], object]:
     """What is to be profiled: a loop as users write it, each loss let go with its graph once it is used."""
     import torch
 
@@ -32,7 +33,8 @@ def steps(model: Any, optimizer: str, batch: int, accumulate: int) -> Callable[[
             for _ in range(accumulate):
                 input_ids = torch.zeros(batch, PROMPT, dtype=torch.int64)
                 labels = torch.zeros_like(input_ids)
-                loss = model(input_ids=input_ids, labels=labels, use_cache=False).loss
+                with nullcontext() if autocast is None else torch.autocast("cpu", dtype=getattr(torch, autocast)):
+                    loss = model(input_ids=input_ids, labels=labels, use_cache=False).loss
                 if accumulate > 1:
                     loss = loss / accumulate
                 loss.backward()
@@ -66,10 +68,14 @@ def on_cpu(timeline: Timeline) -> list[Event]:
     return [event for event in found if event.id not in gone]
 
 
-def assert_followed(model: Any, timeline: Timeline, optimizer: str, batch: int, accumulate: int) -> None:
+def assert_followed(
+    model: Any, timeline: Timeline, optimizer: str, batch: int, accumulate: int, autocast: str | None = None
+) -> None:
     """Every request, in its order, with as many bytes alive; what is left over are AdamW's counters, on the host."""
     trained = [one for one in model.parameters() if one.requires_grad]
-    left = follow(profiled(steps(model, optimizer, batch, accumulate)), on_cpu(timeline), Run({}, {}, {})).scratch
+    left = follow(
+        profiled(steps(model, optimizer, batch, accumulate, autocast)), on_cpu(timeline), Run({}, {}, {})
+    ).scratch
     counted = len(trained) if optimizer in ("adamw_foreach", "adamw_for_loop") else 0
     assert [change.size_bytes for change in left.values()] == [STEP_COUNTER_BYTES] * counted
     load = timeline.events[: timeline.stages[1].first_event]
@@ -137,17 +143,24 @@ def in_four_bits(config: Mapping[str, Any], directory: Path, *, double: bool, dt
 
 
 @pytest.mark.parametrize(
-    ("family", "double", "checkpointing", "accumulate", "dtype"),
+    ("family", "double", "checkpointing", "accumulate", "dtype", "autocast"),
     [
-        ("qwen3", False, False, 1, "bfloat16"),
-        ("qwen3", True, True, 1, "bfloat16"),
-        ("qwen2", True, False, 2, "bfloat16"),
-        ("qwen2", False, True, 1, "bfloat16"),
-        ("qwen2", False, False, 1, None),
+        ("qwen3", False, False, 1, "bfloat16", None),
+        ("qwen3", True, True, 1, "bfloat16", None),
+        ("qwen2", True, False, 2, "bfloat16", None),
+        ("qwen2", False, True, 1, "bfloat16", None),
+        ("qwen2", False, False, 1, None, None),
+        pytest.param("qwen3", True, True, 1, "bfloat16", "bfloat16", marks=pytest.mark.slow),
     ],
 )
 def test_training_beside_four_bits_takes_what_the_trace_says(
-    family: str, double: bool, checkpointing: bool, accumulate: int, dtype: str | None, tmp_path: Path
+    family: str,
+    double: bool,
+    checkpointing: bool,
+    accumulate: int,
+    dtype: str | None,
+    autocast: str | None,
+    tmp_path: Path,
 ) -> None:
     """bitsandbytes' own kernels on CPU, in float32 where no dtype to compute in is named (transformers 5.23). As many KV heads as
     query heads: prepared so the model attends in float32, for which CUDA's fused attention, unlike CPU's, has no GQA."""
@@ -167,6 +180,8 @@ def test_training_beside_four_bits_takes_what_the_trace_says(
         steps=STEPS,
         checkpointing=checkpointing,
         accumulate=accumulate,
+        autocast=autocast,
+        device="cuda" if autocast is None else "cpu",  # whose lists of operators are others
         lora=Adapters(
             rank=RANK,
             targets=("all-linear",),
@@ -178,7 +193,7 @@ def test_training_beside_four_bits_takes_what_the_trace_says(
     load = timeline.events[: timeline.stages[1].first_event]
     weights = sum(event.size_bytes for event in load if isinstance(event, Allocate) and event.operator == "parameter")
     assert weights == sum(held.values()) + sum(beside(model.get_submodule(name).weight.quant_state) for name in modules)
-    assert_followed(adapted(model, ["all-linear"]), timeline, "adamw_foreach", 2, accumulate)
+    assert_followed(adapted(model, ["all-linear"]), timeline, "adamw_foreach", 2, accumulate, autocast)
 
 
 def beside(state: Any) -> int:

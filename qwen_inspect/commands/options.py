@@ -78,6 +78,7 @@ def inspected(options: argparse.Namespace) -> Report:
             ranks=getattr(options, "tp", None) or 1,
         ),
         dtype=getattr(options, "dtype", None),
+        dense_dtype=None if getattr(options, "autocast", None) is None else "float32",
         group_size=getattr(options, "group_size", None),
         trust_remote_code=options.trust_remote_code,
     )
@@ -105,6 +106,7 @@ def run_of(options: argparse.Namespace) -> Run:
         cache_format=options.cache_dtype,
         cache=options.cache,
         padded=getattr(options, "padded", False),
+        autocast=getattr(options, "autocast", None),
         # The first of the two that is set, as torch 2.13 looks for them.
         allocator=os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF", ""),
     )

@@ -155,7 +155,9 @@ class TransformersDemand:
             return self.traced.least_bytes(self._point(batch, context_tokens))
         moment, design = self._asked.steady, self.report.design
         cached = 0
-        if self.run.mode == "generate" and design is not None and design.cache is not None:
+        # Under autocast a cache may hold fewer bytes than in the model's dtype.
+        known = self.run.mode == "generate" and self.run.autocast is None
+        if known and design is not None and design.cache is not None:
             cached = design.cache.size_bytes(tokens=self._point(batch, context_tokens).total_tokens, batch=batch)
         return sum(getattr(moment, term) or 0 for term in LOADED_TERMS) + cached
 

@@ -58,6 +58,9 @@ def _measurement(found: Mapping[str, Any], path: str) -> KeptMeasurement:
     mode = asked["mode"]
     if mode not in MODES:
         raise ValueError(_text(mode))
+    autocast = asked.get("autocast")  # older files have none
+    if autocast not in (None, "bfloat16", "float16"):
+        raise ValueError(_text(autocast))
     run = Run(
         mode=mode,
         batch=_count(asked["batch"]),
@@ -66,6 +69,7 @@ def _measurement(found: Mapping[str, Any], path: str) -> KeptMeasurement:
         attention=_text(asked["attention"]),
         cache="static" if asked.get("cache") == "static" else "dynamic",
         padded=asked.get("padded", False) is True,  # which the first versions did not write
+        autocast=autocast,
         loader=_text(asked["load"]),
         gpu=_text(asked["gpu"]),
     )

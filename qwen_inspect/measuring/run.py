@@ -24,6 +24,7 @@ from ..results.measurement import Measurement, Reading
 from ..results.memory import Alive, Footprint, Moment, Run
 from ..results.timeline import Allocate, Timeline
 from ..tracing.adapting import Adapters, adapt, checkpoint, is_matrix, optimizer_of
+from ..tracing.autocast import autocast, scaler_of, step
 from .device import (
     CudaRecorder,
     HostRecorder,
@@ -201,8 +202,9 @@ def _attempt(recorder: Recorder, model: Any, run: Run, device: Any) -> tuple[Any
     import torch
 
     work = {"generate": _generate, "forward": _forward, "train": _train}[run.mode]
+    around = None if run.mode == "train" else run.autocast  # whose backward is outside
     try:
-        with _silent():
+        with _silent(), autocast(around, device.type):
             return recorder.run(lambda: work(model, run, recorder, device)), None
     except torch.OutOfMemoryError:
         return None, Message("partial_out_of_memory")
@@ -313,7 +315,7 @@ def _train(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise UsageError("trace_none_trained", pattern=run.trained)
-    optimizer = optimizer_of(run.optimizer, trained)
+    optimizer, scaler = optimizer_of(run.optimizer, trained), scaler_of(run.autocast, device.type)
     model.train()
     try:
         for _ in range(OPTIMIZER_STEPS):
@@ -321,17 +323,20 @@ def _train(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
                 recorder.stage("forward")
                 inputs = _inputs(model, run, device)
                 labels = torch.zeros_like(inputs["input_ids"])
-                loss = model(**inputs, labels=labels, use_cache=False).loss
+                with autocast(run.autocast, device.type):
+                    loss = model(**inputs, labels=labels, use_cache=False).loss
                 if run.accumulate > 1:
                     loss = loss / run.accumulate
+                scaled = loss if scaler is None else scaler.scale(loss)
                 recorder.stage("backward")
-                loss.backward()
+                scaled.backward()
+                del scaled
                 loss = loss.detach()  # and its graph goes
             if optimizer is not None:
                 recorder.stage("optimizer")
-                optimizer.step()
+                step(optimizer, scaler)
                 optimizer.zero_grad()
-        return loss, optimizer
+        return loss, optimizer, scaler
     finally:
         model.eval()
 

@@ -393,7 +393,7 @@ def _training(run: Run) -> Iterator[Message]:
         trained=lora if run.lora_rank is not None else run.trained or Message("all_parameters"),
     )
     if run.lora_rank is not None:
-        yield Message("assume_lora")
+        yield Message("assume_lora" if run.autocast is None else "assume_lora_autocast")
     if run.accumulate > 1:
         yield Message("assume_accumulation", count=run.accumulate, batch=run.batch)
 

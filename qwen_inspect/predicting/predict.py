@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import NoModelError, QwenInspectError, UnavailableError, UnsupportedError
+from ..errors import NoModelError, QwenInspectError, UnavailableError, UnsupportedError, UsageError
 from ..language import Message
 from ..loaders import calibration, header_cache
 from ..progress import working
@@ -58,6 +58,8 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
         from .training import check_training
 
         check_training(run)
+    if run.autocast is not None:
+        _check_autocast(report, run)
     if report.design is None:
         assert report.refusal is not None
         if report.tensors is None or isinstance(report.refusal, NoModelError):
@@ -83,10 +85,29 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
     try:
         footprint = _footprint(report, run, course_points)
     except UnsupportedError as error:
+        if run.autocast is not None:
+            raise
         footprint = _without_trace(report, run)
         refusal = error
         report = replace(report, notices=(*report.notices, Message("no_trace", reason=error.message)))
     return MemoryReport(report=report, run=run, predicted=_with_why(footprint, report, run), refusal=refusal)
+
+
+def _check_autocast(report: Report, run: Run) -> None:
+    """Raises where autocast is not known beside such weights, and UsageError for gradients that no scaler takes."""
+    if run.autocast not in ("bfloat16", "float16"):
+        raise UsageError("autocast_dtype", found=run.autocast)
+    refusal = report.refusal if report.design is None else report.known.unread
+    if refusal is None and run.mode == "generate":
+        refusal = report.known.cache_refusal
+    if refusal is not None:
+        raise refusal
+    if (quantised := report.known.quantised) is not None:
+        base = None if quantised.method == "gguf" else base_of(report)
+        if run.lora_rank is None or not isinstance(base, FourBits) or base.dtype != run.autocast:
+            raise UnsupportedError("autocast_quantised", method=quantised.method)
+    elif run.mode == "train" and run.lora_rank is None and run.autocast == str(report.spec.dtype) == "float16":
+        raise UsageError("autocast_scaled")
 
 
 def _without_trace(report: Report, run: Run) -> Footprint:
@@ -111,12 +132,23 @@ def with_kernel(run: Run, report: Report) -> Run:
 
 
 def _with_why(footprint: Footprint, report: Report, run: Run) -> Footprint:
-    """The footprint of a run with a kernel other than most models', and why it is another."""
+    """The footprint, with why its kernel is another than most models', and what autocast takes for granted."""
     spec = report.spec
-    if spec.kernel == "sdpa" or run.attention != spec.kernel:
-        return footprint
-    why = Message("assume_no_sdpa", class_name=spec.class_name, kernel=spec.kernel)
-    return replace(footprint, assumptions=(*footprint.assumptions, why))
+    said = [*footprint.assumptions, *_of_autocast(report, run)]
+    if run.attention == spec.kernel != "sdpa":
+        said.append(Message("assume_no_sdpa", class_name=spec.class_name, kernel=spec.kernel))
+    return replace(footprint, assumptions=tuple(said))
+
+
+def _of_autocast(report: Report, run: Run) -> Iterator[Message]:
+    if run.autocast is None:
+        return
+    what = Message("autocast_forward" if run.mode == "train" else "autocast_run")
+    yield Message("assume_autocast", dtype=run.autocast, what=what, device=run.device)
+    if report.known.quantised is None:
+        yield Message("assume_autocast_weights", dtype=str(report.spec.dtype))
+    if run.mode == "train" and run.autocast == "float16":
+        yield Message("assume_scaler")
 
 
 def _trained(report: Report, run: Run, course_points: int) -> MemoryReport:
@@ -168,7 +200,8 @@ def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
             raise
         return _by_formula(report, run, *_untraced(report))
     footprint = traced_footprint(timeline, run, provenance=provenance, course_points=course_points)
-    if report.spec.built and run.mode == "generate" and not _shows_cache(footprint, report, run):
+    counted = run.mode == "generate" and run.autocast is None  # which a cache's dtype goes by
+    if report.spec.built and counted and not _shows_cache(footprint, report, run):
         raise UnsupportedError("generic_trace_cache", class_name=report.spec.class_name)
     if run.decodes_untraced:
         why = () if base is not None else _untraced(report)
@@ -184,6 +217,8 @@ def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
 
 
 def _by_formula(report: Report, run: Run, *unknown: Message) -> Footprint:
+    if run.autocast is not None:
+        raise UnsupportedError("autocast_untraced")
     return formula_footprint(report.tree, report.cache, run, weights=report.known.weights, unknown=unknown)
 
 
@@ -232,8 +267,8 @@ def explored(memory: MemoryReport) -> MemoryReport:
     report, run = memory.report, memory.run
     if not report.settled or report.known.unread is not None or run.mode != "generate" or run.device != "cuda":
         return memory
-    if run.cache == "static":
-        return memory
+    if run.cache == "static" or run.autocast is not None:
+        return memory  # which neither kept traces nor formulas know
     from .explore import explore_formula, explore_trace
 
     of_shape = memory.predicted.method == "trace" and _is_point(run) and report.known.quantised is None
@@ -339,7 +374,7 @@ def _is_kept(spec: ModelSpec, run: Run, place: Place | None) -> bool:
 
 def _is_point(run: Run, place: Place | None = None) -> bool:
     """Whether kept traces tell of such a run."""
-    of_kept = run.mode == "generate" and run.cache == "dynamic" and not run.padded
+    of_kept = run.mode == "generate" and run.cache == "dynamic" and not run.padded and run.autocast is None
     return of_kept and run.new_tokens > 1 and _all_alike(place)
 
 
@@ -459,6 +494,7 @@ def trace_request(run: Run, base: Base | None = None) -> Any:
         static_tokens=run.cached_tokens if run.cache == "static" else None,
         padded=run.padded,
         cudnn=run.padded and has_cudnn_attention(run.gpu),
+        autocast=run.autocast,
     )
 
 

@@ -190,7 +190,7 @@ class Run:
     with a quantised base. attention: a kernel, or "auto" for the one that `from_pretrained` chooses, which a prediction's run
     names. cache_format: as in `Workload`. cache: of `generate`, "dynamic", or "static", whose length is fixed from the start.
     device: "cuda", or "cpu", whose allocator rounds nothing and keeps nothing. padded: sequences differ in length, so that all
-    but the longest are padded and there is a mask.
+    but the longest are padded and there is a mask. autocast: torch.autocast's dtype, where there is one.
     """
 
     mode: str = "generate"
@@ -209,6 +209,7 @@ class Run:
     lora_targets: tuple[str, ...] = ("all-linear",)
     cache_format: str = "auto"
     cache: str = "dynamic"
+    autocast: str | None = None
     device: str = "cuda"
     calibration: Calibration | None = None
     padded: bool = False

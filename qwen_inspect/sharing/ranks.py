@@ -25,6 +25,8 @@ def ranks_report(report: Report, run: Run, how: Parallelism) -> RanksReport:
     cannot cut it into so many parts, or its weights are quantised.
     """
     check_training(run)
+    if run.autocast is not None:
+        raise UnsupportedError("autocast_ranks")
     _check_dense(report)
     if how.expert > 1 and how.tensor == how.fsdp == 1:
         # The ranks of experts lie on others': those that share one batch are tensor-parallel ones.

@@ -51,6 +51,7 @@ def inspect(
     revision: str | None = None,
     file: str | None = None,
     dtype: str | None = None,
+    dense_dtype: str | None = None,
     group_size: int | None = None,
     access: Access | None = None,
     **analysis: Unpack[Analysis],
@@ -59,9 +60,12 @@ def inspect(
 
     model: a directory, a file, or ORG/NAME on a hub or in the catalog. file: one of several GGUF files there. dtype: parameters
     in another dtype than the configuration's, or quantised by a scheme of that name, of `group_size` numbers a group.
-    access: offline, partial, time limits, progress. analysis: as `analyse` has it.
+    dense_dtype: the same where that is None and the weights are not quantised. access: offline, partial, time limits, progress.
+    analysis: as `analyse` has it.
     """
     checkpoint = load(resolve(model, source=source, revision=revision, file=file), access or Access())
+    if dtype is None and not checkpoint.gguf and KEY not in (settled(checkpoint).config or {}):
+        dtype = dense_dtype
     if dtype is not None or group_size is not None:
         from .stored import in_dtype
 

@@ -63,8 +63,10 @@ def as_on_cuda(padding: Recorder | None = None, *, cudnn: bool = False) -> Itera
         """
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
+        # Autocast casts what comes in: after this.
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
         if options.get("enable_gqa"):
-            fused = query.dtype in (torch.float16, torch.bfloat16)
+            fused = dtype in (torch.float16, torch.bfloat16)
         else:
             fused = query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
         if fused:
@@ -147,6 +149,7 @@ def flash_attention_2(recorder: Recorder, *, repeated: bool) -> Callable[..., tu
     """
     import torch
     from torch.nn.functional import pad
+    from transformers.integrations.flash_attention import get_target_dtype
     from transformers.integrations.sdpa_attention import repeat_kv
 
     class Attention(torch.autograd.Function):  # type: ignore[misc]
@@ -171,6 +174,9 @@ def flash_attention_2(recorder: Recorder, *, repeated: bool) -> Callable[..., tu
             return gradients
 
     def attend(module: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> tuple[Any, None]:
+        target = get_target_dtype(query, module)
+        if target is not None:
+            query, key, value = (tensor.to(target) for tensor in (query, key, value))
         head_dim, value_dim = query.shape[-1], value.shape[-1]
         if value_dim != head_dim:
             value = pad(value, [0, head_dim - value_dim])

@@ -17,7 +17,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -39,6 +39,7 @@ from .adapting import (
     to_device,
     without_moves,
 )
+from .autocast import autocast, cuda_lists, let_go_in_order, scaler_of, step
 from .bases import Base, hold
 from .cached import CACHE_NAMES, tensors_of
 from .kernels import as_on_cuda, flash_attention_2, replaced
@@ -73,8 +74,9 @@ class TraceRequest:
     holds. accumulate: micro-batches, of `batch` sequences each, whose gradients a step adds up. lora: adapters train instead.
     layers: trace only so many of the model's layers. device: "cuda" or "cpu", for experts are computed otherwise on either
     while tokens are decoded. base: how quantised weights are held, where it does not train. static_tokens: how many a static
-    cache of `generate` has room for; None: the cache grows. padded: there is a mask, in which
-    some tokens are padding. cudnn: a masked call of 16 bits takes cuDNN's attention, as on Hopper, else the memory-efficient one.
+    cache of `generate` has room for; None: the cache grows. padded: there is a mask, in which some tokens are padding. cudnn: a
+    masked call of 16 bits takes cuDNN's attention, as on Hopper, else the memory-efficient one. autocast: the dtype of
+    torch.autocast around each forward (of `generate` around all); float16 trains with a gradient scaler.
     """
 
     mode: Mode
@@ -94,6 +96,7 @@ class TraceRequest:
     static_tokens: int | None = None
     padded: bool = False
     cudnn: bool = False
+    autocast: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch", "prompt_tokens", "new_tokens", "steps", "accumulate", "layers"):
@@ -129,7 +132,8 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
     base = workload.base if workload.lora is None else workload.lora.base
     if "quantization_config" in config and base is None:
         raise UnsupportedError("trace_quantized", class_name=spec.class_name)
-    if workload.attention.startswith("flash") and spec.dtype.torch_name not in ("bfloat16", "float16"):
+    attended = workload.autocast or spec.dtype.torch_name
+    if workload.attention.startswith("flash") and attended not in ("bfloat16", "float16"):
         raise UnsupportedError("trace_flash_dtype", dtype=spec.dtype.torch_name)
     if workload.attention.startswith("flash") and workload.padded:
         raise UnsupportedError("trace_flash_padded")
@@ -142,6 +146,9 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
         with ExitStack() as stack:
             efficient = workload.padded and workload.device == "cuda"
             stack.enter_context(as_on_cuda(recorder if efficient else None, cudnn=workload.cudnn))
+            if workload.autocast is not None:
+                stack.enter_context(let_go_in_order(recorder.events))
+                stack.enter_context(nullcontext() if workload.device == "cpu" else cuda_lists())
             model = _made(spec, config, workload, place, recorder, stack)
             run = _runs(model, spec, workload)
             if workload.mode != "train":  # whose backward keeps something of every turn
@@ -149,6 +156,8 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
             stack.enter_context(recording(recorder, model, spec.class_name, () if place is None else shared_types()))
             recorder.stage("load")
             _load(model, recorder, spec.class_name)
+            if workload.mode != "train":  # whose backward is outside
+                stack.enter_context(autocast(workload.autocast, "cpu"))
             held = run(model, workload, recorder)
             if place is None:
                 recorder.rename(model.parameters(), "parameter")
@@ -461,24 +470,27 @@ def _train(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise UsageError("trace_none_trained", pattern=workload.trained)
-    optimizer = optimizer_of(workload.optimizer, trained)
+    optimizer, scaler = optimizer_of(workload.optimizer, trained), scaler_of(workload.autocast, "cpu")
     for _ in range(workload.steps):
         for _ in range(workload.accumulate):
             recorder.stage("forward")
             recorder.outside = "inputs"
             inputs = _inputs(workload)
             labels = _labels(model, inputs["input_ids"])
-            loss = model(**inputs, labels=labels, use_cache=False).loss
+            with autocast(workload.autocast, "cpu"):
+                loss = model(**inputs, labels=labels, use_cache=False).loss
             if workload.accumulate > 1:
                 loss = loss / workload.accumulate
+            scaled = loss if scaler is None else scaler.scale(loss)
             recorder.stage("backward")
             recorder.outside = "backward"
-            loss.backward()
+            scaled.backward()
+            del scaled
             loss = loss.detach()  # and its graph goes
         if optimizer is not None:
             recorder.stage("optimizer")
             recorder.outside = "optimizer"
             to_device(optimizer)
-            optimizer.step()
+            step(optimizer, scaler)
             optimizer.zero_grad()
-    return loss, optimizer
+    return loss, optimizer, scaler

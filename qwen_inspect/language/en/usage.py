@@ -41,6 +41,7 @@ TEXT = {
     "help_trained": "with --mode train: only parameters in whose names this is found",
     "help_lora": "with --mode train: train LoRA adapters of this rank, as PEFT adds them, on a frozen base (with --dtype bnb-nf4 or a 4-bit model: QLoRA)",
     "help_lora_targets": "with --lora: ends of modules' names, such as q_proj,v_proj, or all-linear (default: all-linear)",
+    "help_autocast": "run each forward under torch.autocast in this dtype, as Trainer's bf16=True and fp16=True do; weights are then in float32, unless --dtype says otherwise",
     "help_accumulate": "with --mode train: micro-batches whose gradients one step adds up (default: 1)",
     "help_diagram": "the architecture as a figure (SVG, or PNG with -o FILE.png)",
     "help_cache_plot": "also draw the KV cache against the context, as FILE.svg or FILE.png",

@@ -41,6 +41,7 @@ TEXT = {
     "help_trained": "--mode train 时仅训练名称匹配该正则的参数",
     "help_lora": "与 --mode train 同用：像 PEFT 那样在冻结的基座上训练该秩的 LoRA 适配器（基座为 4 比特或加 --dtype bnb-nf4 时即 QLoRA）",
     "help_lora_targets": "与 --lora 同用：模块名的结尾，如 q_proj,v_proj，或 all-linear（默认：all-linear）",
+    "help_autocast": "每次前向计算都在该 dtype 的 torch.autocast 下进行，等同于 Trainer 的 bf16=True 与 fp16=True；此时权重为 float32，除非用 --dtype 另行指定",
     "help_accumulate": "与 --mode train 同用：每一步累积多少个微批次的梯度（默认：1）",
     "help_diagram": "架构图（SVG；-o FILE.png 则为 PNG）",
     "help_cache_plot": "另将 KV 缓存随上下文长度的变化绘成 FILE.svg 或 FILE.png",

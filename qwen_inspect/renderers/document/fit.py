@@ -43,6 +43,7 @@ def _run_fields(found: FitReport, say: Language) -> Fields:
             (say("field_kernel"), run.attention),
             *([(say("field_cache"), say("cache_static"))] if run.cache == "static" else []),
             *([(say("field_padding"), say("padded"))] if run.padded else []),
+            *([(say("field_autocast"), run.autocast)] if run.autocast else []),
         ]
     )
 

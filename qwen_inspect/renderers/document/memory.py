@@ -93,6 +93,7 @@ def run_fields(memory: MemoryReport, say: Language) -> Fields:
             (say("field_kernel"), run.attention),
             *([(say("field_cache"), say("cache_static"))] if run.cache == "static" else []),
             *([(say("field_padding"), say("padded"))] if run.padded else []),
+            *([(say("field_autocast"), run.autocast)] if run.autocast else []),
             *([(say("field_gpu"), run.gpu)] if run.device == "cuda" else []),
             (say("field_method"), f"{say(f'method_{memory.predicted.method}')} ({memory.predicted.provenance})"),
         ]

@@ -355,6 +355,7 @@ def measured_blocks(whole: WholeReport, say: Language) -> list[Block]:
             *([(say("field_new"), count(run.new_tokens))] if run.mode == "generate" else []),
             (say("field_kernel"), run.attention),
             *([(say("field_padding"), say("padded"))] if run.padded else []),
+            *([(say("field_autocast"), run.autocast)] if run.autocast else []),
             *kept.versions,
         ]
         made += [

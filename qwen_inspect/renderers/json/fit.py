@@ -36,6 +36,7 @@ def fit_content(found: FitReport, say: Language) -> dict[str, Any]:
             "attention": run.attention,
             "cache": run.cache if run.mode == "generate" else None,
             "padded": run.padded,
+            "autocast": run.autocast,
             "load": run.loader,
         },
         **cards[found.deciding],

@@ -17,6 +17,7 @@ def workload_content(run: Run) -> dict[str, Any]:
         "attention": run.attention,
         "cache": run.cache if run.mode == "generate" else None,
         "padded": run.padded,
+        "autocast": run.autocast,
         "tp": 1,
         "gpu": run.gpu,
         "load": run.loader,
