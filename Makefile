@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 export HF_HUB_OFFLINE := 1
 
-.PHONY: run test quick lint reports accuracy types benchmark gpu clean
+.PHONY: run test quick lint reports accuracy recorded types benchmark gpu clean
 
 run: .venv/light
 	$(BIN)/qwen-inspect structure
@@ -26,6 +26,10 @@ reports: .venv/light
 
 accuracy: .venv/light
 	$(BIN)/python benchmarks/accuracy.py
+
+# Predictions of every recorded run, which take minutes, for `make accuracy` to show.
+recorded: .venv/full
+	$(BIN)/python benchmarks/predicted.py
 
 types: .venv/full
 	$(BIN)/python benchmarks/types.py

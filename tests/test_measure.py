@@ -254,6 +254,11 @@ def test_another_dtype_is_loaded_and_predicted(saved: Callable[[str], Path]) -> 
     assert content["measured"]["steady_allocated_bytes"] == content["predicted"]["steady_allocated_bytes"]
 
 
+def test_float32_with_gqa_is_fused_on_cpu(saved: Callable[[str], Path]) -> None:
+    content = measured(saved("qwen3"), dtype="float32")
+    assert content["measured"]["peak_allocated_bytes"] == content["predicted"]["peak_allocated_bytes"]
+
+
 def test_random_weights_of_the_catalog_need_no_files(tmp_path: Path) -> None:
     config = {**FAMILIES["qwen3"], "hidden_size": 32}
     (tmp_path / "config.json").write_text(json.dumps(config))

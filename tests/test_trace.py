@@ -382,7 +382,13 @@ def test_sdpa_is_fused() -> None:
 def test_float32_with_gqa_takes_the_math_path_of_cuda() -> None:
     config = {**TINY_QWEN3, "torch_dtype": "float32"}
     found = of_attention(traced(config, mode="generate", prompt_tokens=PROMPT))
-    assert ("aten.bmm.default", 4 * PROMPT * PROMPT * 4) in found
+    scores = 4 * PROMPT * PROMPT
+    # The mask is added to the scores where they are; which of them are masked and which rows wholly, in a byte each, and a zero.
+    assert [size for operator, size in found if operator == "aten._safe_softmax.default"] == [
+        4 * scores, scores, 4 * PROMPT, 4,
+    ]  # fmt: skip
+    assert ("aten.bmm.default", 4 * scores) in found
+    assert ("aten.add.Tensor", 4 * scores) not in found
 
 
 def test_flash_attention_2_allocates_what_its_kernel_does() -> None:

@@ -15,6 +15,8 @@ from .allocator_settings import read_settings
 from .footprint import (
     GROWN_IDS,
     OWN_IDS,
+    SORT_CONSTANT_BYTES,
+    SORTED_IDS,
     formula_requests,
     growing,
     laid_out,
@@ -38,6 +40,10 @@ def explore_trace(kept: KeptTrace, run: Run, point: Point | None = None) -> Expl
         growth, last = divmod(event.id, GROWN_IDS)
         if last >= OWN_IDS:
             return _constant(event)
+        if last >= SORTED_IDS:
+            number, is_scratch = divmod(last - SORTED_IDS, 2)
+            keys = kept.allocations[number][0]
+            return RequestSize(_sort_scratch(keys) if is_scratch else keys)
         coefficients = kept.allocations[last][0]
         if last not in before:
             return RequestSize(coefficients)
@@ -46,6 +52,12 @@ def explore_trace(kept: KeptTrace, run: Run, point: Point | None = None) -> Expl
     return _exploration(
         "trace", whole.events, whole.stages, size_of, lambda event: use_of(event, uses), run, least_new_tokens=2
     )
+
+
+def _sort_scratch(keys: tuple[int, ...]) -> tuple[int, ...]:
+    """The coefficients of `sort_scratch_bytes`."""
+    constant, *others = (2 * one + -(-one // 32) for one in keys)
+    return (constant + SORT_CONSTANT_BYTES, *others)
 
 
 def explore_formula(

@@ -36,7 +36,7 @@ from ..results.timeline import (
 from ..spec import Module, each_buffer, each_tensor
 from ..tracing.kernels import BIASED_GEMM_4BIT
 from ..units import size as shown_size
-from .allocator import Allocator, HostAllocator, OutOfMemory
+from .allocator import ROUNDING_BYTES, Allocator, HostAllocator, OutOfMemory
 from .allocator_settings import read_settings
 from .replay import WARM_UP, Replay, load_from_warm_up_block, load_one_by_one, replay, warm_up_bytes
 
@@ -56,6 +56,9 @@ LT_WORKSPACE_BYTES = 1024 * 1024
 MATRIX_PRODUCT = re.compile(r"(aten\.(mm|addmm|bmm|baddbmm|_grouped_mm)|bitsandbytes\.gemm_4bit\.(default|bias))\b")
 BIASED_PRODUCT = re.compile(rf"aten\.addmm\b|{re.escape(BIASED_GEMM_4BIT)}")
 FLASH_ATTENTION = "aten._scaled_dot_product_flash_attention.default"
+SORT = re.compile(r"aten\.sort\b")
+SORT_SCRATCH = "aten.sort.scratch"
+SORT_CONSTANT_BYTES = 8 * 256 * 8 + 256 + 255
 MOST_ALIVE = 12
 
 # Operators of what is no tensor of the trace, and the first of the ids given to it.
@@ -63,6 +66,7 @@ PARAMETER, BUFFER, WORKSPACE = "parameter", "buffer", "workspace"
 LINEAR = "linear_attn"  # the module of linear attention in a layer
 OWN_IDS = 1 << 60
 DEFAULT_RUN = Run()
+SORTED_IDS = 1 << 59  # and twice the id of the indices that come out sorted
 GROWN_IDS = 1 << 61  # times the number of a growth, added to the id of the last
 # A use that is not called as its term is.
 TERM_OF_USE = {
@@ -336,6 +340,7 @@ def assumptions(run: Run) -> tuple[Message, ...]:
         ),
         *_kernel(run),
         *_static(run),
+        *_caller(run),
         *_training(run),
         *([Message("assume_cache_format", format=run.cache_format)] if run.cache_format != "auto" else []),
         *([Message("assume_allocator", settings=run.allocator)] if run.allocator else []),
@@ -352,6 +357,21 @@ def _kernel(run: Run) -> Iterator[Message]:
         yield Message("assume_kernel", kernel=run.attention)
     elif not run.attention.startswith("flash"):  # with which no padded run is predicted
         yield Message("assume_kernel_padded", kernel=run.attention, tokens=run.prompt_tokens)
+
+
+def mask_bytes(run: Run) -> int:
+    """The block of a prompt's attention mask, an int64 for each token, which a caller of `generate` holds until it returns."""
+    return -(-8 * run.batch * run.prompt_tokens // ROUNDING_BYTES) * ROUNDING_BYTES
+
+
+def _caller(run: Run) -> Iterator[Message]:
+    """What a caller's own `generate` holds beside what is counted. Its mask is not fed to the model where it masks nothing.
+
+    Source: transformers 5.23, generation/utils.py, _prepare_special_tokens: an int64 for each that is set, of this call alone.
+    """
+    if run.mode == "generate" and not run.padded:  # else the mask is counted
+        tokens = run.batch * run.prompt_tokens
+        yield Message("assume_caller", tokens=tokens, bytes=mask_bytes(run), token_bytes=ROUNDING_BYTES)
 
 
 def _uncalibrated(run: Run) -> Message:
@@ -407,6 +427,7 @@ def on_device(timeline: Timeline, run: Run) -> Timeline:
         return _without(timeline, _made_by(timeline, FLASH_SCRATCH, SCALES_SCRATCH))
     if has_cudnn_attention(run.gpu) and run.mode != "train":
         timeline = _without(timeline, _log_sum_exps(timeline))
+    timeline = _sorting(timeline)
     begins = timeline.stages[1].first_event
     load, rest = laid_out(timeline.events[:begins], run.loader), timeline.events[begins:]
     events: list[Event] = []
@@ -428,7 +449,8 @@ def growing(timeline: Timeline, new_tokens: int) -> Timeline:
     """The timeline with a cache that grows while it decodes: of which a trace has one leap, to the length before the last step.
 
     Each step makes every key and value anew, one token longer, and then frees the one before, so that blocks are the remainders
-    of freed ones. GROWTHS steps stand for all, for with them an H100's figures come out as with every step (benchmarks/recorded).
+    of freed ones. Up to GROWTHS steps are all made; of more, so many stand for all, for with them the figures of 1,000 tokens on
+    an H100 come out as with each of their 998 steps (decode1000-0.6B in benchmarks/recorded).
     Source: transformers 5.23, cache_utils.DynamicLayer.update
     """
     pairs = leap(timeline)
@@ -522,6 +544,43 @@ def _log_sum_exps(timeline: Timeline) -> set[int]:
         and event.operator == output.operator == FLASH_ATTENTION
         and event.module == output.module
     }
+
+
+def _sorting(timeline: Timeline) -> Timeline:
+    """With what CUDA's sort of whole numbers takes, as experts' tokens are sorted: their indices in order, and CUB's scratch."""
+    events: list[Event] = []
+    added = [0]  # before each event
+    before: Event | None = None
+    for event in timeline.events:
+        events.append(event)
+        if (
+            isinstance(event, Allocate)
+            and isinstance(before, Allocate)
+            and event[1:] == before[1:]
+            and SORT.match(event.operator)
+        ):
+            first = SORTED_IDS + 2 * event.id
+            sizes = event.size_bytes, sort_scratch_bytes(event.size_bytes)
+            made = [
+                event._replace(id=first + i, size_bytes=size, operator=SORT_SCRATCH) for i, size in enumerate(sizes)
+            ]
+            events += (*made, Free(first + 1), Free(first))
+        added.append(len(events) - len(added))
+        before = event
+    stages = tuple(
+        replace(stage, first_event=stage.first_event + added[stage.first_event]) for stage in timeline.stages
+    )
+    return replace(timeline, events=tuple(events), stages=stages)
+
+
+def sort_scratch_bytes(keys_bytes: int) -> int:
+    """CUB's scratch for sorting 8-byte numbers with 8-byte values: both again; a counter of 4 bytes for each of 256 digits and
+    4,096 numbers; one of 8 bytes for each digit of 8 passes; the passes' own, in 256 bytes; and what aligns the first.
+
+    The 4,096 are not rounded up, so that sizes grow evenly, and that short ones are sorted without is left out.
+    Source: CUB, dispatch_radix_sort.cuh, InvokeOnesweep; torch 2.11, aten/src/ATen/native/cuda/Sort.cpp; as recorded
+    """
+    return 2 * keys_bytes + -(-keys_bytes // 32) + SORT_CONSTANT_BYTES
 
 
 def laid_out(events: Iterable[Event], loader: str) -> tuple[Event, ...]:

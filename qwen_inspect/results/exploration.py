@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .timeline import Stage
 
-GROWTHS = 16  # that stand for all steps of decoding
+GROWTHS = 64  # that stand for all steps of decoding
 
 
 def grown_tokens(steps: int, growth: int) -> int:

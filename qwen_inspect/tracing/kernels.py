@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from ..results.timeline import FLASH_SCRATCH, SCALES_SCRATCH
@@ -23,6 +24,11 @@ CUDNN_HEAD_DIM = 256  # the most on Hopper. Source: torch 2.13, sdp_utils.cpp, c
 GEMM_4BIT, DEQUANTISE = "bitsandbytes.gemm_4bit.default", "bitsandbytes.dequantize_4bit.default"
 BIASED_GEMM_4BIT = "bitsandbytes.gemm_4bit.bias"  # the first of them where it adds a bias
 
+SAFE_SOFTMAX = "aten._safe_softmax.default"
+# Whether SDPA's math path runs, which adds the mask to the scores in place, but not to those of fake tensors.
+# Source: torch 2.11, aten/src/ATen/native/transformers/attention.cpp, _scaled_dot_product_attention_math
+IN_MATH_ATTENTION: ContextVar[bool] = ContextVar("in_math_attention", default=False)
+
 
 @contextmanager
 def replaced(replacements: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
@@ -35,11 +41,12 @@ def replaced(replacements: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
 
 
 @contextmanager
-def as_on_cuda(padding: Recorder | None = None, *, cudnn: bool = False) -> Iterator[None]:
+def as_on_cuda(padding: Recorder | None = None, *, cudnn: bool = False, device: str = "cuda") -> Iterator[None]:
     """Decisions that transformers takes by device or by value, taken as on CUDA; and nothing printed.
 
     padding: who records a run whose masks are of padding; a masked call is then what CUDA makes of it. transformers takes a mask
-    on fake tensors for one that masks something. cudnn: as in `TraceRequest`.
+    on fake tensors for one that masks something. cudnn: as in `TraceRequest`. device: "cpu" has a fused kernel for float32 with
+    GQA.
     """
     import torch
     import torch._meta_registrations as shapes
@@ -66,7 +73,7 @@ def as_on_cuda(padding: Recorder | None = None, *, cudnn: bool = False) -> Itera
         # Autocast casts what comes in: after this.
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
         if options.get("enable_gqa"):
-            fused = dtype in (torch.float16, torch.bfloat16)
+            fused = device == "cpu" or dtype in (torch.float16, torch.bfloat16)
         else:
             fused = query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
         if fused:
@@ -77,7 +84,11 @@ def as_on_cuda(padding: Recorder | None = None, *, cudnn: bool = False) -> Itera
             by_cudnn = cudnn and query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] <= CUDNN_HEAD_DIM
             if padding is not None and fused and options.get("attn_mask") is not None and not by_cudnn:
                 return efficient_attention(padding, attend, query, key, value, **options)
-            return attend(query, key, value, *arguments, **options)
+            before = IN_MATH_ATTENTION.set(not fused)
+            try:
+                return attend(query, key, value, *arguments, **options)
+            finally:
+                IN_MATH_ATTENTION.reset(before)
 
     def grouped_mm_of_any_dtype(mat_a: Any, mat_b: Any, **options: Any) -> Any:
         """The output alone, which torch works out for bfloat16 and refuses for float16 and float32, though kernels take these.
@@ -208,6 +219,22 @@ def flash_backward_scratch(query: Any, key: Any) -> list[Any]:
     if key.shape[1] != heads:
         scratch += [key.new_empty((batch, key.shape[2], heads, head_dim)) for _ in ("key", "value")]
     return scratch
+
+
+def safe_softmax_scratch(scores: Any, dim: int) -> list[Any]:
+    """What the softmax of SDPA's math path holds beside its output: which scores are masked, which rows wholly, and a zero.
+
+    Source: torch 2.11 and 2.13, aten/src/ATen/native/transformers/attention.cpp, _safe_softmax; as recorded in fp32-0.6B
+    """
+    import torch
+
+    rows = list(scores.shape)
+    rows[dim] = 1
+    return [
+        scores.new_empty(scores.shape, dtype=torch.bool),
+        scores.new_empty(rows, dtype=torch.bool),
+        scores.new_empty(()),
+    ]
 
 
 def dequantised(

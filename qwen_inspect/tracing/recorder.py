@@ -9,7 +9,16 @@ from functools import partial
 from typing import Any
 
 from ..results.timeline import ADAPTER, FLASH_SCRATCH, GATHERED, Allocate, Event, Free, Stage
-from .kernels import BIASED_GEMM_4BIT, GEMM_4BIT, adds_bias, dequantised, flash_backward_scratch
+from .kernels import (
+    BIASED_GEMM_4BIT,
+    GEMM_4BIT,
+    IN_MATH_ATTENTION,
+    SAFE_SOFTMAX,
+    adds_bias,
+    dequantised,
+    flash_backward_scratch,
+    safe_softmax_scratch,
+)
 
 # Up to so many rows of inputs bitsandbytes multiplies by a 4-bit weight as it is, on every card. Source: bitsandbytes 0.50,
 # backends/cuda/ops.py, _GEMM_4BIT_CUSTOM_FLOOR_M
@@ -185,6 +194,9 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
                 name = names[operator] = str(operator).replace("_for_cpu", "")
             if operator in in_place and in_backward() and (operator is not add or sums_gradients(*args)):
                 operator = in_place[operator]
+            if operator is add and IN_MATH_ATTENTION.get():
+                args[0].add_(args[1])
+                return aten.alias.default(args[0])
             if (
                 operator is aten.convolution.default
             ):  # which begins by making its input so. Source: torch 2.13, Convolution.cpp
@@ -211,6 +223,13 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
             if operator is flash_backward:
                 for tensor in flash_backward_scratch(args[1], args[2]):
                     recorder.see(tensor, FLASH_SCRATCH, module=module)
+            if name == SAFE_SOFTMAX and recorder.recording:
+                held = safe_softmax_scratch(args[0], args[1])
+                for tensor in held:
+                    recorder.see(tensor, name, module=module)
+                del tensor
+                while held:  # the last goes first, as where a block of C++ ends
+                    held.pop()
             return outputs
 
     for name, module in model.named_modules():

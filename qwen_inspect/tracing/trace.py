@@ -145,7 +145,9 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
     try:
         with ExitStack() as stack:
             efficient = workload.padded and workload.device == "cuda"
-            stack.enter_context(as_on_cuda(recorder if efficient else None, cudnn=workload.cudnn))
+            stack.enter_context(
+                as_on_cuda(recorder if efficient else None, cudnn=workload.cudnn, device=workload.device)
+            )
             if workload.autocast is not None:
                 stack.enter_context(let_go_in_order(recorder.events))
                 stack.enter_context(nullcontext() if workload.device == "cpu" else cuda_lists())

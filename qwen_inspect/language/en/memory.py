@@ -63,6 +63,7 @@ TEXT = {
     "assume_workspace_biases": "cuBLASLt takes a workspace of {bytes:,} B at the first matrix product that adds a bias",
     "assume_kernel": "Attention by {kernel}; sequences of one length without padding; kernels' own scratch is not traced",
     "assume_kernel_padded": "Attention by {kernel}; sequences padded to the longest, of {tokens:,} tokens: attention adds a mask of batch x tokens²; kernels' own scratch is not traced",
+    "assume_caller": "Counted for a prompt without a mask. A caller of generate who passes attention_mask holds more until it returns: {bytes:,} B for {tokens:,} tokens, 8 B each, and {token_bytes} B for each special token that is set (bos, eos, pad)",
     "assume_no_sdpa": "transformers has no sdpa for {class_name}, so from_pretrained chooses {kernel}",
     "assume_quantised": "Quantised ({method}): weights as stored. What its kernels allocate (repacked or dequantised weights, scratch) no trace here tells, so activations and peak are unknown",
     "assume_four_bits_inference": "bitsandbytes makes a 4-bit weight dense before it multiplies; with at most 1,536 tokens a batch some cards have kernels that need no such buffer, and up to 4 tokens none does. What quantising takes while the model is loaded is not counted",

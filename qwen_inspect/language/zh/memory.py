@@ -63,6 +63,7 @@ TEXT = {
     "assume_workspace_biases": "cuBLASLt 在第一次带偏置的矩阵乘时申请 {bytes:,} 字节的工作区",
     "assume_kernel": "注意力使用 {kernel}；序列等长、无填充；算子内部的临时空间不在追踪之内",
     "assume_kernel_padded": "注意力使用 {kernel}；各序列填充到最长的 {tokens:,} 个 token，注意力要加上 batch × token 数² 的掩码；算子内部的临时空间不在追踪之内",
+    "assume_caller": "按不带掩码的提示词计。调用 generate 时若传入 attention_mask，则在其返回之前另占：{tokens:,} 个 token 共 {bytes:,} 字节（每个 8 字节），以及每个已设置的特殊 token（bos、eos、pad）{token_bytes} 字节",
     "assume_no_sdpa": "transformers 的 {class_name} 不支持 sdpa，from_pretrained 会选择 {kernel}",
     "assume_quantised": "已量化（{method}）：权重按存储形式计。其内核的分配（重排或反量化的权重、临时空间）没有追踪可依，故激活与峰值未知",
     "assume_four_bits_inference": "bitsandbytes 在矩阵乘之前先把 4 比特权重反量化为稠密矩阵；每批不超过 1,536 个 token 时，部分显卡有无需此缓冲的 kernel，不超过 4 个 token 时均无需。加载时量化所占的显存未计入",

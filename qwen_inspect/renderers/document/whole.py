@@ -300,13 +300,15 @@ def memory_blocks(whole: WholeReport, say: Language) -> list[Block]:
         made += [Heading(say("heading_at_peak"), 3), _ranges_table(memories, say)]
     else:
         made.append(Paragraph(say("report_no_peak")))
-    assumptions = dict.fromkeys(say(message) for memory in memories for message in memory.predicted.assumptions)
+    # Each once: what one says of a prompt's length, the first says.
+    every = [message for memory in reversed(memories) for message in reversed(memory.predicted.assumptions)]
+    assumptions = {message.key: say(message) for message in every}
     return [
         *made,
         Heading(say("heading_at_end"), 3),
         moments_table(memories, say, "steady"),
         Heading(say("heading_assumptions"), 3),
-        Items(list(assumptions)),
+        Items(list(reversed(assumptions.values()))),
     ]
 
 
