@@ -12,7 +12,7 @@ import pytest
 
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.errors import UnsupportedError, UsageError
-from qwen_inspect.results.timeline import FLASH_SCRATCH, Allocate, Event, Free, Timeline
+from qwen_inspect.results.timeline import CUDA_SCRATCH, FLASH_SCRATCH, Allocate, Event, Free, Timeline
 from qwen_inspect.tracing.kernels import FLASH_ATTENTION_2
 from qwen_inspect.tracing.trace import TraceRequest, trace
 
@@ -241,8 +241,8 @@ def test_training_takes_what_the_trace_says(
         optimizer=f"adamw_{optimizer}",
         checkpointing=checkpointing,
     )
-    # CUDA's flash attention takes scratch of its own, which is in the trace and not in a run on CPU.
-    scratch = {request.id for request in requests(timeline) if request.operator == FLASH_SCRATCH}
+    # CUDA's kernels take scratch of their own, which is in the trace and not in a run on CPU.
+    scratch = {request.id for request in requests(timeline) if request.operator in CUDA_SCRATCH}
     events = [event for event in after_load(timeline) if event.id not in scratch]
     left = list(follow(changes, events, Run({}, {}, {})).scratch.values())
     # On the host, and so not in the trace: AdamW's step counters, a float32 for each parameter.

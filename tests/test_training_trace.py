@@ -11,7 +11,7 @@ import pytest
 
 from qwen_inspect.checkpoint import DType
 from qwen_inspect.results.quantisation import Bnb4
-from qwen_inspect.results.timeline import ADAPTER, FLASH_SCRATCH, SCALES_SCRATCH, Allocate, Event, Free, Timeline
+from qwen_inspect.results.timeline import ADAPTER, CUDA_SCRATCH, Allocate, Event, Free, Timeline
 from qwen_inspect.tracing.adapting import Adapters, FourBits, optimizer_of
 
 from .following import Run, follow, profiled
@@ -62,9 +62,7 @@ def adapted(model: Any, targets: Sequence[str]) -> Any:
 def on_cpu(timeline: Timeline) -> list[Event]:
     """The run without what is taken on CUDA alone."""
     found = after_load(timeline)
-    gone = {
-        event.id for event in found if isinstance(event, Allocate) and event.operator in (FLASH_SCRATCH, SCALES_SCRATCH)
-    }
+    gone = {event.id for event in found if isinstance(event, Allocate) and event.operator in CUDA_SCRATCH}
     return [event for event in found if event.id not in gone]
 
 

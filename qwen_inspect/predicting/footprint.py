@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ..checkpoint import Tensor
@@ -21,24 +20,14 @@ from ..language import Message
 from ..results.cache import CacheLayer, CacheReport
 from ..results.exploration import GROWTHS, grown_bytes, grown_tokens
 from ..results.memory import TERMS, Alive, Footprint, Moment, Run, context_range
-from ..results.timeline import (
-    ADAPTER,
-    FLASH_SCRATCH,
-    GATHERED,
-    SCALES_SCRATCH,
-    Allocate,
-    Event,
-    Free,
-    Stage,
-    Timeline,
-    living,
-)
+from ..results.timeline import ADAPTER, CUDA_SCRATCH, GATHERED, Allocate, Event, Free, Stage, Timeline, living
 from ..spec import Module, each_buffer, each_tensor
 from ..tracing.kernels import BIASED_GEMM_4BIT
+from ..tracing.scratch import ANY_MULTIPROCESSORS, as_cudnn, log_sum_exps, multiprocessors_of, varies_by_card, with_sums
 from ..units import size as shown_size
 from .allocator import ROUNDING_BYTES, Allocator, HostAllocator, OutOfMemory
 from .allocator_settings import read_settings
-from .replay import WARM_UP, Replay, load_from_warm_up_block, load_one_by_one, replay, warm_up_bytes
+from .replay import WARM_UP, Replay, load_and_cast, load_from_warm_up_block, load_one_by_one, replay, warm_up_bytes
 
 if TYPE_CHECKING:
     from ..results.course import Course
@@ -55,7 +44,6 @@ HOPPER = re.compile(r"h100|h200|h20\b|h800|gh200|hopper|sm_?90", re.IGNORECASE)
 LT_WORKSPACE_BYTES = 1024 * 1024
 MATRIX_PRODUCT = re.compile(r"(aten\.(mm|addmm|bmm|baddbmm|_grouped_mm)|bitsandbytes\.gemm_4bit\.(default|bias))\b")
 BIASED_PRODUCT = re.compile(rf"aten\.addmm\b|{re.escape(BIASED_GEMM_4BIT)}")
-FLASH_ATTENTION = "aten._scaled_dot_product_flash_attention.default"
 SORT = re.compile(r"aten\.sort\b")
 SORT_SCRATCH = "aten.sort.scratch"
 SORT_CONSTANT_BYTES = 8 * 256 * 8 + 256 + 255
@@ -65,6 +53,7 @@ MOST_ALIVE = 12
 PARAMETER, BUFFER, WORKSPACE = "parameter", "buffer", "workspace"
 LINEAR = "linear_attn"  # the module of linear attention in a layer
 OWN_IDS = 1 << 60
+LOADED_IDS = OWN_IDS + (3 << 40)  # of what is loaded in another form
 DEFAULT_RUN = Run()
 SORTED_IDS = 1 << 59  # and twice the id of the indices that come out sorted
 GROWN_IDS = 1 << 61  # times the number of a growth, added to the id of the last
@@ -395,6 +384,11 @@ def _of_parts(timeline: Timeline, run: Run) -> tuple[Message, ...]:
     biased = any(isinstance(event, Allocate) and BIASED_PRODUCT.match(event.operator) for event in timeline.events)
     return (
         *([Message("assume_workspace_biases", bytes=LT_WORKSPACE_BYTES)] if biased and run.device == "cuda" else []),
+        *(
+            [Message("assume_multiprocessors", gpu=run.gpu, count=ANY_MULTIPROCESSORS)]
+            if run.device == "cuda" and multiprocessors_of(run.gpu) is None and varies_by_card(timeline)
+            else []
+        ),
         *([Message("assume_linear_reference")] if linear else []),
         *([Message("assume_text_only")] if seeing else []),
         *([Message("assume_four_bits")] if four_bits and run.mode == "train" else []),
@@ -421,15 +415,23 @@ def _training(run: Run) -> Iterator[Message]:
 def on_device(timeline: Timeline, run: Run) -> Timeline:
     """The trace's run as the device sees it: weights laid out by the loader, and the workspaces of matrix products.
 
-    On CPU neither is there, nor what flash attention's backward and bitsandbytes take on CUDA alone.
+    On CPU neither is there, nor what kernels take for themselves on CUDA alone.
     """
     if run.device == "cpu":
-        return _without(timeline, _made_by(timeline, FLASH_SCRATCH, SCALES_SCRATCH))
-    if has_cudnn_attention(run.gpu) and run.mode != "train":
+        return _without(timeline, _made_by(timeline, *CUDA_SCRATCH))
+    timeline = with_sums(timeline, run.gpu)
+    if has_cudnn_attention(run.gpu) and run.mode == "train":
+        timeline = as_cudnn(timeline) if run.attention == "sdpa" else timeline
+    elif has_cudnn_attention(run.gpu):
         timeline = _without(timeline, _log_sum_exps(timeline))
     timeline = _sorting(timeline)
     begins = timeline.stages[1].first_event
-    load, rest = laid_out(timeline.events[:begins], run.loader), timeline.events[begins:]
+    load, rest = timeline.events[:begins], timeline.events[begins:]
+    if timeline.cast:
+        made = [event for event in load if isinstance(event, Allocate)]
+        load = load_and_cast(made, first_id=LOADED_IDS, warm_up=run.loader == "warmup")
+    else:
+        load = laid_out(load, run.loader)
     events: list[Event] = []
     at = 0
     workspaces = _workspaces(timeline, run)
@@ -518,7 +520,8 @@ def _workspaces(timeline: Timeline, run: Run) -> list[tuple[int, Allocate]]:
 def _without(timeline: Timeline, gone: Collection[int]) -> Timeline:
     """The timeline less some storages, by id."""
     kept = [index for index, event in enumerate(timeline.events) if event.id not in gone]
-    return Timeline(
+    return replace(
+        timeline,
         events=tuple(timeline.events[index] for index in kept),
         stages=tuple(
             Stage(name=stage.name, first_event=bisect_left(kept, stage.first_event)) for stage in timeline.stages
@@ -536,14 +539,7 @@ def _log_sum_exps(timeline: Timeline) -> set[int]:
     A trace has flash attention's. Its workspace is left out: 256 bytes, and in decoding the parts of a split KV; so are its seed
     and offset, 8 bytes each. As recorded in benchmarks/recorded.
     """
-    return {
-        event.id
-        for output, event in pairwise(timeline.events)
-        if isinstance(event, Allocate)
-        and isinstance(output, Allocate)
-        and event.operator == output.operator == FLASH_ATTENTION
-        and event.module == output.module
-    }
+    return {event.id for _, event in log_sum_exps(timeline)}
 
 
 def _sorting(timeline: Timeline) -> Timeline:

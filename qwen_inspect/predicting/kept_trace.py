@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MalformedError, UnsupportedError
-from ..results.timeline import Allocate, Free, Stage, Timeline
+from ..results.timeline import Allocate, ColumnSum, Free, Stage, Timeline
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -61,12 +61,17 @@ Coefficients = tuple[int, ...]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptTrace:
     """Events with polynomials for sizes. `allocations` and `order` together are the run: an entry of `order` that is not negative
-    is the index of the allocation made then, -1 - index frees it."""
+    is the index of the allocation made then, -1 - index frees it.
+
+    sums, cast: of a run that trains, which no file keeps; of each sum its allocation, polynomials of outputs and inputs, vector.
+    """
 
     stages: tuple[Stage, ...]
     allocations: tuple[tuple[Coefficients, str, str], ...]  # size, module, operator
     order: tuple[int, ...]
     made_by: str
+    sums: tuple[tuple[int, Coefficients, Coefficients, int], ...] = ()
+    cast: bool = False
 
     def at(self, point: Point) -> Timeline:
         """The run for a workload, each size in bytes."""
@@ -75,7 +80,20 @@ class KeptTrace:
         sizes = {one: sum(map(int.__mul__, one, monomials)) for one in set(polynomials)}
         made = list(map(Allocate, range(len(polynomials)), map(sizes.__getitem__, polynomials), modules, operators))
         return Timeline(
-            events=tuple([made[entry] if entry >= 0 else Free(-1 - entry) for entry in self.order]), stages=self.stages
+            events=tuple([made[entry] if entry >= 0 else Free(-1 - entry) for entry in self.order]),
+            stages=self.stages,
+            sums=tuple(
+                (
+                    index,
+                    ColumnSum(
+                        outputs=sum(map(int.__mul__, outputs, monomials)),
+                        inputs=sum(map(int.__mul__, inputs, monomials)),
+                        vector=vector,
+                    ),
+                )
+                for index, outputs, inputs, vector in self.sums
+            ),
+            cast=self.cast,
         )
 
 
@@ -96,18 +114,50 @@ def fit(traces: Mapping[Point, Timeline], *, made_by: str, terms: Sequence[int] 
     solved: dict[tuple[int, ...], Coefficients] = {}
     allocations, order = [], []
     expected = checked.monomials
+
+    def polynomial(numbers: tuple[int, ...], witnessed: int, module: str, operator: str) -> Coefficients:
+        if numbers not in solved:
+            found = dict(zip(terms, _solve(inverse, numbers), strict=True))
+            solved[numbers] = tuple(found.get(term, 0) for term in range(len(expected)))
+        if sum(map(int.__mul__, solved[numbers], expected)) != witnessed:
+            raise UnsupportedError("trace_not_polynomial", module=module, operator=operator)
+        return solved[numbers]
+
     for index, (entry, _, module, operator) in enumerate(runs[0]):
         order.append(entry)
         if entry < 0:
             continue
         sizes = tuple(run[index][1] for run in runs)
-        if sizes not in solved:
-            found = dict(zip(terms, _solve(inverse, sizes), strict=True))
-            solved[sizes] = tuple(found.get(term, 0) for term in range(len(expected)))
-        if sum(map(int.__mul__, solved[sizes], expected)) != witness[index][1]:
-            raise UnsupportedError("trace_not_polynomial", module=module, operator=operator)
-        allocations.append((solved[sizes], module, operator))
-    return KeptTrace(stages=first.stages, allocations=tuple(allocations), order=tuple(order), made_by=made_by)
+        allocations.append((polynomial(sizes, witness[index][1], module, operator), module, operator))
+    summed = [_sums(traces[point]) for point in traces]
+    if any(list(found) != list(summed[0]) for found in summed):
+        raise UnsupportedError("trace_events_differ", length=len(summed[-1]), other=len(summed[0]))
+    sums = []
+    for index, one in summed[0].items():
+        _, module, operator = allocations[index]
+        outputs, inputs = (
+            polynomial(tuple(numbers[:-1]), numbers[-1], module, operator)
+            for numbers in (
+                [found[index].outputs for found in summed],
+                [found[index].inputs for found in summed],
+            )
+        )
+        sums.append((index, outputs, inputs, one.vector))
+    return KeptTrace(
+        stages=first.stages,
+        allocations=tuple(allocations),
+        order=tuple(order),
+        made_by=made_by,
+        sums=tuple(sums),
+        cast=first.cast,
+    )
+
+
+def _sums(timeline: Timeline) -> dict[int, ColumnSum]:
+    """The sums over rows by the number of the allocation that each gives."""
+    made = (event.id for event in timeline.events if isinstance(event, Allocate))
+    numbers = {identity: number for number, identity in enumerate(made)}
+    return {numbers[identity]: one for identity, one in timeline.sums}
 
 
 def _numbered(timeline: Timeline) -> list[tuple[int, int, str, str]]:

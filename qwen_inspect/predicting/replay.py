@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ..results.timeline import Allocate, Event, Free, Timeline, living
+from ..results.timeline import ADAPTER, Allocate, Event, Free, Timeline, living
 from .allocator import MIB, Allocator, Block, OutOfMemory, Usage
 
 WARM_UP = "caching_allocator_warmup"  # the operator of the loader's block, by the name of transformers' function
@@ -128,6 +129,43 @@ def load_from_warm_up_block(
     """
     size_bytes = warm_up_bytes(sum(weight.size_bytes for weight in weights), total_memory_bytes=total_memory_bytes)
     return (Allocate(block_id, size_bytes, "", WARM_UP), Free(block_id), *weights)
+
+
+def load_and_cast(loaded: Sequence[Allocate], *, first_id: int, warm_up: bool) -> tuple[Event, ...]:
+    """A base of 4 bits made ready to train: loaded in 16 bits where it is not quantised, and cast to 32 bits one by one; then
+    LoRA's matrices likewise.
+
+    loaded: as they are held in the end. warm_up: whether a block for all weights, but not their scales, is made and freed first.
+    Sources: transformers 5.23, get_total_byte_count; PEFT 0.21, prepare_model_for_kbit_training and cast_adapter_dtype
+    """
+    weights = [event for event in loaded if event.operator == "parameter"]
+    times = Counter(weight.module for weight in weights)
+    packed = {
+        weight.module: weight for weight in reversed(weights) if times[weight.module] > 1
+    }  # each beside its scales
+    stored = [
+        weight if weight.module in packed else weight._replace(id=first_id + number, size_bytes=weight.size_bytes // 2)
+        for number, weight in enumerate(loaded)
+        if weight.operator == "parameter"
+    ]
+    adapters = [event for event in loaded if event.operator == ADAPTER]
+    matrices = [
+        event._replace(id=first_id + len(loaded) + number, size_bytes=event.size_bytes // 2)
+        for number, event in enumerate(adapters)
+    ]
+    others = [event for event in loaded if event.operator not in ("parameter", ADAPTER)]
+
+    def cast(before: Sequence[Allocate], after: Sequence[Allocate]) -> Iterator[Event]:
+        for old, new in zip(before, after, strict=True):
+            if old.id != new.id:
+                yield from (new, Free(old.id))
+
+    block_id = first_id + len(loaded) + len(adapters)
+    counted = sum(one.size_bytes for one in stored if packed.get(one.module, one) is one)
+    first: list[Event] = []
+    if warm_up:
+        first = [Allocate(block_id, warm_up_bytes(counted), "", WARM_UP), Free(block_id)]
+    return (*first, *stored, *others, *cast(stored, weights), *matrices, *cast(matrices, adapters))
 
 
 def warm_up_bytes(weights_bytes: int, *, total_memory_bytes: int | None = None) -> int:

@@ -12,6 +12,9 @@ FLASH_SCRATCH = (
 SCALES_SCRATCH = (
     "bitsandbytes.gemm_4bit.scales"  # of scales without their offset, which bitsandbytes keeps on CUDA alone
 )
+SOFTMAX_SCRATCH = "softmax.scratch"  # the operator of what softmax and its gradient take for themselves on CUDA alone
+# All that a trace has of CUDA alone.
+CUDA_SCRATCH = (FLASH_SCRATCH, SCALES_SCRATCH, SOFTMAX_SCRATCH)
 GATHERED = "fsdp.all_gather"  # whole weights that FSDP puts together for a while
 ADAPTER = "adapter"  # the operator of the matrices that PEFT adds to a model
 
@@ -43,15 +46,28 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnSum:
+    """A sum over rows: `inputs` numbers for each of `outputs`, of which `vector` at a time are loaded."""
+
+    outputs: int
+    inputs: int
+    vector: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Timeline:
     """A whole run. Ids are unique in it; what is not freed is alive at its end.
 
-    kept: what the cache keeps where a stage ends, by id: "cache" or "state"; empty where that is not recorded.
+    kept: what the cache keeps where a stage ends, by id: "cache" or "state"; empty where that is not recorded. sums: the sums
+    over rows of a run that trains, by the id of what they give; empty of any other. cast: whether all that is loaded but weights
+    of 4 bits came in 16 bits and was cast to 32.
     """
 
     events: tuple[Event, ...]
     stages: tuple[Stage, ...]
     kept: tuple[tuple[int, str], ...] = field(default=(), compare=False)
+    sums: tuple[tuple[int, ColumnSum], ...] = field(default=(), compare=False)
+    cast: bool = field(default=False, compare=False)
 
 
 class Change(NamedTuple):

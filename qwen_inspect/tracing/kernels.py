@@ -24,10 +24,9 @@ CUDNN_HEAD_DIM = 256  # the most on Hopper. Source: torch 2.13, sdp_utils.cpp, c
 GEMM_4BIT, DEQUANTISE = "bitsandbytes.gemm_4bit.default", "bitsandbytes.dequantize_4bit.default"
 BIASED_GEMM_4BIT = "bitsandbytes.gemm_4bit.bias"  # the first of them where it adds a bias
 
-SAFE_SOFTMAX = "aten._safe_softmax.default"
-# Whether SDPA's math path runs, which adds the mask to the scores in place, but not to those of fake tensors.
-# Source: torch 2.11, aten/src/ATen/native/transformers/attention.cpp, _scaled_dot_product_attention_math
-IN_MATH_ATTENTION: ContextVar[bool] = ContextVar("in_math_attention", default=False)
+# Whether SDPA's math path runs, which adds the mask to the scores in place, but not where a dispatch mode is on.
+# Source: torch 2.13, aten/src/ATen/native/transformers/attention.cpp, _scaled_dot_product_attention_math
+in_math_attention: ContextVar[bool] = ContextVar("in_math_attention", default=False)
 
 
 @contextmanager
@@ -84,11 +83,11 @@ def as_on_cuda(padding: Recorder | None = None, *, cudnn: bool = False, device: 
             by_cudnn = cudnn and query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] <= CUDNN_HEAD_DIM
             if padding is not None and fused and options.get("attn_mask") is not None and not by_cudnn:
                 return efficient_attention(padding, attend, query, key, value, **options)
-            before = IN_MATH_ATTENTION.set(not fused)
+            token = in_math_attention.set(not fused)
             try:
                 return attend(query, key, value, *arguments, **options)
             finally:
-                IN_MATH_ATTENTION.reset(before)
+                in_math_attention.reset(token)
 
     def grouped_mm_of_any_dtype(mat_a: Any, mat_b: Any, **options: Any) -> Any:
         """The output alone, which torch works out for bfloat16 and refuses for float16 and float32, though kernels take these.
@@ -202,6 +201,18 @@ def flash_attention_2(recorder: Recorder, *, repeated: bool) -> Callable[..., tu
     return attend
 
 
+def safe_softmax_scratch(scores: Any) -> Iterator[Any]:
+    """What a softmax of scores takes that gives rows of nothing but -inf zeros: which are -inf, which rows are, and the zero.
+
+    Source: torch 2.13, aten/src/ATen/native/transformers/attention.cpp, _safe_softmax
+    """
+    import torch
+
+    yield torch.empty_like(scores, dtype=torch.bool)
+    yield scores.new_empty((*scores.shape[:-1], 1), dtype=torch.bool)
+    yield scores.new_empty(())
+
+
 def flash_backward_scratch(query: Any, key: Any) -> list[Any]:
     """What flash attention's backward holds while it runs: row sums, the query's gradient in float32, and with GQA the gradients
     of K and V for every query head. The kernel rounds tokens up to blocks of 128, which is left out so that sizes grow evenly.
@@ -219,22 +230,6 @@ def flash_backward_scratch(query: Any, key: Any) -> list[Any]:
     if key.shape[1] != heads:
         scratch += [key.new_empty((batch, key.shape[2], heads, head_dim)) for _ in ("key", "value")]
     return scratch
-
-
-def safe_softmax_scratch(scores: Any, dim: int) -> list[Any]:
-    """What the softmax of SDPA's math path holds beside its output: which scores are masked, which rows wholly, and a zero.
-
-    Source: torch 2.11 and 2.13, aten/src/ATen/native/transformers/attention.cpp, _safe_softmax; as recorded in fp32-0.6B
-    """
-    import torch
-
-    rows = list(scores.shape)
-    rows[dim] = 1
-    return [
-        scores.new_empty(scores.shape, dtype=torch.bool),
-        scores.new_empty(rows, dtype=torch.bool),
-        scores.new_empty(()),
-    ]
 
 
 def dequantised(

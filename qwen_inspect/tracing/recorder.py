@@ -8,17 +8,27 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from ..results.timeline import ADAPTER, FLASH_SCRATCH, GATHERED, Allocate, Event, Free, Stage
+from ..results.timeline import (
+    ADAPTER,
+    FLASH_SCRATCH,
+    GATHERED,
+    SOFTMAX_SCRATCH,
+    Allocate,
+    ColumnSum,
+    Event,
+    Free,
+    Stage,
+)
 from .kernels import (
     BIASED_GEMM_4BIT,
     GEMM_4BIT,
-    IN_MATH_ATTENTION,
-    SAFE_SOFTMAX,
     adds_bias,
     dequantised,
     flash_backward_scratch,
+    in_math_attention,
     safe_softmax_scratch,
 )
+from .scratch import SUMS, column_sum
 
 # Up to so many rows of inputs bitsandbytes multiplies by a 4-bit weight as it is, on every card. Source: bitsandbytes 0.50,
 # backends/cuda/ops.py, _GEMM_4BIT_CUSTOM_FLOOR_M
@@ -38,6 +48,7 @@ class Recorder:
         self.recording = True
         self.closed = False
         self.kept: dict[int, str] = {}  # uses of what a cache keeps, by id
+        self.sums: dict[int, ColumnSum] = {}  # sums over rows, by the id of what they give
         self._ids: dict[int, int] = {}  # of living storages, by their address
         self._left_out: set[int] = set()  # addresses of living storages that are not counted
         self._allocations: list[Allocate] = []
@@ -81,6 +92,13 @@ class Recorder:
         identity = self._ids.get(tensor.untyped_storage()._cdata)
         if identity is not None:
             self.kept[identity] = use
+
+    def sum(self, output: Any, tensor: Any, dims: Any) -> None:
+        """The output is a sum of the tensor over some dimensions."""
+        found = column_sum(tensor, dims)
+        identity = self._ids.get(output.untyped_storage()._cdata)
+        if found is not None and identity is not None:
+            self.sums[identity] = found
 
     def rename(self, parameters: Iterable[Any], operator: str) -> None:
         """What has become a parameter since it was made is one: a bias that bitsandbytes cast to what it computes in."""
@@ -153,6 +171,10 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
     }
     held_by_autograd: list[tuple[int, int]] = []
     flash_backward = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+    # Which multiplies the gradient by the output first. Source: torch 2.11, aten/src/ATen/native/cuda/SoftMax.cu,
+    # softmax_backward_cuda_out
+    softmax_backward = aten._softmax_backward_data.default
+    safe_softmax = aten._safe_softmax.default
     on_host = {aten.lift_fresh.default, aten.scalar_tensor.default}
     arrived = torch.ops._c10d_functional.wait_tensor.default if shared else None
 
@@ -192,21 +214,19 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
             name = names.get(operator)
             if name is None:
                 name = names[operator] = str(operator).replace("_for_cpu", "")
-            if operator in in_place and in_backward() and (operator is not add or sums_gradients(*args)):
+            adds_mask = operator is add and in_math_attention.get()
+            if adds_mask or (operator in in_place and in_backward() and (operator is not add or sums_gradients(*args))):
                 operator = in_place[operator]
-            if operator is add and IN_MATH_ATTENTION.get():
-                args[0].add_(args[1])
-                return aten.alias.default(args[0])
             if (
                 operator is aten.convolution.default
             ):  # which begins by making its input so. Source: torch 2.13, Convolution.cpp
                 args = (args[0].contiguous(), *args[1:])
                 if recorder.recording:
                     recorder.see(args[0], name, module=module)
-            scratch: tuple[tuple[str, Any], ...] = ()
+            scratch: list[tuple[str, Any]] = []
             if name == GEMM_4BIT:
                 if args[0].numel() > FUSED_ROWS * args[0].shape[-1]:
-                    scratch = dequantised(*args, **(kwargs or {}))
+                    scratch = list(dequantised(*args, **(kwargs or {})))
                 name = BIASED_GEMM_4BIT if adds_bias(*args, **(kwargs or {})) else name
             for made_by, tensor in scratch:
                 recorder.see(tensor, made_by, module=module)
@@ -219,17 +239,23 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
                 see = recorder.leave_out if left_out else recorder.see
                 for tensor in _tensors(outputs):
                     see(tensor, recorder.operator or name, module=recorder.owner or module)
-            del scratch
+                if model.training and name in SUMS:
+                    recorder.sum(outputs, *args[:2])
+            while scratch:  # as Python lets go of a function's variables: the scales with their offset are its argument
+                scratch.pop(1 if len(scratch) > 2 else 0)
             if operator is flash_backward:
                 for tensor in flash_backward_scratch(args[1], args[2]):
                     recorder.see(tensor, FLASH_SCRATCH, module=module)
-            if name == SAFE_SOFTMAX and recorder.recording:
-                held = safe_softmax_scratch(args[0], args[1])
-                for tensor in held:
-                    recorder.see(tensor, name, module=module)
+            if operator is safe_softmax:
+                held = []
+                for tensor in safe_softmax_scratch(args[0]):
+                    recorder.see(tensor, SOFTMAX_SCRATCH, module=module)
+                    held.append(tensor)
                 del tensor
-                while held:  # the last goes first, as where a block of C++ ends
+                while held:
                     held.pop()
+            if operator is softmax_backward:
+                recorder.see(args[0] * args[1], SOFTMAX_SCRATCH, module=module)
             return outputs
 
     for name, module in model.named_modules():

@@ -178,7 +178,13 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
         recorder.closed = True
         if collecting:
             gc.enable()
-    return Timeline(events=tuple(recorder.events), stages=tuple(recorder.stages), kept=tuple(recorder.kept.items()))
+    return Timeline(
+        events=tuple(recorder.events),
+        stages=tuple(recorder.stages),
+        kept=tuple(recorder.kept.items()),
+        sums=tuple(recorder.sums.items()),
+        cast=workload.lora is not None and workload.lora.base is not None and spec.dtype.torch_name != "float32",
+    )
 
 
 # --- the model
@@ -472,7 +478,8 @@ def _train(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise UsageError("trace_none_trained", pattern=workload.trained)
-    optimizer, scaler = optimizer_of(workload.optimizer, trained), scaler_of(workload.autocast, "cpu")
+    with recorder.paused():  # An 8-bit one makes its tables on the host.
+        optimizer, scaler = optimizer_of(workload.optimizer, trained), scaler_of(workload.autocast, "cpu")
     for _ in range(workload.steps):
         for _ in range(workload.accumulate):
             recorder.stage("forward")

@@ -113,6 +113,7 @@ TEXT = {
     # --- assumptions
     "assume_calibrated": "Measured on this machine on {date} and used here: the CUDA context, {context}, and cuBLAS's workspace ({gpu}, driver {driver}, torch {torch}, transformers {transformers})",
     "assume_allocator": "The allocator's settings are {settings} (PYTORCH_CUDA_ALLOC_CONF)",
+    "assume_multiprocessors": "How many multiprocessors {gpu} has is not known: {count} are assumed, as of an A100, which bounds what sums over many rows take for themselves",
     "assume_linear_reference": "Linear-attention layers run transformers' reference code in PyTorch, as where no kernels for them are installed; with kernels (flash-linear-attention, causal-conv1d) they take less",
     "assume_text_only": "The prompt is text: the vision tower's weights are held, but it does not run",
     # --- traces

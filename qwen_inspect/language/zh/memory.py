@@ -113,6 +113,7 @@ TEXT = {
     # --- assumptions
     "assume_calibrated": "沿用本机 {date} 的实测值：CUDA 上下文 {context} 与 cuBLAS 工作区（{gpu}，驱动 {driver}，torch {torch}，transformers {transformers}）",
     "assume_allocator": "分配器设置为 {settings}（PYTORCH_CUDA_ALLOC_CONF）",
+    "assume_multiprocessors": "{gpu} 的流式多处理器（SM）数量未知：按 A100 的 {count} 个计算，它限定了按行求和（reduction）所用临时显存的上限",
     "assume_linear_reference": "线性注意力层按 transformers 的 PyTorch 参考实现执行（未安装专用算子时即如此）；安装算子（flash-linear-attention、causal-conv1d）后占用更少",
     "assume_text_only": "提示词为纯文本：视觉塔的权重占用显存，但不参与计算",
     # --- traces

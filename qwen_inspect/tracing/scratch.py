@@ -1,0 +1,211 @@
+"""What CUDA's kernels take for themselves while they run, and give back: sums over rows, and cuDNN's attention backward."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import count, pairwise
+from typing import Any
+
+from ..results.timeline import FLASH_SCRATCH, Allocate, ColumnSum, Event, Free, Stage, Timeline
+
+SUM_SCRATCH = "sum.scratch"  # the operator of what a sum over rows takes for itself
+SUM_IDS, CUDNN_IDS = (1 << 60) + (1 << 40), (1 << 60) + (2 << 40)  # the first of the ids given to what is no trace's
+SUMS = frozenset({"aten.sum.dim_IntList", "aten.mean.dim"})
+# Of one block of threads: how many there are at most, how many lie side by side, and how many numbers each adds up at the most
+# and at the least before more blocks share an output. Source: torch 2.13, aten/src/ATen/native/cuda/Reduce.cuh
+BLOCK_THREADS, WARP, MOST_VALUES, FEWEST_VALUES = 512, 32, 256, 16
+ACCUMULATOR_BYTES = 4  # float32, whatever is added up
+FLASH_ATTENTION = "aten._scaled_dot_product_flash_attention.default"
+CUDNN_SCRATCH, CUDNN_DROPOUT = "cudnn_attention.scratch", "cudnn_attention.dropout"
+# What cuDNN takes beside what its graph names, as measured: torch 2.11 on an H100, forwards and backwards of every training run
+# of benchmarks/recorded.
+CUDNN_BYTES = 256
+# Multiprocessors of a card, by its name. Sources: NVIDIA's white papers on the architectures V100, Turing, A100, GA102, Ada, H100
+# and Blackwell, and the data sheets of A10, A30, A40, L4, L40 and H200 (CUDA cores over those of a multiprocessor).
+MULTIPROCESSORS: tuple[tuple[re.Pattern[str], int], ...] = tuple(
+    (re.compile(rf"\b(?:{names})\b", re.IGNORECASE), number)
+    for names, number in (
+        ("h100 pcie", 114),
+        ("h20", 78),
+        ("h100|h200|h800|gh200", 132),
+        ("a100", 108),
+        ("a30", 56),
+        ("a10|a10g", 72),
+        ("a40|a6000", 84),
+        ("l4", 58),
+        ("l40|l40s|6000 ada", 142),
+        ("t4", 40),
+        ("v100", 80),
+        ("b200", 148),
+        ("rtx 3090", 82),
+        ("rtx 4090", 128),
+        ("rtx 5090", 170),
+    )
+)
+# Of any other: an A100's, whose class (sm_80) is taken for a card whose name says no more.
+ANY_MULTIPROCESSORS = 108
+# Threads that one multiprocessor holds: 2,048, but for these. Source: CUDA C++ programming guide, compute capabilities 7.5
+# (1,024), 8.6, 8.9 and 12.0 (1,536)
+FEWER_THREADS: tuple[tuple[re.Pattern[str], int], ...] = (
+    (re.compile(r"\bt4\b|sm_?75", re.IGNORECASE), 1024),
+    (re.compile(r"\b(a10g?|a40|l4|l40s?|a[456]000|6000|rtx)\b|sm_?(86|89|120)", re.IGNORECASE), 1536),
+)
+
+
+def multiprocessors_of(gpu: str) -> int | None:
+    """How many a card of this name has; None where that is not known."""
+    return next((number for pattern, number in MULTIPROCESSORS if pattern.search(gpu)), None)
+
+
+def column_sum(tensor: Any, dims: Any) -> ColumnSum | None:
+    """A sum of `tensor` over `dims`; None where it is along the densest dimension, which takes no scratch worth counting: a few
+    bytes for each block, and those of one output in several blocks alone, from 131,072 numbers each on.
+
+    Source: torch 2.13, aten/src/ATen/native/cuda/Reduce.cuh, setReduceConfig and get_output_vec_size
+    """
+    summed = {dim % tensor.dim() for dim in ([dims] if isinstance(dims, int) else dims or range(tensor.dim()))}
+    lines = [
+        (stride, size, dim in summed)
+        for dim, (stride, size) in enumerate(zip(tensor.stride(), tensor.shape, strict=True))
+        if size > 1
+    ]
+    kept = [(stride, size) for stride, size, gone in lines if not gone]
+    gone = [(stride, size) for stride, size, gone in lines if gone]
+    if not kept or not gone or min(gone)[0] < min(kept)[0]:
+        return None
+    densest = min(kept)
+    vector = 4 if densest[0] == 1 else 1
+    others = [stride for stride, _ in (*kept, *gone) if stride != densest[0]]
+    while any(number % vector for number in (tensor.storage_offset(), densest[1], *others)):
+        vector //= 2
+    inputs = 1
+    for _, size in gone:
+        inputs *= size
+    return ColumnSum(outputs=tensor.numel() // inputs, inputs=inputs, vector=vector)
+
+
+def sum_scratch(one: ColumnSum, multiprocessors: int, threads: int) -> tuple[int, int] | None:
+    """Bytes of partial sums and of semaphores, where several blocks of threads add up one output; None where one does.
+
+    Left out: tensors of 2 GiB and more are added up in parts. Source: see `column_sum`; global_memory_size and semaphore_size
+    """
+    most = BLOCK_THREADS // one.vector
+    columns, rows = (_power_of_two(number, most) for number in (one.outputs // one.vector, one.inputs))
+    width = min(columns, WARP)
+    height = min(rows, most // width)
+    width = min(columns, most // height)
+    if one.inputs < min(FEWEST_VALUES * height, MOST_VALUES):
+        return None
+    values = -(-one.inputs // height)
+    across = -(-(one.outputs // one.vector) // width)
+    room = multiprocessors * (threads // (width * height))
+    if values < MOST_VALUES or across > room:
+        return None
+    blocks = max(min(-(-room // across), -(-values // FEWEST_VALUES)), -(-values // MOST_VALUES))
+    if blocks == 1:
+        return None
+    return ACCUMULATOR_BYTES * one.outputs * blocks * width * one.vector, 4 * across
+
+
+def _power_of_two(number: int, most: int) -> int:
+    """The largest that is neither more than the number nor than `most`."""
+    return min(1 << (number.bit_length() - 1), most)
+
+
+def with_sums(timeline: Timeline, gpu: str) -> Timeline:
+    """The run with what its sums over rows take on such a card, right after what they give."""
+    multiprocessors = multiprocessors_of(gpu) or ANY_MULTIPROCESSORS
+    threads = next((number for pattern, number in FEWER_THREADS if pattern.search(gpu)), 2048)
+    made = {event.id: event for event in timeline.events if isinstance(event, Allocate)}
+    ids = count(SUM_IDS)
+    after: dict[int, tuple[Event, ...]] = {}
+    for identity, one in timeline.sums:
+        sizes = sum_scratch(one, multiprocessors, threads)
+        if sizes is not None:
+            taken = [Allocate(next(ids), size_bytes, made[identity].module, SUM_SCRATCH) for size_bytes in sizes]
+            after[identity] = (*taken, *(Free(event.id) for event in reversed(taken)))
+    return _changed(
+        timeline,
+        {index: (event, *after[event.id]) for index, event in enumerate(timeline.events) if _begins(event, after)},
+    )
+
+
+def varies_by_card(timeline: Timeline) -> bool:
+    """Whether what the sums take depends on how many multiprocessors a card has: of tens of thousands of rows."""
+    return any(
+        sum_scratch(one, ANY_MULTIPROCESSORS, 2048) != sum_scratch(one, 1 << 20, 2048) for _, one in timeline.sums
+    )
+
+
+def _begins(event: Event, ids: Mapping[int, object]) -> bool:
+    return isinstance(event, Allocate) and event.id in ids
+
+
+def as_cudnn(timeline: Timeline) -> Timeline:
+    """A run that trains with cuDNN's attention, whose backward asks once for all that flash attention's asks for one by one.
+
+    cuDNN's graph names the sums of rows and the query's gradient in float32; with GQA its engine takes K's and V's gradients
+    for every query head too, as measured (CUDNN_BYTES). Dropout's seed and offset are kept as long as the log-sum-exps.
+    Sources: cudnn-frontend 1.x, node/scaled_dot_product_flash_attention.h, get_fe_workspace_size_node; torch 2.11,
+    aten/src/ATen/native/cudnn/MHA.cpp
+    """
+    changed: dict[int, tuple[Event, ...]] = {}
+    ids = count(CUDNN_IDS)
+    freed = {event.id: index for index, event in enumerate(timeline.events) if isinstance(event, Free)}
+    for index, log_sum_exp in log_sum_exps(timeline):
+        dropout = [Allocate(next(ids), 8, log_sum_exp.module, CUDNN_DROPOUT) for _ in ("seed", "offset")]
+        scratch = Allocate(next(ids), CUDNN_BYTES, log_sum_exp.module, CUDNN_SCRATCH)
+        changed[index - 1] = (*dropout, timeline.events[index - 1])
+        changed[index] = (log_sum_exp, scratch, Free(scratch.id))
+        if (last := freed.get(log_sum_exp.id)) is not None:
+            changed[last] = (timeline.events[last], *(Free(event.id) for event in dropout))
+    for parts in _attentions(timeline.events):
+        first, taken = parts[0]
+        assert isinstance(taken, Allocate)
+        size_bytes = sum(event.size_bytes for _, event in parts if isinstance(event, Allocate))
+        whole = taken._replace(size_bytes=size_bytes + CUDNN_BYTES, operator=CUDNN_SCRATCH)
+        changed |= {**dict.fromkeys((index for index, _ in parts), ()), first: (whole, Free(whole.id))}
+    return _changed(timeline, changed)
+
+
+def log_sum_exps(timeline: Timeline) -> Iterator[tuple[int, Allocate]]:
+    """What attention makes right after its output, with the event's index."""
+    for index, (output, event) in enumerate(pairwise(timeline.events), 1):
+        if (
+            isinstance(event, Allocate)
+            and isinstance(output, Allocate)
+            and event.operator == output.operator == FLASH_ATTENTION
+            and event.module == output.module
+        ):
+            yield index, event
+
+
+def _attentions(events: tuple[Event, ...]) -> Iterator[list[tuple[int, Event]]]:
+    """What each attention's backward takes and gives back as scratch, with the events' indices."""
+    alive: set[int] = set()
+    parts: list[tuple[int, Event]] = []
+    for index, event in enumerate(events):
+        if isinstance(event, Allocate) and event.operator == FLASH_SCRATCH:
+            alive.add(event.id)
+        elif event.id in alive:
+            alive.discard(event.id)
+        else:
+            continue
+        parts.append((index, event))
+        if not alive:
+            yield parts
+            parts = []
+
+
+def _changed(timeline: Timeline, changed: Mapping[int, tuple[Event, ...]]) -> Timeline:
+    """The run with other events in the place of some, by index."""
+    events: list[Event] = []
+    at = []
+    for index, event in enumerate(timeline.events):
+        at.append(len(events))
+        events += changed.get(index, (event,))
+    at.append(len(events))
+    stages = tuple(Stage(name=stage.name, first_event=at[stage.first_event]) for stage in timeline.stages)
+    return replace(timeline, events=tuple(events), stages=stages)

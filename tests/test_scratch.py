@@ -1,0 +1,40 @@
+"""What CUDA's kernels take for themselves: the rule of PyTorch's reductions, with figures that an H100's allocator recorded."""
+
+from __future__ import annotations
+
+import pytest
+
+from qwen_inspect.results.timeline import ColumnSum
+from qwen_inspect.tracing.scratch import column_sum, multiprocessors_of, sum_scratch
+
+
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "scratch"),
+    [
+        (1_024, 1_024, (8_388_608, 32)),  # benchmarks/recorded, sgd-0.6B: a layer's norm, 1,024 tokens
+        (128, 16 * 1_024, (16_777_216, 4)),  # there: q_norm, of 16 heads
+        (896, 4 * 512, (14_680_064, 28)),  # train-0.5B-b4: a bias of q_proj
+        (4_096, 2_048, (67_108_864, 128)),  # train-8B-4L-forloop: a layer's norm
+        (1_024, 512, None),  # train-35-0.8B: a layer's norm, 512 tokens
+        # 32 heads of 8,192 tokens: 132 x 16 blocks of 128 threads fill the card, where 4,096 would share the work.
+        (128, 32 * 8_192, (4 * 128 * 2_112 * 128, 4)),
+    ],
+)
+def test_a_sum_over_rows_takes_what_an_h100_recorded(
+    outputs: int, inputs: int, scratch: tuple[int, int] | None
+) -> None:
+    assert sum_scratch(ColumnSum(outputs=outputs, inputs=inputs, vector=4), 132, 2_048) == scratch
+
+
+def test_a_sum_is_over_rows_where_what_is_kept_lies_densest() -> None:
+    torch = pytest.importorskip("torch")
+    heads = torch.empty(1, 1_024, 16, 128)
+    assert column_sum(heads, [0, 1, 2]) == ColumnSum(outputs=128, inputs=16_384, vector=4)
+    assert column_sum(heads, [-1]) is None
+    assert column_sum(heads, []) is None
+
+
+def test_cards_have_the_published_numbers_of_multiprocessors() -> None:
+    """NVIDIA's white papers: H100 SXM 132 and PCIe 114, A100 108, T4 40."""
+    names = ("NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA A100-SXM4-80GB", "Tesla T4", "sm_80")
+    assert [multiprocessors_of(name) for name in names] == [132, 114, 108, 40, None]
