@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from .arguments import WrongArgumentError, language_choice, parser
+from .commands import WrongArgumentError, language_choice, parser
 from .console import EXIT_INTERRUPTED, EXIT_MALFORMED, EXIT_USAGE, complain, one_line, silence_stdout, work_shown
 from .language import Language, language_of
 
@@ -63,12 +63,12 @@ def script() -> NoReturn:
 
 
 def _run(options: argparse.Namespace, say: Language) -> int:
-    from . import commands
     from .errors import QwenInspectError
 
     try:
-        with work_shown(options, say):
-            return commands.run(options, say)
+        with work_shown(say, quiet=options.quiet):
+            code: int = options.run(options, say)
+            return code
     except QwenInspectError as error:
         complain(say("error", message=one_line(say(error.message))))
         return error.exit_code

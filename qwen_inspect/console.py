@@ -1,72 +1,17 @@
-"""Where a command's answer goes: stdout, stderr, files, and the exit code of its checks. The only module that prints."""
+"""Printing to stdout and stderr, and exit codes. The only module that prints."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from .language import Language
 
-if TYPE_CHECKING:
-    from .results.model import Report
-
 LONGEST_LINE = 1000
 EXIT_CHECK_FAILED, EXIT_USAGE, EXIT_MALFORMED, EXIT_UNAVAILABLE, EXIT_INTERRUPTED = 1, 2, 6, 8, 130
-
-
-def text_of(options: argparse.Namespace, subject: object, say: Language, view: object) -> str:
-    """What `--format` makes of the subject of a command; in colour for a terminal that has it."""
-    if options.format == "json":
-        from .renderers import json
-
-        return json.render(options.command, subject, say)
-    from .renderers.document import View, document
-
-    assert isinstance(view, View)
-    blocks = document(options.command, subject, say, view)
-    if options.format == "md":
-        from .renderers import markdown
-
-        return markdown.render(blocks)
-    if options.format == "html":
-        from .renderers import html
-
-        return html.render(blocks, say)
-    from .renderers import terminal
-
-    plain = (
-        options.output is not None or options.no_color or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    )
-    return terminal.render(blocks) if plain or not is_terminal(sys.stdout) else terminal.render_in_colour(blocks)
-
-
-def write(text: str, options: argparse.Namespace, say: Language) -> None:
-    """To the file of `-o`, which is told, or to stdout."""
-    if options.output is None:
-        print_text(text)
-        return
-    from .output import write_whole
-
-    write_whole(options.output, text, overwrite=options.overwrite)
-    if not options.quiet:
-        complain(one_line(say("saved", path=options.output)))
-
-
-def write_picture(svg: str, path: str, options: argparse.Namespace, say: Language) -> None:
-    """As SVG or as PNG, by the suffix; a PNG without its letters is not kept silent."""
-    from .output import write_whole
-    from .renderers.svg import lacks_glyphs, png
-
-    as_png = path.lower().endswith(".png")
-    write_whole(path, png(svg) if as_png else svg, overwrite=options.overwrite)
-    if as_png and lacks_glyphs(svg):
-        complain(one_line(say("lacks_glyphs", path=path)))
-    if not options.quiet:
-        complain(one_line(say("saved", path=path)))
 
 
 def print_text(text: str) -> None:
@@ -88,31 +33,6 @@ def print_text(text: str) -> None:
 def silence_stdout() -> None:
     """Keeps Python from complaining when it flushes at exit what could not be written."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def verdict(report: Report, options: argparse.Namespace, say: Language) -> int:
-    """Notices to stderr where the reader does not see the document, and the exit code of the checks."""
-    if not options.quiet and (
-        options.output is not None or options.format in ("json", "svg") or not is_terminal(sys.stdout)
-    ):
-        for notice in report.notices:
-            complain(one_line(say(notice)))
-    if options.verbose and report.release is not None:
-        complain(
-            one_line(say("catalog_sources", config=report.release.config_source, counts=report.release.source or "–"))
-        )
-    if options.command != "params":
-        return 0
-    claimed = options.expect_params
-    if claimed is not None and claimed != report.parameters.theory:
-        complain(say("claim_failed", theory=report.parameters.theory, claimed=claimed))
-        return EXIT_CHECK_FAILED
-    if failed := [check for check in report.checks if not check.agrees]:
-        complain(say("check_failed", count=len(failed)))
-        return EXIT_CHECK_FAILED
-    if report.known.unread is not None and report.tensors is not None:
-        raise report.known.unread  # the files could not be held against anything
-    return 0
 
 
 def progress(written: Callable[[int], str], *, quiet: bool) -> Callable[[int, int], None]:
@@ -146,10 +66,10 @@ def one_line(text: str) -> str:
     return shown if len(text) <= LONGEST_LINE else f"{shown}…"
 
 
-def work_shown(options: argparse.Namespace, say: Language) -> contextlib.AbstractContextManager[None]:
+def work_shown(say: Language, *, quiet: bool) -> contextlib.AbstractContextManager[None]:
     """Says what takes long, on one line of a terminal that is erased when it is over; nowhere else, nothing."""
     stream = sys.stderr
-    if options.quiet or not is_terminal(stream):
+    if quiet or not is_terminal(stream):
         return contextlib.nullcontext()
     from .language import Message
     from .progress import told_to

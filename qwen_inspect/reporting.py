@@ -160,7 +160,7 @@ def files(whole: WholeReport) -> dict[str, str]:
     """The names and contents of a report's files, the document first and the record of its figures last."""
     written = {document_name(whole): rendered(whole)}
     if whole.request.form == "md":
-        from .renderers.document.whole import pictures
+        from .renderers.document.report import pictures
 
         written |= {picture.file: picture.svg for picture in pictures(whole, Language(whole.request.language))}
     digests = {name: _digest(text) for name, text in written.items()}

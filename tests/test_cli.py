@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
 import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import qwen_inspect
-from qwen_inspect.arguments import COMMANDS
+from qwen_inspect.commands import COMMANDS
+from qwen_inspect.language import LANGUAGES, Language
+from qwen_inspect.loaders import resolve
+from qwen_inspect.options.model import DEFAULT_MODEL
 
 from .conftest import run
+
+PACKAGE = Path(qwen_inspect.__file__).parent
 
 HEAVY = {
     "torch",
@@ -48,6 +56,42 @@ def test_help_imports_next_to_nothing() -> None:
     assert imported_by("--help") & (HEAVY | {"dataclasses", "inspect", "prettytable", "rich", "json"}) == set()
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_imports_its_own_module_and_shared_options_alone(command: str) -> None:
+    imported = modules_of(command, "--help")
+    assert imported & (HEAVY | {"dataclasses", "inspect", "prettytable", "rich", "json"}) == set()
+    light = rf"qwen_inspect(\.(cli|commands(\.{command})?|console|errors|language.*|options.*|units))?"
+    assert [name for name in imported if name.startswith("qwen_inspect") and not re.fullmatch(light, name)] == []
+
+
+def test_every_module_of_commands_is_offered_and_nothing_else() -> None:
+    assert sorted(COMMANDS) == sorted(path.stem for path in (PACKAGE / "commands").glob("[!_]*.py"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_declares_runs_and_has_its_help_document_and_json(command: str) -> None:
+    module = import_module(f"qwen_inspect.commands.{command}")
+    assert callable(module.run)
+    for language in LANGUAGES:
+        assert f"help_{command}" in Language(language)
+        module.declare(declared := argparse.ArgumentParser(add_help=False), Language(language))
+    if command == "diagram":  # a picture
+        assert "--format" not in declared.format_help()
+        return
+    assert "--format" in declared.format_help()
+    assert callable(import_module(f"qwen_inspect.renderers.document.{command}").blocks)
+    assert callable(import_module(f"qwen_inspect.renderers.json.{command}").content)
+
+
+@pytest.mark.parametrize("room", ["commands", "options"])
+def test_what_was_typed_is_read_and_never_written(room: str) -> None:
+    for path in (PACKAGE / room).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert getattr(node, "id", "") not in ("setattr", "delattr", "vars"), path
+            if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "options":
+                assert isinstance(node.ctx, ast.Load), f"{path}:{node.lineno}"
+
+
 @pytest.mark.parametrize(
     "command", [command for command in COMMANDS if command not in ("models", "compare", "memory", "report")]
 )
@@ -58,7 +102,7 @@ def test_no_command_imports_anything_heavy(command: str, tiny_qwen3: Path) -> No
 def test_json_of_a_command_imports_what_it_has_of_others_alone() -> None:
     here = "qwen_inspect.renderers.json"
     written = {name.removeprefix(f"{here}.") for name in modules_of("structure", "--format", "json") if here in name}
-    assert written == {here, "attention", "common", "parameters", "structure"}
+    assert written == {here, "attention", "common", "params", "structure"}
 
 
 @pytest.mark.parametrize("command", ["memory", "report"])
@@ -87,6 +131,7 @@ def test_every_command_of_one_model_runs_with_no_argument(command: str) -> None:
 
 
 def test_the_default_model_comes_from_the_catalog_and_that_is_said() -> None:
+    assert DEFAULT_MODEL == resolve.DEFAULT_MODEL
     shown = run("structure")
     assert "Qwen/Qwen3-0.6B comes from the built-in catalog" in shown.out
     assert "Qwen/Qwen3-0.6B comes from the built-in catalog" in shown.err

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.architectures.blocks import linear, stored_as_built
 from qwen_inspect.architectures.quantised import PRESETS, read_quantisation
-from qwen_inspect.arguments import SCHEMES
 from qwen_inspect.checkpoint import DType, Tensor
 from qwen_inspect.errors import MalformedError, QwenInspectError, UnsupportedError
 from qwen_inspect.loaders import catalog
+from qwen_inspect.options.prediction import SCHEMES
 from qwen_inspect.predicting.predict import predict
 from qwen_inspect.results.memory import Run
 from qwen_inspect.results.model import Report

@@ -14,13 +14,14 @@ import pytest
 from wcwidth import wcswidth
 
 import qwen_inspect
+from qwen_inspect.commands import COMMANDS
 from qwen_inspect.fitting.search import fit
 from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.loaders import gpus
 from qwen_inspect.renderers import json as json_renderer
 from qwen_inspect.renderers import markdown, terminal
 from qwen_inspect.renderers.blocks import Block, Code, Fields, Heading, Items, Node, Paragraph, Table, Tree
-from qwen_inspect.renderers.document import COMMANDS, View, document
+from qwen_inspect.renderers.document import View, document
 from qwen_inspect.results.memory import Run
 from qwen_inspect.results.model import Report
 from qwen_inspect.structure.inspect import inspect, models
@@ -29,8 +30,9 @@ from .conftest import run
 
 SCHEMA = json.loads((Path(qwen_inspect.__file__).parent / "schema" / "report.schema.json").read_text(encoding="utf-8"))
 REPORTS = Path(__file__).parent.parent / "reports"
-# compare needs two models (test_compare, test_hubs), memory a run (test_memory), report both languages' files (test_report).
-SHOWN = [command for command in COMMANDS if command not in ("compare", "memory", "report")]
+# compare needs two models (test_compare, test_hubs), memory a run (test_memory), report both languages' files (test_report);
+# diagram is a picture (test_diagram).
+SHOWN = [command for command in COMMANDS if command not in ("compare", "diagram", "memory", "report")]
 TABLES = ("models", "gpus")  # of no model
 HOSTILE = "a|b<script>`x`*y*\n## z\x1b[31m\u202e[t](http://e) _u_ 层"
 

@@ -4,32 +4,40 @@ from __future__ import annotations
 
 import argparse
 
-from ..console import EXIT_CHECK_FAILED, text_of, write
+from ..console import EXIT_CHECK_FAILED
+from ..errors import UsageError
 from ..language import Language
-from .options import access_of, cards_of, check_options, is_capability, run_of
+from ..options import model, output, prediction
+
+
+def declare(command: argparse.ArgumentParser, say: Language) -> None:
+    command.add_argument("models", nargs="+", metavar="MODEL", help=say("help_compared"))
+    command.add_argument("--trust-remote-code", action="store_true", help=say("help_trust_remote_code"))
+    model.declare_access(command, say)
+    prediction.declare(command, say)
+    prediction.declare_cards(command, say)
+    command.add_argument("--expand", action="store_true", help=say("help_expand_equal"))
+    output.declare_document(command, say)
 
 
 def run(options: argparse.Namespace, say: Language) -> int:
-    """Fails where two hubs' listings were asked and do not prove the weights the same; that models differ is no failure."""
+    """1 where two hubs' listings do not prove the weights the same; that models differ is no failure."""
     from ..comparing.side_by_side import compare
-    from ..errors import UsageError
-    from ..renderers.document import View
+    from ..fitting.search import cards
 
-    check_options(options)
+    output.check(options)
     if len(options.models) < 2:
         raise UsageError("compare_needs_two")
     # A name such as sm_90 says what is predicted for, and no memory that something could fit.
-    cards = () if options.gpu is None or is_capability(options.gpu) else cards_of(options)
-    if cards:
-        options.gpu = cards[0].name
+    fitted = () if options.gpu is None or prediction.is_capability(options.gpu) else cards(options.gpu)
     compared = compare(
         options.models,
-        run_of(options),
-        access=access_of(options),
+        prediction.run_of(options, gpu=fitted[0].name if fitted else options.gpu),
+        access=model.access_of(options),
         dtype=options.dtype,
         group_size=options.group_size,
-        cards=cards,
+        cards=fitted,
         trust_remote_code=options.trust_remote_code,
     )
-    write(text_of(options, compared, say, View(expand=options.expand)), options, say)
+    output.show(compared, options, say, expand=options.expand)
     return EXIT_CHECK_FAILED if compared.unproven else 0

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import argparse
 
-from ..console import print_text, verdict, write_picture
+from ..console import print_text
 from ..language import Language
-from .options import check_options, inspected
+from ..options import model, output
+
+
+def declare(command: argparse.ArgumentParser, say: Language) -> None:
+    model.declare(command, say)
+    output.declare(command, say)
+    command.set_defaults(format="svg")
 
 
 def run(options: argparse.Namespace, say: Language) -> int:
     """The figure where -o says, or as SVG on stdout."""
     from ..renderers.figure import architecture_figure
 
-    check_options(options)
-    report = inspected(options)
+    output.check(options, picture=options.output)
+    report = model.inspected(options)
     svg = architecture_figure(report, say)
     if options.output is None:
         print_text(svg)
     else:
-        write_picture(svg, options.output, options, say)
-    return verdict(report, options, say)
+        output.write_picture(svg, options.output, options, say)
+    output.say_notices(report, options, say)
+    return 0

@@ -3,85 +3,124 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..arguments import ENGINE_OPTIONS
-from ..console import EXIT_CHECK_FAILED, text_of, verdict, write
+from ..console import EXIT_CHECK_FAILED
+from ..errors import UsageError
 from ..language import Language
-from .options import cards_of, check_options, inspected, run_of
+from ..options import flag, given, model, output, prediction, values
 
 if TYPE_CHECKING:
     from ..results.fit import Gpu
-    from ..results.model import Report
     from ..results.serving import Serving
+
+# The options of one engine alone; the others are of all.
+ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
+    "transformers": (
+        *("mode", "new_tokens", "attention", "cache", "load", "padded"),
+        *("optimizer", "checkpointing", "trained", "lora", "lora_targets", "accumulate", "autocast"),
+    ),
+    "vllm": ("utilization", "kv_budget", "tp", "max_num_batched_tokens", "enable_prefix_caching"),
+    "llama.cpp": ("ngl", "cache_type_k", "cache_type_v"),
+}
+
+
+def declare(command: argparse.ArgumentParser, say: Language) -> None:
+    model.declare(command, say)
+    prediction.declare(command, say)
+    prediction.declare_batch(command, say)
+    prediction.declare_cards(command, say)
+    add = command.add_argument
+    add("--memory", type=values.size(say), metavar="SIZE", help=say("help_card_memory"))
+    add("--beyond-limit", action="store_true", help=say("help_beyond_limit"))
+    add("--engine", choices=tuple(ENGINE_OPTIONS), default="transformers", help=say("help_engine"))
+    add("--max-model-len", dest="context", type=values.tokens(say), metavar="TOKENS", help=say("help_max_model_len"))
+    command.set_defaults(context=None)  # an engine's is the model's limit
+    add("--utilization", type=values.reader(_share, "usage_share", say), metavar="SHARE", help=say("help_utilization"))
+    add("--kv-budget", type=values.size(say), metavar="SIZE", help=say("help_kv_budget"))
+    add("--tp", type=values.positive(say), default=1, metavar="N", help=say("help_tp"))
+    add("--enable-prefix-caching", action="store_true", help=say("help_enable_prefix_caching"))
+    add("--max-num-batched-tokens", type=values.tokens(say), metavar="TOKENS", help=say("help_max_num_batched_tokens"))
+    add("--ngl", type=values.reader(_layers, "usage_positive", say), metavar="N", help=say("help_ngl"))
+    add("--cache-type-k", default="auto", metavar="FORMAT", help=say("help_cache_type_k"))
+    add("--cache-type-v", default="auto", metavar="FORMAT", help=say("help_cache_type_v"))
+    of_engines = [name for names in ENGINE_OPTIONS.values() for name in names]
+    command.set_defaults(defaults={name: command.get_default(name) for name in of_engines})
+    output.declare_document(command, say)
 
 
 def run(options: argparse.Namespace, say: Language) -> int:
-    check_options(options)
-    serving, cards = _serving(options), cards_of(options)
-    report = inspected(options)
-    return _fit(report, cards, options, say) if serving is None else _serve(report, serving, cards, options, say)
+    output.check(options)
+    _check_engine(options)
+    return _fit(options, say) if options.engine == "transformers" else _serve(options, say)
 
 
-def _fit(report: Report, cards: Sequence[Gpu], options: argparse.Namespace, say: Language) -> int:
+def _fit(options: argparse.Namespace, say: Language) -> int:
     """1 where it does not fit one of the cards; what is refused is the exit code after all that could be told."""
     from ..fitting.search import fit
-    from ..renderers.document import View
 
-    found = fit(report, run_of(options), cards, beyond_limit=options.beyond_limit)
-    write(text_of(options, found, say, View()), options, say)
-    code = verdict(found.report, options, say)
-    if found.fits is False:
+    cards, run = _cards(options), prediction.run_of(options, gpu=options.gpu)
+    answer = fit(prediction.inspected(options), run, cards, beyond_limit=options.beyond_limit)
+    output.show(answer, options, say)
+    output.say_notices(answer.report, options, say)
+    if answer.fits is False:
         return EXIT_CHECK_FAILED
-    if found.refusal is not None:
-        raise found.refusal
-    return code
+    if answer.refusal is not None:
+        raise answer.refusal
+    return 0
 
 
-def _serve(report: Report, serving: Serving, cards: Sequence[Gpu], options: argparse.Namespace, say: Language) -> int:
+def _serve(options: argparse.Namespace, say: Language) -> int:
     """1 where it does not fit one of the cards."""
     from ..fitting.serving import serve
-    from ..renderers.document import View
 
-    found = serve(report, serving, cards, beyond_limit=options.beyond_limit)
-    write(text_of(options, found, say, View()), options, say)
-    code = verdict(found.report, options, say)
-    return EXIT_CHECK_FAILED if found.fits is False else code
+    serving, cards = _serving(options), _cards(options)
+    answer = serve(prediction.inspected(options), serving, cards, beyond_limit=options.beyond_limit)
+    output.show(answer, options, say)
+    output.say_notices(answer.report, options, say)
+    return EXIT_CHECK_FAILED if answer.fits is False else 0
 
 
-def _serving(options: argparse.Namespace) -> Serving | None:
-    """What an engine is asked for, None for transformers. UsageError for options that are another engine's or contradict."""
-    from ..errors import UsageError
-    from ..results.serving import Serving
+def _cards(options: argparse.Namespace) -> Sequence[Gpu]:
+    """The cards of --gpu or --memory; what stands for one where vLLM's budget is given."""
+    if options.kv_budget is not None:
+        from ..fitting.serving import budget_card
 
+        return (budget_card(options.kv_budget[1]),)
+    from ..fitting.search import cards
+
+    return cards(options.gpu, options.memory)
+
+
+def _check_engine(options: argparse.Namespace) -> None:
+    """UsageError for options that are another engine's, or that contradict each other."""
     for engine, names in ENGINE_OPTIONS.items():
         for name in names:
-            if engine != options.engine and getattr(options, name) != options.not_given[name]:
-                raise UsageError(
-                    "engine_option", option=f"--{name.replace('_', '-')}", engine=engine, asked=options.engine
-                )
-    if options.engine == "transformers":
-        return None
-    if options.kv_budget is not None:
-        for name in ("gpu", "memory", "utilization"):
-            if getattr(options, name) is not None:
-                raise UsageError("engine_budget_given", option=f"--{name}")
+            if engine != options.engine and getattr(options, name) != options.defaults[name]:
+                raise UsageError("engine_option", option=flag(name), engine=engine, asked=options.engine)
+    if options.kv_budget is not None and (typed := given(options, "gpu", "memory", "utilization")):
+        raise UsageError("engine_budget_given", option=typed[0])
     if options.engine == "llama.cpp":
         if options.cache_dtype != "auto":
             raise UsageError("engine_cache_types")
-        formats = options.cache_type_k, options.cache_type_v
-        if pair := next((one for one in formats if "," in one), None):
-            raise UsageError("engine_one_cache_type", found=pair)
-    elif "," in options.cache_dtype:
+        for cache_format in (options.cache_type_k, options.cache_type_v):
+            if "," in cache_format:
+                raise UsageError("engine_one_cache_type", found=cache_format)
+    if options.engine == "vllm" and "," in options.cache_dtype:
         raise UsageError("engine_one_cache_dtype", found=options.cache_dtype)
-    else:
-        formats = options.cache_dtype, options.cache_dtype
+
+
+def _serving(options: argparse.Namespace) -> Serving:
+    """What an engine is asked for."""
+    from ..results.serving import Serving
+
+    both = options.cache_dtype, options.cache_dtype
     return Serving(
         engine=options.engine,
         batch=options.batch,
         context_tokens=options.context,
-        cache_formats=formats,
+        cache_formats=(options.cache_type_k, options.cache_type_v) if options.engine == "llama.cpp" else both,
         ranks=options.tp,
         utilization=options.utilization,
         kv_budget_bytes=None if options.kv_budget is None else options.kv_budget[1],
@@ -89,3 +128,15 @@ def _serving(options: argparse.Namespace) -> Serving | None:
         prefix_caching=options.enable_prefix_caching,
         offloaded=options.ngl,
     )
+
+
+def _layers(text: str) -> int:
+    """A whole number, 0 among them."""
+    return 0 if text == "0" else values.parse_positive(text)
+
+
+def _share(text: str) -> float:
+    """A share of a whole: above 0, 1 at most."""
+    if not 0 < (value := float(text)) <= 1:
+        raise ValueError
+    return value

@@ -6,75 +6,115 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import SHARED_BY
-from ..console import EXIT_INTERRUPTED, EXIT_UNAVAILABLE, complain, one_line, text_of, verdict, write, write_picture
+from ..console import EXIT_INTERRUPTED, EXIT_UNAVAILABLE, complain, one_line
+from ..errors import UsageError
 from ..language import Language
-from .options import access_of, check_options, inspected, is_capability, run_of
+from ..options import flag, given, model, output, prediction, values
+from ..units import parse_size
 
 if TYPE_CHECKING:
-    from ..results.memory import MemoryReport
+    from ..results.memory import MemoryReport, Run
     from ..results.model import Report
-    from ..results.ranks import Parallelism
 
 PLOT_POINTS = 1500  # more than a screen has columns
+LONGEST_INDEX = 4  # digits of a device's number
+SHARED_BY = ("tp", "pp", "ep", "fsdp")
+
+
+def declare(command: argparse.ArgumentParser, say: Language) -> None:
+    model.declare(command, say)
+    prediction.declare(command, say)
+    prediction.declare_batch(command, say)
+    command.add_argument("--gpu", default=prediction.DEFAULT_CAPABILITY, metavar="NAME", help=say("help_gpu"))
+    command.add_argument("--plot", metavar="FILE", help=say("help_plot"))
+    command.add_argument("--device", metavar="DEVICE", help=say("help_measure"))
+    command.add_argument("--random-weights", action="store_true", help=say("help_random_weights"))
+    command.add_argument("--force", action="store_true", help=say("help_force"))
+    command.add_argument("--snapshot", metavar="FILE", help=say("help_snapshot"))
+    for name in SHARED_BY:
+        command.add_argument(flag(name), type=values.positive(say), metavar="N", help=say(f"help_ranks_{name}"))
+    command.add_argument("--zero-stage", type=int, choices=(1, 2, 3), help=say("help_zero_stage"))
+    command.add_argument("--device-map", choices=("auto",), help=say("help_device_map"))
+    sizes = values.reader(_capacities, "usage_capacities", say)
+    command.add_argument("--device-memory", type=sizes, metavar="SIZES", help=say("help_device_memory"))
+    output.declare_document(command, say)
 
 
 def run(options: argparse.Namespace, say: Language) -> int:
+    """What is refused or ended early is the exit code, after all that could be told."""
     from dataclasses import replace
 
-    from ..renderers.document import View
-
-    check_options(options)
-    how = _parallelism(options)
-    if not is_capability(options.gpu):
-        from ..fitting.search import card_name
-
-        options.gpu = card_name(options.gpu)
-    report = inspected(options)
-    shared = _over_devices(report, how, options)  # what cannot be is refused before anything is traced
-    memory = replace(_memory(report, options, say), **shared)
+    output.check(options, picture=options.plot)
+    _check_devices(options)
+    run = prediction.run_of(options, gpu=_card(options.gpu))
+    report = prediction.inspected(options)
+    shared = _over_devices(report, run, options)  # what cannot be is refused before anything is traced
+    memory = replace(_memory(report, run, options), **shared)
+    if options.plot is not None:
+        _draw_course(memory, options, say)
     if options.format == "html":
         from ..predicting.predict import explored
 
         memory = explored(memory)
-    write(text_of(options, memory, say, View(live=options.format == "html")), options, say)
-    return _memory_verdict(memory, options, say)
+    output.show(memory, options, say)
+    output.say_notices(memory.report, options, say)
+    if memory.refusal is not None:
+        raise memory.refusal
+    if memory.measured is not None and memory.measured.partial is not None:
+        complain(one_line(say("measured_partial", reason=say(memory.measured.partial))))
+        return EXIT_INTERRUPTED if memory.measured.partial.key == "partial_interrupted" else EXIT_UNAVAILABLE
+    return 0
 
 
-def _memory(report: Report, options: argparse.Namespace, say: Language) -> MemoryReport:
-    """The run's footprint as predicted and, with --device, as measured; and its picture, where one is asked for."""
-    from ..errors import UsageError
+def _check_devices(options: argparse.Namespace) -> None:
+    """UsageError for options that need another, or that ask for two kinds of answer at once."""
+    for option, other in (("zero_stage", "fsdp"), ("device_memory", "device_map")):
+        if given(options, option) and not given(options, other):
+            raise UsageError("option_needs", option=flag(option), other=flag(other))
+    several = given(options, *SHARED_BY, "device_map")
+    if options.cache == "static" and several:
+        raise UsageError("static_cache_shared", option=several[0])
+    for other in given(options, "device_map", "device"):
+        if several and several != [other]:
+            raise UsageError("options_exclude", option=several[0], other=other)
+    if options.device is None and (typed := given(options, "random_weights", "force", "snapshot")):
+        raise UsageError("needs_device", option=typed[0])
+    if options.snapshot is not None and os.path.lexists(options.snapshot) and not options.overwrite:
+        raise UsageError("output_exists", path=options.snapshot)
 
+
+def _card(gpu: str) -> str:
+    """What a prediction calls --gpu."""
+    if prediction.is_capability(gpu):
+        return gpu
+    from ..fitting.search import card_name
+
+    return card_name(gpu)
+
+
+def _memory(report: Report, run: Run, options: argparse.Namespace) -> MemoryReport:
+    """The run's footprint as predicted and, with --device, as measured."""
     points = 0 if options.plot is None else PLOT_POINTS
     if options.device is None:
-        for name in ("random_weights", "force", "snapshot"):
-            if getattr(options, name):
-                raise UsageError("needs_device", option="--" + name.replace("_", "-"))
         from ..predicting.predict import predict
 
-        memory = predict(report, run_of(options), course_points=points)
-    else:
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would tell stderr when it starts and stops
-        from pathlib import Path
+        return predict(report, run, course_points=points)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would tell stderr when it starts and stops
+    from pathlib import Path
 
-        from ..measuring.measure import Request, measured
+    from ..measuring.measure import Request, measured
 
-        if options.snapshot is not None and os.path.lexists(options.snapshot) and not options.overwrite:
-            raise UsageError("output_exists", path=options.snapshot)
-        request = Request(
-            device=options.device,
-            random_weights=options.random_weights,
-            force=options.force,
-            snapshot=None if options.snapshot is None else Path(options.snapshot),
-            course_points=points,
-        )
-        memory = measured(report, run_of(options), request, access_of(options))
-    if options.plot is not None:
-        _draw_course(memory, options.plot, options, say)
-    return memory
+    request = Request(
+        device=options.device,
+        random_weights=options.random_weights,
+        force=options.force,
+        snapshot=None if options.snapshot is None else Path(options.snapshot),
+        course_points=points,
+    )
+    return measured(report, run, request, model.access_of(options))
 
 
-def _draw_course(memory: MemoryReport, path: str, options: argparse.Namespace, say: Language) -> None:
+def _draw_course(memory: MemoryReport, options: argparse.Namespace, say: Language) -> None:
     from ..errors import UnavailableError
     from ..renderers.plot import memory_plot
 
@@ -83,56 +123,39 @@ def _draw_course(memory: MemoryReport, path: str, options: argparse.Namespace, s
         without_torch = any(message.key == "assume_no_torch" for message in memory.predicted.assumptions)
         raise UnavailableError("plot_needs_torch" if without_torch else "plot_needs_trace")
     measured = None if memory.measured is None else memory.measured.footprint.course
-    write_picture(memory_plot(memory, course, say, measured=measured), path, options, say)
+    output.write_picture(memory_plot(memory, course, say, measured=measured), options.plot, options, say)
 
 
-def _parallelism(options: argparse.Namespace) -> Parallelism | None:
-    """How several ranks share the model, None where none do; refuses options that contradict each other."""
-    from ..errors import UsageError
-
-    given = [f"--{name}" for name in SHARED_BY if getattr(options, name) is not None]
-    if options.cache == "static" and (given or options.device_map is not None):
-        raise UsageError("static_cache_shared", option=(given or ["--device-map"])[0])
-    if options.zero_stage is not None and options.fsdp is None:
-        raise UsageError("option_needs", option="--zero-stage", other="--fsdp")
-    if options.device_memory is not None and options.device_map is None:
-        raise UsageError("option_needs", option="--device-memory", other="--device-map")
-    several = [*given, *(["--device-map"] if options.device_map is not None else [])]
-    others = ("--device-map", options.device_map), ("--device", options.device)
-    for other, value in others:
-        if value is not None and several and several != [other]:
-            raise UsageError("options_exclude", option=several[0], other=other)
-    if not given:
-        return None
-    from ..results.ranks import Parallelism
-
-    return Parallelism(
-        tensor=options.tp or 1,
-        pipeline=options.pp or 1,
-        expert=options.ep or 1,
-        fsdp=options.fsdp or 1,
-        zero_stage=options.zero_stage or 3,
-    )
-
-
-def _over_devices(report: Report, how: Parallelism | None, options: argparse.Namespace) -> dict[str, Any]:
+def _over_devices(report: Report, run: Run, options: argparse.Namespace) -> dict[str, Any]:
     """What each rank or device holds, as fields of a MemoryReport; nothing where none are asked for."""
-    if how is None and options.device_map is None:
-        return {}
-    from ..sharing.ranks import device_map_report, ranks_report, with_peaks
+    if options.device_map is not None:
+        from ..sharing.ranks import device_map_report
 
-    run = run_of(options)
-    if how is not None:
+        return {"device_map": device_map_report(report, run, options.device_memory)}
+    if given(options, *SHARED_BY):
+        from ..results.ranks import Parallelism
+        from ..sharing.ranks import ranks_report, with_peaks
+
+        how = Parallelism(
+            tensor=options.tp or 1,
+            pipeline=options.pp or 1,
+            expert=options.ep or 1,
+            fsdp=options.fsdp or 1,
+            zero_stage=options.zero_stage or 3,
+        )
         return {"ranks": with_peaks(ranks_report(report, run, how), report, run)}
-    return {"device_map": device_map_report(report, run, options.device_memory)}
+    return {}
 
 
-def _memory_verdict(memory: MemoryReport, options: argparse.Namespace, say: Language) -> int:
-    """What was refused or ended early is the exit code, after all that could be told."""
-    code = verdict(memory.report, options, say)
-    if memory.refusal is not None:
-        raise memory.refusal
-    if memory.measured is not None and memory.measured.partial is not None:
-        complain(one_line(say("measured_partial", reason=say(memory.measured.partial))))
-        return EXIT_INTERRUPTED if memory.measured.partial.key == "partial_interrupted" else EXIT_UNAVAILABLE
-    return code
+def _capacities(text: str) -> dict[str, int]:
+    """Sizes of devices such as 24GiB,24GiB,cpu=64GiB, in bytes: GPUs by their order, then others by name."""
+    bytes_of: dict[str, int] = {}
+    for item in text.split(","):
+        name, _, typed = item.rpartition("=")
+        device = name.strip() or str(sum(map(str.isdigit, bytes_of)))
+        size_bytes = parse_size(typed.strip())
+        named = device == "cpu" or (device.isdigit() and len(device) <= LONGEST_INDEX)
+        if not size_bytes or not named or device in bytes_of:
+            raise ValueError
+        bytes_of[device] = size_bytes
+    return bytes_of

@@ -4,15 +4,36 @@ from __future__ import annotations
 
 import argparse
 
-from ..arguments import DEFAULT_MODEL
 from ..console import EXIT_CHECK_FAILED, complain, one_line, print_text
+from ..errors import UsageError
 from ..language import Language
-from .options import access_of
+from ..options import model, output, values
+
+FORMATS = ("md", "html", "json", "github")
+ATTENTION_KINDS = ("mha", "gqa", "mqa", "mixed")
+
+
+def declare(command: argparse.ArgumentParser, say: Language) -> None:
+    model.declare(command, say)
+    command.set_defaults(model=None)  # a check without a model is of every report there is
+    command.add_argument("--format", choices=FORMATS, default="md", help=say("help_report_format"))
+    command.add_argument("--check", action="store_true", help=say("help_check"))
+    command.add_argument("--update", action="store_true", help=say("help_update"))
+    command.add_argument("--instantiate", action="store_true", help=say("help_instantiate"))
+    command.add_argument("--batch", type=values.positive(say), default=1, metavar="N", help=say("help_batch"))
+    command.add_argument("--context", type=values.tokens(say), metavar="TOKENS", help=say("help_report_context"))
+    command.add_argument(
+        "--new-tokens", type=values.positive(say), default=128, metavar="N", help=say("help_new_tokens")
+    )
+    command.add_argument("--measured", action="append", default=[], metavar="FILE", help=say("help_measured_file"))
+    command.add_argument("--max-vram", type=values.size(say), metavar="SIZE", help=say("help_max_vram"))
+    command.add_argument("--expect-params", type=values.positive(say), metavar="N", help=say("help_expect_count"))
+    command.add_argument("--expect-attention", choices=ATTENTION_KINDS, help=say("help_expect_attention"))
+    output.declare(command, say, metavar="DIR", help_key="help_report_output")
 
 
 def run(options: argparse.Namespace, say: Language) -> int:
     """The whole report written, shown or checked; 1 where a figure drifted or something expected does not hold."""
-    from ..errors import UsageError
     from ..reporting import Task, carry_out
     from ..results.whole import ReportRequest
 
@@ -20,7 +41,7 @@ def run(options: argparse.Namespace, say: Language) -> int:
     if options.output is None and action in ("update", "check"):
         raise UsageError("report_needs_directory", option=f"--{action}")
     request = ReportRequest(
-        model=options.model or DEFAULT_MODEL,
+        model=options.model or model.DEFAULT_MODEL,
         source=options.source,
         revision=options.revision,
         file=options.file,
@@ -42,7 +63,7 @@ def run(options: argparse.Namespace, say: Language) -> int:
         most_vram=options.max_vram,
         trust_remote_code=options.trust_remote_code,
     )
-    outcome = carry_out(task, access_of(options), say)
+    outcome = carry_out(task, model.access_of(options), say)
     if outcome.text:
         print_text(outcome.text)
     for path in () if options.quiet else outcome.saved:

@@ -1,28 +1,14 @@
-"""Report -> blocks: every section is written once, here, for all formats and both languages. One module a command."""
+"""Report -> blocks: every section is written once, here, for all formats and both languages. A module a command, by name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from ...language import Language
 from ..blocks import Block
-
-COMMANDS: Mapping[str, str] = {
-    "structure": "structure",
-    "config": "configuration",
-    "weights": "weights",
-    "params": "parameters",
-    "attention": "attention",
-    "memory": "memory",
-    "models": "models",
-    "fit": "fit",
-    "gpus": "gpus",
-    "compare": "compare",
-    "report": "whole",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,5 +28,5 @@ class View:
 
 def document(command: str, subject: Any, say: Language, view: View) -> Sequence[Block]:
     """The blocks that `command` shows of its subject: a Report, or for `models` the catalog's entries."""
-    blocks: Sequence[Block] = import_module(f"{__name__}.{COMMANDS[command]}").blocks(subject, say, view)
+    blocks: Sequence[Block] = import_module(f"{__name__}.{command}").blocks(subject, say, view)
     return blocks

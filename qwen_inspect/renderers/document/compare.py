@@ -15,7 +15,7 @@ from ...units import count, signed, signed_size, size
 from ..blocks import Block, Folded, Heading, Items, Paragraph, Table
 from . import View
 from .common import notices, reach
-from .configuration import written
+from .config import written
 
 if TYPE_CHECKING:
     from ...results.fit import CardReach, ContextFit

@@ -11,7 +11,7 @@ from ...units import count, percent, shares, signed, size
 from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
 from .common import component_table, identity, notices
 from .memory import alive_rows, run_fields
-from .parameters import grouping, layer_breakdown, witness_table
+from .params import grouping, layer_breakdown, witness_table
 
 # Rows that a run may have nothing of are left out where neither side has.
 ALWAYS = ("weights", "buffers", "steady_allocated", "peak_allocated")

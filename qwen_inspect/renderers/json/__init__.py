@@ -1,9 +1,8 @@
-"""Report -> JSON: the keys that scripts rely on. Counts and bytes are integers; unknown is null. One module a command."""
+"""Report -> JSON: the keys that scripts rely on. Counts and bytes are integers; unknown is null. A module a command, by name."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -11,24 +10,11 @@ from ... import __version__
 from ...language import Language
 
 SCHEMA_VERSION = 1
-COMMANDS: Mapping[str, str] = {
-    "structure": "structure",
-    "config": "configuration",
-    "weights": "weights",
-    "params": "parameters",
-    "attention": "attention",
-    "memory": "memory",
-    "models": "models",
-    "fit": "fit",
-    "gpus": "gpus",
-    "compare": "compare",
-    "report": "whole",
-}
 
 
 def render(command: str, subject: Any, say: Language) -> str:
     """One object for the command; `subject` is a Report, or for `models` the catalog's entries."""
     head: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "tool_version": __version__, "command": command}
-    content: dict[str, Any] = import_module(f"{__name__}.{COMMANDS[command]}").content(subject, say)
+    content: dict[str, Any] = import_module(f"{__name__}.{command}").content(subject, say)
     # Escaped, so that it is JSON in any encoding, and harmless on a terminal.
     return json.dumps({**head, **content}, indent=2).replace("\x7f", "\\u007f") + "\n"

@@ -10,7 +10,7 @@ from ...results.model import Report
 from ...spec import Module
 from .attention import attention_content
 from .common import model_content
-from .parameters import parameters_content
+from .params import parameters_content
 
 # What `attention` would say, where the cache is not settled.
 UNSETTLED = ("kind", "query_heads", "kv_heads", "head_dim", "pattern", "linear", "cache")

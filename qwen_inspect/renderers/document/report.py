@@ -21,10 +21,10 @@ from ..figure import architecture_figure
 from . import View
 from .attention import cache_table, worked_through
 from .common import active_values, check_blocks, component_table, identity, parameter_fields, size_range
-from .configuration import explained, techniques, worked_sums
+from .config import explained, techniques, worked_sums
 from .measured import causes, difference_table
 from .memory import allocated_text, live_blocks, required_rows, terms_of
-from .parameters import grouping, layer_breakdown, witness_table
+from .params import grouping, layer_breakdown, witness_table
 from .structure import attention_table, cache_fields, cache_notes, tree_node
 from .weights import arranged, tensor_table
 

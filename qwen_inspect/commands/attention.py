@@ -1,0 +1,28 @@
+"""`attention`: each layer's attention and KV cache."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..language import Language
+from ..options import model, output
+
+
+def declare(command: argparse.ArgumentParser, say: Language) -> None:
+    model.declare(command, say)
+    command.add_argument("--expand", action="store_true", help=say("help_expand"))
+    model.declare_workload(command, say)
+    command.add_argument("--plot", metavar="FILE", help=say("help_cache_plot"))
+    output.declare_document(command, say)
+
+
+def run(options: argparse.Namespace, say: Language) -> int:
+    output.check(options, picture=options.plot)
+    report = model.inspected(options, workload=model.workload_of(options))
+    if options.plot is not None:
+        from ..renderers.cache_plot import cache_plot
+
+        output.write_picture(cache_plot(report, say), options.plot, options, say)
+    output.show(report, options, say, expand=options.expand)
+    output.say_notices(report, options, say)
+    return 0

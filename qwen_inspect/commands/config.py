@@ -1,0 +1,22 @@
+"""`config`: the configuration, and what its keys mean."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..language import Language
+from ..options import model, output
+
+
+def declare(command: argparse.ArgumentParser, say: Language) -> None:
+    model.declare(command, say)
+    command.add_argument("--explain", action="store_true", help=say("help_explain"))
+    output.declare_document(command, say)
+
+
+def run(options: argparse.Namespace, say: Language) -> int:
+    output.check(options)
+    report = model.inspected(options, require_design=options.explain)
+    output.show(report, options, say, explain=options.explain)
+    output.say_notices(report, options, say)
+    return 0

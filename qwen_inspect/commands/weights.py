@@ -1,0 +1,23 @@
+"""`weights`: every stored tensor."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..language import Language
+from ..options import model, output, values
+
+
+def declare(command: argparse.ArgumentParser, say: Language) -> None:
+    model.declare(command, say)
+    command.add_argument("--sort", choices=("name", "size"), default="name", help=say("help_sort"))
+    command.add_argument("--top", type=values.positive(say), default=20, metavar="N", help=say("help_top"))
+    output.declare_document(command, say)
+
+
+def run(options: argparse.Namespace, say: Language) -> int:
+    output.check(options)
+    report = model.inspected(options, require_design=False, predict_files=True)
+    output.show(report, options, say, sort=options.sort, top=options.top)
+    output.say_notices(report, options, say)
+    return 0

@@ -1,0 +1,88 @@
+"""Which model a command is about, and what may be read for it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from ..console import progress
+from ..language import Language
+from ..units import size
+from .values import positive, tokens
+
+if TYPE_CHECKING:
+    from ..loaders.resolve import Access
+    from ..results.cache import Workload
+    from ..results.model import Report
+
+DEFAULT_MODEL = "catalog:Qwen/Qwen3-0.6B"  # as loaders.resolve has it, which is not imported for --help
+SOURCES = ("auto", "hf", "ms", "local", "catalog")
+
+
+def declare(command: argparse.ArgumentParser, say: Language) -> None:
+    """MODEL, where it is looked for, and `declare_access`."""
+    command.add_argument(
+        "model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help=say("help_model", default=DEFAULT_MODEL)
+    )
+    command.add_argument("--from", dest="source", choices=SOURCES, default="auto", help=say("help_from"))
+    command.add_argument("--revision", metavar="REV", help=say("help_revision"))
+    command.add_argument("--file", metavar="NAME", help=say("help_file"))
+    command.add_argument("--trust-remote-code", action="store_true", help=say("help_trust_remote_code"))
+    declare_access(command, say)
+
+
+def declare_access(command: argparse.ArgumentParser, say: Language) -> None:
+    """What may be asked of hubs and files."""
+    command.add_argument("--timeout", type=positive(say), default=10, metavar="SECONDS", help=say("help_timeout"))
+    command.add_argument("--refresh", action="store_true", help=say("help_refresh"))
+    command.add_argument("--offline", action="store_true", help=say("help_offline"))
+    command.add_argument("--partial", action="store_true", help=say("help_partial"))
+
+
+def declare_workload(command: argparse.ArgumentParser, say: Language) -> None:
+    """What the KV cache is shown for."""
+    command.add_argument("--batch", type=positive(say), default=1, metavar="N", help=say("help_batch"))
+    command.add_argument("--context", type=tokens(say), metavar="TOKENS", help=say("help_context"))
+    command.add_argument("--cache-dtype", default="auto", metavar="FORMAT", help=say("help_cache_dtype"))
+    command.add_argument("--tp", type=positive(say), default=1, metavar="N", help=say("help_tp"))
+
+
+def workload_of(options: argparse.Namespace) -> Workload:
+    """What the KV cache is computed for."""
+    from ..results.cache import Workload
+
+    return Workload(
+        batch=options.batch,
+        context_tokens=options.context,
+        cache_format=options.cache_dtype,
+        ranks=options.tp or 1,
+    )
+
+
+def inspected(options: argparse.Namespace, **asked: Any) -> Report:
+    """The report of the model that is named. `asked`: what else `inspect` is to do, by its parameters."""
+    from ..structure.inspect import inspect
+
+    return inspect(
+        options.model,
+        source=options.source,
+        revision=options.revision,
+        file=options.file,
+        access=access_of(options),
+        trust_remote_code=options.trust_remote_code,
+        **asked,
+    )
+
+
+def access_of(options: argparse.Namespace) -> Access:
+    """What may be asked of hubs and files, and where the progress of that is shown."""
+    from ..loaders.resolve import Access
+
+    return Access(
+        offline=options.offline,
+        refresh=options.refresh,
+        partial=options.partial,
+        seconds=options.timeout,
+        progress=progress(str, quiet=options.quiet),
+        downloaded=progress(size, quiet=options.quiet),
+    )

@@ -1,0 +1,110 @@
+"""Where a command's answer goes, in which form, and what is said beside it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ..console import complain, is_terminal, one_line, print_text
+from ..errors import UsageError
+from ..language import LANGUAGES, Language
+
+if TYPE_CHECKING:
+    from ..results.model import Report
+
+FORMATS = ("table", "md", "html", "json")
+
+
+def declare(
+    command: argparse.ArgumentParser, say: Language, *, metavar: str = "FILE", help_key: str = "help_output"
+) -> None:
+    """What every command has. metavar, help_key: of -o."""
+    command.add_argument("--lang", choices=("auto", *LANGUAGES), default="auto", help=say("help_lang"))
+    command.add_argument("-o", "--output", metavar=metavar, help=say(help_key))
+    command.add_argument("--overwrite", action="store_true", help=say("help_overwrite"))
+    command.add_argument("--no-color", action="store_true", help=say("help_no_color"))
+    command.add_argument("-q", "--quiet", action="store_true", help=say("help_quiet"))
+    command.add_argument("-v", "--verbose", action="store_true", help=say("help_verbose"))
+    command.add_argument("-h", "--help", action="help", help=say("help_help"))
+
+
+def declare_document(command: argparse.ArgumentParser, say: Language) -> None:
+    """`declare`, and the format of a command whose answer `show` writes."""
+    declare(command, say)
+    command.add_argument("--format", choices=FORMATS, default="table", help=say("help_format"))
+
+
+def check(options: argparse.Namespace, *, picture: str | None = None) -> None:
+    """UsageError for files that must not or cannot be written, before anything is computed for them. picture: another's path."""
+    for path, suffixes in ((options.output, ("",)), (picture, (".svg", ".png"))):
+        if path is not None and not path.lower().endswith(suffixes):
+            raise UsageError("picture_suffix", path=path)
+        if path is not None and os.path.lexists(path) and not options.overwrite:
+            raise UsageError("output_exists", path=path)
+
+
+def show(subject: object, options: argparse.Namespace, say: Language, **view: Any) -> None:
+    """Writes what the command has to say of `subject`, in its format. view: fields of `View`."""
+    text = _text(subject, options, say, view)
+    if options.output is None:
+        print_text(text)
+        return
+    from ..output import write_whole
+
+    write_whole(options.output, text, overwrite=options.overwrite)
+    _say_saved(options.output, options, say)
+
+
+def write_picture(svg: str, path: str, options: argparse.Namespace, say: Language) -> None:
+    """Writes SVG or PNG, by the suffix; warns where the PNG's font lacks letters."""
+    from ..output import write_whole
+    from ..renderers.svg import lacks_glyphs, png
+
+    as_png = path.lower().endswith(".png")
+    write_whole(path, png(svg) if as_png else svg, overwrite=options.overwrite)
+    if as_png and lacks_glyphs(svg):
+        complain(one_line(say("lacks_glyphs", path=path)))
+    _say_saved(path, options, say)
+
+
+def _say_saved(path: str, options: argparse.Namespace, say: Language) -> None:
+    if not options.quiet:
+        complain(one_line(say("saved", path=path)))
+
+
+def say_notices(report: Report, options: argparse.Namespace, say: Language) -> None:
+    """Notices to stderr where the reader does not see the document; with --verbose, the catalog's sources."""
+    in_document = options.output is None and options.format in ("table", "md", "html") and is_terminal(sys.stdout)
+    if not options.quiet and not in_document:
+        for notice in report.notices:
+            complain(one_line(say(notice)))
+    if options.verbose and report.release is not None:
+        complain(
+            one_line(say("catalog_sources", config=report.release.config_source, counts=report.release.source or "–"))
+        )
+
+
+def _text(subject: object, options: argparse.Namespace, say: Language, view: dict[str, Any]) -> str:
+    if options.format == "json":
+        from ..renderers import json
+
+        return json.render(options.command, subject, say)
+    from ..renderers.document import View, document
+
+    blocks = document(options.command, subject, say, View(live=options.format == "html", **view))
+    if options.format == "md":
+        from ..renderers import markdown
+
+        return markdown.render(blocks)
+    if options.format == "html":
+        from ..renderers import html
+
+        return html.render(blocks, say)
+    from ..renderers import terminal
+
+    plain = (
+        options.output is not None or options.no_color or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    )
+    return terminal.render(blocks) if plain or not is_terminal(sys.stdout) else terminal.render_in_colour(blocks)

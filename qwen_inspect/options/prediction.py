@@ -1,0 +1,110 @@
+"""The run that `memory`, `fit` and `compare` predict."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+from ..errors import UsageError
+from ..language import Language
+from . import model
+from .values import positive, tokens
+
+if TYPE_CHECKING:
+    from ..results.memory import Run
+    from ..results.model import Report
+
+DEFAULT_PROMPT_TOKENS = 2048
+DEFAULT_CAPABILITY = "sm_80"
+PLAIN_DTYPES = ("bfloat16", "float16", "float32", "float64")
+# As architectures.quantised has them, which is not imported for --help.
+SCHEMES = ("awq-int4", "gptq-int4", "gptq-int8", "fp8", "bnb-int8", "bnb-nf4", "bnb-fp4", "bnb-nf4-double", "nvfp4")
+KERNELS = ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_2_repeated")
+OPTIMIZERS = ("adamw_foreach", "adamw_fused", "adamw_for_loop", "adamw_8bit", "sgd", "none")
+
+
+def declare(command: argparse.ArgumentParser, say: Language) -> None:
+    """What runs: all that `run_of` reads but --gpu, which `memory` has in its own way."""
+    add = command.add_argument
+    add("--mode", choices=("generate", "forward", "train"), default="generate", help=say("help_mode"))
+    add("--batch", type=positive(say), default=1, metavar="N", help=say("help_batch"))
+    add("--context", type=tokens(say), default=DEFAULT_PROMPT_TOKENS, metavar="TOKENS", help=say("help_prompt"))
+    add("--new-tokens", type=positive(say), default=128, metavar="N", help=say("help_new_tokens"))
+    add("--dtype", choices=(*PLAIN_DTYPES, *SCHEMES), metavar="DTYPE", help=say("help_dtype"))
+    add("--group-size", type=positive(say), metavar="N", help=say("help_group_size"))
+    add("--attention", choices=KERNELS, default="auto", help=say("help_attention_kernel"))
+    add("--optimizer", choices=OPTIMIZERS, default="adamw_foreach", help=say("help_optimizer"))
+    add("--checkpointing", action=argparse.BooleanOptionalAction, help=say("help_checkpointing"))
+    add("--trained", default="", metavar="REGEX", help=say("help_trained"))
+    add("--lora", type=positive(say), metavar="RANK", help=say("help_lora"))
+    add("--lora-targets", metavar="NAMES", help=say("help_lora_targets"))
+    add("--accumulate", type=positive(say), default=1, metavar="N", help=say("help_accumulate"))
+    add("--cache-dtype", default="auto", metavar="FORMAT", help=say("help_cache_dtype"))
+    add("--cache", choices=("dynamic", "static"), default="dynamic", help=say("help_cache"))
+    add("--load", choices=("warmup", "per-tensor"), default="warmup", help=say("help_load"))
+
+
+def declare_batch(command: argparse.ArgumentParser, say: Language) -> None:
+    """How the batch of one model is run: padded, under autocast."""
+    command.add_argument("--padded", action="store_true", help=say("help_padded"))
+    command.add_argument("--autocast", choices=("bfloat16", "float16"), help=say("help_autocast"))
+
+
+def declare_cards(command: argparse.ArgumentParser, say: Language) -> None:
+    """The cards that something could fit, each for itself."""
+    command.add_argument("--gpu", metavar="NAME", help=say("help_cards"))
+
+
+def inspected(options: argparse.Namespace) -> Report:
+    """The model that runs, as it is stored where its architecture is not known."""
+    return model.inspected(
+        options,
+        require_design=False,
+        dtype=options.dtype,
+        dense_dtype=None if options.autocast is None else "float32",
+        group_size=options.group_size,
+        workload=model.workload_of(options),
+    )
+
+
+def run_of(options: argparse.Namespace, *, gpu: str | None) -> Run:
+    """The run that is predicted for `gpu`; UsageError for options of LoRA without it, and of training in another mode."""
+    from ..results.memory import Run
+
+    if options.lora_targets is not None and options.lora is None:
+        raise UsageError("lora_targets_alone")
+    targets = "all-linear" if options.lora_targets is None else options.lora_targets
+    run = Run(
+        mode=options.mode,
+        batch=options.batch,
+        prompt_tokens=options.context or DEFAULT_PROMPT_TOKENS,
+        new_tokens=options.new_tokens,
+        attention=options.attention,
+        loader=options.load,
+        gpu=gpu or DEFAULT_CAPABILITY,
+        optimizer=options.optimizer,
+        checkpointing=options.checkpointing,
+        trained=options.trained,
+        accumulate=options.accumulate,
+        lora_rank=options.lora,
+        lora_targets=tuple(name.strip() for name in targets.split(",")),
+        cache_format=options.cache_dtype,
+        cache=options.cache,
+        padded=getattr(options, "padded", False),  # which `compare` has not
+        autocast=getattr(options, "autocast", None),
+        # The first of the two that is set, as torch 2.13 looks for them.
+        allocator=os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF", ""),
+    )
+    if run.cache == "static" and run.mode != "generate":
+        raise UsageError("static_cache_mode", mode=run.mode)
+    if run.cache == "static" and run.cache_format != "auto":
+        raise UsageError("static_cache_format", format=run.cache_format)
+    if run.mode != "train" and run.training_options:
+        raise UsageError("train_option", option=run.training_options[0], mode=run.mode)
+    return run
+
+
+def is_capability(gpu: str) -> bool:
+    """Whether the name is a compute capability, such as sm_90, and no card's."""
+    return gpu[:3].lower() == "sm_" and gpu[3:].isdecimal()
