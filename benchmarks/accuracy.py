@@ -19,13 +19,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.recordings import Recording
 from qwen_inspect.checkpoint import DType
-from qwen_inspect.engines.vllm import LOGS, Log, rank_weights, rounding
+from qwen_inspect.engines.llama_cpp.cells import llama_cpp_layer_bytes
+from qwen_inspect.engines.vllm.blocks import block_pool
+from qwen_inspect.engines.vllm.logs import LOGS, Log
+from qwen_inspect.engines.vllm.weights import rank_weights, rounding
 from qwen_inspect.predicting.predict import predict
 from qwen_inspect.renderers import markdown
 from qwen_inspect.renderers.blocks import Block, Heading, Items, Paragraph, Table
 from qwen_inspect.results.memory import Run
 from qwen_inspect.results.model import Report
-from qwen_inspect.structure.engine_cache import block_pool, llama_cpp_layer_bytes
 from qwen_inspect.structure.inspect import inspect
 from qwen_inspect.structure.kv_cache import FORMATS, read_formats
 

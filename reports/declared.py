@@ -16,8 +16,8 @@ from qwen_inspect.loaders import catalog
 from qwen_inspect.renderers import markdown
 from qwen_inspect.renderers.blocks import Block, Heading, Paragraph, Table
 from qwen_inspect.spec import each_tensor
-from qwen_inspect.structure.engine_cache import checkpoint_format
 from qwen_inspect.structure.inspect import analyse
+from qwen_inspect.structure.kv_cache import checkpoint_format
 from qwen_inspect.units import count
 
 DENSE, HYBRID = "Qwen/Qwen3-8B", "Qwen/Qwen3.5-35B-A3B"

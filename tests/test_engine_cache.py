@@ -13,22 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_inspect.checkpoint import DType
-from qwen_inspect.errors import UnsupportedError
-from qwen_inspect.results.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention, OtherLayerAttention
-from qwen_inspect.structure.engine_cache import (
+from qwen_inspect.engines import caches_of
+from qwen_inspect.engines.llama_cpp.cells import llama_cpp_layer_bytes, padded_cells
+from qwen_inspect.engines.vllm.blocks import (
     BlockPool,
     block_pool,
-    checkpoint_format,
     kv_heads_per_rank,
     latent_pool,
     latent_width,
-    llama_cpp_layer_bytes,
-    padded_cells,
     state_dtypes,
     text_part,
 )
+from qwen_inspect.errors import UnsupportedError
+from qwen_inspect.results.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention, OtherLayerAttention
 from qwen_inspect.structure.inspect import inspect
-from qwen_inspect.structure.kv_cache import FORMATS, read_formats
+from qwen_inspect.structure.kv_cache import FORMATS, checkpoint_format, read_formats
 
 PUBLISHED = Path(__file__).parent.parent / "benchmarks" / "published"
 
@@ -252,7 +251,7 @@ def test_types_that_vllm_does_not_keep_so_have_no_latent(model_type: str) -> Non
 
 
 def test_what_engines_reserve_of_a_hybrid_is_known() -> None:
-    engines = inspect("Qwen/Qwen3-Next-80B-A3B-Instruct", source="catalog").engines
+    engines = caches_of(inspect("Qwen/Qwen3-Next-80B-A3B-Instruct", source="catalog"))
     assert all(row.size_bytes is not None for row in engines)
     # 262,144 tokens: 482 blocks of 544, and 3 groups' states; a block is 12 layers of 544 x 2 x 2 x 256 in bfloat16.
     found = next(row for row in engines if (row.engine, row.format) == ("vllm", "bfloat16"))

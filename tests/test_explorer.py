@@ -30,7 +30,7 @@ from qwen_inspect.renderers.document import View, document
 from qwen_inspect.renderers.explorer import explorer
 from qwen_inspect.renderers.treemap import Area, Box, areas, parameter_treemap, squarified
 from qwen_inspect.results.cache import Workload
-from qwen_inspect.results.exploration import AllocatorSettings, Exploration, RequestSize
+from qwen_inspect.results.exploration import Exploration, RequestSize
 from qwen_inspect.results.memory import TERMS, MemoryReport, Run
 from qwen_inspect.results.model import Report
 from qwen_inspect.results.timeline import Allocate, Event, Free, Stage, Timeline
@@ -175,7 +175,6 @@ def test_a_page_of_the_command_line_begins_with_its_own_run(browser: Browser, tm
 def a_random_run(chance: random.Random) -> tuple[Exploration, Timeline, str]:
     """Requests of all sizes that matter to the allocator, freed in any order."""
     text = chance.choice(ALLOCATORS)
-    settings = read_settings(text)
     sizes = [chance.choice((0, 1, 511, 512, 513, MIB - 1, MIB, MIB + 1, 10 * MIB - 1, 10 * MIB, 20 * MIB + 1))]
     sizes += [int(2 ** chance.uniform(0, 34)) for _ in range(12)]
     events: list[Event] = []
@@ -200,13 +199,7 @@ def a_random_run(chance: random.Random) -> tuple[Exploration, Timeline, str]:
         requests=tuple(requests),
         order=tuple(order),
         stages=(Stage(name="load", first_event=0),),
-        settings=AllocatorSettings(
-            large_segment_bytes=settings.large_segment_bytes,
-            max_split_bytes=settings.max_split_bytes if "max_split" in text else None,
-            max_non_split_rounding_bytes=settings.max_non_split_rounding_bytes,
-            roundup_divisions=settings.roundup_divisions,
-            expandable_segments=settings.expandable_segments,
-        ),
+        allocator=text,
         least_new_tokens=2,
     )
     return found, Timeline(events=tuple(events), stages=found.stages), text

@@ -26,15 +26,17 @@ from hypothesis import strategies as st
 from benchmarks.accuracy import GIB, published
 from qwen_inspect.bisection import largest
 from qwen_inspect.checkpoint import Checkpoint, DType, ModelRef, Tensor
+from qwen_inspect.engines import engine_of
+from qwen_inspect.engines.interface import Demand
+from qwen_inspect.engines.transformers.demand import TransformersDemand
+from qwen_inspect.engines.transformers.traced_run import TracedRun
 from qwen_inspect.errors import UnavailableError
-from qwen_inspect.fitting.search import answer, cards, fit
+from qwen_inspect.fitting.search import MOST_BATCH, answer, bounded, cards, fit
 from qwen_inspect.fitting.suggestions import changes
-from qwen_inspect.fitting.traced_run import MOST_BATCH, TracedRun, bounded
-from qwen_inspect.fitting.transformers import TransformersDemand
 from qwen_inspect.loaders import calibration, catalog, gpus
 from qwen_inspect.predicting.kept_trace import Point
 from qwen_inspect.predicting.predict import predict
-from qwen_inspect.results.exploration import AllocatorSettings, Exploration, RequestSize
+from qwen_inspect.results.exploration import Exploration, RequestSize
 from qwen_inspect.results.fit import CardAnswer, Gpu, Requirement
 from qwen_inspect.results.measurement import Calibration
 from qwen_inspect.results.memory import ANY_CONTEXT_BYTES, Run
@@ -149,13 +151,6 @@ def test_an_allocator_counted_by_hand() -> None:
 
     Of 64 MiB the weights leave 52: 52 tokens take 52, 53 take 54. Two sequences of 13 take 26, four 52, five 65 and so 66.
     """
-    settings = AllocatorSettings(
-        large_segment_bytes=20 * MIB,
-        max_split_bytes=None,
-        max_non_split_rounding_bytes=20 * MIB,
-        roundup_divisions=(0,) * 16,
-        expandable_segments=False,
-    )
     run = TracedRun(
         Exploration(
             method="trace",
@@ -164,7 +159,7 @@ def test_an_allocator_counted_by_hand() -> None:
             requests=((0, 0), (1, 1)),
             order=(0, 1),
             stages=(),
-            settings=settings,
+            allocator="",
             least_new_tokens=2,
         )
     )
@@ -327,7 +322,7 @@ def test_training_is_told_of_checkpointing_and_adapters() -> None:
     config = {**TINY_QWEN3, "num_hidden_layers": 3}
     report = analyse(Checkpoint(ref=ModelRef(source="local", id="tiny"), config=config, tensors=None))
     asked = Run(mode="train", batch=8, prompt_tokens=512)
-    lighter, adapted, both, shared, larger = changes(report, asked, card(MIB))
+    lighter, adapted, both, shared, larger = changes(engine_of("transformers"), report, asked, card(MIB))
     kinds = [one.kind for one in (lighter, adapted, both, shared, larger)]
     assert kinds == ["checkpointing", "lora", "lora", "fsdp", "gpu"]
     assert larger.fits
@@ -338,6 +333,16 @@ def test_training_is_told_of_checkpointing_and_adapters() -> None:
     assert predicted.peak_reserved is not None
     assert adapted.required_bytes == predicted.peak_reserved + ANY_CONTEXT_BYTES[1]
     assert both.required_bytes < larger.required_bytes
+
+
+def test_cards_are_predicted_alike_where_a_prediction_knows_the_same_of_them() -> None:
+    """An H100's context was measured, an H200's was not; neither was an A100's."""
+    report = inspect("Qwen/Qwen3-0.6B", source="catalog")
+
+    def facts(name: str) -> object:
+        return TransformersDemand(report, Run(mode="train"), gpus.find(name)).card_facts
+
+    assert facts("H100") != facts("H200") == facts("GH200") != facts("A100 80GB") == facts("A100 40GB")
 
 
 def test_a_card_says_which_dtypes_it_does_not_compute_in() -> None:
@@ -565,33 +570,15 @@ def test_every_format(form: str, language: str) -> None:
 def test_another_engine_says_its_own_demand() -> None:
     """What `answer` asks of an engine is what `Demand` has: an engine that takes 90 % of a card and a KiB a token."""
 
-    class Blocks:
-        engine = "blocks"
+    class Blocks(Demand):
         most_context_tokens: int | None = 100_000
-        context_step = 1
-        quick = True
 
         def requirement(self, batch: int, context_tokens: int) -> Requirement:
             terms = (("weights", 50 * MIB), ("cache", batch * context_tokens * 1024))
             return Requirement(terms=terms, context_low_bytes=0, context_high_bytes=0)
 
-        def held_bytes(self, batch: int, context_tokens: int) -> int:
-            return self.requirement(batch, context_tokens).held_bytes
-
-        def fits(self, batch: int, context_tokens: int, room_bytes: int) -> bool:
-            return self.held_bytes(batch, context_tokens) <= room_bytes
-
-        def least_bytes(self, batch: int, context_tokens: int) -> int:
-            return 0
-
-        def passes(self, batch: int, context_tokens: int, capacity_bytes: int) -> None:
-            return None
-
         def available_bytes(self, gpu: Gpu) -> int:
             return gpu.available_bytes * 9 // 10
-
-        def cache_tokens(self, batch: int, context_tokens: int) -> int:
-            return batch * context_tokens
 
     found = answer(Blocks(), card(100 * MIB), batch=1, context_tokens=1024)
     # 90 MiB less 50 MiB are 40 x 1024 tokens.

@@ -96,6 +96,9 @@ def test_compute_capability_tells_dtypes_and_the_workspace_of_cublas() -> None:
     }
     for gpu in gpus.table():
         assert (workspace_bytes(gpu.name) == WORKSPACE_BYTES_HOPPER) == (gpu.compute_capability == (9, 0))
+    # A capability by itself, a Hopper card with another memory, and names that say nothing.
+    names = ("sm_90", "NVIDIA H100 64GB HBM2", "sm_100", "A Card 24GB")
+    assert [workspace_bytes(name) == WORKSPACE_BYTES_HOPPER for name in names] == [True, True, False, False]
 
 
 def test_the_table_is_shown_in_every_format_and_both_languages() -> None:

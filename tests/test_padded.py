@@ -9,8 +9,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from qwen_inspect.engines.transformers.demand import TransformersDemand
 from qwen_inspect.fitting.search import fit
-from qwen_inspect.fitting.transformers import TransformersDemand
 from qwen_inspect.loaders import gpus
 from qwen_inspect.loaders.kept_measurement import read_measurement
 from qwen_inspect.predicting.predict import predict

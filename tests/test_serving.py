@@ -17,7 +17,10 @@ from hypothesis import strategies as st
 
 import qwen_inspect
 from qwen_inspect.cli import main
-from qwen_inspect.engines.vllm import LOGS, Log, model_limit, rank_weights, rounding
+from qwen_inspect.engines import ENGINES
+from qwen_inspect.engines.vllm import model_limit
+from qwen_inspect.engines.vllm.logs import LOGS, Log
+from qwen_inspect.engines.vllm.weights import rank_weights, rounding
 from qwen_inspect.errors import UnsupportedError, UsageError
 from qwen_inspect.fitting.serving import budget_card, serve
 from qwen_inspect.loaders import gpus
@@ -60,9 +63,7 @@ def within_a_budget(model: str, budget_bytes: int, serving: Serving = VLLM) -> V
 )
 def test_what_a_log_printed_lies_between_the_ends(log: dict[str, str]) -> None:
     """The H100 of these logs has 79.19 GiB, 0.95 of which are asked for (the logs' first lines)."""
-    serving = replace(
-        VLLM, ranks=int(log["tp"]), utilization=0.95, cache_formats=(log["kv_cache_dtype"], log["kv_cache_dtype"])
-    )
+    serving = replace(VLLM, ranks=int(log["tp"]), utilization=0.95, cache_format=log["kv_cache_dtype"])
     found = vllm_on(log["model"], serving, card_of(79.19))
     printed = int(float(log["available_kv_gib_per_gpu"]) * GIB)
     assert found.least.budget_bytes - GIB // 200 <= printed <= found.most.budget_bytes + GIB // 200
@@ -144,6 +145,37 @@ def test_a_suggestion_that_is_followed_takes_what_it_said(asked: list[str], kind
         )
         again = cards(*asked, *(word for name in options for word in (name, value.replace(",", ""))))
         assert (again["required_bytes"], again["fits"]) == (one["required_bytes"], one["fits"]), one["change"]
+
+
+def suggested(report: Report, serving: Serving, card_bytes: int) -> dict[str, int]:
+    """Of each change what it takes, by its last value."""
+    card = Gpu(name="card", kind="given", memory_bytes=card_bytes)
+    changes = serve(report, serving, [card]).cards[0].suggestions
+    return {str([*change.change.values.values()][-1]): change.required_bytes for change in changes}
+
+
+def test_packed_weights_of_a_stretched_model_keep_its_rotary_table(tmp_path: Path) -> None:
+    """4 x 256 positions of 16 channels in bfloat16, as the model that is asked for with --dtype has them."""
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
+    write_config(
+        tmp_path,
+        {**TINY_QWEN3, "num_attention_heads": 8, "hidden_size": 128, "intermediate_size": 256, "rope_scaling": rope},
+    )
+    asked = replace(VLLM, context_tokens=1024, batch=100_000)
+    here = suggested(inspect(str(tmp_path)), asked, 3 * GIB)
+    for scheme in ("fp8", "awq-int4"):
+        packed = serve(inspect(str(tmp_path), dtype=scheme), asked, [card_of(3)]).cards[0]
+        assert here[scheme] == packed.answer.high.required_bytes
+
+
+def test_a_change_that_the_model_does_not_go_into_is_left_out(tmp_path: Path) -> None:
+    """Rows of 96 numbers fill no groups of 128; 16 numbers a token no blocks of 32."""
+    write_config(tmp_path, {**TINY_QWEN3, "num_key_value_heads": 1})
+    report = inspect(str(tmp_path))
+    by_vllm = suggested(report, replace(VLLM, context_tokens=512, batch=1_000_000), 3 * GIB)
+    assert "awq-int4" not in by_vllm
+    assert by_vllm.keys() >= {"fp8", "2"}  # and 2 ranks, which come after it
+    assert "q8_0" not in suggested(report, LLAMA, 1024)
 
 
 @pytest.mark.parametrize(
@@ -320,17 +352,17 @@ def test_the_output_layer_goes_first_then_layers_from_the_last(
 @pytest.mark.parametrize(
     ("tokens", "sequences", "formats", "cells", "mib"),
     [
-        (700, 1, ("auto", "auto"), 768, "1.12"),  # --ctx-size 700
-        (350, 2, ("q8_0", "auto"), 1024, "1.15"),  # --ctx-size 700 --parallel 2: 512 cells for each
-        (4096, 1, ("q8_0", "q8_0"), 4096, "3.19"),
+        (700, 1, "auto", 768, "1.12"),  # --ctx-size 700
+        (350, 2, "q8_0,auto", 1024, "1.15"),  # --ctx-size 700 --parallel 2: 512 cells for each
+        (4096, 1, "q8_0", 4096, "3.19"),
     ],
 )
 def test_the_cache_is_what_llama_cpp_prints_for_such_a_file(
-    tmp_path: Path, tokens: int, sequences: int, formats: tuple[str, str], cells: int, mib: str
+    tmp_path: Path, tokens: int, sequences: int, formats: str, cells: int, mib: str
 ) -> None:
     """Recorded from llama.cpp itself (xllamacpp 2026.10.11549, on a CPU), which loaded a file of these three layers."""
     write_config(tmp_path, {**TINY_QWEN3, "hidden_size": 128, "head_dim": 64, "num_hidden_layers": 3})
-    serving = replace(LLAMA, context_tokens=tokens, batch=sequences, cache_formats=formats)
+    serving = replace(LLAMA, context_tokens=tokens, batch=sequences, cache_format=formats)
     found = llama_on(inspect(str(tmp_path)), serving, card_of(1))
     printed = next(term.least_bytes for term in found.terms if term.name == "cache") / 2**20
     assert (found.cells, f"{printed:.2f}") == (cells, mib)
@@ -353,8 +385,8 @@ def test_64_bits_become_32_in_a_gguf_file() -> None:
 def test_the_cache_of_qwen3_235b_is_the_logs() -> None:
     """3,196.00 MiB in q8_0 and 6,016.00 MiB in f16 at 32,768 cells (ikawrakow/ik_llama.cpp, discussion 357)."""
     report = inspect("Qwen/Qwen3-235B-A22B", source="catalog")
-    for formats, mib in ((("q8_0", "q8_0"), 3196), (("auto", "auto"), 6016), (("q8_0", "float16"), 4606)):
-        serving = replace(LLAMA, context_tokens=32_700, cache_formats=formats)  # padded to 32,768
+    for formats, mib in (("q8_0", 3196), ("auto", 6016), ("q8_0,float16", 4606)):
+        serving = replace(LLAMA, context_tokens=32_700, cache_format=formats)  # padded to 32,768
         found = llama_on(report, serving, card_of(512))
         assert {term.name: term.most_bytes for term in found.terms}["cache"] == mib * 2**20
         assert found.cells == 32_768
@@ -384,6 +416,39 @@ def test_what_llama_cpp_converts_otherwise_is_refused() -> None:
     for model in ("Qwen/Qwen3-Next-80B-A3B-Instruct", "Qwen/Qwen3-VL-8B-Instruct"):
         with pytest.raises(UnsupportedError):
             llama_on(inspect(model, source="catalog"), LLAMA, card_of(80))
+
+
+# --- any other -----------------------------------------------------------------------------------------------------
+
+
+def test_an_engine_is_added_by_its_line_in_the_registry(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """The command names it, answers by it, and suggests what any engine has: less of the same, or a larger card."""
+    monkeypatch.setitem(ENGINES, "toy", "tests.toy_engine")
+    asked = ["fit", "catalog:Qwen/Qwen3-8B", "--lang", "en", "--engine", "toy", "--context", "9k"]
+    assert main([*asked, "--memory", "24GiB", "--format", "json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["engine"], found["engine_version"]) == ("toy", "1.0")
+    # 8,190,735,360 parameters in bfloat16; a MiB a token of what they and the larger context leave of 24 GiB.
+    terms = [(term["term"], term["least_bytes"], term["most_bytes"]) for term in found["terms"]]
+    assert terms == [
+        ("weights", 16_381_470_720, 16_381_470_720),
+        ("cache", 9216 * 2**20, 9216 * 2**20),
+        ("context", 100 * 2**20, 500 * 2**20),
+    ]
+    assert found["max_context_tokens"] == (24 * GIB - 16_381_470_720) // 2**20 - 500 == 8453
+    kinds = [(one["kind"], one["change"]) for one in found["suggestions"]]
+    assert kinds == [("context", "sequences of 8,453 tokens in place of 9,216"), ("gpu", "the card RTX 5090")]
+    for form in ("md", "html"):
+        assert main([*asked, "--memory", "32GiB", "--format", form]) == 0
+        assert "16,381,470,720" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    assert "toy" in capsys.readouterr().out
+
+
+def test_an_engine_that_is_not_known_is_refused_with_those_that_are() -> None:
+    with pytest.raises(UsageError, match=r"transformers, vllm, llama\.cpp, found sglang"):
+        serve(REPORT, Serving(engine="sglang"), [card_of(24)])
 
 
 # --- the command ---------------------------------------------------------------------------------------------------
@@ -517,7 +582,7 @@ def test_prefixes_of_a_hybrid_take_a_second_block_of_states(
     model: str, form: str, gib: float, length: int, tokens: int, concurrency: str
 ) -> None:
     """Logs that stand in public repositories."""
-    serving = replace(VLLM, cache_formats=(form, form), context_tokens=length, prefix_caching=True)
+    serving = replace(VLLM, cache_format=form, context_tokens=length, prefix_caching=True)
     found = within_a_budget(model, int(gib * GIB), serving).least
     assert (found.tokens, f"{found.concurrency:.2f}") == (tokens, concurrency)
     without = within_a_budget(model, int(gib * GIB), replace(serving, prefix_caching=False)).least

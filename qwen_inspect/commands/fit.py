@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..console import EXIT_CHECK_FAILED
+from ..engines import ENGINES
 from ..errors import UsageError
 from ..language import Language
 from ..options import flag, given, model, output, prediction, values
@@ -34,7 +35,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     add = command.add_argument
     add("--memory", type=values.size(say), metavar="SIZE", help=say("help_card_memory"))
     add("--beyond-limit", action="store_true", help=say("help_beyond_limit"))
-    add("--engine", choices=tuple(ENGINE_OPTIONS), default="transformers", help=say("help_engine"))
+    add("--engine", choices=tuple(ENGINES), default="transformers", help=say("help_engine"))
     add("--max-model-len", dest="context", type=values.tokens(say), metavar="TOKENS", help=say("help_max_model_len"))
     command.set_defaults(context=None)  # an engine's is the model's limit
     add("--utilization", type=values.reader(_share, "usage_share", say), metavar="SHARE", help=say("help_utilization"))
@@ -115,12 +116,12 @@ def _serving(options: argparse.Namespace) -> Serving:
     """What an engine is asked for."""
     from ..results.serving import Serving
 
-    both = options.cache_dtype, options.cache_dtype
+    formats = options.cache_type_k, options.cache_type_v
     return Serving(
         engine=options.engine,
         batch=options.batch,
         context_tokens=options.context,
-        cache_formats=(options.cache_type_k, options.cache_type_v) if options.engine == "llama.cpp" else both,
+        cache_format=",".join(formats) if options.engine == "llama.cpp" else options.cache_dtype,
         ranks=options.tp,
         utilization=options.utilization,
         kv_budget_bytes=None if options.kv_budget is None else options.kv_budget[1],

@@ -8,30 +8,23 @@ from itertools import chain
 
 from ..bisection import largest
 from ..checkpoint import DType
+from ..engines import engine_of
+from ..engines.interface import Asked, Demand, Engine, Taken
+from ..engines.transformers.demand import TransformersDemand, calibration_of
 from ..errors import UnsupportedError, UsageError
 from ..language import Message
 from ..loaders import calibration, gpus
 from ..predicting.predict import installed, with_kernel
 from ..progress import purpose
-from ..results.fit import (
-    CardAnswer,
-    CardReach,
-    ContextFit,
-    CurvePoint,
-    Demand,
-    Ends,
-    FitReport,
-    Gpu,
-    Largest,
-    Requirement,
-    Suggestion,
-)
+from ..results.fit import CardAnswer, CardReach, ContextFit, CurvePoint, Ends, FitReport, Gpu, Largest, Requirement
 from ..results.memory import Run
 from ..results.model import Report
 from ..units import size
-from .suggestions import changes
-from .traced_run import MOST_BATCH, MOST_CONTEXT_TOKENS, bounded, curve_contexts
-from .transformers import TransformersDemand, calibration_of
+from . import suggestions
+
+MOST_BATCH = 1 << 16
+MOST_CONTEXT_TOKENS = 1 << 24  # where the model's own limit is not to count
+CURVE_CONTEXTS = (1024, 4096, 16_384, 65_536, 262_144)  # few: each takes several replays, of 94 layers 10 ms each
 
 
 def cards(names: str | None, memory: tuple[str, int] | None = None) -> tuple[Gpu, ...]:
@@ -83,30 +76,40 @@ def fit(report: Report, run: Run, cards: Sequence[Gpu], *, beyond_limit: bool = 
 
     What `predict` raises for a run that cannot be predicted at all is raised. `refusal` says why only a lower bound is known.
     """
-    answers: list[CardAnswer] = []
+    engine: Engine[Run, TransformersDemand] = engine_of("transformers")
+    cards_answers: list[CardAnswer] = []
     assumptions: dict[Message, None] = {}
-    told, refusal = report, None
+    read, refusal = report, None
     run = with_kernel(run, report)
-    for gpu in cards:
-        demand = TransformersDemand(report, run, gpu)
+    for demand, found in answers(engine, report, run, cards, beyond_limit=beyond_limit):
         memory = demand.predicted(run.batch, run.prompt_tokens)
-        told = memory.report
+        read = memory.report
         assumptions |= {one: None for one in memory.predicted.assumptions if one.key != "assume_context"}
-        found = answer(demand, gpu, batch=run.batch, context_tokens=run.prompt_tokens, beyond_limit=beyond_limit)
-        if found.high.fits is False:
-            found = replace(found, suggestions=(*found.suggestions, *changes(report, run, gpu)))
-        found = replace(found, notices=(*found.notices, *_of_dtypes(report, gpu)))
-        answers.append(found)
+        cards_answers.append(replace(found, notices=(*found.notices, *_of_dtypes(report, found.gpu))))
         if memory.predicted.peak_reserved is None and not found.likely:
             refusal = memory.refusal or UnsupportedError("fit_lower_bound")
     return FitReport(
-        report=told,
+        report=read,
         run=run,
-        engine=TransformersDemand.engine,
-        cards=tuple(answers),
+        engine=engine.name,
+        cards=tuple(cards_answers),
         assumptions=tuple(assumptions),
         refusal=refusal,
     )
+
+
+def answers(
+    engine: Engine[Asked, Taken], report: Report, asked: Asked, cards: Sequence[Gpu], *, beyond_limit: bool
+) -> Iterator[tuple[Taken, CardAnswer]]:
+    """For each card what the engine takes of it, what fits there, and what to change where it does not."""
+    batch, tokens = asked.batch, asked.context_tokens or 0
+    for gpu in cards:
+        demand = engine.demand(report, asked, gpu)
+        found = answer(demand, gpu, batch=batch, context_tokens=tokens, beyond_limit=beyond_limit)
+        if found.high.fits is False:
+            shorter = suggestions.smaller(engine, demand, found, batch=batch, context_tokens=tokens)
+            found = replace(found, suggestions=(*shorter, *suggestions.changes(engine, report, asked, gpu)))
+        yield demand, found
 
 
 def _of_dtypes(report: Report, gpu: Gpu) -> Iterator[Message]:
@@ -144,7 +147,6 @@ def answer(demand: Demand, gpu: Gpu, *, batch: int, context_tokens: int, beyond_
         if high.fits is not False or not required.whole or demand.least_bytes(batch, context_tokens) > available
         else demand.passes(batch, context_tokens, available - required.context_high_bytes),
         curve=search.curve(batch, context_tokens, available - required.context_high_bytes) if demand.quick else (),
-        suggestions=() if high.fits is not False else search.smaller(batch, context_tokens, high),
         notices=tuple(_in_use(gpu)),
     )
 
@@ -230,22 +232,6 @@ class _Search:
             for tokens in curve_contexts(context_tokens, longest)
         )
 
-    def smaller(self, batch: int, context_tokens: int, ends: Ends) -> tuple[Suggestion, ...]:
-        """A shorter context and a smaller batch, each the largest that fits."""
-        asked = {"context": (batch, ends.context.at_most or 0), "batch": (ends.batch.at_most or 0, context_tokens)}
-        before = {"context": context_tokens, "batch": batch}
-        return tuple(
-            Suggestion(
-                kind=kind,
-                change=Message(f"suggest_{kind}", value=asked[kind][kind == "context"], asked=before[kind]),
-                required_bytes=self._demand.held_bytes(*asked[kind]) + self._context_high_bytes,
-                fits=True if self._whole else None,
-                whole=self._whole,
-            )
-            for kind in asked
-            if all(asked[kind]) and asked[kind][kind == "context"] < before[kind]
-        )
-
 
 def _told(what: str, fits: Callable[[int], bool]) -> Callable[[int], bool]:
     """The same question; who waits is told what is known so far."""
@@ -263,3 +249,19 @@ def _told(what: str, fits: Callable[[int], bool]) -> Callable[[int], bool]:
         return found
 
     return asked
+
+
+def bounded(value: int, *, limit: int, bound: str, whole: bool) -> Largest:
+    """`value` as an answer: what stops it, and whether it is certain. bound: what `limit` stands for.
+
+    Where a lower bound fits as far as was searched, the search's own end says nothing of what is the most.
+    """
+    if value < limit:
+        bound = "memory"
+    unknown = bound == "search" and not whole
+    return Largest(value=value if whole else None, at_most=None if unknown else value, bound=bound)
+
+
+def curve_contexts(asked: int, limit: int) -> Sequence[int]:
+    """Usual contexts up to a limit, the one asked for, and the limit where it is not a usual one."""
+    return sorted({tokens for tokens in (*CURVE_CONTEXTS, asked) if tokens <= limit} | {limit})

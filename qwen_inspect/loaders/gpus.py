@@ -80,13 +80,23 @@ def find(name: str) -> Gpu:
     raise UsageError("gpu_unknown", name=name, nearest=_names([*holding, *alike]) or "–")
 
 
-def supports(name: str, dtype: str) -> bool | None:
-    """`Gpu.supports` of a card that a run names, or of a compute capability ("sm_90"); None where neither is known."""
-    if written := re.fullmatch(r"sm_?(\d+)(\d)", name):
-        capability = int(written[1]), int(written[2])
-        return Gpu(name=name, kind="given", memory_bytes=0, compute_capability=capability).supports(dtype)
+def larger(gpu: Gpu) -> list[Gpu]:
+    """Cards of the table with more memory than a card, the smallest first."""
+    cards = (card for card in table() if card.available_bytes > gpu.available_bytes)
+    return sorted(cards, key=lambda card: card.available_bytes)
+
+
+def compute_capability(name: str) -> tuple[int, int] | None:
+    """Of the card that a run names, as the table or as torch does, or as "sm_90"; None where the table has no such card."""
+    if written := re.fullmatch(r"sm_?(\d+)(\d)", name, re.IGNORECASE):
+        return int(written[1]), int(written[2])
     named = (gpu for gpu in table() if name in (gpu.name, *gpu.device_names))
-    return next((gpu.supports(dtype) for gpu in named), None)
+    return next((gpu.compute_capability for gpu in named), None)
+
+
+def supports(name: str, dtype: str) -> bool | None:
+    """`Gpu.supports` of a card that a run names; None where its compute capability is not known."""
+    return Gpu(name=name, kind="given", memory_bytes=0, compute_capability=compute_capability(name)).supports(dtype)
 
 
 def _folded(name: str) -> str:

@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 
 from ..checkpoint import Tensor
 from ..results.cache import CacheReport
-from ..results.exploration import GROWTHS, AllocatorSettings, Exploration, RequestSize
+from ..results.exploration import GROWTHS, Exploration, RequestSize
 from ..results.memory import Run
 from ..results.timeline import Allocate, Event, Stage
 from ..spec import Module
-from .allocator import UNLIMITED_BYTES
-from .allocator_settings import read_settings
 from .footprint import (
     GROWN_IDS,
     OWN_IDS,
@@ -108,7 +106,6 @@ def _exploration(
             order.append(numbers[event.id])
         else:
             order.append(-1 - numbers[event.id])
-    settings = read_settings(run.allocator)
     return Exploration(
         method=method,
         terms=tuple(terms),
@@ -116,12 +113,6 @@ def _exploration(
         requests=tuple(requests),
         order=tuple(order),
         stages=stages,
-        settings=AllocatorSettings(
-            large_segment_bytes=settings.large_segment_bytes,
-            max_split_bytes=None if settings.max_split_bytes == UNLIMITED_BYTES else settings.max_split_bytes,
-            max_non_split_rounding_bytes=settings.max_non_split_rounding_bytes,
-            roundup_divisions=settings.roundup_divisions,
-            expandable_segments=settings.expandable_segments,
-        ),
+        allocator=run.allocator,
         least_new_tokens=least_new_tokens,
     )

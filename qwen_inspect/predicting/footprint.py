@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from ..checkpoint import Tensor
 from ..errors import UsageError
 from ..language import Message
+from ..loaders.gpus import compute_capability
 from ..results.cache import CacheLayer, CacheReport
 from ..results.exploration import GROWTHS, grown_bytes, grown_tokens
 from ..results.memory import TERMS, Alive, Footprint, Moment, Run, context_range
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 # Source: torch 2.13, aten/src/ATen/cuda/CublasHandlePool.cpp, parseChosenWorkspaceSize.
 WORKSPACE_BYTES = 2 * 4096 * 1024 + 8 * 16 * 1024
 WORKSPACE_BYTES_HOPPER = 32 * 1024 * 1024
-HOPPER = re.compile(r"h100|h200|h20\b|h800|gh200|hopper|sm_?90", re.IGNORECASE)
+# Of names that the table has not, such as those of other memories: "NVIDIA H100 64GB HBM2".
+UNLISTED_HOPPER = re.compile(r"h100|h200|h20\b|h800|gh200|hopper", re.IGNORECASE)
 # cuBLASLt's, which multiplies where a bias is added: 1024 KiB on every card. Counted for a single row too, which goes without.
 # Source: the same file, parseCUDABlasLtWorkspaceSize; torch 2.13, aten/src/ATen/native/cuda/Blas.cpp, addmm_out_cuda_impl
 LT_WORKSPACE_BYTES = 1024 * 1024
@@ -69,7 +71,13 @@ TERM_OF_USE = {
 
 def workspace_bytes(gpu: str) -> int:
     """What cuBLAS takes on a card of this name; sm_80's where the name says no more."""
-    return WORKSPACE_BYTES_HOPPER if HOPPER.search(gpu) else WORKSPACE_BYTES
+    return WORKSPACE_BYTES_HOPPER if is_hopper(gpu) else WORKSPACE_BYTES
+
+
+def is_hopper(gpu: str) -> bool:
+    """Whether a card of this name has compute capability 9.0."""
+    known = compute_capability(gpu)
+    return UNLISTED_HOPPER.search(gpu) is not None if known is None else known == (9, 0)
 
 
 def has_cudnn_attention(gpu: str) -> bool:
@@ -78,7 +86,7 @@ def has_cudnn_attention(gpu: str) -> bool:
 
     Source: torch 2.11, check_prefer_cudnn_attention in aten/src/ATen/native/transformers/cuda/sdp_utils.cpp
     """
-    return HOPPER.search(gpu) is not None
+    return is_hopper(gpu)
 
 
 def workspace_of(run: Run) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..language import Language
+from ..predicting.allocator import UNLIMITED_BYTES
+from ..predicting.allocator_settings import read_settings
 from ..results.exploration import GROWTHS, Exploration, RequestSize
 from ..results.memory import OF_SOME_RUNS, TERMS, MemoryReport
 from .blocks import Live
@@ -61,7 +63,7 @@ def _requests(found: Exploration) -> dict[str, Any]:
     for entry in found.order:
         made += entry >= 0
         order.append(0 if entry >= 0 else made - (-1 - entry))
-    settings = found.settings
+    settings = read_settings(found.allocator)
     return {
         "terms": found.terms,
         "sizes": [_size(size) for size in found.sizes],
@@ -72,7 +74,7 @@ def _requests(found: Exploration) -> dict[str, Any]:
         "stages": [[stage.name, stage.first_event] for stage in found.stages],
         "settings": {
             "largeSegment": settings.large_segment_bytes,
-            "maxSplit": settings.max_split_bytes,
+            "maxSplit": None if settings.max_split_bytes == UNLIMITED_BYTES else settings.max_split_bytes,
             "maxNonSplit": settings.max_non_split_rounding_bytes,
             "divisions": settings.roundup_divisions,
             "expandable": settings.expandable_segments,

@@ -37,20 +37,10 @@ class RequestSize:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AllocatorSettings:
-    """What the allocator is set to, as `predicting.allocator.Settings` has it; max_split_bytes: None where there is no limit."""
-
-    large_segment_bytes: int
-    max_split_bytes: int | None
-    max_non_split_rounding_bytes: int
-    roundup_divisions: tuple[int, ...]
-    expandable_segments: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Exploration:
     """Requests with the index of each one's size and term; an entry of `order` that is not negative is the index of the request
     made then, -1 - index frees it. method: "trace", or "formula", of which only the end is known.
+    allocator: PYTORCH_CUDA_ALLOC_CONF's text.
     """
 
     method: str
@@ -59,5 +49,5 @@ class Exploration:
     requests: tuple[tuple[int, int], ...]
     order: tuple[int, ...]
     stages: tuple[Stage, ...]
-    settings: AllocatorSettings
+    allocator: str
     least_new_tokens: int

@@ -1,13 +1,10 @@
-"""What fits a card, what it takes by term, and what to change where it does not. `None` means unknown, never 0.
-
-An engine is asked through `Demand`: what it needs of a card for a batch and a context, and what of a card it may take.
-"""
+"""What fits a card, what it takes by term, and what to change where it does not. `None` means unknown, never 0."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..errors import QwenInspectError
@@ -104,43 +101,6 @@ class Requirement:
         return None if more is None else self.high_bytes + more
 
 
-class Demand(Protocol):
-    """What running one model takes of any card. A context is what the engine means by it: its `--context`.
-
-    engine: its name. most_context_tokens: the model's own limit on a context, None where there is none. context_step: the largest
-    context is looked for among multiples of it.
-    """
-
-    engine: str
-    most_context_tokens: int | None
-    context_step: int
-
-    @property
-    def quick(self) -> bool:
-        """Whether an answer takes milliseconds, so that a whole curve can be asked for."""
-
-    def requirement(self, batch: int, context_tokens: int) -> Requirement:
-        """By term."""
-
-    def held_bytes(self, batch: int, context_tokens: int) -> int:
-        """`requirement(...).held_bytes`, as fast as it can be had."""
-
-    def fits(self, batch: int, context_tokens: int, room_bytes: int) -> bool:
-        """Whether `held_bytes` is within `room_bytes`, as fast as it can be told: a search asks many times."""
-
-    def least_bytes(self, batch: int, context_tokens: int) -> int:
-        """A lower bound of `held_bytes`, at once."""
-
-    def passes(self, batch: int, context_tokens: int, capacity_bytes: int) -> bool | None:
-        """Whether a run that holds more would end within `capacity_bytes` all the same; None where that is not known."""
-
-    def available_bytes(self, gpu: Gpu) -> int:
-        """What of a card the engine may take, its context included."""
-
-    def cache_tokens(self, batch: int, context_tokens: int) -> int | None:
-        """Tokens of all sequences that the cache holds then."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Largest:
     """The largest batch or context that fits: it does, and one more does not. 0 where not even one does.
@@ -213,7 +173,7 @@ class CardAnswer:
     calibrated: bool
     passes_by_release: bool | None
     curve: tuple[CurvePoint, ...]
-    suggestions: tuple[Suggestion, ...]
+    suggestions: tuple[Suggestion, ...] = ()
     notices: tuple[Message, ...] = ()
 
     @property

@@ -232,6 +232,11 @@ class Run:
         return self.cache == "static" and self.device == "cuda" and self.new_tokens > 1
 
     @property
+    def context_tokens(self) -> int:
+        """What `fit` calls the context: the prompt."""
+        return self.prompt_tokens
+
+    @property
     def cached_tokens(self) -> int:
         """Tokens of each sequence in the cache when it is fullest; the last new token is not fed back."""
         return self.prompt_tokens + (self.new_tokens - 1 if self.mode == "generate" else 0)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..language import Message
     from ..spec import ModelSpec, Module
     from .attention import AttentionReport
-    from .cache import CacheReport, EngineCache, Workload
+    from .cache import CacheReport, Workload
     from .counts import Check, Component, ParameterCounts
     from .generation import Generation
     from .stored import AdapterWeights, QuantisedWeights
@@ -37,7 +37,6 @@ class Design:
     checks: tuple[Check, ...]
     attention: AttentionReport | None
     cache: CacheReport | None
-    engines: tuple[EngineCache, ...]
     quantised: QuantisedWeights | None = None
     weights: tuple[Tensor, ...] | None = None
     adapter: AdapterWeights | None = None
@@ -118,10 +117,6 @@ class Report:
     def _cache_refusal(self) -> QwenInspectError:
         assert self.known.cache_refusal is not None
         return self.known.cache_refusal
-
-    @property
-    def engines(self) -> tuple[EngineCache, ...]:
-        return self.known.engines
 
     @property
     def context_tokens(self) -> int | None:

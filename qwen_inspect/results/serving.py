@@ -5,26 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..language import Message
+from .cache import Workload
 from .fit import CardAnswer, Gpu, Suggestion, deciding
 from .model import Report
 
-ENGINES = ("vllm", "llama.cpp")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Serving:
-    """What to serve with. context_tokens: of one sequence, prompt and answer; the model's own limit where None.
+class Serving(Workload):
+    """A workload to serve, each sequence's context being prompt and answer, and with what.
 
-    vLLM: ranks, utilization of a card (0.9 where None) or a known kv_budget_bytes, and step_tokens, the most of one step (where
-    None, as its server takes them for the card); prefix_caching: of hybrid models, which vLLM 0.19 leaves off.
-    llama.cpp: offloaded, as --ngl (all where None). cache_formats: K's and V's.
+    utilization: of a card (the engine's default where None), or a known kv_budget_bytes. vLLM: step_tokens, the most of one step
+    (where None, as its server takes them for the card); prefix_caching: of hybrid models, which vLLM 0.19 leaves off.
+    llama.cpp: offloaded, as --ngl (all where None).
     """
 
     engine: str
-    batch: int = 1
-    context_tokens: int | None = None
-    cache_formats: tuple[str, str] = ("auto", "auto")
-    ranks: int = 1
     utilization: float | None = None
     kv_budget_bytes: int | None = None
     step_tokens: int | None = None
@@ -43,6 +38,14 @@ class Reserved:
     least_bytes: int
     most_bytes: int | None
     sources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reserve:
+    """What an engine takes of a card, and the tokens that its cache holds of all sequences, where that is known."""
+
+    terms: tuple[Reserved, ...]
+    cache_tokens: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,20 +68,16 @@ class Capacity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VllmReserve:
-    """vLLM on one of `ranks` ranks: its budget, and what it holds at the lower and at the upper end; equal where it was given.
+class VllmReserve(Reserve):
+    """vLLM on one rank: its budget, and what it holds at the lower and at the upper end; equal where it was given.
 
     requested_bytes: `utilization` of the card; None, and no terms, where the budget was given. block_bytes: over one group.
-    block_tokens: of attention's blocks. groups: of layers, which take blocks each for themselves. format_named: whether the
-    checkpoint names the cache's format in place of what was asked for.
+    block_tokens: of attention's blocks. groups: of layers, which take blocks each for themselves.
     """
 
-    ranks: int
     cache_format: str
-    format_named: bool
     utilization: float | None
     requested_bytes: int | None
-    terms: tuple[Reserved, ...]
     block_bytes: int
     block_tokens: int
     groups: int
@@ -87,7 +86,7 @@ class VllmReserve:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LlamaCppReserve:
+class LlamaCppReserve(Reserve):
     """llama.cpp with `offloaded` of `layers` layers on the card, the output layer counted as one of them.
 
     cells: of all sequences, each padded. host_bytes: weights, cache and states that stay in the host's memory.
@@ -98,7 +97,6 @@ class LlamaCppReserve:
     layers: int
     cells: int
     cache_formats: tuple[str, str]
-    terms: tuple[Reserved, ...]
     host_bytes: int
     most_offloaded: int
 
@@ -109,8 +107,11 @@ class EngineCard:
 
     gpu: Gpu | None
     answer: CardAnswer
-    reserve: VllmReserve | LlamaCppReserve
-    suggestions: tuple[Suggestion, ...] = ()
+    reserve: Reserve
+
+    @property
+    def suggestions(self) -> tuple[Suggestion, ...]:
+        return self.answer.suggestions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,14 +14,13 @@ from ..errors import MalformedError, NotFoundError, QwenInspectError, Unavailabl
 from ..language import Message
 from ..loaders.resolve import DEFAULT_MODEL, Access, load, resolve
 from ..results.attention import AttentionReport
-from ..results.cache import CacheReport, EngineCache, Workload
+from ..results.cache import CacheReport, Workload
 from ..results.counts import Check, ParameterCounts
 from ..results.model import Design, Report
 from ..spec import ModelSpec, each_tensor
 from .accounting import components, predicted_elements, predicted_files
 from .attention import attention_report
-from .engine_cache import checkpoint_format, engine_caches, state_dtypes
-from .kv_cache import cache_report, read_formats
+from .kv_cache import cache_report, checkpoint_format, read_formats
 from .reconcile import against_files, against_instantiated, contradictions, copies
 
 if TYPE_CHECKING:
@@ -130,6 +129,14 @@ def analyse(
         notices=(*report.notices, *subject.notices),
         design=design,
     )
+
+
+def in_scheme(report: Report, dtype: str) -> Report:
+    """The same model with its weights in `dtype`, dense or by a scheme's name, as --dtype gives it."""
+    from .stored import in_dtype
+
+    stored = Checkpoint(ref=report.ref, config=report.config, tensors=report.tensors, release=report.release)
+    return analyse(in_dtype(stored, dtype, None), workload=report.workload)
 
 
 def models() -> tuple[CatalogEntry, ...]:
@@ -316,7 +323,6 @@ def _design(subject: _Subject, checks: tuple[Check, ...], workload: Workload) ->
         attention=attention,
         cache=cache,
         cache_refusal=refusal,
-        engines=_engine_caches(subject, attention, workload),
     )
 
 
@@ -343,20 +349,6 @@ def _attention(
     except UnsupportedError as error:
         return None, None, error
     return attention, cache, None
-
-
-def _engine_caches(subject: _Subject, attention: AttentionReport | None, workload: Workload) -> tuple[EngineCache, ...]:
-    """As engines would reserve the cache; nothing where no context is known, or a layer whose cache engines keep otherwise."""
-    spec = subject.architecture.spec
-    tokens = workload.context_tokens or spec.context_tokens
-    if tokens is None or attention is None:
-        return ()
-    if subject.architecture.built is not None and len(attention.softmax) < len(attention.layers):
-        return ()
-    states = state_dtypes(subject.checkpoint.config or {}, spec.dtype)
-    return engine_caches(
-        attention.layers, spec.dtype, states=states, tokens=tokens, batch=workload.batch, ranks=workload.ranks
-    )
 
 
 def _with_stored_bytes(design: Design, subject: _Subject) -> Design:

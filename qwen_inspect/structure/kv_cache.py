@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..checkpoint import BLOCK_FORMATS, DType
 from ..errors import UnsupportedError
@@ -56,6 +57,42 @@ def read_formats(text: str, dtype: DType) -> tuple[CacheFormat, CacheFormat]:
     if len(names) > 2 or not all(name in FORMATS for name in names):
         raise UnsupportedError("cache_format_unknown", found=text, known=", ".join(["auto", *ALIASES, *FORMATS]))
     return FORMATS[names[0]], FORMATS[names[-1]]
+
+
+def checkpoint_format(config: Mapping[str, Any], asked: str) -> str:
+    """The cache's format where the checkpoint's quantisation names one, else what was asked for.
+
+    compressed-tensors' is taken whatever was asked for, modelopt's in place of "auto". Raises UnsupportedError for one that vLLM
+    does not load: not of 8-bit floats.
+    Source: model_executor/layers/attention/attention.py and CompressedTensorsKVCacheMethod; utils/torch_utils.py,
+    resolve_kv_cache_dtype_string.
+    """
+    found = config.get("quantization_config")
+    if not isinstance(found, Mapping):
+        return asked
+    scheme, method = found.get("kv_cache_scheme"), str(found.get("quant_method", ""))
+    if method == "compressed-tensors" and scheme is not None:
+        if not _in_8_bits(scheme):
+            raise UnsupportedError("vllm_cache_scheme", found=str(scheme)[:80])
+        return "fp8"
+    if method.startswith("modelopt") and asked == "auto":
+        inner = found.get("quantization")
+        inner = inner if isinstance(inner, Mapping) else found
+        named = (
+            inner.get("kv_cache_scheme"),
+            scheme,
+            inner.get("kv_cache_quant_algo"),
+            found.get("kv_cache_quant_algo"),
+        )
+        algorithm = next((one for one in named if one), None)
+        static = isinstance(algorithm, Mapping) and algorithm.get("dynamic") is False
+        if str(algorithm).lower() == "fp8" or (static and _in_8_bits(algorithm)):
+            return "fp8"
+    return asked
+
+
+def _in_8_bits(scheme: Any) -> bool:
+    return isinstance(scheme, Mapping) and scheme.get("type") == "float" and scheme.get("num_bits") == 8
 
 
 def cache_report(

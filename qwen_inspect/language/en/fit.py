@@ -104,6 +104,7 @@ TEXT = {
     # --- engines
     "engine_option": "{option} is an option of {engine}, not of {asked}",
     "engine_budget_given": "--kv-budget is what vLLM has left for the cache, so {option} has nothing to say beside it",
+    "engine_unknown": "Expected an engine of {known}, found {found}",
     "engine_cache_types": "llama.cpp takes --cache-type-k and --cache-type-v in place of --cache-dtype",
     "engine_one_cache_type": "--cache-type-k and --cache-type-v take one format each; found {found}",
     "engine_one_cache_dtype": "vLLM keeps K and V in one format, not in {found}",
@@ -142,6 +143,7 @@ TEXT = {
     "reserved_non_torch": "Outside PyTorch: CUDA context, NCCL (logs)",
     "reserved_cache": "KV cache",
     "reserved_state": "Recurrent states",
+    "reserved_context": "CUDA context",
     "reserved_compute": "Compute buffers, CUDA context",
     "suggest_sequence": "sequences of {value:,} tokens in place of {asked:,}",
     "suggest_sequences": "{value:,} sequences at once in place of {asked:,}",

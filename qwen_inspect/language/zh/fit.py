@@ -104,6 +104,7 @@ TEXT = {
     # --- engines
     "engine_option": "{option} 是 {engine} 的选项，不适用于 {asked}",
     "engine_budget_given": "--kv-budget 已给出 vLLM 留给缓存的显存，不能再用 {option}",
+    "engine_unknown": "引擎应为 {known} 之一，收到的是 {found}",
     "engine_cache_types": "llama.cpp 请用 --cache-type-k 和 --cache-type-v 代替 --cache-dtype",
     "engine_one_cache_type": "--cache-type-k 与 --cache-type-v 各取一种格式；实为 {found}",
     "engine_one_cache_dtype": "vLLM 的 K 和 V 用同一种格式，不能是 {found}",
@@ -142,6 +143,7 @@ TEXT = {
     "reserved_non_torch": "PyTorch 之外：CUDA 上下文、NCCL（日志）",
     "reserved_cache": "KV 缓存",
     "reserved_state": "循环状态",
+    "reserved_context": "CUDA 上下文",
     "reserved_compute": "计算缓冲区与 CUDA 上下文",
     "suggest_sequence": "每条序列 {value:,} 个 token（原为 {asked:,}）",
     "suggest_sequences": "同时 {value:,} 条序列（原为 {asked:,}）",

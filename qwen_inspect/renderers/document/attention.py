@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ...engines import caches_of
 from ...language import Language
 from ...results.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention, OtherLayerAttention
 from ...results.model import Report
@@ -177,7 +178,8 @@ def shape_table(steps: Sequence[tuple[str, tuple[str | int, ...]]], report: Repo
 
 def engine_blocks(report: Report, say: Language) -> list[Block]:
     """The same workload's cache as transformers holds it and as engines reserve it; nothing where no context is known."""
-    if not report.engines:
+    caches = caches_of(report)
+    if not caches:
         return []
     rows = [
         [
@@ -186,7 +188,7 @@ def engine_blocks(report: Report, say: Language) -> list[Block]:
             count(row.size_bytes),
             size(row.size_bytes) if row.reason is None else say(row.reason),
         ]
-        for row in report.engines
+        for row in caches
     ]
     columns = [say("column_engine"), say("column_format"), say("column_bytes"), say("column_size")]
     workload = report.workload

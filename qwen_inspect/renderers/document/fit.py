@@ -78,13 +78,17 @@ def _card_blocks(card: CardAnswer, say: Language) -> Iterator[Block]:
         yield Heading(say("heading_curve"), 3)
         columns = [say("column_prompt_tokens"), say("column_max_batch")]
         yield Table(columns, [[count(point.context_tokens), reach(point.batch, say)] for point in card.curve], "rr")
+    yield from suggestion_blocks(card, say)
+
+
+def suggestion_blocks(card: CardAnswer, say: Language) -> Iterator[Block]:
     if card.suggestions:
         yield Heading(say("heading_suggestions"), 3)
         columns = [say(f"column_{name}") for name in ("change_to", "required_bytes", "required", "fits")]
-        yield Table(columns, [suggestion_row(one, say) for one in card.suggestions], "lrrl")
+        yield Table(columns, [_suggestion_row(one, say) for one in card.suggestions], "lrrl")
 
 
-def suggestion_row(one: Suggestion, say: Language) -> list[str]:
+def _suggestion_row(one: Suggestion, say: Language) -> list[str]:
     sizes = [count(one.required_bytes), size(one.required_bytes)]
     if not one.whole:
         sizes = [say("at_least", value=value) for value in sizes]

@@ -9,7 +9,7 @@ from ...results.serving import Capacity, EngineCard, LlamaCppReserve, ServingRep
 from ...units import UNKNOWN, count, size
 from ..blocks import Block, Fields, Heading, Items, Table
 from .common import identity, notices, reach
-from .fit import suggestion_row
+from .fit import suggestion_blocks
 
 
 def blocks(found: ServingReport, say: Language) -> Sequence[Block]:
@@ -51,13 +51,12 @@ def _card_blocks(card: EngineCard, found: ServingReport, say: Language) -> Itera
             yield _capacity_table(card, reserve, found, say)
             yield Fields([*_block_fields(reserve, say)])
         case LlamaCppReserve():
-            yield _offload_table(card, reserve, say)
+            yield _term_table(card, say)
             yield Fields([*_offload_fields(card, reserve, say)])
-    if card.suggestions:
-        yield Heading(say("heading_suggestions"), 3)
-        columns = [say(f"column_{column}") for column in ("change_to", "required_bytes", "required", "fits")]
-        rows = [suggestion_row(one, say) for one in card.suggestions]
-        yield Table(columns, rows, "lrrl")
+        case _:
+            yield _term_table(card, say)
+            yield Fields([*_reach_fields(card, say)])
+    yield from suggestion_blocks(card.answer, say)
 
 
 def _verdict(card: EngineCard, say: Language) -> str:
@@ -98,22 +97,16 @@ def _capacity_table(card: EngineCard, reserve: VllmReserve, found: ServingReport
     ends = [reserve.least] if reserve.least == reserve.most else [reserve.least, reserve.most]
     heads = ["column_cautious", "column_best"] if len(ends) == 2 else ["column_size"]
 
-    def row(name: str, values: Sequence[str]) -> list[str]:
-        return [name, *values]
+    def most(end: Capacity) -> str:
+        return say("serving_endless") if end.most_context_tokens is None else count(end.most_context_tokens)
 
-    def concurrency(end: Capacity) -> str:
-        return f"{end.concurrency:,.2f}×"
-
-    most = [
-        say("serving_endless") if end.most_context_tokens is None else count(end.most_context_tokens) for end in ends
-    ]
     rows = [
-        row(say("row_budget"), [_signed(end.budget_bytes) for end in ends]),
-        row(say("row_blocks"), [count(end.blocks) for end in ends]),
-        row(say("field_kv_cache_tokens_engine"), [count(end.tokens) for end in ends]),
-        row(say("row_sequence_blocks", tokens=found.context_tokens), [count(end.sequence_blocks) for end in ends]),
-        row(say("row_concurrency", tokens=found.context_tokens), [concurrency(end) for end in ends]),
-        row(say("row_most_context"), most),
+        [say("row_budget"), *(_signed(end.budget_bytes) for end in ends)],
+        [say("row_blocks"), *(count(end.blocks) for end in ends)],
+        [say("field_kv_cache_tokens_engine"), *(count(end.tokens) for end in ends)],
+        [say("row_sequence_blocks", tokens=found.context_tokens), *(count(end.sequence_blocks) for end in ends)],
+        [say("row_concurrency", tokens=found.context_tokens), *(f"{end.concurrency:,.2f}×" for end in ends)],
+        [say("row_most_context"), *map(most, ends)],
     ]
     return Table([say("column_capacity"), *(say(head) for head in heads)], rows, "l" + "r" * len(ends))
 
@@ -125,19 +118,20 @@ def _block_fields(reserve: VllmReserve, say: Language) -> Iterator[tuple[str, st
         yield say("field_block_groups"), count(reserve.groups)
 
 
-# --- llama.cpp -----------------------------------------------------------------------------------------------------
+# --- llama.cpp, and any other --------------------------------------------------------------------------------------
 
 
-def _offload_table(card: EngineCard, reserve: LlamaCppReserve, say: Language) -> Table:
-    """Each term on the card; the sum is a lower bound, for the compute buffer is not known."""
-    known = sum(term.least_bytes for term in reserve.terms)
+def _term_table(card: EngineCard, say: Language) -> Table:
+    """Each term on the card; the sum is a lower bound where one is not known."""
+    known = sum(term.least_bytes if term.most_bytes is None else term.most_bytes for term in card.reserve.terms)
+    required = "required_in_all" if card.answer.requirement.whole else "required_at_least"
     rows = [
         [say(f"reserved_{term.name}"), count(term.most_bytes), size(term.most_bytes)]
-        for term in reserve.terms
+        for term in card.reserve.terms
         if term.most_bytes != 0
     ]
     left = card.answer.available_bytes - known
-    for name, value in (("required_at_least", known), ("available", card.answer.available_bytes), ("left", left)):
+    for name, value in ((required, known), ("available", card.answer.available_bytes), ("left", left)):
         rows.append([say(f"row_{name}"), f"{value:,}".replace("-", "−"), _signed(value)])
     return Table([say("column_term"), say("column_bytes"), say("column_size")], rows, "lrr", totals=3)
 
@@ -149,7 +143,11 @@ def _offload_fields(card: EngineCard, reserve: LlamaCppReserve, say: Language) -
     yield say("field_host"), size(reserve.host_bytes)
     yield say("field_most_offloaded"), say("reach_at_most", value=reserve.most_offloaded)
     if reserve.offloaded:
-        yield say("field_most_context"), reach(card.answer.high.context, say)
-        yield say("field_most_sequences"), reach(card.answer.high.batch, say)
+        yield from _reach_fields(card, say)
     else:
         yield say("field_most_context"), UNKNOWN
+
+
+def _reach_fields(card: EngineCard, say: Language) -> Iterator[tuple[str, str]]:
+    yield say("field_most_context"), reach(card.answer.high.context, say)
+    yield say("field_most_sequences"), reach(card.answer.high.batch, say)

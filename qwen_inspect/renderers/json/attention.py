@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ...engines import caches_of
 from ...language import Language
 from ...results.model import Report
 from .common import model_content
@@ -60,7 +61,7 @@ def attention_content(report: Report) -> dict[str, Any]:
             ],
             "engines": [
                 {"engine": row.engine, "format": row.format, "ranks": report.workload.ranks, "bytes": row.size_bytes}
-                for row in report.engines
+                for row in caches_of(report)
             ],
         },
     }

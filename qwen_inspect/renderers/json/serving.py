@@ -38,7 +38,7 @@ def _card(card: EngineCard, say: Language) -> dict[str, Any]:
         "max_batch": high.batch.value,
         "at_most_batch": high.batch.at_most,
         "batch_bound": high.batch.bound,
-        "kv_cache_tokens": reserve.least.tokens if isinstance(reserve, VllmReserve) else reserve.cells,
+        "kv_cache_tokens": reserve.cache_tokens,
         "terms": [
             {
                 "term": term.name,

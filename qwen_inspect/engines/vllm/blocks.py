@@ -1,28 +1,23 @@
-"""The KV cache as engines reserve it: vLLM's blocks on one tensor-parallel rank, llama.cpp's cells for the whole context.
+"""vLLM's KV cache: blocks on one tensor-parallel rank, and what a budget of them holds.
 
 Source: vLLM 0.19.0, v1/core/kv_cache_utils.py, v1/kv_cache_interface.py and model_executor/models/config.py; other versions group
-layers and print tokens differently. llama.cpp 0c1e57098, src/llama-kv-cache.cpp, llama-memory-recurrent.cpp, llama-context.cpp.
+layers and print tokens differently.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..checkpoint import DType
-from ..errors import UnsupportedError
-from ..results.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention, OtherLayerAttention
-from ..results.cache import EngineCache
-from .kv_cache import FORMATS, CacheFormat, cache_report, read_formats
+from ...checkpoint import DType
+from ...errors import UnsupportedError
+from ...results.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention
+from ...structure.kv_cache import CacheFormat
 
 BLOCK_TOKENS = 16  # CacheConfig.DEFAULT_BLOCK_SIZE, and what FlashAttention's block sizes are multiples of
 BLOCK_FORMATS = ("float32", "bfloat16", "float16", "fp8")
-CELL_FORMATS = ("float32", "bfloat16", "float16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-CELLS_MULTIPLE = 256
-
-# --- vLLM ----------------------------------------------------------------------------------------------------------
 
 
 def kv_heads_per_rank(kv_heads: int, ranks: int) -> int:
@@ -205,57 +200,14 @@ def state_dtypes(config: Mapping[str, Any], dtype: DType) -> tuple[DType, DType]
     return dtype, DType.F32 if reads and named == "float32" else dtype
 
 
-def checkpoint_format(config: Mapping[str, Any], asked: str) -> str:
-    """The cache's format where the checkpoint's quantisation names one, else what was asked for.
-
-    compressed-tensors' is taken whatever was asked for, modelopt's in place of "auto". Raises UnsupportedError for one that vLLM
-    does not load: not of 8-bit floats.
-    Source: model_executor/layers/attention/attention.py and CompressedTensorsKVCacheMethod; utils/torch_utils.py,
-    resolve_kv_cache_dtype_string.
-    """
-    found = config.get("quantization_config")
-    if not isinstance(found, Mapping):
-        return asked
-    scheme, method = found.get("kv_cache_scheme"), str(found.get("quant_method", ""))
-    if method == "compressed-tensors" and scheme is not None:
-        if not _in_8_bits(scheme):
-            raise UnsupportedError("vllm_cache_scheme", found=str(scheme)[:80])
-        return "fp8"
-    if method.startswith("modelopt") and asked == "auto":
-        inner = found.get("quantization")
-        inner = inner if isinstance(inner, Mapping) else found
-        named = (
-            inner.get("kv_cache_scheme"),
-            scheme,
-            inner.get("kv_cache_quant_algo"),
-            found.get("kv_cache_quant_algo"),
-        )
-        algorithm = next((one for one in named if one), None)
-        static = isinstance(algorithm, Mapping) and algorithm.get("dynamic") is False
-        if str(algorithm).lower() == "fp8" or (static and _in_8_bits(algorithm)):
-            return "fp8"
-    return asked
-
-
-def _in_8_bits(scheme: Any) -> bool:
-    return isinstance(scheme, Mapping) and scheme.get("type") == "float" and scheme.get("num_bits") == 8
-
-
 # Text types of which every layer keeps one latent for all heads. Of vLLM's own list kimi_linear and bailing_hybrid keep states
 # too, deepseek_v32 and glm_moe_dsa an index. Not of its list, whatever transformers caches: minicpm3 and youtu (whole heads).
 # Source: vLLM 0.19.0, transformers_utils/model_arch_config_convertor.is_deepseek_mla; axk1 (there AXK1, as its release spells it)
 # also in commit 00bb6f59. mistral4: a release has params.json, which vLLM reads first (transformers_utils/config.get_config) and
 # makes a deepseek_v3 of (configs/mistral.adapt_config_dict).
 LATENT_TYPES = (
-    "AXK1",
-    "axk1",
-    "deepseek_v2",
-    "deepseek_v3",
-    "glm4_moe_lite",
-    "kimi_k2",
-    "longcat_flash",
-    "mistral4",
-    "pangu_ultra_moe",
+    *("AXK1", "axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "kimi_k2", "longcat_flash"),
+    *("mistral4", "pangu_ultra_moe"),
 )
 
 
@@ -289,79 +241,3 @@ def latent_pool(layers: int, width: int, cache_format: CacheFormat, capability: 
     tokens = 32 if major == 10 else 64 if major == 9 and cache_format.name == "fp8" else BLOCK_TOKENS
     kind = PageKind(tokens * cache_format.size_bytes(width), tokens, 0, (width,))
     return _one_group([kind] * layers)
-
-
-# --- llama.cpp -----------------------------------------------------------------------------------------------------
-
-
-def padded_cells(tokens: int) -> int:
-    """Cells that llama.cpp makes of a sequence's context. Source: llama_context, n_ctx_seq."""
-    return -(-tokens // CELLS_MULTIPLE) * CELLS_MULTIPLE
-
-
-def llama_cpp_layer_bytes(
-    layer: AnyLayerAttention, keys: CacheFormat, values: CacheFormat, *, tokens: int, sequences: int = 1
-) -> int:
-    """What one layer reserves for `sequences` sequences of `tokens` tokens, whatever is filled of it.
-
-    K and V: (cells, kv_heads, head_dim) each. Linear attention: the convolution's last conv_kernel - 1 inputs, and the recurrent
-    state, float32 both. Raises UnsupportedError for windows, whose cells follow the micro-batch, and for formats it has not.
-    Source: llama_kv_cache; llama_memory_recurrent with llama_hparams.n_embd_r and n_embd_s.
-    """
-    for one in (keys, values):
-        if one.name not in CELL_FORMATS:
-            raise UnsupportedError("llama_cpp_cache_format", found=one.name, known=", ".join(CELL_FORMATS))
-    match layer:
-        case LayerAttention(window_tokens=None):
-            elements = layer.kv_heads * layer.head_dim
-            return sequences * padded_cells(tokens) * (keys.size_bytes(elements) + values.size_bytes(elements))
-        case LayerAttention():
-            raise UnsupportedError("cache_engine_window", engine="llama.cpp")
-        case LinearLayerAttention():
-            values_width = layer.value_heads * layer.value_head_dim
-            channels = 2 * layer.key_heads * layer.key_head_dim + values_width
-            elements = (layer.conv_kernel - 1) * channels + layer.key_head_dim * values_width
-            return sequences * elements * DType.F32.bits // 8
-        case OtherLayerAttention():
-            raise UnsupportedError("cache_engine_other", engine="llama.cpp")
-
-
-# --- side by side --------------------------------------------------------------------------------------------------
-
-
-def engine_caches(
-    layers: Sequence[AnyLayerAttention],
-    dtype: DType,
-    *,
-    states: tuple[DType, DType],
-    tokens: int,
-    batch: int,
-    ranks: int,
-) -> tuple[EngineCache, ...]:
-    """What transformers holds and engines reserve for the same workload, each in the formats that it has.
-
-    states: as in `block_pool`.
-    """
-    auto, _ = read_formats("auto", dtype)
-
-    def row(engine: str, cache_format: CacheFormat, size_bytes: Callable[[], int]) -> EngineCache:
-        try:
-            return EngineCache(engine=engine, format=cache_format.name, size_bytes=size_bytes())
-        except UnsupportedError as error:
-            return EngineCache(engine=engine, format=cache_format.name, size_bytes=None, reason=error.message)
-
-    def vllm(cache_format: CacheFormat) -> Callable[[], int]:
-        return lambda: block_pool(layers, cache_format, ranks=ranks, states=states).size_bytes(
-            tokens=tokens, batch=batch
-        )
-
-    def llama_cpp(one: CacheFormat) -> Callable[[], int]:
-        return lambda: sum(llama_cpp_layer_bytes(layer, one, one, tokens=tokens, sequences=batch) for layer in layers)
-
-    return (
-        row(
-            "transformers", auto, lambda: cache_report(layers, auto, auto, dtype).size_bytes(tokens=tokens, batch=batch)
-        ),
-        *(row("vllm", one, vllm(one)) for one in (auto, FORMATS["fp8"])),
-        *(row("llama_cpp", FORMATS[name], llama_cpp(FORMATS[name])) for name in ("float16", "q8_0", "q4_0")),
-    )

@@ -1,4 +1,4 @@
-"""What `predict` says of a run with transformers, as a `Demand`: for any batch and prompt, and fast where a trace is kept."""
+"""What `predict` says of a run with transformers, as a demand: for any batch and prompt, and fast where a trace is kept."""
 
 from __future__ import annotations
 
@@ -6,33 +6,32 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
-from ..language import Message
-from ..loaders import calibration
-from ..predicting.explore import explore_trace
-from ..predicting.footprint import has_cudnn_attention
-from ..predicting.kept_trace import CHUNK_TOKENS, ChunkedPoint, Point
-from ..predicting.predict import explored, installed, predict, traced_along, with_kernel
-from ..progress import purpose
-from ..results.fit import Gpu, Requirement
-from ..results.measurement import Calibration
-from ..results.memory import LOADED_TERMS, Footprint, MemoryReport, Run, context_range
-from ..results.model import Report
-from ..spec import LinearAttention
-from ..tracing.kernels import BIAS_ALIGNMENT
+from ...language import Message
+from ...loaders import calibration, gpus
+from ...predicting.explore import explore_trace
+from ...predicting.footprint import has_cudnn_attention, is_hopper
+from ...predicting.kept_trace import CHUNK_TOKENS, ChunkedPoint, Point
+from ...predicting.predict import explored, installed, predict, traced_along, with_kernel
+from ...progress import purpose
+from ...results.fit import Gpu, Requirement
+from ...results.measurement import Calibration
+from ...results.memory import LOADED_TERMS, Footprint, MemoryReport, Run, context_range
+from ...results.model import Report
+from ...spec import LinearAttention
+from ...tracing.kernels import BIAS_ALIGNMENT
+from ..interface import Demand
 from .traced_run import TracedRun
 
 FEWEST_TOKENS = 300  # so that the lengths of a line are apart
 FEWEST_CHUNKED_TOKENS = 8 * CHUNK_TOKENS  # a trace has the first 8 turns of the loop over the chunks
 
 
-class TransformersDemand:
-    """What `predict` says of a run with transformers, for any batch and prompt. Implements `Demand`.
+class TransformersDemand(Demand):
+    """What `predict` says of a run with transformers, for any batch and prompt.
 
     A context is a prompt's tokens, as in `memory`; the new ones come on top. gpu: decides cuBLAS's workspace, and what was
     measured of it is used.
     """
-
-    engine = "transformers"
 
     def __init__(self, report: Report, run: Run, gpu: Gpu) -> None:
         named = gpu.name if gpu.kind != "given" else run.gpu
@@ -117,6 +116,12 @@ class TransformersDemand:
         return self.traced is not None or self._asked.method == "formula"
 
     @property
+    def card_facts(self) -> tuple[object, ...]:
+        """All that a prediction knows of the card."""
+        gpu, calibration = self.run.gpu, self.run.calibration
+        return is_hopper(gpu), gpus.supports(gpu, "fp8"), self.context_bytes, calibration
+
+    @property
     def context_bytes(self) -> tuple[int, int]:
         """The low and the high end of what is taken outside the allocator."""
         return context_range(self.run)
@@ -165,9 +170,6 @@ class TransformersDemand:
         """Whether the run ends within a capacity for the allocator, which gives segments back where it must."""
         traced = self._traced_at(batch, context_tokens)
         return None if traced is None else traced.passes(self._point(batch, context_tokens), capacity_bytes)
-
-    def available_bytes(self, gpu: Gpu) -> int:
-        return gpu.room_bytes
 
     def cache_tokens(self, batch: int, context_tokens: int) -> int | None:
         if self.run.mode != "generate":

@@ -1,47 +1,25 @@
-"""The inverse of a prediction: the largest batch or context whose bytes a card has, and how little is looked at to know it."""
+"""A run's requests with sizes not yet worked out: what is reserved for any batch and lengths, and how little is looked at."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import zip_longest
 
-from ..predicting.allocator import UNLIMITED_BYTES, Allocator, OutOfMemory, Settings
-from ..predicting.kept_trace import Point
-from ..predicting.reserved import QuickAllocator, Stream, can_be_worked_out, stream_of
-from ..results.exploration import GROWTHS, Exploration, grown_bytes, grown_tokens
-from ..results.fit import Largest
-
-MOST_BATCH = 1 << 16
-MOST_CONTEXT_TOKENS = 1 << 24  # where the model's own limit is not to count
-CURVE_CONTEXTS = (1024, 4096, 16_384, 65_536, 262_144)  # few: each takes several replays, of 94 layers 10 ms each
+from ...predicting.allocator import Allocator, OutOfMemory
+from ...predicting.allocator_settings import read_settings
+from ...predicting.kept_trace import Point
+from ...predicting.reserved import QuickAllocator, Stream, can_be_worked_out, stream_of
+from ...results.exploration import GROWTHS, Exploration, grown_bytes, grown_tokens
 
 # Runs whose peaks are looked for: what is alive at such a peak is a lower bound for any other run.
 CORNERS = (Point(1, 16, 24), Point(1, 4096, 4224), Point(64, 1024, 1152), Point(1, 131_072, 131_200))
-
-
-def bounded(value: int, *, limit: int, bound: str, whole: bool) -> Largest:
-    """`value` as an answer: what stops it, and whether it is certain. bound: what `limit` stands for.
-
-    Where a lower bound fits as far as was searched, the search's own end says nothing of what is the most.
-    """
-    if value < limit:
-        bound = "memory"
-    unknown = bound == "search" and not whole
-    return Largest(value=value if whole else None, at_most=None if unknown else value, bound=bound)
 
 
 class TracedRun:
     """A run for any batch and lengths: what its allocator reserves, from its requests with sizes not yet worked out."""
 
     def __init__(self, exploration: Exploration, corners: Sequence[Point] = CORNERS) -> None:
-        found = exploration.settings
-        self._settings = Settings(
-            large_segment_bytes=found.large_segment_bytes,
-            max_split_bytes=UNLIMITED_BYTES if found.max_split_bytes is None else found.max_split_bytes,
-            max_non_split_rounding_bytes=found.max_non_split_rounding_bytes,
-            roundup_divisions=found.roundup_divisions,
-            expandable_segments=found.expandable_segments,
-        )
+        self._settings = read_settings(exploration.allocator)
         self._sizes = exploration.sizes
         self._all = exploration.order, [size for size, _ in exploration.requests]
         self._runs: dict[int, tuple[Sequence[int], Sequence[int]]] = {}  # by how many growths are made
@@ -173,8 +151,3 @@ class TracedRun:
 def _growths(point: Point) -> int:
     """How many growths a run makes of its cache before the last step."""
     return min(max(point.total_tokens - point.prompt_tokens - 1, 0), GROWTHS)
-
-
-def curve_contexts(asked: int, limit: int) -> Sequence[int]:
-    """Usual contexts up to a limit, the one asked for, and the limit where it is not a usual one."""
-    return sorted({tokens for tokens in (*CURVE_CONTEXTS, asked) if tokens <= limit} | {limit})

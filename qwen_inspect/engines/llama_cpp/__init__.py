@@ -1,0 +1,62 @@
+"""llama.cpp 0c1e57098."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ...language import Message
+from ...structure.kv_cache import FORMATS, CacheFormat
+from ..interface import Alternative, Choice, Engine, cache_rows
+from .cells import llama_cpp_layer_bytes
+
+if TYPE_CHECKING:
+    from ...results.cache import EngineCache
+    from ...results.fit import CardAnswer, Gpu
+    from ...results.model import Report
+    from ...results.serving import Serving
+    from .offload import LlamaCppDemand
+
+
+class LlamaCpp(Engine["Serving", "LlamaCppDemand"]):
+    name = "llama.cpp"
+    version = "0c1e57098"
+
+    def demand(self, report: Report, asked: Serving, gpu: Gpu) -> LlamaCppDemand:
+        from .offload import LlamaCppDemand
+
+        return LlamaCppDemand(report, asked)
+
+    def changes(self, report: Report, asked: Serving, gpu: Gpu) -> Iterator[Choice[Serving]]:
+        """The cache in 8 bits, fewer layers on the card, a larger card."""
+        demand = self.demand(report, asked, gpu)
+        in_8_bits = replace(asked, cache_format="q8_0")
+        most = demand.most_offloaded(asked.batch, asked.context_tokens or 0, gpu.room_bytes)
+        fewer = Message("suggest_layers", value=most, layers=demand.layers)
+        changes = [Alternative("layers", fewer, report, replace(asked, offloaded=most), gpu)]
+        if demand.formats != ("q8_0", "q8_0"):
+            changes.insert(0, Alternative("cache", Message("suggest_cache", format="q8_0"), report, in_8_bits, gpu))
+        yield Choice("all", changes)
+        yield self.larger_cards(report, asked, gpu)
+
+    def assumptions(
+        self, report: Report, asked: Serving, answers: Sequence[tuple[LlamaCppDemand, CardAnswer]]
+    ) -> Iterator[Message]:
+        for _, answer in answers:
+            yield from answer.notices
+        yield Message("assume_llama_cpp_version", version=self.version)
+        if report.known.quantised is None:
+            yield Message("assume_llama_cpp_form", dtype=str(report.spec.dtype))
+        yield Message("assume_llama_cpp_compute")
+
+    def caches(self, report: Report) -> Iterator[EngineCache]:
+        layers, tokens, batch = report.attention.layers, report.context_tokens or 0, report.workload.batch
+
+        def size_bytes(cells: CacheFormat) -> int:
+            return sum(llama_cpp_layer_bytes(layer, cells, cells, tokens=tokens, sequences=batch) for layer in layers)
+
+        return cache_rows("llama_cpp", [FORMATS[name] for name in ("float16", "q8_0", "q4_0")], size_bytes)
+
+
+ENGINE = LlamaCpp()

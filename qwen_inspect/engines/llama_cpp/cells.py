@@ -1,0 +1,46 @@
+"""llama.cpp's KV cache: cells for the whole context of every sequence, and recurrent states.
+
+Source: llama.cpp 0c1e57098, src/llama-kv-cache.cpp, llama-memory-recurrent.cpp, llama-context.cpp
+"""
+
+from __future__ import annotations
+
+from ...checkpoint import DType
+from ...errors import UnsupportedError
+from ...results.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention, OtherLayerAttention
+from ...structure.kv_cache import CacheFormat
+
+CELL_FORMATS = ("float32", "bfloat16", "float16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+CELLS_MULTIPLE = 256
+
+
+def padded_cells(tokens: int) -> int:
+    """Cells that llama.cpp makes of a sequence's context. Source: llama_context, n_ctx_seq."""
+    return -(-tokens // CELLS_MULTIPLE) * CELLS_MULTIPLE
+
+
+def llama_cpp_layer_bytes(
+    layer: AnyLayerAttention, keys: CacheFormat, values: CacheFormat, *, tokens: int, sequences: int = 1
+) -> int:
+    """What one layer reserves for `sequences` sequences of `tokens` tokens, whatever is filled of it.
+
+    K and V: (cells, kv_heads, head_dim) each. Linear attention: the convolution's last conv_kernel - 1 inputs, and the recurrent
+    state, float32 both. Raises UnsupportedError for windows, whose cells follow the micro-batch, and for formats it has not.
+    Source: llama_kv_cache; llama_memory_recurrent with llama_hparams.n_embd_r and n_embd_s.
+    """
+    for one in (keys, values):
+        if one.name not in CELL_FORMATS:
+            raise UnsupportedError("llama_cpp_cache_format", found=one.name, known=", ".join(CELL_FORMATS))
+    match layer:
+        case LayerAttention(window_tokens=None):
+            elements = layer.kv_heads * layer.head_dim
+            return sequences * padded_cells(tokens) * (keys.size_bytes(elements) + values.size_bytes(elements))
+        case LayerAttention():
+            raise UnsupportedError("cache_engine_window", engine="llama.cpp")
+        case LinearLayerAttention():
+            values_width = layer.value_heads * layer.value_head_dim
+            channels = 2 * layer.key_heads * layer.key_head_dim + values_width
+            elements = (layer.conv_kernel - 1) * channels + layer.key_head_dim * values_width
+            return sequences * elements * DType.F32.bits // 8
+        case OtherLayerAttention():
+            raise UnsupportedError("cache_engine_other", engine="llama.cpp")

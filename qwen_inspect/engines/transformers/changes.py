@@ -1,0 +1,149 @@
+"""Changes of a run that would take less of a card, the cheapest to the user first, each predicted as the run itself is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from ...architectures import architecture_of
+from ...architectures.quantised import preset, read_quantisation
+from ...checkpoint import DType
+from ...errors import QwenInspectError
+from ...language import Message
+from ...loaders import gpus
+from ...predicting.footprint import sizes_footprint
+from ...results.fit import Gpu, Requirement
+from ...results.memory import Run
+from ...results.model import Report
+from ...results.ranks import Parallelism
+from ...sharing.ranks import ranks_report
+from ...spec import Module, each_tensor
+from ...structure.inspect import in_scheme
+from ...structure.kv_cache import cache_report, read_formats
+from ...structure.packing import pack
+from ..interface import RANKS, Alternative, Choice, card_message, schemes
+from .demand import TransformersDemand
+
+USUAL_RANK = 16  # of examples in PEFT's documentation
+
+
+def changes(report: Report, run: Run, gpu: Gpu) -> Iterator[Choice[Run]]:
+    """The cache and the weights in fewer bits, less kept for the backward pass, several cards, a larger card.
+
+    A model whose architecture is not described here, or whose weights are packed already, is offered a larger card alone.
+    """
+    design = report.design
+    if design is not None and design.unread is not None:
+        return
+    dense = design is not None and design.quantised is None
+    if design is not None and dense and not design.spec.built:
+        if run.mode == "generate" and run.cache_format == "auto" and run.cache == "dynamic":
+            yield Choice("all", [_smaller_cache(report, run, gpu)])
+        # What a scheme leaves dense is as stored, and that is not known of more than 16 bits.
+        if design.spec.dtype in (DType.F32, DType.F64):
+            yield Choice("all", [_half(report, run, gpu)])
+        elif run.mode == "generate":
+            yield Choice("all", _packed(report, run, gpu))
+    if run.mode == "train":
+        yield Choice("all", _lighter_training(report, run, gpu))
+    if dense and run.lora_rank is None:
+        yield Choice("first", _several_cards(report, run, gpu))
+    yield Choice("first", _larger_cards(report, run, gpu))
+
+
+def _lighter_training(report: Report, run: Run, gpu: Gpu) -> Iterator[Alternative[Run]]:
+    """Activations worked out again in the backward pass; low-rank matrices trained in place of all weights; both."""
+    checkpointed = replace(run, checkpointing=True)
+    adapted = replace(run, lora_rank=USUAL_RANK)
+    if not run.checkpointing:
+        yield Alternative("checkpointing", Message("suggest_checkpointing"), report, checkpointed, gpu)
+    if run.lora_rank is None and not run.trained:
+        yield Alternative("lora", Message("suggest_lora", rank=USUAL_RANK), report, adapted, gpu)
+        if not run.checkpointing:
+            both = replace(adapted, checkpointing=True)
+            yield Alternative("lora", Message("suggest_lora_checkpointing", rank=USUAL_RANK), report, both, gpu)
+
+
+def _smaller_cache(report: Report, run: Run, gpu: Gpu) -> Alternative[Run]:
+    """In 8 bits: an engine's, or transformers' own quantised cache, whose bytes are counted by formula."""
+    form, dtype = "int8" if gpu.supports("fp8") is False else "fp8", report.spec.dtype
+    cache = cache_report(report.attention.layers, *read_formats(form, dtype), dtype)
+    other = replace(report, design=replace(report.known, cache=cache))
+    return Alternative("cache", Message("suggest_cache", format=form), other, replace(run, cache_format=form), gpu)
+
+
+def _half(report: Report, run: Run, gpu: Gpu) -> Alternative[Run]:
+    """Weights of 16 bits."""
+    dtype = "float16" if gpu.supports("bfloat16") is False else "bfloat16"
+    return Alternative("weights", Message("suggest_weights", dtype=dtype), in_scheme(report, dtype), run, gpu)
+
+
+def _packed(report: Report, run: Run, gpu: Gpu) -> Iterator[Alternative[Run]]:
+    """Weights in each scheme that the card computes in; one that the model's matrices do not go into is left out."""
+    for scheme in schemes(gpu):
+        try:
+            footprint = sizes_footprint(_weights(report, scheme), report.tree, report.cache, run)
+        except QwenInspectError:
+            continue
+        required = TransformersDemand(report, run, gpu).requirement_of(footprint)
+        # Only what the formula does not rule out is worth a trace.
+        packed = None if required.high_bytes > gpu.room_bytes else in_scheme(report, scheme)
+        yield Alternative("weights", Message("suggest_weights", dtype=scheme), packed, run, gpu, required)
+
+
+def _weights(report: Report, scheme: str) -> list[int]:
+    """Bytes of each tensor that a model loaded in that scheme holds.
+
+    A scheme by its name tells no layer from another, so that one of equal siblings stands for them all.
+    """
+    config = report.config or {}
+    config = {**config, "quantization_config": preset(scheme, None, config)}
+    quantisation = read_quantisation(config)
+    assert quantisation is not None
+    once = _once(report.tree)
+    packing = pack(once, quantisation, architecture_of(config).stored_form, None)
+    sizes = {tensor.name: [part.size_bytes for part in packing.loaded(tensor)] for tensor in each_tensor(once)}
+    return _repeated(report.tree, "", sizes)
+
+
+def _once(module: Module) -> Module:
+    """The tree with one of each run of equal siblings."""
+    return replace(module, repeats=1, children=tuple(map(_once, module.children)))
+
+
+def _repeated(module: Module, prefix: str, sizes: Mapping[str, Sequence[int]]) -> list[int]:
+    """Sizes of each tensor in the order of `each_tensor`, from those of the first of equal siblings."""
+    repeated = [size for tensor in module.tensors for size in sizes[f"{prefix}{tensor.name}"]]
+    for child in module.children:
+        repeated += _repeated(child, f"{prefix}{child.name}.", sizes) * child.repeats
+    return repeated
+
+
+def _several_cards(report: Report, run: Run, gpu: Gpu) -> Iterator[Alternative[Run]]:
+    """The fewest cards that have room for the largest share, else the most that the model can be cut into; activations beside."""
+    low, high = TransformersDemand(report, run, gpu).context_bytes
+    kind, way = ("fsdp", "fsdp") if run.mode == "train" else ("tensor_parallel", "tensor")
+    for ranks in RANKS:
+        try:
+            shares = [rank.total for rank in ranks_report(report, run, Parallelism(**{way: ranks})).ranks]
+        except QwenInspectError:
+            return
+        known = [share for share in shares if share is not None]
+        if not known:
+            return
+        terms = (("rank", max(known)),)
+        required = Requirement(terms=terms, context_low_bytes=low, context_high_bytes=high, whole=False)
+        yield Alternative(kind, Message(f"suggest_{kind}", ranks=ranks), None, run, gpu, required)
+
+
+def _larger_cards(report: Report, run: Run, gpu: Gpu) -> Iterator[Alternative[Run]]:
+    """Each larger card; what is required is predicted once for cards that a prediction does not tell apart."""
+    known: dict[object, Requirement] = {}
+    for card in gpus.larger(gpu):
+        demand = TransformersDemand(report, run, card)
+        if demand.card_facts not in known:
+            try:
+                known[demand.card_facts] = demand.requirement(run.batch, run.prompt_tokens)
+            except QwenInspectError:
+                return
+        yield Alternative("gpu", card_message(card), None, run, card, known[demand.card_facts])

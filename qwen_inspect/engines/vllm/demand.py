@@ -1,0 +1,164 @@
+"""What vLLM takes of a card: weights and what its logs show beside them, and the blocks of what is left.
+
+Source: vLLM 0.19.0, v1/worker/gpu_worker.py, and the files that each function names
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cached_property
+
+from ...bisection import largest
+from ...checkpoint import DType
+from ...errors import UnavailableError, UnsupportedError, UsageError
+from ...results.fit import Gpu, Requirement
+from ...results.model import Report
+from ...results.serving import Capacity, Reserved, Serving, VllmReserve
+from ...structure.kv_cache import checkpoint_format, read_formats
+from ...units import GIB, size
+from ..interface import Demand
+from .blocks import BLOCK_FORMATS, BlockPool, block_pool, latent_pool, latent_width, state_dtypes, text_part
+from .logs import LOGS, beside_weights
+from .weights import rank_weights, rounding
+
+UTILIZATION = 0.9  # config/cache.py
+
+
+class VllmDemand(Demand):
+    """What vLLM takes of a card on each rank: a context is a sequence's whole length."""
+
+    def __init__(self, report: Report, serving: Serving, gpu: Gpu) -> None:
+        attention, self._report, self._serving = report.attention, report, serving
+        if report.known.quantised is not None and report.known.quantised.method == "gguf":
+            raise UnsupportedError("vllm_gguf")
+        if not report.spec.built and any(layer.window_tokens for layer in attention.softmax):
+            raise UnsupportedError("vllm_qwen_windows")
+        if report.known.cache is not None and any(layer.kind == "chunked" for layer in report.known.cache.layers):
+            raise UnsupportedError("vllm_chunks")
+        named = checkpoint_format(report.config or {}, serving.cache_format)
+        self.format = read_formats(named, report.spec.dtype)[0]
+        self.format_named = named != serving.cache_format
+        if self.format.name == "float32" and report.spec.dtype is not DType.F32:  # only by "auto"
+            raise UnsupportedError("vllm_cache_format", found=self.format.name, known=", ".join(BLOCK_FORMATS[1:]))
+        self.pool = self._pool(gpu)
+        self.most_context_tokens = report.spec.context_tokens
+        by_default = None if self.budget_given else batched_tokens(gpu.available_bytes, gpu.name)
+        self.step_tokens = serving.step_tokens or by_default
+        if self.step_tokens is None and any(group.window_tokens for group in self.pool.groups):
+            raise UsageError("vllm_step_needed")
+        self._check_room(gpu)
+
+    def _pool(self, gpu: Gpu) -> BlockPool:
+        config, ranks = self._report.config or {}, self._serving.ranks
+        layers, text = self._report.attention.layers, text_part(config)
+        if (width := latent_width(text)) is not None:
+            heads = text.get("num_attention_heads")
+            if type(heads) is not int or heads % ranks:
+                raise UnsupportedError("cache_query_heads_over_ranks", heads=heads, ranks=ranks)
+            return latent_pool(len(layers), width, self.format, gpu.compute_capability)
+        states = state_dtypes(config, self._report.spec.dtype)
+        pool = block_pool(layers, self.format, ranks=ranks, states=states)
+        return replace(pool, state_blocks=2) if self._serving.prefix_caching else pool
+
+    def _check_room(self, gpu: Gpu) -> None:
+        """A budget holds a block at least; what is requested of a card is free, or vLLM does not start."""
+        budget, block = self._serving.kv_budget_bytes, self.pool.block_bytes
+        if budget is not None and budget < block:
+            raise UsageError("vllm_budget_below_block", budget=size(budget), block=size(block))
+        if budget is None and (requested := self.available_bytes(gpu)) > gpu.room_bytes:
+            free = size(gpu.room_bytes)
+            raise UnavailableError("card_in_use_vllm", requested=size(requested), free=free, name=gpu.name)
+
+    @property
+    def budget_given(self) -> bool:
+        return self._serving.kv_budget_bytes is not None
+
+    @property
+    def utilization(self) -> float:
+        return UTILIZATION if self._serving.utilization is None else self._serving.utilization
+
+    @cached_property
+    def terms(self) -> tuple[Reserved, ...]:
+        """All but the cache; nothing where the budget is given."""
+        if self.budget_given:
+            return ()
+        if (unread := self._report.known.unread) is not None:
+            raise unread
+        if self._report.spec.built or self._report.spec.family not in {log.family for log in LOGS}:
+            windows = any(group.window_tokens for group in self.pool.groups)
+            options = "--kv-budget SIZE" + " --max-num-batched-tokens N" * windows
+            raise UnsupportedError("vllm_no_log", class_name=self._report.spec.class_name, options=options)
+        weights = rank_weights(self._report.tree, self._report.spec, self._serving.ranks)
+        exact = Reserved(name="weights", least_bytes=sum(weights), most_bytes=sum(weights))
+        return (exact, rounding(self._report.tree, weights), *beside_weights(self._serving.ranks))
+
+    def requirement(self, batch: int, context_tokens: int) -> Requirement:
+        """The ranges of what the logs show stand where the context of CUDA does: they hold it too."""
+        ranges = [term for term in self.terms if term.least_bytes != term.most_bytes]
+        cache = self.pool.size_bytes(tokens=context_tokens, batch=batch, batched_tokens=self.step_tokens)
+        return Requirement(
+            terms=(*((term.name, term.least_bytes) for term in self.terms if term not in ranges), ("cache", cache)),
+            context_low_bytes=sum(term.least_bytes for term in ranges),
+            context_high_bytes=sum(term.most_bytes or 0 for term in ranges),
+        )
+
+    def available_bytes(self, gpu: Gpu) -> int:
+        if self._serving.kv_budget_bytes is not None:
+            return self._serving.kv_budget_bytes
+        return requested_bytes(gpu.available_bytes, self.utilization)
+
+    def reserve(self, gpu: Gpu, batch: int, context_tokens: int) -> VllmReserve:
+        """The budget at both ends of what is taken beside it."""
+        available = self.available_bytes(gpu)
+        least, most = (
+            capacity(self.pool, available - taken, sequence_tokens=context_tokens, step_tokens=self.step_tokens)
+            for taken in (
+                sum(term.most_bytes or 0 for term in self.terms),
+                sum(term.least_bytes for term in self.terms),
+            )
+        )
+        return VllmReserve(
+            cache_format=self.format.name,
+            utilization=None if self.budget_given else self.utilization,
+            requested_bytes=None if self.budget_given else available,
+            terms=self.terms,
+            cache_tokens=least.tokens,
+            block_bytes=self.pool.block_bytes,
+            block_tokens=self.pool.block_tokens,
+            groups=len(self.pool.groups),
+            least=least,
+            most=most,
+        )
+
+
+def requested_bytes(memory_bytes: int, utilization: float) -> int:
+    """What vLLM may take of a card. Source: v1/worker/utils.request_memory."""
+    return math.ceil(memory_bytes * utilization)
+
+
+def batched_tokens(memory_bytes: int, card: str) -> int:
+    """The most tokens of one step, by the server's default. Source: engine/arg_utils.get_batch_defaults."""
+    return 8192 if memory_bytes >= 70 * GIB and "a100" not in card.casefold() else 2048
+
+
+def capacity(pool: BlockPool, budget_bytes: int, *, sequence_tokens: int, step_tokens: int | None) -> Capacity:
+    """What a budget holds of sequences of `sequence_tokens` tokens, `step_tokens` at most in one step (None: not known).
+
+    Raises UnsupportedError for windows whose blocks depend on a step's tokens that are not known.
+    Source: kv_cache_utils.get_max_concurrency_for_kv_cache_config.
+    """
+    blocks = pool.blocks(budget_bytes)
+    unbounded = all(group.window_tokens for group in pool.groups)
+    limit = blocks * max(group.block_tokens for group in pool.groups)
+
+    def fits(tokens: int) -> bool:
+        return pool.size_bytes(tokens=tokens, batched_tokens=step_tokens) <= blocks * pool.block_bytes
+
+    return Capacity(
+        budget_bytes=budget_bytes,
+        blocks=blocks,
+        tokens=pool.tokens(blocks, sequence_tokens),
+        sequence_blocks=pool.size_bytes(tokens=sequence_tokens, batched_tokens=step_tokens) // pool.block_bytes,
+        most_context_tokens=None if unbounded and fits(sequence_tokens) else largest(fits, limit),
+    )
