@@ -24,7 +24,8 @@ from ..results.measurement import Measurement, Reading
 from ..results.memory import Alive, Footprint, Moment, Run
 from ..results.timeline import Allocate, Timeline
 from ..tracing.adapting import Adapters, adapt, checkpoint, is_matrix, optimizer_of
-from ..tracing.autocast import autocast, scaler_of, step
+from ..tracing.autocast import autocast, scaler_of
+from ..tracing.steps import train
 from .device import (
     CudaRecorder,
     HostRecorder,
@@ -310,33 +311,22 @@ def make_ready(model: Any, run: Run) -> None:
 
 
 def _train(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
-    import torch
-
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise UsageError("trace_none_trained", pattern=run.trained)
-    optimizer, scaler = optimizer_of(run.optimizer, trained), scaler_of(run.autocast, device.type)
     model.train()
     try:
-        for _ in range(OPTIMIZER_STEPS):
-            for _ in range(run.accumulate):
-                recorder.stage("forward")
-                inputs = _inputs(model, run, device)
-                labels = torch.zeros_like(inputs["input_ids"])
-                with autocast(run.autocast, device.type):
-                    loss = model(**inputs, labels=labels, use_cache=False).loss
-                if run.accumulate > 1:
-                    loss = loss / run.accumulate
-                scaled = loss if scaler is None else scaler.scale(loss)
-                recorder.stage("backward")
-                scaled.backward()
-                del scaled
-                loss = loss.detach()  # and its graph goes
-            if optimizer is not None:
-                recorder.stage("optimizer")
-                step(optimizer, scaler)
-                optimizer.zero_grad()
-        return loss, optimizer, scaler
+        return train(
+            model,
+            lambda: _inputs(model, run, device),
+            recorder.stage,
+            optimizer=optimizer_of(run.optimizer, trained),
+            scaler=scaler_of(run.autocast, device.type),
+            steps=OPTIMIZER_STEPS,
+            accumulate=run.accumulate,
+            autocast_dtype=run.autocast,
+            device=device.type,
+        )
     finally:
         model.eval()
 

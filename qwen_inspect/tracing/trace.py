@@ -39,7 +39,7 @@ from .adapting import (
     to_device,
     without_moves,
 )
-from .autocast import autocast, cuda_lists, let_go_in_order, scaler_of, step
+from .autocast import autocast, cuda_lists, let_go_in_order, scaler_of
 from .bases import Base, hold
 from .cached import CACHE_NAMES, tensors_of
 from .kernels import as_on_cuda, flash_attention_2, replaced
@@ -55,6 +55,7 @@ from .one_rank import (
     unloaded,
 )
 from .recorder import Recorder, recording
+from .steps import train
 
 Mode = Literal["generate", "forward", "train"]
 AttentionKernel = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_2_repeated"]
@@ -461,45 +462,26 @@ def _keep(cache: Any, recorder: Recorder) -> None:
         recorder.keep(local(tensor), "state" if name.endswith("_states") else "cache")
 
 
-def _labels(model: Any, input_ids: Any) -> Any:
-    """A label for each token; of a classifier of sequences for each sequence, a number where it has one output.
-
-    Source: transformers 5.23, loss/loss_utils.ForSequenceClassificationLoss
-    """
-    import torch
-
-    if not type(model).__name__.endswith("ForSequenceClassification"):
-        return torch.zeros_like(input_ids)
-    return torch.zeros(input_ids.shape[0], dtype=torch.float32 if model.config.num_labels == 1 else torch.int64)
-
-
 def _train(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
-    """Steps as transformers' Trainer makes them: no cache, logits let go with the outputs, gradients dropped after the step."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise UsageError("trace_none_trained", pattern=workload.trained)
     with recorder.paused():  # An 8-bit one makes its tables on the host.
         optimizer, scaler = optimizer_of(workload.optimizer, trained), scaler_of(workload.autocast, "cpu")
-    for _ in range(workload.steps):
-        for _ in range(workload.accumulate):
-            recorder.stage("forward")
-            recorder.outside = "inputs"
-            inputs = _inputs(workload)
-            labels = _labels(model, inputs["input_ids"])
-            with autocast(workload.autocast, "cpu"):
-                loss = model(**inputs, labels=labels, use_cache=False).loss
-            if workload.accumulate > 1:
-                loss = loss / workload.accumulate
-            scaled = loss if scaler is None else scaler.scale(loss)
-            recorder.stage("backward")
-            recorder.outside = "backward"
-            scaled.backward()
-            del scaled
-            loss = loss.detach()  # and its graph goes
-        if optimizer is not None:
-            recorder.stage("optimizer")
-            recorder.outside = "optimizer"
-            to_device(optimizer)
-            step(optimizer, scaler)
-            optimizer.zero_grad()
-    return loss, optimizer, scaler
+
+    def stage(name: str) -> None:
+        recorder.stage(name)
+        recorder.outside = "inputs" if name == "forward" else name
+
+    return train(
+        model,
+        lambda: _inputs(workload),
+        stage,
+        optimizer=optimizer,
+        scaler=scaler,
+        steps=workload.steps,
+        accumulate=workload.accumulate,
+        autocast_dtype=workload.autocast,
+        device="cpu",
+        before_step=lambda: to_device(optimizer),
+    )
