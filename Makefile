@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 export HF_HUB_OFFLINE := 1
 
-.PHONY: run test quick lint reports accuracy recorded types benchmark gpu clean
+.PHONY: run test quick lint schema reports accuracy recorded types benchmark gpu clean
 
 run: .venv/light
 	$(BIN)/qwen-inspect structure
@@ -20,6 +20,10 @@ lint: .venv/full
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+# The JSON Schema, from the types in renderers/json.
+schema: .venv/full
+	$(BIN)/python qwen_inspect/schema/generate.py
 
 reports: .venv/light
 	$(BIN)/python reports/generate.py

@@ -26,7 +26,7 @@ from qwen_inspect.engines.vllm.weights import rank_weights, rounding
 from qwen_inspect.predicting.predict import predict
 from qwen_inspect.renderers import markdown
 from qwen_inspect.renderers.blocks import Block, Heading, Items, Paragraph, Table
-from qwen_inspect.results.memory import Run
+from qwen_inspect.results.memory import Mode, Optimizer, Run
 from qwen_inspect.results.model import Report
 from qwen_inspect.structure.inspect import inspect
 from qwen_inspect.structure.kv_cache import FORMATS, read_formats
@@ -35,7 +35,7 @@ PUBLISHED = Path(__file__).parent / "published"
 CATALOG = Path(__file__).parent.parent / "qwen_inspect" / "catalog" / "models.json"
 PREDICTED_FILE = Path(__file__).parent / "recorded" / "predicted.json"  # which benchmarks/predicted.py writes
 PAGE = Path(__file__).parent.parent / "reports" / "accuracy.md"
-OPTIMIZERS = {
+OPTIMIZERS: Mapping[str, Optimizer] = {
     "foreach": "adamw_foreach",
     "fused": "adamw_fused",
     "for_loop": "adamw_for_loop",
@@ -134,11 +134,17 @@ def recorded_model(recording: Recording, config: Mapping[str, Any]) -> Report:
         return inspect(folder, dtype=None if "quantization_config" in config else dtype)
 
 
+MODES: Mapping[str, Mode] = {
+    "generate": "generate", "padded": "generate", "image": "generate", "forward": "forward", "train": "train",
+    "autocast": "train",
+}  # fmt: skip
+
+
 def recorded_run(recording: Recording) -> Run:
     options = recording.options
     autocast = recording.workload == "autocast"
     run = Run(
-        mode={"padded": "generate", "autocast": "train"}.get(recording.workload, recording.workload),
+        mode=MODES[recording.workload],
         padded=recording.workload == "padded",
         autocast="bfloat16" if autocast else None,
         batch=options["batch"],

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 FOLDER = Path(__file__).parent / "recorded"
 # What a run is asked for; a file names what it was told.
@@ -55,7 +55,7 @@ class Recording:
 
     name: str
     model: str
-    workload: str
+    workload: Literal["generate", "padded", "image", "forward", "train", "autocast"]
     options: Mapping[str, Any]
     card: str
     versions: Mapping[str, str]

@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .language import Message
+
+Origin = Literal["stored", "theory"]
 
 
 class DType(Enum):

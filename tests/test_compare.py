@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,11 +22,11 @@ from qwen_inspect.renderers.document import View, document
 from qwen_inspect.results.compare import FactRow
 
 from .conftest import TINY_QWEN3, run, write_config, write_sparse
+from .schema import assert_keeps_to_the_schema
 from .test_bad_input import Capture
 from .test_html import ATTACKS, opened
 from .test_memory import a_run
 from .test_output import HOSTILE_NAMES
-from .test_rendering import SCHEMA
 
 SMALL, LARGE, EXPERTS = (f"catalog:Qwen/Qwen3-{size}" for size in ("0.6B", "8B", "30B-A3B"))
 
@@ -36,7 +35,7 @@ def compared(*models: str | Path, code: int = 0) -> dict[str, Any]:
     done = run("compare", *models, "--format", "json")
     assert done.code == code, done.err
     found: dict[str, Any] = json.loads(done.out)
-    jsonschema.validate(found, SCHEMA)
+    assert_keeps_to_the_schema(found)
     return found
 
 
@@ -299,7 +298,7 @@ def test_what_fits_each_card_is_what_fit_tells_of_each_model() -> None:
     models = ("catalog:Qwen/Qwen3-8B", "catalog:Qwen/Qwen3-0.6B")
     asked = ("--gpu", "4090,a100-80gb", "--batch", "2", "--format", "json")
     compared = json.loads(run("compare", *models, *asked).out)
-    jsonschema.validate(compared, SCHEMA)
+    assert_keeps_to_the_schema(compared)
     for model, found in zip(models, compared["side_by_side"]["fits"], strict=True):
         cards = json.loads(run("fit", model, *asked).out)["cards"]
         for card, told in zip(found, cards, strict=True):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator
 
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.checkpoint import DType, Tensor
@@ -22,9 +21,8 @@ from qwen_inspect.spec import each_tensor
 from qwen_inspect.structure.inspect import inspect
 
 from .conftest import TINY_QWEN3, run, write_config, write_sparse
+from .schema import assert_keeps_to_the_schema
 
-SCHEMA = Path(__file__).parent.parent / "qwen_inspect" / "schema" / "report.schema.json"
-VALIDATOR = Draft202012Validator(json.loads(SCHEMA.read_text()))
 BF16, F16, F32, U8, U32, FP8 = DType.BF16, DType.F16, DType.F32, DType.U8, DType.U32, DType.F8_E4M3
 
 
@@ -57,7 +55,7 @@ def asked(*arguments: str | Path) -> tuple[int, dict[str, Any]]:
         code = main(words)
     stdout.seek(0)
     content = json.loads(stdout.read())
-    VALIDATOR.validate(content)
+    assert_keeps_to_the_schema(content)
     return code, content
 
 

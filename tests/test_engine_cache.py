@@ -334,7 +334,7 @@ def test_cells_come_by_the_256() -> None:
 
 FP8, Q8 = FORMATS["fp8"], FORMATS["q8_0"]
 LINEAR = LinearLayerAttention(index=1, key_heads=2, value_heads=4, key_head_dim=8, value_head_dim=8, conv_kernel=4)
-OTHER = OtherLayerAttention(index=0, cache_kind="other", window_tokens=None)
+OTHER = OtherLayerAttention(index=0, cache_kind="indexed", window_tokens=None)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,14 +36,14 @@ from qwen_inspect.loaders import calibration, catalog, gpus
 from qwen_inspect.predicting.kept_trace import Point
 from qwen_inspect.predicting.predict import predict
 from qwen_inspect.results.exploration import Exploration, RequestSize
-from qwen_inspect.results.fit import CardAnswer, Gpu, Requirement
+from qwen_inspect.results.fit import Bound, CardAnswer, Gpu, Requirement
 from qwen_inspect.results.measurement import Calibration
-from qwen_inspect.results.memory import ANY_CONTEXT_BYTES, Run
+from qwen_inspect.results.memory import ANY_CONTEXT_BYTES, Mode, Run
 from qwen_inspect.results.model import Report
 from qwen_inspect.structure.inspect import analyse, inspect
 
 from .conftest import TINY_QWEN3, run, write_config, write_sparse
-from .test_rendering import SCHEMA
+from .schema import assert_keeps_to_the_schema
 
 MIB = 1 << 20
 # One model of each family of which traces are shipped; a trace is shared by models that differ in depth alone.
@@ -230,7 +229,7 @@ def test_a_few_traces_tell_of_a_hybrid_for_every_prompt_of_enough_chunks() -> No
     ("mode", "name", "limit"),
     [("train", "prompt_tokens", 100_000), ("forward", "prompt_tokens", 100_000), ("forward", "batch", MOST_BATCH)],
 )
-def test_without_a_kept_trace_a_few_traces_give_the_same_answer(mode: str, name: str, limit: int) -> None:
+def test_without_a_kept_trace_a_few_traces_give_the_same_answer(mode: Mode, name: str, limit: int) -> None:
     config = {**TINY_QWEN3, "vocab_size": 4096, "num_hidden_layers": 1, "max_position_embeddings": 100_000}
     report = analyse(Checkpoint(ref=ModelRef(source="local", id="tiny"), config=config, tensors=None))
     asked, room = Run(mode=mode, batch=2, prompt_tokens=32), 90 * MIB
@@ -253,7 +252,7 @@ def of_8b(*options: str | Path) -> tuple[int, dict[str, Any]]:
 def test_json_keeps_to_the_schema_and_its_terms_add_up() -> None:
     code, found = of_8b("--gpu", "4090,h100")
     assert code == 0
-    jsonschema.validate(found, SCHEMA)
+    assert_keeps_to_the_schema(found)
     assert [one["gpu"]["name"] for one in found["cards"]] == ["RTX 4090", "H100 SXM"]
     assert {key: found[key] for key in found["cards"][0]} == found["cards"][0]
     for one in found["cards"]:
@@ -286,7 +285,7 @@ def test_weights_of_32_bits_are_first_offered_in_16_and_take_what_was_said(tmp_p
 def test_suggestions_are_what_memory_says_of_the_changed_run() -> None:
     code, found = of_8b("--gpu", "4090", "--context", "30k", "--batch", "2")
     assert code == 1
-    jsonschema.validate(found, SCHEMA)
+    assert_keeps_to_the_schema(found)
     kinds = [one["kind"] for one in found["suggestions"]]
     assert kinds == ["context", "cache", "weights", "weights", "weights", "tensor_parallel", "gpu"]
     told = {one["kind"]: one for one in found["suggestions"]}
@@ -355,7 +354,7 @@ def test_a_card_says_which_dtypes_it_does_not_compute_in() -> None:
 
 def test_where_only_a_range_is_known_no_fit_is_promised() -> None:
     code, found = of_8b("--gpu", "4090", "--dtype", "awq-int4")
-    jsonschema.validate(found, SCHEMA)
+    assert_keeps_to_the_schema(found)
     assert (code, found["fits"], found["likely"], found["lower_bound_only"]) == (0, None, True, True)
     assert found["max_batch"] is None
     # But that it does not fit can be certain.
@@ -369,7 +368,7 @@ def test_of_an_architecture_that_is_not_known_the_stored_weights_are_a_lower_bou
     for memory, code, fits in (("24GiB", 7, None), ("891MiB", 1, False)):  # 2,000,000 bytes and 890 MiB
         shown = run("fit", tmp_path, "--memory", memory, "--format", "json")
         found = json.loads(shown.out)
-        jsonschema.validate(found, SCHEMA)
+        assert_keeps_to_the_schema(found)
         assert (shown.code, found["fits"], found["lower_bound_only"], found["curve"]) == (code, fits, True, [])
         assert found["required_bytes"] == 2_000_000 + 890 * MIB
         assert found["max_context_tokens"] is None
@@ -395,7 +394,7 @@ def test_a_quantisation_that_is_not_known_is_not_called_an_architecture(tmp_path
 
 
 @given(value=st.integers(0, 100), bound=st.sampled_from(["model", "search"]), whole=st.booleans())
-def test_the_end_of_a_search_is_no_limit(value: int, bound: str, whole: bool) -> None:
+def test_the_end_of_a_search_is_no_limit(value: int, bound: Bound, whole: bool) -> None:
     found = bounded(value, limit=100, bound=bound, whole=whole)
     if value < 100:
         assert (found.at_most, found.bound) == (value, "memory")

@@ -11,9 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator
 
-import qwen_inspect
 from qwen_inspect.architectures import FAMILIES, Architecture, architecture_of
 from qwen_inspect.architectures.generic import build_generic, check_sizes
 from qwen_inspect.errors import MalformedError, QwenInspectError, UnsupportedError
@@ -31,10 +29,10 @@ from qwen_inspect.tracing.cached import found_cache
 
 from .conftest import run, write_config
 from .generic_models import PUBLISHED, REFUSED, RUN
+from .schema import assert_keeps_to_the_schema
 from .small_models import small_config
 from .test_bad_input import Capture, invoke
 from .test_local import FAMILIES as SMALL_FAMILIES
-from .test_rendering import SCHEMA
 
 BATCH, PROMPT, DECODED = 2, 9, 4
 
@@ -331,12 +329,11 @@ def test_code_of_a_repository_runs_only_when_it_is_trusted_and_there(tmp_path: P
 def test_every_command_shows_it_in_both_languages(model_type: str, tmp_path: Path) -> None:
     path = write_config(tmp_path, small_config(model_type, **RUN.get(model_type, {})))
     report = inspect(str(path))
-    schema = json.loads((Path(qwen_inspect.__file__).parent / "schema" / "report.schema.json").read_text())
     for language in ("en", "zh"):
         say = Language(language)
         for command in ("structure", "params", "attention", "config"):
             content = json.loads(as_json.render(command, report, say))
-            Draft202012Validator(schema).validate(content)
+            assert_keeps_to_the_schema(content)
             assert terminal.render(document(command, report, say, View(explain=True)))
         assert architecture_figure(report, say).startswith("<svg")
 
@@ -370,7 +367,7 @@ def test_a_report_stands_without_the_cache_that_is_refused(
     if form == "json":
         found = json.loads(text)
         assert (found["cache"], found["kind"], found["cache_by_context"]) == (None, None, [])
-        Draft202012Validator(SCHEMA).validate(found)
+        assert_keeps_to_the_schema(found)
     else:
         assert reason in text
     assert invoke(capsys, "report", "--check", "-o", reports).code == 0

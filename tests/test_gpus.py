@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 
-import jsonschema
 import pytest
 
 from qwen_inspect.errors import UsageError
@@ -14,7 +13,7 @@ from qwen_inspect.predicting.footprint import WORKSPACE_BYTES_HOPPER, workspace_
 from qwen_inspect.results.fit import Gpu
 
 from .conftest import run
-from .test_rendering import SCHEMA
+from .schema import assert_keeps_to_the_schema
 
 GIB = 1 << 30
 
@@ -103,7 +102,7 @@ def test_compute_capability_tells_dtypes_and_the_workspace_of_cublas() -> None:
 
 def test_the_table_is_shown_in_every_format_and_both_languages() -> None:
     found = json.loads(run("gpus", "--format", "json").out)
-    jsonschema.validate(found, SCHEMA)
+    assert_keeps_to_the_schema(found)
     names = [gpu["name"] for gpu in found["gpus"]]
     assert len(names) == len(set(names)) == len(gpus.table())
     assert {"H200", "B200", "L40S", "RTX 5090"} <= set(names)

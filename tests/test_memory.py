@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,9 +29,9 @@ from qwen_inspect.structure.inspect import analyse, inspect
 from qwen_inspect.tracing.trace import trace
 
 from .conftest import TINY_QWEN3, run, write_config
+from .schema import assert_keeps_to_the_schema
 from .test_bad_input import Capture, invoke
 from .test_local import FAMILIES
-from .test_rendering import SCHEMA
 
 ROOT = Path(__file__).parent.parent
 ROWS = list(transformers_rows())
@@ -251,7 +250,7 @@ def test_the_command_line_shows_terms_that_add_up(options: list[str]) -> None:
     shown = run("memory", "--format", "json", *options)
     assert shown.code == 0, shown.err
     content = json.loads(shown.out)
-    jsonschema.validate(content, SCHEMA)
+    assert_keeps_to_the_schema(content)
     for moment in content["predicted"]["moments"].values():
         kept = ("weights", "buffers", "cache", "state", "gradients", "optimizer")
         terms = (*kept, "activations", "workspace", "rounding")

@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 
 from .conftest import Finished, run
-from .test_rendering import SCHEMA
+from .schema import assert_keeps_to_the_schema
 
 MIB = 1 << 20
 
@@ -97,7 +96,7 @@ def fit(tmp_path_factory: pytest.TempPathFactory) -> Fit:
 
 def cards_of(shown: Finished) -> list[dict[str, Any]]:
     content = json.loads(shown.out)
-    jsonschema.validate(content, SCHEMA)
+    assert_keeps_to_the_schema(content)
     cards: list[dict[str, Any]] = content["cards"]
     return cards
 

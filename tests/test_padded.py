@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import jsonschema
 import pytest
 
 from qwen_inspect.engines.transformers.demand import TransformersDemand
@@ -20,10 +19,10 @@ from qwen_inspect.results.model import Report
 from qwen_inspect.structure.inspect import inspect
 
 from .conftest import TINY_QWEN3, run, write_config
+from .schema import assert_keeps_to_the_schema
 from .test_bad_input import Capture, invoke
 from .test_local import FAMILIES
 from .test_memory import without_torch
-from .test_rendering import SCHEMA
 
 MIB = 1 << 20
 PADDED = Run(batch=4, prompt_tokens=1000, new_tokens=4, padded=True)
@@ -47,12 +46,12 @@ def test_json_says_that_a_run_is_padded_and_what_that_assumes(tmp_path: Path, ca
     write_config(tmp_path, TINY_QWEN3)
     asked = ("--mode", "forward", "--batch", "3", "--context", "64", "--format", "json", "--lang", "en")
     padded = json.loads(invoke(capsys, "memory", tmp_path, *asked, "--padded").out)
-    jsonschema.validate(padded, SCHEMA)
+    assert_keeps_to_the_schema(padded)
     assert padded["workload"]["padded"] is True
     (sentence,) = (one for one in padded["predicted"]["assumptions"] if "sdpa" in one)
     assert "sequences padded to the longest, of 64 tokens" in sentence
     fitted = json.loads(invoke(capsys, "fit", tmp_path, *asked, "--padded", "--memory", "2GiB").out)
-    jsonschema.validate(fitted, SCHEMA)
+    assert_keeps_to_the_schema(fitted)
     assert fitted["workload"]["padded"] is True
     held = sum(term["bytes"] for term in fitted["terms"])
     assert held == padded["predicted"]["peak_reserved_bytes"]

@@ -7,18 +7,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 
 from qwen_inspect.predicting.held import base_of
 from qwen_inspect.predicting.predict import predict
-from qwen_inspect.results.memory import Run
+from qwen_inspect.results.memory import Mode, Run
 from qwen_inspect.structure.inspect import inspect
 from qwen_inspect.tracing.adapting import FourBits
 
 from .conftest import TINY_QWEN3, run, write_config
+from .schema import assert_keeps_to_the_schema
 from .test_memory import without_torch
-from .test_rendering import SCHEMA
 
 pytest.importorskip("bitsandbytes")
 
@@ -27,14 +26,14 @@ def memory(model: str, *options: str) -> dict[str, Any]:
     shown = run("memory", model, *options, "--format", "json")
     assert shown.code == 0, shown.err
     content = json.loads(shown.out)
-    jsonschema.validate(content, SCHEMA)
+    assert_keeps_to_the_schema(content)
     found: dict[str, Any] = content["predicted"]
     return found
 
 
 @pytest.mark.parametrize("mode", ["generate", "forward"])
 @pytest.mark.parametrize("scheme", ["bnb-nf4", "bnb-fp4", "bnb-nf4-double", "bnb-int8"])
-def test_what_bitsandbytes_multiplies_has_a_peak(scheme: str, mode: str, tmp_path: Path) -> None:
+def test_what_bitsandbytes_multiplies_has_a_peak(scheme: str, mode: Mode, tmp_path: Path) -> None:
     write_config(tmp_path, {**TINY_QWEN3, "hidden_size": 1024, "intermediate_size": 1024})
     asked = Run(mode=mode, prompt_tokens=64, new_tokens=2)
     found, dense = (predict(inspect(str(tmp_path), dtype=dtype), asked).predicted for dtype in (scheme, None))
@@ -142,7 +141,7 @@ def test_a_fit_is_likely_where_the_most_has_room_and_none_where_the_least_has_no
     for room in (most, most - 1, least, least - 1):
         shown = run(*asked, "--memory", f"{room}B")
         found = json.loads(shown.out)
-        jsonschema.validate(found, SCHEMA)
+        assert_keeps_to_the_schema(found)
         told[room] = (shown.code, found["fits"], found["likely"])
         assert (found["required_bytes"], found["at_most_bytes"]) == (least, most)
     assert told == {
@@ -156,7 +155,7 @@ def test_a_fit_is_likely_where_the_most_has_room_and_none_where_the_least_has_no
 def test_a_scheme_that_is_suggested_is_answered_as_if_asked_for() -> None:
     asked = ("fit", "catalog:Qwen/Qwen3-8B", "--gpu", "4090", "--context", "30k", "--format", "json")
     found = json.loads(run(*asked).out)
-    jsonschema.validate(found, SCHEMA)
+    assert_keeps_to_the_schema(found)
     for scheme in ("fp8", "awq-int4"):
         (change,) = (one for one in found["suggestions"] if one["change"] == f"weights in {scheme}")
         direct = json.loads(run(*asked, "--dtype", scheme).out)

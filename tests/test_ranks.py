@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from filelock import FileLock
@@ -21,7 +21,7 @@ from qwen_inspect.errors import QwenInspectError
 from qwen_inspect.predicting import predict as prediction
 from qwen_inspect.predicting.footprint import traced_footprint
 from qwen_inspect.predicting.predict import trace_request
-from qwen_inspect.results.memory import Moment, Run
+from qwen_inspect.results.memory import Moment, Optimizer, Run
 from qwen_inspect.results.ranks import Parallelism, Place, RankBytes
 from qwen_inspect.sharing.ranks import ranks_report, with_peaks
 from qwen_inspect.structure.inspect import inspect
@@ -121,7 +121,7 @@ class Job:
     model: str
     degrees: tuple[tuple[str, int], ...]
     zero_stage: int = 3
-    optimizer: str = ""
+    optimizer: Optimizer | Literal[""] = ""
     load_only: bool = False
     followed: bool = False
 
@@ -160,7 +160,7 @@ def followed(model: str, **degrees: int) -> Job:
 
 
 def trained(
-    model: str, optimizer: str = "adamw_foreach", *, zero_stage: int = 3, follow: bool = True, **degrees: int
+    model: str, optimizer: Optimizer = "adamw_foreach", *, zero_stage: int = 3, follow: bool = True, **degrees: int
 ) -> Job:
     return replace(followed(model, **degrees), optimizer=optimizer, zero_stage=zero_stage, followed=follow)
 
@@ -325,7 +325,7 @@ def test_each_rank_asks_for_the_memory_that_its_trace_says(
         prompt_tokens=FOLLOWED_PROMPT,
         new_tokens=FOLLOWED_NEW,
         steps=STEPS if one.optimizer else 1,
-        optimizer=one.optimizer or "none",  # type: ignore[arg-type]
+        optimizer=one.optimizer or "none",
         device="cpu",
     )
     timeline = trace(spec, config, workload, Place(how=one.how, rank=rank))

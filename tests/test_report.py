@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -40,11 +39,11 @@ from qwen_inspect.units import parse_size
 
 from .boxes import parsed
 from .conftest import TINY_QWEN3, run, write_config
+from .schema import assert_keeps_to_the_schema
 from .test_bad_input import Capture, as_root, invoke, refusal
 from .test_documents import CUSTOM_MHA
 from .test_html import opened
 from .test_output import HOSTILE_NAMES, assert_is_safe, markdown_tables
-from .test_rendering import SCHEMA
 
 ROOT = Path(__file__).parent.parent
 MODELS = ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-8B", "Qwen/Qwen3-30B-A3B")
@@ -143,7 +142,7 @@ def test_no_path_of_this_machine_is_in_a_report(tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_every_total_of_the_json_is_the_sum_of_its_rows(model: str) -> None:
     content = content_of(whole_of(f"catalog:{model}", form="json"))
-    jsonschema.validate(content, SCHEMA)
+    assert_keeps_to_the_schema(content)
     components = content["components"]
     assert (
         sum(part["parameters"] for part in components)
@@ -277,7 +276,7 @@ def test_no_sentence_is_untrue_of_any_model(chosen: Mapping[str, Any]) -> None:
     whole = by_formula(config)
     assert_says_nothing_untrue(whole)
     content = content_of(whole)
-    jsonschema.validate(content, SCHEMA)
+    assert_keeps_to_the_schema(content)
     assert sum(part["parameters"] for part in content["components"]) == content["parameters"]["theory"]
     assert sum(round(part["share"] * 10_000) for part in content["components"]) == 10_000
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 
 from qwen_inspect.language import LANGUAGES, Language
@@ -20,10 +19,10 @@ from qwen_inspect.renderers.json import render
 from qwen_inspect.results.memory import RARE_TERMS, TERMS, Run
 from qwen_inspect.structure.inspect import inspect
 
+from .schema import assert_keeps_to_the_schema
 from .test_bad_input import Capture, invoke, refusal
 from .test_local import FAMILIES
 from .test_output import markdown_tables
-from .test_rendering import SCHEMA
 from .test_trace import real_model
 
 
@@ -88,7 +87,7 @@ def _number(cell: str) -> int:
 def test_the_json_of_a_report_has_the_measurement_and_fits_the_schema(model: Path, kept: Path, capsys: Capture) -> None:
     done = invoke(capsys, "report", model, "--measured", kept, "--format", "json")
     content = json.loads(done.out)
-    jsonschema.validate(content, SCHEMA)
+    assert_keeps_to_the_schema(content)
     (one,) = content["measured"]
     was = json.loads(kept.read_text())
     assert [(row["term"], row["measured"]) for row in one["differences"]] == [
@@ -150,6 +149,7 @@ def _with(value: Any, *path: Any) -> Callable[[dict[str, Any]], None]:
         _with(True, "workload", "batch"),
         _with(-1, "workload", "batch"),
         _with("dream", "workload", "mode"),
+        _with("all at once", "workload", "load"),
         _with("everything", "differences", 0, "term"),
         _with([{"key": "help_help", "values": {}, "bytes": 1}], "differences", 0, "causes"),
         _with([{"key": "cause_kept", "values": {"operator": "x"}, "bytes": 1}], "differences", 0, "causes"),

@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,13 +27,11 @@ from qwen_inspect.structure.inspect import inspect
 from qwen_inspect.tracing.instantiate import build
 
 from .conftest import write_config
+from .schema import assert_keeps_to_the_schema
 from .test_bad_input import Capture, assert_is_one_error_line, invoke
 from .test_local import FAMILIES
 from .test_ranks import MODELS
 
-SCHEMA = json.loads(
-    (Path(__file__).parents[1] / "qwen_inspect" / "schema" / "report.schema.json").read_text(encoding="utf-8")
-)
 # One release of each family and class, tied or not.
 RELEASES = (
     "Qwen/Qwen1.5-0.5B", "Qwen/Qwen1.5-1.8B", "Qwen/Qwen1.5-MoE-A2.7B", "Qwen/Qwen3-0.6B", "Qwen/Qwen3-8B",
@@ -296,7 +293,7 @@ def test_json_has_every_rank_and_keeps_to_the_schema(
     write_config(tmp_path, MODELS["qwen3"])
     chosen = ("--context", "16", "--new-tokens", "2", "-q", "--format", "json", "--lang", language)
     content = json.loads(invoke(capsys, "memory", tmp_path, *chosen, *options.split()).out)
-    jsonschema.validate(content, SCHEMA)
+    assert_keeps_to_the_schema(content)
     if "--device-map" in options:
         assert content["ranks"] is None
         assert (

@@ -7,14 +7,12 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jsonschema import Draft202012Validator
 
-import qwen_inspect
 from qwen_inspect.architectures.lora import lora_of
 from qwen_inspect.checkpoint import DType, Tensor
 from qwen_inspect.cli import main
@@ -24,14 +22,14 @@ from qwen_inspect.predicting import predict as prediction
 from qwen_inspect.predicting.footprint import traced_footprint
 from qwen_inspect.predicting.predict import predict, timeline_of
 from qwen_inspect.predicting.training import matrices_of, optimizer_sizes, targets_of
-from qwen_inspect.results.memory import MemoryReport, Run
+from qwen_inspect.results.memory import MemoryReport, Optimizer, Run
 from qwen_inspect.structure.inspect import inspect
 
 from .conftest import write_config
+from .schema import assert_keeps_to_the_schema
 from .small_models import small_config
 from .test_local import FAMILIES, configuration_of
 
-SCHEMA = json.loads((Path(qwen_inspect.__file__).parent / "schema" / "report.schema.json").read_text())
 LLAMA_3_2_3B: Mapping[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 3072, "intermediate_size": 8192,
     "num_hidden_layers": 28, "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256,
@@ -192,7 +190,6 @@ def test_states_in_8_bits_take_between_two_and_nine_bytes_a_parameter(counts: li
     assert sum(optimizer_sizes(tensors, "sgd")) == 0
 
 
-OPTIMIZERS = ("adamw_foreach", "adamw_fused", "adamw_for_loop", "adamw_8bit", "sgd", "none")
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "all": {},
     "some": {"trained": r"\.(q|down)_proj\."},
@@ -205,10 +202,10 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 @pytest.mark.parametrize(
     ("kind", "optimizer"),
-    [*(("LoRA", name) for name in OPTIMIZERS), *((kind, "adamw_foreach") for kind in KINDS if kind != "LoRA")],
+    [*(("LoRA", name) for name in get_args(Optimizer)), *((kind, "adamw_foreach") for kind in KINDS if kind != "LoRA")],
 )
 def test_a_formula_ends_a_step_as_the_trace_does(
-    kind: str, optimizer: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, optimizer: Optimizer, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each term but activations, of a model with biases beside its weights."""
     options = dict(KINDS[kind])
@@ -278,7 +275,7 @@ def test_every_format_tells_what_is_trained(tmp_path: Path, capsys: pytest.Captu
         return capsys.readouterr().out
 
     content = json.loads(shown("--lora-targets", "q_proj,v_proj", "--accumulate", "2", "--format", "json"))
-    Draft202012Validator(SCHEMA).validate(content)
+    assert_keeps_to_the_schema(content)
     training = content["training"]
     # Two layers, rank 4: q_proj 64 -> 64, v_proj 64 -> 32.
     assert training["trainable_parameters"] == 2 * (4 * (64 + 64) + 4 * (64 + 32)) == 1792

@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..checkpoint import Tensor
-from ..results.compare import ConfigRow, FactRow, TensorChange, TensorChanges
+from ..checkpoint import Origin, Tensor
+from ..results.compare import ChangeKind, ConfigRow, FactRow, LayerKind, Section, TensorChange, TensorChanges, Unit
 from ..results.memory import OF_SOME_RUNS, TERMS, MemoryReport, Moment
 from ..results.model import Report
 from ..structure.accounting import COMPONENTS
@@ -16,7 +16,7 @@ from ..structure.reconcile import without_renaming
 Value = int | str | None
 # What is told of the layers of each kind, by the names of LayerAttention and LinearLayerAttention.
 SOFTMAX = ("kind", "query_heads", "kv_heads", "head_dim")
-LAYER_FIGURES: Mapping[str, tuple[str, ...]] = {
+LAYER_FIGURES: Mapping[LayerKind, tuple[str, ...]] = {
     "full": SOFTMAX,
     "sliding": (*SOFTMAX, "window_tokens"),
     "linear": ("key_heads", "value_heads", "key_head_dim", "value_head_dim"),
@@ -68,7 +68,7 @@ def fact_rows(
 
 
 # (name, unit, what it is of a model whose architecture is known).
-_Fact = tuple[str, str, Callable[[Report], Value]]
+_Fact = tuple[str, Unit, Callable[[Report], Value]]
 _MODEL: tuple[_Fact, ...] = (
     ("class", "", lambda report: report.spec.class_name),
     ("dtype", "", lambda report: str(report.spec.dtype)),
@@ -89,7 +89,7 @@ _CACHE: tuple[_Fact, ...] = (
 )
 
 
-def _rows(section: str, reports: Sequence[Report], facts: Sequence[_Fact]) -> Iterator[FactRow]:
+def _rows(section: Section, reports: Sequence[Report], facts: Sequence[_Fact]) -> Iterator[FactRow]:
     for name, unit, of in facts:
         values = tuple(None if report.design is None else of(report) for report in reports)
         yield FactRow(section=section, name=name, values=values, unit=unit)
@@ -131,7 +131,7 @@ def _attention_rows(reports: Sequence[Report]) -> Iterator[FactRow]:
             values = tuple(
                 None if layers is None else _together(getattr(one, name) for one in layers) for layers in found
             )
-            unit = "tokens" if name == "window_tokens" else ""
+            unit: Unit = "tokens" if name == "window_tokens" else ""
             yield FactRow(section="attention", name=name, values=values, unit=unit, layer_kind=kind)
 
 
@@ -178,7 +178,9 @@ def _term(moment: Moment, term: str) -> int | None:
 # --- tensors
 
 
-def tensor_changes(base: Sequence[Tensor], other: Sequence[Tensor], *, base_origin: str, origin: str) -> TensorChanges:
+def tensor_changes(
+    base: Sequence[Tensor], other: Sequence[Tensor], *, base_origin: Origin, origin: Origin
+) -> TensorChanges:
     """`other` against `base` by name, where one of them leaves out the decoder's own prefix without it."""
     before = {tensor.name: tensor for tensor in base}
     named, causes = without_renaming(other, set(before))
@@ -205,5 +207,5 @@ def tensor_changes(base: Sequence[Tensor], other: Sequence[Tensor], *, base_orig
     )
 
 
-def _changed(kind: str, before: Tensor, after: Tensor) -> TensorChange:
+def _changed(kind: ChangeKind, before: Tensor, after: Tensor) -> TensorChange:
     return TensorChange(kind=kind, name=before.name, before=before, after=after)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..architectures import architecture_of
-from ..checkpoint import Checkpoint, Tensor
+from ..checkpoint import Checkpoint, Origin, Tensor
 from ..errors import QwenInspectError
 from ..language import Message
 from ..loaders.hub import ListedFile
@@ -137,7 +137,7 @@ def _memory(report: Report, run: Run) -> tuple[Report, MemoryReport | None]:
     return memory.report, memory
 
 
-Named = tuple[tuple[Tensor, ...], str]
+Named = tuple[tuple[Tensor, ...], Origin]
 
 
 def _tensors(checkpoint: Checkpoint, report: Report, *, trust_remote_code: bool) -> Named | None:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 from ..errors import UnsupportedError
 from ..language import Message
-from ..results.cache import EngineCache
+from ..results.cache import CacheEngine, EngineCache
 
 if TYPE_CHECKING:
-    from ..results.fit import CardAnswer, Gpu, Requirement
+    from ..results.fit import CardAnswer, Change, Gpu, Requirement
     from ..results.model import Report
     from ..results.serving import Reserve
     from ..structure.kv_cache import CacheFormat
@@ -44,7 +44,7 @@ class Alternative(Generic[Asked]):
     required: what is known without asking the engine, a lower bound where the engine can be asked. report: None where it cannot.
     """
 
-    kind: str
+    kind: Change
     change: Message
     report: Report | None
     asked: Asked
@@ -166,7 +166,7 @@ def schemes(gpu: Gpu) -> list[str]:
 
 
 def cache_rows(
-    engine: str, formats: Iterable[CacheFormat], size_bytes: Callable[[CacheFormat], int]
+    engine: CacheEngine, formats: Iterable[CacheFormat], size_bytes: Callable[[CacheFormat], int]
 ) -> Iterator[EngineCache]:
     """The cache in each format; None, with the reason, where `size_bytes` raises that the engine has no such cache."""
     for cache_format in formats:

@@ -16,7 +16,18 @@ from ..language import Message
 from ..loaders import calibration, gpus
 from ..predicting.predict import installed, with_kernel
 from ..progress import purpose
-from ..results.fit import CardAnswer, CardReach, ContextFit, CurvePoint, Ends, FitReport, Gpu, Largest, Requirement
+from ..results.fit import (
+    Bound,
+    CardAnswer,
+    CardReach,
+    ContextFit,
+    CurvePoint,
+    Ends,
+    FitReport,
+    Gpu,
+    Largest,
+    Requirement,
+)
 from ..results.memory import Run
 from ..results.model import Report
 from ..units import size
@@ -180,7 +191,7 @@ class _Search:
         self._context_high_bytes = required.context_high_bytes
         limit = None if beyond_limit else demand.most_context_tokens
         self._most_context = MOST_CONTEXT_TOKENS if limit is None else limit
-        self._context_bound = "search" if limit is None else "model"
+        self._context_bound: Bound = "search" if limit is None else "model"
 
     def ends(self, batch: int, context_tokens: int, *, context_bytes: int) -> Ends:
         required = self._demand.held_bytes(batch, context_tokens) + context_bytes
@@ -251,7 +262,7 @@ def _told(what: str, fits: Callable[[int], bool]) -> Callable[[int], bool]:
     return asked
 
 
-def bounded(value: int, *, limit: int, bound: str, whole: bool) -> Largest:
+def bounded(value: int, *, limit: int, bound: Bound, whole: bool) -> Largest:
     """`value` as an answer: what stops it, and whether it is certain. bound: what `limit` stands for.
 
     Where a lower bound fits as far as was searched, the search's own end says nothing of what is the most.

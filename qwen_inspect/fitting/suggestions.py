@@ -8,7 +8,7 @@ from ..engines.interface import Alternative, Asked, Choice, Demand, Engine, Take
 from ..errors import QwenInspectError
 from ..language import Message
 from ..progress import purpose
-from ..results.fit import CardAnswer, Gpu, Requirement, Suggestion
+from ..results.fit import CardAnswer, Change, Gpu, Requirement, Suggestion
 from ..results.model import Report
 
 
@@ -18,7 +18,10 @@ def smaller(
     """A shorter context and a smaller batch, each the largest that fits."""
     context, fewer = found.high.context.at_most or 0, found.high.batch.at_most or 0
     whole = found.requirement.whole
-    changes = (("context", context, context_tokens, (batch, context)), ("batch", fewer, batch, (fewer, context_tokens)))
+    changes: tuple[tuple[Change, int, int, tuple[int, int]], ...] = (
+        ("context", context, context_tokens, (batch, context)),
+        ("batch", fewer, batch, (fewer, context_tokens)),
+    )
     for message, (kind, value, asked, changed) in zip(engine.smaller, changes, strict=True):
         if 0 < value < asked:
             yield Suggestion(

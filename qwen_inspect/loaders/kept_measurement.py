@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ..errors import MalformedError, NotFoundError
 from ..language import Message
 from ..results.measurement import Difference, KeptMeasurement, MemoryCause
-from ..results.memory import TERMS, Run
+from ..results.memory import TERMS, Autocast, Loader, Mode, Run
 from .strict_json import LONGEST_JSON_BYTES, parse_json
 
 DIFFERENCES = (*TERMS, "steady_allocated", "peak_allocated", "peak_reserved", "context")
@@ -22,7 +22,6 @@ CAUSES: Mapping[str, tuple[str, ...]] = {
     "cause_rounding": (),
     "cause_other_moment": ("stage",),
 }
-MODES = ("generate", "forward", "train")
 LARGEST = 1 << 62
 LONGEST_TEXT, MOST_VERSIONS, MOST_CAUSES = 500, 50, 1000
 STAGES = tuple(
@@ -55,11 +54,12 @@ def _measurement(found: Mapping[str, Any], path: str) -> KeptMeasurement:
     terms = [one.term for one in differences]
     if len(versions) > MOST_VERSIONS or terms != [term for term in DIFFERENCES if term in terms]:
         raise ValueError(repr(terms)[:LONGEST_TEXT])
-    mode = asked["mode"]
-    if mode not in MODES:
-        raise ValueError(_text(mode))
+    mode, loader = asked["mode"], asked["load"]
+    for value, known in ((mode, Mode), (loader, Loader)):
+        if value not in get_args(known):
+            raise ValueError(_text(value))
     autocast = asked.get("autocast")  # older files have none
-    if autocast not in (None, "bfloat16", "float16"):
+    if autocast not in (None, *get_args(Autocast)):
         raise ValueError(_text(autocast))
     run = Run(
         mode=mode,
@@ -70,7 +70,7 @@ def _measurement(found: Mapping[str, Any], path: str) -> KeptMeasurement:
         cache="static" if asked.get("cache") == "static" else "dynamic",
         padded=asked.get("padded", False) is True,  # which the first versions did not write
         autocast=autocast,
-        loader=_text(asked["load"]),
+        loader=loader,
         gpu=_text(asked["gpu"]),
     )
     return KeptMeasurement(

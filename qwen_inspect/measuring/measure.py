@@ -19,7 +19,7 @@ from ..loaders.weights import weights_directory
 from ..predicting.footprint import on_device
 from ..predicting.predict import predict, timeline_of
 from ..results.measurement import Calibration
-from ..results.memory import MemoryReport, Run
+from ..results.memory import Loader, MemoryReport, Run
 from ..results.model import Report
 from ..results.timeline import Timeline
 from ..tracing import versions
@@ -61,7 +61,7 @@ def measured(report: Report, run: Run, request: Request, access: Access) -> Memo
     if run.cache == "static" and device != "cpu":
         raise UnsupportedError("measure_static", device=device)
     # Random weights are made one by one on the device; files are read by transformers' loader, which takes a block for all first.
-    loader = "per-tensor" if request.random_weights else "warmup"
+    loader: Loader = "per-tensor" if request.random_weights else "warmup"
     run = replace(run, device="cpu" if device == "cpu" else "cuda", gpu=_card(device), loader=loader)
     directory = None if request.random_weights else weights_directory(report.ref, access)
     memory = predict(report, run, course_points=request.course_points)

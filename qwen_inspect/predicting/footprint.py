@@ -20,7 +20,7 @@ from ..language import Message
 from ..loaders.gpus import compute_capability
 from ..results.cache import CacheLayer, CacheReport
 from ..results.exploration import GROWTHS, grown_bytes, grown_tokens
-from ..results.memory import TERMS, Alive, Footprint, Moment, Run, context_range
+from ..results.memory import TERMS, Alive, Footprint, Method, Moment, Run, context_range
 from ..results.timeline import ADAPTER, CUDA_SCRATCH, GATHERED, Allocate, Event, Free, Stage, Timeline, living
 from ..spec import Module, each_buffer, each_tensor
 from ..tracing.kernels import BIASED_GEMM_4BIT
@@ -300,7 +300,7 @@ def stored_footprint(
 
 def _without_peak(
     *,
-    method: str,
+    method: Method,
     steady: Moment,
     assumptions: tuple[Message, ...],
     provenance: str,

@@ -478,12 +478,12 @@ def trace_request(run: Run, base: Base | None = None) -> Any:
     if run.lora_rank is not None:
         lora = Adapters(rank=run.lora_rank, targets=run.lora_targets, base=base if isinstance(base, FourBits) else None)
     return TraceRequest(
-        mode=run.mode,  # type: ignore[arg-type]  # one of the command line's choices
+        mode=run.mode,
         batch=run.batch,
         prompt_tokens=run.prompt_tokens,
         new_tokens=1 if run.decodes_untraced else run.new_tokens,
-        attention=run.attention,  # type: ignore[arg-type]
-        optimizer=run.optimizer,  # type: ignore[arg-type]
+        attention=run.attention,  # type: ignore[arg-type]  # one of the command line's choices
+        optimizer=run.optimizer,
         checkpointing=bool(run.checkpointing),
         trained=run.trained,
         steps=2 if run.mode == "train" else 1,  # the optimizer's states exist from the second step on

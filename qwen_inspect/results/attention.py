@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..language import Message
+    from .cache import CacheKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +34,7 @@ class LayerAttention:
         return heads_kind(self.query_heads, self.kv_heads)
 
     @property
-    def span(self) -> str:
+    def span(self) -> CacheKind:
         """What it sees: "full" or "sliding"."""
         return "full" if self.window_tokens is None else "sliding"
 
@@ -59,7 +60,7 @@ class LinearLayerAttention:
         return "linear"
 
     @property
-    def span(self) -> str:
+    def span(self) -> CacheKind:
         return "linear"
 
     @property
@@ -73,7 +74,7 @@ class OtherLayerAttention:
     """A layer known by what transformers caches of it alone. cache_kind: as `CacheLayer.kind`."""
 
     index: int
-    cache_kind: str
+    cache_kind: CacheKind
     window_tokens: int | None
 
     @property
@@ -81,7 +82,7 @@ class OtherLayerAttention:
         return "MLA" if self.cache_kind == "latent" else self.cache_kind
 
     @property
-    def span(self) -> str:
+    def span(self) -> CacheKind:
         return self.cache_kind
 
     @property
@@ -126,7 +127,7 @@ class AttentionReport:
         return kinds.pop() if len(kinds) == 1 else "mixed"
 
     @property
-    def pattern(self) -> tuple[tuple[str, int], ...] | None:
+    def pattern(self) -> tuple[tuple[CacheKind, int], ...] | None:
         """What each layer sees, as runs of the shortest stretch that repeats: (("linear", 3), ("full", 1)).
 
         None where all layers see alike, or no stretch repeats.
@@ -138,5 +139,5 @@ class AttentionReport:
         return None
 
 
-def _run_lengths(words: Sequence[str]) -> tuple[tuple[str, int], ...]:
+def _run_lengths(words: Sequence[CacheKind]) -> tuple[tuple[CacheKind, int], ...]:
     return tuple((word, len(list(run))) for word, run in groupby(words))

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from ..language import Message
+
+CacheKind = Literal[
+    "full", "sliding", "linear", "chunked", "latent", "indexed", "recurrent", "convolution", "hybrid", "shared", "none"
+]
+CacheEngine = Literal["transformers", "vllm", "llama_cpp"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +24,7 @@ class CacheLayer:
     """
 
     index: int
-    kind: str
+    kind: CacheKind
     bytes_per_token: int
     states_bytes: tuple[int, ...]
     window_tokens: int | None
@@ -78,7 +83,7 @@ class CacheReport:
 class EngineCache:
     """What an engine reserves for the workload on one rank: None, with the reason, where that is not known here."""
 
-    engine: str
+    engine: CacheEngine
     format: str
     size_bytes: int | None
     reason: Message | None = None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..checkpoint import Tensor
+from ..checkpoint import Origin, Tensor
 from ..language import Message
 from .listing import FilesComparison
 from .memory import MemoryReport, Run
@@ -14,7 +14,11 @@ from .model import Report
 if TYPE_CHECKING:
     from .fit import CardReach
 
-KINDS = ("added", "removed", "reshaped", "retyped")
+ChangeKind = Literal["added", "removed", "reshaped", "retyped"]
+KINDS: tuple[ChangeKind, ...] = ("added", "removed", "reshaped", "retyped")
+Section = Literal["model", "parameters", "components", "attention", "cache", "memory"]
+LayerKind = Literal["full", "sliding", "linear"]
+Unit = Literal["parameters", "bytes", "tokens", ""]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +39,11 @@ class FactRow:
     whether its value is a lower bound; empty where none can be.
     """
 
-    section: str
+    section: Section
     name: str
     values: tuple[int | str | None, ...]
-    unit: str = ""
-    layer_kind: str | None = None
+    unit: Unit = ""
+    layer_kind: LayerKind | None = None
     at_least: tuple[bool, ...] = ()
 
     @property
@@ -57,7 +61,7 @@ class FactRow:
 class TensorChange:
     """What became of a tensor of the first model; before and after are None where there is none. kind: one of KINDS."""
 
-    kind: str
+    kind: ChangeKind
     name: str
     before: Tensor | None
     after: Tensor | None
@@ -71,13 +75,13 @@ class TensorChanges:
     twice. notes: what was evened out before.
     """
 
-    base_origin: str
-    origin: str
+    base_origin: Origin
+    origin: Origin
     equal: int
     changes: tuple[TensorChange, ...]
     notes: tuple[Message, ...] = ()
 
-    def count(self, kind: str) -> int:
+    def count(self, kind: ChangeKind) -> int:
         return sum(change.kind == kind for change in self.changes)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from ..language import Message
@@ -72,7 +72,7 @@ class Unexplained:
     packed: of an unexpected one, whether its number format is one that only packed weights have.
     """
 
-    kind: str
+    kind: Literal["missing", "unexpected", "reshaped", "retyped"]
     name: str
     parameters: int
     expected: str | None = None

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from ..errors import QwenInspectError
     from ..language import Message
     from .memory import Run
     from .model import Report
+
+Origin = Literal["usable", "reported", "nominal", "given", "here"]
+Bound = Literal["memory", "model", "search"]
+Change = Literal[
+    "context", "batch", "cache", "weights", "checkpointing", "lora", "tensor_parallel", "fsdp", "layers", "gpu"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +38,7 @@ class Gpu:
     """
 
     name: str
-    kind: str
+    kind: Literal["datacentre", "workstation", "consumer", "given", "here"]
     memory_bytes: int
     reported_bytes: int | None = None
     usable_bytes: int | None = None
@@ -53,7 +59,7 @@ class Gpu:
         return self.available_bytes if self.free_bytes is None else min(self.available_bytes, self.free_bytes)
 
     @property
-    def origin(self) -> str:
+    def origin(self) -> Origin:
         """Which of them that is: "usable", "reported" or "nominal"; "given" by the user, "here" by the driver."""
         if self.kind in ("given", "here"):
             return self.kind
@@ -112,7 +118,7 @@ class Largest:
 
     value: int | None
     at_most: int | None
-    bound: str
+    bound: Bound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +148,7 @@ class Suggestion:
     kind: "context", "batch", "cache", "weights", "checkpointing", "lora", "tensor_parallel", "fsdp" or "gpu".
     """
 
-    kind: str
+    kind: Change
     change: Message
     required_bytes: int
     fits: bool | None

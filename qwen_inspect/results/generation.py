@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from ..language import Message
@@ -23,7 +23,7 @@ class Generation:
     text: str
     prompt_tokens: int
     new_tokens: int
-    ended_by: str
+    ended_by: Literal["end_token", "limit"]
     device: str
     dtype: str
     prefill_seconds: float

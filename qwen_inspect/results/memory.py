@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..units import MIB
 
@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from .model import Report
     from .ranks import DeviceMapReport, RanksReport
     from .training import Training
+
+Mode = Literal["generate", "forward", "train"]
+Loader = Literal["warmup", "per-tensor"]
+Optimizer = Literal["adamw_foreach", "adamw_fused", "adamw_for_loop", "adamw_8bit", "sgd", "none"]
+Cache = Literal["dynamic", "static"]
+Autocast = Literal["bfloat16", "float16"]
+Method = Literal["trace", "formula", "stored", "measured"]
 
 # What a process with PyTorch takes of a card outside its allocator: the CUDA context and what is loaded into it. Where the card
 # was not measured, a range that contains all that is known: 135 MiB on a T4, the least published; about 300 MB since CUDA 11.7
@@ -131,7 +138,7 @@ class Footprint:
     the peak is only known to lie between two figures. course: the way there, for a plot; None where nobody asked for it.
     """
 
-    method: str
+    method: Method
     steady: Moment
     peak: Moment | None
     peak_reserved: int | None
@@ -193,23 +200,23 @@ class Run:
     but the longest are padded and there is a mask. autocast: torch.autocast's dtype, where there is one.
     """
 
-    mode: str = "generate"
+    mode: Mode = "generate"
     batch: int = 1
     prompt_tokens: int = 2048
     new_tokens: int = 128
     attention: str = "auto"
-    loader: str = "warmup"
+    loader: Loader = "warmup"
     gpu: str = "sm_80"
     allocator: str = ""
-    optimizer: str = "adamw_foreach"
+    optimizer: Optimizer = "adamw_foreach"
     checkpointing: bool | None = None
     trained: str = ""
     accumulate: int = 1
     lora_rank: int | None = None
     lora_targets: tuple[str, ...] = ("all-linear",)
     cache_format: str = "auto"
-    cache: str = "dynamic"
-    autocast: str | None = None
+    cache: Cache = "dynamic"
+    autocast: Autocast | None = None
     device: str = "cuda"
     calibration: Calibration | None = None
     padded: bool = False

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from ..checkpoint import ModelRef, Release, StoredFile, Tensor
+    from ..checkpoint import ModelRef, Origin, Release, StoredFile, Tensor
     from ..errors import QwenInspectError
     from ..language import Message
     from ..spec import ModelSpec, Module
@@ -57,7 +57,7 @@ class Report:
     config: Mapping[str, Any] | None
     written: Mapping[str, Any] | None
     tensors: tuple[Tensor, ...] | None
-    tensors_origin: str | None
+    tensors_origin: Origin | None
     files: tuple[StoredFile, ...]
     release: Release | None
     workload: Workload

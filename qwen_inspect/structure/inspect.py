@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..architectures import FAMILIES, Architecture, StoredForm, architecture_of
-from ..checkpoint import Checkpoint, ModelRef, Tensor
+from ..checkpoint import Checkpoint, ModelRef, Origin, Tensor
 from ..declarations import KEY, settled
 from ..errors import MalformedError, NotFoundError, QwenInspectError, UnavailableError, UnsupportedError
 from ..language import Message
@@ -167,7 +167,7 @@ class _Subject:
     config: Mapping[str, Any]
     architecture: Architecture
     files: tuple[Tensor, ...] | None
-    origin: str = "stored"
+    origin: Origin = "stored"
     stored_form: StoredForm
     packing: Packing | None = None
     unread: QwenInspectError | None = None

@@ -13,12 +13,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import UnavailableError, UnsupportedError
 from ..results.quantisation import Bnb4
 
-Optimizer = Literal["adamw_foreach", "adamw_fused", "adamw_for_loop", "adamw_8bit", "sgd", "none"]
 ALL_LINEAR = "all-linear"  # PEFT's word for every linear module but the head
 MATRIX = re.compile(r"\.lora_(embedding_)?[AB]\.")
 

@@ -15,7 +15,7 @@ from ..architectures.generic.configurations import stated
 from ..checkpoint import DType
 from ..errors import UnsupportedError
 from ..results.attention import AnyLayerAttention, AttentionReport, LayerAttention, OtherLayerAttention
-from ..results.cache import CacheLayer, CacheReport
+from ..results.cache import CacheKind, CacheLayer, CacheReport
 
 NEAR_TOKENS = (5, 6)
 SHORTEST_TOKENS = (2, 3)  # where a window is as short as in no released model
@@ -25,7 +25,7 @@ CACHE_NAMES = ("past_key_values", "cache_params")  # what outputs call it
 # What else a layer of the cache may hold: counters of no use to anybody else.
 COUNTERS = ("_sliding_window_tensor", "cumulative_length")
 # A layer's kind by transformers' class for it. Source: transformers 5.23, cache_utils.DYNAMIC_LAYER_TYPE_MAPPING.
-KINDS: Mapping[str, str] = {
+KINDS: Mapping[str, CacheKind] = {
     "DynamicLayer": "full",
     "DynamicSlidingWindowLayer": "sliding",
     "DynamicIndexedLayer": "indexed",
@@ -135,7 +135,7 @@ def _cache_layer(index: int, expected: str, kept: Mapping[int, KeptLayer], confi
     )
 
 
-def _kind(layer: KeptLayer, expected: str, configuration: Any) -> str:
+def _kind(layer: KeptLayer, expected: str, configuration: Any) -> CacheKind:
     kind = KINDS[layer.class_name]
     if kind == "full" and (rank := stated(configuration, "kv_lora_rank")) is not None:
         compressed = [one.shape[1::2] for one in layer.named("keys")]

@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import UnavailableError, UnsupportedError, UsageError
+from ..results.memory import Mode, Optimizer
 from ..results.ranks import Place
 from ..results.timeline import ADAPTER, Timeline
 from ..spec import ModelSpec
 from .adapting import (
     Adapters,
-    Optimizer,
     adapt,
     checkpoint,
     hold_in_four_bits,
@@ -57,7 +57,6 @@ from .one_rank import (
 from .recorder import Recorder, recording
 from .steps import train
 
-Mode = Literal["generate", "forward", "train"]
 AttentionKernel = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_2_repeated"]
 
 CHUNK_TURNS = 8

@@ -38,7 +38,7 @@ class Transformers(Engine["Run", "TransformersDemand"]):
             cache = cache_report(layers, auto, auto, dtype)
             return cache.size_bytes(tokens=report.context_tokens or 0, batch=workload.batch)
 
-        return cache_rows(self.name, read_formats("auto", dtype)[:1], size_bytes)
+        return cache_rows("transformers", read_formats("auto", dtype)[:1], size_bytes)
 
 
 ENGINE = Transformers()

@@ -12,7 +12,7 @@ from ...errors import QwenInspectError
 from ...language import Message
 from ...loaders import gpus
 from ...predicting.footprint import sizes_footprint
-from ...results.fit import Gpu, Requirement
+from ...results.fit import Change, Gpu, Requirement
 from ...results.memory import Run
 from ...results.model import Report
 from ...results.ranks import Parallelism
@@ -122,7 +122,8 @@ def _repeated(module: Module, prefix: str, sizes: Mapping[str, Sequence[int]]) -
 def _several_cards(report: Report, run: Run, gpu: Gpu) -> Iterator[Alternative[Run]]:
     """The fewest cards that have room for the largest share, else the most that the model can be cut into; activations beside."""
     low, high = TransformersDemand(report, run, gpu).context_bytes
-    kind, way = ("fsdp", "fsdp") if run.mode == "train" else ("tensor_parallel", "tensor")
+    kind: Change = "fsdp" if run.mode == "train" else "tensor_parallel"
+    way = "fsdp" if run.mode == "train" else "tensor"
     for ranks in RANKS:
         try:
             shares = [rank.total for rank in ranks_report(report, run, Parallelism(**{way: ranks})).ranks]

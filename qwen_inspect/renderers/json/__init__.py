@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ... import __version__
 from ...language import Language
 
-SCHEMA_VERSION = 1
+if TYPE_CHECKING:
+    from .common import HeadJSON
 
 
 def render(command: str, subject: Any, say: Language) -> str:
     """One object for the command; `subject` is a Report, or for `models` the catalog's entries."""
-    head: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "tool_version": __version__, "command": command}
+    head: HeadJSON = {"schema_version": 1, "tool_version": __version__, "command": command}
     content: dict[str, Any] = import_module(f"{__name__}.{command}").content(subject, say)
     # Escaped, so that it is JSON in any encoding, and harmless on a terminal.
     return json.dumps({**head, **content}, indent=2).replace("\x7f", "\\u007f") + "\n"

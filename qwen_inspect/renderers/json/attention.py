@@ -3,19 +3,107 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated
 
 from ...engines import caches_of
 from ...language import Language
+from ...results.cache import CacheEngine, CacheKind
 from ...results.model import Report
-from .common import model_content
+from .common import OfModelJSON, model_content
+from .values import Count, Keywords, Positive, TypedDict
+
+AttentionKind = Annotated[
+    str,
+    Keywords(
+        enum=[
+            *("MHA", "GQA", "MQA", "mixed", "hybrid", "MLA"),
+            *("chunked", "indexed", "recurrent", "convolution", "shared", "none"),
+        ]
+    ),
+]
 
 
-def content(report: Report, say: Language) -> dict[str, Any]:
+class PatternJSON(TypedDict):
+    """Layers in a row that see alike."""
+
+    kind: CacheKind
+    layers: Positive
+
+
+class LinearJSON(TypedDict):
+    """The layers of linear attention. A figure is null where the layers differ."""
+
+    layers: Count
+    key_heads: Count | None
+    value_heads: Count | None
+    key_head_dim: Count | None
+    value_head_dim: Count | None
+    conv_kernel: Count | None
+
+
+class CacheLayerJSON(TypedDict):
+    """What one layer caches for one sequence."""
+
+    index: Count
+    kind: CacheKind
+    bytes_per_token: Count
+    fixed_bytes: Count
+    """Whatever the length: the states of linear attention."""
+    window_tokens: Count | None
+    """null where the layer sees every earlier token."""
+
+
+class EngineCacheJSON(TypedDict):
+    """What an engine holds for the same batch and context, on one rank."""
+
+    engine: CacheEngine
+    format: str
+    ranks: Positive
+    bytes: Count | None
+
+
+class CacheJSON(TypedDict):
+    """The KV cache as transformers' DynamicCache holds it."""
+
+    dtype: str
+    bytes_per_token: Count
+    """What one more token of one sequence adds while no window is full."""
+    fixed_bytes: Count
+    batch: Positive
+    context_tokens: Count | None
+    """Requested, else the model's own limit."""
+    bytes: Count | None
+    """For `batch` sequences of `context_tokens`."""
+    layers: list[CacheLayerJSON]
+    engines: list[EngineCacheJSON]
+
+
+class HeadsJSON(TypedDict):
+    query_heads: Count | None
+    """null where the layers differ, as `kv_heads` and `head_dim`."""
+    kv_heads: Count | None
+    head_dim: Count | None
+    pattern: list[PatternJSON] | None
+    """Runs of the shortest stretch of layers that repeats; null where all layers see alike or nothing repeats."""
+    linear: LinearJSON | None
+    """null where there are none."""
+    tied_embeddings: bool
+
+
+class SettledJSON(HeadsJSON):
+    kind: AttentionKind
+    cache: CacheJSON
+
+
+class AttentionJSON(OfModelJSON, SettledJSON):
+    """`attention`."""
+
+
+def content(report: Report, say: Language) -> AttentionJSON:
     return {"model": model_content(report, say), **attention_content(report)}
 
 
-def attention_content(report: Report) -> dict[str, Any]:
+def attention_content(report: Report) -> SettledJSON:
     layers, linear = report.attention.softmax, report.attention.linear
 
     def same(values: Sequence[int]) -> int | None:

@@ -1,14 +1,42 @@
-"""What the JSON of every command of one model begins with."""
+"""What the JSON of every command begins with."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Literal
 
 from ...language import Language
 from ...results.model import Report
+from .values import Keywords, TypedDict
 
 
-def model_content(report: Report, say: Language) -> dict[str, Any]:
+class HeadJSON(TypedDict):
+    """What every answer begins with."""
+
+    schema_version: Literal[1]
+    tool_version: str
+    command: str
+
+
+class ModelJSON(TypedDict):
+    """The model that the command answers for."""
+
+    id: str
+    source: Annotated[str, Keywords(enum=["local", "catalog", "hf", "ms"])]
+    revision: str | None
+    """Of a hub's model: the commit that was read."""
+    architecture: str | None
+    """transformers' class; null where it is not known here."""
+    model_type: str | None
+    dtype: str | None
+    notices: list[str]
+    """What a reader should know of how the model was read, in the language of the answer."""
+
+
+class OfModelJSON(TypedDict):
+    model: ModelJSON
+
+
+def model_content(report: Report, say: Language) -> ModelJSON:
     findings = report.attention.findings if report.design and report.design.attention else ()
     config = report.config or {}
     model_type = config.get("model_type")

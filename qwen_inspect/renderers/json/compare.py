@@ -2,16 +2,121 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from ...checkpoint import ModelRef, Tensor
+from ...checkpoint import ModelRef, Origin, Tensor
 from ...language import Language
-from ...results.compare import KINDS, Comparison, SideBySide, TensorChanges
-from .common import model_content
-from .footprint import workload_content
+from ...results.compare import ChangeKind, Comparison, LayerKind, Section, SideBySide, TensorChanges
+from .common import ModelJSON, model_content
+from .fit import CardReachJSON, reach_content
+from .footprint import WorkloadJSON, workload_content
+from .values import Count, TypedDict
 
 
-def content(comparison: Comparison, say: Language) -> dict[str, Any]:
+class ModelRefJSON(TypedDict):
+    """A hub's model; `source` is "auto" where none was named."""
+
+    id: str
+    source: str
+    revision: str | None
+
+
+class FilePairJSON(TypedDict):
+    """A file by its name in two repositories; null is what their listings do not state."""
+
+    name: str
+    left_bytes: Count | None
+    right_bytes: Count | None
+    left_sha256: str | None
+    right_sha256: str | None
+    same: bool | None
+
+
+class ConfigRowJSON(TypedDict):
+    """A key of the configurations."""
+
+    key: str
+    values: list[Any]
+    present: list[bool | None]
+    """Whether the key is there; null where no configuration was read."""
+    same: bool | None
+
+
+class FactRowJSON(TypedDict):
+    """A fact of each model, null where it is not known."""
+
+    section: Section
+    layer_kind: LayerKind | None
+    """Of attention: the kind of layers."""
+    name: str
+    unit: Literal["parameters", "bytes", "tokens"] | None
+    values: list[int | str | None]
+    lower_bound_only: list[bool]
+    same: bool | None
+
+
+class ShapeJSON(TypedDict):
+    """A tensor's shape and number format."""
+
+    shape: list[Count]
+    dtype: str
+
+
+class TensorChangeJSON(TypedDict):
+    """What became of a tensor of the first model."""
+
+    kind: ChangeKind
+    name: str
+    before: ShapeJSON | None
+    after: ShapeJSON | None
+
+
+class ChangeCountsJSON(TypedDict):
+    """Changes by kind."""
+
+    added: Count
+    removed: Count
+    reshaped: Count
+    retyped: Count
+
+
+class TensorChangesJSON(TypedDict):
+    """A model's tensors against the first model's, by name, shape and dtype."""
+
+    base_origin: Origin
+    origin: Origin
+    equal: Count
+    counts: ChangeCountsJSON
+    changes: list[TensorChangeJSON]
+    notes: list[str]
+
+
+class SideBySideJSON(TypedDict):
+    """`values` has an entry for each of `models`, in their order; `tensors` one for each after the first."""
+
+    models: list[ModelJSON]
+    workload: WorkloadJSON
+    config: list[ConfigRowJSON]
+    facts: list[FactRowJSON]
+    tensors: list[TensorChangesJSON | None]
+    fits: list[list[CardReachJSON] | None]
+    """Of each model, on each card; empty where no card was named."""
+
+
+class CompareJSON(TypedDict):
+    """`compare`. The files of two hubs, and models side by side."""
+
+    model: None
+    left: ModelRefJSON | None
+    right: ModelRefJSON | None
+    identical: bool | None
+    """Whether all files of weights are the same by SHA-256."""
+    files: list[FilePairJSON] | None
+    notices: list[str]
+    side_by_side: SideBySideJSON | None
+
+
+def content(comparison: Comparison, say: Language) -> CompareJSON:
     files, sides = comparison.files, comparison.models
     return {
         "model": None,
@@ -36,12 +141,11 @@ def content(comparison: Comparison, say: Language) -> dict[str, Any]:
     }
 
 
-def _ref(ref: ModelRef) -> dict[str, Any]:
+def _ref(ref: ModelRef) -> ModelRefJSON:
     return {"id": ref.id, "source": ref.source, "revision": ref.revision}
 
 
-def _side_by_side(sides: SideBySide, say: Language) -> dict[str, Any]:
-    """Every `values` has one entry for each of `models`, in their order; `tensors` one for each after the first."""
+def _side_by_side(sides: SideBySide, say: Language) -> SideBySideJSON:
     return {
         "models": [model_content(report, say) for report in sides.reports],
         "workload": workload_content(sides.run),
@@ -62,31 +166,28 @@ def _side_by_side(sides: SideBySide, say: Language) -> dict[str, Any]:
             for row in sides.facts
         ],
         "tensors": [None if changes is None else _changes(changes, say) for changes in sides.tensors],
-        "fits": _fits(sides),
+        "fits": [None if cards is None else [reach_content(card) for card in cards] for cards in sides.reaches],
     }
 
 
-def _fits(sides: SideBySide) -> list[list[dict[str, Any]] | None]:
-    if not sides.reaches:
-        return []
-    from .fit import reach_content
-
-    return [None if cards is None else [reach_content(card) for card in cards] for cards in sides.reaches]
-
-
-def _changes(changes: TensorChanges, say: Language) -> dict[str, Any]:
+def _changes(changes: TensorChanges, say: Language) -> TensorChangesJSON:
     return {
         "base_origin": changes.base_origin,
         "origin": changes.origin,
         "equal": changes.equal,
-        "counts": {kind: changes.count(kind) for kind in KINDS},
+        "counts": {
+            "added": changes.count("added"),
+            "removed": changes.count("removed"),
+            "reshaped": changes.count("reshaped"),
+            "retyped": changes.count("retyped"),
+        },
         "changes": [
-            {"kind": one.kind, "name": one.name, "before": _form(one.before), "after": _form(one.after)}
-            for one in changes.changes
+            {"kind": change.kind, "name": change.name, "before": _shape(change.before), "after": _shape(change.after)}
+            for change in changes.changes
         ],
         "notes": [say(note) for note in changes.notes],
     }
 
 
-def _form(tensor: Tensor | None) -> dict[str, Any] | None:
+def _shape(tensor: Tensor | None) -> ShapeJSON | None:
     return None if tensor is None else {"shape": list(tensor.shape), "dtype": str(tensor.dtype)}

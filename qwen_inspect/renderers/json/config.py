@@ -6,8 +6,15 @@ from typing import Any
 
 from ...language import Language
 from ...results.model import Report
-from .common import model_content
+from .common import OfModelJSON, model_content
 
 
-def content(report: Report, say: Language) -> dict[str, Any]:
+class ConfigurationJSON(OfModelJSON):
+    """`config`."""
+
+    config: dict[str, Any]
+    """config.json's keys and values."""
+
+
+def content(report: Report, say: Language) -> ConfigurationJSON:
     return {"model": model_content(report, say), "config": dict(report.written or {})}

@@ -2,32 +2,166 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from ...language import Language
-from ...results.fit import CardAnswer, CardReach, Ends, FitReport, Largest, Suggestion
-from .common import model_content
+from ...results.fit import Bound, CardAnswer, CardReach, Change, Ends, FitReport, Gpu, Largest, Origin, Suggestion
+from ...results.memory import Autocast, Cache, Loader, Mode
+from .common import OfModelJSON, model_content
+from .values import Count, Keywords, Positive, TypedDict
 
 if TYPE_CHECKING:
     from ...results.serving import ServingReport
+    from .serving import ServingJSON
 
 
-def content(found: FitReport | ServingReport, say: Language) -> dict[str, Any]:
-    if isinstance(found, FitReport):
-        told = fit_content(found, say)
-    else:
-        from .serving import serving_content
+class NamedCardJSON(TypedDict):
+    """A card."""
 
-        told = serving_content(found, say)
-    return {"model": model_content(found.report, say), **told}
+    name: str
+    memory_bytes: Count
 
 
-def fit_content(found: FitReport, say: Language) -> dict[str, Any]:
-    run = found.run
-    cards = [_card(card, say) for card in found.cards]
+class CardNameJSON(NamedCardJSON):
+    """A card, and which of its sizes `available_bytes` is."""
+
+    available_from: Origin
+
+
+class LargestContextJSON(TypedDict):
+    max_context_tokens: Count | None
+    """The largest that fits; null where only a lower bound of what is needed is known, as `max_batch`."""
+    at_most_context_tokens: Count | None
+    """What certainly is the most."""
+    context_tokens_bound: Bound
+    """What one more is too much for."""
+
+
+class LargestBatchJSON(TypedDict):
+    max_batch: Count | None
+    at_most_batch: Count | None
+    batch_bound: Bound
+
+
+class EndsJSON(LargestContextJSON, LargestBatchJSON):
+    """Answers for one end of the range of the CUDA context's size."""
+
+    fits: bool | None
+    """null where it is not certain."""
+    required_bytes: Count
+    margin_bytes: int
+
+
+class SuggestionJSON(TypedDict):
+    """A change, and what is needed then."""
+
+    kind: Change
+    change: str
+    required_bytes: Count
+    fits: bool | None
+    likely: bool | None
+    lower_bound_only: bool
+
+
+class TermJSON(TypedDict):
+    """A part of what the allocator holds."""
+
+    term: str
+    bytes: Count
+
+
+class ContextBytesJSON(TypedDict):
+    """What a process takes outside the allocator."""
+
+    low: Count
+    high: Count
+    measured: bool
+
+
+class CurvePointJSON(TypedDict):
+    """The largest batch for a context."""
+
+    context_tokens: Count
+    max_batch: Count | None
+    at_most_batch: Count | None
+
+
+class CardJSON(EndsJSON):
+    """A card's answer: figures of the cautious end; `low_end` has what differs where the CUDA context is small."""
+
+    gpu: CardNameJSON
+    likely: bool | None
+    """Whether it fits as far as bounds tell."""
+    at_most_bytes: Count | None
+    available_bytes: Count
+    kv_cache_tokens: Count | None
+    """At the largest context."""
+    terms: list[TermJSON]
+    context_bytes: ContextBytesJSON
+    lower_bound_only: bool
+    passes_by_release: bool | None
+    """Whether a run that does not fit ends all the same, because the allocator gives cached segments back."""
+    low_end: EndsJSON
+    curve: list[CurvePointJSON]
+    suggestions: list[SuggestionJSON]
+    notices: list[str]
+
+
+class FitWorkloadJSON(TypedDict):
+    """The run that is to fit."""
+
+    mode: Mode
+    batch: Positive
+    prompt_tokens: Positive
+    new_tokens: Positive | None
+    attention: str
+    cache: Cache | None
+    padded: bool
+    autocast: Autocast | None
+    load: Loader
+
+
+class FitKeysJSON(CardJSON):
+    engine: Literal["transformers"]
+    workload: FitWorkloadJSON
+    cards: Annotated[list[CardJSON], Keywords(minItems=1)]
+    assumptions: list[str]
+
+
+class FitJSON(OfModelJSON, FitKeysJSON):
+    """`fit` of a run with transformers. The keys of the card that decides stand at the top."""
+
+
+class ContextFitJSON(TypedDict):
+    """Whether a run with this context fits."""
+
+    context_tokens: Count
+    required_bytes: Count | None
+    fits: bool | None
+
+
+class CardReachJSON(LargestContextJSON):
+    """How far a model goes on one card."""
+
+    gpu: NamedCardJSON
+    available_bytes: Count
+    contexts: list[ContextFitJSON]
+
+
+def content(report: FitReport | ServingReport, say: Language) -> FitJSON | ServingJSON:
+    model = model_content(report.report, say)
+    if isinstance(report, FitReport):
+        return {"model": model, **fit_content(report, say)}
+    from .serving import serving_content
+
+    return {"model": model, **serving_content(report, say)}
+
+
+def fit_content(report: FitReport, say: Language) -> FitKeysJSON:
+    run = report.run
+    cards = [_card(card, say) for card in report.cards]
     return {
-        "engine": found.engine,
+        "engine": "transformers",
         "workload": {
             "mode": run.mode,
             "batch": run.batch,
@@ -39,17 +173,16 @@ def fit_content(found: FitReport, say: Language) -> dict[str, Any]:
             "autocast": run.autocast,
             "load": run.loader,
         },
-        **cards[found.deciding],
+        **cards[report.deciding],
         "cards": cards,
-        "assumptions": [say(message) for message in found.assumptions],
+        "assumptions": [say(message) for message in report.assumptions],
     }
 
 
-def _card(card: CardAnswer, say: Language) -> dict[str, Any]:
-    """Figures are those of the cautious end; `low_end` has what differs where the CUDA context is small."""
+def _card(card: CardAnswer, say: Language) -> CardJSON:
     required = card.requirement
     return {
-        "gpu": {"name": card.gpu.name, "memory_bytes": card.gpu.memory_bytes, "available_from": card.gpu.origin},
+        "gpu": card_name(card.gpu),
         **_ends(card.high),
         "likely": card.likely,
         "at_most_bytes": required.most_bytes,
@@ -72,40 +205,55 @@ def _card(card: CardAnswer, say: Language) -> dict[str, Any]:
             }
             for point in card.curve
         ],
-        "suggestions": [suggestion_content(one, say) for one in card.suggestions],
+        "suggestions": [suggestion_content(suggestion, say) for suggestion in card.suggestions],
         "notices": [say(message) for message in card.notices],
     }
 
 
-def suggestion_content(one: Suggestion, say: Language) -> dict[str, Any]:
+def card_name(gpu: Gpu) -> CardNameJSON:
+    return {"name": gpu.name, "memory_bytes": gpu.memory_bytes, "available_from": gpu.origin}
+
+
+def suggestion_content(suggestion: Suggestion, say: Language) -> SuggestionJSON:
     return {
-        "kind": one.kind,
-        "change": say(one.change),
-        "required_bytes": one.required_bytes,
-        "fits": one.fits,
-        "likely": one.likely,
-        "lower_bound_only": not one.whole,
+        "kind": suggestion.kind,
+        "change": say(suggestion.change),
+        "required_bytes": suggestion.required_bytes,
+        "fits": suggestion.fits,
+        "likely": suggestion.likely,
+        "lower_bound_only": not suggestion.whole,
     }
 
 
-def _ends(ends: Ends) -> dict[str, Any]:
+def _ends(ends: Ends) -> EndsJSON:
     return {
         "fits": ends.fits,
         "required_bytes": ends.required_bytes,
         "margin_bytes": ends.margin_bytes,
-        **_largest("context_tokens", ends.context),
-        **_largest("batch", ends.batch),
+        **largest_context(ends.context),
+        **largest_batch(ends.batch),
     }
 
 
-def _largest(what: str, found: Largest) -> dict[str, Any]:
-    return {f"max_{what}": found.value, f"at_most_{what}": found.at_most, f"{what}_bound": found.bound}
+def largest_context(largest: Largest) -> LargestContextJSON:
+    return {
+        "max_context_tokens": largest.value,
+        "at_most_context_tokens": largest.at_most,
+        "context_tokens_bound": largest.bound,
+    }
 
 
-def reach_content(card: CardReach) -> dict[str, Any]:
+def largest_batch(largest: Largest) -> LargestBatchJSON:
+    return {"max_batch": largest.value, "at_most_batch": largest.at_most, "batch_bound": largest.bound}
+
+
+def reach_content(card: CardReach) -> CardReachJSON:
     return {
         "gpu": {"name": card.gpu.name, "memory_bytes": card.gpu.memory_bytes},
         "available_bytes": card.available_bytes,
-        **_largest("context_tokens", card.largest),
-        "contexts": [asdict(one) for one in card.contexts],
+        **largest_context(card.largest),
+        "contexts": [
+            {"context_tokens": fit.context_tokens, "required_bytes": fit.required_bytes, "fits": fit.fits}
+            for fit in card.contexts
+        ],
     }

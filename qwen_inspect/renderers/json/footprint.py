@@ -2,13 +2,125 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 from ...language import Language
-from ...results.memory import RARE_TERMS, Alive, Footprint, Moment, PeakRange, Run
+from ...results.memory import Alive, Autocast, Cache, Footprint, Loader, Method, Mode, Moment, PeakRange, Run
+from .values import Count, Positive, TypedDict
 
 
-def workload_content(run: Run) -> dict[str, Any]:
+class RunJSON(TypedDict):
+    mode: Mode
+    batch: Positive
+    prompt_tokens: Positive
+    new_tokens: Positive | None
+    """null where nothing is generated."""
+    attention: str
+    """The kernel."""
+    cache: Cache | None
+    """null where nothing is generated."""
+    padded: bool
+    """Whether sequences differ in length, so that there is a mask."""
+    autocast: Autocast | None
+    """torch.autocast's dtype around each forward; null without."""
+    gpu: str
+    load: Loader
+
+
+class WorkloadJSON(RunJSON):
+    """A run on one card."""
+
+    tp: Literal[1]
+
+
+class RareTermsJSON(TypedDict, total=False):
+    gathered_bytes: Count
+    """Whole weights that FSDP has put together for a while. Absent where there are none, as `adapters_bytes`."""
+    adapters_bytes: Count
+    """LoRA's matrices."""
+
+
+class MomentJSON(RareTermsJSON):
+    """What the allocator holds at one moment, by use: the terms add up to `allocated_bytes`."""
+
+    stage: str
+    weights_bytes: Count
+    buffers_bytes: Count | None
+    cache_bytes: Count | None
+    state_bytes: Count | None
+    gradients_bytes: Count | None
+    optimizer_bytes: Count | None
+    activations_bytes: Count | None
+    workspace_bytes: Count | None
+    rounding_bytes: Count | None
+    """What the allocator adds to the sizes requested."""
+    allocated_bytes: Count | None
+    lower_bound_only: bool
+    """Whether activations come on top of `allocated_bytes`."""
+
+
+class MomentsJSON(TypedDict):
+    """At the end of the run, and at its peak (null where no peak is known)."""
+
+    steady: MomentJSON
+    peak: MomentJSON | None
+
+
+class AliveJSON(TypedDict):
+    """Storages alike that are alive at the peak: where and by what they were made."""
+
+    component: str
+    operator: str
+    storages: Count
+    bytes: Count
+
+
+class RequiredJSON(TypedDict):
+    """What a card must have, at both ends of what is not known exactly."""
+
+    low: Count
+    high: Count
+
+
+class PeakRangeJSON(TypedDict):
+    """What is allocated at the peak, at least and at most; `high_bytes` is null where nothing bounds it."""
+
+    low_bytes: Count
+    high_bytes: Count | None
+    source: str
+
+
+class FiguresJSON(TypedDict):
+    weights_bytes: Count
+    buffers_bytes: Count | None
+    cache_bytes: Count | None
+    state_bytes: Count | None
+    activation_bytes: Count | None
+    workspace_bytes: Count | None
+    steady_allocated_bytes: Count | None
+    peak_allocated_bytes: Count | None
+    peak_reserved_bytes: Count | None
+    """Segments of the allocator."""
+    context_bytes: Count | None
+    """Outside the allocator; null where it was not measured."""
+    total_bytes: Count | None
+    """Segments and context."""
+    required_bytes: RequiredJSON | None
+    peak_range: PeakRangeJSON | None
+    """Where the peak is only known to lie between two figures."""
+    provenance: str
+    moments: MomentsJSON
+    alive_at_peak: list[AliveJSON]
+    assumptions: list[str]
+
+
+class PredictedJSON(FiguresJSON):
+    """A run's memory, predicted."""
+
+    method: Method
+
+
+def workload_content(run: Run) -> WorkloadJSON:
     return {
         "mode": run.mode,
         "batch": run.batch,
@@ -24,56 +136,69 @@ def workload_content(run: Run) -> dict[str, Any]:
     }
 
 
-def footprint_content(footprint: Footprint, run: Run, say: Language) -> dict[str, Any]:
+def footprint_content(footprint: Footprint, run: Run, say: Language) -> PredictedJSON:
+    return {"method": footprint.method, **figures_content(footprint, run, say)}
+
+
+def figures_content(footprint: Footprint, run: Run, say: Language) -> FiguresJSON:
     shown = footprint.peak or footprint.steady
-    reserved, required = footprint.peak_reserved, footprint.required_bytes
+    required = footprint.required_bytes
     return {
-        "method": footprint.method,
         "weights_bytes": shown.weights,
         "buffers_bytes": shown.buffers,
         "cache_bytes": footprint.steady.cache if run.mode == "generate" else shown.cache,
         "state_bytes": shown.state,
         "activation_bytes": None if footprint.peak is None else footprint.peak.activations,
         "workspace_bytes": shown.workspace,
-        "steady_allocated_bytes": footprint.steady.allocated,
-        "peak_allocated_bytes": None if footprint.peak is None else footprint.peak.allocated,
-        "peak_reserved_bytes": reserved,
+        "steady_allocated_bytes": footprint.steady_allocated_bytes,
+        "peak_allocated_bytes": footprint.peak_allocated_bytes,
+        "peak_reserved_bytes": footprint.peak_reserved,
         "context_bytes": footprint.context_bytes,
-        "total_bytes": None
-        if reserved is None or footprint.context_bytes is None
-        else reserved + footprint.context_bytes,
+        "total_bytes": footprint.total_bytes,
         "required_bytes": None if required is None else {"low": required[0], "high": required[1]},
         "peak_range": None if footprint.peak_range is None else range_content(footprint.peak_range, say),
         "provenance": footprint.provenance,
         "moments": {
-            name: None if moment is None else moment_content(moment)
-            for name, moment in (("steady", footprint.steady), ("peak", footprint.peak))
+            "steady": moment_content(footprint.steady),
+            "peak": None if footprint.peak is None else moment_content(footprint.peak),
         },
-        "alive_at_peak": [alive_content(one) for one in footprint.alive],
+        "alive_at_peak": [alive_content(alive) for alive in footprint.alive],
         "assumptions": [say(message) for message in footprint.assumptions],
     }
 
 
-def range_content(found: PeakRange, say: Language) -> dict[str, Any]:
-    """What is allocated at the peak, at least and at most; None where nothing bounds it."""
-    low, high = found.allocated_bytes
-    return {"low_bytes": low, "high_bytes": high, "source": say(found.source)}
+def range_content(peak: PeakRange, say: Language) -> PeakRangeJSON:
+    low, high = peak.allocated_bytes
+    return {"low_bytes": low, "high_bytes": high, "source": say(peak.source)}
 
 
-def moment_content(moment: Moment) -> dict[str, Any]:
-    told = {term: value for term, value in moment.bytes_by_term.items() if value or term not in RARE_TERMS}
+def moment_content(moment: Moment) -> MomentJSON:
+    rare: RareTermsJSON = {}
+    if moment.gathered:
+        rare["gathered_bytes"] = moment.gathered
+    if moment.adapters:
+        rare["adapters_bytes"] = moment.adapters
     return {
         "stage": moment.stage,
-        **{f"{term}_bytes": value for term, value in told.items()},
+        "weights_bytes": moment.weights,
+        **rare,
+        "buffers_bytes": moment.buffers,
+        "cache_bytes": moment.cache,
+        "state_bytes": moment.state,
+        "gradients_bytes": moment.gradients,
+        "optimizer_bytes": moment.optimizer,
+        "activations_bytes": moment.activations,
+        "workspace_bytes": moment.workspace,
+        "rounding_bytes": moment.rounding,
         "allocated_bytes": moment.allocated,
         "lower_bound_only": moment.at_least,
     }
 
 
-def alive_content(one: Alive) -> dict[str, Any]:
+def alive_content(alive: Alive) -> AliveJSON:
     return {
-        "component": one.component,
-        "operator": one.operator,
-        "storages": one.storages,
-        "bytes": one.size_bytes,
+        "component": alive.component,
+        "operator": alive.operator,
+        "storages": alive.storages,
+        "bytes": alive.size_bytes,
     }

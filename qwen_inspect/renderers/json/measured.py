@@ -1,67 +1,146 @@
-"""What a device told -> JSON, and the differences from what was predicted with their causes."""
+"""A measurement -> JSON, and its differences from the prediction with their causes."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from ...language import Language, Message
-from ...results.measurement import Difference, KeptMeasurement, Measurement, MemoryCause
+from ...results.measurement import Difference, KeptMeasurement, Measurement, MemoryCause, Reading
 from ...results.memory import Run
-from .footprint import alive_content, footprint_content, workload_content
-from .ranks import degrees_content
+from .footprint import AliveJSON, FiguresJSON, alive_content, figures_content, workload_content
+from .ranks import RanksWorkloadJSON, degrees_content
+from .values import Count, Number, TypedDict
 
 
-def measured_content(measured: Measurement, run: Run, say: Language) -> dict[str, Any]:
-    """What a device told: the keys of a prediction, and what only a device has."""
-    figures = (
-        "allocated", "peak_allocated", "requested", "peak_requested", "reserved", "peak_reserved",
-        "device_used", "device_total", "process_used", "others_used", "host_peak",
-    )  # fmt: skip
+class ReadingJSON(TypedDict):
+    """What the device reports after a stage. Peaks are those of the stage; null is what it does not report."""
+
+    stage: str
+    seconds: Number | None
+    allocated_bytes: Count
+    peak_allocated_bytes: Count
+    requested_bytes: Count | None
+    peak_requested_bytes: Count | None
+    reserved_bytes: Count | None
+    peak_reserved_bytes: Count | None
+    device_used_bytes: Count | None
+    """By all processes, as the driver reports it."""
+    device_total_bytes: Count | None
+    process_used_bytes: Count | None
+    others_used_bytes: Count | None
+    host_peak_bytes: Count
+    """The process's largest resident set so far."""
+
+
+class MeasuredJSON(FiguresJSON):
+    """A run's memory, measured."""
+
+    method: Literal["measured"]
+    device: str
+    """"cpu", or the card's name."""
+    versions: dict[str, str]
+    stages: list[ReadingJSON]
+    load_peak_bytes: Count | None
+    scratch_at_peak: list[AliveJSON]
+    """Alive at the peak and not in the trace."""
+    parted: str | None
+    """The first allocation that differs from the trace's."""
+    partial: str | None
+    """Why the run ended early."""
+
+
+class MemoryCauseJSON(TypedDict):
+    """Why a measured figure differs: as a sentence, and as key and values, from which it can be written in any language."""
+
+    cause: str
+    key: str
+    values: dict[str, str | int]
+    bytes: int
+
+
+class DifferenceJSON(TypedDict):
+    """A figure, predicted and measured; `residual` is what no cause explains."""
+
+    term: str
+    predicted: Count | None
+    measured: int | None
+    difference: int | None
+    cause: str | None
+    """All causes in a sentence."""
+    causes: list[MemoryCauseJSON]
+    residual: int | None
+
+
+class KeptMeasurementJSON(TypedDict):
+    """A measurement that `memory --device` wrote to a file."""
+
+    file: str
+    device: str
+    versions: dict[str, str]
+    partial: bool
+    workload: RanksWorkloadJSON
+    differences: list[DifferenceJSON]
+
+
+def measured_content(measured: Measurement, run: Run, say: Language) -> MeasuredJSON:
     return {
-        **footprint_content(measured.footprint, run, say),
+        "method": "measured",
+        **figures_content(measured.footprint, run, say),
         "device": measured.device,
         "versions": dict(measured.versions),
-        "stages": [
-            {
-                "stage": reading.stage,
-                "seconds": reading.seconds,
-                **{f"{name}_bytes": getattr(reading, name) for name in figures},
-            }
-            for reading in measured.readings
-        ],
+        "stages": [_reading(reading) for reading in measured.readings],
         "load_peak_bytes": measured.load_peak_bytes,
-        "scratch_at_peak": [alive_content(one) for one in measured.scratch],
+        "scratch_at_peak": [alive_content(alive) for alive in measured.scratch],
         "parted": None if measured.parted is None else say(measured.parted),
         "partial": None if measured.partial is None else say(measured.partial),
     }
 
 
-def kept_content(kept: KeptMeasurement, say: Language) -> dict[str, Any]:
+def _reading(reading: Reading) -> ReadingJSON:
+    return {
+        "stage": reading.stage,
+        "seconds": reading.seconds,
+        "allocated_bytes": reading.allocated,
+        "peak_allocated_bytes": reading.peak_allocated,
+        "requested_bytes": reading.requested,
+        "peak_requested_bytes": reading.peak_requested,
+        "reserved_bytes": reading.reserved,
+        "peak_reserved_bytes": reading.peak_reserved,
+        "device_used_bytes": reading.device_used,
+        "device_total_bytes": reading.device_total,
+        "process_used_bytes": reading.process_used,
+        "others_used_bytes": reading.others_used,
+        "host_peak_bytes": reading.host_peak,
+    }
+
+
+def kept_content(kept: KeptMeasurement, say: Language) -> KeptMeasurementJSON:
     return {
         "file": kept.path,
         "device": kept.device,
         "versions": dict(kept.versions),
         "partial": kept.is_partial,
         "workload": {**workload_content(kept.run), **degrees_content(None), "dtype": kept.dtype, "cache_dtype": None},
-        "differences": [difference_content(one, say) for one in kept.differences],
+        "differences": [difference_content(difference, say) for difference in kept.differences],
     }
 
 
-def difference_content(one: Difference, say: Language) -> dict[str, Any]:
+def difference_content(difference: Difference, say: Language) -> DifferenceJSON:
     return {
-        "term": one.term,
-        "predicted": one.predicted,
-        "measured": one.measured,
-        "difference": one.difference,
-        "cause": say("comma").join(say(cause.message) for cause in one.causes) or None,
-        "causes": [_memory_cause(cause, say) for cause in one.causes],
-        "residual": one.residual,
+        "term": difference.term,
+        "predicted": difference.predicted,
+        "measured": difference.measured,
+        "difference": difference.difference,
+        "cause": say("comma").join(say(cause.message) for cause in difference.causes) or None,
+        "causes": [_memory_cause(cause, say) for cause in difference.causes],
+        "residual": difference.residual,
     }
 
 
-def _memory_cause(cause: MemoryCause, say: Language) -> dict[str, Any]:
-    """In a sentence, and by key and values, from which it can be told in the other language."""
-    values = {name: value.key if isinstance(value, Message) else value for name, value in cause.message.values.items()}
+def _memory_cause(cause: MemoryCause, say: Language) -> MemoryCauseJSON:
+    values: dict[str, Any] = {
+        name: value.key if isinstance(value, Message) else value for name, value in cause.message.values.items()
+    }
     return {
         "cause": say(cause.message),
         "key": cause.message.key,

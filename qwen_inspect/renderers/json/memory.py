@@ -2,54 +2,132 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ...language import Language
-from ...results.memory import MemoryReport, Run
-from ...results.training import Training
-from .common import model_content
-from .footprint import footprint_content, workload_content
-from .measured import difference_content, measured_content
-from .ranks import degrees_content, device_map_content, rank_content
+from ...results.memory import MemoryReport, Optimizer, Run
+from .common import OfModelJSON, model_content
+from .footprint import PredictedJSON, footprint_content, workload_content
+from .measured import DifferenceJSON, MeasuredJSON, difference_content, measured_content
+from .params import ModulesJSON, modules_content
+from .ranks import (
+    DeviceMapJSON,
+    RankJSON,
+    RanksWorkloadJSON,
+    degrees_content,
+    device_map_content,
+    rank_content,
+)
+from .values import Count, Positive, Share, TypedDict
+
+if TYPE_CHECKING:
+    from ...results.measurement import Calibration
+    from ...results.training import Training
 
 
-def content(memory: MemoryReport, say: Language) -> dict[str, Any]:
-    return {"model": model_content(memory.report, say), **memory_content(memory, say)}
+class TrainingJSON(TypedDict):
+    """What a run of training trains."""
+
+    lora_rank: Positive | None
+    lora_targets: list[str] | None
+    optimizer: Optimizer
+    checkpointing: bool
+    accumulate: Positive
+    """Micro-batches in a step."""
+    trainable_parameters: Count
+    base_parameters: Count
+    all_parameters: Count
+    """As PEFT's print_trainable_parameters counts them."""
+    share: Share
+    """Of all parameters."""
+    trained_bytes: Count
+    frozen_bytes: Count
+    modules: list[ModulesJSON]
 
 
-def memory_content(memory: MemoryReport, say: Language) -> dict[str, Any]:
-    run = memory.run
+class CalibrationJSON(TypedDict):
+    """What the card was measured to take besides the model."""
+
+    gpu: str
+    driver: str
+    torch: str
+    transformers: str
+    date: str
+    context_bytes: Count
+    workspace_bytes: Count
+
+
+class PredictionJSON(TypedDict):
+    """A run, and what it is predicted to take."""
+
+    workload: RanksWorkloadJSON
+    predicted: PredictedJSON
+
+
+class MemoryJSON(OfModelJSON, PredictionJSON):
+    """`memory`."""
+
+    training: TrainingJSON | None
+    measured: MeasuredJSON | None
+    ranks: list[RankJSON] | None
+    rank_assumptions: list[str]
+    device_map: DeviceMapJSON | None
+    calibration: CalibrationJSON | None
+    differences: list[DifferenceJSON]
+
+
+def content(memory: MemoryReport, say: Language) -> MemoryJSON:
+    run, prediction = memory.run, prediction_content(memory, say)
+    return {
+        "model": model_content(memory.report, say),
+        "workload": prediction["workload"],
+        "training": None if memory.training is None else _training(memory.training, run),
+        "predicted": prediction["predicted"],
+        "measured": None if memory.measured is None else measured_content(memory.measured, run, say),
+        "ranks": None if memory.ranks is None else [rank_content(rank) for rank in memory.ranks.ranks],
+        "rank_assumptions": [] if memory.ranks is None else [say(message) for message in memory.ranks.assumptions],
+        "device_map": None if memory.device_map is None else device_map_content(memory.device_map, say),
+        "calibration": None if run.calibration is None else _calibration(run.calibration),
+        "differences": [difference_content(difference, say) for difference in memory.differences],
+    }
+
+
+def prediction_content(memory: MemoryReport, say: Language) -> PredictionJSON:
     return {
         "workload": {
-            **workload_content(run),
+            **workload_content(memory.run),
             "dtype": str(memory.report.spec.dtype) if memory.report.design else None,
             "cache_dtype": memory.report.cache.dtype if memory.report.settled else None,
             **degrees_content(memory.ranks),
         },
-        "training": None if memory.training is None else _training(memory.training, run),
-        "predicted": footprint_content(memory.predicted, run, say),
-        "measured": None if memory.measured is None else measured_content(memory.measured, run, say),
-        "ranks": None if memory.ranks is None else [rank_content(one) for one in memory.ranks.ranks],
-        "rank_assumptions": [] if memory.ranks is None else [say(message) for message in memory.ranks.assumptions],
-        "device_map": None if memory.device_map is None else device_map_content(memory.device_map, say),
-        "calibration": None if run.calibration is None else asdict(run.calibration),
-        "differences": [difference_content(one, say) for one in memory.differences],
+        "predicted": footprint_content(memory.predicted, memory.run, say),
     }
 
 
-def _training(found: Training, run: Run) -> dict[str, Any]:
+def _training(training: Training, run: Run) -> TrainingJSON:
     return {
         "lora_rank": run.lora_rank,
         "lora_targets": None if run.lora_rank is None else list(run.lora_targets),
         "optimizer": run.optimizer,
         "checkpointing": bool(run.checkpointing),
         "accumulate": run.accumulate,
-        "trainable_parameters": found.trainable,
-        "base_parameters": found.base_parameters,
-        "all_parameters": found.all_parameters,
-        "share": found.share,
-        "trained_bytes": found.trained_bytes,
-        "frozen_bytes": found.frozen_bytes,
-        "modules": [{"name": one.name, "modules": one.modules, "parameters": one.parameters} for one in found.modules],
+        "trainable_parameters": training.trainable,
+        "base_parameters": training.base_parameters,
+        "all_parameters": training.all_parameters,
+        "share": training.share,
+        "trained_bytes": training.trained_bytes,
+        "frozen_bytes": training.frozen_bytes,
+        "modules": [modules_content(modules) for modules in training.modules],
+    }
+
+
+def _calibration(calibration: Calibration) -> CalibrationJSON:
+    return {
+        "gpu": calibration.gpu,
+        "driver": calibration.driver,
+        "torch": calibration.torch,
+        "transformers": calibration.transformers,
+        "date": calibration.date,
+        "context_bytes": calibration.context_bytes,
+        "workspace_bytes": calibration.workspace_bytes,
     }

@@ -3,17 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from ...language import Language
 from ...results.listing import CatalogEntry
+from .values import Count, TypedDict
 
 
-def content(entries: Sequence[CatalogEntry], say: Language) -> dict[str, Any]:
+class CatalogEntryJSON(TypedDict):
+    """A release, and what follows from its configuration."""
+
+    id: str
+    model_type: str
+    parameters: Count
+    stored: Count | None
+    """Elements in its files, as predicted."""
+    active: Count | None
+    active_non_embedding: Count | None
+    layers: Count
+    query_heads: Count
+    """Of the first layer of softmax attention, as `kv_heads` and `head_dim`."""
+    kv_heads: Count
+    head_dim: Count
+    kind: str
+    context_tokens: Count | None
+    published_parameters: Count | None
+    published_stored: Count | None
+    source: str | None
+    """Where the configuration comes from."""
+    confidence: str | None
+
+
+class ModelsJSON(TypedDict):
+    """`models`."""
+
+    model: None
+    models: list[CatalogEntryJSON]
+
+
+def content(entries: Sequence[CatalogEntry], say: Language) -> ModelsJSON:
     return {"model": None, "models": [_entry(entry) for entry in entries]}
 
 
-def _entry(entry: CatalogEntry) -> dict[str, Any]:
+def _entry(entry: CatalogEntry) -> CatalogEntryJSON:
     design, release = entry.design, entry.release
     layer = entry.attention.softmax[0]
     return {

@@ -2,18 +2,141 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 from ...language import Language
 from ...results.model import Report
-from .common import model_content
+from ...results.stored import KeptModules
+from .common import OfModelJSON, model_content
+from .values import Count, Number, Positive, Share, TypedDict
 
 
-def content(report: Report, say: Language) -> dict[str, Any]:
+class ParameterCountsJSON(TypedDict):
+    """Parameters by witness and by use."""
+
+    theory: Count
+    """From the configuration, tied weights once."""
+    instantiated: Count | None
+    """What transformers builds."""
+    stored: Count | None
+    """Elements in the files, tied copies included."""
+    stored_predicted: Count | None
+    unique: Count | None
+    """In the files, tied copies once; predicted where no file was read."""
+    active: Count | None
+    """What a token's forward pass uses, embedding and output layer included."""
+    active_non_embedding: Count | None
+    embedding: Count
+    non_embedding: Count
+    """Without the input embedding and an output layer of its own."""
+    buffers: Count
+
+
+class ModulesJSON(TypedDict):
+    """Modules alike, under one name for all layers."""
+
+    name: str
+    modules: Positive
+    parameters: Count
+
+
+class QuantisationJSON(TypedDict):
+    """The quantised matrices, and all else (`other_`)."""
+
+    method: str
+    """quant_method."""
+    schemes: list[str]
+    matrices: Count
+    parameters: Count
+    bytes: Count
+    bits_per_weight: Number
+    """With the share of scales, zeros and indices."""
+    other_parameters: Count
+    other_bytes: Count
+    total_bytes: Count
+    kept: list[ModulesJSON]
+    """Linear modules that are not quantised."""
+
+
+class AdapterJSON(TypedDict):
+    """A low-rank adapter beside its base."""
+
+    kind: str
+    base: str | None
+    ranks: list[Positive]
+    scales: list[Number]
+    """What B A is multiplied by."""
+    modules: list[ModulesJSON]
+    trainable_parameters: Count
+    base_parameters: Count
+    share: Number
+    """Of the base's parameters."""
+    stored_bytes: Count
+    unmerged_bytes: Count
+    """Base and matrices, as PEFT loads them."""
+    merged_bytes: Count | None
+    """null where the base is quantised."""
+
+
+class ComponentJSON(TypedDict):
+    """A part of the model; shares add up to 1."""
+
+    name: str
+    parameters: Count
+    bytes: Count | None
+    share: Share
+    tied_to: str | None
+
+
+class CauseJSON(TypedDict):
+    """A named reason why two witnesses differ."""
+
+    name: str
+    parameters: int
+    tensors: Count
+    text: str
+
+
+class UnexplainedJSON(TypedDict):
+    """A tensor that no cause accounts for."""
+
+    kind: Literal["missing", "unexpected", "reshaped", "retyped"]
+    name: str
+    parameters: int
+    expected: str | None
+    found: str | None
+
+
+class CheckJSON(TypedDict):
+    """Two witnesses' counts; `residual` is what no cause explains of `difference`."""
+
+    name: str
+    left: Count
+    right: Count
+    difference: int
+    causes: list[CauseJSON]
+    residual: int
+    agrees: bool
+    unexplained: list[UnexplainedJSON]
+
+
+class StatisticsJSON(TypedDict):
+    parameters: ParameterCountsJSON
+    quantisation: QuantisationJSON | None
+    adapter: AdapterJSON | None
+    components: list[ComponentJSON]
+    checks: list[CheckJSON]
+
+
+class ParametersJSON(OfModelJSON, StatisticsJSON):
+    """`params`."""
+
+
+def content(report: Report, say: Language) -> ParametersJSON:
     return {"model": model_content(report, say), **parameters_content(report, say)}
 
 
-def parameters_content(report: Report, say: Language) -> dict[str, Any]:
+def parameters_content(report: Report, say: Language) -> StatisticsJSON:
     counts = report.parameters
     return {
         "parameters": {
@@ -73,7 +196,7 @@ def parameters_content(report: Report, say: Language) -> dict[str, Any]:
     }
 
 
-def _quantisation(report: Report, say: Language) -> dict[str, Any] | None:
+def _quantisation(report: Report, say: Language) -> QuantisationJSON | None:
     found = report.known.quantised
     if found is None:
         return None
@@ -87,11 +210,11 @@ def _quantisation(report: Report, say: Language) -> dict[str, Any] | None:
         "other_parameters": found.other_parameters,
         "other_bytes": found.other_bytes,
         "total_bytes": found.total_bytes,
-        "kept": [{"name": one.name, "modules": one.modules, "parameters": one.parameters} for one in found.kept],
+        "kept": [modules_content(kept) for kept in found.kept],
     }
 
 
-def _adapter(report: Report) -> dict[str, Any] | None:
+def _adapter(report: Report) -> AdapterJSON | None:
     found = report.known.adapter
     if found is None:
         return None
@@ -100,7 +223,7 @@ def _adapter(report: Report) -> dict[str, Any] | None:
         "base": found.base,
         "ranks": list(found.ranks),
         "scales": list(found.scales),
-        "modules": [{"name": one.name, "modules": one.modules, "parameters": one.parameters} for one in found.modules],
+        "modules": [modules_content(modules) for modules in found.modules],
         "trainable_parameters": found.trainable,
         "base_parameters": found.base_parameters,
         "share": found.share,
@@ -108,3 +231,7 @@ def _adapter(report: Report) -> dict[str, Any] | None:
         "unmerged_bytes": found.unmerged_bytes,
         "merged_bytes": found.merged_bytes,
     }
+
+
+def modules_content(modules: KeptModules) -> ModulesJSON:
+    return {"name": modules.name, "modules": modules.modules, "parameters": modules.parameters}

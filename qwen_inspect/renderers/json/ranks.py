@@ -2,17 +2,79 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
 from ...language import Language
-from ...results.ranks import RANK_TERMS
-from .footprint import moment_content
+from .footprint import MomentJSON, RunJSON, moment_content
+from .values import Count, Keywords, Positive, TypedDict
 
 if TYPE_CHECKING:
     from ...results.ranks import DeviceMapReport, RankBytes, RanksReport
 
 
-def degrees_content(ranks: RanksReport | None) -> dict[str, Any]:
+class DegreesJSON(TypedDict):
+    tp: Positive
+    """Ranks that share the model in each way; 1 where it is not shared so."""
+    pp: Positive
+    ep: Positive
+    fsdp: Positive
+    zero_stage: Annotated[int, Keywords(enum=[1, 2, 3])] | None
+
+
+class RanksWorkloadJSON(RunJSON, DegreesJSON):
+    """A run, and how many ranks share it."""
+
+    dtype: str | None
+    cache_dtype: str | None
+
+
+class RankJSON(TypedDict):
+    """What each of `ranks`, all alike, holds when the run is over."""
+
+    ranks: Annotated[list[Count], Keywords(minItems=1)]
+    layers: Annotated[list[Count], Keywords(minItems=2, maxItems=2)] | None
+    """The first of its stage, and the first after it; null where there is one stage."""
+    experts: Count | None
+    """Of each layer, where experts are dealt out."""
+    weights_bytes: Count
+    """With `padding_bytes`; `replicated_bytes` of them lie on other ranks too."""
+    replicated_bytes: Count
+    padding_bytes: Count
+    buffers_bytes: Count
+    cache_bytes: Count | None
+    state_bytes: Count | None
+    gradients_bytes: Count
+    optimizer_bytes: Count
+    gathered_bytes: Count | None
+    """What FSDP puts together for a while."""
+    activation_bytes: Count | None
+    communication_bytes: None
+    total_bytes: Count | None
+    """Without what is there for a while: gathered weights, activations, workspace, communication."""
+    peak: MomentJSON | None
+    peak_reserved_bytes: Count | None
+
+
+class PlacedDeviceJSON(TypedDict):
+    """What accelerate puts on one device."""
+
+    device: str
+    capacity_bytes: Count | None
+    """null where no limit was given."""
+    modules: list[str]
+    weights_bytes: Count
+    buffers_bytes: Count
+
+
+class DeviceMapJSON(TypedDict):
+    """The model as device_map="auto" spreads it."""
+
+    devices: list[PlacedDeviceJSON]
+    provenance: str
+    assumptions: list[str]
+
+
+def degrees_content(ranks: RanksReport | None) -> DegreesJSON:
     how = None if ranks is None else ranks.parallelism
     return {
         "tp": how.tensor if how else 1,
@@ -23,32 +85,40 @@ def degrees_content(ranks: RanksReport | None) -> dict[str, Any]:
     }
 
 
-def rank_content(one: RankBytes) -> dict[str, Any]:
+def rank_content(rank: RankBytes) -> RankJSON:
     return {
-        "ranks": list(one.ranks),
-        "layers": None if one.layers is None else list(one.layers),
-        "experts": one.experts,
-        **{f"{term}_bytes": getattr(one, term) for term in RANK_TERMS},
-        "activation_bytes": None if one.peak is None else one.peak.activations,
+        "ranks": list(rank.ranks),
+        "layers": None if rank.layers is None else list(rank.layers),
+        "experts": rank.experts,
+        "weights_bytes": rank.weights,
+        "replicated_bytes": rank.replicated,
+        "padding_bytes": rank.padding,
+        "buffers_bytes": rank.buffers,
+        "cache_bytes": rank.cache,
+        "state_bytes": rank.state,
+        "gradients_bytes": rank.gradients,
+        "optimizer_bytes": rank.optimizer,
+        "gathered_bytes": rank.gathered,
+        "activation_bytes": None if rank.peak is None else rank.peak.activations,
         "communication_bytes": None,
-        "total_bytes": one.total,
-        "peak": None if one.peak is None else moment_content(one.peak),
-        "peak_reserved_bytes": one.peak_reserved,
+        "total_bytes": rank.total,
+        "peak": None if rank.peak is None else moment_content(rank.peak),
+        "peak_reserved_bytes": rank.peak_reserved,
     }
 
 
-def device_map_content(found: DeviceMapReport, say: Language) -> dict[str, Any]:
+def device_map_content(device_map: DeviceMapReport, say: Language) -> DeviceMapJSON:
     return {
         "devices": [
             {
-                "device": one.device,
-                "capacity_bytes": one.capacity_bytes,
-                "modules": list(one.modules),
-                "weights_bytes": one.weights,
-                "buffers_bytes": one.buffers,
+                "device": placed.device,
+                "capacity_bytes": placed.capacity_bytes,
+                "modules": list(placed.modules),
+                "weights_bytes": placed.weights,
+                "buffers_bytes": placed.buffers,
             }
-            for one in found.devices
+            for placed in device_map.devices
         ],
-        "provenance": found.made_by,
-        "assumptions": [say(message) for message in found.assumptions],
+        "provenance": device_map.made_by,
+        "assumptions": [say(message) for message in device_map.assumptions],
     }

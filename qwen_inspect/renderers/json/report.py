@@ -2,17 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ...language import Language
 from ...results.whole import WholeReport
-from .common import model_content
-from .measured import kept_content
-from .memory import memory_content
-from .structure import structure_content
+from .common import OfModelJSON, model_content
+from .measured import KeptMeasurementJSON, kept_content
+from .memory import PredictionJSON, prediction_content
+from .structure import DesignJSON, structure_content
+from .values import Count, Sha256, TypedDict
 
 
-def content(whole: WholeReport, say: Language) -> dict[str, Any]:
+class FileJSON(TypedDict):
+    """A file of weights; `sha256` is null where no hub states it."""
+
+    name: str
+    bytes: Count
+    sha256: Sha256 | None
+
+
+class ProvenanceJSON(TypedDict):
+    """Of what the report was made."""
+
+    config_sha256: Sha256
+    """Of the configuration in its canonical form."""
+    tensors_sha256: Sha256 | None
+    """Of every stored tensor's name, dtype and shape; null where no file was read."""
+    built_by: str | None
+    """The libraries that instantiated the model."""
+    files: list[FileJSON]
+
+
+class CacheSizeJSON(TypedDict):
+    """The cache of `batch` sequences of `context_tokens`."""
+
+    context_tokens: Count
+    batch: Count
+    bytes: Count
+
+
+class ReportJSON(OfModelJSON, DesignJSON):
+    """`report`."""
+
+    provenance: ProvenanceJSON
+    cache_by_context: list[CacheSizeJSON]
+    memory: list[PredictionJSON]
+    measured: list[KeptMeasurementJSON]
+
+
+def content(whole: WholeReport, say: Language) -> ReportJSON:
     report = whole.report
     return {
         "model": model_content(report, say),
@@ -31,9 +67,6 @@ def content(whole: WholeReport, say: Language) -> dict[str, Any]:
             }
             for tokens, batch in (whole.cache_points if report.settled else ())
         ],
-        "memory": [
-            {key: value for key, value in memory_content(memory, say).items() if key in ("workload", "predicted")}
-            for memory in whole.memory
-        ],
+        "memory": [prediction_content(memory, say) for memory in whole.memory],
         "measured": [kept_content(kept, say) for kept in whole.measured],
     }

@@ -2,29 +2,83 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from ...language import Language
 from ...results.generation import Generation
 from ...results.model import Report
 from ...spec import Module
-from .attention import attention_content
-from .common import model_content
-from .params import parameters_content
+from .attention import AttentionKind, CacheJSON, HeadsJSON, attention_content
+from .common import OfModelJSON, model_content
+from .params import StatisticsJSON, parameters_content
+from .values import Count, Number, Positive, TypedDict
 
-# What `attention` would say, where the cache is not settled.
-UNSETTLED = ("kind", "query_heads", "kv_heads", "head_dim", "pattern", "linear", "cache")
+_OfClass = TypedDict("_OfClass", {"class": str})
 
 
-def content(report: Report, say: Language) -> dict[str, Any]:
+class TreeJSON(_OfClass):
+    """A module and what is below it; counts are sums over all `repeats`."""
+
+    name: str
+    parameters: Count
+    active_parameters: Count | None
+    bytes: Count | None
+    repeats: Positive
+    """Equal siblings, this one included."""
+    tied_to: str | None
+    children: list[TreeJSON]
+
+
+class GenerationJSON(TypedDict):
+    """A model's answer to a prompt, computed. Peaks are null where the device does not tell them."""
+
+    prompt: str
+    chat_template: bool
+    text: str
+    prompt_tokens: Positive
+    new_tokens: Positive
+    ended_by: Literal["end_token", "limit"]
+    device: str
+    dtype: str
+    prefill_seconds: Number
+    """Until the first new token."""
+    prefill_tokens_per_second: Number
+    decode_seconds: Number
+    """From the first new token to the last."""
+    decode_tokens_per_second: Number | None
+    peak_allocated_bytes: Positive | None
+    peak_reserved_bytes: Positive | None
+    peak_resident_bytes: Positive | None
+    provenance: str
+
+
+class MaybeSettledJSON(HeadsJSON):
+    kind: AttentionKind | None
+    """null, as `cache`, where what transformers caches is not known."""
+    cache: CacheJSON | None
+
+
+class DesignJSON(StatisticsJSON, MaybeSettledJSON):
+    config: dict[str, Any]
+    """config.json's keys and values."""
+    tree: TreeJSON
+    generation: GenerationJSON | None
+    """null where no prompt was given."""
+
+
+class StructureJSON(OfModelJSON, DesignJSON):
+    """`structure`."""
+
+
+def content(report: Report, say: Language) -> StructureJSON:
     return {"model": model_content(report, say), **structure_content(report, say)}
 
 
-def structure_content(report: Report, say: Language) -> dict[str, Any]:
-    unsettled = {**dict.fromkeys(UNSETTLED), "tied_embeddings": report.spec.tied_embeddings}
+def structure_content(report: Report, say: Language) -> DesignJSON:
+    heads: MaybeSettledJSON = {**attention_content(report)} if report.settled else _unsettled(report)
     return {
         **parameters_content(report, say),
-        **(attention_content(report) if report.settled else unsettled),
+        **heads,
         "config": dict(report.written or {}),
         "tree": _tree(
             report.tree,
@@ -35,7 +89,20 @@ def structure_content(report: Report, say: Language) -> dict[str, Any]:
     }
 
 
-def _tree(module: Module, *, active_known: bool, bytes_known: bool) -> dict[str, Any]:
+def _unsettled(report: Report) -> MaybeSettledJSON:
+    return {
+        "kind": None,
+        "query_heads": None,
+        "kv_heads": None,
+        "head_dim": None,
+        "pattern": None,
+        "linear": None,
+        "cache": None,
+        "tied_embeddings": report.spec.tied_embeddings,
+    }
+
+
+def _tree(module: Module, *, active_known: bool, bytes_known: bool) -> TreeJSON:
     return {
         "name": module.label,
         "class": module.class_name,
@@ -48,7 +115,7 @@ def _tree(module: Module, *, active_known: bool, bytes_known: bool) -> dict[str,
     }
 
 
-def _generation(found: Generation) -> dict[str, Any]:
+def _generation(found: Generation) -> GenerationJSON:
     return {
         "prompt": found.prompt,
         "chat_template": found.chat_template,

@@ -2,17 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from ...checkpoint import Origin
 from ...errors import NotFoundError
 from ...language import Language
 from ...results.model import Report
 from ..dtypes import by_dtype
-from .common import model_content
+from .common import OfModelJSON, model_content
+from .values import Count, TypedDict
 
 
-def content(report: Report, say: Language) -> dict[str, Any]:
-    if report.tensors is None:
+class TensorJSON(TypedDict):
+    """A stored tensor; of packed weights, `elements` are stored words."""
+
+    name: str
+    shape: list[Count]
+    dtype: str
+    elements: Count
+    bytes: Count
+    file: str | None
+
+
+class DtypeJSON(TypedDict):
+    """Sums over the tensors of one number format."""
+
+    dtype: str
+    tensors: Count
+    elements: Count
+    bytes: Count
+
+
+class TotalsJSON(TypedDict):
+    """Sums over all tensors; `unique_parameters` counts tied copies once."""
+
+    tensors: Count
+    elements: Count
+    bytes: Count
+    unique_parameters: Count | None
+
+
+class WeightsJSON(OfModelJSON):
+    """`weights`."""
+
+    origin: Origin
+    """Whether the tensors were read from files or predicted."""
+    tensors: list[TensorJSON]
+    dtypes: list[DtypeJSON]
+    totals: TotalsJSON
+
+
+def content(report: Report, say: Language) -> WeightsJSON:
+    if report.tensors is None or report.tensors_origin is None:
         raise NotFoundError("no_tensors", id=report.ref.id)
     tensors = report.tensors
     return {
