@@ -271,7 +271,8 @@ def page() -> str:
             "2.11.0+cu130, transformers 5.23.0, random weights, some models with fewer layers: benchmarks/recorded), and "
             "the peaks that `memory` predicts for them, in bytes. Where the driver puts segments was found from these "
             "recordings, before those of h100-second were made, which begin with autocast-0.6B-1024; all else is as above. "
-            "Predictions: benchmarks/recorded/predicted.json ({}), which `make recorded` writes and tests/test_recordings.py "
+            "Predictions: benchmarks/recorded/predicted.json ({}), which `make recorded` writes and "
+            "tests/predicting/test_recordings.py "
             "holds to today's.".format(json.loads(PREDICTED_FILE.read_text(encoding="utf-8"))["versions"])
         ),
         Table(

@@ -18,8 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.speed import peak_mib
-from tests.conftest import write_sharded
 from tests.hub.server import HubRepo, HubServer
+from tests.support.models import write_sharded
 
 RUNS = 5
 LATENCY_SECONDS = 0.05

@@ -1,8 +1,8 @@
 """Every recorded run beside what is predicted for it: writes benchmarks/recorded/predicted.json (`make recorded`).
 
 Needs torch, peft and bitsandbytes, and some minutes: most traces are taken anew. reports/accuracy.md shows the file, and
-tests/test_recordings.py holds it to the recordings, to predictions of today (all of them under the slow mark), and to its causes.
-Names as arguments: only these, the rest of the file stays.
+tests/predicting/test_recordings.py holds it to the recordings, to predictions of today (all of them under the slow mark), and to
+its causes. Names as arguments: only these, the rest of the file stays.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from qwen_inspect.results.model import Report
 from qwen_inspect.tracing import versions
 
 CONFIGS = Path(__file__).parent / "gpu" / "configs"
-PUBLISHED_MODELS = Path(__file__).parent.parent / "tests" / "published_models.json"
+PUBLISHED_MODELS = Path(__file__).parent.parent / "tests" / "support" / "published_models.json"
 FOLDERS = ("h100", "h100-second")
 # As the recorder asked BitsAndBytesConfig for them.
 QUANTISED = {

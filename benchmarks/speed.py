@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.conftest import write_sharded
-from tests.test_gguf import QWEN3, write_model
+from tests.support.gguf_files import QWEN3, write_model
+from tests.support.models import write_sharded
 
 RUNS = 15
 

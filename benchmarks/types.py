@@ -20,8 +20,8 @@ from qwen_inspect.architectures.generic import read_generic
 from qwen_inspect.errors import QwenInspectError
 from qwen_inspect.language import Language
 from qwen_inspect.tracing.cached import found_cache
-from tests.generic_models import RUN
-from tests.small_models import small_config
+from tests.support.generic_models import RUN
+from tests.support.small_models import small_config
 
 PAGE = Path(__file__).parent.parent / "reports" / "model-types.md"
 LONGEST_REASON = 200

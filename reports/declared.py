@@ -96,8 +96,8 @@ def page(languages: Mapping[str, Language]) -> str:
             "lllll"[: 3 + len(languages)],
         ),
         Paragraph(
-            "`tests/test_declarations.py` holds dtypes to `from_pretrained` and bytes to published totals or sums worked out by "
-            "hand. Sources of the places: `qwen_inspect/declarations.py`."
+            "`tests/architectures/test_declarations.py` holds dtypes to `from_pretrained` and bytes to published totals or sums "
+            "worked out by hand. Sources of the places: `qwen_inspect/declarations.py`."
         ),
     ]  # fmt: skip
     return markdown.render(blocks)

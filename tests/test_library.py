@@ -13,7 +13,7 @@ import pytest
 import qwen_inspect
 from qwen_inspect import Run, compare, fit, inspect, measure, memory
 
-from .conftest import run
+from .support.models import run
 
 MODEL = "catalog:Qwen/Qwen3-0.6B"
 

@@ -5,7 +5,7 @@ function means one of that class. Read at a commit of pytorch's main before 2.13
 
 Assumed: one stream, and new segments where `Driver` has them. Left out: CUDA graphs and other private pools, and blocks that
 wait for a second stream. Replayed with a real driver's addresses, every block of every run in benchmarks/recorded lies at the
-address where PyTorch put it (tests/test_recordings.py).
+address where PyTorch put it (tests/predicting/test_recordings.py).
 """
 
 from __future__ import annotations

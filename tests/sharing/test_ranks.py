@@ -1,0 +1,396 @@
+"""Ranks are true: what is predicted for each is what processes that really share small models hold, to the byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from filelock import FileLock
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from qwen_inspect.architectures import architecture_of
+from qwen_inspect.errors import QwenInspectError
+from qwen_inspect.predicting import predict as prediction
+from qwen_inspect.predicting.footprint import traced_footprint
+from qwen_inspect.predicting.predict import trace_request
+from qwen_inspect.results.memory import Moment, Optimizer, Run
+from qwen_inspect.results.ranks import Parallelism, Place, RankBytes
+from qwen_inspect.sharing.ranks import ranks_report, with_peaks
+from qwen_inspect.structure.inspect import inspect
+from qwen_inspect.tracing.one_rank import cut, standing_at, unloaded
+from qwen_inspect.tracing.trace import TraceRequest, trace
+
+from ..support.distributed_runs import BATCH, FOLLOWED_NEW, FOLLOWED_PROMPT, NEW, PROMPT, STEPS
+from ..support.families import FAMILIES
+from ..support.following import Change, follow
+from ..support.following import Run as Following
+from ..support.real_training import STEP_COUNTER_BYTES, on_cpu
+from ..support.shared_models import EXPERTS, LINEAR, MODELS, QWEN3, named
+from ..support.small_models import small_config
+
+ROOT = Path(__file__).parents[2]
+
+
+# Of other types, whose plans come from transformers: plain, with windows, gathered projections, biases of experts, MLA.
+GENERIC: Mapping[str, str] = {
+    "mistral": "MistralForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+}
+
+
+def config_of(model: str) -> dict[str, Any]:
+    if model in GENERIC:
+        return {**small_config(model), "architectures": [GENERIC[model]]}
+    return MODELS.get(model) or dict(FAMILIES[model.removeprefix("family ")])
+
+
+@dataclass(frozen=True)
+class Job:
+    """How a model is shared, by the degrees of DistributedConfig, to generate, or with an optimizer to train.
+
+    followed: each request for memory is recorded too.
+    """
+
+    model: str
+    degrees: tuple[tuple[str, int], ...]
+    zero_stage: int = 3
+    optimizer: Optimizer | Literal[""] = ""
+    load_only: bool = False
+    followed: bool = False
+
+    @property
+    def name(self) -> str:
+        degrees = " ".join(f"{name}={ranks}" for name, ranks in self.degrees)
+        trained = f" {self.optimizer} stage {self.zero_stage}" if self.optimizer else ""
+        return f"{self.model} {degrees}{trained}"
+
+    @property
+    def how(self) -> Parallelism:
+        names = {"tp": "tensor", "pp": "pipeline", "ep": "expert", "fsdp": "fsdp"}
+        return Parallelism(**{names[name]: ranks for name, ranks in self.degrees}, zero_stage=self.zero_stage)
+
+    @property
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "model": config_of(self.model),
+            "saved": self.model,
+            "run": "train" if self.optimizer else "generate",
+            "parallel": {f"{name}_size": ranks for name, ranks in self.degrees},
+            "zero_stage": self.zero_stage,
+            "optimizer": self.optimizer,
+            "load_only": self.load_only,
+            "followed": self.followed,
+        }
+
+
+def job(model: str, *, load_only: bool = False, **degrees: int) -> Job:
+    return Job(model=model, degrees=tuple(degrees.items()), load_only=load_only)
+
+
+def followed(model: str, **degrees: int) -> Job:
+    return Job(model=model, degrees=tuple(degrees.items()), followed=True)
+
+
+def trained(
+    model: str, optimizer: Optimizer = "adamw_foreach", *, zero_stage: int = 3, follow: bool = True, **degrees: int
+) -> Job:
+    return replace(followed(model, **degrees), optimizer=optimizer, zero_stage=zero_stage, followed=follow)
+
+
+JOBS: Mapping[int, tuple[Job, ...]] = {
+    2: (
+        *(followed(model, tp=2) for model in ("qwen2", "qwen3", "qwen3_moe", "qwen3_next")),
+        *(job(model, tp=2) for model in ("qwen3 tied", "qwen3_5", "llama", "mixtral", *GENERIC)),
+        *(job(f"family {model}", tp=2) for model in ("qwen2_moe", "qwen2_vl", "qwen2_5_vl")),
+        *(job(f"family {model}", tp=2) for model in ("qwen3_5", "qwen3_5_moe")),
+        job("qwen3_moe of odd width", tp=2, load_only=True),  # grouped_mm refuses its 17 channels
+        *(followed(model, pp=2) for model in ("qwen2", "qwen3_moe")),
+        *(job(model, pp=2) for model in ("qwen3", "qwen3 tied", "qwen3_next", "llama", "phi3")),
+        *(followed(model, fsdp=2) for model in ("qwen3", "qwen3_moe", "qwen3_next")),
+        *(job(model, fsdp=2) for model in ("qwen3 tied", "family qwen3_vl", "gpt_oss")),
+        followed("qwen3_moe", tp=2, ep=2),
+        job("qwen3_moe", fsdp=2, ep=2),
+        *(trained(model, fsdp=2) for model in ("qwen3", "qwen3 tied", "qwen3_moe", "llama")),
+        trained("qwen3", "adamw_fused", fsdp=2, follow=False),
+        trained("qwen3", fsdp=2, zero_stage=2),
+        *(trained(model, "adamw_for_loop", tp=2) for model in ("qwen3_moe", "llama")),
+        *(trained(model, "adamw_for_loop", tp=2, follow=False) for model in ("qwen3", "qwen3 tied")),
+    ),
+    4: (
+        *(job(model, tp=4) for model in ("qwen3", "qwen3_moe", "llama")),
+        followed("qwen3 tied", pp=4),
+        followed("qwen3", tp=2, fsdp=2),
+        job("qwen3_moe", tp=2, fsdp=2, ep=2),
+        job("qwen3_moe", tp=2, fsdp=2, ep=4),
+        job("qwen3_moe", fsdp=4, ep=2),
+        *(trained(model, fsdp=4, follow=False) for model in ("qwen3", "qwen3 tied", "qwen3_moe")),
+        trained("qwen3", tp=2, fsdp=2),
+    ),
+}  # fmt: skip
+# What transformers refuses, and the key of this tool's sentence.
+REFUSED: tuple[tuple[Job, str, str], ...] = (
+    (job("qwen3 with 3 KV heads", tp=2), "ranks_kv_heads", "is invalid for input of size"),
+    (job("qwen3_moe with 9 experts", tp=2, ep=2), "ranks_experts", "Cannot evenly shard 9 experts across 2"),
+    (job("gpt2", tp=2), "ranks_no_plan", "has no `tp_plan`"),
+    (job("gpt2", pp=2), "ranks_no_pipeline", "no attribute 'layers'"),
+    (job("family qwen3_vl", tp=2), "ranks_tied_head", "RuntimeError"),
+    (job("family qwen3_vl_moe", tp=2), "ranks_not_loaded", "ignore_mismatched_sizes"),
+    (job("family qwen3_vl", pp=2), "ranks_no_pipeline", "no attribute 'layers'"),
+    (job("qwen3", tp=2, ep=2), "ranks_no_plan", "has no `ep_plan`"),
+    (job("qwen3_moe", ep=2, fsdp=1, tp=1), "", "`ep_size` must divide"),
+    (trained("qwen3", tp=2), "ranks_train_mixed", "mixed torch.Tensor and DTensor"),
+    (trained("qwen3", "adamw_fused", tp=2), "ranks_train_mixed", "mixed torch.Tensor and DTensor"),
+    (trained("qwen3", "sgd", tp=2), "ranks_train_mixed", "mixed torch.Tensor and DTensor"),
+    (trained("qwen3", "adamw_for_loop", pp=2), "ranks_train_pipeline", "'NoneType' object has no attribute 'backward'"),
+    (job("qwen3", tp=2, pp=2), "ranks_with_pipeline", "KeyError: 'model."),
+    (job("qwen3", fsdp=2, pp=2), "ranks_with_pipeline", "Combining FSDP with pipeline parallelism is not supported"),
+)
+
+
+def torchrun(directory: Path, processes: int, jobs: tuple[Job, ...]) -> dict[str, list[dict[str, Any]]]:
+    """What each rank of each job found."""
+    listed = directory / f"{processes}.json"
+    listed.write_text(json.dumps([one.as_json for one in jobs]))
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        "--module",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    finished = subprocess.run(
+        [*command, "tests.distributed_runs", str(listed), str(directory)],
+        capture_output=True, text=True, check=False, timeout=280, env=environment, cwd=ROOT,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    told = [json.loads(line) for line in finished.stdout.splitlines() if line.startswith("{")]
+    return {one["job"]: one["ranks"] for one in told}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """Every job, really run: one start of 2 processes, one of 4; by the first of pytest's workers that asks for it."""
+    directory = tmp_path_factory.mktemp("ranks")
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return run_all(directory)
+    kept = tmp_path_factory.getbasetemp().parent / "ranks.json"
+    with FileLock(f"{kept}.lock"):
+        if not kept.exists():
+            kept.write_text(json.dumps(run_all(directory)))
+    found: dict[str, list[dict[str, Any]]] = json.loads(kept.read_text())
+    return found
+
+
+def run_all(directory: Path) -> dict[str, list[dict[str, Any]]]:
+    refused = {
+        4: [one for one, _, _ in REFUSED if one.how.ranks == 4],
+        2: [one for one, _, _ in REFUSED if one.how.ranks < 4],
+    }
+    started = [torchrun(directory, processes, (*JOBS[processes], *refused[processes])) for processes in (2, 4)]
+    return started[0] | started[1]
+
+
+def predicted(one: Job, directory: Path) -> list[RankBytes]:
+    """What is predicted for each rank, one by one."""
+    (directory / "config.json").write_text(json.dumps(config_of(one.model)))
+    run = Run(
+        mode="train" if one.optimizer else "generate",
+        batch=BATCH,
+        prompt_tokens=PROMPT,
+        new_tokens=NEW,
+        attention="sdpa",
+        optimizer=one.optimizer or Run().optimizer,
+    )
+    found = ranks_report(inspect(str(directory)), run, one.how)
+    return [group for rank in range(one.how.ranks) for group in found.ranks if rank in group.ranks]
+
+
+GENERATED = [one for jobs in JOBS.values() for one in jobs if not one.optimizer]
+TRAINED = [one for jobs in JOBS.values() for one in jobs if one.optimizer]
+FOLLOWED = [(one, rank) for jobs in JOBS.values() for one in jobs if one.followed for rank in range(one.how.ranks)]
+
+
+@pytest.mark.parametrize("one", GENERATED, ids=lambda one: one.name)
+def test_each_rank_holds_the_weights_and_the_cache_that_are_predicted(
+    one: Job, runs: dict[str, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    expected = predicted(one, tmp_path)
+    found = runs[one.name]
+    assert [rank["weights"] for rank in found] == [rank.weights - rank.padding for rank in expected]
+    if not one.load_only:
+        assert [rank["cache"] for rank in found] == [rank.cache for rank in expected]
+        assert [rank["state"] for rank in found] == [rank.state for rank in expected]
+        if one.model != "deepseek_v3":  # loads a buffer of its routers in float32
+            assert [rank["buffers"] for rank in found] == [rank.buffers for rank in expected]
+
+
+@pytest.mark.parametrize("one", TRAINED, ids=lambda one: one.name)
+def test_each_rank_trains_with_the_bytes_that_are_predicted(
+    one: Job, runs: dict[str, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    expected = predicted(one, tmp_path)
+    found = runs[one.name]
+    if one.degrees[0][0] == "fsdp":
+        assert [rank["weights"] for rank in found] == [rank.weights for rank in expected]
+    assert [rank["rows"] for rank in found] == [rank.weights - rank.padding for rank in expected]
+    assert [rank["gradients"] for rank in found] == [rank.gradients for rank in expected]
+    assert [rank["optimizer"] for rank in found] == [rank.optimizer for rank in expected]
+    if all(rank.gathered is not None for rank in expected):  # not told where they are tensor-parallel ones too
+        assert [rank["gathered"] for rank in found] == [rank.gathered for rank in expected]
+
+
+@pytest.mark.parametrize(
+    ("one", "rank"), FOLLOWED, ids=lambda value: value.name if isinstance(value, Job) else f"rank {value}"
+)
+def test_each_rank_asks_for_the_memory_that_its_trace_says(
+    one: Job, rank: int, runs: dict[str, list[dict[str, Any]]]
+) -> None:
+    """The real ranks, request by request: what lives after each of them, and so the peak and the end, to the byte."""
+    changes = [Change(size, address, tuple(operators)) for size, address, operators in runs[one.name][rank]["changes"]]
+    config = config_of(one.model)
+    spec = architecture_of(config).spec
+    workload = TraceRequest(
+        mode="train" if one.optimizer else "generate",
+        batch=BATCH,
+        prompt_tokens=FOLLOWED_PROMPT,
+        new_tokens=FOLLOWED_NEW,
+        steps=STEPS if one.optimizer else 1,
+        optimizer=one.optimizer or "none",
+        device="cpu",
+    )
+    timeline = trace(spec, config, workload, Place(how=one.how, rank=rank))
+    left = follow(changes, on_cpu(timeline), Following({}, {}, {})).scratch
+    assert {change.size_bytes for change in left.values()} <= {STEP_COUNTER_BYTES}
+
+
+@pytest.mark.parametrize(("one", "key", "words"), REFUSED, ids=lambda one: one.name if isinstance(one, Job) else "")
+def test_what_transformers_refuses_is_refused(
+    one: Job, key: str, words: str, runs: dict[str, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    assert all(words in rank["refused"] for rank in runs[one.name])
+    if key:
+        with pytest.raises(QwenInspectError) as caught:
+            predicted(one, tmp_path)
+        assert (caught.value.message.key, caught.value.exit_code) == (key, 7)
+
+
+def test_more_stages_than_layers_leave_a_stage_without_parameters_and_are_refused(tmp_path: Path) -> None:
+    """Such a stage asks for its first parameter, and there is none: its peers wait for it in vain."""
+    import torch
+    import transformers
+
+    place = Place(how=Parallelism(pipeline=4), rank=1)
+    config = QWEN3 | {"num_hidden_layers": 3}
+    with standing_at(place), unloaded():
+        model = transformers.Qwen3ForCausalLM._from_config(
+            transformers.AutoConfig.for_model(**config), dtype=torch.bfloat16
+        )
+        assert list(cut(model, place).parameters()) == []
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(QwenInspectError) as caught:
+        ranks_report(inspect(str(tmp_path)), Run(), place.how)
+    assert caught.value.message.key == "ranks_empty_stages"
+
+
+# --- the peaks that are told
+
+
+def told(model: Mapping[str, Any], run: Run, directory: Path, **how: int) -> tuple[RankBytes, ...]:
+    (directory / "config.json").write_text(json.dumps(model))
+    report = inspect(str(directory))
+    return with_peaks(ranks_report(report, run, Parallelism(**how)), report, run).ranks
+
+
+@pytest.mark.parametrize(
+    ("how", "batch"),
+    [({"tensor": 2}, 1), ({"tensor": 2}, 2), ({"tensor": 2, "expert": 2}, 1), ({"fsdp": 4}, 2)],
+    ids=str,
+)
+def test_a_kept_trace_of_a_rank_tells_of_any_workload_what_a_new_trace_does(
+    how: dict[str, int], batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first call traces, and keeps three layers' trace; the second deepens that, for another workload."""
+    monkeypatch.setenv("QWEN_INSPECT_CACHE", str(tmp_path / "cache"))
+    config = named("Qwen3MoeForCausalLM", "qwen3_moe", EXPERTS)  # of whose table ranks have unequal parts
+    told(config, Run(batch=batch, prompt_tokens=33, new_tokens=5), tmp_path, **how)
+    another = Run(batch=batch + (batch > 1), prompt_tokens=70, new_tokens=9)
+    monkeypatch.setattr(prediction, "_once", not_again)
+    kept = told(config, another, tmp_path, **how)
+    monkeypatch.undo()
+    assert len(kept) == 2
+    for one in kept:
+        assert one.peak is not None
+        assert one.peak == traced_peak(config, another, Place(how=Parallelism(**how), rank=one.ranks[0]))
+
+
+def traced_peak(config: Mapping[str, Any], run: Run, place: Place) -> Moment | None:
+    spec = architecture_of(config).spec
+    return traced_footprint(trace(spec, config, trace_request(run), place), run, provenance="").peak
+
+
+@pytest.mark.parametrize("how", [{"tensor": 2}, {"fsdp": 4}], ids=str)
+def test_three_blocks_of_a_hybrid_stand_for_four_on_a_rank_too(how: dict[str, int], tmp_path: Path) -> None:
+    """The gate of a shared expert has one row: other ranks than the first fill up a part of none."""
+    parts = (EXPERTS, LINEAR)
+    config = named(
+        "Qwen3NextForCausalLM", "qwen3_next", *parts, shared_expert_intermediate_size=35, num_hidden_layers=16
+    )
+    run = Run(prompt_tokens=9, new_tokens=2)
+    for one in told(config, run, tmp_path, **how):
+        assert one.peak is not None
+        assert one.peak == traced_peak(config, run, Place(how=Parallelism(**how), rank=one.ranks[0]))
+
+
+def not_again(*_: Any, **__: Any) -> None:
+    raise AssertionError("traced again")
+
+
+def test_what_is_not_known_of_a_peak_is_said_and_not_guessed(tmp_path: Path) -> None:
+    """Tokens that go to whichever rank has their expert; a run of DeepSpeed's."""
+    config = named("Qwen3MoeForCausalLM", "qwen3_moe", EXPERTS)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    report = inspect(str(tmp_path))
+    for run, how in (
+        (Run(prompt_tokens=8, new_tokens=2), Parallelism(fsdp=2, expert=2)),
+        (Run(mode="train", prompt_tokens=8), Parallelism(fsdp=2, zero_stage=1)),
+    ):
+        found = with_peaks(ranks_report(report, run, how), report, run)
+        assert [one.peak for one in found.ranks] == [None] * len(found.ranks)
+        assert "assume_ranks_untraced" in [message.key for message in found.assumptions]
+
+
+@given(
+    layers=st.integers(1, 4),
+    heads=st.sampled_from([2, 4]),
+    width=st.integers(3, 40),
+    rows=st.integers(8, 70),
+    ranks=st.sampled_from([2, 4]),
+    way=st.sampled_from(["tensor", "fsdp"]),
+)
+@settings(
+    max_examples=6, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_rank_holds_at_its_peak_what_it_holds_throughout_and_more(
+    layers: int, heads: int, width: int, rows: int, ranks: int, way: str, tmp_path: Path
+) -> None:
+    """Of random sizes: the trace ends with the bytes that the plans give, else it would not be told; its peak is above them."""
+    config = QWEN3 | {"num_hidden_layers": layers, "intermediate_size": width, "vocab_size": rows}
+    config |= {"num_attention_heads": 4 * heads, "num_key_value_heads": 4}
+    for one in told(config, Run(prompt_tokens=5, new_tokens=2), tmp_path, **{way: ranks}):
+        assert one.peak is not None
+        assert one.peak.weights >= one.weights
+        assert (one.peak.allocated or 0) > one.weights + one.buffers + (one.cache or 0) // 2

@@ -1,0 +1,22 @@
+"""The committed JSON Schema, for every test that holds an answer against it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+
+SCHEMA: dict[str, Any] = json.loads(
+    (Path(__file__).parents[2] / "qwen_inspect" / "schema" / "report.schema.json").read_text(encoding="utf-8")
+)
+VALIDATOR = Draft202012Validator(SCHEMA)
+
+
+def assert_keeps_to_the_schema(content: object) -> None:
+    """Raises jsonschema's ValidationError that says most of what is wrong."""
+    error = best_match(VALIDATOR.iter_errors(content))
+    if error is not None:
+        raise error
