@@ -77,13 +77,13 @@ def _measured(path: str, report: Report) -> KeptMeasurement:
     """What was measured of this model; UsageError where it was another, by its class, its dtype or the bytes of its weights."""
     kept = read_measurement(_relative(path))
     spec = report.spec
-    weights = next((one.predicted for one in kept.differences if one.term == "weights"), None)
+    weights = next((difference.predicted for difference in kept.differences if difference.term == "weights"), None)
     tensors = each_tensor(report.tree) if report.known.weights is None else report.known.weights
     found = {"class_name": kept.class_name, "dtype": kept.dtype, "bytes": weights}
     expected = {
         "class_name": spec.class_name,
         "dtype": str(spec.dtype),
-        "bytes": sum(one.size_bytes for one in tensors),
+        "bytes": sum(tensor.size_bytes for tensor in tensors),
     }
     if found != expected:
         wanted = {f"expected_{name}": value for name, value in expected.items()}
@@ -422,9 +422,9 @@ def carry_out(task: Task, access: Access, say: Language) -> Outcome:
     elif task.directory is not None:
         saved = [save(wholes[0], task.directory, overwrite=task.action == "overwrite")]
     expected = [
-        one
+        expectation
         for whole in _each_once(wholes)
-        for one in expectations(
+        for expectation in expectations(
             whole, parameters=task.expected_parameters, attention=task.expected_attention, most_vram=task.most_vram
         )
     ]

@@ -67,7 +67,7 @@ def _names(config: Mapping[str, Any], key: str) -> list[str]:
     names = config.get(key)
     if names is None:
         return []
-    if not isinstance(names, list) or len(names) > MOST_NAMES or not all(isinstance(one, str) for one in names):
+    if not isinstance(names, list) or len(names) > MOST_NAMES or not all(isinstance(name, str) for name in names):
         raise MalformedError("adapter_names", key=key, found=shown(names))
     return names
 

@@ -418,7 +418,7 @@ def _names(found: Mapping[str, Any], key: str) -> list[str]:
     names = found.get(key)
     if names is None:
         return []
-    if not isinstance(names, list) or len(names) > MOST_PATTERNS or not all(isinstance(one, str) for one in names):
+    if not isinstance(names, list) or len(names) > MOST_PATTERNS or not all(isinstance(name, str) for name in names):
         raise MalformedError("quantised_names", key=key, found=shown(names))
     return names
 

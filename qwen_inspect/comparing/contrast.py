@@ -143,12 +143,12 @@ def _together(values: Iterator[Value]) -> Value:
 
 def _memory_rows(memories: Sequence[MemoryReport | None]) -> Iterator[FactRow]:
     def steady(term: str) -> tuple[Value, ...]:
-        return tuple(None if one is None else _term(one.predicted.steady, term) for one in memories)
+        return tuple(None if memory is None else _term(memory.predicted.steady, term) for memory in memories)
 
-    peaks = [None if one is None else one.predicted.peak for one in memories]
-    methods = tuple(None if one is None else one.predicted.method for one in memories)
+    peaks = [None if memory is None else memory.predicted.peak for memory in memories]
+    methods = tuple(None if memory is None else memory.predicted.method for memory in memories)
     yield FactRow(section="memory", name="method", values=methods)
-    trained = [None if one is None else one.training for one in memories]
+    trained = [None if memory is None else memory.training for memory in memories]
     if any(trained):
         trainable = tuple(None if one is None else one.trainable for one in trained)
         yield FactRow(section="memory", name="trainable", values=trainable, unit="parameters")
@@ -158,13 +158,13 @@ def _memory_rows(memories: Sequence[MemoryReport | None]) -> Iterator[FactRow]:
             yield FactRow(section="memory", name=term, values=steady(term), unit="bytes")
     activations = tuple(None if peak is None else peak.activations for peak in peaks)
     yield FactRow(section="memory", name="activations", values=activations, unit="bytes")
-    at_least = tuple(one is not None and one.predicted.steady.at_least for one in memories)
+    at_least = tuple(memory is not None and memory.predicted.steady.at_least for memory in memories)
     yield FactRow(section="memory", name="steady", values=steady("allocated"), unit="bytes", at_least=at_least)
     allocated = tuple(None if peak is None else peak.allocated for peak in peaks)
     yield FactRow(section="memory", name="peak", values=allocated, unit="bytes")
-    reserved = tuple(None if one is None else one.predicted.peak_reserved for one in memories)
+    reserved = tuple(None if memory is None else memory.predicted.peak_reserved for memory in memories)
     yield FactRow(section="memory", name="reserved", values=reserved, unit="bytes")
-    required = [None if one is None else one.predicted.required_bytes for one in memories]
+    required = [None if memory is None else memory.predicted.required_bytes for memory in memories]
     for index, end in enumerate(("low", "high")):
         values = tuple(None if ends is None else ends[index] for ends in required)
         yield FactRow(section="memory", name=f"required_{end}", values=values, unit="bytes")

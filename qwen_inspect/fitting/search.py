@@ -95,7 +95,9 @@ def fit(report: Report, run: Run, cards: Sequence[Gpu], *, beyond_limit: bool = 
     for demand, found in answers(engine, report, run, cards, beyond_limit=beyond_limit):
         memory = demand.predicted(run.batch, run.prompt_tokens)
         read = memory.report
-        assumptions |= {one: None for one in memory.predicted.assumptions if one.key != "assume_context"}
+        assumptions |= {
+            assumption: None for assumption in memory.predicted.assumptions if assumption.key != "assume_context"
+        }
         cards_answers.append(replace(found, notices=(*found.notices, *_of_dtypes(report, found.gpu))))
         if memory.predicted.peak_reserved is None and not found.likely:
             refusal = memory.refusal or UnsupportedError("fit_lower_bound")

@@ -36,7 +36,9 @@ def smaller(
 def changes(engine: Engine[Asked, Taken], report: Report, asked: Asked, gpu: Gpu) -> Iterator[Suggestion]:
     """The engine's alternatives as far as they are shown."""
     for choice in engine.changes(report, asked, gpu):
-        yield from _shown(choice, (found for one in choice.alternatives if (found := _tried(engine, one)) is not None))
+        yield from _shown(
+            choice, (found for alternative in choice.alternatives if (found := _tried(engine, alternative)) is not None)
+        )
 
 
 def _shown(choice: Choice[Asked], tried: Iterable[Suggestion]) -> Iterable[Suggestion]:

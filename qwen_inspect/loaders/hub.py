@@ -331,7 +331,7 @@ def _gguf_checkpoint(hub: Hub, ref: ModelRef, listing: Listing, deadline: Deadli
     for error in outcomes.errors:
         if error is not None:
             raise error
-    read = [one for one in outcomes.results if one is not None]
+    read = [result for result in outcomes.results if result is not None]
     if len(read) < len(files):
         names = ", ".join(file.name for file in files[:5])
         raise NetworkError("hub_headers_missing", missing=len(files) - len(read), files=len(files), names=names)

@@ -117,7 +117,9 @@ class HuggingFace:
         commit = content.get("sha") if isinstance(content, dict) else None
         if not isinstance(siblings, list) or not isinstance(commit, str) or not COMMIT.fullmatch(commit):
             raise MalformedError("listing_malformed", endpoint=self.endpoint)
-        return Listing(revision=commit, files=tuple(_listed(one) for one in siblings if isinstance(one, dict)))
+        return Listing(
+            revision=commit, files=tuple(_listed(sibling) for sibling in siblings if isinstance(sibling, dict))
+        )
 
     def refusal(self, answer: Answer, *, model: str, revision: str, file: str | None) -> QwenInspectError:
         """What an error means. Source: huggingface_hub 2.4, utils/_http.py, hf_raise_for_status."""

@@ -51,7 +51,7 @@ def _measurement(found: Mapping[str, Any], path: str) -> KeptMeasurement:
     model, asked, measured = found["model"], found["workload"], found["measured"]
     versions = {_text(name): _text(value) for name, value in measured["versions"].items()}
     differences = tuple(_difference(one) for one in found["differences"])
-    terms = [one.term for one in differences]
+    terms = [difference.term for difference in differences]
     if len(versions) > MOST_VERSIONS or terms != [term for term in DIFFERENCES if term in terms]:
         raise ValueError(repr(terms)[:LONGEST_TEXT])
     mode, loader = asked["mode"], asked["load"]
@@ -95,7 +95,8 @@ def _difference(found: Mapping[str, Any]) -> Difference:
         predicted=_size(found["predicted"]),
         measured=_size(found["measured"]),
         causes=tuple(
-            MemoryCause(message=_cause(one["key"], one["values"]), size_bytes=_signed(one["bytes"])) for one in causes
+            MemoryCause(message=_cause(cause["key"], cause["values"]), size_bytes=_signed(cause["bytes"]))
+            for cause in causes
         ),
     )
 

@@ -130,7 +130,7 @@ class ModelScope:
         files = data.get("Files") if isinstance(data, dict) else None
         if not isinstance(files, list):
             raise MalformedError("listing_malformed", endpoint=self.endpoint)
-        listed = tuple(_listed(one) for one in files if isinstance(one, dict) and one.get("Type") != "tree")
+        listed = tuple(_listed(file) for file in files if isinstance(file, dict) and file.get("Type") != "tree")
         return Listing(revision=revision, files=listed)
 
     def refusal(self, answer: Answer, *, model: str, revision: str, file: str | None) -> QwenInspectError:

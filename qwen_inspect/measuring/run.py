@@ -68,7 +68,9 @@ class Measured:
 
 def devices_of(model: Any) -> tuple[int, ...]:
     """The CUDA devices that hold a part of the model; none where it is on the host."""
-    return tuple(sorted({one.device.index for one in model.parameters() if one.device.type == "cuda"}))
+    return tuple(
+        sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
+    )
 
 
 def loaded(model: Any, seconds: float | None) -> Reading:
@@ -172,7 +174,8 @@ def _measurement(
             steady=steady,
             peak=peak,
             peak_reserved=max(
-                (one.peak_reserved for one in during or readings if one.peak_reserved is not None), default=None
+                (reading.peak_reserved for reading in during or readings if reading.peak_reserved is not None),
+                default=None,
             ),
             context_bytes=_context_bytes(readings),
             alive=(),
@@ -366,7 +369,7 @@ def _held(result: Any, model: Any, run: Run) -> Held:
         # Fused AdamW counts on the device, whatever it is, and so the trace has it.
         counters = [one for name, one in here if name == "step" and run.optimizer != "adamw_fused"]
         return Held(
-            gradients=_storage_bytes(one.grad for one in model.parameters() if one.grad is not None),
+            gradients=_storage_bytes(parameter.grad for parameter in model.parameters() if parameter.grad is not None),
             optimizer=_storage_bytes(one for _, one in here) - _storage_bytes(counters),
             step_counters=_storage_bytes(counters),
         )

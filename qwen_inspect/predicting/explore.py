@@ -54,7 +54,7 @@ def explore_trace(kept: KeptTrace, run: Run, point: Point | None = None) -> Expl
 
 def _sort_scratch(keys: tuple[int, ...]) -> tuple[int, ...]:
     """The coefficients of `sort_scratch_bytes`."""
-    constant, *others = (2 * one + -(-one // 32) for one in keys)
+    constant, *others = (2 * key + -(-key // 32) for key in keys)
     return (constant + SORT_CONSTANT_BYTES, *others)
 
 

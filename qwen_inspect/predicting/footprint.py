@@ -242,7 +242,7 @@ def _held(
 ) -> list[tuple[str, int]]:
     """The use and the bytes of each request, as they are made."""
     held = [(PARAMETER, size) for size in weights_bytes]
-    held += [(ADAPTER, one.tensor.size_bytes) for one in matrices]
+    held += [(ADAPTER, matrix.tensor.size_bytes) for matrix in matrices]
     held += [(BUFFER, buffer.size_bytes) for buffer in each_buffer(tree)]
     for layer in () if run.mode == "train" else cache.layers:
         size = cache_bytes(layer, run) - run.batch * layer.fixed_bytes

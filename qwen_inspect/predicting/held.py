@@ -54,7 +54,7 @@ def scratch_of(report: Report, run: Run) -> tuple[int, Message]:
     assert found is not None
     number_bytes = report.spec.dtype.bits // 8
     tokens = run.batch * run.prompt_tokens
-    taken = max((getattr(one.mlp, "experts_per_token", 1) for one in report.spec.layers), default=1)
+    taken = max((getattr(layer.mlp, "experts_per_token", 1) for layer in report.spec.layers), default=1)
     width, expert_width = found.widths
     scratch = number_bytes * (found.largest_parameters + tokens * max(width, taken * expert_width))
     dense = {

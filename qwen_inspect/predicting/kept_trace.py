@@ -77,7 +77,7 @@ class KeptTrace:
         """The run for a workload, each size in bytes."""
         monomials = point.monomials
         polynomials, modules, operators = zip(*self.allocations, strict=True)
-        sizes = {one: sum(map(int.__mul__, one, monomials)) for one in set(polynomials)}
+        sizes = {polynomial: sum(map(int.__mul__, polynomial, monomials)) for polynomial in set(polynomials)}
         made = list(map(Allocate, range(len(polynomials)), map(sizes.__getitem__, polynomials), modules, operators))
         return Timeline(
             events=tuple([made[entry] if entry >= 0 else Free(-1 - entry) for entry in self.order]),

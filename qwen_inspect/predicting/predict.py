@@ -295,13 +295,13 @@ def _held_timeline(report: Report, run: Run, place: Place | None = None) -> tupl
     if report.known.quantised is None:
         return *_dense_timeline(report, run, place), None
     weights = report.known.weights or tuple(each_tensor(report.tree))
-    weights_bytes = [one.size_bytes for one in weights]
+    weights_bytes = [weight.size_bytes for weight in weights]
     base = base_of(report)
     if base is not None:
         with suppress(UnavailableError):  # without bitsandbytes as any other quantisation
             timeline = _once(report, run, base, place)
             # Scales that are quantised too have an offset on the device, which files keep as text.
-            offsets = sum(one.name.endswith(".nested_absmax") for one in weights)
+            offsets = sum(weight.name.endswith(".nested_absmax") for weight in weights)
             if _loaded_bytes(timeline) == sum(weights_bytes) + 4 * offsets:
                 return timeline, versions(), base
     config = {key: value for key, value in (report.config or {}).items() if key != "quantization_config"}
@@ -310,7 +310,9 @@ def _held_timeline(report: Report, run: Run, place: Place | None = None) -> tupl
 
 
 def _loaded_bytes(timeline: Timeline) -> int:
-    return sum(one.size_bytes for one in timeline.events if isinstance(one, Allocate) and one.operator == PARAMETER)
+    return sum(
+        event.size_bytes for event in timeline.events if isinstance(event, Allocate) and event.operator == PARAMETER
+    )
 
 
 def _dense_timeline(report: Report, run: Run, place: Place | None) -> tuple[Timeline, str]:

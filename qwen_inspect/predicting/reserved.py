@@ -71,11 +71,11 @@ class Stream:
         size_of = list(compress(self.size_of, chosen))
         shorter = [
             Repeat(
-                first_event=sum(taken[: one.first_event]),
-                events=sum(taken[one.first_event : one.first_event + one.events]),
-                times=one.times,
+                first_event=sum(taken[: repeat.first_event]),
+                events=sum(taken[repeat.first_event : repeat.first_event + repeat.events]),
+                times=repeat.times,
             )
-            for one in self.repeats
+            for repeat in self.repeats
         ]
         return Stream(order=order, size_of=size_of, repeats=tuple(_exact(order, size_of, shorter)))
 

@@ -82,7 +82,7 @@ def matrices_of(tree: Module, lora: Lora, dtype: DType) -> tuple[TrainedTensor, 
 def trained_of(tree: Module, run: Run, matrices: Sequence[TrainedTensor]) -> tuple[Tensor, ...]:
     """The tensors that get gradients."""
     if run.lora_rank is not None:
-        return tuple(one.tensor for one in matrices)
+        return tuple(matrix.tensor for matrix in matrices)
     return tuple(tensor for tensor in each_tensor(tree) if re.search(run.trained, tensor.name))
 
 

@@ -293,7 +293,10 @@ def _panels(report: Report, say: Language) -> tuple[list[Part], list[tuple[objec
     for layer, module in zip(report.spec.layers, modules, strict=True):
         firsts.setdefault(layer.attention, _attention_module(module))
         firsts.setdefault(layer.mlp, _child(module, "mlp"))
-    kinds = [*(one for one in firsts if not isinstance(one, Mlp)), *(one for one in firsts if isinstance(one, Mlp))]
+    kinds = [
+        *(first for first in firsts if not isinstance(first, Mlp)),
+        *(first for first in firsts if isinstance(first, Mlp)),
+    ]
     numbered = [(kind, str(number)) for number, kind in enumerate(kinds, 1)]
     made = [
         panel(shown.detail, shown.name, tag=number)

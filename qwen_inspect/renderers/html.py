@@ -75,7 +75,7 @@ def _policy(styles: Sequence[str], scripts: Sequence[str]) -> str:
 
     def allowed(contents: Sequence[str]) -> str:
         hashes = (b64encode(sha256(content.encode()).digest()).decode() for content in contents)
-        return " ".join(dict.fromkeys(f"'sha256-{one}'" for one in hashes))
+        return " ".join(dict.fromkeys(f"'sha256-{file_hash}'" for file_hash in hashes))
 
     return (
         f"default-src 'none'; style-src {allowed(styles)}; script-src {allowed(scripts)}; "

@@ -111,7 +111,11 @@ def _measured(kept: KeptMeasurement) -> dict[str, Any]:
     names = ("predicted", "measured", "residual")
     return {
         "device": kept.device,
-        **{f"{one.term}.{name}_bytes": getattr(one, name) for one in kept.differences for name in names},
+        **{
+            f"{difference.term}.{name}_bytes": getattr(difference, name)
+            for difference in kept.differences
+            for name in names
+        },
     }
 
 

@@ -61,7 +61,7 @@ def plans_of(spec: ModelSpec, tree: Module) -> Plans:
     """The plans of a family's class, whose modules are `tree`."""
     family = spec.family.removesuffix("_text")
     base = next(
-        path for path, module in each_module(tree) if any(one.name == "embed_tokens" for one in module.children)
+        path for path, module in each_module(tree) if any(child.name == "embed_tokens" for child in module.children)
     )
     prefix = f"{base}." if base else ""
 

@@ -42,7 +42,7 @@ def with_peaks(found: RanksReport, report: Report, run: Run) -> RanksReport:
     if found.parallelism.fsdp > 1 and found.parallelism.zero_stage == 1:
         return _without_peaks(found, Message("ranks_trace_deepspeed"))
     try:
-        ranks = tuple(_with_peak(one, report, run, found.parallelism) for one in found.ranks)
+        ranks = tuple(_with_peak(rank, report, run, found.parallelism) for rank in found.ranks)
     except (UnavailableError, UnsupportedError) as error:
         return _without_peaks(found, error.message)
     said = [Message("assume_ranks_traced")]

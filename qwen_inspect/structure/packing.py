@@ -387,7 +387,10 @@ def _packed_module(module: Module, prefix: str, packing: Packing) -> Module:
             replace(child, name=child.name if child.repeats == 1 else str(int(child.name) + index), repeats=1)
             for index in range(child.repeats)
         ]
-        made = [_packed_module(one, f"{prefix}.{one.name}" if prefix else one.name, packing) for one in siblings]
+        made = [
+            _packed_module(sibling, f"{prefix}.{sibling.name}" if prefix else sibling.name, packing)
+            for sibling in siblings
+        ]
         for _, run in groupby(made, key=lambda one: replace(one, name="")):
             alike = list(run)
             children.append(replace(alike[0], repeats=len(alike)))

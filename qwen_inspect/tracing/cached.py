@@ -118,7 +118,7 @@ def _cache_layer(index: int, expected: str, kept: Mapping[int, KeptLayer], confi
         raise UnsupportedError("generic_cache_kind", index=index, found=first.class_name, expected=expected)
     if KINDS[first.class_name] != "none" and not first.tensors:  # what is not text would fill it
         raise UnsupportedError("generic_cache_empty", index=index)
-    states = tuple(one.size_bytes for one in first.tensors if one.name.endswith("_states"))
+    states = tuple(tensor.size_bytes for tensor in first.tensors if tensor.name.endswith("_states"))
     fixed, spread = sum(states), first.held(others[0]) - first.held(shortest)
     if spread <= 0:
         raise UnsupportedError("generic_cache_window", index=index, window=first.window_tokens)

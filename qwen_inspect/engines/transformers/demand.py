@@ -179,7 +179,7 @@ class TransformersDemand(Demand):
     @cached_property
     def _is_chunked(self) -> bool:
         design = self.report.design
-        return design is not None and any(isinstance(one.attention, LinearAttention) for one in design.spec.layers)
+        return design is not None and any(isinstance(layer.attention, LinearAttention) for layer in design.spec.layers)
 
     def _point(self, batch: int, context_tokens: int) -> Point:
         return self._point_of(replace(self.run, batch=batch, prompt_tokens=context_tokens))

@@ -57,7 +57,10 @@ def summary_blocks(
     for whole in wholes:
         made += [Heading(whole.report.ref.id), _key_figures(whole, say)]
     if expectations:
-        rows = [[say(one.message), say("verdict_holds" if one.holds else "verdict_fails")] for one in expectations]
+        rows = [
+            [say(expectation.message), say("verdict_holds" if expectation.holds else "verdict_fails")]
+            for expectation in expectations
+        ]
         columns = [say("column_expectation"), say("column_verdict")]
         made += [Heading(say("heading_expectations")), Table(columns, rows, "ll")]
     return [*made, *(check_blocks(checks, say) if checks else [])]

@@ -112,7 +112,7 @@ def adapter_blocks(report: Report, say: Language) -> list[Block]:
     if found is None:
         return []
     ranks, scales = ", ".join(map(str, found.ranks)), ", ".join(f"{scale:g}" for scale in found.scales)
-    rows = [[one.name, count(one.modules), count(one.parameters)] for one in found.modules]
+    rows = [[module.name, count(module.modules), count(module.parameters)] for module in found.modules]
     share = f"{found.share * 100:.4f}%"
     return [
         Heading(say("heading_adapter")),

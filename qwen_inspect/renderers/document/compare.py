@@ -169,7 +169,7 @@ def _reach_blocks(sides: SideBySide, say: Language) -> Iterator[Block]:
     known = [(_letter(index), cards) for index, cards in enumerate(sides.reaches) if cards is not None]
     if not known:
         return
-    contexts = [one.context_tokens for one in known[0][1][0].contexts]
+    contexts = [context.context_tokens for context in known[0][1][0].contexts]
     heads = [say("column_context_of", tokens=tokens) for tokens in contexts]
     columns = [say("column_model"), say("column_gpu"), say("column_available"), *heads, say("column_max_context")]
     yield Heading(say("heading_compare_fits", batch=sides.run.batch))
@@ -185,7 +185,7 @@ def _reach_row(card: CardReach, say: Language) -> list[str]:
     return [
         card.gpu.name,
         size(card.available_bytes),
-        *(_left_over(one, card, say) for one in card.contexts),
+        *(_left_over(context, card, say) for context in card.contexts),
         reach(card.largest, say),
     ]
 

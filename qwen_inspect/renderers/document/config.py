@@ -205,7 +205,7 @@ def meanings(report: Report, config: Mapping[str, Any], say: Language) -> dict[s
         "hidden": hidden,
     }
     heads["group"] = layer.query_heads // layer.kv_heads
-    windows = [one.window_tokens for one in softmax_layers(report) if one.window_tokens]
+    windows = [softmax_layer.window_tokens for softmax_layer in softmax_layers(report) if softmax_layer.window_tokens]
     dense = [one.mlp for one in spec.layers if isinstance(one.mlp, DenseMlp)]
     sparse = [one.mlp for one in spec.layers if isinstance(one.mlp, MoeMlp)]
     width = dense[0].intermediate_size if dense else None

@@ -85,7 +85,7 @@ def suggestion_blocks(card: CardAnswer, say: Language) -> Iterator[Block]:
     if card.suggestions:
         yield Heading(say("heading_suggestions"), 3)
         columns = [say(f"column_{name}") for name in ("change_to", "required_bytes", "required", "fits")]
-        yield Table(columns, [_suggestion_row(one, say) for one in card.suggestions], "lrrl")
+        yield Table(columns, [_suggestion_row(suggestion, say) for suggestion in card.suggestions], "lrrl")
 
 
 def _suggestion_row(one: Suggestion, say: Language) -> list[str]:
@@ -128,14 +128,14 @@ def _term_table(card: CardAnswer, say: Language) -> Table:
         [say(f"term_{term}"), *[count(size_bytes), size(size_bytes)] * len(ends)] for term, size_bytes in required.terms
     ]
     contexts = [required.context_low_bytes, required.context_high_bytes][-len(ends) :]
-    rows.append([say("term_context"), *(cell for one in contexts for cell in (count(one), size(one)))])
+    rows.append([say("term_context"), *(cell for context in contexts for cell in (count(context), size(context)))])
     for name, values in (
         ("required_in_all" if required.whole else "required_at_least", [end.required_bytes for end in ends]),
         ("available", [card.available_bytes] * len(ends)),
     ):
-        rows.append([say(f"row_{name}"), *(cell for one in values for cell in (count(one), size(one)))])
+        rows.append([say(f"row_{name}"), *(cell for value in values for cell in (count(value), size(value)))])
     if not required.whole and required.most_bytes is not None:
-        most = [required.most_bytes - required.context_high_bytes + one for one in contexts]
+        most = [required.most_bytes - required.context_high_bytes + context for context in contexts]
         rows.insert(-1, [say("row_required_at_most"), *(cell for one in most for cell in (count(one), size(one)))])
     margins = [end.margin_bytes for end in ends]
     margin = say("row_margin" if required.whole else "row_left")

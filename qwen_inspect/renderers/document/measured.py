@@ -58,9 +58,15 @@ def measured_blocks(memory: MemoryReport, measured: Measurement, say: Language) 
 def summary_table(differences: Sequence[Difference], say: Language) -> Table:
     """The figures that most readers look for, with the difference as a share of what was predicted."""
     rows = [
-        [say(f"term_{one.term}"), size(one.predicted), size(one.measured), _signed(one.difference), _share(one)]
-        for one in differences
-        if one.term in SUMMARY and _has_figures(one)
+        [
+            say(f"term_{difference.term}"),
+            size(difference.predicted),
+            size(difference.measured),
+            _signed(difference.difference),
+            _share(difference),
+        ]
+        for difference in differences
+        if difference.term in SUMMARY and _has_figures(difference)
     ]
     columns = [say(f"column_{name}") for name in ("term", "predicted", "measured", "difference_bytes", "difference")]
     return Table(columns, rows, "lrrrr")
@@ -69,15 +75,15 @@ def summary_table(differences: Sequence[Difference], say: Language) -> Table:
 def difference_table(differences: Sequence[Difference], say: Language) -> Table:
     rows = [
         [
-            say(f"term_{one.term}"),
-            count(one.predicted),
-            count(one.measured),
-            _signed(one.difference),
-            _signed(None if one.difference is None else one.difference - (one.residual or 0)),
-            _signed(one.residual),
+            say(f"term_{difference.term}"),
+            count(difference.predicted),
+            count(difference.measured),
+            _signed(difference.difference),
+            _signed(None if difference.difference is None else difference.difference - (difference.residual or 0)),
+            _signed(difference.residual),
         ]
-        for one in differences
-        if _has_figures(one)
+        for difference in differences
+        if _has_figures(difference)
     ]
     names = ("term", "predicted_bytes", "measured_bytes", "difference_bytes", "explained", "residual")
     return Table([say(f"column_{name}") for name in names], rows, "lrrrrr")
@@ -86,10 +92,10 @@ def difference_table(differences: Sequence[Difference], say: Language) -> Table:
 def causes(differences: Sequence[Difference], say: Language) -> list[Block]:
     """Each cause with its bytes; a sum's causes are those of its terms and are not told again."""
     rows = [
-        [say(f"term_{one.term}"), say(cause.message), signed(cause.size_bytes)]
-        for one in differences
-        if one.term != "steady_allocated"
-        for cause in one.causes
+        [say(f"term_{difference.term}"), say(cause.message), signed(cause.size_bytes)]
+        for difference in differences
+        if difference.term != "steady_allocated"
+        for cause in difference.causes
     ]
     if not rows:
         return [Paragraph(say("no_causes"))]
@@ -143,7 +149,7 @@ def findings(memory: MemoryReport, measured: Measurement, say: Language) -> list
     if counts.stored is not None:
         agree = all(check.agrees for check in report.checks)
         said.append(say("finding_stored_agree" if agree else "finding_stored_differ", stored=counts.stored))
-    by_term = {one.term: one for one in memory.differences}
+    by_term = {difference.term: difference for difference in memory.differences}
     for term in ("weights", "steady_allocated", "peak_allocated"):
         one = by_term[term]
         if one.difference is None:
@@ -182,7 +188,7 @@ def conclusions(memory: MemoryReport, measured: Measurement, say: Language) -> l
         rate = memory.run.batch * (memory.run.new_tokens - 1) / taken
         key = "conclusion_rate_profiled" if measured.device == "cpu" else "conclusion_rate"
         said.append(say(key, rate=f"{rate:.1f}"))
-    unexplained = [one for one in memory.differences if one.residual]
+    unexplained = [difference for difference in memory.differences if difference.residual]
     if unexplained:
         worst = max(unexplained, key=lambda one: abs(one.residual or 0))
         said.append(say("conclusion_unexplained", term=say(f"term_{worst.term}"), bytes=worst.residual))

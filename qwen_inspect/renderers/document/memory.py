@@ -120,7 +120,7 @@ def training_blocks(memory: MemoryReport, say: Language) -> list[Block]:
         fields.insert(0, (say("field_lora"), say("trained_lora", rank=run.lora_rank, targets=targets)))
     made: list[Block] = [Heading(say("heading_training")), Fields(fields)]
     if found.adapters:
-        rows = [[one.name, count(one.modules), count(one.parameters)] for one in found.modules]
+        rows = [[module.name, count(module.modules), count(module.parameters)] for module in found.modules]
         made.append(Table([say("column_trained_module"), say("column_modules"), say("column_parameters")], rows, "lrr"))
     return made
 

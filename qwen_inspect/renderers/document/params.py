@@ -111,7 +111,7 @@ def grouping(report: Report, say: Language) -> list[Block]:
         and len(report.attention.softmax) < len(report.attention.layers)
     ):
         others = [one for one in report.attention.layers if one not in report.attention.softmax]
-        kinds = dict.fromkeys(say(f"kind_{one.span}") for one in others)
+        kinds = dict.fromkeys(say(f"kind_{other.span}") for other in others)
         sentences.append(say("attention_other", layers=len(others), kind=say("comma").join(kinds)))
     attention, stored = report.attention, report.attention.by_shapes is not None
     if attention.linear:

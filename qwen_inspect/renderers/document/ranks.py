@@ -19,7 +19,7 @@ def ranks_blocks(report: RanksReport, say: Language) -> list[Block]:
     return [
         Heading(say("heading_ranks", how=described(report.parallelism, say))),
         rank_table(report.ranks, say),
-        *([] if any(one.peak is None for one in report.ranks) else _peaks(report.ranks, say)),
+        *([] if any(rank.peak is None for rank in report.ranks) else _peaks(report.ranks, say)),
         Items([say(message) for message in report.assumptions]),
     ]
 
@@ -35,20 +35,22 @@ def described(how: Parallelism, say: Language) -> str:
 
 def rank_table(ranks: Sequence[RankBytes], say: Language) -> Table:
     """A row for each kind of rank; terms that no rank has are left out."""
-    terms = [term for term in RANK_TERMS if term not in OF_SOME_RANKS or any(getattr(one, term) != 0 for one in ranks)]
-    if all(one.gathered is None for one in ranks):
+    terms = [
+        term for term in RANK_TERMS if term not in OF_SOME_RANKS or any(getattr(rank, term) != 0 for rank in ranks)
+    ]
+    if all(rank.gathered is None for rank in ranks):
         terms = [term for term in terms if term != "gathered"]
-    staged, with_experts = any(one.layers for one in ranks), any(one.experts for one in ranks)
+    staged, with_experts = any(rank.layers for rank in ranks), any(rank.experts for rank in ranks)
     rows = [
         [
-            rank_names(one.ranks),
-            *([_span(one.layers)] if staged else []),
-            *([count(one.experts)] if with_experts else []),
-            *(count(getattr(one, term)) for term in terms),
-            count(one.total),
-            size(one.total),
+            rank_names(rank.ranks),
+            *([_span(rank.layers)] if staged else []),
+            *([count(rank.experts)] if with_experts else []),
+            *(count(getattr(rank, term)) for term in terms),
+            count(rank.total),
+            size(rank.total),
         ]
-        for one in ranks
+        for rank in ranks
     ]
     columns = [
         "rank",
@@ -63,9 +65,9 @@ def rank_table(ranks: Sequence[RankBytes], say: Language) -> Table:
 
 def _peaks(ranks: Sequence[RankBytes], say: Language) -> list[Block]:
     """What each kind of rank holds at its peak, by term."""
-    peaks = [one.peak for one in ranks if one.peak is not None]
+    peaks = [rank.peak for rank in ranks if rank.peak is not None]
     terms = (*terms_of(*peaks), "allocated")
-    reserved = any(one.peak_reserved is not None for one in ranks)
+    reserved = any(rank.peak_reserved is not None for rank in ranks)
     rows = [
         [
             rank_names(one.ranks),
@@ -114,14 +116,14 @@ def device_map_blocks(report: DeviceMapReport, say: Language) -> list[Block]:
     names = ("device", "capacity", "weights", "buffers", "total", "modules")
     rows = [
         [
-            one.device,
-            size(one.capacity_bytes),
-            count(one.weights),
-            count(one.buffers),
-            size(one.weights + one.buffers),
-            _module_names(one.modules, say),
+            device.device,
+            size(device.capacity_bytes),
+            count(device.weights),
+            count(device.buffers),
+            size(device.weights + device.buffers),
+            _module_names(device.modules, say),
         ]
-        for one in report.devices
+        for device in report.devices
     ]
     return [
         Heading(say("heading_device_map", versions=report.made_by)),

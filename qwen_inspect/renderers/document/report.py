@@ -318,7 +318,7 @@ def _ranges_table(memories: Sequence[MemoryReport], say: Language) -> Table:
     for memory in memories:
         between, required = memory.predicted.peak_range, memory.predicted.required_bytes
         ends = (None, None, None) if between is None else (between.allocated_bytes, between.reserved_bytes, required)
-        cells = [UNKNOWN if one is None else size_range(*one, say) for one in ends]
+        cells = [UNKNOWN if end is None else size_range(*end, say) for end in ends]
         rows.append([count(memory.run.prompt_tokens), *cells])
     names = ("term_allocated", "term_reserved", "term_required")
     return Table([say("column_prompt_tokens"), *(say(name) for name in names)], rows, "rrrr")

@@ -163,7 +163,7 @@ def tree_node(module: Module, say: Language, view: View, *, depth: int, label: s
     children = () if view.depth is not None and depth >= view.depth else module.children
     shown: list[tuple[str, Module]]
     if view.expand:
-        shown = [(one.label, one) for child in children for one in _siblings(child)]
+        shown = [(sibling.label, sibling) for child in children for sibling in _siblings(child)]
     elif module.name == "layers" and len(children) > MOST_SPANS:
         shown = distinct(children)
     else:
@@ -309,8 +309,8 @@ def generic_cache_notes(report: Report, say: Language) -> list[str]:
     """The same for a class that is known by what transformers caches alone."""
     cache = report.cache
     notes = [say("cache_note_generic"), say("cache_note_sum", bytes=cache.bytes_per_token)]
-    if sliding := [one for one in cache.layers if one.window_tokens]:
+    if sliding := [layer for layer in cache.layers if layer.window_tokens]:
         notes.append(say("cache_note_window", layers=len(sliding), held=(sliding[0].window_tokens or 1) - 1))
-    if constant := [one for one in cache.layers if one.fixed_bytes]:
+    if constant := [layer for layer in cache.layers if layer.fixed_bytes]:
         notes.append(say("cache_note_linear", layers=len(constant), bytes=cache.fixed_bytes))
     return notes
