@@ -47,8 +47,6 @@ GIB, MIB = 1 << 30, 1 << 20
 # What no prediction tells of, by workload.
 UNPREDICTED = {
     "image": "not predicted: the vision tower and what it hands over are not traced",
-    "padded": "not predicted: a padded batch",
-    "autocast": "not predicted: autocast",
 }
 _BEFORE = "the process that reads it wrote it before, and had 2 MiB left, which the loader asks for less"
 # Why a row of recorded runs differs, but for what the caller holds.
@@ -58,10 +56,9 @@ CAUSES = {
     "gen-0.6B-512": "a step lengthens the cache within a layer, whose activations (15,360 B) are alive then",
     "moe8-30B-6L": "it peaks in a step before the last, with other gaps",
     "decode1000-0.6B": "two segments of small blocks, for requests that no trace has",
-    "adamw8bit-0.6B": "a segment of small blocks more",
     "gen-moe15-4L": "the driver put one segment where it had room of its own",
-    "qlora-1.7B": "what quantising takes while weights are loaded, and the gaps that it leaves, are not traced",
-    "qlora-1.7B-nockpt": "what quantising takes while weights are loaded, and the gaps that it leaves, are not traced",
+    "qlora-1.7B": f"{_BEFORE}; with that, reserved is equal",
+    "qlora-1.7B-nockpt": f"{_BEFORE}; with that, reserved is equal",
     "file-0.6B": f"{_BEFORE}; freed addresses were used again",
     "nf4-1.7B": f"{_BEFORE}; what quantising takes while it is loaded leaves gaps; freed addresses were used again",
     "int8-1.7B": f"outliers were looked for; {_BEFORE}; quantising leaves gaps; freed addresses were used again",
