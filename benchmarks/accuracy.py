@@ -52,7 +52,6 @@ _BEFORE = "the process that reads it wrote it before, and had 2 MiB left, which 
 # Why a row of recorded runs differs, but for what the caller holds.
 CAUSES = {
     "static-0.6B": "not predicted: compiled decoding takes a private pool",
-    "gen-35-4B-4L": "8 turns of linear attention's loop over chunks stand for 64, with which reserved is equal",
     "gen-0.6B-512": "a step lengthens the cache within a layer, whose activations (15,360 B) are alive then",
     "moe8-30B-6L": "it peaks in a step before the last, with other gaps",
     "decode1000-0.6B": "two segments of small blocks, for requests that no trace has",

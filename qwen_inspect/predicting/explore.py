@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from ..checkpoint import Tensor
 from ..results.cache import CacheReport
@@ -25,6 +26,7 @@ from .footprint import (
     uses_of,
 )
 from .kept_trace import KeptTrace, Point
+from .turns import loops_of
 
 
 def explore_trace(kept: KeptTrace, run: Run, point: Point | None = None) -> Exploration:
@@ -47,9 +49,10 @@ def explore_trace(kept: KeptTrace, run: Run, point: Point | None = None) -> Expl
             return RequestSize(coefficients)
         return RequestSize(coefficients, before=kept.allocations[before[last]][0], growth=growth or GROWTHS)
 
-    return _exploration(
+    exploration = _exploration(
         "trace", whole.events, whole.stages, size_of, lambda event: use_of(event, uses), run, least_new_tokens=2
     )
+    return replace(exploration, loops=loops_of(whole))
 
 
 def _sort_scratch(keys: tuple[int, ...]) -> tuple[int, ...]:

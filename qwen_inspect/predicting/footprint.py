@@ -29,6 +29,7 @@ from ..units import size as shown_size
 from .allocator import ROUNDING_BYTES, Allocator, HostAllocator, OutOfMemory
 from .allocator_settings import read_settings
 from .replay import WARM_UP, Replay, load_and_cast, load_from_warm_up_block, load_one_by_one, replay, warm_up_bytes
+from .turns import with_all_turns
 
 if TYPE_CHECKING:
     from ..results.course import Course
@@ -113,6 +114,8 @@ def traced_footprint(timeline: Timeline, run: Run, *, provenance: str, course_po
 
     course_points: also the way there, in about that many points.
     """
+    if run.mode != "train":  # of which a trace has all turns
+        timeline = with_all_turns(timeline, run.prompt_tokens)
     whole = on_device(growing(timeline, run.new_tokens), run) if run.device == "cuda" else on_device(timeline, run)
     found = replay(whole, _allocator(run), with_course=course_points > 0)
     if found.out_of_memory_event is not None:  # no capacity was given: the sizes are past what a device can address

@@ -37,10 +37,18 @@ class RequestSize:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """Turns of so many events each, alike, of which the first begins at `first_event`."""
+
+    first_event: int
+    events: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Exploration:
     """Requests with the index of each one's size and term; an entry of `order` that is not negative is the index of the request
     made then, -1 - index frees it. method: "trace", or "formula", of which only the end is known.
-    allocator: PYTORCH_CUDA_ALLOC_CONF's text.
+    allocator: PYTORCH_CUDA_ALLOC_CONF's text. loops: over the chunks of a prompt, of which `order` has a few turns.
     """
 
     method: str
@@ -51,3 +59,4 @@ class Exploration:
     stages: tuple[Stage, ...]
     allocator: str
     least_new_tokens: int
+    loops: tuple[Loop, ...] = ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+CHUNK_TURNS = 8  # of linear attention's loop over the chunks of a prompt, which a trace of inference ends after
+
 
 def versions() -> str:
     """The libraries that a trace taken now is made by."""

@@ -27,6 +27,7 @@ from ..results.memory import Mode, Optimizer
 from ..results.ranks import Place
 from ..results.timeline import ADAPTER, Timeline
 from ..spec import ModelSpec
+from . import CHUNK_TURNS
 from .adapting import (
     Adapters,
     adapt,
@@ -58,8 +59,6 @@ from .recorder import Recorder, recording
 from .steps import train
 
 AttentionKernel = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_2_repeated"]
-
-CHUNK_TURNS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,8 +270,8 @@ def _build(
 def _few_turns(model: Any) -> Iterator[None]:
     """Loops over the chunks of a prompt in linear attention's reference code end after CHUNK_TURNS turns.
 
-    Each turn takes and gives back what the one before did, whose state it replaces: the allocator meets nothing new after the
-    first few, and no trace's length grows with the prompt. Source: transformers 5.23, torch_chunk_gated_delta_rule.
+    Each turn takes and gives back what the one before did, so that `predicting.turns` can add the others, and no trace's length
+    grows with the prompt. Source: transformers 5.23, torch_chunk_gated_delta_rule.
     """
     code = sys.modules[type(model).__module__]
     if not hasattr(code, "torch_chunk_gated_delta_rule"):

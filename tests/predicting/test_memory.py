@@ -22,7 +22,16 @@ from qwen_inspect.errors import MalformedError
 from qwen_inspect.predicting.footprint import formula_footprint, traced_footprint, workspace_bytes
 from qwen_inspect.predicting.kept_trace import WITNESS, Point, dump, load
 from qwen_inspect.predicting.period import period_of
-from qwen_inspect.predicting.predict import SHIPPED, kept_trace, predict, sample_request, timeline_of, trace_request
+from qwen_inspect.predicting.predict import (
+    SHIPPED,
+    _traced_once,
+    kept_trace,
+    predict,
+    sample_request,
+    timeline_of,
+    trace_request,
+)
+from qwen_inspect.predicting.turns import with_all_turns
 from qwen_inspect.results.memory import Footprint, Run
 from qwen_inspect.results.timeline import Allocate, Event
 from qwen_inspect.structure.inspect import analyse, inspect
@@ -329,16 +338,24 @@ def test_training_is_a_sum_of_weights_gradients_states_and_activations(capsys: C
     assert known(lean.peak.allocated) < known(found.peak.allocated)
 
 
-@pytest.mark.parametrize(("batch", "prompt"), [(1, 64 * 9 - 1), (2, 64 * 33), (1, 64 * 70 + 1)])
-def test_a_few_turns_of_linear_attentions_loop_stand_for_all(
+@pytest.mark.parametrize(
+    ("batch", "prompt"), [(1, 64 * 9 - 1), (2, 64 * 17), pytest.param(1, 64 * 70 + 1, marks=pytest.mark.slow)]
+)
+def test_turns_that_a_trace_leaves_out_of_linear_attentions_loop_are_added(
     batch: int, prompt: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What is allocated and reserved does not change where the loop over chunks of 64 tokens ends early."""
+    """Event by event as where the loop over chunks of 64 tokens runs to its end."""
     write_config(tmp_path, FAMILIES["qwen3_next"])
     report = inspect(str(tmp_path))
-    few = predict(report, a_run(mode="generate", batch=batch, prompt_tokens=prompt, new_tokens=2)).predicted
-    monkeypatch.setattr("qwen_inspect.tracing.trace.CHUNK_TURNS", 1 << 20)
-    assert predict(report, a_run(mode="generate", batch=batch, prompt_tokens=prompt, new_tokens=2)).predicted == few
+    workload = a_run(mode="generate", batch=batch, prompt_tokens=prompt, new_tokens=2)
+    predicted = predict(report, workload).predicted
+    completed = with_all_turns(timeline_of(report, workload)[0], prompt)
+    for module in ("tracing.trace", "predicting.turns"):
+        monkeypatch.setattr(f"qwen_inspect.{module}.CHUNK_TURNS", 1 << 20)
+    _traced_once.cache_clear()
+    assert numbered(timeline_of(report, workload)[0].events) == numbered(completed.events)
+    assert predict(report, workload).predicted == predicted
+    _traced_once.cache_clear()
 
 
 def test_what_a_trace_takes_for_granted_of_hybrid_and_seeing_models_is_said(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from ...predicting.allocator import Allocator, OutOfMemory
 from ...predicting.allocator_settings import read_settings
 from ...predicting.kept_trace import Point
 from ...predicting.reserved import QuickAllocator, Stream, can_be_worked_out, stream_of
+from ...predicting.turns import missing_turns, with_turns
 from ...results.exploration import GROWTHS, Exploration, grown_bytes, grown_tokens
 
 # Runs whose peaks are looked for: what is alive at such a peak is a lower bound for any other run.
@@ -22,11 +23,12 @@ class TracedRun:
         self._settings = read_settings(exploration.allocator)
         self._sizes = exploration.sizes
         self._all = exploration.order, [size for size, _ in exploration.requests]
-        self._runs: dict[int, tuple[Sequence[int], Sequence[int]]] = {}  # by how many growths are made
+        self._loops = exploration.loops
+        self._runs: dict[tuple[int, int], tuple[Sequence[int], Sequence[int]]] = {}  # by growths and added turns
         self._held: dict[Point, int] = {}
-        self._streams: dict[tuple[int, tuple[bool, ...]], Stream] = {}
-        self._reserved: dict[tuple[int, tuple[int, ...]], tuple[int, bool]] = {}  # and whether that is all
-        self._leaping, self._size_of = self._run(1)  # whose caches are no larger than any other run's
+        self._streams: dict[tuple[tuple[int, int], tuple[bool, ...]], Stream] = {}
+        self._reserved: dict[tuple[tuple[int, int], tuple[int, ...]], tuple[int, bool]] = {}  # and whether that is all
+        self._leaping, self._size_of = self._run((1, 0))  # whose caches are no larger than any other run's
         self._peaks = sorted({self._requested_at(self._peak(point)) for point in corners})
 
     def held_bytes(self, point: Point) -> int:
@@ -50,7 +52,7 @@ class TracedRun:
     def _reserved_bytes(self, point: Point, most_bytes: int | None = None) -> int:
         """What is reserved; where that is more than `most_bytes`, some figure that is more."""
         blocks = tuple([self._settings.block_bytes(size) if size else 0 for size in self._distinct(point)])
-        key = _growths(point), blocks
+        key = self._shape(point), blocks
         found, whole = self._reserved.get(key, (0, False))
         if not whole and (most_bytes is None or found <= most_bytes):
             quick = QuickAllocator(blocks, self._stream_of(point, tuple(map(bool, blocks))), self._settings)
@@ -60,16 +62,26 @@ class TracedRun:
         return found
 
     def _stream_of(self, point: Point, sizes: tuple[bool, ...]) -> Stream:
-        key = _growths(point), sizes
+        key = self._shape(point), sizes
         if key not in self._streams:
-            self._streams[key] = stream_of(*self._run(_growths(point))).of_sizes(sizes)
+            self._streams[key] = stream_of(*self._run(self._shape(point))).of_sizes(sizes)
         return self._streams[key]
 
-    def _run(self, steps: int) -> tuple[Sequence[int], Sequence[int]]:
+    def _shape(self, point: Point) -> tuple[int, int]:
+        """How many growths a run makes of its cache before the last step, and turns that the trace's loops lack."""
+        growths = min(max(point.total_tokens - point.prompt_tokens - 1, 0), GROWTHS)
+        return growths, missing_turns(point.prompt_tokens, self._loops)
+
+    def _run(self, shape: tuple[int, int]) -> tuple[Sequence[int], Sequence[int]]:
         """The order and each request's size, but for growths that make the cache no longer where there are so many steps."""
-        if steps not in self._runs:
-            self._runs[steps] = self._shortened(steps) if steps < GROWTHS else self._all
-        return self._runs[steps]
+        if shape not in self._runs:
+            steps, turns = shape
+            order, size_of = self._shortened(steps) if steps < GROWTHS else self._all
+            if turns:
+                order, sources = with_turns(order, len(size_of), self._loops, turns)
+                size_of = [*size_of, *(size_of[source] for source in sources)]
+            self._runs[shape] = order, size_of
+        return self._runs[shape]
 
     def _shortened(self, steps: int) -> tuple[list[int], list[int]]:
         number: dict[int, int] = {}  # of each request, that of the one that stays where it is not made
@@ -104,7 +116,7 @@ class TracedRun:
         return True
 
     def _replayed(self, point: Point, allocator: Allocator) -> int:
-        order, size_of = self._run(_growths(point))
+        order, size_of = self._run(self._shape(point))
         distinct = self._distinct(point)
         sizes = [distinct[size] for size in size_of]
         allocate, free = allocator.allocate, allocator.free
@@ -146,8 +158,3 @@ class TracedRun:
             alive ^= {entry if entry >= 0 else -1 - entry}
         coefficients = (self._sizes[self._size_of[entry]].coefficients for entry in alive)
         return tuple(map(sum, zip_longest(*coefficients, fillvalue=0)))  # what is constant may have fewer
-
-
-def _growths(point: Point) -> int:
-    """How many growths a run makes of its cache before the last step."""
-    return min(max(point.total_tokens - point.prompt_tokens - 1, 0), GROWTHS)

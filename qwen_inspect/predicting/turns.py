@@ -1,0 +1,119 @@
+"""Linear attention's loop over the chunks of a prompt, of which a trace has the first turns: where it is, and all its turns.
+
+Each turn takes and gives back what the one before did, but not always where, so that what is reserved may need them all.
+Source: transformers 5.23, torch_chunk_gated_delta_rule; as recorded in gen-35-4B-4L (benchmarks/recorded)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from ..results.exploration import Loop
+from ..results.timeline import Allocate, Event, Free, Timeline
+from ..tracing import CHUNK_TURNS
+from .kept_trace import CHUNK_TOKENS
+
+LINEAR = "linear_attn"  # the module of linear attention in a layer
+FEWEST_ALIKE = 4  # turns that make a loop
+FEWEST_EVENTS, MOST_EVENTS = 6, 64  # of a turn
+MOST_ADDED_EVENTS = 20_000  # which replay in some 0.2 seconds; of more turns as many as that are added
+TURN_IDS = 1 << 58
+
+
+def missing_turns(prompt_tokens: int, loops: Sequence[Loop]) -> int:
+    """How many turns a trace of a prompt lacks, as far as they are added."""
+    events = sum(loop.events for loop in loops)
+    missing = max(0, -(-prompt_tokens // CHUNK_TOKENS) - CHUNK_TURNS)
+    return min(missing, MOST_ADDED_EVENTS // events) if events else 0
+
+
+def with_all_turns(timeline: Timeline, prompt_tokens: int) -> Timeline:
+    """The run with a turn for each chunk of the prompt."""
+    loops = loops_of(timeline)
+    turns = missing_turns(prompt_tokens, loops)
+    if not turns:
+        return timeline
+    made = [event for event in timeline.events if isinstance(event, Allocate)]
+    number = {event.id: index for index, event in enumerate(made)}
+    order = [number[event.id] if isinstance(event, Allocate) else -1 - number[event.id] for event in timeline.events]
+    order, sources = with_turns(order, len(made), loops, turns)
+    made += [made[source]._replace(id=TURN_IDS + index) for index, source in enumerate(sources)]
+    events: list[Event] = [made[entry] if entry >= 0 else Free(made[-1 - entry].id) for entry in order]
+    added = len(events) - len(timeline.events)
+    stages = tuple(
+        stage if index < 2 else replace(stage, first_event=stage.first_event + added)
+        for index, stage in enumerate(timeline.stages)
+    )
+    return replace(timeline, events=tuple(events), stages=stages)
+
+
+def with_turns(order: Sequence[int], requests: int, loops: Sequence[Loop], turns: int) -> tuple[list[int], list[int]]:
+    """A run with so many turns more of each loop, as its second turn, after that; and of each new request the one it is like.
+
+    order: an entry that is not negative is the number of the request made then, of so many `requests`; -1 - number frees it.
+    """
+    whole: list[int] = []
+    sources: list[int] = []
+    at = 0
+    for loop in loops:
+        middle, end = loop.first_event + loop.events, loop.first_event + 2 * loop.events
+        first, second = order[loop.first_event : middle], order[middle:end]
+        place_in_first = {entry: index for index, entry in enumerate(first) if entry >= 0}
+        place_in_second = {entry: index for index, entry in enumerate(second) if entry >= 0}
+        if any(entry < 0 and -1 - entry not in {**place_in_first, **place_in_second} for entry in second):
+            continue  # a turn that frees what neither it nor the one before made
+        before = {index: entry for entry, index in place_in_second.items()}
+        whole += order[at:end]
+        for _ in range(turns):
+            turn: dict[int, int] = {}
+            for index, entry in enumerate(second):
+                if entry >= 0:
+                    turn[index] = requests + len(sources)
+                    sources.append(entry)
+                    whole.append(turn[index])
+                elif -1 - entry in place_in_second:
+                    whole.append(-1 - turn[place_in_second[-1 - entry]])
+                else:
+                    whole.append(-1 - before[place_in_first[-1 - entry]])
+            before = turn
+        freed = {entry: before[index] for entry, index in place_in_second.items()}
+        rest = order[end : end + loop.events]  # which frees what is left of the turn before it
+        whole += [-1 - freed.get(-1 - entry, -1 - entry) if entry < 0 else entry for entry in rest]
+        at = end + loop.events
+    whole += order[at:]
+    return whole, sources
+
+
+def loops_of(timeline: Timeline) -> tuple[Loop, ...]:
+    """The loops of each module of linear attention in the first forward: the shortest stretch of events that is repeated."""
+    if len(timeline.stages) < 2:
+        return ()
+    begin = timeline.stages[1].first_event
+    end = timeline.stages[2].first_event if len(timeline.stages) > 2 else len(timeline.events)
+    made = {event.id: event for event in timeline.events[:end] if isinstance(event, Allocate)}
+    alike = [(isinstance(event, Allocate), *made[event.id][1:]) for event in timeline.events[begin:end]]
+    return tuple(replace(loop, first_event=begin + loop.first_event) for loop in _loops(alike))
+
+
+def _loops(alike: Sequence[tuple[bool, int, str, str]]) -> Iterator[Loop]:
+    at = 0
+    while at < len(alike):
+        events = _events_of_a_turn(alike, at) if alike[at][2].endswith(LINEAR) else None
+        if events is None:
+            at += 1
+            continue
+        yield Loop(first_event=at, events=events)
+        while alike[at : at + events] == alike[at + events : at + 2 * events]:
+            at += events
+        at += events
+
+
+def _events_of_a_turn(alike: Sequence[object], at: int) -> int | None:
+    """Of the shortest turns that begin here; None where none do."""
+    return next((events for events in range(FEWEST_EVENTS, MOST_EVENTS) if _are_turns(alike, at, events)), None)
+
+
+def _are_turns(alike: Sequence[object], at: int, events: int) -> bool:
+    end = at + (FEWEST_ALIKE - 1) * events
+    return end + events <= len(alike) and alike[at] == alike[end] and alike[at:end] == alike[at + events : end + events]
