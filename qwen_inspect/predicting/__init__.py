@@ -1,1 +1,1 @@
-"""What a run takes of a device: traced or by formula, replayed through the allocator's model."""
+"""Predicts a run's memory: from a trace or by formula, replayed through a model of the caching allocator."""

@@ -1,11 +1,11 @@
-"""PyTorch's caching allocator for CUDA, as a model: what a run's requests hand out (allocated) and hold (reserved).
+"""A model of PyTorch's caching allocator for CUDA: bytes handed out (allocated) and bytes in segments (reserved).
 
 Follows class DeviceCachingAllocator in c10/cuda/CUDACachingAllocator.cpp, the native backend; a docstring that names only a
-function means one of that class. Read at a commit of pytorch's main before 2.13, held against 2.13's headers and libc10.so.
+function means one of that class. Read at a commit of pytorch's main before 2.13, checked against 2.13's headers and libc10.so.
 
-Assumed: one stream, and new segments where `Driver` has them. Left out: CUDA graphs and other private pools, and blocks that
-wait for a second stream. Replayed with a real driver's addresses, every block of every run in benchmarks/recorded lies at the
-address where PyTorch put it (tests/predicting/test_recordings.py).
+Assumed: one stream, and new segments at the addresses that `Driver` gives. Not modelled: CUDA graphs and other private pools,
+and blocks that wait for a second stream. Replayed with a real driver's addresses, every block of every run in
+benchmarks/recorded lies at the address where PyTorch put it (tests/predicting/test_recordings.py).
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ OWN_SEGMENT_ROUNDING_BYTES = 2 * MIB  # [kRoundLarge]
 UNLIMITED_BYTES = 2**64 - 1  # [max_split_size_]
 INTERVALS = 16  # [kRoundUpPowerOfTwoIntervals], of roundup_power2_divisions: below 2 MiB, below 4 MiB, ..., all above
 DRIVER_STEP_BYTES = 32 * MIB
-ADDRESS_PAGES = 1 << 30  # of an expandable segment; there 9/8 of the device's memory, which is as good as without end
+ADDRESS_PAGES = (
+    1 << 30
+)  # of an expandable segment; PyTorch reserves 9/8 of the device's memory, which is never reached either
 
 
 class OutOfMemory(Exception):
-    """A request of `size_bytes` finds no room within the capacity, even with every free segment given back."""
+    """A request of `size_bytes` does not fit the capacity, even after every free segment is released."""
 
     def __init__(self, size_bytes: int) -> None:
         super().__init__(size_bytes)
@@ -41,11 +43,11 @@ class OutOfMemory(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What PYTORCH_CUDA_ALLOC_CONF changes of the sizes; the defaults are torch's.
+    """The options of PYTORCH_CUDA_ALLOC_CONF that change sizes; the defaults are torch's.
 
-    max_split_bytes: blocks from this size on stay whole, for requests from this size on, and these take a free one only if it
-    is less than max_non_split_rounding_bytes larger. roundup_divisions: into how many parts the way from one power of 2 to the
-    next is cut, for each of the INTERVALS; 0 and 1 mean none.
+    max_split_bytes: free blocks of this size or more are never split and only serve requests of this size or more, each less
+    than max_non_split_rounding_bytes smaller than the block. roundup_divisions: how many steps lie between one power of 2 and the
+    next, for each of the INTERVALS; 0 and 1 switch this rounding off.
     """
 
     large_segment_bytes: int = LARGE_SEGMENT_BYTES
@@ -55,7 +57,7 @@ class Settings:
     expandable_segments: bool = False
 
     def block_bytes(self, size_bytes: int) -> int:
-        """What a request is rounded up to: round_size, roundup_power2_next_division."""
+        """The block size for a request: round_size, roundup_power2_next_division."""
         interval = min(max(size_bytes.bit_length() - MIB.bit_length(), 0), INTERVALS - 1)
         divisions = self.roundup_divisions[interval]
         step = ROUNDING_BYTES
@@ -64,7 +66,7 @@ class Settings:
         return max(-(-size_bytes // step) * step, ROUNDING_BYTES)
 
     def segment_bytes(self, block_bytes: int) -> int:
-        """A new segment for a block: get_allocation_size."""
+        """The size of a new segment for a block: get_allocation_size."""
         if block_bytes <= SMALL_BYTES:
             return SMALL_SEGMENT_BYTES
         if block_bytes < OWN_SEGMENT_BYTES:
@@ -77,9 +79,9 @@ DEFAULTS = Settings()
 
 @dataclass(slots=True, eq=False)
 class Block:
-    """A stretch of a segment, handed out or free; `previous` and `next` are its neighbours there (struct Block).
+    """A part of a segment, handed out or free; `previous` and `next` are its neighbours there (struct Block).
 
-    mapped: whether memory lies under it; only an expandable segment has stretches of mere addresses.
+    mapped: whether memory backs it; only an expandable segment has unmapped address ranges.
     """
 
     pool: Pool = field(repr=False)
@@ -92,7 +94,7 @@ class Block:
     next: Block | None = field(default=None, repr=False)
 
     def cut(self, size_bytes: int) -> Block:
-        """Keep the first `size_bytes`; the rest as a block of its own."""
+        """Shrinks this block to `size_bytes` and returns the rest as a new block."""
         rest = Block(self.pool, self.address + size_bytes, self.size_bytes - size_bytes, self.mapped)
         rest.previous, rest.next = self, self.next
         if self.next is not None:
@@ -111,7 +113,8 @@ class Block:
 class Pool:
     """Free blocks by size, then address; unmapped ones by address alone (struct BlockPool and its two comparators).
 
-    smallest_rest_bytes: what must remain of a block for it to be split. page_bytes: by which an expandable segment grows.
+    smallest_rest_bytes: a block is split only if at least this much remains. page_bytes: the step by which an expandable segment
+    grows.
     """
 
     __slots__ = ("free", "page_bytes", "smallest_rest_bytes", "unmapped")
@@ -135,7 +138,7 @@ class Pool:
             del self.unmapped[bisect_left(self.unmapped, (0, block.address))]
 
     def merge(self, block: Block) -> Block:
-        """`block`, which is in no list, with its free neighbours of the same kind: try_merge_blocks. The lowest remains."""
+        """Merges `block`, which must not be in a list, with free neighbours of its kind: try_merge_blocks. Returns the result."""
         after, before = block.next, block.previous
         if after is not None and not after.in_use and after.mapped == block.mapped:
             self.take(after)
@@ -148,22 +151,22 @@ class Pool:
 
 
 class Driver:
-    """Where the driver puts segments, which decides between free blocks of equal size.
+    """Gives segments their addresses, by which the allocator chooses between free blocks of equal size.
 
-    It takes addresses from the system in steps of DRIVER_STEP_BYTES, ever lower ones, as mmap on Linux gives them. A segment lies
-    at the bottom of its steps; what it leaves of them goes to later segments that have room there, the lowest first. Steps
-    that are wholly free go back to the system, and are not taken again here.
+    The driver takes address ranges from the system in multiples of DRIVER_STEP_BYTES, each below the last, as mmap on Linux
+    returns them. A segment lies at the bottom of its range; later segments fill what is left of it (the rests), lowest address
+    first. A range that is free again goes back to the system, and is not reused here.
 
-    Found from the addresses of the runs in benchmarks/recorded (driver 580, H100); NVIDIA documents none of it. Not modelled:
-    what the driver and libraries take for themselves in between, and addresses that the system gives a second time.
+    Derived from the addresses of the runs in benchmarks/recorded (driver 580, H100); NVIDIA documents none of it. Not modelled:
+    allocations of the driver and of libraries in between, and addresses that the system hands out again.
     """
 
     __slots__ = ("lowest", "rests", "steps")
 
     def __init__(self) -> None:
-        self.lowest = 0  # addresses are counted from where it begins
-        self.steps: dict[int, int] = {}  # bytes by address, of those that were taken for one segment
-        self.rests: dict[int, list[int]] = {}  # by size, a heap of addresses
+        self.lowest = 0  # addresses are relative to the start
+        self.steps: dict[int, int] = {}  # address of each range -> its bytes
+        self.rests: dict[int, list[int]] = {}  # size -> heap of addresses
 
     def place(self, size_bytes: int) -> int:
         """The address of a new segment."""
@@ -173,26 +176,26 @@ class Driver:
             heappop(self.rests[rest])
             self._leave(address + size_bytes, rest - size_bytes)
             return address
-        taken = -(-size_bytes // DRIVER_STEP_BYTES) * DRIVER_STEP_BYTES
-        self.lowest -= taken
-        self.steps[self.lowest] = taken
-        self._leave(self.lowest + size_bytes, taken - size_bytes)
+        step_bytes = -(-size_bytes // DRIVER_STEP_BYTES) * DRIVER_STEP_BYTES
+        self.lowest -= step_bytes
+        self.steps[self.lowest] = step_bytes
+        self._leave(self.lowest + size_bytes, step_bytes - size_bytes)
         return self.lowest
 
     def give_back(self, address: int, size_bytes: int) -> None:
-        """A segment is free, and with free neighbours one rest."""
+        """Frees a segment and merges it with the free neighbours in its range."""
         start = max(step for step in self.steps if step <= address)
         end = start + self.steps[start]
         free = [(address, size_bytes)]
         for rest, addresses in self.rests.items():
-            free += [(other, rest) for other in addresses if start <= other < end]
-            addresses[:] = [other for other in addresses if not start <= other < end]
+            free += [(free_address, rest) for free_address in addresses if start <= free_address < end]
+            addresses[:] = [free_address for free_address in addresses if not start <= free_address < end]
             heapify(addresses)
         at, room = 0, 0
-        for other, rest in sorted(free):
-            if at + room != other:
+        for free_address, rest in sorted(free):
+            if at + room != free_address:
                 self._leave(at, room)
-                at, room = other, 0
+                at, room = free_address, 0
             room += rest
         if room == self.steps[start]:
             del self.steps[start]
@@ -205,7 +208,7 @@ class Driver:
 
 
 class Usage(NamedTuple):
-    """allocated: blocks handed out. reserved: segments held. requested: what was asked for."""
+    """allocated: bytes of blocks handed out. reserved: bytes of segments. requested: bytes before rounding."""
 
     allocated_bytes: int
     reserved_bytes: int
@@ -221,7 +224,7 @@ class Usage(NamedTuple):
 
 
 class Allocator:
-    """The allocator of one device, on which `capacity_bytes` are left for segments (None: no end to them)."""
+    """The allocator of one device with room for `capacity_bytes` of segments (None: unlimited)."""
 
     def __init__(
         self, settings: Settings = DEFAULTS, capacity_bytes: int | None = None, driver: Driver | None = None
@@ -231,13 +234,13 @@ class Allocator:
         self.capacity_bytes = UNLIMITED_BYTES if capacity_bytes is None else capacity_bytes
         self.allocated_bytes = self.reserved_bytes = self.requested_bytes = 0
         self._peak_allocated = self._peak_reserved = self._peak_requested = 0
-        # should_split: more than 1 MiB in the large pool, but as in the small one where segments expand.
+        # should_split: in the large pool more than 1 MiB must remain; with expandable segments the small pool's limit applies.
         large_rest = ROUNDING_BYTES if settings.expandable_segments else SMALL_BYTES + 1
         self._small = Pool(smallest_rest_bytes=ROUNDING_BYTES, page_bytes=SMALL_SEGMENT_BYTES)
         self._large = Pool(smallest_rest_bytes=large_rest, page_bytes=settings.large_segment_bytes)
         self._whole_bytes = UNLIMITED_BYTES if settings.expandable_segments else settings.max_split_bytes
         self._heads: dict[int, Block] = {}
-        self._rounded: dict[int, int] = {}  # a run asks for few sizes, each many times
+        self._rounded: dict[int, int] = {}  # cache: a run requests few distinct sizes, each many times
         if settings.expandable_segments:
             for pool in (self._small, self._large):
                 start = 0 if pool is self._small else pool.page_bytes * ADDRESS_PAGES
@@ -257,7 +260,7 @@ class Allocator:
         self._peak_allocated, self._peak_reserved, self._peak_requested = self.usage
 
     def allocate(self, size_bytes: int) -> Block:
-        """The block for a request: malloc, alloc_found_block. OutOfMemory where there is none; 0 bytes take nothing."""
+        """The block for a request (malloc, alloc_found_block). Raises OutOfMemory; a request of 0 bytes allocates nothing."""
         if size_bytes < 0:
             raise ValueError(f"a request of {size_bytes} bytes")
         if size_bytes == 0:
@@ -282,7 +285,7 @@ class Allocator:
         return block
 
     def free(self, block: Block) -> None:
-        """Take a block back and merge it with its free neighbours: free_block."""
+        """Frees a block and merges it with its free neighbours: free_block."""
         if not block.in_use:
             raise ValueError(f"{block} is free already")
         block.in_use = False
@@ -293,7 +296,7 @@ class Allocator:
             block.pool.add(block.pool.merge(block))
 
     def empty_cache(self) -> None:
-        """Give every free segment back, and of expandable ones every free page: release_cached_blocks."""
+        """Releases every free segment, or every free page of expandable ones: release_cached_blocks."""
         for pool in (self._large, self._small):
             for _, _, block in tuple(pool.free):
                 if self.settings.expandable_segments:
@@ -302,30 +305,30 @@ class Allocator:
                     self._release(block)
 
     def segments(self) -> Iterator[tuple[Block, ...]]:
-        """The blocks of each segment, as torch.cuda.memory_snapshot lists them: of an expandable one, each mapped stretch."""
+        """The blocks of each segment (of an expandable one: each mapped range), as torch.cuda.memory_snapshot lists them."""
         for head in self._heads.values():
             for mapped, blocks in groupby(_from(head), key=lambda block: block.mapped):
                 if mapped:
                     yield tuple(blocks)
 
     def _best_fit(self, pool: Pool, size: int) -> Block | None:
-        """The smallest free block that is large enough, of equal ones the lowest: get_free_block."""
+        """The smallest free block that is large enough; among equals, the lowest address: get_free_block."""
         free = pool.free
         index = bisect_left(free, (size,))
         if index == len(free):
             return None
         if self.settings.expandable_segments:
-            # A block that can grow counts as what it can grow to.
+            # A block that can grow counts with the size it can grow to.
             while index + 1 < len(free) and _reach(free[index + 1][2]) < _reach(free[index][2]):
                 index += 1
-        found = free[index][0]
+        fit_bytes = free[index][0]
         whole = self.settings.max_split_bytes
-        if found >= (whole if size < whole else size + self.settings.max_non_split_rounding_bytes):
+        if fit_bytes >= (whole if size < whole else size + self.settings.max_non_split_rounding_bytes):
             return None
         return free.pop(index)[2]
 
     def _new_block(self, pool: Pool, size: int) -> Block:
-        """Memory from the driver; where it has none left, free blocks go back to it first: the rest of malloc."""
+        """Gets memory from the driver, after releasing free blocks if it has none left: the rest of malloc."""
         get = self._grow_segment if self.settings.expandable_segments else self._new_segment
         block = get(pool, size)
         if block is None and self._release_whole_blocks(pool, size):
@@ -348,14 +351,14 @@ class Allocator:
         return block
 
     def _release(self, block: Block) -> None:
-        """Give a segment back, all of which is this free block: release_block."""
+        """Releases the segment that consists of this free block alone: release_block."""
         block.pool.take(block)
         del self._heads[block.address]
         self._driver.give_back(block.address, block.size_bytes)
         self.reserved_bytes -= block.size_bytes
 
     def _release_whole_blocks(self, pool: Pool, size: int) -> bool:
-        """Give free blocks that are never split back, until as much as is needed: release_available_cached_blocks."""
+        """Releases unsplittable free blocks until `size` bytes are available: release_available_cached_blocks."""
         whole = self._whole_bytes
         if whole == UNLIMITED_BYTES:
             return False
@@ -371,7 +374,7 @@ class Allocator:
         return released >= needed
 
     def _grow_segment(self, pool: Pool, size: int) -> Block | None:
-        """Map pages where the least address has room: try_allocate_expandable_block."""
+        """Maps pages at the lowest address with room: try_allocate_expandable_block."""
         block = _lowest_room(pool, size)
         if block is not None and not block.mapped:
             block = self._map(block, min(block.size_bytes, size))
@@ -383,7 +386,7 @@ class Allocator:
         return block
 
     def _map(self, block: Block, size: int) -> Block | None:
-        """Whole pages under the first `size` bytes of a stretch of addresses; the free block they now are part of: map_block."""
+        """Maps whole pages under the first `size` bytes of a range; returns the free block that contains them: map_block."""
         pool = block.pool
         mapped_bytes = -(-size // pool.page_bytes) * pool.page_bytes
         if self.reserved_bytes + mapped_bytes > self.capacity_bytes:
@@ -398,7 +401,7 @@ class Allocator:
         return block
 
     def _unmap(self, block: Block) -> None:
-        """Give the pages back that lie wholly within a free block: unmap_block."""
+        """Releases the pages that lie wholly within a free block: unmap_block."""
         pool = block.pool
         start = -(-block.address // pool.page_bytes) * pool.page_bytes
         end = (block.address + block.size_bytes) // pool.page_bytes * pool.page_bytes
@@ -416,9 +419,9 @@ class Allocator:
 
 
 class HostAllocator(Allocator):
-    """The host's: each request is as large as it was asked for, and gone when it is freed. Source: torch 2.13, CPUAllocator.cpp
+    """The host's allocator: no rounding and no cache. Source: torch 2.13, CPUAllocator.cpp
 
-    It aligns blocks to 64 bytes, of which the profiler, which counts requests, tells nothing.
+    It aligns blocks to 64 bytes; PyTorch's profiler counts requests, without this padding.
     """
 
     def allocate(self, size_bytes: int) -> Block:
@@ -438,20 +441,20 @@ class HostAllocator(Allocator):
 
 
 def _from(block: Block | None) -> Iterator[Block]:
-    """A block and all after it in its segment."""
+    """A block and all that follow it in its segment."""
     while block is not None:
         yield block
         block = block.next
 
 
 def _reach(block: Block) -> int:
-    """What a free block can grow to: expandable_size in get_free_block."""
+    """The size that a free block can grow to: expandable_size in get_free_block."""
     after = block.next
     return block.size_bytes + (after.size_bytes if after is not None and not after.mapped else 0)
 
 
 def _lowest_room(pool: Pool, size: int) -> Block | None:
-    """The first of the free and unmapped blocks, one after another, that make up `size`: find_expandable_block."""
+    """The first block of the lowest run of free or unmapped blocks with `size` bytes in all: find_expandable_block."""
     for _, _, unmapped in pool.unmapped:
         before = unmapped.previous
         start = before if before is not None and not before.in_use else unmapped

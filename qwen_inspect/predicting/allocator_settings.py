@@ -1,4 +1,4 @@
-"""PYTORCH_CUDA_ALLOC_CONF -> Settings: what is modelled of it, and a refusal of what is not."""
+"""Parses PYTORCH_CUDA_ALLOC_CONF into Settings; refuses options that are not modelled."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .allocator import (
     Settings,
 )
 
-# In this order torch 2.13 looks for them: AcceleratorAllocatorConfig::instance, c10/core/AllocatorConfig.cpp.
+# In torch 2.13's order of precedence: AcceleratorAllocatorConfig::instance, c10/core/AllocatorConfig.cpp.
 SETTINGS_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-# CUDAAllocatorConfig::getKeys and AcceleratorAllocatorConfig::getMutableKeys, torch 2.13: what does not change a size on the
-# device. The collector runs only where a fraction below 1 is set (malloc, allowed_memory_maximum), which is refused.
+# CUDAAllocatorConfig::getKeys and AcceleratorAllocatorConfig::getMutableKeys, torch 2.13: options that change no size on
+# the device. The collector runs only if the memory fraction is below 1 (malloc, allowed_memory_maximum), which is refused.
 IDLE_SETTINGS = (
     "garbage_collection_threshold", "graph_capture_record_stream_reuse", "pinned_free_catch_all", "pinned_max_cached_size_mb",
     "pinned_max_round_threshold_mb", "pinned_num_register_threads", "pinned_reserve_segment_size_mb",
     "pinned_use_background_threads", "pinned_use_cuda_host_register", "release_lock_on_cudamalloc",
 )  # fmt: skip
-# The one value of each that is modelled.
+# The only value of each option that is modelled.
 FIXED_SETTINGS = {"backend": "native", "per_process_memory_fraction": "1.0", "throw_on_cudamalloc_oom": "False"}
 SIZE_SETTINGS = (
     "expandable_segments", "large_segment_size_mb", "max_non_split_rounding_mb", "max_split_size_mb", "roundup_power2_divisions",
@@ -38,22 +38,22 @@ def read_settings(text: str) -> Settings:
 
     Stricter than torch, which takes "25abc" for 25. Source: AcceleratorAllocatorConfig::parseArgs, c10/core/AllocatorConfig.cpp
     """
-    entries = re.split(r",(?![^\[]*\])", "".join(text.split()).removesuffix(","))  # commas that are in no brackets
-    given = {name: value for name, _, value in (entry.partition(":") for entry in entries if text.strip())}
-    for name, value in given.items():
+    entries = re.split(r",(?![^\[]*\])", "".join(text.split()).removesuffix(","))  # commas outside brackets
+    values = {name: value for name, _, value in (entry.partition(":") for entry in entries if text.strip())}
+    for name, value in values.items():
         if name in FIXED_SETTINGS and value != FIXED_SETTINGS[name]:
             raise UnsupportedError("alloc_not_modelled", setting=f"{name}:{value}")
         if name not in KNOWN_SETTINGS:
             raise UsageError("alloc_unknown", found=name, known=", ".join(KNOWN_SETTINGS))
-    # kMinLargeAlloc, and then the segment's size, are the least that the parser takes.
-    segment = _megabytes(given, "large_segment_size_mb", least=OWN_SEGMENT_BYTES // MIB + 1) or LARGE_SEGMENT_BYTES
+    # The parser's lower limits: above kMinLargeAlloc for the segment, and the segment's size for the other two.
+    segment = _megabytes(values, "large_segment_size_mb", least=OWN_SEGMENT_BYTES // MIB + 1) or LARGE_SEGMENT_BYTES
     least = segment // MIB
     return Settings(
         large_segment_bytes=segment,
-        max_split_bytes=_megabytes(given, "max_split_size_mb", least=least) or UNLIMITED_BYTES,
-        max_non_split_rounding_bytes=_megabytes(given, "max_non_split_rounding_mb", least=least) or segment,
-        roundup_divisions=_divisions(given.get("roundup_power2_divisions", "[]")),
-        expandable_segments=_switch(given.get("expandable_segments", "False")),
+        max_split_bytes=_megabytes(values, "max_split_size_mb", least=least) or UNLIMITED_BYTES,
+        max_non_split_rounding_bytes=_megabytes(values, "max_non_split_rounding_mb", least=least) or segment,
+        roundup_divisions=_divisions(values.get("roundup_power2_divisions", "[]")),
+        expandable_segments=_switch(values.get("expandable_segments", "False")),
     )
 
 
@@ -61,9 +61,9 @@ def _bad_value(name: str, value: str, expected: Message) -> UsageError:
     return UsageError("alloc_bad_value", setting=f"{name}:{value}", expected=expected)
 
 
-def _megabytes(given: Mapping[str, str], name: str, *, least: int) -> int | None:
-    """In bytes; None where it is not given."""
-    value = given.get(name)
+def _megabytes(values: Mapping[str, str], name: str, *, least: int) -> int | None:
+    """The option in bytes; None if it is not set."""
+    value = values.get(name)
     if value is None:
         return None
     if not re.fullmatch("[0-9]{1,9}", value) or int(value) < least:
@@ -80,15 +80,15 @@ def _switch(value: str) -> bool:
 def _divisions(value: str) -> tuple[int, ...]:
     """One number for all intervals, or [MiB:number,...,>:number]: parseRoundUpPower2Divisions.
 
-    The first entry holds below its MiB too, an interval that is not named has none, and ">" means all above the last.
+    The first entry also applies below its MiB, unlisted intervals have no divisions, and ">" means all above the last.
     """
     if _is_power_of_2(value):
         return (int(value),) * INTERVALS
     entries = re.findall("([0-9]+|>):([0-9]+)", value)
-    known = all(
+    well_formed = all(
         (bound == ">" or _is_power_of_2(bound)) and (parts == "0" or _is_power_of_2(parts)) for bound, parts in entries
     )
-    if not known or value != "[" + ",".join(f"{bound}:{parts}" for bound, parts in entries) + "]":
+    if not well_formed or value != "[" + ",".join(f"{bound}:{parts}" for bound, parts in entries) + "]":
         raise _bad_value("roundup_power2_divisions", value, Message("alloc_expects_divisions"))
     divisions = [0] * INTERVALS
     last, named = 0, False

@@ -1,4 +1,4 @@
-"""What a run holds at each of its events, by term; and the same in fewer points, with every peak kept."""
+"""Memory by term after each event of a run, and the same course in fewer points that keep every peak."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from ..results.memory import LOADED_TERMS, TERMS
 from ..results.timeline import Allocate, Free, Record, Timeline
 from .allocator import Usage
 
-LOADER = "loader"  # the block that the loader takes for all weights and frees first, of which no moment is made
+LOADER = "loader"  # the block of all weights' size that the loader allocates and frees first; no moment includes it
 STAYING = (*LOADED_TERMS, "optimizer")
-# In the order of stacking: what stays lies below what comes and goes.
+# From the bottom of the stack up: lasting terms first.
 STACKED_TERMS = (*STAYING, LOADER, *(term for term in TERMS if term not in STAYING))
-POINTS_KEPT = 3  # of each stretch: where most is allocated, where least, and where most is reserved
-FEWEST_POINTS = POINTS_KEPT + 2  # of a stage: one stretch, its first and its last point
+POINTS_KEPT = 3  # of each stretch: most allocated, least allocated, most reserved
+FEWEST_POINTS = POINTS_KEPT + 2  # of a stage: one stretch and the stage's first and last points
 
 
 def course_of(timeline: Timeline, usages: Sequence[Usage], term_of: Callable[[Allocate], str]) -> Course:
-    """A point after each event. usages: what the allocator held then; term_of: the term that a request belongs to.
+    """A point after each event. usages: the allocator's figures then; term_of: the term that a request belongs to.
 
-    Rounding is what the allocator handed out beyond what was asked for, so that the terms add up to `allocated_bytes`.
+    "rounding" is allocated minus requested bytes, so that the terms add up to `allocated_bytes`.
     """
-    held = dict.fromkeys(STACKED_TERMS, 0)
-    taken: dict[int, tuple[str, int]] = {}
+    bytes_by_term = dict.fromkeys(STACKED_TERMS, 0)
+    alive: dict[int, tuple[str, int]] = {}
     allocated = []
     for event, usage in zip(timeline.events, usages, strict=True):
         match event:
             case Allocate():
-                term, size_bytes = taken[event.id] = term_of(event), event.size_bytes
-                held[term] += size_bytes
+                term, size_bytes = alive[event.id] = term_of(event), event.size_bytes
+                bytes_by_term[term] += size_bytes
             case Free():
-                term, size_bytes = taken.pop(event.id)
-                held[term] -= size_bytes
-        held["rounding"] = usage.rounding_bytes
-        allocated.append(tuple(held.values()))
+                term, size_bytes = alive.pop(event.id)
+                bytes_by_term[term] -= size_bytes
+        bytes_by_term["rounding"] = usage.rounding_bytes
+        allocated.append(tuple(bytes_by_term.values()))
     starts = [stage.first_event for stage in timeline.stages]
     ends = [*starts[1:], len(allocated)]
     return Course(
@@ -54,7 +54,7 @@ def thinned(course: Course, *, most_points: int) -> Course:
     """The same course in at most `most_points` points, or FEWEST_POINTS for each stage where that is more.
 
     Each stage keeps its first and last point, and is cut into equal stretches that keep their largest and smallest
-    allocated and their largest reserved: no peak is lost, and none is moved by more than a stretch.
+    allocated and their largest reserved: no peak is lost, and none moves by more than a stretch.
     """
     if len(course.events) <= most_points:
         return course
@@ -76,7 +76,7 @@ def thinned(course: Course, *, most_points: int) -> Course:
 
 
 def _extremes(allocated: Sequence[int], reserved: Sequence[int], first: int, end: int, stretches: int) -> Iterator[int]:
-    """The points of [first, end) that stand for its stretches."""
+    """The points to keep of each stretch of [first, end)."""
     for index in range(stretches):
         begin, stop = (first + (end - first) * at // stretches for at in (index, index + 1))
         if begin < stop:
@@ -86,9 +86,9 @@ def _extremes(allocated: Sequence[int], reserved: Sequence[int], first: int, end
 
 
 def measured_course(record: Record, held_bytes: int, *, most_points: int) -> Course:
-    """What a real run held after each change, with the `held_bytes` of the loaded model; of decoding the last step, as a trace.
+    """The course of a real run: `held_bytes` of the loaded model plus the requests alive after each change.
 
-    One term, and reserved the same: a record of requests tells no more.
+    Of decoding only the last step, as in a trace. A single term, and reserved equals allocated: a record has only requests.
     """
     alive: dict[int, int] = {}
     total = held_bytes

@@ -1,4 +1,4 @@
-"""A kept trace, or a formula, -> an Exploration: the run of `predicting.footprint` with its sizes not yet worked out."""
+"""Builds an Exploration from a kept trace or a formula: the run of `predicting.footprint` with symbolic sizes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .turns import loops_of
 
 
 def explore_trace(kept: KeptTrace, run: Run, point: Point | None = None) -> Exploration:
-    """The run of a kept trace, which tells of generating two tokens or more. point: the run's, where it is of another kind."""
+    """The run of a kept trace, valid for two or more new tokens. point: the run's, if it is not a plain `Point`."""
     timeline = kept.at(point or Point(run.batch, run.prompt_tokens, run.cached_tokens))
     uses = uses_of(timeline)
     whole = on_device(growing(timeline, GROWTHS + 2), run)  # with all growths
@@ -64,16 +64,16 @@ def _sort_scratch(keys: tuple[int, ...]) -> tuple[int, ...]:
 def explore_formula(
     tree: Module, cache: CacheReport, run: Run, *, weights: Sequence[Tensor] | None = None
 ) -> Exploration:
-    """What `formula_footprint` counts for generating."""
+    """The requests that `formula_footprint` counts for generation."""
     requests, uses = formula_requests(tree, cache, run, weights=weights)
-    kept = iter([request.id for request in requests if uses.get(request.id) in ("cache", "state")])
+    cache_ids = iter([request.id for request in requests if uses.get(request.id) in ("cache", "state")])
     sizes: dict[int, RequestSize] = {}
     for layer in cache.layers:
-        held = None if layer.window_tokens is None else layer.window_tokens - 1
+        most_tokens = None if layer.window_tokens is None else layer.window_tokens - 1
         for half in (1, 2) if layer.bytes_per_token else ():
-            sizes[next(kept)] = RequestSize((0, 0, 0, 0, 0, 0, 0, layer.bytes_per_token), held, half)
+            sizes[next(cache_ids)] = RequestSize((0, 0, 0, 0, 0, 0, 0, layer.bytes_per_token), most_tokens, half)
         for state in layer.states_bytes:
-            sizes[next(kept)] = RequestSize((0, 0, 0, 0, state, 0, 0, 0))
+            sizes[next(cache_ids)] = RequestSize((0, 0, 0, 0, state, 0, 0, 0))
 
     def size_of(event: Allocate) -> RequestSize:
         return sizes.get(event.id) or _constant(event)

@@ -1,7 +1,7 @@
-"""A run's footprint: its timeline through the caching allocator, taken apart at the peak and at the end.
+"""A run's footprint: its timeline replayed through the caching allocator and broken down by term at the peak and at the end.
 
-Nothing is fitted. The weights lie as the loader lays them, cuBLAS takes its workspace at the first matrix product, and every
-other byte is the trace's.
+No fitted constants: weights are allocated in the loader's order, cuBLAS allocates its workspace at the first matrix product, and
+every other byte comes from the trace.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from ..results.lora import TrainedTensor
     from ..results.measurement import Calibration
 
-# For each cuBLAS handle and stream: 2 x 4096 KiB + 8 x 16 KiB; on Hopper (compute capability 9.0) 32 MiB.
+# Per cuBLAS handle and stream: 2 x 4096 KiB + 8 x 16 KiB; on Hopper (compute capability 9.0) 32 MiB.
 # Source: torch 2.13, aten/src/ATen/cuda/CublasHandlePool.cpp, parseChosenWorkspaceSize.
 WORKSPACE_BYTES = 2 * 4096 * 1024 + 8 * 16 * 1024
 WORKSPACE_BYTES_HOPPER = 32 * 1024 * 1024
-# Of names that the table has not, such as those of other memories: "NVIDIA H100 64GB HBM2".
+# Names missing from the table, such as variants with other memory: "NVIDIA H100 64GB HBM2".
 UNLISTED_HOPPER = re.compile(r"h100|h200|h20\b|h800|gh200|hopper", re.IGNORECASE)
-# cuBLASLt's, which multiplies where a bias is added: 1024 KiB on every card. Counted for a single row too, which goes without.
+# cuBLASLt's, for products with a bias: 1024 KiB on every card. Counted for a single row too, though that needs none.
 # Source: the same file, parseCUDABlasLtWorkspaceSize; torch 2.13, aten/src/ATen/native/cuda/Blas.cpp, addmm_out_cuda_impl
 LT_WORKSPACE_BYTES = 1024 * 1024
 MATRIX_PRODUCT = re.compile(r"(aten\.(mm|addmm|bmm|baddbmm|_grouped_mm)|bitsandbytes\.gemm_4bit\.(default|bias))\b")
@@ -52,15 +52,15 @@ SORT_SCRATCH = "aten.sort.scratch"
 SORT_CONSTANT_BYTES = 8 * 256 * 8 + 256 + 255
 MOST_ALIVE = 12
 
-# Operators of what is no tensor of the trace, and the first of the ids given to it.
+# Operators of allocations that are not in the trace, and the first of their ids.
 PARAMETER, BUFFER, WORKSPACE = "parameter", "buffer", "workspace"
 LINEAR = "linear_attn"  # the module of linear attention in a layer
 OWN_IDS = 1 << 60
-LOADED_IDS = OWN_IDS + (3 << 40)  # of what is loaded in another form
+LOADED_IDS = OWN_IDS + (3 << 40)  # of weights loaded in another form first
 DEFAULT_RUN = Run()
-SORTED_IDS = 1 << 59  # and twice the id of the indices that come out sorted
-GROWN_IDS = 1 << 61  # times the number of a growth, added to the id of the last
-# A use that is not called as its term is.
+SORTED_IDS = 1 << 59  # plus twice the id of the sort's output indices
+GROWN_IDS = 1 << 61  # times the growth's number, added to the id of the final storage
+# Uses whose term has another name.
 TERM_OF_USE = {
     PARAMETER: "weights",
     ADAPTER: "adapters",
@@ -71,18 +71,18 @@ TERM_OF_USE = {
 
 
 def workspace_bytes(gpu: str) -> int:
-    """What cuBLAS takes on a card of this name; sm_80's where the name says no more."""
+    """The size of cuBLAS's workspace on a card of this name; sm_80's for unknown names."""
     return WORKSPACE_BYTES_HOPPER if is_hopper(gpu) else WORKSPACE_BYTES
 
 
 def is_hopper(gpu: str) -> bool:
     """Whether a card of this name has compute capability 9.0."""
-    known = compute_capability(gpu)
-    return UNLISTED_HOPPER.search(gpu) is not None if known is None else known == (9, 0)
+    capability = compute_capability(gpu)
+    return UNLISTED_HOPPER.search(gpu) is not None if capability is None else capability == (9, 0)
 
 
 def has_cudnn_attention(gpu: str) -> bool:
-    """Whether sdpa on a card of this name is cuDNN's, which comes first on Hopper, with a mask too; as recorded in
+    """Whether sdpa runs cuDNN's kernel on a card of this name: PyTorch prefers it on Hopper, with a mask too; as recorded in
     benchmarks/recorded.
 
     Source: torch 2.11, check_prefer_cudnn_attention in aten/src/ATen/native/transformers/cuda/sdp_utils.cpp
@@ -91,17 +91,17 @@ def has_cudnn_attention(gpu: str) -> bool:
 
 
 def workspace_of(run: Run) -> int:
-    """One handle's, as measured on this card, else as its name tells.
+    """One cuBLAS handle's workspace: as measured on this card, else by the card's name.
 
-    What was measured may be that of training, of two handles, or of a model with biases, cuBLASLt's included.
+    A measurement may also cover two handles (training) and cuBLASLt's workspace (biases); then the name decides.
     """
-    one = workspace_bytes(run.gpu)
+    handle_bytes = workspace_bytes(run.gpu)
     if run.calibration is None or run.calibration.workspace_bytes in (
-        one + LT_WORKSPACE_BYTES,
-        2 * one,
-        2 * one + LT_WORKSPACE_BYTES,
+        handle_bytes + LT_WORKSPACE_BYTES,
+        2 * handle_bytes,
+        2 * handle_bytes + LT_WORKSPACE_BYTES,
     ):
-        return one
+        return handle_bytes
     return run.calibration.workspace_bytes
 
 
@@ -110,31 +110,31 @@ def _context_of(run: Run) -> int | None:
 
 
 def traced_footprint(timeline: Timeline, run: Run, *, provenance: str, course_points: int = 0) -> Footprint:
-    """Replays a timeline whose first stage is "load", and takes apart what is held at the peak and at the end.
+    """Replays a timeline whose first stage is "load", and breaks down what is alive at the peak and at the end.
 
-    course_points: also the way there, in about that many points.
+    course_points: if not 0, also the memory over time in about that many points.
     """
     if run.mode != "train":  # of which a trace has all turns
         timeline = with_all_turns(timeline, run.prompt_tokens)
     whole = on_device(growing(timeline, run.new_tokens), run) if run.device == "cuda" else on_device(timeline, run)
-    found = replay(whole, _allocator(run), with_course=course_points > 0)
-    if found.out_of_memory_event is not None:  # no capacity was given: the sizes are past what a device can address
+    replayed = replay(whole, _allocator(run), with_course=course_points > 0)
+    if replayed.out_of_memory_event is not None:  # capacity is unlimited: the sizes exceed the address space
         raise UsageError("memory_beyond_addresses")
-    assert found.peak_event is not None  # a model has weights
+    assert replayed.peak_event is not None  # a model has weights
     uses = uses_of(timeline)
-    at_peak = [one.request for one in found.alive]
-    stage = [stage.name for stage in whole.stages if stage.first_event <= found.peak_event][-1]
+    at_peak = [entry.request for entry in replayed.alive]
+    stage = [stage.name for stage in whole.stages if stage.first_event <= replayed.peak_event][-1]
     return Footprint(
         method="trace",
-        steady=_moment(whole.stages[-1].name, _requested(living(whole.events), uses), found.end.rounding_bytes),
-        peak=_moment(stage, _requested(at_peak, uses), found.at_peak.rounding_bytes),
-        peak_reserved=found.peak.reserved_bytes if run.device == "cuda" else None,
+        steady=_moment(whole.stages[-1].name, _requested(living(whole.events), uses), replayed.end.rounding_bytes),
+        peak=_moment(stage, _requested(at_peak, uses), replayed.at_peak.rounding_bytes),
+        peak_reserved=replayed.peak.reserved_bytes if run.device == "cuda" else None,
         context_bytes=_context_of(run),
         context_range_bytes=context_range(run),
         alive=_alive(at_peak, uses),
         assumptions=(*assumptions(run), *_of_parts(timeline, run)),
         provenance=provenance,
-        course=_course(whole, found, uses, course_points) if course_points else None,
+        course=_course(whole, replayed, uses, course_points) if course_points else None,
     )
 
 
@@ -143,7 +143,7 @@ def _allocator(run: Run) -> Allocator:
 
 
 def uses_of(timeline: Timeline) -> dict[int, str]:
-    """What the storages of a trace are for that are no mere activations: "cache", "state", "gradients" or "optimizer", by id."""
+    """Uses by id of the storages that are more than activations: "cache", "state", "gradients" or "optimizer"."""
     return {**_cache_uses(timeline), **_training_ids(timeline)}
 
 
@@ -165,13 +165,13 @@ def formula_footprint(
     matrices: Sequence[TrainedTensor] = (),
     unknown: tuple[Message, ...] = (),
 ) -> Footprint:
-    """What weights, buffers, a full cache, the optimizer's states and the workspace take at the end of a run.
+    """The bytes of weights, buffers, the full cache, optimizer states and the workspace at the end of a run.
 
-    No peak, for no formula knows the activations. A step of training ends with the gradients dropped. Source: transformers 5.23,
+    No peak, because no formula gives the activations. A training step ends with the gradients dropped. Source: transformers 5.23,
     Trainer
 
-    weights: what is loaded, where that is not the tree's own tensors. matrices: LoRA's, where they train. unknown:
-    why more is not known, among the assumptions.
+    weights: the loaded tensors, if not the tree's own. matrices: LoRA's, if they train. unknown: why no more is known; listed
+    with the assumptions.
     """
     sizes = [tensor.size_bytes for tensor in (each_tensor(tree) if weights is None else weights)]
     return sizes_footprint(sizes, tree, cache, run, matrices=matrices, unknown=unknown)
@@ -186,13 +186,13 @@ def sizes_footprint(
     matrices: Sequence[TrainedTensor] = (),
     unknown: tuple[Message, ...] = (),
 ) -> Footprint:
-    """`formula_footprint` of a model that loads weights of these sizes."""
-    held = _held(weights_bytes, tree, cache, run, matrices)
+    """`formula_footprint` for weights of these sizes."""
+    requests = _formula_sizes(weights_bytes, tree, cache, run, matrices)
     requested: Counter[str] = Counter()
-    for use, size_bytes in held:
+    for use, size_bytes in requests:
         requested[use] += size_bytes
     try:
-        rounding = _rounding_bytes([size_bytes for _, size_bytes in held], sum(weights_bytes), run)
+        rounding = _rounding_bytes([size_bytes for _, size_bytes in requests], sum(weights_bytes), run)
     except OutOfMemory:
         raise UsageError("memory_beyond_addresses") from None
     stage = {"generate": "decode", "forward": "forward", "train": "optimizer"}[run.mode]
@@ -206,10 +206,10 @@ def sizes_footprint(
 
 
 def _rounding_bytes(sizes: Sequence[int], weights_bytes: int, run: Run) -> int:
-    """What the blocks of requests are larger than these, after a loader that may have taken a block for all weights before."""
+    """Allocated minus requested bytes for requests of these sizes, after the loader's warm-up block if there is one."""
     if run.device == "cpu":
         return 0
-    from .reserved import allocated_bytes  # of a run with a trace nothing more is asked
+    from .reserved import allocated_bytes  # not needed for a traced run
 
     first, order = [], list(range(len(sizes)))
     if run.loader == "warmup":
@@ -224,55 +224,55 @@ def formula_requests(
     *,
     weights: Sequence[Tensor] | None = None,
 ) -> tuple[tuple[Allocate, ...], dict[int, str]]:
-    """What `formula_footprint` counts, as requests, and what they are for, by id, as `uses_of` tells it of a trace.
+    """The requests that `formula_footprint` counts, and their uses by id, as `uses_of` gives them for a trace.
 
-    The cache's are K's and V's of each layer that keeps any, and the states of each that keeps such, in the layers' order.
+    The cache's requests are in layer order: K and V of each layer that has them, then the layer's states.
     """
     sizes = [tensor.size_bytes for tensor in (each_tensor(tree) if weights is None else weights)]
     events = tuple(
-        Allocate(index, size, "attn", use) for index, (use, size) in enumerate(_held(sizes, tree, cache, run))
+        Allocate(index, size, "attn", use) for index, (use, size) in enumerate(_formula_sizes(sizes, tree, cache, run))
     )
     kept = ("cache", "state", "gradients", "optimizer")
     return events, {event.id: event.operator for event in events if event.operator in kept}
 
 
-def _held(
+def _formula_sizes(
     weights_bytes: Iterable[int],
     tree: Module,
     cache: CacheReport,
     run: Run,
     matrices: Sequence[TrainedTensor] = (),
 ) -> list[tuple[str, int]]:
-    """The use and the bytes of each request, as they are made."""
-    held = [(PARAMETER, size) for size in weights_bytes]
-    held += [(ADAPTER, matrix.tensor.size_bytes) for matrix in matrices]
-    held += [(BUFFER, buffer.size_bytes) for buffer in each_buffer(tree)]
+    """The use and the bytes of each request, in order."""
+    requests = [(PARAMETER, size) for size in weights_bytes]
+    requests += [(ADAPTER, matrix.tensor.size_bytes) for matrix in matrices]
+    requests += [(BUFFER, buffer.size_bytes) for buffer in each_buffer(tree)]
     for layer in () if run.mode == "train" else cache.layers:
         size = cache_bytes(layer, run) - run.batch * layer.fixed_bytes
         if layer.bytes_per_token:
-            held += [("cache", size // 2), ("cache", size - size // 2)]  # K and V
-        held += [("state", run.batch * state) for state in layer.states_bytes]
+            requests += [("cache", size // 2), ("cache", size - size // 2)]  # K and V
+        requests += [("state", run.batch * state) for state in layer.states_bytes]
     if run.mode == "train":
         from .training import optimizer_sizes, trained_of
 
         trained = trained_of(tree, run, matrices)
-        held += [("optimizer", size) for size in optimizer_sizes(trained, run.optimizer)]
-        held += [("gradients", tensor.size_bytes) for tensor in trained if run.optimizer == "none"]
+        requests += [("optimizer", size) for size in optimizer_sizes(trained, run.optimizer)]
+        requests += [("gradients", tensor.size_bytes) for tensor in trained if run.optimizer == "none"]
     if run.device == "cuda":
-        held.append((WORKSPACE, workspace_of(run)))
-        held += [(WORKSPACE, LT_WORKSPACE_BYTES)] if _adds_biases(tree) else []
-        held += [(WORKSPACE, workspace_of(run))] if run.mode == "train" else []
-    return held
+        requests.append((WORKSPACE, workspace_of(run)))
+        requests += [(WORKSPACE, LT_WORKSPACE_BYTES)] if _adds_biases(tree) else []
+        requests += [(WORKSPACE, workspace_of(run))] if run.mode == "train" else []
+    return requests
 
 
 def _adds_biases(module: Module) -> bool:
-    """Whether a linear module of it has a bias, but for a vision tower's, which a prompt of text does not run."""
+    """Whether a linear module has a bias, outside the vision tower, which a text prompt does not run."""
     own = module.class_name in ("Linear", "Conv1D") and any(tensor.name == "bias" for tensor in module.tensors)
     return own or any(_adds_biases(child) for child in module.children if child.name != "visual")
 
 
 def cache_bytes(layer: CacheLayer, run: Run) -> int:
-    """Bytes of the storages that a layer's cache is in at the end of a run, its states included."""
+    """Bytes of the storages of a layer's cache at the end of a run, its states included."""
     if run.cache == "static":
         return run.batch * layer.static_bytes(run.cached_tokens)
     fed_last = 1 if run.cached_tokens > run.prompt_tokens else run.prompt_tokens
@@ -287,14 +287,14 @@ def stored_footprint(
     cache: CacheReport | None = None,
     run: Run | None = None,
 ) -> Footprint:
-    """What the files tell of a model that cannot be loaded as designed: the bytes of its tensors as stored.
+    """The footprint of a model that cannot be loaded as designed: the bytes of its tensors as stored.
 
-    tree, cache, run: of a model whose design is known and whose weights are not: its buffers and what its cache holds at the end.
+    tree, cache, run: if the design is known and only the weights are not; adds buffers and the cache at the end.
     """
     steady = Moment(stage="load", weights=sum(tensor.size_bytes for tensor in tensors))
     if tree is not None and run is not None and cache is not None and run.mode != "train":
         used: Counter[str] = Counter()
-        for use, size_bytes in _held((), tree, cache, run):
+        for use, size_bytes in _formula_sizes((), tree, cache, run):
             used[use] += size_bytes
         steady = replace(steady, buffers=used[BUFFER], cache=used["cache"], state=used["state"])
     assumption = Message("assume_stored" if tree is None else "assume_unread")
@@ -323,7 +323,7 @@ def _without_peak(
 
 
 def assumptions(run: Run) -> tuple[Message, ...]:
-    """What a prediction for `run` takes for granted, in sentences."""
+    """The assumptions of a prediction for `run`, as sentences."""
     if run.device == "cpu":
         return (
             Message("assume_host"),
@@ -360,14 +360,14 @@ def _kernel(run: Run) -> Iterator[Message]:
 
 
 def mask_bytes(run: Run) -> int:
-    """The block of a prompt's attention mask, an int64 for each token, which a caller of `generate` holds until it returns."""
+    """Block size of a prompt's attention mask (one int64 per token), which a caller of `generate` keeps until it returns."""
     return -(-8 * run.batch * run.prompt_tokens // ROUNDING_BYTES) * ROUNDING_BYTES
 
 
 def _caller(run: Run) -> Iterator[Message]:
-    """What a caller's own `generate` holds beside what is counted. Its mask is not fed to the model where it masks nothing.
+    """Memory of a caller's own `generate` that is not counted: its mask, which the model does not get if it masks nothing.
 
-    Source: transformers 5.23, generation/utils.py, _prepare_special_tokens: an int64 for each that is set, of this call alone.
+    Source: transformers 5.23, generation/utils.py, _prepare_special_tokens: one int64 per special token, for this call alone.
     """
     if run.mode == "generate" and not run.padded:  # else the mask is counted
         tokens = run.batch * run.prompt_tokens
@@ -379,13 +379,18 @@ def _uncalibrated(run: Run) -> Message:
     return Message("assume_context", low=low, high=high)
 
 
-def _calibrated(found: Calibration) -> Message:
-    key = {"gpu": found.gpu, "driver": found.driver, "torch": found.torch, "transformers": found.transformers}
-    return Message("assume_calibrated", date=found.date, context=shown_size(found.context_bytes), **key)
+def _calibrated(calibration: Calibration) -> Message:
+    key = {
+        "gpu": calibration.gpu,
+        "driver": calibration.driver,
+        "torch": calibration.torch,
+        "transformers": calibration.transformers,
+    }
+    return Message("assume_calibrated", date=calibration.date, context=shown_size(calibration.context_bytes), **key)
 
 
 def _of_parts(timeline: Timeline, run: Run) -> tuple[Message, ...]:
-    """What a trace takes for granted of parts that only some models have."""
+    """Assumptions about parts that only some models have."""
     modules = {event.module for event in timeline.events if isinstance(event, Allocate)}
     four_bits = any(
         isinstance(event, Allocate) and event.operator.startswith("bitsandbytes.gemm") for event in timeline.events
@@ -407,7 +412,7 @@ def _of_parts(timeline: Timeline, run: Run) -> tuple[Message, ...]:
 
 
 def _training(run: Run) -> Iterator[Message]:
-    """What is taken for granted of a run that trains."""
+    """Assumptions of a training run."""
     if run.mode != "train":
         return
     lora = Message("trained_lora", rank=run.lora_rank, targets=", ".join(run.lora_targets))
@@ -424,9 +429,9 @@ def _training(run: Run) -> Iterator[Message]:
 
 
 def on_device(timeline: Timeline, run: Run) -> Timeline:
-    """The trace's run as the device sees it: weights laid out by the loader, and the workspaces of matrix products.
+    """The trace's run as the device sees it: with the loader's requests, matrix products' workspaces and kernels' scratch.
 
-    On CPU neither is there, nor what kernels take for themselves on CUDA alone.
+    On CPU there is none of these; scratch that only CUDA's kernels need is removed.
     """
     if run.device == "cpu":
         return _without(timeline, _made_by(timeline, *CUDA_SCRATCH))
@@ -439,8 +444,8 @@ def on_device(timeline: Timeline, run: Run) -> Timeline:
     begins = timeline.stages[1].first_event
     load, rest = timeline.events[:begins], timeline.events[begins:]
     if timeline.cast:
-        made = [event for event in load if isinstance(event, Allocate)]
-        load = load_and_cast(made, first_id=LOADED_IDS, warm_up=run.loader == "warmup")
+        loaded = [event for event in load if isinstance(event, Allocate)]
+        load = load_and_cast(loaded, first_id=LOADED_IDS, warm_up=run.loader == "warmup")
     else:
         load = laid_out(load, run.loader)
     events: list[Event] = []
@@ -459,11 +464,11 @@ def on_device(timeline: Timeline, run: Run) -> Timeline:
 
 
 def growing(timeline: Timeline, new_tokens: int) -> Timeline:
-    """The timeline with a cache that grows while it decodes: of which a trace has one leap, to the length before the last step.
+    """The timeline with a cache that grows step by step. A trace has one leap instead, to the length before the last step.
 
-    Each step makes every key and value anew, one token longer, and then frees the one before, so that blocks are the remainders
-    of freed ones. Up to GROWTHS steps are all made; of more, so many stand for all, for with them the figures of 1,000 tokens on
-    an H100 come out as with each of their 998 steps (decode1000-0.6B in benchmarks/recorded).
+    Each step allocates every key and value again, one token longer, and then frees the old one, so that later blocks are cut from
+    freed ones. Up to GROWTHS steps are replayed; of a longer run, only GROWTHS: for 1,000 tokens on an H100 they give the same
+    figures as all 998 steps (decode1000-0.6B in benchmarks/recorded).
     Source: transformers 5.23, cache_utils.DynamicLayer.update
     """
     pairs = leap(timeline)
@@ -472,7 +477,7 @@ def growing(timeline: Timeline, new_tokens: int) -> Timeline:
     begin = next(stage.first_event for stage in timeline.stages if stage.name == "decode")
     end = begin + 2 * len(pairs)
     events: list[Event] = list(timeline.events[:begin])
-    held = {new.id: old.id for old, new in pairs}
+    current_ids = {new.id: old.id for old, new in pairs}
     steps = new_tokens - 2
     for number in range(1, GROWTHS + 1):
         tokens = grown_tokens(steps, number)
@@ -481,22 +486,23 @@ def growing(timeline: Timeline, new_tokens: int) -> Timeline:
         for old, new in pairs:
             size_bytes = grown_bytes(old.size_bytes, new.size_bytes, steps, number)
             grown = new._replace(id=new.id if number == GROWTHS else number * GROWN_IDS + new.id, size_bytes=size_bytes)
-            events += (grown, Free(held[new.id]))
-            held[new.id] = grown.id
+            events += (grown, Free(current_ids[new.id]))
+            current_ids[new.id] = grown.id
     events += [
-        Free(held.get(event.id, event.id)) if isinstance(event, Free) else event for event in timeline.events[end:]
+        Free(current_ids.get(event.id, event.id)) if isinstance(event, Free) else event
+        for event in timeline.events[end:]
     ]
     return Timeline(events=tuple(events), stages=timeline.stages)
 
 
 def leap(timeline: Timeline) -> list[tuple[Allocate, Allocate]]:
-    """The cache's storages before and after its leap, with which decoding begins in a trace; none where it has no leap."""
+    """(before, after) of each cache storage in the leap at the start of a trace's decode stage; empty if there is no leap."""
     begin = next((stage.first_event for stage in timeline.stages if stage.name == "decode"), len(timeline.events))
-    made = {event.id: event for event in timeline.events[:begin] if isinstance(event, Allocate)}
+    allocations = {event.id: event for event in timeline.events[:begin] if isinstance(event, Allocate)}
     before: list[Allocate] = []
     after: list[Allocate] = []
     for event in timeline.events[begin:]:
-        storage = made.get(event.id) if isinstance(event, Free) else event
+        storage = allocations.get(event.id) if isinstance(event, Free) else event
         if storage is None or not storage.module.endswith("attn"):
             break
         (before if isinstance(event, Free) else after).append(storage)
@@ -504,15 +510,15 @@ def leap(timeline: Timeline) -> list[tuple[Allocate, Allocate]]:
 
 
 def _workspaces(timeline: Timeline, run: Run) -> list[tuple[int, Allocate]]:
-    """What matrix products take for as long as the process lives, and the event that each comes after.
+    """The workspaces that matrix products allocate for the life of the process, each with the index of the event before it.
 
-    Every thread has a handle of its own, so that the first backward, which autograd's thread runs, takes one more.
+    Every thread has its own handle, so the first backward, which runs in autograd's thread, allocates another one.
     Source: torch 2.13, aten/src/ATen/cuda/CublasHandlePool.cpp, getCurrentCUDABlasHandle; as recorded in benchmarks/recorded.
     """
 
     def first(pattern: re.Pattern[str], begins: int) -> int | None:
         events = enumerate(timeline.events[begins:], begins)
-        return next((i for i, one in events if isinstance(one, Allocate) and pattern.match(one.operator)), None)
+        return next((i for i, event in events if isinstance(event, Allocate) and pattern.match(event.operator)), None)
 
     begins = timeline.stages[1].first_event
     backward = next((stage.first_event for stage in timeline.stages if stage.name == "backward"), None)
@@ -522,14 +528,14 @@ def _workspaces(timeline: Timeline, run: Run) -> list[tuple[int, Allocate]]:
     ]
     if backward is not None:
         products.append((first(MATRIX_PRODUCT, backward), workspace_of(run)))
-    found = [(index, size_bytes) for index, size_bytes in products if index is not None]
+    calls = [(index, size_bytes) for index, size_bytes in products if index is not None]
     return sorted(
-        (index, Allocate(OWN_IDS + number, size, "", WORKSPACE)) for number, (index, size) in enumerate(found, 1)
+        (index, Allocate(OWN_IDS + number, size, "", WORKSPACE)) for number, (index, size) in enumerate(calls, 1)
     )
 
 
 def _without(timeline: Timeline, gone: Collection[int]) -> Timeline:
-    """The timeline less some storages, by id."""
+    """The timeline without the storages of these ids."""
     kept = [index for index, event in enumerate(timeline.events) if event.id not in gone]
     return replace(
         timeline,
@@ -545,16 +551,16 @@ def _made_by(timeline: Timeline, *operators: str) -> set[int]:
 
 
 def _log_sum_exps(timeline: Timeline) -> set[int]:
-    """What attention makes beside its output, which cuDNN's does not where nothing is to be derived.
+    """Ids of attention's log-sum-exps: a trace has them from flash attention, cuDNN makes none without gradients.
 
-    A trace has flash attention's. Its workspace is left out: 256 bytes, and in decoding the parts of a split KV; so are its seed
-    and offset, 8 bytes each. As recorded in benchmarks/recorded.
+    Not counted: cuDNN's workspace (256 bytes, and in decoding the parts of a split KV), its seed and its offset (8 bytes each).
+    As recorded in benchmarks/recorded.
     """
     return {event.id for _, event in log_sum_exps(timeline)}
 
 
 def _sorting(timeline: Timeline) -> Timeline:
-    """With what CUDA's sort of whole numbers takes, as experts' tokens are sorted: their indices in order, and CUB's scratch."""
+    """Adds the scratch of CUDA's integer sort, used to sort tokens by expert: the indices in order, and CUB's own scratch."""
     events: list[Event] = []
     added = [0]  # before each event
     before: Event | None = None
@@ -568,10 +574,10 @@ def _sorting(timeline: Timeline) -> Timeline:
         ):
             first = SORTED_IDS + 2 * event.id
             sizes = event.size_bytes, sort_scratch_bytes(event.size_bytes)
-            made = [
+            scratch = [
                 event._replace(id=first + i, size_bytes=size, operator=SORT_SCRATCH) for i, size in enumerate(sizes)
             ]
-            events += (*made, Free(first + 1), Free(first))
+            events += (*scratch, Free(first + 1), Free(first))
         added.append(len(events) - len(added))
         before = event
     stages = tuple(
@@ -581,27 +587,27 @@ def _sorting(timeline: Timeline) -> Timeline:
 
 
 def sort_scratch_bytes(keys_bytes: int) -> int:
-    """CUB's scratch for sorting 8-byte numbers with 8-byte values: both again; a counter of 4 bytes for each of 256 digits and
-    4,096 numbers; one of 8 bytes for each digit of 8 passes; the passes' own, in 256 bytes; and what aligns the first.
+    """CUB's scratch for sorting 8-byte keys with 8-byte values: a copy of both; a 4-byte counter for each of 256 digits per 4,096
+    keys; an 8-byte counter for each digit of 8 passes; 256 bytes for the passes themselves; and the first one's alignment.
 
-    The 4,096 are not rounded up, so that sizes grow evenly, and that short ones are sorted without is left out.
+    Simplified: the 4,096 are not rounded up, so that sizes stay linear, and short inputs, which need no scratch, get it too.
     Source: CUB, dispatch_radix_sort.cuh, InvokeOnesweep; torch 2.11, aten/src/ATen/native/cuda/Sort.cpp; as recorded
     """
     return 2 * keys_bytes + -(-keys_bytes // 32) + SORT_CONSTANT_BYTES
 
 
 def laid_out(events: Iterable[Event], loader: str) -> tuple[Event, ...]:
-    """The loading of weights, then of all else."""
-    made = [event for event in events if isinstance(event, Allocate)]
-    weights = [event for event in made if event.operator == PARAMETER]
-    others = [event for event in made if event.operator != PARAMETER]
+    """The loader's requests: weights first, then all else."""
+    allocations = [event for event in events if isinstance(event, Allocate)]
+    weights = [event for event in allocations if event.operator == PARAMETER]
+    others = [event for event in allocations if event.operator != PARAMETER]
     laid = load_one_by_one(weights) if loader == "per-tensor" else load_from_warm_up_block(weights, block_id=OWN_IDS)
     return (*laid, *others)
 
 
 def _cache_uses(timeline: Timeline) -> dict[int, str]:
-    """The storages of the KV cache, and of linear attention's states: those that the trace says, else those made in an attention
-    module, and alive where a stage of inference ends."""
+    """The storages of the KV cache and of linear attention's states: those that the trace marks, else those that an attention
+    module allocated and that are alive at the end of an inference stage."""
     if timeline.kept:
         return dict(timeline.kept)
     if any(stage.name == "backward" for stage in timeline.stages):
@@ -609,7 +615,7 @@ def _cache_uses(timeline: Timeline) -> dict[int, str]:
     events = timeline.events
     ends = [*(stage.first_event for stage in timeline.stages[2:]), len(events)]
     freed = {event.id: index for index, event in enumerate(events) if isinstance(event, Free)}
-    made = (
+    storages = (
         (event, index, freed.get(event.id, len(events)))
         for index, event in enumerate(events)
         if isinstance(event, Allocate)
@@ -618,36 +624,42 @@ def _cache_uses(timeline: Timeline) -> dict[int, str]:
     )
     kept = {
         event.id: "state" if event.module.endswith(LINEAR) else "cache"
-        for event, begins, ends_at in made
+        for event, begins, ends_at in storages
         if any(begins < end <= ends_at for end in ends)
     }
     return {**kept, **dict.fromkeys(_regrown(timeline), "cache")}
 
 
 def _regrown(timeline: Timeline) -> set[int]:
-    """The cache at its full length, which comes to life at the beginning of the decode stage."""
+    """Ids of the full-length cache, allocated at the start of the decode stage."""
     begin = next((stage.first_event for stage in timeline.stages if stage.name == "decode"), None)
     if begin is None:
         return set()
-    found = set()
+    grown = set()
     for event in timeline.events[begin:]:
         if isinstance(event, Allocate):
             if not event.module.endswith("attn"):
                 break
-            found.add(event.id)
-    return found
+            grown.add(event.id)
+    return grown
 
 
 def _training_ids(timeline: Timeline) -> dict[int, str]:
-    """Gradients: what a backward made that is alive when it is over. Optimizer states: what the optimizer made that stays."""
+    """Gradients: made by a backward and alive at its end. Optimizer states: made by the optimizer and never freed."""
     if not any(stage.name == "backward" for stage in timeline.stages):
         return {}
-    uses = {one.id: "optimizer" for one in living(timeline.events) if one.module == "optimizer"}
+    uses = {allocation.id: "optimizer" for allocation in living(timeline.events) if allocation.module == "optimizer"}
     bounds = [*(stage.first_event for stage in timeline.stages), len(timeline.events)]
     for stage, end in zip(timeline.stages, bounds[1:], strict=True):
         if stage.name == "backward":
-            made = {event.id for event in timeline.events[stage.first_event : end] if isinstance(event, Allocate)}
-            uses |= {one.id: "gradients" for one in living(timeline.events[:end]) if one.id in made}
+            backward_ids = {
+                event.id for event in timeline.events[stage.first_event : end] if isinstance(event, Allocate)
+            }
+            uses |= {
+                allocation.id: "gradients"
+                for allocation in living(timeline.events[:end])
+                if allocation.id in backward_ids
+            }
     return uses
 
 
@@ -665,7 +677,7 @@ def term_of(use: str) -> str:
 
 
 def _requested(alive: Iterable[Allocate], uses: Mapping[int, str]) -> Counter[str]:
-    """Bytes of each use."""
+    """Requested bytes by use."""
     requested: Counter[str] = Counter()
     for event in alive:
         requested[use_of(event, uses)] += event.size_bytes
@@ -678,7 +690,7 @@ def _moment(stage: str, requested: Counter[str], rounding_bytes: int) -> Moment:
 
 
 def _alive(alive: Iterable[Allocate], uses: Mapping[int, str]) -> tuple[Alive, ...]:
-    """What was alive, alike ones together (layers' numbers left out), the largest first."""
+    """What was alive, grouped by component without layer numbers, largest first."""
     storages: Counter[tuple[str, str]] = Counter()
     sizes: Counter[tuple[str, str]] = Counter()
     for event in alive:

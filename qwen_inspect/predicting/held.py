@@ -1,4 +1,4 @@
-"""A model -> how bitsandbytes holds its weights while it runs, as far as that can be traced."""
+"""How a quantised model's weights lie in memory while it runs: in bitsandbytes' layout, or with a bound for other kernels."""
 
 from __future__ import annotations
 
@@ -17,54 +17,59 @@ from ..tracing.adapting import FourBits
 from ..tracing.bases import Base, EightBits
 from ..units import MIB
 
-COMPUTED = ("bfloat16", "float16", "float32")  # what bitsandbytes multiplies in
+COMPUTED = ("bfloat16", "float16", "float32")  # dtypes that bitsandbytes multiplies in
 OUTLIERS_FROM = 6.0  # transformers 5.23, BitsAndBytesConfig, llm_int8_threshold
 
 
 def base_of(report: Report) -> Base | None:
-    """None of a model that is dense, or quantised otherwise. UnsupportedError for a dtype that bitsandbytes has no kernels of."""
+    """bitsandbytes' layout of the weights; None if the model is dense or quantised otherwise.
+
+    UnsupportedError for a compute dtype that bitsandbytes has no kernels for.
+    """
     config = report.config or {}
     quantisation = None if report.known.quantised is None else read_quantisation(config)
     if quantisation is None or not quantisation.schemes:
         return None
-    found = config.get("quantization_config")
-    options = found if isinstance(found, Mapping) else {}
+    section = config.get("quantization_config")
+    options = section if isinstance(section, Mapping) else {}
     linear = [name for name, module in each_module(report.tree) if module.class_name == "Linear"]
     modules = frozenset(name for name in linear if quantisation.scheme_of(name) is not None)
-    scheme = quantisation.schemes[0]
-    if all(isinstance(one, BnbInt8) for one in quantisation.schemes) and not options.get("llm_int8_has_fp16_weight"):
+    first = quantisation.schemes[0]
+    if all(isinstance(scheme, BnbInt8) for scheme in quantisation.schemes) and not options.get(
+        "llm_int8_has_fp16_weight"
+    ):
         return EightBits(modules=modules, threshold=number(options, "llm_int8_threshold", default=OUTLIERS_FROM))
-    if not all(isinstance(one, Bnb4) for one in quantisation.schemes) or not isinstance(scheme, Bnb4):
+    if not all(isinstance(scheme, Bnb4) for scheme in quantisation.schemes) or not isinstance(first, Bnb4):
         return None
-    said = options.get("bnb_4bit_compute_dtype")
-    computed = "float32" if said is None else str(said)  # transformers 5.23, BitsAndBytesConfig
-    if computed not in COMPUTED:
-        raise UnsupportedError("memory_computed", found=shown(computed), known=", ".join(COMPUTED))
-    return FourBits(scheme=scheme, modules=modules, dtype=computed)
+    stated_dtype = options.get("bnb_4bit_compute_dtype")
+    compute_dtype = "float32" if stated_dtype is None else str(stated_dtype)  # transformers 5.23, BitsAndBytesConfig
+    if compute_dtype not in COMPUTED:
+        raise UnsupportedError("memory_computed", found=shown(compute_dtype), known=", ".join(COMPUTED))
+    return FourBits(scheme=first, modules=modules, dtype=compute_dtype)
 
 
 def scratch_of(report: Report, run: Run) -> tuple[int, Message]:
-    """The most that kernels of quantised weights take at the peak beside what a dense model does, and why.
+    """An upper bound of what kernels for quantised weights add to a dense model's peak, in bytes, and its reason.
 
-    One matrix made dense, with a copy of its inputs and outputs in the model's dtype; or all of them made dense, where
+    One dequantised matrix, with a copy of its inputs and outputs in the model's dtype; or all matrices dequantised, where
     transformers may do that. Sources: transformers 5.23, quantizers/quantizer_mxfp4.py, where the package `kernels` is missing;
     quantizer_finegrained_fp8.py, below compute capability 8.9; quantizer_compressed_tensors.py, in the first forward
     """
-    found = report.known.quantised
-    assert found is not None
-    number_bytes = report.spec.dtype.bits // 8
+    quantised = report.known.quantised
+    assert quantised is not None
+    element_bytes = report.spec.dtype.bits // 8
     tokens = run.batch * run.prompt_tokens
-    taken = max((getattr(layer.mlp, "experts_per_token", 1) for layer in report.spec.layers), default=1)
-    width, expert_width = found.widths
-    scratch = number_bytes * (found.largest_parameters + tokens * max(width, taken * expert_width))
+    experts_per_token = max((getattr(layer.mlp, "experts_per_token", 1) for layer in report.spec.layers), default=1)
+    width, expert_width = quantised.widths
+    scratch = element_bytes * (quantised.largest_parameters + tokens * max(width, experts_per_token * expert_width))
     dense = {
         "mxfp4": "range_mxfp4",
         "compressed-tensors": "range_compressed",
         "fp8": None if gpus.supports(run.gpu, "fp8") else "range_fp8",
-    }.get(found.method)
+    }.get(quantised.method)
     if dense is not None:
-        scratch += max(0, number_bytes * found.parameters - found.size_bytes)
-    # As the allocator rounds large segments, of which a matrix and each copy may take one.
+        scratch += max(0, element_bytes * quantised.parameters - quantised.size_bytes)
+    # Rounding of large segments: the matrix and each copy may take one.
     source = Message("range_matrix") if dense is None else Message(dense, gpu=run.gpu)
     return scratch + 3 * SEGMENT_BYTES, source
 

@@ -1,8 +1,8 @@
-"""A trace taken a few times, kept as polynomials, evaluated for any workload in milliseconds.
+"""A trace whose sizes are polynomials in the workload, evaluated for any workload in milliseconds.
 
-The events of a forward do not depend on the workload, only their sizes do: each is a polynomial in the batch, the prompt's
-tokens and the tokens in all. The coefficients follow exactly from as many traces as there are monomials, in whole
-numbers; one trace more, of a workload that none of them had, must come out to the byte, or the trace is not kept.
+The events of a forward do not depend on the workload, only their sizes do: each is a polynomial in the batch, the prompt tokens
+and the total tokens. As many traces as there are monomials give the coefficients exactly, as integers; one more trace, of
+another workload, must be reproduced to the byte, or the polynomials are rejected.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ class Point:
 
     @property
     def monomials(self) -> tuple[int, ...]:
-        """What a size can grow with: activations with batch x prompt, scores with its square, a cache with the total."""
+        """The terms of a size: activations grow with batch x prompt, scores with batch x prompt², a cache with batch x total."""
         lengths = (1, self.prompt_tokens, self.prompt_tokens**2, self.total_tokens)
         return (*lengths, *(self.batch * length for length in lengths))
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkedPoint(Point):
-    """The same of a model whose linear attention fills each prompt up to whole chunks."""
+    """A `Point` of a model whose linear attention pads each prompt to whole chunks."""
 
     @property
     def monomials(self) -> tuple[int, ...]:
         return (*Point.monomials.__get__(self), -(-self.prompt_tokens // CHUNK_TOKENS))
 
 
-# As many as there are monomials, with the determinant that makes them independent, and one to check the result on. Short, for a
-# trace's time does not depend on the lengths; long enough that none takes the path of a single token.
+# One sample per monomial, linearly independent, and a witness to check the result. Tracing time does not depend on the lengths;
+# they are just long enough to avoid the single-token path.
 SAMPLES = tuple(
     Point(batch, prompt, total) for batch in (1, 2) for prompt, total in ((16, 24), (32, 48), (64, 72), (32, 80))
 )
@@ -60,10 +60,9 @@ Coefficients = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptTrace:
-    """Events with polynomials for sizes. `allocations` and `order` together are the run: an entry of `order` that is not negative
-    is the index of the allocation made then, -1 - index frees it.
+    """A run with polynomials for sizes. A non-negative entry of `order` makes the allocation of that index, -1 - index frees it.
 
-    sums, cast: of a run that trains, which no file keeps; of each sum its allocation, polynomials of outputs and inputs, vector.
+    sums, cast: for training runs, and not stored in files. sums: (allocation, polynomial of outputs, of inputs, vector) each.
     """
 
     stages: tuple[Stage, ...]
@@ -78,9 +77,11 @@ class KeptTrace:
         monomials = point.monomials
         polynomials, modules, operators = zip(*self.allocations, strict=True)
         sizes = {polynomial: sum(map(int.__mul__, polynomial, monomials)) for polynomial in set(polynomials)}
-        made = list(map(Allocate, range(len(polynomials)), map(sizes.__getitem__, polynomials), modules, operators))
+        allocations = list(
+            map(Allocate, range(len(polynomials)), map(sizes.__getitem__, polynomials), modules, operators)
+        )
         return Timeline(
-            events=tuple([made[entry] if entry >= 0 else Free(-1 - entry) for entry in self.order]),
+            events=tuple([allocations[entry] if entry >= 0 else Free(-1 - entry) for entry in self.order]),
             stages=self.stages,
             sums=tuple(
                 (
@@ -98,9 +99,9 @@ class KeptTrace:
 
 
 def fit(traces: Mapping[Point, Timeline], *, made_by: str, terms: Sequence[int] = range(8)) -> KeptTrace:
-    """The polynomials through all traces but the last, which they are checked on; UnsupportedError where they do not fit.
+    """Fits the polynomials to all traces but the last, and checks them on the last; UnsupportedError if they do not reproduce it.
 
-    terms: the monomials that the sizes can grow with, by their index; as many as there are traces to go through.
+    terms: indices of the monomials to use, as many as there are traces to fit.
     """
     *samples, checked = traces
     first = traces[samples[0]]
@@ -117,8 +118,8 @@ def fit(traces: Mapping[Point, Timeline], *, made_by: str, terms: Sequence[int] 
 
     def polynomial(numbers: tuple[int, ...], witnessed: int, module: str, operator: str) -> Coefficients:
         if numbers not in solved:
-            found = dict(zip(terms, _solve(inverse, numbers), strict=True))
-            solved[numbers] = tuple(found.get(term, 0) for term in range(len(expected)))
+            by_term = dict(zip(terms, _solve(inverse, numbers), strict=True))
+            solved[numbers] = tuple(by_term.get(term, 0) for term in range(len(expected)))
         if sum(map(int.__mul__, solved[numbers], expected)) != witnessed:
             raise UnsupportedError("trace_not_polynomial", module=module, operator=operator)
         return solved[numbers]
@@ -130,19 +131,19 @@ def fit(traces: Mapping[Point, Timeline], *, made_by: str, terms: Sequence[int] 
         sizes = tuple(run[index][1] for run in runs)
         allocations.append((polynomial(sizes, witness[index][1], module, operator), module, operator))
     summed = [_sums(traces[point]) for point in traces]
-    if any(list(found) != list(summed[0]) for found in summed):
+    if any(list(sums_of_trace) != list(summed[0]) for sums_of_trace in summed):
         raise UnsupportedError("trace_events_differ", length=len(summed[-1]), other=len(summed[0]))
     sums = []
-    for index, one in summed[0].items():
+    for index, column_sum in summed[0].items():
         _, module, operator = allocations[index]
         outputs, inputs = (
             polynomial(tuple(numbers[:-1]), numbers[-1], module, operator)
             for numbers in (
-                [found[index].outputs for found in summed],
-                [found[index].inputs for found in summed],
+                [sums_of_trace[index].outputs for sums_of_trace in summed],
+                [sums_of_trace[index].inputs for sums_of_trace in summed],
             )
         )
-        sums.append((index, outputs, inputs, one.vector))
+        sums.append((index, outputs, inputs, column_sum.vector))
     return KeptTrace(
         stages=first.stages,
         allocations=tuple(allocations),
@@ -154,14 +155,14 @@ def fit(traces: Mapping[Point, Timeline], *, made_by: str, terms: Sequence[int] 
 
 
 def _sums(timeline: Timeline) -> dict[int, ColumnSum]:
-    """The sums over rows by the number of the allocation that each gives."""
-    made = (event.id for event in timeline.events if isinstance(event, Allocate))
-    numbers = {identity: number for number, identity in enumerate(made)}
-    return {numbers[identity]: one for identity, one in timeline.sums}
+    """The sums over rows, by the number of their output's allocation."""
+    ids = (event.id for event in timeline.events if isinstance(event, Allocate))
+    numbers = {identity: number for number, identity in enumerate(ids)}
+    return {numbers[identity]: column_sum for identity, column_sum in timeline.sums}
 
 
 def _numbered(timeline: Timeline) -> list[tuple[int, int, str, str]]:
-    """(entry of `order`, size, module, operator) of each event, allocations numbered as they come."""
+    """(entry of `order`, size, module, operator) of each event; allocations are numbered in order."""
     numbers: dict[int, int] = {}
     rows = []
     for event in timeline.events:
@@ -175,7 +176,7 @@ def _numbered(timeline: Timeline) -> list[tuple[int, int, str, str]]:
 
 
 def _inverse(matrix: Sequence[Sequence[int]]) -> list[list[Fraction]]:
-    """By Gauss and Jordan, in fractions."""
+    """The inverse by Gauss-Jordan elimination, in exact fractions."""
     from fractions import Fraction
 
     size = len(matrix)
@@ -206,7 +207,7 @@ def _solve(inverse: Sequence[Sequence[Fraction]], sizes: Sequence[int]) -> Coeff
 
 
 def dump(kept: KeptTrace) -> bytes:
-    """The trace as gzip'd JSON, the same bytes for the same trace."""
+    """The trace as gzipped JSON; equal traces give equal bytes."""
     tables: list[dict[Any, int]] = [{}, {}, {}]
     rows = [
         [table.setdefault(value, len(table)) for table, value in zip(tables, allocation, strict=True)]
@@ -226,7 +227,7 @@ def dump(kept: KeptTrace) -> bytes:
 
 
 def load(content: bytes, *, file: str) -> KeptTrace:
-    """What `dump` wrote; MalformedError where it is anything else."""
+    """Reads what `dump` wrote; MalformedError for anything else."""
     try:
         with gzip.open(io.BytesIO(content)) as stream:
             text = stream.read(LARGEST_BYTES)

@@ -1,4 +1,4 @@
-"""A dense model's run with quantised weights in the place of its own."""
+"""A dense model's run with quantised weights in place of the dense ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .footprint import PARAMETER
 
 
 def packed(dense: Timeline, weights_bytes: Sequence[int]) -> Timeline:
-    """The run with weights of these sizes, which its first stage, "load", begins with."""
+    """The run with weights of these sizes at the start of its first stage, "load"."""
     gone = {event.id for event in dense.events if isinstance(event, Allocate) and event.operator == PARAMETER}
     weights = [Allocate(-1 - index, size, "", PARAMETER) for index, size in enumerate(weights_bytes)]
     kept = [event for event in dense.events if event.id not in gone]

@@ -1,8 +1,8 @@
-"""A deep model's trace from a shallow one's: equal blocks make equal events, so one stands for all between first and last.
+"""Extends a shallow model's trace to a deep one: equal blocks make equal events, so one block stands for all inner ones.
 
-A block is the shortest run of layers that repeats: one layer where all are alike, four of a hybrid. The forward is read as passes
-over the blocks, with events of no block between them. What a block frees is told by whose it is: its own, its neighbour's, or
-no block's. The result is to be held against a real trace of the whole model before it is believed.
+A block is the shortest run of layers that repeats: one layer where all are alike, four in a hybrid. The forward is read as passes
+over the blocks, with events outside any block between them. What a block frees is addressed by its owner: the block itself, its
+neighbour, or no block. The result must be compared with a real trace of the whole model before it is used.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ LAYER = re.compile(r"(?<=\blayers\.)\d+\b")
 SHALLOW = 3  # blocks: first, middle and last
 
 Allocation = tuple[Coefficients, str, str]
-# Where an allocation is made: the how-many-eth of a segment, which is a block's part of a pass (or no block's, None).
+# Where an allocation is made: (first segment of the pass, block or None, index within the segment).
 Place = tuple[int, int | None, int]
 
 
 def period_of(layers: Sequence[object]) -> int | None:
-    """How many layers make a block, of which the model has SHALLOW or more; None where nothing repeats so often."""
+    """How many layers make a block, of which the model has SHALLOW or more; None if no run of layers repeats that often."""
     most = len(layers) // SHALLOW
     return next((size for size in range(1, most + 1) if _repeats(layers, size)), None)
 
@@ -34,7 +34,7 @@ def _repeats(layers: Sequence[object], size: int) -> bool:
 
 
 def fixed(timeline: Timeline) -> KeptTrace:
-    """A trace of one workload in the form that `deepen` takes: its sizes are what they are at any point."""
+    """A trace of one workload in the form that `deepen` takes, with constant sizes."""
     numbers: dict[int, int] = {}
     allocations: list[Allocation] = []
     order = []
@@ -49,23 +49,23 @@ def fixed(timeline: Timeline) -> KeptTrace:
 
 
 def deepen(shallow: KeptTrace, layers: int, period: int = 1) -> KeptTrace:
-    """The trace of a model of `layers` layers in equal blocks of `period`, from that of one with SHALLOW blocks.
+    """The trace of a model of `layers` layers in equal blocks of `period`, from the trace of a model of SHALLOW blocks.
 
-    UnsupportedError where its events do not repeat.
+    UnsupportedError if the events do not repeat.
     """
     blocks = layers // period
     segments = _segments(shallow, period)
     places = _places(shallow, segments)
-    made: list[Allocation] = []
+    allocations: list[Allocation] = []
     order: list[int] = []
     stages: list[Stage] = []
-    begun: dict[tuple[int, int | None], int] = {}  # the first allocation of each copy of a segment
+    begun: dict[tuple[int, int | None], int] = {}  # index of the first allocation of each copy of a segment
     begins = {stage.first_event: stage.name for stage in shallow.stages}
     for number, (block, first, stop) in enumerate(segments):
         begin = _begin(number, block)
         for copy in _copies(block, blocks):
             shift = 0 if copy is None or block is None else period * (copy - block)
-            begun[begin, copy] = len(made)
+            begun[begin, copy] = len(allocations)
             for index in range(first, stop):
                 if index in begins and copy in (None, 0):
                     stages.append(Stage(name=begins[index], first_event=len(order)))
@@ -78,9 +78,9 @@ def deepen(shallow: KeptTrace, layers: int, period: int = 1) -> KeptTrace:
                         order += [-1 - begun[segment, target] - ordinal for target in _copies(owner, blocks)]
                     continue
                 coefficients, module, operator = shallow.allocations[entry]
-                order.append(len(made))
-                made.append((coefficients, _shifted(module, shift) if shift else module, operator))
-    return KeptTrace(stages=tuple(stages), allocations=tuple(made), order=tuple(order), made_by=shallow.made_by)
+                order.append(len(allocations))
+                allocations.append((coefficients, _shifted(module, shift) if shift else module, operator))
+    return KeptTrace(stages=tuple(stages), allocations=tuple(allocations), order=tuple(order), made_by=shallow.made_by)
 
 
 @cache
@@ -89,8 +89,8 @@ def _shifted(module: str, layers: int) -> str:
 
 
 def _segments(trace: KeptTrace, period: int) -> list[tuple[int | None, int, int]]:
-    """(block or None, first event, stop) of each stretch of events; a free belongs to where it happens."""
-    found: list[tuple[int | None, int, int]] = []
+    """(block or None, first event, stop) of each run of events; a free belongs to the segment in which it happens."""
+    segments: list[tuple[int | None, int, int]] = []
     current: int | None = None
     first = 0
     bounds = {stage.first_event for stage in trace.stages}
@@ -102,22 +102,22 @@ def _segments(trace: KeptTrace, period: int) -> list[tuple[int | None, int, int]
         if index in bounds and entry < 0:
             block = None
         if block != current or (index in bounds and index > first):
-            found.append((current, first, index))
+            segments.append((current, first, index))
             current, first = block, index
-    return [one for one in [*found, (current, first, len(trace.order))] if one[1] < one[2]]
+    return [segment for segment in [*segments, (current, first, len(trace.order))] if segment[1] < segment[2]]
 
 
 def _places(trace: KeptTrace, segments: list[tuple[int | None, int, int]]) -> dict[int, Place]:
     places: dict[int, Place] = {}
     for number, (block, first, stop) in enumerate(segments):
         begin = _begin(number, block)
-        made = [entry for entry in trace.order[first:stop] if entry >= 0]
-        places |= {entry: (begin, block, ordinal) for ordinal, entry in enumerate(made)}
+        requests = [entry for entry in trace.order[first:stop] if entry >= 0]
+        places |= {entry: (begin, block, ordinal) for ordinal, entry in enumerate(requests)}
     return places
 
 
 def _begin(number: int, block: int | None) -> int:
-    """The segment of block 0 begins the pass of a block's segment; a segment of no block is its own."""
+    """The first segment of a pass, which is block 0's; a segment outside any block is its own pass."""
     return number if block is None else number - block
 
 

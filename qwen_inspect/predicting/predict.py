@@ -1,4 +1,4 @@
-"""A model and a run -> its footprint: from a trace that is shipped or was kept, else traced now, else by formula alone."""
+"""Predicts a run's footprint: from a shipped or kept trace, else from a trace taken now, else by formula alone."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ if TYPE_CHECKING:
     from ..results.ranks import Place
     from .training_plan import Plan
 
-MICRO_BATCHES = 2  # the first, and one for all that find gradients; with more, every later one does as the second
+MICRO_BATCHES = 2  # the first, and one with gradients already there; later ones do the same as the second
 SHIPPED = Path(__file__).parent.parent / "catalog" / "traces"
 
 
 def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport:
-    """The footprint of `run` for the model of `report`; with its course in about `course_points` points, where there is a trace.
+    """The footprint of `run` for the model of `report`. course_points: with a trace, also its course in about that many points.
 
-    From a trace where there is one. Without torch, where transformers cannot be traced, or for a cache that transformers does not
-    hold, only the formula is left, whose peak is unknown; of an architecture that is not known, only what is stored. What was
-    refused is then the result's `refusal`, raised where nothing is left to say.
+    From a trace if possible. Without torch, if transformers cannot be traced, or for a cache format that transformers does not
+    have, by formula, which gives no peak; for an unknown architecture, the stored bytes alone. The reason is then the result's
+    `refusal`; it is raised if there is no result at all.
     """
     run = with_kernel(run, report)
     if run.device == "cuda" and run.calibration is None:
@@ -94,7 +94,7 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
 
 
 def _check_autocast(report: Report, run: Run) -> None:
-    """Raises where autocast is not known beside such weights, and UsageError for gradients that no scaler takes."""
+    """Raises if autocast is not modelled for such weights; UsageError for float16 gradients, which no scaler accepts."""
     if run.autocast not in ("bfloat16", "float16"):
         raise UsageError("autocast_dtype", found=run.autocast)
     refusal = report.refusal if report.design is None else report.known.unread
@@ -111,7 +111,7 @@ def _check_autocast(report: Report, run: Run) -> None:
 
 
 def _without_trace(report: Report, run: Run) -> Footprint:
-    """By formula; where the cache is not known, the weights alone."""
+    """By formula; if the cache is unknown, the weights alone."""
     weights = report.known.weights
     if report.known.cache is None:
         return stored_footprint(weights or tuple(each_tensor(report.tree)), report.ref.id)
@@ -119,9 +119,9 @@ def _without_trace(report: Report, run: Run) -> Footprint:
 
 
 def with_kernel(run: Run, report: Report) -> Run:
-    """The run with the kernel that `from_pretrained` chooses for this model, where none is asked for and the model is known.
+    """The run with "auto" replaced by the kernel that `from_pretrained` chooses for this model, if the model is known.
 
-    UnsupportedError for sdpa where transformers has none.
+    UnsupportedError for sdpa if the class does not support it.
     """
     if report.design is None:
         return run
@@ -132,12 +132,12 @@ def with_kernel(run: Run, report: Report) -> Run:
 
 
 def _with_why(footprint: Footprint, report: Report, run: Run) -> Footprint:
-    """The footprint, with why its kernel is another than most models', and what autocast takes for granted."""
+    """The footprint with the assumptions about autocast and about a kernel other than sdpa."""
     spec = report.spec
-    said = [*footprint.assumptions, *_of_autocast(report, run)]
+    messages = [*footprint.assumptions, *_of_autocast(report, run)]
     if run.attention == spec.kernel != "sdpa":
-        said.append(Message("assume_no_sdpa", class_name=spec.class_name, kernel=spec.kernel))
-    return replace(footprint, assumptions=tuple(said))
+        messages.append(Message("assume_no_sdpa", class_name=spec.class_name, kernel=spec.kernel))
+    return replace(footprint, assumptions=tuple(messages))
 
 
 def _of_autocast(report: Report, run: Run) -> Iterator[Message]:
@@ -152,7 +152,7 @@ def _of_autocast(report: Report, run: Run) -> Iterator[Message]:
 
 
 def _trained(report: Report, run: Run, course_points: int) -> MemoryReport:
-    """The footprint of training, and what is trained; without a trace the latter and what lies at a step's end."""
+    """What is trained, and the footprint of training; without a trace only that at a step's end, by formula."""
     from .training_plan import plan_of
 
     plan = plan_of(report, run)
@@ -167,7 +167,7 @@ def _trained(report: Report, run: Run, course_points: int) -> MemoryReport:
         without_torch = error.message.key == "extra_missing"
         footprint = formula_footprint(
             report.tree,
-            report.known.cache or CacheReport(dtype=str(report.spec.dtype), layers=()),  # which no training keeps
+            report.known.cache or CacheReport(dtype=str(report.spec.dtype), layers=()),  # training keeps no cache
             run,
             weights=plan.weights,
             matrices=plan.matrices,
@@ -192,7 +192,7 @@ def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
     if report.known.cache is not None and report.cache.dtype != str(report.spec.dtype):
         return _by_formula(report, run, *_untraced(report))
     try:
-        timeline, provenance, base = _held_timeline(report, run)
+        timeline, provenance, base = _timeline_and_base(report, run)
     except UnavailableError:
         return _by_formula(report, run, *_untraced(report), Message("assume_no_torch"))
     except UnsupportedError:
@@ -200,7 +200,7 @@ def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
             raise
         return _by_formula(report, run, *_untraced(report))
     footprint = traced_footprint(timeline, run, provenance=provenance, course_points=course_points)
-    counted = run.mode == "generate" and run.autocast is None  # which a cache's dtype goes by
+    counted = run.mode == "generate" and run.autocast is None  # autocast changes the cache's dtype
     if report.spec.built and counted and not _shows_cache(footprint, report, run):
         raise UnsupportedError("generic_trace_cache", class_name=report.spec.class_name)
     if run.decodes_untraced:
@@ -223,12 +223,12 @@ def _by_formula(report: Report, run: Run, *unknown: Message) -> Footprint:
 
 
 def _untraced(report: Report) -> tuple[Message, ...]:
-    found = report.known.quantised
-    return () if found is None else (Message("assume_quantised", method=found.method),)
+    quantised = report.known.quantised
+    return () if quantised is None else (Message("assume_quantised", method=quantised.method),)
 
 
 def _between(report: Report, run: Run, low: Footprint) -> Footprint:
-    """The footprint of a model whose kernels no trace tells. low: of a dense one's run with its weights, which is the least."""
+    """The footprint of a model whose kernels cannot be traced. low: the lower bound, a dense run with the quantised weights."""
     assert report.known.quantised is not None
     scratch_bytes, source = scratch_of(report, run)
     assumed = Message("assume_quantised_range", method=report.known.quantised.method, source=source)
@@ -238,7 +238,7 @@ def _between(report: Report, run: Run, low: Footprint) -> Footprint:
 def _within(
     report: Report, run: Run, low: Footprint, scratch_bytes: int | None, source: Message, *others: Message
 ) -> Footprint:
-    """The footprint of a run whose peak is that of `low` or more, by up to `scratch_bytes` where anything bounds it."""
+    """The footprint of a run whose peak is `low`'s plus up to `scratch_bytes`; None: there is no upper bound."""
     assert low.peak is not None
     reserved = low.peak_reserved if low.peak_reserved is not None else low.peak.allocated or 0
     return replace(
@@ -254,53 +254,53 @@ def _within(
 
 
 def _shows_cache(footprint: Footprint, report: Report, run: Run) -> bool:
-    """Whether the trace of a class that is not described here ends with the cache that the class was found to keep."""
+    """Whether a generic class's trace ends with the cache that a run on meta showed."""
     moment = footprint.steady
     return (moment.cache or 0) + (moment.state or 0) == sum(cache_bytes(layer, run) for layer in report.cache.layers)
 
 
 def explored(memory: MemoryReport) -> MemoryReport:
-    """The same with what a page needs to work out any other workload; without, where only this one's figures are known.
+    """Adds what a page needs to calculate any other workload; returns `memory` unchanged if only this one's figures are known.
 
-    Where a trace tells of this workload alone (a hybrid's makes no polynomials), what is held at the end goes by the formula.
+    If the trace covers this workload alone (a hybrid's makes no polynomials), the memory at the end goes by the formula.
     """
     report, run = memory.report, memory.run
     if not report.settled or report.known.unread is not None or run.mode != "generate" or run.device != "cuda":
         return memory
     if run.cache == "static" or run.autocast is not None:
-        return memory  # which neither kept traces nor formulas know
+        return memory  # covered neither by kept traces nor by formulas
     from .explore import explore_formula, explore_trace
 
     of_shape = memory.predicted.method == "trace" and _is_point(run) and report.known.quantised is None
     kept = kept_trace(report.spec, run.attention) if of_shape else None
     if kept is not None:
-        found = explore_trace(kept, run)
+        exploration = explore_trace(kept, run)
     else:
-        found = explore_formula(report.tree, report.cache, run, weights=report.known.weights)
-    return replace(memory, exploration=found)
+        exploration = explore_formula(report.tree, report.cache, run, weights=report.known.weights)
+    return replace(memory, exploration=exploration)
 
 
 def timeline_of(report: Report, run: Run, place: Place | None = None) -> tuple[Timeline, str]:
-    """The run's trace, and what it was made by: shipped or kept where there is one, else traced now, and kept if it can be.
+    """The run's trace and the versions that made it: shipped or kept, else traced now and kept if possible.
 
-    place: of one rank, where several share the model. Of quantised weights whose kernels no trace tells: the least of a run.
+    place: one rank's, if several share the model. For quantised weights whose kernels cannot be traced: the lower bound.
     """
     run = with_kernel(run, report)
-    timeline, provenance, _ = _held_timeline(report, run, place)
+    timeline, provenance, _ = _timeline_and_base(report, run, place)
     return timeline, provenance
 
 
-def _held_timeline(report: Report, run: Run, place: Place | None = None) -> tuple[Timeline, str, Base | None]:
-    """The same, and how bitsandbytes holds the weights where the trace has its kernels."""
+def _timeline_and_base(report: Report, run: Run, place: Place | None = None) -> tuple[Timeline, str, Base | None]:
+    """`timeline_of`, and bitsandbytes' layout of the weights if the trace contains its kernels."""
     if report.known.quantised is None:
         return *_dense_timeline(report, run, place), None
     weights = report.known.weights or tuple(each_tensor(report.tree))
     weights_bytes = [weight.size_bytes for weight in weights]
     base = base_of(report)
     if base is not None:
-        with suppress(UnavailableError):  # without bitsandbytes as any other quantisation
+        with suppress(UnavailableError):  # without bitsandbytes: like any other quantisation
             timeline = _once(report, run, base, place)
-            # Scales that are quantised too have an offset on the device, which files keep as text.
+            # Nested scales have an offset on the device, which files store as text.
             offsets = sum(weight.name.endswith(".nested_absmax") for weight in weights)
             if _loaded_bytes(timeline) == sum(weights_bytes) + 4 * offsets:
                 return timeline, versions(), base
@@ -325,15 +325,15 @@ def _dense_timeline(report: Report, run: Run, place: Place | None) -> tuple[Time
 
 
 def _once(report: Report, run: Run, base: Base | None = None, place: Place | None = None) -> Timeline:
-    """`_traced`, once for several cards that are asked about one after another."""
-    told = dict(report.config or {}), repr(report.spec), repr(trace_request(run, base)), repr(place)
-    key = json.dumps(told, sort_keys=True, default=str)
+    """`_traced`, cached: predictions for several cards share one trace."""
+    dependencies = dict(report.config or {}), repr(report.spec), repr(trace_request(run, base)), repr(place)
+    key = json.dumps(dependencies, sort_keys=True, default=str)
     return _traced_once(_Untraced(key=key, report=report, run=run, base=base, place=place))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Untraced:
-    """A run to trace. key: all that its events depend on, which the card does not belong to."""
+    """A run to trace. key: everything that its events depend on, which the card is not part of."""
 
     key: str
     report: Report = field(compare=False)
@@ -343,17 +343,17 @@ class _Untraced:
 
 
 @lru_cache(maxsize=16)
-def _traced_once(one: _Untraced) -> Timeline:
-    with working("working_trace", batch=one.run.batch, tokens=one.run.prompt_tokens):
-        return _traced(one)
+def _traced_once(untraced: _Untraced) -> Timeline:
+    with working("working_trace", batch=untraced.run.batch, tokens=untraced.run.prompt_tokens):
+        return _traced(untraced)
 
 
-def _traced(one: _Untraced) -> Timeline:
-    """The trace of the whole model; of a hybrid, whose layers take long, three of its blocks stand for all of them."""
+def _traced(untraced: _Untraced) -> Timeline:
+    """The trace of the whole model; for a hybrid, whose layers are slow to trace, extended from three blocks."""
     from ..tracing.trace import trace
 
-    report, run, place = one.report, one.run, one.place
-    spec, config, request = report.spec, report.config or {}, trace_request(run, one.base)
+    report, run, place = untraced.report, untraced.run, untraced.place
+    spec, config, request = report.spec, report.config or {}, trace_request(run, untraced.base)
     if spec.built:
         from ..architectures.generic import buildable
 
@@ -363,25 +363,25 @@ def _traced(one: _Untraced) -> Timeline:
         blocks = trace(spec, config, replace(request, layers=SHALLOW * period), place)
         return deepen(fixed(blocks), len(spec.layers), period).at(_point(run))
     timeline = trace(spec, config, request, place)
-    if _is_kept(spec, run, place) and one.base is None:
+    if _is_kept(spec, run, place) and untraced.base is None:
         _keep(report, run, place, timeline)
     return timeline
 
 
 def _is_kept(spec: ModelSpec, run: Run, place: Place | None) -> bool:
-    """Whether traces of such a run are kept: as CUDA makes them, which a CPU does otherwise where there are experts."""
+    """Whether traces of such a run are kept. Kept traces are CUDA's; a CPU's are the same unless there are experts."""
     experts = any(isinstance(layer.mlp, MoeMlp) for layer in spec.layers)
     return _is_point(run, place) and not (run.device == "cpu" and experts)
 
 
 def _is_point(run: Run, place: Place | None = None) -> bool:
-    """Whether kept traces tell of such a run."""
+    """Whether kept traces can cover such a run."""
     of_kept = run.mode == "generate" and run.cache == "dynamic" and not run.padded and run.autocast is None
     return of_kept and run.new_tokens > 1 and _all_alike(place)
 
 
 def _all_alike(place: Place | None) -> bool:
-    """Whether a rank does the same with every layer, which a stage of a pipeline does not."""
+    """Whether a rank does the same in every layer; a pipeline stage does not."""
     return place is None or place.how.pipeline == 1
 
 
@@ -390,7 +390,7 @@ def _point(run: Run) -> Point:
 
 
 def _keep(report: Report, run: Run, place: Place | None, whole: Timeline) -> None:
-    """Keep the model's trace for the next time, if what it gives for this run is what the whole model's trace gives."""
+    """Keeps the extended shallow trace in the cache, if its footprint for this run equals the whole model's."""
     try:
         shallow = shallow_trace(report.spec, report.config or {}, run.attention, place, run.batch)
         if shallow is None:
@@ -406,9 +406,9 @@ def _keep(report: Report, run: Run, place: Place | None, whole: Timeline) -> Non
 def shallow_trace(
     spec: ModelSpec, config: Mapping[str, Any], attention: str, place: Place | None = None, batch: int = 1
 ) -> KeptTrace | None:
-    """The polynomials of the model with its first, one middle and its last layer; None where its layers are not all alike.
+    """The polynomials of the model with its first, one middle and its last layer; None if its layers are not all alike.
 
-    place, batch: of a tensor-parallel rank, which gathers one sequence without the copy that several take.
+    place, batch: a tensor-parallel rank gathers a single sequence without the copy that several need, so the two differ.
     """
     if not _has_period(spec):
         return None
@@ -426,16 +426,16 @@ def shallow_trace(
 
 
 def _by_batch(place: Place | None) -> bool:
-    """Whether a rank's events differ between one sequence and several."""
+    """Whether a rank's events for one sequence differ from those for several."""
     return place is not None and place.how.tensor > 1
 
 
 def traced_along(
     report: Report, runs: Sequence[Run], terms: Sequence[int], point_of: Callable[[Run], Point]
 ) -> KeptTrace | None:
-    """The trace of runs that differ in one length alone, as polynomials of it, the last run to check them on.
+    """Fits polynomials to the traces of runs that differ in one length alone; the last run checks them.
 
-    terms: the monomials that they grow with. None where the events are not alike, as where a loop turns more often.
+    terms: indices of the monomials. None if the events differ, for example because a loop runs more often.
     """
     try:
         traces = {point_of(run): _timeline(report, run) for run in runs}
@@ -453,7 +453,7 @@ def _timeline(report: Report, run: Run) -> Timeline:
 
 
 def sample_request(point: Point, attention: str) -> Any:
-    """The run of one point, in the words of `trace`."""
+    """The `TraceRequest` for one point."""
     new_tokens = point.total_tokens - point.prompt_tokens + 1
     run = Run(
         mode="generate",
@@ -472,7 +472,7 @@ def _has_period(spec: ModelSpec) -> bool:
 
 
 def trace_request(run: Run, base: Base | None = None) -> Any:
-    """The run in the words of `trace`. base: how its weights are held, where they are not dense."""
+    """The `TraceRequest` for a run. base: the layout of its weights, if they are not dense."""
     from ..tracing.adapting import Adapters
     from ..tracing.trace import TraceRequest
 
@@ -501,7 +501,7 @@ def trace_request(run: Run, base: Base | None = None) -> Any:
 
 
 def kept_trace(spec: ModelSpec, attention: str, place: Place | None = None, batch: int = 1) -> KeptTrace | None:
-    """The trace of this model with this kernel that the package has, or that an earlier run kept for the installed libraries."""
+    """The trace of this model with this kernel: shipped with the package, or kept by an earlier run with the same libraries."""
     if not _has_period(spec):
         return None
     path = SHIPPED / trace_name(spec, attention, place=place, batch=batch)
@@ -510,15 +510,19 @@ def kept_trace(spec: ModelSpec, attention: str, place: Place | None = None, batc
     return None if content is None else _of_depth(content, path.name, len(spec.layers))
 
 
-@lru_cache(maxsize=2)  # a search asks for the same a few times
+@lru_cache(maxsize=2)  # a search needs the same trace several times
 def _of_depth(content: bytes, file: str, layers: int) -> KeptTrace:
     return deepen(load(content, file=file), layers)
 
 
 def _installed() -> str:
-    """`versions`, without importing what takes seconds; "" where it is not installed."""
-    found = dict(installed())
-    return f"transformers {found['transformers']}, torch {found['torch']}" if len(found) == 2 else ""
+    """`versions` without the slow imports; "" if the libraries are not installed."""
+    package_versions = dict(installed())
+    return (
+        f"transformers {package_versions['transformers']}, torch {package_versions['torch']}"
+        if len(package_versions) == 2
+        else ""
+    )
 
 
 def installed() -> Iterator[tuple[str, str]]:
@@ -531,9 +535,9 @@ def installed() -> Iterator[tuple[str, str]]:
 
 
 def trace_name(spec: ModelSpec, attention: str, made_by: str = "", place: Place | None = None, batch: int = 1) -> str:
-    """A file's name that stands for all that decides a layer's events: models that differ only in depth share it."""
+    """The file name of a trace: a hash of everything that a layer's events depend on, so models that differ in depth share it."""
     shape = replace(spec, context_tokens=None, pad_token_id=None, norm_eps=0.0, layers=spec.layers[:1])
-    # Without the part that a model of text alone has not, the names are those from before there were others.
+    # Dropping the vision part of text-only models keeps the names from before other models were supported.
     text = f"{shape!r} {made_by}".replace(", vision=None", "")
     if place is not None:
         text += f" {place!r}" + (" one sequence" if batch == 1 and _by_batch(place) else "")

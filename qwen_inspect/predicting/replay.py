@@ -1,4 +1,4 @@
-"""A run through the caching allocator: what it takes, when, what was alive at its peak; and how weights are loaded."""
+"""Replays a run through the caching allocator: usage over time and what is alive at the peak; and how weights are loaded."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from ..results.timeline import ADAPTER, Allocate, Event, Free, Timeline, living
 from .allocator import MIB, Allocator, Block, OutOfMemory, Usage
 
-WARM_UP = "caching_allocator_warmup"  # the operator of the loader's block, by the name of transformers' function
+WARM_UP = "caching_allocator_warmup"  # operator of the loader's block, named after transformers' function
 
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """A request that is alive, and the block that it was handed."""
+    """A living request and the size of its block."""
 
     request: Allocate
     block_bytes: int
@@ -22,7 +22,7 @@ class Alive:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageUsage:
-    """`peak`: each figure's own maximum in a stage, what it began with included, as after reset_peak_memory_stats."""
+    """`peak`: each figure's own maximum in a stage, its start included, as after reset_peak_memory_stats."""
 
     name: str
     peak: Usage
@@ -31,11 +31,11 @@ class StageUsage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """What a run takes of an allocator.
+    """A run's usage of an allocator.
 
     peak: each figure's own maximum, as max_memory_allocated and max_memory_reserved report them. peak_event: the first event
     at which allocated is largest, at_peak and alive the state then. allocated, reserved, requested: bytes after each event, and
-    course all three. end: the state after the last. out_of_memory_event: the request that found no room, where the run ended.
+    course all three. end: the state after the last. out_of_memory_event: the request that did not fit, at which the run ended.
     """
 
     peak: Usage
@@ -55,14 +55,14 @@ class Replay:
 
 
 def replay(timeline: Timeline, allocator: Allocator | None = None, *, with_course: bool = True) -> Replay:
-    """Run a timeline through an allocator, which is left as the run leaves it; a fresh one with torch's defaults if None.
+    """Runs a timeline through an allocator and leaves it in the final state. None: a fresh one with torch's defaults.
 
-    with_course: also the state after each event, and by stages; otherwise these are empty.
+    with_course: also record the state after each event and by stage; otherwise these are empty.
     """
     allocator = allocator or Allocator()
     allocator.reset_peak()
     at_peak = allocator.usage
-    figures: tuple[list[int], ...] = tuple([figure] for figure in at_peak)  # of Usage, each after each event
+    figures: tuple[list[int], ...] = tuple([figure] for figure in at_peak)  # the fields of Usage, after each event
     allocated, reserved, requested = figures
     blocks: dict[int, Block] = {}
     block_bytes: dict[int, int] = {}
@@ -103,7 +103,7 @@ def _usage(figures: Sequence[Sequence[int]], index: int) -> Usage:
 
 
 def _stages(timeline: Timeline, figures: Sequence[Sequence[int]]) -> Iterator[StageUsage]:
-    """`figures` begin with the state before the first event. A stage that the run did not reach is left out."""
+    """Skips stages that the run did not reach. `figures` begin with the state before the first event."""
     bounds = [stage.first_event for stage in timeline.stages] + [len(timeline.events)]
     for stage, end in zip(timeline.stages, bounds[1:], strict=True):
         parts = [figure[stage.first_event : end + 1] for figure in figures]
@@ -115,34 +115,33 @@ def _stages(timeline: Timeline, figures: Sequence[Sequence[int]]) -> Iterator[St
 
 
 def load_one_by_one(weights: Iterable[Allocate]) -> tuple[Event, ...]:
-    """Each weight a request of its own: transformers before 4.50, and any version where `.to("cuda")` moves the model."""
+    """A separate request for each weight: transformers before 4.50, and any version where `.to("cuda")` moves the model."""
     return tuple(weights)
 
 
 def load_from_warm_up_block(
     weights: Sequence[Allocate], *, block_id: int, total_memory_bytes: int | None = None
 ) -> tuple[Event, ...]:
-    """A block for all weights, taken as `block_id` and freed before they are: with `device_map`, transformers from 4.50 on.
+    """A block of all weights' size, allocated as `block_id` and freed, then each weight: `device_map`, transformers 4.50 on.
 
-    weights: the state dict's parameters and buffers, a tied one once. Buffers that are not stored follow after them. The loader
-    takes them by name, as four threads come to them (core_model_loading.py), which changes no sum (recorded: file-0.6B).
+    weights: the state dict's parameters and buffers, tied ones once. Buffers that are not stored come after them. The loader
+    takes them by name in four threads, so their order varies (core_model_loading.py), but no sum does (recorded: file-0.6B).
     """
     size_bytes = warm_up_bytes(sum(weight.size_bytes for weight in weights), total_memory_bytes=total_memory_bytes)
     return (Allocate(block_id, size_bytes, "", WARM_UP), Free(block_id), *weights)
 
 
 def load_and_cast(loaded: Sequence[Allocate], *, first_id: int, warm_up: bool) -> tuple[Event, ...]:
-    """A base of 4 bits made ready to train: loaded in 16 bits where it is not quantised, and cast to 32 bits one by one; then
-    LoRA's matrices likewise.
+    """Loads a 4-bit base for training: what is not quantised in 16 bits, then cast to 32 bits tensor by tensor; then LoRA's
+    matrices likewise.
 
-    loaded: as they are held in the end. warm_up: whether a block for all weights, but not their scales, is made and freed first.
+    loaded: the final allocations. warm_up: first allocate and free a block of all weights' size, without their scales.
     Sources: transformers 5.23, get_total_byte_count; PEFT 0.21, prepare_model_for_kbit_training and cast_adapter_dtype
     """
     weights = [event for event in loaded if event.operator == "parameter"]
     times = Counter(weight.module for weight in weights)
-    packed = {
-        weight.module: weight for weight in reversed(weights) if times[weight.module] > 1
-    }  # each beside its scales
+    # A quantised weight shares its module with its scales.
+    packed = {weight.module: weight for weight in reversed(weights) if times[weight.module] > 1}
     stored = [
         weight if weight.module in packed else weight._replace(id=first_id + number, size_bytes=weight.size_bytes // 2)
         for number, weight in enumerate(loaded)
@@ -161,7 +160,7 @@ def load_and_cast(loaded: Sequence[Allocate], *, first_id: int, warm_up: bool) -
                 yield from (new, Free(old.id))
 
     block_id = first_id + len(loaded) + len(adapters)
-    counted = sum(one.size_bytes for one in stored if packed.get(one.module, one) is one)
+    counted = sum(weight.size_bytes for weight in stored if packed.get(weight.module, weight) is weight)
     first: list[Event] = []
     if warm_up:
         first = [Allocate(block_id, warm_up_bytes(counted), "", WARM_UP), Free(block_id)]
@@ -169,9 +168,10 @@ def load_and_cast(loaded: Sequence[Allocate], *, first_id: int, warm_up: bool) -
 
 
 def warm_up_bytes(weights_bytes: int, *, total_memory_bytes: int | None = None) -> int:
-    """What the first model in a process asks for: its weights in whole float16, up to 1.2 GiB less than the device has.
+    """Size of the warm-up block of a process's first model: its weights in whole float16 numbers, at most the device's memory
+    less 1.2 GiB.
 
-    4.50 and 4.51 count a tied head again, and go up to 95 % of the free memory.
+    transformers 4.50 and 4.51 count a tied head twice, and limit the block to 95 % of the free memory instead.
     Source: transformers 5.23, modeling_utils.caching_allocator_warmup and get_total_byte_count
     """
     elements = weights_bytes // 2

@@ -1,9 +1,9 @@
-"""What requests take of `allocator.Allocator`, to the byte and many times as fast, for questions that are asked many times.
+"""The results of `allocator.Allocator`, to the byte and many times faster, for searches that replay many runs.
 
-For memory without end in segments that do not expand. Then no segment is given back. A pool's state follows from the blocks in
-use: what lies between two of them is one free block. So a free block is one number, its size and address, in the order in which
-the allocator looks for the best fit, and is found by its two ends. And where layers ask for the same and one of them finds the
-free blocks as an earlier one did, all later ones do as those between, and need no replay.
+For unlimited memory and segments that do not expand, so that no segment is ever released. The blocks in use determine a pool's
+state: whatever lies between two of them is one free block. A free block is one integer, its size and address, sorted in the
+order of the best fit, and is looked up by either end. Where layers repeat their requests and one layer meets the same free
+blocks as an earlier one, the rest of the cycle repeats too and is not replayed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .allocator import (
 ADDRESS_BITS = 72
 ADDRESS = (1 << ADDRESS_BITS) - 1
 HIGHEST_ADDRESS = 1 << 70  # below it there is room for more than UNLIMITED_BYTES
-WINDOW_EVENTS = 48  # a layer has more, and nothing within it repeats that long
+WINDOW_EVENTS = 48  # fewer than a layer has; nothing within a layer repeats this long
 FEWEST_TIMES = 4
 
 
@@ -40,8 +40,8 @@ def can_be_worked_out(settings: Settings) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repeat:
-    """Events that come `times` over, each time on the `requests` next ones. inherited: requests from just before the first time
-    that it frees; of later times they are as much later."""
+    """Events that occur `times` times in a row, each turn on the next `requests` requests. inherited: requests from before the
+    first turn that it frees; each later turn frees those `requests` later."""
 
     first_event: int
     events: int
@@ -53,26 +53,26 @@ class Repeat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stream:
-    """Events in order: an entry that is not negative makes the request of that index, -1 - index frees it. size_of: an index of
-    each request's size among the distinct ones."""
+    """Events in order: an entry that is not negative makes the request of that index, -1 - index frees it. size_of: for each
+    request, the index of its size among the distinct sizes."""
 
     order: Sequence[int]
     size_of: Sequence[int]
     repeats: tuple[Repeat, ...] = ()
 
     def of_sizes(self, sizes: Sequence[bool]) -> Stream:
-        """The requests of some of the distinct sizes alone, renumbered."""
+        """Only the requests of the distinct sizes marked True in `sizes`, renumbered."""
         chosen = list(map(sizes.__getitem__, self.size_of))
         number = [before - 1 for before in accumulate(chosen)]
-        number += [-1 - after for after in reversed(number)]  # by an entry that is negative: of request -1 - entry
+        number += [-1 - after for after in reversed(number)]  # negative indices: entry -1 - i frees request i
         chosen_by_entry = [*chosen, *reversed(chosen)]
-        taken = list(map(chosen_by_entry.__getitem__, self.order))
-        order = list(map(number.__getitem__, compress(self.order, taken)))
+        chosen_entries = list(map(chosen_by_entry.__getitem__, self.order))
+        order = list(map(number.__getitem__, compress(self.order, chosen_entries)))
         size_of = list(compress(self.size_of, chosen))
         shorter = [
             Repeat(
-                first_event=sum(taken[: repeat.first_event]),
-                events=sum(taken[repeat.first_event : repeat.first_event + repeat.events]),
+                first_event=sum(chosen_entries[: repeat.first_event]),
+                events=sum(chosen_entries[repeat.first_event : repeat.first_event + repeat.events]),
                 times=repeat.times,
             )
             for repeat in self.repeats
@@ -81,7 +81,7 @@ class Stream:
 
 
 def stream_of(order: Sequence[int], size_of: Sequence[int]) -> Stream:
-    """With stretches that look as if they repeated; `Stream.of_sizes` keeps those that do."""
+    """Marks candidate repeats; `Stream.of_sizes` keeps the real ones."""
     text = "".join([chr(2 * size_of[entry]) if entry >= 0 else chr(2 * size_of[-1 - entry] + 1) for entry in order])
     return Stream(order=order, size_of=size_of, repeats=tuple(_repeats(text)))
 
@@ -101,37 +101,39 @@ def _repeats(text: str) -> Iterator[Repeat]:
 
 
 def _exact(order: Sequence[int], size_of: Sequence[int], repeats: Sequence[Repeat]) -> Iterator[Repeat]:
-    """Those whose every turn frees what the turn itself or the one before it asked for, each turn alike."""
-    for one in repeats:
-        start, end = one.first_event, one.first_event + one.events * one.times
-        made = [*accumulate((entry >= 0 for entry in order[start:end]), initial=_made(order[:start]))]
-        first, requests = made[0], made[one.events] - made[0]
+    """The repeats whose turns are all alike and free only requests of the same turn or the one before."""
+    for repeat in repeats:
+        start, end = repeat.first_event, repeat.first_event + repeat.events * repeat.times
+        request_counts = [
+            *accumulate((entry >= 0 for entry in order[start:end]), initial=_request_count(order[:start]))
+        ]
+        first, requests = request_counts[0], request_counts[repeat.events] - request_counts[0]
         alike = [
             size_of[entry] if entry >= 0 else -1 - (before + entry)
-            for entry, before in zip(order[start:end], made, strict=False)
+            for entry, before in zip(order[start:end], request_counts, strict=False)
         ]
-        freed = [-1 - entry for entry in order[start : start + one.events] if entry < 0]
+        freed = [-1 - entry for entry in order[start : start + repeat.events] if entry < 0]
         inherited = tuple(request for request in freed if request < first)
-        is_alike = one.events > 0 and alike[: -one.events] == alike[one.events :]
+        is_alike = repeat.events > 0 and alike[: -repeat.events] == alike[repeat.events :]
         if is_alike and all(request >= first - requests for request in inherited):
-            yield replace(one, first_request=first, requests=requests, inherited=inherited)
+            yield replace(repeat, first_request=first, requests=requests, inherited=inherited)
 
 
-def _made(order: Sequence[int]) -> int:
-    """How many requests were made."""
+def _request_count(order: Sequence[int]) -> int:
+    """How many requests a part of an order makes."""
     return max(order, default=-1) + 1
 
 
 def allocated_bytes(sizes: Sequence[int], order: Sequence[int], settings: Settings) -> int:
-    """What is handed out after all requests, made and freed in an order as a Stream's; OutOfMemory as of an Allocator."""
+    """Allocated bytes at the end. order: as in `Stream`. OutOfMemory as from `Allocator`."""
     if not can_be_worked_out(settings):
         allocator = Allocator(settings)
-        made: dict[int, Block] = {}
+        handed_out: dict[int, Block] = {}
         for entry in order:
             if entry >= 0:
-                made[entry] = allocator.allocate(sizes[entry])
+                handed_out[entry] = allocator.allocate(sizes[entry])
             else:
-                allocator.free(made.pop(-1 - entry))
+                allocator.free(handed_out.pop(-1 - entry))
         return allocator.allocated_bytes
     distinct = {size: index for index, size in enumerate(dict.fromkeys(sizes))}
     blocks = [settings.block_bytes(size) if size else 0 for size in distinct]
@@ -144,23 +146,23 @@ def allocated_bytes(sizes: Sequence[int], order: Sequence[int], settings: Settin
 
 
 def _segment_address(address: int) -> int:
-    """Of a segment, not below 0, and such that no segment ends where another begins, for their blocks never merge."""
+    """Maps a driver address to one that is not negative, with gaps between segments so that their blocks never merge."""
     return HIGHEST_ADDRESS + address + address // MIB
 
 
 class QuickAllocator:
-    """Both pools, for the requests of a stream, as `Stream.of_sizes` gives it. blocks: what distinct sizes are rounded up to."""
+    """Both pools, for the requests of a stream from `Stream.of_sizes`. blocks: the block size for each distinct size."""
 
     def __init__(self, blocks: Sequence[int], stream: Stream, settings: Settings) -> None:
         self._stream = stream
         self._blocks = [blocks[size] for size in stream.size_of]
         self._segments = {size: settings.segment_bytes(size) for size in set(self._blocks)}
         self._driver = Driver()
-        self._asked: list[int] = []  # bytes of the segments, in order
+        self._segment_sizes: list[int] = []  # bytes of the segments, in order
         self._small: list[int] = []  # size and address of each free block
         self._large: list[int] = []
-        self._size_at: dict[int, int] = {}  # by where a free block begins
-        self._start_of: dict[int, int] = {}  # by where it ends
+        self._size_at: dict[int, int] = {}  # by start address of a free block
+        self._start_of: dict[int, int] = {}  # by its end address
         self._addresses, self._sizes = [0] * len(self._blocks), list(self._blocks)
         self.reserved_bytes = 0
 
@@ -169,7 +171,7 @@ class QuickAllocator:
         return self.reserved_bytes - sum(self._size_at.values())
 
     def replay(self, most_bytes: int | None = None) -> None:
-        """All events of the stream; up to where more than `most_bytes` are reserved."""
+        """Replays the stream; stops when more than `most_bytes` are reserved."""
         most, at = UNLIMITED_BYTES if most_bytes is None else most_bytes, 0
         order = self._stream.order
         for repeat in self._stream.repeats:
@@ -179,18 +181,18 @@ class QuickAllocator:
         self._play(order[at:], most)
 
     def _repeat(self, order: Sequence[int], repeat: Repeat, most: int) -> None:
-        """Turn by turn until one begins as an earlier one: what came between comes over and over."""
+        """Replays turns until one starts in the state of an earlier one; the turns between form a cycle that is then skipped."""
         seen: dict[object, _Turn] = {}
         turn = 0
         while turn < repeat.times and self.reserved_bytes <= most:
             inherited = [request + turn * repeat.requests for request in repeat.inherited]
             blocks = [(self._addresses[request], self._sizes[request]) for request in inherited]
             state = (*self._small, None, *self._large, None, *blocks)
-            now = _Turn(turn, self.reserved_bytes, self._driver.lowest, len(self._asked), self._rests())
+            now = _Turn(turn, self.reserved_bytes, self._driver.lowest, len(self._segment_sizes), self._rests())
             earlier = seen.get(state)
             if earlier is not None and self._left_alike(earlier, now):
                 turn = self._skip(repeat, earlier, now)
-                seen.clear()  # what is left is less than a cycle
+                seen.clear()  # less than one cycle is left
                 if turn == repeat.times:
                     return
             else:
@@ -200,23 +202,23 @@ class QuickAllocator:
             turn += 1
 
     def _rests(self) -> dict[int, tuple[int, int]]:
-        """How many rests of each size the driver has, and the lowest. Alike, they are the same: the lowest is taken first."""
+        """For each size, how many rests the driver has and the lowest address: enough to compare, as the lowest is used first."""
         rests = self._driver.rests
         return {size: (len(addresses), addresses[0]) for size, addresses in rests.items() if addresses}
 
     def _left_alike(self, earlier: _Turn, now: _Turn) -> bool:
-        """Whether the driver has since then neither used nor left a rest that a segment of that time would have room in."""
-        asked = self._asked[earlier.segments : now.segments]
-        if not asked:
+        """Whether the rests that could hold a segment requested between the two turns are unchanged."""
+        segment_sizes = self._segment_sizes[earlier.segments : now.segments]
+        if not segment_sizes:
             return True
-        least = min(asked)
-        before, after = ({size: rest for size, rest in one.rests.items() if size >= least} for one in (earlier, now))
+        least = min(segment_sizes)
+        before, after = ({size: rest for size, rest in turn.rests.items() if size >= least} for turn in (earlier, now))
         return before == after
 
     def _skip(self, repeat: Repeat, earlier: _Turn, now: _Turn) -> int:
-        """Whole cycles as the one since an `earlier` turn; the turn that is next then.
+        """Repeats the cycle since the `earlier` turn as often as it fits, without a replay; returns the next turn.
 
-        The free blocks are those of before, so that what a cycle keeps fills segments of its own, below all others.
+        The free blocks are unchanged, so whatever a cycle keeps lies in new segments of its own, below all others.
         """
         turns = now.turn - earlier.turn
         cycles, length = (repeat.times - now.turn) // turns, turns * repeat.requests
@@ -240,7 +242,7 @@ class QuickAllocator:
         return now.turn + cycles * turns
 
     def _play(self, order: Sequence[int], most: int) -> None:
-        """As `Allocator.allocate` and `Allocator.free` do."""
+        """Does what `Allocator.allocate` and `Allocator.free` do."""
         small, large, size_at, start_of = self._small, self._large, self._size_at, self._start_of
         blocks, addresses, sizes = self._blocks, self._addresses, self._sizes
         if self.reserved_bytes > most:
@@ -252,13 +254,13 @@ class QuickAllocator:
                 free, smallest_rest = (large, SMALL_BYTES + 1) if size > SMALL_BYTES else (small, ROUNDING_BYTES)
                 index = bisect_left(free, size << ADDRESS_BITS)
                 if index < len(free):
-                    taken = free.pop(index)
-                    start, whole = taken & ADDRESS, taken >> ADDRESS_BITS
+                    best_fit = free.pop(index)
+                    start, whole = best_fit & ADDRESS, best_fit >> ADDRESS_BITS
                     del size_at[start]
                 else:
                     whole = self._segments[size]
                     start = _segment_address(self._driver.place(whole))
-                    self._asked.append(whole)
+                    self._segment_sizes.append(whole)
                     self.reserved_bytes += whole
                     if self.reserved_bytes > most:
                         return
@@ -291,7 +293,7 @@ class QuickAllocator:
 
 
 class _Turn(NamedTuple):
-    """The state at a turn's beginning. lowest: address. segments: how many there are. rests: of the driver's steps."""
+    """The state at the start of a turn. lowest: the driver's lowest address. segments: their number. rests: see `_rests`."""
 
     turn: int
     reserved: int

@@ -1,4 +1,4 @@
-"""What is trained and what a step keeps of it, by shapes alone: LoRA's matrices, optimizers' states, a 4-bit base made ready."""
+"""Trained tensors and what a step keeps for them, from shapes alone: LoRA matrices, optimizer states, a prepared 4-bit base."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..structure.adapters import folded, trained_tensors
 
 ALL_LINEAR = "all-linear"
 HIGHEST_RANK = 1 << 20
-# What modules of experts were called when each was linear. PEFT 0.21 adapts the fused ones where they are named so.
+# Names of experts' modules from when each was a linear layer. Given these, PEFT 0.21 adapts the fused experts.
 OF_EXPERTS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 BLOCK_8BIT = 256
 LEAST_8BIT = 4096
@@ -24,7 +24,7 @@ TABLE_8BIT_BYTES = 256 * 4
 
 
 def check_training(run: Run) -> None:
-    """UsageError where the run's words about training contradict each other, or `trained` is no regular expression."""
+    """UsageError if the training options contradict each other, or `trained` is not a regular expression."""
     try:
         re.compile(run.trained)
     except re.error as error:
@@ -40,9 +40,9 @@ def check_training(run: Run) -> None:
 
 
 def targets_of(tree: Module, spec: ModelSpec, targets: Collection[str]) -> tuple[str, ...]:
-    """The modules that `targets` mean, as PEFT takes them: by the ends of their names, or every linear one but the head.
+    """The modules that PEFT adapts for `targets`: by the ends of their names, or every linear module but the head.
 
-    UsageError for a name that no module has, UnsupportedError for experts and for linear modules of a kind that is not known.
+    UsageError for a name that matches no module, UnsupportedError for experts and for unknown kinds of linear modules.
     Source: PEFT 0.21, tuners_utils (check_target_module_exists, _maybe_include_all_linear_layers) and
     transformers_weight_conversion.
     """
@@ -56,8 +56,8 @@ def targets_of(tree: Module, spec: ModelSpec, targets: Collection[str]) -> tuple
     if not whole:
         for target in targets:
             if not any(f".{name}".endswith(f".{target}") for name, _ in modules):
-                known = dict.fromkeys(name.rpartition(".")[2] for name in linear)
-                raise UsageError("lora_no_module", target=target, known=", ".join(known))
+                linear_names = dict.fromkeys(name.rpartition(".")[2] for name in linear)
+                raise UsageError("lora_no_module", target=target, known=", ".join(linear_names))
         return tuple(targets)
     for name, module in modules:
         if module.class_name.endswith(("Linear", "Conv1D")) and module.class_name != "Linear":
@@ -66,17 +66,17 @@ def targets_of(tree: Module, spec: ModelSpec, targets: Collection[str]) -> tuple
 
 
 def _is_head(name: str, module: Module, spec: ModelSpec) -> bool:
-    """Whether it is what transformers' get_output_embeddings gives: beside the decoder, as wide as the vocabulary."""
+    """Whether transformers' get_output_embeddings returns this module: outside the decoder, one row per vocabulary entry."""
     rows = next((tensor.shape[0] for tensor in module.tensors if tensor.name == "weight"), None)
     return "." not in name and (module.tied_to is not None or rows == spec.vocab_size)
 
 
 def matrices_of(tree: Module, lora: Lora, dtype: DType) -> tuple[TrainedTensor, ...]:
-    """LoRA's matrices beside a model of `dtype`: in float32, or as wide as the model where that is wider."""
-    found = trained_tensors(tree, lora, lambda tensor: (tensor,), ())
+    """LoRA's matrices for a model of `dtype`: in float32, or in float64 if the model is."""
+    matrices = trained_tensors(tree, lora, lambda tensor: (tensor,), ())
     if dtype is not DType.F64:
-        return found
-    return tuple(replace(one, tensor=replace(one.tensor, dtype=dtype)) for one in found)
+        return matrices
+    return tuple(replace(matrix, tensor=replace(matrix.tensor, dtype=dtype)) for matrix in matrices)
 
 
 def trained_of(tree: Module, run: Run, matrices: Sequence[TrainedTensor]) -> tuple[Tensor, ...]:
@@ -87,28 +87,30 @@ def trained_of(tree: Module, run: Run, matrices: Sequence[TrainedTensor]) -> tup
 
 
 def training_of(tree: Module, run: Run, matrices: Sequence[TrainedTensor], weights: Sequence[Tensor]) -> Training:
-    """weights: the model's own, as the run holds them."""
+    """The report of what is trained. weights: the model's own, as they are in memory during the run."""
     trained = trained_of(tree, run, matrices)
     adapters = run.lora_rank is not None
     trained_bytes = sum(tensor.size_bytes for tensor in trained)
-    held_bytes = sum(tensor.size_bytes for tensor in weights)
-    named = matrices or [TrainedTensor(one, "copy", one.name.rpartition(".")[0] or one.name) for one in trained]
+    weights_bytes = sum(tensor.size_bytes for tensor in weights)
+    named = matrices or [
+        TrainedTensor(tensor, "copy", tensor.name.rpartition(".")[0] or tensor.name) for tensor in trained
+    ]
     return Training(
         trainable=sum(tensor.elements for tensor in trained),
         base_parameters=tree.parameters,
         adapters=adapters,
         trained_bytes=trained_bytes,
-        frozen_bytes=held_bytes - (0 if adapters else trained_bytes),
+        frozen_bytes=weights_bytes - (0 if adapters else trained_bytes),
         modules=tuple(folded(named)),
     )
 
 
 def prepared(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The tensors of a 4-bit model after `prepare_model_for_kbit_training` and a first forward: in float32 but for packed ones
-    and for the biases beside them, which are cast to what is computed in. Scales that are quantised too have an offset, a
-    number on the device, which files keep as text.
+    """The tensors of a 4-bit model after `prepare_model_for_kbit_training` and a first forward: all in float32 except packed
+    weights and their biases, which are cast to the compute dtype. Nested scales have an offset, a number on the device that
+    files store as text.
 
-    Sources: PEFT 0.21, utils.other: all float16 and bfloat16 parameters that are no Params4bit are cast; bitsandbytes 0.50,
+    Sources: PEFT 0.21, utils.other: all float16 and bfloat16 parameters except Params4bit are cast; bitsandbytes 0.50,
     Linear4bit.forward, QuantState.from_dict.
     """
     packed = {tensor.name.removesuffix(".weight.absmax") for tensor in weights if tensor.name.endswith(".absmax")}
@@ -125,9 +127,9 @@ def prepared(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
 def optimizer_sizes(trained: Sequence[Tensor], optimizer: str) -> Iterator[int]:
     """Bytes of each tensor that an optimizer keeps on the device between steps.
 
-    AdamW: two of the parameter's dtype; the fused one counts its steps on the device too. In 8 bits: two codes and, for each
-    block of 256, two scales; tensors of less than 4,096 elements have float32; two tables for all. Sources: torch 2.13,
-    optim/adamw.py; bitsandbytes 0.50, Optimizer2State.init_state.
+    AdamW: two states in the parameter's dtype; fused, a step counter on the device too. 8-bit: two states of one byte per
+    element and two scales per block of 256; float32 states for tensors of less than 4,096 elements; two tables shared by all.
+    Sources: torch 2.13, optim/adamw.py; bitsandbytes 0.50, Optimizer2State.init_state.
     """
     if optimizer in ("none", "sgd"):
         return

@@ -1,4 +1,4 @@
-"""A model and a run that trains -> what is trained, and how the rest is held."""
+"""Plans a training run: which tensors train, and in what form the other weights are in memory."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .training import matrices_of, prepared, targets_of, training_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """run: as it was asked for, with whether activations are checkpointed. weights: the model's own, as training holds them.
+    """run: the requested run, with `checkpointing` resolved. weights: the model's own, as they are in memory during training.
 
-    matrices: LoRA's; none where the model's own parameters train. four_bits: how bitsandbytes holds the base; None if dense.
+    matrices: LoRA's; none if the model's own parameters train. four_bits: bitsandbytes' layout of the base; None if dense.
     """
 
     run: Run
@@ -32,10 +32,10 @@ class Plan:
 
 
 def plan_of(report: Report, run: Run) -> Plan:
-    """What a run trains. UsageError for targets that are none, UnsupportedError for weights that cannot be trained so."""
+    """What a run trains. UsageError for invalid targets, UnsupportedError for weights that cannot be trained this way."""
     four_bits = _four_bits(report, run)
     if run.checkpointing is None:
-        run = replace(run, checkpointing=four_bits is not None)  # as PEFT has it
+        run = replace(run, checkpointing=four_bits is not None)  # PEFT's default
     weights = report.known.weights or tuple(each_tensor(report.tree))
     weights = weights if four_bits is None else prepared(weights)
     matrices: tuple[TrainedTensor, ...] = ()
@@ -47,13 +47,13 @@ def plan_of(report: Report, run: Run) -> Plan:
 
 
 def _four_bits(report: Report, run: Run) -> FourBits | None:
-    """How bitsandbytes holds a base of 4 bits; None of a dense one. UnsupportedError where such weights cannot be trained so."""
-    found = report.known.quantised
-    if found is None:
+    """bitsandbytes' layout of a 4-bit base; None if dense. UnsupportedError for other quantised weights, or without LoRA."""
+    quantised = report.known.quantised
+    if quantised is None:
         return None
-    if found.method == "gguf":
+    if quantised.method == "gguf":
         raise UnsupportedError("memory_gguf_mode")
     base = base_of(report)
     if run.lora_rank is None or not isinstance(base, FourBits):
-        raise UnsupportedError("memory_quantised_mode", method=found.method)
+        raise UnsupportedError("memory_quantised_mode", method=quantised.method)
     return base
