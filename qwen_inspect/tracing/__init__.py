@@ -1,4 +1,7 @@
-"""transformers' classes run on tensors without data: what they build, keep and ask an allocator for. Needs torch."""
+"""Runs transformers' classes on fake or meta tensors: the modules they build, the cache they keep, the memory they allocate.
+
+Needs torch.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ CHUNK_TURNS = 8  # of linear attention's loop over the chunks of a prompt, which
 
 
 def versions() -> str:
-    """The libraries that a trace taken now is made by."""
+    """The library versions that make a trace taken now."""
     import torch
     import transformers
 

@@ -1,8 +1,8 @@
-"""A model made ready for training as PEFT does it: adapters on frozen weights, which may be of 4 bits; and its optimizer.
+"""Prepares a model for training as PEFT does: adapters on frozen weights, dense or in 4 bits; and creates the optimizer.
 
-The same functions serve a model on fake tensors, whose memory is traced, and a real one, whose memory is measured.
-Assumed: adapters of PEFT's own dtypes (float32 beside a base of 16 bits), no dropout, no bias trained. A 4-bit base is prepared
-by `prepare_model_for_kbit_training`: what is not quantised is held in float32.
+The same functions serve fake models, whose memory is traced, and real ones, whose memory is measured.
+Assumed: PEFT's default dtypes for adapters (float32 beside a 16-bit base), no dropout, no trained bias. A 4-bit base is prepared
+by `prepare_model_for_kbit_training`: everything that is not quantised is cast to float32.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ MATRIX = re.compile(r"\.lora_(embedding_)?[AB]\.")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FourBits:
-    """A base held by bitsandbytes in 4 bits. modules: those that are, by full name; dtype: torch's name of what they compute
-    in."""
+    """A base quantised by bitsandbytes to 4 bits. modules: full names of the quantised ones; dtype: torch's name of their compute
+    dtype."""
 
     scheme: Bnb4
     modules: frozenset[str]
@@ -34,7 +34,7 @@ class FourBits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapters:
-    """Matrices of `rank` beside the modules that `targets` name, as PEFT's LoraConfig takes them."""
+    """LoRA matrices of `rank` for the modules that `targets` name, as in PEFT's LoraConfig."""
 
     rank: int
     targets: tuple[str, ...]
@@ -42,9 +42,9 @@ class Adapters:
 
 
 def adapt(model: Any, adapters: Adapters) -> None:
-    """Put the adapters into the model, in place, and freeze all else. Checkpointing is to be enabled before: PEFT looks for it.
+    """Adds the adapters to the model in place and freezes all else. Enable checkpointing before: PEFT checks for it.
 
-    Source: PEFT 0.21, mapping_func.get_peft_model. UnavailableError without PEFT, UnsupportedError for what PEFT refuses.
+    Source: PEFT 0.21, mapping_func.get_peft_model. UnavailableError without PEFT, UnsupportedError if PEFT refuses.
     """
     library = peft()
     targets = ALL_LINEAR if adapters.targets == (ALL_LINEAR,) else list(adapters.targets)
@@ -57,50 +57,52 @@ def adapt(model: Any, adapters: Adapters) -> None:
 
 
 def is_matrix(name: str) -> bool:
-    """Whether a parameter of that name is one of LoRA's matrices."""
+    """Whether a parameter of this name is a LoRA matrix."""
     return MATRIX.search(name) is not None
 
 
 def checkpoint(model: Any) -> None:
-    """Enable activation checkpointing, as torch recommends it: not reentrant."""
+    """Enables activation checkpointing in the non-reentrant form that torch recommends."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
 
 def hold_in_four_bits(model: Any, base: FourBits) -> None:
-    """Linear modules of a fake model as bitsandbytes has them once they are loaded, with all that belongs to a weight.
+    """Replaces a fake model's linear modules by bitsandbytes' loaded 4-bit ones, with everything that belongs to a weight.
 
-    Source: transformers 5.23, replace_with_bnb_linear; bitsandbytes 0.50, QuantState.from_dict: tables and offset of each.
+    Source: transformers 5.23, replace_with_bnb_linear; bitsandbytes 0.50, QuantState.from_dict: each weight has its own
+    tables and offset.
     """
     import torch
 
     library = bitsandbytes()
     linear = library.nn.Linear4bit
     storage = getattr(torch, base.scheme.storage.torch_name)
-    model.is_loaded_in_4bit = True  # where PEFT looks
+    model.is_loaded_in_4bit = True  # PEFT checks this
     for name in base.modules:
         try:
             dense = model.get_submodule(name)
         except AttributeError:
             continue  # of a layer that is not traced
         rows, columns = dense.weight.shape
-        held = linear.__new__(linear)
-        torch.nn.Module.__init__(held)
-        held.in_features, held.out_features = columns, rows
+        quantised = linear.__new__(linear)
+        torch.nn.Module.__init__(quantised)
+        quantised.in_features, quantised.out_features = columns, rows
         code_bytes = (rows * columns + 1) // 2
         codes = torch.empty(-(-code_bytes // storage.itemsize), 1, dtype=storage)
-        held.weight = torch.nn.Parameter(codes, requires_grad=False)  # Params4bit takes no fake tensor
-        held.bias = dense.bias
-        held.weight.quant_state = held.quant_state = _quant_state(base.scheme, rows, columns, dense.weight.dtype)
-        held.weight.quant_type, held.weight.compress_statistics = base.scheme.kind, base.scheme.double
-        held.compute_dtype, held.compute_type_is_set = getattr(torch, base.dtype), True
-        held.quant_storage, held.support_avx512bf16_for_cpu = storage, False
-        model.set_submodule(name, held)
+        quantised.weight = torch.nn.Parameter(codes, requires_grad=False)  # Params4bit takes no fake tensor
+        quantised.bias = dense.bias
+        quantised.weight.quant_state = quantised.quant_state = _quant_state(
+            base.scheme, rows, columns, dense.weight.dtype
+        )
+        quantised.weight.quant_type, quantised.weight.compress_statistics = base.scheme.kind, base.scheme.double
+        quantised.compute_dtype, quantised.compute_type_is_set = getattr(torch, base.dtype), True
+        quantised.quant_storage, quantised.support_avx512bf16_for_cpu = storage, False
+        model.set_submodule(name, quantised)
 
 
 def _quant_state(scheme: Bnb4, rows: int, columns: int, dtype: Any) -> Any:
-    """What bitsandbytes needs to read a weight, as `structure.packing` has it, and where scales are quantised too their
-    offset."""
+    """The QuantState of a 4-bit weight, as in `structure.packing`, with the offset of nested scales."""
     import torch
 
     state = bitsandbytes().functional.QuantState
@@ -133,14 +135,14 @@ def parts_of(module: Any) -> Iterator[Any]:
 
 
 def prepare_for_training(model: Any, *, checkpointing: bool) -> None:
-    """PEFT's preparation of a base of 4 bits: what it does not quantise is cast to float32. Source: PEFT 0.21, utils.other."""
+    """PEFT's preparation of a 4-bit base: casts what is not quantised to float32. Source: PEFT 0.21, utils.other."""
     options = {"use_reentrant": False}
     peft().prepare_model_for_kbit_training(model, checkpointing, options, auto_clear_cache=False)
 
 
 @contextmanager
 def without_moves() -> Iterator[None]:
-    """`Module.to` on fake tensors, which torch 2.13 cannot swap: casts make new parameters, and there is one device."""
+    """Replaces `Module.to`, which torch 2.13 cannot do on fake tensors: casts make new parameters, device moves do nothing."""
     import torch
 
     def cast(module: Any, device: object = None, dtype: Any = None) -> Any:
@@ -159,7 +161,7 @@ def without_moves() -> Iterator[None]:
 
 
 def optimizer_of(name: str, trained: Iterable[Any]) -> Any:
-    """The optimizer of that name over the parameters; None for "none". UnavailableError where it is bitsandbytes' and that is
+    """The optimizer of this name for the parameters; None for "none". UnavailableError if it needs bitsandbytes and that is
     missing."""
     import torch
     from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -170,7 +172,7 @@ def optimizer_of(name: str, trained: Iterable[Any]) -> Any:
         case "sgd":
             return torch.optim.SGD(trained, lr=1e-3, foreach=True)
         case "adamw_8bit":
-            with unset_fake_temporarily():  # its tables of 256 values are computed, which fake tensors cannot be
+            with unset_fake_temporarily():  # it computes its tables of 256 values, which fake tensors cannot do
                 return bitsandbytes().optim.AdamW8bit(trained)
         case "adamw_for_loop":
             return torch.optim.AdamW(trained, foreach=False)
@@ -179,7 +181,7 @@ def optimizer_of(name: str, trained: Iterable[Any]) -> Any:
 
 
 def to_device(optimizer: Any) -> None:
-    """An 8-bit optimizer's two tables come to the device with its first step.
+    """Moves an 8-bit optimizer's two tables to the device, as its first step does.
 
     Source: bitsandbytes 0.50, Optimizer2State.init_state
     """
@@ -199,7 +201,7 @@ def bitsandbytes() -> Any:
 
 
 def _package(name: str) -> Any:
-    """An optional package, imported without what it logs then: bitsandbytes, of kernels that it has not."""
+    """Imports an optional package without its log messages, such as bitsandbytes' about missing kernels."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

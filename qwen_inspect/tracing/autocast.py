@@ -1,7 +1,7 @@
-"""torch.autocast around a run, on fake tensors too, by CUDA's lists of operators; and the scaler that float16 trains with.
+"""torch.autocast around a run, with CUDA's operator lists even on fake CPU tensors; and float16's gradient scaler.
 
-What autocast itself does is torch's: it casts, and keeps the casts of parameters that are leaves in float32 until the outermost
-autocast is left. Source: torch 2.13, ATen/autocast_mode.cpp, cached_cast; torch/amp/autocast_mode.py
+The casting itself is torch's: it caches the casts of float32 leaf parameters until the outermost autocast ends.
+Source: torch 2.13, ATen/autocast_mode.cpp, cached_cast; torch/amp/autocast_mode.py
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from ..results.timeline import Event
 from .kernels import replaced
 
-# CUDA's lists of operators by what they compute in, as far as CPU's are others; those in none of these compute in float32.
+# CUDA's operator lists by compute dtype, where they differ from CPU's; listed operators in none of these compute in float32.
 # Source: torch 2.13, ATen/autocast_mode.h: AT_FORALL_LOWER_PRECISION_FP and autocast_mode.cpp, AT_FORALL_PROMOTE, and
 # AT_FORALL_FP32_SET_OPT_DTYPE with AT_FORALL_DIFFERENT_REDISPATCH_SIGNATURE, which cast no input
 LOWER = frozenset({
@@ -36,9 +36,9 @@ Policy = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 def autocast(dtype: str | None, device: str) -> Any:
     """The context that a forward runs in. device: of the model's tensors.
 
-    Without a dtype none at all, for even one that is not enabled keeps the casts that are made within. Left out: Trainer's
-    outputs come back in float32 (accelerate 1.15, convert_outputs_to_fp32), in the block of the loss's own float32 logits, so
-    that no peak is another.
+    Without a dtype it is no autocast at all, because even a disabled one caches casts made inside. Not modelled: Trainer converts
+    outputs to float32 (accelerate 1.15, convert_outputs_to_fp32); they reuse the block of the loss's own float32 logits, so the
+    peak is the same.
     """
     import torch
 
@@ -47,14 +47,14 @@ def autocast(dtype: str | None, device: str) -> Any:
 
 @contextmanager
 def cuda_lists() -> Iterator[None]:
-    """Autocast of tensors on `cpu` as that of tensors on `cuda`. What both cast alike stays with torch, and with its kept casts;
-    operators of LOWER make theirs anew."""
+    """Makes autocast on `cpu` follow CUDA's lists. Operators that both cast alike keep torch's kernels and cached casts;
+    operators of LOWER cast again each time."""
     import torch
 
     library = torch.library.Library("aten", "IMPL")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, of kernels that are replaced
+            warnings.simplefilter("ignore")  # torch warns of replaced kernels
             for name, on_cuda, on_cpu in _listed():
                 packet = name.partition(".")[0]
                 if not on_cuda:
@@ -68,7 +68,7 @@ def cuda_lists() -> Iterator[None]:
 
 @contextmanager
 def let_go_in_order(events: list[Event]) -> Iterator[None]:
-    """When the casts go, they go as they were made: by their addresses, as torch has them, every trace would be another."""
+    """Frees cached casts in the order they were made. torch frees them by address, which would differ in every trace."""
     import torch
 
     clear = torch.clear_autocast_cache
@@ -83,7 +83,7 @@ def let_go_in_order(events: list[Event]) -> Iterator[None]:
 
 
 def _listed() -> Iterator[tuple[str, bool, bool]]:
-    """Each operator that autocast casts on one of the two: its name, whether on CUDA, whether on CPU."""
+    """(name, on CUDA, on CPU) of each operator that autocast casts on either device."""
     import torch
 
     for name in torch._C._dispatch_get_all_op_names():
@@ -109,7 +109,7 @@ def _kernel(name: str, policy: Policy) -> Callable[..., Any]:
 
 
 def _policy(packet: str) -> Policy:
-    """How CUDA's autocast calls an operator of that name."""
+    """How CUDA's autocast calls an operator of this name."""
     import torch
 
     def in_dtype(dtype: Any) -> Policy:
@@ -126,12 +126,12 @@ def _policy(packet: str) -> Policy:
         if not _is_cast(arguments[0]):
             return operator(*arguments, **options)
         schema = operator._schema.arguments
-        given = {one.name: one.default_value for one in schema if one.has_default_value()}
-        given |= dict(zip([one.name for one in schema], arguments, strict=False)) | options
-        if given.get("dtype") is None:
-            given["dtype"] = torch.float32
+        keywords = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
+        keywords |= dict(zip([argument.name for argument in schema], arguments, strict=False)) | options
+        if keywords.get("dtype") is None:
+            keywords["dtype"] = torch.float32
         overload = operator._overloadname
-        return getattr(operator.overloadpacket, WITH_DTYPE.get(overload, overload))(**given)
+        return getattr(operator.overloadpacket, WITH_DTYPE.get(overload, overload))(**keywords)
 
     if packet in LOWER:
         return lower
@@ -141,14 +141,14 @@ def _policy(packet: str) -> Policy:
 
 
 def _is_cast(value: Any) -> bool:
-    """Whether it is a tensor that autocast casts: of float64 none is."""
+    """Whether autocast casts this value: a floating-point tensor other than float64."""
     import torch
 
     return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float64
 
 
 def _dtypes(values: Iterable[Any]) -> Iterator[Any]:
-    """Of the tensors that are cast, of lists too."""
+    """The dtypes of the tensors that are cast, including those in lists."""
     for value in values:
         if isinstance(value, (list, tuple)):
             yield from _dtypes(value)
@@ -164,10 +164,11 @@ def _cast(values: Iterable[Any], dtype: Any) -> list[Any]:
 
 
 def scaler_of(dtype: str | None, device: str) -> Any:
-    """The gradient scaler of a run that trains in `dtype`; None where it has none.
+    """The gradient scaler for training in `dtype`; None if it needs none.
 
-    It finds no overflow, so that no step is skipped: whether the first ones are is up to the data. It adds two numbers for good,
-    and for each step some of 4 or 8 bytes. Source: torch 2.13, torch/amp/grad_scaler.py; transformers 5.23, Trainer's fp16=True
+    It never skips a step for an overflow; in a real run the data decide whether the first steps are skipped. It allocates two
+    numbers for the whole run and a few of 4 or 8 bytes in each step.
+    Source: torch 2.13, torch/amp/grad_scaler.py; transformers 5.23, Trainer's fp16=True
     """
     import torch
 
@@ -179,7 +180,7 @@ def scaler_of(dtype: str | None, device: str) -> Any:
 
 
 def step(optimizer: Any, scaler: Any) -> None:
-    """The optimizer's step, of unscaled gradients."""
+    """Runs the optimizer's step; a scaler unscales the gradients first."""
     if scaler is None:
         optimizer.step()
         return

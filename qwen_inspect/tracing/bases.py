@@ -1,4 +1,4 @@
-"""Weights that bitsandbytes holds in 4 or 8 bits, put into a model on fake tensors, and what multiplying by them allocates."""
+"""Puts bitsandbytes' 4-bit or 8-bit weights into a fake model, with the allocations of multiplying by them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .adapting import FourBits, hold_in_four_bits
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EightBits:
-    """A base held by bitsandbytes in 8 bits. modules: those that are, by full name. threshold: of outliers, 0 for none."""
+    """A base quantised by bitsandbytes to 8 bits. modules: their full names. threshold: of outliers, 0 for none."""
 
     modules: frozenset[str]
     threshold: float
@@ -20,7 +20,7 @@ Base = FourBits | EightBits
 
 
 def hold(model: Any, base: Base) -> None:
-    """The linear modules of a fake model as bitsandbytes has them once they are loaded."""
+    """Replaces a fake model's linear modules by bitsandbytes' loaded ones."""
     match base:
         case FourBits():
             hold_in_four_bits(model, base)
@@ -29,10 +29,10 @@ def hold(model: Any, base: Base) -> None:
 
 
 def hold_in_eight_bits(model: Any, base: EightBits) -> None:
-    """Linear modules in 8 bits, whose forward asks for what bitsandbytes' on CUDA does, in its order, and computes nothing.
+    """Replaces linear modules by 8-bit ones whose forward makes the allocations of bitsandbytes' CUDA path and computes nothing.
 
-    One column of each module's inputs holds outliers, which are multiplied apart: each one more takes 2 bytes for every row of
-    inputs and of the weight. Left out: what CUDA takes to look for them, which is freed before anything is multiplied.
+    Assumed: one column of each module's inputs has outliers, which are multiplied separately; each further column adds 2 bytes
+    per row of inputs and of the weight. Not counted: CUDA's scratch for the outlier search, freed before the product.
     Source: bitsandbytes 0.50, autograd/_functions.py, MatMul8bitLt.forward; backends/cuda/ops.py, int8_vectorwise_quant,
     int8_linear_matmul and int8_mm_dequant; backends/default/ops.py, int8_mixed_scaled_mm and int8_scaled_mm
     """
@@ -43,7 +43,7 @@ def hold_in_eight_bits(model: Any, base: EightBits) -> None:
             super().__init__()
             rows, columns = dense.weight.shape
             self.weight = torch.nn.Parameter(torch.empty(rows, columns, dtype=torch.int8), requires_grad=False)
-            self.SCB = torch.nn.Parameter(torch.empty(rows), requires_grad=False)  # a scale for each row
+            self.SCB = torch.nn.Parameter(torch.empty(rows), requires_grad=False)  # one scale per row
             self.bias = dense.bias
 
         def forward(self, inputs: Any) -> Any:
@@ -61,7 +61,7 @@ def hold_in_eight_bits(model: Any, base: EightBits) -> None:
             return output.reshape(*inputs.shape[:-1], -1)
 
         def multiplied(self, codes: Any, dtype: Any) -> Any:
-            """In whole numbers, then in float16, then in the dtype of the inputs; the first are alive until the last are made."""
+            """The product as int32, then float16, then the inputs' dtype; the int32 one is alive until the last is made."""
             product = codes.new_empty((len(codes), len(self.weight)), dtype=torch.int32)
             half = torch.empty_like(product, dtype=torch.float16)
             if self.bias is not None:
@@ -77,7 +77,7 @@ def hold_in_eight_bits(model: Any, base: EightBits) -> None:
 
 
 def _quantised(rows: Any, *, outliers: bool) -> tuple[Any, Any]:
-    """A scale for each row of inputs, and the rows in 8 bits. outliers: after a look at which numbers are such."""
+    """One scale per row of inputs, and the rows in 8 bits. outliers: also search for outliers."""
     import torch
 
     scales = rows.new_empty(len(rows), dtype=torch.float32)

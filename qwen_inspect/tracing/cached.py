@@ -1,7 +1,7 @@
-"""The cache of a class that no family here describes: what transformers really keeps in each layer, found by running it on meta.
+"""The cache of a generic class: what transformers keeps in each layer, determined by running the class on meta.
 
-Three prompts of different lengths and one decoded token run through the real class at its full size, where a tensor has a shape
-and no storage. Told is only what all of these agree on, in layers of the classes that transformers makes for this configuration.
+Three prompts of different lengths and one decoded token run through the real class at full size, on tensors with shapes and no
+storage. A result needs all runs to agree, in cache layers of the classes that transformers makes for this configuration.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ..results.attention import AnyLayerAttention, AttentionReport, LayerAttenti
 from ..results.cache import CacheKind, CacheLayer, CacheReport
 
 NEAR_TOKENS = (5, 6)
-SHORTEST_TOKENS = (2, 3)  # where a window is as short as in no released model
+SHORTEST_TOKENS = (2, 3)  # for windows shorter than in any released model
 FAR_TOKENS, FARTHEST_TOKENS = 301, 8_192
 DEEPEST = 6
-CACHE_NAMES = ("past_key_values", "cache_params")  # what outputs call it
-# What else a layer of the cache may hold: counters of no use to anybody else.
+CACHE_NAMES = ("past_key_values", "cache_params")  # its name in outputs
+# Attributes of cache layers that are counters, not cached tensors.
 COUNTERS = ("_sliding_window_tensor", "cumulative_length")
 # A layer's kind by transformers' class for it. Source: transformers 5.23, cache_utils.DYNAMIC_LAYER_TYPE_MAPPING.
 KINDS: Mapping[str, CacheKind] = {
@@ -38,7 +38,7 @@ KINDS: Mapping[str, CacheKind] = {
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A tensor that a layer keeps for one sequence: the attribute that holds it, its shape, its bytes."""
+    """A tensor that a layer keeps for one sequence: attribute name, shape, bytes."""
 
     name: str
     shape: tuple[int, ...]
@@ -47,7 +47,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class KeptLayer:
-    """What one layer keeps after a run: the name of its class, the window that it cuts at, its tensors."""
+    """What one layer keeps after a run: its class name, its window if it has one, its tensors."""
 
     class_name: str
     window_tokens: int | None
@@ -57,7 +57,7 @@ class KeptLayer:
     def size_bytes(self) -> int:
         return sum(tensor.size_bytes for tensor in self.tensors)
 
-    def held(self, tokens: int) -> int:
+    def kept_tokens(self, tokens: int) -> int:
         return tokens if self.window_tokens is None else min(tokens, self.window_tokens - 1)
 
     def named(self, name: str) -> tuple[Kept, ...]:
@@ -65,7 +65,7 @@ class KeptLayer:
 
 
 def found_cache(model: Any, dtype: DType) -> tuple[AttentionReport, CacheReport]:
-    """Each layer's kind and cache, for a model on meta; UnsupportedError, with the reason, where the runs do not settle them."""
+    """Each layer's kind and cache, for a model on meta; UnsupportedError, with the reason, if the runs do not determine them."""
     text = model.config.get_text_config(decoder=True)
     if stated(model.config, "is_encoder_decoder"):
         raise UnsupportedError("generic_cache_encoder")
@@ -97,7 +97,7 @@ def found_cache(model: Any, dtype: DType) -> tuple[AttentionReport, CacheReport]
 
 
 def _expected(text: Any) -> tuple[list[str], list[Any]]:
-    """Each layer's type, for which transformers would make its cache, and each layer's configuration."""
+    """Each layer's type, by which transformers chooses its cache class, and each layer's configuration."""
     from transformers.cache_utils import get_layer_types_and_kwargs
 
     try:
@@ -108,7 +108,7 @@ def _expected(text: Any) -> tuple[list[str], list[Any]]:
 
 
 def _cache_layer(index: int, expected: str, kept: Mapping[int, KeptLayer], configuration: Any) -> CacheLayer:
-    """Bytes for each token held and bytes whatever the length, from runs of several lengths that all have to agree."""
+    """Bytes per kept token and constant bytes, from runs of several lengths that must all agree."""
     from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING
 
     shortest, *others = kept
@@ -116,15 +116,15 @@ def _cache_layer(index: int, expected: str, kept: Mapping[int, KeptLayer], confi
     usual = DYNAMIC_LAYER_TYPE_MAPPING.get(expected)
     if first.class_name not in KINDS or usual is None or usual.__name__ != first.class_name:
         raise UnsupportedError("generic_cache_kind", index=index, found=first.class_name, expected=expected)
-    if KINDS[first.class_name] != "none" and not first.tensors:  # what is not text would fill it
+    if KINDS[first.class_name] != "none" and not first.tensors:  # only inputs other than text fill it
         raise UnsupportedError("generic_cache_empty", index=index)
     states = tuple(tensor.size_bytes for tensor in first.tensors if tensor.name.endswith("_states"))
-    fixed, spread = sum(states), first.held(others[0]) - first.held(shortest)
+    fixed, spread = sum(states), first.kept_tokens(others[0]) - first.kept_tokens(shortest)
     if spread <= 0:
         raise UnsupportedError("generic_cache_window", index=index, window=first.window_tokens)
     per_token = (kept[others[0]].size_bytes - first.size_bytes) // spread
     for tokens, layer in kept.items():
-        if layer.size_bytes != fixed + per_token * layer.held(tokens):
+        if layer.size_bytes != fixed + per_token * layer.kept_tokens(tokens):
             raise UnsupportedError("generic_cache_not_linear", index=index, tokens=tokens, found=layer.size_bytes)
     return CacheLayer(
         index=index,
@@ -138,7 +138,7 @@ def _cache_layer(index: int, expected: str, kept: Mapping[int, KeptLayer], confi
 def _kind(layer: KeptLayer, expected: str, configuration: Any) -> CacheKind:
     kind = KINDS[layer.class_name]
     if kind == "full" and (rank := stated(configuration, "kv_lora_rank")) is not None:
-        compressed = [one.shape[1::2] for one in layer.named("keys")]
+        compressed = [tensor.shape[1::2] for tensor in layer.named("keys")]
         return "latent" if compressed == [(1, rank)] else "full"
     if kind == "sliding" and expected == "chunked_attention":
         return "chunked"
@@ -150,8 +150,8 @@ def _kind(layer: KeptLayer, expected: str, configuration: Any) -> CacheKind:
 
 
 def _attention(layer: CacheLayer, kept: KeptLayer, configuration: Any) -> AnyLayerAttention:
-    """Heads by the shapes of K and V; the query heads by the configuration, where they are shared evenly."""
-    shapes = [one.shape for name in ("keys", "values") for one in kept.named(name)]
+    """KV heads and head_dim from the shapes of K and V; query heads from the configuration, if the KV heads divide them."""
+    shapes = [tensor.shape for name in ("keys", "values") for tensor in kept.named(name)]
     query_heads = stated(configuration, "num_attention_heads")
     if layer.kind in ("full", "sliding", "chunked") and len(shapes) == 2 and shapes[0] == shapes[1]:
         _, kv_heads, _, head_dim = shapes[0]
@@ -171,24 +171,27 @@ def _attention(layer: CacheLayer, kept: KeptLayer, configuration: Any) -> AnyLay
 
 @dataclass(frozen=True, slots=True)
 class _Runner:
-    """The whole model, or its decoder where the whole cannot be run on meta; `known`: its modules' own tensors beforehand."""
+    """The whole model, or its decoder if the whole does not run on meta.
+
+    earlier_tensors: ids of tensors that its modules held before the runs, besides parameters and buffers.
+    """
 
     model: Any
-    known: frozenset[int]
+    earlier_tensors: frozenset[int]
 
     def layers(self, tokens: int, *, then: int = 0) -> tuple[KeptLayer, ...]:
-        """What each layer keeps after a prompt of `tokens` tokens, and `then` tokens decoded one by one."""
+        """What each layer keeps after a prompt of `tokens` tokens and `then` decoded tokens."""
         name, cache = self._run(tokens)
         for _ in range(then):
             name, cache = self._run(1, **{name: cache})
-        if any(id(tensor) not in self.known for tensor in _own_tensors(self.model)):
+        if any(id(tensor) not in self.earlier_tensors for tensor in _own_tensors(self.model)):
             raise UnsupportedError("generic_cache_outside")
         listed = getattr(cache, "layers", None)
         if not isinstance(listed, list):
             raise UnsupportedError("generic_cache_class", found=type(cache).__name__)
-        whole = {_identity(one) for _, one in tensors_of(cache)}
+        whole = {_identity(tensor) for _, tensor in tensors_of(cache)}
         kept = tuple(_kept(layer) for layer in listed)
-        if whole != {_identity(one) for layer in listed for _, one in tensors_of(layer)}:
+        if whole != {_identity(tensor) for layer in listed for _, tensor in tensors_of(layer)}:
             raise UnsupportedError("generic_cache_class", found=type(cache).__name__)
         return kept
 
@@ -204,15 +207,15 @@ class _Runner:
         ) as error:  # fmt: skip
             raise UnsupportedError("generic_cache_no_forward", reason=_first_line(error)) from None
         for name in CACHE_NAMES:
-            if (found := getattr(outputs, name, None)) is not None:
-                return name, found
+            if (output_cache := getattr(outputs, name, None)) is not None:
+                return name, output_cache
         raise UnsupportedError("generic_cache_none")
 
 
 def _runner(model: Any, tokens: int) -> _Runner:
-    """What of `model` runs on meta. Raises UnsupportedError where neither it nor its decoder does."""
+    """A runner for `model`, or for its decoder if only that runs on meta. UnsupportedError if neither does."""
     if hasattr(model, "set_experts_implementation"):
-        model.set_experts_implementation("batched_mm")  # the others look at which experts were chosen
+        model.set_experts_implementation("batched_mm")  # the others depend on which experts are chosen
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     refusal: UnsupportedError | None = None
     for part in (model, decoder):
@@ -230,7 +233,7 @@ def _runner(model: Any, tokens: int) -> _Runner:
 
 
 def _own_tensors(model: Any) -> Iterator[Any]:
-    """Tensors that modules hold besides parameters and buffers: a state outside the cache, where a run put them there."""
+    """Tensors of modules besides parameters and buffers. One that a run adds is a state outside the cache."""
     for module in model.modules():
         for name, value in vars(module).items():
             if name not in ("_parameters", "_buffers", "_modules"):
@@ -240,12 +243,12 @@ def _own_tensors(model: Any) -> Iterator[Any]:
 
 def _kept(layer: Any) -> KeptLayer:
     window = getattr(layer, "sliding_window", None)
-    found: dict[tuple[int, ...], Kept] = {}
+    tensors: dict[tuple[int, ...], Kept] = {}
     for name, tensor in tensors_of(layer):
-        found.setdefault(
+        tensors.setdefault(
             _identity(tensor), Kept(name, tuple(tensor.shape), tensor.numel() * tensor.dtype.itemsize)
-        )  # two names of one tensor take its bytes once
-    return KeptLayer(type(layer).__name__, window if type(window) is int else None, tuple(found.values()))
+        )  # a tensor under two names counts once
+    return KeptLayer(type(layer).__name__, window if type(window) is int else None, tuple(tensors.values()))
 
 
 def _identity(tensor: Any) -> tuple[int, ...]:
@@ -253,7 +256,7 @@ def _identity(tensor: Any) -> tuple[int, ...]:
 
 
 def tensors_of(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Every tensor of some size that can be reached from a cache, with the attribute it is under."""
+    """Every non-empty tensor reachable from a cache, with its attribute name."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -276,7 +279,7 @@ def tensors_of(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' words on kernels that are not installed: on meta none is needed."""
+    """Silences transformers' warnings about missing kernels: on meta none is needed."""
     import transformers
 
     before = transformers.logging.get_verbosity()

@@ -1,7 +1,7 @@
 """The second witness: the real transformers class on the meta device, where a parameter has a shape and no storage.
 
-torch and transformers are imported inside, and only classes that transformers itself ships are built: no code and no
-weights of a repository are touched.
+Imports torch and transformers lazily, and builds only classes that transformers ships: a repository's code and weights are not
+touched.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Instantiated:
 
 
 def instantiate(spec: ModelSpec, config: Mapping[str, Any]) -> Instantiated:
-    """Build `spec.class_name` from `config` on meta; UnavailableError where torch or transformers is not installed."""
+    """Build `spec.class_name` from `config` on meta; UnavailableError if torch or transformers is not installed."""
     model = build(spec, config, device="meta")
     import torch
     import transformers
@@ -47,21 +47,21 @@ def instantiate(spec: ModelSpec, config: Mapping[str, Any]) -> Instantiated:
 
 
 def build(spec: ModelSpec, config: Mapping[str, Any], *, device: str, dtype: str | None = None, **options: Any) -> Any:
-    """`spec.class_name` made from `config` on `device`, in `dtype` (None: the configuration's). options: those of `_from_config`.
+    """Builds `spec.class_name` from `config` on `device`, in `dtype` (None: the configuration's). options: for `_from_config`.
 
-    UnavailableError where torch or transformers is not installed, UnsupportedError where transformers refuses the configuration.
+    UnavailableError if torch or transformers is not installed, UnsupportedError if transformers refuses the configuration.
     """
     try:
         import torch
         import transformers
     except ImportError as error:
         raise UnavailableError("extra_missing", package=error.name, extra="torch") from None
-    from huggingface_hub.errors import StrictDataclassError  # a configuration that transformers finds ill-typed
+    from huggingface_hub.errors import StrictDataclassError  # for a configuration with values of the wrong type
 
     try:
-        configuration = transformers.AutoConfig.for_model(**deepcopy(dict(config)))  # it changes nested parts
+        configuration = transformers.AutoConfig.for_model(**deepcopy(dict(config)))  # for_model changes nested parts
         model_class = getattr(transformers, spec.class_name)
-        # torch.device, not accelerate's init_empty_weights, whose default loses the tying of the head.
+        # Not accelerate's init_empty_weights: its default unties the head.
         with torch.device(device):
             return model_class._from_config(
                 configuration, dtype=getattr(torch, dtype or spec.dtype.torch_name), **options

@@ -1,4 +1,4 @@
-"""What CUDA's path allocates where CPU's, on which a trace runs, is another: decisions by device, and kernels' outputs."""
+"""Makes a trace, which runs on CPU, take CUDA's path: transformers' decisions by device, and the allocations of CUDA kernels."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ..results.timeline import FLASH_SCRATCH, SCALES_SCRATCH
 if TYPE_CHECKING:
     from .recorder import Recorder
 
-FLASH_ATTENTION_2 = "flash_attention_2"  # the operator of what the flash-attn package allocates
+FLASH_ATTENTION_2 = "flash_attention_2"  # operator of the flash-attn package's allocations
 EFFICIENT_ATTENTION = "aten._scaled_dot_product_efficient_attention.default"
-BIAS_ALIGNMENT = 8  # elements that rows of a mask are a multiple of. Source: torch 2.13, attention.cpp, preprocess_mask
-WIDE_HEAD_DIM = 128  # above it the memory-efficient kernel adds up in memory. Source: torch 2.13, cutlassF.h, kMaxK
+BIAS_ALIGNMENT = 8  # a mask's rows are padded to a multiple of this. Source: torch 2.13, attention.cpp, preprocess_mask
+WIDE_HEAD_DIM = 128  # above it the memory-efficient kernel accumulates in memory. Source: torch 2.13, cutlassF.h, kMaxK
 CUDNN_HEAD_DIM = 256  # the most on Hopper. Source: torch 2.13, sdp_utils.cpp, check_cudnn_tensor_shapes
 
-# The operators of bitsandbytes that multiply by a weight of 4 bits, and that make it dense.
+# bitsandbytes' operators that multiply by a 4-bit weight, and that dequantise it.
 GEMM_4BIT, DEQUANTISE = "bitsandbytes.gemm_4bit.default", "bitsandbytes.dequantize_4bit.default"
-BIASED_GEMM_4BIT = "bitsandbytes.gemm_4bit.bias"  # the first of them where it adds a bias
+BIASED_GEMM_4BIT = "bitsandbytes.gemm_4bit.bias"  # GEMM_4BIT with a bias
 
 # Whether SDPA's math path runs, which adds the mask to the scores in place, but not where a dispatch mode is on.
 # Source: torch 2.13, aten/src/ATen/native/transformers/attention.cpp, _scaled_dot_product_attention_math
@@ -31,7 +31,7 @@ in_math_attention: ContextVar[bool] = ContextVar("in_math_attention", default=Fa
 
 @contextmanager
 def replaced(replacements: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
-    """Each owner's attribute has another value."""
+    """Sets attributes, given as (owner, name, value), and restores them on exit."""
     with ExitStack() as stack:
         for owner, name, value in replacements:
             stack.callback(setattr, owner, name, getattr(owner, name))
@@ -41,11 +41,10 @@ def replaced(replacements: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
 
 @contextmanager
 def as_on_cuda(padding: Recorder | None = None, *, cudnn: bool = False, device: str = "cuda") -> Iterator[None]:
-    """Decisions that transformers takes by device or by value, taken as on CUDA; and nothing printed.
+    """Makes transformers decide by device or value as on CUDA, and print nothing.
 
-    padding: who records a run whose masks are of padding; a masked call is then what CUDA makes of it. transformers takes a mask
-    on fake tensors for one that masks something. cudnn: as in `TraceRequest`. device: "cpu" has a fused kernel for float32 with
-    GQA.
+    padding: the recorder of a run with padding masks; masked calls then allocate as on CUDA. transformers assumes that a mask on
+    fake tensors masks something. cudnn: as in `TraceRequest`. device: "cpu" has a fused kernel for float32 with GQA.
     """
     import torch
     import torch._meta_registrations as shapes
@@ -58,27 +57,27 @@ def as_on_cuda(padding: Recorder | None = None, *, cudnn: bool = False, device: 
     attend = torch.nn.functional.scaled_dot_product_attention
 
     def find_none(position_ids: Any) -> None:
-        """On fake tensors it would find that sequences may be packed, and keep a mask."""
+        """Finds no packed sequences: on fake tensors it would assume that there may be some, and keep a mask."""
         find_packed_sequence_indices(position_ids)
 
     def as_dispatched(query: Any, key: Any, value: Any, *arguments: Any, **options: Any) -> Any:
-        """Flash, or for a mask, float32 or a narrower V memory-efficient attention; both allocate what CPU's fused kernel does.
-        The memory-efficient kernel has no GQA, so that float32 with GQA takes the math path; so do heads that are broadcast.
+        """Flash attention, or memory-efficient attention for a mask, float32 or a narrower V; both allocate like CPU's fused one.
+        The memory-efficient kernel has no GQA, so float32 with GQA takes the math path; so do broadcast heads.
 
         Source: torch 2.13, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp
         """
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
-        # Autocast casts what comes in: after this.
+        # Autocast casts the inputs later, inside the call.
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
         if options.get("enable_gqa"):
             fused = device == "cpu" or dtype in (torch.float16, torch.bfloat16)
         else:
             fused = query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
         if fused:
-            value_dim = value.shape[-1]  # CPU's kernel wants one width for all three, CUDA's only of Q and K.
+            value_dim = value.shape[-1]  # CPU's kernel requires one width for Q, K and V, CUDA's only for Q and K.
             query, key = query[..., :value_dim], key[..., :value_dim]
-            options["dropout_p"] = 0.0  # CPU's kernel has none, and CUDA's keeps no mask for it.
+            options["dropout_p"] = 0.0  # CPU's kernel has no dropout, and CUDA's stores no mask for it.
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION if fused else SDPBackend.MATH):
             by_cudnn = cudnn and query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] <= CUDNN_HEAD_DIM
             if padding is not None and fused and options.get("attn_mask") is not None and not by_cudnn:
@@ -90,7 +89,7 @@ def as_on_cuda(padding: Recorder | None = None, *, cudnn: bool = False, device: 
                 in_math_attention.reset(token)
 
     def grouped_mm_of_any_dtype(mat_a: Any, mat_b: Any, **options: Any) -> Any:
-        """The output alone, which torch works out for bfloat16 and refuses for float16 and float32, though kernels take these.
+        """Makes the output for float16 and float32 too: the kernels accept them, torch's shape function only bfloat16.
 
         Source: torch 2.13, aten/src/ATen/native/GroupedMMUtils.h, _grouped_mm_validate_inputs and _grouped_mm_fallback
         """
@@ -99,10 +98,10 @@ def as_on_cuda(padding: Recorder | None = None, *, cudnn: bool = False, device: 
         return shapes._create_grouped_mm_output_tensor(mat_a, mat_b, options["offs"], options["out_dtype"])
 
     replacements: tuple[tuple[Any, str, Any], ...] = (
-        (logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True),  # which would show a traceback
+        (logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True),  # it would log a traceback
         (masking_utils, "find_packed_sequence_indices", find_none),
         (torch.nn.functional, "scaled_dot_product_attention", as_dispatched),
-        # Whether KV heads are repeated: on CUDA not for an unmasked call.
+        # These decide whether KV heads are repeated: on CUDA not for an unmasked call.
         (sdpa_attention, "_is_torch_mps_available", False),
         (sdpa_attention, "_is_torch_npu_available", False),
         (sdpa_attention, "_is_torch_xpu_available", False),
@@ -122,11 +121,11 @@ def as_on_cuda(padding: Recorder | None = None, *, cudnn: bool = False, device: 
 def efficient_attention(
     recorder: Recorder, attend: Callable[..., Any], query: Any, key: Any, value: Any, *, attn_mask: Any, **options: Any
 ) -> Any:
-    """What CUDA's memory-efficient attention allocates for a call with a mask: the mask once more, as numbers to be added, and a
-    third time where its rows are no multiple of 8; for wide heads the output in float32; a log-sum-exp for a backward alone.
+    """Makes the allocations of CUDA's memory-efficient attention with a mask: the mask as an additive bias, a padded copy if its
+    rows are no multiple of 8, a float32 output for wide heads, and a log-sum-exp only if there is a backward.
 
-    With a backward it is CPU's kernel that is run, whose tensors are the same. Left out: that the log-sum-exp is rounded up to 32
-    tokens, and what gradients of K and V of wide heads are added up in. Sources: torch 2.13, aten/src/ATen/native/transformers,
+    With a backward CPU's kernel runs, which makes the same tensors. Not counted: rounding of the log-sum-exp to 32 tokens, and
+    accumulators for the gradients of K and V of wide heads. Sources: torch 2.13, aten/src/ATen/native/transformers,
     attention.cpp (convert_boolean_attn_mask, preprocess_mask, should_compute_logsumexp) and cuda/attention.cu,
     _efficient_attention_forward; mem_eff_attention/kernel_forward.h (kNeedsOutputAccumulatorBuffer)
     """
@@ -151,11 +150,11 @@ def efficient_attention(
 
 
 def flash_attention_2(recorder: Recorder, *, repeated: bool) -> Callable[..., tuple[Any, None]]:
-    """An attention function that allocates what the flash-attn package and transformers' wrapper allocate, and computes nothing.
+    """An attention function with the allocations of the flash-attn package and transformers' wrapper; it computes nothing.
 
     Sources: flash-attn 2.8, csrc/flash_attn/flash_api.cpp, mha_fwd and mha_bwd, and flash_attn_interface.py, which copies only
-    tensors whose last dimension is not dense; transformers 5.23, integrations/flash_attention.py. Left out: the check for packed
-    sequences, 8 bytes a token, and the parts of a split KV, as many as the GPU has room for.
+    tensors whose last dimension is not dense; transformers 5.23, integrations/flash_attention.py. Not counted: the check for
+    packed sequences, 8 bytes a token, and the parts of a split KV, whose number depends on the GPU.
     """
     import torch
     from torch.nn.functional import pad
@@ -202,7 +201,7 @@ def flash_attention_2(recorder: Recorder, *, repeated: bool) -> Callable[..., tu
 
 
 def safe_softmax_scratch(scores: Any) -> Iterator[Any]:
-    """What a softmax of scores takes that gives rows of nothing but -inf zeros: which are -inf, which rows are, and the zero.
+    """Scratch of a softmax that turns rows of only -inf into zeros: a mask of -inf elements, a mask of such rows, a zero.
 
     Source: torch 2.13, aten/src/ATen/native/transformers/attention.cpp, _safe_softmax
     """
@@ -214,8 +213,8 @@ def safe_softmax_scratch(scores: Any) -> Iterator[Any]:
 
 
 def flash_backward_scratch(query: Any, key: Any) -> list[Any]:
-    """What flash attention's backward holds while it runs: row sums, the query's gradient in float32, and with GQA the gradients
-    of K and V for every query head. The kernel rounds tokens up to blocks of 128, which is left out so that sizes grow evenly.
+    """Scratch of flash attention's backward: row sums, the query's gradient in float32, and with GQA the gradients of K and V
+    per query head. The kernel rounds tokens up to blocks of 128; ignored here, so that sizes stay linear.
 
     query, key: (batch, heads, tokens, head_dim). Source: flash-attn 2.8 and torch 2.13, flash_api.cpp, mha_bwd.
     """
@@ -235,10 +234,10 @@ def flash_backward_scratch(query: Any, key: Any) -> list[Any]:
 def dequantised(
     inputs: Any, _: Any, shape: Any, absmax: Any, blocks: Any, kind: Any, bias: Any = None, codes: Any = None, *__: Any
 ) -> tuple[tuple[str, Any], ...]:
-    """What bitsandbytes makes of a 4-bit weight before it multiplies, by operator: its scales where they are quantised too (on
-    CUDA twice, without and with their offset), then the dense weight.
+    """(operator, tensor) pairs that bitsandbytes makes of a 4-bit weight before it multiplies: nested scales (on CUDA twice:
+    without and with their offset), then the dense weight.
 
-    Its fused kernels, which need none of this, take no more than 1,536 rows of inputs, and not on every card.
+    Its fused kernels need none of this, but accept at most 1,536 rows of inputs, and not on every card.
     Source: bitsandbytes 0.50, backends/cuda/ops.py, _dequant_linear_fallback; on CPU backends/default/ops.py.
     """
     import torch

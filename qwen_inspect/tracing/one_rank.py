@@ -1,7 +1,7 @@
-"""One rank of several, in one process: a real class cut by transformers' own code, with peers that are not there.
+"""One rank of several in a single process: a real class sharded by transformers' own code, with PyTorch's fake process group.
 
-PyTorch's fake process group gives every collective its result's shape and no values, which is all that a trace needs. What ranks
-say to each other beyond shapes cannot be traced so: where tokens go to whichever rank has their expert, sizes depend on values.
+The fake process group gives every collective a result of the right shape without values, which is enough for a trace. Not
+traceable: communication whose sizes depend on values, such as sending tokens to the rank of their expert.
 Sources: torch 2.13, torch/testing/_internal/distributed/fake_pg.py; transformers 5.23, distributed/.
 """
 
@@ -19,24 +19,24 @@ from .kernels import replaced
 
 @contextmanager
 def standing_at(place: Place) -> Iterator[None]:
-    """This process is that rank of a process group whose other ranks are made up. Not where a process group is already."""
+    """Makes this process the rank of a fake process group. No other process group may exist."""
     import torch.distributed as dist
     from torch.distributed.tensor.debug import _clear_sharding_prop_cache
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    said_of_errors = sys.excepthook  # which a process group replaces
+    excepthook = sys.excepthook  # init_process_group replaces it
     dist.init_process_group("fake", store=FakeStore(), rank=place.rank, world_size=place.how.ranks)
     try:
         yield
     finally:
         dist.destroy_process_group()
-        sys.excepthook = said_of_errors
-        _clear_sharding_prop_cache()  # shapes of this rank's parts
+        sys.excepthook = excepthook
+        _clear_sharding_prop_cache()  # it holds shapes of this rank's shards
 
 
 @contextmanager
 def unloaded() -> Iterator[None]:
-    """Models made here are on meta, with nothing tied yet, as `from_pretrained` makes them before it cuts and loads them."""
+    """Builds models on meta without tied weights, as `from_pretrained` does before it shards and loads them."""
     import torch
     from transformers.initialization import no_tie_weights
 
@@ -45,9 +45,9 @@ def unloaded() -> Iterator[None]:
 
 
 def cut(model: Any, place: Place) -> Any:
-    """A model on meta -> the rank's part of it, on meta, as `from_pretrained(distributed_config=...)` cuts it before it loads.
+    """The rank's shard of a model on meta, on meta, as `from_pretrained(distributed_config=...)` makes it before loading.
 
-    The mesh is of CPUs though there may be GPUs here. Source: transformers 5.23, distributed/utils.initialize_distributed_mesh.
+    The mesh is of CPUs even if there are GPUs. Source: transformers 5.23, distributed/utils.initialize_distributed_mesh.
     """
     from torch.distributed import init_device_mesh
     from torch.distributed.fsdp import FSDPModule
@@ -59,7 +59,7 @@ def cut(model: Any, place: Place) -> Any:
     dense = {"pp": how.pipeline, "dp_replicate": 1, "fsdp": how.fsdp, "tp": how.tensor}
     experts = {"pp": how.pipeline, "dp_replicate": 1, "efsdp": degrees.efsdp_size, "ep": how.expert}
     mesh = TransformersDeviceMesh(
-        *(init_device_mesh("cpu", tuple(one.values()), mesh_dim_names=tuple(one)) for one in (dense, experts))
+        *(init_device_mesh("cpu", tuple(axes.values()), mesh_dim_names=tuple(axes)) for axes in (dense, experts))
     )
     model = model.maybe_distribute_model(model, degrees, mesh)
     if how.fsdp > 1 and how.zero_stage == 2:
@@ -69,21 +69,21 @@ def cut(model: Any, place: Place) -> Any:
     return model
 
 
-def made_real(model: Any) -> None:
-    """Parameters and buffers off meta, each rank's own part, tied ones tied again."""
+def materialise(model: Any) -> None:
+    """Moves this rank's shards of parameters and buffers off meta and ties weights again."""
     model.to_empty(device="cpu")
     model.tie_weights(recompute_mapping=False)
 
 
 def local(tensor: Any) -> Any:
-    """The part of it that this rank holds."""
+    """This rank's shard of a DTensor; any other tensor itself."""
     from torch.distributed.tensor import DTensor
 
     return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
 
 
 def shared_types() -> tuple[type, ...]:
-    """Tensors that stand for others: a rank's part of a larger one, and one that is still on its way."""
+    """Tensor classes that wrap other tensors: shards of a DTensor, and results of collectives still in flight."""
     from torch.distributed._functional_collectives import AsyncCollectiveTensor
     from torch.distributed.tensor import DTensor
 
@@ -94,21 +94,21 @@ def shared_types() -> tuple[type, ...]:
 def gathering(
     named: Callable[[str, str], AbstractContextManager[None]], resize: Callable[[Any, int], None]
 ) -> Iterator[None]:
-    """What FSDP does about whole weights is told: what it makes for them, and their storages that come and go.
+    """Reports FSDP's unsharded weights: their allocations, and the storages that it resizes.
 
-    named: around what it makes, as an operator's, for a module; of a part that it fills up, "parameter". resize: called before a
-    tensor's storage gets a size, 0 where it is given back; a storage is not made anew each time. Source: torch 2.13,
-    torch/distributed/fsdp/_fully_shard, _fsdp_param.py and _fsdp_param_group.py.
+    named: context around FSDP's allocations, called with operator and module; for padded shards the operator is "parameter".
+    resize: called before FSDP resizes a tensor's storage, with 0 to free it; FSDP reuses storages instead of making new ones.
+    Source: torch 2.13, torch/distributed/fsdp/_fully_shard, _fsdp_param.py and _fsdp_param_group.py.
     """
     from torch.distributed.fsdp._fully_shard import _fsdp_param, _fsdp_param_group
 
     alloc, free = _fsdp_param.alloc_storage, _fsdp_param.free_storage
 
-    def taken(tensor: Any) -> None:
+    def allocate(tensor: Any) -> None:
         resize(tensor, tensor.numel() * tensor.itemsize)
         alloc(tensor)
 
-    def given_back(tensor: Any) -> None:
+    def release(tensor: Any) -> None:
         resize(tensor, 0)
         free(tensor)
 
@@ -119,17 +119,17 @@ def gathering(
 
         return run
 
-    def filled_up(parameter: Any) -> None:
+    def reset_padded(parameter: Any) -> None:
         with named("parameter", (parameter._param_fqn or "").rpartition(".")[0]):
             reset(parameter)
 
     reset = _fsdp_param.FSDPParam.reset_sharded_param
     group = _fsdp_param_group.FSDPParamGroup
     replacements: tuple[tuple[Any, str, Any], ...] = (
-        (_fsdp_param, "alloc_storage", taken),
-        (_fsdp_param_group, "alloc_storage", taken),
-        (_fsdp_param, "free_storage", given_back),
-        (_fsdp_param.FSDPParam, "reset_sharded_param", filled_up),
+        (_fsdp_param, "alloc_storage", allocate),
+        (_fsdp_param_group, "alloc_storage", allocate),
+        (_fsdp_param, "free_storage", release),
+        (_fsdp_param.FSDPParam, "reset_sharded_param", reset_padded),
         (group, "unshard", under_name(group.unshard)),
         (group, "wait_for_unshard", under_name(group.wait_for_unshard)),
     )
@@ -139,7 +139,7 @@ def gathering(
 
 @contextmanager
 def shapes_worked_out(unrecorded: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """Tensors that DTensor makes without data, to learn an operator's shape, are not the run's.
+    """Keeps the tensors with which DTensor infers an operator's output shape out of the record.
 
     Source: torch 2.13, torch/distributed/tensor/_sharding_prop.py.
     """
@@ -157,8 +157,8 @@ def shapes_worked_out(unrecorded: Callable[[], AbstractContextManager[None]]) ->
 
 
 @contextmanager
-def logits_told(model: Any, batch: int) -> Iterator[None]:
-    """Stages of a pipeline that make no logits are told their shape by the last, in numbers, which here nobody sends.
+def logits_shape_known(model: Any, batch: int) -> Iterator[None]:
+    """Supplies the logits' shape, which the last pipeline stage would broadcast to the others as numbers.
 
     Source: transformers 5.23, distributed/pipeline_parallel.py, PipelineStage.broadcast_from_last.
     """
@@ -168,11 +168,11 @@ def logits_told(model: Any, batch: int) -> Iterator[None]:
     broadcast = dist.broadcast
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
 
-    def told(tensor: Any, *arguments: Any, **options: Any) -> Any:
-        done = broadcast(tensor, *arguments, **options)
+    def broadcast_shape(tensor: Any, *arguments: Any, **options: Any) -> Any:
+        work = broadcast(tensor, *arguments, **options)
         if tensor.dtype == torch.int64 and tensor.shape == (3,):
             tensor.tolist = lambda: [batch, 1, vocabulary]
-        return done
+        return work
 
-    with replaced(((dist, "broadcast", told),)):
+    with replaced(((dist, "broadcast", broadcast_shape),)):
         yield

@@ -1,4 +1,4 @@
-"""Storages that come and go while a model runs, as events: below autograd, each with the module and the operator that made it."""
+"""Records the storages that a model allocates and frees, below autograd, with the module and the operator of each."""
 
 from __future__ import annotations
 
@@ -30,36 +30,36 @@ from .kernels import (
 )
 from .scratch import SUMS, column_sum
 
-# Up to so many rows of inputs bitsandbytes multiplies by a 4-bit weight as it is, on every card. Source: bitsandbytes 0.50,
+# Up to this many rows of inputs bitsandbytes multiplies without dequantising, on every card. Source: bitsandbytes 0.50,
 # backends/cuda/ops.py, _GEMM_4BIT_CUSTOM_FLOOR_M
 FUSED_ROWS = 4
 
 
 class Recorder:
-    """Turns storages that come and go into events."""
+    """Turns allocated and freed storages into events."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.stages: list[Stage] = []
-        self.modules: list[str] = []  # those being run, innermost last
-        self.outside = ""  # what to name where none is
-        self.operator: str | None = None  # what to name instead of torch's operators
-        self.owner: str | None = None  # what to name instead of the module being run
+        self.modules: list[str] = []  # now running, innermost last
+        self.outside = ""  # module name when none is running
+        self.operator: str | None = None  # replaces the name of torch's operator
+        self.owner: str | None = None  # replaces the name of the running module
         self.recording = True
         self.closed = False
-        self.kept: dict[int, str] = {}  # uses of what a cache keeps, by id
-        self.sums: dict[int, ColumnSum] = {}  # sums over rows, by the id of what they give
-        self._ids: dict[int, int] = {}  # of living storages, by their address
-        self._left_out: set[int] = set()  # addresses of living storages that are not counted
+        self.kept: dict[int, str] = {}  # use of each cached storage, by id
+        self.sums: dict[int, ColumnSum] = {}  # sums over rows, by the id of their output
+        self._ids: dict[int, int] = {}  # ids of living storages by address
+        self._left_out: set[int] = set()  # addresses of living storages that are not recorded
         self._allocations: list[Allocate] = []
 
     def stage(self, name: str) -> None:
         self.stages.append(Stage(name=name, first_event=len(self.events)))
 
     def see(self, tensor: Any, operator: str, *, module: str) -> None:
-        """Count the tensor's storage, if it is a new one."""
+        """Records the tensor's storage if it is new."""
         if tensor.device.type == "meta":
-            return  # where DTensor works out a shape
+            return  # DTensor inferring a shape
         storage = tensor.untyped_storage()
         address: int = storage._cdata
         if address in self._ids or address in self._left_out or self.closed or not (size_bytes := storage.nbytes()):
@@ -71,7 +71,7 @@ class Recorder:
         weakref.finalize(storage, self._release, address, allocation.id).atexit = False
 
     def resize(self, tensor: Any, size_bytes: int) -> None:
-        """The tensor's storage is about to be given back (0 bytes), or taken again, though Python holds it all the time."""
+        """Records that a storage is about to be freed (0 bytes) or allocated again while Python keeps the object."""
         storage = tensor.untyped_storage()
         address: int = storage._cdata
         if size_bytes == 0 and address in self._ids:
@@ -81,31 +81,31 @@ class Recorder:
             self.see(tensor, GATHERED, module=self.owner or self.outside)
 
     def leave_out(self, tensor: Any, *_: Any, **__: Any) -> None:
-        """Never count the tensor's storage: it is on the host."""
+        """Excludes the tensor's storage, which is on the host."""
         storage = tensor.untyped_storage()
         if storage._cdata not in self._ids and storage._cdata not in self._left_out:
             self._left_out.add(storage._cdata)
             weakref.finalize(storage, self._left_out.discard, storage._cdata).atexit = False
 
     def keep(self, tensor: Any, use: str) -> None:
-        """The tensor's storage is what a cache keeps."""
+        """Marks the tensor's storage as part of a cache."""
         identity = self._ids.get(tensor.untyped_storage()._cdata)
         if identity is not None:
             self.kept[identity] = use
 
     def sum(self, output: Any, tensor: Any, dims: Any) -> None:
-        """The output is a sum of the tensor over some dimensions."""
-        found = column_sum(tensor, dims)
+        """Records that `output` is a sum of `tensor` over `dims`."""
+        summed = column_sum(tensor, dims)
         identity = self._ids.get(output.untyped_storage()._cdata)
-        if found is not None and identity is not None:
-            self.sums[identity] = found
+        if summed is not None and identity is not None:
+            self.sums[identity] = summed
 
     def rename(self, parameters: Iterable[Any], operator: str) -> None:
-        """What has become a parameter since it was made is one: a bias that bitsandbytes cast to what it computes in."""
+        """Relabels storages that became parameters after their allocation: biases that bitsandbytes cast to its compute dtype."""
         for parameter in parameters:
-            made = self._allocations[self._ids[parameter.untyped_storage()._cdata]]
-            if made.operator not in (operator, ADAPTER):
-                self.events[self.events.index(made)] = made._replace(operator=operator)
+            allocation = self._allocations[self._ids[parameter.untyped_storage()._cdata]]
+            if allocation.operator not in (operator, ADAPTER):
+                self.events[self.events.index(allocation)] = allocation._replace(operator=operator)
 
     def origin(self, tensor: Any) -> tuple[str, str]:
         """Module and operator that allocated the tensor's storage."""
@@ -113,7 +113,7 @@ class Recorder:
         return allocation.module, allocation.operator
 
     def regrown(self, tensor: Any, shape: tuple[int, ...]) -> Any:
-        """The tensor, or one of another shape from the same origin."""
+        """The tensor itself if it has this shape, else a new one recorded with the same module and operator."""
         if tensor.shape == shape:
             return tensor
         module, operator = self.origin(tensor)
@@ -124,7 +124,7 @@ class Recorder:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Storages made here are no events; those that go here are."""
+        """Does not record allocations made inside; still records frees."""
         self.recording = False
         try:
             yield
@@ -133,7 +133,7 @@ class Recorder:
 
     @contextmanager
     def named(self, operator: str, module: str | None = None) -> Iterator[None]:
-        """Storages made here are this operator's, and this module's."""
+        """Records allocations made inside under this operator and module."""
         self.operator, self.owner = operator, module
         try:
             yield
@@ -142,7 +142,7 @@ class Recorder:
 
     def _release(self, address: int, identity: int) -> None:
         if self._ids.get(address) != identity:
-            return  # given back before, though Python held it still
+            return  # freed earlier by `resize`
         del self._ids[address]
         if not self.closed:
             self.events.append(Free(identity))
@@ -150,19 +150,19 @@ class Recorder:
 
 @contextmanager
 def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type]) -> Iterator[None]:
-    """Record every operator below autograd, with the module whose forward it is part of, or whose gradient it computes.
+    """Records every operator below autograd under the module whose forward or gradient it computes.
 
-    shared: types of tensors whose operators are made of others, on this rank's parts.
+    shared: tensor types whose operators run as operators on this rank's shards, which are recorded instead.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
     owners: dict[int, str] = {id(weight): name.rpartition(".")[0] or root for name, weight in model.named_parameters()}
-    module_of_node: dict[int, str] = {}  # by the sequence number that autograd gives the nodes of its graph
+    module_of_node: dict[int, str] = {}  # by autograd's sequence number of a graph node
     names: dict[Any, str] = {}
     aten = torch.ops.aten
     add = aten.add.Tensor
-    # What autograd's engine does in place, but not where a dispatch mode is on. Sources: torch 2.13, torch/csrc/autograd,
+    # Operators that autograd's engine runs in place, except under a dispatch mode. Sources: torch 2.13, torch/csrc/autograd,
     # input_buffer.cpp, can_accumulate_inplace; FunctionsManual.cpp, index_backward and value_selecting_reduction_backward
     in_place = {
         add: aten.add_.Tensor,
@@ -171,7 +171,7 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
     }
     held_by_autograd: list[tuple[int, int]] = []
     flash_backward = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
-    # Which multiplies the gradient by the output first. Source: torch 2.11, aten/src/ATen/native/cuda/SoftMax.cu,
+    # Multiplies the gradient by the output first. Source: torch 2.11, aten/src/ATen/native/cuda/SoftMax.cu,
     # softmax_backward_cuda_out
     softmax_backward = aten._softmax_backward_data.default
     safe_softmax = aten._safe_softmax.default
@@ -194,11 +194,11 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
         return tensor._use_count(), torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
 
     def in_backward() -> bool:
-        """In autograd's own part of it, not where checkpointing runs a module again."""
+        """Whether autograd's engine runs, and not a module that checkpointing recomputes."""
         return not (recorder.modules or torch.is_grad_enabled()) and torch._C._current_autograd_node() is not None
 
     def sums_gradients(first: Any, second: Any) -> bool:
-        """Whether autograd adds two gradients of a tensor, the first of which nobody else holds. Source: see `in_place`."""
+        """Whether autograd adds two gradients of a tensor, the first referenced by autograd alone. Source: see `in_place`."""
         if not recorder.recording:
             held_by_autograd.append(holders(first))
         dense: bool = aten.is_non_overlapping_and_dense.default(first)
@@ -206,10 +206,10 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
 
     class Recording(TorchDispatchMode):  # type: ignore[misc]
         def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if any(one in shared for one in types):
-                return NotImplemented  # and its parts come here next
+            if any(tensor_type in shared for tensor_type in types):
+                return NotImplemented  # then its shards are dispatched here
             if operator is arrived:
-                return args[0]  # which is what it gives back, but not of fake tensors
+                return args[0]  # what it returns for real tensors
             module = module_now()
             name = names.get(operator)
             if name is None:
@@ -217,9 +217,8 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
             adds_mask = operator is add and in_math_attention.get()
             if adds_mask or (operator in in_place and in_backward() and (operator is not add or sums_gradients(*args))):
                 operator = in_place[operator]
-            if (
-                operator is aten.convolution.default
-            ):  # which begins by making its input so. Source: torch 2.13, Convolution.cpp
+            # A convolution makes its input contiguous first. Source: torch 2.13, Convolution.cpp
+            if operator is aten.convolution.default:
                 args = (args[0].contiguous(), *args[1:])
                 if recorder.recording:
                     recorder.see(args[0], name, module=module)
@@ -233,7 +232,7 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
                 del tensor
             outputs = operator(*args, **(kwargs or {}))
             if recorder.recording:
-                # AdamW counts its steps on the host, unless it is fused; and what a rank's part of an embedding is masked with.
+                # AdamW counts steps on the host unless fused; the mask of a sharded embedding is excluded too.
                 masking = shared and module.endswith("embed_tokens")
                 left_out = operator in on_host and (module == "optimizer" or masking)
                 see = recorder.leave_out if left_out else recorder.see
@@ -241,19 +240,19 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
                     see(tensor, recorder.operator or name, module=recorder.owner or module)
                 if model.training and name in SUMS:
                     recorder.sum(outputs, *args[:2])
-            while scratch:  # as Python lets go of a function's variables: the scales with their offset are its argument
+            while scratch:  # in Python's order for a function's locals: the scales with their offset are an argument
                 scratch.pop(1 if len(scratch) > 2 else 0)
             if operator is flash_backward:
                 for tensor in flash_backward_scratch(args[1], args[2]):
                     recorder.see(tensor, FLASH_SCRATCH, module=module)
             if operator is safe_softmax:
-                held = []
+                softmax_scratch = []
                 for tensor in safe_softmax_scratch(args[0]):
                     recorder.see(tensor, SOFTMAX_SCRATCH, module=module)
-                    held.append(tensor)
+                    softmax_scratch.append(tensor)
                 del tensor
-                while held:
-                    held.pop()
+                while softmax_scratch:
+                    softmax_scratch.pop()
             if operator is softmax_backward:
                 recorder.see(args[0] * args[1], SOFTMAX_SCRATCH, module=module)
             return outputs
@@ -263,7 +262,7 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
         module.register_forward_hook(partial(_leave, recorder.modules), always_call=True)
     with Recording():
         if model.training:
-            with recorder.paused():  # A sum of two gradients of which autograd holds the first alone.
+            with recorder.paused():  # Calibrates `sums_gradients`: autograd alone references the first gradient.
                 twice = torch.zeros(1, requires_grad=True) * 2
                 (twice.sigmoid() * twice).sum().backward()
         yield

@@ -1,4 +1,4 @@
-"""What CUDA's kernels take for themselves while they run, and give back: sums over rows, and cuDNN's attention backward."""
+"""Scratch memory of CUDA's kernels: sums over rows, and cuDNN's attention backward."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 
 from ..results.timeline import FLASH_SCRATCH, Allocate, ColumnSum, Event, Free, Stage, Timeline
 
-SUM_SCRATCH = "sum.scratch"  # the operator of what a sum over rows takes for itself
-SUM_IDS, CUDNN_IDS = (1 << 60) + (1 << 40), (1 << 60) + (2 << 40)  # the first of the ids given to what is no trace's
+SUM_SCRATCH = "sum.scratch"  # operator of the scratch of a sum over rows
+SUM_IDS, CUDNN_IDS = (1 << 60) + (1 << 40), (1 << 60) + (2 << 40)  # first ids of allocations that are not in the trace
 SUMS = frozenset({"aten.sum.dim_IntList", "aten.mean.dim"})
-# Of one block of threads: how many there are at most, how many lie side by side, and how many numbers each adds up at the most
-# and at the least before more blocks share an output. Source: torch 2.13, aten/src/ATen/native/cuda/Reduce.cuh
+# Limits of a block of threads: threads, threads side by side, and the most and fewest values that a thread adds before more
+# blocks share an output. Source: torch 2.13, aten/src/ATen/native/cuda/Reduce.cuh
 BLOCK_THREADS, WARP, MOST_VALUES, FEWEST_VALUES = 512, 32, 256, 16
-ACCUMULATOR_BYTES = 4  # float32, whatever is added up
+ACCUMULATOR_BYTES = 4  # float32, whatever the inputs' dtype
 FLASH_ATTENTION = "aten._scaled_dot_product_flash_attention.default"
 CUDNN_SCRATCH, CUDNN_DROPOUT = "cudnn_attention.scratch", "cudnn_attention.dropout"
-# What cuDNN takes beside what its graph names, as measured: torch 2.11 on an H100, forwards and backwards of every training run
-# of benchmarks/recorded.
+# cuDNN's workspace beyond the tensors of its graph, as measured: torch 2.11 on an H100, forwards and backwards of every training
+# run of benchmarks/recorded.
 CUDNN_BYTES = 256
-# Multiprocessors of a card, by its name. Sources: NVIDIA's white papers on the architectures V100, Turing, A100, GA102, Ada, H100
+# Multiprocessors by card name. Sources: NVIDIA's white papers on the architectures V100, Turing, A100, GA102, Ada, H100
 # and Blackwell, and the data sheets of A10, A30, A40, L4, L40 and H200 (CUDA cores over those of a multiprocessor).
 MULTIPROCESSORS: tuple[tuple[re.Pattern[str], int], ...] = tuple(
     (re.compile(rf"\b(?:{names})\b", re.IGNORECASE), number)
@@ -44,9 +44,9 @@ MULTIPROCESSORS: tuple[tuple[re.Pattern[str], int], ...] = tuple(
         ("rtx 5090", 170),
     )
 )
-# Of any other: an A100's, whose class (sm_80) is taken for a card whose name says no more.
+# Default for unknown names: the A100's, as unknown cards count as sm_80.
 ANY_MULTIPROCESSORS = 108
-# Threads that one multiprocessor holds: 2,048, but for these. Source: CUDA C++ programming guide, compute capabilities 7.5
+# Threads per multiprocessor: 2,048, except on these cards. Source: CUDA C++ programming guide, compute capabilities 7.5
 # (1,024), 8.6, 8.9 and 12.0 (1,536)
 FEWER_THREADS: tuple[tuple[re.Pattern[str], int], ...] = (
     (re.compile(r"\bt4\b|sm_?75", re.IGNORECASE), 1024),
@@ -55,13 +55,13 @@ FEWER_THREADS: tuple[tuple[re.Pattern[str], int], ...] = (
 
 
 def multiprocessors_of(gpu: str) -> int | None:
-    """How many a card of this name has; None where that is not known."""
+    """The number of multiprocessors of a card with this name; None if unknown."""
     return next((number for pattern, number in MULTIPROCESSORS if pattern.search(gpu)), None)
 
 
 def column_sum(tensor: Any, dims: Any) -> ColumnSum | None:
-    """A sum of `tensor` over `dims`; None where it is along the densest dimension, which takes no scratch worth counting: a few
-    bytes for each block, and those of one output in several blocks alone, from 131,072 numbers each on.
+    """The shape of a sum of `tensor` over `dims`; None if it runs along the densest dimension, whose scratch is negligible: a few
+    bytes per block, and only if several blocks share an output, from 131,072 values each on.
 
     Source: torch 2.13, aten/src/ATen/native/cuda/Reduce.cuh, setReduceConfig and get_output_vec_size
     """
@@ -86,46 +86,46 @@ def column_sum(tensor: Any, dims: Any) -> ColumnSum | None:
     return ColumnSum(outputs=tensor.numel() // inputs, inputs=inputs, vector=vector)
 
 
-def sum_scratch(one: ColumnSum, multiprocessors: int, threads: int) -> tuple[int, int] | None:
-    """Bytes of partial sums and of semaphores, where several blocks of threads add up one output; None where one does.
+def sum_scratch(summed: ColumnSum, multiprocessors: int, threads: int) -> tuple[int, int] | None:
+    """Bytes of (partial sums, semaphores) if several blocks of threads share an output; None if each output has one block.
 
-    Left out: tensors of 2 GiB and more are added up in parts. Source: see `column_sum`; global_memory_size and semaphore_size
+    Not modelled: tensors of 2 GiB and more are summed in parts. Source: see `column_sum`; global_memory_size and semaphore_size
     """
-    most = BLOCK_THREADS // one.vector
-    columns, rows = (_power_of_two(number, most) for number in (one.outputs // one.vector, one.inputs))
+    most = BLOCK_THREADS // summed.vector
+    columns, rows = (_power_of_two(number, most) for number in (summed.outputs // summed.vector, summed.inputs))
     width = min(columns, WARP)
     height = min(rows, most // width)
     width = min(columns, most // height)
-    if one.inputs < min(FEWEST_VALUES * height, MOST_VALUES):
+    if summed.inputs < min(FEWEST_VALUES * height, MOST_VALUES):
         return None
-    values = -(-one.inputs // height)
-    across = -(-(one.outputs // one.vector) // width)
+    values = -(-summed.inputs // height)
+    across = -(-(summed.outputs // summed.vector) // width)
     room = multiprocessors * (threads // (width * height))
     if values < MOST_VALUES or across > room:
         return None
     blocks = max(min(-(-room // across), -(-values // FEWEST_VALUES)), -(-values // MOST_VALUES))
     if blocks == 1:
         return None
-    return ACCUMULATOR_BYTES * one.outputs * blocks * width * one.vector, 4 * across
+    return ACCUMULATOR_BYTES * summed.outputs * blocks * width * summed.vector, 4 * across
 
 
 def _power_of_two(number: int, most: int) -> int:
-    """The largest that is neither more than the number nor than `most`."""
+    """The largest power of two that is at most `number`, limited to `most`."""
     return min(1 << (number.bit_length() - 1), most)
 
 
 def with_sums(timeline: Timeline, gpu: str) -> Timeline:
-    """The run with what its sums over rows take on such a card, right after what they give."""
+    """Adds the scratch that sums over rows need on this card, right after each sum's output."""
     multiprocessors = multiprocessors_of(gpu) or ANY_MULTIPROCESSORS
     threads = next((number for pattern, number in FEWER_THREADS if pattern.search(gpu)), 2048)
-    made = {event.id: event for event in timeline.events if isinstance(event, Allocate)}
+    outputs = {event.id: event for event in timeline.events if isinstance(event, Allocate)}
     ids = count(SUM_IDS)
     after: dict[int, tuple[Event, ...]] = {}
-    for identity, one in timeline.sums:
-        sizes = sum_scratch(one, multiprocessors, threads)
+    for identity, summed in timeline.sums:
+        sizes = sum_scratch(summed, multiprocessors, threads)
         if sizes is not None:
-            taken = [Allocate(next(ids), size_bytes, made[identity].module, SUM_SCRATCH) for size_bytes in sizes]
-            after[identity] = (*taken, *(Free(event.id) for event in reversed(taken)))
+            scratch = [Allocate(next(ids), size_bytes, outputs[identity].module, SUM_SCRATCH) for size_bytes in sizes]
+            after[identity] = (*scratch, *(Free(event.id) for event in reversed(scratch)))
     return _changed(
         timeline,
         {index: (event, *after[event.id]) for index, event in enumerate(timeline.events) if _begins(event, after)},
@@ -133,9 +133,10 @@ def with_sums(timeline: Timeline, gpu: str) -> Timeline:
 
 
 def varies_by_card(timeline: Timeline) -> bool:
-    """Whether what the sums take depends on how many multiprocessors a card has: of tens of thousands of rows."""
+    """Whether the sums' scratch depends on the number of multiprocessors, as it does for tens of thousands of rows."""
     return any(
-        sum_scratch(one, ANY_MULTIPROCESSORS, 2048) != sum_scratch(one, 1 << 20, 2048) for _, one in timeline.sums
+        sum_scratch(summed, ANY_MULTIPROCESSORS, 2048) != sum_scratch(summed, 1 << 20, 2048)
+        for _, summed in timeline.sums
     )
 
 
@@ -144,10 +145,10 @@ def _begins(event: Event, ids: Mapping[int, object]) -> bool:
 
 
 def as_cudnn(timeline: Timeline) -> Timeline:
-    """A run that trains with cuDNN's attention, whose backward asks once for all that flash attention's asks for one by one.
+    """Converts a training run from flash attention to cuDNN's, whose backward requests all of its scratch at once.
 
-    cuDNN's graph names the sums of rows and the query's gradient in float32; with GQA its engine takes K's and V's gradients
-    for every query head too, as measured (CUDNN_BYTES). Dropout's seed and offset are kept as long as the log-sum-exps.
+    The scratch has the row sums and the query's gradient in float32, which cuDNN's graph names, and with GQA the gradients of K
+    and V per query head, as measured (CUDNN_BYTES). Dropout's seed and offset live as long as the log-sum-exps.
     Sources: cudnn-frontend 1.x, node/scaled_dot_product_flash_attention.h, get_fe_workspace_size_node; torch 2.11,
     aten/src/ATen/native/cudnn/MHA.cpp
     """
@@ -162,16 +163,16 @@ def as_cudnn(timeline: Timeline) -> Timeline:
         if (last := freed.get(log_sum_exp.id)) is not None:
             changed[last] = (timeline.events[last], *(Free(event.id) for event in dropout))
     for parts in _attentions(timeline.events):
-        first, taken = parts[0]
-        assert isinstance(taken, Allocate)
+        first, request = parts[0]
+        assert isinstance(request, Allocate)
         size_bytes = sum(event.size_bytes for _, event in parts if isinstance(event, Allocate))
-        whole = taken._replace(size_bytes=size_bytes + CUDNN_BYTES, operator=CUDNN_SCRATCH)
+        whole = request._replace(size_bytes=size_bytes + CUDNN_BYTES, operator=CUDNN_SCRATCH)
         changed |= {**dict.fromkeys((index for index, _ in parts), ()), first: (whole, Free(whole.id))}
     return _changed(timeline, changed)
 
 
 def log_sum_exps(timeline: Timeline) -> Iterator[tuple[int, Allocate]]:
-    """What attention makes right after its output, with the event's index."""
+    """(event index, allocation) of each log-sum-exp, which attention allocates right after its output."""
     for index, (output, event) in enumerate(pairwise(timeline.events), 1):
         if (
             isinstance(event, Allocate)
@@ -183,7 +184,7 @@ def log_sum_exps(timeline: Timeline) -> Iterator[tuple[int, Allocate]]:
 
 
 def _attentions(events: tuple[Event, ...]) -> Iterator[list[tuple[int, Event]]]:
-    """What each attention's backward takes and gives back as scratch, with the events' indices."""
+    """The scratch events of each attention's backward, with their indices."""
     alive: set[int] = set()
     parts: list[tuple[int, Event]] = []
     for index, event in enumerate(events):
@@ -200,7 +201,7 @@ def _attentions(events: tuple[Event, ...]) -> Iterator[list[tuple[int, Event]]]:
 
 
 def _changed(timeline: Timeline, changed: Mapping[int, tuple[Event, ...]]) -> Timeline:
-    """The run with other events in the place of some, by index."""
+    """The run with the events at some indices replaced."""
     events: list[Event] = []
     at = []
     for index, event in enumerate(timeline.events):

@@ -1,4 +1,4 @@
-"""Steps of training as transformers' Trainer makes them, for a trace on tensors without data and for a run on a device alike."""
+"""Training steps as in transformers' Trainer, shared by traces on fake tensors and runs on a device."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def train(
     device: str,
     before_step: Callable[[], None] = lambda: None,
 ) -> object:
-    """What is alive at the end: the last loss, the optimizer and the scaler. No cache; logits are let go with the outputs;
-    gradients are dropped after a step.
+    """Runs `steps` steps; returns what stays alive: the last loss, the optimizer and the scaler. No cache is used, logits are
+    freed with the outputs, gradients are dropped after each step.
 
-    inputs_of: makes a micro-batch, within the stage "forward". stage: told "forward", "backward" and "optimizer" as each begins.
-    optimizer: None where gradients are all that is wanted. scaler: of float16 under autocast, else None. Source: transformers
-    5.23, trainer.py, training_step and _inner_training_loop
+    inputs_of: makes a micro-batch, within the stage "forward". stage: called with "forward", "backward" and "optimizer" as each
+    begins. optimizer: None to compute gradients only. scaler: for float16 under autocast, else None. Source: transformers 5.23,
+    trainer.py, training_step and _inner_training_loop
     """
     loss = None
     for _ in range(steps):
@@ -52,7 +52,7 @@ def train(
 
 
 def labels_of(model: Any, input_ids: Any) -> Any:
-    """A label for each token; of a classifier of sequences for each sequence, a number where it has one output.
+    """A label per token; for a sequence classifier one per sequence, a float if it has a single output.
 
     Source: transformers 5.23, loss/loss_utils.ForSequenceClassificationLoss
     """

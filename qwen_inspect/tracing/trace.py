@@ -1,13 +1,12 @@
-"""What the real transformers class asks its allocator for, traced on fake tensors: no weights, no GPU.
+"""Traces the memory requests of the real transformers class on fake tensors: no weights, no GPU.
 
-Shapes, order and lifetimes are those that Python and PyTorch themselves give: the model runs, only its kernels compute nothing. A
-storage is an allocation of its size when it is first seen, and is free when Python lets go of it. Fake tensors live on `cpu`, for
-a build of torch without CUDA has no other that works; where CUDA would take another path, that path is taken (see `as_on_cuda`).
+Shapes, order and lifetimes come from Python and PyTorch themselves: the model runs, only its kernels compute nothing. A storage
+is allocated when it is first seen, and freed when Python frees it. Fake tensors are on `cpu`, the only device that works in a
+build of torch without CUDA; where CUDA would take another path, the trace takes CUDA's (see `as_on_cuda`).
 
-Assumed: sequences of one length, or padded to it where that is asked for, greedy sampling, and for linear-attention layers the
-reference code of transformers, which runs where no kernels for them are installed. Kernels' own scratch is not traced, but for
-flash attention's backward. Not counted: tensors of no bytes, for which no allocator is asked, and AdamW's step counters, which
-live on the host.
+Assumed: sequences of equal length or padded to it, greedy sampling, and for linear-attention layers the reference code of
+transformers, which runs if no kernels for them are installed. Of kernels' scratch only that of flash attention's backward is
+traced. Not counted: empty tensors, for which nothing is allocated, and AdamW's step counters, which are on the host.
 """
 
 from __future__ import annotations
@@ -48,8 +47,8 @@ from .one_rank import (
     cut,
     gathering,
     local,
-    logits_told,
-    made_real,
+    logits_shape_known,
+    materialise,
     shapes_worked_out,
     shared_types,
     standing_at,
@@ -65,17 +64,17 @@ AttentionKernel = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_a
 class TraceRequest:
     """A workload, and the kernels it is traced with.
 
-    attention: "auto" is as in `Run`; flash_attention_2_repeated is as before transformers 4.48, which repeated K and V for every
-    query head beforehand.
-    new_tokens: of `generate`; the last of them is not fed back, so that the cache ends at prompt_tokens + new_tokens - 1.
-    optimizer, checkpointing, trained, steps, accumulate, lora: for `train`. trained: a regular expression; parameters train in
-    whose names it is found. steps: optimizer states do not exist until the first step is over; 2 shows what every later one
-    holds. accumulate: micro-batches, of `batch` sequences each, whose gradients a step adds up. lora: adapters train instead.
-    layers: trace only so many of the model's layers. device: "cuda" or "cpu", for experts are computed otherwise on either
-    while tokens are decoded. base: how quantised weights are held, where it does not train. static_tokens: how many a static
-    cache of `generate` has room for; None: the cache grows. padded: there is a mask, in which some tokens are padding. cudnn: a
-    masked call of 16 bits takes cuDNN's attention, as on Hopper, else the memory-efficient one. autocast: the dtype of
-    torch.autocast around each forward (of `generate` around all); float16 trains with a gradient scaler.
+    attention: "auto" as in `Run`; flash_attention_2_repeated as before transformers 4.48, which repeated K and V for every query
+    head first.
+    new_tokens: of `generate`; the last is not fed back, so the cache ends at prompt_tokens + new_tokens - 1.
+    optimizer, checkpointing, trained, steps, accumulate, lora: for `train`. trained: a regular expression, searched in parameter
+    names; matching parameters train. steps: optimizer states do not exist in the first step; the second shows the steady state.
+    accumulate: micro-batches of `batch` sequences whose gradients are summed in a step. lora: train adapters instead.
+    layers: trace only the first so many layers. device: "cuda" or "cpu", which compute experts differently while decoding.
+    base: the layout of quantised weights, if not training. static_tokens: capacity of a static cache of `generate`; None: the
+    cache grows. padded: there is a mask with padding. cudnn: masked 16-bit attention uses cuDNN, as on Hopper, else the
+    memory-efficient kernel. autocast: the dtype of torch.autocast around each forward (of `generate` around the whole loop);
+    float16 trains with a gradient scaler.
     """
 
     mode: Mode
@@ -109,19 +108,18 @@ class TraceRequest:
 
 
 def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, place: Place | None = None) -> Timeline:
-    """The run of `spec.class_name` built from `config`, or what one rank of several does of it at its `place`. Its stages:
+    """The run of `spec.class_name` built from `config`, or one rank's part of it at `place`. Its stages:
 
-    load      an Allocate for each parameter and buffer (tied ones once; operator "parameter", "adapter" or "buffer"), of the
-              module that owns it. Nothing else, and nothing is freed in it: a loader's own events may take the place of this
-              stage.
-    generate  prefill; decode: the last decode step alone, of which the first events bring the cache to its length then. There is
-              no decode where new_tokens is 1.
+    load      one Allocate for each parameter and buffer (tied ones once; operator "parameter", "adapter" or "buffer"), with
+              the module that owns it. Nothing else, and no Free: a loader's own events can replace this stage.
+    generate  prefill; decode: the last decode step alone, whose first events grow the cache to its length then. No decode
+              if new_tokens is 1.
     forward   forward: logits of every token, and a cache.
     train     for each step: forward (ends with the loss) and backward of each micro-batch, optimizer (ends with gradients
               dropped; none for `none`).
 
-    What is alive at the end is what the run still holds: of `generate` cache and tokens, of `forward` the outputs.
-    UnavailableError without torch, UnsupportedError for a model that transformers cannot run so.
+    Alive at the end: for `generate` the cache and the tokens, for `forward` the outputs.
+    UnavailableError without torch, UnsupportedError if transformers cannot run the model this way.
     """
     try:
         import torch
@@ -150,20 +148,20 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
             if workload.autocast is not None:
                 stack.enter_context(let_go_in_order(recorder.events))
                 stack.enter_context(nullcontext() if workload.device == "cpu" else cuda_lists())
-            model = _made(spec, config, workload, place, recorder, stack)
+            model = _fake_model(spec, config, workload, place, recorder, stack)
             run = _runs(model, spec, workload)
-            if workload.mode != "train":  # whose backward keeps something of every turn
+            if workload.mode != "train":  # a backward keeps tensors of every turn
                 stack.enter_context(_few_turns(model))
             stack.enter_context(recording(recorder, model, spec.class_name, () if place is None else shared_types()))
             recorder.stage("load")
             _load(model, recorder, spec.class_name)
-            if workload.mode != "train":  # whose backward is outside
+            if workload.mode != "train":  # training's backward runs outside autocast
                 stack.enter_context(autocast(workload.autocast, "cpu"))
-            held = run(model, workload, recorder)
+            alive = run(model, workload, recorder)
             if place is None:
                 recorder.rename(model.parameters(), "parameter")
             recorder.closed = True
-            del held
+            del alive
     except (
         ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, StrictDataclassError, TypeError,
         ValueError,
@@ -189,7 +187,7 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
 # --- the model
 
 
-def _made(
+def _fake_model(
     spec: ModelSpec,
     config: Mapping[str, Any],
     workload: TraceRequest,
@@ -197,7 +195,7 @@ def _made(
     recorder: Recorder,
     stack: ExitStack,
 ) -> Any:
-    """The model on tensors without data, whole or cut; what comes after is on such tensors too."""
+    """The model on fake tensors, whole or one rank's shard; enters the fake mode for what follows."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     without_data = FakeTensorMode(allow_non_fake_inputs=True)
@@ -209,10 +207,10 @@ def _made(
         model = _build(spec, config, workload, recorder, stack)
     model = cut(model, place)
     stack.enter_context(without_data)
-    made_real(model)
+    materialise(model)
     stack.enter_context(gathering(recorder.named, recorder.resize))
     stack.enter_context(shapes_worked_out(recorder.paused))
-    stack.enter_context(logits_told(model, workload.batch))
+    stack.enter_context(logits_shape_known(model, workload.batch))
     return model
 
 
@@ -225,7 +223,7 @@ def _build(
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     dense = {key: value for key, value in config.items() if key != "quantization_config"}
-    configuration = transformers.AutoConfig.for_model(**deepcopy(dense))  # it changes nested parts
+    configuration = transformers.AutoConfig.for_model(**deepcopy(dense))  # for_model changes nested parts
     if workload.layers is not None:
         text = configuration.get_text_config(decoder=True)
         text.num_hidden_layers = workload.layers
@@ -233,17 +231,17 @@ def _build(
             text.layer_types = text.layer_types[: workload.layers]
     model_class = getattr(transformers, spec.class_name)
     flash = workload.attention.startswith("flash")
-    # Where it is the one that transformers chooses, each part of a composite has its own choice.
-    asked = None if workload.attention in ("auto", spec.kernel) else workload.attention
-    # Some classes look at the numbers that they draw, which are none.
+    # None for transformers' own choice, so that each part of a composite model makes its own.
+    implementation = None if workload.attention in ("auto", spec.kernel) else workload.attention
+    # Some classes read the values that they draw, which fake tensors do not have.
     with replaced([(transformers.PreTrainedModel, "initialize_weights", lambda _: None)]):
         model = model_class._from_config(
             configuration,
             dtype=getattr(torch, spec.dtype.torch_name),
-            attn_implementation="eager" if flash else asked,
+            attn_implementation="eager" if flash else implementation,
         )
     if flash:
-        # Under its own name it needs its package. Any name with "flash" in it is treated as flash attention.
+        # The real name requires the package. transformers treats any name with "flash" in it as flash attention.
         name = "traced_flash_attention_2"
         ALL_ATTENTION_FUNCTIONS[name] = flash_attention_2(recorder, repeated=workload.attention.endswith("repeated"))
         stack.callback(ALL_ATTENTION_FUNCTIONS.__delitem__, name)
@@ -268,16 +266,16 @@ def _build(
 
 @contextmanager
 def _few_turns(model: Any) -> Iterator[None]:
-    """Loops over the chunks of a prompt in linear attention's reference code end after CHUNK_TURNS turns.
+    """Ends loops over a prompt's chunks in linear attention's reference code after CHUNK_TURNS turns.
 
-    Each turn takes and gives back what the one before did, so that `predicting.turns` can add the others, and no trace's length
-    grows with the prompt. Source: transformers 5.23, torch_chunk_gated_delta_rule.
+    Each turn allocates and frees the same as the one before, so `predicting.turns` can add the others, and the trace's length does
+    not grow with the prompt. Source: transformers 5.23, torch_chunk_gated_delta_rule.
     """
     code = sys.modules[type(model).__module__]
     if not hasattr(code, "torch_chunk_gated_delta_rule"):
         yield
         return
-    code.range = lambda *bounds: range(*bounds)[:CHUNK_TURNS]  # type: ignore[attr-defined]  # before the built-in one
+    code.range = lambda *bounds: range(*bounds)[:CHUNK_TURNS]  # type: ignore[attr-defined]  # shadows the built-in
     try:
         yield
     finally:
@@ -314,7 +312,7 @@ def _runs(model: Any, spec: ModelSpec, workload: TraceRequest) -> Callable[[Any,
 
 
 def _inputs(workload: TraceRequest) -> dict[str, Any]:
-    """What the caller gives, and holds: tokens, and the mask of a padded batch."""
+    """What the caller passes and keeps: tokens, and the mask of a padded batch."""
     import torch
 
     input_ids = torch.zeros(workload.batch, workload.prompt_tokens, dtype=torch.int64)
@@ -322,7 +320,7 @@ def _inputs(workload: TraceRequest) -> dict[str, Any]:
 
 
 def _generate(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
-    """The loop of `generate`, of which only the first and the last turn are run.
+    """The loop of `generate`, only its first and its last step.
 
     Source: transformers 5.23, generation/utils.py, `generate` and `_sample`, which drop an attention mask that masks nothing.
     """
@@ -332,20 +330,20 @@ def _generate(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
     recorder.stage("prefill")
     recorder.outside = "inputs"
     inputs = _inputs(workload)
-    prompt, given = inputs["input_ids"], inputs.get("attention_mask")
+    prompt, padding_mask = inputs["input_ids"], inputs.get("attention_mask")
     recorder.outside = "generate"
-    attention_mask = torch.ones(prompt.shape, dtype=torch.int64) if given is None else given
+    attention_mask = torch.ones(prompt.shape, dtype=torch.int64) if padding_mask is None else padding_mask
     prompt_positions = model._prepare_position_ids_for_generation(prompt, {"attention_mask": attention_mask})
     del attention_mask
     cache = _empty_cache(model, workload)
     stops = StoppingCriteriaList([MaxLengthCriteria(workload.prompt_tokens + workload.new_tokens)])
     unfinished = torch.ones(workload.batch, dtype=torch.int64)
-    name = CACHE_NAMES["mamba" in type(model).__name__.lower()]  # as `_prepare_cache_for_generation` tells them apart
+    name = CACHE_NAMES["mamba" in type(model).__name__.lower()]  # as in `_prepare_cache_for_generation`
     options: dict[str, Any] = {name: cache, "use_cache": True}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         options["logits_to_keep"] = 1
-    # The caller of the loop holds the first of them until it ends.
-    input_ids, position_ids, attention_mask = prompt, prompt_positions, given
+    # The loop's caller keeps these initial tensors until the end.
+    input_ids, position_ids, attention_mask = prompt, prompt_positions, padding_mask
     for stage in ("prefill", "decode")[: workload.new_tokens]:
         if stage == "decode":
             recorder.stage("decode")
@@ -395,7 +393,7 @@ def _one_token_longer(position_ids: Any, attention_mask: Any) -> tuple[Any, Any]
 
 
 def _empty_cache(model: Any, workload: TraceRequest) -> Any:
-    """The cache that `generate` makes. Of a static one's layers, each has a counter, which CUDA gets with the first tokens.
+    """The cache that `generate` makes. Each layer of a static one has a counter, allocated on CUDA with the first tokens.
 
     Source: transformers 5.23, generation/utils.py, _prepare_static_cache; cache_utils.py, StaticLayer.lazy_initialization
     """
@@ -408,7 +406,7 @@ def _empty_cache(model: Any, workload: TraceRequest) -> Any:
 
 
 def _decode_experts(model: Any, device: str) -> None:
-    """Experts as `generate` has them computed while it decodes: on CUDA each token's own, taken out of the stack first.
+    """Selects the experts' implementation for decoding as `generate` does: on CUDA each token's experts are gathered first.
 
     Source: transformers 5.23, generation/utils.py, _optimize_model_for_decode
     """
@@ -420,7 +418,7 @@ def _decode_experts(model: Any, device: str) -> None:
 
 
 def _grow_cache(cache: Any, tokens: int, recorder: Recorder) -> None:
-    """Let every layer hold `tokens` tokens, as it does after a step of one token."""
+    """Grows every layer's cache to `tokens` tokens, with the last one added in its own step."""
     for layer in cache.layers:
         if getattr(layer, "keys", None) is None:
             continue  # A recurrent state: it does not grow.
@@ -428,15 +426,16 @@ def _grow_cache(cache: Any, tokens: int, recorder: Recorder) -> None:
         if missing == 0:
             continue
         index = getattr(layer, "indexer_keys", None)
-        origins = [recorder.origin(held) if held.numel() else ("", "") for held in (layer.keys, layer.values)]
+        origins = [recorder.origin(tensor) if tensor.numel() else ("", "") for tensor in (layer.keys, layer.values)]
         with recorder.paused():
             for count in (missing - 1, 1):
                 keys, values = (
-                    held.new_empty((*held.shape[:2], count, held.shape[3])) for held in (layer.keys, layer.values)
+                    tensor.new_empty((*tensor.shape[:2], count, tensor.shape[3]))
+                    for tensor in (layer.keys, layer.values)
                 )
                 layer.update(keys, values)
-        for held, (module, operator) in zip((layer.keys, layer.values), origins, strict=True):
-            recorder.see(held, operator, module=module)
+        for tensor, (module, operator) in zip((layer.keys, layer.values), origins, strict=True):
+            recorder.see(tensor, operator, module=module)
         if index is not None:
             layer.indexer_keys = recorder.regrown(index, (index.shape[0], tokens, index.shape[2]))
 
@@ -455,7 +454,7 @@ def _forward(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
 
 
 def _keep(cache: Any, recorder: Recorder) -> None:
-    """Tell what of the storages the cache is in now."""
+    """Marks the cache's current storages in the record."""
     for name, tensor in tensors_of(cache):
         recorder.keep(local(tensor), "state" if name.endswith("_states") else "cache")
 
@@ -464,7 +463,7 @@ def _train(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise UsageError("trace_none_trained", pattern=workload.trained)
-    with recorder.paused():  # An 8-bit one makes its tables on the host.
+    with recorder.paused():  # An 8-bit optimizer makes its tables on the host.
         optimizer, scaler = optimizer_of(workload.optimizer, trained), scaler_of(workload.autocast, "cpu")
 
     def stage(name: str) -> None:
