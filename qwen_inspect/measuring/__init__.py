@@ -1,1 +1,1 @@
-"""A run really made on a device, held against its prediction. Needs torch."""
+"""Makes a real run on a device and compares it with its prediction. Needs torch."""

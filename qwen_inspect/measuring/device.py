@@ -1,6 +1,6 @@
-"""What a device says of its memory while a model runs: CUDA's allocator, the driver and other processes, or the host's profiler.
+"""Reads a device's memory while a model runs: from CUDA's allocator and driver, or from PyTorch's profiler on the host.
 
-A recorder is told when a stage begins, and closes the one before with its readings. Nothing here knows what is being run.
+A recorder's `stage` begins a stage and closes the one before with its readings. Nothing here depends on the kind of run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..units import size
 if TYPE_CHECKING:
     from ..results.fit import Gpu
 
-LONGEST_HISTORY = 1_000_000  # events that CUDA's allocator is asked to remember
+LONGEST_HISTORY = 1_000_000  # max_entries of the allocator's history
 
 
 class Recorder(Protocol):
@@ -41,10 +41,10 @@ class Recorder(Protocol):
 
 
 class HostRecorder:
-    """Torch's allocations on CPU, as its profiler records them, on top of the `held_bytes` of what is loaded.
+    """PyTorch's allocations on CPU, as its profiler records them, on top of the `held_bytes` of the loaded model.
 
-    The profiler starts anew with each stage and each step of decoding, so that a long run takes no more memory than its longest
-    part. Of the steps between the first and the last only what they leave is kept, but for the one that takes most.
+    The profiler restarts with each stage and each decode step, so that a long run needs no more memory than its longest part. Of
+    the steps between first and last only the remaining blocks are recorded, except for the step with the highest peak.
     """
 
     def __init__(self, held_bytes: int) -> None:
@@ -67,10 +67,10 @@ class HostRecorder:
     def run(self, work: Callable[[], object]) -> object:
         gc.collect()
         collecting = gc.isenabled()
-        gc.disable()  # a cycle must not be freed at a moment of the collector's choice
+        gc.disable()  # the garbage collector must not free a cycle at an arbitrary moment
         try:
             return work()
-        finally:  # what was recorded until an error is told too
+        finally:  # keep what was recorded before an error
             self._close()
             if collecting:
                 gc.enable()
@@ -82,11 +82,11 @@ class HostRecorder:
         return Record(changes=tuple(changes), stages=tuple(stages))
 
     def readings(self) -> tuple[Reading, ...]:
-        """Bytes by stage, all steps of decoding together; seconds are those of a run under the profiler."""
+        """Bytes by stage, with all decode steps as one; seconds include the profiler's overhead."""
         return tuple(self._readings.values())
 
     def _close(self) -> None:
-        """Take the part that is over into the figures, and make it and those before as short as they may be."""
+        """Adds the finished part to the readings and condenses earlier decode steps."""
         if self._profiler is None:
             return
         seconds = time.perf_counter() - self._began
@@ -110,14 +110,14 @@ class HostRecorder:
             peak_allocated=max(part.peak, before.peak_allocated if before else 0),
             host_peak=resident_peak_bytes(),
         )
-        earlier = [one for one in self._parts[:-1] if one.stage == "decode"]
-        for one in sorted(earlier, key=lambda one: one.peak)[:-1]:
-            one.condense()
+        earlier = [part for part in self._parts[:-1] if part.stage == "decode"]
+        for part in sorted(earlier, key=lambda part: part.peak)[:-1]:
+            part.condense()
 
 
 @dataclass(slots=True)
 class _Part:
-    """A stage, or a step of decoding, of a run on the host."""
+    """A stage or a decode step of a run on the host."""
 
     stage: str
     changes: list[Change] = field(default_factory=list)
@@ -125,31 +125,31 @@ class _Part:
     condensed: bool = False
 
     def condense(self) -> None:
-        """Keep only what it leaves: what of earlier parts it gave back, and what outlives it."""
+        """Keeps only the net effect: frees of earlier parts' blocks, and allocations that outlive this part."""
         if self.condensed:
             return
         given_back = []
-        made: dict[int, Change] = {}
+        outliving: dict[int, Change] = {}
         for change in self.changes:
             if change.size_bytes > 0:
-                made[change.address] = change
-            elif made.pop(change.address, None) is None:
+                outliving[change.address] = change
+            elif outliving.pop(change.address, None) is None:
                 given_back.append(change)
-        self.changes = [*given_back, *made.values()]
+        self.changes = [*given_back, *outliving.values()]
         self.condensed = True
 
 
 def _host_changes(roots: Any) -> list[Change]:
-    """The profiler's tree of events -> changes in the order of time. Memory of the CPU alone."""
+    """The CPU allocations and frees in the profiler's event tree, in order of time."""
     from torch._C._profiler import _EventType
 
     rows: list[tuple[int, Change]] = []
     waiting: list[tuple[Any, tuple[str, ...]]] = [(root, ()) for root in roots]
     while waiting:
         event, operators = waiting.pop()
-        kind, found = event.typed
-        if kind == _EventType.Allocation and found.device.type == "cpu":
-            rows.append((event.start_time_ns, Change(found.alloc_size, found.ptr, operators)))
+        kind, allocation = event.typed
+        if kind == _EventType.Allocation and allocation.device.type == "cpu":
+            rows.append((event.start_time_ns, Change(allocation.alloc_size, allocation.ptr, operators)))
         waiting += [(child, (*operators, event.name)) for child in event.children]
     rows.sort(key=lambda row: row[0])
     return [change for _, change in rows]
@@ -165,28 +165,28 @@ def resident_peak_bytes() -> int:
 
 
 def free_host_bytes() -> int | None:
-    """What this process can still take: the kernel's estimate, and what its control group leaves; None where neither is told."""
-    found = []
+    """Bytes that this process can still allocate: the lesser of the kernel's estimate and its cgroup's limit; None if unknown."""
+    limits = []
     try:
-        told = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-        if told:
-            found.append(int(told[1]) * 1024)
+        available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+        if available:
+            limits.append(int(available[1]) * 1024)
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         if limit != "max":
-            found.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+            limits.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
     except (OSError, ValueError):
         pass
-    return min(found, default=None)
+    return min(limits, default=None)
 
 
 # --- CUDA
 
 
 class CudaRecorder:
-    """CUDA's caching allocator, by stage; peaks are reset where a stage begins. Of several devices the figures are sums.
+    """CUDA's caching allocator, by stage; peaks are reset at the start of a stage. Several devices are summed.
 
-    steps: of decoding. history: also every request on the first device, of all stages, and of decoding's last step; what the
-    steps before it leave is told by the blocks that are alive then.
+    steps: number of decode steps. history: also record every request on the first device, of decoding only in the last step; the
+    blocks alive before it show what the steps in between changed.
     """
 
     def __init__(self, indices: Sequence[int], *, steps: int, history: bool, snapshot: Path | None = None) -> None:
@@ -204,7 +204,7 @@ class CudaRecorder:
         self._loaded: dict[int, int] = {}
 
     def stage(self, name: str) -> None:
-        """Close the stage before, and begin one; steps of decoding are one stage of the readings."""
+        """Closes the stage before and begins a new one; all decode steps are a single stage in the readings."""
         if self._current is None or self._current[0] != name or name != "decode":
             self._close()
             import torch
@@ -222,7 +222,7 @@ class CudaRecorder:
         self._loaded = _blocks(torch.cuda.memory._snapshot(), self._index) if self._history else {}
         try:
             return work()
-        finally:  # what was recorded until an error is told too
+        finally:  # keep what was recorded before an error
             self._close()
             self._flush()
             if self._snapshot is not None:
@@ -248,7 +248,7 @@ class CudaRecorder:
         self._current = None
 
     def _mark(self, name: str) -> None:
-        """A new part of the record. Between decoding's first and last step nothing is recorded."""
+        """Begins a new part of the record. Between the first and the last decode step nothing is recorded."""
         import torch
 
         self._flush()
@@ -271,17 +271,17 @@ class CudaRecorder:
 
 
 def _together(before: Reading, after: Reading) -> Reading:
-    """A stage that came twice, such as the forward of two steps of training."""
+    """Combines readings of a stage that came twice, such as the forward of two training steps."""
     largest = {
-        name: max(one, other)
+        name: max(earlier, later)
         for name in ("peak_allocated", "peak_requested", "peak_reserved")
-        if (one := getattr(before, name)) is not None and (other := getattr(after, name)) is not None
+        if (earlier := getattr(before, name)) is not None and (later := getattr(after, name)) is not None
     }
     return replace(after, seconds=(before.seconds or 0.0) + (after.seconds or 0.0), **largest)
 
 
 def _write_snapshot(path: Path) -> None:
-    """PyTorch's memory snapshot, whole or not at all. It is a pickle, for pytorch.org/memory_viz."""
+    """Writes PyTorch's memory snapshot atomically. It is a pickle, for pytorch.org/memory_viz."""
     import torch
 
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -293,7 +293,7 @@ def _write_snapshot(path: Path) -> None:
 
 
 def cuda_reading(stage: str, indices: Sequence[int], *, seconds: float | None = None) -> Reading:
-    """The allocator's figures (torch.cuda.memory_stats), the driver's, and other processes', summed over the devices."""
+    """Figures of the allocator (torch.cuda.memory_stats), the driver and other processes, summed over the devices."""
     return replace(_sum(one_cuda_reading(stage, index) for index in indices), seconds=seconds)
 
 
@@ -321,7 +321,7 @@ def one_cuda_reading(stage: str, index: int) -> Reading:
 
 
 def _sum(readings: Iterable[Reading]) -> Reading:
-    """One reading of several devices: each figure's sum, None where one of them does not tell it; of the one host, its own."""
+    """Sums readings of several devices; a figure is None if any device lacks it. The host's peak is not summed."""
     first, *others = readings
     names = [field.name for field in fields(Reading) if field.name not in ("stage", "seconds", "host_peak")]
     sums: dict[str, Any] = {}
@@ -332,7 +332,7 @@ def _sum(readings: Iterable[Reading]) -> Reading:
 
 
 def _cuda_changes(snapshot: Mapping[str, Any], index: int) -> list[Change]:
-    """The allocator's own history: each request as it was asked for, and when its block was given back.
+    """The allocator's own history: each request with its requested size, and each free.
 
     Source: torch 2.13, c10/cuda/CUDACachingAllocator.cpp, record_trace; torch/cuda/memory.py, _snapshot
     """
@@ -347,14 +347,14 @@ def _cuda_changes(snapshot: Mapping[str, Any], index: int) -> list[Change]:
 
 def _blocks(snapshot: Mapping[str, Any], index: int) -> dict[int, int]:
     """Address and requested bytes of each block that is handed out."""
-    found = {}
+    requested_bytes = {}
     for segment in snapshot["segments"]:
         address = segment["address"]
         for block in segment["blocks"] if segment["device"] == index else ():
             if block["state"] == "active_allocated":
-                found[address] = block["requested_size"]
+                requested_bytes[address] = block["requested_size"]
             address += block["size"]
-    return found
+    return requested_bytes
 
 
 def _alive_after(changes: Sequence[Change]) -> dict[int, int]:
@@ -368,9 +368,9 @@ def _alive_after(changes: Sequence[Change]) -> dict[int, int]:
 
 
 def free_workspaces(indices: Sequence[int]) -> dict[int, int]:
-    """Lets go of cuBLAS's workspaces, which outlive every call to it, and gives their addresses and bytes.
+    """Frees cuBLAS's workspaces, which outlive the calls, and returns their bytes by address.
 
-    Each handle has one, and so each thread that multiplies; cuBLASLt has its own. Source: torch 2.13,
+    Each handle, and so each thread that multiplies, has one; cuBLASLt has its own. Source: torch 2.13,
     aten/src/ATen/cuda/CublasHandlePool.cpp
     """
     import torch
@@ -382,12 +382,12 @@ def free_workspaces(indices: Sequence[int]) -> dict[int, int]:
 
 
 def _blocks_of(snapshot: Mapping[str, Any], indices: Sequence[int]) -> dict[int, int]:
-    """`_blocks` of several devices, whose addresses are different: CUDA has one address space for all."""
+    """`_blocks` of several devices. Their addresses differ: CUDA has one address space for all devices."""
     return {address: size for index in indices for address, size in _blocks(snapshot, index).items()}
 
 
 def with_workspaces(record: Record, addresses: Container[int]) -> Record:
-    """The record, the requests for what lies at these addresses at its end named as what they are."""
+    """The record with the requests labelled as workspaces whose blocks lie at these addresses at the end."""
     waiting = set(_alive_after(record.changes))
     changes = list(record.changes)
     for index in range(len(changes) - 1, -1, -1):
@@ -400,21 +400,21 @@ def with_workspaces(record: Record, addresses: Container[int]) -> Record:
 
 
 def _between(before: Mapping[int, int], after: Mapping[int, int], loaded: Mapping[int, int]) -> list[Change]:
-    """What steps that nobody recorded have changed, by what is alive before and after them."""
+    """The net changes of unrecorded steps, from the blocks alive before and after them."""
     gone = [Change(-size, address) for address, size in before.items() if after.get(address) != size]
-    made = [
+    new = [
         Change(size, address)
         for address, size in after.items()
         if before.get(address) != size and loaded.get(address) != size
     ]
-    return gone + made
+    return gone + new
 
 
 # --- room
 
 
 def check_capacity(needed_bytes: int, free_bytes: int | None, device: str) -> None:
-    """UnavailableError, with the arithmetic, where a run cannot fit; nothing where what is free is not known."""
+    """UnavailableError, with the figures, if a run cannot fit; passes if the free memory is unknown."""
     if free_bytes is not None and needed_bytes > free_bytes:
         raise UnavailableError(
             "no_room",
@@ -430,7 +430,7 @@ def check_capacity(needed_bytes: int, free_bytes: int | None, device: str) -> No
 
 @contextmanager
 def _started_nvml() -> Iterator[Any]:
-    """NVML, started; ImportError without its package, its own error where the driver is missing or refuses."""
+    """NVML, initialised. ImportError without its package, NVMLError if the driver is missing or refuses."""
     import pynvml
 
     pynvml.nvmlInit()
@@ -443,7 +443,7 @@ def _started_nvml() -> Iterator[Any]:
 
 @contextmanager
 def _nvml() -> Iterator[Any]:
-    """NVML, started; None where the package or the driver is missing."""
+    """NVML, initialised; None if the package or the driver is missing."""
     with ExitStack() as stack:
         try:
             import pynvml
@@ -458,7 +458,7 @@ def _nvml() -> Iterator[Any]:
 
 
 def _handle(nvml: Any, index: int) -> Any:
-    """The device that torch calls `index`: by its UUID, for CUDA_VISIBLE_DEVICES renumbers torch's and not NVML's."""
+    """NVML's handle of torch's device `index`, by UUID, because CUDA_VISIBLE_DEVICES renumbers only torch's devices."""
     import torch
 
     identity = getattr(torch.cuda.get_device_properties(index), "uuid", None)
@@ -468,7 +468,7 @@ def _handle(nvml: Any, index: int) -> Any:
 
 
 def process_bytes(index: int) -> tuple[int | None, int | None]:
-    """What the driver lays to this process, and to all others, on a device; None where it does not tell."""
+    """(this process's bytes, all others' bytes) on a device, as the driver reports them; None if it does not."""
     with _nvml() as nvml:
         if nvml is None:
             return None, None
@@ -478,33 +478,33 @@ def process_bytes(index: int) -> tuple[int | None, int | None]:
             return None, None
     mine = [process.usedGpuMemory for process in processes if process.pid == os.getpid()]
     others = [process.usedGpuMemory for process in processes if process.pid != os.getpid()]
-    if None in mine or None in others:  # NVML tells no figure under some driver models
+    if None in mine or None in others:  # NVML has no figures under some driver models
         return None, None
     return (mine[0] if mine else None), sum(others)
 
 
 def cards_here() -> tuple[Gpu, ...]:
-    """This machine's cards as NVML tells of them; UnavailableError where its package, the driver or a card is missing."""
+    """This machine's cards according to NVML; UnavailableError if its package, the driver or a card is missing."""
     try:
         import pynvml
     except ImportError:
         raise UnavailableError("nvml_missing") from None
     try:
         with _started_nvml() as nvml:
-            found = tuple(_card(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
+            cards = tuple(_card(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
     except pynvml.NVMLError_LibraryNotFound:
         raise UnavailableError("nvml_missing") from None
     except pynvml.NVMLError as error:
         raise UnavailableError("nvml_failed", reason=str(error)) from None
-    if not found:
+    if not cards:
         raise UnavailableError("nvml_no_card")
-    return found
+    return cards
 
 
 def _card(nvml: Any, index: int) -> Gpu:
-    """What the driver keeps for itself is not for any process; drivers of before 510 do not tell of it.
+    """One card. usable_bytes excludes the driver's reserved memory; None for drivers before 510, which do not report it.
 
-    Source: nvml.h of CUDA 12, nvmlMemory_v2_t, whose `free` is what no process holds of the rest
+    Source: nvml.h of CUDA 12, nvmlMemory_v2_t, whose `free` is the unused part of the rest
     """
     from ..results.fit import Gpu
 

@@ -1,4 +1,4 @@
-"""A real inference: the loaded model continues a prompt, timed, with the memory that it took at most."""
+"""Real inference: the loaded model continues a prompt, with times and peak memory."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Show = Callable[[str], None]
 
 
 def check_prompt(prompt: str) -> None:
-    """UsageError where there is nothing in `prompt` to continue, or it is no text."""
+    """UsageError if `prompt` is empty or not valid text."""
     try:
         prompt.encode()
-    except UnicodeEncodeError:  # bytes of the command line that are no UTF-8
+    except UnicodeEncodeError:  # command-line bytes that are not UTF-8
         raise UsageError("prompt_not_text") from None
     if not prompt.strip():
         raise UsageError("prompt_empty")
@@ -44,9 +44,9 @@ def with_generation(
     access: Access | None = None,
     show: Show | None = None,
 ) -> Report:
-    """`report` with the model's own answer to `prompt`: its weights are loaded, and fetched first where they must be.
+    """`report` with the model's answer to `prompt`. Loads the weights, and downloads them first if necessary.
 
-    In the dtype that the report is for. show: told each piece of text as soon as it is there. Needs the torch extra.
+    In the report's dtype. show: called with each piece of text as soon as it is complete. Needs the torch extra.
     """
     check_prompt(prompt)
     check_device(device)
@@ -74,13 +74,13 @@ def generate(
     trust_remote_code: bool = False,
     show: Show | None = None,
 ) -> Generation:
-    """What the model in `directory` says to `prompt`, always taking the likeliest token, until it ends or `max_new_tokens`.
+    """The answer of the model in `directory` to `prompt`: greedy decoding to an end token or `max_new_tokens`.
 
-    The prompt is one user's message where the tokenizer has a chat template, else the text to continue. show: told each piece of
-    text as soon as it is there. Of the repository's settings for generation only the tokens that end it are used.
+    The prompt is a user message if the tokenizer has a chat template, else the text to continue. show: called with each piece of
+    text as soon as it is complete. Of the repository's generation settings only the end tokens are used.
 
-    Errors as `load_model` has them, and MalformedError for weights that are no numbers or a tokenizer of another model,
-    NotFoundError without a tokenizer, UnavailableError where the device's memory does not suffice.
+    Errors of `load_model`, and MalformedError for weights with NaN or infinity or another model's tokenizer, NotFoundError
+    without a tokenizer, UnavailableError if the device's memory does not suffice.
     """
     check_prompt(prompt)
     device = check_device(device)
@@ -93,7 +93,9 @@ def generate(
         if loaded.not_finite:
             raise MalformedError("load_not_finite", tensor=loaded.not_finite[0], count=len(loaded.not_finite))
         rows = loaded.model.get_input_embeddings().num_embeddings
-        if max(token_ids) >= rows:  # on a GPU an index beyond the table would end every later use of the device
+        if (
+            max(token_ids) >= rows
+        ):  # on a GPU an index out of range makes the device unusable for the rest of the process
             raise MalformedError("tokenizer_beyond", found=max(token_ids), rows=rows)
         notices = _notices(loaded.notices, spec, len(token_ids) + max_new_tokens)
         return _run(loaded.model, tokenizer, token_ids, prompt, max_new_tokens, device, show, notices)
@@ -101,10 +103,10 @@ def generate(
         raise UnavailableError("device_memory", device=device, reason=first_line(error)) from None
 
 
-def _notices(found: tuple[Message, ...], spec: ModelSpec, tokens: int) -> tuple[Message, ...]:
+def _notices(notices: tuple[Message, ...], spec: ModelSpec, tokens: int) -> tuple[Message, ...]:
     if spec.context_tokens is None or tokens <= spec.context_tokens:
-        return found
-    return (*found, Message("context_beyond", tokens=tokens, limit=spec.context_tokens))
+        return notices
+    return (*notices, Message("context_beyond", tokens=tokens, limit=spec.context_tokens))
 
 
 def _tokenizer(directory: Path, *, trust_remote_code: bool) -> Any:
@@ -117,12 +119,12 @@ def _tokenizer(directory: Path, *, trust_remote_code: bool) -> Any:
     try:
         with quiet():
             return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=trust_remote_code)
-    except Exception as error:  # tokenizers, written in Rust, raises nothing narrower
+    except Exception as error:  # the Rust library tokenizers raises plain Exception
         raise MalformedError("tokenizer_damaged", path=directory, reason=first_line(error)) from None
 
 
 def _token_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """The prompt's tokens, in the chat template where there is one, with what makes the model answer."""
+    """The prompt's tokens, in the chat template with its generation prompt if there is one."""
     from jinja2 import TemplateError
 
     try:
@@ -192,15 +194,15 @@ def _run(
 
 
 def _end_tokens(model: Any) -> list[int]:
-    """The tokens that end a text: one, several or none, as generation_config.json or else the configuration names them."""
+    """The end tokens, if any, of generation_config.json or else of the configuration."""
     named = model.generation_config.eos_token_id
     return [token for token in (named if isinstance(named, list) else [named]) if type(token) is int]
 
 
 class _Stopwatch:
-    """Notes when each new token has reached the host, and shows text as soon as its characters are whole.
+    """Records when each new token reaches the host, and shows text as soon as its characters are complete.
 
-    What transformers calls a streamer. Not its TextStreamer, which waits for a space, and decodes all since the last line again.
+    A streamer in transformers' sense, but not its TextStreamer, which waits for a space and decodes the whole line each time.
     Source: transformers 5.23, generation/utils.py, _sample: a streamer gets the prompt, then each `next_tokens.cpu()`.
     """
 
@@ -208,7 +210,7 @@ class _Stopwatch:
         self.times: list[float] = []
         self._tokenizer, self._show = tokenizer, show
         self._begun = False
-        self._window: list[int] = []  # tokens whose characters are not all whole yet, after one whose are
+        self._window: list[int] = []  # tokens with incomplete characters, after the last complete token
         self._shown = 0  # characters of the window's text
 
     def put(self, value: Any) -> None:
@@ -225,11 +227,11 @@ class _Stopwatch:
             self._tell(self._show, 0)
             self._show("\n")
 
-    def _tell(self, show: Show, held: int) -> None:
-        """Shows the window's text, but for `held` characters at its end that may be bytes of one that is still to come."""
+    def _tell(self, show: Show, held_back: int) -> None:
+        """Shows the window's text, except up to `held_back` incomplete characters at its end."""
         text = self._decoded()
         unclear = len(text) - len(text.rstrip("\ufffd"))
-        whole = len(text) - min(unclear, held)
+        whole = len(text) - min(unclear, held_back)
         if whole > self._shown:
             show(text[self._shown : whole])
             self._shown = whole
@@ -242,7 +244,7 @@ class _Stopwatch:
 
 
 def _peak_resident_bytes() -> int | None:
-    """The most memory that this process has ever had resident, with all that it has imported. Source: getrusage(2)."""
+    """This process's peak resident memory, imports included. Source: getrusage(2)."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,9 +1,9 @@
-"""The fourth witness: the model with its real weights, in memory, as transformers builds it. And the same with random weights.
+"""The fourth witness: the model with its real weights, in memory, as transformers builds it; or with random weights.
 
-The files are opened here, by name, and handed to transformers as tensors that it reads one by one. So nothing but safetensors is
-ever opened (left to find files by itself, `from_pretrained` would follow what a repository names: an adapter's base, a
-distributed checkpoint, whose metadata is a pickle), and the weights are copies in memory, where `from_pretrained` leaves them as
-a mapping of the file: pages that no allocator counts, that change with the file, and end the process where it is cut short.
+This module opens the files by name and passes transformers tensors that it reads one by one. So nothing but safetensors is ever
+opened (on its own, `from_pretrained` follows a repository's references to an adapter's base or to a distributed checkpoint, whose
+metadata is a pickle), and the weights are copies in memory. `from_pretrained` would memory-map the file: pages that no allocator
+counts, that change with the file, and that crash the process if it is truncated.
 Source: transformers 5.23, modeling_utils.PreTrainedModel.from_pretrained and _load_pretrained_model; safetensors 0.8, safe_open.
 """
 
@@ -32,9 +32,9 @@ SEED = 0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A model in eval mode, whole on one device. notices: tensors of the files that it leaves out, weights that are no numbers.
+    """A model in eval mode, whole on one device. notices: stored tensors that it does not use, weights that are not finite.
 
-    not_finite: names of the parameters that hold NaN or infinity, with which nothing that it computes means anything.
+    not_finite: names of parameters that contain NaN or infinity, which makes all results meaningless.
     """
 
     model: Any
@@ -43,7 +43,7 @@ class LoadedModel:
 
 
 def check_device(device: str) -> str:
-    """`device` as torch names it ("cpu", "cuda:0"), or "auto"; UnavailableError says what is lacking: package, build, GPU."""
+    """`device` as torch names it ("cpu", "cuda:0"), or "auto"; UnavailableError names what is missing: package, build, GPU."""
     match = DEVICE.fullmatch(device)
     if match is None:
         raise UsageError("device_malformed", device=device)
@@ -53,15 +53,15 @@ def check_device(device: str) -> str:
     if not (torch.version.cuda or torch.version.hip):
         raise UnavailableError("cuda_not_built", version=torch.__version__)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own words for a driver that is missing or too old
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if found == 0:
+        warnings.simplefilter("ignore")  # torch warns about a missing or outdated driver
+        device_count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device_count == 0:
         raise UnavailableError("cuda_no_device", version=torch.__version__)
     if device == "auto":
         return device
     index = int(match["index"] or 0)
-    if index >= found:
-        raise UnavailableError("cuda_no_index", device=device, count=found)
+    if index >= device_count:
+        raise UnavailableError("cuda_no_index", device=device, count=device_count)
     return f"cuda:{index}"
 
 
@@ -84,15 +84,15 @@ def load_model(
 ) -> LoadedModel:
     """The model in `directory` with its weights, in `dtype` (as torch names it; None: the configuration's), on `device`.
 
-    "auto": over all GPUs, and the host's memory where they are too small, as accelerate places it. attention: None for the kernel
-    that transformers chooses.
+    "auto": all GPUs, and the host's memory if they are too small, as accelerate places it. attention: None for the kernel that
+    transformers chooses.
 
-    Each parameter has a storage of exactly its own bytes. trust_remote_code: run the repository's own classes where it has some.
-    NotFoundError without weights, MalformedError where they are damaged, not the model's, or change while they are read,
+    Each parameter has a storage of exactly its own bytes. trust_remote_code: run the repository's own classes if it has any.
+    NotFoundError without weights, MalformedError if they are damaged, another model's, or change while they are read,
     UnsupportedError for pickles and for what transformers refuses, UnavailableError without a package or the device.
 
-    Looking for weights that are no numbers reads each once where it lies, with no copy but of 8-bit ones: on a CPU as long as a
-    pass over the memory takes, 13 ms for 32 MB of bfloat16 on one core, and on a GPU two numbers a tensor.
+    The check for NaN and infinity reads each weight once in place, and copies only 8-bit ones. On a CPU it takes one pass over
+    the memory, 13 ms for 32 MB of bfloat16 on one core; on a GPU it allocates two numbers per tensor.
     """
     device = check_device(device)
     files = _weight_files(directory)
@@ -108,7 +108,7 @@ def load_model(
             trust_remote_code=trust_remote_code,
         )
     except QwenInspectError:
-        _refuse_changed(directory, before)  # a change explains whatever else went wrong
+        _refuse_changed(directory, before)  # a changed file explains any other error
         raise
     _refuse_changed(directory, before)
     _refuse_other_tensors(info)
@@ -126,7 +126,7 @@ def _read(
     *,
     trust_remote_code: bool,
 ) -> tuple[Any, Mapping[str, Any]]:
-    """The model, and what transformers says of the tensors that it did not find or did not want."""
+    """The model, and transformers' report of missing, unexpected and mismatched tensors."""
     try:
         import safetensors
         import torch
@@ -147,7 +147,7 @@ def _read(
                 dtype=getattr(torch, dtype),
                 attn_implementation=attention,
                 device_map=None if device == "cpu" else "auto" if device == "auto" else {"": device},
-                ignore_mismatched_sizes=True,  # refused by name afterwards
+                ignore_mismatched_sizes=True,  # `_refuse_other_tensors` raises for them
                 output_loading_info=True,
             )
             if (directory / GENERATION_CONFIG_NAME).is_file():
@@ -160,7 +160,7 @@ def _read(
     except (
         AttributeError, ImportError, LookupError, OSError, RuntimeError, StrictDataclassError, TypeError, ValueError,
     ) as error:  # fmt: skip
-        if "DefaultCPUAllocator" in str(error):  # torch has no class of its own for memory that the host lacks
+        if "DefaultCPUAllocator" in str(error):  # torch has no exception class for exhausted host memory
             raise MemoryError from None
         reason, version = first_line(error), transformers.__version__
         raise UnsupportedError("load_failed", class_name=spec.class_name, version=version, reason=reason) from None
@@ -174,9 +174,9 @@ def random_model(
     attention: str | None = None,
     device: str = "cpu",
 ) -> LoadedModel:
-    """The same class with random weights, made on `device` itself: the memory of a model that nobody has to download.
+    """The class with random weights, created on `device`: a model's memory without a download.
 
-    The same weights every time; the caller's random numbers stay as they were.
+    The weights are the same every time; the caller's random state is restored.
     """
     torch, device = _torch(), check_device(device)
     if device == "auto":
@@ -189,7 +189,7 @@ def random_model(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps transformers from printing: its warnings, its reports, its progress bars. Afterwards all is as it was."""
+    """Silences transformers' warnings, reports and progress bars; restores the settings on exit."""
     import transformers
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
@@ -204,7 +204,7 @@ def quiet() -> Iterator[None]:
         finally:
             transformers.logging.set_verbosity(verbosity)
             if shown:
-                transformers.logging.enable_progress_bar()  # and the hub's, which may have been off
+                transformers.logging.enable_progress_bar()  # this enables the hub's too, which may have been off
             (enable_progress_bars if hub_shown else disable_progress_bars)()
 
 
@@ -212,7 +212,7 @@ def quiet() -> Iterator[None]:
 
 
 def _weight_files(directory: Path) -> tuple[str, ...]:
-    """The names of the files that hold the weights, as transformers looks for them: the single one, else the index's shards."""
+    """The names of the weight files, in transformers' order of search: the single file, else the index's shards."""
     if (directory / SINGLE_NAME).is_file():
         return (SINGLE_NAME,)
     try:
@@ -233,18 +233,18 @@ def _weight_files(directory: Path) -> tuple[str, ...]:
 def _no_weights(directory: Path) -> NotFoundError | UnsupportedError:
     names = sorted(os.listdir(directory)) if directory.is_dir() else []
     for key, suffixes in (("load_pickled", (".bin", ".pt", ".pth")), ("load_other_names", (".safetensors", ".gguf"))):
-        if found := next((name for name in names if name.endswith(suffixes)), None):
-            return UnsupportedError(key, path=directory, file=found)
+        if file := next((name for name in names if name.endswith(suffixes)), None):
+            return UnsupportedError(key, path=directory, file=file)
     return NotFoundError("load_no_weights", path=directory)
 
 
 def _signature(path: Path) -> tuple[int, ...] | None:
-    """What changes when a file is written, cut or replaced: its inode, its size, its times. None where there is none."""
+    """Device, inode, size and times, which change when a file is written, truncated or replaced; None if it does not exist."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _refuse_changed(directory: Path, before: Mapping[str, tuple[int, ...] | None]) -> None:
@@ -254,7 +254,7 @@ def _refuse_changed(directory: Path, before: Mapping[str, tuple[int, ...] | None
 
 
 def _slices(directory: Path, files: Sequence[str], stack: ExitStack) -> dict[str, Any]:
-    """Every tensor of the files by its name, read by `pread` when it is asked for, so that a file cut meanwhile is an error."""
+    """Every tensor of the files by name, read lazily with `pread`, so that a file truncated meanwhile raises an error."""
     from safetensors import safe_open
 
     slices: dict[str, Any] = {}
@@ -268,7 +268,7 @@ def _slices(directory: Path, files: Sequence[str], stack: ExitStack) -> dict[str
 
 
 def _class_and_config(directory: Path, spec: ModelSpec, *, trust_remote_code: bool) -> tuple[Any, Any]:
-    """The class to build and its configuration: the repository's own where it has one and that is trusted, else transformers'."""
+    """The class to build and its configuration: the repository's own if it has one and it is trusted, else transformers'."""
     import transformers
 
     if trust_remote_code:
@@ -283,7 +283,7 @@ def _class_and_config(directory: Path, spec: ModelSpec, *, trust_remote_code: bo
 
 
 def _refuse_other_tensors(info: Mapping[str, Any]) -> None:
-    """MalformedError where the files do not hold the model: what lacks would be random numbers."""
+    """MalformedError if the files do not contain the whole model: missing tensors would be random."""
     if missing := sorted(info["missing_keys"]):
         raise MalformedError("load_missing", tensor=missing[0], count=len(missing))
     if mismatched := sorted(info["mismatched_keys"], key=str):
@@ -298,7 +298,7 @@ def _not_finite(model: Any) -> tuple[str, ...]:
 
 
 def _is_finite(parameter: Any) -> bool:
-    """Whether every element is a number. The least and the greatest tell: NaN is both, and infinity one of them."""
+    """Whether every element is finite. Minimum and maximum suffice: NaN becomes both, infinity one of them."""
     import torch
 
     finite_only = getattr(torch, "float4_e2m1fn_x2", None)  # OCP Microscaling Formats 1.0, 5.3.3: FP4 has neither
@@ -320,6 +320,6 @@ def _notices(info: Mapping[str, Any], not_finite: Sequence[str]) -> tuple[Messag
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, in one short line."""
+    """The first line of a library's error message, shortened."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__

@@ -1,8 +1,8 @@
-"""A real run's allocations held against its trace, request by request: what the trace has not, and what lives at the real peak.
+"""Matches a real run's allocations with its trace's requests: what the trace lacks, and what is alive at the real peak.
 
-A request of the trace is found again by its size, and where the record tells operators, by the one that makes it. What is left
-over is an operator's own scratch if it is gone with its operator, and is kept otherwise. A request that the run never made does
-not stop the search: the longest alike stretches of both sides are matched around it.
+A request of the trace matches an allocation of its size and, if the record has operators, of its operator. An unmatched
+allocation is scratch if its operator frees it. A request that the run never made does not stop the matching: the longest common
+stretches around it are matched.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TypeVar
 from ..predicting.footprint import WORKSPACE
 from ..results.timeline import Allocate, Change, Event, Free, Record, Stage, Timeline
 
-# Operators that only take memory for the one that they are called by.
+# Operators that only allocate for their caller.
 ALLOCATING = frozenset({"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::resize_", "aten::zeros"})
-# What the profiler calls an operator that is another below autograd.
+# The profiler's names of operators with another name below autograd.
 ALSO_CALLED: Mapping[str, str] = {"aten::new_zeros": "aten::zeros"}
 CAST = "aten::_to_copy"
 EMBEDDING = "aten.embedding.default"  # a forward's first operator
@@ -28,26 +28,26 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Living:
-    """What is really alive at a moment: requests of the trace, and storages that it has not, by the operator that took them."""
+    """What is alive in the real run at a moment: requests of the trace, and other storages by operator."""
 
     traced: tuple[Allocate, ...]
     others: Mapping[str, tuple[int, int]]  # operator -> storages, bytes
 
     @property
     def size_bytes(self) -> int:
-        return sum(one.size_bytes for one in self.traced) + sum(size for _, size in self.others.values())
+        return sum(request.size_bytes for request in self.traced) + sum(size for _, size in self.others.values())
 
     def size_of(self, operator: str) -> int:
-        """Bytes that an operator has taken, in the trace or beyond it."""
-        traced = sum(one.size_bytes for one in self.traced if one.operator == operator)
+        """Living bytes of an operator, in the trace or not."""
+        traced = sum(request.size_bytes for request in self.traced if request.operator == operator)
         return traced + self.others.get(operator, (0, 0))[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """peaks, ends: bytes alive by stage, the largest and the last. peak_stage, at_peak: when most was alive, and what.
+    """peaks, ends: living bytes by stage, at the peak and at the end. peak_stage, at_peak: the overall peak.
 
-    missing: the requests of the trace that the run never made, in order; with the first of them the two part.
+    missing: the trace's requests that the run never made, in order; at the first of them the two diverge.
     """
 
     peaks: Mapping[str, int]
@@ -59,9 +59,9 @@ class Match:
 
 
 def match(record: Record, timeline: Timeline) -> Match:
-    """`timeline`: a trace, whose first stage, the loading, is left aside, as it is in the record.
+    """Matches a record with a trace. Its first stage, "load", is skipped, as the record does not have it.
 
-    Of decoding the trace has the last step alone: it is held against the last of the record, and those between are only counted.
+    The trace has only the last decode step, which is matched with the record's last; earlier ones only count for the peaks.
     """
     run = _Run()
     predicted = _parts(timeline.events, timeline.stages)[1:]
@@ -83,7 +83,7 @@ def _parts(items: Sequence[_Item], stages: Sequence[Stage]) -> list[tuple[str, S
 
 
 class _Run:
-    """Both sides as far as they have been followed: what is really alive by address, and the trace's alive by id."""
+    """The state of the matching: the real run's living allocations by address, and the trace's by id."""
 
     def __init__(self) -> None:
         self.real: dict[int, tuple[Change, Allocate | None]] = {}
@@ -116,22 +116,22 @@ class _Run:
             self._note_peak(stage)
         self.ends[stage] = self.real_bytes
         self._trace(events)
-        made = {request.id for request in pairs.values()}
-        self.missing += [request for request in requests if request.id not in made]
+        matched_ids = {request.id for request in pairs.values()}
+        self.missing += [request for request in requests if request.id not in matched_ids]
 
     def catch_up(self, events: Sequence[Event]) -> Sequence[Event]:
-        """Take the trace of a step up to its forward's first operator, and find what is alive then among what really is."""
+        """Advances the trace to the first operator of a step's forward and matches what is alive; returns the other events."""
         begins = next(
             (at for at, event in enumerate(events) if isinstance(event, Allocate) and event.operator == EMBEDDING), 0
         )
         self._trace(events[:begins])
-        found = {request.id for _, request in self.real.values() if request is not None}
+        matched_ids = {request.id for _, request in self.real.values() if request is not None}
         wanted: dict[int, list[Allocate]] = {}
         for request in self.traced.values():
-            if request.id not in found:
+            if request.id not in matched_ids:
                 wanted.setdefault(request.size_bytes, []).append(request)
-        for address, (change, known) in self.real.items():
-            if known is None and (alike := wanted.get(change.size_bytes)):
+        for address, (change, matched) in self.real.items():
+            if matched is None and (alike := wanted.get(change.size_bytes)):
                 self.real[address] = change, alike.pop(0)
         return events[begins:]
 
@@ -159,16 +159,15 @@ class _Run:
 
 
 def _pairs(changes: Sequence[Change], requests: Sequence[Allocate]) -> dict[int, Allocate]:
-    """The trace's requests by the index of the change that each was found in.
+    """The trace's requests by the index of the change that each matches.
 
-    In order, each in the first change that is like it: that finds all of them wherever that is possible. Where it is not, the
-    longest stretches of equal sizes first.
+    First greedily in order, which matches all requests if that is possible. If not, by the longest stretches of equal sizes.
     """
-    taken = [index for index, change in enumerate(changes) if change.size_bytes > 0]
+    allocating = [index for index, change in enumerate(changes) if change.size_bytes > 0]
     pairs: dict[int, Allocate] = {}
     waiting = iter(requests)
     request = next(waiting, None)
-    for index in taken:
+    for index in allocating:
         if request is None:
             return pairs
         if _is_made_by(changes[index], request):
@@ -176,9 +175,11 @@ def _pairs(changes: Sequence[Change], requests: Sequence[Allocate]) -> dict[int,
             request = next(waiting, None)
     if request is None:
         return pairs
-    sizes = [one.size_bytes for one in requests], [changes[index].size_bytes for index in taken]
+    sizes = [request.size_bytes for request in requests], [changes[index].size_bytes for index in allocating]
     stretches = SequenceMatcher(None, *sizes, autojunk=False).get_matching_blocks()
-    alike = ((taken[there + step], requests[here + step]) for here, there, count in stretches for step in range(count))
+    alike = (
+        (allocating[there + step], requests[here + step]) for here, there, count in stretches for step in range(count)
+    )
     return {index: request for index, request in alike if _is_made_by(changes[index], request)}
 
 
@@ -196,13 +197,13 @@ def _living(real: Mapping[int, tuple[Change, Allocate | None]]) -> Living:
 
 
 def _owner(change: Change) -> str:
-    """The operator that storage of its own is laid to."""
+    """The operator that an unmatched storage is attributed to."""
     named = (name for name in reversed(change.operators) if name not in ALLOCATING)
     return next(named, change.operators[-1] if change.operators else UNKNOWN)
 
 
 def _is_made_by(change: Change, request: Allocate) -> bool:
-    """By the request's operator itself, not by a cast within it."""
+    """Whether the request's own operator made this change, and not a cast within it."""
     if change.size_bytes != request.size_bytes:
         return False
     if not change.operators:

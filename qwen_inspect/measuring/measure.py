@@ -1,4 +1,4 @@
-"""A model and a run -> the run really made on a device, beside its prediction, with every difference by its cause."""
+"""Runs a model on a device and reports the measurement beside the prediction, with the cause of every difference."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from .run import Measured, loaded, make_ready, measure, not_loaded
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """How a run is to be made. device: "cpu", "cuda", "cuda:N", or "auto": all GPUs, as accelerate places the layers.
+    """How to make a run. device: "cpu", "cuda", "cuda:N", or "auto": all GPUs, as accelerate places the layers.
 
-    random_weights: the model that the configuration describes, with nothing downloaded. force: even where it cannot fit.
-    snapshot: where CUDA's memory snapshot is written. course_points: the way there too, in about that many points.
+    random_weights: build the model from its configuration, without a download. force: run even if it cannot fit.
+    snapshot: path for CUDA's memory snapshot. course_points: if not 0, also the memory over time in about that many points.
     """
 
     device: str
@@ -46,10 +46,10 @@ class Request:
 
 
 def measured(report: Report, run: Run, request: Request, access: Access) -> MemoryReport:
-    """`run` predicted and made. What ends it early, memory or the user, leaves a measurement that says that it is partial.
+    """Predicts and makes `run`. If memory or the user ends it early, the measurement is marked as partial.
 
-    UnavailableError without the device, the packages, or room; the loaders' errors where weights cannot be had; UnsupportedError
-    where transformers cannot run the model.
+    UnavailableError without the device, the packages, or enough memory; the loaders' errors if there are no weights;
+    UnsupportedError if transformers cannot run the model.
     """
     device = check_device(request.device)
     if request.snapshot is not None and device == "cpu":
@@ -60,7 +60,7 @@ def measured(report: Report, run: Run, request: Request, access: Access) -> Memo
         raise UnsupportedError("measure_quantised", method=report.known.quantised.method)
     if run.cache == "static" and device != "cpu":
         raise UnsupportedError("measure_static", device=device)
-    # Random weights are made one by one on the device; files are read by transformers' loader, which takes a block for all first.
+    # Random weights are allocated one by one on the device; transformers' loader of files allocates a warm-up block first.
     loader: Loader = "per-tensor" if request.random_weights else "warmup"
     run = replace(run, device="cpu" if device == "cpu" else "cuda", gpu=_card(device), loader=loader)
     directory = None if request.random_weights else weights_directory(report.ref, access)
@@ -76,13 +76,13 @@ def measured(report: Report, run: Run, request: Request, access: Access) -> Memo
             memory, report=replace(memory.report, notices=(*memory.report.notices, Message("several_devices")))
         )
     with _left_as_it_was(device):
-        found, notices = _measured(memory, timeline, directory, device, request)
-    _calibrate(found)
+        result, notices = _measured(memory, timeline, directory, device, request)
+    _calibrate(result)
     return replace(
         memory,
         report=replace(report, notices=(*memory.report.notices, *notices)),
-        measured=found.measurement,
-        differences=differences(memory.predicted, found),
+        measured=result.measurement,
+        differences=differences(memory.predicted, result),
     )
 
 
@@ -102,11 +102,11 @@ def _measured(
     before = (*before, loaded(model.model, time.perf_counter() - began))
     if device != "cpu":
         gc.collect()
-        torch.cuda.empty_cache()  # what only the loading needed
-    found = measure(
+        torch.cuda.empty_cache()  # cached blocks that only loading needed
+    result = measure(
         model.model, run, timeline, before=before, course_points=request.course_points, snapshot=request.snapshot
     )
-    return found, model.notices
+    return result, model.notices
 
 
 def _loaded(report: Report, run: Run, directory: Path | None, device: str, *, trust_remote_code: bool) -> LoadedModel:
@@ -123,15 +123,15 @@ def _loaded(report: Report, run: Run, directory: Path | None, device: str, *, tr
     )
 
 
-def _calibrate(found: Measured) -> None:
-    """Keep what this card takes besides the model, if a whole run has told it. Of several workspaces, a handle's: the largest."""
-    measurement = found.measurement
+def _calibrate(result: Measured) -> None:
+    """Stores this card's context and workspace sizes after a complete run. The largest workspace is a cuBLAS handle's."""
+    measurement = result.measurement
     running, context = dict(measurement.versions), measurement.footprint.context_bytes
     if (
         measurement.device == "cpu"
         or measurement.partial is not None
         or context is None
-        or not found.workspaces
+        or not result.workspaces
         or "driver" not in running
     ):
         return
@@ -143,13 +143,13 @@ def _calibrate(found: Measured) -> None:
             transformers=running["transformers"],
             date=datetime.date.today().isoformat(),
             context_bytes=context,
-            workspace_bytes=max(found.workspaces),
+            workspace_bytes=max(result.workspaces),
         )
     )
 
 
 def _timeline(memory: MemoryReport) -> Timeline | None:
-    """The run's trace as the device sees it; None where the prediction is not from one."""
+    """The run's trace as the device sees it; None if the prediction is not from a trace."""
     if memory.predicted.method != "trace":
         return None
     timeline, _ = timeline_of(memory.report, memory.run)
@@ -157,7 +157,7 @@ def _timeline(memory: MemoryReport) -> Timeline | None:
 
 
 def _indices(device: str) -> tuple[int, ...]:
-    """The CUDA devices that are meant."""
+    """The indices of the CUDA devices that `device` names."""
     import torch
 
     if device == "cpu":
@@ -166,7 +166,7 @@ def _indices(device: str) -> tuple[int, ...]:
 
 
 def _card(device: str) -> str:
-    """The card predicted for; of several, the first."""
+    """The name of the card to predict for; of several, the first."""
     if device == "cpu":
         return "cpu"
     import torch
@@ -175,8 +175,7 @@ def _card(device: str) -> str:
 
 
 def _context(device: str) -> Any:
-    """The first reading: a context that holds nothing. Nothing is allocated for it, for a segment that comes and goes would move
-    those after it."""
+    """The first reading, of an empty context. Allocates nothing, because even a freed segment would move later ones."""
     import torch
 
     torch.cuda.init()
@@ -199,7 +198,7 @@ def _refuse_what_cannot_fit(memory: MemoryReport, device: str) -> None:
 
 @contextmanager
 def _left_as_it_was(device: str) -> Iterator[None]:
-    """Afterwards nothing is allocated on the device, and nothing cached."""
+    """On exit, frees what is unreferenced and empties the allocator's cache."""
     try:
         yield
     finally:

@@ -1,9 +1,9 @@
-"""A workload really run on a loaded model, and what the device tells of it: the run's terms by their own tensors.
+"""Runs a workload on a loaded model and reads the device's memory, by term from the run's own tensors.
 
-The runs are those that `trace` records: greedy decoding to an exact number of tokens, one forward, or training steps as
-transformers' Trainer makes them. All tokens of a prompt are one, which stands for nothing else, for memory does not depend on
-them. Nothing runs before: a process's first run is what is predicted, and an earlier one would leave segments in the allocator's
-cache and cuBLAS's workspace at another place.
+The runs are those that `trace` records: greedy decoding to an exact number of tokens, one forward, or training steps as in
+transformers' Trainer. A prompt repeats a single plain token, because memory does not depend on the tokens. There is no warm-up:
+the prediction is for a process's first run, and an earlier one would leave segments in the allocator's cache and cuBLAS's
+workspace at another address.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ OUT_OF_HOST_MEMORY = re.compile(r"can't allocate memory|not enough memory", re.I
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """What a run's result keeps alive, in bytes of storages, each once. step_counters: AdamW's, where they lie on the device."""
+class KeptBytes:
+    """Bytes of storages that a run's result keeps alive, each counted once. step_counters: AdamW's, if on the device."""
 
     cache: int = 0
     state: int = 0
@@ -55,30 +55,36 @@ class Held:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """A measurement, and what explains it: the run held against its trace, and what was held at its end.
+    """A measurement and what explains it: the match with the trace, and the bytes kept at the end.
 
-    workspaces: bytes of each that cuBLAS then had.
+    workspaces: bytes of each cuBLAS workspace at the end.
     """
 
     measurement: Measurement
     match: Match | None
-    held: Held | None
+    kept_bytes: KeptBytes | None
     workspaces: tuple[int, ...] = ()
 
 
 def devices_of(model: Any) -> tuple[int, ...]:
-    """The CUDA devices that hold a part of the model; none where it is on the host."""
+    """The indices of the CUDA devices that hold parameters; empty for a model on the host."""
     return tuple(
         sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
     )
 
 
 def loaded(model: Any, seconds: float | None) -> Reading:
-    """The reading when the weights have come. On CPU it is theirs alone, for nothing records what loading them took."""
+    """The reading after loading. On CPU it has only the weights' bytes, as nothing records the loading itself."""
     if indices := devices_of(model):
         return cuda_reading("load", indices, seconds=seconds)
-    held = _storage_bytes(model.parameters()) + _storage_bytes(model.buffers())
-    return Reading(stage="load", seconds=seconds, allocated=held, peak_allocated=held, host_peak=resident_peak_bytes())
+    weights_bytes = _storage_bytes(model.parameters()) + _storage_bytes(model.buffers())
+    return Reading(
+        stage="load",
+        seconds=seconds,
+        allocated=weights_bytes,
+        peak_allocated=weights_bytes,
+        host_peak=resident_peak_bytes(),
+    )
 
 
 def measure(
@@ -90,53 +96,52 @@ def measure(
     course_points: int = 0,
     snapshot: Path | None = None,
 ) -> Measured:
-    """`run` on the device that `model` is on. timeline: its trace, None where there is none. before: readings made earlier,
-    that of the loaded weights the last of them. course_points: also the way there, in about that many points. snapshot:
-    where CUDA's memory snapshot is written.
+    """Makes `run` on the model's device. timeline: its trace, if there is one. before: earlier readings, the last after loading.
+    course_points: if not 0, also the memory over time in about that many points. snapshot: path for CUDA's memory snapshot.
     """
     device, indices = next(model.parameters()).device, devices_of(model)
     weights, buffers = _storage_bytes(model.parameters()), _storage_bytes(model.buffers())
-    adapters = _storage_bytes(one for name, one in model.named_parameters() if is_matrix(name))
+    adapters = _storage_bytes(tensor for name, tensor in model.named_parameters() if is_matrix(name))
     if indices:
         history = timeline is not None and len(indices) == 1
         recorder: Recorder = CudaRecorder(indices, steps=run.new_tokens - 1, history=history, snapshot=snapshot)
     else:
         recorder = HostRecorder(weights + buffers)
     result, partial = _attempt(recorder, model, run, device)
-    held = None if result is None else _held(result, model, run)
+    kept_bytes = None if result is None else _kept_bytes(result, model, run)
     model.zero_grad(set_to_none=True)
     record = recorder.record()
     workspaces = free_workspaces(indices) if indices else {}
     if record is not None and workspaces:
         record = with_workspaces(record, workspaces)
-    found = match(record, timeline) if record is not None and timeline is not None and partial is None else None
+    matched = match(record, timeline) if record is not None and timeline is not None and partial is None else None
     workspace = sum(workspaces.values())
     del result
     course = None
     if course_points and record is not None and record.changes:
         course = measured_course(record, before[-1].allocated, most_points=course_points)
-    run_readings = recorder.readings() or before[-1:]  # none where it ended before it began
+    run_readings = recorder.readings() or before[-1:]  # empty if the run ended before its first stage
     measurement = _measurement(
         indices,
         before,
         recorder.readings(),
-        steady=_parted_weights(_steady(run_readings[-1], weights, buffers, held, workspace), adapters),
-        peak=_parted_weights(_peak(run_readings, weights, buffers, workspace, found, timeline), adapters),
+        steady=_parted_weights(_steady(run_readings[-1], weights, buffers, kept_bytes, workspace), adapters),
+        peak=_parted_weights(_peak(run_readings, weights, buffers, workspace, matched, timeline), adapters),
         partial=partial,
     )
-    if found is not None:
-        measurement = replace(measurement, scratch=tuple(_scratch(found.at_peak)), parted=_parted(found.missing))
+    if matched is not None:
+        measurement = replace(measurement, scratch=tuple(_scratch(matched.at_peak)), parted=_parted(matched.missing))
     footprint = replace(measurement.footprint, course=course)
     return Measured(
         measurement=replace(measurement, footprint=footprint),
-        match=found,
-        held=held,
+        match=matched,
+        kept_bytes=kept_bytes,
         workspaces=tuple(workspaces.values()),
     )
 
 
 def not_loaded(indices: tuple[int, ...], before: tuple[Reading, ...]) -> Measured:
-    """What can be said where memory ended while the weights were loaded."""
+    """The partial measurement if memory ran out while loading the weights."""
     if indices:
         reached = cuda_reading("load", indices)
     else:
@@ -149,7 +154,7 @@ def not_loaded(indices: tuple[int, ...], before: tuple[Reading, ...]) -> Measure
         peak=Moment(stage="load", weights=reached.allocated, total=reached.peak_allocated),
         partial=Message("partial_not_loaded"),
     )
-    return Measured(measurement=measurement, match=None, held=None)
+    return Measured(measurement=measurement, match=None, kept_bytes=None)
 
 
 def _measurement(
@@ -161,7 +166,7 @@ def _measurement(
     peak: Moment,
     partial: Message | None,
 ) -> Measurement:
-    """before, during: readings of the loading and of the run, whose peaks are not the loader's."""
+    """before, during: readings of loading and of the run; the peak is taken from the run if it has readings."""
     versions = tuple(_versions(cuda=bool(indices)))
     readings = (*before, *during)
     return Measurement(
@@ -202,11 +207,11 @@ def _parted(missing: Sequence[Allocate]) -> Message | None:
 
 
 def _attempt(recorder: Recorder, model: Any, run: Run, device: Any) -> tuple[Any, Message | None]:
-    """The run's result; None, with the reason, where memory ended or the user ended it."""
+    """(result, None), or (None, reason) if memory ran out or the user interrupted the run."""
     import torch
 
     work = {"generate": _generate, "forward": _forward, "train": _train}[run.mode]
-    around = None if run.mode == "train" else run.autocast  # whose backward is outside
+    around = None if run.mode == "train" else run.autocast  # training's backward runs outside autocast
     try:
         with _silent(), autocast(around, device.type):
             return recorder.run(lambda: work(model, run, recorder, device)), None
@@ -223,8 +228,8 @@ def _attempt(recorder: Recorder, model: Any, run: Run, device: Any) -> tuple[Any
 
 
 def _inputs(model: Any, run: Run, device: Any) -> dict[str, Any]:
-    """Tokens, and of a padded batch the mask: all rows but the first are padded on the left, each a little further (one alone by
-    one token, as a tokenizer pads it to a multiple).
+    """Tokens, and a padded batch's mask: every row but the first is left-padded, each a little more than the last (a single row
+    by one token, as when a tokenizer pads to a multiple).
     """
     import torch
 
@@ -238,7 +243,7 @@ def _inputs(model: Any, run: Run, device: Any) -> dict[str, Any]:
 
 
 def _prompt(model: Any, run: Run, device: Any) -> Any:
-    """Token ids that are nothing but text: the least that the configuration does not name, as padding or an image's place."""
+    """Plain-text token ids: the smallest id that the configuration does not use as a special token."""
     import torch
 
     named = {
@@ -253,10 +258,10 @@ def _prompt(model: Any, run: Run, device: Any) -> Any:
 
 
 def _generate(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
-    """Without a token for padding, so that transformers makes a mask of ones, which it lets go of when the positions are known.
+    """Runs `generate` without a padding token: transformers then makes a mask of ones and frees it once the positions are known.
 
-    A mask that a caller gives stays alive until `generate` returns: 8 bytes a token, which are in both figures of a padded batch
-    and in neither of another.
+    A caller's mask stays alive until `generate` returns: 8 bytes a token, predicted and measured for a padded batch, and absent
+    from both otherwise.
     Source: transformers 5.23, generation/utils.py, _prepare_attention_mask_for_generation and generate
     """
     from transformers import GenerationConfig
@@ -300,7 +305,7 @@ def _forward(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
 
 
 def make_ready(model: Any, run: Run) -> None:
-    """For training: what trains and what is frozen, adapters among it, and checkpointing. For other runs, nothing."""
+    """Prepares the model for training: checkpointing, adapters, trained and frozen parameters. Other runs need nothing."""
     if run.mode != "train":
         return
     if run.checkpointing:
@@ -336,7 +341,7 @@ def _train(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """transformers' warnings are about a user's own calls, and these are not."""
+    """Silences warnings: transformers' concern a user's own calls, which these are not."""
     import warnings
 
     import transformers
@@ -360,25 +365,25 @@ def _storage_bytes(tensors: Iterable[Any]) -> int:
     return sum(storages.values())
 
 
-def _held(result: Any, model: Any, run: Run) -> Held:
+def _kept_bytes(result: Any, model: Any, run: Run) -> KeptBytes:
     outcome = result[1]
     if run.mode == "train":
         states = [] if outcome is None else [pair for state in outcome.state.values() for pair in state.items()]
         device = next(model.parameters()).device
-        here = [(name, one) for name, one in states if hasattr(one, "device") and one.device == device]
-        # Fused AdamW counts on the device, whatever it is, and so the trace has it.
-        counters = [one for name, one in here if name == "step" and run.optimizer != "adamw_fused"]
-        return Held(
+        here = [(name, tensor) for name, tensor in states if hasattr(tensor, "device") and tensor.device == device]
+        # Fused AdamW counts steps on the device, so the trace has its counters.
+        counters = [tensor for name, tensor in here if name == "step" and run.optimizer != "adamw_fused"]
+        return KeptBytes(
             gradients=_storage_bytes(parameter.grad for parameter in model.parameters() if parameter.grad is not None),
-            optimizer=_storage_bytes(one for _, one in here) - _storage_bytes(counters),
+            optimizer=_storage_bytes(tensor for _, tensor in here) - _storage_bytes(counters),
             step_counters=_storage_bytes(counters),
         )
     layers = getattr(outcome.past_key_values, "layers", ())
     grown = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
     states = [getattr(layer, name, None) or {} for layer in layers for name in ("conv_states", "recurrent_states")]
-    return Held(
-        cache=_storage_bytes(one for one in grown if one is not None),
-        state=_storage_bytes(one for state in states for one in state.values() if one is not None),
+    return KeptBytes(
+        cache=_storage_bytes(tensor for tensor in grown if tensor is not None),
+        state=_storage_bytes(tensor for state in states for tensor in state.values() if tensor is not None),
     )
 
 
@@ -389,22 +394,31 @@ def _parted_weights(moment: Moment, adapters: int) -> Moment:
     return replace(moment, weights=moment.weights - adapters, adapters=adapters)
 
 
-def _steady(reading: Reading, weights: int, buffers: int, held: Held | None, workspace: int) -> Moment:
-    """The last reading, taken apart by the tensors that are alive; what is no tensor's that we know is activations'."""
-    if held is None:  # the run did not come to its end
+def _steady(reading: Reading, weights: int, buffers: int, kept_bytes: KeptBytes | None, workspace: int) -> Moment:
+    """The last reading, broken down by living tensors; the unattributed remainder counts as activations."""
+    if kept_bytes is None:  # the run did not finish
         return Moment(stage=reading.stage, weights=weights, buffers=buffers, total=reading.allocated)
     rounding = 0 if reading.requested is None else reading.allocated - reading.requested
-    optimizer = held.optimizer + held.step_counters
-    known = weights + buffers + held.cache + held.state + held.gradients + optimizer + workspace + rounding
+    optimizer = kept_bytes.optimizer + kept_bytes.step_counters
+    accounted_bytes = (
+        weights
+        + buffers
+        + kept_bytes.cache
+        + kept_bytes.state
+        + kept_bytes.gradients
+        + optimizer
+        + workspace
+        + rounding
+    )
     return Moment(
         stage=reading.stage,
         weights=weights,
         buffers=buffers,
-        cache=held.cache,
-        state=held.state,
-        gradients=held.gradients,
+        cache=kept_bytes.cache,
+        state=kept_bytes.state,
+        gradients=kept_bytes.gradients,
         optimizer=optimizer,
-        activations=reading.allocated - known,
+        activations=reading.allocated - accounted_bytes,
         workspace=workspace,
         rounding=rounding,
     )
@@ -415,19 +429,19 @@ def _peak(
     weights: int,
     buffers: int,
     workspace: int,
-    found: Match | None,
+    matched: Match | None,
     timeline: Timeline | None,
 ) -> Moment:
-    """The highest reading; its terms are known where each request was found again in the trace."""
+    """The highest reading, by term if the run made every request of the trace."""
     highest = max(readings, key=lambda reading: reading.peak_allocated)
     moment = Moment(stage=highest.stage, weights=weights, buffers=buffers, total=highest.peak_allocated)
-    if found is None or timeline is None or found.missing:
+    if matched is None or timeline is None or matched.missing:
         return moment
-    if workspace:  # those alive at that moment: a thread has its own from its first product on
-        workspace = found.at_peak.size_of(WORKSPACE)
+    if workspace:  # those alive at the peak: each thread gets one at its first product
+        workspace = matched.at_peak.size_of(WORKSPACE)
     uses = uses_of(timeline)
     by_use: Counter[str] = Counter()
-    for request in found.at_peak.traced:
+    for request in matched.at_peak.traced:
         by_use[uses.get(request.id, "activation")] += request.size_bytes
     rounding = 0 if highest.peak_requested is None else highest.peak_allocated - highest.peak_requested
     kept = by_use["cache"] + by_use["state"] + by_use["gradients"] + by_use["optimizer"]
@@ -444,7 +458,7 @@ def _peak(
 
 
 def _context_bytes(readings: Sequence[Reading]) -> int | None:
-    """What the driver lays to this process beyond the allocator's segments; None where it does not tell."""
+    """This process's bytes according to the driver minus the allocator's segments; None if unknown."""
     last = readings[-1]
     if last.process_used is None or last.reserved is None:
         return None
@@ -452,7 +466,7 @@ def _context_bytes(readings: Sequence[Reading]) -> int | None:
 
 
 def _device_name(indices: tuple[int, ...]) -> str:
-    """The card's name, or each one's; "cpu" where there is none."""
+    """The names of the cards; "cpu" if there is none."""
     if not indices:
         return "cpu"
     import torch
