@@ -401,13 +401,13 @@ def with_workspaces(record: Record, addresses: Container[int]) -> Record:
 
 def _between(before: Mapping[int, int], after: Mapping[int, int], loaded: Mapping[int, int]) -> list[Change]:
     """The net changes of unrecorded steps, from the blocks alive before and after them."""
-    gone = [Change(-size, address) for address, size in before.items() if after.get(address) != size]
+    freed = [Change(-size, address) for address, size in before.items() if after.get(address) != size]
     new = [
         Change(size, address)
         for address, size in after.items()
         if before.get(address) != size and loaded.get(address) != size
     ]
-    return gone + new
+    return freed + new
 
 
 # --- room

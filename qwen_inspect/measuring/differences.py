@@ -54,7 +54,7 @@ def _causes_at_end(measured: Measured) -> dict[str, tuple[MemoryCause, ...]]:
         assert measured.match is not None
         kept = _by_operator("cause_kept", measured.match.at_end, counters)
         causes["activations"] = tuple(cause for cause in kept if cause.message != COUNTERS)
-    return {term: some for term, some in causes.items() if some}
+    return {term: term_causes for term, term_causes in causes.items() if term_causes}
 
 
 def _causes_at_peak(predicted: Moment | None, measured: Measured) -> tuple[MemoryCause, ...]:

@@ -93,9 +93,8 @@ def generate(
         if loaded.not_finite:
             raise MalformedError("load_not_finite", tensor=loaded.not_finite[0], count=len(loaded.not_finite))
         rows = loaded.model.get_input_embeddings().num_embeddings
-        if (
-            max(token_ids) >= rows
-        ):  # on a GPU an index out of range makes the device unusable for the rest of the process
+        # On a GPU an index out of range makes the device unusable for the rest of the process.
+        if max(token_ids) >= rows:
             raise MalformedError("tokenizer_beyond", found=max(token_ids), rows=rows)
         notices = _notices(loaded.notices, spec, len(token_ids) + max_new_tokens)
         return _run(loaded.model, tokenizer, token_ids, prompt, max_new_tokens, device, show, notices)

@@ -106,8 +106,8 @@ class _Run:
                 if rising:
                     self._note_peak(stage)
                 rising = False
-                if (gone := self.real.pop(change.address, None)) is not None:
-                    self.real_bytes -= gone[0].size_bytes
+                if (freed := self.real.pop(change.address, None)) is not None:
+                    self.real_bytes -= freed[0].size_bytes
                 continue
             self.real[change.address] = change, pairs.get(index)
             self.real_bytes += change.size_bytes
@@ -126,13 +126,13 @@ class _Run:
         )
         self._trace(events[:begins])
         matched_ids = {request.id for _, request in self.real.values() if request is not None}
-        wanted: dict[int, list[Allocate]] = {}
+        unmatched: dict[int, list[Allocate]] = {}
         for request in self.traced.values():
             if request.id not in matched_ids:
-                wanted.setdefault(request.size_bytes, []).append(request)
+                unmatched.setdefault(request.size_bytes, []).append(request)
         for address, (change, matched) in self.real.items():
-            if matched is None and (alike := wanted.get(change.size_bytes)):
-                self.real[address] = change, alike.pop(0)
+            if matched is None and (candidates := unmatched.get(change.size_bytes)):
+                self.real[address] = change, candidates.pop(0)
         return events[begins:]
 
     def match(self) -> Match:
@@ -177,10 +177,10 @@ def _pairs(changes: Sequence[Change], requests: Sequence[Allocate]) -> dict[int,
         return pairs
     sizes = [request.size_bytes for request in requests], [changes[index].size_bytes for index in allocating]
     stretches = SequenceMatcher(None, *sizes, autojunk=False).get_matching_blocks()
-    alike = (
+    matches = (
         (allocating[there + step], requests[here + step]) for here, there, count in stretches for step in range(count)
     )
-    return {index: request for index, request in alike if _is_made_by(changes[index], request)}
+    return {index: request for index, request in matches if _is_made_by(changes[index], request)}
 
 
 def _living(real: Mapping[int, tuple[Change, Allocate | None]]) -> Living:

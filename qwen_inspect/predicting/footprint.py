@@ -132,7 +132,7 @@ def traced_footprint(timeline: Timeline, run: Run, *, provenance: str, course_po
         context_bytes=_context_of(run),
         context_range_bytes=context_range(run),
         alive=_alive(at_peak, uses),
-        assumptions=(*assumptions(run), *_of_parts(timeline, run)),
+        assumptions=(*assumptions(run), *_part_assumptions(timeline, run)),
         provenance=provenance,
         course=_course(whole, replayed, uses, course_points) if course_points else None,
     )
@@ -147,13 +147,13 @@ def uses_of(timeline: Timeline) -> dict[int, str]:
     return {**_cache_uses(timeline), **_training_ids(timeline)}
 
 
-def _course(whole: Timeline, found: Replay, uses: Mapping[int, str], points: int) -> Course:
+def _course(whole: Timeline, replayed: Replay, uses: Mapping[int, str], points: int) -> Course:
     from .course import LOADER, course_of, thinned
 
     def term(event: Allocate) -> str:
         return LOADER if event.operator == WARM_UP else term_of(use_of(event, uses))
 
-    return thinned(course_of(whole, found.course, term), most_points=points)
+    return thinned(course_of(whole, replayed.course, term), most_points=points)
 
 
 def formula_footprint(
@@ -327,9 +327,9 @@ def assumptions(run: Run) -> tuple[Message, ...]:
     if run.device == "cpu":
         return (
             Message("assume_host"),
-            *_kernel(run),
-            *_static(run),
-            *_training(run),
+            *_kernel_assumptions(run),
+            *_static_assumptions(run),
+            *_training_assumptions(run),
         )
     return (
         Message(f"assume_loader_{run.loader.replace('-', '_')}"),
@@ -338,21 +338,21 @@ def assumptions(run: Run) -> tuple[Message, ...]:
             bytes=workspace_of(run),
             gpu=run.gpu,
         ),
-        *_kernel(run),
-        *_static(run),
-        *_caller(run),
-        *_training(run),
+        *_kernel_assumptions(run),
+        *_static_assumptions(run),
+        *_caller_assumptions(run),
+        *_training_assumptions(run),
         *([Message("assume_cache_format", format=run.cache_format)] if run.cache_format != "auto" else []),
         *([Message("assume_allocator", settings=run.allocator)] if run.allocator else []),
-        _uncalibrated(run) if run.calibration is None else _calibrated(run.calibration),
+        _uncalibrated_assumption(run) if run.calibration is None else _calibrated_assumption(run.calibration),
     )
 
 
-def _static(run: Run) -> tuple[Message, ...]:
+def _static_assumptions(run: Run) -> tuple[Message, ...]:
     return (Message("assume_static_cache", tokens=run.cached_tokens),) if run.cache == "static" else ()
 
 
-def _kernel(run: Run) -> Iterator[Message]:
+def _kernel_assumptions(run: Run) -> Iterator[Message]:
     if not run.padded:
         yield Message("assume_kernel", kernel=run.attention)
     elif not run.attention.startswith("flash"):  # with which no padded run is predicted
@@ -364,7 +364,7 @@ def mask_bytes(run: Run) -> int:
     return -(-8 * run.batch * run.prompt_tokens // ROUNDING_BYTES) * ROUNDING_BYTES
 
 
-def _caller(run: Run) -> Iterator[Message]:
+def _caller_assumptions(run: Run) -> Iterator[Message]:
     """Memory of a caller's own `generate` that is not counted: its mask, which the model does not get if it masks nothing.
 
     Source: transformers 5.23, generation/utils.py, _prepare_special_tokens: one int64 per special token, for this call alone.
@@ -374,12 +374,12 @@ def _caller(run: Run) -> Iterator[Message]:
         yield Message("assume_caller", tokens=tokens, bytes=mask_bytes(run), token_bytes=ROUNDING_BYTES)
 
 
-def _uncalibrated(run: Run) -> Message:
+def _uncalibrated_assumption(run: Run) -> Message:
     low, high = map(shown_size, context_range(run))
     return Message("assume_context", low=low, high=high)
 
 
-def _calibrated(calibration: Calibration) -> Message:
+def _calibrated_assumption(calibration: Calibration) -> Message:
     key = {
         "gpu": calibration.gpu,
         "driver": calibration.driver,
@@ -389,7 +389,7 @@ def _calibrated(calibration: Calibration) -> Message:
     return Message("assume_calibrated", date=calibration.date, context=shown_size(calibration.context_bytes), **key)
 
 
-def _of_parts(timeline: Timeline, run: Run) -> tuple[Message, ...]:
+def _part_assumptions(timeline: Timeline, run: Run) -> tuple[Message, ...]:
     """Assumptions about parts that only some models have."""
     modules = {event.module for event in timeline.events if isinstance(event, Allocate)}
     four_bits = any(
@@ -411,7 +411,7 @@ def _of_parts(timeline: Timeline, run: Run) -> tuple[Message, ...]:
     )
 
 
-def _training(run: Run) -> Iterator[Message]:
+def _training_assumptions(run: Run) -> Iterator[Message]:
     """Assumptions of a training run."""
     if run.mode != "train":
         return
@@ -534,9 +534,9 @@ def _workspaces(timeline: Timeline, run: Run) -> list[tuple[int, Allocate]]:
     )
 
 
-def _without(timeline: Timeline, gone: Collection[int]) -> Timeline:
+def _without(timeline: Timeline, removed_ids: Collection[int]) -> Timeline:
     """The timeline without the storages of these ids."""
-    kept = [index for index, event in enumerate(timeline.events) if event.id not in gone]
+    kept = [index for index, event in enumerate(timeline.events) if event.id not in removed_ids]
     return replace(
         timeline,
         events=tuple(timeline.events[index] for index in kept),

@@ -11,10 +11,10 @@ from .footprint import PARAMETER
 
 def packed(dense: Timeline, weights_bytes: Sequence[int]) -> Timeline:
     """The run with weights of these sizes at the start of its first stage, "load"."""
-    gone = {event.id for event in dense.events if isinstance(event, Allocate) and event.operator == PARAMETER}
+    parameter_ids = {event.id for event in dense.events if isinstance(event, Allocate) and event.operator == PARAMETER}
     weights = [Allocate(-1 - index, size, "", PARAMETER) for index, size in enumerate(weights_bytes)]
-    kept = [event for event in dense.events if event.id not in gone]
-    moved = len(weights) - len(gone)
+    kept = [event for event in dense.events if event.id not in parameter_ids]
+    moved = len(weights) - len(parameter_ids)
     stages = [
         stage if index == 0 else replace(stage, first_event=stage.first_event + moved)
         for index, stage in enumerate(dense.stages)

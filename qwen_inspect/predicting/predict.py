@@ -31,10 +31,10 @@ from .footprint import (
     stored_footprint,
     traced_footprint,
 )
-from .held import base_of, scratch_of
 from .kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
 from .packed import packed
 from .period import SHALLOW, deepen, fixed, period_of
+from .quantised import base_of, scratch_of
 
 if TYPE_CHECKING:
     from ..results.ranks import Place
@@ -80,7 +80,7 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
         beyond = Message("context_beyond", tokens=tokens, limit=limit)
         report = replace(report, notices=(*report.notices, beyond))
     if run.mode == "train":
-        return _trained(report, run, course_points)
+        return _training_report(report, run, course_points)
     refusal = None
     try:
         footprint = _footprint(report, run, course_points)
@@ -90,7 +90,7 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
         footprint = _without_trace(report, run)
         refusal = error
         report = replace(report, notices=(*report.notices, Message("no_trace", reason=error.message)))
-    return MemoryReport(report=report, run=run, predicted=_with_why(footprint, report, run), refusal=refusal)
+    return MemoryReport(report=report, run=run, predicted=_with_assumptions(footprint, report, run), refusal=refusal)
 
 
 def _check_autocast(report: Report, run: Run) -> None:
@@ -131,16 +131,16 @@ def with_kernel(run: Run, report: Report) -> Run:
     return replace(run, attention=spec.kernel) if run.attention == "auto" else run
 
 
-def _with_why(footprint: Footprint, report: Report, run: Run) -> Footprint:
+def _with_assumptions(footprint: Footprint, report: Report, run: Run) -> Footprint:
     """The footprint with the assumptions about autocast and about a kernel other than sdpa."""
     spec = report.spec
-    messages = [*footprint.assumptions, *_of_autocast(report, run)]
+    messages = [*footprint.assumptions, *_autocast_assumptions(report, run)]
     if run.attention == spec.kernel != "sdpa":
         messages.append(Message("assume_no_sdpa", class_name=spec.class_name, kernel=spec.kernel))
     return replace(footprint, assumptions=tuple(messages))
 
 
-def _of_autocast(report: Report, run: Run) -> Iterator[Message]:
+def _autocast_assumptions(report: Report, run: Run) -> Iterator[Message]:
     if run.autocast is None:
         return
     what = Message("autocast_forward" if run.mode == "train" else "autocast_run")
@@ -151,7 +151,7 @@ def _of_autocast(report: Report, run: Run) -> Iterator[Message]:
         yield Message("assume_scaler")
 
 
-def _trained(report: Report, run: Run, course_points: int) -> MemoryReport:
+def _training_report(report: Report, run: Run, course_points: int) -> MemoryReport:
     """What is trained, and the footprint of training; without a trace only that at a step's end, by formula."""
     from .training_plan import plan_of
 
@@ -176,7 +176,7 @@ def _trained(report: Report, run: Run, course_points: int) -> MemoryReport:
         if not without_torch:
             refusal = error
             report = replace(report, notices=(*report.notices, Message("no_trace", reason=error.message)))
-    footprint = _with_why(footprint, report, run)
+    footprint = _with_assumptions(footprint, report, run)
     return MemoryReport(report=report, run=run, training=training, predicted=footprint, refusal=refusal)
 
 
@@ -190,25 +190,25 @@ def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
     if quantised is not None and quantised.method == "gguf":
         return _by_formula(report, run, Message("assume_gguf", method=quantised.method))
     if report.known.cache is not None and report.cache.dtype != str(report.spec.dtype):
-        return _by_formula(report, run, *_untraced(report))
+        return _by_formula(report, run, *_quantised_assumptions(report))
     try:
         timeline, provenance, base = _timeline_and_base(report, run)
     except UnavailableError:
-        return _by_formula(report, run, *_untraced(report), Message("assume_no_torch"))
+        return _by_formula(report, run, *_quantised_assumptions(report), Message("assume_no_torch"))
     except UnsupportedError:
         if quantised is None:
             raise
-        return _by_formula(report, run, *_untraced(report))
+        return _by_formula(report, run, *_quantised_assumptions(report))
     footprint = traced_footprint(timeline, run, provenance=provenance, course_points=course_points)
     counted = run.mode == "generate" and run.autocast is None  # autocast changes the cache's dtype
     if report.spec.built and counted and not _shows_cache(footprint, report, run):
         raise UnsupportedError("generic_trace_cache", class_name=report.spec.class_name)
     if run.decodes_untraced:
-        why = () if base is not None else _untraced(report)
-        return _within(report, run, footprint, None, Message("assume_static_decode"), *why)
+        why = () if base is not None else _quantised_assumptions(report)
+        return _with_range(report, run, footprint, None, Message("assume_static_decode"), *why)
     match base:
         case None:
-            return footprint if quantised is None else _between(report, run, footprint)
+            return footprint if quantised is None else _quantised_range(report, run, footprint)
         case FourBits():
             assumed = Message("assume_four_bits_inference")
         case EightBits():
@@ -222,20 +222,20 @@ def _by_formula(report: Report, run: Run, *unknown: Message) -> Footprint:
     return formula_footprint(report.tree, report.cache, run, weights=report.known.weights, unknown=unknown)
 
 
-def _untraced(report: Report) -> tuple[Message, ...]:
+def _quantised_assumptions(report: Report) -> tuple[Message, ...]:
     quantised = report.known.quantised
     return () if quantised is None else (Message("assume_quantised", method=quantised.method),)
 
 
-def _between(report: Report, run: Run, low: Footprint) -> Footprint:
+def _quantised_range(report: Report, run: Run, low: Footprint) -> Footprint:
     """The footprint of a model whose kernels cannot be traced. low: the lower bound, a dense run with the quantised weights."""
     assert report.known.quantised is not None
     scratch_bytes, source = scratch_of(report, run)
     assumed = Message("assume_quantised_range", method=report.known.quantised.method, source=source)
-    return _within(report, run, low, scratch_bytes, assumed)
+    return _with_range(report, run, low, scratch_bytes, assumed)
 
 
-def _within(
+def _with_range(
     report: Report, run: Run, low: Footprint, scratch_bytes: int | None, source: Message, *others: Message
 ) -> Footprint:
     """The footprint of a run whose peak is `low`'s plus up to `scratch_bytes`; None: there is no upper bound."""

@@ -108,13 +108,13 @@ def _exact(order: Sequence[int], size_of: Sequence[int], repeats: Sequence[Repea
             *accumulate((entry >= 0 for entry in order[start:end]), initial=_request_count(order[:start]))
         ]
         first, requests = request_counts[0], request_counts[repeat.events] - request_counts[0]
-        alike = [
+        relative_order = [
             size_of[entry] if entry >= 0 else -1 - (before + entry)
             for entry, before in zip(order[start:end], request_counts, strict=False)
         ]
         freed = [-1 - entry for entry in order[start : start + repeat.events] if entry < 0]
         inherited = tuple(request for request in freed if request < first)
-        is_alike = repeat.events > 0 and alike[: -repeat.events] == alike[repeat.events :]
+        is_alike = repeat.events > 0 and relative_order[: -repeat.events] == relative_order[repeat.events :]
         if is_alike and all(request >= first - requests for request in inherited):
             yield replace(repeat, first_request=first, requests=requests, inherited=inherited)
 

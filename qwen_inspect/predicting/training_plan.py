@@ -13,7 +13,7 @@ from ..results.model import Report
 from ..results.training import Training
 from ..spec import each_tensor
 from ..tracing.adapting import FourBits
-from .held import base_of
+from .quantised import base_of
 from .training import matrices_of, prepared, targets_of, training_of
 
 

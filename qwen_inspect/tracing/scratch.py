@@ -71,17 +71,17 @@ def column_sum(tensor: Any, dims: Any) -> ColumnSum | None:
         for dim, (stride, size) in enumerate(zip(tensor.stride(), tensor.shape, strict=True))
         if size > 1
     ]
-    kept = [(stride, size) for stride, size, gone in lines if not gone]
-    gone = [(stride, size) for stride, size, gone in lines if gone]
-    if not kept or not gone or min(gone)[0] < min(kept)[0]:
+    kept = [(stride, size) for stride, size, is_summed in lines if not is_summed]
+    added_up = [(stride, size) for stride, size, is_summed in lines if is_summed]
+    if not kept or not added_up or min(added_up)[0] < min(kept)[0]:
         return None
     densest = min(kept)
     vector = 4 if densest[0] == 1 else 1
-    others = [stride for stride, _ in (*kept, *gone) if stride != densest[0]]
+    others = [stride for stride, _ in (*kept, *added_up) if stride != densest[0]]
     while any(number % vector for number in (tensor.storage_offset(), densest[1], *others)):
         vector //= 2
     inputs = 1
-    for _, size in gone:
+    for _, size in added_up:
         inputs *= size
     return ColumnSum(outputs=tensor.numel() // inputs, inputs=inputs, vector=vector)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from qwen_inspect.predicting.held import base_of
 from qwen_inspect.predicting.predict import predict
+from qwen_inspect.predicting.quantised import base_of
 from qwen_inspect.results.memory import Mode, Run
 from qwen_inspect.structure.inspect import inspect
 from qwen_inspect.tracing.adapting import FourBits
