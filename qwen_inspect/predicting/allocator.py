@@ -28,9 +28,8 @@ OWN_SEGMENT_ROUNDING_BYTES = 2 * MIB  # [kRoundLarge]
 UNLIMITED_BYTES = 2**64 - 1  # [max_split_size_]
 INTERVALS = 16  # [kRoundUpPowerOfTwoIntervals], of roundup_power2_divisions: below 2 MiB, below 4 MiB, ..., all above
 DRIVER_STEP_BYTES = 32 * MIB
-ADDRESS_PAGES = (
-    1 << 30
-)  # of an expandable segment; PyTorch reserves 9/8 of the device's memory, which is never reached either
+# Of an expandable segment. PyTorch reserves addresses for 9/8 of the device's memory, which is never reached either.
+ADDRESS_PAGES = 1 << 30
 
 
 class OutOfMemory(Exception):

@@ -245,9 +245,8 @@ def _kept(layer: Any) -> KeptLayer:
     window = getattr(layer, "sliding_window", None)
     tensors: dict[tuple[int, ...], Kept] = {}
     for name, tensor in tensors_of(layer):
-        tensors.setdefault(
-            _identity(tensor), Kept(name, tuple(tensor.shape), tensor.numel() * tensor.dtype.itemsize)
-        )  # a tensor under two names counts once
+        # A tensor under two names counts once.
+        tensors.setdefault(_identity(tensor), Kept(name, tuple(tensor.shape), tensor.numel() * tensor.dtype.itemsize))
     return KeptLayer(type(layer).__name__, window if type(window) is int else None, tuple(tensors.values()))
 
 
