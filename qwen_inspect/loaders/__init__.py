@@ -1,1 +1,1 @@
-"""A reference -> Checkpoint: one module a source."""
+"""Reads a model reference into a Checkpoint; one module per source."""

@@ -1,4 +1,4 @@
-"""A LoRA adapter: what PEFT saved beside its base model's name.
+"""A LoRA adapter as PEFT saves it: its configuration, its tensors and the name of its base model.
 
 Source: PEFT, LoraConfig.save_pretrained (adapter_config.json, adapter_model.safetensors).
 """
@@ -16,7 +16,7 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 
 
 def read_adapter(config: Mapping[str, Any], tensors: Sequence[Tensor]) -> Adapter:
-    """What an adapter's configuration and header say; its base is None where it names none."""
+    """The adapter of a raw adapter_config.json and its file's tensors; `base` is None if the configuration names no base."""
     kind, base, rank = config.get("peft_type"), config.get("base_model_name_or_path"), config.get("r")
     targets = config.get("target_modules")
     if not isinstance(kind, str):

@@ -1,7 +1,7 @@
 """The built-in catalog: hyper-parameters of released models, so that the tool works with no network and no files.
 
-Each entry holds a configuration (or names the entry it shares one with, and what differs), the parameter counts that were
-published, and where these facts come from.
+Each entry holds a configuration (or the name of another entry and the differences from it), the published parameter counts,
+and the source of each.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ def entries() -> Mapping[str, Mapping[str, Any]]:
 
 
 def load(ref: ModelRef) -> Checkpoint:
-    """The catalog's entry for `ref.id`; NotFoundError offers the nearest names."""
-    known = entries()
-    if ref.id not in known:
-        raise NotFoundError("not_in_catalog", id=ref.id, nearest=nearest(ref.id, known))
-    return checkpoint(ref, known)
+    """The catalog's entry for `ref.id`; NotFoundError lists the nearest names."""
+    catalog = entries()
+    if ref.id not in catalog:
+        raise NotFoundError("not_in_catalog", id=ref.id, nearest=nearest(ref.id, catalog))
+    return checkpoint(ref, catalog)
 
 
-def checkpoint(ref: ModelRef, known: Mapping[str, Mapping[str, Any]]) -> Checkpoint:
-    entry = known[ref.id]
+def checkpoint(ref: ModelRef, catalog: Mapping[str, Mapping[str, Any]]) -> Checkpoint:
+    entry = catalog[ref.id]
     published = entry["published"]
     return Checkpoint(
         ref=ref,
-        config=configuration(ref.id, known),
+        config=configuration(ref.id, catalog),
         tensors=None,
         release=Release(
             parameters=published["parameters"],
@@ -53,16 +53,16 @@ def checkpoint(ref: ModelRef, known: Mapping[str, Mapping[str, Any]]) -> Checkpo
     )
 
 
-def configuration(model_id: str, known: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The entry's configuration over that of the entry it is like."""
-    entry = known[model_id]
-    shared = configuration(entry["like"], known) if "like" in entry else {}
+def configuration(model_id: str, catalog: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The entry's configuration; keys it lacks come from the entry named by `like`."""
+    entry = catalog[model_id]
+    shared = configuration(entry["like"], catalog) if "like" in entry else {}
     return {**shared, **entry["config"]}
 
 
-def nearest(model_id: str, known: Mapping[str, object]) -> str:
+def nearest(model_id: str, catalog: Mapping[str, object]) -> str:
     """Up to three names that look like `model_id`, or a dash."""
-    by_name = {name.lower(): name for name in known}
+    by_name = {name.lower(): name for name in catalog}
     wanted = model_id.lower()
     wanted = wanted if "/" in wanted else f"qwen/{wanted}"
     from difflib import get_close_matches

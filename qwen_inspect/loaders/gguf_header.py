@@ -1,7 +1,7 @@
-"""The header of a GGUF file: metadata and the tensors' names, shapes, types and places. No tensor data is read.
+"""The header of a GGUF file: metadata and the tensors' names, shapes, types and offsets. No tensor data is read.
 
-The tokenizer's arrays take most of a header; they are stepped over, once, and nothing is made of them.
-Source: ggml, docs/gguf.md and src/gguf.cpp (`gguf_init_from_file_impl`), whose rules are kept: tensors tile the data.
+The tokenizer's arrays take most of a header; they are skipped.
+Source: ggml, docs/gguf.md and src/gguf.cpp (`gguf_init_from_file_impl`), with the same rules: tensors tile the data.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ..errors import MalformedError, NotFoundError, QwenInspectError, Unsupporte
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # version 1, of August 2023, counted in 32 bits
-# A header with 262,144 tokens takes 15 MB; DeepSeek-V3 has 1,025 tensors; what is larger is damaged or hostile.
+# A header with 262,144 tokens takes 15 MB; DeepSeek-V3 has 1,025 tensors. Far larger headers are damaged or hostile.
 LONGEST_HEADER_BYTES = 100_000_000
 MOST_TENSORS, MOST_KEYS = 1_000_000, 100_000
 MOST_SIDES = 4  # ggml, GGML_MAX_DIMS
 LONGEST_NAME_BYTES = 1 << 16
-LONGEST_TEXT_BYTES = 1 << 16  # what is longer (a chat template) is stepped over
-LONGEST_ARRAY = 10_000  # values of a list that is kept: one a layer
+LONGEST_TEXT_BYTES = 1 << 16  # longer ones (chat templates) are skipped
+LONGEST_ARRAY = 10_000  # longest list that is read: one value per layer
 LARGEST = 1 << 62
 DEFAULT_ALIGNMENT = 32
 FIRST_BYTES, MORE_BYTES = 1 << 16, 1 << 22
@@ -83,7 +83,7 @@ More = Callable[[int, int], bytes]  # bytes [start, stop) of the file, fewer whe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufHeader:
-    """metadata: numbers, texts and short lists of numbers. content: the bytes that the header takes."""
+    """metadata: numbers, strings and short lists of numbers. content: the header's bytes."""
 
     metadata: Mapping[str, Any]
     tensors: tuple[Tensor, ...]
@@ -91,12 +91,12 @@ class GgufHeader:
 
 
 def read_header(more: More, *, file: str, file_bytes: int) -> GgufHeader:
-    """The header of a file of `file_bytes` bytes, of which `more` gives any. `file` names it in errors."""
+    """The header of a file of `file_bytes` bytes; `more` reads any range of it. `file` names it in errors."""
     return _Reader(more, file, file_bytes).header()
 
 
 class _Reader:
-    """Walks a header, asking for more of the file as it goes."""
+    """Parses a header front to back, and reads more of the file as needed."""
 
     def __init__(self, more: More, file: str, file_bytes: int) -> None:
         self._more, self._file, self._file_bytes = more, file, file_bytes
@@ -126,7 +126,7 @@ class _Reader:
         )
 
     def _version(self) -> int:
-        """The version, whose own bytes tell the byte order of all else."""
+        """The version; its byte order is the byte order of the whole file."""
         version: int = self._number("I")
         if version & 0xFFFF:
             return version
@@ -143,7 +143,7 @@ class _Reader:
         return {key: value for key, value in metadata.items() if value is not None}
 
     def _value(self, key: str, kind: int) -> Any:
-        """A value; None where it was stepped over."""
+        """A value, or None if it was skipped."""
         if letter := NUMBERS.get(kind):
             return self._finite(key, [self._number(letter)])[0]
         if kind == TEXT:
@@ -168,7 +168,7 @@ class _Reader:
         )  # lists of lists were never written
 
     def _finite(self, key: str, values: list[Any]) -> list[Any]:
-        """The numbers, none of which is infinite or not a number."""
+        """`values`; MalformedError if one is infinite or NaN."""
         if any(isinstance(value, float) and not math.isfinite(value) for value in values):
             raise MalformedError("gguf_not_finite", file=self._file, key=key)
         return values
@@ -196,10 +196,10 @@ class _Reader:
         return Tensor(name, tuple(reversed(sides)), dtype, self._file), offset
 
     def _check_tiling(self, placed: Sequence[tuple[Tensor, int]], alignment: int) -> None:
-        """Each tensor begins where the one before it ends, rounded up to the alignment, and the last lies within the file."""
+        """Checks that each tensor begins at the aligned end of the previous, and that the last ends within the file."""
         if len({tensor.name for tensor, _ in placed}) != len(placed):
             seen: set[str] = set()
-            name = next(one.name for one, _ in placed if one.name in seen or seen.add(one.name))  # type: ignore[func-returns-value]
+            name = next(tensor.name for tensor, _ in placed if tensor.name in seen or seen.add(tensor.name))  # type: ignore[func-returns-value]
             raise MalformedError("gguf_duplicate", file=self._file, name=name)
         begin = _aligned(self._at, alignment)
         end = expected = 0
@@ -236,7 +236,7 @@ class _Reader:
         return self._bytes(length).decode("utf-8", "backslashreplace")
 
     def _step_over_texts(self, count: int) -> None:
-        """Past `count` texts: their lengths are read, for nothing else says where the next begins."""
+        """Skips `count` strings by reading their lengths: only a length says where the next string begins."""
         if count * 8 > self._file_bytes:
             raise self._cut_off(count * 8)
         unpack = struct.Struct(self._order + "Q").unpack_from
@@ -265,17 +265,17 @@ class _Reader:
         return bytes(self._content[begin : self._at])
 
     def _need(self, count: int) -> None:
-        """Have the content reach `count` bytes past where we are."""
+        """Reads on until the content holds `count` bytes from the current position."""
         end = self._at + count
         while len(self._content) < end:
             if end > min(self._file_bytes, LONGEST_HEADER_BYTES):
                 raise self._cut_off(end)
             have = len(self._content)
             stop = min(max(end, have + (MORE_BYTES if have else FIRST_BYTES)), self._file_bytes, LONGEST_HEADER_BYTES)
-            found = self._more(have, stop)
-            if not found:
+            chunk = self._more(have, stop)
+            if not chunk:
                 raise self._cut_off(end)
-            self._content += found[: stop - have]
+            self._content += chunk[: stop - have]
 
     def _cut_off(self, end: int) -> QwenInspectError:
         if end > LONGEST_HEADER_BYTES <= self._file_bytes:
@@ -291,10 +291,10 @@ def _aligned(position: int, alignment: int) -> int:
 
 
 def choose(names: Iterable[str], ref: ModelRef) -> tuple[str, ...]:
-    """The files of one model among `names`, all of GGUF files: one, or the parts of a split one in their order.
+    """The files of one model among the GGUF files `names`: a single file, or all parts of a split file in order.
 
-    `ref.file` is a file's name, or a quantisation such as "Q4_K_M". Raises UsageError with the names where several could be
-    meant, NotFoundError where none is, or parts of a split one are missing.
+    `ref.file` is a file's name, or a quantisation such as "Q4_K_M". Raises UsageError, with the names, if several match;
+    NotFoundError if none matches or parts of a split file are missing.
     """
     wanted = ref.file
     models: dict[str, list[str]] = {}
@@ -302,7 +302,7 @@ def choose(names: Iterable[str], ref: ModelRef) -> tuple[str, ...]:
         match = SPLIT.fullmatch(name)
         models.setdefault(f"{match['stem']}.gguf" if match else name, []).append(name)
     if wanted is None:
-        # A projector is no language model: llama.cpp loads it beside one.
+        # mmproj files hold a vision projector, which llama.cpp loads beside a language model.
         chosen = [name for name in models if not name.rpartition("/")[2].startswith("mmproj")] or list(models)
     else:
         chosen = [name for name in models if name == wanted or wanted in models[name]]
@@ -321,18 +321,18 @@ def choose(names: Iterable[str], ref: ModelRef) -> tuple[str, ...]:
 
 
 def _is_quantisation(name: str, wanted: str) -> bool:
-    """Whether a file's name ends in a quantisation's: `Qwen3-8B-Q4_K_M.gguf`, `qwen.q4_k_m.gguf`; or lies in a folder of it."""
+    """Whether a file's name ends in the quantisation `wanted`: `Qwen3-8B-Q4_K_M.gguf`, `qwen.q4_k_m.gguf`."""
     base, wanted = name.removesuffix(".gguf").lower(), wanted.lower()
     return base == wanted or base.endswith((f"-{wanted}", f".{wanted}", f"_{wanted}"))
 
 
 def merged(headers: Sequence[GgufHeader], *, file: str) -> tuple[Mapping[str, Any], tuple[Tensor, ...]]:
-    """Metadata and tensors of a model in several files, of which the first has the metadata of all."""
+    """Metadata and tensors of a model in one or more files; the first file's metadata describes the whole model."""
     metadata = headers[0].metadata
     tensors = tuple(tensor for header in headers for tensor in header.tensors)
-    said = metadata.get("split.tensors.count", len(tensors))
-    if said != len(tensors) or metadata.get("split.count", len(headers)) not in (0, len(headers)):
-        raise MalformedError("gguf_split", file=file, expected=said, found=len(tensors))
+    stated = metadata.get("split.tensors.count", len(tensors))
+    if stated != len(tensors) or metadata.get("split.count", len(headers)) not in (0, len(headers)):
+        raise MalformedError("gguf_split", file=file, expected=stated, found=len(tensors))
     if len({tensor.name for tensor in tensors}) != len(tensors):
         raise MalformedError("gguf_duplicate", file=file, name="–")
     return metadata, tensors

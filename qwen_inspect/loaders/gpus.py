@@ -1,6 +1,6 @@
-"""The table of GPUs: each one's memory as sold, as nvidia-smi shows it and as CUDA tells it a process, with the sources.
+"""The table of GPUs: each card's memory as sold, as nvidia-smi shows it and as CUDA reports it to a process, with sources.
 
-What no public source told is left out there, and None here.
+A figure without a public source is absent from the table, and None here.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ..units import GIB, MIB
 TABLE = Path(__file__).parent.parent / "catalog" / "gpus.json"
 MAKERS_WORDS = re.compile(r"nvidia|geforce|tesla|quadro|generation|[^a-z0-9]")
 MOST_NAMES = 5
-MOST_CHARACTERS = 80  # of a name that a message repeats
+MOST_CHARACTERS = 80  # of a name repeated in a message
 
 
 @cache
 def table() -> tuple[Gpu, ...]:
-    """Every card of the table, in its order."""
+    """Every card, in the table's order."""
     written: Mapping[str, Mapping[str, Any]] = json.loads(TABLE.read_text(encoding="utf-8"))
     return tuple(_gpu(name, entry) for name, entry in written.items())
 
@@ -40,7 +40,7 @@ def _gpu(name: str, entry: Mapping[str, Any]) -> Gpu:
     return Gpu(
         name=name,
         kind=entry["kind"],
-        # "80 GB" on a card is what programs count as GiB: 80 GB cards report 81,559 MiB or 81,920 MiB.
+        # "80 GB" on a card means GiB: 80 GB cards report 81,559 MiB or 81,920 MiB.
         memory_bytes=int(figures["memory"].text.removesuffix(" GB")) * GIB,
         reported_bytes=int(figures["reported"].text.removesuffix("MiB")) * MIB if "reported" in figures else None,
         usable_bytes=_least_bytes(figures["usable"].text) if "usable" in figures else None,
@@ -52,7 +52,7 @@ def _gpu(name: str, entry: Mapping[str, Any]) -> Gpu:
 
 
 def _least_bytes(text: str) -> int:
-    """The least that was printed so: "81151 MiB" by llama.cpp, rounded down; "23.52 GiB" by torch, rounded to the nearest."""
+    """The least size printed as `text`: llama.cpp rounds "81151 MiB" down, torch rounds "23.52 GiB" to the nearest."""
     number, unit = text.split()
     if unit == "MiB":
         return int(number) * MIB
@@ -60,34 +60,36 @@ def _least_bytes(text: str) -> int:
 
 
 def find(name: str) -> Gpu:
-    """The card that `name` or an alias means, whatever its case, spaces and dashes; UsageError with the nearest names."""
+    """The card called `name`, or with that alias, ignoring case, spaces and dashes; UsageError lists the nearest names."""
     wanted, name = _folded(name), name[:MOST_CHARACTERS]
     if not wanted:
         raise UsageError("gpu_empty", name=name)
-    known: dict[str, list[Gpu]] = {}
+    cards_by_alias: dict[str, list[Gpu]] = {}
     for gpu in table():
         for alias in {_folded(alias) for alias in (gpu.name, *gpu.aliases, *gpu.device_names)}:
-            known.setdefault(alias, []).append(gpu)
-    found = known.get(wanted, [])
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UsageError("gpu_ambiguous", name=name, nearest=_names(found))
-    holding = [gpu for gpu in table() if wanted in _folded(gpu.name)]
-    if len(holding) > 1:
-        raise UsageError("gpu_ambiguous", name=name, nearest=_names(holding))
-    alike = [known[alias][0] for alias in get_close_matches(wanted, known, n=2 * MOST_NAMES, cutoff=0.5)]
-    raise UsageError("gpu_unknown", name=name, nearest=_names([*holding, *alike]) or "–")
+            cards_by_alias.setdefault(alias, []).append(gpu)
+    cards = cards_by_alias.get(wanted, [])
+    if len(cards) == 1:
+        return cards[0]
+    if cards:
+        raise UsageError("gpu_ambiguous", name=name, nearest=_names(cards))
+    partial = [gpu for gpu in table() if wanted in _folded(gpu.name)]
+    if len(partial) > 1:
+        raise UsageError("gpu_ambiguous", name=name, nearest=_names(partial))
+    similar = [
+        cards_by_alias[alias][0] for alias in get_close_matches(wanted, cards_by_alias, n=2 * MOST_NAMES, cutoff=0.5)
+    ]
+    raise UsageError("gpu_unknown", name=name, nearest=_names([*partial, *similar]) or "–")
 
 
 def larger(gpu: Gpu) -> list[Gpu]:
-    """Cards of the table with more memory than a card, the smallest first."""
+    """Cards with more available memory than `gpu`, smallest first."""
     cards = (card for card in table() if card.available_bytes > gpu.available_bytes)
     return sorted(cards, key=lambda card: card.available_bytes)
 
 
 def compute_capability(name: str) -> tuple[int, int] | None:
-    """Of the card that a run names, as the table or as torch does, or as "sm_90"; None where the table has no such card."""
+    """Compute capability of a card by its name in the table or in torch, or of "sm_90"; None for an unknown card."""
     if written := re.fullmatch(r"sm_?(\d+)(\d)", name, re.IGNORECASE):
         return int(written[1]), int(written[2])
     named = (gpu for gpu in table() if name in (gpu.name, *gpu.device_names))
@@ -95,7 +97,7 @@ def compute_capability(name: str) -> tuple[int, int] | None:
 
 
 def supports(name: str, dtype: str) -> bool | None:
-    """`Gpu.supports` of a card that a run names; None where its compute capability is not known."""
+    """`Gpu.supports` for a card by name; None if its compute capability is unknown."""
     return Gpu(name=name, kind="given", memory_bytes=0, compute_capability=compute_capability(name)).supports(dtype)
 
 

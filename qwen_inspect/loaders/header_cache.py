@@ -1,6 +1,6 @@
-"""What was fetched from hubs, kept by content hash, so that a second run asks for the listing and nothing else.
+"""The cache of files fetched from hubs, by content hash: a second run requests only the listing.
 
-Never the hubs' own caches: those belong to their clients. Everything read back is checked as if it came from the network.
+Separate from the hub clients' own caches. Everything read back is checked as if it came from the network.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ def folder() -> Path:
 
 
 def read(key: str) -> bytes | None:
-    """The bytes kept under a content hash, such as "sha256-..."; None where there are none."""
+    """The cached bytes for a content hash such as "sha256-..."; None if not cached."""
     return _read(_place("objects", key))
 
 
 def holds(key: str) -> bool:
-    """Whether something is kept under a content hash."""
+    """Whether the cache holds a content hash."""
     return _place("objects", key).is_file()
 
 
 def write(key: str, content: bytes) -> None:
-    """Keeps `content`; a folder that cannot be written is no error, the next run only asks again."""
+    """Caches `content`. A folder that cannot be written is no error: the next run fetches again."""
     _write(_place("objects", key), content)
 
 
 def read_trace(name: str) -> bytes | None:
-    """A model's trace under the name that `write_trace` gave it."""
+    """The trace that `write_trace` cached under `name`."""
     return _read(folder() / "traces" / name)
 
 
@@ -52,7 +52,7 @@ def write_trace(name: str, content: bytes) -> None:
 
 
 def read_named(name: str) -> bytes | None:
-    """A file of this machine's own, such as its calibration."""
+    """A file about this machine, such as its calibration."""
     return _read(folder() / name)
 
 
@@ -61,7 +61,7 @@ def write_named(name: str, content: bytes) -> None:
 
 
 def listing_age_seconds(*names: str) -> float | None:
-    """Seconds since a listing was kept; None where none was, or its time lies in the future."""
+    """Seconds since a listing was cached; None if it was not, or if its time lies in the future."""
     try:
         age = time.time() - _place("listings", _listing_key(names)).stat().st_mtime
     except OSError:

@@ -1,4 +1,4 @@
-"""The flow that both hubs share: listing and configuration side by side, then one ranged request for each file of weights."""
+"""What both hubs share: fetch listing and configuration in parallel, then each weight file's header by a ranged request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .strict_json import LONGEST_JSON_BYTES, parse_json
 from .transfer import Answer, Deadline, fetch, fetch_span, in_parallel, safe_name
 
 RECENT_SECONDS = 300.0
-# The headers of Qwen3-235B-A22B's shards take up to 40,128 bytes, a single file's of 0.6B 35,552.
+# The headers of Qwen3-235B-A22B's shards take up to 40,128 bytes, the header of Qwen3-0.6B's single file 35,552.
 WINDOW_BYTES = 64 * 1024
 LONGEST_LISTING_BYTES = 20_000_000
 LONGEST_CONFIG_BYTES = 10_000_000
@@ -28,7 +28,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedFile:
-    """A file of a repository. `key` names its content for the cache ("sha256-...", "git-..."), None where it is not told."""
+    """A file of a repository. `key` is its content hash in the cache ("sha256-...", "git-..."), None if the hub gives none."""
 
     name: str
     size_bytes: int | None
@@ -41,7 +41,7 @@ class ListedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """A repository at one commit: `revision` is what its files are asked for by. index: model.safetensors.index.json, if read."""
+    """A repository at one commit; `revision` goes into its file URLs. index: model.safetensors.index.json, if read."""
 
     revision: str
     files: tuple[ListedFile, ...]
@@ -53,7 +53,7 @@ class Listing:
 
 
 class Hub(Protocol):
-    """What one hub does its own way."""
+    """The parts that differ from hub to hub."""
 
     source: str
     endpoint: str
@@ -70,9 +70,9 @@ class Hub(Protocol):
 
 
 def load(hub: Hub, ref: ModelRef, *, seconds: float, progress: Progress) -> Checkpoint:
-    """Everything about a hub's model but its weights.
+    """A hub's model without its weights.
 
-    seconds: until the first answer must have come; the headers of all files may take three times as long.
+    seconds: the deadline of the first answer; the headers of all files together may take three times as long.
     """
     revision = ref.revision or hub.default_revision
     first = Deadline.after(seconds)
@@ -83,7 +83,7 @@ def load(hub: Hub, ref: ModelRef, *, seconds: float, progress: Progress) -> Chec
 
 
 def load_recent(hub: Hub, ref: ModelRef) -> Checkpoint | None:
-    """What a run of the last minutes kept, with no request at all: a person asks several things of one model in a row."""
+    """The checkpoint cached in the last `RECENT_SECONDS`, without a request: people run several commands on a model in a row."""
     revision = ref.revision or hub.default_revision
     age = header_cache.listing_age_seconds(hub.source, hub.endpoint, ref.id, revision)
     if age is None or age > RECENT_SECONDS:
@@ -92,7 +92,7 @@ def load_recent(hub: Hub, ref: ModelRef) -> Checkpoint | None:
 
 
 def load_kept(hub: Hub, ref: ModelRef, notice: Message) -> Checkpoint | None:
-    """The same with no request at all, from what an earlier run kept; None where something is missing."""
+    """The checkpoint from the cache of earlier runs, without a request; None if a part is missing."""
     revision = ref.revision or hub.default_revision
     listing = kept_listing(hub, ref.id, revision)
     if listing is None:
@@ -108,7 +108,7 @@ def load_kept(hub: Hub, ref: ModelRef, notice: Message) -> Checkpoint | None:
 
 
 def kept_listing(hub: Hub, model: str, revision: str) -> Listing | None:
-    """The repository's listing as an earlier run kept it; None where none was, or it cannot be read."""
+    """The listing that an earlier run cached; None if there is none or it cannot be read."""
     kept = header_cache.read_listing(hub.source, hub.endpoint, model, revision)
     try:
         return _read_back(kept) if kept else None
@@ -117,7 +117,7 @@ def kept_listing(hub: Hub, model: str, revision: str) -> Listing | None:
 
 
 def _needed(listing: Listing, ref: ModelRef) -> list[ListedFile]:
-    """The files whose content a checkpoint is made of: the configuration and the headers, the model's or the adapter's."""
+    """The files that a checkpoint is read from: configuration and weights, of the model or of the adapter."""
     config = listing.file(local.CONFIG_NAME)
     if _is_gguf(listing, ref):
         return [*([] if config is None else [config]), *_gguf_files(listing, ref)]
@@ -139,7 +139,7 @@ def fetch_listing(hub: Hub, model: str, revision: str, deadline: Deadline) -> Li
 def _listing_and_config(
     hub: Hub, model: str, revision: str, deadline: Deadline
 ) -> tuple[Listing, Mapping[str, Any] | None]:
-    """Both at once on a first visit; where a listing was kept, the configuration may be in the cache too: listing first."""
+    """Fetches both in parallel on a first visit. With a cached listing, the configuration may be cached too: listing first."""
     name = local.CONFIG_NAME
     if header_cache.read_listing(hub.source, hub.endpoint, model, revision) is not None:
         listing = fetch_listing(hub, model, revision, deadline)
@@ -162,12 +162,12 @@ def _listing_and_config(
 
 
 def _is_absent(error: BaseException | None) -> bool:
-    """Whether the hub has no listing to give, though it may have the files: mirrors leave the API out."""
+    """Whether the hub has no listing; it may still have the files, for mirrors often lack the API."""
     return isinstance(error, NotFoundError | NetworkError)
 
 
 def _listing_of_a_mirror(hub: Hub, model: str, revision: str, deadline: Deadline) -> Listing:
-    """The files of weights by their fixed names, where a mirror has no API to list them."""
+    """The weight files by their standard names, for a mirror without a listing API."""
     answer = fetch(
         hub.get, hub.file_url(model, revision, local.INDEX_NAME), limit=LONGEST_JSON_BYTES + 1, deadline=deadline
     )
@@ -210,7 +210,7 @@ def _keep_config(named: ListedFile | None, content: bytes) -> None:
 
 
 def weight_files(listing: Listing) -> tuple[ListedFile, ...]:
-    """The safetensors files of the model: the single one, the whole set of shards, or all there are at the top."""
+    """The model's safetensors files: the single file, else the shards, else all in the top folder."""
     top = {file.name: file for file in listing.files if "/" not in file.name and file.name.endswith(".safetensors")}
     if single := top.get(local.SINGLE_NAME):
         return (single,)
@@ -221,7 +221,7 @@ def weight_files(listing: Listing) -> tuple[ListedFile, ...]:
 
 
 def missing_shards(files: Sequence[ListedFile]) -> list[str]:
-    """The names that a set of shards leaves out, by the count in its own names."""
+    """The names of missing shards, by the count in the shards' names (-00001-of-00008)."""
     matches = [match for file in files if (match := SHARD.fullmatch(file.name))]
     if not matches or len(matches) != len(files):
         return []
@@ -251,7 +251,7 @@ def _checkpoint(
     if not files:
         notices.append(_no_weights(listing, config, ref))
     headers = _headers(hub, ref.id, listing, files, deadline, progress)
-    tensors = tuple(tensor for _, found in headers for tensor in found)
+    tensors = tuple(tensor for _, file_tensors in headers for tensor in file_tensors)
     beside = _quantisation_file(listing, config)
     declared = None if beside is None else _config(hub, ref.id, listing, deadline, name=beside.name)
     if len({tensor.name for tensor in tensors}) != len(tensors):
@@ -270,14 +270,14 @@ def _checkpoint(
 
 
 def _quantisation_file(listing: Listing, config: Mapping[str, Any] | None) -> ListedFile | None:
-    """The file beside config.json that says how the weights are quantised, where config.json does not."""
+    """The file that declares the quantisation, if config.json does not."""
     if config is None or declares_quantisation(config):
         return None
     return next((file for name in FILES if (file := listing.file(name)) is not None), None)
 
 
 def _adapter_checkpoint(hub: Hub, ref: ModelRef, listing: Listing, deadline: Deadline) -> Checkpoint:
-    """An adapter's own tensors; its base is the caller's to find."""
+    """The adapter's own tensors; the caller loads its base model."""
     config = _config(hub, ref.id, listing, deadline, name=adapter.CONFIG_NAME) or {}
     weights = listing.file(adapter.WEIGHTS_NAME)
     assert weights is not None
@@ -293,7 +293,7 @@ def _adapter_checkpoint(hub: Hub, ref: ModelRef, listing: Listing, deadline: Dea
 
 
 def _no_weights(listing: Listing, config: Mapping[str, Any] | None, ref: ModelRef) -> Message:
-    """What kind of repository it is that has no safetensors file of a whole model."""
+    """The notice for a repository without safetensors weights; NotFoundError if it holds no model at all."""
     names = [file.name for file in listing.files]
     if gguf := [name for name in names if name.endswith(".gguf")]:
         return Message("gguf_beside", example=ref.of_file(gguf[0]))
@@ -305,7 +305,7 @@ def _no_weights(listing: Listing, config: Mapping[str, Any] | None, ref: ModelRe
 
 
 def _is_gguf(listing: Listing, ref: ModelRef) -> bool:
-    """Whether it is a GGUF file that is asked for: named, or because there is nothing else."""
+    """Whether to read a GGUF file: the reference names a file, or the repository holds nothing else."""
     if ref.file is not None:
         return True
     return (
@@ -349,7 +349,7 @@ def _gguf_checkpoint(hub: Hub, ref: ModelRef, listing: Listing, deadline: Deadli
 def _gguf_header(
     hub: Hub, model: str, revision: str, file: ListedFile, deadline: Deadline
 ) -> tuple[int, gguf_header.GgufHeader]:
-    """A file's size and header: kept from an earlier run, else by ranges as far as it goes."""
+    """A file's size and header: from the cache, else by ranged requests until the header ends."""
     kept = header_cache.read(file.key) if file.key else None
     if kept is not None and file.size_bytes is not None:
         content = kept
@@ -361,12 +361,12 @@ def _gguf_header(
     sizes: list[int] = []
 
     def more(start: int, stop: int) -> bytes:
-        answer, found = fetch_span(hub.get, url, start, stop, deadline=deadline, file=file.name)
-        if found is None:
+        answer, span = fetch_span(hub.get, url, start, stop, deadline=deadline, file=file.name)
+        if span is None:
             raise hub.refusal(answer, model=model, revision=revision, file=file.name)
-        if found.file_bytes is not None:
-            sizes.append(found.file_bytes)
-        return found.content
+        if span.file_bytes is not None:
+            sizes.append(span.file_bytes)
+        return span.content
 
     first = more(0, gguf_header.FIRST_BYTES) if file.size_bytes is None else b""
     size = file.size_bytes if file.size_bytes is not None else sizes[0] if sizes else None
@@ -390,28 +390,30 @@ Header = tuple[int, tuple[Tensor, ...]]
 def _headers(
     hub: Hub, model: str, listing: Listing, files: Sequence[ListedFile], deadline: Deadline, progress: Progress
 ) -> list[Header]:
-    """Each file's size and tensors; NetworkError names the files that time did not suffice for."""
-    found = {file.name: header for file in files if (header := _kept_header(file)) is not None}
-    asked = [file for file in files if file.name not in found]
+    """Each file's size and tensors; NetworkError names the files that did not arrive in time."""
+    headers = {file.name: header for file in files if (header := _kept_header(file)) is not None}
+    uncached = [file for file in files if file.name not in headers]
 
     def job(file: ListedFile) -> Callable[[], Header]:
-        return lambda: _asked_header(hub, model, listing.revision, file, deadline)
+        return lambda: _header_from_hub(hub, model, listing.revision, file, deadline)
 
-    outcomes = in_parallel([job(file) for file in asked], deadline=deadline, progress=progress)
+    outcomes = in_parallel([job(file) for file in uncached], deadline=deadline, progress=progress)
     failed = [error for error in outcomes.errors if error is not None]
     if serious := [error for error in failed if not isinstance(error, NetworkError)]:
         raise serious[0]
-    found |= {file.name: header for file, header in zip(asked, outcomes.results, strict=True) if header is not None}
-    if lacking := [file.name for file in asked if file.name not in found]:
+    headers |= {
+        file.name: header for file, header in zip(uncached, outcomes.results, strict=True) if header is not None
+    }
+    if missing := [file.name for file in uncached if file.name not in headers]:
         if failed and len(files) == 1:
             raise failed[0]
-        names = ", ".join(lacking[:5]) + (", …" if len(lacking) > 5 else "")
-        raise NetworkError("hub_headers_missing", missing=len(lacking), files=len(files), names=names)
-    return [found[file.name] for file in files]
+        names = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
+        raise NetworkError("hub_headers_missing", missing=len(missing), files=len(files), names=names)
+    return [headers[file.name] for file in files]
 
 
 def _kept_header(file: ListedFile) -> Header | None:
-    """The header that an earlier run kept under the file's content hash, checked as if it came from the network."""
+    """The header cached under the file's content hash, checked as if it came from the network."""
     content = header_cache.read(file.key) if file.key and file.size_bytes is not None else None
     return (
         None
@@ -420,12 +422,12 @@ def _kept_header(file: ListedFile) -> Header | None:
     )
 
 
-def _asked_header(hub: Hub, model: str, revision: str, file: ListedFile, deadline: Deadline) -> Header:
-    """The size of one file and the tensors of its header, from the hub."""
-    content, told = _fetch_header(hub, model, revision, file, deadline)
-    if file.size_bytes is not None and told is not None and told != file.size_bytes:
-        raise MalformedError("listing_size_differs", file=file.name, expected=file.size_bytes, found=told)
-    size = told if file.size_bytes is None else file.size_bytes
+def _header_from_hub(hub: Hub, model: str, revision: str, file: ListedFile, deadline: Deadline) -> Header:
+    """The size of a file and the tensors of its header, fetched from the hub and cached."""
+    content, stated = _fetch_header(hub, model, revision, file, deadline)
+    if file.size_bytes is not None and stated is not None and stated != file.size_bytes:
+        raise MalformedError("listing_size_differs", file=file.name, expected=file.size_bytes, found=stated)
+    size = stated if file.size_bytes is None else file.size_bytes
     if size is None:
         raise NetworkError("hub_no_size", file=file.name)
     tensors = _tensors(content, file.name, size)
@@ -444,15 +446,15 @@ def _tensors(content: bytes, file: str, size: int) -> tuple[Tensor, ...]:
 def _fetch_header(
     hub: Hub, model: str, revision: str, file: ListedFile, deadline: Deadline
 ) -> tuple[bytes, int | None]:
-    """The bytes of a file's header, its length's included, and the file's size where the server told it."""
+    """The header (with its 8-byte length prefix) and the file size, if the server sent one."""
     url = hub.file_url(model, revision, file.name)
     window = WINDOW_BYTES if file.size_bytes is None else min(WINDOW_BYTES, max(file.size_bytes, 1))
 
     def span(start: int, stop: int) -> tuple[bytes, int | None]:
-        answer, found = fetch_span(hub.get, url, start, stop, deadline=deadline, file=file.name)
-        if found is None:
+        answer, body = fetch_span(hub.get, url, start, stop, deadline=deadline, file=file.name)
+        if body is None:
             raise hub.refusal(answer, model=model, revision=revision, file=file.name)
-        return found.content, found.file_bytes
+        return body.content, body.file_bytes
 
     content, size = span(0, window)
     length = header_length(content[:LENGTH_BYTES], file=file.name, file_bytes=file.size_bytes or size or 1 << 62)
@@ -473,7 +475,7 @@ def _written(listing: Listing) -> dict[str, Any]:
 
 
 def _read_back(kept: Mapping[str, Any]) -> Listing:
-    """A kept listing, trusted no more than one from the network."""
+    """A cached listing, checked like one from the network."""
     files = tuple(
         ListedFile(name=safe_name(name), size_bytes=size, key=key)
         for name, size, key in kept["files"]

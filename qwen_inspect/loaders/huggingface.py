@@ -37,13 +37,13 @@ LONGEST_DOWNLOAD_SECONDS = 30 * 24 * 3600.0
 
 
 class HuggingFace:
-    """One endpoint, by the library's environment variables (read when it is imported)."""
+    """An endpoint, from the library's environment variables, which it reads on import."""
 
     source = "hf"
     default_revision = "main"
 
     def __init__(self) -> None:
-        # Read when the library is imported: else its first call of a day asks one thing more, for statistics.
+        # The library reads it on import; unset, its first call of a day sends one more request, for statistics.
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         from huggingface_hub import constants
 
@@ -88,7 +88,7 @@ class HuggingFace:
         return library.ConnectError, library.ConnectTimeout
 
     def _session(self) -> tuple[Any, Any]:
-        """The library's client, and the HTTP library it is of: httpx2 from huggingface_hub 2 on, httpx before."""
+        """The library's client, and the HTTP library that it comes from: httpx2 since huggingface_hub 2, httpx before."""
         if self._client is None:
             from huggingface_hub.utils import get_session
 
@@ -122,7 +122,7 @@ class HuggingFace:
         )
 
     def refusal(self, answer: Answer, *, model: str, revision: str, file: str | None) -> QwenInspectError:
-        """What an error means. Source: huggingface_hub 2.4, utils/_http.py, hf_raise_for_status."""
+        """The error that an HTTP answer means. Source: huggingface_hub 2.4, utils/_http.py, hf_raise_for_status."""
         code, message = answer.headers.get("x-error-code", ""), answer.headers.get("x-error-message", "")
         token = self._token_name()
         if code == "GatedRepo":
@@ -143,7 +143,7 @@ class HuggingFace:
         return NetworkError("hub_status", endpoint=self.endpoint, status=answer.status)
 
     def _token_name(self) -> str | None:
-        """Where the token that is sent comes from, never the token; None where none is sent."""
+        """The origin of the token that is sent (never the token itself); None if none is sent."""
         if "authorization" not in getattr(self, "_headers", {}):
             return None
         named = next((name for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN") if os.environ.get(name)), None)
@@ -152,10 +152,10 @@ class HuggingFace:
     # --- the weights
 
     def download(self, model: str, revision: str, files: Sequence[ListedFile], come: Callable[[int], None]) -> Path:
-        """The snapshot folder, in the library's cache, with these files, fetched a few at a time in their order's two parts.
+        """Downloads the files into the library's cache, `DOWNLOADS` at a time, weights last, and returns the snapshot folder.
 
-        By `hf_hub_download`, which keeps what has come of a file apart until it is whole. Not by `snapshot_download`, which, once
-        interrupted, still waits for the files under way. Weights after all else: see `weights_directory`.
+        Uses `hf_hub_download`, which stores a file under its name only when complete; `snapshot_download`, once interrupted,
+        waits for the files in progress. Why weights come last: see `weights._needed`. come: called with the size of each chunk.
         """
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import XetDownloadError
@@ -187,7 +187,7 @@ class HuggingFace:
         return self._cache / f"models--{model.replace('/', '--')}" / "snapshots" / revision
 
     def _download_refusal(self, error: BaseException, model: str, revision: str, file: str) -> QwenInspectError:
-        """What the library's error means: of HTTP, of the connection, of the disk, of the bytes that came."""
+        """Translates the library's exception into ours: HTTP status, connection, disk or damaged bytes."""
         from huggingface_hub.errors import FileMetadataError, HfHubHTTPError, LocalEntryNotFoundError
 
         if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
@@ -201,13 +201,13 @@ class HuggingFace:
         if isinstance(error, OSError) and error.errno is not None:
             return UsageError("download_unwritable", path=self._cache, reason=error.strerror)
         if isinstance(error, OSError) and not isinstance(error, FileMetadataError | LocalEntryNotFoundError):
-            return NetworkError("download_damaged", file=file, reason=_reason(error))  # its check of a file's size
+            return NetworkError("download_damaged", file=file, reason=_reason(error))  # wrong size
         return unreachable(self.endpoint, _reason(error))
 
     # --- the library's cache
 
     def cached(self, model: str, revision: str) -> tuple[Path, str] | None:
-        """The snapshot of a revision in the library's cache, and its commit; None where there is none."""
+        """The snapshot folder of a revision in the library's cache, and its commit; None if not cached."""
         repository = self._cache / f"models--{model.replace('/', '--')}"
         commit = revision
         if not COMMIT.fullmatch(revision):
@@ -221,27 +221,27 @@ class HuggingFace:
 
 
 def _identity() -> Mapping[str, str]:
-    """The headers that the library sends, the token among them. A token that is there and cannot be read is an error to it, too.
+    """The headers that the library sends, with the token. AccessError for a token that is set but cannot be read.
 
     Source: huggingface_hub 2.4, utils/_auth.py, _get_token_from_file and _get_token_from_oidc.
     """
     from huggingface_hub import constants, errors
     from huggingface_hub.utils import build_hf_headers
 
-    exchange: type[Exception] = getattr(errors, "OIDCError", OSError)  # from huggingface_hub 2 on
+    exchange_error: type[Exception] = getattr(errors, "OIDCError", OSError)  # from huggingface_hub 2 on
     try:
-        found: Mapping[str, str] = build_hf_headers(library_name="qwen-inspect")
+        headers: Mapping[str, str] = build_hf_headers(library_name="qwen-inspect")
     except OSError as error:
         raise AccessError("hf_token_unreadable", path=constants.HF_TOKEN_PATH, reason=error.strerror) from None
     except UnicodeDecodeError:
         raise AccessError("hf_bad_token", token=constants.HF_TOKEN_PATH) from None
-    except exchange as error:
+    except exchange_error as error:
         raise AccessError("hf_token_exchange", reason=_reason(error)) from None
-    return found
+    return headers
 
 
 def _bar(come: Callable[[int], None]) -> type:
-    """To the library a progress bar; it passes on what has come and shows nothing. Source: huggingface_hub 2.4, utils/tqdm.py."""
+    """A progress bar for the library: passes byte counts to `come`, shows nothing. Source: huggingface_hub 2.4, utils/tqdm.py."""
 
     class Bar:
         def __init__(self, *_: Any, initial: int = 0, **__: Any) -> None:
@@ -267,7 +267,7 @@ def _bar(come: Callable[[int], None]) -> type:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Keeps the library from writing to stderr: what it would say is raised or shown by us."""
+    """Silences the library on stderr: we raise or show its messages ourselves."""
     from huggingface_hub.utils import logging
 
     verbosity = logging.get_verbosity()
@@ -293,6 +293,6 @@ def _listed(sibling: Mapping[str, Any]) -> ListedFile:
 
 
 def _reason(error: BaseException) -> str:
-    """The library's words for what happened, in one short line."""
+    """The first line of the library's message, at most 200 characters."""
     text = str(error) or type(error).__name__
     return text.splitlines()[0][:200]

@@ -1,4 +1,4 @@
-"""A measurement as `memory --device … --format json` wrote it, for a report to show beside its predictions."""
+"""Reads a measurement from the JSON of `memory --device … --format json`; a report shows it beside its predictions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..results.memory import TERMS, Autocast, Loader, Mode, Run
 from .strict_json import LONGEST_JSON_BYTES, parse_json
 
 DIFFERENCES = (*TERMS, "steady_allocated", "peak_allocated", "peak_reserved", "context")
-# Each cause of `measuring.differences` with the values of its sentence.
+# Each cause of `measuring.differences`, with the names of its message's values.
 CAUSES: Mapping[str, tuple[str, ...]] = {
     "cause_step_counters": (),
     "cause_kept": ("operator", "storages"),
@@ -30,48 +30,52 @@ STAGES = tuple(
 
 
 def read_measurement(path: str) -> KeptMeasurement:
-    """What was measured. NotFoundError where there is no such file, MalformedError where it holds anything else."""
+    """The measurement in the file `path`. NotFoundError if there is no such file, MalformedError for any other content."""
     try:
         if Path(path).stat().st_size > LONGEST_JSON_BYTES:
             raise MalformedError("json_over_cap", file=path, cap=LONGEST_JSON_BYTES)
         content = Path(path).read_bytes()
     except OSError as error:
         raise NotFoundError("measured_unreadable", path=path, reason=error.strerror or "–") from None
-    found = parse_json(content, file=path)
-    if not isinstance(found, dict) or found.get("command") != "memory" or not isinstance(found.get("measured"), dict):
+    answer = parse_json(content, file=path)
+    if (
+        not isinstance(answer, dict)
+        or answer.get("command") != "memory"
+        or not isinstance(answer.get("measured"), dict)
+    ):
         raise MalformedError("measured_other", path=path)
     try:
-        return _measurement(found, path)
+        return _measurement(answer, path)
     except (KeyError, TypeError, ValueError) as error:
         raise MalformedError("measured_malformed", path=path, reason=str(error)[:LONGEST_TEXT]) from None
 
 
-def _measurement(found: Mapping[str, Any], path: str) -> KeptMeasurement:
-    """Raises KeyError, TypeError or ValueError, with what is wrong, for anything that the tool does not write."""
-    model, asked, measured = found["model"], found["workload"], found["measured"]
+def _measurement(answer: Mapping[str, Any], path: str) -> KeptMeasurement:
+    """Raises KeyError, TypeError or ValueError, which names the fault, for JSON that the tool does not write."""
+    model, workload, measured = answer["model"], answer["workload"], answer["measured"]
     versions = {_text(name): _text(value) for name, value in measured["versions"].items()}
-    differences = tuple(_difference(one) for one in found["differences"])
+    differences = tuple(_difference(difference) for difference in answer["differences"])
     terms = [difference.term for difference in differences]
     if len(versions) > MOST_VERSIONS or terms != [term for term in DIFFERENCES if term in terms]:
         raise ValueError(repr(terms)[:LONGEST_TEXT])
-    mode, loader = asked["mode"], asked["load"]
-    for value, known in ((mode, Mode), (loader, Loader)):
-        if value not in get_args(known):
+    mode, loader = workload["mode"], workload["load"]
+    for value, choices in ((mode, Mode), (loader, Loader)):
+        if value not in get_args(choices):
             raise ValueError(_text(value))
-    autocast = asked.get("autocast")  # older files have none
+    autocast = workload.get("autocast")  # absent in older files
     if autocast not in (None, *get_args(Autocast)):
         raise ValueError(_text(autocast))
     run = Run(
         mode=mode,
-        batch=_count(asked["batch"]),
-        prompt_tokens=_count(asked["prompt_tokens"]),
-        new_tokens=_count(asked["new_tokens"]) if mode == "generate" else 1,
-        attention=_text(asked["attention"]),
-        cache="static" if asked.get("cache") == "static" else "dynamic",
-        padded=asked.get("padded", False) is True,  # which the first versions did not write
+        batch=_count(workload["batch"]),
+        prompt_tokens=_count(workload["prompt_tokens"]),
+        new_tokens=_count(workload["new_tokens"]) if mode == "generate" else 1,
+        attention=_text(workload["attention"]),
+        cache="static" if workload.get("cache") == "static" else "dynamic",
+        padded=workload.get("padded", False) is True,  # absent in files of the first versions
         autocast=autocast,
         loader=loader,
-        gpu=_text(asked["gpu"]),
+        gpu=_text(workload["gpu"]),
     )
     return KeptMeasurement(
         path=path,
@@ -86,14 +90,14 @@ def _measurement(found: Mapping[str, Any], path: str) -> KeptMeasurement:
     )
 
 
-def _difference(found: Mapping[str, Any]) -> Difference:
-    causes = found["causes"]
-    if found["term"] not in DIFFERENCES or len(causes) > MOST_CAUSES:
-        raise ValueError(_text(found["term"]))
+def _difference(entry: Mapping[str, Any]) -> Difference:
+    causes = entry["causes"]
+    if entry["term"] not in DIFFERENCES or len(causes) > MOST_CAUSES:
+        raise ValueError(_text(entry["term"]))
     return Difference(
-        term=found["term"],
-        predicted=_size(found["predicted"]),
-        measured=_size(found["measured"]),
+        term=entry["term"],
+        predicted=_size(entry["predicted"]),
+        measured=_size(entry["measured"]),
         causes=tuple(
             MemoryCause(message=_cause(cause["key"], cause["values"]), size_bytes=_signed(cause["bytes"]))
             for cause in causes
@@ -105,38 +109,38 @@ def _cause(key: str, values: Mapping[str, Any]) -> Message:
     names = CAUSES[key]
     if set(values) != set(names):
         raise ValueError(key)
-    told: dict[str, Any] = {}
+    checked: dict[str, Any] = {}
     for name in names:
         match name:
             case "storages":
-                told[name] = _count(values[name])
+                checked[name] = _count(values[name])
             case "stage":
                 if values[name] not in STAGES:
                     raise ValueError(repr(values[name])[:LONGEST_TEXT])
-                told[name] = Message(values[name])
+                checked[name] = Message(values[name])
             case _:
-                told[name] = _text(values[name])
-    return Message(key, **told)
+                checked[name] = _text(values[name])
+    return Message(key, **checked)
 
 
-def _text(found: object) -> str:
-    if not isinstance(found, str) or len(found) > LONGEST_TEXT:
-        raise ValueError(repr(found)[:LONGEST_TEXT])
-    return found
+def _text(value: object) -> str:
+    if not isinstance(value, str) or len(value) > LONGEST_TEXT:
+        raise ValueError(repr(value)[:LONGEST_TEXT])
+    return value
 
 
-def _count(found: object) -> int:
-    value = _signed(found)
+def _count(number: object) -> int:
+    value = _signed(number)
     if value <= 0:
         raise ValueError(str(value))
     return value
 
 
-def _size(found: object) -> int | None:
-    return None if found is None else _signed(found)
+def _size(value: object) -> int | None:
+    return None if value is None else _signed(value)
 
 
-def _signed(found: object) -> int:
-    if type(found) is not int or abs(found) > LARGEST:
-        raise ValueError(repr(found)[:LONGEST_TEXT])
-    return found
+def _signed(value: object) -> int:
+    if type(value) is not int or abs(value) > LARGEST:
+        raise ValueError(repr(value)[:LONGEST_TEXT])
+    return value

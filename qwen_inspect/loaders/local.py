@@ -1,4 +1,4 @@
-"""A directory, a config.json, a safetensors or a GGUF file -> Checkpoint, from the headers alone."""
+"""Reads a directory, a config.json, a safetensors or a GGUF file into a Checkpoint, from the headers alone."""
 
 from __future__ import annotations
 
@@ -57,8 +57,10 @@ def _load(ref: ModelRef, path: Path, *, partial: bool) -> Checkpoint:
 
 
 def _kind(path: Path) -> str | None:
-    """What a file is: "gguf" by its first bytes, whatever its name (Ollama's blobs have no suffix); else by its suffix, and where
-    that says nothing "safetensors" by the length and the brace that its header begins with."""
+    """The kind of a file: "gguf" by its first bytes (Ollama's blobs have no suffix), else by its suffix.
+
+    A file with another suffix is "safetensors" if it begins with a plausible header length and a brace. None: unknown.
+    """
     try:
         with open_regular(path) as stream:
             size, begin = os.fstat(stream.fileno()).st_size, stream.read(LENGTH_BYTES + 1)
@@ -79,7 +81,7 @@ def _with_suffix(names: Iterable[str]) -> list[str]:
 
 
 def _gguf_names(directory: Path, names: Iterable[str]) -> list[str]:
-    """The names of GGUF files: by their suffix; where none has it, by their first bytes."""
+    """The names of GGUF files: by suffix, or by their first bytes if none has the suffix."""
     return _with_suffix(names) or [name for name in names if _begins_as_gguf(directory / name)]
 
 
@@ -87,7 +89,7 @@ def _begins_as_gguf(path: Path) -> bool:
     try:
         with open_regular(path) as stream:
             return stream.read(len(gguf_header.MAGIC)) == gguf_header.MAGIC
-    except OSError:  # a folder, a pipe, or not for us to read
+    except OSError:  # a folder, a pipe, or no permission
         return False
 
 
@@ -153,7 +155,7 @@ def _listed(directory: Path, ref: ModelRef) -> list[str]:
 
 
 def _load_file(ref: ModelRef, path: Path) -> Checkpoint:
-    """One file of weights, with the config.json beside it where there is one."""
+    """A single weight file, with the config.json beside it if there is one."""
     beside = path.parent / CONFIG_NAME
     config = read_config(beside) if os.path.isfile(beside) else None
     return _checkpoint(ref, config, path.parent, [path.name])
@@ -173,8 +175,8 @@ def _load_sharded(ref: ModelRef, config: Mapping[str, Any] | None, directory: Pa
     return replace(checkpoint, notices=(*checkpoint.notices, *totals))
 
 
-def _told_by_cache(path: Path) -> str | None:
-    """The SHA-256 under which huggingface_hub's cache keeps a file of weights; None of any other file.
+def _sha256_from_cache(path: Path) -> str | None:
+    """The SHA-256 that huggingface_hub's cache names a weight file by; None for any other file.
 
     Source: huggingface_hub 2.4, file_download: a snapshot's file links to blobs/ETAG, which is the SHA-256 of a large file.
     """
@@ -200,7 +202,7 @@ def _checkpoint(
                 tensors.extend(read_header(stream, file=name, file_bytes=size))
         except OSError as error:
             raise NotFoundError("path_unreadable", path=str(directory / name), reason=error.strerror) from None
-        files.append(StoredFile(name, size, _told_by_cache(directory / name)))
+        files.append(StoredFile(name, size, _sha256_from_cache(directory / name)))
     if len({tensor.name for tensor in tensors}) != len(tensors):
         raise MalformedError("tensor_in_two_files", tensor=first_repeated(tensors))
     return Checkpoint(
@@ -219,7 +221,7 @@ def first_repeated(tensors: Iterable[Tensor]) -> str:
 
 
 def read_index(index: Any, *, file: str) -> dict[str, tuple[str, ...]]:
-    """The shards that an index names, each with its tensors. Names that would leave the directory are refused."""
+    """Each shard that an index names, with its tensors. MalformedError for a name that would leave the directory."""
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if (
         not isinstance(weight_map, dict)
@@ -237,18 +239,18 @@ def read_index(index: Any, *, file: str) -> dict[str, tuple[str, ...]]:
 
 
 def check_index(tensors: Iterable[Tensor], shards: Mapping[str, tuple[str, ...]], *, file: str) -> None:
-    """MalformedError where a shard's header does not hold just the tensors that the index puts there."""
-    found: dict[str, set[str]] = {name: set() for name in shards}
+    """Raises MalformedError if a shard's header does not hold exactly the tensors that the index puts there."""
+    stored: dict[str, set[str]] = {name: set() for name in shards}
     for tensor in tensors:
-        found[tensor.file or ""].add(tensor.name)
+        stored[tensor.file or ""].add(tensor.name)
     for name, expected in shards.items():
-        if absent := set(expected) - found[name]:
+        if absent := set(expected) - stored[name]:
             raise MalformedError("index_tensor_absent", file=file, shard=name, tensor=min(absent), count=len(absent))
-        if extra := found[name] - set(expected):
+        if extra := stored[name] - set(expected):
             raise MalformedError("index_tensor_extra", file=file, shard=name, tensor=min(extra), count=len(extra))
 
 
-# Stored, and no parameters: what `num_parameters` leaves out, of which transformers writes total_parameters.
+# Stored buffers: `num_parameters`, which transformers writes as total_parameters, does not count them.
 BUFFERS = ("e_score_correction_bias", "expert_bias", "inv_freq", "running_mean", "running_var", "num_batches_tracked")
 DENSE = (DType.BF16, DType.F16, DType.F32, DType.F64)
 
@@ -256,10 +258,10 @@ DENSE = (DType.BF16, DType.F16, DType.F32, DType.F64)
 def index_totals(
     index: Mapping[str, Any], tensors: Sequence[Tensor], files: Sequence[StoredFile], *, file: str
 ) -> tuple[Message, ...]:
-    """Totals of an index that are not those of the files' tensors; nothing where it has none.
+    """A notice for each total of an index that differs from the sum over the files' tensors; none if the index has no totals.
 
-    Right are also: a tied head counted once though it is stored, the size of the files with their headers, parameters without
-    stored buffers. Of packed weights total_parameters is what a library makes of them, and bitsandbytes' total_size too.
+    Also accepted: a tied head that is stored but not counted, the size of the files with their headers, parameters without
+    stored buffers. Not checked: total_parameters of packed weights and total_size of bitsandbytes, which vary by library.
     Source: transformers 5.23, modeling_utils.save_pretrained; huggingface_hub 2.4, split_state_dict_into_shards_factory.
     """
     metadata = index.get("metadata")
@@ -267,37 +269,37 @@ def index_totals(
     copies = [tensor for tensor in tensors if tensor.name == "lm_head.weight"]
     size_bytes, elements = (sum(getattr(tensor, of) for tensor in tensors) for of in ("size_bytes", "elements"))
     buffers = sum(tensor.elements for tensor in tensors if tensor.name.endswith(BUFFERS))
-    right = {
-        "index_total_size": {size_bytes - less for less in (0, *(copy.size_bytes for copy in copies))}
-        | {sum(one.size_bytes for one in files)},
+    accepted = {
+        "index_total_size": {size_bytes - uncounted for uncounted in (0, *(copy.size_bytes for copy in copies))}
+        | {sum(stored_file.size_bytes for stored_file in files)},
         "index_total_parameters": {
-            count - less
+            count - uncounted
             for count in (elements, elements - buffers)
-            for less in (0, *(copy.elements for copy in copies))
+            for uncounted in (0, *(copy.elements for copy in copies))
         },
     }
-    unsure = set()
+    unchecked = set()
     if any(tensor.dtype not in DENSE for tensor in tensors):
-        unsure.add("index_total_parameters")
+        unchecked.add("index_total_parameters")
     if any("bitsandbytes__" in tensor.name or tensor.name.endswith(".SCB") for tensor in tensors):
-        unsure.add("index_total_size")
-    found = {key: _positive(metadata.get(key.removeprefix("index_"))) for key in right.keys() - unsure}
+        unchecked.add("index_total_size")
+    stated = {key: _positive(metadata.get(key.removeprefix("index_"))) for key in accepted.keys() - unchecked}
     return tuple(
-        Message(key, file=file, found=found[key], expected=expected)
+        Message(key, file=file, found=stated[key], expected=expected)
         for key, expected in (("index_total_size", size_bytes), ("index_total_parameters", elements))
-        if found.get(key) is not None and found[key] not in right[key]
+        if stated.get(key) is not None and stated[key] not in accepted[key]
     )
 
 
 def _positive(value: object) -> int | None:
-    """A total that says something: older indexes have 0, and some write a whole number as a float."""
+    """A total as a positive integer, else None: older indexes hold 0, and some hold a whole number as a float."""
     if type(value) is float and value.is_integer():
         value = int(value)
     return value if type(value) is int and value > 0 else None
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """A file of bytes to read; OSError where it is a pipe, a device or a directory, which could block or never end."""
+    """Opens a file for reading bytes; OSError for a pipe, device or directory, which could block or never end."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)

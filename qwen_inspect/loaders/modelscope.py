@@ -1,7 +1,7 @@
-"""ModelScope, by the rules of its light client, modelscope_hub, for endpoint, token and cache.
+"""ModelScope, with the endpoint, token and cache rules of its light client, modelscope_hub.
 
-The client has no call that reads a byte range, so the requests are made here, as it makes its own: a session of `requests`, the
-token as Bearer and as the cookie m_session_id, both for the endpoint's origin only.
+The client cannot read a byte range, so this module sends requests as the client does: a session of `requests`, the token as
+Bearer and as the cookie m_session_id, both for the endpoint's origin only.
 Source: modelscope_hub 0.5.1, config.py (HubConfig), _legacy_api.py (URLs, headers, cookies), errors.py.
 """
 
@@ -41,13 +41,13 @@ DOWNLOADS = 4  # at once, as many as download_repo starts
 
 
 class ModelScope:
-    """One endpoint, by the client's environment variables."""
+    """An endpoint, from the client's environment variables."""
 
     source = "ms"
     default_revision = "master"
 
     def __init__(self) -> None:
-        # What the client would find, without the 0.2 s of importing it: enough where a cache answers. HubConfig.__post_init__.
+        # The rules of HubConfig.__post_init__, without the client's import (0.2 s): a cached model needs no more.
         named = os.environ.get("MODELSCOPE_ENDPOINT") or os.environ.get("MODELSCOPE_DOMAIN", "")
         endpoint = named.strip() or OFFICIAL[0]
         self.endpoint = (endpoint if re.match("https?://", endpoint, re.IGNORECASE) else f"https://{endpoint}").rstrip(
@@ -59,28 +59,28 @@ class ModelScope:
 
     @cached_property
     def _token(self) -> str | None:
-        """By the client's own rule: MODELSCOPE_API_TOKEN, where an empty one means none, else its stored login."""
+        """By the client's rule: MODELSCOPE_API_TOKEN (empty: no token), else its stored login."""
         try:
             from modelscope_hub.config import HubConfig
         except ImportError:
             raise UnavailableError("package_missing", package="modelscope-hub") from None
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # MODELSCOPE_DOMAIN is deprecated, and still its rule
+            warnings.simplefilter("ignore", FutureWarning)  # MODELSCOPE_DOMAIN is deprecated but still read
             return HubConfig().token or None
 
     # --- asking
 
     def get(self, url: str, *, headers: Mapping[str, str], limit: int, deadline: Deadline) -> Answer:
-        """One GET; redirects are followed here, so that the token stays with the endpoint's origin."""
+        """One GET. Follows redirects itself, so that the token is sent to the endpoint's origin only."""
         import requests
         import urllib3
 
         if self._session is None:
-            _ = self._token  # read before threads ask
+            _ = self._token  # read here, before the threads start
             session = requests.Session()
             session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=MOST_REQUESTS))
             session.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=MOST_REQUESTS))
-            session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # none kept, none sent on
+            session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # stores no cookie, sends none
             self._session = session
         try:
             for _ in range(MOST_REDIRECTS + 1):
@@ -125,7 +125,7 @@ class ModelScope:
         return f"{self.endpoint}/models/{model}/resolve/{quote(revision, safe='')}/{quote(name)}"
 
     def read_listing(self, content: Any, model: str, revision: str) -> Listing:
-        """`Data.Files` of /api/v1/models/{id}/repo/files: paths, sizes and SHA-256 of every file. It is silent past 3,000."""
+        """`Data.Files` of /api/v1/models/{id}/repo/files: paths, sizes and SHA-256; at most 3,000 files, the rest unmentioned."""
         data = content.get("Data") if isinstance(content, dict) else None
         files = data.get("Files") if isinstance(data, dict) else None
         if not isinstance(files, list):
@@ -134,8 +134,8 @@ class ModelScope:
         return Listing(revision=revision, files=listed)
 
     def refusal(self, answer: Answer, *, model: str, revision: str, file: str | None) -> QwenInspectError:
-        """What an error means. Source: modelscope_hub 0.5.1, errors.raise_for_status; live servers' answers to gated and
-        private repositories are not documented."""
+        """The error that an HTTP answer means. Source: modelscope_hub 0.5.1, errors.raise_for_status; the answers of live servers
+        for gated and private repositories are not documented."""
         if answer.status == 401:
             return AccessError(
                 "ms_bad_token" if self._token else "ms_unauthorised", model=model, token=self._token_name()
@@ -158,9 +158,10 @@ class ModelScope:
     # --- the weights
 
     def download(self, model: str, revision: str, files: Sequence[ListedFile], come: Callable[[int], None]) -> Path:
-        """The revision's folder, in the client's cache, with these files, each checked against its SHA-256 in the listing.
+        """Downloads the files into the client's cache, weights last, and returns the revision's folder.
 
-        Weights after all else: see `weights_directory`. Interrupted, the client ends its threads.
+        The client checks each file against its SHA-256 in the listing, and ends its threads when interrupted. Why weights come
+        last: see `weights._needed`. come: called with the size of each chunk.
         Source: modelscope_hub 0.5.1, DownloadManager.download_repo.
         """
         try:
@@ -192,7 +193,7 @@ class ModelScope:
         return Path(folder)
 
     def _download_refusal(self, error: BaseException, model: str, revision: str, file: str) -> QwenInspectError:
-        """What the client's error means: of one of the files, of HTTP, of the bytes, of the disk, of the connection."""
+        """Translates the client's exception into ours: HTTP status, damaged bytes, disk or connection."""
         if failed := getattr(error, "failed_files", None):
             file = min(failed)
             return self._download_refusal(failed[file], model, revision, file)
@@ -207,7 +208,7 @@ class ModelScope:
     # --- the client's cache
 
     def cached(self, model: str, revision: str) -> tuple[Path, str] | None:
-        """A revision in the client's cache: today's layout, then the two older ones, which hold one revision each.
+        """The folder of a revision in the client's cache: today's layout, then the two older ones, which hold one revision each.
 
         Source: modelscope_hub 0.5.1, DownloadManager._repo_cache_dir_path and _find_legacy_repo_dir.
         """
@@ -216,8 +217,8 @@ class ModelScope:
         places = [self._cache / "models" / f"{owner}--{name}" / "snapshots" / revision]
         if revision == self.default_revision:
             places += [self._cache / "models" / owner / older, self._cache / "hub" / "models" / owner / older]
-        found = next((place for place in places if place.is_dir()), None) if ".." not in revision else None
-        return None if found is None else (found, revision)
+        folder = next((place for place in places if place.is_dir()), None) if ".." not in revision else None
+        return None if folder is None else (folder, revision)
 
 
 def _hub_error() -> type[Exception]:
@@ -227,13 +228,13 @@ def _hub_error() -> type[Exception]:
 
 
 def _entry(file: ListedFile) -> dict[str, Any]:
-    """A file as the client's listings have it."""
+    """A file in the form of the client's listings."""
     return {"Path": file.name, "Size": file.size_bytes, "Sha256": file.sha256, "Type": "blob"}
 
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Keeps the client from writing to stderr, its bars included: what it would say is raised or shown by us."""
+    """Silences the client on stderr, its progress bars too: we raise or show its messages ourselves."""
     logger = logging.getLogger("modelscope_hub")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
@@ -256,7 +257,7 @@ def _listed(file: Mapping[str, Any]) -> ListedFile:
 
 
 def _read(response: Any, limit: int, deadline: Deadline) -> bytes:
-    """At most `limit` bytes of the body, whatever its length; the raw stream, for nothing was to be compressed."""
+    """At most `limit` bytes of the raw body; the request ruled out compression."""
     body = bytearray()
     while len(body) < limit and (chunk := response.raw.read(min(CHUNK_BYTES, limit - len(body)))):
         body += chunk
@@ -266,7 +267,7 @@ def _read(response: Any, limit: int, deadline: Deadline) -> bytes:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The innermost of the errors that `requests` and urllib3 wrap around each other."""
+    """The innermost of the exceptions that `requests` and urllib3 nest."""
     while True:
         inner = getattr(error, "reason", None) or (error.args[0] if error.args else None)
         if not isinstance(inner, BaseException):
@@ -275,6 +276,6 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _short(error: BaseException) -> str:
-    """What happened in one short line, without the URL and the object that urllib3 puts before it."""
+    """The message in a short line, without the URL and the object that urllib3 puts before it."""
     text = str(error).rpartition(": ")[2] or type(error).__name__
     return text.splitlines()[0][:200]

@@ -1,4 +1,4 @@
-"""ORG/NAME -> a Checkpoint: from the clients' caches, from the hubs in turn, and where none can be reached, from the catalog."""
+"""Loads ORG/NAME: from the clients' caches, else from the hubs in turn, else, if none answers, from the catalog."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from .transfer import Deadline
 
 
 def list_files(ref: ModelRef, access: Access) -> Listing:
-    """A hub's listing of a model, in one request; a bare name is looked for on Hugging Face."""
+    """A hub's listing of a model, in one request; a bare name is looked up on Hugging Face."""
     if ref.source in ("local", "catalog"):
         raise UsageError("compare_hubs_only", model=ref.id)
-    if access.offline or told_offline():
+    if access.offline or offline_by_environment():
         raise NetworkError("compare_offline")
     hub = hub_of(next(iter(HUBS)) if ref.source == "auto" else ref.source)
     return fetch_listing(hub, ref.id, ref.revision or hub.default_revision, Deadline.after(access.seconds))
 
 
 def hub_of(source: str) -> Hub:
-    """A hub's module is imported when it is asked: their clients take 0.1 to 0.2 s."""
+    """The hub called `source`. Its module is imported here, on first use: the clients take 0.1 to 0.2 s."""
     module, name = HUBS[source]
     hub: Hub = getattr(import_module(f"{__package__}.{module}"), name)()
     return hub
 
 
 def load_named(ref: ModelRef, access: Access, sources: tuple[str, ...]) -> Checkpoint:
-    """From the clients' caches, then from the hubs in turn, and where none can be reached, from the catalog."""
+    """From the clients' caches, else from the hubs in turn, else, if none answers, from the catalog."""
     hubs: list[Hub] = []
     refused: list[QwenInspectError] = []
     for source in sources:
@@ -45,9 +45,9 @@ def load_named(ref: ModelRef, access: Access, sources: tuple[str, ...]) -> Check
                 raise
             refused.append(error)
     for hub in hubs:
-        if (found := _from_client_cache(hub, ref, partial=False)) is not None:
-            return found
-    offline = access.offline or told_offline()
+        if (cached := _from_client_cache(hub, ref, partial=False)) is not None:
+            return cached
+    offline = access.offline or offline_by_environment()
     for hub in hubs:
         if not offline:
             if not access.refresh and (recent := load_recent(hub, ref)) is not None:
@@ -61,18 +61,18 @@ def load_named(ref: ModelRef, access: Access, sources: tuple[str, ...]) -> Check
     return _without_a_hub(ref, access, hubs, refused, offline=offline, pinned=len(sources) == 1)
 
 
-def told_offline() -> bool:
+def offline_by_environment() -> bool:
     """Whether the hubs' own variables forbid the network. Source: huggingface_hub 2.4, constants.HF_HUB_OFFLINE."""
-    told = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
-    return told.upper() in ("1", "ON", "YES", "TRUE")
+    setting = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return setting.upper() in ("1", "ON", "YES", "TRUE")
 
 
 def _from_client_cache(hub: Hub, ref: ModelRef, *, partial: bool) -> Checkpoint | None:
-    """The model from a hub client's cache; None where it is not there, or not whole unless `partial`."""
-    found = hub.cached(ref.id, ref.revision or hub.default_revision)
-    if found is None:
+    """The model from a hub client's cache; None if it is not there, or is incomplete and not `partial`."""
+    cached = hub.cached(ref.id, ref.revision or hub.default_revision)
+    if cached is None:
         return None
-    folder, revision = found
+    folder, revision = cached
     try:
         place = ModelRef(source=hub.source, id=ref.id, revision=revision, path=folder, file=ref.file)
         checkpoint = local.load(place, partial=partial)
@@ -94,7 +94,7 @@ def _without_a_hub(
     offline: bool,
     pinned: bool,
 ) -> Checkpoint:
-    """What is left: part of a model in a cache, the catalog's entry, or the plain reason."""
+    """Without a hub: a partly cached model, else the catalog's entry, else the error of the hubs."""
     unreachable = [error for error in refused if isinstance(error, NetworkError)]
     missing = [error for error in refused if isinstance(error, NotFoundError | AccessError)]
     if offline or access.partial:
@@ -103,9 +103,9 @@ def _without_a_hub(
                 return part
     entries = catalog.entries()
     if not pinned and not missing and ref.id in entries and ref.revision is None:
-        found = catalog.load(ModelRef(source="catalog", id=ref.id))
+        checkpoint = catalog.load(ModelRef(source="catalog", id=ref.id))
         why = Message("offline_catalog") if offline else Message("unreachable_catalog", reason=unreachable[0].message)
-        return replace(found, notices=(why, *found.notices))
+        return replace(checkpoint, notices=(why, *checkpoint.notices))
     if missing:
         raise missing[0]
     if unreachable:

@@ -1,4 +1,4 @@
-"""What the user typed -> a ModelRef, and a ModelRef -> a Checkpoint."""
+"""Parses what the user typed into a ModelRef, and loads a ModelRef into a Checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FIRST_ANSWER_SECONDS = 10.0
 DEFAULT_MODEL = "catalog:Qwen/Qwen3-0.6B"
-# Each hub's prefix, its module and its class, in the order in which a bare name is looked for.
+# Each hub's prefix, module and class, in the order in which a bare name is looked up.
 HUBS: Mapping[str, tuple[str, str]] = {"hf": ("huggingface", "HuggingFace"), "ms": ("modelscope", "ModelScope")}
 FILE_SUFFIXES = (".json", ".safetensors", ".gguf")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -27,10 +27,10 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """How sources may be asked. seconds: until a hub's first answer. progress: told (done, all) as headers arrive, downloaded:
-    the same for a download's bytes.
+    """How sources may be read. seconds: the deadline of a hub's first answer.
 
-    refresh: ask a hub again even where the answer of a run of the last minutes was kept.
+    progress: called with (done, total) as headers arrive; downloaded: the same for a download's bytes.
+    partial: accept a model with missing shards. refresh: ask a hub even if a run of the last minutes cached its answer.
     """
 
     offline: bool = False
@@ -42,11 +42,11 @@ class Access:
 
 
 def resolve(model: str, *, source: str = "auto", revision: str | None = None, file: str | None = None) -> ModelRef:
-    """A path where `model` is or looks like one, else a hub's or the catalog's ORG/NAME.
+    """The reference that `model` means: a path, if it exists or looks like one, else ORG/NAME at a hub or in the catalog.
 
     `hf:`, `ms:` and `catalog:` pin the source; `@REV` after a pinned name, or `revision`, names a hub's revision. A bare
-    ORG/NAME has the source "auto". `:FILE` at the end of a hub's name, or `file`, names one of several GGUF files, by its name or
-    by its quantisation (`:Q4_K_M`, as llama.cpp and Ollama have it).
+    ORG/NAME has the source "auto". `:FILE` at the end of a hub's name, or `file`, names one of several GGUF files, by name or by
+    quantisation (`:Q4_K_M`, as in llama.cpp and Ollama).
     """
     if not model or "\0" in model:
         raise UsageError("model_empty")
@@ -95,7 +95,7 @@ def _refuse_revision(revision: str | None) -> None:
 
 def _looks_like_path(model: str) -> bool:
     name, separator, _ = model.partition(":")
-    if separator and HUB_ID.fullmatch(name):  # and a file of it, whose own name may look so
+    if separator and HUB_ID.fullmatch(name):  # ORG/NAME:FILE, whose FILE may look like a path
         return False
     return model.startswith(("/", "./", "../", "~")) or model.endswith(FILE_SUFFIXES) or model.count("/") > 1
 
@@ -107,24 +107,26 @@ def load(ref: ModelRef, access: Access) -> Checkpoint:
 
 
 def _with_base(stored: Checkpoint, adapter: Adapter, access: Access) -> Checkpoint:
-    """The base model that an adapter names, with the adapter; the adapter alone where its base cannot be read."""
+    """The base model that an adapter names, with the adapter; the adapter alone if its base cannot be read."""
     values = {"kind": adapter.kind, "base": adapter.base or "–", "rank": "–" if adapter.rank is None else adapter.rank}
     values |= {
         "parameters": adapter.parameters,
         "tensors": len(adapter.tensors),
         "targets": ", ".join(adapter.targets) or "–",
     }
-    told = Message("adapter", **values)
+    summary = Message("adapter", **values)
     try:
         if adapter.base is None:
             raise NotFoundError("adapter_no_base")
         named = resolve(adapter.base, source="auto" if stored.ref.source == "local" else stored.ref.source)
         if named.source == "local" and stored.ref.source != "local":
-            raise NotFoundError("adapter_no_base")  # a name from a hub must not read this machine's files
+            raise NotFoundError("adapter_no_base")  # an adapter from a hub must not read this machine's files
         base = _load(named, access)
     except QwenInspectError as error:
-        return replace(stored, notices=(*stored.notices, told, Message("adapter_base_missing", reason=error.message)))
-    notices = (*stored.notices, told, Message("adapter_base_shown", base=base.ref.id), *base.notices)
+        return replace(
+            stored, notices=(*stored.notices, summary, Message("adapter_base_missing", reason=error.message))
+        )
+    notices = (*stored.notices, summary, Message("adapter_base_shown", base=base.ref.id), *base.notices)
     return replace(base, ref=stored.ref, adapter=adapter, notices=notices)
 
 
@@ -137,6 +139,6 @@ def _load(ref: ModelRef, access: Access) -> Checkpoint:
         case "catalog":
             return catalog.load(ref)
         case source:
-            from .named import load_named  # a catalog's model needs nothing of what asks a hub
+            from .named import load_named  # not needed for a catalog model
 
             return load_named(ref, access, tuple(HUBS) if source == "auto" else (source,))

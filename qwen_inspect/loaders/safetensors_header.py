@@ -14,10 +14,10 @@ from ..checkpoint import DTYPE_OF_CODE, Tensor
 from ..errors import MalformedError, QwenInspectError, UnsupportedError
 from .strict_json import no_number
 
-# huggingface_hub 2.4 refuses longer ones (constants.SAFETENSORS_MAX_HEADER_LENGTH); 36,945 tensors take 4.6 MB.
+# huggingface_hub 2.4 refuses longer headers (constants.SAFETENSORS_MAX_HEADER_LENGTH); 36,945 tensors take 4.6 MB.
 LONGEST_HEADER_BYTES = 25_000_000
 LENGTH_BYTES = 8
-LARGEST = 1 << 63  # no offset and no side of a shape reaches it
+LARGEST = 1 << 63  # above every offset and every dimension
 MINUS_ZERO = re.compile(r"[\[,:\s]-0(?![0-9.eE])")
 
 
@@ -29,7 +29,7 @@ def read_header(stream: BinaryIO, *, file: str, file_bytes: int) -> tuple[Tensor
 
 
 def header_length(prefix: bytes, *, file: str, file_bytes: int) -> int:
-    """The length that the first 8 bytes state, once it is known to be sane."""
+    """The header length stated by the first 8 bytes; MalformedError if it is over the cap or exceeds the file."""
     if len(prefix) < LENGTH_BYTES:
         raise MalformedError("safetensors_too_short", file=file, found=len(prefix))
     length = int.from_bytes(prefix[:LENGTH_BYTES], "little")
@@ -78,9 +78,9 @@ def parse_header(header: bytes, *, file: str, data_bytes: int) -> tuple[Tensor, 
 
 
 def _elements(sides: Any) -> int:
-    """The elements of a shape, or LARGEST as soon as they pass it (a product of 50,000 sides would take seconds).
+    """The elements of a shape, at most LARGEST: the product stops there, for 50,000 dimensions would take seconds.
 
-    Raises TypeError or ValueError where it is no list of sizes.
+    Raises TypeError or ValueError if `sides` is no list of sizes.
     """
     if type(sides) is not list:
         raise TypeError(sides)
@@ -95,13 +95,13 @@ def _elements(sides: Any) -> int:
 
 
 def _entries(header: bytes, file: str) -> dict[str, Any]:
-    """The header's object without its metadata, which must be text to text like every safetensors file's."""
+    """The header's entries without `__metadata__`, which must map strings to strings."""
     if not header.startswith(b"{"):
         raise MalformedError("safetensors_not_json", file=file)
     try:
         text = header.decode("utf-8")
         hooks: dict[str, Any] = {"parse_constant": no_number, "object_pairs_hook": lambda pairs: _unique(pairs, file)}
-        if "-0" in text and MINUS_ZERO.search(text):  # perhaps inside a name: the slow way tells
+        if "-0" in text and MINUS_ZERO.search(text):  # perhaps inside a name: the slow parser decides
             hooks["parse_int"] = _size
         entries: dict[str, Any] = json.loads(text, **hooks)
     except UnicodeDecodeError:
@@ -119,7 +119,7 @@ def _entries(header: bytes, file: str) -> dict[str, Any]:
 
 
 def _size(text: str) -> int:
-    """A whole number; ValueError for -0, which is none to the library."""
+    """An integer; ValueError for -0, which the library refuses."""
     if text == "-0":
         raise ValueError(text)
     return int(text)
@@ -137,7 +137,7 @@ def _unique(pairs: list[tuple[str, Any]], file: str) -> dict[str, Any]:
 
 
 def _bad_entry(name: str, entry: Any, file: str) -> QwenInspectError:
-    """Which of an entry's three fields is not what a header holds."""
+    """The error for the first of an entry's three fields that is invalid."""
 
     def is_size(value: object) -> bool:
         return type(value) is int and 0 <= value < LARGEST

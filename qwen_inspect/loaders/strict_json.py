@@ -1,4 +1,4 @@
-"""JSON as RFC 8259 has it, from files that nobody vouches for."""
+"""Parses JSON from untrusted files, strictly by RFC 8259."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ LONGEST_JSON_BYTES = 50_000_000  # the index of 36,945 tensors takes 3.6 MB
 
 
 def no_number(word: str) -> None:
-    """NaN and Infinity, which Python's parser lets pass: they are no JSON (RFC 8259, 6)."""
+    """Refuses NaN and Infinity, which Python's parser accepts and JSON excludes (RFC 8259, 6)."""
     raise ValueError(word)
 
 
 def finite(text: str) -> float:
-    """A number that a float can hold; ValueError for 1e999."""
+    """A finite float; ValueError for 1e999."""
     value = float(text)
     if value in (float("inf"), float("-inf")):
         raise ValueError(text)
@@ -24,7 +24,7 @@ def finite(text: str) -> float:
 
 
 def parse_json(content: bytes, *, file: str) -> Any:
-    """JSON in UTF-8 of at most LONGEST_JSON_BYTES; MalformedError says which of these it is not."""
+    """Parses UTF-8 JSON of at most LONGEST_JSON_BYTES; MalformedError says what is wrong."""
     if len(content) > LONGEST_JSON_BYTES:
         raise MalformedError("json_over_cap", file=file, cap=LONGEST_JSON_BYTES)
     try:

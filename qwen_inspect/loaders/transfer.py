@@ -1,6 +1,6 @@
-"""Asking a server for bytes, within bounds: of time, of size, of requests at once, of tries.
+"""Fetches bytes from a server, with limits on time, size, parallel requests and retries.
 
-Knows no hub and no HTTP library: a `Get` does one exchange and hands back at most the bytes it was asked for.
+Independent of hub and HTTP library: a `Get` does one exchange and returns at most the requested bytes.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Generic, Protocol, TypeVar
 from ..errors import MalformedError, NetworkError, QwenInspectError
 
 # Measured over a loopback hub with 50 ms a request: 32 threads read 118 headers in 0.46 s, 64 in 0.43 s, 16 in 0.58 s.
-# Below 32, so that a hub never sees more at once: a redirect's two requests can overlap where it counts them.
+# Below 32, so that a hub never counts more at once: the two requests of a redirect can overlap.
 MOST_REQUESTS = 30
-CONNECT_SECONDS = 3.0  # no answer to a connection by then is none; the other hub is asked
+CONNECT_SECONDS = 3.0  # no connection by then: the next hub is tried
 FIRST_PAUSE_SECONDS, TRIES = 0.25, 5
 RETRIED = (408, 425, 429, 500, 502, 503, 504)
 
@@ -37,7 +37,7 @@ class Deadline:
 
     @property
     def remaining(self) -> float:
-        """Seconds left, not below a tenth so that a timeout made of it is one."""
+        """Seconds left, at least 0.1, so that it is always a valid timeout."""
         return max(self.ends - time.monotonic(), 0.1)
 
     @property
@@ -47,9 +47,9 @@ class Deadline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One exchange: the last status of its redirects, that answer's headers (lower-case names), the first bytes of its body.
+    """The answer at the end of any redirects: status, headers (lower-case names), the first bytes of the body.
 
-    commit: X-Repo-Commit of any answer on the way; the content delivery network's own lacks it.
+    commit: X-Repo-Commit of the first answer that has it; the content delivery network's answer lacks it.
     """
 
     status: int
@@ -63,13 +63,13 @@ class Answer:
 
 
 class Get(Protocol):
-    """One GET, redirects followed, at most `limit` bytes of the body read; raises Unreachable where there is no answer."""
+    """One GET, redirects followed, at most `limit` bytes of the body read; raises Unreachable if no answer comes."""
 
     def __call__(self, url: str, *, headers: Mapping[str, str], limit: int, deadline: Deadline) -> Answer: ...
 
 
 class Unreachable(Exception):
-    """No usable answer: refused, reset, timed out, redirected for ever. `reason` is short; `final` ones are not tried again."""
+    """No usable answer: refused, reset, timed out, endless redirects. `reason` is short; `final`: retrying is useless."""
 
     def __init__(self, reason: str, *, final: bool = False) -> None:
         super().__init__(reason)
@@ -78,10 +78,10 @@ class Unreachable(Exception):
 
 
 def fetch(get: Get, url: str, *, limit: int, deadline: Deadline, headers: Mapping[str, str] | None = None) -> Answer:
-    """`get`, tried again with back-off after dropped connections, 429 and 5xx, as long as the deadline allows.
+    """Calls `get`, and retries with back-off after dropped connections and the statuses `RETRIED` until the deadline.
 
-    Honours Retry-After, and gives up at once where it names a time beyond the deadline. Returns the last answer that came,
-    whatever its status; raises NetworkError where none came.
+    Honours Retry-After, and gives up at once if it reaches past the deadline. Returns the last answer, whatever its status;
+    raises NetworkError if the last try got none.
     """
     pause, last = FIRST_PAUSE_SECONDS, Unreachable("–")
     answer = None
@@ -106,7 +106,7 @@ def fetch(get: Get, url: str, *, limit: int, deadline: Deadline, headers: Mappin
 
 
 def unreachable(url: str, reason: str) -> NetworkError:
-    """What stands between here and the hub: a certificate, a proxy, or nothing that can be named."""
+    """The error for an unreachable hub: a certificate, a proxy, or just the reason."""
     from urllib.request import getproxies, proxy_bypass
 
     host = _shown(url).partition("://")[2].partition(":")[0]
@@ -119,13 +119,13 @@ def unreachable(url: str, reason: str) -> NetworkError:
 
 
 def retry_after(answer: Answer) -> float:
-    """The seconds that Retry-After asks for; 0 where it asks for none that can be read."""
+    """Seconds in Retry-After; 0 if it is absent or no number."""
     value = answer.headers.get("retry-after", "")
     return float(value) if re.fullmatch(r"\d{1,6}(\.\d+)?", value) else 0.0
 
 
 def _shown(url: str) -> str:
-    """Scheme and host: what a person needs, and never a signature or a token."""
+    """Scheme and host only, so that no signature or token is shown."""
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{rest.partition('/')[0].rpartition('@')[2]}"
 
@@ -135,7 +135,7 @@ CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Bytes of a file from `start` on, and the size of the whole file where the server said it."""
+    """Bytes of a file from `start` on, and the size of the whole file if the server sent it."""
 
     start: int
     content: bytes
@@ -145,10 +145,10 @@ class Span:
 def fetch_span(
     get: Get, url: str, start: int, stop: int, *, deadline: Deadline, file: str
 ) -> tuple[Answer, Span | None]:
-    """Bytes [start, stop) of the file at `url`, and the answer they came with; no span where its status is an error.
+    """Bytes [start, stop) of the file at `url`, and their answer; the span is None if the status is an error.
 
-    Content-Range tells what came, never the status: ModelScope sends ranges with 200. A server that ignores the range sends
-    the file from its beginning, of which no more than `stop` bytes are read.
+    Content-Range decides which bytes came, not the status: ModelScope sends ranges with 200. A server that ignores the range
+    sends the file from its beginning; at most `stop` bytes of it are read.
     """
     headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
     answer = fetch(get, url, limit=stop, deadline=deadline, headers=headers)
@@ -168,7 +168,7 @@ def fetch_span(
 
 @dataclass
 class Outcomes(Generic[Result]):
-    """What each job came to, in their order: its result, the error that ended it, or None where time ran out."""
+    """The outcome of each job, in order: its result, or the error that ended it; neither if time ran out."""
 
     results: list[Result | None]
     errors: list[BaseException | None]
@@ -184,8 +184,8 @@ def in_parallel(
 ) -> Outcomes[Result]:
     """Runs the jobs on at most `threads` threads, and returns when all have ended or the deadline has passed.
 
-    The threads are daemons: one that hangs in the network's library keeps neither the caller nor the process. The first
-    damaged file ends the rest.
+    The threads are daemons: a thread that hangs in the HTTP library blocks neither the caller nor the exit of the process.
+    The first MalformedError, or error that is not ours, stops the remaining jobs.
     """
     outcomes: Outcomes[Result] = Outcomes([None] * len(jobs), [None] * len(jobs), [False] * len(jobs))
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -220,7 +220,7 @@ def in_parallel(
             if isinstance(error, MalformedError) or (error is not None and not isinstance(error, QwenInspectError)):
                 break
     except queue.Empty:
-        pass  # time is up; what is not finished says so itself
+        pass  # time is up: unfinished jobs have `finished` False
     finally:
         stop.set()
     for error in outcomes.errors:
@@ -230,7 +230,7 @@ def in_parallel(
 
 
 def safe_name(name: object) -> str:
-    """A path inside a repository, as a listing gives it; MalformedError where it would leave the repository."""
+    """A listing's path of a file; MalformedError if it would leave the repository."""
     if (
         not isinstance(name, str)
         or not name

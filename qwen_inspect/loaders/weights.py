@@ -1,4 +1,4 @@
-"""Where a model's weights, configuration and tokenizer lie on this machine; fetched by the hub's own client where needed."""
+"""The local folder of a model's weights, configuration and tokenizer; the hub's own client downloads what is missing."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .hub import (
     missing_shards,
     weight_files,
 )
-from .named import hub_of, told_offline
+from .named import hub_of, offline_by_environment
 from .resolve import Access
 from .transfer import Deadline
 
-# What transformers reads beside the weights: configurations, tokenizers of every kind, chat templates.
+# Files that transformers reads beside the weights: configurations, tokenizers of every kind, chat templates.
 READ_SUFFIXES, READ_NAMES = (".json", ".jinja", ".model", ".tiktoken"), ("merges.txt", "vocab.txt")
 CODE_SUFFIX, PICKLE_SUFFIXES = ".py", (".bin", ".pt", ".pth")
 
@@ -32,9 +32,9 @@ CODE_SUFFIX, PICKLE_SUFFIXES = ".py", (".bin", ".pt", ".pth")
 def weights_directory(ref: ModelRef, access: Access, *, with_code: bool = False) -> Path:
     """The folder that holds `ref`'s weights, configuration and tokenizer, as `load` resolved it (its revision is a commit).
 
-    A folder given by its path, a client's cache where it is whole, else what the client downloads there: safetensors and what is
-    needed to run them, never pickles, and code only `with_code`. NotFoundError for the catalog, which has no weights, and where
-    nothing is cached and no hub may be asked; the hubs' errors as `load` has them.
+    A path's own folder, else a complete folder in the client's cache, else what the client downloads: safetensors and the files
+    needed to run them, never pickles, and code only `with_code`. NotFoundError for the catalog, which has no weights, and if
+    nothing is cached while offline; the hubs' errors as in `load`.
     """
     if ref.source == "catalog":
         raise NotFoundError("weights_in_catalog", id=ref.id)
@@ -44,7 +44,7 @@ def weights_directory(ref: ModelRef, access: Access, *, with_code: bool = False)
     hub = hub_of(ref.source)
     revision = ref.revision or hub.default_revision
     cached = hub.cached(ref.id, revision)
-    offline = access.offline or told_offline()
+    offline = access.offline or offline_by_environment()
     if cached is None and offline:
         raise NotFoundError("weights_offline", id=ref.id)
     listing = _listing(hub, ref.id, revision, None if cached is None else cached[0], access, offline=offline)
@@ -55,7 +55,7 @@ def weights_directory(ref: ModelRef, access: Access, *, with_code: bool = False)
 
 
 def _listing(hub: Hub, model: str, revision: str, cached: Path | None, access: Access, *, offline: bool) -> Listing:
-    """The repository's files: as this run has just read them, as the hub says, else as far as its client's cache holds them."""
+    """The repository's files: from a recent cached listing, else from the hub, else those in the client's cache."""
     age = header_cache.listing_age_seconds(hub.source, hub.endpoint, model, revision)
     if not offline and age is not None and age <= RECENT_SECONDS:
         kept = kept_listing(hub, model, revision)
@@ -73,7 +73,7 @@ def _listing(hub: Hub, model: str, revision: str, cached: Path | None, access: A
 
 
 def _needed(listing: Listing, model: str, *, with_code: bool) -> tuple[ListedFile, ...]:
-    """The files to have, weights last: a folder that was left half-way has what tells that shards are missing."""
+    """The files to download, weights last: an interrupted download then has the index that reveals missing shards."""
     weights = weight_files(listing)
     if missing := missing_shards(weights):
         raise NotFoundError("hub_shards_missing", missing=len(missing), file=missing[0])
@@ -93,14 +93,14 @@ def _needed(listing: Listing, model: str, *, with_code: bool) -> tuple[ListedFil
 
 def _holds(folder: Path, file: ListedFile) -> bool:
     try:
-        found = (folder / file.name).stat().st_size
+        size_bytes = (folder / file.name).stat().st_size
     except OSError:
         return False
-    return file.size_bytes in (None, found)
+    return file.size_bytes in (None, size_bytes)
 
 
-def _adding_up(files: Sequence[ListedFile], told: Progress) -> Callable[[int], None]:
-    """What a client calls, from any thread, with each piece that has come: `told` hears the bytes so far, and of how many."""
+def _adding_up(files: Sequence[ListedFile], report: Progress) -> Callable[[int], None]:
+    """A callback for the client, safe from any thread: adds up the bytes and calls `report` with (bytes so far, total)."""
     total = sum(file.size_bytes or 0 for file in files)
     lock, done = threading.Lock(), 0
 
@@ -108,6 +108,6 @@ def _adding_up(files: Sequence[ListedFile], told: Progress) -> Callable[[int], N
         nonlocal done
         with lock:
             done += size_bytes
-            told(done, total)
+            report(done, total)
 
     return add
