@@ -1,6 +1,6 @@
-"""A configuration -> an `Architecture`: design, modules, and the names that its tensors have on disk. One module a family.
+"""Reads a configuration into an `Architecture`: design, modules, and the tensors' names on disk. One module per family.
 
-To add one: write the module, add its classes to `reading.CLASSES`, add its releases to the catalog.
+To add a family: write the module, add its classes to `reading.CLASSES`, add its releases to the catalog.
 """
 
 from __future__ import annotations
@@ -17,37 +17,39 @@ from ..language import Message
 from ..spec import ModelSpec, Module, tied_tensors
 from .reading import CLASSES, is_described
 
-FAMILIES: Mapping[str, str] = {model_type: model_type.removesuffix("_text") for model_type in CLASSES}  # their modules
+FAMILIES: Mapping[str, str] = {
+    model_type: model_type.removesuffix("_text") for model_type in CLASSES
+}  # model_type -> module
 StoredForm = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 class Family(Protocol):
-    """What a family's module offers."""
+    """The functions of a family's module."""
 
     def read_spec(self, config: Mapping[str, Any]) -> ModelSpec:
-        """The meaning of `config`; raises MalformedError or UnsupportedError where it has none."""
+        """The design that `config` describes; raises MalformedError or UnsupportedError for a config without meaning."""
 
     def module_tree(self, spec: ModelSpec) -> Module:
         """The modules and tensors that transformers builds for `spec`."""
 
     def stored_form(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        """The tensors under which a release's files store one tensor of the tree, in the order that fills it."""
+        """The tensors as which a release's files store one tensor of the tree, in the order in which they fill it."""
 
     def prediction_layers(self, spec: ModelSpec) -> tuple[Tensor, ...]:
-        """What releases may store beside the model: a layer that predicts tokens ahead, which transformers does not load.
+        """Tensors of multi-token prediction layers, which releases may store and transformers does not load.
 
-        As it would build them: files hold them in `stored_form`.
+        In the form transformers would build; files hold them in `stored_form`.
         """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """What one configuration builds, as a family's module says it, or as transformers built it on the meta device.
+    """The model of a configuration, from a family's module or as transformers built it on the meta device.
 
-    stored_form, prediction_layers: as of `Family`. tied: tensors that share another's storage, with its name. buffers: those that
-    files hold, in their stored form. unloaded: regular expressions of stored names that the class leaves unloaded.
-    active_is_known: whether the tree tells which parameters a token uses. built: transformers' model on meta, where the figures
-    are its own; None for a family that is described here. notices: what a reader must know of their origin.
+    stored_form, prediction_layers: as in `Family`. tied: name of each tied tensor -> name of the tensor whose storage it shares.
+    buffers: the buffers that files hold, in their stored form. unloaded: regular expressions of stored names that the class
+    does not load. active_is_known: whether the tree marks the parameters that a token uses. built: transformers' model on meta
+    if the figures come from it; None for a family described here. notices: remarks on the origin of the figures.
     """
 
     spec: ModelSpec
@@ -65,12 +67,11 @@ class Architecture:
 def architecture_of(
     config: Mapping[str, Any], *, stored: Sequence[Tensor] | None = None, code: Path | None = None
 ) -> Architecture:
-    """Of the family that `config["model_type"]` names, for a class of it that is described here; for any other class that
-    transformers has, what it builds (see `generic`).
+    """The architecture of `config`: from its family's module if the class is described here, else as transformers builds it.
 
-    Then UnavailableError without the torch extra, and UnsupportedError where transformers does not know it or refuses it.
-    stored: the files' tensors, whose names tell which of several layouts they have. code: the model's own directory, where code
-    in it may be run for a class that transformers has not.
+    Building (see `generic`) raises UnavailableError without the torch extra, and UnsupportedError if transformers does not know
+    the class or refuses the configuration. stored: the files' tensors, whose names decide between several layouts. code: the
+    model's own directory, if its code may run for a class that transformers lacks.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str):

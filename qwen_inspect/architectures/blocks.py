@@ -1,7 +1,7 @@
-"""The modules of a decoder, as the families share them.
+"""The modules of a decoder, shared by the families.
 
-The tree, its order, its class names and what stands between the brackets are as `print(model)` gives them.
-Source: transformers 5.23, models/qwen*/modeling_*.py; torch 2.13, extra_repr of nn.Linear, nn.Conv1d and their like.
+Tree, order, class names and the arguments in brackets are those of `print(model)`.
+Source: transformers 5.23, models/qwen*/modeling_*.py; torch 2.13, extra_repr of nn.Linear, nn.Conv1d and others.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ def attention(kind: Attention, spec: ModelSpec) -> Module:
         case FullAttention() | SlidingAttention():
             return softmax_attention(kind, spec, query_parts=1, qk_norm=kind.qk_norm)
         case GatedAttention():
-            return softmax_attention(kind, spec, query_parts=2, qk_norm=True)  # queries, and the gate of each channel
+            return softmax_attention(kind, spec, query_parts=2, qk_norm=True)  # queries, and a gate per channel
 
 
 def softmax_attention(kind: SoftmaxAttention, spec: ModelSpec, *, query_parts: int, qk_norm: bool) -> Module:
-    """q, k and v projections, the output projection, and QK-Norm over head_dim where the family has it."""
+    """q, k and v projections, the output projection, and QK-Norm over head_dim if the family has it."""
     query = kind.query_heads * kind.head_dim
     key_value = kind.kv_heads * kind.head_dim
     norms = (rms_norm("q_norm", kind.head_dim, spec), rms_norm("k_norm", kind.head_dim, spec)) if qk_norm else ()
@@ -96,7 +96,7 @@ def softmax_attention(kind: SoftmaxAttention, spec: ModelSpec, *, query_parts: i
 
 
 def linear_attention(kind: LinearAttention, spec: ModelSpec) -> Module:
-    """Gated DeltaNet: projections, a convolution of each channel of q, k and v, decay and step of each value head, gated norm."""
+    """Gated DeltaNet: projections, a convolution per channel of q, k and v, decay and step per value head, gated norm."""
     hidden, channels, values = spec.hidden_size, kind.conv_channels, kind.value_heads * kind.value_head_dim
     kernel = kind.conv_kernel
     padding = f", padding=({kernel - 1},)" if kernel > 1 else ""
@@ -199,7 +199,7 @@ def sparse_block_with_shared_expert(mlp: MoeMlp, spec: ModelSpec) -> tuple[Modul
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassNames:
-    """The classes whose names not every family makes of its prefix in the same way."""
+    """Names of the classes that families form differently from their prefix."""
 
     decoder: str
     rotary: str
@@ -212,7 +212,7 @@ def usual_names(spec: ModelSpec) -> ClassNames:
 
 
 def decoder_layer(layer: Layer, spec: ModelSpec, sparse_block: SparseBlock, mlp_class: str | None = None) -> Module:
-    """A layer under the number 0."""
+    """A decoder layer, named 0."""
     match layer.mlp:
         case DenseMlp(intermediate_size=width):
             mlp = gated_mlp("mlp", width, spec, "mlp", mlp_class)
@@ -237,7 +237,7 @@ def decoder_layer(layer: Layer, spec: ModelSpec, sparse_block: SparseBlock, mlp_
 
 def decoder(spec: ModelSpec, sparse_block: SparseBlock, names: ClassNames, *, name: str) -> Module:
     """Embedding, layers, final norm and rotary table."""
-    # A window changes no module: what is folded is what torch prints alike.
+    # Layers that differ only in their window print alike, so they are folded.
     built = {layer: decoder_layer(layer, spec, sparse_block, names.mlp) for layer in dict.fromkeys(spec.layers)}
     layers, index = [], 0
     for module, run in groupby(built[layer] for layer in spec.layers):
@@ -273,7 +273,7 @@ def _rotary_dim(kind: SoftmaxAttention) -> int:
 
 
 def rotary(name: str, class_name: str, dim: int) -> Module:
-    """Frequencies for pairs of `dim` channels: float32 whatever the dtype of the parameters, and not stored.
+    """RoPE's frequencies, one per pair of `dim` channels: float32 buffers for any parameter dtype, not stored.
 
     Source: {prefix}RotaryEmbedding.__init__.
     """
@@ -285,7 +285,7 @@ def rotary(name: str, class_name: str, dim: int) -> Module:
 def decoder_tree(
     spec: ModelSpec, sparse_block: SparseBlock = no_sparse_block, names: ClassNames | None = None
 ) -> Module:
-    """The causal LM, or the bare decoder where `spec.class_name` is that."""
+    """The causal LM, or the bare decoder if `spec` has no head."""
     model = decoder(spec, sparse_block, names or usual_names(spec), name="model")
     if not spec.headed:
         return Module(name="", class_name=model.class_name, children=model.children)
@@ -293,7 +293,7 @@ def decoder_tree(
 
 
 def with_head(spec: ModelSpec, model: Module, *, embedding: str) -> Module:
-    """`model` and the output layer, which has no weight of its own where it is tied to `embedding`."""
+    """`model` and its output layer, which owns no weight if it is tied to `embedding`."""
     tied_to = embedding if spec.tied_embeddings else None
     head = linear("lm_head", spec.hidden_size, spec.vocab_size, spec.dtype, component="lm_head", tied_to=tied_to)
     return Module(name="", class_name=spec.class_name, children=(model, head))
@@ -307,7 +307,7 @@ def stored_as_built(tensor: Tensor) -> tuple[Tensor, ...]:
 
 
 def experts_stored_singly(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Releases store each expert's three matrices on their own; transformers 5 fuses them when it loads.
+    """Each expert's three matrices as separate tensors, as releases store them; transformers 5 fuses them on load.
 
     Source: transformers 5.23, conversion_mapping ("qwen2_moe": MergeModulelist, Concatenate).
     """
@@ -329,10 +329,10 @@ def no_prediction_layers(spec: ModelSpec) -> tuple[Tensor, ...]:
 
 
 def prediction_layer(spec: ModelSpec, sparse_block: SparseBlock) -> tuple[Tensor, ...]:
-    """The one layer of multi-token prediction that hybrid releases store: a full-attention layer like the decoder's own, which
-    reads the token's embedding beside the last hidden state.
+    """The multi-token prediction layer that hybrid releases store: a full-attention layer like the decoder's, whose input is
+    the token's embedding concatenated with the last hidden state.
 
-    Source: names as vLLM's and SGLang's loaders (models/qwen3_next_mtp.py, qwen3_5_mtp.py) read them; the sizes add up to the
+    Source: names in the loaders of vLLM and SGLang (models/qwen3_next_mtp.py, qwen3_5_mtp.py); the sizes add up to the
     published totals of the releases.
     """
     hidden = spec.hidden_size

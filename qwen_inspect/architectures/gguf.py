@@ -1,4 +1,4 @@
-"""GGUF metadata -> the configuration that it was converted from; and a module's tensor -> its name in a GGUF file.
+"""Turns GGUF metadata back into a configuration, and a module's tensor into the tensors of a GGUF file.
 
 Source: llama.cpp, convert_hf_to_gguf.py (Qwen2Model, Qwen2MoeModel, Qwen3Model, Qwen3MoeModel) and src/llama-model.cpp;
 gguf 0.19, constants.MODEL_TENSORS.
@@ -14,14 +14,14 @@ from ..checkpoint import Tensor
 from ..errors import MalformedError, NoModelError, UnsupportedError
 from .reading import MOST_LAYERS, integer, shown
 
-# general.architecture -> (model_type, prefix of the class). One line a family that is known natively.
+# general.architecture -> (model_type, class prefix). One line per family described here.
 FAMILIES: Mapping[str, tuple[str, str]] = {
     "qwen2": ("qwen2", "Qwen2"),
     "qwen2moe": ("qwen2_moe", "Qwen2Moe"),
     "qwen3": ("qwen3", "Qwen3"),
     "qwen3moe": ("qwen3_moe", "Qwen3Moe"),
 }
-# key of the configuration -> key after the architecture's name; those after the line only of some.
+# Configuration key -> GGUF key without its architecture prefix; below the line, keys of some architectures only.
 KEYS: Mapping[str, str] = {
     "num_hidden_layers": "block_count",
     "hidden_size": "embedding_length",
@@ -63,14 +63,14 @@ IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 
 
 def configuration(metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> Mapping[str, Any]:
-    """What config.json of the model would say, with the metadata beside; the head is tied where no tensor of its own is there.
+    """The configuration that the model's config.json would hold, and the metadata. The head is tied if it has no tensor.
 
-    Raises UnsupportedError for an architecture that is not known, NoModelError for an adapter and its like, MalformedError for
-    metadata that has no meaning.
+    Raises UnsupportedError for an unknown architecture, NoModelError for a file that holds no model (an adapter, a projector),
+    MalformedError for metadata without meaning.
     """
     if (kind := metadata.get("general.type", "model")) != "model":
         raise _no_model(kind, metadata, tensors)
-    if "quantization_config" in metadata:  # of --dtype: no file has the key
+    if "quantization_config" in metadata:  # set by --dtype: no file has the key
         raise UnsupportedError("gguf_requantised")
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
@@ -78,37 +78,37 @@ def configuration(metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> Map
     if architecture not in FAMILIES:
         raise UnsupportedError("gguf_architecture", found=architecture, known=", ".join(FAMILIES))
     model_type, prefix = FAMILIES[architecture]
-    said = {
+    stated = {
         key: metadata[f"{architecture}.{name}"] for key, name in KEYS.items() if f"{architecture}.{name}" in metadata
     }
     shapes = {tensor.name: tensor.shape for tensor in tensors}
-    layers = integer({**said, "model_type": model_type}, "num_hidden_layers", at_most=MOST_LAYERS)
-    for key, value in said.items():
+    layers = integer({**stated, "model_type": model_type}, "num_hidden_layers", at_most=MOST_LAYERS)
+    for key, value in stated.items():
         if isinstance(value, list):
-            said[key] = _per_layer(key, value, layers)
-    values = metadata.get(f"{architecture}.attention.value_length")
-    if values is not None and values != said.get("head_dim"):
-        raise UnsupportedError("gguf_value_length", keys=shown(said.get("head_dim")), values=shown(values))
-    if "head_dim" not in said:  # llama.cpp's default; transformers' would be 128 for Qwen3
-        heads = said.get("num_attention_heads")
-        hidden = said.get("hidden_size")
+            stated[key] = _per_layer(key, value, layers)
+    value_length = metadata.get(f"{architecture}.attention.value_length")
+    if value_length is not None and value_length != stated.get("head_dim"):
+        raise UnsupportedError("gguf_value_length", keys=shown(stated.get("head_dim")), values=shown(value_length))
+    if "head_dim" not in stated:  # llama.cpp's default; transformers' would be 128 for Qwen3
+        heads = stated.get("num_attention_heads")
+        hidden = stated.get("hidden_size")
         if type(heads) is int and type(hidden) is int and heads > 0 and hidden % heads == 0:
-            said["head_dim"] = hidden // heads
+            stated["head_dim"] = hidden // heads
     vocabulary = metadata.get(f"{architecture}.vocab_size", shapes.get("token_embd.weight", (None,))[0])
     return {
         "architectures": [f"{prefix}ForCausalLM"],
         "model_type": model_type,
-        **said,
+        **stated,
         **({} if vocabulary is None else {"vocab_size": vocabulary}),
         "tie_word_embeddings": "output.weight" not in shapes,
-        # What numbers outside blocks are computed and cached in: llama.cpp's default.
+        # llama.cpp's default dtype of computation and cache.
         "torch_dtype": "float16",
         **metadata,
     }
 
 
 def _no_model(kind: object, metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> NoModelError:
-    """What a file holds whose general.type is not "model": an adapter, a projector, an importance matrix.
+    """The error for a file whose general.type is not "model": an adapter, a projector, an importance matrix.
 
     Source: gguf 0.19, constants.GGUFType and Keys.Adapter; llama.cpp, convert_lora_to_gguf.py: NAME.lora_a is (rank, inputs).
     """
@@ -127,7 +127,7 @@ def _no_model(kind: object, metadata: Mapping[str, Any], tensors: Sequence[Tenso
 
 
 def _per_layer(key: str, values: list[Any], layers: int) -> Any:
-    """A value for each layer as one where all are equal. KV heads alone may differ."""
+    """A per-layer list as a single value if all are equal. Only KV heads may differ by layer."""
     if len(values) != layers:
         raise MalformedError("gguf_per_layer", key=key, found=len(values), layers=layers)
     if len(set(values)) == 1:
@@ -138,7 +138,7 @@ def _per_layer(key: str, values: list[Any], layers: int) -> Any:
 
 
 def stored_form(tensor: Tensor) -> tuple[Tensor, ...]:
-    """The tensors under which a GGUF file stores one of the model's: fused experts as three stacks of matrices."""
+    """The tensors as which a GGUF file stores a tensor of the model: fused experts as three stacked matrices."""
     layer = IN_LAYER.fullmatch(tensor.name)
     prefix, name = (f"blk.{layer[1]}.", layer[2]) if layer else ("", tensor.name)
     if name == "mlp.experts.gate_up_proj":
@@ -148,6 +148,6 @@ def stored_form(tensor: Tensor) -> tuple[Tensor, ...]:
     if name == "mlp.experts.down_proj":
         return (Tensor(f"{prefix}ffn_down_exps.weight", tensor.shape, tensor.dtype),)
     module, _, kind = name.rpartition(".")
-    # The converter leaves out sides of 1.
+    # The converter drops dimensions of 1.
     sides = tensor.shape[1:] if module == "mlp.shared_expert_gate" else tensor.shape
     return (Tensor(f"{prefix}{NAMES.get(module, module)}.{kind}", sides, tensor.dtype),)

@@ -1,4 +1,4 @@
-"""adapter_config.json -> `Lora`. Source: PEFT 0.21, LoraConfig and tuners_utils.check_target_module_exists."""
+"""Reads adapter_config.json into `Lora`. Source: PEFT 0.21, LoraConfig and tuners_utils.check_target_module_exists."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .reading import flag, integer, number, shown
 MOST_NAMES = 100_000
 HIGHEST_RANK = 1 << 20
 LAYER = re.compile(r".*?\.[^.]*\.(\d+)\.")
-# Options that add tensors, or change which there are, in ways that are not known here.
+# Options that add or change tensors in ways not modelled here.
 UNKNOWN_OPTIONS = (
     "layer_replication",
     "target_parameters",
@@ -30,7 +30,7 @@ UNKNOWN_OPTIONS = (
 
 
 def read_lora(config: Mapping[str, Any]) -> Lora:
-    """What an adapter's configuration says. UnsupportedError for other kinds than LoRA and for options that are not known."""
+    """The LoRA that an adapter's configuration describes. UnsupportedError for other adapter types and unmodelled options."""
     if config.get("peft_type") != "LORA":
         raise UnsupportedError("adapter_kind", found=shown(config.get("peft_type")))
     config = {**config, "model_type": "adapter_config.json"}
@@ -59,7 +59,7 @@ def read_lora(config: Mapping[str, Any]) -> Lora:
 
 
 def lora_of(rank: int, modules: Sequence[str]) -> Lora:
-    """PEFT's plain LoRA of one rank beside the modules whose names end so."""
+    """PEFT's plain LoRA of rank `rank` on the modules whose names end in one of `modules`."""
     return read_lora({"peft_type": "LORA", "r": rank, "target_modules": list(modules)})
 
 
@@ -73,22 +73,22 @@ def _names(config: Mapping[str, Any], key: str) -> list[str]:
 
 
 def _by_pattern(config: Mapping[str, Any], key: str) -> dict[str, Any]:
-    found = config.get(key) or {}
-    if not isinstance(found, dict) or len(found) > MOST_NAMES:
-        raise MalformedError("adapter_names", key=key, found=shown(found))
-    for name in found:
-        number(found, name, default=0)
-    return found
+    value_by_pattern = config.get(key) or {}
+    if not isinstance(value_by_pattern, dict) or len(value_by_pattern) > MOST_NAMES:
+        raise MalformedError("adapter_names", key=key, found=shown(value_by_pattern))
+    for name in value_by_pattern:
+        number(value_by_pattern, name, default=0)
+    return value_by_pattern
 
 
 def _value_of(by_pattern: Mapping[str, Any], default: Any) -> Callable[[str], Any]:
-    """The value of the first pattern that is the end of a module's name. Source: PEFT 0.21, other.get_pattern_key."""
+    """Maps a module's name to the value of the first pattern matching its end. Source: PEFT 0.21, other.get_pattern_key."""
     patterns = [(re.compile(rf"(.*\.)?({safe_pattern(text)})$"), value) for text, value in by_pattern.items()]
     return lambda module: next((value for pattern, value in patterns if pattern.match(module)), default)
 
 
 def _target_test(config: Mapping[str, Any], copied: tuple[str, ...]) -> Callable[[str], bool]:
-    """Whether a module is among `target_modules`: by the whole of a pattern, or by the end of a listed name."""
+    """A test for `target_modules`: a pattern matches a module's whole name, a listed name its end."""
     excluded = _named(config, "exclude_modules")
     named = _named(config, "target_modules")
     if config.get("target_modules") is None:
@@ -96,7 +96,7 @@ def _target_test(config: Mapping[str, Any], copied: tuple[str, ...]) -> Callable
     layers = config.get("layers_to_transform")
     by_layer = _layer_test(config, layers) if layers not in (None, []) else None
     if isinstance(config["target_modules"], str):
-        by_layer = None  # PEFT looks at layers only beside a list
+        by_layer = None  # PEFT reads layers_to_transform only with a list of names
 
     def test(module: str) -> bool:
         if excluded(module) or any(f".{name}." in f".{module}." for name in copied):
@@ -107,11 +107,11 @@ def _target_test(config: Mapping[str, Any], copied: tuple[str, ...]) -> Callable
 
 
 def _named(config: Mapping[str, Any], key: str) -> Callable[[str], bool]:
-    found = config.get(key)
-    if isinstance(found, str):
-        if found == "all-linear":
-            raise UnsupportedError("adapter_option", key=key, found=found)  # PEFT saves the names that it came to
-        pattern = re.compile(safe_pattern(found))
+    value = config.get(key)
+    if isinstance(value, str):
+        if value == "all-linear":
+            raise UnsupportedError("adapter_option", key=key, found=value)  # PEFT saves the resolved names instead
+        pattern = re.compile(safe_pattern(value))
         return lambda module: pattern.fullmatch(module) is not None
     names = _names(config, key)
     whole, ends = frozenset(names), tuple(f".{name}" for name in names)
@@ -120,7 +120,7 @@ def _named(config: Mapping[str, Any], key: str) -> Callable[[str], bool]:
 
 def _layer_test(config: Mapping[str, Any], layers: object) -> Callable[[str], bool]:
     wanted = layers if isinstance(layers, list) else [layers]
-    if not all(type(one) is int for one in wanted):
+    if not all(type(layer) is int for layer in wanted):
         raise MalformedError("adapter_names", key="layers_to_transform", found=shown(layers))
     if config.get("layers_pattern"):
         raise UnsupportedError("adapter_option", key="layers_pattern", found=shown(config["layers_pattern"]))

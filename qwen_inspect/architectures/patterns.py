@@ -1,4 +1,4 @@
-"""Regular expressions of a repository: matched only where it is known that this takes no time to speak of."""
+"""Checks a repository's regular expressions: only patterns that cannot match slowly are accepted."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from ..errors import MalformedError, UnsupportedError
 from .reading import shown
 
 LONGEST_PATTERN = 2_000
-# What makes matching slow is one repetition inside another, or many in a row: those are refused.
+# Nested repetitions, and many in a row, make matching slow: both are refused.
 NESTED_REPETITION = re.compile(r"\)[*+{]|[*+}][*+{]|\\[1-9]|\(\?[^:)]")
 REPETITION = re.compile(r"(?<!\\)[*+{]")
 MOST_REPETITIONS = 4
 
 
 def safe_pattern(text: str) -> str:
-    """`text`, a regular expression; UnsupportedError where it could match slowly, MalformedError where it is none."""
+    """`text`, if it is a safe regular expression; UnsupportedError if it could match slowly, MalformedError if invalid."""
     slow = any(len(REPETITION.findall(branch)) > MOST_REPETITIONS for branch in _branches(text))
     if len(text) > LONGEST_PATTERN or NESTED_REPETITION.search(text) or slow:
         raise UnsupportedError("pattern_slow", found=shown(text))
@@ -27,7 +27,7 @@ def safe_pattern(text: str) -> str:
 
 
 def _branches(text: str) -> list[str]:
-    """The alternatives at the top of a pattern: what one does not match, the next begins anew."""
+    """The top-level alternatives of a pattern; each is matched from the start, so that their repetitions do not multiply."""
     branches, depth = [""], 0
     for character in text:
         depth += {"(": 1, ")": -1}.get(character, 0)

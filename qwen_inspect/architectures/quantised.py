@@ -1,4 +1,4 @@
-"""`quantization_config` -> `Quantisation`; and the configurations that stand for a scheme's name.
+"""Reads `quantization_config` into `Quantisation`, and holds the configuration of each scheme that --dtype names.
 
 Source: transformers 5.23, utils/quantization_config.py and quantizers/; compressed-tensors 0.20, quantization/quant_args.py.
 """
@@ -33,7 +33,7 @@ from ..results.quantisation import (
 from .patterns import safe_pattern
 from .reading import flag, integer, optional_integer, read_dtype, shown
 
-FAMILY = "family of the model"  # a key that no configuration has
+FAMILY = "family of the model"  # carries model_type; no configuration has this key
 HEAD, SHARED_GATE = "lm_head", "shared_expert_gate"
 MOST_PATTERNS = 100_000
 MOST_RULES = 1_000
@@ -41,60 +41,62 @@ LITERAL = re.compile(r"[\w.\-]+")
 
 
 def read_quantisation(config: Mapping[str, Any]) -> Quantisation | None:
-    """What `quantization_config` says, None where there is none.
+    """The quantisation that `quantization_config` declares, None without that key.
 
-    Raises UnsupportedError for a method or layout that is not known, MalformedError for values that have no meaning.
+    Raises UnsupportedError for an unknown method or layout, MalformedError for values without meaning.
     """
-    found = config.get(KEY)
-    if found is None:
+    declared = config.get(KEY)
+    if declared is None:
         return None
-    if not isinstance(found, Mapping):
-        raise MalformedError("quantised_not_object", found=shown(found))
-    method = found.get("quant_method")
-    if method is None and ("load_in_4bit" in found or "load_in_8bit" in found):
-        method = "bitsandbytes"  # files of before transformers 4.34 do not name it
+    if not isinstance(declared, Mapping):
+        raise MalformedError("quantised_not_object", found=shown(declared))
+    method = declared.get("quant_method")
+    if method is None and ("load_in_4bit" in declared or "load_in_8bit" in declared):
+        method = "bitsandbytes"  # files older than transformers 4.34 do not name it
     if method == "intel/auto-round":
-        method = "auto-round"  # as its versions before 0.3 wrote it
+        method = "auto-round"  # written by its versions before 0.3
     if not isinstance(method, str) or method not in METHODS:
         raise UnsupportedError("quantised_unsupported", found=shown(method), known=", ".join(METHODS))
-    # Errors name `model_type`, which is the method's here.
-    return METHODS[method]({**found, "model_type": method, FAMILY: config.get("model_type")})
+    # Errors show `model_type`: here, the method.
+    return METHODS[method]({**declared, "model_type": method, FAMILY: config.get("model_type")})
 
 
-# --- one function a method -----------------------------------------------------------------------------------------
+# --- one function per method -----------------------------------------------------------------------------------------
 
 
-def _awq(found: Mapping[str, Any]) -> Quantisation:
-    """AutoAWQ's own quant_config.json names bits and group otherwise. Source: vLLM 0.19, AWQConfig.from_config."""
+def _awq(declared: Mapping[str, Any]) -> Quantisation:
+    """AutoAWQ's own quant_config.json has other keys for bits and group size. Source: vLLM 0.19, AWQConfig.from_config."""
     for key, old in (("bits", "w_bit"), ("group_size", "q_group_size")):
-        if key not in found and old in found:
-            found = {**found, key: found[old]}
-    layout = found.get("version", found.get("format", "gemm"))
-    _known("version", layout, ("gemm", "GEMM"))
-    scheme = Awq(bits=_bits(found, (4, 8)), group_size=_group_size(found))
-    return _single("awq", scheme, [HEAD, *_names(found, "modules_to_not_convert")])
+        if key not in declared and old in declared:
+            declared = {**declared, key: declared[old]}
+    layout = declared.get("version", declared.get("format", "gemm"))
+    _require("version", layout, ("gemm", "GEMM"))
+    scheme = Awq(bits=_bits(declared, (4, 8)), group_size=_group_size(declared))
+    return _single("awq", scheme, [HEAD, *_names(declared, "modules_to_not_convert")])
 
 
-def _gptq(found: Mapping[str, Any]) -> Quantisation:
-    _known("checkpoint_format", found.get("checkpoint_format", found.get("format", "gptq")), ("gptq", "gptq_v2"))
-    _known("pack_dtype", found.get("pack_dtype", "int32"), ("int32",))
-    if found.get("is_marlin_format"):
+def _gptq(declared: Mapping[str, Any]) -> Quantisation:
+    _require(
+        "checkpoint_format", declared.get("checkpoint_format", declared.get("format", "gptq")), ("gptq", "gptq_v2")
+    )
+    _require("pack_dtype", declared.get("pack_dtype", "int32"), ("int32",))
+    if declared.get("is_marlin_format"):
         raise UnsupportedError("quantised_option_unsupported", key="is_marlin_format", found="true", known="–")
-    scheme = Gptq(bits=_bits(found, GPTQ_BITS), group_size=_group_size(found))
-    skipped = [] if flag(found, "lm_head", default=False) else [HEAD]
-    # Of a decoder's linear layers the gate of the shared expert alone is left. Source: GPTQModel, Qwen2MoeQModel.module_tree.
-    skips = _skipped([*skipped, *_names(found, "modules_to_not_convert"), SHARED_GATE])
-    groups = (*_dynamic(found), SchemeGroup(takes=_always, scheme=scheme))
+    scheme = Gptq(bits=_bits(declared, GPTQ_BITS), group_size=_group_size(declared))
+    skipped = [] if flag(declared, "lm_head", default=False) else [HEAD]
+    # Of a decoder's linear layers only the shared expert's gate is left out. Source: GPTQModel, Qwen2MoeQModel.module_tree.
+    skips = _skipped([*skipped, *_names(declared, "modules_to_not_convert"), SHARED_GATE])
+    groups = (*_dynamic(declared), SchemeGroup(takes=_always, scheme=scheme))
     return Quantisation(method="gptq", groups=groups, skips=skips)
 
 
-def _dynamic(found: Mapping[str, Any]) -> Iterator[SchemeGroup]:
-    """GPTQModel's rules by module, the first that matches deciding: "-:" leaves the module as it is, any other changes its bits.
+def _dynamic(declared: Mapping[str, Any]) -> Iterator[SchemeGroup]:
+    """GPTQModel's rules by module; the first match wins. "-:" excludes the module, others change its bits.
 
-    A plain name is that module's, anything else a regular expression from the name's start.
+    A plain name means that module; anything else is a regular expression matched from the name's start.
     Source: GPTQModel 7.7, quantization/config.py, _resolve_dynamic_override
     """
-    rules = found.get("dynamic") or {}
+    rules = declared.get("dynamic") or {}
     if not isinstance(rules, Mapping):
         raise MalformedError("quantised_overrides", key="dynamic", found=shown(rules))
     _few(rules, "dynamic")
@@ -106,20 +108,22 @@ def _dynamic(found: Mapping[str, Any]) -> Iterator[SchemeGroup]:
             continue
         if not isinstance(changes, Mapping):
             raise MalformedError("quantised_overrides", key="dynamic", found=shown(changes))
-        own = {**found, **changes}
+        own = {**declared, **changes}
         yield SchemeGroup(takes=takes, scheme=Gptq(bits=_bits(own, GPTQ_BITS), group_size=_group_size(own)))
 
 
-def _auto_round(found: Mapping[str, Any]) -> Quantisation:
-    """AutoRound packs as GPTQ does, without the groups' order, or as AWQ; bits above 8 leave a module as it is.
+def _auto_round(declared: Mapping[str, Any]) -> Quantisation:
+    """AutoRound packs like GPTQ (without g_idx) or like AWQ; a module with bits above 8 stays unquantised.
 
-    Linear layers outside of the blocks, the head above all, are quantised only where `extra_config` names them.
+    Linear layers outside the blocks, such as the head, are quantised only if `extra_config` names them.
     Source: auto-round 0.16, inference/convert_model.py, get_layer_config and convert_hf_model; auto_round_extension/torch,
     qlinear_torch.QuantLinear
     """
-    packing = str(found.get("packing_format", "auto_round:auto_gptq")).removeprefix("auto_round:").removeprefix("auto_")
-    _known("packing_format", packing, ("gptq", "awq", "auto"))
-    _known("data_type", found.get("data_type", "int"), ("int",))
+    packing = (
+        str(declared.get("packing_format", "auto_round:auto_gptq")).removeprefix("auto_round:").removeprefix("auto_")
+    )
+    _require("packing_format", packing, ("gptq", "awq", "auto"))
+    _require("data_type", declared.get("data_type", "int"), ("int",))
 
     def scheme(part: Mapping[str, Any]) -> Scheme | None:
         if type(part.get("bits")) is int and part["bits"] > 8:
@@ -129,12 +133,12 @@ def _auto_round(found: Mapping[str, Any]) -> Quantisation:
             return Awq(bits=_bits(part, (4,)), group_size=size)
         return Gptq(bits=_bits(part, (2, 3, 4, 8)), group_size=size, indexed=False)
 
-    overrides = found.get("extra_config") or {}
+    overrides = declared.get("extra_config") or {}
     if not isinstance(overrides, Mapping) or len(overrides) > MOST_PATTERNS:
         raise MalformedError("quantised_overrides", key="extra_config", found=shown(overrides))
     if not all(isinstance(part, Mapping) for part in overrides.values()):
         raise MalformedError("quantised_overrides", key="extra_config", found=shown(overrides))
-    by_name = {name: scheme({**found, **part}) for name, part in overrides.items() if part}
+    by_name = {name: scheme({**declared, **part}) for name, part in overrides.items() if part}
     named = {name: own for name, own in by_name.items() if LITERAL.fullmatch(name)}
     patterns = {name: own for name, own in by_name.items() if name not in named}
     _few(patterns, "extra_config")
@@ -142,20 +146,20 @@ def _auto_round(found: Mapping[str, Any]) -> Quantisation:
     return Quantisation(
         method="auto-round",
         named=named,
-        groups=(*groups, SchemeGroup(takes=_in_blocks(found), scheme=scheme(found))),
-        skips=_skipped(_names(found, "modules_to_not_convert")),
+        groups=(*groups, SchemeGroup(takes=_in_blocks(declared), scheme=scheme(declared))),
+        skips=_skipped(_names(declared, "modules_to_not_convert")),
     )
 
 
 def _few(rules: Mapping[str, Any], key: str) -> None:
-    """Each rule is tried on each module: UnsupportedError for more than any release has."""
+    """Raises UnsupportedError for more than MOST_RULES rules, each of which is matched with each module."""
     if len(rules) > MOST_RULES:
         raise UnsupportedError("quantised_rules", key=key, found=len(rules), most=MOST_RULES)
 
 
-def _in_blocks(found: Mapping[str, Any]) -> ModuleTest:
-    """Whether a module lies in a block that AutoRound quantises: those named, else every numbered layer."""
-    blocks = found.get("block_name_to_quantize", found.get("to_quant_block_names"))
+def _in_blocks(declared: Mapping[str, Any]) -> ModuleTest:
+    """A test for the blocks that AutoRound quantises: the named ones, else every numbered layer."""
+    blocks = declared.get("block_name_to_quantize", declared.get("to_quant_block_names"))
     names = blocks.split(",") if isinstance(blocks, str) else blocks
     if names is None:
         return lambda module: any(part.isdecimal() for part in module.split("."))
@@ -170,22 +174,22 @@ def _in_blocks(found: Mapping[str, Any]) -> ModuleTest:
     return lambda module: module.startswith(starts)
 
 
-def _mlx(found: Mapping[str, Any]) -> Quantisation:
-    """mlx-lm quantises linear layers, embeddings and routers alike, and lists each layer that differs by its name.
+def _mlx(declared: Mapping[str, Any]) -> Quantisation:
+    """mlx-lm quantises linear layers, embeddings and routers; layers with other settings are listed by name.
 
     Source: mlx-lm 0.32, utils.quantize_model and load_model
     """
 
     def scheme(part: Mapping[str, Any]) -> Scheme:
         mode = part.get("mode", "affine")
-        _known("mode", mode, tuple(MLX_DEFAULTS))
+        _require("mode", mode, tuple(MLX_DEFAULTS))
         size, bits = MLX_DEFAULTS[mode]
         part = {"model_type": "mlx", "group_size": size, "bits": bits, **part}
         chosen = integer(part, "group_size", at_most=1 << 16)
         return Mlx(bits=_bits(part, (2, 3, 4, 5, 6, 8)), group_size=chosen, mode=mode)
 
     own: dict[str, Scheme | None] = {}
-    for name, part in found.items():
+    for name, part in declared.items():
         if isinstance(part, Mapping):
             own[name] = scheme(part)
         elif part is False:
@@ -193,105 +197,109 @@ def _mlx(found: Mapping[str, Any]) -> Quantisation:
     return Quantisation(
         method="mlx",
         named=own,
-        groups=(SchemeGroup(takes=_always, scheme=scheme(found)),),
+        groups=(SchemeGroup(takes=_always, scheme=scheme(declared)),),
         skips=_skipped([]),
         every_matrix=True,
     )
 
 
-def _fp8(found: Mapping[str, Any]) -> Quantisation:
-    _known("fmt", found.get("fmt", "e4m3"), ("e4m3", "float8_e4m3fn"))
-    # How the scales are rounded; what they are stored in the files tell, or the release's family.
-    _known("scale_fmt", found.get("scale_fmt") or "float", ("float", "ue8m0"))
-    activation = found.get("activation_scheme", "dynamic")
-    _known("activation_scheme", activation, ("dynamic", "static"))
-    block = found.get("weight_block_size", (128, 128))
+def _fp8(declared: Mapping[str, Any]) -> Quantisation:
+    _require("fmt", declared.get("fmt", "e4m3"), ("e4m3", "float8_e4m3fn"))
+    # scale_fmt is how scales are rounded; their stored dtype follows from the files or the family.
+    _require("scale_fmt", declared.get("scale_fmt") or "float", ("float", "ue8m0"))
+    activation = declared.get("activation_scheme", "dynamic")
+    _require("activation_scheme", activation, ("dynamic", "static"))
+    block = declared.get("weight_block_size", (128, 128))
     if block is not None and not _is_block(block):
         raise MalformedError("quantised_block", found=shown(block))
     scheme = Fp8(
         block=None if block is None else (block[0], block[1]),
-        scale_dtype=_fp8_scale_dtype(found, block),
+        scale_dtype=_fp8_scale_dtype(declared, block),
         static_inputs=activation == "static",
     )
-    return _single("fp8", scheme, [HEAD, *_names(found, "modules_to_not_convert")])
+    return _single("fp8", scheme, [HEAD, *_names(declared, "modules_to_not_convert")])
 
 
-def _fp8_scale_dtype(found: Mapping[str, Any], block: object) -> DType:
-    """What the scales are stored in, where no file tells.
+def _fp8_scale_dtype(declared: Mapping[str, Any], block: object) -> DType:
+    """The stored dtype of the scales, for a model without files.
 
     Source: README_WEIGHTS.md of DeepSeek-V3; the published bytes of Qwen3-0.6B-FP8 for others in blocks; transformers 5.23,
     integrations/finegrained_fp8.py, for exponents of 8 bits (ue8m0)
     """
-    if block is None or str(found[FAMILY]).startswith("deepseek"):
+    if block is None or str(declared[FAMILY]).startswith("deepseek"):
         return DType.F32
-    return DType.F8_E8M0 if found.get("scale_fmt") == "ue8m0" else DType.BF16
+    return DType.F8_E8M0 if declared.get("scale_fmt") == "ue8m0" else DType.BF16
 
 
-def _bitsandbytes(found: Mapping[str, Any]) -> Quantisation:
-    four, eight = flag(found, "load_in_4bit", default=False), flag(found, "load_in_8bit", default=False)
+def _bitsandbytes(declared: Mapping[str, Any]) -> Quantisation:
+    four, eight = flag(declared, "load_in_4bit", default=False), flag(declared, "load_in_8bit", default=False)
     if four == eight:
         raise MalformedError("quantised_bnb_bits")
     scheme: Scheme = BnbInt8()
     if four:
-        kind = found.get("bnb_4bit_quant_type", "fp4")
-        _known("bnb_4bit_quant_type", kind, ("nf4", "fp4"))
-        storage = found.get("bnb_4bit_quant_storage") or "uint8"
-        _known("bnb_4bit_quant_storage", storage, ("uint8", "int8", "float16", "bfloat16", "float32"))
-        double = flag(found, "bnb_4bit_use_double_quant", default=False)
+        kind = declared.get("bnb_4bit_quant_type", "fp4")
+        _require("bnb_4bit_quant_type", kind, ("nf4", "fp4"))
+        storage = declared.get("bnb_4bit_quant_storage") or "uint8"
+        _require("bnb_4bit_quant_storage", storage, ("uint8", "int8", "float16", "bfloat16", "float32"))
+        double = flag(declared, "bnb_4bit_use_double_quant", default=False)
         scheme = Bnb4(kind=kind, double=double, storage=DTYPE_OF_TORCH_NAME[storage])
-    skipped = found.get("llm_int8_skip_modules")
-    # Source: HfQuantizer.get_modules_to_not_convert: the head is skipped only where no list is given.
-    names = [HEAD] if skipped is None else _names(found, "llm_int8_skip_modules")
+    skipped = declared.get("llm_int8_skip_modules")
+    # Source: HfQuantizer.get_modules_to_not_convert: the head is skipped only without such a list.
+    names = [HEAD] if skipped is None else _names(declared, "llm_int8_skip_modules")
     return _single("bitsandbytes", scheme, names)
 
 
-def _mxfp4(found: Mapping[str, Any]) -> Quantisation:
-    return _single("mxfp4", Mxfp4Experts(), _names(found, "modules_to_not_convert"))
+def _mxfp4(declared: Mapping[str, Any]) -> Quantisation:
+    return _single("mxfp4", Mxfp4Experts(), _names(declared, "modules_to_not_convert"))
 
 
-def _modelopt(found: Mapping[str, Any]) -> Quantisation:
+def _modelopt(declared: Mapping[str, Any]) -> Quantisation:
     """Source: NVIDIA ModelOpt 0.33, export/convert_hf_config.py: `quant_algo` and `ignore` beside config_groups."""
-    inner = found.get("quantization", found)
+    inner = declared.get("quantization", declared)
     if not isinstance(inner, Mapping):
         raise MalformedError("quantised_not_object", found=shown(inner))
-    _known("quant_algo", inner.get("quant_algo"), tuple(MODELOPT))
+    _require("quant_algo", inner.get("quant_algo"), tuple(MODELOPT))
     names = [*_names(inner, "ignore"), *_names(inner, "exclude_modules")]
-    # Wildcards as in fnmatch: `model.layers.0*` takes whatever follows.
+    # Wildcards as in fnmatch: `model.layers.0*` matches any continuation.
     patterns = ["re:" + re.escape(name).replace(r"\*", ".*") + "$" if "*" in name else name for name in names]
     return _single("modelopt", MODELOPT[str(inner["quant_algo"])], patterns)
 
 
-def _compressed_tensors(found: Mapping[str, Any]) -> Quantisation:
+def _compressed_tensors(declared: Mapping[str, Any]) -> Quantisation:
     for key in ("sparsity_config", "transform_config"):
-        if found.get(key) and found[key] != {"format": "dense"}:
-            raise UnsupportedError("quantised_option_unsupported", key=key, found=shown(found[key]), known="–")
-    groups = found.get("config_groups")
-    if not isinstance(groups, Mapping) or not groups or not all(isinstance(one, Mapping) for one in groups.values()):
+        if declared.get(key) and declared[key] != {"format": "dense"}:
+            raise UnsupportedError("quantised_option_unsupported", key=key, found=shown(declared[key]), known="–")
+    groups = declared.get("config_groups")
+    if (
+        not isinstance(groups, Mapping)
+        or not groups
+        or not all(isinstance(group, Mapping) for group in groups.values())
+    ):
         raise MalformedError("quantised_groups", found=shown(groups))
     return Quantisation(
         method="compressed-tensors",
-        groups=tuple(_compressed_group(group, found.get("format")) for group in groups.values()),
-        skips=_anchored(_names(found, "ignore")),
+        groups=tuple(_compressed_group(group, declared.get("format")) for group in groups.values()),
+        skips=_anchored(_names(declared, "ignore")),
     )
 
 
 def _compressed_group(group: Mapping[str, Any], shared_format: object) -> SchemeGroup:
     layout = group.get("format") or shared_format
-    _known("format", layout, tuple(COMPRESSED))
+    _require("format", layout, tuple(COMPRESSED))
     weights, inputs = group.get("weights"), group.get("input_activations") or {}
     if not isinstance(weights, Mapping) or not isinstance(inputs, Mapping):
         raise MalformedError("quantised_groups", found=shown(weights))
     static = bool(inputs) and inputs.get("dynamic", False) is not True
     weights = {**weights, "model_type": "compressed-tensors"}
     targets = _names(group, "targets")
-    # A class's name takes every linear module: the rest of those known here are none of the kind.
+    # "Linear" is a class name and targets every linear module.
     takes = _always if "Linear" in targets else _anchored(targets)
     return SchemeGroup(takes=takes, scheme=COMPRESSED[str(layout)](weights, static))
 
 
 def _compressed_integers(weights: Mapping[str, Any], static: bool) -> Scheme:
     ordered = weights.get("actorder")
-    _known("actorder", ordered, (None, False, True, "group", "weight", "static", "dynamic"))
+    _require("actorder", ordered, (None, False, True, "group", "weight", "static", "dynamic"))
     return CompressedIntegers(
         bits=_bits(weights, (2, 3, 4, 5, 6, 7, 8), key="num_bits"),
         group_size=_group_size(weights) if weights.get("strategy", "group") == "group" else None,
@@ -302,9 +310,9 @@ def _compressed_integers(weights: Mapping[str, Any], static: bool) -> Scheme:
 
 def _compressed_numbers(weights: Mapping[str, Any], static: bool) -> Scheme:
     kind, strategy = weights.get("type", "int"), weights.get("strategy", "tensor")
-    _known("type", kind, ("int", "float"))
+    _require("type", kind, ("int", "float"))
     scaled = _scaled(weights, strategy)
-    # Four-bit integers are stored a byte each too, where the inputs are quantised as well.
+    # With quantised inputs, even four-bit integers take a byte each.
     _bits(weights, (8,) if kind == "float" else (2, 3, 4, 5, 6, 7, 8), key="num_bits")
     return CompressedNumbers(
         dtype=DType.F8_E4M3 if kind == "float" else DType.I8,
@@ -316,7 +324,7 @@ def _compressed_numbers(weights: Mapping[str, Any], static: bool) -> Scheme:
 
 
 def _scaled(weights: Mapping[str, Any], strategy: object) -> tuple[int | None, int | None]:
-    _known("strategy", strategy, ("tensor", "channel", "group", "block"))
+    _require("strategy", strategy, ("tensor", "channel", "group", "block"))
     if strategy == "block":
         block = weights.get("block_structure")
         if not _is_block(block):
@@ -340,7 +348,7 @@ def _compressed_fp4(weights: Mapping[str, Any], static: bool) -> Scheme:
 
 GPTQ_BITS = (2, 3, 4, 8)
 MODELOPT: Mapping[str, Scheme] = {"NVFP4": ModelOptNvfp4(), "FP8": ModelOptFp8()}
-# Group size and bits of each mode where a configuration names none. Source: mlx-lm 0.32, utils.quantize_model
+# Default (group size, bits) of each mode. Source: mlx-lm 0.32, utils.quantize_model
 MLX_DEFAULTS: Mapping[str, tuple[int, int]] = {"affine": (64, 4), "mxfp4": (32, 4), "nvfp4": (16, 4), "mxfp8": (32, 8)}
 COMPRESSED: Mapping[str, Callable[[Mapping[str, Any], bool], Scheme]] = {
     "pack-quantized": _compressed_integers,
@@ -367,31 +375,32 @@ METHODS: Mapping[str, Callable[[Mapping[str, Any]], Quantisation]] = {
 # --- values --------------------------------------------------------------------------------------------------------
 
 
-def _known(key: str, value: object, known: Sequence[object]) -> None:
-    if value not in known:
-        names = ", ".join(str(one) for one in known)
+def _require(key: str, value: object, choices: Sequence[object]) -> None:
+    """Raises UnsupportedError unless `value` is one of `choices`."""
+    if value not in choices:
+        names = ", ".join(map(str, choices))
         raise UnsupportedError("quantised_option_unsupported", key=key, found=shown(value), known=names)
 
 
-def _bits(found: Mapping[str, Any], known: tuple[int, ...], *, key: str = "bits") -> int:
-    bits = integer(found, key, at_most=64)
-    _known(key, bits, known)
+def _bits(declared: Mapping[str, Any], choices: tuple[int, ...], *, key: str = "bits") -> int:
+    bits = integer(declared, key, at_most=64)
+    _require(key, bits, choices)
     return bits
 
 
-def _group_size(found: Mapping[str, Any]) -> int | None:
-    """None for -1 and for null: all input features share a group."""
-    if found.get("group_size") == -1:
+def _group_size(declared: Mapping[str, Any]) -> int | None:
+    """`group_size`; None for -1 or null: all input features share a group."""
+    if declared.get("group_size") == -1:
         return None
-    return optional_integer(found, "group_size", at_least=1)
+    return optional_integer(declared, "group_size", at_least=1)
 
 
 def _scale_dtype(weights: Mapping[str, Any]) -> DType | None:
     name = weights.get("scale_dtype")
     if name is None:
         return None
-    known = ("torch.uint8", "torch.float8_e4m3fn", "torch.bfloat16", "torch.float16", "torch.float32")
-    _known("scale_dtype", name, known)
+    choices = ("torch.uint8", "torch.float8_e4m3fn", "torch.bfloat16", "torch.float16", "torch.float32")
+    _require("scale_dtype", name, choices)
     return DTYPE_OF_TORCH_NAME[str(name).removeprefix("torch.")]
 
 
@@ -414,8 +423,8 @@ def _always(module: str) -> bool:
     return True
 
 
-def _names(found: Mapping[str, Any], key: str) -> list[str]:
-    names = found.get(key)
+def _names(declared: Mapping[str, Any], key: str) -> list[str]:
+    names = declared.get(key)
     if names is None:
         return []
     if not isinstance(names, list) or len(names) > MOST_PATTERNS or not all(isinstance(name, str) for name in names):
@@ -424,7 +433,9 @@ def _names(found: Mapping[str, Any], key: str) -> list[str]:
 
 
 def _skipped(names: Sequence[str]) -> ModuleTest:
-    """transformers' rule: a name, or a pattern, from the start to a module's boundary; or the end of the name.
+    """A test for skipped modules by transformers' rule.
+
+    A name or pattern must match from the start of a module's name up to a dot or the end, or a name must be its end.
 
     Source: transformers 5.23, quantizers_utils.should_convert_module.
     """
@@ -447,7 +458,7 @@ def _skipped(names: Sequence[str]) -> ModuleTest:
 
 
 def _anchored(names: Sequence[str]) -> ModuleTest:
-    """compressed-tensors' rule: the whole name, or a pattern after "re:" from its start.
+    """A test by compressed-tensors' rule: the whole name, or a pattern after "re:" matched from its start.
 
     Source: compressed-tensors 0.20, utils/match.py, match_name.
     """
@@ -457,7 +468,7 @@ def _anchored(names: Sequence[str]) -> ModuleTest:
 
 
 def _named_or_matched(name: str) -> ModuleTest:
-    """A plain name: that module alone. Anything else: a regular expression from a module's start."""
+    """A test: a plain name means that module only, anything else is a regular expression matched from the name's start."""
     if LITERAL.fullmatch(name):
         return lambda module: module == name
     pattern = re.compile(safe_pattern(name))
@@ -465,7 +476,7 @@ def _named_or_matched(name: str) -> ModuleTest:
 
 
 def _searched(name: str) -> ModuleTest:
-    """A regular expression anywhere in a module's name."""
+    """A test: a regular expression that matches anywhere in a module's name."""
     pattern = re.compile(safe_pattern(name))
     return lambda module: pattern.search(module) is not None
 
@@ -476,18 +487,30 @@ def _ancestors(module: str) -> list[str]:
     return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
-# --- a scheme by its name ------------------------------------------------------------------------------------------
+# --- schemes by name ------------------------------------------------------------------------------------------------
 
 DEFAULT_GROUP_SIZE = 128
-# What Qwen's own quantised releases leave: the shared expert's gate, the vision tower, linear attention's step and decay.
-# Source: layout of Qwen3.6-35B-A3B-FP8, whose published bytes follow from it.
-LEFT = [SHARED_GATE, "model.visual", "in_proj_a", "in_proj_b", "in_proj_ba"]
-# What `--dtype` takes beside torch's dtypes. "group_size" is filled in where the key stands.
+# Unquantised in Qwen's own releases: the shared expert's gate, the vision tower, linear attention's step and decay.
+# Source: layout of Qwen3.6-35B-A3B-FP8; its published bytes follow from it.
+UNQUANTISED = [SHARED_GATE, "model.visual", "in_proj_a", "in_proj_b", "in_proj_ba"]
+# Values of `--dtype` besides torch's dtypes. A "group_size" of None is filled in.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "awq-int4": {"quant_method": "awq", "bits": 4, "group_size": None, "modules_to_not_convert": LEFT},
-    "gptq-int4": {"quant_method": "gptq", "bits": 4, "group_size": None, "sym": True, "modules_to_not_convert": LEFT},
-    "gptq-int8": {"quant_method": "gptq", "bits": 8, "group_size": None, "sym": True, "modules_to_not_convert": LEFT},
-    "fp8": {"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": LEFT},
+    "awq-int4": {"quant_method": "awq", "bits": 4, "group_size": None, "modules_to_not_convert": UNQUANTISED},
+    "gptq-int4": {
+        "quant_method": "gptq",
+        "bits": 4,
+        "group_size": None,
+        "sym": True,
+        "modules_to_not_convert": UNQUANTISED,
+    },
+    "gptq-int8": {
+        "quant_method": "gptq",
+        "bits": 8,
+        "group_size": None,
+        "sym": True,
+        "modules_to_not_convert": UNQUANTISED,
+    },
+    "fp8": {"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": UNQUANTISED},
     "bnb-int8": {"quant_method": "bitsandbytes", "load_in_8bit": True},
     "bnb-nf4": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
     "bnb-fp4": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
@@ -497,11 +520,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "bnb_4bit_quant_type": "nf4",
         "bnb_4bit_use_double_quant": True,
     },
-    "nvfp4": {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": [HEAD, *LEFT]},
+    "nvfp4": {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": [HEAD, *UNQUANTISED]},
 }
 
 
-# What Qwen's own GPTQ releases of hybrids leave: all of attention, linear or not, and the shared expert.
+# Unquantised in Qwen's own GPTQ releases of hybrids: all attention, linear or not, and the shared expert.
 # Source: quantization_config of Qwen3.5-35B-A3B-GPTQ-Int4
 GPTQ_HYBRID: Mapping[str, Any] = {
     "lm_head": {},
@@ -514,9 +537,9 @@ GPTQ_HYBRID: Mapping[str, Any] = {
 
 
 def preset(name: str, group_size: int | None, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The `quantization_config` that `name` of PRESETS stands for of the model of `config`, as its publisher would write it.
+    """The `quantization_config` of the scheme `name` (a key of PRESETS) for the model of `config`, as Qwen would publish it.
 
-    UsageError where its groups have a fixed size.
+    UsageError for a `group_size` if the scheme's groups have a fixed size.
     """
     chosen = dict(PRESETS[name])
     if chosen["quant_method"] == "gptq" and str(config.get("model_type")).startswith("qwen3_5"):
@@ -524,9 +547,8 @@ def preset(name: str, group_size: int | None, config: Mapping[str, Any]) -> Mapp
             **{key: value for key, value in chosen.items() if key != "modules_to_not_convert"},
             "dynamic": GPTQ_HYBRID,
         }
-    if chosen.get(
-        "load_in_4bit"
-    ):  # in the model's dtype, as nearly everybody asks for, not in BitsAndBytesConfig's float32
+    if chosen.get("load_in_4bit"):
+        # The usual choice, the model's dtype; BitsAndBytesConfig's default is float32.
         chosen["bnb_4bit_compute_dtype"] = read_dtype(config).torch_name
     if "group_size" in chosen:
         chosen["group_size"] = group_size or DEFAULT_GROUP_SIZE

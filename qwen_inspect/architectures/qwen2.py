@@ -26,7 +26,7 @@ __all__ = ["module_tree", "prediction_layers", "read_spec", "stored_form"]
 
 
 def read_spec(config: Mapping[str, Any]) -> ModelSpec:
-    # Source: Qwen2Config.__post_init__: the first `max_window_layers` layers see all tokens (28 where the key is missing).
+    # Source: Qwen2Config.__post_init__: the first `max_window_layers` layers see all tokens (28 if the key is missing).
     full_layers = optional_integer(config, "max_window_layers")
     first_sliding = 28 if full_layers is None else full_layers
     return read_decoder(

@@ -28,7 +28,7 @@ __all__ = ["module_tree", "prediction_layers", "read_spec", "stored_form"]
 
 
 def read_spec(config: Mapping[str, Any]) -> ModelSpec:
-    # Source: Qwen2MoeConfig.__post_init__: every other layer below `max_window_layers` (28 where the key is missing).
+    # Source: Qwen2MoeConfig.__post_init__: every other layer below `max_window_layers` (28 if the key is missing).
     window_layers = optional_integer(config, "max_window_layers")
     last_sliding = 28 if window_layers is None else window_layers
     return read_decoder(

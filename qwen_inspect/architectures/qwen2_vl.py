@@ -42,7 +42,7 @@ SIZES: Mapping[str, int] = {
 
 
 def read_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Its `vision_config` calls the tower's width embed_dim, and hidden_size what comes out of it."""
+    """In its `vision_config`, embed_dim is the tower's width and hidden_size its output size."""
     vision = vision_part(config)
     width = integer(vision, "embed_dim") if "embed_dim" in vision else SIZES["hidden_size"]
     ratio = integer(vision, "mlp_ratio") if "mlp_ratio" in vision else 4

@@ -1,4 +1,4 @@
-"""Qwen3, dense: QK-Norm in place of the q, k and v biases, and a head_dim of its own.
+"""Qwen3, dense: QK-Norm in place of the q, k and v biases, and its own head_dim.
 
 Source: transformers 5.23, models/qwen3; Qwen3 Technical Report (arXiv 2505.09388).
 """
@@ -28,7 +28,7 @@ __all__ = ["module_tree", "prediction_layers", "read_spec", "stored_form"]
 
 
 def read_spec(config: Mapping[str, Any]) -> ModelSpec:
-    # Source: Qwen3Config: the first `max_window_layers` layers see all tokens (28 where the key is missing).
+    # Source: Qwen3Config: the first `max_window_layers` layers see all tokens (28 if the key is missing).
     full_layers = optional_integer(config, "max_window_layers")
     first_sliding = 28 if full_layers is None else full_layers
     bias = flag(config, "attention_bias", default=False)

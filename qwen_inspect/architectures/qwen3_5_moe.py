@@ -1,4 +1,4 @@
-"""Qwen3.5, 3.6 and 3.8 with experts: as qwen3_5, and on every layer routed experts beside a shared one.
+"""Qwen3.5, 3.6 and 3.8 with experts: as qwen3_5, with routed experts and a shared expert in every layer.
 
 Source: transformers 5.23, models/qwen3_5_moe.
 """
@@ -23,7 +23,7 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
 
 
 def _all_sparse(config: Mapping[str, Any]) -> Callable[[int], list[Mlp]]:
-    """Qwen3_5MoeDecoderLayer has experts whatever decoder_sparse_step and mlp_only_layers say."""
+    """Experts in every layer: Qwen3_5MoeDecoderLayer ignores decoder_sparse_step and mlp_only_layers."""
     integer(config, "num_experts", at_most=MOST_HEADS)
     shared = integer(config, "shared_expert_intermediate_size")
     always = {**config, "decoder_sparse_step": 1, "mlp_only_layers": []}

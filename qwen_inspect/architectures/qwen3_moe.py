@@ -37,7 +37,7 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
             qkv_bias=bias,
             output_bias=bias,
             qk_norm=True,
-            # Source: cache_utils.get_layer_types_and_kwargs: a window, where there is one, holds for every layer.
+            # Source: cache_utils.get_layer_types_and_kwargs: a window, if set, holds for every layer.
             windows=lambda layers: read_layer_types(
                 config, layers, window=read_window(config), default=lambda index: True
             ),

@@ -1,4 +1,4 @@
-"""Qwen3-Next: three layers of Gated DeltaNet to one of gated full attention, many small experts, a shared expert.
+"""Qwen3-Next: three layers of Gated DeltaNet to each layer of gated full attention, many small experts, a shared expert.
 
 Source: transformers 5.23, models/qwen3_next.
 """

@@ -1,6 +1,6 @@
-"""Reading a configuration strictly: what stands there, or a sentence that says what should.
+"""Reads configurations strictly: a valid value, or an error that says what was expected.
 
-Defaults are transformers' own, and only for keys whose absence it gives a meaning.
+Defaults are those of transformers, and only for keys that it allows to be absent.
 Source: transformers 5.23, models/qwen*/configuration_*.py.
 """
 
@@ -24,13 +24,13 @@ from ..spec import (
     SlidingAttention,
 )
 
-# No released model comes near these; a larger value is a damaged or hostile file.
+# Far above every released model: a larger value means a damaged or hostile file.
 LARGEST_SIZE = 1 << 31
 MOST_LAYERS = 10_000
 MOST_HEADS = 1 << 16
 MOST_EXPERTS = 1 << 20  # over all layers; Kimi-K2 has 23,040
 
-# The classes that are described here, by model_type, the usual one first.
+# The classes described here, by model_type; the default class first.
 CLASSES: Mapping[str, tuple[str, ...]] = {
     "qwen2": ("Qwen2ForCausalLM", "Qwen2Model"),
     "qwen2_moe": ("Qwen2MoeForCausalLM", "Qwen2MoeModel"),
@@ -61,7 +61,7 @@ ACTIVATION_CLASSES: Mapping[str, str] = {
 
 
 def integer(config: Mapping[str, Any], key: str, *, at_least: int = 1, at_most: int = LARGEST_SIZE) -> int:
-    """`config[key]`, a whole number within bounds; MalformedError says what stands there instead."""
+    """`config[key]`, an integer within bounds; MalformedError, with the value, for anything else."""
     if key not in config:
         raise MalformedError("config_key_missing", key=key, model_type=config.get("model_type"))
     value = config[key]
@@ -75,12 +75,12 @@ def integer(config: Mapping[str, Any], key: str, *, at_least: int = 1, at_most: 
 def optional_integer(
     config: Mapping[str, Any], key: str, *, at_least: int = 0, at_most: int = LARGEST_SIZE
 ) -> int | None:
-    """`config[key]`, or None where the key is missing or null."""
+    """`config[key]`, or None if the key is missing or null."""
     return None if config.get(key) is None else integer(config, key, at_least=at_least, at_most=at_most)
 
 
 def flag(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
-    """`config[key]`, true or false; `default` is transformers' own for a key that is missing or null."""
+    """`config[key]`, true or false; `default`, for a missing or null key, is that of transformers."""
     value = config.get(key)
     if value is None:
         return default
@@ -90,7 +90,7 @@ def flag(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
 
 
 def number(config: Mapping[str, Any], key: str, *, default: float) -> float:
-    """`config[key]` as a finite number not below 0; `default` is transformers' own for a missing key."""
+    """`config[key]`, a finite number of at least 0; `default`, for a missing key, is that of transformers."""
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
         raise MalformedError("config_not_number", key=key, found=shown(value))
@@ -98,7 +98,7 @@ def number(config: Mapping[str, Any], key: str, *, default: float) -> float:
 
 
 def shown(value: object) -> str:
-    """A hostile value, short: a string of 10^30 digits is not repeated."""
+    """`value` in at most 60 characters, safe for hostile values such as an integer of 10^30 digits."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"
     text = "null" if value is None else repr(value)
@@ -106,7 +106,7 @@ def shown(value: object) -> str:
 
 
 def read_dtype(config: Mapping[str, Any]) -> DType:
-    """The dtype of the parameters: `dtype` (transformers 5) or `torch_dtype`; float32, torch's default, where neither is set.
+    """The dtype of the parameters: `dtype` (transformers 5) or `torch_dtype`; float32, torch's default, if neither is set.
 
     Source: transformers 5.23, modeling_utils._from_config and PreTrainedConfig.dtype.
     """
@@ -129,9 +129,9 @@ def read_decoder(
     attentions: Callable[[int], list[Attention]],
     mlps: Callable[[int], list[Mlp]],
 ) -> ModelSpec:
-    """The spec of a decoder, from what all these families name alike and from what the caller read of its own.
+    """The spec of a decoder: the keys that all families share, and the attentions and MLPs that the caller reads.
 
-    attentions, mlps: from the number of layers, each layer's attention and MLP.
+    attentions, mlps: functions from the number of layers to each layer's attention and MLP.
     """
     layers = integer(config, "num_hidden_layers", at_most=MOST_LAYERS)
     return ModelSpec(
@@ -145,7 +145,7 @@ def read_decoder(
         dtype=read_dtype(config),
         norm_eps=number(config, "rms_norm_eps", default=1e-6),
         activation=read_activation(config, default="silu"),
-        # nn.Embedding asserts that the padding is in the table.
+        # nn.Embedding asserts that padding_idx is within the table.
         pad_token_id=optional_integer(config, "pad_token_id", at_most=integer(config, "vocab_size") - 1),
         layers=tuple(
             Layer(attention=attention, mlp=mlp) for attention, mlp in zip(attentions(layers), mlps(layers), strict=True)
@@ -161,23 +161,23 @@ def read_activation(config: Mapping[str, Any], *, default: str) -> str:
 
 
 def read_heads(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Query heads, and the KV heads that they share evenly."""
+    """(query heads, KV heads); the KV heads divide the query heads."""
     query_heads = integer(config, "num_attention_heads", at_most=MOST_HEADS)
     return query_heads, _kv_heads(config, query_heads)
 
 
 def read_kv_heads(config: Mapping[str, Any], layers: int, query_heads: int) -> list[int]:
-    """Each layer's KV heads: one number for all, or in GGUF metadata a list."""
-    found = config.get("num_key_value_heads", 0)
-    if isinstance(found, list) and "general.architecture" in config:
-        if len(found) != layers:
-            raise MalformedError("gguf_per_layer", key="num_key_value_heads", found=len(found), layers=layers)
-        return [_kv_heads({**config, "num_key_value_heads": one}, query_heads) for one in found]
+    """Each layer's KV heads, from one number for all layers or, in GGUF metadata, a list."""
+    heads = config.get("num_key_value_heads", 0)
+    if isinstance(heads, list) and "general.architecture" in config:
+        if len(heads) != layers:
+            raise MalformedError("gguf_per_layer", key="num_key_value_heads", found=len(heads), layers=layers)
+        return [_kv_heads({**config, "num_key_value_heads": layer_heads}, query_heads) for layer_heads in heads]
     return [_kv_heads(config, query_heads)] * layers
 
 
 def _kv_heads(config: Mapping[str, Any], query_heads: int) -> int:
-    """Null means as many as query heads. (Missing, transformers would take its class default: an error here.)
+    """KV heads; null means the number of query heads. A missing key is an error, though transformers has a class default.
 
     Source: Qwen3Config.__post_init__.
     """
@@ -197,7 +197,7 @@ def softmax_attentions(
     qk_norm: bool,
     windows: Callable[[int], list[int | None]],
 ) -> Callable[[int], list[Attention]]:
-    """Full or sliding attention for each layer. windows: from the number of layers, each layer's window (None: all tokens)."""
+    """Full or sliding attention for each layer. windows: from the number of layers to each layer's window (None: all tokens)."""
     query_heads = integer(config, "num_attention_heads", at_most=MOST_HEADS)
 
     def attention(window: int | None, kv_heads: int) -> Attention:
@@ -215,12 +215,12 @@ def softmax_attentions(
 
 
 def hybrid_attentions(config: Mapping[str, Any], *, fused_projections: bool) -> Callable[[int], list[Attention]]:
-    """Linear attention, and gated full attention on the layers that `layer_types` names or else on every fourth.
+    """Gated full attention on the layers that `layer_types` names, else on every fourth; linear attention on the rest.
 
     Source: Qwen3NextConfig and Qwen3_5TextConfig, __post_init__ and class defaults.
     """
     query_heads, kv_heads = read_heads(config)
-    # Null is None to transformers, which then derives it nowhere: an error here.
+    # Null is an error: transformers keeps None and derives no head_dim from it.
     head_dim = integer(config, "head_dim", at_most=MOST_HEADS) if "head_dim" in config else 256
     bias = flag(config, "attention_bias", default=False)
     full = GatedAttention(
@@ -253,17 +253,17 @@ def hybrid_attentions(config: Mapping[str, Any], *, fused_projections: bool) -> 
 def _hybrid_types(config: Mapping[str, Any], layers: int) -> list[str]:
     types = config.get("layer_types")
     if types is None:
-        given = config.get("full_attention_interval") is not None
-        interval = integer(config, "full_attention_interval") if given else 4
+        is_set = config.get("full_attention_interval") is not None
+        interval = integer(config, "full_attention_interval") if is_set else 4
         types = ["linear_attention" if (index + 1) % interval else "full_attention" for index in range(layers)]
-    check_layer_types(types, layers, known=("linear_attention", "full_attention"))
+    check_layer_types(types, layers, kinds=("linear_attention", "full_attention"))
     if "full_attention" not in types:
         raise UnsupportedError("config_all_linear")
     return list(types)
 
 
 def _rotary_dim(config: Mapping[str, Any], head_dim: int) -> int:
-    """The channels of a head that RoPE turns: a quarter, where the configuration does not say.
+    """The channels of a head that RoPE rotates; a quarter by default.
 
     Source: transformers 5.23, RotaryEmbeddingConfigMixin.convert_rope_params_to_dict (rope_scaling, then rope_parameters, then
     the key beside them), and compute_default_rope_parameters.
@@ -279,7 +279,7 @@ def _rotary_dim(config: Mapping[str, Any], head_dim: int) -> int:
 
 
 def read_class_name(config: Mapping[str, Any]) -> str:
-    """The class that `architectures` names; the usual one of the model_type where it names none."""
+    """The class that `architectures` names, else the default class of the model_type."""
     names = config.get("architectures") or [CLASSES[config["model_type"]][0]]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise MalformedError("config_architectures", found=shown(names))
@@ -287,12 +287,12 @@ def read_class_name(config: Mapping[str, Any]) -> str:
 
 
 def is_described(config: Mapping[str, Any]) -> bool:
-    """Whether the class of `config` is described here, with layers that differ by no more than their kinds.
+    """Whether the class of `config` is described here; never if layers differ in more than their types.
 
     Source: transformers 5.23, HeterogeneousConfigMixin: `per_layer_config` changes any key for single layers.
     """
-    known = CLASSES.get(config["model_type"])
-    if known is None or read_class_name(config) not in known:
+    classes = CLASSES.get(config["model_type"])
+    if classes is None or read_class_name(config) not in classes:
         return False
     return not any(
         isinstance(part, Mapping) and part.get("per_layer_config") for part in (config, config.get("text_config"))
@@ -300,7 +300,7 @@ def is_described(config: Mapping[str, Any]) -> bool:
 
 
 def read_head_dim(config: Mapping[str, Any]) -> int:
-    """`head_dim` where the configuration has it, else hidden_size / num_attention_heads.
+    """`head_dim` if the configuration has it, else hidden_size / num_attention_heads.
 
     Source: transformers 5.23, getattr(config, "head_dim", hidden_size // num_attention_heads) in each attention class.
     """
@@ -316,28 +316,28 @@ def read_head_dim(config: Mapping[str, Any]) -> int:
 def read_layer_types(
     config: Mapping[str, Any], layers: int, *, window: int | None, default: Callable[[int], bool]
 ) -> list[int | None]:
-    """Each layer's window: by `layer_types` where given, else `window` on the layers for which `default` is true."""
+    """Each layer's window: by `layer_types` if set, else `window` on the layers for which `default` is true."""
     types = config.get("layer_types")
     if types is None:
         return [window if window is not None and default(index) else None for index in range(layers)]
-    check_layer_types(types, layers, known=("full_attention", "sliding_attention"))
+    check_layer_types(types, layers, kinds=("full_attention", "sliding_attention"))
     if window is None and "sliding_attention" in types:
         raise MalformedError("config_window_missing")
     return [window if kind == "sliding_attention" else None for kind in types]
 
 
-def check_layer_types(types: object, layers: int, *, known: tuple[str, ...]) -> None:
-    """`layer_types` must be a list of as many known kinds as there are layers."""
+def check_layer_types(types: object, layers: int, *, kinds: tuple[str, ...]) -> None:
+    """Raises unless `layer_types` is a list of `layers` entries, each one of `kinds`."""
     if not isinstance(types, list) or len(types) != layers:
         raise MalformedError(
             "config_layer_types", layers=layers, found=len(types) if isinstance(types, list) else shown(types)
         )
-    if unknown := [kind for kind in types if kind not in known]:
-        raise UnsupportedError("layer_type_unsupported", found=shown(unknown[0]), known=", ".join(known))
+    if unknown := [kind for kind in types if kind not in kinds]:
+        raise UnsupportedError("layer_type_unsupported", found=shown(unknown[0]), known=", ".join(kinds))
 
 
 def read_window(config: Mapping[str, Any]) -> int | None:
-    """`sliding_window`, which counts only where `use_sliding_window` is true."""
+    """`sliding_window` in tokens; None unless `use_sliding_window` is true."""
     if not flag(config, "use_sliding_window", default=False):
         return None
     # A window of 1 would keep every token: transformers 5.23 slices the cache by [-window + 1:], and [-0:] is all of it.
@@ -349,32 +349,35 @@ def dense_mlps(config: Mapping[str, Any]) -> Callable[[int], list[Mlp]]:
 
 
 def experts_key(config: Mapping[str, Any]) -> str:
-    """transformers 5 writes `num_local_experts`, and reads both. Source: Qwen3MoeConfig.attribute_map."""
+    """The key of the expert count: transformers 5 writes `num_local_experts`, and reads both.
+
+    Source: Qwen3MoeConfig.attribute_map.
+    """
     return "num_local_experts" if config.get("num_local_experts") is not None else "num_experts"
 
 
 def sparse_mlps(config: Mapping[str, Any], *, experts_key: str, shared_size: int | None) -> Callable[[int], list[Mlp]]:
-    """Each layer's MLP: experts on every `decoder_sparse_step`th layer that `mlp_only_layers` does not name.
+    """Each layer's MLP: experts on every `decoder_sparse_step`th layer that is not in `mlp_only_layers`.
 
     Source: transformers 5.23, Qwen2MoeDecoderLayer.__init__ and Qwen3MoeDecoderLayer.__init__.
     """
-    named = config.get("mlp_only_layers") or []
-    if not isinstance(named, list) or not all(isinstance(index, int) for index in named):
-        raise MalformedError("config_mlp_only_layers", found=shown(named))
-    dense_only = set(named)
+    dense_layers = config.get("mlp_only_layers") or []
+    if not isinstance(dense_layers, list) or not all(isinstance(index, int) for index in dense_layers):
+        raise MalformedError("config_mlp_only_layers", found=shown(dense_layers))
+    dense_only = set(dense_layers)
     step = integer(config, "decoder_sparse_step") if config.get("decoder_sparse_step") is not None else 1
     experts = integer(config, experts_key, at_least=0, at_most=MOST_HEADS)
     layers = integer(config, "num_hidden_layers", at_most=MOST_LAYERS)
     if layers * experts > MOST_EXPERTS:
         raise MalformedError("config_too_many_experts", layers=layers, experts=experts, most=MOST_EXPERTS)
-    taken = integer(config, "num_experts_per_tok", at_most=experts) if experts else 0
+    per_token = integer(config, "num_experts_per_tok", at_most=experts) if experts else 0
 
     def mlp(index: int) -> Mlp:
         if index in dense_only or experts == 0 or (index + 1) % step:
             return DenseMlp(intermediate_size=integer(config, "intermediate_size"))
         return MoeMlp(
             experts=experts,
-            experts_per_token=taken,
+            experts_per_token=per_token,
             intermediate_size=integer(config, "moe_intermediate_size"),
             shared_intermediate_size=shared_size,
         )
@@ -385,7 +388,7 @@ def sparse_mlps(config: Mapping[str, Any], *, experts_key: str, shared_size: int
 def part(config: Mapping[str, Any], key: str, *, model_types: tuple[str, ...]) -> Mapping[str, Any]:
     """The configuration nested under `key`; its model_type, if it has one, must be among `model_types`.
 
-    Errors within it name its keys as they stand there.
+    Errors name its keys without `key` before them.
     """
     nested = config.get(key)
     if not isinstance(nested, Mapping):
@@ -397,9 +400,9 @@ def part(config: Mapping[str, Any], key: str, *, model_types: tuple[str, ...]) -
 
 
 def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The decoder's configuration, with what transformers reads of the whole model: class, tying, dtype, quantisation.
+    """The decoder's configuration, with the keys that transformers reads at the top: class, tying, dtype, quantisation.
 
-    A dtype on top is every part's; without one, the decoder's is taken.
+    A top-level dtype holds for every part; without it, the decoder's own counts.
     Source: transformers 5.23, modeling_utils: tie_weights reads the outermost configuration, from_pretrained its dtype.
     """
     family = str(config["model_type"])
@@ -408,7 +411,7 @@ def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
     text = {key: value for key, value in nested.items() if key not in own}
     whole = {key: config[key] for key in own if key in config}
     for keys in (("dtype", "torch_dtype"), ("quantization_config",)):
-        found = {key: config[key] for key in keys if config.get(key) is not None}
-        if found:
-            text = {**{key: value for key, value in text.items() if key not in keys}, **found}
+        top_values = {key: config[key] for key in keys if config.get(key) is not None}
+        if top_values:
+            text = {**{key: value for key, value in text.items() if key not in keys}, **top_values}
     return {**text, **whole}

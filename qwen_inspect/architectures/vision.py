@@ -1,4 +1,4 @@
-"""Models that see: reading a vision tower's configuration, and the towers' modules.
+"""Vision-language models: the towers' configurations and modules.
 
 Source: transformers 5.23, models/{qwen2_vl,qwen2_5_vl,qwen3_vl,qwen3_5}; defaults are those of their vision configurations.
 """
@@ -42,15 +42,15 @@ from .reading import (
     text_part,
 )
 
-NORM_EPS = "1e-06"  # of the towers' LayerNorms, written into their classes
+NORM_EPS = "1e-06"  # of the towers' LayerNorms, hard-coded in their classes
 
 
 def read_vision(
     config: Mapping[str, Any], *, sizes: Mapping[str, int], activation: str = "gelu_pytorch_tanh"
 ) -> Vision:
-    """The tower that `vision_config` describes. sizes, activation: what transformers takes for a key that is missing.
+    """The tower that `vision_config` describes. sizes, activation: transformers' defaults of missing keys.
 
-    Families whose keys have other names hand over a configuration in these.
+    Families with other key names must translate their configuration first.
     """
     vision = vision_part(config)
 
@@ -78,9 +78,8 @@ def read_vision(
 
 def vision_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
     family = str(config["model_type"])
-    return part(
-        config, "vision_config", model_types=(f"{family}_vision", family)
-    )  # older releases name it like the whole
+    # Older releases give the tower the model_type of the whole model.
+    return part(config, "vision_config", model_types=(f"{family}_vision", family))
 
 
 # Qwen3_5VisionConfig and Qwen3VLVisionConfig.
@@ -128,7 +127,7 @@ def seeing_tree(spec: ModelSpec, tower: Module, language_model: Module) -> Modul
 
 
 def read_qwen2_text(config: Mapping[str, Any], *, prefix: str) -> ModelSpec:
-    """The decoder of Qwen2-VL and Qwen2.5-VL, whose releases write its keys beside `vision_config`.
+    """The decoder of Qwen2-VL and Qwen2.5-VL, whose releases write the decoder's keys beside `vision_config`.
 
     Source: Qwen2VLConfig and Qwen2VLTextConfig, __post_init__ and class defaults; Qwen2VLAttention.
     """
@@ -163,7 +162,7 @@ def read_qwen2_text(config: Mapping[str, Any], *, prefix: str) -> ModelSpec:
 def read_qwen3_text(
     config: Mapping[str, Any], text: Mapping[str, Any], *, prefix: str, head_dim: int, mlps: Callable[[int], list[Mlp]]
 ) -> ModelSpec:
-    """The decoder of Qwen3-VL, dense or with experts, and its tower. No layer of it slides.
+    """The decoder of Qwen3-VL, dense or with experts, and its tower. No layer has a sliding window.
 
     Source: Qwen3VLTextModel, Qwen3VLTextConfig and Qwen3VLVisionConfig.
     """
@@ -250,7 +249,7 @@ def qwen3_tower(vision: Vision, spec: ModelSpec) -> Module:
 
 
 def _merger(name: str, vision: Vision, prefix: str, dtype: DType, *, norm_first: bool, repeats: int = 1) -> Module:
-    """Neighbouring patches side by side become one token. norm_first: each patch is normalised before they are joined."""
+    """Joins neighbouring patches into one token. norm_first: normalises each patch before joining."""
     joined = vision.hidden_size * vision.merge_size**2
     return Module(
         name=name,
@@ -266,7 +265,7 @@ def _merger(name: str, vision: Vision, prefix: str, dtype: DType, *, norm_first:
 
 
 def qwen2_merger(vision: Vision, class_name: str, norm: Module, dtype: DType) -> Module:
-    """Neighbouring patches, each normalised, become one token through two matrices."""
+    """Normalises neighbouring patches, joins them and projects them to one token with two matrices."""
     joined = vision.hidden_size * vision.merge_size**2
     layers = (
         linear("0", joined, joined, dtype, bias=True),
@@ -278,7 +277,7 @@ def qwen2_merger(vision: Vision, class_name: str, norm: Module, dtype: DType) ->
 
 
 def patch_embed(vision: Vision, class_name: str, dtype: DType, *, bias: bool) -> Module:
-    """A convolution whose steps are as wide as its kernel: (temporal, height, width) of one patch."""
+    """A convolution with kernel and stride of one patch: (temporal, height, width)."""
     kernel = (vision.temporal_patch_size, vision.patch_size, vision.patch_size)
     weight = Tensor("weight", (vision.hidden_size, vision.in_channels, *kernel), dtype)
     proj = Module(
@@ -299,7 +298,7 @@ def tower_rotary(vision: Vision, class_name: str) -> Module:
 def tower_block(
     vision: Vision, norms: tuple[Module, Module], *, attention_class: str, mlp: Module, block_class: str, dtype: DType
 ) -> Module:
-    """All blocks of the tower, which are alike."""
+    """A block of the tower, repeated for all its layers."""
     hidden = vision.hidden_size
     attention = Module(
         name="attn",
@@ -334,7 +333,7 @@ def rms_norm(name: str, class_name: str, width: int, dtype: DType) -> Module:
 
 
 def stored_side_by_side(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Qwen2-VL's releases store decoder and tower under `model.` and `visual.`, as older classes had them.
+    """Qwen2-VL's releases store decoder and tower under `model.` and `visual.`, the names in older classes.
 
     Source: transformers 5.23, conversion_mapping ("Qwen2VLForConditionalGeneration").
     """
@@ -345,7 +344,7 @@ def stored_side_by_side(tensor: Tensor) -> tuple[Tensor, ...]:
 
 
 def experts_stored_transposed(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Qwen3-VL's releases store fused experts with inputs before outputs.
+    """Qwen3-VL's releases store fused experts as (experts, inputs, outputs).
 
     Source: transformers 5.23, conversion_mapping ("qwen3_vl_moe": Transpose).
     """

@@ -1,7 +1,7 @@
-"""Any other model_type that transformers knows: its class is built on the meta device, and what it is made of is read off.
+"""Any other model_type that transformers knows: builds its class on the meta device and reads modules and sizes off it.
 
-The witness is transformers itself, not pure Python, so the torch extra is needed. Only classes that transformers ships are built;
-nothing of a repository runs, nothing is fetched, and sizes are checked before transformers loops over them.
+Needs the torch extra. Builds only classes that transformers ships, unless the caller allows a repository's own code. Fetches
+nothing, and checks sizes before transformers loops over them.
 """
 
 from __future__ import annotations
@@ -27,23 +27,22 @@ __all__ = ["build_generic", "buildable", "check_sizes", "read_generic"]
 def read_generic(
     config: Mapping[str, Any], families: Sequence[str], stored: Sequence[Tensor] | None = None, code: Path | None = None
 ) -> Architecture:
-    """The model that `config` describes, built on meta; `stored` and `code` as `architecture_of` has them.
+    """The model that `config` describes, built on meta; `stored` and `code` as in `architecture_of`.
 
-    UnavailableError without torch; UnsupportedError for a model_type that the installed transformers does not know, for code of
-    the repository's own unless `code` is its directory, and where transformers refuses the configuration; MalformedError for
-    sizes that no model has.
+    UnavailableError without torch; UnsupportedError for a model_type unknown to the installed transformers, for a repository's
+    own code unless `code` is its directory, and if transformers refuses the configuration; MalformedError for impossible sizes.
     """
     model_type = config["model_type"]
     described = CLASSES.get(model_type)
     try:
-        known = config_types()
+        model_types = config_types()
     except UnavailableError as error:
         values = dict(error.message.values)
         subject = model_type if described is None else read_class_name(config)
         raise UnavailableError("generic_extra_missing", found=shown(subject), **values) from None
     if described is not None and not is_shipped(name := read_class_name(config)):
         raise UnsupportedError("class_unsupported", found=shown(name), known=", ".join(described))
-    if model_type not in known:
+    if model_type not in model_types:
         if isinstance(own := config.get("auto_map"), Mapping):
             if code is None:
                 raise UnsupportedError("generic_own_code", found=shown(model_type))
@@ -51,7 +50,7 @@ def read_generic(
             return _of(build_own(config, own, code), config, stored)
         import transformers
 
-        near = get_close_matches(model_type, [*families, *known], n=3, cutoff=0.5)
+        near = get_close_matches(model_type, [*families, *model_types], n=3, cutoff=0.5)
         raise UnsupportedError(
             "generic_unknown_model_type",
             found=shown(model_type),
@@ -79,7 +78,7 @@ def _of(model: Any, config: Mapping[str, Any], stored: Sequence[Tensor] | None) 
         spec=spec,
         tree=tree,
         stored_form=stored_form,
-        prediction_layers=(),  # which would be stored is not known: files that hold some name them
+        prediction_layers=(),  # unknown without files; files that hold some name them
         tied=aliases_of(model),
         buffers=tuple(part for buffer in buffers for part in stored_form(buffer)),
         # Source: transformers 5.23, PreTrainedModel._keys_to_ignore_on_load_unexpected
@@ -93,16 +92,16 @@ def _of(model: Any, config: Mapping[str, Any], stored: Sequence[Tensor] | None) 
 def _forms_of_files(
     model: Any, forms: Mapping[str, tuple[Tensor, ...]], stored: Sequence[Tensor]
 ) -> dict[str, tuple[Tensor, ...]]:
-    """Stored forms as these files have them, by the model's names, where transformers maps their names in another way too.
+    """Stored forms in these files, by the model's names, if transformers also maps names that are not in `forms`.
 
-    Names of a target count only where all of them together hold as many elements as it. Source: as `stored_forms`.
+    A form counts only if its parts together hold exactly as many elements as the model's tensor. Source: as `stored_forms`.
     """
     targets = {tensor.name: tensor for tensor in state_of(model)}
     usual = {part.name for name, tensor in targets.items() for part in forms.get(name, (tensor,))}
-    others = [tensor for tensor in stored if tensor.name not in usual and tensor.name not in targets]
-    rename = renaming(model, others)
+    unmapped = [tensor for tensor in stored if tensor.name not in usual and tensor.name not in targets]
+    rename = renaming(model, unmapped)
     parts_of: dict[str, list[Tensor]] = {}
-    for tensor in others:
+    for tensor in unmapped:
         if (target := rename(tensor.name)) in targets:
             parts_of.setdefault(target, []).append(tensor)
     present = {tensor.name for tensor in stored}

@@ -1,4 +1,4 @@
-"""The model of a configuration, built on meta: what could harm is checked or left out before transformers sees it."""
+"""Builds a configuration's model on meta; dangerous values are refused or removed before transformers sees them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ...errors import MalformedError, QwenInspectError, UnavailableError, Unsupp
 from ..reading import LARGEST_SIZE, read_dtype, shown
 from .configurations import layer_configurations, stated
 
-# No released model comes near these; transformers loops over such counts before it builds anything.
+# Far above every released model; transformers loops over such counts before it builds anything.
 MOST_LAYERS, MOST_EXPERTS, MOST_MODULES, MOST_ENTRIES = 2_000, 8_192, 200_000, 10_000
 MOST_POSITIONS = 1 << 28
 DEEPEST = 20
 COUNTS = re.compile(r"layer|block|depth|stage|expert|repeat|codebook|head|level|branch|stack")
-# What could make transformers fetch code.
+# Keys that could make transformers fetch code.
 LOADED_FROM = ("attn_implementation", "experts_implementation", "name_or_path")
 SPECIAL_NUMBERS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
 
 
 def config_types() -> Any:
-    """transformers' configurations by model_type; UnavailableError where it is not installed."""
+    """transformers' configuration classes by model_type; UnavailableError if it is not installed."""
     try:
         import torch  # noqa: F401  # the classes need it
         from transformers import CONFIG_MAPPING
@@ -35,7 +35,7 @@ def config_types() -> Any:
 
 
 def check_sizes(config: Mapping[str, Any]) -> None:
-    """MalformedError for a number, a list or a nesting in `config` that no model has."""
+    """Raises MalformedError for a number, list length or nesting depth in `config` that no model has."""
 
     def check(key: str, value: object, depth: int) -> None:
         if depth > DEEPEST:
@@ -68,19 +68,19 @@ def _most(key: str) -> int:
 
 
 def buildable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `config` without what could make transformers fetch code or weights: kernels' and repositories' names.
+    """A copy of `config` without keys that could make transformers fetch code or weights: names of kernels and repositories.
 
-    Numbers that JSON has not are as transformers writes them. Source: transformers 5.23, PreTrainedConfig._decode_special_floats.
+    Reads Infinity and NaN as transformers writes them. Source: transformers 5.23, PreTrainedConfig._decode_special_floats.
     """
 
-    def kept(value: object) -> object:
+    def cleaned(value: object) -> object:
         if isinstance(value, Mapping):
             special = SPECIAL_NUMBERS.get(str(value.get("__float__"))) if len(value) == 1 else None
             return buildable(value) if special is None else special
-        return [kept(one) for one in value] if isinstance(value, list) else deepcopy(value)
+        return [cleaned(entry) for entry in value] if isinstance(value, list) else deepcopy(value)
 
     return {
-        key: kept(value)
+        key: cleaned(value)
         for key, value in config.items()
         if not key.startswith("_") and key not in (*LOADED_FROM, "auto_map", "quantization_config")
     }
@@ -88,17 +88,17 @@ def buildable(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _guarded() -> Iterator[None]:
-    """No hub is asked, no pretrained part is loaded, and no model has more modules than MOST_MODULES."""
+    """Within it, transformers is offline and silent, and a model of more than MOST_MODULES modules raises MalformedError."""
     import transformers
     from huggingface_hub import constants
     from torch.nn.modules.module import register_module_module_registration_hook
 
-    made = 0
+    modules = 0
 
     def count(module: Any, name: str, child: Any) -> None:
-        nonlocal made
-        made += 1
-        if made > MOST_MODULES:
+        nonlocal modules
+        modules += 1
+        if modules > MOST_MODULES:
             raise MalformedError("generic_too_many_modules", most=MOST_MODULES)
 
     with ExitStack() as stack:
@@ -111,7 +111,7 @@ def _guarded() -> Iterator[None]:
 
 
 def build_generic(config: Mapping[str, Any], *, dtype: str | None = None, device: str | None = "meta") -> Any:
-    """The model of `config` in `dtype` (None: the configuration's) on `device`; UnsupportedError where transformers cannot."""
+    """The model of `config` in `dtype` (None: the configuration's) on `device`; UnsupportedError if transformers fails."""
     import torch
     import transformers
     from huggingface_hub.errors import StrictDataclassError
@@ -136,25 +136,25 @@ def build_generic(config: Mapping[str, Any], *, dtype: str | None = None, device
 
 
 def build_own(config: Mapping[str, Any], own: Mapping[str, Any], code: Path) -> Any:
-    """The class that the repository in `code` defines, on meta: its code runs. Code of another repository does not."""
+    """The model of the class defined in the directory `code`, on meta. Runs that code, never code of another repository."""
     import torch
     import transformers
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-    found = [own.get(name) for name in ("AutoConfig", "AutoModelForCausalLM")]
-    for name in found:
+    references = [own.get(name) for name in ("AutoConfig", "AutoModelForCausalLM")]
+    for name in references:
         if not isinstance(name, str) or "--" in name or not (code / f"{name.partition('.')[0]}.py").is_file():
             raise UnsupportedError("generic_own_code_elsewhere", found=shown(config["model_type"]), name=shown(name))
     try:
         with _guarded(), torch.device("meta"):
             config_class, model_class = (
-                get_class_from_dynamic_module(name, str(code), local_files_only=True) for name in found
+                get_class_from_dynamic_module(name, str(code), local_files_only=True) for name in references
             )
             configuration = config_class.from_dict(buildable(config))
             model = model_class._from_config(configuration, dtype=getattr(torch, generic_dtype(config).torch_name))
     except QwenInspectError:
         raise
-    except Exception as error:  # code of others raises anything
+    except Exception as error:  # foreign code may raise anything
         lines = str(error).strip().splitlines()
         reason = lines[0][:300] if lines else type(error).__name__
         raise UnsupportedError("instantiate_failed", reason=reason, version=transformers.__version__) from None
@@ -162,17 +162,18 @@ def build_own(config: Mapping[str, Any], own: Mapping[str, Any], code: Path) -> 
 
 
 def generic_dtype(config: Mapping[str, Any]) -> Any:
-    """The parameters' dtype: on top, else the decoder's where the model is composite, else torch's default."""
+    """The parameters' dtype: the top-level key, else the decoder's in a composite model, else torch's default."""
     nested: Mapping[str, Any] = next(
         (config[key] for key in ("text_config", "llm_config") if isinstance(config.get(key), Mapping)), {}
     )
     keys = ("dtype", "torch_dtype")
-    found = next((part for part in (config, nested) if any(part.get(key) is not None for key in keys)), config)
-    return read_dtype(found)
+    return read_dtype(
+        next((part for part in (config, nested) if any(part.get(key) is not None for key in keys)), config)
+    )
 
 
 def _check_layers(configuration: Any) -> None:
-    """UnsupportedError for kinds of layers that this transformers has no cache for, and heads that do not divide evenly."""
+    """Raises MalformedError for heads that do not divide evenly and for too few layer types."""
     text = configuration.get_text_config(decoder=True)
     for layer in layer_configurations(text):
         heads, kv_heads = stated(layer, "num_attention_heads"), stated(layer, "num_key_value_heads")
@@ -192,9 +193,9 @@ def is_shipped(name: str) -> bool:
 
 
 def _class_of(configuration: Any, architectures: object) -> Any:
-    """The class that `architectures` names where it is one of transformers' own for this configuration, else the usual one.
+    """The class that `architectures` names if transformers ships it for this configuration, else the default class.
 
-    The fallback is AutoModelForMultimodalLM, which knows composites that AutoModelForCausalLM would cut down, then that.
+    The default comes from AutoModelForMultimodalLM, which keeps composite models whole, then from AutoModelForCausalLM.
     """
     import transformers
 
@@ -206,6 +207,6 @@ def _class_of(configuration: Any, architectures: object) -> Any:
         return named
     for auto in (transformers.AutoModelForMultimodalLM, transformers.AutoModelForCausalLM):
         if type(configuration) in auto._model_mapping:
-            found = auto._model_mapping[type(configuration)]
-            return found[0] if isinstance(found, (tuple, list)) else found
+            classes = auto._model_mapping[type(configuration)]
+            return classes[0] if isinstance(classes, (tuple, list)) else classes
     raise UnsupportedError("generic_no_language_model", found=configuration.model_type, name=shown(name))

@@ -1,4 +1,4 @@
-"""What a built model is made of, read off its modules: sizes, the tree with each part's component, experts, tied names."""
+"""Reads a built model's modules: sizes, the module tree with components, routed experts, tied names."""
 
 from __future__ import annotations
 
@@ -14,8 +14,15 @@ from ...spec import ModelSpec, Module
 from .building import generic_dtype
 from .configurations import layer_configurations, stated
 
-# How configurations name the experts that one token takes. Source: transformers 5.23, models/*/configuration_*.py.
-TAKEN_KEYS = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k", "moe_top_k")
+# Configuration keys of the experts per token. Source: transformers 5.23, models/*/configuration_*.py.
+EXPERTS_PER_TOKEN_KEYS = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "top_k_experts",
+    "moe_topk",
+    "moe_k",
+    "moe_top_k",
+)
 EXPERTS_KEYS = (
     "num_experts",
     "num_local_experts",
@@ -24,7 +31,7 @@ EXPERTS_KEYS = (
     "num_routed_experts",
     "zero_expert_num",
 )
-# A module's part of the statistics by its own name, the first that fits; else its parent's.
+# A module's component by its own name (first match wins); without a match, its parent's.
 COMPONENT_OF_NAME: tuple[tuple[str, str], ...] = (
     (r"visual|vision.*|image.*|vit|vpm|multi_modal_projector|mm_projector|embed_vision|connector|aligner", "vision"),
     (r"audio.*|speech.*|embed_audio|sound.*", "audio"),
@@ -38,7 +45,7 @@ COMPONENT_OF_NAME: tuple[tuple[str, str], ...] = (
 
 
 def spec_of(config: Mapping[str, Any], model: Any) -> ModelSpec:
-    """What figures are shown with, without layers; UnsupportedError for a model that reads no tokens."""
+    """The spec of a built model, without layers; UnsupportedError for a model that reads no tokens."""
     text = model.config.get_text_config(decoder=True)
     table = _embedding(model)
     context = stated(text, "max_position_embeddings")
@@ -65,23 +72,19 @@ def spec_of(config: Mapping[str, Any], model: Any) -> ModelSpec:
 
 
 def _kernel(model: Any) -> str:
-    """Source: transformers 5.23, PreTrainedModel.get_correct_attn_implementation of the part that reads tokens."""
+    """The default attention of the decoder. Source: transformers 5.23, PreTrainedModel.get_correct_attn_implementation."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     return "sdpa" if getattr(model if decoder is None else decoder, "_supports_sdpa", False) else "eager"
 
 
 def _embedding(model: Any) -> tuple[int, int]:
-    """Rows and columns of the table of tokens; UnsupportedError for a model that reads none."""
+    """Shape of the token embedding, else of the largest embedding; UnsupportedError for a model without any."""
     import torch
 
-    with_table = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
-    try:
-        table = model.get_input_embeddings()
-    except (AttributeError, NotImplementedError, TypeError):
-        table = None
-    weight = getattr(table, "weight", None)
+    weight = getattr(_input_table(model), "weight", None)
     if weight is None or weight.dim() != 2:
-        weight = max((one.weight for one in with_table), key=lambda one: one.numel(), default=None)
+        tables = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+        weight = max(tables, key=lambda table: table.numel(), default=None)
     if weight is None:
         raise UnsupportedError("generic_no_embedding", class_name=type(model).__name__)
     return tuple(weight.shape)
@@ -95,7 +98,7 @@ def _head(model: Any) -> Any:
 
 
 def aliases_of(model: Any) -> dict[str, str]:
-    """Names of parameters that are another's once more, with its name."""
+    """Name of each tied parameter -> name of the first parameter with the same storage."""
     owners: dict[int, str] = {}
     aliases = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -106,29 +109,32 @@ def aliases_of(model: Any) -> dict[str, str]:
 
 
 def tensor_of(name: str, value: Any) -> Tensor:
-    """`value`, a tensor of torch, as name, shape and dtype."""
+    """Name, shape and dtype of a torch tensor."""
     return Tensor(name, tuple(value.shape), DTYPE_OF_TORCH_NAME[str(value.dtype).removeprefix("torch.")])
 
 
 def state_of(model: Any) -> list[Tensor]:
-    """What `state_dict` holds, tied parameters once: parameters, then persistent buffers."""
+    """The tensors of `state_dict`: parameters (tied ones once), then persistent buffers."""
     persistent = model.state_dict(keep_vars=True)
-    named = [*model.named_parameters(), *((name, one) for name, one in model.named_buffers() if name in persistent)]
+    named = [
+        *model.named_parameters(),
+        *((name, buffer) for name, buffer in model.named_buffers() if name in persistent),
+    ]
     return [tensor_of(name, value) for name, value in named]
 
 
 def tree_of(model: Any, config: Mapping[str, Any]) -> Module:
-    """The tree of `model`, equal neighbours with running numbers folded."""
+    """The module tree of `model`; equal numbered siblings in a row are folded."""
     text = model.config.get_text_config(decoder=True)
     table, head = _input_table(model), _head(model)
     aliases, experts = aliases_of(model), _routed(text)
 
     def node(module: Any, name: str, path: str, component: str) -> Module:
         own = _component(module, name, component, table, head)
-        parameters = [(key, one) for key, one in module._parameters.items() if one is not None]
+        parameters = [(key, value) for key, value in module._parameters.items() if value is not None]
         full = {key: f"{path}.{key}" if path else key for key, _ in parameters}
-        tensors = tuple(tensor_of(key, one) for key, one in parameters if full[key] not in aliases)
-        buffers = tuple(tensor_of(key, one) for key, one in module._buffers.items() if one is not None)
+        tensors = tuple(tensor_of(key, value) for key, value in parameters if full[key] not in aliases)
+        buffers = tuple(tensor_of(key, value) for key, value in module._buffers.items() if value is not None)
         children = [
             node(child, key, f"{path}.{key}" if path else key, own)
             for key, child in module._modules.items()
@@ -136,7 +142,7 @@ def tree_of(model: Any, config: Mapping[str, Any]) -> Module:
         ]
         arguments = module.extra_repr()
         shapes = [tensor.shape for tensor in tensors]
-        taken = experts is not None and shapes and all(shape[:1] == experts[1:] for shape in shapes)
+        per_expert = experts is not None and shapes and all(shape[:1] == experts[1:] for shape in shapes)
         return Module(
             name=name,
             class_name=type(module).__name__,
@@ -144,7 +150,7 @@ def tree_of(model: Any, config: Mapping[str, Any]) -> Module:
             tensors=tensors,
             buffers=buffers,
             tied_to=aliases.get(full.get("weight", "")),
-            routed=experts if taken and own == "experts" else None,
+            routed=experts if per_expert and own == "experts" else None,
             component=own,
             children=tuple(_folded(children)),
         )
@@ -154,17 +160,17 @@ def tree_of(model: Any, config: Mapping[str, Any]) -> Module:
 
 
 def _folded(children: Sequence[Module]) -> Iterator[Module]:
-    for numbered, run in groupby(children, key=lambda one: one.name.isdecimal()):
+    for numbered, run in groupby(children, key=lambda child: child.name.isdecimal()):
         if not numbered:
             yield from run
             continue
-        for _, alike in groupby(run, key=lambda one: replace(one, name="")):
-            several = list(alike)
-            first = int(several[0].name)
-            if [one.name for one in several] == [str(first + index) for index in range(len(several))]:
-                yield replace(several[0], repeats=len(several))
+        for _, alike in groupby(run, key=lambda child: replace(child, name="")):
+            equal = list(alike)
+            first = int(equal[0].name)
+            if [child.name for child in equal] == [str(first + index) for index in range(len(equal))]:
+                yield replace(equal[0], repeats=len(equal))
             else:
-                yield from several
+                yield from equal
 
 
 def _input_table(model: Any) -> Any:
@@ -175,7 +181,7 @@ def _input_table(model: Any) -> Any:
 
 
 def _component(module: Any, name: str, inherited: str, table: Any, head: Any) -> str:
-    """By what the module is, else by its name, else its parent's; towers keep what is in them."""
+    """The component by the module's role, else its name, else its parent's; all parts of a tower belong to the tower."""
     if module is table:
         return "embedding"
     if module is head:
@@ -184,7 +190,7 @@ def _component(module: Any, name: str, inherited: str, table: Any, head: Any) ->
         return inherited
     for pattern, component in COMPONENT_OF_NAME:
         if re.fullmatch(pattern, name):
-            # A gate within an MLP is one of its matrices, unless what it belongs to has experts.
+            # A gate in an MLP without experts is one of the MLP's matrices, no router.
             plain = component == "router" and not _has_experts(module)
             return inherited if plain else component
     class_name = type(module).__name__
@@ -196,22 +202,22 @@ def _component(module: Any, name: str, inherited: str, table: Any, head: Any) ->
 
 
 def _has_experts(gate: Any) -> bool:
-    """Whether a module called gate or router is one that chooses experts: transformers' routers are no plain linear layers."""
+    """Whether a gate chooses experts, by its class: transformers' routers are no plain linear layers."""
     return bool(re.search(r"Router|Gate|Gating|TopK|MoE|Moe", type(gate).__name__))
 
 
 def _routed(text: Any) -> tuple[int, int] | None:
-    """(experts a token takes, experts) where the configuration states both plainly; None otherwise."""
+    """(experts per token, experts) if the configuration states one value of each; None otherwise."""
     experts = {value for key in EXPERTS_KEYS[:-1] if type(value := stated(text, key)) is int and value > 0}
-    taken = {value for key in TAKEN_KEYS if type(value := stated(text, key)) is int and value > 0}
-    if len(experts) != 1 or len(taken) != 1 or stated(text, "zero_expert_num"):
+    per_token = {value for key in EXPERTS_PER_TOKEN_KEYS if type(value := stated(text, key)) is int and value > 0}
+    if len(experts) != 1 or len(per_token) != 1 or stated(text, "zero_expert_num"):
         return None
-    chosen, several = taken.pop(), experts.pop()
-    return (chosen, several) if chosen <= several else None
+    chosen, total = per_token.pop(), experts.pop()
+    return (chosen, total) if chosen <= total else None
 
 
 def active_is_known(tree: Module, model: Any) -> bool:
-    """Whether the parameters that a token uses can be told: there are no experts, or all their tensors are marked as routed."""
+    """Whether the active parameters can be counted: no experts, or all their tensors marked as routed."""
     text = model.config.get_text_config(decoder=True)
     claimed = any(
         type(value := stated(layer, key)) is int and value > 1
@@ -225,7 +231,7 @@ def active_is_known(tree: Module, model: Any) -> bool:
         for child in module.children:
             yield from experts(child)
 
-    found = list(experts(tree))
-    if not found:
+    expert_modules = list(experts(tree))
+    if not expert_modules:
         return not claimed
-    return all(module.routed is not None for module in found)
+    return all(module.routed is not None for module in expert_modules)

@@ -1,4 +1,4 @@
-"""The names under which a release's files store a built model's tensors, as transformers maps them."""
+"""The names of a built model's tensors in a release's files, as transformers maps them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from .modules import state_of, tensor_of
 
 
 def stored_forms(model: Any) -> dict[str, tuple[Tensor, ...]]:
-    """The stored tensors of each of the model's, as transformers would save it in the release's layout.
+    """The stored tensors of each of the model's tensors, as transformers would save them in the release's layout.
 
-    Only where they hold exactly as many elements. Source: transformers 5.23, core_model_loading.revert_weight_conversion and
-    rename_source_key, conversion_mapping.get_model_conversion_mapping: internal, so that a failure leaves the model's own names.
+    Contains only forms with exactly as many elements as the model's tensor. Empty on failure, for the functions are internal.
+    Source: transformers 5.23, core_model_loading.revert_weight_conversion and rename_source_key,
+    conversion_mapping.get_model_conversion_mapping.
     """
     targets = {tensor.name: tensor for tensor in state_of(model)}
     state = {name: value for name, value in model.state_dict().items() if name in targets}
@@ -28,13 +29,13 @@ def stored_forms(model: Any) -> dict[str, tuple[Tensor, ...]]:
     if all(tensor.name in targets for tensor in stored):
         return {}
     rename = renaming(model, stored)
-    found: dict[str, list[Tensor]] = {}
+    parts_by_target: dict[str, list[Tensor]] = {}
     for tensor in stored:
         target = tensor.name if tensor.name in targets else rename(tensor.name)
-        found.setdefault(target, []).append(tensor)
+        parts_by_target.setdefault(target, []).append(tensor)
     return {
         name: tuple(parts)
-        for name, parts in found.items()
+        for name, parts in parts_by_target.items()
         if name in targets
         and [part.name for part in parts] != [name]
         and sum(part.elements for part in parts) == targets[name].elements
@@ -42,7 +43,7 @@ def stored_forms(model: Any) -> dict[str, tuple[Tensor, ...]]:
 
 
 def renaming(model: Any, stored: Sequence[Tensor]) -> Any:
-    """The function from a stored name to the model's, as transformers' loader maps it; the name itself where it does not."""
+    """A function from a stored name to the model's, as transformers' loader maps it; unmapped names stay."""
     if not stored:
         return lambda name: name
     try:
