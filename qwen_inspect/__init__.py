@@ -1,4 +1,4 @@
-"""qwen-inspect: every parameter and every byte of a language model, with each figure's origin.
+"""qwen-inspect: every parameter and byte of a language model, each figure with its origin.
 
 >>> from qwen_inspect import inspect
 >>> inspect("Qwen/Qwen3-0.6B").parameters.unique
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-# Where each exported name lives: imported on first use, so that `--help` needs none of them.
+# The module of each exported name; imported on first use, so that `--help` imports none of them.
 _HOMES = {
     "library": ("Compared", "Fit", "Inspection", "Memory", "compare", "fit", "inspect", "measure", "memory"),
     "structure.inspect": ("models",),

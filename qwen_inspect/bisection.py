@@ -1,4 +1,4 @@
-"""The largest number that passes a test of which only single answers can be had."""
+"""Finds the largest number that passes a test, by bisection."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 
 def largest(fits: Callable[[int], bool], limit: int, *, asked: int = 0) -> int:
-    """A number from 0 to `limit` that fits where the next one does not (0: not even 1 does), no less than `asked` if that fits.
+    """A number from 0 to `limit` that fits while the next does not (0: not even 1 fits); at least `asked` if that fits.
 
-    What a run reserves does not quite grow with its context, for blocks that were freed may or may not be large enough for the
-    next request: above the answer there may be islands of larger ones that fit, which are not looked for. The halving asks for
-    the same numbers whatever is available until two answers differ, so that more memory never gives a smaller answer.
+    Memory reserved by a run does not grow strictly with its context, because a freed block may or may not be large enough for
+    the next request: larger numbers may fit again, and are not searched. The bisection tests the same numbers for every amount
+    of memory until a test differs, so that more memory never gives a smaller result.
     """
     if limit < 1:
         return 0

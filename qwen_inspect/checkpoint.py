@@ -1,6 +1,6 @@
-"""A model as stored: where it is, its configuration as written, its tensors as their headers state them.
+"""A model as stored: its location, its configuration as written, its tensors as in the files' headers.
 
-Nothing here is interpreted: which tensors are tied, fused or packed is the architecture's and the analyzers' business.
+Nothing here is interpreted: tied, fused and packed tensors are resolved by the architecture and the analysis.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ DTYPE_OF_TORCH_NAME: Mapping[str, DType] = {dtype.torch_name: dtype for dtype in
 
 @dataclass(frozen=True, slots=True)
 class BlockFormat:
-    """A number format of ggml that packs `block_elements` numbers of a row, with their scales, into `block_bytes` bytes."""
+    """A ggml number format: blocks of `block_elements` numbers of a row, with their scales, in `block_bytes` bytes."""
 
     name: str
     block_elements: int
@@ -76,7 +76,7 @@ class BlockFormat:
         return self.name
 
 
-# Source: ggml, ggml-common.h (block_q4_0 and its like) and ggml.c, type_traits; gguf 0.19, GGML_QUANT_SIZES.
+# Source: ggml, ggml-common.h (block_q4_0 and others) and ggml.c, type_traits; gguf 0.19, GGML_QUANT_SIZES.
 BLOCK_FORMATS: Mapping[str, BlockFormat] = {
     name: BlockFormat(name, elements, size_bytes)
     for name, elements, size_bytes in (
@@ -112,10 +112,8 @@ BLOCK_FORMATS: Mapping[str, BlockFormat] = {
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A named array. For packed weights `elements` counts stored words, not the parameters that they hold.
-
-    In a block format it counts the numbers, whatever their block holds beside.
-    """
+    """A named array. `elements` counts stored words of packed weights (not parameters), and the numbers of a block format
+    (without scales)."""
 
     name: str
     shape: tuple[int, ...]
@@ -129,15 +127,14 @@ class Tensor:
     @property
     def size_bytes(self) -> int:
         if isinstance(self.dtype, BlockFormat):
-            return (
-                self.elements // self.dtype.block_elements * self.dtype.block_bytes
-            )  # whole blocks: checked when read
+            # Whole blocks: checked when read.
+            return self.elements // self.dtype.block_elements * self.dtype.block_bytes
         return self.elements * self.dtype.bits // 8  # sub-byte tensors are checked to fill whole bytes when read
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file of weights, its size in bytes, and its SHA-256 where a hub told it (hashing gigabytes here would be no glance)."""
+    """A weight file with its size and, if a hub states it, its SHA-256 (hashing gigabytes locally would take too long)."""
 
     name: str
     size_bytes: int
@@ -146,9 +143,9 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRef:
-    """Where a model is: `source` is "local", "catalog" or a hub's, `id` what the user would type to get it again.
+    """The location of a model. source: "local", "catalog", a hub's ("hf", "ms") or "auto". id: what the user types for it.
 
-    file: the one of several GGUF files that is meant, by its name or by its quantisation.
+    file: selects one of several GGUF files, by name or by quantisation.
     """
 
     source: str
@@ -158,7 +155,7 @@ class ModelRef:
     file: str | None = None
 
     def of_file(self, name: str) -> str:
-        """What the user would type, of any command, for one file of it."""
+        """What the user types, in any command, for the file `name` of this model."""
         if self.source == "local":
             return os.path.join(self.id, name)
         if self.source == "auto":
@@ -168,12 +165,12 @@ class ModelRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """Facts about a release's files beside the configuration. `decoder_only`: they hold the decoder without prefix or head.
+    """Facts about a release's files that the configuration lacks. decoder_only: they hold the decoder without prefix or head.
 
-    experts_fused: they hold experts as transformers fuses them, where the family's files else hold them singly; but for the
-    prediction layer, whose they hold singly all the same.
-    float32: ends of the names of tensors that they hold in float32 whatever the model's dtype.
-    parameters, stored: published counts of unique parameters and of stored elements. source: where they come from.
+    experts_fused: they hold experts fused as in transformers, unlike other releases of the family; the prediction layer's
+    experts are separate tensors all the same.
+    float32: suffixes of the names of tensors that are float32 whatever the model's dtype.
+    parameters, stored: published counts of unique parameters and of stored elements. source: their origin.
     """
 
     parameters: int | None
@@ -188,7 +185,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """Small matrices trained beside a base model: `base` is its name as written, `rank` and `targets` as configured.
+    """A LoRA adapter. base: the base model's name as written; rank, targets: as configured.
 
     config: the raw mapping of adapter_config.json.
     """
@@ -207,13 +204,13 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """Everything read about a model: `None` where there was nothing to read, never an empty stand-in.
+    """Raw model files. `None` means absent.
 
-    config: the raw mapping of config.json. tensors: as the headers state them. missing_files: shards that the index
-    names and that are not there, with the tensors that they should hold. adapter: what is stored where the repository is
-    one; the rest is then its base model's, as far as that could be read. gguf: whether the files are GGUF; `config` is then their
-    metadata without the tokenizer's. quantisation_file: the name and content of a file beside config.json that says how the
-    weights are quantised, where config.json does not (see `declarations.FILES`).
+    config: the raw mapping of config.json. tensors: as in the headers. missing_files: absent shards that the index names, with
+    the tensors that they should hold. adapter: the adapter, if the repository is one; the other fields are then its base
+    model's, if that could be read. gguf: whether the files are GGUF; `config` is then their metadata without the tokenizer's.
+    quantisation_file: name and content of the file that declares the quantisation, if config.json does not (see
+    `declarations.FILES`).
     """
 
     ref: ModelRef

@@ -1,6 +1,6 @@
 """The command line: arguments in, exit code out.
 
-Everything else is imported when a command runs, so that `--help` costs no more than argparse.
+Everything else is imported when a command runs, so that `--help` is as fast as argparse.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say = Language(language_of(language_choice(words), os.environ))
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # closed by the caller
-            # A name that the terminal's encoding cannot show is shown escaped.
+            # Characters outside the terminal's encoding are escaped.
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     collecting = gc.isenabled()
-    gc.disable()  # one short command whose data has no cycles: collecting would take a quarter of the time for 36,945 tensors
+    gc.disable()  # a short command without reference cycles: with 36,945 tensors the collector would take a quarter of the time
     try:
         return _run(parser(say, words).parse_args(words), say)
     except WrongArgumentError as error:
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(say("interrupted"))
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        silence_stdout()  # the reader, `head` perhaps, has what it wanted
+        silence_stdout()  # the reader, such as `head`, has closed the pipe
         return 0
     except MemoryError:
         complain(say("error", message=say("out_of_memory")))
@@ -50,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def script() -> NoReturn:
-    """`main` for a shell. Leaves at once where nothing waits for the interpreter's end, whose taking apart of tens of thousands
-    of objects would be a tenth of a short command's time."""
+    """`main` for a shell. Skips the interpreter's shutdown unless a package of `WAITING` needs it: freeing tens of thousands of
+    objects would take a tenth of a short command's time."""
     code = main()
     if WAITING.isdisjoint(sys.modules):
         for stream in (sys.stdout, sys.stderr):

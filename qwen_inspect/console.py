@@ -15,7 +15,7 @@ EXIT_CHECK_FAILED, EXIT_USAGE, EXIT_MALFORMED, EXIT_UNAVAILABLE, EXIT_INTERRUPTE
 
 
 def print_text(text: str) -> None:
-    """To stdout; UsageError where it is closed or full."""
+    """Writes `text` to stdout; UsageError if it is closed or full."""
     from .errors import UsageError
 
     if sys.stdout is None:
@@ -31,13 +31,13 @@ def print_text(text: str) -> None:
 
 
 def silence_stdout() -> None:
-    """Keeps Python from complaining when it flushes at exit what could not be written."""
+    """Points stdout to the null device, so that the flush at exit raises no BrokenPipeError or OSError."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def progress(written: Callable[[int], str], *, quiet: bool) -> Callable[[int, int], None]:
-    """Counts what arrives, on one line of a terminal that is erased at the end; nowhere else, nothing."""
-    stream = sys.stderr  # a client may be kept from writing to it meanwhile
+    """A callback (done, total) that shows progress on one line of a terminal, erased at the end; silent elsewhere."""
+    stream = sys.stderr  # bound here: sys.stderr may be redirected to silence a client
     if quiet or not is_terminal(stream):
         return lambda done, total: None
 
@@ -50,7 +50,7 @@ def progress(written: Callable[[int], str], *, quiet: bool) -> Callable[[int, in
 
 
 def show_piece(text: str) -> None:
-    """A piece of generated text, on a terminal, harmless: only its line breaks are sent as they are."""
+    """Shows a piece of generated text on stderr; every control character but the line break is escaped."""
     from .renderers.terminal import safe
 
     with contextlib.suppress(OSError):
@@ -59,7 +59,7 @@ def show_piece(text: str) -> None:
 
 
 def one_line(text: str) -> str:
-    """A sentence with hostile values written out and cut: one line, no control characters, no 100 KB name."""
+    """`text` as one line of at most LONGEST_LINE characters, with control characters escaped."""
     from .renderers.terminal import safe
 
     shown = safe(text[:LONGEST_LINE])
@@ -67,12 +67,12 @@ def one_line(text: str) -> str:
 
 
 def work_shown(say: Language, *, quiet: bool) -> contextlib.AbstractContextManager[None]:
-    """Says what takes long, on one line of a terminal that is erased when it is over; nowhere else, nothing."""
+    """Within it, slow work is named on one line of a terminal, erased when done; silent elsewhere."""
     stream = sys.stderr
     if quiet or not is_terminal(stream):
         return contextlib.nullcontext()
     from .language import Message
-    from .progress import told_to
+    from .progress import reporting_to
 
     def show(message: Message | None) -> None:
         from .renderers.terminal import cut_to
@@ -83,7 +83,7 @@ def work_shown(say: Language, *, quiet: bool) -> contextlib.AbstractContextManag
             stream.write(f"\r{text}\x1b[K")
             stream.flush()
 
-    return told_to(show)
+    return reporting_to(show)
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -92,7 +92,7 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 def complain(line: str) -> None:
     """A line to stderr."""
-    if sys.stderr is None:  # closed by the caller; print would turn to stdout
+    if sys.stderr is None:  # closed by the caller; print would write to stdout
         return
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)

@@ -1,6 +1,6 @@
-"""What a checkpoint says of its numbers: their dtype and how they are quantised, in every place where releases say it.
+"""Finds a checkpoint's dtype and quantisation in every place where releases declare them.
 
-`settled` writes both into the configuration where transformers' own keys stand, so that only this module knows the places.
+`settled` writes both under transformers' own keys, so that only this module knows the other places.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from .checkpoint import Checkpoint, DType, Tensor
 from .language import Message
 
-# Files beside config.json that say how the weights are quantised, and the method where their content names none.
+# Files beside config.json that declare the quantisation, and the method if their content names none.
 # Source: vLLM 0.19, get_config_filenames of modelopt.py, gptq.py and awq.py in model_executor/layers/quantization; mlx-lm 0.32,
 # utils.load_model, for the first.
 FILES: Mapping[str, str] = {
@@ -21,7 +21,7 @@ FILES: Mapping[str, str] = {
     "quant_config.json": "awq",
 }
 KEY = "quantization_config"
-# The same key's other names, and the method where the value names none.
+# Other names of that key, and the method if the value names none.
 # Source: mlx-lm 0.32, utils.quantize_model, which writes `quantization` and the same as `quantization_config`; vLLM 0.19,
 # config/model.py, _parse_quant_hf_config, for `compression_config`
 OTHER_KEYS: Mapping[str, str] = {"quantization": "mlx", "compression_config": "compressed-tensors"}
@@ -32,21 +32,21 @@ MODEL_DTYPES = (DType.BF16, DType.F16, DType.F32, DType.F64)
 
 
 def declares_quantisation(config: Mapping[str, Any] | None) -> bool:
-    """Whether a configuration itself says how the weights are quantised, whatever it says."""
+    """Whether a configuration itself declares a quantisation."""
     return config is not None and _declared(config) is not None
 
 
 def settled(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with its dtype and quantisation under transformers' own keys, and notices of where else they stood."""
+    """The checkpoint with dtype and quantisation under transformers' own keys, and notices of the places they came from."""
     if checkpoint.config is None or checkpoint.gguf:
         return checkpoint
     config, notices = dict(checkpoint.config), []
-    found = _declared(config)
-    if found is None and checkpoint.quantisation_file is not None:
+    declared = _declared(config)
+    if declared is None and checkpoint.quantisation_file is not None:
         name, content = checkpoint.quantisation_file
-        found = name, _with_method(content, FILES[name])
-    if found is not None:
-        place, value = found
+        declared = name, _with_method(content, FILES[name])
+    if declared is not None:
+        place, value = declared
         if config.get(KEY) != value:
             config[KEY] = value
         if place != KEY:
@@ -59,16 +59,16 @@ def settled(checkpoint: Checkpoint) -> Checkpoint:
 
 def undeclared(config: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of `config` that declares no quantisation."""
-    gone = (KEY, *OTHER_KEYS)
+    removed = (KEY, *OTHER_KEYS)
     return {
         key: undeclared(value) if key in DECODERS and isinstance(value, Mapping) else value
         for key, value in config.items()
-        if key not in gone
+        if key not in removed
     }
 
 
 def _declared(config: Mapping[str, Any]) -> tuple[str, Any] | None:
-    """The place that declares a quantisation and what it says there, with the method named; None where no place does."""
+    """The key that declares a quantisation, and its value with the method filled in; None if there is no declaration."""
     for prefix, part in (("", config), *((f"{key}.", config.get(key)) for key in DECODERS)):
         if not isinstance(part, Mapping):
             continue
@@ -82,7 +82,7 @@ def _declared(config: Mapping[str, Any]) -> tuple[str, Any] | None:
 
 
 def _is_mlx(value: object) -> bool:
-    """mlx-lm names no method: group_size and bits alone, with an entry for each layer that differs."""
+    """Whether mlx-lm wrote `value`: group_size and bits without a method, and an entry for each layer that differs."""
     return (
         isinstance(value, Mapping)
         and "quant_method" not in value
@@ -92,7 +92,7 @@ def _is_mlx(value: object) -> bool:
 
 
 def _with_method(value: Any, method: str) -> Any:
-    """`value` with the method that its place implies; a value that names its own, or its producer's algorithm, keeps it."""
+    """`value` with the method that its place implies, unless it names a method; a `quant_algo` implies modelopt."""
     if not isinstance(value, Mapping) or value.get("quant_method") is not None:
         return value
     inner = value.get("quantization")
@@ -101,19 +101,20 @@ def _with_method(value: Any, method: str) -> Any:
 
 
 def _settle_dtype(config: dict[str, Any], tensors: Sequence[Tensor] | None) -> list[Message]:
-    """Fills in `config["dtype"]` from the files' headers, as from_pretrained does; says so, or that nothing tells it.
+    """Fills in `config["dtype"]` from the files' headers, as from_pretrained does. Returns the notice of that, or that the
+    dtype is unknown.
 
-    Without `dtype` on top it is that of the first floating-point tensor of the first file, both in the order of names; float32
-    where there is none. Source: transformers 5.23, modeling_utils._get_dtype
+    It is the dtype of the first floating-point tensor of the first file, both in the order of names; without one, float32.
+    Source: transformers 5.23, modeling_utils._get_dtype
     """
     nested = _nested_dtype(config)
     if tensors is not None:
         first_file = min((tensor.file or "" for tensor in tensors), default="")
-        floating = [one for one in tensors if (one.file or "") == first_file and one.dtype in MODEL_DTYPES]
+        floating = [tensor for tensor in tensors if (tensor.file or "") == first_file and tensor.dtype in MODEL_DTYPES]
         if floating:
             first = min(floating, key=lambda tensor: tensor.name)
             config["dtype"] = str(first.dtype)
-            # A nested dtype that the files confirm is no news.
+            # No notice if the files confirm the nested dtype.
             return [] if nested == str(first.dtype) else [Message("dtype_of_files", dtype=first.dtype, name=first.name)]
     if nested is not None:
         return []

@@ -1,13 +1,13 @@
-"""What can go wrong, one class for each thing that a caller may handle.
+"""The errors: one class for each kind that a caller may handle.
 
 QwenInspectError
-├── UsageError          2  what was asked for contradicts itself, or the output cannot be written
+├── UsageError          2  the options contradict each other, or the output cannot be written
 ├── NotFoundError       3  no such model, revision or file
 ├── AccessError         4  gated, private, bad token
 ├── NetworkError        5  unreachable, timed out, rate limited
 ├── MalformedError      6  a model file is damaged or not what its name says
 ├── UnsupportedError    7  architecture, dtype or quantisation that cannot be answered exactly
-│   └── NoModelError       a file that holds something else than a model: nothing of it runs
+│   └── NoModelError       a file that holds no model, such as an adapter
 └── UnavailableError    8  a device or an optional package is missing
 """
 

@@ -1,4 +1,4 @@
-"""What `from qwen_inspect import ...` gives: the command's questions as functions, and their answers."""
+"""The functions exported by `qwen_inspect`, one per command, and their results."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Answered = TypeVar("Answered", bound="_Answer")
 
 
 class _Answer:
-    """A result that can be shown: as JSON, and in a line."""
+    """A result with JSON and a one-line repr."""
 
     __slots__ = ()
     command: ClassVar[str]
 
     def to_json(self) -> dict[str, Any]:
-        """What `qwen-inspect COMMAND --format json` prints: the keys of the JSON Schema that is shipped with the package."""
+        """The output of `qwen-inspect COMMAND --format json`, by the JSON Schema in the package."""
         from .renderers.json import render
 
         answer: dict[str, Any] = json.loads(render(self.command, self, Language("en")))
@@ -54,7 +54,7 @@ class Inspection(_Answer, Report):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Memory(_Answer, MemoryReport):
-    """A run's memory as predicted, and as measured where it was: see `MemoryReport`."""
+    """A run's memory, predicted and, if measured, measured: see `MemoryReport`."""
 
     command = "memory"
 
@@ -66,7 +66,7 @@ class Memory(_Answer, MemoryReport):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Fit(_Answer, FitReport):
-    """What fits each card, and how far it goes there: see `FitReport`."""
+    """Whether a run fits each card, with the largest context and batch: see `FitReport`."""
 
     command = "fit"
 
@@ -100,9 +100,9 @@ def inspect(
 ) -> Inspection:
     """Everything known about `model` without its weights.
 
-    model: a directory, a file, or ORG/NAME on a hub or in the catalog (`hf:`, `ms:`, `catalog:` before it pin the source).
-    file: one of several GGUF files there. dtype: parameters in another dtype than the configuration's, or quantised by a scheme
-    of that name, of `group_size` numbers a group. instantiate: also build transformers' class (needs the torch extra).
+    model: a directory, a file, or ORG/NAME on a hub or in the catalog (a prefix `hf:`, `ms:` or `catalog:` pins the source).
+    file: selects one of several GGUF files. dtype: overrides the configuration's dtype, or names a quantisation scheme with
+    groups of `group_size` numbers. instantiate: also build transformers' class (needs the torch extra).
 
     Raises a QwenInspectError: NotFoundError, AccessError, NetworkError, MalformedError, UnsupportedError or UnavailableError.
     """
@@ -120,9 +120,9 @@ def inspect(
 
 
 def memory(model: str | Report, run: Run = DEFAULT_RUN) -> Memory:
-    """What `run` takes of a device, predicted without one. `predicted.required_bytes` is what a card must have, (low, high).
+    """Predicts the device memory of `run` without a device. `predicted.required_bytes`, (low, high), is what a card must have.
 
-    Raises what `inspect` raises, and UnsupportedError where not even the weights' bytes are known.
+    Raises what `inspect` raises, and UnsupportedError if not even the weights' bytes are known.
     """
     from .predicting.predict import predict
 
@@ -130,9 +130,9 @@ def memory(model: str | Report, run: Run = DEFAULT_RUN) -> Memory:
 
 
 def fit(model: str | Report, cards: str | Sequence[str], run: Run = DEFAULT_RUN) -> Fit:
-    """Whether `run` fits each of `cards` (names as `qwen-inspect gpus` lists them, or "auto"), and how far it goes there.
+    """Whether `run` fits each of `cards` (names in `qwen-inspect gpus`, or "auto"), and its largest context and batch there.
 
-    Raises what `memory` raises, and UsageError for a card that is not known.
+    Raises what `memory` raises, and UsageError for an unknown card.
     """
     from .fitting import search
 
@@ -141,7 +141,7 @@ def fit(model: str | Report, cards: str | Sequence[str], run: Run = DEFAULT_RUN)
 
 
 def compare(*models: str, run: Run = DEFAULT_RUN, access: Access | None = None) -> Compared:
-    """Two or more models side by side, for one run; of two hub models first whether their files are the same.
+    """Compares two or more models for one run; for two hub models, first their files.
 
     Raises what `inspect` raises, and UsageError for fewer than two models.
     """
@@ -161,10 +161,10 @@ def measure(
     random_weights: bool = False,
     access: Access | None = None,
 ) -> Memory:
-    """`run` predicted and really made on `device` ("cpu", "cuda", "cuda:N"), with every difference by its cause.
+    """Predicts `run` and executes it on `device` ("cpu", "cuda", "cuda:N"); each difference is attributed to its causes.
 
-    random_weights: the model that the configuration describes, with nothing downloaded. Needs the torch extra. Raises what
-    `memory` raises, and UnavailableError without the device, the packages, or room.
+    random_weights: builds the model from its configuration and downloads nothing. Needs the torch extra. Raises what `memory`
+    raises, and UnavailableError without the device, the packages or enough memory.
     """
     from .measuring.measure import Request, measured
 

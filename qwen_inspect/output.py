@@ -1,4 +1,4 @@
-"""Writing results to files: whole or not at all."""
+"""Writes results to files, completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from .errors import UsageError
 
 
 def write_whole(destination: str, content: str | bytes, *, overwrite: bool) -> None:
-    """`content` in `destination`, put there in one step; UsageError where it exists (unless `overwrite`) or cannot be written."""
+    """Writes a file in one step; UsageError if it exists (unless `overwrite`) or cannot be written."""
     write_all_whole({destination: content}, overwrite=overwrite)
 
 
 def write_all_whole(contents: Mapping[str, str | bytes], *, overwrite: bool) -> None:
-    """Each content in its destination. All are written beside their destinations before the first is put in its place."""
+    """Writes all files or none: each goes to a temporary file beside its destination first, then all are renamed.
+
+    contents: destination -> content. Errors as of `write_whole`.
+    """
     staged: dict[str, str] = {}
     destination = ""
     try:
@@ -45,7 +48,7 @@ def write_all_whole(contents: Mapping[str, str | bytes], *, overwrite: bool) -> 
 
 
 def _staged(path: Path, content: str | bytes) -> str:
-    """A file beside `path` with all of its content."""
+    """Writes `content` to a temporary file beside `path`, and returns its path."""
     handle, written = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:20]}.", suffix=".partial")
     try:
         with open(handle, "wb") as stream:
@@ -58,11 +61,11 @@ def _staged(path: Path, content: str | bytes) -> str:
 
 
 def _put(written: str, path: Path) -> None:
-    """`written` under its own name, unless a file appeared there meanwhile: a link refuses what a rename would replace."""
+    """Moves `written` to `path`; FileExistsError if a file appeared there. A link refuses to replace it, a rename would not."""
     try:
         os.link(written, path)
     except OSError as error:
-        # Some file systems have no links (FAT, some network mounts).
+        # Some file systems lack links (FAT, some network mounts).
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS) or os.path.lexists(path):
             raise
         os.rename(written, path)

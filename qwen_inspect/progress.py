@@ -1,4 +1,4 @@
-"""What is being worked on, for who waits: said where the work is slow, shown by who asked to be told, else by nobody."""
+"""Progress messages: slow code announces its work, and a listener, if there is one, shows it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from itertools import count
 
 from .language import Message
 
-Show = Callable[[Message | None], None]  # None: it is over
+Show = Callable[[Message | None], None]  # None: the work is done
 _listener: ContextVar[tuple[Show, Iterator[int]] | None] = ContextVar("listener", default=None)
 _purpose: ContextVar[Message | None] = ContextVar("purpose", default=None)
 
 
 @contextmanager
-def told_to(show: Show) -> Iterator[None]:
-    """Everything slow within is told to `show`, numbered from 1."""
+def reporting_to(show: Show) -> Iterator[None]:
+    """Within it, `show` receives a message for each piece of slow work, numbered from 1."""
     token = _listener.set((show, count(1)))
     try:
         yield
@@ -26,7 +26,7 @@ def told_to(show: Show) -> Iterator[None]:
 
 @contextmanager
 def purpose(message: Message) -> Iterator[None]:
-    """What the work within is done for."""
+    """Within it, messages state `message` as the purpose of the work."""
     token = _purpose.set(message)
     try:
         yield
@@ -36,7 +36,7 @@ def purpose(message: Message) -> Iterator[None]:
 
 @contextmanager
 def working(key: str, **values: object) -> Iterator[None]:
-    """Something slow: `key` is said with its `number`, its `purpose` and the values."""
+    """Announces slow work: the message `key` with its `number`, its `purpose` and the values."""
     listener = _listener.get()
     if listener is None:
         yield

@@ -1,7 +1,7 @@
-"""`report`: a request -> a model's whole report -> its files; committed reports and expectations held against it.
+"""`report`: compiles a model's report, writes its files, and checks committed reports and expectations.
 
-A report is the document, its pictures (Markdown alone needs them beside it), and a record of its figures with the
-request, by which a later run can ask again and compare number by number.
+A report is the document, its pictures (separate files for Markdown only), and a record of its figures and its request, so
+that a later run can repeat the request and compare number by number.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from .tracing import versions
 PROMPTS = (2048, 8192, 32_768)
 FORMS = ("md", "html", "json")
 LONGEST_NAME_BYTES = 120
-LARGEST_FILE_BYTES = 64 << 20  # no report comes near it
+LARGEST_FILE_BYTES = 64 << 20  # far above any report
 LARGEST_COUNT = 10**18
 
 
 def compiled(request: ReportRequest, access: Access, *, trust_remote_code: bool = False) -> WholeReport:
-    """Everything that `report` tells of the model asked for. Raises what `inspect` and `predict` raise."""
+    """The whole report of the requested model. Raises what `inspect` and `predict` raise."""
     report = inspect(
         _relative(request.model),
         source=request.source,
@@ -58,7 +58,7 @@ def compiled(request: ReportRequest, access: Access, *, trust_remote_code: bool 
     )
     if report.ref.source == "local" and os.path.isabs(report.ref.id):
         report = replace(report, ref=replace(report.ref, id=_file_name(report.ref.id)))
-    unknown = report.known.unread is not None and report.tensors is None  # not a byte of the weights is known
+    unknown = report.known.unread is not None and report.tensors is None  # not even the weights' bytes are known
     return WholeReport(
         request=replace(
             request, model=_relative(request.model), measured=tuple(_relative(path) for path in request.measured)
@@ -74,25 +74,25 @@ def compiled(request: ReportRequest, access: Access, *, trust_remote_code: bool 
 
 
 def _measured(path: str, report: Report) -> KeptMeasurement:
-    """What was measured of this model; UsageError where it was another, by its class, its dtype or the bytes of its weights."""
+    """The measurement at `path`; UsageError if it is of a model with another class, dtype or weight bytes."""
     kept = read_measurement(_relative(path))
     spec = report.spec
     weights = next((difference.predicted for difference in kept.differences if difference.term == "weights"), None)
     tensors = each_tensor(report.tree) if report.known.weights is None else report.known.weights
-    found = {"class_name": kept.class_name, "dtype": kept.dtype, "bytes": weights}
+    measured = {"class_name": kept.class_name, "dtype": kept.dtype, "bytes": weights}
     expected = {
         "class_name": spec.class_name,
         "dtype": str(spec.dtype),
         "bytes": sum(tensor.size_bytes for tensor in tensors),
     }
-    if found != expected:
-        wanted = {f"expected_{name}": value for name, value in expected.items()}
-        raise UsageError("measured_of_another", path=path, **{**found, "bytes": weights or 0}, **wanted)
+    if measured != expected:
+        expected_values = {f"expected_{name}": value for name, value in expected.items()}
+        raise UsageError("measured_of_another", path=path, **{**measured, "bytes": weights or 0}, **expected_values)
     return kept
 
 
 def _relative(model: str) -> str:
-    """A path below the working directory as seen from there, so that a report reads the same on another machine."""
+    """An absolute path below the working directory made relative, so that a report is the same on every machine."""
     if not os.path.isabs(model):
         return model
     relative = os.path.relpath(model)
@@ -100,7 +100,7 @@ def _relative(model: str) -> str:
 
 
 def _file_name(model: str) -> str:
-    """What a model's files are called: its name's last part, made of characters that every file system takes."""
+    """The name of a model's files: the last part of its name, in characters valid on every file system."""
     path = Path(os.path.abspath(model) if model in ("", ".", "..") else model)
     last = path.parent.name or path.stem if path.name == "config.json" else path.name
     name = re.sub(r"[^\w.-]+", "-", re.sub(r"\.(safetensors|json|gguf)$", "", last)).strip("-.")
@@ -108,11 +108,11 @@ def _file_name(model: str) -> str:
 
 
 def _prompts(report: Report, request: ReportRequest) -> list[int]:
-    """The prompts that the model's limit has room for, and the one asked for; half the limit where it is that small."""
+    """The usual prompt lengths within the model's limit, and the requested one; half the limit if there is neither."""
     limit = report.spec.context_tokens
     usual = [tokens for tokens in PROMPTS if limit is None or tokens + request.new_tokens <= limit]
-    asked = [] if request.context_tokens is None else [request.context_tokens]
-    return sorted({*usual, *asked}) or [max(1, (limit or 2) // 2)]
+    requested = [] if request.context_tokens is None else [request.context_tokens]
+    return sorted({*usual, *requested}) or [max(1, (limit or 2) // 2)]
 
 
 def _run(request: ReportRequest, prompt_tokens: int) -> Run:
@@ -139,7 +139,7 @@ def _tensors_digest(tensors: Sequence[Tensor] | None) -> str:
 
 
 def rendered(whole: WholeReport, *, with_picture: bool = True) -> str:
-    """The document in the form and language asked for. Markdown shows a picture only where a file can lie beside it."""
+    """The document in the requested form and language. with_picture: False for Markdown without files beside it."""
     say = Language(whole.request.language)
     if whole.request.form == "json":
         from .renderers import json as json_renderer
@@ -172,7 +172,7 @@ def document_name(whole: WholeReport) -> str:
 
 
 def save(whole: WholeReport, directory: str, *, overwrite: bool) -> str:
-    """Writes a report's files into `directory`, which is made where it is missing; gives the document's path."""
+    """Writes a report's files into `directory`, created if missing; returns the document's path."""
     try:
         os.makedirs(directory, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -188,28 +188,32 @@ def save(whole: WholeReport, directory: str, *, overwrite: bool) -> str:
 
 
 def recorded(directory: str) -> list[tuple[str, ReportRequest | Message]]:
-    """Each report of `directory` by its record, with what it was asked for, or why that cannot be read."""
+    """(document name, request) of each recorded report in `directory`; a message instead if the record cannot be read."""
     if not os.path.isdir(directory):
         missing = "report_directory" if os.path.lexists(directory) else "report_directory_missing"
         raise UsageError(missing, path=directory)
     names = sorted(name.removesuffix(SUFFIX) for name in os.listdir(directory) if name.endswith(SUFFIX))
     if not names:
         raise NotFoundError("check_reports_none", directory=directory)
-    found = {name: _record(Path(directory, name + SUFFIX)) for name in names}
-    return [(name, _request((one or {}).get("request")) or _problem_of(name, one)) for name, one in found.items()]
+    stored = {name: _record(Path(directory, name + SUFFIX)) for name in names}
+    return [
+        (name, _request((entry or {}).get("request")) or _problem_of(name, entry)) for name, entry in stored.items()
+    ]
 
 
 def check_all(directory: str, access: Access) -> Iterator[tuple[ReportCheck, WholeReport | None]]:
-    """Every recorded report of `directory` held against what is found now; a model in both languages is looked at once."""
-    known: dict[ReportRequest, WholeReport] = {}
-    for name, asked in recorded(directory):
-        if isinstance(asked, Message):
-            yield ReportCheck(document=name, problem=asked), None
+    """Checks every recorded report in `directory` against a new one; a model in several languages is compiled once."""
+    compiled_by_request: dict[ReportRequest, WholeReport] = {}
+    for name, request in recorded(directory):
+        if isinstance(request, Message):
+            yield ReportCheck(document=name, problem=request), None
             continue
-        of_any_form = replace(asked, language="en", form="md")
-        if of_any_form not in known:
-            known[of_any_form] = compiled(of_any_form, access)
-        whole = replace(known[of_any_form], request=replace(asked, model=known[of_any_form].request.model))
+        neutral = replace(request, language="en", form="md")
+        if neutral not in compiled_by_request:
+            compiled_by_request[neutral] = compiled(neutral, access)
+        whole = replace(
+            compiled_by_request[neutral], request=replace(request, model=compiled_by_request[neutral].request.model)
+        )
         if (expected := document_name(whole)) != name:
             problem = Message("check_report_renamed", document=name, expected=expected)
             yield ReportCheck(document=name, problem=problem), None
@@ -218,21 +222,21 @@ def check_all(directory: str, access: Access) -> Iterator[tuple[ReportCheck, Who
 
 
 def check(whole: WholeReport, directory: str) -> ReportCheck:
-    """The report in `directory` held against what is found now: first its figures, then whether its files are as written."""
+    """Checks the report in `directory` against `whole`: first its figures, then whether its files are unedited."""
     name = document_name(whole)
     if not Path(directory, name).is_file():
         return ReportCheck(document=name, problem=Message("check_report_missing", document=name))
-    found = _record(Path(directory, name + SUFFIX))
-    if found is None or found.get("report_format") != record.FORMAT_VERSION or not _is_whole(found):
-        return ReportCheck(document=name, problem=_problem_of(name, found))
-    if drifts := _drifts(found["figures"], record.figures(whole)):
+    stored = _record(Path(directory, name + SUFFIX))
+    if stored is None or stored.get("report_format") != record.FORMAT_VERSION or not _is_whole(stored):
+        return ReportCheck(document=name, problem=_problem_of(name, stored))
+    if drifts := _drifts(stored["figures"], record.figures(whole)):
         return ReportCheck(document=name, drifts=drifts)
     note = None
     for file, text in files(whole).items():
         if file.endswith(SUFFIX):
             continue
         digest = _digest_of(Path(directory, file))
-        if digest is None or digest != found["documents"].get(file):
+        if digest is None or digest != stored["documents"].get(file):
             return ReportCheck(document=name, problem=Message("check_report_edited", document=name, file=file))
         if digest != _digest(text):
             note = Message("check_report_reworded", document=name)
@@ -240,70 +244,74 @@ def check(whole: WholeReport, directory: str) -> ReportCheck:
 
 
 def _drifts(was: Mapping[str, Figure], now: Mapping[str, Figure]) -> tuple[Drift, ...]:
-    """Figures that differ. A file's SHA-256 that one of the two was not told says nothing about the file."""
+    """Figures that differ. A file's SHA-256 that is unknown on one side is no difference."""
 
     def differs(name: str) -> bool:
         left, right = was.get(name), now.get(name)
-        is_untold = name.startswith("files.") and name.endswith(".sha256") and None in (left, right)
-        return left != right and not (is_untold and name in was and name in now)
+        is_unknown_hash = name.startswith("files.") and name.endswith(".sha256") and None in (left, right)
+        return left != right and not (is_unknown_hash and name in was and name in now)
 
     names = dict.fromkeys((*now, *was))
     return tuple(Drift(figure=name, was=was.get(name), now=now.get(name)) for name in names if differs(name))
 
 
 def _record(path: Path) -> Mapping[str, Any] | None:
-    """A record as it stands there; None where it is not there or no JSON object."""
+    """The record at `path`; None if it is absent or no JSON object."""
     content = _content(path)
     try:
-        found = None if content is None else json.loads(content)
+        stored = None if content is None else json.loads(content)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return stored if isinstance(stored, dict) else None
 
 
-def _problem_of(name: str, found: Mapping[str, Any] | None) -> Message:
-    """Why a record cannot be compared with."""
-    version = None if found is None else found.get("report_format")
+def _problem_of(name: str, stored: Mapping[str, Any] | None) -> Message:
+    """The message that says why a record cannot be compared."""
+    version = None if stored is None else stored.get("report_format")
     if version in (None, record.FORMAT_VERSION):
         return Message("check_report_unrecorded", document=name, record=name + SUFFIX)
     return Message("check_report_version", document=name, found=str(version)[:20], expected=record.FORMAT_VERSION)
 
 
-def _is_whole(found: Mapping[str, Any]) -> bool:
-    figures = found.get("figures")
+def _is_whole(stored: Mapping[str, Any]) -> bool:
+    figures = stored.get("figures")
     return (
-        isinstance(found.get("documents"), dict)
+        isinstance(stored.get("documents"), dict)
         and isinstance(figures, dict)
         and all(isinstance(figure, Figure) for figure in figures.values())
     )
 
 
-def _request(found: object) -> ReportRequest | None:
-    """A recorded request, if it is one that the command line could have made."""
-    if not isinstance(found, dict):
+def _request(stored: object) -> ReportRequest | None:
+    """A recorded request; None if the command line could not have produced it."""
+    if not isinstance(stored, dict):
         return None
-    found = {"file": None, "measured": [], **found}  # records of before there were any do not name them
-    if {*found} != {field.name for field in fields(ReportRequest)}:
+    stored = {"file": None, "measured": [], **stored}  # keys absent in older records
+    if {*stored} != {field.name for field in fields(ReportRequest)}:
         return None
-    measured = found["measured"]
-    lengths = [found["batch"], found["new_tokens"], 1 if found["context_tokens"] is None else found["context_tokens"]]
+    measured = stored["measured"]
+    lengths = [
+        stored["batch"],
+        stored["new_tokens"],
+        1 if stored["context_tokens"] is None else stored["context_tokens"],
+    ]
     is_sound = (
-        isinstance(found["model"], str)
-        and isinstance(found["revision"], str | None)
-        and isinstance(found["file"], str | None)
-        and found["source"] in ("auto", "hf", "ms", "local", "catalog")
+        isinstance(stored["model"], str)
+        and isinstance(stored["revision"], str | None)
+        and isinstance(stored["file"], str | None)
+        and stored["source"] in ("auto", "hf", "ms", "local", "catalog")
         and all(type(length) is int and 0 < length < LARGEST_COUNT for length in lengths)
-        and isinstance(found["instantiate"], bool)
-        and found["language"] in LANGUAGES
-        and found["form"] in FORMS
+        and isinstance(stored["instantiate"], bool)
+        and stored["language"] in LANGUAGES
+        and stored["form"] in FORMS
         and isinstance(measured, list)
         and all(isinstance(path, str) and "\0" not in path for path in measured)
     )
-    return ReportRequest(**{**found, "measured": tuple(measured)}) if is_sound else None
+    return ReportRequest(**{**stored, "measured": tuple(measured)}) if is_sound else None
 
 
 def _content(path: Path) -> bytes | None:
-    """A file's content; None where it cannot be read or is larger than any report."""
+    """A file's content; None if it cannot be read or is larger than any report."""
     try:
         if not path.is_file() or path.stat().st_size > LARGEST_FILE_BYTES:
             return None
@@ -323,42 +331,44 @@ def _digest_of(path: Path) -> str | None:
 def expectations(
     whole: WholeReport, *, parameters: int | None, attention: str | None, most_vram: tuple[str, int] | None
 ) -> list[Expectation]:
-    """What was expected of a model beside what was found. most_vram: a size as typed, and in bytes."""
-    report, made = whole.report, []
+    """Each expectation of a model with whether it holds. most_vram: a size as typed, and in bytes."""
+    report, checked = whole.report, []
     name = report.ref.id
     if parameters is not None:
-        found = report.parameters.theory
-        made.append(_expectation("expect_params", parameters == found, name=name, found=found, expected=parameters))
+        counted = report.parameters.theory
+        checked.append(
+            _expectation("expect_params", parameters == counted, name=name, found=counted, expected=parameters)
+        )
     if attention is not None:
         kind = report.attention.kind if report.settled else "–"
         wanted = attention if attention == "mixed" else attention.upper()
-        made.append(_expectation("expect_attention", kind == wanted, name=name, found=kind, expected=wanted))
+        checked.append(_expectation("expect_attention", kind == wanted, name=name, found=kind, expected=wanted))
     if most_vram is not None:
-        made.append(_within(_memory_asked_for(whole), name, *most_vram))
-    return made
+        checked.append(_within(_requested_memory(whole), name, *most_vram))
+    return checked
 
 
 def _expectation(key: str, holds: bool, **values: object) -> Expectation:
     return Expectation(message=Message(f"{key}_{'holds' if holds else 'fails'}", **values), holds=holds)
 
 
-def _memory_asked_for(whole: WholeReport) -> MemoryReport:
-    """The prediction for the prompt asked for, else for the longest."""
-    asked = whole.request.context_tokens
-    return next((one for one in whole.memory if one.run.prompt_tokens == asked), whole.memory[-1])
+def _requested_memory(whole: WholeReport) -> MemoryReport:
+    """The prediction for the requested prompt, else for the longest."""
+    requested = whole.request.context_tokens
+    return next((memory for memory in whole.memory if memory.run.prompt_tokens == requested), whole.memory[-1])
 
 
 def _within(memory: MemoryReport, name: str, limit: str, limit_bytes: int) -> Expectation:
-    """Whether what the allocator reserves stays within the limit; what is unknown does not, nor a range that the limit is in."""
+    """Whether the reserved memory stays within the limit; it fails if unknown, or if the limit lies within the range."""
     from .units import size
 
     run, reserved = memory.run, memory.predicted.peak_reserved
     values = {"name": name, "limit": limit, "tokens": run.prompt_tokens, "new": run.new_tokens, "batch": run.batch}
-    if (between := memory.predicted.peak_range) is not None:
-        low, high = between.reserved_bytes
+    if (peak_range := memory.predicted.peak_range) is not None:
+        low, high = peak_range.reserved_bytes
         if low <= limit_bytes and (high is None or limit_bytes < high):
-            told = Message("expect_vram_between", low=size(low), high=size(high), **values)
-            return Expectation(message=told, holds=False)
+            message = Message("expect_vram_between", low=size(low), high=size(high), **values)
+            return Expectation(message=message, holds=False)
         return _expectation(
             "expect_vram", low <= limit_bytes, found=size(high if low <= limit_bytes else low), **values
         )
@@ -372,7 +382,7 @@ def _within(memory: MemoryReport, name: str, limit: str, limit_bytes: int) -> Ex
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What the command line asks for. request: None for every report of `directory`. Expectations are None where there are none.
+    """A `report` command. request: None for every report in `directory`. Expectations are None if not set.
 
     action: "show", "write", "overwrite", "check" or "update". summary: for a CI job's page, in Markdown.
     """
@@ -389,9 +399,9 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What is to be printed, the documents that were written, the expectations that do not hold, and whether all is well.
+    """The text to print, the documents written, the expectations that failed, and whether all checks and expectations hold.
 
-    refusal: why a document that was made does not tell of the cache, where it does not.
+    refusal: why a document lacks memory or cache figures, None if it has them.
     """
 
     text: str
@@ -402,23 +412,27 @@ class Outcome:
 
 
 def carry_out(task: Task, access: Access, say: Language) -> Outcome:
-    """The whole of the command but its printing."""
+    """Runs the command, without printing."""
     wholes: list[WholeReport] = []
     checks: list[ReportCheck] = []
     saved: list[str] = []
     if task.request is not None:
         wholes = [compiled(task.request, access, trust_remote_code=task.trust_remote_code)]
     if task.directory is not None and task.action in ("check", "update"):
-        found: Iterable[tuple[ReportCheck, WholeReport | None]] = (
+        results: Iterable[tuple[ReportCheck, WholeReport | None]] = (
             check_all(task.directory, access) if not wholes else [(check(wholes[0], task.directory), wholes[0])]
         )
-        for one, whole in found:
+        for report_check, whole in results:
             if whole is not None and task.request is None:
                 wholes.append(whole)
-            if task.action == "update" and whole is not None and not (one.agrees and one.note is None):
+            if (
+                task.action == "update"
+                and whole is not None
+                and not (report_check.agrees and report_check.note is None)
+            ):
                 saved.append(save(whole, task.directory, overwrite=True))
             else:
-                checks.append(one)
+                checks.append(report_check)
     elif task.directory is not None:
         saved = [save(wholes[0], task.directory, overwrite=task.action == "overwrite")]
     expected = [
@@ -431,8 +445,9 @@ def carry_out(task: Task, access: Access, say: Language) -> Outcome:
     return Outcome(
         text=_printed(task, wholes, checks, expected, say),
         saved=tuple(saved),
-        failed=tuple(one.message for one in expected if not one.holds),
-        agrees=all(one.agrees for one in checks) and all(one.holds for one in expected),
+        failed=tuple(expectation.message for expectation in expected if not expectation.holds),
+        agrees=all(report_check.agrees for report_check in checks)
+        and all(expectation.holds for expectation in expected),
         refusal=None
         if task.action in ("check", "update")
         else next((refusal for whole in wholes if (refusal := _refusal(whole.report)) is not None), None),
@@ -440,7 +455,7 @@ def carry_out(task: Task, access: Access, say: Language) -> Outcome:
 
 
 def _refusal(report: Report) -> QwenInspectError | None:
-    """Why a document does not tell of the memory or the cache of a model, where it does not."""
+    """Why a document lacks memory or cache figures; None if it has them."""
     return report.known.unread or report.known.cache_refusal
 
 
@@ -463,5 +478,5 @@ def _printed(
 
 
 def _each_once(wholes: Sequence[WholeReport]) -> list[WholeReport]:
-    """A model that is reported in several languages or forms, once."""
+    """`wholes` without repeats of a model in other languages or forms."""
     return list({replace(whole.request, language="", form=""): whole for whole in wholes}.values())

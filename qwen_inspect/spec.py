@@ -1,7 +1,7 @@
-"""A model as designed: what a configuration means, and the modules that it builds.
+"""A model as designed: the meaning of its configuration, and the modules that it builds.
 
-Formulas `match` on the kinds of attention and MLP with no default arm, so that mypy lists every formula that a new kind
-must extend.
+Formulas `match` on the kinds of attention and MLP without a default arm, so that mypy lists every formula to extend for a
+new kind.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class SlidingAttention:
 class GatedAttention:
     """Full attention whose output is scaled by a sigmoid gate that q_proj computes beside the queries; QK-Norm always.
 
-    rotary_dim: the channels of each head that RoPE turns. Source: transformers 5.23, Qwen3NextAttention.
+    rotary_dim: the channels of each head that RoPE rotates. Source: transformers 5.23, Qwen3NextAttention.
     """
 
     query_heads: int
@@ -54,10 +54,10 @@ class GatedAttention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearAttention:
-    """Gated DeltaNet: a state of constant size for each value head, behind a short causal convolution.
+    """Gated DeltaNet: a state of constant size per value head, behind a short causal convolution.
 
-    conv_kernel: tokens that the convolution sees. fused_projections: one matrix for q, k, v and z and one for beta and alpha,
-    as in Qwen3-Next, in place of four. Source: Yang et al. 2024 (arXiv 2412.06464); transformers 5.23, Qwen3NextGatedDeltaNet.
+    conv_kernel: tokens that the convolution sees. fused_projections: two matrices, for (q, k, v, z) and (beta, alpha), as in
+    Qwen3-Next, instead of four. Source: Yang et al. 2024 (arXiv 2412.06464); transformers 5.23, Qwen3NextGatedDeltaNet.
     """
 
     key_heads: int
@@ -69,7 +69,7 @@ class LinearAttention:
 
     @property
     def conv_channels(self) -> int:
-        """Queries, keys and values side by side."""
+        """Channels of queries, keys and values together."""
         return 2 * self.key_heads * self.key_head_dim + self.value_heads * self.value_head_dim
 
 
@@ -78,7 +78,7 @@ SoftmaxAttention = FullAttention | SlidingAttention | GatedAttention
 
 
 def heads_kind(query_heads: int, kv_heads: int) -> str:
-    """MHA: a KV head for each query head (Vaswani 2017). MQA: one for all (Shazeer 2019). GQA: one a group (Ainslie 2023)."""
+    """MHA: a KV head per query head (Vaswani 2017). MQA: one for all (Shazeer 2019). GQA: one per group (Ainslie 2023)."""
     if kv_heads == query_heads:
         return "MHA"
     return "MQA" if kv_heads == 1 else "GQA"
@@ -93,7 +93,7 @@ class DenseMlp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoeMlp:
-    """`experts` gated MLPs of which each token takes `experts_per_token`, and perhaps one that every token takes."""
+    """`experts` gated MLPs, of which each token uses `experts_per_token`; perhaps a shared expert that all tokens use."""
 
     experts: int
     experts_per_token: int
@@ -106,7 +106,7 @@ Mlp = DenseMlp | MoeMlp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """A decoder layer: how it attends, and what it does with each token."""
+    """A decoder layer: its attention and its MLP."""
 
     attention: Attention
     mlp: Mlp
@@ -114,10 +114,10 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vision:
-    """The tower that turns patches of images and videos into tokens of the decoder: a ViT, then a merger of neighbours.
+    """The tower that turns patches of images and videos into tokens for the decoder: a ViT, then a merger.
 
-    merge_size: patches on each side of the square that becomes one token. positions: learned ones, None where RoPE alone
-    tells them. deepstack: further mergers, whose outputs go into the first layers of the decoder.
+    merge_size: side, in patches, of the square that becomes one token. positions: number of learned position embeddings, None
+    with RoPE alone. deepstack: further mergers, whose outputs are added in the first layers of the decoder.
     """
 
     layers: int
@@ -136,11 +136,11 @@ class Vision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """What the configuration says, with its words made definite. Sizes in elements, lengths in tokens.
+    """The meaning of a configuration. Sizes in elements, lengths in tokens.
 
-    All but `vision` is of the decoder; vision is None for a model of text alone. A class that no family here describes is known
-    by what transformers builds alone: its `layers` are empty, and norm_eps, activation and pad_token_id mean nothing.
-    kernel: the attention that `from_pretrained` chooses where none is asked for; traces are not named by it.
+    All fields but `vision` describe the decoder; vision is None for a text-only model. For a class that only transformers
+    describes (`built`), `layers` is empty, and norm_eps, activation and pad_token_id mean nothing.
+    kernel: the attention that `from_pretrained` chooses by default; not part of a trace's name.
     """
 
     family: str
@@ -160,17 +160,17 @@ class ModelSpec:
 
     @property
     def built(self) -> bool:
-        """Whether it is known only by what transformers builds."""
+        """Whether the spec comes from transformers' built model, not from a family described here."""
         return not self.layers
 
     @property
     def headed(self) -> bool:
-        """Whether it has an output layer: a bare decoder has none."""
+        """Whether the model has an output layer; a bare decoder has none."""
         return not self.class_name.endswith("Model")
 
     @property
     def softmax(self) -> SoftmaxAttention:
-        """The attention of the first layer that compares tokens with each other; every model that is read has one."""
+        """The first softmax attention; every model described here has one."""
         return next(layer.attention for layer in self.layers if not isinstance(layer.attention, LinearAttention))
 
 
@@ -178,10 +178,10 @@ class ModelSpec:
 class Module:
     """A node of the module tree, with the tensors it owns; counts are sums over the tensors below it.
 
-    arguments: what torch prints between the brackets. tied_to: the full name of the tensor whose storage its weight shares,
-    so that it owns none. routed: (experts a token takes, experts) where each token uses only that share of its tensors.
-    repeats: that many equal siblings, named `name`, `name` + 1, ... component: the row of the statistics it belongs to,
-    its parent's where None. packed_bytes: of its own tensors where they are stored quantised.
+    arguments: the text in brackets when torch prints it. tied_to: the full name of the tensor whose storage its weight shares;
+    it then owns no weight. routed: (experts per token, experts) if a token uses only that share of its tensors.
+    repeats: the node stands for so many equal siblings, named `name`, `name` + 1, ... component: its row in the statistics;
+    None: its parent's. packed_bytes: bytes of its own tensors if they are stored quantised.
     """
 
     name: str
@@ -198,21 +198,21 @@ class Module:
 
     @property
     def parameters(self) -> int:
-        """Unique parameters of all its repeats; a tied weight counts where it is owned."""
+        """Unique parameters of all repeats; a tied weight counts only in the module that owns it."""
         return self.repeats * (_elements(self.tensors) + sum(child.parameters for child in self.children))
 
     @property
     def active_parameters(self) -> int:
-        """Parameters that one token's forward pass uses: routed experts count by the number taken, all else in full."""
+        """Parameters used by one token's forward pass: its chosen experts, and all else in full."""
         own = _elements(self.tensors)
         if self.routed is not None:
-            taken, experts = self.routed
-            own = own // experts * taken  # exact: every routed tensor's first dimension is `experts`
+            per_token, experts = self.routed
+            own = own // experts * per_token  # exact: every routed tensor's first dimension is `experts`
         return self.repeats * (own + sum(child.active_parameters for child in self.children))
 
     @property
     def own_bytes(self) -> int:
-        """Bytes of its own tensors, without its children and its repeats."""
+        """Bytes of its own tensors, without children and repeats."""
         return sum(tensor.size_bytes for tensor in self.tensors) if self.packed_bytes is None else self.packed_bytes
 
     @property
@@ -230,7 +230,7 @@ class Module:
 
     @property
     def label(self) -> str:
-        """Its name, or for equal siblings the range of their names: `0-27`."""
+        """The name, or the range of names of repeated siblings: `0-27`."""
         return self.name if self.repeats == 1 else f"{self.name}-{int(self.name) + self.repeats - 1}"
 
 
@@ -241,7 +241,7 @@ def _elements(tensors: tuple[Tensor, ...]) -> int:
 def each_module(root: Module, prefix: str = "") -> Iterator[tuple[str, Module]]:
     """Every module below `root` with its full name, in the order torch walks them.
 
-    Repeated siblings come one by one, each as the node that stands for them all: use its own tensors, not its sums.
+    Repeated siblings are yielded one by one, each as the node that stands for all: use its own tensors, not its sums.
     """
     yield prefix, root
     for child in root.children:

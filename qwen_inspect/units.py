@@ -1,4 +1,4 @@
-"""Every print and parse of a count, a size or a share. GiB is 2^30 bytes, GB 10^9; what is printed says which."""
+"""Formats and parses counts, sizes and shares. GiB is 2^30 bytes, GB 10^9."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def short_count(value: int | None) -> str:
 
 
 def mib(size_bytes: int | None) -> str:
-    """Bytes in MiB with two decimals and no unit, for columns whose heading names it."""
+    """Bytes in MiB with two decimals and no unit, for columns with the unit in their heading."""
     return UNKNOWN if size_bytes is None else f"{size_bytes / MIB:,.2f}"
 
 
@@ -77,12 +77,12 @@ SIZE_UNITS = {
 
 
 def parse_size(text: str) -> int:
-    """ "16GiB", "15.5 GiB" or "16GB" in whole bytes, rounded down; ValueError otherwise. A unit is needed: GiB is not GB."""
-    found = re.fullmatch(r"([0-9]{1,15})(?:\.([0-9]{1,9}))? ?([A-Za-z]{1,3})", text)
-    if found is None or found[3].lower() not in SIZE_UNITS:
+    """ "16GiB", "15.5 GiB" or "16GB" in whole bytes, rounded down; ValueError otherwise. The unit is required."""
+    match = re.fullmatch(r"([0-9]{1,15})(?:\.([0-9]{1,9}))? ?([A-Za-z]{1,3})", text)
+    if match is None or match[3].lower() not in SIZE_UNITS:
         raise ValueError(text)
-    decimals = found[2] or ""
-    size_bytes: int = int(found[1] + decimals) * SIZE_UNITS[found[3].lower()] // 10 ** len(decimals)
+    decimals = match[2] or ""
+    size_bytes: int = int(match[1] + decimals) * SIZE_UNITS[match[3].lower()] // 10 ** len(decimals)
     if size_bytes == 0:
         raise ValueError(text)
     return size_bytes
