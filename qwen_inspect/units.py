@@ -94,5 +94,5 @@ def signed(value: int) -> str:
 
 
 def signed_size(size_bytes: int) -> str:
-    """`size` with a minus sign where it is below zero: "−524.64 MiB"."""
+    """`size`, with a minus sign below zero: "−524.64 MiB"."""
     return f"−{size(-size_bytes)}" if size_bytes < 0 else size(size_bytes)

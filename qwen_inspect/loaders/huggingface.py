@@ -27,7 +27,17 @@ from ..errors import (
 )
 from ..language import Message
 from .hub import ListedFile, Listing
-from .transfer import CONNECT_SECONDS, Answer, Deadline, Unreachable, in_parallel, retry_after, safe_name, unreachable
+from .transfer import (
+    CONNECT_SECONDS,
+    Answer,
+    Deadline,
+    Unreachable,
+    first_line,
+    in_parallel,
+    retry_after,
+    safe_name,
+    unreachable,
+)
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -80,7 +90,7 @@ class HuggingFace:
         except (library.InvalidURL, library.UnsupportedProtocol) as error:
             raise Unreachable(str(error), final=True) from None
         except library.RequestError as error:
-            raise Unreachable(_reason(error), final=isinstance(error, self._no_connection)) from None
+            raise Unreachable(first_line(error), final=isinstance(error, self._no_connection)) from None
 
     @property
     def _no_connection(self) -> tuple[type[BaseException], ...]:
@@ -197,12 +207,12 @@ class HuggingFace:
             answer = Answer(status=error.response.status_code, headers=headers, body=b"")
             return self.refusal(answer, model=model, revision=revision, file=file)
         if isinstance(error, ConnectionError):
-            return unreachable(self.endpoint, _reason(error))
+            return unreachable(self.endpoint, first_line(error))
         if isinstance(error, OSError) and error.errno is not None:
             return UsageError("download_unwritable", path=self._cache, reason=error.strerror)
         if isinstance(error, OSError) and not isinstance(error, FileMetadataError | LocalEntryNotFoundError):
-            return NetworkError("download_damaged", file=file, reason=_reason(error))  # wrong size
-        return unreachable(self.endpoint, _reason(error))
+            return NetworkError("download_damaged", file=file, reason=first_line(error))  # wrong size
+        return unreachable(self.endpoint, first_line(error))
 
     # --- the library's cache
 
@@ -236,7 +246,7 @@ def _identity() -> Mapping[str, str]:
     except UnicodeDecodeError:
         raise AccessError("hf_bad_token", token=constants.HF_TOKEN_PATH) from None
     except exchange_error as error:
-        raise AccessError("hf_token_exchange", reason=_reason(error)) from None
+        raise AccessError("hf_token_exchange", reason=first_line(error)) from None
     return headers
 
 
@@ -290,9 +300,3 @@ def _listed(sibling: Mapping[str, Any]) -> ListedFile:
     elif isinstance(blob, str) and COMMIT.fullmatch(blob) and large is None:
         key = f"git-{blob}"
     return ListedFile(name=name, size_bytes=size if type(size) is int and 0 <= size < 1 << 62 else None, key=key)
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of the library's message, at most 200 characters."""
-    text = str(error) or type(error).__name__
-    return text.splitlines()[0][:200]

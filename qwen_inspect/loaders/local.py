@@ -308,7 +308,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_config(path: Path) -> Mapping[str, Any]:
-    """config.json as written; MalformedError where it is not a JSON object."""
+    """config.json as written; MalformedError if it is no JSON object."""
     return parse_config(read_json(path), file=path.name)
 
 

@@ -31,7 +31,17 @@ from ..errors import (
 )
 from ..language import Message
 from .hub import ListedFile, Listing
-from .transfer import CONNECT_SECONDS, MOST_REQUESTS, Answer, Deadline, Unreachable, retry_after, safe_name, unreachable
+from .transfer import (
+    CONNECT_SECONDS,
+    MOST_REQUESTS,
+    Answer,
+    Deadline,
+    Unreachable,
+    first_line,
+    retry_after,
+    safe_name,
+    unreachable,
+)
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 OFFICIAL = ("https://modelscope.cn", "https://www.modelscope.cn", "https://modelscope.ai", "https://www.modelscope.ai")
@@ -200,10 +210,10 @@ class ModelScope:
         if (status := getattr(error, "status_code", None)) is not None:
             return self.refusal(Answer(status=status, headers={}, body=b""), model=model, revision=revision, file=file)
         if type(error).__name__ in ("FileIntegrityError", "FileSizeMismatchError"):
-            return NetworkError("download_damaged", file=file, reason=_first_line(error))
+            return NetworkError("download_damaged", file=file, reason=first_line(error))
         if isinstance(error, OSError) and error.errno is not None and error.strerror:
             return UsageError("download_unwritable", path=self._cache, reason=error.strerror)
-        return unreachable(self.endpoint, _first_line(error))
+        return unreachable(self.endpoint, first_line(error))
 
     # --- the client's cache
 
@@ -244,10 +254,6 @@ def _silent() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 def _listed(file: Mapping[str, Any]) -> ListedFile:

@@ -22,7 +22,7 @@ MINUS_ZERO = re.compile(r"[\[,:\s]-0(?![0-9.eE])")
 
 
 def read_header(stream: BinaryIO, *, file: str, file_bytes: int) -> tuple[Tensor, ...]:
-    """The tensors of a file of `file_bytes` bytes, of which only the header is read. `file` names it in errors."""
+    """The tensors of a file of `file_bytes` bytes; reads only the header. `file` names it in errors."""
     header_bytes = header_length(stream.read(LENGTH_BYTES), file=file, file_bytes=file_bytes)
     header = stream.read(header_bytes)
     return parse_header(header, file=file, data_bytes=file_bytes - LENGTH_BYTES - header_bytes)

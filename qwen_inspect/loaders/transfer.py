@@ -118,6 +118,11 @@ def unreachable(url: str, reason: str) -> NetworkError:
     return NetworkError("hub_unreachable", url=_shown(url), reason=reason)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of a message, at most 200 characters; the exception's class name if there is no message."""
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
 def retry_after(answer: Answer) -> float:
     """Seconds in Retry-After; 0 if it is absent or no number."""
     value = answer.headers.get("retry-after", "")
