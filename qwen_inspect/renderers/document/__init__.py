@@ -1,4 +1,4 @@
-"""Report -> blocks: every section is written once, here, for all formats and both languages. A module a command, by name."""
+"""Report -> blocks: each section is written once, for all formats and both languages. One module per command, named after it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from ..blocks import Block
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """How much of the report to show. depth: levels of the tree below the model (None: all). top: rows of the ranking.
-    live: also what only a page can show: pictures to point at, figures that follow sliders.
+    """How much of the report to show.
+
+    depth: levels of the tree below the model (None: all). top: rows of the ranking. live: include interactive blocks (treemap,
+    sliders), which only an HTML page can show.
     """
 
     expand: bool = False
@@ -27,6 +29,6 @@ class View:
 
 
 def document(command: str, subject: Any, say: Language, view: View) -> Sequence[Block]:
-    """The blocks that `command` shows of its subject: a Report, or for `models` the catalog's entries."""
+    """The blocks of `command`'s output. subject: the value that the command computed, such as a Report or a FitReport."""
     blocks: Sequence[Block] = import_module(f"{__name__}.{command}").blocks(subject, say, view)
     return blocks

@@ -13,7 +13,7 @@ from ...units import count, size
 from ..blocks import Block, Figure, Heading, Items, Paragraph, Table
 from . import View
 from .common import grouped, identity, notices, runs, span, spans
-from .structure import attention_found, attention_table, cache_fields, cache_notes
+from .structure import attention_summary, attention_table, cache_fields, cache_notes
 
 MOST_GROUPS = 4
 
@@ -24,7 +24,7 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
         identity(report, say),
         *notices(report, say),
         Heading(say("heading_attention_layers")),
-        *attention_found(report, say),
+        *attention_summary(report, say),
         attention_table(report, say, view),
         *worked_through(report, say),
         Heading(say("heading_cache")),
@@ -38,15 +38,15 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
 
 
 def cache_figure(report: Report, say: Language) -> list[Block]:
-    """For a page: the cache against the context."""
+    """Plot of cache size against context, for HTML pages."""
     from ..cache_plot import cache_plot
 
     return [Figure(cache_plot(report, say), say("cache_figure", name=report.ref.id), "")]
 
 
 def worked_through(report: Report, say: Language) -> list[Block]:
-    """For each distinct set of heads, which query heads read which KV head, and every shape on the way."""
-    made: list[Block] = []
+    """For each distinct set of heads: which query heads read which KV head, and the shape of every intermediate tensor."""
+    content: list[Block] = []
     for layers, layer in distinct(report.attention.layers):
         match layer:
             case LayerAttention():
@@ -55,32 +55,32 @@ def worked_through(report: Report, say: Language) -> list[Block]:
                 mapped, shaped = linear_mapping(layer, say), linear_shapes(layer, report, say)
             case OtherLayerAttention(cache_kind=kind):
                 sentence = say("mapping_other", kind=say(f"kind_{kind}"))
-                made += [Heading(say("heading_mapping", layers=layers)), Paragraph(sentence)]
+                content += [Heading(say("heading_mapping", layers=layers)), Paragraph(sentence)]
                 continue
-        if report.spec.built:  # whose projections may have any names and shapes
-            made += [Heading(say("heading_mapping", layers=layers)), *mapped]
+        if report.spec.built:  # Built from the class alone: its projections may have any names and shapes.
+            content += [Heading(say("heading_mapping", layers=layers)), *mapped]
             continue
-        made += [
+        content += [
             Heading(say("heading_mapping", layers=layers)),
             *mapped,
             Heading(say("heading_shapes", layers=layers)),
             shaped,
         ]
-    return made
+    return content
 
 
 def distinct(layers: Sequence[AnyLayerAttention]) -> list[tuple[str, AnyLayerAttention]]:
-    """One layer of each distinct set of heads, with the layers that have it; a window changes neither mapping nor shapes."""
-    found: dict[object, list[str]] = {}
+    """(layer numbers, example layer) for each distinct set of heads. Windows are ignored: they change no mapping and no shape."""
+    labels_of: dict[object, list[str]] = {}
     first_of: dict[object, AnyLayerAttention] = {}
 
     def shape(layer: AnyLayerAttention) -> tuple[object, ...]:
         return layer.kind, layer.heads[:3] if isinstance(layer, LayerAttention) else layer.heads
 
     for first, last, layer in runs(layers, shape):
-        found.setdefault(shape(layer), []).append(span(first, last))
+        labels_of.setdefault(shape(layer), []).append(span(first, last))
         first_of.setdefault(shape(layer), layer)
-    return [(spans(labels), first_of[key]) for key, labels in found.items()]
+    return [(spans(labels), first_of[key]) for key, labels in labels_of.items()]
 
 
 def mapping(layer: LayerAttention, say: Language) -> list[Block]:
@@ -102,7 +102,7 @@ def mapping(layer: LayerAttention, say: Language) -> list[Block]:
 
 
 def linear_mapping(layer: LinearLayerAttention, say: Language) -> list[Block]:
-    """Which value heads, each with a state of its own, read which query and key head."""
+    """Which query and key head each value head reads; each value head has its own state."""
     group = layer.value_heads // layer.key_heads
     return [
         Paragraph(
@@ -119,7 +119,7 @@ def linear_mapping(layer: LinearLayerAttention, say: Language) -> list[Block]:
 
 
 def linear_shapes(layer: LinearLayerAttention, report: Report, say: Language) -> Table:
-    """As `shapes`, for Gated DeltaNet. Source: transformers 5.23, Qwen3NextGatedDeltaNet.forward."""
+    """`shapes` for Gated DeltaNet. Source: transformers 5.23, Qwen3NextGatedDeltaNet.forward."""
     hidden, keys, values = report.spec.hidden_size, layer.key_heads, layer.value_heads
     key_dim, value_dim = layer.key_head_dim, layer.value_head_dim
     channels = 2 * keys * key_dim + values * value_dim
@@ -145,7 +145,7 @@ def span_of_heads(first: int, last: int) -> str:
 
 
 def shapes(layer: LayerAttention, report: Report, say: Language) -> Table:
-    """Every tensor from hidden states to the block's output, in letters and for the batch and context asked for."""
+    """Every tensor from hidden states to the block's output, with symbolic and numeric shapes (requested batch and context)."""
     hidden, query, kv, dim = report.spec.hidden_size, layer.query_heads, layer.kv_heads, layer.head_dim
     steps: list[tuple[str, tuple[str | int, ...]]] = [
         (say("step_hidden"), ("B", "L", hidden)),
@@ -165,7 +165,7 @@ def shapes(layer: LayerAttention, report: Report, say: Language) -> Table:
 
 
 def shape_table(steps: Sequence[tuple[str, tuple[str | int, ...]]], report: Report, say: Language) -> Table:
-    """Each step's shape in letters, and in the numbers of the workload."""
+    """Each step's shape, symbolic and with the workload's numbers."""
     batch, length = report.workload.batch, report.context_tokens
     numbers: dict[str | int, str] = {"B": str(batch), "L": "L" if length is None else str(length)}
 
@@ -177,7 +177,7 @@ def shape_table(steps: Sequence[tuple[str, tuple[str | int, ...]]], report: Repo
 
 
 def engine_blocks(report: Report, say: Language) -> list[Block]:
-    """The same workload's cache as transformers holds it and as engines reserve it; nothing where no context is known."""
+    """Cache size of the same workload in transformers and in serving engines; empty if no context length is known."""
     caches = caches_of(report)
     if not caches:
         return []
@@ -197,11 +197,11 @@ def engine_blocks(report: Report, say: Language) -> list[Block]:
 
 
 def cache_table(report: Report, say: Language, view: View) -> Table:
-    """Each run of layers' cache: a token's bytes, and the bytes at the context and batch."""
+    """For each run of equal layers: bytes per token, fixed bytes, and total at the requested context and batch."""
     tokens, batch = report.context_tokens, report.workload.batch
     rows = []
     layers = report.cache.layers
-    for where, indices, layer in grouped(layers, lambda one: one.index if view.expand else replace(one, index=0)):
+    for where, indices, layer in grouped(layers, lambda layer: layer.index if view.expand else replace(layer, index=0)):
         total = None if tokens is None else batch * len(indices) * layer.size_bytes(tokens)
         rows.append(
             [

@@ -1,4 +1,4 @@
-"""`report --check` and the summary for CI: which figures drifted, what was expected, and the few figures that people ask for."""
+"""`report --check` and the CI summary: drifted figures, results of expectations, and each model's key figures."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ LONGEST_FIGURE = 80
 
 
 def check_blocks(checks: Sequence[ReportCheck], say: Language) -> list[Block]:
-    """A sentence for each report, then the figures of those that drifted."""
-    made: list[Block] = [Heading(say("heading_checked")), Items([_sentence(check, say) for check in checks])]
+    """A sentence per report, then a table of the changed figures of each report that drifted."""
+    content: list[Block] = [Heading(say("heading_checked")), Items([_sentence(check, say) for check in checks])]
     for check in checks:
         if check.drifts:
-            made += [Heading(check.document, 3), *_drift_blocks(check.drifts, say)]
-    return made
+            content += [Heading(check.document, 3), *_drift_blocks(check.drifts, say)]
+    return content
 
 
 def _sentence(check: ReportCheck, say: Language) -> str:
@@ -33,10 +33,10 @@ def _sentence(check: ReportCheck, say: Language) -> str:
 
 def _drift_blocks(drifts: Sequence[Drift], say: Language) -> list[Block]:
     rows = [[drift.figure[:LONGEST_FIGURE], _shown(drift.was), _shown(drift.now)] for drift in drifts[:MOST_DRIFTS]]
-    made: list[Block] = [Table([say("column_figure"), say("column_was"), say("column_is")], rows, "lrr")]
+    content: list[Block] = [Table([say("column_figure"), say("column_was"), say("column_is")], rows, "lrr")]
     if len(drifts) > MOST_DRIFTS:
-        made.append(Paragraph(say("drifts_more", count=len(drifts) - MOST_DRIFTS)))
-    return made
+        content.append(Paragraph(say("drifts_more", count=len(drifts) - MOST_DRIFTS)))
+    return content
 
 
 def _shown(figure: Figure) -> str:
@@ -52,18 +52,18 @@ def summary_blocks(
     expectations: Sequence[Expectation],
     say: Language,
 ) -> list[Block]:
-    """What fits on a CI job's summary page."""
-    made: list[Block] = []
+    """A CI job's summary: key figures of each model, results of expectations, and of `--check`."""
+    content: list[Block] = []
     for whole in wholes:
-        made += [Heading(whole.report.ref.id), _key_figures(whole, say)]
+        content += [Heading(whole.report.ref.id), _key_figures(whole, say)]
     if expectations:
         rows = [
             [say(expectation.message), say("verdict_holds" if expectation.holds else "verdict_fails")]
             for expectation in expectations
         ]
         columns = [say("column_expectation"), say("column_verdict")]
-        made += [Heading(say("heading_expectations")), Table(columns, rows, "ll")]
-    return [*made, *(check_blocks(checks, say) if checks else [])]
+        content += [Heading(say("heading_expectations")), Table(columns, rows, "ll")]
+    return [*content, *(check_blocks(checks, say) if checks else [])]
 
 
 def _key_figures(whole: WholeReport, say: Language) -> Table:

@@ -1,4 +1,4 @@
-"""What several commands show: who the model is, what was noticed, the checks, the components, ranges of equal layers."""
+"""Blocks that several commands share: the model's identity, notices, checks, components and ranges of equal layers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def identity(report: Report, say: Language, *, device: str | None = None) -> Fie
 
 
 def notices(report: Report, say: Language) -> list[Block]:
-    """What was noticed on the way, and where the shapes contradict the configuration; nothing where there is nothing."""
+    """Notices of the loaders, and contradictions between shapes and configuration; empty if there are none."""
     messages = list(report.notices)
     if report.design is not None and report.design.attention is not None:
         messages += report.design.attention.findings
@@ -62,7 +62,7 @@ def component_table(report: Report, say: Language) -> Table:
 
 
 def unique_parameters(report: Report, say: Language) -> str:
-    """The count by the files, or by theory, which is said where the files cannot be read as this model."""
+    """The count from the files; if they cannot be read as this model, the theoretical count, labelled as such."""
     counts = report.parameters
     if counts.unique is None:
         return say("unique_by_theory", parameters=counts.theory, short=short_count(counts.theory))
@@ -70,7 +70,7 @@ def unique_parameters(report: Report, say: Language) -> str:
 
 
 def active_rows(counts: ParameterCounts, say: Language) -> list[tuple[str, str]]:
-    """What one token uses, by both conventions of published figures; nothing where it uses all."""
+    """Parameters active for one token, by both published conventions; empty if all are active."""
     if counts.active == counts.theory:
         return []
     if counts.active is None or counts.active_non_embedding is None:
@@ -80,7 +80,7 @@ def active_rows(counts: ParameterCounts, say: Language) -> list[tuple[str, str]]
 
 
 def active_values(report: Report) -> dict[str, str]:
-    """What a sentence on a mixture of experts says: active, in all, and active by the other convention."""
+    """Short counts for a sentence on a mixture of experts: active, total, and active without embedding and head."""
     active, counts = report.tree.active_parameters, report.parameters
     bare = active - counts.embedding - counts.head
     return {"active": short_count(active), "total": short_count(counts.theory), "non_embedding": short_count(bare)}
@@ -107,29 +107,29 @@ def parameter_fields(report: Report, say: Language) -> Fields:
 
 
 def adapter_blocks(report: Report, say: Language) -> list[Block]:
-    """What an adapter trains of its base, and what the two take; nothing where there is none."""
-    found = report.known.adapter
-    if found is None:
+    """An adapter's trained modules, and the memory of base and adapter; empty without an adapter."""
+    adapter = report.known.adapter
+    if adapter is None:
         return []
-    ranks, scales = ", ".join(map(str, found.ranks)), ", ".join(f"{scale:g}" for scale in found.scales)
-    rows = [[module.name, count(module.modules), count(module.parameters)] for module in found.modules]
-    share = f"{found.share * 100:.4f}%"
+    ranks, scales = ", ".join(map(str, adapter.ranks)), ", ".join(f"{scale:g}" for scale in adapter.scales)
+    rows = [[module.name, count(module.modules), count(module.parameters)] for module in adapter.modules]
+    share = f"{adapter.share * 100:.4f}%"
     return [
         Heading(say("heading_adapter")),
         Fields(
             [
-                (say("field_adapter"), f"{found.kind}, {found.base or '–'}"),
+                (say("field_adapter"), f"{adapter.kind}, {adapter.base or '–'}"),
                 (say("field_ranks"), ranks),
                 (say("field_scales"), scales),
-                (say("field_trainable"), say("trainable_of", parameters=found.trainable, share=share)),
-                (say("field_adapter_stored"), f"{count(found.stored_bytes)} B"),
-                (say("field_unmerged"), f"{count(found.unmerged_bytes)} B ({size(found.unmerged_bytes)})"),
-                (say("field_merged"), f"{count(found.merged_bytes)} B ({size(found.merged_bytes)})"),
+                (say("field_trainable"), say("trainable_of", parameters=adapter.trainable, share=share)),
+                (say("field_adapter_stored"), f"{count(adapter.stored_bytes)} B"),
+                (say("field_unmerged"), f"{count(adapter.unmerged_bytes)} B ({size(adapter.unmerged_bytes)})"),
+                (say("field_merged"), f"{count(adapter.merged_bytes)} B ({size(adapter.merged_bytes)})"),
             ]
         ),
         Table(
             [say("column_trained_module"), say("column_modules"), say("column_parameters")],
-            [*rows, [say("total"), "", count(found.trainable)]],
+            [*rows, [say("total"), "", count(adapter.trainable)]],
             "lrr",
             totals=1,
         ),
@@ -137,40 +137,43 @@ def adapter_blocks(report: Report, say: Language) -> list[Block]:
 
 
 def quantisation_fields(report: Report, say: Language) -> list[tuple[str, str]]:
-    """How the weights are quantised and what they take; nothing where they are not."""
-    found = report.known.quantised
-    if found is None:
+    """The quantisation's schemes and sizes; empty if the weights are not quantised."""
+    quantised = report.known.quantised
+    if quantised is None:
         return []
-    schemes = "; ".join(say(scheme) for scheme in found.schemes)
+    schemes = "; ".join(say(scheme) for scheme in quantised.schemes)
     kept = [
-        say("kept_modules", name=one.name, modules=one.modules, parameters=one.parameters)
-        for one in found.kept[:MOST_KEPT]
+        say("kept_modules", name=group.name, modules=group.modules, parameters=group.parameters)
+        for group in quantised.kept[:MOST_KEPT]
     ]
-    if len(found.kept) > MOST_KEPT:
+    if len(quantised.kept) > MOST_KEPT:
         kept.append("…")
     return [
-        (say("field_quantisation"), f"{found.method}: {schemes}"),
+        (say("field_quantisation"), f"{quantised.method}: {schemes}"),
         (
             say("field_quantised"),
             say(
                 "quantised_weights",
-                parameters=found.parameters,
-                matrices=found.matrices,
-                bytes=found.size_bytes,
-                bits=f"{found.bits_per_weight:.3f}",
+                parameters=quantised.parameters,
+                matrices=quantised.matrices,
+                bytes=quantised.size_bytes,
+                bits=f"{quantised.bits_per_weight:.3f}",
             ),
         ),
-        (say("field_not_quantised"), say("other_weights", parameters=found.other_parameters, bytes=found.other_bytes)),
+        (
+            say("field_not_quantised"),
+            say("other_weights", parameters=quantised.other_parameters, bytes=quantised.other_bytes),
+        ),
         (say("field_kept"), "; ".join(kept) or say("none")),
         (
             say("field_weights_total"),
-            say("weights_total", bytes=found.total_bytes, bits=f"{found.bits_per_parameter:.3f}"),
+            say("weights_total", bytes=quantised.total_bytes, bits=f"{quantised.bits_per_parameter:.3f}"),
         ),
     ]
 
 
 def check_blocks(checks: Sequence[Check], say: Language) -> list[Block]:
-    """Each pair of witnesses: their counts, the causes of the difference one by one, and what nothing explains."""
+    """For each pair of witnesses: both counts, each cause of their difference, and the unexplained residual."""
     return [block for check in checks for block in _check(check, say)]
 
 
@@ -227,13 +230,15 @@ def layers_path(tree: Module) -> str:
 
 
 def _decoder_layers(tree: Module) -> tuple[str, Module]:
-    """The list of modules that holds most parameters; the whole tree where a class has none."""
-    lists = [one for one in _each_distinct(tree) if one[1].class_name == "ModuleList" and one[1].children]
-    return max(lists, key=lambda one: one[1].parameters, default=("", tree))
+    """(path, module) of the ModuleList with the most parameters; the whole tree if there is no ModuleList."""
+    lists = [
+        (path, module) for path, module in _each_distinct(tree) if module.class_name == "ModuleList" and module.children
+    ]
+    return max(lists, key=lambda entry: entry[1].parameters, default=("", tree))
 
 
 def _each_distinct(module: Module, path: str = "") -> Iterator[tuple[str, Module]]:
-    """Every module once, however often it is repeated; towers are left out."""
+    """(path, module) of every module, repeats folded; skips vision and audio towers."""
     yield path, module
     for child in module.children:
         if child.component not in ("vision", "audio"):
@@ -241,36 +246,40 @@ def _each_distinct(module: Module, path: str = "") -> Iterator[tuple[str, Module
 
 
 def distinct_layers(tree: Module) -> list[tuple[str, Module]]:
-    """One of each kind of layer with the numbers of all that are so; its `repeats` counts them."""
+    """(layer numbers, layer) for each distinct kind of decoder layer; its `repeats` counts all layers of that kind."""
     return distinct(layer_runs(tree))
 
 
 def distinct(layers: Sequence[Module]) -> list[tuple[str, Module]]:
-    found: dict[tuple[Module, ...], list[Module]] = {}
+    """(labels, module) for each distinct set of children; `repeats` is summed over equal modules."""
+    runs_of: dict[tuple[Module, ...], list[Module]] = {}
     for run in layers:
-        found.setdefault(run.children, []).append(run)
+        runs_of.setdefault(run.children, []).append(run)
     return [
-        (spans([one.label for one in several]), replace(several[0], repeats=sum(one.repeats for one in several)))
-        for several in found.values()
+        (spans([run.label for run in equal]), replace(equal[0], repeats=sum(run.repeats for run in equal)))
+        for equal in runs_of.values()
     ]
 
 
 def spans(labels: Sequence[str]) -> str:
-    """Ranges of layers side by side; those past the first few are cut."""
+    """Ranges of layers, comma-separated; at most MOST_SPANS of them."""
     return ", ".join(labels[:MOST_SPANS]) + (", …" if len(labels) > MOST_SPANS else "")
 
 
 def grouped(items: Sequence[Item], key: Callable[[Item], object]) -> list[tuple[str, list[int], Item]]:
-    """(ranges, indices, first item) of each run of items with equal keys; where there are many, of each distinct key."""
-    found: dict[object, list[int]] = {}
+    """(ranges, indices, first item) of each run of items with equal keys.
+
+    With more than MOST_SPANS runs: of each distinct key.
+    """
+    indices_of: dict[object, list[int]] = {}
     runs_of_all = list(runs(items, key))
     for number, (first, last, item) in enumerate(runs_of_all):
         mark = (number if len(runs_of_all) <= MOST_SPANS else None, key(item))
-        found.setdefault(mark, []).extend(range(first, last + 1))
+        indices_of.setdefault(mark, []).extend(range(first, last + 1))
     rows = []
-    for indices in found.values():
+    for indices in indices_of.values():
         labels = [
-            span(indices[a], indices[b]) for a, b, _ in runs(list(enumerate(indices)), lambda one: one[1] - one[0])
+            span(indices[a], indices[b]) for a, b, _ in runs(list(enumerate(indices)), lambda pair: pair[1] - pair[0])
         ]
         rows.append((spans(labels), indices, items[indices[0]]))
     return rows
@@ -289,21 +298,21 @@ def span(first: int, last: int) -> str:
     return str(first) if first == last else f"{first}-{last}"
 
 
-def reach(found: Largest, say: Language) -> str:
-    """A largest batch or context, with what stops it where that is not the memory."""
-    if found.value is None:
-        return count(None) if found.at_most is None else say("reach_at_most", value=found.at_most)
-    text = count(found.value)
-    return text if found.bound == "memory" else say(f"reach_{found.bound}", value=text)
+def reach(largest: Largest, say: Language) -> str:
+    """A largest batch or context, with its limit if that is not memory."""
+    if largest.value is None:
+        return count(None) if largest.at_most is None else say("reach_at_most", value=largest.at_most)
+    text = count(largest.value)
+    return text if largest.bound == "memory" else say(f"reach_{largest.bound}", value=text)
 
 
 def size_range(low_bytes: int, high_bytes: int | None, say: Language) -> str:
-    """A size that is known as a range, or a single one where its ends are equal; the least, where nothing bounds it."""
+    """A range of sizes; a single size if both ends are equal; "at least" if there is no upper end."""
     return shown_range(low_bytes, high_bytes, size, say)
 
 
 def shown_range(low: int, high: int | None, shown: Callable[[int | None], str], say: Language) -> str:
-    """A range, its ends as `shown` writes them."""
+    """As `size_range`, with `shown` to format each end."""
     if high is None:
         return say("at_least", value=shown(low))
     return shown(low) if low == high else say("size_range", low=shown(low), high=shown(high))

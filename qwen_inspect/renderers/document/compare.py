@@ -1,4 +1,4 @@
-"""`compare`: models side by side, what differs first; of two hubs, whether they hold the same files."""
+"""`compare`: models side by side, differences first; for two hubs, whether their files are equal."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ NAME_LENGTH = 28  # of a model, in the heading of its column
 
 
 def blocks(comparison: Comparison, say: Language, view: View) -> Sequence[Block]:
-    made: list[Block] = []
+    content: list[Block] = []
     if comparison.files is not None:
-        made += _file_blocks(comparison.files, say)
+        content += _file_blocks(comparison.files, say)
     if comparison.notices:
-        made += [Heading(say("heading_notices")), Items([say(message) for message in comparison.notices])]
+        content += [Heading(say("heading_notices")), Items([say(message) for message in comparison.notices])]
     if comparison.models is not None:
-        made += _side_by_side(comparison.models, say, view, level=2 if made else 1)
-    return made
+        content += _side_by_side(comparison.models, say, view, level=2 if content else 1)
+    return content
 
 
 # --- side by side
@@ -66,7 +66,7 @@ def _letter(index: int) -> str:
 
 
 def _heads(sides: SideBySide) -> list[str]:
-    """Each model's column: its letter, and the end of its name."""
+    """Column headings: each model's letter and the last part of its name."""
     names = [report.ref.id.rstrip("/").rpartition("/")[2] for report in sides.reports]
     short = [name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…" for name in names]
     return [f"{_letter(index)}: {name}" for index, name in enumerate(short)]
@@ -89,12 +89,12 @@ def _model_table(sides: SideBySide, say: Language) -> Table:
 
 
 def _notices(sides: SideBySide, say: Language) -> list[Block]:
-    told = [
+    notes = [
         say("compare_note", letter=_letter(index), note=note)
         for index, report in enumerate(sides.reports)
         for note in _notes(report, say)
     ]
-    return [Heading(say("heading_notices")), Items(told)] if told else []
+    return [Heading(say("heading_notices")), Items(notes)] if notes else []
 
 
 def _notes(report: Report, say: Language) -> list[str]:
@@ -116,7 +116,7 @@ def _run(sides: SideBySide, say: Language) -> str:
 
 
 def _row_table(rows: Sequence[Sequence[str]], mark: str, sides: SideBySide, say: Language) -> Table:
-    """A mark, section and row, each model's value, and of two models the difference."""
+    """Columns: mark, section, row, each model's value; for two models whose values differ, the difference too."""
     models = len(sides.reports)
     columns = ["", say("column_section"), say("column_row"), *_heads(sides)]
     if models == 2 and mark == "≠":
@@ -165,18 +165,18 @@ def _delta(row: FactRow) -> str:
 
 
 def _reach_blocks(sides: SideBySide, say: Language) -> Iterator[Block]:
-    """Each model on each card: what is left over with each context, and the largest context that fits."""
-    known = [(_letter(index), cards) for index, cards in enumerate(sides.reaches) if cards is not None]
-    if not known:
+    """Each model on each card: bytes left at each context, and the largest context that fits."""
+    cards_of_model = [(_letter(index), cards) for index, cards in enumerate(sides.reaches) if cards is not None]
+    if not cards_of_model:
         return
-    contexts = [context.context_tokens for context in known[0][1][0].contexts]
+    contexts = [context.context_tokens for context in cards_of_model[0][1][0].contexts]
     heads = [say("column_context_of", tokens=tokens) for tokens in contexts]
     columns = [say("column_model"), say("column_gpu"), say("column_available"), *heads, say("column_max_context")]
     yield Heading(say("heading_compare_fits", batch=sides.run.batch))
     yield Paragraph(say("compare_fits_intro"))
     yield Table(
         columns,
-        [[letter, *_reach_row(card, say)] for letter, cards in known for card in cards],
+        [[letter, *_reach_row(card, say)] for letter, cards in cards_of_model for card in cards],
         f"ll{'r' * (len(columns) - 2)}",
     )
 
@@ -190,11 +190,11 @@ def _reach_row(card: CardReach, say: Language) -> list[str]:
     ]
 
 
-def _left_over(one: ContextFit, card: CardReach, say: Language) -> str:
-    if one.required_bytes is None:
+def _left_over(context: ContextFit, card: CardReach, say: Language) -> str:
+    if context.required_bytes is None:
         return "–"
-    margin = signed_size(card.available_bytes - one.required_bytes)
-    return margin if one.fits is not None else say("reach_left_at_most", value=margin)
+    margin = signed_size(card.available_bytes - context.required_bytes)
+    return margin if context.fits is not None else say("reach_left_at_most", value=margin)
 
 
 # --- tensors
@@ -202,16 +202,16 @@ def _left_over(one: ContextFit, card: CardReach, say: Language) -> str:
 
 def _tensor_blocks(sides: SideBySide, say: Language) -> Iterator[Block]:
     yield Heading(say("heading_tensor_changes"))
-    known = [(_letter(index), changes) for index, changes in enumerate(sides.tensors, 1)]
+    changes_of_model = [(_letter(index), changes) for index, changes in enumerate(sides.tensors, 1)]
     heads = _heads(sides)
     columns = [say("column_model"), *(say(f"change_{kind}") for kind in KINDS), say("column_equal")]
     rows = [
         [heads[index], *(["–"] * 5 if changes is None else _counts(changes))]
-        for index, (_, changes) in enumerate(known, 1)
+        for index, (_, changes) in enumerate(changes_of_model, 1)
     ]
     yield Table(columns, rows, "lrrrrr")
     yield Paragraph(say("compare_names_only"))
-    for letter, changes in known:
+    for letter, changes in changes_of_model:
         if changes is None:
             yield Paragraph(say("compare_tensors_unknown", letter=letter))
         elif changes.changes:
@@ -227,19 +227,21 @@ def _change_blocks(letter: str, changes: TensorChanges, say: Language) -> Iterat
     yield Heading(say("heading_changes_of", letter=letter), 3)
     yield from (Paragraph(say(note)) for note in changes.notes)
     columns = [say("column_change"), say("column_tensor"), say("column_before"), say("column_after", letter=letter)]
-    rows = [[say(f"change_{one.kind}"), one.name, _written(one.before), _written(one.after)] for one in shown]
+    rows = [
+        [say(f"change_{change.kind}"), change.name, _written(change.before), _written(change.after)] for change in shown
+    ]
     yield Table(columns, rows, "llll")
     if len(shown) < len(changes.changes):
         yield Paragraph(say("compare_first_changes", shown=len(shown), count=len(changes.changes)))
 
 
 def _first_of_each_kind(changes: TensorChanges) -> list[TensorChange]:
-    """No kind hides another: each has its first names."""
+    """Up to MOST_CHANGES changes, an equal share for each kind, so that no kind crowds out another."""
     most = MOST_CHANGES // len(KINDS)
-    found: list[TensorChange] = []
+    first_changes: list[TensorChange] = []
     for kind in KINDS:
-        found += [change for change in changes.changes if change.kind == kind][:most]
-    return found
+        first_changes += [change for change in changes.changes if change.kind == kind][:most]
+    return first_changes
 
 
 def _written(tensor: Tensor | None) -> str:

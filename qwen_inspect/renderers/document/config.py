@@ -1,4 +1,4 @@
-"""`config`: the keys as written; with `--explain`, in groups, with what each means for this model."""
+"""`config`: the keys as written; with `--explain`, in groups, with each key's meaning for this model."""
 
 from __future__ import annotations
 
@@ -112,28 +112,28 @@ def key_table(config: Mapping[str, Any], say: Language) -> Table:
 
 
 def entries(config: Mapping[str, Any]) -> list[tuple[str, str, object]]:
-    """(label, key, value) of every key, those of nested parts under the part's name: text_config.hidden_size."""
-    found: list[tuple[str, str, object]] = []
+    """(label, key, value) of every key. Labels of nested keys start with their part: text_config.hidden_size."""
+    labelled: list[tuple[str, str, object]] = []
     for key, value in config.items():
         if key in PARTS and isinstance(value, Mapping):
-            found += [(f"{key}.{inner}", str(inner), value[inner]) for inner in value]
+            labelled += [(f"{key}.{inner}", str(inner), value[inner]) for inner in value]
         else:
-            found.append((key, key, value))
-    return found
+            labelled.append((key, key, value))
+    return labelled
 
 
 def written(value: object) -> str:
-    """A value as JSON writes it; a list of equal entries as one of them and their number."""
-    if isinstance(value, list) and len(value) > 4 and all(one == value[0] for one in value):
+    """A value as JSON; a list of more than 4 equal entries as `[entry] × length`."""
+    if isinstance(value, list) and len(value) > 4 and all(item == value[0] for item in value):
         return f"[{json.dumps(value[0], ensure_ascii=False)}] × {len(value)}"
     return json.dumps(value, ensure_ascii=False)
 
 
 def explained(report: Report, config: Mapping[str, Any], say: Language) -> list[Block]:
-    """A table for each group of keys that the configuration has, and one for the keys that nothing here reads."""
-    made: list[Block] = []
+    """A table per group of keys in the configuration, and one for the keys that this program does not read."""
+    content: list[Block] = []
     columns = [say("column_key"), say("column_value"), say("column_meaning")]
-    seen = [entry for entry in entries(config) if entry[0].startswith("vision_config.")]
+    vision = [entry for entry in entries(config) if entry[0].startswith("vision_config.")]
     decoder = [entry for entry in entries(config) if not entry[0].startswith("vision_config.")]
     sentences, of_tower = meanings(report, decoder_config(config), say), vision_meanings(report, config, say)
 
@@ -145,22 +145,22 @@ def explained(report: Report, config: Mapping[str, Any], say: Language) -> list[
 
     for group, keys in GROUPS.items():
         if present := [entry for key in keys for entry in decoder if entry[1] == key]:
-            made += [Heading(say(f"group_{group}")), table(present, sentences)]
-    if seen:
-        made += [Heading(say("group_vision")), table(seen, of_tower)]
-    known = {key for keys in GROUPS.values() for key in keys}
-    if others := sorted((entry for entry in decoder if entry[1] not in known), key=lambda entry: entry[0]):
-        made += [Heading(say("group_other")), table(others, {})]
-    return made
+            content += [Heading(say(f"group_{group}")), table(present, sentences)]
+    if vision:
+        content += [Heading(say("group_vision")), table(vision, of_tower)]
+    grouped_keys = {key for keys in GROUPS.values() for key in keys}
+    if others := sorted((entry for entry in decoder if entry[1] not in grouped_keys), key=lambda entry: entry[0]):
+        content += [Heading(say("group_other")), table(others, {})]
+    return content
 
 
 def vision_meanings(report: Report, config: Mapping[str, Any], say: Language) -> dict[str, str]:
-    """What each key of the vision tower means for this model."""
+    """Key of the vision tower -> its meaning for this model."""
     vision = report.spec.vision
     if vision is None:
         return {}
     nested = config.get("vision_config")
-    # In Qwen2-VL, hidden_size is the decoder's, and the tower's own width embed_dim.
+    # In Qwen2-VL's vision_config, hidden_size is the decoder's width; embed_dim is the tower's.
     width = "embed_dim" if report.spec.family == "qwen2_vl" else "hidden_size"
     merged = vision.merge_size**2
     meaning = {
@@ -190,7 +190,7 @@ def vision_meanings(report: Report, config: Mapping[str, Any], say: Language) ->
 
 
 def meanings(report: Report, config: Mapping[str, Any], say: Language) -> dict[str, str]:
-    """What each key means for this model: computed from its spec, so that no sentence is untrue of it."""
+    """Key -> its meaning for this model, computed from its spec."""
     spec = report.spec
     if spec.built:
         return generic_meanings(report, config, say)
@@ -206,8 +206,9 @@ def meanings(report: Report, config: Mapping[str, Any], say: Language) -> dict[s
     }
     heads["group"] = layer.query_heads // layer.kv_heads
     windows = [softmax_layer.window_tokens for softmax_layer in softmax_layers(report) if softmax_layer.window_tokens]
-    dense = [one.mlp for one in spec.layers if isinstance(one.mlp, DenseMlp)]
-    sparse = [one.mlp for one in spec.layers if isinstance(one.mlp, MoeMlp)]
+    mlps = [spec_layer.mlp for spec_layer in spec.layers]
+    dense = [mlp for mlp in mlps if isinstance(mlp, DenseMlp)]
+    sparse = [mlp for mlp in mlps if isinstance(mlp, MoeMlp)]
     width = dense[0].intermediate_size if dense else None
     meaning = {
         "architectures": say("meaning_architectures", name=spec.class_name),
@@ -280,7 +281,7 @@ def meanings(report: Report, config: Mapping[str, Any], say: Language) -> dict[s
     return meaning
 
 
-# Keys that mean the same in every class of transformers. Source: transformers 5.23, PreTrainedConfig and its attribute_map.
+# Keys with the same meaning in every transformers class. Source: transformers 5.23, PreTrainedConfig and its attribute_map.
 GENERIC_KEYS: Mapping[str, tuple[str, ...]] = {
     "experts": ("num_experts", "num_local_experts", "n_routed_experts"),
     "taken": ("num_experts_per_tok",),
@@ -292,7 +293,7 @@ GENERIC_KEYS: Mapping[str, tuple[str, ...]] = {
 
 
 def generic_meanings(report: Report, config: Mapping[str, Any], say: Language) -> dict[str, str]:
-    """What the keys mean that every class reads alike."""
+    """Key -> meaning, for the keys that have the same meaning in every class."""
     spec, layers = report.spec, sum(run.repeats for run in layer_runs(report.tree))
     table = {"vocab": spec.vocab_size, "hidden": spec.hidden_size, "parameters": spec.vocab_size * spec.hidden_size}
     tied = "meaning_tied" if spec.tied_embeddings else "meaning_untied"
@@ -320,14 +321,14 @@ def generic_meanings(report: Report, config: Mapping[str, Any], say: Language) -
 
 
 def softmax_layers(report: Report) -> list[LayerAttention]:
-    """The layers that keep keys and values, as configured."""
+    """The layers with softmax attention (which cache keys and values), from the configuration."""
     return [layer for layer in report.attention.by_config if isinstance(layer, LayerAttention)]
 
 
 def hybrid_meanings(report: Report, say: Language) -> dict[str, str]:
-    """What the keys of linear attention and of the gate mean; nothing for a model that has neither."""
+    """Meanings of the keys for linear attention and for the output gate; empty for a model with neither."""
     attention = report.spec.softmax
-    linear = [one for one in report.attention.by_config if isinstance(one, LinearLayerAttention)]
+    linear = [layer for layer in report.attention.by_config if isinstance(layer, LinearLayerAttention)]
     meaning = {}
     if isinstance(attention, GatedAttention):
         rotary = {"turned": attention.rotary_dim, "head_dim": attention.head_dim}
@@ -361,12 +362,12 @@ def hybrid_meanings(report: Report, say: Language) -> dict[str, str]:
 
 
 def _ratio(width: int, hidden: int) -> str:
-    """A whole number where it is one, else two decimals."""
+    """width / hidden: an integer if exact, else with two decimals."""
     return str(width // hidden) if width % hidden == 0 else f"{width / hidden:.2f}"
 
 
 def worked_out(report: Report, say: Language) -> list[Block]:
-    """The module print, and the parameters worked out module by module to the exact total."""
+    """The printed modules, and the parameter count summed module by module to the exact total."""
     return [
         Heading(say("heading_printed")),
         Code("\n".join(printed(report.tree)), "text"),
@@ -376,7 +377,7 @@ def worked_out(report: Report, say: Language) -> list[Block]:
 
 
 def worked_sums(report: Report, say: Language) -> list[Block]:
-    """Each module's parameters as a sum of its parts', down to the exact total."""
+    """Each module's parameters as the sum of its parts, then the exact total."""
     spec, tree = report.spec, report.tree
     table = spec.vocab_size * spec.hidden_size
     sentences = [
@@ -415,7 +416,7 @@ def worked_sums(report: Report, say: Language) -> list[Block]:
 
 
 def techniques(report: Report, say: Language) -> list[Block]:
-    """What the model is made of, in the technical reports' terms; only what this one has."""
+    """The techniques that this model uses, in the technical reports' terms."""
     spec = report.spec
     attention = spec.softmax
     layer = softmax_layers(report)[0]
@@ -431,8 +432,8 @@ def techniques(report: Report, say: Language) -> list[Block]:
         say("technique_rmsnorm"),
         say("technique_pre_norm"),
     ]
-    if linear := [one for one in spec.layers if isinstance(one.attention, LinearAttention)]:
-        sentences.append(say("technique_linear", linear=len(linear), softmax=len(spec.layers) - len(linear)))
+    if linear := sum(isinstance(spec_layer.attention, LinearAttention) for spec_layer in spec.layers):
+        sentences.append(say("technique_linear", linear=linear, softmax=len(spec.layers) - linear))
     if isinstance(attention, GatedAttention):
         sentences.append(say("technique_gated"))
         sentences.append(say("technique_partial_rope", turned=attention.rotary_dim, head_dim=attention.head_dim))
@@ -440,7 +441,7 @@ def techniques(report: Report, say: Language) -> list[Block]:
         sentences.append(say("technique_qk_norm", head_dim=layer.head_dim))
     biases = "technique_all_biases" if attention.output_bias else "technique_bias"
     sentences.append(say(biases if attention.qkv_bias else "technique_no_bias"))
-    if any(isinstance(one.mlp, MoeMlp) for one in spec.layers):
+    if any(isinstance(spec_layer.mlp, MoeMlp) for spec_layer in spec.layers):
         sentences.append(say("technique_moe", **active_values(report)))
     if spec.vision is not None:
         merged = spec.vision.merge_size**2

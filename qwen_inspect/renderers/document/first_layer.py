@@ -1,4 +1,4 @@
-"""`structure --first-layer`: the first block as torch prints it, each line with what its sizes mean."""
+"""`structure --first-layer`: the first block as torch prints it, with comments that explain the sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .common import layer_runs
 
 
 def printed(module: Module, *, comments: dict[str, str] | None = None, path: str = "", indent: int = 0) -> list[str]:
-    """The lines of `print(module)`, with a comment before each one whose path has one.
+    """The lines of `print(module)`. comments: module path -> comment to print before that module's line.
 
     Source: torch 2.13, nn.Module.__repr__ and nn.ModuleList.__repr__ (equal siblings folded).
     """
@@ -40,7 +40,7 @@ def first_layer(report: Report, say: Language) -> Code:
 
 
 def _comments(report: Report, say: Language) -> dict[str, str]:
-    """What each line means for this model; a path that the block does not have is never met."""
+    """Module path -> comment for this model. Paths that the block lacks are ignored."""
     spec = report.spec
     return {
         **_attention_comments(spec, report.attention.by_config[0].kind, say),

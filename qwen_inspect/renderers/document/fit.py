@@ -1,4 +1,4 @@
-"""`fit`: whether a run fits each card, how far it goes there, and what to change where it does not."""
+"""`fit`: whether a run fits each card, the largest context and batch that fit, and changes that would make it fit."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from . import View
 from .common import identity, notices, reach
 
 
-def blocks(found: FitReport | ServingReport, say: Language, view: View) -> Sequence[Block]:
-    if isinstance(found, ServingReport):
+def blocks(report: FitReport | ServingReport, say: Language, view: View) -> Sequence[Block]:
+    if isinstance(report, ServingReport):
         from . import serving
 
-        return serving.blocks(found, say)
+        return serving.blocks(report, say)
     return [
-        Heading(say("heading_fit", name=found.report.ref.id), 1),
-        identity(found.report, say),
-        *notices(found.report, say),
+        Heading(say("heading_fit", name=report.report.ref.id), 1),
+        identity(report.report, say),
+        *notices(report.report, say),
         Heading(say("heading_run")),
-        _run_fields(found, say),
-        *([_cards_table(found, say)] if len(found.cards) > 1 else []),
-        *(block for card in found.cards for block in _card_blocks(card, say)),
+        _run_fields(report, say),
+        *([_cards_table(report, say)] if len(report.cards) > 1 else []),
+        *(block for card in report.cards for block in _card_blocks(card, say)),
         Heading(say("heading_assumptions")),
-        Items([say(message) for message in found.assumptions]),
+        Items([say(message) for message in report.assumptions]),
     ]
 
 
-def _run_fields(found: FitReport, say: Language) -> Fields:
-    run = found.run
+def _run_fields(report: FitReport, say: Language) -> Fields:
+    run = report.run
     return Fields(
         [
-            (say("field_engine"), found.engine),
+            (say("field_engine"), report.engine),
             (say("field_mode"), say(f"mode_{run.mode}")),
             (say("field_batch"), count(run.batch)),
             (say("field_prompt"), count(run.prompt_tokens)),
@@ -48,7 +48,7 @@ def _run_fields(found: FitReport, say: Language) -> Fields:
     )
 
 
-def _cards_table(found: FitReport, say: Language) -> Table:
+def _cards_table(report: FitReport, say: Language) -> Table:
     names = ("gpu", "available", "required", "margin", "fits", "max_context", "max_batch")
     rows = [
         [
@@ -60,7 +60,7 @@ def _cards_table(found: FitReport, say: Language) -> Table:
             reach(card.high.context, say),
             reach(card.high.batch, say),
         ]
-        for card in found.cards
+        for card in report.cards
     ]
     return Table([say(f"column_{name}") for name in names], rows, "lrrrlrr")
 
@@ -88,20 +88,20 @@ def suggestion_blocks(card: CardAnswer, say: Language) -> Iterator[Block]:
         yield Table(columns, [_suggestion_row(suggestion, say) for suggestion in card.suggestions], "lrrl")
 
 
-def _suggestion_row(one: Suggestion, say: Language) -> list[str]:
-    sizes = [count(one.required_bytes), size(one.required_bytes)]
-    if not one.whole:
+def _suggestion_row(suggestion: Suggestion, say: Language) -> list[str]:
+    sizes = [count(suggestion.required_bytes), size(suggestion.required_bytes)]
+    if not suggestion.whole:
         sizes = [say("at_least", value=value) for value in sizes]
-    return [say(one.change), *sizes, _mark(one.fits, say, likely=one.likely)]
+    return [say(suggestion.change), *sizes, _mark(suggestion.fits, say, likely=suggestion.likely)]
 
 
 def _bounded(text: str, key: str, card: CardAnswer, say: Language) -> str:
-    """The text as it is, or as the bound that `key` says it is where not all that is required is known."""
+    """`text`; if only a lower bound of the requirement is known, the message `key` around it."""
     return text if card.requirement.whole else say(key, value=text)
 
 
 def verdict(card: CardAnswer, say: Language) -> str:
-    """In a word: at the cautious end, or that it depends on the context's size."""
+    """Short verdict at the cautious end; a separate one if it only fits with a small CUDA context."""
     if card.high.fits is False and card.low.fits:
         return say("fits_low_only")
     return _mark(card.high.fits, say, likely=card.likely)
@@ -121,7 +121,7 @@ def _sentence(card: CardAnswer, say: Language) -> str:
 
 
 def _term_table(card: CardAnswer, say: Language) -> Table:
-    """Each term, adding up to what is required at either end, against what is available."""
+    """The terms, their sum (required, at each end of the CUDA context's range), the available bytes and the margin."""
     required = card.requirement
     ends = [card.low, card.high] if card.low != card.high else [card.high]
     rows = [
@@ -136,10 +136,11 @@ def _term_table(card: CardAnswer, say: Language) -> Table:
         rows.append([say(f"row_{name}"), *(cell for value in values for cell in (count(value), size(value)))])
     if not required.whole and required.most_bytes is not None:
         most = [required.most_bytes - required.context_high_bytes + context for context in contexts]
-        rows.insert(-1, [say("row_required_at_most"), *(cell for one in most for cell in (count(one), size(one)))])
+        cells = (cell for size_bytes in most for cell in (count(size_bytes), size(size_bytes)))
+        rows.insert(-1, [say("row_required_at_most"), *cells])
     margins = [end.margin_bytes for end in ends]
     margin = say("row_margin" if required.whole else "row_left")
-    rows.append([margin, *(cell for one in margins for cell in (f"{one:,}", signed_size(one)))])
+    rows.append([margin, *(cell for size_bytes in margins for cell in (f"{size_bytes:,}", signed_size(size_bytes)))])
     heads = ["column_context_low", "column_context_high"] if len(ends) == 2 else ["column_size"]
     unit = say("column_bytes")
     columns = [say("column_term"), *(text for head in heads for text in (f"{say(head)} ({unit})", say(head)))]

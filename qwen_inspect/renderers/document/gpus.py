@@ -1,4 +1,4 @@
-"""`gpus`: the table of cards, what of each is known, and where from."""
+"""`gpus`: the table of cards, with the source of each figure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def blocks(gpus: Sequence[Gpu], say: Language, view: View) -> Sequence[Block]:
 
 
 def _row(gpu: Gpu, say: Language) -> list[str]:
-    figures = {name: one.text for name, one in gpu.figures}
+    figures = {name: figure.text for name, figure in gpu.figures}
     return [
         gpu.name,
         say(f"gpu_kind_{gpu.kind}"),
@@ -39,8 +39,8 @@ def _mark(value: bool | None, say: Language) -> str:
 
 
 def _sources(gpu: Gpu, say: Language) -> str:
-    told = (
-        say("gpu_source", figure=say(f"gpu_figure_{name}"), text=one.text, source=one.source)
-        for name, one in gpu.figures
+    sources = (
+        say("gpu_source", figure=say(f"gpu_figure_{name}"), text=figure.text, source=figure.source)
+        for name, figure in gpu.figures
     )
-    return f"{gpu.name}: {'; '.join(told)}"
+    return f"{gpu.name}: {'; '.join(sources)}"

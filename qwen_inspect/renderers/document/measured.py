@@ -1,4 +1,4 @@
-"""`memory --device`: parameters and memory, predicted beside measured, each difference by its cause and what is left of it."""
+"""`memory --device`: parameters and memory, predicted and measured, with the causes and the residual of each difference."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .common import component_table, identity, notices
 from .memory import alive_rows, run_fields
 from .params import grouping, layer_breakdown, witness_table
 
-# Rows that a run may have nothing of are left out where neither side has.
+# Always shown; other terms only if the prediction or the measurement is not zero.
 ALWAYS = ("weights", "buffers", "steady_allocated", "peak_allocated")
 SUMMARY = ("weights", "cache", "steady_allocated", "peak_allocated", "peak_reserved")
 
@@ -56,7 +56,7 @@ def measured_blocks(memory: MemoryReport, measured: Measurement, say: Language) 
 
 
 def summary_table(differences: Sequence[Difference], say: Language) -> Table:
-    """The figures that most readers look for, with the difference as a share of what was predicted."""
+    """The main figures, with the difference in per cent of the prediction."""
     rows = [
         [
             say(f"term_{difference.term}"),
@@ -90,7 +90,7 @@ def difference_table(differences: Sequence[Difference], say: Language) -> Table:
 
 
 def causes(differences: Sequence[Difference], say: Language) -> list[Block]:
-    """Each cause with its bytes; a sum's causes are those of its terms and are not told again."""
+    """Each cause with its bytes. Skips steady_allocated: as a sum of terms, its causes are already listed."""
     rows = [
         [say(f"term_{difference.term}"), say(cause.message), signed(cause.size_bytes)]
         for difference in differences
@@ -121,7 +121,7 @@ def stage_table(readings: Sequence[Reading], say: Language) -> Table:
 
 
 def driver_blocks(readings: Sequence[Reading], say: Language) -> list[Block]:
-    """The driver's view; other processes' memory is shown, and never part of the model's."""
+    """Memory use as the driver reports it. Other processes' memory is shown but never counted as the model's."""
     seen = [reading for reading in readings if reading.device_used is not None]
     if not seen:
         return []
@@ -142,59 +142,59 @@ def driver_blocks(readings: Sequence[Reading], say: Language) -> list[Block]:
 
 
 def findings(memory: MemoryReport, measured: Measurement, say: Language) -> list[str]:
-    """Whether the witnesses agree, said from the figures."""
+    """Sentences on whether parameter counts and memory terms agree."""
     report = memory.report
     counts = report.parameters
-    said = [say("finding_parameters", parameters=counts.theory)]
+    sentences = [say("finding_parameters", parameters=counts.theory)]
     if counts.stored is not None:
         agree = all(check.agrees for check in report.checks)
-        said.append(say("finding_stored_agree" if agree else "finding_stored_differ", stored=counts.stored))
+        sentences.append(say("finding_stored_agree" if agree else "finding_stored_differ", stored=counts.stored))
     by_term = {difference.term: difference for difference in memory.differences}
     for term in ("weights", "steady_allocated", "peak_allocated"):
-        one = by_term[term]
-        if one.difference is None:
+        difference = by_term[term]
+        if difference.difference is None:
             continue
-        key = "equal" if one.difference == 0 else "explained" if one.residual == 0 else "unexplained"
-        values = {"term": say(f"term_{term}"), "difference": one.difference, "residual": one.residual}
-        said.append(say(f"finding_memory_{key}", measured=size(one.measured), **values))
-    said.append(say("finding_kind", kind=report.attention.kind))
-    return said
+        key = "equal" if difference.difference == 0 else "explained" if difference.residual == 0 else "unexplained"
+        values = {"term": say(f"term_{term}"), "difference": difference.difference, "residual": difference.residual}
+        sentences.append(say(f"finding_memory_{key}", measured=size(difference.measured), **values))
+    sentences.append(say("finding_kind", kind=report.attention.kind))
+    return sentences
 
 
 def conclusions(memory: MemoryReport, measured: Measurement, say: Language) -> list[str]:
-    """What follows from the figures, each sentence computed: what takes most, what is left on the device, how fast it ran."""
+    """Sentences computed from the measurement: the largest term, free device memory, decode speed, unexplained bytes."""
     footprint = measured.footprint
     shown = (
         footprint.peak if footprint.peak is not None and footprint.peak.activations is not None else footprint.steady
     )
     parts = {term: value for term, value in shown.bytes_by_term.items() if value is not None and value > 0}
-    said = []
+    sentences = []
     if parts:
         total = sum(parts.values())
         largest = max(parts, key=lambda term: parts[term])
         share = percent(shares([parts[largest], total - parts[largest]])[0])
-        said.append(say("conclusion_largest", term=say(f"term_{largest}"), size=size(parts[largest]), share=share))
+        sentences.append(say("conclusion_largest", term=say(f"term_{largest}"), size=size(parts[largest]), share=share))
     last = measured.readings[-1]
     per_token = memory.report.cache.bytes_per_token * memory.run.batch
     if last.device_used is not None and last.device_total is not None:
         free = last.device_total - last.device_used
-        said.append(say("conclusion_room", free=size(free), total=size(last.device_total)))
+        sentences.append(say("conclusion_room", free=size(free), total=size(last.device_total)))
         if memory.run.mode == "generate" and per_token:
-            said.append(say("conclusion_tokens", tokens=free // per_token, bytes=per_token))
+            sentences.append(say("conclusion_tokens", tokens=free // per_token, bytes=per_token))
     elif memory.run.mode == "generate" and per_token:
-        said.append(say("conclusion_per_token", bytes=per_token))
+        sentences.append(say("conclusion_per_token", bytes=per_token))
     seconds = {reading.stage: reading.seconds for reading in measured.readings}
-    if memory.run.mode == "generate" and (taken := seconds.get("decode")) and memory.run.new_tokens > 1:
-        rate = memory.run.batch * (memory.run.new_tokens - 1) / taken
+    if memory.run.mode == "generate" and (decode_seconds := seconds.get("decode")) and memory.run.new_tokens > 1:
+        rate = memory.run.batch * (memory.run.new_tokens - 1) / decode_seconds
         key = "conclusion_rate_profiled" if measured.device == "cpu" else "conclusion_rate"
-        said.append(say(key, rate=f"{rate:.1f}"))
+        sentences.append(say(key, rate=f"{rate:.1f}"))
     unexplained = [difference for difference in memory.differences if difference.residual]
     if unexplained:
-        worst = max(unexplained, key=lambda one: abs(one.residual or 0))
-        said.append(say("conclusion_unexplained", term=say(f"term_{worst.term}"), bytes=worst.residual))
+        worst = max(unexplained, key=lambda difference: abs(difference.residual or 0))
+        sentences.append(say("conclusion_unexplained", term=say(f"term_{worst.term}"), bytes=worst.residual))
     else:
-        said.append(say("conclusion_explained"))
-    return said
+        sentences.append(say("conclusion_explained"))
+    return sentences
 
 
 def _scratch(measured: Measurement, say: Language) -> list[Block]:
@@ -207,18 +207,18 @@ def _scratch(measured: Measurement, say: Language) -> list[Block]:
     ]
 
 
-def _has_figures(one: Difference) -> bool:
-    return one.term in ALWAYS or bool(one.predicted) or bool(one.measured)
+def _has_figures(difference: Difference) -> bool:
+    return difference.term in ALWAYS or bool(difference.predicted) or bool(difference.measured)
 
 
 def _signed(value: int | None) -> str:
     return "–" if value is None else signed(value)
 
 
-def _share(one: Difference) -> str:
-    """The difference in per cent of what was predicted, to a hundredth; exact to the last digit that is shown."""
-    if one.difference is None or not one.predicted:
+def _share(difference: Difference) -> str:
+    """The difference in per cent of the prediction, truncated to hundredths in integer arithmetic."""
+    if difference.difference is None or not difference.predicted:
         return "–"
-    hundredths = abs(one.difference) * 10_000 // one.predicted
-    sign = "-" if one.difference < 0 else "+" if one.difference > 0 else ""
+    hundredths = abs(difference.difference) * 10_000 // difference.predicted
+    sign = "-" if difference.difference < 0 else "+" if difference.difference > 0 else ""
     return f"{sign}{percent(hundredths)}"

@@ -1,4 +1,4 @@
-"""`memory`: the predicted footprint by term, at the end of the run and at its peak, and what was alive at the peak."""
+"""`memory`: the predicted footprint by term, at the end of the run and at its peak, and the storages alive at the peak."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:
 
         return [*measured_blocks(memory, memory.measured, say), *(live_blocks(memory, say) if view.live else [])]
     footprint = memory.predicted
-    made: list[Block] = [
+    content: list[Block] = [
         Heading(say("heading_memory", name=memory.report.ref.id), 1),
         identity(memory.report, say),
         *notices(memory.report, say),
@@ -32,16 +32,19 @@ def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:
         term_table(footprint, say),
     ]
     if footprint.peak_range is not None:
-        made.append(Paragraph(say(footprint.peak_range.source)))
+        content.append(Paragraph(say(footprint.peak_range.source)))
     elif footprint.peak is None:
-        made.append(Paragraph(say("no_peak_quantised" if _is_quantised(memory.report) else "no_peak")))
+        content.append(Paragraph(say("no_peak_quantised" if _is_quantised(memory.report) else "no_peak")))
     else:
-        made += [Heading(say("heading_alive", stage=say(f"stage_{footprint.peak.stage}"))), alive_table(footprint, say)]
-    made += [
+        content += [
+            Heading(say("heading_alive", stage=say(f"stage_{footprint.peak.stage}"))),
+            alive_table(footprint, say),
+        ]
+    content += [
         Heading(say("heading_assumptions")),
         Items([say(message) for message in footprint.assumptions]),
     ]
-    return [*made, *(live_blocks(memory, say) if view.live else [])]
+    return [*content, *(live_blocks(memory, say) if view.live else [])]
 
 
 def _on_one_device(memory: MemoryReport) -> bool:
@@ -60,21 +63,21 @@ def _several_devices(memory: MemoryReport, say: Language) -> list[Block]:
 
 
 def live_blocks(memory: MemoryReport, say: Language) -> list[Block]:
-    """For a page: memory for any other workload, and where the parameters are; what is not known of the model is left out."""
+    """HTML pages only: the memory explorer and the parameter treemap, each if its input is known."""
     from ..explorer import explorer
     from ..treemap import parameter_treemap
 
-    made: list[Block] = []
+    content: list[Block] = []
     if memory.exploration is not None:
         same = memory.exploration.method == memory.predicted.method
-        made += [
+        content += [
             Heading(say("heading_explore")),
             Paragraph(say("explore_intro" if same else "explore_intro_end")),
             explorer(memory, memory.exploration, say),
         ]
     if memory.report.design is not None:
-        made += [Heading(say("heading_treemap")), parameter_treemap(memory.report, say)]
-    return made
+        content += [Heading(say("heading_treemap")), parameter_treemap(memory.report, say)]
+    return content
 
 
 def _is_quantised(report: Report) -> bool:
@@ -101,32 +104,39 @@ def run_fields(memory: MemoryReport, say: Language) -> Fields:
 
 
 def training_blocks(memory: MemoryReport, say: Language) -> list[Block]:
-    """What is trained: how many of all parameters, their bytes and those of the frozen ones, and where adapters are."""
-    found, run = memory.training, memory.run
-    if found is None:
+    """Trainable parameters, bytes of trained and frozen ones, and the adapted modules; empty if nothing is trained."""
+    training, run = memory.training, memory.run
+    if training is None:
         return []
     fields = [
         (
             say("field_trainable"),
-            say("trainable_among", parameters=found.trainable, all=found.all_parameters, share=f"{found.share:.4%}"),
+            say(
+                "trainable_among",
+                parameters=training.trainable,
+                all=training.all_parameters,
+                share=f"{training.share:.4%}",
+            ),
         ),
-        (say("field_trained_bytes"), f"{count(found.trained_bytes)} ({size(found.trained_bytes)})"),
-        (say("field_frozen_bytes"), f"{count(found.frozen_bytes)} ({size(found.frozen_bytes)})"),
+        (say("field_trained_bytes"), f"{count(training.trained_bytes)} ({size(training.trained_bytes)})"),
+        (say("field_frozen_bytes"), f"{count(training.frozen_bytes)} ({size(training.frozen_bytes)})"),
         (say("field_optimizer"), run.optimizer),
         (say("field_checkpointing"), say("on" if run.checkpointing else "off")),
     ]
     if run.lora_rank is not None:
         targets = ", ".join(run.lora_targets)
         fields.insert(0, (say("field_lora"), say("trained_lora", rank=run.lora_rank, targets=targets)))
-    made: list[Block] = [Heading(say("heading_training")), Fields(fields)]
-    if found.adapters:
-        rows = [[module.name, count(module.modules), count(module.parameters)] for module in found.modules]
-        made.append(Table([say("column_trained_module"), say("column_modules"), say("column_parameters")], rows, "lrr"))
-    return made
+    content: list[Block] = [Heading(say("heading_training")), Fields(fields)]
+    if training.adapters:
+        rows = [[module.name, count(module.modules), count(module.parameters)] for module in training.modules]
+        content.append(
+            Table([say("column_trained_module"), say("column_modules"), say("column_parameters")], rows, "lrr")
+        )
+    return content
 
 
 def headline(footprint: Footprint, say: Language) -> list[Block]:
-    """What a card must have, in a sentence; nothing where no card is meant or no peak is known."""
+    """A sentence with the memory that a card needs; empty for runs on the CPU or without a known peak."""
     if (peak := footprint.peak_range) is not None and peak.scratch_bytes is None:
         required = size(peak.low_reserved_bytes + footprint.context_ends[0])
         reserved, allocated = size(peak.low_reserved_bytes), size(peak.low.allocated)
@@ -142,7 +152,7 @@ def headline(footprint: Footprint, say: Language) -> list[Block]:
 
 
 def term_table(footprint: Footprint, say: Language) -> Table:
-    """Each term at the end and at the peak, adding up to what the allocator holds; then what a card must have."""
+    """The terms at the end and at the peak, their sum (allocated), reserved memory, and the memory that a card needs."""
 
     def cells(moment: Moment | None, term: str) -> list[str]:
         value: int | None = None if moment is None else getattr(moment, term)
@@ -159,8 +169,8 @@ def term_table(footprint: Footprint, say: Language) -> Table:
     steady, peak, between = footprint.steady, footprint.peak, footprint.peak_range
     rows = [[say(f"term_{term}"), *cells(steady, term), *cells(peak, term)] for term in terms_of(steady, peak)]
     rows.append([say("term_allocated"), *allocated(steady), *allocated(peak)])
-    held = None if peak is None else peak.allocated
-    gap = None if held is None or footprint.peak_reserved is None else footprint.peak_reserved - held
+    peak_bytes = None if peak is None else peak.allocated
+    gap = None if peak_bytes is None or footprint.peak_reserved is None else footprint.peak_reserved - peak_bytes
     rows.append([say("term_reserved_only"), *reserved(gap)])
     reserved_cells = (
         reserved(footprint.peak_reserved)[2:] if between is None else _range_cells(between.reserved_bytes, say)
@@ -183,13 +193,13 @@ def _range_cells(ends: tuple[int, int | None], say: Language) -> list[str]:
 
 
 def allocated_text(moment: Moment, shown: Callable[[int | None], str], say: Language) -> str:
-    """What is allocated then, as `shown` writes it; at least, where that is all that is known."""
+    """The moment's allocated bytes, formatted by `shown`; "at least" if they are a lower bound."""
     text = shown(moment.allocated)
     return say("at_least", value=text) if moment.at_least else text
 
 
 def required_rows(footprint: Footprint, say: Language) -> list[tuple[str, int]]:
-    """What a card must have, at either end of the context's range; nothing where no peak is known."""
+    """(label, bytes) of the memory that a card needs, at each end of the CUDA context's range; empty without a known peak."""
     if footprint.peak_range is not None and footprint.required_bytes is not None:
         low, high = map(size, footprint.context_ends)
         names = [say("term_required_least", context=low), say("term_required_most", context=high)]
@@ -198,7 +208,7 @@ def required_rows(footprint: Footprint, say: Language) -> list[tuple[str, int]]:
 
 
 def required_names(footprint: Footprint, say: Language) -> list[str]:
-    """What either end is called; one name where the context was measured."""
+    """Labels of the two ends; a single label if the CUDA context was measured."""
     if footprint.context_bytes is not None:
         return [say("term_required")]
     low, high = map(size, footprint.context_ends)
@@ -206,14 +216,21 @@ def required_names(footprint: Footprint, say: Language) -> list[str]:
 
 
 def terms_of(*moments: Moment | None) -> list[str]:
-    """The terms that tell something of these moments, in the order in which they are shown."""
+    """The terms to show for these moments, in order; rare terms (OF_SOME_RUNS) only if not zero."""
     some = {term for term in OF_SOME_RUNS for moment in moments if moment is not None and getattr(moment, term)}
     return [term for term in TERMS if term not in OF_SOME_RUNS or term in some]
 
 
 def alive_rows(alive: Sequence[Alive]) -> list[list[str]]:
     return [
-        [one.component, one.operator, count(one.storages), count(one.size_bytes), size(one.size_bytes)] for one in alive
+        [
+            group.component,
+            group.operator,
+            count(group.storages),
+            count(group.size_bytes),
+            size(group.size_bytes),
+        ]
+        for group in alive
     ]
 
 

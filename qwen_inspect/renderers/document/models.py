@@ -1,4 +1,4 @@
-"""`models`: what the catalog holds."""
+"""`models`: the catalog's entries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`params`: theory, transformers and files side by side; every difference by its cause; the count taken apart."""
+"""`params`: counts from theory, transformers and files side by side; the causes of differences; counts per part."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def witness_table(report: Report, say: Language) -> Table:
 
 
 def layer_breakdown(report: Report, say: Language) -> list[Block]:
-    """One table for each kind of layer: its parts, which add up to it."""
-    made: list[Block] = []
+    """A table for each kind of layer: its parts and their sum."""
+    content: list[Block] = []
     runs = layer_runs(report.tree)
     shown = [(run.label, run) for run in runs] if len(runs) <= MOST_SPANS else distinct_layers(report.tree)
     for where, run in shown:
@@ -90,16 +90,16 @@ def layer_breakdown(report: Report, say: Language) -> list[Block]:
             for (name, class_name, parameters), share in zip(parts, shares([part[2] for part in parts]), strict=True)
         ]
         rows.append([say("total"), run.class_name, count(each.parameters), percent(10_000)])
-        made.append(Heading(say("heading_layer_breakdown", layers=where, count=run.repeats), 3))
+        content.append(Heading(say("heading_layer_breakdown", layers=where, count=run.repeats), 3))
         columns = [say("column_part"), say("column_class"), say("column_parameters"), say("column_share")]
-        made.append(Table(columns, rows, "llrr", totals=1))
+        content.append(Table(columns, rows, "llrr", totals=1))
         total = run.parameters
-        made.append(Paragraph(say("layers_product", count=run.repeats, each=each.parameters, total=total)))
-    return made
+        content.append(Paragraph(say("layers_product", count=run.repeats, each=each.parameters, total=total)))
+    return content
 
 
 def grouping(report: Report, say: Language) -> list[Block]:
-    """MHA, GQA or MQA: which it is, by what, and what it saves against MHA."""
+    """Sentences on the grouping (MHA, GQA or MQA): which it is, the evidence, and the saving over MHA."""
     sentences = []
     if (refusal := report.known.cache_refusal) is not None:
         return [Paragraph(say(refusal.message))]
@@ -110,8 +110,8 @@ def grouping(report: Report, say: Language) -> list[Block]:
         and not report.attention.linear
         and len(report.attention.softmax) < len(report.attention.layers)
     ):
-        others = [one for one in report.attention.layers if one not in report.attention.softmax]
-        kinds = dict.fromkeys(say(f"kind_{other.span}") for other in others)
+        others = [layer for layer in report.attention.layers if layer not in report.attention.softmax]
+        kinds = dict.fromkeys(say(f"kind_{layer.span}") for layer in others)
         sentences.append(say("attention_other", layers=len(others), kind=say("comma").join(kinds)))
     attention, stored = report.attention, report.attention.by_shapes is not None
     if attention.linear:

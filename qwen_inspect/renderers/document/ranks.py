@@ -1,4 +1,4 @@
-"""The model over several devices: what each rank holds, or what accelerate puts on each device."""
+"""A model on several devices: bytes per rank, or accelerate's placement on devices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..blocks import Block, Heading, Items, Table
 from .memory import terms_of
 
 MOST_NAMES = 12
-# Shown only where there is something of them.
+# Shown only if not zero on some rank.
 OF_SOME_RANKS = ("padding", "cache", "state", "gradients", "optimizer", "gathered")
 
 
@@ -25,7 +25,7 @@ def ranks_blocks(report: RanksReport, say: Language) -> list[Block]:
 
 
 def described(how: Parallelism, say: Language) -> str:
-    """Its degrees above 1: `TP 4`, or that one rank has all."""
+    """The degrees above 1, such as `TP 4, PP 2`; a fixed text for a single rank."""
     degrees = (("TP", how.tensor), ("PP", how.pipeline), ("EP", how.expert), ("FSDP", how.fsdp))
     named = [f"{name} {ranks}" for name, ranks in degrees if ranks > 1]
     if how.fsdp > 1:
@@ -34,7 +34,7 @@ def described(how: Parallelism, say: Language) -> str:
 
 
 def rank_table(ranks: Sequence[RankBytes], say: Language) -> Table:
-    """A row for each kind of rank; terms that no rank has are left out."""
+    """A row per group of equal ranks. Skips terms that are zero on every rank."""
     terms = [
         term for term in RANK_TERMS if term not in OF_SOME_RANKS or any(getattr(rank, term) != 0 for rank in ranks)
     ]
@@ -64,19 +64,19 @@ def rank_table(ranks: Sequence[RankBytes], say: Language) -> Table:
 
 
 def _peaks(ranks: Sequence[RankBytes], say: Language) -> list[Block]:
-    """What each kind of rank holds at its peak, by term."""
+    """Peak memory by term, a row per group of equal ranks."""
     peaks = [rank.peak for rank in ranks if rank.peak is not None]
     terms = (*terms_of(*peaks), "allocated")
     reserved = any(rank.peak_reserved is not None for rank in ranks)
     rows = [
         [
-            rank_names(one.ranks),
+            rank_names(rank.ranks),
             peak.stage,
             *(count(getattr(peak, term)) for term in terms),
             size(peak.allocated),
-            *([size(one.peak_reserved)] if reserved else []),
+            *([size(rank.peak_reserved)] if reserved else []),
         ]
-        for one, peak in zip(ranks, peaks, strict=True)
+        for rank, peak in zip(ranks, peaks, strict=True)
     ]
     columns = [
         say("column_rank_rank"),

@@ -1,4 +1,4 @@
-"""`report`: the other commands' sections as one document, from a model's identity to the command that makes it again."""
+"""`report`: the other commands' sections as one document, from the model's identity to the command that reproduces it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from .params import grouping, layer_breakdown, witness_table
 from .structure import attention_table, cache_fields, cache_notes, tree_node
 from .weights import arranged, tensor_table
 
-# How a model was reached on this run, which another run may do otherwise: no property of the model.
-OF_THE_WAY = ("from_client_cache", "from_recent", "from_kept", "offline_catalog", "unreachable_catalog", "mirror")
+# Notices on how this run reached the model (cache, mirror, offline). They may differ between runs, so reports skip them.
+ACCESS_NOTICES = ("from_client_cache", "from_recent", "from_kept", "offline_catalog", "unreachable_catalog", "mirror")
 
 
 def blocks(whole: WholeReport, say: Language, view: View) -> Sequence[Block]:
@@ -69,7 +69,7 @@ def blocks(whole: WholeReport, say: Language, view: View) -> Sequence[Block]:
 
 
 def attention_blocks(whole: WholeReport, say: Language, view: View) -> list[Block]:
-    """Attention and the cache, worked through; of a model whose cache is not known, why it is not."""
+    """Attention and KV cache in detail; if the cache is unknown, the reason."""
     report = whole.report
     if not report.settled:
         assert report.known.cache_refusal is not None
@@ -91,7 +91,7 @@ def attention_blocks(whole: WholeReport, say: Language, view: View) -> list[Bloc
 
 
 def page_blocks(whole: WholeReport, say: Language) -> list[Block]:
-    """What only a page can show: sliders and a map, and every tensor, of which a page shows the ones looked for."""
+    """HTML pages only: the memory explorer, the treemap, and a searchable table of all tensors."""
     report = whole.report
     tensors, origin = tuple(each_tensor(report.tree)), say("origin_of_parts")
     if report.tensors is not None:
@@ -104,18 +104,18 @@ def page_blocks(whole: WholeReport, say: Language) -> list[Block]:
     ]
 
 
-def nested(made: Iterable[Block]) -> list[Block]:
-    """A command's sections as parts of one of the report's."""
-    return [replace(block, level=block.level + 1) if isinstance(block, Heading) else block for block in made]
+def nested(content: Iterable[Block]) -> list[Block]:
+    """The blocks with every heading one level lower."""
+    return [replace(block, level=block.level + 1) if isinstance(block, Heading) else block for block in content]
 
 
 def lasting(messages: Iterable[Message]) -> list[Message]:
-    """The notices that say something of the model."""
-    return [message for message in messages if message.key not in OF_THE_WAY]
+    """The notices about the model itself, without those in ACCESS_NOTICES."""
+    return [message for message in messages if message.key not in ACCESS_NOTICES]
 
 
 def provenance(whole: WholeReport, say: Language) -> list[Block]:
-    """Who the model is, what was read of it and by what: nothing that another run of the same would tell otherwise."""
+    """The model's identity, the files read and the versions used. Only facts that repeat on every run."""
     report, release = whole.report, whole.report.release
     rows = list(identity(report, say).rows)
     if report.ref.revision is not None:
@@ -126,13 +126,13 @@ def provenance(whole: WholeReport, say: Language) -> list[Block]:
     rows.append((say("field_config_digest"), whole.config_sha256))
     rows.append((say("field_tensors_digest"), whole.tensors_sha256 or say("origin_not_stored")))
     rows.append((say("field_tool"), ", ".join(filter(None, (f"qwen-inspect {__version__}", whole.built_by)))))
-    made: list[Block] = [Fields(rows)]
+    content: list[Block] = [Fields(rows)]
     if report.files:
         columns = [say("column_file"), say("column_bytes"), say("column_digest")]
         files = [[file.name, count(file.size_bytes), file.sha256 or "–"] for file in report.files]
         total = [say("total"), count(sum(file.size_bytes for file in report.files)), ""]
-        made.append(Table(columns, [*files, total], "lrl", totals=1))
-    return made
+        content.append(Table(columns, [*files, total], "lrl", totals=1))
+    return content
 
 
 def architecture(whole: WholeReport, say: Language) -> Figure:
@@ -149,7 +149,7 @@ def cache_figure(whole: WholeReport, say: Language) -> Figure:
 
 
 def pictures(whole: WholeReport, say: Language) -> tuple[Figure, ...]:
-    """The figures of the document, in its order."""
+    """The document's figures, in order."""
     return (architecture(whole, say), *([cache_figure(whole, say)] if whole.report.settled else []))
 
 
@@ -157,7 +157,7 @@ def pictures(whole: WholeReport, say: Language) -> tuple[Figure, ...]:
 
 
 def findings(whole: WholeReport, say: Language) -> list[str]:
-    """What is worth knowing of this model, each sentence from its own figures."""
+    """The main findings on this model, as sentences computed from its figures."""
     report = whole.report
     return [
         *(say(message) for message in lasting(report.notices)),
@@ -184,13 +184,13 @@ def _verdict(check: Check, say: Language) -> str:
 
 
 def _largest(report: Report, say: Language) -> str:
-    part = max(report.components, key=lambda one: one.parameters)
+    part = max(report.components, key=lambda component: component.parameters)
     share = percent(part.share_basis_points)
     return say("finding_largest", component=say(f"component_{part.name}"), parameters=part.parameters, share=share)
 
 
 def _head(report: Report, say: Language) -> list[str]:
-    """Whether the output layer shares the embedding; nothing of a decoder that has no output layer."""
+    """Whether the output layer is tied to the embedding; empty for a decoder without an output layer."""
     spec = report.spec
     if not spec.class_name.endswith("ForCausalLM"):
         return []
@@ -212,20 +212,20 @@ def _attention(report: Report, say: Language) -> list[str]:
 
 
 def _cache(report: Report, say: Language) -> list[str]:
-    """The context at which the cache is as large as the weights; only where each token adds the same."""
+    """Cache per token; if every token adds equally, also the context at which the cache is as large as the weights."""
     cache, weights = report.cache, report.tree.size_bytes
-    told = [say("finding_cache", size=size(cache.bytes_per_token), bytes=cache.bytes_per_token)]
+    sentences = [say("finding_cache", size=size(cache.bytes_per_token), bytes=cache.bytes_per_token)]
     if report.known.unread is None and not cache.fixed_bytes and not any(layer.window_tokens for layer in cache.layers):
         tokens = -(-weights // cache.bytes_per_token)
-        told.append(say("finding_cache_weights", tokens=tokens, size=size(weights)))
-    return told
+        sentences.append(say("finding_cache_weights", tokens=tokens, size=size(weights)))
+    return sentences
 
 
 def _peak(whole: WholeReport, say: Language) -> list[str]:
-    known = [one for one in whole.memory if one.predicted.required_bytes is not None]
-    if not known:
+    memories = [memory for memory in whole.memory if memory.predicted.required_bytes is not None]
+    if not memories:
         return [say("finding_no_peak")]
-    last = max(known, key=lambda one: one.run.prompt_tokens)
+    last = max(memories, key=lambda memory: memory.run.prompt_tokens)
     peak, between = last.predicted.peak, last.predicted.peak_range
     if between is not None:
         assert last.predicted.required_bytes is not None
@@ -274,13 +274,13 @@ def contexts_table(whole: WholeReport, say: Language) -> Table:
 
 
 def memory_blocks(whole: WholeReport, say: Language) -> list[Block]:
-    """The same run with prompts of several lengths: each term at the peak and at the end, and what the prediction rests on."""
+    """The same run with several prompt lengths: terms at the peak and at the end, and the assumptions."""
     if not whole.memory:
         assert whole.report.known.unread is not None
         return [Paragraph(say(whole.report.known.unread.message))]
     memories, first = whole.memory, whole.memory[0]
     before = whole.report.notices
-    told = dict.fromkeys(
+    notices = dict.fromkeys(
         say(message) for memory in memories for message in memory.report.notices if message not in before
     )
     rows = [
@@ -291,20 +291,20 @@ def memory_blocks(whole: WholeReport, say: Language) -> list[Block]:
         (say("field_gpu"), first.run.gpu),
         (say("field_method"), f"{say(f'method_{first.predicted.method}')} ({first.predicted.provenance})"),
     ]
-    made: list[Block] = [Fields(rows)]
-    if told:
-        made.append(Items(list(told)))
+    content: list[Block] = [Fields(rows)]
+    if notices:
+        content.append(Items(list(notices)))
     if all(memory.predicted.peak is not None for memory in memories):
-        made += [Heading(say("heading_at_peak"), 3), moments_table(memories, say, "peak")]
+        content += [Heading(say("heading_at_peak"), 3), moments_table(memories, say, "peak")]
     elif any(memory.predicted.peak_range is not None for memory in memories):
-        made += [Heading(say("heading_at_peak"), 3), _ranges_table(memories, say)]
+        content += [Heading(say("heading_at_peak"), 3), _ranges_table(memories, say)]
     else:
-        made.append(Paragraph(say("report_no_peak")))
-    # Each once: what one says of a prompt's length, the first says.
+        content.append(Paragraph(say("report_no_peak")))
+    # Each assumption once; if it depends on the prompt's length, as stated for the first run.
     every = [message for memory in reversed(memories) for message in reversed(memory.predicted.assumptions)]
     assumptions = {message.key: say(message) for message in every}
     return [
-        *made,
+        *content,
         Heading(say("heading_at_end"), 3),
         moments_table(memories, say, "steady"),
         Heading(say("heading_assumptions"), 3),
@@ -313,7 +313,7 @@ def memory_blocks(whole: WholeReport, say: Language) -> list[Block]:
 
 
 def _ranges_table(memories: Sequence[MemoryReport], say: Language) -> Table:
-    """Between what the peak lies with each prompt's length; the assumptions say why."""
+    """The range of the peak for each prompt length; the assumptions give the reason."""
     rows = []
     for memory in memories:
         between, required = memory.predicted.peak_range, memory.predicted.required_bytes
@@ -325,7 +325,10 @@ def _ranges_table(memories: Sequence[MemoryReport], say: Language) -> Table:
 
 
 def moments_table(memories: Sequence[MemoryReport], say: Language, name: str) -> Table:
-    """A column for each prompt's length; the terms add up to what is allocated, which is part of what a card must have."""
+    """A column per prompt length: the terms, their sum (allocated) and, at the peak, reserved and required bytes.
+
+    name: "peak" or "steady".
+    """
     moments: list[Moment] = [getattr(memory.predicted, name) for memory in memories]
     rows = [[say(f"term_{term}"), *(count(getattr(moment, term)) for moment in moments)] for term in terms_of(*moments)]
     allocated = say("term_allocated")
@@ -342,10 +345,10 @@ def moments_table(memories: Sequence[MemoryReport], say: Language, name: str) ->
 
 
 def measured_blocks(whole: WholeReport, say: Language) -> list[Block]:
-    """What was measured of the model, run by run, each term beside its prediction and with the causes of the difference."""
+    """For each measured run: every term beside its prediction, and the causes of the differences."""
     if not whole.measured:
         return []
-    made: list[Block] = [Heading(say("heading_report_measured")), Paragraph(say("report_measured_origin"))]
+    content: list[Block] = [Heading(say("heading_report_measured")), Paragraph(say("report_measured_origin"))]
     for kept in whole.measured:
         run = kept.run
         rows = [
@@ -360,21 +363,21 @@ def measured_blocks(whole: WholeReport, say: Language) -> list[Block]:
             *([(say("field_autocast"), run.autocast)] if run.autocast else []),
             *kept.versions,
         ]
-        made += [
+        content += [
             Heading(say("heading_measured_run", device=kept.device, tokens=run.prompt_tokens), 3),
             Fields(rows),
             *([Paragraph(say("report_measured_partial"))] if kept.is_partial else []),
             difference_table(kept.differences, say),
             *nested(causes(kept.differences, say)),
         ]
-    return made
+    return content
 
 
 # --- the command
 
 
 def command(whole: WholeReport) -> str:
-    """The command line that writes this document again, with the source and revision that were found."""
+    """The command line that reproduces this document, pinned to the source and revision that were read."""
     request, ref = whole.request, whole.report.ref
     pinned = ref.source in ("hf", "ms", "catalog")
     model = f"{ref.source}:{ref.id}{f'@{ref.revision}' if ref.revision else ''}" if pinned else request.model
@@ -392,8 +395,11 @@ def command(whole: WholeReport) -> str:
 
 
 def _quoted(word: str) -> str:
-    """A word for a shell; what does not print as itself in bash's and zsh's `$'...'`, by its number."""
+    """Quotes a word for bash and zsh; a word with unprintable characters as `$'...'` with `\\U` escapes."""
     if word.isprintable():
         return shlex.quote(word)
-    escaped = (one if one.isprintable() and one not in "\\'" else f"\\U{ord(one):08x}" for one in word)
+    escaped = (
+        character if character.isprintable() and character not in "\\'" else f"\\U{ord(character):08x}"
+        for character in word
+    )
     return f"$'{''.join(escaped)}'"

@@ -1,4 +1,4 @@
-"""`fit --engine`: what an engine reserves of each card, by term and with its sources, and what that holds."""
+"""`fit --engine`: the memory that an engine reserves on each card, by term with sources, and its KV capacity."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from .common import identity, notices, reach
 from .fit import suggestion_blocks
 
 
-def blocks(found: ServingReport, say: Language) -> Sequence[Block]:
-    sources = dict.fromkeys(source for card in found.cards for term in card.reserve.terms for source in term.sources)
-    shown: list[Block] = [
-        Heading(say("heading_fit", name=found.report.ref.id), 1),
-        identity(found.report, say),
-        *notices(found.report, say),
+def blocks(report: ServingReport, say: Language) -> Sequence[Block]:
+    sources = dict.fromkeys(source for card in report.cards for term in card.reserve.terms for source in term.sources)
+    content: list[Block] = [
+        Heading(say("heading_fit", name=report.report.ref.id), 1),
+        identity(report.report, say),
+        *notices(report.report, say),
         Heading(say("heading_run")),
-        _asked(found, say),
-        *(block for card in found.cards for block in _card_blocks(card, found, say)),
+        _workload_fields(report, say),
+        *(block for card in report.cards for block in _card_blocks(card, report, say)),
         Heading(say("heading_assumptions")),
-        Items([say(message) for message in found.assumptions]),
+        Items([say(message) for message in report.assumptions]),
     ]
     if sources:
-        shown += [Heading(say("heading_sources")), Items([*sources])]
-    return shown
+        content += [Heading(say("heading_sources")), Items([*sources])]
+    return content
 
 
-def _asked(found: ServingReport, say: Language) -> Fields:
+def _workload_fields(report: ServingReport, say: Language) -> Fields:
     return Fields(
         [
-            (say("field_engine"), f"{found.serving.engine} {found.version}"),
-            (say("field_sequences"), count(found.serving.batch)),
-            (say("field_sequence_tokens"), count(found.context_tokens)),
-            *([(say("field_tp_ranks"), count(found.serving.ranks))] if found.serving.engine == "vllm" else []),
+            (say("field_engine"), f"{report.serving.engine} {report.version}"),
+            (say("field_sequences"), count(report.serving.batch)),
+            (say("field_sequence_tokens"), count(report.context_tokens)),
+            *([(say("field_tp_ranks"), count(report.serving.ranks))] if report.serving.engine == "vllm" else []),
         ]
     )
 
 
-def _card_blocks(card: EngineCard, found: ServingReport, say: Language) -> Iterator[Block]:
+def _card_blocks(card: EngineCard, report: ServingReport, say: Language) -> Iterator[Block]:
     name = say("serving_budget") if card.gpu is None else card.gpu.name
     yield Heading(f"{name}: {_verdict(card, say)}")
     reserve = card.reserve
@@ -48,7 +48,7 @@ def _card_blocks(card: EngineCard, found: ServingReport, say: Language) -> Itera
         case VllmReserve():
             if reserve.terms:
                 yield _budget_table(card, reserve, say)
-            yield _capacity_table(card, reserve, found, say)
+            yield _capacity_table(card, reserve, report, say)
             yield Fields([*_block_fields(reserve, say)])
         case LlamaCppReserve():
             yield _term_table(card, say)
@@ -73,7 +73,7 @@ def _mark(fits: bool | None, say: Language) -> str:
 
 
 def _budget_table(card: EngineCard, reserve: VllmReserve, say: Language) -> Table:
-    """What is asked for of the card, less each term at either end, leaves the budget."""
+    """Requested memory minus each term, at both ends, gives the KV budget."""
     requested = reserve.requested_bytes or 0
     rows = [_both(say("row_requested", share=f"{reserve.utilization:g}"), requested, requested)]
     for term in reserve.terms:
@@ -92,8 +92,8 @@ def _signed(size_bytes: int) -> str:
     return f"−{size(-size_bytes)}" if size_bytes < 0 else size(size_bytes)
 
 
-def _capacity_table(card: EngineCard, reserve: VllmReserve, found: ServingReport, say: Language) -> Table:
-    """What the budget holds, at both ends where they differ."""
+def _capacity_table(card: EngineCard, reserve: VllmReserve, report: ServingReport, say: Language) -> Table:
+    """Blocks, tokens and concurrency of the KV budget; two columns if its ends differ."""
     ends = [reserve.least] if reserve.least == reserve.most else [reserve.least, reserve.most]
     heads = ["column_cautious", "column_best"] if len(ends) == 2 else ["column_size"]
 
@@ -104,8 +104,8 @@ def _capacity_table(card: EngineCard, reserve: VllmReserve, found: ServingReport
         [say("row_budget"), *(_signed(end.budget_bytes) for end in ends)],
         [say("row_blocks"), *(count(end.blocks) for end in ends)],
         [say("field_kv_cache_tokens_engine"), *(count(end.tokens) for end in ends)],
-        [say("row_sequence_blocks", tokens=found.context_tokens), *(count(end.sequence_blocks) for end in ends)],
-        [say("row_concurrency", tokens=found.context_tokens), *(f"{end.concurrency:,.2f}×" for end in ends)],
+        [say("row_sequence_blocks", tokens=report.context_tokens), *(count(end.sequence_blocks) for end in ends)],
+        [say("row_concurrency", tokens=report.context_tokens), *(f"{end.concurrency:,.2f}×" for end in ends)],
         [say("row_most_context"), *map(most, ends)],
     ]
     return Table([say("column_capacity"), *(say(head) for head in heads)], rows, "l" + "r" * len(ends))
@@ -122,16 +122,16 @@ def _block_fields(reserve: VllmReserve, say: Language) -> Iterator[tuple[str, st
 
 
 def _term_table(card: EngineCard, say: Language) -> Table:
-    """Each term on the card; the sum is a lower bound where one is not known."""
-    known = sum(term.least_bytes if term.most_bytes is None else term.most_bytes for term in card.reserve.terms)
+    """The terms on the card and their sum, which is a lower bound if a term is unknown."""
+    known_bytes = sum(term.least_bytes if term.most_bytes is None else term.most_bytes for term in card.reserve.terms)
     required = "required_in_all" if card.answer.requirement.whole else "required_at_least"
     rows = [
         [say(f"reserved_{term.name}"), count(term.most_bytes), size(term.most_bytes)]
         for term in card.reserve.terms
         if term.most_bytes != 0
     ]
-    left = card.answer.available_bytes - known
-    for name, value in ((required, known), ("available", card.answer.available_bytes), ("left", left)):
+    left = card.answer.available_bytes - known_bytes
+    for name, value in ((required, known_bytes), ("available", card.answer.available_bytes), ("left", left)):
         rows.append([say(f"row_{name}"), f"{value:,}".replace("-", "−"), _signed(value)])
     return Table([say("column_term"), say("column_bytes"), say("column_size")], rows, "lrr", totals=3)
 

@@ -1,4 +1,4 @@
-"""`structure`: the console session's sections: configuration, statistics, module tree, layers, KV cache, notes."""
+"""`structure`: configuration, statistics, module tree, layers, attention, KV cache and notes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .common import (
     parameter_fields,
 )
 
-# The document's rows, and what decides the shape of a mixture of experts.
+# Rows of the configuration table, in order.
 CONFIGURATION_KEYS = (
     "vocab_size",
     "hidden_size",
@@ -85,11 +85,11 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
 
 
 def cache_blocks(report: Report, say: Language, view: View) -> list[Block]:
-    """Attention and cache of each layer, or the sentence that says why they are not told."""
+    """Attention and cache of each layer; if the cache is unknown, the reason."""
     if (refusal := report.known.cache_refusal) is not None:
         return [Paragraph(say(refusal.message))]
     return [
-        *attention_found(report, say),
+        *attention_summary(report, say),
         attention_table(report, say, view),
         cache_fields(report, say),
         Heading(say("heading_cache_notes")),
@@ -98,36 +98,36 @@ def cache_blocks(report: Report, say: Language, view: View) -> list[Block]:
 
 
 def generation_blocks(report: Report, say: Language) -> list[Block]:
-    """The inference test: what was asked and answered, how fast, with how much memory. Nothing where none was asked for."""
-    found = report.generation
-    if found is None:
+    """The inference test: prompt, answer, speed and peak memory; empty if no prompt was given."""
+    generation = report.generation
+    if generation is None:
         return []
     rows = [
-        (say("field_prompt_text"), found.prompt),
-        (say("field_prompt_form"), say("prompt_in_template" if found.chat_template else "prompt_as_text")),
-        (say("field_prompt"), count(found.prompt_tokens)),
-        (say("field_new"), f"{count(found.new_tokens)} ({say(f'ended_{found.ended_by}')})"),
-        (say("field_prefill"), speed(found.prefill_seconds, found.prefill_tokens_per_second, say)),
-        (say("field_decode"), speed(found.decode_seconds, found.decode_tokens_per_second, say)),
+        (say("field_prompt_text"), generation.prompt),
+        (say("field_prompt_form"), say("prompt_in_template" if generation.chat_template else "prompt_as_text")),
+        (say("field_prompt"), count(generation.prompt_tokens)),
+        (say("field_new"), f"{count(generation.new_tokens)} ({say(f'ended_{generation.ended_by}')})"),
+        (say("field_prefill"), speed(generation.prefill_seconds, generation.prefill_tokens_per_second, say)),
+        (say("field_decode"), speed(generation.decode_seconds, generation.decode_tokens_per_second, say)),
         *(
             (say(f"field_{name}"), f"{count(value)} B ({size(value)})")
             for name in ("peak_allocated", "peak_reserved", "peak_resident")
-            if (value := getattr(found, f"{name}_bytes")) is not None
+            if (value := getattr(generation, f"{name}_bytes")) is not None
         ),
-        (say("field_run_with"), f"{found.device}, {found.dtype}, {found.versions}"),
+        (say("field_run_with"), f"{generation.device}, {generation.dtype}, {generation.versions}"),
     ]
-    shown = found.text if found.chat_template else found.prompt + found.text
+    shown = generation.text if generation.chat_template else generation.prompt + generation.text
     return [Heading(say("heading_generation")), Fields(rows), Paragraph(say("generated")), Code(shown, "text")]
 
 
-def speed(taken_seconds: float, tokens_per_second: float | None, say: Language) -> str:
+def speed(elapsed_seconds: float, tokens_per_second: float | None, say: Language) -> str:
     if tokens_per_second is None:
         return UNKNOWN
-    return say("speed", taken=seconds(taken_seconds), rate=f"{tokens_per_second:,.2f}")
+    return say("speed", taken=seconds(elapsed_seconds), rate=f"{tokens_per_second:,.2f}")
 
 
 def decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The keys that describe the decoder: the outermost ones, and those nested under text_config."""
+    """The decoder's keys: those of text_config, overridden by top-level ones."""
     nested = config.get("text_config")
     return {**nested, **config} if isinstance(nested, Mapping) else config
 
@@ -146,9 +146,9 @@ def configuration_table(report: Report, say: Language) -> Table:
 
 
 def tree_node(module: Module, say: Language, view: View, *, depth: int, label: str | None = None) -> Node:
-    """A module's line, and its children's down to the depth asked for; equal siblings folded unless `--expand`.
+    """A module's line and its children's, down to `view.depth`; equal siblings are folded unless `--expand`.
 
-    label: what it is called, where it stands for siblings that are not neighbours.
+    label: replaces the module's own, if it stands for siblings that are not neighbours.
     """
     count_of = f"{module.repeats} x " if module.repeats > 1 else ""
     arguments = f"({module.arguments})" if module.arguments else ""
@@ -171,19 +171,19 @@ def tree_node(module: Module, say: Language, view: View, *, depth: int, label: s
     return Node(
         f"{name}{count_of}{module.class_name}{arguments}",
         note,
-        [tree_node(child, say, view, depth=depth + 1, label=called) for called, child in shown],
+        [tree_node(child, say, view, depth=depth + 1, label=child_label) for child_label, child in shown],
     )
 
 
 def _siblings(module: Module) -> tuple[Module, ...]:
-    """Equal siblings one by one."""
+    """A folded module as its single siblings."""
     if module.repeats == 1:
         return (module,)
     return tuple(replace(module, name=str(int(module.name) + index), repeats=1) for index in range(module.repeats))
 
 
 def layer_table(report: Report, say: Language, view: View) -> Table:
-    # What a class that is not described here passes from layer to layer is not told by its modules.
+    # For a class without a description here, the modules do not show the shape passed between layers.
     shape = UNKNOWN if report.spec.built else f"[batch_size, seq_len, {report.spec.hidden_size}]"
     runs = layer_runs(report.tree)
     if view.expand:
@@ -199,15 +199,15 @@ def layer_table(report: Report, say: Language, view: View) -> Table:
     return Table(columns, rows, "ccrcc")
 
 
-def attention_found(report: Report, say: Language) -> list[Block]:
-    """How many layers attend, and in which order where they do not all attend alike."""
+def attention_summary(report: Report, say: Language) -> list[Block]:
+    """The number of attention layers, and their pattern if there are several kinds."""
     attention = report.attention
-    found: list[Block] = [Paragraph(say("attention_layers_found", layers=len(attention.layers)))]
+    content: list[Block] = [Paragraph(say("attention_layers_found", layers=len(attention.layers)))]
     if attention.pattern is not None:
         period = sum(length for _, length in attention.pattern)
         words = pattern_words(attention, say)
-        found.append(Paragraph(say("attention_pattern", pattern=words, times=len(attention.layers) // period)))
-    return found
+        content.append(Paragraph(say("attention_pattern", pattern=words, times=len(attention.layers) // period)))
+    return content
 
 
 def pattern_words(attention: AttentionReport, say: Language) -> str:
@@ -219,7 +219,7 @@ def attention_table(report: Report, say: Language, view: View) -> Table:
     path = layers_path(report.tree)
     rows = []
     for where, indices, layer in grouped(
-        report.attention.layers, lambda one: one.index if view.expand else (one.span, one.heads)
+        report.attention.layers, lambda layer: layer.index if view.expand else (layer.span, layer.heads)
     ):
         cache = report.cache.layers[indices[0]]
         match layer:
@@ -245,7 +245,7 @@ def attention_table(report: Report, say: Language, view: View) -> Table:
                 name = ""
                 cells = [say(f"kind_{cache_kind}"), UNKNOWN, UNKNOWN, UNKNOWN]
         where = f"({where})" if "," in where else where
-        if report.spec.built:  # whose modules may have any name
+        if report.spec.built:  # Its modules may have any name.
             rows.append([f"{path}.{where}", *cells, count(cache.bytes_per_token), count(cache.fixed_bytes)])
             continue
         rows.append([f"{path}.{where}.{name}", *cells, count(cache.bytes_per_token), count(cache.fixed_bytes)])
@@ -258,7 +258,7 @@ def attention_table(report: Report, say: Language, view: View) -> Table:
 
 
 def cache_fields(report: Report, say: Language) -> Fields:
-    """The cache a token, and at the context asked for (else the model's limit)."""
+    """The cache's bytes per token, and in total at the requested context (else the model's limit)."""
     cache, batch = report.cache, report.workload.batch
     rows = [
         (say("field_cache_dtype"), cache.dtype),
@@ -273,14 +273,14 @@ def cache_fields(report: Report, say: Language) -> Fields:
 
 
 def cache_notes(report: Report, say: Language) -> list[str]:
-    """How this model's cache works: sentences chosen by its own attention."""
+    """Sentences on how this model's cache works, chosen by its attention."""
     softmax, cache = report.attention.softmax, report.cache
     if report.spec.built:
         return generic_cache_notes(report, say)
     layer = softmax[0]
     group = layer.query_heads // layer.kv_heads
     values = {"query_heads": layer.query_heads, "kv_heads": layer.kv_heads, "group": group, "head_dim": layer.head_dim}
-    alike = len({one.heads[:3] for one in softmax}) == 1
+    alike = len({layer.heads[:3] for layer in softmax}) == 1
     kind = layer.kind.lower() if alike else "mixed"
     dtype_bytes = report.spec.dtype.bits // 8
     product = 2 * len(softmax) * layer.kv_heads * layer.head_dim * dtype_bytes
@@ -295,10 +295,10 @@ def cache_notes(report: Report, say: Language) -> list[str]:
             dtype_bytes=dtype_bytes,
             **values,
         )
-        if product == cache.bytes_per_token and not any(one.window_tokens for one in cache.layers)
+        if product == cache.bytes_per_token and not any(layer.window_tokens for layer in cache.layers)
         else say("cache_note_sum", bytes=cache.bytes_per_token),
     ]
-    if sliding := [one for one in cache.layers if one.window_tokens]:
+    if sliding := [layer for layer in cache.layers if layer.window_tokens]:
         notes.append(say("cache_note_window", layers=len(sliding), held=(sliding[0].window_tokens or 1) - 1))
     if linear := report.attention.linear:
         notes.append(say("cache_note_linear", layers=len(linear), bytes=cache.fixed_bytes))
@@ -306,7 +306,7 @@ def cache_notes(report: Report, say: Language) -> list[str]:
 
 
 def generic_cache_notes(report: Report, say: Language) -> list[str]:
-    """The same for a class that is known by what transformers caches alone."""
+    """`cache_notes` for a class of which only transformers' cache layout is known."""
     cache = report.cache
     notes = [say("cache_note_generic"), say("cache_note_sum", bytes=cache.bytes_per_token)]
     if sliding := [layer for layer in cache.layers if layer.window_tokens]:

@@ -57,29 +57,29 @@ def tensor_table(tensors: Sequence[Tensor], say: Language) -> Table:
 
 
 def dtype_table(tensors: Sequence[Tensor], say: Language) -> Table:
-    """Each number format: its tensors, their elements and bytes, and the bits that an element takes."""
+    """For each dtype: tensors, elements, bytes and bits per element."""
     rows = [
         [
             dtype,
-            count(tensors_of),
+            count(tensor_count),
             count(elements),
             count(size_bytes),
             f"{size_bytes * 8 / elements:.3f}" if elements else "–",
         ]
-        for dtype, tensors_of, elements, size_bytes in by_dtype(tensors)
+        for dtype, tensor_count, elements, size_bytes in by_dtype(tensors)
     ]
     columns = [say(f"column_{name}") for name in ("dtype", "tensors", "elements", "bytes", "bits")]
     return Table(columns, rows, "lrrrr")
 
 
 def listed(report: Report) -> Sequence[Tensor]:
-    """The tensors there are to show; NotFoundError where no file was read and no layout is known."""
+    """The report's tensors. Raises NotFoundError if no file was read and no layout is known."""
     if report.tensors is None:
         raise NotFoundError("no_tensors", id=report.ref.id)
     return report.tensors
 
 
 def arranged(tensors: Sequence[Tensor], sort: str) -> list[Tensor]:
-    """By name, or the largest first and by name among equals."""
+    """Sorted by name, or by size (largest first, then by name)."""
     by_name = sorted(tensors, key=lambda tensor: tensor.name)
     return by_name if sort == "name" else sorted(by_name, key=lambda tensor: -tensor.size_bytes)
