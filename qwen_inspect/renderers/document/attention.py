@@ -57,7 +57,7 @@ def worked_through(report: Report, say: Language) -> list[Block]:
                 sentence = say("mapping_other", kind=say(f"kind_{kind}"))
                 content += [Heading(say("heading_mapping", layers=layers)), Paragraph(sentence)]
                 continue
-        if report.spec.built:  # Built from the class alone: its projections may have any names and shapes.
+        if report.spec.built:  # Known only as transformers builds it: its projections may have any names and shapes.
             content += [Heading(say("heading_mapping", layers=layers)), *mapped]
             continue
         content += [

@@ -245,7 +245,7 @@ def attention_table(report: Report, say: Language, view: View) -> Table:
                 name = ""
                 cells = [say(f"kind_{cache_kind}"), UNKNOWN, UNKNOWN, UNKNOWN]
         where = f"({where})" if "," in where else where
-        if report.spec.built:  # Its modules may have any name.
+        if report.spec.built:  # Known only as transformers builds it: its modules may have any name.
             rows.append([f"{path}.{where}", *cells, count(cache.bytes_per_token), count(cache.fixed_bytes)])
             continue
         rows.append([f"{path}.{where}.{name}", *cells, count(cache.bytes_per_token), count(cache.fixed_bytes)])

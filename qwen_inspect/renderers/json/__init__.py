@@ -1,4 +1,4 @@
-"""Report -> JSON: the keys that scripts rely on. Counts and bytes are integers; unknown is null. A module a command, by name."""
+"""Report -> JSON, the contract with scripts. Counts and bytes are integers; unknown is null. One module per command."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def render(command: str, subject: Any, say: Language) -> str:
-    """One object for the command; `subject` is a Report, or for `models` the catalog's entries."""
+    """The command's JSON object. subject: the value that the command computed, such as a Report or a FitReport."""
     head: HeadJSON = {"schema_version": 1, "tool_version": __version__, "command": command}
     content: dict[str, Any] = import_module(f"{__name__}.{command}").content(subject, say)
-    # Escaped, so that it is JSON in any encoding, and harmless on a terminal.
+    # ASCII only, and DEL escaped: valid in any encoding, harmless on a terminal.
     return json.dumps({**head, **content}, indent=2).replace("\x7f", "\\u007f") + "\n"

@@ -1,4 +1,4 @@
-"""`attention` -> JSON: heads where all layers have the same, the pattern of layers, and the cache."""
+"""`attention` -> JSON: heads (null if layers differ), the pattern of layers, and the cache."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ AttentionKind = Annotated[
 
 
 class PatternJSON(TypedDict):
-    """Layers in a row that see alike."""
+    """A run of layers with the same kind of cache."""
 
     kind: CacheKind
     layers: Positive
 
 
 class LinearJSON(TypedDict):
-    """The layers of linear attention. A figure is null where the layers differ."""
+    """The layers with linear attention. A figure is null if the layers differ in it."""
 
     layers: Count
     key_heads: Count | None
@@ -48,13 +48,13 @@ class CacheLayerJSON(TypedDict):
     kind: CacheKind
     bytes_per_token: Count
     fixed_bytes: Count
-    """Whatever the length: the states of linear attention."""
+    """Independent of the length: the states of linear attention."""
     window_tokens: Count | None
-    """null where the layer sees every earlier token."""
+    """null if the layer attends to all earlier tokens."""
 
 
 class EngineCacheJSON(TypedDict):
-    """What an engine holds for the same batch and context, on one rank."""
+    """An engine's cache for the same batch and context, on one rank."""
 
     engine: CacheEngine
     format: str
@@ -63,11 +63,11 @@ class EngineCacheJSON(TypedDict):
 
 
 class CacheJSON(TypedDict):
-    """The KV cache as transformers' DynamicCache holds it."""
+    """The KV cache in transformers' DynamicCache."""
 
     dtype: str
     bytes_per_token: Count
-    """What one more token of one sequence adds while no window is full."""
+    """Bytes that one more token of one sequence adds while no window is full."""
     fixed_bytes: Count
     batch: Positive
     context_tokens: Count | None
@@ -80,13 +80,13 @@ class CacheJSON(TypedDict):
 
 class HeadsJSON(TypedDict):
     query_heads: Count | None
-    """null where the layers differ, as `kv_heads` and `head_dim`."""
+    """null if the layers differ; likewise `kv_heads` and `head_dim`."""
     kv_heads: Count | None
     head_dim: Count | None
     pattern: list[PatternJSON] | None
-    """Runs of the shortest stretch of layers that repeats; null where all layers see alike or nothing repeats."""
+    """The runs of the shortest repeating sequence of layers; null if all layers are of one kind or nothing repeats."""
     linear: LinearJSON | None
-    """null where there are none."""
+    """null if the model has none."""
     tied_embeddings: bool
 
 

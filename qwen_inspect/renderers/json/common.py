@@ -1,4 +1,4 @@
-"""What the JSON of every command begins with."""
+"""The keys that start every command's JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .values import Keywords, TypedDict
 
 
 class HeadJSON(TypedDict):
-    """What every answer begins with."""
+    """The keys that start every answer."""
 
     schema_version: Literal[1]
     tool_version: str
@@ -23,13 +23,13 @@ class ModelJSON(TypedDict):
     id: str
     source: Annotated[str, Keywords(enum=["local", "catalog", "hf", "ms"])]
     revision: str | None
-    """Of a hub's model: the commit that was read."""
+    """The commit that was read, for a model on a hub."""
     architecture: str | None
-    """transformers' class; null where it is not known here."""
+    """transformers' class; null if this program does not know it."""
     model_type: str | None
     dtype: str | None
     notices: list[str]
-    """What a reader should know of how the model was read, in the language of the answer."""
+    """Remarks on how the model was read, in the language of the answer."""
 
 
 class OfModelJSON(TypedDict):

@@ -14,7 +14,7 @@ from .values import Count, TypedDict
 
 
 class ModelRefJSON(TypedDict):
-    """A hub's model; `source` is "auto" where none was named."""
+    """A model on a hub; `source` is "auto" if none was requested."""
 
     id: str
     source: str
@@ -22,7 +22,7 @@ class ModelRefJSON(TypedDict):
 
 
 class FilePairJSON(TypedDict):
-    """A file by its name in two repositories; null is what their listings do not state."""
+    """A file with the same name in two repositories; null if a listing does not state the value."""
 
     name: str
     left_bytes: Count | None
@@ -38,16 +38,16 @@ class ConfigRowJSON(TypedDict):
     key: str
     values: list[Any]
     present: list[bool | None]
-    """Whether the key is there; null where no configuration was read."""
+    """Whether the key is present; null if no configuration was read."""
     same: bool | None
 
 
 class FactRowJSON(TypedDict):
-    """A fact of each model, null where it is not known."""
+    """A fact about each model; null if unknown."""
 
     section: Section
     layer_kind: LayerKind | None
-    """Of attention: the kind of layers."""
+    """For attention facts: the kind of layer."""
     name: str
     unit: Literal["parameters", "bytes", "tokens"] | None
     values: list[int | str | None]
@@ -63,7 +63,7 @@ class ShapeJSON(TypedDict):
 
 
 class TensorChangeJSON(TypedDict):
-    """What became of a tensor of the first model."""
+    """A tensor that differs from the first model's."""
 
     kind: ChangeKind
     name: str
@@ -72,7 +72,7 @@ class TensorChangeJSON(TypedDict):
 
 
 class ChangeCountsJSON(TypedDict):
-    """Changes by kind."""
+    """Number of changes by kind."""
 
     added: Count
     removed: Count
@@ -81,7 +81,7 @@ class ChangeCountsJSON(TypedDict):
 
 
 class TensorChangesJSON(TypedDict):
-    """A model's tensors against the first model's, by name, shape and dtype."""
+    """A model's tensors compared with the first model's, by name, shape and dtype."""
 
     base_origin: Origin
     origin: Origin
@@ -100,7 +100,7 @@ class SideBySideJSON(TypedDict):
     facts: list[FactRowJSON]
     tensors: list[TensorChangesJSON | None]
     fits: list[list[CardReachJSON] | None]
-    """Of each model, on each card; empty where no card was named."""
+    """For each model, an entry per card; empty if no card was requested."""
 
 
 class CompareJSON(TypedDict):
@@ -110,7 +110,7 @@ class CompareJSON(TypedDict):
     left: ModelRefJSON | None
     right: ModelRefJSON | None
     identical: bool | None
-    """Whether all files of weights are the same by SHA-256."""
+    """Whether all weight files have the same SHA-256."""
     files: list[FilePairJSON] | None
     notices: list[str]
     side_by_side: SideBySideJSON | None

@@ -1,4 +1,4 @@
-"""`fit` -> JSON: the keys of the card that decides stand at the top, for scripts that ask of one; `cards` has all."""
+"""`fit` -> JSON: the deciding card's keys at the top, for scripts that need one card; `cards` lists all."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
 
 
 class NamedCardJSON(TypedDict):
-    """A card."""
+    """A GPU."""
 
     name: str
     memory_bytes: Count
 
 
 class CardNameJSON(NamedCardJSON):
-    """A card, and which of its sizes `available_bytes` is."""
+    """A GPU, and the origin of `available_bytes`."""
 
     available_from: Origin
 
 
 class LargestContextJSON(TypedDict):
     max_context_tokens: Count | None
-    """The largest that fits; null where only a lower bound of what is needed is known, as `max_batch`."""
+    """The largest that fits; null if only a lower bound of the requirement is known. Likewise `max_batch`."""
     at_most_context_tokens: Count | None
-    """What certainly is the most."""
+    """A proven upper limit."""
     context_tokens_bound: Bound
-    """What one more is too much for."""
+    """The limit that a larger context exceeds."""
 
 
 class LargestBatchJSON(TypedDict):
@@ -44,16 +44,16 @@ class LargestBatchJSON(TypedDict):
 
 
 class EndsJSON(LargestContextJSON, LargestBatchJSON):
-    """Answers for one end of the range of the CUDA context's size."""
+    """Results for one end of the CUDA context's size range."""
 
     fits: bool | None
-    """null where it is not certain."""
+    """null if uncertain."""
     required_bytes: Count
     margin_bytes: int
 
 
 class SuggestionJSON(TypedDict):
-    """A change, and what is needed then."""
+    """A change to the run, and the bytes required with it."""
 
     kind: Change
     change: str
@@ -64,14 +64,14 @@ class SuggestionJSON(TypedDict):
 
 
 class TermJSON(TypedDict):
-    """A part of what the allocator holds."""
+    """A part of the allocator's bytes."""
 
     term: str
     bytes: Count
 
 
 class ContextBytesJSON(TypedDict):
-    """What a process takes outside the allocator."""
+    """Bytes of the process outside the allocator."""
 
     low: Count
     high: Count
@@ -79,7 +79,7 @@ class ContextBytesJSON(TypedDict):
 
 
 class CurvePointJSON(TypedDict):
-    """The largest batch for a context."""
+    """The largest batch at a context."""
 
     context_tokens: Count
     max_batch: Count | None
@@ -87,20 +87,20 @@ class CurvePointJSON(TypedDict):
 
 
 class CardJSON(EndsJSON):
-    """A card's answer: figures of the cautious end; `low_end` has what differs where the CUDA context is small."""
+    """Results for one card, at the cautious end; `low_end` has the results for the smallest CUDA context."""
 
     gpu: CardNameJSON
     likely: bool | None
-    """Whether it fits as far as bounds tell."""
+    """Whether it fits by the known bounds; null if they do not decide it."""
     at_most_bytes: Count | None
     available_bytes: Count
     kv_cache_tokens: Count | None
-    """At the largest context."""
+    """At the largest context that fits."""
     terms: list[TermJSON]
     context_bytes: ContextBytesJSON
     lower_bound_only: bool
     passes_by_release: bool | None
-    """Whether a run that does not fit ends all the same, because the allocator gives cached segments back."""
+    """Whether a run that does not fit still completes, because the allocator releases cached segments."""
     low_end: EndsJSON
     curve: list[CurvePointJSON]
     suggestions: list[SuggestionJSON]
@@ -108,7 +108,7 @@ class CardJSON(EndsJSON):
 
 
 class FitWorkloadJSON(TypedDict):
-    """The run that is to fit."""
+    """The run that should fit."""
 
     mode: Mode
     batch: Positive
@@ -129,7 +129,7 @@ class FitKeysJSON(CardJSON):
 
 
 class FitJSON(OfModelJSON, FitKeysJSON):
-    """`fit` of a run with transformers. The keys of the card that decides stand at the top."""
+    """`fit` of a run with transformers. The deciding card's keys are at the top."""
 
 
 class ContextFitJSON(TypedDict):
@@ -141,7 +141,7 @@ class ContextFitJSON(TypedDict):
 
 
 class CardReachJSON(LargestContextJSON):
-    """How far a model goes on one card."""
+    """The largest context of a model on one card."""
 
     gpu: NamedCardJSON
     available_bytes: Count

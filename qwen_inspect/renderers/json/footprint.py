@@ -1,4 +1,4 @@
-"""A run and the memory that it takes, predicted or measured -> JSON."""
+"""A run and its memory, predicted or measured -> JSON."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ class RunJSON(TypedDict):
     batch: Positive
     prompt_tokens: Positive
     new_tokens: Positive | None
-    """null where nothing is generated."""
+    """null if nothing is generated."""
     attention: str
-    """The kernel."""
+    """The attention kernel."""
     cache: Cache | None
-    """null where nothing is generated."""
+    """null if nothing is generated."""
     padded: bool
-    """Whether sequences differ in length, so that there is a mask."""
+    """Whether sequences differ in length, which needs a mask."""
     autocast: Autocast | None
-    """torch.autocast's dtype around each forward; null without."""
+    """torch.autocast's dtype for each forward pass; null without autocast."""
     gpu: str
     load: Loader
 
@@ -35,13 +35,13 @@ class WorkloadJSON(RunJSON):
 
 class RareTermsJSON(TypedDict, total=False):
     gathered_bytes: Count
-    """Whole weights that FSDP has put together for a while. Absent where there are none, as `adapters_bytes`."""
+    """Full weights that FSDP has gathered temporarily. Absent if there are none; likewise `adapters_bytes`."""
     adapters_bytes: Count
     """LoRA's matrices."""
 
 
 class MomentJSON(RareTermsJSON):
-    """What the allocator holds at one moment, by use: the terms add up to `allocated_bytes`."""
+    """Allocated memory at one moment, by use; the terms add up to `allocated_bytes`."""
 
     stage: str
     weights_bytes: Count
@@ -53,21 +53,21 @@ class MomentJSON(RareTermsJSON):
     activations_bytes: Count | None
     workspace_bytes: Count | None
     rounding_bytes: Count | None
-    """What the allocator adds to the sizes requested."""
+    """Bytes that the allocator adds to the requested sizes."""
     allocated_bytes: Count | None
     lower_bound_only: bool
     """Whether activations come on top of `allocated_bytes`."""
 
 
 class MomentsJSON(TypedDict):
-    """At the end of the run, and at its peak (null where no peak is known)."""
+    """The end of the run, and its peak (null if unknown)."""
 
     steady: MomentJSON
     peak: MomentJSON | None
 
 
 class AliveJSON(TypedDict):
-    """Storages alike that are alive at the peak: where and by what they were made."""
+    """Storages alive at the peak, grouped by the component and operator that allocated them."""
 
     component: str
     operator: str
@@ -76,14 +76,14 @@ class AliveJSON(TypedDict):
 
 
 class RequiredJSON(TypedDict):
-    """What a card must have, at both ends of what is not known exactly."""
+    """The memory that a card needs, at both ends of the uncertainty."""
 
     low: Count
     high: Count
 
 
 class PeakRangeJSON(TypedDict):
-    """What is allocated at the peak, at least and at most; `high_bytes` is null where nothing bounds it."""
+    """Allocated bytes at the peak, at least and at most; `high_bytes` is null if there is no upper bound."""
 
     low_bytes: Count
     high_bytes: Count | None
@@ -100,14 +100,14 @@ class FiguresJSON(TypedDict):
     steady_allocated_bytes: Count | None
     peak_allocated_bytes: Count | None
     peak_reserved_bytes: Count | None
-    """Segments of the allocator."""
+    """The allocator's segments."""
     context_bytes: Count | None
-    """Outside the allocator; null where it was not measured."""
+    """Outside the allocator; null if not measured."""
     total_bytes: Count | None
     """Segments and context."""
     required_bytes: RequiredJSON | None
     peak_range: PeakRangeJSON | None
-    """Where the peak is only known to lie between two figures."""
+    """Set if only bounds of the peak are known."""
     provenance: str
     moments: MomentsJSON
     alive_at_peak: list[AliveJSON]

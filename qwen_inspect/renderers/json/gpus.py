@@ -11,7 +11,7 @@ from .values import Count, Keywords, TypedDict
 
 
 class PublishedJSON(TypedDict):
-    """A figure as it was printed, and where."""
+    """A figure as published, and its source."""
 
     figure: str
     text: str
@@ -19,24 +19,24 @@ class PublishedJSON(TypedDict):
 
 
 class GpuJSON(TypedDict):
-    """A card of the table."""
+    """A GPU of the table."""
 
     name: str
     kind: Annotated[str, Keywords(enum=["datacentre", "workstation", "consumer"])]
     aliases: list[str]
     device_names: list[str]
-    """As torch names it."""
+    """torch's names for it."""
     memory_bytes: Count
     """The nominal size."""
     reported_bytes: Count | None
-    """The total of nvidia-smi."""
+    """Total memory as nvidia-smi reports it."""
     usable_bytes: Count | None
-    """The total that CUDA tells a process."""
+    """Total memory as CUDA reports it to a process."""
     available_bytes: Count
-    """The smallest of these that is known."""
+    """`usable_bytes` if known, else `reported_bytes`, else `memory_bytes`."""
     compute_capability: str | None
     bfloat16: bool | None
-    """Whether the tensor cores compute in it."""
+    """Whether the tensor cores support it."""
     fp8: bool | None
     sources: list[PublishedJSON]
 

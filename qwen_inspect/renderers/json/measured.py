@@ -13,7 +13,7 @@ from .values import Count, Number, TypedDict
 
 
 class ReadingJSON(TypedDict):
-    """What the device reports after a stage. Peaks are those of the stage; null is what it does not report."""
+    """The device's report after a stage. Peaks are those of the stage; null if the device does not report the value."""
 
     stage: str
     seconds: Number | None
@@ -24,7 +24,7 @@ class ReadingJSON(TypedDict):
     reserved_bytes: Count | None
     peak_reserved_bytes: Count | None
     device_used_bytes: Count | None
-    """By all processes, as the driver reports it."""
+    """Of all processes, as the driver reports it."""
     device_total_bytes: Count | None
     process_used_bytes: Count | None
     others_used_bytes: Count | None
@@ -50,7 +50,7 @@ class MeasuredJSON(FiguresJSON):
 
 
 class MemoryCauseJSON(TypedDict):
-    """Why a measured figure differs: as a sentence, and as key and values, from which it can be written in any language."""
+    """Why a measured figure differs: as a sentence, and as a key with values for writing it in any language."""
 
     cause: str
     key: str
@@ -59,14 +59,14 @@ class MemoryCauseJSON(TypedDict):
 
 
 class DifferenceJSON(TypedDict):
-    """A figure, predicted and measured; `residual` is what no cause explains."""
+    """A figure, predicted and measured; `residual` is the unexplained part of the difference."""
 
     term: str
     predicted: Count | None
     measured: int | None
     difference: int | None
     cause: str | None
-    """All causes in a sentence."""
+    """All causes in one sentence."""
     causes: list[MemoryCauseJSON]
     residual: int | None
 

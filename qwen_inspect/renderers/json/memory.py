@@ -1,4 +1,4 @@
-"""`memory` -> JSON: the run, what it takes as predicted and as measured, and what each rank or device holds."""
+"""`memory` -> JSON: the run, its predicted and measured memory, and the bytes per rank or device."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class TrainingJSON(TypedDict):
-    """What a run of training trains."""
+    """The trained parameters of a training run."""
 
     lora_rank: Positive | None
     lora_targets: list[str] | None
@@ -37,7 +37,7 @@ class TrainingJSON(TypedDict):
     trainable_parameters: Count
     base_parameters: Count
     all_parameters: Count
-    """As PEFT's print_trainable_parameters counts them."""
+    """As counted by PEFT's print_trainable_parameters."""
     share: Share
     """Of all parameters."""
     trained_bytes: Count
@@ -46,7 +46,7 @@ class TrainingJSON(TypedDict):
 
 
 class CalibrationJSON(TypedDict):
-    """What the card was measured to take besides the model."""
+    """Measured memory of the card that does not depend on the model."""
 
     gpu: str
     driver: str
@@ -58,7 +58,7 @@ class CalibrationJSON(TypedDict):
 
 
 class PredictionJSON(TypedDict):
-    """A run, and what it is predicted to take."""
+    """A run, and its predicted memory."""
 
     workload: RanksWorkloadJSON
     predicted: PredictedJSON

@@ -10,7 +10,7 @@ from .values import Count, TypedDict
 
 
 class CatalogEntryJSON(TypedDict):
-    """A release, and what follows from its configuration."""
+    """A release, and figures computed from its configuration."""
 
     id: str
     model_type: str
@@ -21,7 +21,7 @@ class CatalogEntryJSON(TypedDict):
     active_non_embedding: Count | None
     layers: Count
     query_heads: Count
-    """Of the first layer of softmax attention, as `kv_heads` and `head_dim`."""
+    """Of the first layer with softmax attention; likewise `kv_heads` and `head_dim`."""
     kv_heads: Count
     head_dim: Count
     kind: str

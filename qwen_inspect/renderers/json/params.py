@@ -1,4 +1,4 @@
-"""`params` -> JSON: the counts of every witness, what is quantised or trained, components, and the checks."""
+"""`params` -> JSON: the counts of every witness, quantisation, adapter, components and checks."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ class ParameterCountsJSON(TypedDict):
     """Parameters by witness and by use."""
 
     theory: Count
-    """From the configuration, tied weights once."""
+    """From the configuration, tied weights counted once."""
     instantiated: Count | None
-    """What transformers builds."""
+    """Of the model that transformers instantiates."""
     stored: Count | None
     """Elements in the files, tied copies included."""
     stored_predicted: Count | None
     unique: Count | None
-    """In the files, tied copies once; predicted where no file was read."""
+    """In the files, tied copies counted once; predicted if no file was read."""
     active: Count | None
-    """What a token's forward pass uses, embedding and output layer included."""
+    """Used in one token's forward pass, with embedding and output layer."""
     active_non_embedding: Count | None
     embedding: Count
     non_embedding: Count
-    """Without the input embedding and an output layer of its own."""
+    """Without the input embedding and an untied output layer."""
     buffers: Count
 
 
 class ModulesJSON(TypedDict):
-    """Modules alike, under one name for all layers."""
+    """Equal modules of all layers, under one name."""
 
     name: str
     modules: Positive
@@ -41,7 +41,7 @@ class ModulesJSON(TypedDict):
 
 
 class QuantisationJSON(TypedDict):
-    """The quantised matrices, and all else (`other_`)."""
+    """The quantised matrices, and all other tensors (`other_`)."""
 
     method: str
     """quant_method."""
@@ -50,7 +50,7 @@ class QuantisationJSON(TypedDict):
     parameters: Count
     bytes: Count
     bits_per_weight: Number
-    """With the share of scales, zeros and indices."""
+    """Including scales, zeros and indices."""
     other_parameters: Count
     other_bytes: Count
     total_bytes: Count
@@ -59,13 +59,13 @@ class QuantisationJSON(TypedDict):
 
 
 class AdapterJSON(TypedDict):
-    """A low-rank adapter beside its base."""
+    """A low-rank adapter and its base."""
 
     kind: str
     base: str | None
     ranks: list[Positive]
     scales: list[Number]
-    """What B A is multiplied by."""
+    """The factors that B·A is multiplied by."""
     modules: list[ModulesJSON]
     trainable_parameters: Count
     base_parameters: Count
@@ -73,9 +73,9 @@ class AdapterJSON(TypedDict):
     """Of the base's parameters."""
     stored_bytes: Count
     unmerged_bytes: Count
-    """Base and matrices, as PEFT loads them."""
+    """Base and adapter matrices, as PEFT loads them."""
     merged_bytes: Count | None
-    """null where the base is quantised."""
+    """null if the base is quantised."""
 
 
 class ComponentJSON(TypedDict):
@@ -108,7 +108,7 @@ class UnexplainedJSON(TypedDict):
 
 
 class CheckJSON(TypedDict):
-    """Two witnesses' counts; `residual` is what no cause explains of `difference`."""
+    """Two witnesses' counts; `residual` is the unexplained part of `difference`."""
 
     name: str
     left: Count
@@ -197,39 +197,39 @@ def parameters_content(report: Report, say: Language) -> StatisticsJSON:
 
 
 def _quantisation(report: Report, say: Language) -> QuantisationJSON | None:
-    found = report.known.quantised
-    if found is None:
+    quantised = report.known.quantised
+    if quantised is None:
         return None
     return {
-        "method": found.method,
-        "schemes": [say(scheme) for scheme in found.schemes],
-        "matrices": found.matrices,
-        "parameters": found.parameters,
-        "bytes": found.size_bytes,
-        "bits_per_weight": found.bits_per_weight,
-        "other_parameters": found.other_parameters,
-        "other_bytes": found.other_bytes,
-        "total_bytes": found.total_bytes,
-        "kept": [modules_content(kept) for kept in found.kept],
+        "method": quantised.method,
+        "schemes": [say(scheme) for scheme in quantised.schemes],
+        "matrices": quantised.matrices,
+        "parameters": quantised.parameters,
+        "bytes": quantised.size_bytes,
+        "bits_per_weight": quantised.bits_per_weight,
+        "other_parameters": quantised.other_parameters,
+        "other_bytes": quantised.other_bytes,
+        "total_bytes": quantised.total_bytes,
+        "kept": [modules_content(kept) for kept in quantised.kept],
     }
 
 
 def _adapter(report: Report) -> AdapterJSON | None:
-    found = report.known.adapter
-    if found is None:
+    adapter = report.known.adapter
+    if adapter is None:
         return None
     return {
-        "kind": found.kind,
-        "base": found.base,
-        "ranks": list(found.ranks),
-        "scales": list(found.scales),
-        "modules": [modules_content(modules) for modules in found.modules],
-        "trainable_parameters": found.trainable,
-        "base_parameters": found.base_parameters,
-        "share": found.share,
-        "stored_bytes": found.stored_bytes,
-        "unmerged_bytes": found.unmerged_bytes,
-        "merged_bytes": found.merged_bytes,
+        "kind": adapter.kind,
+        "base": adapter.base,
+        "ranks": list(adapter.ranks),
+        "scales": list(adapter.scales),
+        "modules": [modules_content(modules) for modules in adapter.modules],
+        "trainable_parameters": adapter.trainable,
+        "base_parameters": adapter.base_parameters,
+        "share": adapter.share,
+        "stored_bytes": adapter.stored_bytes,
+        "unmerged_bytes": adapter.unmerged_bytes,
+        "merged_bytes": adapter.merged_bytes,
     }
 
 

@@ -1,4 +1,4 @@
-"""What each of several ranks or devices holds -> JSON."""
+"""Bytes per rank or device -> JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 class DegreesJSON(TypedDict):
     tp: Positive
-    """Ranks that share the model in each way; 1 where it is not shared so."""
+    """The degree of tensor parallelism; `pp`, `ep` and `fsdp` are the other degrees, 1 if not used."""
     pp: Positive
     ep: Positive
     fsdp: Positive
@@ -22,22 +22,22 @@ class DegreesJSON(TypedDict):
 
 
 class RanksWorkloadJSON(RunJSON, DegreesJSON):
-    """A run, and how many ranks share it."""
+    """A run, and its parallelism."""
 
     dtype: str | None
     cache_dtype: str | None
 
 
 class RankJSON(TypedDict):
-    """What each of `ranks`, all alike, holds when the run is over."""
+    """The bytes that each of `ranks` (all equal) holds at the end of the run."""
 
     ranks: Annotated[list[Count], Keywords(minItems=1)]
     layers: Annotated[list[Count], Keywords(minItems=2, maxItems=2)] | None
-    """The first of its stage, and the first after it; null where there is one stage."""
+    """The first layer of its stage, and the first after it; null with a single stage."""
     experts: Count | None
-    """Of each layer, where experts are dealt out."""
+    """Per layer, with expert parallelism."""
     weights_bytes: Count
-    """With `padding_bytes`; `replicated_bytes` of them lie on other ranks too."""
+    """Including `padding_bytes`; `replicated_bytes` of them are on other ranks too."""
     replicated_bytes: Count
     padding_bytes: Count
     buffers_bytes: Count
@@ -46,28 +46,28 @@ class RankJSON(TypedDict):
     gradients_bytes: Count
     optimizer_bytes: Count
     gathered_bytes: Count | None
-    """What FSDP puts together for a while."""
+    """Full weights that FSDP gathers temporarily."""
     activation_bytes: Count | None
     communication_bytes: None
     total_bytes: Count | None
-    """Without what is there for a while: gathered weights, activations, workspace, communication."""
+    """Without temporary memory: gathered weights, activations, workspace, communication."""
     peak: MomentJSON | None
     peak_reserved_bytes: Count | None
 
 
 class PlacedDeviceJSON(TypedDict):
-    """What accelerate puts on one device."""
+    """The modules that accelerate places on one device."""
 
     device: str
     capacity_bytes: Count | None
-    """null where no limit was given."""
+    """null if no limit was set."""
     modules: list[str]
     weights_bytes: Count
     buffers_bytes: Count
 
 
 class DeviceMapJSON(TypedDict):
-    """The model as device_map="auto" spreads it."""
+    """The model's placement with device_map="auto"."""
 
     devices: list[PlacedDeviceJSON]
     provenance: str

@@ -1,4 +1,4 @@
-"""`report` -> JSON: what `structure` has, caches and memory by context, and measurements that were kept."""
+"""`report` -> JSON: the keys of `structure`, caches and memory by context, and saved measurements."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .values import Count, Sha256, TypedDict
 
 
 class FileJSON(TypedDict):
-    """A file of weights; `sha256` is null where no hub states it."""
+    """A weight file; `sha256` is null if no hub states it."""
 
     name: str
     bytes: Count
@@ -20,12 +20,12 @@ class FileJSON(TypedDict):
 
 
 class ProvenanceJSON(TypedDict):
-    """Of what the report was made."""
+    """The inputs of the report."""
 
     config_sha256: Sha256
     """Of the configuration in its canonical form."""
     tensors_sha256: Sha256 | None
-    """Of every stored tensor's name, dtype and shape; null where no file was read."""
+    """Of every stored tensor's name, dtype and shape; null if no file was read."""
     built_by: str | None
     """The libraries that instantiated the model."""
     files: list[FileJSON]

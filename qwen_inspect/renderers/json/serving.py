@@ -1,4 +1,4 @@
-"""What an engine reserves -> JSON: the keys of the deciding card stand at the top, as those of `fit` without an engine do."""
+"""`fit --engine` -> JSON. As for `fit`, the deciding card's keys are at the top."""
 
 from __future__ import annotations
 
@@ -14,63 +14,63 @@ Engine = Literal["vllm", "llama.cpp"]
 
 
 class ReservedJSON(TypedDict):
-    """A part of what the engine takes of a card; `most_bytes` is null where no source gives an end."""
+    """A part of the engine's memory on a card; `most_bytes` is null if no source gives an upper end."""
 
     term: str
     least_bytes: Count
     most_bytes: Count | None
     sources: list[str]
-    """Where a range was published; none for a formula's figure."""
+    """Publications of the range; empty if computed by a formula."""
 
 
 class CapacityJSON(TypedDict):
-    """What a KV budget holds on each rank."""
+    """Capacity of a KV budget on each rank."""
 
     kv_budget_bytes: int
     blocks: Count
     kv_cache_tokens: Count
     sequence_blocks: Count
-    """Of a sequence of the requested length."""
+    """Blocks for one sequence of the requested length."""
     max_concurrency: Number
     """As vLLM prints it."""
     most_context_tokens: Count | None
-    """Of one sequence alone, whatever the model's limit; null where windows leave it without end."""
+    """For a single sequence, ignoring the model's limit; null if unlimited, because all layers have windows."""
 
 
 class VllmJSON(TypedDict):
-    """vLLM on one rank, at both ends of what it takes beside the cache."""
+    """vLLM on one rank, at both ends of its memory outside the cache."""
 
     cache_dtype: str
     utilization: Annotated[float, Keywords(exclusiveMinimum=0, maximum=1)] | None
     requested_bytes: Count | None
-    """`utilization` of the card; null where the KV budget was given."""
+    """`utilization` times the card's memory; null if the KV budget was set directly."""
     block_bytes: Count
     block_tokens: Count
     groups: Count
-    """Of layers, each of which takes blocks for itself."""
+    """Groups of layers; each allocates its own blocks."""
     low: CapacityJSON
     high: CapacityJSON
 
 
 class LlamaCppJSON(TypedDict):
-    """llama.cpp with `ngl` of `layers` on the card, the output layer counted as one of them."""
+    """llama.cpp with `ngl` of `layers` on the card; the output layer counts as a layer."""
 
     ngl: Count
     layers: Count
     cells: Count
-    """Of all sequences, each padded."""
+    """Cells of all sequences, each sequence padded."""
     cache_type_k: str
     cache_type_v: str
     host_bytes: Count
-    """Weights, cache and states in the host's memory."""
+    """Weights, cache and states in host memory."""
     at_most_ngl: Count
 
 
 class EngineCardJSON(EndsJSON):
-    """A card's answer at the cautious end, where the most is taken beside the cache."""
+    """Results for one card at the cautious end, with the most memory outside the cache."""
 
     gpu: CardNameJSON | None
-    """null where vLLM's KV budget was given in place of a card."""
+    """null if vLLM's KV budget was set instead of a card."""
     available_bytes: Count
     kv_cache_tokens: Count | None
     terms: list[ReservedJSON]
@@ -81,7 +81,7 @@ class EngineCardJSON(EndsJSON):
 
 
 class ServingWorkloadJSON(TypedDict):
-    """What is to be served."""
+    """The workload to serve."""
 
     batch: Positive
     context_tokens: Positive
@@ -91,14 +91,14 @@ class ServingWorkloadJSON(TypedDict):
 class ServingKeysJSON(EngineCardJSON):
     engine: Engine
     engine_version: str
-    """Whose source the figures follow."""
+    """The version whose source code the figures follow."""
     workload: ServingWorkloadJSON
     cards: Annotated[list[EngineCardJSON], Keywords(minItems=1)]
     assumptions: list[str]
 
 
 class ServingJSON(OfModelJSON, ServingKeysJSON):
-    """`fit --engine`. The keys of the card that decides stand at the top."""
+    """`fit --engine`. The deciding card's keys are at the top."""
 
 
 def serving_content(report: ServingReport, say: Language) -> ServingKeysJSON:

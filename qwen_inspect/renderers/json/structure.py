@@ -1,4 +1,4 @@
-"""`structure` -> JSON: what `params` and `attention` have, the configuration, the module tree, and a generated text."""
+"""`structure` -> JSON: the keys of `params` and `attention`, the configuration, the module tree, and a generated text."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _OfClass = TypedDict("_OfClass", {"class": str})
 
 
 class TreeJSON(_OfClass):
-    """A module and what is below it; counts are sums over all `repeats`."""
+    """A module and its descendants; counts are sums over all `repeats`."""
 
     name: str
     parameters: Count
     active_parameters: Count | None
     bytes: Count | None
     repeats: Positive
-    """Equal siblings, this one included."""
+    """The number of equal siblings, including this module."""
     tied_to: str | None
     children: list[TreeJSON]
 
 
 class GenerationJSON(TypedDict):
-    """A model's answer to a prompt, computed. Peaks are null where the device does not tell them."""
+    """A model's computed answer to a prompt. Peaks are null if the device does not report them."""
 
     prompt: str
     chat_template: bool
@@ -54,7 +54,7 @@ class GenerationJSON(TypedDict):
 
 class MaybeSettledJSON(HeadsJSON):
     kind: AttentionKind | None
-    """null, as `cache`, where what transformers caches is not known."""
+    """null, like `cache`, if transformers' cache layout is unknown."""
     cache: CacheJSON | None
 
 
@@ -63,7 +63,7 @@ class DesignJSON(StatisticsJSON, MaybeSettledJSON):
     """config.json's keys and values."""
     tree: TreeJSON
     generation: GenerationJSON | None
-    """null where no prompt was given."""
+    """null without a prompt."""
 
 
 class StructureJSON(OfModelJSON, DesignJSON):
@@ -115,22 +115,22 @@ def _tree(module: Module, *, active_known: bool, bytes_known: bool) -> TreeJSON:
     }
 
 
-def _generation(found: Generation) -> GenerationJSON:
+def _generation(generation: Generation) -> GenerationJSON:
     return {
-        "prompt": found.prompt,
-        "chat_template": found.chat_template,
-        "text": found.text,
-        "prompt_tokens": found.prompt_tokens,
-        "new_tokens": found.new_tokens,
-        "ended_by": found.ended_by,
-        "device": found.device,
-        "dtype": found.dtype,
-        "prefill_seconds": found.prefill_seconds,
-        "prefill_tokens_per_second": found.prefill_tokens_per_second,
-        "decode_seconds": found.decode_seconds,
-        "decode_tokens_per_second": found.decode_tokens_per_second,
-        "peak_allocated_bytes": found.peak_allocated_bytes,
-        "peak_reserved_bytes": found.peak_reserved_bytes,
-        "peak_resident_bytes": found.peak_resident_bytes,
-        "provenance": found.versions,
+        "prompt": generation.prompt,
+        "chat_template": generation.chat_template,
+        "text": generation.text,
+        "prompt_tokens": generation.prompt_tokens,
+        "new_tokens": generation.new_tokens,
+        "ended_by": generation.ended_by,
+        "device": generation.device,
+        "dtype": generation.dtype,
+        "prefill_seconds": generation.prefill_seconds,
+        "prefill_tokens_per_second": generation.prefill_tokens_per_second,
+        "decode_seconds": generation.decode_seconds,
+        "decode_tokens_per_second": generation.decode_tokens_per_second,
+        "peak_allocated_bytes": generation.peak_allocated_bytes,
+        "peak_reserved_bytes": generation.peak_reserved_bytes,
+        "peak_resident_bytes": generation.peak_resident_bytes,
+        "provenance": generation.versions,
     }

@@ -1,4 +1,4 @@
-"""What the types of the JSON are made of: kinds of values, with their JSON Schema keywords, and `TypedDict`."""
+"""Building blocks of the JSON types: value types with JSON Schema keywords, and `TypedDict`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 
 class Keywords:
-    """JSON Schema keywords of an annotated type. benchmarks/schema.py reads them, through pydantic's hook; nothing else does."""
+    """JSON Schema keywords of an annotated type. Read only by schema/generate.py, through pydantic's hook."""
 
     def __init__(self, **keywords: Any) -> None:
         self.keywords = keywords
@@ -31,5 +31,5 @@ else:
         def __init_subclass__(cls, total: bool = True) -> None: ...
 
         def __new__(cls, name: str, keys: dict[str, type]) -> type:
-            """For a key that no class can have: `TypedDict("Name", {"class": str})`."""
+            """For a key that is no identifier: `TypedDict("Name", {"class": str})`."""
             return cls

@@ -1,4 +1,4 @@
-"""`weights` -> JSON: every stored tensor, sums by dtype and in all."""
+"""`weights` -> JSON: every stored tensor, sums by dtype, and totals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .values import Count, TypedDict
 
 
 class TensorJSON(TypedDict):
-    """A stored tensor; of packed weights, `elements` are stored words."""
+    """A stored tensor; for packed weights, `elements` counts stored words."""
 
     name: str
     shape: list[Count]
@@ -23,7 +23,7 @@ class TensorJSON(TypedDict):
 
 
 class DtypeJSON(TypedDict):
-    """Sums over the tensors of one number format."""
+    """Sums over the tensors of one dtype."""
 
     dtype: str
     tensors: Count
@@ -69,8 +69,8 @@ def content(report: Report, say: Language) -> WeightsJSON:
             for tensor in tensors
         ],
         "dtypes": [
-            {"dtype": dtype, "tensors": found, "elements": elements, "bytes": size_bytes}
-            for dtype, found, elements, size_bytes in by_dtype(tensors)
+            {"dtype": dtype, "tensors": tensor_count, "elements": elements, "bytes": size_bytes}
+            for dtype, tensor_count, elements, size_bytes in by_dtype(tensors)
         ],
         "totals": {
             "tensors": len(tensors),
