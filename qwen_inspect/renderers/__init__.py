@@ -1,1 +1,1 @@
-"""Report -> text; never prints."""
+"""Report -> text in each output format; nothing here prints."""

@@ -1,4 +1,4 @@
-"""The few kinds of block that a document is made of. Text is raw: each renderer escapes it, once, for its format."""
+"""The kinds of block in a document. Text is raw: each renderer escapes it, once, for its format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """The title of what follows, the document's own at level 1."""
+    """A heading; the document's title is at level 1."""
 
     text: str
     level: int = 2
@@ -17,21 +17,21 @@ class Heading:
 
 @dataclass(frozen=True, slots=True)
 class Paragraph:
-    """A sentence or several."""
+    """One or more sentences."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Labelled values, one a line."""
+    """Labelled values, one per line."""
 
     rows: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """A list of sentences, numbered from 1 where `numbered`."""
+    """A list of sentences, numbered from 1 if `numbered`."""
 
     items: Sequence[str]
     numbered: bool = False
@@ -39,7 +39,7 @@ class Items:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows under columns. `align` holds one letter a column: l, c or r. The last `totals` rows are set apart."""
+    """Rows under columns. align: a letter per column, l, c or r. totals: number of last rows, which are set apart as sums."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -49,7 +49,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A line of a tree: its text, what is said beside it, and its children."""
+    """A line of a tree: its text, a note beside it, and its children."""
 
     text: str
     note: str
@@ -58,14 +58,14 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A node and all below it, drawn with guides."""
+    """A node and its descendants, drawn with guides."""
 
     root: Node
 
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """Lines shown as they are, in a named language where Markdown may colour it."""
+    """Verbatim lines. language: for Markdown's syntax highlighting."""
 
     text: str
     language: str = ""
@@ -73,9 +73,9 @@ class Code:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A picture, made by this package alone: `svg` is markup and is not escaped again. `text` says what it shows.
+    """A picture. svg: markup from this package, not escaped again. text: its description.
 
-    file: the name under which Markdown finds it; who writes the Markdown writes the file beside it.
+    file: the name that Markdown links to; the caller writes the file beside the Markdown.
     """
 
     svg: str
@@ -85,7 +85,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """A table that is shown when its summary is opened; a terminal, which cannot open anything, shows the summary alone."""
+    """A collapsed table under its summary; a terminal shows only the summary."""
 
     summary: str
     table: Table
@@ -93,7 +93,7 @@ class Folded:
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """A part of a page that its own script draws: `content` is what the script of that `name` reads. text: what else is shown."""
+    """An interactive part of an HTML page, drawn by the script `name`.js from `content`. text: shown without scripts."""
 
     name: str
     content: Mapping[str, Any]
@@ -104,7 +104,7 @@ Block = Heading | Paragraph | Fields | Items | Table | Tree | Code | Figure | Fo
 
 
 def tree_lines(root: Node) -> list[tuple[str, Node]]:
-    """Every node of a tree with the guides that stand before it."""
+    """(guides, node) of every line of the tree."""
     lines = [("", root)]
 
     def add(node: Node, before: str) -> None:

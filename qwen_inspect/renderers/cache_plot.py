@@ -1,4 +1,4 @@
-"""The KV cache against the context as a figure: what grows with each token, what stops at a window, what is always there."""
+"""Plot of the KV cache against the context, in three parts: growing with each token, bounded by a window, constant."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from .plot import (
 )
 from .svg import element, fill, fitted, path, picture, rectangle, text, text_width
 
-LONGEST_CONTEXT = 131_072  # where the model names no limit and nobody asked for one
-# From the ground up, each with the colour of its area.
+LONGEST_CONTEXT = 131_072  # if the model states no limit and no context was requested
+# (message key, colour) of each part, from bottom to top.
 PARTS = (("cache_plot_fixed", "state"), ("cache_plot_window_part", "buffers"), ("cache_plot_growing", "cache"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheCourse:
-    """Bytes of the cache of `batch` sequences at contexts between which each part is linear.
+    """Cache bytes of `batch` sequences at selected contexts; every part is linear between them.
 
-    bytes_: for each context, what is there whatever the length, what layers with a window hold, what the others hold.
-    windows: the contexts from which on a window adds no more.
+    bytes_: for each context (constant, layers with a window, other layers), in the order of PARTS.
+    windows: the contexts at which a window is full.
     """
 
     batch: int
@@ -51,7 +51,7 @@ class CacheCourse:
 
 
 def cache_course(cache: CacheReport, *, batch: int, longest: int) -> CacheCourse:
-    """From no token to `longest`. A window of w tokens holds w - 1 (see `CacheLayer.size_bytes`)."""
+    """The course from 0 to `longest` tokens. A window of w tokens caches w - 1 (see `CacheLayer.size_bytes`)."""
     windows = sorted(
         {layer.window_tokens - 1 for layer in cache.layers if layer.window_tokens and layer.bytes_per_token}
     )
@@ -59,17 +59,21 @@ def cache_course(cache: CacheReport, *, batch: int, longest: int) -> CacheCourse
     contexts = (0, *(tokens for tokens in shown if tokens), longest)
 
     def parts(tokens: int) -> tuple[int, int, int]:
-        held = [
+        sizes = [
             (layer.window_tokens is not None, layer.size_bytes(tokens) - layer.fixed_bytes) for layer in cache.layers
         ]
-        inside = sum(size_bytes for windowed, size_bytes in held if windowed)
-        return batch * cache.fixed_bytes, batch * inside, batch * (sum(bytes_ for _, bytes_ in held) - inside)
+        windowed_bytes = sum(size_bytes for windowed, size_bytes in sizes if windowed)
+        return (
+            batch * cache.fixed_bytes,
+            batch * windowed_bytes,
+            batch * (sum(bytes_ for _, bytes_ in sizes) - windowed_bytes),
+        )
 
     return CacheCourse(batch=batch, contexts=contexts, bytes_=tuple(map(parts, contexts)), windows=shown)
 
 
 def cache_plot(report: Report, say: Language) -> str:
-    """SVG, 800 wide, up to the context asked for, else the model's limit. Raises the refusal where the cache is not known."""
+    """SVG, 800 wide, up to the requested context, else the model's limit. Raises the refusal if the cache is unknown."""
     cache, batch = report.cache, report.workload.batch
     longest = report.context_tokens or LONGEST_CONTEXT
     course = cache_course(cache, batch=batch, longest=longest)
@@ -100,7 +104,7 @@ def _x(tokens: float, course: CacheCourse, axes: Axes) -> float:
 
 
 def _areas(course: CacheCourse, axes: Axes) -> Iterator[str]:
-    """Each part's area lies under those of the parts below it, as one outline down to the ground."""
+    """One closed outline per part, down to the axis; the top part first, so that lower parts cover it."""
     sums = [tuple(accumulate(parts)) for parts in course.bytes_]
     xs = [_x(tokens, course, axes) for tokens in course.contexts]
     for index in reversed(range(len(PARTS))):
@@ -112,7 +116,7 @@ def _areas(course: CacheCourse, axes: Axes) -> Iterator[str]:
 
 
 def _windows(course: CacheCourse, say: Language, axes: Axes) -> Iterator[str]:
-    """Where a window is full; the first one's name, for there is room for one."""
+    """Dashed lines where windows are full; only the first has a label, for lack of room."""
     for tokens in course.windows:
         x = _x(tokens, course, axes)
         yield path(f"M{x:.1f} {axes.top:.1f}V{axes.bottom:.1f}", "ink", 1, stroke_dasharray="2 3")
@@ -144,18 +148,18 @@ def _at_the_end(course: CacheCourse, say: Language, axes: Axes) -> Iterator[str]
 
 
 def _legend(course: CacheCourse, cache: CacheReport, say: Language, top: float) -> tuple[list[str], float]:
-    """The parts that the cache has, a line each: bytes a token, and what they come to."""
+    """(marks, y of the last line): a line per part of the cache that is not zero, with bytes per token and in total."""
     growing = sum(layer.bytes_per_token for layer in cache.layers if layer.window_tokens is None)
     inside = sum(layer.bytes_per_token for layer in cache.layers if layer.window_tokens is not None)
     per_token = (0, course.batch * inside, course.batch * growing)
-    made: list[str] = []
+    marks: list[str] = []
     y = top
     for index, (part, colour) in enumerate(PARTS):
         at_end = course.bytes_[-1][index]
         if not at_end:
             continue
         label = say(part, size=size(at_end), bytes=per_token[index])
-        made.append(rectangle(MARGIN, y - SWATCH + 2, SWATCH, SWATCH, colour))
-        made.append(text(fitted(label, RIGHT - MARGIN - SWATCH - 6, SMALL), MARGIN + SWATCH + 6, y, size=SMALL))
+        marks.append(rectangle(MARGIN, y - SWATCH + 2, SWATCH, SWATCH, colour))
+        marks.append(text(fitted(label, RIGHT - MARGIN - SWATCH - 6, SMALL), MARGIN + SWATCH + 6, y, size=SMALL))
         y += LINE
-    return made, y - LINE
+    return marks, y - LINE

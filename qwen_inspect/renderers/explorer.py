@@ -1,4 +1,4 @@
-"""What explorer.js reads to work out a run's memory for any batch and any lengths, and what it says."""
+"""The input of explorer.js: the run's requests, from which it computes memory for any batch and lengths, and its labels."""
 
 from __future__ import annotations
 
@@ -13,30 +13,32 @@ from .blocks import Live
 from .document.memory import required_names
 
 LARGEST_BATCH = 256
-LONGEST_CONTEXT = 131_072  # where the model names no limit
+LONGEST_CONTEXT = 131_072  # if the model states no limit
 MOST_NEW_TOKENS = 32_768
 
 
-def explorer(memory: MemoryReport, found: Exploration, say: Language) -> Live:
-    """The block, which begins with the run of `memory`."""
+def explorer(memory: MemoryReport, exploration: Exploration, say: Language) -> Live:
+    """The explorer's block, whose sliders start at the run of `memory`."""
     run = memory.run
     longest = memory.report.spec.context_tokens or LONGEST_CONTEXT
     at_end, at_peak, unit = say("column_steady"), say("column_peak"), say("column_bytes")
     content = {
-        "method": found.method,
+        "method": exploration.method,
         "start": {"batch": run.batch, "context": run.prompt_tokens, "fresh": run.new_tokens},
         "limits": {
             "batch": [1, max(LARGEST_BATCH, run.batch)],
             "context": [1, max(longest, run.prompt_tokens)],
-            "fresh": [found.least_new_tokens, max(min(MOST_NEW_TOKENS, longest), run.new_tokens)],
+            "fresh": [exploration.least_new_tokens, max(min(MOST_NEW_TOKENS, longest), run.new_tokens)],
         },
         "labels": {
             "batch": say("field_batch"),
             "context": say("field_prompt"),
             "fresh": say("field_new"),
-            "by_context": say("explore_by_context" if found.method == "trace" else "explore_by_context_end"),
-            "by_batch": say("explore_by_batch" if found.method == "trace" else "explore_by_batch_end"),
-            "terms": {term: say(f"term_{term}") for term in TERMS if term not in OF_SOME_RUNS or term in found.terms},
+            "by_context": say("explore_by_context" if exploration.method == "trace" else "explore_by_context_end"),
+            "by_batch": say("explore_by_batch" if exploration.method == "trace" else "explore_by_batch_end"),
+            "terms": {
+                term: say(f"term_{term}") for term in TERMS if term not in OF_SOME_RUNS or term in exploration.terms
+            },
             **{name: say(f"term_{name}") for name in ("allocated", "reserved_only", "reserved")},
             "cuda_context": say("term_context"),
             "required": required_names(memory.predicted, say),
@@ -45,7 +47,7 @@ def explorer(memory: MemoryReport, found: Exploration, say: Language) -> Live:
             "columns": [say("column_term"), f"{at_end} ({unit})", at_end, f"{at_peak} ({unit})", at_peak],
         },
         "context": memory.predicted.context_ends,
-        **_requests(found),
+        **_requests(exploration),
     }
     return Live("explorer", content, say("explore_noscript"))
 
@@ -55,23 +57,26 @@ def _size(size: RequestSize) -> list[Any]:
     return [size.coefficients, size.most_tokens, size.half, *growth]
 
 
-def _requests(found: Exploration) -> dict[str, Any]:
-    """The run in short: distinct requests, each one's index of them, and for each event how many requests ago what is freed was
-    made, or 0 where the next is made."""
-    kinds = {kind: index for index, kind in enumerate(dict.fromkeys(found.requests))}
-    order, made = [], 0
-    for entry in found.order:
-        made += entry >= 0
-        order.append(0 if entry >= 0 else made - (-1 - entry))
-    settings = read_settings(found.allocator)
+def _requests(exploration: Exploration) -> dict[str, Any]:
+    """The run in compact form.
+
+    kinds: distinct (size, term) pairs. requests: index into kinds. order: an entry per event, 0 to allocate the next request,
+    n > 0 to free the request allocated n allocations ago.
+    """
+    kinds = {kind: index for index, kind in enumerate(dict.fromkeys(exploration.requests))}
+    order, allocations = [], 0
+    for entry in exploration.order:
+        allocations += entry >= 0
+        order.append(0 if entry >= 0 else allocations - (-1 - entry))
+    settings = read_settings(exploration.allocator)
     return {
-        "terms": found.terms,
-        "sizes": [_size(size) for size in found.sizes],
+        "terms": exploration.terms,
+        "sizes": [_size(size) for size in exploration.sizes],
         "growths": GROWTHS,
         "kinds": list(kinds),
-        "requests": [kinds[request] for request in found.requests],
+        "requests": [kinds[request] for request in exploration.requests],
         "order": order,
-        "stages": [[stage.name, stage.first_event] for stage in found.stages],
+        "stages": [[stage.name, stage.first_event] for stage in exploration.stages],
         "settings": {
             "largeSegment": settings.large_segment_bytes,
             "maxSplit": None if settings.max_split_bytes == UNLIMITED_BYTES else settings.max_split_bytes,

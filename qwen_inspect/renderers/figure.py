@@ -1,7 +1,7 @@
-"""The architecture as papers draw it: what a `ModelSpec` says and its module tree counts, and nothing else.
+"""The architecture figure, in the style of papers, drawn only from `ModelSpec` and the module tree's counts.
 
-A new kind of attention or MLP is one more arm of `_attention` or `_mlp`, which give what a layer shows of it and the panel that
-shows it whole.
+A new kind of attention or MLP needs one more arm in `_attention` or `_mlp`, which return its box in the layer and its detailed
+panel.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from ..units import count, short_count
 from .layout import SMALL, Part, beside, box, frame, label, listed, panel, residual, stack, with_edge
 from .svg import fitted, picture, rectangle, text, text_width
 
-WIDTH = 800.0  # a README's column; wider only where the numbers need it
+WIDTH = 800.0  # a README's column; wider only if the numbers need it
 MARGIN = 16.0
 BETWEEN = 20.0
 LEFT_SHARE = 0.47
 TITLE_SIZE = 18
 MOST_FRAMES, MOST_PANELS = 6, 8
 MOST_HEADS_DRAWN = 96
-LONGEST_PERIOD = 8  # of runs: no released pattern has more than two
+LONGEST_PERIOD = 8  # in runs of equal layers; no released pattern has more than two
 Item = TypeVar("Item", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sublayer:
-    """One half of a layer: its name, its facts in short, and the panel's content."""
+    """One half of a layer (attention or MLP): its name, short facts, and its panel's content."""
 
     name: str
     facts: tuple[str, ...]
@@ -56,14 +56,14 @@ class Sublayer:
 
 @dataclass(frozen=True, slots=True)
 class Repeated(Generic[Item]):
-    """Runs of equal items, (item, its first index, how many), that come `times` times one after another."""
+    """`runs` repeated `times` times in a row. Each run of equal items: (item, first index, length)."""
 
     times: int
     runs: tuple[tuple[Item, int, int], ...]
 
 
 def architecture_figure(report: Report, say: Language) -> str:
-    """SVG of the model from token ids at the bottom to logits at the top, its layers' parts in panels beside it."""
+    """SVG of the model, from token ids at the bottom to logits at the top, with a panel for each kind of sublayer beside it."""
     spec = report.spec
     if spec.built:
         return _of_modules(report, say)
@@ -97,7 +97,7 @@ def architecture_figure(report: Report, say: Language) -> str:
 
 
 def _of_modules(report: Report, say: Language) -> str:
-    """SVG of a class that no family here describes: its modules in the order of their registration, runs of equal layers once."""
+    """SVG of a class without a ModelSpec family: its modules in registration order, equal layers folded."""
     parts = [label(f"{say('figure_tokens')} [B, L]"), *_modules(report.tree, say), label(say("figure_logits"))]
     drawn = stack(*parts)
     captions = (_caption(report, say), say("generic_no_figure"))
@@ -118,14 +118,14 @@ def _of_modules(report: Report, say: Language) -> str:
 
 
 def _modules(module: Module, say: Language) -> Iterator[Part]:
-    """A box for each module that has parameters or is tied; lists of layers as frames, what holds them taken apart."""
+    """A box per module that has parameters or is tied, a frame per run of layers in a ModuleList; containers are expanded."""
     for child in module.children:
         if not child.parameters and child.tied_to is None:
             continue
         if child.class_name == "ModuleList":
             runs = [run for run in child.children if run.parameters]
             for run in runs[:MOST_FRAMES]:
-                inner = [_module_box(one, say) for one in run.children if one.parameters] or [_module_box(run, say)]
+                inner = [_module_box(part, say) for part in run.children if part.parameters] or [_module_box(run, say)]
                 each = say("figure_block_parameters", parameters=short_count(_each(run)))
                 where = _span(int(run.name), run.repeats, say) if run.name.isdecimal() else run.name
                 note = say("comma").join([where, each])
@@ -195,7 +195,7 @@ def _model(report: Report, say: Language, tags: Sequence[tuple[object, str]]) ->
 
 
 def _tower(vision: Vision, module: Module, say: Language) -> Part:
-    """The vision tower, whose tokens take their places among the text's."""
+    """The vision tower, from pixels to the visual tokens inserted among text tokens."""
     side, merged = count(vision.patch_size), vision.merge_size**2
     facts = [
         say("figure_tower", layers=count(vision.layers), width=count(vision.hidden_size)),
@@ -207,7 +207,7 @@ def _tower(vision: Vision, module: Module, say: Language) -> Part:
 
 
 def _frames(report: Report, say: Language, tags: Sequence[tuple[object, str]]) -> Iterator[Part]:
-    """A frame for each run of equal layers, and one around those that come again and again."""
+    """A frame per run of equal layers, and an outer frame around a repeating pattern of runs."""
     modules = list(_each_layer(report.tree))
     groups = folded(report.spec.layers)
 
@@ -238,23 +238,23 @@ def _span(first: int, layers: int, say: Language) -> str:
 
 
 def folded(items: Sequence[Item]) -> list[Repeated[Item]]:
-    """Runs of equal items; runs that repeat as a whole are said once: a a b a a b c -> 2 times (2 a, 1 b), 1 c."""
+    """Runs of equal items, with repeating patterns of runs folded: a a b a a b c -> 2 times (2 a, 1 b), 1 c."""
     runs, index = [], 0
     for item, group in groupby(items):
         times = len(list(group))
         runs.append((item, index, times))
         index += times
     kinds = [(item, times) for item, _, times in runs]
-    found, at = [], 0
+    groups, at = [], 0
     while at < len(runs):
-        period, times = max(_periods(kinds, at), key=lambda one: (one[1] > 1) * one[0] * one[1])
-        found.append(Repeated(times, tuple(runs[at : at + period])))
+        period, times = max(_periods(kinds, at), key=lambda pattern: (pattern[1] > 1) * pattern[0] * pattern[1])
+        groups.append(Repeated(times, tuple(runs[at : at + period])))
         at += period * times
-    return found
+    return groups
 
 
 def _periods(kinds: Sequence[object], at: int) -> Iterator[tuple[int, int]]:
-    """(length, how often it comes) of the patterns that begin at `at`."""
+    """(length, repetitions) of each pattern that begins at `at`."""
     yield 1, 1
     for period in range(2, min(LONGEST_PERIOD, (len(kinds) - at) // 2) + 1):
         times = 1
@@ -264,7 +264,7 @@ def _periods(kinds: Sequence[object], at: int) -> Iterator[tuple[int, int]]:
 
 
 def _layer(layer: Layer, module: Module, spec: ModelSpec, say: Language, tags: Sequence[tuple[object, str]]) -> Part:
-    """Norm, sublayer, sum; twice. Pre-norm: Xiong et al. 2020."""
+    """Norm, sublayer and residual sum, for attention and MLP. Pre-norm: Xiong et al. 2020."""
     halves = []
     norms = {child.name: child for child in module.children}
     for kind, child, norm in (
@@ -287,7 +287,7 @@ def _norm(module: Module, spec: ModelSpec) -> Part:
 
 
 def _panels(report: Report, say: Language) -> tuple[list[Part], list[tuple[object, str]]]:
-    """A panel for each different half of a layer, in the order of their first layer; and the number of each."""
+    """A panel per distinct sublayer, attention first, each in order of first use; and (sublayer, number) pairs."""
     modules = list(_each_layer(report.tree))
     firsts: dict[Attention | Mlp, Module] = {}
     for layer, module in zip(report.spec.layers, modules, strict=True):
@@ -298,14 +298,14 @@ def _panels(report: Report, say: Language) -> tuple[list[Part], list[tuple[objec
         *(first for first in firsts if isinstance(first, Mlp)),
     ]
     numbered = [(kind, str(number)) for number, kind in enumerate(kinds, 1)]
-    made = [
+    panels = [
         panel(shown.detail, shown.name, tag=number)
         for kind, number in numbered[:MOST_PANELS]
         for shown in [_sublayer(kind, firsts[kind], report.spec, say)]
     ]
     if len(kinds) > MOST_PANELS:
-        made.append(box(say("figure_more_kinds", kinds=count(len(kinds) - MOST_PANELS)), "panel"))
-    return made, list(numbered)
+        panels.append(box(say("figure_more_kinds", kinds=count(len(kinds) - MOST_PANELS)), "panel"))
+    return panels, list(numbered)
 
 
 def _sublayer(kind: Attention | Mlp, module: Module, spec: ModelSpec, say: Language) -> Sublayer:
@@ -325,9 +325,9 @@ def _linear_attention(kind: LinearAttention, module: Module, spec: ModelSpec, sa
     values = kind.value_heads * kind.value_head_dim
 
     def projection(*names: str, shown: str, out: int) -> Part:
-        held = sum(child.parameters for child in module.children if child.name in names)
+        parameters = sum(child.parameters for child in module.children if child.name in names)
         facts = [f"{count(spec.hidden_size)} → {count(out)}"]
-        return box(shown, "attention_fill", count=short_count(held), facts=facts)
+        return box(shown, "attention_fill", count=short_count(parameters), facts=facts)
 
     mixed = (
         [projection("in_proj_qkvz", shown="q, k, v, z", out=kind.conv_channels + values)]
@@ -367,7 +367,7 @@ def _softmax_attention(kind: SoftmaxAttention, module: Module, spec: ModelSpec, 
     query, key_value, dim = kind.query_heads, kind.kv_heads, kind.head_dim
     gated = isinstance(kind, GatedAttention)
     qk_norm = isinstance(kind, GatedAttention) or kind.qk_norm
-    rope = f"RoPE {kind.rotary_dim} / {dim}" if isinstance(kind, GatedAttention) else "RoPE"  # channels that it turns
+    rope = f"RoPE {kind.rotary_dim} / {dim}" if isinstance(kind, GatedAttention) else "RoPE"  # rotated channels of all
     window = [say("figure_window", tokens=count(kind.window_tokens))] if isinstance(kind, SlidingAttention) else []
 
     def projection(name: str, heads: int, *, gate: bool = False) -> Part:
@@ -415,7 +415,7 @@ def _softmax_attention(kind: SoftmaxAttention, module: Module, spec: ModelSpec, 
 
 
 def _head_map(query: int, key_value: int, say: Language) -> Part:
-    """Every query head above the KV head that it reads; only the sentence where they are too many to see."""
+    """Every query head above the KV head that it reads; above MOST_HEADS_DRAWN query heads, only a sentence."""
     group = query // key_value
     sentence = label(say("figure_group", key_value=count(key_value), group=count(group)))
     if query > MOST_HEADS_DRAWN:
@@ -513,7 +513,7 @@ def _shape(width: int) -> str:
 
 
 def _named(module: Module, name: str) -> Module | None:
-    """A module of the model or of its decoder."""
+    """The child `name` of the model, else of its decoder; None if neither has it."""
     inside = next((child for child in module.children if child.name in ("model", "language_model")), None)
     return next((child for child in module.children if child.name == name), None) or (inside and _named(inside, name))
 

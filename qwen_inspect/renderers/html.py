@@ -1,7 +1,7 @@
-"""Blocks -> one HTML file that asks for nothing from outside: it opens from disk, in light and dark, and reads without scripts.
+"""Blocks -> one self-contained HTML file: it opens from disk, has a light and a dark style, and is readable without scripts.
 
-Whatever comes from a model stands as escaped text, or in a JSON island that the page's script puts into text nodes. The policy in
-the page's head lets only its own script and styles run, by their hashes, and lets nothing be fetched.
+Text from a model is escaped, or put into a JSON island whose values the script writes to text nodes. The Content Security Policy
+allows only the page's own scripts and styles, by hash, and no fetching.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from ..units import count
 from .blocks import Block, Code, Fields, Figure, Folded, Heading, Items, Live, Node, Paragraph, Table, Tree
 from .svg import PALETTE, escape, shown
 
-LONG_TABLE = 200  # rows; of a longer table the page holds all as JSON, and draws those in view
-SEARCHED_TABLE = 20  # rows; a longer table can be searched
-OPEN_NODES = 80  # a larger tree is closed below its second level
+LONG_TABLE = 200  # rows; a longer table is stored as JSON, and only its rows in view are drawn
+SEARCHED_TABLE = 20  # rows; a longer table has a search field
+OPEN_NODES = 80  # a larger tree is collapsed below its second level
 ALIGNED = {"l": "left", "c": "middle", "r": "right"}
 HERE = Path(__file__).parent
 STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
 
 
 def render(blocks: Sequence[Block], say: Language) -> str:
-    """The page; its title is the first heading."""
+    """The whole page, titled by the first heading."""
     title = next((block.text for block in blocks if isinstance(block, Heading)), "qwen-inspect")
     live = dict.fromkeys(block.name for block in blocks if isinstance(block, Live))
     style = _source("page.css") + (_series() if live else "")
@@ -37,7 +37,7 @@ def render(blocks: Sequence[Block], say: Language) -> str:
     anchors = [f"s{number}" for number in range(len(blocks))]
     body = "\n".join(_block(block, anchor, say) for block, anchor in zip(blocks, anchors, strict=True))
     figures = [block.svg for block in blocks if isinstance(block, Figure)]
-    styles = [style, *(found for svg in figures for found in STYLE.findall(svg))]
+    styles = [style, *(rules for svg in figures for rules in STYLE.findall(svg))]
     return f"""<!doctype html>
 <html lang="{say.code}">
 <head>
@@ -59,7 +59,7 @@ def render(blocks: Sequence[Block], say: Language) -> str:
 
 
 def _series() -> str:
-    """The colours of terms for what a page's script draws, as every picture has them."""
+    """CSS rules with the palette's colours, for the charts that a script draws."""
     light, dark = (
         "".join(f".live .f-{name}{{fill:{colours[scheme]}}}" for name, colours in PALETTE.items()) for scheme in (0, 1)
     )
@@ -71,7 +71,10 @@ def _source(name: str) -> str:
 
 
 def _policy(styles: Sequence[str], scripts: Sequence[str]) -> str:
-    """Source: W3C, Content Security Policy Level 3: a hash allows exactly that text; frame-ancestors is not for meta."""
+    """The Content-Security-Policy that allows exactly these styles and scripts.
+
+    Source: W3C, Content Security Policy Level 3: a hash allows exactly that text; frame-ancestors is ignored in meta elements.
+    """
 
     def allowed(contents: Sequence[str]) -> str:
         hashes = (b64encode(sha256(content.encode()).digest()).decode() for content in contents)
@@ -133,7 +136,7 @@ def _block(block: Block, anchor: str, say: Language) -> str:
 
 
 def _table(table: Table, anchor: str, say: Language) -> str:
-    """Rows as HTML where they are few. Of many, the first as HTML for readers without scripts, and all as JSON."""
+    """Rows as HTML. Of a long table, only the first LONG_TABLE (for readers without scripts), and all rows as JSON."""
     body = table.rows[: len(table.rows) - table.totals]
     totals = table.rows[len(body) :]
     is_long = len(body) > LONG_TABLE
@@ -151,8 +154,8 @@ def _table(table: Table, anchor: str, say: Language) -> str:
         )
     without = ""
     if is_long:
-        said = say("html_noscript", shown=count(LONG_TABLE), total=count(len(body)))
-        without = f"<noscript><p>{escape(said)}</p></noscript>"
+        notice = say("html_noscript", shown=count(LONG_TABLE), total=count(len(body)))
+        without = f"<noscript><p>{escape(notice)}</p></noscript>"
     island = f'<script type="application/json">{_island(body)}</script>' if is_long else ""
     foot = f"<tfoot>{''.join(_row(row, classes) for row in totals)}</tfoot>" if totals else ""
     rows = "".join(_row(row, classes) for row in body[:LONG_TABLE])
@@ -169,15 +172,16 @@ def _row(row: Sequence[str], classes: Sequence[str]) -> str:
 
 
 def _island(rows: Sequence[Sequence[str]]) -> str:
-    """All rows by column as JSON that cannot end the script element it stands in: `<` is written as an escape."""
+    """All rows as JSON, by column. `<` is escaped, so that no cell can close the script element."""
     columns = [_packed([shown(cell) for cell in column]) for column in zip(*rows, strict=True)]
     return json.dumps(columns, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _packed(cells: Sequence[str]) -> dict[str, object]:
-    """A column in short: distinct values and each row's index of them, or what each cell shares with the one before it.
+    """A column in compact form; page.js unpacks it.
 
-    values, indices; or shared (how many characters), rest.
+    With few distinct cells: "values", and each row's index into them, "indices". Otherwise each cell as the length of the prefix
+    "shared" with the cell before, and the "rest".
     """
     distinct = dict(zip(dict.fromkeys(cells), numbers(), strict=False))
     if len(distinct) * 4 < len(cells):
@@ -187,7 +191,7 @@ def _packed(cells: Sequence[str]) -> dict[str, object]:
 
 
 def _shared(before: str, cell: str) -> int:
-    """Characters that two cells begin with alike, none of which scripts count as two (beyond U+FFFF)."""
+    """Length of the common prefix, up to the first character beyond U+FFFF, which JavaScript counts as two."""
     alike = takewhile(lambda pair: pair[0] == pair[1] <= "\uffff", zip(before, cell, strict=False))
     return sum(1 for _ in alike)
 

@@ -1,6 +1,6 @@
-"""Parts of a diagram that know their size and can be put together, so that nothing overlaps whatever stands in them.
+"""Parts of a diagram that know their size and can be combined without overlaps, whatever their content.
 
-Data flows upwards, as in papers' figures: what comes first in a `stack` lies lowest.
+Data flows upwards, as in papers' figures: the first part of a `stack` is at the bottom.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ COUNT_GAP = 8.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """The least it takes, and how it is drawn at (left, top) into a width that is at least its own.
+    """Minimum size, and a function that draws the part at (left, top) with a width of at least its own.
 
-    ports: where lines enter and leave, from its left edge, in a given width. edge: what stands at the line that leaves.
-    is_open: the line that enters goes on inside, so that no arrow ends at its lower edge.
+    ports: width -> x positions, from the left edge, at which lines enter and leave. edge: label of the outgoing line.
+    is_open: the incoming line continues inside, so no arrowhead is drawn at the lower edge.
     """
 
     width: float
@@ -43,7 +43,7 @@ def with_edge(part: Part, edge: str) -> Part:
 
 
 def label(content: str, *, bold: bool = False) -> Part:
-    """A line of text by itself, in the middle."""
+    """A centred line of text."""
 
     def draw(left: float, top: float, width: float) -> Iterator[str]:
         yield text(content, left + width / 2, top + LINE - 4, anchor="middle", bold=bold)
@@ -52,9 +52,9 @@ def label(content: str, *, bold: bool = False) -> Part:
 
 
 def box(title: str, colour: str, *, count: str = "", facts: Sequence[str] = (), tag: str = "", copies: int = 0) -> Part:
-    """A title with a figure at its right, and lines of facts. tag: a number in a circle before the title.
+    """A box with a title, a count at its right, and lines of facts.
 
-    copies: so many edges of equal boxes that lie behind it.
+    tag: number in a circle before the title. copies: number of equal boxes whose edges are drawn behind it.
     """
     heading = (
         (TAG + 6 if tag else 0) + text_width(title, bold=True) + (COUNT_GAP + text_width(count, SMALL) if count else 0)
@@ -84,7 +84,7 @@ def box(title: str, colour: str, *, count: str = "", facts: Sequence[str] = (), 
 
 
 def stack(*parts: Part) -> Part:
-    """The first at the bottom, with arrows upwards and what stands at them."""
+    """Parts from bottom to top, connected by upward arrows with the parts' edge labels."""
 
     def draw(left: float, top: float, width: float) -> Iterator[str]:
         bottom = top + sum(part.height for part in parts) + GAP * (len(parts) - 1)
@@ -111,7 +111,7 @@ def stack(*parts: Part) -> Part:
 
 
 def beside(*parts: Part) -> Part:
-    """Side by side on one ground; a line goes on to the top of the highest from those that end below it."""
+    """Side by side, bottoms aligned; lines extend lower parts to the top of the highest."""
     height = max(part.height for part in parts)
     gaps = ASIDE * (len(parts) - 1)
 
@@ -120,11 +120,11 @@ def beside(*parts: Part) -> Part:
         return [part.width + spare for part in parts]
 
     def ports(width: float) -> list[float]:
-        found, left = [], 0.0
+        positions, left = [], 0.0
         for each in widths(width):
-            found.append(left + each / 2)
+            positions.append(left + each / 2)
             left += each + ASIDE
-        return found
+        return positions
 
     def draw(left: float, top: float, width: float) -> Iterator[str]:
         for part, each, port in zip(parts, widths(width), ports(width), strict=True):
@@ -137,7 +137,7 @@ def beside(*parts: Part) -> Part:
 
 
 def listed(*parts: Part) -> Part:
-    """One below the other, with no flow between them: the first on top."""
+    """Parts from top to bottom, without arrows between them."""
 
     def draw(left: float, top: float, width: float) -> Iterator[str]:
         for part in parts:
@@ -149,7 +149,7 @@ def listed(*parts: Part) -> Part:
 
 
 def residual(inner: Part) -> Part:
-    """`inner` with a line around it, added to what it gives."""
+    """`inner` with a residual connection: a line around it, added to its output."""
     stub = 14.0
 
     def draw(left: float, top: float, width: float) -> Iterator[str]:
@@ -170,7 +170,7 @@ def residual(inner: Part) -> Part:
 
 
 def frame(inner: Part, title: str, *, note: str = "", colour: str = "panel") -> Part:
-    """What is repeated: `inner` in a border, its title at the left of the line that leaves, a note at its right."""
+    """A repeated part: `inner` in a border, with a title at the left of the outgoing line and a note at its right."""
     top_row = LINE + PADDING
     half = max(text_width(title, bold=True), text_width(note, SMALL)) + PADDING + 8
 
@@ -191,7 +191,7 @@ def frame(inner: Part, title: str, *, note: str = "", colour: str = "panel") -> 
 
 
 def panel(inner: Part, title: str, *, tag: str) -> Part:
-    """A closed drawing with its title, and the number by which others name it."""
+    """A bordered drawing with its title and the number that boxes refer to it by."""
     top_row = LINE + 2 * PADDING
 
     def draw(left: float, top: float, width: float) -> Iterator[str]:
@@ -211,7 +211,7 @@ def _rounded(left: float, top: float, width: float, height: float, colour: str) 
 
 
 def _edge_behind(left: float, top: float, width: float, height: float, colour: str) -> str:
-    """What is seen of an equal box behind another: its upper and its right edge."""
+    """The visible upper and right edges of a box behind another one of equal size."""
     data = (
         f"M{left:.1f} {top + height / 2:.1f}v{6 - height / 2:.1f}q0-6 6-6h{width - 12:.1f}q6 0 6 6"
         f"v{height - 12:.1f}q0 6-6 6h{-width / 2:.1f}"

@@ -1,4 +1,4 @@
-"""Blocks -> Markdown (CommonMark with GitHub's tables). Rows are not padded: a new row must not change its neighbours."""
+"""Blocks -> Markdown (CommonMark with GitHub's tables). Cells are not padded, so that a new row does not change others."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from urllib.parse import quote
 from .blocks import Block, Code, Fields, Figure, Folded, Heading, Items, Live, Paragraph, Table, Tree, tree_lines
 from .terminal import safe
 
-# What would start markup within a line of text: a bracket only where a link's target could follow, an underscore only at
-# the edge of a word. Source: CommonMark 0.31, 2.4 and 6.2 to 6.4; `|` and `~` for GitHub's tables and strikethrough.
+# Characters that would start markup within a line: a bracket only before a possible link target, an underscore only at the
+# edge of a word. Source: CommonMark 0.31, 2.4 and 6.2 to 6.4; `|` and `~` for GitHub's tables and strikethrough.
 SPECIAL = re.compile(r"[\\`*<>|~&]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
 SPECIAL_IN_LABEL = re.compile(rf"{SPECIAL.pattern}|[\[\]]")  # brackets must balance there: CommonMark 0.31, 6.3
 RULES = {"l": ":--", "c": ":-:", "r": "--:"}
 
 
 def escape(text: str) -> str:
-    """Text that shows as it is, wherever in a paragraph or a table cell it stands."""
+    """Escapes text for any place in a paragraph or a table cell."""
     return SPECIAL.sub(_escaped, safe(text))
 
 
@@ -61,14 +61,14 @@ def _block(block: Block) -> str:
         case Figure(text=text, file=file):
             return f"![{SPECIAL_IN_LABEL.sub(_escaped, safe(text))}](<{quote(file)}>)"
         case Folded(summary=summary, table=table):
-            # GitHub's details; the blank lines make what lies between Markdown again. CommonMark 0.31, 4.6
+            # GitHub's details element. The blank lines end the HTML block, so the table is Markdown: CommonMark 0.31, 4.6
             return f"<details><summary>{markup_escape(safe(summary))}</summary>\n\n{_block(table)}\n\n</details>"
         case Live(text=text):
             return escape(text)
 
 
 def _fenced(text: str, language: str) -> str:
-    """A fence longer than any run of backticks inside it."""
+    """Fenced code; the fence is longer than any run of backticks in the text."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"

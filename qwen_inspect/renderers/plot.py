@@ -1,4 +1,4 @@
-"""Memory over a run as a figure: what is allocated, stacked by term; what is reserved; where the peak is."""
+"""Plot of memory over a run: allocated bytes stacked by term, reserved bytes, and the peak."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOST_TICKS = 7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axes:
-    """Where things lie: bytes upwards from `bottom`, and for each stage its left edge and the next one's."""
+    """The plot's coordinates: bytes grow upwards from `bottom`. bands: (left, right) edge of each stage."""
 
     left: float
     top: float
@@ -42,17 +42,19 @@ class Axes:
         return self.bottom - PLOT_HEIGHT * size_bytes / self.highest_bytes
 
     def x(self, course: Course) -> list[float]:
-        """Each point's, with each stage stretched to its band."""
-        found = []
+        """The x coordinate of each point; each stage is scaled to its band."""
+        positions = []
         for (_, first, end), (left, right) in zip(course.spans, self.bands, strict=True):
             begin = course.events[first]
             after = course.events[end] if end < len(course.events) else course.events[-1] + 1
-            found += [left + (right - left) * (event - begin) / (after - begin) for event in course.events[first:end]]
-        return found
+            positions += [
+                left + (right - left) * (event - begin) / (after - begin) for event in course.events[first:end]
+            ]
+        return positions
 
 
 def memory_plot(memory: MemoryReport, course: Course, say: Language, *, measured: Course | None = None) -> str:
-    """The course of a predicted run, with what a device measured over it where that is known."""
+    """SVG of a predicted run's memory, with the measured course drawn over it if given."""
     run, report = memory.run, memory.report
     details = [
         say(f"mode_{run.mode}"),
@@ -79,11 +81,10 @@ def timeline_plot(
 ) -> str:
     """SVG, 800 wide: allocated bytes as areas by term, reserved ones as a line, a band for each stage, the peak's value.
 
-    headline: what a card must have, at the right of the caption. measured: another course of the same stages, drawn over it as
-    lines.
+    headline: text at the right of the caption. measured: another course of the same stages, drawn over it as lines.
     """
     courses = (course, *([measured] if measured else []))
-    highest = HEADROOM * max(max(*one.totals, *one.reserved, 1) for one in courses)
+    highest = HEADROOM * max(max(*drawn.totals, *drawn.reserved, 1) for drawn in courses)
     ticks = axis_ticks(highest)
     left = MARGIN + max(text_width(label, SMALL) for _, label in ticks) + 8
     axes = Axes(
@@ -115,9 +116,9 @@ def axis_ticks(highest_bytes: float) -> list[tuple[int, str]]:
     """Round values from 0 to `highest_bytes`, at most MOST_TICKS, in the unit that suits them: (bytes, "1.5 GiB")."""
     unit_bytes, unit = next(
         (
-            (one, name)
-            for one, name in ((1 << 40, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"))
-            if highest_bytes > one
+            (size_bytes, name)
+            for size_bytes, name in ((1 << 40, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"))
+            if highest_bytes > size_bytes
         ),
         (1, "B"),
     )
@@ -133,7 +134,7 @@ def axis_ticks(highest_bytes: float) -> list[tuple[int, str]]:
 
 
 def heading(title: str, caption: str, headline: str = "") -> Iterator[str]:
-    """The caption gives way to a headline at its right."""
+    """The title, and below it the caption, shortened to leave room for the headline at its right."""
     room = RIGHT - MARGIN
     baseline = MARGIN + TITLE_SIZE - 2
     yield text(fitted(title, room, TITLE_SIZE, bold=True), MARGIN, baseline, size=TITLE_SIZE, bold=True)
@@ -144,7 +145,7 @@ def heading(title: str, caption: str, headline: str = "") -> Iterator[str]:
 
 
 def _bands(course: Course, say: Language, left: float) -> tuple[tuple[float, float], ...]:
-    """As wide as a stage's name at least; what is left over goes by events."""
+    """(left, right) of each stage: at least as wide as its name; spare room is shared by number of events."""
     room = RIGHT - left
     spans = course.spans
     names = [min(text_width(say(f"stage_{name}"), SMALL) + 16, room / len(spans)) for name, _, _ in spans]
@@ -170,7 +171,7 @@ def grid(ticks: Sequence[tuple[int, str]], axes: Axes) -> Iterator[str]:
 
 
 def _areas(course: Course, axes: Axes) -> Iterator[str]:
-    """Each term's area lies under those of the terms below it, so that each is one outline down to the ground."""
+    """One closed outline per term, down to the axis; the top term first, so that lower terms cover it."""
     xs = axes.x(course)
     sums = [tuple(accumulate(values)) for values in course.allocated]
     for index in reversed(range(len(course.terms))):
@@ -194,7 +195,7 @@ def _line(course: Course, values: Sequence[int], axes: Axes, colour: str, *, das
 
 
 def _steps(xs: Sequence[float], ys: Sequence[float], end: float) -> str:
-    """What holds from each point to the next; points that change nothing that could be seen are left out."""
+    """Path of a step line: each value lasts until the next point. Skips points whose y does not change, to a tenth."""
     written = [f"{y:.1f}" for y in ys]
     moves = [f"H{x:.1f}V{y}" for x, before, y in zip(xs[1:], written, written[1:], strict=False) if y != before]
     return f"M{xs[0]:.1f} {written[0]}{''.join(moves)}H{end:.1f}"
@@ -214,7 +215,7 @@ def _peak(course: Course, say: Language, axes: Axes) -> Iterator[str]:
 
 
 def _legend(course: Course, measured: Course | None, say: Language, top: float) -> tuple[list[str], float]:
-    """Marks with their names and values at the peak, in as many lines as they need; and where it ends."""
+    """(marks, y of the last line): each term's name and its bytes at the peak, wrapped into lines."""
     totals = course.totals
     at_peak = course.allocated[totals.index(max(totals))]
     entries = [
@@ -226,16 +227,16 @@ def _legend(course: Course, measured: Course | None, say: Language, top: float) 
     if measured is not None:
         lines.append(("measured", say("plot_measured_allocated", size=size(max(measured.totals))), ""))
         lines.append(("measured", say("plot_measured_reserved", size=size(max(measured.reserved))), "5 3"))
-    made = [text(fitted(say("plot_legend"), RIGHT - MARGIN, SMALL), MARGIN, top, size=SMALL, colour="muted")]
+    marks = [text(fitted(say("plot_legend"), RIGHT - MARGIN, SMALL), MARGIN, top, size=SMALL, colour="muted")]
     x, y = MARGIN, top + LINE
     for colour, label, dashes in [*entries, *lines]:
         wide = SWATCH + 6 + text_width(label, SMALL) + 18
         if x > MARGIN and x + wide > RIGHT:
             x, y = MARGIN, y + LINE
         if dashes is None:
-            made.append(rectangle(x, y - SWATCH + 2, SWATCH, SWATCH, colour))
+            marks.append(rectangle(x, y - SWATCH + 2, SWATCH, SWATCH, colour))
         else:
-            made.append(path(f"M{x:.1f} {y - 4:.1f}h{SWATCH:.0f}", colour, 2, stroke_dasharray=dashes or None))
-        made.append(text(label, x + SWATCH + 6, y, size=SMALL))
+            marks.append(path(f"M{x:.1f} {y - 4:.1f}h{SWATCH:.0f}", colour, 2, stroke_dasharray=dashes or None))
+        marks.append(text(label, x + SWATCH + 6, y, size=SMALL))
         x += wide
-    return made, y
+    return marks, y

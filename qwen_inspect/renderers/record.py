@@ -1,4 +1,4 @@
-"""A report's figures by stable names, in no language: what is kept beside a document, and what a check compares."""
+"""A report's figures by stable, language-independent names: saved beside a document, and compared by `report --check`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SUFFIX = ".figures.json"
 
 
 def render(whole: WholeReport, documents: Mapping[str, str]) -> str:
-    """The record of one report. documents: the SHA-256 of each file that was written with it."""
+    """The record of one report, as JSON. documents: file name -> SHA-256 of each file written with it."""
     content = {
         "report_format": FORMAT_VERSION,
         "tool_version": __version__,
@@ -30,12 +30,12 @@ def render(whole: WholeReport, documents: Mapping[str, str]) -> str:
 
 
 def figures(whole: WholeReport) -> dict[str, Figure]:
-    """Every figure under a name such as "memory.8192.peak.cache_bytes"; None where it is unknown."""
+    """Every figure under a name such as "memory.8192.peak.cache_bytes"; None if unknown."""
     report = whole.report
     counts = report.parameters
     config = report.written or {}
     return {
-        # One level, so that a key of the configuration cannot be taken for a figure.
+        # Not flattened, so that a nested key of the configuration cannot collide with a figure's name.
         **{f"config.{key}": _plain(config[key]) for key in sorted(config)},
         **dict(
             _flat(
@@ -120,13 +120,13 @@ def _measured(kept: KeptMeasurement) -> dict[str, Any]:
 
 
 def _plain(value: object) -> Figure:
-    """A value of the configuration as a figure; lists and objects as JSON writes them."""
+    """A value of the configuration as a figure; lists and objects as JSON."""
     return value if isinstance(value, int | float | str | None) else json.dumps(value, sort_keys=True)
 
 
-def _flat(nested: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Figure]]:
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Figure]]:
     for key, value in nested.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{before}{key}.")
+            yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield before + key, value
+            yield prefix + key, value

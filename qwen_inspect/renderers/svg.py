@@ -1,7 +1,7 @@
-"""SVG's few elements, written once for every figure: escaped text, its width, colours for light and dark, and PNG.
+"""SVG elements shared by all figures: escaped text, text width, light and dark colours, and conversion to PNG.
 
-A colour stands in the element itself, as light, and a rule for dark overrides it, so that a viewer that knows no media queries
-(resvg, most PNG converters) still draws the light one.
+Elements have the light colour as an attribute; a style rule overrides it in dark mode. A viewer without media queries (resvg,
+most PNG converters) draws the light one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from wcwidth import wcwidth
 from ..errors import UnavailableError
 from .terminal import safe
 
-# (light, dark). Greys are GitHub's, so that a figure lies in a README as if drawn on it; series are Vega's tableau10.
+# (light, dark). Greys are GitHub's, so that figures blend into a README; series colours are Vega's tableau10.
 PALETTE: Mapping[str, tuple[str, str]] = {
     "paper": ("#ffffff", "#0d1117"),
     "panel": ("#f6f8fa", "#151b23"),
@@ -45,14 +45,14 @@ PALETTE: Mapping[str, tuple[str, str]] = {
     "norm_fill": ("#eef7d9", "#30401a"),
     "head_fill": ("#e6e3f1", "#37304d"),
 }
-# Families that a desktop, a phone or a bare server has. A viewer that finds none of a list draws no text at all (resvg).
+# Fonts of desktops, phones and bare servers. resvg draws no text at all if it has none of the list.
 FONTS = (
     "system-ui, -apple-system, 'Segoe UI', 'PingFang SC', 'Microsoft YaHei', 'Noto Sans CJK SC', 'Noto Sans', "
     "'DejaVu Sans', 'Liberation Sans', Arial, sans-serif"
 )
 FONT_SIZE = 13
 
-# Advance widths of DejaVu Sans, the widest of the usual families, in hundredths of an em; every other character is ASCII's 64.
+# Advance widths of DejaVu Sans, the widest of the usual families, in hundredths of an em; 64 for other ASCII characters.
 ADVANCES = {
     character: advance
     for advance, characters in (
@@ -61,7 +61,7 @@ ADVANCES = {
     )
     for character in characters
 }  # fmt: skip
-# XML 1.0 has no way to write these (2.2, Char): surrogates that JSON lets through alone, and two that are no characters.
+# Not allowed in XML 1.0 (2.2, Char): lone surrogates, which JSON permits, and two noncharacters.
 NOT_XML = re.compile("[\ud800-\udfff\ufffe\uffff]")
 # Chinese, Japanese and Korean scripts.
 WIDE = re.compile("[\u2e80-\ud7ff\uf900-\ufaff]")
@@ -70,24 +70,27 @@ PIXELS = 2  # of a PNG for each unit of the SVG
 
 
 def shown(text: str) -> str:
-    """`text` as a figure shows it: what would hide, reorder or break it written out as an escape."""
+    """`text` with control, format and non-XML characters escaped visibly."""
     return NOT_XML.sub(lambda match: f"\\u{ord(match[0]):04x}", safe(text))
 
 
 def escape(text: str) -> str:
-    """Text that stands as it is in an element or between an attribute's quotes."""
+    """Escapes text for an element's content or a quoted attribute."""
     return shown(text).translate(ESCAPES)
 
 
 def element(tag: str, *children: str, **attributes: object) -> str:
-    """`<tag attribute="value">children</tag>`: children are markup, values raw; `_` in an attribute's name stands for `-`."""
+    """`<tag attribute="value">children</tag>`. children: markup. Values are escaped; None skips the attribute.
+
+    Attribute names: `_` becomes `-`, and a trailing `_` is dropped (`class_`).
+    """
     written = "".join(f' {name.rstrip("_").replace("_", "-")}="{escape(_number(value))}"'
                       for name, value in attributes.items() if value is not None)  # fmt: skip
     return f"<{tag}{written}>{''.join(children)}</{tag}>" if children else f"<{tag}{written}/>"
 
 
 def _number(value: object) -> str:
-    """Coordinates to a tenth: no eye sees more, and files stay small and equal on every machine."""
+    """Floats rounded to a tenth, which is precise enough and keeps files small and equal on every machine."""
     return f"{round(value, 1) + 0.0:.1f}".removesuffix(".0") if isinstance(value, float) else str(value)
 
 
@@ -96,7 +99,7 @@ def fill(colour: str) -> dict[str, object]:
 
 
 def outline(colour: str, width: float = 1) -> dict[str, object]:
-    """A stroke and no filling."""
+    """Attributes for a stroke without fill."""
     return {"class": f"s-{colour}", "fill": "none", "stroke": PALETTE[colour][0], "stroke_width": width}
 
 
@@ -118,7 +121,7 @@ def text(
     colour: str = "ink",
     bold: bool = False,
 ) -> str:
-    """One line whose baseline is at `y`; `x` is its start, middle or end."""
+    """A line of text with its baseline at `y`; `x` is its start, middle or end, by `anchor`."""
     return element(
         "text",
         escape(content),
@@ -132,7 +135,7 @@ def text(
 
 
 def text_width(content: str, size: float = FONT_SIZE, *, bold: bool = False) -> float:
-    """The most that a line takes: in DejaVu Sans, wider than other families; characters of two columns take an em."""
+    """Upper bound of a line's width, from DejaVu Sans, the widest usual font. Other characters count 1.1 em, combining ones 0."""
     return sum(_advance(character, bold) for character in shown(content)) * size / 100
 
 
@@ -145,7 +148,7 @@ def _advance(character: str, bold: bool) -> float:
 
 
 def fitted(content: str, width: float, size: float = FONT_SIZE, *, bold: bool = False) -> str:
-    """`content`, or its beginning and its end around an ellipsis where it is wider than `width`."""
+    """`content`; if wider than `width`, its beginning and end around an ellipsis."""
     if text_width(content[:1000], size, bold=bold) <= width and len(content) <= 1000:
         return content
     line = shown(content[:1000] + content[-1000:] if len(content) > 2000 else content)
@@ -160,10 +163,7 @@ def _around(line: str, kept: int) -> str:
 
 
 def picture(width: float, height: float, *children: str, title: str, role: str = "img") -> str:
-    """The whole file. `title`: what a screen reader says, and what shows where the figure is pointed at.
-
-    role: "group" where its parts can be reached one by one.
-    """
+    """The whole SVG file. title: for screen readers and as tooltip. role: "group" if its parts can be focused one by one."""
     body = rectangle(0, 0, width, height, "paper") + "".join(children)
     rules = [f".f-{name}{{fill:{dark}}}" for name, (_, dark) in PALETTE.items() if f'"f-{name}"' in body]
     rules += [f".s-{name}{{stroke:{dark}}}" for name, (_, dark) in PALETTE.items() if f'"s-{name}"' in body]
@@ -189,7 +189,7 @@ def picture(width: float, height: float, *children: str, title: str, role: str =
 
 
 def png(svg: str) -> bytes:
-    """A picture in its light colours, two pixels a unit. Raises UnavailableError without the `png` extra."""
+    """The picture as PNG, in light colours, PIXELS pixels per unit. Raises UnavailableError without the `png` extra."""
     try:
         import resvg_py
     except ImportError as error:
@@ -198,9 +198,9 @@ def png(svg: str) -> bytes:
 
 
 def lacks_glyphs(svg: str) -> bool:
-    """Whether this machine's fonts have no glyphs for the picture's text: a box, or nothing, is drawn for each then.
+    """Whether this machine's fonts lack glyphs for the picture's text, so that resvg draws boxes or nothing.
 
-    resvg tells nobody, so a sample is drawn beside characters that no font has (Unicode 16, 23.7: noncharacters).
+    resvg does not report it. So a sample is compared with a noncharacter, which no font has (Unicode 16, 23.7).
     """
     wide = WIDE.search(svg)
     samples = ["x", *([wide[0]] if wide else [])]

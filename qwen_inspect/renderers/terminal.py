@@ -1,4 +1,4 @@
-"""Blocks -> text for a terminal: prettytable's tables, a tree, and with rich, colour."""
+"""Blocks -> text for a terminal: tables by prettytable, trees, and colour if rich is installed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .blocks import Block, Code, Fields, Figure, Folded, Heading, Items, Live, N
 if TYPE_CHECKING:
     from rich.tree import Tree as RichTree
 
-# Controls (category Cc), separators of lines (Zl, Zp) and format characters (Cf), which move the cursor, reorder text or hide
-# in it (Unicode TR 36, 3.1): shown, never sent to a terminal.
+# Control characters (category Cc), line separators (Zl, Zp) and format characters (Cf), which move the cursor, or reorder or hide
+# text (Unicode TR 36, 3.1): printed as escapes, never sent to a terminal.
 UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
     "\ufeff\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
@@ -24,21 +24,21 @@ UNSAFE = re.compile(
 )
 
 
-WIDEST_CELL = 88  # longer sentences wrap; the names of tensors are shorter
+WIDEST_CELL = 88  # longer sentences wrap; tensor names are shorter
 
 
 def safe(text: str) -> str:
-    """`text` with whatever could move the cursor, change colours or reorder it written out as an escape."""
+    """Escapes control, colour and bidirectional characters."""
     return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def render(blocks: Sequence[Block]) -> str:
-    """Plain text; blocks are set apart by empty lines."""
+    """Plain text, with empty lines between blocks."""
     return "\n\n".join(_block(block) for block in blocks) + "\n"
 
 
 def render_in_colour(blocks: Sequence[Block]) -> str:
-    """The same text with ANSI styles, the tree drawn by rich."""
+    """The same text with ANSI styles; rich draws the tree."""
     from io import StringIO
 
     from rich.console import Console
@@ -102,14 +102,14 @@ def _block(block: Block) -> str:
 
 
 def _broken(cell: str) -> str:
-    """`cell` with its words cut where they are wider than a column may be, which prettytable would take long to do."""
+    """Splits words wider than WIDEST_CELL, because prettytable is slow at it."""
     if len(cell) <= WIDEST_CELL // 2:
         return cell
     return " ".join(_cut(word) if len(word) > WIDEST_CELL // 2 else word for word in cell.split(" "))
 
 
 def _cut(word: str) -> str:
-    if word.isascii():  # as wide as it is long, for it has been made safe
+    if word.isascii():  # Its width is its length, because `safe` has escaped control characters.
         return "\n".join(word[start : start + WIDEST_CELL] for start in range(0, len(word), WIDEST_CELL))
     pieces: list[str] = []
     piece: list[str] = []
@@ -125,7 +125,7 @@ def _cut(word: str) -> str:
 
 
 def cut_to(text: str, columns: int) -> str:
-    """The beginning of `text` that a line of so many columns holds; where a terminal does not tell how many, all of it."""
+    """The beginning of `text` that fits into `columns`; all of it if columns < 1 (the terminal does not report its width)."""
     shown = safe(text)
     ends = accumulate(max(wcwidth(character), 0) for character in shown)
     return shown if columns < 1 else shown[: sum(end <= columns for end in ends)]

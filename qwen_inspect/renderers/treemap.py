@@ -1,4 +1,4 @@
-"""The module tree as a treemap: rectangles whose areas are parameters, frames for what holds them.
+"""The module tree as a treemap: areas are proportional to parameters, frames are modules that contain others.
 
 Source: Bruls, Huizing and van Wijk 2000, "Squarified Treemaps".
 """
@@ -20,7 +20,7 @@ WIDTH, HEIGHT = 1000.0, 560.0
 HEADER, PADDING, LINE = 19.0, 3.0, 16.0
 SMALL = 12.0
 MOST_PARTS = 600
-DEPTHS = (99, 3, 2)  # all; layers without what is in them; the decoder without its layers
+DEPTHS = (99, 3, 2)  # the whole tree; down to layers; down to the decoder's children
 COLOURS = {
     "embedding": "embedding_fill",
     "attention": "attention_fill",
@@ -43,7 +43,7 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """A module of the picture: `path` is its full name, `component` the row of the statistics that its colour stands for."""
+    """A module of the picture. path: its full name. component: the row of the statistics that sets its colour."""
 
     path: str
     class_name: str
@@ -53,7 +53,7 @@ class Area:
 
 
 def parameter_treemap(report: Report, say: Language) -> Figure:
-    """A picture whose every part has a title and can be reached by keyboard in a page."""
+    """The treemap; every part has a title and can be focused by keyboard in an HTML page."""
     root = areas(report.tree)
     svg = picture(
         WIDTH,
@@ -63,18 +63,21 @@ def parameter_treemap(report: Report, say: Language) -> Figure:
         role="group",
     )
     caption = say("treemap_caption", parameters=root.parameters)
-    # One part is in the order of Tab, the others follow by arrows.
+    # Roving tabindex: Tab reaches the first part, arrow keys the others.
     return Figure(svg.replace('tabindex="-1"', 'tabindex="0"', 1), caption, "treemap.svg")
 
 
 def areas(tree: Module) -> Area:
-    """The modules that own parameters. A frame around a single part is that part under the longer name."""
+    """The modules with parameters, to the deepest of DEPTHS with at most MOST_PARTS parts.
+
+    A module with a single part is replaced by that part, whose path names both.
+    """
     depths = (_area(tree, "", None, 1, depth) for depth in DEPTHS)
-    return next((found for found in depths if _count(found) <= MOST_PARTS), _area(tree, "", None, 1, 0))
+    return next((area for area in depths if _count(area) <= MOST_PARTS), _area(tree, "", None, 1, 0))
 
 
 def _area(module: Module, prefix: str, inherited: str | None, copies: int, depth: int) -> Area:
-    """`prefix` and `inherited`: its parent's path and component. copies: how often that is there. depth: levels below it."""
+    """prefix, inherited: the parent's path and component. copies: the parent's repetitions. depth: levels to descend."""
     copies *= module.repeats
     component = module.component or inherited
     path = f"{prefix}.{module.label}" if prefix else module.label
@@ -93,12 +96,12 @@ def _count(area: Area) -> int:
 
 
 def _parts(area: Area, box: Box, total: int, say: Language) -> Iterator[str]:
-    for child, place in zip(area.children, squarified([one.parameters for one in area.children], box), strict=True):
+    for child, place in zip(area.children, squarified([part.parameters for part in area.children], box), strict=True):
         yield _part(child, child.path.removeprefix(f"{area.path}."), place, total, say)
 
 
 def _part(area: Area, name: str, box: Box, total: int, say: Language) -> str:
-    """`name`: within the frame that it lies in."""
+    """A part as an SVG group. name: relative to the enclosing frame."""
     share = f"{100 * area.parameters / total:.2f}%"
     named = say("treemap_part", path=area.path, class_name=area.class_name, parameters=area.parameters, share=share)
     inside: list[str] = []
@@ -115,7 +118,7 @@ def _part(area: Area, name: str, box: Box, total: int, say: Language) -> str:
         inside += _parts(area, below, total, say)
     elif box.height > 2 * LINE + 6 and text_width(name, SMALL) < room:
         inside.append(text(name, box.x + 6, box.y + 15, size=SMALL))
-        lines = [one for one in (short_count(area.parameters), share) if text_width(one, SMALL) < room]
+        lines = [line for line in (short_count(area.parameters), share) if text_width(line, SMALL) < room]
         for index, line in enumerate(lines[: int((box.height - 22) // LINE)], 1):
             inside.append(text(line, box.x + 6, box.y + 15 + LINE * index, size=SMALL, colour="muted"))
     elif box.height > LINE + 2 and box.width > 60:
@@ -132,13 +135,16 @@ def _part(area: Area, name: str, box: Box, total: int, say: Language) -> str:
 
 
 def _label(words: Sequence[str], room: float) -> str:
-    """As many of the words, from the first, as there is room for."""
+    """As many words, from the first, as fit into `room`."""
     lines = (" · ".join(words[:some]) for some in range(len(words), 0, -1))
     return next((line for line in lines if text_width(line, SMALL, bold=True) <= room), fitted(words[0], room, SMALL))
 
 
 def squarified(values: Sequence[int], box: Box) -> list[Box]:
-    """A rectangle for each value, the largest first, that fill `box` by their share and are as square as rows allow."""
+    """Rectangles that fill `box`, one per value, with areas proportional to the values and nearly square.
+
+    values: in decreasing order.
+    """
     places: list[Box] = []
     left = list(values)
     while left:
@@ -167,7 +173,7 @@ def squarified(values: Sequence[int], box: Box) -> list[Box]:
 
 
 def _worst(row: Sequence[int], side: float, scale: float) -> float:
-    """The largest ratio of length to thickness in a row along `side`."""
+    """The largest aspect ratio in a row along `side`."""
     thickness = sum(row) * scale / side if side else 0.0
     if not thickness:
         return float("inf")
