@@ -1,18 +1,19 @@
-// Works out a run's memory for any workload: its requests through CUDA's caching allocator, as qwen_inspect/predicting/allocator.py
-// has it (where every step's source is named), to the byte. Nothing here is a model of its own: `AllocatorModel` follows that file.
+// Computes a run's memory for any workload, to the byte: it replays the run's requests through a model of CUDA's caching allocator.
+// `AllocatorModel` is a port of qwen_inspect/predicting/allocator.py, which names the source of every step.
 {
 const MIB = 2 ** 20, ROUNDING = 512, SMALL = MIB, SMALL_SEGMENT = 2 * MIB, OWN_SEGMENT = 10 * MIB, OWN_ROUNDING = 2 * MIB;
 const DRIVER_STEP = 32 * MIB;
-const ADDRESS_PAGES = 2 ** 26; // 1.25 PiB of addresses, which numbers still count to the byte
+const ADDRESS_PAGES = 2 ** 26; // 1.25 PiB of addresses, still exact in a double
 
 class Pool {
   constructor(smallestRest, page) { this.smallestRest = smallestRest; this.page = page; this.free = []; this.unmapped = []; }
-  // The first of the free blocks that is not smaller, or as large and not lower.
+  // Index of the first block that is larger, or equal in size and not at a lower address. Unmapped blocks: by address alone.
   position(list, size, address) {
     let low = 0, high = list.length;
     while (low < high) {
-      const middle = (low + high) >> 1, one = list[middle];
-      const before = one.mapped ? one.size < size || (one.size === size && one.address < address) : one.address < address;
+      const middle = (low + high) >> 1, block = list[middle];
+      const lower = block.address < address;
+      const before = block.mapped ? block.size < size || (block.size === size && lower) : lower;
       if (before) low = middle + 1; else high = middle;
     }
     return low;
@@ -51,15 +52,15 @@ function absorbNext(block, next) {
 }
 const reach = (block) => block.size + (block.next && !block.next.mapped ? block.next.size : 0);
 
-// Where the driver puts segments: in the lowest rest of its steps that has room, else at the bottom of new steps below all others.
+// Addresses of segments: in the lowest gap (`rests`) with room, else at the bottom of new DRIVER_STEPs below all others.
 class DriverModel {
-  constructor() { this.lowest = 0; this.rests = []; } // [address, size], in the order of addresses
+  constructor() { this.lowest = 0; this.rests = []; } // rests: [address, size], by address
   place(size) {
     let index = this.rests.findIndex(([, rest]) => rest >= size);
     if (index < 0) {
-      const taken = Math.ceil(size / DRIVER_STEP) * DRIVER_STEP;
-      this.lowest -= taken;
-      this.rests.unshift([this.lowest, taken]);
+      const reserved = Math.ceil(size / DRIVER_STEP) * DRIVER_STEP;
+      this.lowest -= reserved;
+      this.rests.unshift([this.lowest, reserved]);
       index = 0;
     }
     const [address, rest] = this.rests[index];
@@ -83,7 +84,7 @@ class AllocatorModel {
     }
   }
   blockSize(size) {
-    let power = 1, bits = 0; // power: 2 to the number of bits
+    let power = 1, bits = 0; // power: 2 ** bits
     while (power <= size) { power *= 2; bits += 1; }
     const { divisions } = this.settings;
     const parts = divisions[Math.min(Math.max(bits - 21, 0), divisions.length - 1)];
@@ -156,58 +157,59 @@ function lowestRoom(pool, size) {
   return null;
 }
 
-// The bytes of a request; NaN where a number cannot count them to the byte.
+// The bytes of a request (exploration.py, RequestSize); NaN if a double cannot represent them exactly.
 function sizeOf([coefficients, most, half, before, growth], batch, prompt, total, growths) {
-  const held = most === null ? total : Math.min(total, most);
-  const lengths = [1, prompt, prompt * prompt, held];
-  const polynomial = (factors) => factors.reduce((sum, one, at) => {
-    const part = one * lengths[at % 4] * (at < 4 ? 1 : batch);
+  const tokens = most === null ? total : Math.min(total, most);
+  const lengths = [1, prompt, prompt * prompt, tokens];
+  const polynomial = (factors) => factors.reduce((sum, factor, at) => {
+    const part = factor * lengths[at % 4] * (at < 4 ? 1 : batch);
     return Number.isSafeInteger(part) ? sum + part : NaN;
   }, 0);
   let size = polynomial(coefficients);
   if (growth) {
     const steps = total - prompt - 1, first = polynomial(before);
-    // What is smaller after it, a window, is so from the first step on.
+    // A part that ends smaller (a window) has its final size from the first step on.
     if (steps === 0 || size > first) size = first + (steps ? ((size - first) / steps) * grownTokens(steps, growth, growths) : 0);
   }
   if (!Number.isSafeInteger(size)) return NaN;
   return half === 0 ? size : half === 1 ? Math.floor(size / 2) : size - Math.floor(size / 2);
 }
 
-// By how many tokens the cache is longer after one of its growths, which stand for all steps of decoding.
+// Tokens added to the cache after `growth` of `growths` growths, which stand for all decoding steps.
 const grownTokens = (steps, growth, growths) => Math.floor((steps * growth) / growths);
 
-// What is held at the end, and where there is a trace, at the peak: {terms: bytes by term, rounding, allocated, stage}, reserved.
+// Replays the run. Returns {steady, peak, reserved}, each moment as {terms: bytes by term, rounding, allocated}; the peak has a
+// stage too. peak and reserved are null without a trace; the whole is null if a number cannot be represented exactly.
 function replayed(run, batch, prompt, fresh) {
   const sizes = run.sizes.map((size) => sizeOf(size, batch, prompt, prompt + fresh - 1, run.growths));
   const longer = (growth) => grownTokens(fresh - 2, growth, run.growths);
   if (!sizes.every(Number.isSafeInteger)) return null;
   const model = new AllocatorModel(run.settings);
   const blocks = new Array(run.requests.length);
-  const held = new Array(run.terms.length).fill(0);
+  const bytesOf = new Array(run.terms.length).fill(0); // by index of the term
   let [peak, reserved, peakAt, largest] = [null, 0, -1, 0];
   const moment = () => ({
-    terms: Object.fromEntries(run.terms.map((term, index) => [term, held[index]])),
+    terms: Object.fromEntries(run.terms.map((term, index) => [term, bytesOf[index]])),
     rounding: model.allocated - model.requested, allocated: model.allocated,
   });
-  let made = 0;
+  let allocations = 0;
   for (let event = 0; event < run.order.length; event += 1) {
-    // 0 makes the next request; a positive number frees the one made so many requests before.
+    // 0 allocates the next request; n > 0 frees the request allocated n allocations ago.
     const back = run.order[event];
-    const request = back === 0 ? made++ : made - back;
+    const request = back === 0 ? allocations++ : allocations - back;
     const [size, term] = run.kinds[run.requests[request]];
     const growth = run.sizes[size][4];
-    if (back === 0 && growth && longer(growth) === longer(growth - 1)) { // it is not made, nor the one before freed
+    if (back === 0 && growth && longer(growth) === longer(growth - 1)) { // no growth: keep the previous block, skip its free
       event += 1;
-      blocks[request] = blocks[made - run.order[event]];
+      blocks[request] = blocks[allocations - run.order[event]];
       continue;
     }
     if (back === 0) {
       blocks[request] = model.allocate(sizes[size]);
-      held[term] += sizes[size];
+      bytesOf[term] += sizes[size];
     } else {
       model.free(blocks[request]);
-      held[term] -= sizes[size];
+      bytesOf[term] -= sizes[size];
     }
     reserved = Math.max(reserved, model.reserved);
     if (model.allocated > largest) { largest = model.allocated; peak = moment(); peakAt = event; }
@@ -218,16 +220,16 @@ function replayed(run, batch, prompt, fresh) {
   return run.method === "trace" ? { steady, peak: { ...peak, stage }, reserved } : { steady, peak: null, reserved: null };
 }
 
-// As units.py prints them: thousands, and the largest binary unit with two decimals, halves to even.
+// Formats as units.py does: thousands separators; the largest binary unit with two decimals, rounded half to even.
 const counted = (value) => (value === null ? "–" : value.toLocaleString("en-US"));
 function sized(bytes) {
   if (bytes === null) return "–";
   for (const [unit, power] of [["TiB", 40n], ["GiB", 30n], ["MiB", 20n], ["KiB", 10n]]) {
-    const one = 1n << power;
-    if (BigInt(bytes) < one) continue;
-    let hundredths = (BigInt(bytes) * 100n) / one;
-    const twice = 2n * ((BigInt(bytes) * 100n) % one);
-    if (twice > one || (twice === one && hundredths % 2n)) hundredths += 1n;
+    const unitBytes = 1n << power;
+    if (BigInt(bytes) < unitBytes) continue;
+    let hundredths = (BigInt(bytes) * 100n) / unitBytes;
+    const twice = 2n * ((BigInt(bytes) * 100n) % unitBytes);
+    if (twice > unitBytes || (twice === unitBytes && hundredths % 2n)) hundredths += 1n;
     return `${(hundredths / 100n).toLocaleString("en-US")}.${String(hundredths % 100n).padStart(2, "0")} ${unit}`;
   }
   return `${bytes} B`;
@@ -235,18 +237,18 @@ function sized(bytes) {
 const short = (tokens) =>
   tokens % 2 ** 20 === 0 ? `${tokens / 2 ** 20}m` : tokens % 1024 === 0 ? `${tokens / 1024}k` : String(tokens);
 
-// Round values up to `most`: 1, 2, 3, 4, 6, 8, 12, ...
+// Round values from `least` to `most`: 1, 2, 3, 4, 6, 8, 12, ...
 function steps(least, most) {
-  const found = [];
-  for (let power = 1; power <= most; power *= 2) found.push(power, power * 1.5);
-  return [...new Set([least, ...found.filter((one) => Number.isInteger(one) && one > least && one < most), most])];
+  const values = [];
+  for (let power = 1; power <= most; power *= 2) values.push(power, power * 1.5);
+  return [...new Set([least, ...values.filter((value) => Number.isInteger(value) && value > least && value < most), most])];
 }
 
 // Round values from 0 to `highest`, at most six, in the unit that suits them.
 function ticks(highest) {
-  const [name, unit] = [["TiB", 2 ** 40], ["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 1024], ["B", 1]].find(([, one]) => highest >= one);
+  const [name, unit] = [["TiB", 2 ** 40], ["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 1024], ["B", 1]].find(([, bytes]) => highest >= bytes);
   const power = 10 ** Math.floor(Math.log10(highest / unit / 5));
-  const step = [1, 2, 5, 10].map((digit) => digit * power).find((one) => highest / unit / one < 6);
+  const step = [1, 2, 5, 10].map((digit) => digit * power).find((candidate) => highest / unit / candidate < 6);
   return Array.from({ length: Math.floor(highest / unit / step) + 1 }, (_, index) => {
     const value = Number((index * step).toPrecision(6));
     return [value * unit, `${value.toLocaleString("en-US")} ${name}`];
@@ -255,10 +257,10 @@ function ticks(highest) {
 
 const SVG = "http://www.w3.org/2000/svg";
 function drawn(name, attributes, ...children) {
-  const made = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
+  const node = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.append(...children);
+  return node;
 }
 
 function explore(block) {
@@ -281,8 +283,8 @@ function explore(block) {
   for (const name of ["context", "batch", "fresh"]) {
     const [least, most] = run.limits[name];
     const values = steps(least, most);
-    const nearest = (value) => values.reduce((best, one, index) =>
-      Math.abs(Math.log(one / value)) < Math.abs(Math.log(values[best] / value)) ? index : best, 0);
+    const nearest = (value) => values.reduce((best, candidate, index) =>
+      Math.abs(Math.log(candidate / value)) < Math.abs(Math.log(values[best] / value)) ? index : best, 0);
     const [label, range, number] = [element("label"), element("input"), element("input")];
     const caption = element("span");
     caption.textContent = say[name];
@@ -343,9 +345,9 @@ function explore(block) {
     }
     return row;
   }
-  function tabulate(found) {
+  function tabulate(result) {
     const value = (moment, term) => (!moment ? null : term === "rounding" ? moment.rounding : moment.terms[term] ?? 0);
-    const [steady, peak] = [found?.steady ?? null, found?.peak ?? null];
+    const [steady, peak] = [result?.steady ?? null, result?.peak ?? null];
     const heads = element("tr");
     for (const [index, text] of say.columns.entries()) {
       const head = element("th", index ? "right" : "left");
@@ -359,7 +361,7 @@ function explore(block) {
       const unknown = term === "activations" && run.method === "formula";
       body.append(rowOf(term, label, unknown ? null : value(steady, term), value(peak, term), true));
     }
-    const reserved = found?.reserved ?? null;
+    const reserved = result?.reserved ?? null;
     const sums = [
       ["reserved_only", say.reserved_only, reserved === null ? null : reserved - peak.allocated, true],
       ["reserved", say.reserved, reserved],
@@ -378,14 +380,15 @@ function explore(block) {
     table.dataset.stage = peak?.stage ?? "";
   }
 
-  // Bars over one axis, the other held; each is worked out in a turn of its own, so that the sliders stay quick.
+  // Bars along one axis with the other fixed. Each is computed in its own task, so that the sliders stay responsive.
   function bars(axis) {
     const [least, most] = run.limits[axis];
     const grid = [];
-    for (let one = axis === "context" ? 1024 : 1; one < most; one *= 2) if (one >= least) grid.push(one);
+    for (let value = axis === "context" ? 1024 : 1; value < most; value *= 2) if (value >= least) grid.push(value);
     return [...new Set([...grid, most, chosen[axis]])].sort((a, b) => a - b);
   }
-  // A bar from the ground up: [term, bytes, opacity]. With a peak it ends with what a card must have, the context's range lighter.
+  // A bar's segments from the bottom: [term, bytes, opacity]. With a peak, its top is the memory that a card needs; the range of
+  // the CUDA context is lighter.
   function stackOf({ steady, peak, reserved }) {
     const moment = peak ?? steady;
     const terms = Object.keys(say.terms).map((term) => [term, term === "rounding" ? moment.rounding : moment.terms[term] ?? 0]);
@@ -400,25 +403,25 @@ function explore(block) {
   function chart(axis, columns) {
     const [width, height, left, bottom, top] = [520, 300, 72, 36, 12];
     const floor = height - bottom;
-    const stacks = columns.map(([, found]) => (found ? stackOf(found) : []));
+    const stacks = columns.map(([, result]) => (result ? stackOf(result) : []));
     const highest = Math.max(...stacks.map((stack) => stack.reduce((sum, [, bytes]) => sum + bytes, 0)), 1);
     const y = (bytes) => floor - ((floor - top) * bytes) / highest;
     const slot = (width - left - 6) / columns.length;
     const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": say[`by_${axis}`] });
     const text = (content, x, at, kind, anchor) => {
-      const made = drawn("text", { x, y: at, class: kind, "text-anchor": anchor });
-      made.textContent = content;
-      svg.append(made);
+      const node = drawn("text", { x, y: at, class: kind, "text-anchor": anchor });
+      node.textContent = content;
+      svg.append(node);
     };
     for (const [bytes, label] of ticks(highest)) {
       svg.append(drawn("path", { d: `M${left} ${y(bytes)}H${width - 6}`, class: "grid" }));
       text(label, left - 6, y(bytes) + 4, "muted", "end");
     }
-    columns.forEach(([value, found], index) => {
+    columns.forEach(([value, result], index) => {
       const [x, wide] = [left + slot * (index + 0.14), slot * 0.72];
       const bar = drawn("g", { class: value === chosen[axis] ? "bar chosen" : "bar" });
       const named = drawn("title", {});
-      named.textContent = `${say[axis]} ${counted(value)}: ${found ? totalOf(found) : "–"}`;
+      named.textContent = `${say[axis]} ${counted(value)}: ${result ? totalOf(result) : "–"}`;
       bar.append(named, drawn("rect", { x: left + slot * index, y: top, width: slot, height: floor - top, class: "ground" }));
       let sum = 0;
       for (const [term, bytes, opacity] of stacks[index]) {

@@ -1,19 +1,19 @@
 "use strict";
-// Folds trees, sorts and searches tables, draws of a long table only the rows in view. Every text goes into a text node.
+// Folds trees, sorts and searches tables, and draws only the visible rows of a long table. Text is only put into text nodes.
 const ROW = 28; // pixels, as in the style sheet
 const AROUND = 20; // rows drawn above and below those in view
 const UNITS = { KiB: 2 ** 10, MiB: 2 ** 20, GiB: 2 ** 30, TiB: 2 ** 40, K: 1e3, M: 1e6, B: 1e9, T: 1e12 };
 const collator = new Intl.Collator(undefined, { numeric: true });
 
-// 1.5 GiB, 8.19B, 640 B, 12.3%, +1,234: as a number; null for what is none, which sorts last.
+// 1.5 GiB, 8.19B, 640 B, 12.3%, +1,234 as a number; null, which sorts last, if the text is no number.
 function quantity(text) {
-  const found = /^([+-]?[\d,]*\.?\d+)( ?)(KiB|MiB|GiB|TiB|[KMBT]\b)?/.exec(text);
-  if (!found) return null;
-  const bytes = found[2] === " " && found[3] === "B";
-  return Number(found[1].replaceAll(",", "")) * (bytes ? 1 : UNITS[found[3]] ?? 1);
+  const match = /^([+-]?[\d,]*\.?\d+)( ?)(KiB|MiB|GiB|TiB|[KMBT]\b)?/.exec(text);
+  if (!match) return null;
+  const bytes = match[2] === " " && match[3] === "B";
+  return Number(match[1].replaceAll(",", "")) * (bytes ? 1 : UNITS[match[3]] ?? 1);
 }
 
-// The inverse of what html.py packs a column into.
+// The inverse of html.py's `_packed`.
 function unpacked(column) {
   if (column.values) return column.indices.map((index) => column.values[index]);
   let before = "";
@@ -28,9 +28,9 @@ function rowsOf(block, body) {
 }
 
 function element(name, kind) {
-  const made = document.createElement(name);
-  if (kind) made.className = kind;
-  return made;
+  const node = document.createElement(name);
+  if (kind) node.className = kind;
+  return node;
 }
 
 function enhance(block) {
@@ -75,15 +75,15 @@ function enhance(block) {
     draw();
   }
 
-  // Widths from the longest cell, so that columns stay where they are while rows come and go.
+  // Column widths from the longest cell, so that columns keep their place while rows are drawn and removed.
   if (isLong) {
-    const wide = (text) => [...text].reduce((sum, one) => sum + (one.codePointAt(0) > 0x2e7f ? 2 : 1), 0);
+    const wide = (text) => [...text].reduce((sum, character) => sum + (character.codePointAt(0) > 0x2e7f ? 2 : 1), 0);
     const columns = element("colgroup");
     heads.forEach((head, column) => {
       const longest = rows.reduce((most, row) => Math.max(most, row[column].length), 0);
-      const one = element("col");
-      one.style.width = `${Math.min(90, Math.max(longest, wide(head.textContent) + 2) + 3)}ch`;
-      columns.append(one);
+      const col = element("col");
+      col.style.width = `${Math.min(90, Math.max(longest, wide(head.textContent) + 2) + 3)}ch`;
+      columns.append(col);
     });
     table.prepend(columns);
     scroll.addEventListener("scroll", draw, { passive: true });
@@ -98,14 +98,14 @@ function enhance(block) {
     button.disabled = rows.length < 2;
     button.addEventListener("click", () => {
       const downwards = head.getAttribute("aria-sort") === "ascending" || (kinds[column] === "right" && sorted !== column);
-      for (const other of heads) other.removeAttribute("aria-sort");
+      for (const each of heads) each.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", downwards ? "descending" : "ascending");
       sorted = column;
       arrange();
     });
   });
   function arrange() {
-    order = kept();
+    order = matchingRows();
     if (sorted !== null) {
       const sign = heads[sorted].getAttribute("aria-sort") === "descending" ? -1 : 1;
       const asNumber = kinds[sorted] === "right";
@@ -122,24 +122,24 @@ function enhance(block) {
 
   const search = block.querySelector(".search");
   const input = search?.querySelector("input");
-  const told = search?.querySelector("output");
+  const status = search?.querySelector("output");
   let lowered = null;
-  function kept() {
+  function matchingRows() {
     const words = input ? input.value.toLowerCase().split(/\s+/).filter(Boolean) : [];
     const all = rows.map((_, row) => row);
     if (!words.length) return all;
     lowered ??= rows.map((row) => row.join("\n").toLowerCase());
     return all.filter((row) => words.every((word) => lowered[row].includes(word)));
   }
-  function tell() {
+  function showCount() {
     const number = new Intl.NumberFormat("en-US");
-    told.textContent = told.dataset.pattern
+    status.textContent = status.dataset.pattern
       .replace("{shown}", number.format(order.length)).replace("{total}", number.format(rows.length));
   }
   if (search) {
     search.hidden = false;
-    tell();
-    input.addEventListener("input", () => { arrange(); tell(); });
+    showCount();
+    input.addEventListener("input", () => { arrange(); showCount(); });
   }
 }
 
@@ -155,23 +155,23 @@ for (const tree of document.querySelectorAll(".tree")) {
 for (const button of document.querySelectorAll(".copy")) {
   button.hidden = false;
   button.addEventListener("click", async () => {
-    const said = button.textContent;
+    const label = button.textContent;
     await navigator.clipboard.writeText(button.parentElement.querySelector("code").textContent);
     button.textContent = button.dataset.done;
-    setTimeout(() => { button.textContent = said; }, 1500);
+    setTimeout(() => { button.textContent = label; }, 1500);
   });
 }
-// A picture's parts, one of which is in the order of Tab: arrows, Home and End go from one to the next, as in a list.
+// Roving tabindex over a picture's parts: Tab reaches one part; arrow keys, Home and End move between parts.
 for (const figure of document.querySelectorAll("figure")) {
   const parts = [...figure.querySelectorAll("svg [tabindex]")];
   if (!parts.length) continue;
-  const told = element("output");
-  told.setAttribute("aria-live", "polite");
-  figure.append(told);
-  const tell = (part) => { told.textContent = part.querySelector("title").textContent; };
+  const status = element("output");
+  status.setAttribute("aria-live", "polite");
+  figure.append(status);
+  const announce = (part) => { status.textContent = part.querySelector("title").textContent; };
   for (const part of parts) {
-    part.addEventListener("pointerenter", () => tell(part));
-    part.addEventListener("focus", () => tell(part));
+    part.addEventListener("pointerenter", () => announce(part));
+    part.addEventListener("focus", () => announce(part));
     part.addEventListener("keydown", (event) => {
       const at = parts.indexOf(event.currentTarget);
       const to = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: parts.length - 1 }[event.key];

@@ -1,4 +1,4 @@
-"""Blocks -> text for a terminal: tables by prettytable, trees, and colour if rich is installed."""
+"""Blocks -> text for a terminal: tables by prettytable; with colour, trees by rich."""
 
 from __future__ import annotations
 
