@@ -464,7 +464,7 @@ def _gated(inner: int, module: Module, spec: ModelSpec) -> Part:
 
 def _experts(kind: MoeMlp, module: Module, spec: ModelSpec, say: Language) -> Sublayer:
     hidden = count(spec.hidden_size)
-    taken = say("figure_experts", experts=count(kind.experts), taken=count(kind.experts_per_token))
+    selection = say("figure_experts", experts=count(kind.experts), taken=count(kind.experts_per_token))
     routed = stack(
         box(
             say("figure_router"),
@@ -492,7 +492,7 @@ def _experts(kind: MoeMlp, module: Module, spec: ModelSpec, say: Language) -> Su
     return Sublayer(
         name=say("figure_moe"),
         facts=(
-            taken,
+            selection,
             *([say("figure_and_shared")] if shared else []),
             say("figure_active", parameters=short_count(module.active_parameters)),
         ),

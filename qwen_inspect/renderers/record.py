@@ -13,7 +13,7 @@ from ..results.memory import RARE_TERMS, TERMS, MemoryReport
 from ..results.whole import Figure, WholeReport
 
 FORMAT_VERSION = 1
-OF_OTHER_RUNS = (*RARE_TERMS, "gradients", "optimizer")  # a report's runs generate on one device
+SKIPPED_TERMS = (*RARE_TERMS, "gradients", "optimizer")  # a report's runs generate on one device
 SUFFIX = ".figures.json"
 
 
@@ -58,7 +58,9 @@ def figures(whole: WholeReport) -> dict[str, Figure]:
                     },
                     **(_attention(whole) if report.settled else {}),
                     "memory": {str(memory.run.prompt_tokens): _memory(memory) for memory in whole.memory},
-                    "measured": {str(place): _measured(kept) for place, kept in enumerate(whole.measured, 1)},
+                    "measured": {
+                        str(number): _measured(measurement) for number, measurement in enumerate(whole.measured, 1)
+                    },
                 }
             )
         ),
@@ -96,7 +98,7 @@ def _attention(whole: WholeReport) -> dict[str, Any]:
 def _memory(memory: MemoryReport) -> dict[str, Any]:
     footprint = memory.predicted
     moments = {"steady": footprint.steady, "peak": footprint.peak}
-    terms = (*(term for term in TERMS if term not in OF_OTHER_RUNS), "allocated")
+    terms = (*(term for term in TERMS if term not in SKIPPED_TERMS), "allocated")
     return {
         "method": footprint.method,
         **{
@@ -107,13 +109,13 @@ def _memory(memory: MemoryReport) -> dict[str, Any]:
     }
 
 
-def _measured(kept: KeptMeasurement) -> dict[str, Any]:
+def _measured(measurement: KeptMeasurement) -> dict[str, Any]:
     names = ("predicted", "measured", "residual")
     return {
-        "device": kept.device,
+        "device": measurement.device,
         **{
             f"{difference.term}.{name}_bytes": getattr(difference, name)
-            for difference in kept.differences
+            for difference in measurement.differences
             for name in names
         },
     }

@@ -152,14 +152,14 @@ def fitted(content: str, width: float, size: float = FONT_SIZE, *, bold: bool = 
     if text_width(content[:1000], size, bold=bold) <= width and len(content) <= 1000:
         return content
     line = shown(content[:1000] + content[-1000:] if len(content) > 2000 else content)
-    kept = len(line)
-    while kept and text_width(cut := _around(line, kept), size, bold=bold) > width:
-        kept = min(kept - 1, int(kept * 0.9))
-    return cut if kept else "…"
+    length = len(line)
+    while length and text_width(cut := _around(line, length), size, bold=bold) > width:
+        length = min(length - 1, int(length * 0.9))
+    return cut if length else "…"
 
 
-def _around(line: str, kept: int) -> str:
-    return f"{line[: (kept + 1) // 2]}…{line[len(line) - kept // 2 :]}"
+def _around(line: str, length: int) -> str:
+    return f"{line[: (length + 1) // 2]}…{line[len(line) - length // 2 :]}"
 
 
 def picture(width: float, height: float, *children: str, title: str, role: str = "img") -> str:

@@ -142,12 +142,12 @@ def quantisation_fields(report: Report, say: Language) -> list[tuple[str, str]]:
     if quantised is None:
         return []
     schemes = "; ".join(say(scheme) for scheme in quantised.schemes)
-    kept = [
+    unquantised = [
         say("kept_modules", name=group.name, modules=group.modules, parameters=group.parameters)
         for group in quantised.kept[:MOST_KEPT]
     ]
     if len(quantised.kept) > MOST_KEPT:
-        kept.append("…")
+        unquantised.append("…")
     return [
         (say("field_quantisation"), f"{quantised.method}: {schemes}"),
         (
@@ -164,7 +164,7 @@ def quantisation_fields(report: Report, say: Language) -> list[tuple[str, str]]:
             say("field_not_quantised"),
             say("other_weights", parameters=quantised.other_parameters, bytes=quantised.other_bytes),
         ),
-        (say("field_kept"), "; ".join(kept) or say("none")),
+        (say("field_kept"), "; ".join(unquantised) or say("none")),
         (
             say("field_weights_total"),
             say("weights_total", bytes=quantised.total_bytes, bits=f"{quantised.bits_per_parameter:.3f}"),

@@ -122,8 +122,8 @@ def stage_table(readings: Sequence[Reading], say: Language) -> Table:
 
 def driver_blocks(readings: Sequence[Reading], say: Language) -> list[Block]:
     """Memory use as the driver reports it. Other processes' memory is shown but never counted as the model's."""
-    seen = [reading for reading in readings if reading.device_used is not None]
-    if not seen:
+    driver_readings = [reading for reading in readings if reading.device_used is not None]
+    if not driver_readings:
         return []
     rows = [
         [
@@ -133,7 +133,7 @@ def driver_blocks(readings: Sequence[Reading], say: Language) -> list[Block]:
             size(reading.process_used),
             size(reading.others_used),
         ]
-        for reading in seen
+        for reading in driver_readings
     ]
     columns = [
         say(f"column_{name}") for name in ("stage", "device_used", "device_total", "process_used", "others_used")

@@ -12,7 +12,7 @@ from .memory import terms_of
 
 MOST_NAMES = 12
 # Shown only if not zero on some rank.
-OF_SOME_RANKS = ("padding", "cache", "state", "gradients", "optimizer", "gathered")
+OPTIONAL_TERMS = ("padding", "cache", "state", "gradients", "optimizer", "gathered")
 
 
 def ranks_blocks(report: RanksReport, say: Language) -> list[Block]:
@@ -36,7 +36,7 @@ def described(how: Parallelism, say: Language) -> str:
 def rank_table(ranks: Sequence[RankBytes], say: Language) -> Table:
     """A row per group of equal ranks. Skips terms that are zero on every rank."""
     terms = [
-        term for term in RANK_TERMS if term not in OF_SOME_RANKS or any(getattr(rank, term) != 0 for rank in ranks)
+        term for term in RANK_TERMS if term not in OPTIONAL_TERMS or any(getattr(rank, term) != 0 for rank in ranks)
     ]
     if all(rank.gathered is None for rank in ranks):
         terms = [term for term in terms if term != "gathered"]

@@ -349,11 +349,11 @@ def measured_blocks(whole: WholeReport, say: Language) -> list[Block]:
     if not whole.measured:
         return []
     content: list[Block] = [Heading(say("heading_report_measured")), Paragraph(say("report_measured_origin"))]
-    for kept in whole.measured:
-        run = kept.run
+    for measurement in whole.measured:
+        run = measurement.run
         rows = [
-            (say("field_file"), kept.path),
-            (say("field_device"), kept.device),
+            (say("field_file"), measurement.path),
+            (say("field_device"), measurement.device),
             (say("field_mode"), say(f"mode_{run.mode}")),
             (say("field_batch"), count(run.batch)),
             (say("field_prompt"), count(run.prompt_tokens)),
@@ -361,14 +361,14 @@ def measured_blocks(whole: WholeReport, say: Language) -> list[Block]:
             (say("field_kernel"), run.attention),
             *([(say("field_padding"), say("padded"))] if run.padded else []),
             *([(say("field_autocast"), run.autocast)] if run.autocast else []),
-            *kept.versions,
+            *measurement.versions,
         ]
         content += [
-            Heading(say("heading_measured_run", device=kept.device, tokens=run.prompt_tokens), 3),
+            Heading(say("heading_measured_run", device=measurement.device, tokens=run.prompt_tokens), 3),
             Fields(rows),
-            *([Paragraph(say("report_measured_partial"))] if kept.is_partial else []),
-            difference_table(kept.differences, say),
-            *nested(causes(kept.differences, say)),
+            *([Paragraph(say("report_measured_partial"))] if measurement.is_partial else []),
+            difference_table(measurement.differences, say),
+            *nested(causes(measurement.differences, say)),
         ]
     return content
 

@@ -116,7 +116,7 @@ def attention_content(report: Report) -> SettledJSON:
         "head_dim": same([layer.head_dim for layer in layers]),
         "pattern": None
         if report.attention.pattern is None
-        else [{"kind": kind, "layers": several} for kind, several in report.attention.pattern],
+        else [{"kind": kind, "layers": length} for kind, length in report.attention.pattern],
         "linear": {
             "layers": len(linear),
             "key_heads": same([layer.key_heads for layer in linear]),

@@ -114,14 +114,19 @@ def _reading(reading: Reading) -> ReadingJSON:
     }
 
 
-def kept_content(kept: KeptMeasurement, say: Language) -> KeptMeasurementJSON:
+def kept_content(measurement: KeptMeasurement, say: Language) -> KeptMeasurementJSON:
     return {
-        "file": kept.path,
-        "device": kept.device,
-        "versions": dict(kept.versions),
-        "partial": kept.is_partial,
-        "workload": {**workload_content(kept.run), **degrees_content(None), "dtype": kept.dtype, "cache_dtype": None},
-        "differences": [difference_content(difference, say) for difference in kept.differences],
+        "file": measurement.path,
+        "device": measurement.device,
+        "versions": dict(measurement.versions),
+        "partial": measurement.is_partial,
+        "workload": {
+            **workload_content(measurement.run),
+            **degrees_content(None),
+            "dtype": measurement.dtype,
+            "cache_dtype": None,
+        },
+        "differences": [difference_content(difference, say) for difference in measurement.differences],
     }
 
 

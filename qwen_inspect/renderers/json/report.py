@@ -68,5 +68,5 @@ def content(whole: WholeReport, say: Language) -> ReportJSON:
             for tokens, batch in (whole.cache_points if report.settled else ())
         ],
         "memory": [prediction_content(memory, say) for memory in whole.memory],
-        "measured": [kept_content(kept, say) for kept in whole.measured],
+        "measured": [kept_content(measurement, say) for measurement in whole.measured],
     }
