@@ -1,1 +1,1 @@
-"""What a model is: its parameters, attention, cache and files, held against each other."""
+"""What a model is: its parameters, attention and KV cache, and checks of the files against them."""

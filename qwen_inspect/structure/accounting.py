@@ -1,4 +1,4 @@
-"""Counts as sums over tensors: by component, active, embedding, buffers."""
+"""Parameters by component, and the tensors that a release's files should hold."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..results.counts import Component
 from ..spec import Module, each_tensor, tied_tensors
 from ..units import shares
 
-# The order in which a token meets them.
+# In the order in which a token passes through them.
 COMPONENTS = (
     "vision",
     "audio",
@@ -30,7 +30,7 @@ COMPONENTS = (
 
 
 def components(tree: Module) -> tuple[Component, ...]:
-    """Parameters and bytes of each component that the model has; a tied head stands with 0 of its own."""
+    """Parameters and bytes of each component that the model has. A tied head counts 0."""
     parameters: Counter[str] = Counter()
     size_bytes: Counter[str] = Counter()
     tied: dict[str, str] = {}
@@ -61,15 +61,15 @@ def components(tree: Module) -> tuple[Component, ...]:
 
 
 def stored_extras(tree: Module, release: Release, prediction: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-    """What a release's files hold beside what the model owns: its tied copies, the prediction layer, both or neither.
+    """Tensors that a release's files hold beyond the model's own: tied copies, the prediction layer, both or neither.
 
-    None where that is not known: it shows only in the published total of stored elements.
+    Whichever adds up to the published total of stored elements; None if none does.
     """
     groups = [group for group in (_tied_copies(tree), prediction) if group]
     if not groups:
         return ()
-    for several in range(len(groups) + 1):
-        for chosen in combinations(groups, several):
+    for size in range(len(groups) + 1):
+        for chosen in combinations(groups, size):
             extras = tuple(tensor for group in chosen for tensor in group)
             if tree.parameters + sum(tensor.elements for tensor in extras) == release.stored:
                 return extras
@@ -87,15 +87,15 @@ def _tied_copies(tree: Module) -> tuple[Tensor, ...]:
 def predicted_files(
     tree: Module, stored_form: StoredForm, release: Release | None, prediction: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...] | None:
-    """The tensors that a release's files hold, sorted by name; None where it is not known which, or no release."""
+    """The tensors that a release's files hold, sorted by name; None without a release or if its layout is unknown."""
     if release is None:
         return None
 
-    def stored(part: Tensor) -> Tensor:
+    def in_stored_dtype(part: Tensor) -> Tensor:
         return replace(part, dtype=DType.F32) if part.name.endswith(release.float32) else part
 
     own_form = (lambda tensor: (tensor,)) if release.experts_fused else stored_form
-    owned = tuple(stored(part) for tensor in each_tensor(tree) for part in own_form(tensor))
+    owned = tuple(in_stored_dtype(part) for tensor in each_tensor(tree) for part in own_form(tensor))
     if release.decoder_only:
         files = tuple(
             Tensor(tensor.name.removeprefix("model."), tensor.shape, tensor.dtype)
@@ -111,7 +111,7 @@ def predicted_files(
 
 
 def predicted_elements(tree: Module, release: Release | None, prediction: tuple[Tensor, ...]) -> int | None:
-    """The elements of `predicted_files`, without making the list: storing experts singly changes no count."""
+    """Elements of `predicted_files`, without building the list: splitting fused experts changes no count."""
     if release is None:
         return None
     if release.decoder_only:

@@ -1,4 +1,4 @@
-"""An adapter beside its base: every tensor that it trains, against those stored, and what both take together."""
+"""A LoRA adapter and its base: the tensors it trains, a check against its file, and the size of both."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ def trained_tensors(tree: Module, lora: Lora, form: StoredForm, stored: Sequence
     """Every tensor that the adapter trains, under its name in adapter_model.safetensors.
 
     Source: PEFT 0.21, lora.layer (Linear, Embedding), get_peft_model_state_dict. Raises UnsupportedError for a target that is
-    neither a linear module nor an embedding, MalformedError where there is no target.
+    neither a linear module nor an embedding, MalformedError if no module is a target.
     """
     singly = any(".experts." in tensor.name for tensor in stored)
-    found = [one for taken in _modules(tree, form, singly=singly) for one in _of_module(taken, lora)]
-    if not any(one.role == "matrix" for one in found):
+    modules = _modules(tree, form, singly=singly)
+    trained = [tensor for name, module in modules for tensor in _of_module(name, module, lora)]
+    if not any(tensor.role == "matrix" for tensor in trained):
         raise MalformedError("adapter_no_target")
-    return tuple(found)
+    return tuple(trained)
 
 
 def _modules(tree: Module, form: StoredForm, *, singly: bool) -> Iterator[tuple[str, Module]]:
-    """Every module with its full name; where the adapter was trained on single experts, those too."""
+    """(full name, module) of every module. singly: each expert of fused ones too, as a linear module of its own."""
     owners = {f"{prefix}.{tensor.name}": tensor for prefix, module in each_module(tree) for tensor in module.tensors}
     for prefix, module in each_module(tree):
         if module.tied_to is not None:
@@ -47,26 +48,24 @@ def _modules(tree: Module, form: StoredForm, *, singly: bool) -> Iterator[tuple[
                     yield part.name.removesuffix(".weight"), Module(name="", class_name="Linear", tensors=(weight,))
 
 
-def _of_module(named: tuple[str, Module], lora: Lora) -> Iterator[TrainedTensor]:
-    name, module = named
-
+def _of_module(name: str, module: Module, lora: Lora) -> Iterator[TrainedTensor]:
     def trained(suffix: str, shape: tuple[int, ...], dtype: DType | BlockFormat, role: str) -> TrainedTensor:
         return TrainedTensor(Tensor(f"{PREFIX}{name}.{suffix}", shape, dtype), role, name)
 
-    taken = bool(name) and lora.takes(name)
-    if taken:
+    is_target = bool(name) and lora.takes(name)
+    if is_target:
         yield from _matrices(name, module, lora)
     elif name and lora.copies(name):
         for tensor in module.tensors:
             yield trained(tensor.name, tensor.shape, tensor.dtype, "copy")
         return
     for tensor in module.tensors:
-        if tensor.name == "bias" and (lora.bias == "all" or (lora.bias == "lora_only" and taken)):
-            yield trained("base_layer.bias" if taken else "bias", tensor.shape, tensor.dtype, "bias")
+        if tensor.name == "bias" and (lora.bias == "all" or (lora.bias == "lora_only" and is_target)):
+            yield trained("base_layer.bias" if is_target else "bias", tensor.shape, tensor.dtype, "bias")
 
 
 def _matrices(name: str, module: Module, lora: Lora) -> Iterator[TrainedTensor]:
-    """A (rank, inputs) and B (outputs, rank); of an embedding (tokens, width), A (rank, tokens) and B (width, rank)."""
+    """A (rank, inputs) and B (outputs, rank); for an embedding (tokens, width): A (rank, tokens) and B (width, rank)."""
     rank = lora.rank_of(name)
     weight = next((tensor for tensor in module.tensors if tensor.name == "weight"), None)
     linear, embedding = module.class_name == "Linear", module.class_name == "Embedding"
@@ -75,7 +74,7 @@ def _matrices(name: str, module: Module, lora: Lora) -> Iterator[TrainedTensor]:
     rows, columns = weight.shape
 
     def matrix(suffix: str, *shape: int) -> TrainedTensor:
-        # PEFT keeps these in float32 beside a base of 16 bits. Source: PEFT 0.21, tuners_utils.cast_adapter_dtype.
+        # PEFT keeps these in float32 even if the base has 16 bits. Source: PEFT 0.21, tuners_utils.cast_adapter_dtype.
         return TrainedTensor(Tensor(f"{PREFIX}{name}.{suffix}", shape, DType.F32), "matrix", name)
 
     if embedding:
@@ -91,36 +90,38 @@ def _matrices(name: str, module: Module, lora: Lora) -> Iterator[TrainedTensor]:
 
 
 def against_adapter(trained: Sequence[TrainedTensor], stored: Sequence[Tensor]) -> Check:
-    """What the configuration trains against what the file holds, by name and shape."""
-    expected = {one.tensor.name: one.tensor for one in trained}
-    found = {tensor.name: tensor for tensor in stored}
-    copies = [tensor for name, tensor in found.items() if name not in expected and name.endswith(".base_layer.weight")]
+    """Compares the tensors that the configuration trains with those in the adapter's file, by name and shape."""
+    expected = {item.tensor.name: item.tensor for item in trained}
+    by_name = {tensor.name: tensor for tensor in stored}
+    copies = [
+        tensor for name, tensor in by_name.items() if name not in expected and name.endswith(".base_layer.weight")
+    ]
     causes = []
     if copies:  # PEFT saves a targeted embedding or head whole: save_embedding_layers="auto"
         parameters = sum(tensor.elements for tensor in copies)
         message = Message("cause_adapter_base_copy", tensors=len(copies), parameters=parameters)
         causes.append(Cause(name="adapter_base_copy", message=message, parameters=parameters, tensors=len(copies)))
     unexplained = [
-        Unexplained(kind="missing", name=name, parameters=-one.elements, expected=str(one.shape))
-        for name, one in expected.items()
-        if name not in found
+        Unexplained(kind="missing", name=name, parameters=-tensor.elements, expected=str(tensor.shape))
+        for name, tensor in expected.items()
+        if name not in by_name
     ]
-    for name, tensor in found.items():
-        other = expected.get(name)
-        if other is None and tensor not in copies:
+    for name, tensor in by_name.items():
+        target = expected.get(name)
+        if target is None and tensor not in copies:
             unexplained.append(
                 Unexplained(kind="unexpected", name=name, parameters=tensor.elements, found=str(tensor.shape))
             )
-        elif other is not None and other.shape != tensor.shape:
-            difference = tensor.elements - other.elements
-            expected_shape, shape = str(other.shape), str(tensor.shape)
+        elif target is not None and target.shape != tensor.shape:
+            difference = tensor.elements - target.elements
+            expected_shape, shape = str(target.shape), str(tensor.shape)
             unexplained.append(
                 Unexplained(kind="reshaped", name=name, parameters=difference, expected=expected_shape, found=shape)
             )
     return Check(
         left="adapter",
         right="adapter_stored",
-        left_parameters=sum(one.tensor.elements for one in trained),
+        left_parameters=sum(item.tensor.elements for item in trained),
         right_parameters=sum(tensor.elements for tensor in stored),
         causes=tuple(causes),
         unexplained=tuple(unexplained),
@@ -130,26 +131,26 @@ def against_adapter(trained: Sequence[TrainedTensor], stored: Sequence[Tensor]) 
 def adapter_weights(
     adapter: Adapter, tree: Module, trained: Sequence[TrainedTensor], lora: Lora, *, mergeable: bool
 ) -> AdapterWeights:
-    """Sizes of an adapter and its base, side by side and merged, which adds only copies of what was tied.
+    """Sizes of an adapter and its base, unmerged and merged. Merging adds only copies of tied tensors.
 
-    mergeable: whether the base is dense; what merging into packed numbers gives is another model.
+    mergeable: whether the base is dense; merging into quantised weights gives another model.
     """
-    modules = dict.fromkeys(one.module for one in trained if one.role == "matrix")
+    modules = dict.fromkeys(item.module for item in trained if item.role == "matrix")
     ranks = sorted({lora.rank_of(module) for module in modules})
     scales = {
         lora.alpha_of(module) / (lora.rank_of(module) ** 0.5 if lora.rank_stabilised else lora.rank_of(module))
         for module in modules
     }
     tied = {name for name, module in each_module(tree) if module.tied_to is not None}
-    untied_bytes = sum(one.tensor.size_bytes for one in trained if one.role == "copy" and one.module in tied)
-    added = sum(one.tensor.size_bytes for one in trained if one.role != "bias")
+    untied_bytes = sum(item.tensor.size_bytes for item in trained if item.role == "copy" and item.module in tied)
+    added = sum(item.tensor.size_bytes for item in trained if item.role != "bias")
     return AdapterWeights(
         kind=adapter.kind,
         base=adapter.base,
         ranks=tuple(ranks),
         scales=tuple(sorted(scales)),
         modules=tuple(folded(trained)),
-        trainable=sum(one.tensor.elements for one in trained),
+        trainable=sum(item.tensor.elements for item in trained),
         base_parameters=tree.parameters,
         stored_bytes=sum(tensor.size_bytes for tensor in adapter.tensors),
         unmerged_bytes=tree.size_bytes + added,
@@ -158,12 +159,12 @@ def adapter_weights(
 
 
 def folded(trained: Sequence[TrainedTensor]) -> Iterator[KeptModules]:
-    """Modules with what is trained of them, those of all layers under one name."""
+    """Trained parameters by module; layer numbers become `*`, so that all layers share a row."""
     members: dict[str, set[str]] = {}
     parameters: dict[str, int] = {}
-    for one in trained:
-        name = NUMBER.sub("*", one.module)
-        members.setdefault(name, set()).add(one.module)
-        parameters[name] = parameters.get(name, 0) + one.tensor.elements
+    for item in trained:
+        name = NUMBER.sub("*", item.module)
+        members.setdefault(name, set()).add(item.module)
+        parameters[name] = parameters.get(name, 0) + item.tensor.elements
     for name, modules in members.items():
         yield KeptModules(name=name, modules=len(modules), parameters=parameters[name])

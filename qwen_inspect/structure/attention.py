@@ -1,4 +1,4 @@
-"""Which attention each layer has, by the configuration and by the shapes of its projections: the shapes decide."""
+"""Each layer's attention: by the configuration, and by the shapes of its stored projections, which decide."""
 
 from __future__ import annotations
 
@@ -22,18 +22,21 @@ PREFIXES = ("model.layers", "model.language_model.layers", "layers", "language_m
 
 
 def attention_report(spec: ModelSpec, stored: Sequence[Tensor] | None) -> AttentionReport:
-    """By the configuration, and by the shapes of what is stored; a layer without stored projections stands as configured."""
+    """Each layer's attention by the configuration and by stored shapes; without stored projections, as configured."""
     by_config = tuple(_by_config(spec))
     if stored is None:
         return AttentionReport(by_config=by_config, by_shapes=None, findings=())
     shapes = {tensor.name: tensor.shape for tensor in stored}
-    seen = [_by_shapes(layer, shapes) for layer in by_config]
-    by_shapes = tuple(said if isinstance(one, str) else one for one, said in zip(seen, by_config, strict=True))
+    # Of each layer its attention, or the key of a finding that says why the shapes do not show it.
+    results = [_by_shapes(layer, shapes) for layer in by_config]
+    by_shapes = tuple(
+        layer if isinstance(result, str) else result for result, layer in zip(results, by_config, strict=True)
+    )
     findings = list(_findings(by_config, by_shapes))
-    for key in dict.fromkeys(one for one in seen if isinstance(one, str)):
-        layers = [said.index for one, said in zip(seen, by_config, strict=True) if one == key]
-        findings.append(Message(key, count=len(layers), first=layers[0]))
-    read_any = not all(isinstance(one, str) for one in seen)
+    for key in dict.fromkeys(result for result in results if isinstance(result, str)):
+        indices = [layer.index for result, layer in zip(results, by_config, strict=True) if result == key]
+        findings.append(Message(key, count=len(indices), first=indices[0]))
+    read_any = not all(isinstance(result, str) for result in results)
     return AttentionReport(by_config=by_config, by_shapes=by_shapes if read_any else None, findings=tuple(findings))
 
 
@@ -67,26 +70,26 @@ def _by_config(spec: ModelSpec) -> list[AnyLayerAttention]:
 
 
 def _by_shapes(layer: AnyLayerAttention, shapes: dict[str, tuple[int, ...]]) -> AnyLayerAttention | str:
-    """The layer as its stored tensors show it; the key of a finding where there are none, or no whole number of heads in them."""
+    """The layer as its stored tensors show it; a finding's key if they are absent or hold no whole number of heads."""
     for prefix in PREFIXES:
         path = f"{prefix}.{layer.index}"
-        found: AnyLayerAttention | str | None
+        result: AnyLayerAttention | str | None
         match layer:
             case LayerAttention():
-                found = _softmax_by_shapes(layer, path, shapes)
+                result = _softmax_by_shapes(layer, path, shapes)
             case LinearLayerAttention():
-                found = _linear_by_shapes(layer, path, shapes)
+                result = _linear_by_shapes(layer, path, shapes)
             case OtherLayerAttention():
                 return layer
-        if found is not None:
-            return found
+        if result is not None:
+            return result
     return "finding_no_projections"
 
 
 def _softmax_by_shapes(
     layer: LayerAttention, path: str, shapes: dict[str, tuple[int, ...]]
 ) -> LayerAttention | str | None:
-    """Heads from the rows of q_proj and k_proj; head_dim from q_norm, whose one weight a channel shows it, else as configured."""
+    """Heads from the rows of q_proj and k_proj; head_dim from q_norm (one weight a channel), else as configured."""
     block = f"{path}.self_attn"
     query, key = shapes.get(f"{block}.q_proj.weight"), shapes.get(f"{block}.k_proj.weight")
     if query is None or key is None or len(query) != 2 or len(key) != 2:
@@ -102,9 +105,9 @@ def _softmax_by_shapes(
 def _linear_by_shapes(
     layer: LinearLayerAttention, path: str, shapes: dict[str, tuple[int, ...]]
 ) -> LinearLayerAttention | str | None:
-    """Value heads from A_log, a value's width from the norm, keys from the channels of the convolution, which are q, k and v.
+    """Value heads from A_log, value_head_dim from the norm, key heads from the channels of conv1d (q, k and v).
 
-    The width of a key stands as configured: no tensor shows where one head's key ends.
+    key_head_dim stays as configured: no tensor shows where a head's key ends.
     """
     block = f"{path}.linear_attn"
     decay, norm, conv = (shapes.get(f"{block}.{name}") for name in ("A_log", "norm.weight", "conv1d.weight"))
@@ -126,20 +129,20 @@ def _findings(by_config: Sequence[AnyLayerAttention], by_shapes: Sequence[AnyLay
     """One finding for each run of layers whose shapes contradict the configuration in the same way."""
     findings = []
     pairs = zip(by_config, by_shapes, strict=True)
-    for (said, seen), run in groupby(pairs, key=lambda pair: (pair[0].heads, pair[1].heads)):
+    for (configured, stored), run in groupby(pairs, key=lambda pair: (pair[0].heads, pair[1].heads)):
         layers = list(run)
-        if said == seen:
+        if configured == stored:
             continue
-        (first_said, first_seen), (last_said, _) = layers[0], layers[-1]
+        (first_configured, first_stored), (last, _) = layers[0], layers[-1]
         findings.append(
             Message(
                 "finding_heads_disagree",
-                first=first_said.index,
-                last=last_said.index,
-                said=_heads(first_said),
-                said_kind=first_said.kind,
-                seen=_heads(first_seen),
-                seen_kind=first_seen.kind,
+                first=first_configured.index,
+                last=last.index,
+                said=_heads(first_configured),
+                said_kind=first_configured.kind,
+                seen=_heads(first_stored),
+                seen_kind=first_stored.kind,
             )
         )
     return findings

@@ -1,4 +1,4 @@
-"""The flow, one screen: resolve -> load -> analyse -> Report."""
+"""From a model's name to its Report: resolve, load, analyse."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DEFAULT_WORKLOAD = Workload()
 
 
 class Analysis(TypedDict, total=False):
-    """What `analyse` may be asked for; see there."""
+    """Keyword arguments of `analyse`."""
 
     require_design: bool
     predict_files: bool
@@ -55,12 +55,12 @@ def inspect(
     access: Access | None = None,
     **analysis: Unpack[Analysis],
 ) -> Report:
-    """Everything known about `model` without its weights.
+    """Everything that can be known about `model` without reading its weights.
 
-    model: a directory, a file, or ORG/NAME on a hub or in the catalog. file: one of several GGUF files there. dtype: parameters
-    in another dtype than the configuration's, or quantised by a scheme of that name, of `group_size` numbers a group.
-    dense_dtype: the same where that is None and the weights are not quantised. access: offline, partial, time limits, progress.
-    analysis: as `analyse` has it.
+    model: a directory, a file, or ORG/NAME on a hub or in the catalog. file: which GGUF file, if there are several. dtype: a
+    dtype in place of the configuration's, or the name of a quantisation scheme with groups of `group_size` numbers. dense_dtype:
+    used if `dtype` is None and the weights are not quantised. access: offline, partial, time limits, progress.
+    analysis: see `analyse`.
     """
     checkpoint = load(resolve(model, source=source, revision=revision, file=file), access or Access())
     if dtype is None and not checkpoint.gguf and KEY not in (settled(checkpoint).config or {}):
@@ -84,10 +84,10 @@ def analyse(
 ) -> Report:
     """A checkpoint -> Report.
 
-    require_design: refuse an architecture that is not known; otherwise report what is stored and say why there is no more.
-    predict_files: where no file can be read, list the tensors that a release's files hold. instantiate: also build the model on
-    the meta device (needs the torch extra). expected_parameters: a count from elsewhere to explain. workload: for the cache's
-    size. trust_remote_code: run the code of a local directory whose class transformers has not.
+    require_design: refuse an unknown architecture; otherwise report what is stored and say why there is no design.
+    predict_files: if no file can be read, list the tensors that a release's files hold. instantiate: also build the model on
+    the meta device (needs the torch extra). expected_parameters: a published count to explain. workload: for the size of the
+    cache. trust_remote_code: run the code in a local directory, for a class that transformers lacks.
     """
     written, checkpoint = checkpoint.config, settled(checkpoint)
     files = checkpoint.tensors
@@ -132,7 +132,7 @@ def analyse(
 
 
 def in_scheme(report: Report, dtype: str) -> Report:
-    """The same model with its weights in `dtype`, dense or by a scheme's name, as --dtype gives it."""
+    """The same model with its weights in `dtype`: a dtype or a scheme's name, as for --dtype."""
     from .stored import in_dtype
 
     stored = Checkpoint(ref=report.ref, config=report.config, tensors=report.tensors, release=report.release)
@@ -140,27 +140,27 @@ def in_scheme(report: Report, dtype: str) -> Report:
 
 
 def models() -> tuple[CatalogEntry, ...]:
-    """Every model of the catalog with what follows from its configuration."""
+    """Every model of the catalog with its design."""
     from ..loaders import catalog
     from ..results.listing import CatalogEntry
 
-    known = catalog.entries()
-    found = {name: catalog.checkpoint(ModelRef(source="catalog", id=name), known) for name in known}
+    entries = catalog.entries()
+    checkpoints = {name: catalog.checkpoint(ModelRef(source="catalog", id=name), entries) for name in entries}
     return tuple(
         CatalogEntry(id=name, design=analyse(checkpoint).known, release=checkpoint.release)
-        for name, checkpoint in found.items()
+        for name, checkpoint in checkpoints.items()
     )
 
 
-# --- its steps
+# --- the steps of `analyse`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Subject:
-    """A checkpoint whose configuration is understood, and what is known of its files so far.
+    """A checkpoint of a known architecture, and what the steps so far know of its files.
 
-    files: tensors as stored, or as a release's layout has them (origin "theory"). stored_form: as of its architecture, but in
-    GGUF files. packing: how quantised weights are stored. unread: why the weights' bytes are not known. notices: on all of that.
+    files: tensors as stored, or as a release's layout predicts them (origin "theory"). stored_form: the architecture's, or
+    GGUF's. packing: how quantised weights are stored. unread: why the bytes of the weights are unknown.
     """
 
     checkpoint: Checkpoint
@@ -178,7 +178,7 @@ class _Subject:
 
 
 def _subject(checkpoint: Checkpoint, files: tuple[Tensor, ...] | None, *, trust_remote_code: bool) -> _Subject:
-    """The checkpoint with its architecture and the way in which its weights are stored."""
+    """The checkpoint with its architecture and how its weights are stored."""
     config = _config(checkpoint)
     code = code_of(checkpoint, config) if trust_remote_code else None
     architecture = architecture_of(config, stored=files, code=code)
@@ -199,7 +199,7 @@ def _subject(checkpoint: Checkpoint, files: tuple[Tensor, ...] | None, *, trust_
     packing, unread = None, None
     try:
         packing = packing_of(config, architecture.tree, form, files, in_blocks=checkpoint.gguf)
-    except UnsupportedError as error:  # all that does not depend on it stands
+    except UnsupportedError as error:  # the rest of the design does not depend on it
         unread = error
     notices = (*architecture.notices, *_cache_notices(config, architecture.spec))
     return replace(subject, stored_form=form, packing=packing, unread=unread, notices=notices)
@@ -218,7 +218,7 @@ def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
 
 
 def code_of(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Path | None:
-    """The directory of a local model; UnsupportedError where code would have to come from elsewhere."""
+    """The directory of a local model's code; UnsupportedError if the code would have to be downloaded."""
     if checkpoint.ref.path is not None and checkpoint.ref.source == "local":
         path = checkpoint.ref.path
         return path if path.is_dir() else path.parent
@@ -228,29 +228,29 @@ def code_of(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Path | None:
 
 
 def _cache_notices(config: Mapping[str, Any], spec: ModelSpec) -> tuple[Message, ...]:
-    """That the checkpoint names a format for the KV cache, which vLLM takes and transformers does not read."""
+    """A notice if the checkpoint names a KV-cache format, which vLLM uses and transformers ignores."""
     try:
-        named = checkpoint_format(config, "auto")
+        declared = checkpoint_format(config, "auto")
     except UnsupportedError as error:
         return (error.message,)
-    return () if named == "auto" else (Message("cache_declared", format=named, dtype=spec.dtype),)
+    return () if declared == "auto" else (Message("cache_declared", format=declared, dtype=spec.dtype),)
 
 
 def _as_released(subject: _Subject) -> _Subject:
-    """The same with the tensors that a release's files hold; without, where how they are stored is not known."""
+    """The subject with the tensors that a release's files hold; unchanged if it is unknown how they are stored."""
     if subject.unread is not None:
         return subject
     release, form = subject.checkpoint.release, subject.stored_form
     if subject.packing is not None:
         form = subject.packing.stored_form
-        if release is not None:  # the dense files' own ways are not those of quantised ones
+        if release is not None:  # these two describe dense files, not quantised ones
             release = replace(release, experts_fused=False, float32=())
     tree, ahead = subject.architecture.tree, subject.architecture.prediction_layers
     return replace(subject, files=predicted_files(tree, form, release, ahead), origin="theory")
 
 
 def _checks(subject: _Subject, *, instantiate: bool, expected_parameters: int | None) -> tuple[Check, ...]:
-    """Every two witnesses that are there, held against each other: theory, transformers, the files, a claimed count."""
+    """Checks of each available pair: theory, transformers' instance, the files, a claimed count."""
     architecture, files = subject.architecture, subject.files
     theory = tuple(each_tensor(architecture.tree))
 
@@ -286,7 +286,7 @@ def _checks(subject: _Subject, *, instantiate: bool, expected_parameters: int | 
 
 
 def _contradicted(subject: _Subject, checks: Sequence[Check]) -> _Subject:
-    """The same with what the files contradict: then their bytes are not known."""
+    """The subject marked `unread` if its files contradict the configuration; a notice if they merely differ."""
     unread = subject.unread
     if checks and subject.checkpoint.tensors is not None:
         unread = contradictions(checks[0]) or unread
@@ -329,7 +329,7 @@ def _design(subject: _Subject, checks: tuple[Check, ...], workload: Workload) ->
 def _attention(
     subject: _Subject, workload: Workload
 ) -> tuple[AttentionReport | None, CacheReport | None, UnsupportedError | None]:
-    """Each layer's attention and cache: by the configuration and the files, or as transformers runs it; or why not."""
+    """(attention, cache, refusal): from the configuration and the files, or as transformers runs the class."""
     spec, built = subject.architecture.spec, subject.architecture.built
     formats = read_formats(workload.cache_format, spec.dtype)
     if built is None:
@@ -352,7 +352,7 @@ def _attention(
 
 
 def _with_stored_bytes(design: Design, subject: _Subject) -> Design:
-    """The design with the bytes of its weights as they are stored: none, and no count by the files, where that is not known."""
+    """The design with the bytes of its weights as stored; unknown, like the counts from the files, if they are unread."""
     if subject.unread is not None:
         return replace(
             design,
@@ -368,7 +368,7 @@ def _with_stored_bytes(design: Design, subject: _Subject) -> Design:
 
 
 def _with_adapter(subject: _Subject, design: Design, *, required: bool) -> tuple[_Subject, Design]:
-    """The design with what the checkpoint's adapter trains; a notice where that cannot be told of this base."""
+    """The design with what the checkpoint's adapter trains; a notice if that cannot be predicted for this base."""
     adapter = subject.checkpoint.adapter
     if adapter is None or subject.unread is not None:
         return subject, design

@@ -1,4 +1,4 @@
-"""The KV cache: exact bytes for each layer, token and sequence, as transformers holds it."""
+"""The KV cache in transformers: exact bytes by layer, token and sequence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class CacheFormat:
     block_bytes: int
 
     def size_bytes(self, elements: int) -> int:
-        """Bytes of `elements` numbers; UnsupportedError where they do not fill whole blocks."""
+        """Bytes of `elements` numbers; UnsupportedError if they do not fill whole blocks."""
         if elements % self.block_elements:
             raise UnsupportedError(
                 "cache_not_whole_blocks", format=self.name, block=self.block_elements, elements=elements
@@ -30,7 +30,7 @@ class CacheFormat:
 
 
 # The last five are llama.cpp's.
-# int8, int4 and fp8 count the numbers alone: what scales an engine keeps beside them is its own affair.
+# int8, int4 and fp8 count only the numbers: scales depend on the engine.
 FORMATS: Mapping[str, CacheFormat] = {
     name: CacheFormat(name, elements, size_bytes)
     for name, elements, size_bytes in (
@@ -51,7 +51,7 @@ ALIASES: Mapping[str, str] = {"f32": "float32", "bf16": "bfloat16", "f16": "floa
 
 
 def read_formats(text: str, dtype: DType) -> tuple[CacheFormat, CacheFormat]:
-    """K's and V's formats: one name for both, "K,V", or "auto", which is the model's dtype."""
+    """K's and V's formats from one name for both, or "K,V"; "auto" is the model's dtype."""
     names = [ALIASES.get(name, name) for name in text.split(",")]
     names = [str(dtype) if name == "auto" else name for name in names]
     if len(names) > 2 or not all(name in FORMATS for name in names):
@@ -59,36 +59,36 @@ def read_formats(text: str, dtype: DType) -> tuple[CacheFormat, CacheFormat]:
     return FORMATS[names[0]], FORMATS[names[-1]]
 
 
-def checkpoint_format(config: Mapping[str, Any], asked: str) -> str:
-    """The cache's format where the checkpoint's quantisation names one, else what was asked for.
+def checkpoint_format(config: Mapping[str, Any], requested: str) -> str:
+    """The cache format that vLLM uses: the one that the checkpoint's quantisation names, else `requested`.
 
-    compressed-tensors' is taken whatever was asked for, modelopt's in place of "auto". Raises UnsupportedError for one that vLLM
-    does not load: not of 8-bit floats.
+    compressed-tensors' overrides any request, modelopt's replaces only "auto". Raises UnsupportedError for a scheme that vLLM
+    does not load, that is any but 8-bit floats.
     Source: model_executor/layers/attention/attention.py and CompressedTensorsKVCacheMethod; utils/torch_utils.py,
     resolve_kv_cache_dtype_string.
     """
-    found = config.get("quantization_config")
-    if not isinstance(found, Mapping):
-        return asked
-    scheme, method = found.get("kv_cache_scheme"), str(found.get("quant_method", ""))
+    quantisation = config.get("quantization_config")
+    if not isinstance(quantisation, Mapping):
+        return requested
+    scheme, method = quantisation.get("kv_cache_scheme"), str(quantisation.get("quant_method", ""))
     if method == "compressed-tensors" and scheme is not None:
         if not _in_8_bits(scheme):
             raise UnsupportedError("vllm_cache_scheme", found=str(scheme)[:80])
         return "fp8"
-    if method.startswith("modelopt") and asked == "auto":
-        inner = found.get("quantization")
-        inner = inner if isinstance(inner, Mapping) else found
-        named = (
+    if method.startswith("modelopt") and requested == "auto":
+        inner = quantisation.get("quantization")
+        inner = inner if isinstance(inner, Mapping) else quantisation
+        candidates = (
             inner.get("kv_cache_scheme"),
             scheme,
             inner.get("kv_cache_quant_algo"),
-            found.get("kv_cache_quant_algo"),
+            quantisation.get("kv_cache_quant_algo"),
         )
-        algorithm = next((one for one in named if one), None)
+        algorithm = next((candidate for candidate in candidates if candidate), None)
         static = isinstance(algorithm, Mapping) and algorithm.get("dynamic") is False
         if str(algorithm).lower() == "fp8" or (static and _in_8_bits(algorithm)):
             return "fp8"
-    return asked
+    return requested
 
 
 def _in_8_bits(scheme: Any) -> bool:
@@ -98,10 +98,10 @@ def _in_8_bits(scheme: Any) -> bool:
 def cache_report(
     layers: Sequence[AnyLayerAttention], keys: CacheFormat, values: CacheFormat, dtype: DType
 ) -> CacheReport:
-    """What transformers' DynamicCache holds for a model in `dtype` whose layers attend like `layers`."""
+    """transformers' DynamicCache for a model in `dtype` with these attention layers."""
     name = keys.name if keys == values else f"{keys.name},{values.name}"
 
-    def kept(layer: AnyLayerAttention) -> CacheLayer:
+    def cached(layer: AnyLayerAttention) -> CacheLayer:
         match layer:
             case LayerAttention():
                 return _cache_layer(layer, keys, values)
@@ -110,12 +110,12 @@ def cache_report(
             case OtherLayerAttention(cache_kind=kind):
                 raise UnsupportedError("generic_cache_format", kind=kind, format=name)
 
-    return CacheReport(dtype=name, layers=tuple(map(kept, layers)))
+    return CacheReport(dtype=name, layers=tuple(map(cached, layers)))
 
 
 def _state_layer(layer: LinearLayerAttention, dtype: DType) -> CacheLayer:
     """The convolution's last inputs (batch, channels of q, k and v, conv_kernel) in the model's dtype, and the recurrent state
-    (batch, value_heads, key_head_dim, value_head_dim), which is float32 in any model. No format of K and V changes them.
+    (batch, value_heads, key_head_dim, value_head_dim), always float32. The format of K and V does not affect them.
 
     Source: transformers 5.23, cache_utils.LinearAttentionLayer, and torch_chunk_gated_delta_rule, which computes in float32.
     """
@@ -134,7 +134,7 @@ def _state_layer(layer: LinearLayerAttention, dtype: DType) -> CacheLayer:
 def _cache_layer(layer: LayerAttention, keys: CacheFormat, values: CacheFormat) -> CacheLayer:
     """K and V of one layer: (batch, kv_heads, tokens, head_dim) each.
 
-    A sliding layer keeps window - 1 tokens, for the next one completes its window.
+    A sliding layer keeps window - 1 tokens: the next token completes the window.
     Source: transformers 5.23, cache_utils.DynamicLayer and DynamicSlidingWindowLayer.
     """
     elements = layer.kv_heads * layer.head_dim

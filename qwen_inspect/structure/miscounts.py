@@ -1,4 +1,4 @@
-"""Why somebody else's count differs: the usual mistakes, each with the parameters it adds or leaves out of this model."""
+"""Why a published count differs: the usual mistakes, each with the parameters it adds or omits for this model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .packing import Packing
 
 MOST_AT_ONCE = 3
-# What a quantised matrix has beside its packed numbers, by the roles of its stored tensors.
+# Roles of the stored tensors of a quantised matrix, other than its packed numbers, that a count may include.
 BESIDE = {
     "scales_counted": ("scales", "tables"),
     "zeros_counted": ("zeros",),
@@ -41,10 +41,10 @@ def against_claim(
     prediction: tuple[Tensor, ...] = (),
     packing: Packing | None = None,
 ) -> Check:
-    """Theory against a count from elsewhere: the fewest usual mistakes, at most three, that add up to the difference.
+    """Theory against a published count: the fewest usual mistakes, at most three, that add up to the difference.
 
-    prediction: what releases may store beside the model, and some counts include. packing: how quantised weights are stored,
-    whose elements some counts take for parameters.
+    prediction: tensors of a prediction layer, which some releases store and some counts include. packing: how quantised weights
+    are stored; some counts take stored elements for parameters.
     """
     mistakes = [mistake for mistake in _mistakes(spec, tree) if mistake.parameters]
     if packing is not None:
@@ -53,9 +53,9 @@ def against_claim(
         mistakes.append(_mistake("prediction_layer_counted", sum(tensor.elements for tensor in prediction), 1))
     difference = claimed - tree.parameters
     causes: tuple[Cause, ...] = ()
-    for several in range(1, MOST_AT_ONCE + 1):
-        found = (group for group in combinations(mistakes, several) if sum(m.parameters for m in group) == difference)
-        if difference and (group := next(found, None)):
+    for size in range(1, MOST_AT_ONCE + 1):
+        groups = (group for group in combinations(mistakes, size) if sum(m.parameters for m in group) == difference)
+        if difference and (group := next(groups, None)):
             causes = group
             break
     return Check(
@@ -64,7 +64,7 @@ def against_claim(
 
 
 def _mistakes(spec: ModelSpec, tree: Module) -> Iterator[Cause]:
-    """Each mistake's signed effect on the count; 0 where this model cannot be miscounted that way."""
+    """Each mistake's signed effect on the count; 0 if this model cannot be miscounted that way."""
     table = spec.vocab_size * spec.hidden_size
     if spec.headed:
         yield _mistake("tied_counted_twice", table if spec.tied_embeddings else 0, 1)
@@ -113,9 +113,9 @@ def _mistakes(spec: ModelSpec, tree: Module) -> Iterator[Cause]:
 
 
 def _packing_mistakes(packing: Packing) -> Iterator[Cause]:
-    """Stored elements taken for parameters: a word of several numbers as one, and what lies beside the words.
+    """Stored elements taken for parameters: a packed word counted once, and scales, zeros and the like counted too.
 
-    So counts `safetensors.total` of a hub's API, the elements of every stored tensor.
+    `safetensors.total` of a hub's API counts so: the elements of every stored tensor.
     """
     parts = [part for name in packing.dense for part in packing.parts[name]]
     words = sum(part.tensor.elements for part in parts if part.role == "packed")

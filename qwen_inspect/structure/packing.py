@@ -1,4 +1,4 @@
-"""Quantised weights: from the modules and the configuration's schemes to every stored tensor, and what the whole takes."""
+"""Quantised weights: every stored tensor, from the modules and the configuration's schemes, and the total size."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ EXPERTS = ".experts."  # in the name of an expert's matrix
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packing:
-    """parts: of each quantised matrix, by the name that it would have in files of the dense model.
+    """How a model's weights are stored. Keys are names in files of the dense model.
 
-    dense: those matrices. kept: modules that are not quantised, with their matrices. form: what files of the dense model hold of
-    a tensor of the tree.
+    parts: the stored tensors of each quantised matrix. dense: those matrices before quantisation. kept: unquantised linear
+    modules and their matrices. form: what files of the dense model hold for a tensor of the tree.
     """
 
     parts: Mapping[str, tuple[Part, ...]]
@@ -51,19 +51,19 @@ class Packing:
     form: StoredForm
 
     def stored_form(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        """What files hold of one tensor of the tree."""
+        """The stored tensors of one tensor of the tree."""
         stored: list[Tensor] = []
         for dense in self.form(tensor):
             stored += [part.tensor for part in self.parts[dense.name]] if dense.name in self.parts else [dense]
         return tuple(stored)
 
     def loaded(self, tensor: Tensor) -> Iterator[Tensor]:
-        """The same as a model holds it: without the notes that only a loader reads."""
+        """The tensors that a loaded model holds: `stored_form` without the notes, which only a loader reads."""
         for dense in self.form(tensor):
             yield from self.loaded_parts(dense)
 
     def loaded_parts(self, dense: Tensor) -> Iterator[Tensor]:
-        """What a model holds of one tensor of the dense files."""
+        """The tensors that a loaded model holds for one tensor of the dense files."""
         if dense.name not in self.parts:
             yield dense
             return
@@ -73,24 +73,24 @@ class Packing:
 
 
 def pack(tree: Module, quantisation: Quantisation, form: StoredForm, stored: Sequence[Tensor] | None) -> Packing:
-    """Which matrices are quantised and what holds each of them.
+    """Which matrices are quantised, and the tensors that store them.
 
-    By the configuration; where files were read, they say which modules were left as they are. Raises MalformedError where a
-    matrix does not divide into the scheme's groups, or a stored tensor has another shape than the scheme gives it.
+    By the configuration; if files were read, they decide which modules are quantised. Raises MalformedError if a matrix does not
+    divide into the scheme's groups, or if a stored tensor has not the scheme's shape.
     """
-    found = None if stored is None else {tensor.name: tensor for tensor in stored}
+    by_name = None if stored is None else {tensor.name: tensor for tensor in stored}
     if quantisation.method == "mlx":
         form = _mlx_experts(form)
-    if found is not None:
-        form = _or_as_built(form, found)
+    if by_name is not None:
+        form = _or_as_built(form, by_name)
     parts: dict[str, tuple[Part, ...]] = {}
     dense, kept = {}, {}
     for matrix, built, linear in _matrices(tree, form, every=quantisation.every_matrix):
         module = matrix.name.removesuffix(".weight")
         scheme = quantisation.scheme_of(*{module, built}) if linear or _takes_experts(quantisation) else None
         packed = None if scheme is None else _packed(matrix, scheme)
-        if found is not None:
-            packed = _as_found(matrix, packed, quantisation, found)
+        if by_name is not None:
+            packed = _as_in_files(matrix, packed, quantisation, by_name)
         if packed is None:
             kept[module] = matrix
         else:
@@ -98,39 +98,37 @@ def pack(tree: Module, quantisation: Quantisation, form: StoredForm, stored: Seq
     return Packing(parts=parts, dense=dense, kept=kept, form=form)
 
 
-def _or_as_built(form: StoredForm, found: Mapping[str, Tensor]) -> StoredForm:
-    """`form`, but for what the files hold as transformers builds it: fused experts, which few libraries quantise, above all."""
+def _or_as_built(form: StoredForm, by_name: Mapping[str, Tensor]) -> StoredForm:
+    """`form`, except for tensors stored as transformers builds them, mostly fused experts, which few libraries quantise."""
 
     def chosen(tensor: Tensor) -> tuple[Tensor, ...]:
-        same = found.get(tensor.name)
-        return form(tensor) if same is None or same.shape != tensor.shape else (tensor,)
+        stored = by_name.get(tensor.name)
+        return form(tensor) if stored is None or stored.shape != tensor.shape else (tensor,)
 
     return chosen
 
 
 def as_stored(tree: Module, form: StoredForm, stored: Sequence[Tensor]) -> Packing:
-    """Every tensor in the format that the files have it in: a file of ggml's chooses one for each tensor."""
-    found = {tensor.name: tensor for tensor in stored}
+    """Every tensor in its stored format: a GGUF file chooses one for each tensor."""
+    by_name = {tensor.name: tensor for tensor in stored}
     parts: dict[str, tuple[Part, ...]] = {}
     dense, kept = {}, {}
     for tensor in each_tensor(tree):
         for expected in form(tensor):
-            same = found.get(expected.name)
-            if same is None or same.shape != expected.shape:
-                continue  # the check of the files tells
-            if not isinstance(same.dtype, BlockFormat) and same.dtype not in MODEL_DTYPES:
-                continue
-            if isinstance(same.dtype, BlockFormat):
-                parts[expected.name], dense[expected.name] = (Part(same, "packed"),), expected
-            else:
-                parts[expected.name] = (Part(same, "plain"),)
+            actual = by_name.get(expected.name)
+            if actual is None or actual.shape != expected.shape:
+                continue  # the check against the files reports it
+            if isinstance(actual.dtype, BlockFormat):
+                parts[expected.name], dense[expected.name] = (Part(actual, "packed"),), expected
+            elif actual.dtype in MODEL_DTYPES:
+                parts[expected.name] = (Part(actual, "plain"),)
                 if len(expected.shape) > 1:
                     kept[expected.name.removesuffix(".weight")] = expected
     return Packing(parts=parts, dense=dense, kept=kept, form=form)
 
 
 def _mlx_experts(form: StoredForm) -> StoredForm:
-    """`form`, but for fused experts as mlx-lm names them: three stacks (experts, output features, input features) a layer.
+    """`form`, with fused experts as mlx-lm stores them: three stacks (experts, output features, input features) a layer.
 
     Source: mlx-lm 0.32, models/switch_layers.SwitchGLU; models/qwen3_moe.Model.sanitize
     """
@@ -143,15 +141,17 @@ def _mlx_experts(form: StoredForm) -> StoredForm:
         stack = f"{layer}.switch_mlp"
         if name == "gate_up_proj":
             half = (count, rows // 2, columns)
-            return tuple(replace(tensor, name=f"{stack}.{one}_proj.weight", shape=half) for one in ("gate", "up"))
+            return tuple(replace(tensor, name=f"{stack}.{part}_proj.weight", shape=half) for part in ("gate", "up"))
         return (replace(tensor, name=f"{stack}.{name}.weight"),) if name == "down_proj" else form(tensor)
 
     return stacked
 
 
 def _matrices(tree: Module, form: StoredForm, *, every: bool) -> Iterator[tuple[Tensor, str, bool]]:
-    """Every matrix that a scheme could take, as files of the dense model name it; its module's name as transformers builds it,
-    or the fused experts'; and whether it is a linear module's. every: of embeddings and routers too, as if they were linear.
+    """(matrix, module, is linear) for every matrix that a scheme could quantise.
+
+    matrix: as files of the dense model name it. module: transformers' name of its module, or of the fused experts. every:
+    treat embeddings and routers as linear modules too.
     """
     for prefix, module in each_module(tree):
         linear = module.class_name == "Linear" or (every and _is_matrix(module))
@@ -169,27 +169,27 @@ def _is_matrix(module: Module) -> bool:
 
 
 def _takes_experts(quantisation: Quantisation) -> bool:
-    """bitsandbytes replaces `nn.Linear` alone, which fused experts are not. Source: replace_with_bnb_linear."""
+    """bitsandbytes replaces only `nn.Linear`, so not fused experts. Source: replace_with_bnb_linear."""
     return quantisation.method != "bitsandbytes"
 
 
-def _as_found(
+def _as_in_files(
     matrix: Tensor,
     packed: tuple[Part, ...] | None,
     quantisation: Quantisation,
-    found: Mapping[str, Tensor],
+    by_name: Mapping[str, Tensor],
 ) -> tuple[Part, ...] | None:
-    """The parts as the files have them: None where they hold the matrix as it is, as configured where they hold neither."""
-    same = found.get(matrix.name)
-    if same is not None and same.dtype in MODEL_DTYPES and same.shape == matrix.shape:
+    """The parts as stored: None if the files hold the matrix dense; `packed`, as configured, if they hold neither."""
+    dense = by_name.get(matrix.name)
+    if dense is not None and dense.dtype in MODEL_DTYPES and dense.shape == matrix.shape:
         return None
     if packed is None:
-        packed = _packed_all_the_same(matrix, quantisation, found)
+        packed = _packed_despite_configuration(matrix, quantisation, by_name)
         if packed is None:
             return None
     parts = []
     for part in packed:
-        tensor = found.get(part.tensor.name)
+        tensor = by_name.get(part.tensor.name)
         if tensor is None and part.optional:
             continue
         if tensor is None:
@@ -204,27 +204,27 @@ def _as_found(
                 expected=f"{part.tensor.shape} {part.tensor.dtype}",
                 method=quantisation.method,
             )
-        parts.append(replace(part, tensor=tensor))  # in the dtype that it is stored in: scales come in several
+        parts.append(replace(part, tensor=tensor))  # with its stored dtype: scales come in several
     return tuple(parts)
 
 
-def _packed_all_the_same(
-    matrix: Tensor, quantisation: Quantisation, found: Mapping[str, Tensor]
+def _packed_despite_configuration(
+    matrix: Tensor, quantisation: Quantisation, by_name: Mapping[str, Tensor]
 ) -> tuple[Part, ...] | None:
-    """The parts of a matrix that the configuration leaves as it is, where the files hold it packed in one of its schemes."""
+    """The parts of a matrix that the configuration skips, if the files hold it packed all the same."""
     module = matrix.name.removesuffix(".weight")
     marks = ("qweight", "weight_packed", "weight_scale", "weight_scale_inv", "SCB", "weight.absmax", "scales")
-    if not any(f"{module}.{mark}" in found for mark in marks):
+    if not any(f"{module}.{mark}" in by_name for mark in marks):
         return None
     schemes = (scheme for scheme in reversed(quantisation.schemes) if not isinstance(scheme, Mxfp4Experts))
     return next((packed for scheme in schemes if (packed := _packed(matrix, scheme)) is not None), None)
 
 
-# --- what holds one matrix -----------------------------------------------------------------------------------------
+# --- the parts of one matrix -----------------------------------------------------------------------------------------
 
 
 def _packed(matrix: Tensor, scheme: Scheme) -> tuple[Part, ...] | None:
-    """The tensors that hold a matrix (..., output features, input features); None where the scheme takes none of its kind."""
+    """The tensors that store a matrix (..., output features, input features); None if the scheme does not quantise it."""
     *experts, rows, columns = matrix.shape
     module = matrix.name.removesuffix(".weight")
     if experts and not isinstance(scheme, Mxfp4Experts | Fp8 | Mlx):
@@ -318,7 +318,7 @@ def _packed(matrix: Tensor, scheme: Scheme) -> tuple[Part, ...] | None:
             )
         case Mlx(bits=bits, group_size=size, mode=mode):
             if columns % size:
-                return None  # mlx-lm leaves such a matrix as it is
+                return None  # mlx-lm does not quantise such a matrix
             groups = columns // size
             words = _whole(matrix, columns * bits, WORD_BITS)
             scale_dtype = matrix.dtype if mode == "affine" else DType.U8
@@ -337,10 +337,10 @@ def _packed(matrix: Tensor, scheme: Scheme) -> tuple[Part, ...] | None:
 
 
 def _bnb4(matrix: Tensor, scheme: Bnb4) -> Iterator[Part]:
-    """Codes, two a byte; a scale (absmax) for each block of 64; the table of the 16 values; how to read them, as JSON.
+    """Codes, two a byte; a scale (absmax) for each block of 64; a table of the 16 values; metadata as JSON.
 
-    Double quantisation: the scales are 8-bit codes with a scale for each block of 256. The JSON then holds their mean, whose
-    digits no formula gives. Source: bitsandbytes 0.50, functional.quantize_4bit and QuantState.as_dict.
+    Double quantisation: the scales are 8-bit codes with a scale for each block of 256. The JSON then holds their mean, so no
+    formula gives its length. Source: bitsandbytes 0.50, functional.quantize_4bit and QuantState.as_dict.
     """
 
     def part(suffix: str, count: int, dtype: DType, role: str) -> Part:
@@ -362,52 +362,54 @@ def _bnb4(matrix: Tensor, scheme: Bnb4) -> Iterator[Part]:
 
 
 def _whole(matrix: Tensor, features: int, size: int) -> int:
-    """`features` / `size`; MalformedError where that is no whole number."""
+    """`features` / `size`; MalformedError if there is a remainder."""
     if features % size:
         raise MalformedError("quantised_does_not_divide", tensor=matrix.name, features=features, size=size)
     return features // size
 
 
-# --- what the whole takes ------------------------------------------------------------------------------------------
+# --- totals --------------------------------------------------------------------------------------------------------
 
 
 def packed_tree(tree: Module, packing: Packing) -> Module:
-    """The tree with the bytes of its quantised tensors as they are stored; equal siblings fold again."""
+    """The tree with stored bytes of its quantised tensors; equal siblings are folded again."""
     return _packed_module(tree, "", packing)
 
 
 def _packed_module(module: Module, prefix: str, packing: Packing) -> Module:
-    dense = [one for tensor in module.tensors for one in packing.form(replace(tensor, name=f"{prefix}.{tensor.name}"))]
+    dense = [
+        stored for tensor in module.tensors for stored in packing.form(replace(tensor, name=f"{prefix}.{tensor.name}"))
+    ]
     packed_bytes = None
-    if any(one.name in packing.parts for one in dense):
-        packed_bytes = sum(part.size_bytes for one in dense for part in packing.loaded_parts(one))
+    if any(tensor.name in packing.parts for tensor in dense):
+        packed_bytes = sum(part.size_bytes for tensor in dense for part in packing.loaded_parts(tensor))
     children = []
     for child in module.children:
         siblings = [
             replace(child, name=child.name if child.repeats == 1 else str(int(child.name) + index), repeats=1)
             for index in range(child.repeats)
         ]
-        made = [
+        packed = [
             _packed_module(sibling, f"{prefix}.{sibling.name}" if prefix else sibling.name, packing)
             for sibling in siblings
         ]
-        for _, run in groupby(made, key=lambda one: replace(one, name="")):
+        for _, run in groupby(packed, key=lambda sibling: replace(sibling, name="")):
             alike = list(run)
             children.append(replace(alike[0], repeats=len(alike)))
     return replace(module, packed_bytes=packed_bytes, children=tuple(children))
 
 
 def weights_of(tree: Module, packed: Module, quantisation: Quantisation, packing: Packing) -> QuantisedWeights:
-    """How many parameters are quantised, the bytes of these and of the rest, and which linear modules were left.
+    """Quantised parameters, bytes of these and of the rest, and the unquantised linear modules.
 
-    packed: the tree as `packed_tree` has it.
+    packed: the result of `packed_tree`.
     """
     schemes = tuple(dict.fromkeys(map(describe, quantisation.schemes)))
     return _weights(tree, packed, packing, quantisation.method, schemes)
 
 
 def weights_as_stored(tree: Module, packed: Module, packing: Packing) -> QuantisedWeights:
-    """The same of files of ggml's, whose schemes are the formats of their tensors."""
+    """The same for a GGUF file, whose schemes are the formats of its tensors."""
     formats: dict[str, tuple[int, int]] = {}
     for name, dense in packing.dense.items():
         (part,) = packing.parts[name]
@@ -441,7 +443,7 @@ def _weights(
 
 
 def _together(dense: Mapping[str, Tensor]) -> Counter[str]:
-    """Parameters of each quantised matrix, all experts of a layer as one: they are fused where they run."""
+    """Parameters of each quantised matrix; a layer's experts count as one, as transformers fuses them."""
     parameters: Counter[str] = Counter()
     for name, tensor in dense.items():
         before, experts, _ = name.partition(EXPERTS)
@@ -450,11 +452,12 @@ def _together(dense: Mapping[str, Tensor]) -> Counter[str]:
 
 
 def _widest(dense: Mapping[str, Tensor], *, experts: bool) -> int:
-    return max((sum(one.shape[-2:]) for name, one in dense.items() if (EXPERTS in name) is experts), default=0)
+    """The largest sum of inputs and outputs of a matrix."""
+    return max((sum(matrix.shape[-2:]) for name, matrix in dense.items() if (EXPERTS in name) is experts), default=0)
 
 
 def _kept(packing: Packing) -> Iterator[KeptModules]:
-    """Linear modules that stay as they are, those of all layers under one name: `model.layers.*.mlp.gate`."""
+    """Unquantised linear modules; layer numbers become `*`, so that all layers share a row: `model.layers.*.mlp.gate`."""
     counts: dict[str, tuple[int, int]] = {}
     for name, matrix in packing.kept.items():
         folded = ".".join("*" if part.isdecimal() else part for part in name.split("."))
@@ -465,7 +468,7 @@ def _kept(packing: Packing) -> Iterator[KeptModules]:
 
 
 def describe(scheme: Scheme) -> Message:
-    """A scheme in a phrase."""
+    """A scheme as a phrase."""
 
     def group(size: int | None) -> Message:
         return Message("group_row") if size is None else Message("group_of", size=size)

@@ -1,4 +1,4 @@
-"""The witnesses held against each other, tensor by tensor: a difference has a named cause or is shown unexplained."""
+"""Compares two witnesses tensor by tensor: each difference has a named cause or is listed as unexplained."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .packing import Packing
 
 ROLES = ("packed", "scales", "zeros", "group_index", "tables", "notes")
-# Causes whose elements are no parameters of their own.
+# Causes whose elements are not additional parameters.
 NO_PARAMETERS = (
     "tied_copy",
     "stored_buffers",
@@ -30,7 +30,7 @@ NO_PARAMETERS = (
     "prediction_layer",
     *(f"quantised_{role}" for role in ROLES),
 )
-# What engines that quantise the KV cache store for it. Source: compressed-tensors 0.20, kv_cache_scheme; vLLM 0.19, kv_cache.py.
+# Scales of a quantised KV cache. Source: compressed-tensors 0.20, kv_cache_scheme; vLLM 0.19, kv_cache.py.
 CACHE_SCALES = (".k_scale", ".v_scale", ".q_scale", ".prob_scale")
 
 
@@ -48,11 +48,11 @@ def against_files(
     buffers: Sequence[Tensor] = (),
     unloaded: tuple[str, ...] = (),
 ) -> Check:
-    """`built` (by theory, or by transformers: `witness`) against the tensors in the files, read or predicted.
+    """Compares `built` (from theory or from transformers, as `witness` says) with the tensors in the files, read or predicted.
 
-    tied: names that share another tensor's storage, with that tensor's name. missing_files: what shards that are not
-    there should hold. packing: how quantised ones are stored. ignored: beginnings of names that transformers leaves unloaded.
-    buffers: those that belong into files. unloaded: regular expressions of names that the class says it leaves unloaded.
+    tied: name of each tied tensor -> name of its owner. missing_files: missing shard -> names it should hold. packing: how
+    quantised weights are stored. ignored: prefixes of names that transformers does not load. buffers: the persistent ones.
+    unloaded: regular expressions of names that the class declares it does not load.
     """
     causes: list[Cause] = [] if packing is None else list(_quantised(packing))
     unexplained: list[Unexplained] = []
@@ -69,7 +69,7 @@ def against_files(
 
     seen: set[str] = set()
     persistent = {buffer.name: buffer.shape for buffer in buffers}
-    tied_copies, tables, biases, cache_scales, predicted, kept, passed = [], [], [], [], [], [], []
+    tied_copies, tables, biases, cache_scales, predicted, stored_buffers, skipped = [], [], [], [], [], [], []
     retyped: Counter[tuple[DType | BlockFormat, DType | BlockFormat]] = Counter()
     shapes = {tensor.name: tensor.shape for tensor in built}
     for tensor in named:
@@ -80,7 +80,7 @@ def against_files(
                 unexplained.append(_repacked(expected, tensor))
             elif tensor.dtype is not expected.dtype:
                 retyped[expected.dtype, tensor.dtype] += 1
-            # A file may also hold it as the class does: an expert's matrices not transposed.
+            # A file may also store the class's own shape: an expert's matrices not transposed.
             if tensor.shape not in (expected.shape, shapes.get(tensor.name)):
                 unexplained.append(_reshaped(expected, tensor))
         elif tensor.name in tied and tensor.shape == shapes[tied[tensor.name]]:
@@ -89,7 +89,7 @@ def against_files(
         elif tensor.name.endswith(".rotary_emb.inv_freq") or tensor.name == "rope_freqs.weight":
             tables.append(tensor)
         elif persistent.get(tensor.name) == tensor.shape:
-            kept.append(tensor)
+            stored_buffers.append(tensor)
         elif tensor.name in extra_biases:
             biases.append(tensor)
         elif packing is not None and tensor.name.endswith(CACHE_SCALES):
@@ -97,15 +97,15 @@ def against_files(
         elif tensor.name.startswith(ignored):
             predicted.append(tensor)
         elif any(re.search(pattern, tensor.name) for pattern in unloaded):
-            passed.append(tensor)
+            skipped.append(tensor)
         else:
             unexplained.append(_unexpected(tensor))
     if tied_copies:
         first = tied_copies[0].name
         causes.append(_cause("tied_copy", tied_copies, +1, name=first, owner=tied[first]))
-    for name, found in (("stored_buffers", tables), ("persistent_buffers", kept), ("unloaded", passed)):
-        if found:
-            causes.append(_cause(name, found, +1))
+    for name, tensors in (("stored_buffers", tables), ("persistent_buffers", stored_buffers), ("unloaded", skipped)):
+        if tensors:
+            causes.append(_cause(name, tensors, +1))
     if biases:
         causes.append(_cause("quantised_biases", biases, +1))
     if cache_scales:
@@ -123,9 +123,9 @@ def against_files(
         causes.append(_cause("headless", heads, -1))
     unexplained += [_missing(tensor) for tensor in absent if tensor.name != "lm_head.weight"]
     for name, singly in (("experts_singly", True), ("renamed", False)):
-        alike = [forms[one] for one in fused if one not in filled and (one in split) is singly]
-        causes += _in_other_form(name, alike, seen)
-    causes += [_retyped(*pair, tensors=tensors) for pair, tensors in retyped.items()]
+        unfilled = [forms[owner] for owner in fused if owner not in filled and (owner in split) is singly]
+        causes += _in_other_form(name, unfilled, seen)
+    causes += [_retyped(*dtypes, tensors=count) for dtypes, count in retyped.items()]
     return Check(
         left=witness,
         right=files_witness,
@@ -137,15 +137,15 @@ def against_files(
 
 
 def contradictions(check: Check) -> UnsupportedError | None:
-    """Why the files cannot hold the model that the configuration describes, by a check against them; None where they can.
+    """Why the files cannot hold the model that the configuration describes; None if they can.
 
-    Another shape or a packed number format is such a reason, and so are tensors in place of those of the same module, or packed
-    ones that nothing accounts for where others are missing. Tensors that are only missing or only added are none: transformers
-    loads such files, and says so.
+    Contradictions: another shape; a packed number format; unexpected tensors that replace missing ones of the same module;
+    unexpected packed tensors while others are missing. Tensors that are only missing or only added are no contradiction:
+    transformers loads such files with a warning.
     """
     missing = [item for item in check.unexplained if item.kind == "missing"]
     lacking = {item.name.rpartition(".")[0] for item in missing}
-    against: dict[str, Unexplained] = {}  # each tensor once, by what is noticed first
+    against: dict[str, Unexplained] = {}  # tensor name -> its first contradiction
     for item in check.unexplained:
         replaces = missing and (item.packed or item.name.rpartition(".")[0] in lacking)
         if item.kind in ("reshaped", "retyped") or (item.kind == "unexpected" and replaces):
@@ -163,27 +163,27 @@ def contradictions(check: Check) -> UnsupportedError | None:
 
 
 def _is_packed(dtype: DType | BlockFormat) -> bool:
-    """Whether numbers of this format are no weights as they stand: integers, and floats of 8 bits and less, need scales."""
+    """Whether numbers of this format need scales to be weights: integers, and floats of 8 bits or less."""
     return dtype not in MODEL_DTYPES and not isinstance(dtype, BlockFormat)
 
 
 def _in_other_form(name: str, forms: Sequence[tuple[Tensor, ...]], seen: set[str]) -> list[Cause]:
-    """Tensors stored in several parts, or under another name: told, though they change no count."""
-    found = [form for form in forms if any(part.name in seen for part in form)]
-    tensors = sum(part.name in seen for form in found for part in form)
+    """A cause for tensors stored in several parts or under another name; it changes no count."""
+    stored = [form for form in forms if any(part.name in seen for part in form)]
+    tensors = sum(part.name in seen for form in stored for part in form)
     if not tensors:
         return []
-    message = Message(f"cause_{name}", tensors=tensors, fused=len(found))
+    message = Message(f"cause_{name}", tensors=tensors, fused=len(stored))
     return [Cause(name=name, message=message, parameters=0, tensors=tensors)]
 
 
 def copies(check: Check) -> int:
-    """Stored elements that are no parameters of their own, by a check against the files."""
+    """Stored elements that are not additional parameters, from a check against the files."""
     return sum(cause.parameters for cause in check.causes if cause.name in NO_PARAMETERS)
 
 
 def _quantised(packing: Packing) -> Iterator[Cause]:
-    """What each role's tensors add to the count, or take from it: packed words hold several parameters each."""
+    """What each role's tensors add to the count or subtract from it: a packed word holds several parameters."""
     by_role: dict[str, list[Tensor]] = {role: [] for role in ROLES}
     for parts in packing.parts.values():
         for part in parts:
@@ -205,7 +205,7 @@ def _quantised(packing: Packing) -> Iterator[Cause]:
 
 
 def against_instantiated(theory: Sequence[Tensor], instantiated: Sequence[Tensor]) -> Check:
-    """Theory against what transformers builds: names, shapes and dtypes must be the same."""
+    """Compares theory with transformers' instance: names, shapes and dtypes must be equal."""
     left = {tensor.name: tensor for tensor in theory}
     right = {tensor.name: tensor for tensor in instantiated}
     unexplained = [_missing(tensor) for name, tensor in left.items() if name not in right]
@@ -215,8 +215,7 @@ def against_instantiated(theory: Sequence[Tensor], instantiated: Sequence[Tensor
         elif tensor.shape != left[name].shape:
             unexplained.append(_reshaped(left[name], tensor))
         elif tensor.dtype != left[name].dtype:
-            found, expected = str(tensor.dtype), str(left[name].dtype)
-            unexplained.append(Unexplained(kind="retyped", name=name, parameters=0, expected=expected, found=found))
+            unexplained.append(_repacked(left[name], tensor))
     return Check(
         left="theory",
         right="instantiated",
@@ -227,7 +226,7 @@ def against_instantiated(theory: Sequence[Tensor], instantiated: Sequence[Tensor
 
 
 def without_renaming(stored: Sequence[Tensor], expected: set[str]) -> tuple[Sequence[Tensor], list[Cause]]:
-    """The stored tensors under the names of the class, where the files leave out or add the decoder's own prefix."""
+    """The stored tensors under the class's names: adds or removes the decoder's prefix if the files omit or add it."""
     if any(tensor.name in expected for tensor in stored):
         return stored, []
     for kind, renamed in (
@@ -243,17 +242,17 @@ def without_renaming(stored: Sequence[Tensor], expected: set[str]) -> tuple[Sequ
 def _explain_missing_files(
     absent: list[Tensor], missing_files: Mapping[str, tuple[str, ...]], causes: list[Cause]
 ) -> list[Tensor]:
-    """What is left of `absent` once the tensors of missing shards are put down to them."""
+    """The tensors of `absent` that no missing shard accounts for; appends a cause for each such shard."""
     by_file = {file: set(names) for file, names in missing_files.items()}
     for file, names in by_file.items():
-        if gone := [tensor for tensor in absent if tensor.name in names]:
-            causes.append(_cause("missing_shard", gone, -1, file=file))
+        if in_shard := [tensor for tensor in absent if tensor.name in names]:
+            causes.append(_cause("missing_shard", in_shard, -1, file=file))
     return [tensor for tensor in absent if not any(tensor.name in names for names in by_file.values())]
 
 
-def _retyped(expected: DType | BlockFormat, found: DType | BlockFormat, *, tensors: int) -> Cause:
-    """Told, though it changes bytes and no count."""
-    message = Message("cause_retyped", tensors=tensors, expected=str(expected), found=str(found))
+def _retyped(expected: DType | BlockFormat, actual: DType | BlockFormat, *, tensors: int) -> Cause:
+    """A cause that changes bytes but no count."""
+    message = Message("cause_retyped", tensors=tensors, expected=str(expected), found=str(actual))
     return Cause(name="retyped", message=message, parameters=0, tensors=tensors)
 
 
@@ -278,19 +277,19 @@ def _unexpected(tensor: Tensor) -> Unexplained:
     )
 
 
-def _repacked(expected: Tensor, found: Tensor) -> Unexplained:
+def _repacked(expected: Tensor, actual: Tensor) -> Unexplained:
     return Unexplained(
-        kind="retyped", name=found.name, parameters=0, expected=str(expected.dtype), found=str(found.dtype)
+        kind="retyped", name=actual.name, parameters=0, expected=str(expected.dtype), found=str(actual.dtype)
     )
 
 
-def _reshaped(expected: Tensor, found: Tensor) -> Unexplained:
+def _reshaped(expected: Tensor, actual: Tensor) -> Unexplained:
     return Unexplained(
         kind="reshaped",
-        name=found.name,
-        parameters=found.elements - expected.elements,
+        name=actual.name,
+        parameters=actual.elements - expected.elements,
         expected=str(expected.shape),
-        found=str(found.shape),
+        found=str(actual.shape),
     )
 
 

@@ -1,6 +1,6 @@
-"""Models that are not stored as they are built: quantised, in ggml's blocks, or as an adapter beside a base.
+"""Models that are stored in another form than transformers builds: quantised, GGUF, or an adapter and its base.
 
-Apart from `inspect`, for most models need nothing of it.
+Separate from `inspect` because most models need none of it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .packing import Packing, as_stored, pack, packed_tree, weights_as_stored, w
 
 
 def in_dtype(checkpoint: Checkpoint, dtype: str | None, group_size: int | None) -> Checkpoint:
-    """The model with its parameters in `dtype`, dense or by a scheme's name: what is stored says nothing of that model."""
+    """The model with its parameters in `dtype`: a dtype, or a quantisation scheme's name (which drops the stored tensors)."""
     if group_size is not None and dtype not in PRESETS:
         raise UsageError("group_size_without_scheme", known=", ".join(PRESETS))
     if dtype is None or checkpoint.config is None:
@@ -32,7 +32,7 @@ def in_dtype(checkpoint: Checkpoint, dtype: str | None, group_size: int | None) 
     config = undeclared(before.config or {})
     if dtype in PRESETS:
         config[KEY] = preset(dtype, group_size, config)
-        checkpoint = before  # with the dtype of all that the scheme leaves as it is
+        checkpoint = before  # keeps the dtype of the modules that the scheme skips
     else:
         config = {**{key: value for key, value in config.items() if key != "dtype"}, "torch_dtype": dtype}
     requantised = config.get(KEY) != (before.config or {}).get(KEY)
@@ -49,7 +49,7 @@ def packing_of(
     *,
     in_blocks: bool,
 ) -> Packing | None:
-    """How the weights are stored where that is not as they are built: in ggml's blocks, or as `quantization_config` says."""
+    """How the weights are stored: GGUF's blocks (`in_blocks`), or `quantization_config`'s scheme; None if dense."""
     if in_blocks:
         return as_stored(tree, form, stored or ())
     quantisation = read_quantisation(config)
@@ -57,13 +57,13 @@ def packing_of(
 
 
 def quantised(design: Design, packing: Packing, config: Mapping[str, Any]) -> Design:
-    """The design with the bytes of what is stored; its counts stay those of the parameters."""
+    """The design with stored bytes; its counts remain counts of parameters."""
     tree = packed_tree(design.tree, packing)
     quantisation = read_quantisation(config)
     return replace(
         design,
         tree=tree,
-        # A release's layout is known of dense ones alone.
+        # A release's layout is known only for dense weights.
         parameters=replace(design.parameters, stored_predicted=None),
         components=components(tree),
         quantised=weights_as_stored(design.tree, tree, packing)
@@ -74,7 +74,7 @@ def quantised(design: Design, packing: Packing, config: Mapping[str, Any]) -> De
 
 
 def with_adapter(design: Design, adapter: Adapter, form: StoredForm, *, dense: bool) -> Design:
-    """The design of the base with what the adapter trains, and the check of that against what is stored."""
+    """The base's design with the adapter's trained tensors, checked against the adapter's file."""
     lora = read_lora(adapter.config)
     trained = trained_tensors(design.tree, lora, form, adapter.tensors)
     return replace(
@@ -85,7 +85,7 @@ def with_adapter(design: Design, adapter: Adapter, form: StoredForm, *, dense: b
 
 
 def under_class_names(tensors: Sequence[Tensor], tree: Module) -> tuple[Tensor, ...]:
-    """The tensors of a GGUF file under the names that the modules have."""
+    """A GGUF file's tensors under transformers' names."""
     by_name = {tensor.name: tensor for tensor in tensors}
     stored_names = [(tensor.name, gguf.stored_form(tensor)[0].name) for tensor in each_tensor(tree)]
     return tuple(replace(by_name[stored], name=name) for name, stored in stored_names if stored in by_name)
