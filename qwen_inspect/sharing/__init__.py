@@ -1,1 +1,1 @@
-"""A model over several devices."""
+"""A model shared by several devices: its plans, and each rank's bytes."""

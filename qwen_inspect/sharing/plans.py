@@ -1,7 +1,7 @@
-"""How transformers takes each family's class apart for several devices: its plans, as data, so that no torch is needed.
+"""transformers' parallel plans of each family's class, as data, so that torch is not needed.
 
 Source: transformers 5.23, `base_model_tp_plan`, `base_model_ep_plan` of models/*/configuration_*.py, `_tp_plan` and `_fsdp_plan`
-of models/*/modeling_*.py, put together as distributed/mixin.py (init_parallel_plans) does.
+of models/*/modeling_*.py, merged as distributed/mixin.py (init_parallel_plans) does.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ EXPERT = {
     "mlp.experts.down_proj": "grouped_gemm",
     "mlp.experts": "ep_dispatch_experts",
 }
-# Classes that read images and have no rule for their output layer under FSDP.
+# Vision-language classes whose FSDP plan has no rule for the output layer.
 FSDP_WITHOUT_HEAD = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")
 HEAD = "lm_head"
-# Families whose files transformers 5.23 cannot load onto ranks: experts that are stored transposed are cut, and not turned.
+# Families whose files transformers 5.23 cannot load onto ranks: it cuts experts that are stored transposed without transposing.
 NOT_LOADED_BY_RANKS = ("qwen3_vl_moe",)
 
 
 def plans_of(spec: ModelSpec, tree: Module) -> Plans:
-    """The plans of a family's class, whose modules are `tree`."""
+    """The plans of a family's class with the module tree `tree`."""
     family = spec.family.removesuffix("_text")
     base = next(
         path for path, module in each_module(tree) if any(child.name == "embed_tokens" for child in module.children)
@@ -81,22 +81,22 @@ def plans_of(spec: ModelSpec, tree: Module) -> Plans:
         tensor=tuple(tensor.items()),
         expert=tuple(expert.items()),
         fsdp=tuple(fsdp.items()),
-        # apply_pipeline_parallelism takes `layers` of the base model itself, which a model that sees has not.
+        # apply_pipeline_parallelism needs `layers` in the base model itself; a vision-language model has it one level deeper.
         pipeline=base if spec.headed and spec.vision is None else None,
     )
 
 
 def built_plans(model: Any) -> Plans:
-    """The plans of a class that transformers built.
+    """The plans of a model that transformers built.
 
-    pipeline: as distributed/pipeline_parallel.py takes it for granted, `embed_tokens`, `layers` and `norm` in the base model.
+    Pipeline stages need `embed_tokens`, `layers` and `norm` in the base model. Source: distributed/pipeline_parallel.py
     """
     base = getattr(model, model.base_model_prefix, None) if model.base_model_prefix else None
     children = {} if base is None else dict(base.named_children())
-    cut = {"embed_tokens", "layers", "norm"} <= set(children) and hasattr(model, HEAD)
+    has_stages = {"embed_tokens", "layers", "norm"} <= set(children) and hasattr(model, HEAD)
     return Plans(
         tensor=tuple((getattr(model, "tp_plan", None) or {}).items()),
         expert=tuple((getattr(model, "ep_plan", None) or {}).items()),
         fsdp=tuple((getattr(model, "fsdp_plan", None) or {}).items()),
-        pipeline=str(model.base_model_prefix) if cut else None,
+        pipeline=str(model.base_model_prefix) if has_stages else None,
     )

@@ -1,4 +1,4 @@
-"""A model, a run, and how several devices share them -> what each device holds."""
+"""What each device holds of a model and a run that several devices share."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from .shares import Sharded, rank_bytes
 
 
 def ranks_report(report: Report, run: Run, how: Parallelism) -> RanksReport:
-    """Each rank's bytes for `run`, by the plans alone: without peaks (see `with_peaks`).
+    """Each rank's bytes for `run`, computed from the plans, without peaks (see `with_peaks`).
 
-    UsageError for degrees that contradict each other or the run, UnsupportedError where transformers has no plan for the class,
-    cannot cut it into so many parts, or its weights are quantised.
+    UsageError for degrees that contradict each other or the run; UnsupportedError if transformers has no plan for the class or
+    cannot cut it into so many parts, or if the weights are quantised.
     """
     check_training(run)
     if run.autocast is not None:
         raise UnsupportedError("autocast_ranks")
     _check_dense(report)
     if how.expert > 1 and how.tensor == how.fsdp == 1:
-        # The ranks of experts lie on others': those that share one batch are tensor-parallel ones.
+        # Expert ranks are ranks of another kind too; those that share one batch are tensor-parallel.
         how = replace(how, tensor=how.expert)
     if how.tensor * how.expert > 1 and report.spec.family in NOT_LOADED_BY_RANKS:
         raise UnsupportedError("ranks_not_loaded", class_name=report.spec.class_name)
@@ -37,45 +37,44 @@ def ranks_report(report: Report, run: Run, how: Parallelism) -> RanksReport:
     return RanksReport(parallelism=how, ranks=ranks, assumptions=tuple(_assumptions(how, run)))
 
 
-def with_peaks(found: RanksReport, report: Report, run: Run) -> RanksReport:
-    """The same with each rank's peak, from a trace of what that rank does; without, and why, where it cannot be traced."""
-    if found.parallelism.fsdp > 1 and found.parallelism.zero_stage == 1:
-        return _without_peaks(found, Message("ranks_trace_deepspeed"))
+def with_peaks(shared: RanksReport, report: Report, run: Run) -> RanksReport:
+    """`shared` with each rank's peak from a trace of that rank; with the reason instead if it cannot be traced."""
+    if shared.parallelism.fsdp > 1 and shared.parallelism.zero_stage == 1:
+        return _without_peaks(shared, Message("ranks_trace_deepspeed"))
     try:
-        ranks = tuple(_with_peak(rank, report, run, found.parallelism) for rank in found.ranks)
+        ranks = tuple(_with_peak(rank, report, run, shared.parallelism) for rank in shared.ranks)
     except (UnavailableError, UnsupportedError) as error:
-        return _without_peaks(found, error.message)
-    said = [Message("assume_ranks_traced")]
-    if found.parallelism.fsdp > 1:
-        said.append(Message("assume_ranks_streams"))
-    return replace(found, ranks=ranks, assumptions=(*found.assumptions, *said))
+        return _without_peaks(shared, error.message)
+    assumptions = [Message("assume_ranks_traced")]
+    if shared.parallelism.fsdp > 1:
+        assumptions.append(Message("assume_ranks_streams"))
+    return replace(shared, ranks=ranks, assumptions=(*shared.assumptions, *assumptions))
 
 
-def _with_peak(one: RankBytes, report: Report, run: Run, how: Parallelism) -> RankBytes:
-    """UnsupportedError where the trace ends with other bytes than those that the plans give."""
+def _with_peak(alike: RankBytes, report: Report, run: Run, how: Parallelism) -> RankBytes:
+    """`alike` with the traced peak of its first rank; UnsupportedError if the trace ends with other bytes than the plans give."""
     shortest = replace(run, accumulate=min(run.accumulate, MICRO_BATCHES))
-    timeline, made_by = timeline_of(report, shortest, Place(how=how, rank=one.ranks[0]))
-    footprint = traced_footprint(timeline, run, provenance=made_by)
-    held = footprint.steady
+    timeline, provenance = timeline_of(report, shortest, Place(how=how, rank=alike.ranks[0]))
+    footprint = traced_footprint(timeline, run, provenance=provenance)
     terms = ("weights", "buffers", "optimizer", *(("cache", "state") if run.mode == "generate" else ()))
     for term in terms:
-        expected, traced = getattr(one, term), getattr(held, term)
+        expected, traced = getattr(alike, term), getattr(footprint.steady, term)
         if expected is not None and traced != expected:
             raise UnsupportedError(
                 "ranks_trace_differs", term=Message(f"term_{term}"), traced=traced, expected=expected
             )
-    # FSDP gathers in streams of its own, whose blocks the allocator keeps apart.
+    # FSDP gathers on its own CUDA streams, and the allocator does not share blocks between streams.
     reserved = footprint.peak_reserved if how.fsdp == 1 else None
-    return replace(one, peak=footprint.peak, peak_reserved=reserved)
+    return replace(alike, peak=footprint.peak, peak_reserved=reserved)
 
 
-def _without_peaks(found: RanksReport, reason: Message) -> RanksReport:
-    said = (Message("assume_ranks_unknown"), Message("assume_ranks_untraced", reason=reason))
-    return replace(found, assumptions=(*found.assumptions, *said))
+def _without_peaks(shared: RanksReport, reason: Message) -> RanksReport:
+    assumptions = Message("assume_ranks_unknown"), Message("assume_ranks_untraced", reason=reason)
+    return replace(shared, assumptions=(*shared.assumptions, *assumptions))
 
 
 def sharded(report: Report) -> Sharded:
-    """The model of a report in the words of `rank_bytes`; its plans are transformers' own where no family here describes it."""
+    """A report's model as input of `rank_bytes`. The plans are ours for a described family, else transformers'."""
     spec, design = report.spec, report.known
     plans = built_plans(build_generic(report.config or {})) if spec.built else plans_of(spec, report.tree)
     settled = design.attention is not None and design.cache is not None
@@ -89,10 +88,10 @@ def sharded(report: Report) -> Sharded:
 
 
 def device_map_report(report: Report, run: Run, capacities: Mapping[str, int] | None) -> DeviceMapReport:
-    """What accelerate puts on each device, of `capacities` bytes (None: this machine's).
+    """What accelerate puts on each device. capacities: device -> bytes; None: this machine's.
 
-    UsageError for a training, UnavailableError without accelerate, UnsupportedError where there is no place for the model, or its
-    weights are quantised.
+    UsageError for a training run, UnavailableError without accelerate, UnsupportedError if the model does not fit or its weights
+    are quantised.
     """
     from ..tracing.device_map import placed
     from ..tracing.instantiate import build
@@ -115,15 +114,15 @@ def _check_dense(report: Report) -> None:
 
 
 def _assumptions(how: Parallelism, run: Run) -> list[Message]:
-    said = []
+    assumptions = []
     if how.tensor > 1:
-        said.append(Message("assume_ranks_tensor"))
+        assumptions.append(Message("assume_ranks_tensor"))
     if how.expert > 1:
-        said.append(Message("assume_ranks_expert", ranks=how.expert))
+        assumptions.append(Message("assume_ranks_expert", ranks=how.expert))
     if how.pipeline > 1:
-        said.append(Message("assume_ranks_pipeline"))
+        assumptions.append(Message("assume_ranks_pipeline"))
     if how.fsdp > 1:
-        said += [Message("assume_ranks_batch"), Message(f"assume_zero_{how.zero_stage}")]
+        assumptions += [Message("assume_ranks_batch"), Message(f"assume_zero_{how.zero_stage}")]
         if how.zero_stage == 3 and how.ranks == how.fsdp and how.expert == 1:
-            said.append(Message("assume_gathered_train" if run.mode == "train" else "assume_gathered"))
-    return said
+            assumptions.append(Message("assume_gathered_train" if run.mode == "train" else "assume_gathered"))
+    return assumptions
