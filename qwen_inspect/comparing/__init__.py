@@ -1,1 +1,1 @@
-"""Models side by side."""
+"""Compares models: configurations, facts, tensors, and the file listings of two hubs."""

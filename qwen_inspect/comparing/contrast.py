@@ -1,4 +1,4 @@
-"""Reports -> what they have in common and where they differ: configuration, facts, tensors. Nothing is judged here."""
+"""Rows that compare reports: configuration keys, facts and tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..structure.accounting import COMPONENTS
 from ..structure.reconcile import without_renaming
 
 Value = int | str | None
-# What is told of the layers of each kind, by the names of LayerAttention and LinearLayerAttention.
+# The figures compared for layers of each kind: attributes of LayerAttention and LinearLayerAttention.
 SOFTMAX = ("kind", "query_heads", "kv_heads", "head_dim")
 LAYER_FIGURES: Mapping[LayerKind, tuple[str, ...]] = {
     "full": SOFTMAX,
@@ -24,7 +24,7 @@ LAYER_FIGURES: Mapping[LayerKind, tuple[str, ...]] = {
 
 
 def config_rows(configs: Sequence[Mapping[str, Any] | None]) -> tuple[ConfigRow, ...]:
-    """Every key of any configuration, by name. 1000000 and 1000000.0 are the same value, 1 and true are not."""
+    """A row for each key of any configuration, sorted. 1000000 equals 1000000.0; 1 does not equal true."""
     keys = sorted({key for config in configs for key in config or ()})
     return tuple(_config_row(key, configs) for key in keys)
 
@@ -32,13 +32,13 @@ def config_rows(configs: Sequence[Mapping[str, Any] | None]) -> tuple[ConfigRow,
 def _config_row(key: str, configs: Sequence[Mapping[str, Any] | None]) -> ConfigRow:
     present = tuple(None if config is None else key in config for config in configs)
     values = tuple((config or {}).get(key) for config in configs)
-    known = {(there, _canonical(value)) for there, value in zip(present, values, strict=True) if there is not None}
-    same = False if len(known) > 1 else None if None in present else True
+    distinct = {(there, _canonical(value)) for there, value in zip(present, values, strict=True) if there is not None}
+    same = False if len(distinct) > 1 else None if None in present else True
     return ConfigRow(key=key, values=values, present=present, same=same)
 
 
 def _canonical(value: object) -> str:
-    """Equal for equal values, whichever way a JSON writer spells numbers and orders keys."""
+    """A text that is equal for equal values, however JSON spells their numbers and orders their keys."""
     match value:
         case float() if value.is_integer():
             return str(int(value))
@@ -67,7 +67,7 @@ def fact_rows(
     return tuple(rows)
 
 
-# (name, unit, what it is of a model whose architecture is known).
+# (name, unit, value for a report with a design).
 _Fact = tuple[str, Unit, Callable[[Report], Value]]
 _MODEL: tuple[_Fact, ...] = (
     ("class", "", lambda report: report.spec.class_name),
@@ -90,53 +90,54 @@ _CACHE: tuple[_Fact, ...] = (
 
 
 def _rows(section: Section, reports: Sequence[Report], facts: Sequence[_Fact]) -> Iterator[FactRow]:
-    for name, unit, of in facts:
-        values = tuple(None if report.design is None else of(report) for report in reports)
+    for name, unit, value_of in facts:
+        values = tuple(None if report.design is None else value_of(report) for report in reports)
         yield FactRow(section=section, name=name, values=values, unit=unit)
 
 
 def _component_rows(reports: Sequence[Report]) -> Iterator[FactRow]:
-    """A component that a model does not have counts 0."""
-    found = [
+    """Parameters of each component; 0 for a model without it."""
+    counts = [
         None if report.design is None else {part.name: part.parameters for part in report.components}
         for report in reports
     ]
     for name in COMPONENTS:
-        values = tuple(None if parts is None else parts.get(name, 0) for parts in found)
+        values = tuple(None if parts is None else parts.get(name, 0) for parts in counts)
         if any(values):
             yield FactRow(section="components", name=name, values=values, unit="parameters")
 
 
 def _cache_rows(reports: Sequence[Report], tokens: int, batch: int) -> Iterator[FactRow]:
-    """None of a model whose cache is not known."""
-    for name, unit, of in _CACHE:
-        values = tuple(of(one) if one.settled else None for one in reports)
+    """None for a model whose cache is unknown."""
+    for name, unit, value_of in _CACHE:
+        values = tuple(value_of(report) if report.settled else None for report in reports)
         yield FactRow(section="cache", name=name, values=values, unit=unit)
-    held = tuple(one.cache.size_bytes(tokens=tokens, batch=batch) if one.settled else None for one in reports)
-    yield FactRow(section="cache", name="context_bytes", values=held, unit="bytes")
+    sizes = tuple(report.cache.size_bytes(tokens=tokens, batch=batch) if report.settled else None for report in reports)
+    yield FactRow(section="cache", name="context_bytes", values=sizes, unit="bytes")
 
 
 def _attention_rows(reports: Sequence[Report]) -> Iterator[FactRow]:
-    """For each kind of layer that any model has: how many layers, their heads, their window."""
+    """For each kind of layer: how many layers, their heads and their window. Kinds that no model has are skipped."""
     for kind, figures in LAYER_FIGURES.items():
-        found = [
+        layers_by_model = [
             [layer for layer in report.attention.layers if layer.span == kind] if report.settled else None
             for report in reports
         ]
-        if not any(found):
+        if not any(layers_by_model):
             continue
-        counts = tuple(None if layers is None else len(layers) for layers in found)
+        counts = tuple(None if layers is None else len(layers) for layers in layers_by_model)
         yield FactRow(section="attention", name="layers", values=counts, layer_kind=kind)
         for name in figures:
             values = tuple(
-                None if layers is None else _together(getattr(one, name) for one in layers) for layers in found
+                None if layers is None else _distinct(getattr(layer, name) for layer in layers)
+                for layers in layers_by_model
             )
             unit: Unit = "tokens" if name == "window_tokens" else ""
             yield FactRow(section="attention", name=name, values=values, unit=unit, layer_kind=kind)
 
 
-def _together(values: Iterator[Value]) -> Value:
-    """The one value that all layers have, or the distinct ones in order; "" where there is no such layer."""
+def _distinct(values: Iterator[Value]) -> Value:
+    """The value that all layers share, else the distinct values in order, joined; "" without layers."""
     distinct = list(dict.fromkeys(values))
     return distinct[0] if len(distinct) == 1 else ", ".join(map(str, distinct))
 
@@ -150,7 +151,7 @@ def _memory_rows(memories: Sequence[MemoryReport | None]) -> Iterator[FactRow]:
     yield FactRow(section="memory", name="method", values=methods)
     trained = [None if memory is None else memory.training for memory in memories]
     if any(trained):
-        trainable = tuple(None if one is None else one.trainable for one in trained)
+        trainable = tuple(None if training is None else training.trainable for training in trained)
         yield FactRow(section="memory", name="trainable", values=trainable, unit="parameters")
     usual = ("weights", "gradients", "optimizer") if any(trained) else ("weights", "cache", "state")
     for term in TERMS:
@@ -181,10 +182,10 @@ def _term(moment: Moment, term: str) -> int | None:
 def tensor_changes(
     base: Sequence[Tensor], other: Sequence[Tensor], *, base_origin: Origin, origin: Origin
 ) -> TensorChanges:
-    """`other` against `base` by name, where one of them leaves out the decoder's own prefix without it."""
+    """What changed from `base` to `other`, by name; a missing or added decoder prefix is evened out first (see `notes`)."""
     before = {tensor.name: tensor for tensor in base}
-    named, causes = without_renaming(other, set(before))
-    after = {tensor.name: tensor for tensor in named}
+    renamed, causes = without_renaming(other, set(before))
+    after = {tensor.name: tensor for tensor in renamed}
     changes = [
         TensorChange(kind="removed", name=name, before=tensor, after=None)
         for name, tensor in before.items()

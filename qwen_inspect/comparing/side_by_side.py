@@ -1,4 +1,4 @@
-"""Models -> a Comparison: two hubs' listings where those can prove the weights the same, else the models side by side."""
+"""Compares models: first the file listings of two hubs, which may prove equal weights; else the models side by side."""
 
 from __future__ import annotations
 
@@ -42,18 +42,20 @@ def compare(
     cards: Sequence[Gpu] = (),
     trust_remote_code: bool = False,
 ) -> Comparison:
-    """Two or more models, of any sources, for one run. cards: on which it is also asked what fits. trust_remote_code: as in
-    `analyse`.
+    """Compares two or more models, from any sources, for one run.
 
-    Of two hub models, one of them pinned by `hf:` or `ms:`, the listings are asked first (one request each): where every file of
-    weights is the same by SHA-256, that is the answer and no more is read. Otherwise what can be read of the models is
-    held side by side; what is not known of one stays None. Raises what reading a model raises, unless listings have answered.
+    For two hub models, at least one pinned by `hf:` or `ms:`, the listings come first (one request each): if all weight files
+    have equal SHA-256, nothing more is read. Otherwise the models are read and put side by side; unknown values are None.
+    cards: where to find the largest context too. trust_remote_code: as in `analyse`. Raises what reading a model raises, except
+    after the listings were compared: then the error becomes a notice.
     """
     access = access or Access()
 
     def side_by_side() -> SideBySide:
-        found = _side_by_side(models, run, access, dtype, group_size, trust_remote_code=trust_remote_code)
-        return replace(found, reaches=_reaches(found.reports, run, cards)) if cards else found
+        models_side_by_side = _side_by_side(models, run, access, dtype, group_size, trust_remote_code=trust_remote_code)
+        if not cards:
+            return models_side_by_side
+        return replace(models_side_by_side, reaches=_reaches(models_side_by_side.reports, run, cards))
 
     if not _two_of_hubs(models):
         return Comparison(files=None, models=side_by_side())
@@ -95,14 +97,14 @@ def _side_by_side(
     predicted = [_memory(report, run) for report in reports]
     reports = [report for report, _ in predicted]
     memories = [memory for _, memory in predicted]
-    others = zip(reports[1:], tensors[1:], strict=True)
+    compared = zip(reports[1:], tensors[1:], strict=True)
     return SideBySide(
         reports=tuple(reports),
         memories=tuple(memories),
         run=replace(run, attention=_kernels(memories) or run.attention),
         config=config_rows([report.written for report in reports]),
         facts=fact_rows(reports, memories, tokens=run.prompt_tokens, batch=run.batch),
-        tensors=tuple(_changes(reports[0], tensors[0], report, found) for report, found in others),
+        tensors=tuple(_changes(reports[0], tensors[0], report, named) for report, named in compared),
     )
 
 
@@ -112,24 +114,24 @@ def _kernels(memories: Sequence[MemoryReport | None]) -> str:
 
 
 def _reaches(reports: Sequence[Report], run: Run, cards: Sequence[Gpu]) -> tuple[tuple[CardReach, ...] | None, ...]:
-    """Each model on each card, with usual contexts up to the longest limit and the one asked for."""
+    """Each model on each card: the requested context, and the usual ones up to the longest limit of any model."""
     from ..fitting.search import reach
 
     limits = [report.spec.context_tokens for report in reports if report.design is not None]
-    most = max((limit for limit in limits if limit is not None), default=0)
-    contexts = sorted({run.prompt_tokens, *(tokens for tokens in REACHED_CONTEXTS if tokens <= most)})
+    longest = max((limit for limit in limits if limit is not None), default=0)
+    contexts = sorted({run.prompt_tokens, *(tokens for tokens in REACHED_CONTEXTS if tokens <= longest)})
 
-    def of(report: Report) -> tuple[CardReach, ...] | None:
+    def on_cards(report: Report) -> tuple[CardReach, ...] | None:
         try:
             return tuple(reach(report, run, card, contexts) for card in cards)
         except QwenInspectError:
             return None
 
-    return tuple(of(report) for report in reports)
+    return tuple(on_cards(report) for report in reports)
 
 
 def _memory(report: Report, run: Run) -> tuple[Report, MemoryReport | None]:
-    """The prediction, and the report with what was noticed in making it; None where there is none."""
+    """The report with the notices of its prediction, and the prediction; None if there is none."""
     try:
         memory = predict(report, run)
     except QwenInspectError as error:
@@ -141,7 +143,7 @@ Named = tuple[tuple[Tensor, ...], Origin]
 
 
 def _tensors(checkpoint: Checkpoint, report: Report, *, trust_remote_code: bool) -> Named | None:
-    """A model's tensors as stored, with an adapter's own; else as a release's files or, without any, the design has them."""
+    """A model's tensors and their origin: as stored, with the adapter's; else of a release's files; else of the design."""
     if checkpoint.tensors is not None:
         own = () if checkpoint.adapter is None else checkpoint.adapter.tensors
         return (*checkpoint.tensors, *own), "stored"
@@ -155,14 +157,15 @@ def _tensors(checkpoint: Checkpoint, report: Report, *, trust_remote_code: bool)
 
 
 def _changes(base: Report, before: Named | None, other: Report, after: Named | None) -> TensorChanges | None:
-    """Theory does not tell whether files hold a tied tensor twice, so that beside it such copies are left out of both."""
+    """What changed between two models. If either side is theory, which has no tied copies, both omit them."""
     if before is None or after is None:
         return None
     left, right = before[0], after[0]
     if "theory" in (before[1], after[1]):
-        copies = {name for one in (base, other) if one.design is not None for name, _ in tied_tensors(one.tree)}
-        owned = {tensor.name for one in (base, other) if one.design is not None for tensor in each_tensor(one.tree)}
-        left, right = (tuple(one for one in side if one.name not in copies - owned) for side in (left, right))
+        trees = [report.tree for report in (base, other) if report.design is not None]
+        copies = {name for tree in trees for name, _ in tied_tensors(tree)}
+        owned = {tensor.name for tree in trees for tensor in each_tensor(tree)}
+        left, right = (tuple(tensor for tensor in side if tensor.name not in copies - owned) for side in (left, right))
     return tensor_changes(left, right, base_origin=before[1], origin=after[1])
 
 
