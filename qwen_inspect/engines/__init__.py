@@ -1,6 +1,6 @@
-"""What answers for a card: transformers, and the engines that serve. An engine is a package here, or elsewhere, and a line below.
+"""The engines that run a model on a card: transformers, vLLM and llama.cpp. A new one is a package and a line below.
 
-`interface.py` has what an engine is asked. Nothing is imported before an engine is asked, for `--help` needs the names.
+`interface.py` declares what an engine implements. Engines are imported on use, because `--help` needs only their names.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from ..results.model import Report
     from .interface import Engine
 
-# By the name in `--engine`: the module whose ENGINE it is.
+# Name in `--engine` -> the module that defines its ENGINE.
 ENGINES = {"transformers": ".transformers", "vllm": ".vllm", "llama.cpp": ".llama_cpp"}
 
 
 def engine_of(name: str) -> Engine[Any, Any]:
-    """The engine of that name; UsageError where there is none."""
+    """The engine of that name; UsageError if there is none."""
     if name not in ENGINES:
         raise UsageError("engine_unknown", found=name, known=", ".join(ENGINES))
     engine: Engine[Any, Any] = import_module(ENGINES[name], __name__).ENGINE
@@ -28,9 +28,9 @@ def engine_of(name: str) -> Engine[Any, Any]:
 
 
 def caches_of(report: Report) -> tuple[EngineCache, ...]:
-    """The cache of the report's workload as each engine holds it.
+    """The cache of the report's workload in each engine.
 
-    Nothing where no context is known, or where a layer is known by what transformers caches of it alone.
+    Empty if the context is unknown, or if a layer is known only by what transformers caches for it.
     """
     attention = report.known.attention
     if report.context_tokens is None or attention is None:

@@ -1,6 +1,6 @@
-"""What an engine is asked: what it takes of a card, what else could be asked of it, and what it takes for granted.
+"""What an engine implements: its demand on a card, alternatives to a request, and its assumptions.
 
-An engine implements `demand`; the rest has answers for one of which no more is known. `fitting` searches and tries.
+An engine must implement `demand`; the other methods have defaults. `fitting` searches with them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from ..results.serving import Reserve
     from ..structure.kv_cache import CacheFormat
 
-RANKS = (2, 4, 8)  # that are suggested
+RANKS = (2, 4, 8)  # suggested numbers of cards
 SCHEMES = ("fp8", "awq-int4", "gptq-int4")
 
 
 class AnyRequest(Protocol):
-    """What every engine is asked for. A context is what the engine means by it: its `--context`; None: the model's limit."""
+    """What every request has. context_tokens: as the engine defines a context; None: the model's limit."""
 
     @property
     def batch(self) -> int: ...
@@ -34,37 +34,37 @@ class AnyRequest(Protocol):
     def context_tokens(self) -> int | None: ...
 
 
-Asked = TypeVar("Asked", bound=AnyRequest)
+Request = TypeVar("Request", bound=AnyRequest)
 
 
 @dataclass(frozen=True, slots=True)
-class Alternative(Generic[Asked]):
-    """The model, the request and the card after a change. kind: as of a `Suggestion`.
+class Alternative(Generic[Request]):
+    """The model, the request and the card after a change. kind: as in `Suggestion`.
 
-    required: what is known without asking the engine, a lower bound where the engine can be asked. report: None where it cannot.
+    report: None if the engine cannot compute the change. required: known without the engine; a lower bound if `report` is given.
     """
 
     kind: Change
     change: Message
     report: Report | None
-    asked: Asked
+    request: Request
     gpu: Gpu
     required: Requirement | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Choice(Generic[Asked]):
-    """Alternatives that belong together. shown: "all", those "until" one fits, or the "first" that fits, else the last."""
+class Choice(Generic[Request]):
+    """Related alternatives. shown: "all", all "until" one fits, or only the "first" that fits (else the last)."""
 
     shown: Literal["all", "until", "first"]
-    alternatives: Iterable[Alternative[Asked]]
+    alternatives: Iterable[Alternative[Request]]
 
 
 class Demand(ABC):
-    """What a request takes of any card, for any batch and context. Where figures are formulas, `requirement` is enough.
+    """What a request needs of a card, for any batch and context. If it is a formula, `requirement` suffices.
 
-    most_context_tokens: the model's own limit on a context, None where there is none. context_step: the largest context is looked
-    for among multiples of it.
+    most_context_tokens: the model's own limit, None if it has none. context_step: the largest context is searched among its
+    multiples.
     """
 
     most_context_tokens: int | None
@@ -72,39 +72,39 @@ class Demand(ABC):
 
     @abstractmethod
     def requirement(self, batch: int, context_tokens: int) -> Requirement:
-        """By term."""
+        """The bytes needed, by term."""
 
     @property
     def quick(self) -> bool:
-        """Whether an answer takes milliseconds, so that a whole curve can be asked for."""
+        """Whether an answer takes milliseconds, so that a whole curve is affordable."""
         return True
 
     def held_bytes(self, batch: int, context_tokens: int) -> int:
-        """`requirement(...).held_bytes`, as fast as it can be had."""
+        """`requirement(...).held_bytes`; override with something faster."""
         return self.requirement(batch, context_tokens).held_bytes
 
     def fits(self, batch: int, context_tokens: int, room_bytes: int) -> bool:
-        """Whether `held_bytes` is within `room_bytes`, as fast as it can be said: a search asks many times."""
+        """Whether `held_bytes` is within `room_bytes`; override with something faster, as a search calls it many times."""
         return self.held_bytes(batch, context_tokens) <= room_bytes
 
     def least_bytes(self, batch: int, context_tokens: int) -> int:
-        """A lower bound of `held_bytes`, at once."""
+        """A lower bound of `held_bytes` that costs nothing."""
         return 0
 
     def passes(self, batch: int, context_tokens: int, capacity_bytes: int) -> bool | None:
-        """Whether a run that holds more would end within `capacity_bytes` all the same; None where that is not known."""
+        """Whether a run that holds more would still finish within `capacity_bytes`; None if unknown."""
         return None
 
     def available_bytes(self, gpu: Gpu) -> int:
-        """What of a card the engine may take, its context included."""
+        """Bytes of a card that the engine may use, CUDA context included."""
         return gpu.room_bytes
 
     def cache_tokens(self, batch: int, context_tokens: int) -> int | None:
-        """Tokens of all sequences that the cache holds then."""
+        """Tokens in the cache, over all sequences; None if unknown."""
         return batch * context_tokens
 
     def reserve(self, gpu: Gpu, batch: int, context_tokens: int) -> Reserve:
-        """What the engine takes of a card, for its own page; here the requirement by term."""
+        """What the engine reserves of a card; by default the requirement by term."""
         from ..results.serving import Reserve, Reserved
 
         required = self.requirement(batch, context_tokens)
@@ -117,43 +117,43 @@ class Demand(ABC):
         )
 
 
-Taken = TypeVar("Taken", bound=Demand)
+AnyDemand = TypeVar("AnyDemand", bound=Demand)
 
 
-class Engine(ABC, Generic[Asked, Taken]):
-    """One engine in one version. smaller: messages that suggest a shorter context and a smaller batch."""
+class Engine(ABC, Generic[Request, AnyDemand]):
+    """One version of one engine. smaller: keys of the messages that suggest a shorter context and a smaller batch."""
 
     name: str
     version: str
     smaller = "suggest_sequence", "suggest_sequences"
 
     def reads(self, report: Report) -> Report:
-        """The model as the engine reads it, such as with its own limit of the context."""
+        """The model as the engine reads it, for example with its own context limit."""
         return report
 
     @abstractmethod
-    def demand(self, report: Report, asked: Asked, gpu: Gpu) -> Taken:
-        """What `asked` takes of a card. QwenInspectError for what the engine does not serve, or what is not known of it."""
+    def demand(self, report: Report, request: Request, gpu: Gpu) -> AnyDemand:
+        """What `request` needs of a card. QwenInspectError if the engine does not serve it or its needs are unknown."""
 
-    def changes(self, report: Report, asked: Asked, gpu: Gpu) -> Iterator[Choice[Asked]]:
-        """What could be asked for in place of what does not fit the card, the cheapest to the user first."""
-        yield self.larger_cards(report, asked, gpu)
+    def changes(self, report: Report, request: Request, gpu: Gpu) -> Iterator[Choice[Request]]:
+        """Alternatives to a request that does not fit the card, the cheapest to the user first."""
+        yield self.larger_cards(report, request, gpu)
 
     def assumptions(
-        self, report: Report, asked: Asked, answers: Sequence[tuple[Taken, CardAnswer]]
+        self, report: Report, request: Request, answers: Sequence[tuple[AnyDemand, CardAnswer]]
     ) -> Iterator[Message]:
-        """What the answers take for granted, in sentences."""
+        """The assumptions behind the answers, as sentences."""
         yield from ()
 
     def caches(self, report: Report) -> Iterator[EngineCache]:
-        """The cache of the report's workload in each format that is shown side by side with other engines'."""
+        """The cache of the report's workload in each format that is compared between engines."""
         yield from ()
 
-    def larger_cards(self, report: Report, asked: Asked, gpu: Gpu) -> Choice[Asked]:
+    def larger_cards(self, report: Report, request: Request, gpu: Gpu) -> Choice[Request]:
         from ..loaders import gpus
 
         cards = gpus.larger(gpu)
-        return Choice("first", (Alternative("gpu", card_message(card), report, asked, card) for card in cards))
+        return Choice("first", (Alternative("gpu", card_message(card), report, request, card) for card in cards))
 
 
 def card_message(gpu: Gpu) -> Message:
@@ -161,14 +161,14 @@ def card_message(gpu: Gpu) -> Message:
 
 
 def schemes(gpu: Gpu) -> list[str]:
-    """Schemes of weights in fewer bits that a card computes in."""
+    """Quantisation schemes that a card supports."""
     return [scheme for scheme in SCHEMES if scheme != "fp8" or gpu.supports("fp8") is not False]
 
 
 def cache_rows(
     engine: CacheEngine, formats: Iterable[CacheFormat], size_bytes: Callable[[CacheFormat], int]
 ) -> Iterator[EngineCache]:
-    """The cache in each format; None, with the reason, where `size_bytes` raises that the engine has no such cache."""
+    """The cache in each format; its size is None, with the reason, if `size_bytes` raises UnsupportedError."""
     for cache_format in formats:
         try:
             yield EngineCache(engine=engine, format=cache_format.name, size_bytes=size_bytes(cache_format))

@@ -1,4 +1,4 @@
-"""A model, a run and cards -> what fits, how far it goes, and which changes would make it fit."""
+"""Whether a run fits each card, the largest context and batch there, and changes that would make it fit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import chain
 from ..bisection import largest
 from ..checkpoint import DType
 from ..engines import engine_of
-from ..engines.interface import Asked, Demand, Engine, Taken
+from ..engines.interface import AnyDemand, Demand, Engine, Request
 from ..engines.transformers.demand import TransformersDemand, calibration_of
 from ..errors import UnsupportedError, UsageError
 from ..language import Message
@@ -34,14 +34,20 @@ from ..units import size
 from . import suggestions
 
 MOST_BATCH = 1 << 16
-MOST_CONTEXT_TOKENS = 1 << 24  # where the model's own limit is not to count
-CURVE_CONTEXTS = (1024, 4096, 16_384, 65_536, 262_144)  # few: each takes several replays, of 94 layers 10 ms each
+MOST_CONTEXT_TOKENS = 1 << 24  # if the model's own limit is ignored
+CURVE_CONTEXTS = (
+    1024,
+    4096,
+    16_384,
+    65_536,
+    262_144,
+)  # few, since each takes several replays (10 ms each for 94 layers)
 
 
 def cards(names: str | None, memory: tuple[str, int] | None = None) -> tuple[Gpu, ...]:
-    """The cards of a list of names; "auto" for those of this machine, or one of which only the memory is said (text, bytes).
+    """The cards of comma-separated `names` ("auto": this machine's), or a card of which only the memory is given (text, bytes).
 
-    UsageError for names that mean no card or several, or the same one twice; UnavailableError where this machine tells of none.
+    UsageError for a name that matches no card or several, or a card named twice; UnavailableError if this machine reports none.
     """
     if (names is None) == (memory is None):
         raise UsageError("fit_needs_card" if names is None else "fit_card_twice")
@@ -49,16 +55,16 @@ def cards(names: str | None, memory: tuple[str, int] | None = None) -> tuple[Gpu
         text, size_bytes = memory
         return (Gpu(name=text, kind="given", memory_bytes=size_bytes),)
     assert names is not None
-    named = [_named(name.strip()) for name in names.split(",")]
-    if twice := [one[0].name for index, one in enumerate(named) if one in named[:index]]:
-        raise UsageError("fit_card_named_twice", name=twice[0])
-    return tuple(chain.from_iterable(named))
+    groups = [_named(name.strip()) for name in names.split(",")]
+    if repeated := [group[0].name for index, group in enumerate(groups) if group in groups[:index]]:
+        raise UsageError("fit_card_named_twice", name=repeated[0])
+    return tuple(chain.from_iterable(groups))
 
 
 def card_name(name: str) -> str:
-    """What a prediction calls the card that `name` means: as it was measured under, else as the table has it.
+    """The name under which a prediction looks a card up: that of its measurement on this machine, else the table's.
 
-    UsageError for a name that means no card or several, and was not measured here.
+    UsageError for a name that was not measured here and matches no card or several.
     """
     if calibration.find(name, installed()) is not None:
         return name
@@ -72,61 +78,66 @@ def _named(name: str) -> tuple[Gpu, ...]:
         return (gpus.find(name),)
     from ..measuring.device import cards_here
 
-    return tuple(map(_as_known, cards_here()))
+    return tuple(map(_with_usable_bytes, cards_here()))
 
 
-def _as_known(card: Gpu) -> Gpu:
-    """What CUDA told a process of such a card, where that is less than what its driver leaves: CUDA takes some for itself."""
-    alike = (one for one in gpus.table() if card.name in one.device_names and one.reported_bytes == card.reported_bytes)
-    told = [one.usable_bytes for one in (card, *alike) if one.usable_bytes is not None]
-    return replace(card, usable_bytes=min(told, default=None))
+def _with_usable_bytes(card: Gpu) -> Gpu:
+    """`card` with the smallest known usable size: the driver's, or the table's, which CUDA reported (CUDA reserves some)."""
+    same_model = (
+        row for row in gpus.table() if card.name in row.device_names and row.reported_bytes == card.reported_bytes
+    )
+    usable = [row.usable_bytes for row in (card, *same_model) if row.usable_bytes is not None]
+    return replace(card, usable_bytes=min(usable, default=None))
 
 
 def fit(report: Report, run: Run, cards: Sequence[Gpu], *, beyond_limit: bool = False) -> FitReport:
-    """Whether `run` fits each of `cards`, and how far it goes there. beyond_limit: contexts past the model's own limit too.
+    """Whether `run` fits each of `cards`, and the largest context and batch there.
 
-    What `predict` raises for a run that cannot be predicted at all is raised. `refusal` says why only a lower bound is known.
+    beyond_limit: try contexts past the model's own limit too. Raises what `predict` raises; `refusal` of the answer says why only
+    a lower bound is known.
     """
     engine: Engine[Run, TransformersDemand] = engine_of("transformers")
-    cards_answers: list[CardAnswer] = []
+    card_answers: list[CardAnswer] = []
     assumptions: dict[Message, None] = {}
-    read, refusal = report, None
+    noted, refusal = report, None
     run = with_kernel(run, report)
-    for demand, found in answers(engine, report, run, cards, beyond_limit=beyond_limit):
+    for demand, card_answer in answers(engine, report, run, cards, beyond_limit=beyond_limit):
         memory = demand.predicted(run.batch, run.prompt_tokens)
-        read = memory.report
+        noted = memory.report  # with the notices of the prediction
         assumptions |= {
             assumption: None for assumption in memory.predicted.assumptions if assumption.key != "assume_context"
         }
-        cards_answers.append(replace(found, notices=(*found.notices, *_of_dtypes(report, found.gpu))))
-        if memory.predicted.peak_reserved is None and not found.likely:
+        notices = *card_answer.notices, *_dtype_notices(report, card_answer.gpu)
+        card_answers.append(replace(card_answer, notices=notices))
+        if memory.predicted.peak_reserved is None and not card_answer.likely:
             refusal = memory.refusal or UnsupportedError("fit_lower_bound")
     return FitReport(
-        report=read,
+        report=noted,
         run=run,
         engine=engine.name,
-        cards=tuple(cards_answers),
+        cards=tuple(card_answers),
         assumptions=tuple(assumptions),
         refusal=refusal,
     )
 
 
 def answers(
-    engine: Engine[Asked, Taken], report: Report, asked: Asked, cards: Sequence[Gpu], *, beyond_limit: bool
-) -> Iterator[tuple[Taken, CardAnswer]]:
-    """For each card what the engine takes of it, what fits there, and what to change where it does not."""
-    batch, tokens = asked.batch, asked.context_tokens or 0
+    engine: Engine[Request, AnyDemand], report: Report, request: Request, cards: Sequence[Gpu], *, beyond_limit: bool
+) -> Iterator[tuple[AnyDemand, CardAnswer]]:
+    """For each card the engine's demand and what fits, with suggestions if the request does not."""
+    batch, tokens = request.batch, request.context_tokens or 0
     for gpu in cards:
-        demand = engine.demand(report, asked, gpu)
-        found = answer(demand, gpu, batch=batch, context_tokens=tokens, beyond_limit=beyond_limit)
-        if found.high.fits is False:
-            shorter = suggestions.smaller(engine, demand, found, batch=batch, context_tokens=tokens)
-            found = replace(found, suggestions=(*shorter, *suggestions.changes(engine, report, asked, gpu)))
-        yield demand, found
+        demand = engine.demand(report, request, gpu)
+        card_answer = answer(demand, gpu, batch=batch, context_tokens=tokens, beyond_limit=beyond_limit)
+        if card_answer.high.fits is False:
+            smaller = suggestions.smaller(engine, demand, card_answer, batch=batch, context_tokens=tokens)
+            changes = suggestions.changes(engine, report, request, gpu)
+            card_answer = replace(card_answer, suggestions=(*smaller, *changes))
+        yield demand, card_answer
 
 
-def _of_dtypes(report: Report, gpu: Gpu) -> Iterator[Message]:
-    """What a card does otherwise with numbers that its tensor cores do not compute in.
+def _dtype_notices(report: Report, gpu: Gpu) -> Iterator[Message]:
+    """Notices for number formats that the card's tensor cores do not support.
 
     Source: transformers 5.23, quantizer_finegrained_fp8.py, validate_environment; torch 2.13, torch/cuda/__init__.py,
     is_bf16_supported, which counts emulation
@@ -141,11 +152,11 @@ def _of_dtypes(report: Report, gpu: Gpu) -> Iterator[Message]:
 
 
 def answer(demand: Demand, gpu: Gpu, *, batch: int, context_tokens: int, beyond_limit: bool = False) -> CardAnswer:
-    """Whether what a demand needs for a batch and a context fits a card, and how far it goes there, at both ends of the range."""
+    """Whether a demand fits a card for this batch and context, and the largest ones that do, at both ends of the range."""
     available = demand.available_bytes(gpu)
     required = demand.requirement(batch, context_tokens)
     search = _Search(demand, available, required, beyond_limit=beyond_limit)
-    # With more room first: what is too large then need not be looked at again.
+    # The end with more room first: what is too large there is too large at the other.
     low = search.ends(batch, context_tokens, context_bytes=required.context_low_bytes)
     high = search.ends(batch, context_tokens, context_bytes=required.context_high_bytes)
     return CardAnswer(
@@ -171,7 +182,7 @@ def _in_use(gpu: Gpu) -> Iterator[Message]:
 
 
 def reach(report: Report, run: Run, gpu: Gpu, contexts: Sequence[int]) -> CardReach:
-    """Whether a run fits a card with each of `contexts`, and the largest context that does; what `predict` raises is raised."""
+    """Whether a run fits a card with each of `contexts`, and the largest context that does. Raises what `predict` raises."""
     demand = TransformersDemand(report, run, gpu)
     available, required = demand.available_bytes(gpu), demand.requirement(run.batch, run.prompt_tokens)
     search = _Search(demand, available, required, beyond_limit=False)
@@ -179,12 +190,12 @@ def reach(report: Report, run: Run, gpu: Gpu, contexts: Sequence[int]) -> CardRe
         gpu=gpu,
         available_bytes=available,
         contexts=tuple(search.context(run.batch, tokens, required.context_high_bytes) for tokens in contexts),
-        largest=search.largest_context(run.batch, available - required.context_high_bytes, asked=run.prompt_tokens),
+        largest=search.largest_context(run.batch, available - required.context_high_bytes, requested=run.prompt_tokens),
     )
 
 
 class _Search:
-    """Questions to one demand on one card."""
+    """Searches one demand on one card for what fits."""
 
     def __init__(self, demand: Demand, available_bytes: int, required: Requirement, *, beyond_limit: bool) -> None:
         self._demand = demand
@@ -203,8 +214,8 @@ class _Search:
             required_bytes=required,
             fits=enough if self._whole or not enough else None,
             margin_bytes=self._available_bytes - required,
-            context=self.largest_context(batch, room, asked=context_tokens),
-            batch=self.largest_batch(context_tokens, room, asked=batch),
+            context=self.largest_context(batch, room, requested=context_tokens),
+            batch=self.largest_batch(context_tokens, room, requested=batch),
         )
 
     def context(self, batch: int, context_tokens: int, context_bytes: int) -> ContextFit:
@@ -215,59 +226,59 @@ class _Search:
         fits = enough if self._whole or not enough else None
         return ContextFit(context_tokens=context_tokens, required_bytes=required, fits=fits)
 
-    def largest_context(self, batch: int, room: int, *, asked: int) -> Largest:
+    def largest_context(self, batch: int, room: int, *, requested: int) -> Largest:
         step = self._demand.context_step
-        fits = _told("context", lambda tokens: self._demand.fits(batch, tokens, room))
-        found = step * largest(lambda steps: fits(step * steps), self._most_context // step, asked=asked // step)
-        if found < asked <= self._most_context and asked % step and fits(asked):
-            found = asked
+        fits = _with_progress("context", lambda tokens: self._demand.fits(batch, tokens, room))
+        tokens = step * largest(lambda steps: fits(step * steps), self._most_context // step, asked=requested // step)
+        if tokens < requested <= self._most_context and requested % step and fits(requested):
+            tokens = requested
         limit = self._most_context // step * step
-        return bounded(found, limit=limit, bound=self._context_bound, whole=self._whole)
+        return bounded(tokens, limit=limit, bound=self._context_bound, whole=self._whole)
 
-    def largest_batch(self, context_tokens: int, room: int, *, asked: int) -> Largest:
-        fits = _told("batch", lambda batch: self._demand.fits(batch, context_tokens, room))
-        found = largest(fits, MOST_BATCH, asked=asked)
-        return bounded(found, limit=MOST_BATCH, bound="search", whole=self._whole)
+    def largest_batch(self, context_tokens: int, room: int, *, requested: int) -> Largest:
+        fits = _with_progress("batch", lambda batch: self._demand.fits(batch, context_tokens, room))
+        most = largest(fits, MOST_BATCH, asked=requested)
+        return bounded(most, limit=MOST_BATCH, bound="search", whole=self._whole)
 
     def curve(self, batch: int, context_tokens: int, room: int) -> tuple[CurvePoint, ...]:
-        """The largest batch for usual contexts; without a limit of the model's own, up to what one sequence can have.
+        """The largest batch for usual contexts, up to the model's limit, else up to what fits with one sequence.
 
-        Nothing where that is not known.
+        Empty if that is unknown.
         """
         longest = self._most_context
         if self._context_bound != "model":
-            most = self.largest_context(1, room, asked=context_tokens).at_most
+            most = self.largest_context(1, room, requested=context_tokens).at_most
             if most is None:
                 return ()
             longest = most
         return tuple(
-            CurvePoint(context_tokens=tokens, batch=self.largest_batch(tokens, room, asked=batch))
+            CurvePoint(context_tokens=tokens, batch=self.largest_batch(tokens, room, requested=batch))
             for tokens in curve_contexts(context_tokens, longest)
         )
 
 
-def _told(what: str, fits: Callable[[int], bool]) -> Callable[[int], bool]:
-    """The same question; who waits is told what is known so far."""
-    most, least = 0, None  # the largest that fits, the smallest that does not
+def _with_progress(what: str, fits: Callable[[int], bool]) -> Callable[[int], bool]:
+    """`fits`, reporting as progress the bounds found so far. what: "context" or "batch"."""
+    low, high = 0, None  # the largest value that fits, the smallest that does not
 
-    def asked(value: int) -> bool:
-        nonlocal most, least
-        known = Message("purpose_from", low=most) if least is None else Message("purpose_between", low=most, high=least)
-        with purpose(Message(f"purpose_{what}", known=known)):
-            found = fits(value)
-        if found:
-            most = max(most, value)
+    def reported(value: int) -> bool:
+        nonlocal low, high
+        bounds = Message("purpose_from", low=low) if high is None else Message("purpose_between", low=low, high=high)
+        with purpose(Message(f"purpose_{what}", known=bounds)):
+            does_fit = fits(value)
+        if does_fit:
+            low = max(low, value)
         else:
-            least = value if least is None else min(least, value)
-        return found
+            high = value if high is None else min(high, value)
+        return does_fit
 
-    return asked
+    return reported
 
 
 def bounded(value: int, *, limit: int, bound: Bound, whole: bool) -> Largest:
-    """`value` as an answer: what stops it, and whether it is certain. bound: what `limit` stands for.
+    """`value` as an answer, with what bounds it and whether it is certain. bound: what `limit` stands for.
 
-    Where a lower bound fits as far as was searched, the search's own end says nothing of what is the most.
+    If only a lower bound of the requirement is known (not `whole`) and it fits up to the search's end, the most is unknown.
     """
     if value < limit:
         bound = "memory"
@@ -275,6 +286,6 @@ def bounded(value: int, *, limit: int, bound: Bound, whole: bool) -> Largest:
     return Largest(value=value if whole else None, at_most=None if unknown else value, bound=bound)
 
 
-def curve_contexts(asked: int, limit: int) -> Sequence[int]:
-    """Usual contexts up to a limit, the one asked for, and the limit where it is not a usual one."""
-    return sorted({tokens for tokens in (*CURVE_CONTEXTS, asked) if tokens <= limit} | {limit})
+def curve_contexts(requested: int, limit: int) -> Sequence[int]:
+    """Usual contexts and the requested one, up to `limit`, and `limit` itself."""
+    return sorted({tokens for tokens in (*CURVE_CONTEXTS, requested) if tokens <= limit} | {limit})

@@ -1,4 +1,4 @@
-"""A model and an engine -> what the engine reserves of each card, whether that fits, and how far it goes there."""
+"""What an engine reserves of each card, whether it fits, and the largest context and batch there."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .search import answers
 
 
 def serve(report: Report, serving: Serving, cards: Sequence[Gpu], *, beyond_limit: bool = False) -> ServingReport:
-    """What `serving.engine` takes of each of `cards`, and what fits there.
+    """What `serving.engine` reserves of each of `cards`, and what fits there.
 
-    Raises UnsupportedError for a model that the engine does not serve, or whose share of a card is not known here; UsageError for
-    a budget that holds no block.
+    Raises UnsupportedError for a model that the engine does not serve or whose reserve is unknown; UsageError for a budget
+    smaller than a block.
     """
     engine = engine_of(serving.engine)
     report = engine.reads(report)
@@ -28,8 +28,8 @@ def serve(report: Report, serving: Serving, cards: Sequence[Gpu], *, beyond_limi
     if tokens is None:
         raise UsageError("serving_needs_context")
     serving = replace(serving, context_tokens=tokens)
-    answered = tuple(answers(engine, report, serving, cards, beyond_limit=beyond_limit))
-    assumptions = tuple(engine.assumptions(report, serving, answered))
+    card_answers = tuple(answers(engine, report, serving, cards, beyond_limit=beyond_limit))
+    assumptions = tuple(engine.assumptions(report, serving, card_answers))
     if limit is not None and tokens > limit:
         report = replace(report, notices=(*report.notices, Message("context_beyond", tokens=tokens, limit=limit)))
     return ServingReport(
@@ -39,16 +39,16 @@ def serve(report: Report, serving: Serving, cards: Sequence[Gpu], *, beyond_limi
         context_tokens=tokens,
         cards=tuple(
             EngineCard(
-                gpu=None if serving.kv_budget_bytes is not None else found.gpu,
-                answer=found,
-                reserve=demand.reserve(found.gpu, serving.batch, tokens),
+                gpu=None if serving.kv_budget_bytes is not None else card_answer.gpu,
+                answer=card_answer,
+                reserve=demand.reserve(card_answer.gpu, serving.batch, tokens),
             )
-            for demand, found in answered
+            for demand, card_answer in card_answers
         ),
         assumptions=assumptions,
     )
 
 
 def budget_card(budget_bytes: int) -> Gpu:
-    """Stands for a card where the budget of the cache is given: all of it is the cache's."""
+    """A stand-in for the card if a cache budget is given: all its memory is the cache's."""
     return Gpu(name=size(budget_bytes), kind="given", memory_bytes=budget_bytes)

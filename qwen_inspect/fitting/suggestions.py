@@ -1,10 +1,10 @@
-"""What to change where a request does not fit a card: an engine's alternatives, each asked of the engine as the request was."""
+"""Changes to a request that does not fit a card. The engine computes the demand of each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from ..engines.interface import Alternative, Asked, Choice, Demand, Engine, Taken
+from ..engines.interface import Alternative, AnyDemand, Choice, Demand, Engine, Request
 from ..errors import QwenInspectError
 from ..language import Message
 from ..progress import purpose
@@ -13,35 +13,34 @@ from ..results.model import Report
 
 
 def smaller(
-    engine: Engine[Asked, Taken], demand: Demand, found: CardAnswer, *, batch: int, context_tokens: int
+    engine: Engine[Request, AnyDemand], demand: Demand, answer: CardAnswer, *, batch: int, context_tokens: int
 ) -> Iterator[Suggestion]:
     """A shorter context and a smaller batch, each the largest that fits."""
-    context, fewer = found.high.context.at_most or 0, found.high.batch.at_most or 0
-    whole = found.requirement.whole
+    shorter, fewer = answer.high.context.at_most or 0, answer.high.batch.at_most or 0
+    whole = answer.requirement.whole
     changes: tuple[tuple[Change, int, int, tuple[int, int]], ...] = (
-        ("context", context, context_tokens, (batch, context)),
+        ("context", shorter, context_tokens, (batch, shorter)),
         ("batch", fewer, batch, (fewer, context_tokens)),
     )
-    for message, (kind, value, asked, changed) in zip(engine.smaller, changes, strict=True):
-        if 0 < value < asked:
+    for message, (kind, value, requested, changed) in zip(engine.smaller, changes, strict=True):
+        if 0 < value < requested:
             yield Suggestion(
                 kind=kind,
-                change=Message(message, value=value, asked=asked),
-                required_bytes=demand.held_bytes(*changed) + found.requirement.context_high_bytes,
+                change=Message(message, value=value, asked=requested),
+                required_bytes=demand.held_bytes(*changed) + answer.requirement.context_high_bytes,
                 fits=True if whole else None,
                 whole=whole,
             )
 
 
-def changes(engine: Engine[Asked, Taken], report: Report, asked: Asked, gpu: Gpu) -> Iterator[Suggestion]:
-    """The engine's alternatives as far as they are shown."""
-    for choice in engine.changes(report, asked, gpu):
-        yield from _shown(
-            choice, (found for alternative in choice.alternatives if (found := _tried(engine, alternative)) is not None)
-        )
+def changes(engine: Engine[Request, AnyDemand], report: Report, request: Request, gpu: Gpu) -> Iterator[Suggestion]:
+    """The engine's alternatives, of each choice those that it shows."""
+    for choice in engine.changes(report, request, gpu):
+        tried = (_tried(engine, alternative) for alternative in choice.alternatives)
+        yield from _shown(choice, (suggestion for suggestion in tried if suggestion is not None))
 
 
-def _shown(choice: Choice[Asked], tried: Iterable[Suggestion]) -> Iterable[Suggestion]:
+def _shown(choice: Choice[Request], tried: Iterable[Suggestion]) -> Iterable[Suggestion]:
     match choice.shown:
         case "all":
             return tried
@@ -58,21 +57,21 @@ def _until_it_fits(suggestions: Iterable[Suggestion]) -> Iterator[Suggestion]:
             return
 
 
-def _tried(engine: Engine[Asked, Taken], change: Alternative[Asked]) -> Suggestion | None:
-    """What the engine says of a change, else what is known without it; None where neither is known."""
-    known = None if change.required is None else _suggestion(change, change.required, change.gpu.room_bytes)
+def _tried(engine: Engine[Request, AnyDemand], change: Alternative[Request]) -> Suggestion | None:
+    """The change with the engine's requirement, else with the alternative's own; None if neither is known."""
+    without_engine = None if change.required is None else _suggestion(change, change.required, change.gpu.room_bytes)
     if change.report is None:
-        return known
+        return without_engine
     try:
         with purpose(Message("purpose_suggestion", change=change.change)):
-            demand = engine.demand(change.report, change.asked, change.gpu)
-            required = demand.requirement(change.asked.batch, change.asked.context_tokens or 0)
+            demand = engine.demand(change.report, change.request, change.gpu)
+            required = demand.requirement(change.request.batch, change.request.context_tokens or 0)
     except QwenInspectError:
-        return known
+        return without_engine
     return _suggestion(change, required, demand.available_bytes(change.gpu))
 
 
-def _suggestion(change: Alternative[Asked], required: Requirement, available_bytes: int) -> Suggestion:
+def _suggestion(change: Alternative[Request], required: Requirement, available_bytes: int) -> Suggestion:
     enough = required.high_bytes <= available_bytes
     return Suggestion(
         kind=change.kind,

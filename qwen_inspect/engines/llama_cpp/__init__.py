@@ -1,4 +1,4 @@
-"""llama.cpp 0c1e57098."""
+"""llama.cpp at commit 0c1e57098."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ class LlamaCpp(Engine["Serving", "LlamaCppDemand"]):
     name = "llama.cpp"
     version = "0c1e57098"
 
-    def demand(self, report: Report, asked: Serving, gpu: Gpu) -> LlamaCppDemand:
+    def demand(self, report: Report, request: Serving, gpu: Gpu) -> LlamaCppDemand:
         from .offload import LlamaCppDemand
 
-        return LlamaCppDemand(report, asked)
+        return LlamaCppDemand(report, request)
 
-    def changes(self, report: Report, asked: Serving, gpu: Gpu) -> Iterator[Choice[Serving]]:
+    def changes(self, report: Report, request: Serving, gpu: Gpu) -> Iterator[Choice[Serving]]:
         """The cache in 8 bits, fewer layers on the card, a larger card."""
-        demand = self.demand(report, asked, gpu)
-        in_8_bits = replace(asked, cache_format="q8_0")
-        most = demand.most_offloaded(asked.batch, asked.context_tokens or 0, gpu.room_bytes)
+        demand = self.demand(report, request, gpu)
+        in_8_bits = replace(request, cache_format="q8_0")
+        most = demand.most_offloaded(request.batch, request.context_tokens or 0, gpu.room_bytes)
         fewer = Message("suggest_layers", value=most, layers=demand.layers)
-        changes = [Alternative("layers", fewer, report, replace(asked, offloaded=most), gpu)]
+        changes = [Alternative("layers", fewer, report, replace(request, offloaded=most), gpu)]
         if demand.formats != ("q8_0", "q8_0"):
             changes.insert(0, Alternative("cache", Message("suggest_cache", format="q8_0"), report, in_8_bits, gpu))
         yield Choice("all", changes)
-        yield self.larger_cards(report, asked, gpu)
+        yield self.larger_cards(report, request, gpu)
 
     def assumptions(
-        self, report: Report, asked: Serving, answers: Sequence[tuple[LlamaCppDemand, CardAnswer]]
+        self, report: Report, request: Serving, answers: Sequence[tuple[LlamaCppDemand, CardAnswer]]
     ) -> Iterator[Message]:
         for _, answer in answers:
             yield from answer.notices

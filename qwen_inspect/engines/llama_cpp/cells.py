@@ -15,22 +15,22 @@ CELLS_MULTIPLE = 256
 
 
 def padded_cells(tokens: int) -> int:
-    """Cells that llama.cpp makes of a sequence's context. Source: llama_context, n_ctx_seq."""
+    """Cells that llama.cpp allocates for a sequence's context. Source: llama_context, n_ctx_seq."""
     return -(-tokens // CELLS_MULTIPLE) * CELLS_MULTIPLE
 
 
 def llama_cpp_layer_bytes(
     layer: AnyLayerAttention, keys: CacheFormat, values: CacheFormat, *, tokens: int, sequences: int = 1
 ) -> int:
-    """What one layer reserves for `sequences` sequences of `tokens` tokens, whatever is filled of it.
+    """Bytes that one layer reserves for `sequences` sequences of `tokens` tokens, filled or not.
 
     K and V: (cells, kv_heads, head_dim) each. Linear attention: the convolution's last conv_kernel - 1 inputs, and the recurrent
-    state, float32 both. Raises UnsupportedError for windows, whose cells follow the micro-batch, and for formats it has not.
+    state, both float32. Raises UnsupportedError for windows, whose cells depend on the micro-batch, and for formats it lacks.
     Source: llama_kv_cache; llama_memory_recurrent with llama_hparams.n_embd_r and n_embd_s.
     """
-    for one in (keys, values):
-        if one.name not in CELL_FORMATS:
-            raise UnsupportedError("llama_cpp_cache_format", found=one.name, known=", ".join(CELL_FORMATS))
+    for cache_format in (keys, values):
+        if cache_format.name not in CELL_FORMATS:
+            raise UnsupportedError("llama_cpp_cache_format", found=cache_format.name, known=", ".join(CELL_FORMATS))
     match layer:
         case LayerAttention(window_tokens=None):
             elements = layer.kv_heads * layer.head_dim

@@ -1,7 +1,7 @@
-"""What llama.cpp puts on a card: the output layer first, then the last layers, each with its weights, cache and state.
+"""What llama.cpp offloads to a card: the output layer first, then layers from the last, with weights, cache and state.
 
-Source: llama.cpp 0c1e57098, src/llama-model.cpp (load_tensors), src/llama-model-loader.cpp (create_tensor); the output layer came
-last before pull request 18148 of December 2025.
+Source: llama.cpp 0c1e57098, src/llama-model.cpp (load_tensors), src/llama-model-loader.cpp (create_tensor). Before pull
+request 18148 of December 2025 the output layer came last.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ..interface import Demand
 from .cells import llama_cpp_layer_bytes, padded_cells
 
 IN_LAYER = re.compile(r"blk\.(\d+)\..+")
-# Of the compute buffer on a card, printed for Qwen3-235B-A22B by a fork of llama.cpp: from 161.02 MiB (16,384 tokens) to 2,502.00
-# (40,960 tokens, larger batches). It follows model, batch, build and what is offloaded, so that no range is made of it.
+# The compute buffer on a card, as a fork of llama.cpp printed it for Qwen3-235B-A22B: from 161.02 MiB (16,384 tokens) to 2,502.00
+# (40,960 tokens, larger batches). It depends on model, batch, build and offloading, so we give no range.
 COMPUTE_SOURCES = (
     "https://github.com/ikawrakow/ik_llama.cpp/blob/8337e4cd3861406fc04e0854b1409cd1b027fbc9"
     "/github-data/discussions/357%20-%20Qwen3%20-%20early%20performance%20comparisons.md",
@@ -37,8 +37,8 @@ COMPUTE_SOURCES = (
 class Parts:
     """Bytes of a GGUF file's tensors by where llama.cpp puts them.
 
-    input_bytes: the embedding, which stays with the host. output_bytes: the final norm, and the output matrix unless it is tied:
-    then a card gets a copy of the embedding.
+    input_bytes: the embedding, which stays on the host. output_bytes: the final norm, and the output matrix unless it is tied; a
+    card then gets a copy of the embedding.
     """
 
     input_bytes: int
@@ -48,12 +48,12 @@ class Parts:
 
 
 def parts_of(tensors: Sequence[Tensor], layers: int) -> Parts:
-    """A file's tensors by layer. Raises UnsupportedError for one that belongs nowhere."""
+    """Bytes of a file's tensors by place. Raises UnsupportedError for an unknown tensor."""
     layers_bytes, input_bytes, output_bytes = [0] * layers, 0, 0
     for tensor in tensors:
-        found = IN_LAYER.fullmatch(tensor.name)
-        if found is not None and int(found[1]) < layers:
-            layers_bytes[int(found[1])] += tensor.size_bytes
+        match = IN_LAYER.fullmatch(tensor.name)
+        if match is not None and int(match[1]) < layers:
+            layers_bytes[int(match[1])] += tensor.size_bytes
         elif tensor.name.startswith("token_embd."):
             input_bytes += tensor.size_bytes
         elif tensor.name.startswith(("output.", "output_norm.")):
@@ -69,9 +69,9 @@ def parts_of(tensors: Sequence[Tensor], layers: int) -> Parts:
 
 
 def converted(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Tensors under a GGUF file's names with the types that the converter gives them when it does not quantise.
+    """Tensors, under GGUF names, with the types that the converter writes without quantising.
 
-    Vectors, norms, routers and short convolutions become float32, and so does what has 64 bits.
+    Vectors, norms, routers, short convolutions and float64 become float32.
     Source: conversion/base.py, ModelBase.prepare_tensors.
     """
     return tuple(
@@ -87,7 +87,7 @@ def _stays_wide(tensor: Tensor) -> bool:
 
 
 class LlamaCppDemand(Demand):
-    """What llama.cpp takes of a card, but for its compute buffer: a context is a sequence's whole length.
+    """What llama.cpp takes of a card, except its compute buffer. A context is a sequence's whole length.
 
     offloaded: layers on the card, as --ngl; the output layer counts as one, the last.
     """
@@ -103,29 +103,29 @@ class LlamaCppDemand(Demand):
 
     @property
     def formats(self) -> tuple[str, str]:
-        """K's and V's."""
+        """The names of K's and V's formats."""
         return self._keys.name, self._values.name
 
     def terms(self, batch: int, context_tokens: int, offloaded: int) -> tuple[tuple[str, int], ...]:
-        """Bytes on the card with --ngl `offloaded`: weights, K and V, and recurrent states of the layers there."""
+        """Bytes on the card with --ngl `offloaded`: weights, K and V, and recurrent states of the offloaded layers."""
         first = self._first(offloaded)
         copy_bytes = self._parts.input_bytes if self._parts.tied else 0
         output_bytes = copy_bytes + self._parts.output_bytes if offloaded else 0
         layers = self._layers[first:]
         return (
             ("weights", output_bytes + sum(self._parts.layers_bytes[first:])),
-            ("cache", self._held([layer for layer in layers if layer.span != "linear"], batch, context_tokens)),
-            ("state", self._held([layer for layer in layers if layer.span == "linear"], batch, context_tokens)),
+            ("cache", self._cache_bytes([layer for layer in layers if layer.span != "linear"], batch, context_tokens)),
+            ("state", self._cache_bytes([layer for layer in layers if layer.span == "linear"], batch, context_tokens)),
         )
 
     def host_bytes(self, batch: int, context_tokens: int) -> int:
-        """What stays with the host: of the file, and of cache and states."""
+        """Bytes of the file, the cache and the states that stay on the host."""
         first = self._first(self.offloaded)
         file_bytes = self._parts.input_bytes + sum(self._parts.layers_bytes[:first])
         output_bytes = 0 if self.offloaded else self._parts.output_bytes
-        return file_bytes + output_bytes + self._held(self._layers[:first], batch, context_tokens)
+        return file_bytes + output_bytes + self._cache_bytes(self._layers[:first], batch, context_tokens)
 
-    def _held(self, layers: Sequence[AnyLayerAttention], batch: int, context_tokens: int) -> int:
+    def _cache_bytes(self, layers: Sequence[AnyLayerAttention], batch: int, context_tokens: int) -> int:
         return sum(
             llama_cpp_layer_bytes(layer, self._keys, self._values, tokens=context_tokens, sequences=batch)
             for layer in layers
@@ -143,7 +143,7 @@ class LlamaCppDemand(Demand):
         return batch * padded_cells(context_tokens)
 
     def most_offloaded(self, batch: int, context_tokens: int, available_bytes: int) -> int:
-        """Layers, the output layer among them, whose bytes a card has."""
+        """The most layers, the output layer included, that fit a card."""
 
         def fits(offloaded: int) -> bool:
             return sum(size_bytes for _, size_bytes in self.terms(batch, context_tokens, offloaded)) <= available_bytes
@@ -166,7 +166,7 @@ class LlamaCppDemand(Demand):
 
 
 def _gguf_tensors(report: Report) -> Sequence[Tensor]:
-    """A GGUF file's own tensors, or those that llama.cpp's converter would write of the model without quantising it."""
+    """A GGUF file's own tensors, else those that llama.cpp's converter would write without quantising."""
     if report.known.unread is not None:
         raise report.known.unread
     quantised = report.known.quantised
@@ -174,8 +174,8 @@ def _gguf_tensors(report: Report) -> Sequence[Tensor]:
         return report.tensors
     families = {family for family, _ in FAMILIES.values()}
     if report.spec.built or report.spec.family not in families:
-        found = report.spec.class_name if report.spec.family in families else report.spec.family
-        raise UnsupportedError("llama_cpp_form", found=found, known=", ".join(sorted(families)))
+        name = report.spec.class_name if report.spec.family in families else report.spec.family
+        raise UnsupportedError("llama_cpp_form", found=name, known=", ".join(sorted(families)))
     if quantised is not None:
         raise UnsupportedError("llama_cpp_packed", method=quantised.method)
     return converted([part for tensor in each_tensor(report.tree) for part in stored_form(tensor)])

@@ -1,4 +1,4 @@
-"""transformers' own generate, forward pass and training, as `predicting` traces or counts them."""
+"""transformers' generate, forward pass and training, as `predicting` traces or computes them."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Transformers(Engine["Run", "TransformersDemand"]):
     version = "5.23"
     smaller = "suggest_context", "suggest_batch"
 
-    def demand(self, report: Report, asked: Run, gpu: Gpu) -> TransformersDemand:
+    def demand(self, report: Report, request: Run, gpu: Gpu) -> TransformersDemand:
         from .demand import TransformersDemand
 
-        return TransformersDemand(report, asked, gpu)
+        return TransformersDemand(report, request, gpu)
 
-    def changes(self, report: Report, asked: Run, gpu: Gpu) -> Iterator[Choice[Run]]:
+    def changes(self, report: Report, request: Run, gpu: Gpu) -> Iterator[Choice[Run]]:
         from .changes import changes
 
-        return changes(report, asked, gpu)
+        return changes(report, request, gpu)
 
     def caches(self, report: Report) -> Iterator[EngineCache]:
         layers, dtype, workload = report.attention.layers, report.spec.dtype, report.workload

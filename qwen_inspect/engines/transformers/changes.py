@@ -1,4 +1,4 @@
-"""Changes of a run that would take less of a card, the cheapest to the user first, each predicted as the run itself is."""
+"""Changes to a run that would need less of a card, the cheapest to the user first."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from ...structure.packing import pack
 from ..interface import RANKS, Alternative, Choice, card_message, schemes
 from .demand import TransformersDemand
 
-USUAL_RANK = 16  # of examples in PEFT's documentation
+USUAL_RANK = 16  # as in the examples of PEFT's documentation
 
 
 def changes(report: Report, run: Run, gpu: Gpu) -> Iterator[Choice[Run]]:
-    """The cache and the weights in fewer bits, less kept for the backward pass, several cards, a larger card.
+    """Cache and weights in fewer bits, activation checkpointing and LoRA, several cards, a larger card.
 
-    A model whose architecture is not described here, or whose weights are packed already, is offered a larger card alone.
+    A model of an unknown architecture or with quantised weights gets only a larger card.
     """
     design = report.design
     if design is not None and design.unread is not None:
@@ -39,7 +39,7 @@ def changes(report: Report, run: Run, gpu: Gpu) -> Iterator[Choice[Run]]:
     if design is not None and dense and not design.spec.built:
         if run.mode == "generate" and run.cache_format == "auto" and run.cache == "dynamic":
             yield Choice("all", [_smaller_cache(report, run, gpu)])
-        # What a scheme leaves dense is as stored, and that is not known of more than 16 bits.
+        # Schemes are only suggested for 16-bit models: what they leave dense keeps its stored dtype.
         if design.spec.dtype in (DType.F32, DType.F64):
             yield Choice("all", [_half(report, run, gpu)])
         elif run.mode == "generate":
@@ -52,7 +52,7 @@ def changes(report: Report, run: Run, gpu: Gpu) -> Iterator[Choice[Run]]:
 
 
 def _lighter_training(report: Report, run: Run, gpu: Gpu) -> Iterator[Alternative[Run]]:
-    """Activations worked out again in the backward pass; low-rank matrices trained in place of all weights; both."""
+    """Activation checkpointing, LoRA in place of training all weights, or both."""
     checkpointed = replace(run, checkpointing=True)
     adapted = replace(run, lora_rank=USUAL_RANK)
     if not run.checkpointing:
@@ -65,36 +65,36 @@ def _lighter_training(report: Report, run: Run, gpu: Gpu) -> Iterator[Alternativ
 
 
 def _smaller_cache(report: Report, run: Run, gpu: Gpu) -> Alternative[Run]:
-    """In 8 bits: an engine's, or transformers' own quantised cache, whose bytes are counted by formula."""
+    """The cache in 8 bits, computed by formula."""
     form, dtype = "int8" if gpu.supports("fp8") is False else "fp8", report.spec.dtype
     cache = cache_report(report.attention.layers, *read_formats(form, dtype), dtype)
-    other = replace(report, design=replace(report.known, cache=cache))
-    return Alternative("cache", Message("suggest_cache", format=form), other, replace(run, cache_format=form), gpu)
+    in_8_bits = replace(report, design=replace(report.known, cache=cache))
+    return Alternative("cache", Message("suggest_cache", format=form), in_8_bits, replace(run, cache_format=form), gpu)
 
 
 def _half(report: Report, run: Run, gpu: Gpu) -> Alternative[Run]:
-    """Weights of 16 bits."""
+    """Weights in 16 bits."""
     dtype = "float16" if gpu.supports("bfloat16") is False else "bfloat16"
     return Alternative("weights", Message("suggest_weights", dtype=dtype), in_scheme(report, dtype), run, gpu)
 
 
 def _packed(report: Report, run: Run, gpu: Gpu) -> Iterator[Alternative[Run]]:
-    """Weights in each scheme that the card computes in; one that the model's matrices do not go into is left out."""
+    """Weights in each scheme that the card supports; schemes that do not divide the model's matrices are skipped."""
     for scheme in schemes(gpu):
         try:
             footprint = sizes_footprint(_weights(report, scheme), report.tree, report.cache, run)
         except QwenInspectError:
             continue
         required = TransformersDemand(report, run, gpu).requirement_of(footprint)
-        # Only what the formula does not rule out is worth a trace.
+        # Trace only what the formula does not rule out.
         packed = None if required.high_bytes > gpu.room_bytes else in_scheme(report, scheme)
         yield Alternative("weights", Message("suggest_weights", dtype=scheme), packed, run, gpu, required)
 
 
 def _weights(report: Report, scheme: str) -> list[int]:
-    """Bytes of each tensor that a model loaded in that scheme holds.
+    """Bytes of each tensor of the model when loaded in that scheme.
 
-    A scheme by its name tells no layer from another, so that one of equal siblings stands for them all.
+    A preset treats all layers alike, so one of equal siblings is packed and repeated.
     """
     config = report.config or {}
     config = {**config, "quantization_config": preset(scheme, None, config)}
@@ -107,12 +107,12 @@ def _weights(report: Report, scheme: str) -> list[int]:
 
 
 def _once(module: Module) -> Module:
-    """The tree with one of each run of equal siblings."""
+    """The tree with `repeats` set to 1 everywhere."""
     return replace(module, repeats=1, children=tuple(map(_once, module.children)))
 
 
 def _repeated(module: Module, prefix: str, sizes: Mapping[str, Sequence[int]]) -> list[int]:
-    """Sizes of each tensor in the order of `each_tensor`, from those of the first of equal siblings."""
+    """Sizes in the order of `each_tensor`, from the sizes of the first of equal siblings."""
     repeated = [size for tensor in module.tensors for size in sizes[f"{prefix}{tensor.name}"]]
     for child in module.children:
         repeated += _repeated(child, f"{prefix}{child.name}.", sizes) * child.repeats
@@ -120,31 +120,31 @@ def _repeated(module: Module, prefix: str, sizes: Mapping[str, Sequence[int]]) -
 
 
 def _several_cards(report: Report, run: Run, gpu: Gpu) -> Iterator[Alternative[Run]]:
-    """The fewest cards that have room for the largest share, else the most that the model can be cut into; activations beside."""
+    """Each number of cards with the largest rank's share, without activations: a lower bound."""
     low, high = TransformersDemand(report, run, gpu).context_bytes
     kind: Change = "fsdp" if run.mode == "train" else "tensor_parallel"
-    way = "fsdp" if run.mode == "train" else "tensor"
+    degree = "fsdp" if run.mode == "train" else "tensor"
     for ranks in RANKS:
         try:
-            shares = [rank.total for rank in ranks_report(report, run, Parallelism(**{way: ranks})).ranks]
+            shares = [rank.total for rank in ranks_report(report, run, Parallelism(**{degree: ranks})).ranks]
         except QwenInspectError:
             return
-        known = [share for share in shares if share is not None]
-        if not known:
+        largest = max((share for share in shares if share is not None), default=None)
+        if largest is None:
             return
-        terms = (("rank", max(known)),)
+        terms = (("rank", largest),)
         required = Requirement(terms=terms, context_low_bytes=low, context_high_bytes=high, whole=False)
         yield Alternative(kind, Message(f"suggest_{kind}", ranks=ranks), None, run, gpu, required)
 
 
 def _larger_cards(report: Report, run: Run, gpu: Gpu) -> Iterator[Alternative[Run]]:
-    """Each larger card; what is required is predicted once for cards that a prediction does not tell apart."""
-    known: dict[object, Requirement] = {}
+    """Each larger card; predicted once for cards that a prediction does not tell apart."""
+    requirements: dict[object, Requirement] = {}
     for card in gpus.larger(gpu):
         demand = TransformersDemand(report, run, card)
-        if demand.card_facts not in known:
+        if demand.card_facts not in requirements:
             try:
-                known[demand.card_facts] = demand.requirement(run.batch, run.prompt_tokens)
+                requirements[demand.card_facts] = demand.requirement(run.batch, run.prompt_tokens)
             except QwenInspectError:
                 return
-        yield Alternative("gpu", card_message(card), None, run, card, known[demand.card_facts])
+        yield Alternative("gpu", card_message(card), None, run, card, requirements[demand.card_facts])

@@ -1,4 +1,4 @@
-"""What `predict` says of a run with transformers, as a demand: for any batch and prompt, and fast where a trace is kept."""
+"""`predict` as a demand, for any batch and prompt; fast if a trace of the model is kept."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from ...tracing.kernels import BIAS_ALIGNMENT
 from ..interface import Demand
 from .traced_run import TracedRun
 
-FEWEST_TOKENS = 300  # so that the lengths of a line are apart
-FEWEST_CHUNKED_TOKENS = 8 * CHUNK_TOKENS  # a trace has the first 8 turns of the loop over the chunks
+FEWEST_TOKENS = 300  # keeps the sampled lengths apart
+FEWEST_CHUNKED_TOKENS = 8 * CHUNK_TOKENS  # a trace has the first 8 iterations of the loop over the chunks
 
 
 class TransformersDemand(Demand):
-    """What `predict` says of a run with transformers, for any batch and prompt.
+    """A run's memory with transformers as `predict` computes it, for any batch and prompt.
 
-    A context is a prompt's tokens, as in `memory`; the new ones come on top. gpu: decides cuBLAS's workspace, and what was
-    measured of it is used.
+    A context is the prompt's tokens, as in `memory`; new tokens are added to them. gpu: decides cuBLAS's workspace and which
+    calibration is used.
     """
 
     def __init__(self, report: Report, run: Run, gpu: Gpu) -> None:
-        named = gpu.name if gpu.kind != "given" else run.gpu
+        gpu_name = gpu.name if gpu.kind != "given" else run.gpu
         self.report = report
-        self.run = replace(with_kernel(run, report), gpu=named, calibration=calibration_of(gpu))
+        self.run = replace(with_kernel(run, report), gpu=gpu_name, calibration=calibration_of(gpu))
         self._predicted: dict[tuple[int, int], MemoryReport] = {}
         limit = None if report.design is None else report.spec.context_tokens
         new_tokens = run.new_tokens if run.mode == "generate" else 0
         self.most_context_tokens = None if limit is None else max(0, limit - new_tokens)
-        # Between them a mask is copied once more, so that a longer context may take less.
+        # At other lengths the mask is copied once more, so a longer context may need less memory.
         aligned = self.run.padded and self.run.attention == "sdpa" and not has_cudnn_attention(self.run.gpu)
         self.context_step = BIAS_ALIGNMENT if aligned else 1
 
@@ -54,18 +54,18 @@ class TransformersDemand(Demand):
 
     @cached_property
     def traced(self) -> TracedRun | None:
-        """The trace that is kept of the model, where there is one for such a run."""
+        """The kept trace of the model, if there is one for such a run."""
         memory = self.predicted(self.run.batch, self.run.prompt_tokens)
-        found = explored(memory).exploration if memory.predicted.method == "trace" else None
-        # Of a run that no kept trace tells of, a page gets what a formula knows.
-        return None if found is None or found.method != "trace" else TracedRun(found)
+        exploration = explored(memory).exploration if memory.predicted.method == "trace" else None
+        # Without a kept trace, `explored` falls back on a formula.
+        return None if exploration is None or exploration.method != "trace" else TracedRun(exploration)
 
     @cached_property
     def _along_context(self) -> TracedRun | None:
-        """The asked batch with any prompt: lengths from end to end for a parabola, and one to check it on.
+        """The requested batch with any prompt, from traces of a few lengths: sizes are quadratic in the length.
 
-        Linear attention fills the prompt up to whole chunks, which is one length more; with few of them its events are others.
-        None where it is trained, step by step, and for a class that may have windows that are not known here.
+        Linear attention pads the prompt to whole chunks, so it needs one more length, and many chunks: with few its events
+        differ. None for training it, whose events differ with each length, and for unknown classes, which may have windows.
         """
         if self.report.known.spec.built or (self._is_chunked and self.run.mode == "train"):
             return None
@@ -77,60 +77,60 @@ class TransformersDemand(Demand):
             terms.append(len(self._point_of(self.run).monomials) - 1)
         step = self.context_step
         runs = [replace(self.run, prompt_tokens=tokens // step * step) for tokens in lengths]
-        known = runs[-1] if self._is_chunked or self.run.prompt_tokens % step else self.run
-        return self._line("context", runs, known, terms=terms)
+        check = runs[-1] if self._is_chunked or self.run.prompt_tokens % step else self.run
+        return self._line("context", runs, check, terms=terms)
 
     @cached_property
     def _along_batch(self) -> TracedRun | None:
-        """The asked prompt with two sequences or more, for one alone is spared some copies."""
+        """The requested prompt with two sequences or more; a single sequence is spared some copies."""
         runs = [replace(self.run, batch=batch) for batch in (2, 64, 5)]
         return self._line("batch", runs, runs[0], terms=(0, 4))
 
-    def _line(self, what: str, samples: Sequence[Run], known: Run, *, terms: Sequence[int]) -> TracedRun | None:
-        """A few traces in place of one for each question, if what they give for a known run is what is predicted for it."""
+    def _line(self, what: str, samples: Sequence[Run], check: Run, *, terms: Sequence[int]) -> TracedRun | None:
+        """A run interpolated from a few traces; None unless it agrees with the prediction for the run `check`."""
         with purpose(Message("purpose_any", what=Message(f"purpose_any_{what}"), count=len(samples))):
             kept = traced_along(self.report, samples, terms, self._point_of)
         if kept is None:
             return None
-        point = self._point_of(known)
-        found = TracedRun(explore_trace(kept, known, point), [point])
-        agrees = found.held_bytes(point) == self.requirement(known.batch, known.prompt_tokens).held_bytes
-        return found if agrees else None
+        point = self._point_of(check)
+        traced = TracedRun(explore_trace(kept, check, point), [point])
+        agrees = traced.held_bytes(point) == self.requirement(check.batch, check.prompt_tokens).held_bytes
+        return traced if agrees else None
 
     def _traced_at(self, batch: int, context_tokens: int) -> TracedRun | None:
-        """A trace with sizes not yet worked out that tells of such a run."""
-        if self.traced is not None or self._asked.method != "trace":
+        """A trace with symbolic sizes that covers such a run; None if there is none."""
+        if self.traced is not None or self._requested.method != "trace":
             return self.traced
-        within = context_tokens % self.context_step == 0
-        if batch == self.run.batch and within and not (self._is_chunked and context_tokens < FEWEST_CHUNKED_TOKENS):
+        is_aligned = context_tokens % self.context_step == 0
+        if batch == self.run.batch and is_aligned and not (self._is_chunked and context_tokens < FEWEST_CHUNKED_TOKENS):
             return self._along_context
         return self._along_batch if context_tokens == self.run.prompt_tokens and batch > 1 else None
 
     @property
-    def _asked(self) -> Footprint:
-        """The prediction of the run as it was asked for."""
+    def _requested(self) -> Footprint:
+        """The prediction of the run as requested."""
         return self.predicted(self.run.batch, self.run.prompt_tokens).predicted
 
     @property
     def quick(self) -> bool:
-        return self.traced is not None or self._asked.method == "formula"
+        return self.traced is not None or self._requested.method == "formula"
 
     @property
     def card_facts(self) -> tuple[object, ...]:
-        """All that a prediction knows of the card."""
+        """Everything about the card that a prediction depends on."""
         gpu, calibration = self.run.gpu, self.run.calibration
         return is_hopper(gpu), gpus.supports(gpu, "fp8"), self.context_bytes, calibration
 
     @property
     def context_bytes(self) -> tuple[int, int]:
-        """The low and the high end of what is taken outside the allocator."""
+        """The low and the high end of the bytes outside the allocator."""
         return context_range(self.run)
 
     def requirement(self, batch: int, context_tokens: int) -> Requirement:
         return self.requirement_of(self.predicted(batch, context_tokens).predicted)
 
     def requirement_of(self, footprint: Footprint) -> Requirement:
-        """What is held and what lies outside; without a peak, what is known of the end, and not the whole."""
+        """The peak and the context; without a peak, a lower bound from the run's end (`whole` is False)."""
         low, high = self.context_bytes
         return Requirement(
             terms=terms_of(footprint),
@@ -155,19 +155,19 @@ class TransformersDemand(Demand):
         return traced.fits(self._point(batch, context_tokens), room_bytes)
 
     def least_bytes(self, batch: int, context_tokens: int) -> int:
-        """By a trace that is at hand; else what is loaded and what the cache of such a run holds."""
+        """From the kept trace, else what is loaded plus the cache."""
         if self.traced is not None:
             return self.traced.least_bytes(self._point(batch, context_tokens))
-        moment, design = self._asked.steady, self.report.design
+        moment, design = self._requested.steady, self.report.design
         cached = 0
         # Under autocast a cache may hold fewer bytes than in the model's dtype.
-        known = self.run.mode == "generate" and self.run.autocast is None
-        if known and design is not None and design.cache is not None:
+        cache_is_known = self.run.mode == "generate" and self.run.autocast is None
+        if cache_is_known and design is not None and design.cache is not None:
             cached = design.cache.size_bytes(tokens=self._point(batch, context_tokens).total_tokens, batch=batch)
         return sum(getattr(moment, term) or 0 for term in LOADED_TERMS) + cached
 
     def passes(self, batch: int, context_tokens: int, capacity_bytes: int) -> bool | None:
-        """Whether the run ends within a capacity for the allocator, which gives segments back where it must."""
+        """Whether the run finishes within this capacity of the allocator, which releases cached segments when it must."""
         traced = self._traced_at(batch, context_tokens)
         return None if traced is None else traced.passes(self._point(batch, context_tokens), capacity_bytes)
 
@@ -190,10 +190,10 @@ class TransformersDemand(Demand):
 
 
 def terms_of(footprint: Footprint) -> tuple[tuple[str, int], ...]:
-    """What is held at the peak, at least, and what the allocator keeps beside it; without a peak, what is known of the end."""
-    between = footprint.peak_range
-    moment = footprint.peak or (footprint.steady if between is None else between.low)
-    reserved = footprint.peak_reserved if between is None else between.low_reserved_bytes
+    """The terms of the peak (at least) and what is only reserved; without a peak, the terms of the run's end."""
+    peak_range = footprint.peak_range
+    moment = footprint.peak or (footprint.steady if peak_range is None else peak_range.low)
+    reserved = footprint.peak_reserved if peak_range is None else peak_range.low_reserved_bytes
     terms = [(term, size_bytes) for term, size_bytes in moment.bytes_by_term.items() if size_bytes]
     if reserved is not None:
         terms.append(("reserved_only", reserved - sum(size_bytes for _, size_bytes in terms)))
@@ -201,6 +201,6 @@ def terms_of(footprint: Footprint) -> tuple[tuple[str, int], ...]:
 
 
 def calibration_of(gpu: Gpu) -> Calibration | None:
-    """What this card was measured to take beside a model, on this machine, with the installed libraries."""
-    found = (calibration.find(name, installed()) for name in (*gpu.device_names, gpu.name))
-    return next((one for one in found if one is not None), None)
+    """This card's calibration, measured on this machine with the installed libraries; None if there is none."""
+    calibrations = (calibration.find(name, installed()) for name in (*gpu.device_names, gpu.name))
+    return next((measured for measured in calibrations if measured is not None), None)

@@ -1,4 +1,4 @@
-"""A run's requests with sizes not yet worked out: what is reserved for any batch and lengths, and how little is looked at."""
+"""A run's allocator requests with symbolic sizes: what is reserved for any batch and lengths, computed fast."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ...predicting.reserved import QuickAllocator, Stream, can_be_worked_out, st
 from ...predicting.turns import missing_turns, with_turns
 from ...results.exploration import GROWTHS, Exploration, grown_bytes, grown_tokens
 
-# Runs whose peaks are looked for: what is alive at such a peak is a lower bound for any other run.
+# Runs whose peaks are located: what is alive at such a peak is a lower bound for any other run.
 CORNERS = (Point(1, 16, 24), Point(1, 4096, 4224), Point(64, 1024, 1152), Point(1, 131_072, 131_200))
 
 
 class TracedRun:
-    """A run for any batch and lengths: what its allocator reserves, from its requests with sizes not yet worked out."""
+    """What a run's allocator reserves for any batch and lengths, from its requests with symbolic sizes."""
 
     def __init__(self, exploration: Exploration, corners: Sequence[Point] = CORNERS) -> None:
         self._settings = read_settings(exploration.allocator)
@@ -32,9 +32,9 @@ class TracedRun:
         self._peaks = sorted({self._requested_at(self._peak(point)) for point in corners})
 
     def held_bytes(self, point: Point) -> int:
-        """The most that is reserved: what `predicting.footprint.traced_footprint` finds for the same run.
+        """The peak of reserved bytes, equal to that of `predicting.footprint.traced_footprint` for the same run.
 
-        With no end to the memory no segment is given back, so that it is what is reserved at the end.
+        With unlimited memory no segment is released, so the peak is what is reserved at the end.
         """
         if point not in self._held:
             if can_be_worked_out(self._settings):
@@ -44,22 +44,22 @@ class TracedRun:
         return self._held[point]
 
     def fits(self, point: Point, room_bytes: int) -> bool:
-        """Whether `held_bytes` is within `room_bytes`, of which more often than not less has to be known."""
+        """Whether `held_bytes` is within `room_bytes`; the replay stops as soon as it is not."""
         if point in self._held or not can_be_worked_out(self._settings):
             return self.held_bytes(point) <= room_bytes
         return self._reserved_bytes(point, room_bytes) <= room_bytes
 
     def _reserved_bytes(self, point: Point, most_bytes: int | None = None) -> int:
-        """What is reserved; where that is more than `most_bytes`, some figure that is more."""
+        """Reserved bytes; if more than `most_bytes`, any figure above it."""
         blocks = tuple([self._settings.block_bytes(size) if size else 0 for size in self._distinct(point)])
         key = self._shape(point), blocks
-        found, whole = self._reserved.get(key, (0, False))
-        if not whole and (most_bytes is None or found <= most_bytes):
+        reserved, is_exact = self._reserved.get(key, (0, False))
+        if not is_exact and (most_bytes is None or reserved <= most_bytes):
             quick = QuickAllocator(blocks, self._stream_of(point, tuple(map(bool, blocks))), self._settings)
             quick.replay(most_bytes)
-            found = quick.reserved_bytes
-            self._reserved[key] = found, most_bytes is None or found <= most_bytes
-        return found
+            reserved = quick.reserved_bytes
+            self._reserved[key] = reserved, most_bytes is None or reserved <= most_bytes
+        return reserved
 
     def _stream_of(self, point: Point, sizes: tuple[bool, ...]) -> Stream:
         key = self._shape(point), sizes
@@ -84,7 +84,7 @@ class TracedRun:
         return self._runs[shape]
 
     def _shortened(self, steps: int) -> tuple[list[int], list[int]]:
-        number: dict[int, int] = {}  # of each request, that of the one that stays where it is not made
+        number: dict[int, int] = {}  # request -> its new number, or that of the request whose storage it keeps
         order: list[int] = []
         size_of: list[int] = []
         events = iter(self._all[0])
@@ -103,12 +103,12 @@ class TracedRun:
         return order, size_of
 
     def least_bytes(self, point: Point) -> int:
-        """What is requested at the events that are peaks of some runs: no more than any allocator reserves."""
+        """The most requested at events where some run peaks: a lower bound of what is reserved."""
         monomials = point.monomials
         return max(sum(map(int.__mul__, peak, monomials)) for peak in self._peaks)
 
     def passes(self, point: Point, capacity_bytes: int) -> bool:
-        """Whether the run ends within a capacity, where segments go back to the driver when a request finds no room."""
+        """Whether the run finishes within a capacity, with cached segments released when a request finds no room."""
         try:
             self._replayed(point, Allocator(self._settings, capacity_bytes))
         except OutOfMemory:
@@ -129,7 +129,7 @@ class TracedRun:
         return allocator.reserved_bytes
 
     def _distinct(self, point: Point) -> list[int]:
-        """Of each distinct size."""
+        """The bytes of each distinct size."""
         monomials, steps = point.monomials, point.total_tokens - point.prompt_tokens - 1
         sizes = []
         for size in self._sizes:
@@ -141,7 +141,7 @@ class TracedRun:
         return sizes
 
     def _peak(self, point: Point) -> int:
-        """The first event at which most is requested."""
+        """The first event at which the requested bytes peak."""
         distinct = self._distinct(point)
         sizes = [distinct[size] for size in self._size_of]
         requested = most = peak = 0
@@ -152,7 +152,7 @@ class TracedRun:
         return peak
 
     def _requested_at(self, event: int) -> tuple[int, ...]:
-        """Coefficients of all that is alive after an event: the same requests for every workload."""
+        """Summed coefficients of the requests alive after an event; the same requests for every workload."""
         alive: set[int] = set()
         for entry in self._leaping[: event + 1]:
             alive ^= {entry if entry >= 0 else -1 - entry}

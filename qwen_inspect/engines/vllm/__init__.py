@@ -1,4 +1,4 @@
-"""vLLM 0.19.0 on one of several tensor-parallel ranks."""
+"""vLLM 0.19.0, on each of one or more tensor-parallel ranks."""
 
 from __future__ import annotations
 
@@ -28,48 +28,48 @@ class Vllm(Engine["Serving", "VllmDemand"]):
     version = "0.19.0"
 
     def reads(self, report: Report) -> Report:
-        """With the limit that vLLM gives its sequences."""
+        """The model with vLLM's context limit."""
         limit = model_limit(report.config or {}, report.spec.context_tokens)
         return replace(report, design=replace(report.known, spec=replace(report.spec, context_tokens=limit)))
 
-    def demand(self, report: Report, asked: Serving, gpu: Gpu) -> VllmDemand:
+    def demand(self, report: Report, request: Serving, gpu: Gpu) -> VllmDemand:
         from .demand import VllmDemand
 
-        return VllmDemand(report, asked, gpu)
+        return VllmDemand(report, request, gpu)
 
-    def changes(self, report: Report, asked: Serving, gpu: Gpu) -> Iterator[Choice[Serving]]:
-        """The cache in 8 bits, the weights in fewer bits, the fewest ranks more, a larger card."""
-        if self.demand(report, asked, gpu).format.name != "fp8":
-            in_fp8 = replace(asked, cache_format="fp8")
+    def changes(self, report: Report, request: Serving, gpu: Gpu) -> Iterator[Choice[Serving]]:
+        """The cache in 8 bits, weights in fewer bits, more ranks, a larger card."""
+        if self.demand(report, request, gpu).format.name != "fp8":
+            in_fp8 = replace(request, cache_format="fp8")
             yield Choice("all", [Alternative("cache", Message("suggest_cache", format="fp8"), report, in_fp8, gpu)])
-        if asked.kv_budget_bytes is not None:
+        if request.kv_budget_bytes is not None:
             return
         if report.known.quantised is None and report.known.unread is None and not report.spec.built:
-            yield Choice("all", self._packed(report, asked, gpu))
+            yield Choice("all", self._packed(report, request, gpu))
         ranks = (
-            Alternative("tensor_parallel", Message("suggest_ranks", ranks=n), report, replace(asked, ranks=n), gpu)
+            Alternative("tensor_parallel", Message("suggest_ranks", ranks=n), report, replace(request, ranks=n), gpu)
             for n in RANKS
-            if n > asked.ranks
+            if n > request.ranks
         )
         yield Choice("until", ranks)
-        yield self.larger_cards(report, asked, gpu)
+        yield self.larger_cards(report, request, gpu)
 
-    def _packed(self, report: Report, asked: Serving, gpu: Gpu) -> Iterator[Alternative[Serving]]:
-        """Weights in each scheme that the card computes in; one that the model's matrices do not go into is left out."""
+    def _packed(self, report: Report, request: Serving, gpu: Gpu) -> Iterator[Alternative[Serving]]:
+        """Weights in each scheme that the card supports; schemes that do not divide the model's matrices are skipped."""
         from ...structure.inspect import in_scheme
 
         for scheme in schemes(gpu):
             with suppress(QwenInspectError):
                 packed = self.reads(in_scheme(report, scheme))
-                yield Alternative("weights", Message("suggest_weights", dtype=scheme), packed, asked, gpu)
+                yield Alternative("weights", Message("suggest_weights", dtype=scheme), packed, request, gpu)
 
     def assumptions(
-        self, report: Report, asked: Serving, answers: Sequence[tuple[VllmDemand, CardAnswer]]
+        self, report: Report, request: Serving, answers: Sequence[tuple[VllmDemand, CardAnswer]]
     ) -> Iterator[Message]:
         from .logs import LOGS
 
         yield Message("assume_vllm_version", version=self.version)
-        if asked.prefix_caching:
+        if request.prefix_caching:
             yield Message("assume_vllm_prefixes")
         for _, answer in answers:
             if report.spec.dtype is DType.BF16 and answer.gpu.supports("bfloat16") is False:
@@ -78,29 +78,29 @@ class Vllm(Engine["Serving", "VllmDemand"]):
             yield Message("assume_vllm_cache_scheme")
         if any(len(demand.pool.groups) > 1 for demand, _ in answers):
             yield Message("assume_vllm_groups")
-        if asked.kv_budget_bytes is None:
+        if request.kv_budget_bytes is None:
             for _, answer in answers:
                 if answer.gpu.origin == "usable":  # of the table
                     available = size(answer.gpu.available_bytes)
                     yield Message("assume_vllm_card", name=answer.gpu.name, available=available)
             yield Message("assume_vllm_logs", models=", ".join(dict.fromkeys(log.model for log in LOGS)))
             yield Message("assume_vllm_graphs")
-        if asked.ranks > 1:
-            yield Message("assume_vllm_ranks", ranks=asked.ranks)
+        if request.ranks > 1:
+            yield Message("assume_vllm_ranks", ranks=request.ranks)
 
     def caches(self, report: Report) -> Iterator[EngineCache]:
-        asked, dtype = report.workload, report.spec.dtype
+        workload, dtype = report.workload, report.spec.dtype
         layers, states = report.attention.layers, state_dtypes(report.config or {}, dtype)
 
         def size_bytes(cache_format: CacheFormat) -> int:
-            pool = block_pool(layers, cache_format, ranks=asked.ranks, states=states)
-            return pool.size_bytes(tokens=report.context_tokens or 0, batch=asked.batch)
+            pool = block_pool(layers, cache_format, ranks=workload.ranks, states=states)
+            return pool.size_bytes(tokens=report.context_tokens or 0, batch=workload.batch)
 
         return cache_rows("vllm", [read_formats("auto", dtype)[0], FORMATS["fp8"]], size_bytes)
 
 
 def model_limit(config: Mapping[str, Any], context_tokens: int | None) -> int | None:
-    """max_model_len where none is asked for: the positions of the configuration, stretched as its rotary scaling says.
+    """The default max_model_len: the configuration's positions, multiplied by its rotary scaling factor.
 
     Source: config/model.py, _get_and_verify_max_len; transformers_utils/config.py, patch_rope_parameters.
     """
@@ -110,7 +110,7 @@ def model_limit(config: Mapping[str, Any], context_tokens: int | None) -> int | 
         return context_tokens
     kind, factor = rope.get("rope_type", rope.get("type")), rope.get("factor")
     if kind in (None, "default", "mrope", "su", "longrope", "llama3") or not isinstance(factor, int | float):
-        return context_tokens  # of longrope the table is shorter, and what is asked for may be as long
+        return context_tokens  # longrope: max_position_embeddings is already the scaled length
     original = rope.get("original_max_position_embeddings", text.get("original_max_position_embeddings"))
     positions = original if kind == "yarn" and isinstance(original, int) else context_tokens
     return int(positions * factor) if 1 <= factor <= 1 << 20 and positions > 0 else context_tokens

@@ -1,4 +1,4 @@
-"""vLLM's KV cache: blocks on one tensor-parallel rank, and what a budget of them holds.
+"""vLLM's KV cache: blocks on one tensor-parallel rank, and what fits a budget.
 
 Source: vLLM 0.19.0, v1/core/kv_cache_utils.py, v1/kv_cache_interface.py and model_executor/models/config.py; other versions group
 layers and print tokens differently.
@@ -21,7 +21,7 @@ BLOCK_FORMATS = ("float32", "bfloat16", "float16", "fp8")
 
 
 def kv_heads_per_rank(kv_heads: int, ranks: int) -> int:
-    """KV heads of one tensor-parallel rank: an even share, or one head repeated where there are more ranks than heads.
+    """KV heads of one tensor-parallel rank: an even share, or one replicated head if there are more ranks than heads.
 
     Source: ModelConfig.get_num_kv_heads and Qwen2Attention.__init__, which asserts that one divides the other.
     """
@@ -32,7 +32,7 @@ def kv_heads_per_rank(kv_heads: int, ranks: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PageKind:
-    """What tells one layer's cache from another's. window_tokens: 0 where it has none; block_tokens: 0 for a state."""
+    """Everything in which caches of layers differ. window_tokens: 0 without a window; block_tokens: 0 for a state."""
 
     page_bytes: int
     block_tokens: int
@@ -42,10 +42,10 @@ class PageKind:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockPool:
-    """How a budget is divided: a block is `block_bytes` over the layers of a group, and each group takes blocks of the one pool.
+    """How a budget is divided. All groups of layers share one pool of blocks; a block is `block_bytes` over a group's layers.
 
-    groups: the kind of each one's layers. state_blocks: that a sequence's state takes, 2 where prefixes are cached: what they led
-    to is kept beside it.
+    groups: the kind of layer of each group. state_blocks: blocks of a sequence's state; 2 with prefix caching, which also keeps
+    the state at the end of the prefix.
     """
 
     block_bytes: int
@@ -54,24 +54,24 @@ class BlockPool:
 
     @property
     def block_tokens(self) -> int:
-        """Of attention's blocks; the fewest where they differ."""
+        """Tokens in an attention block; the fewest if groups differ."""
         return min(group.block_tokens for group in self.groups if group.block_tokens)
 
     def blocks(self, budget_bytes: int) -> int:
         return max(0, budget_bytes) // self.block_bytes
 
     def tokens(self, blocks: int, sequence_tokens: int) -> int:
-        """Tokens as vLLM prints them: even shares of the blocks. A state's counts for a whole sequence, or for one of attention.
+        """Tokens as vLLM prints them, from even shares of the blocks. A state block counts a whole sequence or a block's tokens.
 
         Source: kv_cache_utils._report_kv_cache_config; MambaModelConfig and "align" mode, mamba_block_size.
         """
-        of_a_state = sequence_tokens if self.state_blocks == 1 else self.block_tokens
-        return blocks // len(self.groups) * min(group.block_tokens or of_a_state for group in self.groups)
+        state_tokens = sequence_tokens if self.state_blocks == 1 else self.block_tokens
+        return blocks // len(self.groups) * min(group.block_tokens or state_tokens for group in self.groups)
 
     def sequence_blocks(self, tokens: int, batched_tokens: int | None = None) -> int | None:
-        """Blocks that a sequence of `tokens` tokens may take of all groups; None where that depends on unknown `batched_tokens`.
+        """Blocks of all groups that a sequence of `tokens` tokens may need; None if that depends on unknown `batched_tokens`.
 
-        batched_tokens: the most tokens of one step (max_num_batched_tokens), which a window is held for beside its own.
+        batched_tokens: the most tokens of one step (max_num_batched_tokens), held in addition to a window.
         Source: kv_cache_interface, max_memory_usage_bytes of FullAttentionSpec, SlidingWindowSpec and MambaSpec.
         """
         blocks = 0
@@ -88,7 +88,7 @@ class BlockPool:
         return blocks
 
     def size_bytes(self, *, tokens: int, batch: int = 1, batched_tokens: int | None = None) -> int:
-        """Bytes of the blocks that `batch` sequences of `tokens` tokens take; UnsupportedError where that is not known."""
+        """Bytes of the blocks of `batch` sequences of `tokens` tokens; UnsupportedError if unknown."""
         blocks = self.sequence_blocks(tokens, batched_tokens)
         if blocks is None:
             raise UnsupportedError("cache_engine_window", engine="vLLM")
@@ -98,9 +98,9 @@ class BlockPool:
 def block_pool(
     layers: Sequence[AnyLayerAttention], cache_format: CacheFormat, *, ranks: int, states: tuple[DType, DType]
 ) -> BlockPool:
-    """The blocks of one of `ranks` ranks. states: dtypes of a linear layer's convolution and of its recurrent state.
+    """The blocks on one of `ranks` ranks. states: dtypes of a linear layer's convolution and recurrent state.
 
-    Raises UnsupportedError for heads that vLLM does not shard so, and for layers whose pages it cannot make equal.
+    Raises UnsupportedError if vLLM cannot shard the heads over the ranks, or cannot make the layers' pages equal.
     Source: kv_cache_utils.get_kv_cache_groups.
     """
     if cache_format.name not in BLOCK_FORMATS:
@@ -127,12 +127,12 @@ def _softmax_kind(layer: LayerAttention, cache_format: CacheFormat, ranks: int) 
 
 
 def _one_group(kinds: Sequence[PageKind]) -> BlockPool:
-    """Layers that need the same tokens share one table of blocks, whatever the sizes of their pages."""
+    """Layers that cache the same tokens share one block table, even if their page sizes differ."""
     return BlockPool(block_bytes=sum(kind.page_bytes for kind in kinds), groups=(kinds[0],))
 
 
 def _same_pages(kinds: Sequence[PageKind]) -> list[PageKind]:
-    """Smaller pages hold more tokens, until all are of the size of the largest.
+    """Enlarges smaller pages, which then hold more tokens, to the size of the largest.
 
     Source: kv_cache_utils.unify_kv_cache_spec_page_size.
     """
@@ -146,19 +146,19 @@ def _same_pages(kinds: Sequence[PageKind]) -> list[PageKind]:
 
 
 def _pool(kinds: Sequence[PageKind]) -> BlockPool:
-    """Layers of a kind in groups as large as the rarest kind, or as the commonest where that is less than half larger.
+    """Groups of equally many layers of a kind: as many as the rarest kind has, or the commonest if under 1.5 times as many.
 
     Source: kv_cache_utils._get_kv_cache_groups_uniform_page_size.
     """
     layers = Counter(kinds)
     fewest, most = min(layers.values()), max(layers.values())
-    together = most if 2 * most < 3 * fewest else fewest
-    groups = [kind for kind, count in layers.items() for _ in range(-(-count // together))]
-    return BlockPool(block_bytes=together * kinds[0].page_bytes, groups=tuple(groups))
+    group_layers = most if 2 * most < 3 * fewest else fewest
+    groups = [kind for kind, count in layers.items() for _ in range(-(-count // group_layers))]
+    return BlockPool(block_bytes=group_layers * kinds[0].page_bytes, groups=tuple(groups))
 
 
 def _hybrid_pool(kinds: Sequence[PageKind], states_bytes: Sequence[int]) -> BlockPool:
-    """Blocks of attention as long as it takes for one to be as large as a state, which is padded to its size.
+    """Enlarges attention blocks until a page is at least as large as a state, which is padded to it.
 
     Source: HybridAttentionMambaModelConfig.verify_and_update_config, without prefix caching or in its "align" mode.
     """
@@ -173,7 +173,7 @@ def _hybrid_pool(kinds: Sequence[PageKind], states_bytes: Sequence[int]) -> Bloc
 
 
 def _state_bytes(layer: LinearLayerAttention, ranks: int, dtypes: tuple[DType, DType]) -> int:
-    """One sequence's state: (conv_kernel - 1, channels) and (value_heads, value_head_dim, key_head_dim), shared by the ranks.
+    """A rank's share of a sequence's state: (conv_kernel - 1, channels) and (value_heads, value_head_dim, key_head_dim).
 
     Source: mamba_utils.MambaStateShapeCalculator.gated_delta_net_state_shape.
     """
@@ -186,21 +186,21 @@ def _state_bytes(layer: LinearLayerAttention, ranks: int, dtypes: tuple[DType, D
 
 
 def state_dtypes(config: Mapping[str, Any], dtype: DType) -> tuple[DType, DType]:
-    """Of a linear layer's convolution, the model's, and of its recurrent state: the same, but for classes whose config says.
+    """Dtypes of a linear layer's convolution (the model's) and recurrent state (the same, unless a class reads mamba_ssm_dtype).
 
-    Source: mamba_utils.MambaStateDtypeCalculator; Qwen3_5ForConditionalGenerationConfig, which alone reads mamba_ssm_dtype.
+    Source: mamba_utils.MambaStateDtypeCalculator; Qwen3_5ForConditionalGenerationConfig, the only one to read it.
     """
     names = config.get("architectures")
     text = config.get("text_config")
-    named = text.get("mamba_ssm_dtype") if isinstance(text, Mapping) else None
+    state_dtype = text.get("mamba_ssm_dtype") if isinstance(text, Mapping) else None
     reads = isinstance(names, list) and names[:1] in (
         ["Qwen3_5ForConditionalGeneration"],
         ["Qwen3_5MoeForConditionalGeneration"],
     )
-    return dtype, DType.F32 if reads and named == "float32" else dtype
+    return dtype, DType.F32 if reads and state_dtype == "float32" else dtype
 
 
-# Text types of which every layer keeps one latent for all heads. Of vLLM's own list kimi_linear and bailing_hybrid keep states
+# model_types whose layers all keep one latent for all heads (MLA). Of vLLM's own list kimi_linear and bailing_hybrid keep states
 # too, deepseek_v32 and glm_moe_dsa an index. Not of its list, whatever transformers caches: minicpm3 and youtu (whole heads).
 # Source: vLLM 0.19.0, transformers_utils/model_arch_config_convertor.is_deepseek_mla; axk1 (there AXK1, as its release spells it)
 # also in commit 00bb6f59. mistral4: a release has params.json, which vLLM reads first (transformers_utils/config.get_config) and
@@ -218,20 +218,20 @@ def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def latent_width(text: Mapping[str, Any]) -> int | None:
-    """Numbers of a token's latent in each layer, compressed keys and values beside the turned part of the keys; None without MLA.
+    """Numbers in a token's latent in each layer: compressed keys and values, and the rotary part of the keys. None without MLA.
 
     text: as `text_part` gives it. Raises UnsupportedError for sparse attention, which keeps an index as well.
     """
-    rank, turned = text.get("kv_lora_rank"), text.get("qk_rope_head_dim")
-    if text.get("model_type") not in LATENT_TYPES or type(rank) is not int or type(turned) is not int:
+    rank, rotary = text.get("kv_lora_rank"), text.get("qk_rope_head_dim")
+    if text.get("model_type") not in LATENT_TYPES or type(rank) is not int or type(rotary) is not int:
         return None
-    if text.get("index_topk") is not None or rank < 1 or turned < 0:
+    if text.get("index_topk") is not None or rank < 1 or rotary < 0:
         raise UnsupportedError("cache_engine_other", engine="vLLM")
-    return rank + turned
+    return rank + rotary
 
 
 def latent_pool(layers: int, width: int, cache_format: CacheFormat, capability: tuple[int, int] | None) -> BlockPool:
-    """The blocks of MLA, whole on every rank, as long as a card's kernels want them (16 tokens where it is not known).
+    """MLA's blocks, whole on every rank, in the block size of the card's kernels (16 tokens if the card is unknown).
 
     Source: MLAAttentionSpec.real_page_size_bytes; platforms/cuda._get_backend_priorities with each backend's block sizes.
     """

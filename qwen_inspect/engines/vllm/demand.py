@@ -1,6 +1,6 @@
-"""What vLLM takes of a card: weights and what its logs show beside them, and the blocks of what is left.
+"""What vLLM takes of a card: weights, what its logs show in addition, and cache blocks in the rest.
 
-Source: vLLM 0.19.0, v1/worker/gpu_worker.py, and the files that each function names
+Source: vLLM 0.19.0, v1/worker/gpu_worker.py, and the files named in each function
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ UTILIZATION = 0.9  # config/cache.py
 
 
 class VllmDemand(Demand):
-    """What vLLM takes of a card on each rank: a context is a sequence's whole length."""
+    """What vLLM takes of each rank's card. A context is a sequence's whole length."""
 
     def __init__(self, report: Report, serving: Serving, gpu: Gpu) -> None:
         attention, self._report, self._serving = report.attention, report, serving
@@ -36,9 +36,9 @@ class VllmDemand(Demand):
             raise UnsupportedError("vllm_qwen_windows")
         if report.known.cache is not None and any(layer.kind == "chunked" for layer in report.known.cache.layers):
             raise UnsupportedError("vllm_chunks")
-        named = checkpoint_format(report.config or {}, serving.cache_format)
-        self.format = read_formats(named, report.spec.dtype)[0]
-        self.format_named = named != serving.cache_format
+        format_name = checkpoint_format(report.config or {}, serving.cache_format)
+        self.format = read_formats(format_name, report.spec.dtype)[0]
+        self.format_named = format_name != serving.cache_format  # the checkpoint names it
         if self.format.name == "float32" and report.spec.dtype is not DType.F32:  # only by "auto"
             raise UnsupportedError("vllm_cache_format", found=self.format.name, known=", ".join(BLOCK_FORMATS[1:]))
         self.pool = self._pool(gpu)
@@ -62,7 +62,7 @@ class VllmDemand(Demand):
         return replace(pool, state_blocks=2) if self._serving.prefix_caching else pool
 
     def _check_room(self, gpu: Gpu) -> None:
-        """A budget holds a block at least; what is requested of a card is free, or vLLM does not start."""
+        """Raises UsageError for a budget below one block, UnavailableError if less is free than vLLM requests at its start."""
         budget, block = self._serving.kv_budget_bytes, self.pool.block_bytes
         if budget is not None and budget < block:
             raise UsageError("vllm_budget_below_block", budget=size(budget), block=size(block))
@@ -80,7 +80,7 @@ class VllmDemand(Demand):
 
     @cached_property
     def terms(self) -> tuple[Reserved, ...]:
-        """All but the cache; nothing where the budget is given."""
+        """Everything except the cache; empty if the budget is given."""
         if self.budget_given:
             return ()
         if (unread := self._report.known.unread) is not None:
@@ -94,7 +94,7 @@ class VllmDemand(Demand):
         return (exact, rounding(self._report.tree, weights), *beside_weights(self._serving.ranks))
 
     def requirement(self, batch: int, context_tokens: int) -> Requirement:
-        """The ranges of what the logs show stand where the context of CUDA does: they hold it too."""
+        """Ranges from the logs take the place of the CUDA context, which they include."""
         ranges = [term for term in self.terms if term.least_bytes != term.most_bytes]
         cache = self.pool.size_bytes(tokens=context_tokens, batch=batch, batched_tokens=self.step_tokens)
         return Requirement(
@@ -109,11 +109,11 @@ class VllmDemand(Demand):
         return requested_bytes(gpu.available_bytes, self.utilization)
 
     def reserve(self, gpu: Gpu, batch: int, context_tokens: int) -> VllmReserve:
-        """The budget at both ends of what is taken beside it."""
+        """The budget, at both ends of the range of what else is taken."""
         available = self.available_bytes(gpu)
         least, most = (
-            capacity(self.pool, available - taken, sequence_tokens=context_tokens, step_tokens=self.step_tokens)
-            for taken in (
+            capacity(self.pool, available - used_bytes, sequence_tokens=context_tokens, step_tokens=self.step_tokens)
+            for used_bytes in (
                 sum(term.most_bytes or 0 for term in self.terms),
                 sum(term.least_bytes for term in self.terms),
             )
@@ -133,19 +133,19 @@ class VllmDemand(Demand):
 
 
 def requested_bytes(memory_bytes: int, utilization: float) -> int:
-    """What vLLM may take of a card. Source: v1/worker/utils.request_memory."""
+    """Bytes of a card that vLLM may use. Source: v1/worker/utils.request_memory."""
     return math.ceil(memory_bytes * utilization)
 
 
 def batched_tokens(memory_bytes: int, card: str) -> int:
-    """The most tokens of one step, by the server's default. Source: engine/arg_utils.get_batch_defaults."""
+    """The server's default for the most tokens of one step. Source: engine/arg_utils.get_batch_defaults."""
     return 8192 if memory_bytes >= 70 * GIB and "a100" not in card.casefold() else 2048
 
 
 def capacity(pool: BlockPool, budget_bytes: int, *, sequence_tokens: int, step_tokens: int | None) -> Capacity:
-    """What a budget holds of sequences of `sequence_tokens` tokens, `step_tokens` at most in one step (None: not known).
+    """What a budget holds of sequences of `sequence_tokens` tokens. step_tokens: the most in one step (None: unknown).
 
-    Raises UnsupportedError for windows whose blocks depend on a step's tokens that are not known.
+    Raises UnsupportedError for windows if `step_tokens`, on which their blocks depend, is unknown.
     Source: kv_cache_utils.get_max_concurrency_for_kv_cache_config.
     """
     blocks = pool.blocks(budget_bytes)

@@ -1,4 +1,4 @@
-"""What vLLM printed that it takes of a card beside the weights: ranges, from the least to the most of the logs."""
+"""What vLLM's logs report in addition to the weights, as ranges over all logs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HUNDREDTH = GIB // 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
-    """What vLLM printed of one run, in hundredths of a GiB."""
+    """What vLLM printed for one run, in hundredths of a GiB."""
 
     model: str
     family: str
@@ -41,16 +41,16 @@ LOGS = (
 
 
 def beside_weights(ranks: int) -> tuple[Reserved, ...]:
-    """What the logs show beside the weights, from the least to the most that they may have printed so.
+    """Ranges of the logged figures other than the weights, widened by the rounding of the print-out.
 
-    non_torch: with NCCL's buffers where there are several ranks; no log has more than 4.
+    non_torch: includes NCCL's buffers with several ranks; no log has more than 4.
     """
-    alike = [log.non_torch for log in LOGS if (log.ranks > 1) == (ranks > 1)]
-    return (_seen("activation", [log.activation for log in LOGS]), _seen("non_torch", alike))
+    non_torch = [log.non_torch for log in LOGS if (log.ranks > 1) == (ranks > 1)]
+    return (_range("activation", [log.activation for log in LOGS]), _range("non_torch", non_torch))
 
 
-def _seen(name: str, figures: Sequence[int]) -> Reserved:
-    """A figure that is printed to 0.01 GiB may be half of that less or more."""
+def _range(name: str, figures: Sequence[int]) -> Reserved:
+    """A figure printed to 0.01 GiB is accurate to half of that."""
     return Reserved(
         name=name,
         least_bytes=(2 * min(figures) - 1) * HUNDREDTH // 2,

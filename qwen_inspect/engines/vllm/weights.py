@@ -1,4 +1,4 @@
-"""The weights as vLLM 0.19.0 shards them on tensor-parallel ranks, and what PyTorch's allocator rounds them up to."""
+"""Weights as vLLM 0.19.0 shards them over tensor-parallel ranks, and how PyTorch's allocator rounds them up."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .blocks import kv_heads_per_rank
 
 VOCABULARY_MULTIPLE = 64  # vocab_parallel_embedding.DEFAULT_VOCAB_PADDING_SIZE
 
-# By a module's own name. Column: a rank has some rows of each matrix; row: some columns, and the whole bias.
+# By a module's own name. Column-parallel: a rank has some rows of each matrix; row-parallel: some columns, and the whole bias.
 LINEAR = ("in_proj_qkvz", "in_proj_ba", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
 COLUMN = ("q_proj", "gate_proj", "up_proj", *LINEAR)
 STATES = ("conv1d", "linear_attn")  # a share of the channels, and of the heads' own parameters
 ROW = ("o_proj", "down_proj", "out_proj")
 KEY_VALUE = ("k_proj", "v_proj")
 VOCABULARY = ("embed_tokens", "lm_head")
-# What vLLM makes one parameter of.
+# Modules that vLLM fuses into one parameter.
 FUSED: Mapping[str, str] = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj"),
     **dict.fromkeys(("gate_proj", "up_proj"), "gate_up_proj"),
@@ -32,11 +32,11 @@ FUSED: Mapping[str, str] = {
 
 
 def rank_weights(tree: Module, spec: ModelSpec, ranks: int) -> tuple[int, ...]:
-    """Bytes of each parameter that one of `ranks` ranks holds, in the order of the modules, and of what vLLM keeps with them.
+    """Bytes of each parameter on one of `ranks` ranks, in module order, and of the rotary table, if there is one.
 
-    Norms, routers and biases of output projections are whole on each rank; a vocabulary is padded to a multiple of 64; A_log is
-    float32; one table has the cosines and sines of every position. Quantised weights are counted as stored, a module at a time.
-    Raises UnsupportedError for sizes that do not divide, and where it is not known how vLLM shards a class.
+    Norms, routers and biases of output projections are whole on each rank; the vocabulary is padded to a multiple of 64; A_log is
+    float32; the table holds cosines and sines of every position. Quantised weights are counted as stored, by module.
+    Raises UnsupportedError for sizes that the ranks do not divide, and for classes whose sharding in vLLM is unknown.
     Source: model_executor/layers: linear.py, fused_moe/layer.py, vocab_parallel_embedding.py, rotary_embedding/base.py,
     mamba/gdn_linear_attn.py; models/qwen2.py to qwen3_5.py.
     """
@@ -52,7 +52,7 @@ def rank_weights(tree: Module, spec: ModelSpec, ranks: int) -> tuple[int, ...]:
 
 
 def _parameters(module: Module) -> Iterator[tuple[str, tuple[int, ...], int]]:
-    """(name, shape, bytes) of a module's own parameters; of packed ones all in one, under the shape of the first."""
+    """(name, shape, bytes) of a module's own parameters; packed ones as a single entry with the shape of the first."""
     if module.packed_bytes is not None and module.tensors:
         yield "packed", module.tensors[0].shape, module.packed_bytes
         return
@@ -61,7 +61,7 @@ def _parameters(module: Module) -> Iterator[tuple[str, tuple[int, ...], int]]:
 
 
 def _rank_bytes(name: str, kind: str, shape: tuple[int, ...], size_bytes: int, spec: ModelSpec, ranks: int) -> int:
-    """Of one parameter of the module called `name`."""
+    """A rank's bytes of one parameter. name: its module; kind: the parameter."""
     if name in VOCABULARY:
         padded = -(-shape[0] // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         return _share(size_bytes // shape[0] * padded, padded, ranks, "vocab_size")
@@ -77,7 +77,7 @@ def _rank_bytes(name: str, kind: str, shape: tuple[int, ...], size_bytes: int, s
         return _share(size_bytes, shape[1], ranks, name)
     if name in KEY_VALUE:
         heads = spec.softmax.kv_heads
-        return size_bytes // heads * kv_heads_per_rank(heads, ranks)  # exact: heads are alike
+        return size_bytes // heads * kv_heads_per_rank(heads, ranks)  # exact: all heads have the same size
     return size_bytes
 
 
@@ -88,16 +88,16 @@ def _share(size_bytes: int, parts: int, ranks: int, name: str) -> int:
 
 
 def _rotary_bytes(spec: ModelSpec) -> int:
-    """(positions, channels that turn) in the model's dtype, shared by all layers. Source: RotaryEmbedding.cos_sin_cache."""
+    """(positions, rotary channels) in the model's dtype, shared by all layers. Source: RotaryEmbedding.cos_sin_cache."""
     kind = spec.softmax
     channels = kind.rotary_dim if isinstance(kind, GatedAttention) else kind.head_dim
     return (spec.context_tokens or 0) * channels * spec.dtype.bits // 8
 
 
 def rounding(tree: Module, weights: Sequence[int]) -> Reserved:
-    """What "Model loading took" says beyond the weights: PyTorch's caching allocator hands out whole blocks, one a parameter.
+    """What "Model loading took" includes beyond the weights: PyTorch's caching allocator rounds each parameter up to a block.
 
-    Of packed parameters, which are several tensors, an upper end: no rest of a block above 1 MiB stays with it.
+    For packed parameters, which are several tensors, only an upper bound: blocks above 1 MiB are split, so at most 1 MiB is lost.
     """
     if any(module.packed_bytes is not None for _, module in each_module(tree)):
         return Reserved(
