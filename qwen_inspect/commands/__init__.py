@@ -1,7 +1,7 @@
-"""The commands: a module each, named as it is typed, with `declare(command, say)` and `run(options, say)`.
+"""The commands: one module each, with the command's name, `declare(command, say)` and `run(options, say)`.
 
-`declare` adds the command's options to its parser; `run` returns the exit code, QwenInspectError for what it refuses. A
-module is imported where its command is typed, and imports inside of `run` what `--help` does not need.
+`declare` adds the command's options to its parser. `run` returns the exit code and raises QwenInspectError. A module is
+imported only if its command is typed; what `--help` does not need is imported inside `run`.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ COMMANDS = (
 
 
 class WrongArgumentError(Exception):
-    """What is wrong with the arguments, in a sentence."""
+    """The arguments are wrong; the message is a sentence."""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with one line for a wrong argument instead of the usage."""
+    """An ArgumentParser that raises WrongArgumentError instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise WrongArgumentError(message)
 
 
 def language_choice(words: Sequence[str]) -> str:
-    """What `--lang` says, before the arguments are parsed: their help is in that language too."""
+    """The value of `--lang`, read before the arguments are parsed, because their help depends on it."""
     for word, following in zip(words, [*words[1:], ""], strict=True):
         option, equals, value = word.partition("=")
         if option == "--lang":
@@ -54,9 +54,9 @@ def language_choice(words: Sequence[str]) -> str:
 
 
 def parser(say: Language, words: Sequence[str]) -> argparse.ArgumentParser:
-    """The program's, with the options of the commands that are among `words`: all of them take longer than a short command.
+    """The program's parser. Only commands among `words` get their options: declaring all would slow down short commands.
 
-    What it parses has the command's `run`.
+    The parsed options include the command's function, as `run`.
     """
     shape = partial(argparse.HelpFormatter, width=_help_width(words))
     settings: dict[str, Any] = {"add_help": False, "allow_abbrev": False, "formatter_class": shape}
@@ -78,7 +78,7 @@ def parser(say: Language, words: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _help_width(words: Sequence[str]) -> int:
-    """argparse's own, which it would look up once for every option, whether help is asked for or not."""
+    """argparse's own width for help. Without --help a constant: argparse would look it up for every option."""
     if not {"-h", "--help"} & set(words):
         return 80
     from shutil import get_terminal_size

@@ -21,14 +21,14 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
 
 
 def run(options: argparse.Namespace, say: Language) -> int:
-    """1 where two hubs' listings do not prove the weights the same; that models differ is no failure."""
+    """Returns 1 if the listings of two hubs do not prove equal weights. Different models are no failure."""
     from ..comparing.side_by_side import compare
     from ..fitting.search import cards
 
     output.check(options)
     if len(options.models) < 2:
         raise UsageError("compare_needs_two")
-    # A name such as sm_90 says what is predicted for, and no memory that something could fit.
+    # A compute capability such as sm_90 selects kernels but has no memory to fit into.
     fitted = () if options.gpu is None or prediction.is_capability(options.gpu) else cards(options.gpu)
     compared = compare(
         options.models,

@@ -1,4 +1,4 @@
-"""`config`: the configuration, and what its keys mean."""
+"""`config`: the configuration and the meaning of its keys."""
 
 from __future__ import annotations
 

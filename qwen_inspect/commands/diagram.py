@@ -16,7 +16,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
 
 
 def run(options: argparse.Namespace, say: Language) -> int:
-    """The figure where -o says, or as SVG on stdout."""
+    """Writes the figure to the file of -o, else as SVG to stdout."""
     from ..renderers.figure import architecture_figure
 
     output.check(options, picture=options.output)

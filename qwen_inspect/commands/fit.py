@@ -1,4 +1,4 @@
-"""`fit`: what fits a card, by transformers or by an engine that serves."""
+"""`fit`: what fits a card, with transformers or a serving engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..results.fit import Gpu
     from ..results.serving import Serving
 
-# The options of one engine alone; the others are of all.
+# Options that only one engine has; all others apply to every engine.
 ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
     "transformers": (
         *("mode", "new_tokens", "attention", "cache", "load", "padded"),
@@ -37,7 +37,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     add("--beyond-limit", action="store_true", help=say("help_beyond_limit"))
     add("--engine", choices=tuple(ENGINES), default="transformers", help=say("help_engine"))
     add("--max-model-len", dest="context", type=values.tokens(say), metavar="TOKENS", help=say("help_max_model_len"))
-    command.set_defaults(context=None)  # an engine's is the model's limit
+    command.set_defaults(context=None)  # for a serving engine: the model's limit
     add("--utilization", type=values.reader(_share, "usage_share", say), metavar="SHARE", help=say("help_utilization"))
     add("--kv-budget", type=values.size(say), metavar="SIZE", help=say("help_kv_budget"))
     add("--tp", type=values.positive(say), default=1, metavar="N", help=say("help_tp"))
@@ -46,8 +46,8 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     add("--ngl", type=values.reader(_layers, "usage_positive", say), metavar="N", help=say("help_ngl"))
     add("--cache-type-k", default="auto", metavar="FORMAT", help=say("help_cache_type_k"))
     add("--cache-type-v", default="auto", metavar="FORMAT", help=say("help_cache_type_v"))
-    of_engines = [name for names in ENGINE_OPTIONS.values() for name in names]
-    command.set_defaults(defaults={name: command.get_default(name) for name in of_engines})
+    engine_options = [name for names in ENGINE_OPTIONS.values() for name in names]
+    command.set_defaults(defaults={name: command.get_default(name) for name in engine_options})
     output.declare_document(command, say)
 
 
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace, say: Language) -> int:
 
 
 def _fit(options: argparse.Namespace, say: Language) -> int:
-    """1 where it does not fit one of the cards; what is refused is the exit code after all that could be told."""
+    """Returns 1 if the run does not fit one of the cards. Raises a refusal after showing what is known."""
     from ..fitting.search import fit
 
     cards, run = _cards(options), prediction.run_of(options, gpu=options.gpu)
@@ -73,7 +73,7 @@ def _fit(options: argparse.Namespace, say: Language) -> int:
 
 
 def _serve(options: argparse.Namespace, say: Language) -> int:
-    """1 where it does not fit one of the cards."""
+    """Returns 1 if the request does not fit one of the cards."""
     from ..fitting.serving import serve
 
     serving, cards = _serving(options), _cards(options)
@@ -84,7 +84,7 @@ def _serve(options: argparse.Namespace, say: Language) -> int:
 
 
 def _cards(options: argparse.Namespace) -> Sequence[Gpu]:
-    """The cards of --gpu or --memory; what stands for one where vLLM's budget is given."""
+    """The cards of --gpu or --memory; a stand-in for --kv-budget."""
     if options.kv_budget is not None:
         from ..fitting.serving import budget_card
 
@@ -95,7 +95,7 @@ def _cards(options: argparse.Namespace) -> Sequence[Gpu]:
 
 
 def _check_engine(options: argparse.Namespace) -> None:
-    """UsageError for options that are another engine's, or that contradict each other."""
+    """Raises UsageError for options of another engine and for options that contradict each other."""
     for engine, names in ENGINE_OPTIONS.items():
         for name in names:
             if engine != options.engine and getattr(options, name) != options.defaults[name]:
@@ -113,7 +113,7 @@ def _check_engine(options: argparse.Namespace) -> None:
 
 
 def _serving(options: argparse.Namespace) -> Serving:
-    """What an engine is asked for."""
+    """The request to the engine."""
     from ..results.serving import Serving
 
     formats = options.cache_type_k, options.cache_type_v
@@ -132,12 +132,12 @@ def _serving(options: argparse.Namespace) -> Serving:
 
 
 def _layers(text: str) -> int:
-    """A whole number, 0 among them."""
+    """A whole number, 0 included."""
     return 0 if text == "0" else values.parse_positive(text)
 
 
 def _share(text: str) -> float:
-    """A share of a whole: above 0, 1 at most."""
+    """A fraction above 0 and at most 1."""
     if not 0 < (value := float(text)) <= 1:
         raise ValueError
     return value

@@ -1,4 +1,4 @@
-"""`gpus`: the cards that are known."""
+"""`gpus`: the table of known cards."""
 
 from __future__ import annotations
 

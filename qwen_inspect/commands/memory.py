@@ -1,4 +1,4 @@
-"""`memory`: predicted, or measured beside it; of one device, of ranks, or of several devices."""
+"""`memory`: a run's memory, predicted and, on request, measured; on one device, on ranks or over a device map."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..results.model import Report
 
 PLOT_POINTS = 1500  # more than a screen has columns
-LONGEST_INDEX = 4  # digits of a device's number
+LONGEST_INDEX = 4  # digits of a device index
 SHARED_BY = ("tp", "pp", "ep", "fsdp")
 
 
@@ -41,14 +41,14 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
 
 
 def run(options: argparse.Namespace, say: Language) -> int:
-    """What is refused or ended early is the exit code, after all that could be told."""
+    """Shows what is known, then raises a refusal or returns the exit code of a measurement that ended early."""
     from dataclasses import replace
 
     output.check(options, picture=options.plot)
     _check_devices(options)
     run = prediction.run_of(options, gpu=_card(options.gpu))
     report = prediction.inspected(options)
-    shared = _over_devices(report, run, options)  # what cannot be is refused before anything is traced
+    shared = _over_devices(report, run, options)  # first, so that a refusal comes before a slow trace
     memory = replace(_memory(report, run, options), **shared)
     if options.plot is not None:
         _draw_course(memory, options, say)
@@ -67,16 +67,16 @@ def run(options: argparse.Namespace, say: Language) -> int:
 
 
 def _check_devices(options: argparse.Namespace) -> None:
-    """UsageError for options that need another, or that ask for two kinds of answer at once."""
-    for option, other in (("zero_stage", "fsdp"), ("device_memory", "device_map")):
-        if given(options, option) and not given(options, other):
-            raise UsageError("option_needs", option=flag(option), other=flag(other))
-    several = given(options, *SHARED_BY, "device_map")
-    if options.cache == "static" and several:
-        raise UsageError("static_cache_shared", option=several[0])
-    for other in given(options, "device_map", "device"):
-        if several and several != [other]:
-            raise UsageError("options_exclude", option=several[0], other=other)
+    """Raises UsageError for options that need another one or exclude each other."""
+    for option, needed in (("zero_stage", "fsdp"), ("device_memory", "device_map")):
+        if given(options, option) and not given(options, needed):
+            raise UsageError("option_needs", option=flag(option), other=flag(needed))
+    sharing = given(options, *SHARED_BY, "device_map")
+    if options.cache == "static" and sharing:
+        raise UsageError("static_cache_shared", option=sharing[0])
+    for excluded in given(options, "device_map", "device"):
+        if sharing and sharing != [excluded]:
+            raise UsageError("options_exclude", option=sharing[0], other=excluded)
     if options.device is None and (typed := given(options, "random_weights", "force", "snapshot")):
         raise UsageError("needs_device", option=typed[0])
     if options.snapshot is not None and os.path.lexists(options.snapshot) and not options.overwrite:
@@ -84,7 +84,7 @@ def _check_devices(options: argparse.Namespace) -> None:
 
 
 def _card(gpu: str) -> str:
-    """What a prediction calls --gpu."""
+    """The name under which a prediction looks up --gpu."""
     if prediction.is_capability(gpu):
         return gpu
     from ..fitting.search import card_name
@@ -99,7 +99,7 @@ def _memory(report: Report, run: Run, options: argparse.Namespace) -> MemoryRepo
         from ..predicting.predict import predict
 
         return predict(report, run, course_points=points)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would tell stderr when it starts and stops
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences torch's profiler, which logs to stderr
     from pathlib import Path
 
     from ..measuring.measure import Request, measured
@@ -127,7 +127,7 @@ def _draw_course(memory: MemoryReport, options: argparse.Namespace, say: Languag
 
 
 def _over_devices(report: Report, run: Run, options: argparse.Namespace) -> dict[str, Any]:
-    """What each rank or device holds, as fields of a MemoryReport; nothing where none are asked for."""
+    """Each rank's or device's share, as fields of a MemoryReport; empty if none were requested."""
     if options.device_map is not None:
         from ..sharing.ranks import device_map_report
 
@@ -148,14 +148,14 @@ def _over_devices(report: Report, run: Run, options: argparse.Namespace) -> dict
 
 
 def _capacities(text: str) -> dict[str, int]:
-    """Sizes of devices such as 24GiB,24GiB,cpu=64GiB, in bytes: GPUs by their order, then others by name."""
+    """Device -> bytes, from a text such as 24GiB,24GiB,cpu=64GiB; GPUs are numbered in order."""
     bytes_of: dict[str, int] = {}
     for item in text.split(","):
         name, _, typed = item.rpartition("=")
         device = name.strip() or str(sum(map(str.isdigit, bytes_of)))
         size_bytes = parse_size(typed.strip())
-        named = device == "cpu" or (device.isdigit() and len(device) <= LONGEST_INDEX)
-        if not size_bytes or not named or device in bytes_of:
+        is_device = device == "cpu" or (device.isdigit() and len(device) <= LONGEST_INDEX)
+        if not size_bytes or not is_device or device in bytes_of:
             raise ValueError
         bytes_of[device] = size_bytes
     return bytes_of

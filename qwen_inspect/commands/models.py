@@ -1,4 +1,4 @@
-"""`models`: what the catalog holds."""
+"""`models`: the models of the catalog."""
 
 from __future__ import annotations
 

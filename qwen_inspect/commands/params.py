@@ -1,4 +1,4 @@
-"""`params`: parameters by each witness, and why counts differ."""
+"""`params`: parameter counts by each witness, and why they differ."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
 
 
 def run(options: argparse.Namespace, say: Language) -> int:
-    """1 where the count is not the claimed one, or a difference is not explained; raises why files could not be compared."""
+    """Returns 1 if the count is not the claimed one or a difference is unexplained; raises if files cannot be compared."""
     claimed = options.expect_params
     output.check(options)
     report = model.inspected(options, predict_files=True, instantiate=options.instantiate, expected_parameters=claimed)

@@ -1,4 +1,4 @@
-"""`report`: the whole report written, shown or checked."""
+"""`report`: writes, shows or checks the whole report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ATTENTION_KINDS = ("mha", "gqa", "mqa", "mixed")
 
 def declare(command: argparse.ArgumentParser, say: Language) -> None:
     model.declare(command, say)
-    command.set_defaults(model=None)  # a check without a model is of every report there is
+    command.set_defaults(model=None)  # without a model, a check covers every report
     command.add_argument("--format", choices=FORMATS, default="md", help=say("help_report_format"))
     command.add_argument("--check", action="store_true", help=say("help_check"))
     command.add_argument("--update", action="store_true", help=say("help_update"))
@@ -33,7 +33,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
 
 
 def run(options: argparse.Namespace, say: Language) -> int:
-    """The whole report written, shown or checked; 1 where a figure drifted or something expected does not hold."""
+    """Writes, shows or checks the report. Returns 1 if a figure drifted or an expectation fails."""
     from ..reporting import Task, carry_out
     from ..results.whole import ReportRequest
 

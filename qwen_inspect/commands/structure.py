@@ -1,4 +1,4 @@
-"""`structure`: what a model is made of; and its own text with `--prompt`."""
+"""`structure`: a model's modules; with `--prompt`, also the text it generates."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace, say: Language) -> int:
     if options.prompt is not None:
         from ..measuring.generation import with_generation
 
-        gc.enable()  # no longer a short command: a model's modules do have cycles
+        gc.enable()  # short commands run without it, but a model's modules form reference cycles
         report = with_generation(
             report,
             options.prompt,
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace, say: Language) -> int:
 
 
 def _check_prompt(options: argparse.Namespace) -> None:
-    """UsageError for a prompt that is none, and for what goes with a prompt alone."""
+    """Raises UsageError for an unusable prompt, and for options that need a prompt."""
     if options.prompt is not None:
         from ..measuring.generation import check_prompt
 

@@ -1,7 +1,7 @@
-"""Options that several commands share: how they are declared, what they ask for and what they exclude, side by side.
+"""Options that several commands share: their declaration, their meaning and what they exclude, in one place.
 
-A module a group: `model` (which model, and what may be read for it), `prediction` (the run that is predicted), `output` (where
-an answer goes); `values` reads what is typed. Nothing heavy is imported before a command runs, for `--help` needs these.
+One module for each group: `model` (the model, and access to it), `prediction` (the run to predict), `output` (where the answer
+goes); `values` parses the texts. Heavy imports wait until a command runs, so that `--help` stays fast.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import argparse
 
 
 def flag(name: str) -> str:
-    """An option as it is typed: "zero_stage" -> "--zero-stage"."""
+    """The option's name on the command line: "zero_stage" -> "--zero-stage"."""
     return f"--{name.replace('_', '-')}"
 
 
 def given(options: argparse.Namespace, *names: str) -> list[str]:
-    """Those of the options `names` that were typed, as they are typed; each of them is None or False where it was not."""
+    """The flags of those of `names` that the user typed. Their default must be None or False."""
     values = {name: getattr(options, name) for name in names}
     return [flag(name) for name, value in values.items() if value is not None and value is not False]

@@ -1,4 +1,4 @@
-"""Which model a command is about, and what may be read for it."""
+"""Options that select the model and control access to it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from ..results.cache import Workload
     from ..results.model import Report
 
-DEFAULT_MODEL = "catalog:Qwen/Qwen3-0.6B"  # as loaders.resolve has it, which is not imported for --help
+DEFAULT_MODEL = "catalog:Qwen/Qwen3-0.6B"  # the same as in loaders.resolve, which --help does not import
 SOURCES = ("auto", "hf", "ms", "local", "catalog")
 
 
 def declare(command: argparse.ArgumentParser, say: Language) -> None:
-    """MODEL, where it is looked for, and `declare_access`."""
+    """MODEL, its source, and the options of `declare_access`."""
     command.add_argument(
         "model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help=say("help_model", default=DEFAULT_MODEL)
     )
@@ -32,7 +32,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
 
 
 def declare_access(command: argparse.ArgumentParser, say: Language) -> None:
-    """What may be asked of hubs and files."""
+    """How hubs and files may be accessed."""
     command.add_argument("--timeout", type=positive(say), default=10, metavar="SECONDS", help=say("help_timeout"))
     command.add_argument("--refresh", action="store_true", help=say("help_refresh"))
     command.add_argument("--offline", action="store_true", help=say("help_offline"))
@@ -40,7 +40,7 @@ def declare_access(command: argparse.ArgumentParser, say: Language) -> None:
 
 
 def declare_workload(command: argparse.ArgumentParser, say: Language) -> None:
-    """What the KV cache is shown for."""
+    """The workload for which the KV cache is shown."""
     command.add_argument("--batch", type=positive(say), default=1, metavar="N", help=say("help_batch"))
     command.add_argument("--context", type=tokens(say), metavar="TOKENS", help=say("help_context"))
     command.add_argument("--cache-dtype", default="auto", metavar="FORMAT", help=say("help_cache_dtype"))
@@ -48,7 +48,7 @@ def declare_workload(command: argparse.ArgumentParser, say: Language) -> None:
 
 
 def workload_of(options: argparse.Namespace) -> Workload:
-    """What the KV cache is computed for."""
+    """The workload for which the KV cache is computed."""
     from ..results.cache import Workload
 
     return Workload(
@@ -59,8 +59,8 @@ def workload_of(options: argparse.Namespace) -> Workload:
     )
 
 
-def inspected(options: argparse.Namespace, **asked: Any) -> Report:
-    """The report of the model that is named. `asked`: what else `inspect` is to do, by its parameters."""
+def inspected(options: argparse.Namespace, **analysis: Any) -> Report:
+    """The report of the selected model. analysis: further keyword arguments of `inspect`."""
     from ..structure.inspect import inspect
 
     return inspect(
@@ -70,12 +70,12 @@ def inspected(options: argparse.Namespace, **asked: Any) -> Report:
         file=options.file,
         access=access_of(options),
         trust_remote_code=options.trust_remote_code,
-        **asked,
+        **analysis,
     )
 
 
 def access_of(options: argparse.Namespace) -> Access:
-    """What may be asked of hubs and files, and where the progress of that is shown."""
+    """How hubs and files may be accessed, with progress shown on stderr."""
     from ..loaders.resolve import Access
 
     return Access(

@@ -1,4 +1,4 @@
-"""Where a command's answer goes, in which form, and what is said beside it."""
+"""Where a command's answer goes, in which format, and its notices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORMATS = ("table", "md", "html", "json")
 def declare(
     command: argparse.ArgumentParser, say: Language, *, metavar: str = "FILE", help_key: str = "help_output"
 ) -> None:
-    """What every command has. metavar, help_key: of -o."""
+    """The options of every command. metavar, help_key: of -o."""
     command.add_argument("--lang", choices=("auto", *LANGUAGES), default="auto", help=say("help_lang"))
     command.add_argument("-o", "--output", metavar=metavar, help=say(help_key))
     command.add_argument("--overwrite", action="store_true", help=say("help_overwrite"))
@@ -31,13 +31,13 @@ def declare(
 
 
 def declare_document(command: argparse.ArgumentParser, say: Language) -> None:
-    """`declare`, and the format of a command whose answer `show` writes."""
+    """`declare`, and --format for commands whose answer `show` writes."""
     declare(command, say)
     command.add_argument("--format", choices=FORMATS, default="table", help=say("help_format"))
 
 
 def check(options: argparse.Namespace, *, picture: str | None = None) -> None:
-    """UsageError for files that must not or cannot be written, before anything is computed for them. picture: another's path."""
+    """Raises UsageError for output files that exist or have a wrong suffix, before anything is computed."""
     for path, suffixes in ((options.output, ("",)), (picture, (".svg", ".png"))):
         if path is not None and not path.lower().endswith(suffixes):
             raise UsageError("picture_suffix", path=path)
@@ -46,7 +46,7 @@ def check(options: argparse.Namespace, *, picture: str | None = None) -> None:
 
 
 def show(subject: object, options: argparse.Namespace, say: Language, **view: Any) -> None:
-    """Writes what the command has to say of `subject`, in its format. view: fields of `View`."""
+    """Writes the command's document about `subject` in the requested format. view: fields of `View`."""
     text = _text(subject, options, say, view)
     if options.output is None:
         print_text(text)
@@ -58,7 +58,7 @@ def show(subject: object, options: argparse.Namespace, say: Language, **view: An
 
 
 def write_picture(svg: str, path: str, options: argparse.Namespace, say: Language) -> None:
-    """Writes SVG or PNG, by the suffix; warns where the PNG's font lacks letters."""
+    """Writes SVG or PNG by suffix; warns if the PNG's font lacks letters."""
     from ..output import write_whole
     from ..renderers.svg import lacks_glyphs, png
 
@@ -75,7 +75,7 @@ def _say_saved(path: str, options: argparse.Namespace, say: Language) -> None:
 
 
 def say_notices(report: Report, options: argparse.Namespace, say: Language) -> None:
-    """Notices to stderr where the reader does not see the document; with --verbose, the catalog's sources."""
+    """Prints notices to stderr if the document is not on the terminal; with --verbose, the catalog's sources too."""
     in_document = options.output is None and options.format in ("table", "md", "html") and is_terminal(sys.stdout)
     if not options.quiet and not in_document:
         for notice in report.notices:

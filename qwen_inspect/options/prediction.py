@@ -1,4 +1,4 @@
-"""The run that `memory`, `fit` and `compare` predict."""
+"""Options of the run that `memory`, `fit` and `compare` predict."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 DEFAULT_PROMPT_TOKENS = 2048
 DEFAULT_CAPABILITY = "sm_80"
 PLAIN_DTYPES = ("bfloat16", "float16", "float32", "float64")
-# As architectures.quantised has them, which is not imported for --help.
+# The same as in architectures.quantised, which --help does not import.
 SCHEMES = ("awq-int4", "gptq-int4", "gptq-int8", "fp8", "bnb-int8", "bnb-nf4", "bnb-fp4", "bnb-nf4-double", "nvfp4")
 KERNELS = ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_2_repeated")
 OPTIMIZERS = ("adamw_foreach", "adamw_fused", "adamw_for_loop", "adamw_8bit", "sgd", "none")
 
 
 def declare(command: argparse.ArgumentParser, say: Language) -> None:
-    """What runs: all that `run_of` reads but --gpu, which `memory` has in its own way."""
+    """All options that `run_of` reads, except --gpu, which `memory` declares differently."""
     add = command.add_argument
     add("--mode", choices=("generate", "forward", "train"), default="generate", help=say("help_mode"))
     add("--batch", type=positive(say), default=1, metavar="N", help=say("help_batch"))
@@ -46,18 +46,18 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
 
 
 def declare_batch(command: argparse.ArgumentParser, say: Language) -> None:
-    """How the batch of one model is run: padded, under autocast."""
+    """Options for a single model: padding and autocast."""
     command.add_argument("--padded", action="store_true", help=say("help_padded"))
     command.add_argument("--autocast", choices=("bfloat16", "float16"), help=say("help_autocast"))
 
 
 def declare_cards(command: argparse.ArgumentParser, say: Language) -> None:
-    """The cards that something could fit, each for itself."""
+    """The cards to fit into, each separately."""
     command.add_argument("--gpu", metavar="NAME", help=say("help_cards"))
 
 
 def inspected(options: argparse.Namespace) -> Report:
-    """The model that runs, as it is stored where its architecture is not known."""
+    """The model that runs; only its stored tensors if its architecture is unknown."""
     return model.inspected(
         options,
         require_design=False,
@@ -69,7 +69,7 @@ def inspected(options: argparse.Namespace) -> Report:
 
 
 def run_of(options: argparse.Namespace, *, gpu: str | None) -> Run:
-    """The run that is predicted for `gpu`; UsageError for options of LoRA without it, and of training in another mode."""
+    """The run to predict for `gpu`. Raises UsageError for LoRA options without --lora and training options in other modes."""
     from ..results.memory import Run
 
     if options.lora_targets is not None and options.lora is None:
@@ -91,9 +91,9 @@ def run_of(options: argparse.Namespace, *, gpu: str | None) -> Run:
         lora_targets=tuple(name.strip() for name in targets.split(",")),
         cache_format=options.cache_dtype,
         cache=options.cache,
-        padded=getattr(options, "padded", False),  # which `compare` has not
+        padded=getattr(options, "padded", False),  # not an option of `compare`
         autocast=getattr(options, "autocast", None),
-        # The first of the two that is set, as torch 2.13 looks for them.
+        # The first that is set wins, as in torch 2.13.
         allocator=os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF", ""),
     )
     if run.cache == "static" and run.mode != "generate":
@@ -106,5 +106,5 @@ def run_of(options: argparse.Namespace, *, gpu: str | None) -> Run:
 
 
 def is_capability(gpu: str) -> bool:
-    """Whether the name is a compute capability, such as sm_90, and no card's."""
+    """Whether the name is a compute capability such as sm_90, not a card."""
     return gpu[:3].lower() == "sm_" and gpu[3:].isdecimal()

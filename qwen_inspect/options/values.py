@@ -1,4 +1,4 @@
-"""What is typed -> the value of an option: argparse's `type`, with errors in the user's language."""
+"""Parses option values: functions for argparse's `type`, with errors in the user's language."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Reader = Callable[[str], Value]
 
 
 def reader(read: Reader[Value], error: str, say: Language) -> Reader[Value]:
-    """A `type` for argparse: `read`, and where it raises ValueError, the sentence `error`, which is given the `text`."""
+    """A `type` for argparse: `read`, with its ValueError replaced by the message `error`, formatted with `text`."""
 
     def checked(text: str) -> Value:
         try:
