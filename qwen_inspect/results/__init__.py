@@ -1,4 +1,4 @@
-"""What was found about a model. Built whole by `structure.inspect`; what can be derived is a property. `None` means unknown.
+"""Result types: frozen dataclasses that the other rooms fill. Derived figures are properties. `None` means unknown.
 
-Each command imports the parts it needs: defining the types of all of them would take longer than most commands.
+Commands import only the modules they need: defining all types would take longer than most commands.
 """

@@ -1,4 +1,4 @@
-"""Each layer's attention: heads as counted, states, or what is known of what a class caches."""
+"""Each layer's attention: softmax heads, linear-attention states, or what transformers caches for the layer."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerAttention:
-    """One layer's softmax attention: heads as counted, `window_tokens` None where it sees every earlier token.
+    """One layer's softmax attention. window_tokens: None if it attends to every earlier token.
 
-    gated: q_proj has as many rows again, for a gate on the output.
+    gated: q_proj has twice the rows; the second half gates the output.
     """
 
     index: int
@@ -35,18 +35,18 @@ class LayerAttention:
 
     @property
     def span(self) -> CacheKind:
-        """What it sees: "full" or "sliding"."""
+        """The tokens it attends to: "full" or "sliding"."""
         return "full" if self.window_tokens is None else "sliding"
 
     @property
     def heads(self) -> tuple[int, ...]:
-        """All that makes one layer's attention equal to another's; 0 stands for no window."""
+        """The figures in which layers can differ; 0 stands for no window."""
         return self.query_heads, self.kv_heads, self.head_dim, self.window_tokens or 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearLayerAttention:
-    """One layer's linear attention: as many heads as states, and how wide a key and a value of each is."""
+    """One layer's linear attention: one state for each value head, and the widths of keys and values."""
 
     index: int
     key_heads: int
@@ -65,13 +65,13 @@ class LinearLayerAttention:
 
     @property
     def heads(self) -> tuple[int, ...]:
-        """All that makes one layer's attention equal to another's."""
+        """The figures in which layers can differ."""
         return self.key_heads, self.value_heads, self.key_head_dim, self.value_head_dim, self.conv_kernel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherLayerAttention:
-    """A layer known by what transformers caches of it alone. cache_kind: as `CacheLayer.kind`."""
+    """A layer known only by what transformers caches for it. cache_kind: as `CacheLayer.kind`."""
 
     index: int
     cache_kind: CacheKind
@@ -87,7 +87,7 @@ class OtherLayerAttention:
 
     @property
     def heads(self) -> tuple[int, ...]:
-        """All that makes one layer's attention equal to another's, beside its kind; 0 stands for no window."""
+        """The figures in which layers of a kind can differ; 0 stands for no window."""
         return (self.window_tokens or 0,)
 
 
@@ -97,7 +97,7 @@ WITH_STATES, WITHOUT_CACHE = ("linear", "recurrent", "convolution", "hybrid"), (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionReport:
-    """Each layer's attention by the configuration and, where files were read, by the shapes of the projections."""
+    """Each layer's attention by the configuration and, if files were read, by the shapes of the projections."""
 
     by_config: tuple[AnyLayerAttention, ...]
     by_shapes: tuple[AnyLayerAttention, ...] | None
@@ -105,22 +105,22 @@ class AttentionReport:
 
     @property
     def layers(self) -> tuple[AnyLayerAttention, ...]:
-        """The shapes where they were read: they decide what the model does."""
+        """By shapes if they were read, since they decide what the model does; else by the configuration."""
         return self.by_shapes or self.by_config
 
     @property
     def softmax(self) -> tuple[LayerAttention, ...]:
-        """The layers whose heads are known, each with keys and values; a model of a family that is described here has one."""
+        """The softmax layers with known heads. Every described family has at least one."""
         return tuple(layer for layer in self.layers if isinstance(layer, LayerAttention))
 
     @property
     def linear(self) -> tuple[LinearLayerAttention, ...]:
-        """The layers that keep a state of constant size."""
+        """The layers with a state of constant size."""
         return tuple(layer for layer in self.layers if isinstance(layer, LinearLayerAttention))
 
     @property
     def kind(self) -> str:
-        """MHA, GQA or MQA; "mixed" where layers differ, "hybrid" where some of them are linear."""
+        """MHA, GQA or MQA; "mixed" if layers differ, "hybrid" if some are linear."""
         kinds = {layer.kind for layer in self.layers if layer.kind not in WITHOUT_CACHE} or {"none"}
         if self.linear or (len(kinds) > 1 and kinds & set(WITH_STATES)):
             return "hybrid"
@@ -128,9 +128,9 @@ class AttentionReport:
 
     @property
     def pattern(self) -> tuple[tuple[CacheKind, int], ...] | None:
-        """What each layer sees, as runs of the shortest stretch that repeats: (("linear", 3), ("full", 1)).
+        """The shortest sequence of spans that repeats, as runs: (("linear", 3), ("full", 1)).
 
-        None where all layers see alike, or no stretch repeats.
+        None if all layers have the same span, or no sequence repeats.
         """
         spans = [layer.span for layer in self.layers]
         for length in range(2, len(spans) // 2 + 1):

@@ -1,4 +1,4 @@
-"""The KV cache, as transformers holds it and as engines reserve it."""
+"""The KV cache in transformers and in serving engines."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ CacheEngine = Literal["transformers", "vllm", "llama_cpp"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheLayer:
-    """What one layer keeps for one sequence: bytes for each token held, bytes whatever the length, the most tokens held.
+    """One layer's cache for one sequence.
 
-    kind: "full", "sliding", "linear"; of a class known by its cache alone also "chunked", "latent" (MLA), "indexed" (with keys
-    of an index), "recurrent", "convolution", "hybrid" (keys and values beside a state), "shared" (it reads another layer's) and
-    "none". states_bytes: of linear attention, the convolution's inputs and the recurrent state.
+    kind: "full", "sliding", "linear"; for a class known only by its cache also "chunked", "latent" (MLA), "indexed" (with keys
+    of an index), "recurrent", "convolution", "hybrid" (keys, values and a state), "shared" (it reads another layer's) and
+    "none". states_bytes: of constant size; for linear attention, the convolution's inputs and the recurrent state.
     """
 
     index: int
@@ -35,12 +35,12 @@ class CacheLayer:
 
     def size_bytes(self, tokens: int) -> int:
         """Bytes after `tokens` tokens of one sequence."""
-        held = tokens if self.window_tokens is None else min(tokens, self.window_tokens - 1)
-        return self.fixed_bytes + held * self.bytes_per_token
+        cached_tokens = tokens if self.window_tokens is None else min(tokens, self.window_tokens - 1)
+        return self.fixed_bytes + cached_tokens * self.bytes_per_token
 
     def storage_bytes(self, tokens: int, *, fed_last: int) -> int:
-        """Bytes of what lies in memory for them, where the last `fed_last` were fed at once: with a window, views of these and of
-        what was kept before.
+        """Bytes of the storages after `tokens` tokens, of which the last `fed_last` were fed at once. With a window the cache is
+        a view of a larger storage: these tokens and those kept before.
 
         Source: transformers 5.23, cache_utils.DynamicSlidingWindowLayer.update
         """
@@ -50,17 +50,17 @@ class CacheLayer:
         return self.fixed_bytes + (before + fed_last) * self.bytes_per_token
 
     def static_bytes(self, tokens: int) -> int:
-        """Bytes of what a static cache with room for `tokens` tokens makes, a window's all at once.
+        """Bytes of a static cache with room for `tokens` tokens; a sliding layer allocates at most its window.
 
         Source: transformers 5.23, cache_utils.StaticLayer and StaticSlidingWindowLayer
         """
-        room = tokens if self.window_tokens is None else min(tokens, self.window_tokens)
-        return self.fixed_bytes + room * self.bytes_per_token
+        room_tokens = tokens if self.window_tokens is None else min(tokens, self.window_tokens)
+        return self.fixed_bytes + room_tokens * self.bytes_per_token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheReport:
-    """The KV cache as transformers' DynamicCache holds it, in `dtype`."""
+    """The KV cache in transformers' DynamicCache, with keys and values in `dtype`."""
 
     dtype: str
     layers: tuple[CacheLayer, ...]
@@ -81,7 +81,7 @@ class CacheReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCache:
-    """What an engine reserves for the workload on one rank: None, with the reason, where that is not known here."""
+    """What an engine reserves for the workload on one rank; size_bytes is None, with the reason, if that is unknown."""
 
     engine: CacheEngine
     format: str
@@ -91,10 +91,10 @@ class EngineCache:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What the model is asked to do.
+    """The sequences for which a cache is computed.
 
     batch: sequences at once. context_tokens: tokens in each (None: the model's own limit). cache_format: K's and V's number
-    format ("auto": the model's dtype). ranks: tensor-parallel ranks of an engine that shares the cache among them.
+    format ("auto": the model's dtype). ranks: tensor-parallel ranks among which an engine shares the cache.
     """
 
     batch: int = 1

@@ -1,4 +1,4 @@
-"""Models side by side, as found: rows of values, one for each model, and tensors that are not the same in two of them."""
+"""Models side by side: rows with a value for each model, and tensors that differ from the first model's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Unit = Literal["parameters", "bytes", "tokens", ""]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigRow:
-    """A key of the configurations: its value in each, and whether it is there (None: no configuration was read)."""
+    """A key of the configurations: its value in each, and whether it is present (None: no configuration was read)."""
 
     key: str
     values: tuple[Any, ...]
@@ -33,10 +33,10 @@ class ConfigRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactRow:
-    """A fact of each model, None where it is not known. unit: "parameters", "bytes", "tokens" or "" (a name, or a plain number).
+    """A fact of each model, None if unknown. unit: "parameters", "bytes", "tokens" or "" (a name, or a plain number).
 
-    name: the row's within its section; layer_kind: of attention, the kind of layers that it tells of. at_least: of each model,
-    whether its value is a lower bound; empty where none can be.
+    name: of the row within its section. layer_kind: in the attention section, the kind of layers described. at_least: for each
+    model, whether its value is a lower bound; empty if none can be.
     """
 
     section: Section
@@ -48,18 +48,18 @@ class FactRow:
 
     @property
     def same(self) -> bool | None:
-        """Whether all have the same value; None where those that are known do, and others are not known, or a bound is all."""
+        """Whether all values are equal; None if some are unknown and the others equal, or if any is only a bound."""
         if any(self.at_least):
             return None
-        known = {value for value in self.values if value is not None}
-        if len(known) > 1:
+        distinct = {value for value in self.values if value is not None}
+        if len(distinct) > 1:
             return False
         return None if None in self.values else True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorChange:
-    """What became of a tensor of the first model; before and after are None where there is none. kind: one of KINDS."""
+    """How a tensor differs from the first model's. before: None if added; after: None if removed."""
 
     kind: ChangeKind
     name: str
@@ -69,10 +69,10 @@ class TensorChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorChanges:
-    """A model's tensors held against the first model's by name, shape and dtype; values are not read.
+    """A model's tensors compared with the first model's by name, shape and dtype; values are not read.
 
-    base_origin, origin: "stored" or "theory". equal: tensors that are the same in both. One that is reshaped and retyped stands
-    twice. notes: what was evened out before.
+    base_origin, origin: "stored" or "theory". equal: how many tensors are equal. A tensor that is reshaped and retyped is listed
+    twice. notes: differences evened out before the comparison, such as a prefix.
     """
 
     base_origin: Origin
@@ -87,9 +87,9 @@ class TensorChanges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SideBySide:
-    """Two or more models. tensors: of each after the first, None where the names of one of the two are not known.
+    """Two or more models. tensors: for each model after the first; None if either's tensor names are unknown.
 
-    reaches: of each, on each card that was asked for; None where nothing is predicted of it.
+    reaches: for each model, on each requested card; None if the model's memory cannot be predicted.
     """
 
     reports: tuple[Report, ...]
@@ -103,8 +103,8 @@ class SideBySide:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """files: the listings of two hub models, where those were asked. models: None where the listings prove them the same, or
-    where no more could be read; `notices` then say why."""
+    """The answer of `compare`. files: the listings of two hub models, if they were compared. models: None if the listings prove
+    equal weights, or if the models could not be read (`notices` say why)."""
 
     files: FilesComparison | None
     models: SideBySide | None
@@ -112,5 +112,5 @@ class Comparison:
 
     @property
     def unproven(self) -> bool:
-        """Whether listings were asked and do not prove the weights the same."""
+        """Whether listings were compared and do not prove equal weights."""
         return self.files is not None and not self.files.identical

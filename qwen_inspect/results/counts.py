@@ -1,4 +1,4 @@
-"""Parameters by witness and by use, and two witnesses held against each other."""
+"""Parameter counts by witness and by use, and checks of two witnesses against each other."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class ParameterCounts:
     """Parameters by witness and by use.
 
     theory: predicted from the configuration, tied weights once. instantiated: what transformers builds. stored: elements
-    in the files, tied copies included. stored_predicted: the same as the release's layout predicts it. unique: parameters
-    in the files, tied copies once; by theory where no file was read; None where the files cannot be read as this model.
-    active: what a token's forward pass uses, embedding and output layer whole among it; None where it cannot be told.
-    buffers: elements that no training changes.
+    in the files, tied copies included. stored_predicted: the same, as predicted from the release's layout. unique: parameters
+    in the files, tied copies once; equal to theory if no file was read; None if the files do not hold this model.
+    active: parameters that a token's forward pass uses, with the whole embedding and output layer; None if unknown.
+    buffers: elements of buffers, which are not trained.
     """
 
     theory: int
@@ -32,12 +32,12 @@ class ParameterCounts:
 
     @property
     def non_embedding(self) -> int:
-        """What model cards call so: without the input embedding and without an output layer of its own."""
+        """As model cards count: without the input embedding and an untied output layer."""
         return self.theory - self.embedding - self.head
 
     @property
     def active_non_embedding(self) -> int | None:
-        """`active` by the other convention in use, as `non_embedding` counts."""
+        """`active` without embedding and output layer, the other convention in use."""
         return None if self.active is None else self.active - self.embedding - self.head
 
 
@@ -45,7 +45,7 @@ class ParameterCounts:
 class Component:
     """A row of the statistics. `share_basis_points`: hundredths of a per cent, which add up to 10,000 over all rows.
 
-    size_bytes: None where it is not known how the files hold the weights.
+    size_bytes: None if it is unknown how the files store the weights.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Component:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cause:
-    """A named reason why two witnesses differ: by how many parameters, in how many tensors (0 parameters: told, not counted)."""
+    """A named reason why two witnesses differ, and by how many parameters (0: it changes no count), in how many tensors."""
 
     name: str
     message: Message
@@ -69,7 +69,7 @@ class Cause:
 class Unexplained:
     """A tensor that nothing accounts for. kind: "missing", "unexpected", "reshaped" or "retyped".
 
-    packed: of an unexpected one, whether its number format is one that only packed weights have.
+    packed: for an unexpected tensor, whether its number format is used only for packed weights.
     """
 
     kind: Literal["missing", "unexpected", "reshaped", "retyped"]

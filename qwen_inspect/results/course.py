@@ -1,4 +1,4 @@
-"""What the allocator holds over a run, for a plot."""
+"""The allocator's memory over a run, for a plot."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CourseStage:
-    """A part of a run and the first of its points; it lasts to the next one's."""
+    """A stage of a run; it lasts from its first point to the next stage's."""
 
     name: str
     first_point: int
@@ -15,10 +15,10 @@ class CourseStage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
-    """What the allocator holds over a run, in bytes, at points in the order of its events.
+    """The allocator's memory over a run, in bytes, sampled at points in event order.
 
-    terms: what `allocated` is made of, in the order of stacking; for each point a value for each term. events: the event
-    after which each point holds, rising. stages: in order, none without a point, the first at point 0.
+    terms: the terms of `allocated`, in stacking order. allocated: for each point, the bytes of each term. events: the event
+    after which each point was taken, increasing. stages: in order; each has at least one point, the first starts at point 0.
     """
 
     stages: tuple[CourseStage, ...]

@@ -1,4 +1,4 @@
-"""A run for any batch and any lengths: its requests with sizes as formulas, for a page that replays them where it is read."""
+"""A run for any batch and lengths: its allocator requests with symbolic sizes, for an HTML page that replays them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 from .timeline import Stage
 
-GROWTHS = 64  # that stand for all steps of decoding
+GROWTHS = 64  # cache growths that stand for all decoding steps
 
 
 def grown_tokens(steps: int, growth: int) -> int:
-    """By how many tokens the cache is longer after one of GROWTHS growths, for so many steps before the last."""
+    """Tokens added to the cache after growth number `growth` of GROWTHS, with `steps` steps before the last."""
     return steps * growth // GROWTHS
 
 
 def grown_bytes(before: int, after: int, steps: int, growth: int) -> int:
-    """The size of a part of the cache after a growth; what is smaller after it, a window, is so from the first step on."""
+    """Bytes of a part of the cache after a growth. A window, which shrinks, has its final size from the first step on."""
     if steps == 0 or after <= before:
         return after if steps else before
     return before + (after - before) * grown_tokens(steps, growth) // steps
@@ -25,8 +25,8 @@ def grown_bytes(before: int, after: int, steps: int, growth: int) -> int:
 class RequestSize:
     """Bytes of a request: `coefficients` times 1, P, P², T, and B times each, for batch B, prompt P, tokens at the end T.
 
-    most_tokens: T is no more than this. half: 0 the whole, 1 its half rounded down, 2 the rest. growth: which of GROWTHS on the
-    way from `before` to `coefficients` it is, 0 for none; where it is as long as the one before, it is not made, nor that freed.
+    most_tokens: T is capped at this. half: 0 the whole, 1 its half rounded down, 2 the rest. growth: which of GROWTHS on the
+    way from `before` to `coefficients`, 0 for none; a growth that adds no token is skipped, and the previous storage is kept.
     """
 
     coefficients: tuple[int, ...]
@@ -46,9 +46,9 @@ class Loop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exploration:
-    """Requests with the index of each one's size and term; an entry of `order` that is not negative is the index of the request
-    made then, -1 - index frees it. method: "trace", or "formula", of which only the end is known.
-    allocator: PYTORCH_CUDA_ALLOC_CONF's text. loops: over the chunks of a prompt, of which `order` has a few turns.
+    """A run's requests. requests: (index of size, index of term) of each. order: events; index i >= 0 makes request i, -1 - i
+    frees it. method: "trace", or "formula", which knows only the run's end. allocator: PYTORCH_CUDA_ALLOC_CONF's text.
+    loops: over the chunks of a prompt; `order` has a few turns of each.
     """
 
     method: str

@@ -1,4 +1,4 @@
-"""What fits a card, what it takes by term, and what to change where it does not. `None` means unknown, never 0."""
+"""What fits a card, the requirement by term, and changes that would make it fit. `None` means unknown, never 0."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Change = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """A published figure as it was printed, and where."""
+    """A published figure as printed, and its source."""
 
     text: str
     source: str
@@ -29,12 +29,12 @@ class Published:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """A card. memory_bytes: the nominal size, or what the user or the driver named.
+    """A card. memory_bytes: the nominal size, or the size from the user or the driver.
 
-    reported_bytes: the total of nvidia-smi. usable_bytes: the total that CUDA tells a process (torch's `total_memory`), which is
-    less. free_bytes: what is free now, of a card of this machine. compute_capability: (major, minor). kind: "datacentre",
-    "workstation", "consumer", "given" (a size), "here" (NVML). device_names: as torch names it. figures: what the table has of
-    it, by name, with the sources.
+    reported_bytes: the total of nvidia-smi. usable_bytes: the total that CUDA reports to a process (torch's `total_memory`),
+    which is less. free_bytes: free now, for a card of this machine. compute_capability: (major, minor). kind: "datacentre",
+    "workstation", "consumer", "given" (a size), "here" (NVML). device_names: torch's names for it. figures: the table's figures
+    by name, with sources.
     """
 
     name: str
@@ -50,17 +50,17 @@ class Gpu:
 
     @property
     def available_bytes(self) -> int:
-        """The smallest that is known: what a process can have of it."""
+        """The smallest known total: what a process can use at most."""
         return self.usable_bytes or self.reported_bytes or self.memory_bytes
 
     @property
     def room_bytes(self) -> int:
-        """The same less what other processes hold of it now."""
+        """`available_bytes`, or what is free now if that is less."""
         return self.available_bytes if self.free_bytes is None else min(self.available_bytes, self.free_bytes)
 
     @property
     def origin(self) -> Origin:
-        """Which of them that is: "usable", "reported" or "nominal"; "given" by the user, "here" by the driver."""
+        """The origin of `available_bytes`: "usable", "reported" or "nominal"; "given" by the user, "here" by the driver."""
         if self.kind in ("given", "here"):
             return self.kind
         return "usable" if self.usable_bytes else "reported" if self.reported_bytes else "nominal"
@@ -76,10 +76,10 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirement:
-    """What a run takes of a card, in bytes. terms: of allocator or engine; they add up to `held_bytes`.
+    """What a run needs of a card, in bytes. terms: of the allocator or engine; they add up to `held_bytes`.
 
-    context_low_bytes, context_high_bytes: outside, two equal figures where it was measured. whole: False where more is needed
-    that is not known, so that the sum is a lower bound. more_bytes: what may come on top of it at most, where that is known.
+    context_low_bytes, context_high_bytes: outside the allocator; equal if measured. whole: False if an unknown amount is missing,
+    so that the sum is a lower bound. more_bytes: the most that may be missing, if known.
     """
 
     terms: tuple[tuple[str, int], ...]
@@ -102,18 +102,18 @@ class Requirement:
 
     @property
     def most_bytes(self) -> int | None:
-        """What is required at most; None where nothing bounds it."""
+        """An upper bound of the requirement; None if there is none."""
         more = 0 if self.whole else self.more_bytes
         return None if more is None else self.high_bytes + more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Largest:
-    """The largest batch or context that fits: it does, and one more does not. 0 where not even one does.
+    """The largest batch or context that fits: it does, and one more does not. 0 if not even one does.
 
-    value: None where only a lower bound of what is needed is known; `at_most` is then what certainly is the most, None where
-    nothing that is known ends the search.
-    bound: what one more is too much for: "memory", "model" (its own limit), "search" (no larger one was looked for).
+    value: None if only a lower bound of the requirement is known; `at_most` is then an upper bound of the answer, None if
+    nothing bounds it.
+    bound: what stops a larger one: "memory", "model" (its own limit) or "search" (no larger one was tried).
     """
 
     value: int | None
@@ -123,7 +123,7 @@ class Largest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ends:
-    """Answers for one end of the range of the context's size. fits: None where it is not certain that it does."""
+    """Answers for one end of the CUDA context's range. fits: None if that is uncertain."""
 
     required_bytes: int
     fits: bool | None
@@ -134,7 +134,7 @@ class Ends:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurvePoint:
-    """The largest batch for a context, at the cautious end of the range."""
+    """The largest batch for a context, with the larger CUDA context."""
 
     context_tokens: int
     batch: Largest
@@ -142,9 +142,9 @@ class CurvePoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suggestion:
-    """A change and what is needed then, at the cautious end: at least, where not `whole`, and `fits` is then False or None.
+    """A change and its requirement, with the larger CUDA context. Not `whole`: a lower bound, and `fits` is False or None.
 
-    bounded: whether even the most that may be needed has room, although less is certain.
+    bounded: not `whole`, but even the upper bound of the requirement fits.
     kind: "context", "batch", "cache", "weights", "checkpointing", "lora", "tensor_parallel", "fsdp" or "gpu".
     """
 
@@ -157,17 +157,17 @@ class Suggestion:
 
     @property
     def likely(self) -> bool | None:
-        """As of a `CardAnswer`."""
+        """As in `CardAnswer`."""
         return True if self.bounded else self.fits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardAnswer:
-    """What one card gives. high, low: with the context at the larger and at the smaller end of its range.
+    """The answer for one card. high, low: with the larger and the smaller end of the CUDA context's range.
 
-    passes_by_release: whether a run that does not fit would end all the same, because the allocator gives cached segments back
-    where it finds no room; None where nobody needs to know, or it is not known. cache_tokens: at the largest context.
-    notices: what of the card is in use, and what it does otherwise than is counted.
+    calibrated: whether the context was measured. passes_by_release: whether a run that does not fit would still finish, because
+    the allocator releases cached segments when it runs out; None if it fits or that is unknown. cache_tokens: at the largest
+    context. notices: memory in use on the card, and number formats that it does not support.
     """
 
     gpu: Gpu
@@ -184,7 +184,7 @@ class CardAnswer:
 
     @property
     def likely(self) -> bool | None:
-        """Whether it fits as far as bounds tell: where even the most does, although that is not certain; None between them."""
+        """`high.fits`, or True if that is None but the upper bound of the requirement fits."""
         most = self.requirement.most_bytes
         if self.high.fits is None and most is not None and most <= self.available_bytes:
             return True
@@ -192,14 +192,14 @@ class CardAnswer:
 
 
 def deciding(verdicts: Sequence[bool | None]) -> int:
-    """Which of several cards decides for all: the first that has not the room, else the first of which it is not known."""
+    """The index of the card that decides for all: the first that does not fit, else the first that is unknown."""
     return min(range(len(verdicts)), key=lambda index: (False, None, True).index(verdicts[index]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitReport:
-    """A model on one or more cards, each for itself: it fits where it fits every one. refusal: why only a lower bound is known,
-    where that is so.
+    """A model on one or more cards, each separately; it fits if it fits every card. refusal: why only a lower bound is known,
+    if so.
     """
 
     report: Report
@@ -214,7 +214,7 @@ class FitReport:
         """The index of the card that decides for all."""
         fits = [card.high.fits for card in self.cards]
         index = deciding(fits)
-        # Of several of which it is not certain, the first of which it is not even likely.
+        # Among uncertain cards, the first that is not even likely to fit.
         unlikely = [at for at, card in enumerate(self.cards) if card.likely is None]
         return unlikely[0] if fits[index] is None and unlikely else index
 
@@ -229,7 +229,7 @@ class FitReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextFit:
-    """Whether a run with this context fits, at the cautious end. required_bytes: at least, where `fits` is None.
+    """Whether a run with this context fits, with the larger CUDA context. required_bytes: a lower bound if `fits` is None.
 
     Both are None for a context past the model's own limit.
     """
@@ -241,7 +241,7 @@ class ContextFit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardReach:
-    """How far a model goes on one card, for contexts side by side with other models'; `largest` at the run's batch."""
+    """Which contexts of a model fit one card, compared with other models. largest: the largest context at the run's batch."""
 
     gpu: Gpu
     available_bytes: int

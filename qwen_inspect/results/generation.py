@@ -11,11 +11,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """A model's answer to a prompt, really computed. ended_by: "end_token", or "limit" of the tokens asked for.
+    """A model's computed answer to a prompt. ended_by: "end_token", or "limit" of the requested tokens.
 
-    text: what is new. chat_template: whether the prompt was put into the tokenizer's, as a user's message. prefill_seconds: until
-    the first new token was there; decode_seconds: from then to the last. peak_allocated, peak_reserved: of CUDA's allocator while
-    generating. peak_resident: of the whole process since it began, on a CPU, with the libraries and the loading.
+    text: the new text only. chat_template: whether the prompt was wrapped in the tokenizer's template, as a user's message.
+    prefill_seconds: until the first new token; decode_seconds: from there to the last. peak_allocated_bytes,
+    peak_reserved_bytes: of CUDA's allocator while generating. peak_resident_bytes: on a CPU, the process's peak since it started,
+    libraries and loading included.
     """
 
     prompt: str
@@ -40,5 +41,5 @@ class Generation:
 
     @property
     def decode_tokens_per_second(self) -> float | None:
-        """None where the first new token was the only one."""
+        """None if there was only one new token."""
         return None if self.new_tokens == 1 else (self.new_tokens - 1) / self.decode_seconds

@@ -1,4 +1,4 @@
-"""Repositories' files side by side, and the catalog's rows."""
+"""Files of two repositories compared, and the rows of the catalog."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilePair:
-    """A file by its name in two repositories: sizes and SHA-256 as their listings tell, None where they do not."""
+    """Files of the same name in two repositories, with the sizes and SHA-256 of the listings (None: not listed)."""
 
     name: str
     left_bytes: int | None
@@ -25,7 +25,7 @@ class FilePair:
 
     @property
     def same(self) -> bool | None:
-        """Whether the two are the same file; None where that is not told."""
+        """Whether the two files are equal; None if the listings do not show it."""
         if not (self.on_left and self.on_right):
             return False
         if self.left_bytes is not None and self.right_bytes is not None and self.left_bytes != self.right_bytes:
@@ -37,7 +37,7 @@ class FilePair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilesComparison:
-    """Two repositories' files by name. The weights decide whether they hold the same model."""
+    """Two repositories' files by name. Only the weight files decide whether they are identical."""
 
     left: ModelRef
     right: ModelRef
@@ -51,7 +51,7 @@ class FilesComparison:
 
     @property
     def identical(self) -> bool | None:
-        """True where every file of weights is the same by SHA-256, None where some are not told, or there are none."""
+        """True if all weight files have equal SHA-256; None if some have none listed, or there are no weight files."""
         verdicts = {pair.same for pair in self.weights}
         if False in verdicts:
             return False
@@ -60,7 +60,7 @@ class FilesComparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogEntry:
-    """A row of `models`: what the catalog says of one release, and what follows from it."""
+    """A row of `models`: a release in the catalog and its design."""
 
     id: str
     design: Design
@@ -68,5 +68,5 @@ class CatalogEntry:
 
     @property
     def attention(self) -> AttentionReport:
-        assert self.design.attention is not None  # the catalog holds families that are described here
+        assert self.design.attention is not None  # the catalog has only described families
         return self.design.attention

@@ -1,4 +1,4 @@
-"""Low-rank adapters as configured: which modules they change, and by matrices of which rank.
+"""The configuration of a LoRA adapter: which modules it changes, and the rank of their matrices.
 
 Source: Hu et al. 2021, "LoRA" (W + scale x B A, with A (rank, inputs) and B (outputs, rank)); PEFT 0.21, tuners/lora.
 """
@@ -13,11 +13,11 @@ from ..checkpoint import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
-    """takes, copies: by a module's full name, whether it gets matrices, and whether it is trained whole as a copy.
+    """takes, copies: whether the module of that full name gets matrices, or is trained whole as a copy.
 
-    rank_of, alpha_of: of a module that is taken. bias: which biases of the base are trained: "none", "lora_only" (of the modules
-    taken) or "all". dora: with a magnitude for each output feature (Liu et al. 2024). matrix_bias: B has a bias.
-    rank_stabilised: scaled by alpha / sqrt(rank) in place of alpha / rank (Kalajdzievski 2023).
+    rank_of, alpha_of: for a target module. bias: which biases of the base are trained: "none", "lora_only" (of the target
+    modules) or "all". dora: with a magnitude for each output feature (Liu et al. 2024). matrix_bias: B has a bias.
+    rank_stabilised: scaled by alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023).
     """
 
     takes: Callable[[str], bool]
@@ -32,7 +32,7 @@ class Lora:
 
 @dataclass(frozen=True, slots=True)
 class TrainedTensor:
-    """A tensor that an adapter trains, under its name in files.
+    """A tensor that an adapter trains, under its name in the adapter's file.
 
     role: "matrix", "copy" (of a module of the base) or "bias" (the base's own).
     """

@@ -1,4 +1,4 @@
-"""A run that was really made, held against its prediction."""
+"""A measured run, and its differences from the prediction."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """What a card was measured to take besides the model: the context outside the allocator, and cuBLAS's workspace.
+    """What a card takes besides the model, as measured: the CUDA context and cuBLAS's workspace.
 
-    date: of the measurement, ISO 8601. gpu, driver, torch, transformers: the key, for each of them changes the figures.
+    date: of the measurement, ISO 8601. gpu, driver, torch, transformers: the key, since each changes the figures.
     """
 
     gpu: str
@@ -28,10 +28,10 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What a device told when a stage was over, in bytes; peaks are those of the stage. None where it does not tell.
+    """A device's figures at the end of a stage, in bytes; peaks are those of the stage. None if the device does not report it.
 
-    allocated, requested, reserved: the allocator's. device_used, device_total: the driver's, of all processes; process_used,
-    others_used: of this process and of all others. host_peak: the largest resident set of the process so far.
+    allocated, requested, reserved: the allocator's. device_used, device_total: the driver's, for all processes; process_used,
+    others_used: for this process and for all others. host_peak: the process's largest resident set so far.
     """
 
     stage: str
@@ -51,11 +51,11 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """A run that was really made. footprint: its terms, as far as they could be read.
+    """A measured run. footprint: its terms, as far as they could be read.
 
-    device: "cpu", or the card's name. versions: of libraries and driver. scratch: what was alive at the peak and is not in the
-    trace, by operator. parted: where the run's allocations and the trace part. partial: why it ended early.
-    load_peak_bytes: the most that was allocated while the weights came, which no other peak takes in; None on CPU.
+    device: "cpu", or the card's name. versions: of libraries and driver. scratch: what was alive at the peak but is not in the
+    trace, by operator. parted: the first allocation that differs from the trace. partial: why the run ended early.
+    load_peak_bytes: the most allocated while the weights were loaded, not part of any other peak; None on CPU.
     """
 
     device: str
@@ -71,7 +71,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptMeasurement:
-    """What `memory --device` found on some machine and wrote to the file `path`: of a model of this class, in this dtype.
+    """A measurement that `memory --device` wrote to the file `path`, on some machine, for this class and dtype.
 
     is_partial: the run ended early.
     """
@@ -89,7 +89,7 @@ class KeptMeasurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryCause:
-    """Why a measured figure is larger (or, where negative, smaller) than the predicted one, by how many bytes."""
+    """Why a measured figure is larger (or smaller, if negative) than the predicted one, and by how many bytes."""
 
     message: Message
     size_bytes: int
@@ -97,7 +97,7 @@ class MemoryCause:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A term as predicted and as measured, None where unknown, and the named causes of what lies between."""
+    """A term as predicted and as measured (None: unknown), and the named causes of the difference."""
 
     term: str
     predicted: int | None
@@ -110,5 +110,5 @@ class Difference:
 
     @property
     def residual(self) -> int | None:
-        """What no cause explains."""
+        """The part of the difference that no cause explains."""
         return None if self.difference is None else self.difference - sum(cause.size_bytes for cause in self.causes)

@@ -24,11 +24,11 @@ Cache = Literal["dynamic", "static"]
 Autocast = Literal["bfloat16", "float16"]
 Method = Literal["trace", "formula", "stored", "measured"]
 
-# What a process with PyTorch takes of a card outside its allocator: the CUDA context and what is loaded into it. Where the card
-# was not measured, a range that contains all that is known: 135 MiB on a T4, the least published; about 300 MB since CUDA 11.7
-# loads kernels when they are first needed (pytorch/pytorch issue 107667); 200 to 700 MB on several machines (28113); an H100's.
+# What a process with PyTorch takes of a card outside its allocator: the CUDA context and what is loaded into it. For a card that
+# was not measured, a range of all known figures: 135 MiB on a T4, the least published; about 300 MB since CUDA 11.7, which
+# loads kernels lazily (pytorch/pytorch issue 107667); 200 to 700 MB on several machines (28113); an H100's.
 ANY_CONTEXT_BYTES = 135 * MIB, 890 * MIB
-# An H100's by mode: what NVML counts of the process less what is reserved, in the runs of benchmarks/recorded (driver 580,
+# An H100's by mode: NVML's figure for the process minus the reserved bytes, in the runs of benchmarks/recorded (driver 580,
 # CUDA 13.0, torch 2.11); the upper end of generation is that of 2,048 decoded tokens.
 H100_CONTEXT_BYTES = {
     "generate": (678 * MIB, 890 * MIB),
@@ -38,7 +38,7 @@ H100_CONTEXT_BYTES = {
 
 
 def context_range(run: Run) -> tuple[int, int]:
-    """The low and the high end of what a process that makes `run` takes outside the allocator: equal where it was measured."""
+    """The low and the high end of the bytes that a process running `run` takes outside the allocator; equal if measured."""
     if run.calibration is not None:
         return run.calibration.context_bytes, run.calibration.context_bytes
     return H100_CONTEXT_BYTES[run.mode] if "h100" in run.gpu.lower() else ANY_CONTEXT_BYTES
@@ -46,12 +46,12 @@ def context_range(run: Run) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """What the allocator holds at one moment of a run, in bytes that add up: requested by use, and what rounding adds.
+    """Allocated bytes at one moment of a run: requested bytes by use, and what rounding adds.
 
-    Every field from `weights` to `rounding` is a term of the sum; `TERMS` names them in this order. activations: None where no
-    trace tells them; `allocated` is then a lower bound. All but the weights are None where the architecture is not known, and
-    then so is what is allocated. total: what is allocated where it was read, not added up. adapters: LoRA's matrices, not in
-    the weights. gathered: whole weights that FSDP has put together for a while, beside its share of them.
+    Every field from `weights` to `rounding` is a term of the sum; `TERMS` names them in this order. activations: None without a
+    trace; `allocated` is then a lower bound. If the architecture is unknown, all terms but the weights are None, and so is
+    `allocated`. total: the allocated bytes if measured instead of added up. adapters: LoRA's matrices, not part of the weights.
+    gathered: whole weights that FSDP holds temporarily, in addition to its shard.
     """
 
     stage: str
@@ -77,26 +77,27 @@ class Moment:
     def allocated(self) -> int | None:
         if self.total is not None:
             return self.total
-        known = [size_bytes for size_bytes in self.bytes_by_term.values() if size_bytes is not None]
         unknown = {term for term, size_bytes in self.bytes_by_term.items() if size_bytes is None}
-        return sum(known) if unknown <= {"activations"} else None
+        if not unknown <= {"activations"}:
+            return None
+        return sum(size_bytes or 0 for size_bytes in self.bytes_by_term.values())
 
     @property
     def at_least(self) -> bool:
-        """Whether `allocated` is a lower bound, on top of which come activations that are not known."""
+        """Whether `allocated` is a lower bound, because the activations are unknown."""
         return self.total is None and self.activations is None and self.allocated is not None
 
 
-# The terms of a moment, in the order in which they are shown. Every list of them is made from this one.
-TERMS = tuple(one.name for one in fields(Moment) if one.name not in ("stage", "total"))
-LOADED_TERMS = ("weights", "adapters", "buffers")  # what loading puts there, before anything runs
-RARE_TERMS = ("gathered", "adapters")  # 0 but where FSDP gathers, or LoRA trains
-OF_SOME_RUNS = (*RARE_TERMS, "cache", "state", "gradients", "optimizer")  # told where there is something of them
+# The terms of a moment, in display order. Every list of terms derives from this one.
+TERMS = tuple(term.name for term in fields(Moment) if term.name not in ("stage", "total"))
+LOADED_TERMS = ("weights", "adapters", "buffers")  # present after loading, before anything runs
+RARE_TERMS = ("gathered", "adapters")  # 0 unless FSDP gathers or LoRA trains
+OF_SOME_RUNS = (*RARE_TERMS, "cache", "state", "gradients", "optimizer")  # shown only if not 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alive:
-    """Storages alike that were alive at the peak: where they were made, by what, how many, and their bytes as requested."""
+    """Storages of one component and operator that were alive at the peak: their number and requested bytes."""
 
     component: str
     operator: str
@@ -106,9 +107,9 @@ class Alive:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeakRange:
-    """Between what a peak lies whose kernels no trace tells. low: what is allocated then at least, low_reserved_bytes: reserved.
+    """The range of a peak whose kernels no trace shows. low, low_reserved_bytes: lower bounds of allocated and reserved bytes.
 
-    scratch_bytes: what may come on top, None where nothing bounds it. source: how both ends are told.
+    scratch_bytes: the most that may be added, None if unbounded. source: where both ends come from.
     """
 
     low: Moment
@@ -129,13 +130,11 @@ class PeakRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """A run's memory on a GPU. steady: at its end, with the cache full. context_bytes: outside the allocator,
-    None where unmeasured.
+    """A run's memory on a GPU. steady: at its end, with the cache full. peak: None for a formula, which knows no activations.
 
-    context_range_bytes: where it was not measured, what it may be.
-    method: "trace", "formula", or "stored" where the architecture is not known. A formula knows no activations: its peak is None,
-    and nothing stands in for it. peak_range: where
-    the peak is only known to lie between two figures. course: the way there, for a plot; None where nobody asked for it.
+    context_bytes: outside the allocator, None if not measured; context_range_bytes: its range then. method: "trace", "formula",
+    "measured", or "stored" if the architecture is unknown. peak_range: if only a range of the peak is known. course: the
+    allocator's memory over time, for a plot; None if not requested.
     """
 
     method: Method
@@ -152,7 +151,7 @@ class Footprint:
 
     @property
     def context_ends(self) -> tuple[int, int]:
-        """The low and the high end of the context; equal where it was measured."""
+        """The low and the high end of the context; equal if measured."""
         return self.context_range_bytes if self.context_bytes is None else (self.context_bytes, self.context_bytes)
 
     @property
@@ -169,7 +168,7 @@ class Footprint:
 
     @property
     def required_bytes(self) -> tuple[int, int] | None:
-        """What a card must have: segments and context, at either end of both ranges; None where nothing bounds the peak."""
+        """What a card must have: segments and context, at both ends of their ranges; None if the peak is unbounded."""
         low, high = self.context_ends
         if self.peak_range is not None:
             least, most = self.peak_range.reserved_bytes
@@ -180,7 +179,7 @@ class Footprint:
 
     @property
     def total_bytes(self) -> int | None:
-        """Segments and context; None where the context was not measured."""
+        """Segments and context; None if the context was not measured."""
         return (
             None
             if self.peak_reserved is None or self.context_bytes is None
@@ -190,14 +189,14 @@ class Footprint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What is to be run on the device, for a footprint. allocator: PYTORCH_CUDA_ALLOC_CONF's text.
+    """The run whose footprint is predicted or measured. allocator: PYTORCH_CUDA_ALLOC_CONF's text.
 
-    optimizer, checkpointing, trained (a regular expression on parameters' names), accumulate (micro-batches in a step), lora_rank
-    and lora_targets (ends of modules' names, or "all-linear" alone): of training alone. checkpointing: None is as PEFT has it, on
-    with a quantised base. attention: a kernel, or "auto" for the one that `from_pretrained` chooses, which a prediction's run
-    names. cache_format: as in `Workload`. cache: of `generate`, "dynamic", or "static", whose length is fixed from the start.
-    device: "cuda", or "cpu", whose allocator rounds nothing and keeps nothing. padded: sequences differ in length, so that all
-    but the longest are padded and there is a mask. autocast: torch.autocast's dtype, where there is one.
+    Only for training: optimizer, checkpointing, trained (a regular expression on parameters' names), accumulate (micro-batches
+    in a step), lora_rank and lora_targets (suffixes of modules' names, or only "all-linear"). checkpointing: None is PEFT's
+    default, on with a quantised base. attention: a kernel, or "auto" for `from_pretrained`'s choice, which a prediction's run
+    then names. cache_format: as in `Workload`. cache: for `generate`; "static" has a fixed length from the start. device: "cuda",
+    or "cpu", whose allocator neither rounds nor caches. padded: sequences differ in length, so all but the longest are padded
+    and there is a mask. autocast: torch.autocast's dtype, if enabled.
     """
 
     mode: Mode = "generate"
@@ -223,19 +222,19 @@ class Run:
 
     @property
     def training_options(self) -> tuple[str, ...]:
-        """What is asked for of what is of training alone, as the command line calls it."""
-        asked = {
+        """The command-line names of the training options that differ from their defaults."""
+        is_set = {
             "--lora": self.lora_rank is not None,
             "--accumulate": self.accumulate > 1,
             "--trained": self.trained,
             "--checkpointing": self.checkpointing,
             "--optimizer": self.optimizer != "adamw_foreach",
         }
-        return tuple(option for option, value in asked.items() if value)
+        return tuple(option for option, value in is_set.items() if value)
 
     @property
     def decodes_untraced(self) -> bool:
-        """Whether its decoding is compiled, of which no trace tells. Source: transformers 5.23, _valid_auto_compile_criteria"""
+        """Whether decoding is compiled and so not traced. Source: transformers 5.23, _valid_auto_compile_criteria"""
         return self.cache == "static" and self.device == "cuda" and self.new_tokens > 1
 
     @property
@@ -245,17 +244,17 @@ class Run:
 
     @property
     def cached_tokens(self) -> int:
-        """Tokens of each sequence in the cache when it is fullest; the last new token is not fed back."""
+        """The most tokens of a sequence in the cache; the last new token is not fed back."""
         return self.prompt_tokens + (self.new_tokens - 1 if self.mode == "generate" else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryReport:
-    """A model's footprint for a run, and the same as measured. refusal: why it is not the whole answer, where it is not.
+    """A model's predicted footprint for a run, and the measured one. refusal: why the prediction is incomplete, if it is.
 
-    exploration: the run for any other workload, for a page; None where nobody asked for it, or where it is not known.
-    training: what is trained; None where the run does not train, or where the architecture is not known.
-    ranks, device_map: the model over several devices, where that was asked for; `predicted` is for one all the same.
+    exploration: the run for any workload, for an HTML page; None if not requested or unknown. training: what is trained; None if
+    the run does not train or the architecture is unknown. ranks, device_map: the model over several devices, if requested;
+    `predicted` is always for one device.
     """
 
     report: Report

@@ -1,4 +1,4 @@
-"""All that follows from a configuration, and all that was found about a model."""
+"""A model's design, which follows from its configuration, and the report on a model."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 class Design:
     """Everything that follows from a configuration of a known architecture.
 
-    attention, cache: None where what transformers caches is not settled; cache_refusal says why, as an error that a command
-    raises which needs them. quantised: None where it is not. weights: what a model loaded as stored holds of them, None where
-    that is the tree's tensors. unread: why the bytes of the weights are not known, though the design is: a quantisation that is
-    not known, or files that contradict the configuration; an error that a command raises which needs them.
+    attention, cache: None if it is unknown what transformers caches; cache_refusal says why. quantised: None for dense weights.
+    weights: the tensors of the model when loaded as stored; None if they are the tree's. unread: why the bytes of the weights
+    are unknown: an unknown quantisation, or files that contradict the configuration. A command that needs what is missing raises
+    cache_refusal or unread.
     """
 
     spec: ModelSpec
@@ -46,11 +46,11 @@ class Design:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A model's identity, what is stored, and its design (None where the architecture is unknown; notices say why).
+    """A model's identity, what is stored, and its design (None if the architecture is unknown; notices say why).
 
-    refusal: why there is no design, as an error that a command raises which needs one. config: with dtype and quantisation under
-    transformers' own keys, wherever they were read; written: as it stands in config.json. tensors: as stored, or as a release's
-    layout predicts them where `tensors_origin` is "theory"; None where neither is known. generation: None unless asked for.
+    refusal: why there is no design; a command that needs one raises it. config: with dtype and quantisation under transformers'
+    own keys, whatever file they came from; written: as in config.json. tensors: as stored, or predicted from a release's layout
+    (tensors_origin "theory"); None if neither is known. generation: None unless requested.
     """
 
     ref: ModelRef
@@ -68,7 +68,7 @@ class Report:
 
     @property
     def known(self) -> Design:
-        """The design; raises the refusal where there is none."""
+        """The design; raises `refusal` if there is none."""
         if self.design is None:
             assert self.refusal is not None
             raise self.refusal
@@ -96,19 +96,19 @@ class Report:
 
     @property
     def settled(self) -> bool:
-        """Whether the architecture is known, and what is cached for each layer."""
+        """Whether the design, each layer's attention and its cache are known."""
         return self.design is not None and self.design.attention is not None and self.design.cache is not None
 
     @property
     def attention(self) -> AttentionReport:
-        """Raises the refusal where it is not settled."""
+        """Raises the refusal unless `settled`."""
         if self.known.attention is None:
             raise self._cache_refusal
         return self.known.attention
 
     @property
     def cache(self) -> CacheReport:
-        """Raises the refusal where it is not settled."""
+        """Raises the refusal unless `settled`."""
         if self.known.cache is None:
             raise self._cache_refusal
         return self.known.cache
@@ -120,5 +120,5 @@ class Report:
 
     @property
     def context_tokens(self) -> int | None:
-        """The context asked for, else the model's limit."""
+        """The requested context, else the model's limit."""
         return self.workload.context_tokens or (self.design.spec.context_tokens if self.design else None)

@@ -1,4 +1,4 @@
-"""How quantised weights are stored: the kinds of scheme, as nouns. `structure.packing` has their formulas."""
+"""Quantisation schemes as types. `structure.packing` has their formulas."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Awq:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gptq:
-    """Integers packed along the input features; each input feature names its group, unless files go without (`indexed`)."""
+    """Integers packed along the input features; each input feature names its group if `indexed`."""
 
     bits: int
     group_size: int | None
@@ -27,7 +27,7 @@ class Gptq:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fp8:
-    """8-bit floats with a scale for each block of (output, input) features, or one for the matrix where `block` is None."""
+    """8-bit floats with a scale for each block of (output, input) features, or one for the matrix if `block` is None."""
 
     block: tuple[int, int] | None
     scale_dtype: DType
@@ -41,7 +41,7 @@ class BnbInt8:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bnb4:
-    """bitsandbytes' 4 bits, `kind` "nf4" or "fp4": blocks of 64 numbers, whose scales are quantised again where `double`."""
+    """bitsandbytes' 4 bits, `kind` "nf4" or "fp4": blocks of 64 numbers, whose scales are quantised again if `double`."""
 
     kind: str
     double: bool
@@ -50,7 +50,7 @@ class Bnb4:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompressedIntegers:
-    """compressed-tensors, "pack-quantized": integers packed along the input features. ordered: with the groups' order stored."""
+    """compressed-tensors, "pack-quantized": integers packed along the input features. ordered: the groups' order is stored."""
 
     bits: int
     group_size: int | None
@@ -60,9 +60,9 @@ class CompressedIntegers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompressedNumbers:
-    """compressed-tensors, one number a byte: `scaled` says what shares a scale: a block of (output, input) features.
+    """compressed-tensors, one number a byte. scaled: the block of (output, input) features that shares a scale.
 
-    A side of None is the whole side: (None, None) the matrix, (1, None) an output feature, (1, 32) 32 numbers of a row.
+    None is the whole side: (None, None) the matrix, (1, None) an output feature, (1, 32) 32 numbers of a row.
     """
 
     dtype: DType
@@ -128,7 +128,7 @@ ModuleTest = Callable[[str], bool]  # of a module's full name
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemeGroup:
-    """A scheme, and which linear modules' names it takes; `scheme` is None for a group that stays as it is."""
+    """A scheme and a test for the linear modules it applies to; `scheme` is None for modules that stay dense."""
 
     takes: ModuleTest
     scheme: Scheme | None
@@ -136,10 +136,10 @@ class SchemeGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantisation:
-    """What a configuration says: `method` is its quant_method; the first group that takes a module decides, unless skipped.
+    """A configuration's quantisation. method: its quant_method. The first group that takes a module decides, unless skipped.
 
-    named: what is said of single modules by their full names, which decides before any group (None: left as it is).
-    every_matrix: embeddings and routers are quantised too, not linear modules alone.
+    named: schemes of single modules by full name, which precede all groups (None: dense). every_matrix: embeddings and routers
+    are quantised too, not only linear modules.
     """
 
     method: str
@@ -150,14 +150,14 @@ class Quantisation:
 
     @property
     def schemes(self) -> tuple[Scheme, ...]:
-        """Every scheme that some module may have, each once: those of the groups last, which are of most modules."""
-        found = (*self.named.values(), *(group.scheme for group in self.groups))
-        return tuple(scheme for scheme in dict.fromkeys(found) if scheme is not None)
+        """The distinct schemes of all modules; those of the groups, which most modules have, come last."""
+        schemes = (*self.named.values(), *(group.scheme for group in self.groups))
+        return tuple(scheme for scheme in dict.fromkeys(schemes) if scheme is not None)
 
     def scheme_of(self, *names: str) -> Scheme | None:
-        """The scheme of a linear module by its full name; None where it stays as it is.
+        """The scheme of a linear module; None if it stays dense.
 
-        names: in files and as transformers builds it, where these differ: configurations are written with either.
+        names: its full name in files and in transformers, if they differ; configurations use either.
         """
         if any(self.skips(name) for name in names):
             return None
@@ -171,9 +171,9 @@ class Quantisation:
 class Part:
     """One stored tensor of a quantised matrix.
 
-    role: "packed" (the numbers), "plain" (the same in another dtype), "scales", "zeros", "group_index", "tables" (the values
-    that codes stand for) or "notes" (how to read the rest). optional: files may leave it out. any_length: a text whose length
-    no formula gives.
+    role: "packed" (the numbers), "plain" (unpacked, in another dtype), "scales", "zeros", "group_index", "tables" (the values
+    of the codes) or "notes" (metadata for a loader). optional: may be absent from the files. any_length: a text whose length no
+    formula gives.
     """
 
     tensor: Tensor

@@ -1,4 +1,4 @@
-"""A model over several devices: how it is taken apart, and what each rank then holds, in bytes. `None` means unknown."""
+"""A model over several devices: how it is sharded, and each rank's bytes. `None` means unknown."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parallelism:
-    """How many ranks share the model in each way, 1 where it is not shared so.
+    """The degree of each kind of parallelism; 1 means none.
 
-    tensor: each matrix cut. pipeline: layers in stages. expert: whole experts dealt out, over the ranks of `tensor` and `fsdp`.
-    fsdp: each rank with a batch of its own. zero_stage: what they share: 1 the optimizer's states, 2 gradients and what the
-    optimizer updates, 3 the weights in use too.
+    tensor: matrices are cut. pipeline: layers in stages. expert: whole experts distributed over the ranks of `tensor` and `fsdp`.
+    fsdp: each rank has its own batch. zero_stage: what is sharded: 1 optimizer states, 2 gradients and the weights that the
+    optimizer updates too, 3 the weights in use too.
     """
 
     tensor: int = 1
@@ -33,7 +33,7 @@ class Parallelism:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """One rank of those that share the model, numbered as transformers' mesh (pipeline, fsdp, tensor)."""
+    """One of the ranks that share the model, numbered as transformers' mesh (pipeline, fsdp, tensor)."""
 
     how: Parallelism
     rank: int
@@ -41,10 +41,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plans:
-    """How transformers takes a class apart: pairs of a module's or a parameter's full name, with `*` for numbers, and a style.
+    """transformers' parallel plans of a class: pairs of a module's or parameter's full name, with `*` for numbers, and a style.
 
-    tensor, expert, fsdp: empty where the class has no such plan. pipeline: the module whose layers are dealt out to stages, None
-    where the class cannot be cut so.
+    tensor, expert, fsdp: empty if the class has no such plan. pipeline: the module whose layers are split into stages, None if
+    the class does not support it.
     """
 
     tensor: tuple[tuple[str, str], ...]
@@ -55,13 +55,13 @@ class Plans:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankBytes:
-    """What each of `ranks`, all alike, holds in bytes: at the end of a generation, or when the optimizer has stepped.
+    """Bytes on each of `ranks`, which are equal: at the end of a generation, or after the optimizer's step.
 
-    layers: the first of its stage, and the one after its last; None where one stage has all. experts: of a layer that it holds
-    whole; None where none are dealt out. weights: with `padding`; `replicated` of them lie on other ranks too. gathered: what
-    FSDP puts together for a while, beside the rank's own share; None where that is not known. cache, state: None where it is not
-    known how the class shares them. peak: the moment when the rank's allocator holds most, activations included, and
-    peak_reserved what it has reserved by then; None where no trace tells them.
+    layers: the first of its stage, and the one after its last; None with a single stage. experts: whole experts of a layer on
+    this rank; None without expert parallelism. weights: including `padding`; `replicated` of them are on other ranks too.
+    gathered: whole weights that FSDP holds temporarily, in addition to the rank's shard; None if unknown. cache, state: None if
+    it is unknown how the class shares them. peak: the moment of most allocated bytes, activations included; peak_reserved: the
+    most reserved bytes; both None without a trace.
     """
 
     ranks: tuple[int, ...]
@@ -81,20 +81,19 @@ class RankBytes:
 
     @property
     def total(self) -> int | None:
-        """What is held at the end: all but what is gathered, activations, workspace and buffers of communication."""
+        """Bytes at the end: everything except gathered weights, activations, workspace and communication buffers."""
         parts: list[int | None] = [getattr(self, term) for term in RANK_TERMS if term not in NOT_IN_TOTAL]
-        known = [size_bytes for size_bytes in parts if size_bytes is not None]
-        return sum(known) if len(known) == len(parts) else None
+        return None if None in parts else sum(size_bytes or 0 for size_bytes in parts)
 
 
-# The terms of a rank, in the order in which they are shown.
+# The terms of a rank, in display order.
 RANK_TERMS = ("weights", "replicated", "padding", "buffers", "cache", "state", "gradients", "optimizer", "gathered")
-NOT_IN_TOTAL = ("replicated", "padding", "gathered")  # parts of the weights, and what is there for a while alone
+NOT_IN_TOTAL = ("replicated", "padding", "gathered")  # parts of the weights, and temporary ones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RanksReport:
-    """A model's bytes on each rank. assumptions: what they take for granted, and what they leave out."""
+    """A model's bytes on each rank. assumptions: what the figures assume, and what they omit."""
 
     parallelism: Parallelism
     ranks: tuple[RankBytes, ...]
@@ -103,10 +102,10 @@ class RanksReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacedDevice:
-    """What accelerate puts on one device ("0", "cpu", "disk", ...) of `capacity_bytes` (None: no limit was given).
+    """What accelerate puts on one device ("0", "cpu", "disk", ...). capacity_bytes: None if no limit was given.
 
-    modules: the names in the device map, runs of layers as a range, "" for the whole model. weights, buffers: in bytes, a tied
-    weight once; buffers of what is offloaded lie where it is computed.
+    modules: the names in the device map, runs of layers as a range, "" for the whole model. weights, buffers: in bytes, tied
+    weights once; buffers of offloaded modules are on the device that computes them.
     """
 
     device: str
@@ -118,7 +117,7 @@ class PlacedDevice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceMapReport:
-    """A model as `device_map="auto"` spreads it. made_by: the versions that did."""
+    """A model as `device_map="auto"` distributes it. made_by: the libraries' versions."""
 
     devices: tuple[PlacedDevice, ...]
     made_by: str

@@ -1,4 +1,4 @@
-"""What an inference engine is asked for and what it reserves of a card: exact where its source says, else ranges of logs."""
+"""A request to a serving engine, and what the engine reserves of a card: exact by its source, else ranges from logs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .model import Report
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving(Workload):
-    """A workload to serve, each sequence's context being prompt and answer, and with what.
+    """A workload and the engine that serves it. A context is prompt and answer of a sequence.
 
-    utilization: of a card (the engine's default where None), or a known kv_budget_bytes. vLLM: step_tokens, the most of one step
-    (where None, as its server takes them for the card); prefix_caching: of hybrid models, which vLLM 0.19 leaves off.
-    llama.cpp: offloaded, as --ngl (all where None).
+    utilization: share of a card (None: the engine's default); kv_budget_bytes: a known budget instead. For vLLM: step_tokens, the
+    most tokens of one step (None: its server's default for the card); prefix_caching, for hybrid models off by default in 0.19.
+    For llama.cpp: offloaded, the layers of --ngl (None: all).
     """
 
     engine: str
@@ -29,9 +29,9 @@ class Serving(Workload):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reserved:
-    """A part of what an engine takes of one card. most_bytes: the same where it is exact, None where no source gives an end.
+    """One term of what an engine takes of a card. most_bytes: equal to least_bytes if exact, None if no upper end is known.
 
-    sources: where a range was published; none for a formula's figure.
+    sources: where the range was published; empty for a formula.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Reserved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reserve:
-    """What an engine takes of a card, and the tokens that its cache holds of all sequences, where that is known."""
+    """What an engine takes of a card, and the tokens of all sequences in its cache (None: unknown)."""
 
     terms: tuple[Reserved, ...]
     cache_tokens: int | None
@@ -50,9 +50,9 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """What a KV budget of vLLM holds on each rank. tokens: as vLLM prints them. sequence_blocks: of the sequence asked for.
+    """What a KV budget of vLLM holds on each rank. tokens: as vLLM prints them. sequence_blocks: of the requested sequence.
 
-    most_context_tokens: of one sequence alone, whatever the model's limit; None where windows leave it without end.
+    most_context_tokens: of a single sequence, ignoring the model's limit; None if windows make it unbounded.
     """
 
     budget_bytes: int
@@ -63,16 +63,16 @@ class Capacity:
 
     @property
     def concurrency(self) -> float:
-        """Sequences of the length asked for that the blocks hold, as vLLM prints it."""
+        """Sequences of the requested length that the blocks hold, as vLLM prints it."""
         return self.blocks / self.sequence_blocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmReserve(Reserve):
-    """vLLM on one rank: its budget, and what it holds at the lower and at the upper end; equal where it was given.
+    """vLLM on one rank. least, most: what the cache budget holds at both ends of its range; equal if the budget was given.
 
-    requested_bytes: `utilization` of the card; None, and no terms, where the budget was given. block_bytes: over one group.
-    block_tokens: of attention's blocks. groups: of layers, which take blocks each for themselves.
+    requested_bytes: `utilization` of the card; None, without terms, if the budget was given. block_bytes: over one group's
+    layers. block_tokens: of an attention block. groups: groups of layers, which take separate blocks.
     """
 
     cache_format: str
@@ -87,10 +87,10 @@ class VllmReserve(Reserve):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaCppReserve(Reserve):
-    """llama.cpp with `offloaded` of `layers` layers on the card, the output layer counted as one of them.
+    """llama.cpp with `offloaded` of `layers` layers on the card; the output layer counts as one.
 
-    cells: of all sequences, each padded. host_bytes: weights, cache and states that stay in the host's memory.
-    most_offloaded: layers that fit at most, by what is known of them.
+    cells: of all sequences, each padded. host_bytes: weights, cache and states in the host's memory. most_offloaded: the most
+    layers that fit, without the unknown compute buffer.
     """
 
     offloaded: int
@@ -103,7 +103,7 @@ class LlamaCppReserve(Reserve):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCard:
-    """One card's answer, and what the engine reserves of it. gpu: None where vLLM's budget was given in place of a card."""
+    """One card's answer, and what the engine reserves of it. gpu: None if a budget was given instead of a card."""
 
     gpu: Gpu | None
     answer: CardAnswer
@@ -116,7 +116,7 @@ class EngineCard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingReport:
-    """A model served by an engine on one or more cards. context_tokens: that were asked for, or the model's limit."""
+    """An engine serving one model, on each of one or more cards. context_tokens: requested, else the model's limit."""
 
     report: Report
     serving: Serving

@@ -1,4 +1,4 @@
-"""Weights that are not as they are built: quantised, or a low-rank adapter's."""
+"""Weights that are not stored as the model is built: quantised ones and LoRA adapters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptModules:
-    """Linear modules that a quantised model keeps as they are: one name for those of all layers."""
+    """Modules of all layers under one name, and their parameters: unquantised linear modules, or trained ones."""
 
     name: str
     modules: int
@@ -20,11 +20,11 @@ class KeptModules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantisedWeights:
-    """The quantised matrices of a model and all else, in parameters and in bytes as stored (tied copies once).
+    """A model's quantised matrices and the rest, in parameters and in stored bytes (tied copies once).
 
-    method: the configuration's quant_method. schemes: each in a phrase. matrices: how many are quantised. kept: which of the
-    linear modules are not. largest_parameters: of the largest matrix, all experts of a layer counting as one. widths: the most
-    inputs and outputs together of a matrix that every token takes, and of an expert's.
+    method: the configuration's quant_method. schemes: each as a phrase. matrices: the number of quantised ones. kept: the
+    unquantised linear modules. largest_parameters: of the largest matrix, with a layer's experts as one. widths: the largest sum
+    of inputs and outputs of a matrix outside the experts, and of an expert's.
     """
 
     method: str
@@ -44,21 +44,21 @@ class QuantisedWeights:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits that a quantised parameter takes, with its share of scales, zeros and indices."""
+        """Bits of a quantised parameter, including its share of scales, zeros and indices."""
         return self.size_bytes * 8 / self.parameters if self.parameters else 0.0
 
     @property
     def bits_per_parameter(self) -> float:
-        """Bits that a parameter of the whole model takes."""
+        """Average bits of a parameter over the whole model."""
         return self.total_bytes * 8 / (self.parameters + self.other_parameters)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterWeights:
-    """A low-rank adapter beside its base. ranks, scales (what B A is multiplied by): each one that occurs.
+    """A LoRA adapter and its base. ranks, scales (factors of B A): the distinct values.
 
-    modules: what it trains, one name for all layers. unmerged_bytes: base, copies of modules, and matrices as PEFT loads them
-    (float32). merged_bytes: None where the base is quantised.
+    modules: the trained ones, all layers under one name. unmerged_bytes: base, copies of modules, and matrices as PEFT loads them
+    (float32). merged_bytes: None if the base is quantised.
     """
 
     kind: str
@@ -74,5 +74,5 @@ class AdapterWeights:
 
     @property
     def share(self) -> float:
-        """Of the base's parameters."""
+        """Trainable parameters as a fraction of the base's."""
         return self.trainable / self.base_parameters

@@ -1,4 +1,4 @@
-"""What a run asks its allocator for, in order: the events that a trace records and that an allocator's model replays."""
+"""A run's allocator requests, in order: the events that a trace records and that the model of the allocator replays."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-FLASH_SCRATCH = (
-    "flash_attention_backward.scratch"  # the operator of what flash attention's backward takes for itself on CUDA
-)
-SCALES_SCRATCH = (
-    "bitsandbytes.gemm_4bit.scales"  # of scales without their offset, which bitsandbytes keeps on CUDA alone
-)
-SOFTMAX_SCRATCH = "softmax.scratch"  # the operator of what softmax and its gradient take for themselves on CUDA alone
-# All that a trace has of CUDA alone.
+# Operators of scratch memory that kernels allocate only on CUDA.
+FLASH_SCRATCH = "flash_attention_backward.scratch"
+SCALES_SCRATCH = "bitsandbytes.gemm_4bit.scales"  # scales before their offset is added
+SOFTMAX_SCRATCH = "softmax.scratch"  # of softmax and of its gradient
 CUDA_SCRATCH = (FLASH_SCRATCH, SCALES_SCRATCH, SOFTMAX_SCRATCH)
-GATHERED = "fsdp.all_gather"  # whole weights that FSDP puts together for a while
-ADAPTER = "adapter"  # the operator of the matrices that PEFT adds to a model
+# Operators that a trace names itself.
+GATHERED = "fsdp.all_gather"  # whole weights that FSDP holds temporarily
+ADAPTER = "adapter"  # the matrices that PEFT adds to a model
 
 
 class Allocate(NamedTuple):
-    """A storage comes to life: `size_bytes` as requested, and the module and operator that asked for it."""
+    """A storage is allocated: `size_bytes` as requested, and the module and operator that requested it."""
 
     id: int
     size_bytes: int
@@ -39,7 +36,7 @@ Event = Allocate | Free
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """A part of a run ("load", "prefill", "decode", "backward", ...), which begins with the event of index `first_event`."""
+    """A part of a run ("load", "prefill", "decode", "backward", ...), starting at the event with index `first_event`."""
 
     name: str
     first_event: int
@@ -47,7 +44,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnSum:
-    """A sum over rows: `inputs` numbers for each of `outputs`, of which `vector` at a time are loaded."""
+    """A sum over rows: `inputs` numbers for each of `outputs`, loaded `vector` at a time."""
 
     outputs: int
     inputs: int
@@ -58,9 +55,9 @@ class ColumnSum:
 class Timeline:
     """A whole run. Ids are unique in it; what is not freed is alive at its end.
 
-    kept: what the cache keeps where a stage ends, by id: "cache" or "state"; empty where that is not recorded. sums: the sums
-    over rows of a run that trains, by the id of what they give; empty of any other. cast: whether all that is loaded but weights
-    of 4 bits came in 16 bits and was cast to 32.
+    kept: (id, "cache" or "state") of storages that the cache keeps at the end of a stage; empty if not recorded. sums: (id of the
+    result, sum) of a training run's sums over rows; empty otherwise. cast: whether everything loaded except 4-bit weights was
+    stored in 16 bits and cast to 32.
     """
 
     events: tuple[Event, ...]
@@ -71,9 +68,9 @@ class Timeline:
 
 
 class Change(NamedTuple):
-    """Memory that a real run takes at an address or, where `size_bytes` is negative, gives back.
+    """Memory that a measured run allocates at an address or, if `size_bytes` is negative, frees.
 
-    operators: those it happens inside of, the innermost last; none where the device's record does not tell.
+    operators: the enclosing operators, innermost last; empty if the device's record has none.
     """
 
     size_bytes: int
@@ -83,18 +80,18 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A real run's changes in order, and its stages; of decoding, a stage for each step."""
+    """A measured run's changes in order, and its stages; each decoding step is a stage."""
 
     changes: tuple[Change, ...]
     stages: tuple[Stage, ...]
 
 
 def living(events: Iterable[Event]) -> tuple[Allocate, ...]:
-    """What is alive after `events`, in the order in which it came to life."""
-    found: dict[int, Allocate] = {}
+    """The storages alive after `events`, in order of allocation."""
+    alive: dict[int, Allocate] = {}
     for event in events:
         if isinstance(event, Free):
-            del found[event.id]
+            del alive[event.id]
         else:
-            found[event.id] = event
-    return tuple(found.values())
+            alive[event.id] = event
+    return tuple(alive.values())

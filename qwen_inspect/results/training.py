@@ -1,4 +1,4 @@
-"""What a run of training trains, as nouns; `predicting.training` has the sums."""
+"""What a training run trains. `predicting.training` computes it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """The parameters that get gradients, told by shapes alone.
+    """The parameters that get gradients, derived from shapes.
 
-    trainable: their number; adapters: whether they are matrices beside the model's own, of which all are then frozen.
-    base_parameters: the model's own, tied ones once. trained_bytes, frozen_bytes: as the run holds them. modules: what is trained
-    of which, one name for all layers.
+    trainable: their number. adapters: whether they are LoRA matrices, with all of the model's own parameters frozen.
+    base_parameters: the model's own, tied ones once. trained_bytes, frozen_bytes: as the run holds them. modules: the trained
+    modules, all layers under one name.
     """
 
     trainable: int
@@ -32,5 +32,5 @@ class Training:
 
     @property
     def share(self) -> float:
-        """Of all parameters: PEFT's "trainable%", as a fraction."""
+        """Trainable parameters as a fraction of all: PEFT's "trainable%" / 100."""
         return self.trainable / self.all_parameters

@@ -1,4 +1,4 @@
-"""What `report` tells of a model, and what CI holds against it."""
+"""The content of `report`, and the results of checking a committed one."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ if TYPE_CHECKING:
 
 
 TABLE_CONTEXTS = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
-
-
 TABLE_BATCHES = (1, 4, 16, 64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportRequest:
-    """What `report` was asked for, in the user's words: kept beside a committed report, so that a check can ask again.
+    """The options of `report` as typed, stored next to a committed report so that a check can repeat it.
 
-    file: the one of several GGUF files. context_tokens: a prompt's length to be among those predicted. form: "md", "html" or
-    "json". measured: files of measurements that `memory --device --format json` wrote.
+    file: which of several GGUF files. context_tokens: an additional prompt length to predict. form: "md", "html" or "json".
+    measured: files that `memory --device --format json` wrote.
     """
 
     model: str
@@ -41,10 +39,10 @@ class ReportRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WholeReport:
-    """All that `report` tells of a model. name: what its files are called. memory: one prediction for each prompt's length.
+    """The content of `report`. name: the base name of its files. memory: a prediction for each prompt length.
 
-    config_sha256: of the configuration in its canonical form. tensors_sha256: of every stored tensor's name, dtype and shape;
-    None where no file was read. built_by: the libraries that instantiated the model, None where it was not.
+    config_sha256: of the configuration in canonical form. tensors_sha256: of every stored tensor's name, dtype and shape; None if
+    no file was read. built_by: the libraries that instantiated the model; None if it was not instantiated.
     """
 
     request: ReportRequest
@@ -58,10 +56,10 @@ class WholeReport:
 
     @property
     def cache_points(self) -> list[tuple[int, int]]:
-        """(context, batch) pairs to show the cache for: usual contexts up to the model's limit, the limit, what was asked for."""
-        limit, asked = self.report.spec.context_tokens, self.request.context_tokens
+        """(context, batch) pairs to show the cache for: usual contexts up to the model's limit, the limit, the requested one."""
+        limit, requested = self.report.spec.context_tokens, self.request.context_tokens
         contexts = {tokens for tokens in TABLE_CONTEXTS if limit is None or tokens <= limit}
-        contexts |= {tokens for tokens in (limit, asked) if tokens is not None}
+        contexts |= {tokens for tokens in (limit, requested) if tokens is not None}
         batches = sorted({*TABLE_BATCHES, self.request.batch})
         return [(tokens, batch) for tokens in sorted(contexts) for batch in batches]
 
@@ -71,7 +69,7 @@ Figure = int | float | str | bool | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drift:
-    """A figure of a committed report that is no longer what the tool finds. None: it was not there, or is unknown."""
+    """A figure of a committed report that the tool now computes differently. None: absent or unknown."""
 
     figure: str
     was: Figure
@@ -80,9 +78,9 @@ class Drift:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportCheck:
-    """A committed report held against what the tool finds now.
+    """A committed report compared with what the tool computes now.
 
-    problem: why it cannot be compared, or is not what the tool wrote. note: told, and no fault.
+    problem: why it cannot be compared, or is not what the tool wrote. note: a remark that is not a failure.
     """
 
     document: str
@@ -97,7 +95,7 @@ class ReportCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expectation:
-    """Something that CI asks of a model, in a sentence that says what was found."""
+    """An expectation of CI about a model. message: a sentence with the actual value."""
 
     message: Message
     holds: bool

@@ -268,8 +268,8 @@ def _build(
 def _few_turns(model: Any) -> Iterator[None]:
     """Ends loops over a prompt's chunks in linear attention's reference code after CHUNK_TURNS turns.
 
-    Each turn allocates and frees the same as the one before, so `predicting.turns` can add the others, and the trace's length does
-    not grow with the prompt. Source: transformers 5.23, torch_chunk_gated_delta_rule.
+    Each turn allocates and frees the same as the one before, so `predicting.turns` can add the others, and the trace's length
+    does not grow with the prompt. Source: transformers 5.23, torch_chunk_gated_delta_rule.
     """
     code = sys.modules[type(model).__module__]
     if not hasattr(code, "torch_chunk_gated_delta_rule"):

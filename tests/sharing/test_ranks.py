@@ -173,7 +173,7 @@ def torchrun(directory: Path, processes: int, jobs: tuple[Job, ...]) -> dict[str
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     finished = subprocess.run(
-        [*command, "tests.distributed_runs", str(listed), str(directory)],
+        [*command, "tests.support.distributed_runs", str(listed), str(directory)],
         capture_output=True, text=True, check=False, timeout=280, env=environment, cwd=ROOT,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]
