@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class LayerAttention:
     """One layer's softmax attention. window_tokens: None if it attends to every earlier token.
 
-    gated: q_proj has twice the rows; the second half gates the output.
+    gated: q_proj has twice the rows, half of them for a gate on the output.
     """
 
     index: int

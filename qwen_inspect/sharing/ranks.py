@@ -51,21 +51,21 @@ def with_peaks(shared: RanksReport, report: Report, run: Run) -> RanksReport:
     return replace(shared, ranks=ranks, assumptions=(*shared.assumptions, *assumptions))
 
 
-def _with_peak(alike: RankBytes, report: Report, run: Run, how: Parallelism) -> RankBytes:
-    """`alike` with the traced peak of its first rank; UnsupportedError if the trace ends with other bytes than the plans give."""
+def _with_peak(group: RankBytes, report: Report, run: Run, how: Parallelism) -> RankBytes:
+    """`group` with the traced peak of its first rank; UnsupportedError if the trace ends with other bytes than the plans give."""
     shortest = replace(run, accumulate=min(run.accumulate, MICRO_BATCHES))
-    timeline, provenance = timeline_of(report, shortest, Place(how=how, rank=alike.ranks[0]))
+    timeline, provenance = timeline_of(report, shortest, Place(how=how, rank=group.ranks[0]))
     footprint = traced_footprint(timeline, run, provenance=provenance)
     terms = ("weights", "buffers", "optimizer", *(("cache", "state") if run.mode == "generate" else ()))
     for term in terms:
-        expected, traced = getattr(alike, term), getattr(footprint.steady, term)
+        expected, traced = getattr(group, term), getattr(footprint.steady, term)
         if expected is not None and traced != expected:
             raise UnsupportedError(
                 "ranks_trace_differs", term=Message(f"term_{term}"), traced=traced, expected=expected
             )
     # FSDP gathers on its own CUDA streams, and the allocator does not share blocks between streams.
     reserved = footprint.peak_reserved if how.fsdp == 1 else None
-    return replace(alike, peak=footprint.peak, peak_reserved=reserved)
+    return replace(group, peak=footprint.peak, peak_reserved=reserved)
 
 
 def _without_peaks(shared: RanksReport, reason: Message) -> RanksReport:

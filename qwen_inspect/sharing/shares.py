@@ -79,7 +79,7 @@ def rank_bytes(model: Sharded, how: Parallelism, run: Run) -> tuple[RankBytes, .
         stage, place = divmod(rank, how.fsdp * how.tensor)
         share = _share(groups, how, stage, place, run)
         keys_and_values, states = cache[stage]
-        alike = RankBytes(
+        on_rank = RankBytes(
             ranks=(),
             layers=stages.layers(stage),
             experts=_experts_per_rank(groups, how),
@@ -93,8 +93,8 @@ def rank_bytes(model: Sharded, how: Parallelism, run: Run) -> tuple[RankBytes, .
             optimizer=share.optimizer,
             gathered=gathered,
         )
-        ranks_by_bytes.setdefault(alike, []).append(rank)
-    return tuple(replace(alike, ranks=tuple(ranks)) for alike, ranks in ranks_by_bytes.items())
+        ranks_by_bytes.setdefault(on_rank, []).append(rank)
+    return tuple(replace(on_rank, ranks=tuple(ranks)) for on_rank, ranks in ranks_by_bytes.items())
 
 
 # --- what transformers refuses ---------------------------------------------------------------------------------------

@@ -394,8 +394,8 @@ def _packed_module(module: Module, prefix: str, packing: Packing) -> Module:
             for sibling in siblings
         ]
         for _, run in groupby(packed, key=lambda sibling: replace(sibling, name="")):
-            alike = list(run)
-            children.append(replace(alike[0], repeats=len(alike)))
+            equal = list(run)
+            children.append(replace(equal[0], repeats=len(equal)))
     return replace(module, packed_bytes=packed_bytes, children=tuple(children))
 
 

@@ -64,18 +64,18 @@ def against_files(
     fused = {tensor.name: tensor for tensor in built if tensor.name not in singles and tensor.name not in parts}
     modules = () if packing is None else tuple(name.removesuffix("weight") for name in packing.parts)
     extra_biases = {f"{module}bias" for module in modules}
-    named, renaming = without_renaming(stored, {*parts, *fused})
+    class_named, renaming = without_renaming(stored, {*parts, *fused})
     causes += renaming
 
-    seen: set[str] = set()
+    matched: set[str] = set()
     persistent = {buffer.name: buffer.shape for buffer in buffers}
     tied_copies, tables, biases, cache_scales, predicted, stored_buffers, skipped = [], [], [], [], [], [], []
     retyped: Counter[tuple[DType | BlockFormat, DType | BlockFormat]] = Counter()
     shapes = {tensor.name: tensor.shape for tensor in built}
-    for tensor in named:
+    for tensor in class_named:
         expected = parts.get(tensor.name) or fused.get(tensor.name)
         if expected is not None:
-            seen.add(tensor.name)
+            matched.add(tensor.name)
             if _is_packed(tensor.dtype) and not _is_packed(expected.dtype):
                 unexplained.append(_repacked(expected, tensor))
             elif tensor.dtype is not expected.dtype:
@@ -113,9 +113,9 @@ def against_files(
     if predicted:
         causes.append(_cause("prediction_layer", predicted, +1))
 
-    filled = seen & set(fused)
+    filled = matched & set(fused)
     absent = [
-        part for tensor in built if tensor.name not in filled for part in forms[tensor.name] if part.name not in seen
+        part for tensor in built if tensor.name not in filled for part in forms[tensor.name] if part.name not in matched
     ]
     absent = _explain_missing_files(absent, missing_files or {}, causes)
     heads = [tensor for tensor in absent if tensor.name == "lm_head.weight"]
@@ -124,7 +124,7 @@ def against_files(
     unexplained += [_missing(tensor) for tensor in absent if tensor.name != "lm_head.weight"]
     for name, singly in (("experts_singly", True), ("renamed", False)):
         unfilled = [forms[owner] for owner in fused if owner not in filled and (owner in split) is singly]
-        causes += _in_other_form(name, unfilled, seen)
+        causes += _in_other_form(name, unfilled, matched)
     causes += [_retyped(*dtypes, tensors=count) for dtypes, count in retyped.items()]
     return Check(
         left=witness,
@@ -167,10 +167,10 @@ def _is_packed(dtype: DType | BlockFormat) -> bool:
     return dtype not in MODEL_DTYPES and not isinstance(dtype, BlockFormat)
 
 
-def _in_other_form(name: str, forms: Sequence[tuple[Tensor, ...]], seen: set[str]) -> list[Cause]:
+def _in_other_form(name: str, forms: Sequence[tuple[Tensor, ...]], matched: set[str]) -> list[Cause]:
     """A cause for tensors stored in several parts or under another name; it changes no count."""
-    stored = [form for form in forms if any(part.name in seen for part in form)]
-    tensors = sum(part.name in seen for form in stored for part in form)
+    stored = [form for form in forms if any(part.name in matched for part in form)]
+    tensors = sum(part.name in matched for form in stored for part in form)
     if not tensors:
         return []
     message = Message(f"cause_{name}", tensors=tensors, fused=len(stored))
