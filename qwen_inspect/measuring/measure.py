@@ -18,6 +18,7 @@ from ..loaders.resolve import Access
 from ..loaders.weights import weights_directory
 from ..predicting.footprint import on_device
 from ..predicting.predict import predict, timeline_of
+from ..predicting.turns import with_all_turns
 from ..results.measurement import Calibration
 from ..results.memory import Loader, MemoryReport, Run
 from ..results.model import Report
@@ -153,7 +154,7 @@ def _timeline(memory: MemoryReport) -> Timeline | None:
     if memory.predicted.method != "trace":
         return None
     timeline, _ = timeline_of(memory.report, memory.run)
-    return on_device(timeline, memory.run)
+    return on_device(with_all_turns(timeline, memory.run), memory.run)
 
 
 def _indices(device: str) -> tuple[int, ...]:

@@ -114,8 +114,7 @@ def traced_footprint(timeline: Timeline, run: Run, *, provenance: str, course_po
 
     course_points: if not 0, also the memory over time in about that many points.
     """
-    if run.mode != "train":  # of which a trace has all turns
-        timeline = with_all_turns(timeline, run.prompt_tokens)
+    timeline = with_all_turns(timeline, run)
     whole = on_device(growing(timeline, run.new_tokens), run) if run.device == "cuda" else on_device(timeline, run)
     replayed = replay(whole, _allocator(run), with_course=course_points > 0)
     if replayed.out_of_memory_event is not None:  # capacity is unlimited: the sizes exceed the address space

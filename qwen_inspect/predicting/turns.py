@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ..results.exploration import Loop
+from ..results.memory import Run
 from ..results.timeline import Allocate, Event, Free, Timeline
 from ..tracing import CHUNK_TURNS
 from .kept_trace import CHUNK_TOKENS
@@ -28,10 +29,12 @@ def missing_turns(prompt_tokens: int, loops: Sequence[Loop]) -> int:
     return min(missing, MOST_ADDED_EVENTS // events) if events else 0
 
 
-def with_all_turns(timeline: Timeline, prompt_tokens: int) -> Timeline:
+def with_all_turns(timeline: Timeline, run: Run) -> Timeline:
     """The run with a turn for each chunk of the prompt."""
+    if run.mode == "train":  # which is traced with all turns
+        return timeline
     loops = loops_of(timeline)
-    turns = missing_turns(prompt_tokens, loops)
+    turns = missing_turns(run.prompt_tokens, loops)
     if not turns:
         return timeline
     made = [event for event in timeline.events if isinstance(event, Allocate)]

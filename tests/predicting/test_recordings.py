@@ -133,31 +133,6 @@ PREDICTED = {
     "train-moe-2L-ckpt": 0,
     "train-moe-4L": 0,
 }
-SLOWLY_PREDICTED = {
-    "gen-gemma3-1b": 0,  # with sliding windows
-    "padded-0.6B-b4": 0,
-    "gen-gemma3-27b-6L": 0,
-    "gen-glm-4L": 0,
-    "gen-35moe-4L": 0,
-    "gen-35-4B-4L": 0,
-    "hybrid-0.8B": 0,
-    "fp32-0.6B": 0,
-    "train-35-0.8B": 0,
-    "eager-0.6B": 0,
-    "fp16-0.6B": 0,
-    "sgd-0.6B": 0,
-    "train-0.6B": 0,
-    "train-0.6B-ckpt": 0,
-    "accumulate-0.6B": 0,
-    "eager-train-0.6B": 0,
-    "train-0.5B-b4": 0,
-    "lora-1.7B": 0,
-    "adamw8bit-0.6B": 0,
-    "autocast-0.6B": 0,
-    "autocast-0.6B-ckpt": 0,
-}
-
-
 # Of the later runs. 2 MiB are a segment of small blocks, of which what a trace leaves out (`untraced`) needs some.
 LATER_PREDICTED = {
     "gen-7B": 0,
@@ -166,13 +141,12 @@ LATER_PREDICTED = {
     "moe8-30B-6L": 0,
     "decode1000-0.6B": -4_194_304,
 }
-LATER_SLOWLY_PREDICTED = {
-    "gen-gemma2-2b": 0,
-    "gen-gptoss-4L": 0,
-    "gen-35-0.8B-whole": 0,
-    "padded2048-0.6B-b4": 0,
-    "autocast-0.6B-1024": 0,
-}
+# Predicted too, from traces that take seconds.
+SLOWLY = [
+    name
+    for name, recording in ALL.items()
+    if unpredicted(recording) is None and name not in {**PREDICTED, **LATER_PREDICTED}
+]
 AUTOCAST = ("autocast-0.6B", "autocast-0.6B-ckpt", "autocast-0.6B-1024")
 SLOWLY_IN_ORDER = ("padded-0.6B-b4", "padded2048-0.6B-b4", *AUTOCAST)
 
@@ -200,9 +174,7 @@ def held_by_caller(recording: Recording) -> int:
     return mask + 512 * (len(special) + int(older))
 
 
-@pytest.mark.parametrize(
-    "name", [*PREDICTED, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOWLY_PREDICTED)]
-)
+@pytest.mark.parametrize("name", PREDICTED)
 def test_a_prediction_is_what_the_card_recorded(name: str) -> None:
     """The peaks of the run's stages: without those of random initialisation, which transformers' loader does not have."""
     recording = RECORDINGS[name]
@@ -214,23 +186,18 @@ def test_a_prediction_is_what_the_card_recorded(name: str) -> None:
     if recording.workload == "generate":
         assert allocated - footprint.peak.allocated == IN_DECODING.get(name, held_by_caller(recording))
     assert abs(footprint.peak.allocated - allocated) <= max(2048, allocated // 10_000)
-    assert footprint.peak_reserved - reserved == {**PREDICTED, **SLOWLY_PREDICTED}[name]
+    assert footprint.peak_reserved - reserved == PREDICTED[name]
 
 
-@pytest.mark.parametrize(
-    "name", [*LATER_PREDICTED, *(pytest.param(name, marks=pytest.mark.slow) for name in LATER_SLOWLY_PREDICTED)]
-)
+@pytest.mark.parametrize("name", LATER_PREDICTED)
 def test_predictions_hold_for_the_later_runs(name: str) -> None:
     recording = LATER[name]
     footprint = predict(model_of(recording), recorded_run(recording)).predicted
     assert footprint.peak_reserved is not None
     assert footprint.peak_allocated_bytes is not None
     allocated, reserved = recorded_peaks(recording)
-    of_run = held_by_caller(recording) if recording.workload == "generate" else 0
-    # Of the padded batch, whose mask is predicted: five blocks of 512 bytes, which were not followed one by one.
-    known = {**IN_DECODING, "padded2048-0.6B-b4": 2_560}
-    assert allocated - footprint.peak_allocated_bytes == known.get(name, of_run)
-    assert footprint.peak_reserved - reserved == {**LATER_PREDICTED, **LATER_SLOWLY_PREDICTED}[name]
+    assert allocated - footprint.peak_allocated_bytes == IN_DECODING.get(name, held_by_caller(recording))
+    assert footprint.peak_reserved - reserved == LATER_PREDICTED[name]
 
 
 def test_the_callers_part_is_what_it_was_found_to_be() -> None:
@@ -259,8 +226,9 @@ def test_every_recording_has_a_row_and_every_difference_a_cause() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, recording in ALL.items() if unpredicted(recording) is None])
+@pytest.mark.parametrize("name", SLOWLY)
 def test_the_committed_predictions_are_those_of_today(name: str) -> None:
+    """Of the runs whose traces take seconds, which `test_every_recording_has_a_row_and_every_difference_a_cause` holds to the card."""
     assert json.loads(PREDICTED_FILE.read_text(encoding="utf-8"))["runs"][name] == row(ALL[name])
 
 
@@ -333,7 +301,7 @@ def test_a_forward_asks_for_what_was_recorded_in_order(name: str) -> None:
 
 # Of the recordings above. More of the second step, whose optimizer's states are there already, is as the first but for those.
 TRAINED = [name for name in PREDICTED if RECORDINGS[name].workload == "train"]
-SLOWLY_TRAINED = [name for name in SLOWLY_PREDICTED if RECORDINGS[name].workload == "train"]
+SLOWLY_TRAINED = [name for name in SLOWLY if ALL[name].workload == "train" and not name.startswith("qlora")]
 
 
 @pytest.mark.parametrize("name", [*TRAINED, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOWLY_TRAINED)])
