@@ -228,7 +228,7 @@ def test_every_recording_has_a_row_and_every_difference_a_cause() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOWLY)
 def test_the_committed_predictions_are_those_of_today(name: str) -> None:
-    """Of the runs whose traces take seconds, which `test_every_recording_has_a_row_and_every_difference_a_cause` holds to the card."""
+    """Of the runs whose traces take seconds. What is committed is held to the card by the test of rows and causes."""
     assert json.loads(PREDICTED_FILE.read_text(encoding="utf-8"))["runs"][name] == row(ALL[name])
 
 
