@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import UnavailableError
-from ..predicting.footprint import WORKSPACE
+from ..predicting.on_device import WORKSPACE
 from ..results.measurement import Reading
 from ..results.timeline import Change, Record, Stage
 from ..units import size

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import TypeVar
 
-from ..predicting.footprint import WORKSPACE
+from ..predicting.on_device import WORKSPACE
 from ..results.timeline import Allocate, Change, Event, Free, Record, Stage, Timeline
 
 # Operators that only allocate for their caller.

@@ -16,7 +16,7 @@ from ..language import Message
 from ..loaders import calibration
 from ..loaders.resolve import Access
 from ..loaders.weights import weights_directory
-from ..predicting.footprint import on_device
+from ..predicting.on_device import on_device
 from ..predicting.predict import predict, timeline_of
 from ..predicting.turns import with_all_turns
 from ..results.measurement import Calibration

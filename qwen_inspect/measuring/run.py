@@ -19,7 +19,8 @@ from typing import Any
 from ..errors import UsageError
 from ..language import Message
 from ..predicting.course import measured_course
-from ..predicting.footprint import WORKSPACE, uses_of
+from ..predicting.on_device import WORKSPACE
+from ..predicting.uses import uses_of
 from ..results.measurement import Measurement, Reading
 from ..results.memory import Alive, Footprint, Moment, Run
 from ..results.timeline import Allocate, Timeline

@@ -11,22 +11,11 @@ from ..results.exploration import GROWTHS, Exploration, RequestSize
 from ..results.memory import Run
 from ..results.timeline import Allocate, Event, Stage
 from ..spec import Module
-from .footprint import (
-    GROWN_IDS,
-    OWN_IDS,
-    SORT_CONSTANT_BYTES,
-    SORTED_IDS,
-    formula_requests,
-    growing,
-    laid_out,
-    leap,
-    on_device,
-    term_of,
-    use_of,
-    uses_of,
-)
+from .footprint import formula_requests
 from .kept_trace import KeptTrace, Point
+from .on_device import GROWN_IDS, OWN_IDS, SORT_CONSTANT_BYTES, SORTED_IDS, growing, laid_out, leap, on_device
 from .turns import loops_of
+from .uses import term_of, use_of, uses_of
 
 
 def explore_trace(kept: KeptTrace, run: Run, point: Point | None = None) -> Exploration:

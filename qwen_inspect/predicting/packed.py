@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..results.timeline import Allocate, Timeline
-from .footprint import PARAMETER
+from .on_device import PARAMETER
 
 
 def packed(dense: Timeline, weights_bytes: Sequence[int]) -> Timeline:

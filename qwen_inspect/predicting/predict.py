@@ -23,18 +23,13 @@ from ..spec import ModelSpec, MoeMlp, each_tensor
 from ..tracing import versions
 from ..tracing.adapting import FourBits
 from ..tracing.bases import Base, EightBits
-from .footprint import (
-    PARAMETER,
-    cache_bytes,
-    formula_footprint,
-    has_cudnn_attention,
-    stored_footprint,
-    traced_footprint,
-)
+from .footprint import cache_bytes, formula_footprint, stored_footprint, traced_footprint
 from .kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
+from .on_device import PARAMETER
 from .packed import packed
 from .period import SHALLOW, deepen, fixed, period_of
 from .quantised import base_of, scratch_of
+from .workspaces import has_cudnn_attention
 
 if TYPE_CHECKING:
     from ..results.ranks import Place

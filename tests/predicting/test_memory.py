@@ -19,7 +19,7 @@ from wcwidth import wcswidth
 from benchmarks.accuracy import GIB, Row, transformers_rows
 from qwen_inspect.checkpoint import Checkpoint, ModelRef
 from qwen_inspect.errors import MalformedError
-from qwen_inspect.predicting.footprint import formula_footprint, traced_footprint, workspace_bytes
+from qwen_inspect.predicting.footprint import formula_footprint, traced_footprint
 from qwen_inspect.predicting.kept_trace import WITNESS, Point, dump, load
 from qwen_inspect.predicting.period import period_of
 from qwen_inspect.predicting.predict import (
@@ -32,6 +32,7 @@ from qwen_inspect.predicting.predict import (
     trace_request,
 )
 from qwen_inspect.predicting.turns import with_all_turns
+from qwen_inspect.predicting.workspaces import workspace_bytes
 from qwen_inspect.results.memory import Footprint, Run
 from qwen_inspect.results.timeline import Allocate, Event
 from qwen_inspect.structure.inspect import analyse, inspect

@@ -18,7 +18,7 @@ from benchmarks.recordings import EMPTY, Recording, digest, each, pack, read
 from qwen_inspect.measuring.matching import match
 from qwen_inspect.predicting import predict as prediction
 from qwen_inspect.predicting.allocator import Driver
-from qwen_inspect.predicting.footprint import leap, on_device, sort_scratch_bytes
+from qwen_inspect.predicting.on_device import leap, on_device, sort_scratch_bytes
 from qwen_inspect.predicting.predict import predict, timeline_of
 from qwen_inspect.predicting.replay import WARM_UP, replay
 from qwen_inspect.predicting.training_plan import plan_of

@@ -9,9 +9,9 @@ from functools import cached_property
 from ...language import Message
 from ...loaders import calibration, gpus
 from ...predicting.explore import explore_trace
-from ...predicting.footprint import has_cudnn_attention, is_hopper
 from ...predicting.kept_trace import CHUNK_TOKENS, ChunkedPoint, Point
 from ...predicting.predict import explored, installed, predict, traced_along, with_kernel
+from ...predicting.workspaces import has_cudnn_attention, is_hopper
 from ...progress import purpose
 from ...results.fit import Gpu, Requirement
 from ...results.measurement import Calibration

@@ -1,0 +1,126 @@
+"""What a prediction takes for granted, in sentences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ..language import Message
+from ..results.memory import Run, context_range
+from ..results.timeline import Allocate, Timeline
+from ..tracing.scratch import ANY_MULTIPROCESSORS, multiprocessors_of, varies_by_card
+from ..units import size as shown_size
+from .allocator import ROUNDING_BYTES
+from .on_device import BIASED_PRODUCT
+from .uses import LINEAR
+from .workspaces import LT_WORKSPACE_BYTES, workspace_of
+
+if TYPE_CHECKING:
+    from ..results.measurement import Calibration
+
+
+def assumptions(run: Run) -> tuple[Message, ...]:
+    """The assumptions of a prediction for `run`, as sentences."""
+    if run.device == "cpu":
+        return (
+            Message("assume_host"),
+            *_kernel_assumptions(run),
+            *_static_assumptions(run),
+            *_training_assumptions(run),
+        )
+    return (
+        Message(f"assume_loader_{run.loader.replace('-', '_')}"),
+        Message(
+            "assume_workspace_training" if run.mode == "train" else "assume_workspace",
+            bytes=workspace_of(run),
+            gpu=run.gpu,
+        ),
+        *_kernel_assumptions(run),
+        *_static_assumptions(run),
+        *_caller_assumptions(run),
+        *_training_assumptions(run),
+        *([Message("assume_cache_format", format=run.cache_format)] if run.cache_format != "auto" else []),
+        *([Message("assume_allocator", settings=run.allocator)] if run.allocator else []),
+        _uncalibrated_assumption(run) if run.calibration is None else _calibrated_assumption(run.calibration),
+    )
+
+
+def _static_assumptions(run: Run) -> tuple[Message, ...]:
+    return (Message("assume_static_cache", tokens=run.cached_tokens),) if run.cache == "static" else ()
+
+
+def _kernel_assumptions(run: Run) -> Iterator[Message]:
+    if not run.padded:
+        yield Message("assume_kernel", kernel=run.attention)
+    elif not run.attention.startswith("flash"):  # with which no padded run is predicted
+        yield Message("assume_kernel_padded", kernel=run.attention, tokens=run.prompt_tokens)
+
+
+def mask_bytes(run: Run) -> int:
+    """Block size of a prompt's attention mask (one int64 per token), which a caller of `generate` keeps until it returns."""
+    return -(-8 * run.batch * run.prompt_tokens // ROUNDING_BYTES) * ROUNDING_BYTES
+
+
+def _caller_assumptions(run: Run) -> Iterator[Message]:
+    """Memory of a caller's own `generate` that is not counted: its mask, which the model does not get if it masks nothing.
+
+    Source: transformers 5.23, generation/utils.py, _prepare_special_tokens: one int64 per special token, for this call alone.
+    """
+    if run.mode == "generate" and not run.padded:  # else the mask is counted
+        tokens = run.batch * run.prompt_tokens
+        yield Message("assume_caller", tokens=tokens, bytes=mask_bytes(run), token_bytes=ROUNDING_BYTES)
+
+
+def _uncalibrated_assumption(run: Run) -> Message:
+    low, high = map(shown_size, context_range(run))
+    return Message("assume_context", low=low, high=high)
+
+
+def _calibrated_assumption(calibration: Calibration) -> Message:
+    key = {
+        "gpu": calibration.gpu,
+        "driver": calibration.driver,
+        "torch": calibration.torch,
+        "transformers": calibration.transformers,
+    }
+    return Message("assume_calibrated", date=calibration.date, context=shown_size(calibration.context_bytes), **key)
+
+
+def _part_assumptions(timeline: Timeline, run: Run) -> tuple[Message, ...]:
+    """Assumptions about parts that only some models have."""
+    modules = {event.module for event in timeline.events if isinstance(event, Allocate)}
+    four_bits = any(
+        isinstance(event, Allocate) and event.operator.startswith("bitsandbytes.gemm") for event in timeline.events
+    )
+    linear = any(module.endswith(LINEAR) for module in modules)
+    seeing = any(re.search(r"\bvisual\b", module) for module in modules)
+    biased = any(isinstance(event, Allocate) and BIASED_PRODUCT.match(event.operator) for event in timeline.events)
+    return (
+        *([Message("assume_workspace_biases", bytes=LT_WORKSPACE_BYTES)] if biased and run.device == "cuda" else []),
+        *(
+            [Message("assume_multiprocessors", gpu=run.gpu, count=ANY_MULTIPROCESSORS)]
+            if run.device == "cuda" and multiprocessors_of(run.gpu) is None and varies_by_card(timeline)
+            else []
+        ),
+        *([Message("assume_linear_reference")] if linear else []),
+        *([Message("assume_text_only")] if seeing else []),
+        *([Message("assume_four_bits")] if four_bits and run.mode == "train" else []),
+    )
+
+
+def _training_assumptions(run: Run) -> Iterator[Message]:
+    """Assumptions of a training run."""
+    if run.mode != "train":
+        return
+    lora = Message("trained_lora", rank=run.lora_rank, targets=", ".join(run.lora_targets))
+    yield Message(
+        "assume_training",
+        optimizer=run.optimizer,
+        checkpointing=Message("on" if run.checkpointing else "off"),
+        trained=lora if run.lora_rank is not None else run.trained or Message("all_parameters"),
+    )
+    if run.lora_rank is not None:
+        yield Message("assume_lora" if run.autocast is None else "assume_lora_autocast")
+    if run.accumulate > 1:
+        yield Message("assume_accumulation", count=run.accumulate, batch=run.batch)

@@ -1,0 +1,205 @@
+"""A trace as a device runs it: weights as the loader lays them, workspaces, kernels' scratch, a cache that grows step by step."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+
+from ..results.exploration import GROWTHS, grown_bytes, grown_tokens
+from ..results.memory import Run
+from ..results.timeline import CUDA_SCRATCH, Allocate, Event, Free, Stage, Timeline
+from ..tracing.kernels import BIASED_GEMM_4BIT
+from ..tracing.scratch import as_cudnn, log_sum_exps, with_sums
+from .replay import load_and_cast, load_from_warm_up_block, load_one_by_one
+from .workspaces import LT_WORKSPACE_BYTES, has_cudnn_attention, workspace_of
+
+MATRIX_PRODUCT = re.compile(r"(aten\.(mm|addmm|bmm|baddbmm|_grouped_mm)|bitsandbytes\.gemm_4bit\.(default|bias))\b")
+BIASED_PRODUCT = re.compile(rf"aten\.addmm\b|{re.escape(BIASED_GEMM_4BIT)}")
+SORT = re.compile(r"aten\.sort\b")
+SORT_SCRATCH = "aten.sort.scratch"
+SORT_CONSTANT_BYTES = 8 * 256 * 8 + 256 + 255
+# Operators of allocations that are not in the trace, and the first of their ids.
+PARAMETER, BUFFER, WORKSPACE = "parameter", "buffer", "workspace"
+OWN_IDS = 1 << 60
+LOADED_IDS = OWN_IDS + (3 << 40)  # of weights loaded in another form first
+SORTED_IDS = 1 << 59  # plus twice the id of the sort's output indices
+GROWN_IDS = 1 << 61  # times the growth's number, added to the id of the final storage
+
+
+def on_device(timeline: Timeline, run: Run) -> Timeline:
+    """The trace's run as the device sees it: with the loader's requests, matrix products' workspaces and kernels' scratch.
+
+    On CPU there is none of these; scratch that only CUDA's kernels need is removed.
+    """
+    if run.device == "cpu":
+        return _without(timeline, _made_by(timeline, *CUDA_SCRATCH))
+    timeline = with_sums(timeline, run.gpu)
+    if has_cudnn_attention(run.gpu) and run.mode == "train":
+        timeline = as_cudnn(timeline) if run.attention == "sdpa" else timeline
+    elif has_cudnn_attention(run.gpu):
+        timeline = _without(timeline, _log_sum_exps(timeline))
+    timeline = _sorting(timeline)
+    begins = timeline.stages[1].first_event
+    load, rest = timeline.events[:begins], timeline.events[begins:]
+    if timeline.cast:
+        loaded = [event for event in load if isinstance(event, Allocate)]
+        load = load_and_cast(loaded, first_id=LOADED_IDS, warm_up=run.loader == "warmup")
+    else:
+        load = laid_out(load, run.loader)
+    events: list[Event] = []
+    at = 0
+    workspaces = _workspaces(timeline, run)
+    for index, workspace in workspaces:
+        # The product's output is allocated first, then the library is called.
+        events += (*rest[at : index + 1 - begins], workspace)
+        at = index + 1 - begins
+    events += rest[at:]
+    stages = [timeline.stages[0]]
+    for stage in timeline.stages[1:]:
+        before = sum(index < stage.first_event for index, _ in workspaces)
+        stages.append(Stage(name=stage.name, first_event=stage.first_event + len(load) - begins + before))
+    return Timeline(events=(*load, *events), stages=tuple(stages))
+
+
+def growing(timeline: Timeline, new_tokens: int) -> Timeline:
+    """The timeline with a cache that grows step by step. A trace has one leap instead, to the length before the last step.
+
+    Each step allocates every key and value again, one token longer, and then frees the old one, so that later blocks are cut from
+    freed ones. Up to GROWTHS steps are replayed; of a longer run, only GROWTHS: for 1,000 tokens on an H100 they give the same
+    figures as all 998 steps (decode1000-0.6B in benchmarks/recorded).
+    Source: transformers 5.23, cache_utils.DynamicLayer.update
+    """
+    pairs = leap(timeline)
+    if not pairs:
+        return timeline
+    begin = next(stage.first_event for stage in timeline.stages if stage.name == "decode")
+    end = begin + 2 * len(pairs)
+    events: list[Event] = list(timeline.events[:begin])
+    current_ids = {new.id: old.id for old, new in pairs}
+    steps = new_tokens - 2
+    for number in range(1, GROWTHS + 1):
+        tokens = grown_tokens(steps, number)
+        if tokens == grown_tokens(steps, number - 1):
+            continue
+        for old, new in pairs:
+            size_bytes = grown_bytes(old.size_bytes, new.size_bytes, steps, number)
+            grown = new._replace(id=new.id if number == GROWTHS else number * GROWN_IDS + new.id, size_bytes=size_bytes)
+            events += (grown, Free(current_ids[new.id]))
+            current_ids[new.id] = grown.id
+    events += [
+        Free(current_ids.get(event.id, event.id)) if isinstance(event, Free) else event
+        for event in timeline.events[end:]
+    ]
+    return Timeline(events=tuple(events), stages=timeline.stages)
+
+
+def leap(timeline: Timeline) -> list[tuple[Allocate, Allocate]]:
+    """(before, after) of each cache storage in the leap at the start of a trace's decode stage; empty if there is no leap."""
+    begin = next((stage.first_event for stage in timeline.stages if stage.name == "decode"), len(timeline.events))
+    allocations = {event.id: event for event in timeline.events[:begin] if isinstance(event, Allocate)}
+    before: list[Allocate] = []
+    after: list[Allocate] = []
+    for event in timeline.events[begin:]:
+        storage = allocations.get(event.id) if isinstance(event, Free) else event
+        if storage is None or not storage.module.endswith("attn"):
+            break
+        (before if isinstance(event, Free) else after).append(storage)
+    return list(zip(before, after, strict=True)) if len(before) == len(after) else []
+
+
+def _workspaces(timeline: Timeline, run: Run) -> list[tuple[int, Allocate]]:
+    """The workspaces that matrix products allocate for the life of the process, each with the index of the event before it.
+
+    Every thread has its own handle, so the first backward, which runs in autograd's thread, allocates another one.
+    Source: torch 2.13, aten/src/ATen/cuda/CublasHandlePool.cpp, getCurrentCUDABlasHandle; as recorded in benchmarks/recorded.
+    """
+
+    def first(pattern: re.Pattern[str], begins: int) -> int | None:
+        events = enumerate(timeline.events[begins:], begins)
+        return next((i for i, event in events if isinstance(event, Allocate) and pattern.match(event.operator)), None)
+
+    begins = timeline.stages[1].first_event
+    backward = next((stage.first_event for stage in timeline.stages if stage.name == "backward"), None)
+    products = [
+        (first(MATRIX_PRODUCT, begins), workspace_of(run)),
+        (first(BIASED_PRODUCT, begins), LT_WORKSPACE_BYTES),
+    ]
+    if backward is not None:
+        products.append((first(MATRIX_PRODUCT, backward), workspace_of(run)))
+    calls = [(index, size_bytes) for index, size_bytes in products if index is not None]
+    return sorted(
+        (index, Allocate(OWN_IDS + number, size, "", WORKSPACE)) for number, (index, size) in enumerate(calls, 1)
+    )
+
+
+def _without(timeline: Timeline, removed_ids: Collection[int]) -> Timeline:
+    """The timeline without the storages of these ids."""
+    kept = [index for index, event in enumerate(timeline.events) if event.id not in removed_ids]
+    return replace(
+        timeline,
+        events=tuple(timeline.events[index] for index in kept),
+        stages=tuple(
+            Stage(name=stage.name, first_event=bisect_left(kept, stage.first_event)) for stage in timeline.stages
+        ),
+    )
+
+
+def _made_by(timeline: Timeline, *operators: str) -> set[int]:
+    return {event.id for event in timeline.events if isinstance(event, Allocate) and event.operator in operators}
+
+
+def _log_sum_exps(timeline: Timeline) -> set[int]:
+    """Ids of attention's log-sum-exps: a trace has them from flash attention, cuDNN makes none without gradients.
+
+    Not counted: cuDNN's workspace (256 bytes, and in decoding the parts of a split KV), its seed and its offset (8 bytes each).
+    As recorded in benchmarks/recorded.
+    """
+    return {event.id for _, event in log_sum_exps(timeline)}
+
+
+def _sorting(timeline: Timeline) -> Timeline:
+    """Adds the scratch of CUDA's integer sort, used to sort tokens by expert: the indices in order, and CUB's own scratch."""
+    events: list[Event] = []
+    added = [0]  # before each event
+    before: Event | None = None
+    for event in timeline.events:
+        events.append(event)
+        if (
+            isinstance(event, Allocate)
+            and isinstance(before, Allocate)
+            and event[1:] == before[1:]
+            and SORT.match(event.operator)
+        ):
+            first = SORTED_IDS + 2 * event.id
+            sizes = event.size_bytes, sort_scratch_bytes(event.size_bytes)
+            scratch = [
+                event._replace(id=first + i, size_bytes=size, operator=SORT_SCRATCH) for i, size in enumerate(sizes)
+            ]
+            events += (*scratch, Free(first + 1), Free(first))
+        added.append(len(events) - len(added))
+        before = event
+    stages = tuple(
+        replace(stage, first_event=stage.first_event + added[stage.first_event]) for stage in timeline.stages
+    )
+    return replace(timeline, events=tuple(events), stages=stages)
+
+
+def sort_scratch_bytes(keys_bytes: int) -> int:
+    """CUB's scratch for sorting 8-byte keys with 8-byte values: a copy of both; a 4-byte counter for each of 256 digits per 4,096
+    keys; an 8-byte counter for each digit of 8 passes; 256 bytes for the passes themselves; and the first one's alignment.
+
+    Simplified: the 4,096 are not rounded up, so that sizes stay linear, and short inputs, which need no scratch, get it too.
+    Source: CUB, dispatch_radix_sort.cuh, InvokeOnesweep; torch 2.11, aten/src/ATen/native/cuda/Sort.cpp; as recorded
+    """
+    return 2 * keys_bytes + -(-keys_bytes // 32) + SORT_CONSTANT_BYTES
+
+
+def laid_out(events: Iterable[Event], loader: str) -> tuple[Event, ...]:
+    """The loader's requests: weights first, then all else."""
+    allocations = [event for event in events if isinstance(event, Allocate)]
+    weights = [event for event in allocations if event.operator == PARAMETER]
+    others = [event for event in allocations if event.operator != PARAMETER]
+    laid = load_one_by_one(weights) if loader == "per-tensor" else load_from_warm_up_block(weights, block_id=OWN_IDS)
+    return (*laid, *others)
