@@ -4,16 +4,19 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 export HF_HUB_OFFLINE := 1
 
-.PHONY: run test quick lint schema reports accuracy recorded types benchmark gpu clean
+.PHONY: run test exhaustive quick lint schema reports accuracy recorded types benchmark gpu clean
 
 run: .venv/light
 	$(BIN)/qwen-inspect structure
 
 test: lint
-	$(BIN)/pytest --numprocesses 2 --dist worksteal
+	$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not exhaustive"
+
+exhaustive: .venv/full
+	$(BIN)/pytest --numprocesses 2 --dist worksteal -m exhaustive
 
 quick: .venv/full
-	$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not slow"
+	$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not slow and not exhaustive"
 
 lint: .venv/full
 	$(BIN)/ruff check .

@@ -340,7 +340,7 @@ def test_training_is_a_sum_of_weights_gradients_states_and_activations(capsys: C
 
 
 @pytest.mark.parametrize(
-    ("batch", "prompt"), [(1, 64 * 9 - 1), (2, 64 * 17), pytest.param(1, 64 * 70 + 1, marks=pytest.mark.slow)]
+    ("batch", "prompt"), [(1, 64 * 9 - 1), (2, 64 * 17), pytest.param(1, 64 * 70 + 1, marks=pytest.mark.exhaustive)]
 )
 def test_turns_that_a_trace_leaves_out_of_linear_attentions_loop_are_added(
     batch: int, prompt: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -108,7 +108,7 @@ def test_the_largest_padded_context_fits_and_the_next_does_not(tiny: Report) -> 
     assert sizes[0] <= room < sizes[1]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family", ["qwen3 with a sliding window", "qwen3_next", "qwen3_5"])
 def test_a_padded_line_of_other_families_is_right(tmp_path: Path, family: str) -> None:
     write_config(tmp_path, FAMILIES[family])
