@@ -16,6 +16,13 @@ class Heading:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """The command's answer in one to three sentences: the document's first block. Pages show it below the title."""
+
+    sentences: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Paragraph:
     """One or more sentences."""
 
@@ -100,7 +107,15 @@ class Live:
     text: str
 
 
-Block = Heading | Paragraph | Fields | Items | Table | Tree | Code | Figure | Folded | Live
+Block = Heading | Answer | Paragraph | Fields | Items | Table | Tree | Code | Figure | Folded | Live
+
+
+def below_title(blocks: Sequence[Block]) -> Sequence[Block]:
+    """The blocks with the answer moved below the document's title."""
+    match blocks:
+        case [Answer() as answer, Heading(level=1) as title, *others]:
+            return [title, answer, *others]
+    return blocks
 
 
 def tree_lines(root: Node) -> list[tuple[str, Node]]:

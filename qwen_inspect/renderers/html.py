@@ -17,7 +17,22 @@ from pathlib import Path
 
 from ..language import Language
 from ..units import count
-from .blocks import Block, Code, Fields, Figure, Folded, Heading, Items, Live, Node, Paragraph, Table, Tree
+from .blocks import (
+    Answer,
+    Block,
+    Code,
+    Fields,
+    Figure,
+    Folded,
+    Heading,
+    Items,
+    Live,
+    Node,
+    Paragraph,
+    Table,
+    Tree,
+    below_title,
+)
 from .svg import PALETTE, escape, shown
 
 LONG_TABLE = 200  # rows; a longer table is stored as JSON, and only its rows in view are drawn
@@ -30,6 +45,7 @@ STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
 
 def render(blocks: Sequence[Block], say: Language) -> str:
     """The whole page, titled by the first heading."""
+    blocks = below_title(blocks)
     title = next((block.text for block in blocks if isinstance(block, Heading)), "qwen-inspect")
     live = dict.fromkeys(block.name for block in blocks if isinstance(block, Live))
     style = _source("page.css") + (_series() if live else "")
@@ -101,6 +117,8 @@ def _block(block: Block, anchor: str, say: Language) -> str:
     match block:
         case Heading(text=text, level=level):
             return f'<h{level} id="{anchor}">{escape(text)}</h{level}>'
+        case Answer(sentences=sentences):
+            return f'<div class="answer">{"".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)}</div>'
         case Paragraph(text=text):
             return f"<p>{escape(text)}</p>"
         case Fields(rows=rows):

@@ -7,7 +7,22 @@ from collections.abc import Sequence
 from html import escape as markup_escape
 from urllib.parse import quote
 
-from .blocks import Block, Code, Fields, Figure, Folded, Heading, Items, Live, Paragraph, Table, Tree, tree_lines
+from .blocks import (
+    Answer,
+    Block,
+    Code,
+    Fields,
+    Figure,
+    Folded,
+    Heading,
+    Items,
+    Live,
+    Paragraph,
+    Table,
+    Tree,
+    below_title,
+    tree_lines,
+)
 from .terminal import safe
 
 # Characters that would start markup within a line: a bracket only before a possible link target, an underscore only at the
@@ -27,13 +42,18 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def render(blocks: Sequence[Block]) -> str:
-    return "\n\n".join(_block(block) for block in blocks) + "\n"
+    return "\n\n".join(_block(block) for block in below_title(blocks)) + "\n"
 
 
 def _block(block: Block) -> str:
     match block:
         case Heading(text=text, level=level):
             return f"{'#' * level} {escape(text)}"
+        case Answer(sentences=sentences):
+            return "\n".join(
+                f"> {escape(sentence)}" if index else f"> **{escape(sentence)}**"
+                for index, sentence in enumerate(sentences)
+            )
         case Paragraph(text=text):
             return escape(text)
         case Fields(rows=rows):

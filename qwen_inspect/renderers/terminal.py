@@ -10,7 +10,22 @@ from typing import TYPE_CHECKING
 from prettytable import PrettyTable
 from wcwidth import wcwidth
 
-from .blocks import Block, Code, Fields, Figure, Folded, Heading, Items, Live, Node, Paragraph, Table, Tree, tree_lines
+from .blocks import (
+    Answer,
+    Block,
+    Code,
+    Fields,
+    Figure,
+    Folded,
+    Heading,
+    Items,
+    Live,
+    Node,
+    Paragraph,
+    Table,
+    Tree,
+    tree_lines,
+)
 
 if TYPE_CHECKING:
     from rich.tree import Tree as RichTree
@@ -51,6 +66,8 @@ def render_in_colour(blocks: Sequence[Block]) -> str:
         match block:
             case Heading():
                 console.print(Text(_block(block), style="bold cyan"))
+            case Answer():
+                console.print(Text(_block(block), style="bold"))
             case Tree(root=root):
                 console.print(_grown(root))
             case _:
@@ -76,6 +93,8 @@ def _block(block: Block) -> str:
     match block:
         case Heading(text=text):
             return f"=== {safe(text)} ==="
+        case Answer(sentences=sentences):
+            return "\n".join(map(safe, sentences))
         case Paragraph(text=text):
             return safe(text)
         case Fields(rows=rows):

@@ -17,9 +17,9 @@ from qwen_inspect.commands import COMMANDS
 from qwen_inspect.fitting.search import fit
 from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.loaders import gpus
+from qwen_inspect.renderers import html, markdown, terminal
 from qwen_inspect.renderers import json as json_renderer
-from qwen_inspect.renderers import markdown, terminal
-from qwen_inspect.renderers.blocks import Block, Code, Fields, Heading, Items, Node, Paragraph, Table, Tree
+from qwen_inspect.renderers.blocks import Answer, Block, Code, Fields, Heading, Items, Node, Paragraph, Table, Tree
 from qwen_inspect.renderers.document import View, document
 from qwen_inspect.results.memory import Run
 from qwen_inspect.results.model import Report
@@ -47,6 +47,15 @@ def subject_of(command: str, report: Report) -> object:
             return fit(report, Run(), gpus.table()[:2])
         case _:
             return report
+
+
+def test_an_answer_stands_above_a_terminals_title_and_below_a_pages() -> None:
+    blocks: list[Block] = [Answer(["a|b fits.", "1 GiB\x1b[1m"]), Heading("T", 1), Paragraph("p")]
+    assert terminal.render(blocks) == "a|b fits.\n1 GiB\\x1b[1m\n\n=== T ===\n\np\n"
+    assert terminal.render_in_colour(blocks).startswith("\x1b[1ma|b fits.")
+    assert markdown.render(blocks) == "# T\n\n> **a\\|b fits.**\n> 1 GiB\\\\x1b[1m\n\np\n"
+    page = html.render(blocks, Language("en"))
+    assert '<div class="answer"><p>a|b fits.</p><p>1 GiB' in page.partition("</h1>")[2]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
