@@ -79,20 +79,74 @@ def test_chinese_is_chinese() -> None:
     same = {key for key in en.TEXT if not re.search("[\u4e00-\u9fff]", zh.TEXT[key])}
     # Names and sums, which are no sentences.
     assert same == {
+        "activation_silu",
         "column_digest",
         "comma",
         "compare_note",
         "field_gpu",
+        "figure_qk_norm",
         "gpu_source",
         "layers_product",
         "plot_term",
         "source_hf",
-        "stage_prefill",
+        "speed",
+        "witness_instantiated",
         "worked_embedding",
         "worked_head",
         "worked_one",
         "worked_sum",
     }
+
+
+# One term for one thing: what Chinese engineers would not write, or not here, and the term that stands in its place.
+VARIANTS = {
+    "保留峰值|峰值已保留|预留显存峰值|保留显存|保留量": "已预留",
+    "激活检查点": "激活重计算",
+    "查询头|键头|值头": "Q 头、K 头、V 头",
+    "KV头": "KV 头",
+    "QK 归一化": "QK-Norm",
+    "门控 MLP": "SwiGLU 前馈网络",
+    "模型参数(改用|$)": "模型权重",
+    "prefill|decode ": "预填充、解码",
+    "目录中已知": "内置模型清单",
+    "跟踪": "追踪",
+    "内核": "kernel",
+    "分配器取整|权重的取整": "对齐开销",
+    "无法解释的|未能解释|残差$": "未解释的差异",
+    "追踪真实前向": "真实前向计算追踪",
+    "CUDA 所告知|CUDA 告知": "CUDA 报告的总显存",
+    "能否容纳|可能可容纳": "是否够用",
+    "可以如何调整": "调整建议",
+    "参数量估算": "参数量计算",
+    "每秒 ": "token/s",
+    "句子(开始|结束)标记": "序列起始 token（BOS）、序列结束 token（EOS）",
+    " 位(整数|浮点|编码|指数|缩放)|每个位数|个参数 [^ ]+ 位": "比特",
+    "头部": "文件头",
+    "torch extra|torch 扩展": "torch 可选依赖",
+    "绑定": "共享权重",
+    "要构建的模型类": "对应的模型类",
+    "与此处的各项数字无关": "不影响参数量与显存",
+}
+
+
+def test_chinese_has_one_term_for_one_thing() -> None:
+    texts = zh.TEXT.items()
+    assert [
+        (key, text, term) for variant, term in VARIANTS.items() for key, text in texts if re.search(variant, text)
+    ] == []
+
+
+CHINESE = "[\u4e00-\u9fff]"
+# Headings of weights reports as users write them, and what is typed.
+PUNCTUATED_OTHERWISE = {"heading_largest", "column_mib", "help_model", "help_compare", "quantised_overrides"}
+
+
+def test_chinese_is_spaced_from_latin_and_has_its_own_punctuation() -> None:
+    without_values = {key: re.sub(r"\{[^}]*\}", "\0", text) for key, text in zh.TEXT.items()}
+    unspaced = f"{CHINESE}[A-Za-z0-9]|[A-Za-z0-9%]{CHINESE}"
+    assert {key: text for key, text in without_values.items() if re.search(unspaced, text)} == {}
+    foreign = f"{CHINESE} ?[,;:?!()]|[,;:?!(] ?{CHINESE}|{CHINESE} [（，。：；]|[（，。：；、] {CHINESE}"
+    assert {key for key, text in without_values.items() if re.search(foreign, text)} <= PUNCTUATED_OTHERWISE
 
 
 def literals(node: ast.expr) -> set[str]:

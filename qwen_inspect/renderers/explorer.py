@@ -10,6 +10,7 @@ from ..predicting.allocator_settings import read_settings
 from ..results.exploration import GROWTHS, Exploration, RequestSize
 from ..results.memory import OF_SOME_RUNS, TERMS, MemoryReport
 from .blocks import Live
+from .document.common import prompt_label
 from .document.memory import required_names
 
 LARGEST_BATCH = 256
@@ -32,7 +33,7 @@ def explorer(memory: MemoryReport, exploration: Exploration, say: Language) -> L
         },
         "labels": {
             "batch": say("field_batch"),
-            "context": say("field_prompt"),
+            "context": say(prompt_label(run)),
             "fresh": say("field_new"),
             "by_context": say("explore_by_context" if exploration.method == "trace" else "explore_by_context_end"),
             "by_batch": say("explore_by_batch" if exploration.method == "trace" else "explore_by_batch_end"),

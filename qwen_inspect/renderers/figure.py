@@ -440,7 +440,10 @@ def _mlp(kind: Mlp, module: Module, spec: ModelSpec, say: Language) -> Sublayer:
         case DenseMlp(intermediate_size=inner):
             path = f"{count(spec.hidden_size)} → {count(inner)} → {count(spec.hidden_size)}"
             return Sublayer(
-                name=say("figure_mlp"), facts=(path,), colour="mlp_fill", detail=_gated(inner, module, spec)
+                name=say("figure_mlp" if spec.activation in ("silu", "swish") else "figure_mlp_gated"),
+                facts=(path,),
+                colour="mlp_fill",
+                detail=_gated(inner, module, spec),
             )
         case MoeMlp():
             return _experts(kind, module, spec, say)

@@ -59,7 +59,7 @@ def memory_plot(memory: MemoryReport, course: Course, say: Language, *, measured
     details = [
         say(f"mode_{run.mode}"),
         say("plot_batch", batch=count(run.batch)),
-        say("plot_prompt", tokens=count(run.prompt_tokens)),
+        say("plot_sequence" if run.mode == "train" else "plot_prompt", tokens=count(run.prompt_tokens)),
         *([say("plot_new", tokens=count(run.new_tokens))] if run.mode == "generate" else []),
         str(report.spec.dtype),
         run.attention,

@@ -314,7 +314,7 @@ def test_what_fits_each_card_is_what_fit_tells_of_each_model() -> None:
 
 
 @pytest.mark.parametrize("form", ["table", "md", "html"])
-@pytest.mark.parametrize(("language", "word"), [("en", "What fits"), ("zh", "显存能否容纳")])
+@pytest.mark.parametrize(("language", "word"), [("en", "What fits"), ("zh", "显存是否够用")])
 def test_what_fits_is_a_table_of_models_and_cards(form: str, language: str, word: str) -> None:
     shown = run(
         "compare",

@@ -555,7 +555,7 @@ def test_a_search_that_takes_long_says_what_it_tries_on_a_terminal_and_nowhere_e
     assert on_terminal(*asked, "--quiet", columns=100) == (0, shown.out, "")
     _, _, seen = on_terminal(*asked, "--lang", "zh", columns=20)
     assert (
-        "\r所问的运行：正在追\x1b[K" in seen
+        "\r本次运行：正在追踪\x1b[K" in seen
     )  # 9 characters of two columns each; the terminal has 20, of which one is left
 
 

@@ -201,7 +201,7 @@ def test_the_document_has_the_section_in_both_languages(kept: Path, capsys: Capt
             "tokens/s",
             "Peak resident memory",
         ),
-        "zh": ("=== 推理测试 ===", "提示词: 你好，我是", "达到设定的上限", "个 token", "常驻内存峰值"),
+        "zh": ("=== 推理测试 ===", "提示词: 你好，我是", "达到设定的上限", "token/s", "常驻内存峰值"),
     }.items():
         shown = ask(capsys, kept, "--prompt", PROMPT, "--max-new-tokens", "8", "--lang", language)
         assert (shown.code, shown.err) == (0, "")

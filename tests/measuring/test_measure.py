@@ -49,7 +49,7 @@ from ..support.models import run
 from ..support.real_runs import real_model
 
 DOCUMENT = {  # the sections of a report on parameters and memory, in the documents' words
-    "zh": ("实验结果总结", "参数量分析", "显存占用分析", "重要发现", "详细参数分解", "单层 Decoder 分析", "MHA、GQA", "各项内存",
+    "zh": ("实验结果总结", "参数量分析", "显存占用分析", "重要发现", "详细参数分解", "单层 Decoder 分析", "MHA、GQA", "各项显存",
            "差异原因", "各阶段", "结论与建议"),
     "en": ("Results", "Parameters", "Memory", "Findings", "Parameters by component", "MHA, GQA or MQA", "Memory by term",
            "Causes of the differences", "Stages of the run", "Conclusions"),

@@ -285,7 +285,7 @@ def test_every_format_tells_what_is_trained(tmp_path: Path, capsys: pytest.Captu
         {"name": "model.layers.*.self_attn.v_proj", "modules": 2, "parameters": 768},
     ]
     assert content["predicted"]["moments"]["peak"]["adapters_bytes"] == training["trained_bytes"] == 4 * 1792
-    for language, said in (("en", "What is trained"), ("zh", "训练的内容")):
+    for language, said in (("en", "What is trained"), ("zh", "训练的参数")):
         for form in ("table", "md", "html"):
             text = shown("--lang", language, "--format", form)
             assert said in text

@@ -101,12 +101,12 @@ def assert_is_laid_out(svg: str) -> None:
                 "2,048 → 1,408 → 2,048",
                 "Router",
             },
-            {"Gated MLP"},
+            {"SwiGLU MLP"},
         ),
         (
             "Qwen/Qwen3-30B-A3B",
             {"Grouped-query attention", "128 experts, 8 for each token", "48 × layer", "2,048 → 768 → 2,048"},
-            {"Shared expert", "Gated MLP"},
+            {"Shared expert", "SwiGLU MLP"},
         ),
     ],
 )
@@ -149,7 +149,7 @@ def test_equal_layers_are_one_box_and_patterns_are_said_once() -> None:
         "layers 0, 20.90K each"
     }
     assert "sliding window: the last 4,096 tokens" in shown
-    halves = {"Grouped-query attention", "Grouped-query attention, sliding window", "Mixture of experts", "Gated MLP"}
+    halves = {"Grouped-query attention", "Grouped-query attention, sliding window", "Mixture of experts", "SwiGLU MLP"}
     assert halves <= shown
 
 

@@ -14,6 +14,7 @@ TEXT = {
     "field_mode": "Mode",
     "field_batch": "Batch",
     "field_prompt": "Prompt tokens",
+    "field_sequence": "Sequence length",
     "field_new": "New tokens",
     "field_padding": "Padding",
     "padded": "sequences padded to the longest",

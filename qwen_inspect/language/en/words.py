@@ -35,6 +35,7 @@ TEXT = {
     "heading_first_layer": "First block of {name}, annotated",
     "heading_params": "Parameter analysis of {name}",
     "heading_results": "Results",
+    "heading_counts": "Parameter counts",
     "heading_breakdown": "Parameters by component",
     "heading_layer_breakdown": "Decoder layer {layers} ({count} of a kind)",
     "heading_grouping": "MHA, GQA or MQA",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ...language import Language
 from ...results.counts import Check, ParameterCounts
+from ...results.memory import Run
 from ...results.model import Report
 from ...spec import Module
 from ...units import count, mib, percent, short_count, signed, size
@@ -172,6 +174,17 @@ def quantisation_fields(report: Report, say: Language) -> list[tuple[str, str]]:
     ]
 
 
+def prompt_label(run: Run) -> str:
+    """Key of the label for `run.prompt_tokens`: in training they are whole sequences, not prompts."""
+    return "field_sequence" if run.mode == "train" else "field_prompt"
+
+
+def about_both(say: Language, key: str, check: Check, **values: object) -> str:
+    """A sentence about both witnesses of a check, with a space between Chinese and Latin words."""
+    text = say(key, left=say(f"witness_{check.left}"), right=say(f"witness_{check.right}"), **values)
+    return re.sub("(?<=[\u4e00-\u9fff])(?=[A-Za-z])", " ", text)
+
+
 def check_blocks(checks: Sequence[Check], say: Language) -> list[Block]:
     """For each pair of witnesses: both counts, each cause of their difference, and the unexplained residual."""
     return [block for check in checks for block in _check(check, say)]
@@ -188,7 +201,7 @@ def _check(check: Check, say: Language) -> list[Block]:
     ]
     columns = [say("column_witness"), say("column_parameters"), say("column_reason")]
     blocks: list[Block] = [
-        Heading(say("heading_check", left=left, right=right), 3),
+        Heading(about_both(say, "heading_check", check), 3),
         Table(columns, rows, "lrl", totals=1),
     ]
     if check.unexplained:

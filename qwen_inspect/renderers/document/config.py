@@ -176,7 +176,7 @@ def vision_meanings(report: Report, config: Mapping[str, Any], say: Language) ->
         "patch_size": say("meaning_vision_patch", size=vision.patch_size),
         "temporal_patch_size": say("meaning_vision_frames", frames=vision.temporal_patch_size),
         "spatial_merge_size": say("meaning_vision_merge", size=vision.merge_size, patches=merged),
-        "hidden_act": say("meaning_vision_activation", name=vision.activation),
+        "hidden_act": say("meaning_vision_activation", name=activation_name(vision.activation, say)),
         "initializer_range": say("meaning_initializer"),
     }
     if vision.positions is not None:
@@ -230,7 +230,7 @@ def meanings(report: Report, config: Mapping[str, Any], say: Language) -> dict[s
         "rope_parameters": say("meaning_rope_parameters"),
         "dual_chunk_attention_config": say("meaning_dual_chunk"),
         "rms_norm_eps": say("meaning_norm_eps"),
-        "hidden_act": say("meaning_activation", name=spec.activation),
+        "hidden_act": say("meaning_activation", name=activation_name(spec.activation, say)),
         "vocab_size": say("meaning_vocab", vocab=spec.vocab_size, hidden=hidden, parameters=spec.vocab_size * hidden),
         "tie_word_embeddings": say(
             "meaning_headless" if not spec.headed else "meaning_tied" if spec.tied_embeddings else "meaning_untied",
@@ -359,6 +359,11 @@ def hybrid_meanings(report: Report, say: Language) -> dict[str, str]:
             "mamba_ssm_dtype": say("meaning_state_dtype"),
         }
     return meaning
+
+
+def activation_name(activation: str, say: Language) -> str:
+    """SiLU by its two names; any other as the configuration writes it."""
+    return say("activation_silu") if activation in ("silu", "swish") else activation
 
 
 def _ratio(width: int, hidden: int) -> str:

@@ -10,7 +10,7 @@ from ...results.serving import ServingReport
 from ...units import count, signed_size, size
 from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
 from . import View
-from .common import identity, notices, reach
+from .common import identity, notices, prompt_label, reach
 
 
 def blocks(report: FitReport | ServingReport, say: Language, view: View) -> Sequence[Block]:
@@ -38,7 +38,7 @@ def _run_fields(report: FitReport, say: Language) -> Fields:
             (say("field_engine"), report.engine),
             (say("field_mode"), say(f"mode_{run.mode}")),
             (say("field_batch"), count(run.batch)),
-            (say("field_prompt"), count(run.prompt_tokens)),
+            (say(prompt_label(run)), count(run.prompt_tokens)),
             *([(say("field_new"), count(run.new_tokens))] if run.mode == "generate" else []),
             (say("field_kernel"), run.attention),
             *([(say("field_cache"), say("cache_static"))] if run.cache == "static" else []),

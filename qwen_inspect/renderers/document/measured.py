@@ -203,7 +203,7 @@ def _scratch(measured: Measurement, say: Language) -> list[Block]:
     columns = [say("column_operator"), say("column_storages"), say("column_bytes"), say("column_size")]
     return [
         Heading(say("heading_scratch")),
-        Table(columns, [row[1:] for row in alive_rows(measured.scratch)], "lrrr"),
+        Table(columns, [row[1:] for row in alive_rows(measured.scratch, say)], "lrrr"),
     ]
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ...language import Language
+from ...predicting.uses import term_of
 from ...results.memory import OF_SOME_RUNS, TERMS, Alive, Footprint, MemoryReport, Moment
 from ...results.model import Report
 from ...units import count, size
 from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
 from . import View
-from .common import identity, notices, shown_range, size_range
+from .common import identity, notices, prompt_label, shown_range, size_range
 
 
 def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:
@@ -91,7 +92,7 @@ def run_fields(memory: MemoryReport, say: Language) -> Fields:
             (say("field_mode"), say(f"mode_{run.mode}")),
             (say("field_batch"), count(run.batch)),
             *([(say("field_accumulate"), say("micro_batches", count=run.accumulate))] if run.accumulate > 1 else []),
-            (say("field_prompt"), count(run.prompt_tokens)),
+            (say(prompt_label(run)), count(run.prompt_tokens)),
             *([(say("field_new"), count(run.new_tokens))] if run.mode == "generate" else []),
             (say("field_kernel"), run.attention),
             *([(say("field_cache"), say("cache_static"))] if run.cache == "static" else []),
@@ -221,10 +222,10 @@ def terms_of(*moments: Moment | None) -> list[str]:
     return [term for term in TERMS if term not in OF_SOME_RUNS or term in some]
 
 
-def alive_rows(alive: Sequence[Alive]) -> list[list[str]]:
+def alive_rows(alive: Sequence[Alive], say: Language) -> list[list[str]]:
     return [
         [
-            group.component,
+            group.component if group.operator != "–" else say(f"term_{term_of(group.component)}"),
             group.operator,
             count(group.storages),
             count(group.size_bytes),
@@ -236,4 +237,4 @@ def alive_rows(alive: Sequence[Alive]) -> list[list[str]]:
 
 def alive_table(footprint: Footprint, say: Language) -> Table:
     names = ("component", "operator", "storages", "bytes", "size")
-    return Table([say(f"column_{name}") for name in names], alive_rows(footprint.alive), "llrrr")
+    return Table([say(f"column_{name}") for name in names], alive_rows(footprint.alive, say), "llrrr")

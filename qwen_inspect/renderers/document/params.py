@@ -28,7 +28,7 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
         Heading(say("heading_params", name=report.ref.id), 1),
         identity(report, say),
         *notices(report, say),
-        Heading(say("heading_results")),
+        Heading(say("heading_counts")),
         witness_table(report, say),
         parameter_fields(report, say),
         *adapter_blocks(report, say),

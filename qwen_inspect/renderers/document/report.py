@@ -20,7 +20,16 @@ from ..cache_plot import cache_plot
 from ..figure import architecture_figure
 from . import View
 from .attention import cache_table, worked_through
-from .common import active_values, check_blocks, component_table, identity, parameter_fields, size_range
+from .common import (
+    about_both,
+    active_values,
+    check_blocks,
+    component_table,
+    identity,
+    parameter_fields,
+    prompt_label,
+    size_range,
+)
 from .config import explained, techniques, worked_sums
 from .measured import causes, difference_table
 from .memory import allocated_text, live_blocks, required_rows, terms_of
@@ -172,15 +181,15 @@ def findings(whole: WholeReport, say: Language) -> list[str]:
 
 
 def _verdict(check: Check, say: Language) -> str:
-    names = {"left": say(f"witness_{check.left}"), "right": say(f"witness_{check.right}")}
     if not check.agrees:
-        return say("finding_disagrees", residual=signed(check.residual), tensors=len(check.unexplained), **names)
+        unexplained = {"residual": signed(check.residual), "tensors": len(check.unexplained)}
+        return about_both(say, "finding_disagrees", check, **unexplained)
     if check.difference == 0:
-        return say("finding_equal", parameters=check.left_parameters, **names)
+        return about_both(say, "finding_equal", check, parameters=check.left_parameters)
     causes = say("comma").join(
         f"{say(f'cause_name_{cause.name}')} {signed(cause.parameters)}" for cause in check.causes if cause.parameters
     )
-    return say("finding_explained", difference=signed(check.difference), causes=causes, **names)
+    return about_both(say, "finding_explained", check, difference=signed(check.difference), causes=causes)
 
 
 def _largest(report: Report, say: Language) -> str:
@@ -356,7 +365,7 @@ def measured_blocks(whole: WholeReport, say: Language) -> list[Block]:
             (say("field_device"), measurement.device),
             (say("field_mode"), say(f"mode_{run.mode}")),
             (say("field_batch"), count(run.batch)),
-            (say("field_prompt"), count(run.prompt_tokens)),
+            (say(prompt_label(run)), count(run.prompt_tokens)),
             *([(say("field_new"), count(run.new_tokens))] if run.mode == "generate" else []),
             (say("field_kernel"), run.attention),
             *([(say("field_padding"), say("padded"))] if run.padded else []),
