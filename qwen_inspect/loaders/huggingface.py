@@ -1,6 +1,7 @@
-"""Hugging Face, through huggingface_hub's own session, endpoint, token and cache rules.
+"""Hugging Face, by the endpoint, token and cache rules of its client, huggingface_hub, which is imported for downloads alone.
 
-Source: huggingface_hub 2.4, utils/_http.py (session, errors), utils/_headers.py, file_download.py (URLs, cache layout).
+Source: huggingface_hub 2.4, constants.py (endpoint, folders), utils/_auth.py (token), utils/_headers.py, utils/_http.py (errors),
+file_download.py (URLs, cache layout).
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ import os
 import re
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from os.path import expanduser, expandvars
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,89 +31,96 @@ from ..errors import (
 )
 from ..language import Message
 from .hub import ListedFile, Listing
-from .transfer import (
-    CONNECT_SECONDS,
-    Answer,
-    Deadline,
-    Unreachable,
-    first_line,
-    in_parallel,
-    retry_after,
-    safe_name,
-    unreachable,
-)
+from .transfer import Answer, Deadline, first_line, in_parallel, retry_after, safe_name, unreachable
+from .transport import USER_AGENT, Transport
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 OFFICIAL = "https://huggingface.co"
+TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+REFRESHED_BEFORE_SECONDS = 24 * 3600  # a token of the browser's login is exchanged in the last day of its time
 DOWNLOADS = 8  # at once, as many as snapshot_download starts
 LONGEST_DOWNLOAD_SECONDS = 30 * 24 * 3600.0
 
 
 class HuggingFace:
-    """An endpoint, from the library's environment variables, which it reads on import."""
+    """An endpoint, by the environment variables of the client."""
 
     source = "hf"
     default_revision = "main"
 
     def __init__(self) -> None:
-        # The library reads it on import; unset, its first call of a day sends one more request, for statistics.
+        # The client reads it on import; unset, its first call of a day sends one more request, for statistics.
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-        from huggingface_hub import constants
-
-        self.endpoint: str = constants.ENDPOINT
-        self._cache = Path(constants.HF_HUB_CACHE)
-        self._client: Any = None
+        self.endpoint = (os.environ.get("HF_ENDPOINT") or OFFICIAL).rstrip("/")
+        self._home = _folder("HF_HOME", Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"))
+        self._cache = _folder("HF_HUB_CACHE", os.environ.get("HUGGINGFACE_HUB_CACHE") or self._home / "hub")
+        self._token_file = _folder("HF_TOKEN_PATH", self._home / "token")
 
     # --- asking
 
     def get(self, url: str, *, headers: Mapping[str, str], limit: int, deadline: Deadline) -> Answer:
-        """One GET on the library's session. It drops the token when a redirect leaves the endpoint's origin."""
-        session, library = self._session()
-        sent = {**self._headers, **headers}
-        timeout = library.Timeout(deadline.remaining, connect=min(CONNECT_SECONDS, deadline.remaining))
+        return self._transport.get(url, headers=headers, limit=limit, deadline=deadline)
+
+    @cached_property
+    def _transport(self) -> Transport:
+        origin = os.environ.get("HF_HUB_USER_AGENT_ORIGIN")
+        agent = USER_AGENT if origin is None else f"{USER_AGENT}; origin/{origin}"
+        return Transport(self.endpoint, own=self._credentials, agent=agent)
+
+    @cached_property
+    def _credentials(self) -> Mapping[str, str]:
+        """The token's header; empty without a token. AccessError for a token that is set but cannot be read or sent."""
         try:
-            with session.stream("GET", url, headers=sent, timeout=timeout, follow_redirects=True) as response:
-                body = bytearray()
-                for chunk in response.iter_raw() if "Range" in headers else response.iter_bytes():
-                    body += chunk
-                    if len(body) >= limit:
-                        break
-                    if deadline.passed:
-                        raise Unreachable("timed out")
-                hops = [*response.history, response]
-                commits = [hop.headers["x-repo-commit"] for hop in hops if "x-repo-commit" in hop.headers]
-                return Answer(
-                    status=response.status_code,
-                    headers={name.lower(): value for name, value in response.headers.items()},
-                    body=bytes(body[:limit]),
-                    commit=commits[0] if commits else None,
-                )
-        except library.TooManyRedirects:
-            raise Unreachable("redirected without end", final=True) from None
-        except (library.InvalidURL, library.UnsupportedProtocol) as error:
-            raise Unreachable(str(error), final=True) from None
-        except library.RequestError as error:
-            raise Unreachable(first_line(error), final=isinstance(error, self._no_connection)) from None
+            token = None if _is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN") else self._token()
+        except OSError as error:
+            raise AccessError("hf_token_unreadable", path=self._token_file, reason=error.strerror) from None
+        except UnicodeDecodeError:
+            raise AccessError("hf_bad_token", token=self._token_file) from None
+        if not token:
+            return {}
+        if not (token.isascii() and token.isprintable()):
+            raise AccessError("hf_bad_token", token=_token_name())  # no HTTP library sends such a header
+        return {"Authorization": f"Bearer {token}"}
 
-    @property
-    def _no_connection(self) -> tuple[type[BaseException], ...]:
-        _, library = self._session()
-        return library.ConnectError, library.ConnectTimeout
+    def _token(self) -> str | None:
+        """By the client's rule: an exchange for HF_OIDC_RESOURCE, the variables, the token file, the secrets of Google Colab.
 
-    def _session(self) -> tuple[Any, Any]:
-        """The library's client, and the HTTP library that it comes from: httpx2 since huggingface_hub 2, httpx before."""
-        if self._client is None:
-            from huggingface_hub.utils import get_session
+        The client itself makes the exchanges, for which it must be installed, and asks Colab, where it always is.
+        """
+        if os.environ.get("HF_OIDC_RESOURCE"):
+            return _token_of_client()
+        if token := _cleaned(next(filter(None, map(os.environ.get, TOKEN_VARIABLES)), "")):
+            return token
+        try:
+            token = _cleaned(self._token_file.read_text())
+        except FileNotFoundError:
+            token = ""
+        ask_client = self._ends_soon(token) if token else "google.colab" in sys.modules
+        if ask_client:
+            with suppress(UnavailableError):  # a token that has ended is refused by the hub
+                return _token_of_client()
+        return token
 
-            self._headers: Mapping[str, str] = _identity()
-            if not all(value.isascii() and value.isprintable() for value in self._headers.values()):
-                raise AccessError("hf_bad_token", token=self._token_name())  # no HTTP library sends such a header
-            try:
-                self._client = get_session()
-            except ImportError:
-                raise UnavailableError("socks_missing") from None
-        return self._client, sys.modules[type(self._client).__module__.partition(".")[0]]
+    def _ends_soon(self, token: str) -> bool:
+        """Whether the token is of the browser's login and in its last day."""
+        stored = self._token_file.with_name("stored_tokens")
+        if not stored.exists():
+            return False
+        from configparser import ConfigParser, Error
+
+        logins = ConfigParser(interpolation=None)
+        try:
+            logins.read(stored, encoding="utf-8")
+        except (Error, UnicodeDecodeError):
+            return False
+        login = next((logins[name] for name in logins.sections() if logins[name].get("hf_token") == token), None)
+        if login is None or "refresh_token" not in login:
+            return False
+        try:
+            return int(login.get("expires_at", "")) - REFRESHED_BEFORE_SECONDS <= time.time()
+        except ValueError:
+            return False
 
     def notices(self) -> tuple[Message, ...]:
         return () if self.endpoint == OFFICIAL else (Message("mirror", endpoint=self.endpoint),)
@@ -134,7 +145,7 @@ class HuggingFace:
     def refusal(self, answer: Answer, *, model: str, revision: str, file: str | None) -> QwenInspectError:
         """The error that an HTTP answer means. Source: huggingface_hub 2.4, utils/_http.py, hf_raise_for_status."""
         code, message = answer.headers.get("x-error-code", ""), answer.headers.get("x-error-message", "")
-        token = self._token_name()
+        token = _token_name() if self._credentials else None
         if code == "GatedRepo":
             key = "hf_gated_refused" if answer.status == 403 else "hf_gated"
             return AccessError(key, model=model, endpoint=self.endpoint)
@@ -152,13 +163,6 @@ class HuggingFace:
             return NetworkError("hub_rate_limited", endpoint=self.endpoint, seconds=f"{retry_after(answer):g}")
         return NetworkError("hub_status", endpoint=self.endpoint, status=answer.status)
 
-    def _token_name(self) -> str | None:
-        """The origin of the token that is sent (never the token itself); None if none is sent."""
-        if "authorization" not in getattr(self, "_headers", {}):
-            return None
-        named = next((name for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN") if os.environ.get(name)), None)
-        return named or "the token file of `hf auth login`"
-
     # --- the weights
 
     def download(self, model: str, revision: str, files: Sequence[ListedFile], come: Callable[[int], None]) -> Path:
@@ -167,10 +171,18 @@ class HuggingFace:
         Uses `hf_hub_download`, which stores a file under its name only when complete; `snapshot_download`, once interrupted,
         waits for the files in progress. Why weights come last: see `weights._needed`. come: called with the size of each chunk.
         """
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import XetDownloadError
-
-        _, library = self._session()
+        try:
+            from huggingface_hub import hf_hub_download
+            from huggingface_hub.errors import XetDownloadError
+            from huggingface_hub.utils import get_session
+        except ImportError:
+            raise UnavailableError("extra_missing", package="huggingface_hub", extra="hub") from None
+        _ = self._credentials  # a token that cannot be sent is refused before the threads start
+        try:
+            session = get_session()
+        except ImportError:
+            raise UnavailableError("socks_missing") from None
+        library = sys.modules[type(session).__module__.partition(".")[0]]  # httpx2, or httpx before release 2
         failed = threading.Event()
 
         def job(file: ListedFile) -> Callable[[], None]:
@@ -230,24 +242,36 @@ class HuggingFace:
         return (snapshot, commit) if COMMIT.fullmatch(commit) and snapshot.is_dir() else None
 
 
-def _identity() -> Mapping[str, str]:
-    """The headers that the library sends, with the token. AccessError for a token that is set but cannot be read.
+def _folder(variable: str, default: Path | str) -> Path:
+    return Path(expandvars(expanduser(os.environ.get(variable) or default)))
 
-    Source: huggingface_hub 2.4, utils/_auth.py, _get_token_from_file and _get_token_from_oidc.
-    """
-    from huggingface_hub import constants, errors
-    from huggingface_hub.utils import build_hf_headers
 
+def _is_true(variable: str) -> bool:
+    return os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _cleaned(token: str) -> str:
+    return token.replace("\r", "").replace("\n", "").strip()
+
+
+def _token_name() -> str:
+    """The origin of the token that is sent, never the token itself."""
+    named = next((name for name in TOKEN_VARIABLES if os.environ.get(name)), None)
+    return named or "the token file of `hf auth login`"
+
+
+def _token_of_client() -> str | None:
+    """The token that huggingface_hub finds, which may ask the network for it."""
+    try:
+        from huggingface_hub import errors, get_token
+    except ImportError:
+        raise UnavailableError("extra_missing", package="huggingface_hub", extra="hub") from None
     exchange_error: type[Exception] = getattr(errors, "OIDCError", OSError)  # from huggingface_hub 2 on
     try:
-        headers: Mapping[str, str] = build_hf_headers(library_name="qwen-inspect")
-    except OSError as error:
-        raise AccessError("hf_token_unreadable", path=constants.HF_TOKEN_PATH, reason=error.strerror) from None
-    except UnicodeDecodeError:
-        raise AccessError("hf_bad_token", token=constants.HF_TOKEN_PATH) from None
+        token: str | None = get_token()
     except exchange_error as error:
         raise AccessError("hf_token_exchange", reason=first_line(error)) from None
-    return headers
+    return token
 
 
 def _bar(come: Callable[[int], None]) -> type:

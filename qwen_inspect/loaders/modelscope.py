@@ -1,7 +1,6 @@
-"""ModelScope, with the endpoint, token and cache rules of its light client, modelscope_hub.
+"""ModelScope, by the endpoint, token and cache rules of its light client, modelscope_hub, which is imported for downloads alone.
 
-The client cannot read a byte range, so this module sends requests as the client does: a session of `requests`, the token as
-Bearer and as the cookie m_session_id, both for the endpoint's origin only.
+Requests are those of the client: the token as Bearer and as the cookie m_session_id, both for the endpoint's origin only.
 Source: modelscope_hub 0.5.1, config.py (HubConfig), _legacy_api.py (URLs, headers, cookies), errors.py.
 """
 
@@ -10,15 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from functools import cached_property
-from http.cookiejar import DefaultCookiePolicy
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode, urljoin, urlsplit
+from urllib.parse import quote, urlencode
 
 from ..errors import (
     AccessError,
@@ -31,22 +30,17 @@ from ..errors import (
 )
 from ..language import Message
 from .hub import ListedFile, Listing
-from .transfer import (
-    CONNECT_SECONDS,
-    MOST_REQUESTS,
-    Answer,
-    Deadline,
-    Unreachable,
-    first_line,
-    retry_after,
-    safe_name,
-    unreachable,
-)
+from .transfer import Answer, Deadline, first_line, retry_after, safe_name, unreachable
+from .transport import Transport
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 OFFICIAL = ("https://modelscope.cn", "https://www.modelscope.cn", "https://modelscope.ai", "https://www.modelscope.ai")
-MOST_REDIRECTS = 5
-CHUNK_BYTES = 64 * 1024
+SESSION_COOKIE = "m_session_id"
+PICKLED = (
+    ("requests.cookies", "RequestsCookieJar"),
+    ("http.cookiejar", "Cookie"),
+    ("http.cookiejar", "DefaultCookiePolicy"),
+)
 DOWNLOADS = 4  # at once, as many as download_repo starts
 
 
@@ -57,71 +51,34 @@ class ModelScope:
     default_revision = "master"
 
     def __init__(self) -> None:
-        # The rules of HubConfig.__post_init__, without the client's import (0.2 s): a cached model needs no more.
         named = os.environ.get("MODELSCOPE_ENDPOINT") or os.environ.get("MODELSCOPE_DOMAIN", "")
         endpoint = named.strip() or OFFICIAL[0]
         self.endpoint = (endpoint if re.match("https?://", endpoint, re.IGNORECASE) else f"https://{endpoint}").rstrip(
             "/"
         )
-        home = Path.home() / ".cache" / "modelscope"
-        self._cache = Path(os.environ.get("MODELSCOPE_CACHE") or home).expanduser()
-        self._session: Any = None
-
-    @cached_property
-    def _token(self) -> str | None:
-        """By the client's rule: MODELSCOPE_API_TOKEN (empty: no token), else its stored login."""
-        try:
-            from modelscope_hub.config import HubConfig
-        except ImportError:
-            raise UnavailableError("package_missing", package="modelscope-hub") from None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # MODELSCOPE_DOMAIN is deprecated but still read
-            return HubConfig().token or None
+        self._cache = _folder("MODELSCOPE_CACHE", ".cache/modelscope")
 
     # --- asking
 
     def get(self, url: str, *, headers: Mapping[str, str], limit: int, deadline: Deadline) -> Answer:
-        """One GET. Follows redirects itself, so that the token is sent to the endpoint's origin only."""
-        import requests
-        import urllib3
+        return self._transport.get(url, headers=headers, limit=limit, deadline=deadline)
 
-        if self._session is None:
-            _ = self._token  # read here, before the threads start
-            session = requests.Session()
-            session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=MOST_REQUESTS))
-            session.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=MOST_REQUESTS))
-            session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # stores no cookie, sends none
-            self._session = session
-        try:
-            for _ in range(MOST_REDIRECTS + 1):
-                timeout = (min(CONNECT_SECONDS, deadline.remaining), deadline.remaining)
-                sent = {"Accept-Encoding": "identity", **headers, **self._credentials(url)}
-                with self._session.get(
-                    url, headers=sent, stream=True, allow_redirects=False, timeout=timeout
-                ) as response:
-                    if response.is_redirect:
-                        url = urljoin(url, response.headers["Location"])
-                        continue
-                    return Answer(
-                        status=response.status_code,
-                        headers={name.lower(): value for name, value in response.headers.items()},
-                        body=_read(response, limit, deadline),
-                    )
-        except requests.exceptions.InvalidSchema as error:
-            if "SOCKS" in str(error):
-                raise UnavailableError("socks_missing") from None
-            raise Unreachable(str(error).splitlines()[0][:200], final=True) from None
-        except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
-            cause = _cause(error)
-            no_connection = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
-            raise Unreachable(_short(cause), final=isinstance(cause, no_connection)) from None
-        raise Unreachable("redirected without end", final=True)
+    @cached_property
+    def _transport(self) -> Transport:
+        token = self._token
+        if not token:
+            return Transport(self.endpoint, own={})
+        if not (token.isascii() and token.isprintable()):
+            raise AccessError("hf_bad_token", token=_token_name())  # no HTTP library sends such a header
+        own = {"Authorization": f"Bearer {token}", "Cookie": f"{SESSION_COOKIE}={token}"}
+        return Transport(self.endpoint, own=own)
 
-    def _credentials(self, url: str) -> dict[str, str]:
-        """The token, for the endpoint's own origin (scheme, host and port) and no other."""
-        if not self._token or urlsplit(url)[:2] != urlsplit(self.endpoint)[:2]:
-            return {}
-        return {"Authorization": f"Bearer {self._token}", "Cookie": f"m_session_id={self._token}"}
+    @cached_property
+    def _token(self) -> str | None:
+        """By the client's rule: MODELSCOPE_API_TOKEN (empty: no token), else its stored login."""
+        if (named := os.environ.get("MODELSCOPE_API_TOKEN")) is not None:
+            return named or None
+        return _stored_token(_folder("MODELSCOPE_HOME", ".modelscope") / "credentials" / "cookies")
 
     def notices(self) -> tuple[Message, ...]:
         return () if self.endpoint in OFFICIAL else (Message("mirror", endpoint=self.endpoint),)
@@ -147,9 +104,7 @@ class ModelScope:
         """The error that an HTTP answer means. Source: modelscope_hub 0.5.1, errors.raise_for_status; the answers of live servers
         for gated and private repositories are not documented."""
         if answer.status == 401:
-            return AccessError(
-                "ms_bad_token" if self._token else "ms_unauthorised", model=model, token=self._token_name()
-            )
+            return AccessError("ms_bad_token" if self._token else "ms_unauthorised", model=model, token=_token_name())
         if answer.status == 403:
             return AccessError("hub_forbidden", model=model, endpoint=self.endpoint)
         if answer.status == 404 and file is not None:
@@ -162,9 +117,6 @@ class ModelScope:
             return NetworkError("hub_rate_limited", endpoint=self.endpoint, seconds=f"{retry_after(answer):g}")
         return NetworkError("hub_status", endpoint=self.endpoint, status=answer.status)
 
-    def _token_name(self) -> str:
-        return "MODELSCOPE_API_TOKEN" if os.environ.get("MODELSCOPE_API_TOKEN") else "the login of `modelscope login`"
-
     # --- the weights
 
     def download(self, model: str, revision: str, files: Sequence[ListedFile], come: Callable[[int], None]) -> Path:
@@ -175,10 +127,10 @@ class ModelScope:
         Source: modelscope_hub 0.5.1, DownloadManager.download_repo.
         """
         try:
-            from modelscope_hub import HubApi, ProgressCallback
+            import requests
+            from modelscope_hub import HubApi, HubError, ProgressCallback
         except ImportError:
-            raise UnavailableError("package_missing", package="modelscope-hub") from None
-        import requests
+            raise UnavailableError("extra_missing", package="modelscope_hub", extra="hub") from None
 
         class Come(ProgressCallback):  # type: ignore[misc]
             def update(self, size: int) -> None:
@@ -198,7 +150,7 @@ class ModelScope:
                         progress_callbacks=[Come],
                         max_workers=DOWNLOADS,
                     )
-                except (OSError, requests.exceptions.RequestException, _hub_error()) as error:
+                except (OSError, requests.exceptions.RequestException, HubError) as error:
                     raise self._download_refusal(error, model, revision, "–") from None
         return Path(folder)
 
@@ -231,10 +183,44 @@ class ModelScope:
         return None if folder is None else (folder, revision)
 
 
-def _hub_error() -> type[Exception]:
-    from modelscope_hub import HubError
+def _folder(variable: str, below_home: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / below_home).expanduser().resolve()
 
-    return HubError  # type: ignore[no-any-return]
+
+def _token_name() -> str:
+    return "MODELSCOPE_API_TOKEN" if os.environ.get("MODELSCOPE_API_TOKEN") else "the login of `modelscope login`"
+
+
+def _stored_token(file: Path) -> str | None:
+    """The token of the client's stored login, a pickled cookie jar; None if there is none, or its time is over.
+
+    A pickle can name any function to be called: here it can name the jar's three classes, in whose place stands an empty class.
+    Source: modelscope_hub 0.5.1, HubConfig.load_cookies and load_token; pickle's documentation, "Restricting Globals".
+    """
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
+    import pickle
+
+    class Fields:
+        """Takes the attributes of whatever was pickled."""
+
+    class Reader(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            if (module, name) in PICKLED:
+                return Fields
+            raise pickle.UnpicklingError(f"{module}.{name}")
+
+    try:
+        jar = vars(Reader(BytesIO(content)).load())["_cookies"]
+        cookies = [vars(cookie) for paths in jar.values() for names in paths.values() for cookie in names.values()]
+        sessions = [cookie for cookie in cookies if cookie["name"] == SESSION_COOKIE]
+        if any(cookie["expires"] is not None and cookie["expires"] <= time.time() for cookie in sessions):
+            return None
+        return str(sessions[0]["value"]) if sessions else None
+    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def _entry(file: ListedFile) -> dict[str, Any]:
@@ -260,28 +246,3 @@ def _listed(file: Mapping[str, Any]) -> ListedFile:
     name, size, digest = safe_name(file.get("Path")), file.get("Size"), file.get("Sha256")
     key = f"sha256-{digest}" if isinstance(digest, str) and DIGEST.fullmatch(digest) else None
     return ListedFile(name=name, size_bytes=size if type(size) is int and 0 <= size < 1 << 62 else None, key=key)
-
-
-def _read(response: Any, limit: int, deadline: Deadline) -> bytes:
-    """At most `limit` bytes of the raw body; the request ruled out compression."""
-    body = bytearray()
-    while len(body) < limit and (chunk := response.raw.read(min(CHUNK_BYTES, limit - len(body)))):
-        body += chunk
-        if deadline.passed:
-            raise Unreachable("timed out")
-    return bytes(body)
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The innermost of the exceptions that `requests` and urllib3 nest."""
-    while True:
-        inner = getattr(error, "reason", None) or (error.args[0] if error.args else None)
-        if not isinstance(inner, BaseException):
-            return error
-        error = inner
-
-
-def _short(error: BaseException) -> str:
-    """The message in a short line, without the URL and the object that urllib3 puts before it."""
-    text = str(error).rpartition(": ")[2] or type(error).__name__
-    return text.splitlines()[0][:200]

@@ -5,7 +5,7 @@ from __future__ import annotations
 TEXT = {
     # --- hubs
     "offline_pinned": "{id} is in no cache of the hub that was named, and nothing may be fetched offline; the built-in catalog has it: catalog:{id}",
-    "hub_certificate": "The certificate of {url} is not trusted here ({reason}); name your authority's file in SSL_CERT_FILE (Hugging Face) and REQUESTS_CA_BUNDLE (ModelScope)",
+    "hub_certificate": "The certificate of {url} is not trusted here ({reason}); name your authority's file in SSL_CERT_FILE or REQUESTS_CA_BUNDLE",
     "hub_behind_proxy": "{url} could not be reached through the proxy {proxy} ({reason}); check HTTPS_PROXY, or name the host in NO_PROXY",
     "source_hf": "Hugging Face",
     "source_ms": "ModelScope",
@@ -39,8 +39,7 @@ TEXT = {
     "ms_no_repo": "{model} does not exist on ModelScope, or is private; check the name, or set MODELSCOPE_API_TOKEN if it is yours",
     "ms_bad_token": "ModelScope refuses the token of {token} for {model}; log in again, or unset it: public models need none",
     "ms_unauthorised": "ModelScope asks for a login to read {model}; set MODELSCOPE_API_TOKEN (now: no token, {token})",
-    "socks_missing": 'The proxy is socks, for which a package is missing: pip install "httpx[socks]" "requests[socks]", or set NO_PROXY',
-    "package_missing": "{package} is not installed; install it with: pip install {package}",
+    "socks_missing": 'The proxy is socks, for which PySocks is missing; install it with: pip install "qwen-inspect[socks]", or name the host in NO_PROXY',
     "listing_path_outside": "The hub lists a file named {found}, which would leave the repository; nothing of it was used",
     "listing_malformed": "{endpoint} answered with something that is no listing of a model; check the endpoint",
     "listing_shard_count": "{file} claims {found:,} shards, beyond reason; the repository is damaged",

@@ -5,7 +5,7 @@ from __future__ import annotations
 TEXT = {
     # --- hubs
     "offline_pinned": "指定的平台缓存中没有 {id}，离线状态下无法获取；内置模型清单中有该模型：catalog:{id}",
-    "hub_certificate": "本机不信任 {url} 的证书（{reason}）；请用 SSL_CERT_FILE（Hugging Face）和 REQUESTS_CA_BUNDLE（ModelScope）指定 CA 证书文件",
+    "hub_certificate": "本机不信任 {url} 的证书（{reason}）；请用 SSL_CERT_FILE 或 REQUESTS_CA_BUNDLE 指定 CA 证书文件",
     "hub_behind_proxy": "通过代理 {proxy} 无法访问 {url}（{reason}）；请检查 HTTPS_PROXY，或在 NO_PROXY 中列出该主机",
     "source_hf": "Hugging Face",
     "source_ms": "魔搭 ModelScope",
@@ -39,8 +39,7 @@ TEXT = {
     "ms_no_repo": "ModelScope 上没有 {model}，或为私有仓库；请检查名称，若属于你请设置 MODELSCOPE_API_TOKEN",
     "ms_bad_token": "ModelScope 拒绝了 {token} 中用于 {model} 的令牌；请重新登录或将其移除，公开模型无需令牌",
     "ms_unauthorised": "读取 {model} 需要登录 ModelScope；请设置 MODELSCOPE_API_TOKEN（当前未设置：{token}）",
-    "socks_missing": '代理为 socks，缺少相应的包：pip install "httpx[socks]" "requests[socks]"，或设置 NO_PROXY',
-    "package_missing": "未安装 {package}；安装方法：pip install {package}",
+    "socks_missing": '代理为 socks，但未安装 PySocks；安装方法：pip install "qwen-inspect[socks]"，或把该主机写入 NO_PROXY',
     "listing_path_outside": "模型平台列出的文件名 {found} 指向仓库之外；整份列表不予采用",
     "listing_malformed": "{endpoint} 返回的内容不是模型的文件列表；请检查端点",
     "listing_shard_count": "{file} 声称有 {found:,} 个分片，不合常理；仓库已损坏",
