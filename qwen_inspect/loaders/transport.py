@@ -84,6 +84,9 @@ class Transport:
                 response = connection.getresponse()
                 most = CHUNK_BYTES if response.status in REDIRECTS else limit
                 body = _body(response, sock, limit=most, deadline=deadline)
+            except Unreachable:
+                connection.close()
+                raise
             except (OSError, HTTPException, ValueError) as error:
                 connection.close()
                 if kept and isinstance(error, ConnectionError):
@@ -131,7 +134,7 @@ def _connected(url: SplitResult, proxy: SplitResult | None, deadline: Deadline) 
 
 
 def _body(response: HTTPResponse, sock: Any, *, limit: int, deadline: Deadline) -> bytes:
-    """At most `limit` bytes of the body, unpacked; OSError if it ends before its announced length or the deadline passes."""
+    """At most `limit` bytes of the body, unpacked; Unreachable if it ends before its announced length or the deadline passes."""
     import zlib
 
     unpacked = None
@@ -140,17 +143,17 @@ def _body(response: HTTPResponse, sock: Any, *, limit: int, deadline: Deadline) 
     body = bytearray()
     while len(body) < limit:
         if deadline.passed:
-            raise TimeoutError("timed out")
+            raise Unreachable("timed out")
         sock.settimeout(deadline.remaining)
         chunk = response.read1(CHUNK_BYTES if unpacked else min(CHUNK_BYTES, limit - len(body)))
         if not chunk:
             if response.length or (unpacked and not unpacked.eof):
-                raise OSError("the answer ended early")
+                raise Unreachable("the answer ended early")
             break
         try:
             body += unpacked.decompress(chunk, limit - len(body)) if unpacked else chunk
         except zlib.error as error:
-            raise OSError(str(error)) from None
+            raise Unreachable(str(error)) from None
     return bytes(body)
 
 
