@@ -45,6 +45,7 @@ benchmark: .venv/full
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/hubs.py
 	$(BIN)/python benchmarks/tracing.py
+	$(BIN)/python benchmarks/install.py
 
 # On a machine with a GPU: predicted against measured for models of random weights, nothing downloaded. RECORD=1: every request too.
 gpu: .venv/full

@@ -1,7 +1,7 @@
 """Reading 118 shards' headers from a loopback hub with 50 ms before each answer, beside huggingface_hub's own call, in one run.
 
 Each is a process of its own, over the same server and the same model (Qwen3-235B-A22B at its real size, its data a hole). Prints
-medians, requests, bytes and peak memory; judges nothing.
+medians, requests, bytes and peak memory; judges nothing. Last, a small model without latency, as a ratio to `python -c pass`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.support.models import write_sharded
 
 RUNS = 5
 LATENCY_SECONDS = 0.05
-MODEL = "Qwen/Qwen3-235B-A22B"
+MODEL, SMALL = "Qwen/Qwen3-235B-A22B", "Qwen/Qwen3-0.6B"
 PEER = f"from huggingface_hub import get_safetensors_metadata; get_safetensors_metadata({MODEL!r})"
 
 
@@ -57,6 +57,31 @@ def main() -> None:
                 measured(hub, f"structure {source}: again", [*tool, f"{source}:{MODEL}"], home, keep=True)
                 again = [*tool, f"{source}:{MODEL}", "--refresh"]
                 measured(hub, f"structure {source}: again, asking for the listing", again, home, keep=True)
+        print()
+        small(home, Path(folder, "small"))
+
+
+def small(home: Path, files: Path) -> None:
+    """Qwen3-0.6B from an empty cache and no latency, each command in turn with `python -c pass`."""
+    files.mkdir()
+    write_sharded(files, SMALL)
+    with HubServer([HubRepo(SMALL, {path.name: path for path in files.iterdir()})]) as hub:
+        hub.redirect_lfs = False
+        os.environ.update({**hub.environment(home), "QWEN_INSPECT_CACHE": str(home / "kept")})
+        nothing = [sys.executable, "-c", "pass"]
+        commands = {
+            name: [sys.executable, "-m", "qwen_inspect", "structure", f"{name}:{SMALL}"] for name in ("hf", "ms")
+        }
+        taken: dict[str, list[float]] = {"pass": [], **{name: [] for name in commands}}
+        for _ in range(3 * RUNS):
+            for name, command in {"pass": nothing, **commands}.items():
+                shutil.rmtree(home / "kept", ignore_errors=True)
+                began = time.perf_counter()
+                subprocess.run(command, check=True, capture_output=True)
+                taken[name].append(time.perf_counter() - began)
+        bare = statistics.median(taken.pop("pass"))
+        for name, seconds in taken.items():
+            print(f"structure {name}:{SMALL}, cold: {statistics.median(seconds) / bare:.2f} x python -c pass")
 
 
 def measured(hub: HubServer, label: str, command: list[str], home: Path, *, keep: bool) -> float:

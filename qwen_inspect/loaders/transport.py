@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from .. import __version__
-from ..errors import UnavailableError
 from .transfer import CONNECT_SECONDS, Answer, Deadline, Unreachable, first_line
 
 if TYPE_CHECKING:
+    import socket
     import ssl
     from http.client import HTTPConnection, HTTPResponse
 
@@ -110,7 +110,7 @@ def _connected(url: SplitResult, proxy: SplitResult | None, deadline: Deadline) 
     at = (host, port)
     if proxy is not None and not _is_socks(proxy):
         if proxy.scheme != "http":
-            raise Unreachable("a proxy that begins with https:// is not supported; most answer to http://", final=True)
+            raise Unreachable(f"a proxy of {proxy.scheme}:// is not supported; most answer to http://", final=True)
         at = (proxy.hostname or "", proxy.port or PORTS["http"])
     connection: HTTPConnection | None = None
     try:
@@ -126,7 +126,7 @@ def _connected(url: SplitResult, proxy: SplitResult | None, deadline: Deadline) 
             if proxy is not None and secure:
                 connection.set_tunnel(host, port, headers=_basic("Proxy-Authorization", proxy))
             connection.connect()
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, ValueError) as error:
         if connection is not None:
             connection.close()
         raise Unreachable(first_line(error), final=True) from None
@@ -191,25 +191,40 @@ def _proxy(url: SplitResult) -> SplitResult | None:
 
 
 def _is_socks(proxy: SplitResult) -> bool:
-    return proxy.scheme.startswith("socks")
+    return proxy.scheme in ("socks", "socks5", "socks5h")
 
 
-def _through_socks(proxy: SplitResult, host: str, port: int, seconds: float) -> Any:
-    """A socket to the host through a SOCKS proxy, which looks the name up: where names are forged, it alone knows the address."""
+def _through_socks(proxy: SplitResult, host: str, port: int, seconds: float) -> socket.socket:
+    """A socket to the host through a SOCKS 5 proxy, which looks the name up: where names are forged, it alone knows the address.
+
+    Source: RFC 1928 (SOCKS 5), RFC 1929 (its name and password).
+    """
+    import socket
+
+    user, password, name = (unquote(part or "").encode() for part in (proxy.username, proxy.password, host))
+    method = 2 if user else 0  # name and password, or nothing
+    sock = socket.create_connection((proxy.hostname or "", proxy.port or 1080), seconds)
     try:
-        import socks
-    except ImportError:
-        raise UnavailableError("socks_missing") from None
-    return socks.create_connection(
-        (host, port),
-        timeout=seconds,
-        proxy_type=socks.SOCKS4 if proxy.scheme.startswith("socks4") else socks.SOCKS5,
-        proxy_addr=proxy.hostname,
-        proxy_port=proxy.port or 1080,
-        proxy_rdns=True,
-        proxy_username=unquote(proxy.username) if proxy.username else None,
-        proxy_password=unquote(proxy.password) if proxy.password else None,
-    )
+        with sock.makefile("rb") as answers:
+            sock.sendall(bytes([5, 1, method]))
+            if answers.read(2) != bytes([5, method]):
+                raise Unreachable(
+                    f"the SOCKS 5 proxy does not take {'a password' if user else 'anyone without a password'}",
+                    final=True,
+                )
+            if user:
+                sock.sendall(bytes([1, len(user)]) + user + bytes([len(password)]) + password)
+                if answers.read(2)[1:] != b"\0":
+                    raise Unreachable("the SOCKS proxy refuses the name or the password", final=True)
+            sock.sendall(bytes([5, 1, 0, 3, len(name)]) + name + port.to_bytes(2, "big"))
+            _, status, _, kind = (*answers.read(4), *b"\xff" * 4)[:4]
+            if status != 0:
+                raise Unreachable(f"the SOCKS proxy cannot reach the host (reply {status} of RFC 1928)", final=True)
+            answers.read((answers.read(1)[0] if kind == 3 else 16 if kind == 4 else 4) + 2)  # its own address and port
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _basic(header: str, url: SplitResult) -> dict[str, str]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import gzip
 import math
 import socket
+import ssl
 import threading
 import time
 import traceback
@@ -195,8 +196,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             hub.closing.wait(hub.connection_latency)
             super().handle()
-        except ConnectionError:
-            pass  # The client hung up, which is its right.
+        except (ConnectionError, ssl.SSLError):
+            pass  # The client hung up, or does not trust the certificate, which is its right.
         finally:
             with hub.lock:
                 hub.sockets.discard(self.connection)

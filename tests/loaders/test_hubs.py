@@ -342,28 +342,6 @@ def test_modelscopes_own_download_is_found_where_it_puts_it(hub: HubServer, tmp_
     assert hub.requests == []
 
 
-@pytest.mark.parametrize(
-    "environment", [{}, {"MODELSCOPE_DOMAIN": "x.example"}, {"MODELSCOPE_ENDPOINT": "HTTPS://y.example/"}]
-)
-def test_modelscopes_endpoint_and_cache_are_its_clients(
-    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    from modelscope_hub.config import HubConfig
-
-    from qwen_inspect.loaders.modelscope import ModelScope
-
-    for name in ("MODELSCOPE_DOMAIN", "MODELSCOPE_ENDPOINT", "MODELSCOPE_CACHE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    mine = ModelScope()
-    with pytest.warns(FutureWarning) if "MODELSCOPE_DOMAIN" in environment else pytest.MonkeyPatch.context():
-        theirs = HubConfig()
-    assert mine.endpoint == theirs.endpoint
-    assert mine._cache == theirs.cache_dir
-
-
 def test_offline_opens_no_socket(hub: HubServer, tmp_path: Path) -> None:
     script = (
         "import socket, sys\n"
@@ -443,14 +421,6 @@ def test_a_proxy_that_does_not_work_is_named(hub: HubServer, tmp_path: Path, sou
         shown = ask(hub, tmp_path, "params", f"{source}:org/single", "--timeout", "2", **names)
     refused(shown, 5, proxy.replace("user:secretsecret@", ""), "NO_PROXY")
     assert hub.requests == []
-
-
-def test_a_socks_proxy_without_its_package_says_what_to_install(hub: HubServer, tmp_path: Path) -> None:
-    proxy = "socks5://127.0.0.1:9"
-    names = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"), proxy)
-    for source in SOURCES:
-        shown = ask(hub, tmp_path, "params", f"{source}:org/single", **names, NO_PROXY=None, no_proxy=None)
-        refused(shown, 8, "pip install", "[socks]", "NO_PROXY")
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -39,7 +39,7 @@ TEXT = {
     "ms_no_repo": "{model} does not exist on ModelScope, or is private; check the name, or set MODELSCOPE_API_TOKEN if it is yours",
     "ms_bad_token": "ModelScope refuses the token of {token} for {model}; log in again, or unset it: public models need none",
     "ms_unauthorised": "ModelScope asks for a login to read {model}; set MODELSCOPE_API_TOKEN (now: no token, {token})",
-    "socks_missing": 'The proxy is socks, for which PySocks is missing; install it with: pip install "qwen-inspect[socks]", or name the host in NO_PROXY',
+    "socks_missing": 'The proxy is socks, and for downloads through it a package is missing: pip install "httpx[socks]" "requests[socks]", or name the host in NO_PROXY',
     "listing_path_outside": "The hub lists a file named {found}, which would leave the repository; nothing of it was used",
     "listing_malformed": "{endpoint} answered with something that is no listing of a model; check the endpoint",
     "listing_shard_count": "{file} claims {found:,} shards, beyond reason; the repository is damaged",

@@ -39,7 +39,7 @@ TEXT = {
     "ms_no_repo": "ModelScope 上没有 {model}，或为私有仓库；请检查名称，若属于你请设置 MODELSCOPE_API_TOKEN",
     "ms_bad_token": "ModelScope 拒绝了 {token} 中用于 {model} 的令牌；请重新登录或将其移除，公开模型无需令牌",
     "ms_unauthorised": "读取 {model} 需要登录 ModelScope；请设置 MODELSCOPE_API_TOKEN（当前未设置：{token}）",
-    "socks_missing": '代理为 socks，但未安装 PySocks；安装方法：pip install "qwen-inspect[socks]"，或把该主机写入 NO_PROXY',
+    "socks_missing": '代理为 socks，通过它下载缺少相应的包：pip install "httpx[socks]" "requests[socks]"，或把该主机写入 NO_PROXY',
     "listing_path_outside": "模型平台列出的文件名 {found} 指向仓库之外；整份列表不予采用",
     "listing_malformed": "{endpoint} 返回的内容不是模型的文件列表；请检查端点",
     "listing_shard_count": "{file} 声称有 {found:,} 个分片，不合常理；仓库已损坏",
