@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
-from .language import Language
+from .language import Language, Message
 
 LONGEST_LINE = 1000
+QUIET_SECONDS = 0.5  # of a command: what takes no longer needs no word
 EXIT_CHECK_FAILED, EXIT_USAGE, EXIT_MALFORMED, EXIT_UNAVAILABLE, EXIT_INTERRUPTED = 1, 2, 6, 8, 130
 
 
@@ -66,24 +68,67 @@ def one_line(text: str) -> str:
     return shown if len(text) <= LONGEST_LINE else f"{shown}…"
 
 
-def work_shown(say: Language, *, quiet: bool) -> contextlib.AbstractContextManager[None]:
-    """Within it, slow work is named on one line of a terminal, erased when done; silent elsewhere."""
-    stream = sys.stderr
-    if quiet or not is_terminal(stream):
-        return contextlib.nullcontext()
-    from .language import Message
-    from .progress import reporting_to
+class _WorkLine:
+    """The line of a terminal that names the work under way, from `QUIET_SECONDS` after its creation on."""
 
-    def show(message: Message | None) -> None:
+    def __init__(self, stream: TextIO, say: Language) -> None:
+        from threading import Lock, Timer
+
+        self._stream, self._say = stream, say
+        self._begins = time.monotonic() + QUIET_SECONDS
+        self._message: Message | None = None
+        self._shown = False
+        self._lock = Lock()
+        self._timer = Timer(QUIET_SECONDS, self._begin)
+        self._timer.daemon = True
+        self._waiting = False
+
+    def show(self, message: Message | None) -> None:
+        with self._lock:
+            self._message = message
+            if time.monotonic() >= self._begins:
+                self._write()
+            elif not self._waiting:
+                self._timer.interval, self._waiting = self._begins - time.monotonic(), True
+                self._timer.start()
+
+    def close(self) -> None:
+        self._timer.cancel()
+        with self._lock:
+            self._message = None
+            self._write()
+
+    def _begin(self) -> None:
+        with self._lock:
+            self._write()
+
+    def _write(self) -> None:
         from .renderers.terminal import cut_to
 
+        if self._message is None and not self._shown:
+            return
         with contextlib.suppress(OSError):
-            columns = os.get_terminal_size(stream.fileno()).columns
-            text = "" if message is None else cut_to(say(message), columns - 1)
-            stream.write(f"\r{text}\x1b[K")
-            stream.flush()
+            columns = os.get_terminal_size(self._stream.fileno()).columns
+            text = "" if self._message is None else cut_to(self._say(self._message), columns - 1)
+            self._stream.write(f"\r{text}\x1b[K")
+            self._stream.flush()
+        self._shown = self._message is not None
 
-    return reporting_to(show)
+
+@contextlib.contextmanager
+def work_shown(say: Language, *, quiet: bool) -> Iterator[None]:
+    """Within it, work that takes longer than a moment is named on one line of a terminal, erased when done; silent elsewhere."""
+    if quiet or not is_terminal(sys.stderr):
+        yield
+        return
+    from .progress import reporting_to
+
+    line = _WorkLine(sys.stderr, say)
+    try:
+        with reporting_to(line.show):
+            yield
+    finally:
+        line.close()
 
 
 def is_terminal(stream: TextIO | None) -> bool:

@@ -11,6 +11,7 @@ from .language import Message
 
 Show = Callable[[Message | None], None]  # None: the work is done
 _listener: ContextVar[tuple[Show, Iterator[int]] | None] = ContextVar("listener", default=None)
+_current: ContextVar[Message | None] = ContextVar("current", default=None)
 _purpose: ContextVar[Message | None] = ContextVar("purpose", default=None)
 
 
@@ -36,14 +37,23 @@ def purpose(message: Message) -> Iterator[None]:
 
 @contextmanager
 def working(key: str, **values: object) -> Iterator[None]:
-    """Announces slow work: the message `key` with its `number`, its `purpose` and the values."""
+    """Announces slow work: the message `key` with its `number`, its `purpose` and the values. Work may contain other work."""
     listener = _listener.get()
     if listener is None:
         yield
         return
     show, numbers = listener
-    show(Message(key, number=next(numbers), purpose=_purpose.get() or Message("purpose_run"), **values))
+    message = Message(key, number=next(numbers), purpose=_purpose.get() or Message("purpose_run"), **values)
+    token = _current.set(message)
+    show(message)
     try:
         yield
     finally:
-        show(None)
+        _current.reset(token)
+        show(_current.get())
+
+
+def stage(key: str, **values: object) -> None:
+    """Announces the next stage of the work under way, until its next stage or its end."""
+    if (listener := _listener.get()) is not None:
+        listener[0](Message(key, **values))

@@ -69,17 +69,20 @@ class Hub(Protocol):
     def download(self, model: str, revision: str, files: Sequence[ListedFile], come: Callable[[int], None]) -> Path: ...
 
 
-def load(hub: Hub, ref: ModelRef, *, seconds: float, progress: Progress) -> Checkpoint:
-    """A hub's model without its weights.
+Look = tuple[Listing, Mapping[str, Any] | None]  # a repository's listing and its config.json
 
-    seconds: the deadline of the first answer; the headers of all files together may take three times as long.
-    """
-    revision = ref.revision or hub.default_revision
-    first = Deadline.after(seconds)
-    listing, config = _listing_and_config(hub, ref.id, revision, first)
-    for name in {revision, listing.revision}:
+
+def look(hub: Hub, ref: ModelRef, deadline: Deadline) -> Look:
+    """A repository's listing and configuration: the first answer, by which a hub has the model or not."""
+    return _listing_and_config(hub, ref.id, ref.revision or hub.default_revision, deadline)
+
+
+def load(hub: Hub, ref: ModelRef, first: Look, *, seconds: float, progress: Progress) -> Checkpoint:
+    """A hub's model without its weights, after the first answer. seconds: the deadline of all headers together."""
+    listing, config = first
+    for name in {ref.revision or hub.default_revision, listing.revision}:
         header_cache.write_listing(hub.source, hub.endpoint, ref.id, name, listing=_written(listing))
-    return _checkpoint(hub, ref, listing, config, Deadline.after(3 * seconds), progress)
+    return _checkpoint(hub, ref, listing, config, Deadline.after(seconds), progress)
 
 
 def load_recent(hub: Hub, ref: ModelRef) -> Checkpoint | None:

@@ -1,19 +1,22 @@
-"""Loads ORG/NAME: from the clients' caches, else from the hubs in turn, else, if none answers, from the catalog."""
+"""Loads ORG/NAME: from the clients' caches, else from the hubs, else, if none answers, from an earlier run or the catalog."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 
 from ..checkpoint import Checkpoint, ModelRef
 from ..errors import AccessError, NetworkError, NotFoundError, QwenInspectError, UnavailableError, UsageError
 from ..language import Message
-from . import catalog, local
-from .hub import Hub, Listing, fetch_listing, load_kept, load_recent
+from ..progress import working
+from . import asking, catalog, local
+from .hub import Hub, Listing, Look, fetch_listing, load_kept, load_recent, look
 from .hub import load as load_from_hub
 from .resolve import HUBS, Access
 from .transfer import Deadline
+
+PATIENCE_SECONDS = 3.0  # for a hub's first answer, once something else has the model
 
 
 def list_files(ref: ModelRef, access: Access) -> Listing:
@@ -34,31 +37,170 @@ def hub_of(source: str) -> Hub:
 
 
 def load_named(ref: ModelRef, access: Access, sources: tuple[str, ...]) -> Checkpoint:
-    """From the clients' caches, else from the hubs in turn, else, if none answers, from the catalog."""
+    """From the clients' caches, else from the first of the hubs that has it, else, if none answers, from what is kept here.
+
+    The hubs are asked at once; of two that have the model the first wins. Once there is something else to show (a later hub's
+    answer, an earlier run's, the catalog's entry), a hub gets `PATIENCE_SECONDS` to answer; if it was out of reach in the last
+    minutes, it is not asked.
+    """
     hubs: list[Hub] = []
-    refused: list[QwenInspectError] = []
+    refused: dict[str, QwenInspectError] = {}
     for source in sources:
         try:
             hubs.append(hub_of(source))
         except UnavailableError as error:
             if len(sources) == 1:
                 raise
-            refused.append(error)
+            refused[source] = error
     for hub in hubs:
         if (cached := _from_client_cache(hub, ref, partial=False)) is not None:
             return cached
-    offline = access.offline or offline_by_environment()
-    for hub in hubs:
-        if not offline:
-            if not access.refresh and (recent := load_recent(hub, ref)) is not None:
+    request = _Request(ref=ref, access=access, hubs=tuple(hubs), pinned=len(sources) == 1, refused=refused)
+    if access.offline or offline_by_environment():
+        for hub in hubs:
+            if (kept := load_kept(hub, ref, Message("from_kept"))) is not None:
+                return kept
+        return _offline(request)
+    return _from_hubs(request)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """A name and the hubs to ask. refused: why a hub gave no model, by source. pinned: the user named the hub."""
+
+    ref: ModelRef
+    access: Access
+    hubs: tuple[Hub, ...]
+    pinned: bool
+    refused: dict[str, QwenInspectError]
+
+
+def _from_hubs(request: _Request) -> Checkpoint:
+    """The model from a hub, else from what is kept here. Hubs that were out of reach are asked only if nothing else has it."""
+    ref, access, refused = request.ref, request.access, request.refused
+    silent_since: dict[str, float] = {}
+    if not access.refresh:
+        ages = {hub.source: asking.remembered_seconds(hub) for hub in request.hubs}
+        silent_since = {source: age for source, age in ages.items() if age is not None}
+    for source, age in silent_since.items():
+        refused[source] = NetworkError("hub_not_asked", source=Message(f"source_{source}"), seconds=int(age))
+    for hubs in (
+        tuple(hub for hub in request.hubs if hub.source not in silent_since),
+        tuple(hub for hub in request.hubs if hub.source in silent_since),
+    ):
+        while hubs:
+            if not access.refresh and (recent := load_recent(hubs[0], ref)) is not None:
                 return recent
+            hub, said = _asked(request, hubs)
+            if hub is None or said is None:
+                break
+            if isinstance(said, QwenInspectError):
+                raise said
+            if isinstance(said, Checkpoint):
+                return _in_place_of(said, request, hub)
             try:
-                return load_from_hub(hub, ref, seconds=access.seconds, progress=access.progress)
+                checkpoint = load_from_hub(hub, ref, said, seconds=3 * access.seconds, progress=access.progress)
             except (NetworkError, NotFoundError) as error:
-                refused.append(error)
-        elif (kept := load_kept(hub, ref, Message("from_kept"))) is not None:
+                refused[hub.source] = error
+                hubs = hubs[hubs.index(hub) + 1 :]
+                continue
+            return _in_place_of(checkpoint, request, hub)
+        if (kept := _kept_here(request)) is not None:
             return kept
-    return _without_a_hub(ref, access, hubs, refused, offline=offline, pinned=len(sources) == 1)
+    raise _refusal(request)
+
+
+def _asked(request: _Request, hubs: tuple[Hub, ...]) -> tuple[Hub | None, asking.Said | None]:
+    """The hub to read and what it said; None if no hub has the model, or none answers in time. Notes why in `refused`."""
+    seconds, refused = request.access.seconds, request.refused
+
+    def ask(hub: Hub) -> Checkpoint | Look:
+        recent = None if request.access.refresh else load_recent(hub, request.ref)
+        return recent or look(hub, request.ref, Deadline.after(seconds))
+
+    now = asking.Asking(hubs, ask)
+    whole = Deadline.after(seconds + asking.HEAD_START_SECONDS)
+    names = [Message(f"source_{hub.source}") for hub in hubs]
+    asked_for = {"model": request.ref.id, "hub": names[0], "other": names[-1]}
+    with working("working_ask" if len(hubs) == 1 else "working_ask_both", **asked_for):
+        hub = now.first(Deadline.after(min(PATIENCE_SECONDS, seconds)))
+        if hub is None and not all(hub.source in now.refused for hub in hubs):
+            later = next((hub for hub in hubs if hub.source in now.answers), None)
+            if later is None and not _has_kept(request):
+                hub = now.first(whole)
+                later = next((hub for hub in hubs if hub.source in now.answers), None)
+            hub = hub or later
+    for other in hubs:
+        if now.silent(other) and (hub is None or hubs.index(other) < hubs.index(hub)):
+            asking.remember(other)
+            refused[other.source] = NetworkError("hub_no_answer", endpoint=other.endpoint)
+    refused |= now.refused
+    return hub, None if hub is None else now.answers[hub.source]
+
+
+def _in_place_of(checkpoint: Checkpoint, request: _Request, hub: Hub) -> Checkpoint:
+    """The checkpoint, with a notice if an earlier hub, which wins where both have a model, could not be asked."""
+    for earlier in request.hubs[: request.hubs.index(hub)]:
+        error = request.refused.get(earlier.source)
+        if isinstance(error, NetworkError):
+            notice = Message("hub_instead", hub=Message(f"source_{hub.source}"), reason=error.message)
+            return replace(checkpoint, notices=(notice, *checkpoint.notices))
+    return checkpoint
+
+
+def _has_kept(request: _Request) -> bool:
+    return _kept_here(request) is not None
+
+
+def _kept_here(request: _Request) -> Checkpoint | None:
+    """What can be shown without a hub: an earlier run's answer, part of a client's cache, the catalog's entry.
+
+    Not if a hub before which no other was out of reach said that there is no such model.
+    """
+    first = next((request.refused.get(hub.source) for hub in request.hubs), None)
+    if isinstance(first, NotFoundError | AccessError):
+        return None
+    reasons = [error.message for error in request.refused.values() if isinstance(error, NetworkError)]
+    reason = reasons[0] if reasons else Message("hub_no_answer", endpoint=request.hubs[0].endpoint)
+    for hub in request.hubs:
+        if (kept := load_kept(hub, request.ref, Message("unreachable_kept", reason=reason))) is not None:
+            return kept
+    if request.access.partial and (part := _partly_cached(request)) is not None:
+        return part
+    return _from_catalog(request, Message("unreachable_catalog", reason=reason))
+
+
+def _partly_cached(request: _Request) -> Checkpoint | None:
+    parts = (_from_client_cache(hub, request.ref, partial=True) for hub in request.hubs)
+    return next((part for part in parts if part is not None), None)
+
+
+def _from_catalog(request: _Request, why: Message) -> Checkpoint | None:
+    """The catalog's entry for a bare name without a revision."""
+    ref = request.ref
+    if request.pinned or ref.revision is not None or ref.id not in catalog.entries():
+        return None
+    checkpoint = catalog.load(ModelRef(source="catalog", id=ref.id))
+    return replace(checkpoint, notices=(why, *checkpoint.notices))
+
+
+def _offline(request: _Request) -> Checkpoint:
+    """Without a network: part of a client's cache, else the catalog's entry."""
+    found = _partly_cached(request) or _from_catalog(request, Message("offline_catalog"))
+    if found is not None:
+        return found
+    known = request.ref.id in catalog.entries()
+    raise NotFoundError("offline_pinned" if known else "offline_missing", id=request.ref.id)
+
+
+def _refusal(request: _Request) -> QwenInspectError:
+    """The error to raise: the first hub's; if it could not be reached, with what may help."""
+    errors = [request.refused[hub.source] for hub in request.hubs if hub.source in request.refused]
+    error = next(iter(errors), None) or next(iter(request.refused.values()))
+    if not asking.is_no_answer(error):
+        return error
+    hint = "help_unreachable" if not request.pinned else f"help_unreachable_{request.hubs[0].source}"
+    return NetworkError("hub_unreachable_help", reason=error.message, hint=Message(hint, id=request.ref.id))
 
 
 def offline_by_environment() -> bool:
@@ -83,33 +225,3 @@ def _from_client_cache(hub: Hub, ref: ModelRef, *, partial: bool) -> Checkpoint 
     notice = Message("from_client_cache", source=Message(f"source_{hub.source}"), revision=revision)
     others = tuple(message for message in checkpoint.notices if message.key != "config_alone")
     return replace(checkpoint, notices=(notice, *others))
-
-
-def _without_a_hub(
-    ref: ModelRef,
-    access: Access,
-    hubs: list[Hub],
-    refused: list[QwenInspectError],
-    *,
-    offline: bool,
-    pinned: bool,
-) -> Checkpoint:
-    """Without a hub: a partly cached model, else the catalog's entry, else the error of the hubs."""
-    unreachable = [error for error in refused if isinstance(error, NetworkError)]
-    missing = [error for error in refused if isinstance(error, NotFoundError | AccessError)]
-    if offline or access.partial:
-        for hub in hubs:
-            if (part := _from_client_cache(hub, ref, partial=True)) is not None:
-                return part
-    entries = catalog.entries()
-    if not pinned and not missing and ref.id in entries and ref.revision is None:
-        checkpoint = catalog.load(ModelRef(source="catalog", id=ref.id))
-        why = Message("offline_catalog") if offline else Message("unreachable_catalog", reason=unreachable[0].message)
-        return replace(checkpoint, notices=(why, *checkpoint.notices))
-    if missing:
-        raise missing[0]
-    if unreachable:
-        raise unreachable[0]
-    if offline:
-        raise NotFoundError("offline_pinned" if ref.id in entries else "offline_missing", id=ref.id)
-    raise refused[0]

@@ -77,12 +77,13 @@ def inspected(options: argparse.Namespace, **analysis: Any) -> Report:
 def access_of(options: argparse.Namespace) -> Access:
     """How hubs and files may be accessed, with progress shown on stderr."""
     from ..loaders.resolve import Access
+    from ..progress import stage
 
     return Access(
         offline=options.offline,
         refresh=options.refresh,
         partial=options.partial,
         seconds=options.timeout,
-        progress=progress(str, quiet=options.quiet),
+        progress=lambda done, total: stage("working_headers", done=done, total=total),
         downloaded=progress(size, quiet=options.quiet),
     )

@@ -59,7 +59,7 @@ TEXT = {
     "help_lang": "language (default: auto, the locale's)",
     "help_output": "write to a file that does not exist yet",
     "help_overwrite": "let -o replace a file",
-    "help_from": "where to look (default: auto)",
+    "help_from": "where to look (default: auto: a path, else both hubs at once; Hugging Face counts where both have the model, ModelScope once Hugging Face has failed or given no answer for 3 s)",
     "help_revision": "branch, tag or commit of a hub model",
     "help_offline": "open no socket",
     "help_partial": "account for what is there when shards are missing",

@@ -59,7 +59,7 @@ TEXT = {
     "help_lang": "语言（默认 auto，取自系统区域）",
     "help_output": "写入一个尚不存在的文件",
     "help_overwrite": "允许 -o 覆盖已有文件",
-    "help_from": "查找来源（默认 auto）",
+    "help_from": "查找来源（默认 auto：路径优先，否则同时查询两个平台；两边都有时以 Hugging Face 为准，其失败或 3 秒无应答时改用 ModelScope）",
     "help_revision": "平台上模型的分支、标签或提交",
     "help_offline": "不打开任何网络连接",
     "help_partial": "分片缺失时仅统计现有部分",
