@@ -13,9 +13,10 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from .commands import WrongArgumentError, language_choice, parser
+from .commands import language_choice, parsed
 from .console import EXIT_INTERRUPTED, EXIT_MALFORMED, EXIT_USAGE, complain, one_line, silence_stdout, work_shown
 from .language import Language, language_of
+from .options.parser import WrongArgumentError
 
 WAITING = frozenset({"torch", "huggingface_hub", "modelscope_hub"})  # packages with threads, files and caches to close
 
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     collecting = gc.isenabled()
     gc.disable()  # a short command without reference cycles: with 36,945 tensors the collector would take a quarter of the time
     try:
-        return _run(parser(say, words).parse_args(words), say)
+        return _run(parsed(words, say), say)
     except WrongArgumentError as error:
         complain(say("error", message=one_line(str(error))))
         return EXIT_USAGE

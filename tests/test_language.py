@@ -32,7 +32,7 @@ COMPOSED = (
     "span_", "first_linear_",
     "cache_note_", "meaning_kv_", "mapping_", "grouping_", "technique_", "group_", "origin_tensors_", "cache_",
     "kind_", "meaning_generic_",
-    "reserved_", "gpu_kind_", "gpu_figure_", "reach_", "available_", "field_max_", "suggest_",
+    "reserved_", "gpu_kind_", "gpu_figure_", "reach_", "available_", "field_max_", "suggest_", "about_",
 )  # fmt: skip
 
 
@@ -91,6 +91,7 @@ def test_chinese_is_chinese() -> None:
         "source_hf",
         "speed",
         "witness_instantiated",
+        "usage_value",
         "worked_embedding",
         "worked_head",
         "worked_one",

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from functools import partial
 from importlib import import_module
-from typing import Any, NoReturn
 
 from .. import __version__
+from ..console import EXIT_USAGE, complain, print_text
 from ..language import LANGUAGES, Language
+from ..options import output
+from ..options.parser import PROGRAM, Parser, UnknownOptionError, WrongArgumentError, did_you_mean
 
 # In the order of --help.
 COMMANDS = (
@@ -30,57 +31,99 @@ COMMANDS = (
     "models",
     "gpus",
 )
-
-
-class WrongArgumentError(Exception):
-    """The arguments are wrong; the message is a sentence."""
-
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises WrongArgumentError instead of printing the usage and exiting."""
-
-    def error(self, message: str) -> NoReturn:
-        raise WrongArgumentError(message)
+# Options of every command whose value may look like the name of a command.
+WITH_VALUE = ("-o", "--output", "--lang", "--format")
 
 
 def language_choice(words: Sequence[str]) -> str:
-    """The value of `--lang`, read before the arguments are parsed, because their help depends on it."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    """The value of `--lang`, read before the arguments are parsed, because their help and errors depend on it."""
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         option, equals, value = word.partition("=")
         if option == "--lang":
-            chosen = value if equals else following
+            chosen = (value if equals else following).lower()
             return chosen if chosen in LANGUAGES else "auto"
     return "auto"
 
 
-def parser(say: Language, words: Sequence[str]) -> argparse.ArgumentParser:
-    """The program's parser. Only commands among `words` get their options: declaring all would slow down short commands.
-
-    The parsed options include the command's function, as `run`.
-    """
-    shape = partial(argparse.HelpFormatter, width=_help_width(words))
-    settings: dict[str, Any] = {"add_help": False, "allow_abbrev": False, "formatter_class": shape}
-    program = Parser(prog="qwen-inspect", description=say("help_program"), **settings)
-    program.add_argument("-h", "--help", action="help", help=say("help_help"))
-    program.add_argument("--version", action="version", version=f"qwen-inspect {__version__}", help=say("help_version"))
-    program.add_argument("--lang", choices=("auto", *LANGUAGES), default="auto", help=say("help_lang"))
-    commands = program.add_subparsers(
-        dest="command", required=True, metavar=say("help_command"), parser_class=Parser, prog=program.prog
-    )
-    for name in COMMANDS:
-        text = say(f"help_{name}")
-        command = commands.add_parser(name, help=text, description=text, **settings)
-        if name in words:
-            module = import_module(f"{__name__}.{name}")
-            module.declare(command, say)
-            command.set_defaults(run=module.run)
-    return program
+def parsed(words: Sequence[str], say: Language) -> argparse.Namespace:
+    """The options, wherever the command stands among them, with `run`, which carries them out. Raises WrongArgumentError."""
+    position = _command_position(words)
+    name = "" if position is None else words[position]
+    if name and name not in COMMANDS:
+        raise WrongArgumentError(_no_command(name, say))
+    rest = [word for index, word in enumerate(words) if index != position]
+    if {"-h", "--help", "--help-all"} & set(rest):  # before any of them is checked
+        return argparse.Namespace(run=_show_help, command=name, help_all="--help-all" in rest, quiet=True)
+    if "--version" in rest:
+        return argparse.Namespace(run=_show_version, quiet=True)
+    command = parser(name, say)
+    try:
+        return command.read(rest)
+    except UnknownOptionError as error:
+        raise WrongArgumentError(_no_option(str(error), command, say)) from None
 
 
-def _help_width(words: Sequence[str]) -> int:
-    """argparse's own width for help. Without --help a constant: argparse would look it up for every option."""
-    if not {"-h", "--help"} & set(words):
-        return 80
-    from shutil import get_terminal_size
+def parser(name: str, say: Language) -> Parser:
+    """The parser of a command; of the program alone for an empty name."""
+    command = Parser(name, say)
+    if name:
+        module = import_module(f"{__name__}.{name}")
+        module.declare(command, say)
+        command.set_defaults(command=name, run=module.run)
+    else:
+        output.declare(command, say)
+        command.set_defaults(command=name, run=_without_command)
+    command.add_argument("-h", "--help", action="store_true", help=say("help_help"))
+    command.add_argument("--help-all", action="store_true", help=say("help_help_all"))
+    command.add_argument("--version", action="store_true", help=say("help_version"))
+    return command
 
-    return get_terminal_size().columns - 2
+
+def _command_position(words: Sequence[str]) -> int | None:
+    """Where the command stands: the first word that is no option and not the value of an option; None without a command."""
+    candidates = []
+    for index, word in enumerate(words):
+        before = words[index - 1] if index else ""
+        if word.startswith("-") or before in WITH_VALUE:
+            continue
+        if word in COMMANDS or not before.startswith("-") or "=" in before:
+            return index
+        candidates.append(index)  # the value of the option before it, or a misspelt command after a flag
+    return candidates[0] if candidates else None
+
+
+def _no_command(name: str, say: Language) -> str:
+    hint = did_you_mean(name, COMMANDS, say)
+    if not hint:
+        hint = say("usage_is_model" if "/" in name or ":" in name else "usage_see_help", program=PROGRAM, found=name)
+    return say("usage_no_command", program=PROGRAM, found=name, hint=hint)
+
+
+def _no_option(option: str, command: Parser, say: Language) -> str:
+    """That the command has no such option, and where it exists: in other commands, or here under a similar name."""
+    having = [name for name in COMMANDS if option in parser(name, say).names]
+    if having:
+        hint = say("usage_others_have", commands=", ".join(having))
+    else:
+        hint = did_you_mean(option, command.names, say) or say("usage_see_options", program=command.prog)
+    return say("usage_no_option", program=command.prog, found=option, hint=hint)
+
+
+def _show_help(options: argparse.Namespace, say: Language) -> int:
+    from ..options import help as pages
+
+    print_text(pages.page(parser(options.command, say), COMMANDS, say, whole=options.help_all))
+    return 0
+
+
+def _show_version(options: argparse.Namespace, say: Language) -> int:
+    print_text(f"{PROGRAM} {__version__}\n")
+    return 0
+
+
+def _without_command(options: argparse.Namespace, say: Language) -> int:
+    """The short help, on stderr and with exit code 2, as uv does it: nothing was asked."""
+    from ..options import help as pages
+
+    complain(pages.page(parser("", say), COMMANDS, say, whole=False).rstrip("\n"))
+    return EXIT_USAGE

@@ -11,7 +11,7 @@ from ..options import model, output, prediction
 
 
 def declare(command: argparse.ArgumentParser, say: Language) -> None:
-    command.add_argument("models", nargs="+", metavar="MODEL", help=say("help_compared"))
+    command.add_argument("models", nargs="*", metavar="MODEL", help=say("help_compared"))
     command.add_argument("--trust-remote-code", action="store_true", help=say("help_trust_remote_code"))
     model.declare_access(command, say)
     prediction.declare(command, say)
@@ -26,6 +26,7 @@ def run(options: argparse.Namespace, say: Language) -> int:
     from ..fitting.search import cards
 
     output.check(options)
+    prediction.say_dtype(options, say)
     if len(options.models) < 2:
         raise UsageError("compare_needs_two")
     # A compute capability such as sm_90 selects kernels but has no memory to fit into.
@@ -34,7 +35,7 @@ def run(options: argparse.Namespace, say: Language) -> int:
         options.models,
         prediction.run_of(options, gpu=fitted[0].name if fitted else options.gpu),
         access=model.access_of(options),
-        dtype=options.dtype,
+        dtype=prediction.dtype_of(options),
         group_size=options.group_size,
         cards=fitted,
         trust_remote_code=options.trust_remote_code,

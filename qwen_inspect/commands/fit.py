@@ -44,8 +44,8 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     add("--enable-prefix-caching", action="store_true", help=say("help_enable_prefix_caching"))
     add("--max-num-batched-tokens", type=values.tokens(say), metavar="TOKENS", help=say("help_max_num_batched_tokens"))
     add("--ngl", type=values.reader(_layers, "usage_positive", say), metavar="N", help=say("help_ngl"))
-    add("--cache-type-k", default="auto", metavar="FORMAT", help=say("help_cache_type_k"))
-    add("--cache-type-v", default="auto", metavar="FORMAT", help=say("help_cache_type_v"))
+    add("--cache-type-k", type=values.number_format, default="auto", metavar="FORMAT", help=say("help_cache_type_k"))
+    add("--cache-type-v", type=values.number_format, default="auto", metavar="FORMAT", help=say("help_cache_type_v"))
     engine_options = [name for names in ENGINE_OPTIONS.values() for name in names]
     command.set_defaults(defaults={name: command.get_default(name) for name in engine_options})
     output.declare_document(command, say)
@@ -54,6 +54,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
 def run(options: argparse.Namespace, say: Language) -> int:
     output.check(options)
     _check_engine(options)
+    prediction.say_dtype(options, say)
     return _fit(options, say) if options.engine == "transformers" else _serve(options, say)
 
 

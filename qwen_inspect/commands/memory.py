@@ -33,7 +33,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--snapshot", metavar="FILE", help=say("help_snapshot"))
     for name in SHARED_BY:
         command.add_argument(flag(name), type=values.positive(say), metavar="N", help=say(f"help_ranks_{name}"))
-    command.add_argument("--zero-stage", type=int, choices=(1, 2, 3), help=say("help_zero_stage"))
+    command.add_argument("--zero-stage", type=values.positive(say), choices=(1, 2, 3), help=say("help_zero_stage"))
     command.add_argument("--device-map", choices=("auto",), help=say("help_device_map"))
     sizes = values.reader(_capacities, "usage_capacities", say)
     command.add_argument("--device-memory", type=sizes, metavar="SIZES", help=say("help_device_memory"))
@@ -46,6 +46,7 @@ def run(options: argparse.Namespace, say: Language) -> int:
 
     output.check(options, picture=options.plot)
     _check_devices(options)
+    prediction.say_dtype(options, say)
     run = prediction.run_of(options, gpu=_card(options.gpu))
     report = prediction.inspected(options)
     shared = _over_devices(report, run, options)  # first, so that a refusal comes before a slow trace

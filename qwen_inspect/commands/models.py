@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from ..language import Language
 from ..options import output
 
-declare = output.declare_document
+if TYPE_CHECKING:
+    from ..results.listing import CatalogEntry
+
+
+def declare(command: argparse.ArgumentParser, say: Language) -> None:
+    command.add_argument("filter", nargs="*", metavar="FILTER", help=say("help_filter"))
+    output.declare_document(command, say)
 
 
 def run(options: argparse.Namespace, say: Language) -> int:
+    from ..errors import NotFoundError
     from ..structure.inspect import models
 
     output.check(options)
-    output.show(models(), options, say)
+    wanted = [word.casefold() for word in options.filter]
+    entries = [entry for entry in models() if all(word in _words(entry) for word in wanted)]
+    if not entries:
+        from ..loaders import catalog
+
+        nearest = catalog.nearest(options.filter[0], catalog.entries())
+        raise NotFoundError("models_none", words=" ".join(options.filter), nearest=nearest)
+    output.show(entries, options, say)
     return 0
+
+
+def _words(entry: CatalogEntry) -> str:
+    """What a filter is looked for in."""
+    from ..units import short_count
+
+    spec = entry.design.spec
+    size = short_count(entry.design.parameters.theory)
+    return f"{entry.id} {spec.family} {entry.attention.kind} {size}".casefold()

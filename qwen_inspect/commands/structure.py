@@ -21,7 +21,13 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--prompt", metavar="TEXT", help=say("help_prompt_text"))
     command.add_argument("--max-new-tokens", type=values.positive(say), metavar="N", help=say("help_max_new_tokens"))
     command.add_argument("--device", metavar="DEVICE", help=say("help_device"))
-    command.add_argument("--dtype", choices=prediction.PLAIN_DTYPES, metavar="DTYPE", help=say("help_dtype"))
+    command.add_argument(
+        "--dtype",
+        type=values.number_format,
+        choices=prediction.PLAIN_DTYPES,
+        metavar="DTYPE",
+        help=say("help_plain_dtype"),
+    )
     output.declare_document(command, say)
 
 

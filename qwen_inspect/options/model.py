@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..console import progress
 from ..language import Language
 from ..units import size
-from .values import positive, tokens
+from .values import number_format, positive, tokens
 
 if TYPE_CHECKING:
     from ..loaders.resolve import Access
@@ -43,7 +43,9 @@ def declare_workload(command: argparse.ArgumentParser, say: Language) -> None:
     """The workload for which the KV cache is shown."""
     command.add_argument("--batch", type=positive(say), default=1, metavar="N", help=say("help_batch"))
     command.add_argument("--context", type=tokens(say), metavar="TOKENS", help=say("help_context"))
-    command.add_argument("--cache-dtype", default="auto", metavar="FORMAT", help=say("help_cache_dtype"))
+    command.add_argument(
+        "--cache-dtype", type=number_format, default="auto", metavar="FORMAT", help=say("help_cache_dtype")
+    )
     command.add_argument("--tp", type=positive(say), default=1, metavar="N", help=say("help_tp"))
 
 

@@ -14,7 +14,9 @@ from ..language import LANGUAGES, Language
 if TYPE_CHECKING:
     from ..results.model import Report
 
-FORMATS = ("table", "md", "html", "json")
+FORMATS = ("table", "md", "html", "json", "csv")
+# Commands whose answer is a single table.
+IN_CSV = ("config", "weights", "params", "attention", "fit", "compare", "models", "gpus")
 
 
 def declare(
@@ -27,7 +29,6 @@ def declare(
     command.add_argument("--no-color", action="store_true", help=say("help_no_color"))
     command.add_argument("-q", "--quiet", action="store_true", help=say("help_quiet"))
     command.add_argument("-v", "--verbose", action="store_true", help=say("help_verbose"))
-    command.add_argument("-h", "--help", action="help", help=say("help_help"))
 
 
 def declare_document(command: argparse.ArgumentParser, say: Language) -> None:
@@ -37,7 +38,10 @@ def declare_document(command: argparse.ArgumentParser, say: Language) -> None:
 
 
 def check(options: argparse.Namespace, *, picture: str | None = None) -> None:
-    """Raises UsageError for output files that exist or have a wrong suffix, before anything is computed."""
+    """Raises UsageError, before anything is computed, for --format csv of several tables, and for output files that exist or have
+    a wrong suffix."""
+    if options.format == "csv" and options.command not in IN_CSV:
+        raise UsageError("csv_several_tables", command=options.command, known=", ".join(IN_CSV))
     for path, suffixes in ((options.output, ("",)), (picture, (".svg", ".png"))):
         if path is not None and not path.lower().endswith(suffixes):
             raise UsageError("picture_suffix", path=path)
@@ -91,6 +95,10 @@ def _text(subject: object, options: argparse.Namespace, say: Language, view: dic
         from ..renderers import json
 
         return json.render(options.command, subject, say)
+    if options.format == "csv":
+        from ..renderers import csv
+
+        return csv.render(options.command, subject, say)
     from ..renderers.document import View, document
 
     blocks = document(options.command, subject, say, View(live=options.format == "html", **view))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ..console import complain
 from ..errors import UsageError
 from ..language import Language
 from . import model
-from .values import positive, tokens
+from .values import number_format, positive, tokens
 
 if TYPE_CHECKING:
     from ..results.memory import Run
@@ -20,6 +22,16 @@ DEFAULT_CAPABILITY = "sm_80"
 PLAIN_DTYPES = ("bfloat16", "float16", "float32", "float64")
 # The same as in architectures.quantised, which --help does not import.
 SCHEMES = ("awq-int4", "gptq-int4", "gptq-int8", "fp8", "bnb-int8", "bnb-nf4", "bnb-fp4", "bnb-nf4-double", "nvfp4")
+# Names that leave the scheme open: the one that transformers quantises to as it loads, whose runs are traced exactly.
+TAKEN_FOR: Mapping[str, str] = {
+    "int8": "bnb-int8",
+    "8bit": "bnb-int8",
+    "int4": "bnb-nf4",
+    "4bit": "bnb-nf4",
+    "nf4": "bnb-nf4",
+    "awq": "awq-int4",
+    "gptq": "gptq-int4",
+}
 KERNELS = ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_2_repeated")
 OPTIMIZERS = ("adamw_foreach", "adamw_fused", "adamw_for_loop", "adamw_8bit", "sgd", "none")
 
@@ -31,7 +43,8 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     add("--batch", type=positive(say), default=1, metavar="N", help=say("help_batch"))
     add("--context", type=tokens(say), default=DEFAULT_PROMPT_TOKENS, metavar="TOKENS", help=say("help_prompt"))
     add("--new-tokens", type=positive(say), default=128, metavar="N", help=say("help_new_tokens"))
-    add("--dtype", choices=(*PLAIN_DTYPES, *SCHEMES), metavar="DTYPE", help=say("help_dtype"))
+    dtypes = (*PLAIN_DTYPES, *SCHEMES, *TAKEN_FOR)
+    add("--dtype", type=number_format, choices=dtypes, metavar="DTYPE", help=say("help_dtype"))
     add("--group-size", type=positive(say), metavar="N", help=say("help_group_size"))
     add("--attention", choices=KERNELS, default="auto", help=say("help_attention_kernel"))
     add("--optimizer", choices=OPTIMIZERS, default="adamw_foreach", help=say("help_optimizer"))
@@ -40,7 +53,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     add("--lora", type=positive(say), metavar="RANK", help=say("help_lora"))
     add("--lora-targets", metavar="NAMES", help=say("help_lora_targets"))
     add("--accumulate", type=positive(say), default=1, metavar="N", help=say("help_accumulate"))
-    add("--cache-dtype", default="auto", metavar="FORMAT", help=say("help_cache_dtype"))
+    add("--cache-dtype", type=number_format, default="auto", metavar="FORMAT", help=say("help_cache_dtype"))
     add("--cache", choices=("dynamic", "static"), default="dynamic", help=say("help_cache"))
     add("--load", choices=("warmup", "per-tensor"), default="warmup", help=say("help_load"))
 
@@ -48,7 +61,8 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
 def declare_batch(command: argparse.ArgumentParser, say: Language) -> None:
     """Options for a single model: padding and autocast."""
     command.add_argument("--padded", action="store_true", help=say("help_padded"))
-    command.add_argument("--autocast", choices=("bfloat16", "float16"), help=say("help_autocast"))
+    half = ("bfloat16", "float16")
+    command.add_argument("--autocast", type=number_format, choices=half, metavar="DTYPE", help=say("help_autocast"))
 
 
 def declare_cards(command: argparse.ArgumentParser, say: Language) -> None:
@@ -61,11 +75,23 @@ def inspected(options: argparse.Namespace) -> Report:
     return model.inspected(
         options,
         require_design=False,
-        dtype=options.dtype,
+        dtype=dtype_of(options),
         dense_dtype=None if options.autocast is None else "float32",
         group_size=options.group_size,
         workload=model.workload_of(options),
     )
+
+
+def dtype_of(options: argparse.Namespace) -> str | None:
+    """The dtype or scheme of --dtype."""
+    dtype: str | None = options.dtype
+    return dtype if dtype is None else TAKEN_FOR.get(dtype, dtype)
+
+
+def say_dtype(options: argparse.Namespace, say: Language) -> None:
+    """Says which scheme --dtype was taken for, if its name leaves that open."""
+    if options.dtype in TAKEN_FOR and not options.quiet:
+        complain(say("dtype_taken_for", found=options.dtype, scheme=dtype_of(options), known=", ".join(SCHEMES)))
 
 
 def run_of(options: argparse.Namespace, *, gpu: str | None) -> Run:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from ..language import Language
 from ..units import parse_size, parse_tokens
 
+# What number formats are called elsewhere.
+# Source: torch 2.13, torch.half, torch.float and torch.double; ggml's f16 and f32; vLLM 0.19, CacheDType, for fp8_e4m3; the rest
+# is usage.
+FORMAT_NAMES: Mapping[str, str] = {
+    "bf16": "bfloat16",
+    **dict.fromkeys(("fp16", "f16", "half"), "float16"),
+    **dict.fromkeys(("fp32", "f32", "float", "single"), "float32"),
+    **dict.fromkeys(("fp64", "f64", "double"), "float64"),
+    **dict.fromkeys(("fp8_e4m3", "float8", "float8_e4m3fn", "f8"), "fp8"),
+}
 Value = TypeVar("Value")
 Reader = Callable[[str], Value]
 
@@ -38,6 +48,12 @@ def tokens(say: Language) -> Reader[int]:
 def size(say: Language) -> Reader[tuple[str, int]]:
     """A size such as 16GiB: as typed, and in bytes."""
     return reader(lambda text: (text, parse_size(text)), "usage_size", say)
+
+
+def number_format(text: str) -> str:
+    """A number format, or K's and V's as "K,V", by the names used here: "BF16" and "torch.bfloat16" -> "bfloat16"."""
+    names = [name.strip().lower().removeprefix("torch.") for name in text.split(",")]
+    return ",".join(FORMAT_NAMES.get(name, name) for name in names)
 
 
 def parse_positive(text: str) -> int:

@@ -439,8 +439,7 @@ def test_an_engine_is_added_by_its_line_in_the_registry(monkeypatch: pytest.Monk
     for form in ("md", "html"):
         assert main([*asked, "--memory", "32GiB", "--format", form]) == 0
         assert "16,381,470,720" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main(["fit", "--help"])
+    assert main(["fit", "--help"]) == 0
     assert "toy" in capsys.readouterr().out
 
 
