@@ -107,7 +107,8 @@ def fit(report: Report, run: Run, cards: Sequence[Gpu], *, beyond_limit: bool = 
         assumptions |= {
             assumption: None for assumption in memory.predicted.assumptions if assumption.key != "assume_context"
         }
-        notices = *card_answer.notices, *_dtype_notices(report, card_answer.gpu)
+        given = [Message("card_given")] if card_answer.gpu.kind == "given" else []
+        notices = *card_answer.notices, *given, *_dtype_notices(report, card_answer.gpu)
         card_answers.append(replace(card_answer, notices=notices))
         if memory.predicted.peak_reserved is None and not card_answer.likely:
             refusal = memory.refusal or UnsupportedError("fit_lower_bound")
@@ -171,7 +172,7 @@ def answer(demand: Demand, gpu: Gpu, *, batch: int, context_tokens: int, beyond_
         if high.fits is not False or not required.whole or demand.least_bytes(batch, context_tokens) > available
         else demand.passes(batch, context_tokens, available - required.context_high_bytes),
         curve=search.curve(batch, context_tokens, available - required.context_high_bytes) if demand.quick else (),
-        notices=tuple(_in_use(gpu)),
+        notices=(*_in_use(gpu), *_unlike_cuda(gpu)),
     )
 
 
@@ -179,6 +180,14 @@ def _in_use(gpu: Gpu) -> Iterator[Message]:
     if gpu.room_bytes < gpu.available_bytes:
         used = size(gpu.available_bytes - gpu.room_bytes)
         yield Message("card_in_use", used=used, usable=size(gpu.available_bytes), free=size(gpu.room_bytes))
+
+
+def _unlike_cuda(gpu: Gpu) -> Iterator[Message]:
+    """Notices for what a prediction of CUDA cannot know of this GPU."""
+    if gpu.maker != "nvidia":
+        yield Message("card_not_cuda", name=gpu.name)
+    if gpu.unified:
+        yield Message("card_unified", name=gpu.name)
 
 
 def reach(report: Report, run: Run, gpu: Gpu, contexts: Sequence[int]) -> CardReach:

@@ -19,6 +19,15 @@ from ..units import GIB, MIB
 
 TABLE = Path(__file__).parent.parent / "catalog" / "gpus.json"
 MAKERS_WORDS = re.compile(r"nvidia|geforce|tesla|quadro|generation|[^a-z0-9]")
+GIGABYTES = re.compile(r"(?<=\d)g$")
+NUMBER = re.compile(r"\d{2,}")
+LOOKALIKE, LETTERS_AS_DIGITS = re.compile(r"(?<=\d)[oil]"), {"o": "0", "i": "1", "l": "1"}
+# Apple's, AMD's, Intel's and Huawei's accelerators.
+OTHER_MAKERS = re.compile(
+    r"\b(apple|radeon|instinct|ryzen|strix|intel|arc|gaudi|ascend|m\d( (pro|max|ultra))?|mi ?\d{2,3}[a-z]?|rx ?\d{4}|"
+    r"\d{4} ?xtx?|9[14]0[abc]\d?)\b",
+    re.IGNORECASE,
+)
 MOST_NAMES = 5
 MOST_CHARACTERS = 80  # of a name repeated in a message
 
@@ -33,7 +42,7 @@ def table() -> tuple[Gpu, ...]:
 def _gpu(name: str, entry: Mapping[str, Any]) -> Gpu:
     figures = {
         key: Published(**entry[key])
-        for key in ("memory", "reported", "usable", "compute_capability")
+        for key in ("memory", "reported", "usable", "compute_capability", "multiprocessors")
         if entry.get(key) is not None
     }
     major, _, minor = figures["compute_capability"].text.partition(".")
@@ -45,6 +54,7 @@ def _gpu(name: str, entry: Mapping[str, Any]) -> Gpu:
         reported_bytes=int(figures["reported"].text.removesuffix("MiB")) * MIB if "reported" in figures else None,
         usable_bytes=_least_bytes(figures["usable"].text) if "usable" in figures else None,
         compute_capability=(int(major), int(minor)),
+        multiprocessors=int(figures["multiprocessors"].text) if "multiprocessors" in figures else None,
         aliases=tuple(entry.get("aliases", ())),
         device_names=tuple(entry.get("device_names", ())),
         figures=tuple(figures.items()),
@@ -54,8 +64,8 @@ def _gpu(name: str, entry: Mapping[str, Any]) -> Gpu:
 def _least_bytes(text: str) -> int:
     """The least size printed as `text`: llama.cpp rounds "81151 MiB" down, torch rounds "23.52 GiB" to the nearest."""
     number, unit = text.split()
-    if unit == "MiB":
-        return int(number) * MIB
+    if unit in ("B", "MiB"):
+        return int(number) * (MIB if unit == "MiB" else 1)
     return (2 * int(number.replace(".", "")) - 1) * GIB // 200
 
 
@@ -76,10 +86,27 @@ def find(name: str) -> Gpu:
     partial = [gpu for gpu in table() if wanted in _folded(gpu.name)]
     if len(partial) > 1:
         raise UsageError("gpu_ambiguous", name=name, nearest=_names(partial))
-    similar = [
-        cards_by_alias[alias][0] for alias in get_close_matches(wanted, cards_by_alias, n=2 * MOST_NAMES, cutoff=0.5)
-    ]
-    raise UsageError("gpu_unknown", name=name, nearest=_names([*partial, *similar]) or "–")
+    if OTHER_MAKERS.search(name):
+        raise UsageError("gpu_other_maker", name=name)
+    near = _names([*partial, *_similar(name)])
+    raise UsageError("gpu_unknown", name=name, nearest=near) if near else UsageError("gpu_unheard_of", name=name)
+
+
+def _similar(name: str) -> list[Gpu]:
+    """Cards with a similar name, best first: a card of another number is no neighbour, so numbers have to agree."""
+    numbers = _numbers(name)
+    cards_by_name = {
+        _folded(alias): gpu
+        for gpu in table()
+        for alias in (gpu.name, *gpu.aliases)
+        if not numbers or numbers & _numbers(alias)
+    }
+    return [cards_by_name[alias] for alias in get_close_matches(_folded(name), cards_by_name, 2 * MOST_NAMES, 0.6)]
+
+
+def _numbers(name: str) -> set[str]:
+    """Its numbers of two digits and more, with letters after a digit read as the digit that they look like: "h10O"."""
+    return set(NUMBER.findall(LOOKALIKE.sub(lambda letter: LETTERS_AS_DIGITS[letter[0]], name.casefold())))
 
 
 def larger(gpu: Gpu) -> list[Gpu]:
@@ -92,8 +119,27 @@ def compute_capability(name: str) -> tuple[int, int] | None:
     """Compute capability of a card by its name in the table or in torch, or of "sm_90"; None for an unknown card."""
     if written := re.fullmatch(r"sm_?(\d+)(\d)", name, re.IGNORECASE):
         return int(written[1]), int(written[2])
-    named = (gpu for gpu in table() if name in (gpu.name, *gpu.device_names))
-    return next((gpu.compute_capability for gpu in named), None)
+    card = _named(name)
+    return None if card is None else card.compute_capability
+
+
+def multiprocessors(name: str) -> int | None:
+    """Number of multiprocessors of a card by its name in the table or in torch; None if unknown."""
+    card = _named(name)
+    return None if card is None else card.multiprocessors
+
+
+def threads_per_multiprocessor(name: str) -> int:
+    """Resident threads that one multiprocessor of the card has room for; an unknown card counts as sm_80.
+
+    Source: CUDA C++ programming guide, technical specifications per compute capability
+    """
+    capability = compute_capability(name)
+    return 1024 if capability == (7, 5) else 1536 if capability in ((8, 6), (8, 9), (12, 0), (12, 1)) else 2048
+
+
+def _named(name: str) -> Gpu | None:
+    return next((gpu for gpu in table() if name in (gpu.name, *gpu.device_names)), None)
 
 
 def supports(name: str, dtype: str) -> bool | None:
@@ -102,7 +148,7 @@ def supports(name: str, dtype: str) -> bool | None:
 
 
 def _folded(name: str) -> str:
-    return MAKERS_WORDS.sub("", name.casefold())
+    return GIGABYTES.sub("gb", MAKERS_WORDS.sub("", name.casefold()))
 
 
 def _names(gpus: list[Gpu]) -> str:

@@ -21,6 +21,7 @@ from ..predicting.on_device import WORKSPACE
 from ..results.measurement import Reading
 from ..results.timeline import Change, Record, Stage
 from ..units import size
+from . import other_cards
 
 if TYPE_CHECKING:
     from ..results.fit import Gpu
@@ -484,16 +485,16 @@ def process_bytes(index: int) -> tuple[int | None, int | None]:
 
 
 def cards_here() -> tuple[Gpu, ...]:
-    """This machine's cards according to NVML; UnavailableError if its package, the driver or a card is missing."""
+    """This machine's cards according to NVML, else AMD's or Apple's; UnavailableError if there is none or no way to ask."""
     try:
         import pynvml
     except ImportError:
-        raise UnavailableError("nvml_missing") from None
+        return _cards_without_nvml()
     try:
         with _started_nvml() as nvml:
             cards = tuple(_card(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
     except pynvml.NVMLError_LibraryNotFound:
-        raise UnavailableError("nvml_missing") from None
+        return _cards_without_nvml()
     except pynvml.NVMLError as error:
         raise UnavailableError("nvml_failed", reason=str(error)) from None
     if not cards:
@@ -501,20 +502,41 @@ def cards_here() -> tuple[Gpu, ...]:
     return cards
 
 
+def _cards_without_nvml() -> tuple[Gpu, ...]:
+    cards = other_cards.cards()
+    if not cards:
+        raise UnavailableError("nvml_missing")
+    return cards
+
+
 def _card(nvml: Any, index: int) -> Gpu:
     """One card. usable_bytes excludes the driver's reserved memory; None for drivers before 510, which do not report it.
 
-    Source: nvml.h of CUDA 12, nvmlMemory_v2_t, whose `free` is the unused part of the rest
+    NVML reports no memory of a GPU that shares the host's, as DGX Spark's: the host's total is that GPU's, for CUDA too.
+    Sources: nvml.h of CUDA 12, nvmlMemory_v2_t, whose `free` is the unused part of the rest; NVIDIA, DGX Spark user guide, known
+    issues (Memory-Usage: Not Supported)
     """
     from ..results.fit import Gpu
 
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    capability = tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle))
+    name = str(nvml.nvmlDeviceGetName(handle))
     try:
         memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
         usable_bytes = memory.total - memory.reserved
     except nvml.NVMLError_FunctionNotFound:
         memory, usable_bytes = nvml.nvmlDeviceGetMemoryInfo(handle), None
-    name = str(nvml.nvmlDeviceGetName(handle))
+    except nvml.NVMLError_NotSupported:
+        total, available = other_cards.host_memory()
+        return Gpu(
+            name=name,
+            kind="here",
+            unified=True,
+            memory_bytes=total,
+            free_bytes=available,
+            compute_capability=capability,
+            device_names=(name,),
+        )
     return Gpu(
         name=name,
         kind="here",
@@ -522,7 +544,7 @@ def _card(nvml: Any, index: int) -> Gpu:
         reported_bytes=memory.total,
         usable_bytes=usable_bytes,
         free_bytes=memory.free,
-        compute_capability=tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)),
+        compute_capability=capability,
         device_names=(name,),
     )
 

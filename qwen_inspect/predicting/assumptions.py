@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..language import Message
+from ..loaders import gpus
 from ..results.memory import Run, context_range
 from ..results.timeline import Allocate, Timeline
-from ..tracing.scratch import ANY_MULTIPROCESSORS, multiprocessors_of, varies_by_card
+from ..tracing.scratch import ANY_MULTIPROCESSORS, varies_by_card
 from ..units import size as shown_size
 from .allocator import ROUNDING_BYTES
 from .on_device import BIASED_PRODUCT
@@ -100,7 +101,7 @@ def _part_assumptions(timeline: Timeline, run: Run) -> tuple[Message, ...]:
         *([Message("assume_workspace_biases", bytes=LT_WORKSPACE_BYTES)] if biased and run.device == "cuda" else []),
         *(
             [Message("assume_multiprocessors", gpu=run.gpu, count=ANY_MULTIPROCESSORS)]
-            if run.device == "cuda" and multiprocessors_of(run.gpu) is None and varies_by_card(timeline)
+            if run.device == "cuda" and gpus.multiprocessors(run.gpu) is None and varies_by_card(timeline)
             else []
         ),
         *([Message("assume_linear_reference")] if linear else []),

@@ -7,11 +7,12 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
+from ..loaders import gpus
 from ..results.exploration import GROWTHS, grown_bytes, grown_tokens
 from ..results.memory import Run
 from ..results.timeline import CUDA_SCRATCH, Allocate, Event, Free, Stage, Timeline
 from ..tracing.kernels import BIASED_GEMM_4BIT
-from ..tracing.scratch import as_cudnn, log_sum_exps, with_sums
+from ..tracing.scratch import ANY_MULTIPROCESSORS, as_cudnn, log_sum_exps, with_sums
 from .replay import load_and_cast, load_from_warm_up_block, load_one_by_one
 from .workspaces import LT_WORKSPACE_BYTES, has_cudnn_attention, workspace_of
 
@@ -35,7 +36,8 @@ def on_device(timeline: Timeline, run: Run) -> Timeline:
     """
     if run.device == "cpu":
         return _without(timeline, _made_by(timeline, *CUDA_SCRATCH))
-    timeline = with_sums(timeline, run.gpu)
+    multiprocessors = gpus.multiprocessors(run.gpu) or ANY_MULTIPROCESSORS
+    timeline = with_sums(timeline, multiprocessors, gpus.threads_per_multiprocessor(run.gpu))
     if has_cudnn_attention(run.gpu) and run.mode == "train":
         timeline = as_cudnn(timeline) if run.attention == "sdpa" else timeline
     elif has_cudnn_attention(run.gpu):

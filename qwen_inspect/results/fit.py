@@ -32,9 +32,10 @@ class Gpu:
     """A card. memory_bytes: the nominal size, or the size from the user or the driver.
 
     reported_bytes: the total of nvidia-smi. usable_bytes: the total that CUDA reports to a process (torch's `total_memory`),
-    which is less. free_bytes: free now, for a card of this machine. compute_capability: (major, minor). kind: "datacentre",
+    which is less. free_bytes: free now, for a card of this machine. compute_capability: (major, minor). multiprocessors: their
+    number. kind: "datacentre",
     "workstation", "consumer", "given" (a size), "here" (NVML). device_names: torch's names for it. figures: the table's figures
-    by name, with sources.
+    by name, with sources. unified: shares the host's memory.
     """
 
     name: str
@@ -44,9 +45,12 @@ class Gpu:
     usable_bytes: int | None = None
     free_bytes: int | None = None
     compute_capability: tuple[int, int] | None = None
+    multiprocessors: int | None = None
     aliases: tuple[str, ...] = ()
     device_names: tuple[str, ...] = ()
     figures: tuple[tuple[str, Published], ...] = ()
+    maker: Literal["nvidia", "amd", "apple"] = "nvidia"
+    unified: bool = False
 
     @property
     def available_bytes(self) -> int:

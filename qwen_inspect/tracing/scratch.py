@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import count, pairwise
@@ -22,41 +21,8 @@ CUDNN_SCRATCH, CUDNN_DROPOUT = "cudnn_attention.scratch", "cudnn_attention.dropo
 # cuDNN's workspace beyond the tensors of its graph, as measured: torch 2.11 on an H100, forwards and backwards of every training
 # run of benchmarks/recorded.
 CUDNN_BYTES = 256
-# Multiprocessors by card name. Sources: NVIDIA's white papers on the architectures V100, Turing, A100, GA102, Ada, H100
-# and Blackwell, and the data sheets of A10, A30, A40, L4, L40 and H200 (CUDA cores over those of a multiprocessor).
-MULTIPROCESSORS: tuple[tuple[re.Pattern[str], int], ...] = tuple(
-    (re.compile(rf"\b(?:{names})\b", re.IGNORECASE), number)
-    for names, number in (
-        ("h100 pcie", 114),
-        ("h20", 78),
-        ("h100|h200|h800|gh200", 132),
-        ("a100", 108),
-        ("a30", 56),
-        ("a10|a10g", 72),
-        ("a40|a6000", 84),
-        ("l4", 58),
-        ("l40|l40s|6000 ada", 142),
-        ("t4", 40),
-        ("v100", 80),
-        ("b200", 148),
-        ("rtx 3090", 82),
-        ("rtx 4090", 128),
-        ("rtx 5090", 170),
-    )
-)
-# Default for unknown names: the A100's, as unknown cards count as sm_80.
-ANY_MULTIPROCESSORS = 108
-# Threads per multiprocessor: 2,048, except on these cards. Source: CUDA C++ programming guide, compute capabilities 7.5
-# (1,024), 8.6, 8.9 and 12.0 (1,536)
-FEWER_THREADS: tuple[tuple[re.Pattern[str], int], ...] = (
-    (re.compile(r"\bt4\b|sm_?75", re.IGNORECASE), 1024),
-    (re.compile(r"\b(a10g?|a40|l4|l40s?|a[456]000|6000|rtx)\b|sm_?(86|89|120)", re.IGNORECASE), 1536),
-)
-
-
-def multiprocessors_of(gpu: str) -> int | None:
-    """The number of multiprocessors of a card with this name; None if unknown."""
-    return next((number for pattern, number in MULTIPROCESSORS if pattern.search(gpu)), None)
+# Assumed for a card whose number is unknown: the A100's, as unknown cards count as sm_80.
+ANY_MULTIPROCESSORS, ANY_THREADS = 108, 2048
 
 
 def column_sum(tensor: Any, dims: Any) -> ColumnSum | None:
@@ -114,10 +80,9 @@ def _power_of_two(number: int, most: int) -> int:
     return min(1 << (number.bit_length() - 1), most)
 
 
-def with_sums(timeline: Timeline, gpu: str) -> Timeline:
-    """Adds the scratch that sums over rows need on this card, right after each sum's output."""
-    multiprocessors = multiprocessors_of(gpu) or ANY_MULTIPROCESSORS
-    threads = next((number for pattern, number in FEWER_THREADS if pattern.search(gpu)), 2048)
+def with_sums(timeline: Timeline, multiprocessors: int, threads: int) -> Timeline:
+    """Adds the scratch that sums over rows need, right after each sum's output, on a card with that many multiprocessors, each
+    with room for so many threads."""
     outputs = {event.id: event for event in timeline.events if isinstance(event, Allocate)}
     ids = count(SUM_IDS)
     after: dict[int, tuple[Event, ...]] = {}
@@ -135,7 +100,7 @@ def with_sums(timeline: Timeline, gpu: str) -> Timeline:
 def varies_by_card(timeline: Timeline) -> bool:
     """Whether the sums' scratch depends on the number of multiprocessors, as it does for tens of thousands of rows."""
     return any(
-        sum_scratch(summed, ANY_MULTIPROCESSORS, 2048) != sum_scratch(summed, 1 << 20, 2048)
+        sum_scratch(summed, ANY_MULTIPROCESSORS, ANY_THREADS) != sum_scratch(summed, 1 << 20, ANY_THREADS)
         for _, summed in timeline.sums
     )
 

@@ -45,6 +45,17 @@ def test_a_card_is_found_by_each_of_its_names_in_any_form(gpu: Gpu) -> None:
         ("geforce rtx 3060 12gb", "RTX 3060 12GB"),
         ("a10", "A10"),
         ("Tesla T4", "T4"),
+        # What is sold in China and for the home.
+        ("a800-80g", "A800 80GB"),
+        ("h20-3e", "H20 141GB"),
+        ("l20", "L20"),
+        ("l2", "L2"),
+        ("4090d", "RTX 4090 D"),
+        ("2080ti", "RTX 2080 Ti"),
+        ("2080 Ti 22G", "RTX 2080 Ti 22GB"),
+        ("3090 ti", "RTX 3090 Ti"),
+        ("5090D V2", "RTX 5090 D v2"),
+        ("NVIDIA GB10", "DGX Spark"),
     ],
 )
 def test_what_people_call_a_card(name: str, card: str) -> None:
@@ -57,7 +68,8 @@ def test_what_people_call_a_card(name: str, card: str) -> None:
         ("a100", ["A100 80GB", "A100 40GB"]),
         ("v100", ["V100 32GB", "V100 16GB"]),
         ("5090ti", ["RTX 5090"]),
-        ("4060 ti", ["RTX 4060 Ti 16GB"]),  # there is one of 8 GB too, which the table has not
+        ("4060 ti", ["RTX 4060 Ti 16GB", "RTX 4060 Ti 8GB"]),
+        ("a800", ["A800 80GB", "A800 40GB"]),
         ("rtx 6000", ["RTX 6000 Ada", "RTX PRO 6000 Blackwell"]),
         ("h10O", ["H100 SXM"]),
     ],
@@ -66,6 +78,37 @@ def test_a_name_of_no_card_or_of_several_is_refused_with_the_nearest(name: str, 
     with pytest.raises(UsageError) as refused:
         gpus.find(name)
     assert all(card in str(refused.value) for card in offered)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("5080 super", {"RTX 5080"}),
+        ("h100 96", {"H100 SXM", "H100 NVL", "H100 PCIe", "GH200 96GB", "H20"}),
+        ("h10O", {"H100 SXM", "H100 NVL", "H100 PCIe"}),
+    ],
+)
+def test_a_near_name_has_the_same_number(name: str, nearest: set[str]) -> None:
+    with pytest.raises(UsageError) as refused:
+        gpus.find(name)
+    assert set(str(refused.value.message.values["nearest"]).split(", ")) <= nearest
+
+
+@pytest.mark.parametrize("name", ["1080", "zzz", "7777"])
+def test_a_name_like_no_other_has_no_nearest(name: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        gpus.find(name)
+    assert refused.value.message.key == "gpu_unheard_of"
+
+
+@pytest.mark.parametrize(
+    "name", ["M3 Max", "mi300x", "RX 7900 XTX", "7900xtx", "Radeon Pro", "Arc A770", "Ascend 910B", "910b"]
+)
+def test_a_card_of_another_maker_is_told_so(name: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        gpus.find(name)
+    assert refused.value.message.key == "gpu_other_maker"
+    assert "--memory" in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["", " ", "nvidia", "zzz", "–", "|<b>\x1b[31m", "4090" * 500])

@@ -18,7 +18,8 @@ from ..support.schema import assert_keeps_to_the_schema
 MIB = 1 << 20
 
 # Names and totals as nvidia-smi prints them (81559 MiB, 24564 MiB; the third card is none of the table). What is reserved and
-# used is made up. Return values: 0 success, 2 invalid argument, 18 driver/library version mismatch, 999 unknown error.
+# used is made up. Return values: 0 success, 2 invalid argument, 3 not supported, 18 driver/library version mismatch, 999
+# unknown error.
 SOURCE = r"""
 #include <stdio.h>
 #include <string.h>
@@ -50,6 +51,7 @@ int nvmlDeviceGetCudaComputeCapability(void *card, int *major, int *minor) {
   return 0;
 }
 int nvmlDeviceGetMemoryInfo(void *card, memory_t *memory) {
+  if (SHARED) return 3;
   memory->total = cards[index_of(card)].total * MIB;
   memory->used = (cards[index_of(card)].reserved + cards[index_of(card)].used) * MIB;
   memory->free = memory->total - memory->used;
@@ -58,6 +60,7 @@ int nvmlDeviceGetMemoryInfo(void *card, memory_t *memory) {
 #ifdef SECOND
 int nvmlDeviceGetMemoryInfo_v2(void *card, memory_v2_t *memory) {
   if (memory->version != (sizeof(memory_v2_t) | 2 << 24)) return 25;
+  if (SHARED) return 3;
   memory->total = cards[index_of(card)].total * MIB;
   memory->reserved = cards[index_of(card)].reserved * MIB;
   memory->used = cards[index_of(card)].used * MIB;
@@ -66,7 +69,7 @@ int nvmlDeviceGetMemoryInfo_v2(void *card, memory_v2_t *memory) {
 }
 #endif
 """
-WHOLE = {"INIT": "0", "NAME": "0", "COUNT": "3", "SECOND": "1"}
+WHOLE = {"INIT": "0", "NAME": "0", "COUNT": "3", "SECOND": "1", "SHARED": "0"}
 
 Fit = Callable[..., Finished]
 
@@ -128,6 +131,15 @@ def test_cards_are_told_in_the_drivers_order_with_what_is_free_of_them(fit: Fit)
     assert any("bfloat16" in sentence for sentence in other["notices"])
     terms = [{term["term"]: term["bytes"] for term in one["terms"]} for one in (hopper, ada)]
     assert [one["workspace"] for one in terms] == [33_554_432, 8_519_680]  # cuBLAS on Hopper and elsewhere
+
+
+def test_a_gpu_that_shares_the_hosts_memory_has_the_hosts_total(fit: Fit) -> None:
+    first, *_ = cards_of(fit("--format", "json", macros=WHOLE | {"SHARED": "1", "COUNT": "1"}))
+    total_kib = next(
+        int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line
+    )
+    assert first["gpu"]["memory_bytes"] == total_kib << 10
+    assert any("shares its memory" in sentence for sentence in first["notices"])
 
 
 def test_notices_are_shown_in_both_languages(fit: Fit) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from qwen_inspect.loaders import gpus
 from qwen_inspect.results.timeline import ColumnSum
-from qwen_inspect.tracing.scratch import column_sum, multiprocessors_of, sum_scratch
+from qwen_inspect.tracing.scratch import column_sum, sum_scratch
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,12 @@ def test_a_sum_is_over_rows_where_what_is_kept_lies_densest() -> None:
 
 
 def test_cards_have_the_published_numbers_of_multiprocessors() -> None:
-    """NVIDIA's white papers: H100 SXM 132 and PCIe 114, A100 108, T4 40."""
-    names = ("NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA A100-SXM4-80GB", "Tesla T4", "sm_80")
-    assert [multiprocessors_of(name) for name in names] == [132, 114, 108, 40, None]
+    """NVIDIA's white papers: H100 SXM 132 and PCIe 114, A100 108, T4 40; torch on an A10G: multi_processor_count=80."""
+    names = ("NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA A100-SXM4-80GB", "Tesla T4", "NVIDIA A10G", "sm_80")
+    assert [gpus.multiprocessors(name) for name in names] == [132, 114, 108, 40, 80, None]
+
+
+def test_threads_of_a_multiprocessor_are_those_of_the_compute_capability() -> None:
+    """CUDA C++ programming guide: 2,048 threads, but 1,024 of 7.5 and 1,536 of 8.6, 8.9 and 12.0; any card counts as sm_80."""
+    cards = {"Tesla T4": 1024, "RTX 3090": 1536, "RTX 4090": 1536, "sm_120": 1536, "H100 SXM": 2048, "Any Card": 2048}
+    assert {name: gpus.threads_per_multiprocessor(name) for name in cards} == cards

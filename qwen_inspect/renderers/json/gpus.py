@@ -35,6 +35,7 @@ class GpuJSON(TypedDict):
     available_bytes: Count
     """`usable_bytes` if known, else `reported_bytes`, else `memory_bytes`."""
     compute_capability: str | None
+    multiprocessors: Count | None
     bfloat16: bool | None
     """Whether the tensor cores support it."""
     fp8: bool | None
@@ -63,6 +64,7 @@ def gpu_content(gpu: Gpu) -> GpuJSON:
         "usable_bytes": gpu.usable_bytes,
         "available_bytes": gpu.available_bytes,
         "compute_capability": None if gpu.compute_capability is None else ".".join(map(str, gpu.compute_capability)),
+        "multiprocessors": gpu.multiprocessors,
         "bfloat16": gpu.supports("bfloat16"),
         "fp8": gpu.supports("fp8"),
         "sources": [{"figure": name, "text": figure.text, "source": figure.source} for name, figure in gpu.figures],
