@@ -33,6 +33,7 @@ COMPOSED = (
     "cache_note_", "meaning_kv_", "mapping_", "grouping_", "technique_", "group_", "origin_tensors_", "cache_",
     "kind_", "meaning_generic_",
     "reserved_", "gpu_kind_", "gpu_figure_", "reach_", "available_", "field_max_", "suggest_", "about_",
+    "answer_fit_", "answer_serve_", "answer_weights_", "answer_run_", "answer_term_", "answer_on_card_", "answer_measured_",
 )  # fmt: skip
 
 
@@ -80,6 +81,14 @@ def test_chinese_is_chinese() -> None:
     # Names and sums, which are no sentences.
     assert same == {
         "activation_silu",
+        "answer_attention_of",
+        "answer_card",
+        "answer_count",
+        "answer_differ",
+        "answer_fit_each",
+        "answer_joint",
+        "answer_weights",
+        "answer_what",
         "column_digest",
         "comma",
         "compare_note",
@@ -88,6 +97,7 @@ def test_chinese_is_chinese() -> None:
         "gpu_source",
         "layers_product",
         "plot_term",
+        "semicolon",
         "source_hf",
         "speed",
         "witness_instantiated",

@@ -28,6 +28,11 @@ OTHER_MAKERS = re.compile(
     r"\d{4} ?xtx?|9[14]0[abc]\d?)\b",
     re.IGNORECASE,
 )
+# The best known card of each memory size that is sold: what an answer is held against if no card was named.
+COMMON = (
+    *("RTX 3060 12GB", "T4", "RTX 4090", "RTX 5090", "A100 40GB", "L40S", "A100 80GB"),
+    *("H20", "H200", "B200"),
+)
 MOST_NAMES = 5
 MOST_CHARACTERS = 80  # of a name repeated in a message
 
@@ -109,23 +114,33 @@ def _numbers(name: str) -> set[str]:
     return set(NUMBER.findall(LOOKALIKE.sub(lambda letter: LETTERS_AS_DIGITS[letter[0]], name.casefold())))
 
 
+def common() -> list[Gpu]:
+    """The cards of `COMMON`, smallest first."""
+    return sorted((card for card in table() if card.name in COMMON), key=lambda card: card.available_bytes)
+
+
 def larger(gpu: Gpu) -> list[Gpu]:
     """Cards with more available memory than `gpu`, smallest first."""
     cards = (card for card in table() if card.available_bytes > gpu.available_bytes)
     return sorted(cards, key=lambda card: card.available_bytes)
 
 
+def named(name: str) -> Gpu | None:
+    """The card of exactly this name in the table or in torch; None if there is none."""
+    return next((gpu for gpu in table() if name in (gpu.name, *gpu.device_names)), None)
+
+
 def compute_capability(name: str) -> tuple[int, int] | None:
     """Compute capability of a card by its name in the table or in torch, or of "sm_90"; None for an unknown card."""
     if written := re.fullmatch(r"sm_?(\d+)(\d)", name, re.IGNORECASE):
         return int(written[1]), int(written[2])
-    card = _named(name)
+    card = named(name)
     return None if card is None else card.compute_capability
 
 
 def multiprocessors(name: str) -> int | None:
     """Number of multiprocessors of a card by its name in the table or in torch; None if unknown."""
-    card = _named(name)
+    card = named(name)
     return None if card is None else card.multiprocessors
 
 
@@ -136,10 +151,6 @@ def threads_per_multiprocessor(name: str) -> int:
     """
     capability = compute_capability(name)
     return 1024 if capability == (7, 5) else 1536 if capability in ((8, 6), (8, 9), (12, 0), (12, 1)) else 2048
-
-
-def _named(name: str) -> Gpu | None:
-    return next((gpu for gpu in table() if name in (gpu.name, *gpu.device_names)), None)
 
 
 def supports(name: str, dtype: str) -> bool | None:

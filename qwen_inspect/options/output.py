@@ -79,8 +79,8 @@ def _say_saved(path: str, options: argparse.Namespace, say: Language) -> None:
 
 
 def say_notices(report: Report, options: argparse.Namespace, say: Language) -> None:
-    """Prints notices to stderr if the document is not on the terminal; with --verbose, the catalog's sources too."""
-    in_document = options.output is None and options.format in ("table", "md", "html") and is_terminal(sys.stdout)
+    """Prints notices to stderr unless the document on stdout has them; with --verbose, the catalog's sources too."""
+    in_document = options.output is None and options.format in ("table", "md", "html")
     if not options.quiet and not in_document:
         for notice in report.notices:
             complain(one_line(say(notice)))

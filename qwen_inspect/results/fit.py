@@ -18,6 +18,8 @@ Change = Literal[
     "context", "batch", "cache", "weights", "checkpointing", "lora", "tensor_parallel", "fsdp", "layers", "gpu"
 ]
 
+Verdict = Literal["fits", "may_fit", "too_small", "unknown"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
@@ -76,6 +78,19 @@ class Gpu:
         """
         first = {"bfloat16": (8, 0), "fp8": (8, 9)}.get(dtype)
         return None if self.compute_capability is None or first is None else self.compute_capability >= first
+
+
+def verdict(available_bytes: int, required: tuple[int, int | None]) -> Verdict:
+    """What a requirement between two ends means for a card: it "fits" only if the high end does.
+
+    required: (low, high); high is None if only a lower bound is known, and then nothing "fits".
+    """
+    low, high = required
+    if low > available_bytes:
+        return "too_small"
+    if high is None:
+        return "unknown"
+    return "fits" if high <= available_bytes else "may_fit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

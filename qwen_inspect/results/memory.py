@@ -178,6 +178,17 @@ class Footprint:
         return self.peak_reserved + low, self.peak_reserved + high
 
     @property
+    def required_ends(self) -> tuple[int, int | None] | None:
+        """`required_bytes`, or only a lower bound: (low, None). Without a peak that is what the run's end allocates.
+
+        None if not even that is known.
+        """
+        if self.required_bytes is not None:
+            return self.required_bytes
+        low = self.steady.allocated if self.peak_range is None else self.peak_range.low_reserved_bytes
+        return None if low is None else (low + self.context_ends[0], None)
+
+    @property
     def total_bytes(self) -> int | None:
         """Segments and context; None if the context was not measured."""
         return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qwen_inspect.language.en import (
+    answers,
     comparison,
     counts,
     files,
@@ -34,4 +35,5 @@ TEXT: dict[str, str] = {
     **comparison.TEXT,
     **reports.TEXT,
     **pictures.TEXT,
+    **answers.TEXT,
 }

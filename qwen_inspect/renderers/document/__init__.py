@@ -8,7 +8,8 @@ from importlib import import_module
 from typing import Any
 
 from ...language import Language
-from ..blocks import Block
+from .. import answers
+from ..blocks import Answer, Block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,6 @@ class View:
 
 
 def document(command: str, subject: Any, say: Language, view: View) -> Sequence[Block]:
-    """The blocks of `command`'s output. subject: the value that the command computed, such as a Report or a FitReport."""
+    """The blocks of `command`'s output, its answer first. subject: the value that the command computed, such as a Report."""
     blocks: Sequence[Block] = import_module(f"{__name__}.{command}").blocks(subject, say, view)
-    return blocks
+    return [Answer(answers.sentences(command, subject, say)), *blocks]

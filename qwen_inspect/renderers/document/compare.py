@@ -59,7 +59,7 @@ def _side_by_side(sides: SideBySide, say: Language, view: View, *, level: int) -
         yield table if view.expand else Folded(say("compare_equal_rows", count=len(equal)), table)
 
 
-def _letter(index: int) -> str:
+def letter_of(index: int) -> str:
     """A to Z, then AA to AZ, ..."""
     first, last = divmod(index, len(ascii_uppercase))
     return (ascii_uppercase[first - 1] if first else "") + ascii_uppercase[last]
@@ -69,14 +69,14 @@ def _heads(sides: SideBySide) -> list[str]:
     """Column headings: each model's letter and the last part of its name."""
     names = [report.ref.id.rstrip("/").rpartition("/")[2] for report in sides.reports]
     short = [name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…" for name in names]
-    return [f"{_letter(index)}: {name}" for index, name in enumerate(short)]
+    return [f"{letter_of(index)}: {name}" for index, name in enumerate(short)]
 
 
 def _model_table(sides: SideBySide, say: Language) -> Table:
     origins = ["stored" if report.tensors is not None else "theory" for report in sides.reports]
     rows = [
         [
-            _letter(index),
+            letter_of(index),
             report.ref.id,
             say(f"source_{report.ref.source}"),
             report.ref.revision or "–",
@@ -90,7 +90,7 @@ def _model_table(sides: SideBySide, say: Language) -> Table:
 
 def _notices(sides: SideBySide, say: Language) -> list[Block]:
     notes = [
-        say("compare_note", letter=_letter(index), note=note)
+        say("compare_note", letter=letter_of(index), note=note)
         for index, report in enumerate(sides.reports)
         for note in _notes(report, say)
     ]
@@ -166,7 +166,7 @@ def _delta(row: FactRow) -> str:
 
 def _reach_blocks(sides: SideBySide, say: Language) -> Iterator[Block]:
     """Each model on each card: bytes left at each context, and the largest context that fits."""
-    cards_of_model = [(_letter(index), cards) for index, cards in enumerate(sides.reaches) if cards is not None]
+    cards_of_model = [(letter_of(index), cards) for index, cards in enumerate(sides.reaches) if cards is not None]
     if not cards_of_model:
         return
     contexts = [context.context_tokens for context in cards_of_model[0][1][0].contexts]
@@ -202,7 +202,7 @@ def _left_over(context: ContextFit, card: CardReach, say: Language) -> str:
 
 def _tensor_blocks(sides: SideBySide, say: Language) -> Iterator[Block]:
     yield Heading(say("heading_tensor_changes"))
-    changes_of_model = [(_letter(index), changes) for index, changes in enumerate(sides.tensors, 1)]
+    changes_of_model = [(letter_of(index), changes) for index, changes in enumerate(sides.tensors, 1)]
     heads = _heads(sides)
     columns = [say("column_model"), *(say(f"change_{kind}") for kind in KINDS), say("column_equal")]
     rows = [

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import __version__
 from ...language import Language
+from .. import answers
 
 if TYPE_CHECKING:
     from .common import HeadJSON
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
 
 def render(command: str, subject: Any, say: Language) -> str:
     """The command's JSON object. subject: the value that the command computed, such as a Report or a FitReport."""
-    head: HeadJSON = {"schema_version": 1, "tool_version": __version__, "command": command}
+    head: HeadJSON = {
+        "schema_version": 1,
+        "tool_version": __version__,
+        "command": command,
+        "answer": answers.text(command, subject, say),
+    }
     content: dict[str, Any] = import_module(f"{__name__}.{command}").content(subject, say)
     # ASCII only, and DEL escaped: valid in any encoding, harmless on a terminal.
     return json.dumps({**head, **content}, indent=2).replace("\x7f", "\\u007f") + "\n"

@@ -15,6 +15,8 @@ class HeadJSON(TypedDict):
     schema_version: Literal[1]
     tool_version: str
     command: str
+    answer: str
+    """The answer in one to three sentences, in the chosen language."""
 
 
 class ModelJSON(TypedDict):

@@ -1,0 +1,24 @@
+"""Each command's answer in one to three sentences, for a document's first block and JSON's `answer`. A module per command."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from ...language import Language
+
+
+def sentences(command: str, subject: Any, say: Language) -> list[str]:
+    """The answer of `command`. subject: the value that the command computed, such as a Report or a FitReport."""
+    answer: list[str] = import_module(f"{__name__}.{command}").sentences(subject, say)
+    return answer
+
+
+def within(message: str) -> str:
+    """A message to stand at the end of a sentence: without a period of its own."""
+    return message.rstrip(".。")
+
+
+def text(command: str, subject: Any, say: Language) -> str:
+    """The answer as one string."""
+    return say("answer_joint").join(sentences(command, subject, say))
