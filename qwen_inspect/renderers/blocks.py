@@ -82,12 +82,14 @@ class Code:
 class Figure:
     """A picture. svg: markup from this package, not escaped again. text: its description.
 
-    file: the name that Markdown links to; the caller writes the file beside the Markdown.
+    file: the name that Markdown links to; the caller writes the file beside the Markdown. narrower: the same picture laid out for
+    narrower columns of an HTML page, the widest first, at most two.
     """
 
     svg: str
     text: str
     file: str
+    narrower: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ from .plot import (
     LINE,
     MARGIN,
     PLOT_HEIGHT,
-    RIGHT,
     SMALL,
     SWATCH,
     TITLE_SIZE,
@@ -23,10 +22,10 @@ from .plot import (
     Axes,
     axis_ticks,
     grid,
-    heading,
 )
-from .svg import element, fill, fitted, path, picture, rectangle, text, text_width
+from .svg import element, fill, fitted, path, picture, rectangle, text, text_width, wrapped
 
+NARROW_WIDTH = 380.0  # a phone's
 LONGEST_CONTEXT = 131_072  # if the model states no limit and no context was requested
 # (message key, colour) of each part, from bottom to top.
 PARTS = (("cache_plot_fixed", "state"), ("cache_plot_window_part", "buffers"), ("cache_plot_growing", "cache"))
@@ -72,8 +71,8 @@ def cache_course(cache: CacheReport, *, batch: int, longest: int) -> CacheCourse
     return CacheCourse(batch=batch, contexts=contexts, bytes_=tuple(map(parts, contexts)), windows=shown)
 
 
-def cache_plot(report: Report, say: Language) -> str:
-    """SVG, 800 wide, up to the requested context, else the model's limit. Raises the refusal if the cache is unknown."""
+def cache_plot(report: Report, say: Language, *, width: float = WIDTH) -> str:
+    """SVG up to the requested context, else the model's limit. Raises the refusal if the cache is unknown."""
     cache, batch = report.cache, report.workload.batch
     longest = report.context_tokens or LONGEST_CONTEXT
     course = cache_course(cache, batch=batch, longest=longest)
@@ -82,13 +81,22 @@ def cache_plot(report: Report, say: Language) -> str:
     highest = HEADROOM * max(*course.totals, 1)
     ticks = axis_ticks(highest)
     left = MARGIN + max(text_width(label, SMALL) for _, label in ticks) + 8
-    axes = Axes(left=left, top=MARGIN + TITLE_SIZE + LINE + 12, highest_bytes=highest, bands=())
-    legend, end = _legend(course, cache, say, axes.bottom + 3 * LINE)
+    right = width - MARGIN
+    titles = wrapped(title, right - MARGIN, TITLE_SIZE, bold=True)
+    captions = wrapped(caption, right - MARGIN, SMALL)
+    top = MARGIN + TITLE_SIZE + LINE * (len(titles) + len(captions) - 1) + 12
+    axes = Axes(left=left, top=top, right=right, highest_bytes=highest, bands=())
+    legend, end = _legend(course, cache, say, axes.bottom + 3 * LINE, right)
+    baseline = MARGIN + TITLE_SIZE - 2
     return picture(
-        WIDTH,
+        width,
         end + MARGIN,
-        *heading(title, caption),
-        rectangle(left, axes.top, RIGHT - left, PLOT_HEIGHT, "panel"),
+        *(text(line, MARGIN, baseline + LINE * index, size=TITLE_SIZE, bold=True) for index, line in enumerate(titles)),
+        *(
+            text(line, MARGIN, baseline + LINE * index, size=SMALL, colour="muted")
+            for index, line in enumerate(captions, len(titles))
+        ),
+        rectangle(left, axes.top, right - left, PLOT_HEIGHT, "panel"),
         *grid(ticks, axes),
         *_areas(course, axes),
         *_windows(course, say, axes),
@@ -100,7 +108,7 @@ def cache_plot(report: Report, say: Language) -> str:
 
 
 def _x(tokens: float, course: CacheCourse, axes: Axes) -> float:
-    return axes.left + (RIGHT - axes.left) * tokens / course.contexts[-1]
+    return axes.left + (axes.right - axes.left) * tokens / course.contexts[-1]
 
 
 def _areas(course: CacheCourse, axes: Axes) -> Iterator[str]:
@@ -122,32 +130,34 @@ def _windows(course: CacheCourse, say: Language, axes: Axes) -> Iterator[str]:
         yield path(f"M{x:.1f} {axes.top:.1f}V{axes.bottom:.1f}", "ink", 1, stroke_dasharray="2 3")
     if course.windows:
         x = _x(course.windows[0], course, axes)
-        label = fitted(say("cache_plot_window", tokens=course.windows[0]), RIGHT - axes.left - 16, SMALL)
-        at = min(x + 6, RIGHT - text_width(label, SMALL) - 6)
+        label = fitted(say("cache_plot_window", tokens=course.windows[0]), axes.right - axes.left - 16, SMALL)
+        at = min(x + 6, axes.right - text_width(label, SMALL) - 6)
         yield text(label, at, axes.top + LINE, size=SMALL)
 
 
 def _contexts(course: CacheCourse, say: Language, axes: Axes) -> Iterator[str]:
     longest = course.contexts[-1]
-    quarters = dict.fromkeys((0, longest // 4, longest // 2, longest * 3 // 4, longest))
-    for tokens in quarters:
+    parts = 4 if axes.right - axes.left > 6 * text_width(count(longest), SMALL) else 2
+    for tokens in dict.fromkeys(longest * part // parts for part in range(parts + 1)):
         x = _x(tokens, course, axes)
         anchor = "start" if tokens == 0 else "end" if tokens == longest else "middle"
         yield path(f"M{x:.1f} {axes.bottom:.1f}v4", "ink")
         if tokens in (0, longest) or longest >= 8:
             yield text(count(tokens), x, axes.bottom + LINE - 2, anchor=anchor, size=SMALL, colour="muted")
-    name = fitted(say("cache_plot_axis"), RIGHT - axes.left, SMALL)
-    yield text(name, RIGHT, axes.bottom + 2 * LINE - 4, anchor="end", size=SMALL, colour="muted")
+    name = fitted(say("cache_plot_axis"), axes.right - axes.left, SMALL)
+    yield text(name, axes.right, axes.bottom + 2 * LINE - 4, anchor="end", size=SMALL, colour="muted")
 
 
 def _at_the_end(course: CacheCourse, say: Language, axes: Axes) -> Iterator[str]:
     total = course.totals[-1]
     y = axes.y(total)
-    yield element("circle", cx=RIGHT, cy=y, r=4, **fill("ink"))
-    yield text(say("cache_plot_total", size=size(total)), RIGHT - 8, y - 8, anchor="end", bold=True)
+    yield element("circle", cx=axes.right, cy=y, r=4, **fill("ink"))
+    yield text(say("cache_plot_total", size=size(total)), axes.right - 8, y - 8, anchor="end", bold=True)
 
 
-def _legend(course: CacheCourse, cache: CacheReport, say: Language, top: float) -> tuple[list[str], float]:
+def _legend(
+    course: CacheCourse, cache: CacheReport, say: Language, top: float, right: float
+) -> tuple[list[str], float]:
     """(marks, y of the last line): a line per part of the cache that is not zero, with bytes per token and in total."""
     growing = sum(layer.bytes_per_token for layer in cache.layers if layer.window_tokens is None)
     inside = sum(layer.bytes_per_token for layer in cache.layers if layer.window_tokens is not None)
@@ -160,6 +170,7 @@ def _legend(course: CacheCourse, cache: CacheReport, say: Language, top: float) 
             continue
         label = say(part, size=size(at_end), bytes=per_token[index])
         marks.append(rectangle(MARGIN, y - SWATCH + 2, SWATCH, SWATCH, colour))
-        marks.append(text(fitted(label, RIGHT - MARGIN - SWATCH - 6, SMALL), MARGIN + SWATCH + 6, y, size=SMALL))
-        y += LINE
+        for line in wrapped(label, right - MARGIN - SWATCH - 6, SMALL):
+            marks.append(text(line, MARGIN + SWATCH + 6, y, size=SMALL))
+            y += LINE
     return marks, y - LINE

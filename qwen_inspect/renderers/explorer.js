@@ -316,10 +316,12 @@ function explore(block) {
 
   const table = element("table", "figures");
   const charts = element("div", "charts");
-  const scroll = element("div", "scroll");
+  const [wider, scroll] = [element("div", "wider"), element("div", "scroll")];
   scroll.tabIndex = 0;
   scroll.append(table);
-  block.append(controls, charts, scroll);
+  wider.append(scroll);
+  block.append(controls, charts, wider);
+  hint(wider);
   const frames = Object.fromEntries(["context", "batch"].map((axis) => {
     const frame = element("figure");
     charts.append(frame);
@@ -401,7 +403,7 @@ function explore(block) {
     return low === high ? ends[0] : say.range.replace("{low}", ends[0]).replace("{high}", ends[1]);
   }
   function chart(axis, columns) {
-    const [width, height, left, bottom, top] = [520, 300, 72, 36, 12];
+    const [width, height, left, bottom, top] = [Math.max(frames[axis].clientWidth, 260), 300, 72, 36, 12];
     const floor = height - bottom;
     const stacks = columns.map(([, result]) => (result ? stackOf(result) : []));
     const highest = Math.max(...stacks.map((stack) => stack.reduce((sum, [, bytes]) => sum + bytes, 0)), 1);
@@ -417,6 +419,7 @@ function explore(block) {
       svg.append(drawn("path", { d: `M${left} ${y(bytes)}H${width - 6}`, class: "grid" }));
       text(label, left - 6, y(bytes) + 4, "muted", "end");
     }
+    const names = [];
     columns.forEach(([value, result], index) => {
       const [x, wide] = [left + slot * (index + 0.14), slot * 0.72];
       const bar = drawn("g", { class: value === chosen[axis] ? "bar chosen" : "bar" });
@@ -437,8 +440,18 @@ function explore(block) {
         inputs[axis].number.dispatchEvent(new Event("input"));
       });
       svg.append(bar);
-      text(axis === "context" ? short(value) : String(value), x + wide / 2, floor + 15, value === chosen[axis] ? "ink" : "muted", "middle");
+      const name = axis === "context" ? short(value) : String(value);
+      names.push([name, x + wide / 2, value === chosen[axis]]);
     });
+    // The chosen bar's name, then the others' that have room beside those already there.
+    const taken = [];
+    for (const [name, x, isChosen] of [...names].sort((a, b) => b[2] - a[2])) {
+      const half = 4 * name.length + 2;
+      const at = Math.min(x, width - half);
+      if (taken.some(([other, room]) => Math.abs(other - at) < room + half)) continue;
+      taken.push([at, half]);
+      text(name, at, floor + 15, isChosen ? "ink" : "muted", "middle");
+    }
     text(say[axis], (left + width) / 2, height - 3, "muted", "middle");
     const caption = element("figcaption");
     caption.textContent = say[`by_${axis}`];
@@ -462,6 +475,13 @@ function explore(block) {
     chartAll(turn);
   }
   show();
+  let drawnWidth = charts.clientWidth;
+  new ResizeObserver(() => {
+    if (charts.clientWidth === drawnWidth) return;
+    drawnWidth = charts.clientWidth;
+    turn += 1;
+    chartAll(turn);
+  }).observe(charts);
 }
 
 for (const block of document.querySelectorAll(".explorer")) explore(block);

@@ -7,7 +7,7 @@ panel.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Generic, TypeVar
 
@@ -31,10 +31,11 @@ from ..spec import (
 )
 from ..units import count, short_count
 from .layout import SMALL, Part, beside, box, frame, label, listed, panel, residual, stack, with_edge
-from .svg import fitted, picture, rectangle, text, text_width
+from .svg import fitted, picture, rectangle, text, text_width, wrapped
 
 WIDTH = 800.0  # a README's column; wider only if the numbers need it
 MARGIN = 16.0
+NARROW_MARGIN = 8.0
 BETWEEN = 20.0
 LEFT_SHARE = 0.47
 TITLE_SIZE = 18
@@ -62,57 +63,68 @@ class Repeated(Generic[Item]):
     runs: tuple[tuple[Item, int, int], ...]
 
 
-def architecture_figure(report: Report, say: Language) -> str:
-    """SVG of the model, from token ids at the bottom to logits at the top, with a panel for each kind of sublayer beside it."""
+def architecture_figure(report: Report, say: Language, *, in_a_column: bool = False) -> str:
+    """SVG of the model, from token ids at the bottom to logits at the top, with a panel for each kind of sublayer beside it.
+
+    in_a_column: as narrow as it can be drawn, with the panels below the model.
+    """
     spec = report.spec
     if spec.built:
-        return _of_modules(report, say)
+        return _of_modules(report, say, in_a_column=in_a_column)
     panels, tags = _panels(report, say)
     left = _model(report, say, tags)
     if spec.vision is not None:
         tower = _named(report.tree, "visual")
         assert tower is not None
         panels.append(panel(_tower(spec.vision, tower, say), say("figure_vision"), tag="V"))
+    if in_a_column:
+        return _drawn(report, say, 0, listed(left, *panels), say("figure_note"), margin=NARROW_MARGIN)
     right = listed(*panels)
     room = WIDTH - 2 * MARGIN - BETWEEN
     left_width = max(left.width, min(room * LEFT_SHARE, room - right.width))
     right_width = max(right.width, room - left_width)
-    width = 2 * MARGIN + left_width + BETWEEN + right_width
-    captions = (_caption(report, say), say("figure_note"))
-    top = MARGIN + TITLE_SIZE + 10 + 17 * len(captions) + 8
     height = max(left.height, right.height)
-    name = fitted(report.ref.id, width - 2 * MARGIN, TITLE_SIZE, bold=True)
-    return picture(
-        max(width, *(text_width(line, SMALL) + 2 * MARGIN for line in captions)),
-        top + height + MARGIN,
-        text(name, MARGIN, MARGIN + TITLE_SIZE - 3, size=TITLE_SIZE, bold=True),
-        *(
-            text(line, MARGIN, MARGIN + TITLE_SIZE + 17 * index, size=SMALL, colour="muted")
-            for index, line in enumerate(captions, 1)
-        ),
-        *left.draw(MARGIN, top + (height - left.height) / 2, left_width),
-        *right.draw(MARGIN + left_width + BETWEEN, top + (height - right.height) / 2, right_width),
-        title=f"{report.ref.id}. {spec.class_name}",
-    )
+
+    def draw(x: float, y: float, _width: float) -> Iterator[str]:
+        yield from left.draw(x, y + (height - left.height) / 2, left_width)
+        yield from right.draw(x + left_width + BETWEEN, y + (height - right.height) / 2, right_width)
+
+    whole = Part(width=left_width + BETWEEN + right_width, height=height, draw=draw)
+    return _drawn(report, say, 0, whole, say("figure_note"))
 
 
-def _of_modules(report: Report, say: Language) -> str:
+def _of_modules(report: Report, say: Language, *, in_a_column: bool) -> str:
     """SVG of a class without a ModelSpec family: its modules in registration order, equal layers folded."""
     parts = [label(f"{say('figure_tokens')} [B, L]"), *_modules(report.tree, say), label(say("figure_logits"))]
     drawn = stack(*parts)
-    captions = (_caption(report, say), say("generic_no_figure"))
-    width = max(WIDTH, drawn.width + 2 * MARGIN, *(text_width(line, SMALL) + 2 * MARGIN for line in captions))
-    top = MARGIN + TITLE_SIZE + 10 + 17 * len(captions) + 8
-    name = fitted(report.ref.id, width - 2 * MARGIN, TITLE_SIZE, bold=True)
+    if in_a_column:
+        return _drawn(report, say, 0, drawn, say("generic_no_figure"), margin=NARROW_MARGIN)
+    width = max(WIDTH, drawn.width + 2 * MARGIN)
+    whole = replace(drawn, width=max(drawn.width, width / 2))
+    return _drawn(report, say, width, whole, say("generic_no_figure"))
+
+
+def _drawn(report: Report, say: Language, width: float, whole: Part, note: str, *, margin: float = MARGIN) -> str:
+    """The picture, at least `width` wide: the model's name, what it is, `note`, and `whole` below them in the middle."""
+    width = max(width, whole.width + 2 * margin)
+    room = width - 2 * margin
+    captions = [line for caption in (_caption(report, say), note) for line in wrapped(caption, room, SMALL)]
+    top = margin + TITLE_SIZE + 10 + 17 * len(captions) + 8
     return picture(
         width,
-        top + drawn.height + MARGIN,
-        text(name, MARGIN, MARGIN + TITLE_SIZE - 3, size=TITLE_SIZE, bold=True),
+        top + whole.height + margin,
+        text(
+            fitted(report.ref.id, room, TITLE_SIZE, bold=True),
+            margin,
+            margin + TITLE_SIZE - 3,
+            size=TITLE_SIZE,
+            bold=True,
+        ),
         *(
-            text(line, MARGIN, MARGIN + TITLE_SIZE + 17 * index, size=SMALL, colour="muted")
+            text(line, margin, margin + TITLE_SIZE + 17 * index, size=SMALL, colour="muted")
             for index, line in enumerate(captions, 1)
         ),
-        *drawn.draw((width - max(drawn.width, width / 2)) / 2, top, max(drawn.width, width / 2)),
+        *whole.draw((width - whole.width) / 2, top, whole.width),
         title=f"{report.ref.id}. {report.spec.class_name}",
     )
 
@@ -385,7 +397,7 @@ def _softmax_attention(kind: SoftmaxAttention, module: Module, spec: ModelSpec, 
         box("x", "block", count=_shape(spec.hidden_size)),
         beside(rotated("q_proj", "q", query), rotated("k_proj", "k", key_value), projection("v_proj", key_value)),
         with_edge(
-            box(f"softmax(Q × K / √{count(dim)}) × V", "attention_fill", facts=[say("figure_causal"), *window]),
+            box(f"softmax(QKᵀ / √{count(dim)}) · V", "attention_fill", facts=[say("figure_causal"), *window]),
             _shape(query * dim),
         ),
         *([box("× sigmoid(gate)", "block", count=_shape(query * dim))] if gated else []),

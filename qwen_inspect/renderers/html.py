@@ -37,6 +37,7 @@ from .svg import PALETTE, escape, shown
 
 LONG_TABLE = 200  # rows; a longer table is stored as JSON, and only its rows in view are drawn
 SEARCHED_TABLE = 20  # rows; a longer table has a search field
+LONG_CELL = 28  # bytes in UTF-8, about half of a phone's width; a table with a longer one is a list of cards there
 OPEN_NODES = 80  # a larger tree is collapsed below its second level
 ALIGNED = {"l": "left", "c": "middle", "r": "right"}
 HERE = Path(__file__).parent
@@ -52,7 +53,7 @@ def render(blocks: Sequence[Block], say: Language) -> str:
     scripts = [_source("page.js"), *(_source(f"{name}.js") for name in live)]
     anchors = [f"s{number}" for number in range(len(blocks))]
     body = "\n".join(_block(block, anchor, say) for block, anchor in zip(blocks, anchors, strict=True))
-    figures = [block.svg for block in blocks if isinstance(block, Figure)]
+    figures = [svg for block in blocks if isinstance(block, Figure) for svg in (block.svg, *block.narrower)]
     styles = [style, *(rules for svg in figures for rules in STYLE.findall(svg))]
     return f"""<!doctype html>
 <html lang="{say.code}">
@@ -110,7 +111,7 @@ def _contents(blocks: Sequence[Block], anchors: Sequence[str], say: Language) ->
     ]
     if len(links) < 3:
         return ""
-    return f'<nav aria-label="{escape(say("html_contents"))}"><ul>{"".join(links)}</ul></nav>\n'
+    return f'<nav class="wider" aria-label="{escape(say("html_contents"))}"><ul>{"".join(links)}</ul></nav>\n'
 
 
 def _block(block: Block, anchor: str, say: Language) -> str:
@@ -137,9 +138,9 @@ def _block(block: Block, anchor: str, say: Language) -> str:
                 f"{escape(say('html_copy'))}</button>"
             )
             lines = "\n".join(map(escape, text.splitlines()))
-            return f'<div class="code">{copy}<pre tabindex="0"><code>{lines}</code></pre></div>'
-        case Figure(svg=svg, text=text):
-            return f"<figure>{svg}<figcaption>{escape(text)}</figcaption></figure>"
+            return f'<div class="code wider">{copy}<pre tabindex="0"><code>{lines}</code></pre></div>'
+        case Figure(svg=svg, text=text, narrower=narrower):
+            return f"<figure>{''.join(_pictures(svg, *narrower))}<figcaption>{escape(text)}</figcaption></figure>"
         case Folded(summary=summary, table=table):
             return f"<details><summary>{escape(summary)}</summary>{_table(table, anchor, say)}</details>"
         case Live(name=name, content=content, text=text):
@@ -150,6 +151,13 @@ def _block(block: Block, anchor: str, say: Language) -> str:
             )
 
 
+def _pictures(*svgs: str) -> Iterator[str]:
+    """The layouts of a picture, widest first. By its class, the style sheet shows the one that suits the column's width."""
+    widths = {1: ("wide medium narrow",), 2: ("wide medium", "narrow"), 3: ("wide", "medium", "narrow")}[len(svgs)]
+    for svg, shown_at in zip(svgs, widths, strict=True):
+        yield f'<div class="picture {shown_at}">{svg}</div>'
+
+
 # --- tables
 
 
@@ -158,6 +166,8 @@ def _table(table: Table, anchor: str, say: Language) -> str:
     body = table.rows[: len(table.rows) - table.totals]
     totals = table.rows[len(body) :]
     is_long = len(body) > LONG_TABLE
+    kind = " long" if is_long else " cards" if _has_prose(table) else ""
+    labels = table.columns if kind == " cards" else ()
     classes = [ALIGNED[letter] for letter in table.align]
     heads = "".join(
         f'<th class="{kind}" scope="col"><button type="button" disabled>{escape(column)}</button></th>'
@@ -175,17 +185,27 @@ def _table(table: Table, anchor: str, say: Language) -> str:
         notice = say("html_noscript", shown=count(LONG_TABLE), total=count(len(body)))
         without = f"<noscript><p>{escape(notice)}</p></noscript>"
     island = f'<script type="application/json">{_island(body)}</script>' if is_long else ""
-    foot = f"<tfoot>{''.join(_row(row, classes) for row in totals)}</tfoot>" if totals else ""
-    rows = "".join(_row(row, classes) for row in body[:LONG_TABLE])
+    foot = f"<tfoot>{''.join(_row(row, classes, labels) for row in totals)}</tfoot>" if totals else ""
+    rows = "".join(_row(row, classes, labels) for row in body[:LONG_TABLE])
     region = f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(", ".join(table.columns))}">'
     return (
-        f'<div class="table{" long" if is_long else ""}" id="{anchor}">{search}{without}{region}'
-        f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody>{foot}</table></div>{island}</div>"
+        f'<div class="table{kind}" id="{anchor}">{search}{without}<div class="wider">{region}'
+        f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody>{foot}</table></div></div>{island}</div>"
     )
 
 
-def _row(row: Sequence[str], classes: Sequence[str]) -> str:
-    cells = (f'<td class="{kind}">{escape(cell)}</td>' for cell, kind in zip(row, classes, strict=True))
+def _has_prose(table: Table) -> bool:
+    """Whether a cell beside the first is too long for a column on a phone."""
+    return any(len(cell.encode(errors="replace")) > LONG_CELL for row in table.rows for cell in row[1:])
+
+
+def _row(row: Sequence[str], classes: Sequence[str], labels: Sequence[str]) -> str:
+    """labels: the columns' names, if the row is shown as a card on a phone."""
+    names = [f' data-label="{escape(label)}"' for label in labels[1:]] if labels else [""] * (len(row) - 1)
+    cells = (
+        f'<td class="{kind}"{name}>{escape(cell)}</td>'
+        for cell, kind, name in zip(row, classes, ["", *names], strict=True)
+    )
     return f"<tr>{''.join(cells)}</tr>"
 
 

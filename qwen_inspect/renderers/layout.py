@@ -221,7 +221,7 @@ def _edge_behind(left: float, top: float, width: float, height: float, colour: s
 
 def _tag(tag: str, x: float, y: float) -> Iterator[str]:
     yield element("circle", cx=x, cy=y, r=TAG / 2, **fill("ink"))
-    yield text(tag, x, y + 4, anchor="middle", size=11, colour="paper", bold=True)
+    yield text(tag, x, y + 4, anchor="middle", size=SMALL, colour="paper", bold=True)
 
 
 def _arrow(x: float, start: float, end: float, *, headless: bool = False) -> Iterator[str]:

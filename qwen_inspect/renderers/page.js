@@ -36,7 +36,7 @@ function element(name, kind) {
 function enhance(block) {
   const [table, scroll] = [block.querySelector("table"), block.querySelector(".scroll")];
   const [body, heads] = [table.tBodies[0], [...table.tHead.rows[0].cells]];
-  const isLong = block.classList.contains("long");
+  const [isLong, isCards] = ["long", "cards"].map((kind) => block.classList.contains(kind));
   const kinds = heads.map((head) => head.className);
   const rows = rowsOf(block, body);
   let order = rows.map((_, row) => row);
@@ -48,6 +48,7 @@ function enhance(block) {
       const cell = element("td", kinds[column]);
       cell.textContent = text;
       if (isLong) cell.title = text;
+      if (isCards && column) cell.dataset.label = heads[column].textContent;
       row.append(cell);
     });
     return row;
@@ -161,13 +162,45 @@ for (const button of document.querySelectorAll(".copy")) {
     setTimeout(() => { button.textContent = label; }, 1500);
   });
 }
+// Marks what can be scrolled to the right; the style sheet shows it.
+const watch = new ResizeObserver((entries) => { for (const { target } of entries) mark(target.closest(".wider")); });
+function mark(wider) {
+  const inside = wider.querySelector(".scroll, pre, ul");
+  wider.classList.toggle("more", inside.scrollWidth - inside.clientWidth - inside.scrollLeft > 1);
+}
+function hint(wider) {
+  const inside = wider.querySelector(".scroll, pre, ul");
+  inside.addEventListener("scroll", () => mark(wider), { passive: true });
+  for (const observed of [inside, inside.firstElementChild]) watch.observe(observed);
+}
+for (const wider of document.querySelectorAll(".wider")) hint(wider);
+
+// The contents' entry of the section in view.
+const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));
+const sections = [...links.keys()].map((id) => document.getElementById(id));
+function follow() {
+  const read = sections.findLast((heading) => heading.getBoundingClientRect().top < innerHeight / 4);
+  for (const [id, link] of links) {
+    if (id !== read?.id) link.removeAttribute("aria-current");
+    else if (!link.hasAttribute("aria-current")) {
+      link.setAttribute("aria-current", "true");
+      const list = link.closest("ul");
+      list.scrollTo({ left: link.offsetLeft - list.clientWidth / 3 });
+    }
+  }
+}
+if (sections.length) {
+  addEventListener("scroll", follow, { passive: true });
+  follow();
+}
+
 // Roving tabindex over a picture's parts: Tab reaches one part; arrow keys, Home and End move between parts.
-for (const figure of document.querySelectorAll("figure")) {
-  const parts = [...figure.querySelectorAll("svg [tabindex]")];
+for (const svg of document.querySelectorAll("figure svg")) {
+  const parts = [...svg.querySelectorAll("[tabindex]")];
   if (!parts.length) continue;
   const status = element("output");
   status.setAttribute("aria-live", "polite");
-  figure.append(status);
+  svg.parentElement.append(status);
   const announce = (part) => { status.textContent = part.querySelector("title").textContent; };
   for (const part of parts) {
     part.addEventListener("pointerenter", () => announce(part));

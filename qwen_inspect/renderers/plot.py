@@ -33,6 +33,7 @@ class Axes:
     top: float
     highest_bytes: float
     bands: tuple[tuple[float, float], ...]
+    right: float = RIGHT
 
     @property
     def bottom(self) -> float:
@@ -166,7 +167,7 @@ def _stages(course: Course, say: Language, axes: Axes) -> Iterator[str]:
 def grid(ticks: Sequence[tuple[int, str]], axes: Axes) -> Iterator[str]:
     for value, label in ticks:
         y = axes.y(value)
-        yield path(f"M{axes.left:.1f} {y:.1f}H{RIGHT:.1f}", "grid")
+        yield path(f"M{axes.left:.1f} {y:.1f}H{axes.right:.1f}", "grid")
         yield text(label, axes.left - 8, y + 4, anchor="end", size=SMALL, colour="muted")
 
 

@@ -22,7 +22,7 @@ PALETTE: Mapping[str, tuple[str, str]] = {
     "edge": ("#8c959f", "#6e7681"),
     "grid": ("#d1d9e0", "#3d444d"),
     "ink": ("#1f2328", "#f0f6fc"),
-    "muted": ("#59636e", "#9198a1"),
+    "muted": ("#59636e", "#a8b0b9"),
     "weights": ("#4c78a8", "#5b8cc4"),
     "buffers": ("#9ecae9", "#a9cfee"),
     "adapters": ("#2f4b7c", "#3f66a8"),
@@ -43,7 +43,7 @@ PALETTE: Mapping[str, tuple[str, str]] = {
     "mlp_fill": ("#dcebfb", "#1b3453"),
     "experts_fill": ("#e4e3fa", "#2d2b57"),
     "norm_fill": ("#eef7d9", "#30401a"),
-    "head_fill": ("#e6e3f1", "#37304d"),
+    "head_fill": ("#d6f0ee", "#1a3f3d"),
 }
 # Fonts of desktops, phones and bare servers. resvg draws no text at all if it has none of the list.
 FONTS = (
@@ -65,6 +65,11 @@ ADVANCES = {
 NOT_XML = re.compile("[\ud800-\udfff\ufffe\uffff]")
 # Chinese, Japanese and Korean scripts.
 WIDE = re.compile("[\u2e80-\ud7ff\uf900-\ufaff]")
+# Between words, and on each side of a CJK character unless closing punctuation follows.
+BREAKS = re.compile(
+    "(?<= )(?=[^ ])|(?<=[\u2e80-\u2fff\u3001-\ud7ff\uf900-\ufaff\uff00-\uffef])(?=[^ 、。，；：）！？])"
+    "|(?<=[^ （])(?=[\u2e80-\u2fff\u3003-\ud7ff\uf900-\ufaff（])"
+)
 ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"})
 PIXELS = 2  # of a PNG for each unit of the SVG
 
@@ -160,6 +165,16 @@ def fitted(content: str, width: float, size: float = FONT_SIZE, *, bold: bool = 
 
 def _around(line: str, length: int) -> str:
     return f"{line[: (length + 1) // 2]}…{line[len(line) - length // 2 :]}"
+
+
+def wrapped(content: str, width: float, size: float = FONT_SIZE, *, bold: bool = False) -> list[str]:
+    """`content` in lines of at most `width`, broken at spaces and beside CJK characters; a longer word is shortened."""
+    lines = [""]
+    for word in BREAKS.split(content):
+        if text_width((lines[-1] + word).rstrip(), size, bold=bold) > width and lines[-1]:
+            lines.append("")
+        lines[-1] += word
+    return [fitted(line.rstrip(), width, size, bold=bold) for line in lines]
 
 
 def picture(width: float, height: float, *children: str, title: str, role: str = "img") -> str:

@@ -5,6 +5,7 @@ Source: Bruls, Huizing and van Wijk 2000, "Squarified Treemaps".
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,8 +17,10 @@ from ..units import short_count
 from .blocks import Figure
 from .svg import element, escape, fitted, picture, rectangle, text, text_width
 
-WIDTH, HEIGHT = 1000.0, 560.0
+# For a desktop's column, a tablet's and a phone's; the letters are as large in each.
+SIZES = ((980.0, 560.0), (700.0, 520.0), (360.0, 560.0))
 HEADER, PADDING, LINE = 19.0, 3.0, 16.0
+SWATCH = 12.0
 SMALL = 12.0
 MOST_PARTS = 600
 DEPTHS = (99, 3, 2)  # the whole tree; down to layers; down to the decoder's children
@@ -55,16 +58,55 @@ class Area:
 def parameter_treemap(report: Report, say: Language) -> Figure:
     """The treemap; every part has a title and can be focused by keyboard in an HTML page."""
     root = areas(report.tree)
+    widest, *narrower = (_treemap(root, report, say, width, height) for width, height in SIZES)
+    return Figure(widest, say("treemap_caption", parameters=root.parameters), "treemap.svg", narrower)
+
+
+def _treemap(root: Area, report: Report, say: Language, width: float, height: float) -> str:
+    legend, below = _legend(root, say, width, height)
     svg = picture(
-        WIDTH,
-        HEIGHT,
-        element("g", *_parts(root, Box(0, 0, WIDTH, HEIGHT), root.parameters, say), class_="treemap"),
+        width,
+        height + below,
+        element("g", *_parts(root, Box(0, 0, width, height), root.parameters, say), class_="treemap"),
+        *legend,
         title=say("treemap_title", name=report.ref.id),
         role="group",
     )
-    caption = say("treemap_caption", parameters=root.parameters)
     # Roving tabindex: Tab reaches the first part, arrow keys the others.
-    return Figure(svg.replace('tabindex="-1"', 'tabindex="0"', 1), caption, "treemap.svg")
+    return svg.replace('tabindex="-1"', 'tabindex="0"', 1)
+
+
+def _legend(root: Area, say: Language, width: float, top: float) -> tuple[list[str], float]:
+    """(marks, height) of a legend below `top`: each colour of the picture, what it stands for, and its share."""
+    parameters: Counter[str] = Counter()
+    for component, count in _components(root):
+        parameters[component] += count
+    names: dict[str, list[str]] = {}
+    shares: Counter[str] = Counter()
+    for component, colour in COLOURS.items():
+        if component in parameters:
+            names.setdefault(colour, []).append(say(f"component_{component}"))
+            shares[colour] += parameters[component]
+    marks: list[str] = []
+    x, y = 6.0, top + LINE + 4
+    for colour, components in names.items():
+        share = f" · {100 * shares[colour] / root.parameters:.2f}%"
+        room = width - 12 - SWATCH - 6 - text_width(share, SMALL)
+        label = fitted(say("comma").join(components), room, SMALL) + share
+        wide = SWATCH + 6 + text_width(label, SMALL) + 16
+        if x > 6 and x + wide - 16 > width - 6:
+            x, y = 6.0, y + LINE + 3
+        marks.append(rectangle(x, y - SWATCH + 2, SWATCH, SWATCH, colour))
+        marks.append(text(label, x + SWATCH + 6, y, size=SMALL))
+        x += wide
+    return marks, y - top + 10 if marks else 0.0
+
+
+def _components(area: Area) -> Iterator[tuple[str, int]]:
+    if not area.children and area.component is not None:
+        yield area.component, area.parameters
+    for child in area.children:
+        yield from _components(child)
 
 
 def areas(tree: Module) -> Area:
@@ -105,24 +147,25 @@ def _part(area: Area, name: str, box: Box, total: int, say: Language) -> str:
     share = f"{100 * area.parameters / total:.2f}%"
     named = say("treemap_part", path=area.path, class_name=area.class_name, parameters=area.parameters, share=share)
     inside: list[str] = []
-    room = box.width - 2 * PADDING - 4
+    room = box.width - 2 * PADDING - 6
     words = (name, short_count(area.parameters), share)
     is_frame = bool(area.children) and min(box.width, box.height) > 12
     colour = "panel" if is_frame else COLOURS.get(area.component or "", "block")
-    if is_frame and (box.width <= 60 or box.height <= HEADER + 24):
+    label = _label(words, room, bold=is_frame)
+    if is_frame and (not label or box.height <= HEADER + 24):
         within = Box(box.x + 2, box.y + 2, box.width - 4, box.height - 4)
         inside += _parts(area, within, total, say)
     elif is_frame:
-        inside.append(text(_label(words, room), box.x + 6, box.y + 14, size=SMALL, bold=True))
+        inside.append(text(label, box.x + 6, box.y + 14, size=SMALL, bold=True))
         below = Box(box.x + PADDING, box.y + HEADER, box.width - 2 * PADDING, box.height - HEADER - PADDING)
         inside += _parts(area, below, total, say)
-    elif box.height > 2 * LINE + 6 and text_width(name, SMALL) < room:
+    elif label and box.height > 2 * LINE + 6:
         inside.append(text(name, box.x + 6, box.y + 15, size=SMALL))
-        lines = [line for line in (short_count(area.parameters), share) if text_width(line, SMALL) < room]
+        lines = [line for line in words[1:] if text_width(line, SMALL) < room]
         for index, line in enumerate(lines[: int((box.height - 22) // LINE)], 1):
             inside.append(text(line, box.x + 6, box.y + 15 + LINE * index, size=SMALL, colour="muted"))
-    elif box.height > LINE + 2 and box.width > 60:
-        inside.append(text(_label(words, room), box.x + 6, box.y + min(15, box.height - 4), size=SMALL))
+    elif label and box.height > LINE + 2:
+        inside.append(text(label, box.x + 6, box.y + min(15, box.height - 4), size=SMALL))
     return element(
         "g",
         element("title", escape(named)),
@@ -130,14 +173,13 @@ def _part(area: Area, name: str, box: Box, total: int, say: Language) -> str:
         *inside,
         tabindex=-1,
         role="img",
-        aria_label=named,
     )
 
 
-def _label(words: Sequence[str], room: float) -> str:
-    """As many words, from the first, as fit into `room`."""
+def _label(words: Sequence[str], room: float, *, bold: bool) -> str:
+    """As many words, from the first, as fit into `room`; "" if not even the first does: the part's title names it."""
     lines = (" · ".join(words[:some]) for some in range(len(words), 0, -1))
-    return next((line for line in lines if text_width(line, SMALL, bold=True) <= room), fitted(words[0], room, SMALL))
+    return next((line for line in lines if text_width(line, SMALL, bold=bold) <= room), "")
 
 
 def squarified(values: Sequence[int], box: Box) -> list[Box]:

@@ -71,6 +71,7 @@ def assert_is_laid_out(svg: str) -> None:
                 "Grouped-query attention",
                 "16 query heads, 8 KV, head_dim 128",
                 "RoPE, QK-Norm",
+                "softmax(QKᵀ / √128) · V",  # Vaswani et al. 2017, equation 1
                 "KV heads: 8; query heads that read each: 2",
                 "1,024 → 3,072 → 1,024",
                 "shares the embedding's weight",

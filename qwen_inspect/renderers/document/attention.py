@@ -39,9 +39,10 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
 
 def cache_figure(report: Report, say: Language) -> list[Block]:
     """Plot of cache size against context, for HTML pages."""
-    from ..cache_plot import cache_plot
+    from ..cache_plot import NARROW_WIDTH, cache_plot
 
-    return [Figure(cache_plot(report, say), say("cache_figure", name=report.ref.id), "")]
+    narrower = [cache_plot(report, say, width=NARROW_WIDTH)]
+    return [Figure(cache_plot(report, say), say("cache_figure", name=report.ref.id), "", narrower)]
 
 
 def worked_through(report: Report, say: Language) -> list[Block]:

@@ -16,7 +16,7 @@ from ...results.whole import WholeReport
 from ...spec import MoeMlp, each_tensor
 from ...units import UNKNOWN, count, percent, signed, size
 from ..blocks import Block, Code, Fields, Figure, Heading, Items, Paragraph, Table, Tree
-from ..cache_plot import cache_plot
+from ..cache_plot import NARROW_WIDTH, cache_plot
 from ..figure import architecture_figure
 from . import View
 from .attention import cache_table, worked_through
@@ -149,12 +149,14 @@ def architecture(whole: WholeReport, say: Language) -> Figure:
         architecture_figure(whole.report, say),
         say("report_figure", name=whole.report.ref.id),
         f"{whole.name}.{say.code}.svg",
+        [architecture_figure(whole.report, say, in_a_column=True)],
     )
 
 
 def cache_figure(whole: WholeReport, say: Language) -> Figure:
     name = say("cache_figure", name=whole.report.ref.id)
-    return Figure(cache_plot(whole.report, say), name, f"{whole.name}.cache.{say.code}.svg")
+    narrower = [cache_plot(whole.report, say, width=NARROW_WIDTH)]
+    return Figure(cache_plot(whole.report, say), name, f"{whole.name}.cache.{say.code}.svg", narrower)
 
 
 def pictures(whole: WholeReport, say: Language) -> tuple[Figure, ...]:

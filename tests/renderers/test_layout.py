@@ -1,0 +1,82 @@
+"""Pages at a phone's, a tablet's and a desktop's width, in light and dark: nothing is cut, overlaps, or is too faint to read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from playwright.sync_api import Browser
+
+from qwen_inspect.language import LANGUAGES, Language
+from qwen_inspect.loaders.resolve import Access
+from qwen_inspect.predicting.predict import explored, predict
+from qwen_inspect.renderers import html
+from qwen_inspect.renderers.blocks import Answer, Block
+from qwen_inspect.renderers.document import View, document
+from qwen_inspect.reporting import compiled
+from qwen_inspect.results.cache import Workload
+from qwen_inspect.results.whole import ReportRequest
+from qwen_inspect.structure.inspect import inspect
+
+from ..support.layout import defects, faint_texts
+from ..support.pages import opened
+from ..support.runs import a_run
+
+WIDTHS = (390, 800, 1280)
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+# The explorer's bars are drawn for the column's width, some milliseconds after it changes.
+REDRAWN = """() => [...document.querySelectorAll(".charts figure")].every((figure) =>
+    figure.querySelector("svg")?.viewBox.baseVal.width === Math.max(figure.clientWidth, 260))"""
+
+
+def report_page(model: str) -> Callable[[Language], Sequence[Block]]:
+    whole = compiled(ReportRequest(model=f"catalog:{model}"), Access(offline=True))
+    return lambda say: document("report", whole, say, View(live=True))
+
+
+def memory_page(
+    model: str, dtype: str | None = None, cache_format: str = "auto"
+) -> Callable[[Language], Sequence[Block]]:
+    """With `structure` and `attention` below it, and an answer above."""
+    report = inspect(model, source="catalog", dtype=dtype, workload=Workload(cache_format=cache_format))
+    memory = explored(predict(report, a_run(cache_format=cache_format)))
+    view = View(live=True, explain=True)
+
+    def blocks(say: Language) -> Sequence[Block]:
+        answer = Answer([say("size_range", low="7.11 GiB", high="7.85 GiB"), say("explore_intro")])
+        subjects = {"memory": memory, "structure": report, "attention": report}
+        return [answer, *(block for name, subject in subjects.items() for block in document(name, subject, say, view))]
+
+    return blocks
+
+
+PAGES = {
+    "dense": lambda: report_page("Qwen/Qwen3-0.6B"),
+    "experts": lambda: report_page("Qwen/Qwen3-30B-A3B"),
+    "vision": lambda: report_page("Qwen/Qwen3-VL-8B-Instruct"),
+    "hybrid": lambda: memory_page(
+        "Qwen/Qwen3-Next-80B-A3B-Instruct", cache_format="fp8"
+    ),  # by formula: no trace to take
+    "range": lambda: memory_page("Qwen/Qwen3-8B", "awq-int4"),
+}
+
+
+@pytest.mark.parametrize("kind", PAGES)
+def test_nothing_on_a_page_is_cut_or_faint_at_any_width(browser: Browser, tmp_path: Path, kind: str) -> None:
+    blocks_in = PAGES[kind]()
+    for language in LANGUAGES:
+        say = Language(language)
+        path = tmp_path / f"{language}.html"
+        path.write_text(html.render(blocks_in(say), say), encoding="utf-8")
+        with opened(browser, path, viewport={"width": WIDTHS[0], "height": 900}) as page:
+            for width in WIDTHS:
+                page.set_viewport_size({"width": width, "height": 900})
+                page.wait_for_function(REDRAWN)
+                assert (language, width, defects(page)) == (language, width, [])
+                for scheme in (
+                    SCHEMES if language == "en" else ()
+                ):  # colours do not go by language, nor places by colours
+                    page.emulate_media(color_scheme=scheme)
+                    assert (width, scheme, faint_texts(page)) == (width, scheme, [])
