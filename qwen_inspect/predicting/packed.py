@@ -6,7 +6,31 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..results.timeline import Allocate, Timeline
+from .kept_trace import KeptTrace
 from .on_device import PARAMETER
+
+
+def packed_trace(dense: KeptTrace, weights_bytes: Sequence[int]) -> KeptTrace:
+    """`packed` of a run with polynomials for sizes."""
+    others = [index for index, (_, _, operator) in enumerate(dense.allocations) if operator != PARAMETER]
+    numbers = {index: number for number, index in enumerate(others, len(weights_bytes))}
+    order = [
+        numbers[entry] if entry >= 0 else -1 - numbers[-1 - entry]
+        for entry in dense.order
+        if max(entry, -1 - entry) in numbers
+    ]
+    moved = len(weights_bytes) + len(order) - len(dense.order)
+    stages = [
+        stage if index == 0 else replace(stage, first_event=stage.first_event + moved)
+        for index, stage in enumerate(dense.stages)
+    ]
+    weights = [((size, 0, 0, 0, 0, 0, 0, 0), "", PARAMETER) for size in weights_bytes]
+    return replace(
+        dense,
+        allocations=(*weights, *(dense.allocations[index] for index in others)),
+        order=(*range(len(weights)), *order),
+        stages=tuple(stages),
+    )
 
 
 def packed(dense: Timeline, weights_bytes: Sequence[int]) -> Timeline:

@@ -16,6 +16,7 @@ from ..language import Message
 from ..loaders import calibration, header_cache
 from ..progress import working
 from ..results.cache import CacheReport
+from ..results.exploration import RequestSize
 from ..results.memory import Footprint, MemoryReport, PeakRange, Run
 from ..results.model import Report
 from ..results.timeline import Allocate, Timeline
@@ -26,7 +27,7 @@ from ..tracing.bases import Base, EightBits
 from .footprint import cache_bytes, formula_footprint, stored_footprint, traced_footprint
 from .kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
 from .on_device import PARAMETER
-from .packed import packed
+from .packed import packed, packed_trace
 from .period import SHALLOW, deepen, fixed, period_of
 from .quantised import base_of, scratch_of
 from .workspaces import has_cudnn_attention
@@ -225,7 +226,8 @@ def _quantised_assumptions(report: Report) -> tuple[Message, ...]:
 def _quantised_range(report: Report, run: Run, low: Footprint) -> Footprint:
     """The footprint of a model whose kernels cannot be traced. low: the lower bound, a dense run with the quantised weights."""
     assert report.known.quantised is not None
-    scratch_bytes, source = scratch_of(report, run)
+    fixed_bytes, token_bytes, source = scratch_of(report, run)
+    scratch_bytes = fixed_bytes + token_bytes * run.batch * run.prompt_tokens
     assumed = Message("assume_quantised_range", method=report.known.quantised.method, source=source)
     return _with_range(report, run, low, scratch_bytes, assumed)
 
@@ -269,9 +271,18 @@ def explored(memory: MemoryReport) -> MemoryReport:
     of_shape = memory.predicted.method == "trace" and _is_point(run) and report.known.quantised is None
     kept = kept_trace(report.spec, run.attention) if of_shape else None
     if kept is not None:
-        exploration = explore_trace(kept, run)
-    else:
-        exploration = explore_formula(report.tree, report.cache, run, weights=report.known.weights)
+        return replace(memory, exploration=explore_trace(kept, run))
+    weights = report.known.weights
+    exploration = explore_formula(report.tree, report.cache, run, weights=weights)
+    if memory.predicted.peak_range is not None and _is_point(run):
+        dense = kept_trace(report.spec, run.attention)
+        sizes = [tensor.size_bytes for tensor in weights or each_tensor(report.tree)]
+        if dense is not None:
+            fixed_bytes, token_bytes, _ = scratch_of(report, run)
+            low = explore_trace(packed_trace(dense, sizes), run)
+            most = RequestSize((fixed_bytes, 0, 0, 0, 0, token_bytes, 0, 0))
+            least_new_tokens = max(low.least_new_tokens, exploration.least_new_tokens)
+            exploration = replace(exploration, low=low, scratch=most, least_new_tokens=least_new_tokens)
     return replace(memory, exploration=exploration)
 
 

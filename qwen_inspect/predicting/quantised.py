@@ -48,8 +48,9 @@ def base_of(report: Report) -> Base | None:
     return FourBits(scheme=first, modules=modules, dtype=compute_dtype)
 
 
-def scratch_of(report: Report, run: Run) -> tuple[int, Message]:
-    """An upper bound of what kernels for quantised weights add to a dense model's peak, in bytes, and its reason.
+def scratch_of(report: Report, run: Run) -> tuple[int, int, Message]:
+    """An upper bound of what kernels for quantised weights add to a dense model's peak: fixed bytes, bytes per token of the
+    batch's prompts, and the reason.
 
     One dequantised matrix, with a copy of its inputs and outputs in the model's dtype; or all matrices dequantised, where
     transformers may do that. Sources: transformers 5.23, quantizers/quantizer_mxfp4.py, where the package `kernels` is missing;
@@ -58,20 +59,20 @@ def scratch_of(report: Report, run: Run) -> tuple[int, Message]:
     quantised = report.known.quantised
     assert quantised is not None
     element_bytes = report.spec.dtype.bits // 8
-    tokens = run.batch * run.prompt_tokens
     experts_per_token = max((getattr(layer.mlp, "experts_per_token", 1) for layer in report.spec.layers), default=1)
     width, expert_width = quantised.widths
-    scratch = element_bytes * (quantised.largest_parameters + tokens * max(width, experts_per_token * expert_width))
+    token_bytes = element_bytes * max(width, experts_per_token * expert_width)
+    fixed_bytes = element_bytes * quantised.largest_parameters
     dense = {
         "mxfp4": "range_mxfp4",
         "compressed-tensors": "range_compressed",
         "fp8": None if gpus.supports(run.gpu, "fp8") else "range_fp8",
     }.get(quantised.method)
     if dense is not None:
-        scratch += max(0, element_bytes * quantised.parameters - quantised.size_bytes)
+        fixed_bytes += max(0, element_bytes * quantised.parameters - quantised.size_bytes)
     # Rounding of large segments: the matrix and each copy may take one.
     source = Message("range_matrix") if dense is None else Message(dense, gpu=run.gpu)
-    return scratch + 3 * SEGMENT_BYTES, source
+    return fixed_bytes + 3 * SEGMENT_BYTES, token_bytes, source
 
 
 SEGMENT_BYTES = 2 * MIB

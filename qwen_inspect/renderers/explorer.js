@@ -274,9 +274,19 @@ function explore(block) {
 
   function at(workload) {
     const key = `${workload.batch} ${workload.context} ${workload.fresh}`;
-    if (!cache.has(key)) cache.set(key, replayed(run, workload.batch, workload.context, workload.fresh));
+    if (!cache.has(key)) cache.set(key, computed(workload));
     return cache.get(key);
   }
+  // What `replayed` gives, and of a run whose peak is a range: `low`, the lower end's, and `more`, what may be added to it.
+  function computed({ batch, context, fresh }) {
+    const result = replayed(run, batch, context, fresh);
+    if (!run.between || !result) return result;
+    const low = replayed(run.between, batch, context, fresh);
+    const more = sizeOf(run.between.scratch, batch, context, context + fresh - 1, run.growths);
+    return low && Number.isSafeInteger(low.reserved + more) ? { ...result, low, more } : null;
+  }
+  const ends = (bytes, more, format) => between(format(bytes), format(bytes + more));
+  const between = (least, most) => (least === most ? least : say.range.replace("{low}", least).replace("{high}", most));
 
   const controls = element("div", "controls");
   const inputs = {};
@@ -340,7 +350,8 @@ function explore(block) {
     }
     head.append(label);
     row.append(head);
-    for (const text of [counted(steady), sized(steady), counted(peak), sized(peak)]) {
+    const texts = Array.isArray(peak) ? [counted, sized].map((format) => ends(...peak, format)) : [counted(peak), sized(peak)];
+    for (const text of [counted(steady), sized(steady), ...texts]) {
       const cell = element("td", "right");
       cell.textContent = text;
       row.append(cell);
@@ -364,13 +375,15 @@ function explore(block) {
       body.append(rowOf(term, label, unknown ? null : value(steady, term), value(peak, term), true));
     }
     const reserved = result?.reserved ?? null;
+    const { least, most } = result ? requiredBy(result) : {};
     const sums = [
       ["reserved_only", say.reserved_only, reserved === null ? null : reserved - peak.allocated, true],
-      ["reserved", say.reserved, reserved],
+      ["reserved", say.reserved, result?.low ? [result.low.reserved, result.more] : reserved],
       ["context", say.cuda_context, low === high ? low : null, true],
-      ...(reserved === null ? [] : say.required.map((label, end) => [`required_${end}`, label, reserved + run.context[end]])),
+      ...(least === undefined ? [] : say.required.map((label, end) => [`required_${end}`, label, end ? most : least])),
     ];
-    foot.append(rowOf("allocated", say.allocated, steady?.allocated ?? null, peak?.allocated ?? null));
+    const allocated = result?.low ? [result.low.peak.allocated, result.more] : peak?.allocated ?? null;
+    foot.append(rowOf("allocated", say.allocated, steady?.allocated ?? null, allocated));
     if (run.method === "formula" && steady) {
       for (const cell of [...foot.lastChild.cells].slice(1, 3)) cell.textContent = atLeast(cell.textContent);
     }
@@ -391,16 +404,22 @@ function explore(block) {
   }
   // A bar's segments from the bottom: [term, bytes, opacity]. With a peak, its top is the memory that a card needs; the range of
   // the CUDA context is lighter.
-  function stackOf({ steady, peak, reserved }) {
-    const moment = peak ?? steady;
+  function stackOf(result) {
+    const { peak, reserved } = result.low ?? result;
+    const moment = peak ?? result.steady;
     const terms = Object.keys(say.terms).map((term) => [term, term === "rounding" ? moment.rounding : moment.terms[term] ?? 0]);
     if (!peak) return terms;
-    return [...terms, ["reserved_only", reserved - peak.allocated], ["context", low], ["context", high - low, 0.45]];
+    const { least, most } = requiredBy(result);
+    return [...terms, ["reserved_only", reserved - peak.allocated], ["context", low], ["context", most - least, 0.45]];
   }
-  function totalOf({ steady, reserved }) {
-    if (reserved === null) return atLeast(sized(steady.allocated));
-    const ends = [sized(reserved + low), sized(reserved + high)];
-    return low === high ? ends[0] : say.range.replace("{low}", ends[0]).replace("{high}", ends[1]);
+  // The memory that a card must have, at both ends of what is known; undefined without a peak.
+  function requiredBy(result) {
+    const { reserved } = result.low ?? result;
+    return reserved === null ? {} : { least: reserved + low, most: reserved + (result.more ?? 0) + high };
+  }
+  function totalOf(result) {
+    const { least, most } = requiredBy(result);
+    return least === undefined ? atLeast(sized(result.steady.allocated)) : between(sized(least), sized(most));
   }
   function chart(axis, columns) {
     const [width, height, left, bottom, top] = [Math.max(frames[axis].clientWidth, 260), 300, 72, 36, 12];

@@ -11,7 +11,7 @@ from ..results.exploration import GROWTHS, Exploration, RequestSize
 from ..results.memory import OF_SOME_RUNS, TERMS, MemoryReport
 from .blocks import Live
 from .document.common import prompt_label
-from .document.memory import required_names
+from .document.memory import required_rows
 
 LARGEST_BATCH = 256
 LONGEST_CONTEXT = 131_072  # if the model states no limit
@@ -22,6 +22,8 @@ def explorer(memory: MemoryReport, exploration: Exploration, say: Language) -> L
     """The explorer's block, whose sliders start at the run of `memory`."""
     run = memory.run
     longest = memory.report.spec.context_tokens or LONGEST_CONTEXT
+    low, scratch = exploration.low, exploration.scratch
+    has_peak = exploration.method == "trace" or low is not None
     at_end, at_peak, unit = say("column_steady"), say("column_peak"), say("column_bytes")
     content = {
         "method": exploration.method,
@@ -35,20 +37,23 @@ def explorer(memory: MemoryReport, exploration: Exploration, say: Language) -> L
             "batch": say("field_batch"),
             "context": say(prompt_label(run)),
             "fresh": say("field_new"),
-            "by_context": say("explore_by_context" if exploration.method == "trace" else "explore_by_context_end"),
-            "by_batch": say("explore_by_batch" if exploration.method == "trace" else "explore_by_batch_end"),
+            "by_context": say("explore_by_context" if has_peak else "explore_by_context_end"),
+            "by_batch": say("explore_by_batch" if has_peak else "explore_by_batch_end"),
             "terms": {
                 term: say(f"term_{term}") for term in TERMS if term not in OF_SOME_RUNS or term in exploration.terms
             },
             **{name: say(f"term_{name}") for name in ("allocated", "reserved_only", "reserved")},
             "cuda_context": say("term_context"),
-            "required": required_names(memory.predicted, say),
+            "required": [name for name, _ in required_rows(memory.predicted, say)],
             "range": say("size_range", low="{low}", high="{high}"),
             "at_least": say("at_least", value="{value}"),
             "columns": [say("column_term"), f"{at_end} ({unit})", at_end, f"{at_peak} ({unit})", at_peak],
         },
         "context": memory.predicted.context_ends,
         **_requests(exploration),
+        "between": None
+        if low is None or scratch is None
+        else {"method": low.method, **_requests(low), "scratch": _size(scratch)},
     }
     return Live("explorer", content, say("explore_noscript"))
 

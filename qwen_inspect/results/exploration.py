@@ -48,7 +48,8 @@ class Loop:
 class Exploration:
     """A run's requests. requests: (index of size, index of term) of each. order: events; index i >= 0 makes request i, -1 - i
     frees it. method: "trace", or "formula", which knows only the run's end. allocator: PYTORCH_CUDA_ALLOC_CONF's text.
-    loops: over the chunks of a prompt; `order` has a few turns of each.
+    loops: over the chunks of a prompt; `order` has a few turns of each. low, scratch: beside a formula, the run whose peak is the
+    lower end of this one's, and the most that may be added to it (`PeakRange` for any workload).
     """
 
     method: str
@@ -60,3 +61,5 @@ class Exploration:
     allocator: str
     least_new_tokens: int
     loops: tuple[Loop, ...] = ()
+    low: Exploration | None = None
+    scratch: RequestSize | None = None

@@ -56,7 +56,8 @@ class TransformersDemand(Demand):
     def traced(self) -> TracedRun | None:
         """The kept trace of the model, if there is one for such a run."""
         memory = self.predicted(self.run.batch, self.run.prompt_tokens)
-        exploration = explored(memory).exploration if memory.predicted.method == "trace" else None
+        exact = memory.predicted.method == "trace" and memory.predicted.peak_range is None
+        exploration = explored(memory).exploration if exact else None
         # Without a kept trace, `explored` falls back on a formula.
         return None if exploration is None or exploration.method != "trace" else TracedRun(exploration)
 

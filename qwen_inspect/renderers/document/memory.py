@@ -70,7 +70,7 @@ def live_blocks(memory: MemoryReport, say: Language) -> list[Block]:
 
     content: list[Block] = []
     if memory.exploration is not None:
-        same = memory.exploration.method == memory.predicted.method
+        same = memory.exploration.method == memory.predicted.method or memory.exploration.low is not None
         content += [
             Heading(say("heading_explore")),
             Paragraph(say("explore_intro" if same else "explore_intro_end")),
