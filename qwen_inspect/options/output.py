@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 FORMATS = ("table", "md", "html", "json", "csv")
 # Commands whose answer is a single table.
 IN_CSV = ("config", "weights", "params", "attention", "fit", "compare", "models", "gpus")
+MOST_MISSING = 12  # characters without a font, of which a notice gives examples
 
 
 def declare(
@@ -64,12 +65,12 @@ def show(subject: object, options: argparse.Namespace, say: Language, **view: An
 def write_picture(svg: str, path: str, options: argparse.Namespace, say: Language) -> None:
     """Writes SVG or PNG by suffix; warns if the PNG's font lacks letters."""
     from ..output import write_whole
-    from ..renderers.svg import lacks_glyphs, png
+    from ..renderers.svg import missing_glyphs, png
 
     as_png = path.lower().endswith(".png")
     write_whole(path, png(svg) if as_png else svg, overwrite=options.overwrite)
-    if as_png and lacks_glyphs(svg):
-        complain(one_line(say("lacks_glyphs", path=path)))
+    if as_png and (missing := missing_glyphs(svg)):
+        complain(one_line(say("lacks_glyphs", path=path, characters=missing[:MOST_MISSING])))
     _say_saved(path, options, say)
 
 

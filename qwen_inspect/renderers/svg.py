@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from html import unescape
+from pathlib import Path
 
 from wcwidth import wcwidth
 
@@ -45,7 +47,7 @@ PALETTE: Mapping[str, tuple[str, str]] = {
     "norm_fill": ("#eef7d9", "#30401a"),
     "head_fill": ("#d6f0ee", "#1a3f3d"),
 }
-# Fonts of desktops, phones and bare servers. resvg draws no text at all if it has none of the list.
+# Fonts of desktops, phones and bare servers. A PNG is drawn with OWN_FONT where a machine has none of them.
 FONTS = (
     "system-ui, -apple-system, 'Segoe UI', 'PingFang SC', 'Microsoft YaHei', 'Noto Sans CJK SC', 'Noto Sans', "
     "'DejaVu Sans', 'Liberation Sans', Arial, sans-serif"
@@ -63,14 +65,14 @@ ADVANCES = {
 }  # fmt: skip
 # Not allowed in XML 1.0 (2.2, Char): lone surrogates, which JSON permits, and two noncharacters.
 NOT_XML = re.compile("[\ud800-\udfff\ufffe\uffff]")
-# Chinese, Japanese and Korean scripts.
-WIDE = re.compile("[\u2e80-\ud7ff\uf900-\ufaff]")
 # Between words, and on each side of a CJK character unless closing punctuation follows.
 BREAKS = re.compile(
     "(?<= )(?=[^ ])|(?<=[\u2e80-\u2fff\u3001-\ud7ff\uf900-\ufaff\uff00-\uffef])(?=[^ 、。，；：）！？])"
     "|(?<=[^ （])(?=[\u2e80-\u2fff\u3003-\ud7ff\uf900-\ufaff（])"
 )
 ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"})
+TEXTS = re.compile("<text[^>]*>([^<]*)</text>")
+OWN_FONT = "Qwen Inspect Figures"  # in fonts/: Latin, Greek and the signs of formulas
 PIXELS = 2  # of a PNG for each unit of the SVG
 
 
@@ -209,17 +211,27 @@ def png(svg: str) -> bytes:
         import resvg_py
     except ImportError as error:
         raise UnavailableError("extra_missing", package=error.name, extra="png") from None
-    return bytes(resvg_py.svg_to_bytes(svg_string=svg, zoom=PIXELS))
+    fonts = [str(file) for file in sorted((Path(__file__).parent / "fonts").glob("*.ttf"))]
+    drawn = resvg_py.svg_to_bytes(
+        svg_string=svg, zoom=PIXELS, font_files=fonts, font_family=OWN_FONT, sans_serif_family=OWN_FONT
+    )
+    return bytes(drawn)
 
 
-def lacks_glyphs(svg: str) -> bool:
-    """Whether this machine's fonts lack glyphs for the picture's text, so that resvg draws boxes or nothing.
+def missing_glyphs(svg: str) -> str:
+    """The characters of the picture's text for which this machine has no font, so that resvg draws boxes or nothing.
 
-    resvg does not report it. So a sample is compared with a noncharacter, which no font has (Unicode 16, 23.7).
+    resvg does not report it. So each is compared with a noncharacter, which no font has (Unicode 16, 23.7).
     """
-    wide = WIDE.search(svg)
-    samples = ["x", *([wide[0]] if wide else [])]
-    return any(png(_sample(character)) == png(_sample("\U0010ffff")) for character in samples)
+    characters = {character for content in TEXTS.findall(svg) for character in unescape(content)}
+    no_glyph = png(_sample("\U0010ffff"))
+    return "".join(
+        sorted(
+            character
+            for character in characters
+            if wcwidth(character) > 0 and not character.isspace() and png(_sample(character)) == no_glyph
+        )
+    )
 
 
 def _sample(character: str) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pytest
+import resvg_py
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,8 +21,9 @@ from qwen_inspect.output import write_whole
 from qwen_inspect.predicting.course import FEWEST_POINTS, thinned
 from qwen_inspect.predicting.predict import predict
 from qwen_inspect.renderers.cache_plot import cache_course, cache_plot
+from qwen_inspect.renderers.figure import architecture_figure
 from qwen_inspect.renderers.plot import MOST_TICKS, axis_ticks, timeline_plot
-from qwen_inspect.renderers.svg import fitted, lacks_glyphs, picture, png, text, text_width
+from qwen_inspect.renderers.svg import fitted, missing_glyphs, picture, png, text, text_width
 from qwen_inspect.results.cache import CacheLayer, CacheReport
 from qwen_inspect.results.course import Course, CourseStage
 from qwen_inspect.results.memory import Footprint
@@ -199,8 +203,25 @@ def test_a_png_is_drawn_with_its_letters() -> None:
 
 
 def test_glyphs_that_no_font_has_are_noticed() -> None:
-    assert not lacks_glyphs(picture(40, 20, text("x", 0, 15), title=""))
-    assert lacks_glyphs(picture(40, 20, text("\u2e9a", 0, 15), title=""))  # unassigned in Unicode 17
+    assert missing_glyphs(picture(40, 20, text("x &", 0, 15), title="")) == ""
+    assert missing_glyphs(picture(40, 20, text("x\u2e9a", 0, 15), title="")) == "\u2e9a"  # unassigned in Unicode 17
+
+
+@pytest.mark.parametrize("model", ["Qwen/Qwen3-0.6B", "Qwen/Qwen3-Next-80B-A3B-Instruct"])
+def test_formulas_have_their_glyphs_on_a_machine_without_fonts(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+    bare = functools.partial(resvg_py.svg_to_bytes, skip_system_fonts=True)
+    monkeypatch.setattr(resvg_py, "svg_to_bytes", bare)
+    report = inspect(model, source="catalog")
+    english, chinese = (architecture_figure(report, Language(language)) for language in ("en", "zh"))
+    assert "QKᵀ / √" in english
+    assert missing_glyphs(english) == ""
+    missing = missing_glyphs(chinese)
+    assert "层" in missing
+    assert not [
+        character
+        for character in missing
+        if not unicodedata.name(character).startswith(("CJK", "FULLWIDTH", "IDEOGRAPHIC"))
+    ]
 
 
 # --- the command line

@@ -96,7 +96,7 @@ TEXT = {
     "plot_needs_torch": 'a plot needs a trace, and this model\'s memory is known by formula alone here; install torch with: pip install "qwen-inspect[torch]"',
     "plot_needs_trace": "a plot needs a trace, and of this run there is none: what is known of it is told without --plot",
     "picture_suffix": "{path}: expected a name that ends in .svg or .png",
-    "lacks_glyphs": "{path}: this machine has no font for some of the picture's text, which shows as boxes or not at all; install one (Debian: fonts-noto-cjk) or write .svg",
+    "lacks_glyphs": "{path}: this machine has no font for some of the picture's characters ({characters}), which show as boxes or not at all; install one (Debian: fonts-noto-cjk) or write .svg",
     "cache_plot_title": "KV cache of {name} by context",
     "cache_plot_axis": "tokens in the cache",
     "cache_plot_window": "window full at {tokens:,} tokens",

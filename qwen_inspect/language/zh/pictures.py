@@ -96,7 +96,7 @@ TEXT = {
     "plot_needs_trace": "绘图需要追踪记录，而此次运行没有：去掉 --plot 可查看已知的数字",
     "plot_needs_torch": '绘图需要追踪记录，而该模型的显存在本机只能按公式得到；请安装 torch：pip install "qwen-inspect[torch]"',
     "picture_suffix": "{path}：文件名应以 .svg 或 .png 结尾",
-    "lacks_glyphs": "{path}：本机缺少图中部分文字的字体，这些文字显示为方框或缺失；请安装字体（Debian：fonts-noto-cjk），或改为输出 .svg",
+    "lacks_glyphs": "{path}：本机没有图中部分字符（{characters}）的字体，这些字符会显示为方框或缺失；请安装字体（Debian：fonts-noto-cjk），或改为输出 .svg",
     "cache_plot_title": "{name} 的 KV 缓存随上下文长度的变化",
     "cache_plot_axis": "缓存中的 token 数",
     "cache_plot_window": "{tokens:,} 个 token 时窗口填满",
