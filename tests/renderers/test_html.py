@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Browser, Page
@@ -26,6 +27,7 @@ from qwen_inspect.reporting import compiled
 from qwen_inspect.results.whole import ReportRequest
 from qwen_inspect.structure.inspect import inspect, models
 
+from ..support.layout import defects, resize
 from ..support.models import run
 from ..support.pages import HOSTILE, opened
 from ..support.runs import a_run
@@ -69,14 +71,18 @@ def test_every_commands_page_loads_without_a_word(
 ) -> None:
     blocks = document(command, subject_of(command), Language(language), View(explain=True, expand=True, live=True))
     headings = [block.text for block in blocks if isinstance(block, Heading)]
-    papers = {"light": "rgb(255, 255, 255)", "dark": "rgb(13, 17, 23)"}
-    for scheme in papers if language == "en" else ("light",):  # colours do not go by language
-        with opened(browser, written(tmp_path, blocks, language), color_scheme=scheme) as page:
-            assert page.title() == headings[0]
-            assert page.locator("h1, h2, h3, h4").all_inner_texts() == headings
-            assert page.evaluate("document.documentElement.lang") == language
-            assert page.evaluate("getComputedStyle(document.body).backgroundColor") == papers[scheme]
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    papers: dict[Literal["light", "dark"], str] = {"light": "rgb(255, 255, 255)", "dark": "rgb(13, 17, 23)"}
+    with opened(browser, written(tmp_path, blocks, language)) as page:
+        assert page.title() == headings[0]
+        assert page.locator("h1, h2, h3, h4").all_inner_texts() == headings
+        assert page.evaluate("document.documentElement.lang") == language
+        for scheme, paper in papers.items():
+            page.emulate_media(color_scheme=scheme)
+            assert page.evaluate("getComputedStyle(document.body).backgroundColor") == paper
+        resize(page, 1280)
+        assert defects(page) == []
+        resize(page, 390)
+        assert defects(page) == []
 
 
 def test_a_page_names_nothing_outside_itself(tensors: tuple[Path, Table]) -> None:

@@ -20,15 +20,12 @@ from qwen_inspect.results.cache import Workload
 from qwen_inspect.results.whole import ReportRequest
 from qwen_inspect.structure.inspect import inspect
 
-from ..support.layout import defects, faint_texts
+from ..support.layout import defects, faint_texts, resize
 from ..support.pages import opened
 from ..support.runs import a_run
 
 WIDTHS = (390, 800, 1280)
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
-# The explorer's bars are drawn for the column's width, some milliseconds after it changes.
-REDRAWN = """() => [...document.querySelectorAll(".charts figure")].every((figure) =>
-    figure.querySelector("svg")?.viewBox.baseVal.width === Math.max(figure.clientWidth, 260))"""
 
 
 def report_page(model: str) -> Callable[[Language], Sequence[Block]]:
@@ -70,13 +67,38 @@ def test_nothing_on_a_page_is_cut_or_faint_at_any_width(browser: Browser, tmp_pa
         say = Language(language)
         path = tmp_path / f"{language}.html"
         path.write_text(html.render(blocks_in(say), say), encoding="utf-8")
-        with opened(browser, path, viewport={"width": WIDTHS[0], "height": 900}) as page:
+        with opened(browser, path) as page:
             for width in WIDTHS:
-                page.set_viewport_size({"width": width, "height": 900})
-                page.wait_for_function(REDRAWN)
+                resize(page, width)
                 assert (language, width, defects(page)) == (language, width, [])
                 for scheme in (
                     SCHEMES if language == "en" else ()
                 ):  # colours do not go by language, nor places by colours
                     page.emulate_media(color_scheme=scheme)
                     assert (width, scheme, faint_texts(page)) == (width, scheme, [])
+
+
+def test_what_is_cut_overlaps_or_is_faint_is_measured(browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 900}, color_scheme="light")
+    page.set_content("""<html><body style="margin: 0; background: white">
+        <p style="white-space: nowrap">a sentence that goes on and on beyond the right edge of a phone</p>
+        <div class="wider"><div class="scroll" style="overflow: auto; width: 200px"><table><tr>
+            <td style="min-width: 300px">wide</td></tr></table></div></div>
+        <figure><svg viewBox="0 0 400 100" width="400" style="font-size: 12px"><rect width="400" height="100" fill="#fff"/>
+            <text x="10" y="20">one</text><text x="20" y="22">two</text><text x="390" y="80">outside</text>
+            <text x="100" y="50" font-size="6">small</text><text x="200" y="50" fill="#999">grey</text></svg></figure>
+        <figure><svg viewBox="0 0 100 100" width="100"><g class="treemap"><g tabindex="0"><rect width="30" height="30"/>
+            <text x="10" y="20">model.layers</text></g></g></svg></figure></body></html>""")
+    found = " ".join(defects(page))
+    for named in (
+        "the page is ",
+        "beyond the page: a sentence",
+        "hint false: wide",
+        "overlap: two | one",
+        "beyond its picture: outside",
+        "letters too small: small",
+        "beyond its tile: model.layers",
+    ):
+        assert named in found
+    assert any("grey" in text for text in faint_texts(page))  # #999 on white: 2.85
+    page.close()

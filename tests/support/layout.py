@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from playwright.sync_api import Page
 
+FRAMES = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+REDRAWN = """() => [...document.querySelectorAll(".charts figure")].every((figure) =>
+    figure.querySelector("svg")?.viewBox.baseVal.width === Math.max(figure.clientWidth, 260))"""
+
 # Adds `texts`: [element, box] of everything visible that has text of its own; and `is_shown`.
 COMMON = """
 const is_shown = (element) => element.checkVisibility({ visibilityProperty: true, opacityProperty: true });
@@ -114,6 +118,13 @@ FAINT = (
   return [...faint];
 }"""
 )
+
+
+def resize(page: Page, width: int) -> None:
+    """Hints follow a width with the next frame, the explorer's bars some milliseconds later."""
+    page.set_viewport_size({"width": width, "height": 900})
+    page.evaluate(FRAMES)
+    page.wait_for_function(REDRAWN)
 
 
 def defects(page: Page) -> list[str]:
