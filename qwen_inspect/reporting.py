@@ -17,7 +17,9 @@ from typing import Any
 
 from .checkpoint import Tensor
 from .errors import NotFoundError, QwenInspectError, UsageError
+from .fitting.advice import limits, savings
 from .language import LANGUAGES, Language, Message
+from .loaders import gpus
 from .loaders.kept_measurement import read_measurement
 from .loaders.resolve import Access
 from .output import write_all_whole
@@ -28,14 +30,16 @@ from .renderers.document import View, document
 from .renderers.document.checked import check_blocks, summary_blocks
 from .renderers.record import SUFFIX
 from .results.cache import Workload
+from .results.fit import Gpu
 from .results.measurement import KeptMeasurement
 from .results.memory import MemoryReport, Run
 from .results.model import Report
-from .results.whole import Drift, Expectation, Figure, ReportCheck, ReportRequest, WholeReport
+from .results.whole import Advice, Drift, Expectation, Figure, ReportCheck, ReportRequest, WholeReport
 from .spec import each_tensor
 from .structure.inspect import inspect
 from .tracing import versions
 
+COMMON_CARDS = ("RTX 4090", "L40S", "A100 80GB", "H20")
 PROMPTS = (2048, 8192, 32_768)
 FORMS = ("md", "html", "json")
 LONGEST_NAME_BYTES = 120
@@ -44,7 +48,14 @@ LARGEST_COUNT = 10**18
 
 
 def compiled(request: ReportRequest, access: Access, *, trust_remote_code: bool = False) -> WholeReport:
-    """The whole report of the requested model. Raises what `inspect` and `predict` raise."""
+    """The whole report of the requested model. Raises what `inspect`, `predict` and `gpus.find` raise."""
+    cards = tuple(gpus.find(name.strip()) for name in request.gpus.split(",")) if request.gpus else None
+    whole = predicted(request, access, trust_remote_code=trust_remote_code)
+    return replace(whole, advice=_advice(whole, tuple(map(gpus.find, COMMON_CARDS)) if cards is None else cards))
+
+
+def predicted(request: ReportRequest, access: Access, *, trust_remote_code: bool = False) -> WholeReport:
+    """The report without advice."""
     report = inspect(
         _relative(request.model),
         source=request.source,
@@ -70,6 +81,17 @@ def compiled(request: ReportRequest, access: Access, *, trust_remote_code: bool 
         tensors_sha256=_tensors_digest(report.tensors) if report.tensors_origin == "stored" else None,
         built_by=versions() if request.instantiate else None,
         measured=tuple(_measured(path, report) for path in request.measured),
+    )
+
+
+def _advice(whole: WholeReport, cards: tuple[Gpu, ...]) -> Advice | None:
+    """On the requested prompt, else the middle one: how far it goes on each card; on the longest: what changes save."""
+    if not whole.memory:
+        return None
+    requested = [memory for memory in whole.memory if memory.run.prompt_tokens == whole.request.context_tokens]
+    middle, longest = (requested or whole.memory)[len(requested or whole.memory) // 2], whole.memory[-1]
+    return Advice(
+        run=middle.run, limits=limits(whole.memory, middle.run, cards), saving_run=longest.run, savings=savings(longest)
     )
 
 
@@ -286,7 +308,7 @@ def _request(stored: object) -> ReportRequest | None:
     """A recorded request; None if the command line could not have produced it."""
     if not isinstance(stored, dict):
         return None
-    stored = {"file": None, "measured": [], **stored}  # keys absent in older records
+    stored = {"file": None, "measured": [], "gpus": None, **stored}  # keys absent in older records
     if {*stored} != {field.name for field in fields(ReportRequest)}:
         return None
     measured = stored["measured"]
@@ -304,6 +326,7 @@ def _request(stored: object) -> ReportRequest | None:
         and isinstance(stored["instantiate"], bool)
         and stored["language"] in LANGUAGES
         and stored["form"] in FORMS
+        and isinstance(stored["gpus"], str | None)
         and isinstance(measured, list)
         and all(isinstance(path, str) and "\0" not in path for path in measured)
     )

@@ -25,6 +25,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument(
         "--new-tokens", type=values.positive(say), default=128, metavar="N", help=say("help_new_tokens")
     )
+    command.add_argument("--gpu", metavar="NAME", help=say("help_report_cards"))
     command.add_argument("--measured", action="append", default=[], metavar="FILE", help=say("help_measured_file"))
     command.add_argument("--max-vram", type=values.size(say), metavar="SIZE", help=say("help_max_vram"))
     command.add_argument("--expect-params", type=values.positive(say), metavar="N", help=say("help_expect_count"))
@@ -50,6 +51,7 @@ def run(options: argparse.Namespace, say: Language) -> int:
         new_tokens=options.new_tokens,
         instantiate=options.instantiate,
         measured=tuple(options.measured),
+        gpus=options.gpu,
         language=say.code,
         form="md" if options.format == "github" else options.format,
     )

@@ -156,7 +156,7 @@ def answer(demand: Demand, gpu: Gpu, *, batch: int, context_tokens: int, beyond_
     """Whether a demand fits a card for this batch and context, and the largest ones that do, at both ends of the range."""
     available = demand.available_bytes(gpu)
     required = demand.requirement(batch, context_tokens)
-    search = _Search(demand, available, required, beyond_limit=beyond_limit)
+    search = Search(demand, available, required, beyond_limit=beyond_limit)
     # The end with more room first: what is too large there is too large at the other.
     low = search.ends(batch, context_tokens, context_bytes=required.context_low_bytes)
     high = search.ends(batch, context_tokens, context_bytes=required.context_high_bytes)
@@ -194,7 +194,7 @@ def reach(report: Report, run: Run, gpu: Gpu, contexts: Sequence[int]) -> CardRe
     """Whether a run fits a card with each of `contexts`, and the largest context that does. Raises what `predict` raises."""
     demand = TransformersDemand(report, run, gpu)
     available, required = demand.available_bytes(gpu), demand.requirement(run.batch, run.prompt_tokens)
-    search = _Search(demand, available, required, beyond_limit=False)
+    search = Search(demand, available, required, beyond_limit=False)
     return CardReach(
         gpu=gpu,
         available_bytes=available,
@@ -203,7 +203,7 @@ def reach(report: Report, run: Run, gpu: Gpu, contexts: Sequence[int]) -> CardRe
     )
 
 
-class _Search:
+class Search:
     """Searches one demand on one card for what fits."""
 
     def __init__(self, demand: Demand, available_bytes: int, required: Requirement, *, beyond_limit: bool) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from .. import __version__
+from ..results.fit import CardLimits
 from ..results.measurement import KeptMeasurement
 from ..results.memory import RARE_TERMS, TERMS, MemoryReport
 from ..results.whole import Figure, WholeReport
@@ -58,6 +59,9 @@ def figures(whole: WholeReport) -> dict[str, Figure]:
                     },
                     **(_attention(whole) if report.settled else {}),
                     "memory": {str(memory.run.prompt_tokens): _memory(memory) for memory in whole.memory},
+                    "limits": {}
+                    if whole.advice is None
+                    else {card.gpu.name: _limits(card) for card in whole.advice.limits},
                     "measured": {
                         str(number): _measured(measurement) for number, measurement in enumerate(whole.measured, 1)
                     },
@@ -106,6 +110,14 @@ def _memory(memory: MemoryReport) -> dict[str, Any]:
             for name, moment in moments.items()
         },
         "peak_reserved_bytes": footprint.peak_reserved,
+    }
+
+
+def _limits(card: CardLimits) -> dict[str, Any]:
+    """The largest context and batch that are known to fit, else their upper limits."""
+    return {
+        name: largest.at_most if largest.value is None else largest.value
+        for name, largest in (("context", card.context), ("batch", card.batch))
     }
 
 

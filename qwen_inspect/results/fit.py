@@ -266,3 +266,27 @@ class CardReach:
     available_bytes: int
     contexts: tuple[ContextFit, ...]
     largest: Largest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardLimits:
+    """How far a run goes on a card, with the larger CUDA context: the largest context at its batch, and batch at its context."""
+
+    gpu: Gpu
+    available_bytes: int
+    context: Largest
+    batch: Largest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saving:
+    """What a change makes of a term of a run's memory: the cache at the run's end, or the weights."""
+
+    kind: Change
+    change: Message
+    before_bytes: int
+    after_bytes: int
+
+    @property
+    def saved_bytes(self) -> int:
+        return self.before_bytes - self.after_bytes

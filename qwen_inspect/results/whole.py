@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..language import Message
+    from .cache import CacheReport
+    from .fit import CardLimits, Saving
     from .measurement import KeptMeasurement
-    from .memory import MemoryReport
+    from .memory import MemoryReport, Run
     from .model import Report
 
 
@@ -21,7 +23,7 @@ class ReportRequest:
     """The options of `report` as typed, stored next to a committed report so that a check can repeat it.
 
     file: which of several GGUF files. context_tokens: an additional prompt length to predict. form: "md", "html" or "json".
-    measured: files that `memory --device --format json` wrote.
+    measured: files that `memory --device --format json` wrote. gpus: names of cards, comma-separated (None: common ones).
     """
 
     model: str
@@ -35,6 +37,20 @@ class ReportRequest:
     language: str = "en"
     form: str = "md"
     measured: tuple[str, ...] = ()
+    gpus: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """How far the model goes on some cards, and what changes save, largest first.
+
+    run: whose batch and prompt `limits` refer to. saving_run: the run that `savings` refer to.
+    """
+
+    run: Run
+    limits: tuple[CardLimits, ...]
+    saving_run: Run
+    savings: tuple[Saving, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +58,8 @@ class WholeReport:
     """The content of `report`. name: the base name of its files. memory: a prediction for each prompt length.
 
     config_sha256: of the configuration in canonical form. tensors_sha256: of every stored tensor's name, dtype and shape; None if
-    no file was read. built_by: the libraries that instantiated the model; None if it was not instantiated.
+    no file was read. built_by: the libraries that instantiated the model; None if it was not instantiated. advice: None if no
+    run's memory is known.
     """
 
     request: ReportRequest
@@ -53,6 +70,26 @@ class WholeReport:
     tensors_sha256: str | None
     built_by: str | None = None
     measured: tuple[KeptMeasurement, ...] = ()
+    advice: Advice | None = None
+
+    @property
+    def cache_as_mha(self) -> CacheReport | None:
+        """The cache if every query head had a KV head of its own; None if no layer's cache is by heads."""
+        heads = {layer.index: layer for layer in self.report.attention.softmax}
+        cache = self.report.cache
+        if not any(layer.index in heads for layer in cache.layers):
+            return None
+        return replace(
+            cache,
+            layers=tuple(
+                replace(
+                    layer, bytes_per_token=layer.bytes_per_token * own.query_heads // own.kv_heads
+                )  # exact: K and V by head
+                if (own := heads.get(layer.index)) is not None
+                else layer
+                for layer in cache.layers
+            ),
+        )
 
     @property
     def cache_points(self) -> list[tuple[int, int]]:

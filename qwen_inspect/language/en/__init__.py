@@ -5,6 +5,7 @@ from __future__ import annotations
 from qwen_inspect.language.en import (
     answers,
     comparison,
+    conclusions,
     counts,
     files,
     fit,
@@ -34,6 +35,7 @@ TEXT: dict[str, str] = {
     **fit.TEXT,
     **comparison.TEXT,
     **reports.TEXT,
+    **conclusions.TEXT,
     **pictures.TEXT,
     **answers.TEXT,
 }

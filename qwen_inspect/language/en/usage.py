@@ -93,6 +93,7 @@ TEXT = {
     "help_check": "write nothing; exit 1 where a figure of the committed report differs (without MODEL: of every report in DIR)",
     "help_update": "rewrite the reports that are no longer what the tool finds (without MODEL: every report in DIR)",
     "help_measured_file": "also show what was measured: a file of `memory --device ... --format json`; may be given several times",
+    "help_report_cards": "the cards in the conclusions: names as gpus lists them, with commas between; common ones if not given",
     "help_max_vram": "exit 1 where more is reserved at the peak (without the CUDA context) than SIZE, such as 16GiB, or where that is unknown",
     "help_expect_count": "exit 1 where the model has another number of parameters",
     "help_expect_attention": "exit 1 where the model uses another kind of attention",

@@ -93,6 +93,7 @@ TEXT = {
     "help_check": "不写入；已提交的报告有数字不一致时退出码为 1（不给 MODEL 则核对 DIR 中的每份报告）",
     "help_update": "重新生成与当前结果不一致的报告（不给 MODEL 则为 DIR 中的每份报告）",
     "help_measured_file": "同时列出实测结果：`memory --device ... --format json` 的输出文件；可多次给出",
+    "help_report_cards": "结论中列出的显卡：名称见 gpus，以逗号分隔；不指定则为常用显卡",
     "help_max_vram": "已预留峰值（不含 CUDA 上下文）超过 SIZE（如 16GiB）或未知时退出码为 1",
     "help_expect_count": "模型的参数量不是此数时退出码为 1",
     "help_expect_attention": "模型使用另一种注意力时退出码为 1",

@@ -18,7 +18,7 @@ from ...units import UNKNOWN, count, percent, signed, size
 from ..blocks import Block, Code, Fields, Figure, Heading, Items, Paragraph, Table, Tree
 from ..cache_plot import NARROW_WIDTH, cache_plot
 from ..figure import architecture_figure
-from . import View
+from . import View, conclusions
 from .attention import cache_table, worked_through
 from .common import (
     about_both,
@@ -70,6 +70,7 @@ def blocks(whole: WholeReport, say: Language, view: View) -> Sequence[Block]:
         Heading(say("heading_report_memory")),
         *memory_blocks(whole, say),
         *measured_blocks(whole, say),
+        *conclusions.blocks(whole, say),
         *(page_blocks(whole, say) if view.live else []),
         Heading(say("heading_reproduce")),
         Paragraph(say("reproduce_note", version=__version__)),
@@ -390,9 +391,15 @@ def measured_blocks(whole: WholeReport, say: Language) -> list[Block]:
 def command(whole: WholeReport) -> str:
     """The command line that reproduces this document, pinned to the source and revision that were read."""
     request, ref = whole.request, whole.report.ref
-    pinned = ref.source in ("hf", "ms", "catalog")
-    model = f"{ref.source}:{ref.id}{f'@{ref.revision}' if ref.revision else ''}" if pinned else request.model
-    words = ["qwen-inspect", "report", model, "--lang", request.language, "--format", request.form]
+    words = [
+        "qwen-inspect",
+        "report",
+        conclusions.model_argument(whole),
+        "--lang",
+        request.language,
+        "--format",
+        request.form,
+    ]
     if ref.file is not None:
         words += ["--file", ref.file]
     if request.context_tokens is not None:
@@ -402,6 +409,8 @@ def command(whole: WholeReport) -> str:
         words.append("--instantiate")
     for path in request.measured:
         words += ["--measured", path]
+    if request.gpus is not None:
+        words += ["--gpu", request.gpus]
     return " ".join(map(_quoted, [*words, "-o", "reports"]))
 
 
