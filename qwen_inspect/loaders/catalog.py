@@ -1,7 +1,7 @@
 """The built-in catalog: hyper-parameters of released models, so that the tool works with no network and no files.
 
-Each entry holds a configuration (or the name of another entry and the differences from it), the published parameter counts,
-and the source of each.
+Each entry holds a configuration (or the name of another entry and the differences from it; `own` keys are not taken from there),
+the published parameter counts, and the source of each.
 """
 
 from __future__ import annotations
@@ -15,6 +15,17 @@ from ..checkpoint import Checkpoint, ModelRef, Release
 from ..errors import NotFoundError
 from ..language import Message
 
+# Keys that config.json of every release has, whether or not the catalog's copy does. No count or size depends on them.
+# Source: transformers 4.51, PretrainedConfig.to_diff_dict, which writes all keys of a class's own; Qwen2Config to Qwen3MoeConfig.
+USUAL_KEYS = (
+    "attention_dropout",
+    "bos_token_id",
+    "eos_token_id",
+    "initializer_range",
+    "transformers_version",
+    "use_cache",
+)
+USUAL_EXPERT_KEYS = ("output_router_logits", "router_aux_loss_coef")
 CATALOG = Path(__file__).parent.parent / "catalog" / "models.json"
 
 
@@ -47,6 +58,7 @@ def checkpoint(ref: ModelRef, catalog: Mapping[str, Mapping[str, Any]]) -> Check
             float32=tuple(published.get("float32", ())),
             source=published["source"],
             config_source=entry["source"],
+            missing_keys=_missing_keys(configuration(ref.id, catalog)),
             confidence=entry["confidence"],
         ),
         notices=(Message("from_catalog", id=ref.id, confidence=Message(f"confidence_{entry['confidence']}")),),
@@ -54,10 +66,20 @@ def checkpoint(ref: ModelRef, catalog: Mapping[str, Mapping[str, Any]]) -> Check
 
 
 def configuration(model_id: str, catalog: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The entry's configuration; keys it lacks come from the entry named by `like`."""
+    """The entry's configuration, sorted by key as transformers writes it; keys it lacks come from the entry named by `like`."""
+    return dict(sorted({**_shared(model_id, catalog), **catalog[model_id].get("own", {})}.items()))
+
+
+def _shared(model_id: str, catalog: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The entry's configuration without the keys that are no fact about entries like it."""
     entry = catalog[model_id]
-    shared = configuration(entry["like"], catalog) if "like" in entry else {}
-    return {**shared, **entry["config"]}
+    return {**(_shared(entry["like"], catalog) if "like" in entry else {}), **entry["config"]}
+
+
+def _missing_keys(config: Mapping[str, Any]) -> tuple[str, ...]:
+    decoder = {**config.get("text_config", {}), **config}
+    has_experts = "num_experts" in decoder
+    return tuple(key for key in (*USUAL_KEYS, *(USUAL_EXPERT_KEYS if has_experts else ())) if key not in decoder)
 
 
 def nearest(model_id: str, catalog: Mapping[str, object]) -> str:

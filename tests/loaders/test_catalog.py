@@ -147,6 +147,7 @@ def distinct_configurations() -> dict[str, Mapping[str, Any]]:
             "rope_theta",
             "max_position_embeddings",
             "dual_chunk_attention_config",
+            *catalog.USUAL_KEYS,
         ):
             shape.pop(key, None)
         distinct.setdefault(json.dumps(shape, sort_keys=True), model)

@@ -81,9 +81,12 @@ def _largest(whole: WholeReport, say: Language) -> Iterator[str]:
         size_bytes, allocated = moment.bytes_by_term[term], moment.allocated
         assert size_bytes is not None
         predicted = memory.predicted
-        kind = "" if predicted.peak is not None else "_range" if predicted.peak_range is not None else "_end"
         yield say(
-            f"conclude_largest{kind}",
+            "conclude_largest"
+            if predicted.peak is not None
+            else "conclude_largest_range"
+            if predicted.peak_range is not None
+            else "conclude_largest_end",
             prompt=memory.run.prompt_tokens,
             batch=memory.run.batch,
             term=say(f"term_{term}"),

@@ -14,6 +14,7 @@ from ...spec import DenseMlp, GatedAttention, LinearAttention, MoeMlp
 from ...units import count, short_count
 from ..blocks import Block, Code, Heading, Items, Paragraph, Table
 from . import View
+from .commented import commented
 from .common import active_values, component_table, distinct_layers, identity, layer_runs, notices
 from .first_layer import printed
 from .structure import decoder_config
@@ -93,7 +94,7 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
     ]
     config = report.written or {}
     if not view.explain:
-        return [*head, key_table(config, say)]
+        return [*head, key_table(config, say), *missing_keys(report, say)]
     if report.spec.built:
         return [
             *head,
@@ -130,19 +131,26 @@ def written(value: object) -> str:
 
 
 def explained(report: Report, config: Mapping[str, Any], say: Language) -> list[Block]:
-    """A table per group of keys in the configuration, and one for the keys that this program does not read."""
-    content: list[Block] = []
+    """config.json with comments, and a table per group of its keys, the last for keys that this program does not read."""
     columns = [say("column_key"), say("column_value"), say("column_meaning")]
     vision = [entry for entry in entries(config) if entry[0].startswith("vision_config.")]
     decoder = [entry for entry in entries(config) if not entry[0].startswith("vision_config.")]
     sentences, of_tower = meanings(report, decoder_config(config), say), vision_meanings(report, config, say)
+    unread = say("meaning_unread_generic" if report.spec.built else "meaning_unread")
 
     def table(entries: Iterable[tuple[str, str, object]], sentences: Mapping[str, str]) -> Table:
-        unread = say("meaning_unread_generic" if report.spec.built else "meaning_unread")
         return Table(
             columns, [[label, written(value), sentences.get(key, unread)] for label, key, value in entries], "lll"
         )
 
+    comments = {label: sentences.get(key, unread) for label, key, _ in decoder}
+    comments |= {label: of_tower.get(key, unread) for label, key, _ in vision}
+    comments |= {part: say(f"meaning_{part}") for part in PARTS if isinstance(config.get(part), Mapping)}
+    content: list[Block] = [
+        Heading(say("heading_commented")),
+        Code(commented(config, comments), "jsonc"),
+        *missing_keys(report, say),
+    ]
     for group, keys in GROUPS.items():
         if present := [entry for key in keys for entry in decoder if entry[1] == key]:
             content += [Heading(say(f"group_{group}")), table(present, sentences)]
@@ -152,6 +160,12 @@ def explained(report: Report, config: Mapping[str, Any], say: Language) -> list[
     if others := sorted((entry for entry in decoder if entry[1] not in grouped_keys), key=lambda entry: entry[0]):
         content += [Heading(say("group_other")), table(others, {})]
     return content
+
+
+def missing_keys(report: Report, say: Language) -> list[Block]:
+    """The keys that a release's config.json has and the catalog's copy lacks; empty for any other source."""
+    keys = () if report.release is None else report.release.missing_keys
+    return [Paragraph(say("catalog_missing_keys", keys=say("comma").join(keys)))] if keys else []
 
 
 def vision_meanings(report: Report, config: Mapping[str, Any], say: Language) -> dict[str, str]:
@@ -205,7 +219,6 @@ def meanings(report: Report, config: Mapping[str, Any], say: Language) -> dict[s
         "hidden": hidden,
     }
     heads["group"] = layer.query_heads // layer.kv_heads
-    windows = [softmax_layer.window_tokens for softmax_layer in softmax_layers(report) if softmax_layer.window_tokens]
     mlps = [spec_layer.mlp for spec_layer in spec.layers]
     dense = [mlp for mlp in mlps if isinstance(mlp, DenseMlp)]
     sparse = [mlp for mlp in mlps if isinstance(mlp, MoeMlp)]
@@ -251,9 +264,7 @@ def meanings(report: Report, config: Mapping[str, Any], say: Language) -> dict[s
     for key in ("torch_dtype", "dtype"):
         meaning[key] = say("meaning_dtype", dtype=str(spec.dtype), size_bytes=spec.dtype.bits // 8)
     meaning |= dict.fromkeys((KEY, *OTHER_KEYS), say("meaning_quantisation"))
-    window = say("meaning_window_on", layers=len(windows), window=windows[0]) if windows else say("meaning_window_off")
-    meaning |= dict.fromkeys(("use_sliding_window", "sliding_window", "max_window_layers"), window)
-    meaning.setdefault("layer_types", window)
+    meaning = window_meanings(report, config, say) | meaning
     if sparse:
         first = sparse[0]
         experts = {
@@ -364,6 +375,34 @@ def hybrid_meanings(report: Report, say: Language) -> dict[str, str]:
 def activation_name(activation: str, say: Language) -> str:
     """SiLU by its two names; any other as the configuration writes it."""
     return say("activation_silu") if activation in ("silu", "swish") else activation
+
+
+def window_meanings(report: Report, config: Mapping[str, Any], say: Language) -> dict[str, str]:
+    """A sentence for each key that decides which layers have a window.
+
+    Source: transformers 4.51 to 5.23, Qwen2Config and Qwen3Config: `sliding_window` counts only with `use_sliding_window`, and
+    then for the layers from `max_window_layers` on, unless `layer_types` names each layer's
+    """
+    windows = [layer.window_tokens for layer in softmax_layers(report) if layer.window_tokens]
+    layers, size, first = len(report.spec.layers), config.get("sliding_window"), config.get("max_window_layers")
+    is_on = bool(config.get("use_sliding_window"))
+    state = "on" if windows else "no_layer" if is_on else "off"
+    use = {"on": "meaning_windows_on", "no_layer": "meaning_windows_no_layer", "off": "meaning_windows_off"}[state]
+    meaning = {
+        "use_sliding_window": say(use, layers=len(windows), all=layers),
+        "max_window_layers": say(
+            "meaning_window_from" if windows else "meaning_window_from_unused", first=written(first), all=layers
+        ),
+        "sliding_window": say("meaning_window_none")
+        if size is None
+        else say("meaning_window_size" if windows else "meaning_window_size_unused", size=written(size)),
+    }
+    types = config.get("layer_types")
+    if isinstance(types, list):
+        kinds = {written(kind): types.count(kind) for kind in types}
+        counted = say("comma").join(f"{count} × {kind}" for kind, count in kinds.items())
+        meaning["layer_types"] = say("meaning_layer_types", kinds=counted)
+    return meaning
 
 
 def _ratio(width: int, hidden: int) -> str:

@@ -14,7 +14,13 @@ class ConfigurationJSON(OfModelJSON):
 
     config: dict[str, Any]
     """config.json's keys and values."""
+    missing_keys: list[str]
+    """Keys that the release's config.json has and the catalog's copy lacks; empty for any other source."""
 
 
 def content(report: Report, say: Language) -> ConfigurationJSON:
-    return {"model": model_content(report, say), "config": dict(report.written or {})}
+    return {
+        "model": model_content(report, say),
+        "config": dict(report.written or {}),
+        "missing_keys": [] if report.release is None else list(report.release.missing_keys),
+    }
