@@ -159,6 +159,8 @@ class ModelScope:
         if failed := getattr(error, "failed_files", None):
             file = min(failed)
             return self._download_refusal(failed[file], model, revision, file)
+        if "SOCKS" in str(error):
+            return UnavailableError("socks_missing")
         if (status := getattr(error, "status_code", None)) is not None:
             return self.refusal(Answer(status=status, headers={}, body=b""), model=model, revision=revision, file=file)
         if type(error).__name__ in ("FileIntegrityError", "FileSizeMismatchError"):

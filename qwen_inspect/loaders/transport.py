@@ -82,6 +82,8 @@ class Transport:
                 sock.settimeout(deadline.remaining)
                 connection.request("GET", target, headers=headers)
                 response = connection.getresponse()
+                if response.status == 407:
+                    raise Unreachable("407 Proxy Authentication Required", final=True)
                 most = CHUNK_BYTES if response.status in REDIRECTS else limit
                 body = _body(response, sock, limit=most, deadline=deadline)
             except Unreachable:

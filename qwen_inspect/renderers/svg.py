@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from html import unescape
 from pathlib import Path
 
-from wcwidth import wcwidth
-
 from ..errors import UnavailableError
+from .characters import columns_of
 from .terminal import safe
 
 # (light, dark). Greys are GitHub's, so that figures blend into a README; series colours are Vega's tableau10.
@@ -151,7 +150,7 @@ def _advance(character: str, bold: bool) -> float:
     if character.isascii() or character in ADVANCES:
         advance = ADVANCES.get(character, 64)
         return 1.05 * advance + 7 if bold else advance  # DejaVu Sans Bold's, to 2 hundredths
-    return 110 if wcwidth(character) > 0 else 0
+    return 110 if columns_of(character) > 0 else 0
 
 
 def fitted(content: str, width: float, size: float = FONT_SIZE, *, bold: bool = False) -> str:

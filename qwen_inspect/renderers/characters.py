@@ -1,0 +1,19 @@
+"""The columns of a terminal that characters take, by Python's own table of Unicode: `import wcwidth` takes 40 ms."""
+
+from __future__ import annotations
+
+from functools import cache
+from unicodedata import category, east_asian_width
+
+
+@cache
+def columns_of(character: str) -> int:
+    """2 for a wide character (Unicode Standard Annex 11: W and F), 0 for one that is drawn over another, else 1."""
+    if category(character) in ("Mn", "Me", "Mc", "Cc", "Cf", "Zl", "Zp"):
+        return 0
+    return 2 if east_asian_width(character) in "WF" else 1
+
+
+def width(text: str) -> int:
+    """Columns that `text` takes, without control characters."""
+    return len(text) if text.isascii() else sum(map(columns_of, text))
