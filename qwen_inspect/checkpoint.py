@@ -157,7 +157,7 @@ class ModelRef:
     def of_file(self, name: str) -> str:
         """What the user types, in any command, for the file `name` of this model."""
         if self.source == "local":
-            return os.path.join(self.id, name)
+            return os.path.join(self.path or self.id, name)
         if self.source == "auto":
             return f"{self.id}:{name}"
         return f"{self.source}:{self.id}{f'@{self.revision}' if self.revision else ''}:{name}"

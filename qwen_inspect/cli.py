@@ -11,13 +11,17 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from .commands import language_choice, parsed
 from .console import EXIT_INTERRUPTED, EXIT_MALFORMED, EXIT_USAGE, complain, one_line, silence_stdout, work_shown
 from .language import Language, language_of
 from .options.parser import WrongArgumentError
 
+if TYPE_CHECKING:
+    from .errors import QwenInspectError
+
+NO_MODEL = frozenset({"hf_no_repo", "hf_no_repo_token", "ms_no_repo", "offline_missing"})
 WAITING = frozenset({"torch", "huggingface_hub", "modelscope_hub"})  # packages with threads, files and caches to close
 
 
@@ -71,5 +75,18 @@ def _run(options: argparse.Namespace, say: Language) -> int:
             code: int = options.run(options, say)
             return code
     except QwenInspectError as error:
-        complain(say("error", message=one_line(say(error.message))))
+        complain(say("error", message=one_line(_with_hint(error, say))))
         return error.exit_code
+
+
+def _with_hint(error: QwenInspectError, say: Language) -> str:
+    """The error; of a model that is nowhere, with models of the catalog that have nearly its name."""
+    sentence = say(error.message)
+    missing = str(error.message.values.get("model", error.message.values.get("id", "")))
+    if error.message.key not in NO_MODEL:
+        return sentence
+    from .loaders import catalog
+    from .options.parser import did_you_mean
+
+    hint = did_you_mean(missing, [name for name in catalog.entries() if name != missing], say)
+    return say("usage_with_hint", sentence=sentence, hint=hint) if hint else sentence

@@ -102,6 +102,7 @@ def test_chinese_is_chinese() -> None:
         "speed",
         "witness_instantiated",
         "usage_value",
+        "usage_with_hint",
         "worked_embedding",
         "worked_head",
         "worked_one",

@@ -22,6 +22,8 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
 
 def run(options: argparse.Namespace, say: Language) -> int:
     """Returns 1 if the listings of two hubs do not prove equal weights. Different models are no failure."""
+    from dataclasses import replace
+
     from ..comparing.side_by_side import compare
     from ..fitting.search import cards
 
@@ -31,8 +33,9 @@ def run(options: argparse.Namespace, say: Language) -> int:
         raise UsageError("compare_needs_two")
     # A compute capability such as sm_90 selects kernels but has no memory to fit into.
     fitted = () if options.gpu is None or prediction.is_capability(options.gpu) else cards(options.gpu)
+    named = [model.named(typed, options) for typed in options.models]
     compared = compare(
-        options.models,
+        [name for name, _ in named],
         prediction.run_of(options, gpu=fitted[0].name if fitted else options.gpu),
         access=model.access_of(options),
         dtype=prediction.dtype_of(options),
@@ -40,5 +43,7 @@ def run(options: argparse.Namespace, say: Language) -> int:
         cards=fitted,
         trust_remote_code=options.trust_remote_code,
     )
+    notices = [notice for _, notices in named for notice in notices]
+    compared = replace(compared, notices=(*notices, *compared.notices))
     output.show(compared, options, say, expand=options.expand)
     return EXIT_CHECK_FAILED if compared.unproven else 0

@@ -15,7 +15,6 @@ ATTENTION_KINDS = ("mha", "gqa", "mqa", "mixed")
 
 def declare(command: argparse.ArgumentParser, say: Language) -> None:
     model.declare(command, say)
-    command.set_defaults(model=None)  # without a model, a check covers every report
     command.add_argument("--format", choices=FORMATS, default="md", help=say("help_report_format"))
     command.add_argument("--check", action="store_true", help=say("help_check"))
     command.add_argument("--update", action="store_true", help=say("help_update"))
@@ -34,15 +33,21 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
 
 
 def run(options: argparse.Namespace, say: Language) -> int:
-    """Writes, shows or checks the report. Returns 1 if a figure drifted or an expectation fails."""
+    """Writes, shows or checks the report. Returns 1 if a figure drifted or an expectation fails.
+
+    Without a model, a check covers every report.
+    """
     from ..reporting import Task, carry_out
     from ..results.whole import ReportRequest
 
     action = "update" if options.update else "check" if options.check else "overwrite" if options.overwrite else "write"
     if options.output is None and action in ("update", "check"):
         raise UsageError("report_needs_directory", option=f"--{action}")
+    name, notices = model.named(options.model, options)
+    for notice in () if options.quiet else notices:
+        complain(one_line(say(notice)))
     request = ReportRequest(
-        model=options.model or model.DEFAULT_MODEL,
+        model=name,
         source=options.source,
         revision=options.revision,
         file=options.file,

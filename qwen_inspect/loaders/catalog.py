@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,13 @@ USUAL_KEYS = (
     "use_cache",
 )
 USUAL_EXPERT_KEYS = ("output_router_logits", "router_aux_loss_coef")
+MOST_NAMES = 5  # listed in a message
+LONGEST_NAME = 200  # characters that are compared with known names
+SHORTEST_BEGINNING = len("qwen/")
 CATALOG = Path(__file__).parent.parent / "catalog" / "models.json"
 
 
+@cache
 def entries() -> Mapping[str, Mapping[str, Any]]:
     """Every entry as written, by model id."""
     entries: Mapping[str, Mapping[str, Any]] = json.loads(CATALOG.read_text(encoding="utf-8"))
@@ -82,11 +87,24 @@ def _missing_keys(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(key for key in (*USUAL_KEYS, *(USUAL_EXPERT_KEYS if has_experts else ())) if key not in decoder)
 
 
+def meant(name: str) -> str | None:
+    """The entry that `name` can only mean: it differs in case, dashes and spaces, or lacks ORG/. None if there is none."""
+    wanted = _folded(name)
+    candidates = [known for known in entries() if wanted in (_folded(known), _folded(known.partition("/")[2]))]
+    return candidates[0] if len(candidates) == 1 else None
+
+
 def nearest(model_id: str, catalog: Mapping[str, object]) -> str:
-    """Up to three names that look like `model_id`, or a dash."""
+    """Some names that begin with or look like `model_id`, the likeliest first, or a dash."""
     by_name = {name.lower(): name for name in catalog}
-    wanted = model_id.lower()
+    wanted = model_id[:LONGEST_NAME].lower()
     wanted = wanted if "/" in wanted else f"qwen/{wanted}"
     from difflib import get_close_matches
 
-    return ", ".join(by_name[name] for name in get_close_matches(wanted, by_name, n=3, cutoff=0.6)) or "–"
+    beginning = [name for name in by_name if name.startswith(wanted)] if len(wanted) > SHORTEST_BEGINNING else []
+    names = dict.fromkeys((*beginning, *get_close_matches(wanted, by_name, n=3, cutoff=0.6)))
+    return ", ".join(by_name[name] for name in [*names][:MOST_NAMES]) or "–"
+
+
+def _folded(name: str) -> str:
+    return name.lower().translate(str.maketrans("", "", "-_ "))

@@ -66,7 +66,9 @@ def resolve(model: str, *, source: str = "auto", revision: str | None = None, fi
         _refuse_revision(revision)
         if not os.path.exists(path):
             raise NotFoundError("path_missing", path=model)
-        return ModelRef(source="local", id=model, path=path, file=file)
+        # "." and ".." are no names: the folder's own.
+        name = model if path.name not in ("", os.pardir) else os.path.basename(os.path.abspath(path)) or model
+        return ModelRef(source="local", id=name, path=path, file=file)
     if source == "catalog":
         _refuse_revision(revision)
         return ModelRef(source="catalog", id=model)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import re
+import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..console import progress
-from ..language import Language
+from ..language import Language, Message
 from ..units import size
 from .values import number_format, positive, tokens
 
@@ -15,15 +20,18 @@ if TYPE_CHECKING:
     from ..results.cache import Workload
     from ..results.model import Report
 
+PINS = ("hf", "ms", "catalog")
+FILES = (".gguf", ".safetensors")
+MOST_FILES = 1000  # of a folder in which a model is looked for
+LARGEST_CONFIG_BYTES = 1 << 20
 DEFAULT_MODEL = "catalog:Qwen/Qwen3-0.6B"  # the same as in loaders.resolve, which --help does not import
 SOURCES = ("auto", "hf", "ms", "local", "catalog")
 
 
 def declare(command: argparse.ArgumentParser, say: Language) -> None:
     """MODEL, its source, and the options of `declare_access`."""
-    command.add_argument(
-        "model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help=say("help_model", default=DEFAULT_MODEL)
-    )
+    # None, not DEFAULT_MODEL: whether a model was typed matters.
+    command.add_argument("model", nargs="?", metavar="MODEL", help=say("help_model", default=DEFAULT_MODEL))
     command.add_argument("--from", dest="source", choices=SOURCES, default="auto", help=say("help_from"))
     command.add_argument("--revision", metavar="REV", help=say("help_revision"))
     command.add_argument("--file", metavar="NAME", help=say("help_file"))
@@ -63,10 +71,13 @@ def workload_of(options: argparse.Namespace) -> Workload:
 
 def inspected(options: argparse.Namespace, **analysis: Any) -> Report:
     """The report of the selected model. analysis: further keyword arguments of `inspect`."""
+    from dataclasses import replace
+
     from ..structure.inspect import inspect
 
-    return inspect(
-        options.model,
+    model, notices = named(options.model, options)
+    report = inspect(
+        model,
         source=options.source,
         revision=options.revision,
         file=options.file,
@@ -74,6 +85,43 @@ def inspected(options: argparse.Namespace, **analysis: Any) -> Report:
         trust_remote_code=options.trust_remote_code,
         **analysis,
     )
+    return replace(report, notices=(*notices, *report.notices)) if notices else report
+
+
+def named(typed: str | None, options: argparse.Namespace) -> tuple[str, Sequence[Message]]:
+    """The model that `typed` means, and what to say of it: Qwen3-8B and qwen/qwen3-8b mean Qwen/Qwen3-8B.
+
+    Without a model, the default, and a model in the working directory if there is one.
+    """
+    if typed is None:
+        here = _model_here()
+        call = f"qwen-inspect {options.command} {here}"
+        return DEFAULT_MODEL, [] if here is None else [Message("model_here", default=DEFAULT_MODEL, call=call)]
+    pin, colon, rest = typed.partition(":")
+    pin, rest = (pin + colon, rest) if pin in PINS else ("", typed)
+    name = re.split("[@:]", rest, maxsplit=1)[0]
+    if not name or (not pin and os.path.exists(os.path.expanduser(typed))):
+        return typed, []
+    from ..loaders import catalog
+
+    known = catalog.meant(name)
+    if known in (None, name):
+        return typed, []
+    return f"{pin}{known}{rest[len(name) :]}", [Message("name_taken_for", typed=name, name=known)]
+
+
+def _model_here() -> str | None:
+    """What to type for a model in the working directory; None if there is none, or several files."""
+    with contextlib.suppress(OSError):
+        names = os.listdir()[:MOST_FILES]
+        if "config.json" in names:
+            with open("config.json", "rb") as file:
+                if b'"model_type"' in file.read(LARGEST_CONFIG_BYTES):
+                    return "."
+        files = [name for name in names if name.endswith(FILES)]
+        if len(files) == 1:
+            return shlex.quote(files[0])
+    return None
 
 
 def access_of(options: argparse.Namespace) -> Access:

@@ -6,16 +6,20 @@ import json
 import re
 import shlex
 import unicodedata
+from pathlib import Path
 
 import pytest
 
 from qwen_inspect.commands import COMMANDS, parsed, parser
 from qwen_inspect.language import LANGUAGES, Language
+from qwen_inspect.loaders import catalog
 from qwen_inspect.options import help as pages
+from qwen_inspect.options.model import named
 from qwen_inspect.options.parser import PROGRAM
 from qwen_inspect.options.prediction import dtype_of, say_dtype
 
-from ..support.invoking import Capture, assert_is_one_error_line, invoke
+from ..support.invoking import Capture, assert_is_one_error_line, invoke, refusal
+from ..support.models import TINY_QWEN3, write_config
 
 ENGLISH = Language("en")
 
@@ -119,6 +123,83 @@ def test_which_scheme_int4_was_taken_for_is_said(capsys: Capture) -> None:
     said = capsys.readouterr().err
     assert said.startswith("--dtype int4 is taken for bnb-nf4; ")
     assert said.count("\n") == 1
+
+
+# --- models --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["Qwen3-8B", "qwen3-8b", "QWEN3 8B", "qwen/qwen3-8b", "Qwen/qwen3_8B", "catalog:qwen3-8b", "catalog:qwen/Qwen3-8B"],
+)
+def test_a_name_that_can_mean_one_model_alone_is_taken_for_it(typed: str, capsys: Capture) -> None:
+    done = invoke(capsys, "config", typed, "--offline", "--format", "json", "--lang", "en")
+    model = json.loads(done.out)["model"]
+    assert (done.code, model["id"]) == (0, "Qwen/Qwen3-8B")
+    assert model["notices"][0] == f"{typed.removeprefix('catalog:')} is taken for Qwen/Qwen3-8B"
+
+
+def test_a_name_is_taken_for_no_other_where_it_pins_more() -> None:
+    options = parsed(["config"], ENGLISH)
+    for typed, name in (
+        ("hf:qwen/qwen3-8b@main", "hf:Qwen/Qwen3-8B@main"),
+        ("ms:Qwen3-8B", "ms:Qwen/Qwen3-8B"),
+        ("qwen/qwen3-8b:Q4_K_M", "Qwen/Qwen3-8B:Q4_K_M"),
+        ("Qwen/Qwen3-8B", "Qwen/Qwen3-8B"),
+        ("someone/Qwen3-8B", "someone/Qwen3-8B"),
+        ("Qwen3-235B", "Qwen3-235B"),
+    ):
+        assert named(typed, options)[0] == name
+
+
+def test_every_model_of_the_catalog_is_known_by_its_bare_name() -> None:
+    for name in catalog.entries():
+        assert catalog.meant(name.partition("/")[2].upper()) == name
+
+
+def test_a_name_that_several_models_begin_with_lists_them(capsys: Capture) -> None:
+    line = refusal(capsys, 3, "structure", "Qwen3-235B")
+    assert "Qwen/Qwen3-235B-A22B, Qwen/Qwen3-235B-A22B-Instruct-2507, Qwen/Qwen3-235B-A22B-Thinking-2507" in line
+
+
+def test_a_path_goes_before_a_name(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_config(tmp_path / "qwen3-8b", TINY_QWEN3)
+    monkeypatch.chdir(tmp_path)
+    done = invoke(capsys, "config", "qwen3-8b", "--format", "json")
+    assert json.loads(done.out)["model"]["id"] == "qwen3-8b"
+
+
+def test_this_folder_is_called_by_its_name(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_config(tmp_path / "my-model", TINY_QWEN3)
+    (tmp_path / "my-model" / "below").mkdir()
+    for directory, typed in (("my-model", "."), ("my-model", "./"), ("my-model/below", "..")):
+        monkeypatch.chdir(tmp_path / directory)
+        assert json.loads(invoke(capsys, "structure", typed, "--format", "json").out)["model"]["id"] == "my-model"
+        assert re.search(r"my-model\b", invoke(capsys, "config", typed, "--format", "md", "--lang", "en").out)
+
+
+@pytest.mark.parametrize(
+    ("files", "call"),
+    [
+        (["config.json"], "qwen-inspect structure ."),
+        (["a b-Q4_K_M.gguf"], "qwen-inspect structure 'a b-Q4_K_M.gguf'"),
+        (["model.safetensors"], "qwen-inspect structure model.safetensors"),
+        (["one.gguf", "two.gguf"], None),
+        (["package.json"], None),
+    ],
+)
+def test_a_model_in_this_folder_is_noticed(
+    files: list[str], call: str | None, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in files:
+        (tmp_path / name).write_text(json.dumps(dict(TINY_QWEN3)))
+    monkeypatch.chdir(tmp_path)
+    done = invoke(capsys, "structure", "--format", "json", "--lang", "en")
+    model = json.loads(done.out)["model"]
+    assert model["id"] == "Qwen/Qwen3-0.6B"
+    assert [notice for notice in model["notices"] if "lies in this folder" in notice] == (
+        [f"catalog:Qwen/Qwen3-0.6B is shown; a model lies in this folder, for which type: {call}"] if call else []
+    )
 
 
 # --- help ----------------------------------------------------------------------------------------------------------

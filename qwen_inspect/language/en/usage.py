@@ -150,6 +150,9 @@ TEXT = {
     "csv_several_tables": "The answer of {command} is several tables, and CSV holds one; use --format json, or csv with one of {known}",
     "help_filter": "only models with all these words in their name, family, kind of attention or size, such as 30b or vl",
     "models_none": "No model of the catalog has {words} in it; nearest names: {nearest}",
+    "model_here": "{default} is shown; a model lies in this folder, for which type: {call}",
+    "name_taken_for": "{typed} is taken for {name}",
+    "usage_with_hint": "{sentence}; {hint}",
     "help_help_all": "show every option and exit",
     # --- what options take
     "usage_capacities": "expected a size for each GPU, and perhaps cpu=SIZE, such as 24GiB,24GiB,cpu=64GiB; found {text!r}",

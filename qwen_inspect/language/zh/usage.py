@@ -150,6 +150,9 @@ TEXT = {
     "csv_several_tables": "{command} 的结果包含多个表格，CSV 只能容纳一个；请用 --format json，或在 {known} 中使用 csv",
     "help_filter": "仅列出名称、系列、注意力类型或参数量包含所有这些词的模型，如 30b 或 vl",
     "models_none": "内置模型清单中没有包含 {words} 的模型；相近的名称：{nearest}",
+    "model_here": "显示的是 {default}；当前目录下有一个模型，查看它请输入：{call}",
+    "name_taken_for": "{typed} 按 {name} 处理",
+    "usage_with_hint": "{sentence}；{hint}",
     "help_help_all": "显示全部选项并退出",
     # --- what options take
     "usage_capacities": "应为每块 GPU 的大小，可加 cpu=大小，如 24GiB,24GiB,cpu=64GiB；而不是 {text!r}",
