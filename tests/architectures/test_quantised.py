@@ -571,7 +571,7 @@ def test_what_bitsandbytes_loads_is_predicted(tmp_path: Path) -> None:
         (["--dtype", "fp8", "--group-size", "64"], 2, "fixed size"),
         (["--group-size", "64"], 2, "needs a --dtype"),
         (["--dtype", "awq-int4", "--group-size", "100"], 6, "do not fill whole groups"),
-        (["--dtype", "awq-int4", "--mode", "train"], 7, "not trained themselves"),
+        (["--dtype", "awq-int4", "--mode", "train"], 7, "cannot be trained themselves"),
     ],
 )
 def test_what_cannot_be_is_refused(arguments: list[str], code: int, said: str) -> None:

@@ -140,5 +140,5 @@ def test_a_plot_that_nothing_can_draw_is_left_out_as_the_refusal_says(
 ) -> None:
     on = ("memory", two / "tiny-Q8_0.gguf", "--context", "64", "--new-tokens", "8")
     code, _, refusal = asked(capsys, *on, "--plot", tmp_path / "plot.svg")
-    assert (code, "install" in refusal, "without --plot" in refusal) == (8, False, True)
+    assert (code, "install" in refusal, "leave out --plot" in refusal) == (8, False, True)
     assert asked(capsys, *on)[0] == 0

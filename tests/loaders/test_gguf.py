@@ -229,7 +229,7 @@ def test_a_folder_of_blobs_is_asked_by_their_first_bytes(tmp_path: Path) -> None
 def test_a_file_of_another_kind_is_no_gguf_for_its_name(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"PK\x03\x04 something else")
     done = run("weights", tmp_path / "model.gguf")
-    assert (done.code, done.err) == (6, "error: model.gguf is no GGUF file: it does not begin with GGUF\n")
+    assert (done.code, done.err) == (6, "error: model.gguf is not a GGUF file: it does not begin with GGUF\n")
 
 
 def write_adapter(path: Path, ranks: tuple[int, int] = (8, 8), kind: str = gguf.GGUFType.ADAPTER) -> Path:

@@ -825,7 +825,7 @@ def test_listings_decide_even_where_a_model_cannot_be_read(hub: HubServer, tmp_p
     shown = ask(hub, tmp_path, "compare", "hf:org/single", "ms:org/empty", "--format", "json")
     found = json.loads(shown.out)
     assert (shown.code, found["identical"], found["side_by_side"]) == (1, False, None)
-    assert "cannot be held side by side" in found["notices"][0]
+    assert "cannot be compared" in found["notices"][0]
 
 
 def test_a_hub_model_is_held_against_any_other_source(hub: HubServer, tmp_path: Path) -> None:

@@ -295,7 +295,7 @@ def test_a_terminal_sees_the_text_as_it_comes_and_ctrl_c_ends_it(interrupted: bo
         ("", ["--device", "cpu"], 2, {"en": "--device goes with --prompt", "zh": "--device 只能"}),
         ("", ["--max-new-tokens", "3"], 2, {"en": "--max-new-tokens goes with", "zh": "--max-new-tokens 只能"}),
         ("", ["--prompt", "x", "--max-new-tokens", "0"], 2, {"en": "0 is not a positive", "zh": "0 不是正整数"}),
-        ("", ["--prompt", "x", "--device", "tpu"], 2, {"en": "tpu is no device", "zh": "tpu 不是有效的设备"}),
+        ("", ["--prompt", "x", "--device", "tpu"], 2, {"en": "tpu is not a device", "zh": "tpu 不是有效的设备"}),
         ("", ["--prompt", "x", "--device", "cuda"], 8, {"en": "without CUDA", "zh": "未编译 CUDA"}),
         ("no tokenizer", ["--prompt", "x"], 3, {"en": "looked for tokenizer.json", "zh": "已查找 tokenizer.json"}),
         ("bad tokenizer", ["--prompt", "x"], 6, {"en": "tokenizer in", "zh": "无法读取"}),

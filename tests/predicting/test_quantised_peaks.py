@@ -164,7 +164,7 @@ def test_a_scheme_that_is_suggested_is_answered_as_if_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("language", "words", "likely"), [("en", "by a range", "likely fits"), ("zh", "（范围）", "很可能够用")]
+    ("language", "words", "likely"), [("en", "(a range)", "likely fits"), ("zh", "（范围）", "很可能够用")]
 )
 @pytest.mark.parametrize("form", ["table", "md", "html"])
 def test_a_range_is_shown_in_every_form(form: str, language: str, words: str, likely: str) -> None:

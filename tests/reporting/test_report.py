@@ -301,7 +301,7 @@ def test_a_peak_that_is_a_range_is_one_in_every_form(tmp_path: Path) -> None:
         assert memory["predicted"]["peak_range"]["low_bytes"] < memory["predicted"]["peak_range"]["high_bytes"]
     text = run("report", tmp_path / "awq").out
     assert "a card must have" in text
-    assert "by a range" in text
+    assert "(a range)" in text
     assert "the peak is a range, for its kernels were not traced" in text
 
 
@@ -373,7 +373,7 @@ def test_what_was_just_written_agrees(saved: Path) -> None:
     for model in ([], ["catalog:Qwen/Qwen3-0.6B"]):
         done = run("report", *model, "--check", "-o", saved)
         assert (done.code, done.err) == (0, "")
-        assert "Qwen3-0.6B.en.md: every figure is what the tool finds now" in done.out
+        assert "Qwen3-0.6B.en.md: every figure is unchanged" in done.out
 
 
 def test_drift_is_told_as_figures(tmp_path: Path) -> None:
@@ -454,7 +454,7 @@ def test_a_renamed_report_is_told(saved: Path) -> None:
     for name in ("Qwen3-0.6B.en.md", "Qwen3-0.6B.en.md.figures.json"):
         (saved / name).rename(saved / name.replace("0.6B", "0.7B"))
     done = run("report", "--check", "-o", saved)
-    assert (done.code, "is not what this report is called" in done.out) == (1, True)
+    assert (done.code, "is no longer the name of this report" in done.out) == (1, True)
 
 
 def test_what_a_record_asks_for_is_checked(saved: Path) -> None:
@@ -514,7 +514,7 @@ def test_a_range_that_a_limit_is_in_fails_and_says_so(tmp_path: Path, capsys: Ca
     limit = between["low"] - 130 * 2**20 + 1  # one more than is reserved at least
     done = invoke(capsys, *words, "--max-vram", f"{limit}B")
     assert done.code == 1
-    assert re.fullmatch(r"whether awq stays within \d+B cannot be told: .* are reserved at its peak .*\n", done.err)
+    assert re.fullmatch(r"cannot tell whether awq stays within \d+B: .* reserved at its peak .*\n", done.err)
     assert invoke(capsys, *words, "--max-vram", "16GiB").code == 0
 
 
@@ -581,7 +581,7 @@ def test_the_workflow_and_the_lines_to_copy_are_yaml_with_commands_that_exist() 
 def test_the_committed_reports_agree_with_the_tool() -> None:
     done = run("report", "--check", "-o", "reports", cwd=ROOT)
     assert (done.code, done.err) == (0, "")
-    assert done.out.count("every figure is what the tool finds now") == 8
+    assert done.out.count("every figure is unchanged") == 8
 
 
 # --- bad input

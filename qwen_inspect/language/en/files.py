@@ -5,7 +5,7 @@ from __future__ import annotations
 TEXT = {
     # --- notices
     "from_catalog": "{id} comes from the built-in catalog, no file was read ({confidence})",
-    "config_alone": "{path} has a configuration and no weights: theory stands alone, there is nothing stored to hold it against",
+    "config_alone": "{path} has a configuration and no weights: only theory can be shown, with nothing to check it against",
     "pickled_only": "The weights are pickled ({file}), which is never opened here; all figures come from the configuration",
     "no_index": "No model.safetensors.index.json: all {files} safetensors files of the directory were read as one model",
     "partial": "Partial: {missing} of {shards} shards are missing; params names what they hold",
@@ -14,11 +14,11 @@ TEXT = {
     "cache_declared": "The quantisation names a KV cache of {format}: vLLM takes it (fit --engine vllm counts so), transformers keeps {dtype}",
     "dtype_of_files": "config.json names no dtype: the files decide, {dtype} (first floating-point tensor: {name}), as from_pretrained does",
     "dtype_unknown": "config.json names no dtype, and there is no file of weights to tell it: transformers would build float32, and these figures are for it; --dtype settles it",
-    "weights_unread": "The bytes of the weights are unknown: {reason}. Parameter counts are by theory; attention and cache follow from the configuration",
+    "weights_unread": "The bytes of the weights are unknown: {reason}. Parameter counts are theory; attention and cache follow from the configuration",
     "files_contradict": "{count:,} stored tensors contradict the configuration, as {name}: expected {expected}, found {found}; they may be packed in a way that it does not declare (weights lists them, params all differences)",
     "files_differ": "{count:,} stored tensors differ from what the configuration describes, as {name}: params lists them",
     "nothing": "none of that name",
-    "no_tensors": "{id} has no safetensors file to list, and no release whose layout is known; give a directory with its weights",
+    "no_tensors": "{id} has no safetensors file to list, and the layout of its release is unknown; give a directory with its weights",
     # --- paths and names
     "model_empty": "The model's name is empty or holds a NUL byte; expected a path or ORG/NAME",
     "source_contradiction": "{model} pins its source and --from {source} names another; leave one out",
@@ -102,7 +102,7 @@ TEXT = {
     "group_size_without_scheme": "--group-size needs a --dtype that quantises: {known}",
     # --- GGUF
     "gguf_beside": "The weights are GGUF files, none of which was read: give one in place of the model, such as {example}. All figures here come from the configuration",
-    "gguf_magic": "{file} is no GGUF file: it does not begin with GGUF",
+    "gguf_magic": "{file} is not a GGUF file: it does not begin with GGUF",
     "gguf_version": "{file} is GGUF version {found}; known are 2 and 3",
     "gguf_counts": "{file}: the header speaks of {tensors:,} tensors and {keys:,} keys, more than any model has",
     "gguf_alignment": "{file}: general.alignment must be a power of two from 8 on, found {found}",
@@ -123,7 +123,7 @@ TEXT = {
     "gguf_several": "{model} has several GGUF models; give one of them in its place, such as {example} (all commands but compare take --file too, with a name or a quantisation): {names}",
     "gguf_parts_missing": "{file} lacks {missing:,} of its {parts:,} parts",
     "gguf_split": "{file}: the parts hold {found:,} tensors, their metadata says {expected}",
-    "gguf_adapter": "This GGUF file is a LoRA adapter, not a model: for the architecture {architecture} (rank {rank}, alpha {alpha}, {parameters:,} parameters in {tensors:,} tensors)",
+    "gguf_adapter": "This GGUF file is a LoRA adapter, not a model: architecture {architecture}, rank {rank}, alpha {alpha}, {parameters:,} parameters in {tensors:,} tensors",
     "gguf_requantised": "--dtype: the weights of a GGUF file are in blocks already, and are told in no other scheme; give the model that it was converted from",
     "gguf_no_model": "This GGUF file holds no language model: its general.type is {found}",
     "gguf_no_architecture": "general.architecture must be a name, found {found}",
