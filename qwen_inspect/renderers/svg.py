@@ -228,7 +228,7 @@ def missing_glyphs(svg: str) -> str:
         sorted(
             character
             for character in characters
-            if wcwidth(character) > 0 and not character.isspace() and png(_sample(character)) == no_glyph
+            if columns_of(character) > 0 and not character.isspace() and png(_sample(character)) == no_glyph
         )
     )
 
