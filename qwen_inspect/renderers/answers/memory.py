@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from ...language import Language
 from ...loaders import gpus
-from ...results.measurement import Measurement
 from ...results.memory import Footprint, MemoryReport, Moment, Run
-from ...results.ranks import DeviceMapReport, RankBytes, RanksReport
 from ...units import count, signed, size
 from ..document.common import size_range
 from . import cards, within
+
+if TYPE_CHECKING:
+    from ...results.measurement import Measurement
+    from ...results.ranks import DeviceMapReport, RankBytes, RanksReport
 
 # The terms that a sentence names, if they are not zero.
 NAMED_TERMS = ("weights", "gathered", "adapters", "cache", "state", "gradients", "optimizer", "activations")
