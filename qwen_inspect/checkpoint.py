@@ -142,6 +142,23 @@ class StoredFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HubCount:
+    """What a hub itself says of the tensors in its weight files.
+
+    elements: numbers by dtype's code, from Hugging Face's API. size_bytes: of all tensors, from the files' index, which is read
+    only if the hub counts nothing. first: the tensors of the first file, if config.json names no dtype.
+    """
+
+    elements: Mapping[str, int] | None = None
+    size_bytes: int | None = None
+    first: tuple[Tensor, ...] = ()
+
+    @property
+    def total(self) -> int | None:
+        return None if self.elements is None else sum(self.elements.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRef:
     """The location of a model. source: "local", "catalog", a hub's ("hf", "ms") or "auto". id: what the user types for it.
 
@@ -212,7 +229,7 @@ class Checkpoint:
     the tensors that they should hold. adapter: the adapter, if the repository is one; the other fields are then its base
     model's, if that could be read. gguf: whether the files are GGUF; `config` is then their metadata without the tokenizer's.
     quantisation_file: name and content of the file that declares the quantisation, if config.json does not (see
-    `declarations.FILES`).
+    `declarations.FILES`). hub_count: what the hub counts, if it does; without `tensors`, the headers of `files` were not read.
     """
 
     ref: ModelRef
@@ -224,4 +241,5 @@ class Checkpoint:
     adapter: Adapter | None = None
     gguf: bool = False
     quantisation_file: tuple[str, Mapping[str, Any]] | None = None
+    hub_count: HubCount | None = None
     notices: tuple[Message, ...] = ()

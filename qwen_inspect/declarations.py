@@ -36,6 +36,11 @@ def declares_quantisation(config: Mapping[str, Any] | None) -> bool:
     return config is not None and _declared(config) is not None
 
 
+def names_dtype(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration itself names the model's dtype, so that no file's header decides it."""
+    return any(config.get(key) is not None for key in DTYPE_KEYS)
+
+
 def settled(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint with dtype and quantisation under transformers' own keys, and notices of the places they came from."""
     if checkpoint.config is None or checkpoint.gguf:
@@ -52,8 +57,9 @@ def settled(checkpoint: Checkpoint) -> Checkpoint:
         if place != KEY:
             method = value.get("quant_method") if isinstance(value, Mapping) else None
             notices.append(Message("quantisation_declared", place=place, method=str(method or "–")))
-    if all(config.get(key) is None for key in DTYPE_KEYS):
-        notices += _settle_dtype(config, checkpoint.tensors)
+    if not names_dtype(config):
+        first = checkpoint.hub_count.first if checkpoint.hub_count is not None else ()
+        notices += _settle_dtype(config, checkpoint.tensors or first or None)
     return replace(checkpoint, config=config, notices=(*checkpoint.notices, *notices))
 
 

@@ -173,4 +173,6 @@ def measure(
 
 
 def _report(model: str | Report) -> Report:
-    return structure.inspect(model, require_design=False) if isinstance(model, str) else model
+    if not isinstance(model, str):
+        return model
+    return structure.inspect(model, require_design=False, access=Access(headers=False))

@@ -10,6 +10,7 @@ from ..options import model, output
 
 def declare(command: argparse.ArgumentParser, say: Language) -> None:
     model.declare(command, say)
+    model.declare_headers(command, say)
     command.add_argument("--expand", action="store_true", help=say("help_expand"))
     model.declare_workload(command, say)
     command.add_argument("--plot", metavar="FILE", help=say("help_cache_plot"))

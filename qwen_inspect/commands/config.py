@@ -10,6 +10,7 @@ from ..options import model, output
 
 def declare(command: argparse.ArgumentParser, say: Language) -> None:
     model.declare(command, say)
+    model.declare_headers(command, say)
     command.add_argument("--explain", action="store_true", help=say("help_explain"))
     output.declare_document(command, say)
 

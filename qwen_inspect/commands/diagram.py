@@ -11,6 +11,7 @@ from ..options import model, output
 
 def declare(command: argparse.ArgumentParser, say: Language) -> None:
     model.declare(command, say)
+    model.declare_headers(command, say)
     output.declare(command, say)
     command.set_defaults(format="svg")
 

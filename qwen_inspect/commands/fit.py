@@ -29,6 +29,7 @@ ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
 
 def declare(command: argparse.ArgumentParser, say: Language) -> None:
     model.declare(command, say)
+    model.declare_headers(command, say)
     prediction.declare(command, say)
     prediction.declare_batch(command, say)
     prediction.declare_cards(command, say)

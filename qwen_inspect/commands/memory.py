@@ -23,6 +23,7 @@ SHARED_BY = ("tp", "pp", "ep", "fsdp")
 
 def declare(command: argparse.ArgumentParser, say: Language) -> None:
     model.declare(command, say)
+    model.declare_headers(command, say)
     prediction.declare(command, say)
     prediction.declare_batch(command, say)
     command.add_argument("--gpu", default=prediction.DEFAULT_CAPABILITY, metavar="NAME", help=say("help_gpu"))

@@ -14,6 +14,7 @@ from ..options import given, model, output, prediction, values
 
 def declare(command: argparse.ArgumentParser, say: Language) -> None:
     model.declare(command, say)
+    model.declare_headers(command, say)
     command.add_argument("--expand", action="store_true", help=say("help_expand"))
     command.add_argument("--depth", type=values.positive(say), metavar="N", help=say("help_depth"))
     command.add_argument("--first-layer", action="store_true", help=say("help_first_layer"))

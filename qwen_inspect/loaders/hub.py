@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..checkpoint import Checkpoint, ModelRef, StoredFile, Tensor
-from ..declarations import FILES, declares_quantisation
+from ..checkpoint import DTYPE_OF_CODE, Checkpoint, HubCount, ModelRef, StoredFile, Tensor
+from ..declarations import FILES, MODEL_DTYPES, declares_quantisation, names_dtype
 from ..errors import MalformedError, NetworkError, NotFoundError, QwenInspectError
 from ..language import Message
 from . import adapter, gguf_header, header_cache, local
@@ -41,12 +41,16 @@ class ListedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """A repository at one commit; `revision` goes into its file URLs. index: model.safetensors.index.json, if read."""
+    """A repository at one commit; `revision` goes into its file URLs. index: model.safetensors.index.json, if read.
+
+    elements: the numbers in its safetensors files by dtype's code, if the hub counts them.
+    """
 
     revision: str
     files: tuple[ListedFile, ...]
     notices: tuple[Message, ...] = ()
     index: Mapping[str, Any] | None = None
+    elements: Mapping[str, int] | None = None
 
     def file(self, name: str) -> ListedFile | None:
         return next((file for file in self.files if file.name == name), None)
@@ -77,37 +81,52 @@ def look(hub: Hub, ref: ModelRef, deadline: Deadline) -> Look:
     return _listing_and_config(hub, ref.id, ref.revision or hub.default_revision, deadline)
 
 
-def load(hub: Hub, ref: ModelRef, first: Look, *, seconds: float, progress: Progress) -> Checkpoint:
-    """A hub's model without its weights, after the first answer. seconds: the deadline of all headers together."""
+def load(
+    hub: Hub, ref: ModelRef, first: Look, *, seconds: float, progress: Progress, headers: bool = True
+) -> Checkpoint:
+    """A hub's model without its weights, after the first answer. seconds: the deadline of all headers together.
+
+    headers: read those of all files; else only if the hub does not count what is in them (see `HubCount`).
+    """
     listing, config = first
     for name in {ref.revision or hub.default_revision, listing.revision}:
         header_cache.write_listing(hub.source, hub.endpoint, ref.id, name, listing=_written(listing))
-    return _checkpoint(hub, ref, listing, config, Deadline.after(seconds), progress)
+    return _checkpoint(hub, ref, listing, config, Deadline.after(seconds), progress, headers=headers)
 
 
-def load_recent(hub: Hub, ref: ModelRef) -> Checkpoint | None:
+def load_recent(hub: Hub, ref: ModelRef, *, headers: bool = True) -> Checkpoint | None:
     """The checkpoint cached in the last `RECENT_SECONDS`, without a request: people run several commands on a model in a row."""
     revision = ref.revision or hub.default_revision
     age = header_cache.listing_age_seconds(hub.source, hub.endpoint, ref.id, revision)
     if age is None or age > RECENT_SECONDS:
         return None
-    return load_kept(hub, ref, Message("from_recent", seconds=int(age)))
+    return load_kept(hub, ref, Message("from_recent", seconds=int(age)), headers=headers)
 
 
-def load_kept(hub: Hub, ref: ModelRef, notice: Message) -> Checkpoint | None:
+def load_kept(hub: Hub, ref: ModelRef, notice: Message, *, headers: bool = True) -> Checkpoint | None:
     """The checkpoint from the cache of earlier runs, without a request; None if a part is missing."""
     revision = ref.revision or hub.default_revision
     listing = kept_listing(hub, ref.id, revision)
     if listing is None:
         return None
-    if not all(file.key and header_cache.holds(file.key) for file in _needed(listing, ref)):
+    needed = _needed(listing, ref)
+    if headers or not _is_counted(listing, needed):
+        if not all(map(_is_kept, needed)):
+            return None
+    elif not _is_kept(needed[0]):
         return None
     config = _config(hub, ref.id, listing, Deadline.after(1))
     beside = _quantisation_file(listing, config)
-    if beside is not None and not (beside.key and header_cache.holds(beside.key)):
+    if beside is not None and not _is_kept(beside):
         return None
-    checkpoint = _checkpoint(hub, ref, listing, config, Deadline.after(1), lambda done, total: None)
+    if not all(map(_is_kept, needed)) and not all(map(_is_kept, _files_of_count(listing, config))):
+        return None
+    checkpoint = _checkpoint(hub, ref, listing, config, Deadline.after(1), lambda done, total: None, headers=headers)
     return replace(checkpoint, notices=(*checkpoint.notices, notice))
+
+
+def _is_kept(file: ListedFile) -> bool:
+    return file.key is not None and header_cache.holds(file.key)
 
 
 def kept_listing(hub: Hub, model: str, revision: str) -> Listing | None:
@@ -242,6 +261,8 @@ def _checkpoint(
     config: Mapping[str, Any] | None,
     deadline: Deadline,
     progress: Progress,
+    *,
+    headers: bool,
 ) -> Checkpoint:
     if config is None and listing.file(adapter.CONFIG_NAME) and listing.file(adapter.WEIGHTS_NAME):
         return _adapter_checkpoint(hub, ref, listing, deadline)
@@ -253,23 +274,97 @@ def _checkpoint(
     notices = [*hub.notices(), *listing.notices]
     if not files:
         notices.append(_no_weights(listing, config, ref))
-    headers = _headers(hub, ref.id, listing, files, deadline, progress)
-    tensors = tuple(tensor for _, file_tensors in headers for tensor in file_tensors)
     beside = _quantisation_file(listing, config)
     declared = None if beside is None else _config(hub, ref.id, listing, deadline, name=beside.name)
-    if len({tensor.name for tensor in tensors}) != len(tensors):
-        raise MalformedError("tensor_in_two_files", tensor=local.first_repeated(tensors))
-    stored = tuple(StoredFile(file.name, size, file.sha256) for file, (size, _) in zip(files, headers, strict=True))
-    if listing.index is not None:
-        notices += local.index_totals(listing.index, tensors, stored, file=local.INDEX_NAME)
-    return Checkpoint(
+    checkpoint = Checkpoint(
         ref=replace(ref, source=hub.source, revision=listing.revision),
         config=config,
-        tensors=tensors if files else None,
-        files=stored,
+        tensors=None,
+        files=tuple(StoredFile(file.name, file.size_bytes or 0, file.sha256) for file in files),
         quantisation_file=None if beside is None or declared is None else (beside.name, declared),
+        hub_count=None if listing.elements is None else HubCount(elements=listing.elements),
         notices=tuple(notices),
     )
+    if not files:
+        return checkpoint
+    if not (headers or all(map(_is_kept, files))) and _is_counted(listing, files):
+        count = _hub_count(hub, ref.id, listing, config, deadline)
+        if count is not None:
+            return replace(checkpoint, hub_count=count)
+    read = _headers(hub, ref.id, listing, files, deadline, progress)
+    tensors = tuple(tensor for _, file_tensors in read for tensor in file_tensors)
+    if len({tensor.name for tensor in tensors}) != len(tensors):
+        raise MalformedError("tensor_in_two_files", tensor=local.first_repeated(tensors))
+    stored = tuple(StoredFile(file.name, size, file.sha256) for file, (size, _) in zip(files, read, strict=True))
+    if listing.index is not None:
+        notices += local.index_totals(listing.index, tensors, stored, file=local.INDEX_NAME)
+    notices += _count_differs(hub, listing, tensors)
+    return replace(checkpoint, tensors=tensors, files=stored, notices=tuple(notices))
+
+
+# --- what a hub itself says of the tensors, so that no header need be read
+
+INDEX_HEAD_BYTES = 4096  # transformers writes the index with sorted keys, so that its metadata comes first
+TOTAL_SIZE = re.compile(rb'^\s*\{\s*"metadata"\s*:\s*\{[^{}]*"total_size"\s*:\s*(\d{1,18})(?:\.0)?\s*[,}]')
+
+
+def _is_counted(listing: Listing, files: Sequence[ListedFile]) -> bool:
+    """Whether the hub may say what several safetensors files hold: it counts them, or they have an index."""
+    weights = [file for file in files if file.name.endswith(".safetensors")]
+    known = listing.elements is not None or listing.file(local.INDEX_NAME) is not None
+    return known and len(weights) > 1 and all(file.size_bytes is not None for file in weights)
+
+
+def _files_of_count(listing: Listing, config: Mapping[str, Any] | None) -> list[ListedFile]:
+    """The files that a hub's count needs: the index if the hub itself counts nothing, the first file if it decides the dtype."""
+    index = listing.file(local.INDEX_NAME) if listing.elements is None else None
+    first = None if config is None or names_dtype(config) else weight_files(listing)[0]
+    return [file for file in (index, first) if file is not None]
+
+
+def _hub_count(
+    hub: Hub, model: str, listing: Listing, config: Mapping[str, Any] | None, deadline: Deadline
+) -> HubCount | None:
+    """The hub's count of the tensors in several files, in at most two requests; None if it has none that can be used."""
+    elements, size_bytes = listing.elements, None
+    first: tuple[Tensor, ...] = ()
+    for file in _files_of_count(listing, config):
+        if file.name == local.INDEX_NAME:
+            size_bytes = _index_total(hub, model, listing, file, deadline)
+        else:
+            ((_, first),) = _headers(hub, model, listing, [file], deadline, lambda done, total: None)
+    if elements is None and size_bytes is None:
+        return None
+    return HubCount(elements=elements, size_bytes=size_bytes, first=first)
+
+
+def _index_total(hub: Hub, model: str, listing: Listing, index: ListedFile, deadline: Deadline) -> int | None:
+    """`total_size` of the index, from its first bytes; None if it is not there."""
+    head = header_cache.read(index.key) if index.key else None
+    if head is None:
+        url = hub.file_url(model, listing.revision, index.name)
+        try:
+            _, span = fetch_span(hub.get, url, 0, INDEX_HEAD_BYTES, deadline=deadline, file=index.name)
+        except NetworkError:
+            return None
+        if span is None:
+            return None
+        head = span.content
+        if index.key:
+            header_cache.write(index.key, head)
+    match = TOTAL_SIZE.match(head)
+    return int(match[1]) if match else None
+
+
+def _count_differs(hub: Hub, listing: Listing, tensors: Sequence[Tensor]) -> tuple[Message, ...]:
+    """A notice if the hub counts other numbers than the headers show. Packed formats are counted in several ways."""
+    dtypes = {tensor.dtype for tensor in tensors}
+    if listing.elements is None or not dtypes <= {*MODEL_DTYPES}:
+        return ()
+    stated, expected = sum(listing.elements.values()), sum(tensor.elements for tensor in tensors)
+    if stated == expected:
+        return ()
+    return (Message("hub_count_differs", hub=Message(f"source_{hub.source}"), found=stated, expected=expected),)
 
 
 def _quantisation_file(listing: Listing, config: Mapping[str, Any] | None) -> ListedFile | None:
@@ -474,7 +569,7 @@ def _fetch_header(
 
 def _written(listing: Listing) -> dict[str, Any]:
     files = [[file.name, file.size_bytes, file.key] for file in listing.files]
-    return {"revision": listing.revision, "files": files}
+    return {"revision": listing.revision, "files": files, "elements": listing.elements}
 
 
 def _read_back(kept: Mapping[str, Any]) -> Listing:
@@ -484,4 +579,13 @@ def _read_back(kept: Mapping[str, Any]) -> Listing:
         for name, size, key in kept["files"]
         if (size is None or type(size) is int) and (key is None or header_cache.KEY.fullmatch(key))
     )
-    return Listing(revision=str(kept["revision"]), files=files)
+    return Listing(revision=str(kept["revision"]), files=files, elements=counted_elements(kept.get("elements")))
+
+
+def counted_elements(stated: object) -> Mapping[str, int] | None:
+    """A hub's numbers by dtype's code; None if it states none that can be used."""
+    if not isinstance(stated, Mapping) or not stated:
+        return None
+    if not all(code in DTYPE_OF_CODE and type(count) is int and 0 <= count < 1 << 62 for code, count in stated.items()):
+        return None
+    return dict(stated)

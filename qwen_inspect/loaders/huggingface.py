@@ -30,7 +30,7 @@ from ..errors import (
     UsageError,
 )
 from ..language import Message
-from .hub import ListedFile, Listing
+from .hub import ListedFile, Listing, counted_elements
 from .transfer import Answer, Deadline, first_line, in_parallel, retry_after, safe_name, unreachable
 from .transport import USER_AGENT, Transport
 
@@ -138,8 +138,11 @@ class HuggingFace:
         commit = content.get("sha") if isinstance(content, dict) else None
         if not isinstance(siblings, list) or not isinstance(commit, str) or not COMMIT.fullmatch(commit):
             raise MalformedError("listing_malformed", endpoint=self.endpoint)
+        counted = content.get("safetensors")
         return Listing(
-            revision=commit, files=tuple(_listed(sibling) for sibling in siblings if isinstance(sibling, dict))
+            revision=commit,
+            files=tuple(_listed(sibling) for sibling in siblings if isinstance(sibling, dict)),
+            elements=counted_elements(counted.get("parameters")) if isinstance(counted, dict) else None,
         )
 
     def refusal(self, answer: Answer, *, model: str, revision: str, file: str | None) -> QwenInspectError:

@@ -58,7 +58,7 @@ def load_named(ref: ModelRef, access: Access, sources: tuple[str, ...]) -> Check
     request = _Request(ref=ref, access=access, hubs=tuple(hubs), pinned=len(sources) == 1, refused=refused)
     if access.offline or offline_by_environment():
         for hub in hubs:
-            if (kept := load_kept(hub, ref, Message("from_kept"))) is not None:
+            if (kept := load_kept(hub, ref, Message("from_kept"), headers=access.headers)) is not None:
                 return kept
         return _offline(request)
     return _from_hubs(request)
@@ -89,7 +89,7 @@ def _from_hubs(request: _Request) -> Checkpoint:
         tuple(hub for hub in request.hubs if hub.source in silent_since),
     ):
         while hubs:
-            if not access.refresh and (recent := load_recent(hubs[0], ref)) is not None:
+            if not access.refresh and (recent := load_recent(hubs[0], ref, headers=access.headers)) is not None:
                 return recent
             hub, said = _asked(request, hubs)
             if hub is None or said is None:
@@ -99,7 +99,9 @@ def _from_hubs(request: _Request) -> Checkpoint:
             if isinstance(said, Checkpoint):
                 return _in_place_of(said, request, hub)
             try:
-                checkpoint = load_from_hub(hub, ref, said, seconds=3 * access.seconds, progress=access.progress)
+                checkpoint = load_from_hub(
+                    hub, ref, said, seconds=3 * access.seconds, progress=access.progress, headers=access.headers
+                )
             except (NetworkError, NotFoundError) as error:
                 refused[hub.source] = error
                 hubs = hubs[hubs.index(hub) + 1 :]
@@ -115,7 +117,7 @@ def _asked(request: _Request, hubs: tuple[Hub, ...]) -> tuple[Hub | None, asking
     seconds, refused = request.access.seconds, request.refused
 
     def ask(hub: Hub) -> Checkpoint | Look:
-        recent = None if request.access.refresh else load_recent(hub, request.ref)
+        recent = None if request.access.refresh else load_recent(hub, request.ref, headers=request.access.headers)
         return recent or look(hub, request.ref, Deadline.after(seconds))
 
     now = asking.Asking(hubs, ask)
@@ -163,7 +165,8 @@ def _kept_here(request: _Request) -> Checkpoint | None:
     reasons = [error.message for error in request.refused.values() if isinstance(error, NetworkError)]
     reason = reasons[0] if reasons else Message("hub_no_answer", endpoint=request.hubs[0].endpoint)
     for hub in request.hubs:
-        if (kept := load_kept(hub, request.ref, Message("unreachable_kept", reason=reason))) is not None:
+        notice, headers = Message("unreachable_kept", reason=reason), request.access.headers
+        if (kept := load_kept(hub, request.ref, notice, headers=headers)) is not None:
             return kept
     if request.access.partial and (part := _partly_cached(request)) is not None:
         return part

@@ -31,11 +31,14 @@ class Access:
 
     progress: called with (done, total) as headers arrive; downloaded: the same for a download's bytes.
     partial: accept a model with missing shards. refresh: ask a hub even if a run of the last minutes cached its answer.
+    headers: read the header of every weight file on a hub; else only if the hub's own counts do not vouch for what the
+    configuration implies, and of a single file.
     """
 
     offline: bool = False
     refresh: bool = False
     partial: bool = False
+    headers: bool = True
     seconds: float = FIRST_ANSWER_SECONDS
     progress: Progress = lambda done, total: None
     downloaded: Progress = lambda done, total: None

@@ -47,6 +47,11 @@ def declare_access(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--partial", action="store_true", help=say("help_partial"))
 
 
+def declare_headers(command: argparse.ArgumentParser, say: Language) -> None:
+    """For a command that needs no file's header if the hub's own counts vouch for the configuration."""
+    command.add_argument("--headers", action="store_true", help=say("help_headers"))
+
+
 def declare_workload(command: argparse.ArgumentParser, say: Language) -> None:
     """The workload for which the KV cache is shown."""
     command.add_argument("--batch", type=positive(say), default=1, metavar="N", help=say("help_batch"))
@@ -133,6 +138,7 @@ def access_of(options: argparse.Namespace) -> Access:
         offline=options.offline,
         refresh=options.refresh,
         partial=options.partial,
+        headers=getattr(options, "headers", True),
         seconds=options.timeout,
         progress=lambda done, total: stage("working_headers", done=done, total=total),
         downloaded=progress(size, quiet=options.quiet),

@@ -14,15 +14,16 @@ class ParameterCounts:
     """Parameters by witness and by use.
 
     theory: predicted from the configuration, tied weights once. instantiated: what transformers builds. stored: elements
-    in the files, tied copies included. stored_predicted: the same, as predicted from the release's layout. unique: parameters
-    in the files, tied copies once; equal to theory if no file was read; None if the files do not hold this model.
-    active: parameters that a token's forward pass uses, with the whole embedding and output layer; None if unknown.
-    buffers: elements of buffers, which are not trained.
+    in the files, tied copies included. hub: the same by the hub's own count. stored_predicted: the same, as predicted from the
+    release's layout. unique: parameters in the files, tied copies once; equal to theory if no file was read; None if the files
+    do not hold this model. active: parameters that a token's forward pass uses, with the whole embedding and output layer; None
+    if unknown. buffers: elements of buffers, which are not trained.
     """
 
     theory: int
     instantiated: int | None
     stored: int | None
+    hub: int | None = None
     stored_predicted: int | None
     unique: int | None
     active: int | None

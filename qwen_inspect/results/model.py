@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from ..checkpoint import ModelRef, Origin, Release, StoredFile, Tensor
+    from ..checkpoint import HubCount, ModelRef, Origin, Release, StoredFile, Tensor
     from ..errors import QwenInspectError
     from ..language import Message
     from ..spec import ModelSpec, Module
@@ -50,7 +50,7 @@ class Report:
 
     refusal: why there is no design; a command that needs one raises it. config: with dtype and quantisation under transformers'
     own keys, whatever file they came from; written: as in config.json. tensors: as stored, or predicted from a release's layout
-    (tensors_origin "theory"); None if neither is known. generation: None unless requested.
+    (tensors_origin "theory"); None if neither is known. hub_count: what the hub itself counts. generation: None unless requested.
     """
 
     ref: ModelRef
@@ -64,6 +64,7 @@ class Report:
     notices: tuple[Message, ...]
     design: Design | None
     refusal: QwenInspectError | None = None
+    hub_count: HubCount | None = None
     generation: Generation | None = None
 
     @property

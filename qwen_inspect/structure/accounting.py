@@ -65,7 +65,7 @@ def stored_extras(tree: Module, release: Release, prediction: tuple[Tensor, ...]
 
     Whichever adds up to the published total of stored elements; None if none does.
     """
-    groups = [group for group in (_tied_copies(tree), prediction) if group]
+    groups = [group for group in (tied_copies(tree), prediction) if group]
     if not groups:
         return ()
     for size in range(len(groups) + 1):
@@ -76,7 +76,8 @@ def stored_extras(tree: Module, release: Release, prediction: tuple[Tensor, ...]
     return None
 
 
-def _tied_copies(tree: Module) -> tuple[Tensor, ...]:
+def tied_copies(tree: Module) -> tuple[Tensor, ...]:
+    """The copies that files hold if they store tied tensors twice."""
     tied = dict(tied_tensors(tree))
     if not tied:
         return ()

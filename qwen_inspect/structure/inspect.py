@@ -62,7 +62,30 @@ def inspect(
     used if `dtype` is None and the weights are not quantised. access: offline, partial, time limits, progress.
     analysis: see `analyse`.
     """
-    checkpoint = load(resolve(model, source=source, revision=revision, file=file), access or Access())
+    ref, access = resolve(model, source=source, revision=revision, file=file), access or Access()
+    checkpoint = load(ref, access)
+    try:
+        return _analysed(checkpoint, dtype, dense_dtype, group_size, **analysis)
+    except _NotVouchedFor:
+        checkpoint = load(ref, replace(access, headers=True, refresh=False))
+        return _analysed(checkpoint, dtype, dense_dtype, group_size, **analysis)
+
+
+class _NotVouchedFor(Exception):
+    """What the hub counts is not what the configuration implies, so that the headers must be read."""
+
+
+def _headers_unread(checkpoint: Checkpoint) -> bool:
+    return checkpoint.tensors is None and checkpoint.hub_count is not None
+
+
+def _analysed(
+    checkpoint: Checkpoint,
+    dtype: str | None,
+    dense_dtype: str | None,
+    group_size: int | None,
+    **analysis: Unpack[Analysis],
+) -> Report:
     if dtype is None and not checkpoint.gguf and KEY not in (settled(checkpoint).config or {}):
         dtype = dense_dtype
     if dtype is not None or group_size is not None:
@@ -104,17 +127,27 @@ def analyse(
         workload=workload,
         notices=checkpoint.notices,
         design=None,
+        hub_count=checkpoint.hub_count,
     )
     try:
         subject = _subject(checkpoint, files, trust_remote_code=trust_remote_code)
     except (UnsupportedError, NotFoundError, MalformedError, UnavailableError) as error:
+        if _headers_unread(checkpoint):
+            raise _NotVouchedFor from None
         if require_design and files is not None:
             raise type(error)("refused_though_stored", reason=error.message) from None
         if require_design or (checkpoint.config is None and files is None):
             raise
         notices = (*report.notices, Message("no_design", reason=error.message))
         return replace(report, notices=notices, refusal=error)
-    if files is None and predict_files:
+    if _headers_unread(checkpoint):
+        from .counted import vouched
+
+        notice = None if subject.unread else vouched(checkpoint, subject.architecture, subject.packing)
+        if notice is None:
+            raise _NotVouchedFor
+        subject = subject.noting(notice)
+    elif files is None and predict_files:
         subject = _as_released(subject)
     checks = _checks(subject, instantiate=instantiate, expected_parameters=expected_parameters)
     subject = _contradicted(subject, checks)
@@ -311,6 +344,7 @@ def _design(subject: _Subject, checks: tuple[Check, ...], workload: Workload) ->
             theory=tree.parameters,
             instantiated=tree.parameters if architecture.built is not None else next(instantiated, None),
             stored=stored,
+            hub=None if subject.checkpoint.hub_count is None else subject.checkpoint.hub_count.total,
             stored_predicted=predicted_elements(tree, subject.checkpoint.release, architecture.prediction_layers),
             unique=tree.parameters if stored is None else stored - copies(checks[0]),
             active=tree.active_parameters if architecture.active_is_known else None,

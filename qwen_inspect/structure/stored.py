@@ -37,7 +37,11 @@ def in_dtype(checkpoint: Checkpoint, dtype: str | None, group_size: int | None) 
         config = {**{key: value for key, value in config.items() if key != "dtype"}, "torch_dtype": dtype}
     requantised = config.get(KEY) != (before.config or {}).get(KEY)
     return replace(
-        checkpoint, config=config, quantisation_file=None, tensors=None if requantised else checkpoint.tensors
+        checkpoint,
+        config=config,
+        quantisation_file=None,
+        tensors=None if requantised else checkpoint.tensors,
+        hub_count=None if requantised else checkpoint.hub_count,
     )
 
 

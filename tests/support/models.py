@@ -102,7 +102,8 @@ def write_sharded(directory: Path, model: str) -> int:
     for name, tensors in zip(names, shards, strict=True):
         write_sparse(directory / name, tensors)
     weight_map = {tensor.name: name for name, tensors in zip(names, shards, strict=True) for tensor in tensors}
-    index = {"metadata": {}, "weight_map": weight_map}
+    total_size = sum(tensor.size_bytes for tensors in shards for tensor in tensors)
+    index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     write_config(directory, report.config or {})
     return len(shards)

@@ -9,6 +9,8 @@ TEXT = {
     "witness_adapter_stored": "Adapter (stored)",
     "witness_instantiated": "transformers (meta)",
     "witness_stored": "Files",
+    "witness_hub": "Hub's own count",
+    "origin_hub": "{hub} counts the stored numbers ({dtypes})",
     "witness_release": "Release (predicted)",
     "witness_claimed": "The count given",
     "origin_theory": "computed from the configuration",

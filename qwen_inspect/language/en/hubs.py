@@ -59,6 +59,11 @@ TEXT = {
     "not_a_model": "{id} is neither a path nor ORG/NAME; nearest names: {nearest}",
     "offline_missing": "{id} is in no cache and not in the built-in catalog, and nothing may be fetched offline",
     "from_recent": "Read {seconds} s ago and kept; no request was made (--refresh asks again)",
+    "counted_by_hub": "{hub} counts {elements:,} numbers ({dtypes}) in {files} weight files, {implied}; their headers were not read (--headers reads them, as weights, params and report do)",
+    "counted_by_index": "The index of {files} weight files says {size_bytes:,} bytes, {implied}; their headers were not read (--headers reads them, as weights, params and report do)",
+    "counted_alone": "as the configuration implies",
+    "counted_beside": "as the configuration implies, with {extra:,} numbers stored beside it (copies of tied tensors, a prediction layer or buffers)",
+    "hub_count_differs": "{hub} counts {found:,} numbers, the headers of the files hold {expected:,}; the headers are used",
     # --- catalog
     "catalog_sources": "Configuration: {config}. Published counts: {counts}",
 }

@@ -85,6 +85,7 @@ TEXT = {
     "help_refresh": "ask the hub again, even minutes after the last run",
     "help_compare": "two or more models side by side",
     "about_compare": "two or more models side by side: configuration, parameters, attention, cache, memory, tensors. Of two hub models, one pinned by hf: or ms:, whether both hold the same weights, by the SHA-256 of their listings; exit 1 where that is not proven (otherwise 0, whatever differs)",
+    "help_headers": "read the header of every weight file on a hub; otherwise only where the hub's own counts do not vouch for what the configuration implies",
     "help_compared": "a model as every command takes it: a directory, a file, ORG/NAME, hf:ORG/NAME, ms:ORG/NAME, catalog:ORG/NAME",
     "help_expand_equal": "also show what is equal",
     "help_report": "the whole report as one document; --check compares it with what is committed",

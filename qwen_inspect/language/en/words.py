@@ -80,6 +80,7 @@ TEXT = {
     "source_catalog": "built-in catalog",
     "device_none": "not loaded (no weights are needed)",
     "stored_elements": "{elements:,} (from the files' headers)",
+    "stored_elements_hub": "{elements:,} (by the hub's own count; the files' headers were not read)",
     "stored_elements_predicted": "{elements:,} (predicted from the published total; no file was read)",
     "stored_elements_unknown": "– (no file was read, and the layout of the files is unknown)",
     "buffer_elements": "{elements:,} elements, not stored and not trained (rotary frequencies, float32)",

@@ -9,6 +9,8 @@ TEXT = {
     "witness_adapter_stored": "适配器（存储）",
     "witness_instantiated": "transformers（meta）",
     "witness_stored": "权重文件",
+    "witness_hub": "平台统计",
+    "origin_hub": "{hub} 自行统计的存储元素数（{dtypes}）",
     "witness_release": "发布文件（推算）",
     "witness_claimed": "给定值",
     "origin_theory": "由配置推得",

@@ -59,6 +59,11 @@ TEXT = {
     "not_a_model": "{id} 既不是路径也不是 ORG/NAME；相近的名称：{nearest}",
     "offline_missing": "{id} 不在缓存中，也不在内置模型清单中，离线状态下无法获取",
     "from_recent": "{seconds} 秒前读取并保存的结果，未发起网络请求（加 --refresh 重新查询）",
+    "counted_by_hub": "{hub} 统计 {files} 个权重文件共 {elements:,} 个元素（{dtypes}），{implied}；未读取文件头（加 --headers 读取，weights、params 和 report 总会读取）",
+    "counted_by_index": "{files} 个权重文件的索引记录共 {size_bytes:,} 字节，{implied}；未读取文件头（加 --headers 读取，weights、params 和 report 总会读取）",
+    "counted_alone": "与配置推算一致",
+    "counted_beside": "与配置推算一致，另存有 {extra:,} 个元素（共享权重的副本、预测层或缓冲区）",
+    "hub_count_differs": "{hub} 统计为 {found:,} 个元素，文件头中为 {expected:,} 个；以文件头为准",
     # --- catalog
     "catalog_sources": "配置来源：{config}。已公布的参数量来源：{counts}",
 }

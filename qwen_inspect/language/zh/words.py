@@ -80,6 +80,7 @@ TEXT = {
     "source_catalog": "内置模型清单",
     "device_none": "未加载（无需权重）",
     "stored_elements": "{elements:,}（读自文件头）",
+    "stored_elements_hub": "{elements:,}（平台自身的统计，未读取文件头）",
     "stored_elements_predicted": "{elements:,}（按已公布的总量推得，未读取文件）",
     "stored_elements_unknown": "–（未读取文件，也不知道文件的布局）",
     "buffer_elements": "{elements:,} 个元素，不存储、不训练（RoPE 频率，float32）",

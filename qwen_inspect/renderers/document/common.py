@@ -93,6 +93,8 @@ def parameter_fields(report: Report, say: Language) -> Fields:
     rows = [(say("field_unique"), unique_parameters(report, say))]
     if counts.stored is not None:
         rows.append((say("field_stored"), say("stored_elements", elements=counts.stored)))
+    elif counts.hub is not None:
+        rows.append((say("field_stored"), say("stored_elements_hub", elements=counts.hub)))
     elif counts.stored_predicted is not None:
         rows.append((say("field_stored"), say("stored_elements_predicted", elements=counts.stored_predicted)))
     else:

@@ -63,6 +63,12 @@ def witness_table(report: Report, say: Language) -> Table:
             say("origin_stored", files=len(report.files)) if counts.stored is not None else say("origin_not_stored"),
         ],
     ]
+    if report.hub_count is not None and report.hub_count.elements is not None:
+        hub, dtypes = say(f"source_{report.ref.source}"), ", ".join(sorted(report.hub_count.elements))
+        origin = say("origin_hub", hub=hub, dtypes=dtypes)
+        rows.append(
+            [say("witness_hub"), count(counts.hub), "–" if counts.hub is None else short_count(counts.hub), origin]
+        )
     if counts.stored is None and counts.stored_predicted is not None:
         rows.append(
             [

@@ -20,6 +20,8 @@ class ParameterCountsJSON(TypedDict):
     """Of the model that transformers instantiates."""
     stored: Count | None
     """Elements in the files, tied copies included."""
+    hub: Count | None
+    """The same by the hub's own count, packed numbers counted as the hub counts them."""
     stored_predicted: Count | None
     unique: Count | None
     """In the files, tied copies counted once; predicted if no file was read."""
@@ -143,6 +145,7 @@ def parameters_content(report: Report, say: Language) -> StatisticsJSON:
             "theory": counts.theory,
             "instantiated": counts.instantiated,
             "stored": counts.stored,
+            "hub": counts.hub,
             "stored_predicted": counts.stored_predicted,
             "unique": counts.unique,
             "active": counts.active,
