@@ -187,8 +187,8 @@ class Release:
     experts_fused: they hold experts fused as in transformers, unlike other releases of the family; the prediction layer's
     experts are separate tensors all the same.
     float32: suffixes of the names of tensors that are float32 whatever the model's dtype.
-    parameters, stored: published counts of unique parameters and of stored elements. source: their origin. missing_keys: that its
-    config.json has and this copy of it lacks.
+    parameters, stored: published counts of unique parameters and of stored elements. source: their origin. kind: of the
+    configuration's source: "file", "code", "listed" or "sibling". missing_keys: that config.json has and this copy of it lacks.
     """
 
     parameters: int | None
@@ -198,6 +198,7 @@ class Release:
     float32: tuple[str, ...]
     source: str | None
     config_source: str
+    kind: str
     confidence: str
     missing_keys: tuple[str, ...] = ()
 

@@ -30,6 +30,7 @@ def run(options: argparse.Namespace, say: Language) -> int:
         nearest = catalog.nearest(options.filter[0], catalog.entries())
         raise NotFoundError("models_none", words=" ".join(options.filter), nearest=nearest)
     output.show(entries, options, say)
+    output.say_sources(entries, options, say)
     return 0
 
 

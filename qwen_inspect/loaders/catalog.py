@@ -63,10 +63,23 @@ def checkpoint(ref: ModelRef, catalog: Mapping[str, Mapping[str, Any]]) -> Check
             float32=tuple(published.get("float32", ())),
             source=published["source"],
             config_source=entry["source"],
+            kind=entry["kind"],
             missing_keys=_missing_keys(configuration(ref.id, catalog)),
             confidence=entry["confidence"],
         ),
-        notices=(Message("from_catalog", id=ref.id, confidence=Message(f"confidence_{entry['confidence']}")),),
+        notices=(_notice(ref.id, entry),),
+    )
+
+
+def _notice(model_id: str, entry: Mapping[str, Any]) -> Message:
+    published = entry["published"]
+    has_count = published["parameters"] is not None or published["stored"] is not None
+    return Message(
+        "from_catalog",
+        id=model_id,
+        kind=Message(f"catalog_kind_{entry['kind']}"),
+        confidence=Message(f"confidence_{entry['confidence']}"),
+        counts=Message("catalog_count" if has_count else "catalog_no_count"),
     )
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..console import complain, is_terminal, one_line, print_text
 from ..errors import UsageError
-from ..language import LANGUAGES, Language
+from ..language import LANGUAGES, Language, Message
 
 if TYPE_CHECKING:
+    from ..checkpoint import Release
+    from ..results.listing import CatalogEntry
     from ..results.model import Report
 
 FORMATS = ("table", "md", "html", "json", "csv")
@@ -86,9 +89,23 @@ def say_notices(report: Report, options: argparse.Namespace, say: Language) -> N
         for notice in report.notices:
             complain(one_line(say(notice)))
     if options.verbose and report.release is not None:
-        complain(
-            one_line(say("catalog_sources", config=report.release.config_source, counts=report.release.source or "–"))
-        )
+        complain(one_line(say(_sources(report.release))))
+
+
+def say_sources(entries: Iterable[CatalogEntry], options: argparse.Namespace, say: Language) -> None:
+    """With --verbose, prints to stderr how far each entry of the catalog is confirmed, and by what."""
+    for entry in entries if options.verbose else ():
+        assert entry.release is not None
+        values = {
+            "kind": Message(f"catalog_kind_{entry.release.kind}"),
+            "confidence": Message(f"confidence_{entry.release.confidence}"),
+            "sources": _sources(entry.release),
+        }
+        complain(one_line(say("catalog_entry_sources", id=entry.id, **values)))
+
+
+def _sources(release: Release) -> Message:
+    return Message("catalog_sources", config=release.config_source, counts=release.source or "–")
 
 
 def _text(subject: object, options: argparse.Namespace, say: Language, view: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import pytest
 
 from qwen_inspect.architectures import FAMILIES, architecture_of
 from qwen_inspect.checkpoint import DType, ModelRef, Tensor
+from qwen_inspect.language import Language
 from qwen_inspect.loaders import catalog
 from qwen_inspect.renderers.document.first_layer import printed
 from qwen_inspect.results.listing import CatalogEntry
@@ -271,3 +272,23 @@ def test_experts_of_qwen3_vl_are_stored_transposed() -> None:
     # As the layout of the release is described: [experts, hidden, 2 x intermediate] and [experts, intermediate, hidden].
     assert files[f"{block}.gate_up_proj"] == (128, 2_048, 1_536)
     assert files[f"{block}.down_proj"] == (128, 768, 2_048)
+
+
+@pytest.mark.parametrize(
+    ("model", "notice"),
+    [
+        (
+            "Qwen/Qwen3-8B",
+            "Qwen/Qwen3-8B comes from the built-in catalog, no file was read. Configuration from a copy of config.json: "
+            "all values are confirmed; its parameters add up to the published count",
+        ),
+        (
+            "Qwen/Qwen1.5-110B-Chat",
+            "Qwen/Qwen1.5-110B-Chat comes from the built-in catalog, no file was read. Configuration from a release of the same "
+            "shape: its shape is confirmed, some other values are not; no parameter count was published",
+        ),
+    ],
+)
+def test_the_notice_of_an_entry_says_what_kind_of_source_it_has(model: str, notice: str) -> None:
+    checkpoint = catalog.load(ModelRef(source="catalog", id=model))
+    assert [Language("en")(message) for message in checkpoint.notices] == [notice]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TEXT = {
     # --- notices
-    "from_catalog": "{id} comes from the built-in catalog, no file was read ({confidence})",
+    "from_catalog": "{id} comes from the built-in catalog, no file was read. Configuration from {kind}: {confidence}; {counts}",
     "config_alone": "{path} has a configuration and no weights: only theory can be shown, with nothing to check it against",
     "pickled_only": "The weights are pickled ({file}), which is never opened here; all figures come from the configuration",
     "no_index": "No model.safetensors.index.json: all {files} safetensors files of the directory were read as one model",

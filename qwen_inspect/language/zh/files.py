@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TEXT = {
     # --- notices
-    "from_catalog": "{id} 取自内置模型清单，未读取文件（{confidence}）",
+    "from_catalog": "{id} 取自内置模型清单，未读取文件；配置来自{kind}：{confidence}；{counts}",
     "config_alone": "{path} 只有配置，没有权重文件：只能给出理论值，无从核对",
     "pickled_only": "权重为 pickle 格式（{file}），本工具从不打开；所有数字均由配置推得",
     "no_index": "没有 model.safetensors.index.json：将目录中全部 {files} 个 safetensors 文件视为同一模型",

@@ -145,7 +145,7 @@ def explained(report: Report, config: Mapping[str, Any], say: Language) -> list[
 
     comments = {label: sentences.get(key, unread) for label, key, _ in decoder}
     comments |= {label: of_tower.get(key, unread) for label, key, _ in vision}
-    comments |= {part: say(f"meaning_{part}") for part in PARTS if isinstance(config.get(part), Mapping)}
+    comments |= {"text_config": say("meaning_text_config"), "vision_config": say("meaning_vision_config")}
     content: list[Block] = [
         Heading(say("heading_commented")),
         Code(commented(config, comments), "jsonc"),

@@ -25,7 +25,7 @@ def blocks(entries: Sequence[CatalogEntry], say: Language, view: View) -> Sequen
             "heads",
             "attention_kind",
             "context",
-            "confidence",
+            "catalog_kind",
         )
     ]
     return [
@@ -50,5 +50,5 @@ def _row(entry: CatalogEntry, say: Language) -> list[str]:
         f"{layer.query_heads} / {layer.kv_heads} × {layer.head_dim}",
         entry.attention.kind,
         count(design.spec.context_tokens),
-        say(f"confidence_{entry.release.confidence}"),
+        say(f"catalog_kind_{entry.release.kind}"),
     ]

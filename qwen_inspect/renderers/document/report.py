@@ -131,7 +131,7 @@ def provenance(whole: WholeReport, say: Language) -> list[Block]:
     if report.ref.revision is not None:
         rows.append((say("field_revision"), report.ref.revision))
     if release is not None:
-        rows.append((say("field_config_source"), release.config_source))
+        rows.append((say("field_config_source"), f"{say(f'catalog_kind_{release.kind}')} ({release.config_source})"))
         rows.append((say("field_counts_source"), release.source or "–"))
     rows.append((say("field_config_digest"), whole.config_sha256))
     rows.append((say("field_tensors_digest"), whole.tensors_sha256 or say("origin_not_stored")))

@@ -31,6 +31,9 @@ class CatalogEntryJSON(TypedDict):
     source: str | None
     """Where the configuration comes from."""
     confidence: str | None
+    source_kind: str | None
+    """Of the configuration's: "file" (a copy of config.json), "code" (other projects'), "listed" (published figures) or "sibling" (a
+    release of the same shape)."""
 
 
 class ModelsJSON(TypedDict):
@@ -64,4 +67,5 @@ def _entry(entry: CatalogEntry) -> CatalogEntryJSON:
         "published_stored": release.stored if release else None,
         "source": release.config_source if release else None,
         "confidence": release.confidence if release else None,
+        "source_kind": release.kind if release else None,
     }
