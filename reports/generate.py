@@ -1,7 +1,7 @@
 """Writes the committed reports and pictures, or with --check says which of them are no longer what the tool shows (exit 1).
 
-Whole reports of four models, the Markdown of single commands, their index, and the README's picture, in both languages where they
-have words: all from real runs.
+Whole reports of four models, the Markdown of single commands, their index, a picture, and the answers in README and docs, in both
+languages where they have words: all from real runs.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import io
 import os
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
+import answered
 import declared
 from wcwidth import wcswidth
 
@@ -174,13 +176,13 @@ def main() -> int:
     checking = parser.parse_args().check
     os.chdir(HERE.parent)  # a report names its model as seen from there
     if not checking:
-        for path, text in generated():
+        for path, text in chain(generated(), answered.written()):
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
         return 0
     drifted = [path for path, text in generated() if not path.exists() or path.read_text(encoding="utf-8") != text]
     for path in drifted:
-        print(f"{path.relative_to(HERE)}: drifted; `make reports` rewrites it", file=sys.stderr)
+        print(f"{path.relative_to(HERE.parent)}: drifted; `make reports` rewrites it", file=sys.stderr)
     return 1 if drifted else 0
 
 

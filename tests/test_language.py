@@ -151,7 +151,7 @@ def test_chinese_has_one_term_for_one_thing() -> None:
 
 CHINESE = "[\u4e00-\u9fff]"
 # Headings of weights reports as users write them, and what is typed.
-PUNCTUATED_OTHERWISE = {"heading_largest", "column_mib", "help_model", "help_compare", "quantised_overrides"}
+PUNCTUATED_OTHERWISE = {"heading_largest", "column_mib", "help_model", "about_compare", "quantised_overrides"}
 
 
 def test_chinese_is_spaced_from_latin_and_has_its_own_punctuation() -> None:

@@ -563,7 +563,9 @@ def test_the_hook_is_what_pre_commit_requires_and_runs(saved: Path) -> None:
 
 def test_the_workflow_and_the_lines_to_copy_are_yaml_with_commands_that_exist() -> None:
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "reports.yml").read_text(encoding="utf-8"))
-    copied = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    copied = re.findall(
+        r"```yaml\n(.*?)```", (ROOT / "docs" / "reports-and-ci.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     assert copied
     steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
     for text in copied:
