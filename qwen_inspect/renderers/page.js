@@ -89,6 +89,8 @@ function enhance(block) {
     table.prepend(columns);
     scroll.addEventListener("scroll", draw, { passive: true });
     addEventListener("resize", draw);
+    addEventListener("beforeprint", () => body.replaceChildren(...order.map(rowElement)));
+    addEventListener("afterprint", redraw);
     draw();
   }
 

@@ -15,7 +15,7 @@ from ..results.model import Report
 from ..spec import Module
 from ..units import short_count
 from .blocks import Figure
-from .svg import element, escape, fitted, picture, rectangle, text, text_width
+from .svg import element, escape, picture, rectangle, text, text_width
 
 # For a desktop's column, a tablet's and a phone's; the letters are as large in each.
 SIZES = ((980.0, 560.0), (700.0, 520.0), (360.0, 560.0))
@@ -77,26 +77,19 @@ def _treemap(root: Area, report: Report, say: Language, width: float, height: fl
 
 
 def _legend(root: Area, say: Language, width: float, top: float) -> tuple[list[str], float]:
-    """(marks, height) of a legend below `top`: each colour of the picture, what it stands for, and its share."""
+    """(marks, height) of a legend below `top`: each component's colour, its name and its share."""
     parameters: Counter[str] = Counter()
     for component, count in _components(root):
         parameters[component] += count
-    names: dict[str, list[str]] = {}
-    shares: Counter[str] = Counter()
-    for component, colour in COLOURS.items():
-        if component in parameters:
-            names.setdefault(colour, []).append(say(f"component_{component}"))
-            shares[colour] += parameters[component]
     marks: list[str] = []
     x, y = 6.0, top + LINE + 4
-    for colour, components in names.items():
-        share = f" · {100 * shares[colour] / root.parameters:.2f}%"
-        room = width - 12 - SWATCH - 6 - text_width(share, SMALL)
-        label = fitted(say("comma").join(components), room, SMALL) + share
+    for component in filter(parameters.__contains__, COLOURS):
+        share = f" · {100 * parameters[component] / root.parameters:.2f}%"
+        label = say(f"component_{component}") + share
         wide = SWATCH + 6 + text_width(label, SMALL) + 16
         if x > 6 and x + wide - 16 > width - 6:
             x, y = 6.0, y + LINE + 3
-        marks.append(rectangle(x, y - SWATCH + 2, SWATCH, SWATCH, colour))
+        marks.append(rectangle(x, y - SWATCH + 2, SWATCH, SWATCH, COLOURS[component]))
         marks.append(text(label, x + SWATCH + 6, y, size=SMALL))
         x += wide
     return marks, y - top + 10 if marks else 0.0

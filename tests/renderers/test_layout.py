@@ -25,6 +25,7 @@ from ..support.pages import opened
 from ..support.runs import a_run
 
 WIDTHS = (390, 800, 1280)
+PAPER = 720  # pixels, of A4 between Chromium's margins
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
@@ -76,6 +77,9 @@ def test_nothing_on_a_page_is_cut_or_faint_at_any_width(browser: Browser, tmp_pa
                 ):  # colours do not go by language, nor places by colours
                     page.emulate_media(color_scheme=scheme)
                     assert (width, scheme, faint_texts(page)) == (width, scheme, [])
+            page.emulate_media(media="print", color_scheme="light")
+            resize(page, PAPER)
+            assert (language, "print", defects(page)) == (language, "print", [])
 
 
 def test_what_is_cut_overlaps_or_is_faint_is_measured(browser: Browser) -> None:
