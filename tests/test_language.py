@@ -90,6 +90,7 @@ def test_chinese_is_chinese() -> None:
         "answer_joint",
         "answer_weights",
         "answer_what",
+        "catalog_entry_sources",
         "column_digest",
         "comma",
         "compare_note",

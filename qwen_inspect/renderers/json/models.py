@@ -32,8 +32,8 @@ class CatalogEntryJSON(TypedDict):
     """Where the configuration comes from."""
     confidence: str | None
     source_kind: str | None
-    """Of the configuration's: "file" (a copy of config.json), "code" (other projects'), "listed" (published figures) or "sibling" (a
-    release of the same shape)."""
+    """Where the configuration is from: "file" (a copy of config.json), "code" (other projects'), "listed" (published figures) or
+    "sibling" (a release of the same shape)."""
 
 
 class ModelsJSON(TypedDict):
