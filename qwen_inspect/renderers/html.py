@@ -138,7 +138,9 @@ def _block(block: Block, anchor: str, say: Language) -> str:
                 f"{escape(say('html_copy'))}</button>"
             )
             lines = "\n".join(map(escape, text.splitlines()))
-            return f'<div class="code wider">{copy}<pre tabindex="0"><code>{lines}</code></pre></div>'
+            return (
+                f'<div class="code">{copy}<div class="wider"><pre tabindex="0"><code>{lines}</code></pre></div></div>'
+            )
         case Figure(svg=svg, text=text, narrower=narrower):
             return f"<figure>{''.join(_pictures(svg, *narrower))}<figcaption>{escape(text)}</figcaption></figure>"
         case Folded(summary=summary, table=table):
