@@ -165,14 +165,17 @@ for (const button of document.querySelectorAll(".copy")) {
   });
 }
 // Marks what can be scrolled to the right; the style sheet shows it.
-const watch = new ResizeObserver((entries) => { for (const { target } of entries) mark(target.closest(".wider")); });
-function mark(wider) {
-  const inside = wider.querySelector(".scroll, pre, ul");
-  wider.classList.toggle("more", inside.scrollWidth - inside.clientWidth - inside.scrollLeft > 1);
+const watch = new ResizeObserver((entries) => mark(new Set(entries.map(({ target }) => target.closest(".wider")))));
+function mark(widers) {
+  const marks = [...widers].map((wider) => {
+    const inside = wider.querySelector(".scroll, pre, ul");
+    return [wider, inside.scrollWidth - inside.clientWidth - inside.scrollLeft > 1];
+  });
+  for (const [wider, more] of marks) wider.classList.toggle("more", more); // all measured first: a change lays out again
 }
 function hint(wider) {
   const inside = wider.querySelector(".scroll, pre, ul");
-  inside.addEventListener("scroll", () => mark(wider), { passive: true });
+  inside.addEventListener("scroll", () => mark([wider]), { passive: true });
   for (const observed of [inside, inside.firstElementChild]) watch.observe(observed);
 }
 for (const wider of document.querySelectorAll(".wider")) hint(wider);

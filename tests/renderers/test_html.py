@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -48,6 +49,7 @@ def tensors(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Table]:
     return written(tmp_path_factory.mktemp("html"), blocks), table
 
 
+@cache
 def subject_of(command: str) -> object:
     if command == "models":
         return models()

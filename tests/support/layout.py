@@ -90,18 +90,21 @@ FAINT = (
       .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
   };
+  const shapes = new Map();
+  function shapesOf(svg) {
+    const all = [...svg.querySelectorAll("rect, circle")]
+      .map((shape) => [shape, getComputedStyle(shape).fill, shape.getBoundingClientRect()]);
+    return all.filter(([, fill]) => fill !== "none" && channels(fill)[3] !== 0);
+  }
   function ground(element, box) {
     const svg = element.closest("figure svg");
     if (svg) {
+      if (!shapes.has(svg)) shapes.set(svg, shapesOf(svg));
       const [x, y] = [box.left + box.width / 2, box.top + box.height / 2];
-      const under = [...svg.querySelectorAll("rect, circle")].findLast((shape) => {
-        const { fill } = getComputedStyle(shape);
-        if (fill === "none" || channels(fill)[3] === 0) return false;
-        if (!(shape.compareDocumentPosition(element) & Node.DOCUMENT_POSITION_FOLLOWING)) return false;
-        const there = shape.getBoundingClientRect();
-        return there.left <= x && x <= there.right && there.top <= y && y <= there.bottom;
-      });
-      if (under) return getComputedStyle(under).fill;
+      const under = shapes.get(svg).findLast(([shape, , there]) =>
+        there.left <= x && x <= there.right && there.top <= y && y <= there.bottom
+          && shape.compareDocumentPosition(element) & Node.DOCUMENT_POSITION_FOLLOWING);
+      if (under) return under[1];
     }
     for (let at = element; at; at = at.parentElement) {
       const { backgroundColor } = getComputedStyle(at);
