@@ -1,7 +1,8 @@
 """Writes the committed reports and pictures, or with --check says which of them are no longer what the tool shows (exit 1).
 
-Whole reports of four models, the Markdown of single commands, their index, a picture, and the answers in README and docs, in both
-languages where they have words: all from real runs.
+Whole reports of four models, the Markdown of single commands, their index, a picture, the answers in README and docs, and
+recordings of a terminal, in both languages where they have words: all from real runs. --check leaves README and docs to
+tests/test_docs.py.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import answered
 import declared
+import recorded
 from wcwidth import wcswidth
 
 from qwen_inspect.cli import main as run
@@ -176,7 +178,7 @@ def main() -> int:
     checking = parser.parse_args().check
     os.chdir(HERE.parent)  # a report names its model as seen from there
     if not checking:
-        for path, text in chain(generated(), answered.written()):
+        for path, text in chain(generated(), answered.written(), recorded.recordings()):
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
         return 0

@@ -13,6 +13,7 @@ import yaml
 from qwen_inspect.commands import COMMANDS, parsed
 from qwen_inspect.language import Language
 from reports.answered import ROOT, answered, pages
+from reports.recorded import recording
 
 ENGLISH, CHINESE = (ROOT / name for name in ("README.md", "README.zh.md"))
 PAGES = list(pages())
@@ -72,6 +73,11 @@ def test_every_page_is_in_the_index_and_linked_by_the_readme() -> None:
     names = {page.name for page in (ROOT / "docs").glob("*.md")}
     assert {link.partition("#")[0] for link in links_of(ROOT / "docs" / "README.md")} >= names - {"README.md"}
     assert {Path(link).name for link in links_of(ENGLISH) if link.startswith("docs/")} == names
+
+
+def test_a_recording_is_what_the_terminal_shows() -> None:
+    """One of five; the others are recorded in the same way."""
+    assert recording("structure", "zh") == text_of(ROOT / "docs" / "recordings" / "structure.zh.svg"), "`make reports`"
 
 
 # --- the READMEs

@@ -32,7 +32,7 @@ COMPOSED = (
     "assume_",
     "span_", "first_linear_",
     "cache_note_", "meaning_kv_", "mapping_", "grouping_", "technique_", "group_", "origin_tensors_", "cache_",
-    "kind_", "meaning_generic_",
+    "kind_", "meaning_generic_", "meaning_text_config", "meaning_vision_config",
     "reserved_", "gpu_kind_", "gpu_figure_", "reach_", "available_", "field_max_", "suggest_", "about_",
     "answer_fit_", "answer_serve_", "answer_weights_", "answer_run_", "answer_term_", "answer_on_card_", "answer_measured_",
 )  # fmt: skip
@@ -135,7 +135,7 @@ VARIANTS = {
     "每秒 ": "token/s",
     "句子(开始|结束)标记": "序列起始 token（BOS）、序列结束 token（EOS）",
     " 位(整数|浮点|编码|指数|缩放)|每个位数|个参数 [^ ]+ 位": "比特",
-    "头部": "文件头",
+    "(?<!的)头部": "文件头",
     "torch extra|torch 扩展": "torch 可选依赖",
     "绑定": "共享权重",
     "要构建的模型类": "对应的模型类",
