@@ -97,6 +97,7 @@ def test_chinese_is_chinese() -> None:
         "field_gpu",
         "figure_qk_norm",
         "gpu_source",
+        "heading_card",
         "layers_product",
         "plot_term",
         "semicolon",

@@ -5,6 +5,7 @@ from __future__ import annotations
 TEXT = {
     # --- fit and GPUs
     "heading_fit": "What fits: {name}",
+    "heading_card": "{name}: {verdict}",
     "heading_gpus": "GPUs",
     "heading_sources": "Sources",
     "heading_curve": "The largest batch for each context",

@@ -5,6 +5,7 @@ from __future__ import annotations
 TEXT = {
     # --- fit and GPUs
     "heading_fit": "显存是否够用：{name}",
+    "heading_card": "{name}：{verdict}",
     "heading_gpus": "显卡",
     "heading_sources": "出处",
     "heading_curve": "各上下文长度下的最大批大小",
@@ -40,7 +41,7 @@ TEXT = {
     "column_context_low": "CUDA 上下文较小时",
     "column_context_high": "CUDA 上下文较大时",
     "field_engine": "推理引擎",
-    "field_max_context": "该批大小下的最大上下文（提示词 token 数）",
+    "field_max_context": "该批大小下的最大上下文（token）",
     "field_max_batch": "该上下文下的最大批大小",
     "field_kv_cache_tokens": "最大上下文时缓存中的 token 数",
     "fits_yes": "够用",
@@ -95,7 +96,7 @@ TEXT = {
     "card_unified": "{name} 与系统和其他程序共享内存，进程能用多少由系统决定，请留出余量。",
     "card_dequantises": "{name} 不支持 FP8 计算：transformers 会在其上以 bfloat16 保存这些权重，字节数约为此处所计的两倍。",
     "card_emulates": "{name} 的 Tensor Core 不支持 bfloat16：PyTorch 以模拟方式计算，占用字节数相同但较慢，可改用 float16。",
-    "suggest_context": "提示词由 {asked:,} 个 token 缩短为 {value:,} 个",
+    "suggest_context": "上下文由 {asked:,} 个 token 缩短为 {value:,} 个",
     "suggest_batch": "批大小由 {asked:,} 减为 {value:,}",
     "suggest_cache": "KV 缓存改用 {format}",
     "suggest_weights": "模型权重改用 {dtype}",

@@ -142,7 +142,7 @@ TEXT = {
     "group_other": "其他配置项",
     "meaning_unread": "不影响参数量与显存",
     "meaning_architectures": "对应的模型类：{name}",
-    "meaning_model_type": "transformers 中的模型类别：{family}",
+    "meaning_model_type": "transformers 中的模型系列：{family}",
     "meaning_hidden_size": "隐藏维度：层间每个 token 为 {hidden:,} 维向量",
     "meaning_intermediate_size": "{layers} 层前馈网络（FFN）的中间维度，是 hidden_size 的 {ratio} 倍",
     "meaning_intermediate_none": "稠密前馈网络的中间维度；本模型没有稠密层",

@@ -66,7 +66,7 @@ def _cards_table(report: FitReport, say: Language) -> Table:
 
 
 def _card_blocks(card: CardAnswer, say: Language) -> Iterator[Block]:
-    yield Heading(f"{card.gpu.name}: {verdict(card, say)}")
+    yield Heading(say("heading_card", name=card.gpu.name, verdict=verdict(card, say)))
     yield Paragraph(_sentence(card, say))
     yield _term_table(card, say)
     if card.notices:
@@ -117,7 +117,7 @@ def _sentence(card: CardAnswer, say: Language) -> str:
     where = say(f"available_{card.gpu.origin}", available=size(card.available_bytes))
     context = "context_measured" if card.calibrated else "context_range"
     low, high = size(card.requirement.context_low_bytes), size(card.requirement.context_high_bytes)
-    return f"{where} {say(context, low=low, high=high)}"
+    return say("answer_joint").join([where, say(context, low=low, high=high)])
 
 
 def _term_table(card: CardAnswer, say: Language) -> Table:

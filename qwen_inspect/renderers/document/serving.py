@@ -42,7 +42,7 @@ def _workload_fields(report: ServingReport, say: Language) -> Fields:
 
 def _card_blocks(card: EngineCard, report: ServingReport, say: Language) -> Iterator[Block]:
     name = say("serving_budget") if card.gpu is None else card.gpu.name
-    yield Heading(f"{name}: {_verdict(card, say)}")
+    yield Heading(say("heading_card", name=name, verdict=_verdict(card, say)))
     reserve = card.reserve
     match reserve:
         case VllmReserve():
