@@ -143,7 +143,7 @@ def test_a_gpu_that_shares_the_hosts_memory_has_the_hosts_total(fit: Fit) -> Non
 
 
 def test_notices_are_shown_in_both_languages(fit: Fit) -> None:
-    assert "49.81 GiB are counted on" in fit().out
+    assert "49.81 GiB are assumed" in fit().out
     assert "此处按 49.81 GiB 计算" in fit("--lang", "zh", "--format", "md").out
 
 
