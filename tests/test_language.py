@@ -89,7 +89,6 @@ def test_chinese_is_chinese() -> None:
         "answer_fit_each",
         "answer_joint",
         "answer_weights",
-        "answer_what",
         "catalog_entry_sources",
         "column_digest",
         "comma",

@@ -133,9 +133,8 @@ def test_every_command_of_one_model_runs_with_no_argument(command: str) -> None:
 def test_the_default_model_comes_from_the_catalog_and_that_is_said() -> None:
     assert DEFAULT_MODEL == resolve.DEFAULT_MODEL
     shown = run("structure")
-    assert "Qwen/Qwen3-0.6B comes from the built-in catalog" in shown.out
-    assert "Qwen/Qwen3-0.6B comes from the built-in catalog" in shown.err
-    assert run("structure", "-q").err == ""
+    assert shown.out.count("Qwen/Qwen3-0.6B comes from the built-in catalog") == 1
+    assert shown.err == ""
 
 
 def test_the_locale_chooses_the_language() -> None:

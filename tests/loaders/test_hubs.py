@@ -385,7 +385,7 @@ def test_offline_uses_what_an_earlier_run_kept(hub: HubServer, tmp_path: Path) -
 def test_the_clients_own_offline_switch_is_honoured(hub: HubServer, tmp_path: Path) -> None:
     shown = ask(hub, tmp_path, "params", "Qwen/Qwen3-8B", HF_HUB_OFFLINE="1")
     assert shown.code == 0
-    assert "the built-in catalog is used" in shown.err
+    assert "the built-in catalog is used" in shown.out
     assert hub.requests == []
 
 

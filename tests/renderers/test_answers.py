@@ -63,22 +63,27 @@ def subject_of(command: str) -> Any:
             return small()
 
 
+def _number(size_bytes: int) -> str:
+    """Of a range's low end, whose unit is the high end's."""
+    return size(size_bytes).split()[0]
+
+
 def _memory(content: dict[str, Any]) -> list[str]:
     predicted, peak = content["predicted"], content["predicted"]["moments"]["peak"]
     terms = [size(peak[f"{term}_bytes"]) for term in ("weights", "cache", "activations")]
-    return [*terms, *(size(predicted["required_bytes"][end]) for end in ("low", "high"))]
+    return [*terms, _number(predicted["required_bytes"]["low"]), size(predicted["required_bytes"]["high"])]
 
 
 def _fit(content: dict[str, Any]) -> list[str]:
-    ends = [size(end["required_bytes"]) for end in (content, content["low_end"])]
+    ends = [size(content["required_bytes"]), _number(content["low_end"]["required_bytes"])]
     first = next(change for change in content["suggestions"] if change["likely"])
-    return [*ends, size(content["available_bytes"]), count(content["max_context_tokens"]), first["change"]]
+    return [*ends, size(content["available_bytes"]), first["change"]]
 
 
 def _compare(content: dict[str, Any]) -> list[str]:
     facts = {row["name"]: row["values"] for row in content["side_by_side"]["facts"]}
-    needed = (*facts["required_low"], *facts["required_high"])
-    return [*map(short_count, facts["unique"]), *map(size, needed)]
+    needed = [*map(_number, facts["required_low"]), *map(size, facts["required_high"])]
+    return [*map(short_count, facts["unique"]), *needed]
 
 
 # For each command: figures of its JSON that its answer shows. Literals: 2 (K, V) x 28 layers x 8 heads x 128 x 2 bytes a token.
@@ -163,11 +168,10 @@ def test_a_card_that_was_named_is_told_apart_from_the_common_ones() -> None:
         == "Whether it fits T4 (14.56 GiB) is not known: 576.00 MiB at most are left."
     )
     assert on_common(common, (14 * GIB, 15 * GIB), say) == [
-        "Common cards, by capacity: fits RTX 4090 (23.51 GiB) and larger; may fit T4 (14.56 GiB); "
-        "does not fit RTX 3060 12GB (11.63 GiB)."
+        "By capacity: fits RTX 4090 (23.51 GiB) and larger; may fit T4 (14.56 GiB); too small: RTX 3060 12GB (11.63 GiB)."
     ]
     assert on_common(common, (1000 * GIB, 1000 * GIB), say) == [
-        "Common cards, by capacity: does not fit B200 (178.34 GiB) or smaller."
+        "It fits no common card; the largest is B200 (178.34 GiB)."
     ]
     assert on_common(common, (GIB, None), say) == []
     assert len(common) == len(gpus.COMMON)
@@ -206,6 +210,9 @@ def test_several_cards_and_engines_have_their_answers() -> None:
     say = Language("en")
     both = answers.sentences("fit", fit(small(), Run(), cards("4090,T4")), say)
     assert "fits RTX 4090 (23.51 GiB), T4 (14.56 GiB)." in both[0]
+    assert both[1:] == [
+        "Largest context at this batch: RTX 4090 40,832 (the model's own limit), T4 40,832 (the model's own limit)."
+    ]
     served = serve(small(), Serving(engine="vllm"), cards("H100"))
     verdict_of, capacity = answers.sentences("fit", served, say)
     assert verdict_of.startswith(

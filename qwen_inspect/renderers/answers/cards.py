@@ -41,6 +41,8 @@ def on_common(cards: Sequence[Gpu], required: Required, say: Language) -> list[s
     judged: dict[Verdict, list[str]] = {}
     for card in cards:
         judged.setdefault(verdict(card.available_bytes, required), []).append(named(card, say))
+    if [*judged] == ["too_small"]:
+        return [say("answer_cards_none", card=named(cards[-1], say))]
     parts = []
     if fitting := judged.get("fits"):
         parts.append(say("answer_cards_fit" if len(fitting) > 1 else "answer_card_fits", card=fitting[0]))
@@ -49,5 +51,5 @@ def on_common(cards: Sequence[Gpu], required: Required, say: Language) -> list[s
     if unknown := judged.get("unknown"):
         parts.append(say("answer_cards_unknown", card=unknown[0]))
     if small := judged.get("too_small"):
-        parts.append(say("answer_cards_small" if len(small) > 1 else "answer_card_small", card=small[-1]))
+        parts.append(say("answer_card_small", card=small[-1]))
     return [] if [*judged] == ["unknown"] else [say("answer_cards", verdicts=say("semicolon").join(parts))]

@@ -8,7 +8,8 @@ from ...language import Language
 from ...results.fit import CardAnswer, FitReport, Suggestion
 from ...results.serving import EngineCard, LlamaCppReserve, ServingReport, VllmReserve
 from ...units import count, size
-from ..document.common import reach, shown_range, size_range
+from ..document.common import reach, shown_range
+from . import between
 from .cards import named
 from .memory import workload
 
@@ -16,12 +17,15 @@ from .memory import workload
 def sentences(report: FitReport | ServingReport, say: Language) -> list[str]:
     if isinstance(report, ServingReport):
         return _serving(report, say)
-    run = say("answer_what", name=report.report.ref.id, run=workload(report.run, say))
+    name, run = report.report.ref.id, workload(report.run, say)
     if len(report.cards) > 1:
         deciding = report.cards[report.deciding]
-        return [_each(run, report.cards, say), *_change(deciding, say, on=deciding.gpu.name)]
+        each = say("answer_fit_each", name=name, run=run, verdicts=_each(report.cards, say))
+        return [each, _reach_each(report.cards, say), *_change(deciding, say, on=deciding.gpu.name)]
     (card,) = report.cards
-    return [_verdict(run, card, say), _reach(card, say), *_change(card, say)]
+    required, available = _required(card, say), size(card.available_bytes)
+    values = {"name": name, "run": run, "card": card.gpu.name, "required": required, "available": available}
+    return [say(f"answer_fit_{judged(card)}", **values), _reach(card, say), *_change(card, say)]
 
 
 def judged(card: CardAnswer) -> str:
@@ -33,26 +37,14 @@ def judged(card: CardAnswer) -> str:
     return "yes" if card.high.fits else "no"
 
 
-def _verdict(what: str, card: CardAnswer, say: Language) -> str:
-    return say(
-        f"answer_fit_{judged(card)}",
-        what=what,
-        card=named(card.gpu, say),
-        required=_required(card, say),
-        available=size(card.available_bytes),
-        left=size(max(card.high.margin_bytes, 0)),
-        missing=size(max(-card.high.margin_bytes, 0)),
-    )
-
-
 def _required(card: CardAnswer, say: Language) -> str:
     """Both ends of the requirement; its bounds if only those are known."""
     if card.requirement.whole:
-        return size_range(card.low.required_bytes, card.high.required_bytes, say)
-    return size_range(card.low.required_bytes, card.requirement.most_bytes, say)
+        return between(card.low.required_bytes, card.high.required_bytes, say)
+    return between(card.low.required_bytes, card.requirement.most_bytes, say)
 
 
-def _each(what: str, answers: Sequence[CardAnswer], say: Language) -> str:
+def _each(answers: Sequence[CardAnswer], say: Language) -> str:
     """The cards by verdict."""
     cards_of: dict[str, list[str]] = {}
     for card in answers:
@@ -62,10 +54,17 @@ def _each(what: str, answers: Sequence[CardAnswer], say: Language) -> str:
         for verdict in ("yes", "likely", "may", "unknown", "no")
         if verdict in cards_of
     ]
-    return say("answer_fit_each", what=what, verdicts=say("semicolon").join(parts))
+    return say("semicolon").join(parts)
+
+
+def _reach_each(answers: Sequence[CardAnswer], say: Language) -> str:
+    values = (f"{card.gpu.name} {reach(card.high.context, say)}" for card in answers)
+    return say("answer_reach_each", values=say("comma").join(values))
 
 
 def _reach(card: CardAnswer, say: Language) -> str:
+    if card.high.context.at_most == card.high.batch.at_most == 0:
+        return say("answer_reach_none")
     return say("answer_reach", context=reach(card.high.context, say), batch=reach(card.high.batch, say))
 
 

@@ -9,8 +9,7 @@ from ...language import Language
 from ...loaders import gpus
 from ...results.memory import Footprint, MemoryReport, Moment, Run
 from ...units import count, signed, size
-from ..document.common import size_range
-from . import cards, within
+from . import between, cards, within
 
 if TYPE_CHECKING:
     from ...results.measurement import Measurement
@@ -39,7 +38,7 @@ def sentences(memory: MemoryReport, say: Language) -> list[str]:
 def needed(footprint: Footprint, say: Language) -> str:
     """What a card must have: a range, a lower bound, or "not known"."""
     required = footprint.required_ends
-    return say("answer_unknown") if required is None else size_range(*required, say)
+    return say("answer_unknown") if required is None else between(*required, say)
 
 
 def workload(run: Run, say: Language) -> str:
@@ -90,11 +89,10 @@ def terms(moment: Moment, footprint: Footprint, say: Language) -> str:
     if moment.activations is None:
         named.append(f"{say('answer_term_activations')} {say('answer_unknown')}")
     if footprint.required_ends is not None:
-        context = size_range(*footprint.context_ends, say)
+        context = between(*footprint.context_ends, say)
         named.append(f"{say('answer_term_context')} {context}")
-    stage = say(f"stage_{moment.stage}")
     at = "answer_terms_at_end" if moment is footprint.steady else "answer_terms"
-    return say(at, terms=say("comma").join(named), stage=stage)
+    return say(at, terms=say("comma").join(named))
 
 
 def _on_cards(memory: MemoryReport, required: cards.Required, say: Language) -> list[str]:
