@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from qwen_inspect.comparing.side_by_side import compare
+from qwen_inspect.errors import UnsupportedError
 from qwen_inspect.fitting.search import cards, fit
 from qwen_inspect.fitting.serving import serve
-from qwen_inspect.language import LANGUAGES, Language
+from qwen_inspect.language import LANGUAGES, Language, Message
 from qwen_inspect.loaders import gpus
 from qwen_inspect.loaders.resolve import Access
 from qwen_inspect.predicting.predict import predict
@@ -23,6 +24,7 @@ from qwen_inspect.renderers.answers.cards import on_card, on_common
 from qwen_inspect.renderers.answers.params import verdicts
 from qwen_inspect.renderers.blocks import Answer
 from qwen_inspect.renderers.document import View, document
+from qwen_inspect.renderers.document.checked import check_blocks, summary_blocks
 from qwen_inspect.reporting import compiled
 from qwen_inspect.results.cache import Workload
 from qwen_inspect.results.counts import Check
@@ -30,7 +32,7 @@ from qwen_inspect.results.fit import verdict
 from qwen_inspect.results.memory import Run
 from qwen_inspect.results.model import Report
 from qwen_inspect.results.serving import Serving
-from qwen_inspect.results.whole import ReportRequest
+from qwen_inspect.results.whole import Drift, Expectation, ReportCheck, ReportRequest
 from qwen_inspect.structure.inspect import inspect, models
 from qwen_inspect.units import GIB, MIB, count, short_count, size
 
@@ -229,3 +231,22 @@ def test_counts_that_disagree_are_said_to() -> None:
     assert [*verdicts(report, Language("en"))] == [
         "The counts do not agree: Theory 10, Files 12 (+2: no cause is known); unexplained are +2 parameters, 0 tensors."
     ]
+
+
+def test_a_check_of_reports_opens_with_how_many_agree() -> None:
+    good, bad = ReportCheck(document="a.md"), ReportCheck(document="b.md", drifts=(Drift(figure="x", was=1, now=2),))
+    assert check_blocks([good, bad], Language("en"))[0] == Answer(["1 of 2 reports agree; these do not: b.md."])
+    assert check_blocks([good], Language("zh"))[0] == Answer(["1 份报告中有 1 份一致。"])
+    expected = [Expectation(message=Message("none"), holds=holds) for holds in (True, False)]
+    assert summary_blocks([], [good], expected, Language("en"))[0] == Answer(
+        ["1 of 1 reports agree.", "1 of 2 expectations hold."]
+    )
+
+
+def test_why_it_is_not_known_is_said() -> None:
+    refused = replace(subject_of("fit"), refusal=UnsupportedError("fit_lower_bound"))
+    (card,) = refused.cards
+    unknown = replace(refused, cards=(replace(card, high=replace(card.high, fits=None)),))
+    assert answers.sentences("fit", unknown, Language("en"))[-1] == (
+        f"The reason: {Language('en')('fit_lower_bound')}."
+    )

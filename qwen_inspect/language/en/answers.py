@@ -63,10 +63,10 @@ TEXT = {
     "answer_on_ranks": "{name} on {ranks:,} cards ({how}) needs at least {size} of each, communication buffers left out ({run}).",
     "answer_placed": "Weights and buffers by device: {devices}.",
     "answer_partial": "The run ended early: {reason}.",
-    "answer_measured_equal": "{term}: {measured} measured on {device}, as predicted to the byte.",
-    "answer_measured_explained": "{term}: {measured} measured on {device}, {predicted} predicted; the difference of {difference} B is explained.",
-    "answer_measured_differs": "{term}: {measured} measured on {device}, {predicted} predicted ({difference} B, of which {residual} B are unexplained).",
-    "answer_measured_unpredicted": "{term}: {measured} measured on {device}; not predicted.",
+    "answer_measured_equal": "{name}, {term}: {measured} measured on {device}, as predicted to the byte.",
+    "answer_measured_explained": "{name}, {term}: {measured} measured on {device}, {predicted} predicted; the difference of {difference} B is explained.",
+    "answer_measured_differs": "{name}, {term}: {measured} measured on {device}, {predicted} predicted ({difference} B, of which {residual} B are unexplained).",
+    "answer_measured_unpredicted": "{name}, {term}: {measured} measured on {device}; not predicted.",
     "answer_measured_total": "Measured need: {size}, of which the CUDA context is {context}.",
     # --- cards
     "answer_card": "{name} ({size})",
@@ -105,6 +105,7 @@ TEXT = {
     "answer_changed": "{change} (fits: {required})",
     "answer_changed_likely": "{change} (likely fits: {required})",
     "answer_changed_perhaps": "{change} (not certain: {required})",
+    "answer_because": "The reason: {reason}.",
     "answer_no_change": "None of the changes that were tried makes it fit.",
     "answer_serve_yes": "Yes, {engine} serves {name} on {card} with {batch:,} × {tokens:,} tokens.",
     "answer_serve_no": "No, {engine} does not serve {name} on {card} with {batch:,} × {tokens:,} tokens.",
@@ -112,6 +113,10 @@ TEXT = {
     "answer_serve_unknown": "Not known whether {engine} serves {name} on {card} with {batch:,} × {tokens:,} tokens: its compute buffers come on top.",
     "answer_vllm": "KV cache: {tokens} tokens, room for {concurrency} sequences of {context:,}.",
     "answer_llama_cpp": "{offloaded:,} of {layers:,} layers on the card ({most:,} at most), {host} left with the host.",
+    # --- report
+    "answer_checks": "{agreeing:,} of {count:,} reports agree.",
+    "answer_checks_fail": "{agreeing:,} of {count:,} reports agree; these do not: {documents}.",
+    "answer_expectations": "{holding:,} of {count:,} expectations hold.",
     # --- compare
     "answer_files_equal": "Equal: all {files:,} weight files of {left} and {right} have the same SHA-256.",
     "answer_files_differ": "Different: {different:,} weight files of {left} and {right}.",

@@ -9,7 +9,7 @@ TEXT = {
     "answer_unknown": "未知",
     "answer_not_known": "未知：{reason}。",
     # --- parameters, attention, cache
-    "answer_structure": "{name}：{parameters}，{layers:,} 层；模型权重 {weights}。",
+    "answer_structure": "{name}：{parameters}，{layers:,} 层；模型权重：{weights}。",
     "answer_parameters": "{parameters:,} 个参数（{short}）",
     "answer_parameters_theory": "理论值 {parameters:,} 个参数（{short}）",
     "answer_active": "{parameters}，每个 token 激活 {active}",
@@ -63,10 +63,10 @@ TEXT = {
     "answer_on_ranks": "{name} 分到 {ranks:,} 张卡（{how}），每张至少需要 {size}，不含通信缓冲区（{run}）。",
     "answer_placed": "各设备上的权重和缓冲区：{devices}。",
     "answer_partial": "运行提前结束：{reason}。",
-    "answer_measured_equal": "{term}：在 {device} 上实测 {measured}，与预测逐字节一致。",
-    "answer_measured_explained": "{term}：在 {device} 上实测 {measured}，预测 {predicted}；相差 {difference} 字节，原因均已列出。",
-    "answer_measured_differs": "{term}：在 {device} 上实测 {measured}，预测 {predicted}（相差 {difference} 字节，其中未解释 {residual} 字节）。",
-    "answer_measured_unpredicted": "{term}：在 {device} 上实测 {measured}；没有预测值。",
+    "answer_measured_equal": "{name} {term}：在 {device} 上实测 {measured}，与预测逐字节一致。",
+    "answer_measured_explained": "{name} {term}：在 {device} 上实测 {measured}，预测 {predicted}；相差 {difference} 字节，原因均已列出。",
+    "answer_measured_differs": "{name} {term}：在 {device} 上实测 {measured}，预测 {predicted}（相差 {difference} 字节，其中未解释 {residual} 字节）。",
+    "answer_measured_unpredicted": "{name} {term}：在 {device} 上实测 {measured}；没有预测值。",
     "answer_measured_total": "实测所需显存 {size}，其中 CUDA 上下文 {context}。",
     # --- cards
     "answer_card": "{name}（{size}）",
@@ -105,6 +105,7 @@ TEXT = {
     "answer_changed": "{change}（够用：{required}）",
     "answer_changed_likely": "{change}（很可能够用：{required}）",
     "answer_changed_perhaps": "{change}（不确定：{required}）",
+    "answer_because": "原因：{reason}。",
     "answer_no_change": "试过的调整都不够。",
     "answer_serve_yes": "够用：{engine} 可在 {card}上部署 {name}，容纳 {batch:,} × {tokens:,} 个 token。",
     "answer_serve_no": "不够：{engine} 在 {card}上部署 {name} 容纳不下 {batch:,} × {tokens:,} 个 token。",
@@ -112,6 +113,10 @@ TEXT = {
     "answer_serve_unknown": "未知：{engine} 在 {card}上部署 {name} 能否容下 {batch:,} × {tokens:,} 个 token，还取决于计算缓冲区，其占用未知。",
     "answer_vllm": "KV 缓存：{tokens} 个 token，可同时容纳 {concurrency} 条 {context:,} token 的序列。",
     "answer_llama_cpp": "{layers:,} 层中有 {offloaded:,} 层在显卡上（至多 {most:,} 层），留在主机内存 {host}。",
+    # --- report
+    "answer_checks": "{count:,} 份报告中有 {agreeing:,} 份一致。",
+    "answer_checks_fail": "{count:,} 份报告中有 {agreeing:,} 份一致；不一致的有 {documents}。",
+    "answer_expectations": "{count:,} 项期望中有 {holding:,} 项满足。",
     # --- compare
     "answer_files_equal": "相同：{left} 与 {right} 的 {files:,} 个权重文件 SHA-256 全部一致。",
     "answer_files_differ": "不同：{left} 与 {right} 有 {different:,} 个权重文件不同。",

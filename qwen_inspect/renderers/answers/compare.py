@@ -8,7 +8,7 @@ from ...language import Language
 from ...results.compare import Comparison, SideBySide
 from ...results.listing import FilesComparison
 from ...results.model import Report
-from ...units import short_count, size
+from ...units import short_count
 from ..document.compare import letter_of
 from . import memory
 
@@ -32,7 +32,7 @@ def _models(sides: SideBySide, say: Language) -> Iterator[str]:
     rows = [*(row.same for row in sides.facts), *(row.same for row in sides.config)]
     differing, unknown = rows.count(False), rows.count(None)
     yield say("answer_rows", rows=len(rows), differing=differing, unknown=unknown)
-    yield say("answer_sides_parameters", values=_each(sides, lambda index: _parameters(sides.reports[index]), say))
+    yield say("answer_sides_parameters", values=_each(sides, lambda index: _parameters(sides.reports[index], say), say))
     needed = _each(sides, lambda index: _needed(sides, index, say), say)
     yield say("answer_sides_needed", values=needed, run=memory.workload(sides.run, say))
 
@@ -41,10 +41,10 @@ def _each(sides: SideBySide, value_of: Callable[[int], str], say: Language) -> s
     return say("comma").join(f"{letter_of(index)} {value_of(index)}" for index in range(len(sides.reports)))
 
 
-def _parameters(report: Report) -> str:
-    return short_count(None if report.design is None else report.parameters.theory)
+def _parameters(report: Report, say: Language) -> str:
+    return say("answer_unknown") if report.design is None else short_count(report.parameters.theory)
 
 
 def _needed(sides: SideBySide, index: int, say: Language) -> str:
     prediction = sides.memories[index]
-    return size(None) if prediction is None else memory.needed(prediction.predicted, say)
+    return say("answer_unknown") if prediction is None else memory.needed(prediction.predicted, say)

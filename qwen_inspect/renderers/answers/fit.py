@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...language import Language
-from ...results.fit import CardAnswer, FitReport, Suggestion
+from ...results.fit import CardAnswer, FitReport, Largest, Suggestion
 from ...results.serving import EngineCard, LlamaCppReserve, ServingReport, VllmReserve
 from ...units import count, size
 from ..document.common import reach, shown_range
-from . import between
+from . import between, within
 from .cards import named
 from .memory import workload
 
@@ -25,7 +25,19 @@ def sentences(report: FitReport | ServingReport, say: Language) -> list[str]:
     (card,) = report.cards
     required, available = _required(card, say), size(card.available_bytes)
     values = {"name": name, "run": run, "card": card.gpu.name, "required": required, "available": available}
-    return [say(f"answer_fit_{judged(card)}", **values), _reach(card, say), *_change(card, say)]
+    return [
+        say(f"answer_fit_{judged(card)}", **values),
+        _reach(card, say),
+        *_change(card, say),
+        *_because(report, card, say),
+    ]
+
+
+def _because(report: FitReport, card: CardAnswer, say: Language) -> list[str]:
+    """Why it is not known whether the run fits; empty if it is known."""
+    if report.refusal is None or judged(card) != "unknown":
+        return []
+    return [say("answer_because", reason=within(say(report.refusal.message)))]
 
 
 def judged(card: CardAnswer) -> str:
@@ -58,14 +70,18 @@ def _each(answers: Sequence[CardAnswer], say: Language) -> str:
 
 
 def _reach_each(answers: Sequence[CardAnswer], say: Language) -> str:
-    values = (f"{card.gpu.name} {reach(card.high.context, say)}" for card in answers)
+    values = (f"{card.gpu.name} {_known(card.high.context, say)}" for card in answers)
     return say("answer_reach_each", values=say("comma").join(values))
 
 
 def _reach(card: CardAnswer, say: Language) -> str:
     if card.high.context.at_most == card.high.batch.at_most == 0:
         return say("answer_reach_none")
-    return say("answer_reach", context=reach(card.high.context, say), batch=reach(card.high.batch, say))
+    return say("answer_reach", context=_known(card.high.context, say), batch=_known(card.high.batch, say))
+
+
+def _known(largest: Largest, say: Language) -> str:
+    return say("answer_unknown") if largest.value is None and largest.at_most is None else reach(largest, say)
 
 
 def _change(card: CardAnswer, say: Language, *, on: str | None = None) -> list[str]:

@@ -154,6 +154,7 @@ def _measured(memory: MemoryReport, measured: Measurement, say: Language) -> Ite
             how = "unpredicted"
         yield say(
             f"answer_measured_{how}",
+            name=memory.report.ref.id,
             term=say(f"term_{term}"),
             device=measured.device,
             measured=size(difference.measured),

@@ -7,15 +7,34 @@ from collections.abc import Sequence
 from ...language import Language
 from ...results.whole import Drift, Expectation, Figure, ReportCheck, WholeReport
 from ...units import UNKNOWN, count, size
-from ..blocks import Block, Heading, Items, Paragraph, Table
+from ..blocks import Answer, Block, Heading, Items, Paragraph, Table
 from .common import active_rows, size_range, unique_parameters
 
 MOST_DRIFTS = 20
 LONGEST_FIGURE = 80
+MOST_NAMED = 3
 
 
 def check_blocks(checks: Sequence[ReportCheck], say: Language) -> list[Block]:
-    """A sentence per report, then a table of the changed figures of each report that drifted."""
+    """Whether all agree; a sentence per report; then a table of the changed figures of each report that drifted."""
+    return [Answer(_checked(checks, say)), *_each_check(checks, say)]
+
+
+def _checked(checks: Sequence[ReportCheck], say: Language) -> list[str]:
+    failed = [check.document for check in checks if not check.agrees]
+    values = {"agreeing": len(checks) - len(failed), "count": len(checks)}
+    if not failed:
+        return [say("answer_checks", **values)] if checks else []
+    named = [*failed[:MOST_NAMED], *(["…"] if len(failed) > MOST_NAMED else [])]
+    return [say("answer_checks_fail", documents=say("comma").join(named), **values)]
+
+
+def _expected(expectations: Sequence[Expectation], say: Language) -> list[str]:
+    holding = sum(expectation.holds for expectation in expectations)
+    return [say("answer_expectations", holding=holding, count=len(expectations))] if expectations else []
+
+
+def _each_check(checks: Sequence[ReportCheck], say: Language) -> list[Block]:
     content: list[Block] = [Heading(say("heading_checked")), Items([_sentence(check, say) for check in checks])]
     for check in checks:
         if check.drifts:
@@ -53,7 +72,8 @@ def summary_blocks(
     say: Language,
 ) -> list[Block]:
     """A CI job's summary: key figures of each model, results of expectations, and of `--check`."""
-    content: list[Block] = []
+    verdicts = [*_checked(checks, say), *_expected(expectations, say)]
+    content: list[Block] = [Answer(verdicts)] if verdicts else []
     for whole in wholes:
         content += [Heading(whole.report.ref.id), _key_figures(whole, say)]
     if expectations:
@@ -63,7 +83,7 @@ def summary_blocks(
         ]
         columns = [say("column_expectation"), say("column_verdict")]
         content += [Heading(say("heading_expectations")), Table(columns, rows, "ll")]
-    return [*content, *(check_blocks(checks, say) if checks else [])]
+    return [*content, *(_each_check(checks, say) if checks else [])]
 
 
 def _key_figures(whole: WholeReport, say: Language) -> Table:
