@@ -61,7 +61,7 @@ TEXT = {
     "answer_term_activations": "activations",
     "answer_term_context": "CUDA context",
     "answer_on_ranks": "{name} on {ranks:,} cards ({how}) needs at least {size} of each, communication buffers left out ({run}).",
-    "answer_placed": "Weights and buffers by device: {devices}.",
+    "answer_placed": "{name}, weights and buffers by device: {devices}.",
     "answer_partial": "The run ended early: {reason}.",
     "answer_measured_equal": "{name}, {term}: {measured} measured on {device}, as predicted to the byte.",
     "answer_measured_explained": "{name}, {term}: {measured} measured on {device}, {predicted} predicted; the difference of {difference} B is explained.",

@@ -10,7 +10,7 @@ TEXT = {
     "heading_sources": "Sources",
     "heading_curve": "The largest batch for each context",
     "heading_suggestions": "What to change",
-    "gpus_intro": "{count} cards. Nominal: memory as sold, counted in GiB as every program counts it. Reported: the total that nvidia-smi shows. Usable: the total that CUDA reports to a process, from published PyTorch output (it differs slightly between drivers; the lowest is shown). fit uses the smallest known; – means no public source.",
+    "gpus_intro": "Nominal: memory as sold, counted in GiB as every program counts it. Reported: the total that nvidia-smi shows. Usable: the total that CUDA reports to a process, from published PyTorch output (it differs slightly between drivers; the lowest is shown). fit uses the smallest known; – means no public source.",
     "gpu_source": "{figure} {text} ({source})",
     "gpu_figure_memory": "nominal",
     "gpu_figure_reported": "reported",

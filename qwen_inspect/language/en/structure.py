@@ -29,7 +29,7 @@ TEXT = {
     # --- layers and cache
     "layers_found": "Decoder layers: {layers:,}",
     "attention_layers_found": "Attention layers: {layers:,}",
-    "models_found": "{count} models; every count follows from the configuration and is checked against published ones",
+    "models_found": "Every count follows from the configuration and is checked against published ones.",
     "cache_note_mha": "Multi-head attention: every query head has a KV head of its own, {query_heads} in all",
     "cache_note_gqa": "Grouped-query attention: {query_heads} query heads share {kv_heads} KV heads, {group} to one",
     "cache_note_mqa": "Multi-query attention: all {query_heads} query heads share one KV head",

@@ -61,7 +61,7 @@ TEXT = {
     "answer_term_activations": "激活值",
     "answer_term_context": "CUDA 上下文",
     "answer_on_ranks": "{name} 分到 {ranks:,} 张卡（{how}），每张至少需要 {size}，不含通信缓冲区（{run}）。",
-    "answer_placed": "各设备上的权重和缓冲区：{devices}。",
+    "answer_placed": "{name} 在各设备上的权重和缓冲区：{devices}。",
     "answer_partial": "运行提前结束：{reason}。",
     "answer_measured_equal": "{name} {term}：在 {device} 上实测 {measured}，与预测逐字节一致。",
     "answer_measured_explained": "{name} {term}：在 {device} 上实测 {measured}，预测 {predicted}；相差 {difference} 字节，原因均已列出。",

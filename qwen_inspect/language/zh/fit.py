@@ -10,7 +10,7 @@ TEXT = {
     "heading_sources": "出处",
     "heading_curve": "各上下文长度下的最大批大小",
     "heading_suggestions": "调整建议",
-    "gpus_intro": "共 {count} 款。标称显存按 GiB 计（各类程序都这样换算）；报告值为 nvidia-smi 显示的总显存；可用值为 CUDA 向进程报告的总显存，取自 PyTorch 在公开记录中的输出（随驱动略有不同，取所见最小值）。fit 以已知的最小值为准；– 表示没有公开出处。",
+    "gpus_intro": "标称显存按 GiB 计（各类程序都这样换算）；报告值为 nvidia-smi 显示的总显存；可用值为 CUDA 向进程报告的总显存，取自 PyTorch 在公开记录中的输出（随驱动略有不同，取所见最小值）。fit 以已知的最小值为准；– 表示没有公开出处。",
     "gpu_source": "{figure}：{text}（{source}）",
     "gpu_figure_memory": "标称",
     "gpu_figure_reported": "报告值",

@@ -29,7 +29,7 @@ TEXT = {
     # --- layers and cache
     "layers_found": "共有 {layers:,} 个 Decoder 层",
     "attention_layers_found": "找到 {layers:,} 个注意力层",
-    "models_found": "共 {count} 个模型；参数量均由配置推得，并与已公布的数字核对",
+    "models_found": "参数量均由配置推得，并与已公布的数字核对。",
     "cache_note_mha": "标准多头注意力（MHA）：{query_heads} 个 Q 头各有自己的 KV 头",
     "cache_note_gqa": "分组查询注意力（GQA）：{query_heads} 个 Q 头共享 {kv_heads} 个 KV 头，每 {group} 个 Q 头一组",
     "cache_note_mqa": "多查询注意力（MQA）：{query_heads} 个 Q 头共享同一个 KV 头",

@@ -23,7 +23,7 @@ def sentences(memory: MemoryReport, say: Language) -> list[str]:
     if memory.measured is not None:
         return [*_measured(memory, memory.measured, say)]
     if memory.device_map is not None:
-        return [_placed(memory.device_map, say)]
+        return [_placed(memory.report.ref.id, memory.device_map, say)]
     if memory.ranks is not None:
         return _on_ranks(memory, memory.ranks, say)
     required = memory.predicted.required_ends
@@ -133,9 +133,9 @@ def _on_ranks(memory: MemoryReport, ranks: RanksReport, say: Language) -> list[s
     return [*content, *_on_cards(memory, (required, None), say)]
 
 
-def _placed(device_map: DeviceMapReport, say: Language) -> str:
-    placed = [f"{device.device} {size(device.weights + device.buffers)}" for device in device_map.devices]
-    return say("answer_placed", devices=say("comma").join(placed))
+def _placed(name: str, device_map: DeviceMapReport, say: Language) -> str:
+    placed = [f"{device.device}: {size(device.weights + device.buffers)}" for device in device_map.devices]
+    return say("answer_placed", name=name, devices=say("comma").join(placed))
 
 
 # --- a measured run

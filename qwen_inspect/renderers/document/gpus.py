@@ -15,7 +15,7 @@ def blocks(gpus: Sequence[Gpu], say: Language, view: View) -> Sequence[Block]:
     names = ("gpu", "gpu_kind", "nominal", "reported", "usable", "capability", "bf16", "fp8", "aliases")
     return [
         Heading(say("heading_gpus"), 1),
-        Paragraph(say("gpus_intro", count=len(gpus))),
+        Paragraph(say("gpus_intro")),
         Table([say(f"column_{name}") for name in names], [_row(gpu, say) for gpu in gpus], "llrrrcccl"),
         Heading(say("heading_sources")),
         Items([_sources(gpu, say) for gpu in gpus]),

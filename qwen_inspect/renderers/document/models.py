@@ -30,7 +30,7 @@ def blocks(entries: Sequence[CatalogEntry], say: Language, view: View) -> Sequen
     ]
     return [
         Heading(say("heading_models"), 1),
-        Paragraph(say("models_found", count=len(entries))),
+        Paragraph(say("models_found")),
         Table(columns, [_row(entry, say) for entry in entries], "llrrrrrlcrl"),
     ]
 
