@@ -13,6 +13,7 @@ from .language import Language, Message
 
 LONGEST_LINE = 1000
 QUIET_SECONDS = 0.5  # of a command: what takes no longer needs no word
+NARROWEST_SCREEN = 20  # columns; a terminal with fewer wraps lines itself
 EXIT_CHECK_FAILED, EXIT_USAGE, EXIT_MALFORMED, EXIT_UNAVAILABLE, EXIT_INTERRUPTED = 1, 2, 6, 8, 130
 
 
@@ -133,6 +134,19 @@ def work_shown(say: Language, *, quiet: bool) -> Iterator[None]:
 
 def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
+
+
+def screen_columns() -> int | None:
+    """The width that stdout's text must fit: COLUMNS, else the terminal's; None where neither is known."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdecimal() and int(given):
+        return max(int(given), NARROWEST_SCREEN)
+    if not is_terminal(sys.stdout):
+        return None
+    with contextlib.suppress(OSError):
+        if columns := os.get_terminal_size(sys.stdout.fileno()).columns:
+            return max(columns, NARROWEST_SCREEN)
+    return None
 
 
 def complain(line: str) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from ..console import complain, is_terminal, one_line, print_text
+from ..console import complain, is_terminal, one_line, print_text, screen_columns
 from ..errors import UsageError
 from ..language import LANGUAGES, Language, Message
 
@@ -119,7 +119,13 @@ def _text(subject: object, options: argparse.Namespace, say: Language, view: dic
         return csv.render(options.command, subject, say)
     from ..renderers.document import View, document
 
-    blocks = document(options.command, subject, say, View(live=options.format == "html", **view))
+    columns = screen_columns() if options.format == "table" and options.output is None else None
+    on_screen = {
+        "live": options.format == "html",
+        "brief": columns is not None and not options.verbose,
+        "fold": columns is not None and not view.get("expand", False),
+    }
+    blocks = document(options.command, subject, say, View(**on_screen, **view))
     if options.format == "md":
         from ..renderers import markdown
 
@@ -129,8 +135,11 @@ def _text(subject: object, options: argparse.Namespace, say: Language, view: dic
 
         return html.render(blocks, say)
     from ..renderers import terminal
+    from ..renderers.screen import Screen
 
+    screen = None if columns is None else Screen(columns, say, whole=options.verbose)
     plain = (
         options.output is not None or options.no_color or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     )
-    return terminal.render(blocks) if plain or not is_terminal(sys.stdout) else terminal.render_in_colour(blocks)
+    render = terminal.render if plain or not is_terminal(sys.stdout) else terminal.render_in_colour
+    return render(blocks, screen)

@@ -7,6 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 
+class Shortened(str):
+    """Text with a shorter form, for screens that are too narrow for it."""
+
+    __slots__ = ("short",)
+
+    short: str
+
+    def __new__(cls, text: str, short: str) -> Shortened:
+        created = super().__new__(cls, text)
+        created.short = short
+        return created
+
+
 @dataclass(frozen=True, slots=True)
 class Heading:
     """A heading; the document's title is at level 1."""
@@ -46,12 +59,16 @@ class Items:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows under columns. align: a letter per column, l, c or r. totals: number of last rows, which are set apart as sums."""
+    """Rows under columns. align: a letter per column, l, c or r. totals: number of last rows, which are set apart as sums.
+
+    expendable: groups of columns (by index) that a screen too narrow for the table leaves out, in this order.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     align: str
     totals: int = 0
+    expendable: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,11 @@
-"""Blocks -> text for a terminal: tables by prettytable; with colour, trees by rich."""
+"""Blocks -> text for a terminal: tables by prettytable, all of it no wider than the screen, if there is one."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
-from prettytable import PrettyTable
 from wcwidth import wcwidth
 
 from .blocks import (
@@ -22,13 +20,13 @@ from .blocks import (
     Live,
     Node,
     Paragraph,
+    Shortened,
     Table,
     Tree,
     tree_lines,
 )
-
-if TYPE_CHECKING:
-    from rich.tree import Tree as RichTree
+from .screen import Screen, drawn
+from .wrapping import width, wrapped
 
 # Control characters (category Cc), line separators (Zl, Zp) and format characters (Cf), which move the cursor, or reorder or hide
 # text (Unicode TR 36, 3.1): printed as escapes, never sent to a terminal.
@@ -38,8 +36,9 @@ UNSAFE = re.compile(
     "\U000e0001-\U000e007f]"
 )
 
-
-WIDEST_CELL = 88  # longer sentences wrap; tensor names are shorter
+# Select Graphic Rendition (ECMA-48, 8.3.117) of the parts of a line.
+HEADING, ANSWER, FAINT, COUNT, PLAIN = "1;36", "1", "2", "32", ""
+Line = Sequence[tuple[str, str]]  # (text, its rendition)
 
 
 def safe(text: str) -> str:
@@ -47,100 +46,109 @@ def safe(text: str) -> str:
     return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-def render(blocks: Sequence[Block]) -> str:
-    """Plain text, with empty lines between blocks."""
-    return "\n\n".join(_block(block) for block in blocks) + "\n"
+def render(blocks: Sequence[Block], screen: Screen | None = None) -> str:
+    """Plain text, with empty lines between blocks. Without a screen, lines are as long as they are."""
+    return "\n\n".join(
+        "\n".join("".join(text for text, _ in line) for line in _lines(block, screen)) for block in blocks
+    ) + "\n"
 
 
-def render_in_colour(blocks: Sequence[Block]) -> str:
-    """The same text with ANSI styles; rich draws the tree."""
-    from io import StringIO
-
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(file=StringIO(), force_terminal=True, color_system="standard", width=10_000, highlight=False)
-    for index, block in enumerate(blocks):
-        if index:
-            console.print()
-        match block:
-            case Heading():
-                console.print(Text(_block(block), style="bold cyan"))
-            case Answer():
-                console.print(Text(_block(block), style="bold"))
-            case Tree(root=root):
-                console.print(_grown(root))
-            case _:
-                console.print(Text(_block(block)))
-    output = console.file
-    assert isinstance(output, StringIO)
-    return output.getvalue()
+def render_in_colour(blocks: Sequence[Block], screen: Screen | None = None) -> str:
+    """The same text with ANSI styles."""
+    return "\n\n".join("\n".join(map(_painted, _lines(block, screen))) for block in blocks) + "\n"
 
 
-def _grown(node: Node) -> RichTree:
-    from rich.text import Text
-    from rich.tree import Tree as RichTree
-
-    tree = RichTree(
-        Text.assemble(safe(node.text), (f"  {safe(node.note)}" if node.note else "", "green")), guide_style="dim"
-    )
-    for child in node.children:
-        tree.children.append(_grown(child))
-    return tree
+def _painted(line: Line) -> str:
+    return "".join(f"\x1b[{rendition}m{text}\x1b[0m" if rendition and text else text for text, rendition in line)
 
 
-def _block(block: Block) -> str:
+def _lines(block: Block, screen: Screen | None) -> Iterator[Line]:
     match block:
         case Heading(text=text):
-            return f"=== {safe(text)} ==="
+            return _wrapped(f"=== {safe(text)} ===", screen, rendition=HEADING)
         case Answer(sentences=sentences):
-            return "\n".join(map(safe, sentences))
-        case Paragraph(text=text):
-            return safe(text)
+            return (line for text in sentences for line in _wrapped(safe(text), screen, rendition=ANSWER))
+        case Paragraph(text=text) | Folded(summary=text) | Live(text=text):
+            return _wrapped(safe(text), screen)
         case Fields(rows=rows):
-            return "\n".join(f"{safe(label)}: {safe(value)}" for label, value in rows)
+            return (
+                line
+                for label, value in rows
+                for line in _wrapped(f"{safe(label)}: {safe(value)}", screen, indent="  ")
+            )
         case Items(items=items, numbered=numbered):
-            return "\n".join(
-                f"{index}. {safe(item)}" if numbered else f"- {safe(item)}" for index, item in enumerate(items, 1)
+            marks = [f"{index}. " if numbered else "- " for index in range(1, len(items) + 1)]
+            return (
+                line
+                for mark, item in zip(marks, items, strict=True)
+                for line in _wrapped(mark + safe(item), screen, indent=" " * len(mark))
             )
         case Table():
-            return _table(block)
+            return _table_lines(block, screen)
         case Tree(root=root):
-            return "\n".join(
-                f"{guides}{safe(node.text)}{'  ' + safe(node.note) if node.note else ''}"
-                for guides, node in tree_lines(root)
-            )
+            return _tree_lines(root, screen)
         case Code(text=text):
-            return "\n".join(map(safe, text.splitlines()))
+            return (
+                line
+                for text_line in map(safe, text.splitlines())
+                for line in _wrapped(text_line, screen, indent=" " * (len(text_line) - len(text_line.lstrip()) + 2))
+            )
         case Figure(text=text, file=file):
-            return f"[{safe(text)}: {safe(file)}]"
-        case Folded(summary=summary):
-            return safe(summary)
-        case Live(text=text):
-            return safe(text)
+            return _wrapped(f"[{safe(text)}: {safe(file)}]", screen)
 
 
-def _broken(cell: str) -> str:
-    """Splits words wider than WIDEST_CELL, because prettytable is slow at it."""
-    if len(cell) <= WIDEST_CELL // 2:
-        return cell
-    return " ".join(_cut(word) if len(word) > WIDEST_CELL // 2 else word for word in cell.split(" "))
+def _wrapped(text: str, screen: Screen | None, *, indent: str = "", rendition: str = PLAIN) -> Iterator[Line]:
+    lines = [text] if screen is None else wrapped(text, screen.columns, indent=indent)
+    return ([(line, rendition)] for line in lines)
 
 
-def _cut(word: str) -> str:
-    if word.isascii():  # Its width is its length, because `safe` has escaped control characters.
-        return "\n".join(word[start : start + WIDEST_CELL] for start in range(0, len(word), WIDEST_CELL))
-    pieces: list[str] = []
-    piece: list[str] = []
-    width = 0
-    for character in word:
-        wide = max(wcwidth(character), 0)
-        if width + wide > WIDEST_CELL:
-            pieces.append("".join(piece))
-            piece, width = [], 0
-        piece.append(character)
-        width += wide
-    return "\n".join([*pieces, "".join(piece)])
+def _table_lines(table: Table, screen: Screen | None) -> Iterator[Line]:
+    text, left_out = drawn(table, [[_safe_cell(cell) for cell in row] for row in (table.columns, *table.rows)], screen)
+    for line in text.split("\n"):
+        yield [(line, PLAIN)]
+    if left_out:
+        yield from _wrapped(" ".join(left_out), screen, rendition=FAINT)
+
+
+def _safe_cell(cell: str) -> str:
+    return Shortened(safe(cell), safe(cell.short)) if isinstance(cell, Shortened) else safe(cell)
+
+
+def _tree_lines(root: Node, screen: Screen | None) -> Iterator[Line]:
+    """A line for each node; too long ones wrap between the guides, if their short forms are too long as well."""
+    nodes = [(guides, node.text, node.note, bool(node.children)) for guides, node in tree_lines(root)]
+    if screen is None:
+        return (line for node in nodes for line in _node_lines(*node, None))
+    short = False
+    if not screen.whole and any(
+        width(f"{guides}{safe(text)}  {safe(note)}") > screen.columns for guides, text, note, _ in nodes
+    ):
+        short = any(isinstance(text, Shortened) for _, text, _, _ in nodes)
+        nodes = [
+            (guides, text.short if isinstance(text, Shortened) else text, note, has_children)
+            for guides, text, note, has_children in nodes
+        ]
+    lines = [line for node in nodes for line in _node_lines(*node, screen.columns)]
+    if short:
+        note = f"{screen.say('screen_short')} {screen.say('screen_shown_by')}"
+        lines += _wrapped(note, screen, rendition=FAINT)
+    return iter(lines)
+
+
+def _node_lines(guides: str, text: str, note: str, has_children: bool, columns: int | None) -> Iterator[Line]:
+    text, note = safe(text), f"  {safe(note)}" if note else ""
+    if columns is None or width(guides + text + note) <= columns:
+        yield [(guides, FAINT), (text, PLAIN), (note, COUNT)]
+        return
+    below = guides.replace("├── ", "│   ").replace("└── ", "    ") + ("│   " if has_children else "    ")
+    room = max(columns - len(below), 1)
+    lines: list[tuple[str, str]] = [(line, "") for line in wrapped(text, room)]
+    if width(lines[-1][0] + note) <= room:
+        lines[-1] = (lines[-1][0], note)
+    else:
+        lines += [("", line) for line in wrapped(note.lstrip(), room)]
+    for index, (line, count) in enumerate(lines):
+        yield [(below if index else guides, FAINT), (line, PLAIN), (count, COUNT)]
 
 
 def cut_to(text: str, columns: int) -> str:
@@ -148,14 +156,3 @@ def cut_to(text: str, columns: int) -> str:
     shown = safe(text)
     ends = accumulate(max(wcwidth(character), 0) for character in shown)
     return shown if columns < 1 else shown[: sum(end <= columns for end in ends)]
-
-
-def _table(table: Table) -> str:
-    drawn = PrettyTable([safe(column) for column in table.columns])
-    for column, letter in zip(drawn.field_names, table.align, strict=True):
-        drawn.align[column] = letter  # type: ignore[assignment]  # prettytable wants the literal
-    drawn.max_width = WIDEST_CELL
-    body = len(table.rows) - table.totals
-    for index, row in enumerate(table.rows):
-        drawn.add_row([_broken(safe(cell)) for cell in row], divider=index == body - 1 and table.totals > 0)
-    return drawn.get_string()

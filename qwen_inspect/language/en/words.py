@@ -25,6 +25,9 @@ TEXT = {
     "on": "on",
     "off": "off",
     "comma": ", ",
+    "screen_hidden": "Hidden at this width: {columns}.",
+    "screen_short": "Numbers and names are shortened to this width.",
+    "screen_shown_by": "-v, a wider terminal or --format md shows all.",
     "yes": "yes",
     "no": "no",
     # --- headings

@@ -25,6 +25,9 @@ TEXT = {
     "on": "开",
     "off": "关",
     "comma": "，",
+    "screen_hidden": "宽度不足，未显示：{columns}。",
+    "screen_short": "宽度不足，部分内容已缩写。",
+    "screen_shown_by": "加 -v、加宽终端或用 --format md 可查看全部。",
     "yes": "是",
     "no": "否",
     # --- headings

@@ -17,7 +17,8 @@ class View:
     """How much of the report to show.
 
     depth: levels of the tree below the model (None: all). top: rows of the ranking. live: include interactive blocks (treemap,
-    sliders), which only an HTML page can show.
+    sliders), which only an HTML page can show. brief: notes in short and no sources, for a terminal without --verbose.
+    fold: equal layers and long lists folded, for a terminal without --expand.
     """
 
     expand: bool = False
@@ -27,6 +28,8 @@ class View:
     sort: str = "name"
     top: int = 20
     live: bool = False
+    brief: bool = False
+    fold: bool = False
 
 
 def document(command: str, subject: Any, say: Language, view: View) -> Sequence[Block]:

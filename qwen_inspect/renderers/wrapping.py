@@ -1,0 +1,92 @@
+"""Text in columns of a terminal: its display width, and lines of at most so many columns, broken between words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from itertools import pairwise
+
+from wcwidth import wcswidth, wcwidth
+
+# No line of Chinese starts with the first or ends with the second (GB/T 15834-2011, 5.1.1).
+NEVER_FIRST = frozenset("，。、；：？！）】》」』〉〕”’…—·％),.;:?!%]}")
+NEVER_LAST = frozenset("（【《「『〈〔“‘([{")
+QUANTITY = re.compile(r"(?<=\d) (?=(?:[KMGT]i?)?B\b)")  # a number stays with its unit
+JOINED = "\xa0"
+AFTER = re.compile(r"(?<=[/._=&?,-])")  # where a word wider than a line is broken
+
+
+def width(text: str) -> int:
+    """Columns that `text` takes, without control characters."""
+    return len(text) if text.isascii() else max(wcswidth(text), 0)
+
+
+def units(text: str) -> Iterable[str]:
+    """The pieces of `text` that are not broken: words, and single Chinese characters with their punctuation."""
+    for word in QUANTITY.sub(JOINED, text).split(" "):
+        yield from _parts(word)
+
+
+def widest_unit(text: str) -> int:
+    return max(map(width, units(text)))
+
+
+def wrapped(text: str, columns: int, *, indent: str = "") -> list[str]:
+    """Lines of at most `columns`, `indent` before all but the first. Only a word wider than a line is broken itself."""
+    if width(text) <= columns:
+        return [text]
+    lines: list[str] = []
+    line, taken = "", 0
+    for word in QUANTITY.sub(JOINED, text).split(" "):
+        space = " " if taken else ""
+        for part in _parts(word):
+            wide = width(part)
+            if taken + len(space) + wide > columns and taken > len(indent):
+                lines.append(line)
+                line, taken, space = indent, len(indent), ""
+            if taken + wide > columns:
+                *whole, part = _broken(part, columns - len(indent))
+                lines += [
+                    before + piece for before, piece in zip([line + space, *[indent] * len(whole)], whole, strict=False)
+                ]
+                line, taken, space, wide = indent, len(indent), "", width(part)
+            line += space + part
+            taken += len(space) + wide
+            space = ""
+    return [line.replace(JOINED, " ") for line in [*lines, line]]
+
+
+def _parts(word: str) -> list[str]:
+    if word.isascii():  # nothing is wide
+        return [word]
+    parts = [word[0]]
+    for before, after in pairwise(word):
+        wide = wcwidth(before) == 2 or wcwidth(after) == 2
+        if wide and after not in NEVER_FIRST and before not in NEVER_LAST and wcwidth(after) != 0:
+            parts.append(after)
+        else:
+            parts[-1] += after
+    return parts
+
+
+def _broken(word: str, columns: int) -> list[str]:
+    """A word wider than `columns`, broken after its punctuation, else anywhere."""
+    lines = [""]
+    taken = 0
+    for piece in AFTER.split(word):
+        wide = width(piece)
+        if taken + wide > columns and taken:
+            lines.append("")
+            taken = 0
+        if wide <= columns:
+            lines[-1] += piece
+            taken += wide
+            continue
+        for character in piece:
+            wide = max(wcwidth(character), 0)
+            if taken + wide > columns:
+                lines.append("")
+                taken = 0
+            lines[-1] += character
+            taken += wide
+    return lines
