@@ -137,16 +137,16 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def screen_columns() -> int | None:
-    """The width that stdout's text must fit: COLUMNS, else the terminal's; None where neither is known."""
-    given = os.environ.get("COLUMNS", "")
-    if given.isdecimal() and int(given):
-        return max(int(given), NARROWEST_SCREEN)
+    """The width that text on stdout must fit: COLUMNS, else the terminal's. None where stdout is no terminal, or of unknown width.
+
+    Not COLUMNS alone: Python's readline sets it for every child process, and scripts read all columns.
+    """
     if not is_terminal(sys.stdout):
         return None
+    columns = int(given) if (given := os.environ.get("COLUMNS", "")).isdecimal() else 0
     with contextlib.suppress(OSError):
-        if columns := os.get_terminal_size(sys.stdout.fileno()).columns:
-            return max(columns, NARROWEST_SCREEN)
-    return None
+        columns = columns or os.get_terminal_size(sys.stdout.fileno()).columns
+    return max(columns, NARROWEST_SCREEN) if columns else None
 
 
 def complain(line: str) -> None:

@@ -16,7 +16,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     model.declare_access(command, say)
     prediction.declare(command, say)
     prediction.declare_cards(command, say)
-    command.add_argument("--expand", action="store_true", help=say("help_expand_equal"))
+    command.add_argument("--expand", action="store_true", help=say("help_expand"))
     output.declare_document(command, say)
 
 

@@ -1,22 +1,25 @@
 """A table for a terminal of so many columns: which columns stay, how wide each is, and what is said of the others.
 
-What is tried, until the table fits: headings and sentences wrap, numbers take their short forms, expendable columns go, every cell
-wraps; else each row is a paragraph of labelled values.
+What is tried, until the table fits: headings and sentences wrap, numbers take their short forms, expendable columns go, every
+cell wraps and a few rows with longer words go below the table; else each row is a paragraph of labelled values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from prettytable import PrettyTable
 
 from ..language import Language
 from .blocks import Shortened, Table
-from .wrapping import units, width, wrapped
+from .characters import width
+from .wrapping import units, wrapped
 
 WIDEST_CELL = 88  # longer sentences wrap; tensor names are shorter
 SENTENCE, NARROWEST = 32, 10  # columns that a cell's text keeps before other columns go, and at least
+HEADING_WORD = 12  # columns of a heading's word that is not broken
+MOST_OUTSIDE = 8  # rows too wide for their table, shown below it
 BORDERS = 3  # columns that a column takes beside its text; the table takes one more
 
 
@@ -43,7 +46,7 @@ class _Column:
         """Columns that it needs if headings and sentences wrap, or all cells."""
         if wrap_all:
             return max(self.word, min(self.widest, NARROWEST))
-        return max(self.word, min(self.body, SENTENCE) if self.align == "l" else self.body)
+        return max(self.word, min(self.body, SENTENCE) if self.align != "r" else self.body)
 
 
 def drawn(table: Table, safe_cells: Sequence[Sequence[str]], screen: Screen | None) -> tuple[str, list[str]]:
@@ -55,14 +58,39 @@ def drawn(table: Table, safe_cells: Sequence[Sequence[str]], screen: Screen | No
     short = [_shortened(column) for column in columns]
     for kept, chosen, wrap_all in _attempts(table, columns, short, whole=screen.whole):
         shown = [chosen[index] for index in kept]
+        shown, outside = _without_widest(shown, table.totals, screen.columns) if wrap_all else (shown, [])
         room = screen.columns - 1 - BORDERS * len(shown)
         least = [column.least(wrap_all=wrap_all) for column in shown]
         if sum(least) > room:
             continue
         hidden = [columns[index].cells[0] for index in everything if index not in kept]
-        cut = any(column is not columns[index] for index, column in zip(kept, shown, strict=True))
-        return _boxes(shown, _widths(shown, least, room), table.totals), _left_out(hidden, cut, screen.say)
+        cut = any(chosen[index] is not columns[index] for index in kept)
+        text = _boxes(shown, _widths(shown, least, room), table.totals)
+        return "\n".join([text, *_records(outside, 0, screen.columns)]), _left_out(hidden, cut, screen.say)
     return "\n".join(_records(columns, table.totals, screen.columns)), []
+
+
+def _without_widest(columns: Sequence[_Column], totals: int, limit: int) -> tuple[list[_Column], list[_Column]]:
+    """(columns without the few rows whose words are too wide for a table, columns of these rows); the latter is often empty."""
+    rows = list(zip(*(column.cells for column in columns), strict=True))
+    outside: list[int] = []
+    kept = list(columns)
+    while sum(column.least(wrap_all=True) for column in kept) > limit - 1 - BORDERS * len(kept):
+        candidates = [index for index in range(1, len(rows) - totals) if index not in outside]
+        if len(outside) == MOST_OUTSIDE or len(candidates) <= len(outside) + 1:
+            return list(columns), []
+        widest = max(range(len(kept)), key=lambda index: kept[index].word if kept[index].align == "r" else 0)
+        outside.append(max(candidates, key=lambda index: max(map(width, units(rows[index][widest])))))
+        kept = [
+            _column([row[number] for index, row in enumerate(rows) if index not in outside], column.align)
+            for number, column in enumerate(columns)
+        ]
+    chosen = [0, *sorted(outside)] if outside else []
+    return kept, [
+        _column([rows[index][number] for index in chosen], column.align)
+        for number, column in enumerate(columns)
+        if chosen
+    ]
 
 
 def _attempts(
@@ -82,8 +110,15 @@ def _attempts(
 
 def _column(cells: Sequence[str], align: str) -> _Column:
     body = max(map(width, cells[1:]), default=0)
-    word = max((width(unit) for cell in cells if cell for unit in (units(cell) if " " in cell or not cell.isascii() else (cell,))), default=0)
+    word = max(
+        width(unit) for index, cell in enumerate(cells) for unit in (units(cell) if index else _of_heading(cell))
+    )
     return _Column(cells, align, max(body, width(cells[0])), word, body)
+
+
+def _of_heading(text: str) -> Iterable[str]:
+    """Its units; short words of Chinese stay whole."""
+    return (unit for word in text.split(" ") for unit in ([word] if width(word) <= HEADING_WORD else units(word)))
 
 
 def _shortened(column: _Column) -> _Column:
@@ -112,7 +147,9 @@ def _capped(wanted: Sequence[int], least: Sequence[int], cap: int) -> list[int]:
 
 
 def _boxes(columns: Sequence[_Column], widths: Sequence[int], totals: int) -> str:
-    box = PrettyTable([str(index) for index in range(len(columns))])  # the heading is a row, as it may take several lines
+    box = PrettyTable(
+        [str(index) for index in range(len(columns))]
+    )  # the heading is a row, as it may take several lines
     box.header = False
     for name, column in zip(box.field_names, columns, strict=True):
         box.align[name] = column.align  # type: ignore[assignment]  # prettytable wants the literal
@@ -126,6 +163,8 @@ def _boxes(columns: Sequence[_Column], widths: Sequence[int], totals: int) -> st
 
 def _records(columns: Sequence[_Column], totals: int, room: int) -> Iterator[str]:
     """A paragraph per row: its first cell, and below it each other cell with its heading."""
+    if not columns:
+        return
     heads, *rows = zip(*(column.cells for column in columns), strict=True)
     for index, row in enumerate(rows):
         if index == len(rows) - totals and index > 0:
@@ -137,8 +176,8 @@ def _records(columns: Sequence[_Column], totals: int, room: int) -> Iterator[str
 
 def _left_out(hidden: Sequence[str], short: bool, say: Language) -> list[str]:
     sentences = []
-    if hidden:
-        sentences.append(say("screen_hidden", columns=say("comma").join(hidden)))
+    if named := [heading for heading in hidden if heading]:
+        sentences.append(say("screen_hidden", columns=say("comma").join(named)))
     if short:
         sentences.append(say("screen_short"))
     return [*sentences, say("screen_shown_by")] if sentences else []

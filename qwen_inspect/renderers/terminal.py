@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
-from wcwidth import wcwidth
-
 from .blocks import (
     Answer,
     Block,
@@ -25,8 +23,9 @@ from .blocks import (
     Tree,
     tree_lines,
 )
+from .characters import columns_of, width
 from .screen import Screen, drawn
-from .wrapping import width, wrapped
+from .wrapping import wrapped
 
 # Control characters (category Cc), line separators (Zl, Zp) and format characters (Cf), which move the cursor, or reorder or hide
 # text (Unicode TR 36, 3.1): printed as escapes, never sent to a terminal.
@@ -48,9 +47,10 @@ def safe(text: str) -> str:
 
 def render(blocks: Sequence[Block], screen: Screen | None = None) -> str:
     """Plain text, with empty lines between blocks. Without a screen, lines are as long as they are."""
-    return "\n\n".join(
-        "\n".join("".join(text for text, _ in line) for line in _lines(block, screen)) for block in blocks
-    ) + "\n"
+    return (
+        "\n\n".join("\n".join("".join(text for text, _ in line) for line in _lines(block, screen)) for block in blocks)
+        + "\n"
+    )
 
 
 def render_in_colour(blocks: Sequence[Block], screen: Screen | None = None) -> str:
@@ -72,9 +72,7 @@ def _lines(block: Block, screen: Screen | None) -> Iterator[Line]:
             return _wrapped(safe(text), screen)
         case Fields(rows=rows):
             return (
-                line
-                for label, value in rows
-                for line in _wrapped(f"{safe(label)}: {safe(value)}", screen, indent="  ")
+                line for label, value in rows for line in _wrapped(f"{safe(label)}: {safe(value)}", screen, indent="  ")
             )
         case Items(items=items, numbered=numbered):
             marks = [f"{index}. " if numbered else "- " for index in range(1, len(items) + 1)]
@@ -154,5 +152,5 @@ def _node_lines(guides: str, text: str, note: str, has_children: bool, columns: 
 def cut_to(text: str, columns: int) -> str:
     """The beginning of `text` that fits into `columns`; all of it if columns < 1 (the terminal does not report its width)."""
     shown = safe(text)
-    ends = accumulate(max(wcwidth(character), 0) for character in shown)
+    ends = accumulate(columns_of(character) for character in shown)
     return shown if columns < 1 else shown[: sum(end <= columns for end in ends)]

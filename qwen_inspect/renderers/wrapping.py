@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from itertools import pairwise
 
-from wcwidth import wcswidth, wcwidth
+from .characters import columns_of, width
 
 # No line of Chinese starts with the first or ends with the second (GB/T 15834-2011, 5.1.1).
 NEVER_FIRST = frozenset("，。、；：？！）】》」』〉〕”’…—·％),.;:?!%]}")
@@ -16,19 +16,10 @@ JOINED = "\xa0"
 AFTER = re.compile(r"(?<=[/._=&?,-])")  # where a word wider than a line is broken
 
 
-def width(text: str) -> int:
-    """Columns that `text` takes, without control characters."""
-    return len(text) if text.isascii() else max(wcswidth(text), 0)
-
-
 def units(text: str) -> Iterable[str]:
     """The pieces of `text` that are not broken: words, and single Chinese characters with their punctuation."""
     for word in QUANTITY.sub(JOINED, text).split(" "):
         yield from _parts(word)
-
-
-def widest_unit(text: str) -> int:
-    return max(map(width, units(text)))
 
 
 def wrapped(text: str, columns: int, *, indent: str = "") -> list[str]:
@@ -61,8 +52,8 @@ def _parts(word: str) -> list[str]:
         return [word]
     parts = [word[0]]
     for before, after in pairwise(word):
-        wide = wcwidth(before) == 2 or wcwidth(after) == 2
-        if wide and after not in NEVER_FIRST and before not in NEVER_LAST and wcwidth(after) != 0:
+        wide = 2 in (columns_of(before), columns_of(after))
+        if wide and after not in NEVER_FIRST and before not in NEVER_LAST and columns_of(after):
             parts.append(after)
         else:
             parts[-1] += after
@@ -83,7 +74,7 @@ def _broken(word: str, columns: int) -> list[str]:
             taken += wide
             continue
         for character in piece:
-            wide = max(wcwidth(character), 0)
+            wide = columns_of(character)
             if taken + wide > columns:
                 lines.append("")
                 taken = 0

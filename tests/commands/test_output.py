@@ -362,7 +362,7 @@ def test_a_hostile_name_cannot_leave_its_cell_of_a_table(language: str, hostile:
 def test_a_hostile_name_cannot_leave_its_cell_of_a_markdown_table(
     language: str, hostile: Path, capsys: Capture
 ) -> None:
-    done = invoke(capsys, "weights", hostile, "--lang", language, "--format", "md", "--top", "9999")
+    done = invoke(capsys, "weights", hostile, "--lang", language, "--format", "md")
     assert done.code == 0
     assert_is_safe(done.out)
     _, everything, largest = markdown_tables(done.out)

@@ -16,9 +16,9 @@ from ..blocks import Answer, Block
 class View:
     """How much of the report to show.
 
-    depth: levels of the tree below the model (None: all). top: rows of the ranking. live: include interactive blocks (treemap,
-    sliders), which only an HTML page can show. brief: notes in short and no sources, for a terminal without --verbose.
-    fold: equal layers and long lists folded, for a terminal without --expand.
+    depth: levels of the tree below the model (None: all). top: only so many of the largest tensors (None: all, and a ranking).
+    live: include interactive blocks (treemap, sliders), which only an HTML page can show. brief: notes in short and no sources,
+    for a terminal without --verbose. fold: equal layers folded in long lists, for a terminal without --expand.
     """
 
     expand: bool = False
@@ -26,7 +26,7 @@ class View:
     first_layer: bool = False
     explain: bool = False
     sort: str = "name"
-    top: int = 20
+    top: int | None = None
     live: bool = False
     brief: bool = False
     fold: bool = False

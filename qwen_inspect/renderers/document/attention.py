@@ -194,7 +194,7 @@ def engine_blocks(report: Report, say: Language) -> list[Block]:
     columns = [say("column_engine"), say("column_format"), say("column_bytes"), say("column_size")]
     workload = report.workload
     heading = say("heading_engines", tokens=report.context_tokens, batch=workload.batch, ranks=workload.ranks)
-    return [Heading(heading), Table(columns, rows, "llrr")]
+    return [Heading(heading), Table(columns, rows, "llrr", expendable=((2,),))]
 
 
 def cache_table(report: Report, say: Language, view: View) -> Table:

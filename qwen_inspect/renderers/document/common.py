@@ -8,16 +8,17 @@ from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, TypeVar
 
-from ...language import Language
+from ...language import Language, Message
 from ...results.counts import Check, ParameterCounts
 from ...results.memory import Run
 from ...results.model import Report
 from ...spec import Module
 from ...units import count, mib, percent, short_count, signed, size
-from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
+from ..blocks import Block, Fields, Heading, Items, Paragraph, Shortened, Table
 
 if TYPE_CHECKING:
     from ...results.fit import Largest
+    from . import View
 
 MOST_UNEXPLAINED, MOST_KEPT, MOST_SPANS = 20, 8, 8
 Item = TypeVar("Item")
@@ -331,3 +332,25 @@ def shown_range(low: int, high: int | None, shown: Callable[[int | None], str], 
     if high is None:
         return say("at_least", value=shown(low))
     return shown(low) if low == high else say("size_range", low=shown(low), high=shown(high))
+
+
+FIRST_SENTENCE = re.compile(r".+?(?:。|\.(?= ))")
+
+
+def notes(messages: Sequence[Message], say: Language, view: View) -> list[Block]:
+    """A list of sentences; where the view is brief the first of each, and that there is more."""
+    sentences = [say(message) for message in messages]
+    first = [(match[0][:-1] if (match := FIRST_SENTENCE.match(text)) else text) for text in sentences]
+    if not view.brief or first == sentences:
+        return [Items(sentences)]
+    return [Items(first), Paragraph(say("notes_in_short"))]
+
+
+def bytes_cell(size_bytes: int | None) -> str:
+    """Exact bytes; on a narrow screen their size."""
+    return Shortened(count(size_bytes), size(size_bytes))
+
+
+def count_cell(number: int | None) -> str:
+    """An exact count; on a narrow screen rounded."""
+    return Shortened(count(number), short_count(number))

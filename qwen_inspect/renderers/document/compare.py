@@ -12,9 +12,9 @@ from ...results.compare import KINDS, Comparison, ConfigRow, FactRow, SideBySide
 from ...results.listing import FilePair, FilesComparison
 from ...results.model import Report
 from ...units import count, signed, signed_size, size
-from ..blocks import Block, Folded, Heading, Items, Paragraph, Table
+from ..blocks import Block, Folded, Heading, Items, Paragraph, Shortened, Table
 from . import View
-from .common import notices, reach
+from .common import count_cell, notices, reach
 from .config import written
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def _heads(sides: SideBySide) -> list[str]:
     """Column headings: each model's letter and the last part of its name."""
     names = [report.ref.id.rstrip("/").rpartition("/")[2] for report in sides.reports]
     short = [name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…" for name in names]
-    return [f"{letter_of(index)}: {name}" for index, name in enumerate(short)]
+    letters = [letter_of(index) for index in range(len(short))]
+    return [Shortened(f"{letter}: {name}", letter) for letter, name in zip(letters, short, strict=True)]
 
 
 def _model_table(sides: SideBySide, say: Language) -> Table:
@@ -85,7 +86,7 @@ def _model_table(sides: SideBySide, say: Language) -> Table:
         for index, (report, origin) in enumerate(zip(sides.reports, origins, strict=True))
     ]
     columns = ["", say("column_model"), say("field_source"), say("column_revision"), say("column_origin")]
-    return Table(columns, rows, "lllll")
+    return Table(columns, rows, "lllll", expendable=((3,), (2,)))
 
 
 def _notices(sides: SideBySide, say: Language) -> list[Block]:
@@ -121,7 +122,13 @@ def _row_table(rows: Sequence[Sequence[str]], mark: str, sides: SideBySide, say:
     columns = ["", say("column_section"), say("column_row"), *_heads(sides)]
     if models == 2 and mark == "≠":
         columns.append(say("column_delta"))
-    return Table(columns, [[mark, *row[: len(columns) - 1]] for row in rows], f"lll{'r' * (len(columns) - 3)}")
+    delta = ((len(columns) - 1,),) if len(columns) > 3 + models else ()
+    return Table(
+        columns,
+        [[mark, *row[: len(columns) - 1]] for row in rows],
+        f"lll{'r' * (len(columns) - 3)}",
+        expendable=((0,), *delta, (1,)),
+    )
 
 
 def _config_cells(row: ConfigRow, say: Language) -> list[str]:
@@ -151,7 +158,9 @@ def _cell(value: int | str | None, row: FactRow, say: Language) -> str:
         case str():
             return say(f"method_{value}") if row.name == "method" else value
         case int():
-            return f"{count(value)} ({size(value)})" if row.unit == "bytes" and value >= 1024 else count(value)
+            if row.unit == "bytes" and value >= 1024:
+                return Shortened(f"{count(value)} ({size(value)})", size(value))
+            return count_cell(value) if value >= 10**6 else count(value)
 
 
 def _delta(row: FactRow) -> str:

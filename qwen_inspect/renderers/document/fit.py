@@ -10,7 +10,7 @@ from ...results.serving import ServingReport
 from ...units import count, signed_size, size
 from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
 from . import View
-from .common import identity, notices, prompt_label, reach
+from .common import identity, notes, notices, prompt_label, reach
 
 
 def blocks(report: FitReport | ServingReport, say: Language, view: View) -> Sequence[Block]:
@@ -27,7 +27,7 @@ def blocks(report: FitReport | ServingReport, say: Language, view: View) -> Sequ
         *([_cards_table(report, say)] if len(report.cards) > 1 else []),
         *(block for card in report.cards for block in _card_blocks(card, say)),
         Heading(say("heading_assumptions")),
-        Items([say(message) for message in report.assumptions]),
+        *notes(report.assumptions, say, view),
     ]
 
 
@@ -62,7 +62,7 @@ def _cards_table(report: FitReport, say: Language) -> Table:
         ]
         for card in report.cards
     ]
-    return Table([say(f"column_{name}") for name in names], rows, "lrrrlrr")
+    return Table([say(f"column_{name}") for name in names], rows, "lrrrlrr", expendable=((3,), (1,)))
 
 
 def _card_blocks(card: CardAnswer, say: Language) -> Iterator[Block]:
@@ -85,7 +85,9 @@ def suggestion_blocks(card: CardAnswer, say: Language) -> Iterator[Block]:
     if card.suggestions:
         yield Heading(say("heading_suggestions"), 3)
         columns = [say(f"column_{name}") for name in ("change_to", "required_bytes", "required", "fits")]
-        yield Table(columns, [_suggestion_row(suggestion, say) for suggestion in card.suggestions], "lrrl")
+        yield Table(
+            columns, [_suggestion_row(suggestion, say) for suggestion in card.suggestions], "lrrl", expendable=((1,),)
+        )
 
 
 def _suggestion_row(suggestion: Suggestion, say: Language) -> list[str]:
@@ -145,7 +147,11 @@ def _term_table(card: CardAnswer, say: Language) -> Table:
     unit = say("column_bytes")
     columns = [say("column_term"), *(text for head in heads for text in (f"{say(head)} ({unit})", say(head)))]
     return Table(
-        columns, rows, "l" + "rr" * len(ends), totals=3 if required.whole or required.most_bytes is None else 4
+        columns,
+        rows,
+        "l" + "rr" * len(ends),
+        totals=3 if required.whole or required.most_bytes is None else 4,
+        expendable=((1, 3)[: len(ends)],),
     )
 
 

@@ -16,10 +16,20 @@ def blocks(gpus: Sequence[Gpu], say: Language, view: View) -> Sequence[Block]:
     return [
         Heading(say("heading_gpus"), 1),
         Paragraph(say("gpus_intro")),
-        Table([say(f"column_{name}") for name in names], [_row(gpu, say) for gpu in gpus], "llrrrcccl"),
-        Heading(say("heading_sources")),
-        Items([_sources(gpu, say) for gpu in gpus]),
+        Table(
+            [say(f"column_{name}") for name in names],
+            [_row(gpu, say) for gpu in gpus],
+            "llrrrcccl",
+            expendable=((8,), (3,), (1,)),
+        ),
+        *_sources_of(gpus, say, view),
     ]
+
+
+def _sources_of(gpus: Sequence[Gpu], say: Language, view: View) -> list[Block]:
+    if view.brief:
+        return [Paragraph(say("gpus_sources_hidden"))]
+    return [Heading(say("heading_sources")), Items([_sources(gpu, say) for gpu in gpus])]
 
 
 def _row(gpu: Gpu, say: Language) -> list[str]:
@@ -28,7 +38,9 @@ def _row(gpu: Gpu, say: Language) -> list[str]:
         gpu.name,
         say(f"gpu_kind_{gpu.kind}"),
         size(gpu.memory_bytes),
-        *(figures.get(name, UNKNOWN) for name in ("reported", "usable", "compute_capability")),
+        size(gpu.reported_bytes),
+        size(gpu.usable_bytes),
+        figures.get("compute_capability", UNKNOWN),
         *(_mark(gpu.supports(dtype), say) for dtype in ("bfloat16", "fp8")),
         ", ".join(gpu.aliases),
     ]

@@ -9,9 +9,9 @@ from ...predicting.uses import term_of
 from ...results.memory import OF_SOME_RUNS, TERMS, Alive, Footprint, MemoryReport, Moment
 from ...results.model import Report
 from ...units import count, size
-from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
+from ..blocks import Block, Fields, Heading, Paragraph, Shortened, Table
 from . import View
-from .common import identity, notices, prompt_label, shown_range, size_range
+from .common import identity, notes, notices, prompt_label, shown_range, size_range
 
 
 def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:
@@ -43,7 +43,7 @@ def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:
         ]
     content += [
         Heading(say("heading_assumptions")),
-        Items([say(message) for message in footprint.assumptions]),
+        *notes(footprint.assumptions, say, view),
     ]
     return [*content, *(live_blocks(memory, say) if view.live else [])]
 
@@ -186,6 +186,7 @@ def term_table(footprint: Footprint, say: Language) -> Table:
         [*rows, *required],
         "lrrrr",
         totals=4 + len(required),
+        expendable=((1, 3),),
     )
 
 
@@ -226,7 +227,7 @@ def alive_rows(alive: Sequence[Alive], say: Language) -> list[list[str]]:
     return [
         [
             group.component if group.operator != "–" else say(f"term_{term_of(group.component)}"),
-            group.operator,
+            Shortened(group.operator, group.operator.removeprefix("aten.")),
             count(group.storages),
             count(group.size_bytes),
             size(group.size_bytes),
@@ -237,4 +238,6 @@ def alive_rows(alive: Sequence[Alive], say: Language) -> list[list[str]]:
 
 def alive_table(footprint: Footprint, say: Language) -> Table:
     names = ("component", "operator", "storages", "bytes", "size")
-    return Table([say(f"column_{name}") for name in names], alive_rows(footprint.alive, say), "llrrr")
+    return Table(
+        [say(f"column_{name}") for name in names], alive_rows(footprint.alive, say), "llrrr", expendable=((3,), (2,))
+    )

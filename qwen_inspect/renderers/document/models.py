@@ -9,6 +9,9 @@ from ...results.listing import CatalogEntry
 from ...units import count
 from ..blocks import Block, Heading, Paragraph, Table
 from . import View
+from .common import count_cell
+
+EXPENDABLE = ((5,), (10,), (3,), (1,), (4,), (9,), (8,))
 
 
 def blocks(entries: Sequence[CatalogEntry], say: Language, view: View) -> Sequence[Block]:
@@ -31,7 +34,7 @@ def blocks(entries: Sequence[CatalogEntry], say: Language, view: View) -> Sequen
     return [
         Heading(say("heading_models"), 1),
         Paragraph(say("models_found")),
-        Table(columns, [_row(entry, say) for entry in entries], "llrrrrrlcrl"),
+        Table(columns, [_row(entry, say) for entry in entries], "llrrrrrlcrl", expendable=EXPENDABLE),
     ]
 
 
@@ -42,10 +45,10 @@ def _row(entry: CatalogEntry, say: Language) -> list[str]:
     return [
         entry.id,
         design.spec.family,
-        count(design.parameters.theory),
-        count(design.parameters.stored_predicted),
-        count(design.parameters.active),
-        count(design.parameters.active_non_embedding),
+        count_cell(design.parameters.theory),
+        count_cell(design.parameters.stored_predicted),
+        count_cell(design.parameters.active),
+        count_cell(design.parameters.active_non_embedding),
         str(len(design.spec.layers)),
         f"{layer.query_heads} / {layer.kv_heads} × {layer.head_dim}",
         entry.attention.kind,

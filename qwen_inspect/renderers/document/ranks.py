@@ -8,6 +8,7 @@ from ...language import Language
 from ...results.ranks import RANK_TERMS, DeviceMapReport, Parallelism, RankBytes, RanksReport
 from ...units import UNKNOWN, count, size
 from ..blocks import Block, Heading, Items, Table
+from .common import bytes_cell
 from .memory import terms_of
 
 MOST_NAMES = 12
@@ -46,7 +47,7 @@ def rank_table(ranks: Sequence[RankBytes], say: Language) -> Table:
             rank_names(rank.ranks),
             *([_span(rank.layers)] if staged else []),
             *([count(rank.experts)] if with_experts else []),
-            *(count(getattr(rank, term)) for term in terms),
+            *(bytes_cell(getattr(rank, term)) for term in terms),
             count(rank.total),
             size(rank.total),
         ]
@@ -60,7 +61,12 @@ def rank_table(ranks: Sequence[RankBytes], say: Language) -> Table:
         "total_bytes",
         "total",
     ]
-    return Table([say(f"column_rank_{name}") for name in columns], rows, "l" + "r" * (len(columns) - 1))
+    return Table(
+        [say(f"column_rank_{name}") for name in columns],
+        rows,
+        "l" + "r" * (len(columns) - 1),
+        expendable=((len(columns) - 2,),),
+    )
 
 
 def _peaks(ranks: Sequence[RankBytes], say: Language) -> list[Block]:
@@ -72,7 +78,7 @@ def _peaks(ranks: Sequence[RankBytes], say: Language) -> list[Block]:
         [
             rank_names(rank.ranks),
             peak.stage,
-            *(count(getattr(peak, term)) for term in terms),
+            *(bytes_cell(getattr(peak, term)) for term in terms),
             size(peak.allocated),
             *([size(rank.peak_reserved)] if reserved else []),
         ]
@@ -86,7 +92,10 @@ def _peaks(ranks: Sequence[RankBytes], say: Language) -> list[Block]:
         say("term_allocated"),
         *([say("term_reserved")] if reserved else []),
     ]
-    return [Heading(say("heading_ranks_peak")), Table(columns, rows, "ll" + "r" * (len(columns) - 2))]
+    return [
+        Heading(say("heading_ranks_peak")),
+        Table(columns, rows, "ll" + "r" * (len(columns) - 2), expendable=((len(terms) + 1,),)),
+    ]
 
 
 def rank_names(ranks: Sequence[int]) -> str:
@@ -118,8 +127,8 @@ def device_map_blocks(report: DeviceMapReport, say: Language) -> list[Block]:
         [
             device.device,
             size(device.capacity_bytes),
-            count(device.weights),
-            count(device.buffers),
+            bytes_cell(device.weights),
+            bytes_cell(device.buffers),
             size(device.weights + device.buffers),
             _module_names(device.modules, say),
         ]

@@ -81,7 +81,7 @@ def _budget_table(card: EngineCard, reserve: VllmReserve, say: Language) -> Tabl
     rows.append(_both(say("row_budget"), reserve.least.budget_bytes, reserve.most.budget_bytes))
     ends = [say("column_cautious"), say("column_best")]
     columns = [say("column_term"), *(text for end in ends for text in (f"{end} ({say('column_bytes')})", end))]
-    return Table(columns, rows, "lrrrr", totals=1)
+    return Table(columns, rows, "lrrrr", totals=1, expendable=((1, 3),))
 
 
 def _both(name: str, *values: int) -> list[str]:
@@ -133,7 +133,9 @@ def _term_table(card: EngineCard, say: Language) -> Table:
     left = card.answer.available_bytes - known_bytes
     for name, value in ((required, known_bytes), ("available", card.answer.available_bytes), ("left", left)):
         rows.append([say(f"row_{name}"), f"{value:,}".replace("-", "−"), _signed(value)])
-    return Table([say("column_term"), say("column_bytes"), say("column_size")], rows, "lrr", totals=3)
+    return Table(
+        [say("column_term"), say("column_bytes"), say("column_size")], rows, "lrr", totals=3, expendable=((1,),)
+    )
 
 
 def _offload_fields(card: EngineCard, reserve: LlamaCppReserve, say: Language) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ from ...results.attention import AttentionReport, LayerAttention, LinearLayerAtt
 from ...results.model import Report
 from ...spec import Module
 from ...units import UNKNOWN, count, seconds, size
-from ..blocks import Block, Code, Fields, Heading, Items, Node, Paragraph, Table, Tree
+from ..blocks import Block, Code, Fields, Heading, Items, Node, Paragraph, Shortened, Table, Tree
 from . import View
 from .common import (
     MOST_SPANS,
@@ -28,6 +29,7 @@ from .common import (
     parameter_fields,
 )
 
+SIDE = re.compile(r"\b(?:in|out)_features=")  # Linear(in, out, ...) has them in this order
 # Rows of the configuration table, in order.
 CONFIGURATION_KEYS = (
     "vocab_size",
@@ -169,7 +171,9 @@ def tree_node(module: Module, say: Language, view: View, *, depth: int, label: s
     else:
         shown = [(child.label, child) for child in children]
     return Node(
-        f"{name}{count_of}{module.class_name}{arguments}",
+        Shortened(
+            *(f"{name}{count_of}{module.class_name}{written}" for written in (arguments, SIDE.sub("", arguments)))
+        ),
         note,
         [tree_node(child, say, view, depth=depth + 1, label=child_label) for child_label, child in shown],
     )
@@ -196,7 +200,7 @@ def layer_table(report: Report, say: Language, view: View) -> Table:
         each = layer.parameters // layer.repeats  # exact: repeats are equal
         rows.append([label, names, count(each), shape, shape])
     columns = [say(f"column_{name}") for name in ("layer", "parts", "layer_parameters", "input_shape", "output_shape")]
-    return Table(columns, rows, "ccrcc")
+    return Table(columns, rows, "ccrcc", expendable=((4,), (3,)))
 
 
 def attention_summary(report: Report, say: Language) -> list[Block]:

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ...checkpoint import Tensor
 from ...errors import NotFoundError
 from ...language import Language
 from ...results.model import Report
-from ...units import count, mib
-from ..blocks import Block, Fields, Heading, Table
+from ...units import count, mib, size
+from ..blocks import Block, Fields, Heading, Paragraph, Table
 from ..dtypes import by_dtype
 from . import View
-from .common import notices
+from .common import notices, runs, span
+
+RANKED = 20  # tensors in the ranking by size
+NUMBER = re.compile(r"\.(\d+)(?=\.|$)")  # of a layer or an expert
 
 
 def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
     tensors = listed(report)
     elements = sum(tensor.elements for tensor in tensors)
+    size_bytes = sum(tensor.size_bytes for tensor in tensors)
     fields = [
         (say("field_path"), report.ref.id),
         (say("field_origin"), say(f"origin_tensors_{report.tensors_origin}", files=len(report.files))),
         (say("field_tensors"), count(len(tensors))),
         (say("field_elements"), count(elements)),
         (say("field_unique"), count(report.parameters.unique) if report.design is not None else "–"),
-        (say("field_memory"), f"{mib(sum(tensor.size_bytes for tensor in tensors))} MiB"),
+        (say("field_memory"), f"{mib(size_bytes)} MiB ({size(size_bytes)})"),
     ]
     return [
         Heading(say("heading_weights", name=report.ref.id), 1),
@@ -33,18 +39,49 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
         Fields(fields),
         Heading(say("heading_dtypes")),
         dtype_table(tensors, say),
-        Heading(say("heading_tensors")),
-        tensor_table(arranged(tensors, view.sort), say),
-        Heading(say("heading_largest", top=min(view.top, len(tensors)))),
+        *([] if view.top is not None else _all_blocks(tensors, say, view)),
+        Heading(say("heading_largest", top=min(view.top or RANKED, len(tensors)))),
         Table(
             [say("column_tensor"), say("column_shape"), say("column_mib")],
             [
                 [tensor.name, str(tensor.shape), mib(tensor.size_bytes)]
-                for tensor in arranged(tensors, "size")[: view.top]
+                for tensor in arranged(tensors, "size")[: view.top or RANKED]
             ],
             "llr",
+            expendable=((1,),),
         ),
     ]
+
+
+def _all_blocks(tensors: Sequence[Tensor], say: Language, view: View) -> list[Block]:
+    """Every tensor; where the view folds, those of equal layers or experts in one row."""
+    arranged_tensors = arranged(tensors, view.sort)
+    alike: dict[tuple[object, ...], list[Tensor]] = {}
+    for tensor in arranged_tensors:
+        alike.setdefault((NUMBER.sub(".*", tensor.name), tensor.shape, tensor.dtype), []).append(tensor)
+    if not view.fold or len(alike) == len(tensors):
+        return [Heading(say("heading_tensors")), tensor_table(arranged_tensors, say)]
+    table = tensor_table([replace(equal[0], name=_names(equal)) for equal in alike.values()], say)
+    numbers = [count(len(equal)) for equal in alike.values()]
+    folded = Table(
+        [table.columns[0], say("column_number"), *table.columns[1:]],
+        [[row[0], number, *row[1:]] for number, row in zip(numbers, table.rows, strict=True)],
+        "lrllrr",
+        expendable=((4,), (3,), (1,), (2,)),
+    )
+    return [Heading(say("heading_tensors")), folded, Paragraph(say("tensors_folded", count=len(tensors)))]
+
+
+def _names(tensors: Sequence[Tensor]) -> str:
+    """The name of tensors that differ in numbers alone: model.layers.0-27.mlp.up_proj.weight."""
+    indices_of = zip(*([int(number) for number in NUMBER.findall(tensor.name)] for tensor in tensors), strict=True)
+    ranges = iter([_ranges(sorted(set(indices))) for indices in indices_of])
+    return NUMBER.sub(lambda match: f".{next(ranges)}", tensors[0].name)
+
+
+def _ranges(indices: Sequence[int]) -> str:
+    ends = [(first, last) for first, last, _ in runs(list(enumerate(indices)), lambda pair: pair[1] - pair[0])]
+    return ",".join(span(indices[first], indices[last]) for first, last in ends)
 
 
 def tensor_table(tensors: Sequence[Tensor], say: Language) -> Table:
@@ -53,7 +90,7 @@ def tensor_table(tensors: Sequence[Tensor], say: Language) -> Table:
         [tensor.name, str(tensor.shape), str(tensor.dtype), count(tensor.elements), mib(tensor.size_bytes)]
         for tensor in tensors
     ]
-    return Table(columns, rows, "lllrr")
+    return Table(columns, rows, "lllrr", expendable=((3,), (2,)))
 
 
 def dtype_table(tensors: Sequence[Tensor], say: Language) -> Table:
