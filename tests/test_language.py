@@ -92,6 +92,7 @@ def test_chinese_is_chinese() -> None:
         "catalog_entry_sources",
         "column_digest",
         "comma",
+        "list_comma",
         "compare_note",
         "field_gpu",
         "figure_qk_norm",

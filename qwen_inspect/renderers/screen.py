@@ -49,12 +49,12 @@ class _Column:
         return max(self.word, min(self.body, SENTENCE) if self.align != "r" else self.body)
 
 
-def drawn(table: Table, safe_cells: Sequence[Sequence[str]], screen: Screen | None) -> tuple[str, list[str]]:
-    """The table's text, and sentences on what it leaves out. safe_cells: headings and rows, escaped; `Shortened` are kept."""
+def drawn(table: Table, safe_cells: Sequence[Sequence[str]], screen: Screen | None) -> tuple[str, str]:
+    """The table's text, and a sentence on what it leaves out. safe_cells: headings and rows, escaped; `Shortened` are kept."""
     columns = [_column(cells, letter) for cells, letter in zip(zip(*safe_cells, strict=True), table.align, strict=True)]
     everything = list(range(len(columns)))
     if screen is None:
-        return _boxes(columns, [min(column.widest, WIDEST_CELL) for column in columns], table.totals), []
+        return _boxes(columns, [min(column.widest, WIDEST_CELL) for column in columns], table.totals), ""
     short = [_shortened(column) for column in columns]
     for kept, chosen, wrap_all in _attempts(table, columns, short, whole=screen.whole):
         shown = [chosen[index] for index in kept]
@@ -67,7 +67,7 @@ def drawn(table: Table, safe_cells: Sequence[Sequence[str]], screen: Screen | No
         cut = any(chosen[index] is not columns[index] for index in kept)
         text = _boxes(shown, _widths(shown, least, room), table.totals)
         return "\n".join([text, *_records(outside, 0, screen.columns)]), _left_out(hidden, cut, screen.say)
-    return "\n".join(_records(columns, table.totals, screen.columns)), []
+    return "\n".join(_records(columns, table.totals, screen.columns)), ""
 
 
 def _without_widest(columns: Sequence[_Column], totals: int, limit: int) -> tuple[list[_Column], list[_Column]]:
@@ -174,10 +174,9 @@ def _records(columns: Sequence[_Column], totals: int, room: int) -> Iterator[str
             yield from wrapped(f"  {text}" if line else text, room, indent="    ")
 
 
-def _left_out(hidden: Sequence[str], short: bool, say: Language) -> list[str]:
-    sentences = []
-    if named := [heading for heading in hidden if heading]:
-        sentences.append(say("screen_hidden", columns=say("comma").join(named)))
-    if short:
-        sentences.append(say("screen_short"))
-    return [*sentences, say("screen_shown_by")] if sentences else []
+def _left_out(hidden: Sequence[str], short: bool, say: Language) -> str:
+    """A sentence on hidden columns and shortened cells, and what shows them; empty if there are none."""
+    named = say("list_comma").join(heading for heading in hidden if heading)
+    if named:
+        return say("screen_hidden_short" if short else "screen_hidden", columns=named)
+    return say("screen_short") if short else ""

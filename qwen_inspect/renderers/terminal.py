@@ -105,7 +105,7 @@ def _table_lines(table: Table, screen: Screen | None) -> Iterator[Line]:
     for line in text.split("\n"):
         yield [(line, PLAIN)]
     if left_out:
-        yield from _wrapped(" ".join(left_out), screen, rendition=FAINT)
+        yield from _wrapped(left_out, screen, rendition=FAINT)
 
 
 def _safe_cell(cell: str) -> str:
@@ -128,8 +128,7 @@ def _tree_lines(root: Node, screen: Screen | None) -> Iterator[Line]:
         ]
     lines = [line for node in nodes for line in _node_lines(*node, screen.columns)]
     if short:
-        note = f"{screen.say('screen_short')} {screen.say('screen_shown_by')}"
-        lines += _wrapped(note, screen, rendition=FAINT)
+        lines += _wrapped(screen.say("screen_short"), screen, rendition=FAINT)
     return iter(lines)
 
 

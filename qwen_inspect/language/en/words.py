@@ -29,9 +29,10 @@ TEXT = {
     "gpus_sources_hidden": "The source of each figure: -v.",
     "tensors_folded": "Tensors that differ only in their layer or expert are a row, with the figures of each; --expand lists all {count}.",
     "column_number": "Number",
-    "screen_hidden": "Hidden at this width: {columns}.",
-    "screen_short": "Numbers and names are shortened to this width.",
-    "screen_shown_by": "-v, a wider terminal or --format md shows all.",
+    "list_comma": ", ",
+    "screen_hidden": "Hidden at this width: {columns}. -v, a wider terminal or --format md shows all.",
+    "screen_short": "Numbers and names are shortened to this width. -v, a wider terminal or --format md shows all.",
+    "screen_hidden_short": "Hidden at this width: {columns}; numbers and names are shortened. -v, a wider terminal or --format md shows all.",
     "yes": "yes",
     "no": "no",
     # --- headings

@@ -29,9 +29,10 @@ TEXT = {
     "gpus_sources_hidden": "各项数据的出处：加 -v 查看。",
     "tensors_folded": "仅层号或专家号不同的张量合并为一行，数值为单个张量的；加 --expand 列出全部 {count} 个。",
     "column_number": "个数",
-    "screen_hidden": "宽度不足，未显示：{columns}。",
-    "screen_short": "宽度不足，部分内容已缩写。",
-    "screen_shown_by": "加 -v、加宽终端或用 --format md 可查看全部。",
+    "list_comma": "、",
+    "screen_hidden": "宽度不足，未显示：{columns}。加 -v、加宽终端或用 --format md 可查看全部。",
+    "screen_short": "宽度不足，数值和名称已缩写。加 -v、加宽终端或用 --format md 可查看全部。",
+    "screen_hidden_short": "宽度不足，未显示：{columns}；数值和名称已缩写。加 -v、加宽终端或用 --format md 可查看全部。",
     "yes": "是",
     "no": "否",
     # --- headings

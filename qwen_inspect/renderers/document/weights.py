@@ -69,7 +69,7 @@ def _all_blocks(tensors: Sequence[Tensor], say: Language, view: View) -> list[Bl
         "lrllrr",
         expendable=((4,), (3,), (1,), (2,)),
     )
-    return [Heading(say("heading_tensors")), folded, Paragraph(say("tensors_folded", count=len(tensors)))]
+    return [Heading(say("heading_tensors")), folded, Paragraph(say("tensors_folded", count=count(len(tensors))))]
 
 
 def _names(tensors: Sequence[Tensor]) -> str:
