@@ -408,6 +408,7 @@ class Task:
     """A `report` command. request: None for every report in `directory`. Expectations are None if not set.
 
     action: "show", "write", "overwrite", "check" or "update". summary: for a CI job's page, in Markdown.
+    columns: of the terminal that a check's text goes to, None if it goes elsewhere.
     """
 
     request: ReportRequest | None
@@ -418,6 +419,7 @@ class Task:
     expected_attention: str | None = None
     most_vram: tuple[str, int] | None = None
     trust_remote_code: bool = False
+    columns: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -495,8 +497,10 @@ def _printed(
         return markdown.render(summary_blocks(_each_once(wholes), checks, expected, say))
     if checks:
         from .renderers import terminal
+        from .renderers.screen import Screen
 
-        return terminal.render(check_blocks(checks, say))
+        screen = None if task.columns is None else Screen(task.columns, say)
+        return terminal.render(check_blocks(checks, say), screen)
     return rendered(wholes[0], with_picture=False) if task.action == "show" else ""
 
 

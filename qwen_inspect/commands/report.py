@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..console import EXIT_CHECK_FAILED, complain, one_line, print_text
+from ..console import EXIT_CHECK_FAILED, complain, one_line, print_text, screen_columns
 from ..errors import UsageError
 from ..language import Language
 from ..options import model, output, values
@@ -69,6 +69,7 @@ def run(options: argparse.Namespace, say: Language) -> int:
         expected_attention=options.expect_attention,
         most_vram=options.max_vram,
         trust_remote_code=options.trust_remote_code,
+        columns=screen_columns(),
     )
     outcome = carry_out(task, model.access_of(options), say)
     if outcome.text:
