@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from itertools import count
 
 from .language import Message
 
 Show = Callable[[Message | None], None]  # None: the work is done
-_listener: ContextVar[tuple[Show, Iterator[int]] | None] = ContextVar("listener", default=None)
+_listener: ContextVar[tuple[Show, Counter[str]] | None] = ContextVar("listener", default=None)
 _current: ContextVar[Message | None] = ContextVar("current", default=None)
 _purpose: ContextVar[Message | None] = ContextVar("purpose", default=None)
 
 
 @contextmanager
 def reporting_to(show: Show) -> Iterator[None]:
-    """Within it, `show` receives a message for each piece of slow work, numbered from 1."""
-    token = _listener.set((show, count(1)))
+    """Within it, `show` receives a message for each piece of slow work, numbered from 1 among those of its key."""
+    token = _listener.set((show, Counter()))
     try:
         yield
     finally:
@@ -43,7 +43,8 @@ def working(key: str, **values: object) -> Iterator[None]:
         yield
         return
     show, numbers = listener
-    message = Message(key, number=next(numbers), purpose=_purpose.get() or Message("purpose_run"), **values)
+    numbers[key] += 1
+    message = Message(key, number=numbers[key], purpose=_purpose.get() or Message("purpose_run"), **values)
     token = _current.set(message)
     show(message)
     try:
@@ -54,6 +55,6 @@ def working(key: str, **values: object) -> Iterator[None]:
 
 
 def stage(key: str, **values: object) -> None:
-    """Announces the next stage of the work under way, until its next stage or its end."""
-    if (listener := _listener.get()) is not None:
+    """Announces the next stage of the work that `working` has announced, until its next stage or its end."""
+    if _current.get() is not None and (listener := _listener.get()) is not None:
         listener[0](Message(key, **values))

@@ -49,7 +49,7 @@ def compare(
     cards: where to find the largest context too. trust_remote_code: as in `analyse`. Raises what reading a model raises, except
     after the listings were compared: then the error becomes a notice.
     """
-    access = access or Access()
+    access = replace(access or Access(), headers=True)  # tensors are compared
 
     def side_by_side() -> SideBySide:
         models_side_by_side = _side_by_side(models, run, access, dtype, group_size, trust_remote_code=trust_remote_code)

@@ -15,7 +15,7 @@ from ..errors import UnsupportedError, UsageError
 from ..language import Message
 from ..loaders import calibration, gpus
 from ..predicting.predict import installed, with_kernel
-from ..progress import purpose
+from ..progress import purpose, working
 from ..results.fit import (
     Bound,
     CardAnswer,
@@ -273,7 +273,8 @@ def _with_progress(what: str, fits: Callable[[int], bool]) -> Callable[[int], bo
     def reported(value: int) -> bool:
         nonlocal low, high
         bounds = Message("purpose_from", low=low) if high is None else Message("purpose_between", low=low, high=high)
-        with purpose(Message(f"purpose_{what}", known=bounds)):
+        what_for = Message(f"purpose_{what}", known=bounds)
+        with purpose(what_for), working(f"working_{what}", value=value, known=bounds):
             does_fit = fits(value)
         if does_fit:
             low = max(low, value)

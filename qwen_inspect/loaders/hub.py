@@ -282,7 +282,7 @@ def _checkpoint(
         tensors=None,
         files=tuple(StoredFile(file.name, file.size_bytes or 0, file.sha256) for file in files),
         quantisation_file=None if beside is None or declared is None else (beside.name, declared),
-        hub_count=None if listing.elements is None else HubCount(elements=listing.elements),
+        hub_count=HubCount(elements=listing.elements) if files and listing.elements is not None else None,
         notices=tuple(notices),
     )
     if not files:

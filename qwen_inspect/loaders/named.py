@@ -99,9 +99,10 @@ def _from_hubs(request: _Request) -> Checkpoint:
             if isinstance(said, Checkpoint):
                 return _in_place_of(said, request, hub)
             try:
-                checkpoint = load_from_hub(
-                    hub, ref, said, seconds=3 * access.seconds, progress=access.progress, headers=access.headers
-                )
+                with working("working_read", model=ref.id, hub=Message(f"source_{hub.source}")):
+                    checkpoint = load_from_hub(
+                        hub, ref, said, seconds=3 * access.seconds, progress=access.progress, headers=access.headers
+                    )
             except (NetworkError, NotFoundError) as error:
                 refused[hub.source] = error
                 hubs = hubs[hubs.index(hub) + 1 :]

@@ -13,6 +13,7 @@ from ..errors import MalformedError, NotFoundError, UnavailableError, UsageError
 from ..language import Message
 from ..loaders.resolve import Access
 from ..loaders.weights import weights_directory
+from ..progress import working
 from ..results.generation import Generation
 from ..results.model import Report
 from ..spec import ModelSpec
@@ -49,7 +50,8 @@ def with_generation(
     In the report's dtype. show: called with each piece of text as soon as it is complete. Needs the torch extra.
     """
     check_prompt(prompt)
-    check_device(device)
+    with working("working_start"):
+        check_device(device)
     directory = weights_directory(report.ref, access or Access(), with_code=trust_remote_code)
     generation = generate(
         directory,
@@ -89,7 +91,8 @@ def generate(
     import torch
 
     try:
-        loaded = load_model(directory, spec, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        with working("working_load", model=directory.name, device=device):
+            loaded = load_model(directory, spec, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         if loaded.not_finite:
             raise MalformedError("load_not_finite", tensor=loaded.not_finite[0], count=len(loaded.not_finite))
         rows = loaded.model.get_input_embeddings().num_embeddings

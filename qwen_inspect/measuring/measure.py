@@ -19,6 +19,7 @@ from ..loaders.weights import weights_directory
 from ..predicting.on_device import on_device
 from ..predicting.predict import predict, timeline_of
 from ..predicting.turns import with_all_turns
+from ..progress import stage, working
 from ..results.measurement import Calibration
 from ..results.memory import Loader, MemoryReport, Run
 from ..results.model import Report
@@ -52,6 +53,11 @@ def measured(report: Report, run: Run, request: Request, access: Access) -> Memo
     UnavailableError without the device, the packages, or enough memory; the loaders' errors if there are no weights;
     UnsupportedError if transformers cannot run the model.
     """
+    with working("working_start"):
+        return _made(report, run, request, access)
+
+
+def _made(report: Report, run: Run, request: Request, access: Access) -> MemoryReport:
     device = check_device(request.device)
     if request.snapshot is not None and device == "cpu":
         raise UnavailableError("snapshot_needs_cuda")
@@ -95,6 +101,7 @@ def _measured(
     run = memory.run
     before = () if device == "cpu" else (_context(device),)
     began = time.perf_counter()
+    stage("working_load", model=memory.report.ref.id, device=device)
     try:
         model = _loaded(memory.report, run, directory, device, trust_remote_code=request.trust_remote_code)
     except (MemoryError, torch.OutOfMemoryError):

@@ -21,6 +21,7 @@ from ..language import Message
 from ..predicting.course import measured_course
 from ..predicting.on_device import WORKSPACE
 from ..predicting.uses import uses_of
+from ..progress import stage
 from ..results.measurement import Measurement, Reading
 from ..results.memory import Alive, Footprint, Moment, Run
 from ..results.timeline import Allocate, Timeline
@@ -258,6 +259,12 @@ def _prompt(model: Any, run: Run, device: Any) -> Any:
     return torch.zeros(run.batch, run.prompt_tokens, dtype=torch.int64, device=device).fill_(plain)
 
 
+def _enter(recorder: Recorder, name: str, run: Run) -> None:
+    """Begins the stage `name` of a run, and announces it before anything of it is recorded."""
+    stage("working_stage", stage=Message(f"stage_{name}"), batch=run.batch, tokens=run.prompt_tokens)
+    recorder.stage(name)
+
+
 def _generate(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
     """Runs `generate` without a padding token: transformers then makes a mask of ones and frees it once the positions are known.
 
@@ -275,6 +282,7 @@ def _generate(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
         nonlocal calls
         calls += 1
         if calls > 1:
+            stage("working_decode", token=calls, tokens=run.new_tokens)
             recorder.stage("decode")
 
     own, model.generation_config = (
@@ -288,7 +296,7 @@ def _generate(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
     )
     hook = model.register_forward_pre_hook(mark)
     try:
-        recorder.stage("prefill")
+        _enter(recorder, "prefill", run)
         inputs = _inputs(model, run, device)
         return inputs, model.generate(**inputs)
     finally:
@@ -299,7 +307,7 @@ def _generate(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
 def _forward(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
     import torch
 
-    recorder.stage("forward")
+    _enter(recorder, "forward", run)
     inputs = _inputs(model, run, device)
     with torch.no_grad():
         return inputs, model(**inputs)
@@ -328,7 +336,7 @@ def _train(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
         return train(
             model,
             lambda: _inputs(model, run, device),
-            recorder.stage,
+            lambda name: _enter(recorder, name, run),
             optimizer=optimizer_of(run.optimizer, trained),
             scaler=scaler_of(run.autocast, device.type),
             steps=OPTIMIZER_STEPS,

@@ -37,6 +37,7 @@ from qwen_inspect.measuring.measure import measured as measure_run
 from qwen_inspect.measuring.run import loaded, measure
 from qwen_inspect.predicting.on_device import on_device
 from qwen_inspect.predicting.predict import timeline_of
+from qwen_inspect.progress import reporting_to
 from qwen_inspect.renderers import markdown
 from qwen_inspect.renderers.document import View, document
 from qwen_inspect.results.memory import Run
@@ -68,6 +69,21 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return folders[family]
 
     return save
+
+
+def test_a_measurement_says_what_it_is_doing(saved: Callable[[str], Path]) -> None:
+    said: list[str] = []
+    with reporting_to(lambda message: said.append("" if message is None else Language("en")(message))):
+        measured(saved("qwen3"), prompt_tokens=40, new_tokens=3)
+    assert [line for line in said if "tracing" not in line] == [
+        "Starting PyTorch and transformers …",
+        "Starting PyTorch and transformers …",  # after the trace
+        f"Loading {saved('qwen3')} onto cpu …",
+        "Measuring: prefill (batch 1, 40 tokens) …",
+        "Measuring: decoding token 2 of 3 …",
+        "Measuring: decoding token 3 of 3 …",
+        "",
+    ]
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3_moe", "qwen2_moe", "qwen3 with a sliding window"])

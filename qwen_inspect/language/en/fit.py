@@ -77,6 +77,8 @@ TEXT = {
     "gpu_other_maker": "{name!r} is not an NVIDIA card: predictions are of CUDA. For a card of its size: fit --memory SIZE, such as --memory 64GiB",
     "gpu_ambiguous": "{name!r} can be several GPUs: {nearest}. Name one of them",
     "working_trace": "{purpose}: tracing run {number:,} (batch {batch:,}, {tokens:,} tokens) …",
+    "working_context": "Searching the largest context, {known}: trying {value:,} tokens …",
+    "working_batch": "Searching the largest batch, {known}: trying {value:,} …",
     "purpose_run": "This run",
     "purpose_context": "The largest context, {known}",
     "purpose_batch": "The largest batch, {known}",

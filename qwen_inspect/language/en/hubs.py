@@ -26,6 +26,7 @@ TEXT = {
     "help_unreachable_ms": "hf:{id} for Hugging Face, or --offline for caches",
     "working_ask": "Asking {hub} for {model} …",
     "working_ask_both": "Asking {hub} and {other} for {model} …",
+    "working_read": "Reading {model} from {hub} …",
     "working_headers": "Reading the headers of the weight files: {done:,} of {total:,} …",
     "hub_compressed": "The server compressed {file} though it was asked not to; its range cannot be trusted, try another endpoint",
     "hub_wrong_range": "The server sent {file} from byte {found:,} instead of {expected:,}; try another endpoint",

@@ -77,6 +77,8 @@ TEXT = {
     "gpu_other_maker": "{name!r} 不是 NVIDIA 显卡，而预测针对 CUDA。可按显存大小计算：fit --memory SIZE，例如 --memory 64GiB",
     "gpu_ambiguous": "{name!r} 可能指多款显卡：{nearest}。请指明其中之一",
     "working_trace": "{purpose}：正在追踪第 {number:,} 次运行（批大小 {batch:,}，{tokens:,} 个 token）…",
+    "working_context": "正在查找最大上下文：尝试 {value:,} 个 token，{known}…",
+    "working_batch": "正在查找最大批大小：尝试 {value:,}，{known}…",
     "purpose_run": "本次运行",
     "purpose_context": "求最大上下文，{known}",
     "purpose_batch": "求最大批大小，{known}",

@@ -27,6 +27,7 @@ TEXT = {
     "help_unreachable_ms": "用 hf:{id} 改从 Hugging Face 读取，或加 --offline 只用本地缓存",
     "working_ask": "正在向 {hub} 查询 {model}…",
     "working_ask_both": "正在向 {hub} 和 {other} 查询 {model}…",
+    "working_read": "正在从 {hub} 读取 {model}…",
     "working_headers": "正在读取权重文件的文件头：{done:,}/{total:,}…",
     "hub_wrong_range": "服务器返回的 {file} 从第 {found:,} 字节开始，而非 {expected:,}；请更换端点",
     "hub_truncated": "{file} 的文件头应有 {expected:,} 字节，只收到 {found:,} 字节；请重试",
