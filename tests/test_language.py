@@ -21,6 +21,7 @@ COMPOSED = (
     "figure_",
     "catalog_kind_",
     "purpose_",
+    "working_search_",
     "stage_",
     "measured_stage_",
     "term_",

@@ -274,7 +274,7 @@ def _with_progress(what: str, fits: Callable[[int], bool]) -> Callable[[int], bo
         nonlocal low, high
         bounds = Message("purpose_from", low=low) if high is None else Message("purpose_between", low=low, high=high)
         what_for = Message(f"purpose_{what}", known=bounds)
-        with purpose(what_for), working(f"working_{what}", value=value, known=bounds):
+        with purpose(what_for), working(f"working_search_{what}", value=value, known=bounds):
             does_fit = fits(value)
         if does_fit:
             low = max(low, value)

@@ -85,7 +85,7 @@ TEXT = {
     "help_refresh": "重新查询模型平台，即使几分钟前刚查询过",
     "help_compare": "并排比较两个或更多模型",
     "about_compare": "并排比较两个或更多模型：配置、参数量、注意力、KV 缓存、显存、张量。若为两个模型平台上的模型且其中之一以 hf: 或 ms: 指定，则先按文件列表的 SHA-256 核对权重是否相同，未能证明相同时退出码为 1（其他情况无论有何差异均为 0）",
-    "help_headers": "读取模型平台上每个权重文件的头部；默认仅当平台自身的统计与配置推算不符时才读取",
+    "help_headers": "读取模型平台上每个权重文件的文件头；默认仅当平台自身的统计与配置推算不符时才读取",
     "help_compared": "模型，写法与其他命令相同：目录、文件、ORG/NAME、hf:ORG/NAME、ms:ORG/NAME、catalog:ORG/NAME",
     "help_report": "将全部分析写成一份文档；--check 与已提交的报告核对",
     "help_report_format": "文档格式（默认 md）；github：Markdown，并在 stdout 输出供 $GITHUB_STEP_SUMMARY 使用的摘要",
