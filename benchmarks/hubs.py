@@ -1,7 +1,7 @@
 """Reading 118 shards' headers from a loopback hub with 50 ms before each answer, beside huggingface_hub's own call, in one run.
 
 Each is a process of its own, over the same server and the same model (Qwen3-235B-A22B at its real size, its data a hole). Prints
-medians, requests, bytes and peak memory; judges nothing. Last, a small model without latency, as a ratio to `python -c pass`.
+medians, requests, bytes and peak memory; judges nothing. `params` reads every header, `structure` what the hub counts. Last, a small model without latency, as a ratio to `python -c pass`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
             }
             os.environ.clear()
             os.environ.update({**inherited, **hub.environment(home), "QWEN_INSPECT_CACHE": str(home / "kept")})
-            tool = [sys.executable, "-m", "qwen_inspect", "structure"]
+            tool, design = ([sys.executable, "-m", "qwen_inspect", command] for command in ("params", "structure"))
             print(f"{shards} shards, {LATENCY_SECONDS * 1000:.0f} ms an answer; medians of {RUNS}\n")
             print(f"{'':<52}{'s':>7}{'requests':>10}{'MB':>7}{'at once':>9}{'MiB':>7}")
             for redirected in (False, True):
@@ -49,14 +49,15 @@ def main() -> None:
                 where = ", redirected to a second origin" if redirected else ""
                 peer = measured(hub, f"get_safetensors_metadata{where}", [sys.executable, "-c", PEER], home, keep=True)
                 for source in ("hf", "ms"):
-                    label = f"structure {source}:{where}"
+                    label = f"params {source}:{where}"
                     cold = measured(hub, label, [*tool, f"{source}:{MODEL}"], home, keep=False)
                     print(f"{'':<52}{peer / cold:>7.2f} x as fast")
             for source in ("hf", "ms"):
+                measured(hub, f"structure {source}:", [*design, f"{source}:{MODEL}"], home, keep=False)
                 subprocess.run([*tool, f"{source}:{MODEL}"], check=True, capture_output=True)
-                measured(hub, f"structure {source}: again", [*tool, f"{source}:{MODEL}"], home, keep=True)
+                measured(hub, f"params {source}: again", [*tool, f"{source}:{MODEL}"], home, keep=True)
                 again = [*tool, f"{source}:{MODEL}", "--refresh"]
-                measured(hub, f"structure {source}: again, asking for the listing", again, home, keep=True)
+                measured(hub, f"params {source}: again, asking for the listing", again, home, keep=True)
         print()
         small(home, Path(folder, "small"))
 
