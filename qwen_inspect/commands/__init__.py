@@ -30,7 +30,10 @@ COMMANDS = (
     "report",
     "models",
     "gpus",
+    "schema",
+    "completion",
 )
+WITHOUT_DOCUMENT = ("diagram", "schema", "completion")  # a picture, a schema, a script
 # Options of every command whose value may look like the name of a command.
 WITH_VALUE = ("-o", "--output", "--lang", "--format")
 

@@ -17,15 +17,16 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
 
 
 def run(options: argparse.Namespace, say: Language) -> int:
-    """Writes the figure to the file of -o, else as SVG to stdout."""
+    """Writes the figure to the file of -o, else as SVG to stdout, or on a terminal to a file."""
     from ..renderers.figure import architecture_figure
 
-    output.check(options, picture=options.output)
+    path = output.destination(options)
+    output.check(options, picture=path)
     report = model.inspected(options)
     svg = architecture_figure(report, say)
-    if options.output is None:
+    if path is None:
         print_text(svg)
     else:
-        output.write_picture(svg, options.output, options, say)
+        output.write_picture(svg, path, options, say)
     output.say_notices(report, options, say)
     return 0

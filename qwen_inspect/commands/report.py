@@ -72,7 +72,9 @@ def run(options: argparse.Namespace, say: Language) -> int:
         columns=screen_columns(),
     )
     outcome = carry_out(task, model.access_of(options), say)
-    if outcome.text:
+    if outcome.text and options.output is None:
+        output.write(outcome.text, options, say)
+    elif outcome.text:
         print_text(outcome.text)
     for path in () if options.quiet else outcome.saved:
         complain(one_line(say("saved", path=path)))

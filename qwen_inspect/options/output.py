@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ..results.model import Report
 
 FORMATS = ("table", "md", "html", "json", "csv")
+MARKUP = ("html", "svg")
 # Commands whose answer is a single table.
 IN_CSV = ("config", "weights", "params", "attention", "fit", "compare", "models", "gpus")
 MOST_MISSING = 12  # characters without a font, of which a notice gives examples
@@ -46,23 +48,41 @@ def check(options: argparse.Namespace, *, picture: str | None = None) -> None:
     a wrong suffix."""
     if options.format == "csv" and options.command not in IN_CSV:
         raise UsageError("csv_several_tables", command=options.command, known=", ".join(IN_CSV))
-    for path, suffixes in ((options.output, ("",)), (picture, (".svg", ".png"))):
+    for path, suffixes in ((destination(options), ("",)), (picture, (".svg", ".png"))):
         if path is not None and not path.lower().endswith(suffixes):
             raise UsageError("picture_suffix", path=path)
         if path is not None and os.path.lexists(path) and not options.overwrite:
             raise UsageError("output_exists", path=path)
 
 
+def destination(options: argparse.Namespace) -> str | None:
+    """The file that the answer goes to, None for stdout: that of -o, and for a picture or page, whose source says nothing on a
+    terminal, one in the working directory."""
+    if options.output is not None or options.format not in MARKUP or not is_terminal(sys.stdout):
+        return None if options.output is None else str(options.output)
+    from .model import DEFAULT_MODEL
+
+    # Commands of no model, or of several, are named themselves.
+    typed = (options.model or DEFAULT_MODEL) if "model" in options else None
+    model = [] if typed is None else [re.sub(r"[^\w.-]+", "-", os.path.basename(os.path.abspath(typed)))]
+    return ".".join([*model, options.command, options.format])
+
+
 def show(subject: object, options: argparse.Namespace, say: Language, **view: Any) -> None:
     """Writes the command's document about `subject` in the requested format. view: fields of `View`."""
-    text = _text(subject, options, say, view)
-    if options.output is None:
+    write(_text(subject, options, say, view), options, say)
+
+
+def write(text: str, options: argparse.Namespace, say: Language) -> None:
+    """Writes the answer to the file of -o, or else to stdout."""
+    path = destination(options)
+    if path is None:
         print_text(text)
         return
     from ..output import write_whole
 
-    write_whole(options.output, text, overwrite=options.overwrite)
-    _say_saved(options.output, options, say)
+    write_whole(path, text, overwrite=options.overwrite)
+    _say_saved(path, options, say)
 
 
 def write_picture(svg: str, path: str, options: argparse.Namespace, say: Language) -> None:
@@ -84,7 +104,7 @@ def _say_saved(path: str, options: argparse.Namespace, say: Language) -> None:
 
 def say_notices(report: Report, options: argparse.Namespace, say: Language) -> None:
     """Prints notices to stderr unless the document on stdout has them; with --verbose, the catalog's sources too."""
-    in_document = options.output is None and options.format in ("table", "md", "html")
+    in_document = destination(options) is None and options.format in ("table", "md", "html")
     if not options.quiet and not in_document:
         for notice in report.notices:
             complain(one_line(say(notice)))

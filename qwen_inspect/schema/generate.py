@@ -22,6 +22,7 @@ from pydantic.json_schema import GenerateJsonSchema
 sys.path.insert(0, str(Path(__file__).parents[2]))
 answers: Any = import_module("qwen_inspect.renderers.json")
 COMMANDS: tuple[str, ...] = import_module("qwen_inspect.commands").COMMANDS
+WITHOUT_DOCUMENT: tuple[str, ...] = import_module("qwen_inspect.commands").WITHOUT_DOCUMENT
 # Before the types are made; typing_extensions', which pydantic asks for before Python 3.12.
 import_module(f"{answers.__name__}.values").TypedDict = typing_extensions.TypedDict  # type: ignore[attr-defined]
 
@@ -59,7 +60,7 @@ def generated() -> dict[str, Any]:
     commands = [
         _command(command, shapes[_shape(answer)], shapes["Head"])
         for command in COMMANDS
-        if command != "diagram"  # which is a picture
+        if command not in WITHOUT_DOCUMENT
         for answer in _answers(_module(command).content, types)
     ]
     return {

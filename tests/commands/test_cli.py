@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 
 import qwen_inspect
-from qwen_inspect.commands import COMMANDS
+from qwen_inspect.commands import COMMANDS, WITHOUT_DOCUMENT
 from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.loaders import resolve
 from qwen_inspect.options.model import DEFAULT_MODEL
 
 from ..support.models import run
+
+WITHOUT_MODEL = ("gpus", "schema", "completion")
 
 PACKAGE = Path(qwen_inspect.__file__).parent
 
@@ -75,7 +77,7 @@ def test_a_command_declares_runs_and_has_its_help_document_and_json(command: str
     for language in LANGUAGES:
         assert f"help_{command}" in Language(language)
         module.declare(declared := argparse.ArgumentParser(add_help=False), Language(language))
-    if command == "diagram":  # a picture
+    if command in WITHOUT_DOCUMENT:
         assert "--format" not in declared.format_help()
         return
     assert "--format" in declared.format_help()
@@ -93,7 +95,8 @@ def test_what_was_typed_is_read_and_never_written(room: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [command for command in COMMANDS if command not in ("models", "compare", "memory", "report")]
+    "command",
+    [command for command in COMMANDS if command not in ("models", "compare", "memory", "report", *WITHOUT_MODEL)],
 )
 def test_no_command_imports_anything_heavy(command: str, tiny_qwen3: Path) -> None:
     assert imported_by(command, tiny_qwen3) & (HEAVY | {"rich"}) == set()
@@ -123,7 +126,9 @@ def test_every_command_has_help(command: str) -> None:
     assert run(command, "--help").code == 0
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ("compare", "fit")])
+@pytest.mark.parametrize(
+    "command", [command for command in COMMANDS if command not in ("compare", "fit", "completion")]
+)
 def test_every_command_of_one_model_runs_with_no_argument(command: str) -> None:
     shown = run(command)
     assert shown.code == 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -251,3 +253,30 @@ def test_help_is_shown_whatever_else_is_wrong(capsys: Capture) -> None:
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith("usage: qwen-inspect memory [MODEL] [options]")
     assert invoke(capsys, "structure", "--version").out.startswith("qwen-inspect ")
+
+
+# --- pictures and pages --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["diagram", "catalog:Qwen/Qwen3-0.6B"], "Qwen3-0.6B.diagram.svg"),
+        (["attention", "catalog:Qwen/Qwen3-0.6B", "--format", "html"], "Qwen3-0.6B.attention.html"),
+        (["models", "8b", "--format", "html"], "models.html"),
+    ],
+)
+def test_a_terminal_gets_the_name_of_a_file_and_no_source(words: list[str], name: str, tmp_path: Path) -> None:
+    import pexpect
+
+    command = ["-m", "qwen_inspect", *words, "--lang", "en"]
+    for times, code in ((1, 0), (2, 2)):  # an existing file stays
+        child = pexpect.spawn(sys.executable, command, cwd=str(tmp_path), encoding="utf-8", timeout=60)
+        shown = child.read()
+        child.close()
+        assert child.exitstatus == code
+        assert name in shown
+        assert "<svg" not in shown
+        assert [path.name for path in tmp_path.iterdir()] == [name], times
+    piped = subprocess.run([sys.executable, *command], capture_output=True, cwd=tmp_path, check=True)
+    assert piped.stdout.decode() == (tmp_path / name).read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from typing import Literal
 import pytest
 from playwright.sync_api import Browser, Page
 
-from qwen_inspect.commands import COMMANDS
+from qwen_inspect.commands import COMMANDS, WITHOUT_DOCUMENT
 from qwen_inspect.fitting.search import fit
 from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.loaders import gpus
@@ -66,7 +66,7 @@ def subject_of(command: str) -> object:
     return report
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ("compare", "diagram")])
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ("compare", *WITHOUT_DOCUMENT)])
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_commands_page_loads_without_a_word(
     browser: Browser, tmp_path: Path, command: str, language: str

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 from wcwidth import wcswidth
 
-from qwen_inspect.commands import COMMANDS
+from qwen_inspect.commands import COMMANDS, WITHOUT_DOCUMENT
 from qwen_inspect.fitting.search import fit
 from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.loaders import gpus
@@ -31,7 +31,7 @@ from ..support.schema import assert_keeps_to_the_schema
 REPORTS = Path(__file__).parents[2] / "reports"
 # compare needs two models (test_compare, test_hubs), memory a run (test_memory), report both languages' files (test_report);
 # diagram is a picture (test_diagram).
-SHOWN = [command for command in COMMANDS if command not in ("compare", "diagram", "memory", "report")]
+SHOWN = [command for command in COMMANDS if command not in ("compare", "memory", "report", *WITHOUT_DOCUMENT)]
 TABLES = ("models", "gpus")  # of no model
 HOSTILE = "a|b<script>`x`*y*\n## z\x1b[31m\u202e[t](http://e) _u_ 层"
 

@@ -153,6 +153,11 @@ TEXT = {
     "model_here": "{default} is shown; a model lies in this folder, for which type: {call}",
     "name_taken_for": "{typed} is taken for {name}",
     "usage_with_hint": "{sentence}; {hint}",
+    "help_schema": "the JSON Schema of what --format json writes",
+    "help_schema_of": "of this command's answer alone (default: of all)",
+    "help_completion": "a script that completes commands, options, values and models in bash, zsh or fish",
+    "help_shell": "the shell (default: that of $SHELL)",
+    "completion_shell": "No shell was named, and $SHELL is none of those known; write qwen-inspect completion {known}",
     "help_help_all": "show every option and exit",
     # --- what options take
     "usage_capacities": "expected a size for each GPU, and perhaps cpu=SIZE, such as 24GiB,24GiB,cpu=64GiB; found {text!r}",

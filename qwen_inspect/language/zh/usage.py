@@ -153,6 +153,11 @@ TEXT = {
     "model_here": "显示的是 {default}；当前目录下有一个模型，查看它请输入：{call}",
     "name_taken_for": "{typed} 按 {name} 处理",
     "usage_with_hint": "{sentence}；{hint}",
+    "help_schema": "--format json 输出的 JSON Schema",
+    "help_schema_of": "仅此命令的输出（默认：全部）",
+    "help_completion": "生成 bash、zsh 或 fish 的补全脚本：命令、选项、取值与模型名",
+    "help_shell": "所用的 shell（默认取自 $SHELL）",
+    "completion_shell": "未指定 shell，$SHELL 也不是受支持的 shell；请输入 qwen-inspect completion {known}",
     "help_help_all": "显示全部选项并退出",
     # --- what options take
     "usage_capacities": "应为每块 GPU 的大小，可加 cpu=大小，如 24GiB,24GiB,cpu=64GiB；而不是 {text!r}",
