@@ -56,7 +56,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
         ),
     ),
     "options_check": (*("--check", "--update", "--expect-params", "--expect-attention", "--max-vram"),),
-    "options_access": ("--timeout", "--refresh", "--offline", "--partial"),
+    "options_access": ("--headers", "--timeout", "--refresh", "--offline", "--partial"),
     "options_output": (
         *("--format", "--output", "--overwrite", "--lang", "--no-color", "--quiet", "--verbose"),
         *("--help", "--help-all", "--version"),

@@ -139,7 +139,9 @@ def test_the_default_model_comes_from_the_catalog_and_that_is_said() -> None:
     assert DEFAULT_MODEL == resolve.DEFAULT_MODEL
     shown = run("structure")
     assert shown.out.count("Qwen/Qwen3-0.6B comes from the built-in catalog") == 1
-    assert shown.err == ""
+    assert shown.err == ""  # said once
+    assert "Qwen/Qwen3-0.6B comes from the built-in catalog" in run("structure", "--format", "json").err
+    assert run("structure", "-q").err == ""
 
 
 def test_the_locale_chooses_the_language() -> None:
