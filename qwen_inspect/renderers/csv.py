@@ -20,10 +20,10 @@ LISTS = ("shape", "aliases", "device_names")  # other lists are tables of their 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def render(command: str, subject: Any, say: Language) -> str:
-    """The table of a command of `options.output.IN_CSV`."""
+def render(command: str, subject: Any, say: Language, *, sort: str) -> str:
+    """The table of a command of `options.output.IN_CSV`. sort: of tensors, as in `View`."""
     content = import_module(f"{__package__}.json.{command}").content(subject, say)
-    rows = [dict(_flat(row)) for row in rows_of(command, content)]
+    rows = [dict(_flat(row)) for row in rows_of(command, content, sort)]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     written = csv.writer(text)
@@ -32,10 +32,10 @@ def render(command: str, subject: Any, say: Language) -> str:
     return text.getvalue()
 
 
-def rows_of(command: str, content: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+def rows_of(command: str, content: Mapping[str, Any], sort: str) -> Sequence[Mapping[str, Any]]:
     match command:
         case "weights":
-            rows = content["tensors"]
+            rows = sorted(content["tensors"], key=lambda row: (-row["bytes"] if sort == "size" else 0, row["name"]))
         case "params":
             rows = content["components"]
         case "attention":

@@ -32,6 +32,10 @@ def test_weights_are_rows_with_whole_bytes(capsys: Capture) -> None:
     assert embedding["shape"] == "151936x1024"
     assert int(embedding["bytes"]) == 151_936 * 1_024 * 2
     assert embedding["file"] == ""  # unknown
+    names = [row["name"] for row in tensors]
+    assert names == sorted(names)
+    largest = [int(row["bytes"]) for row in rows(capsys, "weights", MODEL, "--sort", "size")]
+    assert largest == sorted(largest, reverse=True)
 
 
 def test_layers_and_components_are_rows(capsys: Capture) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from qwen_inspect.cli import NO_MODEL
 from qwen_inspect.commands import COMMANDS, parsed, parser
-from qwen_inspect.language import LANGUAGES, Language
+from qwen_inspect.language import LANGUAGES, Language, en
 from qwen_inspect.loaders import catalog
 from qwen_inspect.options import help as pages
 from qwen_inspect.options.model import named
@@ -162,6 +163,10 @@ def test_every_model_of_the_catalog_is_known_by_its_bare_name() -> None:
 def test_a_name_that_several_models_begin_with_lists_them(capsys: Capture) -> None:
     line = refusal(capsys, 3, "structure", "Qwen3-235B")
     assert "Qwen/Qwen3-235B-A22B, Qwen/Qwen3-235B-A22B-Instruct-2507, Qwen/Qwen3-235B-A22B-Thinking-2507" in line
+
+
+def test_the_errors_of_a_model_that_is_nowhere_exist() -> None:
+    assert set(en.TEXT) >= NO_MODEL
 
 
 def test_a_path_goes_before_a_name(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
