@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -33,6 +33,7 @@ def render(command: str, subject: Any, say: Language, *, sort: str) -> str:
 
 
 def rows_of(command: str, content: Mapping[str, Any], sort: str) -> Sequence[Mapping[str, Any]]:
+    rows: Iterable[Mapping[str, Any]]
     match command:
         case "weights":
             rows = sorted(content["tensors"], key=lambda row: (-row["bytes"] if sort == "size" else 0, row["name"]))
