@@ -52,9 +52,11 @@ def parsed(words: Sequence[str], say: Language) -> argparse.Namespace:
     """The options, wherever the command stands among them, with `run`, which carries them out. Raises WrongArgumentError."""
     position = _command_position(words)
     name = "" if position is None else words[position]
+    rest = [word for index, word in enumerate(words) if index != position]
+    if name == "help":  # as many programs have it
+        return parsed([*rest, "--help"], say)
     if name and name not in COMMANDS:
         raise WrongArgumentError(_no_command(name, say))
-    rest = [word for index, word in enumerate(words) if index != position]
     if {"-h", "--help", "--help-all"} & set(rest):  # before any of them is checked
         return argparse.Namespace(run=_show_help, command=name, help_all="--help-all" in rest, quiet=True)
     if "--version" in rest:

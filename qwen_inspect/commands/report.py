@@ -43,8 +43,9 @@ def run(options: argparse.Namespace, say: Language) -> int:
     action = "update" if options.update else "check" if options.check else "overwrite" if options.overwrite else "write"
     if options.output is None and action in ("update", "check"):
         raise UsageError("report_needs_directory", option=f"--{action}")
+    every = options.model is None and action in ("update", "check")
     name, notices = model.named(options.model, options)
-    for notice in () if options.quiet else notices:
+    for notice in () if options.quiet or every else notices:
         complain(one_line(say(notice)))
     request = ReportRequest(
         model=name,
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace, say: Language) -> int:
         form="md" if options.format == "github" else options.format,
     )
     task = Task(
-        request=None if options.model is None and action in ("update", "check") else request,
+        request=None if every else request,
         directory=options.output,
         action="show" if options.output is None else action,
         summary=options.format == "github",

@@ -257,6 +257,7 @@ def test_help_is_shown_whatever_else_is_wrong(capsys: Capture) -> None:
     done = invoke(capsys, "memory", "--conext", "--help", "--lang", "en")
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith("usage: qwen-inspect memory [MODEL] [options]")
+    assert invoke(capsys, "help", "memory", "--lang", "en").out == invoke(capsys, "memory", "-h", "--lang", "en").out
     assert invoke(capsys, "structure", "--version").out.startswith("qwen-inspect ")
 
 
