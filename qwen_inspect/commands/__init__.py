@@ -34,6 +34,8 @@ COMMANDS = (
     "completion",
 )
 WITHOUT_DOCUMENT = ("diagram", "schema", "completion")  # a picture, a schema, a script
+# How other programs have the model typed. Source: hf-mem, vllm, llama.cpp
+FOR_MODEL = ("-m", "--model", "--model-id", "--model-name", "--model-path")
 # Options of every command whose value may look like the name of a command.
 WITH_VALUE = ("-o", "--output", "--lang", "--format")
 
@@ -107,7 +109,9 @@ def _no_command(name: str, say: Language) -> str:
 def _no_option(option: str, command: Parser, say: Language) -> str:
     """That the command has no such option, and where it exists: in other commands, or here under a similar name."""
     having = [name for name in COMMANDS if option in parser(name, say).names]
-    if having:
+    if option in FOR_MODEL:
+        hint = say("usage_model_alone", program=command.prog)
+    elif having:
         hint = say("usage_others_have", commands=", ".join(having))
     else:
         hint = did_you_mean(option, command.names, say) or say("usage_see_options", program=command.prog)

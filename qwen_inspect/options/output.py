@@ -98,7 +98,8 @@ def write_picture(svg: str, path: str, options: argparse.Namespace, say: Languag
 
 
 def _say_saved(path: str, options: argparse.Namespace, say: Language) -> None:
-    if not options.quiet:
+    chosen_here = options.output is None and path == destination(options)  # nobody else knows its name
+    if chosen_here or not options.quiet:
         complain(one_line(say("saved", path=path)))
 
 

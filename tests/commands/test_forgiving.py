@@ -40,6 +40,7 @@ ENGLISH = Language("en")
         ("structure --exp", "did you mean --expand"),
         ("memory --new_tokens 5", "did you mean --new-tokens?"),
         ("structure --gpu 4090", "memory, fit, compare"),
+        ("memory --model-id Qwen/Qwen3-8B", "qwen-inspect memory Qwen/Qwen3-8B"),
         ("structure -z", "qwen-inspect structure --help-all"),
         ("--quite structure", "did you mean --quiet?"),
         ("structure --format jsn", "did you mean json?"),
@@ -269,7 +270,7 @@ def test_help_is_shown_whatever_else_is_wrong(capsys: Capture) -> None:
     [
         (["diagram", "catalog:Qwen/Qwen3-0.6B"], "Qwen3-0.6B.diagram.svg"),
         (["attention", "catalog:Qwen/Qwen3-0.6B", "--format", "html"], "Qwen3-0.6B.attention.html"),
-        (["models", "8b", "--format", "html"], "models.html"),
+        (["models", "8b", "--format", "html", "-q"], "models.html"),
     ],
 )
 def test_a_terminal_gets_the_name_of_a_file_and_no_source(words: list[str], name: str, tmp_path: Path) -> None:

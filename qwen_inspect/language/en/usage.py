@@ -125,6 +125,7 @@ TEXT = {
     "usage_is_model": "to look at a model: {program} structure {found}",
     "usage_no_command": "{program} has no command {found}; {hint}",
     "usage_no_option": "{program} has no option {found}; {hint}",
+    "usage_model_alone": "the model is typed alone: {program} Qwen/Qwen3-8B",
     "usage_others_have": "these commands have it: {commands}",
     "usage_too_many": "{program} has no use for the further argument {found}; quote what holds spaces",
     "usage_value_missing": "{option} needs a value; write {shown}",

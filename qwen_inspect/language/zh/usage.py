@@ -125,6 +125,7 @@ TEXT = {
     "usage_is_model": "查看模型请输入：{program} structure {found}",
     "usage_no_command": "{program} 没有命令 {found}；{hint}",
     "usage_no_option": "{program} 没有选项 {found}；{hint}",
+    "usage_model_alone": "模型直接写在命令之后：{program} Qwen/Qwen3-8B",
     "usage_others_have": "以下命令有此选项：{commands}",
     "usage_too_many": "{program} 不接受多余的参数 {found}；含空格的内容请加引号",
     "usage_value_missing": "{option} 需要一个值，请写成 {shown}",
