@@ -20,6 +20,7 @@ COMPOSED = (
     "engine_", "change_", "section_", "layer_kind_", "row_",
     "figure_",
     "catalog_kind_",
+    "cpu_",
     "purpose_",
     "working_search_",
     "stage_",

@@ -66,6 +66,6 @@ TEXT = {
     "counted_beside": "as the configuration implies, with {extra:,} numbers stored beside it (copies of tied tensors, a prediction layer or buffers)",
     "hub_count_differs": "{hub} counts {found:,} numbers, the headers of the files hold {expected:,}; the headers are used",
     # --- catalog
-    "catalog_entry_sources": "{id}: {kind}, {confidence}. {sources}",
+    "catalog_entry_sources": "{id}: configuration from {kind}; {confidence}. {sources}",
     "catalog_sources": "Configuration: {config}. Published counts: {counts}",
 }

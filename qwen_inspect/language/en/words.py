@@ -159,6 +159,9 @@ TEXT = {
     "component_vision": "Vision tower (visual)",
     "component_linear_attention": "Linear attention (linear_attn)",
     "component_audio": "Audio tower",
+    "column_place": "Place in the model",
+    "part_layers": "Decoder layers ({layers:,})",
+    "part_rest": "Final norm and the rest",
     "component_other": "Other modules",
     # --- the command line
     "error": "error: {message}",

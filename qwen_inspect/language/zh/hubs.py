@@ -66,6 +66,6 @@ TEXT = {
     "counted_beside": "与配置推算一致，另存有 {extra:,} 个元素（共享权重的副本、预测层或缓冲区）",
     "hub_count_differs": "{hub} 统计为 {found:,} 个元素，文件头中为 {expected:,} 个；以文件头为准",
     # --- catalog
-    "catalog_entry_sources": "{id}：{kind}，{confidence}。{sources}",
+    "catalog_entry_sources": "{id}：配置来自{kind}，{confidence}。{sources}",
     "catalog_sources": "配置来源：{config}。已公布的参数量来源：{counts}",
 }

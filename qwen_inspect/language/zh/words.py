@@ -159,6 +159,9 @@ TEXT = {
     "component_vision": "视觉塔（visual）",
     "component_linear_attention": "线性注意力（linear_attn）",
     "component_audio": "音频塔",
+    "column_place": "所在位置",
+    "part_layers": "Decoder 层（{layers:,} 层）",
+    "part_rest": "最后的归一化层等",
     "component_other": "其他模块",
     # --- the command line
     "error": "错误：{message}",

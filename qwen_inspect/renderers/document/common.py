@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ...language import Language, Message
 from ...results.counts import Check, ParameterCounts
@@ -62,6 +62,68 @@ def component_table(report: Report, say: Language) -> Table:
     return Table(
         [say("column_component"), say("column_parameters"), say("column_share")], [*rows, total], "lrr", totals=1
     )
+
+
+PartName = Literal["vision", "audio", "embedding", "layers", "rest", "lm_head"]
+OUTSIDE: tuple[PartName, ...] = ("vision", "audio", "embedding", "lm_head")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of the model by its place: "layers", "rest", or a component outside of the layers. layers: of "layers", else 0.
+
+    share_basis_points: as in `Component`, and the component's own if the part is one.
+    """
+
+    name: PartName
+    parameters: int
+    share_basis_points: int
+    layers: int = 0
+    tied_to: str | None = None
+
+
+def parts(report: Report) -> list[Part]:
+    """The model's parts in order: towers, embedding, decoder layers, the rest, output layer. Empty without layers.
+
+    The layers' share is what the other shares leave of 10,000.
+    """
+    tree, runs = report.tree, layer_runs(report.tree)
+    if not layers_path(tree):
+        return []
+    components = {part.name: part for part in report.components}
+    outside = {
+        name: Part(name, part.parameters, part.share_basis_points, tied_to=part.tied_to)
+        for name in OUTSIDE
+        if (part := components.get(name)) is not None
+    }
+    in_layers = sum(run.parameters for run in runs)
+    rest = tree.parameters - in_layers - sum(part.parameters for part in outside.values())
+    rest_share = rest * 10_000 // tree.parameters
+    layers = Part(
+        "layers",
+        in_layers,
+        10_000 - rest_share - sum(part.share_basis_points for part in outside.values()),
+        layers=sum(run.repeats for run in runs),
+    )
+    head = outside.pop("lm_head", None)
+    return [*outside.values(), layers, *([Part("rest", rest, rest_share)] if rest else []), *([head] if head else [])]
+
+
+def part_table(report: Report, say: Language) -> list[Block]:
+    """The model's parts by their place, with the decoder layers as one; empty without layers."""
+    rows = [
+        [
+            say("part_layers", layers=part.layers)
+            if part.name == "layers"
+            else say("part_rest" if part.name == "rest" else f"component_{part.name}"),
+            say("tied_to", owner=part.tied_to) if part.tied_to else count(part.parameters),
+            percent(part.share_basis_points),
+        ]
+        for part in parts(report)
+    ]
+    total = [say("total"), count(report.tree.parameters), percent(10_000)]
+    columns = [say("column_place"), say("column_parameters"), say("column_share")]
+    return [Table(columns, [*rows, total], "lrr", totals=1)] if rows else []
 
 
 def unique_parameters(report: Report, say: Language) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...language import Language
+from ...language import Language, Message
 from ...results.measurement import Difference, Measurement, Reading
 from ...results.memory import MemoryReport
 from ...units import count, percent, shares, signed, size
@@ -15,6 +15,12 @@ from .params import grouping, layer_breakdown, witness_table
 
 # Always shown; other terms only if the prediction or the measurement is not zero.
 ALWAYS = ("weights", "buffers", "steady_allocated", "peak_allocated")
+# Operators whose kernels on CPU take scratch memory. Source: torch 2.13, aten/src/ATen/native/cpu/FlashAttentionKernel.cpp,
+# cpu_flash_attention; aten/src/ATen/native/mkldnn/Matmul.cpp
+CPU_KERNELS = {
+    "attention": ("aten::_scaled_dot_product_flash_attention_for_cpu",),
+    "product": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear"),
+}
 SUMMARY = ("weights", "cache", "steady_allocated", "peak_allocated", "peak_reserved")
 
 
@@ -42,7 +48,7 @@ def measured_blocks(memory: MemoryReport, measured: Measurement, say: Language) 
         Fields(measured.versions),
         Heading(say("heading_terms_measured")),
         difference_table(memory.differences, say),
-        *causes(memory.differences, say),
+        *causes(memory.differences, say, device=measured.device),
         *([Paragraph(say(measured.parted))] if measured.parted else []),
         Heading(say("heading_stages")),
         stage_table(measured.readings, say),
@@ -89,10 +95,10 @@ def difference_table(differences: Sequence[Difference], say: Language) -> Table:
     return Table([say(f"column_{name}") for name in names], rows, "lrrrrr")
 
 
-def causes(differences: Sequence[Difference], say: Language) -> list[Block]:
+def causes(differences: Sequence[Difference], say: Language, *, device: str) -> list[Block]:
     """Each cause with its bytes. Skips steady_allocated: as a sum of terms, its causes are already listed."""
     rows = [
-        [say(f"term_{difference.term}"), say(cause.message), signed(cause.size_bytes)]
+        [say(f"term_{difference.term}"), _reason(cause.message, say, device), signed(cause.size_bytes)]
         for difference in differences
         if difference.term != "steady_allocated"
         for cause in difference.causes
@@ -101,6 +107,15 @@ def causes(differences: Sequence[Difference], say: Language) -> list[Block]:
         return [Paragraph(say("no_causes"))]
     columns = [say("column_term"), say("column_reason"), say("column_bytes")]
     return [Heading(say("heading_causes"), 3), Table(columns, rows, "llr")]
+
+
+def _reason(message: Message, say: Language, device: str) -> str:
+    """The cause; for a kernel's scratch on CPU, also why a GPU has none."""
+    if device != "cpu" or message.key != "cause_scratch":
+        return say(message)
+    operator = str(message.values["operator"])
+    kernel = next((name for name, names in CPU_KERNELS.items() if operator.startswith(names)), "other")
+    return say("cause_scratch_cpu", why=Message(f"cpu_{kernel}"), **message.values)
 
 
 def stage_table(readings: Sequence[Reading], say: Language) -> Table:
@@ -192,8 +207,22 @@ def conclusions(memory: MemoryReport, measured: Measurement, say: Language) -> l
     if unexplained:
         worst = max(unexplained, key=lambda difference: abs(difference.residual or 0))
         sentences.append(say("conclusion_unexplained", term=say(f"term_{worst.term}"), bytes=worst.residual))
+    elif not any(difference.difference for difference in memory.differences):
+        sentences.append(say("conclusion_equal"))
+    elif measured.device == "cpu":
+        sentences += _cpu_conclusions(memory.differences, say)
     else:
         sentences.append(say("conclusion_explained"))
+    return sentences
+
+
+def _cpu_conclusions(differences: Sequence[Difference], say: Language) -> list[str]:
+    """Why an explained difference is the CPU's own."""
+    by_term = {difference.term: difference.difference for difference in differences}
+    sentences = []
+    if by_term["peak_allocated"]:
+        sentences.append(say("conclusion_cpu", bytes=by_term["peak_allocated"]))
+    sentences.append(say("conclusion_explained" if by_term["steady_allocated"] else "conclusion_cpu_end"))
     return sentences
 
 

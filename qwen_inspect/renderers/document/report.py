@@ -27,6 +27,7 @@ from .common import (
     component_table,
     identity,
     parameter_fields,
+    part_table,
     prompt_label,
     size_range,
 )
@@ -63,6 +64,7 @@ def blocks(whole: WholeReport, say: Language, view: View) -> Sequence[Block]:
         Heading(say("heading_breakdown"), 3),
         Paragraph(say("origin_of_parts")),
         component_table(report, say),
+        *part_table(report, say),
         *([] if report.spec.built else nested(worked_sums(report, say))),
         *layer_breakdown(report, say),
         Heading(say("heading_report_attention")),
@@ -380,7 +382,7 @@ def measured_blocks(whole: WholeReport, say: Language) -> list[Block]:
             Fields(rows),
             *([Paragraph(say("report_measured_partial"))] if measurement.is_partial else []),
             difference_table(measurement.differences, say),
-            *nested(causes(measurement.differences, say)),
+            *nested(causes(measurement.differences, say, device=measurement.device)),
         ]
     return content
 

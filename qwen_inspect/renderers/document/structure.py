@@ -27,6 +27,7 @@ from .common import (
     layers_path,
     notices,
     parameter_fields,
+    part_table,
 )
 
 SIDE = re.compile(r"\b(?:in|out)_features=")  # Linear(in, out, ...) has them in this order
@@ -72,6 +73,7 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
         configuration_table(report, say),
         Heading(say("heading_statistics")),
         component_table(report, say),
+        *part_table(report, say),
         parameter_fields(report, say),
         *adapter_blocks(report, say),
         Heading(say("heading_tree")),

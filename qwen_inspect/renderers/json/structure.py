@@ -8,10 +8,11 @@ from ...language import Language
 from ...results.generation import Generation
 from ...results.model import Report
 from ...spec import Module
+from ..document.common import PartName, parts
 from .attention import AttentionKind, CacheJSON, HeadsJSON, attention_content
 from .common import OfModelJSON, model_content
 from .params import StatisticsJSON, parameters_content
-from .values import Count, Number, Positive, TypedDict
+from .values import Count, Number, Positive, Share, TypedDict
 
 _OfClass = TypedDict("_OfClass", {"class": str})
 
@@ -58,9 +59,20 @@ class MaybeSettledJSON(HeadsJSON):
     cache: CacheJSON | None
 
 
+class PartJSON(TypedDict):
+    """A part of the model by its place; shares add up to 1, and agree with those of `components`."""
+
+    name: PartName
+    """The layers are decoder layers; the rest is the final norm and whatever else stands outside of them."""
+    parameters: Count
+    share: Share
+
+
 class DesignJSON(StatisticsJSON, MaybeSettledJSON):
     config: dict[str, Any]
     """config.json's keys and values."""
+    parts: list[PartJSON]
+    """Empty for a model without a list of layers."""
     tree: TreeJSON
     generation: GenerationJSON | None
     """null without a prompt."""
@@ -80,6 +92,10 @@ def structure_content(report: Report, say: Language) -> DesignJSON:
         **parameters_content(report, say),
         **heads,
         "config": dict(report.written or {}),
+        "parts": [
+            {"name": part.name, "parameters": part.parameters, "share": part.share_basis_points / 10_000}
+            for part in parts(report)
+        ],
         "tree": _tree(
             report.tree,
             active_known=report.parameters.active is not None,
