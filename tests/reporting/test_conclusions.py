@@ -100,8 +100,7 @@ def test_an_unknown_card_is_refused_before_the_model_is_read() -> None:
     ("model", "layers", "share"),
     [
         ("catalog:Qwen/Qwen3-0.6B", 440_466_432, 7390),  # 28 x 15,730,944
-        # 7,721,988,096 - 2 x 622,854,144 - 4,096. Its document: 83.9 %; exactly 83.868 %, of which embedding and head, rounded up, leave
-        # 83.86 %.
+        # 7,721,988,096 - 2 x 622,854,144 - 4,096: 83.868 % (its document: 83.9 %); embedding and head, rounded up, leave 83.86 %.
         ("custom", 6_476_275_712, 8386),
     ],
 )
