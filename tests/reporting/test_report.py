@@ -183,7 +183,7 @@ def test_every_total_of_the_markdown_is_the_sum_of_its_rows(model: str, language
                 total = totals[0][column]
                 assert sum(int(term.replace(",", "")) for term in terms) == int(total.strip("*").replace(",", ""))
                 added += 1
-    assert added == 2 + 2 * 3  # shares of all and of a layer; three prompts at the peak and at the end
+    assert added == 3 + 2 * 3  # shares of all, by place and of a layer; three prompts at the peak and at the end
 
 
 def test_figures_that_others_published_are_in_the_reports() -> None:
