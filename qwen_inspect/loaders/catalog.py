@@ -1,7 +1,7 @@
 """The built-in catalog: hyper-parameters of released models, so that the tool works with no network and no files.
 
-Each entry holds a configuration (or the name of another entry and the differences from it; `own` keys are not taken from there),
-the published parameter counts, and the source of each.
+Each entry holds a configuration (or the name of another entry and the differences from it), the published parameter counts, and
+the source of each. An entry with `own` has every key of the released config.json; its own keys say nothing about entries like it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def checkpoint(ref: ModelRef, catalog: Mapping[str, Mapping[str, Any]]) -> Check
             source=published["source"],
             config_source=entry["source"],
             kind=entry["kind"],
-            missing_keys=_missing_keys(configuration(ref.id, catalog)),
+            missing_keys=() if "own" in entry else _missing_keys(configuration(ref.id, catalog)),
             confidence=entry["confidence"],
         ),
         notices=(_notice(ref.id, entry),),
@@ -85,7 +85,11 @@ def _notice(model_id: str, entry: Mapping[str, Any]) -> Message:
 
 def configuration(model_id: str, catalog: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
     """The entry's configuration, sorted by key as transformers writes it; keys it lacks come from the entry named by `like`."""
-    return dict(sorted({**_shared(model_id, catalog), **catalog[model_id].get("own", {})}.items()))
+    shared, own = _shared(model_id, catalog), catalog[model_id].get("own", {})
+    parts = {
+        key: dict(sorted({**shared[key], **value}.items())) for key, value in own.items() if isinstance(value, dict)
+    }
+    return dict(sorted({**shared, **own, **parts}.items()))
 
 
 def _shared(model_id: str, catalog: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:

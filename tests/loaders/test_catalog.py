@@ -136,22 +136,27 @@ def test_dense_models_are_wholly_active() -> None:
             assert entry.design.parameters.active == entry.design.parameters.theory, entry.id
 
 
+NO_SHAPE = (
+    *("rope_theta", "max_position_embeddings", "dual_chunk_attention_config"),
+    *(*catalog.USUAL_KEYS, *catalog.USUAL_EXPERT_KEYS),
+)
+
+
+def shape_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without the keys on which no module depends, and without empty lists."""
+    return {
+        key: shape_of(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in NO_SHAPE and value != []
+    }
+
+
 def distinct_configurations() -> dict[str, Mapping[str, Any]]:
     """One model of each distinct configuration: the others would build the very same modules."""
     known = catalog.entries()
     distinct: dict[str, str] = {}
     for model in known:
-        shape = {**catalog.configuration(model, known)}
-        for key in (
-            "bos_token_id",
-            "eos_token_id",
-            "rope_theta",
-            "max_position_embeddings",
-            "dual_chunk_attention_config",
-            *catalog.USUAL_KEYS,
-        ):
-            shape.pop(key, None)
-        distinct.setdefault(json.dumps(shape, sort_keys=True), model)
+        distinct.setdefault(json.dumps(shape_of(catalog.configuration(model, known)), sort_keys=True), model)
     return {model: catalog.configuration(model, known) for model in distinct.values()}
 
 
