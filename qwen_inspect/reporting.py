@@ -39,7 +39,6 @@ from .spec import each_tensor
 from .structure.inspect import inspect
 from .tracing import versions
 
-COMMON_CARDS = ("RTX 4090", "L40S", "A100 80GB", "H20")
 PROMPTS = (2048, 8192, 32_768)
 FORMS = ("md", "html", "json")
 LONGEST_NAME_BYTES = 120
@@ -51,7 +50,7 @@ def compiled(request: ReportRequest, access: Access, *, trust_remote_code: bool 
     """The whole report of the requested model. Raises what `inspect`, `predict` and `gpus.find` raise."""
     cards = tuple(gpus.find(name.strip()) for name in request.gpus.split(",")) if request.gpus else None
     whole = predicted(request, access, trust_remote_code=trust_remote_code)
-    return replace(whole, advice=_advice(whole, tuple(map(gpus.find, COMMON_CARDS)) if cards is None else cards))
+    return replace(whole, advice=_advice(whole, tuple(gpus.common()) if cards is None else cards))
 
 
 def predicted(request: ReportRequest, access: Access, *, trust_remote_code: bool = False) -> WholeReport:
