@@ -91,7 +91,6 @@ def test_chinese_is_chinese() -> None:
         "answer_fit_each",
         "answer_joint",
         "answer_weights",
-        "catalog_entry_sources",
         "column_digest",
         "comma",
         "list_comma",
