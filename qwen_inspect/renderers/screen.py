@@ -6,8 +6,9 @@ cell wraps and a few rows with longer words go below the table; else each row is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from prettytable import PrettyTable
 
@@ -32,88 +33,109 @@ class Screen:
     whole: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Column:
-    """A column's cells, its heading first. widest: as they are. word: its widest unit. body: without its heading."""
+    """A column's cells, its heading first."""
 
     cells: Sequence[str]
     align: str
-    widest: int
-    word: int
-    body: int
+
+    @cached_property
+    def widths(self) -> Sequence[int]:
+        """Of each cell as it is."""
+        return [width(cell) for cell in self.cells]
+
+    @cached_property
+    def words(self) -> Sequence[int]:
+        """The width of each cell's widest unit."""
+        heading, *cells = self.cells
+        return [max(map(width, _of_heading(heading))), *map(_word, cells)]
+
+    @cached_property
+    def widest(self) -> int:
+        return max(self.widths)
 
     def least(self, *, wrap_all: bool) -> int:
         """Columns that it needs if headings and sentences wrap, or all cells."""
+        word = max(self.words)
         if wrap_all:
-            return max(self.word, min(self.widest, NARROWEST))
-        return max(self.word, min(self.body, SENTENCE) if self.align != "r" else self.body)
+            return max(word, min(self.widest, NARROWEST))
+        body = max(self.widths[1:], default=0)
+        return max(word, min(body, SENTENCE) if self.align != "r" else body)
+
+    def without(self, rows: Container[int]) -> _Column:
+        return _Column([cell for index, cell in enumerate(self.cells) if index not in rows], self.align)
+
+
+def _word(cell: str) -> int:
+    return len(cell) if cell.isascii() and " " not in cell else max(map(width, units(cell)))
 
 
 def drawn(table: Table, safe_cells: Sequence[Sequence[str]], screen: Screen | None) -> tuple[str, str]:
     """The table's text, and a sentence on what it leaves out. safe_cells: headings and rows, escaped; `Shortened` are kept."""
-    columns = [_column(cells, letter) for cells, letter in zip(zip(*safe_cells, strict=True), table.align, strict=True)]
-    everything = list(range(len(columns)))
-    if screen is None:
-        return _boxes(columns, [min(column.widest, WIDEST_CELL) for column in columns], table.totals), ""
-    short = [_shortened(column) for column in columns]
-    for kept, chosen, wrap_all in _attempts(table, columns, short, whole=screen.whole):
-        shown = [chosen[index] for index in kept]
-        shown, outside = _without_widest(shown, table.totals, screen.columns) if wrap_all else (shown, [])
-        room = screen.columns - 1 - BORDERS * len(shown)
+    columns = [_Column(cells, letter) for cells, letter in zip(zip(*safe_cells, strict=True), table.align, strict=True)]
+    natural = [min(column.widest, WIDEST_CELL) for column in columns]
+    if screen is None or sum(column.widest for column in columns) <= _room(screen, columns):
+        return _boxes(columns, natural if screen is None else [column.widest for column in columns], table.totals), ""
+    for kept, chosen, wrap_all in _attempts(table, columns, whole=screen.whole):
+        shown: Sequence[_Column] = [chosen[index] for index in kept]
+        shown, outside = _without_widest(shown, table.totals, screen) if wrap_all else (shown, [])
+        room = _room(screen, shown)
         least = [column.least(wrap_all=wrap_all) for column in shown]
         if sum(least) > room:
             continue
-        hidden = [columns[index].cells[0] for index in everything if index not in kept]
+        hidden = [column.cells[0] for index, column in enumerate(columns) if index not in kept]
         cut = any(chosen[index] is not columns[index] for index in kept)
         text = _boxes(shown, _widths(shown, least, room), table.totals)
         return "\n".join([text, *_records(outside, 0, screen.columns)]), _left_out(hidden, cut, screen.say)
     return "\n".join(_records(columns, table.totals, screen.columns)), ""
 
 
-def _without_widest(columns: Sequence[_Column], totals: int, limit: int) -> tuple[list[_Column], list[_Column]]:
+def _room(screen: Screen, columns: Sequence[_Column]) -> int:
+    """Columns of the screen for the texts of a table's columns."""
+    return screen.columns - 1 - BORDERS * len(columns)
+
+
+def _without_widest(
+    columns: Sequence[_Column], totals: int, screen: Screen
+) -> tuple[Sequence[_Column], Sequence[_Column]]:
     """(columns without the few rows whose words are too wide for a table, columns of these rows); the latter is often empty."""
-    rows = list(zip(*(column.cells for column in columns), strict=True))
+    last = len(columns[0].cells) - totals
+    rows = {*range(1, last)}
+    fewest = [sorted(column.words[1:last], reverse=True)[MOST_OUTSIDE : MOST_OUTSIDE + 1] for column in columns]
     outside: list[int] = []
-    kept = list(columns)
-    while sum(column.least(wrap_all=True) for column in kept) > limit - 1 - BORDERS * len(kept):
-        candidates = [index for index in range(1, len(rows) - totals) if index not in outside]
-        if len(outside) == MOST_OUTSIDE or len(candidates) <= len(outside) + 1:
-            return list(columns), []
-        widest = max(range(len(kept)), key=lambda index: kept[index].word if kept[index].align == "r" else 0)
-        outside.append(max(candidates, key=lambda index: max(map(width, units(rows[index][widest])))))
-        kept = [
-            _column([row[number] for index, row in enumerate(rows) if index not in outside], column.align)
-            for number, column in enumerate(columns)
-        ]
-    chosen = [0, *sorted(outside)] if outside else []
-    return kept, [
-        _column([rows[index][number] for index in chosen], column.align)
-        for number, column in enumerate(columns)
-        if chosen
-    ]
+    kept = columns
+    if sum(words[0] for words in fewest if words) > _room(screen, columns):
+        return columns, []  # even without that many rows
+    while sum(column.least(wrap_all=True) for column in kept) > _room(screen, columns):
+        if len(outside) == MOST_OUTSIDE or len(rows) <= len(outside) + 1:
+            return columns, []
+        numbers = [max(column.words) if column.align == "r" else 0 for column in kept]
+        widest = columns[numbers.index(max(numbers))]
+        outside.append(max(rows.difference(outside), key=lambda index: widest.words[index]))
+        kept = [column.without(outside) for column in columns]
+    if not outside:
+        return columns, []
+    return kept, [column.without(rows.difference(outside)) for column in columns]
 
 
 def _attempts(
-    table: Table, columns: Sequence[_Column], short: Sequence[_Column], *, whole: bool
-) -> Iterator[tuple[list[int], Sequence[_Column], bool]]:
+    table: Table, columns: Sequence[_Column], *, whole: bool
+) -> Iterator[tuple[Sequence[int], Sequence[_Column], bool]]:
     """(indices of the columns shown, the columns' forms, whether every cell wraps), the fullest first."""
-    kept = list(range(len(columns)))
+    kept = range(len(columns))
     yield kept, columns, False
-    if not whole:
+    if whole:
+        yield kept, columns, True
+        return
+    short = [_shortened(column) for column in columns]
+    if any(form is not column for form, column in zip(short, columns, strict=True)):
         yield kept, short, False
-        for group in table.expendable:
-            kept = [index for index in kept if index not in group]
-            yield kept, short, False
-        yield kept, short, True
-    yield kept, columns, True
-
-
-def _column(cells: Sequence[str], align: str) -> _Column:
-    body = max(map(width, cells[1:]), default=0)
-    word = max(
-        width(unit) for index, cell in enumerate(cells) for unit in (units(cell) if index else _of_heading(cell))
-    )
-    return _Column(cells, align, max(body, width(cells[0])), word, body)
+    left: Sequence[int] = kept
+    for group in table.expendable:
+        left = [index for index in left if index not in group]
+        yield left, short, False
+    yield left, short, True
 
 
 def _of_heading(text: str) -> Iterable[str]:
@@ -124,12 +146,12 @@ def _of_heading(text: str) -> Iterable[str]:
 def _shortened(column: _Column) -> _Column:
     if not any(isinstance(cell, Shortened) for cell in column.cells):
         return column
-    return _column([cell.short if isinstance(cell, Shortened) else cell for cell in column.cells], column.align)
+    return _Column([cell.short if isinstance(cell, Shortened) else cell for cell in column.cells], column.align)
 
 
 def _widths(columns: Sequence[_Column], least: Sequence[int], room: int) -> list[int]:
     """The widths that leave the widest cell of all as narrow as the room allows."""
-    wanted = [min(column.widest, max(WIDEST_CELL, column.word)) for column in columns]
+    wanted = [min(column.widest, max(WIDEST_CELL, *column.words)) for column in columns]
     if sum(wanted) <= room:
         return wanted
     low, high = 0, room
@@ -153,11 +175,14 @@ def _boxes(columns: Sequence[_Column], widths: Sequence[int], totals: int) -> st
     box.header = False
     for name, column in zip(box.field_names, columns, strict=True):
         box.align[name] = column.align  # type: ignore[assignment]  # prettytable wants the literal
-    rows = list(zip(*(column.cells for column in columns), strict=True))
+    texts = [
+        column.cells if column.widest <= wide else ["\n".join(wrapped(cell, wide)) for cell in column.cells]
+        for column, wide in zip(columns, widths, strict=True)
+    ]
+    rows = list(zip(*texts, strict=True))
     last = len(rows) - 1 - totals
     for index, row in enumerate(rows):
-        cells = ["\n".join(wrapped(cell, columns)) for cell, columns in zip(row, widths, strict=True)]
-        box.add_row(cells, divider=index == 0 or (index == last and totals > 0))
+        box.add_row(list(row), divider=index == 0 or (index == last and totals > 0))
     return box.get_string()
 
 
