@@ -1,8 +1,8 @@
 """Reading 118 shards' headers from a loopback hub with 50 ms before each answer, beside huggingface_hub's own call, in one run.
 
-Each is a process of its own, over the same server and the same model (Qwen3-235B-A22B at its real size, its data a hole). `params`
-reads every header, `structure` what the hub counts. Prints medians, requests, bytes and peak memory; judges nothing. Last, a small
-model without latency, as a ratio to `python -c pass`.
+Each is a process of its own, over the same server and the same model (Qwen3-235B-A22B at its real size, its data a hole).
+`params` reads every header, `structure` what the hub counts. Prints medians, requests, bytes and peak memory; judges nothing.
+Last, a small model without latency, as a ratio to `python -c pass`.
 """
 
 from __future__ import annotations

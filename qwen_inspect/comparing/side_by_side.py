@@ -172,7 +172,7 @@ def _changes(base: Report, before: Named | None, other: Report, after: Named | N
 def compare_files(left: str, right: str, *, access: Access | None = None) -> FilesComparison:
     """Whether two hubs hold the same files, by the SHA-256 of their listings: one request each."""
     refs = resolve(left), resolve(right)
-    listings = [{file.name: file for file in list_files(ref, access or Access()).files} for ref in refs]
+    listings = [{file.name: file for file in listing.files} for listing in list_files(refs, access or Access())]
     return FilesComparison(
         left=refs[0],
         right=refs[1],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 
@@ -14,19 +15,33 @@ from . import asking, catalog, local
 from .hub import Hub, Listing, Look, fetch_listing, load_kept, load_recent, look
 from .hub import load as load_from_hub
 from .resolve import HUBS, Access
-from .transfer import Deadline
+from .transfer import Deadline, in_parallel
 
 PATIENCE_SECONDS = 3.0  # for a hub's first answer, once something else has the model
 
 
-def list_files(ref: ModelRef, access: Access) -> Listing:
-    """A hub's listing of a model, in one request; a bare name is looked up on Hugging Face."""
-    if ref.source in ("local", "catalog"):
-        raise UsageError("compare_hubs_only", model=ref.id)
+def list_files(refs: Sequence[ModelRef], access: Access) -> list[Listing]:
+    """Hubs' listings of models, in one request each, at once; a bare name is looked up on Hugging Face."""
+    for ref in refs:
+        if ref.source in ("local", "catalog"):
+            raise UsageError("compare_hubs_only", model=ref.id)
     if access.offline or offline_by_environment():
         raise NetworkError("compare_offline")
-    hub = hub_of(next(iter(HUBS)) if ref.source == "auto" else ref.source)
-    return fetch_listing(hub, ref.id, ref.revision or hub.default_revision, Deadline.after(access.seconds))
+    hubs = [hub_of(next(iter(HUBS)) if ref.source == "auto" else ref.source) for ref in refs]
+    deadline = Deadline.after(access.seconds)
+
+    def job(hub: Hub, ref: ModelRef) -> Callable[[], Listing]:
+        return lambda: fetch_listing(hub, ref.id, ref.revision or hub.default_revision, deadline)
+
+    names = [Message(f"source_{hub.source}") for hub in hubs]
+    with working("working_ask_both", hub=names[0], other=names[-1], model=refs[0].id):
+        outcomes = in_parallel([job(hub, ref) for hub, ref in zip(hubs, refs, strict=True)], deadline=deadline)
+    listings = []
+    for hub, listing, error in zip(hubs, outcomes.results, outcomes.errors, strict=True):
+        if listing is None:
+            raise error or NetworkError("hub_no_answer", endpoint=hub.endpoint)
+        listings.append(listing)
+    return listings
 
 
 def hub_of(source: str) -> Hub:
