@@ -15,6 +15,7 @@ TEXT = {
     "conclude_largest": "With a prompt of {prompt:,} tokens and batch {batch:,}, the largest part of the peak is “{term}”: {size} of {allocated} allocated ({share})",
     "conclude_largest_range": "With a prompt of {prompt:,} tokens and batch {batch:,}, at least {allocated} are allocated at the peak; the largest part is “{term}”: {size} ({share})",
     "conclude_largest_end": "With a prompt of {prompt:,} tokens and batch {batch:,}, the largest part of what is known at the end of the run is “{term}”: {size} of {allocated} ({share}); the peak is unknown",
+    "conclude_known": "“{term}” takes {size}; the rest of the memory is unknown",
     "conclude_fits": "A prompt of {prompt:,} tokens at batch {batch:,} fits {gpu}, the smallest of these cards that has the room ({available} available)",
     "conclude_limits": "On {gpu} the context can grow to {context}, or the batch to {most}",
     "conclude_fits_none": "A prompt of {prompt:,} tokens at batch {batch:,} fits none of these cards: {gpus}",

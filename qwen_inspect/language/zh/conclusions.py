@@ -15,6 +15,7 @@ TEXT = {
     "conclude_largest": "提示词 {prompt:,} 个 token、批大小 {batch:,} 时，峰值中占用最多的是“{term}”：{size}，占已分配 {allocated} 的 {share}",
     "conclude_largest_range": "提示词 {prompt:,} 个 token、批大小 {batch:,} 时，峰值至少已分配 {allocated}，其中最多的是“{term}”：{size}，占 {share}",
     "conclude_largest_end": "提示词 {prompt:,} 个 token、批大小 {batch:,} 时，运行结束时已知的占用中最多的是“{term}”：{size}，占 {allocated} 的 {share}；峰值未知",
+    "conclude_known": "“{term}”占 {size}，其余显存占用未知",
     "conclude_fits": "提示词 {prompt:,} 个 token、批大小 {batch:,} 可以放进 {gpu}（可用 {available}），它是所列显卡中能放下的最小的一张",
     "conclude_limits": "在 {gpu} 上，上下文最大可到 {context}，或批大小最大可到 {most}",
     "conclude_fits_none": "提示词 {prompt:,} 个 token、批大小 {batch:,} 时，以下显卡都放不下：{gpus}",

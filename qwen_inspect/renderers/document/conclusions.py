@@ -19,7 +19,7 @@ def blocks(whole: WholeReport, say: Language) -> list[Block]:
     return [
         Heading(say("heading_advice")),
         Items(sentences(whole, say), numbered=True),
-        *([] if advice is None else _limits(whole, advice, say)),
+        *([] if advice is None or not advice.limits else _limits(whole, advice, say)),
         *([] if advice is None or not advice.savings else _savings(advice, say)),
     ]
 
@@ -29,7 +29,7 @@ def sentences(whole: WholeReport, say: Language) -> list[str]:
     return [
         *_heads(whole, say),
         *_largest(whole, say),
-        *([] if whole.advice is None else _fits(whole.advice, say)),
+        *([] if whole.advice is None or not whole.advice.limits else _fits(whole.advice, say)),
         *_weights(whole, say),
     ]
 
@@ -80,6 +80,9 @@ def _largest(whole: WholeReport, say: Language) -> Iterator[str]:
         named.add(term)
         size_bytes, allocated = moment.bytes_by_term[term], moment.allocated
         assert size_bytes is not None
+        if not allocated:
+            yield say("conclude_known", term=say(f"term_{term}"), size=size(size_bytes))
+            continue
         predicted = memory.predicted
         yield say(
             "conclude_largest"
@@ -92,7 +95,7 @@ def _largest(whole: WholeReport, say: Language) -> Iterator[str]:
             term=say(f"term_{term}"),
             size=size(size_bytes),
             allocated=size(allocated),
-            share="–" if not allocated else percent(size_bytes * 10_000 // allocated),
+            share=percent(size_bytes * 10_000 // allocated),
         )
 
 
@@ -115,7 +118,9 @@ def _fits(advice: Advice, say: Language) -> Iterator[str]:
             yield say(
                 "conclude_limits", gpu=card.gpu.name, context=reach(card.context, say), most=reach(card.batch, say)
             )
-    elif all(card.context.at_most is not None and card.context.at_most < run.prompt_tokens for card in advice.limits):
+    elif advice.limits and all(
+        card.context.at_most is not None and card.context.at_most < run.prompt_tokens for card in advice.limits
+    ):
         yield say("conclude_fits_none", gpus=say("comma").join(card.gpu.name for card in advice.limits), **values)
 
 
