@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..characters import width
+
 WIDTH = 80  # columns: a narrow terminal's
 COMMENT_COLUMN = 36
-WIDE = re.compile("[\u2e80-\uffef]")  # characters of two columns
 # What is not broken: a word, or a Chinese character with the punctuation after it.
 UNBROKEN = re.compile(
     "[\u2e80-\u2fff\u3021-\uff00](?:[\u3001-\u3020\uff01-\uffef])*|[^\\s\u2e80-\u2fff\u3021-\uff00]+|\\s+"
@@ -74,8 +75,3 @@ def folded(text: str, columns: int) -> list[str]:
             lines.append("")
         lines[-1] += piece if lines[-1] else piece.lstrip()
     return [line.rstrip() for line in lines]
-
-
-def width(text: str) -> int:
-    """Columns of a terminal."""
-    return len(text) + len(WIDE.findall(text))
