@@ -137,7 +137,7 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def screen_columns() -> int | None:
-    """The width that text on stdout must fit: COLUMNS, else the terminal's. None if stdout is no terminal or its width is unknown.
+    """The width that text on stdout must fit: COLUMNS, else the terminal's; None if unknown, or if stdout is no terminal.
 
     Not COLUMNS alone: Python's readline sets it for every child process, and scripts read all columns.
     """
