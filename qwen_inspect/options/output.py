@@ -137,7 +137,7 @@ def _text(subject: object, options: argparse.Namespace, say: Language, view: dic
     if options.format == "csv":
         from ..renderers import csv
 
-        return csv.render(options.command, subject, say, sort=view.get("sort", "name"))
+        return csv.render(options.command, subject, say, sort=view.get("sort", "name"), top=view.get("top"))
     from ..renderers.document import View, document
 
     columns = screen_columns() if options.format == "table" and options.output is None else None

@@ -20,10 +20,10 @@ LISTS = ("shape", "aliases", "device_names")  # other lists are tables of their 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def render(command: str, subject: Any, say: Language, *, sort: str) -> str:
-    """The table of a command of `options.output.IN_CSV`. sort: of tensors, as in `View`."""
+def render(command: str, subject: Any, say: Language, *, sort: str, top: int | None) -> str:
+    """The table of a command of `options.output.IN_CSV`. sort, top: of tensors, as in `View`."""
     content = import_module(f"{__package__}.json.{command}").content(subject, say)
-    rows = [dict(_flat(row)) for row in rows_of(command, content, sort)]
+    rows = [dict(_flat(row)) for row in rows_of(command, content, sort, top)]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     written = csv.writer(text)
@@ -32,11 +32,13 @@ def render(command: str, subject: Any, say: Language, *, sort: str) -> str:
     return text.getvalue()
 
 
-def rows_of(command: str, content: Mapping[str, Any], sort: str) -> Sequence[Mapping[str, Any]]:
+def rows_of(command: str, content: Mapping[str, Any], sort: str, top: int | None) -> Sequence[Mapping[str, Any]]:
     rows: Iterable[Mapping[str, Any]]
     match command:
         case "weights":
-            rows = sorted(content["tensors"], key=lambda row: (-row["bytes"] if sort == "size" else 0, row["name"]))
+            by_name = sorted(content["tensors"], key=lambda row: row["name"])
+            by_size = sorted(by_name, key=lambda row: -row["bytes"])
+            rows = by_name if sort == "name" and top is None else by_size[:top]
         case "params":
             rows = content["components"]
         case "attention":

@@ -36,6 +36,11 @@ def test_weights_are_rows_with_whole_bytes(capsys: Capture) -> None:
     assert names == sorted(names)
     largest = [int(row["bytes"]) for row in rows(capsys, "weights", MODEL, "--sort", "size")]
     assert largest == sorted(largest, reverse=True)
+    # Tied, lm_head.weight is stored as well.
+    assert [row["name"] for row in rows(capsys, "weights", MODEL, "--top", "2")] == [
+        "lm_head.weight",
+        embedding["name"],
+    ]
 
 
 def test_layers_and_components_are_rows(capsys: Capture) -> None:
