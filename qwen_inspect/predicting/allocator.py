@@ -157,7 +157,8 @@ class Driver:
     first. A range that is free again goes back to the system, and is not reused here.
 
     Derived from the addresses of the runs in benchmarks/recorded (driver 580, H100); NVIDIA documents none of it. Not modelled:
-    allocations of the driver and of libraries in between, and addresses that the system hands out again.
+    allocations of the driver and of libraries in between, and addresses that the system hands out again: the four recorded runs
+    that got such addresses reserve to the byte what ranges above one another would give.
     """
 
     __slots__ = ("lowest", "rests", "steps")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from benchmarks.recordings import EMPTY, Recording
-from qwen_inspect.predicting.allocator import Allocator, Block, Driver
+from qwen_inspect.predicting.allocator import DRIVER_STEP_BYTES, Allocator, Block, Driver
 
 
 class RecordedDriver(Driver):
@@ -22,6 +22,19 @@ class RecordedDriver(Driver):
 
     def give_back(self, address: int, size_bytes: int) -> None:
         pass
+
+
+class UpwardsDriver(Driver):
+    """Takes each range above the last, as a process gets addresses that it gave back before."""
+
+    def place(self, size_bytes: int) -> int:
+        if any(addresses and rest >= size_bytes for rest, addresses in self.rests.items()):
+            return super().place(size_bytes)
+        step_bytes = -(-size_bytes // DRIVER_STEP_BYTES) * DRIVER_STEP_BYTES
+        start, self.lowest = self.lowest, self.lowest + step_bytes
+        self.steps[start] = step_bytes
+        self._leave(start + size_bytes, step_bytes - size_bytes)
+        return start
 
 
 def replayed(recording: Recording, driver: Driver) -> Iterator[tuple[str, list[int], Allocator]]:
