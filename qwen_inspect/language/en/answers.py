@@ -121,7 +121,8 @@ TEXT = {
     "answer_files_equal": "Equal: all {files:,} weight files of {left} and {right} have the same SHA-256.",
     "answer_files_differ": "Different: {different:,} weight files of {left} and {right}.",
     "answer_files_unknown": "Not proven: the listings of {left} and {right} do not show whether their weights are equal.",
-    "answer_rows": "{differing:,} of {rows:,} rows differ; {unknown:,} are not known of every model.",
+    "answer_rows": "{differing:,} of {rows:,} rows differ.",
+    "answer_rows_unknown": "{differing:,} of {rows:,} rows differ; {unknown:,} are not known of every model.",
     "answer_sides_parameters": "Parameters: {values}.",
     "answer_sides_needed": "Needed of a card ({run}): {values}.",
 }

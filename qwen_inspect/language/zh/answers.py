@@ -121,7 +121,8 @@ TEXT = {
     "answer_files_equal": "相同：{left} 与 {right} 的 {files:,} 个权重文件 SHA-256 全部一致。",
     "answer_files_differ": "不同：{left} 与 {right} 有 {different:,} 个权重文件不同。",
     "answer_files_unknown": "无法证明：从 {left} 与 {right} 的文件列表看不出权重是否相同。",
-    "answer_rows": "{rows:,} 项中有 {differing:,} 项不同，{unknown:,} 项并非每个模型都已知。",
+    "answer_rows": "{rows:,} 项中有 {differing:,} 项不同。",
+    "answer_rows_unknown": "{rows:,} 项中有 {differing:,} 项不同，{unknown:,} 项并非每个模型都已知。",
     "answer_sides_parameters": "参数量：{values}。",
     "answer_sides_needed": "所需显存（{run}）：{values}。",
 }

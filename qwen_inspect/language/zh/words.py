@@ -14,7 +14,7 @@ TEXT = {
     "confidence_high": "全部取值已核实",
     "confidence_medium": "结构已核实，部分其他取值未核实",
     "confidence_low": "部分取值未核实",
-    "catalog_kind_file": "config.json 的副本",
+    "catalog_kind_file": "已发布的 config.json 副本",
     "catalog_kind_code": "其他项目的代码",
     "catalog_kind_listed": "公开的数值",
     "catalog_kind_sibling": "结构相同的另一个发布版本",

@@ -31,7 +31,8 @@ def _files(files: FilesComparison, say: Language) -> str:
 def _models(sides: SideBySide, say: Language) -> Iterator[str]:
     rows = [*(row.same for row in sides.facts), *(row.same for row in sides.config)]
     differing, unknown = rows.count(False), rows.count(None)
-    yield say("answer_rows", rows=len(rows), differing=differing, unknown=unknown)
+    key = "answer_rows_unknown" if unknown else "answer_rows"
+    yield say(key, rows=len(rows), differing=differing, **({"unknown": unknown} if unknown else {}))
     yield say("answer_sides_parameters", values=_each(sides, lambda index: _parameters(sides.reports[index], say), say))
     needed = _each(sides, lambda index: _needed(sides, index, say), say)
     yield say("answer_sides_needed", values=needed, run=memory.workload(sides.run, say))
