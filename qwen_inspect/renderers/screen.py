@@ -20,7 +20,7 @@ from .wrapping import units, wrapped
 WIDEST_CELL = 88  # longer sentences wrap; tensor names are shorter
 SENTENCE, NARROWEST = 32, 10  # columns that a cell's text keeps before other columns go, and at least
 HEADING_WORD = 12  # columns of a heading's word that is not broken
-MOST_OUTSIDE = 8  # rows too wide for their table, shown below it
+MOST_OUTSIDE, FEW = 8, 4  # rows too wide for their table, shown below it: so many, and one in four, at most
 BORDERS = 3  # columns that a column takes beside its text; the table takes one more
 
 
@@ -108,7 +108,7 @@ def _without_widest(
     if sum(words[0] for words in fewest if words) > _room(screen, columns):
         return columns, []  # even without that many rows
     while sum(column.least(wrap_all=True) for column in kept) > _room(screen, columns):
-        if len(outside) == MOST_OUTSIDE or len(rows) <= len(outside) + 1:
+        if len(outside) == min(MOST_OUTSIDE, len(rows) // FEW):
             return columns, []
         numbers = [max(column.words) if column.align == "r" else 0 for column in kept]
         widest = columns[numbers.index(max(numbers))]

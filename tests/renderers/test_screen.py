@@ -96,7 +96,10 @@ def latin_words(text: str) -> set[str]:
 @pytest.mark.parametrize("command", SHOWN)
 def test_no_word_is_broken(command: str, language: str, screens: dict[tuple[str, str, int], str]) -> None:
     whole = latin_words(screens[command, language, WHOLE])
-    short = {word.removeprefix("aten.").replace("in_features=", "") for word in whole}
+    short = {
+        word.removeprefix("aten.").removesuffix(".default").removeprefix("model.").replace("in_features=", "")
+        for word in whole
+    }
     for columns in WIDTHS:
         text = screens[command, language, columns]
         unknown = (

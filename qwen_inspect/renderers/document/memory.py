@@ -226,8 +226,10 @@ def terms_of(*moments: Moment | None) -> list[str]:
 def alive_rows(alive: Sequence[Alive], say: Language) -> list[list[str]]:
     return [
         [
-            group.component if group.operator != "–" else say(f"term_{term_of(group.component)}"),
-            Shortened(group.operator, group.operator.removeprefix("aten.")),
+            Shortened(group.component, group.component.removeprefix("model."))
+            if group.operator != "–"
+            else say(f"term_{term_of(group.component)}"),
+            Shortened(group.operator, group.operator.removeprefix("aten.").removesuffix(".default")),
             count(group.storages),
             count(group.size_bytes),
             size(group.size_bytes),
