@@ -7,8 +7,8 @@ cell wraps and a few rows with longer words go below the table; else each row is
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from prettytable import PrettyTable
 
@@ -24,8 +24,7 @@ MOST_OUTSIDE, FEW = 8, 4  # rows too wide for their table, shown below it: so ma
 BORDERS = 3  # columns that a column takes beside its text; the table takes one more
 
 
-@dataclass(frozen=True, slots=True)
-class Screen:
+class Screen(NamedTuple):
     """columns: of the terminal. whole: --verbose, so that nothing is left out or shortened."""
 
     columns: int
@@ -33,12 +32,12 @@ class Screen:
     whole: bool = False
 
 
-@dataclass(frozen=True)
 class _Column:
     """A column's cells, its heading first."""
 
-    cells: Sequence[str]
-    align: str
+    def __init__(self, cells: Sequence[str], align: str) -> None:
+        self.cells = cells
+        self.align = align
 
     @cached_property
     def widths(self) -> Sequence[int]:

@@ -11,14 +11,15 @@ from .characters import columns_of, width
 # No line of Chinese starts with the first or ends with the second (GB/T 15834-2011, 5.1.1).
 NEVER_FIRST = frozenset("，。、；：？！）】》」』〉〕”’…—·％),.;:?!%]}")
 NEVER_LAST = frozenset("（【《「『〈〔“‘([{")
-QUANTITY = re.compile(r"(?<=\d) (?=(?:[KMGT]i?)?B\b)")  # a number stays with its unit
+# Compiled where they are first used, for most text fits as it is.
+QUANTITY = r"(?<=\d) (?=(?:[KMGT]i?)?B\b)"  # a number stays with its unit
 JOINED = "\xa0"
-AFTER = re.compile(r"(?<=[/._=&?,-])")  # where a word wider than a line is broken
+AFTER = r"(?<=[/._=&?,-])"  # where a word wider than a line is broken
 
 
 def units(text: str) -> Iterable[str]:
     """The pieces of `text` that are not broken: words, and single Chinese characters with their punctuation."""
-    for word in QUANTITY.sub(JOINED, text).split(" "):
+    for word in re.sub(QUANTITY, JOINED, text).split(" "):
         yield from _parts(word)
 
 
@@ -28,7 +29,7 @@ def wrapped(text: str, columns: int, *, indent: str = "") -> list[str]:
         return [text]
     lines: list[str] = []
     line, taken = "", 0
-    for word in QUANTITY.sub(JOINED, text).split(" "):
+    for word in re.sub(QUANTITY, JOINED, text).split(" "):
         space = " " if taken else ""
         for part in _parts(word):
             wide = width(part)
@@ -64,7 +65,7 @@ def _broken(word: str, columns: int) -> list[str]:
     """A word wider than `columns`, broken after its punctuation, else anywhere."""
     lines = [""]
     taken = 0
-    for piece in AFTER.split(word):
+    for piece in re.split(AFTER, word):
         wide = width(piece)
         if taken + wide > columns and taken:
             lines.append("")

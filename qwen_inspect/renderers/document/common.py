@@ -396,13 +396,13 @@ def shown_range(low: int, high: int | None, shown: Callable[[int | None], str], 
     return shown(low) if low == high else say("size_range", low=shown(low), high=shown(high))
 
 
-FIRST_SENTENCE = re.compile(r".+?(?:。|\.(?= ))")
+FIRST_SENTENCE = r".+?(?:。|\.(?= ))"
 
 
 def notes(messages: Sequence[Message], say: Language, view: View) -> list[Block]:
     """A list of sentences; where the view is brief the first of each, and that there is more."""
     sentences = [say(message) for message in messages]
-    first = [(match[0][:-1] if (match := FIRST_SENTENCE.match(text)) else text) for text in sentences]
+    first = [(match[0][:-1] if (match := re.match(FIRST_SENTENCE, text)) else text) for text in sentences]
     if not view.brief or first == sentences:
         return [Items(sentences)]
     return [Items(first), Paragraph(say("notes_in_short"))]

@@ -30,7 +30,7 @@ from .common import (
     part_table,
 )
 
-SIDE = re.compile(r"\b(?:in|out)_features=")  # Linear(in, out, ...) has them in this order
+SIDES = r"\b(?:in|out)_features="  # Linear(in, out, ...) has them in this order
 # Rows of the configuration table, in order.
 CONFIGURATION_KEYS = (
     "vocab_size",
@@ -174,7 +174,7 @@ def tree_node(module: Module, say: Language, view: View, *, depth: int, label: s
         shown = [(child.label, child) for child in children]
     return Node(
         Shortened(
-            *(f"{name}{count_of}{module.class_name}{written}" for written in (arguments, SIDE.sub("", arguments)))
+            *(f"{name}{count_of}{module.class_name}{written}" for written in (arguments, re.sub(SIDES, "", arguments)))
         ),
         note,
         [tree_node(child, say, view, depth=depth + 1, label=child_label) for child_label, child in shown],
