@@ -10,11 +10,10 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
-from prettytable import PrettyTable
-
 from ..language import Language
 from .blocks import Shortened, Table
 from .characters import width
+from .grid import grid
 from .wrapping import units, wrapped
 
 WIDEST_CELL = 88  # longer sentences wrap; tensor names are shorter
@@ -168,21 +167,13 @@ def _capped(wanted: Sequence[int], least: Sequence[int], cap: int) -> list[int]:
 
 
 def _boxes(columns: Sequence[_Column], widths: Sequence[int], totals: int) -> str:
-    box = PrettyTable(
-        [str(index) for index in range(len(columns))]
-    )  # the heading is a row, as it may take several lines
-    box.header = False
-    for name, column in zip(box.field_names, columns, strict=True):
-        box.align[name] = column.align  # type: ignore[assignment]  # prettytable wants the literal
     texts = [
         column.cells if column.widest <= wide else ["\n".join(wrapped(cell, wide)) for cell in column.cells]
         for column, wide in zip(columns, widths, strict=True)
     ]
     rows = list(zip(*texts, strict=True))
-    last = len(rows) - 1 - totals
-    for index, row in enumerate(rows):
-        box.add_row(list(row), divider=index == 0 or (index == last and totals > 0))
-    return box.get_string()
+    ruled = {0, len(rows) - 1 - totals} if totals else {0}
+    return grid(rows, [column.align for column in columns], ruled_after=ruled)
 
 
 def _records(columns: Sequence[_Column], totals: int, room: int) -> Iterator[str]:

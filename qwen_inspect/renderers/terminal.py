@@ -1,4 +1,4 @@
-"""Blocks -> text for a terminal: tables by prettytable, all of it no wider than the screen, if there is one."""
+"""Blocks -> text for a terminal: all of it no wider than the screen, if there is one."""
 
 from __future__ import annotations
 
