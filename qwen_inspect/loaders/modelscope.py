@@ -6,7 +6,6 @@ Source: modelscope_hub 0.5.1, config.py (HubConfig), _legacy_api.py (URLs, heade
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import time
@@ -233,6 +232,8 @@ def _entry(file: ListedFile) -> dict[str, Any]:
 @contextmanager
 def _silent() -> Iterator[None]:
     """Silences the client on stderr, its progress bars too: we raise or show its messages ourselves."""
+    import logging
+
     logger = logging.getLogger("modelscope_hub")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -233,6 +232,8 @@ def _basic(header: str, url: SplitResult) -> dict[str, str]:
     """The header of a name and password that stand in a URL."""
     if url.username is None:
         return {}
+    from base64 import b64encode
+
     named = f"{unquote(url.username)}:{unquote(url.password or '')}"
     return {header: f"Basic {b64encode(named.encode()).decode()}"}
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ...language import Language, Message
 from ...results.counts import Check, ParameterCounts
-from ...results.memory import Run
 from ...results.model import Report
 from ...spec import Module
 from ...units import count, mib, percent, short_count, signed, size
@@ -18,6 +17,7 @@ from ..blocks import Block, Fields, Heading, Items, Paragraph, Shortened, Table
 
 if TYPE_CHECKING:
     from ...results.fit import Largest
+    from ...results.memory import Run
     from . import View
 
 MOST_UNEXPLAINED, MOST_KEPT, MOST_SPANS = 20, 8, 8
