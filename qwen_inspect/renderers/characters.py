@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from unicodedata import category, east_asian_width
+
+EMOJI = (
+    "\ufe0f"  # variation selector 16: the character before it is drawn as a picture, which is wide (Unicode TR 51, 2.4)
+)
 
 
 @cache
@@ -16,4 +21,9 @@ def columns_of(character: str) -> int:
 
 def width(text: str) -> int:
     """Columns that `text` takes, without control characters."""
-    return len(text) if text.isascii() else sum(map(columns_of, text))
+    if text.isascii():
+        return len(text)
+    coloured = (
+        sum(columns_of(before) == 1 for before, after in pairwise(text) if after == EMOJI) if EMOJI in text else 0
+    )
+    return sum(map(columns_of, text)) + coloured

@@ -50,7 +50,7 @@ def lines_of(*command: str | Path) -> list[str]:
 
 
 def tables_in(text: str) -> list[list[str]]:
-    """The lines of each table that prettytable drew."""
+    """The lines of each table between lines."""
     return [table.splitlines() for table in re.findall(r"(?:^[+|].*\n)+", text, re.MULTILINE)]
 
 

@@ -27,5 +27,5 @@ def test_a_characters_columns_are_those_of_wcwidth() -> None:
 
 
 def test_a_texts_columns_are_those_of_wcwidth() -> None:
-    for text in ("", "model.layers.0", "参数：28 层", "é – × ≤ …", "ｆｕｌｌ ﾊﾝ", "👍 ok", "한국어"):
+    for text in ("", "model.layers.0", "参数：28 层", "é – × ≤ …", "ｆｕｌｌ ﾊﾝ", "👍 ok", "🏳\ufe0f ❤\ufe0f", "한국어"):
         assert width(text) == wcswidth(text)
