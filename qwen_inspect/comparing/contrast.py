@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..checkpoint import Origin, Tensor
@@ -23,14 +23,22 @@ LAYER_FIGURES: Mapping[LayerKind, tuple[str, ...]] = {
 }
 
 
-def config_rows(configs: Sequence[Mapping[str, Any] | None]) -> tuple[ConfigRow, ...]:
-    """A row for each key of any configuration, sorted. 1000000 equals 1000000.0; 1 does not equal true."""
+def config_rows(
+    configs: Sequence[Mapping[str, Any] | None], lacking: Sequence[Collection[str]] | None = None
+) -> tuple[ConfigRow, ...]:
+    """A row for each key of any configuration, sorted. 1000000 equals 1000000.0; 1 does not equal true.
+
+    lacking: for each configuration, keys that its release has and this copy lacks: unknown, not absent.
+    """
     keys = sorted({key for config in configs for key in config or ()})
-    return tuple(_config_row(key, configs) for key in keys)
+    return tuple(_config_row(key, configs, lacking or [()] * len(configs)) for key in keys)
 
 
-def _config_row(key: str, configs: Sequence[Mapping[str, Any] | None]) -> ConfigRow:
-    present = tuple(None if config is None else key in config for config in configs)
+def _config_row(key: str, configs: Sequence[Mapping[str, Any] | None], lacking: Sequence[Collection[str]]) -> ConfigRow:
+    present = tuple(
+        None if config is None or key in lacked else key in config
+        for config, lacked in zip(configs, lacking, strict=True)
+    )
     values = tuple((config or {}).get(key) for config in configs)
     distinct = {(there, _canonical(value)) for there, value in zip(present, values, strict=True) if there is not None}
     same = False if len(distinct) > 1 else None if None in present else True

@@ -102,7 +102,10 @@ def _side_by_side(
         reports=tuple(reports),
         memories=tuple(memories),
         run=replace(run, attention=_kernels(memories) or run.attention),
-        config=config_rows([report.written for report in reports]),
+        config=config_rows(
+            [report.written for report in reports],
+            [report.release.missing_keys if report.release else () for report in reports],
+        ),
         facts=fact_rows(reports, memories, tokens=run.prompt_tokens, batch=run.batch),
         tensors=tuple(_changes(reports[0], tensors[0], report, named) for report, named in compared),
     )

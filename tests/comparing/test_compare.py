@@ -221,6 +221,8 @@ def test_values_are_equal_whichever_way_json_spells_them(left: object, right: ob
 
 
 def test_a_key_that_is_not_there_is_not_null() -> None:
+    (row,) = config_rows([{"key": 1}, {}], [(), ("key",)])
+    assert (row.present, row.same) == ((True, None), None)  # the release has it
     (row,) = config_rows([{"key": None}, {}])
     assert (row.same, row.present) == (False, (True, False))
 
