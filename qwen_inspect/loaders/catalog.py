@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -84,12 +85,15 @@ def _notice(model_id: str, entry: Mapping[str, Any]) -> Message:
 
 
 def configuration(model_id: str, catalog: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The entry's configuration, sorted by key as transformers writes it; keys it lacks come from the entry named by `like`."""
+    """The entry's configuration, sorted by key as transformers writes it; keys it lacks come from the entry named by `like`.
+
+    A copy of its own for each caller, because `entries` is read once.
+    """
     shared, own = _shared(model_id, catalog), catalog[model_id].get("own", {})
     parts = {
         key: dict(sorted({**shared[key], **value}.items())) for key, value in own.items() if isinstance(value, dict)
     }
-    return dict(sorted({**shared, **own, **parts}.items()))
+    return deepcopy(dict(sorted({**shared, **own, **parts}.items())))
 
 
 def _shared(model_id: str, catalog: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:

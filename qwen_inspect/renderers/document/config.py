@@ -151,12 +151,14 @@ def explained(report: Report, config: Mapping[str, Any], say: Language) -> list[
         Code(commented(config, comments), "jsonc"),
         *missing_keys(report, say),
     ]
+    grouped_keys: set[str] = set()
     for group, keys in GROUPS.items():
-        if present := [entry for key in keys for entry in decoder if entry[1] == key]:
+        present = [entry for key in keys for entry in decoder if entry[1] == key]
+        if any(key in sentences for _, key, _ in present):  # a dense model may have keys of experts
+            grouped_keys.update(keys)
             content += [Heading(say(f"group_{group}")), table(present, sentences)]
     if vision:
         content += [Heading(say("group_vision")), table(vision, of_tower)]
-    grouped_keys = {key for keys in GROUPS.values() for key in keys}
     if others := sorted((entry for entry in decoder if entry[1] not in grouped_keys), key=lambda entry: entry[0]):
         content += [Heading(say("group_other")), table(others, {})]
     return content
