@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -138,6 +139,27 @@ def test_the_first_lines_of_a_terminal_are_the_answer_and_a_notice_is_said_once(
     assert done.out.count(Language(language)(notice)) == 1
     as_json = invoke(capsys, "structure", SMALL, "--lang", language, "--format", "json")
     assert as_json.err == f"{Language(language)(notice)}\n"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "run", "opening"),
+    [
+        (None, Run(), "At the peak: "),
+        (None, Run(mode="train"), "At the peak: "),
+        ("fp8", Run(), "At the low end of the peak: "),  # its kernels are not traced: a range
+    ],
+)
+def test_the_terms_that_memory_names_add_up_to_what_it_says_a_card_must_have(
+    dtype: str | None, run: Run, opening: str
+) -> None:
+    memory = predict(inspect(SMALL, dtype=dtype), run)
+    terms = answers.sentences("memory", memory, Language("en"))[1]
+    assert terms.startswith(opening)
+    units = {"KiB": 1024, "MiB": MIB, "GiB": GIB}
+    named = sum(float(number) * units[unit] for number, unit in re.findall(r"([\d.]+)(?: to [\d.]+)? ([KMG]iB)", terms))
+    assert memory.predicted.required_ends is not None
+    # workspaces, buffers and rounding are not named: 8.12 or 16.25 MiB and less than 1 MiB each; sizes have two decimals
+    assert 0 <= memory.predicted.required_ends[0] - named < 25 * MIB
 
 
 @pytest.mark.parametrize(

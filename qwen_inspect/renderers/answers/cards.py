@@ -47,7 +47,7 @@ def on_common(cards: Sequence[Gpu], required: Required, say: Language) -> list[s
     if fitting := judged.get("fits"):
         parts.append(say("answer_cards_fit" if len(fitting) > 1 else "answer_card_fits", card=fitting[0]))
     if uncertain := judged.get("may_fit"):
-        parts.append(say("answer_cards_may", cards=say("comma").join(uncertain)))
+        parts.append(say("answer_cards_may", cards=say("list_comma").join(uncertain)))
     if unknown := judged.get("unknown"):
         parts.append(say("answer_cards_unknown", card=unknown[0]))
     if small := judged.get("too_small"):

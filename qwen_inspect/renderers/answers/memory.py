@@ -29,7 +29,9 @@ def sentences(memory: MemoryReport, say: Language) -> list[str]:
     required = memory.predicted.required_ends
     content = [_needed(memory, say)]
     if (moment := _moment(memory.predicted)) is not None:
-        content.append(terms(moment, memory.predicted, say))
+        between_ends = memory.predicted.peak_range
+        reserved = memory.predicted.peak_reserved if between_ends is None else between_ends.low_reserved_bytes
+        content.append(terms(moment, memory.predicted, reserved, say))
     if memory.run.device == "cuda" and required is not None:
         content += _on_cards(memory, required, say)
     return content
@@ -79,8 +81,8 @@ def _moment(footprint: Footprint) -> Moment | None:
     return None if moment.allocated is None else moment
 
 
-def terms(moment: Moment, footprint: Footprint, say: Language) -> str:
-    """The largest terms of the moment and, on a card, the CUDA context."""
+def terms(moment: Moment, footprint: Footprint, reserved: int | None, say: Language) -> str:
+    """The largest terms of the moment and what comes on top in `reserved` and on a card: they add up to what is needed."""
     named = [
         f"{say(f'answer_term_{term}')} {size(size_bytes)}"
         for term in NAMED_TERMS
@@ -88,10 +90,17 @@ def terms(moment: Moment, footprint: Footprint, say: Language) -> str:
     ]
     if moment.activations is None:
         named.append(f"{say('answer_term_activations')} {say('answer_unknown')}")
+    if reserved is not None and moment.allocated is not None and reserved > moment.allocated:
+        named.append(f"{say('answer_term_reserved_only')} {size(reserved - moment.allocated)}")
     if footprint.required_ends is not None:
-        context = between(*footprint.context_ends, say)
+        low, high = footprint.context_ends
+        context = between(low, low if footprint.peak_range is not None else high, say)
         named.append(f"{say('answer_term_context')} {context}")
-    at = "answer_terms_at_end" if moment is footprint.steady else "answer_terms"
+    at = "answer_terms"
+    if footprint.peak_range is not None:
+        at = "answer_terms_at_low_end"
+    elif moment is footprint.steady:
+        at = "answer_terms_at_end"
     return say(at, terms=say("comma").join(named))
 
 
@@ -129,7 +138,7 @@ def _on_ranks(memory: MemoryReport, ranks: RanksReport, say: Language) -> list[s
         )
     ]
     if largest.peak is not None:
-        content.append(terms(largest.peak, memory.predicted, say))
+        content.append(terms(largest.peak, memory.predicted, largest.peak_reserved, say))
     return [*content, *_on_cards(memory, (required, None), say)]
 
 
