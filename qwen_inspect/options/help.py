@@ -6,10 +6,11 @@ Written without argparse's formatter, which counts Chinese characters as one col
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..language import Language
+from ..renderers.characters import width
+from ..renderers.wrapping import wrapped
 from .parser import PROGRAM, Parser
 
 WIDEST = 100  # columns of a page; longer lines are hard to read
@@ -113,8 +114,6 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "completion fish -o ~/.config/fish/completions/qwen-inspect.fish",
     ),
 }
-# A run of characters that are two columns wide, each with the marks that may not begin a line; a word; white space.
-PIECE = re.compile(r"[\u2e80-\uffef][，。、；：！？）》」”…]*|[^\s\u2e80-\uffef]+[，。、；：！？）》」”…]*|\s+")
 
 
 def page(parser: Parser, commands: Sequence[str], say: Language, *, whole: bool) -> str:
@@ -130,7 +129,7 @@ def _blocks(
     what = [*arguments, say("usage_options")] if command else [say("help_command"), say("usage_options")]
     yield [say("usage_line", call=" ".join([parser.prog, *what]))]
     about = f"about_{command}"
-    yield _wrapped(say(about if about in say else f"help_{command or 'program'}"), columns)
+    yield wrapped(say(about if about in say else f"help_{command or 'program'}"), columns)
     if not command:
         yield [
             say("options_commands"),
@@ -176,28 +175,12 @@ def _written(action: argparse.Action) -> str:
 
 def _row(name: str, text: str, columns: int) -> list[str]:
     """A name, and its description beside it, or below a long name."""
-    lines = _wrapped(text, columns - BESIDE)
+    lines = wrapped(text, columns - BESIDE)
     begin = " " * INDENT + name
-    if _width(begin) + 2 > BESIDE:
+    if width(begin) + 2 > BESIDE:
         return [begin, *(" " * BESIDE + line for line in lines)]
-    first, *others = lines or [""]
-    return [(begin + " " * (BESIDE - _width(begin)) + first).rstrip(), *(" " * BESIDE + line for line in others)]
-
-
-def _wrapped(text: str, columns: int) -> list[str]:
-    """`text` in lines of at most so many columns, broken at spaces and between Chinese characters."""
-    lines, line = [], ""
-    for piece in PIECE.findall(text):
-        if _width(line + piece.rstrip()) > columns and line:
-            lines.append(line.rstrip())
-            line = piece.lstrip()
-        else:
-            line += piece
-    return [*lines, line.rstrip()] if line else lines
-
-
-def _width(text: str) -> int:
-    return sum(2 if character >= "\u2e80" else 1 for character in text)
+    first, *others = lines
+    return [(begin + " " * (BESIDE - width(begin)) + first).rstrip(), *(" " * BESIDE + line for line in others)]
 
 
 def _columns() -> int:

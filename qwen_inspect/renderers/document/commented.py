@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..characters import width
+from ..wrapping import wrapped
 
 WIDTH = 80  # columns: a narrow terminal's
 COMMENT_COLUMN = 36
-# What is not broken: a word, or a Chinese character with the punctuation after it.
-UNBROKEN = re.compile(
-    "[\u2e80-\u2fff\u3021-\uff00](?:[\u3001-\u3020\uff01-\uffef])*|[^\\s\u2e80-\u2fff\u3021-\uff00]+|\\s+"
-)
 
 
 def commented(config: Mapping[str, Any], comments: Mapping[str, str]) -> str:
@@ -38,7 +34,7 @@ def _members(config: Mapping[str, Any], comments: Mapping[str, str], prefix: str
         if width(beside) > WIDTH:
             beside = f"{line}  // {comment}"
         if comment and width(beside) > WIDTH:
-            yield from (f"{margin}// {text}" for text in folded(comment, WIDTH - len(margin) - 3))
+            yield from (f"{margin}// {text}" for text in wrapped(comment, WIDTH - len(margin) - 3))
             yield line
         else:
             yield beside if comment else line
@@ -65,13 +61,3 @@ def _value(value: object, column: int) -> list[str]:
             lines.append("")
         lines[-1] += f" {text}" if lines[-1] else text
     return ["[", *(f"  {line}" for line in lines), "]"]
-
-
-def folded(text: str, columns: int) -> list[str]:
-    """`text` in lines of at most so many columns, broken between words or Chinese characters."""
-    lines = [""]
-    for piece in UNBROKEN.findall(text):
-        if width(lines[-1] + piece) > columns and lines[-1]:
-            lines.append("")
-        lines[-1] += piece if lines[-1] else piece.lstrip()
-    return [line.rstrip() for line in lines]
