@@ -90,6 +90,7 @@ def test_chinese_is_chinese() -> None:
         "answer_differ",
         "answer_fit_each",
         "answer_joint",
+        "answer_layers_of",
         "answer_weights",
         "column_digest",
         "comma",

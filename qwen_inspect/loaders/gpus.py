@@ -22,6 +22,10 @@ MAKERS_WORDS = re.compile(r"nvidia|geforce|tesla|quadro|generation|[^a-z0-9]")
 GIGABYTES = re.compile(r"(?<=\d)g$")
 NUMBER = re.compile(r"\d{2,}")
 LOOKALIKE, LETTERS_AS_DIGITS = re.compile(r"(?<=\d)[oil]"), {"o": "0", "i": "1", "l": "1"}
+# "2x4090" and "A100 x 8".
+SEVERAL = re.compile(
+    r"(?P<before>\d{1,2}) ?[x×*] ?(?P<card>\w.+)|(?P<card_first>.+\w) ?[x×*] ?(?P<after>\d{1,2})", re.IGNORECASE
+)
 # Apple's, AMD's, Intel's and Huawei's accelerators.
 OTHER_MAKERS = re.compile(
     r"\b(apple|radeon|instinct|ryzen|strix|intel|arc|gaudi|ascend|m\d( (pro|max|ultra))?|mi ?\d{2,3}[a-z]?|rx ?\d{4}|"
@@ -91,6 +95,9 @@ def find(name: str) -> Gpu:
     partial = [gpu for gpu in table() if wanted in _folded(gpu.name)]
     if len(partial) > 1:
         raise UsageError("gpu_ambiguous", name=name, nearest=_names(partial))
+    if several := SEVERAL.fullmatch(name.strip()):
+        number, card = several["before"] or several["after"], several["card"] or several["card_first"]
+        raise UsageError("gpu_several", name=name, card=find(card).name.replace(" ", "-"), count=number)
     if OTHER_MAKERS.search(name):
         raise UsageError("gpu_other_maker", name=name)
     near = _names([*partial, *_similar(name)])

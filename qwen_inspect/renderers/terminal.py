@@ -25,7 +25,7 @@ from .blocks import (
 )
 from .characters import columns_of, width
 from .screen import Screen, drawn
-from .wrapping import wrapped
+from .wrapping import JOINED, wrapped
 
 # Control characters (category Cc), line separators (Zl, Zp) and format characters (Cf), which move the cursor, or reorder or hide
 # text (Unicode TR 36, 3.1): printed as escapes, never sent to a terminal.
@@ -65,7 +65,7 @@ def _painted(line: Line) -> str:
 def _lines(block: Block, screen: Screen | None) -> Iterator[Line]:
     match block:
         case Heading(text=text):
-            return _wrapped(f"=== {safe(text)} ===", screen, rendition=HEADING)
+            return _wrapped(f"=== {safe(text)}{' ' if screen is None else JOINED}===", screen, rendition=HEADING)
         case Answer(sentences=sentences):
             return (line for text in sentences for line in _wrapped(safe(text), screen, rendition=ANSWER))
         case Paragraph(text=text) | Folded(summary=text) | Live(text=text):

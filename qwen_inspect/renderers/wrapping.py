@@ -8,12 +8,12 @@ from itertools import pairwise
 
 from .characters import columns_of, width
 
+JOINED = "\xa0"
 # No line of Chinese starts with the first or ends with the second (GB/T 15834-2011, 5.1.1).
-NEVER_FIRST = frozenset("，。、；：？！）】》」』〉〕”’…—·％),.;:?!%]}")
+NEVER_FIRST = frozenset("，。、；：？！）】》」』〉〕”’…—·％),.;:?!%]}" + JOINED)
 NEVER_LAST = frozenset("（【《「『〈〔“‘([{")
 # Compiled where they are first used, for most text fits as it is.
 QUANTITY = r"(?<=\d) (?=(?:[KMGT]i?)?B\b)"  # a number stays with its unit
-JOINED = "\xa0"
 AFTER = r"(?<=[/._=&?,-])"  # where a word wider than a line is broken
 
 
@@ -26,7 +26,7 @@ def units(text: str) -> Iterable[str]:
 def wrapped(text: str, columns: int, *, indent: str = "") -> list[str]:
     """Lines of at most `columns`, `indent` before all but the first. Only a word wider than a line is broken itself."""
     if width(text) <= columns:
-        return [text]
+        return [text.replace(JOINED, " ")]
     lines: list[str] = []
     line, taken = "", 0
     for word in re.sub(QUANTITY, JOINED, text).split(" "):

@@ -94,6 +94,18 @@ def test_a_near_name_has_the_same_number(name: str, nearest: set[str]) -> None:
     assert set(str(refused.value.message.values["nearest"]).split(", ")) <= nearest
 
 
+@pytest.mark.parametrize(
+    ("name", "card", "count"), [("2x4090", "RTX-4090", "2"), ("8 × H20", "H20", "8"), ("RTX 4090*2", "RTX-4090", "2")]
+)
+def test_several_cards_in_one_name_are_answered_with_the_option_that_takes_them(
+    name: str, card: str, count: str
+) -> None:
+    with pytest.raises(UsageError) as refused:
+        gpus.find(name)
+    assert refused.value.message.key == "gpu_several"
+    assert refused.value.message.values == {"name": name, "card": card, "count": count}
+
+
 @pytest.mark.parametrize("name", ["1080", "zzz", "7777"])
 def test_a_name_like_no_other_has_no_nearest(name: str) -> None:
     with pytest.raises(UsageError) as refused:

@@ -15,7 +15,7 @@ from wcwidth import wcswidth
 
 from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.renderers import terminal
-from qwen_inspect.renderers.blocks import Block, Code, Fields, Items, Node, Paragraph, Shortened, Table, Tree
+from qwen_inspect.renderers.blocks import Block, Code, Fields, Heading, Items, Node, Paragraph, Shortened, Table, Tree
 from qwen_inspect.renderers.screen import Screen
 from qwen_inspect.renderers.wrapping import wrapped
 
@@ -248,3 +248,11 @@ def test_numbers_are_shortened_before_columns_go() -> None:
 def test_a_table_of_no_fitting_words_becomes_labelled_paragraphs() -> None:
     table = Table(["Key", "Value"], [["k" * 15, "v" * 15]], "ll")
     assert lines_of(table, 30) == [f"Key: {'k' * 15}", f"  Value: {'v' * 15}"]
+
+
+@pytest.mark.parametrize("text", ["word " * 15 + "abcd", "每个 rank 预留的缓存" * 4])
+def test_the_mark_that_closes_a_heading_is_not_alone_on_a_line(text: str) -> None:
+    columns = wcswidth(f"=== {text}") + 2  # the text fits, its closing mark does not
+    *first, last = terminal.render([Heading(text)], Screen(columns, Language("en"))).rstrip("\n").split("\n")
+    assert first
+    assert last.removesuffix(" ===").strip() not in ("", last)

@@ -17,7 +17,7 @@ TEXT = {
     "conclude_largest_end": "With a prompt of {prompt:,} tokens and batch {batch:,}, the largest part of what is known at the end of the run is “{term}”: {size} of {allocated} ({share}); the peak is unknown",
     "conclude_known": "“{term}” takes {size}; the rest of the memory is unknown",
     "conclude_fits": "A prompt of {prompt:,} tokens at batch {batch:,} fits {gpu}, the smallest of these cards that has the room ({available} available)",
-    "conclude_limits": "On {gpu} the context can grow to {context}, or the batch to {most}",
+    "conclude_limits": "On {gpu} the largest prompt at batch {batch:,} is {context} tokens; the largest batch at a prompt of {prompt:,} tokens is {most}",
     "conclude_fits_none": "A prompt of {prompt:,} tokens at batch {batch:,} fits none of these cards: {gpus}",
     "conclude_saving": "The change that saves most: {change}, {before} down to {after} ({saved} less)",
     "conclude_shorter": "A prompt of {half:,} tokens in place of {prompt:,} saves {saved} of KV cache",

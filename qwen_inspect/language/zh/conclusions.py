@@ -17,7 +17,7 @@ TEXT = {
     "conclude_largest_end": "提示词 {prompt:,} 个 token、批大小 {batch:,} 时，运行结束时已知的占用中最多的是“{term}”：{size}，占 {allocated} 的 {share}；峰值未知",
     "conclude_known": "“{term}”占 {size}，其余显存占用未知",
     "conclude_fits": "提示词 {prompt:,} 个 token、批大小 {batch:,} 可以放进 {gpu}（可用 {available}），它是所列显卡中能放下的最小的一张",
-    "conclude_limits": "在 {gpu} 上，上下文最大可到 {context}，或批大小最大可到 {most}",
+    "conclude_limits": "在 {gpu} 上，批大小 {batch:,} 时提示词的 token 数最大为 {context}；提示词 {prompt:,} 个 token 时批大小最大为 {most}",
     "conclude_fits_none": "提示词 {prompt:,} 个 token、批大小 {batch:,} 时，以下显卡都放不下：{gpus}",
     "conclude_saving": "节省最多的调整：{change}，由 {before} 降至 {after}（节省 {saved}）",
     "conclude_shorter": "提示词由 {prompt:,} 个 token 缩短为 {half:,} 个，KV 缓存减少 {saved}",

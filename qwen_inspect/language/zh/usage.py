@@ -48,7 +48,7 @@ TEXT = {
     "help_diagram": "架构图（SVG；-o FILE.png 则为 PNG）",
     "help_cache_plot": "另将 KV 缓存随上下文长度的变化绘成 FILE.svg 或 FILE.png",
     "help_plot": "另将运行期间的显存变化绘成 FILE.svg 或 FILE.png",
-    "help_program": "逐参数、逐字节地查看一个语言模型",
+    "help_program": "语言模型的参数量、注意力、KV 缓存与显存占用，精确到字节",
     "help_command": "命令",
     "help_structure": "配置、参数统计、模块树、每层信息、KV 缓存",
     "help_config": "模型配置；--explain 逐项解释",

@@ -115,9 +115,8 @@ def _fits(advice: Advice, say: Language) -> Iterator[str]:
         card = min(fitting, key=lambda card: card.available_bytes)
         yield say("conclude_fits", gpu=card.gpu.name, available=size(card.available_bytes), **values)
         if card.batch.value is not None:
-            yield say(
-                "conclude_limits", gpu=card.gpu.name, context=reach(card.context, say), most=reach(card.batch, say)
-            )
+            limits = {"context": reach(card.context, say), "most": reach(card.batch, say)}
+            yield say("conclude_limits", gpu=card.gpu.name, **limits, **values)
     elif advice.limits and all(
         card.context.at_most is not None and card.context.at_most < run.prompt_tokens for card in advice.limits
     ):
