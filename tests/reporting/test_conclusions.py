@@ -66,7 +66,7 @@ def test_the_documents_own_model_is_advised_what_is_true(tmp_path: Path) -> None
         "Every query head has a KV head of its own (MHA), so the KV cache takes 512.00 KiB a token"
     )
     assert said[1].startswith("GQA with 8 KV heads would take 128.00 KiB a token, 75.00% less")
-    assert any(sentence.startswith("On V100 32GB the context can grow to ") for sentence in said)
+    assert any(sentence.startswith("On V100 32GB the largest prompt at batch 1 is ") for sentence in said)
 
 
 def test_a_quantised_model_is_not_advised_to_quantise(tmp_path: Path) -> None:

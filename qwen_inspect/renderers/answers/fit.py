@@ -62,7 +62,7 @@ def _each(answers: Sequence[CardAnswer], say: Language) -> str:
     for card in answers:
         cards_of.setdefault(judged(card), []).append(named(card.gpu, say))
     parts = [
-        say(f"answer_fit_each_{verdict}", cards=say("comma").join(cards_of[verdict]))
+        say(f"answer_fit_each_{verdict}", cards=say("list_comma").join(cards_of[verdict]))
         for verdict in ("yes", "likely", "may", "unknown", "no")
         if verdict in cards_of
     ]
