@@ -235,7 +235,7 @@ def test_several_cards_and_engines_have_their_answers() -> None:
     both = answers.sentences("fit", fit(small(), Run(), cards("4090,T4")), say)
     assert "fits RTX 4090 (23.51 GiB), T4 (14.56 GiB)." in both[0]
     assert both[1:] == [
-        "Largest context at this batch: RTX 4090 40,832 (the model's own limit), T4 40,832 (the model's own limit)."
+        "Largest context at this batch, in tokens: RTX 4090 40,832 (the model's own limit), T4 40,832 (the model's own limit)."
     ]
     served = serve(small(), Serving(engine="vllm"), cards("H100"))
     verdict_of, capacity = answers.sentences("fit", served, say)
