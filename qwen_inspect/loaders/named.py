@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 
 from ..checkpoint import Checkpoint, ModelRef
-from ..errors import AccessError, NetworkError, NotFoundError, QwenInspectError, UnavailableError, UsageError
+from ..errors import AccessError, NetworkError, NotFoundError, QwenInspectError, UsageError
 from ..language import Message
 from ..progress import working
 from . import asking, catalog, local
@@ -45,7 +45,7 @@ def list_files(refs: Sequence[ModelRef], access: Access) -> list[Listing]:
 
 
 def hub_of(source: str) -> Hub:
-    """The hub called `source`. Its module is imported here, on first use: the clients take 0.1 to 0.2 s."""
+    """The hub called `source`. Its module is imported here, on first use."""
     module, name = HUBS[source]
     hub: Hub = getattr(import_module(f"{__package__}.{module}"), name)()
     return hub
@@ -58,19 +58,11 @@ def load_named(ref: ModelRef, access: Access, sources: tuple[str, ...]) -> Check
     answer, an earlier run's, the catalog's entry), a hub gets `PATIENCE_SECONDS` to answer; if it was out of reach in the last
     minutes, it is not asked.
     """
-    hubs: list[Hub] = []
-    refused: dict[str, QwenInspectError] = {}
-    for source in sources:
-        try:
-            hubs.append(hub_of(source))
-        except UnavailableError as error:
-            if len(sources) == 1:
-                raise
-            refused[source] = error
+    hubs = tuple(map(hub_of, sources))
     for hub in hubs:
         if (cached := _from_client_cache(hub, ref, partial=False)) is not None:
             return cached
-    request = _Request(ref=ref, access=access, hubs=tuple(hubs), pinned=len(sources) == 1, refused=refused)
+    request = _Request(ref=ref, access=access, hubs=hubs, pinned=len(hubs) == 1, refused={})
     if access.offline or offline_by_environment():
         for hub in hubs:
             if (kept := load_kept(hub, ref, Message("from_kept"), headers=access.headers)) is not None:
@@ -136,24 +128,24 @@ def _asked(request: _Request, hubs: tuple[Hub, ...]) -> tuple[Hub | None, asking
         recent = None if request.access.refresh else load_recent(hub, request.ref, headers=request.access.headers)
         return recent or look(hub, request.ref, Deadline.after(seconds))
 
-    now = asking.Asking(hubs, ask)
+    asked = asking.Asking(hubs, ask)
     whole = Deadline.after(seconds + asking.HEAD_START_SECONDS)
     names = [Message(f"source_{hub.source}") for hub in hubs]
     asked_for = {"model": request.ref.id, "hub": names[0], "other": names[-1]}
     with working("working_ask" if len(hubs) == 1 else "working_ask_both", **asked_for):
-        hub = now.first(Deadline.after(min(PATIENCE_SECONDS, seconds)))
-        if hub is None and not all(hub.source in now.refused for hub in hubs):
-            later = next((hub for hub in hubs if hub.source in now.answers), None)
-            if later is None and not _has_kept(request):
-                hub = now.first(whole)
-                later = next((hub for hub in hubs if hub.source in now.answers), None)
+        hub = asked.first(Deadline.after(min(PATIENCE_SECONDS, seconds)))
+        if hub is None and not all(hub.source in asked.refused for hub in hubs):
+            later = next((hub for hub in hubs if hub.source in asked.answers), None)
+            if later is None and _kept_here(request) is None:
+                hub = asked.first(whole)
+                later = next((hub for hub in hubs if hub.source in asked.answers), None)
             hub = hub or later
     for other in hubs:
-        if now.silent(other) and (hub is None or hubs.index(other) < hubs.index(hub)):
+        if asked.silent(other) and (hub is None or hubs.index(other) < hubs.index(hub)):
             asking.remember(other)
             refused[other.source] = NetworkError("hub_no_answer", endpoint=other.endpoint)
-    refused |= now.refused
-    return hub, None if hub is None else now.answers[hub.source]
+    refused |= asked.refused
+    return hub, None if hub is None else asked.answers[hub.source]
 
 
 def _in_place_of(checkpoint: Checkpoint, request: _Request, hub: Hub) -> Checkpoint:
@@ -164,10 +156,6 @@ def _in_place_of(checkpoint: Checkpoint, request: _Request, hub: Hub) -> Checkpo
             notice = Message("hub_instead", hub=Message(f"source_{hub.source}"), reason=error.message)
             return replace(checkpoint, notices=(notice, *checkpoint.notices))
     return checkpoint
-
-
-def _has_kept(request: _Request) -> bool:
-    return _kept_here(request) is not None
 
 
 def _kept_here(request: _Request) -> Checkpoint | None:
@@ -205,17 +193,16 @@ def _from_catalog(request: _Request, why: Message) -> Checkpoint | None:
 
 def _offline(request: _Request) -> Checkpoint:
     """Without a network: part of a client's cache, else the catalog's entry."""
-    found = _partly_cached(request) or _from_catalog(request, Message("offline_catalog"))
-    if found is not None:
-        return found
+    checkpoint = _partly_cached(request) or _from_catalog(request, Message("offline_catalog"))
+    if checkpoint is not None:
+        return checkpoint
     known = request.ref.id in catalog.entries()
     raise NotFoundError("offline_pinned" if known else "offline_missing", id=request.ref.id)
 
 
 def _refusal(request: _Request) -> QwenInspectError:
     """The error to raise: the first hub's; if it could not be reached, with what may help."""
-    errors = [request.refused[hub.source] for hub in request.hubs if hub.source in request.refused]
-    error = next(iter(errors), None) or next(iter(request.refused.values()))
+    error = next(request.refused[hub.source] for hub in request.hubs if hub.source in request.refused)
     if not asking.is_no_answer(error):
         return error
     hint = "help_unreachable" if not request.pinned else f"help_unreachable_{request.hubs[0].source}"

@@ -119,7 +119,7 @@ def run_of(options: argparse.Namespace, *, gpu: str | None) -> Run:
         cache=options.cache,
         padded=getattr(options, "padded", False),  # not an option of `compare`
         autocast=getattr(options, "autocast", None),
-        # The first that is set wins, as in torch 2.13.
+        # The first that is set wins: torch 2.13, AcceleratorAllocatorConfig::instance, c10/core/AllocatorConfig.cpp.
         allocator=os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF", ""),
     )
     if run.cache == "static" and run.mode != "generate":

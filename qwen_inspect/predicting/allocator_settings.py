@@ -16,8 +16,6 @@ from .allocator import (
     Settings,
 )
 
-# In torch 2.13's order of precedence: AcceleratorAllocatorConfig::instance, c10/core/AllocatorConfig.cpp.
-SETTINGS_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 # CUDAAllocatorConfig::getKeys and AcceleratorAllocatorConfig::getMutableKeys, torch 2.13: options that change no size on
 # the device. The collector runs only if the memory fraction is below 1 (malloc, allowed_memory_maximum), which is refused.
 IDLE_SETTINGS = (

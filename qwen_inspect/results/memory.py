@@ -155,6 +155,11 @@ class Footprint:
         return self.context_range_bytes if self.context_bytes is None else (self.context_bytes, self.context_bytes)
 
     @property
+    def peak_at_least(self) -> Moment:
+        """The peak; if it is a range, its low end; if it is unknown, the run's end."""
+        return self.peak or (self.steady if self.peak_range is None else self.peak_range.low)
+
+    @property
     def steady_allocated_bytes(self) -> int | None:
         return self.steady.allocated
 

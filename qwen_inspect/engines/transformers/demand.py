@@ -193,9 +193,8 @@ class TransformersDemand(Demand):
 def terms_of(footprint: Footprint) -> tuple[tuple[str, int], ...]:
     """The terms of the peak (at least) and what is only reserved; without a peak, the terms of the run's end."""
     peak_range = footprint.peak_range
-    moment = footprint.peak or (footprint.steady if peak_range is None else peak_range.low)
     reserved = footprint.peak_reserved if peak_range is None else peak_range.low_reserved_bytes
-    terms = [(term, size_bytes) for term, size_bytes in moment.bytes_by_term.items() if size_bytes]
+    terms = [(term, size_bytes) for term, size_bytes in footprint.peak_at_least.bytes_by_term.items() if size_bytes]
     if reserved is not None:
         terms.append(("reserved_only", reserved - sum(size_bytes for _, size_bytes in terms)))
     return tuple(terms)

@@ -75,9 +75,7 @@ def _reason(memory: MemoryReport, say: Language) -> str:
 
 def _moment(footprint: Footprint) -> Moment | None:
     """The moment whose terms the answer names: the peak, its lower bound, or the end; None if its sum is not known."""
-    if footprint.peak_range is not None:
-        return footprint.peak_range.low
-    moment = footprint.peak or footprint.steady
+    moment = footprint.peak_at_least
     return None if moment.allocated is None else moment
 
 

@@ -100,9 +100,8 @@ def _largest(whole: WholeReport, say: Language) -> Iterator[str]:
 
 
 def largest_term(memory: MemoryReport) -> tuple[Moment, str]:
-    """The peak (if it is a range: its low end; if it is unknown: the run's end) and its largest term."""
-    predicted = memory.predicted
-    moment = predicted.peak or (predicted.peak_range.low if predicted.peak_range else predicted.steady)
+    """`Footprint.peak_at_least` and its largest term."""
+    moment = memory.predicted.peak_at_least
     return moment, max(moment.bytes_by_term, key=lambda term: moment.bytes_by_term[term] or 0)
 
 
