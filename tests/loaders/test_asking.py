@@ -17,7 +17,6 @@ from ..support.models import TINY_QWEN3
 
 CONFIG = json.dumps(dict(TINY_QWEN3)).encode()
 HUGGING_FACE = ("/api/models/*", "/org/*", "/Qwen/*")
-MODELSCOPE = ("/api/v1/*", "/models/*")
 
 
 @pytest.fixture
