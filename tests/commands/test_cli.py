@@ -59,10 +59,13 @@ def test_help_imports_next_to_nothing() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_a_command_imports_its_own_module_and_shared_options_alone(command: str) -> None:
+def test_help_of_a_command_imports_its_own_module_shared_options_and_wrapping_alone(command: str) -> None:
     imported = modules_of(command, "--help")
     assert imported & (HEAVY | {"dataclasses", "inspect", "prettytable", "rich", "json"}) == set()
-    light = rf"qwen_inspect(\.(cli|commands(\.{command})?|console|engines|errors|language.*|options.*|units))?"
+    light = (
+        rf"qwen_inspect(\.(cli|commands(\.{command})?|console|engines|errors|language.*|options.*|units"
+        r"|renderers(\.(characters|wrapping))?))?"
+    )
     assert [name for name in imported if name.startswith("qwen_inspect") and not re.fullmatch(light, name)] == []
 
 
