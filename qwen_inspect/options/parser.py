@@ -108,4 +108,7 @@ def near(found: str, known: Iterable[str]) -> list[str]:
 
 
 def _name(action: argparse.Action) -> str:
-    return action.option_strings[-1] if action.option_strings else str(action.metavar or action.dest)
+    if action.option_strings:
+        return action.option_strings[-1]
+    metavar = str(action.metavar or action.dest)
+    return action.dest.upper() if "|" in metavar else metavar  # a metavar that lists the choices names nothing
