@@ -13,6 +13,7 @@ from ..units import MIB
 SYSFS = Path("/sys/class/drm")
 MEMINFO = Path("/proc/meminfo")
 AMD = "0x1002"  # the PCI vendor
+MOST_DIGITS = 20  # of a number of bytes
 
 
 def cards() -> tuple[Gpu, ...]:
@@ -23,10 +24,10 @@ def cards() -> tuple[Gpu, ...]:
 def _amd() -> Iterator[Gpu]:
     """Source: Linux, Documentation/gpu/amdgpu/driver-misc.rst, "Memory reporting" and product_name"""
     for device in sorted(SYSFS.glob("card[0-9]*/device")):
-        total = _number(device / "mem_info_vram_total")
+        total = _number(_line(device / "mem_info_vram_total"))
         if _line(device / "vendor") != AMD or not total:
             continue
-        used = _number(device / "mem_info_vram_used")
+        used = _number(_line(device / "mem_info_vram_used"))
         yield Gpu(
             name=_line(device / "product_name") or f"AMD GPU {_line(device / 'device')}",
             kind="here",
@@ -38,13 +39,11 @@ def _amd() -> Iterator[Gpu]:
 
 def _apple() -> Iterator[Gpu]:
     """usable_bytes: the limit that the user set; macOS reports its own default to Metal alone."""
-    total = _sysctl("hw.memsize")
-    limit = int(_sysctl("iogpu.wired_limit_mb") or 0) * MIB
+    total = _number(_sysctl("hw.memsize"))
+    limit = (_number(_sysctl("iogpu.wired_limit_mb")) or 0) * MIB
     if total:
         name = _sysctl("machdep.cpu.brand_string") or "Apple GPU"
-        yield Gpu(
-            name=name, kind="here", maker="apple", unified=True, memory_bytes=int(total), usable_bytes=limit or None
-        )
+        yield Gpu(name=name, kind="here", maker="apple", unified=True, memory_bytes=total, usable_bytes=limit or None)
 
 
 def host_memory() -> tuple[int, int]:
@@ -69,6 +68,5 @@ def _line(path: Path) -> str:
         return ""
 
 
-def _number(path: Path) -> int | None:
-    text = _line(path)
-    return int(text) if text.isascii() and text.isdigit() else None
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < MOST_DIGITS else None

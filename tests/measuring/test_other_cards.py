@@ -50,7 +50,9 @@ def test_amd_cards_are_read_from_sysfs(tmp_path: Path, monkeypatch: pytest.Monke
     ]
 
 
-@pytest.mark.parametrize(("limit", "usable"), [("0", None), ("57344", 57_344 << 20)])
+@pytest.mark.parametrize(
+    ("limit", "usable"), [("0", None), ("57344", 57_344 << 20), ("none", None), ("9" * 5000, None)]
+)
 def test_apples_memory_is_the_machines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, usable: int | None
 ) -> None:
