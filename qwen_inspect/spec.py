@@ -138,9 +138,10 @@ class Vision:
 class ModelSpec:
     """The meaning of a configuration. Sizes in elements, lengths in tokens.
 
-    All fields but `vision` describe the decoder; vision is None for a text-only model. For a class that only transformers
-    describes (`built`), `layers` is empty, and norm_eps, activation and pad_token_id mean nothing.
-    kernel: the attention that `from_pretrained` chooses by default; not part of a trace's name.
+    All fields but `vision` describe the decoder; vision is None for a text-only model. For a class known by its
+    modules (`built`), `layers` is empty, and norm_eps, activation and pad_token_id mean nothing.
+    kernel: the attention that `from_pretrained` chooses by default; from_transformers: whether it was read off transformers'
+    built model. Neither is part of a trace's name.
     """
 
     family: str
@@ -157,10 +158,11 @@ class ModelSpec:
     layers: tuple[Layer, ...]
     vision: Vision | None = None
     kernel: str = field(default="sdpa", repr=False)
+    from_transformers: bool = field(default=False, repr=False)
 
     @property
     def built(self) -> bool:
-        """Whether the spec comes from transformers' built model, not from a family described here."""
+        """Whether the layers are known by their modules and caches alone, from a family's outline or transformers' model."""
         return not self.layers
 
     @property

@@ -12,6 +12,7 @@ from ..spec import ModelSpec, Module
 from .blocks import decoder_tree, sparse_block_with_shared_expert
 from .blocks import experts_stored_singly as stored_form
 from .blocks import no_prediction_layers as prediction_layers
+from .design import by_spec
 from .reading import (
     flag,
     integer,
@@ -24,7 +25,7 @@ from .reading import (
     sparse_mlps,
 )
 
-__all__ = ["module_tree", "prediction_layers", "read_spec", "stored_form"]
+__all__ = ["architecture", "module_tree", "prediction_layers", "read_spec", "stored_form"]
 
 
 def read_spec(config: Mapping[str, Any]) -> ModelSpec:
@@ -55,3 +56,6 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
 
 def module_tree(spec: ModelSpec) -> Module:
     return decoder_tree(spec, sparse_block_with_shared_expert)
+
+
+architecture = by_spec(read_spec, module_tree, stored_form, prediction_layers)

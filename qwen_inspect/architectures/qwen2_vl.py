@@ -12,6 +12,7 @@ from typing import Any
 from ..spec import ModelSpec, Module
 from .blocks import linear
 from .blocks import no_prediction_layers as prediction_layers
+from .design import by_spec
 from .reading import ACTIVATION_CLASSES, integer
 from .vision import (
     layer_norm,
@@ -26,7 +27,7 @@ from .vision import (
 )
 from .vision import stored_side_by_side as stored_form
 
-__all__ = ["module_tree", "prediction_layers", "read_spec", "stored_form"]
+__all__ = ["architecture", "module_tree", "prediction_layers", "read_spec", "stored_form"]
 
 SIZES: Mapping[str, int] = {
     "depth": 32,
@@ -85,3 +86,6 @@ def module_tree(spec: ModelSpec) -> Module:
         ),
     )
     return qwen2_tree(spec, tower)
+
+
+architecture = by_spec(read_spec, module_tree, stored_form, prediction_layers)

@@ -12,6 +12,7 @@ from ..spec import ModelSpec
 from .blocks import decoder_tree as module_tree
 from .blocks import no_prediction_layers as prediction_layers
 from .blocks import stored_as_built as stored_form
+from .design import by_spec
 from .reading import (
     MOST_HEADS,
     dense_mlps,
@@ -24,7 +25,7 @@ from .reading import (
     softmax_attentions,
 )
 
-__all__ = ["module_tree", "prediction_layers", "read_spec", "stored_form"]
+__all__ = ["architecture", "module_tree", "prediction_layers", "read_spec", "stored_form"]
 
 
 def read_spec(config: Mapping[str, Any]) -> ModelSpec:
@@ -47,3 +48,6 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
         ),
         mlps=dense_mlps(config),
     )
+
+
+architecture = by_spec(read_spec, module_tree, stored_form, prediction_layers)

@@ -12,10 +12,11 @@ from ..checkpoint import Tensor
 from ..spec import ModelSpec, Module
 from .blocks import no_sparse_block, prediction_layer
 from .blocks import stored_as_built as stored_form
+from .design import by_spec
 from .reading import dense_mlps
 from .vision import hybrid_tree, read_hybrid
 
-__all__ = ["module_tree", "prediction_layers", "read_spec", "stored_form"]
+__all__ = ["architecture", "module_tree", "prediction_layers", "read_spec", "stored_form"]
 
 
 def read_spec(config: Mapping[str, Any]) -> ModelSpec:
@@ -28,3 +29,6 @@ def module_tree(spec: ModelSpec) -> Module:
 
 def prediction_layers(spec: ModelSpec) -> tuple[Tensor, ...]:
     return prediction_layer(spec, no_sparse_block)
+
+
+architecture = by_spec(read_spec, module_tree, stored_form, prediction_layers)

@@ -12,10 +12,11 @@ from ..checkpoint import Tensor
 from ..spec import Mlp, ModelSpec, Module
 from .blocks import experts_stored_singly as stored_form
 from .blocks import prediction_layer, sparse_block_with_shared_expert
+from .design import by_spec
 from .reading import MOST_HEADS, integer, sparse_mlps
 from .vision import hybrid_tree, read_hybrid
 
-__all__ = ["module_tree", "prediction_layers", "read_spec", "stored_form"]
+__all__ = ["architecture", "module_tree", "prediction_layers", "read_spec", "stored_form"]
 
 
 def read_spec(config: Mapping[str, Any]) -> ModelSpec:
@@ -36,3 +37,6 @@ def module_tree(spec: ModelSpec) -> Module:
 
 def prediction_layers(spec: ModelSpec) -> tuple[Tensor, ...]:
     return prediction_layer(spec, sparse_block_with_shared_expert)
+
+
+architecture = by_spec(read_spec, module_tree, stored_form, prediction_layers)

@@ -12,9 +12,10 @@ from ..checkpoint import Tensor
 from ..spec import ModelSpec, Module
 from .blocks import decoder_tree, prediction_layer, sparse_block_with_shared_expert
 from .blocks import experts_stored_singly as stored_form
+from .design import by_spec
 from .reading import hybrid_attentions, integer, read_decoder, sparse_mlps
 
-__all__ = ["module_tree", "prediction_layers", "read_spec", "stored_form"]
+__all__ = ["architecture", "module_tree", "prediction_layers", "read_spec", "stored_form"]
 
 
 def read_spec(config: Mapping[str, Any]) -> ModelSpec:
@@ -33,3 +34,6 @@ def module_tree(spec: ModelSpec) -> Module:
 
 def prediction_layers(spec: ModelSpec) -> tuple[Tensor, ...]:
     return prediction_layer(spec, sparse_block_with_shared_expert)
+
+
+architecture = by_spec(read_spec, module_tree, stored_form, prediction_layers)

@@ -12,10 +12,11 @@ from ..spec import ModelSpec, Module
 from .blocks import no_prediction_layers as prediction_layers
 from .blocks import no_sparse_block
 from .blocks import stored_as_built as stored_form
+from .design import by_spec
 from .reading import MOST_HEADS, dense_mlps, integer, text_part
 from .vision import qwen3_vl_tree, read_qwen3_text
 
-__all__ = ["module_tree", "prediction_layers", "read_spec", "stored_form"]
+__all__ = ["architecture", "module_tree", "prediction_layers", "read_spec", "stored_form"]
 
 
 def read_spec(config: Mapping[str, Any]) -> ModelSpec:
@@ -26,3 +27,6 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
 
 def module_tree(spec: ModelSpec) -> Module:
     return qwen3_vl_tree(spec, no_sparse_block)
+
+
+architecture = by_spec(read_spec, module_tree, stored_form, prediction_layers)

@@ -11,11 +11,12 @@ from typing import Any
 from ..spec import ModelSpec, Module
 from .blocks import no_prediction_layers as prediction_layers
 from .blocks import sparse_block
+from .design import by_spec
 from .reading import experts_key, read_head_dim, sparse_mlps, text_part
 from .vision import experts_stored_transposed as stored_form
 from .vision import qwen3_vl_tree, read_qwen3_text
 
-__all__ = ["module_tree", "prediction_layers", "read_spec", "stored_form"]
+__all__ = ["architecture", "module_tree", "prediction_layers", "read_spec", "stored_form"]
 
 
 def read_spec(config: Mapping[str, Any]) -> ModelSpec:
@@ -26,3 +27,6 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
 
 def module_tree(spec: ModelSpec) -> Module:
     return qwen3_vl_tree(spec, sparse_block)
+
+
+architecture = by_spec(read_spec, module_tree, stored_form, prediction_layers)

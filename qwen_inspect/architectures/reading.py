@@ -23,29 +23,13 @@ from ..spec import (
     MoeMlp,
     SlidingAttention,
 )
+from .families import CLASSES
 
 # Far above every released model: a larger value means a damaged or hostile file.
 LARGEST_SIZE = 1 << 31
 MOST_LAYERS = 10_000
 MOST_HEADS = 1 << 16
 MOST_EXPERTS = 1 << 20  # over all layers; Kimi-K2 has 23,040
-
-# The classes described here, by model_type; the default class first.
-CLASSES: Mapping[str, tuple[str, ...]] = {
-    "qwen2": ("Qwen2ForCausalLM", "Qwen2Model"),
-    "qwen2_moe": ("Qwen2MoeForCausalLM", "Qwen2MoeModel"),
-    "qwen3": ("Qwen3ForCausalLM", "Qwen3Model"),
-    "qwen3_moe": ("Qwen3MoeForCausalLM", "Qwen3MoeModel"),
-    "qwen2_vl": ("Qwen2VLForConditionalGeneration",),
-    "qwen2_5_vl": ("Qwen2_5_VLForConditionalGeneration",),
-    "qwen3_vl": ("Qwen3VLForConditionalGeneration",),
-    "qwen3_vl_moe": ("Qwen3VLMoeForConditionalGeneration",),
-    "qwen3_next": ("Qwen3NextForCausalLM", "Qwen3NextModel"),
-    "qwen3_5": ("Qwen3_5ForConditionalGeneration",),
-    "qwen3_5_text": ("Qwen3_5ForCausalLM", "Qwen3_5TextModel"),
-    "qwen3_5_moe": ("Qwen3_5MoeForConditionalGeneration",),
-    "qwen3_5_moe_text": ("Qwen3_5MoeForCausalLM", "Qwen3_5MoeTextModel"),
-}
 
 # Class that ACT2FN builds for a name of `hidden_act`. Source: transformers 5.23, activations.ACT2CLS.
 ACTIVATION_CLASSES: Mapping[str, str] = {
@@ -120,6 +104,17 @@ def read_dtype(config: Mapping[str, Any]) -> DType:
     if dtype not in (DType.BF16, DType.F16, DType.F32, DType.F64):
         raise UnsupportedError("config_dtype_unsupported", key=key, found=shown(name))
     return dtype
+
+
+def whole_dtype(config: Mapping[str, Any]) -> DType:
+    """The parameters' dtype: the top-level key, else the decoder's in a composite model, else torch's default."""
+    nested: Mapping[str, Any] = next(
+        (config[key] for key in ("text_config", "llm_config") if isinstance(config.get(key), Mapping)), {}
+    )
+    keys = ("dtype", "torch_dtype")
+    return read_dtype(
+        next((part for part in (config, nested) if any(part.get(key) is not None for key in keys)), config)
+    )
 
 
 def read_decoder(

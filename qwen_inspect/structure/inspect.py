@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..architectures import FAMILIES, Architecture, StoredForm, architecture_of
-from ..checkpoint import Checkpoint, ModelRef, Origin, Tensor
+from ..checkpoint import Checkpoint, DType, ModelRef, Origin, Tensor
 from ..declarations import KEY, settled
 from ..errors import MalformedError, NotFoundError, QwenInspectError, UnavailableError, UnsupportedError
 from ..language import Message
@@ -20,7 +20,7 @@ from ..results.model import Design, Report
 from ..spec import ModelSpec, each_tensor
 from .accounting import components, predicted_elements, predicted_files
 from .attention import attention_report
-from .kv_cache import cache_report, checkpoint_format, read_formats
+from .kv_cache import CacheFormat, cache_report, checkpoint_format, read_formats
 from .reconcile import against_files, against_instantiated, contradictions, copies
 
 if TYPE_CHECKING:
@@ -364,8 +364,12 @@ def _attention(
     subject: _Subject, workload: Workload
 ) -> tuple[AttentionReport | None, CacheReport | None, UnsupportedError | None]:
     """(attention, cache, refusal): from the configuration and the files, or as transformers runs the class."""
-    spec, built = subject.architecture.spec, subject.architecture.built
+    spec, built, kept = subject.architecture.spec, subject.architecture.built, subject.architecture.kept
     formats = read_formats(workload.cache_format, spec.dtype)
+    if kept is not None:
+        attention = AttentionReport(by_config=tuple(layer for layer, _ in kept), by_shapes=None, findings=())
+        cache = CacheReport(dtype=str(spec.dtype), layers=tuple(layer for _, layer in kept))
+        return attention, _in_formats(attention, cache, formats, spec.dtype), None
     if built is None:
         tensors = subject.checkpoint.tensors
         if subject.checkpoint.gguf and tensors is not None:
@@ -378,11 +382,16 @@ def _attention(
 
     try:
         attention, cache = found_cache(built, spec.dtype)
-        if formats != read_formats("auto", spec.dtype):
-            cache = cache_report(attention.layers, *formats, spec.dtype)
+        return attention, _in_formats(attention, cache, formats, spec.dtype), None
     except UnsupportedError as error:
         return None, None, error
-    return attention, cache, None
+
+
+def _in_formats(
+    attention: AttentionReport, cache: CacheReport, formats: tuple[CacheFormat, CacheFormat], dtype: DType
+) -> CacheReport:
+    """`cache`, which is in the model's dtype, with K and V in these formats."""
+    return cache if formats == read_formats("auto", dtype) else cache_report(attention.layers, *formats, dtype)
 
 
 def _with_stored_bytes(design: Design, subject: _Subject) -> Design:

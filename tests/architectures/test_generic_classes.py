@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from qwen_inspect.architectures import FAMILIES
+from qwen_inspect.architectures.families import CLASSES
 from qwen_inspect.architectures.generic.configurations import stated
-from qwen_inspect.architectures.reading import CLASSES
 from qwen_inspect.errors import UnsupportedError
 from qwen_inspect.language import LANGUAGES
 from qwen_inspect.predicting.predict import predict

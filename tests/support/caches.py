@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qwen_inspect.architectures import Architecture, architecture_of
+from qwen_inspect.architectures import Architecture
+from qwen_inspect.architectures.generic import read_generic
 from qwen_inspect.results.cache import CacheReport
 
 BATCH, PROMPT, DECODED = 2, 9, 4
 
 
 def generic(config: Mapping[str, Any]) -> Architecture:
-    architecture = architecture_of(config)
+    architecture = read_generic(config, ())
     assert architecture.built is not None
     return architecture
 

@@ -16,12 +16,14 @@ from ...checkpoint import Tensor
 from ...errors import UnavailableError, UnsupportedError
 from ...language import Message
 from .. import Architecture
-from ..reading import CLASSES, read_class_name, shown
-from .building import build_generic, build_own, buildable, check_sizes, config_types, is_shipped
+from ..families import CLASSES
+from ..reading import read_class_name, shown
+from ..sizes import check_sizes
+from .building import build_generic, build_own, buildable, config_types, is_shipped
 from .modules import active_is_known, aliases_of, spec_of, state_of, tensor_of, tree_of
 from .names import renaming, stored_forms
 
-__all__ = ["build_generic", "buildable", "check_sizes", "read_generic"]
+__all__ = ["build_generic", "buildable", "read_generic"]
 
 
 def read_generic(

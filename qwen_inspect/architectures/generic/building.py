@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from copy import deepcopy
@@ -11,14 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import MalformedError, QwenInspectError, UnavailableError, UnsupportedError
-from ..reading import LARGEST_SIZE, read_dtype, shown
+from ..reading import shown, whole_dtype
 from .configurations import layer_configurations, stated
 
-# Far above every released model; transformers loops over such counts before it builds anything.
-MOST_LAYERS, MOST_EXPERTS, MOST_MODULES, MOST_ENTRIES = 2_000, 8_192, 200_000, 10_000
-MOST_POSITIONS = 1 << 28
-DEEPEST = 20
-COUNTS = re.compile(r"layer|block|depth|stage|expert|repeat|codebook|head|level|branch|stack")
+# Far above every released model's number of modules.
+MOST_MODULES = 200_000
 # Keys that could make transformers fetch code.
 LOADED_FROM = ("attn_implementation", "experts_implementation", "name_or_path")
 SPECIAL_NUMBERS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
@@ -32,39 +28,6 @@ def config_types() -> Any:
     except ImportError as error:
         raise UnavailableError("extra_missing", package=error.name, extra="torch") from None
     return CONFIG_MAPPING
-
-
-def check_sizes(config: Mapping[str, Any]) -> None:
-    """Raises MalformedError for a number, list length or nesting depth in `config` that no model has."""
-
-    def check(key: str, value: object, depth: int) -> None:
-        if depth > DEEPEST:
-            raise MalformedError("generic_too_deep", most=DEEPEST)
-        if isinstance(value, Mapping):
-            for name, inner in value.items():
-                check(str(name), inner, depth + 1)
-        elif isinstance(value, list):
-            if len(value) > MOST_ENTRIES:
-                raise MalformedError("generic_too_long", key=shown(key), found=len(value), most=MOST_ENTRIES)
-            for inner in value:
-                check(key, inner, depth + 1)
-        elif isinstance(value, int) and not isinstance(value, bool):
-            most = _most(key)
-            if abs(value) > most:
-                raise MalformedError("config_out_of_range", key=shown(key), found=shown(value), least=-most, most=most)
-
-    check("", dict(config), 0)
-
-
-def _most(key: str) -> int:
-    key = key.lower()
-    if any(part in key for part in ("size", "dim", "rank", "token", "_id", "vocab", "channel")):
-        return LARGEST_SIZE
-    if "expert" in key or "head" in key:
-        return MOST_EXPERTS
-    if COUNTS.search(key):
-        return MOST_LAYERS
-    return MOST_POSITIONS if "position" in key else LARGEST_SIZE
 
 
 def buildable(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,7 +79,7 @@ def build_generic(config: Mapping[str, Any], *, dtype: str | None = None, device
     import transformers
     from huggingface_hub.errors import StrictDataclassError
 
-    name = dtype or generic_dtype(config).torch_name
+    name = dtype or whole_dtype(config).torch_name
     try:
         with _guarded(), nullcontext() if device is None else torch.device(device):
             configuration = transformers.AutoConfig.for_model(**buildable(config))
@@ -151,7 +114,7 @@ def build_own(config: Mapping[str, Any], own: Mapping[str, Any], code: Path) -> 
                 get_class_from_dynamic_module(name, str(code), local_files_only=True) for name in references
             )
             configuration = config_class.from_dict(buildable(config))
-            model = model_class._from_config(configuration, dtype=getattr(torch, generic_dtype(config).torch_name))
+            model = model_class._from_config(configuration, dtype=getattr(torch, whole_dtype(config).torch_name))
     except QwenInspectError:
         raise
     except Exception as error:  # foreign code may raise anything
@@ -159,17 +122,6 @@ def build_own(config: Mapping[str, Any], own: Mapping[str, Any], code: Path) -> 
         reason = lines[0][:300] if lines else type(error).__name__
         raise UnsupportedError("instantiate_failed", reason=reason, version=transformers.__version__) from None
     return model.eval()
-
-
-def generic_dtype(config: Mapping[str, Any]) -> Any:
-    """The parameters' dtype: the top-level key, else the decoder's in a composite model, else torch's default."""
-    nested: Mapping[str, Any] = next(
-        (config[key] for key in ("text_config", "llm_config") if isinstance(config.get(key), Mapping)), {}
-    )
-    keys = ("dtype", "torch_dtype")
-    return read_dtype(
-        next((part for part in (config, nested) if any(part.get(key) is not None for key in keys)), config)
-    )
 
 
 def _check_layers(configuration: Any) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import groupby
 from typing import Any
 
 from ...checkpoint import DTYPE_OF_TORCH_NAME, Tensor
 from ...errors import UnsupportedError
 from ...spec import ModelSpec, Module
-from .building import generic_dtype
+from ..components import component_of, folded
+from ..reading import whole_dtype
 from .configurations import layer_configurations, stated
 
 # Configuration keys of the experts per token. Source: transformers 5.23, models/*/configuration_*.py.
@@ -30,17 +30,6 @@ EXPERTS_KEYS = (
     "moe_num_experts",
     "num_routed_experts",
     "zero_expert_num",
-)
-# A module's component by its own name (first match wins); without a match, its parent's.
-COMPONENT_OF_NAME: tuple[tuple[str, str], ...] = (
-    (r"visual|vision.*|image.*|vit|vpm|multi_modal_projector|mm_projector|embed_vision|connector|aligner", "vision"),
-    (r"audio.*|speech.*|embed_audio|sound.*", "audio"),
-    (r"shared_experts?|shared_mlp|shared_expert_gate", "shared_expert"),
-    (r"experts", "experts"),
-    (r"router|gate", "router"),
-    (r"linear_attn|mamba|mixer|ssm|conv|short_conv|recurrent.*|temporal_block|mlstm.*|slstm.*|kda", "linear_attention"),
-    (r".*attn|.*attention|.*_attn_.*", "attention"),
-    (r"mlp|feed_forward|ffn|ff|fc\d?|block_sparse_moe|moe|dense.*|.*mlp", "mlp"),
 )
 
 
@@ -62,12 +51,13 @@ def spec_of(config: Mapping[str, Any], model: Any) -> ModelSpec:
         hidden_size=table[1],
         context_tokens=context if type(context) is int and context > 0 else None,
         tied_embeddings=f"{name}.weight" in aliases,
-        dtype=generic_dtype(config),
+        dtype=whole_dtype(config),
         norm_eps=0.0,
         activation=activation if isinstance(activation, str) else "",
         pad_token_id=None,
         layers=(),
         kernel=_kernel(model),
+        from_transformers=True,
     )
 
 
@@ -130,7 +120,7 @@ def tree_of(model: Any, config: Mapping[str, Any]) -> Module:
     aliases, experts = aliases_of(model), _routed(text)
 
     def node(module: Any, name: str, path: str, component: str) -> Module:
-        own = _component(module, name, component, table, head)
+        own = component_of(name, type(module).__name__, component, table=module is table, head=module is head)
         parameters = [(key, value) for key, value in module._parameters.items() if value is not None]
         full = {key: f"{path}.{key}" if path else key for key, _ in parameters}
         tensors = tuple(tensor_of(key, value) for key, value in parameters if full[key] not in aliases)
@@ -152,25 +142,11 @@ def tree_of(model: Any, config: Mapping[str, Any]) -> Module:
             tied_to=aliases.get(full.get("weight", "")),
             routed=experts if per_expert and own == "experts" else None,
             component=own,
-            children=tuple(_folded(children)),
+            children=folded(children),
         )
 
     root = node(model, "", "", "other")
     return root if root.tensors else replace(root, component=None)
-
-
-def _folded(children: Sequence[Module]) -> Iterator[Module]:
-    for numbered, run in groupby(children, key=lambda child: child.name.isdecimal()):
-        if not numbered:
-            yield from run
-            continue
-        for _, alike in groupby(run, key=lambda child: replace(child, name="")):
-            equal = list(alike)
-            first = int(equal[0].name)
-            if [child.name for child in equal] == [str(first + index) for index in range(len(equal))]:
-                yield replace(equal[0], repeats=len(equal))
-            else:
-                yield from equal
 
 
 def _input_table(model: Any) -> Any:
@@ -178,32 +154,6 @@ def _input_table(model: Any) -> Any:
         return model.get_input_embeddings()
     except (AttributeError, NotImplementedError, TypeError):
         return None
-
-
-def _component(module: Any, name: str, inherited: str, table: Any, head: Any) -> str:
-    """The component by the module's role, else its name, else its parent's; all parts of a tower belong to the tower."""
-    if module is table:
-        return "embedding"
-    if module is head:
-        return "lm_head"
-    if inherited in ("vision", "audio", "shared_expert", "experts"):
-        return inherited
-    for pattern, component in COMPONENT_OF_NAME:
-        if re.fullmatch(pattern, name):
-            # A gate in an MLP without experts is one of the MLP's matrices, no router.
-            plain = component == "router" and not _has_experts(module)
-            return inherited if plain else component
-    class_name = type(module).__name__
-    if "Norm" in class_name and inherited == "other":
-        return "norm"
-    if "Embedding" in class_name and inherited == "other":
-        return "embedding"
-    return "norm" if re.search(r"(layer_?norm|^norm|_norm|ln_\w+)$", name) and inherited == "other" else inherited
-
-
-def _has_experts(gate: Any) -> bool:
-    """Whether a gate chooses experts, by its class: transformers' routers are no plain linear layers."""
-    return bool(re.search(r"Router|Gate|Gating|TopK|MoE|Moe", type(gate).__name__))
 
 
 def _routed(text: Any) -> tuple[int, int] | None:

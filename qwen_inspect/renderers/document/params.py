@@ -48,7 +48,7 @@ def witness_table(report: Report, say: Language) -> Table:
             say("witness_theory"),
             count(counts.theory),
             short_count(counts.theory),
-            say("origin_theory_generic" if report.spec.built else "origin_theory"),
+            say("origin_theory_generic" if report.spec.from_transformers else "origin_theory"),
         ],
         [
             say("witness_instantiated"),
@@ -128,7 +128,13 @@ def grouping(report: Report, say: Language) -> list[Block]:
         layer = attention.softmax[0]
         values = {"query_heads": layer.query_heads, "kv_heads": layer.kv_heads, "head_dim": layer.head_dim}
         sentences.append(say(f"grouping_{layer.kind.lower()}", **values))
-        by = "grouping_by_cache" if report.spec.built else "grouping_by_shapes" if stored else "grouping_by_config"
+        by = (
+            "grouping_by_cache"
+            if report.spec.from_transformers
+            else "grouping_by_shapes"
+            if stored
+            else "grouping_by_config"
+        )
         sentences.append(say(by, **values))
         # The share saved is (query - kv) / query, in basis points, exact where it is printed.
         saved = (layer.query_heads - layer.kv_heads) * 10_000 // layer.query_heads

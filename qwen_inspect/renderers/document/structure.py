@@ -314,7 +314,8 @@ def cache_notes(report: Report, say: Language) -> list[str]:
 def generic_cache_notes(report: Report, say: Language) -> list[str]:
     """`cache_notes` for a class of which only transformers' cache layout is known."""
     cache = report.cache
-    notes = [say("cache_note_generic"), say("cache_note_sum", bytes=cache.bytes_per_token)]
+    origin = "cache_note_generic" if report.spec.from_transformers else "cache_note_outline"
+    notes = [say(origin), say("cache_note_sum", bytes=cache.bytes_per_token)]
     if sliding := [layer for layer in cache.layers if layer.window_tokens]:
         notes.append(say("cache_note_window", layers=len(sliding), held=(sliding[0].window_tokens or 1) - 1))
     if constant := [layer for layer in cache.layers if layer.fixed_bytes]:

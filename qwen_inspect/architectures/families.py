@@ -1,0 +1,32 @@
+"""Which module of this package describes a model_type, and which of its classes; the default class comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_TYPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "qwen2": {"qwen2": ("Qwen2ForCausalLM", "Qwen2Model")},
+    "qwen2_moe": {"qwen2_moe": ("Qwen2MoeForCausalLM", "Qwen2MoeModel")},
+    "qwen3": {"qwen3": ("Qwen3ForCausalLM", "Qwen3Model")},
+    "qwen3_moe": {"qwen3_moe": ("Qwen3MoeForCausalLM", "Qwen3MoeModel")},
+    "qwen2_vl": {"qwen2_vl": ("Qwen2VLForConditionalGeneration",)},
+    "qwen2_5_vl": {"qwen2_5_vl": ("Qwen2_5_VLForConditionalGeneration",)},
+    "qwen3_vl": {"qwen3_vl": ("Qwen3VLForConditionalGeneration",)},
+    "qwen3_vl_moe": {"qwen3_vl_moe": ("Qwen3VLMoeForConditionalGeneration",)},
+    "qwen3_next": {"qwen3_next": ("Qwen3NextForCausalLM", "Qwen3NextModel")},
+    "qwen3_5": {
+        "qwen3_5": ("Qwen3_5ForConditionalGeneration",),
+        "qwen3_5_text": ("Qwen3_5ForCausalLM", "Qwen3_5TextModel"),
+    },
+    "qwen3_5_moe": {
+        "qwen3_5_moe": ("Qwen3_5MoeForConditionalGeneration",),
+        "qwen3_5_moe_text": ("Qwen3_5MoeForCausalLM", "Qwen3_5MoeTextModel"),
+    },
+    "llama": {"llama": ("LlamaForCausalLM", "LlamaModel")},
+}
+CLASSES: Mapping[str, tuple[str, ...]] = {
+    model_type: classes for types in _TYPES.values() for model_type, classes in types.items()
+}
+FAMILIES: Mapping[str, str] = {
+    model_type: module for module, types in _TYPES.items() for model_type in types
+}  # model_type -> module

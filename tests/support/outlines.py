@@ -1,0 +1,112 @@
+"""Families known by their modules: small random configurations of each, and what transformers builds and keeps for them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from qwen_inspect.architectures import Architecture, architecture_of
+from qwen_inspect.architectures.generic import read_generic
+from qwen_inspect.spec import each_tensor
+from qwen_inspect.tracing.cached import found_cache
+
+from .small_models import small_config
+
+Change = Callable[[random.Random, dict[str, Any]], None]
+
+
+def heads(chance: random.Random, text: dict[str, Any]) -> None:
+    """Other heads, sizes, vocabulary, depth and tying."""
+    text["num_key_value_heads"] = chance.choice([1, 2, 3])
+    text["num_attention_heads"] = text["num_key_value_heads"] * chance.choice([1, 2, 4])
+    text["head_dim"] = chance.choice([8, 16, 24])
+    text["hidden_size"] = text["num_attention_heads"] * chance.choice([8, 16])
+    text["intermediate_size"] = chance.choice([40, 96, 136])
+    text["vocab_size"] = chance.choice([128, 200])
+    text["num_hidden_layers"] = chance.choice([1, 3, 4])
+    text["tie_word_embeddings"] = chance.random() < 0.5
+    text["rms_norm_eps"] = chance.choice([1e-5, 1e-6])
+    text["max_position_embeddings"] = chance.choice([64, 512])
+
+
+def spans(chance: random.Random, text: dict[str, Any]) -> None:
+    """Perhaps layers of several types."""
+    text["sliding_window"] = chance.choice([None, None, 4, 8])
+    kinds = ["full_attention", *(["sliding_attention"] if text["sliding_window"] else [])]
+    if chance.random() < 0.5:
+        text["layer_types"] = [chance.choice(kinds) for _ in range(text["num_hidden_layers"])]
+
+
+def flags(*keys: str) -> Change:
+    """Each of these keys true or false."""
+
+    def change(chance: random.Random, text: dict[str, Any]) -> None:
+        for key in keys:
+            text[key] = chance.random() < 0.5
+
+    return change
+
+
+def choices(**values: list[Any]) -> Change:
+    """Each key one of its values."""
+
+    def change(chance: random.Random, text: dict[str, Any]) -> None:
+        for key, options in values.items():
+            text[key] = chance.choice(options)
+
+    return change
+
+
+def without(*keys: str) -> Change:
+    """Some of these keys are missing, so that the class's own default holds."""
+
+    def change(chance: random.Random, text: dict[str, Any]) -> None:
+        for key in keys:
+            if chance.random() < 0.3:
+                text.pop(key, None)
+
+    return change
+
+
+# Of each model_type what may vary in its (decoder's) configuration.
+VARIED: Mapping[str, tuple[Change, ...]] = {
+    "llama": (heads, flags("attention_bias", "mlp_bias"), without("head_dim", "rms_norm_eps", "mlp_bias"), spans),
+}
+
+
+def varied(model_type: str, seed: int) -> dict[str, Any]:
+    """A small configuration of this type, by chance."""
+    chance = random.Random(f"{model_type} {seed}")
+    config = small_config(model_type)
+    text = config.get("text_config", config)
+    for change in VARIED[model_type]:
+        change(chance, text)
+    config["dtype"] = chance.choice(["bfloat16", "float32"])
+    if text is not config and "tie_word_embeddings" in config:
+        config["tie_word_embeddings"] = text["tie_word_embeddings"]
+    return config
+
+
+def assert_is_what_transformers_builds(config: Mapping[str, Any]) -> None:
+    """Modules, tensors, buffers, tied and stored names, and each layer's cache, are those of the class on the meta device."""
+    light, built = architecture_of(config), read_generic(config, ())
+    assert light.built is None
+    assert light.tree == built.tree
+    assert light.spec == _as_light(built)
+    assert light.tied == built.tied
+    assert light.buffers == built.buffers
+    assert set(light.unloaded) == set(built.unloaded)
+    assert light.active_is_known == built.active_is_known
+    for tensor in each_tensor(built.tree):
+        assert light.stored_form(tensor) == built.stored_form(tensor), tensor.name
+    attention, cache = found_cache(built.built, built.spec.dtype)
+    assert light.kept is not None
+    assert tuple(layer for layer, _ in light.kept) == attention.by_config
+    assert tuple(layer for _, layer in light.kept) == cache.layers
+
+
+def _as_light(built: Architecture) -> Any:
+    from dataclasses import replace
+
+    return replace(built.spec, from_transformers=False)
