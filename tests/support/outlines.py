@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from qwen_inspect.architectures import Architecture, architecture_of
 from qwen_inspect.architectures.generic import read_generic
+from qwen_inspect.errors import QwenInspectError
 from qwen_inspect.spec import each_tensor
 from qwen_inspect.tracing.cached import found_cache
 
@@ -107,6 +110,70 @@ def assert_is_what_transformers_builds(config: Mapping[str, Any]) -> None:
 
 
 def _as_light(built: Architecture) -> Any:
-    from dataclasses import replace
-
     return replace(built.spec, from_transformers=False)
+
+
+# --- any change of a configuration
+
+ODD: tuple[Any, ...] = (
+    None,
+    True,
+    False,
+    0,
+    1,
+    2,
+    3,
+    7,
+    16,
+    -1,
+    0.5,
+    1.0,
+    "silu",
+    "gelu",
+    "full_attention",
+    [],
+    {},
+    [1, 2],
+)
+# Keys without a meaning for the model as such, whose odd values transformers may refuse.
+IGNORED = {"_name_or_path", "architectures", "id2label", "label2id", "model_type", "transformers_version", "dtype"}
+
+
+def mutated(config: Mapping[str, Any], seed: int) -> tuple[dict[str, Any], list[str]]:
+    """The configuration with one or two keys missing or of another value, and what was changed."""
+    chance = random.Random(f"{config.get('model_type')} mutated {seed}")
+    whole = copy.deepcopy(dict(config))
+    done = []
+    for _ in range(chance.choice([1, 1, 2])):
+        parts = [part for part in (whole, *whole.values()) if isinstance(part, dict) and set(part) - IGNORED]
+        part = chance.choice(parts)
+        key = chance.choice(sorted(set(part) - IGNORED))
+        value = part[key]
+        if chance.random() < 0.25:
+            del part[key]
+        elif isinstance(value, int) and not isinstance(value, bool) and chance.random() < 0.5:
+            part[key] = max(0, value + chance.choice([-1, 1, 2, 8, value]))
+        elif isinstance(value, bool) and chance.random() < 0.7:
+            part[key] = not value
+        else:
+            part[key] = chance.choice(ODD)
+        done.append(f"{key}: {value!r} -> {part.get(key, 'missing')!r}")
+    return whole, done
+
+
+def beside_transformers(config: Mapping[str, Any]) -> str:
+    """How the two answer: "equal", "refused" by the light design, "generic" if it leaves the class to transformers, "not built" if
+    only transformers refuses. AssertionError if both answer and differ.
+    """
+    try:
+        if architecture_of(config).built is not None:
+            return "generic"
+    except QwenInspectError:
+        return "refused"
+    try:
+        built = read_generic(config, ())
+        found_cache(built.built, built.spec.dtype)
+    except QwenInspectError:
+        return "not built"
+    assert_is_what_transformers_builds(config)
+    return "equal"
