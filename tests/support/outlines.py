@@ -162,8 +162,9 @@ def mutated(config: Mapping[str, Any], seed: int) -> tuple[dict[str, Any], list[
 
 
 def beside_transformers(config: Mapping[str, Any]) -> str:
-    """How the two answer: "equal", "refused" by the light design, "generic" if it leaves the class to transformers, "not built" if
-    only transformers refuses. AssertionError if both answer and differ.
+    """How the two answer: "equal", "refused" by the light design, "generic" if that leaves the class to transformers, or "not
+    built"
+    if only transformers refuses. AssertionError if both answer and differ.
     """
     try:
         if architecture_of(config).built is not None:
