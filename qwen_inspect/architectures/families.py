@@ -22,6 +22,12 @@ _TYPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "qwen3_5_moe": ("Qwen3_5MoeForConditionalGeneration",),
         "qwen3_5_moe_text": ("Qwen3_5MoeForCausalLM", "Qwen3_5MoeTextModel"),
     },
+    "gemma": {
+        "gemma": ("GemmaForCausalLM", "GemmaModel"),
+        "gemma2": ("Gemma2ForCausalLM", "Gemma2Model"),
+        "gemma3_text": ("Gemma3ForCausalLM", "Gemma3TextModel"),
+    },
+    "gpt_oss": {"gpt_oss": ("GptOssForCausalLM", "GptOssModel")},
     "llama": {"llama": ("LlamaForCausalLM", "LlamaModel")},
 }
 CLASSES: Mapping[str, tuple[str, ...]] = {

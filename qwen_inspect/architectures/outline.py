@@ -34,9 +34,11 @@ from .sizes import check_sizes
 __all__ = [
     "activation",
     "causal_lm",
+    "check_width",
     "convolution",
     "embedding",
     "experts",
+    "frequencies",
     "gated_mlp",
     "keeps_heads",
     "keeps_latent",
@@ -108,6 +110,16 @@ def read_heads(config: Mapping[str, Any]) -> tuple[int, int]:
     return query_heads, kv_heads
 
 
+def check_width(text: Mapping[str, Any]) -> None:
+    """Raises MalformedError unless the heads divide `hidden_size`, for classes that refuse it whatever head_dim is.
+
+    Source: validate_architecture of their configurations.
+    """
+    hidden, heads = integer(text, "hidden_size"), integer(text, "num_attention_heads")
+    if hidden % heads:
+        raise MalformedError("config_width_not_divisible", hidden=hidden, heads=heads)
+
+
 def read_padding(config: Mapping[str, Any]) -> int | None:
     """`pad_token_id` as nn.Embedding reads it: within the table, a negative one from its end."""
     rows = integer(config, "vocab_size")
@@ -156,6 +168,12 @@ def convolution(name: str, channels: int, kernel: int, dtype: DType, *, bias: bo
         + ("" if bias else ", bias=False"),
         tensors=(Tensor("weight", (channels, 1, kernel), dtype), *biases),
     )
+
+
+def frequencies(dim: int, *, prefix: str = "") -> tuple[Tensor, Tensor]:
+    """RoPE's frequencies, one per pair of `dim` channels, and their copy: float32 buffers whatever the parameters' dtype."""
+    pairs = ((dim + 1) // 2,)
+    return Tensor(f"{prefix}inv_freq", pairs, DType.F32), Tensor(f"{prefix}original_inv_freq", pairs, DType.F32)
 
 
 def gated_mlp(

@@ -72,8 +72,55 @@ def without(*keys: str) -> Change:
     return change
 
 
+def repeated_types(*kinds: str) -> Change:
+    """Perhaps a type for each layer, of these."""
+
+    def change(chance: random.Random, text: dict[str, Any]) -> None:
+        if chance.random() < 0.5:
+            text["layer_types"] = [chance.choice(kinds) for _ in range(text["num_hidden_layers"])]
+
+    return change
+
+
+def scaled_rope(chance: random.Random, text: dict[str, Any]) -> None:
+    """Perhaps scaled RoPE, under the older key."""
+    if chance.random() < 0.3:
+        text["rope_scaling"] = {"rope_type": "linear", "factor": 8.0}
+
+
+def few_experts(chance: random.Random, text: dict[str, Any]) -> None:
+    """No more experts per token than experts; their number perhaps under its other name."""
+    text["num_experts_per_tok"] = min(text["num_experts_per_tok"], text["num_local_experts"])
+    if chance.random() < 0.3:
+        text["num_experts"] = text.pop("num_local_experts")
+
+
+TYPES = ("full_attention", "sliding_attention")
+GEMMA: tuple[Change, ...] = (
+    heads,
+    choices(hidden_activation=["gelu_pytorch_tanh", "silu"], sliding_window=[8, 12], pad_token_id=[0, 3, None]),
+    flags("attention_bias"),
+    without("attention_bias", "rms_norm_eps", "pad_token_id", "tie_word_embeddings", "hidden_activation"),
+)
 # Of each model_type what may vary in its (decoder's) configuration.
 VARIED: Mapping[str, tuple[Change, ...]] = {
+    "gemma": (*GEMMA, choices(hidden_act=["gelu", "silu"]), scaled_rope),
+    "gemma2": (*GEMMA, repeated_types(*TYPES), scaled_rope),
+    "gemma3_text": (
+        *GEMMA,
+        repeated_types(*TYPES),
+        choices(sliding_window_pattern=[1, 2, 6], use_bidirectional_attention=[False, False, True]),
+        without("sliding_window_pattern"),
+        scaled_rope,
+    ),
+    "gpt_oss": (
+        heads,
+        choices(sliding_window=[8, 12], num_local_experts=[1, 4, 6], num_experts_per_tok=[1, 1, 4]),
+        few_experts,
+        flags("attention_bias"),
+        repeated_types(*TYPES),
+        without("attention_bias", "rms_norm_eps", "tie_word_embeddings", "rope_parameters"),
+    ),
     "llama": (heads, flags("attention_bias", "mlp_bias"), without("head_dim", "rms_norm_eps", "mlp_bias"), spans),
 }
 

@@ -69,6 +69,7 @@ TEXT = {
     "config_dtype_unsupported": "{key} in config.json is {found}; parameters in bfloat16, float16, float32 or float64 are supported",
     "config_heads_do_not_divide": "num_attention_heads {query_heads} is not a multiple of num_key_value_heads {kv_heads}; query heads could not share them evenly",
     "config_no_head_dim": "config.json has no head_dim, and hidden_size {hidden} is not a multiple of num_attention_heads {heads}; add head_dim",
+    "config_width_not_divisible": "hidden_size {hidden} is not a multiple of num_attention_heads {heads}; transformers refuses this for the class, whatever head_dim is",
     "config_architectures": "architectures in config.json is {found}; expected a list with a class name",
     "class_unsupported": "The class {found} is not supported; supported for this family: {known}",
     "config_layer_types": "layer_types in config.json has {found} entries; expected one for each of {layers} layers",

@@ -69,6 +69,7 @@ TEXT = {
     "config_dtype_unsupported": "config.json 中 {key} 为 {found}；支持 bfloat16、float16、float32 和 float64",
     "config_heads_do_not_divide": "num_attention_heads {query_heads} 不是 num_key_value_heads {kv_heads} 的整数倍，Q 头无法均分",
     "config_no_head_dim": "config.json 没有 head_dim，且 hidden_size {hidden} 不是 num_attention_heads {heads} 的整数倍；请补上 head_dim",
+    "config_width_not_divisible": "hidden_size {hidden} 不是 num_attention_heads {heads} 的整数倍；无论 head_dim 为何，transformers 都不接受该类的这种配置",
     "config_architectures": "config.json 中 architectures 为 {found}；应为包含类名的列表",
     "class_unsupported": "不支持模型类 {found}；该系列支持：{known}",
     "config_layer_types": "config.json 中 layer_types 有 {found} 项；应与 {layers} 层一一对应",
