@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 from ..checkpoint import Tensor
 from ..errors import MalformedError
-from .design import Architecture, StoredForm
+from .design import Architecture, FormsByName, StoredForm
 from .families import FAMILIES
 from .reading import is_described
 
-__all__ = ["FAMILIES", "Architecture", "Family", "StoredForm", "architecture_of"]
+__all__ = ["FAMILIES", "Architecture", "Family", "FormsByName", "StoredForm", "architecture_of"]
 
 
 class Family(Protocol):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoint import Tensor
+from ..errors import UnsupportedError
 from ..language import Message
 from ..results.attention import AnyLayerAttention
 from ..results.cache import CacheLayer
@@ -14,6 +15,16 @@ from ..spec import ModelSpec, Module, tied_tensors
 
 StoredForm = Callable[[Tensor], tuple[Tensor, ...]]
 KeptLayer = tuple[AnyLayerAttention, CacheLayer]
+
+
+@dataclass(frozen=True, slots=True)
+class FormsByName:
+    """`Architecture.stored_form` from a table, by the names of the tensors that files store otherwise."""
+
+    by_name: Mapping[str, tuple[Tensor, ...]]
+
+    def __call__(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        return self.by_name.get(tensor.name, (tensor,))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +36,8 @@ class Architecture:
     form transformers would build; files hold them in `stored_form`. tied: name of each tied tensor -> name of the tensor whose
     storage it shares. buffers: the buffers that files hold, in their stored form. unloaded: regular expressions of stored names
     that the class does not load. active_is_known: whether the tree marks the parameters that a token uses. kept: each layer's
-    attention and cache, in the model's dtype, for a family whose `spec` has no layers; None: from `spec.layers` or `built`.
-    built: transformers' model on meta if the figures come from it. notices: remarks on the origin of the figures.
+    attention and cache, in the model's dtype, if `spec` has no layers; None: from `spec.layers`, or unknown, and cache_refusal
+    says why. built: transformers' model on meta if the figures were just read off it. notices: remarks on their origin.
     """
 
     spec: ModelSpec
@@ -38,6 +49,7 @@ class Architecture:
     unloaded: tuple[str, ...] = ()
     active_is_known: bool = True
     kept: tuple[KeptLayer, ...] | None = None
+    cache_refusal: UnsupportedError | None = None
     built: Any = None
     notices: tuple[Message, ...] = ()
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..architectures import architecture_of
 from ..checkpoint import Checkpoint, Origin, Tensor
 from ..errors import QwenInspectError
 from ..language import Message
@@ -22,6 +21,7 @@ from ..results.model import Report
 from ..spec import each_tensor, tied_tensors
 from ..structure.accounting import predicted_files
 from ..structure.inspect import analyse, code_of
+from ..structure.kept_design import known_architecture
 from ..structure.stored import in_dtype
 from .contrast import config_rows, fact_rows, tensor_changes
 
@@ -153,7 +153,7 @@ def _tensors(checkpoint: Checkpoint, report: Report, *, trust_remote_code: bool)
     if report.design is None or report.design.quantised is not None or report.design.unread is not None:
         return None
     config = report.config or {}
-    architecture = architecture_of(config, code=code_of(checkpoint, config) if trust_remote_code else None)
+    architecture = known_architecture(config, code=code_of(checkpoint, config) if trust_remote_code else None)
     form = architecture.stored_form
     files = predicted_files(report.tree, form, checkpoint.release, architecture.prediction_layers)
     return files or tuple(part for tensor in each_tensor(report.tree) for part in form(tensor)), "theory"

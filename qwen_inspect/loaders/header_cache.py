@@ -51,6 +51,15 @@ def write_trace(name: str, content: bytes) -> None:
     _write(folder() / "traces" / name, content)
 
 
+def read_design(name: str) -> bytes | None:
+    """The design that `write_design` cached under `name`."""
+    return _read(folder() / "designs" / name)
+
+
+def write_design(name: str, content: bytes) -> None:
+    _write(folder() / "designs" / name, content)
+
+
 def read_named(name: str) -> bytes | None:
     """A file about this machine, such as its calibration."""
     return _read(folder() / name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from ..architectures import FAMILIES, Architecture, StoredForm, architecture_of
+from ..architectures import FAMILIES, Architecture, StoredForm
 from ..checkpoint import Checkpoint, DType, ModelRef, Origin, Tensor
 from ..declarations import KEY, settled
 from ..errors import MalformedError, NotFoundError, QwenInspectError, UnavailableError, UnsupportedError
@@ -20,6 +20,7 @@ from ..results.model import Design, Report
 from ..spec import ModelSpec, each_tensor
 from .accounting import components, predicted_elements, predicted_files
 from .attention import attention_report
+from .kept_design import known_architecture
 from .kv_cache import CacheFormat, cache_report, checkpoint_format, read_formats
 from .reconcile import against_files, against_instantiated, contradictions, copies
 
@@ -214,7 +215,7 @@ def _subject(checkpoint: Checkpoint, files: tuple[Tensor, ...] | None, *, trust_
     """The checkpoint with its architecture and how its weights are stored."""
     config = _config(checkpoint)
     code = code_of(checkpoint, config) if trust_remote_code else None
-    architecture = architecture_of(config, stored=files, code=code)
+    architecture = known_architecture(config, stored=files, code=code)
     subject = _Subject(
         checkpoint=checkpoint,
         config=config,
@@ -305,7 +306,7 @@ def _checks(subject: _Subject, *, instantiate: bool, expected_parameters: int | 
         )
 
     checks = [*against(theory, "theory")]
-    if instantiate and architecture.built is None:  # else theory is what transformers builds
+    if instantiate and not architecture.spec.from_transformers:  # else theory is what transformers builds
         from ..tracing.instantiate import instantiate as build
 
         tensors = build(architecture.spec, subject.config).tensors
@@ -342,7 +343,7 @@ def _design(subject: _Subject, checks: tuple[Check, ...], workload: Workload) ->
         tree=tree,
         parameters=ParameterCounts(
             theory=tree.parameters,
-            instantiated=tree.parameters if architecture.built is not None else next(instantiated, None),
+            instantiated=tree.parameters if spec.from_transformers else next(instantiated, None),
             stored=stored,
             hub=None if subject.checkpoint.hub_count is None else subject.checkpoint.hub_count.total,
             stored_predicted=predicted_elements(tree, subject.checkpoint.release, architecture.prediction_layers),
@@ -364,24 +365,22 @@ def _attention(
     subject: _Subject, workload: Workload
 ) -> tuple[AttentionReport | None, CacheReport | None, UnsupportedError | None]:
     """(attention, cache, refusal): from the configuration and the files, or as transformers runs the class."""
-    spec, built, kept = subject.architecture.spec, subject.architecture.built, subject.architecture.kept
+    architecture = subject.architecture
+    spec, kept = architecture.spec, architecture.kept
     formats = read_formats(workload.cache_format, spec.dtype)
-    if kept is not None:
-        attention = AttentionReport(by_config=tuple(layer for layer, _ in kept), by_shapes=None, findings=())
-        cache = CacheReport(dtype=str(spec.dtype), layers=tuple(layer for _, layer in kept))
-        return attention, _in_formats(attention, cache, formats, spec.dtype), None
-    if built is None:
+    if not spec.built:
         tensors = subject.checkpoint.tensors
         if subject.checkpoint.gguf and tensors is not None:
             from .stored import under_class_names
 
-            tensors = under_class_names(tensors, subject.architecture.tree)
+            tensors = under_class_names(tensors, architecture.tree)
         attention = attention_report(spec, tensors)
         return attention, cache_report(attention.layers, *formats, spec.dtype), None
-    from ..tracing.cached import found_cache
-
+    if kept is None:
+        return None, None, architecture.cache_refusal
+    attention = AttentionReport(by_config=tuple(layer for layer, _ in kept), by_shapes=None, findings=())
+    cache = CacheReport(dtype=str(spec.dtype), layers=tuple(layer for _, layer in kept))
     try:
-        attention, cache = found_cache(built, spec.dtype)
         return attention, _in_formats(attention, cache, formats, spec.dtype), None
     except UnsupportedError as error:
         return None, None, error

@@ -235,6 +235,7 @@ def test_no_configuration_makes_transformers_fetch_code(tmp_path: Path) -> None:
 def test_without_torch_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
+    monkeypatch.setenv("QWEN_INSPECT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(QwenInspectError, match=r"qwen-inspect\[torch\]") as refused:
         inspect(str(write_config(tmp_path, STABLE)))

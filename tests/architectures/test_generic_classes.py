@@ -220,6 +220,7 @@ def test_a_class_that_transformers_has_not_is_refused_with_those_that_are_known(
 def test_without_torch_another_class_of_a_family_names_the_extra(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("QWEN_INSPECT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(sys.modules, "torch", None)
     path = write_config(tmp_path, {**TINY_QWEN3, "architectures": ["Qwen3ForSequenceClassification"]})
     line = refusal(capsys, 8, "params", path)

@@ -15,7 +15,7 @@ from typing import Any
 from ...checkpoint import Tensor
 from ...errors import UnavailableError, UnsupportedError
 from ...language import Message
-from .. import Architecture
+from .. import Architecture, FormsByName
 from ..families import CLASSES
 from ..reading import read_class_name, shown
 from ..sizes import check_sizes
@@ -73,9 +73,7 @@ def _of(model: Any, config: Mapping[str, Any], stored: Sequence[Tensor] | None) 
     state = model.state_dict(keep_vars=True)
     buffers = [tensor_of(name, value) for name, value in model.named_buffers() if name in state]
 
-    def stored_form(tensor: Tensor) -> tuple[Tensor, ...]:
-        return forms.get(tensor.name, (tensor,))
-
+    stored_form = FormsByName(forms)
     return Architecture(
         spec=spec,
         tree=tree,
