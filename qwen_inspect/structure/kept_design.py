@@ -79,7 +79,7 @@ def _with_cache(architecture: Architecture) -> Architecture:
 
 
 def _may_change(refusal: UnsupportedError | None) -> bool:
-    """Whether a refusal may have causes outside of the name: a run that fails for a missing package works once it is installed."""
+    """Whether a refusal may have causes outside of the name: a run may have failed for a package that is installed later."""
     return refusal is not None and refusal.message.key == "generic_cache_no_forward"
 
 
