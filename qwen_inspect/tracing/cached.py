@@ -7,7 +7,7 @@ storage. A result needs all runs to agree, in cache layers of the classes that t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ NEAR_TOKENS = (5, 6)
 SHORTEST_TOKENS = (2, 3)  # for windows shorter than in any released model
 FAR_TOKENS, FARTHEST_TOKENS = 301, 8_192
 DEEPEST = 6
+ANSWERS = (0, 1)
 CACHE_NAMES = ("past_key_values", "cache_params")  # its name in outputs
 # Attributes of cache layers that are counters, not cached tensors.
 COUNTERS = ("_sliding_window_tensor", "cumulative_length")
@@ -80,8 +81,8 @@ def found_cache(model: Any, dtype: DType) -> tuple[AttentionReport, CacheReport]
     far = min(max([FAR_TOKENS, *(window + 37 for window in windows)]), FARTHEST_TOKENS)
     with _quiet():
         runner = _runner(model, near[0])
-        runs = {tokens: runner.layers(tokens) for tokens in (*near, far)}
-        decoded = runner.layers(near[0], then=1)
+        shortest, decoded = runner.layers(near[0], then=1)
+        runs = {near[0]: shortest, **{tokens: runner.layers(tokens)[0] for tokens in (near[1], far)}}
     if decoded != runs[near[1]]:
         raise UnsupportedError("generic_cache_decode")
     if not len(decoded) == len(types) == len(layer_configs):
@@ -173,17 +174,30 @@ def _attention(layer: CacheLayer, kept: KeptLayer, configuration: Any) -> AnyLay
 class _Runner:
     """The whole model, or its decoder if the whole does not run on meta.
 
-    earlier_tensors: ids of tensors that its modules held before the runs, besides parameters and buffers.
+    earlier_tensors: ids of tensors that its modules held before the runs, besides parameters and buffers. answers: of each run,
+    what it is told where it asks for a tensor's data, which meta tensors lack (None: it must not ask).
     """
 
     model: Any
     earlier_tensors: frozenset[int]
+    answers: tuple[int | None, ...]
 
-    def layers(self, tokens: int, *, then: int = 0) -> tuple[KeptLayer, ...]:
-        """What each layer keeps after a prompt of `tokens` tokens and `then` decoded tokens."""
-        name, cache = self._run(tokens)
+    def layers(self, tokens: int, *, then: int = 0) -> tuple[tuple[KeptLayer, ...], ...]:
+        """What each layer keeps, whatever the data is: after a prompt of `tokens`, and after each of `then` decoded tokens."""
+        kept = {self._layers(tokens, then, answer) for answer in self.answers}
+        if len(kept) > 1:
+            raise UnsupportedError("generic_cache_of_data")
+        return kept.pop()
+
+    def _layers(self, tokens: int, then: int, answer: int | None) -> tuple[tuple[KeptLayer, ...], ...]:
+        name, cache = self.run(tokens, answer)
+        kept = [self._kept(cache)]
         for _ in range(then):
-            name, cache = self._run(1, **{name: cache})
+            name, cache = self.run(1, answer, **{name: cache})
+            kept.append(self._kept(cache))
+        return tuple(kept)
+
+    def _kept(self, cache: Any) -> tuple[KeptLayer, ...]:
         if any(id(tensor) not in self.earlier_tensors for tensor in _own_tensors(self.model)):
             raise UnsupportedError("generic_cache_outside")
         listed = getattr(cache, "layers", None)
@@ -195,11 +209,12 @@ class _Runner:
             raise UnsupportedError("generic_cache_class", found=type(cache).__name__)
         return kept
 
-    def _run(self, tokens: int, **cache: Any) -> tuple[str, Any]:
+    def run(self, tokens: int, answer: int | None, **cache: Any) -> tuple[str, Any]:
+        """The cache after `tokens` more tokens, and its name in the outputs."""
         import torch
 
         try:
-            with torch.no_grad(), torch.device("meta"):
+            with torch.no_grad(), torch.device("meta"), nullcontext() if answer is None else _answering(answer):
                 ids = torch.zeros((1, tokens), dtype=torch.long)
                 outputs = self.model(input_ids=ids, use_cache=True, **cache)
         except (
@@ -213,23 +228,61 @@ class _Runner:
 
 
 def _runner(model: Any, tokens: int) -> _Runner:
-    """A runner for `model`, or for its decoder if only that runs on meta. UnsupportedError if neither does."""
+    """A runner for `model`, or for its decoder if only that runs on meta. UnsupportedError if neither does.
+
+    Asks for data are answered only if neither runs without.
+    """
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("batched_mm")  # the others depend on which experts are chosen
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     refusal: UnsupportedError | None = None
-    for part in (model, decoder):
-        if part is None:
-            continue
-        runner = _Runner(part, frozenset(map(id, _own_tensors(part))))
-        try:
-            runner._run(tokens)
-        except UnsupportedError as error:
-            refusal = refusal or error
-        else:
-            return runner
+    for answers in ((None,), ANSWERS):
+        for part in (model, decoder):
+            if part is None:
+                continue
+            runner = _Runner(part, frozenset(map(id, _own_tensors(part))), answers)
+            try:
+                for answer in answers:
+                    runner.run(tokens, answer)
+            except UnsupportedError as error:
+                refusal = refusal or error
+            else:
+                return runner
     assert refusal is not None  # the model itself was tried
     raise refusal
+
+
+@contextmanager
+def _answering(answer: int) -> Iterator[None]:
+    """Within it, a meta tensor asked for its only element has `answer`, and one asked for its elements other than 0 has as many.
+
+    A class asks, for example, which experts or tokens are chosen, or whether anything is padded.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    aten = torch.ops.aten
+
+    def places(mask: Any) -> Any:
+        return mask.new_empty((min(answer, mask.numel()), mask.dim()), dtype=torch.long)
+
+    class Answering(TorchDispatchMode):  # type: ignore[misc]  # torch is untyped here
+        def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if operator is aten._local_scalar_dense.default and args[0].is_meta:
+                return torch.tensor(answer, dtype=args[0].dtype, device="cpu").item()
+            if operator is aten.nonzero.default and args[0].is_meta:
+                return places(args[0])
+            if operator is aten.index.Tensor and args[0].is_meta:  # a mask stands for the places that it selects
+                masks = (torch.bool, torch.uint8)
+                indices = [
+                    places(index).unbind(1) if index is not None and index.dtype in masks else (index,)
+                    for index in args[1]
+                ]
+                args = (args[0], [part for parts in indices for part in parts])
+            return operator(*args, **(kwargs or {}))
+
+    with Answering():
+        yield
 
 
 def _own_tensors(model: Any) -> Iterator[Any]:

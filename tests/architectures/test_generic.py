@@ -15,6 +15,7 @@ import pytest
 from qwen_inspect.architectures import FAMILIES
 from qwen_inspect.architectures.generic import build_generic
 from qwen_inspect.architectures.sizes import check_sizes
+from qwen_inspect.checkpoint import DType
 from qwen_inspect.errors import MalformedError, QwenInspectError, UnsupportedError
 from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.predicting.predict import predict
@@ -29,7 +30,7 @@ from qwen_inspect.tracing.cached import found_cache
 
 from ..support.caches import generic, predicted_bytes, real_bytes
 from ..support.families import FAMILIES as SMALL_FAMILIES
-from ..support.generic_models import PUBLISHED, REFUSED, RUN
+from ..support.generic_models import LONG, PUBLISHED, REFUSED, RUN
 from ..support.invoking import Capture, invoke
 from ..support.models import run, write_config
 from ..support.outlines import VARIED
@@ -38,7 +39,9 @@ from ..support.small_models import small_config
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", RUN)
+@pytest.mark.parametrize(
+    "model_type", [pytest.param(name, marks=pytest.mark.exhaustive) if name in LONG else name for name in RUN]
+)
 def test_the_cache_is_what_a_real_run_keeps(model_type: str) -> None:
     config = small_config(model_type, **RUN.get(model_type, {}))
     architecture = generic(config)
@@ -56,6 +59,22 @@ def test_the_cache_of_every_family_is_what_a_real_run_keeps(family: str, tmp_pat
         config = {**decoder, "model_type": family}
     report = inspect(str(write_config(tmp_path, config)))
     assert predicted_bytes(report.cache) == real_bytes(build_generic(config, device=None))
+
+
+def test_a_cache_whose_size_depends_on_data_is_refused() -> None:
+    """Kept: as many tokens as ids other than 0, which no run on meta knows."""
+    import torch
+    from transformers import AutoConfig, LlamaModel
+
+    class Choosing(LlamaModel):  # type: ignore[misc]  # transformers is untyped here
+        def forward(self, input_ids: Any, **options: Any) -> Any:
+            return super().forward(input_ids[:, : 1 + input_ids.nonzero().shape[0]], **options)
+
+    with torch.device("meta"):
+        model = Choosing._from_config(AutoConfig.for_model(**LLAMA))
+    with pytest.raises(UnsupportedError) as refused:
+        found_cache(model, DType.BF16)
+    assert refused.value.message.key == "generic_cache_of_data"
 
 
 def test_at_least_sixty_other_types_are_run() -> None:

@@ -281,6 +281,7 @@ TEXT = {
     "generic_cache_no_forward": "The cache of this model is not supported: transformers cannot run it on the meta device ({reason})",
     "generic_cache_none": "The cache of this model is not supported: its class returns none (as encoders do); memory --mode forward needs none",
     "generic_cache_class": "The cache of this model is not supported: {found} keeps tensors outside of its layers",
+    "generic_cache_of_data": "The cache of this model is not supported: what it keeps depends on the data",
     "generic_cache_outside": "The cache of this model is not supported: its modules keep a state outside of the cache",
     "generic_cache_kind": "The cache of this model is not supported: layer {index} keeps a {found}, where transformers makes one for {expected}",
     "generic_cache_layers": "The cache of this model is not supported: {found:,} layers keep something, {expected:,} are configured",

@@ -281,6 +281,7 @@ TEXT = {
     "generic_cache_no_forward": "不支持该模型的缓存：transformers 无法在 meta 设备上运行它（{reason}）",
     "generic_cache_none": "不支持该模型的缓存：模型类不返回缓存（如编码器）；memory --mode forward 不需要缓存",
     "generic_cache_class": "不支持该模型的缓存：{found} 在各层之外还保存张量",
+    "generic_cache_of_data": "不支持该模型的缓存：缓存的内容取决于数据本身",
     "generic_cache_outside": "不支持该模型的缓存：其模块在缓存之外保存状态",
     "generic_cache_kind": "不支持该模型的缓存：第 {index} 层的缓存类型为 {found}，与 transformers 为 {expected} 建立的不同",
     "generic_cache_layers": "不支持该模型的缓存：{found:,} 层有缓存，而配置为 {expected:,} 层",
