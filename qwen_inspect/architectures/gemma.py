@@ -1,4 +1,4 @@
-"""Gemma 1, 2 and 3, their decoders: scaled embeddings, from Gemma 2 on four norms a layer and alternating windows, in Gemma 3 QK-Norm.
+"""Gemma 1, 2 and 3, their decoders: scaled embeddings; from Gemma 2 four norms a layer and alternating windows; in 3 QK-Norm.
 
 Source: transformers 5.23, models/{gemma,gemma2,gemma3}; Gemma (arXiv 2403.08295), Gemma 2 (2408.00118), Gemma 3 (2503.19786).
 """
