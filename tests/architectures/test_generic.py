@@ -71,7 +71,7 @@ def test_a_cache_whose_size_depends_on_data_is_refused() -> None:
             return super().forward(input_ids[:, : 1 + input_ids.nonzero().shape[0]], **options)
 
     with torch.device("meta"):
-        model = Choosing._from_config(AutoConfig.for_model(**LLAMA))
+        model = Choosing._from_config(AutoConfig.for_model(**small_config("llama")))
     with pytest.raises(UnsupportedError) as refused:
         found_cache(model, DType.BF16)
     assert refused.value.message.key == "generic_cache_of_data"

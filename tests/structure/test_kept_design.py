@@ -28,9 +28,9 @@ def kept_file(designs: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("model_type", ["stablelm", "deepseek_v3", "mamba", "openai-gpt"])
+@pytest.mark.parametrize("model_type", ["stablelm", "olmoe", "falcon_mamba", "openai-gpt"])
 def test_a_second_call_needs_no_torch_and_says_the_same(model_type: str, tmp_path: Path, designs: Path) -> None:
-    """deepseek_v3 stores its experts otherwise, mamba keeps states, openai-gpt has no cache."""
+    """olmoe stores its experts otherwise, falcon_mamba keeps states, openai-gpt has no cache."""
     path = str(write_config(tmp_path, small_config(model_type)))
     first = inspect(path, predict_files=True)
     with pytest.MonkeyPatch.context() as patch:
