@@ -29,6 +29,33 @@ _TYPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "gpt_oss": {"gpt_oss": ("GptOssForCausalLM", "GptOssModel")},
     "llama": {"llama": ("LlamaForCausalLM", "LlamaModel")},
+    "mistral": {
+        "mistral": ("MistralForCausalLM", "MistralModel"),
+        "ministral": ("MinistralForCausalLM", "MinistralModel"),
+        "ministral3": ("Ministral3ForCausalLM", "Ministral3Model"),
+        "mixtral": ("MixtralForCausalLM", "MixtralModel"),
+    },
+    "cohere": {
+        "cohere": ("CohereForCausalLM", "CohereModel"),
+        "cohere2": ("Cohere2ForCausalLM", "Cohere2Model"),
+    },
+    "exaone4": {"exaone4": ("Exaone4ForCausalLM", "Exaone4Model")},
+    "granite": {
+        "granite": ("GraniteForCausalLM", "GraniteModel"),
+        "granitemoe": ("GraniteMoeForCausalLM", "GraniteMoeModel"),
+    },
+    "olmo": {
+        "olmo2": ("Olmo2ForCausalLM", "Olmo2Model"),
+        "olmo3": ("Olmo3ForCausalLM", "Olmo3Model"),
+        "olmoe": ("OlmoeForCausalLM", "OlmoeModel"),
+    },
+    "phi": {
+        "phi": ("PhiForCausalLM", "PhiModel"),
+        "phi3": ("Phi3ForCausalLM", "Phi3Model"),
+    },
+    "seed_oss": {"seed_oss": ("SeedOssForCausalLM", "SeedOssModel")},
+    "smollm3": {"smollm3": ("SmolLM3ForCausalLM", "SmolLM3Model")},
+    "starcoder2": {"starcoder2": ("Starcoder2ForCausalLM", "Starcoder2Model")},
 }
 CLASSES: Mapping[str, tuple[str, ...]] = {
     model_type: classes for types in _TYPES.values() for model_type, classes in types.items()

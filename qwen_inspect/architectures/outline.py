@@ -24,6 +24,7 @@ from .reading import (
     check_layer_types,
     flag,
     integer,
+    number,
     optional_integer,
     read_class_name,
     shown,
@@ -36,6 +37,7 @@ __all__ = [
     "causal_lm",
     "check_width",
     "convolution",
+    "dropout",
     "embedding",
     "experts",
     "frequencies",
@@ -45,13 +47,16 @@ __all__ = [
     "keeps_nothing",
     "keeps_states",
     "layer_list",
+    "layer_norm",
     "linear",
     "norm",
     "outlined",
     "read_heads",
     "read_padding",
     "read_spans",
+    "rotary_dim",
     "whole_dtype",
+    "with_aliases",
     "with_defaults",
 ]
 
@@ -81,6 +86,28 @@ def with_defaults(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dic
                 if kind not in ROPE_TYPES:
                     raise UnsupportedError("rope_type_unsupported", found=shown(kind), known=", ".join(ROPE_TYPES))
     return merged
+
+
+def with_aliases(config: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
+    """`config` with the value of each alias under the key that it stands for, as transformers' `attribute_map` sets it."""
+    return {**config, **{key: config[alias] for alias, key in aliases.items() if alias in config}}
+
+
+def rotary_dim(text: Mapping[str, Any], head_dim: int, *, partial: bool) -> int:
+    """Channels of a head for which the class keeps frequencies. partial: whether its default RoPE reads `partial_rotary_factor`.
+
+    Source: transformers 5.23, modeling_rope_utils (convert_rope_params_to_dict, ROPE_INIT_FUNCTIONS), and
+    compute_default_rope_parameters of each class.
+    """
+    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    factor = rope.get("partial_rotary_factor", text.get("partial_rotary_factor"))
+    if factor is None or kind == "proportional" or (kind == "default" and not partial):
+        return head_dim
+    dim = int(head_dim * number({"partial_rotary_factor": factor}, "partial_rotary_factor", default=1.0))
+    if not 1 <= dim <= head_dim:
+        raise MalformedError("config_rotary_dim", found=dim, head_dim=head_dim)
+    return dim
 
 
 def read_spans(text: Mapping[str, Any], layers: int) -> list[tuple[CacheKind, int | None]]:
@@ -145,6 +172,20 @@ def norm(
     return Module(
         name=name, class_name=class_name, arguments=shown_arguments, tensors=(Tensor("weight", (width,), dtype),)
     )
+
+
+def layer_norm(name: str, width: int, dtype: DType, *, eps: object) -> Module:
+    """`nn.LayerNorm`: weight and bias of `width` channels."""
+    return Module(
+        name=name,
+        class_name="LayerNorm",
+        arguments=f"({width},), eps={eps}, elementwise_affine=True, bias=True",
+        tensors=(Tensor("weight", (width,), dtype), Tensor("bias", (width,), dtype)),
+    )
+
+
+def dropout(name: str, share: object) -> Module:
+    return Module(name=name, class_name="Dropout", arguments=f"p={share}, inplace=False")
 
 
 def embedding(
@@ -276,16 +317,22 @@ def keeps_nothing(index: int, kind: CacheKind = "none") -> KeptLayer:
 
 
 def causal_lm(
-    config: Mapping[str, Any], text: Mapping[str, Any], model: Module, kept: Sequence[KeptLayer], **options: Any
+    config: Mapping[str, Any],
+    text: Mapping[str, Any],
+    model: Module,
+    kept: Sequence[KeptLayer],
+    *,
+    head_bias: bool = False,
+    **options: Any,
 ) -> Architecture:
     """The usual causal LM: `model` and its output layer, which is tied to `model.embed_tokens` if the configuration says so; or
-    the bare `model` if that is the configuration's class. options: of `outlined`.
+    the bare `model` if that is the configuration's class. head_bias: of the output layer; options: of `outlined`.
     """
     if read_class_name(config) == model.class_name:
         return outlined(config, replace(model, name=""), kept, text=text, table="embed_tokens", **options)
     rows, width = _tensor_of(model, "embed_tokens").shape
     tied_to = "model.embed_tokens.weight" if flag(text, "tie_word_embeddings", default=False) else None
-    head = linear("lm_head", width, rows, whole_dtype(config), tied_to=tied_to)
+    head = linear("lm_head", width, rows, whole_dtype(config), bias=head_bias, tied_to=tied_to)
     tree = Module(name="", class_name=read_class_name(config), children=(model, head))
     return outlined(config, tree, kept, text=text, **options)
 

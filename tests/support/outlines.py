@@ -82,6 +82,22 @@ def repeated_types(*kinds: str) -> Change:
     return change
 
 
+def rotations(*kinds: str, partial: bool = False, **others: Any) -> Change:
+    """RoPE of one of these types, its parameters under either key. partial: perhaps for a part of each head; others: more
+    parameters of the scaled types."""
+
+    def change(chance: random.Random, text: dict[str, Any]) -> None:
+        kind = chance.choice(kinds)
+        rope = {"rope_theta": 10000.0, "rope_type": kind}
+        if partial and chance.random() < 0.7:
+            (text if chance.random() < 0.3 else rope)["partial_rotary_factor"] = chance.choice([0.25, 0.5, 0.75, 1.0])
+        text["rope_parameters"] = rope if kind == "default" else {**rope, "factor": 2.0, **others}
+        if chance.random() < 0.3:
+            text["rope_scaling"] = text.pop("rope_parameters")
+
+    return change
+
+
 def scaled_rope(chance: random.Random, text: dict[str, Any]) -> None:
     """Perhaps scaled RoPE, under the older key."""
     if chance.random() < 0.3:
@@ -102,8 +118,173 @@ GEMMA: tuple[Change, ...] = (
     flags("attention_bias"),
     without("attention_bias", "rms_norm_eps", "pad_token_id", "tie_word_embeddings", "hidden_activation"),
 )
+
+
+def long_rotations(chance: random.Random, text: dict[str, Any]) -> None:
+    """Perhaps Phi-3's long contexts: a factor for each pair of channels that turn."""
+    if chance.random() < 0.5 and "head_dim" not in text:
+        share = chance.choice([0.5, 0.75, 1.0])
+        pairs = int(text["hidden_size"] // text["num_attention_heads"] * share) // 2
+        kind = {chance.choice(["type", "rope_type"]): chance.choice(["longrope", "su"])}
+        text["partial_rotary_factor"] = share
+        text["rope_scaling"] = {**kind, "short_factor": [1.0] * pairs, "long_factor": [2.0] * pairs}
+        text.pop("rope_parameters", None)
+
+
+def dropped(*keys: str) -> Change:
+    """These keys are missing."""
+
+    def change(chance: random.Random, text: dict[str, Any]) -> None:
+        for key in keys:
+            text.pop(key, None)
+
+    return change
+
+
+USUAL_ROTATIONS = ("default", "linear", "yarn", "proportional")  # dynamic does not run on meta
+
+
 # Of each model_type what may vary in its (decoder's) configuration.
 VARIED: Mapping[str, tuple[Change, ...]] = {
+    "llama": (
+        heads,
+        flags("attention_bias", "mlp_bias"),
+        without("head_dim", "rms_norm_eps", "mlp_bias"),
+        spans,
+        rotations(*USUAL_ROTATIONS),
+    ),
+    "mistral": (
+        heads,
+        without("head_dim", "rms_norm_eps", "tie_word_embeddings"),
+        spans,
+        rotations(*USUAL_ROTATIONS),
+    ),
+    "ministral": (
+        heads,
+        without("rms_norm_eps", "tie_word_embeddings"),
+        spans,
+        choices(sliding_window=[4, 8]),
+        rotations(*USUAL_ROTATIONS),
+    ),
+    "ministral3": (
+        heads,
+        without("rms_norm_eps", "hidden_act"),
+        spans,
+        rotations("yarn", llama_4_scaling_beta=0.1),
+        without("rope_parameters"),
+    ),
+    "mixtral": (
+        heads,
+        choices(num_local_experts=[3, 4, 8], num_experts_per_tok=[1, 3]),
+        without("head_dim", "num_experts_per_tok", "num_local_experts"),
+        spans,
+        rotations("default", "linear", "proportional"),
+    ),
+    "cohere": (
+        heads,
+        flags("attention_bias", "use_qk_norm"),
+        without("head_dim", "tie_word_embeddings", "num_key_value_heads"),
+        choices(layer_norm_eps=[1e-5, 1e-6]),
+        spans,
+        rotations(*USUAL_ROTATIONS),
+    ),
+    "cohere2": (
+        heads,
+        flags("attention_bias"),
+        without("head_dim", "tie_word_embeddings", "layer_types"),
+        spans,
+        choices(sliding_window=[4, 8], sliding_window_pattern=[1, 2, 3, 4]),
+        without("sliding_window_pattern"),
+        rotations(*USUAL_ROTATIONS),
+    ),
+    "exaone4": (
+        heads,
+        without("head_dim", "hidden_act", "layer_types", "rms_norm_eps"),
+        spans,
+        choices(sliding_window=[4, 8], sliding_window_pattern=[1, 2, 3]),
+        without("sliding_window_pattern"),
+        rotations(*USUAL_ROTATIONS),
+    ),
+    "granite": (
+        heads,
+        flags("attention_bias", "mlp_bias"),
+        without("head_dim", "num_key_value_heads", "rms_norm_eps"),
+        spans,
+        rotations(*USUAL_ROTATIONS),
+    ),
+    "granitemoe": (
+        heads,
+        flags("attention_bias"),
+        choices(num_local_experts=[3, 4, 8], num_experts_per_tok=[1, 3]),
+        without("head_dim", "num_experts_per_tok", "num_local_experts"),
+        spans,
+        rotations(*USUAL_ROTATIONS),
+    ),
+    "olmo2": (
+        heads,
+        flags("attention_bias"),
+        without("head_dim", "num_key_value_heads", "tie_word_embeddings"),
+        spans,
+        rotations(*USUAL_ROTATIONS),
+    ),
+    "olmo3": (
+        heads,
+        flags("attention_bias"),
+        without("head_dim", "layer_types", "tie_word_embeddings"),
+        spans,
+        choices(sliding_window=[4, 8]),
+        rotations("default", "yarn"),
+        without("rope_parameters"),
+    ),
+    "olmoe": (
+        heads,
+        flags("attention_bias"),
+        choices(num_experts=[3, 4, 9], num_experts_per_tok=[1, 3]),
+        without("num_experts", "rms_norm_eps"),
+        dropped("head_dim"),
+        spans,
+        rotations(*USUAL_ROTATIONS),
+    ),
+    "phi": (
+        heads,
+        flags("qk_layernorm"),
+        choices(layer_norm_eps=[1e-5, 1e-6], resid_pdrop=[0.0, 0.1], embd_pdrop=[0.0, 0.1]),
+        dropped("head_dim"),
+        spans,
+        rotations("default", "linear", "yarn", partial=True),
+    ),
+    "phi3": (
+        heads,
+        without("head_dim", "num_key_value_heads", "sliding_window", "resid_pdrop"),
+        choices(resid_pdrop=[0.0, 0.1]),
+        spans,
+        rotations("default", partial=True),
+        long_rotations,
+    ),
+    "seed_oss": (
+        heads,
+        flags("attention_bias", "attention_out_bias", "mlp_bias"),
+        without("attention_bias", "attention_out_bias", "rms_norm_eps"),
+        choices(head_dim=[8, 16, None]),
+        spans,
+        rotations(*USUAL_ROTATIONS),
+    ),
+    "smollm3": (
+        heads,
+        flags("attention_bias", "mlp_bias", "use_sliding_window"),
+        choices(no_rope_layer_interval=[2, 3, 4]),
+        without("head_dim", "no_rope_layers", "layer_types", "tie_word_embeddings"),
+        spans,
+        rotations(*USUAL_ROTATIONS),
+    ),
+    "starcoder2": (
+        heads,
+        flags("use_bias"),
+        without("head_dim", "use_bias", "tie_word_embeddings"),
+        choices(norm_epsilon=[1e-5, 1e-6], hidden_act=["gelu_pytorch_tanh", "silu"]),
+        spans,
+        rotations(*USUAL_ROTATIONS),
+    ),
     "gemma": (*GEMMA, choices(hidden_act=["gelu", "silu"]), scaled_rope),
     "gemma2": (*GEMMA, repeated_types(*TYPES), scaled_rope),
     "gemma3_text": (
@@ -121,7 +302,6 @@ VARIED: Mapping[str, tuple[Change, ...]] = {
         repeated_types(*TYPES),
         without("attention_bias", "rms_norm_eps", "tie_word_embeddings", "rope_parameters"),
     ),
-    "llama": (heads, flags("attention_bias", "mlp_bias"), without("head_dim", "rms_norm_eps", "mlp_bias"), spans),
 }
 
 

@@ -1,0 +1,140 @@
+"""The decoder that most families vary: q, k, v and o, a gated MLP, norms, a rotary table; each family states what differs.
+
+Source: transformers 5.23, models/llama, of which the families' modules are copies with changes (modular_*.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..checkpoint import DType
+from ..errors import UnsupportedError
+from ..results.cache import CacheKind
+from ..spec import Module
+from .blocks import linear, rotary
+from .design import KeptLayer
+from .outline import embedding, gated_mlp, keeps_heads, layer_list, norm, read_heads, read_padding, rotary_dim
+from .reading import MOST_LAYERS, integer, read_head_dim, shown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoder:
+    """The sizes that a decoder's modules share, and the modules by their usual names.
+
+    prefix: of the classes' names. eps: of the norms, as it is printed.
+    """
+
+    prefix: str
+    text: Mapping[str, Any]
+    dtype: DType
+    hidden: int
+    layers: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    eps: object
+
+    def norm(self, name: str, width: int | None = None) -> Module:
+        """Of `width` channels, `hidden` if None."""
+        width = self.hidden if width is None else width
+        return norm(name, f"{self.prefix}RMSNorm", width, self.dtype, eps=self.eps)
+
+    def attention(
+        self, *norms: Module, bias: bool = False, output_bias: bool | None = None, output: str = "o_proj"
+    ) -> Module:
+        """q_proj, k_proj, v_proj and `output`, then `norms`; output_bias: as `bias` if None."""
+        hidden, dtype = self.hidden, self.dtype
+        rows, columns = self.query_heads * self.head_dim, self.kv_heads * self.head_dim
+        return Module(
+            name="self_attn",
+            class_name=f"{self.prefix}Attention",
+            children=(
+                linear("q_proj", hidden, rows, dtype, bias=bias),
+                linear("k_proj", hidden, columns, dtype, bias=bias),
+                linear("v_proj", hidden, columns, dtype, bias=bias),
+                linear(output, rows, hidden, dtype, bias=bias if output_bias is None else output_bias),
+                *norms,
+            ),
+        )
+
+    def mlp(
+        self, name: str = "mlp", class_name: str = "MLP", *, bias: bool = False, width: int | None = None
+    ) -> Module:
+        width = integer(self.text, "intermediate_size") if width is None else width
+        act = self.text["hidden_act"]
+        return gated_mlp(name, self.prefix + class_name, self.hidden, width, act, self.dtype, bias=bias)
+
+    def layer(self, *children: Module) -> Module:
+        return Module(name="0", class_name=f"{self.prefix}DecoderLayer", children=children)
+
+    def prenorm_layer(self, attention: Module, mlp: Module) -> Module:
+        """The usual order: attention, MLP, and the norm before each."""
+        return self.layer(attention, mlp, self.norm("input_layernorm"), self.norm("post_attention_layernorm"))
+
+    def table(self) -> Module:
+        rows, padding = integer(self.text, "vocab_size"), read_padding(self.text)
+        return embedding("embed_tokens", rows, self.hidden, self.dtype, padding=padding)
+
+    def model(
+        self, layer: Module | Sequence[Module], *, last_norm: Module | None = None, rotary_table: Module | None = None
+    ) -> Module:
+        """Table, layers, norm, rotary table. layer: of all layers, or of each."""
+        layers = [layer] * self.layers if isinstance(layer, Module) else layer
+        return Module(
+            name="model",
+            class_name=f"{self.prefix}Model",
+            children=(
+                self.table(),
+                layer_list("layers", layers),
+                last_norm or self.norm("norm"),
+                rotary_table or self.rotary(),
+            ),
+        )
+
+    def rotary(self, *, partial: bool = False) -> Module:
+        """partial: whether the class can turn a part of each head; others fail if `partial_rotary_factor` says so."""
+        dim = rotary_dim(self.text, self.head_dim, partial=partial)
+        if dim != self.head_dim and not partial:
+            raise UnsupportedError(
+                "config_key_unsupported", key="partial_rotary_factor", found=shown(dim / self.head_dim)
+            )
+        return rotary("rotary_emb", f"{self.prefix}RotaryEmbedding", dim)
+
+    def kept(self, spans: Sequence[tuple[CacheKind, int | None]]) -> list[KeptLayer]:
+        """What the layers keep. spans: of `read_spans`."""
+        return [
+            keeps_heads(index, self.query_heads, self.kv_heads, self.head_dim, self.dtype, kind=kind, window=window)
+            for index, (kind, window) in enumerate(spans)
+        ]
+
+
+def read_decoder(
+    text: Mapping[str, Any], dtype: DType, prefix: str, *, eps: str = "rms_norm_eps", null_head_dim: bool = False
+) -> Decoder:
+    """The sizes by their usual keys. eps: the key of the norms' epsilon. null_head_dim: whether a null means that the heads
+    share `hidden_size`, as a missing key does; the other classes fail on it.
+    """
+    query_heads, kv_heads = read_heads(text)
+    if "head_dim" in text and not null_head_dim:
+        integer(text, "head_dim")
+    return Decoder(
+        prefix=prefix,
+        text=text,
+        dtype=dtype,
+        hidden=integer(text, "hidden_size"),
+        layers=integer(text, "num_hidden_layers", at_most=MOST_LAYERS),
+        query_heads=query_heads,
+        kv_heads=kv_heads,
+        head_dim=read_head_dim(text),
+        eps=text[eps],
+    )
+
+
+def with_layer_types(text: Mapping[str, Any], is_full: Callable[[int], bool]) -> dict[str, Any]:
+    """`text` with `layer_types`, which are full attention where `is_full` says so and sliding elsewhere, unless it has some."""
+    if text.get("layer_types") is not None:
+        return dict(text)
+    layers = range(integer(text, "num_hidden_layers", at_most=MOST_LAYERS))
+    return {**text, "layer_types": ["full_attention" if is_full(index) else "sliding_attention" for index in layers]}
