@@ -56,6 +56,13 @@ _TYPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "seed_oss": {"seed_oss": ("SeedOssForCausalLM", "SeedOssModel")},
     "smollm3": {"smollm3": ("SmolLM3ForCausalLM", "SmolLM3Model")},
     "starcoder2": {"starcoder2": ("Starcoder2ForCausalLM", "Starcoder2Model")},
+    "falcon_h1": {"falcon_h1": ("FalconH1ForCausalLM", "FalconH1Model")},
+    "mamba": {
+        "mamba": ("MambaForCausalLM", "MambaModel"),
+        "falcon_mamba": ("FalconMambaForCausalLM", "FalconMambaModel"),
+        "mamba2": ("Mamba2ForCausalLM", "Mamba2Model"),
+    },
+    "nemotron_h": {"nemotron_h": ("NemotronHForCausalLM", "NemotronHModel")},
 }
 CLASSES: Mapping[str, tuple[str, ...]] = {
     model_type: classes for types in _TYPES.values() for model_type, classes in types.items()

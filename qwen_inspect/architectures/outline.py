@@ -322,19 +322,25 @@ def causal_lm(
     model: Module,
     kept: Sequence[KeptLayer],
     *,
+    table: str = "embed_tokens",
+    ties: bool = True,
     head_bias: bool = False,
     **options: Any,
 ) -> Architecture:
-    """The usual causal LM: `model` and its output layer, which is tied to `model.embed_tokens` if the configuration says so; or
-    the bare `model` if that is the configuration's class. head_bias: of the output layer; options: of `outlined`.
+    """The usual causal LM: `model` and its output layer, which is tied to the token embedding if the configuration says so; or
+    the bare `model` if that is the configuration's class.
+
+    table: the token embedding's name in `model`. ties: whether the class can tie. head_bias: of the output layer.
+    options: of `outlined`.
     """
     if read_class_name(config) == model.class_name:
-        return outlined(config, replace(model, name=""), kept, text=text, table="embed_tokens", **options)
-    rows, width = _tensor_of(model, "embed_tokens").shape
-    tied_to = "model.embed_tokens.weight" if flag(text, "tie_word_embeddings", default=False) else None
+        return outlined(config, replace(model, name=""), kept, text=text, table=table, **options)
+    rows, width = _tensor_of(model, table).shape
+    name = f"{model.name}.{table}"
+    tied_to = f"{name}.weight" if ties and flag(text, "tie_word_embeddings", default=False) else None
     head = linear("lm_head", width, rows, whole_dtype(config), bias=head_bias, tied_to=tied_to)
     tree = Module(name="", class_name=read_class_name(config), children=(model, head))
-    return outlined(config, tree, kept, text=text, **options)
+    return outlined(config, tree, kept, text=text, table=name, **options)
 
 
 def outlined(
