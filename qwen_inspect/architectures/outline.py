@@ -79,7 +79,10 @@ def with_defaults(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dic
     """
     check_sizes(config)
     merged = {**defaults, **config}
-    for rope in (merged.get("rope_scaling"), merged.get("rope_parameters")):
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = merged.get(key)
+        if rope is not None and not isinstance(rope, Mapping):
+            raise MalformedError("config_not_object", key=key, found=shown(rope))
         for parameters in (rope, *(rope.values() if isinstance(rope, Mapping) else ())):
             if isinstance(parameters, Mapping):
                 kind = parameters.get("rope_type", parameters.get("type", "default"))
