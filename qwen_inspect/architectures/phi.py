@@ -54,7 +54,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     if config["model_type"] == "phi":
         return _phi(config)
     text = with_defaults(config, PHI3)
-    _check_rope_type(text, known=("default", "longrope", "su", "yarn"))  # Phi3Config reads the last two as longrope
+    _check_rope_type(text, known=("default", "longrope", "yarn"))  # Phi3Config reads yarn as longrope
     decoder = read_decoder(text, whole_dtype(config), "Phi3")
     layer = decoder.layer(
         _joint_attention(decoder),

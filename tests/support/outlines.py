@@ -125,7 +125,7 @@ def long_rotations(chance: random.Random, text: dict[str, Any]) -> None:
     if chance.random() < 0.5 and "head_dim" not in text:
         share = chance.choice([0.5, 0.75, 1.0])
         pairs = int(text["hidden_size"] // text["num_attention_heads"] * share) // 2
-        kind = {chance.choice(["type", "rope_type"]): chance.choice(["longrope", "su"])}
+        kind = {chance.choice(["type", "rope_type"]): chance.choice(["longrope", "yarn"])}
         text["partial_rotary_factor"] = share
         text["rope_scaling"] = {**kind, "short_factor": [1.0] * pairs, "long_factor": [2.0] * pairs}
         text.pop("rope_parameters", None)
