@@ -43,6 +43,8 @@ _TYPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "granite": {
         "granite": ("GraniteForCausalLM", "GraniteModel"),
         "granitemoe": ("GraniteMoeForCausalLM", "GraniteMoeModel"),
+        "granitemoehybrid": ("GraniteMoeHybridForCausalLM", "GraniteMoeHybridModel"),
+        "granitemoeshared": ("GraniteMoeSharedForCausalLM", "GraniteMoeSharedModel"),
     },
     "olmo": {
         "olmo2": ("Olmo2ForCausalLM", "Olmo2Model"),

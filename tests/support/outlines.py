@@ -195,6 +195,15 @@ def falcon_widths(chance: random.Random, text: dict[str, Any]) -> None:
         text["mamba_d_head"] = "auto"
 
 
+def granite_widths(chance: random.Random, text: dict[str, Any]) -> None:
+    """The channels of Mamba-2 are twice the hidden size; layers perhaps under their older name."""
+    text["mamba_expand"] = 2
+    text["mamba_d_head"] = 2 * text["hidden_size"] // text["mamba_n_heads"]
+    if 2 * text["hidden_size"] % text["mamba_n_heads"]:
+        text["mamba_n_heads"] = text["mamba_n_groups"] * 2
+        text["mamba_d_head"] = "auto"
+
+
 def mamba2_width(chance: random.Random, text: dict[str, Any]) -> None:
     """Mamba-2 alone: heads and hidden size agree."""
     text["expand"] = chance.choice([1, 2])
@@ -299,6 +308,28 @@ VARIED: Mapping[str, tuple[Change, ...]] = {
         flags("attention_bias"),
         choices(num_local_experts=[3, 4, 8], num_experts_per_tok=[1, 3]),
         without("head_dim", "num_experts_per_tok", "num_local_experts"),
+        spans,
+        rotations(*USUAL_ROTATIONS),
+    ),
+    "granitemoehybrid": (
+        heads,
+        flags("attention_bias", "mamba_conv_bias", "mamba_proj_bias"),
+        mamba2("mamba_n_heads", "mamba_d_head", "mamba_n_groups", "mamba_d_state", "mamba_d_conv"),
+        granite_widths,
+        choices(
+            num_local_experts=[0, 3, 8],
+            num_experts_per_tok=[1, 3],
+            shared_intermediate_size=[24, 40],
+            position_embedding_type=["rope", "nope", None],
+        ),
+        layers_of("layer_types", "linear_attention", "mamba", "attention", "full_attention"),
+        without("num_local_experts", "num_experts_per_tok", "mamba_conv_bias", "shared_intermediate_size"),
+    ),
+    "granitemoeshared": (
+        heads,
+        flags("attention_bias"),
+        choices(num_local_experts=[3, 4, 8], num_experts_per_tok=[1, 3], shared_intermediate_size=[0, 24]),
+        without("head_dim", "num_experts_per_tok", "shared_intermediate_size"),
         spans,
         rotations(*USUAL_ROTATIONS),
     ),
