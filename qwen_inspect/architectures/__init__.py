@@ -14,6 +14,7 @@ from ..checkpoint import Tensor
 from ..errors import MalformedError
 from .design import Architecture, FormsByName, StoredForm
 from .families import FAMILIES
+from .layouts import in_layout_of
 from .reading import is_described
 
 __all__ = ["FAMILIES", "Architecture", "Family", "FormsByName", "StoredForm", "architecture_of"]
@@ -43,4 +44,5 @@ def architecture_of(
 
         return read_generic(config, tuple(FAMILIES), stored, code)
     family: Family = import_module(f"{__name__}.{FAMILIES[model_type]}")
-    return family.architecture(config)
+    architecture = family.architecture(config)
+    return architecture if stored is None else in_layout_of(architecture, stored)

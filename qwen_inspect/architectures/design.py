@@ -32,6 +32,7 @@ class Architecture:
     """The model of a configuration, from a family's module or as transformers built it on the meta device.
 
     stored_form: the tensors as which a release's files store one tensor of the tree, in the order in which they fill it.
+    built_name: from a stored name to the class's, as transformers loads it, where files may have other layouts.
     prediction_layers: tensors of multi-token prediction layers, which releases may store and transformers does not load, in the
     form transformers would build; files hold them in `stored_form`. tied: name of each tied tensor -> name of the tensor whose
     storage it shares. buffers: the buffers that files hold, in their stored form. unloaded: regular expressions of stored names
@@ -45,6 +46,7 @@ class Architecture:
     stored_form: StoredForm
     prediction_layers: tuple[Tensor, ...]
     tied: Mapping[str, str]
+    built_name: Callable[[str], str] | None = None
     buffers: tuple[Tensor, ...] = ()
     unloaded: tuple[str, ...] = ()
     active_is_known: bool = True

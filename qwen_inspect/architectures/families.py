@@ -27,6 +27,7 @@ _TYPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "gemma2": ("Gemma2ForCausalLM", "Gemma2Model"),
         "gemma3_text": ("Gemma3ForCausalLM", "Gemma3TextModel"),
     },
+    "gemma3": {"gemma3": ("Gemma3ForConditionalGeneration", "Gemma3Model")},
     "gpt_oss": {"gpt_oss": ("GptOssForCausalLM", "GptOssModel")},
     "llama": {"llama": ("LlamaForCausalLM", "LlamaModel")},
     "mistral": {

@@ -28,7 +28,7 @@ from .outline import (
     whole_dtype,
     with_defaults,
 )
-from .reading import flag, integer
+from .reading import check_layer_types, flag, integer
 
 _GEMMA: Mapping[str, Any] = {
     "vocab_size": 256000,
@@ -68,9 +68,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     text = read_text(config, kind)
     # Gemma 2's soft-capped scores leave no sdpa. Source: Gemma2PreTrainedModel._supports_sdpa
     kernel = "eager" if kind == "gemma2" else "sdpa"
-    return causal_lm(
-        config, text, decoder(text, kind, dtype, name="model"), kept_layers(text, kind, dtype), kernel=kernel
-    )
+    return causal_lm(config, text, decoder(text, kind, dtype, name="model"), kept_layers(text, dtype), kernel=kernel)
 
 
 def read_text(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -89,12 +87,13 @@ def read_text(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
         text["layer_types"] = [
             "sliding_attention" if (index + 1) % every else "full_attention" for index in range(layers)
         ]
+    check_layer_types(text["layer_types"], layers, kinds=("full_attention", "sliding_attention"))
     if kind == "gemma3_text" and text.get("use_bidirectional_attention"):
         text["sliding_window"] = integer(text, "sliding_window") // 2 + 1  # Gemma3TextConfig.__post_init__
     return text
 
 
-def kept_layers(text: Mapping[str, Any], kind: str, dtype: DType) -> list[KeptLayer]:
+def kept_layers(text: Mapping[str, Any], dtype: DType) -> list[KeptLayer]:
     query_heads, kv_heads = read_heads(text)
     return [
         keeps_heads(index, query_heads, kv_heads, integer(text, "head_dim"), dtype, kind=span, window=window)

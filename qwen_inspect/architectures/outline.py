@@ -7,7 +7,7 @@ transformers builds. Source: transformers 5.23, models/*/modeling_*.py; torch 2.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -51,6 +51,7 @@ __all__ = [
     "linear",
     "norm",
     "outlined",
+    "patches",
     "read_heads",
     "read_padding",
     "read_spans",
@@ -189,6 +190,16 @@ def layer_norm(name: str, width: int, dtype: DType, *, eps: object) -> Module:
 
 def dropout(name: str, share: object) -> Module:
     return Module(name=name, class_name="Dropout", arguments=f"p={share}, inplace=False")
+
+
+def patches(name: str, channels: int, width: int, side: int, dtype: DType) -> Module:
+    """`nn.Conv2d` over patches of `side` x `side` pixels: weight (width, channels, side, side), bias (width,)."""
+    return Module(
+        name=name,
+        class_name="Conv2d",
+        arguments=f"{channels}, {width}, kernel_size=({side}, {side}), stride=({side}, {side}), padding=valid",
+        tensors=(Tensor("weight", (width, channels, side, side), dtype), Tensor("bias", (width,), dtype)),
+    )
 
 
 def embedding(
@@ -357,6 +368,7 @@ def outlined(
     routed: tuple[int, int] | None = None,
     persistent: tuple[str, ...] = (),
     stored_form: StoredForm = stored_as_built,
+    built_name: Callable[[str], str] | None = None,
     prediction_layers: tuple[Tensor, ...] = (),
     unloaded: tuple[str, ...] = (),
     kernel: str = "sdpa",
@@ -391,6 +403,7 @@ def outlined(
         spec=spec,
         tree=whole,
         stored_form=stored_form,
+        built_name=built_name,
         prediction_layers=prediction_layers,
         tied=tied,
         buffers=tuple(

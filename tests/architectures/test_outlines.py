@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+
+from qwen_inspect.architectures import architecture_of
+from qwen_inspect.architectures.generic import read_generic
+from qwen_inspect.spec import each_tensor
 
 from ..support.outlines import VARIED, assert_is_what_transformers_builds, beside_transformers, mutated, varied
 
@@ -11,6 +17,30 @@ from ..support.outlines import VARIED, assert_is_what_transformers_builds, besid
 def test_a_family_is_what_transformers_builds(model_type: str) -> None:
     for seed in range(2):
         assert_is_what_transformers_builds(varied(model_type, seed))
+
+
+# Layouts of releases, by what stands in the class's names and in the files'.
+LAYOUTS = {
+    "gemma3": {
+        "model.language_model.": "language_model.model.",
+        "model.vision_tower.": "vision_tower.vision_model.",
+        "model.multi_modal_projector.": "multi_modal_projector.",
+    },
+}
+
+
+@pytest.mark.parametrize("model_type", LAYOUTS)
+def test_names_in_files_are_mapped_as_transformers_maps_them(model_type: str) -> None:
+    config = {**varied(model_type, 0), "tie_word_embeddings": False}
+    config.pop("architectures", None)
+    tensors = list(each_tensor(architecture_of(config).tree))
+    names = [tensor.name for tensor in tensors]
+    for built, stored in LAYOUTS[model_type].items():
+        names = [name.replace(built, stored) for name in names]
+    files = [replace(tensor, name=name) for tensor, name in zip(tensors, names, strict=True)]
+    light, whole = architecture_of(config, stored=files), read_generic(config, (), files)
+    assert [light.stored_form(tensor) for tensor in tensors] == [whole.stored_form(tensor) for tensor in tensors]
+    assert sum(light.stored_form(tensor)[0].name in names for tensor in tensors) >= len(tensors) - 1
 
 
 @pytest.mark.exhaustive

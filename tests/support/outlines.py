@@ -111,6 +111,27 @@ def few_experts(chance: random.Random, text: dict[str, Any]) -> None:
         text["num_experts"] = text.pop("num_local_experts")
 
 
+def siglip(chance: random.Random, config: dict[str, Any]) -> None:
+    """Another tower."""
+    heads = chance.choice([1, 2, 3])
+    config["vision_config"] = {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 8 * heads,
+        "intermediate_size": chance.choice([24, 40]),
+        "num_attention_heads": heads,
+        "num_hidden_layers": chance.choice([1, 2, 3]),
+        "image_size": chance.choice([28, 42, 48]),
+        "patch_size": chance.choice([6, 7, 14]),
+        "num_channels": chance.choice([1, 3]),
+        "hidden_act": chance.choice(["gelu_pytorch_tanh", "quick_gelu"]),
+        "layer_norm_eps": chance.choice([1e-5, 1e-6]),
+        "vision_use_head": chance.random() < 0.5,
+    }
+    without("model_type", "num_channels", "hidden_act", "layer_norm_eps", "vision_use_head")(
+        chance, config["vision_config"]
+    )
+
+
 TYPES = ("full_attention", "sliding_attention")
 GEMMA: tuple[Change, ...] = (
     heads,
@@ -235,6 +256,13 @@ MAMBA1: tuple[Change, ...] = (
 )
 
 
+GEMMA3: tuple[Change, ...] = (
+    *GEMMA,
+    repeated_types(*TYPES),
+    choices(sliding_window_pattern=[1, 2, 6], use_bidirectional_attention=[False, False, True]),
+    without("sliding_window_pattern"),
+    scaled_rope,
+)
 # Of each model_type what may vary in its (decoder's) configuration.
 VARIED: Mapping[str, tuple[Change, ...]] = {
     "llama": (
@@ -400,13 +428,8 @@ VARIED: Mapping[str, tuple[Change, ...]] = {
     ),
     "gemma": (*GEMMA, choices(hidden_act=["gelu", "silu"]), scaled_rope),
     "gemma2": (*GEMMA, repeated_types(*TYPES), scaled_rope),
-    "gemma3_text": (
-        *GEMMA,
-        repeated_types(*TYPES),
-        choices(sliding_window_pattern=[1, 2, 6], use_bidirectional_attention=[False, False, True]),
-        without("sliding_window_pattern"),
-        scaled_rope,
-    ),
+    "gemma3_text": GEMMA3,
+    "gemma3": GEMMA3,
     "gpt_oss": (
         heads,
         choices(sliding_window=[8, 12], num_local_experts=[1, 4, 6], num_experts_per_tok=[1, 1, 4]),
@@ -457,6 +480,14 @@ VARIED: Mapping[str, tuple[Change, ...]] = {
     ),
 }
 
+# Of each composite model_type what else may vary, in its whole configuration.
+COMPOSITE: Mapping[str, tuple[Change, ...]] = {
+    "gemma3": (
+        siglip,
+        choices(mm_tokens_per_image=[1, 4, 5], architectures=[["Gemma3ForConditionalGeneration"], ["Gemma3Model"]]),
+    ),
+}
+
 
 def varied(model_type: str, seed: int) -> dict[str, Any]:
     """A small configuration of this type, by chance."""
@@ -467,7 +498,9 @@ def varied(model_type: str, seed: int) -> dict[str, Any]:
         change(chance, text)
     config["dtype"] = chance.choice(["bfloat16", "float32"])
     if text is not config and "tie_word_embeddings" in config:
-        config["tie_word_embeddings"] = text["tie_word_embeddings"]
+        config["tie_word_embeddings"] = text.get("tie_word_embeddings", config["tie_word_embeddings"])
+    for change in COMPOSITE.get(model_type, ()):
+        change(chance, config)
     return config
 
 

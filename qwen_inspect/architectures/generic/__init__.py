@@ -7,7 +7,6 @@ nothing, and checks sizes before transformers loops over them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ...errors import UnavailableError, UnsupportedError
 from ...language import Message
 from .. import Architecture, FormsByName
 from ..families import CLASSES
+from ..layouts import forms_in_files
 from ..reading import read_class_name, shown
 from ..sizes import check_sizes
 from .building import build_generic, build_own, buildable, config_types, is_shipped
@@ -69,7 +69,14 @@ def _of(model: Any, config: Mapping[str, Any], stored: Sequence[Tensor] | None) 
     spec, tree = spec_of(config, model), tree_of(model, config)
     forms = stored_forms(model)
     if stored is not None:
-        forms = {**forms, **_forms_of_files(model, forms, stored)}
+        targets, usual = {tensor.name: tensor for tensor in state_of(model)}, forms
+        others = forms_in_files(
+            targets,
+            lambda tensor: usual.get(tensor.name, (tensor,)),
+            stored,
+            lambda unmapped: renaming(model, unmapped),  # as in `stored_forms`
+        )
+        forms = {**forms, **others}
     state = model.state_dict(keep_vars=True)
     buffers = [tensor_of(name, value) for name, value in model.named_buffers() if name in state]
 
@@ -87,27 +94,3 @@ def _of(model: Any, config: Mapping[str, Any], stored: Sequence[Tensor] | None) 
         built=model,
         notices=(Message("generic_witness", class_name=spec.class_name, version=transformers.__version__),),
     )
-
-
-def _forms_of_files(
-    model: Any, forms: Mapping[str, tuple[Tensor, ...]], stored: Sequence[Tensor]
-) -> dict[str, tuple[Tensor, ...]]:
-    """Stored forms in these files, by the model's names, if transformers also maps names that are not in `forms`.
-
-    A form counts only if its parts together hold exactly as many elements as the model's tensor. Source: as `stored_forms`.
-    """
-    targets = {tensor.name: tensor for tensor in state_of(model)}
-    usual = {part.name for name, tensor in targets.items() for part in forms.get(name, (tensor,))}
-    unmapped = [tensor for tensor in stored if tensor.name not in usual and tensor.name not in targets]
-    rename = renaming(model, unmapped)
-    parts_of: dict[str, list[Tensor]] = {}
-    for tensor in unmapped:
-        if (target := rename(tensor.name)) in targets:
-            parts_of.setdefault(target, []).append(tensor)
-    present = {tensor.name for tensor in stored}
-    return {
-        name: tuple(replace(part, dtype=targets[name].dtype, file=None) for part in parts)
-        for name, parts in parts_of.items()
-        if sum(part.elements for part in parts) == targets[name].elements
-        and not any(part.name in present for part in forms.get(name, (targets[name],)))
-    }
