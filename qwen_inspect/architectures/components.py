@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -20,6 +20,50 @@ COMPONENT_OF_NAME: tuple[tuple[str, str], ...] = (
     (r".*attn|.*attention|.*_attn_.*", "attention"),
     (r"mlp|feed_forward|ffn|ff|fc\d?|block_sparse_moe|moe|dense.*|.*mlp", "mlp"),
 )
+
+# Configuration keys of the experts per token, and of the experts. Source: transformers 5.23, models/*/configuration_*.py.
+EXPERTS_PER_TOKEN_KEYS = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "top_k_experts",
+    "moe_topk",
+    "moe_k",
+    "moe_top_k",
+)
+EXPERTS_KEYS = (
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "moe_num_experts",
+    "num_routed_experts",
+    "zero_expert_num",
+)
+
+
+def routed_share(value_of: Callable[[str], object]) -> tuple[int, int] | None:
+    """(experts per token, experts) if the configuration states one value of each; None otherwise.
+
+    value_of: the value of a configuration's key, None if it lacks the key.
+    """
+    experts = {value for key in EXPERTS_KEYS[:-1] if type(value := value_of(key)) is int and value > 0}
+    per_token = {value for key in EXPERTS_PER_TOKEN_KEYS if type(value := value_of(key)) is int and value > 0}
+    if len(experts) != 1 or len(per_token) != 1 or value_of("zero_expert_num"):
+        return None
+    chosen, total = per_token.pop(), experts.pop()
+    return (chosen, total) if chosen <= total else None
+
+
+def claims_experts(value_of: Callable[[str], object]) -> bool:
+    """Whether the configuration states more than one expert."""
+    return any(type(value := value_of(key)) is int and value > 1 for key in EXPERTS_KEYS)
+
+
+def each_experts_module(module: Module) -> Iterator[Module]:
+    """Every module that owns tensors of experts."""
+    if module.component == "experts" and module.tensors:
+        yield module
+    for child in module.children:
+        yield from each_experts_module(child)
 
 
 def component_of(name: str, class_name: str, inherited: str, *, table: bool, head: bool) -> str:

@@ -29,6 +29,13 @@ _TYPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "gemma3": {"gemma3": ("Gemma3ForConditionalGeneration", "Gemma3Model")},
     "gpt_oss": {"gpt_oss": ("GptOssForCausalLM", "GptOssModel")},
+    "deepseek": {
+        "deepseek_v2": ("DeepseekV2ForCausalLM", "DeepseekV2Model"),
+        "deepseek_v3": ("DeepseekV3ForCausalLM", "DeepseekV3Model"),
+        "deepseek_v32": ("DeepseekV32ForCausalLM", "DeepseekV32Model"),
+        "glm4_moe_lite": ("Glm4MoeLiteForCausalLM", "Glm4MoeLiteModel"),
+        "glm_moe_dsa": ("GlmMoeDsaForCausalLM", "GlmMoeDsaModel"),
+    },
     "llama": {"llama": ("LlamaForCausalLM", "LlamaModel")},
     "mistral": {
         "mistral": ("MistralForCausalLM", "MistralModel"),

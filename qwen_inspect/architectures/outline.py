@@ -17,7 +17,7 @@ from ..results.attention import AnyLayerAttention, LayerAttention, OtherLayerAtt
 from ..results.cache import CacheKind, CacheLayer
 from ..spec import ModelSpec, Module, each_buffer, tied_tensors
 from .blocks import linear, stored_as_built
-from .components import component_of, folded
+from .components import claims_experts, component_of, each_experts_module, folded, routed_share
 from .design import Architecture, KeptLayer, StoredForm
 from .reading import (
     ACTIVATION_CLASSES,
@@ -304,12 +304,15 @@ def keeps_heads(
     )
 
 
-def keeps_latent(index: int, rank: int, rope_dim: int, dtype: DType, *, index_dim: int = 0) -> KeptLayer:
+def keeps_latent(
+    index: int, rank: int, rope_dim: int, dtype: DType, *, index_dim: int = 0, kind: CacheKind | None = None
+) -> KeptLayer:
     """MLA: a token's compressed K and V and its rotated key; with an index, one more key of `index_dim`.
 
+    kind: "indexed" with an index of its own or, stated, with another layer's; else "latent".
     Source: transformers 5.23, DeepseekV3Attention and DynamicIndexedLayer; DeepSeek-V2 (arXiv 2405.04434).
     """
-    kind: CacheKind = "indexed" if index_dim else "latent"
+    kind = kind or ("indexed" if index_dim else "latent")
     per_token = (rank + rope_dim + index_dim) * dtype.bits // 8
     layer = CacheLayer(index=index, kind=kind, bytes_per_token=per_token, states_bytes=(), window_tokens=None)
     return OtherLayerAttention(index=index, cache_kind=kind, window_tokens=None), layer
@@ -376,10 +379,11 @@ def outlined(
     """The architecture of a tree without components.
 
     text: the decoder's configuration with its defaults. table, head: full names of the token embedding and the output layer.
-    routed: (experts per token, experts). persistent: last parts of the names of buffers that files hold. The others as in
-    `Architecture` and `ModelSpec`.
+    routed: (experts per token, experts); None: as `text` states them. persistent: last parts of the names of buffers that files
+    hold. The others as in `Architecture` and `ModelSpec`.
     """
-    whole = _with_components(tree, table, head, routed)
+    whole = _with_components(tree, table, head, routed or routed_share(text.get))
+    experts_modules = list(each_experts_module(whole))
     vocabulary, width = _tensor_of(tree, table).shape
     class_name = read_class_name(config)
     act = text.get("hidden_act")
@@ -412,7 +416,10 @@ def outlined(
             if buffer.name.rpartition(".")[2] in persistent
             for part in stored_form(buffer)
         ),
-        unloaded=unloaded,
+        unloaded=tuple(sorted(unloaded)),
+        active_is_known=all(module.routed for module in experts_modules)
+        if experts_modules
+        else not claims_experts(text.get),
         kept=tuple(kept),
     )
 

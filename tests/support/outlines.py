@@ -263,6 +263,64 @@ GEMMA3: tuple[Change, ...] = (
     without("sliding_window_pattern"),
     scaled_rope,
 )
+
+
+def latent(chance: random.Random, text: dict[str, Any]) -> None:
+    """Other sizes of latent attention and of routed experts."""
+    heads(chance, text)
+    text.pop("head_dim", None)
+    text["num_key_value_heads"] = text["num_attention_heads"] = chance.choice([2, 3, 4])
+    text["hidden_size"] = text["num_attention_heads"] * chance.choice([8, 16])
+    for key, options in {
+        "q_lora_rank": [12, 24],
+        "kv_lora_rank": [8, 20],
+        "qk_nope_head_dim": [8, 12],
+        "qk_rope_head_dim": [4, 8],
+        "v_head_dim": [8, 16],
+        "index_head_dim": [8, 16],
+        "index_n_heads": [1, 3],
+    }.items():
+        if key in text:
+            text[key] = chance.choice(options)
+    routed(chance, text)
+
+
+def routed(chance: random.Random, text: dict[str, Any]) -> None:
+    """Other experts, and shared ones, after some dense layers."""
+    key = next(key for key in ("n_routed_experts", "num_experts", "num_local_experts") if key in text)
+    text[key] = chance.choice([4, 6])
+    text["num_experts_per_tok"] = chance.choice([1, 2])
+    text["moe_intermediate_size"] = chance.choice([16, 24])
+    text["n_shared_experts"] = chance.choice([1, 2])
+    text["first_k_dense_replace"] = chance.choice([0, 1, text["num_hidden_layers"]])
+
+
+def typed_mlps(chance: random.Random, text: dict[str, Any]) -> None:
+    """Perhaps the kind of each layer's MLP."""
+    text.pop("mlp_layer_types", None)
+    if chance.random() < 0.5:
+        text["mlp_layer_types"] = [chance.choice(["dense", "sparse"]) for _ in range(text["num_hidden_layers"])]
+
+
+def indexers(chance: random.Random, text: dict[str, Any]) -> None:
+    """Layers that use the index of an earlier one, as GLM-5's keys say it in three ways."""
+    text.pop("indexer_types", None)
+    kinds = ["full", *(chance.choice(["full", "shared"]) for _ in range(text["num_hidden_layers"] - 1))]
+    way = chance.choice(["types", "pattern", "frequency", "default"])
+    if way == "types":
+        text["indexer_types"] = kinds
+    elif way == "pattern":
+        text["index_topk_pattern"] = "".join(kind[0].upper() for kind in kinds)
+    elif way == "frequency":
+        text |= {"index_topk_freq": chance.choice([1, 2, 3]), "index_skip_topk_offset": chance.choice([1, 2])}
+
+
+def ropes(chance: random.Random, text: dict[str, Any]) -> None:
+    """Perhaps RoPE scaled as YaRN does."""
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+    text["rope_parameters"] = chance.choice([{"rope_type": "default", "rope_theta": 1e4}, yarn])
+
+
 # Of each model_type what may vary in its (decoder's) configuration.
 VARIED: Mapping[str, tuple[Change, ...]] = {
     "llama": (
@@ -477,6 +535,24 @@ VARIED: Mapping[str, tuple[Change, ...]] = {
         ),
         without("head_dim", "layers_block_type", "moe_latent_size", "mlp_hidden_act", "use_conv_bias", "conv_kernel"),
         classes("NemotronHForCausalLM", "NemotronHForCausalLM", "NemotronHModel"),
+    ),
+    "deepseek_v2": (
+        latent,
+        ropes,
+        flags("attention_bias", "mlp_bias"),
+        without("mlp_bias", "rms_norm_eps"),
+        choices(q_lora_rank=[None, 12]),
+    ),
+    "deepseek_v3": (latent, ropes, flags("attention_bias"), without("rms_norm_eps"), choices(q_lora_rank=[None, 12])),
+    "deepseek_v32": (latent, ropes, flags("attention_bias"), typed_mlps, without("rms_norm_eps", "layer_types")),
+    "glm4_moe_lite": (latent, ropes, flags("attention_bias"), typed_mlps, choices(q_lora_rank=[None, 12])),
+    "glm_moe_dsa": (
+        latent,
+        ropes,
+        flags("attention_bias"),
+        typed_mlps,
+        indexers,
+        without("rms_norm_eps", "first_k_dense_replace"),
     ),
 }
 

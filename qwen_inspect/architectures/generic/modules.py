@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ...checkpoint import DTYPE_OF_TORCH_NAME, Tensor
 from ...errors import UnsupportedError
 from ...spec import ModelSpec, Module
-from ..components import component_of, folded
+from ..components import claims_experts, component_of, each_experts_module, folded, routed_share
 from ..reading import whole_dtype
 from .configurations import layer_configurations, stated
-
-# Configuration keys of the experts per token. Source: transformers 5.23, models/*/configuration_*.py.
-EXPERTS_PER_TOKEN_KEYS = (
-    "num_experts_per_tok",
-    "num_experts_per_token",
-    "top_k_experts",
-    "moe_topk",
-    "moe_k",
-    "moe_top_k",
-)
-EXPERTS_KEYS = (
-    "num_experts",
-    "num_local_experts",
-    "n_routed_experts",
-    "moe_num_experts",
-    "num_routed_experts",
-    "zero_expert_num",
-)
 
 
 def spec_of(config: Mapping[str, Any], model: Any) -> ModelSpec:
@@ -117,7 +100,7 @@ def tree_of(model: Any, config: Mapping[str, Any]) -> Module:
     """The module tree of `model`; equal numbered siblings in a row are folded."""
     text = model.config.get_text_config(decoder=True)
     table, head = _input_table(model), _head(model)
-    aliases, experts = aliases_of(model), _routed(text)
+    aliases, experts = aliases_of(model), routed_share(partial(stated, text))
 
     def node(module: Any, name: str, path: str, component: str) -> Module:
         own = component_of(name, type(module).__name__, component, table=module is table, head=module is head)
@@ -156,32 +139,9 @@ def _input_table(model: Any) -> Any:
         return None
 
 
-def _routed(text: Any) -> tuple[int, int] | None:
-    """(experts per token, experts) if the configuration states one value of each; None otherwise."""
-    experts = {value for key in EXPERTS_KEYS[:-1] if type(value := stated(text, key)) is int and value > 0}
-    per_token = {value for key in EXPERTS_PER_TOKEN_KEYS if type(value := stated(text, key)) is int and value > 0}
-    if len(experts) != 1 or len(per_token) != 1 or stated(text, "zero_expert_num"):
-        return None
-    chosen, total = per_token.pop(), experts.pop()
-    return (chosen, total) if chosen <= total else None
-
-
 def active_is_known(tree: Module, model: Any) -> bool:
     """Whether the active parameters can be counted: no experts, or all their tensors marked as routed."""
     text = model.config.get_text_config(decoder=True)
-    claimed = any(
-        type(value := stated(layer, key)) is int and value > 1
-        for layer in layer_configurations(text)
-        for key in EXPERTS_KEYS
-    )
-
-    def experts(module: Module) -> Iterator[Module]:
-        if module.component == "experts" and module.tensors:
-            yield module
-        for child in module.children:
-            yield from experts(child)
-
-    expert_modules = list(experts(tree))
-    if not expert_modules:
-        return not claimed
-    return all(module.routed is not None for module in expert_modules)
+    if expert_modules := list(each_experts_module(tree)):
+        return all(module.routed is not None for module in expert_modules)
+    return not any(claims_experts(partial(stated, layer)) for layer in layer_configurations(text))

@@ -1,0 +1,277 @@
+"""DeepSeek-V2, V3 (with R1, V3.1 and Kimi-K2's decoder) and V3.2, GLM-4.7-Flash and GLM-5: latent attention, many small experts.
+
+V3.2 and GLM-5 attend to the tokens that an index chooses, and keep its keys too.
+Source: transformers 5.23, models/deepseek_v2, deepseek_v3, deepseek_v32, glm4_moe_lite, glm_moe_dsa.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..checkpoint import DType
+from ..errors import UnsupportedError
+from ..results.cache import CacheKind
+from ..spec import Module
+from .blocks import experts_stored_singly, rotary
+from .design import Architecture, KeptLayer
+from .latent import indexer, latent_attention
+from .mixture import SCORE_BIAS, mixture, read_sparse_layers
+from .outline import (
+    causal_lm,
+    embedding,
+    gated_mlp,
+    keeps_latent,
+    layer_list,
+    norm,
+    read_padding,
+    read_spans,
+    rotary_dim,
+    whole_dtype,
+    with_aliases,
+    with_defaults,
+)
+from .reading import check_layer_types, flag, integer, shown
+
+V3_DEFAULTS: Mapping[str, Any] = {
+    "vocab_size": 129280,
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "n_shared_experts": 1,
+    "n_routed_experts": 256,
+    "kv_lora_rank": 512,
+    "q_lora_rank": 1536,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "qk_nope_head_dim": 128,
+    "num_experts_per_tok": 8,
+    "first_k_dense_replace": 3,
+    "hidden_act": "silu",
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+}
+V32_DEFAULTS = {**V3_DEFAULTS, "max_position_embeddings": 163840, "index_head_dim": 128, "index_n_heads": 64}
+GLM_DEFAULTS = {
+    **V32_DEFAULTS,
+    "vocab_size": 154880,
+    "hidden_size": 6144,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 78,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 64,
+    "q_lora_rank": 2048,
+    "v_head_dim": 256,
+    "qk_nope_head_dim": 192,
+    "max_position_embeddings": 202752,
+    "rms_norm_eps": 1e-5,
+    "index_n_heads": 32,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """What a model_type varies. aliases: attribute_map of its configuration; score_bias: the router's, "model": as the weights;
+    dense_first: key of the number of dense layers before the experts, None: one; unloaded: see `Architecture`."""
+
+    prefix: str
+    defaults: Mapping[str, Any]
+    aliases: Mapping[str, str]
+    score_bias: DType | str | None = DType.F32
+    mixture: str = "MoE"
+    dense_first: str | None = "first_k_dense_replace"
+    typed_mlps: bool = True
+    indexed: bool = False
+    unloaded: tuple[str, ...] = ()
+
+
+VARIANTS: Mapping[str, Variant] = {
+    "deepseek_v2": Variant(
+        prefix="DeepseekV2",
+        defaults={
+            **V3_DEFAULTS,
+            "vocab_size": 102400,
+            "hidden_size": 4096,
+            "intermediate_size": 11008,
+            "moe_intermediate_size": 1407,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": None,
+            "n_shared_experts": 2,
+            "n_routed_experts": 64,
+            "num_experts_per_tok": None,
+            "first_k_dense_replace": 0,
+            "max_position_embeddings": 2048,
+            "mlp_bias": False,
+        },
+        aliases={"num_experts": "n_routed_experts"},
+        score_bias=None,
+        mixture="Moe",
+        typed_mlps=False,
+    ),
+    "deepseek_v3": Variant(
+        prefix="DeepseekV3",
+        defaults=V3_DEFAULTS,
+        aliases={"num_local_experts": "n_routed_experts"},
+        score_bias="model",
+        typed_mlps=False,
+        unloaded=(r"model\.layers\.61.*",),
+    ),
+    "deepseek_v32": Variant(
+        prefix="DeepseekV32",
+        defaults=V32_DEFAULTS,
+        aliases={"num_experts": "n_routed_experts", "num_local_experts": "n_routed_experts"},
+        indexed=True,
+        unloaded=(r"model\.layers\.61.*",),
+    ),
+    "glm4_moe_lite": Variant(
+        prefix="Glm4MoeLite",
+        defaults={
+            **GLM_DEFAULTS,
+            "hidden_size": 2048,
+            "intermediate_size": 10240,
+            "moe_intermediate_size": 1536,
+            "num_hidden_layers": 47,
+            "num_attention_heads": 20,
+            "num_key_value_heads": 20,
+            "n_routed_experts": 64,
+            "q_lora_rank": 768,
+            "num_experts_per_tok": 4,
+        },
+        aliases={"num_local_experts": "n_routed_experts", "head_dim": "qk_rope_head_dim"},
+        dense_first=None,
+        unloaded=(r"model\.layers\.47.*",),
+    ),
+    "glm_moe_dsa": Variant(
+        prefix="GlmMoeDsa",
+        defaults=GLM_DEFAULTS,
+        aliases={"num_experts": "n_routed_experts", "num_local_experts": "n_routed_experts"},
+        indexed=True,
+        unloaded=(r"model\.layers\.78.*",),
+    ),
+}
+
+
+def architecture(config: Mapping[str, Any]) -> Architecture:
+    text, model, kept = decoder(config, str(config["model_type"]), whole_dtype(config))
+    return causal_lm(
+        config,
+        text,
+        model,
+        kept,
+        persistent=(SCORE_BIAS,),
+        stored_form=experts_stored_singly,
+        unloaded=VARIANTS[str(config["model_type"])].unloaded,
+    )
+
+
+def decoder(
+    config: Mapping[str, Any], model_type: str, dtype: DType
+) -> tuple[dict[str, Any], Module, tuple[KeptLayer, ...]]:
+    """The configuration with its defaults, the bare decoder as `model`, and what each layer keeps."""
+    variant = VARIANTS[model_type]
+    prefix = variant.prefix
+    text = with_defaults(with_aliases(config, variant.aliases), variant.defaults)
+    hidden, eps, act = integer(text, "hidden_size"), text["rms_norm_eps"], text["hidden_act"]
+    layers = integer(text, "num_hidden_layers")
+    _check_heads(text)
+    mlp_bias = flag(text, "mlp_bias", default=False) if model_type == "deepseek_v2" else False
+    score_bias = variant.score_bias if isinstance(variant.score_bias, DType | None) else dtype
+    typed = text if variant.typed_mlps else {**text, "mlp_layer_types": None}
+    sparse = read_sparse_layers(typed, layers, integer(text, "n_routed_experts"), dense_first=variant.dense_first)
+    indexed = (
+        _read_indexed(text, layers, shared=model_type == "glm_moe_dsa")
+        if variant.indexed
+        else _read_unwindowed(text, layers)
+    )
+
+    def layer(has_experts: bool, has_index: bool) -> Module:
+        if has_experts:
+            name = f"{prefix}{variant.mixture}"
+            mlp = mixture(prefix, text, dtype, score_bias=score_bias, class_name=name, mlp_bias=mlp_bias)
+        else:
+            width = integer(text, "intermediate_size")
+            mlp = gated_mlp("mlp", f"{prefix}MLP", hidden, width, act, dtype, bias=mlp_bias)
+        extra = (indexer(prefix, text, dtype),) if has_index else ()
+        return Module(
+            name="0",
+            class_name=f"{prefix}DecoderLayer",
+            children=(
+                latent_attention(prefix, text, dtype, extra=extra),
+                mlp,
+                norm("input_layernorm", f"{prefix}RMSNorm", hidden, dtype, eps=eps),
+                norm("post_attention_layernorm", f"{prefix}RMSNorm", hidden, dtype, eps=eps),
+            ),
+        )
+
+    if variant.indexed:
+        integer(text, "q_lora_rank")  # the index reads the compressed queries
+    rope = integer(text, "qk_rope_head_dim")
+    # Only this class keeps a `head_dim` beside it. Source: DeepseekV3Config.__post_init__
+    head_dim = integer(text, "head_dim") if model_type == "deepseek_v3" and text.get("head_dim") else rope
+    built = {kinds: layer(*kinds) for kinds in dict.fromkeys(zip(sparse, indexed, strict=True))}
+    model = Module(
+        name="model",
+        class_name=f"{prefix}Model",
+        children=(
+            embedding("embed_tokens", integer(text, "vocab_size"), hidden, dtype, padding=read_padding(text)),
+            layer_list("layers", [built[kinds] for kinds in zip(sparse, indexed, strict=True)]),
+            norm("norm", f"{prefix}RMSNorm", hidden, dtype, eps=eps),
+            rotary(
+                "rotary_emb",
+                f"{prefix}RotaryEmbedding",
+                rotary_dim(text, head_dim, partial=model_type == "glm4_moe_lite"),
+            ),
+        ),
+    )
+    rank, width = integer(text, "kv_lora_rank"), integer(text, "index_head_dim") if variant.indexed else 0
+    kind: CacheKind = "indexed" if variant.indexed else "latent"
+    kept = tuple(
+        keeps_latent(index, rank, rope, dtype, index_dim=width if has_index else 0, kind=kind)
+        for index, has_index in enumerate(indexed)
+    )
+    return text, model, kept
+
+
+def _check_heads(text: Mapping[str, Any]) -> None:
+    """Refuses other KV heads than query heads, which these classes cannot run: each query head has its own keys and values."""
+    heads, kv_heads = text["num_attention_heads"], text["num_key_value_heads"]
+    if kv_heads is not None and kv_heads != heads:
+        raise UnsupportedError("config_key_unsupported", key="num_key_value_heads", found=shown(kv_heads))
+
+
+def _read_unwindowed(text: Mapping[str, Any], layers: int) -> list[bool]:
+    """No layer has an index; all keep every token."""
+    if any(kind != "full" for kind, _ in read_spans(text, layers)):
+        key = next(
+            key for key in ("layer_types", "sliding_window", "attention_chunk_size") if text.get(key) is not None
+        )
+        raise UnsupportedError("config_key_unsupported", key=key, found=shown(text[key]))
+    return [False] * layers
+
+
+def _read_indexed(text: Mapping[str, Any], layers: int, *, shared: bool) -> list[bool]:
+    """Whether each layer has an index of its own; with `shared`, GLM-5's keys may let it use an earlier layer's.
+
+    Source: transformers 5.23, GlmMoeDsaConfig.__post_init__.
+    """
+    if (types := text.get("layer_types")) is not None:
+        check_layer_types(types, layers, kinds=("indexed_attention", "deepseek_sparse_attention"))
+    if not shared:
+        return [True] * layers
+    indexers, pattern = text.get("indexer_types"), text.get("index_topk_pattern")
+    if indexers is None and pattern is None:
+        every = integer({"index_topk_freq": 1, **text}, "index_topk_freq", at_least=0) or 1
+        offset = integer({"index_skip_topk_offset": 2, **text}, "index_skip_topk_offset", at_least=0)
+        return [max(index - offset + 1, 0) % every == 0 for index in range(layers)]
+    if indexers is None:
+        names = {"F": "full", "S": "shared"}
+        indexers = [names.get(letter, letter) for letter in pattern] if isinstance(pattern, str) else pattern
+    check_layer_types(indexers, layers, kinds=("full", "shared"))
+    return [kind == "full" for kind in indexers or ()]

@@ -1,0 +1,80 @@
+"""Multi-head latent attention (MLA), with or without an index of tokens: its modules, shared by the families.
+
+Source: DeepSeek-V2 (arXiv 2405.04434); DeepSeek-V3.2 (arXiv 2512.02556); transformers 5.23, DeepseekV3Attention and
+DeepseekV32Indexer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..checkpoint import DType, Tensor
+from ..spec import Module
+from .outline import linear, norm
+from .reading import flag, integer, optional_integer
+
+NORM_EPS = 1e-6  # of the norms within, whatever the configuration says
+
+
+def latent_attention(
+    prefix: str,
+    text: Mapping[str, Any],
+    dtype: DType,
+    *,
+    class_name: str | None = None,
+    extra: tuple[Module, ...] = (),
+    norm_eps: object = NORM_EPS,
+) -> Module:
+    """Queries, through a compressed form if `q_lora_rank` is set; compressed keys and values beside a rotated key."""
+    hidden, heads = integer(text, "hidden_size"), integer(text, "num_attention_heads")
+    key_rank, rope = integer(text, "kv_lora_rank"), integer(text, "qk_rope_head_dim")
+    nope, values = integer(text, "qk_nope_head_dim"), integer(text, "v_head_dim")
+    bias = flag(text, "attention_bias", default=False)
+    query_rank = optional_integer(text, "q_lora_rank", at_least=1)
+    queries = heads * (nope + rope)
+    if query_rank is None:
+        query: tuple[Module, ...] = (linear("q_proj", hidden, queries, dtype),)
+    else:
+        query = (
+            linear("q_a_proj", hidden, query_rank, dtype, bias=bias),
+            norm("q_a_layernorm", f"{prefix}RMSNorm", query_rank, dtype, eps=norm_eps),
+            linear("q_b_proj", query_rank, queries, dtype),
+        )
+    return Module(
+        name="self_attn",
+        class_name=class_name or f"{prefix}Attention",
+        children=(
+            *query,
+            linear("kv_a_proj_with_mqa", hidden, key_rank + rope, dtype, bias=bias),
+            norm("kv_a_layernorm", f"{prefix}RMSNorm", key_rank, dtype, eps=norm_eps),
+            linear("kv_b_proj", key_rank, heads * (nope + values), dtype),
+            linear("o_proj", heads * values, hidden, dtype, bias=bias),
+            *extra,
+        ),
+    )
+
+
+def indexer(prefix: str, text: Mapping[str, Any], dtype: DType) -> Module:
+    """Scores of earlier tokens, of which attention then reads the best: `index_n_heads` queries and one key a token."""
+    hidden, heads, width = (integer(text, key) for key in ("hidden_size", "index_n_heads", "index_head_dim"))
+    return Module(
+        name="indexer",
+        class_name=f"{prefix}Indexer",
+        children=(
+            linear("wq_b", integer(text, "q_lora_rank"), heads * width, dtype),
+            linear("wk", hidden, width, dtype),
+            layer_norm("k_norm", width, dtype),
+            linear("weights_proj", hidden, heads, dtype),
+        ),
+    )
+
+
+def layer_norm(name: str, width: int, dtype: DType, *, eps: object = NORM_EPS) -> Module:
+    """`nn.LayerNorm` with weight and bias of `width` channels."""
+    return Module(
+        name=name,
+        class_name="LayerNorm",
+        arguments=f"({width},), eps={eps}, elementwise_affine=True, bias=True",
+        tensors=(Tensor("weight", (width,), dtype), Tensor("bias", (width,), dtype)),
+    )
