@@ -11,7 +11,7 @@ import gzip
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MalformedError, UnsupportedError
@@ -62,7 +62,8 @@ Coefficients = tuple[int, ...]
 class KeptTrace:
     """A run with polynomials for sizes. A non-negative entry of `order` makes the allocation of that index, -1 - index frees it.
 
-    sums, cast: for training runs, and not stored in files. sums: (allocation, polynomial of outputs, of inputs, vector) each.
+    kept: (allocation, "cache" or "state") of what the cache keeps, as in a `Timeline`. sums, cast: for training runs, and not
+    stored in files. sums: (allocation, polynomial of outputs, of inputs, vector) each.
     """
 
     stages: tuple[Stage, ...]
@@ -71,6 +72,7 @@ class KeptTrace:
     made_by: str
     sums: tuple[tuple[int, Coefficients, Coefficients, int], ...] = ()
     cast: bool = False
+    kept: tuple[tuple[int, str], ...] = field(default=(), compare=False)
 
     def at(self, point: Point) -> Timeline:
         """The run for a workload, each size in bytes."""
@@ -83,6 +85,7 @@ class KeptTrace:
         return Timeline(
             events=tuple([allocations[entry] if entry >= 0 else Free(-1 - entry) for entry in self.order]),
             stages=self.stages,
+            kept=self.kept,
             sums=tuple(
                 (
                     index,

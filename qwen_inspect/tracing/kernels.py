@@ -28,6 +28,10 @@ BIASED_GEMM_4BIT = "bitsandbytes.gemm_4bit.bias"  # GEMM_4BIT with a bias
 # Source: torch 2.13, aten/src/ATen/native/transformers/attention.cpp, _scaled_dot_product_attention_math
 in_math_attention: ContextVar[bool] = ContextVar("in_math_attention", default=False)
 
+# Whether a sliding layer's cache is being made, whose counter is on the host until the layer gets its first tokens.
+# Source: transformers 5.23, cache_utils.DynamicSlidingWindowLayer, __init__ and lazy_initialization
+makes_cache: ContextVar[bool] = ContextVar("makes_cache", default=False)
+
 
 @contextmanager
 def replaced(replacements: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
@@ -50,8 +54,11 @@ def as_on_cuda(padding: Recorder | None = None, *, cudnn: bool = False, device: 
     import torch._meta_registrations as shapes
     import transformers
     from transformers import masking_utils
+    from transformers.cache_utils import DynamicSlidingWindowLayer
     from transformers.integrations import moe, sdpa_attention
 
+    make_layer = DynamicSlidingWindowLayer.__init__
+    initialize_layer = DynamicSlidingWindowLayer.lazy_initialization
     grouped_mm = shapes._meta_grouped_mm_common
     find_packed_sequence_indices = masking_utils.find_packed_sequence_indices
     attend = torch.nn.functional.scaled_dot_product_attention
@@ -59,6 +66,17 @@ def as_on_cuda(padding: Recorder | None = None, *, cudnn: bool = False, device: 
     def find_none(position_ids: Any) -> None:
         """Finds no packed sequences: on fake tensors it would assume that there may be some, and keep a mask."""
         find_packed_sequence_indices(position_ids)
+
+    def make_on_host(layer: Any, *arguments: Any, **options: Any) -> None:
+        token = makes_cache.set(True)
+        try:
+            make_layer(layer, *arguments, **options)
+        finally:
+            makes_cache.reset(token)
+
+    def initialize_on_device(layer: Any, *states: Any) -> None:
+        initialize_layer(layer, *states)
+        layer._sliding_window_tensor = layer._sliding_window_tensor.to(copy=True, device="cpu")
 
     def as_dispatched(query: Any, key: Any, value: Any, *arguments: Any, **options: Any) -> Any:
         """Flash attention, or memory-efficient attention for a mask, float32 or a narrower V; both allocate like CPU's fused one.
@@ -109,6 +127,11 @@ def as_on_cuda(padding: Recorder | None = None, *, cudnn: bool = False, device: 
         # From compute capability 8.0 on.
         (moe, "_can_use_grouped_mm", lambda *_: True),
     )
+    if device == "cuda":
+        replacements += (
+            (DynamicSlidingWindowLayer, "__init__", make_on_host),
+            (DynamicSlidingWindowLayer, "lazy_initialization", initialize_on_device),
+        )
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")

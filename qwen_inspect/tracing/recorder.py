@@ -26,6 +26,7 @@ from .kernels import (
     dequantised,
     flash_backward_scratch,
     in_math_attention,
+    makes_cache,
     safe_softmax_scratch,
 )
 from .scratch import SUMS, column_sum
@@ -234,7 +235,7 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
             if recorder.recording:
                 # AdamW counts steps on the host unless fused; the mask of a sharded embedding is excluded too.
                 masking = shared and module.endswith("embed_tokens")
-                left_out = operator in on_host and (module == "optimizer" or masking)
+                left_out = operator in on_host and (module == "optimizer" or masking or makes_cache.get())
                 see = recorder.leave_out if left_out else recorder.see
                 for tensor in _tensors(outputs):
                     see(tensor, recorder.operator or name, module=recorder.owner or module)

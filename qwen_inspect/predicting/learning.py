@@ -1,0 +1,230 @@
+"""Learns a family's trace from traces of sample configurations: its segments, with sizes as formulas of dimensions and workload.
+
+Needs the torch extra. A formula is found by search, and must give the bytes of every sample exactly.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain, combinations_with_replacement
+from math import prod
+from typing import Any, NamedTuple
+
+from .family_trace import BASIS, Formula, Term, Variables, coefficients, monomials
+from .kept_trace import KeptTrace, Point
+from .outline import Outline, Part
+from .segments import Place, Segment, cut
+
+MODULUS = (1 << 61) - 1
+MOST_FACTORS = 4  # of a size, besides constants and the workload
+SEARCHED = 14  # samples that a formula is searched in; the others check it
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A traced configuration, with its sizes in bytes."""
+
+    outline: Outline
+    point: Point
+    trace: KeptTrace
+
+
+class NotLearnt(Exception):
+    """Samples that do different things, or whose sizes no formula gives."""
+
+
+class Condition(NamedTuple):
+    """What sizes may depend on: dimensions, and the workload's monomials."""
+
+    dimensions: tuple[int, ...]
+    workload: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """Segments with formulas for sizes, and the variables of each kind of layer (""; of what is outside of the layers)."""
+
+    stages: tuple[tuple[str, int], ...]
+    segments: Mapping[Place, Segment]
+    variables: Mapping[str, Variables]
+
+
+def learn(samples: Sequence[Sample]) -> Learnt:
+    """NotLearnt if the samples do not do the same, or no formula gives a size."""
+    stages: set[tuple[tuple[str, int], ...]] = set()
+    skeletons: dict[Place, Segment] = {}
+    sizes: dict[Place, dict[Condition, tuple[int, ...]]] = defaultdict(dict)
+    for sample in samples:
+        segments = cut(sample.trace, sample.outline.layers)
+        stages.add(segments.stages)
+        loading = segments.stages[0][1]
+        for place, segment in segments.by_place.items():
+            if place.part < loading:
+                continue
+            part = place.kind if isinstance(place.kind, Part) else None
+            at = Place(place.part, part.structure if part else None, place.first)
+            skeleton = Segment(
+                tuple(request._replace(size=None) for request in segment.requests), segment.order, segment.others
+            )
+            if (before := skeletons.setdefault(at, skeleton)) != skeleton:
+                raise NotLearnt(_difference(at, before, skeleton))
+            condition = Condition(dimensions_of(sample.outline, part), monomials(sample.point))
+            made = tuple(request.size[0] for request in segment.requests)
+            if sizes[at].setdefault(condition, made) != made:
+                raise NotLearnt(f"{at}: other sizes for {condition}")
+    if len(stages) != 1:
+        raise NotLearnt(f"stages {stages}")
+    conditions: dict[str, list[Condition]] = defaultdict(list)
+    for place, by_condition in sizes.items():
+        conditions[str(place.kind or "")] += by_condition
+    searches = {kind: _Search(many) for kind, many in conditions.items()}
+    learnt = {}
+    for place, skeleton in skeletons.items():
+        search, by_condition = searches[str(place.kind or "")], sizes[place]
+        requests = []
+        for number, request in enumerate(skeleton.requests):
+            wanted = {condition: made[number] for condition, made in by_condition.items()}
+            if (formula := search.formula(wanted)) is None:
+                first = [(size, condition) for condition, size in wanted.items()][:4]
+                raise NotLearnt(f"part {place.part}, {request.module}, {request.operator}: {first}")
+            requests.append(request._replace(size=formula))
+        learnt[place] = Segment(tuple(requests), skeleton.order, skeleton.others)
+    variables = {kind: search.variables for kind, search in searches.items()}
+    return Learnt(stages=stages.pop(), segments=learnt, variables=variables)
+
+
+def dimensions_of(outline: Outline, part: Part | None) -> tuple[int, ...]:
+    """What the sizes of a segment may depend on: the dimensions outside of the layers, and those of the layer, or of the first layer
+    of each kind."""
+    if part is not None:
+        return (*outline.outside.dimensions, *part.dimensions)
+    firsts = {layer.structure: layer.dimensions for layer in reversed(outline.layers)}
+    return (*outline.outside.dimensions, *chain.from_iterable(firsts[kind] for kind in sorted(firsts)))
+
+
+def _difference(place: Place, first: Segment, second: Segment) -> str:
+    for number, (one, other) in enumerate(zip(first.requests, second.requests, strict=False)):
+        if one != other:
+            return f"{place}: request {number}: {one} and {other}"
+    return f"{place}: {len(first.order)} and {len(second.order)} events; {first.others}, {second.others}"
+
+
+class _Search:
+    """Finds formulas for the sizes of one kind of layer, or of what is outside of the layers."""
+
+    def __init__(self, conditions: Sequence[Condition]) -> None:
+        conditions = list(dict.fromkeys(conditions))
+        self.variables = Variables.of_samples([condition.dimensions for condition in conditions])
+        self._values = {condition: self.variables.values(condition.dimensions) for condition in conditions}
+        self._free = [number for number, constant in enumerate(self.variables.constants) if constant is None]
+        self._found: dict[Any, Formula | None] = {}
+        self._tables: dict[tuple[Condition, ...], list[dict[int, Term]]] = {}
+
+    def formula(self, sizes: Mapping[Condition, int]) -> Formula | None:
+        key = tuple(sizes.items())
+        if key not in self._found:
+            self._found[key] = self._search(sizes)
+        return self._found[key]
+
+    def _search(self, sizes: Mapping[Condition, int]) -> Formula | None:
+        searched = tuple(sizes)[:: max(1, len(sizes) // SEARCHED)]
+        candidates = chain(self._products(searched, sizes), self._sums(searched, sizes))
+        return next((formula for formula in candidates if self._is_right(formula, sizes)), None)
+
+    def _is_right(self, formula: Formula, sizes: Mapping[Condition, int]) -> bool:
+        return all(
+            sum(map(int.__mul__, coefficients(formula, self._values[condition]), condition.workload)) == size
+            for condition, size in sizes.items()
+        )
+
+    def _products(self, searched: tuple[Condition, ...], sizes: Mapping[Condition, int]) -> Iterator[Formula]:
+        """Formulas of one term, those of few variables first."""
+        wanted = [sizes[condition] for condition in searched]
+        if 0 in wanted:
+            return
+        key = _key([size % MODULUS for size in wanted])
+        for table in self._products_of(searched):
+            if key in table:
+                term = table[key]
+                of_one = self._value(term, searched[0])
+                factor = Fraction(wanted[0]) / of_one
+                yield (term._replace(numerator=factor.numerator, denominator=factor.denominator),)
+
+    def _products_of(self, searched: tuple[Condition, ...]) -> Iterator[dict[int, Term]]:
+        """By the sizes' ratios, the terms of 0, 1, 2, ... variables."""
+        tables = self._tables.setdefault(searched, [])
+        for count in range(MOST_FACTORS + 1):
+            if count == len(tables):
+                columns = {n: [self._values[condition][n] for condition in searched] for n in self._free}
+                workloads = [
+                    [sum(map(int.__mul__, row, condition.workload)) for condition in searched] for row in BASIS
+                ]
+                table: dict[int, Term] = {}
+                for basis, workload in enumerate(workloads):
+                    for chosen in combinations_with_replacement(self._free, count):
+                        values = workload
+                        for number in chosen:
+                            values = [value * size for value, size in zip(values, columns[number], strict=True)]
+                        if all(values):
+                            table.setdefault(_key(values), Term(1, 1, chosen, basis))
+                tables.append(table)
+            yield tables[count]
+
+    def _value(self, term: Term, condition: Condition) -> int:
+        row = sum(map(int.__mul__, BASIS[term.basis], condition.workload))
+        return row * prod(self._values[condition][number] for number in term.variables)
+
+    def _sums(self, searched: tuple[Condition, ...], sizes: Mapping[Condition, int]) -> Iterator[Formula]:
+        """Formulas of a product times a sum of two variables or lengths and a constant."""
+        import numpy
+
+        wanted = numpy.array([sizes[condition] for condition in searched], dtype=float)
+        lengths = [Term(1, 1, (), basis) for basis in (1, 2, 7)]
+        linear = [Term(1, 1, (number,), 0) for number in self._free] + lengths
+        values = [numpy.array([self._value(term, condition) for condition in searched], dtype=float) for term in linear]
+        for table in [*self._products_of(searched)][:3]:
+            factors = [term for term in table.values()]
+            if not factors:
+                continue
+            of_factors = numpy.array([[self._value(term, one) for one in searched] for term in factors], dtype=float)
+            quotients = wanted / of_factors
+            for first in range(len(linear)):
+                for second in range(first + 1):
+                    columns = [values[first], numpy.ones_like(wanted)]
+                    if second < first:
+                        columns.append(values[second])
+                    matrix = numpy.stack(columns, axis=1)
+                    solved = quotients @ numpy.linalg.pinv(matrix).T
+                    wrong = numpy.abs(solved @ matrix.T - quotients).max(axis=1)
+                    for index in numpy.flatnonzero(wrong < 1e-7 * numpy.abs(quotients).max(axis=1)):
+                        terms = (linear[first], Term(1, 1, (), 0), linear[second])
+                        formula = []
+                        for part, value in zip(terms, solved[index], strict=False):
+                            fraction = Fraction(float(value)).limit_denominator(64)
+                            if fraction and (term := _product(factors[index], part)) is not None:
+                                formula.append(
+                                    term._replace(numerator=fraction.numerator, denominator=fraction.denominator)
+                                )
+                        yield tuple(formula)
+
+
+def _product(factor: Term, part: Term) -> Term | None:
+    """None for a product of two lengths that is no function of the workload here."""
+    variables = tuple(sorted(factor.variables + part.variables))
+    if part.basis == 0:
+        return Term(1, 1, variables, factor.basis)
+    if factor.basis % 8 == 0:
+        return Term(1, 1, variables, factor.basis + part.basis)
+    return None
+
+
+def _key(values: Sequence[int]) -> int:
+    """Equal for vectors that differ by a factor, and for no others in practice."""
+    inverse = pow(values[0], -1, MODULUS)
+    key = 0
+    for value in values[1:]:
+        key = (key * 1_000_003 + value * inverse) % MODULUS
+    return key

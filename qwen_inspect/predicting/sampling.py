@@ -1,0 +1,85 @@
+"""Random configurations of the same structure as a given one: every dimension another, every option the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from random import Random
+from typing import Any
+
+# Keys that are a dimension on their own, each with the multiple that kernels or classes ask for.
+SIZES = {
+    "vocab_size": 1,
+    "intermediate_size": 8,
+    "moe_intermediate_size": 8,
+    "shared_expert_intermediate_size": 8,
+    "shared_intermediate_size": 8,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+}
+EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
+PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "experts_per_token")
+DECODERS = ("text_config", "llm_config", "language_config", "thinker_config")
+
+
+def decoder_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a configuration that describes the decoder."""
+    for key in DECODERS:
+        if isinstance(config.get(key), Mapping):
+            return decoder_of(config[key])
+    return config
+
+
+def sampled(config: Mapping[str, Any], random: Random) -> dict[str, Any]:
+    whole = deepcopy(dict(config))
+    text = decoder_of(whole)
+    assert isinstance(text, dict)
+
+    def some(least: int, most: int, multiple: int = 1) -> int:
+        return random.randint(least, most) * multiple
+
+    for key, multiple in SIZES.items():
+        if isinstance(text.get(key), int) and text[key]:
+            text[key] = some(11, 97, multiple) if multiple > 1 else some(301, 5_001)
+    _heads(text, some)
+    for key in EXPERTS:
+        if isinstance(text.get(key), int) and text[key] > 1:
+            text[key] = some(10, 40)
+    for key in PER_TOKEN:
+        if isinstance(text.get(key), int) and text[key] > 1:
+            text[key] = some(2, 9)
+    if isinstance(text.get("linear_num_key_heads"), int):
+        same = text["linear_num_key_heads"] == text["linear_num_value_heads"]
+        text["linear_num_key_heads"] = some(2, 11)
+        text["linear_num_value_heads"] = text["linear_num_key_heads"] * (1 if same else some(2, 5))
+        text["linear_conv_kernel_dim"] = some(2, 7)
+    return whole
+
+
+def _heads(text: dict[str, Any], some: Any) -> None:
+    """KV heads that divide the query heads; a head_dim of its own, or the hidden size divided by the heads, as the class has it."""
+    heads = text["num_attention_heads"]
+    kv_heads = text.get("num_key_value_heads") or heads
+    new = kv_heads if kv_heads == 1 else some(2, 9)
+    text["num_attention_heads"] = new * (1 if heads == kv_heads else some(2, 7))
+    if text.get("num_key_value_heads") is not None:
+        text["num_key_value_heads"] = new
+    routed = any(isinstance(text.get(key), int) and text[key] > 1 for key in EXPERTS)
+    head_dim = some(3, 32, 8) if routed else some(12, 128, 2)
+    if text.get("head_dim") is not None:
+        text["head_dim"] = head_dim
+        text["hidden_size"] = some(11, 97, 8)
+    else:
+        text["hidden_size"] = text["num_attention_heads"] * head_dim
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = text.get(key)
+        if isinstance(rope, dict) and isinstance(rope.get("mrope_section"), list):
+            half = head_dim // 2
+            share = rope.get("partial_rotary_factor", text.get("partial_rotary_factor", 1))
+            half = int(head_dim * share) // 2
+            rope["mrope_section"] = [half - 2 * (half // 3), half // 3, half // 3]

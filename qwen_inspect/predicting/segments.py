@@ -1,0 +1,266 @@
+"""A run in segments, one for each layer and pass, from which a run of any other sequence of the same layers is composed.
+
+A stage is parts: outside of the layers, a pass over them, outside again, and so on. What a layer does depends on its kind and on
+whether it is the first, which finds no layer before it. It frees what it made itself, what is left of another segment, such as
+the output of the layer before, or something made outside of the layers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, groupby, pairwise
+from typing import Any, NamedTuple
+
+from ..errors import UnsupportedError
+from ..results.timeline import Free, Stage, Timeline
+from .kept_trace import KeptTrace
+
+LAYER = re.compile(r"(?<=\blayers\.)\d+\b")
+ANY_LAYER = "#"  # in a module's name, instead of the layer's number
+
+
+class Request(NamedTuple):
+    """size: bytes, a polynomial or a formula. use: "cache" or "state" if the trace says so."""
+
+    size: Any
+    module: str
+    operator: str
+    use: str = ""
+
+
+class Address(NamedTuple):
+    """A request of another segment. layer: how far from this one, or from the last if the free is outside of the layers; None for
+    a request outside of them. number: among all of that segment; in a layer among those that outlive it, the last is 0.
+    """
+
+    part: int
+    layer: int | None
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The events of one layer in one pass, or between passes. order: 0 makes the next request, -1 - i frees request i of this
+    segment, 1 + i frees `others[i]`.
+    """
+
+    requests: tuple[Request, ...] = ()
+    order: tuple[int, ...] = ()
+    others: tuple[Address, ...] = ()
+
+    @property
+    def outliving(self) -> tuple[int, ...]:
+        """The requests that the segment does not free, the last first."""
+        freed = {-1 - entry for entry in self.order if entry < 0}
+        return tuple(number for number in range(len(self.requests) - 1, -1, -1) if number not in freed)
+
+
+class Place(NamedTuple):
+    """Where a segment stands. kind: of the layer, None outside of the layers. first: whether no layer comes before."""
+
+    part: int
+    kind: Hashable = None
+    first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """stages: each one's name and number of parts, which alternate: outside of the layers, over the layers, ..., outside."""
+
+    stages: tuple[tuple[str, int], ...]
+    by_place: Mapping[Place, Segment]
+
+
+def fixed(timeline: Timeline) -> KeptTrace:
+    """The trace of one workload with constant sizes."""
+    numbers: dict[int, int] = {}
+    allocations: list[tuple[tuple[int, ...], str, str]] = []
+    order = []
+    for event in timeline.events:
+        if isinstance(event, Free):
+            order.append(-1 - numbers[event.id])
+            continue
+        numbers[event.id] = len(allocations)
+        order.append(len(allocations))
+        allocations.append(((event.size_bytes,), event.module, event.operator))
+    kept = tuple(sorted((numbers[identity], use) for identity, use in timeline.kept))
+    return KeptTrace(
+        stages=timeline.stages, allocations=tuple(allocations), order=tuple(order), made_by="", kept=kept
+    )
+
+
+# --- apart
+
+
+def cut(trace: KeptTrace, kinds: Sequence[Hashable]) -> Segments:
+    """The segments of a trace whose layers are of these kinds; UnsupportedError if equal layers do not do the same."""
+    by_place: dict[Place, Segment] = {}
+    stages, segments = _segments(trace, len(kinds))
+    for part, layer, segment in segments:
+        place = Place(part) if layer is None else Place(part, kinds[layer], layer == 0)
+        if by_place.setdefault(place, segment) != segment:
+            raise UnsupportedError("trace_no_period")
+    return Segments(stages=stages, by_place=by_place)
+
+
+def _segments(trace: KeptTrace, layers: int) -> tuple[tuple[tuple[str, int], ...], list[tuple[int, int | None, Segment]]]:
+    """The stages with their number of parts; and (part, layer, segment) of all."""
+    uses = dict(trace.kept)
+    owners: dict[int, tuple[int, int | None, int]] = {}  # of each request: part, layer, number in its segment
+    pieces: list[tuple[int, int | None, list[int]]] = []
+    stages = []
+    for name, parts in _parts(trace):
+        begin = pieces[-1][0] + 1 if pieces else 0
+        for part, layer, entries in parts:
+            pieces.append((begin + part, layer, entries))
+            for number, entry in enumerate(entry for entry in entries if entry >= 0):
+                owners[entry] = (begin + part, layer, number)
+        stages.append((name, pieces[-1][0] + 1 - begin))
+    freed_at = {
+        -1 - entry: (part, layer) for part, layer, entries in pieces for entry in entries if entry < 0
+    }
+    outliving: dict[tuple[int, int | None], dict[int, int]] = {}
+    for part, layer, entries in pieces:
+        left = [entry for entry in reversed(entries) if entry >= 0 and freed_at.get(entry) != (part, layer)]
+        outliving[part, layer] = {entry: number for number, entry in enumerate(left)}
+    segments = []
+    for part, layer, entries in pieces:
+        others: dict[Address, int] = {}
+        requests, order = [], []
+        for entry in entries:
+            if entry >= 0:
+                size, module, operator = trace.allocations[entry]
+                module = module if layer is None else LAYER.sub(ANY_LAYER, module, count=1)
+                requests.append(Request(size, module, operator, uses.get(entry, "")))
+                order.append(0)
+                continue
+            owning_part, owner, number = owners[-1 - entry]
+            if (owning_part, owner) == (part, layer):
+                order.append(-1 - number)
+                continue
+            if owner is not None:
+                number = outliving[owning_part, owner][-1 - entry]
+                owner -= layers - 1 if layer is None else layer
+            others.setdefault(Address(owning_part, owner, number), len(others))
+            order.append(1 + others[Address(owning_part, owner, number)])
+        segments.append((part, layer, Segment(tuple(requests), tuple(order), tuple(others))))
+    present = {(part, layer) for part, layer, _ in segments if layer is not None}
+    for part in {part for part, _ in present}:  # a layer without a cache has nothing to grow
+        segments += [(part, layer, Segment()) for layer in range(layers) if (part, layer) not in present]
+    return tuple(stages), segments
+
+
+def _parts(trace: KeptTrace) -> Iterator[tuple[str, list[tuple[int, int | None, list[int]]]]]:
+    """Each stage: its name, and (part, layer, entries of the trace's order) of each of its segments."""
+    labels = _labels(trace)
+    bounds = [*(stage.first_event for stage in trace.stages), len(trace.order)]
+    for stage, (begin, end) in zip(trace.stages, pairwise(bounds), strict=True):
+        segments: list[tuple[int, int | None, list[int]]] = [(0, None, [])]
+        for label, run in groupby(range(begin, end), labels.__getitem__):
+            entries = [trace.order[index] for index in run]
+            part, layer, last = segments[-1]
+            if label is None:
+                if layer is None:
+                    last += entries
+                else:
+                    segments.append((part + 1, None, entries))
+            elif layer is None and part and segments[-2][1] < label:  # type: ignore[operator]  # a pass goes on
+                segments.pop()
+                segments[-1][2].extend(last)
+                segments.append((part - 1, label, entries))
+            elif layer is None or label > layer:
+                segments.append((part + 1 if layer is None else part, label, entries))
+            else:
+                segments += [(part + 1, None, []), (part + 2, label, entries)]
+        if segments[-1][1] is not None:
+            segments.append((segments[-1][0] + 1, None, []))
+        yield stage.name, segments
+
+
+def _labels(trace: KeptTrace) -> list[int | None]:
+    """The layer of each event. A free is its surroundings', but a layer's itself if it frees what the layer made in a stage before:
+    so a cache is freed that grows.
+    """
+    starts = {stage.first_event for stage in trace.stages}
+    made: dict[int, tuple[int, int | None]] = {}  # stage and layer of each request
+    labels: list[int | None] = []
+    stage, label = -1, None
+    for index, entry in enumerate(trace.order):
+        if index in starts:
+            stage, label = stage + 1, None
+        if entry >= 0:
+            match = LAYER.search(trace.allocations[entry][1])
+            label = int(match[0]) if match else None
+            made[entry] = (stage, label)
+        else:
+            before, owner = made[-1 - entry]
+            if owner is not None and before < stage:
+                label = owner
+        labels.append(label)
+    return labels
+
+
+# --- together
+
+
+def compose(
+    stages: Sequence[tuple[str, int]],
+    kinds: Sequence[Hashable],
+    segment_at: Callable[[Place], Segment],
+    *,
+    made_by: str = "",
+) -> KeptTrace:
+    """The run of layers of these kinds. KeyError from `segment_at` for a segment that is not known."""
+    allocations: list[tuple[Any, str, str]] = []
+    order: list[int] = []
+    kept: list[tuple[int, str]] = []
+    begun: dict[tuple[int, int | None], tuple[int, tuple[int, ...]]] = {}  # first request and what outlives, by segment
+    first_parts = [0, *accumulate(parts for _, parts in stages)]
+    first_events: dict[int, int] = {}
+    for (_, parts), first_part in zip(stages, first_parts, strict=False):
+        for part in range(first_part, first_part + parts):
+            first_events[part] = len(order)
+            outside = (part - first_part) % 2 == 0
+            for layer in (None,) if outside else range(len(kinds)):
+                segment = segment_at(Place(part) if layer is None else Place(part, kinds[layer], layer == 0))
+                begin, name = len(allocations), str(layer)
+                begun[part, layer] = (begin, segment.outliving)
+                last = len(kinds) - 1 if layer is None else layer
+                targets = []
+                for other in segment.others:
+                    owner = None if other.layer is None else last + other.layer
+                    start, outliving = begun[other.part, owner]
+                    targets.append(-1 - start - (other.number if owner is None else outliving[other.number]))
+                for request in segment.requests:
+                    module = request.module if layer is None else request.module.replace(ANY_LAYER, name, 1)
+                    if request.use:
+                        kept.append((len(allocations), request.use))
+                    allocations.append((request.size, module, request.operator))
+                following = begin
+                for entry in segment.order:
+                    if entry == 0:
+                        order.append(following)
+                        following += 1
+                    else:
+                        order.append(entry - begin if entry < 0 else targets[entry - 1])
+    return KeptTrace(
+        stages=tuple(
+            Stage(name=name, first_event=first_events[part])
+            for (name, _), part in zip(stages, first_parts, strict=False)
+        ),
+        allocations=tuple(allocations),
+        order=tuple(order),
+        made_by=made_by,
+        kept=tuple(kept),
+    )
+
+
+def deepen(shallow: KeptTrace, shallow_kinds: Sequence[Hashable], kinds: Sequence[Hashable]) -> KeptTrace:
+    """The trace of a model with layers of these kinds, from that of one with fewer; UnsupportedError if it lacks some."""
+    segments = cut(shallow, shallow_kinds)
+    try:
+        return compose(segments.stages, kinds, segments.by_place.__getitem__, made_by=shallow.made_by)
+    except (KeyError, IndexError):
+        raise UnsupportedError("trace_no_period") from None
