@@ -1,55 +1,279 @@
-"""Keeps in the package, for installs without torch, a trace of each shape of equal layers in the catalog and in reports/.
+"""Makes the traces of families that the package has for installs without torch: `keep_traces.py [MODEL_TYPE ...]`; all without.
 
-Each is held against a trace of the whole model, event by event, before it is written. Needs the torch extra.
+Each is learnt from traces of random configurations of the same structures as released ones and some more, and held against traces of
+others, event by event. Needs the torch extra.
 """
 
 from __future__ import annotations
 
+import inspect as python
+import re
 import sys
 import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from qwen_inspect.architectures import architecture_of
+from qwen_inspect.checkpoint import Checkpoint, ModelRef
+from qwen_inspect.errors import QwenInspectError
 from qwen_inspect.loaders import catalog
-from qwen_inspect.loaders.local import read_config
-from qwen_inspect.predicting.kept_trace import WITNESS, dump
-from qwen_inspect.predicting.period import deepen
-from qwen_inspect.predicting.predict import SHIPPED, sample_request, shallow_trace, trace_name
+from qwen_inspect.predicting.family_trace import FamilyTrace, NotCovered, Variant, dump
+from qwen_inspect.predicting.kept_trace import Point
+from qwen_inspect.predicting.learning import NotLearnt, Sample, learn
+from qwen_inspect.predicting.outline import UNRELATED, Outline, decoder_of, options_of, outline_of, regime_of
+from qwen_inspect.predicting.predict import SHIPPED, family_file, sample_request
+from qwen_inspect.predicting.sampling import EXPERTS, PER_TOKEN, SIZES, sampled, sampled_point
+from qwen_inspect.predicting.segments import apart, fixed
+from qwen_inspect.results.model import Report
+from qwen_inspect.structure.inspect import analyse
+from qwen_inspect.tracing import versions
 from qwen_inspect.tracing.trace import trace
 
 # transformers before 4.48 repeated K and V for flash attention: the published peaks of Qwen2.5 were measured so.
-KERNELS = {
-    "Qwen/Qwen2.5-0.5B": ("sdpa", "flash_attention_2_repeated"),
-    "Qwen/Qwen2.5-7B": ("sdpa", "flash_attention_2_repeated"),
-}
+KERNELS = {"qwen2": ("sdpa", "flash_attention_2_repeated")}
+SAMPLES, CHECKS = 11, 2  # of each regime
+TRIES = 300  # workloads among which regimes are looked for
+DIMENSIONS = {*SIZES, *EXPERTS, *PER_TOKEN, "hidden_size", "num_attention_heads", "num_key_value_heads"} | {
+    "linear_num_key_heads", "linear_num_value_heads", "linear_conv_kernel_dim",
+}  # fmt: skip
 
 
-REPORTED = "reports/Custom-MHA-7.7B/config.json"
+def report_of(config: Mapping[str, Any]) -> Report:
+    return analyse(Checkpoint(ref=ModelRef(source="local", id="sample"), config=config, tensors=None))
+
+
+def outline(report: Report) -> Outline | None:
+    if not report.settled:
+        return None
+    return outline_of(report.spec, report.tree, report.attention.by_config, report.cache, report.config or {})
+
+
+# --- configurations
+
+
+def bases(model_type: str) -> Iterator[dict[str, Any]]:
+    """The released configurations of a family, and each with other relations between its heads, another dtype, other layers."""
+    known = catalog.entries()
+    for model in known:
+        config = dict(catalog.configuration(model, known))
+        if config.get("model_type") != model_type:
+            continue
+        for changed in _other_layers(config):
+            yield from _other_heads(changed)
+        for config in _other_heads(config):
+            yield _with(config, {"dtype": "float32", "torch_dtype": "float32"})
+
+
+def _with(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    changed = deepcopy(dict(config))
+    text = decoder_of(changed)
+    for part in (changed, text):
+        part.update({key: value for key, value in changes.items() if key in part})  # type: ignore[attr-defined]
+    return changed
+
+
+def _other_heads(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    heads = decoder_of(config)["num_attention_heads"]
+    yield config
+    for kv_heads in (heads, heads // 2, 1):
+        yield _with(config, {"num_key_value_heads": kv_heads})
+
+
+def _other_layers(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """As it is; and with every other layer of another kind, beginning with either, where the class has a key for that."""
+    text = decoder_of(config)
+    layers = text["num_hidden_layers"]
+    yield config
+    if text["model_type"] in ("qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_vl_moe_text"):
+        for dense in ([1, 3], [0, 1, 3]):
+            changed = deepcopy(config)
+            decoder_of(changed)["mlp_only_layers"] = dense  # type: ignore[index]
+            yield changed
+    if "use_sliding_window" in text:
+        for types in ("fs", "sf", "s"):
+            changed = deepcopy(config)
+            decoder_of(changed).update(  # type: ignore[attr-defined]
+                use_sliding_window=True,
+                sliding_window=32,
+                layer_types=[
+                    {"f": "full_attention", "s": "sliding_attention"}[types[index % len(types)]]
+                    for index in range(layers)
+                ],
+            )
+            yield changed
+    if "linear_num_key_heads" in text:
+        for types in ("flff", "lfll"):
+            changed = deepcopy(config)
+            decoder_of(changed)["layer_types"] = [  # type: ignore[index]
+                {"f": "full_attention", "l": "linear_attention"}[types[index % 4]] for index in range(layers)
+            ]
+            yield changed
+
+
+def layers_needed(outline: Outline) -> int:
+    """The first so many layers: of each kind that the model has, one that is not the first layer."""
+    kinds = [layer.structure for layer in outline.layers]
+    wanted = set(kinds[1:])
+    return next((count for count in range(2, len(kinds)) if set(kinds[1:count]) == wanted), len(kinds))
+
+
+def defaults_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the class that its code may read and a design does not show, each with its default."""
+    import transformers
+
+    configuration = transformers.AutoConfig.for_model(config["model_type"])
+    text = configuration.get_text_config(decoder=True)
+    own = text.to_dict()
+    model_class = getattr(transformers, config["architectures"][0])
+    code = python.getsource(sys.modules[model_class.__module__])
+    read = set(re.findall(r"config\.([a-z_0-9]+)", code)) | set(re.findall(r"getattr\([a-z_.]*config, \"(\w+)\"", code))
+    names = [name for name in sorted({*own, *read} & ({*own} | read)) if name not in UNRELATED | DIMENSIONS]
+    return {name: own.get(name) for name in names if name in own or not callable(getattr(type(text), name, None))}
+
+
+# --- learning
+
+
+@dataclass
+class Group:
+    """Configurations of one variant. layers: with how many layers each is traced."""
+
+    kernel: str
+    options: dict[str, Any]
+    outline: Outline
+    layers: dict[tuple[str, ...], tuple[dict[str, Any], int]]
+    singles: bool = False
+
+    def regime(self, design: Outline, point: Point) -> str:
+        return regime_of(design.thresholds, point, singles=self.singles)
+
+
+def groups(model_type: str, defaults: Mapping[str, Any]) -> Iterator[Group]:
+    found: dict[Any, Group] = {}
+    for config in bases(model_type):
+        try:
+            report = report_of(config)
+        except QwenInspectError:
+            continue
+        if (design := outline(report)) is None:
+            continue
+        options = options_of(config, defaults)
+        kinds = tuple(sorted({layer.structure for layer in design.layers}))
+        heads = decoder_of(config).get("num_key_value_heads") == 1
+        count = layers_needed(design)
+        shape = tuple(layer.structure for layer in design.layers[:count])
+        for kernel in KERNELS.get(model_type, (report.spec.kernel,)):
+            if kernel.startswith("flash") and report.spec.dtype.bits != 16:
+                continue
+            key = kernel, repr(options), design.outside.structure, kinds, heads
+            group = found.setdefault(key, Group(kernel, options, design, {}))
+            group.layers.setdefault((shape[0], *sorted(set(shape[1:]))), (config, count))
+    yield from found.values()
+
+
+def sample(group: Group, random: Random, *, layers: bool = True, regime: str | None = None) -> tuple[Sample, Report] | None:
+    """A random configuration of the group, traced; None if it has another structure or the workload another regime."""
+    base, count = random.choice(list(group.layers.values()))
+    config = sampled(base, random)
+    report = report_of(config)
+    design = outline(report)
+    assert design is not None
+    kinds = {layer.structure for layer in design.layers}
+    if design.outside.structure != group.outline.outside.structure or kinds != {
+        layer.structure for layer in group.outline.layers
+    }:
+        return None
+    point = sampled_point(design.thresholds, random)
+    for _ in range(TRIES):
+        if regime is None or group.regime(design, point) == regime:
+            break
+        point = sampled_point(design.thresholds, random)
+    else:
+        return None
+    request = replace(sample_request(point, group.kernel), layers=count if layers else None)
+    _, rest = apart(fixed(trace(report.spec, config, request)))
+    if layers:
+        design = replace(design, layers=design.layers[:count])
+    return Sample(design, point, rest), report
+
+
+def regimes(group: Group, random: Random) -> list[str]:
+    names = set()
+    base, _ = next(iter(group.layers.values()))
+    for _ in range(20):
+        design = outline(report_of(sampled(base, random)))
+        assert design is not None
+        for _ in range(TRIES // 20):
+            names.add(group.regime(design, sampled_point(design.thresholds, random)))
+    return sorted(names)
+
+
+def learnt(group: Group, random: Random) -> Variant:
+    samples: dict[str, list[Sample]] = defaultdict(list)
+    for name in regimes(group, random):
+        for _ in range(4 * SAMPLES):
+            if len(samples[name]) < SAMPLES and (made := sample(group, random, regime=name)) is not None:
+                samples[name].append(made[0])
+    by_regime, variables = learn(samples)
+    variant = Variant(
+        kernel=group.kernel,
+        options=group.options,
+        outside=group.outline.outside.structure,
+        kinds=tuple(sorted({layer.structure for layer in group.outline.layers})),
+        variables=variables,
+        regimes=by_regime,
+        singles=group.singles,
+    )
+    checks = 0
+    while checks < CHECKS * len(by_regime):
+        name = sorted(by_regime)[checks % len(by_regime)]
+        if (made := sample(group, random, regime=name)) is None:
+            continue
+        unseen, report = made
+        check(variant, unseen, report)
+        checks += 1
+    return variant
+
+
+def check(variant: Variant, sample: Sample, report: Report) -> None:
+    """Holds what is composed for an unseen configuration against its own trace."""
+    _, composed = apart(variant.at(sample.outline, sample.point, report.tree))
+    expected, made = sample.trace.at(sample.point), composed.at(sample.point)
+    if (made.events, made.stages, made.kept) != (expected.events, expected.stages, expected.kept):
+        raise NotLearnt(f"{sample.point}: another run")
 
 
 def main() -> None:
-    SHIPPED.mkdir(exist_ok=True)
-    known = catalog.entries()
-    for model in sys.argv[1:] or [*KERNELS, *known, REPORTED]:
-        config = read_config(Path(model)) if model == REPORTED else catalog.configuration(model, known)
-        spec = architecture_of(config).spec
-        for kernel in KERNELS.get(model, ("sdpa",)):
-            path = SHIPPED / trace_name(spec, kernel)
-            if path.exists():
-                continue
-            began = time.perf_counter()
-            shallow = shallow_trace(spec, config, kernel)
-            if shallow is None:  # its layers are not all alike: it is traced whole, when asked
-                continue
-            whole = trace(spec, config, sample_request(WITNESS, kernel))
-            deep = deepen(shallow, len(spec.layers)).at(WITNESS)
-            assert [type(event) for event in deep.events] == [type(event) for event in whole.events], model
-            sizes = [[getattr(event, "size_bytes", 0) for event in one.events] for one in (deep, whole)]
-            assert sizes[0] == sizes[1], model
-            path.write_bytes(dump(shallow))
-            print(f"{model} {kernel}: {path.stat().st_size:,} B, {time.perf_counter() - began:.0f} s", flush=True)
+    types = sys.argv[1:] or sorted({catalog.configuration(model)["model_type"] for model in catalog.entries()})
+    for model_type in types:
+        began = time.perf_counter()
+        random = Random(model_type)
+        config = next(bases(model_type))
+        defaults = defaults_of(config)
+        print(f"{model_type}: {defaults}", flush=True)
+        variants = []
+        for group in groups(model_type, defaults):
+            names = {layer.structure for layer in group.outline.layers}
+            try:
+                try:
+                    variant = learnt(group, random)
+                except NotLearnt:
+                    group.singles = True
+                    variant = learnt(group, random)
+                variants.append(variant)
+                told = f"{len(variant.regimes)} regimes"
+            except (NotLearnt, NotCovered, QwenInspectError) as error:
+                told = f"{type(error).__name__} {error}"[:600]
+            print(f"  {group.kernel} {group.options} {len(names)} kinds: {told}, {time.perf_counter() - began:.0f} s", flush=True)
+        path = SHIPPED / family_file(model_type)
+        path.write_bytes(dump(FamilyTrace(made_by=versions(), defaults=defaults, variants=tuple(variants))))
+        print(f"{model_type}: {len(variants)} variants, {path.stat().st_size:,} B, {time.perf_counter() - began:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,34 +1,45 @@
 """A family's trace: segments whose sizes are formulas of a design's dimensions, from which the run of any configuration is composed.
 
-A variant is a set of kinds of layers, what is around them, the kernel and a range of workloads. A design that has another structure,
-a relation between dimensions that no sample had, or an option of the class that none had, is not covered.
+A variant is a set of kinds of layers, what is around them, a kernel and the options of the class. A design with a structure, an option
+or a relation between dimensions that no sample had is not covered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gzip
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import product
+from functools import lru_cache
+from itertools import chain, product
 from math import prod
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from .kept_trace import CHUNK_TOKENS, Coefficients, Point
+from ..errors import MalformedError
+from ..spec import Module, each_buffer, each_tensor
+from .kept_trace import LARGEST_BYTES, ChunkedPoint, Coefficients, KeptTrace, Point
+from .on_device import BUFFER, PARAMETER
+from .outline import Outline, Part, regime_of
+from .segments import Address, Place, Request, Segment, compose
 
-# Functions of a workload in which sizes are linear, as coefficients of `ChunkedPoint.monomials`: of one sequence, then of all.
-_OF_LENGTHS = {
-    "1": (1, 0, 0, 0, 0),
-    "T": (0, 1, 0, 0, 0),
-    "S": (0, 0, 0, 1, 0),
-    "T²": (0, 0, 1, 0, 0),
-    "S-1": (-1, 0, 0, 1, 0),
-    "S+1": (1, 0, 0, 1, 0),
-    "T+1": (1, 1, 0, 0, 0),
-    "C": (0, 0, 0, 0, 1),
-}
+# Functions of a workload's lengths in which sizes are linear: coefficients of 1, T, T², S and the chunks, for prompts of T tokens and
+# S tokens at the end. Each is there for one sequence, then for the whole batch.
+_OF_LENGTHS = (
+    (1, 0, 0, 0, 0),
+    (0, 1, 0, 0, 0),
+    (0, 0, 0, 1, 0),
+    (0, 0, 1, 0, 0),
+    (-1, 0, 0, 1, 0),
+    (1, 0, 0, 1, 0),
+    (1, 1, 0, 0, 0),
+    (0, 0, 0, 0, 1),
+)
+LENGTHS = len(_OF_LENGTHS)
 BASIS: tuple[Coefficients, ...] = tuple(
     (0, 0, 0, 0, *lengths[:4], 0, lengths[4]) if batch else (*lengths[:4], 0, 0, 0, 0, lengths[4], 0)
-    for batch, lengths in product((False, True), _OF_LENGTHS.values())
+    for batch, lengths in product((False, True), _OF_LENGTHS)
 )
 
 
@@ -45,7 +56,7 @@ Formula = tuple[Term, ...]  # a sum
 
 
 class NotCovered(Exception):
-    """A design that a family's trace does not cover."""
+    """A design or a workload that a family's trace does not cover."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +88,10 @@ class Variables:
 
 
 def coefficients(formula: Formula, values: Sequence[int]) -> Coefficients:
-    """The polynomial of the workload for these values; NotCovered if a fraction is not whole."""
+    """The polynomial of `ChunkedPoint.monomials` for these values; NotCovered if a fraction is not whole."""
     total = [0] * len(BASIS[0])
     for numerator, denominator, variables, basis in formula:
-        factor, rest = divmod(numerator * prod(values[variable] for variable in variables), denominator)
+        factor, rest = divmod(numerator * prod([values[variable] for variable in variables]), denominator)
         if rest:
             raise NotCovered
         for index, coefficient in enumerate(BASIS[basis]):
@@ -88,6 +99,215 @@ def coefficients(formula: Formula, values: Sequence[int]) -> Coefficients:
     return tuple(total)
 
 
-def monomials(point: Point) -> tuple[int, ...]:
-    chunks = -(-point.prompt_tokens // CHUNK_TOKENS)
-    return (*Point.monomials.__get__(point), chunks, point.batch * chunks)
+def dimensions_of(outline: Outline, part: Part | None) -> tuple[int, ...]:
+    """What the sizes of a segment may depend on: the dimensions outside of the layers, and those of the layer, or of the first layer
+    of each kind."""
+    if part is not None:
+        return (*outline.outside.dimensions, *part.dimensions)
+    firsts = {layer.structure: layer.dimensions for layer in reversed(outline.layers)}
+    return (*outline.outside.dimensions, *chain.from_iterable(firsts[kind] for kind in sorted(firsts)))
+
+
+@dataclass(frozen=True, slots=True)
+class Regime:
+    """Stages with their numbers of parts, and segments with formulas for sizes."""
+
+    stages: tuple[tuple[str, int], ...]
+    segments: Mapping[Place, Segment]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """kinds: of layers, in order of their names. variables: of each kind, and of what is outside (""). regimes: by `regime_of`, whose
+    argument is `singles`.
+    """
+
+    kernel: str
+    options: Mapping[str, Any]
+    outside: str
+    kinds: tuple[str, ...]
+    variables: Mapping[str, Variables]
+    regimes: Mapping[str, Regime]
+    singles: bool = False
+
+    def at(self, outline: Outline, point: Point, tree: Module) -> KeptTrace:
+        """The run of a design with the structure of this variant, for workloads of the same regime as this one."""
+        regime = self.regimes.get(regime_of(outline.thresholds, point, singles=self.singles))
+        if regime is None:
+            raise NotCovered
+        values: dict[Part | None, tuple[int, ...]] = {}
+        sizes: dict[tuple[Part | None, Formula], Coefficients] = {}
+        for part in (None, *dict.fromkeys(outline.layers)):
+            variables = self.variables["" if part is None else part.structure]
+            values[part] = variables.values(dimensions_of(outline, part))
+
+        def segment_at(place: Place) -> Segment:
+            part = place.kind if isinstance(place.kind, Part) else None
+            segment = regime.segments[place._replace(kind=part and part.structure)]
+            requests = []
+            for request in segment.requests:
+                key = part, request.size
+                if key not in sizes:
+                    sizes[key] = coefficients(request.size, values[part])
+                requests.append(request._replace(size=sizes[key]))
+            return Segment(tuple(requests), segment.order, segment.others)
+
+        try:
+            return compose(regime.stages, outline.layers, segment_at, loaded=tuple(_loaded(tree)))
+        except KeyError:
+            raise NotCovered from None
+
+
+def _loaded(tree: Module) -> Iterable[tuple[Coefficients, str, str]]:
+    """What is loaded, in the order of a trace: parameters, then buffers, as polynomials."""
+    for operator, tensors in ((PARAMETER, each_tensor(tree)), (BUFFER, each_buffer(tree))):
+        for tensor in tensors:
+            if tensor.size_bytes:
+                module = tensor.name.rpartition(".")[0] or tree.class_name
+                yield (tensor.size_bytes, *[0] * (len(BASIS[0]) - 1)), module, operator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyTrace:
+    """defaults: of the options that a design does not show, each one's value in the class."""
+
+    made_by: str
+    defaults: Mapping[str, Any]
+    variants: tuple[Variant, ...]
+
+    def variants_for(self, outline: Outline, kernel: str, options: Mapping[str, Any]) -> Iterable[Variant]:
+        kinds = tuple(sorted({layer.structure for layer in outline.layers}))
+        for variant in self.variants:
+            same = variant.kernel == kernel and variant.outside == outline.outside.structure and variant.kinds == kinds
+            if same and variant.options == options:
+                yield variant
+
+    def at(
+        self, outline: Outline, kernel: str, options: Mapping[str, Any], point: Point, tree: Module
+    ) -> KeptTrace | None:
+        """The run of a design, for workloads of the same regime; None if it is not covered."""
+        for variant in self.variants_for(outline, kernel, options):
+            try:
+                return variant.at(outline, point, tree)
+            except NotCovered:
+                continue
+        return None
+
+
+# --- as a file
+
+
+def dump(family: FamilyTrace) -> bytes:
+    """As gzipped JSON; equal traces give equal bytes."""
+    tables: list[dict[Any, int]] = [{} for _ in range(6)]
+    modules, operators, formulas, requests, segments, variables = tables
+
+    def number(table: dict[Any, int], value: Any) -> int:
+        return table.setdefault(value, len(table))
+
+    def request_row(request: Request) -> int:
+        row = (number(formulas, request.size), number(modules, request.module), number(operators, request.operator))
+        return number(requests, (*row, request.use))
+
+    def segment_row(segment: Segment) -> int:
+        others = tuple((*other,) for other in segment.others)
+        return number(segments, (tuple(map(request_row, segment.requests)), segment.order, others))
+
+    variants = [
+        {
+            "kernel": variant.kernel,
+            "options": variant.options,
+            "outside": variant.outside,
+            "kinds": variant.kinds,
+            "singles": variant.singles,
+            "variables": [
+                number(variables, (variant.variables[kind].of, variant.variables[kind].constants))
+                for kind in ("", *variant.kinds)
+            ],
+            "regimes": {
+                name: [
+                    regime.stages,
+                    [
+                        (
+                            place.part,
+                            -1 if place.kind is None else variant.kinds.index(place.kind),  # type: ignore[arg-type]
+                            int(place.first),
+                            segment_row(segment),
+                        )
+                        for place, segment in regime.segments.items()
+                    ],
+                ]
+                for name, regime in variant.regimes.items()
+            },
+        }
+        for variant in family.variants
+    ]
+    content = {
+        "version": 1,
+        "made_by": family.made_by,
+        "defaults": family.defaults,
+        "modules": list(modules),
+        "operators": list(operators),
+        "formulas": list(formulas),
+        "requests": list(requests),
+        "segments": list(segments),
+        "variables": list(variables),
+        "variants": variants,
+    }
+    return gzip.compress(json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode(), mtime=0)
+
+
+def load(content: bytes, *, file: str) -> FamilyTrace:
+    """Reads what `dump` wrote; MalformedError for anything else."""
+    try:
+        with gzip.open(io.BytesIO(content)) as stream:
+            kept = json.loads(stream.read(LARGEST_BYTES))
+        if kept["version"] != 1:
+            raise ValueError(file)
+        modules, operators = kept["modules"], kept["operators"]
+        formulas = [
+            tuple(Term(top, bottom, tuple(chosen), basis) for top, bottom, chosen, basis in formula)
+            for formula in kept["formulas"]
+        ]
+        requests = [
+            Request(formulas[size], modules[module], operators[operator], use)
+            for size, module, operator, use in kept["requests"]
+        ]
+        segments = [
+            Segment(tuple([requests[row] for row in rows]), tuple(order), tuple([Address(*other) for other in others]))
+            for rows, order, others in kept["segments"]
+        ]
+        variables = [Variables(tuple(of), tuple(constants)) for of, constants in kept["variables"]]
+        variants = tuple(_variant(entry, segments, variables) for entry in kept["variants"])
+        return FamilyTrace(made_by=kept["made_by"], defaults=kept["defaults"], variants=variants)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError):
+        raise MalformedError("trace_file", file=file) from None
+
+
+def _variant(entry: Mapping[str, Any], segments: Sequence[Segment], variables: Sequence[Variables]) -> Variant:
+    kinds = tuple(entry["kinds"])
+    names = (None, *kinds)
+    return Variant(
+        kernel=entry["kernel"],
+        options=entry["options"],
+        outside=entry["outside"],
+        kinds=kinds,
+        singles=entry["singles"],
+        variables={kind or "": variables[row] for kind, row in zip(names, entry["variables"], strict=True)},
+        regimes={
+            name: Regime(
+                tuple((stage, parts) for stage, parts in stages),
+                {
+                    Place(part, names[kind + 1], bool(first)): segments[segment]
+                    for part, kind, first, segment in places
+                },
+            )
+            for name, (stages, places) in entry["regimes"].items()
+        },
+    )
+
+
+@lru_cache(maxsize=4)
+def read(path: Path) -> FamilyTrace | None:
+    """The family's trace in this file; None if there is no such file."""
+    return load(path.read_bytes(), file=path.name) if path.is_file() else None

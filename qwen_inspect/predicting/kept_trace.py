@@ -11,7 +11,7 @@ import gzip
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MalformedError, UnsupportedError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 LARGEST_BYTES = 50_000_000
 CHUNK_TOKENS = 64  # transformers 5.23, qwen3_next/modeling_qwen3_next.py, torch_chunk_gated_delta_rule
+CHUNKS = 8  # index of the chunks of one sequence in `ChunkedPoint.monomials`
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ class ChunkedPoint(Point):
 
     @property
     def monomials(self) -> tuple[int, ...]:
-        return (*Point.monomials.__get__(self), -(-self.prompt_tokens // CHUNK_TOKENS))
+        chunks = -(-self.prompt_tokens // CHUNK_TOKENS)
+        return (*Point.monomials.__get__(self), chunks, self.batch * chunks)
 
 
 # One sample per monomial, linearly independent, and a witness to check the result. Tracing time does not depend on the lengths;
@@ -76,7 +78,7 @@ class KeptTrace:
 
     def at(self, point: Point) -> Timeline:
         """The run for a workload, each size in bytes."""
-        monomials = point.monomials
+        monomials = ChunkedPoint(*astuple(point)).monomials
         polynomials, modules, operators = zip(*self.allocations, strict=True)
         sizes = {polynomial: sum(map(int.__mul__, polynomial, monomials)) for polynomial in set(polynomials)}
         allocations = list(

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from fractions import Fraction
 from itertools import chain, combinations_with_replacement
 from math import prod
 from typing import Any, NamedTuple
 
-from .family_trace import BASIS, Formula, Term, Variables, coefficients, monomials
-from .kept_trace import KeptTrace, Point
+from .family_trace import BASIS, LENGTHS, Formula, Regime, Term, Variables, coefficients, dimensions_of
+from .kept_trace import ChunkedPoint, KeptTrace, Point
 from .outline import Outline, Part
 from .segments import Place, Segment, cut
 
@@ -25,7 +25,7 @@ SEARCHED = 14  # samples that a formula is searched in; the others check it
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A traced configuration, with its sizes in bytes."""
+    """A traced configuration. trace: without what is loaded, sizes in bytes."""
 
     outline: Outline
     point: Point
@@ -43,66 +43,73 @@ class Condition(NamedTuple):
     workload: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Learnt:
-    """Segments with formulas for sizes, and the variables of each kind of layer (""; of what is outside of the layers)."""
-
-    stages: tuple[tuple[str, int], ...]
-    segments: Mapping[Place, Segment]
-    variables: Mapping[str, Variables]
+Sizes = dict[Condition, tuple[int, ...]]  # of the requests of a segment
 
 
-def learn(samples: Sequence[Sample]) -> Learnt:
-    """NotLearnt if the samples do not do the same, or no formula gives a size."""
-    stages: set[tuple[tuple[str, int], ...]] = set()
-    skeletons: dict[Place, Segment] = {}
-    sizes: dict[Place, dict[Condition, tuple[int, ...]]] = defaultdict(dict)
+def learn(samples: Mapping[str, Sequence[Sample]]) -> tuple[dict[str, Regime], dict[str, Variables]]:
+    """The regimes of a variant from samples of each, and the variables of each kind of layer (""; of what is outside of the layers).
+
+    NotLearnt if samples of a regime do not do the same, or no formula gives a size.
+    """
+    skeletons = {name: _skeleton(name, many) for name, many in samples.items()}
+    conditions: dict[str, dict[Condition, None]] = defaultdict(dict)
+    for _, segments in skeletons.values():
+        for place, (_, sizes) in segments.items():
+            conditions[_kind(place)].update(dict.fromkeys(sizes))
+    searches = {kind: _Search([*many]) for kind, many in conditions.items()}
+    regimes = {
+        name: Regime(
+            stages,
+            {
+                place: _with_formulas(place, segment, sizes, searches[_kind(place)])
+                for place, (segment, sizes) in segments.items()
+            },
+        )
+        for name, (stages, segments) in skeletons.items()
+    }
+    return regimes, {kind: search.variables for kind, search in searches.items()}
+
+
+def _kind(place: Place) -> str:
+    return str(place.kind or "")
+
+
+def _skeleton(
+    name: str, samples: Sequence[Sample]
+) -> tuple[tuple[tuple[str, int], ...], dict[Place, tuple[Segment, Sizes]]]:
+    """The stages that all samples have, and by place the segment without sizes, and these."""
+    stages = set()
+    segments: dict[Place, tuple[Segment, Sizes]] = {}
     for sample in samples:
-        segments = cut(sample.trace, sample.outline.layers)
-        stages.add(segments.stages)
-        loading = segments.stages[0][1]
-        for place, segment in segments.by_place.items():
-            if place.part < loading:
-                continue
+        apart = cut(sample.trace, sample.outline.layers)
+        stages.add(apart.stages)
+        for place, segment in apart.by_place.items():
             part = place.kind if isinstance(place.kind, Part) else None
             at = Place(place.part, part.structure if part else None, place.first)
             skeleton = Segment(
-                tuple(request._replace(size=None) for request in segment.requests), segment.order, segment.others
+                tuple([request._replace(size=None) for request in segment.requests]), segment.order, segment.others
             )
-            if (before := skeletons.setdefault(at, skeleton)) != skeleton:
-                raise NotLearnt(_difference(at, before, skeleton))
-            condition = Condition(dimensions_of(sample.outline, part), monomials(sample.point))
-            made = tuple(request.size[0] for request in segment.requests)
-            if sizes[at].setdefault(condition, made) != made:
-                raise NotLearnt(f"{at}: other sizes for {condition}")
+            before, sizes = segments.setdefault(at, (skeleton, {}))
+            if before != skeleton:
+                raise NotLearnt(f"{name} {sample.point}: {_difference(at, before, skeleton)}")
+            condition = Condition(dimensions_of(sample.outline, part), ChunkedPoint(*astuple(sample.point)).monomials)
+            made = tuple([request.size[0] for request in segment.requests])
+            if sizes.setdefault(condition, made) != made:
+                raise NotLearnt(f"{name}, {at}: other sizes for {condition}")
     if len(stages) != 1:
-        raise NotLearnt(f"stages {stages}")
-    conditions: dict[str, list[Condition]] = defaultdict(list)
-    for place, by_condition in sizes.items():
-        conditions[str(place.kind or "")] += by_condition
-    searches = {kind: _Search(many) for kind, many in conditions.items()}
-    learnt = {}
-    for place, skeleton in skeletons.items():
-        search, by_condition = searches[str(place.kind or "")], sizes[place]
-        requests = []
-        for number, request in enumerate(skeleton.requests):
-            wanted = {condition: made[number] for condition, made in by_condition.items()}
-            if (formula := search.formula(wanted)) is None:
-                first = [(size, condition) for condition, size in wanted.items()][:4]
-                raise NotLearnt(f"part {place.part}, {request.module}, {request.operator}: {first}")
-            requests.append(request._replace(size=formula))
-        learnt[place] = Segment(tuple(requests), skeleton.order, skeleton.others)
-    variables = {kind: search.variables for kind, search in searches.items()}
-    return Learnt(stages=stages.pop(), segments=learnt, variables=variables)
+        raise NotLearnt(f"{name}: stages {stages}")
+    return stages.pop(), segments
 
 
-def dimensions_of(outline: Outline, part: Part | None) -> tuple[int, ...]:
-    """What the sizes of a segment may depend on: the dimensions outside of the layers, and those of the layer, or of the first layer
-    of each kind."""
-    if part is not None:
-        return (*outline.outside.dimensions, *part.dimensions)
-    firsts = {layer.structure: layer.dimensions for layer in reversed(outline.layers)}
-    return (*outline.outside.dimensions, *chain.from_iterable(firsts[kind] for kind in sorted(firsts)))
+def _with_formulas(place: Place, segment: Segment, sizes: Sizes, search: _Search) -> Segment:
+    requests = []
+    for number, request in enumerate(segment.requests):
+        wanted = {condition: made[number] for condition, made in sizes.items()}
+        if (formula := search.formula(wanted)) is None:
+            few = [(size, condition) for condition, size in wanted.items()][:4]
+            raise NotLearnt(f"part {place.part}, {request.module}, {request.operator}: {few}")
+        requests.append(request._replace(size=formula))
+    return Segment(tuple(requests), segment.order, segment.others)
 
 
 def _difference(place: Place, first: Segment, second: Segment) -> str:
@@ -182,7 +189,7 @@ class _Search:
         import numpy
 
         wanted = numpy.array([sizes[condition] for condition in searched], dtype=float)
-        lengths = [Term(1, 1, (), basis) for basis in (1, 2, 7)]
+        lengths = [Term(1, 1, (), basis) for basis in (1, 2, LENGTHS - 1)]
         linear = [Term(1, 1, (number,), 0) for number in self._free] + lengths
         values = [numpy.array([self._value(term, condition) for condition in searched], dtype=float) for term in linear]
         for table in [*self._products_of(searched)][:3]:
@@ -216,7 +223,7 @@ def _product(factor: Term, part: Term) -> Term | None:
     variables = tuple(sorted(factor.variables + part.variables))
     if part.basis == 0:
         return Term(1, 1, variables, factor.basis)
-    if factor.basis % 8 == 0:
+    if factor.basis % LENGTHS == 0:
         return Term(1, 1, variables, factor.basis + part.basis)
     return None
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..results.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention
 from ..results.cache import CacheReport
 from ..spec import ModelSpec, Module
+from ..tracing import CHUNK_TURNS
+from .kept_trace import CHUNK_TOKENS, Point
 
 # Modules beside the decoder, which a prompt of text alone does not run.
 TOWERS = frozenset(
@@ -17,6 +20,26 @@ TOWERS = frozenset(
         "patch_merger", "audio_tower", "embed_vision", "embed_audio", "mtp",
     }
 )  # fmt: skip
+# Where a configuration of several parts has that of its decoder.
+DECODERS = ("text_config", "llm_config", "language_config", "thinker_config")
+# Keys that change nothing that a run of text takes, besides what the design shows: names, tokens, initial values, constants that are
+# multiplied by, and what says which layer is of which kind.
+UNRELATED = frozenset(
+    {
+        "_name_or_path", "architectures", "attention_dropout", "audio_config", "audio_token_id", "auto_map", "bos_token_id",
+        "decoder_sparse_step", "dtype", "embd_pdrop", "eos_token_id", "first_k_dense_replace", "full_attention_interval", "head_dim",
+        "hidden_act", "hidden_activation", "hidden_dropout", "id2label", "image_token_id", "initializer_range", "label2id",
+        "layer_norm_eps", "layer_types", "max_position_embeddings", "max_window_layers", "mlp_layer_types", "mlp_only_layers",
+        "model_type", "moe_layer_freq", "norm_eps", "num_hidden_layers", "num_labels", "num_nextn_predict_layers", "pad_token_id",
+        "partial_rotary_factor", "pretraining_tp", "problem_type", "query_pre_attn_scalar", "resid_pdrop", "return_dict",
+        "rms_norm_eps", "rope_local_base_freq", "rope_parameters", "rope_scaling", "rope_theta", "router_aux_loss_coef",
+        "router_jitter_noise", "sep_token_id", "sliding_window", "sliding_window_pattern", "text_config", "tie_word_embeddings",
+        "torch_dtype", "transformers_version", "use_cache", "use_sliding_window", "video_token_id", "vision_config",
+        "vision_end_token_id", "vision_start_token_id", "vision_token_id",
+    }
+)  # fmt: skip
+# Kinds of RoPE whose frequencies are computed once. Source: transformers 5.23, modeling_rope_utils.dynamic_rope_update
+FIXED_ROPE = frozenset({"default", "linear", "llama3", "mrope", "yarn"})
 LAYERS = "layers"
 FLASH_HEAD_DIM = 256  # the widest of flash attention. Source: torch 2.13, sdp_utils.cpp, check_head_dim_size_flash
 
@@ -30,14 +53,21 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """outside: what is outside of the layers. layers: each one."""
+    """outside: what is outside of the layers. layers: each one. thresholds: lengths of the prompt or of all tokens beyond which a
+    run does something else, with what has them.
+    """
 
     outside: Part
     layers: tuple[Part, ...]
+    thresholds: tuple[tuple[str, int], ...]
 
 
 def outline_of(
-    spec: ModelSpec, tree: Module, attention: Sequence[AnyLayerAttention], cache: CacheReport
+    spec: ModelSpec,
+    tree: Module,
+    attention: Sequence[AnyLayerAttention],
+    cache: CacheReport,
+    config: Mapping[str, Any],
 ) -> Outline | None:
     """None for a model whose layers are not a list with an attention and a cache for each."""
     if len(attention) != len(cache.layers):
@@ -46,18 +76,96 @@ def outline_of(
     if len(containers) != 1:
         return None
     shapes = {name: tensor.shape for name, tensor in _tensors(tree)}
-    bits = 16 if spec.dtype.bits == 16 else spec.dtype.bits
+    bits = spec.dtype.bits
     structure, dimensions = _erased(tree, shapes, bits, without=containers[0])
-    outside = Part(repr((spec.class_name, bits, structure)), dimensions)
-    blocks: list[Module] = [child for child in containers[0].children for _ in range(child.repeats)]
+    outside = Part(_digest((spec.class_name, bits, structure)), dimensions)
+    blocks = [child for child in containers[0].children for _ in range(child.repeats)]
     erased = {id(child): _erased(child, shapes, bits) for child in containers[0].children}
+    by_layer = [
+        (key, value)
+        for key, value in sorted(decoder_of(config).items())
+        if key not in UNRELATED and isinstance(value, list) and len(value) == len(attention)
+    ]
+    digests: dict[object, str] = {}
     layers = []
     for block, reading, kept in zip(blocks, attention, cache.layers, strict=True):
-        structure, dimensions = erased[id(block)]
+        (_, class_name, _, *inner), dimensions = erased[id(block)]  # without the layer's number and repeats
         how, heads = _attention(reading)
-        _, class_name, _, *inner = structure  # the layer's number and its repeats do not matter
-        layers.append(Part(repr((kept.kind, *how, class_name, *inner)), heads + dimensions))
-    return Outline(outside, tuple(layers))
+        options = tuple((key, repr(values[reading.index])) for key, values in by_layer)
+        identity = (id(block), kept.kind, how, options)
+        if identity not in digests:
+            digests[identity] = _digest((kept.kind, *how, options, class_name, *inner))
+        layers.append(Part(digests[identity], heads + dimensions))
+    return Outline(outside, tuple(layers), tuple(sorted(set(_thresholds(attention)))))
+
+
+def _digest(structure: object) -> str:
+    return hashlib.sha256(repr(structure).encode()).hexdigest()[:12]
+
+
+def _thresholds(attention: Sequence[AnyLayerAttention]) -> Iterator[tuple[str, int]]:
+    for layer in attention:
+        if isinstance(layer, LinearLayerAttention):
+            yield "chunks", layer.conv_kernel
+        elif layer.window_tokens is not None:
+            yield "window", layer.window_tokens
+
+
+def regime_of(thresholds: Sequence[tuple[str, int]], point: Point, *, singles: bool = False) -> str:
+    """On which side of each threshold a workload is. singles: and whether it is one sequence, and one token each."""
+    sides = [_side(kind, tokens, point) for kind, tokens in thresholds]
+    if singles:
+        sides += ["one token"] * (point.prompt_tokens == 1) + ["one sequence"] * (point.batch == 1)
+    return ", ".join(sides)
+
+
+def _side(kind: str, tokens: int, point: Point) -> str:
+    if kind == "window":
+        return "".join(
+            "<=>"[(length >= tokens) + (length > tokens)] for length in (point.prompt_tokens, point.total_tokens)
+        )
+    if point.prompt_tokens < tokens:  # shorter than the convolution, which a single token does not pass
+        return "short" if point.prompt_tokens > 1 else "one"
+    return str(min(-(-point.prompt_tokens // CHUNK_TOKENS), CHUNK_TURNS))
+
+
+def decoder_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a configuration that describes the decoder."""
+    for key in DECODERS:
+        if isinstance(config.get(key), Mapping):
+            return decoder_of(config[key])
+    return config
+
+
+def options_of(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration sets otherwise than its class, of the options `defaults` that a design does not show. Of a fraction only
+    whether it is 0 or 1: it is multiplied by.
+    """
+    text = decoder_of(config)
+    options = {
+        key: _class_of(text[key])
+        for key, default in defaults.items()
+        if key in text and _class_of(text[key]) != _class_of(default)
+    }
+    if ropes := sorted(_ropes([text.get("rope_parameters"), text.get("rope_scaling")])):
+        options["rope"] = ropes
+    return options
+
+
+def _class_of(value: Any) -> Any:
+    return "a fraction" if isinstance(value, float) and value not in (0, 1) else value
+
+
+def _ropes(values: Sequence[Any]) -> set[str]:
+    """The kinds of RoPE that a run's length changes, and sections if there are several."""
+    ropes: set[str] = set()
+    for value in values:
+        if isinstance(value, Mapping):
+            ropes |= {str(value.get("rope_type", value.get("type", "default")))} - FIXED_ROPE
+            ropes |= _ropes([*value.values()])
+            if isinstance(sections := value.get("mrope_section"), list):
+                ropes.add(f"{len(sections)} sections")
+    return ropes
 
 
 def _below(module: Module) -> Iterator[Module]:

@@ -540,6 +540,11 @@ def installed() -> Iterator[tuple[str, str]]:
             yield package, version(package).partition("+")[0]
 
 
+def family_file(model_type: str) -> str:
+    """The file of the traces of a family."""
+    return f"{model_type.removesuffix('_text')}.json.gz"
+
+
 def trace_name(spec: ModelSpec, attention: str, made_by: str = "", place: Place | None = None, batch: int = 1) -> str:
     """The file name of a trace: a hash of everything that a layer's events depend on, so models that differ in depth share it."""
     shape = replace(spec, context_tokens=None, pad_token_id=None, norm_eps=0.0, layers=spec.layers[:1])

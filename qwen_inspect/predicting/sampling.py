@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from random import Random
 from typing import Any
+
+from .kept_trace import CHUNK_TOKENS, Point
+from .outline import decoder_of
 
 # Keys that are a dimension on their own, each with the multiple that kernels or classes ask for.
 SIZES = {
@@ -24,16 +27,6 @@ SIZES = {
 }
 EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
 PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "experts_per_token")
-DECODERS = ("text_config", "llm_config", "language_config", "thinker_config")
-
-
-def decoder_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a configuration that describes the decoder."""
-    for key in DECODERS:
-        if isinstance(config.get(key), Mapping):
-            return decoder_of(config[key])
-    return config
-
 
 def sampled(config: Mapping[str, Any], random: Random) -> dict[str, Any]:
     whole = deepcopy(dict(config))
@@ -47,6 +40,9 @@ def sampled(config: Mapping[str, Any], random: Random) -> dict[str, Any]:
         if isinstance(text.get(key), int) and text[key]:
             text[key] = some(11, 97, multiple) if multiple > 1 else some(301, 5_001)
     _heads(text, some)
+    for key in ("sliding_window", "attention_chunk_size"):
+        if isinstance(text.get(key), int) and text[key] > 1:
+            text[key] = some(6, 50)
     for key in EXPERTS:
         if isinstance(text.get(key), int) and text[key] > 1:
             text[key] = some(10, 40)
@@ -83,3 +79,12 @@ def _heads(text: dict[str, Any], some: Any) -> None:
             share = rope.get("partial_rotary_factor", text.get("partial_rotary_factor", 1))
             half = int(head_dim * share) // 2
             rope["mrope_section"] = [half - 2 * (half // 3), half // 3, half // 3]
+
+
+def sampled_point(thresholds: Sequence[tuple[str, int]], random: Random) -> Point:
+    """A workload that decodes two tokens or more, as likely near a threshold as far from all."""
+    near = [tokens + random.randint(-2, 2) for _, tokens in thresholds]
+    longest = 10 * CHUNK_TOKENS if any(kind == "chunks" for kind, _ in thresholds) else 90
+    prompt = max(1, random.choice([*near, random.randint(1, 3), random.randint(1, longest), random.randint(1, longest)]))
+    total = random.choice([*near, prompt + random.randint(2, 60)])
+    return Point(random.choice([1, 2, 3, 5]), prompt, max(total, prompt + 2))

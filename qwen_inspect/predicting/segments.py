@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby, pairwise
+from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 from ..errors import UnsupportedError
@@ -205,56 +205,92 @@ def _labels(trace: KeptTrace) -> list[int | None]:
 # --- together
 
 
+class _Ready(NamedTuple):
+    """A segment as `compose` needs it. requests: size, module before and after the layer's number (None: it has none), operator."""
+
+    requests: Sequence[tuple[Any, str, str | None, str]]
+    uses: Sequence[tuple[int, str]]
+    order: Sequence[int]
+    others: Sequence[Address]
+    outliving: Sequence[int]
+
+
+def _ready(segment: Segment) -> _Ready:
+    return _Ready(
+        [(size, *_around_layer(module), operator) for size, module, operator, _ in segment.requests],
+        [(number, request.use) for number, request in enumerate(segment.requests) if request.use],
+        segment.order,
+        segment.others,
+        segment.outliving,
+    )
+
+
+def _around_layer(module: str) -> tuple[str, str | None]:
+    before, number, after = module.partition(ANY_LAYER)
+    return before, after if number else None
+
+
 def compose(
     stages: Sequence[tuple[str, int]],
     kinds: Sequence[Hashable],
     segment_at: Callable[[Place], Segment],
     *,
+    loaded: Sequence[tuple[Any, str, str]] = (),
     made_by: str = "",
 ) -> KeptTrace:
-    """The run of layers of these kinds. KeyError from `segment_at` for a segment that is not known."""
-    allocations: list[tuple[Any, str, str]] = []
-    order: list[int] = []
+    """The run of layers of these kinds, after a stage that loads; KeyError from `segment_at` for a segment that is not known."""
+    allocations: list[tuple[Any, str, str]] = [*loaded]
+    order: list[int] = [*range(len(loaded))]
     kept: list[tuple[int, str]] = []
-    begun: dict[tuple[int, int | None], tuple[int, tuple[int, ...]]] = {}  # first request and what outlives, by segment
-    first_parts = [0, *accumulate(parts for _, parts in stages)]
-    first_events: dict[int, int] = {}
-    for (_, parts), first_part in zip(stages, first_parts, strict=False):
-        for part in range(first_part, first_part + parts):
-            first_events[part] = len(order)
-            outside = (part - first_part) % 2 == 0
-            for layer in (None,) if outside else range(len(kinds)):
-                segment = segment_at(Place(part) if layer is None else Place(part, kinds[layer], layer == 0))
-                begin, name = len(allocations), str(layer)
-                begun[part, layer] = (begin, segment.outliving)
-                last = len(kinds) - 1 if layer is None else layer
+    begun: dict[tuple[int, int | None], tuple[int, Sequence[int]]] = {}  # first request and what outlives, by segment
+    begins = [Stage(name="load", first_event=0)] if loaded else []
+    ready: dict[Place, _Ready] = {}
+    last, part = len(kinds) - 1, -1
+    for stage, parts in stages:
+        begins.append(Stage(name=stage, first_event=len(order)))
+        for number in range(parts):
+            part += 1
+            for layer in range(len(kinds)) if number % 2 else (None,):
+                place = Place(part) if layer is None else Place(part, kinds[layer], layer == 0)
+                if place not in ready:
+                    ready[place] = _ready(segment_at(place))
+                requests, uses, entries, others, outliving = ready[place]
+                begin = len(allocations)
+                begun[part, layer] = (begin, outliving)
                 targets = []
-                for other in segment.others:
-                    owner = None if other.layer is None else last + other.layer
-                    start, outliving = begun[other.part, owner]
-                    targets.append(-1 - start - (other.number if owner is None else outliving[other.number]))
-                for request in segment.requests:
-                    module = request.module if layer is None else request.module.replace(ANY_LAYER, name, 1)
-                    if request.use:
-                        kept.append((len(allocations), request.use))
-                    allocations.append((request.size, module, request.operator))
+                for other in others:
+                    owner = None if other.layer is None else (last if layer is None else layer) + other.layer
+                    start, left = begun[other.part, owner]
+                    targets.append(-1 - start - (other.number if owner is None else left[other.number]))
+                name = "" if layer is None else str(layer)
+                allocations += [
+                    (size, before if after is None else f"{before}{name}{after}", operator)
+                    for size, before, after, operator in requests
+                ]
+                kept += [(begin + index, use) for index, use in uses]
                 following = begin
-                for entry in segment.order:
+                for entry in entries:
                     if entry == 0:
                         order.append(following)
                         following += 1
                     else:
                         order.append(entry - begin if entry < 0 else targets[entry - 1])
     return KeptTrace(
-        stages=tuple(
-            Stage(name=name, first_event=first_events[part])
-            for (name, _), part in zip(stages, first_parts, strict=False)
-        ),
-        allocations=tuple(allocations),
-        order=tuple(order),
-        made_by=made_by,
-        kept=tuple(kept),
+        stages=tuple(begins), allocations=tuple(allocations), order=tuple(order), made_by=made_by, kept=tuple(kept)
     )
+
+
+def apart(trace: KeptTrace) -> tuple[tuple[tuple[Any, str, str], ...], KeptTrace]:
+    """What the trace's first stage loads, and the rest."""
+    begin = trace.stages[1].first_event
+    rest = KeptTrace(
+        stages=tuple(Stage(name=stage.name, first_event=stage.first_event - begin) for stage in trace.stages[1:]),
+        allocations=trace.allocations[begin:],
+        order=tuple(entry - begin if entry >= 0 else entry + begin for entry in trace.order[begin:]),
+        made_by=trace.made_by,
+        kept=tuple((number - begin, use) for number, use in trace.kept),
+    )
+    return trace.allocations[:begin], rest
 
 
 def deepen(shallow: KeptTrace, shallow_kinds: Sequence[Hashable], kinds: Sequence[Hashable]) -> KeptTrace:

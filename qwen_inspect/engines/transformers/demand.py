@@ -9,7 +9,7 @@ from functools import cached_property
 from ...language import Message
 from ...loaders import calibration, gpus
 from ...predicting.explore import explore_trace
-from ...predicting.kept_trace import CHUNK_TOKENS, ChunkedPoint, Point
+from ...predicting.kept_trace import CHUNK_TOKENS, CHUNKS, ChunkedPoint, Point
 from ...predicting.predict import explored, installed, predict, traced_along, with_kernel
 from ...predicting.workspaces import has_cudnn_attention, is_hopper
 from ...progress import purpose
@@ -75,7 +75,7 @@ class TransformersDemand(Demand):
         terms = [0, 1, 2]
         if self._is_chunked:
             lengths[:1] = [FEWEST_CHUNKED_TOKENS + 37, most // 4 + 5]
-            terms.append(len(self._point_of(self.run).monomials) - 1)
+            terms.append(CHUNKS)
         step = self.context_step
         runs = [replace(self.run, prompt_tokens=tokens // step * step) for tokens in lengths]
         check = runs[-1] if self._is_chunked or self.run.prompt_tokens % step else self.run
