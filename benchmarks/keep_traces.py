@@ -1,7 +1,7 @@
-"""Makes the traces of families that the package has for installs without torch: `keep_traces.py [MODEL_TYPE ...]`; all without.
+"""Makes the traces of families in the package, for installs without torch: `keep_traces.py MODEL_TYPE ...`, or the catalog's.
 
-Each is learnt from traces of random configurations of the same structures as released ones and some more, and held against traces of
-others, event by event. Needs the torch extra.
+Each is learnt from traces of random configurations, of the structures that releases have and of some more, and is held against
+traces of others, event by event. Needs the torch extra.
 """
 
 from __future__ import annotations
@@ -11,24 +11,25 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.learning import NotLearnt, Sample, learn
+from benchmarks.sampling import EXPERTS, PER_TOKEN, SIZES, sampled, sampled_point
 from qwen_inspect.checkpoint import Checkpoint, ModelRef
 from qwen_inspect.errors import QwenInspectError
 from qwen_inspect.loaders import catalog
 from qwen_inspect.predicting.family_trace import FamilyTrace, NotCovered, Variant, dump
 from qwen_inspect.predicting.kept_trace import Point
-from qwen_inspect.predicting.learning import NotLearnt, Sample, learn
 from qwen_inspect.predicting.outline import UNRELATED, Outline, decoder_of, options_of, outline_of, regime_of
 from qwen_inspect.predicting.predict import SHIPPED, family_file, sample_request
-from qwen_inspect.predicting.sampling import EXPERTS, PER_TOKEN, SIZES, sampled, sampled_point
 from qwen_inspect.predicting.segments import apart, fixed
 from qwen_inspect.results.model import Report
 from qwen_inspect.structure.inspect import analyse
@@ -37,7 +38,7 @@ from qwen_inspect.tracing.trace import trace
 
 # transformers before 4.48 repeated K and V for flash attention: the published peaks of Qwen2.5 were measured so.
 KERNELS = {"qwen2": ("sdpa", "flash_attention_2_repeated")}
-SAMPLES, CHECKS = 11, 2  # of each regime
+SAMPLES, CHECKS = 10, 2  # of each regime, and samples of each sequence of layers
 TRIES = 300  # workloads among which regimes are looked for
 DIMENSIONS = {*SIZES, *EXPERTS, *PER_TOKEN, "hidden_size", "num_attention_heads", "num_key_value_heads"} | {
     "linear_num_key_heads", "linear_num_value_heads", "linear_conv_kernel_dim",
@@ -64,10 +65,9 @@ def bases(model_type: str) -> Iterator[dict[str, Any]]:
         config = dict(catalog.configuration(model, known))
         if config.get("model_type") != model_type:
             continue
-        for changed in _other_layers(config):
-            yield from _other_heads(changed)
-        for config in _other_heads(config):
-            yield _with(config, {"dtype": "float32", "torch_dtype": "float32"})
+        yield from _other_heads(config)
+        yield from _other_layers(config)
+        yield _with(config, {"dtype": "float32", "torch_dtype": "float32"})
 
 
 def _with(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,10 +86,9 @@ def _other_heads(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _other_layers(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """As it is; and with every other layer of another kind, beginning with either, where the class has a key for that."""
+    """With every other layer of another kind, beginning with either, where the class has a key for that."""
     text = decoder_of(config)
     layers = text["num_hidden_layers"]
-    yield config
     if text["model_type"] in ("qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_vl_moe_text"):
         for dense in ([1, 3], [0, 1, 3]):
             changed = deepcopy(config)
@@ -169,7 +168,7 @@ def groups(model_type: str, defaults: Mapping[str, Any]) -> Iterator[Group]:
         count = layers_needed(design)
         shape = tuple(layer.structure for layer in design.layers[:count])
         for kernel in KERNELS.get(model_type, (report.spec.kernel,)):
-            if kernel.startswith("flash") and report.spec.dtype.bits != 16:
+            if kernel != report.spec.kernel and (report.spec.dtype.bits != 16 or design.thresholds):
                 continue
             key = kernel, repr(options), design.outside.structure, kinds, heads
             group = found.setdefault(key, Group(kernel, options, design, {}))
@@ -177,9 +176,8 @@ def groups(model_type: str, defaults: Mapping[str, Any]) -> Iterator[Group]:
     yield from found.values()
 
 
-def sample(group: Group, random: Random, *, layers: bool = True, regime: str | None = None) -> tuple[Sample, Report] | None:
-    """A random configuration of the group, traced; None if it has another structure or the workload another regime."""
-    base, count = random.choice(list(group.layers.values()))
+def sample(group: Group, base: dict[str, Any], count: int, random: Random, regime: str) -> tuple[Sample, Report] | None:
+    """A random configuration like `base`, traced; None if it has another structure or the workload another regime."""
     config = sampled(base, random)
     report = report_of(config)
     design = outline(report)
@@ -191,16 +189,14 @@ def sample(group: Group, random: Random, *, layers: bool = True, regime: str | N
         return None
     point = sampled_point(design.thresholds, random)
     for _ in range(TRIES):
-        if regime is None or group.regime(design, point) == regime:
+        if group.regime(design, point) == regime:
             break
         point = sampled_point(design.thresholds, random)
     else:
         return None
-    request = replace(sample_request(point, group.kernel), layers=count if layers else None)
+    request = replace(sample_request(point, group.kernel), layers=count)
     _, rest = apart(fixed(trace(report.spec, config, request)))
-    if layers:
-        design = replace(design, layers=design.layers[:count])
-    return Sample(design, point, rest), report
+    return Sample(replace(design, layers=design.layers[:count]), point, rest), report
 
 
 def regimes(group: Group, random: Random) -> list[str]:
@@ -217,9 +213,9 @@ def regimes(group: Group, random: Random) -> list[str]:
 def learnt(group: Group, random: Random) -> Variant:
     samples: dict[str, list[Sample]] = defaultdict(list)
     for name in regimes(group, random):
-        for _ in range(4 * SAMPLES):
-            if len(samples[name]) < SAMPLES and (made := sample(group, random, regime=name)) is not None:
-                samples[name].append(made[0])
+        for base, count in group.layers.values():
+            tries = (sample(group, base, count, random, name) for _ in range(4 * SAMPLES))
+            samples[name] += [made[0] for made in islice(filter(None, tries), SAMPLES)]
     by_regime, variables = learn(samples)
     variant = Variant(
         kernel=group.kernel,
@@ -233,7 +229,7 @@ def learnt(group: Group, random: Random) -> Variant:
     checks = 0
     while checks < CHECKS * len(by_regime):
         name = sorted(by_regime)[checks % len(by_regime)]
-        if (made := sample(group, random, regime=name)) is None:
+        if (made := sample(group, *random.choice([*group.layers.values()]), random, name)) is None:
             continue
         unseen, report = made
         check(variant, unseen, report)
@@ -250,7 +246,8 @@ def check(variant: Variant, sample: Sample, report: Report) -> None:
 
 
 def main() -> None:
-    types = sys.argv[1:] or sorted({catalog.configuration(model)["model_type"] for model in catalog.entries()})
+    known = catalog.entries()
+    types = sys.argv[1:] or sorted({str(catalog.configuration(model, known)["model_type"]) for model in known})
     for model_type in types:
         began = time.perf_counter()
         random = Random(model_type)
@@ -270,10 +267,16 @@ def main() -> None:
                 told = f"{len(variant.regimes)} regimes"
             except (NotLearnt, NotCovered, QwenInspectError) as error:
                 told = f"{type(error).__name__} {error}"[:600]
-            print(f"  {group.kernel} {group.options} {len(names)} kinds: {told}, {time.perf_counter() - began:.0f} s", flush=True)
+            print(
+                f"  {group.kernel} {group.options} {len(names)} kinds: {told}, {time.perf_counter() - began:.0f} s",
+                flush=True,
+            )
         path = SHIPPED / family_file(model_type)
         path.write_bytes(dump(FamilyTrace(made_by=versions(), defaults=defaults, variants=tuple(variants))))
-        print(f"{model_type}: {len(variants)} variants, {path.stat().st_size:,} B, {time.perf_counter() - began:.0f} s", flush=True)
+        print(
+            f"{model_type}: {len(variants)} variants, {path.stat().st_size:,} B, {time.perf_counter() - began:.0f} s",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

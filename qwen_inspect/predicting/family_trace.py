@@ -1,7 +1,7 @@
-"""A family's trace: segments whose sizes are formulas of a design's dimensions, from which the run of any configuration is composed.
+"""A family's trace: segments with formulas of a design's dimensions for sizes, from which any configuration's run is composed.
 
-A variant is a set of kinds of layers, what is around them, a kernel and the options of the class. A design with a structure, an option
-or a relation between dimensions that no sample had is not covered.
+A variant is a set of kinds of layers, what is around them, a kernel and the options of the class. A design with a structure, an
+option or a relation between dimensions that no sample had is not covered.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import gzip
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain, product
 from math import prod
@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 
 from ..errors import MalformedError
 from ..spec import Module, each_buffer, each_tensor
-from .kept_trace import LARGEST_BYTES, ChunkedPoint, Coefficients, KeptTrace, Point
+from .kept_trace import CHUNKS, LARGEST_BYTES, Coefficients, KeptTrace, Point
 from .on_device import BUFFER, PARAMETER
 from .outline import Outline, Part, regime_of
 from .segments import Address, Place, Request, Segment, compose
 
-# Functions of a workload's lengths in which sizes are linear: coefficients of 1, T, T², S and the chunks, for prompts of T tokens and
-# S tokens at the end. Each is there for one sequence, then for the whole batch.
+# Functions of a workload's lengths in which sizes are linear: coefficients of 1, T, T², S and the chunks, for prompts of T tokens
+# and S tokens at the end. Each is there for one sequence, then for the whole batch.
 _OF_LENGTHS = (
     (1, 0, 0, 0, 0),
     (0, 1, 0, 0, 0),
@@ -88,7 +88,7 @@ class Variables:
 
 
 def coefficients(formula: Formula, values: Sequence[int]) -> Coefficients:
-    """The polynomial of `ChunkedPoint.monomials` for these values; NotCovered if a fraction is not whole."""
+    """The polynomial of `Point.monomials`, or of `ChunkedPoint.monomials`, for these values; NotCovered for a part of a byte."""
     total = [0] * len(BASIS[0])
     for numerator, denominator, variables, basis in formula:
         factor, rest = divmod(numerator * prod([values[variable] for variable in variables]), denominator)
@@ -96,12 +96,11 @@ def coefficients(formula: Formula, values: Sequence[int]) -> Coefficients:
             raise NotCovered
         for index, coefficient in enumerate(BASIS[basis]):
             total[index] += factor * coefficient
-    return tuple(total)
+    return tuple(total) if any(total[CHUNKS:]) else tuple(total[:CHUNKS])
 
 
 def dimensions_of(outline: Outline, part: Part | None) -> tuple[int, ...]:
-    """What the sizes of a segment may depend on: the dimensions outside of the layers, and those of the layer, or of the first layer
-    of each kind."""
+    """What a segment's sizes may depend on: dimensions outside of the layers, and the layer's, or a layer's of each kind."""
     if part is not None:
         return (*outline.outside.dimensions, *part.dimensions)
     firsts = {layer.structure: layer.dimensions for layer in reversed(outline.layers)}
@@ -118,7 +117,7 @@ class Regime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """kinds: of layers, in order of their names. variables: of each kind, and of what is outside (""). regimes: by `regime_of`, whose
+    """kinds: of layers, in order of their names. variables: of each kind, "" for what is outside. regimes: by `regime_of`, whose
     argument is `singles`.
     """
 
@@ -164,7 +163,14 @@ def _loaded(tree: Module) -> Iterable[tuple[Coefficients, str, str]]:
         for tensor in tensors:
             if tensor.size_bytes:
                 module = tensor.name.rpartition(".")[0] or tree.class_name
-                yield (tensor.size_bytes, *[0] * (len(BASIS[0]) - 1)), module, operator
+                yield (tensor.size_bytes, *[0] * (CHUNKS - 1)), module, operator
+
+
+class Composed(NamedTuple):
+    """A run with sizes for all workloads of its regime. everywhere: whether all workloads are of this regime."""
+
+    trace: KeptTrace
+    everywhere: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,13 +190,14 @@ class FamilyTrace:
 
     def at(
         self, outline: Outline, kernel: str, options: Mapping[str, Any], point: Point, tree: Module
-    ) -> KeptTrace | None:
-        """The run of a design, for workloads of the same regime; None if it is not covered."""
+    ) -> Composed | None:
+        """The run of a design; None if it is not covered."""
         for variant in self.variants_for(outline, kernel, options):
             try:
-                return variant.at(outline, point, tree)
+                trace = variant.at(outline, point, tree)
             except NotCovered:
                 continue
+            return Composed(replace(trace, made_by=self.made_by), everywhere=len(variant.regimes) == 1)
         return None
 
 
@@ -230,7 +237,7 @@ def dump(family: FamilyTrace) -> bytes:
                     [
                         (
                             place.part,
-                            -1 if place.kind is None else variant.kinds.index(place.kind),  # type: ignore[arg-type]
+                            -1 if place.kind is None else variant.kinds.index(place.kind),
                             int(place.first),
                             segment_row(segment),
                         )
@@ -297,10 +304,7 @@ def _variant(entry: Mapping[str, Any], segments: Sequence[Segment], variables: S
         regimes={
             name: Regime(
                 tuple((stage, parts) for stage, parts in stages),
-                {
-                    Place(part, names[kind + 1], bool(first)): segments[segment]
-                    for part, kind, first, segment in places
-                },
+                {Place(part, names[kind + 1], bool(first)): segments[segment] for part, kind, first, segment in places},
             )
             for name, (stages, places) in entry["regimes"].items()
         },

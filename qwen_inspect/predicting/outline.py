@@ -14,34 +14,31 @@ from ..tracing import CHUNK_TURNS
 from .kept_trace import CHUNK_TOKENS, Point
 
 # Modules beside the decoder, which a prompt of text alone does not run.
-TOWERS = frozenset(
-    {
-        "visual", "vision_tower", "vision_model", "vision_encoder", "vision_embed_tokens", "multi_modal_projector", "image_newline",
-        "patch_merger", "audio_tower", "embed_vision", "embed_audio", "mtp",
-    }
-)  # fmt: skip
+_TOWERS = """
+    visual vision_tower vision_model vision_encoder vision_embed_tokens multi_modal_projector image_newline patch_merger
+    audio_tower embed_vision embed_audio mtp
+"""
+TOWERS = frozenset(_TOWERS.split())
 # Where a configuration of several parts has that of its decoder.
 DECODERS = ("text_config", "llm_config", "language_config", "thinker_config")
-# Keys that change nothing that a run of text takes, besides what the design shows: names, tokens, initial values, constants that are
-# multiplied by, and what says which layer is of which kind.
-UNRELATED = frozenset(
-    {
-        "_name_or_path", "architectures", "attention_dropout", "audio_config", "audio_token_id", "auto_map", "bos_token_id",
-        "decoder_sparse_step", "dtype", "embd_pdrop", "eos_token_id", "first_k_dense_replace", "full_attention_interval", "head_dim",
-        "hidden_act", "hidden_activation", "hidden_dropout", "id2label", "image_token_id", "initializer_range", "label2id",
-        "layer_norm_eps", "layer_types", "max_position_embeddings", "max_window_layers", "mlp_layer_types", "mlp_only_layers",
-        "model_type", "moe_layer_freq", "norm_eps", "num_hidden_layers", "num_labels", "num_nextn_predict_layers", "pad_token_id",
-        "partial_rotary_factor", "pretraining_tp", "problem_type", "query_pre_attn_scalar", "resid_pdrop", "return_dict",
-        "rms_norm_eps", "rope_local_base_freq", "rope_parameters", "rope_scaling", "rope_theta", "router_aux_loss_coef",
-        "router_jitter_noise", "sep_token_id", "sliding_window", "sliding_window_pattern", "text_config", "tie_word_embeddings",
-        "torch_dtype", "transformers_version", "use_cache", "use_sliding_window", "video_token_id", "vision_config",
-        "vision_end_token_id", "vision_start_token_id", "vision_token_id",
-    }
-)  # fmt: skip
+# Keys that change nothing that a run of text takes, besides what the design shows: names, tokens, initial values, constants to
+# multiply by, and what says which layer is of which kind.
+_UNRELATED = """
+    _name_or_path architectures attention_dropout audio_config audio_token_id auto_map bos_token_id decoder_sparse_step
+    dtype embd_pdrop eos_token_id first_k_dense_replace full_attention_interval head_dim hidden_act hidden_activation
+    hidden_dropout id2label image_token_id initializer_range label2id layer_norm_eps layer_types max_position_embeddings
+    max_window_layers mlp_layer_types mlp_only_layers model_type moe_layer_freq norm_eps num_hidden_layers num_labels
+    num_nextn_predict_layers pad_token_id partial_rotary_factor pretraining_tp problem_type query_pre_attn_scalar
+    resid_pdrop return_dict rms_norm_eps rope_local_base_freq rope_parameters rope_scaling rope_theta router_aux_loss_coef
+    router_jitter_noise sep_token_id sliding_window sliding_window_pattern text_config tie_word_embeddings torch_dtype
+    transformers_version use_cache use_sliding_window video_token_id vision_config vision_end_token_id vision_start_token_id
+    vision_token_id
+"""
+UNRELATED = frozenset(_UNRELATED.split())
 # Kinds of RoPE whose frequencies are computed once. Source: transformers 5.23, modeling_rope_utils.dynamic_rope_update
 FIXED_ROPE = frozenset({"default", "linear", "llama3", "mrope", "yarn"})
 LAYERS = "layers"
-FLASH_HEAD_DIM = 256  # the widest of flash attention. Source: torch 2.13, sdp_utils.cpp, check_head_dim_size_flash
+FLASH_HEAD_DIM = 256  # the widest of flash attention, which pads to eights. Source: torch 2.13, sdp_utils.cpp
 
 
 class Part(NamedTuple):
@@ -138,8 +135,8 @@ def decoder_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def options_of(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """What a configuration sets otherwise than its class, of the options `defaults` that a design does not show. Of a fraction only
-    whether it is 0 or 1: it is multiplied by.
+    """What a configuration sets otherwise than its class, of the options `defaults`, which a design does not show. Of a fraction,
+    which is multiplied by, only whether it is 0 or 1.
     """
     text = decoder_of(config)
     options = {
@@ -190,12 +187,12 @@ def _tensors(module: Module, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _erased(module: Module, shapes: Any, bits: int, without: Module | None = None) -> tuple[Any, tuple[int, ...]]:
     """The module's structure, and its dimensions in the same order; without `without` and towers."""
     dimensions: list[int] = [] if module.routed is None else [*module.routed]
-    tensors = [(tensor.name, tensor.shape, tensor.dtype) for tensor in module.tensors]
+    tensors = [(tensor.name, tensor.shape, getattr(tensor.dtype, "bits", None)) for tensor in module.tensors]
     if module.tied_to is not None and module.tied_to in shapes:
-        tensors.append(("weight", shapes[module.tied_to], None))  # as if it had its own
-    told = []
-    for name, shape, dtype in tensors:
-        told.append((name, len(shape), bits if dtype is None else getattr(dtype, "bits", 0)))
+        tensors.append(("weight", shapes[module.tied_to], bits))  # as if it had its own
+    told: list[tuple[str, int, object]] = []
+    for name, shape, width in tensors:
+        told.append((name, len(shape), width))
         dimensions += shape
     for buffer in module.buffers:
         told.append((buffer.name, len(buffer.shape), str(buffer.dtype)))
@@ -215,10 +212,11 @@ def _erased(module: Module, shapes: Any, bits: int, without: Module | None = Non
 
 def _attention(layer: AnyLayerAttention) -> tuple[tuple[object, ...], tuple[int, ...]]:
     """What of a layer's attention decides which path its code takes, and its figures."""
+    path: tuple[bool, ...]
     match layer:
         case LayerAttention():
-            wide = layer.head_dim > FLASH_HEAD_DIM
-            path = (layer.window_tokens is None, layer.gated, layer.kv_heads == layer.query_heads, wide)
+            padded = (layer.head_dim % 8 > 0, layer.head_dim > FLASH_HEAD_DIM)
+            path = (layer.window_tokens is None, layer.gated, layer.kv_heads == layer.query_heads, *padded)
         case LinearLayerAttention():
             path = (layer.key_heads == layer.value_heads,)
         case _:

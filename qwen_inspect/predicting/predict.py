@@ -20,22 +20,26 @@ from ..results.exploration import RequestSize
 from ..results.memory import Footprint, MemoryReport, PeakRange, Run
 from ..results.model import Report
 from ..results.timeline import Allocate, Timeline
-from ..spec import ModelSpec, MoeMlp, each_tensor
+from ..spec import LinearAttention, ModelSpec, MoeMlp, each_tensor
 from ..tracing import versions
 from ..tracing.adapting import FourBits
 from ..tracing.bases import Base, EightBits
+from . import family_trace as family_traces
+from .family_trace import Composed
 from .footprint import cache_bytes, formula_footprint, stored_footprint, traced_footprint
 from .kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
 from .on_device import PARAMETER
+from .outline import Outline, options_of, outline_of, regime_of
 from .packed import packed, packed_trace
-from .period import SHALLOW, deepen, fixed, period_of
 from .quantised import base_of, scratch_of
+from .segments import deepen, fixed
 from .workspaces import has_cudnn_attention
 
 if TYPE_CHECKING:
     from ..results.ranks import Place
     from .training_plan import Plan
 
+SHALLOW = 3  # layers of a trace that stands for any number of equal ones
 MICRO_BATCHES = 2  # the first, and one with gradients already there; later ones do the same as the second
 SHIPPED = Path(__file__).parent.parent / "catalog" / "traces"
 
@@ -269,13 +273,13 @@ def explored(memory: MemoryReport) -> MemoryReport:
     from .explore import explore_formula, explore_trace
 
     of_shape = memory.predicted.method == "trace" and _is_point(run) and report.known.quantised is None
-    kept = kept_trace(report.spec, run.attention) if of_shape else None
+    kept = symbolic_trace(report, run) if of_shape else None
     if kept is not None:
         return replace(memory, exploration=explore_trace(kept, run))
     weights = report.known.weights
     exploration = explore_formula(report.tree, report.cache, run, weights=weights)
     if memory.predicted.peak_range is not None and _is_point(run):
-        dense = kept_trace(report.spec, run.attention)
+        dense = symbolic_trace(report, run)
         sizes = [tensor.size_bytes for tensor in weights or each_tensor(report.tree)]
         if dense is not None:
             fixed_bytes, token_bytes, _ = scratch_of(report, run)
@@ -322,6 +326,8 @@ def _loaded_bytes(timeline: Timeline) -> int:
 
 
 def _dense_timeline(report: Report, run: Run, place: Place | None) -> tuple[Timeline, str]:
+    if place is None and (composed := family_trace(report, run)) is not None:
+        return composed.trace.at(_point(run)), composed.trace.made_by
     if (
         _is_kept(report.spec, run, place)
         and (kept := kept_trace(report.spec, run.attention, place, run.batch)) is not None
@@ -355,7 +361,7 @@ def _traced_once(untraced: _Untraced) -> Timeline:
 
 
 def _traced(untraced: _Untraced) -> Timeline:
-    """The trace of the whole model; for a hybrid, whose layers are slow to trace, extended from three blocks."""
+    """The trace of the whole model; for a hybrid, whose layers are slow to trace, composed from that of its first layers."""
     from ..tracing.trace import trace
 
     report, run, place = untraced.report, untraced.run, untraced.place
@@ -364,10 +370,12 @@ def _traced(untraced: _Untraced) -> Timeline:
         from ..architectures.generic import buildable
 
         config = buildable(config)
-    period = period_of(spec.layers)
-    if run.mode != "train" and _all_alike(place) and period is not None and 1 < period < len(spec.layers) // SHALLOW:
-        blocks = trace(spec, config, replace(request, layers=SHALLOW * period), place)
-        return deepen(fixed(blocks), len(spec.layers), period).at(_point(run))
+    first = _first_of_all_kinds(spec.layers)
+    chunked = any(isinstance(layer.attention, LinearAttention) for layer in spec.layers)
+    if run.mode != "train" and _all_alike(place) and chunked and 2 * first < len(spec.layers):
+        with suppress(UnsupportedError):
+            few = fixed(trace(spec, config, replace(request, layers=first), place))
+            return deepen(few, spec.layers[:first], spec.layers).at(_point(run))
     timeline = trace(spec, config, request, place)
     if _is_kept(spec, run, place) and untraced.base is None:
         _keep(report, run, place, timeline)
@@ -401,12 +409,46 @@ def _keep(report: Report, run: Run, place: Place | None, whole: Timeline) -> Non
         shallow = shallow_trace(report.spec, report.config or {}, run.attention, place, run.batch)
         if shallow is None:
             return
-        deep = deepen(shallow, len(report.spec.layers)).at(_point(run))
+        deep = _of_layers(shallow, len(report.spec.layers)).at(_point(run))
     except UnsupportedError:
         return
     if traced_footprint(deep, run, provenance="") == traced_footprint(whole, run, provenance=""):
         name = trace_name(report.spec, run.attention, versions(), place, run.batch)
         header_cache.write_trace(name, dump(shallow))
+
+
+def family_trace(report: Report, run: Run) -> Composed | None:
+    """The run composed from the trace of the model's family, with sizes that hold for all workloads of the same regime.
+
+    None if there is none for such a design or such a run.
+    """
+    outline = _outline(report)
+    if outline is None or not _is_kept(report.spec, run, None):
+        return None
+    family = family_traces.read(SHIPPED / family_file(str((report.config or {}).get("model_type"))))
+    if family is None:
+        return None
+    return family.at(outline, run.attention, options_of(report.config or {}, family.defaults), _point(run), report.tree)
+
+
+def _outline(report: Report) -> Outline | None:
+    if not report.settled:
+        return None
+    return outline_of(report.spec, report.tree, report.attention.by_config, report.cache, report.config or {})
+
+
+def regime(report: Report, run: Run) -> str:
+    """Workloads of one regime do the same, and take sizes that are polynomials."""
+    outline = _outline(report)
+    return "" if outline is None else regime_of(outline.thresholds, _point(run), singles=True)
+
+
+def symbolic_trace(report: Report, run: Run) -> KeptTrace | None:
+    """The run with sizes that hold for any workload, without torch; None if there is none."""
+    composed = family_trace(report, run)
+    if composed is None:
+        return kept_trace(report.spec, run.attention)
+    return composed.trace if composed.everywhere else None
 
 
 def shallow_trace(
@@ -416,7 +458,7 @@ def shallow_trace(
 
     place, batch: a tensor-parallel rank gathers a single sequence without the copy that several need, so the two differ.
     """
-    if not _has_period(spec):
+    if not _are_equal(spec.layers):
         return None
     from ..tracing.trace import trace
 
@@ -473,8 +515,19 @@ def sample_request(point: Point, attention: str) -> Any:
     return trace_request(run)
 
 
-def _has_period(spec: ModelSpec) -> bool:
-    return period_of(spec.layers) == 1
+def _are_equal(layers: Sequence[object]) -> bool:
+    return len(layers) >= SHALLOW and len(set(layers)) == 1
+
+
+def _first_of_all_kinds(layers: Sequence[object]) -> int:
+    """How many of the first layers have one of each kind that is not the first layer."""
+    kinds = set(layers[1:])
+    return next((count for count in range(2, len(layers)) if set(layers[1:count]) == kinds), len(layers))
+
+
+def _of_layers(shallow: KeptTrace, layers: int) -> KeptTrace:
+    """The trace of a model of so many equal layers, from that of one with SHALLOW."""
+    return deepen(shallow, [None] * SHALLOW, [None] * layers)
 
 
 def trace_request(run: Run, base: Base | None = None) -> Any:
@@ -508,7 +561,7 @@ def trace_request(run: Run, base: Base | None = None) -> Any:
 
 def kept_trace(spec: ModelSpec, attention: str, place: Place | None = None, batch: int = 1) -> KeptTrace | None:
     """The trace of this model with this kernel: shipped with the package, or kept by an earlier run with the same libraries."""
-    if not _has_period(spec):
+    if not _are_equal(spec.layers):
         return None
     path = SHIPPED / trace_name(spec, attention, place=place, batch=batch)
     kept_here = trace_name(spec, attention, _installed(), place, batch)
@@ -518,7 +571,7 @@ def kept_trace(spec: ModelSpec, attention: str, place: Place | None = None, batc
 
 @lru_cache(maxsize=2)  # a search needs the same trace several times
 def _of_depth(content: bytes, file: str, layers: int) -> KeptTrace:
-    return deepen(load(content, file=file), layers)
+    return _of_layers(load(content, file=file), layers)
 
 
 def _installed() -> str:

@@ -86,9 +86,7 @@ def fixed(timeline: Timeline) -> KeptTrace:
         order.append(len(allocations))
         allocations.append(((event.size_bytes,), event.module, event.operator))
     kept = tuple(sorted((numbers[identity], use) for identity, use in timeline.kept))
-    return KeptTrace(
-        stages=timeline.stages, allocations=tuple(allocations), order=tuple(order), made_by="", kept=kept
-    )
+    return KeptTrace(stages=timeline.stages, allocations=tuple(allocations), order=tuple(order), made_by="", kept=kept)
 
 
 # --- apart
@@ -105,7 +103,9 @@ def cut(trace: KeptTrace, kinds: Sequence[Hashable]) -> Segments:
     return Segments(stages=stages, by_place=by_place)
 
 
-def _segments(trace: KeptTrace, layers: int) -> tuple[tuple[tuple[str, int], ...], list[tuple[int, int | None, Segment]]]:
+def _segments(
+    trace: KeptTrace, layers: int
+) -> tuple[tuple[tuple[str, int], ...], list[tuple[int, int | None, Segment]]]:
     """The stages with their number of parts; and (part, layer, segment) of all."""
     uses = dict(trace.kept)
     owners: dict[int, tuple[int, int | None, int]] = {}  # of each request: part, layer, number in its segment
@@ -118,9 +118,7 @@ def _segments(trace: KeptTrace, layers: int) -> tuple[tuple[tuple[str, int], ...
             for number, entry in enumerate(entry for entry in entries if entry >= 0):
                 owners[entry] = (begin + part, layer, number)
         stages.append((name, pieces[-1][0] + 1 - begin))
-    freed_at = {
-        -1 - entry: (part, layer) for part, layer, entries in pieces for entry in entries if entry < 0
-    }
+    freed_at = {-1 - entry: (part, layer) for part, layer, entries in pieces for entry in entries if entry < 0}
     outliving: dict[tuple[int, int | None], dict[int, int]] = {}
     for part, layer, entries in pieces:
         left = [entry for entry in reversed(entries) if entry >= 0 and freed_at.get(entry) != (part, layer)]
@@ -180,8 +178,8 @@ def _parts(trace: KeptTrace) -> Iterator[tuple[str, list[tuple[int, int | None, 
 
 
 def _labels(trace: KeptTrace) -> list[int | None]:
-    """The layer of each event. A free is its surroundings', but a layer's itself if it frees what the layer made in a stage before:
-    so a cache is freed that grows.
+    """The layer of each event. A free belongs to what is around it, or to the layer of what it frees if that was made in a stage
+    before: so a cache is freed that grows.
     """
     starts = {stage.first_event for stage in trace.stages}
     made: dict[int, tuple[int, int | None]] = {}  # stage and layer of each request
@@ -206,7 +204,10 @@ def _labels(trace: KeptTrace) -> list[int | None]:
 
 
 class _Ready(NamedTuple):
-    """A segment as `compose` needs it. requests: size, module before and after the layer's number (None: it has none), operator."""
+    """A segment as `compose` needs it. requests: size, module before and after the layer's number (None: it has none), operator.
+
+    uses: of what is kept, with the number of the request.
+    """
 
     requests: Sequence[tuple[Any, str, str | None, str]]
     uses: Sequence[tuple[int, str]]

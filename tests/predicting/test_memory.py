@@ -20,14 +20,14 @@ from benchmarks.accuracy import GIB, Row, transformers_rows
 from qwen_inspect.checkpoint import Checkpoint, ModelRef
 from qwen_inspect.errors import MalformedError
 from qwen_inspect.predicting.footprint import formula_footprint, traced_footprint
-from qwen_inspect.predicting.kept_trace import WITNESS, Point, dump, load
-from qwen_inspect.predicting.period import period_of
+from qwen_inspect.predicting.family_trace import dump, load
+from qwen_inspect.predicting.kept_trace import WITNESS, Point
 from qwen_inspect.predicting.predict import (
     SHIPPED,
     _traced_once,
-    kept_trace,
     predict,
     sample_request,
+    symbolic_trace,
     timeline_of,
     trace_request,
 )
@@ -83,7 +83,7 @@ def test_a_kept_trace_equals_a_trace_of_a_workload_that_it_was_not_made_from(mod
     from qwen_inspect.tracing.trace import trace
 
     report = inspect(model, source="catalog")
-    kept = kept_trace(report.spec, "sdpa")
+    kept = symbolic_trace(report, a_run(attention="sdpa"))
     assert kept is not None
     workload = a_run(
         batch=point.batch, prompt_tokens=point.prompt_tokens, new_tokens=point.total_tokens - point.prompt_tokens + 1
@@ -293,11 +293,11 @@ def test_published_figures_are_printed_to_a_hundredth_of_a_gib() -> None:
 @pytest.mark.parametrize(
     "model", ["Qwen/Qwen3-0.6B", "Qwen/Qwen2.5-7B", "Qwen/Qwen1.5-MoE-A2.7B", "Qwen/Qwen3-30B-A3B"]
 )
-def test_three_layers_stand_for_the_whole_model_event_by_event(model: str) -> None:
+def test_a_trace_of_the_family_is_that_of_the_whole_model_event_by_event(model: str) -> None:
     from qwen_inspect.tracing.trace import trace
 
     report = inspect(model, source="catalog")
-    kept = kept_trace(report.spec, "sdpa")
+    kept = symbolic_trace(report, a_run(attention="sdpa"))
     assert kept is not None
     whole = trace(report.spec, report.config or {}, sample_request(WITNESS, "sdpa"))
     mine = kept.at(WITNESS)
@@ -367,8 +367,8 @@ def test_what_a_trace_takes_for_granted_of_hybrid_and_seeing_models_is_said(tmp_
 
 @pytest.mark.parametrize("family", ["qwen3_next", "qwen3_5", "qwen3_5_moe"])
 @pytest.mark.parametrize("options", [{"new_tokens": 9}, {"new_tokens": 1, "batch": 2}, {"mode": "forward"}], ids=str)
-def test_three_blocks_of_a_hybrid_stand_for_five(family: str, options: Mapping[str, Any]) -> None:
-    """Event by event, against the trace of the whole model. A block is three layers of linear attention and a full one."""
+def test_the_first_layers_of_a_hybrid_stand_for_all(family: str, options: Mapping[str, Any]) -> None:
+    """Event by event, against the trace of the whole model."""
     config = json.loads(json.dumps(FAMILIES[family]))
     text = config.get("text_config", config)
     text |= {"num_hidden_layers": 20, "mlp_only_layers": [], "decoder_sparse_step": 1}
@@ -376,7 +376,6 @@ def test_three_blocks_of_a_hybrid_stand_for_five(family: str, options: Mapping[s
         text["layer_types"] = ([*["linear_attention"] * 3, "full_attention"]) * 5
     report = analyse(Checkpoint(ref=ModelRef(source="local", id="x"), config=config, tensors=None))
     workload = Run(**{"prompt_tokens": 70, **options})
-    assert period_of(report.spec.layers) == 4
     deep, _ = timeline_of(report, workload)
     whole = trace(report.spec, config, trace_request(workload))
     assert deep.stages == whole.stages
@@ -394,10 +393,3 @@ def numbered(events: Iterable[Event]) -> list[tuple[object, ...]]:
         else:
             rows.append((-1 - numbers[event.id],))
     return rows
-
-
-@pytest.mark.parametrize(
-    ("layers", "period"), [("aaa", 1), ("aa", None), ("aab" * 3, 3), ("aab" * 2, None), ("aaba", None), ("abababab", 2)]
-)
-def test_the_period_is_the_shortest_that_repeats_three_times(layers: str, period: int | None) -> None:
-    assert period_of(layers) == period

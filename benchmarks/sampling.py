@@ -7,8 +7,8 @@ from copy import deepcopy
 from random import Random
 from typing import Any
 
-from .kept_trace import CHUNK_TOKENS, Point
-from .outline import decoder_of
+from qwen_inspect.predicting.kept_trace import CHUNK_TOKENS, Point
+from qwen_inspect.predicting.outline import decoder_of
 
 # Keys that are a dimension on their own, each with the multiple that kernels or classes ask for.
 SIZES = {
@@ -27,6 +27,7 @@ SIZES = {
 }
 EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
 PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "experts_per_token")
+
 
 def sampled(config: Mapping[str, Any], random: Random) -> dict[str, Any]:
     whole = deepcopy(dict(config))
@@ -58,15 +59,15 @@ def sampled(config: Mapping[str, Any], random: Random) -> dict[str, Any]:
 
 
 def _heads(text: dict[str, Any], some: Any) -> None:
-    """KV heads that divide the query heads; a head_dim of its own, or the hidden size divided by the heads, as the class has it."""
+    """KV heads that divide the query heads; a head_dim of its own, or the hidden size divided by the heads, as in `text`."""
     heads = text["num_attention_heads"]
     kv_heads = text.get("num_key_value_heads") or heads
     new = kv_heads if kv_heads == 1 else some(2, 9)
     text["num_attention_heads"] = new * (1 if heads == kv_heads else some(2, 7))
     if text.get("num_key_value_heads") is not None:
         text["num_key_value_heads"] = new
-    routed = any(isinstance(text.get(key), int) and text[key] > 1 for key in EXPERTS)
-    head_dim = some(3, 32, 8) if routed else some(12, 128, 2)
+    before = text.get("head_dim") or text["hidden_size"] // heads
+    head_dim = some(3, 32, 8) if before % 8 == 0 else some(3, 31, 8) + 4
     if text.get("head_dim") is not None:
         text["head_dim"] = head_dim
         text["hidden_size"] = some(11, 97, 8)
@@ -85,6 +86,8 @@ def sampled_point(thresholds: Sequence[tuple[str, int]], random: Random) -> Poin
     """A workload that decodes two tokens or more, as likely near a threshold as far from all."""
     near = [tokens + random.randint(-2, 2) for _, tokens in thresholds]
     longest = 10 * CHUNK_TOKENS if any(kind == "chunks" for kind, _ in thresholds) else 90
-    prompt = max(1, random.choice([*near, random.randint(1, 3), random.randint(1, longest), random.randint(1, longest)]))
+    prompt = max(
+        1, random.choice([*near, random.randint(1, 3), random.randint(1, longest), random.randint(1, longest)])
+    )
     total = random.choice([*near, prompt + random.randint(2, 60)])
     return Point(random.choice([1, 2, 3, 5]), prompt, max(total, prompt + 2))

@@ -13,13 +13,23 @@ from itertools import chain, combinations_with_replacement
 from math import prod
 from typing import Any, NamedTuple
 
-from .family_trace import BASIS, LENGTHS, Formula, Regime, Term, Variables, coefficients, dimensions_of
-from .kept_trace import ChunkedPoint, KeptTrace, Point
-from .outline import Outline, Part
-from .segments import Place, Segment, cut
+from qwen_inspect.predicting.family_trace import (
+    BASIS,
+    LENGTHS,
+    Formula,
+    Regime,
+    Term,
+    Variables,
+    coefficients,
+    dimensions_of,
+)
+from qwen_inspect.predicting.kept_trace import ChunkedPoint, KeptTrace, Point
+from qwen_inspect.predicting.outline import Outline, Part
+from qwen_inspect.predicting.segments import Place, Request, Segment, cut
 
 MODULUS = (1 << 61) - 1
 MOST_FACTORS = 4  # of a size, besides constants and the workload
+FEWEST = 8  # samples that a formula must hold for
 SEARCHED = 14  # samples that a formula is searched in; the others check it
 
 
@@ -47,7 +57,7 @@ Sizes = dict[Condition, tuple[int, ...]]  # of the requests of a segment
 
 
 def learn(samples: Mapping[str, Sequence[Sample]]) -> tuple[dict[str, Regime], dict[str, Variables]]:
-    """The regimes of a variant from samples of each, and the variables of each kind of layer (""; of what is outside of the layers).
+    """The regimes of a variant, from samples of each, and the variables of each kind of layer, "" for what is outside of them.
 
     NotLearnt if samples of a regime do not do the same, or no formula gives a size.
     """
@@ -102,7 +112,9 @@ def _skeleton(
 
 
 def _with_formulas(place: Place, segment: Segment, sizes: Sizes, search: _Search) -> Segment:
-    requests = []
+    requests: list[Request] = []
+    if segment.requests and len(sizes) < FEWEST:
+        raise NotLearnt(f"{place}: {len(sizes)} samples")
     for number, request in enumerate(segment.requests):
         wanted = {condition: made[number] for condition, made in sizes.items()}
         if (formula := search.formula(wanted)) is None:
@@ -193,7 +205,7 @@ class _Search:
         linear = [Term(1, 1, (number,), 0) for number in self._free] + lengths
         values = [numpy.array([self._value(term, condition) for condition in searched], dtype=float) for term in linear]
         for table in [*self._products_of(searched)][:3]:
-            factors = [term for term in table.values()]
+            factors = list(table.values())
             if not factors:
                 continue
             of_factors = numpy.array([[self._value(term, one) for one in searched] for term in factors], dtype=float)

@@ -1,0 +1,120 @@
+"""Runs composed from a family's trace, against transformers' own, for configurations that the trace was not made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from random import Random
+from typing import Any
+
+import pytest
+
+from benchmarks.keep_traces import bases, report_of
+from benchmarks.sampling import sampled, sampled_point
+from qwen_inspect.predicting.family_trace import read
+from qwen_inspect.predicting.kept_trace import Point
+from qwen_inspect.predicting.outline import decoder_of
+from qwen_inspect.predicting.predict import SHIPPED, _outline, family_file, family_trace, sample_request
+from qwen_inspect.predicting.segments import deepen, fixed
+from qwen_inspect.results.memory import Run
+from qwen_inspect.results.timeline import Event, Free, Timeline
+from qwen_inspect.tracing.trace import trace
+
+from ..support.families import TINY_QWEN3_5_MOE, TINY_QWEN3_MOE, TINY_QWEN3_NEXT, TINY_SLIDING
+from ..support.models import TINY_QWEN3
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+KEPT = sorted(path.name.removesuffix(".json.gz") for path in SHIPPED.glob("*.json.gz") if "-" not in path.name)
+# Of each family one configuration in every run, as many as these in `make exhaustive`.
+UNSEEN = 10
+
+
+def without_order_of_frees(events: Sequence[Event]) -> list[Event]:
+    """In one order where several storages are freed at once: Python's versions let go of a function's locals in others."""
+    runs = [(frees, [*run]) for frees, run in groupby(events, lambda event: isinstance(event, Free))]
+    return [event for frees, run in runs for event in (sorted(run) if frees else run)]
+
+
+def of_layers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    """The configuration with its first layers alone."""
+    shallow: dict[str, Any] = json.loads(json.dumps(config))
+    text = decoder_of(shallow)
+    assert isinstance(text, dict)
+    text["num_hidden_layers"] = layers
+    if text.get("layer_types"):
+        text["layer_types"] = text["layer_types"][:layers]
+    return shallow
+
+
+@pytest.mark.parametrize(
+    ("config", "layers"),
+    [
+        ({**TINY_QWEN3, "num_hidden_layers": 7}, 2),
+        (
+            {
+                **TINY_SLIDING,
+                "num_hidden_layers": 7,
+                "layer_types": [FULL, SLIDING, SLIDING, FULL, FULL, SLIDING, FULL],
+            },
+            4,
+        ),
+        ({**TINY_QWEN3_MOE, "num_hidden_layers": 9, "mlp_only_layers": [1, 4, 8]}, 3),
+        ({**TINY_QWEN3_NEXT, "num_hidden_layers": 9, "mlp_only_layers": [1, 5]}, 4),
+        (TINY_QWEN3_5_MOE, 3),
+    ],
+    ids=lambda value: value["model_type"] if isinstance(value, Mapping) else "",
+)
+def test_any_sequence_of_layers_is_composed_from_the_first_of_each_kind(config: Mapping[str, Any], layers: int) -> None:
+    report, point = report_of(config), Point(2, 70, 110)
+    kinds = [repr(layer) for layer in report.spec.layers]
+    request = sample_request(point, "sdpa")
+    whole = fixed(trace(report.spec, config, request))
+    few = fixed(trace(report.spec, config, replace(request, layers=layers)))
+    assert deepen(few, kinds[:layers], kinds) == whole
+    assert deepen(few, kinds[:layers], kinds).kept == whole.kept
+
+
+@pytest.mark.parametrize("family", KEPT)
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(1, UNSEEN))])
+def test_an_unseen_configuration_has_the_run_that_transformers_makes(family: str, seed: int) -> None:
+    """Random sizes, heads and lengths for a released structure; the trace was learnt from other ones."""
+    random = Random(f"{family} unseen {seed}")
+    config = of_layers(sampled(random.choice([*bases(family)]), random), random.randint(4, 9))
+    report = report_of(config)
+    outline = _outline(report)
+    assert outline is not None
+    point = sampled_point(outline.thresholds, random)
+    mine, theirs = composed(config, point), trace(report.spec, config, sample_request(point, report.spec.kernel))
+    assert mine.stages == theirs.stages
+    assert without_order_of_frees(mine.events) == without_order_of_frees(theirs.events)
+    assert mine.kept == tuple(sorted(theirs.kept))
+
+
+def composed(config: Mapping[str, Any], point: Point) -> Timeline:
+    report = report_of(config)
+    new_tokens = point.total_tokens - point.prompt_tokens + 1
+    run = Run(batch=point.batch, prompt_tokens=point.prompt_tokens, new_tokens=new_tokens, attention=report.spec.kernel)
+    found = family_trace(report, run)
+    assert found is not None
+    return found.trace.at(point)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"output_attentions": True}, {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, {"hidden_act": "relu"}],
+    ids=str,
+)
+def test_a_configuration_that_may_take_another_path_is_not_covered(changes: Mapping[str, Any]) -> None:
+    """Nor one whose class has another activation: no release of the family does."""
+    run = Run(prompt_tokens=50, new_tokens=9, attention="sdpa")
+    assert family_trace(report_of(TINY_QWEN3), run) is not None
+    assert family_trace(report_of({**TINY_QWEN3, **changes}), run) is None
+
+
+def test_a_family_is_read_in_no_time_and_its_file_is_small() -> None:
+    for family in KEPT:
+        path = SHIPPED / family_file(family)
+        assert path.stat().st_size < 60_000
+        assert read(path) is not None
