@@ -64,8 +64,9 @@ Coefficients = tuple[int, ...]
 class KeptTrace:
     """A run with polynomials for sizes. A non-negative entry of `order` makes the allocation of that index, -1 - index frees it.
 
-    kept: (allocation, "cache" or "state") of what the cache keeps, as in a `Timeline`. sums, cast: for training runs, and not
-    stored in files. sums: (allocation, polynomial of outputs, of inputs, vector) each.
+    kept: (allocation, "cache" or "state") of what the cache keeps, as in a `Timeline`. sums, cast, owners: for training runs, and
+    not stored in files. sums: (allocation, polynomial of outputs, of inputs, vector) each. owners: (allocation, module) each, as in
+    a `Timeline`.
     """
 
     stages: tuple[Stage, ...]
@@ -75,6 +76,7 @@ class KeptTrace:
     sums: tuple[tuple[int, Coefficients, Coefficients, int], ...] = ()
     cast: bool = False
     kept: tuple[tuple[int, str], ...] = field(default=(), compare=False)
+    owners: tuple[tuple[int, str], ...] = ()
 
     def at(self, point: Point) -> Timeline:
         """The run for a workload, each size in bytes."""

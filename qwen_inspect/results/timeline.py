@@ -57,7 +57,7 @@ class Timeline:
 
     kept: (id, "cache" or "state") of storages that the cache keeps at the end of a stage; empty if not recorded. sums: (id of the
     result, sum) of a training run's sums over rows; empty otherwise. cast: whether everything loaded except 4-bit weights was
-    stored in 16 bits and cast to 32.
+    stored in 16 bits and cast to 32. owners: (id, module) of what an optimizer allocates for a module's parameter.
     """
 
     events: tuple[Event, ...]
@@ -65,6 +65,7 @@ class Timeline:
     kept: tuple[tuple[int, str], ...] = field(default=(), compare=False)
     sums: tuple[tuple[int, ColumnSum], ...] = field(default=(), compare=False)
     cast: bool = field(default=False, compare=False)
+    owners: tuple[tuple[int, str], ...] = field(default=(), compare=False)
 
 
 class Change(NamedTuple):

@@ -50,6 +50,9 @@ class Recorder:
         self.closed = False
         self.kept: dict[int, str] = {}  # use of each cached storage, by id
         self.sums: dict[int, ColumnSum] = {}  # sums over rows, by the id of their output
+        self.owners: dict[int, str] = {}  # module of the parameter for which an optimizer allocates a storage, by id
+        self._owned: dict[int, str] = {}  # that of parameters, gradients and what is made of them, by address
+        self._owner = ""  # that of the optimizer's last operator
         self._ids: dict[int, int] = {}  # ids of living storages by address
         self._left_out: set[int] = set()  # addresses of living storages that are not recorded
         self._allocations: list[Allocate] = []
@@ -93,6 +96,29 @@ class Recorder:
         identity = self._ids.get(tensor.untyped_storage()._cdata)
         if identity is not None:
             self.kept[identity] = use
+
+    def own(self, parameters: Iterable[tuple[str, Any]]) -> None:
+        """Begins to follow what an optimizer makes of (module, parameter) pairs."""
+        self._owner = ""
+        for module, parameter in parameters:
+            for tensor in (parameter, parameter.grad):
+                if tensor is not None:
+                    self._owned[tensor.untyped_storage()._cdata] = module
+
+    def follow(self, outputs: Any, arguments: Sequence[Any]) -> None:
+        """Records the owners of an optimizer's outputs: that of the first argument, of lists the one at the same place; else
+        that of the operator before."""
+        for place, output in enumerate(_tensors(outputs)):
+            sources = (
+                source[min(place, len(source) - 1)] if isinstance(source, (list, tuple)) and source else source
+                for source in arguments
+            )
+            addresses = (source.untyped_storage()._cdata for source in sources if hasattr(source, "untyped_storage"))
+            self._owner = next((self._owned[address] for address in addresses if address in self._owned), self._owner)
+            address = output.untyped_storage()._cdata
+            self._owned[address] = self._owner
+            if self._owner and address in self._ids:
+                self.owners.setdefault(self._ids[address], self._owner)
 
     def sum(self, output: Any, tensor: Any, dims: Any) -> None:
         """Records that `output` is a sum of `tensor` over `dims`."""
@@ -145,6 +171,7 @@ class Recorder:
         if self._ids.get(address) != identity:
             return  # freed earlier by `resize`
         del self._ids[address]
+        self._owned.pop(address, None)
         if not self.closed:
             self.events.append(Free(identity))
 
@@ -239,6 +266,8 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
                 see = recorder.leave_out if left_out else recorder.see
                 for tensor in _tensors(outputs):
                     see(tensor, recorder.operator or name, module=recorder.owner or module)
+                if module == "optimizer":
+                    recorder.follow(outputs, args)
                 if model.training and name in SUMS:
                     recorder.sum(outputs, *args[:2])
             while scratch:  # in Python's order for a function's locals: the scales with their offset are an argument

@@ -181,6 +181,7 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
         kept=tuple(recorder.kept.items()),
         sums=tuple(recorder.sums.items()),
         cast=workload.lora is not None and workload.lora.base is not None and spec.dtype.torch_name != "float32",
+        owners=tuple(recorder.owners.items()),
     )
 
 
@@ -469,6 +470,8 @@ def _train(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
     def stage(name: str) -> None:
         recorder.stage(name)
         recorder.outside = "inputs" if name == "forward" else name
+        if name == "optimizer":
+            recorder.own((name.rpartition(".")[0], parameter) for name, parameter in model.named_parameters())
 
     return train(
         model,
