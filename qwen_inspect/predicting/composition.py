@@ -2,13 +2,13 @@
 
 A training run goes over the layers in passes: up in a forward, down in a backward, in lists of parameters, gradients or temporary
 tensors in an optimizer. An allocation belongs to the layer whose module or parameter it is made for. A free belongs to the layer
-that is running; outside of layers and in lists over several, to the layer of what is freed. What is freed is addressed by its pass,
-its layer (relative to the freeing one, or absolute if only one layer is like it) and its number among that layer's allocations of
-the same form in that pass.
+that is running; outside of layers and in lists over several, to the layer of what is freed. What is freed is addressed by its
+pass, its layer (relative to the freeing one, or absolute if only one layer is like it) and its number among that layer's
+allocations of the same form in that pass.
 
 Layers are alike if they and their neighbours are of the same kinds, and none of them is the first or last of its kind: the first
-frees what all of its kind share. Where several layers of the shallow model are alike, their events must be equal. UnsupportedError
-where a run is less regular than this.
+frees what all of its kind share. Where several layers of the shallow model are alike, their events must be equal.
+UnsupportedError where a run is less regular than this.
 """
 
 from __future__ import annotations
@@ -189,9 +189,7 @@ class _Composition:
                 if len({len(run) for run in runs}) > 1:
                     raise UnsupportedError("trace_no_period")
                 if runs[0]:
-                    shared[number, layers[0]] = [
-                        self._common(layers, entries) for entries in zip(*runs, strict=True)
-                    ]
+                    shared[number, layers[0]] = [self._common(layers, entries) for entries in zip(*runs, strict=True)]
         return shared
 
     def _common(self, layers: Sequence[int], entries: Sequence[int]) -> int | _Freed:

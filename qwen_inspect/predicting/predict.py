@@ -370,6 +370,12 @@ def _traced(untraced: _Untraced) -> Timeline:
         from ..architectures.generic import buildable
 
         config = buildable(config)
+    if run.mode == "train" and place is None:
+        from .shallow_training import composed_timeline
+
+        composed = composed_timeline(report, run, config, request)
+        if composed is not None:
+            return composed
     first = _first_of_all_kinds(spec.layers)
     chunked = any(isinstance(layer.attention, LinearAttention) for layer in spec.layers)
     if run.mode != "train" and _all_alike(place) and chunked and 2 * first < len(spec.layers):

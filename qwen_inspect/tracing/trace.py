@@ -188,6 +188,23 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
 # --- the model
 
 
+def settings_of_layers(config: Mapping[str, Any]) -> list[tuple[object, ...]]:
+    """What transformers' configuration lists layer by layer of a decoder.
+
+    UnavailableError without torch.
+    """
+    try:
+        from transformers import AutoConfig
+    except ImportError as error:
+        raise UnavailableError("extra_missing", package=error.name, extra="torch") from None
+    dense = {key: value for key, value in config.items() if key != "quantization_config"}
+    text = AutoConfig.for_model(**deepcopy(dense)).get_text_config(decoder=True)
+    layers = text.num_hidden_layers
+    values = (value for _, value in sorted(text.to_dict().items()))
+    lists = [value for value in values if isinstance(value, (list, tuple)) and len(value) == layers]
+    return [tuple(repr(value[layer]) for value in lists) for layer in range(layers)]
+
+
 def _fake_model(
     spec: ModelSpec,
     config: Mapping[str, Any],
