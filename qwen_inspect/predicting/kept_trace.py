@@ -138,7 +138,9 @@ def fit(traces: Mapping[Point, Timeline], *, made_by: str, terms: Sequence[int] 
         sizes = tuple(run[index][1] for run in runs)
         allocations.append((polynomial(sizes, witness[index][1], module, operator), module, operator))
     summed = [_sums(traces[point]) for point in traces]
-    if any(list(sums_of_trace) != list(summed[0]) for sums_of_trace in summed):
+    vectors = [[(index, column_sum.vector) for index, column_sum in sums_of_trace.items()] for sums_of_trace in summed]
+    owners = [_owners(traces[point]) for point in traces]
+    if any(vector != vectors[0] for vector in vectors) or any(owner != owners[0] for owner in owners):
         raise UnsupportedError("trace_events_differ", length=len(summed[-1]), other=len(summed[0]))
     sums = []
     for index, column_sum in summed[0].items():
@@ -158,7 +160,15 @@ def fit(traces: Mapping[Point, Timeline], *, made_by: str, terms: Sequence[int] 
         made_by=made_by,
         sums=tuple(sums),
         cast=first.cast,
+        owners=owners[0],
     )
+
+
+def _owners(timeline: Timeline) -> tuple[tuple[int, str], ...]:
+    """The modules that an optimizer allocates for, by the number of the allocation."""
+    ids = (event.id for event in timeline.events if isinstance(event, Allocate))
+    numbers = {identity: number for number, identity in enumerate(ids)}
+    return tuple((numbers[identity], module) for identity, module in timeline.owners)
 
 
 def _sums(timeline: Timeline) -> dict[int, ColumnSum]:

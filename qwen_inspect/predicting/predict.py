@@ -159,7 +159,7 @@ def _training_report(report: Report, run: Run, course_points: int) -> MemoryRepo
     run, training = plan.run, plan.training
     refusal: QwenInspectError | None = None
     try:
-        timeline, provenance = _training_timeline(report, plan), versions()
+        timeline, provenance = _training_timeline(report, plan), _installed()
         footprint = traced_footprint(timeline, run, provenance=provenance, course_points=course_points)
         if training.adapters and footprint.steady.adapters != training.trained_bytes:
             raise UnsupportedError("lora_differs", traced=footprint.steady.adapters, expected=training.trained_bytes)
@@ -371,11 +371,12 @@ def _traced(untraced: _Untraced) -> Timeline:
 
         config = buildable(config)
     if run.mode == "train" and place is None:
-        from .shallow_training import composed_timeline
+        from .shallow_training import composed_trace, question_of
+        from .training_plan import plan_of
 
-        composed = composed_timeline(report, run, config, request)
-        if composed is not None:
-            return composed
+        deep = composed_trace(question_of(report, plan_of(report, run), request, _installed()))
+        if deep is not None:
+            return deep.at(_point(run))
     first = _first_of_all_kinds(spec.layers)
     chunked = any(isinstance(layer.attention, LinearAttention) for layer in spec.layers)
     if run.mode != "train" and _all_alike(place) and chunked and 2 * first < len(spec.layers):

@@ -1,51 +1,186 @@
-"""Training runs of deep models from traces of their first few layers, equal to traces of the whole models."""
+"""Training runs of deep models from traces of their first few layers, event by event equal to traces of the whole models.
+
+What was learnt of a model is kept in the user's cache, named by everything that the events depend on. Where the sizes of events are
+polynomials in batch and tokens, they are fitted, so that one file serves every batch and length; else it serves one of each.
+"""
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import io
+import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
+from .. import __version__
 from ..errors import UnsupportedError
+from ..loaders import header_cache
 from ..results.memory import Run
 from ..results.model import Report
-from ..results.timeline import ADAPTER, Allocate, Timeline, living
-from ..spec import Module, each_module
+from ..results.timeline import ADAPTER, Allocate, Stage, Timeline, living
+from ..spec import FullAttention, Module, SlidingAttention, each_module
 from .composition import compose, shallow_layers
-from .kept_trace import KeptTrace, Point
+from .kept_trace import LARGEST_BYTES, KeptTrace, Point, fit
 from .on_device import PARAMETER
 from .period import fixed
 from .training import trained_of
-from .training_plan import Plan, plan_of
+from .training_plan import Plan
 
 TOWERS = re.compile(r"\b(visual|vision|audio|encoder)")
 MOST_OF_ALL = 3, 4  # a shallow model of more of the layers spares too little
+FEWEST_TOKENS = 8  # fewer rows take other kernels
+# Lengths that leave different remainders by 4, by which sums over rows are vectorised; the last one checks.
+LENGTHS = (18, 37, 64, 99)
+BATCHES = (2, 3, 4)  # of runs with several sequences, which make copies that one is spared; the last one checks
+TERMS_OF_LENGTH, TERMS = (0, 1, 2), (0, 1, 2, 4, 5, 6)  # a training run has no total length of its own
 
 
-def composed_timeline(report: Report, run: Run, config: Mapping[str, Any], request: Any) -> Timeline | None:
-    """The training run of the whole model, from a trace of its first layers; None if they do not stand for all.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShallowTrace:
+    """The trace of a model's first `layers` layers, and of which kinds all its layers are. stack: the module that has them."""
 
-    request: the `TraceRequest` of the whole model.
+    trace: KeptTrace
+    kinds: tuple[int, ...]
+    layers: int
+    stack: str
+
+    def deep(self) -> KeptTrace:
+        """The trace of the whole model; UnsupportedError if it is less regular than this can tell."""
+        return compose(self.trace, self.kinds, self.layers, self.stack)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A training run to compose. name: a hash of everything that its events depend on, but for batch and tokens if it is regular.
+
+    made_by: the libraries' versions. request: the whole model's `TraceRequest`.
     """
+
+    name: str
+    made_by: str
+    regular: bool
+    report: Report = field(compare=False)
+    plan: Plan = field(compare=False)
+    request: Any = field(compare=False)
+
+
+def question_of(report: Report, plan: Plan, request: Any, made_by: str) -> Question:
+    base = plan.four_bits
+    regime = _regime(report, plan.run)
+    depends_on = {
+        "config": report.config,
+        "spec": repr(report.spec),
+        "request": repr(replace(request, lora=None, **({} if regime is None else {"batch": 1, "prompt_tokens": 1}))),
+        "regime": [regime, plan.run.batch > 1],
+        "lora": [plan.run.lora_rank, plan.run.lora_targets],
+        "base": base and [repr(base.scheme), base.dtype, sorted(base.modules)],
+        "versions": [made_by, __version__],
+    }
+    text = json.dumps(depends_on, sort_keys=True, default=str)
+    name = f"{report.spec.family}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.training.json.gz"
+    return Question(
+        name=name,
+        made_by=made_by,
+        regular=regime is not None,
+        report=report,
+        plan=plan,
+        request=request,
+    )
+
+
+def _regime(report: Report, run: Run) -> int | None:
+    """The tokens above which, up to the next window, all lengths make the same events; None if that is not known.
+
+    Unknown for classes that only transformers describes, for linear attention, whose loop runs over chunks of tokens, for masks
+    of padding, whose rows are padded, and for positions that are scaled by the length.
+    """
+    attentions = [layer.attention for layer in report.spec.layers]
+    if not attentions or not all(isinstance(attention, FullAttention | SlidingAttention) for attention in attentions):
+        return None
+    if run.padded or run.prompt_tokens < FEWEST_TOKENS or re.search(r"\b(dynamic|longrope)\b", str(report.config)):
+        return None
+    windows = {attention.window_tokens for attention in attentions if isinstance(attention, SlidingAttention)}
+    if not windows or run.prompt_tokens > max(windows):
+        return max(windows, default=0)
+    return 0 if run.prompt_tokens < min(windows) > LENGTHS[-1] else None
+
+
+@lru_cache(maxsize=8)
+def composed_trace(question: Question) -> KeptTrace | None:
+    """The trace of the whole model, kept or composed now; None if its first layers do not stand for all.
+
+    Raises what a trace raises.
+    """
+    content = header_cache.read_trace(question.name)
+    if content is not None and (kept := load(content, made_by=question.made_by)) is not None:
+        return kept.deep()
+    try:
+        shallow = _traced(question)
+        deep = None if shallow is None else shallow.deep()
+    except UnsupportedError:
+        shallow, deep = None, None
+    if shallow is not None and deep is not None and has_all(deep.at(_point(question.plan.run)), question.plan):
+        header_cache.write_trace(question.name, dump(shallow))
+        return deep
+    return composed_trace(_irregular(question)) if question.regular else None
+
+
+def _irregular(question: Question) -> Question:
+    """The same for its own batch and tokens alone."""
+    run = question.plan.run
+    return replace(question, name=f"{run.batch}x{run.prompt_tokens}-{question.name}", regular=False)
+
+
+def _traced(question: Question) -> ShallowTrace | None:
+    """A trace of the model's first layers; for a regular run with polynomials for sizes."""
     from ..tracing.trace import settings_of_layers, trace
 
-    settings = settings_of_layers(config) if report.spec.built else report.spec.layers
+    from ..architectures.generic import buildable
+
+    report, plan = question.report, question.plan
+    config = buildable(report.config or {}) if report.spec.built else report.config or {}
+    listed = settings_of_layers(config)
+    settings = list(zip(listed, report.spec.layers or listed, strict=True))
     stack = stack_of(report.tree, len(settings))
     if stack is None:
         return None
-    plan = plan_of(report, run)
     kinds = kinds_of(settings, stack, plan, report.tree)
     layers = shallow_layers(kinds)
     if layers is None or layers * MOST_OF_ALL[1] > len(kinds) * MOST_OF_ALL[0]:
         return None
-    try:
-        shallow = trace(report.spec, config, replace(request, layers=layers))
-        timeline = compose(constant(shallow), kinds, layers, stack).at(Point(1, 1, 1))
-    except UnsupportedError:
-        return None
-    return timeline if has_all(timeline, plan) else None
+
+    def traced(point: Point) -> Timeline:
+        request = replace(question.request, layers=layers, batch=point.batch, prompt_tokens=point.prompt_tokens)
+        return trace(report.spec, config, request)
+
+    if question.regular:
+        points, terms = _samples(plan.run, _regime(report, plan.run) or 0)
+        kept = fit({point: traced(point) for point in points}, made_by=question.made_by, terms=terms)
+    else:
+        kept = replace(constant(traced(_point(plan.run))), made_by=question.made_by)
+    return ShallowTrace(trace=kept, kinds=kinds, layers=layers, stack=stack)
+
+
+def _point(run: Run) -> Point:
+    return Point(run.batch, run.prompt_tokens, run.prompt_tokens)
+
+
+def _samples(run: Run, above: int) -> tuple[list[Point], tuple[int, ...]]:
+    """The workloads to fit polynomials to, the last one to check them, and the indices of their monomials."""
+    lengths = [above + length for length in LENGTHS]
+    if run.batch == 1:
+        points = [Point(1, length, length) for length in lengths]
+    else:
+        points = [Point(batch, length + batch, length + batch) for batch in BATCHES[:-1] for length in lengths[:-1]]
+        points.append(Point(BATCHES[-1], lengths[-1], lengths[-1]))
+    asked = _point(run)
+    checked = points[-1] if asked in points else asked
+    return [*points[:-1], checked], TERMS_OF_LENGTH if run.batch == 1 else TERMS
 
 
 def stack_of(tree: Module, layers: int) -> str | None:
@@ -57,15 +192,18 @@ def stack_of(tree: Module, layers: int) -> str | None:
     return outermost[0] if len(outermost) == 1 else None
 
 
-def kinds_of(settings: Sequence[Hashable], stack: str, plan: Plan, tree: Module) -> list[Hashable]:
-    """What decides the events of each layer: its settings and its tensors, trained or frozen."""
+def kinds_of(settings: Sequence[Hashable], stack: str, plan: Plan, tree: Module) -> tuple[int, ...]:
+    """Equal numbers for layers of equal settings and tensors, trained or frozen."""
     trained = {tensor.name for tensor in trained_of(tree, plan.run, plan.matrices)}
     numbered = re.compile(rf"{re.escape(stack)}\.(\d+)\.(.+)")
     of_layer: dict[int, list[Hashable]] = defaultdict(list)
     for tensor in (*plan.weights, *(matrix.tensor for matrix in plan.matrices)):
         if match := numbered.fullmatch(tensor.name):
             of_layer[int(match[1])].append((match[2], tensor.shape, tensor.dtype, tensor.name in trained))
-    return [(setting, *of_layer[layer]) for layer, setting in enumerate(settings)]
+    numbers: dict[Hashable, int] = {}
+    return tuple(
+        numbers.setdefault((setting, *of_layer[layer]), len(numbers)) for layer, setting in enumerate(settings)
+    )
 
 
 def constant(timeline: Timeline) -> KeptTrace:
@@ -93,3 +231,59 @@ def has_all(timeline: Timeline, plan: Plan) -> bool:
     weights = Counter(tensor.size_bytes for tensor in plan.weights)
     matrices = Counter(matrix.tensor.size_bytes for matrix in plan.matrices)
     return loaded == {PARAMETER: weights, ADAPTER: matrices}
+
+
+# --- as a file
+
+
+def dump(shallow: ShallowTrace) -> bytes:
+    """The trace as gzipped JSON, each distinct size, module and operator once."""
+    kept = shallow.trace
+    tables: tuple[dict[Any, int], ...] = ({}, {}, {})
+
+    def number(table: int, value: Hashable) -> int:
+        return tables[table].setdefault(value, len(tables[table]))
+
+    content = {
+        "kinds": shallow.kinds,
+        "layers": shallow.layers,
+        "stack": shallow.stack,
+        "cast": kept.cast,
+        "stages": [[stage.name, stage.first_event] for stage in kept.stages],
+        "allocations": [[number(0, size), number(1, module), number(2, operator)] for size, module, operator in kept.allocations],
+        "sums": [[entry, number(0, outputs), number(0, inputs), vector] for entry, outputs, inputs, vector in kept.sums],
+        "owners": [[entry, number(1, module)] for entry, module in kept.owners],
+        "order": kept.order,
+        "tables": [list(table) for table in tables],
+    }  # fmt: skip
+    return gzip.compress(json.dumps(content, separators=(",", ":")).encode(), mtime=0)
+
+
+def load(content: bytes, *, made_by: str) -> ShallowTrace | None:
+    """Reads what `dump` wrote; None for anything else."""
+    try:
+        with gzip.open(io.BytesIO(content)) as stream:
+            kept = json.loads(stream.read(LARGEST_BYTES))
+        sizes, modules, operators = kept["tables"]
+        polynomials = [tuple(map(int, size)) for size in sizes]
+        trace = KeptTrace(
+            stages=tuple(Stage(name=name, first_event=first) for name, first in kept["stages"]),
+            allocations=tuple(
+                (polynomials[size], modules[module], operators[operator]) for size, module, operator in kept["allocations"]
+            ),
+            order=tuple(map(int, kept["order"])),
+            made_by=made_by,
+            sums=tuple(
+                (int(entry), polynomials[outputs], polynomials[inputs], int(vector))
+                for entry, outputs, inputs, vector in kept["sums"]
+            ),
+            cast=bool(kept["cast"]),
+            owners=tuple((int(entry), modules[module]) for entry, module in kept["owners"]),
+        )  # fmt: skip
+        if not all(-len(trace.allocations) <= entry < len(trace.allocations) for entry in trace.order):
+            return None
+        return ShallowTrace(
+            trace=trace, kinds=tuple(map(int, kept["kinds"])), layers=int(kept["layers"]), stack=str(kept["stack"])
+        )
+    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError):
+        return None
