@@ -65,8 +65,8 @@ class KeptTrace:
     """A run with polynomials for sizes. A non-negative entry of `order` makes the allocation of that index, -1 - index frees it.
 
     kept: (allocation, "cache" or "state") of what the cache keeps, as in a `Timeline`. sums, cast, owners: for training runs, and
-    not stored in files. sums: (allocation, polynomial of outputs, of inputs, vector) each. owners: (allocation, module) each, as in
-    a `Timeline`.
+    not stored in files. sums: (allocation, polynomial of outputs, of inputs, vector) each. owners: (allocation, module) each, as
+    in a `Timeline`.
     """
 
     stages: tuple[Stage, ...]

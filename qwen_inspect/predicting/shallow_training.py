@@ -1,7 +1,7 @@
 """Training runs of deep models from traces of their first few layers, event by event equal to traces of the whole models.
 
-What was learnt of a model is kept in the user's cache, named by everything that the events depend on. Where the sizes of events are
-polynomials in batch and tokens, they are fitted, so that one file serves every batch and length; else it serves one of each.
+What was learnt of a model is kept in the user's cache, named by everything that the events depend on. Where the sizes of events
+are polynomials in batch and tokens, they are fitted, so that one file serves every batch and length; else it serves one of each.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..spec import FullAttention, Module, SlidingAttention, each_module
 from .composition import compose, shallow_layers
 from .kept_trace import LARGEST_BYTES, KeptTrace, Point, fit
 from .on_device import PARAMETER
-from .period import fixed
+from .segments import fixed
 from .training import trained_of
 from .training_plan import Plan
 
@@ -138,9 +138,8 @@ def _irregular(question: Question) -> Question:
 
 def _traced(question: Question) -> ShallowTrace | None:
     """A trace of the model's first layers; for a regular run with polynomials for sizes."""
-    from ..tracing.trace import settings_of_layers, trace
-
     from ..architectures.generic import buildable
+    from ..tracing.trace import settings_of_layers, trace
 
     report, plan = question.report, question.plan
     config = buildable(report.config or {}) if report.spec.built else report.config or {}
