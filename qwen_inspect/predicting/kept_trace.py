@@ -12,6 +12,8 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
+from itertools import combinations
+from math import gcd
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MalformedError, UnsupportedError
@@ -58,6 +60,14 @@ SAMPLES = tuple(
 WITNESS = Point(3, 48, 112)
 
 Coefficients = tuple[int, ...]
+# A sum over rows loads as many numbers at a time as divide its strides, which may be multiples of the prompt's tokens.
+ALIGNMENTS = (1, 2, 4)
+Vectors = tuple[int, ...]
+
+
+def alignment(point: Point) -> int:
+    """The index of the largest of ALIGNMENTS that divides the prompt's tokens."""
+    return ALIGNMENTS.index(gcd(point.prompt_tokens, ALIGNMENTS[-1]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,15 +75,15 @@ class KeptTrace:
     """A run with polynomials for sizes. A non-negative entry of `order` makes the allocation of that index, -1 - index frees it.
 
     kept: (allocation, "cache" or "state") of what the cache keeps, as in a `Timeline`. sums, cast, owners: for training runs, and
-    not stored in files. sums: (allocation, polynomial of outputs, of inputs, vector) each. owners: (allocation, module) each, as
-    in a `Timeline`.
+    not stored in files. sums: (allocation, polynomial of outputs, of inputs, vectors) each, a vector for each of ALIGNMENTS.
+    owners: (allocation, module) each, as in a `Timeline`.
     """
 
     stages: tuple[Stage, ...]
     allocations: tuple[tuple[Coefficients, str, str], ...]  # size, module, operator
     order: tuple[int, ...]
     made_by: str
-    sums: tuple[tuple[int, Coefficients, Coefficients, int], ...] = ()
+    sums: tuple[tuple[int, Coefficients, Coefficients, Vectors], ...] = ()
     cast: bool = False
     kept: tuple[tuple[int, str], ...] = field(default=(), compare=False)
     owners: tuple[tuple[int, str], ...] = ()
@@ -96,10 +106,10 @@ class KeptTrace:
                     ColumnSum(
                         outputs=sum(map(int.__mul__, outputs, monomials)),
                         inputs=sum(map(int.__mul__, inputs, monomials)),
-                        vector=vector,
+                        vector=vectors[alignment(point)],
                     ),
                 )
-                for index, outputs, inputs, vector in self.sums
+                for index, outputs, inputs, vectors in self.sums
             ),
             cast=self.cast,
         )
@@ -108,7 +118,8 @@ class KeptTrace:
 def fit(traces: Mapping[Point, Timeline], *, made_by: str, terms: Sequence[int] = range(8)) -> KeptTrace:
     """Fits the polynomials to all traces but the last, and checks them on the last; UnsupportedError if they do not reproduce it.
 
-    terms: indices of the monomials to use, as many as there are traces to fit.
+    terms: indices of the monomials to use. If they are more than the traces to fit, each size has one or two of them, as products
+    of dimensions have and such products with a constant added to one dimension.
     """
     *samples, checked = traces
     first = traces[samples[0]]
@@ -118,14 +129,16 @@ def fit(traces: Mapping[Point, Timeline], *, made_by: str, terms: Sequence[int] 
     for run in (*runs[1:], witness):
         if [(entry, *who) for entry, _, *who in run] != shape:
             raise UnsupportedError("trace_events_differ", length=len(run), other=len(shape))
-    inverse = _inverse([[point.monomials[term] for term in terms] for point in samples])
+    monomials = [[point.monomials[term] for term in terms] for point in samples]
+    inverse = _inverse(monomials) if len(terms) == len(samples) else None
     solved: dict[tuple[int, ...], Coefficients] = {}
     allocations, order = [], []
     expected = checked.monomials
 
     def polynomial(numbers: tuple[int, ...], witnessed: int, module: str, operator: str) -> Coefficients:
         if numbers not in solved:
-            by_term = dict(zip(terms, _solve(inverse, numbers), strict=True))
+            solution = _sparse(monomials, numbers) if inverse is None else _solve(inverse, numbers)
+            by_term = dict(zip(terms, solution, strict=True))
             solved[numbers] = tuple(by_term.get(term, 0) for term in range(len(expected)))
         if sum(map(int.__mul__, solved[numbers], expected)) != witnessed:
             raise UnsupportedError("trace_not_polynomial", module=module, operator=operator)
@@ -138,9 +151,8 @@ def fit(traces: Mapping[Point, Timeline], *, made_by: str, terms: Sequence[int] 
         sizes = tuple(run[index][1] for run in runs)
         allocations.append((polynomial(sizes, witness[index][1], module, operator), module, operator))
     summed = [_sums(traces[point]) for point in traces]
-    vectors = [[(index, column_sum.vector) for index, column_sum in sums_of_trace.items()] for sums_of_trace in summed]
-    owners = [_owners(traces[point]) for point in traces]
-    if any(vector != vectors[0] for vector in vectors) or any(owner != owners[0] for owner in owners):
+    owners = {_owners(timeline) for timeline in traces.values()}
+    if len(owners) > 1 or any(list(sums_of_trace) != list(summed[0]) for sums_of_trace in summed):
         raise UnsupportedError("trace_events_differ", length=len(summed[-1]), other=len(summed[0]))
     sums = []
     for index, column_sum in summed[0].items():
@@ -152,7 +164,10 @@ def fit(traces: Mapping[Point, Timeline], *, made_by: str, terms: Sequence[int] 
                 [sums_of_trace[index].inputs for sums_of_trace in summed],
             )
         )
-        sums.append((index, outputs, inputs, column_sum.vector))
+        vectors = {alignment(point): of[index].vector for point, of in zip(traces, summed, strict=True)}
+        if any(vectors[alignment(point)] != of[index].vector for point, of in zip(traces, summed, strict=True)):
+            raise UnsupportedError("trace_not_polynomial", module=module, operator=operator)
+        sums.append((index, outputs, inputs, tuple(vectors.get(i, column_sum.vector) for i in range(len(ALIGNMENTS)))))
     return KeptTrace(
         stages=first.stages,
         allocations=tuple(allocations),
@@ -160,7 +175,7 @@ def fit(traces: Mapping[Point, Timeline], *, made_by: str, terms: Sequence[int] 
         made_by=made_by,
         sums=tuple(sums),
         cast=first.cast,
-        owners=owners[0],
+        owners=owners.pop(),
     )
 
 
@@ -211,6 +226,26 @@ def _inverse(matrix: Sequence[Sequence[int]]) -> list[list[Fraction]]:
             if index != column and (factor := rows[index][column]):
                 rows[index] = [value - factor * above for value, above in zip(rows[index], rows[column], strict=True)]
     return [row[size:] for row in rows]
+
+
+def _sparse(monomials: Sequence[Sequence[int]], sizes: Sequence[int]) -> Coefficients:
+    """The coefficients of which one is not zero, else of which two are not."""
+    terms = range(len(monomials[0]))
+    first, *others = zip(monomials, sizes, strict=True)
+    for term in terms:
+        coefficient, rest = divmod(first[1], first[0][term])
+        if not rest and all(coefficient * row[term] == size for row, size in others):
+            return tuple(coefficient if index == term else 0 for index in terms)
+    second = others[0]
+    for one, two in combinations(terms, 2):
+        determinant = first[0][one] * second[0][two] - first[0][two] * second[0][one]
+        if not determinant:
+            continue
+        a, no_rest = divmod(first[1] * second[0][two] - first[0][two] * second[1], determinant)
+        b, rest = divmod(first[0][one] * second[1] - first[1] * second[0][one], determinant)
+        if not (rest or no_rest) and all(a * row[one] + b * row[two] == size for row, size in others):
+            return tuple({one: a, two: b}.get(index, 0) for index in terms)
+    raise UnsupportedError("trace_not_polynomial", module="–", operator="–")
 
 
 def _solve(inverse: Sequence[Sequence[Fraction]], sizes: Sequence[int]) -> Coefficients:

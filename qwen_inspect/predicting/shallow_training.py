@@ -25,7 +25,7 @@ from ..results.model import Report
 from ..results.timeline import ADAPTER, Allocate, Stage, Timeline, living
 from ..spec import FullAttention, Module, SlidingAttention, each_module
 from .composition import compose, shallow_layers
-from .kept_trace import LARGEST_BYTES, KeptTrace, Point, fit
+from .kept_trace import ALIGNMENTS, LARGEST_BYTES, KeptTrace, Point, fit
 from .on_device import PARAMETER
 from .segments import fixed
 from .training import trained_of
@@ -34,20 +34,25 @@ from .training_plan import Plan
 TOWERS = re.compile(r"\b(visual|vision|audio|encoder)")
 MOST_OF_ALL = 3, 4  # a shallow model of more of the layers spares too little
 FEWEST_TOKENS = 8  # fewer rows take other kernels
-# Lengths that leave different remainders by 4, by which sums over rows are vectorised; the last one checks.
-LENGTHS = (18, 37, 64, 99)
-BATCHES = (2, 3, 4)  # of runs with several sequences, which make copies that one is spared; the last one checks
-TERMS_OF_LENGTH, TERMS = (0, 1, 2), (0, 1, 2, 4, 5, 6)  # a training run has no total length of its own
+# (batch, tokens) of different alignments, by which sums over rows are vectorised; the last one checks. A single sequence is
+# spared copies that several need.
+SINGLE = (1, 18), (1, 37), (1, 64), (1, 99)
+SEVERAL = (2, 18), (3, 37), (5, 64), (4, 99)
+TERMS_OF_SINGLE, TERMS_OF_SEVERAL = (0, 1, 2), (0, 1, 2, 4, 5, 6)  # a training run has no total length of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShallowTrace:
-    """The trace of a model's first `layers` layers, and of which kinds all its layers are. stack: the module that has them."""
+    """The trace of a model's first `layers` layers, and of which kinds all its layers are. stack: the module that has them.
+
+    only: the (batch, tokens) that it is of; None if its sizes are polynomials.
+    """
 
     trace: KeptTrace
     kinds: tuple[int, ...]
     layers: int
     stack: str
+    only: tuple[int, int] | None
 
     def deep(self) -> KeptTrace:
         """The trace of the whole model; UnsupportedError if it is less regular than this can tell."""
@@ -56,49 +61,43 @@ class ShallowTrace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A training run to compose. name: a hash of everything that its events depend on, but for batch and tokens if it is regular.
+    """A training run to compose. name: a hash of everything that its events depend on, but batch and tokens if those are regular.
 
-    made_by: the libraries' versions. request: the whole model's `TraceRequest`.
+    above: all runs of more tokens than this make the same events, up to the next window; None if that is not known. made_by: the
+    libraries' versions. request: the whole model's `TraceRequest`.
     """
 
     name: str
+    above: int | None
     made_by: str
-    regular: bool
     report: Report = field(compare=False)
     plan: Plan = field(compare=False)
     request: Any = field(compare=False)
 
+    @property
+    def asked(self) -> tuple[int, int]:
+        return self.plan.run.batch, self.plan.run.prompt_tokens
+
 
 def question_of(report: Report, plan: Plan, request: Any, made_by: str) -> Question:
-    base = plan.four_bits
-    regime = _regime(report, plan.run)
+    base, above = plan.four_bits, _above(report, plan.run)
     depends_on = {
         "config": report.config,
         "spec": repr(report.spec),
-        "request": repr(replace(request, lora=None, **({} if regime is None else {"batch": 1, "prompt_tokens": 1}))),
-        "regime": [regime, plan.run.batch > 1],
+        "request": repr(replace(request, lora=None, **({} if above is None else {"batch": 1, "prompt_tokens": 1}))),
+        "regime": [above, plan.run.batch > 1],
         "lora": [plan.run.lora_rank, plan.run.lora_targets],
         "base": base and [repr(base.scheme), base.dtype, sorted(base.modules)],
         "versions": [made_by, __version__],
     }
     text = json.dumps(depends_on, sort_keys=True, default=str)
     name = f"{report.spec.family}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.training.json.gz"
-    return Question(
-        name=name,
-        made_by=made_by,
-        regular=regime is not None,
-        report=report,
-        plan=plan,
-        request=request,
-    )
+    return Question(name=name, above=above, made_by=made_by, report=report, plan=plan, request=request)
 
 
-def _regime(report: Report, run: Run) -> int | None:
-    """The tokens above which, up to the next window, all lengths make the same events; None if that is not known.
-
-    Unknown for classes that only transformers describes, for linear attention, whose loop runs over chunks of tokens, for masks
-    of padding, whose rows are padded, and for positions that are scaled by the length.
-    """
+def _above(report: Report, run: Run) -> int | None:
+    """`Question.above`: None for classes that only transformers describes, for linear attention, whose loop runs over chunks of
+    tokens, for masks of padding, whose rows are padded, and for positions that are scaled by the length."""
     attentions = [layer.attention for layer in report.spec.layers]
     if not attentions or not all(isinstance(attention, FullAttention | SlidingAttention) for attention in attentions):
         return None
@@ -107,79 +106,83 @@ def _regime(report: Report, run: Run) -> int | None:
     windows = {attention.window_tokens for attention in attentions if isinstance(attention, SlidingAttention)}
     if not windows or run.prompt_tokens > max(windows):
         return max(windows, default=0)
-    return 0 if run.prompt_tokens < min(windows) > LENGTHS[-1] else None
+    return 0 if run.prompt_tokens < min(windows) > SINGLE[-1][1] else None
 
 
-@lru_cache(maxsize=8)
-def composed_trace(question: Question) -> KeptTrace | None:
+def composed_trace(question: Question, *, of_any: bool = False) -> KeptTrace | None:
     """The trace of the whole model, kept or composed now; None if its first layers do not stand for all.
 
-    Raises what a trace raises.
+    Of this run alone, if it is the first of its name; with polynomials for sizes if it is the second, or if `of_any`. Raises what
+    a trace raises.
     """
+    kept = _kept(question)
+    if kept is not None and (kept.only is None or (kept.only == question.asked and not of_any)):
+        return _deep(kept)
+    if question.above is not None and (kept is not None or of_any) and (composed := _of_any(question)) is not None:
+        return composed
+    if of_any:
+        return None
+    return _composed(question, [question.asked])
+
+
+def _kept(question: Question) -> ShallowTrace | None:
     content = header_cache.read_trace(question.name)
-    if content is not None and (kept := load(content, made_by=question.made_by)) is not None:
-        return kept.deep()
-    try:
-        shallow = _traced(question)
-        deep = None if shallow is None else shallow.deep()
-    except UnsupportedError:
-        shallow, deep = None, None
-    if shallow is not None and deep is not None and has_all(deep.at(_point(question.plan.run)), question.plan):
-        header_cache.write_trace(question.name, dump(shallow))
-        return deep
-    return composed_trace(_irregular(question)) if question.regular else None
+    return None if content is None else load(content, made_by=question.made_by)
 
 
-def _irregular(question: Question) -> Question:
-    """The same for its own batch and tokens alone."""
-    run = question.plan.run
-    return replace(question, name=f"{run.batch}x{run.prompt_tokens}-{question.name}", regular=False)
+@lru_cache(maxsize=4)
+def _deep(shallow: ShallowTrace) -> KeptTrace:
+    return shallow.deep()
 
 
-def _traced(question: Question) -> ShallowTrace | None:
-    """A trace of the model's first layers; for a regular run with polynomials for sizes."""
+@lru_cache(maxsize=4)
+def _of_any(question: Question) -> KeptTrace | None:
+    """The trace with polynomials for sizes, which the asked run checks; None if it has none."""
+    assert question.above is not None
+    samples = [
+        (batch, question.above // 4 * 4 + tokens) for batch, tokens in (SINGLE if question.asked[0] == 1 else SEVERAL)
+    ]
+    return _composed(question, samples if question.asked in samples else [*samples[:-1], question.asked])
+
+
+def _composed(question: Question, workloads: Sequence[tuple[int, int]]) -> KeptTrace | None:
+    """The whole model's trace, from traces of its first layers with these (batch, tokens); kept if it has all of the model."""
     from ..architectures.generic import buildable
     from ..tracing.trace import settings_of_layers, trace
 
     report, plan = question.report, question.plan
     config = buildable(report.config or {}) if report.spec.built else report.config or {}
     listed = settings_of_layers(config)
-    settings = list(zip(listed, report.spec.layers or listed, strict=True))
-    stack = stack_of(report.tree, len(settings))
-    if stack is None:
+    designed = report.spec.layers or listed
+    stack = stack_of(report.tree, len(listed))
+    if stack is None or len(designed) != len(listed):
         return None
+    settings = list(zip(listed, designed, strict=True))
     kinds = kinds_of(settings, stack, plan, report.tree)
     layers = shallow_layers(kinds)
     if layers is None or layers * MOST_OF_ALL[1] > len(kinds) * MOST_OF_ALL[0]:
         return None
-
-    def traced(point: Point) -> Timeline:
-        request = replace(question.request, layers=layers, batch=point.batch, prompt_tokens=point.prompt_tokens)
-        return trace(report.spec, config, request)
-
-    if question.regular:
-        points, terms = _samples(plan.run, _regime(report, plan.run) or 0)
-        kept = fit({point: traced(point) for point in points}, made_by=question.made_by, terms=terms)
-    else:
-        kept = replace(constant(traced(_point(plan.run))), made_by=question.made_by)
-    return ShallowTrace(trace=kept, kinds=kinds, layers=layers, stack=stack)
-
-
-def _point(run: Run) -> Point:
-    return Point(run.batch, run.prompt_tokens, run.prompt_tokens)
-
-
-def _samples(run: Run, above: int) -> tuple[list[Point], tuple[int, ...]]:
-    """The workloads to fit polynomials to, the last one to check them, and the indices of their monomials."""
-    lengths = [above + length for length in LENGTHS]
-    if run.batch == 1:
-        points = [Point(1, length, length) for length in lengths]
-    else:
-        points = [Point(batch, length + batch, length + batch) for batch in BATCHES[:-1] for length in lengths[:-1]]
-        points.append(Point(BATCHES[-1], lengths[-1], lengths[-1]))
-    asked = _point(run)
-    checked = points[-1] if asked in points else asked
-    return [*points[:-1], checked], TERMS_OF_LENGTH if run.batch == 1 else TERMS
+    try:
+        traces = {
+            Point(batch, tokens, tokens): trace(
+                report.spec, config, replace(question.request, layers=layers, batch=batch, prompt_tokens=tokens)
+            )
+            for batch, tokens in workloads
+        }
+        if len(workloads) == 1:
+            kept = replace(constant(*traces.values()), made_by=question.made_by)
+        else:
+            terms = TERMS_OF_SINGLE if question.asked[0] == 1 else TERMS_OF_SEVERAL
+            kept = fit(traces, made_by=question.made_by, terms=terms)
+        only = question.asked if len(workloads) == 1 else None
+        shallow = ShallowTrace(trace=kept, kinds=kinds, layers=layers, stack=stack, only=only)
+        deep = shallow.deep()
+    except UnsupportedError:
+        return None
+    if not has_all(deep.at(Point(*question.asked, question.asked[1])), plan):
+        return None
+    header_cache.write_trace(question.name, dump(shallow))
+    return deep
 
 
 def stack_of(tree: Module, layers: int) -> str | None:
@@ -214,7 +217,8 @@ def constant(timeline: Timeline) -> KeptTrace:
     return replace(
         fixed(timeline),
         sums=tuple(
-            (numbers[output], (summed.outputs,), (summed.inputs,), summed.vector) for output, summed in timeline.sums
+            (numbers[output], (summed.outputs,), (summed.inputs,), (summed.vector,) * len(ALIGNMENTS))
+            for output, summed in timeline.sums
         ),
         cast=timeline.cast,
         owners=tuple((numbers[identity], module) for identity, module in timeline.owners),
@@ -247,10 +251,11 @@ def dump(shallow: ShallowTrace) -> bytes:
         "kinds": shallow.kinds,
         "layers": shallow.layers,
         "stack": shallow.stack,
+        "only": shallow.only,
         "cast": kept.cast,
         "stages": [[stage.name, stage.first_event] for stage in kept.stages],
         "allocations": [[number(0, size), number(1, module), number(2, operator)] for size, module, operator in kept.allocations],
-        "sums": [[entry, number(0, outputs), number(0, inputs), vector] for entry, outputs, inputs, vector in kept.sums],
+        "sums": [[entry, *(number(0, numbers) for numbers in summed)] for entry, *summed in kept.sums],
         "owners": [[entry, number(1, module)] for entry, module in kept.owners],
         "order": kept.order,
         "tables": [list(table) for table in tables],
@@ -273,16 +278,21 @@ def load(content: bytes, *, made_by: str) -> ShallowTrace | None:
             order=tuple(map(int, kept["order"])),
             made_by=made_by,
             sums=tuple(
-                (int(entry), polynomials[outputs], polynomials[inputs], int(vector))
-                for entry, outputs, inputs, vector in kept["sums"]
+                (int(entry), polynomials[outputs], polynomials[inputs], polynomials[vectors])
+                for entry, outputs, inputs, vectors in kept["sums"]
             ),
             cast=bool(kept["cast"]),
             owners=tuple((int(entry), modules[module]) for entry, module in kept["owners"]),
         )  # fmt: skip
         if not all(-len(trace.allocations) <= entry < len(trace.allocations) for entry in trace.order):
             return None
+        only = kept["only"]
         return ShallowTrace(
-            trace=trace, kinds=tuple(map(int, kept["kinds"])), layers=int(kept["layers"]), stack=str(kept["stack"])
+            trace=trace,
+            kinds=tuple(map(int, kept["kinds"])),
+            layers=int(kept["layers"]),
+            stack=str(kept["stack"]),
+            only=None if only is None else (int(only[0]), int(only[1])),
         )
     except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError):
         return None
