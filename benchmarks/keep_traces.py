@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, permutations
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.learning import NotLearnt, Sample, learn
 from benchmarks.sampling import EXPERTS, PER_TOKEN, SIZES, sampled, sampled_point
+from qwen_inspect.architectures.families import CLASSES
 from qwen_inspect.checkpoint import Checkpoint, ModelRef
 from qwen_inspect.errors import QwenInspectError
 from qwen_inspect.loaders import catalog
@@ -38,7 +39,8 @@ from qwen_inspect.tracing.trace import trace
 
 # transformers before 4.48 repeated K and V for flash attention: the published peaks of Qwen2.5 were measured so.
 KERNELS = {"qwen2": ("sdpa", "flash_attention_2_repeated")}
-SAMPLES, CHECKS = 10, 2  # of each regime, and samples of each sequence of layers
+FLAGS = ("attention_bias", "mlp_bias", "use_bias", "qk_layernorm", "use_qk_norm", "attention_out_bias")
+SAMPLES, CHECKS = 8, 2  # of each regime, and samples of each sequence of layers
 TRIES = 300  # workloads among which regimes are looked for
 DIMENSIONS = {*SIZES, *EXPERTS, *PER_TOKEN, "hidden_size", "num_attention_heads", "num_key_value_heads"} | {
     "linear_num_key_heads", "linear_num_value_heads", "linear_conv_kernel_dim",
@@ -59,15 +61,34 @@ def outline(report: Report) -> Outline | None:
 
 
 def bases(model_type: str) -> Iterator[dict[str, Any]]:
-    """The released configurations of a family, and each with other relations between its heads, another dtype, other layers."""
+    """The released configurations of a family, and some with other options, heads, layers and another dtype."""
     known = catalog.entries()
-    for model in known:
-        config = dict(catalog.configuration(model, known))
-        if config.get("model_type") != model_type:
-            continue
+    configs = [dict(catalog.configuration(model, known)) for model in known]
+    configs = [config for config in configs if config.get("model_type") == model_type]
+    if not model_type.startswith("qwen"):
+        configs.append(small(model_type))
+    for config in configs:
         yield from _other_heads(config)
         yield from _other_layers(config)
-        yield _with(config, {"dtype": "float32", "torch_dtype": "float32"})
+        text = decoder_of(config)
+        for flag in FLAGS:
+            if isinstance(value := text.get(flag), bool) and "linear_num_key_heads" not in text:
+                yield _with(config, {flag: not value})
+    yield _with(configs[0], {"dtype": "float32", "torch_dtype": "float32"})
+
+
+def small(model_type: str) -> dict[str, Any]:
+    """A small configuration with the options of the class."""
+    from tests.support.small_models import small_config
+
+    config = small_config(model_type, num_hidden_layers=8)
+    config.setdefault("architectures", [CLASSES[model_type][0]])
+    text = decoder_of(config)
+    assert isinstance(text, dict)
+    for key, value in text.items():
+        if isinstance(value, list) and len(value) == 4:
+            text[key] = 2 * value
+    return config
 
 
 def _with(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,38 +102,43 @@ def _with(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 def _other_heads(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     heads = decoder_of(config)["num_attention_heads"]
     yield config
-    for kv_heads in (heads, heads // 2, 1):
-        yield _with(config, {"num_key_value_heads": kv_heads})
+    if not {"kv_lora_rank", "linear_num_key_heads"} & {*decoder_of(config)}:
+        for kv_heads in (heads, heads // 2, 1):
+            yield _with(config, {"num_key_value_heads": kv_heads})
 
 
 def _other_layers(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """With every other layer of another kind, beginning with either, where the class has a key for that."""
+    """With every other layer of another kind, beginning with each, where the class has a key for that."""
+    import transformers
+
     text = decoder_of(config)
     layers = text["num_hidden_layers"]
-    if text["model_type"] in ("qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_vl_moe_text"):
+    configuration = transformers.AutoConfig.for_model(config["model_type"]).get_text_config(decoder=True)
+    types = [*dict.fromkeys(getattr(configuration, "layer_types", None) or ())]
+    if "mlp_only_layers" in configuration.to_dict() and not config["model_type"].startswith("qwen3_5"):
         for dense in ([1, 3], [0, 1, 3]):
-            changed = deepcopy(config)
-            decoder_of(changed)["mlp_only_layers"] = dense  # type: ignore[index]
-            yield changed
-    if "use_sliding_window" in text:
-        for types in ("fs", "sf", "s"):
-            changed = deepcopy(config)
-            decoder_of(changed).update(  # type: ignore[attr-defined]
-                use_sliding_window=True,
-                sliding_window=32,
-                layer_types=[
-                    {"f": "full_attention", "s": "sliding_attention"}[types[index % len(types)]]
-                    for index in range(layers)
-                ],
-            )
-            yield changed
-    if "linear_num_key_heads" in text:
-        for types in ("flff", "lfll"):
-            changed = deepcopy(config)
-            decoder_of(changed)["layer_types"] = [  # type: ignore[index]
-                {"f": "full_attention", "l": "linear_attention"}[types[index % 4]] for index in range(layers)
-            ]
-            yield changed
+            yield _changed(config, mlp_only_layers=dense)
+    if "sliding_window" in text and not types:  # all layers have a window, or none
+        yield _changed(config, sliding_window=None if text["sliding_window"] else 32)
+        types = ["sliding_attention", "full_attention"]
+    elif "use_sliding_window" in text:
+        types = ["sliding_attention", "full_attention"]
+        yield _changed(config, use_sliding_window=True, sliding_window=32, layer_types=["sliding_attention"] * layers)
+    if len(types) < 2:
+        return
+    for order in permutations(types):
+        changed = _changed(config, layer_types=[order[index % len(order)] for index in range(layers)])
+        if "sliding_window" in text:
+            changed = _changed(changed, sliding_window=text["sliding_window"] or 32)
+        if "use_sliding_window" in text:
+            changed = _changed(changed, use_sliding_window=True)
+        yield changed
+
+
+def _changed(config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    changed = deepcopy(dict(config))
+    decoder_of(changed).update(changes)  # type: ignore[attr-defined]
+    return changed
 
 
 def layers_needed(outline: Outline) -> int:

@@ -24,6 +24,8 @@ SIZES = {
     "qk_nope_head_dim": 8,
     "qk_rope_head_dim": 8,
     "v_head_dim": 8,
+    "moe_shared_expert_intermediate_size": 8,
+    "ffn_dim": 8,
 }
 EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
 PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "experts_per_token")
@@ -63,14 +65,20 @@ def _heads(text: dict[str, Any], some: Any) -> None:
     heads = text["num_attention_heads"]
     kv_heads = text.get("num_key_value_heads") or heads
     new = kv_heads if kv_heads == 1 else some(2, 9)
+    if "kv_lora_rank" in text:  # RoPE turns the part that is not compressed
+        text["num_attention_heads"] = text["num_key_value_heads"] = new
+        text["hidden_size"] = some(11, 97, 8)
+        if text.get("head_dim") is not None:
+            text["head_dim"] = text["qk_rope_head_dim"]
+        return
     text["num_attention_heads"] = new * (1 if heads == kv_heads else some(2, 7))
     if text.get("num_key_value_heads") is not None:
         text["num_key_value_heads"] = new
     before = text.get("head_dim") or text["hidden_size"] // heads
     head_dim = some(3, 32, 8) if before % 8 == 0 else some(3, 31, 8) + 4
-    if text.get("head_dim") is not None:
+    if text.get("head_dim") is not None and "kv_lora_rank" not in text:
         text["head_dim"] = head_dim
-        text["hidden_size"] = some(11, 97, 8)
+        text["hidden_size"] = text["num_attention_heads"] * some(2, 9, 8)  # some classes want a whole number of heads
     else:
         text["hidden_size"] = text["num_attention_heads"] * head_dim
     for key in ("rope_parameters", "rope_scaling"):

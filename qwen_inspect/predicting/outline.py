@@ -24,15 +24,15 @@ DECODERS = ("text_config", "llm_config", "language_config", "thinker_config")
 # Keys that change nothing that a run of text takes, besides what the design shows: names, tokens, initial values, constants to
 # multiply by, and what says which layer is of which kind.
 _UNRELATED = """
-    _name_or_path architectures attention_dropout audio_config audio_token_id auto_map bos_token_id decoder_sparse_step
-    dtype embd_pdrop eos_token_id first_k_dense_replace full_attention_interval head_dim hidden_act hidden_activation
-    hidden_dropout id2label image_token_id initializer_range label2id layer_norm_eps layer_types max_position_embeddings
-    max_window_layers mlp_layer_types mlp_only_layers model_type moe_layer_freq norm_eps num_hidden_layers num_labels
-    num_nextn_predict_layers pad_token_id partial_rotary_factor pretraining_tp problem_type query_pre_attn_scalar
-    resid_pdrop return_dict rms_norm_eps rope_local_base_freq rope_parameters rope_scaling rope_theta router_aux_loss_coef
-    router_jitter_noise sep_token_id sliding_window sliding_window_pattern text_config tie_word_embeddings torch_dtype
-    transformers_version use_cache use_sliding_window video_token_id vision_config vision_end_token_id vision_start_token_id
-    vision_token_id
+    _name_or_path _sliding_window_pattern architectures attention_dropout audio_config audio_token_id auto_map bos_token_id
+    decoder_sparse_step dtype embd_pdrop eos_token_id first_k_dense_replace full_attention_interval head_dim hidden_act
+    hidden_activation hidden_dropout id2label image_token_id initializer_range label2id layer_norm_eps layer_types
+    max_position_embeddings max_window_layers mlp_layer_types mlp_only_layers mm_tokens_per_image model_type moe_layer_freq
+    norm_eps num_hidden_layers num_labels num_nextn_predict_layers original_max_position_embeddings pad_token_id
+    partial_rotary_factor pretraining_tp problem_type query_pre_attn_scalar resid_pdrop return_dict rms_norm_eps
+    rope_local_base_freq rope_parameters rope_scaling rope_theta router_aux_loss_coef router_jitter_noise sep_token_id
+    sliding_window sliding_window_pattern text_config tie_word_embeddings torch_dtype transformers_version use_cache
+    use_sliding_window video_token_id vision_config vision_end_token_id vision_start_token_id vision_token_id
 """
 UNRELATED = frozenset(_UNRELATED.split())
 # Kinds of RoPE whose frequencies are computed once. Source: transformers 5.23, modeling_rope_utils.dynamic_rope_update
@@ -140,17 +140,20 @@ def options_of(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
     """
     text = decoder_of(config)
     options = {
-        key: _class_of(text[key])
+        key: _class_of(text[key], default)
         for key, default in defaults.items()
-        if key in text and _class_of(text[key]) != _class_of(default)
+        if key in text
+        and not (isinstance(text[key], list) and len(text[key]) == text.get("num_hidden_layers"))  # the layers' own
+        and _class_of(text[key], default) != _class_of(default, default)
     }
     if ropes := sorted(_ropes([text.get("rope_parameters"), text.get("rope_scaling")])):
         options["rope"] = ropes
     return options
 
 
-def _class_of(value: Any) -> Any:
-    return "a fraction" if isinstance(value, float) and value not in (0, 1) else value
+def _class_of(value: Any, default: Any) -> Any:
+    is_fraction = isinstance(value, float) or (isinstance(default, float) and isinstance(value, int))
+    return "a fraction" if is_fraction and value not in (0, 1) else value
 
 
 def _ropes(values: Sequence[Any]) -> set[str]:
