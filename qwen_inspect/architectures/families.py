@@ -28,6 +28,10 @@ _TYPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "gemma3_text": ("Gemma3ForCausalLM", "Gemma3TextModel"),
     },
     "gemma3": {"gemma3": ("Gemma3ForConditionalGeneration", "Gemma3Model")},
+    "gemma4": {
+        "gemma4": ("Gemma4ForConditionalGeneration", "Gemma4Model"),
+        "gemma4_text": ("Gemma4ForCausalLM", "Gemma4TextModel"),
+    },
     "gpt_oss": {"gpt_oss": ("GptOssForCausalLM", "GptOssModel")},
     "deepseek": {
         "deepseek_v2": ("DeepseekV2ForCausalLM", "DeepseekV2Model"),

@@ -321,6 +321,78 @@ def ropes(chance: random.Random, text: dict[str, Any]) -> None:
     text["rope_parameters"] = chance.choice([{"rope_type": "default", "rope_theta": 1e4}, yarn])
 
 
+def gemma4(chance: random.Random, text: dict[str, Any]) -> None:
+    """Global heads, shared caches, and experts, in layers of both types."""
+    text["num_attention_heads"] = 4
+    text["num_key_value_heads"], text["num_global_key_value_heads"] = chance.choice([1, 2]), chance.choice([None, 1, 2])
+    text["global_head_dim"] = chance.choice([16, 32])
+    layers = text["num_hidden_layers"] = chance.choice([1, 4, 7])
+    text.pop("layer_types", None)
+    if chance.random() < 0.5:
+        text["layer_types"] = [chance.choice(TYPES) for _ in range(layers)]
+        if layers > 4:
+            text["layer_types"][:2] = TYPES
+            if text[
+                "hidden_size_per_layer_input"
+            ]:  # without these inputs, transformers' forward of shared caches fails
+                text["num_kv_shared_layers"] = chance.choice([0, 1, 4])
+    text["enable_moe_block"] = chance.random() < 0.4
+    if chance.random() < 0.6 or text["enable_moe_block"]:
+        text |= {"num_experts": 4, "top_k_experts": chance.choice([1, 3]), "moe_intermediate_size": 24}
+    if chance.random() < 0.3:
+        text["rope_parameters"] = {
+            kind: {"rope_type": chance.choice(["default", "proportional"]), "rope_theta": 1e4} for kind in TYPES
+        }
+
+
+def gemma4_towers(chance: random.Random, config: dict[str, Any]) -> None:
+    """Perhaps towers."""
+    config.pop("vision_config", None)
+    config.pop("audio_config", None)
+    if chance.random() < 0.7:
+        config["vision_config"] = {
+            "hidden_size": chance.choice([16, 24]),
+            "intermediate_size": chance.choice([24, 40]),
+            "num_hidden_layers": chance.choice([1, 2]),
+            "num_attention_heads": 2,
+            "num_key_value_heads": chance.choice([1, 2]),
+            "head_dim": chance.choice([8, 12, 20]),
+            "patch_size": chance.choice([4, 6]),
+            "position_embedding_size": chance.choice([10, 20]),
+            "use_clipped_linears": chance.random() < 0.5,
+            "standardize": chance.random() < 0.5,
+            "hidden_activation": chance.choice(["silu", "gelu_pytorch_tanh"]),
+        }
+    if chance.random() < 0.7:
+        config["audio_config"] = {
+            "hidden_size": chance.choice([16, 18]),
+            "num_hidden_layers": chance.choice([1, 2]),
+            "num_attention_heads": chance.choice([2, 4]),
+            "hidden_act": chance.choice(["silu", "relu"]),
+            "subsampling_conv_channels": [chance.choice([8, 10]), 6],
+            "conv_kernel_size": chance.choice([3, 5]),
+            "use_clipped_linears": chance.random() < 0.5,
+            "rms_norm_eps": chance.choice([1e-5, 1e-6]),
+            "output_proj_dims": chance.choice([12, 20]),
+        }
+    for key in ("vision_config", "audio_config"):
+        without("use_clipped_linears", "hidden_activation", "rms_norm_eps", "standardize")(chance, config.get(key, {}))
+
+
+GEMMA4: tuple[Change, ...] = (
+    heads,
+    choices(
+        sliding_window=[8, 12],
+        hidden_activation=["gelu_pytorch_tanh", "silu"],
+        hidden_size_per_layer_input=[0, 8, 16],
+        vocab_size_per_layer_input=[64, 128],
+        pad_token_id=[0, 3, None],
+        use_bidirectional_attention=[None, None, "vision", "all"],
+    ),
+    gemma4,
+    flags("attention_bias", "attention_k_eq_v", "use_double_wide_mlp"),
+    without("attention_bias", "pad_token_id", "tie_word_embeddings", "attention_k_eq_v", "use_bidirectional_attention"),
+)
 # Of each model_type what may vary in its (decoder's) configuration.
 VARIED: Mapping[str, tuple[Change, ...]] = {
     "llama": (
@@ -488,6 +560,8 @@ VARIED: Mapping[str, tuple[Change, ...]] = {
     "gemma2": (*GEMMA, repeated_types(*TYPES), scaled_rope),
     "gemma3_text": GEMMA3,
     "gemma3": GEMMA3,
+    "gemma4": GEMMA4,
+    "gemma4_text": GEMMA4,
     "gpt_oss": (
         heads,
         choices(sliding_window=[8, 12], num_local_experts=[1, 4, 6], num_experts_per_tok=[1, 1, 4]),
@@ -558,6 +632,7 @@ VARIED: Mapping[str, tuple[Change, ...]] = {
 
 # Of each composite model_type what else may vary, in its whole configuration.
 COMPOSITE: Mapping[str, tuple[Change, ...]] = {
+    "gemma4": (gemma4_towers, classes("Gemma4ForConditionalGeneration", "Gemma4Model")),
     "gemma3": (
         siglip,
         choices(mm_tokens_per_image=[1, 4, 5], architectures=[["Gemma3ForConditionalGeneration"], ["Gemma3Model"]]),
