@@ -16,7 +16,7 @@ from ..spec import Module
 from .blocks import linear, rotary
 from .design import KeptLayer
 from .outline import embedding, gated_mlp, keeps_heads, layer_list, norm, read_heads, read_padding, rotary_dim
-from .reading import MOST_LAYERS, integer, read_head_dim, shown
+from .reading import MOST_LAYERS, check_layer_types, integer, read_head_dim, shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +133,12 @@ def read_decoder(
 
 
 def with_layer_types(text: Mapping[str, Any], is_full: Callable[[int], bool]) -> dict[str, Any]:
-    """`text` with `layer_types`, which are full attention where `is_full` says so and sliding elsewhere, unless it has some."""
-    if text.get("layer_types") is not None:
-        return dict(text)
-    layers = range(integer(text, "num_hidden_layers", at_most=MOST_LAYERS))
-    return {**text, "layer_types": ["full_attention" if is_full(index) else "sliding_attention" for index in layers]}
+    """`text` with `layer_types`, if it has none: full attention where `is_full` says so, sliding elsewhere. The classes that have
+    such a pattern know no other types.
+    """
+    layers = integer(text, "num_hidden_layers", at_most=MOST_LAYERS)
+    types = text.get("layer_types")
+    if types is None:
+        types = ["full_attention" if is_full(index) else "sliding_attention" for index in range(layers)]
+    check_layer_types(types, layers, kinds=("full_attention", "sliding_attention"))
+    return {**text, "layer_types": types}

@@ -126,6 +126,8 @@ def _hybrid(decoder: Decoder, attention: Module, parts: list[Module]) -> tuple[M
         types = ["linear_attention"] * decoder.layers
     check_layer_types(types, decoder.layers, kinds=("linear_attention", "full_attention"))
     assert isinstance(types, list)
+    if "full_attention" not in types:
+        raise UnsupportedError("config_all_linear")
     gated_norm = norm("norm", "GraniteMoeHybridRMSNormGated", sizes.inner, decoder.dtype, arguments="")
     bias = flag(text, "mamba_proj_bias", default=False)
     mamba = mamba2_mixer(

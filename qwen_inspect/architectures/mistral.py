@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UnsupportedError
-from .decoders import read_decoder
+from .decoders import read_decoder, with_layer_types
 from .design import Architecture
-from .outline import causal_lm, read_spans, whole_dtype, with_aliases, with_defaults
+from .outline import causal_lm, read_rope, read_spans, whole_dtype, with_aliases, with_defaults
 from .reading import integer, shown
 from .sparse import read_routed, sparse_block, stored_by_expert
 
@@ -73,6 +73,8 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     for key in REQUIRED[model_type]:
         integer(text, key)
     _check_rope(model_type, text)
+    if model_type == "ministral":
+        text = with_layer_types(text, lambda index: False)
     decoder = read_decoder(text, whole_dtype(config), PREFIXES[model_type], null_head_dim=True)
     kept = decoder.kept(read_spans(text, decoder.layers))
     if model_type != "mixtral":
@@ -91,8 +93,7 @@ def _check_rope(model_type: str, text: Mapping[str, Any]) -> None:
     Source: Ministral3Attention.forward, which scales queries by two of the parameters; modeling_rope_utils, where some ways
     read a null `head_dim`, which MixtralConfig leaves as it is.
     """
-    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    kind, rope = read_rope(text)
     if model_type == "ministral3":
         length = "original_max_position_embeddings" in rope or kind in ("llama3", "yarn", "longrope")
         if not length or rope.get("llama_4_scaling_beta") is None:

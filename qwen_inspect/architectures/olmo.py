@@ -8,12 +8,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..checkpoint import DType, Tensor
+from ..checkpoint import Tensor
 from ..errors import UnsupportedError
 from ..spec import Module
 from .decoders import Decoder, read_decoder, with_layer_types
 from .design import Architecture
-from .outline import causal_lm, read_spans, rotary_dim, whole_dtype, with_aliases, with_defaults
+from .outline import (
+    causal_lm,
+    frequencies,
+    read_object,
+    read_spans,
+    rotary_dim,
+    whole_dtype,
+    with_aliases,
+    with_defaults,
+)
 from .reading import flag, shown
 from .sparse import read_routed, sparse_block, stored_by_expert
 
@@ -81,11 +90,12 @@ def _rotary_of_each_type(decoder: Decoder) -> Module:
     Source: Olmo3RotaryEmbedding, Olmo3Config.convert_rope_params_to_dict.
     """
     text = decoder.text
-    nested = text.get("rope_parameters") or {}
-    buffers = []
+    nested, scaling = read_object(text, "rope_parameters"), read_object(text, "rope_scaling")
+    buffers: list[Tensor] = []
     for kind in sorted(set(text["layer_types"])):
-        scaled = text.get("rope_scaling") if kind == "full_attention" else None
-        rope = {**(nested.get(kind) or {}), **(scaled or {})}
-        pairs = (rotary_dim({"rope_parameters": rope}, decoder.head_dim, partial=False) + 1) // 2
-        buffers += [Tensor(f"{kind}_{name}", (pairs,), DType.F32) for name in ("inv_freq", "original_inv_freq")]
+        rope = {**read_object(nested, kind), **(scaling if kind == "full_attention" else {})}
+        dim = rotary_dim({"rope_parameters": rope}, decoder.head_dim, partial=False)
+        if dim != decoder.head_dim:
+            raise UnsupportedError("config_key_unsupported", key="partial_rotary_factor", found=shown(rope))
+        buffers += frequencies(dim, prefix=f"{kind}_")
     return Module(name="rotary_emb", class_name="Olmo3RotaryEmbedding", buffers=tuple(buffers))

@@ -53,7 +53,9 @@ __all__ = [
     "outlined",
     "patches",
     "read_heads",
+    "read_object",
     "read_padding",
+    "read_rope",
     "read_spans",
     "rotary_dim",
     "whole_dtype",
@@ -97,14 +99,27 @@ def with_aliases(config: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[
     return {**config, **{key: config[alias] for alias, key in aliases.items() if alias in config}}
 
 
+def read_object(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """`config[key]`, an object; empty if the key is missing or null."""
+    value = config.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise MalformedError("config_not_object", key=key, found=shown(value))
+    return value
+
+
+def read_rope(text: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The way to rotate and its parameters, under either key. Source: as `rotary_dim`."""
+    rope = read_object(text, "rope_scaling") or read_object(text, "rope_parameters")
+    return str(rope.get("rope_type", rope.get("type", "default"))), rope
+
+
 def rotary_dim(text: Mapping[str, Any], head_dim: int, *, partial: bool) -> int:
     """Channels of a head for which the class keeps frequencies. partial: whether its default RoPE reads `partial_rotary_factor`.
 
     Source: transformers 5.23, modeling_rope_utils (convert_rope_params_to_dict, ROPE_INIT_FUNCTIONS), and
     compute_default_rope_parameters of each class.
     """
-    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    kind, rope = read_rope(text)
     factor = rope.get("partial_rotary_factor", text.get("partial_rotary_factor"))
     if factor is None or kind == "proportional" or (kind == "default" and not partial):
         return head_dim

@@ -13,7 +13,17 @@ from ..spec import Module
 from .blocks import linear
 from .decoders import Decoder, read_decoder
 from .design import Architecture
-from .outline import activation, causal_lm, dropout, layer_list, layer_norm, read_spans, whole_dtype, with_defaults
+from .outline import (
+    activation,
+    causal_lm,
+    dropout,
+    layer_list,
+    layer_norm,
+    read_rope,
+    read_spans,
+    whole_dtype,
+    with_defaults,
+)
 from .reading import flag, integer, number, shown
 
 PHI: Mapping[str, Any] = {
@@ -69,8 +79,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
 
 
 def _check_rope_type(text: Mapping[str, Any], *, known: tuple[str, ...]) -> None:
-    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    kind, _ = read_rope(text)
     if kind not in known:
         raise UnsupportedError("rope_type_unsupported", found=shown(kind), known=", ".join(known))
 

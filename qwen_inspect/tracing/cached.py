@@ -286,10 +286,14 @@ def _answering(answer: int) -> Iterator[None]:
 
 
 def _own_tensors(model: Any) -> Iterator[Any]:
-    """Tensors of modules besides parameters and buffers. One that a run adds is a state outside the cache."""
+    """Tensors of modules besides parameters and buffers. One that a run adds is a state outside the cache; but for the
+    frequencies of long contexts, which are the same for any run.
+
+    Source: transformers 5.23, modeling_rope_utils.longrope_frequency_update.
+    """
     for module in model.modules():
         for name, value in vars(module).items():
-            if name not in ("_parameters", "_buffers", "_modules"):
+            if name not in ("_parameters", "_buffers", "_modules") and not name.endswith("long_inv_freq"):
                 for _, tensor in tensors_of(value):
                     yield tensor
 
