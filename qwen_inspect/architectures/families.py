@@ -70,7 +70,15 @@ _TYPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "seed_oss": {"seed_oss": ("SeedOssForCausalLM", "SeedOssModel")},
     "smollm3": {"smollm3": ("SmolLM3ForCausalLM", "SmolLM3Model")},
     "starcoder2": {"starcoder2": ("Starcoder2ForCausalLM", "Starcoder2Model")},
+    "bamba": {
+        "bamba": ("BambaForCausalLM", "BambaModel"),
+        "jamba": ("JambaForCausalLM", "JambaModel"),
+    },
     "falcon_h1": {"falcon_h1": ("FalconH1ForCausalLM", "FalconH1Model")},
+    "lfm2": {
+        "lfm2": ("Lfm2ForCausalLM", "Lfm2Model"),
+        "lfm2_moe": ("Lfm2MoeForCausalLM", "Lfm2MoeModel"),
+    },
     "mamba": {
         "mamba": ("MambaForCausalLM", "MambaModel"),
         "falcon_mamba": ("FalconMambaForCausalLM", "FalconMambaModel"),

@@ -43,8 +43,8 @@ def sparse_block(decoder: Decoder, count: int, *, name: str, class_name: str, ro
     )
 
 
-def stored_by_expert(block: str, matrices: tuple[str, str, str]) -> StoredForm:
-    """Files hold `mlp` as `block`, and each expert's matrices singly, named `matrices`: gate, up, down; of all experts the gates
+def stored_by_expert(block: str, matrices: tuple[str, str, str], *, built: str = "mlp") -> StoredForm:
+    """Files hold `built` as `block`, and each expert's matrices singly, named `matrices`: gate, up, down; of all experts the gates
     before the ups.
 
     Source: transformers 5.23, conversion_mapping ("mixtral", "qwen2_moe": MergeModulelist, Concatenate).
@@ -52,7 +52,7 @@ def stored_by_expert(block: str, matrices: tuple[str, str, str]) -> StoredForm:
     gate, up, down = matrices
 
     def stored_form(tensor: Tensor) -> tuple[Tensor, ...]:
-        layer, _, rest = tensor.name.partition(".mlp.")
+        layer, _, rest = tensor.name.partition(f".{built}.")
         if rest not in ("experts.gate_up_proj", "experts.down_proj"):
             return (Tensor(f"{layer}.{block}.{rest}", tensor.shape, tensor.dtype),) if rest else (tensor,)
         count, rows, columns = tensor.shape

@@ -225,6 +225,44 @@ def granite_widths(chance: random.Random, text: dict[str, Any]) -> None:
         text["mamba_d_head"] = "auto"
 
 
+def lfm2_layers(chance: random.Random, text: dict[str, Any]) -> None:
+    """Convolutions and at least one layer of attention, by types or, for the dense class, by indexes."""
+    types = [*chance.choices(["conv", "full_attention"], k=chance.choice([1, 3, 5])), "full_attention"]
+    chance.shuffle(types)
+    text |= {"layer_types": types, "num_hidden_layers": len(types)}
+    if text["model_type"] == "lfm2":
+        text["full_attn_idxs"] = [index for index, kind in enumerate(types) if kind != "conv"]
+        for key in chance.choice([["layer_types"], ["full_attn_idxs"], ["layer_types", "full_attn_idxs"], []]):
+            del text[key]
+    if chance.random() < 0.3:
+        text["tie_embedding"] = not text["tie_word_embeddings"]
+
+
+def bamba_layers(chance: random.Random, text: dict[str, Any]) -> None:
+    """At least one layer of attention; Mamba-2's heads share the expanded width."""
+    layers = text["num_hidden_layers"] = chance.choice([2, 4, 5])
+    text["attn_layer_indices"] = chance.sample(range(layers), k=chance.choice([1, 2]))
+    text["mamba_expand"] = chance.choice([1, 2])
+    text["mamba_d_head"] = "auto" if chance.random() < 0.3 else chance.choice([4, 8])
+    head_dim = 8 if text["mamba_d_head"] == "auto" else text["mamba_d_head"]
+    text["mamba_n_heads"] = text["mamba_expand"] * text["hidden_size"] // head_dim
+    text["mamba_n_groups"] = chance.choice([1, 2]) if text["mamba_n_heads"] % 2 == 0 else 1
+    text["mamba_d_state"], text["mamba_d_conv"] = chance.choice([8, 16]), chance.choice([2, 4])
+
+
+def jamba_layers(chance: random.Random, text: dict[str, Any]) -> None:
+    """At least one layer of attention; experts on some layers or on none."""
+    text["num_hidden_layers"] = chance.choice([4, 6])
+    text["attn_layer_period"] = chance.choice([1, 2, 4])
+    text["attn_layer_offset"] = chance.randrange(text["attn_layer_period"])
+    text["expert_layer_period"] = chance.choice([1, 2, 3])
+    text["expert_layer_offset"] = chance.randrange(text["expert_layer_period"])
+    text[chance.choice(["num_experts", "num_local_experts"])] = chance.choice([4, 6])
+    if chance.random() < 0.2:
+        text |= {"num_experts": 1, "num_experts_per_tok": 1}
+        text.pop("num_local_experts", None)
+
+
 def mamba2_width(chance: random.Random, text: dict[str, Any]) -> None:
     """Mamba-2 alone: heads and hidden size agree."""
     text["expand"] = chance.choice([1, 2])
@@ -569,6 +607,52 @@ VARIED: Mapping[str, tuple[Change, ...]] = {
         flags("attention_bias"),
         repeated_types(*TYPES),
         without("attention_bias", "rms_norm_eps", "tie_word_embeddings", "rope_parameters"),
+    ),
+    "bamba": (
+        heads,
+        bamba_layers,
+        rotations("default", "linear", partial=True),
+        flags("attention_bias", "mlp_bias", "mamba_conv_bias", "mamba_proj_bias"),
+        without("head_dim", "rms_norm_eps", "mamba_conv_bias", "pad_token_id", "mamba_d_conv", "rope_parameters"),
+        classes("BambaForCausalLM", "BambaForCausalLM", "BambaModel"),
+    ),
+    "jamba": (
+        heads,
+        jamba_layers,
+        choices(mamba_d_state=[8, 16], mamba_d_conv=[2, 4], mamba_expand=[1, 2], mamba_dt_rank=["auto", 4, 6]),
+        flags("mamba_conv_bias", "mamba_proj_bias"),
+        without("head_dim", "rms_norm_eps", "mamba_conv_bias", "pad_token_id", "mamba_dt_rank", "mamba_d_conv"),
+        classes("JambaForCausalLM", "JambaForCausalLM", "JambaModel"),
+    ),
+    "lfm2": (
+        heads,
+        lfm2_layers,
+        choices(
+            conv_L_cache=[2, 3, 4],
+            block_multiple_of=[16, 256],
+            block_ffn_dim_multiplier=[1, 1.0, 1.25],
+            norm_eps=[1e-5, 1e-6],
+            block_ff_dim=[96, 120],
+        ),
+        flags("conv_bias", "block_auto_adjust_ff_dim"),
+        without(
+            "head_dim", "conv_L_cache", "block_ff_dim", "block_auto_adjust_ff_dim", "tie_word_embeddings", "norm_eps"
+        ),
+        classes("Lfm2ForCausalLM", "Lfm2ForCausalLM", "Lfm2Model"),
+    ),
+    "lfm2_moe": (
+        heads,
+        lfm2_layers,
+        choices(
+            conv_L_cache=[2, 3],
+            num_dense_layers=[0, 1, 2],
+            num_experts=[4, 6],
+            num_experts_per_tok=[1, 3],
+            moe_intermediate_size=[24, 40],
+        ),
+        flags("conv_bias", "use_expert_bias"),
+        without("head_dim", "conv_L_cache", "use_expert_bias", "tie_word_embeddings", "num_dense_layers"),
+        classes("Lfm2MoeForCausalLM", "Lfm2MoeForCausalLM", "Lfm2MoeModel"),
     ),
     "falcon_h1": (
         heads,
