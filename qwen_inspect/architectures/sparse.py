@@ -44,8 +44,8 @@ def sparse_block(decoder: Decoder, count: int, *, name: str, class_name: str, ro
 
 
 def stored_by_expert(block: str, matrices: tuple[str, str, str], *, built: str = "mlp") -> StoredForm:
-    """Files hold `built` as `block`, and each expert's matrices singly, named `matrices`: gate, up, down; of all experts the gates
-    before the ups.
+    """Files hold `built` as `block`, and each expert's matrices singly, named `matrices`: gate, up, down; of all experts the
+    gates before the ups.
 
     Source: transformers 5.23, conversion_mapping ("mixtral", "qwen2_moe": MergeModulelist, Concatenate).
     """

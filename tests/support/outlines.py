@@ -431,6 +431,78 @@ GEMMA4: tuple[Change, ...] = (
     flags("attention_bias", "attention_k_eq_v", "use_double_wide_mlp"),
     without("attention_bias", "pad_token_id", "tie_word_embeddings", "attention_k_eq_v", "use_bidirectional_attention"),
 )
+
+
+def indexed_hybrid(chance: random.Random, text: dict[str, Any]) -> None:
+    """Sizes of Qwen3.8-Flash-Next that must agree: linear heads, layers of both types, tables on linear layers, the index."""
+    types = [*chance.choices(["linear_attention", "indexed_attention"], k=chance.choice([1, 2, 4])), "linear_attention"]
+    chance.shuffle(types)
+    types.insert(chance.randrange(len(types)), chance.choice(["indexed_attention", "full_attention"]))
+    linear = [index + 1 for index, kind in enumerate(types) if kind == "linear_attention"]
+    text |= {
+        "layer_types": types,
+        "num_hidden_layers": len(types),
+        "ple_layer_ids": chance.sample(linear, k=min(len(linear), chance.choice([0, 1, 2]))),
+        "linear_num_key_heads": chance.choice([1, 2]),
+        "linear_num_value_heads": chance.choice([2, 4]),
+        "linear_key_head_dim": chance.choice([8, 16]),
+        "linear_value_head_dim": chance.choice([8, 16]),
+        "linear_conv_kernel_dim": chance.choice([2, 4]),
+        "ngram_size": chance.choice([2, 3]),
+        "heads_per_ngram": chance.choice([1, 2]),
+        "ple_embed_dim": chance.choice([None, 32, 64]),
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": chance.choice([24, 32]),
+        "indexer_compress_ratio": chance.choice([2, 4]),
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 0]},
+    }
+    text.pop("number_of_conv_states", None)
+    text["rope_parameters"]["partial_rotary_factor"] = 4 / text.get("head_dim", 256)
+    if chance.random() < 0.3:
+        text |= {"full_attention_interval": 2, "num_hidden_layers": 4, "ple_layer_ids": [3]}
+        del text["layer_types"]
+
+
+def qwen3_tower(chance: random.Random, config: dict[str, Any]) -> None:
+    """Another vision tower of Qwen3.5's kind."""
+    heads = chance.choice([1, 2])
+    config["vision_config"] = {
+        "depth": chance.choice([1, 2]),
+        "hidden_size": 16 * heads,
+        "num_heads": heads,
+        "intermediate_size": chance.choice([24, 40]),
+        "out_hidden_size": chance.choice([24, 64]),
+        "num_position_embeddings": chance.choice([16, 25]),
+        "patch_size": chance.choice([4, 16]),
+    }
+
+
+# Qwen3.8-Flash-Next, alone or behind its tower
+QWEN4: tuple[Change, ...] = (
+    heads,
+    indexed_hybrid,
+    choices(
+        hidden_size=[32, 64],
+        num_experts=[4, 6],
+        num_experts_per_tok=[1, 3],
+        moe_intermediate_size=[16, 24],
+        shared_expert_intermediate_size=[16, 24],
+        hc_count=[2, 4],
+        hc_lowrank=[8, 12],
+        ple_conv_kernel_size=[2, 4],
+        ngram_vocab_size_base=[90, 100, 1000],
+        make_ngram_vocab_size_divisible_by=[16, 128],
+        split_ngram_parts=[1, 4, 7],
+        eos_token_id=[2, [2, 3]],
+        output_gate_type=[None, "sigmoid"],
+        indexer_n_heads=[2, 4],
+        indexer_budget=[8, 16],
+    ),
+    flags("attention_bias"),
+    without("hc_count", "ple_conv_kernel_size", "output_gate_type", "ngram_size", "rms_norm_eps"),
+)
+
+
 # Of each model_type what may vary in its (decoder's) configuration.
 VARIED: Mapping[str, tuple[Change, ...]] = {
     "llama": (
@@ -712,6 +784,8 @@ VARIED: Mapping[str, tuple[Change, ...]] = {
         indexers,
         without("rms_norm_eps", "first_k_dense_replace"),
     ),
+    "qwen4_exp": QWEN4,
+    "qwen4_exp_text": QWEN4,
 }
 
 # Of each composite model_type what else may vary, in its whole configuration.
