@@ -105,7 +105,7 @@ def forget(hub: Hub) -> None:
 
 
 def _key(hub: Hub) -> str:
-    return f"{hub.source} {hub.endpoint}"
+    return f"{hub.source} {hub.shown_endpoint}"
 
 
 def _read() -> dict[str, Any]:

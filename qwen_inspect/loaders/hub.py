@@ -59,6 +59,7 @@ class Hub(Protocol):
 
     source: str
     endpoint: str
+    shown_endpoint: str  # without a password
     default_revision: str
 
     def get(self, url: str, *, headers: Mapping[str, str], limit: int, deadline: Deadline) -> Answer: ...
@@ -174,7 +175,7 @@ def _listing_and_config(
     if not isinstance(listed, Listing):
         if isinstance(answer, Answer) and answer.ok and _is_absent(outcomes.errors[0]):
             return _listing_of_a_mirror(hub, model, revision, deadline), _parsed_config(answer.body)
-        raise outcomes.errors[0] or NetworkError("hub_no_answer", endpoint=hub.endpoint)
+        raise outcomes.errors[0] or NetworkError("hub_no_answer", endpoint=hub.shown_endpoint)
     if isinstance(answer, Answer) and answer.ok and answer.commit in (None, listed.revision):
         _keep_config(listed.file(name), answer.body)
         return listed, _parsed_config(answer.body)

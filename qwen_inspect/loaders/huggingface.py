@@ -31,7 +31,8 @@ from ..errors import (
 )
 from ..language import Message
 from .hub import ListedFile, Listing, counted_elements
-from .transfer import Answer, Deadline, first_line, in_parallel, retry_after, safe_name, unreachable
+from .showing import keep_secret, keep_url_secret, reason, shown_url
+from .transfer import Answer, Deadline, in_parallel, retry_after, safe_name, unreachable
 from .transport import USER_AGENT, Transport
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -53,6 +54,8 @@ class HuggingFace:
         # The client reads it on import; unset, its first call of a day sends one more request, for statistics.
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         self.endpoint = (os.environ.get("HF_ENDPOINT") or OFFICIAL).rstrip("/")
+        keep_url_secret(self.endpoint)
+        self.shown_endpoint = shown_url(self.endpoint)
         self._home = _folder("HF_HOME", Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"))
         self._cache = _folder("HF_HUB_CACHE", os.environ.get("HUGGINGFACE_HUB_CACHE") or self._home / "hub")
         self._token_file = _folder("HF_TOKEN_PATH", self._home / "token")
@@ -79,6 +82,7 @@ class HuggingFace:
             raise AccessError("hf_bad_token", token=self._token_file) from None
         if not token:
             return {}
+        keep_secret(token)
         if not (token.isascii() and token.isprintable()):
             raise AccessError("hf_bad_token", token=_token_name())  # no HTTP library sends such a header
         return {"Authorization": f"Bearer {token}"}
@@ -123,7 +127,7 @@ class HuggingFace:
             return False
 
     def notices(self) -> tuple[Message, ...]:
-        return () if self.endpoint == OFFICIAL else (Message("mirror", endpoint=self.endpoint),)
+        return () if self.endpoint == OFFICIAL else (Message("mirror", endpoint=self.shown_endpoint),)
 
     def listing_url(self, model: str, revision: str) -> str:
         at = "" if revision == self.default_revision else f"/revision/{quote(revision, safe='')}"
@@ -137,7 +141,7 @@ class HuggingFace:
         siblings = content.get("siblings") if isinstance(content, dict) else None
         commit = content.get("sha") if isinstance(content, dict) else None
         if not isinstance(siblings, list) or not isinstance(commit, str) or not COMMIT.fullmatch(commit):
-            raise MalformedError("listing_malformed", endpoint=self.endpoint)
+            raise MalformedError("listing_malformed", endpoint=self.shown_endpoint)
         counted = content.get("safetensors")
         return Listing(
             revision=commit,
@@ -151,7 +155,7 @@ class HuggingFace:
         token = _token_name() if self._credentials else None
         if code == "GatedRepo":
             key = "hf_gated_refused" if answer.status == 403 else "hf_gated"
-            return AccessError(key, model=model, endpoint=self.endpoint)
+            return AccessError(key, model=model, endpoint=self.shown_endpoint)
         if code == "RevisionNotFound":
             return NotFoundError("hub_no_revision", model=model, revision=revision, default=self.default_revision)
         if code == "EntryNotFound":
@@ -161,10 +165,10 @@ class HuggingFace:
         if code == "RepoNotFound" or answer.status in (401, 404):
             return NotFoundError("hf_no_repo_token" if token else "hf_no_repo", model=model, token=token or "–")
         if answer.status == 403:
-            return AccessError("hub_forbidden", model=model, endpoint=self.endpoint)
+            return AccessError("hub_forbidden", model=model, endpoint=self.shown_endpoint)
         if answer.status == 429:
-            return NetworkError("hub_rate_limited", endpoint=self.endpoint, seconds=f"{retry_after(answer):g}")
-        return NetworkError("hub_status", endpoint=self.endpoint, status=answer.status)
+            return NetworkError("hub_rate_limited", endpoint=self.shown_endpoint, seconds=f"{retry_after(answer):g}")
+        return NetworkError("hub_status", endpoint=self.shown_endpoint, status=answer.status)
 
     # --- the weights
 
@@ -222,12 +226,12 @@ class HuggingFace:
             answer = Answer(status=error.response.status_code, headers=headers, body=b"")
             return self.refusal(answer, model=model, revision=revision, file=file)
         if isinstance(error, ConnectionError):
-            return unreachable(self.endpoint, first_line(error))
+            return unreachable(self.endpoint, reason(error))
         if isinstance(error, OSError) and error.errno is not None:
             return UsageError("download_unwritable", path=self._cache, reason=error.strerror)
         if isinstance(error, OSError) and not isinstance(error, FileMetadataError | LocalEntryNotFoundError):
-            return NetworkError("download_damaged", file=file, reason=first_line(error))  # wrong size
-        return unreachable(self.endpoint, first_line(error))
+            return NetworkError("download_damaged", file=file, reason=reason(error))  # wrong size
+        return unreachable(self.endpoint, reason(error))
 
     # --- the library's cache
 
@@ -273,7 +277,7 @@ def _token_of_client() -> str | None:
     try:
         token: str | None = get_token()
     except exchange_error as error:
-        raise AccessError("hf_token_exchange", reason=first_line(error)) from None
+        raise AccessError("hf_token_exchange", reason=reason(error)) from None
     return token
 
 

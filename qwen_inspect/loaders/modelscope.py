@@ -29,7 +29,8 @@ from ..errors import (
 )
 from ..language import Message
 from .hub import ListedFile, Listing
-from .transfer import Answer, Deadline, first_line, retry_after, safe_name, unreachable
+from .showing import keep_secret, keep_url_secret, reason, shown_url
+from .transfer import Answer, Deadline, retry_after, safe_name, unreachable
 from .transport import Transport
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -55,6 +56,8 @@ class ModelScope:
         self.endpoint = (endpoint if re.match("https?://", endpoint, re.IGNORECASE) else f"https://{endpoint}").rstrip(
             "/"
         )
+        keep_url_secret(self.endpoint)
+        self.shown_endpoint = shown_url(self.endpoint)
         self._cache = _folder("MODELSCOPE_CACHE", ".cache/modelscope")
 
     # --- asking
@@ -64,13 +67,18 @@ class ModelScope:
 
     @cached_property
     def _transport(self) -> Transport:
+        return Transport(self.endpoint, own=self._credentials)
+
+    @cached_property
+    def _credentials(self) -> Mapping[str, str]:
+        """The token's headers; empty without a token. AccessError for a token that cannot be sent."""
         token = self._token
         if not token:
-            return Transport(self.endpoint, own={})
+            return {}
+        keep_secret(token)
         if not (token.isascii() and token.isprintable()):
             raise AccessError("hf_bad_token", token=_token_name())  # no HTTP library sends such a header
-        own = {"Authorization": f"Bearer {token}", "Cookie": f"{SESSION_COOKIE}={token}"}
-        return Transport(self.endpoint, own=own)
+        return {"Authorization": f"Bearer {token}", "Cookie": f"{SESSION_COOKIE}={token}"}
 
     @cached_property
     def _token(self) -> str | None:
@@ -80,7 +88,7 @@ class ModelScope:
         return _stored_token(_folder("MODELSCOPE_HOME", ".modelscope") / "credentials" / "cookies")
 
     def notices(self) -> tuple[Message, ...]:
-        return () if self.endpoint in OFFICIAL else (Message("mirror", endpoint=self.endpoint),)
+        return () if self.endpoint in OFFICIAL else (Message("mirror", endpoint=self.shown_endpoint),)
 
     def listing_url(self, model: str, revision: str) -> str:
         return (
@@ -95,7 +103,7 @@ class ModelScope:
         data = content.get("Data") if isinstance(content, dict) else None
         files = data.get("Files") if isinstance(data, dict) else None
         if not isinstance(files, list):
-            raise MalformedError("listing_malformed", endpoint=self.endpoint)
+            raise MalformedError("listing_malformed", endpoint=self.shown_endpoint)
         listed = tuple(_listed(file) for file in files if isinstance(file, dict) and file.get("Type") != "tree")
         return Listing(revision=revision, files=listed)
 
@@ -105,7 +113,7 @@ class ModelScope:
         if answer.status == 401:
             return AccessError("ms_bad_token" if self._token else "ms_unauthorised", model=model, token=_token_name())
         if answer.status == 403:
-            return AccessError("hub_forbidden", model=model, endpoint=self.endpoint)
+            return AccessError("hub_forbidden", model=model, endpoint=self.shown_endpoint)
         if answer.status == 404 and file is not None:
             return NotFoundError("hub_no_file", model=model, file=file)
         if answer.status == 404 and revision != self.default_revision:
@@ -113,8 +121,8 @@ class ModelScope:
         if answer.status == 404:
             return NotFoundError("ms_no_repo", model=model)
         if answer.status == 429:
-            return NetworkError("hub_rate_limited", endpoint=self.endpoint, seconds=f"{retry_after(answer):g}")
-        return NetworkError("hub_status", endpoint=self.endpoint, status=answer.status)
+            return NetworkError("hub_rate_limited", endpoint=self.shown_endpoint, seconds=f"{retry_after(answer):g}")
+        return NetworkError("hub_status", endpoint=self.shown_endpoint, status=answer.status)
 
     # --- the weights
 
@@ -135,6 +143,7 @@ class ModelScope:
             def update(self, size: int) -> None:
                 come(size)
 
+        _ = self._credentials  # a token that cannot be sent is refused before the client shows it
         folder = self._cache
         with _silent():
             client = HubApi()
@@ -163,10 +172,10 @@ class ModelScope:
         if (status := getattr(error, "status_code", None)) is not None:
             return self.refusal(Answer(status=status, headers={}, body=b""), model=model, revision=revision, file=file)
         if type(error).__name__ in ("FileIntegrityError", "FileSizeMismatchError"):
-            return NetworkError("download_damaged", file=file, reason=first_line(error))
+            return NetworkError("download_damaged", file=file, reason=reason(error))
         if isinstance(error, OSError) and error.errno is not None and error.strerror:
             return UsageError("download_unwritable", path=self._cache, reason=error.strerror)
-        return unreachable(self.endpoint, first_line(error))
+        return unreachable(self.endpoint, reason(error))
 
     # --- the client's cache
 

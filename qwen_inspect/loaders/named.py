@@ -39,7 +39,7 @@ def list_files(refs: Sequence[ModelRef], access: Access) -> list[Listing]:
     listings = []
     for hub, listing, error in zip(hubs, outcomes.results, outcomes.errors, strict=True):
         if listing is None:
-            raise error or NetworkError("hub_no_answer", endpoint=hub.endpoint)
+            raise error or NetworkError("hub_no_answer", endpoint=hub.shown_endpoint)
         listings.append(listing)
     return listings
 
@@ -143,7 +143,7 @@ def _asked(request: _Request, hubs: tuple[Hub, ...]) -> tuple[Hub | None, asking
     for other in hubs:
         if asked.silent(other) and (hub is None or hubs.index(other) < hubs.index(hub)):
             asking.remember(other)
-            refused[other.source] = NetworkError("hub_no_answer", endpoint=other.endpoint)
+            refused[other.source] = NetworkError("hub_no_answer", endpoint=other.shown_endpoint)
     refused |= asked.refused
     return hub, None if hub is None else asked.answers[hub.source]
 
@@ -167,7 +167,7 @@ def _kept_here(request: _Request) -> Checkpoint | None:
     if isinstance(first, NotFoundError | AccessError):
         return None
     reasons = [error.message for error in request.refused.values() if isinstance(error, NetworkError)]
-    reason = reasons[0] if reasons else Message("hub_no_answer", endpoint=request.hubs[0].endpoint)
+    reason = reasons[0] if reasons else Message("hub_no_answer", endpoint=request.hubs[0].shown_endpoint)
     for hub in request.hubs:
         notice, headers = Message("unreachable_kept", reason=reason), request.access.headers
         if (kept := load_kept(hub, request.ref, notice, headers=headers)) is not None:

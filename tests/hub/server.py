@@ -56,6 +56,8 @@ class Fault:
     truncate_after: int | None = None  # announces the whole body, sends this many bytes of it, closes
     stall_after: int | None = None  # the same, then hangs
     bytes_per_second: int | None = None
+    header_bytes_per_second: int | None = None  # the status line too
+    continues: bool = False  # sends `100 Continue` without end
     ignore_range: bool = False  # 200 and the whole body
     partial_status: int | None = None  # for ranges, in place of 206 (Hugging Face) or 200 (ModelScope)
     compress: bool = False  # 200, gzip, no range, no Content-Length, where the client accepts gzip (hub PR #3778)
@@ -183,6 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True  # Otherwise headers and body, in two writes, cost a 40 ms delayed ACK.
     wbufsize = CHUNK_BYTES
     server: _Origin
+    _headers_buffer: list[bytes]  # of the class above; typeshed lacks it
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: HubServer.requests is the log."""
@@ -220,6 +223,8 @@ class _Handler(BaseHTTPRequestHandler):
             fault = hub.fault_for(request)
         try:
             hub.closing.wait(None if fault.stall else hub.latency + fault.delay)
+            while fault.continues and not hub.closing.is_set():
+                self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             if fault.stall or fault.close:
                 self._hang_up()
             else:
@@ -254,9 +259,19 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             if name.lower() not in dropped:
                 self.send_header(name, value)
+        if fault.header_bytes_per_second:
+            self._send_slowly(fault.header_bytes_per_second)
         self.end_headers()
         if request.method != "HEAD":
             self._send_body(request, fault, body, start, stop)
+
+    def _send_slowly(self, bytes_per_second: int) -> None:
+        """The status line and the headers, of which `end_headers` then sends the end."""
+        for byte in b"".join(self._headers_buffer):
+            self.connection.sendall(bytes([byte]))
+            if self.server.hub.closing.wait(1 / bytes_per_second):
+                break
+        self._headers_buffer = [b""]
 
     def _send_body(self, request: Request, fault: Fault, body: HubFile, start: int, stop: int) -> None:
         closing = self.server.hub.closing

@@ -16,6 +16,7 @@ TEXT = {
     "mirror": "The endpoint is {endpoint}, not the official one; the token, if any, is sent there",
     "mirror_no_listing": "The endpoint gave no listing; files were found by their fixed names, and their digests are not known",
     "hub_unreachable": "{url} could not be reached ({reason}); check the network, the proxy and its certificates",
+    "hub_bad_endpoint": "{endpoint} is no endpoint of a hub: expected http:// or https://, a host and at most a path, without ? and #; correct HF_ENDPOINT or MODELSCOPE_ENDPOINT",
     "hub_no_answer": "{endpoint} did not answer in time; try again, or give more time with --timeout",
     "hub_not_asked": "{source} was out of reach {seconds} s ago and was not asked (--refresh asks it)",
     "hub_instead": "Read from {hub}. {reason}",
