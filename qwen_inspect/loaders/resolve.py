@@ -53,6 +53,10 @@ def resolve(model: str, *, source: str = "auto", revision: str | None = None, fi
     """
     if not model or "\0" in model:
         raise UsageError("model_empty")
+    if "://" in model and not os.path.exists(model):
+        from .showing import shown_url
+
+        raise NotFoundError("not_a_model", id=shown_url(model), nearest="–")
     prefix, separator, rest = model.partition(":")
     if separator and prefix in (*HUBS, "catalog"):
         if source not in ("auto", prefix):
