@@ -121,7 +121,7 @@ class _Stream:
     def limit(self) -> None:
         """Gives the socket's next operation what is left of the time."""
         if self.deadline.passed:
-            raise TimeoutError("timed out")
+            raise Unreachable("timed out")
         self.socket.settimeout(self.deadline.remaining)
 
     def sendall(self, content: bytes) -> None:
@@ -182,7 +182,7 @@ def _connected(url: SplitResult, proxy: SplitResult | None, deadline: Deadline) 
     except BaseException as error:
         if stream is not None:
             stream.close()
-        if isinstance(error, OSError | HTTPException | ValueError):
+        if isinstance(error, OSError | HTTPException | ValueError | Unreachable):
             raise Unreachable(reason(error), final=True) from None
         raise
     connection.sock = stream
@@ -202,7 +202,7 @@ def _socket(at: tuple[str, int], deadline: Deadline) -> socket.socket:
 
     (sock,) = in_parallel([connect], deadline=deadline).results
     if sock is None:
-        raise TimeoutError("timed out")
+        raise Unreachable("timed out")
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
 
@@ -272,7 +272,7 @@ def _ask_tunnel(stream: _Stream, proxy: SplitResult, host: str, port: int) -> No
 
     at = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if not at.isprintable() or " " in at:
-        raise ValueError("no name of a host")
+        raise Unreachable("no name of a host")
     headers = {"Host": at, "User-Agent": USER_AGENT, **_basic("Proxy-Authorization", proxy)}
     lines = [f"CONNECT {at} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
     stream.sendall("\r\n".join(lines).encode("ascii"))

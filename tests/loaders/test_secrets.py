@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants  # noqa: F401 (reads its variables when it is first imported)
 import pytest
 
 from qwen_inspect.errors import AccessError, NotFoundError, QwenInspectError, UsageError

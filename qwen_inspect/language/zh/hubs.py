@@ -16,7 +16,7 @@ TEXT = {
     "mirror": "使用的端点是 {endpoint}，并非官方地址；若有令牌，会发送到该端点",
     "mirror_no_listing": "该端点没有返回文件列表；按固定文件名查找，文件摘要未知",
     "hub_unreachable": "无法访问 {url}（{reason}）；请检查网络、代理及证书",
-    "hub_bad_endpoint": "{endpoint} 不是有效的端点：应为 http:// 或 https:// 加主机名，之后至多一个路径，不得含 ? 或 #；请修正 HF_ENDPOINT 或 MODELSCOPE_ENDPOINT",
+    "hub_bad_endpoint": "{endpoint} 不是有效的端点：应为 http:// 或 https:// 加主机名，之后至多一个路径，不得含查询串（?）和片段（#）；请修正 HF_ENDPOINT 或 MODELSCOPE_ENDPOINT",
     "hub_no_answer": "{endpoint} 未在限时内应答；请重试，或用 --timeout 延长时间",
     "hub_compressed": "服务器压缩了 {file}，其字节范围不可信；请更换端点",
     "hub_not_asked": "{source} 在 {seconds} 秒前无法访问，本次未查询（加 --refresh 重新查询）",
