@@ -790,6 +790,7 @@ VARIED: Mapping[str, tuple[Change, ...]] = {
 
 # Of each composite model_type what else may vary, in its whole configuration.
 COMPOSITE: Mapping[str, tuple[Change, ...]] = {
+    "qwen4_exp": (qwen3_tower,),
     "gemma4": (gemma4_towers, classes("Gemma4ForConditionalGeneration", "Gemma4Model")),
     "gemma3": (
         siglip,
