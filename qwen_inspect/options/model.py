@@ -59,6 +59,7 @@ def declare_workload(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument(
         "--cache-dtype", type=number_format, default="auto", metavar="FORMAT", help=say("help_cache_dtype")
     )
+    command.add_argument("--source-tokens", type=tokens(say), metavar="TOKENS", help=say("help_source_tokens"))
     command.add_argument("--tp", type=positive(say), default=1, metavar="N", help=say("help_tp"))
 
 
@@ -71,6 +72,7 @@ def workload_of(options: argparse.Namespace) -> Workload:
         context_tokens=options.context,
         cache_format=options.cache_dtype,
         ranks=options.tp or 1,
+        source_tokens=getattr(options, "source_tokens", None),
     )
 
 

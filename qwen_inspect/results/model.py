@@ -123,3 +123,11 @@ class Report:
     def context_tokens(self) -> int | None:
         """The requested context, else the model's limit."""
         return self.workload.context_tokens or (self.design.spec.context_tokens if self.design else None)
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """The cache of the workload; None if a length that it depends on is unknown: the context's, or a source's."""
+        cache, tokens = self.cache, self.context_tokens
+        if tokens is None or (cache.source_bytes_per_token and cache.source_tokens is None):
+            return None
+        return cache.size_bytes(tokens=tokens, batch=self.workload.batch)

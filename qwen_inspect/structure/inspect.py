@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from ..architectures import FAMILIES, Architecture, StoredForm
 from ..checkpoint import Checkpoint, DType, ModelRef, Origin, Tensor
 from ..declarations import KEY, settled
-from ..errors import MalformedError, NotFoundError, QwenInspectError, UnavailableError, UnsupportedError
+from ..errors import MalformedError, NotFoundError, QwenInspectError, UnavailableError, UnsupportedError, UsageError
 from ..language import Message
 from ..loaders.resolve import DEFAULT_MODEL, Access, load, resolve
 from ..results.attention import AttentionReport
-from ..results.cache import CacheReport, Workload
+from ..results.cache import CacheLayer, CacheReport, Workload
 from ..results.counts import Check, ParameterCounts
 from ..results.model import Design, Report
 from ..spec import ModelSpec, each_tensor
@@ -379,18 +379,34 @@ def _attention(
     if kept is None:
         return None, None, architecture.cache_refusal
     attention = AttentionReport(by_config=tuple(layer for layer, _ in kept), by_shapes=None, findings=())
-    cache = CacheReport(dtype=str(spec.dtype), layers=tuple(layer for _, layer in kept))
+    layers = tuple(_with_source(layer, workload.source_tokens) for _, layer in kept)
+    cache = CacheReport(dtype=str(spec.dtype), layers=layers)
     try:
         return attention, _in_formats(attention, cache, formats, spec.dtype), None
     except UnsupportedError as error:
         return None, None, error
 
 
+def _with_source(layer: CacheLayer, source_tokens: int | None) -> CacheLayer:
+    """The layer with the length of the source, unless the model fixes it; UsageError if it fixes another or reads none."""
+    if source_tokens is None or layer.source_tokens == source_tokens:
+        return layer
+    if layer.source_tokens is not None:
+        raise UsageError("source_tokens_fixed", tokens=layer.source_tokens)
+    if not layer.source_bytes_per_token:
+        raise UsageError("source_tokens_without_encoder")
+    return replace(layer, source_tokens=source_tokens)
+
+
 def _in_formats(
     attention: AttentionReport, cache: CacheReport, formats: tuple[CacheFormat, CacheFormat], dtype: DType
 ) -> CacheReport:
     """`cache`, which is in the model's dtype, with K and V in these formats."""
-    return cache if formats == read_formats("auto", dtype) else cache_report(attention.layers, *formats, dtype)
+    if formats == read_formats("auto", dtype):
+        return cache
+    if cache.source_bytes_per_token:
+        raise UnsupportedError("generic_cache_format", kind="cross-attention", format=formats[0].name)
+    return cache_report(attention.layers, *formats, dtype)
 
 
 def _with_stored_bytes(design: Design, subject: _Subject) -> Design:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..architectures.generic.configurations import stated
@@ -20,6 +20,9 @@ from ..results.cache import CacheKind, CacheLayer, CacheReport
 NEAR_TOKENS = (5, 6)
 SHORTEST_TOKENS = (2, 3)  # for windows shorter than in any released model
 FAR_TOKENS, FARTHEST_TOKENS = 301, 8_192
+SOURCE_TOKENS, LONGER_SOURCE_TOKENS = 7, 12
+# The key of the length of an encoder's output where it is always the same. Source: transformers 5.23, WhisperEncoder.forward
+FIXED_SOURCES = {"whisper": "max_source_positions"}
 DEEPEST = 6
 ANSWERS = (0, 1)
 CACHE_NAMES = ("past_key_values", "cache_params")  # its name in outputs
@@ -48,11 +51,12 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class KeptLayer:
-    """What one layer keeps after a run: its class name, its window if it has one, its tensors."""
+    """What one layer keeps after a run: its class name, its window if it has one, its tensors, and those of cross-attention."""
 
     class_name: str
     window_tokens: int | None
     tensors: tuple[Kept, ...]
+    of_source: tuple[Kept, ...] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -68,8 +72,6 @@ class KeptLayer:
 def found_cache(model: Any, dtype: DType) -> tuple[AttentionReport, CacheReport]:
     """Each layer's kind and cache, for a model on meta; UnsupportedError, with the reason, if the runs do not determine them."""
     text = model.config.get_text_config(decoder=True)
-    if stated(model.config, "is_encoder_decoder"):
-        raise UnsupportedError("generic_cache_encoder")
     types, layer_configs = _expected(text)
     windows = [
         value
@@ -83,6 +85,7 @@ def found_cache(model: Any, dtype: DType) -> tuple[AttentionReport, CacheReport]
         runner = _runner(model, near[0])
         shortest, decoded = runner.layers(near[0], then=1)
         runs = {near[0]: shortest, **{tokens: runner.layers(tokens)[0] for tokens in (near[1], far)}}
+        source_bytes = _source_bytes(runner, near[0], (*runs.values(), decoded))
     if decoded != runs[near[1]]:
         raise UnsupportedError("generic_cache_decode")
     if not len(decoded) == len(types) == len(layer_configs):
@@ -91,10 +94,35 @@ def found_cache(model: Any, dtype: DType) -> tuple[AttentionReport, CacheReport]
     for index, layers in enumerate(zip(*runs.values(), strict=True)):
         kept = dict(zip(runs, layers, strict=True))
         layer = _cache_layer(index, types[index], kept, layer_configs[index])
+        if source_bytes:
+            fixed_tokens = stated(model.config, FIXED_SOURCES.get(model.config.model_type, ""))
+            layer = replace(layer, source_bytes_per_token=source_bytes[index], source_tokens=fixed_tokens)
         cache.append(layer)
         attention.append(_attention(layer, kept[near[1]], layer_configs[index]))
     report = AttentionReport(by_config=tuple(attention), by_shapes=None, findings=())
     return report, CacheReport(dtype=str(dtype), layers=tuple(cache))
+
+
+def _source_bytes(runner: _Runner, tokens: int, runs: Sequence[tuple[KeptLayer, ...]]) -> tuple[int, ...]:
+    """Bytes that each layer's cross-attention keeps for a position of the encoder's output; empty without an encoder.
+
+    runs: with SOURCE_TOKENS positions each, after prompts of different lengths.
+    """
+    if not runner.reads_source:
+        return ()
+    (longer,) = replace(runner, source_tokens=LONGER_SOURCE_TOKENS).layers(tokens)
+    sizes = []
+    for index, layer in enumerate(longer):
+        near, far = ({_source_size(layers[index]) for layers in some} for some in (runs, (longer,)))
+        per_token, rest = divmod(far.pop(), LONGER_SOURCE_TOKENS)
+        if rest or not layer.of_source or near != {per_token * SOURCE_TOKENS}:
+            raise UnsupportedError("generic_cache_source", index=index)
+        sizes.append(per_token)
+    return tuple(sizes)
+
+
+def _source_size(layer: KeptLayer) -> int:
+    return sum(tensor.size_bytes for tensor in layer.of_source)
 
 
 def _expected(text: Any) -> tuple[list[str], list[Any]]:
@@ -175,12 +203,33 @@ class _Runner:
     """The whole model, or its decoder if the whole does not run on meta.
 
     earlier_tensors: ids of tensors that its modules held before the runs, besides parameters and buffers. answers: of each run,
-    what it is told where it asks for a tensor's data, which meta tensors lack (None: it must not ask).
+    what it is told where it asks for a tensor's data, which meta tensors lack (None: it must not ask). source_tokens: positions
+    of the encoder's output, if the model has one.
     """
 
     model: Any
     earlier_tensors: frozenset[int]
     answers: tuple[int | None, ...]
+    source_tokens: int = SOURCE_TOKENS
+
+    @property
+    def reads_source(self) -> bool:
+        return bool(stated(self.model.config, "is_encoder_decoder"))
+
+    @property
+    def _ids(self) -> str:
+        return "decoder_input_ids" if self.reads_source else "input_ids"
+
+    def _source(self) -> Mapping[str, Any]:
+        """The encoder's output in place of its run, of which the cache depends on nothing but the length."""
+        if not self.reads_source:
+            return {}
+        import torch
+        from transformers.modeling_outputs import BaseModelOutput
+
+        width = self.model.get_encoder().config.hidden_size
+        states = torch.empty((1, self.source_tokens, width), dtype=self.model.dtype)
+        return {"encoder_outputs": BaseModelOutput(last_hidden_state=states)}
 
     def layers(self, tokens: int, *, then: int = 0) -> tuple[tuple[KeptLayer, ...], ...]:
         """What each layer keeps, whatever the data is: after a prompt of `tokens`, and after each of `then` decoded tokens."""
@@ -200,14 +249,16 @@ class _Runner:
     def _kept(self, cache: Any) -> tuple[KeptLayer, ...]:
         if any(id(tensor) not in self.earlier_tensors for tensor in _own_tensors(self.model)):
             raise UnsupportedError("generic_cache_outside")
-        listed = getattr(cache, "layers", None)
-        if not isinstance(listed, list):
-            raise UnsupportedError("generic_cache_class", found=type(cache).__name__)
+        own, source = _layers_of(cache), []
+        if self.reads_source:
+            own, source = (_layers_of(getattr(cache, f"{name}_attention_cache", None)) for name in ("self", "cross"))
         whole = {_identity(tensor) for _, tensor in tensors_of(cache)}
-        kept = tuple(_kept(layer) for layer in listed)
-        if whole != {_identity(tensor) for layer in listed for _, tensor in tensors_of(layer)}:
+        if not own or whole != {_identity(tensor) for layer in (*own, *source) for _, tensor in tensors_of(layer)}:
             raise UnsupportedError("generic_cache_class", found=type(cache).__name__)
-        return kept
+        if not source:
+            return tuple(_kept(layer) for layer in own)
+        of_source = [_kept(layer).tensors for layer in source]
+        return tuple(replace(_kept(layer), of_source=read) for layer, read in zip(own, of_source, strict=True))
 
     def run(self, tokens: int, answer: int | None, **cache: Any) -> tuple[str, Any]:
         """The cache after `tokens` more tokens, and its name in the outputs."""
@@ -216,7 +267,7 @@ class _Runner:
         try:
             with torch.no_grad(), torch.device("meta"), nullcontext() if answer is None else _answering(answer):
                 ids = torch.zeros((1, tokens), dtype=torch.long)
-                outputs = self.model(input_ids=ids, use_cache=True, **cache)
+                outputs = self.model(**self._source(), **{self._ids: ids}, use_cache=True, **cache)
         except (
             ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError,
         ) as error:  # fmt: skip
@@ -227,6 +278,11 @@ class _Runner:
         raise UnsupportedError("generic_cache_none")
 
 
+def _layers_of(cache: Any) -> list[Any]:
+    layers = getattr(cache, "layers", None)
+    return layers if isinstance(layers, list) else []
+
+
 def _runner(model: Any, tokens: int) -> _Runner:
     """A runner for `model`, or for its decoder if only that runs on meta. UnsupportedError if neither does.
 
@@ -234,7 +290,8 @@ def _runner(model: Any, tokens: int) -> _Runner:
     """
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("batched_mm")  # the others depend on which experts are chosen
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    alone = hasattr(model, "get_decoder") and not stated(model.config, "is_encoder_decoder")
+    decoder = model.get_decoder() if alone else None
     refusal: UnsupportedError | None = None
     for answers in ((None,), ANSWERS):
         for part in (model, decoder):
