@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import Tensor
-from .errors import NotFoundError, QwenInspectError, UsageError
+from .errors import NotFoundError, QwenInspectError, UnsupportedError, UsageError
 from .fitting.advice import limits, savings
 from .language import LANGUAGES, Language, Message
 from .loaders import gpus
@@ -68,6 +68,9 @@ def predicted(request: ReportRequest, access: Access, *, trust_remote_code: bool
     )
     if report.ref.source == "local" and os.path.isabs(report.ref.id):
         report = replace(report, ref=replace(report.ref, id=_file_name(report.ref.id)))
+    if report.settled and report.cache.source_bytes_per_token and report.cache.source_tokens is None:
+        refusal = UnsupportedError("source_tokens_unknown")  # a report is of no source
+        report = replace(report, design=replace(report.known, attention=None, cache=None, cache_refusal=refusal))
     unknown = report.known.unread is not None and report.tensors is None  # not even the weights' bytes are known
     return WholeReport(
         request=replace(

@@ -120,7 +120,12 @@ def _cache_rows(reports: Sequence[Report], tokens: int, batch: int) -> Iterator[
     for name, unit, value_of in _CACHE:
         values = tuple(value_of(report) if report.settled else None for report in reports)
         yield FactRow(section="cache", name=name, values=values, unit=unit)
-    sizes = tuple(report.cache.size_bytes(tokens=tokens, batch=batch) if report.settled else None for report in reports)
+    sizes = tuple(
+        report.cache.size_bytes(tokens=tokens, batch=batch)
+        if report.settled and not report.cache.source_bytes_per_token
+        else None
+        for report in reports
+    )
     yield FactRow(section="cache", name="context_bytes", values=sizes, unit="bytes")
 
 

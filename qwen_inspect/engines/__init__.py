@@ -30,11 +30,11 @@ def engine_of(name: str) -> Engine[Any, Any]:
 def caches_of(report: Report) -> tuple[EngineCache, ...]:
     """The cache of the report's workload in each engine.
 
-    Empty if the context is unknown, or if a layer is known only by what transformers caches for it.
+    Empty if the context is unknown, if a layer is known only by what transformers caches for it, or with cross-attention.
     """
     attention = report.known.attention
     if report.context_tokens is None or attention is None:
         return ()
-    if report.spec.built and len(attention.softmax) < len(attention.layers):
+    if report.spec.built and (len(attention.softmax) < len(attention.layers) or report.cache.source_bytes_per_token):
         return ()
     return tuple(row for name in ENGINES for row in engine_of(name).caches(report))

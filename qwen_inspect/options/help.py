@@ -25,6 +25,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
             "--mode",
             "--batch",
             "--context",
+            "--source-tokens",
             "--max-model-len",
             "--new-tokens",
             "--dtype",

@@ -99,7 +99,12 @@ def formula_footprint(
     weights: the loaded tensors, if not the tree's own. matrices: LoRA's, if they train. unknown: why no more is known; listed
     with the assumptions.
     """
-    sizes = [tensor.size_bytes for tensor in (each_tensor(tree) if weights is None else weights)]
+    loaded = tuple(each_tensor(tree)) if weights is None else weights
+    if (
+        cache.source_bytes_per_token and run.mode != "train"
+    ):  # the encoder's outputs are kept too, and in no formula here
+        return stored_footprint(loaded, "")
+    sizes = [tensor.size_bytes for tensor in loaded]
     return sizes_footprint(sizes, tree, cache, run, matrices=matrices, unknown=unknown)
 
 

@@ -268,7 +268,7 @@ def explored(memory: MemoryReport) -> MemoryReport:
     report, run = memory.report, memory.run
     if not report.settled or report.known.unread is not None or run.mode != "generate" or run.device != "cuda":
         return memory
-    if run.cache == "static" or run.autocast is not None:
+    if run.cache == "static" or run.autocast is not None or report.cache.source_bytes_per_token:
         return memory  # covered neither by kept traces nor by formulas
     from .explore import explore_formula, explore_trace
 

@@ -369,6 +369,8 @@ def _attention(
     spec, kept = architecture.spec, architecture.kept
     formats = read_formats(workload.cache_format, spec.dtype)
     if not spec.built:
+        if workload.source_tokens is not None:
+            raise UsageError("source_tokens_without_encoder")
         tensors = subject.checkpoint.tensors
         if subject.checkpoint.gguf and tensors is not None:
             from .stored import under_class_names

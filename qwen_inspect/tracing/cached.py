@@ -83,6 +83,11 @@ def found_cache(model: Any, dtype: DType) -> tuple[AttentionReport, CacheReport]
     far = min(max([FAR_TOKENS, *(window + 37 for window in windows)]), FARTHEST_TOKENS)
     with _quiet():
         runner = _runner(model, near[0])
+        if (
+            runner.reads_source and len(set(types)) == 1
+        ):  # configured for the encoder, whose layers may be more or fewer
+            depth = len(runner.layers(near[0])[0])
+            types, layer_configs = types[:1] * depth, layer_configs[:1] * depth
         shortest, decoded = runner.layers(near[0], then=1)
         runs = {near[0]: shortest, **{tokens: runner.layers(tokens)[0] for tokens in (near[1], far)}}
         source_bytes = _source_bytes(runner, near[0], (*runs.values(), decoded))
@@ -229,7 +234,10 @@ class _Runner:
 
         width = self.model.get_encoder().config.hidden_size
         states = torch.empty((1, self.source_tokens, width), dtype=self.model.dtype)
-        return {"encoder_outputs": BaseModelOutput(last_hidden_state=states)}
+        outputs = BaseModelOutput(last_hidden_state=states)
+        for name in ("attention_mask", "router_logits"):  # what single classes' encoders give besides
+            setattr(outputs, name, None)
+        return {"encoder_outputs": outputs}
 
     def layers(self, tokens: int, *, then: int = 0) -> tuple[tuple[KeptLayer, ...], ...]:
         """What each layer keeps, whatever the data is: after a prompt of `tokens`, and after each of `then` decoded tokens."""

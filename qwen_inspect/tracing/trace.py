@@ -317,6 +317,8 @@ def _runs(model: Any, spec: ModelSpec, workload: TraceRequest) -> Callable[[Any,
     parameters = inspect.signature(model.forward).parameters
     if workload.padded and "attention_mask" not in parameters:
         raise UnsupportedError("trace_no_mask", class_name=spec.class_name)
+    if workload.mode == "generate" and getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedError("memory_encoder_decoder")
     headed = "labels" in parameters
     match workload.mode:
         case "generate" if headed and model.can_generate():

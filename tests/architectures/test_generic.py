@@ -261,20 +261,6 @@ def test_without_torch_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     assert refused.value.exit_code == 8
 
 
-def test_an_encoders_cache_is_refused_and_the_rest_stands(tmp_path: Path, capsys: Capture) -> None:
-    config = {**small_config("t5"), "architectures": ["T5ForConditionalGeneration"]}
-    path = write_config(tmp_path, config)
-    shown = invoke(capsys, "structure", path, "--format", "json")
-    assert shown.code == 0
-    assert json.loads(shown.out)["cache"] is None
-    assert json.loads(shown.out)["parameters"]["theory"] > 0
-    refused = invoke(capsys, "attention", path)
-    assert refused.code == 7
-    assert "encoder" in refused.err
-    assert invoke(capsys, "params", path, "--lang", "zh").code == 0
-    assert invoke(capsys, "memory", path).code == 7
-
-
 OWN = """
 from transformers import LlamaConfig, LlamaForCausalLM
 class OwnConfig(LlamaConfig):

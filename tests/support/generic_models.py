@@ -79,7 +79,6 @@ REFUSED: Mapping[str, str] = {
     "openai-gpt": "generic_cache_none",
     "recurrent_gemma": "generic_cache_none",
     "rwkv": "generic_cache_no_forward",
-    "t5": "generic_no_language_model",
     "xlstm": "generic_cache_no_forward",
 }
 

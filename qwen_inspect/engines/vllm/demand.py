@@ -36,6 +36,8 @@ class VllmDemand(Demand):
             raise UnsupportedError("vllm_qwen_windows")
         if report.known.cache is not None and any(layer.kind == "chunked" for layer in report.known.cache.layers):
             raise UnsupportedError("vllm_chunks")
+        if report.known.cache is not None and report.known.cache.source_bytes_per_token:
+            raise UnsupportedError("memory_encoder_decoder")
         format_name = checkpoint_format(report.config or {}, serving.cache_format)
         self.format = read_formats(format_name, report.spec.dtype)[0]
         self.format_named = format_name != serving.cache_format  # the checkpoint names it

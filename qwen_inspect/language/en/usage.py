@@ -9,6 +9,7 @@ TEXT = {
     "help_device": "with --prompt: where the model runs, cpu or cuda[:N] (default: cpu)",
     "help_trust_remote_code": "run the Python code of a model in a local directory, for --prompt or where transformers has no class for it; only code that you have read",
     "help_cache_dtype": "K and V in this format, or as K,V: auto, bfloat16, float16, float32 (or bf16, fp16, fp32), fp8, int8, int4, q8_0, ...",
+    "help_source_tokens": "positions of an encoder's output, which cross-attention keeps: for text, the tokens of the source",
     "help_tp": "tensor-parallel ranks of an engine (default: 1)",
     "help_measure": "run it and measure: cpu, cuda, cuda:N, or auto (all GPUs)",
     "help_random_weights": "with --device: random weights from the configuration, nothing is downloaded",

@@ -9,6 +9,7 @@ TEXT = {
     "help_device": "与 --prompt 合用：运行设备，cpu 或 cuda[:N]（默认 cpu）",
     "help_trust_remote_code": "运行本地目录中模型自带的 Python 代码（用于 --prompt，或 transformers 没有其模型类时）；仅限已审阅过的代码",
     "help_cache_dtype": "K、V 的缓存格式，或以 K,V 分别给出：auto、bfloat16、float16、float32（或 bf16、fp16、fp32）、fp8、int8、int4、q8_0 等",
+    "help_source_tokens": "编码器输出的位置数，由交叉注意力保存；对文本即源文的 token 数",
     "help_tp": "推理引擎的张量并行数（默认 1）",
     "help_measure": "实际运行并测量：cpu、cuda、cuda:N 或 auto（所有 GPU）",
     "help_random_weights": "与 --device 合用：按配置使用随机权重，不下载任何文件",

@@ -99,10 +99,15 @@ def cache(report: Report, say: Language) -> str:
     parts = [say("answer_cache_token", size=size(cache.bytes_per_token))]
     if cache.fixed_bytes:
         parts.append(say("answer_cache_state", size=size(cache.fixed_bytes)))
-    if tokens is not None:
-        total = size(cache.size_bytes(tokens=tokens, batch=batch))
+    if cache.source_bytes_per_token:
+        parts.append(say("answer_cache_source", size=size(cache.source_bytes_per_token)))
+    if (total := report.cache_bytes) is not None:
         at = "answer_cache_at" if batch == 1 else "answer_cache_at_batch"
-        parts.append(say(at, size=total, tokens=tokens, batch=batch))
+        text = say(at, size=size(total), tokens=tokens, batch=batch)
+        source = cache.source_tokens
+        parts.append(text if source is None else say("answer_cache_and_source", text=text, source=source))
+    elif cache.source_bytes_per_token and cache.source_tokens is None:
+        parts.append(say("answer_cache_no_source"))
     return say("answer_cache", parts=say("comma").join(parts), dtype=cache.dtype)
 
 

@@ -30,11 +30,16 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
         Heading(say("heading_cache")),
         cache_table(report, say, view),
         cache_fields(report, say),
-        *(cache_figure(report, say) if view.live else []),
+        *(cache_figure(report, say) if view.live and _is_sized(report) else []),
         *engine_blocks(report, say),
         Heading(say("heading_cache_notes")),
         Items(cache_notes(report, say), numbered=True),
     ]
+
+
+def _is_sized(report: Report) -> bool:
+    """Whether the cache's size at any context is known: not if cross-attention keeps a source of unknown length."""
+    return not report.cache.source_bytes_per_token or report.cache.source_tokens is not None
 
 
 def cache_figure(report: Report, say: Language) -> list[Block]:
@@ -203,7 +208,7 @@ def cache_table(report: Report, say: Language, view: View) -> Table:
     rows = []
     layers = report.cache.layers
     for where, indices, layer in grouped(layers, lambda layer: layer.index if view.expand else replace(layer, index=0)):
-        total = None if tokens is None else batch * len(indices) * layer.size_bytes(tokens)
+        total = None if report.cache_bytes is None else batch * len(indices) * layer.size_bytes(tokens or 0)
         rows.append(
             [
                 where,
@@ -211,24 +216,26 @@ def cache_table(report: Report, say: Language, view: View) -> Table:
                 "–" if layer.window_tokens is None else count(layer.window_tokens),
                 count(layer.bytes_per_token),
                 count(layer.fixed_bytes),
+                count(layer.source_bytes_per_token),
                 size(total),
             ]
         )
-    whole = None if tokens is None else report.cache.size_bytes(tokens=tokens, batch=batch)
-    fixed = report.cache.fixed_bytes
-    rows.append([say("total"), "", "", count(report.cache.bytes_per_token), count(fixed), size(whole)])
+    fixed, source = report.cache.fixed_bytes, report.cache.source_bytes_per_token
+    token_bytes = count(report.cache.bytes_per_token)
+    rows.append([say("total"), "", "", token_bytes, count(fixed), count(source), size(report.cache_bytes)])
     columns = [
         say("column_layer"),
         say("column_cache_kind"),
         say("column_window"),
         say("column_cache_bytes"),
         say("column_state_bytes"),
+        say("column_source_bytes"),
         say("column_cache_at", tokens="–" if tokens is None else count(tokens), batch=batch),
     ]
-    shown = [index for index in range(len(columns)) if index != 4 or fixed]
+    shown = [index for index in range(len(columns)) if (index != 4 or fixed) and (index != 5 or source)]
     return Table(
         [columns[index] for index in shown],
         [[row[index] for index in shown] for row in rows],
-        "lcrrrr"[: len(shown)],
+        "lcrrrrr"[: len(shown)],
         totals=1,
     )

@@ -272,8 +272,12 @@ def cache_fields(report: Report, say: Language) -> Fields:
     ]
     if cache.fixed_bytes:
         rows.append((say("field_cache_fixed"), f"{count(cache.fixed_bytes)} B ({size(cache.fixed_bytes)})"))
+    if cache.source_bytes_per_token:
+        source = f"{count(cache.source_bytes_per_token)} B ({size(cache.source_bytes_per_token)})"
+        rows += [(say("field_cache_source"), source), (say("field_source_tokens"), count(cache.source_tokens))]
     if (tokens := report.context_tokens) is not None:
-        total = cache.size_bytes(tokens=tokens, batch=batch)
+        if (total := report.cache_bytes) is None:
+            return Fields([*rows, (say("field_cache_total", tokens=tokens, batch=batch), UNKNOWN)])
         rows.append((say("field_cache_total", tokens=tokens, batch=batch), f"{count(total)} B ({size(total)})"))
     return Fields(rows)
 
@@ -316,6 +320,9 @@ def generic_cache_notes(report: Report, say: Language) -> list[str]:
     cache = report.cache
     origin = "cache_note_generic" if report.spec.from_transformers else "cache_note_outline"
     notes = [say(origin), say("cache_note_sum", bytes=cache.bytes_per_token)]
+    if cache.source_bytes_per_token:
+        notes.append(say("cache_note_source", bytes=cache.source_bytes_per_token))
+        notes += [] if cache.source_tokens is not None else [say("source_tokens_unknown")]
     if sliding := [layer for layer in cache.layers if layer.window_tokens]:
         notes.append(say("cache_note_window", layers=len(sliding), held=(sliding[0].window_tokens or 1) - 1))
     if constant := [layer for layer in cache.layers if layer.fixed_bytes]:

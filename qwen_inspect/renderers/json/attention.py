@@ -51,6 +51,8 @@ class CacheLayerJSON(TypedDict):
     """Independent of the length: the states of linear attention."""
     window_tokens: Count | None
     """null if the layer attends to all earlier tokens."""
+    source_bytes_per_token: Count
+    """For each position of an encoder's output, which cross-attention keeps; 0 without one."""
 
 
 class EngineCacheJSON(TypedDict):
@@ -69,11 +71,15 @@ class CacheJSON(TypedDict):
     bytes_per_token: Count
     """Bytes that one more token of one sequence adds while no window is full."""
     fixed_bytes: Count
+    source_bytes_per_token: Count
+    """Bytes that one more position of an encoder's output adds; 0 without an encoder."""
+    source_tokens: Count | None
+    """Positions of the encoder's output: requested, else fixed by the model; null if unknown or without an encoder."""
     batch: Positive
     context_tokens: Count | None
     """Requested, else the model's own limit."""
     bytes: Count | None
-    """For `batch` sequences of `context_tokens`."""
+    """For `batch` sequences of `context_tokens`; null if these, or the positions of an encoder's output, are unknown."""
     layers: list[CacheLayerJSON]
     engines: list[EngineCacheJSON]
 
@@ -132,11 +138,11 @@ def attention_content(report: Report) -> SettledJSON:
             "dtype": report.cache.dtype,
             "bytes_per_token": report.cache.bytes_per_token,
             "fixed_bytes": report.cache.fixed_bytes,
+            "source_bytes_per_token": report.cache.source_bytes_per_token,
+            "source_tokens": report.cache.source_tokens,
             "batch": report.workload.batch,
             "context_tokens": report.context_tokens,
-            "bytes": None
-            if report.context_tokens is None
-            else report.cache.size_bytes(tokens=report.context_tokens, batch=report.workload.batch),
+            "bytes": report.cache_bytes,
             "layers": [
                 {
                     "index": layer.index,
@@ -144,6 +150,7 @@ def attention_content(report: Report) -> SettledJSON:
                     "bytes_per_token": layer.bytes_per_token,
                     "fixed_bytes": layer.fixed_bytes,
                     "window_tokens": layer.window_tokens,
+                    "source_bytes_per_token": layer.source_bytes_per_token,
                 }
                 for layer in report.cache.layers
             ],
