@@ -40,6 +40,10 @@ _TYPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "glm4_moe_lite": ("Glm4MoeLiteForCausalLM", "Glm4MoeLiteModel"),
         "glm_moe_dsa": ("GlmMoeDsaForCausalLM", "GlmMoeDsaModel"),
     },
+    "qwen_audio": {
+        "qwen2_audio": ("Qwen2AudioForConditionalGeneration", "Qwen2AudioModel"),
+        "qwen3_asr": ("Qwen3ASRForConditionalGeneration", "Qwen3ASRModel"),
+    },
     "qwen4_exp": {
         "qwen4_exp": ("Qwen4ExpForConditionalGeneration",),
         "qwen4_exp_text": ("Qwen4ExpForCausalLM",),

@@ -263,6 +263,37 @@ def jamba_layers(chance: random.Random, text: dict[str, Any]) -> None:
         text.pop("num_local_experts", None)
 
 
+def qwen_windows(chance: random.Random, text: dict[str, Any]) -> None:
+    """Windows as Qwen2 and Qwen3 state them."""
+    text |= {"sliding_window": chance.choice([4, 8]), "max_window_layers": chance.choice([0, 2])}
+    text["use_sliding_window"] = chance.random() < 0.4
+    if chance.random() < 0.3:
+        text["layer_types"] = ["full_attention"] * text["num_hidden_layers"]
+
+
+def audio_encoder(chance: random.Random, config: dict[str, Any]) -> None:
+    """Another encoder of audio, its sizes under either of their names."""
+    heads = chance.choice([1, 2])
+    encoder = {
+        "num_mel_bins": chance.choice([16, 21]),
+        "encoder_layers": chance.choice([1, 2]),
+        "encoder_attention_heads": heads,
+        "encoder_ffn_dim": chance.choice([24, 40]),
+        "d_model": 8 * heads,
+        "activation_function": chance.choice(["gelu", "silu"]),
+        "max_source_positions": chance.choice([16, 20]),
+        "output_dim": chance.choice([32, 48]),
+        "downsample_hidden_size": chance.choice([4, 6]),
+    }
+    if chance.random() < 0.5:
+        encoder["hidden_size"], encoder["num_hidden_layers"] = encoder.pop("d_model"), encoder.pop("encoder_layers")
+    config["audio_config"] = encoder
+    without("num_mel_bins", "activation_function", "max_source_positions", "output_dim", "downsample_hidden_size")(
+        chance, encoder
+    )
+    without("tie_word_embeddings")(chance, config)
+
+
 def mamba2_width(chance: random.Random, text: dict[str, Any]) -> None:
     """Mamba-2 alone: heads and hidden size agree."""
     text["expand"] = chance.choice([1, 2])
@@ -680,6 +711,8 @@ VARIED: Mapping[str, tuple[Change, ...]] = {
         repeated_types(*TYPES),
         without("attention_bias", "rms_norm_eps", "tie_word_embeddings", "rope_parameters"),
     ),
+    "qwen2_audio": (heads, qwen_windows, without("head_dim", "rms_norm_eps", "use_sliding_window")),
+    "qwen3_asr": (heads, qwen_windows, flags("attention_bias"), without("rms_norm_eps", "attention_bias")),
     "bamba": (
         heads,
         bamba_layers,
@@ -790,6 +823,11 @@ VARIED: Mapping[str, tuple[Change, ...]] = {
 
 # Of each composite model_type what else may vary, in its whole configuration.
 COMPOSITE: Mapping[str, tuple[Change, ...]] = {
+    "qwen2_audio": (
+        audio_encoder,
+        choices(architectures=[["Qwen2AudioForConditionalGeneration"], ["Qwen2AudioModel"]]),
+    ),
+    "qwen3_asr": (audio_encoder, choices(architectures=[["Qwen3ASRForConditionalGeneration"], ["Qwen3ASRModel"]])),
     "qwen4_exp": (qwen3_tower,),
     "gemma4": (gemma4_towers, classes("Gemma4ForConditionalGeneration", "Gemma4Model")),
     "gemma3": (
