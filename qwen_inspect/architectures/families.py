@@ -78,6 +78,18 @@ _TYPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "seed_oss": {"seed_oss": ("SeedOssForCausalLM", "SeedOssModel")},
     "smollm3": {"smollm3": ("SmolLM3ForCausalLM", "SmolLM3Model")},
     "starcoder2": {"starcoder2": ("Starcoder2ForCausalLM", "Starcoder2Model")},
+    "arcee": {
+        "apertus": ("ApertusForCausalLM", "ApertusModel"),
+        "arcee": ("ArceeForCausalLM", "ArceeModel"),
+        "nemotron": ("NemotronForCausalLM", "NemotronModel"),
+    },
+    "gpt": {
+        "bloom": ("BloomForCausalLM", "BloomModel"),
+        "falcon": ("FalconForCausalLM", "FalconModel"),
+        "gpt2": ("GPT2LMHeadModel", "GPT2Model"),
+        "gpt_neox": ("GPTNeoXForCausalLM", "GPTNeoXModel"),
+        "opt": ("OPTForCausalLM", "OPTModel"),
+    },
     "bamba": {
         "bamba": ("BambaForCausalLM", "BambaModel"),
         "jamba": ("JambaForCausalLM", "JambaModel"),

@@ -294,6 +294,37 @@ def audio_encoder(chance: random.Random, config: dict[str, Any]) -> None:
     without("tie_word_embeddings")(chance, config)
 
 
+def shared_heads(**keys: str) -> Change:
+    """Heads that share the hidden size, under these keys (hidden, heads, layers)."""
+
+    def change(chance: random.Random, text: dict[str, Any]) -> None:
+        heads = chance.choice([2, 4])
+        for key, value in (
+            ("hidden", heads * chance.choice([8, 16])),
+            ("heads", heads),
+            ("layers", chance.choice([1, 3])),
+        ):
+            text[keys[key]] = value
+        text["tie_word_embeddings"] = chance.random() < 0.5
+        text["vocab_size"] = chance.choice([128, 200])
+
+    return change
+
+
+def older_names(chance: random.Random, text: dict[str, Any]) -> None:
+    """GPT-2's sizes perhaps under the names that newer configurations have."""
+    if chance.random() < 0.4:
+        text["hidden_size"], text["num_hidden_layers"] = text.pop("n_embd"), text.pop("n_layer")
+
+
+def falcon_heads(chance: random.Random, text: dict[str, Any]) -> None:
+    """Keys and values of Falcon's two architectures."""
+    text["new_decoder_architecture"] = chance.random() < 0.5
+    text["num_kv_heads"] = 2 if text["new_decoder_architecture"] else chance.choice([None, text["num_attention_heads"]])
+    text["num_ln_in_parallel_attn"] = chance.choice([None, 1, 2]) if text["new_decoder_architecture"] else None
+    text["parallel_attn"] = text["new_decoder_architecture"] or chance.random() < 0.5
+
+
 def mamba2_width(chance: random.Random, text: dict[str, Any]) -> None:
     """Mamba-2 alone: heads and hidden size agree."""
     text["expand"] = chance.choice([1, 2])
@@ -713,6 +744,66 @@ VARIED: Mapping[str, tuple[Change, ...]] = {
     ),
     "qwen2_audio": (heads, qwen_windows, without("head_dim", "rms_norm_eps", "use_sliding_window")),
     "qwen3_asr": (heads, qwen_windows, flags("attention_bias"), without("rms_norm_eps", "attention_bias")),
+    "apertus": (
+        heads,
+        rotations("default", "linear"),
+        flags("attention_bias"),
+        choices(hidden_act=["xielu", "xielu", "silu"], pad_token_id=[0, 3, None]),
+        without("head_dim", "rms_norm_eps", "pad_token_id", "hidden_act", "rope_parameters"),
+        classes("ApertusForCausalLM", "ApertusForCausalLM", "ApertusModel"),
+    ),
+    "arcee": (
+        heads,
+        rotations("default", "linear"),
+        flags("attention_bias", "mlp_bias"),
+        without("head_dim", "rms_norm_eps", "mlp_bias", "hidden_act"),
+        classes("ArceeForCausalLM", "ArceeForCausalLM", "ArceeModel"),
+    ),
+    "nemotron": (
+        heads,
+        rotations("default", partial=True),
+        flags("attention_bias", "mlp_bias"),
+        choices(norm_eps=[1e-5, 1e-6]),
+        without("head_dim", "norm_eps", "mlp_bias", "hidden_act", "rope_parameters"),
+        classes("NemotronForCausalLM", "NemotronForCausalLM", "NemotronModel"),
+    ),
+    "bloom": (
+        shared_heads(hidden="hidden_size", heads="n_head", layers="n_layer"),
+        choices(layer_norm_epsilon=[1e-5, 1e-6], attention_dropout=[0.0, 0.1]),
+        without("layer_norm_epsilon", "tie_word_embeddings"),
+        classes("BloomForCausalLM", "BloomForCausalLM", "BloomModel"),
+    ),
+    "falcon": (
+        shared_heads(hidden="hidden_size", heads="num_attention_heads", layers="num_hidden_layers"),
+        falcon_heads,
+        flags("bias", "multi_query", "alibi"),
+        choices(ffn_hidden_size=[None, 40], layer_norm_epsilon=[1e-5, 1e-6], activation=["gelu", "relu"]),
+        without("num_kv_heads", "bias", "ffn_hidden_size", "tie_word_embeddings", "activation"),
+        classes("FalconForCausalLM", "FalconForCausalLM", "FalconModel"),
+    ),
+    "gpt2": (
+        shared_heads(hidden="n_embd", heads="n_head", layers="n_layer"),
+        choices(
+            n_inner=[None, 40], n_positions=[512, 600], activation_function=["gelu_new", "relu"], resid_pdrop=[0.1, 0]
+        ),
+        older_names,
+        without("n_inner", "activation_function", "resid_pdrop", "tie_word_embeddings"),
+        classes("GPT2LMHeadModel", "GPT2LMHeadModel", "GPT2Model"),
+    ),
+    "gpt_neox": (
+        shared_heads(hidden="hidden_size", heads="num_attention_heads", layers="num_hidden_layers"),
+        choices(rotary_pct=[0.25, 0.5, 1.0], layer_norm_eps=[1e-5, 1e-6], hidden_dropout=[0.0, 0.1]),
+        flags("attention_bias"),
+        without("rotary_pct", "rope_parameters", "attention_bias", "tie_word_embeddings", "hidden_dropout"),
+        classes("GPTNeoXForCausalLM", "GPTNeoXForCausalLM", "GPTNeoXModel"),
+    ),
+    "opt": (
+        shared_heads(hidden="hidden_size", heads="num_attention_heads", layers="num_hidden_layers"),
+        choices(word_embed_proj_dim=[None, 24], ffn_dim=[40, 96], activation_function=["relu", "gelu"]),
+        flags("do_layer_norm_before", "enable_bias", "layer_norm_elementwise_affine"),
+        without("enable_bias", "pad_token_id", "layer_norm_elementwise_affine", "tie_word_embeddings"),
+        classes("OPTForCausalLM", "OPTForCausalLM", "OPTModel"),
+    ),
     "bamba": (
         heads,
         bamba_layers,
