@@ -44,6 +44,10 @@ _TYPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "qwen2_audio": ("Qwen2AudioForConditionalGeneration", "Qwen2AudioModel"),
         "qwen3_asr": ("Qwen3ASRForConditionalGeneration", "Qwen3ASRModel"),
     },
+    "qwen_omni": {
+        "qwen2_5_omni_thinker": ("Qwen2_5OmniThinkerForConditionalGeneration",),
+        "qwen3_omni_moe_thinker": ("Qwen3OmniMoeThinkerForConditionalGeneration",),
+    },
     "qwen4_exp": {
         "qwen4_exp": ("Qwen4ExpForConditionalGeneration",),
         "qwen4_exp_text": ("Qwen4ExpForCausalLM",),

@@ -100,14 +100,14 @@ def _qwen2(config: Mapping[str, Any]) -> Architecture:
     decoder, audio = _parts(config, QWEN2, "Qwen2", dtype)
     width = integer(audio, "d_model")
     layers = layer_list(
-        "layers", [_layer("Qwen2Audio", "Qwen2AudioAttention", audio, dtype, key_bias=False)] * _depth(audio)
+        "layers", [encoder_layer("Qwen2Audio", "Qwen2AudioAttention", audio, dtype, key_bias=False)] * _depth(audio)
     )
     tower = Module(
         name="audio_tower",
         class_name="Qwen2AudioEncoder",
         children=(
-            _conv1d("conv1", integer(audio, "num_mel_bins"), width, 1, dtype),
-            _conv1d("conv2", width, width, 2, dtype),
+            conv1d("conv1", integer(audio, "num_mel_bins"), width, 1, dtype),
+            conv1d("conv2", width, width, 2, dtype),
             embedding("embed_positions", integer(audio, "max_source_positions"), width, dtype),
             layers,
             layer_norm("layer_norm", width, dtype, eps="1e-05"),
@@ -143,7 +143,7 @@ def _qwen3(config: Mapping[str, Any]) -> Architecture:
     if width % 2:
         raise MalformedError("config_out_of_range", key="d_model", found=width, least=2, most=width - 1)
     positions = Tensor("positional_embedding", (integer(audio, "max_position_embeddings"), width), DType.F32)
-    layer = _layer("Qwen3ASRAudio", "Qwen3ASRAudioAttention", audio, dtype, key_bias=True)
+    layer = encoder_layer("Qwen3ASRAudio", "Qwen3ASRAudioAttention", audio, dtype, key_bias=True)
     tower = Module(
         name="audio_tower",
         class_name="Qwen3ASREncoder",
@@ -151,9 +151,9 @@ def _qwen3(config: Mapping[str, Any]) -> Architecture:
             Module(name="positional_embedding", class_name="SinusoidsPositionEmbedding", buffers=(positions,)),
             layer_list("layers", [layer] * _depth(audio)),
             layer_norm("ln_post", width, dtype, eps="1e-05"),
-            _conv2d("conv2d1", 1, channels, dtype),
-            _conv2d("conv2d2", channels, channels, dtype),
-            _conv2d("conv2d3", channels, channels, dtype),
+            conv2d("conv2d1", 1, channels, dtype),
+            conv2d("conv2d2", channels, channels, dtype),
+            conv2d("conv2d3", channels, channels, dtype),
             linear("conv_out", channels * bins, width, dtype),
         ),
     )
@@ -207,7 +207,9 @@ def _depth(audio: Mapping[str, Any]) -> int:
     return integer(audio, "encoder_layers", at_least=0)
 
 
-def _layer(prefix: str, attention_class: str, audio: Mapping[str, Any], dtype: DType, *, key_bias: bool) -> Module:
+def encoder_layer(
+    prefix: str, attention_class: str, audio: Mapping[str, Any], dtype: DType, *, key_bias: bool
+) -> Module:
     """A layer of the encoder. key_bias: whether keys have a bias as queries and values do."""
     width, inner = integer(audio, "d_model"), integer(audio, "encoder_ffn_dim")
     attention = tuple(
@@ -227,7 +229,7 @@ def _layer(prefix: str, attention_class: str, audio: Mapping[str, Any], dtype: D
     )
 
 
-def _conv1d(name: str, inputs: int, outputs: int, stride: int, dtype: DType) -> Module:
+def conv1d(name: str, inputs: int, outputs: int, stride: int, dtype: DType) -> Module:
     return Module(
         name=name,
         class_name="Conv1d",
@@ -236,7 +238,7 @@ def _conv1d(name: str, inputs: int, outputs: int, stride: int, dtype: DType) -> 
     )
 
 
-def _conv2d(name: str, inputs: int, outputs: int, dtype: DType) -> Module:
+def conv2d(name: str, inputs: int, outputs: int, dtype: DType) -> Module:
     return Module(
         name=name,
         class_name="Conv2d",

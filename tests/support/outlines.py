@@ -271,6 +271,20 @@ def qwen_windows(chance: random.Random, text: dict[str, Any]) -> None:
         text["layer_types"] = ["full_attention"] * text["num_hidden_layers"]
 
 
+def three_axes(chance: random.Random, text: dict[str, Any]) -> None:
+    """RoPE of time, height and width, which share half of a head."""
+    half = text["head_dim"] // 2
+    sections = [half - 2 * (half // 3), half // 3, half // 3]
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections}
+
+
+def omni_towers(chance: random.Random, config: dict[str, Any]) -> None:
+    """Another encoder of audio and another vision tower."""
+    audio_encoder(chance, config)
+    qwen3_tower(chance, config)
+    config["vision_config"]["deepstack_visual_indexes"] = chance.choice([[], [0], [0, 1, 2]])
+
+
 def audio_encoder(chance: random.Random, config: dict[str, Any]) -> None:
     """Another encoder of audio, its sizes under either of their names."""
     heads = chance.choice([1, 2])
@@ -743,6 +757,20 @@ VARIED: Mapping[str, tuple[Change, ...]] = {
         without("attention_bias", "rms_norm_eps", "tie_word_embeddings", "rope_parameters"),
     ),
     "qwen2_audio": (heads, qwen_windows, without("head_dim", "rms_norm_eps", "use_sliding_window")),
+    "qwen2_5_omni_thinker": (heads, qwen_windows, three_axes, without("rms_norm_eps", "use_sliding_window")),
+    "qwen3_omni_moe_thinker": (
+        heads,
+        three_axes,
+        choices(
+            num_experts=[4, 6],
+            num_experts_per_tok=[1, 3],
+            moe_intermediate_size=[16, 24],
+            decoder_sparse_step=[1, 2],
+            mlp_only_layers=[[], [0], None],
+        ),
+        flags("attention_bias"),
+        without("rms_norm_eps", "decoder_sparse_step", "mlp_only_layers", "head_dim"),
+    ),
     "qwen3_asr": (heads, qwen_windows, flags("attention_bias"), without("rms_norm_eps", "attention_bias")),
     "apertus": (
         heads,
@@ -914,6 +942,8 @@ VARIED: Mapping[str, tuple[Change, ...]] = {
 
 # Of each composite model_type what else may vary, in its whole configuration.
 COMPOSITE: Mapping[str, tuple[Change, ...]] = {
+    "qwen2_5_omni_thinker": (omni_towers,),
+    "qwen3_omni_moe_thinker": (omni_towers,),
     "qwen2_audio": (
         audio_encoder,
         choices(architectures=[["Qwen2AudioForConditionalGeneration"], ["Qwen2AudioModel"]]),
