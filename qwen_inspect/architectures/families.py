@@ -92,6 +92,7 @@ _TYPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "falcon": ("FalconForCausalLM", "FalconModel"),
         "gpt2": ("GPT2LMHeadModel", "GPT2Model"),
         "gpt_neox": ("GPTNeoXForCausalLM", "GPTNeoXModel"),
+        "mpt": ("MptForCausalLM", "MptModel"),
         "opt": ("OPTForCausalLM", "OPTModel"),
     },
     "bamba": {

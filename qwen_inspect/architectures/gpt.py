@@ -1,6 +1,6 @@
-"""Decoders before Llama: GPT-2, OPT, GPT-NeoX (Pythia), BLOOM and Falcon, with LayerNorm and an MLP of two matrices.
+"""Decoders before Llama: GPT-2, OPT, GPT-NeoX (Pythia), BLOOM, Falcon and MPT, with LayerNorm and an MLP of two matrices.
 
-Source: transformers 5.23, models/{gpt2,opt,gpt_neox,bloom,falcon}.
+Source: transformers 5.23, models/{gpt2,opt,gpt_neox,bloom,falcon,mpt}.
 """
 
 from __future__ import annotations
@@ -110,12 +110,25 @@ FALCON: Mapping[str, Any] = {
     "activation": "gelu",
     "tie_word_embeddings": True,
 }
+MPT: Mapping[str, Any] = {
+    "d_model": 2048,
+    "n_heads": 16,
+    "n_layers": 24,
+    "vocab_size": 50368,
+    "layer_norm_epsilon": 1e-5,
+    "attn_config": None,
+    "tie_word_embeddings": True,
+}
+MPT_ALIASES: Mapping[str, str] = {
+    "num_attention_heads": "n_heads",
+    "hidden_size": "d_model",
+    "num_hidden_layers": "n_layers",
+}
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture:
-    return {"gpt2": _gpt2, "opt": _opt, "gpt_neox": _neox, "bloom": _bloom, "falcon": _falcon}[config["model_type"]](
-        config
-    )
+    by_type = {"gpt2": _gpt2, "opt": _opt, "gpt_neox": _neox, "bloom": _bloom, "falcon": _falcon, "mpt": _mpt}
+    return by_type[config["model_type"]](config)
 
 
 def _read_heads(text: Mapping[str, Any], hidden: int, key: str = "num_attention_heads") -> tuple[int, int]:
@@ -455,3 +468,55 @@ def _falcon_norms(text: Mapping[str, Any], newer: bool) -> tuple[str, ...]:
     if not parallel:
         return ("post_attention_layernorm", "input_layernorm")
     return ("ln_attn", "ln_mlp") if norms == 2 else ("input_layernorm",)
+
+
+# --- MPT
+
+
+def _mpt(config: Mapping[str, Any]) -> Architecture:
+    text, dtype = with_aliases(with_defaults(config, MPT), MPT_ALIASES), whole_dtype(config)
+    hidden, layers = integer(text, "d_model"), integer(text, "n_layers", at_most=MOST_LAYERS)
+    heads, head_dim = _read_heads(text, hidden, "n_heads")
+    attention = text["attn_config"] or {}
+    if not isinstance(attention, Mapping):
+        raise MalformedError("config_not_object", key="attn_config", found=shown(attention))
+
+    def norm(name: str) -> Module:
+        full = layer_norm(name, hidden, dtype, eps=text["layer_norm_epsilon"])
+        arguments = full.arguments.replace("bias=True", "bias=False")
+        return replace(full, tensors=full.tensors[:1], arguments=arguments)
+
+    block = Module(
+        name="0",
+        class_name="MptBlock",
+        children=(
+            norm("norm_1"),
+            Module(
+                name="attn",
+                class_name="MptAttention",
+                children=(linear("Wqkv", hidden, 3 * hidden, dtype), linear("out_proj", hidden, hidden, dtype)),
+            ),
+            norm("norm_2"),
+            Module(
+                name="ffn",
+                class_name="MptMLP",
+                children=(
+                    linear("up_proj", hidden, 4 * hidden, dtype),
+                    Module(name="act", class_name="GELU", arguments="approximate='none'"),
+                    linear("down_proj", 4 * hidden, hidden, dtype),
+                ),
+            ),
+            dropout("resid_attn_dropout", attention.get("attn_pdrop", 0)),
+        ),
+    )
+    model = Module(
+        name="transformer",
+        class_name="MptModel",
+        children=(
+            embedding("wte", integer(text, "vocab_size"), hidden, dtype),
+            layer_list("blocks", [block] * layers),
+            norm("norm_f"),
+        ),
+    )
+    kept = _kept(text, layers, heads, head_dim, dtype)
+    return causal_lm(config, text, model, kept, table="wte", kernel="eager")

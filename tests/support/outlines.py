@@ -825,6 +825,12 @@ VARIED: Mapping[str, tuple[Change, ...]] = {
         without("rotary_pct", "rope_parameters", "attention_bias", "tie_word_embeddings", "hidden_dropout"),
         classes("GPTNeoXForCausalLM", "GPTNeoXForCausalLM", "GPTNeoXModel"),
     ),
+    "mpt": (
+        shared_heads(hidden="d_model", heads="n_heads", layers="n_layers"),
+        choices(layer_norm_epsilon=[1e-5, 1e-6], attn_config=[{"attn_pdrop": 1}, {}, None]),
+        without("layer_norm_epsilon", "attn_config", "tie_word_embeddings"),
+        classes("MptForCausalLM", "MptForCausalLM", "MptModel"),
+    ),
     "opt": (
         shared_heads(hidden="hidden_size", heads="num_attention_heads", layers="num_hidden_layers"),
         choices(word_embed_proj_dim=[None, 24], ffn_dim=[40, 96], activation_function=["relu", "gelu"]),
