@@ -15,7 +15,17 @@ from ..results.cache import CacheKind
 from ..spec import Module
 from .blocks import linear, rotary
 from .design import KeptLayer
-from .outline import embedding, gated_mlp, keeps_heads, layer_list, norm, read_heads, read_padding, rotary_dim
+from .outline import (
+    embedding,
+    gated_mlp,
+    keeps_heads,
+    layer_list,
+    norm,
+    read_heads,
+    read_padding,
+    read_rope,
+    rotary_dim,
+)
 from .reading import MOST_LAYERS, check_layer_types, integer, read_head_dim, shown
 
 
@@ -142,3 +152,14 @@ def with_layer_types(text: Mapping[str, Any], is_full: Callable[[int], bool]) ->
         types = ["full_attention" if is_full(index) else "sliding_attention" for index in range(layers)]
     check_layer_types(types, layers, kinds=("full_attention", "sliding_attention"))
     return {**text, "layer_types": types}
+
+
+def check_query_scaling(text: Mapping[str, Any]) -> None:
+    """Raises UnsupportedError if RoPE's parameters lack those by which Ministral 3 and Mistral 4 scale late queries.
+
+    Source: transformers 5.23, Ministral3Attention.forward, and standardize_rope_params, which adds the length to some types.
+    """
+    kind, rope = read_rope(text)
+    has_length = "original_max_position_embeddings" in rope or kind in ("llama3", "yarn", "longrope")
+    if not has_length or rope.get("llama_4_scaling_beta") is None:
+        raise UnsupportedError("config_key_unsupported", key="rope_parameters", found=shown(rope))

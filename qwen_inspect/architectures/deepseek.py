@@ -1,7 +1,7 @@
 """DeepSeek-V2, V3 (with R1, V3.1 and Kimi-K2's decoder) and V3.2, GLM-4.7-Flash and GLM-5: latent attention, many small experts.
 
-V3.2 and GLM-5 attend to the tokens that an index chooses, and keep its keys too.
-Source: transformers 5.23, models/deepseek_v2, deepseek_v3, deepseek_v32, glm4_moe_lite, glm_moe_dsa.
+Mistral 4 too. V3.2 and GLM-5 attend to the tokens that an index chooses, and keep its keys too.
+Source: transformers 5.23, models/{deepseek_v2,deepseek_v3,deepseek_v32,glm4_moe_lite,glm_moe_dsa,mistral4}.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from ..checkpoint import DType
 from ..errors import UnsupportedError
 from ..results.cache import CacheKind
 from ..spec import Module
-from .blocks import experts_stored_singly, rotary
-from .design import Architecture, KeptLayer
+from .blocks import experts_stored_singly, rotary, stored_as_built
+from .decoders import check_query_scaling
+from .design import Architecture, KeptLayer, StoredForm
 from .latent import indexer, latent_attention
 from .mixture import SCORE_BIAS, mixture, read_sparse_layers
 from .outline import (
@@ -25,6 +26,7 @@ from .outline import (
     keeps_latent,
     layer_list,
     norm,
+    read_object,
     read_padding,
     read_spans,
     rotary_dim,
@@ -87,6 +89,7 @@ class Variant:
     mixture: str = "MoE"
     dense_first: str | None = "first_k_dense_replace"
     typed_mlps: bool = True
+    stored_form: StoredForm = experts_stored_singly
     indexed: bool = False
     unloaded: tuple[str, ...] = ()
 
@@ -155,6 +158,31 @@ VARIANTS: Mapping[str, Variant] = {
         indexed=True,
         unloaded=(r"model\.layers\.78.*",),
     ),
+    "mistral4": Variant(
+        prefix="Mistral4",
+        defaults={
+            **V3_DEFAULTS,
+            "vocab_size": 131072,
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+            "n_routed_experts": 128,
+            "kv_lora_rank": 256,
+            "q_lora_rank": 1024,
+            "qk_nope_head_dim": 64,
+            "num_experts_per_tok": 4,
+            "first_k_dense_replace": 0,
+            "max_position_embeddings": 1048576,
+            "pad_token_id": 11,
+            "rope_parameters": {"type": "yarn", "llama_4_scaling_beta": 0.1},
+        },
+        aliases={"num_local_experts": "n_routed_experts"},
+        score_bias=None,
+        typed_mlps=False,
+        stored_form=stored_as_built,
+    ),
 }
 
 
@@ -166,7 +194,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
         model,
         kept,
         persistent=(SCORE_BIAS,),
-        stored_form=experts_stored_singly,
+        stored_form=VARIANTS[str(config["model_type"])].stored_form,
         unloaded=VARIANTS[str(config["model_type"])].unloaded,
     )
 
@@ -215,6 +243,7 @@ def decoder(
     rope = integer(text, "qk_rope_head_dim")
     # Only this class keeps a `head_dim` beside it. Source: DeepseekV3Config.__post_init__
     head_dim = integer(text, "head_dim") if model_type == "deepseek_v3" and text.get("head_dim") else rope
+    lite = model_type == "glm4_moe_lite"
     built = {kinds: layer(*kinds) for kinds in dict.fromkeys(zip(sparse, indexed, strict=True))}
     model = Module(
         name="model",
@@ -226,7 +255,7 @@ def decoder(
             rotary(
                 "rotary_emb",
                 f"{prefix}RotaryEmbedding",
-                rotary_dim(text, head_dim, partial=model_type == "glm4_moe_lite"),
+                _turned(text) if model_type == "mistral4" else rotary_dim(text, head_dim, partial=lite),
             ),
         ),
     )
@@ -237,6 +266,21 @@ def decoder(
         for index, has_index in enumerate(indexed)
     )
     return text, model, kept
+
+
+def _turned(text: Mapping[str, Any]) -> int:
+    """Mistral 4 states the channels that turn as a part of the whole head; another number than `qk_rope_head_dim` cannot run.
+
+    Source: Mistral4Config.__post_init__, Mistral4RotaryEmbedding.
+    """
+    check_query_scaling(text)
+    rope = integer(text, "qk_rope_head_dim")
+    head = integer(text, "qk_nope_head_dim") + rope
+    parameters = {"partial_rotary_factor": rope / head, **read_object(text, "rope_parameters")}
+    width = integer({"head_dim": head, **text}, "head_dim")
+    if (dim := rotary_dim({**text, "rope_parameters": parameters}, width, partial=False)) != rope:
+        raise UnsupportedError("config_key_unsupported", key="partial_rotary_factor", found=shown(dim / width))
+    return dim
 
 
 def _check_heads(text: Mapping[str, Any]) -> None:

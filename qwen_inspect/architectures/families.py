@@ -39,6 +39,7 @@ _TYPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "deepseek_v32": ("DeepseekV32ForCausalLM", "DeepseekV32Model"),
         "glm4_moe_lite": ("Glm4MoeLiteForCausalLM", "Glm4MoeLiteModel"),
         "glm_moe_dsa": ("GlmMoeDsaForCausalLM", "GlmMoeDsaModel"),
+        "mistral4": ("Mistral4ForCausalLM", "Mistral4Model"),
     },
     "qwen_audio": {
         "qwen2_audio": ("Qwen2AudioForConditionalGeneration", "Qwen2AudioModel"),
@@ -59,6 +60,7 @@ _TYPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "ministral3": ("Ministral3ForCausalLM", "Ministral3Model"),
         "mixtral": ("MixtralForCausalLM", "MixtralModel"),
     },
+    "mistral3": {"mistral3": ("Mistral3ForConditionalGeneration", "Mistral3Model")},
     "cohere": {
         "cohere": ("CohereForCausalLM", "CohereModel"),
         "cohere2": ("Cohere2ForCausalLM", "Cohere2Model"),

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import UnsupportedError
-from .decoders import read_decoder, with_layer_types
-from .design import Architecture
+from ..checkpoint import DType
+from ..spec import Module
+from .blocks import stored_as_built
+from .decoders import check_query_scaling, read_decoder, with_layer_types
+from .design import Architecture, KeptLayer
 from .outline import causal_lm, read_rope, read_spans, whole_dtype, with_aliases, with_defaults
-from .reading import integer, shown
+from .reading import integer
 from .sparse import read_routed, sparse_block, stored_by_expert
 
 RESCALED: Mapping[str, Any] = {"type": "yarn", "llama_4_scaling_beta": 0.1}
@@ -69,34 +71,37 @@ PREFIXES = {"mistral": "Mistral", "ministral": "Ministral", "ministral3": "Minis
 
 def architecture(config: Mapping[str, Any]) -> Architecture:
     model_type = str(config["model_type"])
+    text, model, kept = decoder(config, model_type, whole_dtype(config))
+    stored = stored_by_expert("block_sparse_moe", ("w1", "w3", "w2")) if model_type == "mixtral" else stored_as_built
+    return causal_lm(config, text, model, kept, stored_form=stored)
+
+
+def decoder(
+    config: Mapping[str, Any], model_type: str, dtype: DType
+) -> tuple[dict[str, Any], Module, tuple[KeptLayer, ...]]:
+    """The configuration with its defaults, the bare decoder as `model`, and what each layer keeps."""
     text = with_defaults(with_aliases(config, ALIASES.get(model_type, {})), DEFAULTS[model_type])
     for key in REQUIRED[model_type]:
         integer(text, key)
     _check_rope(model_type, text)
     if model_type == "ministral":
         text = with_layer_types(text, lambda index: False)
-    decoder = read_decoder(text, whole_dtype(config), PREFIXES[model_type], null_head_dim=True)
-    kept = decoder.kept(read_spans(text, decoder.layers))
-    if model_type != "mixtral":
-        model = decoder.model(decoder.prenorm_layer(decoder.attention(), decoder.mlp()))
-        return causal_lm(config, text, model, kept)
-    routed = read_routed(text, "num_local_experts", layers=decoder.layers)
-    block = sparse_block(decoder, routed[1], name="mlp", class_name="SparseMoeBlock")
-    model = decoder.model(decoder.prenorm_layer(decoder.attention(), block))
-    stored = stored_by_expert("block_sparse_moe", ("w1", "w3", "w2"))
-    return causal_lm(config, text, model, kept, routed=routed, stored_form=stored)
+    sizes = read_decoder(text, dtype, PREFIXES[model_type], null_head_dim=True)
+    if model_type == "mixtral":
+        _, count = read_routed(text, "num_local_experts", layers=sizes.layers)
+        mlp = sparse_block(sizes, count, name="mlp", class_name="SparseMoeBlock")
+    else:
+        mlp = sizes.mlp()
+    model = sizes.model(sizes.prenorm_layer(sizes.attention(), mlp))
+    return text, model, tuple(sizes.kept(read_spans(text, sizes.layers)))
 
 
 def _check_rope(model_type: str, text: Mapping[str, Any]) -> None:
     """Raises UnsupportedError for a way to rotate with which the class cannot be built, or cannot run.
 
-    Source: Ministral3Attention.forward, which scales queries by two of the parameters; modeling_rope_utils, where some ways
-    read a null `head_dim`, which MixtralConfig leaves as it is.
+    Source: modeling_rope_utils, where some ways read a null `head_dim`, which MixtralConfig leaves as it is.
     """
-    kind, rope = read_rope(text)
     if model_type == "ministral3":
-        length = "original_max_position_embeddings" in rope or kind in ("llama3", "yarn", "longrope")
-        if not length or rope.get("llama_4_scaling_beta") is None:
-            raise UnsupportedError("config_key_unsupported", key="rope_parameters", found=shown(rope))
-    if model_type == "mixtral" and kind in ("dynamic", "yarn", "longrope"):
+        check_query_scaling(text)
+    if model_type == "mixtral" and read_rope(text)[0] in ("dynamic", "yarn", "longrope"):
         integer(text, "head_dim")

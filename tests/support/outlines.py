@@ -111,6 +111,31 @@ def few_experts(chance: random.Random, text: dict[str, Any]) -> None:
         text["num_experts"] = text.pop("num_local_experts")
 
 
+def pixtral(chance: random.Random, config: dict[str, Any]) -> None:
+    """Another tower."""
+    heads = chance.choice([1, 2, 3])
+    config["vision_config"] = {
+        "model_type": "pixtral",
+        "hidden_size": chance.choice([8, 20]) * heads,
+        "intermediate_size": chance.choice([24, 40]),
+        "num_attention_heads": heads,
+        "num_hidden_layers": chance.choice([1, 2, 3]),
+        "num_channels": chance.choice([1, 3]),
+        "patch_size": chance.choice([7, 14]),
+        "hidden_act": chance.choice(["gelu", "silu"]),
+    }
+    without("num_channels", "patch_size", "hidden_act", "num_hidden_layers")(chance, config["vision_config"])
+
+
+def query_scaling(chance: random.Random, config: dict[str, Any]) -> None:
+    """Perhaps the decoder of Ministral 3, which scales late queries."""
+    if chance.random() < 0.5:
+        text = config["text_config"]
+        text |= {"model_type": "ministral3", "head_dim": chance.choice([8, 16])}
+        text.pop("rope_scaling", None)
+        rotations("yarn", llama_4_scaling_beta=0.1)(chance, text)
+
+
 def siglip(chance: random.Random, config: dict[str, Any]) -> None:
     """Another tower."""
     heads = chance.choice([1, 2, 3])
@@ -139,6 +164,12 @@ GEMMA: tuple[Change, ...] = (
     flags("attention_bias"),
     without("attention_bias", "rms_norm_eps", "pad_token_id", "tie_word_embeddings", "hidden_activation"),
 )
+
+
+def newer_key(chance: random.Random, text: dict[str, Any]) -> None:
+    """RoPE's parameters under their newer key."""
+    if "rope_scaling" in text:
+        text["rope_parameters"] = text.pop("rope_scaling")
 
 
 def long_rotations(chance: random.Random, text: dict[str, Any]) -> None:
@@ -924,6 +955,15 @@ VARIED: Mapping[str, tuple[Change, ...]] = {
         without("head_dim", "layers_block_type", "moe_latent_size", "mlp_hidden_act", "use_conv_bias", "conv_kernel"),
         classes("NemotronHForCausalLM", "NemotronHForCausalLM", "NemotronHModel"),
     ),
+    "mistral3": (heads, without("head_dim", "rms_norm_eps"), spans, rotations(*USUAL_ROTATIONS)),
+    "mistral4": (
+        latent,
+        flags("attention_bias"),
+        choices(q_lora_rank=[None, 12]),
+        rotations("yarn", llama_4_scaling_beta=0.1),
+        newer_key,
+        without("rope_parameters", "rms_norm_eps", "first_k_dense_replace"),
+    ),
     "deepseek_v2": (
         latent,
         ropes,
@@ -957,6 +997,18 @@ COMPOSITE: Mapping[str, tuple[Change, ...]] = {
     "qwen3_asr": (audio_encoder, choices(architectures=[["Qwen3ASRForConditionalGeneration"], ["Qwen3ASRModel"]])),
     "qwen4_exp": (qwen3_tower,),
     "gemma4": (gemma4_towers, classes("Gemma4ForConditionalGeneration", "Gemma4Model")),
+    "mistral3": (
+        pixtral,
+        query_scaling,
+        choices(
+            spatial_merge_size=[1, 2, 3],
+            vision_feature_layer=[-1, [-2, -1]],
+            projector_hidden_act=["gelu", "silu"],
+            architectures=[["Mistral3ForConditionalGeneration"], ["Mistral3Model"]],
+        ),
+        flags("multimodal_projector_bias", "tie_word_embeddings"),
+        without("architectures", "spatial_merge_size", "tie_word_embeddings", "vision_feature_layer"),
+    ),
     "gemma3": (
         siglip,
         choices(mm_tokens_per_image=[1, 4, 5], architectures=[["Gemma3ForConditionalGeneration"], ["Gemma3Model"]]),
