@@ -53,6 +53,10 @@ _TYPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "qwen4_exp": ("Qwen4ExpForConditionalGeneration",),
         "qwen4_exp_text": ("Qwen4ExpForCausalLM",),
     },
+    "llama4": {
+        "llama4": ("Llama4ForConditionalGeneration",),
+        "llama4_text": ("Llama4ForCausalLM", "Llama4TextModel"),
+    },
     "llama": {"llama": ("LlamaForCausalLM", "LlamaModel")},
     "mistral": {
         "mistral": ("MistralForCausalLM", "MistralModel"),

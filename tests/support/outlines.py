@@ -610,6 +610,53 @@ QWEN4: tuple[Change, ...] = (
 )
 
 
+def llama4(chance: random.Random, text: dict[str, Any]) -> None:
+    """Experts, dense layers and layers without RoPE, listed or by intervals."""
+    layers = text["num_hidden_layers"]
+    text["num_local_experts"] = chance.choice([1, 2, 4])
+    text["num_experts_per_tok"] = min(text["num_local_experts"], chance.choice([1, 2]))
+    text["intermediate_size_mlp"] = chance.choice([40, 72])
+    text["interleave_moe_layer_step"] = chance.choice([1, 2, 3])
+    text["no_rope_layer_interval"] = chance.choice([1, 2, 4])
+    text["attention_chunk_size"] = chance.choice([8, 12])
+    for key in ("moe_layers", "no_rope_layers", "layer_types"):
+        text.pop(key, None)
+    if chance.random() < 0.4:
+        text["moe_layers"] = sorted(index for index in range(layers) if chance.random() < 0.5)
+    if chance.random() < 0.4:
+        text["no_rope_layers"] = [chance.choice([0, 1]) for _ in range(layers)]
+    if chance.random() < 0.3:
+        text["layer_types"] = [chance.choice(["full_attention", "chunked_attention"]) for _ in range(layers)]
+
+
+def llama4_tower(chance: random.Random, config: dict[str, Any]) -> None:
+    """Another tower, and tying as the decoder's configuration has it."""
+    heads = chance.choice([1, 2])
+    config["vision_config"] = {
+        "hidden_size": heads * chance.choice([8, 12]),
+        "num_attention_heads": heads,
+        "num_hidden_layers": chance.choice([1, 2]),
+        "intermediate_size": chance.choice([24, 40]),
+        "vision_output_dim": chance.choice([16, 24]),
+        "image_size": chance.choice([28, 30]),
+        "patch_size": chance.choice([7, 14]),
+        "num_channels": chance.choice([1, 3]),
+        "projector_input_dim": chance.choice([16, 24]),
+        "projector_output_dim": chance.choice([16, 24]),
+    }
+    without("num_channels", "vision_output_dim")(chance, config["vision_config"])
+    config["tie_word_embeddings"] = chance.random() < 0.5
+
+
+LLAMA4: tuple[Change, ...] = (
+    heads,
+    llama4,
+    flags("attention_bias", "use_qk_norm"),
+    without("attention_bias", "use_qk_norm", "tie_word_embeddings", "rms_norm_eps"),
+    scaled_rope,
+)
+
+
 # Of each model_type what may vary in its (decoder's) configuration.
 VARIED: Mapping[str, tuple[Change, ...]] = {
     "llama": (
@@ -984,6 +1031,8 @@ VARIED: Mapping[str, tuple[Change, ...]] = {
     ),
     "qwen4_exp": QWEN4,
     "qwen4_exp_text": QWEN4,
+    "llama4": LLAMA4,
+    "llama4_text": LLAMA4,
 }
 
 # Of each composite model_type what else may vary, in its whole configuration.
