@@ -28,6 +28,7 @@ _TYPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "gemma3_text": ("Gemma3ForCausalLM", "Gemma3TextModel"),
     },
     "gemma3": {"gemma3": ("Gemma3ForConditionalGeneration", "Gemma3Model")},
+    "gemma3n": {"gemma3n_text": ("Gemma3nForCausalLM", "Gemma3nTextModel")},
     "gemma4": {
         "gemma4": ("Gemma4ForConditionalGeneration", "Gemma4Model"),
         "gemma4_text": ("Gemma4ForCausalLM", "Gemma4TextModel"),

@@ -5,11 +5,12 @@ Source: transformers 5.23, models/{gemma,gemma2,gemma3}; Gemma (arXiv 2403.08295
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import DType, Tensor
+from ..errors import UnsupportedError
 from ..spec import Module
 from .blocks import linear
 from .design import Architecture, KeptLayer
@@ -28,7 +29,7 @@ from .outline import (
     whole_dtype,
     with_defaults,
 )
-from .reading import check_layer_types, flag, integer
+from .reading import check_layer_types, flag, integer, shown
 
 _GEMMA: Mapping[str, Any] = {
     "vocab_size": 256000,
@@ -99,6 +100,25 @@ def kept_layers(text: Mapping[str, Any], dtype: DType) -> list[KeptLayer]:
         keeps_heads(index, query_heads, kv_heads, integer(text, "head_dim"), dtype, kind=span, window=window)
         for index, (span, window) in enumerate(read_spans(text, integer(text, "num_hidden_layers")))
     ]
+
+
+def sharing_layers(text: Mapping[str, Any], types: Sequence[str]) -> list[bool]:
+    """Whether each layer reads the cache of an earlier one, the last of its type that keeps its own.
+
+    UnsupportedError if none does. Source: transformers 5.23, Gemma3nTextConfig.kv_sharing_modes; Gemma4TextConfig's is the same.
+    """
+    own = len(types) - integer(text, "num_kv_shared_layers", at_least=0, at_most=len(types))
+    if set(types[:own]) != set(types):
+        raise UnsupportedError(
+            "config_key_unsupported", key="num_kv_shared_layers", found=shown(text["num_kv_shared_layers"])
+        )
+    return [index >= own for index in range(len(types))]
+
+
+def unloaded_parts(shares: Sequence[bool]) -> tuple[str, ...]:
+    """Stored keys and values of layers that share, which their classes do not load."""
+    parts = ("k_proj", "v_proj", "k_norm", "v_norm")
+    return tuple(f"layers.{index}.self_attn.{part}" for index, shared in enumerate(shares) if shared for part in parts)
 
 
 def decoder(text: Mapping[str, Any], kind: str, dtype: DType, *, name: str) -> Module:

@@ -7,19 +7,19 @@ Source: transformers 5.23, models/gemma4.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoint import DType, Tensor
-from ..errors import MalformedError, UnsupportedError
+from ..errors import MalformedError
 from ..results.cache import CacheKind
 from ..spec import Module
 from .blocks import linear
 from .design import Architecture
+from .gemma import scaled_embedding, sharing_layers, unloaded_parts
 from .outline import (
     activation,
     causal_lm,
-    embedding,
     experts,
     frequencies,
     gated_mlp,
@@ -32,7 +32,7 @@ from .outline import (
     whole_dtype,
     with_defaults,
 )
-from .reading import MOST_HEADS, check_layer_types, flag, integer, shown
+from .reading import MOST_HEADS, check_layer_types, flag, integer
 
 DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 262_144,
@@ -129,12 +129,7 @@ def _whole(
         table=table,
         routed=routed,
         persistent=PERSISTENT,
-        unloaded=tuple(
-            f"layers.{index}.self_attn.{part}"
-            for index, kind in enumerate(kinds)
-            if kind.shares
-            for part in ("k_proj", "v_proj", "k_norm", "v_norm")
-        ),
+        unloaded=unloaded_parts([kind.shares for kind in kinds]),
     )
 
 
@@ -161,13 +156,9 @@ def _layer_types(text: Mapping[str, Any]) -> list[str]:
 
 
 def _layer_kinds(text: Mapping[str, Any]) -> list[_Kind]:
-    """What each layer differs in. Source: Gemma4TextConfig.__post_init__ and kv_sharing_modes."""
+    """What each layer differs in. Source: Gemma4TextConfig.__post_init__."""
     types = _layer_types(text)
-    own = len(types) - integer(text, "num_kv_shared_layers", at_least=0, at_most=len(types))
-    if set(types[:own]) != set(types):  # a layer that shares reads the last one of its type that does not
-        raise UnsupportedError(
-            "config_key_unsupported", key="num_kv_shared_layers", found=shown(text["num_kv_shared_layers"])
-        )
+    shares = sharing_layers(text, types)
     kv_heads = global_kv_heads = integer(text, "num_key_value_heads")
     if flag(text, "attention_k_eq_v", default=False) and text["num_global_key_value_heads"] is not None:
         global_kv_heads = integer(text, "num_global_key_value_heads")
@@ -175,10 +166,10 @@ def _layer_kinds(text: Mapping[str, Any]) -> list[_Kind]:
         read_heads({**text, "num_key_value_heads": heads})
     head_dim, global_head_dim = integer(text, "head_dim"), integer(text, "global_head_dim")
     return [
-        _Kind(True, kv_heads, head_dim, index >= own)
+        _Kind(True, kv_heads, head_dim, shared)
         if kind == "sliding_attention"
-        else _Kind(False, global_kv_heads, global_head_dim, index >= own)
-        for index, kind in enumerate(types)
+        else _Kind(False, global_kv_heads, global_head_dim, shared)
+        for kind, shared in zip(types, shares, strict=True)
     ]
 
 
@@ -285,8 +276,7 @@ def _norm(name: str, width: int, dtype: DType) -> Module:
 
 def _table(name: str, rows: int, width: int, text: Mapping[str, Any], dtype: DType) -> Module:
     padding = read_padding({**text, "vocab_size": rows})
-    table = embedding(name, rows, width, dtype, padding=padding, class_name="Gemma4TextScaledWordEmbedding")
-    return replace(table, buffers=(Tensor("embed_scale", (), dtype),))
+    return scaled_embedding(name, rows, width, dtype, padding, prefix="Gemma4")
 
 
 def _rotary(text: Mapping[str, Any], kinds: Sequence[_Kind]) -> Module:

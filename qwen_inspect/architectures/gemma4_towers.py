@@ -170,7 +170,7 @@ def _subsampling(audio: Mapping[str, Any], dtype: DType) -> Module:
     """Two convolutions of 3 x 3 with stride 2, and a projection of what is left of the channels."""
     channels = audio["subsampling_conv_channels"]
     if not isinstance(channels, list) or len(channels) < 2:
-        raise MalformedError("config_not_object", key="subsampling_conv_channels", found=shown(channels))
+        raise UnsupportedError("config_key_unsupported", key="subsampling_conv_channels", found=shown(channels))
     first, second = (
         integer({"subsampling_conv_channels": count}, "subsampling_conv_channels") for count in channels[:2]
     )

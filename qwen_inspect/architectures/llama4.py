@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..checkpoint import DType, Tensor
-from ..errors import MalformedError
+from ..errors import MalformedError, UnsupportedError
 from ..spec import Module
 from .blocks import linear, rotary
 from .design import Architecture, KeptLayer
@@ -116,7 +116,7 @@ def _routed(text: Mapping[str, Any]) -> tuple[int, int]:
 def _layer_numbers(text: Mapping[str, Any], key: str) -> list[int]:
     numbers = text[key]
     if not isinstance(numbers, list) or not all(isinstance(number, int) for number in numbers):
-        raise MalformedError("config_mlp_only_layers", found=shown(numbers))
+        raise UnsupportedError("config_key_unsupported", key=key, found=shown(numbers))
     return numbers
 
 
@@ -127,7 +127,7 @@ def _rotates(text: Mapping[str, Any]) -> list[bool]:
         return [bool((index + 1) % every) for index in range(layers)]
     listed = [bool(entry) for entry in _layer_numbers(text, "no_rope_layers")]
     if len(listed) < layers:
-        raise MalformedError("config_layer_types", layers=layers, found=len(listed))
+        raise MalformedError("gguf_per_layer", key="no_rope_layers", layers=layers, found=len(listed))
     return listed
 
 

@@ -657,6 +657,21 @@ LLAMA4: tuple[Change, ...] = (
 )
 
 
+def gemma3n(chance: random.Random, text: dict[str, Any]) -> None:
+    """Layers that share, MLPs of several widths, and copies of the hidden states."""
+    layers = text["num_hidden_layers"] = chance.choice([5, 7, 9])  # more: sparse ones, which do not run on meta
+    text["layer_types"] = [*TYPES, *(chance.choice(TYPES) for _ in range(layers - 2))]
+    text["num_kv_shared_layers"] = chance.choice([0, 1, 3])
+    widths = [chance.choice([24, 40]) for _ in range(layers)]
+    text["intermediate_size"] = chance.choice([40, widths])
+    text["activation_sparsity_pattern"] = chance.choice([None, [0.0] * layers])
+    if text["activation_sparsity_pattern"] is None:
+        del text["activation_sparsity_pattern"]
+    if chance.random() < 0.5:
+        del text["layer_types"]
+        text["num_kv_shared_layers"] = layers - 5
+
+
 # Of each model_type what may vary in its (decoder's) configuration.
 VARIED: Mapping[str, tuple[Change, ...]] = {
     "llama": (
@@ -1033,6 +1048,21 @@ VARIED: Mapping[str, tuple[Change, ...]] = {
     "qwen4_exp_text": QWEN4,
     "llama4": LLAMA4,
     "llama4_text": LLAMA4,
+    "gemma3n_text": (
+        heads,
+        gemma3n,
+        choices(
+            sliding_window=[8, 12],
+            altup_num_inputs=[1, 2, 4],
+            laurel_rank=[4, 8],
+            hidden_size_per_layer_input=[8, 16],
+            vocab_size_per_layer_input=[64, 128],
+            pad_token_id=[0, 3, None],
+        ),
+        flags("attention_bias"),
+        without("attention_bias", "pad_token_id", "tie_word_embeddings", "altup_num_inputs", "laurel_rank"),
+        scaled_rope,
+    ),
 }
 
 # Of each composite model_type what else may vary, in its whole configuration.
