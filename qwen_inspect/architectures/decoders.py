@@ -16,6 +16,7 @@ from ..spec import Module
 from .blocks import linear, rotary
 from .design import KeptLayer
 from .outline import (
+    activation,
     embedding,
     gated_mlp,
     keeps_heads,
@@ -75,6 +76,19 @@ class Decoder:
         width = integer(self.text, "intermediate_size") if width is None else width
         act = self.text["hidden_act"]
         return gated_mlp(name, self.prefix + class_name, self.hidden, width, act, self.dtype, bias=bias)
+
+    def joint_mlp(self) -> Module:
+        """Gate and up as one matrix. Source: Phi3MLP."""
+        width = integer(self.text, "intermediate_size")
+        return Module(
+            name="mlp",
+            class_name=f"{self.prefix}MLP",
+            children=(
+                linear("gate_up_proj", self.hidden, 2 * width, self.dtype),
+                linear("down_proj", width, self.hidden, self.dtype),
+                activation("activation_fn", self.text["hidden_act"]),
+            ),
+        )
 
     def layer(self, *children: Module) -> Module:
         return Module(name="0", class_name=f"{self.prefix}DecoderLayer", children=children)

@@ -1,7 +1,7 @@
 """DeepSeek-V2, V3 (with R1, V3.1 and Kimi-K2's decoder) and V3.2, GLM-4.7-Flash and GLM-5: latent attention, many small experts.
 
-Mistral 4 too. V3.2 and GLM-5 attend to the tokens that an index chooses, and keep its keys too.
-Source: transformers 5.23, models/{deepseek_v2,deepseek_v3,deepseek_v32,glm4_moe_lite,glm_moe_dsa,mistral4}.
+V3.2 and GLM-5 attend to the tokens that an index chooses, and keep its keys too.
+Source: transformers 5.23, models/deepseek_v2, deepseek_v3, deepseek_v32, glm4_moe_lite, glm_moe_dsa.
 """
 
 from __future__ import annotations
@@ -14,27 +14,23 @@ from ..checkpoint import DType
 from ..errors import UnsupportedError
 from ..results.cache import CacheKind
 from ..spec import Module
-from .blocks import experts_stored_singly, rotary, stored_as_built
-from .decoders import check_query_scaling
+from .blocks import rotary, stored_as_built
+from .decoders import Decoder, check_query_scaling
 from .design import Architecture, KeptLayer, StoredForm
-from .latent import indexer, latent_attention
-from .mixture import SCORE_BIAS, mixture, read_sparse_layers
+from .latent import indexer, latent_attention, read_latent_heads
+from .mixture import EXPERTS, SCORE_BIAS, mixture, read_sparse_layers
 from .outline import (
     causal_lm,
-    embedding,
-    gated_mlp,
     keeps_latent,
-    layer_list,
-    norm,
     read_object,
-    read_padding,
     read_spans,
     rotary_dim,
     whole_dtype,
     with_aliases,
     with_defaults,
 )
-from .reading import check_layer_types, flag, integer, shown
+from .reading import MOST_LAYERS, check_layer_types, flag, integer, shown
+from .sparse import stored_by_expert
 
 V3_DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 129280,
@@ -77,10 +73,17 @@ GLM_DEFAULTS = {
 }
 
 
+STORED_BY_EXPERT = stored_by_expert("mlp", EXPERTS)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """What a model_type varies. aliases: attribute_map of its configuration; score_bias: the router's, "model": as the weights;
-    dense_first: key of the number of dense layers before the experts, None: one; unloaded: see `Architecture`."""
+    """What a model_type varies.
+
+    aliases: attribute_map of its configuration. score_bias: the dtype of the router's bias, "model": that of the weights.
+    mixture: the class's name. dense_first: key of the number of dense layers before the experts, None: one. typed_mlps: whether
+    it reads `mlp_layer_types`, biased_mlp: `mlp_bias`. unloaded: as in `Architecture`.
+    """
 
     prefix: str
     defaults: Mapping[str, Any]
@@ -89,7 +92,8 @@ class Variant:
     mixture: str = "MoE"
     dense_first: str | None = "first_k_dense_replace"
     typed_mlps: bool = True
-    stored_form: StoredForm = experts_stored_singly
+    biased_mlp: bool = False
+    stored_form: StoredForm = STORED_BY_EXPERT
     indexed: bool = False
     unloaded: tuple[str, ...] = ()
 
@@ -117,6 +121,7 @@ VARIANTS: Mapping[str, Variant] = {
         score_bias=None,
         mixture="Moe",
         typed_mlps=False,
+        biased_mlp=True,
     ),
     "deepseek_v3": Variant(
         prefix="DeepseekV3",
@@ -187,78 +192,51 @@ VARIANTS: Mapping[str, Variant] = {
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture:
-    text, model, kept = decoder(config, str(config["model_type"]), whole_dtype(config))
+    model_type = str(config["model_type"])
+    text, model, kept = read_latent_decoder(config, model_type, whole_dtype(config))
     return causal_lm(
         config,
         text,
         model,
         kept,
         persistent=(SCORE_BIAS,),
-        stored_form=VARIANTS[str(config["model_type"])].stored_form,
-        unloaded=VARIANTS[str(config["model_type"])].unloaded,
+        stored_form=VARIANTS[model_type].stored_form,
+        unloaded=VARIANTS[model_type].unloaded,
     )
 
 
-def decoder(
+def read_latent_decoder(
     config: Mapping[str, Any], model_type: str, dtype: DType
 ) -> tuple[dict[str, Any], Module, tuple[KeptLayer, ...]]:
     """The configuration with its defaults, the bare decoder as `model`, and what each layer keeps."""
     variant = VARIANTS[model_type]
-    prefix = variant.prefix
     text = with_defaults(with_aliases(config, variant.aliases), variant.defaults)
-    hidden, eps, act = integer(text, "hidden_size"), text["rms_norm_eps"], text["hidden_act"]
-    layers = integer(text, "num_hidden_layers")
-    _check_heads(text)
-    mlp_bias = flag(text, "mlp_bias", default=False) if model_type == "deepseek_v2" else False
-    score_bias = variant.score_bias if isinstance(variant.score_bias, DType | None) else dtype
+    rope, layers = integer(text, "qk_rope_head_dim"), integer(text, "num_hidden_layers", at_most=MOST_LAYERS)
+    decoder = Decoder(
+        prefix=variant.prefix,
+        text=text,
+        dtype=dtype,
+        hidden=integer(text, "hidden_size"),
+        layers=layers,
+        query_heads=integer(text, "num_attention_heads"),
+        kv_heads=read_latent_heads(text),
+        head_dim=_read_rotary_head(text, rope, keeps_head_dim=model_type == "deepseek_v3"),
+        eps=text["rms_norm_eps"],
+    )
     typed = text if variant.typed_mlps else {**text, "mlp_layer_types": None}
     sparse = read_sparse_layers(typed, layers, integer(text, "n_routed_experts"), dense_first=variant.dense_first)
-    indexed = (
-        _read_indexed(text, layers, shared=model_type == "glm_moe_dsa")
-        if variant.indexed
-        else _read_unwindowed(text, layers)
-    )
-
-    def layer(has_experts: bool, has_index: bool) -> Module:
-        if has_experts:
-            name = f"{prefix}{variant.mixture}"
-            mlp = mixture(prefix, text, dtype, score_bias=score_bias, class_name=name, mlp_bias=mlp_bias)
-        else:
-            width = integer(text, "intermediate_size")
-            mlp = gated_mlp("mlp", f"{prefix}MLP", hidden, width, act, dtype, bias=mlp_bias)
-        extra = (indexer(prefix, text, dtype),) if has_index else ()
-        return Module(
-            name="0",
-            class_name=f"{prefix}DecoderLayer",
-            children=(
-                latent_attention(prefix, text, dtype, extra=extra),
-                mlp,
-                norm("input_layernorm", f"{prefix}RMSNorm", hidden, dtype, eps=eps),
-                norm("post_attention_layernorm", f"{prefix}RMSNorm", hidden, dtype, eps=eps),
-            ),
-        )
-
     if variant.indexed:
+        indexed = _read_indexed(text, layers, shared=model_type == "glm_moe_dsa")
         integer(text, "q_lora_rank")  # the index reads the compressed queries
-    rope = integer(text, "qk_rope_head_dim")
-    # Only this class keeps a `head_dim` beside it. Source: DeepseekV3Config.__post_init__
-    head_dim = integer(text, "head_dim") if model_type == "deepseek_v3" and text.get("head_dim") else rope
-    lite = model_type == "glm4_moe_lite"
-    built = {kinds: layer(*kinds) for kinds in dict.fromkeys(zip(sparse, indexed, strict=True))}
-    model = Module(
-        name="model",
-        class_name=f"{prefix}Model",
-        children=(
-            embedding("embed_tokens", integer(text, "vocab_size"), hidden, dtype, padding=read_padding(text)),
-            layer_list("layers", [built[kinds] for kinds in zip(sparse, indexed, strict=True)]),
-            norm("norm", f"{prefix}RMSNorm", hidden, dtype, eps=eps),
-            rotary(
-                "rotary_emb",
-                f"{prefix}RotaryEmbedding",
-                _turned(text) if model_type == "mistral4" else rotary_dim(text, head_dim, partial=lite),
-            ),
-        ),
-    )
+    else:
+        indexed = _read_unwindowed(text, layers)
+    kinds = list(zip(sparse, indexed, strict=True))
+    built = {kind: _layer(decoder, variant, *kind) for kind in dict.fromkeys(kinds)}
+    if model_type == "mistral4":
+        table = rotary("rotary_emb", f"{variant.prefix}RotaryEmbedding", _turned(text))
+    else:
+        table = decoder.rotary(partial=model_type == "glm4_moe_lite")
+    model = decoder.model([built[kind] for kind in kinds], rotary_table=table)
     rank, width = integer(text, "kv_lora_rank"), integer(text, "index_head_dim") if variant.indexed else 0
     kind: CacheKind = "indexed" if variant.indexed else "latent"
     kept = tuple(
@@ -283,11 +261,27 @@ def _turned(text: Mapping[str, Any]) -> int:
     return dim
 
 
-def _check_heads(text: Mapping[str, Any]) -> None:
-    """Refuses other KV heads than query heads, which these classes cannot run: each query head has its own keys and values."""
-    heads, kv_heads = text["num_attention_heads"], text["num_key_value_heads"]
-    if kv_heads is not None and kv_heads != heads:
-        raise UnsupportedError("config_key_unsupported", key="num_key_value_heads", found=shown(kv_heads))
+def _layer(decoder: Decoder, variant: Variant, has_experts: bool, has_index: bool) -> Module:
+    prefix, text, dtype = variant.prefix, decoder.text, decoder.dtype
+    bias = variant.biased_mlp and flag(text, "mlp_bias", default=False)
+    score_bias = variant.score_bias if isinstance(variant.score_bias, DType | None) else dtype
+    extra = (indexer(prefix, text, dtype),) if has_index else ()
+    mlp = (
+        mixture(decoder, score_bias=score_bias, class_name=variant.mixture, bias=bias)
+        if has_experts
+        else decoder.mlp(bias=bias)
+    )
+    return decoder.prenorm_layer(latent_attention(prefix, text, dtype, extra=extra), mlp)
+
+
+def _read_rotary_head(text: Mapping[str, Any], rope: int, *, keeps_head_dim: bool) -> int:
+    """Channels that turn: `qk_rope_head_dim`; one class keeps a `head_dim` beside it, which must be the same.
+
+    Source: transformers 5.23, DeepseekV3Config.__post_init__.
+    """
+    if keeps_head_dim and text.get("head_dim", rope) != rope:
+        raise UnsupportedError("config_key_unsupported", key="head_dim", found=shown(text["head_dim"]))
+    return rope
 
 
 def _read_unwindowed(text: Mapping[str, Any], layers: int) -> list[bool]:

@@ -50,6 +50,31 @@ _TYPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "qwen2_5_omni_thinker": ("Qwen2_5OmniThinkerForConditionalGeneration",),
         "qwen3_omni_moe_thinker": ("Qwen3OmniMoeThinkerForConditionalGeneration",),
     },
+    "glm": {
+        "glm": ("GlmForCausalLM", "GlmModel"),
+        "glm4": ("Glm4ForCausalLM", "Glm4Model"),
+        "glm4_moe": ("Glm4MoeForCausalLM", "Glm4MoeModel"),
+    },
+    "glm4v": {
+        "glm4v": ("Glm4vForConditionalGeneration", "Glm4vModel"),
+        "glm4v_moe": ("Glm4vMoeForConditionalGeneration", "Glm4vMoeModel"),
+    },
+    "kimi_k25": {
+        "kimi_k25": ("Kimi_K25ForConditionalGeneration", "KimiK25ForConditionalGeneration"),
+    },
+    "kimi_linear": {
+        "kimi_linear": ("KimiLinearForCausalLM", "KimiLinearModel"),
+        "bailing_hybrid": ("BailingHybridForCausalLM", "BailingHybridModel"),
+    },
+    "minimax_m2": {"minimax_m2": ("MiniMaxM2ForCausalLM", "MiniMaxM2Model")},
+    "ernie4_5": {
+        "ernie4_5": ("Ernie4_5ForCausalLM", "Ernie4_5Model"),
+        "ernie4_5_moe": ("Ernie4_5_MoeForCausalLM", "Ernie4_5_MoeModel"),
+    },
+    "hunyuan": {
+        "hunyuan_v1_dense": ("HunYuanDenseV1ForCausalLM", "HunYuanDenseV1Model"),
+        "hunyuan_v1_moe": ("HunYuanMoEV1ForCausalLM", "HunYuanMoEV1Model"),
+    },
     "qwen4_exp": {
         "qwen4_exp": ("Qwen4ExpForConditionalGeneration",),
         "qwen4_exp_text": ("Qwen4ExpForCausalLM",),

@@ -9,12 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..checkpoint import DType, Tensor
+from ..checkpoint import DType
+from ..errors import UnsupportedError
 from ..spec import Module
-from .outline import linear, norm
-from .reading import flag, integer, optional_integer
+from .outline import layer_norm, linear, norm
+from .reading import flag, integer, optional_integer, shown
 
 NORM_EPS = 1e-6  # of the norms within, whatever the configuration says
+
+
+def read_latent_heads(text: Mapping[str, Any]) -> int:
+    """As many as query heads: these classes cannot run others, for each query head has keys and values of its own."""
+    heads, kv_heads = text["num_attention_heads"], text["num_key_value_heads"]
+    if kv_heads is not None and kv_heads != heads:
+        raise UnsupportedError("config_key_unsupported", key="num_key_value_heads", found=shown(kv_heads))
+    return integer(text, "num_attention_heads")
 
 
 def latent_attention(
@@ -64,17 +73,7 @@ def indexer(prefix: str, text: Mapping[str, Any], dtype: DType) -> Module:
         children=(
             linear("wq_b", integer(text, "q_lora_rank"), heads * width, dtype),
             linear("wk", hidden, width, dtype),
-            layer_norm("k_norm", width, dtype),
+            layer_norm("k_norm", width, dtype, eps=NORM_EPS),
             linear("weights_proj", hidden, heads, dtype),
         ),
-    )
-
-
-def layer_norm(name: str, width: int, dtype: DType, *, eps: object = NORM_EPS) -> Module:
-    """`nn.LayerNorm` with weight and bias of `width` channels."""
-    return Module(
-        name=name,
-        class_name="LayerNorm",
-        arguments=f"({width},), eps={eps}, elementwise_affine=True, bias=True",
-        tensors=(Tensor("weight", (width,), dtype), Tensor("bias", (width,), dtype)),
     )

@@ -51,7 +51,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     nested = part(with_parts, "text_config", model_types=DECODERS)
     vision = with_defaults(part(with_parts, "vision_config", model_types=("pixtral",)), PIXTRAL)
     dtype, kind = whole_dtype(config), str(nested.get("model_type", "mistral"))
-    decoder = deepseek.decoder if kind == "mistral4" else mistral.decoder
+    decoder = deepseek.read_latent_decoder if kind == "mistral4" else mistral.decoder
     text, language, kept = decoder(nested, kind, dtype)
     # Tying is read at the top. Source: transformers 5.23, PreTrainedModel.tie_weights
     text["tie_word_embeddings"] = config.get("tie_word_embeddings", True)

@@ -11,10 +11,12 @@ from typing import Any
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError
 from ..spec import Module
-from .outline import experts, gated_mlp
+from .decoders import Decoder
+from .outline import experts
 from .reading import MOST_EXPERTS, check_layer_types, integer
 
 SCORE_BIAS = "e_score_correction_bias"  # a buffer that files hold
+EXPERTS = ("gate_proj", "up_proj", "down_proj")  # an expert's matrices in files
 
 
 def router(
@@ -25,26 +27,21 @@ def router(
     return Module(name=name, class_name=class_name, tensors=(Tensor("weight", (count, hidden), dtype),), buffers=biases)
 
 
-def mixture(
-    prefix: str,
-    text: Mapping[str, Any],
-    dtype: DType,
-    *,
-    score_bias: DType | None,
-    class_name: str | None = None,
-    mlp_bias: bool = False,
-) -> Module:
-    """Routed experts, their router and the shared experts, which are one MLP of their joint width."""
-    hidden, count = integer(text, "hidden_size"), integer(text, "n_routed_experts")
-    width, act = integer(text, "moe_intermediate_size"), text["hidden_act"]
+def mixture(decoder: Decoder, *, score_bias: DType | None, class_name: str = "MoE", bias: bool = False) -> Module:
+    """Routed experts, their router and the shared experts, which are one MLP of their joint width.
+
+    score_bias: as of `router`. bias: of the shared experts.
+    """
+    prefix, text, hidden, dtype = decoder.prefix, decoder.text, decoder.hidden, decoder.dtype
+    count, width = integer(text, "n_routed_experts"), integer(text, "moe_intermediate_size")
     shared = width * integer(text, "n_shared_experts", at_least=0)
     return Module(
         name="mlp",
-        class_name=class_name or f"{prefix}MoE",
+        class_name=prefix + class_name,
         children=(
-            experts("experts", f"{prefix}Experts", count, hidden, width, act, dtype),
+            experts("experts", f"{prefix}Experts", count, hidden, width, text["hidden_act"], dtype),
             router("gate", f"{prefix}TopkRouter", count, hidden, dtype, score_bias=score_bias),
-            gated_mlp("shared_experts", f"{prefix}MLP", hidden, shared, act, dtype, bias=mlp_bias),
+            decoder.mlp("shared_experts", width=shared, bias=bias),
         ),
     )
 

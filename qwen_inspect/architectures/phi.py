@@ -68,7 +68,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     decoder = read_decoder(text, whole_dtype(config), "Phi3")
     layer = decoder.layer(
         _joint_attention(decoder),
-        _joint_mlp(decoder),
+        decoder.joint_mlp(),
         decoder.norm("input_layernorm"),
         decoder.norm("post_attention_layernorm"),
         dropout("resid_attn_dropout", text["resid_pdrop"]),
@@ -92,19 +92,6 @@ def _joint_attention(decoder: Decoder) -> Module:
         children=(
             linear("o_proj", rows, decoder.hidden, decoder.dtype),
             linear("qkv_proj", decoder.hidden, rows + 2 * columns, decoder.dtype),
-        ),
-    )
-
-
-def _joint_mlp(decoder: Decoder) -> Module:
-    width = integer(decoder.text, "intermediate_size")
-    return Module(
-        name="mlp",
-        class_name="Phi3MLP",
-        children=(
-            linear("gate_up_proj", decoder.hidden, 2 * width, decoder.dtype),
-            linear("down_proj", width, decoder.hidden, decoder.dtype),
-            activation("activation_fn", decoder.text["hidden_act"]),
         ),
     )
 
