@@ -55,3 +55,20 @@ def test_many_configurations_are_what_transformers_builds(model_type: str, seed:
 def test_no_change_of_a_configuration_gives_another_count_than_transformers(model_type: str) -> None:
     answers = [beside_transformers(mutated(varied(model_type, seed % 7), seed)[0]) for seed in range(300)]
     assert answers.count("equal") >= 60
+
+
+# By the classes' defaults, which are the releases' sizes. Source: DeepSeek-V3 (arXiv 2412.19437) and V3.2 (arXiv 2512.02556):
+# 512 + 64 numbers of two bytes a token and layer, and 128 more for the index.
+@pytest.mark.parametrize(
+    ("model_type", "tokens", "gib"),
+    [
+        ("deepseek_v3", 163_840, 10.723),  # 61 layers
+        ("deepseek_v32", 163_840, 13.105),
+        ("kimi_k25", 131_072, 8.578),
+        ("glm4_moe_lite", 131_072, 6.609),  # GLM-4.7-Flash: 47 layers
+    ],
+)
+def test_the_caches_of_latent_attention_are_those_of_their_papers(model_type: str, tokens: int, gib: float) -> None:
+    kept = architecture_of({"model_type": model_type, "dtype": "bfloat16"}).kept
+    assert kept is not None
+    assert round(sum(layer.bytes_per_token for _, layer in kept) * tokens / 2**30, 3) == gib
