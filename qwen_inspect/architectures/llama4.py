@@ -251,7 +251,7 @@ def seeing(vision: Mapping[str, Any], dtype: DType) -> Module:
     # A complex number for each pair of channels, in half of them by rows and in half by columns.
     turns = Tensor("freqs_ci", (positions, 1, head_dim // 4 * 2), DType.C64)
     layer = _vision_layer(vision, heads * head_dim, dtype)
-    layers = layer_list("layers", [layer] * integer(vision, "num_hidden_layers"))
+    layers = layer_list("layers", [layer] * integer(vision, "num_hidden_layers", at_least=0))
     return Module(
         name="vision_model",
         class_name="Llama4VisionModel",
