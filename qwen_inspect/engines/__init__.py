@@ -30,10 +30,10 @@ def engine_of(name: str) -> Engine[Any, Any]:
 def caches_of(report: Report) -> tuple[EngineCache, ...]:
     """The cache of the report's workload in each engine.
 
-    Empty if the context is unknown, if a layer is known only by what transformers caches for it, or with cross-attention.
+    Empty if the context is unknown, without a cache or with a second one, or if a layer is known only by what is cached.
     """
     attention = report.known.attention
-    if report.context_tokens is None or attention is None:
+    if report.context_tokens is None or attention is None or report.cache.keeps_nothing:
         return ()
     if report.spec.built and (len(attention.softmax) < len(attention.layers) or report.cache.source_bytes_per_token):
         return ()

@@ -387,7 +387,7 @@ def _kept_bytes(result: Any, model: Any, run: Run) -> KeptBytes:
             optimizer=_storage_bytes(tensor for _, tensor in here) - _storage_bytes(counters),
             step_counters=_storage_bytes(counters),
         )
-    layers = getattr(outcome.past_key_values, "layers", ())
+    layers = getattr(getattr(outcome, "past_key_values", None), "layers", ())
     grown = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
     states = [getattr(layer, name, None) or {} for layer in layers for name in ("conv_states", "recurrent_states")]
     return KeptBytes(

@@ -91,7 +91,34 @@ class OtherLayerAttention:
         return (self.window_tokens or 0,)
 
 
-AnyLayerAttention = LayerAttention | LinearLayerAttention | OtherLayerAttention
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderLayerAttention:
+    """One layer's softmax attention to the tokens before and after each, of which nothing is cached.
+
+    window_tokens: those that it attends to, with the token itself; None for all.
+    """
+
+    index: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    window_tokens: int | None
+
+    @property
+    def kind(self) -> str:
+        return heads_kind(self.query_heads, self.kv_heads)
+
+    @property
+    def span(self) -> CacheKind:
+        return "none"
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """As `LayerAttention.heads`."""
+        return self.query_heads, self.kv_heads, self.head_dim, self.window_tokens or 0
+
+
+AnyLayerAttention = LayerAttention | LinearLayerAttention | OtherLayerAttention | EncoderLayerAttention
 WITH_STATES, WITHOUT_CACHE = ("linear", "recurrent", "convolution", "hybrid"), ("shared", "none")
 
 
@@ -112,6 +139,11 @@ class AttentionReport:
     def softmax(self) -> tuple[LayerAttention, ...]:
         """The softmax layers with known heads. Every described family has at least one."""
         return tuple(layer for layer in self.layers if isinstance(layer, LayerAttention))
+
+    @property
+    def both_ways(self) -> tuple[EncoderLayerAttention, ...]:
+        """The layers of an encoder, which a decoder has none of."""
+        return tuple(layer for layer in self.layers if isinstance(layer, EncoderLayerAttention))
 
     @property
     def linear(self) -> tuple[LinearLayerAttention, ...]:

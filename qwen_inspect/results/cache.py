@@ -97,6 +97,11 @@ class CacheReport:
         return sum(layer.fixed_bytes for layer in self.layers)
 
     @property
+    def keeps_nothing(self) -> bool:
+        """Whether there is no cache, as in an encoder."""
+        return not any(layer.bytes_per_token or layer.fixed_bytes for layer in self.layers)
+
+    @property
     def source_bytes_per_token(self) -> int:
         """Bytes that one more position of the encoder's output adds; 0 without an encoder."""
         return sum(layer.source_bytes_per_token for layer in self.layers)

@@ -11,6 +11,7 @@ from ..language import Message
 from ..results.attention import (
     AnyLayerAttention,
     AttentionReport,
+    EncoderLayerAttention,
     LayerAttention,
     LinearLayerAttention,
     OtherLayerAttention,
@@ -79,7 +80,7 @@ def _by_shapes(layer: AnyLayerAttention, shapes: dict[str, tuple[int, ...]]) -> 
                 result = _softmax_by_shapes(layer, path, shapes)
             case LinearLayerAttention():
                 result = _linear_by_shapes(layer, path, shapes)
-            case OtherLayerAttention():
+            case OtherLayerAttention() | EncoderLayerAttention():
                 return layer
         if result is not None:
             return result
@@ -156,3 +157,5 @@ def _heads(layer: AnyLayerAttention) -> str:
             return f"{layer.key_heads}/{layer.value_heads}/{layer.key_head_dim}, {layer.value_head_dim}"
         case OtherLayerAttention():
             return layer.cache_kind
+        case EncoderLayerAttention():
+            return f"{layer.query_heads}/{layer.kv_heads}/{layer.head_dim}"

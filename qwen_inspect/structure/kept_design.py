@@ -20,7 +20,7 @@ from ..checkpoint import DType, Tensor
 from ..errors import UnsupportedError
 from ..language import Message
 from ..loaders import header_cache
-from ..results.attention import LayerAttention, LinearLayerAttention, OtherLayerAttention
+from ..results.attention import EncoderLayerAttention, LayerAttention, LinearLayerAttention, OtherLayerAttention
 from ..results.cache import CacheLayer
 from ..spec import ModelSpec, Module
 from ..tracing import installed
@@ -35,6 +35,7 @@ TYPE = ""  # the key of an object's type in JSON
 TYPES: Mapping[str, Callable[..., Any]] = {
     "Architecture": Architecture,
     "CacheLayer": CacheLayer,
+    "EncoderLayerAttention": EncoderLayerAttention,
     "DType": lambda name: DType[name],
     "FormsByName": FormsByName,
     "LayerAttention": LayerAttention,

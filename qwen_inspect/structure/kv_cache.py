@@ -8,7 +8,13 @@ from typing import Any
 
 from ..checkpoint import BLOCK_FORMATS, DType
 from ..errors import UnsupportedError
-from ..results.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention, OtherLayerAttention
+from ..results.attention import (
+    AnyLayerAttention,
+    EncoderLayerAttention,
+    LayerAttention,
+    LinearLayerAttention,
+    OtherLayerAttention,
+)
 from ..results.cache import CacheLayer, CacheReport
 
 
@@ -107,6 +113,8 @@ def cache_report(
                 return _cache_layer(layer, keys, values)
             case LinearLayerAttention():
                 return _state_layer(layer, dtype)
+            case EncoderLayerAttention(index=index):
+                return CacheLayer(index=index, kind="none", bytes_per_token=0, states_bytes=(), window_tokens=None)
             case OtherLayerAttention(cache_kind=kind):
                 raise UnsupportedError("generic_cache_format", kind=kind, format=name)
 

@@ -14,7 +14,13 @@ from typing import Any
 from ..architectures.generic.configurations import stated
 from ..checkpoint import DType
 from ..errors import UnsupportedError
-from ..results.attention import AnyLayerAttention, AttentionReport, LayerAttention, OtherLayerAttention
+from ..results.attention import (
+    AnyLayerAttention,
+    AttentionReport,
+    EncoderLayerAttention,
+    LayerAttention,
+    OtherLayerAttention,
+)
 from ..results.cache import CacheKind, CacheLayer, CacheReport
 
 NEAR_TOKENS = (5, 6)
@@ -25,6 +31,7 @@ SOURCE_TOKENS, LONGER_SOURCE_TOKENS = 7, 12
 FIXED_SOURCES = {"whisper": "max_source_positions"}
 DEEPEST = 6
 ANSWERS = (0, 1)
+OBSERVED = "qwen_inspect_observed"  # an attention that only looks at its inputs
 CACHE_NAMES = ("past_key_values", "cache_params")  # its name in outputs
 # Attributes of cache layers that are counters, not cached tensors.
 COUNTERS = ("_sliding_window_tensor", "cumulative_length")
@@ -82,7 +89,12 @@ def found_cache(model: Any, dtype: DType) -> tuple[AttentionReport, CacheReport]
     near = NEAR_TOKENS if min(windows, default=FAR_TOKENS) > NEAR_TOKENS[-1] else SHORTEST_TOKENS
     far = min(max([FAR_TOKENS, *(window + 37 for window in windows)]), FARTHEST_TOKENS)
     with _quiet():
-        runner = _runner(model, near[0])
+        try:
+            runner = _runner(model, near[0])
+        except UnsupportedError as error:
+            if error.message.key == "generic_cache_none" and (encoder := _encoder_layers(model, near[0])):
+                return _without_cache(encoder, dtype)
+            raise
         if (
             runner.reads_source and len(set(types)) == 1
         ):  # configured for the encoder, whose layers may be more or fewer
@@ -106,6 +118,53 @@ def found_cache(model: Any, dtype: DType) -> tuple[AttentionReport, CacheReport]
         attention.append(_attention(layer, kept[near[1]], layer_configs[index]))
     report = AttentionReport(by_config=tuple(attention), by_shapes=None, findings=())
     return report, CacheReport(dtype=str(dtype), layers=tuple(cache))
+
+
+def _without_cache(layers: Sequence[EncoderLayerAttention], dtype: DType) -> tuple[AttentionReport, CacheReport]:
+    nothing = CacheLayer(index=0, kind="none", bytes_per_token=0, states_bytes=(), window_tokens=None)
+    cache = CacheReport(dtype=str(dtype), layers=tuple(replace(nothing, index=layer.index) for layer in layers))
+    return AttentionReport(by_config=tuple(layers), by_shapes=None, findings=()), cache
+
+
+def _encoder_layers(model: Any, tokens: int) -> list[EncoderLayerAttention]:
+    """Each layer's attention if all of them look at the tokens before and after each, as seen in a run; empty otherwise.
+
+    Source: transformers 5.23, AttentionInterface; a window is told as by integrations/flash_attention, with the token itself.
+    """
+    import torch
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    layers: list[EncoderLayerAttention] = []
+    looks_back = []
+
+    def observed(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> tuple[Any, None]:
+        looks_back.append(options.get("is_causal") or getattr(module, "is_causal", True) or key.shape[2] != tokens)
+        window = options.get("sliding_window")
+        layers.append(
+            EncoderLayerAttention(
+                index=len(layers),
+                query_heads=query.shape[1],
+                kv_heads=key.shape[1],
+                head_dim=query.shape[3],
+                window_tokens=2 * window - 1 if type(window) is int else None,
+            )
+        )
+        return value.new_empty((query.shape[0], query.shape[2], query.shape[1], value.shape[3])), None
+
+    AttentionInterface.register(OBSERVED, observed)
+    AttentionMaskInterface.register(OBSERVED, eager_mask)
+    usual = model.config._attn_implementation
+    try:
+        model.set_attn_implementation(OBSERVED)
+        with torch.no_grad(), torch.device("meta"), _answering(ANSWERS[0]):
+            model(input_ids=torch.zeros((1, tokens), dtype=torch.long))
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        return []
+    finally:
+        model.set_attn_implementation(usual)
+    depth = stated(model.config.get_text_config(encoder=True), "num_hidden_layers")
+    return layers if len(layers) == depth and not any(looks_back) else []
 
 
 def _source_bytes(runner: _Runner, tokens: int, runs: Sequence[tuple[KeptLayer, ...]]) -> tuple[int, ...]:

@@ -72,7 +72,6 @@ LONG = ("glm5_next",)  # whose linear attention runs in steps of Python
 
 # The key of the sentence that says why.
 REFUSED: Mapping[str, str] = {
-    "bert": "generic_cache_none",
     "big_bird": "generic_cache_no_forward",
     "deepseek_v4": "generic_cache_kind",
     "minimax": "generic_cache_class",

@@ -147,8 +147,8 @@ def is_shipped(name: str) -> bool:
 def _class_of(configuration: Any, architectures: object) -> Any:
     """The class that `architectures` names if transformers ships it for this configuration, else the default class.
 
-    The default comes from AutoModelForMultimodalLM, which keeps composite models whole, then from AutoModelForCausalLM; with an
-    encoder and a decoder first from the classes that keep both.
+    The default comes from AutoModelForMultimodalLM, which keeps composite models whole, then from AutoModelForCausalLM; before
+    them from the classes that keep both an encoder and a decoder, or from AutoModelForMaskedLM for an encoder.
     """
     import transformers
 
@@ -158,10 +158,11 @@ def _class_of(configuration: Any, architectures: object) -> Any:
         if not isinstance(configuration, getattr(named, "config_class", None) or ()):
             raise UnsupportedError("generic_class_of_other", name=name, found=configuration.model_type)
         return named
-    names = ["MultimodalLM", "CausalLM", "MaskedLM"]
     if stated(configuration, "is_encoder_decoder"):
-        names = ["Seq2SeqLM", "SpeechSeq2Seq", *names]
-    for auto in (getattr(transformers, f"AutoModelFor{name}") for name in names):
+        first = ["Seq2SeqLM", "SpeechSeq2Seq"]
+    else:  # a class of both mappings is an encoder unless the configuration makes it a decoder
+        first = [] if stated(configuration, "is_decoder") else ["MaskedLM"]
+    for auto in (getattr(transformers, f"AutoModelFor{name}") for name in (*first, "MultimodalLM", "CausalLM")):
         if type(configuration) in auto._model_mapping:
             classes = auto._model_mapping[type(configuration)]
             return classes[0] if isinstance(classes, (tuple, list)) else classes

@@ -47,7 +47,10 @@ def spec_of(config: Mapping[str, Any], model: Any) -> ModelSpec:
 def _kernel(model: Any) -> str:
     """The default attention of the decoder. Source: transformers 5.23, PreTrainedModel.get_correct_attn_implementation."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
-    return "sdpa" if getattr(model if decoder is None else decoder, "_supports_sdpa", False) else "eager"
+    part = (
+        decoder if hasattr(decoder, "_supports_sdpa") else model
+    )  # an encoder's `decoder` may be a matrix of its head
+    return "sdpa" if getattr(part, "_supports_sdpa", False) else "eager"
 
 
 def _embedding(model: Any) -> tuple[int, int]:

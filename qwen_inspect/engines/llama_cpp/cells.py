@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from ...checkpoint import DType
 from ...errors import UnsupportedError
-from ...results.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention, OtherLayerAttention
+from ...results.attention import (
+    AnyLayerAttention,
+    EncoderLayerAttention,
+    LayerAttention,
+    LinearLayerAttention,
+    OtherLayerAttention,
+)
 from ...structure.kv_cache import CacheFormat
 
 CELL_FORMATS = ("float32", "bfloat16", "float16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
@@ -42,5 +48,5 @@ def llama_cpp_layer_bytes(
             channels = 2 * layer.key_heads * layer.key_head_dim + values_width
             elements = (layer.conv_kernel - 1) * channels + layer.key_head_dim * values_width
             return sequences * elements * DType.F32.bits // 8
-        case OtherLayerAttention():
+        case OtherLayerAttention() | EncoderLayerAttention():
             raise UnsupportedError("cache_engine_other", engine="llama.cpp")

@@ -21,6 +21,7 @@ TEXT = {
     "answer_attention_of": "{name}: {kinds}.",
     "answer_heads": "{kind}, {query_heads} query heads on {kv_heads} KV heads of {head_dim}",
     "answer_layers_of": "{layers} × {kind}",
+    "answer_no_cache": "No KV cache: an encoder reads all tokens at once.",
     "answer_cache": "KV cache: {parts} ({dtype}).",
     "answer_cache_token": "{size} a token",
     "answer_cache_state": "a state of {size} a sequence",

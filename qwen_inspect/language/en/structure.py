@@ -96,6 +96,7 @@ TEXT = {
     "field_cache_source": "For each position of the encoder's output",
     "field_source_tokens": "Positions of the encoder's output",
     "field_cache_fixed": "State per sequence (whatever the context)",
+    "cache_note_encoder": "An encoder keeps no cache: every token attends to all others (or to those around it), and nothing is decoded",
     "cache_note_source": "Cross-attention keeps K and V of the encoder's output once, whatever is decoded: {bytes:,} B for each of its positions",
     "cache_note_linear": "{layers} layers use linear attention: no tokens are kept, only a state of constant size, {bytes:,} B in all for each sequence, its recurrent part in float32",
     "cache_linear": "state of constant size",

@@ -20,6 +20,7 @@ TEXT = {
     "catalog_kind_sibling": "a release of the same shape",
     "catalog_count": "its parameters add up to the published count",
     "catalog_no_count": "no parameter count was published",
+    "kind_both_ways": "{kind} both ways",
     "kind_within_window": "{kind}, window {window:,}",
     "mixed": "mixed",
     "on": "on",

@@ -21,6 +21,7 @@ TEXT = {
     "answer_attention_of": "{name}：{kinds}。",
     "answer_heads": "{kind}，{query_heads} 个 Q 头、{kv_heads} 个 KV 头，头维度 {head_dim}",
     "answer_layers_of": "{layers} × {kind}",
+    "answer_no_cache": "无 KV 缓存：编码器一次读入所有 token。",
     "answer_cache": "KV 缓存：{parts}（{dtype}）。",
     "answer_cache_token": "每个 token {size}",
     "answer_cache_state": "每条序列另有固定状态 {size}",

@@ -96,6 +96,7 @@ TEXT = {
     "field_cache_source": "编码器输出的每个位置",
     "field_source_tokens": "编码器输出的位置数",
     "field_cache_fixed": "每条序列的固定状态（与上下文长度无关）",
+    "cache_note_encoder": "编码器没有缓存：每个 token 都关注其他所有（或周围的）token，且不做解码",
     "cache_note_source": "交叉注意力只保存一次编码器输出的 K 和 V，与解码长度无关：每个位置 {bytes:,} B",
     "cache_note_linear": "有 {layers} 层使用线性注意力：不保存 token，只保存大小固定的状态，每条序列共 {bytes:,} B，其中循环状态为 float32",
     "cache_linear": "固定大小的状态",

@@ -20,6 +20,7 @@ TEXT = {
     "catalog_kind_sibling": "结构相同的另一个发布版本",
     "catalog_count": "参数量与公布值一致",
     "catalog_no_count": "没有公布的参数量可供核对",
+    "kind_both_ways": "双向 {kind}",
     "kind_within_window": "{kind}，窗口 {window:,}",
     "mixed": "混合",
     "on": "开",

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from ...language import Language
-from ...results.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention, OtherLayerAttention
+from ...results.attention import (
+    AnyLayerAttention,
+    EncoderLayerAttention,
+    LayerAttention,
+    LinearLayerAttention,
+    OtherLayerAttention,
+)
 from ...results.model import Report
 from ...units import count, short_count, size
 from ..document.common import layer_runs
@@ -89,6 +95,12 @@ def _kind(layer: AnyLayerAttention, say: Language) -> str:
             return say("answer_heads", kind=kind, **heads)
         case LinearLayerAttention():
             return say("kind_linear")
+        case EncoderLayerAttention():
+            kind = say("kind_both_ways", kind=layer.kind)
+            if layer.window_tokens is not None:
+                kind = say("kind_within_window", kind=kind, window=layer.window_tokens)
+            heads = {"query_heads": layer.query_heads, "kv_heads": layer.kv_heads, "head_dim": layer.head_dim}
+            return say("answer_heads", kind=kind, **heads)
         case OtherLayerAttention(cache_kind=cache_kind):
             return say(f"kind_{cache_kind}")
 
@@ -96,6 +108,8 @@ def _kind(layer: AnyLayerAttention, say: Language) -> str:
 def cache(report: Report, say: Language) -> str:
     """The cache for one token of one sequence, any state of constant size, and the cache at the context."""
     cache, batch, tokens = report.cache, report.workload.batch, report.context_tokens
+    if cache.keeps_nothing:
+        return say("answer_no_cache")
     parts = [say("answer_cache_token", size=size(cache.bytes_per_token))]
     if cache.fixed_bytes:
         parts.append(say("answer_cache_state", size=size(cache.fixed_bytes)))

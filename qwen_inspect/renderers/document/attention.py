@@ -7,7 +7,13 @@ from dataclasses import replace
 
 from ...engines import caches_of
 from ...language import Language
-from ...results.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention, OtherLayerAttention
+from ...results.attention import (
+    AnyLayerAttention,
+    EncoderLayerAttention,
+    LayerAttention,
+    LinearLayerAttention,
+    OtherLayerAttention,
+)
 from ...results.model import Report
 from ...units import count, size
 from ..blocks import Block, Figure, Heading, Items, Paragraph, Table
@@ -30,16 +36,17 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
         Heading(say("heading_cache")),
         cache_table(report, say, view),
         cache_fields(report, say),
-        *(cache_figure(report, say) if view.live and _is_sized(report) else []),
+        *(cache_figure(report, say) if view.live and _is_plotted(report) else []),
         *engine_blocks(report, say),
         Heading(say("heading_cache_notes")),
         Items(cache_notes(report, say), numbered=True),
     ]
 
 
-def _is_sized(report: Report) -> bool:
-    """Whether the cache's size at any context is known: not if cross-attention keeps a source of unknown length."""
-    return not report.cache.source_bytes_per_token or report.cache.source_tokens is not None
+def _is_plotted(report: Report) -> bool:
+    """Whether there is a cache of a known size at any context: not if cross-attention keeps a source of unknown length."""
+    cache = report.cache
+    return not cache.keeps_nothing and (not cache.source_bytes_per_token or cache.source_tokens is not None)
 
 
 def cache_figure(report: Report, say: Language) -> list[Block]:
@@ -57,6 +64,9 @@ def worked_through(report: Report, say: Language) -> list[Block]:
         match layer:
             case LayerAttention():
                 mapped, shaped = mapping(layer, say), shapes(layer, report, say)
+            case EncoderLayerAttention():
+                content += [Heading(say("heading_mapping", layers=layers)), *mapping(layer, say)]
+                continue
             case LinearLayerAttention():
                 mapped, shaped = linear_mapping(layer, say), linear_shapes(layer, report, say)
             case OtherLayerAttention(cache_kind=kind):
@@ -81,7 +91,8 @@ def distinct(layers: Sequence[AnyLayerAttention]) -> list[tuple[str, AnyLayerAtt
     first_of: dict[object, AnyLayerAttention] = {}
 
     def shape(layer: AnyLayerAttention) -> tuple[object, ...]:
-        return layer.kind, layer.heads[:3] if isinstance(layer, LayerAttention) else layer.heads
+        by_heads = isinstance(layer, LayerAttention | EncoderLayerAttention)
+        return layer.kind, layer.heads[:3] if by_heads else layer.heads
 
     for first, last, layer in runs(layers, shape):
         labels_of.setdefault(shape(layer), []).append(span(first, last))
@@ -89,7 +100,7 @@ def distinct(layers: Sequence[AnyLayerAttention]) -> list[tuple[str, AnyLayerAtt
     return [(spans(labels), first_of[key]) for key, labels in labels_of.items()]
 
 
-def mapping(layer: LayerAttention, say: Language) -> list[Block]:
+def mapping(layer: LayerAttention | EncoderLayerAttention, say: Language) -> list[Block]:
     """Which query heads read which KV head."""
     group = layer.query_heads // layer.kv_heads
     values = {"query_heads": layer.query_heads, "kv_heads": layer.kv_heads, "group": group}

@@ -41,6 +41,9 @@ def _heads(whole: WholeReport, say: Language) -> Iterator[str]:
         assert report.known.cache_refusal is not None
         yield say("conclude_no_cache", reason=say(report.known.cache_refusal.message))
         return
+    if report.cache.keeps_nothing:
+        yield say("cache_note_encoder")
+        return
     cache, as_mha, softmax = report.cache, whole.cache_as_mha, report.attention.softmax
     if as_mha is None:
         yield say("conclude_no_heads", now=size(cache.bytes_per_token))
@@ -140,7 +143,7 @@ def _weights(whole: WholeReport, say: Language) -> Iterator[str]:
         yield say(
             "conclude_saving", change=saving.change, **{name: size(size_bytes) for name, size_bytes in sizes.items()}
         )
-    elif whole.report.settled:
+    elif whole.report.settled and not whole.report.cache.keeps_nothing:
         run, cache = advice.saving_run, whole.report.cache
         whole_bytes, half_bytes = (
             cache.size_bytes(tokens=tokens, batch=run.batch) for tokens in (run.prompt_tokens, run.prompt_tokens // 2)

@@ -228,6 +228,8 @@ def _attention(report: Report, say: Language) -> list[str]:
 def _cache(report: Report, say: Language) -> list[str]:
     """Cache per token; if every token adds equally, also the context at which the cache is as large as the weights."""
     cache, weights = report.cache, report.tree.size_bytes
+    if cache.keeps_nothing:
+        return [say("cache_note_encoder")]
     sentences = [say("finding_cache", size=size(cache.bytes_per_token), bytes=cache.bytes_per_token)]
     if report.known.unread is None and not cache.fixed_bytes and not any(layer.window_tokens for layer in cache.layers):
         tokens = -(-weights // cache.bytes_per_token)

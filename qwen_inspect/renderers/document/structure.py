@@ -8,7 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 from ...language import Language
-from ...results.attention import AttentionReport, LayerAttention, LinearLayerAttention, OtherLayerAttention
+from ...results.attention import (
+    AttentionReport,
+    EncoderLayerAttention,
+    LayerAttention,
+    LinearLayerAttention,
+    OtherLayerAttention,
+)
 from ...results.model import Report
 from ...spec import Module
 from ...units import UNKNOWN, count, seconds, size
@@ -247,6 +253,12 @@ def attention_table(report: Report, say: Language, view: View) -> Table:
                     f"{layer.key_heads} K, {layer.value_heads} V",
                     ", ".join(f"{dim} {letter}" for letter, dim in dims.items()),
                 ]
+            case EncoderLayerAttention():
+                name = ""
+                kind = say("kind_both_ways", kind=layer.kind)
+                if layer.window_tokens is not None:
+                    kind = say("kind_within_window", kind=kind, window=layer.window_tokens)
+                cells = [kind, str(layer.query_heads), str(layer.kv_heads), str(layer.head_dim)]
             case OtherLayerAttention(cache_kind=cache_kind):
                 name = ""
                 cells = [say(f"kind_{cache_kind}"), UNKNOWN, UNKNOWN, UNKNOWN]
@@ -319,6 +331,8 @@ def generic_cache_notes(report: Report, say: Language) -> list[str]:
     """`cache_notes` for a class of which only transformers' cache layout is known."""
     cache = report.cache
     origin = "cache_note_generic" if report.spec.from_transformers else "cache_note_outline"
+    if cache.keeps_nothing:
+        return [say("cache_note_encoder")]
     notes = [say(origin), say("cache_note_sum", bytes=cache.bytes_per_token)]
     if cache.source_bytes_per_token:
         notes.append(say("cache_note_source", bytes=cache.source_bytes_per_token))

@@ -93,6 +93,8 @@ class HeadsJSON(TypedDict):
     """The runs of the shortest repeating sequence of layers; null if all layers are of one kind or nothing repeats."""
     linear: LinearJSON | None
     """null if the model has none."""
+    both_ways: bool | None
+    """Whether tokens attend to later ones too, as in an encoder, which has no cache; null if unknown."""
     tied_embeddings: bool
 
 
@@ -110,7 +112,7 @@ def content(report: Report, say: Language) -> AttentionJSON:
 
 
 def attention_content(report: Report) -> SettledJSON:
-    layers, linear = report.attention.softmax, report.attention.linear
+    layers, linear = report.attention.softmax or report.attention.both_ways, report.attention.linear
 
     def same(values: Sequence[int]) -> int | None:
         return values[0] if len(set(values)) == 1 else None
@@ -133,6 +135,7 @@ def attention_content(report: Report) -> SettledJSON:
         }
         if linear
         else None,
+        "both_ways": bool(report.attention.both_ways),
         "tied_embeddings": report.spec.tied_embeddings,
         "cache": {
             "dtype": report.cache.dtype,

@@ -113,6 +113,7 @@ def _unsettled(report: Report) -> MaybeSettledJSON:
         "head_dim": None,
         "pattern": None,
         "linear": None,
+        "both_ways": None,
         "cache": None,
         "tied_embeddings": report.spec.tied_embeddings,
     }
