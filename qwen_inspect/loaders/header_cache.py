@@ -1,6 +1,8 @@
-"""The cache of files fetched from hubs, by content hash: a second run requests only the listing.
+"""The cache of what was fetched from hubs and learnt of models: a second run requests only the listing.
 
-Separate from the hub clients' own caches. Everything read back is checked as if it came from the network.
+Separate from the hub clients' own caches. A kept file begins with a checksum of its name and content: damage is found, and the
+file dropped. What a hub sent is kept under its hash if it is what the hash names, else under where it came from, so that no
+server can answer for another's repository. Everything read back is checked as if it came from the network.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .regular import read_regular
+
 LARGEST_BYTES = 50_000_000
 KEY = re.compile(r"[a-z0-9]+-[0-9a-f]{40,64}")
 
@@ -27,19 +31,38 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwen-inspect"
 
 
-def read(key: str) -> bytes | None:
-    """The cached bytes for a content hash such as "sha256-..."; None if not cached."""
-    return _read(_place("objects", key))
+def read(*place: str, key: str) -> bytes | None:
+    """What is kept of a file that a hub lists with a content hash (`key`); None if nothing intact is.
+
+    place: where it is listed: hub, endpoint, repository, name.
+    """
+    sent = _read(_place("objects", _key_at(place, key)))
+    return _read(_place("objects", key)) if sent is None else sent
 
 
-def holds(key: str) -> bool:
-    """Whether the cache holds a content hash."""
-    return _place("objects", key).is_file()
+def holds(*place: str, key: str) -> bool:
+    """Whether something is kept of a file, intact or not."""
+    return _place("objects", key).is_file() or _place("objects", _key_at(place, key)).is_file()
 
 
-def write(key: str, content: bytes) -> None:
-    """Caches `content`. A folder that cannot be written is no error: the next run fetches again."""
-    _write(_place("objects", key), content)
+def write(*place: str, key: str, content: bytes) -> None:
+    """Keeps the file, or the part of it, that a hub sent.
+
+    A folder that cannot be written is no error: the next run fetches again.
+    """
+    _write(_place("objects", key if _is_content(key, content) else _key_at(place, key)), content)
+
+
+def _key_at(place: tuple[str, ...], key: str) -> str:
+    return f"at-{hashlib.sha256(json.dumps([*place, key]).encode()).hexdigest()}"
+
+
+def _is_content(key: str, content: bytes) -> bool:
+    """Whether `content` is the whole file that a hash names. Source: git's documentation, "Git Internals - Git Objects"."""
+    kind, _, digest = key.partition("-")
+    if kind == "git":
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == digest
+    return kind == "sha256" and hashlib.sha256(content).hexdigest() == digest
 
 
 def read_trace(name: str) -> bytes | None:
@@ -61,12 +84,12 @@ def write_design(name: str, content: bytes) -> None:
 
 
 def read_named(name: str) -> bytes | None:
-    """A file about this machine, such as its calibration."""
-    return _read(folder() / name)
+    """A file about this machine, such as its calibration, as it was written."""
+    return _content(folder() / name)
 
 
 def write_named(name: str, content: bytes) -> None:
-    _write(folder() / name, content)
+    _replace(folder() / name, content)
 
 
 def listing_age_seconds(*names: str) -> float | None:
@@ -103,15 +126,35 @@ def _place(kind: str, key: str) -> Path:
 
 
 def _read(path: Path) -> bytes | None:
+    """What `_write` kept at `path`. Anything else is dropped: damaged, or kept by a version that wrote no checksum."""
+    kept = _content(path)
+    if kept is None:
+        return None
+    checksum, _, content = kept.partition(b"\n")
+    if checksum == _checksum(path, content):
+        return content
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+    return None
+
+
+def _write(path: Path, content: bytes) -> None:
+    _replace(path, b"\n".join((_checksum(path, content), content)))
+
+
+def _checksum(path: Path, content: bytes) -> bytes:
+    return hashlib.sha256(f"{path.parent.name}/{path.name}\n".encode() + content).hexdigest().encode()
+
+
+def _content(path: Path) -> bytes | None:
     try:
-        with open(path, "rb") as stream:
-            content = stream.read(LARGEST_BYTES + 1)
+        content = read_regular(path, cap=LARGEST_BYTES)
     except OSError:
         return None
     return content if len(content) <= LARGEST_BYTES else None
 
 
-def _write(path: Path, content: bytes) -> None:
+def _replace(path: Path, content: bytes) -> None:
     partial = f"{path}.{os.getpid()}.{threading.get_ident()}.partial"
     try:
         try:

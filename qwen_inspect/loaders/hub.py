@@ -99,33 +99,47 @@ def load_recent(hub: Hub, ref: ModelRef, *, headers: bool = True) -> Checkpoint 
     age = header_cache.listing_age_seconds(hub.source, hub.endpoint, ref.id, revision)
     if age is None or age > RECENT_SECONDS:
         return None
-    return load_kept(hub, ref, Message("from_recent", seconds=int(age)), headers=headers)
+    try:
+        return load_kept(hub, ref, Message("from_recent", seconds=int(age)), headers=headers)
+    except DamagedCacheError:
+        return None
+
+
+class DamagedCacheError(NotFoundError):
+    """A part of what was kept of a model was damaged, and is dropped."""
 
 
 def load_kept(hub: Hub, ref: ModelRef, notice: Message, *, headers: bool = True) -> Checkpoint | None:
-    """The checkpoint from the cache of earlier runs, without a request; None if a part is missing."""
+    """The checkpoint from the cache of earlier runs, without a request; None if a part is missing.
+
+    DamagedCacheError if a part is damaged.
+    """
     revision = ref.revision or hub.default_revision
+    is_listed = header_cache.listing_age_seconds(hub.source, hub.endpoint, ref.id, revision) is not None
     listing = kept_listing(hub, ref.id, revision)
+    if listing is None and is_listed:
+        raise DamagedCacheError("kept_damaged", id=ref.id)
     if listing is None:
         return None
+
+    def are_kept(files: Sequence[ListedFile]) -> bool:
+        if not all(hub_headers.is_kept(hub, ref.id, file) for file in files):
+            return False
+        if any(hub_headers.read_kept(hub, ref.id, file) is None for file in files):
+            raise DamagedCacheError("kept_damaged", id=ref.id)
+        return True
+
     needed = _needed(listing, ref)
-    if headers or not _is_counted(listing, needed):
-        if not all(map(_is_kept, needed)):
-            return None
-    elif not _is_kept(needed[0]):
+    if not are_kept(needed if headers or not _is_counted(listing, needed) else needed[:1]):
         return None
     config = _config(hub, ref.id, listing, Deadline.after(1))
     beside = _quantisation_file(listing, config)
-    if beside is not None and not _is_kept(beside):
+    if beside is not None and not are_kept([beside]):
         return None
-    if not all(map(_is_kept, needed)) and not all(map(_is_kept, _files_of_count(listing, config))):
+    if not are_kept(needed) and not are_kept(_files_of_count(listing, config)):
         return None
     checkpoint = _checkpoint(hub, ref, listing, config, Deadline.after(1), lambda done, total: None, headers=headers)
     return replace(checkpoint, notices=(*checkpoint.notices, notice))
-
-
-def _is_kept(file: ListedFile) -> bool:
-    return file.key is not None and header_cache.holds(file.key)
 
 
 def kept_listing(hub: Hub, model: str, revision: str) -> Listing | None:
@@ -177,8 +191,9 @@ def _listing_and_config(
             return _listing_of_a_mirror(hub, model, revision, deadline), _parsed_config(answer.body)
         raise outcomes.errors[0] or NetworkError("hub_no_answer", endpoint=hub.shown_endpoint)
     if isinstance(answer, Answer) and answer.ok and answer.commit in (None, listed.revision):
-        _keep_config(listed.file(name), answer.body)
-        return listed, _parsed_config(answer.body)
+        config = _parsed_config(answer.body)
+        _keep_config(hub, model, listed.file(name), answer.body)
+        return listed, config
     return listed, _config(hub, model, listed, deadline)
 
 
@@ -208,14 +223,14 @@ def _config(
     named = listing.file(name)
     if named is None:
         return None
-    if named.key and (kept := header_cache.read(named.key)) is not None:
+    if (kept := hub_headers.read_kept(hub, model, named)) is not None:
         return _parsed_config(kept)
     url = hub.file_url(model, listing.revision, named.name)
     answer = fetch(hub.get, url, limit=LONGEST_CONFIG_BYTES + 1, deadline=deadline)
     if not answer.ok:
         raise hub.refusal(answer, model=model, revision=listing.revision, file=named.name)
     config = _parsed_config(answer.body)
-    _keep_config(named, answer.body)
+    _keep_config(hub, model, named, answer.body)
     return config
 
 
@@ -225,9 +240,9 @@ def _parsed_config(content: bytes) -> Mapping[str, Any]:
     return local.parse_config(parse_json(content, file=local.CONFIG_NAME), file=local.CONFIG_NAME)
 
 
-def _keep_config(named: ListedFile | None, content: bytes) -> None:
-    if named and named.key and named.size_bytes in (None, len(content)):
-        header_cache.write(named.key, content)
+def _keep_config(hub: Hub, model: str, named: ListedFile | None, content: bytes) -> None:
+    if named and named.size_bytes in (None, len(content)):
+        hub_headers.keep(hub, model, named, content)
 
 
 def weight_files(listing: Listing) -> tuple[ListedFile, ...]:
@@ -286,7 +301,7 @@ def _checkpoint(
     )
     if not files:
         return checkpoint
-    if not (headers or all(map(_is_kept, files))) and _is_counted(listing, files):
+    if not (headers or all(hub_headers.is_kept(hub, ref.id, file) for file in files)) and _is_counted(listing, files):
         count = _hub_count(hub, ref.id, listing, config, deadline)
         if count is not None:
             return replace(checkpoint, hub_count=count)
@@ -339,7 +354,7 @@ def _hub_count(
 
 def _index_total(hub: Hub, model: str, listing: Listing, index: ListedFile, deadline: Deadline) -> int | None:
     """`total_size` of the index, from its first bytes; None if it is not there."""
-    head = header_cache.read(index.key) if index.key else None
+    head = hub_headers.read_kept(hub, model, index)
     if head is None:
         url = hub.file_url(model, listing.revision, index.name)
         try:
@@ -349,8 +364,7 @@ def _index_total(hub: Hub, model: str, listing: Listing, index: ListedFile, dead
         if span is None:
             return None
         head = span.content
-        if index.key:
-            header_cache.write(index.key, head)
+        hub_headers.keep(hub, model, index, head)
     match = TOTAL_SIZE.match(head)
     return int(match[1]) if match else None
 

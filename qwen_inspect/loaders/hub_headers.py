@@ -18,11 +18,27 @@ WINDOW_BYTES = 64 * 1024
 Header = tuple[int, tuple[Tensor, ...]]  # the file's size and what its header lists
 
 
+def read_kept(hub: Hub, model: str, file: ListedFile) -> bytes | None:
+    """What an earlier run kept of a listed file: a small one whole, a weight file's header. None if nothing intact is."""
+    return header_cache.read(hub.source, hub.endpoint, model, file.name, key=file.key) if file.key else None
+
+
+def is_kept(hub: Hub, model: str, file: ListedFile) -> bool:
+    """Whether something is kept of a listed file, intact or not."""
+    return file.key is not None and header_cache.holds(hub.source, hub.endpoint, model, file.name, key=file.key)
+
+
+def keep(hub: Hub, model: str, file: ListedFile, content: bytes) -> None:
+    """Keeps what came of a listed file; a file without a hash is fetched each time."""
+    if file.key:
+        header_cache.write(hub.source, hub.endpoint, model, file.name, key=file.key, content=content)
+
+
 def read_gguf(
     hub: Hub, model: str, revision: str, file: ListedFile, deadline: Deadline
 ) -> tuple[int, gguf_header.GgufHeader]:
     """A file's size and header: from the cache, else by ranged requests until the header ends."""
-    kept = header_cache.read(file.key) if file.key else None
+    kept = read_kept(hub, model, file)
     if kept is not None and file.size_bytes is not None:
         content = kept
         header = gguf_header.read_header(
@@ -51,8 +67,7 @@ def read_gguf(
     )
     if sizes and sizes[-1] != size:
         raise MalformedError("listing_size_differs", file=file.name, expected=size, found=sizes[-1])
-    if file.key:
-        header_cache.write(file.key, header.content)
+    keep(hub, model, file, header.content)
     return size, header
 
 
@@ -60,7 +75,7 @@ def read_all(
     hub: Hub, model: str, listing: Listing, files: Sequence[ListedFile], deadline: Deadline, progress: Progress
 ) -> list[Header]:
     """Each file's size and tensors; NetworkError names the files that did not arrive in time."""
-    headers = {file.name: header for file in files if (header := _kept_header(file)) is not None}
+    headers = {file.name: header for file in files if (header := _kept_header(hub, model, file)) is not None}
     uncached = [file for file in files if file.name not in headers]
 
     def job(file: ListedFile) -> Callable[[], Header]:
@@ -81,9 +96,9 @@ def read_all(
     return [headers[file.name] for file in files]
 
 
-def _kept_header(file: ListedFile) -> Header | None:
-    """The header cached under the file's content hash, checked as if it came from the network."""
-    content = header_cache.read(file.key) if file.key and file.size_bytes is not None else None
+def _kept_header(hub: Hub, model: str, file: ListedFile) -> Header | None:
+    """The header that this repository's server sent earlier, checked as if it came now."""
+    content = read_kept(hub, model, file)
     return (
         None
         if content is None or file.size_bytes is None
@@ -100,9 +115,8 @@ def _header_from_hub(hub: Hub, model: str, revision: str, file: ListedFile, dead
     if size is None:
         raise NetworkError("hub_no_size", file=file.name)
     tensors = _tensors(content, file.name, size)
-    if file.key:
-        length = header_length(content, file=file.name, file_bytes=size)
-        header_cache.write(file.key, content[: LENGTH_BYTES + length])
+    length = header_length(content, file=file.name, file_bytes=size)
+    keep(hub, model, file, content[: LENGTH_BYTES + length])
     return size, tensors
 
 

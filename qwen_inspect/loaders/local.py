@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from ..declarations import FILES, declares_quantisation
 from ..errors import MalformedError, NotFoundError, UnsupportedError
 from ..language import Message
 from . import adapter, gguf_header
+from .regular import open_regular, read_regular
 from .safetensors_header import LENGTH_BYTES, LONGEST_HEADER_BYTES, read_header
 from .strict_json import LONGEST_JSON_BYTES, parse_json
 
@@ -298,15 +297,6 @@ def _positive(value: object) -> int | None:
     return value if type(value) is int and value > 0 else None
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Opens a file for reading bytes; OSError for a pipe, device or directory, which could block or never end."""
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise OSError(errno.EINVAL, "not a regular file")
-    return open(handle, "rb")
-
-
 def read_config(path: Path) -> Mapping[str, Any]:
     """config.json as written; MalformedError if it is no JSON object."""
     return parse_config(read_json(path), file=path.name)
@@ -320,8 +310,7 @@ def parse_config(config: Any, *, file: str) -> Mapping[str, Any]:
 
 def read_json(path: Path) -> Any:
     try:
-        with open_regular(path) as stream:
-            content = stream.read(LONGEST_JSON_BYTES + 1)
+        content = read_regular(path, cap=LONGEST_JSON_BYTES)
     except OSError as error:
         raise NotFoundError("path_unreadable", path=str(path), reason=error.strerror) from None
     return parse_json(content, file=path.name)

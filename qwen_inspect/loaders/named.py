@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 
@@ -12,7 +13,7 @@ from ..errors import AccessError, NetworkError, NotFoundError, QwenInspectError,
 from ..language import Message
 from ..progress import working
 from . import asking, catalog, local
-from .hub import Hub, Listing, Look, fetch_listing, load_kept, load_recent, look
+from .hub import DamagedCacheError, Hub, Listing, Look, fetch_listing, load_kept, load_recent, look
 from .hub import load as load_from_hub
 from .resolve import HUBS, Access
 from .transfer import Deadline, in_parallel
@@ -64,9 +65,6 @@ def load_named(ref: ModelRef, access: Access, sources: tuple[str, ...]) -> Check
             return cached
     request = _Request(ref=ref, access=access, hubs=hubs, pinned=len(hubs) == 1, refused={})
     if access.offline or offline_by_environment():
-        for hub in hubs:
-            if (kept := load_kept(hub, ref, Message("from_kept"), headers=access.headers)) is not None:
-                return kept
         return _offline(request)
     return _from_hubs(request)
 
@@ -170,8 +168,9 @@ def _kept_here(request: _Request) -> Checkpoint | None:
     reason = reasons[0] if reasons else Message("hub_no_answer", endpoint=request.hubs[0].shown_endpoint)
     for hub in request.hubs:
         notice, headers = Message("unreachable_kept", reason=reason), request.access.headers
-        if (kept := load_kept(hub, request.ref, notice, headers=headers)) is not None:
-            return kept
+        with suppress(DamagedCacheError):
+            if (kept := load_kept(hub, request.ref, notice, headers=headers)) is not None:
+                return kept
     if request.access.partial and (part := _partly_cached(request)) is not None:
         return part
     return _from_catalog(request, Message("unreachable_catalog", reason=reason))
@@ -192,10 +191,21 @@ def _from_catalog(request: _Request, why: Message) -> Checkpoint | None:
 
 
 def _offline(request: _Request) -> Checkpoint:
-    """Without a network: part of a client's cache, else the catalog's entry."""
+    """Without a network: what an earlier run kept, else part of a client's cache, else the catalog's entry."""
+    damaged = None
+    for hub in request.hubs:
+        try:
+            kept = load_kept(hub, request.ref, Message("from_kept"), headers=request.access.headers)
+        except DamagedCacheError as error:
+            damaged = error
+        else:
+            if kept is not None:
+                return kept
     checkpoint = _partly_cached(request) or _from_catalog(request, Message("offline_catalog"))
     if checkpoint is not None:
         return checkpoint
+    if damaged is not None:
+        raise damaged
     known = request.ref.id in catalog.entries()
     raise NotFoundError("offline_pinned" if known else "offline_missing", id=request.ref.id)
 

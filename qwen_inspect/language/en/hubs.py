@@ -60,6 +60,7 @@ TEXT = {
     "revision_malformed": "{revision!r} is no name of a revision; expected a branch, a tag or a commit",
     "not_a_model": "{id} is neither a path nor ORG/NAME; nearest names: {nearest}",
     "offline_missing": "{id} is in no cache and not in the built-in catalog, and nothing may be fetched offline",
+    "kept_damaged": "What an earlier run kept of {id} was damaged and is dropped, and nothing may be fetched offline; ask once without --offline",
     "from_recent": "Read {seconds} s ago and kept; no request was made (--refresh asks again)",
     "counted_by_hub": "{hub} counts {elements:,} numbers ({dtypes}) in {files} weight files, {implied}; their headers were not read (--headers reads them, as weights, params and report do)",
     "counted_by_index": "The index of {files} weight files says {size_bytes:,} bytes, {implied}; their headers were not read (--headers reads them, as weights, params and report do)",

@@ -60,6 +60,7 @@ TEXT = {
     "revision_malformed": "{revision!r} 不是合法的版本名；应为分支、标签或提交",
     "not_a_model": "{id} 既不是路径也不是 ORG/NAME；相近的名称：{nearest}",
     "offline_missing": "{id} 不在缓存中，也不在内置模型清单中，离线状态下无法获取",
+    "kept_damaged": "先前为 {id} 保存的缓存已损坏，现已删除，而离线模式下无法重新获取；请去掉 --offline 再运行一次",
     "from_recent": "{seconds} 秒前读取并保存的结果，未发起网络请求（加 --refresh 重新查询）",
     "counted_by_hub": "{hub} 统计 {files} 个权重文件共 {elements:,} 个元素（{dtypes}），{implied}；未读取文件头（加 --headers 读取，weights、params 和 report 总会读取）",
     "counted_by_index": "{files} 个权重文件的索引记录共 {size_bytes:,} 字节，{implied}；未读取文件头（加 --headers 读取，weights、params 和 report 总会读取）",

@@ -1,0 +1,24 @@
+"""Reads files that are named by users, repositories and caches: regular files alone, and no more of them than a cap."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Opens a file for reading bytes; OSError for a pipe, device or directory, which could block or never end."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return open(handle, "rb")
+
+
+def read_regular(path: str | Path, *, cap: int) -> bytes:
+    """A file's content, or its first `cap` + 1 bytes if it is longer; OSError as of `open_regular`."""
+    with open_regular(path) as stream:
+        return stream.read(cap + 1)
