@@ -21,6 +21,7 @@ from .fitting.advice import limits, savings
 from .language import LANGUAGES, Language, Message
 from .loaders import gpus
 from .loaders.kept_measurement import read_measurement
+from .loaders.regular import read_regular
 from .loaders.resolve import Access
 from .output import write_all_whole
 from .predicting.predict import explored, predict
@@ -338,11 +339,10 @@ def _request(stored: object) -> ReportRequest | None:
 def _content(path: Path) -> bytes | None:
     """A file's content; None if it cannot be read or is larger than any report."""
     try:
-        if not path.is_file() or path.stat().st_size > LARGEST_FILE_BYTES:
-            return None
-        return path.read_bytes()
+        content = read_regular(path, cap=LARGEST_FILE_BYTES)
     except OSError:
         return None
+    return content if len(content) <= LARGEST_FILE_BYTES else None
 
 
 def _digest_of(path: Path) -> str | None:

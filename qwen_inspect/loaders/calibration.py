@@ -5,6 +5,7 @@ An entry holds for one card and its library versions. Only `memory --device cuda
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -38,22 +39,32 @@ def keep(measured: Calibration) -> None:
     """Adds an entry, or replaces the entry with the same key."""
     others = [entry for entry in _read() if _key(entry) != _key(measured)]
     entries = [asdict(entry) for entry in sorted([*others, measured], key=_key)]
-    header_cache.write_named(NAME, json.dumps({"version": VERSION, "entries": entries}, indent=1).encode())
+    content = {"version": VERSION, "checksum": _checksum(entries), "entries": entries}
+    header_cache.write_named(NAME, json.dumps(content, indent=1).encode())
 
 
 def _key(entry: Calibration) -> tuple[str, str, str, str]:
     return entry.gpu, entry.driver, entry.torch, entry.transformers
 
 
+def _checksum(entries: object) -> str:
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+
+
 def _read() -> list[Calibration]:
-    """The stored entries; none if another version wrote the file, which the next measurement then replaces."""
+    """The stored entries; none if the file is damaged or another version's, which the next measurement then replaces.
+
+    Files of the first versions have no checksum.
+    """
     content = header_cache.read_named(NAME)
     try:
         stored = json.loads(content or b"{}")
         if stored.get("version") != VERSION:
             return []
+        if stored.get("checksum", _checksum(stored["entries"])) != _checksum(stored["entries"]):
+            return []
         return [_entry(entry) for entry in stored["entries"]]
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return []
 
 

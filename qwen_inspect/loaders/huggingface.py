@@ -31,6 +31,7 @@ from ..errors import (
 )
 from ..language import Message
 from .hub import ListedFile, Listing, counted_elements
+from .regular import read_regular
 from .showing import keep_secret, keep_url_secret, reason, shown_url
 from .transfer import Answer, Deadline, in_parallel, retry_after, safe_name, unreachable
 from .transport import USER_AGENT, Transport
@@ -40,6 +41,7 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 OFFICIAL = "https://huggingface.co"
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 REFRESHED_BEFORE_SECONDS = 24 * 3600  # a token of the browser's login is exchanged in the last day of its time
+LONGEST_TOKEN_BYTES = 1_000_000  # of the file of a token, and of all logins
 DOWNLOADS = 8  # at once, as many as snapshot_download starts
 LONGEST_DOWNLOAD_SECONDS = 30 * 24 * 3600.0
 
@@ -97,7 +99,7 @@ class HuggingFace:
         if token := _cleaned(next(filter(None, map(os.environ.get, TOKEN_VARIABLES)), "")):
             return token
         try:
-            token = _cleaned(self._token_file.read_text())
+            token = _cleaned(read_regular(self._token_file, cap=LONGEST_TOKEN_BYTES).decode())
         except FileNotFoundError:
             token = ""
         ask_client = self._ends_soon(token) if token else "google.colab" in sys.modules
@@ -109,14 +111,12 @@ class HuggingFace:
     def _ends_soon(self, token: str) -> bool:
         """Whether the token is of the browser's login and in its last day."""
         stored = self._token_file.with_name("stored_tokens")
-        if not stored.exists():
-            return False
         from configparser import ConfigParser, Error
 
         logins = ConfigParser(interpolation=None)
         try:
-            logins.read(stored, encoding="utf-8")
-        except (Error, UnicodeDecodeError):
+            logins.read_string(read_regular(stored, cap=LONGEST_TOKEN_BYTES).decode())
+        except (OSError, Error, UnicodeDecodeError):
             return False
         login = next((logins[name] for name in logins.sections() if logins[name].get("hf_token") == token), None)
         if login is None or "refresh_token" not in login:
@@ -242,7 +242,7 @@ class HuggingFace:
         if not COMMIT.fullmatch(revision):
             reference = (repository / "refs").joinpath(*revision.split("/"))
             try:
-                commit = reference.read_text(encoding="ascii").strip() if ".." not in revision else ""
+                commit = read_regular(reference, cap=1000).decode("ascii").strip() if ".." not in revision else ""
             except (OSError, UnicodeDecodeError):
                 return None
         snapshot = repository / "snapshots" / commit

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, get_args
 
 from ..errors import MalformedError, NotFoundError
 from ..language import Message
 from ..results.measurement import Difference, KeptMeasurement, MemoryCause
 from ..results.memory import TERMS, Autocast, Loader, Mode, Run
+from .regular import read_regular
 from .strict_json import LONGEST_JSON_BYTES, parse_json
 
 DIFFERENCES = (*TERMS, "steady_allocated", "peak_allocated", "peak_reserved", "context")
@@ -32,9 +32,7 @@ STAGES = tuple(
 def read_measurement(path: str) -> KeptMeasurement:
     """The measurement in the file `path`. NotFoundError if there is no such file, MalformedError for any other content."""
     try:
-        if Path(path).stat().st_size > LONGEST_JSON_BYTES:
-            raise MalformedError("json_over_cap", file=path, cap=LONGEST_JSON_BYTES)
-        content = Path(path).read_bytes()
+        content = read_regular(path, cap=LONGEST_JSON_BYTES)
     except OSError as error:
         raise NotFoundError("measured_unreadable", path=path, reason=error.strerror or "–") from None
     answer = parse_json(content, file=path)
@@ -46,7 +44,7 @@ def read_measurement(path: str) -> KeptMeasurement:
         raise MalformedError("measured_other", path=path)
     try:
         return _measurement(answer, path)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise MalformedError("measured_malformed", path=path, reason=str(error)[:LONGEST_TEXT]) from None
 
 

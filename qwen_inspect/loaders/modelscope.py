@@ -29,6 +29,7 @@ from ..errors import (
 )
 from ..language import Message
 from .hub import ListedFile, Listing
+from .regular import read_regular
 from .showing import keep_secret, keep_url_secret, reason, shown_url
 from .transfer import Answer, Deadline, retry_after, safe_name, unreachable
 from .transport import Transport
@@ -41,6 +42,7 @@ PICKLED = (
     ("http.cookiejar", "Cookie"),
     ("http.cookiejar", "DefaultCookiePolicy"),
 )
+LONGEST_COOKIES_BYTES = 1_000_000
 DOWNLOADS = 4  # at once, as many as download_repo starts
 
 
@@ -208,7 +210,7 @@ def _stored_token(file: Path) -> str | None:
     Source: modelscope_hub 0.5.1, HubConfig.load_cookies and load_token; pickle's documentation, "Restricting Globals".
     """
     try:
-        content = file.read_bytes()
+        content = read_regular(file, cap=LONGEST_COOKIES_BYTES)
     except OSError:
         return None
     import pickle

@@ -12,8 +12,11 @@ from typing import BinaryIO
 def open_regular(path: str | Path) -> BinaryIO:
     """Opens a file for reading bytes; OSError for a pipe, device or directory, which could block or never end."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
         os.close(handle)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         raise OSError(errno.EINVAL, "not a regular file")
     return open(handle, "rb")
 
@@ -21,4 +24,4 @@ def open_regular(path: str | Path) -> BinaryIO:
 def read_regular(path: str | Path, *, cap: int) -> bytes:
     """A file's content, or its first `cap` + 1 bytes if it is longer; OSError as of `open_regular`."""
     with open_regular(path) as stream:
-        return stream.read(cap + 1)
+        return stream.read(cap + 1) or b""  # None of a file of /proc that has nothing to read now

@@ -18,6 +18,7 @@ from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from .. import __version__
 from ..errors import UsageError
+from .regular import open_regular
 from .showing import keep_url_secret, reason, shown_url
 from .transfer import CONNECT_SECONDS, Answer, Deadline, Unreachable, in_parallel
 
@@ -234,6 +235,10 @@ def _certificates() -> ssl.SSLContext:
     REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE besides; certifi's where the system keeps none, as on Windows and some Macs."""
     import ssl
 
+    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        path = os.environ.get(name, "")
+        if os.path.exists(path) and not os.path.isdir(path):
+            open_regular(path).close()  # OpenSSL would wait for a pipe
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")

@@ -21,6 +21,8 @@ from typing import Any
 
 from ..errors import MalformedError, NotFoundError, QwenInspectError, UnavailableError, UnsupportedError, UsageError
 from ..language import Message
+from ..loaders.regular import read_regular
+from ..loaders.strict_json import LONGEST_JSON_BYTES
 from ..spec import ModelSpec
 from ..tracing.instantiate import build
 
@@ -216,7 +218,7 @@ def _weight_files(directory: Path) -> tuple[str, ...]:
     if (directory / SINGLE_NAME).is_file():
         return (SINGLE_NAME,)
     try:
-        weight_map = json.loads((directory / INDEX_NAME).read_bytes())["weight_map"]
+        weight_map = json.loads(read_regular(directory / INDEX_NAME, cap=LONGEST_JSON_BYTES))["weight_map"]
         names = sorted(set(weight_map.values()))
     except FileNotFoundError:
         raise _no_weights(directory) from None

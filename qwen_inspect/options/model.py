@@ -119,12 +119,12 @@ def named(typed: str | None, options: argparse.Namespace) -> tuple[str, Sequence
 
 def _model_here() -> str | None:
     """What to type for a model in the working directory; None if there is none, or several files."""
+    from ..loaders.regular import read_regular
+
     with contextlib.suppress(OSError):
         names = os.listdir()[:MOST_FILES]
-        if "config.json" in names:
-            with open("config.json", "rb") as file:
-                if b'"model_type"' in file.read(LARGEST_CONFIG_BYTES):
-                    return "."
+        if "config.json" in names and b'"model_type"' in read_regular("config.json", cap=LARGEST_CONFIG_BYTES):
+            return "."
         files = [name for name in names if name.endswith(FILES)]
         if len(files) == 1:
             return shlex.quote(files[0])

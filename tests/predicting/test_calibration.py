@@ -49,6 +49,19 @@ def test_a_later_measurement_takes_the_place_of_an_earlier_one(own_cache: Path) 
     assert len(json.loads(own_cache.read_text())["entries"]) == 2
 
 
+def test_a_damaged_calibration_is_no_calibration(own_cache: Path) -> None:
+    calibration.keep(ONE)
+    text = own_cache.read_bytes()
+    damages = (text.replace(b"300000001", b"300000003"), text[:-3], b"", b"[" * 100_000, b"\0" * len(text))
+    for damaged in damages:
+        own_cache.write_bytes(damaged)
+        assert calibration.find(ONE.gpu, HERE.items()) is None
+    older = json.loads(text)
+    del older["checksum"]
+    own_cache.write_text(json.dumps(older))
+    assert calibration.find(ONE.gpu, HERE.items()) == ONE
+
+
 def test_predictions_on_the_card_use_and_show_it() -> None:
     assert run("memory", "--gpu", ONE.gpu).code == 2  # in no table, and not measured yet
     plain = json.loads(run("memory", "--format", "json").out)
