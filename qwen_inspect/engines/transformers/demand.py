@@ -10,7 +10,15 @@ from ...language import Message
 from ...loaders import calibration, gpus
 from ...predicting.explore import explore_trace
 from ...predicting.kept_trace import CHUNK_TOKENS, CHUNKS, ChunkedPoint, Point
-from ...predicting.predict import explored, installed, predict, traced_along, with_kernel
+from ...predicting.predict import (
+    explored,
+    family_trace,
+    installed,
+    predict,
+    regime,
+    traced_along,
+    with_kernel,
+)
 from ...predicting.workspaces import has_cudnn_attention, is_hopper
 from ...progress import purpose
 from ...results.fit import Gpu, Requirement
@@ -38,6 +46,7 @@ class TransformersDemand(Demand):
         self.report = report
         self.run = replace(with_kernel(run, report), gpu=gpu_name, calibration=calibration_of(gpu))
         self._predicted: dict[tuple[int, int], MemoryReport] = {}
+        self._by_regime: dict[str, TracedRun | None] = {}
         limit = None if report.design is None else report.spec.context_tokens
         new_tokens = run.new_tokens if run.mode == "generate" else 0
         self.most_context_tokens = None if limit is None else max(0, limit - new_tokens)
@@ -60,6 +69,19 @@ class TransformersDemand(Demand):
         exploration = explored(memory).exploration if exact else None
         # Without a kept trace, `explored` falls back on a formula.
         return None if exploration is None or exploration.method != "trace" else TracedRun(exploration)
+
+    def _composed(self, batch: int, context_tokens: int) -> TracedRun | None:
+        """The run composed from the trace of the model's family, for all workloads of the same regime; None if there is none."""
+        if self._requested.peak_range is not None:
+            return None
+        run = replace(self.run, batch=batch, prompt_tokens=context_tokens)
+        name = regime(self.report, run)
+        if name not in self._by_regime:
+            composed, point = family_trace(self.report, run), self._point(batch, context_tokens)
+            self._by_regime[name] = (
+                None if composed is None else TracedRun(explore_trace(composed.trace, run, point), [point])
+            )
+        return self._by_regime[name]
 
     @cached_property
     def _along_context(self) -> TracedRun | None:
@@ -102,6 +124,8 @@ class TransformersDemand(Demand):
         """A trace with symbolic sizes that covers such a run; None if there is none."""
         if self.traced is not None or self._requested.method != "trace":
             return self.traced
+        if (composed := self._composed(batch, context_tokens)) is not None:
+            return composed
         is_aligned = context_tokens % self.context_step == 0
         if batch == self.run.batch and is_aligned and not (self._is_chunked and context_tokens < FEWEST_CHUNKED_TOKENS):
             return self._along_context
@@ -114,7 +138,9 @@ class TransformersDemand(Demand):
 
     @property
     def quick(self) -> bool:
-        return self.traced is not None or self._requested.method == "formula"
+        if self.traced is not None or self._requested.method == "formula":
+            return True
+        return not self._is_chunked and self._traced_at(self.run.batch, self.run.prompt_tokens) is not None
 
     @property
     def card_facts(self) -> tuple[object, ...]:
