@@ -74,7 +74,8 @@ def bases(model_type: str) -> Iterator[dict[str, Any]]:
         for flag in FLAGS:
             if isinstance(value := text.get(flag), bool) and "linear_num_key_heads" not in text:
                 yield _with(config, {flag: not value})
-    yield _with(configs[0], {"dtype": "float32", "torch_dtype": "float32"})
+    if "linear_num_key_heads" not in decoder_of(configs[0]):  # whose traces are slow
+        yield _with(configs[0], {"dtype": "float32", "torch_dtype": "float32"})
 
 
 def small(model_type: str) -> dict[str, Any]:
@@ -198,7 +199,10 @@ def groups(model_type: str, defaults: Mapping[str, Any]) -> Iterator[Group]:
                 continue
             key = kernel, repr(options), design.outside.structure, kinds, heads
             group = found.setdefault(key, Group(kernel, options, design, {}))
-            group.layers.setdefault((shape[0], *sorted(set(shape[1:]))), (config, count))
+            stated = (
+                "head_dim" if decoder_of(config).get("head_dim") else ""
+            )  # else the hidden size divided by the heads
+            group.layers.setdefault((stated, shape[0], *sorted(set(shape[1:]))), (config, count))
     yield from found.values()
 
 
