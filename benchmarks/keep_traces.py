@@ -195,7 +195,10 @@ def groups(model_type: str, defaults: Mapping[str, Any]) -> Iterator[Group]:
         count = layers_needed(design)
         shape = tuple(layer.structure for layer in design.layers[:count])
         for kernel in KERNELS.get(model_type, (report.spec.kernel,)):
-            if kernel != report.spec.kernel and (report.spec.dtype.bits != 16 or design.thresholds):
+            usual = kernel == report.spec.kernel and report.spec.dtype.bits == 16
+            if design.thresholds and not usual:  # of which there are too many regimes
+                continue
+            if kernel.startswith("flash") and report.spec.dtype.bits != 16:
                 continue
             key = kernel, repr(options), design.outside.structure, kinds, heads
             group = found.setdefault(key, Group(kernel, options, design, {}))

@@ -42,6 +42,9 @@ def sampled(config: Mapping[str, Any], random: Random) -> dict[str, Any]:
     for key, multiple in SIZES.items():
         if isinstance(text.get(key), int) and text[key]:
             text[key] = some(11, 97, multiple) if multiple > 1 else some(301, 5_001)
+    for part in (whole, text):
+        if part.get("pad_token_id") is not None:
+            part["pad_token_id"] = 0  # within the vocabulary
     _heads(text, some)
     for key in ("sliding_window", "attention_chunk_size"):
         if isinstance(text.get(key), int) and text[key] > 1:

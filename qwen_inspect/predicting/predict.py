@@ -602,7 +602,7 @@ def installed() -> Iterator[tuple[str, str]]:
 
 def family_file(model_type: str) -> str:
     """The file of the traces of a family."""
-    return f"{model_type.removesuffix('_text')}.json.gz"
+    return f"{model_type}.json.gz"
 
 
 def trace_name(spec: ModelSpec, attention: str, made_by: str = "", place: Place | None = None, batch: int = 1) -> str:

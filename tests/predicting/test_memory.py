@@ -182,7 +182,7 @@ def known(value: int | None) -> int:
 def test_a_plain_install_predicts_from_shipped_traces_and_says_what_it_does_not_know(tmp_path: Path) -> None:
     shipped = without_torch("memory", "catalog:Qwen/Qwen3-8B", "--format", "json")
     assert json.loads(shipped.stdout)["predicted"]["method"] == "trace"
-    write_config(tmp_path, TINY_QWEN3)
+    write_config(tmp_path, {**TINY_QWEN3, "hidden_act": "relu"})  # which no release of the family has
     unknown = without_torch("memory", tmp_path, "--format", "json")
     predicted = json.loads(unknown.stdout)["predicted"]
     assert predicted["method"] == "formula"
@@ -310,7 +310,7 @@ def test_a_trace_of_the_family_is_that_of_the_whole_model_event_by_event(model: 
 
 
 def test_a_model_without_a_shipped_trace_is_traced_once_and_kept(tmp_path: Path) -> None:
-    config = {**TINY_QWEN3, "num_hidden_layers": 5, "hidden_size": 128}
+    config = {**TINY_QWEN3, "num_hidden_layers": 5, "hidden_act": "relu"}  # which no release of the family has
     write_config(tmp_path / "model", config)
     environment = {"QWEN_INSPECT_CACHE": str(tmp_path / "kept")}
     first = run("memory", tmp_path / "model", "--format", "json", env=environment)
