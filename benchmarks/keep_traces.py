@@ -29,7 +29,15 @@ from qwen_inspect.errors import QwenInspectError
 from qwen_inspect.loaders import catalog
 from qwen_inspect.predicting.family_trace import FamilyTrace, NotCovered, Variant, dump
 from qwen_inspect.predicting.kept_trace import Point
-from qwen_inspect.predicting.outline import UNRELATED, Outline, decoder_of, options_of, outline_of, regime_of
+from qwen_inspect.predicting.outline import (
+    MOST_SINGLES,
+    UNRELATED,
+    Outline,
+    decoder_of,
+    options_of,
+    outline_of,
+    regime_of,
+)
 from qwen_inspect.predicting.predict import SHIPPED, family_file, sample_request
 from qwen_inspect.predicting.segments import apart, fixed
 from qwen_inspect.results.model import Report
@@ -65,6 +73,8 @@ def bases(model_type: str) -> Iterator[dict[str, Any]]:
     known = catalog.entries()
     configs = [dict(catalog.configuration(model, known)) for model in known]
     configs = [config for config in configs if config.get("model_type") == model_type]
+    for config in configs:
+        config.pop("quantization_config", None)
     if not model_type.startswith("qwen"):
         configs.append(small(model_type))
     for config in configs:
@@ -174,7 +184,7 @@ class Group:
     options: dict[str, Any]
     outline: Outline
     layers: dict[tuple[str, ...], tuple[dict[str, Any], int]]
-    singles: bool = False
+    singles: int = 0
 
     def regime(self, design: Outline, point: Point) -> str:
         return regime_of(design.thresholds, point, singles=self.singles)
@@ -270,6 +280,17 @@ def learnt(group: Group, random: Random) -> Variant:
     return variant
 
 
+def learnt_somehow(group: Group, random: Random) -> Variant:
+    """With as few regimes as suffice."""
+    while True:
+        try:
+            return learnt(group, random)
+        except NotLearnt:
+            if group.singles == MOST_SINGLES:
+                raise
+            group.singles += 1
+
+
 def check(variant: Variant, sample: Sample, report: Report) -> None:
     """Holds what is composed for an unseen configuration against its own trace."""
     _, composed = apart(variant.at(sample.outline, sample.point, report.tree))
@@ -291,11 +312,7 @@ def main() -> None:
         for group in groups(model_type, defaults):
             names = {layer.structure for layer in group.outline.layers}
             try:
-                try:
-                    variant = learnt(group, random)
-                except NotLearnt:
-                    group.singles = True
-                    variant = learnt(group, random)
+                variant = learnt_somehow(group, random)
                 variants.append(variant)
                 told = f"{len(variant.regimes)} regimes"
             except (NotLearnt, NotCovered, QwenInspectError) as error:

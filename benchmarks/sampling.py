@@ -51,7 +51,7 @@ def sampled(config: Mapping[str, Any], random: Random) -> dict[str, Any]:
             text[key] = some(6, 50)
     for key in EXPERTS:
         if isinstance(text.get(key), int) and text[key] > 1:
-            text[key] = some(10, 40)
+            text[key] = some(10, 40) if text.get("n_group") in (None, 1) else text["n_group"] * some(3, 9)
     for key in PER_TOKEN:
         if isinstance(text.get(key), int) and text[key] > 1:
             text[key] = some(2, 9)
@@ -70,7 +70,9 @@ def _heads(text: dict[str, Any], some: Any) -> None:
     new = kv_heads if kv_heads == 1 else some(2, 9)
     if "kv_lora_rank" in text:  # RoPE turns the part that is not compressed
         text["num_attention_heads"] = text["num_key_value_heads"] = new
-        text["hidden_size"] = some(11, 97, 8)
+        text["hidden_size"] = new * some(5, 29, 8)
+        text["qk_rope_head_dim"], text["v_head_dim"] = some(2, 8, 8), some(3, 16, 8)
+        text["qk_nope_head_dim"] = text["v_head_dim"] + some(0, 4, 8)  # kernels take no wider values than keys
         if text.get("head_dim") is not None:
             text["head_dim"] = text["qk_rope_head_dim"]
         return

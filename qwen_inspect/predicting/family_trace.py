@@ -127,7 +127,7 @@ class Variant:
     kinds: tuple[str, ...]
     variables: Mapping[str, Variables]
     regimes: Mapping[str, Regime]
-    singles: bool = False
+    singles: int = 0
 
     def at(self, outline: Outline, point: Point, tree: Module) -> KeptTrace:
         """The run of a design with the structure of this variant, for workloads of the same regime as this one."""
@@ -299,7 +299,7 @@ def _variant(entry: Mapping[str, Any], segments: Sequence[Segment], variables: S
         options=entry["options"],
         outside=entry["outside"],
         kinds=kinds,
-        singles=entry["singles"],
+        singles=2 if entry["singles"] is True else int(entry["singles"]),
         variables={kind or "": variables[row] for kind, row in zip(names, entry["variables"], strict=True)},
         regimes={
             name: Regime(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..results.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention
+from ..results.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention, OtherLayerAttention
 from ..results.cache import CacheReport
 from ..spec import ModelSpec, Module
 from ..tracing import CHUNK_TURNS
@@ -28,16 +28,19 @@ _UNRELATED = """
     decoder_sparse_step dtype embd_pdrop eos_token_id first_k_dense_replace full_attention_interval head_dim hidden_act
     hidden_activation hidden_dropout id2label image_token_id initializer_range label2id layer_norm_eps layer_types
     max_position_embeddings max_window_layers mlp_layer_types mlp_only_layers mm_tokens_per_image model_type moe_layer_freq
-    norm_eps num_hidden_layers num_labels num_nextn_predict_layers original_max_position_embeddings pad_token_id
-    partial_rotary_factor pretraining_tp problem_type query_pre_attn_scalar resid_pdrop return_dict rms_norm_eps
-    rope_local_base_freq rope_parameters rope_scaling rope_theta router_aux_loss_coef router_jitter_noise sep_token_id
-    sliding_window sliding_window_pattern text_config tie_word_embeddings torch_dtype transformers_version use_cache
-    use_sliding_window video_token_id vision_config vision_end_token_id vision_start_token_id vision_token_id
+    n_shared_experts norm_eps num_hidden_layers num_labels num_nextn_predict_layers original_max_position_embeddings
+    pad_token_id partial_rotary_factor pretraining_tp problem_type qk_head_dim query_pre_attn_scalar resid_pdrop return_dict
+    rms_norm_eps rope_local_base_freq rope_parameters rope_scaling rope_theta router_aux_loss_coef router_jitter_noise
+    sep_token_id sliding_window sliding_window_pattern text_config tie_word_embeddings torch_dtype transformers_version
+    use_cache use_sliding_window video_token_id vision_config vision_end_token_id vision_start_token_id vision_token_id
 """
 UNRELATED = frozenset(_UNRELATED.split())
 # Kinds of RoPE whose frequencies are computed once. Source: transformers 5.23, modeling_rope_utils.dynamic_rope_update
 FIXED_ROPE = frozenset({"default", "linear", "llama3", "mrope", "yarn"})
+# Heads of MLA, which no tensor shows by themselves.
+LATENT = ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 LAYERS = "layers"
+MOST_SINGLES = 2
 FLASH_HEAD_DIM = 256  # the widest of flash attention, which pads to eights. Source: torch 2.13, sdp_utils.cpp
 
 
@@ -67,7 +70,7 @@ def outline_of(
     config: Mapping[str, Any],
 ) -> Outline | None:
     """None for a model whose layers are not a list with an attention and a cache for each."""
-    if len(attention) != len(cache.layers):
+    if len(attention) != len(cache.layers) or _has_odd_latents(decoder_of(config)):
         return None
     containers = [module for module in _below(tree) if module.name == LAYERS and _length(module) == len(attention)]
     if len(containers) != 1:
@@ -83,17 +86,29 @@ def outline_of(
         for key, value in sorted(decoder_of(config).items())
         if key not in UNRELATED and isinstance(value, list) and len(value) == len(attention)
     ]
+    latent = tuple(int(decoder_of(config).get(key) or 0) for key in LATENT)
     digests: dict[object, str] = {}
     layers = []
     for block, reading, kept in zip(blocks, attention, cache.layers, strict=True):
         (_, class_name, _, *inner), dimensions = erased[id(block)]  # without the layer's number and repeats
         how, heads = _attention(reading)
+        if isinstance(reading, OtherLayerAttention):
+            heads += latent
         options = tuple((key, repr(values[reading.index])) for key, values in by_layer)
         identity = (id(block), kept.kind, how, options)
         if identity not in digests:
             digests[identity] = _digest((kept.kind, *how, options, class_name, *inner))
         layers.append(Part(digests[identity], heads + dimensions))
     return Outline(outside, tuple(layers), tuple(sorted(set(_thresholds(attention)))))
+
+
+def _has_odd_latents(text: Mapping[str, Any]) -> bool:
+    """Whether MLA's heads are wider than kernels take, or their values wider than their keys."""
+    sizes = [text.get(key) for key in LATENT[1:]]
+    if "kv_lora_rank" not in text or not all(isinstance(size, int) for size in sizes):
+        return False
+    unrotated, rotated, values = map(int, sizes)  # type: ignore[arg-type]
+    return not values <= unrotated + rotated <= FLASH_HEAD_DIM
 
 
 def _digest(structure: object) -> str:
@@ -108,12 +123,11 @@ def _thresholds(attention: Sequence[AnyLayerAttention]) -> Iterator[tuple[str, i
             yield "window", layer.window_tokens
 
 
-def regime_of(thresholds: Sequence[tuple[str, int]], point: Point, *, singles: bool = False) -> str:
-    """On which side of each threshold a workload is. singles: and whether it is one sequence, and one token each."""
+def regime_of(thresholds: Sequence[tuple[str, int]], point: Point, *, singles: int = MOST_SINGLES) -> str:
+    """On which side of each threshold a workload is. singles: 1, and whether prompts have one token; 2, and whether it is one."""
     sides = [_side(kind, tokens, point) for kind, tokens in thresholds]
-    if singles:
-        sides += ["one token"] * (point.prompt_tokens == 1) + ["one sequence"] * (point.batch == 1)
-    return ", ".join(sides)
+    single = [("one token", point.prompt_tokens == 1), ("one sequence", point.batch == 1)]
+    return ", ".join([*sides, *(name for name, is_so in single[:singles] if is_so)])
 
 
 def _side(kind: str, tokens: int, point: Point) -> str:

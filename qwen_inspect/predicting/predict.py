@@ -447,7 +447,7 @@ def _outline(report: Report) -> Outline | None:
 def regime(report: Report, run: Run) -> str:
     """Workloads of one regime do the same, and take sizes that are polynomials."""
     outline = _outline(report)
-    return "" if outline is None else regime_of(outline.thresholds, _point(run), singles=True)
+    return "" if outline is None else regime_of(outline.thresholds, _point(run))
 
 
 def symbolic_trace(report: Report, run: Run) -> KeptTrace | None:
