@@ -131,6 +131,8 @@ class Variant:
 
     def at(self, outline: Outline, point: Point, tree: Module) -> KeptTrace:
         """The run of a design with the structure of this variant, for workloads of the same regime as this one."""
+        if point.prompt_tokens == 1 and not self.singles and "one" not in self.regimes:
+            raise NotCovered  # samples may have had longer prompts alone
         regime = self.regimes.get(regime_of(outline.thresholds, point, singles=self.singles))
         if regime is None:
             raise NotCovered
