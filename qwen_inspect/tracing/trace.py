@@ -194,6 +194,7 @@ def settings_of_layers(config: Mapping[str, Any]) -> list[tuple[object, ...]]:
     UnavailableError without torch.
     """
     try:
+        import torch  # noqa: F401  # which a configuration imports for its dtype
         from transformers import AutoConfig
     except ImportError as error:
         raise UnavailableError("extra_missing", package=error.name, extra="torch") from None
