@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from ..checkpoint import Tensor
 from ..results.cache import CacheReport
 from ..results.exploration import GROWTHS, Exploration, RequestSize
 from ..results.memory import Run
-from ..results.timeline import Allocate, Event, Stage
+from ..results.timeline import Allocate, ColumnSum, Event, Free, Stage
 from ..spec import Module
+from ..tracing.scratch import CUDNN_BYTES, CUDNN_SCRATCH, SUM_IDS, SUM_SCRATCH, attentions, sum_scratch
 from .footprint import formula_requests
-from .kept_trace import KeptTrace, Point
+from .kept_trace import Coefficients, KeptTrace, Point, Vectors, alignment
 from .on_device import GROWN_IDS, OWN_IDS, SORT_CONSTANT_BYTES, SORTED_IDS, growing, laid_out, leap, on_device
 from .turns import loops_of
 from .uses import term_of, use_of, uses_of
@@ -42,6 +44,59 @@ def explore_trace(kept: KeptTrace, run: Run, point: Point | None = None) -> Expl
         "trace", whole.events, whole.stages, size_of, lambda event: use_of(event, uses), run, least_new_tokens=2
     )
     return replace(exploration, loops=loops_of(whole))
+
+
+@dataclass(frozen=True, slots=True)
+class SumScratch(RequestSize):
+    """Scratch of a sum over rows: 0 bytes if each output has one block of threads. part: 0 partial sums, 1 semaphores."""
+
+    outputs: Coefficients = ()
+    inputs: Coefficients = ()
+    vectors: Vectors = ()
+    part: int = 0
+
+    def bytes_at(self, point: Point, multiprocessors: int, threads: int) -> int:
+        outputs, inputs = (sum(map(int.__mul__, numbers, point.monomials)) for numbers in (self.outputs, self.inputs))
+        summed = ColumnSum(outputs=outputs, inputs=inputs, vector=self.vectors[alignment(point)])
+        sizes = sum_scratch(summed, multiprocessors, threads)
+        return 0 if sizes is None else sizes[self.part]
+
+
+def explore_training(kept: KeptTrace, run: Run) -> Exploration:
+    """The training run of a kept trace on CUDA, with the scratch of all sums over rows, which may take 0 bytes."""
+    timeline = replace(kept.at(Point(run.batch, run.prompt_tokens, run.prompt_tokens)), sums=())
+    uses = uses_of(timeline)
+    # cuDNN's attention requests all of its backward's scratch at once.
+    parts_of = {parts[0][1].id: [event for _, event in parts] for parts in attentions(timeline.events)}
+    sums = {output: summed for output, *summed in kept.sums}
+    events: list[Event] = []
+    scratch: dict[int, RequestSize] = {}
+    for event in on_device(timeline, run).events:
+        events.append(event)
+        if isinstance(event, Allocate) and event.id in sums:
+            outputs, inputs, vectors = sums[event.id]
+            ids = [SUM_IDS + len(scratch), SUM_IDS + len(scratch) + 1]
+            for part, identity in enumerate(ids):
+                scratch[identity] = SumScratch((0,), outputs=outputs, inputs=inputs, vectors=vectors, part=part)
+                events.append(event._replace(id=identity, operator=SUM_SCRATCH))
+            events += map(Free, reversed(ids))
+
+    def size_of(event: Allocate) -> RequestSize:
+        if event.id in scratch:
+            return scratch[event.id]
+        if event.id >= OWN_IDS:
+            return _constant(event)
+        if event.id >= SORTED_IDS:
+            number, is_scratch = divmod(event.id - SORTED_IDS, 2)
+            keys = kept.allocations[number][0]
+            return RequestSize(_sort_scratch(keys) if is_scratch else keys)
+        if event.operator != CUDNN_SCRATCH:
+            return RequestSize(kept.allocations[event.id][0])
+        sizes = (kept.allocations[part.id][0] for part in parts_of[event.id] if isinstance(part, Allocate))
+        constant, *others = map(sum, zip_longest(*sizes, fillvalue=0))
+        return RequestSize((constant + CUDNN_BYTES, *others))
+
+    return _exploration("trace", events, (), size_of, lambda event: use_of(event, uses), run, least_new_tokens=1)
 
 
 def _sort_scratch(keys: tuple[int, ...]) -> tuple[int, ...]:

@@ -185,6 +185,18 @@ def _training_timeline(report: Report, plan: Plan) -> Timeline:
     return _once(report, first, plan.four_bits)
 
 
+def training_of_any(report: Report, run: Run) -> KeptTrace | None:
+    """The training run with polynomials for sizes, for every length with the same events as the run's, and for one sequence or
+    for any number of several; None if there is none."""
+    from .shallow_training import composed_trace, question_of
+    from .training_plan import plan_of
+
+    plan = plan_of(report, replace(run, accumulate=min(run.accumulate, MICRO_BATCHES)))
+    with working("working_trace", batch=run.batch, tokens=run.prompt_tokens):
+        question = question_of(report, plan, trace_request(plan.run, plan.four_bits), _installed())
+        return composed_trace(question, of_any=True) if question.above is not None else None
+
+
 def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
     quantised = report.known.quantised
     if quantised is not None and quantised.method == "gguf":

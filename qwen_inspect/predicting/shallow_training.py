@@ -80,7 +80,7 @@ class Question:
 
 
 def question_of(report: Report, plan: Plan, request: Any, made_by: str) -> Question:
-    base, above = plan.four_bits, _above(report, plan.run)
+    base, above = plan.four_bits, same_events_above(report, plan.run)
     depends_on = {
         "config": report.config,
         "spec": repr(report.spec),
@@ -95,7 +95,7 @@ def question_of(report: Report, plan: Plan, request: Any, made_by: str) -> Quest
     return Question(name=name, above=above, made_by=made_by, report=report, plan=plan, request=request)
 
 
-def _above(report: Report, run: Run) -> int | None:
+def same_events_above(report: Report, run: Run) -> int | None:
     """`Question.above`: None for classes that only transformers describes, for linear attention, whose loop runs over chunks of
     tokens, for masks of padding, whose rows are padded, and for positions that are scaled by the length."""
     attentions = [layer.attention for layer in report.spec.layers]

@@ -127,7 +127,7 @@ def as_cudnn(timeline: Timeline) -> Timeline:
         changed[index] = (log_sum_exp, scratch, Free(scratch.id))
         if (last := freed.get(log_sum_exp.id)) is not None:
             changed[last] = (timeline.events[last], *(Free(event.id) for event in dropout))
-    for parts in _attentions(timeline.events):
+    for parts in attentions(timeline.events):
         first, request = parts[0]
         assert isinstance(request, Allocate)
         size_bytes = sum(event.size_bytes for _, event in parts if isinstance(event, Allocate))
@@ -148,7 +148,7 @@ def log_sum_exps(timeline: Timeline) -> Iterator[tuple[int, Allocate]]:
             yield index, event
 
 
-def _attentions(events: tuple[Event, ...]) -> Iterator[list[tuple[int, Event]]]:
+def attentions(events: tuple[Event, ...]) -> Iterator[list[tuple[int, Event]]]:
     """The scratch events of each attention's backward, with their indices."""
     alive: set[int] = set()
     parts: list[tuple[int, Event]] = []

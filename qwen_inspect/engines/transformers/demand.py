@@ -8,7 +8,7 @@ from functools import cached_property
 
 from ...language import Message
 from ...loaders import calibration, gpus
-from ...predicting.explore import explore_trace
+from ...predicting.explore import explore_trace, explore_training
 from ...predicting.kept_trace import CHUNK_TOKENS, CHUNKS, ChunkedPoint, Point
 from ...predicting.predict import (
     explored,
@@ -17,8 +17,10 @@ from ...predicting.predict import (
     predict,
     regime,
     traced_along,
+    training_of_any,
     with_kernel,
 )
+from ...predicting.shallow_training import same_events_above
 from ...predicting.workspaces import has_cudnn_attention, is_hopper
 from ...progress import purpose
 from ...results.fit import Gpu, Requirement
@@ -27,8 +29,9 @@ from ...results.memory import LOADED_TERMS, Footprint, MemoryReport, Run, contex
 from ...results.model import Report
 from ...spec import LinearAttention
 from ...tracing.kernels import BIAS_ALIGNMENT
+from ...tracing.scratch import ANY_MULTIPROCESSORS
 from ..interface import Demand
-from .traced_run import TracedRun
+from .traced_run import TracedRun, TrainedRun
 
 FEWEST_TOKENS = 300  # keeps the sampled lengths apart
 FEWEST_CHUNKED_TOKENS = 8 * CHUNK_TOKENS  # a trace has the first 8 iterations of the loop over the chunks
@@ -47,6 +50,7 @@ class TransformersDemand(Demand):
         self.run = replace(with_kernel(run, report), gpu=gpu_name, calibration=calibration_of(gpu))
         self._predicted: dict[tuple[int, int], MemoryReport] = {}
         self._by_regime: dict[str, TracedRun | None] = {}
+        self._trained: dict[tuple[int, bool], TrainedRun | None] = {}
         limit = None if report.design is None else report.spec.context_tokens
         new_tokens = run.new_tokens if run.mode == "generate" else 0
         self.most_context_tokens = None if limit is None else max(0, limit - new_tokens)
@@ -126,10 +130,38 @@ class TransformersDemand(Demand):
             return self.traced
         if (composed := self._composed(batch, context_tokens)) is not None:
             return composed
+        if self.run.mode == "train" and (trained := self._trained_at(batch, context_tokens)) is not None:
+            return trained
         is_aligned = context_tokens % self.context_step == 0
         if batch == self.run.batch and is_aligned and not (self._is_chunked and context_tokens < FEWEST_CHUNKED_TOKENS):
             return self._along_context
         return self._along_batch if context_tokens == self.run.prompt_tokens and batch > 1 else None
+
+    def _trained_at(self, batch: int, context_tokens: int) -> TrainedRun | None:
+        """The training run of one sequence or of several; None unless it agrees with a prediction."""
+        run = replace(self.run, batch=batch, prompt_tokens=context_tokens)
+        above = same_events_above(self.report, run)
+        if above is None or run.device != "cuda":
+            return None
+        key = above, batch > 1
+        if key not in self._trained:
+            self._trained[key] = self._checked(run)
+        return self._trained[key]
+
+    def _checked(self, run: Run) -> TrainedRun | None:
+        kept = training_of_any(self.report, run)
+        if kept is None:
+            return None
+        run = self.predicted(run.batch, run.prompt_tokens).run  # with what the plan decides
+        point = self._point_of(run)
+        trained = TrainedRun(
+            explore_training(kept, run),
+            [point],
+            multiprocessors=gpus.multiprocessors(run.gpu) or ANY_MULTIPROCESSORS,
+            threads=gpus.threads_per_multiprocessor(run.gpu),
+        )
+        required = self.requirement(run.batch, run.prompt_tokens)
+        return trained if trained.held_bytes(point) == required.held_bytes else None
 
     @property
     def _requested(self) -> Footprint:

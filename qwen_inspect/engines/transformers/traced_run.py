@@ -7,6 +7,7 @@ from itertools import zip_longest
 
 from ...predicting.allocator import Allocator, OutOfMemory
 from ...predicting.allocator_settings import read_settings
+from ...predicting.explore import SumScratch
 from ...predicting.kept_trace import Point
 from ...predicting.reserved import QuickAllocator, Stream, can_be_worked_out, stream_of
 from ...predicting.turns import missing_turns, with_turns
@@ -158,3 +159,19 @@ class TracedRun:
             alive ^= {entry if entry >= 0 else -1 - entry}
         coefficients = (self._sizes[self._size_of[entry]].coefficients for entry in alive)
         return tuple(map(sum, zip_longest(*coefficients, fillvalue=0)))  # what is constant may have fewer
+
+
+class TrainedRun(TracedRun):
+    """A `TracedRun` of training on a card with so many multiprocessors, each with room for so many threads."""
+
+    def __init__(
+        self, exploration: Exploration, corners: Sequence[Point], *, multiprocessors: int, threads: int
+    ) -> None:
+        self._card = multiprocessors, threads
+        super().__init__(exploration, corners)
+
+    def _distinct(self, point: Point) -> list[int]:
+        return [
+            size.bytes_at(point, *self._card) if isinstance(size, SumScratch) else given
+            for size, given in zip(self._sizes, super()._distinct(point), strict=True)
+        ]
