@@ -26,6 +26,7 @@ KEY = "quantization_config"
 # config/model.py, _parse_quant_hf_config, for `compression_config`
 OTHER_KEYS: Mapping[str, str] = {"quantization": "mlx", "compression_config": "compressed-tensors"}
 DECODERS = ("text_config", "llm_config", "language_config")
+BESIDE_DECODER = r"re:(model\.)?(visual|vision_tower|vision_model|audio_tower|mm_projector|multi_modal_projector)\..*"
 DTYPE_KEYS = ("dtype", "torch_dtype")
 # The dtypes that a model can be built in. Source: transformers 5.23, modeling_utils.get_state_dict_dtype
 MODEL_DTYPES = (DType.BF16, DType.F16, DType.F32, DType.F64)
@@ -80,11 +81,23 @@ def _declared(config: Mapping[str, Any]) -> tuple[str, Any] | None:
             continue
         if part.get(KEY) is not None:
             value = part[KEY]
-            return prefix + KEY, _with_method(value, "mlx") if _is_mlx(value) else value
+            value = _with_method(value, "mlx") if _is_mlx(value) else value
+            return prefix + KEY, _of_decoder(value) if prefix else value
         for key, method in OTHER_KEYS.items():
             if part.get(key):  # null, false and an empty object declare nothing
                 return prefix + key, _with_method(part[key], method)
     return None
+
+
+def _of_decoder(value: Any) -> Any:
+    """A declaration that stands in the decoder's configuration, with the other parts among what it leaves out.
+
+    As released: Kimi-K2.5, whose tower has widths that do not fill the groups.
+    """
+    if not isinstance(value, Mapping) or value.get("quant_method") != "compressed-tensors":
+        return value
+    ignored = value.get("ignore")
+    return {**value, "ignore": [*(ignored if isinstance(ignored, list) else ()), BESIDE_DECODER]}
 
 
 def _is_mlx(value: object) -> bool:
