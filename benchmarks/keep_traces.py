@@ -219,8 +219,13 @@ def groups(model_type: str, defaults: Mapping[str, Any]) -> Iterator[Group]:
     yield from found.values()
 
 
-def sample(group: Group, base: dict[str, Any], count: int, random: Random, regime: str) -> tuple[Sample, Report] | None:
-    """A random configuration like `base`, traced; None if it has another structure or the workload another regime."""
+def sample(
+    group: Group, base: dict[str, Any], count: int, random: Random, regime: str, number: int = 3
+) -> tuple[Sample, Report] | None:
+    """A random configuration like `base`, traced; None if it has another structure or the workload another regime.
+
+    number: of four samples one has a single sequence of a single token, one a single sequence, one single tokens, if it may be.
+    """
     config = sampled(base, random)
     report = report_of(config)
     design = outline(report)
@@ -230,13 +235,13 @@ def sample(group: Group, base: dict[str, Any], count: int, random: Random, regim
         layer.structure for layer in group.outline.layers
     }:
         return None
-    point = sampled_point(design.thresholds, random)
-    for _ in range(TRIES):
-        if group.regime(design, point) == regime:
-            break
-        point = sampled_point(design.thresholds, random)
-    else:
+    tries = (sampled_point(design.thresholds, random) for _ in range(TRIES))
+    points = [point for point in tries if group.regime(design, point) == regime]
+    if not points:
         return None
+    singles = ((True, True), (True, False), (False, True), (False, False))[number % 4]
+    wanted = [point for point in points if (point.batch == 1, point.prompt_tokens == 1) == singles]
+    point = (wanted or points)[0]
     request = replace(sample_request(point, group.kernel), layers=count)
     _, rest = apart(fixed(trace(report.spec, config, request)))
     return Sample(replace(design, layers=design.layers[:count]), point, rest), report
@@ -257,7 +262,7 @@ def learnt(group: Group, random: Random) -> Variant:
     samples: dict[str, list[Sample]] = defaultdict(list)
     for name in regimes(group, random):
         for base, count in group.layers.values():
-            tries = (sample(group, base, count, random, name) for _ in range(4 * SAMPLES))
+            tries = (sample(group, base, count, random, name, number) for number in range(4 * SAMPLES))
             samples[name] += [made[0] for made in islice(filter(None, tries), SAMPLES)]
     by_regime, variables = learn(samples)
     variant = Variant(
@@ -272,7 +277,7 @@ def learnt(group: Group, random: Random) -> Variant:
     checks = 0
     while checks < CHECKS * len(by_regime):
         name = sorted(by_regime)[checks % len(by_regime)]
-        if (made := sample(group, *random.choice([*group.layers.values()]), random, name)) is None:
+        if (made := sample(group, *random.choice([*group.layers.values()]), random, name, checks)) is None:
             continue
         unseen, report = made
         check(variant, unseen, report)

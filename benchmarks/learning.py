@@ -237,6 +237,8 @@ def _product(factor: Term, part: Term) -> Term | None:
         return Term(1, 1, variables, factor.basis)
     if factor.basis % LENGTHS == 0:
         return Term(1, 1, variables, factor.basis + part.basis)
+    if factor.basis % LENGTHS == part.basis == 1:  # T times T
+        return Term(1, 1, variables, factor.basis + 2)
     return None
 
 

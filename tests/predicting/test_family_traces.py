@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.keep_traces import bases, layers_needed, outline, report_of
 from benchmarks.sampling import sampled, sampled_point
-from qwen_inspect.errors import UnsupportedError
+from qwen_inspect.errors import QwenInspectError, UnsupportedError
 from qwen_inspect.predicting.family_trace import read
 from qwen_inspect.predicting.kept_trace import Point
 from qwen_inspect.predicting.outline import decoder_of
@@ -49,9 +49,10 @@ def of_layers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
     shallow: dict[str, Any] = json.loads(json.dumps(config))
     text = decoder_of(shallow)
     assert isinstance(text, dict)
-    text["num_hidden_layers"] = layers
-    if text.get("layer_types"):
-        text["layer_types"] = text["layer_types"][:layers]
+    before, text["num_hidden_layers"] = text["num_hidden_layers"], layers
+    for key, value in text.items():
+        if isinstance(value, list) and len(value) == before:
+            text[key] = value[:layers]
     return shallow
 
 
@@ -86,14 +87,18 @@ def test_any_sequence_of_layers_is_composed_from_the_first_of_each_kind(config: 
 @pytest.mark.parametrize("family", KEPT)
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(1, UNSEEN))])
 def test_an_unseen_configuration_has_the_run_that_transformers_makes(family: str, seed: int) -> None:
-    """Random sizes, heads and lengths for a released structure; the trace was learnt from other ones."""
+    """Random sizes, heads and lengths for a released structure (seed 0) or another; the trace was learnt from other ones."""
     random = Random(f"{family} unseen {seed}")
-    base = random.choice([*bases(family)])
-    report = report_of(base)
-    layers = max(random.randint(4, 9), layers_needed(known(outline(report))))
-    config = of_layers(sampled(base, random), min(layers, len(report.cache.layers)))
-    report = report_of(config)
+    base = random.choice([*bases(family)]) if seed else next(bases(family))
+    try:
+        report = report_of(base)
+        layers = max(random.randint(4, 9), layers_needed(known(outline(report))))
+        config = of_layers(sampled(base, random), min(layers, len(report.cache.layers)))
+        report = report_of(config)
+    except QwenInspectError:
+        pytest.skip("no model is so")
     point = sampled_point(known(outline(report)).thresholds, random)
+    point = replace(point, prompt_tokens=max(2, point.prompt_tokens), total_tokens=point.total_tokens + 1)
     request = sample_request(point, report.spec.kernel)
     try:
         theirs = trace(report.spec, config, request)
@@ -101,7 +106,10 @@ def test_an_unseen_configuration_has_the_run_that_transformers_makes(family: str
         return  # nor can transformers run it
     new_tokens = point.total_tokens - point.prompt_tokens + 1
     run = Run(batch=point.batch, prompt_tokens=point.prompt_tokens, new_tokens=new_tokens, attention=report.spec.kernel)
-    mine = known(family_trace(report, run)).trace.at(point)
+    if (found := family_trace(report, run)) is None:
+        assert seed, "what releases have is covered"
+        pytest.skip("not covered")
+    mine = found.trace.at(point)
     assert mine.stages == theirs.stages
     assert without_order_of_frees(mine.events) == without_order_of_frees(theirs.events)
     assert mine.kept == tuple(sorted(theirs.kept))
