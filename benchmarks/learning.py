@@ -17,6 +17,7 @@ from qwen_inspect.predicting.family_trace import (
     BASIS,
     LENGTHS,
     Formula,
+    NotCovered,
     Regime,
     Term,
     Variables,
@@ -154,10 +155,13 @@ class _Search:
         return next((formula for formula in candidates if self._is_right(formula, sizes)), None)
 
     def _is_right(self, formula: Formula, sizes: Mapping[Condition, int]) -> bool:
-        return all(
-            sum(map(int.__mul__, coefficients(formula, self._values[condition]), condition.workload)) == size
-            for condition, size in sizes.items()
-        )
+        try:
+            return all(
+                sum(map(int.__mul__, coefficients(formula, self._values[condition]), condition.workload)) == size
+                for condition, size in sizes.items()
+            )
+        except NotCovered:  # a part of a byte
+            return False
 
     def _products(self, searched: tuple[Condition, ...], sizes: Mapping[Condition, int]) -> Iterator[Formula]:
         """Formulas of one term, those of few variables first."""
