@@ -12,7 +12,7 @@ TEXT = {
     "answer_structure": "{name}: {parameters} in {layers:,} layers; weights {weights}.",
     "answer_parameters": "{parameters:,} parameters ({short})",
     "answer_parameters_theory": "{parameters:,} parameters ({short}) by theory",
-    "answer_active": "{parameters}, {active} of them active for a token,",
+    "answer_active": "{parameters}, {active} of them active for a token",
     "answer_weights": "{size} in {dtype}",
     "answer_weights_quantised": "{size} ({method}, {bits} bits a parameter)",
     "answer_weights_unknown": "of a size that is not known",
