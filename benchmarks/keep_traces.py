@@ -273,6 +273,7 @@ def learnt(group: Group, random: Random) -> Variant:
         variables=variables,
         regimes=by_regime,
         singles=group.singles,
+        least_tokens=min(sample.point.prompt_tokens for many in samples.values() for sample in many),
     )
     checks = 0
     while checks < CHECKS * len(by_regime):

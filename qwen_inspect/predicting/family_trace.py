@@ -118,7 +118,7 @@ class Regime:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
     """kinds: of layers, in order of their names. variables: of each kind, "" for what is outside. regimes: by `regime_of`, whose
-    argument is `singles`.
+    argument is `singles`. least_tokens: of a sample's prompt.
     """
 
     kernel: str
@@ -128,11 +128,12 @@ class Variant:
     variables: Mapping[str, Variables]
     regimes: Mapping[str, Regime]
     singles: int = 0
+    least_tokens: int = 1
 
     def at(self, outline: Outline, point: Point, tree: Module) -> KeptTrace:
         """The run of a design with the structure of this variant, for workloads of the same regime as this one."""
-        if point.prompt_tokens == 1 and not self.singles and "one" not in self.regimes:
-            raise NotCovered  # samples may have had longer prompts alone
+        if point.prompt_tokens < self.least_tokens:
+            raise NotCovered
         regime = self.regimes.get(regime_of(outline.thresholds, point, singles=self.singles))
         if regime is None:
             raise NotCovered
@@ -229,6 +230,7 @@ def dump(family: FamilyTrace) -> bytes:
             "outside": variant.outside,
             "kinds": variant.kinds,
             "singles": variant.singles,
+            "least_tokens": variant.least_tokens,
             "variables": [
                 number(variables, (variant.variables[kind].of, variant.variables[kind].constants))
                 for kind in ("", *variant.kinds)
@@ -301,7 +303,8 @@ def _variant(entry: Mapping[str, Any], segments: Sequence[Segment], variables: S
         options=entry["options"],
         outside=entry["outside"],
         kinds=kinds,
-        singles=2 if entry["singles"] is True else int(entry["singles"]),
+        singles=entry["singles"],
+        least_tokens=entry["least_tokens"],
         variables={kind or "": variables[row] for kind, row in zip(names, entry["variables"], strict=True)},
         regimes={
             name: Regime(
