@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from qwen_inspect.loaders import catalog
 from qwen_inspect.predicting.footprint import traced_footprint
 from qwen_inspect.predicting.kept_trace import Point
-from qwen_inspect.predicting.predict import kept_trace, trace_name, trace_request
+from qwen_inspect.predicting.predict import symbolic_trace, trace_name, trace_request
 from qwen_inspect.results.memory import Run
 from qwen_inspect.structure.inspect import inspect
 
@@ -57,9 +57,9 @@ def direct(model: str) -> tuple[float, int, float]:
 
 
 def kept(model: str) -> tuple[float, int]:
-    """Seconds of an evaluation from the shipped trace, and its events."""
+    """Seconds of an evaluation from the family's trace, and its events."""
     report = inspect(model, source="catalog")
-    found = kept_trace(report.spec, "sdpa")
+    found = symbolic_trace(report, RUN)
     assert found is not None, model
     point = Point(RUN.batch, RUN.prompt_tokens, RUN.cached_tokens)
     gc.disable()  # as the command line does
