@@ -12,7 +12,7 @@ import io
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -20,10 +20,11 @@ from typing import Any
 from .. import __version__
 from ..errors import UnsupportedError
 from ..loaders import header_cache
+from ..results.attention import LayerAttention
 from ..results.memory import Run
 from ..results.model import Report
 from ..results.timeline import ADAPTER, Allocate, Stage, Timeline, living
-from ..spec import FullAttention, Module, SlidingAttention, each_module
+from ..spec import Module, each_module
 from .composition import compose, shallow_layers
 from .kept_trace import ALIGNMENTS, LARGEST_BYTES, KeptTrace, Point, fit
 from .on_device import PARAMETER
@@ -96,17 +97,31 @@ def question_of(report: Report, plan: Plan, request: Any, made_by: str) -> Quest
 
 
 def same_events_above(report: Report, run: Run) -> int | None:
-    """`Question.above`: None for classes that only transformers describes, for linear attention, whose loop runs over chunks of
-    tokens, for masks of padding, whose rows are padded, and for positions that are scaled by the length."""
-    attentions = [layer.attention for layer in report.spec.layers]
-    if not attentions or not all(isinstance(attention, FullAttention | SlidingAttention) for attention in attentions):
+    """`Question.above`: None where attention is not softmax over all tokens or over a window (linear attention's loop runs over
+    chunks of them), for masks of padding, whose rows are padded, and for positions that are scaled by the length."""
+    attention, config = report.known.attention, report.config or {}
+    if attention is None or not all(isinstance(layer, LayerAttention) for layer in attention.layers):
         return None
-    if run.padded or run.prompt_tokens < FEWEST_TOKENS or re.search(r"\b(dynamic|longrope)\b", str(report.config)):
+    if run.padded or run.prompt_tokens < FEWEST_TOKENS or re.search(r"\b(dynamic|longrope)\b", str(config)):
         return None
-    windows = {attention.window_tokens for attention in attentions if isinstance(attention, SlidingAttention)}
+    spans = (layer.window_tokens for layer in attention.layers if isinstance(layer, LayerAttention))
+    windows = {window for window in spans if window is not None}
+    if report.spec.built and _lengths_in(config) - windows:
+        return None
     if not windows or run.prompt_tokens > max(windows):
         return max(windows, default=0)
     return 0 if run.prompt_tokens < min(windows) > SINGLE[-1][1] else None
+
+
+def _lengths_in(config: Mapping[str, Any]) -> set[int]:
+    """Lengths of windows, chunks and blocks that a configuration names."""
+    lengths: set[int] = set()
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            lengths |= _lengths_in(value)
+        elif type(value) is int and value > 0 and re.search(r"window(?!_layers|_pattern)|chunk|block|local_att", key):
+            lengths.add(value)
+    return lengths
 
 
 def composed_trace(question: Question, *, of_any: bool = False) -> KeptTrace | None:
