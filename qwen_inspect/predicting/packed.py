@@ -30,6 +30,7 @@ def packed_trace(dense: KeptTrace, weights_bytes: Sequence[int]) -> KeptTrace:
         allocations=(*weights, *(dense.allocations[index] for index in others)),
         order=(*range(len(weights)), *order),
         stages=tuple(stages),
+        kept=tuple((numbers[index], use) for index, use in dense.kept),
     )
 
 
@@ -43,4 +44,4 @@ def packed(dense: Timeline, weights_bytes: Sequence[int]) -> Timeline:
         stage if index == 0 else replace(stage, first_event=stage.first_event + moved)
         for index, stage in enumerate(dense.stages)
     ]
-    return Timeline(events=(*weights, *kept), stages=tuple(stages))
+    return replace(dense, events=(*weights, *kept), stages=tuple(stages))
