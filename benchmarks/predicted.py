@@ -63,14 +63,15 @@ def model_of(recording: Recording) -> Report:
 
 
 def _config(model: str) -> dict[str, Any]:
+    """The model's configuration without a quantisation: what was recorded was dense."""
     own = CONFIGS / f"{model.rpartition('/')[2]}.json"
     if own.is_file():
         config = json.loads(own.read_text(encoding="utf-8"))
-        return {key: value for key, value in config.items() if key != "quantization_config"}
-    catalog = json.loads(CATALOG.read_text(encoding="utf-8"))
-    published = json.loads(PUBLISHED_MODELS.read_text(encoding="utf-8"))
-    found: dict[str, Any] = (catalog.get(model) or published[model])["config"]
-    return found
+    else:
+        catalog = json.loads(CATALOG.read_text(encoding="utf-8"))
+        published = json.loads(PUBLISHED_MODELS.read_text(encoding="utf-8"))
+        config = (catalog.get(model) or published[model])["config"]
+    return {key: value for key, value in config.items() if key != "quantization_config"}
 
 
 def _first() -> set[str]:
