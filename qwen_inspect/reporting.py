@@ -56,6 +56,9 @@ def compiled(request: ReportRequest, access: Access, *, trust_remote_code: bool 
 
 def predicted(request: ReportRequest, access: Access, *, trust_remote_code: bool = False) -> WholeReport:
     """The report without advice."""
+    measured = {
+        path: read_measurement(_relative(path)) for path in request.measured
+    }  # refused before the model is read
     report = inspect(
         _relative(request.model),
         source=request.source,
@@ -83,7 +86,7 @@ def predicted(request: ReportRequest, access: Access, *, trust_remote_code: bool
         config_sha256=_digest(json.dumps(report.written, sort_keys=True, separators=(",", ":"))),
         tensors_sha256=_tensors_digest(report.tensors) if report.tensors_origin == "stored" else None,
         built_by=versions() if request.instantiate else None,
-        measured=tuple(_measured(path, report) for path in request.measured),
+        measured=tuple(map(_of_model, measured, request.measured, [report] * len(measured))),
     )
 
 
@@ -98,9 +101,8 @@ def _advice(whole: WholeReport, cards: tuple[Gpu, ...]) -> Advice | None:
     )
 
 
-def _measured(path: str, report: Report) -> KeptMeasurement:
-    """The measurement at `path`; UsageError if it is of a model with another class, dtype or weight bytes."""
-    kept = read_measurement(_relative(path))
+def _of_model(kept: KeptMeasurement, path: str, report: Report) -> KeptMeasurement:
+    """The measurement read from `path`; UsageError if it is of a model with another class, dtype or weight bytes."""
     spec = report.spec
     weights = next((difference.predicted for difference in kept.differences if difference.term == "weights"), None)
     tensors = each_tensor(report.tree) if report.known.weights is None else report.known.weights
