@@ -56,9 +56,8 @@ def compiled(request: ReportRequest, access: Access, *, trust_remote_code: bool 
 
 def predicted(request: ReportRequest, access: Access, *, trust_remote_code: bool = False) -> WholeReport:
     """The report without advice."""
-    measured = {
-        path: read_measurement(_relative(path)) for path in request.measured
-    }  # refused before the model is read
+    # Refused before the model is read.
+    measured = [read_measurement(_relative(path)) for path in request.measured]
     report = inspect(
         _relative(request.model),
         source=request.source,
