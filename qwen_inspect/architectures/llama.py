@@ -8,23 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..spec import Module
-from .blocks import linear, rotary
+from .decoders import read_decoder
 from .design import Architecture
-from .outline import (
-    causal_lm,
-    embedding,
-    gated_mlp,
-    keeps_heads,
-    layer_list,
-    norm,
-    read_heads,
-    read_padding,
-    read_spans,
-    whole_dtype,
-    with_defaults,
-)
-from .reading import flag, integer, read_head_dim
+from .outline import causal_lm, check_width, read_spans, whole_dtype, with_defaults
+from .reading import flag
 
 DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 32000,
@@ -45,52 +32,11 @@ DEFAULTS: Mapping[str, Any] = {
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture:
-    text, dtype = with_defaults(config, DEFAULTS), whole_dtype(config)
-    hidden, eps = integer(text, "hidden_size"), text["rms_norm_eps"]
-    query_heads, kv_heads = read_heads(text)
-    head_dim = read_head_dim(text)
-    bias = flag(text, "attention_bias", default=False)
-    rows, columns = query_heads * head_dim, kv_heads * head_dim
-    layer = Module(
-        name="0",
-        class_name="LlamaDecoderLayer",
-        children=(
-            Module(
-                name="self_attn",
-                class_name="LlamaAttention",
-                children=(
-                    linear("q_proj", hidden, rows, dtype, bias=bias),
-                    linear("k_proj", hidden, columns, dtype, bias=bias),
-                    linear("v_proj", hidden, columns, dtype, bias=bias),
-                    linear("o_proj", rows, hidden, dtype, bias=bias),
-                ),
-            ),
-            gated_mlp(
-                "mlp",
-                "LlamaMLP",
-                hidden,
-                integer(text, "intermediate_size"),
-                text["hidden_act"],
-                dtype,
-                bias=flag(text, "mlp_bias", default=False),
-            ),
-            norm("input_layernorm", "LlamaRMSNorm", hidden, dtype, eps=eps),
-            norm("post_attention_layernorm", "LlamaRMSNorm", hidden, dtype, eps=eps),
-        ),
+    text = with_defaults(config, DEFAULTS)
+    check_width(text)
+    decoder = read_decoder(text, whole_dtype(config), "Llama", null_head_dim=True)
+    layer = decoder.prenorm_layer(
+        decoder.attention(bias=flag(text, "attention_bias", default=False)),
+        decoder.mlp(bias=flag(text, "mlp_bias", default=False)),
     )
-    layers = integer(text, "num_hidden_layers")
-    model = Module(
-        name="model",
-        class_name="LlamaModel",
-        children=(
-            embedding("embed_tokens", integer(text, "vocab_size"), hidden, dtype, padding=read_padding(text)),
-            layer_list("layers", [layer] * layers),
-            norm("norm", "LlamaRMSNorm", hidden, dtype, eps=eps),
-            rotary("rotary_emb", "LlamaRotaryEmbedding", head_dim),
-        ),
-    )
-    kept = [
-        keeps_heads(index, query_heads, kv_heads, head_dim, dtype, kind=kind, window=window)
-        for index, (kind, window) in enumerate(read_spans(text, layers))
-    ]
-    return causal_lm(config, text, model, kept)
+    return causal_lm(config, text, decoder.model(layer), decoder.kept(read_spans(text, decoder.layers)))
