@@ -82,6 +82,9 @@ def with_defaults(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dic
     """
     check_sizes(config)
     merged = {**defaults, **config}
+    for key in defaults:
+        if "eps" in key:  # of norms, which is printed
+            number(merged, key, default=0)
     for key in ("rope_scaling", "rope_parameters"):
         rope = merged.get(key)
         if rope is not None and not isinstance(rope, Mapping):

@@ -81,7 +81,7 @@ _MODEL: tuple[_Fact, ...] = (
     ("class", "", lambda report: report.spec.class_name),
     ("dtype", "", lambda report: str(report.spec.dtype)),
     ("quantisation", "", lambda report: report.known.quantised.method if report.known.quantised else ""),
-    ("layers", "", lambda report: len(report.spec.layers)),
+    ("layers", "", lambda report: None if report.known.attention is None else len(report.known.attention.layers)),
     ("context", "tokens", lambda report: report.spec.context_tokens),
 )
 _PARAMETERS: tuple[_Fact, ...] = (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..architectures import FAMILIES, Architecture, StoredForm
 from ..checkpoint import Checkpoint, DType, ModelRef, Origin, Tensor
-from ..declarations import KEY, settled
+from ..declarations import KEY, declares_quantisation, settled, undeclared
 from ..errors import MalformedError, NotFoundError, QwenInspectError, UnavailableError, UnsupportedError, UsageError
 from ..language import Message
 from ..loaders.resolve import DEFAULT_MODEL, Access, load, resolve
@@ -174,16 +174,19 @@ def in_scheme(report: Report, dtype: str) -> Report:
 
 
 def models() -> tuple[CatalogEntry, ...]:
-    """Every model of the catalog with its design."""
+    """Every model of the catalog with its design. How quantised files are stored takes seconds to work out, and is left open."""
     from ..loaders import catalog
     from ..results.listing import CatalogEntry
 
     entries = catalog.entries()
     checkpoints = {name: catalog.checkpoint(ModelRef(source="catalog", id=name), entries) for name in entries}
-    return tuple(
-        CatalogEntry(id=name, design=analyse(checkpoint).known, release=checkpoint.release)
-        for name, checkpoint in checkpoints.items()
-    )
+    listed = []
+    for name, checkpoint in checkpoints.items():
+        design = analyse(replace(checkpoint, config=undeclared(checkpoint.config or {}))).known
+        if declares_quantisation(checkpoint.config):
+            design = replace(design, parameters=replace(design.parameters, stored_predicted=None))
+        listed.append(CatalogEntry(id=name, design=design, release=checkpoint.release))
+    return tuple(listed)
 
 
 # --- the steps of `analyse`

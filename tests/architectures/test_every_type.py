@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from qwen_inspect.architectures import FAMILIES, architecture_of
-from qwen_inspect.errors import QwenInspectError
-from qwen_inspect.tracing import cached
+from qwen_inspect.architectures import FAMILIES
 
 from ..support.generic_models import RUN
 from ..support.invoking import Capture, assert_is_one_error_line, invoke
@@ -48,38 +45,9 @@ def small_or_none(model_type: str) -> dict[str, Any] | None:
     return config
 
 
-@pytest.fixture
-def built_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model is built, and its cache looked for, once for the commands that are asked of it one after another."""
-    kept: dict[object, Any] = {}
-
-    def once(key: object, make: Any) -> Any:
-        if key not in kept:
-            try:
-                kept[key] = make()
-            except QwenInspectError as error:
-                kept[key] = error
-        if isinstance(kept[key], QwenInspectError):
-            raise kept[key]
-        return kept[key]
-
-    found_cache = cached.found_cache
-
-    def built(config: Mapping[str, Any], **options: Any) -> Any:
-        text = json.dumps(config, sort_keys=True)
-        if text not in kept:
-            kept.clear()
-        return once(text, lambda: architecture_of(config, **options))
-
-    monkeypatch.setattr("qwen_inspect.structure.inspect.architecture_of", built)
-    monkeypatch.setattr(cached, "found_cache", lambda *asked: once("cache", lambda: found_cache(*asked)))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("chunk", range(CHUNKS))
-def test_every_type_is_answered_or_refused_in_one_line(
-    chunk: int, built_once: None, tmp_path: Any, capsys: Capture
-) -> None:
+def test_every_type_is_answered_or_refused_in_one_line(chunk: int, tmp_path: Any, capsys: Capture) -> None:
     """About 800, each by a small configuration of its own: minutes of many cores, some 5 seconds a chunk."""
     for model_type in types()[chunk::CHUNKS]:
         config = small_or_none(model_type)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ...language import Language
 from ...results.listing import CatalogEntry
-from ...units import count
+from ...units import UNKNOWN, count
 from ..blocks import Block, Heading, Paragraph, Table
 from . import View
 from .common import count_cell
@@ -40,7 +40,7 @@ def blocks(entries: Sequence[CatalogEntry], say: Language, view: View) -> Sequen
 
 def _row(entry: CatalogEntry, say: Language) -> list[str]:
     design = entry.design
-    layer = entry.attention.softmax[0]
+    layer = next(iter(entry.attention.softmax), None)
     assert entry.release is not None
     return [
         entry.id,
@@ -49,8 +49,8 @@ def _row(entry: CatalogEntry, say: Language) -> list[str]:
         count_cell(design.parameters.stored_predicted),
         count_cell(design.parameters.active),
         count_cell(design.parameters.active_non_embedding),
-        str(len(design.spec.layers)),
-        f"{layer.query_heads} / {layer.kv_heads} × {layer.head_dim}",
+        str(len(entry.attention.layers)),
+        UNKNOWN if layer is None else f"{layer.query_heads} / {layer.kv_heads} × {layer.head_dim}",
         entry.attention.kind,
         count(design.spec.context_tokens),
         say(f"catalog_kind_{entry.release.kind}"),

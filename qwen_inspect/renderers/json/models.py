@@ -20,10 +20,11 @@ class CatalogEntryJSON(TypedDict):
     active: Count | None
     active_non_embedding: Count | None
     layers: Count
-    query_heads: Count
+    query_heads: Count | None
+    """Of the first layer with heads; null, like the next two, if no layer has any (MLA, states)."""
     """Of the first layer with softmax attention; likewise `kv_heads` and `head_dim`."""
-    kv_heads: Count
-    head_dim: Count
+    kv_heads: Count | None
+    head_dim: Count | None
     kind: str
     context_tokens: Count | None
     published_parameters: Count | None
@@ -49,7 +50,7 @@ def content(entries: Sequence[CatalogEntry], say: Language) -> ModelsJSON:
 
 def _entry(entry: CatalogEntry) -> CatalogEntryJSON:
     design, release = entry.design, entry.release
-    layer = entry.attention.softmax[0]
+    layer = next(iter(entry.attention.softmax), None)
     return {
         "id": entry.id,
         "model_type": design.spec.family,
@@ -57,10 +58,10 @@ def _entry(entry: CatalogEntry) -> CatalogEntryJSON:
         "stored": design.parameters.stored_predicted,
         "active": design.parameters.active,
         "active_non_embedding": design.parameters.active_non_embedding,
-        "layers": len(design.spec.layers),
-        "query_heads": layer.query_heads,
-        "kv_heads": layer.kv_heads,
-        "head_dim": layer.head_dim,
+        "layers": len(entry.attention.layers),
+        "query_heads": None if layer is None else layer.query_heads,
+        "kv_heads": None if layer is None else layer.kv_heads,
+        "head_dim": None if layer is None else layer.head_dim,
         "kind": entry.attention.kind,
         "context_tokens": design.spec.context_tokens,
         "published_parameters": release.parameters if release else None,
