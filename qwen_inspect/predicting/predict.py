@@ -20,7 +20,7 @@ from ..results.exploration import RequestSize
 from ..results.memory import Footprint, MemoryReport, PeakRange, Run
 from ..results.model import Report
 from ..results.timeline import Allocate, Timeline
-from ..spec import LinearAttention, ModelSpec, MoeMlp, each_tensor
+from ..spec import LinearAttention, ModelSpec, Module, MoeMlp, SlidingAttention, each_module, each_tensor
 from ..tracing import versions
 from ..tracing.adapting import FourBits
 from ..tracing.bases import Base, EightBits
@@ -402,9 +402,20 @@ def _traced(untraced: _Untraced) -> Timeline:
 
 
 def _is_kept(spec: ModelSpec, run: Run, place: Place | None) -> bool:
-    """Whether traces of such a run are kept. Kept traces are CUDA's; a CPU's are the same unless there are experts."""
-    experts = any(isinstance(layer.mlp, MoeMlp) for layer in spec.layers)
-    return _is_point(run, place) and not (run.device == "cpu" and experts)
+    """Whether traces of such a run are kept. Kept traces are CUDA's."""
+    return _is_point(run, place) and (run.device != "cpu" or _same_on_cpu(spec))
+
+
+def _same_on_cpu(spec: ModelSpec, tree: Module | None = None, cache: CacheReport | None = None) -> bool:
+    """Whether a CPU makes CUDA's events: not with experts, with windows, whose counter is moved to the device, or in float32, for
+    which CPU has a fused kernel with GQA. tree, cache: of a model whose spec has no layers.
+    """
+    routed = any(isinstance(layer.mlp, MoeMlp) for layer in spec.layers)
+    windows = any(isinstance(layer.attention, SlidingAttention) for layer in spec.layers)
+    if tree is not None and cache is not None:
+        routed = any(module.routed for _, module in each_module(tree))
+        windows = any(layer.window_tokens for layer in cache.layers)
+    return not (routed or windows) and spec.dtype.bits == 16
 
 
 def _is_point(run: Run, place: Place | None = None) -> bool:
@@ -442,7 +453,9 @@ def family_trace(report: Report, run: Run) -> Composed | None:
     None if there is none for such a design or such a run.
     """
     outline = _outline(report)
-    if outline is None or not _is_kept(report.spec, run, None):
+    if outline is None or not _is_point(run):
+        return None
+    if run.device == "cpu" and not _same_on_cpu(report.spec, report.tree, report.cache):
         return None
     family = family_traces.read(SHIPPED / family_file(str((report.config or {}).get("model_type"))))
     if family is None:

@@ -77,7 +77,6 @@ def test_a_measurement_says_what_it_is_doing(saved: Callable[[str], Path]) -> No
         measured(saved("qwen3"), prompt_tokens=40, new_tokens=3)
     assert [line for line in said if "tracing" not in line] == [
         "Starting PyTorch and transformers …",
-        "Starting PyTorch and transformers …",  # after the trace
         f"Loading {saved('qwen3')} onto cpu …",
         "Measuring: prefill (batch 1, 40 tokens) …",
         "Measuring: decoding token 2 of 3 …",

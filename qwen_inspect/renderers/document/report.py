@@ -13,7 +13,7 @@ from ...results.counts import Check
 from ...results.memory import MemoryReport, Moment
 from ...results.model import Report
 from ...results.whole import WholeReport
-from ...spec import MoeMlp, each_tensor
+from ...spec import each_tensor
 from ...units import UNKNOWN, count, percent, signed, size
 from ..blocks import Block, Code, Fields, Figure, Heading, Items, Paragraph, Table, Tree
 from ..cache_plot import NARROW_WIDTH, cache_plot
@@ -214,7 +214,7 @@ def _head(report: Report, say: Language) -> list[str]:
 
 def _experts(report: Report, say: Language) -> list[str]:
     counts = report.parameters
-    if not any(isinstance(layer.mlp, MoeMlp) for layer in report.spec.layers):
+    if counts.active in (None, counts.theory):
         return []
     share = percent(report.tree.active_parameters * 10_000 // counts.theory)
     return [say("finding_active", **active_values(report), share=share)]
