@@ -173,7 +173,8 @@ def test_non_embedding_parameters_round_to_the_model_card(model: str, billions: 
 
 def test_dense_models_are_wholly_active() -> None:
     for entry in by_id().values():
-        if all(isinstance(layer.mlp, DenseMlp) for layer in entry.design.spec.layers):
+        layers = entry.design.spec.layers
+        if layers and all(isinstance(layer.mlp, DenseMlp) for layer in layers):
             assert entry.design.parameters.active == entry.design.parameters.theory, entry.id
 
 
