@@ -391,7 +391,8 @@ def _traced(untraced: _Untraced) -> Timeline:
             return deep.at(_point(run))
     first = _first_of_all_kinds(spec.layers)
     chunked = any(isinstance(layer.attention, LinearAttention) for layer in spec.layers)
-    if run.mode != "train" and _all_alike(place) and chunked and 2 * first < len(spec.layers):
+    sharded = place is not None and place.how.fsdp > 1  # a layer gathers the next one's weights
+    if run.mode != "train" and _all_alike(place) and not sharded and chunked and 2 * first < len(spec.layers):
         with suppress(UnsupportedError):
             few = fixed(trace(spec, config, replace(request, layers=first), place))
             return deepen(few, spec.layers[:first], spec.layers).at(_point(run))
