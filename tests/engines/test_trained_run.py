@@ -16,7 +16,9 @@ from ..support.families import FAMILIES
 from ..support.models import write_config
 
 
-@pytest.mark.parametrize("card", ["H100", "RTX 4090"])  # with cuDNN's attention and without
+@pytest.mark.parametrize(
+    "card", ["H100", pytest.param("RTX 4090", marks=pytest.mark.exhaustive)]
+)  # with cuDNN's attention and without
 def test_what_is_reserved_is_that_of_single_predictions(
     card: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
