@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import DTYPE_OF_TORCH_NAME, DType
@@ -38,6 +39,9 @@ HEAD, SHARED_GATE = "lm_head", "shared_expert_gate"
 MOST_PATTERNS = 100_000
 MOST_RULES = 1_000
 LITERAL = re.compile(r"[\w.\-]+")
+LAYER = re.compile(r"layers\\?\.\d+(?=\\?\.|\*|$)")
+# No digits, sets, counted repeats or `+`; a dot alone stands for one character, so never two in a row: numbers differ in length.
+ANY_EXPERT = re.compile(r"(?:\.\*|\\\.|\.(?![.*+?{()|])|[A-Za-z_:*?$^()|-]|(?<=[A-Za-z_])\d+)*")
 
 
 def read_quantisation(config: Mapping[str, Any]) -> Quantisation | None:
@@ -58,7 +62,26 @@ def read_quantisation(config: Mapping[str, Any]) -> Quantisation | None:
     if not isinstance(method, str) or method not in METHODS:
         raise UnsupportedError("quantised_unsupported", found=shown(method), known=", ".join(METHODS))
     # Errors show `model_type`: here, the method.
-    return METHODS[method]({**declared, "model_type": method, FAMILY: config.get("model_type")})
+    quantisation = METHODS[method]({**declared, "model_type": method, FAMILY: config.get("model_type")})
+    return replace(quantisation, experts_alike=all(map(_numbers_no_expert, _texts(declared))))
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every key and text of a declaration, at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield str(key)
+            yield from _texts(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _texts(part)
+
+
+def _numbers_no_expert(text: str) -> bool:
+    """Whether a name or pattern holds for all of a layer's experts or for none, whatever their numbers."""
+    return ANY_EXPERT.fullmatch(LAYER.sub("layers", text)) is not None
 
 
 # --- one function per method -----------------------------------------------------------------------------------------

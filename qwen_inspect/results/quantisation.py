@@ -139,7 +139,7 @@ class Quantisation:
     """A configuration's quantisation. method: its quant_method. The first group that takes a module decides, unless skipped.
 
     named: schemes of single modules by full name, which precede all groups (None: dense). every_matrix: embeddings and routers
-    are quantised too, not only linear modules.
+    are quantised too, not only linear modules. experts_alike: no name or pattern can tell a layer's experts apart.
     """
 
     method: str
@@ -147,6 +147,7 @@ class Quantisation:
     skips: ModuleTest
     named: Mapping[str, Scheme | None] = field(default_factory=dict)
     every_matrix: bool = False
+    experts_alike: bool = False
 
     @property
     def schemes(self) -> tuple[Scheme, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -117,12 +118,16 @@ def _packing_mistakes(packing: Packing) -> Iterator[Cause]:
 
     `safetensors.total` of a hub's API counts so: the elements of every stored tensor.
     """
-    parts = [part for name in packing.dense for part in packing.parts[name]]
-    words = sum(part.tensor.elements for part in parts if part.role == "packed")
-    matrices = len(packing.dense)
-    yield _mistake("packed_words", words - sum(dense.elements for dense in packing.dense.values()), matrices)
+    elements: Counter[str] = Counter()
+    matrices, parameters = 0, 0
+    for matrix, parts, times in packing.quantised():
+        matrices += times
+        parameters += times * matrix.elements
+        for part in parts:
+            elements[part.role] += times * part.tensor.elements
+    yield _mistake("packed_words", elements["packed"] - parameters, matrices)
     for name, roles in BESIDE.items():
-        yield _mistake(name, sum(part.tensor.elements for part in parts if part.role in roles), matrices)
+        yield _mistake(name, sum(elements[role] for role in roles), matrices)
 
 
 def _mistake(name: str, parameters: int, layers: int) -> Cause:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from ..architectures import StoredForm
@@ -35,6 +36,7 @@ from ..spec import Module, each_module, each_tensor
 
 WORD_BITS = 32
 EXPERTS = ".experts."  # in the name of an expert's matrix
+EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,34 +44,64 @@ class Packing:
     """How a model's weights are stored. Keys are names in files of the dense model.
 
     parts: the stored tensors of each quantised matrix. dense: those matrices before quantisation. kept: unquantised linear
-    modules and their matrices. form: what files of the dense model hold for a tensor of the tree.
+    modules and their matrices. form: what files of the dense model hold for a tensor of the tree. experts: where no file tells
+    experts apart, the first one's matrices stand for all: how many each stands for. fused: a loaded model holds a layer's
+    experts in one tensor.
     """
 
     parts: Mapping[str, tuple[Part, ...]]
     dense: Mapping[str, Tensor]
     kept: Mapping[str, Tensor]
     form: StoredForm
+    experts: Mapping[str, int] = field(default_factory=dict)
+    fused: bool = False
 
     def stored_form(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """The stored tensors of one tensor of the tree."""
-        stored: list[Tensor] = []
-        for dense in self.form(tensor):
-            stored += [part.tensor for part in self.parts[dense.name]] if dense.name in self.parts else [dense]
-        return tuple(stored)
+        return tuple(stored for dense in self.form(tensor) for stored, _ in self._stored(dense))
 
     def loaded(self, tensor: Tensor) -> Iterator[Tensor]:
         """The tensors that a loaded model holds: `stored_form` without the notes, which only a loader reads."""
-        for dense in self.form(tensor):
-            yield from self.loaded_parts(dense)
-
-    def loaded_parts(self, dense: Tensor) -> Iterator[Tensor]:
-        """The tensors that a loaded model holds for one tensor of the dense files."""
-        if dense.name not in self.parts:
-            yield dense
+        matrices = self._each_kind(tensor)
+        held = [[(stored, role) for stored, role in self._stored(matrix) if role != "notes"] for matrix in matrices]
+        alike = {tuple((stored.shape, stored.dtype, role) for stored, role in parts) for parts in held}
+        if not self.fused or len(tensor.shape) != 3 or len(alike) != 1 or matrices[0].name == tensor.name:
+            yield from (
+                stored for dense in self.form(tensor) for stored, role in self._stored(dense) if role != "notes"
+            )
             return
-        for part in self.parts[dense.name]:
-            if part.role != "notes":
-                yield part.tensor
+        for stored, _ in held[0]:
+            count = tensor.elements // matrices[0].elements
+            yield Tensor(tensor.name + stored.name.removeprefix(matrices[0].name), (count, *stored.shape), stored.dtype)
+
+    def _each_kind(self, tensor: Tensor) -> Sequence[Tensor]:
+        """The matrices that files of the dense model hold for a tensor; those of one expert if they stand for all."""
+        if len(tensor.shape) == 3:
+            first = self.form(replace(tensor, shape=(1, *tensor.shape[1:])))
+            if all(matrix.name in self.experts for matrix in first):
+                return first
+        return self.form(tensor)
+
+    def _stored(self, dense: Tensor) -> Sequence[tuple[Tensor, str]]:
+        """The tensors that files hold for one of the dense model's, and their roles; "" for one that is not quantised."""
+        if dense.name in self.parts:
+            return [(part.tensor, part.role) for part in self.parts[dense.name]]
+        first = EXPERT.sub(f"{EXPERTS}0.", dense.name)
+        if first not in self.experts or first not in self.parts:
+            return [(dense, "")]
+        before, after = first.removesuffix("weight"), dense.name.removesuffix("weight")
+        return [
+            (replace(part.tensor, name=after + part.tensor.name.removeprefix(before)), part.role)
+            for part in self.parts[first]
+        ]
+
+    def quantises(self, tensor: Tensor) -> bool:
+        """Whether any matrix of a tensor of the tree is stored in parts."""
+        return any(matrix.name in self.parts for matrix in self._each_kind(tensor))
+
+    def quantised(self) -> Iterator[tuple[Tensor, tuple[Part, ...], int]]:
+        """(matrix, its parts, how many matrices it stands for) of each quantised matrix."""
+        return ((matrix, self.parts[name], self.experts.get(name, 1)) for name, matrix in self.dense.items())
 
 
 def pack(tree: Module, quantisation: Quantisation, form: StoredForm, stored: Sequence[Tensor] | None) -> Packing:
@@ -85,8 +117,12 @@ def pack(tree: Module, quantisation: Quantisation, form: StoredForm, stored: Seq
         form = _or_as_built(form, by_name)
     parts: dict[str, tuple[Part, ...]] = {}
     dense, kept = {}, {}
-    for matrix, built, linear in _matrices(tree, form, every=quantisation.every_matrix):
+    experts: dict[str, int] = {}
+    together = quantisation.experts_alike and by_name is None
+    for matrix, built, linear, times in _matrices(tree, form, every=quantisation.every_matrix, together=together):
         module = matrix.name.removesuffix(".weight")
+        if times > 1:
+            experts[matrix.name] = times
         scheme = quantisation.scheme_of(*{module, built}) if linear or _takes_experts(quantisation) else None
         packed = None if scheme is None else _packed(matrix, scheme)
         if by_name is not None:
@@ -95,7 +131,15 @@ def pack(tree: Module, quantisation: Quantisation, form: StoredForm, stored: Seq
             kept[module] = matrix
         else:
             parts[matrix.name], dense[matrix.name] = packed, matrix
-    return Packing(parts=parts, dense=dense, kept=kept, form=form)
+    return Packing(parts=parts, dense=dense, kept=kept, form=form, experts=experts, fused=_fuses(quantisation))
+
+
+def _fuses(quantisation: Quantisation) -> bool:
+    """Whether a layer's experts are loaded as one tensor, as in the dense model; GPTQModel and AutoAWQ keep modules of their own.
+
+    Source: transformers 5.23, integrations/finegrained_fp8.FP8Experts; GPTQModel 7.7, Qwen3MoeQModel.module_tree
+    """
+    return quantisation.method not in ("gptq", "awq", "auto-round")
 
 
 def _or_as_built(form: StoredForm, by_name: Mapping[str, Tensor]) -> StoredForm:
@@ -147,11 +191,13 @@ def _mlx_experts(form: StoredForm) -> StoredForm:
     return stacked
 
 
-def _matrices(tree: Module, form: StoredForm, *, every: bool) -> Iterator[tuple[Tensor, str, bool]]:
-    """(matrix, module, is linear) for every matrix that a scheme could quantise.
+def _matrices(
+    tree: Module, form: StoredForm, *, every: bool, together: bool
+) -> Iterator[tuple[Tensor, str, bool, int]]:
+    """(matrix, module, is linear, how many it stands for) for every matrix that a scheme could quantise.
 
     matrix: as files of the dense model name it. module: transformers' name of its module, or of the fused experts. every:
-    treat embeddings and routers as linear modules too.
+    treat embeddings and routers as linear modules too. together: the first expert's matrices stand for a layer's.
     """
     for prefix, module in each_module(tree):
         linear = module.class_name == "Linear" or (every and _is_matrix(module))
@@ -160,8 +206,13 @@ def _matrices(tree: Module, form: StoredForm, *, every: bool) -> Iterator[tuple[
         for tensor in module.tensors:
             if len(tensor.shape) < 2 or tensor.name.endswith("bias"):
                 continue
-            for matrix in form(Tensor(f"{prefix}.{tensor.name}", tensor.shape, tensor.dtype)):
-                yield matrix, prefix, linear
+            full = Tensor(f"{prefix}.{tensor.name}", tensor.shape, tensor.dtype)
+            count, *sides = tensor.shape
+            first = form(replace(full, shape=(1, *sides))) if together and len(sides) == 2 else ()
+            if first and all(EXPERT.search(matrix.name) for matrix in first):
+                yield from ((matrix, prefix, linear, count) for matrix in first)
+            else:
+                yield from ((matrix, prefix, linear, 1) for matrix in form(full))
 
 
 def _is_matrix(module: Module) -> bool:
@@ -377,12 +428,10 @@ def packed_tree(tree: Module, packing: Packing) -> Module:
 
 
 def _packed_module(module: Module, prefix: str, packing: Packing) -> Module:
-    dense = [
-        stored for tensor in module.tensors for stored in packing.form(replace(tensor, name=f"{prefix}.{tensor.name}"))
-    ]
     packed_bytes = None
-    if any(tensor.name in packing.parts for tensor in dense):
-        packed_bytes = sum(part.size_bytes for tensor in dense for part in packing.loaded_parts(tensor))
+    full = [replace(tensor, name=f"{prefix}.{tensor.name}") for tensor in module.tensors]
+    if any(packing.quantises(tensor) for tensor in full):
+        packed_bytes = sum(part.size_bytes for tensor in full for part in packing.loaded(tensor))
     children = []
     for child in module.children:
         siblings = [
@@ -425,29 +474,32 @@ def weights_as_stored(tree: Module, packed: Module, packing: Packing) -> Quantis
 def _weights(
     tree: Module, packed: Module, packing: Packing, method: str, schemes: tuple[Message, ...]
 ) -> QuantisedWeights:
-    parameters = sum(tensor.elements for tensor in packing.dense.values())
-    parts = [part for name in packing.dense for part in packing.parts[name]]
-    loaded_bytes = sum(part.tensor.size_bytes for part in parts if part.role != "notes")
+    quantised = list(packing.quantised())
+    parameters = sum(matrix.elements * times for matrix, _, times in quantised)
+    size_bytes, loaded_bytes = 0, 0
+    for _, parts, times in quantised:
+        size_bytes += times * sum(part.tensor.size_bytes for part in parts)
+        loaded_bytes += times * sum(part.tensor.size_bytes for part in parts if part.role != "notes")
     return QuantisedWeights(
         method=method,
         schemes=schemes,
-        matrices=len(packing.dense),
+        matrices=sum(times for _, _, times in quantised),
         parameters=parameters,
-        size_bytes=sum(part.tensor.size_bytes for part in parts),
+        size_bytes=size_bytes,
         other_parameters=tree.parameters - parameters,
         other_bytes=packed.size_bytes - loaded_bytes,
         kept=tuple(_kept(packing)),
-        largest_parameters=max(_together(packing.dense).values(), default=0),
+        largest_parameters=max(_together(packing).values(), default=0),
         widths=(_widest(packing.dense, experts=False), _widest(packing.dense, experts=True)),
     )
 
 
-def _together(dense: Mapping[str, Tensor]) -> Counter[str]:
+def _together(packing: Packing) -> Counter[str]:
     """Parameters of each quantised matrix; a layer's experts count as one, as transformers fuses them."""
     parameters: Counter[str] = Counter()
-    for name, tensor in dense.items():
-        before, experts, _ = name.partition(EXPERTS)
-        parameters[before + experts if experts else name] += tensor.elements
+    for matrix, _, times in packing.quantised():
+        before, experts, _ = matrix.name.partition(EXPERTS)
+        parameters[before + experts if experts else matrix.name] += matrix.elements * times
     return parameters
 
 
@@ -462,7 +514,8 @@ def _kept(packing: Packing) -> Iterator[KeptModules]:
     for name, matrix in packing.kept.items():
         folded = ".".join("*" if part.isdecimal() else part for part in name.split("."))
         modules, parameters = counts.get(folded, (0, 0))
-        counts[folded] = modules + 1, parameters + matrix.elements
+        times = packing.experts.get(matrix.name, 1)
+        counts[folded] = modules + times, parameters + matrix.elements * times
     for name, (modules, parameters) in counts.items():
         yield KeptModules(name=name, modules=modules, parameters=parameters)
 

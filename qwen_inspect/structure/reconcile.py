@@ -184,24 +184,27 @@ def copies(check: Check) -> int:
 
 def _quantised(packing: Packing) -> Iterator[Cause]:
     """What each role's tensors add to the count or subtract from it: a packed word holds several parameters."""
-    by_role: dict[str, list[Tensor]] = {role: [] for role in ROLES}
-    for parts in packing.parts.values():
+    tensors, elements = Counter[str](), Counter[str]()
+    dtypes: dict[str, set[str]] = {role: set() for role in ROLES}
+    parameters = 0
+    for matrix, parts, times in packing.quantised():
+        parameters += times * matrix.elements
         for part in parts:
-            if part.role != "plain":
-                by_role[part.role].append(part.tensor)
-    for role, tensors in by_role.items():
-        if not tensors:
+            tensors[part.role] += times
+            elements[part.role] += times * part.tensor.elements
+            dtypes[part.role].add(str(part.tensor.dtype))
+    for role in ROLES:
+        if not tensors[role]:
             continue
-        added = _elements(tensors) - (_elements(packing.dense.values()) if role == "packed" else 0)
-        dtype = ", ".join(sorted({str(tensor.dtype) for tensor in tensors}))
         message = Message(
             f"cause_quantised_{role}",
-            tensors=len(tensors),
-            elements=_elements(tensors),
-            parameters=_elements(packing.dense.values()),
-            dtype=dtype,
+            tensors=tensors[role],
+            elements=elements[role],
+            parameters=parameters,
+            dtype=", ".join(sorted(dtypes[role])),
         )
-        yield Cause(name=f"quantised_{role}", message=message, parameters=added, tensors=len(tensors))
+        added = elements[role] - (parameters if role == "packed" else 0)
+        yield Cause(name=f"quantised_{role}", message=message, parameters=added, tensors=tensors[role])
 
 
 def against_instantiated(theory: Sequence[Tensor], instantiated: Sequence[Tensor]) -> Check:

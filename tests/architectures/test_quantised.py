@@ -306,18 +306,24 @@ def test_linear_modules_that_stay_are_named(tmp_path: Path) -> None:
     assert [layer.label for layer in report.tree.children[0].children[1].children] == ["0", "1"]
 
 
-def fp8_state(directory: Path, config: Mapping[str, Any]) -> Path:
-    """The model with transformers' own FP8 modules, as a GPU would load and save it, at their real shapes."""
+def fp8_model(config: Mapping[str, Any]) -> Any:
+    """The model with transformers' own FP8 modules, as a GPU would load it."""
     import torch
-    from safetensors.torch import save_file
     from transformers import AutoConfig, AutoModelForCausalLM, FineGrainedFP8Config
     from transformers.integrations.finegrained_fp8 import replace_with_fp8_linear
     from transformers.quantizers.base import get_keys_to_not_convert
 
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.bfloat16)
-    chosen = FineGrainedFP8Config()
-    replace_with_fp8_linear(model, get_keys_to_not_convert(model), chosen)
-    state = {name: torch.zeros(one.shape, dtype=one.dtype) for name, one in model.state_dict().items()}
+    replace_with_fp8_linear(model, get_keys_to_not_convert(model), FineGrainedFP8Config())
+    return model
+
+
+def fp8_state(directory: Path, config: Mapping[str, Any]) -> Path:
+    """What `fp8_model` would save, at its real shapes."""
+    import torch
+    from safetensors.torch import save_file
+
+    state = {name: torch.zeros(one.shape, dtype=one.dtype) for name, one in fp8_model(config).state_dict().items()}
     write_config(directory, {**config, "quantization_config": {**FP8, "modules_to_not_convert": ["lm_head"]}})
     save_file(state, directory / "model.safetensors")
     return directory
@@ -699,3 +705,72 @@ def test_modules_are_skipped_as_transformers_skips_them(pattern: str, module: st
     assert found.skips(module) is kept
     convert: Callable[..., bool] = should_convert_module
     assert convert(module, [pattern]) is not kept
+
+
+# --- experts that stand for each other ---------------------------------------------------------------------------------
+
+NAMES_OF_EXPERTS = (  # with one expert or some of them
+    r"re:.*\.experts\.1\..*",
+    r"re:.*experts\.[0-1]\.down_proj",
+    r"re:.*experts..down_proj",
+    "model.layers.1.mlp.experts.0.gate_proj",
+    r"re:model\.layers\.0\.mlp\.experts\.\d\.up_proj",
+)
+NAMES_OF_ALL = (
+    "lm_head",
+    "model.layers.1.mlp.experts",
+    "re:.*shared_experts.*",
+    r"re:.*mlp\.(gate|up)_proj.*",
+    "re:.*gate_proj$",
+)
+
+
+@given(
+    family=st.sampled_from(["qwen3_moe", "qwen3_next", "qwen3_5_moe"]),
+    ignored=st.lists(st.sampled_from((*NAMES_OF_EXPERTS, *NAMES_OF_ALL)), max_size=3, unique=True),
+    scheme=st.sampled_from(["compressed", "fp8", "gptq"]),
+)
+@settings(max_examples=20, deadline=None)
+def test_one_expert_stands_for_all_only_where_no_name_tells_them_apart(
+    family: str, ignored: list[str], scheme: str
+) -> None:
+    if scheme == "compressed":
+        weights = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
+        group = {"targets": ["Linear"], "weights": weights}
+        declared = {
+            "quant_method": "compressed-tensors",
+            "format": "int-quantized",
+            "config_groups": {"group_0": group},
+        }
+        quantization: Mapping[str, Any] = {**declared, "ignore": ignored}
+    else:
+        quantization = {**SMALL_GROUPS[scheme], "modules_to_not_convert": [*LEFT, "mlp.gate", *ignored]}
+    config = {**FAMILIES[family], "quantization_config": quantization}
+    architecture = architecture_of(config)
+    quantisation = read_quantisation(config)
+    assert quantisation is not None
+    assert quantisation.experts_alike is not any(name in NAMES_OF_EXPERTS for name in ignored)
+    singly = replace(quantisation, experts_alike=False)
+    together, each = (pack(architecture.tree, read, architecture.stored_form, None) for read in (quantisation, singly))
+    for tensor in each_tensor(architecture.tree):
+        assert together.stored_form(tensor) == each.stored_form(tensor)
+        assert list(together.loaded(tensor)) == list(each.loaded(tensor))
+    trees = [packed_tree(architecture.tree, packing) for packing in (together, each)]
+    assert trees[0] == trees[1]
+    assert weights_of(architecture.tree, trees[0], quantisation, together) == weights_of(
+        architecture.tree, trees[1], singly, each
+    )
+
+
+def test_fp8_experts_are_loaded_as_transformers_builds_them() -> None:
+    config = {**FAMILIES["qwen3_moe"], "quantization_config": FP8}
+    architecture = architecture_of(config)
+    quantisation = read_quantisation(config)
+    assert quantisation is not None
+    packing = pack(architecture.tree, quantisation, architecture.stored_form, None)
+    loaded = [part for tensor in each_tensor(architecture.tree) for part in packing.loaded(tensor)]
+    # transformers builds the scales in float32, where Qwen's releases store bfloat16.
+    assert sorted((tensor.elements, tensor.dtype is DType.F8_E4M3) for tensor in loaded) == sorted(
+        (parameter.numel(), "float8" in str(parameter.dtype))
+        for parameter in fp8_model(FAMILIES["qwen3_moe"]).parameters()
+    )
