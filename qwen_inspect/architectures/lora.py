@@ -8,11 +8,13 @@ from typing import Any
 
 from ..errors import MalformedError, UnsupportedError
 from ..results.lora import Lora
-from .patterns import safe_pattern
+from .pattern_syntax import parse
+from .patterns import first_match, fullmatch
 from .reading import flag, integer, number, shown
 
 MOST_NAMES = 100_000
 HIGHEST_RANK = 1 << 20
+PARENTS = parse(r"(.*\.)?")
 LAYER = re.compile(r".*?\.[^.]*\.(\d+)\.")
 # Options that add or change tensors in ways not modelled here.
 UNKNOWN_OPTIONS = (
@@ -83,8 +85,9 @@ def _by_pattern(config: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 def _value_of(by_pattern: Mapping[str, Any], default: Any) -> Callable[[str], Any]:
     """Maps a module's name to the value of the first pattern matching its end. Source: PEFT 0.21, other.get_pattern_key."""
-    patterns = [(re.compile(rf"(.*\.)?({safe_pattern(text)})$"), value) for text, value in by_pattern.items()]
-    return lambda module: next((value for pattern, value in patterns if pattern.match(module)), default)
+    first = first_match(by_pattern, before=PARENTS, after=parse("$"))
+    values = list(by_pattern.values())
+    return lambda module: default if (index := first(module)) is None else values[index]
 
 
 def _target_test(config: Mapping[str, Any], copied: tuple[str, ...]) -> Callable[[str], bool]:
@@ -111,8 +114,7 @@ def _named(config: Mapping[str, Any], key: str) -> Callable[[str], bool]:
     if isinstance(value, str):
         if value == "all-linear":
             raise UnsupportedError("adapter_option", key=key, found=value)  # PEFT saves the resolved names instead
-        pattern = re.compile(safe_pattern(value))
-        return lambda module: pattern.fullmatch(module) is not None
+        return fullmatch(value)
     names = _names(config, key)
     whole, ends = frozenset(names), tuple(f".{name}" for name in names)
     return lambda module: module in whole or (bool(ends) and module.endswith(ends))

@@ -6,8 +6,9 @@ Source: transformers 5.23, utils/quantization_config.py and quantizers/; compres
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from ..checkpoint import DTYPE_OF_TORCH_NAME, DType
@@ -31,7 +32,8 @@ from ..results.quantisation import (
     Scheme,
     SchemeGroup,
 )
-from .patterns import safe_pattern
+from .pattern_syntax import ANYTHING, Node, Position
+from .patterns import first_match
 from .reading import flag, integer, optional_integer, read_dtype, shown
 
 FAMILY = "family of the model"  # carries model_type; no configuration has this key
@@ -123,9 +125,9 @@ def _dynamic(declared: Mapping[str, Any]) -> Iterator[SchemeGroup]:
     if not isinstance(rules, Mapping):
         raise MalformedError("quantised_overrides", key="dynamic", found=shown(rules))
     _few(rules, "dynamic")
-    for rule, changes in rules.items():
-        name = rule[2:] if rule[:2] in ("-:", "+:") else rule
-        takes = _named_or_matched(name)
+    names = [rule[2:] if rule[:2] in ("-:", "+:") else rule for rule in rules]
+    tests = _rules(([name], []) if LITERAL.fullmatch(name) else ([], [name]) for name in names)
+    for (rule, changes), takes in zip(rules.items(), tests, strict=True):
         if rule.startswith("-:"):
             yield SchemeGroup(takes=takes, scheme=None)
             continue
@@ -165,7 +167,8 @@ def _auto_round(declared: Mapping[str, Any]) -> Quantisation:
     named = {name: own for name, own in by_name.items() if LITERAL.fullmatch(name)}
     patterns = {name: own for name, own in by_name.items() if name not in named}
     _few(patterns, "extra_config")
-    groups = [SchemeGroup(takes=_searched(name), scheme=own) for name, own in patterns.items()]
+    tests = _rules((([], [name]) for name in patterns), before=ANYTHING)
+    groups = [SchemeGroup(takes=takes, scheme=own) for takes, own in zip(tests, patterns.values(), strict=True)]
     return Quantisation(
         method="auto-round",
         named=named,
@@ -299,14 +302,22 @@ def _compressed_tensors(declared: Mapping[str, Any]) -> Quantisation:
         or not all(isinstance(group, Mapping) for group in groups.values())
     ):
         raise MalformedError("quantised_groups", found=shown(groups))
+    _few(groups, "config_groups")
+    schemes = [_compressed_scheme(group, declared.get("format")) for group in groups.values()]
+    targets_by_group = [_names(group, "targets") for group in groups.values()]
+    tests = _rules(_anchored(targets) for targets in targets_by_group)
+    (skips,) = _rules([_anchored(_names(declared, "ignore"))])
     return Quantisation(
         method="compressed-tensors",
-        groups=tuple(_compressed_group(group, declared.get("format")) for group in groups.values()),
-        skips=_anchored(_names(declared, "ignore")),
+        groups=tuple(
+            SchemeGroup(takes=_always if "Linear" in targets else takes, scheme=scheme)  # a class: every linear module
+            for targets, takes, scheme in zip(targets_by_group, tests, schemes, strict=True)
+        ),
+        skips=skips,
     )
 
 
-def _compressed_group(group: Mapping[str, Any], shared_format: object) -> SchemeGroup:
+def _compressed_scheme(group: Mapping[str, Any], shared_format: object) -> Scheme:
     layout = group.get("format") or shared_format
     _require("format", layout, tuple(COMPRESSED))
     weights, inputs = group.get("weights"), group.get("input_activations") or {}
@@ -314,10 +325,7 @@ def _compressed_group(group: Mapping[str, Any], shared_format: object) -> Scheme
         raise MalformedError("quantised_groups", found=shown(weights))
     static = bool(inputs) and inputs.get("dynamic", False) is not True
     weights = {**weights, "model_type": "compressed-tensors"}
-    targets = _names(group, "targets")
-    # "Linear" is a class name and targets every linear module.
-    takes = _always if "Linear" in targets else _anchored(targets)
-    return SchemeGroup(takes=takes, scheme=COMPRESSED[str(layout)](weights, static))
+    return COMPRESSED[str(layout)](weights, static)
 
 
 def _compressed_integers(weights: Mapping[str, Any], static: bool) -> Scheme:
@@ -464,44 +472,46 @@ def _skipped(names: Sequence[str]) -> ModuleTest:
     """
     named = frozenset(name for name in names if LITERAL.fullmatch(name))
     ends = tuple(named)
-    patterns = [
-        re.compile(rf"(?:{safe_pattern(name.removeprefix('re:'))})(?:(?<=\.)|(?=\.|$))")
-        for name in names
-        if name not in named
-    ]
+    patterns = [name.removeprefix("re:") for name in names if name not in named]
+    first = first_match(patterns, after=Position("module edge"))
 
     def test(module: str) -> bool:
-        return (
-            module.endswith(ends)
-            or not named.isdisjoint(_ancestors(module))
-            or any(pattern.match(module) for pattern in patterns)
-        )
+        return module.endswith(ends) or not named.isdisjoint(_ancestors(module)) or first(module) is not None
 
     return test
 
 
-def _anchored(names: Sequence[str]) -> ModuleTest:
-    """A test by compressed-tensors' rule: the whole name, or a pattern after "re:" matched from its start.
+def _anchored(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(names, patterns) by compressed-tensors' rule: the whole name, or a pattern after "re:" matched from its start.
 
     Source: compressed-tensors 0.20, utils/match.py, match_name.
     """
-    named = frozenset(name for name in names if not name.startswith("re:"))
-    patterns = [re.compile(safe_pattern(name.removeprefix("re:"))) for name in names if name.startswith("re:")]
-    return lambda module: module in named or any(pattern.match(module) for pattern in patterns)
+    plain = [name for name in names if not name.startswith("re:")]
+    return plain, [name.removeprefix("re:") for name in names if name.startswith("re:")]
 
 
-def _named_or_matched(name: str) -> ModuleTest:
-    """A test: a plain name means that module only, anything else is a regular expression matched from the name's start."""
-    if LITERAL.fullmatch(name):
-        return lambda module: module == name
-    pattern = re.compile(safe_pattern(name))
-    return lambda module: pattern.match(module) is not None
+def _rules(rules: Iterable[tuple[Sequence[str], Sequence[str]]], *, before: Node | None = None) -> list[ModuleTest]:
+    """A test for each rule of (names, patterns); where several take a module, only the first one's is sure to be true.
 
+    The patterns of all rules are matched at once, each from a name's start, after `before`.
+    """
+    named: list[frozenset[str]] = []
+    owners: list[int] = []
+    patterns: list[str] = []
+    for number, (names, own_patterns) in enumerate(rules):
+        named.append(frozenset(names))
+        patterns += own_patterns
+        owners += [number] * len(own_patterns)
+    first = lru_cache(maxsize=4)(first_match(patterns, before=before))
 
-def _searched(name: str) -> ModuleTest:
-    """A test: a regular expression that matches anywhere in a module's name."""
-    pattern = re.compile(safe_pattern(name))
-    return lambda module: pattern.search(module) is not None
+    def test(number: int) -> ModuleTest:
+        def takes(module: str) -> bool:
+            index = first(module)
+            return module in named[number] or (index is not None and owners[index] == number)
+
+        return takes
+
+    return [test(number) for number in range(len(named))]
 
 
 def _ancestors(module: str) -> list[str]:

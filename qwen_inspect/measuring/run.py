@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..architectures.patterns import search
 from ..errors import UsageError
 from ..language import Message
 from ..predicting.course import measured_course
@@ -324,7 +325,7 @@ def make_ready(model: Any, run: Run) -> None:
             adapt(model, Adapters(rank=run.lora_rank, targets=run.lora_targets))
         return
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(re.search(run.trained, name) is not None)
+        parameter.requires_grad_(search(run.trained)(name))
 
 
 def _train(model: Any, run: Run, recorder: Recorder, device: Any) -> object:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
+from ..architectures.patterns import search
+from ..architectures.reading import shown
 from ..checkpoint import DType, Tensor
-from ..errors import UnsupportedError, UsageError
+from ..errors import MalformedError, UnsupportedError, UsageError
 from ..results.lora import Lora, TrainedTensor
 from ..results.memory import Run
 from ..results.training import Training
@@ -24,11 +25,11 @@ TABLE_8BIT_BYTES = 256 * 4
 
 
 def check_training(run: Run) -> None:
-    """UsageError if the training options contradict each other, or `trained` is not a regular expression."""
+    """UsageError if the training options contradict each other, or `trained` cannot be matched."""
     try:
-        re.compile(run.trained)
-    except re.error as error:
-        raise UsageError("trained_pattern", text=run.trained, reason=error) from None
+        search(run.trained)
+    except (MalformedError, UnsupportedError):
+        raise UsageError("trained_pattern", text=shown(run.trained)) from None
     if run.mode != "train" and run.training_options:
         raise UsageError("train_option", option=run.training_options[0], mode=run.mode)
     if run.lora_rank is None:
@@ -83,7 +84,7 @@ def trained_of(tree: Module, run: Run, matrices: Sequence[TrainedTensor]) -> tup
     """The tensors that get gradients."""
     if run.lora_rank is not None:
         return tuple(matrix.tensor for matrix in matrices)
-    return tuple(tensor for tensor in each_tensor(tree) if re.search(run.trained, tensor.name))
+    return tuple(tensor for tensor in each_tensor(tree) if search(run.trained)(tensor.name))
 
 
 def training_of(tree: Module, run: Run, matrices: Sequence[TrainedTensor], weights: Sequence[Tensor]) -> Training:

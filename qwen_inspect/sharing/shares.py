@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from ..architectures.patterns import search
 from ..checkpoint import BlockFormat, DType, Tensor
 from ..errors import UnsupportedError, UsageError
 from ..results.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention
@@ -193,7 +194,7 @@ def _parts(model: Sharded, stages: Stages, run: Run) -> Counter[Part]:
             cut=cut_of(tensor, styles[tensor.name]),
             by_expert=_style(tensor.name, expert_rules) == "grouped_gemm",
             stages=stages.holding(tensor.name),
-            trained=run.mode == "train" and re.search(run.trained, tensor.name) is not None,
+            trained=run.mode == "train" and search(run.trained)(tensor.name),
             whole_gradient=styles[tensor.name] == "embedding_rowwise" and not model.tied,
         )
         for tensor in each_tensor(model.tree)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gc
 import inspect
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -21,7 +20,9 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..errors import UnavailableError, UnsupportedError, UsageError
+from ..architectures.patterns import search
+from ..architectures.reading import shown
+from ..errors import MalformedError, UnavailableError, UnsupportedError, UsageError
 from ..results.memory import Mode, Optimizer
 from ..results.ranks import Place
 from ..results.timeline import ADAPTER, Timeline
@@ -102,9 +103,9 @@ class TraceRequest:
             if count is not None and count < 1:
                 raise UsageError("trace_count", name=name, found=count)
         try:
-            re.compile(self.trained)
-        except re.error as error:
-            raise UsageError("trace_pattern", pattern=self.trained, reason=error) from None
+            search(self.trained)
+        except (MalformedError, UnsupportedError):
+            raise UsageError("trace_pattern", pattern=shown(self.trained)) from None
 
 
 def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, place: Place | None = None) -> Timeline:
@@ -279,7 +280,7 @@ def _build(
             adapt(model, workload.lora)
         return model.train()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(re.search(workload.trained, name) is not None)
+        parameter.requires_grad_(search(workload.trained)(name))
     return model.train()
 
 

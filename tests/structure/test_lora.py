@@ -181,7 +181,7 @@ def notices(report: Report) -> set[str]:
         {"peft_type": "LOHA"},
         {"target_parameters": ["experts.gate_up_proj"]},
         {"layer_replication": [[0, 2]]},
-        {"target_modules": "(a+)+"},
+        {"target_modules": "(a)\\1"},
         {"bias": "some"},
         {"target_modules": ["norm"]},
     ],

@@ -131,7 +131,7 @@ TEXT = {
     "trace_no_mask": "{class_name} takes no attention mask, so that its batches cannot be padded; leave --padded out",
     "no_sdpa": "transformers has no sdpa for {class_name}; leave --attention out, or give --attention {kernel}, which from_pretrained chooses",
     "trace_none_trained": "No parameter's name matches {pattern!r}, so that none would train; choose another pattern",
-    "trace_pattern": "{pattern!r} is no regular expression: {reason}",
+    "trace_pattern": "{pattern} is no regular expression that can be matched here; expected characters, sets, groups, |, repetition, ^, $, \\b, look-ahead and look-behind",
     "generic_trace_cache": "The trace does not contain the cache of {class_name}",
     # --- terms
     "term_loader": "Loader's warm-up block",

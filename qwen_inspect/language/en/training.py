@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TEXT = {
     # --- training
-    "trained_pattern": "--trained {text!r} is no regular expression: {reason}",
+    "trained_pattern": "--trained {text} is no regular expression that can be matched here; expected characters, sets, groups, |, repetition, ^, $, \\b, look-ahead and look-behind",
     "assume_training": "A step after the first (optimizer states exist), {optimizer}, activation checkpointing {checkpointing}, trained: {trained}",
     "heading_training": "What is trained",
     "field_lora": "Adapters",
@@ -53,6 +53,7 @@ TEXT = {
     "adapter_base_missing": "The base model could not be read. {reason}",
     "pattern_slow": "The pattern {found} could take too long to match; write simpler ones",
     "pattern_malformed": "{found} is no regular expression",
+    "pattern_unsupported": "The pattern {found} has a back-reference, a flag or something else that is not matched here; expected characters, sets, groups, |, repetition, ^, $, \\b, look-ahead and look-behind",
     "adapter_without_base": "Only the adapter's own tensors could be read (the weights command lists them): its base model is {base}, and all else needs that model's configuration",
     "adapter_not_predicted": "What the adapter trains is not predicted. {reason}",
     "adapter_kind": "Adapters of the kind {found} are not known; LORA is",

@@ -131,7 +131,7 @@ TEXT = {
     "trace_no_mask": "{class_name} 不接受注意力掩码，其批次无法填充；请去掉 --padded",
     "no_sdpa": "transformers 的 {class_name} 不支持 sdpa；请去掉 --attention，或使用 from_pretrained 会选择的 --attention {kernel}",
     "trace_none_trained": "没有参数名与 {pattern!r} 匹配，因此没有参数会被训练；请换一个模式",
-    "trace_pattern": "{pattern!r} 不是正则表达式：{reason}",
+    "trace_pattern": "{pattern} 不是此处能匹配的正则表达式；应由字符、字符集、分组、|、重复、^、$、\\b、前瞻和后顾组成",
     "generic_trace_cache": "追踪记录中没有找到 {class_name} 的缓存",
     # --- terms
     "term_loader": "加载器预热块",

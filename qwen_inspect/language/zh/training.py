@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TEXT = {
     # --- training
-    "trained_pattern": "--trained {text!r} 不是正则表达式：{reason}",
+    "trained_pattern": "--trained {text} 不是此处能匹配的正则表达式；应由字符、字符集、分组、|、重复、^、$、\\b、前瞻和后顾组成",
     "assume_training": "首步之后的一步（优化器状态已存在），{optimizer}，激活重计算：{checkpointing}，训练的参数：{trained}",
     "heading_training": "训练的参数",
     "field_lora": "适配器",
@@ -53,6 +53,7 @@ TEXT = {
     "adapter_base_missing": "无法读取基座模型。{reason}",
     "pattern_slow": "模式 {found} 的匹配可能耗时过长；请使用更简单的模式",
     "pattern_malformed": "{found} 不是正则表达式",
+    "pattern_unsupported": "模式 {found} 含有反向引用、标志或其他此处不支持的内容；应由字符、字符集、分组、|、重复、^、$、\\b、前瞻和后顾组成",
     "adapter_without_base": "只能读取适配器自身的张量（weights 命令可列出）：其基座模型为 {base}，其余分析需要该模型的配置",
     "adapter_not_predicted": "无法推算该适配器训练的参数。{reason}",
     "adapter_kind": "不支持类型为 {found} 的适配器；支持：LORA",
