@@ -9,12 +9,14 @@ import argparse
 import contextlib
 import gc
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from .commands import language_choice, parsed
-from .console import EXIT_INTERRUPTED, EXIT_MALFORMED, EXIT_USAGE, complain, one_line, silence_stdout, work_shown
+from .console import EXIT_MALFORMED, EXIT_USAGE, complain, one_line, silence_stdout, work_shown
+from .interrupts import EXIT_INTERRUPTED, leave, on_interrupt
 from .language import Language, language_of
 from .options.parser import WrongArgumentError
 
@@ -55,9 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def script() -> NoReturn:
-    """`main` for a shell. Skips the interpreter's shutdown unless a package of `WAITING` needs it: freeing tens of thousands of
-    objects would take a tenth of a short command's time."""
-    code = main()
+    """`main` for a shell; Ctrl-C after its end is quiet. Skips the interpreter's shutdown unless a package of `WAITING` needs it:
+    freeing tens of thousands of objects would take a tenth of a short command's time."""
+    try:
+        on_interrupt(signal.default_int_handler)
+        code = main()
+        on_interrupt(leave)
+    except KeyboardInterrupt:
+        leave()
     if WAITING.isdisjoint(sys.modules):
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:

@@ -14,7 +14,7 @@ from .language import Language, Message
 LONGEST_LINE = 1000
 QUIET_SECONDS = 0.5  # of a command: what takes no longer needs no word
 NARROWEST_SCREEN = 20  # columns; a terminal with fewer wraps lines itself
-EXIT_CHECK_FAILED, EXIT_USAGE, EXIT_MALFORMED, EXIT_UNAVAILABLE, EXIT_INTERRUPTED = 1, 2, 6, 8, 130
+EXIT_CHECK_FAILED, EXIT_USAGE, EXIT_MALFORMED, EXIT_UNAVAILABLE = 1, 2, 6, 8
 
 
 def print_text(text: str) -> None:

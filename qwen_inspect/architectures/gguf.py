@@ -94,7 +94,7 @@ def configuration(metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> Map
         hidden = stated.get("hidden_size")
         if type(heads) is int and type(hidden) is int and heads > 0 and hidden % heads == 0:
             stated["head_dim"] = hidden // heads
-    vocabulary = metadata.get(f"{architecture}.vocab_size", shapes.get("token_embd.weight", (None,))[0])
+    vocabulary = metadata.get(f"{architecture}.vocab_size", next(iter(shapes.get("token_embd.weight", ())), None))
     return {
         "architectures": [f"{prefix}ForCausalLM"],
         "model_type": model_type,

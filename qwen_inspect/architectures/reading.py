@@ -27,6 +27,7 @@ from .families import CLASSES
 
 # Far above every released model: a larger value means a damaged or hostile file.
 LARGEST_SIZE = 1 << 31
+LARGEST_NUMBER = 10**18  # its products with sizes are finite
 MOST_LAYERS = 10_000
 MOST_HEADS = 1 << 16
 MOST_EXPERTS = 1 << 20  # over all layers; Kimi-K2 has 23,040
@@ -74,10 +75,12 @@ def flag(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
 
 
 def number(config: Mapping[str, Any], key: str, *, default: float) -> float:
-    """`config[key]`, a finite number of at least 0; `default`, for a missing key, is that of transformers."""
+    """`config[key]`, a number from 0 to LARGEST_NUMBER; `default`, for a missing key, is that of transformers."""
     value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
         raise MalformedError("config_not_number", key=key, found=shown(value))
+    if value > LARGEST_NUMBER:
+        raise MalformedError("config_out_of_range", key=key, found=shown(value), least=0, most=LARGEST_NUMBER)
     return value
 
 

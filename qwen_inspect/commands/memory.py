@@ -6,8 +6,9 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from ..console import EXIT_INTERRUPTED, EXIT_UNAVAILABLE, complain, one_line
+from ..console import EXIT_UNAVAILABLE, complain, one_line
 from ..errors import UsageError
+from ..interrupts import EXIT_INTERRUPTED
 from ..language import Language
 from ..options import flag, given, model, output, prediction, values
 from ..units import parse_size

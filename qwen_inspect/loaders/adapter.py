@@ -13,6 +13,7 @@ from ..errors import MalformedError
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+HIGHEST_RANK = 1 << 20
 
 
 def read_adapter(config: Mapping[str, Any], tensors: Sequence[Tensor]) -> Adapter:
@@ -27,7 +28,7 @@ def read_adapter(config: Mapping[str, Any], tensors: Sequence[Tensor]) -> Adapte
     return Adapter(
         kind=kind,
         base=base if isinstance(base, str) and base else None,
-        rank=rank if type(rank) is int else None,
+        rank=rank if type(rank) is int and 0 < rank <= HIGHEST_RANK else None,
         targets=tuple(sorted(named)),
         tensors=tuple(tensors),
         config=config,

@@ -20,7 +20,8 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # version 1, of August 2023, counted in 32 bits
 # A header with 262,144 tokens takes 15 MB; DeepSeek-V3 has 1,025 tensors. Far larger headers are damaged or hostile.
 LONGEST_HEADER_BYTES = 100_000_000
-MOST_TENSORS, MOST_KEYS = 1_000_000, 100_000
+MOST_TENSORS, MOST_KEYS = 65_536, 65_536
+MOST_KEPT_BYTES = 4_000_000  # of metadata without the tokenizer's; keys, texts and lists
 MOST_SIDES = 4  # ggml, GGML_MAX_DIMS
 LONGEST_NAME_BYTES = 1 << 16
 LONGEST_TEXT_BYTES = 1 << 16  # longer ones (chat templates) are skipped
@@ -122,7 +123,7 @@ class _Reader:
         return GgufHeader(
             metadata=metadata,
             tensors=tuple(tensor for tensor, _ in placed),
-            content=bytes(self._content[: self._at]),
+            content=self._content_read(),
         )
 
     def _version(self) -> int:
@@ -135,11 +136,17 @@ class _Reader:
 
     def _metadata(self, keys: int) -> dict[str, Any]:
         metadata: dict[str, Any] = {}
+        kept_bytes = 0
         for _ in range(keys):
+            begin = self._at
             key = self._text(LONGEST_NAME_BYTES, "key")
             if key in metadata:
                 raise MalformedError("gguf_duplicate", file=self._file, name=key)
+            value_begin = self._at
             metadata[key] = self._value(key, self._number("I"))
+            kept_bytes += (value_begin if metadata[key] is None else self._at) - begin
+            if kept_bytes > MOST_KEPT_BYTES:
+                raise MalformedError("gguf_metadata_over_cap", file=self._file, cap=MOST_KEPT_BYTES)
         return {key: value for key, value in metadata.items() if value is not None}
 
     def _value(self, key: str, kind: int) -> Any:
@@ -215,6 +222,10 @@ class _Reader:
 
     # --- bytes
 
+    def _content_read(self) -> bytes:
+        del self._content[self._at :]
+        return bytes(self._content)
+
     def _number(self, letter: str) -> Any:
         form = self._order + letter
         return struct.unpack(form, self._bytes(struct.calcsize(form)))[0]
@@ -248,9 +259,9 @@ class _Reader:
                 self._at = at
                 self._need(8)
                 continue
-            if length > self._file_bytes:
-                raise self._cut_off(at + length)
             at += 8 + length
+            if at > min(self._file_bytes, LONGEST_HEADER_BYTES):
+                raise self._cut_off(at)
             count -= 1
         self._at = at
         self._need(0)

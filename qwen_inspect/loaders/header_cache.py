@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .regular import read_regular
+from .regular import below_home, read_regular
 
 LARGEST_BYTES = 50_000_000
 KEY = re.compile(r"[a-z0-9]+-[0-9a-f]{40,64}")
@@ -28,7 +28,7 @@ def folder() -> Path:
     """QWEN_INSPECT_CACHE, else qwen-inspect in XDG_CACHE_HOME or ~/.cache (XDG Base Directory Specification 0.8)."""
     if chosen := os.environ.get("QWEN_INSPECT_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwen-inspect"
+    return Path(os.environ.get("XDG_CACHE_HOME") or below_home(".cache")) / "qwen-inspect"
 
 
 def read(*place: str, key: str) -> bytes | None:

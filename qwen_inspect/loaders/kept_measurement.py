@@ -51,6 +51,8 @@ def read_measurement(path: str) -> KeptMeasurement:
 def _measurement(answer: Mapping[str, Any], path: str) -> KeptMeasurement:
     """Raises KeyError, TypeError or ValueError, which names the fault, for JSON that the tool does not write."""
     model, workload, measured = answer["model"], answer["workload"], answer["measured"]
+    if not isinstance(measured["versions"], dict):
+        raise ValueError(f"versions: {measured['versions']!r}"[:LONGEST_TEXT])
     versions = {_text(name): _text(value) for name, value in measured["versions"].items()}
     differences = tuple(_difference(difference) for difference in answer["differences"])
     terms = [difference.term for difference in differences]

@@ -29,7 +29,7 @@ from ..errors import (
 )
 from ..language import Message
 from .hub import ListedFile, Listing
-from .regular import read_regular
+from .regular import below_home, read_regular
 from .showing import keep_secret, keep_url_secret, reason, shown_url
 from .transfer import Answer, Deadline, retry_after, safe_name, unreachable
 from .transport import Transport
@@ -195,8 +195,9 @@ class ModelScope:
         return None if folder is None else (folder, revision)
 
 
-def _folder(variable: str, below_home: str) -> Path:
-    return Path(os.environ.get(variable) or Path.home() / below_home).expanduser().resolve()
+def _folder(variable: str, default: str) -> Path:
+    chosen = os.environ.get(variable)
+    return (Path(os.path.expanduser(chosen)) if chosen else below_home(default)).resolve()
 
 
 def _token_name() -> str:

@@ -9,6 +9,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+def below_home(path: str) -> Path:
+    """`path` in the user's home folder; where there is none (no HOME, no entry for the user), a place that cannot exist."""
+    home = os.path.expanduser("~")
+    return Path(os.devnull if home == "~" else home, path)
+
+
 def open_regular(path: str | Path) -> BinaryIO:
     """Opens a file for reading bytes; OSError for a pipe, device or directory, which could block or never end."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -82,7 +82,9 @@ def resolve(model: str, *, source: str = "auto", revision: str | None = None, fi
     model, file = _named_file(model, file)
     if not HUB_ID.fullmatch(model) or ".." in model or model.endswith(".git"):
         raise NotFoundError("not_a_model", id=model, nearest=catalog.nearest(model, catalog.entries()))
-    if revision == "" or (revision is not None and (len(revision) > 200 or ".." in revision)):
+    if revision == "" or (
+        revision is not None and (len(revision) > 200 or ".." in revision or not revision.isprintable())
+    ):
         raise UsageError("revision_malformed", revision=revision)
     return ModelRef(source=source, id=model, revision=revision, file=file)
 

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from ..checkpoint import DTYPE_OF_CODE, Tensor
 from ..errors import MalformedError, QwenInspectError, UnsupportedError
-from .strict_json import no_number
+from .strict_json import check_amount, no_number
 
 # huggingface_hub 2.4 refuses longer headers (constants.SAFETENSORS_MAX_HEADER_LENGTH); 36,945 tensors take 4.6 MB.
 LONGEST_HEADER_BYTES = 25_000_000
@@ -98,6 +98,7 @@ def _entries(header: bytes, file: str) -> dict[str, Any]:
     """The header's entries without `__metadata__`, which must map strings to strings."""
     if not header.startswith(b"{"):
         raise MalformedError("safetensors_not_json", file=file)
+    check_amount(header, file=file)
     try:
         text = header.decode("utf-8")
         hooks: dict[str, Any] = {"parse_constant": no_number, "object_pairs_hook": lambda pairs: _unique(pairs, file)}

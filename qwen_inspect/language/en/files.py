@@ -56,6 +56,7 @@ TEXT = {
     "json_not_utf8": "{file} is not UTF-8; expected JSON",
     "json_invalid": "{file} is not JSON (line {line}, column {column}); fetch or mend it",
     "json_unreasonable": "{file} is nested too deeply or holds a number that JSON or a float cannot; fetch or mend it",
+    "json_values": "{file} holds more than {most:,} values, which no model's file needs; fetch or mend it",
     "json_not_object": "{file} holds a JSON {found}; expected an object",
     "safetensors_metadata": "The metadata in the header of {file} is not text; the file is damaged",
     # --- configuration
@@ -106,6 +107,7 @@ TEXT = {
     "gguf_magic": "{file} is not a GGUF file: it does not begin with GGUF",
     "gguf_version": "{file} is GGUF version {found}; known are 2 and 3",
     "gguf_counts": "{file}: the header speaks of {tensors:,} tensors and {keys:,} keys, more than any model has",
+    "gguf_metadata_over_cap": "{file}: metadata without the tokenizer's takes more than {cap:,} bytes, which no model needs",
     "gguf_alignment": "{file}: general.alignment must be a power of two from 8 on, found {found}",
     "gguf_duplicate": "{file}: {name} occurs twice",
     "gguf_value_type": "{file}: the value of {key} has the type {found}, which GGUF does not have there",

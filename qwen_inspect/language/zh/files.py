@@ -56,6 +56,7 @@ TEXT = {
     "json_not_utf8": "{file} 不是 UTF-8；应为 JSON",
     "json_invalid": "{file} 不是合法的 JSON（第 {line} 行第 {column} 列）；请重新下载或修正",
     "json_unreasonable": "{file} 的 JSON 嵌套过深，或含有 JSON 与浮点数无法表示的数字；请重新下载或修正",
+    "json_values": "{file} 含有超过 {most:,} 个值，任何模型文件都不需要这么多；请重新获取或修正",
     "json_not_object": "{file} 的内容是 JSON {found}；应为对象",
     "safetensors_metadata": "{file} 文件头中的元数据不是文本；文件已损坏",
     # --- configuration
@@ -106,6 +107,7 @@ TEXT = {
     "gguf_magic": "{file} 不是 GGUF 文件：开头不是 GGUF",
     "gguf_version": "{file} 为 GGUF 第 {found} 版；支持第 2、3 版",
     "gguf_counts": "{file}：文件头声称有 {tensors:,} 个张量和 {keys:,} 个键，超过任何模型",
+    "gguf_metadata_over_cap": "{file}：除分词器外的元数据超过 {cap:,} 字节，任何模型都不需要这么多",
     "gguf_alignment": "{file}：general.alignment 应为不小于 8 的 2 的幂，而不是 {found}",
     "gguf_duplicate": "{file}：{name} 出现了两次",
     "gguf_value_type": "{file}：{key} 的值类型为 {found}，GGUF 在此处没有这种类型",
