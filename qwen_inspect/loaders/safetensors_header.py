@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from typing import Any, BinaryIO
 
 from ..checkpoint import DTYPE_OF_CODE, Tensor
 from ..errors import MalformedError, QwenInspectError, UnsupportedError
-from .strict_json import check_amount, no_number
+from .strict_json import check_amount, finite, no_number
 
 # huggingface_hub 2.4 refuses longer headers (constants.SAFETENSORS_MAX_HEADER_LENGTH); 36,945 tensors take 4.6 MB.
 LONGEST_HEADER_BYTES = 25_000_000
 LENGTH_BYTES = 8
 LARGEST = 1 << 63  # above every offset and every dimension
+LARGEST_PRODUCT = 1 << 64  # of dimensions, one of which may be 0: the library's usize
+MOST_NESTED = 127  # objects and arrays within each other. Source: serde_json 1.0, de.rs (its limit of recursion)
+FIELDS = 3  # of an entry
 MINUS_ZERO = re.compile(r"[\[,:\s]-0(?![0-9.eE])")
 
 
@@ -78,7 +82,7 @@ def parse_header(header: bytes, *, file: str, data_bytes: int) -> tuple[Tensor, 
 
 
 def _elements(sides: Any) -> int:
-    """The elements of a shape, at most LARGEST: the product stops there, for 50,000 dimensions would take seconds.
+    """The elements of a shape, at most LARGEST_PRODUCT: it stops there, for 50,000 dimensions would take seconds.
 
     Raises TypeError or ValueError if `sides` is no list of sizes.
     """
@@ -89,8 +93,8 @@ def _elements(sides: Any) -> int:
         if type(side) is not int or not 0 <= side < LARGEST:
             raise ValueError(side)
         product *= side
-        if product >= LARGEST:
-            return LARGEST
+        if product >= LARGEST_PRODUCT:
+            return LARGEST_PRODUCT
     return product
 
 
@@ -101,15 +105,20 @@ def _entries(header: bytes, file: str) -> dict[str, Any]:
     check_amount(header, file=file)
     try:
         text = header.decode("utf-8")
-        hooks: dict[str, Any] = {"parse_constant": no_number, "object_pairs_hook": lambda pairs: _unique(pairs, file)}
+        hooks: dict[str, Any] = {"parse_constant": no_number, "parse_float": finite}
+        hooks["object_pairs_hook"] = lambda pairs: _unique(pairs, file)
         if "-0" in text and MINUS_ZERO.search(text):  # perhaps inside a name: the slow parser decides
             hooks["parse_int"] = _size
         entries: dict[str, Any] = json.loads(text, **hooks)
+        for entry in entries.values():
+            if isinstance(entry, dict) and len(entry) > FIELDS:
+                _check_values(entry, 2)
     except UnicodeDecodeError:
         raise MalformedError("safetensors_not_utf8", file=file) from None
     except (ValueError, RecursionError):  # not JSON, an integer of more than 4,300 digits, or nested beyond reason
         raise MalformedError("safetensors_not_json", file=file) from None
-    metadata = entries.pop("__metadata__", None) or {}
+    metadata = entries.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise MalformedError("safetensors_metadata", file=file)
     try:
@@ -119,11 +128,23 @@ def _entries(header: bytes, file: str) -> dict[str, Any]:
     return entries
 
 
-def _size(text: str) -> int:
-    """An integer; ValueError for -0, which the library refuses."""
-    if text == "-0":
-        raise ValueError(text)
-    return int(text)
+def _size(text: str) -> int | float:
+    """An integer; -0 is a float, as to the library, and no size."""
+    return -0.0 if text == "-0" else int(text)
+
+
+def _check_values(value: Any, level: int) -> None:
+    """ValueError for what the library refuses even in a field that it does not read."""
+    if isinstance(value, str):
+        value.encode()  # lone surrogates
+    elif isinstance(value, int):
+        if abs(value) > sys.float_info.max:
+            raise ValueError(value)
+    elif isinstance(value, dict | list):
+        if level > MOST_NESTED:
+            raise ValueError(level)
+        for part in [*value, *value.values()] if isinstance(value, dict) else value:
+            _check_values(part, level + 1)
 
 
 def _unique(pairs: list[tuple[str, Any]], file: str) -> dict[str, Any]:
