@@ -228,6 +228,15 @@ def test_without_torch_another_class_of_a_family_names_the_extra(
     assert "qwen-inspect[torch]" in line
 
 
+@pytest.mark.parametrize("options", [["--tp", "2"], ["--fsdp", "4", "--mode", "train"]])
+def test_without_torch_a_described_model_that_transformers_shares_names_the_extra(
+    options: list[str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QWEN_INSPECT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "qwen-inspect[torch]" in refusal(capsys, 8, "memory", "catalog:LiquidAI/LFM2-1.2B", *options)
+
+
 # --- kernels
 
 

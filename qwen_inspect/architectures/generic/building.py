@@ -74,7 +74,11 @@ def _guarded() -> Iterator[None]:
 
 
 def build_generic(config: Mapping[str, Any], *, dtype: str | None = None, device: str | None = "meta") -> Any:
-    """The model of `config` in `dtype` (None: the configuration's) on `device`; UnsupportedError if transformers fails."""
+    """The model of `config` in `dtype` (None: the configuration's) on `device`.
+
+    UnsupportedError if transformers fails, UnavailableError without it.
+    """
+    config_types()
     import torch
     import transformers
     from huggingface_hub.errors import StrictDataclassError
