@@ -33,18 +33,24 @@ def read_by_library(content: bytes) -> Read | None:
 
 def difference(content: bytes) -> str | None:
     """Why the library reads a file that we refuse; None if both read the same or both refuse. Anything else is a fault."""
+    return judged(content)[1]
+
+
+def judged(content: bytes) -> tuple[int, str | None]:
+    """The exit code of our answer, and its difference to the library's."""
+    code = 0
     try:
         ours: Read | None = read(content)
-    except (MalformedError, UnsupportedError):
-        ours = None
+    except (MalformedError, UnsupportedError) as error:
+        ours, code = None, error.exit_code
     theirs = read_by_library(content)
     if ours == theirs:
-        return None
+        return code, None
     assert ours is None, "read here, and not by the library"
     header = content[8 : 8 + int.from_bytes(content[:8], "little")]
     name = next((name for name, applies in DIFFERENCES.items() if applies(header)), None)
     assert name is not None, "refused here, read by the library"
-    return name
+    return code, name
 
 
 def _entries(header: bytes) -> list[Any]:
