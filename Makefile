@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 export HF_HUB_OFFLINE := 1
 
-.PHONY: run test exhaustive quick lint schema reports accuracy recorded types benchmark fuzz gpu clean
+.PHONY: run test exhaustive quick lint schema reports accuracy recorded types benchmark fuzz faults gpu clean
 
 run: .venv/light
 	$(BIN)/qwen-inspect structure
@@ -50,6 +50,9 @@ benchmark: .venv/full
 # Damaged and hostile inputs, a million by default, in under 20 minutes on two cores: SEED=7 INPUTS=50000. Writes reports/fuzzing.md.
 fuzz: .venv/full
 	$(BIN)/python benchmarks/fuzz/run.py --seed $(or $(SEED),1) --inputs $(or $(INPUTS),1000000) --write
+
+faults: .venv/full
+	$(BIN)/python benchmarks/hub_faults.py
 
 # On a machine with a GPU: predicted against measured for models of random weights, nothing downloaded. RECORD=1: every request too.
 gpu: .venv/full

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import resource
 import signal
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from random import Random
 from types import FrameType
 from typing import NamedTuple
 
-from qwen_inspect import cli
 from qwen_inspect.errors import QwenInspectError
 from qwen_inspect.language import LANGUAGES, Language
 from tests.support.hostile import assert_is_safe
+from tests.support.invoking import captured
 
 LONGEST_SECONDS = 10.0
 MOST_BYTES = 300_000_000
@@ -116,18 +115,9 @@ def _reset_peak() -> int:
 
 def command(words: Sequence[str]) -> Verdict:
     """A command run in this process. AssertionError if what it prints is not what is promised."""
-    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.main(words)
-    shown, told = (_text(stream) for stream in (out, err))
+    code, shown, told = astuple(captured(*words))
     errors = [line for line in told.splitlines() if line.startswith(("error: ", "错误："))]
     assert code in (0, 1, *ERRORS), f"exit code {code}"
     assert len(errors) == (code in ERRORS), f"exit code {code} with {len(errors)} errors: {told[:300]}"
     assert_is_safe(shown + told)
     return Verdict(code)
-
-
-def _text(stream: io.TextIOWrapper) -> str:
-    stream.flush()
-    assert isinstance(stream.buffer, io.BytesIO)
-    return stream.buffer.getvalue().decode()

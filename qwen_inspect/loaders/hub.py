@@ -88,9 +88,11 @@ def load(
     headers: read those of all files; else only if the hub does not count what is in them (see `HubCount`).
     """
     listing, config = first
+    checkpoint = _checkpoint(hub, ref, listing, config, Deadline.after(seconds), progress, headers=headers)
+    # Not before all has come: an earlier listing, of which all is kept, answers offline until then.
     for name in {ref.revision or hub.default_revision, listing.revision}:
         header_cache.write_listing(hub.source, hub.endpoint, ref.id, name, listing=_written(listing))
-    return _checkpoint(hub, ref, listing, config, Deadline.after(seconds), progress, headers=headers)
+    return checkpoint
 
 
 def load_recent(hub: Hub, ref: ModelRef, *, headers: bool = True) -> Checkpoint | None:

@@ -158,7 +158,7 @@ class HuggingFace:
             return AccessError(key, model=model, endpoint=self.shown_endpoint)
         if code == "RevisionNotFound":
             return NotFoundError("hub_no_revision", model=model, revision=revision, default=self.default_revision)
-        if code == "EntryNotFound":
+        if code == "EntryNotFound" or (answer.status == 404 and not code and file is not None):
             return NotFoundError("hub_no_file", model=model, file=file or "–")
         if answer.status == 401 and token and ("Invalid credentials" in message or not code):
             return AccessError("hf_bad_token", token=token)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import unicodedata
 from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -39,6 +41,16 @@ def invoke(capsys: Capture, *arguments: str | Path) -> Finished:
         code = int(str(leaving.code))
     out, err = capsys.readouterr()
     return Finished(code, out, err)
+
+
+def captured(*arguments: str) -> Finished:
+    """The same where pytest does not capture, as in a script."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main(arguments)
+    for stream in (out, err):
+        stream.seek(0)
+    return Finished(code, out.read(), err.read())
 
 
 def assert_is_one_error_line(err: str, language: str) -> None:

@@ -77,6 +77,6 @@ DIFFERENCES: Mapping[str, Callable[[bytes], bool]] = {
     "an entry that is a list": lambda header: any(isinstance(entry, list) for entry in _entries(header)),
     "a dtype that is an object": lambda header: any(isinstance(dtype, dict) for dtype in _fields(header, "dtype")),
     "a dimension over 2^63 - 1 beside a 0": lambda header: any(
-        isinstance(side, int) and side > LARGEST_SIZE for sides in _fields(header, "shape") for side in sides
+        isinstance(side, int) and side > LARGEST_SIZE for sides in _fields(header, "shape") for side in sides or ()
     ),
 }
