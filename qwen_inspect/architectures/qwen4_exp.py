@@ -80,6 +80,7 @@ DEFAULTS: Mapping[str, Any] = {
 }
 TYPES = ("linear_attention", "indexed_attention")
 MOST_NGRAM_HEADS = 4_096  # of all layers; the release has 16
+MOST_PIECES = 1 << 16  # of all tables; the release has 128
 BUFFERS = ("layer_multipliers", "ngram_heads_vocab_sizes", "ngram_heads_offsets")
 
 
@@ -111,7 +112,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
         table="embed_tokens" if alone else "language_model.embed_tokens",
         routed=(integer(text, "num_experts_per_tok"), integer(text, "num_experts")),
         persistent=BUFFERS,
-        stored_form=stored_in_shards(integer(text, "split_ngram_parts")),
+        stored_form=stored_in_shards(integer(text, "split_ngram_parts", at_most=MOST_PIECES // max(1, len(tables)))),
         unloaded=("^mtp.*", "^model.visual.*") if alone else ("^mtp.*",),
     )
 

@@ -9,7 +9,7 @@ import pytest
 
 from qwen_inspect.architectures import Architecture, architecture_of
 from qwen_inspect.architectures.qwen4_exp import primes_from
-from qwen_inspect.errors import UnsupportedError
+from qwen_inspect.errors import MalformedError, UnsupportedError
 from qwen_inspect.spec import each_tensor
 
 # Sizes of NVIDIA-Nemotron-3-Nano-30B-A3B's config.json, of which Nemotron 3.5 Lightning has the same.
@@ -69,6 +69,14 @@ def test_a_table_of_ngrams_and_the_positions_of_an_index_are_counted_once() -> N
     assert table.elements == 320_001_536 * 160 == 51_200_245_760
     assert len(flash.stored_form(table)) == 128
     assert cache_bytes(flash, 262_144) - cache_bytes(flash, 262_143) == 12 * (2 * 2 * 256 + 128) * 2 + 3 * 8
+
+
+@pytest.mark.parametrize(("tables", "most"), [([2], 65_536), ([2, 3], 32_768)])
+def test_a_table_has_no_more_pieces_than_can_be_listed(tables: list[int], most: int) -> None:
+    config = {**FLASH_NEXT, "ple_layer_ids": tables}
+    architecture_of({**config, "split_ngram_parts": most})
+    with pytest.raises(MalformedError, match="split_ngram_parts"):
+        architecture_of({**config, "split_ngram_parts": most + 1})
 
 
 def test_primes_are_those_from_a_number_on() -> None:
