@@ -519,18 +519,20 @@ def traced_along(
     terms: indices of the monomials. None if the events differ, for example because a loop runs more often.
     """
     try:
-        traces = {point_of(run): _timeline(report, run) for run in runs}
-        return fit(traces, made_by=versions(), terms=terms)
+        traced = {point_of(run): _traced(report, run) for run in runs}
+        *_, (_, provenance) = traced.values()
+        return fit({point: timeline for point, (timeline, _) in traced.items()}, made_by=provenance, terms=terms)
     except UnsupportedError:
         return None
 
 
-def _timeline(report: Report, run: Run) -> Timeline:
+def _traced(report: Report, run: Run) -> tuple[Timeline, str]:
+    """The run's trace and the versions that made it."""
     if run.mode != "train":
-        return timeline_of(report, run)[0]
+        return timeline_of(report, run)
     from .training_plan import plan_of
 
-    return _training_timeline(report, plan_of(report, run))
+    return _training_timeline(report, plan_of(report, run)), versions()
 
 
 def sample_request(point: Point, attention: str) -> Any:

@@ -132,6 +132,11 @@ def test_without_torch_a_shipped_trace_tells_the_range() -> None:
     assert told["peak_range"] == memory(*ON_8B, "--dtype", "awq-int4")["peak_range"]
 
 
+def test_without_torch_a_fit_by_the_familys_trace_is_the_same() -> None:
+    asked = ("fit", "catalog:Qwen/Qwen3-8B", "--dtype", "awq-int4", "--memory", "24GiB", "--format", "json")
+    assert json.loads(without_torch(*asked).stdout) == json.loads(run(*asked).out)
+
+
 def test_a_fit_is_likely_where_the_most_has_room_and_none_where_the_least_has_not() -> None:
     asked = ("fit", "catalog:Qwen/Qwen3-8B", "--dtype", "awq-int4", "--format", "json")
     required = memory("catalog:Qwen/Qwen3-8B", "--dtype", "awq-int4")["required_bytes"]
