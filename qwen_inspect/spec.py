@@ -141,7 +141,7 @@ class ModelSpec:
     All fields but `vision` describe the decoder; vision is None for a text-only model. For a class known by its
     modules (`built`), `layers` is empty, and norm_eps, activation and pad_token_id mean nothing.
     kernel: the attention that `from_pretrained` chooses by default; from_transformers: whether it was read off transformers'
-    built model. Neither is part of a trace's name.
+    built model; from_file: whether it is a GGUF file's own account. None of them is part of a trace's name.
     """
 
     family: str
@@ -159,6 +159,7 @@ class ModelSpec:
     vision: Vision | None = None
     kernel: str = field(default="sdpa", repr=False)
     from_transformers: bool = field(default=False, repr=False)
+    from_file: bool = field(default=False, repr=False)
 
     @property
     def built(self) -> bool:

@@ -65,16 +65,9 @@ IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 def configuration(metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> Mapping[str, Any]:
     """The configuration that the model's config.json would hold, and the metadata. The head is tied if it has no tensor.
 
-    Raises UnsupportedError for an unknown architecture, NoModelError for a file that holds no model (an adapter, a projector),
-    MalformedError for metadata without meaning.
+    Raises UnsupportedError for an architecture that has no configuration here, MalformedError for metadata without meaning.
     """
-    if (kind := metadata.get("general.type", "model")) != "model":
-        raise _no_model(kind, metadata, tensors)
-    if "quantization_config" in metadata:  # set by --dtype: no file has the key
-        raise UnsupportedError("gguf_requantised")
-    architecture = metadata.get("general.architecture")
-    if not isinstance(architecture, str):
-        raise MalformedError("gguf_no_architecture", found=shown(architecture))
+    architecture = metadata["general.architecture"]
     if architecture not in FAMILIES:
         raise UnsupportedError("gguf_architecture", found=architecture, known=", ".join(FAMILIES))
     model_type, prefix = FAMILIES[architecture]
@@ -105,6 +98,22 @@ def configuration(metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> Map
         "torch_dtype": "float16",
         **metadata,
     }
+
+
+def own_configuration(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The metadata of a file that is known by itself alone. Its model_type is no name of transformers'."""
+    return {"model_type": f"gguf/{metadata['general.architecture']}", "torch_dtype": "float16", **metadata}
+
+
+def check_model(metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> None:
+    """Raises NoModelError for a file that holds no model (an adapter, a projector), MalformedError without an architecture."""
+    if (kind := metadata.get("general.type", "model")) != "model":
+        raise _no_model(kind, metadata, tensors)
+    if "quantization_config" in metadata:  # set by --dtype: no file has the key
+        raise UnsupportedError("gguf_requantised")
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise MalformedError("gguf_no_architecture", found=shown(architecture))
 
 
 def _no_model(kind: object, metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> NoModelError:

@@ -216,9 +216,7 @@ class _Subject:
 
 def _subject(checkpoint: Checkpoint, files: tuple[Tensor, ...] | None, *, trust_remote_code: bool) -> _Subject:
     """The checkpoint with its architecture and how its weights are stored."""
-    config = _config(checkpoint)
-    code = code_of(checkpoint, config) if trust_remote_code else None
-    architecture = known_architecture(config, stored=files, code=code)
+    config, architecture = _of_gguf(checkpoint) if checkpoint.gguf else _of_config(checkpoint, files, trust_remote_code)
     subject = _Subject(
         checkpoint=checkpoint,
         config=config,
@@ -232,7 +230,7 @@ def _subject(checkpoint: Checkpoint, files: tuple[Tensor, ...] | None, *, trust_
     from ..architectures.gguf import stored_form as gguf_form
     from .stored import packing_of
 
-    form = gguf_form if checkpoint.gguf else architecture.stored_form
+    form = gguf_form if checkpoint.gguf and not architecture.spec.from_file else architecture.stored_form
     packing, unread = None, None
     try:
         packing = packing_of(config, architecture.tree, form, files, in_blocks=checkpoint.gguf)
@@ -242,15 +240,32 @@ def _subject(checkpoint: Checkpoint, files: tuple[Tensor, ...] | None, *, trust_
     return replace(subject, stored_form=form, packing=packing, unread=unread, notices=notices)
 
 
+def _of_config(
+    checkpoint: Checkpoint, files: tuple[Tensor, ...] | None, trust_remote_code: bool
+) -> tuple[Mapping[str, Any], Architecture]:
+    config = _config(checkpoint)
+    code = code_of(checkpoint, config) if trust_remote_code else None
+    return config, known_architecture(config, stored=files, code=code)
+
+
+def _of_gguf(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], Architecture]:
+    """The configuration and the design of a GGUF file: of its family if that is described here, else the file's own."""
+    from ..architectures import gguf, gguf_design
+
+    metadata, tensors = checkpoint.config or {}, checkpoint.tensors or ()
+    gguf.check_model(metadata, tensors)
+    try:
+        config = gguf.configuration(metadata, tensors)
+        return config, known_architecture(config, stored=tensors)
+    except UnsupportedError:
+        return gguf.own_configuration(metadata), gguf_design.architecture(metadata, tensors)
+
+
 def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
     if checkpoint.config is None and checkpoint.adapter is not None:
         raise NotFoundError("adapter_without_base", base=checkpoint.adapter.base or "–")
     if checkpoint.config is None:
         raise NotFoundError("no_config", path=checkpoint.ref.id)
-    if checkpoint.gguf:
-        from ..architectures import gguf
-
-        return gguf.configuration(checkpoint.config, checkpoint.tensors or ())
     return checkpoint.config
 
 
@@ -292,7 +307,7 @@ def _checks(subject: _Subject, *, instantiate: bool, expected_parameters: int | 
     theory = tuple(each_tensor(architecture.tree))
 
     def against(witness_tensors: Sequence[Tensor], witness: str) -> Iterator[Check]:
-        if files is None or subject.unread is not None:
+        if files is None or subject.unread is not None or architecture.spec.from_file:
             return
         yield against_files(
             witness_tensors,
@@ -309,6 +324,8 @@ def _checks(subject: _Subject, *, instantiate: bool, expected_parameters: int | 
         )
 
     checks = [*against(theory, "theory")]
+    if instantiate and architecture.spec.from_file:
+        raise UnsupportedError("gguf_not_instantiated", found=architecture.spec.family)
     if instantiate and not architecture.spec.from_transformers:  # else theory is what transformers builds
         from ..tracing.instantiate import instantiate as build
 
@@ -340,6 +357,8 @@ def _design(subject: _Subject, checks: tuple[Check, ...], workload: Workload) ->
     attention, cache, refusal = _attention(subject, workload)
     parts = components(tree)
     stored = None if checks == () or subject.checkpoint.tensors is None else checks[0].right_parameters
+    if spec.from_file:
+        stored = tree.parameters
     instantiated = (check.right_parameters for check in checks if check.right == "instantiated")
     return Design(
         spec=spec,
@@ -350,7 +369,7 @@ def _design(subject: _Subject, checks: tuple[Check, ...], workload: Workload) ->
             stored=stored,
             hub=None if subject.checkpoint.hub_count is None else subject.checkpoint.hub_count.total,
             stored_predicted=predicted_elements(tree, subject.checkpoint.release, architecture.prediction_layers),
-            unique=tree.parameters if stored is None else stored - copies(checks[0]),
+            unique=tree.parameters if not checks or stored is None else stored - copies(checks[0]),
             active=tree.active_parameters if architecture.active_is_known else None,
             embedding=sum(part.parameters for part in parts if part.name == "embedding"),
             head=sum(part.parameters for part in parts if part.name == "lm_head"),

@@ -20,8 +20,8 @@ from gguf import GGMLQuantizationType as Type
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_inspect.architectures import architecture_of
-from qwen_inspect.architectures.gguf import configuration, stored_form
+from qwen_inspect.architectures import architecture_of, gguf_design
+from qwen_inspect.architectures.gguf import check_model, configuration, stored_form
 from qwen_inspect.checkpoint import BLOCK_FORMATS, BlockFormat, DType, ModelRef
 from qwen_inspect.cli import main
 from qwen_inspect.errors import MalformedError, NotFoundError, QwenInspectError, UnsupportedError, UsageError
@@ -181,16 +181,6 @@ def test_every_command_shows_a_gguf_model(tmp_path: Path, command: str, language
     for kind in ("table", "json"):
         done = run(command, tmp_path, "--lang", language, "--format", kind)
         assert done.code == 0, done.err
-
-
-def test_weights_of_an_unknown_architecture_are_listed(tmp_path: Path) -> None:
-    path = write_model(tmp_path / "model.gguf", "llama", QWEN3)
-    assert run("weights", path).code == 0
-    refusal = run("structure", path)
-    assert refusal.code == 7
-    memory = json.loads(run("memory", path, "--format", "json").out)["predicted"]
-    assert memory["weights_bytes"] == sum(tensor.n_bytes for tensor in gguf.GGUFReader(path).tensors)
-    assert "llama" in refusal.err
 
 
 def test_memory_of_a_gguf_model_is_its_formula(tmp_path: Path) -> None:
@@ -479,6 +469,8 @@ def test_any_damage_is_read_or_refused_in_no_time(at: int, value: bytes, end: in
     began = time.monotonic()
     try:
         header = read_header(lambda start, stop: bytes(damaged[start:stop]), file="m.gguf", file_bytes=len(damaged))
+        check_model(header.metadata, header.tensors)
+        gguf_design.architecture(header.metadata, header.tensors)
         configuration(header.metadata, header.tensors)
     except QwenInspectError as error:
         assert str(error)  # noqa: PT017 (what it says, whichever it is)
@@ -503,6 +495,7 @@ def test_metadata_without_meaning_is_refused(key: str, value: object, code: int)
     metadata = {name: one for name, one in {**header.metadata, key: value}.items() if one is not None}
 
     def read() -> None:
+        check_model(metadata, header.tensors)
         config = configuration(metadata, header.tensors)
         assert architecture_of(config).spec is None
 

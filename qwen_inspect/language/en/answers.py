@@ -39,6 +39,7 @@ TEXT = {
     "answer_count": "{name}: {parameters}.",
     "answer_agree": "The counts agree, nothing is unexplained: {pairs}.",
     "answer_disagree": "The counts do not agree: {pair}; unexplained are {residual} parameters, {tensors:,} tensors.",
+    "answer_from_file": "Counted from the file's tensors: no theory for {architecture} is known here to check them against.",
     "answer_unchecked": "Nothing to check the count against: no file was read (--instantiate builds transformers' class).",
     "answer_differ": "{left}, {right} ({difference}: {causes})",
     "answer_no_cause": "no cause is known",

@@ -39,6 +39,7 @@ TEXT = {
     "answer_count": "{name}：{parameters}。",
     "answer_agree": "参数量一致，没有未解释的差异：{pairs}。",
     "answer_disagree": "参数量不一致：{pair}；未解释的差异 {residual} 个参数，涉及 {tensors:,} 个张量。",
+    "answer_from_file": "参数量取自文件中的张量：此处没有 {architecture} 的理论值可供核对。",
     "answer_unchecked": "没有可核对的对象：未读取权重文件（--instantiate 可用 transformers 构建模型来核对）。",
     "answer_differ": "{left}，{right}（{difference}：{causes}）",
     "answer_no_cause": "原因未知",

@@ -28,7 +28,9 @@ def verdicts(report: Report, say: Language) -> Iterator[str]:
         if not check.agrees:
             left_over = {"residual": signed(check.residual), "tensors": len(check.unexplained)}
             yield say("answer_disagree", pair=_pair(check, say), **left_over)
-    if not report.checks:
+    if report.known.spec.from_file:
+        yield say("answer_from_file", architecture=report.known.spec.family)
+    elif not report.checks:
         unread = report.known.unread if report.tensors is not None else None
         yield say("answer_unchecked") if unread is None else say("answer_not_known", reason=within(say(unread.message)))
 

@@ -48,7 +48,13 @@ def witness_table(report: Report, say: Language) -> Table:
             say("witness_theory"),
             count(counts.theory),
             short_count(counts.theory),
-            say("origin_theory_generic" if report.spec.from_transformers else "origin_theory"),
+            say(
+                "origin_theory_file"
+                if report.spec.from_file
+                else "origin_theory_generic"
+                if report.spec.from_transformers
+                else "origin_theory"
+            ),
         ],
         [
             say("witness_instantiated"),
@@ -129,7 +135,9 @@ def grouping(report: Report, say: Language) -> list[Block]:
         values = {"query_heads": layer.query_heads, "kv_heads": layer.kv_heads, "head_dim": layer.head_dim}
         sentences.append(say(f"grouping_{layer.kind.lower()}", **values))
         by = (
-            "grouping_by_cache"
+            "grouping_by_keys"
+            if report.spec.from_file
+            else "grouping_by_cache"
             if report.spec.from_transformers
             else "grouping_by_shapes"
             if stored

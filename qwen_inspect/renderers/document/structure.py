@@ -331,6 +331,8 @@ def generic_cache_notes(report: Report, say: Language) -> list[str]:
     """`cache_notes` for a class of which only transformers' cache layout is known."""
     cache = report.cache
     origin = "cache_note_generic" if report.spec.from_transformers else "cache_note_outline"
+    if report.spec.from_file:
+        origin = "cache_note_file"
     if cache.keeps_nothing:
         return [say("cache_note_encoder")]
     notes = [say(origin), say("cache_note_sum", bytes=cache.bytes_per_token)]
