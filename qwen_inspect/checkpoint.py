@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
@@ -160,7 +160,8 @@ class HubCount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRef:
-    """The location of a model. source: "local", "catalog", a hub's ("hf", "ms") or "auto". id: what the user types for it.
+    """The location of a model. source: "local", "catalog", "ollama", a hub's ("hf", "ms") or "auto". id: what the user types for
+    it.
 
     file: selects one of several GGUF files, by name or by quantisation.
     """
@@ -230,7 +231,8 @@ class Checkpoint:
     the tensors that they should hold. adapter: the adapter, if the repository is one; the other fields are then its base
     model's, if that could be read. gguf: whether the files are GGUF; `config` is then their metadata without the tokenizer's.
     quantisation_file: name and content of the file that declares the quantisation, if config.json does not (see
-    `declarations.FILES`). hub_count: what the hub counts, if it does; without `tensors`, the headers of `files` were not read.
+    `declarations.FILES`). served: parameters that a local server's store sets for every run, by their names there. hub_count:
+    what the hub counts, if it does; without `tensors`, the headers of `files` were not read.
     """
 
     ref: ModelRef
@@ -243,4 +245,5 @@ class Checkpoint:
     gguf: bool = False
     quantisation_file: tuple[str, Mapping[str, Any]] | None = None
     hub_count: HubCount | None = None
+    served: Mapping[str, int] = field(default_factory=dict)
     notices: tuple[Message, ...] = ()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..console import EXIT_CHECK_FAILED
@@ -79,7 +81,13 @@ def _serve(options: argparse.Namespace, say: Language) -> int:
     from ..fitting.serving import serve
 
     serving, cards = _serving(options), _cards(options)
-    answer = serve(prediction.inspected(options), serving, cards, beyond_limit=options.beyond_limit)
+    report = prediction.inspected(options)
+    if report.ref.source == "ollama" and options.engine == "llama.cpp":
+        from ..engines.llama_cpp.ollama import as_served
+
+        serving, notices = as_served(serving, report, cards[0], os.environ)
+        report = replace(report, notices=(*report.notices, *notices))
+    answer = serve(report, serving, cards, beyond_limit=options.beyond_limit)
     output.show(answer, options, say)
     output.say_notices(answer.report, options, say)
     return EXIT_CHECK_FAILED if answer.fits is False else 0

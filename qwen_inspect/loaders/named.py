@@ -24,7 +24,7 @@ PATIENCE_SECONDS = 3.0  # for a hub's first answer, once something else has the 
 def list_files(refs: Sequence[ModelRef], access: Access) -> list[Listing]:
     """Hubs' listings of models, in one request each, at once; a bare name is looked up on Hugging Face."""
     for ref in refs:
-        if ref.source in ("local", "catalog"):
+        if ref.source in ("local", "catalog", "ollama"):
             raise UsageError("compare_hubs_only", model=ref.id)
     if access.offline or offline_by_environment():
         raise NetworkError("compare_offline")

@@ -21,6 +21,7 @@ FIRST_ANSWER_SECONDS = 10.0
 DEFAULT_MODEL = "catalog:Qwen/Qwen3-0.6B"
 # Each hub's prefix, module and class, in the order in which a bare name is looked up.
 HUBS: Mapping[str, tuple[str, str]] = {"hf": ("huggingface", "HuggingFace"), "ms": ("modelscope", "ModelScope")}
+LOCAL_STORES = ("ollama", "lmstudio")
 FILE_SUFFIXES = (".json", ".safetensors", ".gguf")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -47,9 +48,10 @@ class Access:
 def resolve(model: str, *, source: str = "auto", revision: str | None = None, file: str | None = None) -> ModelRef:
     """The reference that `model` means: a path, if it exists or looks like one, else ORG/NAME at a hub or in the catalog.
 
-    `hf:`, `ms:` and `catalog:` pin the source; `@REV` after a pinned name, or `revision`, names a hub's revision. A bare
-    ORG/NAME has the source "auto". `:FILE` at the end of a hub's name, or `file`, names one of several GGUF files, by name or by
-    quantisation (`:Q4_K_M`, as in llama.cpp and Ollama).
+    `ollama:NAME[:TAG]` and `lmstudio:PUBLISHER/REPOSITORY` are in those programs' folders. `hf:`, `ms:` and `catalog:` pin the
+    source; `@REV` after a pinned name, or `revision`, names a hub's revision. A bare ORG/NAME has the source "auto". `:FILE` at
+    the end of a hub's name, or `file`, names one of several GGUF files, by name or by quantisation (`:Q4_K_M`, as in llama.cpp
+    and Ollama).
     """
     if not model or "\0" in model:
         raise UsageError("model_empty")
@@ -58,6 +60,8 @@ def resolve(model: str, *, source: str = "auto", revision: str | None = None, fi
 
         raise NotFoundError("not_a_model", id=shown_url(model), nearest="–")
     prefix, separator, rest = model.partition(":")
+    if separator and prefix in LOCAL_STORES and not os.path.exists(model):
+        return _in_store(prefix, rest, source=source, revision=revision, file=file)
     if separator and prefix in (*HUBS, "catalog"):
         if source not in ("auto", prefix):
             raise UsageError("source_contradiction", model=model, source=source)
@@ -87,6 +91,19 @@ def resolve(model: str, *, source: str = "auto", revision: str | None = None, fi
     ):
         raise UsageError("revision_malformed", revision=revision)
     return ModelRef(source=source, id=model, revision=revision, file=file)
+
+
+def _in_store(store: str, model: str, *, source: str, revision: str | None, file: str | None) -> ModelRef:
+    """A model that another program keeps on this machine."""
+    if source != "auto":
+        raise UsageError("source_contradiction", model=f"{store}:{model}", source=source)
+    _refuse_revision(revision)
+    if store == "ollama":
+        return ModelRef(source="ollama", id=model)
+    from .lm_studio import folder_of
+
+    name, file = _named_file(model, file)
+    return ModelRef(source="local", id=f"{store}:{name}", path=folder_of(name), file=file)
 
 
 def _named_file(model: str, file: str | None) -> tuple[str, str | None]:
@@ -149,6 +166,10 @@ def _load(ref: ModelRef, access: Access) -> Checkpoint:
             return local.load(ref, partial=access.partial)
         case "catalog":
             return catalog.load(ref)
+        case "ollama":
+            from . import ollama
+
+            return ollama.load(ref)
         case source:
             from .named import load_named  # not needed for a catalog model
 

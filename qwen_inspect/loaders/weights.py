@@ -38,7 +38,7 @@ def weights_directory(ref: ModelRef, access: Access, *, with_code: bool = False)
     """
     if ref.source == "catalog":
         raise NotFoundError("weights_in_catalog", id=ref.id)
-    if ref.source == "local":
+    if ref.source in ("local", "ollama"):
         assert ref.path is not None
         return ref.path if ref.path.is_dir() else ref.path.parent
     hub = hub_of(ref.source)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..results.model import Report
 
 PINS = ("hf", "ms", "catalog")
+STORES = ("ollama:", "lmstudio:")
 FILES = (".gguf", ".safetensors")
 MOST_FILES = 1000  # of a folder in which a model is looked for
 LARGEST_CONFIG_BYTES = 1 << 20
@@ -104,6 +105,8 @@ def named(typed: str | None, options: argparse.Namespace) -> tuple[str, Sequence
         here = _model_here()
         call = f"qwen-inspect {options.command} {here}"
         return DEFAULT_MODEL, [] if here is None else [Message("model_here", default=DEFAULT_MODEL, call=call)]
+    if typed.startswith(STORES):
+        return typed, []
     pin, colon, rest = typed.partition(":")
     pin, rest = (pin + colon, rest) if pin in PINS else ("", typed)
     name = re.split("[@:]", rest, maxsplit=1)[0]

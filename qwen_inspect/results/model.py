@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class Report:
 
     refusal: why there is no design; a command that needs one raises it. config: with dtype and quantisation under transformers'
     own keys, whatever file they came from; written: as in config.json. tensors: as stored, or predicted from a release's layout
-    (tensors_origin "theory"); None if neither is known. hub_count: what the hub itself counts. generation: None unless requested.
+    (tensors_origin "theory"); None if neither is known. hub_count: what the hub itself counts. served: as in `Checkpoint`.
+    generation: None unless requested.
     """
 
     ref: ModelRef
@@ -65,6 +66,7 @@ class Report:
     design: Design | None
     refusal: QwenInspectError | None = None
     hub_count: HubCount | None = None
+    served: Mapping[str, int] = field(default_factory=dict)
     generation: Generation | None = None
 
     @property

@@ -129,6 +129,7 @@ def analyse(
         notices=checkpoint.notices,
         design=None,
         hub_count=checkpoint.hub_count,
+        served=checkpoint.served,
     )
     try:
         subject = _subject(checkpoint, files, trust_remote_code=trust_remote_code)

@@ -162,6 +162,8 @@ TEXT = {
     "vllm_not_divisible": "{name} has {size:,} rows or columns, which {ranks} ranks cannot share evenly",
     "vllm_shards_unknown": "How vLLM shards {class_name} is not known here; --tp 1 is, and --kv-budget with any",
     "vllm_step_needed": "What this model's sliding windows take depends on the tokens of a step: give --max-num-batched-tokens beside --kv-budget",
+    "assume_ollama": "As Ollama serves it: {settings}",
+    "ollama_setting": "{name} is {found}; Ollama takes {known}",
     "vllm_gguf": "What vLLM makes of a GGUF file is not known here",
     "vllm_qwen_windows": "vLLM 0.19 has no sliding window for some layers of this family: it refuses the model, or gives a window to all",
     "vllm_no_log": "No published log shows what vLLM takes beside the cache for a {class_name}; {options}, from its own log, is answered exactly",

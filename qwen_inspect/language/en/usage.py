@@ -57,7 +57,7 @@ TEXT = {
     "help_params": "theory, transformers and files compared",
     "help_attention": "attention kind, head mapping, shapes, KV cache",
     "help_models": "the models of the built-in catalog",
-    "help_model": "directory, config.json, .safetensors or .gguf file, ORG/NAME, or hf:, ms:, catalog: and a name (default: {default})",
+    "help_model": "directory, config.json, .safetensors or .gguf file, ORG/NAME, or hf:, ms:, catalog:, ollama:, lmstudio: and a name (default: {default})",
     "help_format": "output format (default: table)",
     "help_lang": "language (default: auto, the locale's)",
     "help_output": "write to a file that does not exist yet",

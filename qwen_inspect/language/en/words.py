@@ -92,6 +92,7 @@ TEXT = {
     "field_elements": "Elements in all",
     "field_memory": "Bytes in all",
     "source_local": "local files",
+    "source_ollama": "Ollama's store",
     "source_catalog": "built-in catalog",
     "device_none": "not loaded (no weights are needed)",
     "stored_elements": "{elements:,} (from the files' headers)",

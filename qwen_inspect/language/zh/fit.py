@@ -162,6 +162,8 @@ TEXT = {
     "vllm_not_divisible": "{name} 有 {size:,} 行或列，{ranks} 个 rank 无法均分",
     "vllm_shards_unknown": "不知道 vLLM 如何切分 {class_name}；可用 --tp 1，或任意 --tp 配合 --kv-budget",
     "vllm_step_needed": "该模型滑动窗口的占用取决于每步的 token 数：请在 --kv-budget 之外给出 --max-num-batched-tokens",
+    "assume_ollama": "按 Ollama 的设置：{settings}",
+    "ollama_setting": "{name} 为 {found}；Ollama 接受 {known}",
     "vllm_gguf": "不知道 vLLM 如何加载 GGUF 文件",
     "vllm_qwen_windows": "vLLM 0.19 不支持该系列只在部分层使用滑动窗口：它会拒绝该模型，或让所有层都用滑动窗口",
     "vllm_no_log": "没有公开日志说明 vLLM 在缓存之外为 {class_name} 占用多少；用 {options} 给出其自身日志中的数值，可得到精确结果",

@@ -57,7 +57,7 @@ TEXT = {
     "help_params": "理论、transformers 与文件三方核对参数量",
     "help_attention": "注意力类型、头映射、维度推导、KV 缓存",
     "help_models": "内置模型清单中的模型",
-    "help_model": "目录、config.json、.safetensors 或 .gguf 文件、ORG/NAME，或带 hf:、ms:、catalog: 前缀的名称（默认 {default}）",
+    "help_model": "目录、config.json、.safetensors 或 .gguf 文件、ORG/NAME，或带 hf:、ms:、catalog:、ollama:、lmstudio: 前缀的名称（默认 {default}）",
     "help_format": "输出格式（默认 table）",
     "help_lang": "语言（默认 auto，取自系统区域）",
     "help_output": "写入一个尚不存在的文件",

@@ -92,6 +92,7 @@ TEXT = {
     "field_elements": "总元素数量",
     "field_memory": "总内存占用",
     "source_local": "本地文件",
+    "source_ollama": "Ollama 模型目录",
     "source_catalog": "内置模型清单",
     "device_none": "未加载（无需权重）",
     "stored_elements": "{elements:,}（读自文件头）",

@@ -23,7 +23,7 @@ class ModelJSON(TypedDict):
     """The model that the command answers for."""
 
     id: str
-    source: Annotated[str, Keywords(enum=["local", "catalog", "hf", "ms"])]
+    source: Annotated[str, Keywords(enum=["local", "catalog", "ollama", "hf", "ms"])]
     revision: str | None
     """The commit that was read, for a model on a hub."""
     architecture: str | None
