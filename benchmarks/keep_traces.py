@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.learning import NotLearnt, Sample, learn
-from benchmarks.sampling import EXPERTS, PER_TOKEN, SIZES, sampled, sampled_point
+from benchmarks.sampling import EXPERTS, PER_TOKEN, SIZES, WINDOWS, sampled, sampled_point, turned_share
 from qwen_inspect.architectures.families import CLASSES
 from qwen_inspect.checkpoint import Checkpoint, ModelRef
 from qwen_inspect.errors import QwenInspectError
@@ -49,9 +49,10 @@ from qwen_inspect.tracing.trace import trace
 KERNELS = {"qwen2": ("sdpa", "flash_attention_2_repeated")}
 FLAGS = ("attention_bias", "mlp_bias", "use_bias", "qk_layernorm", "use_qk_norm", "attention_out_bias")
 SAMPLES, CHECKS = 8, 2  # of each regime, and samples of each sequence of layers
+SLOW = {"linear_num_key_heads", "index_topk", "global_head_dim", "attention_chunk_size"}  # keys of slow runs
 TRIES = 300  # workloads among which regimes are looked for
 DIMENSIONS = {*SIZES, *EXPERTS, *PER_TOKEN, "hidden_size", "num_attention_heads", "num_key_value_heads"} | {
-    "linear_num_key_heads", "linear_num_value_heads", "linear_conv_kernel_dim",
+    "linear_num_key_heads", "linear_num_value_heads", "linear_conv_kernel_dim", "index_head_dim", "index_n_heads",
 }  # fmt: skip
 
 
@@ -74,23 +75,26 @@ def bases(model_type: str) -> Iterator[dict[str, Any]]:
     configs = [dict(catalog.configuration(model, known)) for model in known]
     configs = [config for config in configs if config.get("model_type") == model_type]
     for config in configs:
-        config.pop("quantization_config", None)
-    if not model_type.startswith("qwen"):
+        for part in (config, decoder_of(config)):
+            part.pop("quantization_config", None)  # type: ignore[attr-defined]
+    if not model_type.startswith("qwen") or not configs:
         configs.append(small(model_type))
-    for config in configs:
+    for config in map(stated, configs):
         yield from _other_heads(config)
         yield from _other_layers(config)
         text = decoder_of(config)
         for flag in FLAGS:
-            if isinstance(value := text.get(flag), bool) and "linear_num_key_heads" not in text:
+            if isinstance(value := text.get(flag), bool) and not SLOW & {*text}:
                 yield _with(config, {flag: not value})
-    if "linear_num_key_heads" not in decoder_of(configs[0]):  # whose traces are slow
+    if not SLOW & {*decoder_of(configs[0])}:
         yield _with(configs[0], {"dtype": "float32", "torch_dtype": "float32"})
 
 
 def small(model_type: str) -> dict[str, Any]:
     """A small configuration with the options of the class."""
-    from tests.support.small_models import small_config
+    import transformers
+
+    from tests.support.small_models import SMALL, small_config
 
     config = small_config(model_type, num_hidden_layers=8)
     config.setdefault("architectures", [CLASSES[model_type][0]])
@@ -99,7 +103,23 @@ def small(model_type: str) -> dict[str, Any]:
     for key, value in text.items():
         if isinstance(value, list) and len(value) == 4:
             text[key] = 2 * value
+    own = transformers.AutoConfig.for_model(model_type).get_text_config(decoder=True).to_dict()
+    text.update({key: SMALL[key] for key in ("head_dim", "num_key_value_heads") if own.get(key, 0) is None})
     return config
+
+
+def stated(config: dict[str, Any]) -> dict[str, Any]:
+    """With the sizes that a release leaves to its class."""
+    import transformers
+
+    completed = deepcopy(config)
+    text = decoder_of(completed)
+    own = transformers.AutoConfig.for_model(**config).get_text_config(decoder=True).to_dict()
+    sizes = {key: own[key] for key in DIMENSIONS if key not in text and isinstance(own.get(key), int)}
+    if "head_dim" not in text and own.get("head_dim") not in (None, own["hidden_size"] // own["num_attention_heads"]):
+        sizes["head_dim"] = own["head_dim"]
+    text.update(sizes)  # type: ignore[attr-defined]
+    return completed
 
 
 def _with(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,10 +186,12 @@ def defaults_of(config: Mapping[str, Any]) -> dict[str, Any]:
     configuration = transformers.AutoConfig.for_model(config["model_type"])
     text = configuration.get_text_config(decoder=True)
     own = text.to_dict()
-    model_class = getattr(transformers, config["architectures"][0])
+    model_class = getattr(transformers, CLASSES[config["model_type"]][0])
     code = python.getsource(sys.modules[model_class.__module__])
     read = set(re.findall(r"config\.([a-z_0-9]+)", code)) | set(re.findall(r"getattr\([a-z_.]*config, \"(\w+)\"", code))
-    names = [name for name in sorted({*own, *read} & ({*own} | read)) if name not in UNRELATED | DIMENSIONS]
+    names = [
+        name for name in sorted({*own, *read} & ({*own} | read)) if name not in UNRELATED | DIMENSIONS | {*WINDOWS}
+    ]
     return {name: own.get(name) for name in names if name in own or not callable(getattr(type(text), name, None))}
 
 
@@ -183,7 +205,7 @@ class Group:
     kernel: str
     options: dict[str, Any]
     outline: Outline
-    layers: dict[tuple[str, ...], tuple[dict[str, Any], int]]
+    layers: dict[tuple[Any, ...], tuple[dict[str, Any], int]]
     singles: int = 0
 
     def regime(self, design: Outline, point: Point) -> str:
@@ -212,11 +234,14 @@ def groups(model_type: str, defaults: Mapping[str, Any]) -> Iterator[Group]:
                 continue
             key = kernel, repr(options), design.outside.structure, kinds, heads
             group = found.setdefault(key, Group(kernel, options, design, {}))
-            stated = (
-                "head_dim" if decoder_of(config).get("head_dim") else ""
-            )  # else the hidden size divided by the heads
-            group.layers.setdefault((stated, shape[0], *sorted(set(shape[1:]))), (config, count))
+            group.layers.setdefault((*related(config), shape[0], *sorted(set(shape[1:]))), (config, count))
     yield from found.values()
+
+
+def related(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What sizes of a configuration and of all samples of it have in common: how they follow from others."""
+    text = decoder_of(config)
+    return text.get("head_dim") is None, turned_share(text), text.get("n_shared_experts")
 
 
 def sample(

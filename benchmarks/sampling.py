@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from itertools import count
 from random import Random
 from typing import Any
 
@@ -28,6 +29,7 @@ SIZES = {
     "ffn_dim": 8,
 }
 EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
+WINDOWS = ("sliding_window", "attention_chunk_size", "index_topk")
 PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "experts_per_token")
 
 
@@ -42,11 +44,12 @@ def sampled(config: Mapping[str, Any], random: Random) -> dict[str, Any]:
     for key, multiple in SIZES.items():
         if isinstance(text.get(key), int) and text[key]:
             text[key] = some(11, 97, multiple) if multiple > 1 else some(301, 5_001)
+    text.setdefault("pad_token_id", 0)  # some classes have one
     for part in (whole, text):
         if part.get("pad_token_id") is not None:
             part["pad_token_id"] = 0  # within the vocabulary
     _heads(text, some)
-    for key in ("sliding_window", "attention_chunk_size"):
+    for key in WINDOWS:
         if isinstance(text.get(key), int) and text[key] > 1:
             text[key] = some(6, 50)
     for key in EXPERTS:
@@ -75,12 +78,18 @@ def _heads(text: dict[str, Any], some: Any) -> None:
         text["qk_nope_head_dim"] = text["v_head_dim"] + some(0, 4, 8)  # kernels take no wider values than keys
         if text.get("head_dim") is not None:
             text["head_dim"] = text["qk_rope_head_dim"]
+        if "index_head_dim" in text:  # of which a part is turned too
+            text["index_head_dim"], text["index_n_heads"] = text["qk_rope_head_dim"] + some(1, 9, 8), some(2, 9)
         return
     text["num_attention_heads"] = new * (1 if heads == kv_heads else some(2, 7))
     if text.get("num_key_value_heads") is not None:
         text["num_key_value_heads"] = new
     before = text.get("head_dim") or text["hidden_size"] // heads
-    head_dim = some(3, 32, 8) if before % 8 == 0 else some(3, 31, 8) + 4
+    share = turned_share(text)
+    dims = (some(3, 32, 8) if before % 8 == 0 else some(3, 31, 8) + 4 for _ in count())
+    head_dim = next(dim for dim in dims if int(dim * share) % 2 == 0)
+    if isinstance(text.get("rotary_dim"), int):
+        text["rotary_dim"] = head_dim if text["rotary_dim"] == before else 2 * some(1, head_dim // 2 - 1)
     if text.get("head_dim") is not None and "kv_lora_rank" not in text:
         text["head_dim"] = head_dim
         text["hidden_size"] = text["num_attention_heads"] * some(2, 9, 8)  # some classes want a whole number of heads
@@ -89,10 +98,18 @@ def _heads(text: dict[str, Any], some: Any) -> None:
     for key in ("rope_parameters", "rope_scaling"):
         rope = text.get(key)
         if isinstance(rope, dict) and isinstance(rope.get("mrope_section"), list):
-            half = head_dim // 2
-            share = rope.get("partial_rotary_factor", text.get("partial_rotary_factor", 1))
             half = int(head_dim * share) // 2
             rope["mrope_section"] = [half - 2 * (half // 3), half // 3, half // 3]
+
+
+def turned_share(text: Mapping[str, Any]) -> float:
+    """The part of a head that RoPE turns."""
+    share = text.get("partial_rotary_factor")
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = text.get(key)
+        if isinstance(rope, dict) and rope.get("partial_rotary_factor") is not None:
+            share = rope["partial_rotary_factor"]
+    return 1.0 if share is None else float(share)
 
 
 def sampled_point(thresholds: Sequence[tuple[str, int]], random: Random) -> Point:

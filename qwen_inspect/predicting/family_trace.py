@@ -9,11 +9,11 @@ from __future__ import annotations
 import gzip
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
-from itertools import chain, product
-from math import prod
+from itertools import chain, combinations_with_replacement, product
+from math import gcd, prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,23 +59,40 @@ class NotCovered(Exception):
     """A design or a workload that a family's trace does not cover."""
 
 
+class Relation(NamedTuple):
+    """The product of the variables `top` is so many times that of `bottom` in every sample."""
+
+    top: tuple[int, ...]
+    bottom: tuple[int, ...]
+    numerator: int
+    denominator: int
+
+    def holds(self, values: Sequence[int]) -> bool:
+        top, bottom = (prod([values[variable] for variable in variables]) for variables in (self.top, self.bottom))
+        return top * self.denominator == bottom * self.numerator
+
+
 @dataclass(frozen=True, slots=True)
 class Variables:
     """Which dimensions are equal in every sample, and so are one variable. of: of each dimension its variable. constants: of each
-    variable its value, if that was the same in every sample.
+    variable its value, if that was the same in every sample. relations: in which samples could not tell one from others.
     """
 
     of: tuple[int, ...]
     constants: tuple[int | None, ...]
+    relations: tuple[Relation, ...] = ()
 
     @staticmethod
     def of_samples(samples: Sequence[Sequence[int]]) -> Variables:
         numbers: dict[tuple[int, ...], int] = {}
         of = tuple(numbers.setdefault(column, len(numbers)) for column in zip(*samples, strict=True))
-        return Variables(of, tuple(column[0] if len(set(column)) == 1 else None for column in numbers))
+        constants = tuple(column[0] if len(set(column)) == 1 else None for column in numbers)
+        return Variables(of, constants, tuple(_relations([*numbers], constants)))
 
     def values(self, dimensions: Sequence[int]) -> tuple[int, ...]:
-        """The variables' values; NotCovered for dimensions that differ where no sample's did, or are 0 or 1 where none was."""
+        """The variables' values; NotCovered for dimensions that differ where no sample's did, are 0 or 1 where none was, or are
+        not related as all samples' were.
+        """
         if len(dimensions) != len(self.of):
             raise NotCovered
         values = dict(zip(self.of, dimensions, strict=True))
@@ -84,7 +101,38 @@ class Variables:
         for variable, constant in enumerate(self.constants):
             if values[variable] < 2 if constant is None else values[variable] != constant:
                 raise NotCovered
-        return tuple(values[variable] for variable in range(len(self.constants)))
+        of_all = tuple(values[variable] for variable in range(len(self.constants)))
+        if not all(relation.holds(of_all) for relation in self.relations):
+            raise NotCovered
+        return of_all
+
+
+def _relations(columns: Sequence[Sequence[int]], constants: Sequence[int | None]) -> Iterator[Relation]:
+    """Variables that are always so many times another, or whose product is so many times another."""
+    apart: list[int] = []  # no two of which are so
+    for variable, constant in enumerate(constants):
+        if constant is not None:
+            continue
+        for other in apart:
+            if relation := _relation(columns, (variable,), (other,)):
+                yield relation
+                break
+        else:
+            apart.append(variable)
+    for bottom in apart:
+        for top in combinations_with_replacement([variable for variable in apart if variable != bottom], 2):
+            if relation := _relation(columns, top, (bottom,)):
+                yield relation
+
+
+def _relation(columns: Sequence[Sequence[int]], top: tuple[int, ...], bottom: tuple[int, ...]) -> Relation | None:
+    samples = zip(*(columns[variable] for variable in (*top, *bottom)), strict=True)
+    products = ((prod(sample[: len(top)]), prod(sample[len(top) :])) for sample in samples)
+    first_top, first_bottom = next(products)
+    if any(above * first_bottom != below * first_top for above, below in products):
+        return None
+    divisor = gcd(first_top, first_bottom)
+    return Relation(top, bottom, first_top // divisor, first_bottom // divisor)
 
 
 def coefficients(formula: Formula, values: Sequence[int]) -> Coefficients:
@@ -231,10 +279,7 @@ def dump(family: FamilyTrace) -> bytes:
             "kinds": variant.kinds,
             "singles": variant.singles,
             "least_tokens": variant.least_tokens,
-            "variables": [
-                number(variables, (variant.variables[kind].of, variant.variables[kind].constants))
-                for kind in ("", *variant.kinds)
-            ],
+            "variables": [number(variables, astuple(variant.variables[kind])) for kind in ("", *variant.kinds)],
             "regimes": {
                 name: [
                     regime.stages,
@@ -288,7 +333,14 @@ def load(content: bytes, *, file: str) -> FamilyTrace:
             Segment(tuple([requests[row] for row in rows]), tuple(order), tuple([Address(*other) for other in others]))
             for rows, order, others in kept["segments"]
         ]
-        variables = [Variables(tuple(of), tuple(constants)) for of, constants in kept["variables"]]
+        variables = [
+            Variables(
+                tuple(of),
+                tuple(constants),
+                tuple([Relation(tuple(top), tuple(bottom), *factor) for top, bottom, *factor in relations]),
+            )
+            for of, constants, relations in kept["variables"]
+        ]
         variants = tuple(_variant(entry, segments, variables) for entry in kept["variants"])
         return FamilyTrace(made_by=kept["made_by"], defaults=kept["defaults"], variants=variants)
     except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError):

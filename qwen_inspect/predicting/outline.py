@@ -39,6 +39,7 @@ UNRELATED = frozenset(_UNRELATED.split())
 FIXED_ROPE = frozenset({"default", "linear", "llama3", "mrope", "yarn"})
 # Heads of MLA, which no tensor shows by themselves.
 LATENT = ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+INDEXED = "index_topk"  # the most tokens that a layer with an index attends to
 LAYERS = "layers"
 MOST_SINGLES = 2
 FLASH_HEAD_DIM = 256  # the widest of flash attention, which pads to eights. Source: torch 2.13, sdp_utils.cpp
@@ -87,19 +88,27 @@ def outline_of(
         if key not in UNRELATED and isinstance(value, list) and len(value) == len(attention)
     ]
     latent = tuple(int(decoder_of(config).get(key) or 0) for key in LATENT)
+    most_indexed = int(decoder_of(config).get(INDEXED) or 0)
+    if not most_indexed and any(kept.kind == "indexed" for kept in cache.layers):
+        return None
     digests: dict[object, str] = {}
     layers = []
+    shared = 0  # layers since the last that has an index, whose choice they hold
     for block, reading, kept in zip(blocks, attention, cache.layers, strict=True):
         (_, class_name, _, *inner), dimensions = erased[id(block)]  # without the layer's number and repeats
         how, heads = _attention(reading)
         if isinstance(reading, OtherLayerAttention):
             heads += latent
+        if kept.kind == "indexed":
+            how, heads = (*how, shared), (*heads, most_indexed)
+            shared = 0 if any(module.name == "indexer" for module in _below(block)) else shared + 1
         options = tuple((key, repr(values[reading.index])) for key, values in by_layer)
         identity = (id(block), kept.kind, how, options)
         if identity not in digests:
             digests[identity] = _digest((kept.kind, *how, options, class_name, *inner))
         layers.append(Part(digests[identity], heads + dimensions))
-    return Outline(outside, tuple(layers), tuple(sorted(set(_thresholds(attention)))))
+    thresholds = {*_thresholds(attention), *([("index", most_indexed)] if most_indexed else [])}
+    return Outline(outside, tuple(layers), tuple(sorted(thresholds)))
 
 
 def _has_odd_latents(text: Mapping[str, Any]) -> bool:
@@ -131,7 +140,7 @@ def regime_of(thresholds: Sequence[tuple[str, int]], point: Point, *, singles: i
 
 
 def _side(kind: str, tokens: int, point: Point) -> str:
-    if kind == "window":
+    if kind != "chunks":
         return "".join(
             "<=>"[(length >= tokens) + (length > tokens)] for length in (point.prompt_tokens, point.total_tokens)
         )

@@ -14,7 +14,7 @@ import pytest
 from benchmarks.keep_traces import bases, layers_needed, outline, report_of
 from benchmarks.sampling import sampled, sampled_point
 from qwen_inspect.errors import QwenInspectError, UnsupportedError
-from qwen_inspect.predicting.family_trace import read
+from qwen_inspect.predicting.family_trace import NotCovered, Variables, read
 from qwen_inspect.predicting.kept_trace import Point
 from qwen_inspect.predicting.outline import decoder_of
 from qwen_inspect.predicting.predict import SHIPPED, family_file, family_trace, sample_request
@@ -84,10 +84,6 @@ def test_any_sequence_of_layers_is_composed_from_the_first_of_each_kind(config: 
     assert deepen(few, kinds[:layers], kinds).kept == whole.kept
 
 
-# A family whose first release in the catalog has a structure that no sample had: torch traces it.
-WITHOUT_FIRST = ("starcoder2",)
-
-
 @pytest.mark.parametrize("family", KEPT)
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(1, UNSEEN))])
 def test_an_unseen_configuration_has_the_run_that_transformers_makes(family: str, seed: int) -> None:
@@ -102,7 +98,6 @@ def test_an_unseen_configuration_has_the_run_that_transformers_makes(family: str
     except QwenInspectError:
         pytest.skip("no model is so")
     point = sampled_point(known(outline(report)).thresholds, random)
-    point = replace(point, prompt_tokens=max(2, point.prompt_tokens), total_tokens=point.total_tokens + 1)
     request = sample_request(point, report.spec.kernel)
     try:
         theirs = trace(report.spec, config, request)
@@ -111,7 +106,7 @@ def test_an_unseen_configuration_has_the_run_that_transformers_makes(family: str
     new_tokens = point.total_tokens - point.prompt_tokens + 1
     run = Run(batch=point.batch, prompt_tokens=point.prompt_tokens, new_tokens=new_tokens, attention=report.spec.kernel)
     if (found := family_trace(report, run)) is None:
-        assert seed or family in WITHOUT_FIRST, "what releases have is covered"
+        assert seed, "what releases have is covered"
         pytest.skip("not covered")
     mine = found.trace.at(point)
     assert mine.stages == theirs.stages
@@ -129,6 +124,16 @@ def test_a_configuration_that_may_take_another_path_is_not_covered(changes: Mapp
     run = Run(prompt_tokens=50, new_tokens=9, attention="sdpa")
     assert family_trace(report_of(TINY_QWEN3), run) is not None
     assert family_trace(report_of({**TINY_QWEN3, **changes}), run) is None
+
+
+def test_what_samples_could_not_tell_apart_is_not_covered() -> None:
+    """Sizes of samples that turn all of a head may follow from either its width or that of the rotary table: half of it."""
+    samples = [(heads * width, heads, width, width // 2) for heads, width in ((2, 8), (3, 24), (5, 16), (7, 40))]
+    variables = Variables.of_samples(samples)
+    assert variables.values((11 * 64, 11, 64, 32)) == (704, 11, 64, 32)
+    for others in ((11 * 64, 11, 64, 24), (640, 11, 64, 32)):
+        with pytest.raises(NotCovered):
+            variables.values(others)
 
 
 def test_a_family_is_read_in_no_time_and_its_file_is_small() -> None:
