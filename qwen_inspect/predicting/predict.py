@@ -519,14 +519,14 @@ def traced_along(
     terms: indices of the monomials. None if the events differ, for example because a loop runs more often.
     """
     try:
-        traced = {point_of(run): _traced(report, run) for run in runs}
+        traced = {point_of(run): _timeline(report, run) for run in runs}
         *_, (_, provenance) = traced.values()
         return fit({point: timeline for point, (timeline, _) in traced.items()}, made_by=provenance, terms=terms)
     except UnsupportedError:
         return None
 
 
-def _traced(report: Report, run: Run) -> tuple[Timeline, str]:
+def _timeline(report: Report, run: Run) -> tuple[Timeline, str]:
     """The run's trace and the versions that made it."""
     if run.mode != "train":
         return timeline_of(report, run)
