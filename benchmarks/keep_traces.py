@@ -53,6 +53,7 @@ SLOW = {"linear_num_key_heads", "index_topk", "global_head_dim", "attention_chun
 TRIES = 300  # workloads among which regimes are looked for
 DIMENSIONS = {*SIZES, *EXPERTS, *PER_TOKEN, "hidden_size", "num_attention_heads", "num_key_value_heads"} | {
     "linear_num_key_heads", "linear_num_value_heads", "linear_conv_kernel_dim", "index_head_dim", "index_n_heads",
+    "conv_L_cache", "global_head_dim", "num_global_key_value_heads", "rotary_dim",
 }  # fmt: skip
 
 
@@ -339,12 +340,15 @@ def main() -> None:
         config = next(bases(model_type))
         defaults = defaults_of(config)
         print(f"{model_type}: {defaults}", flush=True)
-        variants = []
+        path = SHIPPED / family_file(model_type)
+        variants: list[Variant] = []
         for group in groups(model_type, defaults):
             names = {layer.structure for layer in group.outline.layers}
             try:
                 variant = learnt_somehow(group, random)
                 variants.append(variant)
+                family = FamilyTrace(made_by=versions(), defaults=defaults, variants=tuple(variants))
+                path.write_bytes(dump(family))
                 told = f"{len(variant.regimes)} regimes"
             except (NotLearnt, NotCovered, QwenInspectError) as error:
                 told = f"{type(error).__name__} {error}"[:600]
@@ -352,12 +356,8 @@ def main() -> None:
                 f"  {group.kernel} {group.options} {len(names)} kinds: {told}, {time.perf_counter() - began:.0f} s",
                 flush=True,
             )
-        path = SHIPPED / family_file(model_type)
-        path.write_bytes(dump(FamilyTrace(made_by=versions(), defaults=defaults, variants=tuple(variants))))
-        print(
-            f"{model_type}: {len(variants)} variants, {path.stat().st_size:,} B, {time.perf_counter() - began:.0f} s",
-            flush=True,
-        )
+        size = path.stat().st_size if variants else 0
+        print(f"{model_type}: {len(variants)} variants, {size:,} B, {time.perf_counter() - began:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from qwen_inspect.predicting.kept_trace import CHUNK_TOKENS, Point
-from qwen_inspect.predicting.outline import decoder_of
+from qwen_inspect.predicting.outline import FLASH_HEAD_DIM, decoder_of
 
 # Keys that are a dimension on their own, each with the multiple that kernels or classes ask for.
 SIZES = {
@@ -27,6 +27,10 @@ SIZES = {
     "v_head_dim": 8,
     "moe_shared_expert_intermediate_size": 8,
     "ffn_dim": 8,
+    "block_ff_dim": 8,
+    "intermediate_size_mlp": 8,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 1,
 }
 EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
 WINDOWS = ("sliding_window", "attention_chunk_size", "index_topk")
@@ -58,6 +62,8 @@ def sampled(config: Mapping[str, Any], random: Random) -> dict[str, Any]:
     for key in PER_TOKEN:
         if isinstance(text.get(key), int) and text[key] > 1:
             text[key] = some(2, 9)
+    if isinstance(text.get("conv_L_cache"), int):
+        text["conv_L_cache"] = some(2, 7)
     if isinstance(text.get("linear_num_key_heads"), int):
         same = text["linear_num_key_heads"] == text["linear_num_value_heads"]
         text["linear_num_key_heads"] = some(2, 11)
@@ -81,7 +87,12 @@ def _heads(text: dict[str, Any], some: Any) -> None:
         if "index_head_dim" in text:  # of which a part is turned too
             text["index_head_dim"], text["index_n_heads"] = text["qk_rope_head_dim"] + some(1, 9, 8), some(2, 9)
         return
-    text["num_attention_heads"] = new * (1 if heads == kv_heads else some(2, 7))
+    times = 1 if heads == kv_heads else some(2, 7)
+    text["num_attention_heads"] = new * times
+    if text.get("num_global_key_value_heads") is not None:  # of layers without a window
+        text["num_global_key_value_heads"] = new if text["num_global_key_value_heads"] == kv_heads else times
+    if isinstance(text.get("global_head_dim"), int):
+        text["global_head_dim"] = some(3, 32, 8) if text["global_head_dim"] <= FLASH_HEAD_DIM else some(33, 64, 8)
     if text.get("num_key_value_heads") is not None:
         text["num_key_value_heads"] = new
     before = text.get("head_dim") or text["hidden_size"] // heads

@@ -25,21 +25,24 @@ DECODERS = ("text_config", "llm_config", "language_config", "thinker_config")
 # multiply by, and what says which layer is of which kind.
 _UNRELATED = """
     _name_or_path _sliding_window_pattern architectures attention_dropout audio_config audio_token_id auto_map bos_token_id
-    decoder_sparse_step dtype embd_pdrop eos_token_id first_k_dense_replace full_attention_interval head_dim hidden_act
-    hidden_activation hidden_dropout id2label image_token_id initializer_range label2id layer_norm_eps layer_types
-    max_position_embeddings max_window_layers mlp_layer_types mlp_only_layers mm_tokens_per_image model_type moe_layer_freq
-    n_shared_experts norm_eps num_hidden_layers num_labels num_nextn_predict_layers original_max_position_embeddings
-    pad_token_id partial_rotary_factor pretraining_tp problem_type qk_head_dim query_pre_attn_scalar resid_pdrop return_dict
-    rms_norm_eps rope_local_base_freq rope_parameters rope_scaling rope_theta router_aux_loss_coef router_jitter_noise
-    sep_token_id sliding_window sliding_window_pattern text_config tie_word_embeddings torch_dtype transformers_version
-    use_cache use_sliding_window video_token_id vision_config vision_end_token_id vision_start_token_id vision_token_id
+    decoder_sparse_step dtype embd_pdrop eos_token_id first_k_dense_replace full_attention_interval full_attn_idxs head_dim
+    hidden_act hidden_activation hidden_dropout id2label image_token_id index_skip_topk_offset index_topk_freq
+    index_topk_pattern indexer_types initializer_range label2id layer_norm_eps layer_types max_position_embeddings
+    max_window_layers mlp_layer_types mlp_only_layers mm_tokens_per_image model_type moe_layer_freq n_shared_experts
+    norm_eps num_hidden_layers num_labels num_nextn_predict_layers original_max_position_embeddings pad_token_id
+    partial_rotary_factor pretraining_tp problem_type qk_head_dim query_pre_attn_scalar resid_pdrop return_dict rms_norm_eps
+    rope_local_base_freq rope_parameters rope_scaling rope_theta router_aux_loss_coef router_jitter_noise sep_token_id
+    sliding_window sliding_window_pattern text_config tie_word_embeddings torch_dtype transformers_version use_cache
+    use_sliding_window video_token_id vision_config vision_end_token_id vision_start_token_id vision_token_id
 """
 UNRELATED = frozenset(_UNRELATED.split())
 # Kinds of RoPE whose frequencies are computed once. Source: transformers 5.23, modeling_rope_utils.dynamic_rope_update
 FIXED_ROPE = frozenset({"default", "linear", "llama3", "mrope", "yarn"})
 # Heads of MLA, which no tensor shows by themselves.
 LATENT = ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-INDEXED = "index_topk"  # the most tokens that a layer with an index attends to
+# By kind of cache, the length beyond which such a layer does something else: the most tokens that an index chooses, a
+# convolution's kernel, which prompts may be shorter than.
+LENGTHS = {"indexed": "index_topk", "convolution": "conv_L_cache"}
 LAYERS = "layers"
 MOST_SINGLES = 2
 FLASH_HEAD_DIM = 256  # the widest of flash attention, which pads to eights. Source: torch 2.13, sdp_utils.cpp
@@ -88,8 +91,8 @@ def outline_of(
         if key not in UNRELATED and isinstance(value, list) and len(value) == len(attention)
     ]
     latent = tuple(int(decoder_of(config).get(key) or 0) for key in LATENT)
-    most_indexed = int(decoder_of(config).get(INDEXED) or 0)
-    if not most_indexed and any(kept.kind == "indexed" for kept in cache.layers):
+    lengths = {kind: int(decoder_of(config).get(key) or 0) for kind, key in LENGTHS.items()}
+    if any(lengths.get(kept.kind) == 0 for kept in cache.layers):
         return None
     digests: dict[object, str] = {}
     layers = []
@@ -100,14 +103,15 @@ def outline_of(
         if isinstance(reading, OtherLayerAttention):
             heads += latent
         if kept.kind == "indexed":
-            how, heads = (*how, shared), (*heads, most_indexed)
+            how, heads = (*how, shared), (*heads, lengths["indexed"])
             shared = 0 if any(module.name == "indexer" for module in _below(block)) else shared + 1
         options = tuple((key, repr(values[reading.index])) for key, values in by_layer)
         identity = (id(block), kept.kind, how, options)
         if identity not in digests:
             digests[identity] = _digest((kept.kind, *how, options, class_name, *inner))
         layers.append(Part(digests[identity], heads + dimensions))
-    thresholds = {*_thresholds(attention), *([("index", most_indexed)] if most_indexed else [])}
+    own = {(str(kept.kind), lengths[kept.kind]) for kept in cache.layers if kept.kind in lengths}
+    thresholds = {*_thresholds(attention), *own}
     return Outline(outside, tuple(layers), tuple(sorted(thresholds)))
 
 
@@ -141,9 +145,8 @@ def regime_of(thresholds: Sequence[tuple[str, int]], point: Point, *, singles: i
 
 def _side(kind: str, tokens: int, point: Point) -> str:
     if kind != "chunks":
-        return "".join(
-            "<=>"[(length >= tokens) + (length > tokens)] for length in (point.prompt_tokens, point.total_tokens)
-        )
+        lengths = (point.prompt_tokens, point.total_tokens)[: 1 if kind == "convolution" else 2]
+        return "".join("<=>"[(length >= tokens) + (length > tokens)] for length in lengths)
     if point.prompt_tokens < tokens:  # shorter than the convolution, which a single token does not pass
         return "short" if point.prompt_tokens > 1 else "one"
     return str(min(-(-point.prompt_tokens // CHUNK_TOKENS), CHUNK_TURNS))
