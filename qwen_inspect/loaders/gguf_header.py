@@ -11,6 +11,7 @@ import re
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from ..checkpoint import BLOCK_FORMATS, BlockFormat, DType, ModelRef, Tensor
@@ -25,6 +26,7 @@ MOST_KEPT_BYTES = 4_000_000  # of metadata without the tokenizer's; keys, texts 
 MOST_SIDES = 4  # ggml, GGML_MAX_DIMS
 LONGEST_NAME_BYTES = 1 << 16
 LONGEST_TEXT_BYTES = 1 << 16  # longer ones (chat templates) are skipped
+RUN, LONGEST_SHORT_BYTES = 128, 32
 LONGEST_ARRAY = 10_000  # longest list that is read: one value per layer
 LARGEST = 1 << 62
 DEFAULT_ALIGNMENT = 32
@@ -185,8 +187,7 @@ class _Reader:
         count = self._number("I")
         if count > MOST_SIDES:
             raise MalformedError("gguf_sides", file=self._file, tensor=name, found=count)
-        sides = [self._number("Q") for _ in range(count)]
-        kind, offset = self._number("I"), self._number("Q")
+        *sides, kind, offset = struct.unpack(f"{self._order}{count}QIQ", self._bytes(8 * count + 12))
         elements = 1
         for side in sides:
             elements *= side
@@ -250,6 +251,15 @@ class _Reader:
         """Skips `count` strings by reading their lengths: only a length says where the next string begins."""
         if count * 8 > self._file_bytes:
             raise self._cut_off(count * 8)
+        while count >= RUN and self._order == "<":
+            if (run := _short_texts().match(self._content, self._at)) is not None:
+                self._at = run.end()
+            else:
+                self._step_over_each(RUN)
+            count -= RUN
+        self._step_over_each(count)
+
+    def _step_over_each(self, count: int) -> None:
         unpack = struct.Struct(self._order + "Q").unpack_from
         content, at = self._content, self._at
         while count:
@@ -292,6 +302,13 @@ class _Reader:
         if end > LONGEST_HEADER_BYTES <= self._file_bytes:
             return MalformedError("gguf_header_over_cap", file=self._file, cap=LONGEST_HEADER_BYTES)
         return MalformedError("gguf_header_truncated", file=self._file, found=self._file_bytes)
+
+
+@cache
+def _short_texts() -> re.Pattern[bytes]:
+    """RUN strings of up to LONGEST_SHORT_BYTES, each behind its length: what vocabularies hold, skipped without a loop here."""
+    each = b"|".join(rb"\x%02x\0{7}.{%d}" % (length, length) for length in (*range(1, LONGEST_SHORT_BYTES + 1), 0))
+    return re.compile(rb"(?:%s){%d}" % (each, RUN), re.DOTALL)
 
 
 def _aligned(position: int, alignment: int) -> int:

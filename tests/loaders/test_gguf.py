@@ -520,3 +520,23 @@ def test_a_file_that_ends_before_its_weights_is_refused(tmp_path: Path) -> None:
     os.truncate(path, path.stat().st_size - 1_000)
     done = run("weights", path)
     assert (done.code, "is cut off" in done.err) == (6, True)
+
+
+def test_vocabularies_are_skipped_string_by_string(tmp_path: Path) -> None:
+    """Strings of any length in any mixture: empty, short, long, in runs and alone, before the keys and tensors that follow."""
+    random = numpy.random.default_rng(1)
+    lengths = [*range(40), 300, 70_000, *random.integers(0, 40, 1_000), *([5] * 700), 33, *([0] * 300), *range(300)]
+    made = gguf.GGUFWriter(tmp_path / "model.gguf", "qwen3")
+    made.add_token_list([b"\x05\0" * (length // 2) + b"x" * (length % 2) for length in lengths])
+    made.add_token_merges(["a b"] * 5_000)
+    made.add_uint32("qwen3.block_count", 7)
+    made.add_tensor("token_embd.weight", numpy.zeros((4, 32), numpy.float32))
+    finish(made)
+    header = header_of(tmp_path / "model.gguf")
+    assert header.metadata["qwen3.block_count"] == 7
+    assert [tensor.name for tensor in header.tensors] == ["token_embd.weight"]
+    content = (tmp_path / "model.gguf").read_bytes()
+    in_drops = read_header(
+        lambda start, stop: content[start : min(stop, start + 999)], file="model.gguf", file_bytes=len(content)
+    )
+    assert in_drops == header
