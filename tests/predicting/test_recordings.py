@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -215,6 +216,32 @@ def test_predictions_hold_for_the_later_runs(name: str) -> None:
     allocated, reserved = recorded_peaks(recording)
     assert allocated - footprint.peak_allocated_bytes == IN_DECODING.get(name, held_by_caller(recording))
     assert footprint.peak_reserved - reserved == LATER_PREDICTED[name]
+
+
+# From traces of their families, as a plain install has them: made on CPU from other configurations.
+PLAIN = (
+    "gen-llama-4L",
+    "gen-mistral-4L",
+    "gen-gemma2-2b",
+    "gen-gemma3-1b",
+    "gen-gemma3-27b-6L",
+    "gen-dsv2-4L",
+    "gen-glm-4L",
+    "gen-gptoss-4L",
+    "moe-30B-6L",
+    "next-4L",
+    "gen-35-0.8B-whole",
+)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_plain_install_predicts_what_the_card_recorded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # its import fails
+    recording = ALL[name]
+    footprint = predict(model_of(recording), recorded_run(recording)).predicted
+    allocated, reserved = recorded_peaks(recording)
+    assert footprint.peak_allocated_bytes == allocated - held_by_caller(recording)
+    assert footprint.peak_reserved == reserved
 
 
 def test_the_callers_part_is_what_it_was_found_to_be() -> None:
