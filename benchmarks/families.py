@@ -43,10 +43,10 @@ CACHES: Sequence[tuple[str, int, float]] = (
     ("deepseek-ai/DeepSeek-V3", 163_840, 10.7227),
     ("deepseek-ai/DeepSeek-V3.2", 163_840, 13.1055),
     ("google/gemma-3-27b-it", 131_072, 10.4058),
-    ("google/gemma-4-31B-it", 262_144, 10.7800),
+    ("google/gemma-4-31B-it", 131_072, 10.7800),
     ("openai/gpt-oss-20b", 131_072, 3.0029),
-    ("zai-org/GLM-4.7-Flash", 202_752, 6.6094),
-    ("nvidia/Nemotron-3.5-Lightning", 262_144, 0.7960),
+    ("zai-org/GLM-4.7-Flash", 131_072, 6.6094),
+    ("Qwen/Qwen3.8-Flash-Next", 262_144, 6.8643),
     ("moonshotai/Kimi-K2.5", 131_072, 8.5781),
 )  # fmt: skip
 
