@@ -14,7 +14,7 @@ from ..errors import MalformedError, NetworkError, NotFoundError, QwenInspectErr
 from ..language import Message
 from . import adapter, gguf_header, header_cache, hub_headers, local
 from .strict_json import LONGEST_JSON_BYTES, parse_json
-from .transfer import Answer, Deadline, fetch, fetch_span, in_parallel, safe_name
+from .transfer import Answer, Deadline, fetch, fetch_span, in_parallel, is_safe_name
 
 RECENT_SECONDS = 300.0
 # The headers of Qwen3-235B-A22B's shards take up to 40,128 bytes, the header of Qwen3-0.6B's single file 35,552.
@@ -42,6 +42,7 @@ class Listing:
     """A repository at one commit; `revision` goes into its file URLs. index: model.safetensors.index.json, if read.
 
     elements: the numbers in its safetensors files by dtype's code, if the hub counts them.
+    left_out: the number of files whose names would leave the repository, or that no URL can hold.
     """
 
     revision: str
@@ -49,6 +50,12 @@ class Listing:
     notices: tuple[Message, ...] = ()
     index: Mapping[str, Any] | None = None
     elements: Mapping[str, int] | None = None
+    left_out: int = 0
+
+    @property
+    def remarks(self) -> tuple[Message, ...]:
+        left_out = (Message("listing_left_out", files=self.left_out),) if self.left_out else ()
+        return (*self.notices, *left_out)
 
     def file(self, name: str) -> ListedFile | None:
         return next((file for file in self.files if file.name == name), None)
@@ -287,7 +294,7 @@ def _checkpoint(
     files = weight_files(listing)
     if missing := missing_shards(files):
         raise NotFoundError("hub_shards_missing", missing=len(missing), file=missing[0])
-    notices = [*hub.notices(), *listing.notices]
+    notices = [*hub.notices(), *listing.remarks]
     if not files:
         notices.append(_no_weights(listing, config, ref))
     beside = _quantisation_file(listing, config)
@@ -401,7 +408,7 @@ def _adapter_checkpoint(hub: Hub, ref: ModelRef, listing: Listing, deadline: Dea
         tensors=None,
         files=(StoredFile(weights.name, size, weights.sha256),),
         adapter=adapter.read_adapter(config, tensors),
-        notices=(*hub.notices(), *listing.notices),
+        notices=(*hub.notices(), *listing.remarks),
     )
 
 
@@ -455,23 +462,35 @@ def _gguf_checkpoint(hub: Hub, ref: ModelRef, listing: Listing, deadline: Deadli
         tensors=tensors,
         files=tuple(StoredFile(file.name, size) for file, (size, _) in zip(files, read, strict=True)),
         gguf=True,
-        notices=(*hub.notices(), *listing.notices),
+        notices=(*hub.notices(), *listing.remarks),
     )
 
 
 def _written(listing: Listing) -> dict[str, Any]:
     files = [[file.name, file.size_bytes, file.key] for file in listing.files]
-    return {"revision": listing.revision, "files": files, "elements": listing.elements}
+    return {
+        "revision": listing.revision,
+        "files": files,
+        "elements": listing.elements,
+        "left_out": listing.left_out,
+    }
 
 
 def _read_back(kept: Mapping[str, Any]) -> Listing:
     """A cached listing, checked like one from the network."""
     files = tuple(
-        ListedFile(name=safe_name(name), size_bytes=size, key=key)
+        ListedFile(name=name, size_bytes=size, key=key)
         for name, size, key in kept["files"]
-        if (size is None or type(size) is int) and (key is None or header_cache.KEY.fullmatch(key))
+        if is_safe_name(name)
+        and (size is None or type(size) is int)
+        and (key is None or header_cache.KEY.fullmatch(key))
     )
-    return Listing(revision=str(kept["revision"]), files=files, elements=counted_elements(kept.get("elements")))
+    return Listing(
+        revision=str(kept["revision"]),
+        files=files,
+        elements=counted_elements(kept.get("elements")),
+        left_out=int(kept.get("left_out", 0)),
+    )
 
 
 def counted_elements(stated: object) -> Mapping[str, int] | None:

@@ -33,7 +33,7 @@ from ..language import Message
 from .hub import ListedFile, Listing, counted_elements
 from .regular import read_regular
 from .showing import keep_secret, keep_url_secret, reason, shown_url
-from .transfer import Answer, Deadline, in_parallel, retry_after, safe_name, unreachable
+from .transfer import Answer, Deadline, in_parallel, is_safe_name, rate_limited, unreachable
 from .transport import USER_AGENT, Transport
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -143,9 +143,12 @@ class HuggingFace:
         if not isinstance(siblings, list) or not isinstance(commit, str) or not COMMIT.fullmatch(commit):
             raise MalformedError("listing_malformed", endpoint=self.shown_endpoint)
         counted = content.get("safetensors")
+        named = [sibling for sibling in siblings if isinstance(sibling, dict)]
+        safe = [sibling for sibling in named if is_safe_name(sibling.get("rfilename"))]
         return Listing(
             revision=commit,
-            files=tuple(_listed(sibling) for sibling in siblings if isinstance(sibling, dict)),
+            files=tuple(map(_listed, safe)),
+            left_out=len(named) - len(safe),
             elements=counted_elements(counted.get("parameters")) if isinstance(counted, dict) else None,
         )
 
@@ -167,7 +170,7 @@ class HuggingFace:
         if answer.status == 403:
             return AccessError("hub_forbidden", model=model, endpoint=self.shown_endpoint)
         if answer.status == 429:
-            return NetworkError("hub_rate_limited", endpoint=self.shown_endpoint, seconds=f"{retry_after(answer):g}")
+            return rate_limited(answer, self.shown_endpoint)
         return NetworkError("hub_status", endpoint=self.shown_endpoint, status=answer.status)
 
     # --- the weights
@@ -322,7 +325,7 @@ def _silent() -> Iterator[None]:
 
 
 def _listed(sibling: Mapping[str, Any]) -> ListedFile:
-    name, size, large = safe_name(sibling.get("rfilename")), sibling.get("size"), sibling.get("lfs")
+    name, size, large = sibling["rfilename"], sibling.get("size"), sibling.get("lfs")
     digest = large.get("sha256") if isinstance(large, dict) else None
     blob = sibling.get("blobId")
     key = None

@@ -31,7 +31,7 @@ from ..language import Message
 from .hub import ListedFile, Listing
 from .regular import below_home, read_regular
 from .showing import keep_secret, keep_url_secret, reason, shown_url
-from .transfer import Answer, Deadline, retry_after, safe_name, unreachable
+from .transfer import Answer, Deadline, is_safe_name, rate_limited, unreachable
 from .transport import Transport
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -106,8 +106,9 @@ class ModelScope:
         files = data.get("Files") if isinstance(data, dict) else None
         if not isinstance(files, list):
             raise MalformedError("listing_malformed", endpoint=self.shown_endpoint)
-        listed = tuple(_listed(file) for file in files if isinstance(file, dict) and file.get("Type") != "tree")
-        return Listing(revision=revision, files=listed)
+        named = [file for file in files if isinstance(file, dict) and file.get("Type") != "tree"]
+        safe = [file for file in named if is_safe_name(file.get("Path"))]
+        return Listing(revision=revision, files=tuple(map(_listed, safe)), left_out=len(named) - len(safe))
 
     def refusal(self, answer: Answer, *, model: str, revision: str, file: str | None) -> QwenInspectError:
         """The error that an HTTP answer means. Source: modelscope_hub 0.5.1, errors.raise_for_status; the answers of live servers
@@ -123,7 +124,7 @@ class ModelScope:
         if answer.status == 404:
             return NotFoundError("ms_no_repo", model=model)
         if answer.status == 429:
-            return NetworkError("hub_rate_limited", endpoint=self.shown_endpoint, seconds=f"{retry_after(answer):g}")
+            return rate_limited(answer, self.shown_endpoint)
         return NetworkError("hub_status", endpoint=self.shown_endpoint, status=answer.status)
 
     # --- the weights
@@ -258,6 +259,6 @@ def _silent() -> Iterator[None]:
 
 
 def _listed(file: Mapping[str, Any]) -> ListedFile:
-    name, size, digest = safe_name(file.get("Path")), file.get("Size"), file.get("Sha256")
+    name, size, digest = file["Path"], file.get("Size"), file.get("Sha256")
     key = f"sha256-{digest}" if isinstance(digest, str) and DIGEST.fullmatch(digest) else None
     return ListedFile(name=name, size_bytes=size if type(size) is int and 0 <= size < 1 << 62 else None, key=key)

@@ -73,7 +73,7 @@ def resolve(model: str, *, source: str = "auto", revision: str | None = None, fi
                 raise UsageError("revision_contradiction", model=model, revision=revision)
             model, revision = name, at
     path = Path(os.path.expanduser(model))
-    if source == "local" or (source == "auto" and (os.path.exists(path) or _looks_like_path(model))):
+    if source == "local" or (source == "auto" and (os.path.lexists(path) or _looks_like_path(model))):
         _refuse_revision(revision)
         if not os.path.exists(path):
             raise NotFoundError("path_missing", path=model)

@@ -12,8 +12,8 @@ from urllib.parse import quote, quote_plus, unquote
 LONGEST_REASON = 200
 SHORTEST_SECRET = 4  # a shorter one is part of ordinary words
 HIDDEN = "…"
-URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s\"'<>]+", re.IGNORECASE)
-QUERY = re.compile(r"(/[^\s\"'?]*)\?[^\s\"']+")  # of a URL without its host, as urllib3 writes it
+URL = re.compile(r"(?<![a-z0-9+.-])[a-z0-9+.-]+://[^\s\"'<>]+", re.IGNORECASE)
+WORD = re.compile(r"[^\s\"']+")
 
 _secrets: set[str] = set()
 
@@ -55,11 +55,18 @@ def shown_url(url: str) -> str:
     return f"{scheme}{separator}{host.rpartition('@')[2]}{path}"
 
 
+def _without_query(word: str) -> str:
+    """A word without what follows `?` in a path: of a URL without its host, as urllib3 writes it."""
+    path = word.find("/")
+    query = word.find("?", path)
+    return word if path < 0 or query < 0 else word[:query]
+
+
 def reason(error: BaseException) -> str:
     """The first line of an exception's text without secrets, or its class name if it has no text."""
     text = str(error).strip()
     for secret in sorted(_secrets, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     text = URL.sub(lambda match: shown_url(match[0]), text)
-    text = QUERY.sub(r"\1", text)
+    text = WORD.sub(lambda match: _without_query(match[0]), text)
     return (text or type(error).__name__).splitlines()[0][:LONGEST_REASON]

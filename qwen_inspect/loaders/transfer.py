@@ -95,6 +95,8 @@ def fetch(get: Get, url: str, *, limit: int, deadline: Deadline, headers: Mappin
             if error.final:
                 break
         else:
+            if answer.ok and _is_web_page(answer):
+                raise NetworkError("hub_web_page", url=_origin(url))
             if answer.status not in RETRIED:
                 return answer
             wait = max(wait, retry_after(answer))
@@ -123,6 +125,19 @@ def unreachable(url: str, reason: str) -> NetworkError:
 def _origin(url: str) -> str:
     scheme, separator, rest = shown_url(url).partition("://")
     return f"{scheme}{separator}{rest.partition('/')[0]}"
+
+
+def _is_web_page(answer: Answer) -> bool:
+    """Whether HTML came, which no hub sends for a listing or a file of a model: a login page of a network, say."""
+    is_html = answer.headers.get("content-type", "").lower().startswith(("text/html", "application/xhtml"))
+    return is_html and answer.body.lstrip()[:1] == b"<"
+
+
+def rate_limited(answer: Answer, endpoint: str) -> NetworkError:
+    """The error of a 429, with the seconds to wait if they are said."""
+    if seconds := retry_after(answer):
+        return NetworkError("hub_rate_limited", endpoint=endpoint, seconds=f"{seconds:g}")
+    return NetworkError("hub_rate_limited_open", endpoint=endpoint)
 
 
 def retry_after(answer: Answer) -> float:
@@ -230,15 +245,13 @@ def in_parallel(
     return outcomes
 
 
-def safe_name(name: object) -> str:
-    """A listing's path of a file; MalformedError if it would leave the repository."""
-    if (
-        not isinstance(name, str)
-        or not name
-        or "\0" in name
-        or "\\" in name
-        or name.startswith("/")
-        or ".." in name.split("/")
-    ):
-        raise MalformedError("listing_path_outside", found=repr(name)[:80])
-    return name
+def is_safe_name(name: object) -> bool:
+    """Whether a listing's path of a file stays in its repository and is text that a URL can hold."""
+    return (
+        isinstance(name, str)
+        and name != ""
+        and not any(character in name for character in "\0\\")
+        and not any("\ud800" <= character <= "\udfff" for character in name)
+        and not name.startswith("/")
+        and ".." not in name.split("/")
+    )

@@ -110,7 +110,7 @@ def named(typed: str | None, options: argparse.Namespace) -> tuple[str, Sequence
     pin, colon, rest = typed.partition(":")
     pin, rest = (pin + colon, rest) if pin in PINS else ("", typed)
     name = re.split("[@:]", rest, maxsplit=1)[0]
-    if not name or (not pin and os.path.exists(os.path.expanduser(typed))):
+    if not name or (not pin and os.path.lexists(os.path.expanduser(typed))):
         return typed, []
     from ..loaders import catalog
 

@@ -29,12 +29,19 @@ from .terminal import safe
 # edge of a word. Source: CommonMark 0.31, 2.4 and 6.2 to 6.4; `|` and `~` for GitHub's tables and strikethrough.
 SPECIAL = re.compile(r"[\\`*<>|~&]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
 SPECIAL_IN_LABEL = re.compile(rf"{SPECIAL.pattern}|[\[\]]")  # brackets must balance there: CommonMark 0.31, 6.3
+# What GitHub links by itself: addresses, @names, #1, GH-1. A backslash stops its parser; names and numbers are looked for in the
+# page that the parser made, where an empty comment parts them. Source: GFM 0.29, 6.9; github.com, "Autolinked references".
+LINKED = re.compile(r"(?<=[a-z]):(?=//)|(?<=\bwww)\.|@|#(?=\d)|(?<=\bgh)-(?=\d)", re.IGNORECASE)
 RULES = {"l": ":--", "c": ":-:", "r": "--:"}
 
 
 def escape(text: str) -> str:
     """Escapes text for any place in a paragraph or a table cell."""
-    return SPECIAL.sub(_escaped, safe(text))
+    return LINKED.sub(_unlinked, SPECIAL.sub(_escaped, safe(text)))
+
+
+def _unlinked(match: re.Match[str]) -> str:
+    return f"\\{match[0]}" if match[0] in ":." else f"{match[0]}<!-- -->"
 
 
 def _escaped(match: re.Match[str]) -> str:

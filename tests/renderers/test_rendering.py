@@ -11,6 +11,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from markdown_it import MarkdownIt
 from wcwidth import wcswidth
 
 from qwen_inspect.commands import COMMANDS, WITHOUT_DOCUMENT
@@ -114,6 +115,25 @@ def test_a_code_fence_is_longer_than_any_inside() -> None:
     text = markdown.render([Code("a\n````\nb", "text")])
     assert text.startswith("`````text\n")
     assert text.rstrip().endswith("\n`````")
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("http://x.y/z", "http\\://x.y/z"),
+        ("HTTPS://x", "HTTPS\\://x"),
+        ("www.x.y", "www\\.x.y"),
+        ("@name", "@<!-- -->name"),
+        ("a@x.y", "a@<!-- -->x.y"),
+        ("org/repo#1", "org/repo#<!-- -->1"),
+        ("GH-1", "GH-<!-- -->1"),
+        ("1.5 GiB, #a, a: b", "1.5 GiB, #a, a: b"),
+    ],
+)
+def test_github_links_nothing_of_a_name(name: str, written: str) -> None:
+    assert markdown.escape(name) == written
+    shown = MarkdownIt("commonmark").renderInline(markdown.escape(name)).replace("<!-- -->", "")
+    assert shown == name  # nothing more is seen of it
 
 
 def test_names_of_tensors_stay_readable_in_markdown() -> None:
