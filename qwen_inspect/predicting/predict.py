@@ -516,13 +516,14 @@ def traced_along(
 ) -> KeptTrace | None:
     """Fits polynomials to the traces of runs that differ in one length alone; the last run checks them.
 
-    terms: indices of the monomials. None if the events differ, for example because a loop runs more often.
+    terms: indices of the monomials. None if the events differ, for example because a loop runs more often, or if one of the runs
+    needs torch and that is not installed.
     """
     try:
         traced = {point_of(run): _timeline(report, run) for run in runs}
         *_, (_, provenance) = traced.values()
         return fit({point: timeline for point, (timeline, _) in traced.items()}, made_by=provenance, terms=terms)
-    except UnsupportedError:
+    except (UnavailableError, UnsupportedError):
         return None
 
 

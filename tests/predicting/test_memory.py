@@ -193,6 +193,20 @@ def test_a_plain_install_predicts_from_shipped_traces_and_says_what_it_does_not_
     assert trained["peak_allocated_bytes"] is None
 
 
+@pytest.mark.parametrize(
+    ("model", "code", "fits"),
+    [
+        ("openai/gpt-oss-20b", 0, None),  # in MXFP4, whose peak is a range
+        ("MiniMaxAI/MiniMax-M2", 1, False),  # only transformers knows how several cards share it
+    ],
+)
+def test_a_plain_install_fits_what_only_transformers_could_trace_or_share(
+    model: str, code: int, fits: bool | None
+) -> None:
+    done = without_torch("fit", f"catalog:{model}", "--gpu", "h100", "--format", "json")
+    assert (done.returncode, json.loads(done.stdout)["fits"]) == (code, fits), done.stderr
+
+
 def test_what_cannot_be_traced_is_refused_but_what_the_formula_knows_is_said(tmp_path: Path, capsys: Capture) -> None:
     write_config(tmp_path, {**TINY_QWEN3, "architectures": ["Qwen3Model"]})  # no head: nothing to generate with
     shown = invoke(capsys, "memory", tmp_path, "--format", "json", "--lang", "en")
