@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import MalformedError
-from .reading import LARGEST_SIZE, shown
+from .reading import LARGEST_SIZE, MOST_LAYERS, shown
 
 # Far above every released model; layers and experts are looped over.
-MOST_LAYERS, MOST_EXPERTS, MOST_ENTRIES = 2_000, 8_192, 10_000
+MOST_EXPERTS, MOST_ENTRIES = 8_192, 10_000
 MOST_POSITIONS = 1 << 28
 DEEPEST = 20
 COUNTS = re.compile(r"layer|block|depth|stage|expert|repeat|codebook|head|level|branch|stack")

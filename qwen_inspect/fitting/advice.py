@@ -16,19 +16,22 @@ from .search import Search
 
 # Holds nothing, so that no change is traced to see whether it fits.
 NO_CARD = Gpu(name="0 B", kind="given", memory_bytes=0)
+DEEPEST = 160  # layers; each of some 190 numbers is tried with all of them
 
 
 def limits(memories: Sequence[MemoryReport], run: Run, cards: Sequence[Gpu]) -> tuple[CardLimits, ...]:
     """How far `run`, one of the predicted ones, goes on each card. Empty if the weights' bytes or the cache are unknown.
 
-    If that takes traces of other lengths, which are slow, the context is the longest predicted prompt, and the batch unknown. No
-    calibration of this machine is used, so that the answer is the same everywhere.
+    If that takes traces of other lengths, or of very many layers, which are slow, the context is the longest predicted prompt, and
+    the batch unknown. No calibration of this machine is used, so that the answer is the same everywhere.
     """
     memory = next(memory for memory in memories if memory.run == run)
     if not memory.report.settled or memory.report.known.unread is not None:
         return ()
     exploration = explored(memory).exploration
-    if exploration is None or exploration.method != memory.predicted.method:
+    design = memory.report.design
+    deep = design is not None and len(design.spec.layers) > DEEPEST
+    if deep or exploration is None or exploration.method != memory.predicted.method:
         return tuple(_of_predicted(memories, card) for card in cards)
     demands: dict[object, TransformersDemand] = {}  # by what tells cards apart
     answers = []

@@ -10,7 +10,7 @@ from ..errors import MalformedError
 # The index of 36,945 tensors takes 3.6 MB and has as many values; in a header a tensor has 8. Text that is not ASCII takes up to
 # four times its bytes.
 LONGEST_JSON_BYTES, LONGEST_WIDE_BYTES = 50_000_000, 10_000_000
-MOST_VALUES = 1_000_000
+MOST_VALUES = 600_000
 DEEPEST = 64
 
 
