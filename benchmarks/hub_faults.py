@@ -27,7 +27,7 @@ def page() -> Iterator[str]:
     yield "model was read whole and has changed since; the last is `--offline`. A hub has 10 s to its first answer and 30 s for"
     yield "all headers (`--timeout`). Both hubs' tokens were set: each went to its own hub alone, and is in no line and no file."
     yield ""
-    yield "| The hub | hub | visit | s | requests | exit | line |"
+    yield "| Fault | Hub | Visit | s | requests | exit | line |"
     yield "|---|---|---|---|---|---|---|"
     for fault in FAULTS:
         for source in SOURCES:

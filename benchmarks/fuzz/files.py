@@ -164,9 +164,10 @@ ADAPTER: Mapping[str, Any] = {
     "trainable_token_indices": None,
 }
 TARGETS: Sequence[Any] = (
-    *("all-linear", "q_proj", ".*", "(", "[[a]", "a|b", ".*" * 30 + "Z"),
+    *("all-linear", "q_proj", ".*", "(", "[[a]", "x{99999999999}", "a|b", "(" * 900 + ")" * 900, ".*" * 30 + "Z"),
     *(["lm_head", "embed_tokens"], ["norm"], ["q_proj"] * 3_000, ["model.layers.0.self_attn.q_proj"], ["\ud800"]),
-    *({"q_proj": 4}, {"q_proj": 10**400}, {"q_proj": 0.5}, {"(": 4}, {".*": None}),
+    *({"q_proj": 4}, {"q_proj": 10**400}, {"q_proj": 0.5}, {"(": 4}, {"x{99999999999}": 4}, {".*": None}),
+    *(".?" * 40 + "Z", {"(.|.)" * 28 + "Z": 4}, "(a+)+$"),
 )
 
 

@@ -34,14 +34,14 @@ CHUNK = 500  # inputs that a process reads in a row
 CHUNK_SECONDS = 900.0  # after which a process is given up
 SHOWN_BYTES = 600
 KINDS: Sequence[Kind] = (
-    Kind("safetensors header", 0.42, headers.make_safetensors, headers.read_safetensors),
-    Kind("GGUF header", 0.28, headers.make_gguf, headers.read_gguf),
+    Kind("safetensors header", 0.45, headers.make_safetensors, headers.read_safetensors),
+    Kind("GGUF header", 0.3, headers.make_gguf, headers.read_gguf),
     Kind("hub answer", 0.1, answers.make, answers.read, answers.prepare),
-    Kind("configuration", 0.08, files.make_configuration, files.read_configuration),
-    Kind("GGUF file", 0.03, headers.make_gguf_file, headers.read_gguf_file),
-    Kind("adapter", 0.05, files.make_adapter, files.read_adapter, files.prepare_adapter),
+    Kind("configuration", 0.06, files.make_configuration, files.read_configuration),
+    Kind("GGUF file", 0.02, headers.make_gguf_file, headers.read_gguf_file),
+    Kind("adapter", 0.04, files.make_adapter, files.read_adapter, files.prepare_adapter),
     Kind("index of shards", 0.02, files.make_index, files.read_index, files.prepare_index),
-    Kind("measurement", 0.018, files.make_measurement, files.read_measurement, files.prepare_model),
+    Kind("measurement", 0.008, files.make_measurement, files.read_measurement, files.prepare_model),
     Kind("record of a report", 0.002, files.make_record, files.read_record, files.prepare_record),
 )
 
@@ -115,7 +115,10 @@ def tallies(seed: int, counts: Sequence[int], processes: int) -> list[Tally]:
     with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
         futures = [(index, pool.submit(read_chunk, seed, index, numbers)) for index, numbers in chunks]
         for done, (index, future) in enumerate(futures):
-            sums[index].add(future.result(CHUNK_SECONDS))
+            tally = future.result(CHUNK_SECONDS)
+            sums[index].add(tally)
+            for line in faults(seed, KINDS[index], tally):
+                print(line, file=sys.stderr)
             if sys.stderr.isatty():
                 print(f"\r{done + 1} of {len(chunks)} chunks", end="", file=sys.stderr)
     return sums
@@ -201,8 +204,6 @@ def main() -> int:
         sums = tallies(options.seed, counts_of(options.inputs, options.each), options.processes)
     text = "\n".join([*page(options.seed, sums, time.monotonic() - began, options.processes), ""])
     print(text)
-    for kind, tally in zip(KINDS, sums, strict=True):
-        print("\n".join(faults(options.seed, kind, tally)), end="\n" if tally.faults else "")
     if options.write:
         PAGE.write_text(text, encoding="utf-8")
     return 1 if any(tally.faults for tally in sums) else 0

@@ -92,7 +92,11 @@ def read_all(
         if failed and len(files) == 1:
             raise failed[0]
         names = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-        raise NetworkError("hub_headers_missing", missing=len(missing), files=len(files), names=names)
+        counts = {"missing": len(missing), "files": len(files), "names": names}
+        reasons = [error.message for error in failed if isinstance(error, NetworkError)]
+        if reasons and not deadline.passed:
+            raise NetworkError("hub_headers_failed", **counts, reason=reasons[0])
+        raise NetworkError("hub_headers_missing", **counts)
     return [headers[file.name] for file in files]
 
 

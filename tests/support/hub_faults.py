@@ -65,10 +65,13 @@ FAULTS: Mapping[str, HubFault] = {
     "answers 500": HubFault("*", {"status": 500}, KEPT, "status 500"),
     "answers 503 with a page": HubFault("*", {"status": 503, "body": PAGE}, KEPT, "status 503"),
     "says nothing of a shard": HubFault("*-00002-*", {"stall": True}, KEPT, "1 of 2 files did not come in time"),
-    "cuts a shard off": HubFault("*-00002-*", {"truncate_after": 5}, KEPT, "1 of 2 files"),
+    "cuts a shard off": HubFault("*-00002-*", {"truncate_after": 5}, KEPT, "1 of 2 files did not come: .*ended early"),
     "answers 404 for a shard": HubFault("*-00002-*", {"status": 404}, (3, 3), "has no file model-00002"),
     "sends another range of a shard": HubFault(
-        "*-00002-*", {"headers": {"Content-Range": "bytes 5-60/70"}}, KEPT, "1 of 2 files"
+        "*-00002-*",
+        {"headers": {"Content-Range": "bytes 5-60/70"}},
+        KEPT,
+        "1 of 2 files did not come: .*from byte 5 instead of 0",
     ),
     "sends a page for a shard": HubFault("*-00002-*", {"status": 200, "body": PAGE}, (6, 6), "states a header"),
 }

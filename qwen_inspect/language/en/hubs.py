@@ -33,6 +33,7 @@ TEXT = {
     "hub_wrong_range": "The server sent {file} from byte {found:,} instead of {expected:,}; try another endpoint",
     "hub_truncated": "{file} ended after {found:,} of the {expected:,} bytes of its header; try again",
     "hub_no_size": "The server does not say how large {file} is, so its header cannot be checked; try another endpoint",
+    "hub_headers_failed": "The headers of {missing} of {files} files did not come: {names}. {reason}",
     "hub_headers_missing": "The headers of {missing} of {files} files did not come in time: {names}; try again, or give more time with --timeout",
     "hub_shards_missing": "The repository lacks {missing} of its shards, {file} first; it is incomplete, choose another revision",
     "hub_no_model": "{model} holds neither config.json nor safetensors files; it is not a transformers model",

@@ -33,6 +33,7 @@ TEXT = {
     "hub_wrong_range": "服务器返回的 {file} 从第 {found:,} 字节开始，而非 {expected:,}；请更换端点",
     "hub_truncated": "{file} 的文件头应有 {expected:,} 字节，只收到 {found:,} 字节；请重试",
     "hub_no_size": "服务器未给出 {file} 的大小，无法核对文件头；请更换端点",
+    "hub_headers_failed": "{files} 个文件中有 {missing} 个未能取得文件头：{names}。{reason}",
     "hub_headers_missing": "{files} 个文件中有 {missing} 个未能按时取得文件头：{names}；请重试，或用 --timeout 延长时间",
     "hub_shards_missing": "仓库缺少 {missing} 个分片，首个为 {file}；仓库不完整，请更换版本",
     "hub_no_model": "{model} 中既没有 config.json 也没有 safetensors 文件，不是 transformers 模型",
