@@ -34,6 +34,7 @@ class HubFault(NamedTuple):
     words: str  # a regular expression
 
 
+HTML = {"Content-Type": "text/html; charset=utf-8"}
 KEPT = (5, 0)  # the hub gives no answer: what an earlier visit kept is one
 LATE = r"did not answer in time|timed out"
 FAULTS: Mapping[str, HubFault] = {
@@ -51,7 +52,8 @@ FAULTS: Mapping[str, HubFault] = {
     "sends 10 GB": HubFault(
         "*", {"status": 200, "body": HubFile(b"{", total_bytes=10_000_000_000)}, (6, 6), "20,000,000 bytes allowed"
     ),
-    "sends a page for people": HubFault("*", {"status": 200, "body": PAGE}, (6, 6), "not JSON"),
+    "sends a page for people": HubFault("*", {"status": 200, "body": PAGE, "headers": HTML}, KEPT, "a web page"),
+    "sends no JSON": HubFault("*", {"status": 200, "body": PAGE}, (6, 6), "not JSON"),
     "sends another JSON": HubFault(
         "*", {"status": 200, "body": HubFile(b"[]")}, (6, 6), "other than a model's listing"
     ),
@@ -60,7 +62,7 @@ FAULTS: Mapping[str, HubFault] = {
     "answers 404": HubFault("*", {"status": 404}, (3, 3), "does not exist"),
     "answers 407": HubFault("*", {"status": 407}, KEPT, "407 Proxy Authentication Required"),
     "answers 418": HubFault("*", {"status": 418}, KEPT, "status 418"),
-    "answers 429": HubFault("*", {"status": 429}, KEPT, "limits the rate"),
+    "answers 429": HubFault("*", {"status": 429}, KEPT, "does not say how long to wait"),
     "answers 429, wait an hour": HubFault("*", {"status": 429, "retry_after": "3600"}, KEPT, "3600 s"),
     "answers 500": HubFault("*", {"status": 500}, KEPT, "status 500"),
     "answers 503 with a page": HubFault("*", {"status": 503, "body": PAGE}, KEPT, "status 503"),
@@ -73,7 +75,10 @@ FAULTS: Mapping[str, HubFault] = {
         KEPT,
         "1 of 2 files did not come: .*from byte 5 instead of 0",
     ),
-    "sends a page for a shard": HubFault("*-00002-*", {"status": 200, "body": PAGE}, (6, 6), "states a header"),
+    "sends a page for a shard": HubFault(
+        "*-00002-*", {"status": 200, "body": PAGE, "headers": HTML}, KEPT, "1 of 2 files did not come: .*a web page"
+    ),
+    "sends another file for a shard": HubFault("*-00002-*", {"status": 200, "body": PAGE}, (6, 6), "states a header"),
 }
 
 
