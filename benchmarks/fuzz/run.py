@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -19,6 +20,7 @@ from datetime import date
 from functools import cache
 from importlib.metadata import version
 from multiprocessing import get_context
+from operator import itemgetter
 from pathlib import Path
 from random import Random
 
@@ -104,23 +106,26 @@ def read_chunk(seed: int, index: int, numbers: range) -> Tally:
 
 
 def tallies(seed: int, counts: Sequence[int], processes: int) -> list[Tally]:
-    """Of every kind, so many inputs."""
+    """Of every kind, so many inputs; fewer, in the same proportions, if interrupted."""
     sums = [Tally() for _ in KINDS]
-    # Longest first, so that no process is left alone with the last.
     chunks = [
-        (index, range(start, min(start + CHUNK, count)))
-        for index, count in sorted(enumerate(counts), key=lambda item: KINDS[item[0]].share)
+        (start / count, index, range(start, min(start + CHUNK, count)))
+        for index, count in enumerate(counts)
         for start in range(0, count, CHUNK)
     ]
-    with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
-        futures = [(index, pool.submit(read_chunk, seed, index, numbers)) for index, numbers in chunks]
-        for done, (index, future) in enumerate(futures):
-            tally = future.result(CHUNK_SECONDS)
-            sums[index].add(tally)
-            for line in faults(seed, KINDS[index], tally):
-                print(line, file=sys.stderr)
-            if sys.stderr.isatty():
-                print(f"\r{done + 1} of {len(chunks)} chunks", end="", file=sys.stderr)
+    chunks.sort(key=itemgetter(0, 1))
+    with ProcessPoolExecutor(processes, get_context("fork"), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        futures = [(index, pool.submit(read_chunk, seed, index, numbers)) for _, index, numbers in chunks]
+        try:
+            for done, (index, future) in enumerate(futures, 1):
+                tally = future.result(CHUNK_SECONDS)
+                sums[index].add(tally)
+                for line in faults(seed, KINDS[index], tally):
+                    print(line, file=sys.stderr)
+                if sys.stderr.isatty():
+                    print(f"\r{done} of {len(chunks)} chunks", end="", file=sys.stderr)
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
     return sums
 
 
@@ -128,7 +133,7 @@ def page(seed: int, sums: Sequence[Tally], seconds: float, processes: int) -> It
     inputs, spent = sum(map(_inputs, sums)), sum(tally.processor_seconds for tally in sums)
     yield "# Fuzzing"
     yield ""
-    yield f"Written by `make fuzz SEED={seed} INPUTS={inputs}` on {date.today()}: {inputs:,} inputs in {seconds / 60:.1f} minutes"
+    yield f"Written by `make fuzz SEED={seed}` on {date.today()}: {inputs:,} inputs in {seconds / 60:.1f} minutes"
     yield f"in {processes} processes ({spent / 60:.1f} minutes of processor time), Python {platform.python_version()},"
     yield f"qwen-inspect {__version__} without torch, safetensors {version('safetensors')}."
     yield "An error is one sentence with its documented exit code. Bounds:"
@@ -192,6 +197,7 @@ def main() -> int:
     parser.add_argument("--only", metavar="KIND:NUMBER", help="shows this input and reads it")
     parser.add_argument("--write", action="store_true", help=f"writes {PAGE.relative_to(ROOT)}")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background too
     sys.modules.update(dict.fromkeys(("torch", "transformers")))  # type: ignore[arg-type]  # a plain install has none
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"FUZZ_FOLDER": folder, "HOME": folder, "QWEN_INSPECT_CACHE": f"{folder}/kept"}
