@@ -77,10 +77,7 @@ class Bounds:
         began, fault, verdict = time.perf_counter(), "", Verdict(1)
         signal.setitimer(signal.ITIMER_REAL, LONGEST_SECONDS, 1.0)
         try:
-            verdict = kind.read(case, folder)
-        except QwenInspectError as error:
-            verdict = Verdict(error.exit_code)
-            fault = "" if all(Language(language)(error.message) for language in LANGUAGES) else "an error without words"
+            verdict = _verdict(kind, case, folder)
         except TimeIsUp as error:
             fault = f"over {LONGEST_SECONDS:g} s: {error}"
         except Exception as error:
@@ -92,6 +89,16 @@ class Bounds:
             self._start = _reset_peak()
             fault = fault or f"over {MOST_BYTES // 1_000_000} MB"
         return Outcome(verdict, time.perf_counter() - began, taken, fault)
+
+
+def _verdict(kind: Kind, case: Case, folder: Path) -> Verdict:
+    """What comes of an input. An error that cannot be said in a language is a KeyError."""
+    try:
+        return kind.read(case, folder)
+    except QwenInspectError as error:
+        for language in LANGUAGES:
+            Language(language)(error.message)
+        return Verdict(error.exit_code)
 
 
 def _place(error: BaseException) -> str:
