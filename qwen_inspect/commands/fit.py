@@ -25,7 +25,7 @@ ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
         *("optimizer", "checkpointing", "trained", "lora", "lora_targets", "accumulate", "autocast"),
     ),
     "vllm": ("utilization", "kv_budget", "tp", "max_num_batched_tokens", "enable_prefix_caching"),
-    "llama.cpp": ("ngl", "cache_type_k", "cache_type_v"),
+    "llama.cpp": ("ngl", "cache_type_k", "cache_type_v", "quant"),
 }
 
 
@@ -49,6 +49,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     add("--ngl", type=values.reader(_layers, "usage_positive", say), metavar="N", help=say("help_ngl"))
     add("--cache-type-k", type=values.number_format, default="auto", metavar="FORMAT", help=say("help_cache_type_k"))
     add("--cache-type-v", type=values.number_format, default="auto", metavar="FORMAT", help=say("help_cache_type_v"))
+    add("--quant", metavar="NAME", help=say("help_quant"))
     engine_options = [name for names in ENGINE_OPTIONS.values() for name in names]
     command.set_defaults(defaults={name: command.get_default(name) for name in engine_options})
     output.declare_document(command, say)
@@ -82,6 +83,10 @@ def _serve(options: argparse.Namespace, say: Language) -> int:
 
     serving, cards = _serving(options), _cards(options)
     report = prediction.inspected(options)
+    if options.quant is not None:
+        from ..structure.gguf_conversion import as_gguf
+
+        report = as_gguf(report, options.quant)
     if report.ref.source == "ollama" and options.engine == "llama.cpp":
         from ..engines.llama_cpp.ollama import as_served
 

@@ -188,6 +188,8 @@ class _Reader:
         if count > MOST_SIDES:
             raise MalformedError("gguf_sides", file=self._file, tensor=name, found=count)
         *sides, kind, offset = struct.unpack(f"{self._order}{count}QIQ", self._bytes(8 * count + 12))
+        while len(sides) > 1 and sides[-1] == 1:  # ggml_n_dims: trailing sides of 1 are none
+            sides.pop()
         elements = 1
         for side in sides:
             elements *= side

@@ -1,0 +1,206 @@
+"""What llama.cpp's converter writes of a configuration: the metadata that decides bytes, and the tensors under GGUF names.
+
+Source: llama.cpp 0c1e57098, conversion/ (TextModel.set_gguf_parameters and the classes' own; ModelBase.prepare_tensors) and
+gguf-py/gguf/tensor_mapping.py. Families whose files hold layers for multi-token prediction, and towers, are not written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..checkpoint import DType, Tensor
+from ..errors import UnsupportedError
+from ..spec import each_tensor
+from .design import Architecture
+from .gguf import NAMES
+
+# model_type -> general.architecture.
+ARCHITECTURES: Mapping[str, str] = {
+    "arcee": "arcee",
+    "cohere": "command-r",
+    "deepseek_v2": "deepseek2",
+    "deepseek_v3": "deepseek2",
+    "ernie4_5": "ernie4_5",
+    "exaone4": "exaone4",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3",
+    "glm4": "glm4",
+    "granite": "granite",
+    "granitemoe": "granitemoe",
+    "llama": "llama",
+    "mistral": "llama",
+    "mixtral": "llama",
+    "olmo2": "olmo2",
+    "olmo3": "olmo2",
+    "olmoe": "olmoe",
+    "phi3": "phi3",
+    "qwen2": "qwen2",
+    "qwen2_moe": "qwen2moe",
+    "qwen2_vl": "qwen2vl",
+    "qwen2_5_vl": "qwen2vl",
+    "qwen3": "qwen3",
+    "qwen3_moe": "qwen3moe",
+    "qwen3_vl": "qwen3vl",
+    "qwen3_vl_moe": "qwen3vlmoe",
+    "seed_oss": "seed_oss",
+    "smollm3": "smollm3",
+    "starcoder2": "starcoder2",
+}
+OTHER_NAMES: Mapping[str, str] = {
+    "model.final_layernorm": "output_norm",
+    "block_sparse_moe.experts": "mlp.experts",
+    "block_sparse_moe.router.layer": "ffn_gate_inp",
+    "block_sparse_moe.router": "ffn_gate_inp",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+    "mlp.fc1": "ffn_up",
+    "mlp.fc2": "ffn_down",
+    "mlp.gate_up_proj": "ffn_up",
+    "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_experts.up_proj": "ffn_up_shexp",
+    "mlp.shared_experts.down_proj": "ffn_down_shexp",
+    "post_feedforward_layernorm": "post_ffw_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_mlp_layernorm": "post_ffw_norm",
+    "post_self_attn_layernorm": "post_attention_norm",
+    "self_attn.dense": "attn_output",
+    "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+    "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+    "self_attn.q_a_layernorm": "attn_q_a_norm",
+    "self_attn.q_a_proj": "attn_q_a",
+    "self_attn.q_b_proj": "attn_q_b",
+    "self_attn.qkv_proj": "attn_qkv",
+}
+# Where the norm before the MLP has another name, this one follows attention.
+NORM_AFTER_ATTENTION = frozenset({"gemma2", "gemma3", "olmo2", "exaone4", "seed_oss"})
+# Configuration key -> GGUF key. The first key of a row that the configuration has is written.
+KEYS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("block_count", ("num_hidden_layers",)),
+    ("context_length", ("max_position_embeddings",)),
+    ("embedding_length", ("hidden_size",)),
+    ("feed_forward_length", ("intermediate_size",)),
+    ("attention.head_count", ("num_attention_heads",)),
+    ("attention.head_count_kv", ("num_key_value_heads", "num_attention_heads")),
+    ("expert_count", ("num_local_experts", "num_experts", "n_routed_experts")),
+    ("expert_used_count", ("num_experts_per_tok",)),
+    ("expert_feed_forward_length", ("moe_intermediate_size",)),
+    ("expert_shared_feed_forward_length", ("shared_expert_intermediate_size",)),
+    ("expert_shared_count", ("n_shared_experts",)),
+    ("leading_dense_block_count", ("first_k_dense_replace",)),
+    ("attention.q_lora_rank", ("q_lora_rank",)),
+    ("attention.kv_lora_rank", ("kv_lora_rank",)),
+)
+TOWERS = re.compile(r"(model\.)?(visual|vision_tower|vision_model|multi_modal_projector|audio_tower|embed_vision)\.")
+DECODER = re.compile(r"(model\.)?language_model\.(model\.)?")
+IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+WIDE = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")
+
+
+def as_converted(
+    config: Mapping[str, Any], architecture: Architecture, dtype: DType
+) -> tuple[Mapping[str, Any], tuple[Tensor, ...]]:
+    """The metadata and the tensors, matrices in `dtype`. UnsupportedError for a family whose conversion is not known here."""
+    model_type = str(config.get("model_type"))
+    name = ARCHITECTURES.get(model_type)
+    if name is None or architecture.prediction_layers:
+        raise UnsupportedError("gguf_not_written", found=model_type, known=", ".join(ARCHITECTURES))
+    nested = config.get("text_config")
+    text: Mapping[str, Any] = {**config, **nested} if isinstance(nested, Mapping) else config
+    metadata = {"general.architecture": name}
+    metadata |= {f"{name}.{key}": value for key, value in _keys(name, text, architecture).items()}
+    tensors = [part for tensor in each_tensor(architecture.tree) for part in _written(tensor, name, text)]
+    tensors += _rope_factors(name, text)
+    return metadata, tuple(
+        Tensor(tensor.name, tensor.shape, DType.F32 if len(tensor.shape) < 2 or tensor.name.endswith(WIDE) else dtype)
+        for tensor in tensors
+    )
+
+
+def _keys(name: str, text: Mapping[str, Any], architecture: Architecture) -> dict[str, Any]:
+    keys: dict[str, Any] = {"vocab_size": architecture.spec.vocab_size}
+    for key, sources in KEYS:
+        value = next((text[source] for source in sources if text.get(source) is not None), None)
+        if value is not None:
+            keys[key] = value
+    if text.get("head_dim") is not None:
+        keys["attention.key_length"] = keys["attention.value_length"] = text["head_dim"]
+    if name == "deepseek2":
+        rank, rope = text["kv_lora_rank"], text["qk_rope_head_dim"]
+        keys |= {
+            "attention.head_count_kv": 1,
+            "attention.key_length": rank + rope,
+            "attention.value_length": rank,
+            "attention.key_length_mla": text["qk_nope_head_dim"] + rope,
+            "attention.value_length_mla": text["v_head_dim"],
+            "rope.dimension_count": rope,
+        }
+    if name == "glm4":
+        keys["rope.dimension_count"] = int(keys["attention.key_length"] * _partial_rotary(text))
+    windows = [layer.window_tokens for _, layer in architecture.kept or ()]
+    if any(windows) and name in ("gemma2", "gemma3", "olmo2", "exaone4"):
+        keys["attention.sliding_window"] = next(window for window in windows if window)
+        if name != "gemma2":
+            keys["attention.sliding_window_pattern"] = [window is not None for window in windows]
+    return keys
+
+
+def _partial_rotary(text: Mapping[str, Any]) -> float:
+    rope = text.get("rope_parameters")
+    nested = rope if isinstance(rope, Mapping) else {}
+    return float(nested.get("partial_rotary_factor", text.get("partial_rotary_factor", 0.5)))
+
+
+def _written(tensor: Tensor, architecture: str, text: Mapping[str, Any]) -> Iterator[Tensor]:
+    """The tensors as which a tensor of transformers' class is written; none of a tower."""
+    if TOWERS.match(tensor.name):
+        return
+    full = DECODER.sub("model.", tensor.name)
+    layer = IN_LAYER.fullmatch(full)
+    prefix, name = (f"blk.{layer[1]}.", layer[2]) if layer else ("", full)
+    name = name.replace("block_sparse_moe.experts.", "mlp.experts.")
+    if name == "mlp.experts.gate_up_proj":
+        count, doubled, hidden = tensor.shape
+        for part in ("gate", "up"):
+            yield Tensor(f"{prefix}ffn_{part}_exps.weight", (count, doubled // 2, hidden), tensor.dtype)
+        return
+    if name == "mlp.experts.down_proj":
+        yield Tensor(f"{prefix}ffn_down_exps.weight", tensor.shape, tensor.dtype)
+        return
+    if name == "self_attn.kv_b_proj.weight":
+        heads, nope, values = (text[key] for key in ("num_attention_heads", "qk_nope_head_dim", "v_head_dim"))
+        rank = tensor.shape[1]
+        yield Tensor(f"{prefix}attn_k_b.weight", (heads, rank, nope), tensor.dtype)
+        yield Tensor(f"{prefix}attn_v_b.weight", (heads, values, rank), tensor.dtype)
+        return
+    if name == "mlp.gate.e_score_correction_bias":
+        yield Tensor(f"{prefix}exp_probs_b.bias", tensor.shape, tensor.dtype)
+        return
+    module, _, kind = name.rpartition(".")
+    stored = OTHER_NAMES.get(module) or NAMES.get(module)
+    if module == "post_attention_layernorm" and architecture in NORM_AFTER_ATTENTION:
+        stored = "post_attention_norm"
+    if stored is None:
+        raise UnsupportedError("gguf_tensor_not_written", name=tensor.name)
+    sides = tensor.shape[1:] if module == "mlp.shared_expert_gate" else tensor.shape
+    yield Tensor(f"{prefix}{stored}.{kind}", sides, tensor.dtype)
+
+
+def _rope_factors(architecture: str, text: Mapping[str, Any]) -> Iterator[Tensor]:
+    """RoPE's factors where the scaling has one for each pair of channels.
+
+    Source: conversion/llama.py, LlamaModel.generate_extra_tensors; conversion/phi.py, Phi3MiniModel.generate_extra_tensors.
+    """
+    rope = text.get("rope_parameters") or text.get("rope_scaling")
+    kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, Mapping) else None
+    head = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+    if kind == "llama3":
+        yield Tensor("rope_freqs.weight", (head // 2,), DType.F32)
+    if kind == "longrope" and architecture == "phi3":
+        assert isinstance(rope, Mapping)
+        for side in ("long", "short"):
+            factors = rope.get(f"{side}_factor")
+            if isinstance(factors, list):
+                yield Tensor(f"rope_factors_{side}.weight", (len(factors),), DType.F32)

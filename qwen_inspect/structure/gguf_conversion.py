@@ -1,0 +1,36 @@
+"""A model of a configuration as llama.cpp's converter and llama-quantize would store it: a GGUF file that is not there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..architectures.gguf_keys import read_hyperparameters
+from ..architectures.gguf_quantisation import quantised
+from ..architectures.gguf_writing import as_converted
+from ..checkpoint import Checkpoint
+from ..errors import UnsupportedError, UsageError
+from ..language import Message
+from ..results.model import Report
+from .inspect import analyse
+from .kept_design import known_architecture
+
+
+def as_gguf(report: Report, scheme: str) -> Report:
+    """The report of the model's GGUF file in the quantisation `scheme`, a name of llama-quantize such as Q4_K_M.
+
+    UsageError for a model whose files are GGUF already; UnsupportedError for quantised files and for families or schemes whose
+    conversion is not known here.
+    """
+    known = report.known
+    if known.quantised is not None and known.quantised.method == "gguf":
+        raise UsageError("quant_of_gguf", model=report.ref.id)
+    if known.quantised is not None:
+        raise UnsupportedError("llama_cpp_packed", method=known.quantised.method)
+    config = report.config or {}
+    metadata, tensors = as_converted(config, known_architecture(config), report.spec.dtype)
+    stored = quantised(tensors, scheme, read_hyperparameters(metadata, tensors))
+    size_bytes = sum(tensor.size_bytes for tensor in stored)
+    checkpoint = Checkpoint(ref=report.ref, config=metadata, tensors=stored, gguf=True)
+    predicted = Message("quant_predicted", scheme=scheme.upper(), size=size_bytes)
+    written = analyse(checkpoint, workload=report.workload)
+    return replace(written, tensors_origin="theory", notices=(*report.notices, predicted))

@@ -1,0 +1,135 @@
+"""Configurations as llama.cpp's converter and llama-quantize store them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_inspect.architectures import architecture_of
+from qwen_inspect.architectures.families import CLASSES
+from qwen_inspect.architectures.gguf_keys import read_hyperparameters
+from qwen_inspect.architectures.gguf_quantisation import quantised
+from qwen_inspect.architectures.gguf_writing import as_converted
+from qwen_inspect.checkpoint import DType, Tensor
+from qwen_inspect.errors import UnsupportedError, UsageError
+from qwen_inspect.structure.gguf_conversion import as_gguf
+from qwen_inspect.structure.inspect import inspect
+
+from ..support.gguf_files import QWEN3, write_model
+from ..support.models import run
+from ..support.small_models import small_config
+
+GOLDEN: Mapping[str, Mapping[str, Any]] = json.loads(
+    (Path(__file__).parents[1] / "support" / "llama_cpp_files.json").read_text()
+)
+
+
+@pytest.mark.parametrize("model_type", GOLDEN["converted"])
+def test_a_small_model_is_written_as_the_converter_writes_it(model_type: str) -> None:
+    """What convert_hf_to_gguf.py of llama.cpp 0c1e57098 wrote in float16 for the same configuration and weights of zero."""
+    golden = GOLDEN["converted"][model_type]
+    config = small_config(model_type)
+    config["architectures"] = [CLASSES[model_type][0]]
+    metadata, tensors = as_converted(config, architecture_of(config), DType.F16)
+    lines = sorted(f"{tensor.name} {list(tensor.shape)} {tensor.dtype.code}" for tensor in tensors)
+    assert len(lines) == golden["tensors"]
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] == golden["sha256"]
+    assert read_hyperparameters(metadata, tensors) == read_hyperparameters(golden["metadata"], tensors)
+
+
+# layers, hidden, feed forward, heads, KV heads, experts, tied
+CASES: Mapping[str, tuple[int, int, int, int, int, int, bool]] = {
+    "dense": (36, 256, 512, 32, 8, 0, True),
+    "multi-head": (12, 256, 512, 8, 8, 0, False),
+    "8 experts": (32, 256, 512, 32, 8, 8, False),
+    "80 layers": (80, 256, 512, 64, 8, 0, False),
+    "odd rows": (4, 288, 100, 4, 2, 0, False),
+}
+
+
+def case(name: str) -> tuple[Mapping[str, Any], Sequence[Tensor]]:
+    layers, hidden, feed_forward, heads, kv_heads, experts, tied = CASES[name]
+    tensors = [
+        Tensor("token_embd.weight", (1000, hidden), DType.F16),
+        Tensor("output_norm.weight", (hidden,), DType.F32),
+    ]
+    tensors += [] if tied else [Tensor("output.weight", (1000, hidden), DType.F16)]
+    for index in range(layers):
+        names = ["attn_q", "attn_k", "attn_v", "attn_output"]
+        tensors.append(Tensor(f"blk.{index}.attn_norm.weight", (hidden,), DType.F32))
+        tensors += [Tensor(f"blk.{index}.{part}.weight", (hidden, hidden), DType.F16) for part in names]
+        sides, suffix = (hidden, feed_forward), ""
+        if experts:
+            tensors.append(Tensor(f"blk.{index}.ffn_gate_inp.weight", (experts, hidden), DType.F32))
+            sides, suffix = (experts, *sides), "_exps"  # type: ignore[assignment]
+        tensors += [
+            Tensor(f"blk.{index}.ffn_{part}{suffix}.weight", sides, DType.F16) for part in ("gate", "up", "down")
+        ]
+    keys = {
+        "block_count": layers,
+        "embedding_length": hidden,
+        "attention.head_count": heads,
+        "attention.head_count_kv": kv_heads,
+        "expert_count": experts,
+    }
+    return {"general.architecture": "llama", **{f"llama.{key}": value for key, value in keys.items()}}, tensors
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_types_are_those_that_llama_quantize_chooses(name: str) -> None:
+    """Compiled from llama.cpp 0c1e57098, src/llama-quant.cpp, llama_tensor_get_type, and run on these tensors."""
+    metadata, tensors = case(name)
+    model = read_hyperparameters(metadata, tensors)
+    for scheme, expected in GOLDEN["quantised"][name].items():
+        stored = quantised(tensors, scheme, model)
+        ordered = sorted(
+            stored, key=lambda one: (int(match[1]) if (match := re.match(r"blk\.(\d+)", one.name)) else -1, one.name)
+        )
+        counts = " ".join(
+            f"{kind}:{count}" for kind, count in sorted(Counter(one.dtype.code for one in stored).items())
+        )
+        lines = "\n".join(f"{one.name} {one.dtype.code}" for one in ordered)
+        assert f"{counts} {hashlib.sha256(lines.encode()).hexdigest()[:8]}" == expected, scheme
+
+
+# What llama.cpp printed as "model size" (GiB) of published files. Source: ikawrakow/ik_llama.cpp 8337e4cd, github-data:
+# discussion 357 (235B; ik_llama.cpp and mainline), and the logs of 30B-A3B there.
+@pytest.mark.parametrize(
+    ("model", "scheme", "printed"),
+    [
+        ("Qwen/Qwen3-30B-A3B", "Q4_K_M", "17.28"),
+        ("Qwen/Qwen3-30B-A3B", "Q5_K_M", "20.228"),
+        ("Qwen/Qwen3-235B-A22B", "Q4_K_M", "132.386"),
+        ("Qwen/Qwen3-235B-A22B", "q6_k", "179.754"),
+        ("Qwen/Qwen3-235B-A22B", "Q8_0", "232.769"),
+    ],
+)
+def test_sizes_are_those_of_published_files(model: str, scheme: str, printed: str) -> None:
+    report = as_gguf(inspect(f"catalog:{model}"), scheme)
+    digits = len(printed.partition(".")[2])
+    assert f"{sum(tensor.size_bytes for tensor in report.tensors or ()) / 2**30:.{digits}f}" == printed
+
+
+def test_fit_takes_the_quantised_weights(tmp_path: Path) -> None:
+    call = ("fit", "catalog:Qwen/Qwen3-8B", "--engine", "llama.cpp", "--memory", "24GiB", "--format", "json", "--quant")
+    answer = json.loads(run(*call, "Q4_K_M").out)
+    assert any("5,021,827,072" in notice for notice in answer["model"]["notices"])
+    refused = run(*call, "Q9")
+    assert (refused.code, "Q4_K_M" in refused.err) == (7, True)
+    path = write_model(tmp_path / "model.gguf", "qwen3", QWEN3)
+    with pytest.raises(UsageError):
+        as_gguf(inspect(str(path)), "Q4_K_M")
+
+
+def test_what_the_converter_writes_of_others_is_not_guessed() -> None:
+    config = small_config("mamba2", n_groups=1, num_heads=8, head_dim=16)
+    with pytest.raises(UnsupportedError, match="mamba2"):
+        as_converted(config, replace(architecture_of(QWEN3), prediction_layers=()), DType.F16)
