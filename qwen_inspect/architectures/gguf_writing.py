@@ -13,7 +13,7 @@ from typing import Any
 from ..checkpoint import DType, Tensor
 from ..errors import UnsupportedError
 from ..spec import each_tensor
-from .design import Architecture
+from .design import Architecture, StoredForm
 from .gguf import NAMES
 
 # model_type -> general.architecture.
@@ -111,12 +111,18 @@ def as_converted(
     text: Mapping[str, Any] = {**config, **nested} if isinstance(nested, Mapping) else config
     metadata = {"general.architecture": name}
     metadata |= {f"{name}.{key}": value for key, value in _keys(name, text, architecture).items()}
-    tensors = [part for tensor in each_tensor(architecture.tree) for part in _written(tensor, name, text)]
+    held = (*each_tensor(architecture.tree), *architecture.buffers)
+    tensors = [part for tensor in held for part in _written(tensor, name, text)]
     tensors += _rope_factors(name, text)
     return metadata, tuple(
         Tensor(tensor.name, tensor.shape, DType.F32 if len(tensor.shape) < 2 or tensor.name.endswith(WIDE) else dtype)
         for tensor in tensors
     )
+
+
+def stored_form_of(architecture: str, config: Mapping[str, Any]) -> StoredForm:
+    """The tensors of a GGUF file of this architecture for a tensor of the model."""
+    return lambda tensor: tuple(_written(tensor, architecture, config))
 
 
 def _keys(name: str, text: Mapping[str, Any], architecture: Architecture) -> dict[str, Any]:

@@ -228,10 +228,9 @@ def _subject(checkpoint: Checkpoint, files: tuple[Tensor, ...] | None, *, trust_
     )
     if not checkpoint.gguf and KEY not in config:
         return subject
-    from ..architectures.gguf import stored_form as gguf_form
     from .stored import packing_of
 
-    form = gguf_form if checkpoint.gguf and not architecture.spec.from_file else architecture.stored_form
+    form = architecture.stored_form
     packing, unread = None, None
     try:
         packing = packing_of(config, architecture.tree, form, files, in_blocks=checkpoint.gguf)
@@ -252,13 +251,16 @@ def _of_config(
 def _of_gguf(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], Architecture]:
     """The configuration and the design of a GGUF file: of its family if that is described here, else the file's own."""
     from ..architectures import gguf, gguf_design
+    from ..architectures.gguf_families import family_design
 
     metadata, tensors = checkpoint.config or {}, checkpoint.tensors or ()
     gguf.check_model(metadata, tensors)
     try:
         config = gguf.configuration(metadata, tensors)
-        return config, known_architecture(config, stored=tensors)
+        return config, replace(known_architecture(config, stored=tensors), stored_form=gguf.stored_form)
     except UnsupportedError:
+        if (family := family_design(metadata, tensors)) is not None:
+            return family
         return gguf.own_configuration(metadata), gguf_design.architecture(metadata, tensors)
 
 

@@ -18,10 +18,10 @@ from qwen_inspect.architectures.families import CLASSES
 from qwen_inspect.architectures.gguf_keys import read_hyperparameters
 from qwen_inspect.architectures.gguf_quantisation import quantised
 from qwen_inspect.architectures.gguf_writing import as_converted
-from qwen_inspect.checkpoint import DType, Tensor
+from qwen_inspect.checkpoint import Checkpoint, DType, ModelRef, Tensor
 from qwen_inspect.errors import UnsupportedError, UsageError
 from qwen_inspect.structure.gguf_conversion import as_gguf
-from qwen_inspect.structure.inspect import inspect
+from qwen_inspect.structure.inspect import analyse, inspect
 
 from ..support.gguf_files import QWEN3, write_model
 from ..support.models import run
@@ -30,6 +30,9 @@ from ..support.small_models import small_config
 GOLDEN: Mapping[str, Mapping[str, Any]] = json.loads(
     (Path(__file__).parents[1] / "support" / "llama_cpp_files.json").read_text()
 )
+
+
+WITH_TOWERS = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"}  # whose files hold the decoder alone
 
 
 @pytest.mark.parametrize("model_type", GOLDEN["converted"])
@@ -43,6 +46,24 @@ def test_a_small_model_is_written_as_the_converter_writes_it(model_type: str) ->
     assert len(lines) == golden["tensors"]
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] == golden["sha256"]
     assert read_hyperparameters(metadata, tensors) == read_hyperparameters(golden["metadata"], tensors)
+
+
+@pytest.mark.parametrize("model_type", sorted(set(GOLDEN["converted"]) - WITH_TOWERS))
+def test_a_file_of_a_known_family_is_held_against_its_design(model_type: str) -> None:
+    config = small_config(model_type)
+    config["architectures"] = [CLASSES[model_type][0]]
+    design = architecture_of(config)
+    metadata, tensors = as_converted(config, design, DType.F16)
+    checkpoint = Checkpoint(ref=ModelRef(source="local", id="m"), config=metadata, tensors=tensors, gguf=True)
+    report = analyse(checkpoint)
+    assert not report.spec.from_file
+    assert [(check.agrees, check.left_parameters) for check in report.checks] == [(True, design.tree.parameters)]
+    assert report.tree.size_bytes == sum(tensor.size_bytes for tensor in tensors) - sum(
+        4 * buffer.elements for buffer in design.buffers
+    )
+    if not model_type.startswith("qwen"):
+        other = analyse(replace(checkpoint, tensors=tensors[:1] + tensors[2:]))
+        assert (other.spec.from_file, other.checks) == (True, ())
 
 
 # layers, hidden, feed forward, heads, KV heads, experts, tied

@@ -131,7 +131,7 @@ TEXT = {
     "gguf_no_model": "This GGUF file holds no language model: its general.type is {found}",
     "gguf_no_architecture": "general.architecture must be a name, found {found}",
     "gguf_architecture": "The architecture {found} of a GGUF file is not known; known are {known}",
-    "gguf_by_file": "llama.cpp's architecture {architecture} is not designed here: parameters are those of the file's tensors, the cache is what llama.cpp keeps by the file's own keys, and no theory is held against either",
+    "gguf_by_file": "No design of llama.cpp's architecture {architecture} here predicts exactly these tensors: parameters are those of the file's tensors, the cache is what llama.cpp keeps by the file's own keys, and no theory is held against either",
     "gguf_cache_unknown": "What llama.cpp keeps for the architecture {found} does not follow from the file's keys",
     "gguf_not_instantiated": "transformers builds no model of a GGUF file of the architecture {found}; give the model that it was converted from",
     "ollama_name": "{name} is no name of Ollama's: expected MODEL:TAG, NAMESPACE/MODEL:TAG or HOST/NAMESPACE/MODEL:TAG",

@@ -131,7 +131,7 @@ TEXT = {
     "gguf_no_model": "该 GGUF 文件不含语言模型：其 general.type 为 {found}",
     "gguf_no_architecture": "general.architecture 应为名称，而不是 {found}",
     "gguf_architecture": "不支持架构为 {found} 的 GGUF 文件；支持：{known}",
-    "gguf_by_file": "此处没有 {architecture} 架构的设计：参数量取自文件中的张量，KV 缓存按文件自身的键推算 llama.cpp 所保留的内容，两者均未与理论值核对",
+    "gguf_by_file": "此处没有与这些张量完全一致的 {architecture} 架构设计：参数量取自文件中的张量，KV 缓存按文件自身的键推算 llama.cpp 所保留的内容，两者均未与理论值核对",
     "gguf_cache_unknown": "由文件中的键无法推知 llama.cpp 为 {found} 架构保留的缓存",
     "gguf_not_instantiated": "transformers 无法由 {found} 架构的 GGUF 文件构建模型；请给出转换前的模型",
     "ollama_name": "{name} 不是 Ollama 的模型名：应为 MODEL:TAG、NAMESPACE/MODEL:TAG 或 HOST/NAMESPACE/MODEL:TAG",
