@@ -35,6 +35,8 @@ def caches_of(report: Report) -> tuple[EngineCache, ...]:
     attention = report.known.attention
     if report.context_tokens is None or attention is None or report.cache.keeps_nothing:
         return ()
+    if report.spec.from_file:
+        return tuple(engine_of("llama.cpp").caches(report))
     if report.spec.built and (len(attention.softmax) < len(attention.layers) or report.cache.source_bytes_per_token):
         return ()
     return tuple(row for name in ENGINES for row in engine_of(name).caches(report))

@@ -14,8 +14,10 @@ from gguf import GGMLQuantizationType as Type
 
 from qwen_inspect.architectures.gguf_hparams import GgufHyperparameters
 from qwen_inspect.architectures.gguf_keys import read_hyperparameters
+from qwen_inspect.engines.llama_cpp.cells import cells_bytes, states_bytes
 from qwen_inspect.errors import MalformedError, UnsupportedError
 from qwen_inspect.structure.inspect import inspect
+from qwen_inspect.structure.kv_cache import FORMATS
 
 from ..support.gguf_files import finish
 from ..support.models import run
@@ -62,6 +64,21 @@ def test_a_cache_is_what_llama_cpp_prints(name: str) -> None:
         rows = [sum(read.state(layer)[side] for layer in layers) * sequences for side in (0, 1)]
         states = [printed(elements, 32) for elements in rows] if any(rows) else None
         assert {"kv": expected, "rs": states} == case["printed"][kind]
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_fit_reserves_what_llama_cpp_prints(name: str) -> None:
+    """For two sequences of 4,096 tokens each, in micro-batches of 512 tokens, which are the default."""
+    case, half = CACHES[name], FORMATS["float16"]
+    read = hyperparameters(case["architecture"], case["metadata"])
+    layers = range(read.all_layers)
+    cells = sum(cells_bytes(read, layer, half, half, tokens=4096, sequences=2) for layer in layers)
+    states = sum(states_bytes(read, layer, sequences=2) for layer in layers)
+    lines = case["printed"]["two"]
+    printed_cells = [float(size) for line in lines["kv"] for size in line[2:]]
+    printed_states = [float(size) for size in lines["rs"] or ()]
+    for size_bytes, sizes in ((cells, printed_cells), (states, printed_states)):
+        assert abs(size_bytes / 2**20 - sum(sizes)) <= 0.005 * len(sizes) + 1e-6  # each is rounded to 0.01
 
 
 @pytest.mark.parametrize(
@@ -210,6 +227,19 @@ def test_an_unknown_architecture_without_keys_is_its_tensors(tmp_path: Path) -> 
     report = inspect(str(write_any(tmp_path / "model.gguf", "unheard-of", {}, OUTSIDE)))
     assert (report.parameters.unique, report.spec.hidden_size, report.spec.vocab_size) == (128 * 64 + 64, 64, 128)
     assert report.known.cache is None
+
+
+def test_fit_answers_for_any_architecture(tmp_path: Path) -> None:
+    for architecture in ("gemma3", "granitehybrid", "mamba", "deepseek2", "unheard-of"):
+        path = write_case(tmp_path / f"{architecture}.gguf", architecture)
+        done = run("fit", path, "--engine", "llama.cpp", "--memory", "1GiB", "--context", "4096", "--format", "json")
+        assert done.code == 0, (architecture, done.err)
+        terms = {term["term"]: term["least_bytes"] for term in json.loads(done.out)["terms"]}
+        weights = sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors)
+        assert terms["weights"] == weights  # the embedding stays on the host, and a card has a copy for the output
+        # gemma3: two windows of 512 + 512 cells, K and V of 64 bytes each for both heads.
+        expected = {"gemma3": 2 * 1024 * 128, "mamba": 0, "deepseek2": 2 * 4096 * 80, "unheard-of": 2 * 4096 * 128}
+        assert terms["cache"] == expected.get(architecture, 4096 * 128)
 
 
 def test_every_command_answers(tmp_path: Path) -> None:

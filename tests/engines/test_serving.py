@@ -411,9 +411,14 @@ REPORT = inspect("Qwen/Qwen3-8B", source="catalog")
 
 
 def test_what_llama_cpp_converts_otherwise_is_refused() -> None:
-    for model in ("Qwen/Qwen3-Next-80B-A3B-Instruct", "Qwen/Qwen3-VL-8B-Instruct"):
-        with pytest.raises(UnsupportedError):
-            llama_on(inspect(model, source="catalog"), LLAMA, card_of(80))
+    with pytest.raises(UnsupportedError, match="qwen3_next"):
+        llama_on(inspect("Qwen/Qwen3-Next-80B-A3B-Instruct", source="catalog"), LLAMA, card_of(80))
+
+
+def test_a_tower_is_another_file() -> None:
+    """The decoder of Qwen3-VL-8B is that of Qwen3-8B; its vision tower goes into an mmproj file."""
+    decoder, whole = (inspect(f"Qwen/{name}", source="catalog") for name in ("Qwen3-8B", "Qwen3-VL-8B-Instruct"))
+    assert llama_on(whole, LLAMA, card_of(80)).terms == llama_on(decoder, LLAMA, card_of(80)).terms
 
 
 # --- any other -----------------------------------------------------------------------------------------------------
@@ -549,8 +554,9 @@ def test_models_that_an_engine_does_not_serve_so_are_refused(tmp_path: Path) -> 
         with pytest.raises(UnsupportedError) as refusal:
             serve(inspect(str(model)), replace(VLLM, context_tokens=256), [card_of(1)])
         assert refusal.value.message.key == key
-    with pytest.raises(UnsupportedError):  # whose cells follow the micro-batch
-        llama_on(inspect(str(tmp_path / "windows")), replace(LLAMA, context_tokens=256), card_of(1))
+    # llama.cpp's qwen3 has no windows: its cells are for all tokens.
+    whole = llama_on(inspect(str(tmp_path / "windows")), replace(LLAMA, context_tokens=256), card_of(1))
+    assert {term.name: term.most_bytes for term in whole.terms}["cache"] == 256 * 2 * 2 * 2 * 16 * 2
     packed = inspect("Qwen/Qwen3-8B", source="catalog", dtype="awq-int4")
     with pytest.raises(UnsupportedError):  # no GGUF file has such weights
         llama_on(packed, LLAMA, card_of(80))

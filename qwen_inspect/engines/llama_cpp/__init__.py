@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ...architectures.gguf_keys import read_hyperparameters
 from ...language import Message
 from ...structure.kv_cache import FORMATS, CacheFormat
 from ..interface import Alternative, Choice, Engine, cache_rows
-from .cells import llama_cpp_layer_bytes
+from .cells import MICRO_BATCH, cells_bytes, llama_cpp_layer_bytes, states_bytes
 
 if TYPE_CHECKING:
     from ...results.cache import EngineCache
@@ -48,15 +49,29 @@ class LlamaCpp(Engine["Serving", "LlamaCppDemand"]):
         yield Message("assume_llama_cpp_version", version=self.version)
         if report.known.quantised is None:
             yield Message("assume_llama_cpp_form", dtype=str(report.spec.dtype))
+        if any(demand.windowed for demand, _ in answers):
+            yield Message("assume_llama_cpp_window", tokens=MICRO_BATCH)
         yield Message("assume_llama_cpp_compute")
 
     def caches(self, report: Report) -> Iterator[EngineCache]:
         layers, tokens, batch = report.attention.layers, report.context_tokens or 0, report.workload.batch
 
         def size_bytes(cells: CacheFormat) -> int:
+            if "general.architecture" in (report.config or {}):
+                return _whole_cache(report, cells, tokens=tokens, sequences=batch)
             return sum(llama_cpp_layer_bytes(layer, cells, cells, tokens=tokens, sequences=batch) for layer in layers)
 
         return cache_rows("llama_cpp", [FORMATS[name] for name in ("float16", "q8_0", "q4_0")], size_bytes)
+
+
+def _whole_cache(report: Report, cells: CacheFormat, *, tokens: int, sequences: int) -> int:
+    """Cells and states of a GGUF file, by its own keys."""
+    model = read_hyperparameters(report.config or {}, report.tensors or ())
+    return sum(
+        cells_bytes(model, layer, cells, cells, tokens=tokens, sequences=sequences)
+        + states_bytes(model, layer, sequences=sequences)
+        for layer in range(model.all_layers)
+    )
 
 
 ENGINE = LlamaCpp()

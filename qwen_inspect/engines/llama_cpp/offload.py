@@ -7,23 +7,37 @@ request 18148 of December 2025 the output layer came last.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from ...architectures.gguf import FAMILIES, stored_form
+from ...architectures.gguf_hparams import GgufHyperparameters
+from ...architectures.gguf_keys import read_hyperparameters
+from ...architectures.gguf_writing import as_converted
 from ...bisection import largest
 from ...checkpoint import DType, Tensor
 from ...errors import UnsupportedError
-from ...results.attention import AnyLayerAttention
 from ...results.fit import Gpu, Requirement
 from ...results.model import Report
 from ...results.serving import LlamaCppReserve, Reserved, Serving
-from ...spec import each_tensor
+from ...structure.kept_design import known_architecture
 from ...structure.kv_cache import read_formats
 from ..interface import Demand
-from .cells import llama_cpp_layer_bytes, padded_cells
+from .cells import cells_bytes, check_formats, padded_cells, states_bytes
 
-IN_LAYER = re.compile(r"blk\.(\d+)\..+")
+IN_LAYER = re.compile(r"blk\.([0-9]{1,4})\..+")
+# Tensors of the input layer. Source: llama-arch.cpp, LLM_TENSOR_INFOS.
+INPUT = (
+    *(
+        "token_embd.",
+        "token_embd_norm.",
+        "token_types.",
+        "position_embd.",
+        "per_layer_token_embd.",
+        "per_layer_model_proj.",
+    ),
+    *("per_layer_proj_norm.", "altup_proj.", "altup_unembd_proj."),
+)
 # The compute buffer on a card, as a fork of llama.cpp printed it for Qwen3-235B-A22B: from 161.02 MiB (16,384 tokens) to 2,502.00
 # (40,960 tokens, larger batches). It depends on model, batch, build and offloading, so we give no range.
 COMPUTE_SOURCES = (
@@ -37,53 +51,40 @@ COMPUTE_SOURCES = (
 class Parts:
     """Bytes of a GGUF file's tensors by where llama.cpp puts them.
 
-    input_bytes: the embedding, which stays on the host. output_bytes: the final norm, and the output matrix unless it is tied; a
-    card then gets a copy of the embedding.
+    input_bytes: the embedding, which stays on the host. output_bytes: all that belongs to no layer. copied_bytes: of the
+    embedding, if it is the output matrix too, of which a card gets a copy.
     """
 
     input_bytes: int
     output_bytes: int
-    tied: bool
+    copied_bytes: int
     layers_bytes: tuple[int, ...]
 
 
-def parts_of(tensors: Sequence[Tensor], layers: int) -> Parts:
-    """Bytes of a file's tensors by place. Raises UnsupportedError for an unknown tensor."""
+def parts_of(tensors: Sequence[Tensor], layers: int, loaded: int) -> Parts:
+    """Bytes of a file's tensors by place. loaded: the layers before those for multi-token prediction, which are not loaded.
+
+    Raises UnsupportedError for an encoder's tensors.
+    """
     layers_bytes, input_bytes, output_bytes = [0] * layers, 0, 0
     for tensor in tensors:
         match = IN_LAYER.fullmatch(tensor.name)
         if match is not None and int(match[1]) < layers:
-            layers_bytes[int(match[1])] += tensor.size_bytes
-        elif tensor.name.startswith("token_embd."):
+            layers_bytes[int(match[1])] += tensor.size_bytes if int(match[1]) < loaded else 0
+        elif tensor.name.startswith(INPUT):
             input_bytes += tensor.size_bytes
-        elif tensor.name.startswith(("output.", "output_norm.")):
-            output_bytes += tensor.size_bytes
-        else:
+        elif match is not None or tensor.name.startswith(("enc.", "dec.")):
             raise UnsupportedError("llama_cpp_tensor", name=tensor.name)
+        else:
+            output_bytes += tensor.size_bytes
     return Parts(
         input_bytes=input_bytes,
         output_bytes=output_bytes,
-        tied=not any(tensor.name == "output.weight" for tensor in tensors),
+        copied_bytes=0
+        if any(tensor.name == "output.weight" for tensor in tensors)
+        else sum(tensor.size_bytes for tensor in tensors if tensor.name == "token_embd.weight"),
         layers_bytes=tuple(layers_bytes),
     )
-
-
-def converted(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Tensors, under GGUF names, with the types that the converter writes without quantising.
-
-    Vectors, norms, routers, short convolutions and float64 become float32.
-    Source: conversion/base.py, ModelBase.prepare_tensors.
-    """
-    return tuple(
-        Tensor(tensor.name, tensor.shape, DType.F32 if _stays_wide(tensor) else tensor.dtype) for tensor in tensors
-    )
-
-
-def _stays_wide(tensor: Tensor) -> bool:
-    if tensor.dtype is DType.F64:
-        return True
-    wide = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight")
-    return len(tensor.shape) < 2 or tensor.name.endswith(wide)
 
 
 class LlamaCppDemand(Demand):
@@ -93,12 +94,13 @@ class LlamaCppDemand(Demand):
     """
 
     def __init__(self, report: Report, serving: Serving) -> None:
-        self._layers = report.attention.layers
+        self._model, tensors = gguf_model(report)
         formats = ["float16" if name == "auto" else name for name in serving.cache_format.split(",")]
         self._keys, self._values = (read_formats(formats[at], report.spec.dtype)[0] for at in (0, -1))
-        self._parts = parts_of(_gguf_tensors(report), len(self._layers))
+        check_formats(self._keys, self._values)
+        self._parts = parts_of(tensors, self._model.all_layers, self._model.layers)
         self.most_context_tokens = report.spec.context_tokens
-        self.layers = len(self._layers) + 1
+        self.layers = self._model.all_layers + 1
         self.offloaded = self.layers if serving.offloaded is None else min(serving.offloaded, self.layers)
 
     @property
@@ -106,16 +108,20 @@ class LlamaCppDemand(Demand):
         """The names of K's and V's formats."""
         return self._keys.name, self._values.name
 
+    @property
+    def windowed(self) -> bool:
+        """Whether some layers keep a window."""
+        return any(self._model.windowed)
+
     def terms(self, batch: int, context_tokens: int, offloaded: int) -> tuple[tuple[str, int], ...]:
         """Bytes on the card with --ngl `offloaded`: weights, K and V, and recurrent states of the offloaded layers."""
         first = self._first(offloaded)
-        copy_bytes = self._parts.input_bytes if self._parts.tied else 0
-        output_bytes = copy_bytes + self._parts.output_bytes if offloaded else 0
-        layers = self._layers[first:]
+        output_bytes = self._parts.copied_bytes + self._parts.output_bytes if offloaded else 0
+        cache_bytes, state_bytes = self._kept(range(first, self._model.all_layers), batch, context_tokens)
         return (
             ("weights", output_bytes + sum(self._parts.layers_bytes[first:])),
-            ("cache", self._cache_bytes([layer for layer in layers if layer.span != "linear"], batch, context_tokens)),
-            ("state", self._cache_bytes([layer for layer in layers if layer.span == "linear"], batch, context_tokens)),
+            ("cache", cache_bytes),
+            ("state", state_bytes),
         )
 
     def host_bytes(self, batch: int, context_tokens: int) -> int:
@@ -123,17 +129,20 @@ class LlamaCppDemand(Demand):
         first = self._first(self.offloaded)
         file_bytes = self._parts.input_bytes + sum(self._parts.layers_bytes[:first])
         output_bytes = 0 if self.offloaded else self._parts.output_bytes
-        return file_bytes + output_bytes + self._cache_bytes(self._layers[:first], batch, context_tokens)
+        return file_bytes + output_bytes + sum(self._kept(range(first), batch, context_tokens))
 
-    def _cache_bytes(self, layers: Sequence[AnyLayerAttention], batch: int, context_tokens: int) -> int:
-        return sum(
-            llama_cpp_layer_bytes(layer, self._keys, self._values, tokens=context_tokens, sequences=batch)
-            for layer in layers
+    def _kept(self, layers: Iterable[int], batch: int, context_tokens: int) -> tuple[int, int]:
+        """Bytes of the cells and of the states of these layers."""
+        model, kept = self._model, tuple(layers)
+        cells = (
+            cells_bytes(model, layer, self._keys, self._values, tokens=context_tokens, sequences=batch)
+            for layer in kept
         )
+        return sum(cells), sum(states_bytes(model, layer, sequences=batch) for layer in kept)
 
     def _first(self, offloaded: int) -> int:
         """The first layer on the card."""
-        return min(max(self.layers - offloaded, 0), len(self._layers))
+        return min(max(self.layers - offloaded, 0), self._model.all_layers)
 
     def requirement(self, batch: int, context_tokens: int) -> Requirement:
         terms = self.terms(batch, context_tokens, self.offloaded)
@@ -165,17 +174,26 @@ class LlamaCppDemand(Demand):
         )
 
 
-def _gguf_tensors(report: Report) -> Sequence[Tensor]:
-    """A GGUF file's own tensors, else those that llama.cpp's converter would write without quantising."""
+def gguf_model(report: Report) -> tuple[GgufHyperparameters, Sequence[Tensor]]:
+    """The hyperparameters and the tensors of `gguf_source`; UnsupportedError too if the cache is not known here."""
+    metadata, tensors = gguf_source(report)
+    model = read_hyperparameters(metadata, tensors)
+    if not model.cache_is_known:
+        raise UnsupportedError("gguf_cache_unknown", found=model.architecture)
+    return model, tensors
+
+
+def gguf_source(report: Report) -> tuple[Mapping[str, Any], Sequence[Tensor]]:
+    """Metadata and tensors of a GGUF file, else of the file that llama.cpp's converter would write without quantising.
+
+    UnsupportedError for quantised files of other kinds, and for a model whose conversion is not known here.
+    """
     if report.known.unread is not None:
         raise report.known.unread
-    quantised = report.known.quantised
-    if quantised is not None and quantised.method == "gguf" and report.tensors is not None:
-        return report.tensors
-    families = {family for family, _ in FAMILIES.values()}
-    if report.spec.built or report.spec.family not in families:
-        name = report.spec.class_name if report.spec.family in families else report.spec.family
-        raise UnsupportedError("llama_cpp_form", found=name, known=", ".join(sorted(families)))
+    config, quantised = report.config or {}, report.known.quantised
+    if "general.architecture" in config and report.tensors is not None:
+        return config, report.tensors
     if quantised is not None:
         raise UnsupportedError("llama_cpp_packed", method=quantised.method)
-    return converted([part for tensor in each_tensor(report.tree) for part in stored_form(tensor)])
+    dtype = DType.F32 if report.spec.dtype is DType.F64 else report.spec.dtype
+    return as_converted(config, known_architecture(config), dtype)

@@ -170,7 +170,6 @@ TEXT = {
     "vllm_budget_below_block": "A budget of {budget} holds no block of this model, which has {block}",
     "llama_cpp_tensor": "Where llama.cpp puts the tensor {name} is not known here",
     "llama_cpp_packed": "What llama.cpp's converter makes of weights in {method} is not known here; give the GGUF file in place of this model",
-    "llama_cpp_form": "What a GGUF file of {found} holds is not known here; known are {known}",
     "assume_vllm_version": "As vLLM {version} computes it, with its defaults: no prefix caching for hybrid models unless it is asked for, no speculative decoding, no pipeline or data parallelism. Other versions differ: 0.33.0 prints the concurrency times max_model_len as tokens.",
     "assume_vllm_groups": "Groups of layers share the blocks, and vLLM 0.19 prints as tokens what an even share of them holds: what really fits is the concurrency.",
     "assume_vllm_logs": "Ranges are what vLLM 0.19.0 printed for {models} on H100 80GB cards of 79.19 GiB (8,192 tokens a step, 1,024 sequences): another model, card or version can lie outside. Several ranks were 2 and 4, whose NCCL buffers are in the figures.",
@@ -182,5 +181,6 @@ TEXT = {
     "assume_vllm_ranks": "Figures are of each of {ranks} ranks.",
     "assume_llama_cpp_version": "As llama.cpp {version} offloads: the output layer first, then layers from the last; the embedding stays with the host. Before December 2025 the output layer came last.",
     "assume_llama_cpp_form": "Weights as the converter writes them in {dtype}, with norms and biases in float32, not quantised; a GGUF file's own are counted as they are.",
+    "assume_llama_cpp_window": "The cells of a window hold a micro-batch of {tokens} tokens too, llama.cpp's default (-ub)",
     "assume_llama_cpp_compute": "Compute buffers follow model, batch, build and what is offloaded: logs of Qwen3-235B-A22B have 161.02 to 2,502.00 MiB on a card. They and the CUDA context come on top, so that all answers are upper bounds.",
 }

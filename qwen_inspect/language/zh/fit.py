@@ -170,7 +170,6 @@ TEXT = {
     "vllm_budget_below_block": "{budget} 的预算放不下该模型的一块（{block}）",
     "llama_cpp_tensor": "不知道 llama.cpp 把张量 {name} 放在哪里",
     "llama_cpp_packed": "不知道 llama.cpp 的转换脚本如何处理 {method} 权重；请改为给出 GGUF 文件",
-    "llama_cpp_form": "不知道 {found} 的 GGUF 文件内容；支持 {known}",
     "assume_vllm_version": "按 vLLM {version} 及其默认设置推算：混合模型不启用前缀缓存（除非指定），不用投机解码，无流水线并行和数据并行。其他版本会有不同：0.33.0 打印的 token 数是最大并发乘以 max_model_len。",
     "assume_vllm_groups": "各组层共用这些块，vLLM 0.19 打印的 token 数按各组均分计算：实际能容纳多少应看最大并发。",
     "assume_vllm_logs": "范围取自 vLLM 0.19.0 在 H100 80GB（79.19 GiB）上为 {models} 打印的日志（每步 8,192 个 token、1,024 条序列）：其他模型、显卡或版本可能落在范围之外。多 rank 的日志为 2 个和 4 个 rank，数值含 NCCL 缓冲区。",
@@ -182,5 +181,6 @@ TEXT = {
     "assume_vllm_ranks": "数值均为 {ranks} 个 rank 中每个 rank 的占用。",
     "assume_llama_cpp_version": "按 llama.cpp {version} 的方式放置：先放输出层，再从最后一层往前放；词嵌入留在主机内存。2025 年 12 月之前输出层最后才放。",
     "assume_llama_cpp_form": "权重按转换脚本以 {dtype} 写出、不量化时计，归一化与偏置为 float32；GGUF 文件则按其自身内容计。",
+    "assume_llama_cpp_window": "滑动窗口的缓存另含一个 micro-batch，按 llama.cpp 默认的 {tokens} 个 token（-ub）",
     "assume_llama_cpp_compute": "计算缓冲区随模型、批大小、编译方式和放置方式而变：Qwen3-235B-A22B 的日志中，显卡上为 161.02 至 2,502.00 MiB。计算缓冲区与 CUDA 上下文另占显存，因此所有结果都是上限。",
 }
