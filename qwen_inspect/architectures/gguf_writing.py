@@ -1,13 +1,15 @@
 """What llama.cpp's converter writes of a configuration: the metadata that decides bytes, and the tensors under GGUF names.
 
 Source: llama.cpp 0c1e57098, conversion/ (TextModel.set_gguf_parameters and the classes' own; ModelBase.prepare_tensors) and
-gguf-py/gguf/tensor_mapping.py. Families whose files hold layers for multi-token prediction, and towers, are not written.
+gguf-py/gguf/tensor_mapping.py. Towers go into a file of their own. Layers for multi-token prediction are written for the families
+in `WITH_PREDICTION` alone.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import DType, Tensor
@@ -15,6 +17,7 @@ from ..errors import UnsupportedError
 from ..spec import each_tensor
 from .design import Architecture, StoredForm
 from .gguf import NAMES
+from .reading import MOST_LAYERS, integer
 
 # model_type -> general.architecture.
 ARCHITECTURES: Mapping[str, str] = {
@@ -42,18 +45,33 @@ ARCHITECTURES: Mapping[str, str] = {
     "qwen2_vl": "qwen2vl",
     "qwen2_5_vl": "qwen2vl",
     "qwen3": "qwen3",
+    "qwen3_5": "qwen35",
+    "qwen3_5_moe": "qwen35moe",
+    "qwen3_5_moe_text": "qwen35moe",
+    "qwen3_5_text": "qwen35",
     "qwen3_moe": "qwen3moe",
+    "qwen3_next": "qwen3next",
     "qwen3_vl": "qwen3vl",
     "qwen3_vl_moe": "qwen3vlmoe",
     "seed_oss": "seed_oss",
     "smollm3": "smollm3",
     "starcoder2": "starcoder2",
 }
+LINEAR = frozenset({"qwen35", "qwen35moe", "qwen3next"})
+WITH_PREDICTION = LINEAR
 OTHER_NAMES: Mapping[str, str] = {
     "model.final_layernorm": "output_norm",
     "block_sparse_moe.experts": "mlp.experts",
     "block_sparse_moe.router.layer": "ffn_gate_inp",
     "block_sparse_moe.router": "ffn_gate_inp",
+    "linear_attn.conv1d": "ssm_conv1d",
+    "linear_attn.in_proj_a": "ssm_alpha",
+    "linear_attn.in_proj_b": "ssm_beta",
+    "linear_attn.in_proj_ba": "ssm_ba",
+    "linear_attn.in_proj_qkv": "attn_qkv",
+    "linear_attn.in_proj_z": "attn_gate",
+    "linear_attn.norm": "ssm_norm",
+    "linear_attn.out_proj": "ssm_out",
     "mlp.c_fc": "ffn_up",
     "mlp.c_proj": "ffn_down",
     "mlp.fc1": "ffn_up",
@@ -75,7 +93,14 @@ OTHER_NAMES: Mapping[str, str] = {
     "self_attn.qkv_proj": "attn_qkv",
 }
 # Where the norm before the MLP has another name, this one follows attention.
-NORM_AFTER_ATTENTION = frozenset({"gemma2", "gemma3", "olmo2", "exaone4", "seed_oss"})
+NORM_AFTER_ATTENTION = frozenset({"gemma2", "gemma3", "olmo2", "exaone4", "seed_oss"}) | LINEAR
+# Tensors of a layer for multi-token prediction besides those of any layer.
+PREDICTION: Mapping[str, str] = {
+    "mtp.fc.weight": "nextn.eh_proj.weight",
+    "mtp.norm.weight": "nextn.shared_head_norm.weight",
+    "mtp.pre_fc_norm_embedding.weight": "nextn.enorm.weight",
+    "mtp.pre_fc_norm_hidden.weight": "nextn.hnorm.weight",
+}
 # Configuration key -> GGUF key. The first key of a row that the configuration has is written.
 KEYS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("block_count", ("num_hidden_layers",)),
@@ -96,7 +121,8 @@ KEYS: tuple[tuple[str, tuple[str, ...]], ...] = (
 TOWERS = re.compile(r"(model\.)?(visual|vision_tower|vision_model|multi_modal_projector|audio_tower|embed_vision)\.")
 DECODER = re.compile(r"(model\.)?language_model\.(model\.)?")
 IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
-WIDE = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")
+IN_PREDICTION = re.compile(r"mtp\.layers\.(\d+)\.(.+)")
+WIDE = ("norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight")
 
 
 def as_converted(
@@ -105,19 +131,32 @@ def as_converted(
     """The metadata and the tensors, matrices in `dtype`. UnsupportedError for a family whose conversion is not known here."""
     model_type = str(config.get("model_type"))
     name = ARCHITECTURES.get(model_type)
-    if name is None or architecture.prediction_layers:
+    ahead = architecture.prediction_layers
+    if name is None or (ahead and name not in WITH_PREDICTION):
         raise UnsupportedError("gguf_not_written", found=model_type, known=", ".join(ARCHITECTURES))
     nested = config.get("text_config")
     text: Mapping[str, Any] = {**config, **nested} if isinstance(nested, Mapping) else config
     metadata = {"general.architecture": name}
-    metadata |= {f"{name}.{key}": value for key, value in _keys(name, text, architecture).items()}
-    held = (*each_tensor(architecture.tree), *architecture.buffers)
+    keys = _keys(name, text, architecture)
+    layers = integer(text, "num_hidden_layers", at_most=MOST_LAYERS)
+    if ahead:
+        keys |= {"block_count": layers + 1, "nextn_predict_layers": 1}
+    metadata |= {f"{name}.{key}": value for key, value in keys.items()}
+    ahead = tuple(replace(tensor, name=_ahead(tensor.name, layers)) for tensor in ahead)
+    held = (*each_tensor(architecture.tree), *architecture.buffers, *ahead)
     tensors = [part for tensor in held for part in _written(tensor, name, text)]
     tensors += _rope_factors(name, text)
     return metadata, tuple(
         Tensor(tensor.name, tensor.shape, DType.F32 if len(tensor.shape) < 2 or tensor.name.endswith(WIDE) else dtype)
         for tensor in tensors
     )
+
+
+def _ahead(name: str, layers: int) -> str:
+    """A tensor for multi-token prediction belongs to the layer behind the last. Source: conversion/qwen.py, _Qwen35MtpMixin."""
+    if match := IN_PREDICTION.fullmatch(name):
+        return f"model.layers.{layers + int(match[1])}.{match[2]}"
+    return f"blk.{layers}.{PREDICTION[name]}" if name in PREDICTION else name
 
 
 def stored_form_of(architecture: str, config: Mapping[str, Any]) -> StoredForm:
@@ -143,8 +182,21 @@ def _keys(name: str, text: Mapping[str, Any], architecture: Architecture) -> dic
             "attention.value_length_mla": text["v_head_dim"],
             "rope.dimension_count": rope,
         }
+    if name in LINEAR:
+        key_heads, value_heads = text["linear_num_key_heads"], text["linear_num_value_heads"]
+        interval = text.get("full_attention_interval", 4)
+        linear = _linear_layers(text, interval)
+        keys |= {
+            "ssm.conv_kernel": text["linear_conv_kernel_dim"],
+            "ssm.state_size": text["linear_key_head_dim"],
+            "ssm.group_count": key_heads,
+            "ssm.time_step_rank": value_heads,
+            "ssm.inner_size": value_heads * text["linear_value_head_dim"],
+            "attention.recurrent_layers": [*linear, *[False for _ in architecture.prediction_layers[:1]]],
+            "rope.dimension_count": int(text["head_dim"] * _partial_rotary(text, 0.25)),
+        }
     if name == "glm4":
-        keys["rope.dimension_count"] = int(keys["attention.key_length"] * _partial_rotary(text))
+        keys["rope.dimension_count"] = int(keys["attention.key_length"] * _partial_rotary(text, 0.5))
     windows = [layer.window_tokens for _, layer in architecture.kept or ()]
     if any(windows) and name in ("gemma2", "gemma3", "olmo2", "exaone4"):
         keys["attention.sliding_window"] = next(window for window in windows if window)
@@ -153,15 +205,25 @@ def _keys(name: str, text: Mapping[str, Any], architecture: Architecture) -> dic
     return keys
 
 
-def _partial_rotary(text: Mapping[str, Any]) -> float:
+def _linear_layers(text: Mapping[str, Any], interval: int) -> list[bool]:
+    types = text.get("layer_types")
+    if isinstance(types, list):
+        return [kind == "linear_attention" for kind in types]
+    return [(index + 1) % interval != 0 for index in range(text["num_hidden_layers"])]
+
+
+def _partial_rotary(text: Mapping[str, Any], default: float) -> float:
     rope = text.get("rope_parameters")
     nested = rope if isinstance(rope, Mapping) else {}
-    return float(nested.get("partial_rotary_factor", text.get("partial_rotary_factor", 0.5)))
+    return float(nested.get("partial_rotary_factor", text.get("partial_rotary_factor", default)))
 
 
 def _written(tensor: Tensor, architecture: str, text: Mapping[str, Any]) -> Iterator[Tensor]:
     """The tensors as which a tensor of transformers' class is written; none of a tower."""
     if TOWERS.match(tensor.name):
+        return
+    if tensor.name.startswith("blk."):
+        yield tensor
         return
     full = DECODER.sub("model.", tensor.name)
     layer = IN_LAYER.fullmatch(full)
@@ -181,6 +243,15 @@ def _written(tensor: Tensor, architecture: str, text: Mapping[str, Any]) -> Iter
         yield Tensor(f"{prefix}attn_k_b.weight", (heads, rank, nope), tensor.dtype)
         yield Tensor(f"{prefix}attn_v_b.weight", (heads, values, rank), tensor.dtype)
         return
+    if name in ("linear_attn.A_log", "linear_attn.dt_bias"):
+        yield Tensor(prefix + ("ssm_a" if name.endswith("A_log") else "ssm_dt.bias"), tensor.shape, tensor.dtype)
+        return
+    if name == "linear_attn.in_proj_qkvz.weight":
+        values = text["linear_num_value_heads"] * text["linear_value_head_dim"]
+        rows, hidden = tensor.shape
+        yield Tensor(f"{prefix}attn_qkv.weight", (rows - values, hidden), tensor.dtype)
+        yield Tensor(f"{prefix}attn_gate.weight", (values, hidden), tensor.dtype)
+        return
     if name == "mlp.gate.e_score_correction_bias":
         yield Tensor(f"{prefix}exp_probs_b.bias", tensor.shape, tensor.dtype)
         return
@@ -191,6 +262,8 @@ def _written(tensor: Tensor, architecture: str, text: Mapping[str, Any]) -> Iter
     if stored is None:
         raise UnsupportedError("gguf_tensor_not_written", name=tensor.name)
     sides = tensor.shape[1:] if module == "mlp.shared_expert_gate" else tensor.shape
+    if module == "linear_attn.conv1d":
+        sides = (tensor.shape[0], tensor.shape[2])
     yield Tensor(f"{prefix}{stored}.{kind}", sides, tensor.dtype)
 
 

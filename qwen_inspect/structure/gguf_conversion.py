@@ -31,6 +31,8 @@ def as_gguf(report: Report, scheme: str) -> Report:
     stored = quantised(tensors, scheme, read_hyperparameters(metadata, tensors))
     size_bytes = sum(tensor.size_bytes for tensor in stored)
     checkpoint = Checkpoint(ref=report.ref, config=metadata, tensors=stored, gguf=True)
-    predicted = Message("quant_predicted", scheme=scheme.upper(), size=size_bytes)
+    notices = [Message("quant_predicted", scheme=scheme.upper(), size=size_bytes)]
+    if any(key.endswith(".nextn_predict_layers") for key in metadata):
+        notices.append(Message("quant_with_prediction"))
     written = analyse(checkpoint, workload=report.workload)
-    return replace(written, tensors_origin="theory", notices=(*report.notices, predicted))
+    return replace(written, tensors_origin="theory", notices=(*report.notices, *notices))
