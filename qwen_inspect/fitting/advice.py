@@ -22,8 +22,8 @@ DEEPEST = 160  # layers; each of some 190 numbers is tried with all of them
 def limits(memories: Sequence[MemoryReport], run: Run, cards: Sequence[Gpu]) -> tuple[CardLimits, ...]:
     """How far `run`, one of the predicted ones, goes on each card. Empty if the weights' bytes or the cache are unknown.
 
-    If that takes traces of other lengths, or of very many layers, which are slow, the context is the longest predicted prompt, and
-    the batch unknown. No calibration of this machine is used, so that the answer is the same everywhere.
+    If that takes traces of other lengths, or of very many layers, which are slow, the context is the longest predicted prompt,
+    and the batch unknown. No calibration of this machine is used, so that the answer is the same everywhere.
     """
     memory = next(memory for memory in memories if memory.run == run)
     if not memory.report.settled or memory.report.known.unread is not None:
