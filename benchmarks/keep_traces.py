@@ -104,6 +104,8 @@ def small(model_type: str) -> dict[str, Any]:
     for key, value in text.items():
         if isinstance(value, list) and len(value) == 4:
             text[key] = 2 * value
+    if "kv_lora_rank" in text and (text.get("rope_parameters") or {}).pop("partial_rotary_factor", None):
+        del text["head_dim"]  # both follow from the widths of its parts
     own = transformers.AutoConfig.for_model(model_type).get_text_config(decoder=True).to_dict()
     text.update({key: SMALL[key] for key in ("head_dim", "num_key_value_heads") if own.get(key, 0) is None})
     return config
@@ -117,7 +119,8 @@ def stated(config: dict[str, Any]) -> dict[str, Any]:
     text = decoder_of(completed)
     own = transformers.AutoConfig.for_model(**config).get_text_config(decoder=True).to_dict()
     sizes = {key: own[key] for key in DIMENSIONS if key not in text and isinstance(own.get(key), int)}
-    if "head_dim" not in text and own.get("head_dim") not in (None, own["hidden_size"] // own["num_attention_heads"]):
+    derived = (None, own["hidden_size"] // own["num_attention_heads"])
+    if not {"head_dim", "kv_lora_rank"} & {*text} and own.get("head_dim") not in derived:
         sizes["head_dim"] = own["head_dim"]
     text.update(sizes)  # type: ignore[attr-defined]
     return completed

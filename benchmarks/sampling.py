@@ -45,6 +45,9 @@ def sampled(config: Mapping[str, Any], random: Random) -> dict[str, Any]:
     def some(least: int, most: int, multiple: int = 1) -> int:
         return random.randint(least, most) * multiple
 
+    for key in ("image_token_id", "image_token_index"):
+        if isinstance(whole.get(key), int) and whole[key] < text.get("vocab_size", 0):
+            whole[key] = 1  # within the vocabulary still
     for key, multiple in SIZES.items():
         if isinstance(text.get(key), int) and text[key]:
             text[key] = some(11, 97, multiple) if multiple > 1 else some(301, 5_001)
@@ -91,6 +94,7 @@ def _heads(text: dict[str, Any], some: Any) -> None:
     text["num_attention_heads"] = new * times
     if text.get("num_global_key_value_heads") is not None:  # of layers without a window
         text["num_global_key_value_heads"] = new if text["num_global_key_value_heads"] == kv_heads else times
+        text["num_attention_heads"] *= some(1, 3)
     if isinstance(text.get("global_head_dim"), int):
         text["global_head_dim"] = some(3, 32, 8) if text["global_head_dim"] <= FLASH_HEAD_DIM else some(33, 64, 8)
     if text.get("num_key_value_heads") is not None:

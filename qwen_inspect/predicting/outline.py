@@ -43,6 +43,7 @@ LATENT = ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim", "v_head
 # By kind of cache, the length beyond which such a layer does something else: the most tokens that an index chooses, a
 # convolution's kernel, which prompts may be shorter than.
 LENGTHS = {"indexed": "index_topk", "convolution": "conv_L_cache"}
+GEMMA3_IMAGE_TOKEN, GEMMA3_VOCABULARY = 262_144, 262_208  # transformers 5.23, Gemma3Config and Gemma3TextConfig
 LAYERS = "layers"
 MOST_SINGLES = 2
 FLASH_HEAD_DIM = 256  # the widest of flash attention, which pads to eights. Source: torch 2.13, sdp_utils.cpp
@@ -174,7 +175,17 @@ def options_of(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
     }
     if ropes := sorted(_ropes([text.get("rope_parameters"), text.get("rope_scaling")])):
         options["rope"] = ropes
+    if config.get("model_type") == "gemma3" and _image_token(config) >= int(text.get("vocab_size", GEMMA3_VOCABULARY)):
+        options["image_token"] = "beyond the vocabulary"
     return options
+
+
+def _image_token(config: Mapping[str, Any]) -> int:
+    """Gemma 3 replaces images' tokens in each run if they are beyond the decoder's vocabulary.
+
+    Source: transformers 5.23, modeling_gemma3.Gemma3Model.forward and Gemma3Config
+    """
+    return int(config.get("image_token_id", config.get("image_token_index", GEMMA3_IMAGE_TOKEN)))
 
 
 def _class_of(value: Any, default: Any) -> Any:

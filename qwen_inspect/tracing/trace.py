@@ -260,6 +260,11 @@ def _build(
             dtype=getattr(torch, spec.dtype.torch_name),
             attn_implementation="eager" if flash else implementation,
         )
+    for module in model.modules():
+        if isinstance(types := getattr(module, "unique_layer_types", None), set):
+            module.unique_layer_types = sorted(
+                types
+            )  # Gemma 4's tables of RoPE, in an order that Python draws for each process
     if flash:
         # The real name requires the package. transformers treats any name with "flash" in it as flash attention.
         name = "traced_flash_attention_2"
