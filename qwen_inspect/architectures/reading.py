@@ -28,9 +28,9 @@ from .families import CLASSES
 # Far above every released model: a larger value means a damaged or hostile file.
 LARGEST_SIZE = 1 << 31
 LARGEST_NUMBER = 10**18  # its products with sizes are finite
-MOST_LAYERS = 400  # Llama-3.1-405B has 126, its longest self-merge 315
+MOST_LAYERS = 400  # Llama-3.1-405B has 126, mlabonne/BigLlama-3.1-1T-Instruct 315
 MOST_HEADS = 1 << 16
-MOST_EXPERTS = 1 << 16  # over all layers; Switch-C has 30,720, Kimi-K2 23,040
+MOST_EXPERTS = 1 << 16  # over all layers; Kimi-K2 has 23,040
 
 # Class that ACT2FN builds for a name of `hidden_act`. Source: transformers 5.23, activations.ACT2CLS.
 ACTIVATION_CLASSES: Mapping[str, str] = {
