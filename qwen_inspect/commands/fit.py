@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..console import EXIT_CHECK_FAILED
@@ -88,6 +87,8 @@ def _serve(options: argparse.Namespace, say: Language) -> int:
 
         report = as_gguf(report, options.quant)
     if report.ref.source == "ollama" and options.engine == "llama.cpp":
+        from dataclasses import replace
+
         from ..engines.llama_cpp.ollama import as_served
 
         serving, notices = as_served(serving, report, cards[0], os.environ)
