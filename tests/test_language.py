@@ -19,6 +19,8 @@ COMPOSED = (
     "component_", "source_", "confidence_", "witness_", "cause_", "cause_name_", "miscount_", "finding_", "column_", "help_",
     "engine_", "change_", "section_", "layer_kind_", "row_",
     "figure_",
+    "buffer_",
+    "answer_llama_cpp_",
     "catalog_kind_",
     "cpu_",
     "purpose_",

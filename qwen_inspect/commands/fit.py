@@ -14,6 +14,7 @@ from ..language import Language
 from ..options import flag, given, model, output, prediction, values
 
 if TYPE_CHECKING:
+    from ..engines.llama_cpp.logs import Log
     from ..results.fit import Gpu
     from ..results.serving import Serving
 
@@ -25,6 +26,17 @@ ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
     ),
     "vllm": ("utilization", "kv_budget", "tp", "max_num_batched_tokens", "enable_prefix_caching"),
     "llama.cpp": ("ngl", "cache_type_k", "cache_type_v", "quant"),
+}
+
+LARGEST_LOG_BYTES = 64 << 20
+# Options that a command of --llama-cpp has itself, with their defaults.
+IN_COMMAND: Mapping[str, object] = {
+    "context": None,
+    "batch": 1,
+    "cache_dtype": "auto",
+    "ngl": None,
+    "cache_type_k": "auto",
+    "cache_type_v": "auto",
 }
 
 
@@ -49,6 +61,9 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     add("--cache-type-k", type=values.number_format, default="auto", metavar="FORMAT", help=say("help_cache_type_k"))
     add("--cache-type-v", type=values.number_format, default="auto", metavar="FORMAT", help=say("help_cache_type_v"))
     add("--quant", metavar="NAME", help=say("help_quant"))
+    add("--llama-cpp", metavar="COMMAND", help=say("help_llama_cpp"))
+    add("--log", metavar="FILE", help=say("help_log"))
+    add("--host-memory", type=values.size(say), metavar="SIZE", help=say("help_host_memory"))
     engine_options = [name for names in ENGINE_OPTIONS.values() for name in names]
     command.set_defaults(defaults={name: command.get_default(name) for name in engine_options})
     output.declare_document(command, say)
@@ -56,6 +71,10 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
 
 def run(options: argparse.Namespace, say: Language) -> int:
     output.check(options)
+    if options.llama_cpp is not None:
+        return _run_llama_cpp(options, say)
+    if alone := given(options, "log", "host_memory"):
+        raise UsageError("llama_cpp_needs_command", option=alone[0])
     _check_engine(options)
     prediction.say_dtype(options, say)
     return _fit(options, say) if options.engine == "transformers" else _serve(options, say)
@@ -97,6 +116,51 @@ def _serve(options: argparse.Namespace, say: Language) -> int:
     output.show(answer, options, say)
     output.say_notices(answer.report, options, say)
     return EXIT_CHECK_FAILED if answer.fits is False else 0
+
+
+def _run_llama_cpp(options: argparse.Namespace, say: Language) -> int:
+    """Returns 1 if the command does not fit, or its log differs from the prediction."""
+    from ..engines.llama_cpp.command import parse_command
+    from ..fitting.llama_cpp import run_command
+
+    for name in IN_COMMAND:
+        if getattr(options, name) != options.defaults.get(name, IN_COMMAND[name]):
+            raise UsageError("llama_cpp_option", option=flag(name))
+    command = parse_command(options.llama_cpp)
+    if options.model is None:
+        options = argparse.Namespace(**{**vars(options), "model": command.model})
+    cards = _cards_together(options)
+    log = None if options.log is None else _log(options.log)
+    host_bytes = None if options.host_memory is None else options.host_memory[1]
+    answer = run_command(prediction.inspected(options), command, cards, host_bytes=host_bytes, log=log)
+    output.show(answer, options, say)
+    output.say_notices(answer.report, options, say)
+    return EXIT_CHECK_FAILED if answer.fits is False or answer.differs else 0
+
+
+def _cards_together(options: argparse.Namespace) -> Sequence[Gpu]:
+    """The cards of --gpu, each as often as it is named; none without --gpu and --memory."""
+    from ..fitting.search import cards
+
+    if options.gpu is None and options.memory is None:
+        return ()
+    names = [None] if options.gpu is None else options.gpu.split(",")
+    return tuple(card for name in names for card in cards(name, options.memory))
+
+
+def _log(path: str) -> Log:
+    """Raises UsageError for a file that cannot be read or has no buffers."""
+    from ..engines.llama_cpp.logs import read_log
+    from ..loaders.regular import read_regular
+
+    try:
+        text = read_regular(path, cap=LARGEST_LOG_BYTES).decode("utf-8", errors="replace")
+    except OSError as error:
+        raise UsageError("llama_cpp_log", path=path, reason=error.strerror or str(error)) from None
+    log = read_log(text)
+    if not log.printed:
+        raise UsageError("llama_cpp_log_empty", path=path)
+    return log
 
 
 def _cards(options: argparse.Namespace) -> Sequence[Gpu]:

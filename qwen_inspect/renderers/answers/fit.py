@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ...language import Language
 from ...results.fit import CardAnswer, FitReport, Largest, Suggestion
+from ...results.llama_cpp import LlamaCppReport
 from ...results.serving import EngineCard, LlamaCppReserve, ServingReport, VllmReserve
 from ...units import count, size
 from ..document.common import reach, shown_range
@@ -14,7 +15,11 @@ from .cards import named
 from .memory import workload
 
 
-def sentences(report: FitReport | ServingReport, say: Language) -> list[str]:
+def sentences(report: FitReport | ServingReport | LlamaCppReport, say: Language) -> list[str]:
+    if isinstance(report, LlamaCppReport):
+        from . import llama_cpp
+
+        return llama_cpp.sentences(report, say)
     if isinstance(report, ServingReport):
         return _serving(report, say)
     name, run = report.report.ref.id, workload(report.run, say)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from ...language import Language
 from ...results.fit import CardAnswer, FitReport, Suggestion
+from ...results.llama_cpp import LlamaCppReport
 from ...results.serving import ServingReport
 from ...units import count, signed_size, size
 from ..blocks import Block, Fields, Heading, Items, Paragraph, Table
@@ -13,7 +14,11 @@ from . import View
 from .common import identity, notes, notices, prompt_label, reach
 
 
-def blocks(report: FitReport | ServingReport, say: Language, view: View) -> Sequence[Block]:
+def blocks(report: FitReport | ServingReport | LlamaCppReport, say: Language, view: View) -> Sequence[Block]:
+    if isinstance(report, LlamaCppReport):
+        from . import llama_cpp
+
+        return llama_cpp.blocks(report, say)
     if isinstance(report, ServingReport):
         from . import serving
 

@@ -11,7 +11,9 @@ from .common import OfModelJSON, model_content
 from .values import Count, Keywords, Positive, TypedDict
 
 if TYPE_CHECKING:
+    from ...results.llama_cpp import LlamaCppReport
     from ...results.serving import ServingReport
+    from .llama_cpp import LlamaCppCommandJSON
     from .serving import ServingJSON
 
 
@@ -148,10 +150,18 @@ class CardReachJSON(LargestContextJSON):
     contexts: list[ContextFitJSON]
 
 
-def content(report: FitReport | ServingReport, say: Language) -> FitJSON | ServingJSON:
+def content(
+    report: FitReport | ServingReport | LlamaCppReport, say: Language
+) -> FitJSON | ServingJSON | LlamaCppCommandJSON:
     model = model_content(report.report, say)
     if isinstance(report, FitReport):
         return {"model": model, **fit_content(report, say)}
+    from ...results.llama_cpp import LlamaCppReport
+
+    if isinstance(report, LlamaCppReport):
+        from .llama_cpp import llama_cpp_content
+
+        return {"model": model, **llama_cpp_content(report, say)}
     from .serving import serving_content
 
     return {"model": model, **serving_content(report, say)}

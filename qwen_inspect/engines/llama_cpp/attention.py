@@ -1,0 +1,282 @@
+"""The nodes of attention: projections, the cache's cells, scores, and the latent of MLA.
+
+Source: llama.cpp b11549, src/llama-graph.cpp (build_qkv, build_attn), src/llama-kv-cache.cpp, src/models/deepseek2.cpp.
+"""
+
+from __future__ import annotations
+
+from .parts import Parts
+from .tensors import (
+    F16,
+    F32,
+    I32,
+    I64,
+    Node,
+    Type,
+    contiguous,
+    copied,
+    is_contiguous,
+    leaf,
+    like,
+    matmul,
+    new,
+    permute,
+    reshape,
+    set_rows,
+    stored,
+    transpose,
+    view,
+)
+
+
+class Attention(Parts):
+    """Attention of one layer."""
+
+    def _attention(self, layer: int, inputs: Node) -> Node:
+        if self._read.latent:
+            return self._latent_attention(layer, inputs)
+        query, key, value = self._projections(layer, inputs)
+        length = query.shape[0]
+        gate = (
+            view(query.sources[0], query.shape[:3], (8 * length, 8 * length * query.shape[1]), 4 * length)
+            if self._design.gated_query
+            else query
+        )
+        query, key = (self._head_norm(node, layer, part) for node, part in ((query, "q"), (key, "k")))
+        if self._turns(layer):
+            position = self._input("positions", I32, self._batch.tokens * self._design.positions)
+            query, key = (like("ROPE", node, position) for node in (query, key))
+        if self._key("attention.temperature_scale"):
+            query = like("MUL", query, self._input("attn_scale", F32, 1, 1, self._batch.tokens))
+        if self._design.scaled_query:
+            query = like("SCALE", query)
+        if not self._design.gated_query:
+            return self._linear(f"blk.{layer}.attn_output", self._attend(layer, query, key, value))
+        attended = self._attend(layer, query, key, value)
+        attended = like("MUL", attended, like("UNARY", contiguous(gate, *attended.shape[:2])))
+        return self._linear(f"blk.{layer}.attn_output", attended)
+
+    def _turns(self, layer: int) -> bool:
+        """Whether RoPE turns Q and K. Source: hparams.has_rope, n_no_rope_layer_step."""
+        design = self._design
+        if design.turns_by_key:
+            return self._key("rope.scaling.finetuned") is not False
+        return design.turns and (not design.unturned or (layer + 1) % design.unturned != 0)
+
+    def _head_norm(self, node: Node, layer: int, part: str) -> Node:
+        name = f"blk.{layer}.attn_{part}_norm"
+        if f"{name}.weight" not in self._tensors or self._norms_whole(layer, part):
+            return node
+        return self._norm(node, name)
+
+    def _norms_whole(self, layer: int, part: str) -> bool:
+        """Whether Q or K is normalised over all heads together."""
+        weight = self._tensors.get(f"blk.{layer}.attn_{part}_norm.weight")
+        return weight is not None and weight.elements > self._read.key_length
+
+    def _projections(self, layer: int, inputs: Node) -> tuple[Node, Node, Node]:
+        """Source: build_qkv."""
+        read, tokens, prefix = self._read, self._batch.tokens, f"blk.{layer}."
+        windowed = read.windowed[layer]
+        key_length = read.key_length_swa if windowed else read.key_length
+        value_length = read.value_length_swa if windowed else read.value_length
+        sizes = (
+            (key_length, read.heads[layer]),
+            (key_length, read.kv_heads[layer]),
+            (value_length, read.kv_heads[layer]),
+        )
+        if f"{prefix}attn_qkv.weight" in self._tensors:
+            joined = self._linear(f"{prefix}attn_qkv", inputs)
+            starts = (0, key_length * read.heads[layer], key_length * (read.heads[layer] + read.kv_heads[layer]))
+            views = [
+                view(joined, (length, heads, tokens), (4 * length, joined.strides[1]), 4 * start)
+                for (length, heads), start in zip(sizes, starts, strict=True)
+            ]
+        else:
+            views = []
+            for part, (length, heads) in zip("qkv", sizes, strict=True):
+                node = self._linear(f"{prefix}attn_{part}", inputs)
+                if part == "q" and self._design.gated_query:
+                    views.append(view(node, (length, heads, tokens), (8 * length, 8 * length * heads)))
+                    continue
+                if self._norms_whole(layer, part):
+                    node = self._norm(node, f"{prefix}attn_{part}_norm")
+                views.append(reshape(node, length, heads, tokens))
+        return views[0], views[1], views[2]
+
+    def _attend(self, layer: int, query: Node, key: Node, value: Node) -> Node:
+        """Source: build_attn with llm_graph_input_attn_kv and _kv_iswa."""
+        read, batch = self._read, self._batch
+        windowed = read.windowed[layer] and read.window_kind is not None
+        kind = "_swa" if windowed else ""
+        key_rotation = self._rotation(batch.key_type, read.key_length, f"k{kind}")
+        value_rotation = self._rotation(batch.value_type, read.value_length, f"v{kind}")
+        if key_rotation is not None:
+            query, key = _rotated(query, key_rotation), _rotated(key, key_rotation)
+        if value_rotation is not None:
+            value = _rotated(value, value_rotation)
+        order = (query, key, value) if read.window_kind is not None else (query, value, key)
+        for node in order:
+            self.graph.expand(node)
+        cells = batch.window_cells if windowed else batch.cells
+        flash = batch.flash_attention
+        device = self._placed[f"cache.{layer}"]
+        wide = read.most_values if not flash else read.values(layer)
+        indices = batch.tokens if flash else batch.tokens * read.most_values
+        keys = stored(batch.key_type, (read.keys(layer), cells, batch.streams), device, weight=False)
+        values = stored(batch.value_type, (wide, cells, batch.streams), device, weight=False)
+        for node, cache, name, count in ((key, keys, "k", batch.tokens), (value, values, "v", indices)):
+            whole = flash or name == "k"
+            places = self._input(f"{name}_idxs{kind}", I64, count) if batch.build.indexed else None
+            self.graph.expand(_stored(node, cache, places) if whole else _stored_across(node, cache, places))
+        cached_key = _cache_view(keys, key.shape[0], key.shape[1], cells, batch.streams)
+        if flash:
+            cached_value = _cache_view(values, value.shape[0], value.shape[1], cells, batch.streams)
+        else:
+            number = values.strides[0]
+            cached_value = view(
+                values,
+                (cells, value.shape[1], value.shape[0], batch.streams),
+                (number * cells * value.shape[0], number * cells, number * cells * wide),
+            )
+        mask = self._mask(windowed, cells)
+        attended = self._mha(query, cached_key, cached_value, mask, layer)
+        if value_rotation is not None:
+            attended = _rotated(attended, value_rotation)
+        return attended
+
+    def _rotation(self, kind: Type, head_length: int, part: str) -> Node | None:
+        """The Hadamard matrix that a quantised cache is turned by. Source: build_input_k_rot, build_input_v_rot."""
+        if not self._batch.build.rotates or kind.numbers == 1 or head_length % 64:
+            return None
+        size = 64
+        while part.startswith("k") and head_length % (2 * size) == 0:
+            size *= 2
+        return self._input(f"rotation_{part}", F32, size, size)
+
+    def _mask(self, windowed: bool, cells: int) -> Node:
+        batch = self._batch
+        if windowed not in self._masks:
+            kind = F16 if batch.flash_attention and not batch.build.mask_is_cast else F32
+            mask = leaf(kind, cells, batch.tokens // batch.streams, 1, batch.streams)
+            if batch.flash_attention and batch.build.mask_is_cast:
+                mask = new("CPY", mask.shape, mask, kind=F16)
+            self._masks[windowed] = mask
+        return self._masks[windowed]
+
+    def _mha(self, query: Node, key: Node, value: Node, mask: Node, layer: int, decompress: Node | None = None) -> Node:
+        """Source: build_attn_mha."""
+        streams, tokens = self._batch.streams, query.shape[2]
+        strides = query.strides
+        query = view(
+            query,
+            (query.shape[0], query.shape[1], tokens // streams, streams),
+            (strides[1], strides[2], strides[2] * (tokens // streams)),
+        )
+        query, key, value = (permute(node, 0, 2, 1, 3) for node in (query, key, value))
+        sinks = self._weight(f"blk.{layer}.attn_sinks.weight")
+        further = [] if sinks is None else [sinks]
+        if self._batch.flash_attention:
+            shape = (value.shape[0], query.shape[2], query.shape[1], query.shape[3])
+            result = new("FLASH_ATTN_EXT", shape, query, key, value, mask, *further)
+            if decompress is not None:
+                result = permute(matmul(decompress, permute(result, 0, 2, 1, 3)), 0, 2, 1, 3)
+                result = contiguous(result)
+            result = reshape(result, result.shape[0] * result.shape[1], tokens)
+        else:
+            scores = matmul(key, query)
+            if self._design.capped:
+                scores = like("SCALE", like("UNARY", like("SCALE", scores)))
+            scores = like("SOFT_MAX", scores, mask, *further)
+            if value.strides[1] <= value.strides[2] and decompress is not None:
+                value = contiguous(transpose(value))
+            result = matmul(value, scores)
+            if decompress is not None:
+                result = matmul(decompress, result)
+            result = permute(result, 0, 2, 1, 3)
+            result = contiguous(result, result.shape[0] * result.shape[1], tokens)
+        return self.graph.expand(result)
+
+    def _latent_attention(self, layer: int, inputs: Node) -> Node:
+        """Source: src/models/deepseek2.cpp with the latent alone in the cache; build_attn with llm_graph_input_attn_k."""
+        read, batch, prefix = self._read, self._batch, f"blk.{layer}."
+        heads, rank, rope, tokens = read.heads[layer], read.kv_lora_rank, read.rope_dimensions, batch.tokens
+        length = read.key_length_mla
+        plain = length - rope
+        position = self._input("positions", I32, tokens)
+        if f"{prefix}attn_q.weight" in self._tensors:
+            query = matmul(self._needed(f"{prefix}attn_q.weight"), inputs)
+        else:
+            narrow = self._norm(matmul(self._needed(f"{prefix}attn_q_a.weight"), inputs), f"{prefix}attn_q_a_norm")
+            query = matmul(self._needed(f"{prefix}attn_q_b.weight"), narrow)
+        query = reshape(query, length, heads, tokens)
+        joined = matmul(self._needed(f"{prefix}attn_kv_a_mqa.weight"), inputs)
+        row = 4 * (rank + rope)
+        latent = view(joined, (rank, tokens), (row,))
+        key_rope = like_contiguous("ROPE", view(joined, (rope, 1, tokens), (row, row), 4 * rank), position)
+        latent = like_contiguous_norm(latent, self._needed(f"{prefix}attn_kv_a_norm.weight"))
+        unturned = view(query, (plain, heads, tokens), query.strides[1:3])
+        turned = view(query, (rope, heads, tokens), query.strides[1:3], 4 * plain)
+        turned = like_contiguous("ROPE", turned, position)
+        absorbed = matmul(self._needed(f"{prefix}attn_k_b.weight"), permute(unturned, 0, 2, 1, 3))
+        absorbed = permute(absorbed, 0, 2, 1, 3)
+        query = new("CONCAT", (rank + rope, heads, tokens, 1), absorbed, turned)
+        latent = reshape(latent, rank, 1, tokens)
+        key = new("CONCAT", (rank + rope, 1, tokens, 1), latent, key_rope)
+        for node in (query, latent, key):
+            self.graph.expand(node)
+        cache = stored(
+            batch.key_type, (rank + rope, batch.cells, batch.streams), self._placed[f"cache.{layer}"], weight=False
+        )
+        places = self._input("k_idxs", I64, tokens) if batch.build.indexed else None
+        self.graph.expand(_stored(key, cache, places))
+        cached = _cache_view(cache, rank + rope, 1, batch.cells, batch.streams)
+        value = view(cached, (rank, 1, batch.cells, batch.streams), cached.strides[1:])
+        attended = self._mha(
+            query, cached, value, self._mask(False, batch.cells), layer, self._needed(f"{prefix}attn_v_b.weight")
+        )
+        return self._linear(f"{prefix}attn_output", attended)
+
+
+def like_contiguous(op: str, node: Node, *others: Node) -> Node:
+    return new(op, node.shape, node, *others, kind=node.type)
+
+
+def like_contiguous_norm(node: Node, weight: Node) -> Node:
+    return like("MUL", like("RMS_NORM", node), weight)
+
+
+def _rotated(node: Node, rotation: Node) -> Node:
+    """Source: llama_mul_mat_hadamard."""
+    size = rotation.shape[0]
+    count = node.shape[0] * node.shape[1] * node.shape[2] * node.shape[3] // size
+    flat = reshape(node, size, count) if is_contiguous(node) else contiguous(node, size, count)
+    return reshape(matmul(rotation, flat), *node.shape)
+
+
+def _stored(value: Node, cache: Node, places: Node | None) -> Node:
+    """Writes K, or V with flash attention, into a cache. Source: llama_kv_cache::cpy_k."""
+    flat = view(value, (value.shape[0] * value.shape[1], value.shape[2]), (value.strides[2],))
+    if places is None:
+        return copied(flat, view(cache, (flat.shape[0], flat.shape[1]), (cache.strides[1],)))
+    if cache.shape[2] > 1:
+        cache = reshape(cache, cache.shape[0], cache.shape[1] * cache.shape[2])
+    return set_rows(cache, flat, places)
+
+
+def _stored_across(value: Node, cache: Node, places: Node | None) -> Node:
+    """Writes V into a cache without flash attention, which is transposed: a number a row. Source: llama_kv_cache::cpy_v."""
+    width, tokens = value.shape[0] * value.shape[1], value.shape[2]
+    flat = reshape(value, width, tokens) if value.strides[2] == 4 * width else contiguous(value, width, tokens)
+    if places is None:
+        return copied(transpose(flat), view(cache, (tokens, width), (cache.strides[0] * cache.shape[1],)))
+    if width < cache.shape[0]:
+        flat = new("PAD", (cache.shape[0], tokens, 1, 1), flat)
+    numbers = flat.shape[0] * tokens
+    target = reshape(cache, 1, cache.shape[0] * cache.shape[1] * cache.shape[2])
+    return set_rows(target, reshape(flat, 1, numbers), places)
+
+
+def _cache_view(cache: Node, length: int, heads: int, cells: int, streams: int) -> Node:
+    head = cache.strides[1] * length // cache.shape[0]
+    return view(cache, (length, heads, cells, streams), (head, cache.strides[1], cache.strides[2]))

@@ -1,0 +1,304 @@
+"""Every buffer that llama.cpp prints while it loads a model: weights, cache, states, computation and output.
+
+Source: llama.cpp b11549 and 0c1e57098, src/llama-context.cpp, llama-kv-cache.cpp, llama-kv-cache-iswa.cpp,
+llama-memory-recurrent.cpp, llama-model.cpp (load_tensors).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ...architectures.gguf_hparams import GgufHyperparameters
+from ...architectures.gguf_keys import read_hyperparameters
+from ...checkpoint import Tensor
+from ...errors import UnsupportedError, UsageError
+from ...results.llama_cpp import Buffer
+from .builds import Build
+from .design import DESIGNS, Batch
+from .graphs import Decoder
+from .options import IN_LAYER, LlamaCppOptions, Placement, place
+from .parts import type_of
+from .scheduler import ALIGNMENT, HOST, HOST_ALIGNMENT, Scheduler, cuda_size_bytes
+from .tensors import CACHE_TYPES, F32, Type, stored
+
+CELLS_MULTIPLE = 256
+FLASH_HEADS = (40, 64, 72, 80, 96, 112, 128, 256, 512)
+FLASH_LATENTS = ((576, 512), (320, 256), (192, 128))
+
+
+@dataclass(frozen=True)
+class GgufModel:
+    """A GGUF file's metadata and tensors, in the file's order."""
+
+    metadata: Mapping[str, Any]
+    tensors: tuple[Tensor, ...]
+
+    @cached_property
+    def hyperparameters(self) -> GgufHyperparameters:
+        return read_hyperparameters(self.metadata, self.tensors)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Tensor]:
+        return {tensor.name: tensor for tensor in self.tensors}
+
+    @property
+    def tied(self) -> bool:
+        return "output.weight" not in self.by_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """What follows from -c, -b, -ub and -np. Source: llama_context's constructor."""
+
+    cells: int
+    streams: int
+    tokens: int
+    window_cells: int
+    outputs: int
+    sequences: int
+
+    @property
+    def context_tokens(self) -> int:
+        return self.cells * self.streams
+
+
+def padded(tokens: int) -> int:
+    return -(-tokens // CELLS_MULTIPLE) * CELLS_MULTIPLE
+
+
+def sizes_of(read: GgufHyperparameters, options: LlamaCppOptions, build: Build) -> Sizes:
+    """Raises UsageError if neither the command nor the file has a context."""
+    asked = options.context_tokens or read.context_tokens
+    if not asked:
+        raise UsageError("serving_needs_context")
+    sequences = max(options.streams_asked, 1)
+    streams = 1 if options.shares_cache else sequences
+    batch = min(asked, options.batch)
+    micro_batch = min(batch, options.micro_batch or batch)
+    cells = padded(padded(asked) // streams) if streams > 1 else padded(asked)
+    tokens = min(cells * streams, micro_batch)
+    limit = options.outputs if build.limits_outputs else None
+    tokens_by_sequence = -(-tokens // sequences) * sequences
+    window = cells
+    if read.window_kind is not None and build.windows and not options.full_window:
+        window = min(cells, padded(read.window * (sequences if streams == 1 else 1) + micro_batch))
+    return Sizes(
+        cells=cells,
+        streams=streams,
+        tokens=tokens_by_sequence,
+        window_cells=window,
+        outputs=min(tokens, limit or batch),
+        sequences=sequences,
+    )
+
+
+def flash_attention_is_possible(read: GgufHyperparameters) -> bool:
+    """Whether CUDA has a kernel for the sizes of the heads. Source: ggml-cuda/fattn.cu, ggml_cuda_get_best_fattn_kernel."""
+    if read.latent:
+        return (read.key_length, read.value_length) in FLASH_LATENTS
+    pairs = {(read.key_length, read.value_length)}
+    if any(read.windowed):
+        pairs.add((read.key_length_swa, read.value_length_swa))
+    attending = any(read.attends(layer) for layer in range(read.all_layers))
+    return not attending or all(keys == values and keys in FLASH_HEADS for keys, values in pairs)
+
+
+class Plan:
+    """A model under a command of llama.cpp, on cards with `card_bytes` free each."""
+
+    def __init__(self, model: GgufModel, options: LlamaCppOptions, card_bytes: Sequence[int], build: Build) -> None:
+        self.model, self.options, self.build = model, options, build
+        self.read = model.hyperparameters
+        for name in (options.key_type, options.value_type):
+            if name not in CACHE_TYPES:
+                raise UnsupportedError("llama_cpp_cache_format", found=name, known=", ".join(CACHE_TYPES))
+        if CACHE_TYPES[options.value_type].numbers > 1 and not options.flash_attention:
+            raise UsageError("llama_cpp_quantised_values", format=options.value_type)
+        self.sizes = sizes_of(self.read, options, build)
+        self.cards = [f"CUDA{at}" for at in range(len(card_bytes))]
+        self.placement: Placement = place(
+            [tensor.name for tensor in model.tensors], self.read.all_layers, options, card_bytes
+        )
+
+    @property
+    def layers(self) -> int:
+        """The layers that -ngl counts, the output layer included."""
+        return self.read.all_layers + 1
+
+    @property
+    def cache_devices(self) -> tuple[str, ...]:
+        return self.placement.layers if self.options.cache_on_cards else (HOST,) * self.read.all_layers
+
+    @property
+    def graph_is_known(self) -> bool:
+        design = DESIGNS.get(self.read.architecture)
+        known = design is not None and self.build.number >= design.since
+        return known and self.options.split_mode != "row" and self.options.cache_on_cards
+
+    def buffers(self) -> tuple[Buffer, ...]:
+        return (*self.weights(), *self.cache(), *self.states(), *self.compute(), self.output())
+
+    def weights(self) -> Iterator[Buffer]:
+        """Tensors by device. Mapped into memory, the host's are a stretch of each file; else a buffer with padding."""
+        on_cards: dict[str, int] = defaultdict(int)
+        on_host: dict[str, int] = defaultdict(int)
+        placed = self.placement.tensors
+        listed = [(tensor.name, tensor) for tensor in self.model.tensors]
+        if self.model.tied and "token_embd.weight" in self.model.by_name and placed["output.weight"] != HOST:
+            listed.append(("output.weight", self.model.by_name["token_embd.weight"]))
+        for name, tensor in listed:
+            if self._is_skipped(name):
+                continue
+            if placed[name] != HOST:
+                on_cards[placed[name]] += _aligned(_card_bytes(tensor), ALIGNMENT)
+            elif not self.options.memory_mapped:
+                where = "CUDA_Host" if self.cards and name not in self.placement.moved else HOST
+                on_host[where] += _aligned(tensor.size_bytes, HOST_ALIGNMENT)
+        for device in self.cards:
+            if on_cards[device]:
+                yield Buffer(kind="weights", device=device, size_bytes=on_cards[device])
+        for where, size_bytes in on_host.items():
+            yield Buffer(kind="weights", device=where, size_bytes=size_bytes)
+        if self.options.memory_mapped:
+            yield from (Buffer(kind="weights", device="CPU_Mapped", size_bytes=size) for size in self._mapped())
+
+    def _is_skipped(self, name: str) -> bool:
+        """Whether it is of a layer for multi-token prediction, which is loaded for that alone."""
+        match = IN_LAYER.match(name)
+        return match is not None and self.build.skips_prediction and int(match[1]) >= self.read.layers
+
+    def _mapped(self) -> Iterator[int]:
+        """Of each file, from its first tensor on the host to its last. Source: llama_model_loader::get_mapping_range."""
+        alignment = int(self.model.metadata.get("general.alignment", 32))
+        at = 0
+        ends: dict[str | None, tuple[int, int]] = {}
+        current: str | None = None
+        for tensor in self.model.tensors:
+            if tensor.file != current:
+                at, current = 0, tensor.file
+            if self.placement.tensors[tensor.name] == HOST and not self._is_skipped(tensor.name):
+                first, _ = ends.get(current, (at, 0))
+                ends[current] = first, at + tensor.size_bytes
+            at = _aligned(at + tensor.size_bytes, alignment)
+        return (last - first for first, last in ends.values())
+
+    def cache(self) -> Iterator[Buffer]:
+        """K and V by device: one cache for full attention, one for windows."""
+        if not self.read.cache_is_known:
+            yield Buffer(kind="cache", device=self.cache_devices[-1], size_bytes=None)
+            return
+        windows = (False, True) if self.read.window_kind is not None and self.build.windows else (False,)
+        for windowed in windows:
+            totals: dict[str, int] = defaultdict(int)
+            for layer in range(self.read.all_layers):
+                if self.read.attends(layer) and (windowed == (self.read.windowed[layer] and len(windows) > 1)):
+                    totals[self.cache_devices[layer]] += self._cells_bytes(layer, windowed)
+            for device in (HOST, *self.cards):
+                if totals[device]:
+                    yield Buffer(kind="cache", device=device, size_bytes=totals[device])
+
+    def _cells_bytes(self, layer: int, windowed: bool) -> int:
+        cells = self.sizes.window_cells if windowed else self.sizes.cells
+        wide = self.read.values(layer) if self.options.flash_attention else self.read.most_values
+        numbers = (self.read.keys(layer), 0 if self.read.latent else wide)
+        kinds = (CACHE_TYPES[self.options.key_type], CACHE_TYPES[self.options.value_type])
+        device = self.cache_devices[layer]
+        heads = (self.read.kv_heads[layer] if self.build.fork else 1, 1)
+        parts = [
+            cuda_size_bytes(
+                device, stored(kind, (count // rows, rows * cells, self.sizes.streams), device, weight=False)
+            )
+            for count, kind, rows in zip(numbers, kinds, heads, strict=True)
+            if count
+        ]
+        index_keys, index_values = self.read.index_cells(layer)
+        parts += [kinds[0].row_bytes(index_keys) * cells * self.sizes.streams] if index_keys else []
+        parts += [kinds[1].row_bytes(index_values) * cells * self.sizes.streams] if index_values else []
+        return sum(_aligned(part, ALIGNMENT if device != HOST else HOST_ALIGNMENT) for part in parts)
+
+    def states(self) -> Iterator[Buffer]:
+        """Recurrent states of every sequence, float32. Source: llama_memory_recurrent; n_rs_seq."""
+        totals: dict[str, int] = defaultdict(int)
+        copies = self.sizes.sequences * (1 + self.options.drafted)
+        for layer in range(self.read.all_layers):
+            rolling, state = self.read.state(layer)
+            numbers = rolling + state + self.read.history(layer)
+            totals[self.cache_devices[layer]] += numbers * copies * F32.block_bytes
+        for device in (HOST, *self.cards):
+            if totals[device]:
+                yield Buffer(kind="state", device=device, size_bytes=totals[device])
+
+    def output(self) -> Buffer:
+        """Logits in the host's memory, a row for each sequence. Source: llama_context::output_reserve."""
+        rows = self.sizes.sequences * (self.read.vocabulary or 0)
+        device = "CUDA_Host" if self.placement.output != HOST else HOST
+        return Buffer(kind="output", device=device, size_bytes=rows * F32.block_bytes if rows else None)
+
+    def compute(self) -> tuple[Buffer, ...]:
+        """By device; of an architecture whose graph is not known here, at least the output layer's."""
+        found = self._compute_bytes() if self.graph_is_known else None
+        if found is None:
+            least = self.sizes.outputs * ((self.read.vocabulary or 0) + self.read.embedding) * F32.block_bytes
+            return tuple(
+                Buffer(
+                    kind="compute",
+                    device=device,
+                    size_bytes=None,
+                    least_bytes=least if device == self.placement.output else 0,
+                )
+                for device in (*self.cards, HOST)
+            )
+        host = "CUDA_Host" if self.cards else HOST
+        return tuple(
+            Buffer(kind="compute", device=host if device == HOST else device, size_bytes=size_bytes)
+            for device, size_bytes in found.items()
+            if size_bytes
+        )
+
+    def _compute_bytes(self) -> Mapping[str, int] | None:
+        """None for a file whose layers have other parts than its architecture's graph here."""
+        sizes = self.sizes
+        batch = Batch(
+            tokens=sizes.tokens,
+            outputs=sizes.outputs,
+            sequences=sizes.sequences,
+            drafted=self.options.drafted,
+            cells=sizes.cells,
+            window_cells=sizes.window_cells,
+            streams=sizes.streams,
+            flash_attention=self.options.flash_attention,
+            key_type=CACHE_TYPES[self.options.key_type],
+            value_type=CACHE_TYPES[self.options.value_type],
+            build=self.build,
+            fused_experts=self.options.fused_experts,
+        )
+        caches = {f"cache.{layer}": device for layer, device in enumerate(self.cache_devices)}
+        placed = {**self.placement.tensors, **caches}
+        try:
+            graph = Decoder(self.read, self.model.metadata, self.model.by_name, placed, batch).build()
+        except UnsupportedError:
+            return None
+        pipeline = (
+            len(self.cards) > 1
+            and self.placement.full_offload
+            and self.options.split_mode == "layer"
+            and not self.options.overrides
+        )
+        scheduler = Scheduler(self.cards, self.build, pipeline=pipeline, offloads=self.options.operations_offloaded)
+        return scheduler.buffers(graph)
+
+
+def _aligned(size_bytes: int, alignment: int) -> int:
+    return -(-size_bytes // alignment) * alignment
+
+
+def _card_bytes(tensor: Tensor) -> int:
+    """Bytes that a weight takes on a card, whose quantised rows are padded."""
+    kind: Type = type_of(tensor)
+    width = tensor.shape[-1] if tensor.shape else 1
+    padding = kind.row_bytes(512 - width % 512) if kind.numbers > 1 and width % 512 else 0
+    return tensor.size_bytes + padding

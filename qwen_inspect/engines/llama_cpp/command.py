@@ -1,0 +1,291 @@
+"""A pasted command of llama.cpp, read as llama.cpp reads it.
+
+Source: llama.cpp b11549 and 0c1e57098, common/arg.cpp; tools/server/server.cpp.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from ...errors import UsageError
+from .options import EXPERTS, LlamaCppOptions
+from .scheduler import HOST
+
+LONGEST_COMMAND = 20_000
+DENSE = r"\.ffn_(up|down|gate)\."  # LLM_FFN_DENSE_REGEX
+SET_BEFORE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)  # VAR=value before a program
+# Spellings of an option -> the name below.
+SPELLINGS: Mapping[str, tuple[str, ...]] = {
+    "model": ("-m", "--model"),
+    "hub": ("-hf", "-hfr", "--hf-repo"),
+    "hub_file": ("-hff", "--hf-file"),
+    "context": ("-c", "--ctx-size"),
+    "batch": ("-b", "--batch-size"),
+    "micro_batch": ("-ub", "--ubatch-size"),
+    "layers": ("-ngl", "--gpu-layers", "--n-gpu-layers"),
+    "key_type": ("-ctk", "--cache-type-k"),
+    "value_type": ("-ctv", "--cache-type-v"),
+    "sequences": ("-np", "--parallel"),
+    "split": ("-ts", "--tensor-split"),
+    "split_mode": ("-sm", "--split-mode"),
+    "main_card": ("-mg", "--main-gpu"),
+    "override": ("-ot", "--override-tensor"),
+    "host_experts": ("-ncmoe", "--n-cpu-moe"),
+    "host_dense": ("-ncffn", "--n-cpu-ffn"),
+    "load_mode": ("--load-mode",),
+    "drafted": ("--draft", "--draft-n", "--draft-max", "--spec-draft-n-max"),
+    "projector": ("-mm", "--mmproj"),
+    "draft_model": ("-md", "--model-draft", "--spec-draft-model"),
+    "adapter": ("--lora",),
+}
+# Options without a value -> the fields that they set.
+SWITCHES: Mapping[str, Mapping[str, Any]] = {
+    "-kvu": {"unified": True},
+    "--kv-unified": {"unified": True},
+    "--no-kv-unified": {"unified": False},
+    "--swa-full": {"full_window": True},
+    "-fmoe": {"fork": True, "fused_experts": True},
+    "--fused-moe": {"fork": True, "fused_experts": True},
+    "-rtr": {"fork": True, "operations_offloaded": False},
+    "--run-time-repack": {"fork": True, "operations_offloaded": False},
+    "-nkvo": {"cache_on_cards": False},
+    "--no-kv-offload": {"cache_on_cards": False},
+    "--no-mmap": {"memory_mapped": False},
+    "--mmap": {"memory_mapped": True},
+    "-nopo": {"operations_offloaded": False},
+    "--no-op-offload": {"operations_offloaded": False},
+}
+FLASH = ("-fa", "--flash-attn")
+# Options that allocate nothing here: with a value, and without.
+WITH_VALUE = frozenset(
+    """
+    -t --threads -tb --threads-batch -p --prompt -f --file -n --predict --n-predict -s --seed --temp --temperature --top-k
+    --top-p --min-p --host --port --alias -a --api-key --chat-template --chat-template-file --repeat-penalty
+    --presence-penalty --frequency-penalty --prio --numa -C --cpu-mask --reasoning-format --reasoning-budget --samplers
+    --rope-freq-base --rope-freq-scale --keep --log-file --timeout -to --threads-http --cache-reuse --slot-save-path
+    --hf-token -hft --cache-ram -cram --ctx-checkpoints --image --grammar --json-schema --poll -sys --system-prompt
+    """.split()  # noqa: SIM905
+)
+WITHOUT_VALUE = frozenset(
+    """
+    -v --verbose --mlock --jinja --no-jinja -cnv --conversation -no-cnv --no-conversation --no-warmup --warmup --metrics
+    --slots --no-slots --props -e --escape --color --verbose-prompt --no-webui --perf --no-perf --log-disable --offline
+    --no-context-shift --context-shift -cb --cont-batching -nocb --no-cont-batching --ignore-eos --special --no-ui
+    """.split()  # noqa: SIM905
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BesideFile:
+    """A file that llama.cpp loads beside the model, and its option."""
+
+    kind: Literal["projector", "draft", "adapter"]
+    option: str
+    path: str
+
+
+BESIDE: Mapping[str, Literal["projector", "draft", "adapter"]] = {
+    "projector": "projector",
+    "draft_model": "draft",
+    "adapter": "adapter",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """model: as --model or -hf name it, None: not named. ignored: options that are not known here.
+
+    locked: --mlock.
+    """
+
+    options: LlamaCppOptions
+    model: str | None = None
+    flash_attention: bool | None = None
+    ignored: tuple[str, ...] = ()
+    beside: tuple[BesideFile, ...] = ()
+    locked: bool = False
+
+
+@dataclass(slots=True)
+class _Reading:
+    values: dict[str, Any] = field(default_factory=dict)
+    overrides: list[tuple[str, str]] = field(default_factory=list)
+    model: str | None = None
+    hub_file: str | None = None
+    flash: bool | None = None
+    ignored: list[str] = field(default_factory=list)
+    beside: list[BesideFile] = field(default_factory=list)
+    locked: bool = False
+    host_experts: list[str] = field(default_factory=list)
+
+
+def parse_command(line: str) -> Command:
+    """Raises UsageError for a line that no shell reads, values without meaning, and options that contradict each other."""
+    if len(line) > LONGEST_COMMAND:
+        raise UsageError("llama_cpp_command_long", most=LONGEST_COMMAND)
+    try:
+        words = shlex.split(line.replace("\\\n", " "), comments=False)
+    except ValueError:
+        raise UsageError("llama_cpp_command_quotes") from None
+    while words and SET_BEFORE.fullmatch(words[0]):
+        del words[0]
+    if not words:
+        raise UsageError("llama_cpp_command_empty")
+    program = re.split(r"[/\\]", words[0])[-1].removesuffix(".exe")
+    if program.startswith("-"):
+        program, words = "llama-server", ["", *words]
+    reading = _Reading()
+    _read(words[1:], reading)
+    if len(reading.host_experts) > 1:
+        raise UsageError("llama_cpp_contradiction", first=reading.host_experts[0], second=reading.host_experts[1])
+    values = {"program": program, **reading.values, "overrides": tuple(reading.overrides)}
+    options = LlamaCppOptions(**values)
+    if reading.flash is not None:
+        options = replace(options, flash_attention=reading.flash)
+    model = reading.model
+    if model is not None and reading.hub_file is not None and model.startswith("hf:"):
+        model = f"{model.split(':')[0]}:{model.split(':')[1]}:{reading.hub_file}"
+    return Command(
+        options=options,
+        model=model,
+        flash_attention=reading.flash,
+        ignored=tuple(reading.ignored),
+        beside=tuple(reading.beside),
+        locked=reading.locked,
+    )
+
+
+def _read(words: list[str], reading: _Reading) -> None:
+    names = {spelling: name for name, spellings in SPELLINGS.items() for spelling in spellings}
+    at = 0
+    while at < len(words):
+        word, at = words[at], at + 1
+        if word.startswith("--") and "=" in word:
+            word, value = word.split("=", 1)
+            words.insert(at, value)
+        following = words[at] if at < len(words) else None
+        if word in names:
+            if following is None:
+                raise UsageError("llama_cpp_value_missing", option=word)
+            _set(names[word], word, following, reading)
+            at += 1
+        elif word in FLASH:
+            reading.flash, used = _flash(following)
+            at += used
+        elif word in SWITCHES:
+            reading.values.update(SWITCHES[word])
+        elif word in ("-cmoe", "--cpu-moe"):
+            reading.host_experts.append(word)
+            reading.overrides.append((EXPERTS, HOST))
+        elif word in ("-amb", "--attention-max-batch"):
+            reading.values["fork"] = True
+            at += 1
+        elif word in WITH_VALUE:
+            at += 1
+        elif word in WITHOUT_VALUE:
+            reading.locked = reading.locked or word == "--mlock"
+        else:
+            reading.ignored.append(word)
+            if word.startswith("-") and following is not None and not _is_option(following):
+                at += 1
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("-") and not re.fullmatch(r"-[0-9.]+", word)
+
+
+def _flash(following: str | None) -> tuple[bool | None, int]:
+    """-fa alone turns it on, as before August 2025; then on, off or auto follow."""
+    if following in ("on", "1", "true", "enabled"):
+        return True, 1
+    if following in ("off", "0", "false", "disabled"):
+        return False, 1
+    if following in ("auto", "-1"):
+        return None, 1
+    return True, 0
+
+
+def _set(name: str, option: str, value: str, reading: _Reading) -> None:
+    match name:
+        case "model":
+            reading.model = value
+        case "hub":
+            reading.model = f"hf:{value}" if ":" in value else f"hf:{value}:Q4_K_M"
+        case "hub_file":
+            reading.hub_file = value
+        case "projector" | "draft_model" | "adapter":
+            reading.beside.append(BesideFile(kind=BESIDE[name], option=option, path=value))
+        case "override":
+            reading.overrides += _overrides(option, value)
+        case "host_experts":
+            reading.host_experts.append(option)
+            count = _number(option, value)
+            reading.overrides += [(rf"blk\.{layer}{EXPERTS}", HOST) for layer in range(min(count, 512))]
+        case "host_dense":
+            count = _number(option, value)
+            reading.overrides += [(rf"blk\.{layer}{DENSE}", HOST) for layer in range(min(count, 512))]
+        case "load_mode":
+            reading.values["memory_mapped"] = "mmap" in value or value == "auto"
+        case _:
+            field_name, read = FIELDS[name]
+            reading.values[field_name] = read(option, value)
+
+
+def _overrides(option: str, value: str) -> Iterator[tuple[str, str]]:
+    """PATTERN=DEVICE, several with commas between. Source: parse_tensor_buffer_overrides."""
+    for part in value.split(","):
+        pattern, equals, device = part.rpartition("=")
+        if not equals or not pattern or not device:
+            raise UsageError("llama_cpp_override", option=option, found=part[:80])
+        yield pattern, device.strip()
+
+
+def _number(option: str, value: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,10}", value):
+        raise UsageError("llama_cpp_number", option=option, found=value[:80])
+    return int(value)
+
+
+def _layers(option: str, value: str) -> int | None:
+    return None if value in ("all", "auto", "-1", "-2") else _number(option, value)
+
+
+def _sequences(option: str, value: str) -> int | None:
+    return None if value == "-1" else _number(option, value)
+
+
+def _kind(option: str, value: str) -> str:
+    return value.lower()
+
+
+def _shares(option: str, value: str) -> tuple[float, ...]:
+    """Shares of cards, with commas or slashes between. Source: arg.cpp, --tensor-split."""
+    parts = re.split(r"[,/]+", value)
+    if not all(re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", part) for part in parts):
+        raise UsageError("llama_cpp_number", option=option, found=value[:80])
+    return tuple(float(part) for part in parts)
+
+
+def _mode(option: str, value: str) -> str:
+    if value not in ("none", "layer", "row"):
+        raise UsageError("llama_cpp_split_mode", found=value[:80])
+    return value
+
+
+FIELDS: Mapping[str, tuple[str, Callable[[str, str], Any]]] = {
+    "context": ("context_tokens", lambda option, value: _number(option, value) or None),
+    "batch": ("batch", _number),
+    "micro_batch": ("micro_batch", _number),
+    "layers": ("offloaded", _layers),
+    "key_type": ("key_type", _kind),
+    "value_type": ("value_type", _kind),
+    "sequences": ("sequences", _sequences),
+    "split": ("split", _shares),
+    "split_mode": ("split_mode", _mode),
+    "main_card": ("main_card", _number),
+    "drafted": ("drafted", _number),
+}

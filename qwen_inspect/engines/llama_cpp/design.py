@@ -1,0 +1,123 @@
+"""How the architectures that are modelled here differ, and what a graph is reserved for.
+
+Source: llama.cpp b11549, src/models/*.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from .builds import Build
+from .tensors import Type
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Design:
+    """How an architecture's decoder differs from Llama's. Biases and extra norms are told by the file's tensors.
+
+    scaled_embedding: by a number; scaled_rows: by a row of numbers for tokens, where inputs may be mixed. gating: of experts,
+    None: by the file's key. normalised: whether the chosen experts' weights are, None: by the file's key. rows_at: where the
+    rows of output tokens are taken: in the last layer, after it, or after the output norm. capped: scores and logits are.
+    turns, turns_by_key: whether RoPE turns Q and K, or the file's key says so; unturned: every so many layers it does not, 0:
+    none. positions: of each token. gated_query: Q's matrix makes a gate for attention's result too. single: a layer has one
+    part. squared: ReLU is. divided_gate: the shared expert's gate is silu(x) / x. residual_first, forward_last: the order of
+    the sums after attention and after the feed-forward block. norms_apart: a layer's norm is expanded before the rest. since:
+    the first build that is known here.
+    """
+
+    scaled_embedding: bool = False
+    scaled_rows: bool = False
+    scaled_query: bool = False
+    gating: str | None = "softmax"
+    normalised: bool | None = True
+    rows_at: Literal["layer", "end", "norm"] = "layer"
+    capped: bool = False
+    turns: bool = True
+    turns_by_key: bool = False
+    unturned: int = 0
+    single: bool = False
+    squared: bool = False
+    divided_gate: bool = False
+    positions: int = 1
+    gated_query: bool = False
+    since: int = 0
+    residual_first: bool = False
+    forward_last: bool = False
+    norms_apart: bool = False
+    output_norm: str = "output_norm"
+
+
+RECENT = 10_000
+GEMMA = Design(scaled_rows=True, scaled_query=True, since=RECENT)
+NEMOTRON = Design(
+    gating="sigmoid", normalised=None, turns=False, single=True, squared=True, rows_at="norm", since=11_218
+)
+LFM2 = Design(gating=None, residual_first=True, forward_last=True, output_norm="token_embd_norm", since=11_218)
+DESIGNS: Mapping[str, Design] = {
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "qwen3moe", "granite", "granitemoe"), Design()),
+    **dict.fromkeys(
+        (
+            "arcee",
+            "ernie4_5",
+            "exaone4",
+            "glm4",
+            "hunyuan-dense",
+            "internlm2",
+            "minicpm",
+            "olmo2",
+            "seed_oss",
+            "starcoder2",
+            "xverse",
+        ),
+        Design(since=RECENT),
+    ),
+    **dict.fromkeys(("ernie4_5-moe", "hunyuan-moe"), Design(since=RECENT)),
+    **dict.fromkeys(("deepseek", "olmoe"), Design(normalised=False, since=RECENT)),
+    "qwen2vl": Design(positions=4),
+    **dict.fromkeys(("qwen3vl", "qwen3vlmoe"), Design(positions=4, since=RECENT)),
+    "qwen2moe": Design(divided_gate=True, normalised=False),
+    "smollm3": Design(unturned=4, since=RECENT),
+    "gemma": Design(scaled_embedding=True, scaled_query=True),
+    "gemma2": Design(scaled_embedding=True, scaled_query=True, capped=True, since=RECENT),
+    "gemma3": GEMMA,
+    "phi3": Design(scaled_query=True, forward_last=True),
+    "gpt-oss": Design(gating="softmax_weight", normalised=False, rows_at="end", since=RECENT),
+    **dict.fromkeys(
+        ("bailingmoe2", "deepseek2", "dots1", "glm4moe"), Design(gating=None, normalised=None, since=RECENT)
+    ),
+    **dict.fromkeys(
+        ("qwen35", "qwen35moe"), Design(positions=4, gated_query=True, norms_apart=True, rows_at="norm", since=11218)
+    ),
+    "qwen3next": Design(gated_query=True, norms_apart=True, rows_at="norm", since=11218),
+    "granitehybrid": Design(turns_by_key=True, since=11_218),
+    **dict.fromkeys(("nemotron_h", "nemotron_h_moe"), NEMOTRON),
+    "mamba2": Design(single=True, since=11_218),
+    "lfm2": LFM2,
+    "lfm2moe": LFM2,
+    "minimax-m2": Design(gating=None, since=RECENT),
+    "mistral3": Design(since=RECENT),
+}
+GATINGS = {0: "softmax", 1: "softmax", 2: "sigmoid", 3: "softmax_weight"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What is reserved for. cells, window_cells: of one stream. outputs: rows of logits. streams: 1 if the cache is unified.
+
+    drafted: tokens of a draft, after each of which a recurrent state is kept. fused_experts: -fmoe of ik_llama.cpp.
+    """
+
+    tokens: int
+    outputs: int
+    sequences: int
+    drafted: int
+    cells: int
+    window_cells: int
+    streams: int
+    flash_attention: bool
+    key_type: Type
+    value_type: Type
+    build: Build
+    fused_experts: bool = False

@@ -1,0 +1,120 @@
+"""The nodes of a feed-forward block: dense, experts, shared experts.
+
+Source: llama.cpp b11549, src/llama-graph.cpp (build_ffn, build_moe_ffn).
+"""
+
+from __future__ import annotations
+
+from ...errors import UnsupportedError
+from .design import GATINGS
+from .parts import Parts
+from .tensors import I32, Node, contiguous, like, matmul, matmul_chosen, new, reshape, rows, set_rows, view
+
+
+class FeedForward(Parts):
+    """The feed-forward block of one layer."""
+
+    def _feed_forward(self, layer: int, inputs: Node) -> Node:
+        prefix = f"blk.{layer}."
+        if f"{prefix}ffn_gate_inp.weight" not in self._tensors:
+            return self._dense(inputs, prefix, "")
+        if f"{prefix}ffn_latent_down.weight" in self._tensors:
+            raise UnsupportedError("llama_cpp_graph", architecture=self._read.architecture)
+        routed = self._experts(layer, inputs)
+        if f"{prefix}ffn_up_shexp.weight" not in self._tensors:
+            return routed
+        shared = self._dense(inputs, prefix, "_shexp")
+        gate = self._weight(f"{prefix}ffn_gate_inp_shexp.weight")
+        if gate is not None:
+            scores = matmul(gate, inputs)
+            opened = like("UNARY", scores)
+            shared = like("MUL", shared, like("DIV", opened, scores) if self._design.divided_gate else opened)
+        return like("ADD", routed, shared)
+
+    def _dense(self, inputs: Node, prefix: str, suffix: str) -> Node:
+        """Source: build_ffn with LLM_FFN_PAR; LLM_FFN_SEQ where gate and up are one matrix."""
+        up = self._linear(f"{prefix}ffn_up{suffix}", inputs)
+        if f"{prefix}ffn_gate{suffix}.weight" in self._tensors:
+            inner = like("GLU", self._linear(f"{prefix}ffn_gate{suffix}", inputs), up)
+        elif up.shape[0] == 2 * self._needed(f"{prefix}ffn_down{suffix}.weight").shape[0]:
+            inner = new("GLU", (up.shape[0] // 2, *up.shape[1:]), up)
+        else:
+            inner = self._activated(up)
+        return self._linear(f"{prefix}ffn_down{suffix}", inner)
+
+    def _of_best_groups(self, scores: Node, size: int, groups: int) -> Node:
+        """The scores of experts in the best groups, by the sum of each group's two best."""
+        tokens, used = scores.shape[1], self._key("expert_group_used_count") or 0
+        grouped = reshape(scores, size, groups, tokens)
+        ordered = new("ARGSORT", grouped.shape, grouped, kind=I32)
+        best = view(ordered, (2, groups, tokens), ordered.strides[1:3])
+        best = rows(reshape(grouped, 1, size, groups, tokens), best)
+        total = new("SUM_ROWS", (1, groups, tokens, 1), reshape(best, 2, groups, tokens))
+        ordered = new("ARGSORT", (groups, tokens, 1, 1), reshape(total, groups, tokens), kind=I32)
+        chosen = view(ordered, (used, tokens), (ordered.strides[1],))
+        kept = rows(grouped, chosen)
+        return reshape(set_rows(like("FILL", grouped), kept, chosen), size * groups, tokens)
+
+    def _activated(self, node: Node) -> Node:
+        node = like("UNARY", node)
+        return like("SQR", node) if self._design.squared else node
+
+    def _experts(self, layer: int, inputs: Node) -> Node:
+        """Source: build_moe_ffn."""
+        prefix, read = f"blk.{layer}.", self._read
+        used, count, tokens = read.experts.used[layer], read.experts.count, inputs.shape[1]
+        logits = self._linear(f"{prefix}ffn_gate_inp", inputs)
+        gating = self._design.gating or GATINGS.get(self._key("expert_gating_func") or 0, "softmax")
+        scores = logits
+        if gating in ("softmax", "sigmoid"):
+            scores = like("SOFT_MAX" if gating == "softmax" else "UNARY", logits)
+        selection = self._with_bias(scores, f"{prefix}exp_probs_b.bias")
+        groups = self._key("expert_group_count") or 0
+        if groups > 1:
+            selection = self._of_best_groups(selection, count // groups, groups)
+        sorted_ids = new("ARGSORT", selection.shape, selection, kind=I32)
+        chosen = view(sorted_ids, (used, tokens), (sorted_ids.strides[1],))
+        weights = rows(reshape(scores, 1, count, tokens), chosen)
+        if gating == "softmax_weight":
+            weights = reshape(like("SOFT_MAX", reshape(weights, used, tokens)), 1, used, tokens)
+        normalised = self._design.normalised
+        if normalised is None:
+            normalised = bool(self._key("expert_weights_norm"))
+        if normalised:
+            flat = reshape(weights, used, tokens)
+            total = like("CLAMP", new("SUM_ROWS", (1, tokens, 1, 1), flat))
+            weights = reshape(like("DIV", flat, total), 1, used, tokens)
+        if self._key("expert_weights_scale") not in (None, 0.0, 1.0):
+            weights = like("SCALE", weights)
+        self.graph.expand(weights)
+        inputs = reshape(inputs, inputs.shape[0], 1, tokens)
+        inner = self._inner(prefix, inputs, chosen)
+        result = self._chosen(f"{prefix}ffn_down_exps", inner, chosen)
+        result = self.graph.expand(like("MUL", result, weights))
+        parts = [
+            self.graph.expand(view(result, (result.shape[0], tokens), (result.strides[2],), at * result.strides[1]))
+            for at in range(used)
+        ]
+        total = parts[0]
+        for part in parts[1:]:
+            total = self.graph.expand(new("ADD", part.shape, total, part))
+        return contiguous(total) if used == 1 else total
+
+    def _inner(self, prefix: str, inputs: Node, chosen: Node) -> Node:
+        if f"{prefix}ffn_gate_up_exps.weight" in self._tensors:
+            both = self._chosen(f"{prefix}ffn_gate_up_exps", inputs, chosen)
+            half = both.shape[0] // 2
+            gate, up = (view(both, (half, *both.shape[1:3]), both.strides[1:3], start) for start in (0, 4 * half))
+            return new("GLU", (half, *both.shape[1:]), gate, up)
+        if self._batch.fused_experts:
+            parts = [self._needed(f"{prefix}ffn_{part}_exps.weight") for part in ("up", "gate")]
+            return new("MOE_FUSED_UP_GATE", (parts[0].shape[1], *chosen.shape[:2], 1), *parts, inputs, chosen)
+        up = self._chosen(f"{prefix}ffn_up_exps", inputs, chosen)
+        if f"{prefix}ffn_gate_exps.weight" not in self._tensors:
+            return self._activated(up)
+        return like("GLU", self._chosen(f"{prefix}ffn_gate_exps", inputs, chosen), up)
+
+    def _chosen(self, name: str, inputs: Node, chosen: Node) -> Node:
+        result = matmul_chosen(self._needed(f"{name}.weight"), inputs, chosen)
+        bias = self._weight(f"{name}.bias")
+        return result if bias is None else like("ADD_ID", result, bias, chosen)

@@ -1,0 +1,122 @@
+"""The graph that llama.cpp reserves compute buffers for: a micro-batch of a decoder, from a GGUF file's keys and tensors.
+
+Source: llama.cpp b11549, src/llama-graph.cpp (llm_graph_context), src/models/*.cpp.
+"""
+
+from __future__ import annotations
+
+from .attention import Attention
+from .design import GEMMA
+from .feed_forward import FeedForward
+from .mamba import Mamba
+from .tensors import F32, I32, I64, Graph, Node, leaf, like, matmul, new, rows, set_rows, view
+
+
+class Decoder(Attention, FeedForward, Mamba):
+    """Builds the graph."""
+
+    def build(self) -> Graph:
+        state = self._embedding()
+        for layer in range(self._read.layers):
+            state = self._layer(layer, state)
+            if layer < self._deep_layers:
+                whole, width = self._inputs["embedding"], self._read.embedding
+                part = view(whole, (width, self._batch.tokens), (whole.strides[1],), 4 * width * (layer + 1))
+                state = like("ADD", state, part)
+        chosen = self._input("out_ids", I32, self._batch.outputs)
+        if self._rows_at == "end":
+            state.is_output = True  # for multi-token prediction: llm_graph_result::set_outputs
+            state = rows(state, chosen)
+        state = self._norm(state, self._design.output_norm)
+        state.is_output = True
+        if self._rows_at == "norm":
+            state = rows(state, chosen)
+            state.is_output = True
+        head = self._weight("output.weight") or self._weight("token_embd.weight", "output.weight")
+        assert head is not None
+        state = matmul(head, state)
+        state = self._with_bias(state, "output.bias")
+        if self._key("logit_scale") is not None and self._read.architecture.startswith("granite"):
+            state = like("SCALE", state)
+        if self._design.capped or (self._design is GEMMA and self._key("final_logit_softcapping")):
+            state = like("SCALE", like("UNARY", like("SCALE", state)))
+        self.graph.expand(state)
+        return self.graph
+
+    def _embedding(self) -> Node:
+        """Source: build_inp_embd. Inputs that are not used are allocated all the same."""
+        tokens, width = self._batch.tokens, self._read.embedding * (1 + self._deep_layers)
+        build = self._batch.build
+        inputs = [self._input("tokens", I32, tokens), *([leaf(I32, tokens)] if build.mixed_input else ())]
+        gathered = [self.graph.expand(rows(self._needed("token_embd.weight"), indices)) for indices in inputs]
+        if width > self._read.embedding:
+            gathered = [new("PAD", (width, *node.shape[1:]), node) for node in gathered]
+        state = self.graph.expand(gathered[0])
+        if build.embedding_input:
+            self.graph.expand(leaf(F32, width, tokens))
+        for mixed in gathered[1:]:
+            given = like("DUP", leaf(F32, width, tokens))
+            self.graph.expand(set_rows(given, mixed, leaf(I64, tokens)))
+        if self._deep_layers:
+            self._inputs["embedding"] = state
+            state = view(state, (self._read.embedding, tokens), (state.strides[1],))
+        if self._key("embedding_scale"):
+            state = like("SCALE", state)
+        if self._design.scaled_rows and build.mixed_input:
+            state = like("MUL", state, leaf(F32, 1, tokens))
+        self.graph.expand(state)
+        scaled = self._design.scaled_embedding or (self._design.scaled_rows and not build.mixed_input)
+        return like("SCALE", state) if scaled else state
+
+    @property
+    def _rows_at(self) -> str:
+        return "layer" if self._batch.build.rows_in_layer else self._design.rows_at
+
+    @property
+    def _deep_layers(self) -> int:
+        """First layers that an image's further embeddings are added to. Source: n_deepstack_layers."""
+        return int(self._key("n_deepstack_layers") or 0)
+
+    def _layer(self, layer: int, inputs: Node) -> Node:
+        return self._single(layer, inputs) if self._design.single else self._double(layer, inputs)
+
+    def _single(self, layer: int, inputs: Node) -> Node:
+        """A layer of one part: states, attention or a feed-forward block."""
+        normed = self._norm_if_any(inputs, f"blk.{layer}.attn_norm")
+        if self._read.recurrent[layer]:
+            result = self._mamba(layer, normed)
+        elif self._read.feed_forward[layer]:
+            result = self._feed_forward(layer, normed)
+        else:
+            result = self._attention(layer, normed)
+        if layer == self._read.layers - 1 and self._rows_at == "layer":
+            chosen = self._input("out_ids", I32, self._batch.outputs)
+            result, inputs = rows(result, chosen), rows(inputs, chosen)
+        return like("ADD", result, inputs)
+
+    def _double(self, layer: int, inputs: Node) -> Node:
+        prefix, design = f"blk.{layer}.", self._design
+        normed = self._norm_if_any(inputs, f"{prefix}attn_norm")
+        if design.norms_apart:
+            self.graph.expand(normed)
+        recurrent = layer < self._read.layers and self._read.recurrent[layer]
+        attended = self._recurrent(layer, normed) if recurrent else self._attention(layer, normed)
+        if layer == self._read.layers - 1 and self._rows_at == "layer":
+            chosen = self._input("out_ids", I32, self._batch.outputs)
+            attended, inputs = rows(attended, chosen), rows(inputs, chosen)
+        before, after = f"{prefix}ffn_norm", f"{prefix}post_attention_norm"
+        if f"{before}.weight" in self._tensors or f"{prefix}post_ffw_norm.weight" in self._tensors:
+            attended = self._norm_if_any(attended, after)
+        else:
+            before = after
+        attended = self._scaled(attended)
+        middle = like("ADD", inputs, attended) if design.residual_first else like("ADD", attended, inputs)
+        forward = self._feed_forward(layer, self._norm_if_any(middle, before))
+        forward = self._scaled(self._norm_if_any(forward, f"{prefix}post_ffw_norm"))
+        return like("ADD", middle, forward) if design.forward_last else like("ADD", forward, middle)
+
+    def _norm_if_any(self, node: Node, name: str) -> Node:
+        return self._norm(node, name) if f"{name}.weight" in self._tensors else node
+
+    def _scaled(self, node: Node) -> Node:
+        return like("SCALE", node) if self._key("residual_scale") else node

@@ -1,0 +1,98 @@
+"""The buffers that a log of llama.cpp prints, and the build that it names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ...results.llama_cpp import Buffer, BufferKind, LogLine
+from ...units import MIB
+
+KINDS: dict[str, BufferKind] = {
+    "model": "weights",
+    "KV": "cache",
+    "RS": "state",
+    "compute": "compute",
+    "output": "output",
+}
+# load_tensors:        CUDA0 model buffer size = 15922.41 MiB; before December 2024: "llm_load_tensors:        CUDA0 buffer size".
+LINE = re.compile(
+    r"(?P<device>[A-Za-z][A-Za-z0-9_]{0,31})(?:\([A-Za-z0-9 ]{0,31}\))? +(?:(?P<kind>model|KV|RS|compute|output) +)?"
+    r"buffer size *= *(?P<mib>[0-9]{1,12}\.[0-9]{2}) MiB"
+)
+LOADING = "load_tensors:"
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+BUILD = re.compile(r"\b(?:build|version)(?:_info)? *[:=] *(?P<number>b?[0-9]{1,6})[ -]*\(?(?P<commit>[0-9a-f]{7,40})?")
+FORK_LINE = "fused_moe "  # llama_new_context_with_model: fused_moe  = 1
+LONGEST_LINE = 2000
+MOST_LINES = 200_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """build, commit: as printed, None without them. fork: it is of ik_llama.cpp.
+
+    printed: (kind, device, hundredths of a MiB), as last printed.
+    """
+
+    build: str | None
+    commit: str | None
+    fork: bool
+    printed: tuple[tuple[BufferKind, str, int], ...]
+
+
+def read_log(text: str) -> Log:
+    """What a log prints. A context that is built twice (as llama.cpp fits itself to the memory) counts once, the last."""
+    build = commit = None
+    runs: list[list[tuple[BufferKind, str, int]]] = [[]]
+    for line in text.splitlines()[:MOST_LINES]:
+        line = COLOUR.sub("", line[:LONGEST_LINE])
+        if build is None and (match := BUILD.search(line)):
+            build, commit = f"b{match['number'].lstrip('b')}", match["commit"]
+        if not (match := LINE.search(line)) or (match["kind"] is None and LOADING not in line):
+            continue
+        kind = KINDS[match["kind"] or "model"]
+        seen = [before for before, _, _ in runs[-1]]
+        if kind == "weights" and any(before != "weights" for before in seen):
+            runs.append([])
+        runs[-1].append((kind, match["device"], int(match["mib"].replace(".", ""))))
+    return Log(build=build, commit=commit, fork=FORK_LINE in text, printed=tuple(runs[-1]))
+
+
+def beside(buffers: Sequence[Buffer], printed: Iterable[tuple[BufferKind, str, int]]) -> tuple[LogLine, ...]:
+    """Each printed line with a prediction of the same kind and device, in order; then what the log lacks."""
+    left = list(buffers)
+    lines = []
+    for kind, device, mib in printed:
+        same = [buffer for buffer in left if buffer.kind == kind and buffer.device == device]
+        exact = [buffer for buffer in same if _agrees(buffer, mib)]
+        buffer = next(iter(exact or same), None)
+        if buffer is not None:
+            left.remove(buffer)
+        lines.append(
+            LogLine(
+                kind=kind,
+                device=device,
+                printed=mib,
+                predicted_bytes=None if buffer is None else buffer.size_bytes,
+                agrees=False if buffer is None else _agrees(buffer, mib),
+            )
+        )
+    shown = [buffer for buffer in left if buffer.size_bytes]
+    return (
+        *lines,
+        *(
+            LogLine(kind=one.kind, device=one.device, printed=None, predicted_bytes=one.size_bytes, agrees=False)
+            for one in shown
+        ),
+    )
+
+
+def _agrees(buffer: Buffer, printed: int) -> bool | None:
+    """Whether the prediction prints the same hundredths of a MiB; None if it is not known."""
+    return (
+        None
+        if buffer.size_bytes is None
+        else f"{buffer.size_bytes / MIB:.2f}" == f"{printed // 100}.{printed % 100:02d}"
+    )

@@ -1,0 +1,68 @@
+"""The nodes of Mamba 2, in Granite 4, Nemotron-H and Mamba 2 itself.
+
+Source: llama.cpp b11549, src/models/mamba-base.cpp (build_mamba2_layer), src/llama-graph.cpp (build_rs).
+"""
+
+from __future__ import annotations
+
+from .recurrent import Recurrent
+from .tensors import F32, I32, Node, contiguous, copied, like, matmul, new, overwritten, reshape, rows, stored, view
+
+
+class Mamba(Recurrent):
+    """A layer of Mamba 2."""
+
+    def _mamba(self, layer: int, inputs: Node) -> Node:
+        prefix, sizes = f"blk.{layer}.", self._read.recurrence
+        tokens, sequences = self._by_sequence
+        heads, groups, size, inner = sizes.time_step_rank, sizes.group_count, sizes.state_size, sizes.inner_size
+        width, channels = inner // heads, inner + 2 * groups * size
+        joined = matmul(self._needed(f"{prefix}ssm_in.weight"), inputs)
+        joined = reshape(joined, joined.shape[0], tokens, sequences)
+        row, plane = joined.strides[1:3]
+        gate = view(joined, (width, heads, tokens, sequences), (4 * width, row, plane))
+        mixed = view(joined, (channels, tokens, sequences), (row, plane), 4 * inner)
+        steps = view(joined, (heads, tokens, sequences), (row, plane), 4 * (2 * inner + 2 * groups * size))
+        kernel = self._needed(f"{prefix}ssm_conv1d.weight")
+        turned = new(
+            "SSM_CONV", (channels, tokens, sequences, 1), self._convolution_inputs(layer, mixed, channels), kernel
+        )
+        turned = like("UNARY", self._with_bias(turned, f"{prefix}ssm_conv1d.bias"))
+        row, plane = turned.strides[1:3]
+        value = view(turned, (width, heads, tokens, sequences), (4 * width, row, plane))
+        key, query = (
+            view(turned, (size, groups, tokens, sequences), (4 * size, row, plane), 4 * start)
+            for start in (inner, inner + groups * size)
+        )
+        steps = like("ADD", contiguous(steps), self._needed(f"{prefix}ssm_dt.bias"))
+        scanned = self._scan(layer, value, steps, key, query)
+        result = view(scanned, (width, heads, tokens, sequences), (4 * width, 4 * inner, 4 * inner * tokens))
+        skipped = new("MUL", value.shape, value, self._needed(f"{prefix}ssm_d"))
+        result = new("GLU", value.shape, contiguous(gate), new("ADD", value.shape, result, skipped))
+        if f"{prefix}ssm_norm.weight" in self._tensors:
+            result = self._norm(reshape(result, inner // groups, groups, tokens, sequences), f"{prefix}ssm_norm")
+        return matmul(self._needed(f"{prefix}ssm_out.weight"), reshape(result, inner, tokens * sequences))
+
+    def _scan(self, layer: int, value: Node, steps: Node, key: Node, query: Node) -> Node:
+        """Reads the states where they lie, and writes them back."""
+        width, heads, tokens, sequences = value.shape
+        size = self._read.recurrence.state_size
+        numbers, cells = size * width * heads, sequences * (1 + self._batch.drafted)
+        states = stored(F32, (numbers, cells), self._placed[f"cache.{layer}"], weight=False)
+        flat = reshape(states, numbers, cells)
+        self.graph.expand(overwritten("SCALE", view(flat, (numbers,))))
+        places = self._input("state_copy", I32, cells)
+        chosen = view(places, (sequences,))
+        shape = (width * heads * tokens * sequences + numbers * cells, 1, 1, 1)
+        decay = self._needed(f"blk.{layer}.ssm_a")
+        before = reshape(flat, size, width, heads, cells)
+        scanned = self.graph.expand(new("SSM_SCAN", shape, before, value, steps, decay, key, query, chosen))
+        if self._batch.build.gathers_states_once:
+            tail = rows(flat, view(places, (cells - 1,), (), 4))
+            others = view(tail, (numbers, cells - sequences), (tail.strides[1],), (sequences - 1) * tail.strides[1])
+        else:
+            others = rows(flat, view(places, (cells - sequences,), (), 4 * sequences))
+        self.graph.expand(copied(others, view(states, (numbers, cells - sequences), (states.strides[1],))))
+        after = view(scanned, (numbers, sequences), (4 * numbers,), 4 * width * heads * tokens * sequences)
+        self.graph.expand(copied(after, view(states, (numbers, sequences), (states.strides[1],))))
+        return scanned

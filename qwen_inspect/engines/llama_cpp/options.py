@@ -1,0 +1,156 @@
+"""llama.cpp's options that decide what it allocates, and where it puts every tensor of a file.
+
+Source: llama.cpp b11549 and 0c1e57098, src/llama-model.cpp (load_tensors), src/llama-model-loader.cpp (create_tensor).
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ...errors import UsageError
+from .scheduler import HOST
+
+IN_LAYER = re.compile(r"blk\.(\d+)\.")
+# Tensors whose place is the input layer's, which is the host. Source: llama-arch.cpp, LLM_TENSOR_INFOS.
+INPUT = ("token_embd.", "token_types.", "position_embd.", "per_layer_token_embd.")
+EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"  # LLM_FFN_EXPS_REGEX
+LONGEST_PATTERN, LONGEST_NAME = 1000, 200
+# A quantifier over a group that has a quantifier: matching it may take exponential time.
+NESTED = re.compile(r"\([^()]*[*+}][^()]*\)[*+{]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaCppOptions:
+    """A command of llama.cpp, by its own defaults. context_tokens: -c, None: the model's limit. offloaded: -ngl, None: all.
+
+    sequences: -np; None: four that share the cache for llama-server, one for other programs. split: -ts, a share for each card.
+    overrides: -ot, a pattern and a device each; the first that matches decides. outputs: the most rows of logits in a
+    micro-batch, None: any. fork: by its options, ik_llama.cpp's.
+    """
+
+    program: str = "llama-server"
+    context_tokens: int | None = None
+    batch: int = 2048
+    micro_batch: int = 512
+    offloaded: int | None = None
+    key_type: str = "f16"
+    value_type: str = "f16"
+    flash_attention: bool = True
+    sequences: int | None = None
+    unified: bool = False
+    full_window: bool = False
+    cache_on_cards: bool = True
+    split: tuple[float, ...] = ()
+    split_mode: str = "layer"
+    main_card: int = 0
+    overrides: tuple[tuple[str, str], ...] = ()
+    memory_mapped: bool = True
+    operations_offloaded: bool = True
+    drafted: int = 0
+    fork: bool = False
+    fused_experts: bool = False
+
+    @property
+    def serves(self) -> bool:
+        return self.program == "llama-server"
+
+    @property
+    def streams_asked(self) -> int:
+        return self.sequences if self.sequences is not None else 4 if self.serves else 1
+
+    @property
+    def shares_cache(self) -> bool:
+        return self.unified or (self.serves and self.sequences is None)
+
+    @property
+    def outputs(self) -> int | None:
+        """llama-server reserves a row of logits for each sequence. Source: server-context.cpp, server_output_limits."""
+        return min(self.batch, self.streams_asked * (1 + self.drafted)) if self.serves else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """The device of each tensor by name, of each layer, and of the output layer. moved: the tensors that -ot placed."""
+
+    tensors: Mapping[str, str]
+    layers: tuple[str, ...]
+    output: str
+    full_offload: bool
+    moved: frozenset[str]
+
+
+def place(names: Sequence[str], layers: int, options: LlamaCppOptions, card_bytes: Sequence[int]) -> Placement:
+    """Where llama.cpp puts a file's tensors on cards with `card_bytes` free each. layers: those for MTP included.
+
+    A tied output is the tensor "output.weight", a copy of the embedding.
+    """
+    cards = [f"CUDA{at}" for at in range(len(card_bytes))]
+    offloaded = layers + 1 if options.offloaded is None else options.offloaded
+    devices = _layer_devices(layers, offloaded, cards, options, card_bytes)
+    patterns = [(compiled(pattern), device) for pattern, device in options.overrides]
+    for _, device in patterns:
+        if device not in (HOST, *cards):
+            raise UsageError("llama_cpp_device", found=device, known=", ".join((*cards, HOST)))
+    tensors, moved = {}, set()
+    listed = [*names, *(() if "output.weight" in names else ("output.weight",))]
+    for name in listed:
+        match = IN_LAYER.match(name)
+        if match is not None:
+            device = devices[min(int(match[1]), layers - 1)]
+        else:
+            device = HOST if name.startswith(INPUT) else devices[layers]
+        given = _override(name if name in names else "token_embd.weight", patterns)
+        if given is not None:
+            device = given
+            moved.add(name)
+        tensors[name] = device
+    return Placement(
+        tensors=tensors,
+        layers=tuple(devices[:layers]),
+        output=devices[layers],
+        full_offload=bool(cards) and offloaded > layers,
+        moved=frozenset(moved),
+    )
+
+
+def _layer_devices(
+    layers: int, offloaded: int, cards: Sequence[str], options: LlamaCppOptions, card_bytes: Sequence[int]
+) -> list[str]:
+    """The device of each layer, the output layer last."""
+    if not cards or not offloaded:
+        return [HOST] * (layers + 1)
+    if options.split_mode == "none":
+        shares = [float(at == options.main_card) for at in range(len(cards))]
+    else:
+        shares = [*options.split, *[0.0] * len(cards)][: len(cards)]
+        if not any(shares):
+            shares = [float(size_bytes) for size_bytes in card_bytes]
+    ends: list[float] = []
+    for share in shares:
+        ends.append((ends[-1] if ends else 0.0) + share)
+    ends = [end / ends[-1] for end in ends]
+    first, count = max(layers + 1 - offloaded, 0), min(offloaded, layers + 1)
+    return [
+        HOST if layer < first else cards[min(bisect_right(ends, (layer - first) / count), len(cards) - 1)]
+        for layer in range(layers + 1)
+    ]
+
+
+def compiled(pattern: str) -> re.Pattern[str]:
+    """A pattern of -ot. UsageError for one that Python cannot read, or that is too long or nested to match in bounded time."""
+    if len(pattern) > LONGEST_PATTERN or NESTED.search(pattern):
+        raise UsageError("llama_cpp_pattern", found=pattern[:80])
+    try:
+        return re.compile(pattern)
+    except re.error:
+        raise UsageError("llama_cpp_pattern", found=pattern[:80]) from None
+
+
+def _override(name: str, patterns: Sequence[tuple[re.Pattern[str], str]]) -> str | None:
+    for pattern, device in patterns:
+        if pattern.search(name[:LONGEST_NAME]):
+            return device
+    return None

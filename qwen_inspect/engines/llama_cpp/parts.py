@@ -1,0 +1,88 @@
+"""A file's tensors as nodes of a graph, and the operations that every block is made of.
+
+Source: llama.cpp b11549, src/llama-graph.cpp (build_norm, build_lora_mm).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...architectures.gguf_hparams import GgufHyperparameters
+from ...checkpoint import BlockFormat, Tensor
+from ...errors import UnsupportedError
+from .design import DESIGNS, Batch
+from .tensors import Graph, Node, Type, leaf, like, matmul, stored
+
+
+class Parts:
+    """placed: the device of each tensor of the file, and "cache.N" of each layer's cache."""
+
+    def __init__(
+        self,
+        hyperparameters: GgufHyperparameters,
+        metadata: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        placed: Mapping[str, str],
+        batch: Batch,
+    ) -> None:
+        self._read = hyperparameters
+        self._metadata = metadata
+        self._tensors = tensors
+        self._placed = placed
+        self._batch = batch
+        self._weights: dict[str, Node] = {}
+        self._masks: dict[bool, Node] = {}
+        self._inputs: dict[str, Node] = {}
+        self.graph = Graph()
+        if hyperparameters.architecture not in DESIGNS:
+            raise UnsupportedError("llama_cpp_graph", architecture=hyperparameters.architecture)
+        self._design = DESIGNS[hyperparameters.architecture]
+
+    def _key(self, name: str) -> Any:
+        return self._metadata.get(f"{self._read.architecture}.{name}")
+
+    def _weight(self, name: str, place: str | None = None) -> Node | None:
+        """A tensor of the file; None if it has none of that name. Shapes there are rows first."""
+        if name not in self._tensors:
+            return None
+        key = place or name
+        if key not in self._weights:
+            self._weights[key] = stored(
+                type_of(self._tensors[name]), self._tensors[name].shape[::-1], self._placed[key], weight=True
+            )
+        return self._weights[key]
+
+    def _needed(self, name: str) -> Node:
+        weight = self._weight(name)
+        if weight is None:
+            raise UnsupportedError("llama_cpp_tensor_missing", name=name, architecture=self._read.architecture)
+        return weight
+
+    def _input(self, name: str, kind: Type, *sizes: int) -> Node:
+        if name not in self._inputs:
+            self._inputs[name] = leaf(kind, *sizes)
+        return self._inputs[name]
+
+    def _with_bias(self, node: Node, name: str) -> Node:
+        bias = self._weight(name)
+        return node if bias is None else like("ADD", node, bias)
+
+    def _norm(self, node: Node, name: str) -> Node:
+        """RMS norm with the weight of that name, if there is one. Source: build_norm."""
+        weight = self._weight(f"{name}.weight")
+        if weight is not None and self._batch.build.fork:
+            return self._with_bias(like("FUSED_RMS_NORM", node, weight), f"{name}.bias")
+        normed = like("RMS_NORM", node)
+        if weight is not None:
+            normed = like("MUL", normed, weight)
+        return self._with_bias(normed, f"{name}.bias")
+
+    def _linear(self, name: str, inputs: Node) -> Node:
+        return self._with_bias(matmul(self._needed(f"{name}.weight"), inputs), f"{name}.bias")
+
+
+def type_of(tensor: Tensor) -> Type:
+    if isinstance(tensor.dtype, BlockFormat):
+        return Type(str(tensor.dtype), tensor.dtype.block_elements, tensor.dtype.block_bytes)
+    return Type(str(tensor.dtype), 1, tensor.dtype.bits // 8)

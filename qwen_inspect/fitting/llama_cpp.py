@@ -1,0 +1,222 @@
+"""A command of llama.cpp on cards that work together: its buffers, whether they fit, and how far it could go."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import BinaryIO
+
+from ..bisection import largest
+from ..engines.llama_cpp.buffers import CELLS_MULTIPLE, GgufModel, Plan, flash_attention_is_possible
+from ..engines.llama_cpp.builds import BUILDS, DEFAULT, FORK, Build, around
+from ..engines.llama_cpp.command import BesideFile, Command
+from ..engines.llama_cpp.logs import Log, beside
+from ..engines.llama_cpp.offload import gguf_source
+from ..engines.llama_cpp.options import EXPERTS, LlamaCppOptions, compiled
+from ..engines.llama_cpp.scheduler import HOST
+from ..errors import QwenInspectError, UsageError
+from ..language import Message
+from ..loaders.gguf_header import read_header
+from ..loaders.regular import open_regular
+from ..results.fit import Gpu
+from ..results.llama_cpp import Buffer, DeviceTotal, LlamaCppReport, Reach
+from ..results.model import Report
+from ..units import MIB
+
+# What llama.cpp's own fit leaves free on a card: --fit-target, common/common.h.
+MARGIN_BYTES = 1024 * MIB
+NO_REACH = Reach(context_tokens=None, offloaded=None, host_experts=None)
+
+
+def run_command(
+    report: Report, command: Command, cards: Sequence[Gpu], *, host_bytes: int | None = None, log: Log | None = None
+) -> LlamaCppReport:
+    """Raises UsageError for a command that llama.cpp refuses, UnsupportedError for a model that is not known here."""
+    metadata, tensors = gguf_source(report)
+    model = GgufModel(metadata, tuple(tensors))
+    build, known = _build(log, command.options)
+    options = command.options
+    by_default = build.flash_by_default and (not cards or flash_attention_is_possible(model.hyperparameters))
+    if command.flash_attention is None and not by_default:
+        options = replace(options, flash_attention=False)
+    if len(options.split) > len(cards):
+        raise UsageError("llama_cpp_shares", shares=len(options.split), cards=len(cards))
+    room = [card.room_bytes for card in cards]
+    plan = Plan(model, options, room, build)
+    beside_files = tuple(_beside_buffer(file, cards) for file in command.beside)
+    buffers = plan.buffers() if known else _over_builds(model, options, room, _candidates(log))
+    buffers = (*buffers, *beside_files)
+    devices = _totals(buffers, cards, host_bytes)
+    return LlamaCppReport(
+        report=report,
+        program=options.program,
+        build=build.name,
+        build_is_known=known,
+        context_tokens=plan.sizes.context_tokens,
+        cells=plan.sizes.cells,
+        sequences=plan.sizes.sequences,
+        offloaded=plan.layers if options.offloaded is None else min(options.offloaded, plan.layers),
+        layers=plan.layers,
+        flash_attention=options.flash_attention,
+        cache_types=(options.key_type, options.value_type),
+        buffers=buffers,
+        devices=devices,
+        reach=_reach(plan, cards, host_bytes) if cards and not command.beside else NO_REACH,
+        ignored=command.ignored,
+        notices=tuple(_notices(command, log, build, known)),
+        log=None if log is None else beside(buffers, log.printed),
+    )
+
+
+def _beside_buffer(file: BesideFile, cards: Sequence[Gpu]) -> Buffer:
+    """A file's weights as a lower bound, on the only card or the host; what it computes with is not known."""
+    size_bytes = 0
+    if len(cards) < 2 or file.kind == "projector":
+        with contextlib.suppress(OSError, QwenInspectError), open_regular(file.path) as stream:
+            file_bytes = os.fstat(stream.fileno()).st_size
+            header = read_header(lambda start, stop: _part(stream, start, stop), file=file.path, file_bytes=file_bytes)
+            size_bytes = sum(tensor.size_bytes for tensor in header.tensors)
+    return Buffer(kind=file.kind, device="CUDA0" if cards else HOST, size_bytes=None, least_bytes=size_bytes)
+
+
+def _part(stream: BinaryIO, start: int, stop: int) -> bytes:
+    stream.seek(start)
+    return stream.read(stop - start)
+
+
+def _build(log: Log | None, options: LlamaCppOptions) -> tuple[Build, bool]:
+    """The build that a log names, if it is known; without a log the newest known, or the fork that has these options."""
+    if options.fork or (log is not None and log.fork):
+        return FORK, True
+    if log is None or (log.build is None and log.commit is None):
+        return DEFAULT, True
+    for build in BUILDS.values():
+        if build.name == log.build or (
+            log.commit and (build.name.startswith(log.commit) or log.commit.startswith(build.name))
+        ):
+            return build, True
+    number = int(log.build[1:]) if log.build else 0
+    return min(BUILDS.values(), key=lambda build: abs(build.number - number)), False
+
+
+def _candidates(log: Log | None) -> Sequence[Build]:
+    """The builds that one which is not known may be like."""
+    if log is None or log.build is None:
+        return tuple(BUILDS.values())
+    return around(int(log.build[1:]))
+
+
+def _over_builds(
+    model: GgufModel, options: LlamaCppOptions, room: Sequence[int], builds: Sequence[Build]
+) -> tuple[Buffer, ...]:
+    """The buffers of a build that is not known: compute buffers between those of the known builds around it."""
+    plans = [Plan(model, options, room, build) for build in builds]
+    first = plans[0]
+    ranges: Mapping[str, list[Buffer]] = defaultdict(list)
+    for plan in plans:
+        for buffer in plan.compute():
+            ranges[buffer.device].append(buffer)
+    compute = []
+    for device, each in ranges.items():
+        highs = [buffer.high_bytes for buffer in each]
+        most = None if None in highs else max(high for high in highs if high is not None)
+        least = min(buffer.low_bytes for buffer in each)
+        compute.append(Buffer(kind="compute", device=device, size_bytes=None, least_bytes=least, most_bytes=most))
+    return (*first.weights(), *first.cache(), *first.states(), *compute, first.output())
+
+
+def _totals(buffers: Sequence[Buffer], cards: Sequence[Gpu], host_bytes: int | None) -> tuple[DeviceTotal, ...]:
+    names: list[tuple[str, Gpu | None]] = [(f"CUDA{at}", card) for at, card in enumerate(cards)]
+    totals = []
+    for device, gpu in (*names, (HOST, None)):
+        there = [buffer for buffer in buffers if (buffer.device == device if gpu else not _on_card(buffer))]
+        low = sum(buffer.low_bytes for buffer in there)
+        highs = [buffer.high_bytes for buffer in there]
+        high = None if None in highs else sum(value for value in highs if value is not None)
+        available = host_bytes if gpu is None else gpu.room_bytes
+        totals.append(
+            DeviceTotal(
+                device=device,
+                gpu=gpu,
+                low_bytes=low,
+                high_bytes=high,
+                available_bytes=available,
+                fits=_fits(low, high, available, 0 if gpu is None else MARGIN_BYTES),
+            )
+        )
+    return tuple(totals)
+
+
+def _on_card(buffer: Buffer) -> bool:
+    return buffer.device.startswith("CUDA") and buffer.device != "CUDA_Host"
+
+
+def _fits(low: int, high: int | None, available: int | None, margin: int) -> bool | None:
+    """True with llama.cpp's own margin for the CUDA context and the kernels' memory, False without any."""
+    if available is None:
+        return None
+    if low > available:
+        return False
+    return True if high is not None and high + margin <= available else None
+
+
+def _reach(plan: Plan, cards: Sequence[Gpu], host_bytes: int | None) -> Reach:
+    """Each with all else as in the command. None if compute buffers are not known."""
+    if any(buffer.size_bytes is None for buffer in plan.buffers()):
+        return NO_REACH
+    room = [card.room_bytes for card in cards]
+
+    def fits(options: LlamaCppOptions) -> bool:
+        totals = _totals(Plan(plan.model, options, room, plan.build).buffers(), cards, host_bytes)
+        return all(total.fits for total in totals if total.available_bytes is not None)
+
+    return Reach(
+        context_tokens=_largest_context(plan, fits),
+        offloaded=largest(lambda layers: fits(replace(plan.options, offloaded=layers)), plan.layers),
+        host_experts=_fewest_host_experts(plan, fits),
+    )
+
+
+def _largest_context(plan: Plan, fits: Callable[[LlamaCppOptions], bool]) -> int | None:
+    limit = plan.read.context_tokens
+    if limit is None:
+        return None
+    step = CELLS_MULTIPLE * plan.sizes.streams
+    steps = largest(lambda count: fits(replace(plan.options, context_tokens=count * step)), -(-limit // step))
+    return min(steps * step, limit * plan.sizes.streams)
+
+
+def _fewest_host_experts(plan: Plan, fits: Callable[[LlamaCppOptions], bool]) -> int | None:
+    """The smallest --n-cpu-moe with which the command fits; None if it has no experts or none suffices."""
+    read = plan.read
+    if not read.experts.count:
+        return None
+    expert = f"blk.{read.layers - 1}.ffn_up_exps.weight"
+    others = tuple(
+        (pattern, device)
+        for pattern, device in plan.options.overrides
+        if device != HOST or (EXPERTS not in pattern and not compiled(pattern).search(expert))
+    )
+
+    def with_host(count: int) -> bool:
+        hosted = tuple((rf"blk\.{layer}{EXPERTS}", HOST) for layer in range(count))
+        return fits(replace(plan.options, overrides=(*hosted, *others)))
+
+    if not with_host(read.layers):
+        return None
+    return read.layers - largest(lambda on_cards: with_host(read.layers - on_cards), read.layers)
+
+
+def _notices(command: Command, log: Log | None, build: Build, known: bool) -> list[Message]:
+    notices = [Message("llama_cpp_ignored", options=", ".join(command.ignored))] if command.ignored else []
+    notices += [Message("llama_cpp_beside", option=f"{file.option} {file.path}") for file in command.beside]
+    if not known and log is not None:
+        notices.append(Message("llama_cpp_build_unknown", found=log.build or log.commit or "–", nearest=build.name))
+    elif log is not None and log.build is None and log.commit is None:
+        notices.append(Message("llama_cpp_build_unnamed", build=build.name))
+    if command.locked:
+        notices.append(Message("llama_cpp_locked"))
+    return notices

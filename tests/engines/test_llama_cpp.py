@@ -1,0 +1,226 @@
+"""llama.cpp's buffers: against the library itself, and against logs that its users published."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_inspect.checkpoint import BLOCK_FORMATS, BlockFormat, DType, Tensor
+from qwen_inspect.engines.llama_cpp.buffers import GgufModel, Plan
+from qwen_inspect.engines.llama_cpp.builds import BUILDS
+from qwen_inspect.engines.llama_cpp.command import parse_command
+from qwen_inspect.engines.llama_cpp.design import DESIGNS
+from qwen_inspect.engines.llama_cpp.options import LlamaCppOptions
+from qwen_inspect.loaders.gguf_header import read_header
+from qwen_inspect.results.llama_cpp import Buffer
+
+from ..support.llama_cpp import library_path, printed_by_llama_cpp, printed_sizes
+from ..support.llama_cpp_files import COMMON, decoder
+from ..support.llama_cpp_small import SMALL, write_small
+from ..support.published import published
+
+GIB = 2**30
+LIBRARY = pytest.mark.skipif(
+    library_path() is None and "CI" not in os.environ, reason="xllamacpp is not installed (the extra test)"
+)
+# Fields of llama_context_params -> the same as options. Types 1 and 8: float16 and q8_0.
+CONTEXTS: Sequence[tuple[Mapping[str, int], Mapping[str, Any]]] = (
+    ({"n_ctx": 4096, "flash_attn_type": 1}, {"context_tokens": 4096}),
+    ({"n_ctx": 8192, "flash_attn_type": 0}, {"context_tokens": 8192, "flash_attention": False}),
+    ({"n_ctx": 1000, "flash_attn_type": 1, "n_ubatch": 256}, {"context_tokens": 1000, "micro_batch": 256}),
+    (
+        {"n_ctx": 4096, "flash_attn_type": 1, "n_seq_max": 4, "n_outputs_max": 4},
+        {"context_tokens": 4096, "program": "llama-server", "sequences": 4},
+    ),
+    (
+        {"n_ctx": 4096, "flash_attn_type": 1, "n_seq_max": 4, "kv_unified": 1, "n_outputs_max": 4},
+        {"context_tokens": 4096, "program": "llama-server"},
+    ),
+    (
+        {"n_ctx": 4096, "flash_attn_type": 1, "type_k": 8, "type_v": 8},
+        {"context_tokens": 4096, "key_type": "q8_0", "value_type": "q8_0"},
+    ),
+)
+
+
+def read(path: Path) -> GgufModel:
+    with open(path, "rb") as stream:
+        header = read_header(lambda at, stop: _part(stream, at, stop), file=path.name, file_bytes=path.stat().st_size)
+    return GgufModel(header.metadata, tuple(header.tensors))
+
+
+def _part(stream: Any, at: int, stop: int) -> bytes:
+    stream.seek(at)
+    return bytes(stream.read(stop - at))
+
+
+def sizes(buffers: Sequence[Buffer], kind: str) -> list[str]:
+    return [f"{(buffer.size_bytes or 0) / 2**20:.2f}" for buffer in buffers if buffer.kind == kind]
+
+
+@LIBRARY
+@pytest.mark.parametrize("architecture", SMALL)
+def test_compute_and_cache_are_what_llama_cpp_prints(tmp_path: Path, architecture: str) -> None:
+    """On the CPU, for prompts of llama-server and of other programs, with and without flash attention."""
+    path = write_small(tmp_path / "model.gguf", architecture)
+    model = read(path)
+    contexts = [context for context in CONTEXTS if architecture != "deepseek2" or "value_type" not in context[1]]
+    printed = printed_by_llama_cpp(path, [fields for fields, _ in contexts])
+    for text, (_, options) in zip(printed, contexts, strict=True):
+        plan = Plan(model, LlamaCppOptions(**{"program": "llama-cli", **options}), [], BUILDS["b11549"])
+        buffers = plan.buffers()
+        assert sizes(buffers, "cache") == printed_sizes(text, "cache"), options
+        assert sizes(buffers, "compute") == printed_sizes(text, "compute"), options
+
+
+STAND_IN = replace(BUILDS["b11549"], converts_cache=False, keeps_fused=False)  # which the stand-ins do not do
+
+
+def test_every_architecture_whose_graph_is_known_is_held_against_the_library() -> None:
+    assert set(SMALL) == set(DESIGNS)
+
+
+# Recorded from the same library with stand-ins for CUDA devices of 24 GiB: alignment 128, every operation supported, host
+# weights used by the card from 32 rows on. Four layers of "qwen3" in SMALL's sizes, a vocabulary of 1,000, 4,096 tokens.
+CARDS: Sequence[tuple[int, Mapping[str, Any], Mapping[str, str]]] = (
+    (1, {}, {"CUDA0": "10.12", "CUDA_Host": "6.02"}),
+    (1, {"flash_attention": False}, {"CUDA0": "43.01", "CUDA_Host": "10.52"}),
+    (1, {"offloaded": 3}, {"CUDA0": "10.74", "CUDA_Host": "6.02"}),
+    (1, {"offloaded": 2, "flash_attention": False}, {"CUDA0": "44.00", "CUDA_Host": "10.52"}),
+    (1, {"offloaded": 0}, {"CUDA0": "10.74", "CUDA_Host": "6.02"}),
+    (2, {}, {"CUDA0": "28.16", "CUDA1": "25.15", "CUDA_Host": "21.08"}),
+    (2, {"flash_attention": False}, {"CUDA0": "74.54", "CUDA1": "71.53", "CUDA_Host": "39.06"}),
+    (2, {"offloaded": 3}, {"CUDA0": "10.74", "CUDA1": "2.45", "CUDA_Host": "6.02"}),
+)
+
+
+@pytest.mark.parametrize(("cards", "options", "printed"), CARDS)
+def test_cards_copy_what_lies_elsewhere(cards: int, options: Mapping[str, Any], printed: Mapping[str, str]) -> None:
+    model = mixture_of_qwen3("F16", layers=4, width=256, heads=4, kv_heads=2, head=64, vocabulary=1000, inner=700)
+    asked = LlamaCppOptions(program="llama-cli", context_tokens=4096, **options)
+    plan = Plan(model, asked, [24 * GIB] * cards, STAND_IN)
+    assert {buffer.device: f"{(buffer.size_bytes or 0) / 2**20:.2f}" for buffer in plan.compute()} == printed
+
+
+def mixture_of_qwen3(
+    kind: str,
+    *,
+    layers: int,
+    width: int,
+    heads: int,
+    kv_heads: int,
+    head: int,
+    vocabulary: int,
+    inner: int,
+    experts: int = 0,
+) -> GgufModel:
+    """Qwen3 or, with experts of which 8 are used, its mixture, as llama.cpp's quantisation to one type writes it."""
+    name = "qwen3moe" if experts else "qwen3"
+    keys = {
+        "block_count": layers,
+        "context_length": 40_960,
+        "embedding_length": width,
+        "vocab_size": vocabulary,
+        "feed_forward_length": inner,
+        "attention.head_count": heads,
+        "attention.head_count_kv": kv_heads,
+        "attention.key_length": head,
+        "attention.value_length": head,
+        "rope.dimension_count": head,
+        **({"expert_count": experts, "expert_used_count": 8, "expert_feed_forward_length": inner} if experts else {}),
+    }
+    dtype: DType | BlockFormat = BLOCK_FORMATS.get(kind, DType.F16)
+    matrices: dict[str, tuple[int, ...]] = {
+        "attn_q": (heads * head, width),
+        "attn_k": (kv_heads * head, width),
+        "attn_v": (kv_heads * head, width),
+        "attn_output": (width, heads * head),
+    }
+    several = (experts,) if experts else ()
+    suffix = "_exps" if experts else ""
+    matrices |= {f"ffn_{part}{suffix}": (*several, inner, width) for part in ("gate", "up")}
+    matrices |= {f"ffn_down{suffix}": (*several, width, inner)}
+    vectors: dict[str, tuple[int, ...]] = {
+        "attn_norm": (width,),
+        "ffn_norm": (width,),
+        "attn_q_norm": (head,),
+        "attn_k_norm": (head,),
+    }
+    vectors |= {"ffn_gate_inp": (experts, width)} if experts else {}
+    tensors = [Tensor(f"{part}.weight", (vocabulary, width), dtype) for part in ("token_embd", "output")]
+    tensors.append(Tensor("output_norm.weight", (width,), DType.F32))
+    for layer in range(layers):
+        tensors += [Tensor(f"blk.{layer}.{part}.weight", shape, dtype) for part, shape in matrices.items()]
+        tensors += [Tensor(f"blk.{layer}.{part}.weight", shape, DType.F32) for part, shape in vectors.items()]
+    metadata = {"general.architecture": name, **{f"{name}.{key}": value for key, value in keys.items()}}
+    return GgufModel(metadata, tuple(tensors))
+
+
+PUBLISHED_MODELS: Mapping[str, Mapping[str, int]] = {
+    "Qwen3-235B-A22B": {
+        "layers": 94,
+        "width": 4096,
+        "heads": 64,
+        "kv_heads": 4,
+        "head": 128,
+        "vocabulary": 151_936,
+        "inner": 1536,
+        "experts": 128,
+    },
+    "Qwen3-30B-A3B": {
+        "layers": 48,
+        "width": 2048,
+        "heads": 32,
+        "kv_heads": 4,
+        "head": 128,
+        "vocabulary": 151_936,
+        "inner": 768,
+        "experts": 128,
+    },
+}
+
+
+@pytest.mark.parametrize("log", published("llama_cpp_buffers.csv"), ids=lambda log: log["log"])
+def test_buffers_equal_published_logs(log: Mapping[str, str]) -> None:
+    """To 0.01 MiB, on every card and the host. All matrices have one type, as in those files.
+
+    Where a log's cards divide the layers by what was free on them, -ts has the division that its KV lines show.
+    """
+    build = BUILDS[log["build"]]
+    options = parse_command(log["command"]).options
+    model = mixture_of_qwen3(log["type"], **PUBLISHED_MODELS[log["model"]])
+    plan = Plan(model, options, [24 * GIB] * int(log["cards"]), build)
+    found = {f"{one.kind} {one.device}": f"{(one.size_bytes or 0) / 2**20:.2f}" for one in plan.buffers()}
+    for name, printed in (entry.rsplit(":", 1) for entry in log["printed"].split(" | ")):
+        assert found[name] == printed, name
+
+
+def test_an_october_build_reserves_fewer_outputs() -> None:
+    """Qwen3-8B, 8,192 tokens, on the CPU: 120.02 MiB, as xllamacpp 2026.10.11549's server prints it.
+
+    Before, 512 rows of logits were reserved: 512 x (151,936 + 4,096) x 4 bytes, as 28 of 34 published logs have them.
+    """
+    model = mixture_of_qwen3(
+        "Q8_0", layers=36, width=4096, heads=32, kv_heads=8, head=128, vocabulary=151_936, inner=12_288
+    )
+    options = LlamaCppOptions(context_tokens=8192)
+    assert sizes(Plan(model, options, [], BUILDS["b11549"]).buffers(), "compute") == ["120.02"]
+    assert sizes(Plan(model, options, [24 * GIB], BUILDS["36667c8e"]).buffers(), "compute")[0] == "304.75"
+
+
+def test_an_architecture_without_a_graph_has_a_lower_bound() -> None:
+    """The logits and the states before them: 512 tokens x (8,000 + 256) x 4 bytes."""
+    keys = {**COMMON, "block_count": 1}
+    metadata = {"general.architecture": "starcoder", **{f"starcoder.{key}": value for key, value in keys.items()}}
+    tensors = tuple(Tensor(name, shape[::-1], DType.F16) for name, shape, _ in decoder(1))
+    options = LlamaCppOptions(program="llama-cli", context_tokens=4096)
+    compute = Plan(GgufModel(metadata, tensors), options, [24 * GIB], BUILDS["b11549"]).compute()
+    assert [(one.device, one.size_bytes, one.low_bytes, one.high_bytes) for one in compute] == [
+        ("CUDA0", None, 512 * (8000 + 256) * 4, None),
+        ("CPU", None, 0, None),
+    ]

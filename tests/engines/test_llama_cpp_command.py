@@ -1,0 +1,196 @@
+"""`fit --llama-cpp`: commands as they are typed, cards together, and logs read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+
+from qwen_inspect.cli import main
+from qwen_inspect.engines.llama_cpp.command import BesideFile, parse_command
+from qwen_inspect.engines.llama_cpp.logs import read_log
+from qwen_inspect.engines.llama_cpp.options import LlamaCppOptions
+
+from ..support.llama_cpp_small import write_small
+from ..support.schema import assert_keeps_to_the_schema
+
+
+def test_a_command_is_read_as_llama_cpp_reads_it() -> None:
+    """Short, long and joined spellings, variables before the program, line ends, what is unknown and what allocates nothing."""
+    command = parse_command(
+        'CUDA_VISIBLE_DEVICES="0,1" ./build/bin/llama-server.exe --model /m/a.gguf --ctx-size=32768 -b 4096 -ub 1024 \\\n'
+        "-ngl 99 -ctk q8_0 --cache-type-v q8_0 -fa on -np 2 -kvu --swa-full -nkvo -ts 3,1 -sm layer --n-cpu-moe 2 "
+        "-ot 'blk\\.9\\.=CUDA1,exps=CPU' --no-mmap -t 16 --frobnicate 7 --mlock --mmproj p.gguf --temp 0.6"
+    )
+    assert command.options == LlamaCppOptions(
+        program="llama-server",
+        context_tokens=32_768,
+        batch=4096,
+        micro_batch=1024,
+        offloaded=99,
+        key_type="q8_0",
+        value_type="q8_0",
+        sequences=2,
+        unified=True,
+        full_window=True,
+        cache_on_cards=False,
+        split=(3.0, 1.0),
+        memory_mapped=False,
+        overrides=(
+            (r"blk\.0\.ffn_(up|down|gate|gate_up)_(ch|)exps", "CPU"),
+            (r"blk\.1\.ffn_(up|down|gate|gate_up)_(ch|)exps", "CPU"),
+            (r"blk\.9\.", "CUDA1"),
+            ("exps", "CPU"),
+        ),
+    )
+    assert (command.model, command.ignored, command.beside, command.locked) == (
+        "/m/a.gguf",
+        ("--frobnicate",),
+        (BesideFile(kind="projector", option="--mmproj", path="p.gguf"),),
+        True,
+    )
+    assert parse_command("llama-cli -hf ggml-org/gemma-3-4b-it-GGUF").model == "hf:ggml-org/gemma-3-4b-it-GGUF:Q4_K_M"
+    assert parse_command("llama-cli -hf Qwen/Qwen3-8B-GGUF:Q8_0 -ngl all").model == "hf:Qwen/Qwen3-8B-GGUF:Q8_0"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small(tmp_path_factory.mktemp("small") / "small.gguf", "qwen3")
+
+
+@pytest.mark.parametrize(
+    ("command", "further", "said"),
+    [
+        ("llama-server -c many", [], "-c takes a number, found 'many'"),
+        ("llama-server -c", [], "-c needs a value"),
+        ("llama-server -ot 'exps", [], "quotation mark"),
+        ("", [], "is empty"),
+        ("llama-server --cpu-moe --n-cpu-moe 3", [], "--cpu-moe and --n-cpu-moe contradict"),
+        ("llama-server -ctv q8_0 -fa off", [], "refuses V in q8_0 without flash attention"),
+        ("llama-server -ts 1,1", ["--gpu", "RTX 4090"], "2 shares for 1 cards"),
+        ("llama-server -ot exps=CUDA1", ["--gpu", "RTX 4090"], "known are CUDA0, CPU"),
+        ("llama-server -ot '(a+)+b=CPU'", ["--gpu", "RTX 4090"], "bounded time"),
+        ("llama-server -ot exps", [], "PATTERN=DEVICE"),
+        ("llama-server -sm column", [], "none, layer or row"),
+        ("llama-server", ["--context", "4k"], "--context belongs into the command"),
+        ("llama-server", ["--log", "/no/such"], "No such file"),
+    ],
+)
+def test_what_contradicts_itself_is_said_by_one_sentence(
+    small: Path, command: str, further: Sequence[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", str(small), "--lang", "en", "--llama-cpp", command, *further]) == 2
+    assert said in capsys.readouterr().err
+
+
+def answer(capsys: pytest.CaptureFixture[str], *asked: str) -> tuple[int, dict[str, Any]]:
+    code = main(["fit", "--lang", "en", "--format", "json", *asked])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_unequal_cards_and_the_host_answer_together(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """-m names the model. An unknown option is named; what fits leaves 1 GiB."""
+    command = f"llama-server -m {small} -c 8192 --frobnicate"
+    cards = ("--gpu", "RTX 3090,RTX 3060 12GB", "--host-memory", "64GiB")
+    code, found = answer(capsys, "--llama-cpp", command, *cards)
+    assert (code, found["fits"], found["ignored_options"]) == (0, True, ["--frobnicate"])
+    assert [device["device"] for device in found["devices"]] == ["CUDA0", "CUDA1", "CPU"]
+    for device in found["devices"]:
+        on_device = [one["bytes"] for one in found["buffers"] if _device(one["device"]) == device["device"]]
+        assert device["required_bytes"] == sum(on_device)
+    assert (found["max_context_tokens"], found["max_ngl"], found["min_n_cpu_moe"]) == (32_768, 4, None)
+    assert_keeps_to_the_schema(found)
+    code, found = answer(capsys, "--llama-cpp", command, "--gpu", "RTX 3090", "--host-memory", "1MiB")
+    assert (code, found["fits"]) == (1, False)
+
+
+def _device(name: str) -> str:
+    return name if name in ("CUDA0", "CUDA1") else "CPU"
+
+
+def test_the_largest_answers_fit_and_one_more_does_not(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    memory = ("--memory", "1100MiB")
+    _, found = answer(capsys, "--llama-cpp", f"llama-cli -m {small} -fa off", *memory)
+    most = found["max_context_tokens"]
+    assert 256 <= most < 32_768
+    for tokens, fits in ((most, True), (most + 256, None)):
+        _, again = answer(capsys, "--llama-cpp", f"llama-cli -m {small} -fa off -c {tokens}", *memory)
+        assert again["devices"][0]["fits"] is fits
+
+
+def test_a_projector_is_counted_by_its_weights(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Here the model's own file stands for one: its tensors' bytes as the gguf package reads them."""
+    command = f"llama-server -m {small} -c 4096 --mmproj {small}"
+    _, found = answer(capsys, "--llama-cpp", command, "--gpu", "RTX 4090")
+    (projector,) = (one for one in found["buffers"] if one["name"] == "projector")
+    weights = sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(small).tensors)
+    assert (projector["bytes"], projector["low_bytes"], found["fits"]) == (None, weights, None)
+
+
+def test_logs_of_all_times_are_read() -> None:
+    """Lines of logs in ggml-org/llama.cpp pull requests 6122 and 23792 and issue 27680, and ik_llama.cpp pull request 237."""
+    log = read_log(
+        "main: build = 3772 (5236c98b)\n"
+        "llm_load_tensors:        CPU buffer size =  1640.62 MiB\n"
+        "llama_new_context_with_model: fused_moe  = 1\n"
+        "llama_kv_cache_init:      CUDA0 KV buffer size =  1536.00 MiB\n"
+        "llama_new_context_with_model: KV self size  = 5120.00 MiB, K (f16): 2560.00 MiB, V (f16): 2560.00 MiB\n"
+        "\x1b[34m1.14.608.918\x1b[0m \x1b[32mI \x1b[0mllama_context:  CUDA_Host  output buffer size =     0.49 MiB\n"
+        "[53871] 0.09.036.819 I llama_memory_recurrent:     Meta() RS buffer size =   124.69 MiB\n"
+        "llama_new_context_with_model:     CUDA10 compute buffer size =  5718.01 MiB\n"
+    )
+    assert (log.build, log.commit, log.fork) == ("b3772", "5236c98b", True)
+    assert log.printed == (
+        ("weights", "CPU", 164_062),
+        ("cache", "CUDA0", 153_600),
+        ("output", "CUDA_Host", 49),
+        ("state", "Meta", 12_469),
+        ("compute", "CUDA10", 571_801),
+    )
+
+
+LOG = """build: 5300 (36667c8e) with cc for x86_64-linux-gnu
+load_tensors:        CUDA0 model buffer size =     {weights} MiB
+llama_context:  CUDA_Host  output buffer size =     0.03 MiB
+llama_kv_cache_unified:      CUDA0 KV buffer size =    6.00 MiB
+llama_context:      CUDA0 compute buffer size =   17.64 MiB
+llama_context:  CUDA_Host compute buffer size =   99.00 MiB
+"""
+
+
+def test_a_log_is_set_beside_the_prediction(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three layers of K and V: 2 x 2 heads x 64 numbers x 4,096 cells x 2 bytes are 6.00 MiB. What differs is named."""
+    path = tmp_path / "log.txt"
+    path.write_text(LOG.format(weights="9.31"), encoding="utf-8")
+    asked = (
+        "--llama-cpp",
+        f"llama-cli -m {small} -c 4096 -ngl 99 -fa --no-mmap",
+        "--memory",
+        "24GiB",
+        "--log",
+        str(path),
+    )
+    code, found = answer(capsys, *asked)
+    assert (code, found["engine_version"], found["build_is_known"]) == (1, "36667c8e", True)
+    lines = {(line["name"], line["device"]): line for line in found["log"]}
+    assert lines["cache", "CUDA0"]["agrees"]
+    assert lines["output", "CUDA_Host"]["agrees"]
+    assert lines["compute", "CUDA_Host"] == {
+        "name": "compute",
+        "device": "CUDA_Host",
+        "printed_mib": "99.00",
+        "agrees": False,
+        "predicted_bytes": lines["compute", "CUDA_Host"]["predicted_bytes"],
+    }
+    assert lines["weights", "CUDA_Host"]["printed_mib"] is None  # the embedding, which this log lacks
+    path.write_text(LOG.replace("5300 (36667c8e)", "8000 (0123456789)").format(weights="9.31"), encoding="utf-8")
+    _, found = answer(capsys, *asked)
+    assert not found["build_is_known"]
+    assert "b8000" in " ".join(found["assumptions"])
+    compute = [one for one in found["buffers"] if one["name"] == "compute"]
+    assert all(one["bytes"] is None and one["low_bytes"] <= one["high_bytes"] for one in compute)
+    assert any(one["low_bytes"] < one["high_bytes"] for one in compute)
