@@ -16,6 +16,7 @@ from ..options import flag, given, model, output, prediction, values
 if TYPE_CHECKING:
     from ..engines.llama_cpp.logs import Log
     from ..results.fit import Gpu
+    from ..results.model import Report
     from ..results.serving import Serving
 
 # Options that only one engine has; all others apply to every engine.
@@ -100,11 +101,7 @@ def _serve(options: argparse.Namespace, say: Language) -> int:
     from ..fitting.serving import serve
 
     serving, cards = _serving(options), _cards(options)
-    report = prediction.inspected(options)
-    if options.quant is not None:
-        from ..structure.gguf_conversion import as_gguf
-
-        report = as_gguf(report, options.quant)
+    report = _inspected(options)
     if report.ref.source == "ollama" and options.engine == "llama.cpp":
         from dataclasses import replace
 
@@ -126,16 +123,30 @@ def _run_llama_cpp(options: argparse.Namespace, say: Language) -> int:
     for name in IN_COMMAND:
         if getattr(options, name) != options.defaults.get(name, IN_COMMAND[name]):
             raise UsageError("llama_cpp_option", option=flag(name))
+    if options.engine not in ("transformers", "llama.cpp"):
+        raise UsageError("engine_option", option="--llama-cpp", engine="llama.cpp", asked=options.engine)
+    options.engine = "llama.cpp"
+    _check_engine(options)
     command = parse_command(options.llama_cpp)
     if options.model is None:
         options = argparse.Namespace(**{**vars(options), "model": command.model})
     cards = _cards_together(options)
     log = None if options.log is None else _log(options.log)
     host_bytes = None if options.host_memory is None else options.host_memory[1]
-    answer = run_command(prediction.inspected(options), command, cards, host_bytes=host_bytes, log=log)
+    answer = run_command(_inspected(options), command, cards, host_bytes=host_bytes, log=log)
     output.show(answer, options, say)
     output.say_notices(answer.report, options, say)
     return EXIT_CHECK_FAILED if answer.fits is False or answer.differs else 0
+
+
+def _inspected(options: argparse.Namespace) -> Report:
+    """The model, in the types that llama-quantize gives it with --quant."""
+    report = prediction.inspected(options)
+    if options.quant is None:
+        return report
+    from ..structure.gguf_conversion import as_gguf
+
+    return as_gguf(report, options.quant)
 
 
 def _cards_together(options: argparse.Namespace) -> Sequence[Gpu]:

@@ -198,7 +198,7 @@ def _fewest_host_experts(plan: Plan, fits: Callable[[LlamaCppOptions], bool]) ->
     others = tuple(
         (pattern, device)
         for pattern, device in plan.options.overrides
-        if device != HOST or (EXPERTS not in pattern and not compiled(pattern).search(expert))
+        if device != HOST or (EXPERTS not in pattern and not compiled(pattern)(expert))
     )
 
     def with_host(count: int) -> bool:

@@ -73,10 +73,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("llama-server -ctv q8_0 -fa off", [], "refuses V in q8_0 without flash attention"),
         ("llama-server -ts 1,1", ["--gpu", "RTX 4090"], "2 shares for 1 cards"),
         ("llama-server -ot exps=CUDA1", ["--gpu", "RTX 4090"], "known are CUDA0, CPU"),
-        ("llama-server -ot '(a+)+b=CPU'", ["--gpu", "RTX 4090"], "bounded time"),
+        ("llama-server -ot '(a)\\1=CPU'", ["--gpu", "RTX 4090"], "bounded time"),
         ("llama-server -ot exps", [], "PATTERN=DEVICE"),
         ("llama-server -sm column", [], "none, layer or row"),
         ("llama-server", ["--context", "4k"], "--context belongs into the command"),
+        ("llama-server", ["--tp", "2"], "--tp is an option of vllm"),
+        ("llama-server", ["--engine", "vllm"], "--llama-cpp is an option of llama.cpp"),
         ("llama-server", ["--log", "/no/such"], "No such file"),
     ],
 )
@@ -106,6 +108,14 @@ def test_unequal_cards_and_the_host_answer_together(small: Path, capsys: pytest.
     assert_keeps_to_the_schema(found)
     code, found = answer(capsys, "--llama-cpp", command, "--gpu", "RTX 3090", "--host-memory", "1MiB")
     assert (code, found["fits"]) == (1, False)
+
+
+def test_a_dense_model_is_quantised_as_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    """17.28 GiB is the size that ik_llama.cpp 8337e4cd printed of the published file."""
+    asked = ("catalog:Qwen/Qwen3-30B-A3B", "--quant", "Q4_K_M", "--gpu", "RTX 3090")
+    _, found = answer(capsys, *asked, "--llama-cpp", "llama-server -ngl 99")
+    files = [one["bytes"] for one in found["buffers"] if one["name"] == "weights"]
+    assert f"{sum(files) / 2**30:.2f}" == "17.28"
 
 
 def _device(name: str) -> str:

@@ -24,20 +24,9 @@ from ...structure.kept_design import known_architecture
 from ...structure.kv_cache import read_formats
 from ..interface import Demand
 from .cells import cells_bytes, check_formats, padded_cells, states_bytes
+from .options import IN_FIRST_LAYER, INPUT
 
 IN_LAYER = re.compile(r"blk\.([0-9]{1,4})\..+")
-# Tensors of the input layer. Source: llama-arch.cpp, LLM_TENSOR_INFOS.
-INPUT = (
-    *(
-        "token_embd.",
-        "token_embd_norm.",
-        "token_types.",
-        "position_embd.",
-        "per_layer_token_embd.",
-        "per_layer_model_proj.",
-    ),
-    *("per_layer_proj_norm.", "altup_proj.", "altup_unembd_proj."),
-)
 # The compute buffer on a card, as a fork of llama.cpp printed it for Qwen3-235B-A22B: from 161.02 MiB (16,384 tokens) to 2,502.00
 # (40,960 tokens, larger batches). It depends on model, batch, build and offloading, so we give no range.
 COMPUTE_SOURCES = (
@@ -73,6 +62,8 @@ def parts_of(tensors: Sequence[Tensor], layers: int, loaded: int) -> Parts:
             layers_bytes[int(match[1])] += tensor.size_bytes if int(match[1]) < loaded else 0
         elif tensor.name.startswith(INPUT):
             input_bytes += tensor.size_bytes
+        elif tensor.name.startswith(IN_FIRST_LAYER):
+            layers_bytes[0] += tensor.size_bytes
         elif match is not None or tensor.name.startswith(("enc.", "dec.")):
             raise UnsupportedError("llama_cpp_tensor", name=tensor.name)
         else:

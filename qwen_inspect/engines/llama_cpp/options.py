@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ...errors import UsageError
+from ...architectures.patterns import search
+from ...errors import MalformedError, UnsupportedError, UsageError
 from .scheduler import HOST
 
 IN_LAYER = re.compile(r"blk\.(\d+)\.")
-# Tensors whose place is the input layer's, which is the host. Source: llama-arch.cpp, LLM_TENSOR_INFOS.
-INPUT = ("token_embd.", "token_types.", "position_embd.", "per_layer_token_embd.")
+# Tensors of the input layer, which is the host's, and of the first layer. Source: llama-arch.cpp, LLM_TENSOR_INFOS.
+INPUT = ("token_embd.", "token_types.", "position_embd.", "per_layer_token_embd.", "masked_embd_")
+IN_FIRST_LAYER = ("token_embd_norm.", "per_layer_model_proj.", "per_layer_proj_norm.")
 EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"  # LLM_FFN_EXPS_REGEX
-LONGEST_PATTERN, LONGEST_NAME = 1000, 200
-# A quantifier over a group that has a quantifier: matching it may take exponential time.
-NESTED = re.compile(r"\([^()]*[*+}][^()]*\)[*+{]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +99,8 @@ def place(names: Sequence[str], layers: int, options: LlamaCppOptions, card_byte
         match = IN_LAYER.match(name)
         if match is not None:
             device = devices[min(int(match[1]), layers - 1)]
+        elif name.startswith(IN_FIRST_LAYER):
+            device = devices[0]
         else:
             device = HOST if name.startswith(INPUT) else devices[layers]
         given = _override(name if name in names else "token_embd.weight", patterns)
@@ -139,18 +140,13 @@ def _layer_devices(
     ]
 
 
-def compiled(pattern: str) -> re.Pattern[str]:
-    """A pattern of -ot. UsageError for one that Python cannot read, or that is too long or nested to match in bounded time."""
-    if len(pattern) > LONGEST_PATTERN or NESTED.search(pattern):
-        raise UsageError("llama_cpp_pattern", found=pattern[:80])
+def compiled(pattern: str) -> Callable[[str], bool]:
+    """A test of a name by a pattern of -ot, anywhere in the name. UsageError for one that cannot be matched in bounded time."""
     try:
-        return re.compile(pattern)
-    except re.error:
+        return search(pattern)
+    except (MalformedError, UnsupportedError):
         raise UsageError("llama_cpp_pattern", found=pattern[:80]) from None
 
 
-def _override(name: str, patterns: Sequence[tuple[re.Pattern[str], str]]) -> str | None:
-    for pattern, device in patterns:
-        if pattern.search(name[:LONGEST_NAME]):
-            return device
-    return None
+def _override(name: str, patterns: Sequence[tuple[Callable[[str], bool], str]]) -> str | None:
+    return next((device for test, device in patterns if test(name)), None)
