@@ -248,7 +248,9 @@ class FamilyTrace:
                 trace = variant.at(outline, point, tree)
             except NotCovered:
                 continue
-            return Composed(replace(trace, made_by=self.made_by), everywhere=len(variant.regimes) == 1)
+            return Composed(
+                replace(trace, made_by=self.made_by), everywhere=len(variant.regimes) == 1 and not outline.thresholds
+            )
         return None
 
 

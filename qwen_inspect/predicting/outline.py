@@ -44,6 +44,9 @@ LATENT = ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim", "v_head
 # convolution's kernel, which prompts may be shorter than.
 LENGTHS = {"indexed": "index_topk", "convolution": "conv_L_cache"}
 GEMMA3_IMAGE_TOKEN, GEMMA3_VOCABULARY = 262_144, 262_208  # transformers 5.23, Gemma3Config and Gemma3TextConfig
+# Tokens up to which Phi-3 keeps its first cache.
+# Source: transformers 5.23, Phi3Config and Phi3ForCausalLM.prepare_inputs_for_generation
+PHI3_ORIGINAL = 4096
 LAYERS = "layers"
 MOST_SINGLES = 2
 FLASH_HEAD_DIM = 256  # the widest of flash attention, which pads to eights. Source: torch 2.13, sdp_utils.cpp
@@ -112,6 +115,8 @@ def outline_of(
             digests[identity] = _digest((kept.kind, *how, options, class_name, *inner))
         layers.append(Part(digests[identity], heads + dimensions))
     own = {(str(kept.kind), lengths[kept.kind]) for kept in cache.layers if kept.kind in lengths}
+    if config.get("model_type") == "phi3":
+        own.add(("recomputed", int(config.get("original_max_position_embeddings", PHI3_ORIGINAL))))
     thresholds = {*_thresholds(attention), *own}
     return Outline(outside, tuple(layers), tuple(sorted(thresholds)))
 
@@ -141,10 +146,14 @@ def regime_of(thresholds: Sequence[tuple[str, int]], point: Point, *, singles: i
     """On which side of each threshold a workload is. singles: 1, and whether prompts have one token; 2, and whether it is one."""
     sides = [_side(kind, tokens, point) for kind, tokens in thresholds]
     single = [("one token", point.prompt_tokens == 1), ("one sequence", point.batch == 1)]
-    return ", ".join([*sides, *(name for name, is_so in single[:singles] if is_so)])
+    return ", ".join(filter(None, [*sides, *(name for name, is_so in single[:singles] if is_so)]))
 
 
 def _side(kind: str, tokens: int, point: Point) -> str:
+    if (
+        kind == "recomputed"
+    ):  # a longer prompt gets a cache of its own, and the token after so many is computed with all before
+        return "recomputed" if point.prompt_tokens > tokens or point.total_tokens == tokens + 1 else ""
     if kind != "chunks":
         lengths = (point.prompt_tokens, point.total_tokens)[: 1 if kind == "convolution" else 2]
         return "".join("<=>"[(length >= tokens) + (length > tokens)] for length in lengths)

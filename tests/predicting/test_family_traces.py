@@ -140,6 +140,19 @@ def test_gemma_3_with_fewer_words_than_its_image_token_is_not_covered() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("prompt", "new_tokens", "covered"), [(4096, 50, True), (4097, 50, False), (4090, 8, False), (4090, 9, True)]
+)
+def test_phi_3_beyond_its_original_length_is_not_covered(prompt: int, new_tokens: int, covered: bool) -> None:
+    """A longer prompt gets a cache of its own, and the token after 4,096 is computed with all before it.
+
+    Source: transformers 5.23, Phi3ForCausalLM.prepare_inputs_for_generation and Phi3Config.
+    """
+    config = dict(catalog.configuration("microsoft/Phi-3-mini-4k-instruct", catalog.entries()))
+    run = Run(prompt_tokens=prompt, new_tokens=new_tokens, attention="sdpa")
+    assert (family_trace(report_of(config), run) is not None) == covered
+
+
 def test_what_samples_could_not_tell_apart_is_not_covered() -> None:
     """Sizes of samples that turn all of a head may follow from either its width or that of the rotary table: half of it."""
     samples = [(heads * width, heads, width, width // 2) for heads, width in ((2, 8), (3, 24), (5, 16), (7, 40))]
