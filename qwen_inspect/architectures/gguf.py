@@ -89,7 +89,6 @@ def configuration(metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> Map
             stated["head_dim"] = hidden // heads
     vocabulary = metadata.get(f"{architecture}.vocab_size", next(iter(shapes.get("token_embd.weight", ())), None))
     return {
-        **{key: value for key, value in metadata.items() if "." in key},  # which no key of a configuration has
         "architectures": [f"{prefix}ForCausalLM"],
         "model_type": model_type,
         **stated,
@@ -97,6 +96,7 @@ def configuration(metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> Map
         "tie_word_embeddings": "output.weight" not in shapes,
         # llama.cpp's default dtype of computation and cache.
         "torch_dtype": "float16",
+        **metadata,  # and what --dtype asks for
     }
 
 

@@ -86,7 +86,10 @@ More = Callable[[int, int], bytes]  # bytes [start, stop) of the file, fewer whe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufHeader:
-    """metadata: numbers, strings and short lists of numbers. content: the header's bytes."""
+    """metadata: numbers, strings and short lists of numbers. content: the header's bytes.
+
+    A key without a dot is left out: GGUF has none, and a configuration's keys have no other form.
+    """
 
     metadata: Mapping[str, Any]
     tensors: tuple[Tensor, ...]
@@ -149,7 +152,7 @@ class _Reader:
             kept_bytes += (value_begin if metadata[key] is None else self._at) - begin
             if kept_bytes > MOST_KEPT_BYTES:
                 raise MalformedError("gguf_metadata_over_cap", file=self._file, cap=MOST_KEPT_BYTES)
-        return {key: value for key, value in metadata.items() if value is not None}
+        return {key: value for key, value in metadata.items() if value is not None and "." in key}
 
     def _value(self, key: str, kind: int) -> Any:
         """A value, or None if it was skipped."""

@@ -135,6 +135,18 @@ def test_a_gguf_text_past_what_a_machine_can_address_is_refused() -> None:
     assert caught.value.message.key == "gguf_header_over_cap"
 
 
+def test_gguf_metadata_names_no_key_of_the_configuration() -> None:
+    content = gguf(
+        0,
+        4,
+        *QWEN3_OF_ONE_LAYER,
+        *(text(b"num_hidden_layers"), struct.pack("<II", 4, 7)),
+        *(text(b"quantization_config"), struct.pack("<II", 4, 7)),
+    )
+    header = read_header(lambda start, stop: content[start:stop], file="model.gguf", file_bytes=len(content))
+    assert header.metadata == {"general.architecture": "qwen3", "qwen3.block_count": 1}
+
+
 # --- the command
 
 
@@ -142,6 +154,21 @@ def test_a_pattern_that_cannot_be_matched_is_refused(tmp_path: Path, capsys: Cap
     write_config(tmp_path, TINY_QWEN3)
     for pattern in ("(" * 900 + ")" * 900, "x{99999999999}", "("):
         assert "--trained" in refusal(capsys, 2, "memory", tmp_path, "--mode", "train", "--trained", pattern)
+
+
+def test_a_context_past_every_device_is_refused_in_a_line(tmp_path: Path, capsys: Capture) -> None:
+    write_config(tmp_path, TINY_QWEN3)
+    words = ("--context", "999999999999m", "--beyond-limit", "--gpu", "4090")
+    assert "past what any device can address" in refusal(capsys, 2, "fit", tmp_path, *words)
+
+
+def test_a_link_that_loops_is_not_asked_of_a_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "name").symlink_to("name")
+    monkeypatch.chdir(tmp_path)
+    assert "org/name" in refusal(capsys, 3, "params", "org/name")
 
 
 def test_a_revision_that_no_hub_can_have_is_refused(capsys: Capture) -> None:
