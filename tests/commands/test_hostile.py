@@ -7,7 +7,7 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,73 @@ def test_gguf_metadata_names_no_key_of_the_configuration() -> None:
     )
     header = read_header(lambda start, stop: content[start:stop], file="model.gguf", file_bytes=len(content))
     assert header.metadata == {"general.architecture": "qwen3", "qwen3.block_count": 1}
+
+
+# --- amounts
+
+TINY_QWEN3_MOE = {
+    **TINY_QWEN3,
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({**TINY_QWEN3, "num_hidden_layers": 401}, "expected 1 to 400"),
+        ({**TINY_QWEN3_MOE, "num_hidden_layers": 2, "num_experts": 32_769}, "65,536"),
+    ],
+)
+def test_layers_and_experts_past_every_model_are_refused(
+    config: Mapping[str, Any], said: str, tmp_path: Path, capsys: Capture
+) -> None:
+    write_config(tmp_path, config)
+    for command in (["memory"], ["fit", "--gpu", "4090", "--engine", "vllm"]):
+        assert said in refusal(capsys, 6, *command, tmp_path)
+
+
+def most_tensors() -> bytes:
+    entries = (f'"{index}":{{"dtype":"F32","shape":[0,4],"data_offsets":[0,0]}}' for index in range(74_900))
+    header = f"{{{','.join(entries)}}}".encode()
+    return struct.pack("<Q", len(header)) + header
+
+
+MOST: Mapping[str, tuple[Sequence[str], Mapping[str, Callable[[], bytes]]]] = {
+    "values": (["params"], {"config.json": lambda: with_text(TINY_QWEN3, f'"x":[{"[]," * 299_900}1]')}),
+    "texts": (["params"], {"config.json": lambda: with_text(TINY_QWEN3, f'"x":["{"é" * 4_900_000}"]')}),
+    "tensors": (["params"], {"model.safetensors": most_tensors, "config.json": lambda: with_text(TINY_QWEN3, '"x":0')}),
+    "layers": (["memory"], {"config.json": lambda: json.dumps({**TINY_QWEN3, "num_hidden_layers": 400}).encode()}),
+    "experts": (
+        ["fit", "--gpu", "4090", "--engine", "vllm"],
+        {"config.json": lambda: json.dumps({**TINY_QWEN3_MOE, "num_hidden_layers": 8, "num_experts": 8_192}).encode()},
+    ),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("what", MOST)
+def test_the_most_that_is_read_takes_at_most_10_seconds_and_300_mb(what: str, tmp_path: Path) -> None:
+    words, files = MOST[what]
+    for name, content in files.items():
+        write_bytes(tmp_path / name, content())
+    program = """
+import contextlib, io, re, resource, sys
+from qwen_inspect.cli import main
+with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())):
+    code = main()
+used = resource.getrusage(resource.RUSAGE_SELF)
+most = re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]  # ru_maxrss counts what the parent had
+print(code, used.ru_utime + used.ru_stime, most)
+"""
+    command = [sys.executable, "-c", program, *words, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    code, seconds, kilobytes = map(float, done.stdout.split())
+    assert code in (0, 1)  # 1: tensors that the configuration does not explain
+    assert seconds < 10
+    assert kilobytes * 1024 < 300_000_000
 
 
 # --- the command
