@@ -250,8 +250,7 @@ def _of_config(
 
 def _of_gguf(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], Architecture]:
     """The configuration and the design of a GGUF file: of its family if that is described here, else the file's own."""
-    from ..architectures import gguf, gguf_design
-    from ..architectures.gguf_families import family_design
+    from ..architectures import gguf
 
     metadata, tensors = checkpoint.config or {}, checkpoint.tensors or ()
     gguf.check_model(metadata, tensors)
@@ -259,9 +258,12 @@ def _of_gguf(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], Architecture]:
         config = gguf.configuration(metadata, tensors)
         return config, replace(known_architecture(config, stored=tensors), stored_form=gguf.stored_form)
     except UnsupportedError:
+        from ..architectures.gguf_design import architecture as own_design
+        from ..architectures.gguf_families import family_design
+
         if (family := family_design(metadata, tensors)) is not None:
             return family
-        return gguf.own_configuration(metadata), gguf_design.architecture(metadata, tensors)
+        return gguf.own_configuration(metadata), own_design(metadata, tensors)
 
 
 def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:

@@ -7,23 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..architectures import StoredForm, gguf
-from ..architectures.lora import read_lora
-from ..architectures.quantised import PRESETS, preset, read_quantisation
 from ..checkpoint import Adapter, Checkpoint, Tensor
 from ..declarations import KEY, settled, undeclared
 from ..errors import UsageError
 from ..results.model import Design
 from ..spec import Module, each_tensor
 from .accounting import components
-from .adapters import adapter_weights, against_adapter, trained_tensors
 from .packing import Packing, as_stored, pack, packed_tree, weights_as_stored, weights_of
+
+if TYPE_CHECKING:
+    from ..results.quantisation import Quantisation
 
 
 def in_dtype(checkpoint: Checkpoint, dtype: str | None, group_size: int | None) -> Checkpoint:
     """The model with its parameters in `dtype`: a dtype, or a quantisation scheme's name (which drops the stored tensors)."""
+    from ..architectures.quantised import PRESETS, preset
+
     if group_size is not None and dtype not in PRESETS:
         raise UsageError("group_size_without_scheme", known=", ".join(PRESETS))
     if dtype is None or checkpoint.config is None:
@@ -56,14 +58,23 @@ def packing_of(
     """How the weights are stored: GGUF's blocks (`in_blocks`), or `quantization_config`'s scheme; None if dense."""
     if in_blocks:
         return as_stored(tree, form, stored or ())
-    quantisation = read_quantisation(config)
+    quantisation = _scheme(config)
     return None if quantisation is None else pack(tree, quantisation, form, stored)
+
+
+def _scheme(config: Mapping[str, Any]) -> Quantisation | None:
+    """`read_quantisation`, which a model without the key needs no import for."""
+    if KEY not in config:
+        return None
+    from ..architectures.quantised import read_quantisation
+
+    return read_quantisation(config)
 
 
 def quantised(design: Design, packing: Packing, config: Mapping[str, Any]) -> Design:
     """The design with stored bytes; its counts remain counts of parameters."""
     tree = packed_tree(design.tree, packing)
-    quantisation = read_quantisation(config)
+    quantisation = _scheme(config)
     return replace(
         design,
         tree=tree,
@@ -79,6 +90,9 @@ def quantised(design: Design, packing: Packing, config: Mapping[str, Any]) -> De
 
 def with_adapter(design: Design, adapter: Adapter, form: StoredForm, *, dense: bool) -> Design:
     """The base's design with the adapter's trained tensors, checked against the adapter's file."""
+    from ..architectures.lora import read_lora
+    from .adapters import adapter_weights, against_adapter, trained_tensors
+
     lora = read_lora(adapter.config)
     trained = trained_tensors(design.tree, lora, form, adapter.tensors)
     return replace(
