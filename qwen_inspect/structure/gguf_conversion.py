@@ -14,6 +14,9 @@ from ..results.model import Report
 from .inspect import analyse
 from .kept_design import known_architecture
 
+# Methods whose weights the converter turns back into dense ones. Source: conversion/base.py, ModelBase.dequant_model.
+DEQUANTISED = frozenset({"fp8"})
+
 
 def as_gguf(report: Report, scheme: str) -> Report:
     """The report of the model's GGUF file in the quantisation `scheme`, a name of llama-quantize such as Q4_K_M.
@@ -24,7 +27,7 @@ def as_gguf(report: Report, scheme: str) -> Report:
     known = report.known
     if known.quantised is not None and known.quantised.method == "gguf":
         raise UsageError("quant_of_gguf", model=report.ref.id)
-    if known.quantised is not None:
+    if known.quantised is not None and known.quantised.method not in DEQUANTISED:
         raise UnsupportedError("llama_cpp_packed", method=known.quantised.method)
     config = report.config or {}
     metadata, tensors = as_converted(config, known_architecture(config), report.spec.dtype)

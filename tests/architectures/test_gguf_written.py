@@ -140,6 +140,13 @@ def test_sizes_are_those_of_published_files(model: str, scheme: str, printed: st
     assert f"{sum(tensor.size_bytes for tensor in report.tensors or ()) / 2**30:.{digits}f}" == printed
 
 
+def test_an_fp8_release_is_written_from_its_dense_weights() -> None:
+    """671 billion parameters, of which the converter leaves those for multi-token prediction out."""
+    report = as_gguf(inspect("catalog:deepseek-ai/DeepSeek-R1"), "Q4_K_M")
+    assert (report.parameters.theory, report.checks[0].agrees) == (671_026_404_352, True)
+    assert {layer.kind for layer in report.cache.layers} == {"latent"}
+
+
 def test_fit_takes_the_quantised_weights(tmp_path: Path) -> None:
     call = ("fit", "catalog:Qwen/Qwen3-8B", "--engine", "llama.cpp", "--memory", "24GiB", "--format", "json", "--quant")
     answer = json.loads(run(*call, "Q4_K_M").out)
