@@ -319,6 +319,20 @@ def bytes_of(path: Path, *beginnings: str) -> int:
     return sum(int(one.n_bytes) for one in gguf.GGUFReader(path).tensors if one.name.startswith(beginnings))
 
 
+def bytes_on_card(path: Path, *beginnings: str) -> int:
+    """Of the same tensors in CUDA's buffer: a quantised row is padded to 512 numbers, each tensor to 128 bytes.
+
+    Source: ggml-cuda.cu, ggml_backend_cuda_buffer_type_get_alloc_size, get_alignment.
+    """
+    total = 0
+    for one in gguf.GGUFReader(path).tensors:
+        if one.name.startswith(beginnings):
+            size_bytes, padding = int(one.n_bytes), -int(one.shape[0]) % 512
+            size_bytes += padding // 32 * 34 if one.tensor_type == Q8_0 else 0
+            total += -(-size_bytes // 128) * 128
+    return total
+
+
 @pytest.mark.parametrize(
     ("layers", "beginnings"),
     [
@@ -335,16 +349,19 @@ def test_the_output_layer_goes_first_then_layers_from_the_last(
 ) -> None:
     path = write_model(tmp_path / "model.gguf", "qwen3", {**TINY_QWEN3, "tie_word_embeddings": tied}, Q8_0)
     found = llama_on(inspect(str(path)), replace(LLAMA, offloaded=layers), card_of(1))
-    on_card = bytes_of(path, *beginnings) if beginnings else 0
+    on_card = bytes_on_card(path, *beginnings) if beginnings else 0
     if tied and layers:
-        on_card += bytes_of(path, "token_embd")  # a second copy, for the output
+        on_card += bytes_on_card(path, "token_embd")  # a second copy, for the output
     terms = {term.name: term.most_bytes for term in found.terms}
     attending = sum(name.startswith("blk") for name in beginnings)
     cache = attending * 2 * 2 * 16 * 4096 * 2  # K and V: layers x heads x head_dim x cells, float16
     assert terms == {"weights": on_card, "cache": cache, "state": 0, "compute": None}
-    in_all = bytes_of(path, "") + 2 * 2 * 2 * 16 * 4096 * 2
-    copied = bytes_of(path, "token_embd") if tied and layers else 0
-    assert found.host_bytes == in_all - (on_card - copied) - cache
+    # The host's part of the file is mapped from its first tensor to its last.
+    stays = [
+        one for one in gguf.GGUFReader(path).tensors if not (beginnings and one.name.startswith(tuple(beginnings)))
+    ]
+    mapped = max(one.data_offset + one.n_bytes for one in stays) - min(one.data_offset for one in stays)
+    assert found.host_bytes == mapped + 2 * 2 * 2 * 16 * 4096 * 2 - cache
 
 
 @pytest.mark.parametrize(
@@ -390,7 +407,7 @@ def test_the_cache_of_qwen3_235b_is_the_logs() -> None:
         assert found.cells == 32_768
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=12)
 @given(mib=st.integers(1, 70_000), batch=st.integers(1, 8), tokens=st.integers(1, 40_960))
 def test_the_most_layers_fit_and_one_more_does_not(mib: int, batch: int, tokens: int) -> None:
     report = REPORT

@@ -1,4 +1,4 @@
-"""llama.cpp at commit 0c1e57098."""
+"""llama.cpp at build b11549, and the builds in `builds`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 class LlamaCpp(Engine["Serving", "LlamaCppDemand"]):
     name = "llama.cpp"
-    version = "0c1e57098"
+    version = "b11549"
 
     def demand(self, report: Report, request: Serving, gpu: Gpu) -> LlamaCppDemand:
         from .offload import LlamaCppDemand

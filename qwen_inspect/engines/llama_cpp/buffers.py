@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -118,11 +119,22 @@ class Plan:
                 raise UnsupportedError("llama_cpp_cache_format", found=name, known=", ".join(CACHE_TYPES))
         if CACHE_TYPES[options.value_type].numbers > 1 and not options.flash_attention:
             raise UsageError("llama_cpp_quantised_values", format=options.value_type)
+        for name, head in ((options.key_type, self.read.key_length), (options.value_type, self.read.value_length)):
+            if head % CACHE_TYPES[name].numbers:  # llama_init_from_model
+                block = CACHE_TYPES[name].numbers
+                raise UnsupportedError("cache_not_whole_blocks", format=name, block=block, elements=head)
         self.sizes = sizes_of(self.read, options, build)
         self.cards = [f"CUDA{at}" for at in range(len(card_bytes))]
         self.placement: Placement = place(
             [tensor.name for tensor in model.tensors], self.read.all_layers, options, card_bytes
         )
+
+    def at(self, *, context_tokens: int, sequences: int) -> Plan:
+        """The same with another context and other sequences, each with cells of its own."""
+        plan = copy(self)
+        plan.options = replace(self.options, context_tokens=context_tokens, sequences=sequences)
+        plan.sizes = sizes_of(self.read, plan.options, self.build)
+        return plan
 
     @property
     def layers(self) -> int:
@@ -194,9 +206,19 @@ class Plan:
         windows = (False, True) if self.read.window_kind is not None and self.build.windows else (False,)
         for windowed in windows:
             totals: dict[str, int] = defaultdict(int)
+            sizes: dict[tuple[int, int, int, str], int] = {}
             for layer in range(self.read.all_layers):
-                if self.read.attends(layer) and (windowed == (self.read.windowed[layer] and len(windows) > 1)):
-                    totals[self.cache_devices[layer]] += self._cells_bytes(layer, windowed)
+                if not self.read.attends(layer) or windowed != (self.read.windowed[layer] and len(windows) > 1):
+                    continue
+                alike = (
+                    self.read.keys(layer),
+                    self.read.values(layer),
+                    self.read.kv_heads[layer],
+                    self.cache_devices[layer],
+                )
+                if alike not in sizes or self.read.indexer.key_length:
+                    sizes[alike] = self._cells_bytes(layer, windowed)
+                totals[self.cache_devices[layer]] += sizes[alike]
             for device in (HOST, *self.cards):
                 if totals[device]:
                     yield Buffer(kind="cache", device=device, size_bytes=totals[device])
@@ -224,6 +246,8 @@ class Plan:
         """Recurrent states of every sequence, float32. Source: llama_memory_recurrent; n_rs_seq."""
         totals: dict[str, int] = defaultdict(int)
         copies = self.sizes.sequences * (1 + self.options.drafted)
+        if not any(self.read.recurrent) and not self.read.recurrence.history:
+            return
         for layer in range(self.read.all_layers):
             rolling, state = self.read.state(layer)
             numbers = rolling + state + self.read.history(layer)

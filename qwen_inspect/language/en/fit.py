@@ -168,7 +168,6 @@ TEXT = {
     "vllm_qwen_windows": "vLLM 0.19 has no sliding window for some layers of this family: it refuses the model, or gives a window to all",
     "vllm_no_log": "No published log shows what vLLM takes beside the cache for a {class_name}; {options}, from its own log, is answered exactly",
     "vllm_budget_below_block": "A budget of {budget} holds no block of this model, which has {block}",
-    "llama_cpp_tensor": "Where llama.cpp puts the tensor {name} is not known here",
     "llama_cpp_packed": "What llama.cpp's converter makes of weights in {method} is not known here; give the GGUF file in place of this model",
     "assume_vllm_version": "As vLLM {version} computes it, with its defaults: no prefix caching for hybrid models unless it is asked for, no speculative decoding, no pipeline or data parallelism. Other versions differ: 0.33.0 prints the concurrency times max_model_len as tokens.",
     "assume_vllm_groups": "Groups of layers share the blocks, and vLLM 0.19 prints as tokens what an even share of them holds: what really fits is the concurrency.",
@@ -182,7 +181,7 @@ TEXT = {
     "assume_llama_cpp_version": "As llama.cpp {version} offloads: the output layer first, then layers from the last; the embedding stays with the host. Before December 2025 the output layer came last.",
     "assume_llama_cpp_form": "Weights as the converter writes them in {dtype}, with norms and biases in float32, not quantised; a GGUF file's own are counted as they are.",
     "assume_llama_cpp_window": "The cells of a window hold a micro-batch of {tokens} tokens too, llama.cpp's default (-ub)",
-    "assume_llama_cpp_compute": "Compute buffers follow model, batch, build and what is offloaded: logs of Qwen3-235B-A22B have 161.02 to 2,502.00 MiB on a card. They and the CUDA context come on top, so that all answers are upper bounds.",
+    "assume_llama_cpp_compute": "Compute buffers and the CUDA context come on top, so every answer is an upper bound; fit --llama-cpp has the compute buffers of a whole command. Logs of Qwen3-235B-A22B have 161.02 to 2,502.00 MiB on a card.",
     # --- a command of llama.cpp
     "heading_buffers": "Buffers, as llama.cpp prints them",
     "heading_devices": "Devices",
