@@ -14,9 +14,9 @@ from ..engines.llama_cpp.buffers import CELLS_MULTIPLE, GgufModel, Plan, flash_a
 from ..engines.llama_cpp.builds import BUILDS, DEFAULT, FORK, Build, around
 from ..engines.llama_cpp.command import BesideFile, Command
 from ..engines.llama_cpp.logs import Log, beside
+from ..engines.llama_cpp.offload import gguf_source
 from ..engines.llama_cpp.options import EXPERTS, LlamaCppOptions, compiled
 from ..engines.llama_cpp.scheduler import HOST
-from ..engines.llama_cpp.source import gguf_model
 from ..errors import QwenInspectError, UsageError
 from ..language import Message
 from ..loaders.gguf_header import read_header
@@ -35,7 +35,8 @@ def run_command(
     report: Report, command: Command, cards: Sequence[Gpu], *, host_bytes: int | None = None, log: Log | None = None
 ) -> LlamaCppReport:
     """Raises UsageError for a command that llama.cpp refuses, UnsupportedError for a model that is not known here."""
-    model = gguf_model(report)
+    metadata, tensors = gguf_source(report)
+    model = GgufModel(metadata, tuple(tensors))
     build, known = _build(log, command.options)
     options = command.options
     by_default = build.flash_by_default and (not cards or flash_attention_is_possible(model.hyperparameters))

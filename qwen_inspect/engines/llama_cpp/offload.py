@@ -6,21 +6,24 @@ Source: llama.cpp b11549, src/llama-model.cpp (load_tensors), src/llama-model-lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+from ...architectures.gguf_writing import as_converted
 from ...bisection import largest
+from ...checkpoint import DType, Tensor
 from ...errors import UnsupportedError
 from ...results.fit import Gpu, Requirement
 from ...results.llama_cpp import Buffer
 from ...results.model import Report
 from ...results.serving import LlamaCppReserve, Reserved, Serving
+from ...structure.kept_design import known_architecture
 from ...structure.kv_cache import read_formats
 from ..interface import Demand
-from .buffers import Plan, padded
+from .buffers import GgufModel, Plan, padded
 from .builds import DEFAULT
 from .options import LlamaCppOptions
-from .source import gguf_model
 
 # The compute buffer on a card, as a fork of llama.cpp printed it for Qwen3-235B-A22B: from 161.02 MiB (16,384 tokens) to 2,502.00
 # (40,960 tokens, larger batches). A search over contexts does without it; `fit --llama-cpp` has it.
@@ -40,7 +43,11 @@ class LlamaCppDemand(Demand):
     """
 
     def __init__(self, report: Report, serving: Serving) -> None:
-        self._model = gguf_model(report)
+        metadata, tensors = gguf_source(report)
+        for tensor in tensors:
+            if tensor.name.startswith(("enc.", "dec.")):
+                raise UnsupportedError("llama_cpp_tensor", name=tensor.name)
+        self._model = GgufModel(metadata, tuple(tensors))
         formats = ["float16" if name == "auto" else name for name in serving.cache_format.split(",")]
         keys, values = (read_formats(formats[at], report.spec.dtype)[0].name for at in (0, -1))
         self.formats = keys, values
@@ -55,11 +62,6 @@ class LlamaCppDemand(Demand):
         self.offloaded = self.layers if serving.offloaded is None else min(serving.offloaded, self.layers)
         self._plans: dict[int, tuple[Plan, tuple[Buffer, ...]]] = {}
 
-    @property
-    def windowed(self) -> bool:
-        """Whether some layers keep a window."""
-        return any(self._model.hyperparameters.windowed)
-
     def _buffers(self, batch: int, context_tokens: int, offloaded: int) -> tuple[Buffer, ...]:
         """Weights, cache and states; weights are the same for every context."""
         if offloaded not in self._plans:
@@ -69,6 +71,11 @@ class LlamaCppDemand(Demand):
         plan, weights = self._plans[offloaded]
         plan = plan.at(context_tokens=batch * padded(context_tokens), sequences=batch)
         return (*weights, *plan.cache(), *plan.states())
+
+    @property
+    def windowed(self) -> bool:
+        """Whether some layers keep a window."""
+        return any(self._model.hyperparameters.windowed)
 
     def terms(self, batch: int, context_tokens: int, offloaded: int) -> tuple[tuple[str, int], ...]:
         """Bytes on the card with --ngl `offloaded`: weights, K and V, and recurrent states of the offloaded layers."""
@@ -110,3 +117,19 @@ class LlamaCppDemand(Demand):
             host_bytes=self.host_bytes(batch, context_tokens),
             most_offloaded=self.most_offloaded(batch, context_tokens, gpu.room_bytes),
         )
+
+
+def gguf_source(report: Report) -> tuple[Mapping[str, Any], Sequence[Tensor]]:
+    """Metadata and tensors of a GGUF file, else of the file that llama.cpp's converter would write without quantising.
+
+    UnsupportedError for quantised files of other kinds, and for a model whose conversion is not known here.
+    """
+    if report.known.unread is not None:
+        raise report.known.unread
+    config, quantised = report.config or {}, report.known.quantised
+    if "general.architecture" in config and report.tensors is not None:
+        return config, report.tensors
+    if quantised is not None:
+        raise UnsupportedError("llama_cpp_packed", method=quantised.method)
+    dtype = DType.F32 if report.spec.dtype is DType.F64 else report.spec.dtype
+    return as_converted(config, known_architecture(config), dtype)

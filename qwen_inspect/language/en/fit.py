@@ -168,6 +168,7 @@ TEXT = {
     "vllm_qwen_windows": "vLLM 0.19 has no sliding window for some layers of this family: it refuses the model, or gives a window to all",
     "vllm_no_log": "No published log shows what vLLM takes beside the cache for a {class_name}; {options}, from its own log, is answered exactly",
     "vllm_budget_below_block": "A budget of {budget} holds no block of this model, which has {block}",
+    "llama_cpp_tensor": "Where llama.cpp puts the tensor {name} is not known here",
     "llama_cpp_packed": "What llama.cpp's converter makes of weights in {method} is not known here; give the GGUF file in place of this model",
     "assume_vllm_version": "As vLLM {version} computes it, with its defaults: no prefix caching for hybrid models unless it is asked for, no speculative decoding, no pipeline or data parallelism. Other versions differ: 0.33.0 prints the concurrency times max_model_len as tokens.",
     "assume_vllm_groups": "Groups of layers share the blocks, and vLLM 0.19 prints as tokens what an even share of them holds: what really fits is the concurrency.",

@@ -168,6 +168,7 @@ TEXT = {
     "vllm_qwen_windows": "vLLM 0.19 不支持该系列只在部分层使用滑动窗口：它会拒绝该模型，或让所有层都用滑动窗口",
     "vllm_no_log": "没有公开日志说明 vLLM 在缓存之外为 {class_name} 占用多少；用 {options} 给出其自身日志中的数值，可得到精确结果",
     "vllm_budget_below_block": "{budget} 的预算放不下该模型的一块（{block}）",
+    "llama_cpp_tensor": "不知道 llama.cpp 把张量 {name} 放在哪里",
     "llama_cpp_packed": "不知道 llama.cpp 的转换脚本如何处理 {method} 权重；请改为给出 GGUF 文件",
     "assume_vllm_version": "按 vLLM {version} 及其默认设置推算：混合模型不启用前缀缓存（除非指定），不用投机解码，无流水线并行和数据并行。其他版本会有不同：0.33.0 打印的 token 数是最大并发乘以 max_model_len。",
     "assume_vllm_groups": "各组层共用这些块，vLLM 0.19 打印的 token 数按各组均分计算：实际能容纳多少应看最大并发。",
