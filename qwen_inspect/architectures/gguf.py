@@ -102,7 +102,8 @@ def configuration(metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> Map
 
 def own_configuration(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
     """The metadata of a file that is known by itself alone. Its model_type is no name of transformers'."""
-    return {"model_type": f"gguf/{metadata['general.architecture']}", "torch_dtype": "float16", **metadata}
+    dotted = {key: value for key, value in metadata.items() if "." in key}  # which no key of a configuration has
+    return {**dotted, "model_type": f"gguf/{metadata['general.architecture']}", "torch_dtype": "float16"}
 
 
 def check_model(metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> None:

@@ -58,7 +58,7 @@ def architecture(metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> Arch
             raise
     tree, routed = module_tree(tensors, read, name)
     kept = None if read is None or not read.cache_is_known else tuple(_layers(read))
-    embedding = next((tensor.shape for tensor in tensors if tensor.name == "token_embd.weight"), (0, 0))
+    embedding = next((tensor.shape for tensor in tensors if tensor.name == "token_embd.weight"), ()) or (0,)
     return Architecture(
         spec=ModelSpec(
             family=name,

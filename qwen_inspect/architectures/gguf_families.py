@@ -16,6 +16,7 @@ from ..errors import QwenInspectError
 from ..spec import each_tensor
 from . import architecture_of
 from .design import Architecture
+from .gguf import own_configuration
 from .gguf_hparams import GgufHyperparameters
 from .gguf_keys import read_hyperparameters
 from .gguf_writing import KEYS, stored_form_of
@@ -65,7 +66,7 @@ def family_design(
     stored = Counter((tensor.name, tensor.shape) for tensor in tensors if not tensor.name.startswith("rope_f"))
     if predicted != stored:
         return None
-    return {**config, **metadata}, replace(
+    return {**own_configuration(metadata), **config}, replace(
         architecture, stored_form=form, buffers=buffers, unloaded=(*architecture.unloaded, FACTORS)
     )
 

@@ -143,7 +143,7 @@ class _Reader:
         return tuple(bool(flag) for flag in value[: self._all]) + (False,) * (self._all - len(value))
 
     def _vocabulary(self) -> int | None:
-        return self._count("vocab_size", 0) or self._shapes.get("token_embd.weight", (None,))[0]
+        return self._count("vocab_size", 0) or next(iter(self._shapes.get("token_embd.weight", ())), None)
 
     def _experts(self) -> Experts:
         count = self._count("expert_count", 0)

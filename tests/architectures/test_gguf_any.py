@@ -12,6 +12,7 @@ import numpy
 import pytest
 from gguf import GGMLQuantizationType as Type
 
+from qwen_inspect.architectures.gguf import own_configuration
 from qwen_inspect.architectures.gguf_hparams import GgufHyperparameters
 from qwen_inspect.architectures.gguf_keys import read_hyperparameters
 from qwen_inspect.engines.llama_cpp.cells import cells_bytes, states_bytes
@@ -221,6 +222,23 @@ def test_an_unknown_architecture_with_keys_of_another_cache_has_none(tmp_path: P
     assert report.parameters.unique == 128 * 64 + 64
     assert isinstance(report.known.cache_refusal, UnsupportedError)
     assert run("attention", path).code == 7
+
+
+def test_metadata_is_no_configuration() -> None:
+    metadata = {"general.architecture": "gemma3", "model_type": "llama", "torch_dtype": "float64", "gemma3.a": 1}
+    assert own_configuration(metadata) == {
+        "general.architecture": "gemma3",
+        "gemma3.a": 1,
+        "model_type": "gguf/gemma3",
+        "torch_dtype": "float16",
+    }
+
+
+def test_an_embedding_without_sides_is_none(tmp_path: Path) -> None:
+    for architecture in ("gemma3", "unheard-of", "qwen3"):
+        keys, _ = FILES["gemma3"]
+        path = write_any(tmp_path / f"{architecture}.gguf", architecture, keys, {"token_embd.weight": ()})
+        assert run("params", path).code in (0, 6, 7)
 
 
 def test_an_unknown_architecture_without_keys_is_its_tensors(tmp_path: Path) -> None:
