@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
 from .language import Message
+from .values import dataclass
 
 Origin = Literal["stored", "theory"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, ClassVar, TypeVar
 
 from .language import Language
@@ -15,6 +15,7 @@ from .results.memory import MemoryReport, Run
 from .results.model import Report
 from .structure import inspect as structure
 from .units import size
+from .values import dataclass
 
 DEFAULT_RUN = Run()
 Answered = TypeVar("Answered", bound="_Answer")

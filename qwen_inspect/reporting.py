@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from .results.whole import Advice, Drift, Expectation, Figure, ReportCheck, Repo
 from .spec import each_tensor
 from .structure.inspect import inspect
 from .tracing import versions
+from .values import dataclass
 
 PROMPTS = (2048, 8192, 32_768)
 FORMS = ("md", "html", "json")

@@ -7,9 +7,10 @@ new kind.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from .checkpoint import DType, Tensor
+from .values import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

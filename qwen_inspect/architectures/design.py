@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoint import Tensor
@@ -12,6 +11,7 @@ from ..language import Message
 from ..results.attention import AnyLayerAttention
 from ..results.cache import CacheLayer
 from ..spec import ModelSpec, Module, tied_tensors
+from ..values import dataclass
 
 StoredForm = Callable[[Tensor], tuple[Tensor, ...]]
 KeptLayer = tuple[AnyLayerAttention, CacheLayer]

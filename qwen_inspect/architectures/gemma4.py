@@ -7,13 +7,13 @@ Source: transformers 5.23, models/gemma4.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError
 from ..results.cache import CacheKind
 from ..spec import Module
+from ..values import dataclass
 from .blocks import linear
 from .design import Architecture
 from .gemma import scaled_embedding, sharing_layers, unloaded_parts

@@ -6,9 +6,10 @@ Source: llama.cpp 0c1e57098, src/llama-hparams.cpp, src/llama-kv-cache*.cpp, src
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
+from ..values import dataclass
 from .gguf_rules import (
     ATTENTION_INTERVAL,
     EVERY_LAYER_ATTENDS,

@@ -7,8 +7,9 @@ llm_arch_is_hybrid), src/llama-model.cpp (create_memory).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
+
+from ..values import dataclass
 
 
 def _names(text: str) -> frozenset[str]:

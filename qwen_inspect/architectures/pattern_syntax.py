@@ -9,8 +9,9 @@ Source: CPython 3.11, Lib/re/_parser.py.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+from ..values import dataclass
 
 DEEPEST_GROUPS = 50
 CATEGORIES = {letter: re.compile(rf"\{letter}") for letter in "dDwWsS"}

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 from ..errors import UnsupportedError
 from ..language import Message
 from ..results.cache import CacheEngine, EngineCache
+from ..values import dataclass
 
 if TYPE_CHECKING:
     from ..results.fit import CardAnswer, Change, Gpu, Requirement

@@ -10,12 +10,12 @@ import math
 import re
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from ..checkpoint import BLOCK_FORMATS, BlockFormat, DType, ModelRef, Tensor
 from ..errors import MalformedError, NotFoundError, QwenInspectError, UnsupportedError, UsageError
+from ..values import dataclass
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # version 1, of August 2023, counted in 32 bits

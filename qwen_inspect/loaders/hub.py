@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from ..checkpoint import DTYPE_OF_CODE, Checkpoint, HubCount, ModelRef, StoredFi
 from ..declarations import FILES, MODEL_DTYPES, declares_quantisation, names_dtype
 from ..errors import MalformedError, NetworkError, NotFoundError, QwenInspectError
 from ..language import Message
+from ..values import dataclass
 from . import adapter, gguf_header, header_cache, hub_headers, local
 from .strict_json import LONGEST_JSON_BYTES, parse_json
 from .transfer import Answer, Deadline, fetch, fetch_span, in_parallel, is_safe_name

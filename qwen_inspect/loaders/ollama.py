@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, ModelRef
 from ..errors import MalformedError, NotFoundError, UnsupportedError, UsageError
 from ..language import Message
+from ..values import dataclass
 from . import local
 from .regular import read_regular
 from .strict_json import parse_json

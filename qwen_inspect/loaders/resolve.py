@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checkpoint import Adapter, Checkpoint, ModelRef
 from ..errors import NotFoundError, QwenInspectError, UsageError
 from ..language import Message
+from ..values import dataclass
 from . import catalog
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +21,7 @@ from ..predicting.on_device import WORKSPACE
 from ..results.measurement import Reading
 from ..results.timeline import Change, Record, Stage
 from ..units import size
+from ..values import dataclass
 from . import other_cards
 
 if TYPE_CHECKING:

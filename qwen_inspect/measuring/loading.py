@@ -15,7 +15,6 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from ..loaders.regular import read_regular
 from ..loaders.strict_json import LONGEST_JSON_BYTES
 from ..spec import ModelSpec
 from ..tracing.instantiate import build
+from ..values import dataclass
 
 CONFIG_NAME, GENERATION_CONFIG_NAME = "config.json", "generation_config.json"
 SINGLE_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import TypeVar
 
 from ..predicting.on_device import WORKSPACE
 from ..results.timeline import Allocate, Change, Event, Free, Record, Stage, Timeline
+from ..values import dataclass
 
 # Operators that only allocate for their caller.
 ALLOCATING = frozenset({"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::resize_", "aten::zeros"})

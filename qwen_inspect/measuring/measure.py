@@ -7,7 +7,7 @@ import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..results.memory import Loader, MemoryReport, Run
 from ..results.model import Report
 from ..results.timeline import Timeline
 from ..tracing import versions
+from ..values import dataclass
 from .device import check_capacity, cuda_reading, free_host_bytes
 from .differences import differences
 from .loading import LoadedModel, check_device, load_model, random_model

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from ..results.timeline import Allocate, Timeline
 from ..tracing.adapting import Adapters, adapt, checkpoint, is_matrix, optimizer_of
 from ..tracing.autocast import autocast, scaler_of
 from ..tracing.steps import train
+from ..values import dataclass
 from .device import (
     CudaRecorder,
     HostRecorder,

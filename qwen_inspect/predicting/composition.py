@@ -16,11 +16,11 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 from ..errors import UnsupportedError
 from ..results.timeline import Stage
+from ..values import dataclass
 from .kept_trace import KeptTrace
 
 FEWEST_LAYERS = 4  # first, two alike, last

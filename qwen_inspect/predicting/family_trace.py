@@ -10,7 +10,7 @@ import gzip
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, replace
 from functools import lru_cache
 from itertools import chain, combinations_with_replacement, product
 from math import gcd, prod
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from ..errors import MalformedError
 from ..spec import Module, each_buffer, each_tensor
+from ..values import dataclass
 from .kept_trace import CHUNKS, LARGEST_BYTES, Coefficients, KeptTrace, Point
 from .on_device import BUFFER, PARAMETER
 from .outline import Outline, Part, regime_of

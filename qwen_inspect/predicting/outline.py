@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..results.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention, OtherLayerAttention
 from ..results.cache import CacheReport
 from ..spec import ModelSpec, Module
 from ..tracing import CHUNK_TURNS
+from ..values import dataclass
 from .kept_trace import CHUNK_TOKENS, Point
 
 # Modules beside the decoder, which a prompt of text alone does not run.

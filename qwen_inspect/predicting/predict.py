@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from ..spec import LinearAttention, ModelSpec, Module, MoeMlp, SlidingAttention,
 from ..tracing import versions
 from ..tracing.adapting import FourBits
 from ..tracing.bases import Base, EightBits
+from ..values import dataclass
 from . import family_trace as family_traces
 from .family_trace import Composed
 from .footprint import cache_bytes, formula_footprint, stored_footprint, traced_footprint

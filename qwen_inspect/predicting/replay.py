@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from ..results.timeline import ADAPTER, Allocate, Event, Free, Timeline, living
+from ..values import dataclass
 from .allocator import MIB, Allocator, Block, OutOfMemory, Usage
 
 WARM_UP = "caching_allocator_warmup"  # operator of the loader's block, named after transformers' function

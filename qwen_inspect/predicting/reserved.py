@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from heapq import heapify
 from itertools import accumulate, compress
 from typing import NamedTuple
 
+from ..values import dataclass
 from .allocator import (
     MIB,
     ROUNDING_BYTES,

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 from ..errors import UnsupportedError
 from ..results.timeline import Free, Stage, Timeline
+from ..values import dataclass
 from .kept_trace import KeptTrace
 
 LAYER = re.compile(r"(?<=\blayers\.)\d+\b")

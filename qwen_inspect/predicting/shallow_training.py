@@ -13,7 +13,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..results.memory import Run
 from ..results.model import Report
 from ..results.timeline import ADAPTER, Allocate, Stage, Timeline, living
 from ..spec import Module, each_module
+from ..values import dataclass
 from .composition import compose, shallow_layers
 from .kept_trace import ALIGNMENTS, LARGEST_BYTES, KeptTrace, Point, fit
 from .on_device import PARAMETER

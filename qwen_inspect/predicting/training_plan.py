@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ..architectures.lora import lora_of
 from ..checkpoint import Tensor
@@ -13,6 +13,7 @@ from ..results.model import Report
 from ..results.training import Training
 from ..spec import each_tensor
 from ..tracing.adapting import FourBits
+from ..values import dataclass
 from .quantised import base_of
 from .training import matrices_of, prepared, targets_of, training_of
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import accumulate
 
 from ..language import Language
 from ..results.cache import CacheReport
 from ..results.model import Report
 from ..units import count, size
+from ..values import dataclass
 from .plot import (
     HEADROOM,
     LINE,

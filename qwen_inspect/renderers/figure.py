@@ -7,7 +7,7 @@ panel.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from typing import Generic, TypeVar
 
@@ -30,6 +30,7 @@ from ..spec import (
     heads_kind,
 )
 from ..units import count, short_count
+from ..values import dataclass
 from .layout import SMALL, Part, beside, box, frame, label, listed, panel, residual, stack, with_edge
 from .svg import fitted, picture, rectangle, text, text_width, wrapped
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from ..language import Language
 from ..results.course import Course
 from ..results.memory import MemoryReport
 from ..units import GIB, KIB, MIB, count, size
+from ..values import dataclass
 from .document.common import size_range
 from .svg import element, fill, fitted, path, picture, rectangle, text, text_width
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..language import Language
 from ..results.model import Report
 from ..spec import Module
 from ..units import short_count
+from ..values import dataclass
 from .blocks import Figure
 from .svg import element, escape, picture, rectangle, text, text_width
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from ..spec import heads_kind
+from ..values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..checkpoint import Origin, Tensor
 from ..language import Message
+from ..values import dataclass
 from .listing import FilesComparison
 from .memory import MemoryReport, Run
 from .model import Report

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from ..values import dataclass
 from .timeline import Stage
 
 GROWTHS = 64  # cache growths that stand for all decoding steps

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from ..values import dataclass
 from .fit import Gpu
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ Source: Hu et al. 2021, "LoRA" (W + scale x B A, with A (rank, inputs) and B (ou
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ..checkpoint import Tensor
+from ..values import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

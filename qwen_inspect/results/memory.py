@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from typing import TYPE_CHECKING, Literal
 
 from ..units import MIB
+from ..values import dataclass
 
 if TYPE_CHECKING:
     from ..errors import QwenInspectError

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ..checkpoint import DType, Tensor
+from ..values import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..language import Message
+from ..values import dataclass
 from .cache import Workload
 from .fit import CardAnswer, Gpu, Suggestion, deciding
 from .model import Report

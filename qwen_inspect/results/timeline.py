@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NamedTuple
+
+from ..values import dataclass
 
 # Operators of scratch memory that kernels allocate only on CUDA.
 FLASH_SCRATCH = "flash_attention_backward.scratch"

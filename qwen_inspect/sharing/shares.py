@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 from ..architectures.patterns import search
@@ -22,6 +22,7 @@ from ..results.cache import CacheLayer
 from ..results.memory import Run
 from ..results.ranks import Parallelism, Plans, RankBytes
 from ..spec import Module, each_buffer, each_tensor
+from ..values import dataclass
 
 MOST_RANKS = 1024
 COLUMNS = ("colwise", "colwise_gather_output", "colwise_rep")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -18,6 +18,7 @@ from ..results.cache import CacheLayer, CacheReport, Workload
 from ..results.counts import Check, ParameterCounts
 from ..results.model import Design, Report
 from ..spec import ModelSpec, each_tensor
+from ..values import dataclass
 from .accounting import components, predicted_elements, predicted_files
 from .attention import attention_report
 from .kept_design import known_architecture

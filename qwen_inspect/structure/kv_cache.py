@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoint import BLOCK_FORMATS, DType
@@ -16,6 +15,7 @@ from ..results.attention import (
     OtherLayerAttention,
 )
 from ..results.cache import CacheLayer, CacheReport
+from ..values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from itertools import groupby
 
 from ..architectures import StoredForm
@@ -33,6 +33,7 @@ from ..results.quantisation import (
 )
 from ..results.stored import KeptModules, QuantisedWeights
 from ..spec import Module, each_module, each_tensor
+from ..values import dataclass
 
 WORD_BITS = 32
 EXPERTS = ".experts."  # in the name of an expert's matrix

@@ -11,12 +11,12 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from ..errors import UnavailableError, UnsupportedError
 from ..results.quantisation import Bnb4
+from ..values import dataclass
 
 ALL_LINEAR = "all-linear"  # PEFT's word for every linear module but the head
 MATRIX = re.compile(r"\.lora_(embedding_)?[AB]\.")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from ..values import dataclass
 from .adapting import FourBits, hold_in_four_bits
 
 

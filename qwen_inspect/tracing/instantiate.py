@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoint import DTYPE_OF_TORCH_NAME, Tensor
 from ..errors import UnavailableError, UnsupportedError
 from ..spec import ModelSpec
+from ..values import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

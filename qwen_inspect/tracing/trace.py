@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..architectures.patterns import search
@@ -27,6 +26,7 @@ from ..results.memory import Mode, Optimizer
 from ..results.ranks import Place
 from ..results.timeline import ADAPTER, Timeline
 from ..spec import ModelSpec
+from ..values import dataclass
 from . import CHUNK_TURNS
 from .adapting import (
     Adapters,

@@ -6,8 +6,8 @@ Source: llama.cpp b11549, ggml/src/ggml-alloc.c (ggml_dyn_tallocr, ggml_gallocr)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
+from ...values import dataclass
 from .tensors import IN_PLACE, Node
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,7 @@ from ...architectures.gguf_keys import read_hyperparameters
 from ...checkpoint import Tensor
 from ...errors import UnsupportedError, UsageError
 from ...results.llama_cpp import Buffer
+from ...values import dataclass
 from .builds import Build
 from .design import DESIGNS, Batch
 from .graphs import Decoder

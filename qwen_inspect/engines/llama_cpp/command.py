@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Literal
 
 from ...errors import UsageError
+from ...values import dataclass
 from .options import EXPERTS, LlamaCppOptions
 from .scheduler import HOST
 

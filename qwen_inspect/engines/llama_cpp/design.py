@@ -6,9 +6,9 @@ Source: llama.cpp b11549, src/models/*.cpp.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
+from ...values import dataclass
 from .builds import Build
 from .tensors import Type
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from ...results.llama_cpp import Buffer, BufferKind, LogLine
 from ...units import MIB
+from ...values import dataclass
 
 KINDS: dict[str, BufferKind] = {
     "model": "weights",

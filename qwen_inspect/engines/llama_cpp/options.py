@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from ...architectures.patterns import search
 from ...errors import MalformedError, UnsupportedError, UsageError
+from ...values import dataclass
 from .scheduler import HOST
 
 IN_LAYER = re.compile(r"blk\.(\d+)\.")

@@ -7,9 +7,10 @@ Cards are assumed to compute every operation.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from math import prod
 
+from ...values import dataclass
 from .allocator import Allocator
 from .builds import Build
 from .fusions import kept_nodes

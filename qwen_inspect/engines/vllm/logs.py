@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ...results.serving import Reserved
 from ...units import GIB
+from ...values import dataclass
 
 HUNDREDTH = GIB // 100
 

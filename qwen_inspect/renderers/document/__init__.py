@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from ...language import Language
+from ...values import dataclass
 from .. import answers
 from ..blocks import Answer, Block
 
