@@ -137,7 +137,7 @@ def page(seed: int, sums: Sequence[Tally], seconds: float, processes: int) -> It
     yield f"in {processes} processes ({spent / 60:.1f} minutes of processor time), Python {platform.python_version()},"
     yield f"qwen-inspect {__version__} without torch, safetensors {version('safetensors')}."
     yield "An error is one sentence with its documented exit code. Bounds:"
-    yield f"{LONGEST_SECONDS:g} s and {MOST_BYTES // 1_000_000} MB more than before, for every input."
+    yield f"{LONGEST_SECONDS:g} s of a processor and {MOST_BYTES // 1_000_000} MB more than before, for every input."
     yield ""
     named = [f"exit {code}" for code in ERRORS]
     yield from _row(
@@ -199,7 +199,7 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background too
     sys.modules.update(dict.fromkeys(("torch", "transformers")))  # type: ignore[arg-type]  # a plain install has none
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.environ |= {"FUZZ_FOLDER": folder, "HOME": folder, "QWEN_INSPECT_CACHE": f"{folder}/kept"}
         os.environ |= {"LC_ALL": "C.UTF-8", "COLUMNS": "120", "HF_HUB_OFFLINE": "1"}
         if options.only:

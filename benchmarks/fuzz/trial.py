@@ -67,23 +67,27 @@ def _time_is_up(signal_number: int, frame: FrameType | None) -> None:
 
 
 class Bounds:
-    """Holds inputs to the bounds. Memory is what a process takes beyond its size when `Bounds` was made or last left."""
+    """Holds inputs to the bounds: seconds of the processor, for others may be at work on the machine, and memory.
+
+    Memory is what the process takes beyond its size when `Bounds` was made or last left.
+    """
 
     def __init__(self) -> None:
-        signal.signal(signal.SIGALRM, _time_is_up)
+        signal.signal(signal.SIGPROF, _time_is_up)
         self._start = _reset_peak()
 
     def outcome(self, kind: Kind, case: Case, folder: Path) -> Outcome:
         began, fault, verdict = time.perf_counter(), "", Verdict(1)
-        signal.setitimer(signal.ITIMER_REAL, LONGEST_SECONDS, 1.0)
+        signal.setitimer(signal.ITIMER_PROF, LONGEST_SECONDS)
         try:
-            verdict = _verdict(kind, case, folder)
+            try:
+                verdict = _verdict(kind, case, folder)
+            finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
         except TimeIsUp as error:
             fault = f"over {LONGEST_SECONDS:g} s: {error}"
         except Exception as error:
             fault = f"traceback: {type(error).__name__} at {_place(error)}: {str(error)[:100]!r}"
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
         taken = max(0, _peak() - self._start)
         if taken > MOST_BYTES:
             self._start = _reset_peak()

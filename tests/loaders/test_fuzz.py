@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,9 +28,9 @@ def test_every_input_is_answered_or_refused_within_its_bounds() -> None:
 def bounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bounds]:
     monkeypatch.setattr(trial, "LONGEST_SECONDS", 1.0)
     monkeypatch.setattr(trial, "MOST_BYTES", 50_000_000)
-    handler = signal.getsignal(signal.SIGALRM)
+    handler = signal.getsignal(signal.SIGPROF)
     yield Bounds()
-    signal.signal(signal.SIGALRM, handler)
+    signal.signal(signal.SIGPROF, handler)
 
 
 def refuses() -> None:
@@ -44,7 +43,7 @@ def refuses() -> None:
         (lambda: None, 0, ""),
         (refuses, 6, ""),
         (lambda: [][0], 1, "traceback: IndexError at test_fuzz.py"),
-        (lambda: time.sleep(9), 1, "over 1 s: test_fuzz.py"),
+        (lambda: sum(iter(lambda: 1, 2)), 1, "over 1 s: test_fuzz.py"),
         (lambda: b"x" * 100_000_000, 0, "over 50 MB"),
     ],
     ids=["answers", "refuses", "falls", "takes long", "takes much"],
