@@ -20,7 +20,7 @@ from qwen_inspect.errors import MalformedError, UnsupportedError
 from qwen_inspect.structure.inspect import inspect
 from qwen_inspect.structure.kv_cache import FORMATS
 
-from ..support.gguf_files import finish
+from ..support.gguf_files import finish, on_a_card
 from ..support.models import run
 
 # What xllamacpp 2026.10.11549 (llama.cpp on a CPU) printed for files with this metadata and weights of zero, flash attention on:
@@ -245,15 +245,6 @@ def test_an_unknown_architecture_without_keys_is_its_tensors(tmp_path: Path) -> 
     report = inspect(str(write_any(tmp_path / "model.gguf", "unheard-of", {}, OUTSIDE)))
     assert (report.parameters.unique, report.spec.hidden_size, report.spec.vocab_size) == (128 * 64 + 64, 64, 128)
     assert report.known.cache is None
-
-
-def on_a_card(tensor: gguf.ReaderTensor) -> int:
-    """Bytes of a tensor with CUDA: the last row of a quantised one is filled up to 512 numbers, and the next begins at a multiple
-    of 128 bytes. Source: ggml-cuda.cu, ggml_backend_cuda_buffer_type_get_alloc_size and _get_alignment.
-    """
-    numbers, size_bytes = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
-    missing = -int(tensor.shape[0]) % 512 // numbers * size_bytes if numbers > 1 else 0
-    return -(-(int(tensor.n_bytes) + missing) // 128) * 128
 
 
 def test_fit_answers_for_any_architecture(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from qwen_inspect.results.model import Report
 from qwen_inspect.results.serving import LlamaCppReserve, Serving, VllmReserve
 from qwen_inspect.structure.inspect import inspect
 
-from ..support.gguf_files import write_model
+from ..support.gguf_files import on_a_card, write_model
 from ..support.models import TINY_QWEN3, write_config
 from ..support.published import published
 from ..support.schema import assert_keeps_to_the_schema
@@ -320,17 +320,8 @@ def bytes_of(path: Path, *beginnings: str) -> int:
 
 
 def bytes_on_card(path: Path, *beginnings: str) -> int:
-    """Of the same tensors in CUDA's buffer: a quantised row is padded to 512 numbers, each tensor to 128 bytes.
-
-    Source: ggml-cuda.cu, ggml_backend_cuda_buffer_type_get_alloc_size, get_alignment.
-    """
-    total = 0
-    for one in gguf.GGUFReader(path).tensors:
-        if one.name.startswith(beginnings):
-            size_bytes, padding = int(one.n_bytes), -int(one.shape[0]) % 512
-            size_bytes += padding // 32 * 34 if one.tensor_type == Q8_0 else 0
-            total += -(-size_bytes // 128) * 128
-    return total
+    """Of the same tensors in CUDA's buffer."""
+    return sum(on_a_card(one) for one in gguf.GGUFReader(path).tensors if one.name.startswith(beginnings))
 
 
 @pytest.mark.parametrize(

@@ -74,3 +74,12 @@ def write_model(
                 made.add_tensor(part.name, values)
     finish(made)
     return path
+
+
+def on_a_card(tensor: gguf.ReaderTensor) -> int:
+    """Bytes of a tensor with CUDA: the last row of a quantised one is filled up to 512 numbers, and the next begins at a multiple
+    of 128 bytes. Source: ggml-cuda.cu, ggml_backend_cuda_buffer_type_get_alloc_size and _get_alignment.
+    """
+    numbers, size_bytes = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
+    missing = -int(tensor.shape[0]) % 512 // numbers * size_bytes if numbers > 1 else 0
+    return -(-(int(tensor.n_bytes) + missing) // 128) * 128
