@@ -76,7 +76,7 @@ def run(options: argparse.Namespace, say: Language) -> int:
         return _run_llama_cpp(options, say)
     if alone := given(options, "log", "host_memory"):
         raise UsageError("llama_cpp_needs_command", option=alone[0])
-    _check_engine(options)
+    _check_engine(options, options.engine)
     prediction.say_dtype(options, say)
     return _fit(options, say) if options.engine == "transformers" else _serve(options, say)
 
@@ -125,23 +125,22 @@ def _run_llama_cpp(options: argparse.Namespace, say: Language) -> int:
             raise UsageError("llama_cpp_option", option=flag(name))
     if options.engine not in ("transformers", "llama.cpp"):
         raise UsageError("engine_option", option="--llama-cpp", engine="llama.cpp", asked=options.engine)
-    options.engine = "llama.cpp"
-    _check_engine(options)
+    _check_engine(options, "llama.cpp")
     command = parse_command(options.llama_cpp)
-    if options.model is None:
-        options = argparse.Namespace(**{**vars(options), "model": command.model})
     cards = _cards_together(options)
     log = None if options.log is None else _log(options.log)
     host_bytes = None if options.host_memory is None else options.host_memory[1]
-    answer = run_command(_inspected(options), command, cards, host_bytes=host_bytes, log=log)
+    answer = run_command(
+        _inspected(options, options.model or command.model), command, cards, host_bytes=host_bytes, log=log
+    )
     output.show(answer, options, say)
     output.say_notices(answer.report, options, say)
     return EXIT_CHECK_FAILED if answer.fits is False or answer.differs else 0
 
 
-def _inspected(options: argparse.Namespace) -> Report:
-    """The model, in the types that llama-quantize gives it with --quant."""
-    report = prediction.inspected(options)
+def _inspected(options: argparse.Namespace, typed: str | None = None) -> Report:
+    """The model, or `typed`, in the types that llama-quantize gives it with --quant."""
+    report = prediction.inspected(options, typed)
     if options.quant is None:
         return report
     from ..structure.gguf_conversion import as_gguf
@@ -185,21 +184,21 @@ def _cards(options: argparse.Namespace) -> Sequence[Gpu]:
     return cards(options.gpu, options.memory)
 
 
-def _check_engine(options: argparse.Namespace) -> None:
+def _check_engine(options: argparse.Namespace, asked: str) -> None:
     """Raises UsageError for options of another engine and for options that contradict each other."""
     for engine, names in ENGINE_OPTIONS.items():
         for name in names:
-            if engine != options.engine and getattr(options, name) != options.defaults[name]:
-                raise UsageError("engine_option", option=flag(name), engine=engine, asked=options.engine)
+            if engine != asked and getattr(options, name) != options.defaults[name]:
+                raise UsageError("engine_option", option=flag(name), engine=engine, asked=asked)
     if options.kv_budget is not None and (typed := given(options, "gpu", "memory", "utilization")):
         raise UsageError("engine_budget_given", option=typed[0])
-    if options.engine == "llama.cpp":
+    if asked == "llama.cpp":
         if options.cache_dtype != "auto":
             raise UsageError("engine_cache_types")
         for cache_format in (options.cache_type_k, options.cache_type_v):
             if "," in cache_format:
                 raise UsageError("engine_one_cache_type", found=cache_format)
-    if options.engine == "vllm" and "," in options.cache_dtype:
+    if asked == "vllm" and "," in options.cache_dtype:
         raise UsageError("engine_one_cache_dtype", found=options.cache_dtype)
 
 

@@ -40,7 +40,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
     ),
     "options_engine": (
         *("--engine", "--utilization", "--kv-budget", "--max-num-batched-tokens", "--enable-prefix-caching"),
-        *("--ngl", "--cache-type-k", "--cache-type-v", "--llama-cpp", "--log", "--host-memory"),
+        *("--ngl", "--cache-type-k", "--cache-type-v", "--quant", "--llama-cpp", "--log", "--host-memory"),
     ),
     "options_device": ("--device", "--random-weights", "--force", "--snapshot", "--prompt", "--max-new-tokens"),
     "options_devices": (*("--tp", "--pp", "--ep", "--fsdp", "--zero-stage", "--device-map", "--device-memory"),),

@@ -70,10 +70,11 @@ def declare_cards(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--gpu", metavar="NAME", help=say("help_cards"))
 
 
-def inspected(options: argparse.Namespace) -> Report:
-    """The model that runs; only its stored tensors if its architecture is unknown."""
+def inspected(options: argparse.Namespace, typed: str | None = None) -> Report:
+    """The model that runs, or `typed`; only its stored tensors if its architecture is unknown."""
     return model.inspected(
         options,
+        typed=typed,
         require_design=False,
         dtype=dtype_of(options),
         dense_dtype=None if options.autocast is None else "float32",

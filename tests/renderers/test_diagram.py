@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from playwright.sync_api import Browser
 
+from qwen_inspect.architectures.reading import MOST_EXPERTS
 from qwen_inspect.checkpoint import Checkpoint, ModelRef
 from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.renderers.figure import MOST_PANELS, architecture_figure, folded
@@ -198,7 +199,7 @@ def test_large_numbers_and_hostile_names_overlap_nothing(data: st.DataObject, na
         "intermediate_size": data.draw(size),
         "moe_intermediate_size": data.draw(size),
         "vocab_size": data.draw(size),
-        "num_experts": data.draw(st.integers(2, 1 << 14)),
+        "num_experts": data.draw(st.integers(2, min(1 << 14, MOST_EXPERTS // layers))),
         "max_position_embeddings": data.draw(size),
         "decoder_sparse_step": 1,
         "mlp_only_layers": data.draw(st.lists(st.integers(0, layers - 1))),

@@ -79,7 +79,8 @@ def markdown_tables(text: str) -> list[list[list[str]]]:
             case "th_open" | "td_open" | "th_close" | "td_close":
                 cell = token.nesting == 1
             case "inline" if cell:
-                children = token.children or []
+                # Empty comments part what GitHub would link.
+                children = [child for child in token.children or [] if child.content != "<!-- -->"]
                 assert {child.type for child in children} <= {"text", "strong_open", "strong_close"}
                 tables[-1][-1].append("".join(child.content for child in children))
     return tables
