@@ -560,7 +560,14 @@ def test_a_search_that_takes_long_says_what_it_tries_on_a_terminal_and_nowhere_e
     )
     assert any(line.startswith("Searching the largest context, ") for line in lines)
     assert lines[-1] == ""  # erased
-    assert on_terminal(*asked, "--quiet", columns=100) == (0, shown.out, "")
+
+
+@pytest.mark.exhaustive
+def test_what_a_search_tries_is_quiet_if_asked_and_fits_a_narrow_terminal(tmp_path: Path) -> None:
+    write_config(tmp_path, {**TINY_QWEN3, "num_hidden_layers": 1, "max_position_embeddings": 4000})
+    asked = ("fit", tmp_path, "--mode", "train", "--context", "100", "--memory", "1000MiB", "--format", "json")
+    code, _, seen = on_terminal(*asked, "--quiet", columns=100)
+    assert (code, seen) == (0, "")
     _, _, seen = on_terminal(*asked, "--lang", "zh", columns=20)
     assert (
         "\r本次运行：正在追踪\x1b[K" in seen
