@@ -82,6 +82,16 @@ def answered(python: Path, words: Sequence[str]) -> dict[str, Any] | None:
     return json.loads(done.stdout) if done.returncode == 0 else None
 
 
+def peak_of(predicted: Mapping[str, Any]) -> str:
+    """Allocated at the peak: one figure, a quantised model's range, or unknown without torch."""
+    peak, ends = predicted["peak_allocated_bytes"], predicted["peak_range"]
+    if peak is not None:
+        return f"{peak / 2**30:.2f} GiB"
+    if ends is None:
+        return "unknown"
+    return f"{ends['low_bytes'] / 2**30:.1f} to {ends['high_bytes'] / 2**30:.1f} GiB"
+
+
 def families(python: Path) -> str:
     rows = ["Family | Model | params × | attention × | memory × | MiB | Parameters | Peak"]
     for family in FAMILIES:
@@ -98,8 +108,7 @@ def families(python: Path) -> str:
         mib = max(peak_mib(command.split()) for command in commands[1:])
         counts, memory = (answered(python, [word, f"catalog:{model}"]) for word in ("params", "memory"))
         parameters = f"{counts['parameters']['theory']:,}" if counts else "refused"
-        peak = (memory or {}).get("predicted", {}).get("peak") if memory else None
-        said = "unknown" if peak is None else f"{peak['allocated'] / 2**30:.2f} GiB"
+        said = "refused" if memory is None else peak_of(memory["predicted"])
         shown = " | ".join(f"{ratio / bare:.1f}" for ratio in ratios)
         rows.append(f"{family} | {model} | {shown} | {mib:.0f} | {parameters} | {said}")
         print(rows[-1], flush=True)
