@@ -14,7 +14,8 @@ from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import UnsupportedError
-from ..spec import each_tensor
+from ..results.attention import LayerAttention
+from ..spec import SoftmaxAttention, each_module, each_tensor
 from .design import Architecture, StoredForm
 from .gguf import NAMES
 from .reading import MOST_LAYERS, integer
@@ -135,8 +136,45 @@ def as_converted(
     if name is None or (ahead and name not in WITH_PREDICTION):
         raise UnsupportedError("gguf_not_written", found=model_type, known=", ".join(ARCHITECTURES))
     nested = config.get("text_config")
-    text: Mapping[str, Any] = {**config, **nested} if isinstance(nested, Mapping) else config
-    metadata = {"general.architecture": name}
+    text = _with_class_defaults({**config, **nested} if isinstance(nested, Mapping) else config, architecture)
+    try:
+        return _converted(name, text, architecture, dtype)
+    except KeyError as error:  # a default of the class that the design does not tell
+        raise UnsupportedError("gguf_key_not_stated", key=str(error.args[0])) from None
+
+
+def _with_class_defaults(text: Mapping[str, Any], architecture: Architecture) -> Mapping[str, Any]:
+    """`text` with what the class takes for keys that it lacks, as the converter has them from AutoConfig.
+
+    UnsupportedError for such a key of a mixture of experts, which the design does not tell.
+    """
+    spec, read = architecture.spec, _first_softmax(architecture)
+    known: dict[str, Any] = {"hidden_size": spec.hidden_size, "max_position_embeddings": spec.context_tokens}
+    if read is not None:
+        known |= {"num_attention_heads": read.query_heads, "num_key_value_heads": read.kv_heads}
+        if read.head_dim * read.query_heads != spec.hidden_size:
+            known["head_dim"] = read.head_dim
+    for _, module in each_module(architecture.tree):
+        if module.routed is not None and text.get("num_experts_per_tok") is None:
+            raise UnsupportedError("gguf_key_not_stated", key="num_experts_per_tok")
+        dense = module.name == "mlp" and all(child.name != "experts" for child in module.children)
+        if dense and text.get("intermediate_size") is None:
+            raise UnsupportedError("gguf_key_not_stated", key="intermediate_size")
+    return {**text, **{key: value for key, value in known.items() if text.get(key) is None and value is not None}}
+
+
+def _first_softmax(architecture: Architecture) -> LayerAttention | SoftmaxAttention | None:
+    layers = architecture.spec.layers
+    if layers:
+        return architecture.spec.softmax
+    return next((read for read, _ in architecture.kept or () if isinstance(read, LayerAttention)), None)
+
+
+def _converted(
+    name: str, text: Mapping[str, Any], architecture: Architecture, dtype: DType
+) -> tuple[Mapping[str, Any], tuple[Tensor, ...]]:
+    ahead = architecture.prediction_layers
+    metadata: dict[str, Any] = {"general.architecture": name}
     keys = _keys(name, text, architecture)
     layers = integer(text, "num_hidden_layers", at_most=MOST_LAYERS)
     if ahead:

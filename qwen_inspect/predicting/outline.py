@@ -94,8 +94,11 @@ def outline_of(
         for key, value in sorted(decoder_of(config).items())
         if key not in UNRELATED and isinstance(value, list) and len(value) == len(attention)
     ]
-    latent = tuple(int(decoder_of(config).get(key) or 0) for key in LATENT)
-    lengths = {kind: int(decoder_of(config).get(key) or 0) for kind, key in LENGTHS.items()}
+    stated = {key: decoder_of(config).get(key) or 0 for key in (*LATENT, *LENGTHS.values())}
+    if not all(type(value) is int for value in stated.values()):
+        return None
+    latent = tuple(stated[key] for key in LATENT)
+    lengths = {kind: stated[key] for kind, key in LENGTHS.items()}
     if any(lengths.get(kept.kind) == 0 for kept in cache.layers):
         return None
     digests: dict[object, str] = {}
@@ -116,7 +119,7 @@ def outline_of(
         layers.append(Part(digests[identity], heads + dimensions))
     own = {(str(kept.kind), lengths[kept.kind]) for kept in cache.layers if kept.kind in lengths}
     if config.get("model_type") == "phi3":
-        own.add(("recomputed", int(config.get("original_max_position_embeddings", PHI3_ORIGINAL))))
+        own.add(("recomputed", _whole(config.get("original_max_position_embeddings", PHI3_ORIGINAL))))
     thresholds = {*_thresholds(attention), *own}
     return Outline(outside, tuple(layers), tuple(sorted(thresholds)))
 
@@ -184,7 +187,8 @@ def options_of(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
     }
     if ropes := sorted(_ropes([text.get("rope_parameters"), text.get("rope_scaling")])):
         options["rope"] = ropes
-    if config.get("model_type") == "gemma3" and _image_token(config) >= int(text.get("vocab_size", GEMMA3_VOCABULARY)):
+    vocabulary = _whole(text.get("vocab_size", GEMMA3_VOCABULARY))
+    if config.get("model_type") == "gemma3" and _image_token(config) >= vocabulary:
         options["image_token"] = "beyond the vocabulary"
     return options
 
@@ -194,7 +198,12 @@ def _image_token(config: Mapping[str, Any]) -> int:
 
     Source: transformers 5.23, modeling_gemma3.Gemma3Model.forward and Gemma3Config
     """
-    return int(config.get("image_token_id", config.get("image_token_index", GEMMA3_IMAGE_TOKEN)))
+    return _whole(config.get("image_token_id", config.get("image_token_index", GEMMA3_IMAGE_TOKEN)))
+
+
+def _whole(value: object) -> int:
+    """An integer of a configuration; for anything else, which no class takes, one beyond every size, that no trace covers."""
+    return value if type(value) is int else 1 << 62
 
 
 def _class_of(value: Any, default: Any) -> Any:

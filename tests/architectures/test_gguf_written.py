@@ -20,6 +20,7 @@ from qwen_inspect.architectures.gguf_quantisation import quantised
 from qwen_inspect.architectures.gguf_writing import as_converted
 from qwen_inspect.checkpoint import Checkpoint, DType, ModelRef, Tensor
 from qwen_inspect.errors import UnsupportedError, UsageError
+from qwen_inspect.loaders import catalog
 from qwen_inspect.structure.gguf_conversion import as_gguf
 from qwen_inspect.structure.inspect import analyse, inspect
 
@@ -162,3 +163,16 @@ def test_what_the_converter_writes_of_others_is_not_guessed() -> None:
     config = small_config("mamba2", n_groups=1, num_heads=8, head_dim=16)
     with pytest.raises(UnsupportedError, match="mamba2"):
         as_converted(config, replace(architecture_of(QWEN3), prediction_layers=()), DType.F16)
+
+
+def test_what_a_configuration_leaves_to_its_class_is_the_classs() -> None:
+    """Mistral-7B has the class's own sizes: 4,096 in 32 heads on 8 KV heads. Source: transformers 5.23, MistralConfig."""
+    whole = catalog.configuration("mistralai/Mistral-7B-Instruct-v0.3", catalog.entries())
+    left_out = ("hidden_size", "num_attention_heads", "num_key_value_heads")
+    few = {key: value for key, value in whole.items() if key not in left_out}
+    written, expected = (as_converted(config, architecture_of(config), DType.BF16) for config in (few, whole))
+    assert written == expected
+    with pytest.raises(UnsupportedError, match="intermediate_size"):
+        as_converted(
+            {key: whole[key] for key in whole if key != "intermediate_size"}, architecture_of(whole), DType.BF16
+        )

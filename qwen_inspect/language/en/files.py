@@ -147,6 +147,7 @@ TEXT = {
     "quant_with_prediction": "The layer for multi-token prediction is among them, as the converter writes it without --no-mtp; llama.cpp does not load it unless asked to",
     "quant_of_gguf": "--quant: the files of {model} are GGUF already; name one of them, or give the model that they were converted from",
     "quant_predicted": "Weights as llama.cpp's converter and llama-quantize would store them in {scheme}: {size:,} bytes of tensors, without an importance matrix unless the type needs one",
+    "gguf_key_not_stated": "What llama.cpp's converter writes of this configuration is not known here: it does not state {key}; add it as the model's class has it",
     "gguf_not_written": "What llama.cpp's converter writes of {found} is not known here; known are {known}",
     "gguf_tensor_not_written": "What llama.cpp's converter makes of {name} is not known here",
     "gguf_scheme": "{found} is no quantisation of llama-quantize that is known here; known are {known}",

@@ -147,6 +147,7 @@ TEXT = {
     "quant_with_prediction": "其中含多 token 预测层（转换脚本未加 --no-mtp 时会写入）；除非指定，llama.cpp 不加载它",
     "quant_of_gguf": "--quant：{model} 的文件已是 GGUF；请指定其中之一，或给出转换前的模型",
     "quant_predicted": "权重按 llama.cpp 的转换脚本与 llama-quantize 存为 {scheme}：张量共 {size:,} 字节；除非该类型必需，不使用重要性矩阵（imatrix）",
+    "gguf_key_not_stated": "无法得知 llama.cpp 的转换脚本如何写出该配置：其中没有 {key}；请按模型类的默认值补上",
     "gguf_not_written": "不知道 llama.cpp 的转换脚本如何写出 {found}；支持 {known}",
     "gguf_tensor_not_written": "不知道 llama.cpp 的转换脚本如何处理 {name}",
     "gguf_scheme": "{found} 不是此处支持的 llama-quantize 量化类型；支持 {known}",
