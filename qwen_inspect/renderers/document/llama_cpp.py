@@ -27,7 +27,7 @@ def blocks(report: LlamaCppReport, say: Language) -> Sequence[Block]:
     ]
     if report.log is not None:
         content += [Heading(say("heading_log")), _log_table(report.log, say)]
-    return [*content, Heading(say("heading_assumptions")), Items([*_assumptions(report, say)])]
+    return [*content, Heading(say("heading_assumptions")), Items([say(notice) for notice in report.notices])]
 
 
 def _fields(report: LlamaCppReport, say: Language) -> Iterator[tuple[str, str]]:
@@ -99,14 +99,3 @@ def _log_table(lines: Sequence[LogLine], say: Language) -> Table:
     ]
     columns = ("column_device", "column_buffer", "column_printed", "column_predicted", "column_agrees")
     return Table([say(name) for name in columns], rows, "llrrl")
-
-
-def _assumptions(report: LlamaCppReport, say: Language) -> Iterator[str]:
-    yield from (say(notice) for notice in report.notices)
-    yield say("assume_llama_cpp_build", build=report.build)
-    yield say("assume_llama_cpp_margin")
-    if any(
-        buffer.kind == "compute" and buffer.size_bytes is None and buffer.most_bytes is None
-        for buffer in report.buffers
-    ):
-        yield say("assume_llama_cpp_no_graph")
