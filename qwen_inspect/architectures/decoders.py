@@ -34,7 +34,7 @@ from .reading import MOST_LAYERS, check_layer_types, integer, read_head_dim, sho
 class Decoder:
     """The sizes that a decoder's modules share, and the modules by their usual names.
 
-    prefix: of the classes' names. eps: of the norms, as it is printed.
+    prefix: of the classes' names. eps: of the norms, as it is printed. norm_dtype: of their weights, as the others' if None.
     """
 
     prefix: str
@@ -46,11 +46,12 @@ class Decoder:
     kv_heads: int
     head_dim: int
     eps: object
+    norm_dtype: DType | None = None
 
     def norm(self, name: str, width: int | None = None) -> Module:
         """Of `width` channels, `hidden` if None."""
         width = self.hidden if width is None else width
-        return norm(name, f"{self.prefix}RMSNorm", width, self.dtype, eps=self.eps)
+        return norm(name, f"{self.prefix}RMSNorm", width, self.norm_dtype or self.dtype, eps=self.eps)
 
     def attention(
         self, *norms: Module, bias: bool = False, output_bias: bool | None = None, output: str = "o_proj"

@@ -17,7 +17,7 @@ from ..values import dataclass
 from .blocks import rotary, stored_as_built
 from .decoders import Decoder, check_query_scaling
 from .design import Architecture, KeptLayer, StoredForm
-from .latent import indexer, latent_attention, read_latent_heads
+from .latent import indexer, latent_attention, read_indexers, read_latent_heads
 from .mixture import EXPERTS, SCORE_BIAS, mixture, read_sparse_layers
 from .outline import (
     causal_lm,
@@ -29,7 +29,7 @@ from .outline import (
     with_aliases,
     with_defaults,
 )
-from .reading import MOST_LAYERS, check_layer_types, flag, integer, shown
+from .reading import MOST_LAYERS, check_layer_types, flag, integer, not_halved, shown
 from .sparse import stored_by_expert
 
 V3_DEFAULTS: Mapping[str, Any] = {
@@ -80,7 +80,7 @@ STORED_BY_EXPERT = stored_by_expert("mlp", EXPERTS)
 class Variant:
     """What a model_type varies.
 
-    aliases: attribute_map of its configuration. score_bias: the dtype of the router's bias, "model": that of the weights.
+    aliases: attribute_map of its configuration. score_bias: the dtype of the router's bias.
     mixture: the class's name. dense_first: key of the number of dense layers before the experts, None: one. typed_mlps: whether
     it reads `mlp_layer_types`, biased_mlp: `mlp_bias`. unloaded: as in `Architecture`.
     """
@@ -88,7 +88,7 @@ class Variant:
     prefix: str
     defaults: Mapping[str, Any]
     aliases: Mapping[str, str]
-    score_bias: DType | str | None = DType.F32
+    score_bias: DType | None = DType.F32
     mixture: str = "MoE"
     dense_first: str | None = "first_k_dense_replace"
     typed_mlps: bool = True
@@ -127,7 +127,6 @@ VARIANTS: Mapping[str, Variant] = {
         prefix="DeepseekV3",
         defaults=V3_DEFAULTS,
         aliases={"num_local_experts": "n_routed_experts"},
-        score_bias="model",
         typed_mlps=False,
         unloaded=(r"model\.layers\.61.*",),
     ),
@@ -264,10 +263,9 @@ def _turned(text: Mapping[str, Any]) -> int:
 def _layer(decoder: Decoder, variant: Variant, has_experts: bool, has_index: bool) -> Module:
     prefix, text, dtype = variant.prefix, decoder.text, decoder.dtype
     bias = variant.biased_mlp and flag(text, "mlp_bias", default=False)
-    score_bias = variant.score_bias if isinstance(variant.score_bias, DType | None) else dtype
-    extra = (indexer(prefix, text, dtype),) if has_index else ()
+    extra = (indexer(prefix, text, dtype, weights=not_halved(dtype)),) if has_index else ()
     mlp = (
-        mixture(decoder, score_bias=score_bias, class_name=variant.mixture, bias=bias)
+        mixture(decoder, score_bias=variant.score_bias, class_name=variant.mixture, bias=bias)
         if has_experts
         else decoder.mlp(bias=bias)
     )
@@ -295,21 +293,9 @@ def _read_unwindowed(text: Mapping[str, Any], layers: int) -> list[bool]:
 
 
 def _read_indexed(text: Mapping[str, Any], layers: int, *, shared: bool) -> list[bool]:
-    """Whether each layer has an index of its own; with `shared`, GLM-5's keys may let it use an earlier layer's.
-
-    Source: transformers 5.23, GlmMoeDsaConfig.__post_init__.
-    """
+    """Whether each layer has an index of its own; with `shared`, the configuration may let it use an earlier layer's."""
     if (types := text.get("layer_types")) is not None:
         check_layer_types(types, layers, kinds=("indexed_attention", "deepseek_sparse_attention"))
     if not shared:
         return [True] * layers
-    indexers, pattern = text.get("indexer_types"), text.get("index_topk_pattern")
-    if indexers is None and pattern is None:
-        every = integer({"index_topk_freq": 1, **text}, "index_topk_freq", at_least=0) or 1
-        offset = integer({"index_skip_topk_offset": 2, **text}, "index_skip_topk_offset", at_least=0)
-        return [max(index - offset + 1, 0) % every == 0 for index in range(layers)]
-    if indexers is None:
-        names = {"F": "full", "S": "shared"}
-        indexers = [names.get(letter, letter) for letter in pattern] if isinstance(pattern, str) else pattern
-    check_layer_types(indexers, layers, kinds=("full", "shared"))
-    return [kind == "full" for kind in indexers or ()]
+    return read_indexers(text, layers)

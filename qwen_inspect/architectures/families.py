@@ -59,6 +59,7 @@ _TYPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "glm4v": ("Glm4vForConditionalGeneration", "Glm4vModel"),
         "glm4v_moe": ("Glm4vMoeForConditionalGeneration", "Glm4vMoeModel"),
     },
+    "glm5_next": {"glm5_next": ("Glm5NextForConditionalGeneration", "Glm5NextModel")},
     "kimi_k25": {
         "kimi_k25": ("Kimi_K25ForConditionalGeneration", "KimiK25ForConditionalGeneration"),
     },

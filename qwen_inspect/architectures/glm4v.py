@@ -203,13 +203,13 @@ def _tower(vision: Mapping[str, Any], prefix: str, dtype: DType) -> Module:
             Module(
                 name="patch_embed",
                 class_name=f"{prefix}VisionPatchEmbed",
-                children=(_convolution("proj", "Conv3d", channels, hidden, (frames, side, side), dtype),),
+                children=(patch_convolution("proj", "Conv3d", channels, hidden, (frames, side, side), dtype),),
             ),
             rotary("rotary_pos_emb", f"{prefix}VisionRotaryEmbedding", hidden // heads // 2),
             layer_list("blocks", [block] * integer(vision, "depth")),
             merger,
             norm("post_conv_layernorm", f"{prefix}RMSNorm", hidden, dtype, eps=eps),
-            _convolution("downsample", "Conv2d", hidden, output, (merged, merged), dtype),
+            patch_convolution("downsample", "Conv2d", hidden, output, (merged, merged), dtype),
             norm("post_layernorm", f"{prefix}RMSNorm", hidden, dtype, eps=eps),
         ),
     )
@@ -223,7 +223,7 @@ def _gated(width: int, inner: int, dtype: DType) -> tuple[Module, Module, Module
     )
 
 
-def _convolution(
+def patch_convolution(
     name: str, class_name: str, channels: int, width: int, kernel: tuple[int, ...], dtype: DType
 ) -> Module:
     """Over patches, side by side: weight (width, channels, *kernel), bias (width,)."""

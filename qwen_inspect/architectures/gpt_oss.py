@@ -14,7 +14,7 @@ from ..spec import Module
 from .decoders import read_decoder
 from .design import Architecture
 from .outline import causal_lm, read_spans, whole_dtype, with_aliases, with_defaults
-from .reading import MOST_HEADS, flag, integer
+from .reading import MOST_HEADS, flag, integer, not_halved
 
 DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 201088,
@@ -41,7 +41,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
         with_defaults(with_aliases(config, {"num_experts": "num_local_experts"}), DEFAULTS),
         whole_dtype(config),
     )
-    decoder = read_decoder(text, dtype, "GptOss", null_head_dim=True)
+    decoder = replace(read_decoder(text, dtype, "GptOss", null_head_dim=True), norm_dtype=not_halved(dtype))
     experts = integer(text, "num_local_experts", at_most=MOST_HEADS)
     per_token = integer(text, "num_experts_per_tok", at_most=experts)
     if text.get("layer_types") is None:

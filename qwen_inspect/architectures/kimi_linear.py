@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..checkpoint import Tensor
+from ..checkpoint import DType, Tensor
 from ..errors import MalformedError
 from ..spec import Module
 from ..values import dataclass
@@ -115,7 +115,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     kept: list[KeptLayer] = [
         keeps_latent(index, rank, rope, dtype)
         if kind == "full_attention"
-        else keeps_states(index, "recurrent", _state_bytes(sizes, decoder))
+        else keeps_states(index, "recurrent", delta_states(sizes, dtype))
         for index, kind in enumerate(types)
     ]
     return causal_lm(
@@ -189,24 +189,38 @@ def _layer(decoder: Decoder, sizes: DeltaSizes, kind: str, has_experts: bool) ->
     prefix, text, dtype = decoder.prefix, decoder.text, decoder.dtype
     kimi = prefix == "KimiLinear"
     if kind == "linear_attention":
-        attention = _delta_attention(decoder, sizes, kimi=kimi)
+        attention = delta_attention(
+            decoder, sizes, low_rank=kimi, heads_alone=not kimi, whole=None if kimi else DType.F32
+        )
     elif kimi:
         attention = latent_attention(prefix, text, dtype)
     else:
         gate = linear("g_proj", decoder.hidden, decoder.query_heads, dtype)
         attention = latent_attention(prefix, {**text, "q_lora_rank": None}, dtype, extra=(gate,))
-    mlp = mixture(decoder, score_bias=dtype) if has_experts else decoder.mlp()
+    mlp = mixture(decoder, score_bias=dtype if kimi else DType.F32) if has_experts else decoder.mlp()
     return decoder.prenorm_layer(attention, mlp)
 
 
-def _delta_attention(decoder: Decoder, sizes: DeltaSizes, *, kimi: bool) -> Module:
-    """Queries, keys and values through one convolution; gates that forget and that scale the output, of low rank in Kimi's."""
+def delta_attention(
+    decoder: Decoder,
+    sizes: DeltaSizes,
+    *,
+    class_name: str = "DeltaAttention",
+    low_rank: bool,
+    heads_alone: bool = True,
+    whole: DType | None = None,
+) -> Module:
+    """Queries, keys and values through one convolution; gates that forget and that scale the output.
+
+    low_rank: the gates are. heads_alone: A_log is (heads,), else (1, 1, heads, 1). whole: the dtype of the convolution and of
+    what forgets, as the others' if None.
+    """
     prefix, hidden, dtype, width = decoder.prefix, decoder.hidden, decoder.dtype, sizes.width
-    decay = Tensor("A_log", (1, 1, sizes.heads, 1) if kimi else (sizes.heads,), dtype)
-    step = Tensor("dt_bias", (width,), dtype)
+    decay = Tensor("A_log", (sizes.heads,) if heads_alone else (1, 1, sizes.heads, 1), whole or dtype)
+    step = Tensor("dt_bias", (width,), whole or dtype)
     forget: tuple[Module, ...] = (linear("f_proj", hidden, width, dtype),)
     gate: tuple[Module, ...] = (linear("g_proj", hidden, width, dtype),)
-    if kimi:
+    if low_rank:
         forget = (
             linear("f_a_proj", hidden, sizes.head_dim, dtype),
             linear("f_b_proj", sizes.head_dim, width, dtype),
@@ -221,28 +235,28 @@ def _delta_attention(decoder: Decoder, sizes: DeltaSizes, *, kimi: bool) -> Modu
     )
     return Module(
         name="self_attn",
-        class_name=f"{prefix}DeltaAttention",
+        class_name=prefix + class_name,
         children=(
             *(linear(name, hidden, width, dtype) for name in ("q_proj", "k_proj", "v_proj")),
-            convolution("conv1d", 3 * width, sizes.kernel, dtype, bias=False),
+            convolution("conv1d", 3 * width, sizes.kernel, whole or dtype, bias=False),
             Module(
                 name="forget_gate",
                 class_name=f"{prefix}ForgetGate",
-                tensors=(step, decay) if kimi else (decay, step),
+                tensors=(step, decay) if low_rank else (decay, step),
                 children=forget,
             ),
             linear("b_proj", hidden, sizes.heads, dtype),
-            *((*gate, *output) if kimi else (*output, *gate)),
+            *((*gate, *output) if low_rank else (*output, *gate)),
         ),
     )
 
 
-def _state_bytes(sizes: DeltaSizes, decoder: Decoder) -> tuple[int, int]:
-    """The convolution's last inputs, and a float32 matrix (head_dim, head_dim) for each head.
+def delta_states(sizes: DeltaSizes, dtype: DType) -> tuple[int, int]:
+    """Bytes of the convolution's last inputs, and of a float32 matrix (head_dim, head_dim) for each head.
 
     Source: transformers 5.23, LinearAttentionLayer.
     """
-    return 3 * sizes.width * sizes.kernel * decoder.dtype.bits // 8, sizes.heads * sizes.head_dim**2 * 4
+    return 3 * sizes.width * sizes.kernel * dtype.bits // 8, sizes.heads * sizes.head_dim**2 * 4
 
 
 # --- names on disk. Source: transformers 5.23, conversion_mapping ("kimi_linear", "bailing_hybrid")
@@ -252,7 +266,7 @@ _bailing_experts = stored_by_expert("mlp", ("gate_proj", "up_proj", "down_proj")
 DENSE = (".mlp.gate_proj.", ".mlp.up_proj.", ".mlp.down_proj.")
 
 
-def _stored_attention(tensor: Tensor, name: str) -> tuple[Tensor, ...]:
+def stored_attention(tensor: Tensor, name: str) -> tuple[Tensor, ...]:
     """The convolutions of queries, keys and values singly."""
     if not name.endswith(".conv1d.weight"):
         return (replace(tensor, name=name),)
@@ -262,7 +276,7 @@ def _stored_attention(tensor: Tensor, name: str) -> tuple[Tensor, ...]:
 
 def _stored_kimi(tensor: Tensor) -> tuple[Tensor, ...]:
     if ".self_attn." in tensor.name:
-        return _stored_attention(tensor, tensor.name.replace(".forget_gate.", "."))
+        return stored_attention(tensor, tensor.name.replace(".forget_gate.", "."))
     return (tensor,) if any(part in tensor.name for part in DENSE) else _kimi_experts(tensor)
 
 
@@ -270,7 +284,7 @@ def _stored_bailing(tensor: Tensor) -> tuple[Tensor, ...]:
     name = tensor.name
     if ".self_attn." in name:
         name = name.replace(".forget_gate.", ".").replace(".self_attn.o_proj.", ".self_attn.dense.")
-        return _stored_attention(tensor, name.replace(".self_attn.", ".attention."))
+        return stored_attention(tensor, name.replace(".self_attn.", ".attention."))
     if name.endswith(f".{SCORE_BIAS}"):
         return (replace(tensor, name=name.replace(SCORE_BIAS, "expert_bias")),)
     if name == "model.embed_tokens.weight":

@@ -13,7 +13,7 @@ from ..checkpoint import DType
 from ..errors import UnsupportedError
 from ..spec import Module
 from .outline import layer_norm, linear, norm
-from .reading import flag, integer, optional_integer, shown
+from .reading import check_layer_types, flag, integer, optional_integer, shown
 
 NORM_EPS = 1e-6  # of the norms within, whatever the configuration says
 
@@ -37,7 +37,7 @@ def latent_attention(
 ) -> Module:
     """Queries, through a compressed form if `q_lora_rank` is set; compressed keys and values beside a rotated key."""
     hidden, heads = integer(text, "hidden_size"), integer(text, "num_attention_heads")
-    key_rank, rope = integer(text, "kv_lora_rank"), integer(text, "qk_rope_head_dim")
+    key_rank, rope = integer(text, "kv_lora_rank"), integer(text, "qk_rope_head_dim", at_least=0)
     nope, values = integer(text, "qk_nope_head_dim"), integer(text, "v_head_dim")
     bias = flag(text, "attention_bias", default=False)
     query_rank = optional_integer(text, "q_lora_rank", at_least=1)
@@ -64,8 +64,11 @@ def latent_attention(
     )
 
 
-def indexer(prefix: str, text: Mapping[str, Any], dtype: DType) -> Module:
-    """Scores of earlier tokens, of which attention then reads the best: `index_n_heads` queries and one key a token."""
+def indexer(prefix: str, text: Mapping[str, Any], dtype: DType, *, weights: DType) -> Module:
+    """Scores of earlier tokens, of which attention then reads the best: `index_n_heads` queries and one key a token.
+
+    weights: the dtype of the heads' weights.
+    """
     hidden, heads, width = (integer(text, key) for key in ("hidden_size", "index_n_heads", "index_head_dim"))
     return Module(
         name="indexer",
@@ -74,6 +77,23 @@ def indexer(prefix: str, text: Mapping[str, Any], dtype: DType) -> Module:
             linear("wq_b", integer(text, "q_lora_rank"), heads * width, dtype),
             linear("wk", hidden, width, dtype),
             layer_norm("k_norm", width, dtype, eps=NORM_EPS),
-            linear("weights_proj", hidden, heads, dtype),
+            linear("weights_proj", hidden, heads, weights),
         ),
     )
+
+
+def read_indexers(text: Mapping[str, Any], layers: int) -> list[bool]:
+    """Whether each layer has an index of its own, else an earlier layer's, by GLM-5's keys.
+
+    Source: transformers 5.23, GlmMoeDsaConfig.__post_init__.
+    """
+    indexers, pattern = text.get("indexer_types"), text.get("index_topk_pattern")
+    if indexers is None and pattern is None:
+        every = integer({"index_topk_freq": 1, **text}, "index_topk_freq", at_least=0) or 1
+        offset = integer({"index_skip_topk_offset": 2, **text}, "index_skip_topk_offset", at_least=0)
+        return [max(index - offset + 1, 0) % every == 0 for index in range(layers)]
+    if indexers is None:
+        names = {"F": "full", "S": "shared"}
+        indexers = [names.get(letter, letter) for letter in pattern] if isinstance(pattern, str) else pattern
+    check_layer_types(indexers, layers, kinds=("full", "shared"))
+    return [kind == "full" for kind in indexers or ()]

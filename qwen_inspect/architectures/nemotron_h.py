@@ -205,7 +205,7 @@ def _sparse(text: Mapping[str, Any], dtype: DType) -> Module:
         name="gate",
         class_name="NemotronHTopkRouter",
         tensors=(Tensor("weight", (count, hidden), dtype),),
-        buffers=(Tensor("e_score_correction_bias", (count,), dtype),),
+        buffers=(Tensor("e_score_correction_bias", (count,), DType.F32),),
     )
     # A shared width of 0 or null is the width of the MLP layers. Source: NemotronHMLP.__init__.
     shared = optional_integer(text, "moe_shared_expert_intermediate_size") or integer(text, "intermediate_size")

@@ -120,6 +120,14 @@ def whole_dtype(config: Mapping[str, Any]) -> DType:
     )
 
 
+def not_halved(dtype: DType) -> DType:
+    """The dtype of what transformers keeps in float32 when it loads a model in float16, and in no other dtype.
+
+    Source: transformers 5.23, PreTrainedModel._keep_in_fp32_modules.
+    """
+    return DType.F32 if dtype is DType.F16 else dtype
+
+
 def read_decoder(
     config: Mapping[str, Any],
     *,

@@ -324,4 +324,4 @@ def _notices(info: Mapping[str, Any], not_finite: Sequence[str]) -> tuple[Messag
 def first_line(error: BaseException) -> str:
     """The first line of a library's error message, shortened."""
     lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    return lines[0][:300].rstrip(".") if lines else type(error).__name__

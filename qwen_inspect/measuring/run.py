@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..architectures.patterns import search
-from ..errors import UsageError
+from ..errors import UnsupportedError, UsageError
 from ..language import Message
 from ..predicting.course import measured_course
 from ..predicting.on_device import WORKSPACE
@@ -28,6 +28,7 @@ from ..results.memory import Alive, Footprint, Moment, Run
 from ..results.timeline import Allocate, Timeline
 from ..tracing.adapting import Adapters, adapt, checkpoint, is_matrix, optimizer_of
 from ..tracing.autocast import autocast, scaler_of
+from ..tracing.cached import CACHE_NAMES, is_state, tensors_of
 from ..tracing.steps import train
 from ..values import dataclass
 from .device import (
@@ -40,6 +41,7 @@ from .device import (
     resident_peak_bytes,
     with_workspaces,
 )
+from .loading import first_line
 from .matching import Living, Match, match
 
 OPTIMIZER_STEPS = 2  # the optimizer's states exist from the second step on
@@ -213,6 +215,7 @@ def _parted(missing: Sequence[Allocate]) -> Message | None:
 def _attempt(recorder: Recorder, model: Any, run: Run, device: Any) -> tuple[Any, Message | None]:
     """(result, None), or (None, reason) if memory ran out or the user interrupted the run."""
     import torch
+    import transformers
 
     work = {"generate": _generate, "forward": _forward, "train": _train}[run.mode]
     around = None if run.mode == "train" else run.autocast  # training's backward runs outside autocast
@@ -223,12 +226,15 @@ def _attempt(recorder: Recorder, model: Any, run: Run, device: Any) -> tuple[Any
         return None, Message("partial_out_of_memory")
     except MemoryError:
         return None, Message("partial_out_of_memory")
-    except RuntimeError as error:
-        if not OUT_OF_HOST_MEMORY.search(str(error)):
-            raise
-        return None, Message("partial_out_of_memory")
     except KeyboardInterrupt:
         return None, Message("partial_interrupted")
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if OUT_OF_HOST_MEMORY.search(str(error)):
+            return None, Message("partial_out_of_memory")
+        name, version = type(model).__name__, transformers.__version__
+        raise UnsupportedError(
+            "run_failed", class_name=name, mode=run.mode, reason=first_line(error), version=version
+        ) from None
 
 
 def _inputs(model: Any, run: Run, device: Any) -> dict[str, Any]:
@@ -389,12 +395,10 @@ def _kept_bytes(result: Any, model: Any, run: Run) -> KeptBytes:
             optimizer=_storage_bytes(tensor for _, tensor in here) - _storage_bytes(counters),
             step_counters=_storage_bytes(counters),
         )
-    layers = getattr(getattr(outcome, "past_key_values", None), "layers", ())
-    grown = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
-    states = [getattr(layer, name, None) or {} for layer in layers for name in ("conv_states", "recurrent_states")]
+    kept = [pair for name in CACHE_NAMES for pair in tensors_of(getattr(outcome, name, None))]
     return KeptBytes(
-        cache=_storage_bytes(tensor for tensor in grown if tensor is not None),
-        state=_storage_bytes(tensor for state in states for tensor in state.values() if tensor is not None),
+        cache=_storage_bytes(tensor for name, tensor in kept if not is_state(name)),
+        state=_storage_bytes(tensor for name, tensor in kept if is_state(name)),
     )
 
 

@@ -212,7 +212,7 @@ def _cache_layer(index: int, expected: str, kept: Mapping[int, KeptLayer], confi
         raise UnsupportedError("generic_cache_kind", index=index, found=first.class_name, expected=expected)
     if KINDS[first.class_name] != "none" and not first.tensors:  # only inputs other than text fill it
         raise UnsupportedError("generic_cache_empty", index=index)
-    states = tuple(tensor.size_bytes for tensor in first.tensors if tensor.name.endswith("_states"))
+    states = tuple(tensor.size_bytes for tensor in first.tensors if is_state(tensor.name))
     fixed, spread = sum(states), first.kept_tokens(others[0]) - first.kept_tokens(shortest)
     if spread <= 0:
         raise UnsupportedError("generic_cache_window", index=index, window=first.window_tokens)
@@ -434,6 +434,11 @@ def _kept(layer: Any) -> KeptLayer:
 
 def _identity(tensor: Any) -> tuple[int, ...]:
     return (tensor.untyped_storage()._cdata, tensor.storage_offset(), *tensor.shape)
+
+
+def is_state(name: str) -> bool:
+    """Whether a cache's attribute of this name has a constant size. Source: transformers 5.23, LinearAttentionLayer."""
+    return name.endswith("_states")
 
 
 def tensors_of(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
+from ..architectures.generic.building import as_loaded
 from ..checkpoint import DTYPE_OF_TORCH_NAME, Tensor
 from ..errors import UnavailableError, UnsupportedError
 from ..spec import ModelSpec
@@ -63,9 +64,10 @@ def build(spec: ModelSpec, config: Mapping[str, Any], *, device: str, dtype: str
         model_class = getattr(transformers, spec.class_name)
         # Not accelerate's init_empty_weights: its default unties the head.
         with torch.device(device):
-            return model_class._from_config(
-                configuration, dtype=getattr(torch, dtype or spec.dtype.torch_name), **options
-            )
+            name = getattr(torch, dtype or spec.dtype.torch_name)
+            model = model_class._from_config(configuration, dtype=name, **options)
+            as_loaded(model, name)
+            return model
     except torch.cuda.OutOfMemoryError:
         raise
     except (AttributeError, ImportError, KeyError, TypeError, ValueError, RuntimeError, StrictDataclassError) as error:

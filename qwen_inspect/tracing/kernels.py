@@ -80,9 +80,10 @@ def as_on_cuda(padding: Recorder | None = None, *, cudnn: bool = False, device: 
 
     def as_dispatched(query: Any, key: Any, value: Any, *arguments: Any, **options: Any) -> Any:
         """Flash attention, or memory-efficient attention for a mask, float32 or a narrower V; both allocate like CPU's fused one.
-        The memory-efficient kernel has no GQA, so float32 with GQA takes the math path; so do broadcast heads.
+        The memory-efficient kernel has no GQA, so float32 with GQA takes the math path; so do broadcast heads, and a narrower V
+        on CPU.
 
-        Source: torch 2.13, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp
+        Source: torch 2.13, aten/src/ATen/native/transformers, cuda/sdp_utils.cpp and sdp_utils_cpp.h (check_head_dim_size_cpp)
         """
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -92,6 +93,8 @@ def as_on_cuda(padding: Recorder | None = None, *, cudnn: bool = False, device: 
             fused = device == "cpu" or dtype in (torch.float16, torch.bfloat16)
         else:
             fused = query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
+        if device == "cpu" and value.shape[-1] != query.shape[-1]:
+            fused = False
         if fused:
             value_dim = value.shape[-1]  # CPU's kernel requires one width for Q, K and V, CUDA's only for Q and K.
             query, key = query[..., :value_dim], key[..., :value_dim]

@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any, Literal
 
+from ..architectures.generic.building import as_loaded
 from ..architectures.patterns import search
 from ..architectures.reading import shown
 from ..errors import MalformedError, UnavailableError, UnsupportedError, UsageError
@@ -42,7 +43,7 @@ from .adapting import (
 )
 from .autocast import autocast, cuda_lists, let_go_in_order, scaler_of
 from .bases import Base, hold
-from .cached import CACHE_NAMES, tensors_of
+from .cached import CACHE_NAMES, is_state, tensors_of
 from .kernels import as_on_cuda, flash_attention_2, replaced
 from .one_rank import (
     cut,
@@ -255,11 +256,11 @@ def _build(
     implementation = None if workload.attention in ("auto", spec.kernel) else workload.attention
     # Some classes read the values that they draw, which fake tensors do not have.
     with replaced([(transformers.PreTrainedModel, "initialize_weights", lambda _: None)]):
+        dtype = getattr(torch, spec.dtype.torch_name)
         model = model_class._from_config(
-            configuration,
-            dtype=getattr(torch, spec.dtype.torch_name),
-            attn_implementation="eager" if flash else implementation,
+            configuration, dtype=dtype, attn_implementation="eager" if flash else implementation
         )
+        as_loaded(model, dtype)
     for module in model.modules():
         if isinstance(types := getattr(module, "unique_layer_types", None), set):
             module.unique_layer_types = sorted(
@@ -483,7 +484,7 @@ def _forward(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
 def _keep(cache: Any, recorder: Recorder) -> None:
     """Marks the cache's current storages in the record."""
     for name, tensor in tensors_of(cache):
-        recorder.keep(local(tensor), "state" if name.endswith("_states") else "cache")
+        recorder.keep(local(tensor), "state" if is_state(name) else "cache")
 
 
 def _train(model: Any, workload: TraceRequest, recorder: Recorder) -> object:

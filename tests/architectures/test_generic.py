@@ -350,3 +350,21 @@ def test_what_is_not_known_of_one_side_stays_unknown_beside_the_other(tmp_path: 
     rows = {(row["section"], row["name"]): row["values"] for row in json.loads(done.out)["side_by_side"]["facts"]}
     unknown, known = rows["cache", "token_bytes"]
     assert (unknown, known is None) == (None, False)
+
+
+@pytest.mark.parametrize(("model_type", "dtype"), [("deepseek_v3", "bfloat16"), ("gpt_oss", "float16")])
+def test_what_transformers_loads_in_float32_is_float32(model_type: str, dtype: str, tmp_path: Path) -> None:
+    """A router's bias whatever the dtype; gpt-oss's norms in float16 alone."""
+    import torch
+    import transformers
+
+    config = {**small_config(model_type), "dtype": dtype}
+    model = build_generic(config, device="cpu")
+    model.to(getattr(torch, dtype)).save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=getattr(torch, dtype))
+    ours = build_generic(config)
+    stored = loaded.state_dict().keys()
+    assert {name: value.dtype for name, value in ours.state_dict().items()} == {
+        name: value.dtype for name, value in loaded.state_dict().items()
+    }
+    assert {torch.float32, getattr(torch, dtype)} == {loaded.state_dict()[name].dtype for name in stored}

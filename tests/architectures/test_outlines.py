@@ -72,3 +72,13 @@ def test_the_caches_of_latent_attention_are_those_of_their_papers(model_type: st
     kept = architecture_of({"model_type": model_type, "dtype": "bfloat16"}).kept
     assert kept is not None
     assert round(sum(layer.bytes_per_token for _, layer in kept) * tokens / 2**30, 3) == gib
+
+
+def test_a_cache_of_states_and_pooled_indexes_is_the_published_one() -> None:
+    """GLM-5.3-Flash, whose sizes are its class's defaults: 2.204 GiB at 131,072 tokens in bfloat16."""
+    kept = architecture_of({"model_type": "glm5_next", "dtype": "bfloat16"}).kept
+    assert kept is not None
+    layers = [layer for _, layer in kept]
+    assert [layer.bytes_per_token for layer in layers if layer.bytes_per_token] == [2 * (512 + 2 * 128 + 1)] * 11
+    total = sum(layer.bytes_per_token * 131_072 + sum(layer.states_bytes) for layer in layers)
+    assert round(total / 2**30, 3) == 2.204

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu.limit import fraction_of
-from qwen_inspect.errors import UnavailableError
+from qwen_inspect.architectures import architecture_of
+from qwen_inspect.errors import UnavailableError, UnsupportedError
 from qwen_inspect.language import Language
 from qwen_inspect.loaders.resolve import Access
 from qwen_inspect.measuring.device import (
@@ -48,6 +49,7 @@ from ..support.families import FAMILIES
 from ..support.measured import measured
 from ..support.models import run
 from ..support.real_runs import real_model
+from ..support.small_models import small_config
 
 DOCUMENT = {  # the sections of a report on parameters and memory, in the documents' words
     "zh": ("实验结果总结", "参数量分析", "显存占用分析", "重要发现", "详细参数分解", "单层 Decoder 分析", "MHA、GQA", "各项显存",
@@ -124,6 +126,34 @@ def test_every_byte_is_predicted_or_explained(
         ]
         assert sum(terms) == moment["allocated_bytes"]
     assert found["peak_allocated_bytes"] == max(stage["peak_allocated_bytes"] for stage in found["stages"])
+
+
+# Whose V is narrower than their Q, with and without an index's keys in the cache; whose routers stay in float32.
+@pytest.mark.parametrize(
+    "model_type",
+    [
+        "deepseek_v3",
+        "glm_moe_dsa",
+        *(
+            pytest.param(name, marks=pytest.mark.exhaustive)
+            for name in ("ernie4_5_moe", "gemma4", "lfm2", "llama4", "phi3")
+        ),
+    ],
+)
+def test_a_run_of_another_family_is_measured_as_predicted(model_type: str, tmp_path: Path) -> None:
+    config = small_config(model_type)
+    config["architectures"] = [architecture_of(config).spec.class_name]
+    real_model(config).save_pretrained(tmp_path)
+    content = measured(tmp_path, prompt_tokens=40, new_tokens=5)
+    assert content["measured"]["parted"] is None
+    assert {one["residual"] for one in content["differences"]} <= {0, None}
+
+
+def test_a_run_that_transformers_cannot_make_is_refused(tmp_path: Path) -> None:
+    """All four layers of this configuration are linear."""
+    real_model(small_config("bailing_hybrid", architectures=["BailingHybridForCausalLM"])).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedError, match="cannot run BailingHybridForCausalLM"):
+        measured(tmp_path, prompt_tokens=40, new_tokens=5)
 
 
 @pytest.mark.parametrize("options", [{"new_tokens": 3}, {"mode": "train", "optimizer": "sgd"}], ids=str)

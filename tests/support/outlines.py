@@ -745,6 +745,44 @@ def glm_tower(chance: random.Random, config: dict[str, Any]) -> None:
     )(chance, vision)
 
 
+def pooled_index(chance: random.Random, text: dict[str, Any]) -> None:
+    """Delta attention and latent attention without RoPE, whose index reads pools; keys as releases or transformers have them."""
+    text["qk_rope_head_dim"] = 0
+    text.pop("head_dim", None)
+    for key, options in {
+        "linear_head_dim": [8, 16],
+        "linear_num_heads": [1, 3],
+        "linear_conv_kernel_dim": [2, 4],
+    }.items():
+        text[key] = chance.choice(options)
+    if chance.random() < 0.5:
+        text["linear_attn_config"] = {"head_dim": 24, "num_heads": 2, "short_conv_kernel_size": 3}
+    layers = text["num_hidden_layers"] = chance.choice([4, 5, 8])
+    if chance.random() < 0.5:
+        kinds = ["full_attention", "linear_attention", "indexed_attention"]
+        text["layer_types"] = [
+            "linear_attention",
+            "indexed_attention",
+            *(chance.choice(kinds) for _ in range(layers - 2)),
+        ]
+    types = text.get("layer_types") or ["linear_attention"] * 3 + ["indexed_attention"] + ["linear_attention"] * 4
+    for key in ("indexer_types", "index_topk_pattern", "index_topk_freq", "index_skip_topk_offset"):
+        text.pop(key, None)
+    if chance.random() < 0.5:  # an index is handed on to the next layer alone
+        before = ["linear_attention", *types]
+        text["indexer_types"] = [
+            "full" if before[index] == "linear_attention" else chance.choice(["full", "shared"])
+            for index in range(layers)
+        ]
+
+
+def glm5_tower(chance: random.Random, config: dict[str, Any]) -> None:
+    """Other sizes of the tower."""
+    glm_tower(chance, config)
+    choices(projection_intermediate_size=[24, 40])(chance, config["vision_config"])
+    choices(architectures=[["Glm5NextForConditionalGeneration"], ["Glm5NextModel"]])(chance, config)
+
+
 # transformers would save names that no release has: its renaming of them is no bijection.
 RENAMED = {"kimi_k25", "kimi_linear"}
 
@@ -1121,6 +1159,14 @@ VARIED: Mapping[str, tuple[Change, ...]] = {
         indexers,
         without("rms_norm_eps", "first_k_dense_replace"),
     ),
+    "glm5_next": (
+        latent,
+        pooled_index,
+        flags("attention_bias"),
+        typed_mlps,
+        choices(hc_mult=[1, 2, 4], index_kpool=[4, 8, 16]),
+        without("rms_norm_eps", "index_kpool"),
+    ),
     "qwen4_exp": QWEN4,
     "qwen4_exp_text": QWEN4,
     "llama4": LLAMA4,
@@ -1221,6 +1267,7 @@ COMPOSITE: Mapping[str, tuple[Change, ...]] = {
         choices(architectures=[["Qwen2AudioForConditionalGeneration"], ["Qwen2AudioModel"]]),
     ),
     "qwen3_asr": (audio_encoder, choices(architectures=[["Qwen3ASRForConditionalGeneration"], ["Qwen3ASRModel"]])),
+    "glm5_next": (glm5_tower,),
     "qwen4_exp": (qwen3_tower,),
     "gemma4": (gemma4_towers, classes("Gemma4ForConditionalGeneration", "Gemma4Model")),
     "mistral3": (
@@ -1249,7 +1296,7 @@ def varied(model_type: str, seed: int) -> dict[str, Any]:
     text = config.get("text_config", config)
     for change in VARIED[model_type]:
         change(chance, text)
-    config["dtype"] = chance.choice(["bfloat16", "float32"])
+    config["dtype"] = chance.choice(["bfloat16", "float16", "float32"])
     if text is not config and "tie_word_embeddings" in config:
         config["tie_word_embeddings"] = text.get("tie_word_embeddings", config["tie_word_embeddings"])
     for change in COMPOSITE.get(model_type, ()):

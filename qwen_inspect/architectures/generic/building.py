@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from copy import deepcopy
@@ -90,6 +91,7 @@ def build_generic(config: Mapping[str, Any], *, dtype: str | None = None, device
             _check_layers(configuration)
             model_class = _class_of(configuration, config.get("architectures"))
             model = model_class._from_config(configuration, dtype=getattr(torch, name), attn_implementation="eager")
+            as_loaded(model, getattr(torch, name))
     except (
         ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, NameError, OSError, RuntimeError,
         StopIteration, StrictDataclassError, TypeError, ValueError,
@@ -100,6 +102,32 @@ def build_generic(config: Mapping[str, Any], *, dtype: str | None = None, device
             "instantiate_failed", reason=reason or type(error).__name__, version=transformers.__version__
         ) from None
     return model.eval()
+
+
+def as_loaded(model: Any, dtype: Any) -> None:
+    """Casts to float32 what `from_pretrained` keeps in it when it loads a model in `dtype`: parameters and saved buffers.
+
+    Source: transformers 5.23, PreTrainedModel._get_dtype_plan and convert_and_load_state_dict_in_model.
+    """
+    import torch
+
+    kept = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ()) if dtype.itemsize == 2 else set()
+    if dtype == torch.float16:
+        kept |= set(model._keep_in_fp32_modules or ())
+    if not kept:
+        return
+    is_kept = re.compile("|".join(sorted(kept)).replace("*", ".*")).search
+    cast: dict[int, Any] = {}  # a tied one stays tied
+    for path, module in model.named_modules():
+        for own in (module._parameters, module._buffers):
+            for name, tensor in own.items():
+                if tensor is None or tensor.dtype != dtype or name in module._non_persistent_buffers_set:
+                    continue
+                if is_kept(f"{path}.{name}"):
+                    if id(tensor) not in cast:
+                        whole = tensor.detach().to(torch.float32)
+                        cast[id(tensor)] = torch.nn.Parameter(whole) if own is module._parameters else whole
+                    own[name] = cast[id(tensor)]
 
 
 def build_own(config: Mapping[str, Any], own: Mapping[str, Any], code: Path) -> Any:
@@ -118,7 +146,9 @@ def build_own(config: Mapping[str, Any], own: Mapping[str, Any], code: Path) -> 
                 get_class_from_dynamic_module(name, str(code), local_files_only=True) for name in references
             )
             configuration = config_class.from_dict(buildable(config))
-            model = model_class._from_config(configuration, dtype=getattr(torch, whole_dtype(config).torch_name))
+            dtype = getattr(torch, whole_dtype(config).torch_name)
+            model = model_class._from_config(configuration, dtype=dtype)
+            as_loaded(model, dtype)
     except QwenInspectError:
         raise
     except Exception as error:  # foreign code may raise anything

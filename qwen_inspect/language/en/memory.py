@@ -123,6 +123,7 @@ TEXT = {
     "trace_file": "{file} is no trace that this version wrote; delete it",
     "trace_no_period": "The layers of this model's trace do not repeat, so its depth cannot be extended",
     "trace_count": "{name} must be at least 1; found {found}",
+    "run_failed": "transformers {version} cannot run {class_name} ({mode}): {reason}",
     "trace_failed": "transformers cannot run {class_name} ({mode}) on tensors without data: {reason} ({version}); its weights and KV cache can still be computed",
     "trace_quantized": "{class_name} is quantised, and what its kernels allocate is unknown; trace the model before quantisation",
     "trace_no_head": "{class_name} has no language-modeling head, so that it cannot {mode}; ask with --mode forward",

@@ -123,6 +123,7 @@ TEXT = {
     "trace_file": "{file} 不是当前版本写入的追踪记录；请删除",
     "trace_no_period": "该模型各层的追踪记录不重复，无法推广到全部层数",
     "trace_count": "{name} 必须至少为 1，实际为 {found}",
+    "run_failed": "transformers {version} 无法运行 {class_name}（{mode}）：{reason}",
     "trace_failed": "transformers 无法用不含数据的张量运行 {class_name}（{mode}）：{reason}（{version}）；其权重和 KV 缓存仍可计算",
     "trace_quantized": "{class_name} 已量化，其 kernel 的显存分配未知；请追踪量化前的原模型",
     "trace_no_head": "{class_name} 没有语言模型输出层，无法执行 {mode}；请改用 --mode forward",
