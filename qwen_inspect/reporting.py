@@ -36,7 +36,6 @@ from .results.measurement import KeptMeasurement
 from .results.memory import MemoryReport, Run
 from .results.model import Report
 from .results.whole import Advice, Drift, Expectation, Figure, ReportCheck, ReportRequest, WholeReport
-from .spec import each_tensor
 from .structure.inspect import inspect
 from .tracing import versions
 from .values import dataclass
@@ -105,12 +104,11 @@ def _of_model(kept: KeptMeasurement, path: str, report: Report) -> KeptMeasureme
     """The measurement read from `path`; UsageError if it is of a model with another class, dtype or weight bytes."""
     spec = report.spec
     weights = next((difference.predicted for difference in kept.differences if difference.term == "weights"), None)
-    tensors = each_tensor(report.tree) if report.known.weights is None else report.known.weights
     measured = {"class_name": kept.class_name, "dtype": kept.dtype, "bytes": weights}
     expected = {
         "class_name": spec.class_name,
         "dtype": str(spec.dtype),
-        "bytes": sum(tensor.size_bytes for tensor in tensors),
+        "bytes": sum(report.known.loaded_bytes),
     }
     if measured != expected:
         expected_values = {f"expected_{name}": value for name, value in expected.items()}

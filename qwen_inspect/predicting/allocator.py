@@ -170,6 +170,12 @@ class Driver:
         self.steps: dict[int, int] = {}  # address of each range -> its bytes
         self.rests: dict[int, list[int]] = {}  # size -> heap of addresses
 
+    def copy(self) -> Driver:
+        other = Driver()
+        other.lowest, other.steps = self.lowest, dict(self.steps)
+        other.rests = {size: list(addresses) for size, addresses in self.rests.items()}
+        return other
+
     def place(self, size_bytes: int) -> int:
         """The address of a new segment."""
         with_room = [(addresses[0], rest) for rest, addresses in self.rests.items() if rest >= size_bytes and addresses]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 
-from ..checkpoint import Tensor
 from ..results.cache import CacheReport
 from ..results.exploration import GROWTHS, Exploration, RequestSize
 from ..results.memory import Run
@@ -107,10 +106,10 @@ def _sort_scratch(keys: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def explore_formula(
-    tree: Module, cache: CacheReport, run: Run, *, weights: Sequence[Tensor] | None = None
+    tree: Module, cache: CacheReport, run: Run, *, weights_bytes: Sequence[int] | None = None
 ) -> Exploration:
     """The requests that `formula_footprint` counts for generation."""
-    requests, uses = formula_requests(tree, cache, run, weights=weights)
+    requests, uses = formula_requests(tree, cache, run, weights_bytes=weights_bytes)
     cache_ids = iter([request.id for request in requests if uses.get(request.id) in ("cache", "state")])
     sizes: dict[int, RequestSize] = {}
     for layer in cache.layers:

@@ -87,7 +87,7 @@ def formula_footprint(
     cache: CacheReport,
     run: Run,
     *,
-    weights: Sequence[Tensor] | None = None,
+    weights_bytes: Sequence[int] | None = None,
     matrices: Sequence[TrainedTensor] = (),
     unknown: tuple[Message, ...] = (),
 ) -> Footprint:
@@ -96,15 +96,14 @@ def formula_footprint(
     No peak, because no formula gives the activations. A training step ends with the gradients dropped. Source: transformers 5.23,
     Trainer
 
-    weights: the loaded tensors, if not the tree's own. matrices: LoRA's, if they train. unknown: why no more is known; listed
-    with the assumptions.
+    weights_bytes: of each loaded tensor, if not the tree's own. matrices: LoRA's, if they train. unknown: why no more is
+    known; listed with the assumptions.
     """
-    loaded = tuple(each_tensor(tree)) if weights is None else weights
+    sizes = bytes_of(each_tensor(tree)) if weights_bytes is None else weights_bytes
     if (
         cache.source_bytes_per_token and run.mode != "train"
     ):  # the encoder's outputs are kept too, and in no formula here
-        return stored_footprint(loaded, "")
-    sizes = [tensor.size_bytes for tensor in loaded]
+        return stored_footprint(sizes, "")
     return sizes_footprint(sizes, tree, cache, run, matrices=matrices, unknown=unknown)
 
 
@@ -153,13 +152,13 @@ def formula_requests(
     cache: CacheReport,
     run: Run,
     *,
-    weights: Sequence[Tensor] | None = None,
+    weights_bytes: Sequence[int] | None = None,
 ) -> tuple[tuple[Allocate, ...], dict[int, str]]:
     """The requests that `formula_footprint` counts, and their uses by id, as `uses_of` gives them for a trace.
 
     The cache's requests are in layer order: K and V of each layer that has them, then the layer's states.
     """
-    sizes = [tensor.size_bytes for tensor in (each_tensor(tree) if weights is None else weights)]
+    sizes = bytes_of(each_tensor(tree)) if weights_bytes is None else weights_bytes
     events = tuple(
         Allocate(index, size, "attn", use) for index, (use, size) in enumerate(_formula_sizes(sizes, tree, cache, run))
     )
@@ -210,8 +209,12 @@ def cache_bytes(layer: CacheLayer, run: Run) -> int:
     return run.batch * layer.storage_bytes(run.cached_tokens, fed_last=fed_last)
 
 
+def bytes_of(tensors: Iterable[Tensor]) -> list[int]:
+    return [tensor.size_bytes for tensor in tensors]
+
+
 def stored_footprint(
-    tensors: Iterable[Tensor],
+    weights_bytes: Sequence[int],
     files: str,
     *,
     tree: Module | None = None,
@@ -222,7 +225,7 @@ def stored_footprint(
 
     tree, cache, run: if the design is known and only the weights are not; adds buffers and the cache at the end.
     """
-    steady = Moment(stage="load", weights=sum(tensor.size_bytes for tensor in tensors))
+    steady = Moment(stage="load", weights=sum(weights_bytes))
     if tree is not None and run is not None and cache is not None and run.mode != "train":
         used: Counter[str] = Counter()
         for use, size_bytes in _formula_sizes((), tree, cache, run):

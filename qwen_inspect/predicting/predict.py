@@ -20,14 +20,14 @@ from ..results.exploration import RequestSize
 from ..results.memory import Footprint, MemoryReport, PeakRange, Run
 from ..results.model import Report
 from ..results.timeline import Allocate, Timeline
-from ..spec import LinearAttention, ModelSpec, Module, MoeMlp, SlidingAttention, each_module, each_tensor
+from ..spec import LinearAttention, ModelSpec, Module, MoeMlp, SlidingAttention, each_module
 from ..tracing import versions
 from ..tracing.adapting import FourBits
 from ..tracing.bases import Base, EightBits
 from ..values import dataclass
 from . import family_trace as family_traces
 from .family_trace import Composed
-from .footprint import cache_bytes, formula_footprint, stored_footprint, traced_footprint
+from .footprint import bytes_of, cache_bytes, formula_footprint, stored_footprint, traced_footprint
 from .kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
 from .on_device import PARAMETER
 from .outline import Outline, options_of, outline_of, regime_of
@@ -65,12 +65,13 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
         assert report.refusal is not None
         if report.tensors is None or isinstance(report.refusal, NoModelError):
             raise report.refusal
-        footprint = stored_footprint(report.tensors, report.ref.id)
+        footprint = stored_footprint(bytes_of(report.tensors), report.ref.id)
         return MemoryReport(report=report, run=run, predicted=footprint, refusal=report.refusal)
     if (unread := report.known.unread) is not None:
         if report.tensors is None:
             raise unread
-        footprint = stored_footprint(report.tensors, report.ref.id, tree=report.tree, cache=report.known.cache, run=run)
+        weights_bytes = bytes_of(report.tensors)
+        footprint = stored_footprint(weights_bytes, report.ref.id, tree=report.tree, cache=report.known.cache, run=run)
         return MemoryReport(report=report, run=run, predicted=footprint, refusal=unread)
     if report.known.cache is None and run.mode == "generate":
         footprint = _without_trace(report, run)
@@ -113,10 +114,10 @@ def _check_autocast(report: Report, run: Run) -> None:
 
 def _without_trace(report: Report, run: Run) -> Footprint:
     """By formula; if the cache is unknown, the weights alone."""
-    weights = report.known.weights
+    weights_bytes = report.known.loaded_bytes
     if report.known.cache is None:
-        return stored_footprint(weights or tuple(each_tensor(report.tree)), report.ref.id)
-    return formula_footprint(report.tree, report.cache, run, weights=weights)
+        return stored_footprint(weights_bytes, report.ref.id)
+    return formula_footprint(report.tree, report.cache, run, weights_bytes=weights_bytes)
 
 
 def with_kernel(run: Run, report: Report) -> Run:
@@ -170,7 +171,7 @@ def _training_report(report: Report, run: Run, course_points: int) -> MemoryRepo
             report.tree,
             report.known.cache or CacheReport(dtype=str(report.spec.dtype), layers=()),  # training keeps no cache
             run,
-            weights=plan.weights,
+            weights_bytes=bytes_of(plan.weights),
             matrices=plan.matrices,
             unknown=(Message("assume_no_torch"),) if without_torch else (),
         )
@@ -232,7 +233,7 @@ def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
 def _by_formula(report: Report, run: Run, *unknown: Message) -> Footprint:
     if run.autocast is not None:
         raise UnsupportedError("autocast_untraced")
-    return formula_footprint(report.tree, report.cache, run, weights=report.known.weights, unknown=unknown)
+    return formula_footprint(report.tree, report.cache, run, weights_bytes=report.known.loaded_bytes, unknown=unknown)
 
 
 def _quantised_assumptions(report: Report) -> tuple[Message, ...]:
@@ -289,14 +290,13 @@ def explored(memory: MemoryReport) -> MemoryReport:
     kept = symbolic_trace(report, run) if of_shape else None
     if kept is not None:
         return replace(memory, exploration=explore_trace(kept, run))
-    weights = report.known.weights
-    exploration = explore_formula(report.tree, report.cache, run, weights=weights)
+    weights_bytes = report.known.loaded_bytes
+    exploration = explore_formula(report.tree, report.cache, run, weights_bytes=weights_bytes)
     if memory.predicted.peak_range is not None and _is_point(run):
         dense = symbolic_trace(report, run)
-        sizes = [tensor.size_bytes for tensor in weights or each_tensor(report.tree)]
         if dense is not None:
             fixed_bytes, token_bytes, _ = scratch_of(report, run)
-            low = explore_trace(packed_trace(dense, sizes), run)
+            low = explore_trace(packed_trace(dense, weights_bytes), run)
             most = RequestSize((fixed_bytes, 0, 0, 0, 0, token_bytes, 0, 0))
             least_new_tokens = max(low.least_new_tokens, exploration.least_new_tokens)
             exploration = replace(exploration, low=low, scratch=most, least_new_tokens=least_new_tokens)
@@ -317,14 +317,13 @@ def _timeline_and_base(report: Report, run: Run, place: Place | None = None) -> 
     """`timeline_of`, and bitsandbytes' layout of the weights if the trace contains its kernels."""
     if report.known.quantised is None:
         return *_dense_timeline(report, run, place), None
-    weights = report.known.weights or tuple(each_tensor(report.tree))
-    weights_bytes = [weight.size_bytes for weight in weights]
+    weights_bytes = report.known.loaded_bytes
     base = base_of(report)
     if base is not None:
         with suppress(UnavailableError):  # without bitsandbytes: like any other quantisation
             timeline = _once(report, run, base, place)
             # Nested scales have an offset on the device, which files store as text.
-            offsets = sum(weight.name.endswith(".nested_absmax") for weight in weights)
+            offsets = sum(weight.name.endswith(".nested_absmax") for weight in report.known.weights or ())
             if _loaded_bytes(timeline) == sum(weights_bytes) + 4 * offsets:
                 return timeline, versions(), base
     config = {key: value for key, value in (report.config or {}).items() if key != "quantization_config"}

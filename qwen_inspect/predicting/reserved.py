@@ -9,7 +9,7 @@ blocks as an earlier one, the rest of the cycle repeats too and is not replayed.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from heapq import heapify
 from itertools import accumulate, compress
@@ -52,14 +52,15 @@ class Repeat:
     inherited: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Stream:
     """Events in order: an entry that is not negative makes the request of that index, -1 - index frees it. size_of: for each
-    request, the index of its size among the distinct sizes."""
+    request, the index of its size among the distinct sizes. sizes_by_event: that index, or for a free -1 - index."""
 
     order: Sequence[int]
     size_of: Sequence[int]
     repeats: tuple[Repeat, ...] = ()
+    sizes_by_event: Sequence[int] = ()
 
     def of_sizes(self, sizes: Sequence[bool]) -> Stream:
         """Only the requests of the distinct sizes marked True in `sizes`, renumbered."""
@@ -78,7 +79,13 @@ class Stream:
             )
             for repeat in self.repeats
         ]
-        return Stream(order=order, size_of=size_of, repeats=tuple(_exact(order, size_of, shorter)))
+        by_event = [size_of[entry] if entry >= 0 else -1 - size_of[-1 - entry] for entry in order]
+        return Stream(order, size_of, tuple(_exact(order, size_of, shorter)), by_event)
+
+    def most_allocated(self, blocks: Sequence[int]) -> int:
+        """The peak of allocated bytes, if blocks of these sizes are handed out whole: no more than what is reserved."""
+        changes = [*blocks, *(-size for size in reversed(blocks))]  # negative indices: -1 - i frees size i
+        return max(accumulate(map(changes.__getitem__, self.sizes_by_event)), default=0)
 
 
 def stream_of(order: Sequence[int], size_of: Sequence[int]) -> Stream:
@@ -146,26 +153,55 @@ def allocated_bytes(sizes: Sequence[int], order: Sequence[int], settings: Settin
     return quick.allocated_bytes
 
 
+def after_loading(weights_bytes: Iterable[int], settings: Settings, *, warm_up_bytes: int = 0) -> QuickAllocator:
+    """The allocator after the requests of these sizes, of which none is freed. warm_up_bytes: of a block taken and freed before."""
+    numbers: dict[int, int] = {}
+    size_of = [numbers.setdefault(size, len(numbers)) for size in weights_bytes if size]
+    text = "".join(map(chr, size_of))
+    repeats = tuple(
+        replace(repeat, first_request=repeat.first_event, requests=repeat.events) for repeat in _repeats(text)
+    )
+    warm_up = Stream(order=(0, -1), size_of=(0,)) if warm_up_bytes else Stream(order=(), size_of=())
+    begun = QuickAllocator([settings.block_bytes(warm_up_bytes)], warm_up, settings)
+    begun.replay()
+    blocks = [settings.block_bytes(size) for size in numbers]
+    loaded = QuickAllocator(
+        blocks, Stream(order=range(len(size_of)), size_of=size_of, repeats=repeats), settings, begun
+    )
+    loaded.replay()
+    return loaded
+
+
 def _segment_address(address: int) -> int:
     """Maps a driver address to one that is not negative, with gaps between segments so that their blocks never merge."""
     return HIGHEST_ADDRESS + address + address // MIB
 
 
 class QuickAllocator:
-    """Both pools, for the requests of a stream from `Stream.of_sizes`. blocks: the block size for each distinct size."""
+    """Both pools, for the requests of a stream from `Stream.of_sizes`. blocks: the block size for each distinct size.
 
-    def __init__(self, blocks: Sequence[int], stream: Stream, settings: Settings) -> None:
+    before: the allocator to go on from; none of what it handed out is freed.
+    """
+
+    def __init__(
+        self, blocks: Sequence[int], stream: Stream, settings: Settings, before: QuickAllocator | None = None
+    ) -> None:
         self._stream = stream
-        self._blocks = [blocks[size] for size in stream.size_of]
-        self._segments = {size: settings.segment_bytes(size) for size in set(self._blocks)}
+        self._blocks = list(map(blocks.__getitem__, stream.size_of))
+        self._segments = {size: settings.segment_bytes(size) for size in set(blocks)}
+        self._addresses, self._sizes = [0] * len(self._blocks), list(self._blocks)
         self._driver = Driver()
         self._segment_sizes: list[int] = []  # bytes of the segments, in order
         self._small: list[int] = []  # size and address of each free block
         self._large: list[int] = []
         self._size_at: dict[int, int] = {}  # by start address of a free block
         self._start_of: dict[int, int] = {}  # by its end address
-        self._addresses, self._sizes = [0] * len(self._blocks), list(self._blocks)
         self.reserved_bytes = 0
+        if before is not None:
+            self._driver = before._driver.copy()
+            self._small, self._large = list(before._small), list(before._large)
+            self._size_at, self._start_of = dict(before._size_at), dict(before._start_of)
+            self.reserved_bytes = before.reserved_bytes
 
     @property
     def allocated_bytes(self) -> int:

@@ -37,7 +37,7 @@ def plan_of(report: Report, run: Run) -> Plan:
     four_bits = _four_bits(report, run)
     if run.checkpointing is None:
         run = replace(run, checkpointing=four_bits is not None)  # PEFT's default
-    weights = report.known.weights or tuple(each_tensor(report.tree))
+    weights = tuple(report.known.weights or each_tensor(report.tree))
     weights = weights if four_bits is None else prepared(weights)
     matrices: tuple[TrainedTensor, ...] = ()
     if run.lora_rank is not None:

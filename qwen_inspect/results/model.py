@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..values import dataclass
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
     from ..checkpoint import HubCount, ModelRef, Origin, Release, StoredFile, Tensor
@@ -27,9 +27,9 @@ class Design:
     """Everything that follows from a configuration of a known architecture.
 
     attention, cache: None if it is unknown what transformers caches; cache_refusal says why. quantised: None for dense weights.
-    weights: the tensors of the model when loaded as stored; None if they are the tree's. unread: why the bytes of the weights
-    are unknown: an unknown quantisation, or files that contradict the configuration. A command that needs what is missing raises
-    cache_refusal or unread.
+    weights, weights_bytes: the tensors of the model when loaded as stored, and the size of each; None if they are the tree's.
+    unread: why the bytes of the weights are unknown: an unknown quantisation, or files that contradict the configuration. A
+    command that needs what is missing raises cache_refusal or unread.
     """
 
     spec: ModelSpec
@@ -40,10 +40,20 @@ class Design:
     attention: AttentionReport | None
     cache: CacheReport | None
     quantised: QuantisedWeights | None = None
-    weights: tuple[Tensor, ...] | None = None
+    weights: Iterable[Tensor] | None = None
+    weights_bytes: tuple[int, ...] | None = None
     adapter: AdapterWeights | None = None
     cache_refusal: QwenInspectError | None = None
     unread: QwenInspectError | None = None
+
+    @property
+    def loaded_bytes(self) -> Sequence[int]:
+        """The bytes of each tensor of the model when loaded as stored."""
+        if self.weights_bytes is not None:
+            return self.weights_bytes
+        from ..spec import each_tensor
+
+        return [tensor.size_bytes for tensor in each_tensor(self.tree)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,6 +75,14 @@ class Packing:
             count = tensor.elements // matrices[0].elements
             yield Tensor(tensor.name + stored.name.removeprefix(matrices[0].name), (count, *stored.shape), stored.dtype)
 
+    def loaded_bytes(self, tensor: Tensor) -> list[int]:
+        """The bytes of each of `loaded`; experts that no file tells apart are as large as the first."""
+        matrices = self._each_kind(tensor)
+        if self.fused or not all(matrix.name in self.experts for matrix in matrices):
+            return [part.size_bytes for part in self.loaded(tensor)]
+        first = [part.size_bytes for matrix in matrices for part, role in self._stored(matrix) if role != "notes"]
+        return first * tensor.shape[0]
+
     def _each_kind(self, tensor: Tensor) -> Sequence[Tensor]:
         """The matrices that files of the dense model hold for a tensor; those of one expert if they stand for all."""
         if len(tensor.shape) == 3:
@@ -103,6 +111,17 @@ class Packing:
     def quantised(self) -> Iterator[tuple[Tensor, tuple[Part, ...], int]]:
         """(matrix, its parts, how many matrices it stands for) of each quantised matrix."""
         return ((matrix, self.parts[name], self.experts.get(name, 1)) for name, matrix in self.dense.items())
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedWeights:
+    """The tensors of a loaded model, made anew each time they are asked for: a mixture of experts has hundreds of thousands."""
+
+    tree: Module
+    packing: Packing
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (part for tensor in each_tensor(self.tree) for part in self.packing.loaded(tensor))
 
 
 def pack(tree: Module, quantisation: Quantisation, form: StoredForm, stored: Sequence[Tensor] | None) -> Packing:
@@ -432,7 +451,7 @@ def _packed_module(module: Module, prefix: str, packing: Packing) -> Module:
     packed_bytes = None
     full = [replace(tensor, name=f"{prefix}.{tensor.name}") for tensor in module.tensors]
     if any(packing.quantises(tensor) for tensor in full):
-        packed_bytes = sum(part.size_bytes for tensor in full for part in packing.loaded(tensor))
+        packed_bytes = sum(size_bytes for tensor in full for size_bytes in packing.loaded_bytes(tensor))
     children = []
     for child in module.children:
         siblings = [

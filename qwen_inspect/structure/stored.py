@@ -16,7 +16,7 @@ from ..errors import UsageError
 from ..results.model import Design
 from ..spec import Module, each_tensor
 from .accounting import components
-from .packing import Packing, as_stored, pack, packed_tree, weights_as_stored, weights_of
+from .packing import LoadedWeights, Packing, as_stored, pack, packed_tree, weights_as_stored, weights_of
 
 if TYPE_CHECKING:
     from ..results.quantisation import Quantisation
@@ -84,7 +84,8 @@ def quantised(design: Design, packing: Packing, config: Mapping[str, Any]) -> De
         quantised=weights_as_stored(design.tree, tree, packing)
         if quantisation is None
         else weights_of(design.tree, tree, quantisation, packing),
-        weights=tuple(part for tensor in each_tensor(design.tree) for part in packing.loaded(tensor)),
+        weights=LoadedWeights(design.tree, packing),
+        weights_bytes=tuple(size for tensor in each_tensor(design.tree) for size in packing.loaded_bytes(tensor)),
     )
 
 

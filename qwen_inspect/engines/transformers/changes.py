@@ -102,7 +102,7 @@ def _weights(report: Report, scheme: str) -> list[int]:
     assert quantisation is not None
     once = _once(report.tree)
     packing = pack(once, quantisation, architecture_of(config).stored_form, None)
-    sizes = {tensor.name: [part.size_bytes for part in packing.loaded(tensor)] for tensor in each_tensor(once)}
+    sizes = {tensor.name: packing.loaded_bytes(tensor) for tensor in each_tensor(once)}
     return _repeated(report.tree, "", sizes)
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from itertools import zip_longest
+from typing import NamedTuple
 
 from ...predicting.allocator import Allocator, OutOfMemory
 from ...predicting.allocator_settings import read_settings
 from ...predicting.explore import SumScratch
 from ...predicting.kept_trace import Point
-from ...predicting.reserved import QuickAllocator, Stream, can_be_worked_out, stream_of
+from ...predicting.reserved import QuickAllocator, Stream, after_loading, can_be_worked_out, stream_of
+from ...predicting.replay import warm_up_bytes
 from ...predicting.turns import missing_turns, with_turns
 from ...results.exploration import GROWTHS, Exploration, grown_bytes, grown_tokens
 
@@ -18,13 +22,27 @@ CORNERS = (Point(1, 16, 24), Point(1, 4096, 4224), Point(64, 1024, 1152), Point(
 
 
 class TracedRun:
-    """What a run's allocator reserves for any batch and lengths, from its requests with symbolic sizes."""
+    """What a run's allocator reserves for any batch and lengths, from its requests with symbolic sizes.
 
-    def __init__(self, exploration: Exploration, corners: Sequence[Point] = CORNERS) -> None:
+    weights_bytes: of each loaded tensor, if they are not the exploration's.
+    """
+
+    def __init__(
+        self,
+        exploration: Exploration,
+        corners: Sequence[Point] = CORNERS,
+        *,
+        weights_bytes: Sequence[int] | None = None,
+    ) -> None:
         self._settings = read_settings(exploration.allocator)
         self._sizes = exploration.sizes
-        self._all = exploration.order, [size for size, _ in exploration.requests]
-        self._loops = exploration.loops
+        self._loading = loading_of(exploration, weights_bytes)
+        begin, requests = self._loading.events, self._loading.requests
+        self._all = (
+            [entry - requests if entry >= 0 else entry + requests for entry in exploration.order[begin:]],
+            [size for size, _ in exploration.requests[requests:]],
+        )
+        self._loops = tuple(replace(loop, first_event=loop.first_event - begin) for loop in exploration.loops)
         self._runs: dict[tuple[int, int], tuple[Sequence[int], Sequence[int]]] = {}  # by growths and added turns
         self._held: dict[Point, int] = {}
         self._streams: dict[tuple[tuple[int, int], tuple[bool, ...]], Stream] = {}
@@ -56,11 +74,18 @@ class TracedRun:
         key = self._shape(point), blocks
         reserved, is_exact = self._reserved.get(key, (0, False))
         if not is_exact and (most_bytes is None or reserved <= most_bytes):
-            quick = QuickAllocator(blocks, self._stream_of(point, tuple(map(bool, blocks))), self._settings)
-            quick.replay(most_bytes)
-            reserved = quick.reserved_bytes
+            stream = self._stream_of(point, tuple(map(bool, blocks)))
+            reserved = self._loaded.allocated_bytes + stream.most_allocated(blocks)
+            if most_bytes is None or reserved <= most_bytes:
+                quick = QuickAllocator(blocks, stream, self._settings, self._loaded)
+                quick.replay(most_bytes)
+                reserved = quick.reserved_bytes
             self._reserved[key] = reserved, most_bytes is None or reserved <= most_bytes
         return reserved
+
+    @cached_property
+    def _loaded(self) -> QuickAllocator:
+        return after_loading(self._loading.sizes, self._settings, warm_up_bytes=self._loading.warm_up_bytes)
 
     def _stream_of(self, point: Point, sizes: tuple[bool, ...]) -> Stream:
         key = self._shape(point), sizes
@@ -121,6 +146,10 @@ class TracedRun:
         distinct = self._distinct(point)
         sizes = [distinct[size] for size in size_of]
         allocate, free = allocator.allocate, allocator.free
+        if self._loading.warm_up_bytes:
+            free(allocate(self._loading.warm_up_bytes))
+        for size in self._loading.sizes:
+            allocate(size)
         blocks = [allocator.allocate(0)] * len(sizes)
         for entry in order:
             if entry >= 0:
@@ -142,10 +171,11 @@ class TracedRun:
         return sizes
 
     def _peak(self, point: Point) -> int:
-        """The first event at which the requested bytes peak."""
+        """The first event after loading at which the requested bytes peak."""
         distinct = self._distinct(point)
         sizes = [distinct[size] for size in self._size_of]
-        requested = most = peak = 0
+        requested = most = 0
+        peak = -1
         for event, entry in enumerate(self._leaping):
             requested += sizes[entry] if entry >= 0 else -sizes[-1 - entry]
             if requested > most:
@@ -158,7 +188,34 @@ class TracedRun:
         for entry in self._leaping[: event + 1]:
             alive ^= {entry if entry >= 0 else -1 - entry}
         coefficients = (self._sizes[self._size_of[entry]].coefficients for entry in alive)
-        return tuple(map(sum, zip_longest(*coefficients, fillvalue=0)))  # what is constant may have fewer
+        loaded = (sum(self._loading.sizes),)
+        return tuple(map(sum, zip_longest(loaded, *coefficients, fillvalue=0)))  # what is constant may have fewer
+
+
+class Loading(NamedTuple):
+    """What a run requests first and never frees. events, requests: how many of an exploration's. warm_up_bytes: of a block that is
+    taken and freed before."""
+
+    events: int
+    requests: int
+    warm_up_bytes: int
+    sizes: Sequence[int]
+
+
+def loading_of(exploration: Exploration, weights_bytes: Sequence[int] | None) -> Loading:
+    """The stage "load"; nothing if the exploration has no stages, or if something of it is freed later."""
+    begin = exploration.stages[1].first_event if len(exploration.stages) > 1 else 0
+    load, rest = exploration.order[:begin], exploration.order[begin:]
+    requests = max(load, default=-1) + 1
+    if any(-requests <= entry < 0 for entry in rest):
+        return Loading(0, 0, 0, ())
+    warm_up = load[1:2] == (-1,)
+    sizes = [(exploration.sizes[size].coefficients[0], exploration.terms[term]) for size, term in exploration.requests]
+    held = sizes[warm_up:requests]
+    if weights_bytes is None:
+        return Loading(begin, requests, sizes[0][0] if warm_up else 0, [size for size, _ in held])
+    others = [size for size, term in held if term != "weights"]
+    return Loading(begin, requests, warm_up_bytes(sum(weights_bytes)) if warm_up else 0, [*weights_bytes, *others])
 
 
 class TrainedRun(TracedRun):
