@@ -135,8 +135,8 @@ class Engine(ABC, Generic[Request, AnyDemand]):
     def demand(self, report: Report, request: Request, gpu: Gpu) -> AnyDemand:
         """What `request` needs of a card. QwenInspectError if the engine does not serve it or its needs are unknown."""
 
-    def changes(self, report: Report, request: Request, gpu: Gpu) -> Iterator[Choice[Request]]:
-        """Alternatives to a request that does not fit the card, the cheapest to the user first."""
+    def changes(self, demand: AnyDemand, report: Report, request: Request, gpu: Gpu) -> Iterator[Choice[Request]]:
+        """Alternatives to a request that does not fit the card, the cheapest to the user first. demand: the request's."""
         yield self.larger_cards(report, request, gpu)
 
     def assumptions(

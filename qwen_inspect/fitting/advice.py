@@ -75,9 +75,10 @@ def savings(memory: MemoryReport) -> tuple[Saving, ...]:
     """What a smaller cache and smaller weights save, the largest saving first: those of `fit`'s changes that take no trace."""
     if not memory.report.settled or memory.report.known.unread is not None:
         return ()
+    demand = TransformersDemand(memory.report, memory.run, NO_CARD)
     alternatives = (
         alternative
-        for choice in changes(memory.report, memory.run, NO_CARD)
+        for choice in changes(demand, memory.report, memory.run, NO_CARD)
         if choice.shown == "all"
         for alternative in choice.alternatives
     )

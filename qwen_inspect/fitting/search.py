@@ -132,7 +132,7 @@ def answers(
         card_answer = answer(demand, gpu, batch=batch, context_tokens=tokens, beyond_limit=beyond_limit)
         if card_answer.high.fits is False:
             smaller = suggestions.smaller(engine, demand, card_answer, batch=batch, context_tokens=tokens)
-            changes = suggestions.changes(engine, report, request, gpu)
+            changes = suggestions.changes(engine, demand, report, request, gpu)
             card_answer = replace(card_answer, suggestions=(*smaller, *changes))
         yield demand, card_answer
 

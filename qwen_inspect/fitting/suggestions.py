@@ -33,9 +33,11 @@ def smaller(
             )
 
 
-def changes(engine: Engine[Request, AnyDemand], report: Report, request: Request, gpu: Gpu) -> Iterator[Suggestion]:
+def changes(
+    engine: Engine[Request, AnyDemand], demand: AnyDemand, report: Report, request: Request, gpu: Gpu
+) -> Iterator[Suggestion]:
     """The engine's alternatives, of each choice those that it shows."""
-    for choice in engine.changes(report, request, gpu):
+    for choice in engine.changes(demand, report, request, gpu):
         tried = (_tried(engine, alternative) for alternative in choice.alternatives)
         yield from _shown(choice, (suggestion for suggestion in tried if suggestion is not None))
 

@@ -16,7 +16,7 @@ from ..language import Message
 from ..loaders import calibration, header_cache
 from ..progress import working
 from ..results.cache import CacheReport
-from ..results.exploration import RequestSize
+from ..results.exploration import Exploration, RequestSize
 from ..results.memory import Footprint, MemoryReport, PeakRange, Run
 from ..results.model import Report
 from ..results.timeline import Allocate, Timeline
@@ -30,7 +30,7 @@ from .family_trace import Composed
 from .footprint import bytes_of, cache_bytes, formula_footprint, stored_footprint, traced_footprint
 from .kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
 from .on_device import PARAMETER
-from .outline import Outline, options_of, outline_of, regime_of
+from .outline import Outline, options_of, outline_of
 from .packed import packed, packed_trace
 from .quantised import base_of, scratch_of
 from .segments import deepen, fixed
@@ -280,16 +280,12 @@ def explored(memory: MemoryReport) -> MemoryReport:
     If the trace covers this workload alone (a hybrid's makes no polynomials), the memory at the end goes by the formula.
     """
     report, run = memory.report, memory.run
-    if not report.settled or report.known.unread is not None or run.mode != "generate" or run.device != "cuda":
-        return memory
-    if run.cache == "static" or run.autocast is not None or report.cache.source_bytes_per_token:
+    if not _explorable(report, run):
         return memory  # covered neither by kept traces nor by formulas
     from .explore import explore_formula, explore_trace
 
-    of_shape = memory.predicted.method == "trace" and _is_point(run) and report.known.quantised is None
-    kept = symbolic_trace(report, run) if of_shape else None
-    if kept is not None:
-        return replace(memory, exploration=explore_trace(kept, run))
+    if (everywhere := explored_everywhere(memory)) is not None:
+        return replace(memory, exploration=everywhere)
     weights_bytes = report.known.loaded_bytes
     exploration = explore_formula(report.tree, report.cache, run, weights_bytes=weights_bytes)
     if memory.predicted.peak_range is not None and _is_point(run):
@@ -301,6 +297,24 @@ def explored(memory: MemoryReport) -> MemoryReport:
             least_new_tokens = max(low.least_new_tokens, exploration.least_new_tokens)
             exploration = replace(exploration, low=low, scratch=most, least_new_tokens=least_new_tokens)
     return replace(memory, exploration=exploration)
+
+
+def _explorable(report: Report, run: Run) -> bool:
+    if not report.settled or report.known.unread is not None or run.mode != "generate" or run.device != "cuda":
+        return False
+    return run.cache != "static" and run.autocast is None and not report.cache.source_bytes_per_token
+
+
+def explored_everywhere(memory: MemoryReport) -> Exploration | None:
+    """The predicted run for all workloads, from one trace; None if there is no such trace."""
+    report, run = memory.report, memory.run
+    of_shape = memory.predicted.method == "trace" and _is_point(run) and report.known.quantised is None
+    kept = symbolic_trace(report, run) if of_shape and _explorable(report, run) else None
+    if kept is None:
+        return None
+    from .explore import explore_trace
+
+    return explore_trace(kept, run)
 
 
 def timeline_of(report: Report, run: Run, place: Place | None = None) -> tuple[Timeline, str]:
@@ -448,12 +462,12 @@ def _keep(report: Report, run: Run, place: Place | None, whole: Timeline) -> Non
         header_cache.write_trace(name, dump(shallow))
 
 
-def family_trace(report: Report, run: Run) -> Composed | None:
+def family_trace(report: Report, run: Run, outline: Outline | None = None) -> Composed | None:
     """The run composed from the trace of the model's family, with sizes that hold for all workloads of the same regime.
 
-    None if there is none for such a design or such a run.
+    None if there is none for such a design or such a run. outline: of the report, if it is known.
     """
-    outline = _outline(report)
+    outline = outline or outline_in(report)
     if outline is None or not _is_point(run):
         return None
     if run.device == "cpu" and not _same_on_cpu(report.spec, report.tree, report.cache):
@@ -464,16 +478,11 @@ def family_trace(report: Report, run: Run) -> Composed | None:
     return family.at(outline, run.attention, options_of(report.config or {}, family.defaults), _point(run), report.tree)
 
 
-def _outline(report: Report) -> Outline | None:
+def outline_in(report: Report) -> Outline | None:
+    """The outline of a model whose design is known in full; None for others."""
     if not report.settled:
         return None
     return outline_of(report.spec, report.tree, report.attention.by_config, report.cache, report.config or {})
-
-
-def regime(report: Report, run: Run) -> str:
-    """Workloads of one regime do the same, and take sizes that are polynomials."""
-    outline = _outline(report)
-    return "" if outline is None else regime_of(outline.thresholds, _point(run))
 
 
 def symbolic_trace(report: Report, run: Run) -> KeptTrace | None:

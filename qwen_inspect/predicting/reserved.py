@@ -154,7 +154,7 @@ def allocated_bytes(sizes: Sequence[int], order: Sequence[int], settings: Settin
 
 
 def after_loading(weights_bytes: Iterable[int], settings: Settings, *, warm_up_bytes: int = 0) -> QuickAllocator:
-    """The allocator after the requests of these sizes, of which none is freed. warm_up_bytes: of a block taken and freed before."""
+    """The allocator after requests of these sizes, of which none is freed. warm_up_bytes: of a block taken and freed before."""
     numbers: dict[int, int] = {}
     size_of = [numbers.setdefault(size, len(numbers)) for size in weights_bytes if size]
     text = "".join(map(chr, size_of))

@@ -322,7 +322,9 @@ def test_training_is_told_of_checkpointing_and_adapters() -> None:
     config = {**TINY_QWEN3, "num_hidden_layers": 3}
     report = analyse(Checkpoint(ref=ModelRef(source="local", id="tiny"), config=config, tensors=None))
     asked = Run(mode="train", batch=8, prompt_tokens=512)
-    lighter, adapted, both, shared, larger = changes(engine_of("transformers"), report, asked, card(MIB))
+    engine = engine_of("transformers")
+    demand = engine.demand(report, asked, card(MIB))
+    lighter, adapted, both, shared, larger = changes(engine, demand, report, asked, card(MIB))
     kinds = [one.kind for one in (lighter, adapted, both, shared, larger)]
     assert kinds == ["checkpointing", "lora", "lora", "fsdp", "gpu"]
     assert larger.fits

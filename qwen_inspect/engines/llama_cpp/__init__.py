@@ -29,9 +29,8 @@ class LlamaCpp(Engine["Serving", "LlamaCppDemand"]):
 
         return LlamaCppDemand(report, request)
 
-    def changes(self, report: Report, request: Serving, gpu: Gpu) -> Iterator[Choice[Serving]]:
+    def changes(self, demand: LlamaCppDemand, report: Report, request: Serving, gpu: Gpu) -> Iterator[Choice[Serving]]:
         """The cache in 8 bits, fewer layers on the card, a larger card."""
-        demand = self.demand(report, request, gpu)
         in_8_bits = replace(request, cache_format="q8_0")
         most = demand.most_offloaded(request.batch, request.context_tokens or 0, gpu.room_bytes)
         fewer = Message("suggest_layers", value=most, layers=demand.layers)

@@ -26,10 +26,10 @@ class Transformers(Engine["Run", "TransformersDemand"]):
 
         return TransformersDemand(report, request, gpu)
 
-    def changes(self, report: Report, request: Run, gpu: Gpu) -> Iterator[Choice[Run]]:
+    def changes(self, demand: TransformersDemand, report: Report, request: Run, gpu: Gpu) -> Iterator[Choice[Run]]:
         from .changes import changes
 
-        return changes(report, request, gpu)
+        return changes(demand, report, request, gpu)
 
     def caches(self, report: Report) -> Iterator[EngineCache]:
         layers, dtype, workload = report.attention.layers, report.spec.dtype, report.workload

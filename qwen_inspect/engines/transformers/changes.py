@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from ...architectures import architecture_of
@@ -27,7 +28,7 @@ from .demand import TransformersDemand
 USUAL_RANK = 16  # as in the examples of PEFT's documentation
 
 
-def changes(report: Report, run: Run, gpu: Gpu) -> Iterator[Choice[Run]]:
+def changes(demand: TransformersDemand, report: Report, run: Run, gpu: Gpu) -> Iterator[Choice[Run]]:
     """Cache and weights in fewer bits, activation checkpointing and LoRA, several cards, a larger card.
 
     A model of an unknown architecture or with quantised weights gets only a larger card.
@@ -43,12 +44,12 @@ def changes(report: Report, run: Run, gpu: Gpu) -> Iterator[Choice[Run]]:
         if design.spec.dtype in (DType.F32, DType.F64):
             yield Choice("all", [_half(report, run, gpu)])
         elif run.mode == "generate":
-            yield Choice("all", _packed(report, run, gpu))
+            yield Choice("all", _packed(demand, report, run, gpu))
     if run.mode == "train":
         yield Choice("all", _lighter_training(report, run, gpu))
     if dense and run.lora_rank is None:
-        yield Choice("first", _several_cards(report, run, gpu))
-    yield Choice("first", _larger_cards(report, run, gpu))
+        yield Choice("first", _several_cards(demand, report, run, gpu))
+    yield Choice("first", _larger_cards(demand, report, run, gpu))
 
 
 def _lighter_training(report: Report, run: Run, gpu: Gpu) -> Iterator[Alternative[Run]]:
@@ -78,17 +79,18 @@ def _half(report: Report, run: Run, gpu: Gpu) -> Alternative[Run]:
     return Alternative("weights", Message("suggest_weights", dtype=dtype), in_scheme(report, dtype), run, gpu)
 
 
-def _packed(report: Report, run: Run, gpu: Gpu) -> Iterator[Alternative[Run]]:
+def _packed(demand: TransformersDemand, report: Report, run: Run, gpu: Gpu) -> Iterator[Alternative[Run]]:
     """Weights in each scheme that the card supports; schemes that do not divide the model's matrices are skipped."""
     for scheme in schemes(gpu):
         try:
             footprint = sizes_footprint(_weights(report, scheme), report.tree, report.cache, run)
         except QwenInspectError:
             continue
-        required = TransformersDemand(report, run, gpu).requirement_of(footprint)
-        # Trace only what the formula does not rule out.
-        packed = None if required.high_bytes > gpu.room_bytes else in_scheme(report, scheme)
-        yield Alternative("weights", Message("suggest_weights", dtype=scheme), packed, run, gpu, required)
+        required = demand.requirement_of(footprint)
+        if required.high_bytes <= gpu.room_bytes:  # only what the formula does not rule out
+            with suppress(QwenInspectError):
+                required = TransformersDemand(in_scheme(report, scheme), run, gpu).total_like(demand)
+        yield Alternative("weights", Message("suggest_weights", dtype=scheme), None, run, gpu, required)
 
 
 def _weights(report: Report, scheme: str) -> list[int]:
@@ -119,9 +121,9 @@ def _repeated(module: Module, prefix: str, sizes: Mapping[str, Sequence[int]]) -
     return repeated
 
 
-def _several_cards(report: Report, run: Run, gpu: Gpu) -> Iterator[Alternative[Run]]:
+def _several_cards(demand: TransformersDemand, report: Report, run: Run, gpu: Gpu) -> Iterator[Alternative[Run]]:
     """Each number of cards with the largest rank's share, without activations: a lower bound."""
-    low, high = TransformersDemand(report, run, gpu).context_bytes
+    low, high = demand.context_bytes
     kind: Change = "fsdp" if run.mode == "train" else "tensor_parallel"
     degree = "fsdp" if run.mode == "train" else "tensor"
     for ranks in RANKS:
@@ -137,14 +139,14 @@ def _several_cards(report: Report, run: Run, gpu: Gpu) -> Iterator[Alternative[R
         yield Alternative(kind, Message(f"suggest_{kind}", ranks=ranks), None, run, gpu, required)
 
 
-def _larger_cards(report: Report, run: Run, gpu: Gpu) -> Iterator[Alternative[Run]]:
+def _larger_cards(demand: TransformersDemand, report: Report, run: Run, gpu: Gpu) -> Iterator[Alternative[Run]]:
     """Each larger card; predicted once for cards that a prediction does not tell apart."""
     requirements: dict[object, Requirement] = {}
     for card in gpus.larger(gpu):
-        demand = TransformersDemand(report, run, card)
-        if demand.card_facts not in requirements:
+        on_card = TransformersDemand(report, run, card)
+        if on_card.card_facts not in requirements:
             try:
-                requirements[demand.card_facts] = demand.requirement(run.batch, run.prompt_tokens)
+                requirements[on_card.card_facts] = on_card.total_like(demand)
             except QwenInspectError:
                 return
-        yield Alternative("gpu", card_message(card), None, run, card, requirements[demand.card_facts])
+        yield Alternative("gpu", card_message(card), None, run, card, requirements[on_card.card_facts])

@@ -10,19 +10,22 @@ from ...language import Message
 from ...loaders import calibration, gpus
 from ...predicting.explore import explore_trace, explore_training
 from ...predicting.kept_trace import CHUNK_TOKENS, CHUNKS, ChunkedPoint, Point
+from ...predicting.outline import Outline, regime_of
 from ...predicting.predict import (
-    explored,
+    explored_everywhere,
     family_trace,
     installed,
+    outline_in,
     predict,
-    regime,
     traced_along,
     training_of_any,
     with_kernel,
 )
+from ...predicting.quantised import scratch_of
 from ...predicting.shallow_training import same_events_above
-from ...predicting.workspaces import has_cudnn_attention, is_hopper
+from ...predicting.workspaces import has_cudnn_attention, is_hopper, workspace_of
 from ...progress import purpose
+from ...results.exploration import Exploration
 from ...results.fit import Gpu, Requirement
 from ...results.measurement import Calibration
 from ...results.memory import LOADED_TERMS, Footprint, MemoryReport, Run, context_range
@@ -50,6 +53,7 @@ class TransformersDemand(Demand):
         self.run = replace(with_kernel(run, report), gpu=gpu_name, calibration=calibration_of(gpu))
         self._predicted: dict[tuple[int, int], MemoryReport] = {}
         self._by_regime: dict[str, TracedRun | None] = {}
+        self._explorations: dict[Run, Exploration | None] = {}
         self._trained: dict[tuple[int, bool], TrainedRun | None] = {}
         limit = None if report.design is None else report.spec.context_tokens
         new_tokens = run.new_tokens if run.mode == "generate" else 0
@@ -70,22 +74,67 @@ class TransformersDemand(Demand):
         """The kept trace of the model, if there is one for such a run."""
         memory = self.predicted(self.run.batch, self.run.prompt_tokens)
         exact = memory.predicted.method == "trace" and memory.predicted.peak_range is None
-        exploration = explored(memory).exploration if exact else None
-        # Without a kept trace, `explored` falls back on a formula.
-        return None if exploration is None or exploration.method != "trace" else TracedRun(exploration)
+        exploration = explored_everywhere(memory) if exact else None
+        if exploration is None:
+            return None
+        self._explorations[self.run] = exploration
+        return TracedRun(exploration)
+
+    @cached_property
+    def _outline(self) -> Outline | None:
+        return outline_in(self.report)
 
     def _composed(self, batch: int, context_tokens: int) -> TracedRun | None:
-        """The run composed from the trace of the model's family, for all workloads of the same regime; None if there is none."""
-        if self._requested.peak_range is not None:
+        """The run composed from the trace of the model's family, for all workloads of the same regime; None if there is none.
+
+        With quantised weights whose kernels no trace shows, the low end of the range.
+        """
+        is_dense, is_exact = self.report.known.quantised is None, self._requested.peak_range is None
+        if self._outline is None or self._requested.method != "trace" or is_dense is not is_exact:
             return None
-        run = replace(self.run, batch=batch, prompt_tokens=context_tokens)
-        name = regime(self.report, run)
+        point = self._point(batch, context_tokens)
+        name = regime_of(self._outline.thresholds, point)
         if name not in self._by_regime:
-            composed, point = family_trace(self.report, run), self._point(batch, context_tokens)
-            self._by_regime[name] = (
-                None if composed is None else TracedRun(explore_trace(composed.trace, run, point), [point])
-            )
+            run = replace(self.run, batch=batch, prompt_tokens=context_tokens)
+            exploration = self._explored(run)
+            self._by_regime[name] = None if exploration is None else self._traced_with_weights(exploration, [point])
         return self._by_regime[name]
+
+    def _explored(self, run: Run) -> Exploration | None:
+        """The run composed from its family's trace; None if there is none. That of the requested workload is kept."""
+        if run in self._explorations:
+            return self._explorations[run]
+        composed = family_trace(self.report, run, self._outline)
+        exploration = None if composed is None else explore_trace(composed.trace, run, self._point_of(run))
+        if run.prompt_tokens == self.run.prompt_tokens and run.batch == self.run.batch:
+            self._explorations[run] = exploration
+        return exploration
+
+    def _traced_with_weights(self, exploration: Exploration, corners: Sequence[Point]) -> TracedRun:
+        weights_bytes = None if self.report.known.quantised is None else self.report.known.loaded_bytes
+        return TracedRun(exploration, corners, weights_bytes=weights_bytes)
+
+    def total_like(self, other: TransformersDemand) -> Requirement:
+        """The requirement as one term. other: of the same run on another card or with dense weights, whose trace serves for
+        this one too, if it is composed."""
+        run, quantised = self.run, self.report.known.quantised
+        is_composed = other.traced is not None or other._composed(run.batch, run.prompt_tokens) is not None
+        is_same = _kernels_of(run) == _kernels_of(other.run)
+        exploration = other._explored(other.run if is_same else run) if is_composed else None
+        if exploration is None:
+            return self.requirement(run.batch, run.prompt_tokens)
+        low, high = self.context_bytes
+        scratch_bytes = None
+        if quantised is not None:
+            fixed_bytes, token_bytes, _ = scratch_of(self.report, run)
+            scratch_bytes = fixed_bytes + token_bytes * run.batch * run.prompt_tokens
+        return Requirement(
+            terms=(("reserved", self._traced_with_weights(exploration, ()).held_bytes(self._point_of(run))),),
+            context_low_bytes=low,
+            context_high_bytes=high,
+            whole=quantised is None,
+            more_bytes=scratch_bytes,
+        )
 
     @cached_property
     def _along_context(self) -> TracedRun | None:
@@ -172,7 +221,9 @@ class TransformersDemand(Demand):
     def quick(self) -> bool:
         if self.traced is not None or self._requested.method == "formula":
             return True
-        return not self._is_chunked and self._traced_at(self.run.batch, self.run.prompt_tokens) is not None
+        if self._is_chunked or (self._requested.peak_range is not None and self.report.known.spec.built):
+            return False
+        return self._traced_at(self.run.batch, self.run.prompt_tokens) is not None
 
     @property
     def card_facts(self) -> tuple[object, ...]:
@@ -246,6 +297,11 @@ class TransformersDemand(Demand):
     def _point_of(self, run: Run) -> Point:
         kind = ChunkedPoint if self._is_chunked else Point
         return kind(run.batch, run.prompt_tokens, run.cached_tokens)
+
+
+def _kernels_of(run: Run) -> tuple[object, ...]:
+    """What of a run's card its requests depend on, outside of training."""
+    return workspace_of(run), has_cudnn_attention(run.gpu)
 
 
 def terms_of(footprint: Footprint) -> tuple[tuple[str, int], ...]:

@@ -12,8 +12,8 @@ from ...predicting.allocator import Allocator, OutOfMemory
 from ...predicting.allocator_settings import read_settings
 from ...predicting.explore import SumScratch
 from ...predicting.kept_trace import Point
-from ...predicting.reserved import QuickAllocator, Stream, after_loading, can_be_worked_out, stream_of
 from ...predicting.replay import warm_up_bytes
+from ...predicting.reserved import QuickAllocator, Stream, after_loading, can_be_worked_out, stream_of
 from ...predicting.turns import missing_turns, with_turns
 from ...results.exploration import GROWTHS, Exploration, grown_bytes, grown_tokens
 
@@ -193,8 +193,8 @@ class TracedRun:
 
 
 class Loading(NamedTuple):
-    """What a run requests first and never frees. events, requests: how many of an exploration's. warm_up_bytes: of a block that is
-    taken and freed before."""
+    """What a run requests first and never frees. events, requests: how many of an exploration's. warm_up_bytes: of a block taken
+    and freed before."""
 
     events: int
     requests: int

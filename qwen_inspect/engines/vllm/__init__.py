@@ -37,9 +37,9 @@ class Vllm(Engine["Serving", "VllmDemand"]):
 
         return VllmDemand(report, request, gpu)
 
-    def changes(self, report: Report, request: Serving, gpu: Gpu) -> Iterator[Choice[Serving]]:
+    def changes(self, demand: VllmDemand, report: Report, request: Serving, gpu: Gpu) -> Iterator[Choice[Serving]]:
         """The cache in 8 bits, weights in fewer bits, more ranks, a larger card."""
-        if self.demand(report, request, gpu).format.name != "fp8":
+        if demand.format.name != "fp8":
             in_fp8 = replace(request, cache_format="fp8")
             yield Choice("all", [Alternative("cache", Message("suggest_cache", format="fp8"), report, in_fp8, gpu)])
         if request.kv_budget_bytes is not None:
