@@ -27,6 +27,8 @@ def explore_trace(kept: KeptTrace, run: Run, point: Point | None = None) -> Expl
     whole = on_device(growing(timeline, GROWTHS + 2), run)  # with all growths
     before = {new.id: old.id for old, new in leap(timeline)}
 
+    sizes: dict[object, RequestSize] = {}
+
     def size_of(event: Allocate) -> RequestSize:
         growth, last = divmod(event.id, GROWN_IDS)
         if last >= OWN_IDS:
@@ -36,9 +38,11 @@ def explore_trace(kept: KeptTrace, run: Run, point: Point | None = None) -> Expl
             keys = kept.allocations[number][0]
             return RequestSize(_sort_scratch(keys) if is_scratch else keys)
         coefficients = kept.allocations[last][0]
+        # A size is needed many times, and is costly to make.
         if last not in before:
-            return RequestSize(coefficients)
-        return RequestSize(coefficients, before=kept.allocations[before[last]][0], growth=growth or GROWTHS)
+            return sizes.get(coefficients) or sizes.setdefault(coefficients, RequestSize(coefficients))
+        grown = coefficients, kept.allocations[before[last]][0], growth or GROWTHS
+        return sizes.get(grown) or sizes.setdefault(grown, RequestSize(grown[0], before=grown[1], growth=grown[2]))
 
     exploration = _exploration(
         "trace", whole.events, whole.stages, size_of, lambda event: use_of(event, uses), run, least_new_tokens=2

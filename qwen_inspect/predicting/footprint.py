@@ -139,12 +139,10 @@ def _rounding_bytes(sizes: Sequence[int], weights_bytes: int, run: Run) -> int:
     """Allocated minus requested bytes for requests of these sizes, after the loader's warm-up block if there is one."""
     if run.device == "cpu":
         return 0
-    from .reserved import allocated_bytes  # not needed for a traced run
+    from .reserved import allocated_after_loading  # not needed for a traced run
 
-    first, order = [], list(range(len(sizes)))
-    if run.loader == "warmup":
-        first, order = [warm_up_bytes(weights_bytes)], [0, -1, *range(1, len(sizes) + 1)]
-    return allocated_bytes([*first, *sizes], order, read_settings(run.allocator)) - sum(sizes)
+    warm_up = warm_up_bytes(weights_bytes) if run.loader == "warmup" else 0
+    return allocated_after_loading(sizes, read_settings(run.allocator), warm_up_bytes=warm_up) - sum(sizes)
 
 
 def formula_requests(

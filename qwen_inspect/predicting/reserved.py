@@ -22,7 +22,6 @@ from .allocator import (
     SMALL_BYTES,
     UNLIMITED_BYTES,
     Allocator,
-    Block,
     Driver,
     OutOfMemory,
     Settings,
@@ -132,31 +131,25 @@ def _request_count(order: Sequence[int]) -> int:
     return max(order, default=-1) + 1
 
 
-def allocated_bytes(sizes: Sequence[int], order: Sequence[int], settings: Settings) -> int:
-    """Allocated bytes at the end. order: as in `Stream`. OutOfMemory as from `Allocator`."""
+def allocated_after_loading(sizes: Sequence[int], settings: Settings, *, warm_up_bytes: int = 0) -> int:
+    """Allocated bytes after requests of these sizes; as of `after_loading`, for all settings. OutOfMemory as from `Allocator`."""
     if not can_be_worked_out(settings):
         allocator = Allocator(settings)
-        handed_out: dict[int, Block] = {}
-        for entry in order:
-            if entry >= 0:
-                handed_out[entry] = allocator.allocate(sizes[entry])
-            else:
-                allocator.free(handed_out.pop(-1 - entry))
+        allocator.free(allocator.allocate(warm_up_bytes))
+        for size in sizes:
+            allocator.allocate(size)
         return allocator.allocated_bytes
-    distinct = {size: index for index, size in enumerate(dict.fromkeys(sizes))}
-    blocks = [settings.block_bytes(size) if size else 0 for size in distinct]
-    stream = Stream(order=order, size_of=[distinct[size] for size in sizes])
-    quick = QuickAllocator(blocks, stream.of_sizes(list(map(bool, blocks))), settings)
-    quick.replay()
-    if quick.reserved_bytes > UNLIMITED_BYTES:
+    loaded = after_loading(sizes, settings, warm_up_bytes=warm_up_bytes)
+    if loaded.reserved_bytes > UNLIMITED_BYTES:
         raise OutOfMemory(max(sizes))
-    return quick.allocated_bytes
+    return loaded.allocated_bytes
 
 
 def after_loading(weights_bytes: Iterable[int], settings: Settings, *, warm_up_bytes: int = 0) -> QuickAllocator:
     """The allocator after requests of these sizes, of which none is freed. warm_up_bytes: of a block taken and freed before."""
-    numbers: dict[int, int] = {}
-    size_of = [numbers.setdefault(size, len(numbers)) for size in weights_bytes if size]
+    sizes = list(filter(None, weights_bytes))
+    numbers = {size: number for number, size in enumerate(dict.fromkeys(sizes))}
+    size_of = list(map(numbers.__getitem__, sizes))
     text = "".join(map(chr, size_of))
     repeats = tuple(
         replace(repeat, first_request=repeat.first_event, requests=repeat.events) for repeat in _repeats(text)

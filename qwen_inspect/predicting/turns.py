@@ -95,14 +95,25 @@ def loops_of(timeline: Timeline) -> tuple[Loop, ...]:
     begin = timeline.stages[1].first_event
     end = timeline.stages[2].first_event if len(timeline.stages) > 2 else len(timeline.events)
     made = {event.id: event for event in timeline.events[:end] if isinstance(event, Allocate)}
-    alike = [(isinstance(event, Allocate), *made[event.id][1:]) for event in timeline.events[begin:end]]
-    return tuple(replace(loop, first_event=begin + loop.first_event) for loop in _loops(alike))
+    modules = {event.module for event in made.values()}
+    linear = {module for module in modules if module.endswith(LINEAR)}
+    if not linear:
+        return ()
+    numbers: dict[object, int] = {}
+    alike = []
+    is_linear = []
+    for event in timeline.events[begin:end]:
+        _, *what = storage = made[event.id]
+        alike.append(numbers.setdefault((isinstance(event, Allocate), *what), len(numbers)))
+        is_linear.append(storage.module in linear)
+    return tuple(replace(loop, first_event=begin + loop.first_event) for loop in _loops(alike, is_linear))
 
 
-def _loops(alike: Sequence[tuple[bool, int, str, str]]) -> Iterator[Loop]:
+def _loops(alike: Sequence[int], is_linear: Sequence[bool]) -> Iterator[Loop]:
+    """alike: equal numbers for events that do the same."""
     at = 0
     while at < len(alike):
-        events = _events_of_a_turn(alike, at) if alike[at][2].endswith(LINEAR) else None
+        events = _events_of_a_turn(alike, at) if is_linear[at] else None
         if events is None:
             at += 1
             continue
@@ -112,11 +123,11 @@ def _loops(alike: Sequence[tuple[bool, int, str, str]]) -> Iterator[Loop]:
         at += events
 
 
-def _events_of_a_turn(alike: Sequence[object], at: int) -> int | None:
+def _events_of_a_turn(alike: Sequence[int], at: int) -> int | None:
     """Of the shortest turns that begin here; None where none do."""
     return next((events for events in range(FEWEST_EVENTS, MOST_EVENTS) if _are_turns(alike, at, events)), None)
 
 
-def _are_turns(alike: Sequence[object], at: int, events: int) -> bool:
+def _are_turns(alike: Sequence[int], at: int, events: int) -> bool:
     end = at + (FEWEST_ALIKE - 1) * events
     return end + events <= len(alike) and alike[at] == alike[end] and alike[at:end] == alike[at + events : end + events]

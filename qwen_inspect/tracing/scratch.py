@@ -83,6 +83,8 @@ def _power_of_two(number: int, most: int) -> int:
 def with_sums(timeline: Timeline, multiprocessors: int, threads: int) -> Timeline:
     """Adds the scratch that sums over rows need, right after each sum's output, on a card with that many multiprocessors, each
     with room for so many threads."""
+    if not timeline.sums:
+        return timeline
     outputs = {event.id: event for event in timeline.events if isinstance(event, Allocate)}
     ids = count(SUM_IDS)
     after: dict[int, tuple[Event, ...]] = {}

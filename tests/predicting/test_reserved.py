@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qwen_inspect.predicting.allocator import DEFAULTS, Allocator, Settings
 from qwen_inspect.predicting.allocator_settings import read_settings
-from qwen_inspect.predicting.reserved import QuickAllocator, Stream, allocated_bytes, stream_of
+from qwen_inspect.predicting.reserved import QuickAllocator, Stream, after_loading, allocated_after_loading, stream_of
 
 from ..support.allocators import EXPANDABLE, MIB, sizes
 
@@ -88,13 +88,47 @@ def test_layers_that_are_alike_need_no_replay_each(
 
 
 @settings(max_examples=60, deadline=None)
-@given(runs(), st.sampled_from((DEFAULTS, OTHERS, EXPANDABLE, read_settings("max_split_size_mb:32"))))
-def test_what_is_handed_out_is_known_for_all_settings(
-    made: tuple[list[int], list[int], list[int]], how: Settings
+@given(
+    st.lists(sizes | st.just(0), min_size=1, max_size=60),
+    st.integers(1, 9),
+    st.booleans(),
+    st.sampled_from((DEFAULTS, OTHERS, EXPANDABLE, read_settings("max_split_size_mb:32"))),
+)
+def test_what_loading_takes_is_known_for_all_settings(
+    layer: list[int], layers: int, warm_up: bool, how: Settings
+) -> None:
+    weights = layer * layers
+    first = [sum(weights)] if warm_up and any(weights) else []
+    order = [0, -1, *range(1, len(weights) + 1)] if first else [*range(len(weights))]
+    by_requests = by_allocator(order, [*first, *weights], how)[1]
+    assert allocated_after_loading(weights, how, warm_up_bytes=sum(first)) == by_requests
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    runs(),
+    st.lists(sizes, min_size=1, max_size=60),
+    st.integers(0, 9),
+    st.booleans(),
+    st.sampled_from((DEFAULTS, OTHERS)),
+)
+def test_a_run_goes_on_where_loading_ended(
+    made: tuple[list[int], list[int], list[int]], layer: list[int], layers: int, warm_up: bool, how: Settings
 ) -> None:
     order, size_of, few = made
-    requests = [few[size] for size in size_of]
-    assert allocated_bytes(requests, order, how) == by_allocator(order, requests, how)[1]
+    weights = layer * layers
+    first = [sum(weights)] if warm_up and weights else []
+    begun = len(first) + len(weights)
+    loading = [0, -1, *range(1, begun)] if first else [*range(begun)]
+    whole = [*loading, *(entry + begun if entry >= 0 else entry - begun for entry in order)]
+    blocks = [how.block_bytes(size) if size else 0 for size in few]
+    stream = stream_of(order, size_of).of_sizes([bool(size) for size in blocks])
+    loaded = after_loading(weights, how, warm_up_bytes=sum(first))
+    quick = QuickAllocator(blocks, stream, how, loaded)
+    quick.replay()
+    reserved, allocated = by_allocator(whole, [*first, *weights, *(few[size] for size in size_of)], how)
+    assert (quick.reserved_bytes, quick.allocated_bytes) == (reserved, allocated)
+    assert loaded.allocated_bytes + stream.most_allocated(blocks) <= reserved
 
 
 def test_hundreds_of_layers_are_replayed_as_a_few() -> None:
