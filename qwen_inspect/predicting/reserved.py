@@ -32,6 +32,7 @@ ADDRESS = (1 << ADDRESS_BITS) - 1
 HIGHEST_ADDRESS = 1 << 70  # below it there is room for more than UNLIMITED_BYTES
 WINDOW_EVENTS = 48  # fewer than a layer has; nothing within a layer repeats this long
 FEWEST_TIMES = 4
+TURN_EVENTS = 200  # up to which turns are taken together, since each turn's state is compared
 
 
 def can_be_worked_out(settings: Settings) -> bool:
@@ -101,8 +102,9 @@ def _repeats(text: str) -> Iterator[Repeat]:
         while events > 0 and text.startswith(text[at : at + events], at + times * events):
             times += 1
         if times >= FEWEST_TIMES:
-            yield Repeat(first_event=at, events=events, times=times)
-            at += times * events
+            together = max(1, min(TURN_EVENTS // events, times // (2 * FEWEST_TIMES)))  # short turns, as one
+            yield Repeat(first_event=at, events=together * events, times=times // together)
+            at += times // together * together * events
         else:
             at += WINDOW_EVENTS
 
