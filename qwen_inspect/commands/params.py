@@ -20,7 +20,7 @@ def run(options: argparse.Namespace, say: Language) -> int:
     """Returns 1 if the count is not the claimed one or a difference is unexplained; raises if files cannot be compared."""
     claimed = options.expect_params
     output.check(options)
-    report = model.inspected(options, predict_files=True, instantiate=options.instantiate, expected_parameters=claimed)
+    report = model.inspected(options, count_files=True, instantiate=options.instantiate, expected_parameters=claimed)
     output.show(report, options, say)
     output.say_notices(report, options, say)
     if claimed is not None and claimed != report.parameters.theory:

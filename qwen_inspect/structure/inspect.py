@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -39,6 +39,7 @@ class Analysis(TypedDict, total=False):
 
     require_design: bool
     predict_files: bool
+    count_files: bool
     instantiate: bool
     expected_parameters: int | None
     workload: Workload
@@ -102,6 +103,7 @@ def analyse(
     *,
     require_design: bool = True,
     predict_files: bool = False,
+    count_files: bool = False,
     instantiate: bool = False,
     expected_parameters: int | None = None,
     workload: Workload = DEFAULT_WORKLOAD,
@@ -110,7 +112,8 @@ def analyse(
     """A checkpoint -> Report.
 
     require_design: refuse an unknown architecture; otherwise report what is stored and say why there is no design.
-    predict_files: if no file can be read, list the tensors that a release's files hold. instantiate: also build the model on
+    predict_files: if no file can be read, list the tensors that a release's files hold; count_files: compare with them, without
+    a list, for which one expert of each layer suffices. instantiate: also build the model on
     the meta device (needs the torch extra). expected_parameters: a published count to explain. workload: for the size of the
     cache. trust_remote_code: run the code in a local directory, for a class that transformers lacks.
     """
@@ -150,8 +153,8 @@ def analyse(
         if notice is None:
             raise _NotVouchedFor
         subject = subject.noting(notice)
-    elif files is None and predict_files:
-        subject = _as_released(subject)
+    elif files is None and (predict_files or count_files):
+        subject = _as_released(subject if predict_files else _of_first_experts(subject))
     checks = _checks(subject, instantiate=instantiate, expected_parameters=expected_parameters)
     subject = _contradicted(subject, checks)
     design = _with_stored_bytes(_design(subject, checks, workload), subject)
@@ -160,8 +163,8 @@ def analyse(
         report,
         config=subject.config,
         written=subject.config if checkpoint.gguf else written,
-        tensors=subject.files,
-        tensors_origin=None if subject.files is None else subject.origin,
+        tensors=None if subject.expert_counts else subject.files,
+        tensors_origin=None if subject.files is None or subject.expert_counts else subject.origin,
         notices=(*report.notices, *subject.notices),
         design=design,
     )
@@ -199,7 +202,8 @@ class _Subject:
     """A checkpoint of a known architecture, and what the steps so far know of its files.
 
     files: tensors as stored, or as a release's layout predicts them (origin "theory"). stored_form: the architecture's, or
-    GGUF's. packing: how quantised weights are stored. unread: why the bytes of the weights are unknown.
+    GGUF's. packing: how quantised weights are stored. unread: why the bytes of the weights are unknown. expert_counts: by the
+    name of a matrix, how many experts it stands for; `files` and the stored forms then lack all experts but the first.
     """
 
     checkpoint: Checkpoint
@@ -210,6 +214,7 @@ class _Subject:
     stored_form: StoredForm
     packing: Packing | None = None
     unread: QwenInspectError | None = None
+    expert_counts: Mapping[str, int] = field(default_factory=dict)
     notices: tuple[Message, ...] = ()
 
     def noting(self, message: Message) -> _Subject:
@@ -294,6 +299,20 @@ def _cache_notices(config: Mapping[str, Any], spec: ModelSpec) -> tuple[Message,
     return () if declared == "auto" else (Message("cache_declared", format=declared, dtype=spec.dtype),)
 
 
+def _of_first_experts(subject: _Subject) -> _Subject:
+    """The subject with the first expert in place of all; unchanged if its experts are not alike or not stored singly."""
+    from .experts import expert_counts, of_first_experts
+
+    packing, form, architecture = subject.packing, subject.stored_form, subject.architecture
+    if packing is not None and not packing.experts:
+        return subject
+    tensors = [*each_tensor(architecture.tree), *architecture.prediction_layers]
+    counts = expert_counts(tensors, form if packing is None else packing.stored_form)
+    if packing is not None:
+        packing = replace(packing, form=of_first_experts(packing.form))
+    return replace(subject, expert_counts=counts, stored_form=of_first_experts(form), packing=packing)
+
+
 def _as_released(subject: _Subject) -> _Subject:
     """The subject with the tensors that a release's files hold; unchanged if it is unknown how they are stored."""
     if subject.unread is not None:
@@ -327,6 +346,7 @@ def _checks(subject: _Subject, *, instantiate: bool, expected_parameters: int | 
             ignored=tuple({f"{tensor.name.partition('.')[0]}." for tensor in architecture.prediction_layers}),
             buffers=architecture.buffers,
             unloaded=architecture.unloaded,
+            times=subject.expert_counts,
         )
 
     checks = [*against(theory, "theory")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field, replace
@@ -34,10 +33,9 @@ from ..results.quantisation import (
 from ..results.stored import KeptModules, QuantisedWeights
 from ..spec import Module, each_module, each_tensor
 from ..values import dataclass
+from .experts import EXPERT, EXPERTS
 
 WORD_BITS = 32
-EXPERTS = ".experts."  # in the name of an expert's matrix
-EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +76,11 @@ class Packing:
     def loaded_bytes(self, tensor: Tensor) -> list[int]:
         """The bytes of each of `loaded`; experts that no file tells apart are as large as the first."""
         matrices = self._each_kind(tensor)
-        if self.fused or not all(matrix.name in self.experts for matrix in matrices):
+        sizes = [[part.size_bytes for part, role in self._stored(matrix) if role != "notes"] for matrix in matrices]
+        are_alike = all(size == sizes[0] for size in sizes)  # so that their order does not matter
+        if self.fused or not are_alike or not all(matrix.name in self.experts for matrix in matrices):
             return [part.size_bytes for part in self.loaded(tensor)]
-        first = [part.size_bytes for matrix in matrices for part, role in self._stored(matrix) if role != "notes"]
-        return first * tensor.shape[0]
+        return sizes[0] * (len(matrices) * tensor.shape[0])
 
     def _each_kind(self, tensor: Tensor) -> Sequence[Tensor]:
         """The matrices that files of the dense model hold for a tensor; those of one expert if they stand for all."""

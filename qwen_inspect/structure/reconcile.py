@@ -33,6 +33,8 @@ NO_PARAMETERS = (
 # Scales of a quantised KV cache. Source: compressed-tensors 0.20, kv_cache_scheme; vLLM 0.19, kv_cache.py.
 CACHE_SCALES = (".k_scale", ".v_scale", ".q_scale", ".prob_scale")
 
+NO_TIMES: Mapping[str, int] = {}
+
 
 def against_files(
     built: Sequence[Tensor],
@@ -47,13 +49,16 @@ def against_files(
     ignored: tuple[str, ...] = (),
     buffers: Sequence[Tensor] = (),
     unloaded: tuple[str, ...] = (),
+    times: Mapping[str, int] | None = None,
 ) -> Check:
     """Compares `built` (from theory or from transformers, as `witness` says) with the tensors in the files, read or predicted.
 
     tied: name of each tied tensor -> name of its owner. missing_files: missing shard -> names it should hold. packing: how
     quantised weights are stored. ignored: prefixes of names that transformers does not load. buffers: the persistent ones.
-    unloaded: regular expressions of names that the class declares it does not load.
+    unloaded: regular expressions of names that the class declares it does not load. times: how many tensors of a file one stands
+    for, by its name, if not one.
     """
+    times = times or {}
     causes: list[Cause] = [] if packing is None else list(_quantised(packing))
     unexplained: list[Unexplained] = []
     dense = {tensor.name: stored_form(tensor) for tensor in built}
@@ -79,7 +84,7 @@ def against_files(
             if _is_packed(tensor.dtype) and not _is_packed(expected.dtype):
                 unexplained.append(_repacked(expected, tensor))
             elif tensor.dtype is not expected.dtype:
-                retyped[expected.dtype, tensor.dtype] += 1
+                retyped[expected.dtype, tensor.dtype] += times.get(tensor.name, 1)
             # A file may also store the class's own shape: an expert's matrices not transposed.
             if tensor.shape not in (expected.shape, shapes.get(tensor.name)):
                 unexplained.append(_reshaped(expected, tensor))
@@ -111,7 +116,7 @@ def against_files(
     if cache_scales:
         causes.append(_cause("cache_scales", cache_scales, +1))
     if predicted:
-        causes.append(_cause("prediction_layer", predicted, +1))
+        causes.append(_cause("prediction_layer", predicted, +1, times))
 
     filled = matched & set(fused)
     absent = [
@@ -124,13 +129,13 @@ def against_files(
     unexplained += [_missing(tensor) for tensor in absent if tensor.name != "lm_head.weight"]
     for name, singly in (("experts_singly", True), ("renamed", False)):
         unfilled = [forms[owner] for owner in fused if owner not in filled and (owner in split) is singly]
-        causes += _in_other_form(name, unfilled, matched)
+        causes += _in_other_form(name, unfilled, matched, times)
     causes += [_retyped(*dtypes, tensors=count) for dtypes, count in retyped.items()]
     return Check(
         left=witness,
         right=files_witness,
         left_parameters=_elements(built),
-        right_parameters=_elements(stored),
+        right_parameters=_elements(stored, times),
         causes=tuple(causes),
         unexplained=tuple(unexplained),
     )
@@ -167,10 +172,12 @@ def _is_packed(dtype: DType | BlockFormat) -> bool:
     return dtype not in MODEL_DTYPES and not isinstance(dtype, BlockFormat)
 
 
-def _in_other_form(name: str, forms: Sequence[tuple[Tensor, ...]], matched: set[str]) -> list[Cause]:
+def _in_other_form(
+    name: str, forms: Sequence[tuple[Tensor, ...]], matched: set[str], times: Mapping[str, int]
+) -> list[Cause]:
     """A cause for tensors stored in several parts or under another name; it changes no count."""
     stored = [form for form in forms if any(part.name in matched for part in form)]
-    tensors = sum(part.name in matched for form in stored for part in form)
+    tensors = sum(times.get(part.name, 1) for form in stored for part in form if part.name in matched)
     if not tensors:
         return []
     message = Message(f"cause_{name}", tensors=tensors, fused=len(stored))
@@ -259,10 +266,13 @@ def _retyped(expected: DType | BlockFormat, actual: DType | BlockFormat, *, tens
     return Cause(name="retyped", message=message, parameters=0, tensors=tensors)
 
 
-def _cause(name: str, tensors: Sequence[Tensor], sign: int, /, **values: object) -> Cause:
-    parameters = sign * _elements(tensors)
-    message = Message(f"cause_{name}", tensors=len(tensors), parameters=abs(parameters), **values)
-    return Cause(name=name, message=message, parameters=parameters, tensors=len(tensors))
+def _cause(
+    name: str, tensors: Sequence[Tensor], sign: int, times: Mapping[str, int] = NO_TIMES, /, **values: object
+) -> Cause:
+    parameters = sign * _elements(tensors, times)
+    count = sum(times.get(tensor.name, 1) for tensor in tensors)
+    message = Message(f"cause_{name}", tensors=count, parameters=abs(parameters), **values)
+    return Cause(name=name, message=message, parameters=parameters, tensors=count)
 
 
 def _missing(tensor: Tensor) -> Unexplained:
@@ -296,5 +306,5 @@ def _reshaped(expected: Tensor, actual: Tensor) -> Unexplained:
     )
 
 
-def _elements(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.elements for tensor in tensors)
+def _elements(tensors: Iterable[Tensor], times: Mapping[str, int] = NO_TIMES) -> int:
+    return sum(times.get(tensor.name, 1) * tensor.elements for tensor in tensors)

@@ -305,3 +305,16 @@ def test_a_partial_directory_is_accounted_when_asked(tmp_path: Path) -> None:
     assert [cause.name for cause in report.checks[0].causes] == ["missing_shard"]
     assert report.checks[0].agrees
     assert [notice.key for notice in report.notices] == ["partial"]
+
+
+@pytest.mark.parametrize("dtype", [None, "fp8", "awq-int4"])
+@pytest.mark.parametrize("model", ["Qwen/Qwen1.5-MoE-A2.7B", "allenai/OLMoE-1B-7B-0924"])
+def test_one_expert_counted_many_times_says_what_all_experts_listed_say(model: str, dtype: str | None) -> None:
+    listed = inspect(model, source="catalog", dtype=dtype, predict_files=True)
+    counted = inspect(model, source="catalog", dtype=dtype, count_files=True)
+    assert listed.tensors is not None
+    assert len(listed.tensors) > 3000  # 24 layers of 60 experts, or 16 of 64, with three matrices each
+    assert counted.tensors is None
+    assert counted.checks == listed.checks
+    assert counted.parameters == listed.parameters
+    assert counted.known.weights_bytes == (dtype and tuple(part.size_bytes for part in listed.known.weights or ()))

@@ -1,0 +1,31 @@
+"""Experts that files hold singly and that no name tells apart: the first one's matrices, and how many each stands for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+
+from ..architectures import StoredForm
+from ..checkpoint import Tensor
+
+EXPERTS = ".experts."  # in the name of an expert's matrix
+EXPERT = re.compile(r"\.experts\.\d+\.")
+
+
+def first_form(tensor: Tensor, form: StoredForm) -> tuple[Tensor, ...]:
+    """How files hold the first expert of a tensor that has them all; empty for any other tensor."""
+    if len(tensor.shape) != 3 or tensor.shape[0] < 2:
+        return ()
+    first = form(replace(tensor, shape=(1, *tensor.shape[1:])))
+    return first if all(EXPERT.search(matrix.name) for matrix in first) else ()
+
+
+def of_first_experts(form: StoredForm) -> StoredForm:
+    """`form` without all experts but the first."""
+    return lambda tensor: first_form(tensor, form) or form(tensor)
+
+
+def expert_counts(tensors: Iterable[Tensor], form: StoredForm) -> dict[str, int]:
+    """By the name of a matrix of `of_first_experts(form)`, how many experts it stands for, if several."""
+    return {matrix.name: tensor.shape[0] for tensor in tensors for matrix in first_form(tensor, form)}
