@@ -10,11 +10,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import field
 from enum import Enum
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .language import Message
 from .values import dataclass
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Origin = Literal["stored", "theory"]
 

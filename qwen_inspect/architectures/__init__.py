@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..checkpoint import Tensor
 from ..errors import MalformedError
@@ -16,6 +15,9 @@ from .design import Architecture, FormsByName, StoredForm
 from .families import FAMILIES
 from .layouts import in_layout_of
 from .reading import is_described
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["FAMILIES", "Architecture", "Family", "FormsByName", "StoredForm", "architecture_of"]
 

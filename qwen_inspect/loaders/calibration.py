@@ -5,7 +5,6 @@ An entry holds for one card and its library versions. Only `memory --device cuda
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -48,7 +47,9 @@ def _key(entry: Calibration) -> tuple[str, str, str, str]:
 
 
 def _checksum(entries: object) -> str:
-    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+    from hashlib import sha256
+
+    return sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def _read() -> list[Calibration]:

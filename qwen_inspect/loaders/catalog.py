@@ -7,10 +7,10 @@ the source of each. An entry with `own` has every key of the released config.jso
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, ModelRef, Release
@@ -31,13 +31,14 @@ USUAL_EXPERT_KEYS = ("output_router_logits", "router_aux_loss_coef")
 MOST_NAMES = 5  # listed in a message
 LONGEST_NAME = 200  # characters that are compared with known names
 SHORTEST_BEGINNING = len("qwen/")
-CATALOG = Path(__file__).parent.parent / "catalog" / "models.json"
+CATALOG = os.path.join(os.path.dirname(os.path.dirname(__file__)), "catalog", "models.json")
 
 
 @cache
 def entries() -> Mapping[str, Mapping[str, Any]]:
     """Every entry as written, by model id."""
-    entries: Mapping[str, Mapping[str, Any]] = json.loads(CATALOG.read_text(encoding="utf-8"))
+    with open(CATALOG, encoding="utf-8") as file:
+        entries: Mapping[str, Mapping[str, Any]] = json.load(file)
     return entries
 
 

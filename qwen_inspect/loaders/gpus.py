@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..results.fit import Gpu, Published
+from ..results.gpu import Gpu, Published
 from ..units import GIB, MIB
 
 TABLE = Path(__file__).parent.parent / "catalog" / "gpus.json"
@@ -113,6 +112,8 @@ def _similar(name: str) -> list[Gpu]:
         for alias in (gpu.name, *gpu.aliases)
         if not numbers or numbers & _numbers(alias)
     }
+    from difflib import get_close_matches
+
     return [cards_by_name[alias] for alias in get_close_matches(_folded(name), cards_by_name, 2 * MOST_NAMES, 0.6)]
 
 

@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checkpoint import Adapter, Checkpoint, ModelRef
@@ -73,9 +72,12 @@ def resolve(model: str, *, source: str = "auto", revision: str | None = None, fi
             if revision not in (None, at):
                 raise UsageError("revision_contradiction", model=model, revision=revision)
             model, revision = name, at
-    path = Path(os.path.expanduser(model))
-    if source == "local" or (source == "auto" and (os.path.lexists(path) or _looks_like_path(model))):
+    place = os.path.expanduser(model)
+    if source == "local" or (source == "auto" and (os.path.lexists(place) or _looks_like_path(model))):
+        from pathlib import Path
+
         _refuse_revision(revision)
+        path = Path(place)
         if not os.path.exists(path):
             raise NotFoundError("path_missing", path=model)
         # "." and ".." are no names: the folder's own.

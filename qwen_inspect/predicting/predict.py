@@ -32,7 +32,6 @@ from .kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
 from .on_device import PARAMETER
 from .outline import Outline, options_of, outline_of
 from .packed import packed, packed_trace
-from .quantised import base_of, scratch_of
 from .segments import deepen, fixed
 from .workspaces import has_cudnn_attention
 
@@ -105,6 +104,8 @@ def _check_autocast(report: Report, run: Run) -> None:
     if refusal is not None:
         raise refusal
     if (quantised := report.known.quantised) is not None:
+        from .quantised import base_of
+
         base = None if quantised.method == "gguf" else base_of(report)
         if run.lora_rank is None or not isinstance(base, FourBits) or base.dtype != run.autocast:
             raise UnsupportedError("autocast_quantised", method=quantised.method)
@@ -243,6 +244,8 @@ def _quantised_assumptions(report: Report) -> tuple[Message, ...]:
 
 def _quantised_range(report: Report, run: Run, low: Footprint) -> Footprint:
     """The footprint of a model whose kernels cannot be traced. low: the lower bound, a dense run with the quantised weights."""
+    from .quantised import scratch_of
+
     assert report.known.quantised is not None
     fixed_bytes, token_bytes, source = scratch_of(report, run)
     scratch_bytes = fixed_bytes + token_bytes * run.batch * run.prompt_tokens
@@ -291,6 +294,8 @@ def explored(memory: MemoryReport) -> MemoryReport:
     if memory.predicted.peak_range is not None and _is_point(run):
         dense = symbolic_trace(report, run)
         if dense is not None:
+            from .quantised import scratch_of
+
             fixed_bytes, token_bytes, _ = scratch_of(report, run)
             low = explore_trace(packed_trace(dense, weights_bytes), run)
             most = RequestSize((fixed_bytes, 0, 0, 0, 0, token_bytes, 0, 0))
@@ -331,6 +336,8 @@ def _timeline_and_base(report: Report, run: Run, place: Place | None = None) -> 
     """`timeline_of`, and bitsandbytes' layout of the weights if the trace contains its kernels."""
     if report.known.quantised is None:
         return *_dense_timeline(report, run, place), None
+    from .quantised import base_of
+
     weights_bytes = report.known.loaded_bytes
     base = base_of(report)
     if base is not None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from ..architectures import FAMILIES, Architecture, StoredForm
+from ..architectures import FAMILIES, Architecture, StoredForm, architecture_of
+from ..architectures.reading import is_described
 from ..checkpoint import Checkpoint, DType, ModelRef, Origin, Tensor
 from ..declarations import KEY, declares_quantisation, settled, undeclared
 from ..errors import MalformedError, NotFoundError, QwenInspectError, UnavailableError, UnsupportedError, UsageError
@@ -21,11 +21,12 @@ from ..spec import ModelSpec, each_tensor
 from ..values import dataclass
 from .accounting import components, predicted_elements, predicted_files
 from .attention import attention_report
-from .kept_design import known_architecture
 from .kv_cache import CacheFormat, cache_report, checkpoint_format, read_formats
 from .reconcile import against_files, against_instantiated, contradictions, copies
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from typing_extensions import Unpack
 
     from ..results.listing import CatalogEntry
@@ -251,7 +252,16 @@ def _of_config(
 ) -> tuple[Mapping[str, Any], Architecture]:
     config = _config(checkpoint)
     code = code_of(checkpoint, config) if trust_remote_code else None
-    return config, known_architecture(config, stored=files, code=code)
+    return config, _architecture(config, files, code)
+
+
+def _architecture(config: Mapping[str, Any], files: Sequence[Tensor] | None, code: Path | None = None) -> Architecture:
+    """`known_architecture`, whose cache no class that is described here needs."""
+    if isinstance(config.get("model_type"), str) and is_described(config):
+        return architecture_of(config, stored=files)
+    from .kept_design import known_architecture
+
+    return known_architecture(config, stored=files, code=code)
 
 
 def _of_gguf(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], Architecture]:
@@ -262,7 +272,7 @@ def _of_gguf(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], Architecture]:
     gguf.check_model(metadata, tensors)
     try:
         config = gguf.configuration(metadata, tensors)
-        return config, replace(known_architecture(config, stored=tensors), stored_form=gguf.stored_form)
+        return config, replace(_architecture(config, tensors), stored_form=gguf.stored_form)
     except UnsupportedError:
         from ..architectures.gguf_design import architecture as own_design
         from ..architectures.gguf_families import family_design

@@ -7,16 +7,17 @@ by `prepare_model_for_kbit_training`: everything that is not quantised is cast t
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UnavailableError, UnsupportedError
-from ..results.quantisation import Bnb4
 from ..values import dataclass
+
+if TYPE_CHECKING:
+    from ..results.quantisation import Bnb4
 
 ALL_LINEAR = "all-linear"  # PEFT's word for every linear module but the head
 MATRIX = re.compile(r"\.lora_(embedding_)?[AB]\.")
@@ -202,6 +203,8 @@ def bitsandbytes() -> Any:
 
 def _package(name: str) -> Any:
     """Imports an optional package without its log messages, such as bitsandbytes' about missing kernels."""
+    import logging
+
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

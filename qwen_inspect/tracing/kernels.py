@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -50,6 +49,8 @@ def as_on_cuda(padding: Recorder | None = None, *, cudnn: bool = False, device: 
     padding: the recorder of a run with padding masks; masked calls then allocate as on CUDA. transformers assumes that a mask on
     fake tensors masks something. cudnn: as in `TraceRequest`. device: "cpu" has a fused kernel for float32 with GQA.
     """
+    import logging
+
     import torch
     import torch._meta_registrations as shapes
     import transformers

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from ...language import Language
-from ...results.fit import Bound, CardAnswer, CardReach, Change, Ends, FitReport, Gpu, Largest, Origin, Suggestion
+from ...results.fit import Bound, CardAnswer, CardReach, Change, Ends, FitReport, Gpu, Largest, Suggestion
+from ...results.gpu import Origin
 from ...results.memory import Autocast, Cache, Loader, Mode
 from .common import OfModelJSON, model_content
 from .values import Count, Keywords, Positive, TypedDict
