@@ -216,7 +216,7 @@ def test_an_october_build_reserves_fewer_outputs() -> None:
 def test_an_architecture_without_a_graph_has_a_lower_bound() -> None:
     """The logits and the states before them: 512 tokens x (8,000 + 256) x 4 bytes."""
     keys = {**COMMON, "block_count": 1}
-    metadata = {"general.architecture": "starcoder", **{f"starcoder.{key}": value for key, value in keys.items()}}
+    metadata = {"general.architecture": "grok", **{f"grok.{key}": value for key, value in keys.items()}}
     tensors = tuple(Tensor(name, shape[::-1], DType.F16) for name, shape, _ in decoder(1))
     options = LlamaCppOptions(program="llama-cli", context_tokens=4096)
     compute = Plan(GgufModel(metadata, tensors), options, [24 * GIB], BUILDS["b11549"]).compute()

@@ -41,8 +41,10 @@ def write_header(path: Path, architecture: str, keys: Mapping[str, Any], tensors
     """A GGUF file whose data is a hole. Shapes as ggml has them, the row's length first."""
     made = gguf.GGUFWriter(path, architecture)
     for key, value in keys.items():
+        if value is None:
+            continue
         add = {bool: made.add_bool, int: made.add_uint32, float: made.add_float32}.get(type(value), made.add_array)
-        add(f"{architecture}.{key}", value)
+        add(key if key.startswith("xielu.") else f"{architecture}.{key}", value)
     made.add_string("tokenizer.ggml.model", "none")
     total = 0
     for name, shape, kind in tensors:

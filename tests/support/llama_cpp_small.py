@@ -48,9 +48,11 @@ from .llama_cpp_files import (
     without,
     write_header,
 )
+from .llama_cpp_further import FURTHER
 
 # Architecture -> (layers, keys beside COMMON, tensors).
 SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]] = {
+    **FURTHER,
     "llama": (3, {}, lambda: decoder(3)),
     "qwen2": (3, {}, lambda: decoder(3, further=BIASES)),
     "qwen3": (3, {}, lambda: decoder(3, further=NORMED)),

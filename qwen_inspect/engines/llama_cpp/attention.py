@@ -50,17 +50,32 @@ class Attention(Parts):
             query = like("MUL", query, self._input("attn_scale", F32, 1, 1, self._batch.tokens))
         if self._design.scaled_query:
             query = like("SCALE", query)
-        if not self._design.gated_query:
-            return self._linear(f"blk.{layer}.attn_output", self._attend(layer, query, key, value))
         attended = self._attend(layer, query, key, value)
-        attended = like("MUL", attended, like("UNARY", contiguous(gate, *attended.shape[:2])))
-        return self._linear(f"blk.{layer}.attn_output", attended)
+        if self._design.gated_query:
+            attended = like("MUL", attended, like("UNARY", contiguous(gate, *attended.shape[:2])))
+        if f"blk.{layer}.attn_gate.weight" in self._tensors:
+            attended = self._gated(attended, matmul(self._needed(f"blk.{layer}.attn_gate.weight"), inputs))
+        if self._has(f"blk.{layer}.attn_sub_norm"):
+            attended = self._norm(attended, f"blk.{layer}.attn_sub_norm")
+        attended = self._linear(f"blk.{layer}.attn_output", attended)
+        return like("SCALE", attended) if self._key("attention.value_scale") else attended
+
+    def _gated(self, attended: Node, gate: Node) -> Node:
+        """By a number for each number, or for each head."""
+        gate = like("UNARY", gate)
+        if gate.shape[0] == attended.shape[0]:
+            return like("MUL", attended, gate)
+        heads, tokens = gate.shape[:2]
+        by_head = reshape(attended, attended.shape[0] // heads, heads, tokens)
+        return reshape(like("MUL", by_head, reshape(gate, 1, heads, tokens)), *attended.shape[:2])
 
     def _turns(self, layer: int) -> bool:
         """Whether RoPE turns Q and K. Source: hparams.has_rope, n_no_rope_layer_step."""
         design = self._design
         if design.turns_by_key:
             return self._key("rope.scaling.finetuned") is not False
+        if design.turns_windowed and self._read.window_kind is not None:
+            return self._read.windowed[layer]
         return design.turns and (not design.unturned or (layer + 1) % design.unturned != 0)
 
     def _head_norm(self, node: Node, layer: int, part: str) -> Node:

@@ -20,11 +20,13 @@ class Design:
     scaled_embedding: by a number; scaled_rows: by a row of numbers for tokens, where inputs may be mixed. gating: of experts,
     None: by the file's key. normalised: whether the chosen experts' weights are, None: by the file's key. rows_at: where the
     rows of output tokens are taken: in the last layer, after it, or after the output norm. capped: scores and logits are.
-    turns, turns_by_key: whether RoPE turns Q and K, or the file's key says so; unturned: every so many layers it does not, 0:
-    none. positions: of each token. gated_query: Q's matrix makes a gate for attention's result too. single: a layer has one
-    part. squared: ReLU is. divided_gate: the shared expert's gate is silu(x) / x. residual_first, forward_last: the order of
-    the sums after attention and after the feed-forward block. norms_apart: a layer's norm is expanded before the rest. since:
-    the first build that is known here.
+    scaled_logits: by the file's key. turns, turns_by_key: whether RoPE turns Q and K, or the file's key says so;
+    turns_windowed: in layers with windows alone; unturned: every so many layers it does not, 0: none. parallel: the
+    feed-forward block has attention's input, and what is added to its result first. bare_norms: norms have no weights.
+    positions: of each token. gated_query: Q's matrix makes a gate for attention's result too. single: a layer has one part.
+    squared: ReLU is. divided_gate: the shared expert's gate is silu(x) / x. residual_first, forward_last: the order of the
+    sums after attention and after the feed-forward block. norms_apart: a layer's norm is expanded before the rest. since: the
+    first build that is known here.
     """
 
     scaled_embedding: bool = False
@@ -36,6 +38,10 @@ class Design:
     capped: bool = False
     turns: bool = True
     turns_by_key: bool = False
+    turns_windowed: bool = False
+    parallel: Literal["residual", "attention"] | None = None
+    scaled_logits: bool = False
+    bare_norms: bool = False
     unturned: int = 0
     single: bool = False
     squared: bool = False
@@ -56,18 +62,27 @@ NEMOTRON = Design(
 )
 LFM2 = Design(gating=None, residual_first=True, forward_last=True, output_norm="token_embd_norm", since=11_218)
 DESIGNS: Mapping[str, Design] = {
-    **dict.fromkeys(("llama", "qwen2", "qwen3", "qwen3moe", "granite", "granitemoe"), Design()),
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "qwen3moe"), Design()),
+    **dict.fromkeys(("granite", "granitemoe"), Design(scaled_logits=True)),
     **dict.fromkeys(
         (
+            "apertus",
             "arcee",
+            "bitnet",
+            "chatglm",
+            "dbrx",
+            "deci",
             "ernie4_5",
-            "exaone4",
+            "exaone",
             "glm4",
             "hunyuan-dense",
             "internlm2",
             "minicpm",
             "olmo2",
+            "plamo3",
+            "qwen",
             "seed_oss",
+            "stablelm",
             "starcoder2",
             "xverse",
         ),
@@ -76,13 +91,25 @@ DESIGNS: Mapping[str, Design] = {
     **dict.fromkeys(("ernie4_5-moe", "hunyuan-moe"), Design(since=RECENT)),
     **dict.fromkeys(("deepseek", "olmoe"), Design(normalised=False, since=RECENT)),
     "qwen2vl": Design(positions=4),
-    **dict.fromkeys(("qwen3vl", "qwen3vlmoe"), Design(positions=4, since=RECENT)),
+    **dict.fromkeys(("hunyuan_vl", "qwen3vl", "qwen3vlmoe"), Design(positions=4, since=RECENT)),
     "qwen2moe": Design(divided_gate=True, normalised=False),
+    **dict.fromkeys(("bloom", "gpt2", "mpt", "starcoder"), Design(turns=False, since=RECENT)),
+    **dict.fromkeys(("command-r", "gptneox"), Design(parallel="residual", scaled_logits=True, since=RECENT)),
+    "cohere2": Design(parallel="residual", scaled_logits=True, turns_windowed=True, since=RECENT),
+    "falcon": Design(parallel="attention", since=RECENT),
+    "phi2": Design(parallel="attention", scaled_query=True, forward_last=True, since=RECENT),
+    "nemotron": Design(squared=True, since=RECENT),
+    "olmo": Design(bare_norms=True, since=RECENT),
+    "exaone4": Design(turns_windowed=True, since=RECENT),
+    "exaone-moe": Design(turns_windowed=True, gating=None, normalised=None, since=RECENT),
+    "bailingmoe": Design(normalised=None, since=RECENT),
+    "afmoe": Design(scaled_embedding=True, gating=None, normalised=None, unturned=4, since=RECENT),
+    "mimo2": Design(gating="sigmoid", since=11_218),
     "smollm3": Design(unturned=4, since=RECENT),
     "gemma": Design(scaled_embedding=True, scaled_query=True),
     "gemma2": Design(scaled_embedding=True, scaled_query=True, capped=True, since=RECENT),
     "gemma3": GEMMA,
-    "phi3": Design(scaled_query=True, forward_last=True),
+    **dict.fromkeys(("phi3", "phimoe"), Design(scaled_query=True, forward_last=True)),
     "gpt-oss": Design(gating="softmax_weight", normalised=False, rows_at="end", since=RECENT),
     **dict.fromkeys(
         ("bailingmoe2", "deepseek2", "dots1", "glm4moe"), Design(gating=None, normalised=None, since=RECENT)
@@ -91,9 +118,11 @@ DESIGNS: Mapping[str, Design] = {
         ("qwen35", "qwen35moe"), Design(positions=4, gated_query=True, norms_apart=True, rows_at="norm", since=11218)
     ),
     "qwen3next": Design(gated_query=True, norms_apart=True, rows_at="norm", since=11218),
-    "granitehybrid": Design(turns_by_key=True, since=11_218),
+    "granitehybrid": Design(turns_by_key=True, scaled_logits=True, since=11_218),
     **dict.fromkeys(("nemotron_h", "nemotron_h_moe"), NEMOTRON),
-    "mamba2": Design(single=True, since=11_218),
+    **dict.fromkeys(("mamba", "mamba2"), Design(single=True, since=11_218)),
+    "jamba": Design(normalised=False, turns=False, residual_first=True, forward_last=True, since=11_218),
+    **dict.fromkeys(("falcon-h1", "plamo2"), Design(since=11_218)),
     "lfm2": LFM2,
     "lfm2moe": LFM2,
     "minimax-m2": Design(gating=None, since=RECENT),

@@ -40,6 +40,10 @@ class FeedForward(Parts):
             inner = new("GLU", (up.shape[0] // 2, *up.shape[1:]), up)
         else:
             inner = self._activated(up)
+            if f"{prefix}ffn.act.scales" in self._tensors:
+                inner = like("DIV", inner, self._needed(f"{prefix}ffn.act.scales"))
+        if self._has(f"{prefix}ffn_sub_norm"):
+            inner = self._norm(inner, f"{prefix}ffn_sub_norm")
         return self._linear(f"{prefix}ffn_down{suffix}", inner)
 
     def _of_best_groups(self, scores: Node, size: int, groups: int) -> Node:

@@ -36,7 +36,7 @@ class Decoder(Attention, FeedForward, Mamba):
         assert head is not None
         state = matmul(head, state)
         state = self._with_bias(state, "output.bias")
-        if self._key("logit_scale") is not None and self._read.architecture.startswith("granite"):
+        if self._key("logit_scale") and self._design.scaled_logits:
             state = like("SCALE", state)
         if self._design.capped or (self._design is GEMMA and self._key("final_logit_softcapping")):
             state = like("SCALE", like("UNARY", like("SCALE", state)))
@@ -65,8 +65,13 @@ class Decoder(Attention, FeedForward, Mamba):
         if self._design.scaled_rows and build.mixed_input:
             state = like("MUL", state, leaf(F32, 1, tokens))
         self.graph.expand(state)
-        scaled = self._design.scaled_embedding or (self._design.scaled_rows and not build.mixed_input)
-        return like("SCALE", state) if scaled else state
+        if self._design.scaled_embedding or (self._design.scaled_rows and not build.mixed_input):
+            state = like("SCALE", state)
+        if "position_embd.weight" in self._tensors:
+            positions = self._input("positions", I32, tokens)
+            state = like("ADD", state, rows(self._needed("position_embd.weight"), positions))
+        norm = "token_embd_norm"
+        return state if self._design.output_norm == norm else self._norm_if_any(state, norm)
 
     @property
     def _rows_at(self) -> str:
@@ -95,28 +100,54 @@ class Decoder(Attention, FeedForward, Mamba):
         return like("ADD", result, inputs)
 
     def _double(self, layer: int, inputs: Node) -> Node:
+        """A layer of attention or states, then a feed-forward block."""
         prefix, design = f"blk.{layer}.", self._design
         normed = self._norm_if_any(inputs, f"{prefix}attn_norm")
         if design.norms_apart:
             self.graph.expand(normed)
-        recurrent = layer < self._read.layers and self._read.recurrent[layer]
-        attended = self._recurrent(layer, normed) if recurrent else self._attention(layer, normed)
+        second = f"{prefix}attn_norm_2"  # Falcon 40B
+        attended = self._mixed(layer, self._norm(inputs, second) if self._has(second) else normed, inputs)
+        if f"{prefix}ffn_down.weight" not in self._tensors and not self._read.experts.count:
+            return inputs  # DeciLM drops the attention of a layer without a feed-forward block
         if layer == self._read.layers - 1 and self._rows_at == "layer":
             chosen = self._input("out_ids", I32, self._batch.outputs)
-            attended, inputs = rows(attended, chosen), rows(inputs, chosen)
-        before, after = f"{prefix}ffn_norm", f"{prefix}post_attention_norm"
-        if f"{before}.weight" in self._tensors or f"{prefix}post_ffw_norm.weight" in self._tensors:
+            attended, inputs, normed = (rows(node, chosen) for node in (attended, inputs, normed))
+        if design.parallel and self._key("use_parallel_residual") is not False:
+            before = inputs if self._has(f"{prefix}ffn_norm") else normed
+            forward = self._feed_forward(layer, self._norm_if_any(before, f"{prefix}ffn_norm"))
+            if design.parallel == "residual":
+                return like("ADD", like("ADD", forward, inputs), attended)
+            both = like("ADD", attended, forward) if design.forward_last else like("ADD", forward, attended)
+            return like("ADD", both, inputs)
+        norm, after = f"{prefix}ffn_norm", f"{prefix}post_attention_norm"
+        if self._has(norm) or self._has(f"{prefix}post_ffw_norm"):
             attended = self._norm_if_any(attended, after)
         else:
-            before = after
+            norm = after if self._has(after) else f"{prefix}attn_output_norm"
         attended = self._scaled(attended)
-        middle = like("ADD", inputs, attended) if design.residual_first else like("ADD", attended, inputs)
-        forward = self._feed_forward(layer, self._norm_if_any(middle, before))
+        if not self._read.heads[layer]:
+            middle = attended
+        else:
+            middle = like("ADD", inputs, attended) if design.residual_first else like("ADD", attended, inputs)
+        alone = not (self._has(norm) or self._has(f"{prefix}post_ffw_norm") or design.bare_norms)  # StableLM 2 12B
+        forward = self._feed_forward(layer, normed if alone else self._norm_if_any(middle, norm))
         forward = self._scaled(self._norm_if_any(forward, f"{prefix}post_ffw_norm"))
         return like("ADD", middle, forward) if design.forward_last else like("ADD", forward, middle)
 
+    def _mixed(self, layer: int, normed: Node, inputs: Node) -> Node:
+        """Attention or states; for Falcon-H1 both, each with a norm of the layer's input; for DeciLM a matrix or nothing."""
+        if not self._read.heads[layer]:
+            return inputs
+        if not self._read.recurrent[layer]:
+            name = f"blk.{layer}.attn_output"
+            return self._attention(layer, normed) if self._read.kv_heads[layer] else self._linear(name, normed)
+        if not self._read.attends(layer):
+            return self._recurrent(layer, normed)
+        attended = self._attention(layer, normed)
+        return like("ADD", attended, self._recurrent(layer, self._norm(inputs, f"blk.{layer}.attn_norm")))
+
     def _norm_if_any(self, node: Node, name: str) -> Node:
-        return self._norm(node, name) if f"{name}.weight" in self._tensors else node
+        return self._norm(node, name) if self._has(name) or self._design.bare_norms else node
 
     def _scaled(self, node: Node) -> Node:
         return like("SCALE", node) if self._key("residual_scale") else node

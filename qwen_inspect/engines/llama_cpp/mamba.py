@@ -1,18 +1,37 @@
-"""The nodes of Mamba 2, in Granite 4, Nemotron-H and Mamba 2 itself.
+"""The nodes of Mamba (1, PLaMo 2's and 2), alone or in hybrids.
 
-Source: llama.cpp b11549, src/models/mamba-base.cpp (build_mamba2_layer), src/llama-graph.cpp (build_rs).
+Source: llama.cpp b11549, src/models/mamba-base.cpp (build_mamba_layer, build_mamba2_layer), plamo2.cpp, src/llama-graph.cpp
+(build_rs).
 """
 
 from __future__ import annotations
 
 from .recurrent import Recurrent
-from .tensors import F32, I32, Node, contiguous, copied, like, matmul, new, overwritten, reshape, rows, stored, view
+from .tensors import (
+    F32,
+    I32,
+    Node,
+    contiguous,
+    copied,
+    like,
+    matmul,
+    new,
+    overwritten,
+    permute,
+    reshape,
+    rows,
+    stored,
+    strides_of,
+    view,
+)
 
 
 class Mamba(Recurrent):
-    """A layer of Mamba 2."""
+    """A layer of Mamba."""
 
     def _mamba(self, layer: int, inputs: Node) -> Node:
+        if f"blk.{layer}.ssm_x.weight" in self._tensors:
+            return self._mamba_1(layer, inputs)
         prefix, sizes = f"blk.{layer}.", self._read.recurrence
         tokens, sequences = self._by_sequence
         heads, groups, size, inner = sizes.time_step_rank, sizes.group_count, sizes.state_size, sizes.inner_size
@@ -42,6 +61,57 @@ class Mamba(Recurrent):
         if f"{prefix}ssm_norm.weight" in self._tensors:
             result = self._norm(reshape(result, inner // groups, groups, tokens, sequences), f"{prefix}ssm_norm")
         return matmul(self._needed(f"{prefix}ssm_out.weight"), reshape(result, inner, tokens * sequences))
+
+    def _mamba_1(self, layer: int, inputs: Node) -> Node:
+        """Steps, B and C come of the convolution's result. PLaMo 2's has heads, and its gate lies between their inputs."""
+        prefix, sizes = f"blk.{layer}.", self._read.recurrence
+        tokens, sequences = self._by_sequence
+        inner, by_head = sizes.inner_size, self._read.architecture == "plamo2"
+        heads = sizes.time_step_rank if by_head else inner
+        width = inner // heads
+        inputs = reshape(inputs, inputs.shape[0], tokens, sequences)
+        joined = matmul(self._needed(f"{prefix}ssm_in.weight"), inputs)
+        if by_head:
+            joined = contiguous(permute(joined, 0, 2, 1, 3), 2 * width, heads, tokens, sequences)
+            gate, mixed = (
+                view(joined, (width, heads, tokens, sequences), joined.strides[1:], at) for at in (0, 4 * width)
+            )
+            mixed = contiguous(mixed, inner, tokens, sequences)
+        else:
+            gate, mixed = (view(joined, (inner, tokens, sequences), joined.strides[1:3], at) for at in (0, 4 * inner))
+        kernel = self._needed(f"{prefix}ssm_conv1d.weight")
+        turned = new("SSM_CONV", (inner, tokens, sequences, 1), self._convolution_inputs(layer, mixed, inner), kernel)
+        turned = like("UNARY", self._with_bias(turned, f"{prefix}ssm_conv1d.bias"))
+        steps, key, query = self._steps(prefix, turned, by_head)
+        steps = self._with_bias(matmul(self._needed(f"{prefix}ssm_dt.weight"), steps), f"{prefix}ssm_dt.bias")
+        value = reshape(turned, width, heads, tokens, sequences)
+        scanned = self._scan(layer, value, steps, key, query)
+        shape = value.shape if by_head else turned.shape
+        result = view(scanned, shape, strides_of(F32, shape)[1:])
+        skipped = new("MUL", shape, value if by_head else turned, self._needed(f"{prefix}ssm_d"))
+        result = new("GLU", shape, contiguous(gate), new("ADD", shape, result, skipped))
+        result = matmul(self._needed(f"{prefix}ssm_out.weight"), view(result, (inner, tokens, sequences)))
+        return reshape(result, result.shape[0], tokens * sequences)
+
+    def _steps(self, prefix: str, turned: Node, by_head: bool) -> tuple[Node, Node, Node]:
+        """The steps before their matrix, B and C. Source: ssm_dt_b_c_rms."""
+        tokens, sequences = self._by_sequence
+        size = self._read.recurrence.state_size
+        mixed = matmul(self._needed(f"{prefix}ssm_x.weight"), turned)
+        rank = mixed.shape[0] - 2 * size
+        starts = (2 * size, 0, size) if by_head else (0, rank, rank + size)
+        steps = view(mixed, (rank, tokens, sequences), mixed.strides[1:3], 4 * starts[0])
+        key, query = (
+            view(mixed, (size, 1, tokens, sequences), (4 * size, *mixed.strides[1:3]), 4 * start)
+            for start in starts[1:]
+        )
+        if not self._key("ssm.dt_b_c_rms") and not self._has(f"{prefix}ssm_dt_norm"):
+            return contiguous(steps), key, query
+        names = ("dt", "b", "c")
+        normed = [
+            self._norm(node, f"{prefix}ssm_{name}_norm") for name, node in zip(names, (steps, key, query), strict=True)
+        ]
+        return normed[0], normed[1], normed[2]
 
     def _scan(self, layer: int, value: Node, steps: Node, key: Node, query: Node) -> Node:
         """Reads the states where they lie, and writes them back."""

@@ -53,6 +53,10 @@ class Parts:
             )
         return self._weights[key]
 
+    def _has(self, name: str) -> bool:
+        """Whether the file has a norm of that name; a few are stored without the ending."""
+        return f"{name}.weight" in self._tensors or name in self._tensors
+
     def _needed(self, name: str) -> Node:
         weight = self._weight(name)
         if weight is None:
@@ -68,12 +72,18 @@ class Parts:
         bias = self._weight(name)
         return node if bias is None else like("ADD", node, bias)
 
+    @property
+    def _plain_norms(self) -> bool:
+        """Whether the file has layer norms, not RMS norms."""
+        root, plain = (self._key(f"attention.layer_norm_{name}epsilon") for name in ("rms_", ""))
+        return plain is not None and root is None
+
     def _norm(self, node: Node, name: str) -> Node:
-        """RMS norm with the weight of that name, if there is one. Source: build_norm."""
-        weight = self._weight(f"{name}.weight")
+        """The norm of the file's key, with the weight of that name, if there is one. Source: build_norm."""
+        weight = self._weight(f"{name}.weight") or self._weight(name)
         if weight is not None and self._batch.build.fork:
             return self._with_bias(like("FUSED_RMS_NORM", node, weight), f"{name}.bias")
-        normed = like("RMS_NORM", node)
+        normed = like("NORM" if self._plain_norms else "RMS_NORM", node)
         if weight is not None:
             normed = like("MUL", normed, weight)
         return self._with_bias(normed, f"{name}.bias")

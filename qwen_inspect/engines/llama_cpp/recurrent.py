@@ -32,7 +32,7 @@ class Recurrent(Parts):
     def _recurrent(self, layer: int, inputs: Node) -> Node:
         if self._read.recurrence.shortconv_cache:
             return self._short_convolution(layer, inputs)
-        if f"blk.{layer}.ssm_in.weight" in self._tensors and f"blk.{layer}.ssm_d" in self._tensors:
+        if f"blk.{layer}.ssm_in.weight" in self._tensors:
             return self._mamba(layer, inputs)
         return self._delta_net(layer, inputs)
 
