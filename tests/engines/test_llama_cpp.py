@@ -82,7 +82,7 @@ STAND_IN = replace(BUILDS["b11549"], converts_cache=False, keeps_fused=False)  #
 
 
 def test_every_architecture_whose_graph_is_known_is_held_against_the_library() -> None:
-    assert set(SMALL) == set(DESIGNS)
+    assert {name.partition(":")[0] for name in SMALL} == set(DESIGNS)
 
 
 # Recorded from the same library with stand-ins for CUDA devices of 24 GiB: alignment 128, every operation supported, host

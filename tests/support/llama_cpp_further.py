@@ -11,6 +11,7 @@ from typing import Any
 from .llama_cpp_files import (
     AFTER,
     EXPERT_INNER,
+    EXPERTS,
     HEAD,
     HEADS,
     INNER,
@@ -126,6 +127,76 @@ def deci() -> Tensors:
     return without(tensors, "blk.2.attn", "blk.3.ffn")
 
 
+LAYER_TABLE = {
+    "inp_gate.weight": ((WIDTH, PER_LAYER), "F16"),
+    "proj.weight": ((PER_LAYER, WIDTH), "F16"),
+    "post_norm.weight": ((WIDTH,), "F32"),
+}
+ALTUP, LAUREL, ALTUP_WIDTH = 4, 64, 256  # n_altup, laurel_rank, n_embd_altup: llama-hparams.h
+ALTUP_LAYER = {
+    "inp_gate.weight": ((WIDTH, ALTUP_WIDTH), "F16"),
+    "proj.weight": ((ALTUP_WIDTH, WIDTH), "F16"),
+    "post_norm.weight": ((WIDTH,), "F32"),
+    "altup_correct_coef.weight": ((ALTUP, ALTUP), "F16"),
+    "altup_correct_scale.weight": ((WIDTH,), "F32"),
+    "altup_predict_coef.weight": ((ALTUP, ALTUP * ALTUP), "F16"),
+    "altup_router.weight": ((WIDTH, ALTUP), "F16"),
+    "altup_router_norm.weight": ((WIDTH,), "F32"),
+    "laurel_l.weight": ((WIDTH, LAUREL), "F16"),
+    "laurel_r.weight": ((LAUREL, WIDTH), "F16"),
+    "laurel_post_norm.weight": ((WIDTH,), "F32"),
+}
+SECOND_BLOCK = {
+    "ffn_gate.weight": ((WIDTH, INNER), "F16"),
+    "ffn_up.weight": ((WIDTH, INNER), "F16"),
+    "ffn_down.weight": ((INNER, WIDTH), "F16"),
+    "ffn_gate_inp.scale": ((WIDTH,), "F32"),
+    "ffn_down_exps.scale": ((EXPERTS,), "F32"),
+    **dict.fromkeys(
+        (f"{name}.weight" for name in ("pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2")), ((WIDTH,), "F32")
+    ),
+}
+
+
+def by_layer(tensors: Tensors, layers: int, width: int) -> Tensors:
+    return [
+        *tensors,
+        ("per_layer_token_embd.weight", (layers * width, VOCABULARY), "F16"),
+        ("per_layer_model_proj.weight", (WIDTH, layers * width), "F16"),
+        ("per_layer_proj_norm.weight", (width,), "F32"),
+    ]
+
+
+def gemma_4(layers: int, further: Mapping[str, tuple[Shape, str]], *, mixture: bool = False) -> Tensors:
+    """Full attention in the last layer of four, with wider heads and K for V; as many last layers as told use others' cells."""
+    scale = {"layer_output_scale.weight": ((1,), "F32")}
+    tensors = decoder(layers, tied=True, mixture=mixture, further={**NORMED, **AFTER, **scale, **further})
+    full = {
+        "attn_q.weight": (WIDTH, 2 * HEADS * HEAD),
+        "attn_k.weight": (WIDTH, 2 * KV_HEADS * HEAD),
+        "attn_output.weight": (2 * HEADS * HEAD, WIDTH),
+        "attn_q_norm.weight": (2 * HEAD,),
+        "attn_k_norm.weight": (2 * HEAD,),
+    }
+    wide = {f"blk.{layer}.{name}": shape for layer in range(3, layers, 4) for name, shape in full.items()}
+    tensors = [(name, wide.get(name, shape), kind) for name, shape, kind in tensors]
+    tensors.append(("rope_freqs.weight", (HEAD,), "F32"))
+    return without(tensors, *(f"blk.{layer}.attn_v." for layer in range(3, layers, 4)))
+
+
+GEMMA_4 = {
+    **WINDOW,
+    "attention.key_length": 2 * HEAD,
+    "attention.value_length": 2 * HEAD,
+    "attention.key_length_swa": HEAD,
+    "attention.value_length_swa": HEAD,
+    "rope.dimension_count": 2 * HEAD,
+    "rope.dimension_count_swa": HEAD,
+    "embedding_length_per_layer_input": 0,
+    "attention.sliding_window_pattern": [True, True, True, False, True, True, True, False],
+}
+
+
 FURTHER: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]] = {
     "apertus": (
         3,
@@ -217,6 +288,35 @@ FURTHER: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]] = {
         3,
         {**MIXTURE, "feed_forward_length": EXPERT_INNER},
         lambda: [*decoder(3, mixture=True, further={**TWO_NORMS, **OUT_BIAS}), *LAST_BIAS, OUTPUT_BIAS],
+    ),
+    "gemma3n": (
+        25,
+        {**WINDOW, "embedding_length_per_layer_input": ALTUP_WIDTH},
+        lambda: [
+            *by_layer(decoder(25, tied=True, further={**NORMED, **AFTER, **ALTUP_LAYER}), 25, ALTUP_WIDTH),
+            *((name, (WIDTH, WIDTH, ALTUP - 1), "F16") for name in ("altup_proj.weight", "altup_unembd_proj.weight")),
+        ],
+    ),
+    "gemma4": (
+        8,
+        {**GEMMA_4, "embedding_length_per_layer_input": PER_LAYER, "attention.shared_kv_layers": 4},
+        lambda: by_layer(gemma_4(8, LAYER_TABLE), 8, PER_LAYER),
+    ),
+    "gemma4:mixture": (8, {**GEMMA_4, **MIXTURE}, lambda: gemma_4(8, SECOND_BLOCK, mixture=True)),
+    "llama4": (
+        4,
+        {**MIXTURE, "interleave_moe_layer_step": 1},
+        lambda: without(decoder(4, mixture=True, further=SHARED), "exp_probs"),
+    ),
+    "llama4:full": (
+        4,
+        {**MIXTURE, "interleave_moe_layer_step": 1, "expert_used_count": 1, "attention.sliding_window": 0},
+        lambda: without(decoder(4, mixture=True, further=SHARED), "exp_probs"),
+    ),
+    "mamba:falcon": (
+        3,
+        {**SSM_1, "attention.head_count": 0, "feed_forward_length": 0, "ssm.dt_b_c_rms": True},
+        lambda: recurrent(without(decoder(3), "ffn_"), (0, 1, 2), MAMBA_1),
     ),
     "falcon-h1": (3, SSM, lambda: renamed(beside(decoder(3)), "ffn_norm.weight", "ffn_norm")),
     "mamba": (

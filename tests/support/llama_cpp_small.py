@@ -50,7 +50,7 @@ from .llama_cpp_files import (
 )
 from .llama_cpp_further import FURTHER
 
-# Architecture -> (layers, keys beside COMMON, tensors).
+# Architecture, or with a variant after a colon -> (layers, keys beside COMMON, tensors).
 SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]] = {
     **FURTHER,
     "llama": (3, {}, lambda: decoder(3)),
@@ -254,6 +254,6 @@ SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]] = {
 }
 
 
-def write_small(path: Path, architecture: str) -> Path:
-    layers, keys, tensors = SMALL[architecture]
-    return write_header(path, architecture, {**COMMON, "block_count": layers, **keys}, tensors())
+def write_small(path: Path, name: str) -> Path:
+    layers, keys, tensors = SMALL[name]
+    return write_header(path, name.partition(":")[0], {**COMMON, "block_count": layers, **keys}, tensors())

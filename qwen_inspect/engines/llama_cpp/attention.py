@@ -35,22 +35,25 @@ class Attention(Parts):
     def _attention(self, layer: int, inputs: Node) -> Node:
         if self._read.latent:
             return self._latent_attention(layer, inputs)
-        query, key, value = self._projections(layer, inputs)
+        query, *own = self._projections(layer, inputs)
         length = query.shape[0]
         gate = (
             view(query.sources[0], query.shape[:3], (8 * length, 8 * length * query.shape[1]), 4 * length)
             if self._design.gated_query
             else query
         )
-        query, key = (self._head_norm(node, layer, part) for node, part in ((query, "q"), (key, "k")))
-        if self._turns(layer):
-            position = self._input("positions", I32, self._batch.tokens * self._design.positions)
-            query, key = (like("ROPE", node, position) for node in (query, key))
-        if self._key("attention.temperature_scale"):
+        query = self._turned(layer, self._head_norm(query, layer, "q"))
+        if own:
+            own[0] = self._turned(layer, self._head_norm(own[0], layer, "k"))
+        if own and self._design.normed_values:
+            own[1] = like("RMS_NORM", own[1])
+        if self._key("attention.temperature_scale") or (self._design.chunked and not self._turns(layer)):
             query = like("MUL", query, self._input("attn_scale", F32, 1, 1, self._batch.tokens))
+        if self._design.chunked and self._turns(layer) and self._read.experts.count != 128:  # Llama4TextL2Norm
+            query, own[0] = like("RMS_NORM", query), like("RMS_NORM", own[0])
         if self._design.scaled_query:
             query = like("SCALE", query)
-        attended = self._attend(layer, query, key, value)
+        attended = self._attend(layer, query, own)
         if self._design.gated_query:
             attended = like("MUL", attended, like("UNARY", contiguous(gate, *attended.shape[:2])))
         if f"blk.{layer}.attn_gate.weight" in self._tensors:
@@ -68,6 +71,11 @@ class Attention(Parts):
         heads, tokens = gate.shape[:2]
         by_head = reshape(attended, attended.shape[0] // heads, heads, tokens)
         return reshape(like("MUL", by_head, reshape(gate, 1, heads, tokens)), *attended.shape[:2])
+
+    def _turned(self, layer: int, node: Node) -> Node:
+        if not self._turns(layer):
+            return node
+        return like("ROPE", node, self._input("positions", I32, self._batch.tokens * self._design.positions))
 
     def _turns(self, layer: int) -> bool:
         """Whether RoPE turns Q and K. Source: hparams.has_rope, n_no_rope_layer_step."""
@@ -89,12 +97,17 @@ class Attention(Parts):
         weight = self._tensors.get(f"blk.{layer}.attn_{part}_norm.weight")
         return weight is not None and weight.elements > self._read.key_length
 
-    def _projections(self, layer: int, inputs: Node) -> tuple[Node, Node, Node]:
-        """Source: build_qkv."""
+    def _lengths(self, layer: int) -> tuple[int, int]:
+        """Of a head of K and of V."""
+        read = self._read
+        if read.windowed[layer]:
+            return read.key_length_swa, read.value_length_swa
+        return read.key_length, read.value_length
+
+    def _projections(self, layer: int, inputs: Node) -> list[Node]:
+        """Q, K and V; Q alone where the layer uses another one's cells. Source: build_qkv."""
         read, tokens, prefix = self._read, self._batch.tokens, f"blk.{layer}."
-        windowed = read.windowed[layer]
-        key_length = read.key_length_swa if windowed else read.key_length
-        value_length = read.value_length_swa if windowed else read.value_length
+        key_length, value_length = self._lengths(layer)
         sizes = (
             (key_length, read.heads[layer]),
             (key_length, read.kv_heads[layer]),
@@ -109,7 +122,10 @@ class Attention(Parts):
             ]
         else:
             views = []
-            for part, (length, heads) in zip("qkv", sizes, strict=True):
+            for part, (length, heads) in zip("qkv" if layer < read.with_cache else "q", sizes, strict=False):
+                if part == "v" and f"{prefix}attn_v.weight" not in self._tensors:
+                    views.append(views[1])
+                    continue
                 node = self._linear(f"{prefix}attn_{part}", inputs)
                 if part == "q" and self._design.gated_query:
                     views.append(view(node, (length, heads, tokens), (8 * length, 8 * length * heads)))
@@ -117,48 +133,56 @@ class Attention(Parts):
                 if self._norms_whole(layer, part):
                     node = self._norm(node, f"{prefix}attn_{part}_norm")
                 views.append(reshape(node, length, heads, tokens))
-        return views[0], views[1], views[2]
+        return views
 
-    def _attend(self, layer: int, query: Node, key: Node, value: Node) -> Node:
-        """Source: build_attn with llm_graph_input_attn_kv and _kv_iswa."""
+    def _attend(self, layer: int, query: Node, own: list[Node]) -> Node:
+        """own: K and V, where the layer has cells. Source: build_attn with llm_graph_input_attn_kv and _kv_iswa."""
         read, batch = self._read, self._batch
         windowed = read.windowed[layer] and read.window_kind is not None
         kind = "_swa" if windowed else ""
-        key_rotation = self._rotation(batch.key_type, read.key_length, f"k{kind}")
-        value_rotation = self._rotation(batch.value_type, read.value_length, f"v{kind}")
+        key_length, value_length = self._lengths(layer)
+        key_rotation = self._rotation(batch.key_type, key_length, f"k{kind}")
+        value_rotation = self._rotation(batch.value_type, value_length, f"v{kind}")
         if key_rotation is not None:
-            query, key = _rotated(query, key_rotation), _rotated(key, key_rotation)
-        if value_rotation is not None:
-            value = _rotated(value, value_rotation)
-        order = (query, key, value) if read.window_kind is not None else (query, value, key)
-        for node in order:
+            query = _rotated(query, key_rotation)
+        own = [
+            node if rotation is None else _rotated(node, rotation)
+            for node, rotation in zip(own, (key_rotation, value_rotation), strict=False)
+        ]
+        for node in (query, *(own if read.window_kind is not None else own[::-1])):
             self.graph.expand(node)
         cells = batch.window_cells if windowed else batch.cells
         flash = batch.flash_attention
-        device = self._placed[f"cache.{layer}"]
+        device = self._placed[f"cache.{self._with_cells(layer)}"]
         wide = read.most_values if not flash else read.values(layer)
         indices = batch.tokens if flash else batch.tokens * read.most_values
         keys = stored(batch.key_type, (read.keys(layer), cells, batch.streams), device, weight=False)
         values = stored(batch.value_type, (wide, cells, batch.streams), device, weight=False)
-        for node, cache, name, count in ((key, keys, "k", batch.tokens), (value, values, "v", indices)):
+        for node, cache, name, count in zip(own, (keys, values), "kv", (batch.tokens, indices), strict=False):
             whole = flash or name == "k"
             places = self._input(f"{name}_idxs{kind}", I64, count) if batch.build.indexed else None
             self.graph.expand(_stored(node, cache, places) if whole else _stored_across(node, cache, places))
-        cached_key = _cache_view(keys, key.shape[0], key.shape[1], cells, batch.streams)
+        heads = read.kv_heads[layer]
+        cached_key = _cache_view(keys, key_length, heads, cells, batch.streams)
         if flash:
-            cached_value = _cache_view(values, value.shape[0], value.shape[1], cells, batch.streams)
+            cached_value = _cache_view(values, value_length, heads, cells, batch.streams)
         else:
             number = values.strides[0]
             cached_value = view(
                 values,
-                (cells, value.shape[1], value.shape[0], batch.streams),
-                (number * cells * value.shape[0], number * cells, number * cells * wide),
+                (cells, heads, value_length, batch.streams),
+                (number * cells * value_length, number * cells, number * cells * wide),
             )
         mask = self._mask(windowed, cells)
         attended = self._mha(query, cached_key, cached_value, mask, layer)
         if value_rotation is not None:
             attended = _rotated(attended, value_rotation)
         return attended
+
+    def _with_cells(self, layer: int) -> int:
+        """The layer whose cells this one reads: its own or the last of its kind that has some. Source: create_memory."""
+        shared = layer >= self._read.with_cache
+        return self._read.with_cache - (2 if self._read.windowed[layer] else 1) if shared else layer
 
     def _rotation(self, kind: Type, head_length: int, part: str) -> Node | None:
         """The Hadamard matrix that a quantised cache is turned by. Source: build_input_k_rot, build_input_v_rot."""
@@ -200,7 +224,7 @@ class Attention(Parts):
             result = reshape(result, result.shape[0] * result.shape[1], tokens)
         else:
             scores = matmul(key, query)
-            if self._design.capped:
+            if self._design.capped_scores:
                 scores = like("SCALE", like("UNARY", like("SCALE", scores)))
             scores = like("SOFT_MAX", scores, mask, *further)
             if value.strides[1] <= value.strides[2] and decompress is not None:

@@ -19,10 +19,12 @@ class Design:
 
     scaled_embedding: by a number; scaled_rows: by a row of numbers for tokens, where inputs may be mixed. gating: of experts,
     None: by the file's key. normalised: whether the chosen experts' weights are, None: by the file's key. rows_at: where the
-    rows of output tokens are taken: in the last layer, after it, or after the output norm. capped: scores and logits are.
+    rows of output tokens are taken: in the last layer, after it, or after the output norm. capped: logits are;
+    capped_scores: scores too.
     scaled_logits: by the file's key. turns, turns_by_key: whether RoPE turns Q and K, or the file's key says so;
     turns_windowed: in layers with windows alone; unturned: every so many layers it does not, 0: none. parallel: the
-    feed-forward block has attention's input, and what is added to its result first. bare_norms: norms have no weights.
+    feed-forward block has attention's input, and what is added to its result first. bare_norms: norms have no weights. normed_values: V is.
+    chunked: Llama 4's attention and experts. altup: Gemma 3n's four states.
     positions: of each token. gated_query: Q's matrix makes a gate for attention's result too. single: a layer has one part.
     squared: ReLU is. divided_gate: the shared expert's gate is silu(x) / x. residual_first, forward_last: the order of the
     sums after attention and after the feed-forward block. norms_apart: a layer's norm is expanded before the rest. since: the
@@ -36,12 +38,16 @@ class Design:
     normalised: bool | None = True
     rows_at: Literal["layer", "end", "norm"] = "layer"
     capped: bool = False
+    capped_scores: bool = False
     turns: bool = True
     turns_by_key: bool = False
     turns_windowed: bool = False
     parallel: Literal["residual", "attention"] | None = None
     scaled_logits: bool = False
     bare_norms: bool = False
+    normed_values: bool = False
+    chunked: bool = False
+    altup: bool = False
     unturned: int = 0
     single: bool = False
     squared: bool = False
@@ -107,8 +113,11 @@ DESIGNS: Mapping[str, Design] = {
     "mimo2": Design(gating="sigmoid", since=11_218),
     "smollm3": Design(unturned=4, since=RECENT),
     "gemma": Design(scaled_embedding=True, scaled_query=True),
-    "gemma2": Design(scaled_embedding=True, scaled_query=True, capped=True, since=RECENT),
+    "gemma2": Design(scaled_embedding=True, scaled_query=True, capped=True, capped_scores=True, since=RECENT),
     "gemma3": GEMMA,
+    "gemma3n": Design(scaled_rows=True, normed_values=True, capped=True, altup=True, since=11_434),
+    "gemma4": Design(scaled_rows=True, normed_values=True, capped=True, since=11_549),
+    "llama4": Design(chunked=True, gating="sigmoid", normalised=False, unturned=4, since=RECENT),
     **dict.fromkeys(("phi3", "phimoe"), Design(scaled_query=True, forward_last=True)),
     "gpt-oss": Design(gating="softmax_weight", normalised=False, rows_at="end", since=RECENT),
     **dict.fromkeys(

@@ -20,7 +20,7 @@ class FeedForward(Parts):
             return self._dense(inputs, prefix, "")
         if f"{prefix}ffn_latent_down.weight" in self._tensors:
             raise UnsupportedError("llama_cpp_graph", architecture=self._read.architecture)
-        routed = self._experts(layer, inputs)
+        routed = self._experts(layer, inputs, self._linear(f"{prefix}ffn_gate_inp", inputs))
         if f"{prefix}ffn_up_shexp.weight" not in self._tensors:
             return routed
         shared = self._dense(inputs, prefix, "_shexp")
@@ -30,6 +30,16 @@ class FeedForward(Parts):
             opened = like("UNARY", scores)
             shared = like("MUL", shared, like("DIV", opened, scores) if self._design.divided_gate else opened)
         return like("ADD", routed, shared)
+
+    def _two_blocks(self, layer: int, inputs: Node) -> Node:
+        """A dense block and experts with norms of their own; the router's input is the block's. Source: gemma4.cpp."""
+        prefix = f"blk.{layer}."
+        dense = self._dense(self._norm(inputs, f"{prefix}ffn_norm"), prefix, "")
+        dense = self._norm(dense, f"{prefix}post_ffw_norm_1")
+        normed = self._norm(inputs, f"{prefix}pre_ffw_norm_2")
+        routed = like("MUL", like("SCALE", like("RMS_NORM", inputs)), self._needed(f"{prefix}ffn_gate_inp.scale"))
+        experts = self._experts(layer, normed, matmul(self._needed(f"{prefix}ffn_gate_inp.weight"), routed))
+        return like("ADD", dense, self._norm(experts, f"{prefix}post_ffw_norm_2"))
 
     def _dense(self, inputs: Node, prefix: str, suffix: str) -> Node:
         """Source: build_ffn with LLM_FFN_PAR; LLM_FFN_SEQ where gate and up are one matrix."""
@@ -63,16 +73,15 @@ class FeedForward(Parts):
         node = like("UNARY", node)
         return like("SQR", node) if self._design.squared else node
 
-    def _experts(self, layer: int, inputs: Node) -> Node:
+    def _experts(self, layer: int, inputs: Node, logits: Node) -> Node:
         """Source: build_moe_ffn."""
         prefix, read = f"blk.{layer}.", self._read
         used, count, tokens = read.experts.used[layer], read.experts.count, inputs.shape[1]
-        logits = self._linear(f"{prefix}ffn_gate_inp", inputs)
         gating = self._design.gating or GATINGS.get(self._key("expert_gating_func") or 0, "softmax")
         scores = logits
         if gating in ("softmax", "sigmoid"):
             scores = like("SOFT_MAX" if gating == "softmax" else "UNARY", logits)
-        selection = self._with_bias(scores, f"{prefix}exp_probs_b.bias")
+        selection = logits if self._design.chunked else self._with_bias(scores, f"{prefix}exp_probs_b.bias")
         groups = self._key("expert_group_count") or 0
         if groups > 1:
             selection = self._of_best_groups(selection, count // groups, groups)
@@ -92,9 +101,12 @@ class FeedForward(Parts):
             weights = like("SCALE", weights)
         self.graph.expand(weights)
         inputs = reshape(inputs, inputs.shape[0], 1, tokens)
+        if self._design.chunked:  # Llama 4 has the weights before the experts
+            repeated = new("REPEAT", (inputs.shape[0], used, tokens, 1), inputs)
+            inputs = like("MUL", repeated, weights)
         inner = self._inner(prefix, inputs, chosen)
         result = self._chosen(f"{prefix}ffn_down_exps", inner, chosen)
-        result = self.graph.expand(like("MUL", result, weights))
+        result = self.graph.expand(result if self._design.chunked else like("MUL", result, weights))
         parts = [
             self.graph.expand(view(result, (result.shape[0], tokens), (result.strides[2],), at * result.strides[1]))
             for at in range(used)
@@ -120,5 +132,10 @@ class FeedForward(Parts):
 
     def _chosen(self, name: str, inputs: Node, chosen: Node) -> Node:
         result = matmul_chosen(self._needed(f"{name}.weight"), inputs, chosen)
+        scale = self._weight(f"{name}.scale")
+        if scale is not None:
+            experts, tokens = scale.shape[0], inputs.shape[2]
+            repeated = new("REPEAT", (1, experts, tokens, 1), reshape(scale, 1, experts, 1))
+            result = like("MUL", result, rows(repeated, chosen))
         bias = self._weight(f"{name}.bias")
         return result if bias is None else like("ADD_ID", result, bias, chosen)

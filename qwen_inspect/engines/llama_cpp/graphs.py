@@ -5,24 +5,34 @@ Source: llama.cpp b11549, src/llama-graph.cpp (llm_graph_context), src/models/*.
 
 from __future__ import annotations
 
+from .altup import AltUp
 from .attention import Attention
-from .design import GEMMA
 from .feed_forward import FeedForward
 from .mamba import Mamba
 from .tensors import F32, I32, I64, Graph, Node, leaf, like, matmul, new, rows, set_rows, view
 
 
-class Decoder(Attention, FeedForward, Mamba):
+class Decoder(Attention, FeedForward, Mamba, AltUp):
     """Builds the graph."""
 
     def build(self) -> Graph:
+        gathered = self._gathered()
+        if gathered is not None and not self._design.altup:
+            self.graph.expand(gathered)
         state = self._embedding()
+        if gathered is not None:
+            self._project(gathered, state)
+        if self._design.altup:
+            return self._output(self._altup(state, self._attention))
         for layer in range(self._read.layers):
             state = self._layer(layer, state)
             if layer < self._deep_layers:
                 whole, width = self._inputs["embedding"], self._read.embedding
                 part = view(whole, (width, self._batch.tokens), (whole.strides[1],), 4 * width * (layer + 1))
                 state = like("ADD", state, part)
+        return self._output(state)
+
+    def _output(self, state: Node) -> Graph:
         chosen = self._input("out_ids", I32, self._batch.outputs)
         if self._rows_at == "end":
             state.is_output = True  # for multi-token prediction: llm_graph_result::set_outputs
@@ -38,7 +48,7 @@ class Decoder(Attention, FeedForward, Mamba):
         state = self._with_bias(state, "output.bias")
         if self._key("logit_scale") and self._design.scaled_logits:
             state = like("SCALE", state)
-        if self._design.capped or (self._design is GEMMA and self._key("final_logit_softcapping")):
+        if self._design.capped or (self._design.scaled_rows and self._key("final_logit_softcapping")):
             state = like("SCALE", like("UNARY", like("SCALE", state)))
         self.graph.expand(state)
         return self.graph
@@ -130,9 +140,16 @@ class Decoder(Attention, FeedForward, Mamba):
         else:
             middle = like("ADD", inputs, attended) if design.residual_first else like("ADD", attended, inputs)
         alone = not (self._has(norm) or self._has(f"{prefix}post_ffw_norm") or design.bare_norms)  # StableLM 2 12B
-        forward = self._feed_forward(layer, normed if alone else self._norm_if_any(middle, norm))
+        if self._has(f"{prefix}pre_ffw_norm_2"):
+            forward = self._two_blocks(layer, middle)
+        else:
+            forward = self._feed_forward(layer, normed if alone else self._norm_if_any(middle, norm))
         forward = self._scaled(self._norm_if_any(forward, f"{prefix}post_ffw_norm"))
-        return like("ADD", middle, forward) if design.forward_last else like("ADD", forward, middle)
+        result = like("ADD", middle, forward) if design.forward_last else like("ADD", forward, middle)
+        if "by_layer" in self._inputs:
+            result = like("ADD", result, self._of_layer(layer, result))
+        scale = self._weight(f"{prefix}layer_output_scale.weight")
+        return result if scale is None else like("MUL", result, scale)
 
     def _mixed(self, layer: int, normed: Node, inputs: Node) -> Node:
         """Attention or states; for Falcon-H1 both, each with a norm of the layer's input; for DeciLM a matrix or nothing."""
