@@ -49,10 +49,12 @@ from .llama_cpp_files import (
     write_header,
 )
 from .llama_cpp_further import FURTHER
+from .llama_cpp_latent import LATENT_SMALL
 
 # Architecture, or with a variant after a colon -> (layers, keys beside COMMON, tensors).
 SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]] = {
     **FURTHER,
+    **LATENT_SMALL,
     "llama": (3, {}, lambda: decoder(3)),
     "qwen2": (3, {}, lambda: decoder(3, further=BIASES)),
     "qwen3": (3, {}, lambda: decoder(3, further=NORMED)),
@@ -232,24 +234,27 @@ SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]] = {
     ),
     "phi3": (3, {"attention.sliding_window": 0, "rope.scaling.original_context_length": 4096}, phi),
     "granite": (3, {"logit_scale": 8.0, "residual_scale": 0.2, "embedding_scale": 12.0}, lambda: decoder(3)),
-    "deepseek2": (
-        3,
-        {
-            **MIXTURE,
-            **GATED,
-            "leading_dense_block_count": 0,
-            "attention.head_count_kv": 1,
-            "expert_group_count": 4,
-            "expert_group_used_count": 2,
-            "attention.q_lora_rank": NARROW,
-            "attention.kv_lora_rank": RANK,
-            "rope.dimension_count": ROPE,
-            "attention.key_length": RANK + ROPE,
-            "attention.value_length": RANK,
-            "attention.key_length_mla": HEAD + ROPE,
-            "attention.value_length_mla": HEAD,
-        },
-        lambda: without(decoder(3, mixture=True, further=LATENT), "attn_q.", "attn_k.", "attn_v."),
+    **dict.fromkeys(
+        ("deepseek2", "mistral4"),
+        (
+            3,
+            {
+                **MIXTURE,
+                **GATED,
+                "leading_dense_block_count": 0,
+                "attention.head_count_kv": 1,
+                "expert_group_count": 4,
+                "expert_group_used_count": 2,
+                "attention.q_lora_rank": NARROW,
+                "attention.kv_lora_rank": RANK,
+                "rope.dimension_count": ROPE,
+                "attention.key_length": RANK + ROPE,
+                "attention.value_length": RANK,
+                "attention.key_length_mla": HEAD + ROPE,
+                "attention.value_length_mla": HEAD,
+            },
+            lambda: without(decoder(3, mixture=True, further=LATENT), "attn_q.", "attn_k.", "attn_v."),
+        ),
     ),
 }
 

@@ -1,6 +1,6 @@
-"""The nodes of attention: projections, the cache's cells, scores, and the latent of MLA.
+"""The nodes of attention: projections, the cache's cells and scores.
 
-Source: llama.cpp b11549, src/llama-graph.cpp (build_qkv, build_attn), src/llama-kv-cache.cpp, src/models/deepseek2.cpp.
+Source: llama.cpp b11549, src/llama-graph.cpp (build_qkv, build_attn), src/llama-kv-cache.cpp.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Attention(Parts):
     """Attention of one layer."""
 
     def _attention(self, layer: int, inputs: Node) -> Node:
-        if self._read.latent:
+        if f"blk.{layer}.attn_kv_a_mqa.weight" in self._tensors:
             return self._latent_attention(layer, inputs)
         query, *own = self._projections(layer, inputs)
         length = query.shape[0]
@@ -48,7 +48,7 @@ class Attention(Parts):
         if own and self._design.normed_values:
             own[1] = like("RMS_NORM", own[1])
         if self._key("attention.temperature_scale") or (self._design.chunked and not self._turns(layer)):
-            query = like("MUL", query, self._input("attn_scale", F32, 1, 1, self._batch.tokens))
+            query = self._scaled_by_position(query)
         if self._design.chunked and self._turns(layer) and self._read.experts.count != 128:  # Llama4TextL2Norm
             query, own[0] = like("RMS_NORM", query), like("RMS_NORM", own[0])
         if self._design.scaled_query:
@@ -72,6 +72,12 @@ class Attention(Parts):
         by_head = reshape(attended, attended.shape[0] // heads, heads, tokens)
         return reshape(like("MUL", by_head, reshape(gate, 1, heads, tokens)), *attended.shape[:2])
 
+    def _scaled_by_position(self, query: Node) -> Node:
+        return like("MUL", query, self._input("attn_scale", F32, 1, 1, self._batch.tokens))
+
+    def _latent_attention(self, layer: int, inputs: Node) -> Node:
+        raise NotImplementedError
+
     def _turned(self, layer: int, node: Node) -> Node:
         if not self._turns(layer):
             return node
@@ -83,7 +89,8 @@ class Attention(Parts):
         if design.turns_by_key:
             return self._key("rope.scaling.finetuned") is not False
         if design.turns_windowed and self._read.window_kind is not None:
-            return self._read.windowed[layer]
+            dense = self._read.architecture == "cohere2moe" and layer < self._read.experts.leading_dense
+            return dense or self._read.windowed[layer]
         return design.turns and (not design.unturned or (layer + 1) % design.unturned != 0)
 
     def _head_norm(self, node: Node, layer: int, part: str) -> Node:
@@ -161,11 +168,11 @@ class Attention(Parts):
         for node, cache, name, count in zip(own, (keys, values), "kv", (batch.tokens, indices), strict=False):
             whole = flash or name == "k"
             places = self._input(f"{name}_idxs{kind}", I64, count) if batch.build.indexed else None
-            self.graph.expand(_stored(node, cache, places) if whole else _stored_across(node, cache, places))
+            self.graph.expand(stored_whole(node, cache, places) if whole else _stored_across(node, cache, places))
         heads = read.kv_heads[layer]
-        cached_key = _cache_view(keys, key_length, heads, cells, batch.streams)
+        cached_key = cache_view(keys, key_length, heads, cells, batch.streams)
         if flash:
-            cached_value = _cache_view(values, value_length, heads, cells, batch.streams)
+            cached_value = cache_view(values, value_length, heads, cells, batch.streams)
         else:
             number = values.strides[0]
             cached_value = view(
@@ -236,54 +243,6 @@ class Attention(Parts):
             result = contiguous(result, result.shape[0] * result.shape[1], tokens)
         return self.graph.expand(result)
 
-    def _latent_attention(self, layer: int, inputs: Node) -> Node:
-        """Source: src/models/deepseek2.cpp with the latent alone in the cache; build_attn with llm_graph_input_attn_k."""
-        read, batch, prefix = self._read, self._batch, f"blk.{layer}."
-        heads, rank, rope, tokens = read.heads[layer], read.kv_lora_rank, read.rope_dimensions, batch.tokens
-        length = read.key_length_mla
-        plain = length - rope
-        position = self._input("positions", I32, tokens)
-        if f"{prefix}attn_q.weight" in self._tensors:
-            query = matmul(self._needed(f"{prefix}attn_q.weight"), inputs)
-        else:
-            narrow = self._norm(matmul(self._needed(f"{prefix}attn_q_a.weight"), inputs), f"{prefix}attn_q_a_norm")
-            query = matmul(self._needed(f"{prefix}attn_q_b.weight"), narrow)
-        query = reshape(query, length, heads, tokens)
-        joined = matmul(self._needed(f"{prefix}attn_kv_a_mqa.weight"), inputs)
-        row = 4 * (rank + rope)
-        latent = view(joined, (rank, tokens), (row,))
-        key_rope = like_contiguous("ROPE", view(joined, (rope, 1, tokens), (row, row), 4 * rank), position)
-        latent = like_contiguous_norm(latent, self._needed(f"{prefix}attn_kv_a_norm.weight"))
-        unturned = view(query, (plain, heads, tokens), query.strides[1:3])
-        turned = view(query, (rope, heads, tokens), query.strides[1:3], 4 * plain)
-        turned = like_contiguous("ROPE", turned, position)
-        absorbed = matmul(self._needed(f"{prefix}attn_k_b.weight"), permute(unturned, 0, 2, 1, 3))
-        absorbed = permute(absorbed, 0, 2, 1, 3)
-        query = new("CONCAT", (rank + rope, heads, tokens, 1), absorbed, turned)
-        latent = reshape(latent, rank, 1, tokens)
-        key = new("CONCAT", (rank + rope, 1, tokens, 1), latent, key_rope)
-        for node in (query, latent, key):
-            self.graph.expand(node)
-        cache = stored(
-            batch.key_type, (rank + rope, batch.cells, batch.streams), self._placed[f"cache.{layer}"], weight=False
-        )
-        places = self._input("k_idxs", I64, tokens) if batch.build.indexed else None
-        self.graph.expand(_stored(key, cache, places))
-        cached = _cache_view(cache, rank + rope, 1, batch.cells, batch.streams)
-        value = view(cached, (rank, 1, batch.cells, batch.streams), cached.strides[1:])
-        attended = self._mha(
-            query, cached, value, self._mask(False, batch.cells), layer, self._needed(f"{prefix}attn_v_b.weight")
-        )
-        return self._linear(f"{prefix}attn_output", attended)
-
-
-def like_contiguous(op: str, node: Node, *others: Node) -> Node:
-    return new(op, node.shape, node, *others, kind=node.type)
-
-
-def like_contiguous_norm(node: Node, weight: Node) -> Node:
-    return like("MUL", like("RMS_NORM", node), weight)
-
 
 def _rotated(node: Node, rotation: Node) -> Node:
     """Source: llama_mul_mat_hadamard."""
@@ -293,7 +252,7 @@ def _rotated(node: Node, rotation: Node) -> Node:
     return reshape(matmul(rotation, flat), *node.shape)
 
 
-def _stored(value: Node, cache: Node, places: Node | None) -> Node:
+def stored_whole(value: Node, cache: Node, places: Node | None) -> Node:
     """Writes K, or V with flash attention, into a cache. Source: llama_kv_cache::cpy_k."""
     flat = view(value, (value.shape[0] * value.shape[1], value.shape[2]), (value.strides[2],))
     if places is None:
@@ -316,6 +275,6 @@ def _stored_across(value: Node, cache: Node, places: Node | None) -> Node:
     return set_rows(target, reshape(flat, 1, numbers), places)
 
 
-def _cache_view(cache: Node, length: int, heads: int, cells: int, streams: int) -> Node:
+def cache_view(cache: Node, length: int, heads: int, cells: int, streams: int) -> Node:
     head = cache.strides[1] * length // cache.shape[0]
     return view(cache, (length, heads, cells, streams), (head, cache.strides[1], cache.strides[2]))

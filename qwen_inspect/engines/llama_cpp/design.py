@@ -15,50 +15,40 @@ from .tensors import Type
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Design:
-    """How an architecture's decoder differs from Llama's. Biases and extra norms are told by the file's tensors.
+    """How an architecture's decoder differs from Llama's. Biases and extra norms are told by the file's tensors."""
 
-    scaled_embedding: by a number; scaled_rows: by a row of numbers for tokens, where inputs may be mixed. gating: of experts,
-    None: by the file's key. normalised: whether the chosen experts' weights are, None: by the file's key. rows_at: where the
-    rows of output tokens are taken: in the last layer, after it, or after the output norm. capped: logits are;
-    capped_scores: scores too.
-    scaled_logits: by the file's key. turns, turns_by_key: whether RoPE turns Q and K, or the file's key says so;
-    turns_windowed: in layers with windows alone; unturned: every so many layers it does not, 0: none. parallel: the
-    feed-forward block has attention's input, and what is added to its result first. bare_norms: norms have no weights. normed_values: V is.
-    chunked: Llama 4's attention and experts. altup: Gemma 3n's four states.
-    positions: of each token. gated_query: Q's matrix makes a gate for attention's result too. single: a layer has one part.
-    squared: ReLU is. divided_gate: the shared expert's gate is silu(x) / x. residual_first, forward_last: the order of the
-    sums after attention and after the feed-forward block. norms_apart: a layer's norm is expanded before the rest. since: the
-    first build that is known here.
-    """
-
-    scaled_embedding: bool = False
-    scaled_rows: bool = False
+    scaled_embedding: bool = False  # by a number
+    scaled_rows: bool = False  # by a row of numbers for tokens, where inputs may be mixed
     scaled_query: bool = False
-    gating: str | None = "softmax"
-    normalised: bool | None = True
-    rows_at: Literal["layer", "end", "norm"] = "layer"
-    capped: bool = False
+    gated_query: bool = False  # Q's matrix makes a gate for attention's result too
+    normed_values: bool = False  # V has an RMS norm
+    positions: int = 1  # of each token
+    turns: bool = True  # whether RoPE turns Q and K
+    turns_by_key: bool = False  # whether the file's key says that it does
+    turns_windowed: bool = False  # in layers with windows, where the file has some
+    unturned: int = 0  # every so many layers RoPE does not turn; 0: none
     capped_scores: bool = False
-    turns: bool = True
-    turns_by_key: bool = False
-    turns_windowed: bool = False
-    parallel: Literal["residual", "attention"] | None = None
-    scaled_logits: bool = False
-    bare_norms: bool = False
-    normed_values: bool = False
-    chunked: bool = False
-    altup: bool = False
-    unturned: int = 0
-    single: bool = False
-    squared: bool = False
-    divided_gate: bool = False
-    positions: int = 1
-    gated_query: bool = False
-    since: int = 0
-    residual_first: bool = False
-    forward_last: bool = False
-    norms_apart: bool = False
+    chunked: bool = False  # Llama 4's attention and experts
+    gating: str | None = "softmax"  # of experts; None: by the file's key
+    normalised: bool | None = True  # the chosen experts' weights; None: by the file's key
+    early_router: bool = False  # the router reads the layer's input
+    divided_gate: bool = False  # the shared expert's gate is silu(x) / x
+    halved_shared: bool = False  # the sum with the shared expert's result is
+    squared: bool = False  # ReLU is
+    single: bool = False  # a layer has one part
+    parallel: Literal["residual", "attention"] | None = None  # added first to a block with attention's input
+    residual_first: bool = False  # in the sum after attention
+    forward_last: bool = False  # in the sum after the feed-forward block
+    norms_apart: bool = False  # a layer's norm is expanded before the rest
+    bare_norms: bool = False  # norms have no weights
+    scaled_residual: bool = False  # whatever the file's keys say
+    altup: bool = False  # Gemma 3n's four states
+    rows_at: Literal["layer", "end", "norm"] = "layer"  # where output tokens' rows are taken
     output_norm: str = "output_norm"
+    scaled_output: bool = False  # before the output matrix
+    scaled_logits: bool = False  # by the file's key
+    capped: bool = False  # logits are
+    since: int = 0  # the first build that is known here
 
 
 RECENT = 10_000
@@ -83,8 +73,13 @@ DESIGNS: Mapping[str, Design] = {
             "glm4",
             "hunyuan-dense",
             "internlm2",
+            "codeshell",
+            "maincoder",
+            "mellum",
             "minicpm",
             "olmo2",
+            "orion",
+            "pangu-embedded",
             "plamo3",
             "qwen",
             "seed_oss",
@@ -99,12 +94,31 @@ DESIGNS: Mapping[str, Design] = {
     "qwen2vl": Design(positions=4),
     **dict.fromkeys(("hunyuan_vl", "qwen3vl", "qwen3vlmoe"), Design(positions=4, since=RECENT)),
     "qwen2moe": Design(divided_gate=True, normalised=False),
-    **dict.fromkeys(("bloom", "gpt2", "mpt", "starcoder"), Design(turns=False, since=RECENT)),
+    **dict.fromkeys(("bloom", "gpt2", "jais", "mpt", "refact", "starcoder"), Design(turns=False, since=RECENT)),
     **dict.fromkeys(("command-r", "gptneox"), Design(parallel="residual", scaled_logits=True, since=RECENT)),
     "cohere2": Design(parallel="residual", scaled_logits=True, turns_windowed=True, since=RECENT),
     "falcon": Design(parallel="attention", since=RECENT),
     "phi2": Design(parallel="attention", scaled_query=True, forward_last=True, since=RECENT),
-    "nemotron": Design(squared=True, since=RECENT),
+    **dict.fromkeys(("jais2", "nemotron"), Design(squared=True, since=RECENT)),
+    "minicpm3": Design(scaled_embedding=True, scaled_residual=True, scaled_output=True, since=11_218),
+    "openelm": Design(residual_first=True, since=RECENT),
+    "paddleocr": Design(positions=4, since=RECENT),
+    "granite_swa": Design(scaled_logits=True, since=11_218),
+    "laguna": Design(gating=None, normalised=None, since=11_218),
+    "hy_v3": Design(gating=None, normalised=None, rows_at="norm", since=11_218),
+    "step35": Design(gating=None, normalised=None, rows_at="end", since=11_218),
+    "smallthinker": Design(gating=None, early_router=True, turns_windowed=True, since=RECENT),
+    "cohere2moe": Design(
+        parallel="residual",
+        scaled_logits=True,
+        turns_windowed=True,
+        gating=None,
+        normalised=None,
+        halved_shared=True,
+        rows_at="norm",
+        since=11_218,
+    ),
+    "kimi-linear": Design(turns=False, gating=None, norms_apart=True, since=11_218),
     "olmo": Design(bare_norms=True, since=RECENT),
     "exaone4": Design(turns_windowed=True, since=RECENT),
     "exaone-moe": Design(turns_windowed=True, gating=None, normalised=None, since=RECENT),
@@ -121,7 +135,8 @@ DESIGNS: Mapping[str, Design] = {
     **dict.fromkeys(("phi3", "phimoe"), Design(scaled_query=True, forward_last=True)),
     "gpt-oss": Design(gating="softmax_weight", normalised=False, rows_at="end", since=RECENT),
     **dict.fromkeys(
-        ("bailingmoe2", "deepseek2", "dots1", "glm4moe"), Design(gating=None, normalised=None, since=RECENT)
+        ("bailingmoe2", "deepseek2", "deepseek2-ocr", "dots1", "glm4moe", "mistral4"),
+        Design(gating=None, normalised=None, since=RECENT),
     ),
     **dict.fromkeys(
         ("qwen35", "qwen35moe"), Design(positions=4, gated_query=True, norms_apart=True, rows_at="norm", since=11218)

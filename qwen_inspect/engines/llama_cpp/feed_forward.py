@@ -14,13 +14,14 @@ from .tensors import I32, Node, contiguous, like, matmul, matmul_chosen, new, re
 class FeedForward(Parts):
     """The feed-forward block of one layer."""
 
-    def _feed_forward(self, layer: int, inputs: Node) -> Node:
+    def _feed_forward(self, layer: int, inputs: Node, router: Node | None = None) -> Node:
+        """router: its scores, where it does not read `inputs`."""
         prefix = f"blk.{layer}."
         if f"{prefix}ffn_gate_inp.weight" not in self._tensors:
             return self._dense(inputs, prefix, "")
         if f"{prefix}ffn_latent_down.weight" in self._tensors:
             raise UnsupportedError("llama_cpp_graph", architecture=self._read.architecture)
-        routed = self._experts(layer, inputs, self._linear(f"{prefix}ffn_gate_inp", inputs))
+        routed = self._experts(layer, inputs, router or self._linear(f"{prefix}ffn_gate_inp", inputs))
         if f"{prefix}ffn_up_shexp.weight" not in self._tensors:
             return routed
         shared = self._dense(inputs, prefix, "_shexp")
@@ -29,7 +30,8 @@ class FeedForward(Parts):
             scores = matmul(gate, inputs)
             opened = like("UNARY", scores)
             shared = like("MUL", shared, like("DIV", opened, scores) if self._design.divided_gate else opened)
-        return like("ADD", routed, shared)
+        total = like("ADD", routed, shared)
+        return like("SCALE", total) if self._design.halved_shared else total
 
     def _two_blocks(self, layer: int, inputs: Node) -> Node:
         """A dense block and experts with norms of their own; the router's input is the block's. Source: gemma4.cpp."""
@@ -82,6 +84,8 @@ class FeedForward(Parts):
         if gating in ("softmax", "sigmoid"):
             scores = like("SOFT_MAX" if gating == "softmax" else "UNARY", logits)
         selection = logits if self._design.chunked else self._with_bias(scores, f"{prefix}exp_probs_b.bias")
+        if f"{prefix}exp_probs_b" in self._tensors:
+            selection = self._with_bias(scores, f"{prefix}exp_probs_b")
         groups = self._key("expert_group_count") or 0
         if groups > 1:
             selection = self._of_best_groups(selection, count // groups, groups)

@@ -6,13 +6,14 @@ Source: llama.cpp b11549, src/llama-graph.cpp (llm_graph_context), src/models/*.
 from __future__ import annotations
 
 from .altup import AltUp
-from .attention import Attention
 from .feed_forward import FeedForward
+from .kda import Kda
+from .latent import Latent
 from .mamba import Mamba
 from .tensors import F32, I32, I64, Graph, Node, leaf, like, matmul, new, rows, set_rows, view
 
 
-class Decoder(Attention, FeedForward, Mamba, AltUp):
+class Decoder(Latent, FeedForward, Mamba, Kda, AltUp):
     """Builds the graph."""
 
     def build(self) -> Graph:
@@ -42,6 +43,8 @@ class Decoder(Attention, FeedForward, Mamba, AltUp):
         if self._rows_at == "norm":
             state = rows(state, chosen)
             state.is_output = True
+        if self._design.scaled_output:
+            state = like("SCALE", state)
         head = self._weight("output.weight") or self._weight("token_embd.weight", "output.weight")
         assert head is not None
         state = matmul(head, state)
@@ -119,9 +122,11 @@ class Decoder(Attention, FeedForward, Mamba, AltUp):
         attended = self._mixed(layer, self._norm(inputs, second) if self._has(second) else normed, inputs)
         if f"{prefix}ffn_down.weight" not in self._tensors and not self._read.experts.count:
             return inputs  # DeciLM drops the attention of a layer without a feed-forward block
+        router = self._linear(f"{prefix}ffn_gate_inp", inputs) if design.early_router else None
         if layer == self._read.layers - 1 and self._rows_at == "layer":
             chosen = self._input("out_ids", I32, self._batch.outputs)
             attended, inputs, normed = (rows(node, chosen) for node in (attended, inputs, normed))
+            router = router and rows(router, chosen)
         if design.parallel and self._key("use_parallel_residual") is not False:
             before = inputs if self._has(f"{prefix}ffn_norm") else normed
             forward = self._feed_forward(layer, self._norm_if_any(before, f"{prefix}ffn_norm"))
@@ -143,7 +148,7 @@ class Decoder(Attention, FeedForward, Mamba, AltUp):
         if self._has(f"{prefix}pre_ffw_norm_2"):
             forward = self._two_blocks(layer, middle)
         else:
-            forward = self._feed_forward(layer, normed if alone else self._norm_if_any(middle, norm))
+            forward = self._feed_forward(layer, normed if alone else self._norm_if_any(middle, norm), router)
         forward = self._scaled(self._norm_if_any(forward, f"{prefix}post_ffw_norm"))
         result = like("ADD", middle, forward) if design.forward_last else like("ADD", forward, middle)
         if "by_layer" in self._inputs:
@@ -167,4 +172,4 @@ class Decoder(Attention, FeedForward, Mamba, AltUp):
         return self._norm(node, name) if self._has(name) or self._design.bare_norms else node
 
     def _scaled(self, node: Node) -> Node:
-        return like("SCALE", node) if self._key("residual_scale") else node
+        return like("SCALE", node) if self._design.scaled_residual or self._key("residual_scale") else node

@@ -34,7 +34,12 @@ class Recurrent(Parts):
             return self._short_convolution(layer, inputs)
         if f"blk.{layer}.ssm_in.weight" in self._tensors:
             return self._mamba(layer, inputs)
+        if f"blk.{layer}.ssm_f_a.weight" in self._tensors:
+            return self._kda(layer, inputs)
         return self._delta_net(layer, inputs)
+
+    def _kda(self, layer: int, inputs: Node) -> Node:
+        raise NotImplementedError
 
     def _mamba(self, layer: int, inputs: Node) -> Node:
         raise NotImplementedError

@@ -1,0 +1,181 @@
+"""Small files with latent attention, Kimi's delta attention, and variants of architectures that llama.cpp has lately.
+
+Source: llama.cpp b11434, src/models/*.cpp (load_arch_hparams, load_arch_tensors).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .llama_cpp_files import (
+    ALL_BIASES,
+    EXPERT_INNER,
+    GATED,
+    HEAD,
+    HEADS,
+    INNER,
+    JOINED,
+    KERNEL,
+    LATENT,
+    MIXTURE,
+    NARROW,
+    NORMED,
+    RANK,
+    ROPE,
+    SHARED,
+    SINKS,
+    WIDTH,
+    WINDOW,
+    Shape,
+    Tensors,
+    decoder,
+    renamed,
+    without,
+)
+from .llama_cpp_further import FURTHER_SHARED, LAST_BIAS, PARTS, PLAIN, TWO_NORMS, gpt, recurrent
+
+DECOMPRESSED: Mapping[str, tuple[Shape, str]] = {
+    **{name: LATENT[name] for name in ("attn_kv_a_mqa.weight", "attn_kv_a_norm.weight")},
+    "attn_kv_b.weight": ((RANK, HEADS * 2 * HEAD), "F16"),
+    "attn_output.weight": ((HEADS * HEAD, WIDTH), "F16"),
+}
+NARROW_QUERY = {name: LATENT[name] for name in ("attn_q_a.weight", "attn_q_a_norm.weight", "attn_q_b.weight")}
+WHOLE_QUERY = {"attn_q.weight": ((WIDTH, HEADS * (HEAD + ROPE)), "F16")}
+DECOMPRESSED_KEYS = {
+    "attention.head_count_kv": HEADS,
+    "attention.q_lora_rank": NARROW,
+    "attention.kv_lora_rank": RANK,
+    "rope.dimension_count": ROPE,
+    "attention.key_length": HEAD + ROPE,
+    "attention.value_length": HEAD,
+}
+KDA_HEAD = 64
+KDA: Mapping[str, tuple[Shape, str]] = {
+    **{f"attn_{part}.weight": ((WIDTH, HEADS * KDA_HEAD), "F16") for part in "qkv"},
+    **{f"ssm_conv1d_{part}.weight": ((KERNEL, 1, HEADS * KDA_HEAD), "F32") for part in "qkv"},
+    "ssm_f_a.weight": ((WIDTH, KDA_HEAD), "F16"),
+    "ssm_f_b.weight": ((KDA_HEAD, HEADS * KDA_HEAD), "F16"),
+    "ssm_g_a.weight": ((WIDTH, KDA_HEAD), "F16"),
+    "ssm_g_b.weight": ((KDA_HEAD, HEADS * KDA_HEAD), "F16"),
+    "ssm_beta.weight": ((WIDTH, HEADS), "F16"),
+    "ssm_a": ((1, HEADS), "F32"),
+    "ssm_dt.bias": ((HEADS * KDA_HEAD,), "F32"),
+    "ssm_norm.weight": ((KDA_HEAD,), "F32"),
+    "attn_output.weight": ((HEADS * KDA_HEAD, WIDTH), "F16"),
+}
+
+
+def kimi() -> Tensors:
+    """Delta attention, a latent, delta attention."""
+    latent = {name: parts for name, parts in LATENT.items() if "attn_q_" not in name}
+    tensors = decoder(3, mixture=True, further={**latent, **WHOLE_QUERY})
+    tensors = without(tensors, "attn_k.", "attn_v.")
+    others = ("attn_kv_a", "attn_k_b", "attn_v_b")
+    tensors = without(tensors, *(f"blk.{layer}.{part}" for layer in (0, 2) for part in others))
+    return recurrent(tensors, (0, 2), KDA)
+
+
+LATENT_SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]] = {
+    "kimi-linear": (
+        3,
+        {
+            **MIXTURE,
+            **GATED,
+            "leading_dense_block_count": 0,
+            "attention.head_count_kv": [0, 1, 0],
+            "attention.kv_lora_rank": RANK,
+            "rope.dimension_count": ROPE,
+            "attention.key_length": RANK + ROPE,
+            "attention.value_length": RANK,
+            "attention.key_length_mla": HEAD + ROPE,
+            "attention.value_length_mla": HEAD,
+            "kda.head_dim": KDA_HEAD,
+            "ssm.conv_kernel": KERNEL,
+        },
+        kimi,
+    ),
+    "minicpm3": (
+        3,
+        DECOMPRESSED_KEYS,
+        lambda: without(decoder(3, further={**DECOMPRESSED, **NARROW_QUERY}), *PARTS),
+    ),
+    "deepseek2:decompressed": (
+        3,
+        {**MIXTURE, **GATED, **DECOMPRESSED_KEYS, "leading_dense_block_count": 0},
+        lambda: without(decoder(3, mixture=True, further={**DECOMPRESSED, **NARROW_QUERY, **SHARED}), *PARTS),
+    ),
+    "orion": (3, PLAIN, lambda: decoder(3, further=TWO_NORMS) + LAST_BIAS),
+    "maincoder": (3, {}, lambda: decoder(3, further=NORMED)),
+    "mellum": (4, {**MIXTURE, **WINDOW}, lambda: decoder(4, mixture=True, further=NORMED)),
+    "pangu-embedded": (3, {}, lambda: decoder(3, further={"attn_output.bias": ((WIDTH,), "F32")})),
+    "refact": (3, {}, lambda: decoder(3)),
+    "codeshell": (3, PLAIN, gpt),
+    "jais": (
+        3,
+        {**PLAIN, "attention.max_alibi_bias": 8.0},
+        lambda: [
+            *gpt(),
+            *(
+                (f"blk.{layer}.ffn_gate.{name}", shape, kind)
+                for layer in range(3)
+                for name, shape, kind in (("weight", (WIDTH, INNER), "F16"), ("bias", (INNER,), "F32"))
+            ),
+        ],
+    ),
+    "jais2": (3, PLAIN, lambda: without(decoder(3, further=ALL_BIASES), "ffn_gate.") + LAST_BIAS),
+    "openelm": (3, {}, lambda: without(decoder(3, tied=True, further={**JOINED, **NORMED}), *PARTS)),
+    "paddleocr": (3, {"rope.dimension_sections": [16, 16, 0, 0]}, lambda: decoder(3)),
+    "granite_swa": (
+        4,
+        {
+            **WINDOW,
+            "attention.sliding_window_pattern": [True, True, True, False],
+            "logit_scale": 8.0,
+            "residual_scale": 0.2,
+        },
+        lambda: decoder(4, further={"attn_sinks.weight": SINKS["attn_sinks.weight"]}),
+    ),
+    "laguna": (
+        4,
+        {**FURTHER_SHARED, **WINDOW, "expert_gating_func": 2, "expert_shared_feed_forward_length": EXPERT_INNER},
+        lambda: decoder(4, mixture=True, further={**NORMED, **SHARED, "attn_gate.weight": ((WIDTH, HEADS), "F16")}),
+    ),
+    "hy_v3": (
+        3,
+        {**FURTHER_SHARED, "expert_gating_func": 2, "expert_shared_feed_forward_length": EXPERT_INNER},
+        lambda: renamed(decoder(3, mixture=True, further={**NORMED, **SHARED}), "exp_probs_b.bias", "exp_probs_b"),
+    ),
+    "step35": (
+        4,
+        {
+            **FURTHER_SHARED,
+            **WINDOW,
+            "attention.sliding_window_pattern": [True, True, True, False],
+            "expert_gating_func": 2,
+            "expert_shared_feed_forward_length": EXPERT_INNER,
+        },
+        lambda: decoder(4, mixture=True, further={**NORMED, **SHARED, "attn_gate.weight": ((WIDTH, HEADS), "F16")}),
+    ),
+    "smallthinker": (8, {**MIXTURE, **WINDOW, "expert_gating_func": 2}, lambda: decoder(8, mixture=True)),
+    "cohere2moe": (
+        4,
+        {
+            **FURTHER_SHARED,
+            **WINDOW,
+            "logit_scale": 0.0625,
+            "expert_gating_func": 2,
+            "expert_shared_feed_forward_length": EXPERT_INNER,
+        },
+        lambda: without(decoder(4, tied=True, mixture=True, further=SHARED), "ffn_norm", "exp_probs"),
+    ),
+    "deepseek2-ocr": (
+        3,
+        {**FURTHER_SHARED, "attention.head_count_kv": HEADS},
+        lambda: decoder(
+            3,
+            mixture=True,
+            further={**SHARED, **dict.fromkeys(("attn_k.weight", "attn_v.weight"), ((WIDTH, WIDTH), "F16"))},
+        ),
+    ),
+}
