@@ -1,6 +1,6 @@
 """The design of a GGUF file's family, if the file holds exactly the tensors that the family's design predicts.
 
-Which keys of a configuration the metadata gives: `gguf_writing.KEYS`, read backwards. What is not in the metadata (biases, norms
+Which keys of a configuration the metadata gives: `gguf_metadata.KEYS`, read backwards. What is not in the metadata (biases, norms
 of queries and keys) is read off the tensors' names; the comparison then decides.
 """
 
@@ -19,7 +19,8 @@ from .design import Architecture
 from .gguf import own_configuration
 from .gguf_hparams import GgufHyperparameters
 from .gguf_keys import read_hyperparameters
-from .gguf_writing import KEYS, stored_form_of
+from .gguf_metadata import KEYS
+from .gguf_writing import stored_form_of
 
 # general.architecture -> model_type; those of several families are told apart in `_model_type`.
 MODEL_TYPES: Mapping[str, str] = {

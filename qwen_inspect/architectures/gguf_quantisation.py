@@ -23,6 +23,7 @@ SCHEMES: Mapping[str, str] = {
         for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q6_K", "Q2_K", "TQ1_0", "TQ2_0", "IQ4_NL", "IQ4_XS")
     },
     **{name: name for name in ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ3_S")},
+    "MXFP4_MOE": "MXFP4",
     "Q2_K_S": "Q2_K",
     "Q3_K_S": "Q3_K",
     "Q3_K_M": "Q3_K",
@@ -77,7 +78,11 @@ def quantised(tensors: Sequence[Tensor], scheme: str, model: GgufHyperparameters
     if name in UNQUANTISED:
         kind = UNQUANTISED[name]
         return tuple(
-            Tensor(tensor.name, tensor.shape, kind if tensor.dtype is not DType.F32 else tensor.dtype)
+            Tensor(
+                tensor.name,
+                tensor.shape,
+                tensor.dtype if tensor.dtype is DType.F32 or isinstance(tensor.dtype, BlockFormat) else kind,
+            )
             for tensor in tensors
         )
     if name not in SCHEMES:
@@ -90,9 +95,18 @@ def quantised(tensors: Sequence[Tensor], scheme: str, model: GgufHyperparameters
         values=sum(_category(name) in VALUES for name in names),
     )
     return tuple(
-        Tensor(tensor.name, tensor.shape, choice.format_of(tensor)) if _is_quantised(tensor) else tensor
+        Tensor(tensor.name, tensor.shape, _requantised(tensor, choice.format_of(tensor), scheme))
+        if _is_quantised(tensor)
+        else tensor
         for tensor in sorted(tensors, key=_order)
     )
+
+
+def _requantised(tensor: Tensor, kind: BlockFormat | DType, scheme: str) -> BlockFormat | DType:
+    """llama-quantize refuses to quantise what is quantised already, unless it keeps its type."""
+    if isinstance(tensor.dtype, BlockFormat) and tensor.dtype != kind:
+        raise UnsupportedError("quant_again", name=tensor.name, found=str(tensor.dtype), scheme=scheme)
+    return kind
 
 
 def _order(tensor: Tensor) -> tuple[int, str]:
@@ -143,7 +157,10 @@ class _Choice:
 
     def format_of(self, tensor: Tensor) -> BlockFormat | DType:
         category, columns = _category(tensor.name), tensor.shape[-1]
-        kind = self._kind(category, tensor.name, columns)
+        if self.scheme == "MXFP4_MOE":
+            kind = "MXFP4" if len(tensor.shape) > 2 else "Q8_0"
+        else:
+            kind = self._kind(category, tensor.name, columns)
         if columns % BLOCK_FORMATS[kind].block_elements:
             kind = FALLBACK.get(kind, kind)
         return DType.F16 if columns % BLOCK_FORMATS[kind].block_elements else BLOCK_FORMATS[kind]

@@ -8,16 +8,19 @@ in `WITH_PREDICTION` alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
 
-from ..checkpoint import DType, Tensor
+from ..checkpoint import BLOCK_FORMATS, BlockFormat, DType, Tensor
 from ..errors import UnsupportedError
 from ..results.attention import LayerAttention
 from ..spec import SoftmaxAttention, each_module, each_tensor
 from .design import Architecture, StoredForm
 from .gguf import NAMES
+from .gguf_metadata import LINEAR, written_keys
+from .gguf_names import OTHER_NAMES, PREDICTION, WHOLE_NAMES
 from .reading import MOST_LAYERS, integer
 
 # model_type -> general.architecture.
@@ -30,11 +33,19 @@ ARCHITECTURES: Mapping[str, str] = {
     "exaone4": "exaone4",
     "gemma": "gemma",
     "gemma2": "gemma2",
+    "gemma3": "gemma3",
     "gemma3_text": "gemma3",
+    "gemma4": "gemma4",
+    "gemma4_text": "gemma4",
     "glm4": "glm4",
+    "glm4_moe": "glm4moe",
+    "gpt_oss": "gpt-oss",
     "granite": "granite",
     "granitemoe": "granitemoe",
+    "lfm2": "lfm2",
+    "lfm2_moe": "lfm2moe",
     "llama": "llama",
+    "minimax_m2": "minimax-m2",
     "mistral": "llama",
     "mixtral": "llama",
     "olmo2": "olmo2",
@@ -58,78 +69,31 @@ ARCHITECTURES: Mapping[str, str] = {
     "smollm3": "smollm3",
     "starcoder2": "starcoder2",
 }
-LINEAR = frozenset({"qwen35", "qwen35moe", "qwen3next"})
 WITH_PREDICTION = LINEAR
-OTHER_NAMES: Mapping[str, str] = {
-    "model.final_layernorm": "output_norm",
-    "block_sparse_moe.experts": "mlp.experts",
-    "block_sparse_moe.router.layer": "ffn_gate_inp",
-    "block_sparse_moe.router": "ffn_gate_inp",
-    "linear_attn.conv1d": "ssm_conv1d",
-    "linear_attn.in_proj_a": "ssm_alpha",
-    "linear_attn.in_proj_b": "ssm_beta",
-    "linear_attn.in_proj_ba": "ssm_ba",
-    "linear_attn.in_proj_qkv": "attn_qkv",
-    "linear_attn.in_proj_z": "attn_gate",
-    "linear_attn.norm": "ssm_norm",
-    "linear_attn.out_proj": "ssm_out",
-    "mlp.c_fc": "ffn_up",
-    "mlp.c_proj": "ffn_down",
-    "mlp.fc1": "ffn_up",
-    "mlp.fc2": "ffn_down",
-    "mlp.gate_up_proj": "ffn_up",
-    "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
-    "mlp.shared_experts.up_proj": "ffn_up_shexp",
-    "mlp.shared_experts.down_proj": "ffn_down_shexp",
-    "post_feedforward_layernorm": "post_ffw_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_mlp_layernorm": "post_ffw_norm",
-    "post_self_attn_layernorm": "post_attention_norm",
-    "self_attn.dense": "attn_output",
-    "self_attn.kv_a_layernorm": "attn_kv_a_norm",
-    "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
-    "self_attn.q_a_layernorm": "attn_q_a_norm",
-    "self_attn.q_a_proj": "attn_q_a",
-    "self_attn.q_b_proj": "attn_q_b",
-    "self_attn.qkv_proj": "attn_qkv",
-}
 # Where the norm before the MLP has another name, this one follows attention.
-NORM_AFTER_ATTENTION = frozenset({"gemma2", "gemma3", "olmo2", "exaone4", "seed_oss"}) | LINEAR
-# Tensors of a layer for multi-token prediction besides those of any layer.
-PREDICTION: Mapping[str, str] = {
-    "mtp.fc.weight": "nextn.eh_proj.weight",
-    "mtp.norm.weight": "nextn.shared_head_norm.weight",
-    "mtp.pre_fc_norm_embedding.weight": "nextn.enorm.weight",
-    "mtp.pre_fc_norm_hidden.weight": "nextn.hnorm.weight",
-}
-# Configuration key -> GGUF key. The first key of a row that the configuration has is written.
-KEYS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("block_count", ("num_hidden_layers",)),
-    ("context_length", ("max_position_embeddings",)),
-    ("embedding_length", ("hidden_size",)),
-    ("feed_forward_length", ("intermediate_size",)),
-    ("attention.head_count", ("num_attention_heads",)),
-    ("attention.head_count_kv", ("num_key_value_heads", "num_attention_heads")),
-    ("expert_count", ("num_local_experts", "num_experts", "n_routed_experts")),
-    ("expert_used_count", ("num_experts_per_tok",)),
-    ("expert_feed_forward_length", ("moe_intermediate_size",)),
-    ("expert_shared_feed_forward_length", ("shared_expert_intermediate_size",)),
-    ("expert_shared_count", ("n_shared_experts",)),
-    ("leading_dense_block_count", ("first_k_dense_replace",)),
-    ("attention.q_lora_rank", ("q_lora_rank",)),
-    ("attention.kv_lora_rank", ("kv_lora_rank",)),
+NORM_AFTER_ATTENTION = (
+    frozenset({"gemma2", "gemma3", "gemma4", "glm4moe", "gpt-oss", "olmo2", "exaone4", "seed_oss"}) | LINEAR
 )
-TOWERS = re.compile(r"(model\.)?(visual|vision_tower|vision_model|multi_modal_projector|audio_tower|embed_vision)\.")
+TOWERS = re.compile(
+    r"(model\.)?(visual|vision_tower|vision_model|multi_modal_projector|audio_tower|embed_audio|embed_vision)\."
+)
 DECODER = re.compile(r"(model\.)?language_model\.(model\.)?")
+EXPERTS = re.compile(r"^((block_sparse_moe|feed_forward)\.)?experts\.")
 IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 IN_PREDICTION = re.compile(r"mtp\.layers\.(\d+)\.(.+)")
-WIDE = ("norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight")
+WIDE = (
+    *("norm.weight", "norm_1.weight", "norm_2.weight", ".bias"),
+    *("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight", "shortconv.conv.weight"),
+)
 
 
 def as_converted(
-    config: Mapping[str, Any], architecture: Architecture, dtype: DType
+    config: Mapping[str, Any], architecture: Architecture, dtype: DType, stored: Sequence[Tensor] = ()
 ) -> tuple[Mapping[str, Any], tuple[Tensor, ...]]:
-    """The metadata and the tensors, matrices in `dtype`. UnsupportedError for a family whose conversion is not known here."""
+    """The metadata and the tensors, matrices in `dtype`; experts that are MXFP4 stay so. stored: of the repository, if known.
+
+    UnsupportedError for a family whose conversion is not known here.
+    """
     model_type = str(config.get("model_type"))
     name = ARCHITECTURES.get(model_type)
     ahead = architecture.prediction_layers
@@ -138,7 +102,10 @@ def as_converted(
     nested = config.get("text_config")
     text = _with_class_defaults({**config, **nested} if isinstance(nested, Mapping) else config, architecture)
     try:
-        return _converted(name, text, architecture, dtype)
+        metadata, tensors = _converted(name, text, architecture, dtype)
+        if name == "glm4moe" and text.get("num_nextn_predict_layers"):
+            return _with_prediction(name, metadata, tensors, text, {tensor.name for tensor in stored})
+        return metadata, tensors
     except KeyError as error:  # a default of the class that the design does not tell
         raise UnsupportedError("gguf_key_not_stated", key=str(error.args[0])) from None
 
@@ -155,7 +122,8 @@ def _with_class_defaults(text: Mapping[str, Any], architecture: Architecture) ->
         if read.head_dim * read.query_heads != spec.hidden_size:
             known["head_dim"] = read.head_dim
     for _, module in each_module(architecture.tree):
-        if module.routed is not None and text.get("num_experts_per_tok") is None:
+        used = text.get("num_experts_per_tok") or text.get("top_k_experts")
+        if module.routed is not None and used is None:
             raise UnsupportedError("gguf_key_not_stated", key="num_experts_per_tok")
         dense = module.name == "mlp" and all(child.name != "experts" for child in module.children)
         if dense and text.get("intermediate_size") is None:
@@ -175,7 +143,7 @@ def _converted(
 ) -> tuple[Mapping[str, Any], tuple[Tensor, ...]]:
     ahead = architecture.prediction_layers
     metadata: dict[str, Any] = {"general.architecture": name}
-    keys = _keys(name, text, architecture)
+    keys = written_keys(name, text, architecture)
     layers = integer(text, "num_hidden_layers", at_most=MOST_LAYERS)
     if ahead:
         keys |= {"block_count": layers + 1, "nextn_predict_layers": 1}
@@ -183,11 +151,47 @@ def _converted(
     ahead = tuple(replace(tensor, name=_ahead(tensor.name, layers)) for tensor in ahead)
     held = (*each_tensor(architecture.tree), *architecture.buffers, *ahead)
     tensors = [part for tensor in held for part in _written(tensor, name, text)]
+    if name == "gemma4":  # conversion/gemma.py, Gemma4Model.generate_extra_tensors
+        tensors.append(Tensor("rope_freqs.weight", (keys["attention.key_length"] // 2,), DType.F32))
     tensors += _rope_factors(name, text)
-    return metadata, tuple(
-        Tensor(tensor.name, tensor.shape, DType.F32 if len(tensor.shape) < 2 or tensor.name.endswith(WIDE) else dtype)
-        for tensor in tensors
-    )
+    packed = (text.get("quantization_config") or {}).get("quant_method") == "mxfp4"
+    return metadata, tuple(Tensor(each.name, each.shape, _kind(each, dtype, packed)) for each in tensors)
+
+
+def _kind(tensor: Tensor, dtype: DType, packed: bool) -> DType | BlockFormat:
+    if len(tensor.shape) < 2 or tensor.name.endswith(WIDE):
+        return DType.F32
+    return BLOCK_FORMATS["MXFP4"] if packed and "_exps." in tensor.name else dtype
+
+
+def _with_prediction(
+    name: str, metadata: Mapping[str, Any], tensors: Sequence[Tensor], text: Mapping[str, Any], stored: AbstractSet[str]
+) -> tuple[Mapping[str, Any], tuple[Tensor, ...]]:
+    """With GLM's layers for multi-token prediction, like the last one; an embedding and a head of their own if those are stored.
+
+    Source: conversion/glm.py, Glm4MoeModel; src/models/glm4-moe.cpp (load_arch_tensors).
+    """
+    layers, ahead = text["num_hidden_layers"], text["num_nextn_predict_layers"]
+    hidden, last = text["hidden_size"], f"blk.{layers - 1}."
+    dtype = next(tensor.dtype for tensor in tensors if tensor.name == f"{last}attn_q.weight")
+    further: list[Tensor] = []
+    for layer in range(layers, layers + ahead):
+        further += [
+            replace(each, name=f"blk.{layer}.{each.name[len(last) :]}")
+            for each in tensors
+            if each.name.startswith(last)
+        ]
+        parts = {"eh_proj": (hidden, 2 * hidden)} | dict.fromkeys(("enorm", "hnorm", "shared_head_norm"), (hidden,))
+        whole = {"embed_tokens": "embed_tokens", "shared_head.head": "shared_head_head"}
+        for part, written in whole.items():
+            if f"model.layers.{layer}.{part}.weight" in stored:
+                parts[written] = (text["vocab_size"], hidden)
+        further += [
+            Tensor(f"blk.{layer}.nextn.{part}.weight", sides, DType.F32 if len(sides) == 1 else dtype)
+            for part, sides in parts.items()
+        ]
+    keys = {f"{name}.block_count": layers + ahead, f"{name}.nextn_predict_layers": ahead}
+    return {**metadata, **keys}, (*tensors, *further)
 
 
 def _ahead(name: str, layers: int) -> str:
@@ -202,60 +206,6 @@ def stored_form_of(architecture: str, config: Mapping[str, Any]) -> StoredForm:
     return lambda tensor: tuple(_written(tensor, architecture, config))
 
 
-def _keys(name: str, text: Mapping[str, Any], architecture: Architecture) -> dict[str, Any]:
-    keys: dict[str, Any] = {"vocab_size": architecture.spec.vocab_size}
-    for key, sources in KEYS:
-        value = next((text[source] for source in sources if text.get(source) is not None), None)
-        if value is not None:
-            keys[key] = value
-    if text.get("head_dim") is not None:
-        keys["attention.key_length"] = keys["attention.value_length"] = text["head_dim"]
-    if name == "deepseek2":
-        rank, rope = text["kv_lora_rank"], text["qk_rope_head_dim"]
-        keys |= {
-            "attention.head_count_kv": 1,
-            "attention.key_length": rank + rope,
-            "attention.value_length": rank,
-            "attention.key_length_mla": text["qk_nope_head_dim"] + rope,
-            "attention.value_length_mla": text["v_head_dim"],
-            "rope.dimension_count": rope,
-        }
-    if name in LINEAR:
-        key_heads, value_heads = text["linear_num_key_heads"], text["linear_num_value_heads"]
-        interval = text.get("full_attention_interval", 4)
-        linear = _linear_layers(text, interval)
-        keys |= {
-            "ssm.conv_kernel": text["linear_conv_kernel_dim"],
-            "ssm.state_size": text["linear_key_head_dim"],
-            "ssm.group_count": key_heads,
-            "ssm.time_step_rank": value_heads,
-            "ssm.inner_size": value_heads * text["linear_value_head_dim"],
-            "attention.recurrent_layers": [*linear, *[False for _ in architecture.prediction_layers[:1]]],
-            "rope.dimension_count": int(text["head_dim"] * _partial_rotary(text, 0.25)),
-        }
-    if name == "glm4":
-        keys["rope.dimension_count"] = int(keys["attention.key_length"] * _partial_rotary(text, 0.5))
-    windows = [layer.window_tokens for _, layer in architecture.kept or ()]
-    if any(windows) and name in ("gemma2", "gemma3", "olmo2", "exaone4"):
-        keys["attention.sliding_window"] = next(window for window in windows if window)
-        if name != "gemma2":
-            keys["attention.sliding_window_pattern"] = [window is not None for window in windows]
-    return keys
-
-
-def _linear_layers(text: Mapping[str, Any], interval: int) -> list[bool]:
-    types = text.get("layer_types")
-    if isinstance(types, list):
-        return [kind == "linear_attention" for kind in types]
-    return [(index + 1) % interval != 0 for index in range(text["num_hidden_layers"])]
-
-
-def _partial_rotary(text: Mapping[str, Any], default: float) -> float:
-    rope = text.get("rope_parameters")
-    nested = rope if isinstance(rope, Mapping) else {}
-    return float(nested.get("partial_rotary_factor", text.get("partial_rotary_factor", default)))
-
-
 def _written(tensor: Tensor, architecture: str, text: Mapping[str, Any]) -> Iterator[Tensor]:
     """The tensors as which a tensor of transformers' class is written; none of a tower."""
     if TOWERS.match(tensor.name):
@@ -266,14 +216,9 @@ def _written(tensor: Tensor, architecture: str, text: Mapping[str, Any]) -> Iter
     full = DECODER.sub("model.", tensor.name)
     layer = IN_LAYER.fullmatch(full)
     prefix, name = (f"blk.{layer[1]}.", layer[2]) if layer else ("", full)
-    name = name.replace("block_sparse_moe.experts.", "mlp.experts.")
-    if name == "mlp.experts.gate_up_proj":
-        count, doubled, hidden = tensor.shape
-        for part in ("gate", "up"):
-            yield Tensor(f"{prefix}ffn_{part}_exps.weight", (count, doubled // 2, hidden), tensor.dtype)
-        return
-    if name == "mlp.experts.down_proj":
-        yield Tensor(f"{prefix}ffn_down_exps.weight", tensor.shape, tensor.dtype)
+    name = EXPERTS.sub("mlp.experts.", name)
+    if name.startswith("mlp.experts.gate_up_proj"):
+        yield from _gate_and_up(prefix, architecture, name, tensor)
         return
     if name == "self_attn.kv_b_proj.weight":
         heads, nope, values = (text[key] for key in ("num_attention_heads", "qk_nope_head_dim", "v_head_dim"))
@@ -281,17 +226,16 @@ def _written(tensor: Tensor, architecture: str, text: Mapping[str, Any]) -> Iter
         yield Tensor(f"{prefix}attn_k_b.weight", (heads, rank, nope), tensor.dtype)
         yield Tensor(f"{prefix}attn_v_b.weight", (heads, values, rank), tensor.dtype)
         return
-    if name in ("linear_attn.A_log", "linear_attn.dt_bias"):
-        yield Tensor(prefix + ("ssm_a" if name.endswith("A_log") else "ssm_dt.bias"), tensor.shape, tensor.dtype)
-        return
     if name == "linear_attn.in_proj_qkvz.weight":
         values = text["linear_num_value_heads"] * text["linear_value_head_dim"]
         rows, hidden = tensor.shape
         yield Tensor(f"{prefix}attn_qkv.weight", (rows - values, hidden), tensor.dtype)
         yield Tensor(f"{prefix}attn_gate.weight", (values, hidden), tensor.dtype)
         return
-    if name == "mlp.gate.e_score_correction_bias":
-        yield Tensor(f"{prefix}exp_probs_b.bias", tensor.shape, tensor.dtype)
+    if name in WHOLE_NAMES:
+        turned = architecture == "gpt-oss" and len(tensor.shape) == 3
+        sides = (tensor.shape[0], tensor.shape[2], tensor.shape[1]) if turned else tensor.shape
+        yield Tensor(prefix + WHOLE_NAMES[name], sides, tensor.dtype)
         return
     module, _, kind = name.rpartition(".")
     stored = OTHER_NAMES.get(module) or NAMES.get(module)
@@ -300,9 +244,22 @@ def _written(tensor: Tensor, architecture: str, text: Mapping[str, Any]) -> Iter
     if stored is None:
         raise UnsupportedError("gguf_tensor_not_written", name=tensor.name)
     sides = tensor.shape[1:] if module == "mlp.shared_expert_gate" else tensor.shape
-    if module == "linear_attn.conv1d":
+    if module in ("linear_attn.conv1d", "conv.conv"):
         sides = (tensor.shape[0], tensor.shape[2])
     yield Tensor(f"{prefix}{stored}.{kind}", sides, tensor.dtype)
+
+
+def _gate_and_up(prefix: str, architecture: str, name: str, tensor: Tensor) -> Iterator[Tensor]:
+    """The experts' gate and up: two tensors, but one for Gemma 4; gpt-oss has its columns first."""
+    count, *sides = tensor.shape
+    kind = "bias" if name.endswith("_bias") else "weight"
+    if architecture == "gemma4":
+        yield Tensor(f"{prefix}ffn_gate_up_exps.weight", tensor.shape, tensor.dtype)
+        return
+    if architecture == "gpt-oss":
+        sides.reverse()
+    for part in ("gate", "up"):
+        yield Tensor(f"{prefix}ffn_{part}_exps.{kind}", (count, sides[0] // 2, *sides[1:]), tensor.dtype)
 
 
 def _rope_factors(architecture: str, text: Mapping[str, Any]) -> Iterator[Tensor]:

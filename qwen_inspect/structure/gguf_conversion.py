@@ -16,6 +16,7 @@ from .kept_design import known_architecture
 
 # Methods whose weights the converter turns back into dense ones. Source: conversion/base.py, ModelBase.dequant_model.
 DEQUANTISED = frozenset({"fp8"})
+KEPT = frozenset({"mxfp4"})  # written as they are
 
 
 def as_gguf(report: Report, scheme: str) -> Report:
@@ -27,15 +28,18 @@ def as_gguf(report: Report, scheme: str) -> Report:
     known = report.known
     if known.quantised is not None and known.quantised.method == "gguf":
         raise UsageError("quant_of_gguf", model=report.ref.id)
-    if known.quantised is not None and known.quantised.method not in DEQUANTISED:
+    if known.quantised is not None and known.quantised.method not in DEQUANTISED | KEPT:
         raise UnsupportedError("llama_cpp_packed", method=known.quantised.method)
     config = report.config or {}
-    metadata, tensors = as_converted(config, known_architecture(config), report.spec.dtype)
+    files = report.tensors or () if report.tensors_origin == "stored" else ()
+    metadata, tensors = as_converted(config, known_architecture(config), report.spec.dtype, files)
     stored = quantised(tensors, scheme, read_hyperparameters(metadata, tensors))
     size_bytes = sum(tensor.size_bytes for tensor in stored)
     checkpoint = Checkpoint(ref=report.ref, config=metadata, tensors=stored, gguf=True)
     notices = [Message("quant_predicted", scheme=scheme.upper(), size=size_bytes)]
     if any(key.endswith(".nextn_predict_layers") for key in metadata):
         notices.append(Message("quant_with_prediction"))
+        if not files and str(metadata["general.architecture"]) == "glm4moe":
+            notices.append(Message("quant_prediction_shares"))
     written = analyse(checkpoint, workload=report.workload)
     return replace(written, tensors_origin="theory", notices=(*report.notices, *notices))

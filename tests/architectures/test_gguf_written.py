@@ -33,16 +33,25 @@ GOLDEN: Mapping[str, Mapping[str, Any]] = json.loads(
 )
 
 
-# Whose files hold the decoder alone, or linear attention, which the design shows by the file's keys.
-BY_FILE = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"}
+# Whose files hold the decoder alone, or other parts than `gguf_families` has: the design follows from the file's keys.
+BY_FILE = {
+    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
+    *("gemma3", "gemma4_text", "gemma4_text:moe", "glm4_moe", "gpt_oss", "lfm2", "lfm2_moe", "minimax_m2"),
+}
+
+
+def converted_config(name: str) -> dict[str, Any]:
+    """The small configuration that a golden entry was converted from; a variant of a model_type stands after a colon."""
+    model_type = name.partition(":")[0]
+    config = small_config(model_type, **GOLDEN["converted"][name].get("changes", {}))
+    return {**config, "architectures": [CLASSES[model_type][0]]}
 
 
 @pytest.mark.parametrize("model_type", GOLDEN["converted"])
 def test_a_small_model_is_written_as_the_converter_writes_it(model_type: str) -> None:
     """What convert_hf_to_gguf.py of llama.cpp 0c1e57098 wrote in float16 for the same configuration and weights of zero."""
     golden = GOLDEN["converted"][model_type]
-    config = small_config(model_type)
-    config["architectures"] = [CLASSES[model_type][0]]
+    config = converted_config(model_type)
     metadata, tensors = as_converted(config, architecture_of(config), DType.F16)
     lines = sorted(f"{tensor.name} {list(tensor.shape)} {tensor.dtype.code}" for tensor in tensors)
     assert len(lines) == golden["tensors"]
@@ -52,8 +61,7 @@ def test_a_small_model_is_written_as_the_converter_writes_it(model_type: str) ->
 
 @pytest.mark.parametrize("model_type", sorted(set(GOLDEN["converted"]) - BY_FILE))
 def test_a_file_of_a_known_family_is_held_against_its_design(model_type: str) -> None:
-    config = small_config(model_type)
-    config["architectures"] = [CLASSES[model_type][0]]
+    config = converted_config(model_type)
     design = architecture_of(config)
     metadata, tensors = as_converted(config, design, DType.F16)
     checkpoint = Checkpoint(ref=ModelRef(source="local", id="m"), config=metadata, tensors=tensors, gguf=True)
@@ -123,8 +131,9 @@ def test_types_are_those_that_llama_quantize_chooses(name: str) -> None:
         assert f"{counts} {hashlib.sha256(lines.encode()).hexdigest()[:8]}" == expected, scheme
 
 
-# What llama.cpp printed as "model size" (GiB) of published files. Source: ikawrakow/ik_llama.cpp 8337e4cd, github-data:
-# discussion 357 (235B; ik_llama.cpp and mainline), and the logs of 30B-A3B there.
+# What llama.cpp printed as "model size" (GiB) of published files. Sources: ikawrakow/ik_llama.cpp 8337e4cd, github-data:
+# discussion 357 (235B; ik_llama.cpp and mainline), and the logs of 30B-A3B there; llama-bench's tables in ggml-org/llama.cpp:
+# discussion 15396 (gpt-oss), pull request 14203 (Gemma 3), and others' (gpt-oss in F16, MiniMax-M2).
 @pytest.mark.parametrize(
     ("model", "scheme", "printed"),
     [
@@ -133,12 +142,61 @@ def test_types_are_those_that_llama_quantize_chooses(name: str) -> None:
         ("Qwen/Qwen3-235B-A22B", "Q4_K_M", "132.386"),
         ("Qwen/Qwen3-235B-A22B", "q6_k", "179.754"),
         ("Qwen/Qwen3-235B-A22B", "Q8_0", "232.769"),
+        ("openai/gpt-oss-20b", "MXFP4_MOE", "11.27"),
+        ("openai/gpt-oss-120b", "MXFP4_MOE", "59.02"),
+        ("openai/gpt-oss-20b", "F16", "12.83"),
+        ("google/gemma-3-27b-it", "Q4_K_M", "15.40"),
+        ("google/gemma-3-27b-it", "Q8_0", "26.73"),
+        ("MiniMaxAI/MiniMax-M2", "Q4_K_S", "121.10"),
     ],
 )
 def test_sizes_are_those_of_published_files(model: str, scheme: str, printed: str) -> None:
     report = as_gguf(inspect(f"catalog:{model}"), scheme)
     digits = len(printed.partition(".")[2])
     assert f"{sum(tensor.size_bytes for tensor in report.tensors or ()) / 2**30:.{digits}f}" == printed
+
+
+def test_lfm2_is_as_large_as_published() -> None:
+    """llama-bench prints 694.76 MiB of LFM2-1.2B in Q4_K_M."""
+    report = as_gguf(inspect("catalog:LiquidAI/LFM2-1.2B"), "Q4_K_M")
+    assert f"{sum(tensor.size_bytes for tensor in report.tensors or ()) / 2**20:.2f}" == "694.76"
+
+
+def test_what_is_mxfp4_is_not_quantised_again() -> None:
+    with pytest.raises(UnsupportedError, match=r"blk\.0\.ffn_down_exps"):
+        as_gguf(inspect("catalog:openai/gpt-oss-20b"), "Q4_K_M")
+
+
+GLM_AIR = {
+    "architectures": ["Glm4MoeForCausalLM"],
+    "model_type": "glm4_moe",
+    "attention_bias": True,
+    "first_k_dense_replace": 1,
+    "head_dim": 128,
+    "hidden_size": 4096,
+    "intermediate_size": 10_944,
+    "max_position_embeddings": 131_072,
+    "moe_intermediate_size": 1408,
+    "n_routed_experts": 128,
+    "n_shared_experts": 1,
+    "num_attention_heads": 96,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 46,
+    "num_key_value_heads": 8,
+    "num_nextn_predict_layers": 1,
+    "partial_rotary_factor": 0.5,
+    "tie_word_embeddings": False,
+    "vocab_size": 151_552,
+}
+
+
+def test_glms_layer_for_prediction_has_what_the_files_store() -> None:
+    """llama-bench prints 110.47 B parameters and 62.27 GiB of GLM-4.5-Air in Q4_K_S."""
+    own = [Tensor(f"model.layers.46.{name}.weight", (1,), DType.BF16) for name in ("embed_tokens", "shared_head.head")]
+    metadata, tensors = as_converted(GLM_AIR, architecture_of(GLM_AIR), DType.BF16, own)
+    assert f"{sum(tensor.elements for tensor in tensors) / 1e9:.2f}" == "110.47"
+    stored = quantised(tensors, "Q4_K_S", read_hyperparameters(metadata, tensors))
+    assert f"{sum(tensor.size_bytes for tensor in stored) / 2**30:.2f}" == "62.27"
 
 
 def test_an_fp8_release_is_written_from_its_dense_weights() -> None:

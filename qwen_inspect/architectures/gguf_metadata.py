@@ -1,0 +1,135 @@
+"""The metadata that llama.cpp's converter writes of a configuration, as far as it decides bytes.
+
+Source: llama.cpp 0c1e57098, conversion/ (TextModel.set_gguf_parameters and the classes' own).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..results.attention import LayerAttention
+from ..spec import each_tensor
+from .design import Architecture
+
+LINEAR = frozenset({"qwen35", "qwen35moe", "qwen3next"})
+WINDOWED = frozenset({"exaone4", "gemma2", "gemma3", "gemma4", "gpt-oss", "olmo2"})
+WITHOUT_PATTERN = frozenset({"gemma2", "gpt-oss"})
+# Configuration key -> GGUF key. The first key of a row that the configuration has is written.
+KEYS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("block_count", ("num_hidden_layers",)),
+    ("context_length", ("max_position_embeddings",)),
+    ("embedding_length", ("hidden_size",)),
+    ("feed_forward_length", ("intermediate_size",)),
+    ("attention.head_count", ("num_attention_heads",)),
+    ("attention.head_count_kv", ("num_key_value_heads", "num_attention_heads")),
+    ("expert_count", ("num_local_experts", "num_experts", "n_routed_experts")),
+    ("expert_used_count", ("num_experts_per_tok", "top_k_experts")),
+    ("expert_feed_forward_length", ("moe_intermediate_size",)),
+    ("expert_shared_feed_forward_length", ("shared_expert_intermediate_size",)),
+    ("expert_shared_count", ("n_shared_experts",)),
+    ("leading_dense_block_count", ("first_k_dense_replace",)),
+    ("attention.q_lora_rank", ("q_lora_rank",)),
+    ("attention.kv_lora_rank", ("kv_lora_rank",)),
+)
+
+
+def written_keys(name: str, text: Mapping[str, Any], architecture: Architecture) -> dict[str, Any]:
+    keys: dict[str, Any] = {"vocab_size": architecture.spec.vocab_size}
+    for key, sources in KEYS:
+        value = next((text[source] for source in sources if text.get(source) is not None), None)
+        if value is not None:
+            keys[key] = value
+    if text.get("head_dim") is not None:
+        keys["attention.key_length"] = keys["attention.value_length"] = text["head_dim"]
+    if name == "deepseek2":
+        rank, rope = text["kv_lora_rank"], text["qk_rope_head_dim"]
+        keys |= {
+            "attention.head_count_kv": 1,
+            "attention.key_length": rank + rope,
+            "attention.value_length": rank,
+            "attention.key_length_mla": text["qk_nope_head_dim"] + rope,
+            "attention.value_length_mla": text["v_head_dim"],
+            "rope.dimension_count": rope,
+        }
+    if name in LINEAR:
+        key_heads, value_heads = text["linear_num_key_heads"], text["linear_num_value_heads"]
+        interval = text.get("full_attention_interval", 4)
+        linear = _linear_layers(text, interval)
+        keys |= {
+            "ssm.conv_kernel": text["linear_conv_kernel_dim"],
+            "ssm.state_size": text["linear_key_head_dim"],
+            "ssm.group_count": key_heads,
+            "ssm.time_step_rank": value_heads,
+            "ssm.inner_size": value_heads * text["linear_value_head_dim"],
+            "attention.recurrent_layers": [*linear, *[False for _ in architecture.prediction_layers[:1]]],
+            "rope.dimension_count": int(text["head_dim"] * _partial_rotary(text, 0.25)),
+        }
+    if name in ("glm4", "glm4moe"):
+        head = keys.get("attention.key_length") or text["hidden_size"] // text["num_attention_heads"]
+        keys["rope.dimension_count"] = int(head * _partial_rotary(text, 0.5))
+    if name == "gpt-oss" or name == "minimax-m2":
+        keys["expert_feed_forward_length"] = text["intermediate_size"]
+    if name == "minimax-m2":
+        keys["rope.dimension_count"] = text["rotary_dim"]
+    if name in ("lfm2", "lfm2moe"):
+        keys |= _short_convolutions(text, architecture)
+    if name == "gemma4":
+        keys |= _gemma_4(text, architecture)
+    windows = [layer.window_tokens for _, layer in architecture.kept or ()]
+    if any(windows) and name in WINDOWED:
+        keys["attention.sliding_window"] = next(window for window in windows if window)
+        if name not in WITHOUT_PATTERN:
+            keys["attention.sliding_window_pattern"] = [window is not None for window in windows]
+    return keys
+
+
+def _short_convolutions(text: Mapping[str, Any], architecture: Architecture) -> dict[str, Any]:
+    """Source: conversion/lfm2.py; the width of its blocks follows from the tensors."""
+    shapes = {tensor.name: tensor.shape for tensor in each_tensor(architecture.tree)}
+    attends = [f"model.layers.{layer}.self_attn.q_proj.weight" in shapes for layer in range(text["num_hidden_layers"])]
+    return {
+        "feed_forward_length": shapes["model.layers.0.feed_forward.w1.weight"][0],
+        "attention.head_count_kv": [text["num_key_value_heads"] if attended else 0 for attended in attends],
+        "shortconv.l_cache": text.get("conv_L_cache", 3),
+        **({"leading_dense_block_count": text["num_dense_layers"]} if text.get("num_dense_layers") else {}),
+    }
+
+
+def _gemma_4(text: Mapping[str, Any], architecture: Architecture) -> dict[str, Any]:
+    """Source: conversion/gemma.py, Gemma4Model.set_gguf_parameters."""
+    layers, shared = text["num_hidden_layers"], text.get("num_kv_shared_layers") or 0
+    attending = [layer for layer, _ in architecture.kept or () if isinstance(layer, LayerAttention)]
+    full = next(layer for layer in attending if layer.window_tokens is None)
+    whole, windowed = full.head_dim, text["head_dim"]
+    keys: dict[str, Any] = {
+        "attention.key_length": whole,
+        "attention.value_length": whole,
+        "attention.key_length_swa": windowed,
+        "attention.value_length_swa": windowed,
+        "attention.shared_kv_layers": shared,
+        "embedding_length_per_layer_input": text.get("hidden_size_per_layer_input") or 0,
+        "rope.dimension_count": whole,
+        "rope.dimension_count_swa": windowed,
+    }
+    if text.get("use_double_wide_mlp"):
+        width = text["intermediate_size"]
+        keys["feed_forward_length"] = [width if layer < layers - shared else 2 * width for layer in range(layers)]
+    few = text["num_key_value_heads"]
+    if full.kv_heads != few:
+        types = text["layer_types"]
+        keys["attention.head_count_kv"] = [few if kind == "sliding_attention" else full.kv_heads for kind in types]
+    return keys
+
+
+def _linear_layers(text: Mapping[str, Any], interval: int) -> list[bool]:
+    types = text.get("layer_types")
+    if isinstance(types, list):
+        return [kind == "linear_attention" for kind in types]
+    return [(index + 1) % interval != 0 for index in range(text["num_hidden_layers"])]
+
+
+def _partial_rotary(text: Mapping[str, Any], default: float) -> float:
+    rope = text.get("rope_parameters")
+    nested = rope if isinstance(rope, Mapping) else {}
+    return float(nested.get("partial_rotary_factor", text.get("partial_rotary_factor", default)))
