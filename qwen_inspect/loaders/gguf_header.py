@@ -26,7 +26,7 @@ MOST_KEPT_BYTES = 4_000_000  # of metadata without the tokenizer's; keys, texts 
 MOST_SIDES = 4  # ggml, GGML_MAX_DIMS
 LONGEST_NAME_BYTES = 1 << 16
 LONGEST_TEXT_BYTES = 1 << 16  # longer ones (chat templates) are skipped
-RUN, LONGEST_SHORT_BYTES = 128, 32
+RUN, SHORT_RUN, LONGEST_SHORT_BYTES, USUAL_BYTES = 128, 8, 32, 7
 LONGEST_ARRAY = 10_000  # longest list that is read: one value per layer
 LARGEST = 1 << 62
 DEFAULT_ALIGNMENT = 32
@@ -93,7 +93,7 @@ class GgufHeader:
 
     metadata: Mapping[str, Any]
     tensors: tuple[Tensor, ...]
-    content: bytes
+    content: bytearray
 
 
 def read_header(more: More, *, file: str, file_bytes: int) -> GgufHeader:
@@ -228,9 +228,9 @@ class _Reader:
 
     # --- bytes
 
-    def _content_read(self) -> bytes:
+    def _content_read(self) -> bytearray:
         del self._content[self._at :]
-        return bytes(self._content)
+        return self._content
 
     def _number(self, letter: str) -> Any:
         form = self._order + letter
@@ -257,12 +257,19 @@ class _Reader:
         if count * 8 > self._file_bytes:
             raise self._cut_off(count * 8)
         while count >= RUN and self._order == "<":
-            if (run := _short_texts().match(self._content, self._at)) is not None:
-                self._at = run.end()
-            else:
-                self._step_over_each(RUN)
+            self._step_over_run(RUN)
             count -= RUN
         self._step_over_each(count)
+
+    def _step_over_run(self, count: int) -> None:
+        """A run that holds a long string, or the end of what is read, is skipped in shorter ones, then string by string."""
+        if (run := _short_texts(count).match(self._content, self._at)) is not None:
+            self._at = run.end()
+        elif count > SHORT_RUN:
+            for _ in range(count // SHORT_RUN):
+                self._step_over_run(SHORT_RUN)
+        else:
+            self._step_over_each(count)
 
     def _step_over_each(self, count: int) -> None:
         unpack = struct.Struct(self._order + "Q").unpack_from
@@ -310,10 +317,14 @@ class _Reader:
 
 
 @cache
-def _short_texts() -> re.Pattern[bytes]:
-    """RUN strings of up to LONGEST_SHORT_BYTES, each behind its length: what vocabularies hold, skipped without a loop here."""
-    each = b"|".join(rb"\x%02x\0{7}.{%d}" % (length, length) for length in (*range(1, LONGEST_SHORT_BYTES + 1), 0))
-    return re.compile(rb"(?:%s){%d}" % (each, RUN), re.DOTALL)
+def _short_texts(count: int) -> re.Pattern[bytes]:
+    """`count` strings of up to LONGEST_SHORT_BYTES, each behind its length: what vocabularies hold, skipped without a loop here.
+
+    The usual lengths of tokens and merges come first, which are tried one after another.
+    """
+    lengths = sorted(range(1, LONGEST_SHORT_BYTES + 1), key=lambda length: abs(length - USUAL_BYTES))
+    each = b"|".join(rb"\x%02x\0\0\0\0\0\0\0.{%d}" % (length, length) for length in (*lengths, 0))
+    return re.compile(rb"(?:%s){%d}" % (each, count), re.DOTALL)
 
 
 def _aligned(position: int, alignment: int) -> int:

@@ -67,7 +67,7 @@ def read_gguf(
     )
     if sizes and sizes[-1] != size:
         raise MalformedError("listing_size_differs", file=file.name, expected=size, found=sizes[-1])
-    keep(hub, model, file, header.content)
+    keep(hub, model, file, bytes(header.content))
     return size, header
 
 
