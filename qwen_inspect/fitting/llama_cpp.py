@@ -5,30 +5,25 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import BinaryIO
 
-from ..bisection import largest
-from ..engines.llama_cpp.buffers import CELLS_MULTIPLE, GgufModel, Plan, flash_attention_is_possible
+from ..engines.llama_cpp.buffers import GgufModel, Plan, flash_attention_is_possible
 from ..engines.llama_cpp.builds import BUILDS, DEFAULT, FORK, Build, around
 from ..engines.llama_cpp.command import BesideFile, Command
 from ..engines.llama_cpp.logs import Log, beside
 from ..engines.llama_cpp.offload import gguf_source
-from ..engines.llama_cpp.options import EXPERTS, LlamaCppOptions, compiled
+from ..engines.llama_cpp.options import LlamaCppOptions
+from ..engines.llama_cpp.reach import MARGIN_BYTES, NO_REACH, reach
 from ..engines.llama_cpp.scheduler import HOST
 from ..errors import QwenInspectError, UsageError
 from ..language import Message
 from ..loaders.gguf_header import read_header
 from ..loaders.regular import open_regular
 from ..results.fit import Gpu
-from ..results.llama_cpp import Buffer, DeviceTotal, LlamaCppReport, Reach
+from ..results.llama_cpp import Buffer, DeviceTotal, LlamaCppReport
 from ..results.model import Report
-from ..units import MIB
-
-# What llama.cpp's own fit leaves free on a card: --fit-target, common/common.h.
-MARGIN_BYTES = 1024 * MIB
-NO_REACH = Reach(context_tokens=None, offloaded=None, host_experts=None)
 
 
 def run_command(
@@ -50,6 +45,11 @@ def run_command(
     buffers = plan.buffers() if known else _over_builds(model, options, room, _candidates(log))
     buffers = (*buffers, *beside_files)
     devices = _totals(buffers, cards, host_bytes)
+
+    def judge(buffers: Iterable[Buffer]) -> bool:
+        totals = _totals(tuple(buffers), cards, host_bytes)
+        return all(total.fits for total in totals if total.available_bytes is not None)
+
     return LlamaCppReport(
         report=report,
         program=options.program,
@@ -64,7 +64,7 @@ def run_command(
         cache_types=(options.key_type, options.value_type),
         buffers=buffers,
         devices=devices,
-        reach=_reach(plan, cards, host_bytes) if cards and not command.beside else NO_REACH,
+        reach=reach(plan, judge) if cards and not command.beside else NO_REACH,
         ignored=command.ignored,
         notices=(*_notices(command, log, build, known), *_assumptions(plan, buffers)),
         log=None if log is None else beside(buffers, log.printed),
@@ -161,53 +161,6 @@ def _fits(low: int, high: int | None, available: int | None, margin: int) -> boo
     if low > available:
         return False
     return True if high is not None and high + margin <= available else None
-
-
-def _reach(plan: Plan, cards: Sequence[Gpu], host_bytes: int | None) -> Reach:
-    """Each with all else as in the command. None if compute buffers are not known."""
-    if any(buffer.size_bytes is None for buffer in plan.buffers()):
-        return NO_REACH
-    room = [card.room_bytes for card in cards]
-
-    def fits(options: LlamaCppOptions) -> bool:
-        totals = _totals(Plan(plan.model, options, room, plan.build).buffers(), cards, host_bytes)
-        return all(total.fits for total in totals if total.available_bytes is not None)
-
-    return Reach(
-        context_tokens=_largest_context(plan, fits),
-        offloaded=largest(lambda layers: fits(replace(plan.options, offloaded=layers)), plan.layers),
-        host_experts=_fewest_host_experts(plan, fits),
-    )
-
-
-def _largest_context(plan: Plan, fits: Callable[[LlamaCppOptions], bool]) -> int | None:
-    limit = plan.read.context_tokens
-    if limit is None:
-        return None
-    step = CELLS_MULTIPLE * plan.sizes.streams
-    steps = largest(lambda count: fits(replace(plan.options, context_tokens=count * step)), -(-limit // step))
-    return min(steps * step, limit * plan.sizes.streams)
-
-
-def _fewest_host_experts(plan: Plan, fits: Callable[[LlamaCppOptions], bool]) -> int | None:
-    """The smallest --n-cpu-moe with which the command fits; None if it has no experts or none suffices."""
-    read = plan.read
-    if not read.experts.count:
-        return None
-    expert = f"blk.{read.layers - 1}.ffn_up_exps.weight"
-    others = tuple(
-        (pattern, device)
-        for pattern, device in plan.options.overrides
-        if device != HOST or (EXPERTS not in pattern and not compiled(pattern)(expert))
-    )
-
-    def with_host(count: int) -> bool:
-        hosted = tuple((rf"blk\.{layer}{EXPERTS}", HOST) for layer in range(count))
-        return fits(replace(plan.options, overrides=(*hosted, *others)))
-
-    if not with_host(read.layers):
-        return None
-    return read.layers - largest(lambda on_cards: with_host(read.layers - on_cards), read.layers)
 
 
 def _assumptions(plan: Plan, buffers: Sequence[Buffer]) -> Iterator[Message]:

@@ -6,6 +6,7 @@ from ..language import Message
 from ..values import dataclass
 from .cache import Workload
 from .fit import CardAnswer, Gpu, Suggestion, deciding
+from .llama_cpp import Buffer
 from .model import Report
 
 
@@ -88,16 +89,18 @@ class VllmReserve(Reserve):
 class LlamaCppReserve(Reserve):
     """llama.cpp with `offloaded` of `layers` layers on the card; the output layer counts as one.
 
-    cells: of all sequences, each padded. host_bytes: weights, cache and states in the host's memory. most_offloaded: the most
-    layers that fit, without the unknown compute buffer.
+    cells: of all sequences, each padded. host_bytes: all buffers in the host's memory. most_offloaded: the most layers that fit.
+    host_experts: the smallest --n-cpu-moe that fits; None without experts, if none suffices or compute buffers are not known.
     """
 
     offloaded: int
     layers: int
     cells: int
     cache_formats: tuple[str, str]
+    buffers: tuple[Buffer, ...]
     host_bytes: int
     most_offloaded: int
+    host_experts: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,10 +15,11 @@ from gguf import GGMLQuantizationType as Type
 from qwen_inspect.architectures.gguf import own_configuration
 from qwen_inspect.architectures.gguf_hparams import GgufHyperparameters
 from qwen_inspect.architectures.gguf_keys import read_hyperparameters
-from qwen_inspect.engines.llama_cpp.cells import cells_bytes, states_bytes
+from qwen_inspect.engines.llama_cpp.buffers import GgufModel, Plan
+from qwen_inspect.engines.llama_cpp.builds import BUILDS
+from qwen_inspect.engines.llama_cpp.options import LlamaCppOptions
 from qwen_inspect.errors import MalformedError, UnsupportedError
 from qwen_inspect.structure.inspect import inspect
-from qwen_inspect.structure.kv_cache import FORMATS
 
 from ..support.gguf_files import finish, on_a_card
 from ..support.models import run
@@ -70,11 +71,11 @@ def test_a_cache_is_what_llama_cpp_prints(name: str) -> None:
 @pytest.mark.parametrize("name", CACHES)
 def test_fit_reserves_what_llama_cpp_prints(name: str) -> None:
     """For two sequences of 4,096 tokens each, in micro-batches of 512 tokens, which are the default."""
-    case, half = CACHES[name], FORMATS["float16"]
-    read = hyperparameters(case["architecture"], case["metadata"])
-    layers = range(read.all_layers)
-    cells = sum(cells_bytes(read, layer, half, half, tokens=4096, sequences=2) for layer in layers)
-    states = sum(states_bytes(read, layer, sequences=2) for layer in layers)
+    case = CACHES[name]
+    keys = {f"{case['architecture']}.{key}": value for key, value in case["metadata"].items()}
+    options = LlamaCppOptions(context_tokens=2 * 4096, sequences=2)
+    plan = Plan(GgufModel({"general.architecture": case["architecture"], **keys}, ()), options, (), BUILDS["b11549"])
+    cells, states = (sum(buffer.low_bytes for buffer in kind) for kind in (plan.cache(), plan.states()))
     lines = case["printed"]["two"]
     printed_cells = [float(size) for line in lines["kv"] for size in line[2:]]
     printed_states = [float(size) for size in lines["rs"] or ()]

@@ -44,7 +44,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["params"],
         ["attention"],
         ["memory", "--context", "64", "--new-tokens", "8"],
-        ["fit", "--engine", "llama.cpp", "--memory", "1GiB"],
+        ["fit", "--engine", "llama.cpp", "--memory", "4GiB"],
         ["diagram"],
         ["report"],
         ["compare", "catalog:Qwen/Qwen3-0.6B"],

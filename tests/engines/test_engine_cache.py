@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qwen_inspect.checkpoint import DType
 from qwen_inspect.engines import caches_of
-from qwen_inspect.engines.llama_cpp.cells import llama_cpp_layer_bytes, padded_cells
+from qwen_inspect.engines.llama_cpp.cells import llama_cpp_layer_bytes, padded
 from qwen_inspect.engines.vllm.blocks import (
     BlockPool,
     block_pool,
@@ -320,7 +320,7 @@ def test_recurrent_states_equal_a_published_llama_cpp_log() -> None:
 
 
 def test_cells_come_by_the_256() -> None:
-    assert [padded_cells(tokens) for tokens in (1, 256, 257, 32_768)] == [256, 256, 512, 32_768]
+    assert [padded(tokens) for tokens in (1, 256, 257, 32_768)] == [256, 256, 512, 32_768]
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------

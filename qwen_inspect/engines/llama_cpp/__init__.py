@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ...architectures.gguf_keys import read_hyperparameters
 from ...language import Message
+from ...loaders.gpus import larger
 from ...structure.kv_cache import FORMATS, CacheFormat
-from ..interface import Alternative, Choice, Engine, cache_rows
-from .cells import MICRO_BATCH, cells_bytes, llama_cpp_layer_bytes, states_bytes
+from ..interface import Alternative, Choice, Engine, cache_rows, card_message
+from .builds import DEFAULT
+from .cells import CACHE_NAMES, llama_cpp_layer_bytes, padded
+from .options import LlamaCppOptions
 
 if TYPE_CHECKING:
     from ...results.cache import EngineCache
@@ -38,7 +40,10 @@ class LlamaCpp(Engine["Serving", "LlamaCppDemand"]):
         if demand.formats != ("q8_0", "q8_0"):
             changes.insert(0, Alternative("cache", Message("suggest_cache", format="q8_0"), report, in_8_bits, gpu))
         yield Choice("all", changes)
-        yield self.larger_cards(report, request, gpu)
+        required = demand.requirement(request.batch, request.context_tokens or 0)
+        yield Choice(
+            "first", (Alternative("gpu", card_message(card), None, request, card, required) for card in larger(gpu))
+        )
 
     def assumptions(
         self, report: Report, request: Serving, answers: Sequence[tuple[LlamaCppDemand, CardAnswer]]
@@ -49,8 +54,9 @@ class LlamaCpp(Engine["Serving", "LlamaCppDemand"]):
         if report.known.quantised is None:
             yield Message("assume_llama_cpp_form", dtype=str(report.spec.dtype))
         if any(demand.windowed for demand, _ in answers):
-            yield Message("assume_llama_cpp_window", tokens=MICRO_BATCH)
-        yield Message("assume_llama_cpp_compute")
+            yield Message("assume_llama_cpp_window", tokens=LlamaCppOptions().micro_batch)
+        known = all(answer.requirement.whole for _, answer in answers)
+        yield Message("assume_llama_cpp_margin" if known else "assume_llama_cpp_no_graph")
 
     def caches(self, report: Report) -> Iterator[EngineCache]:
         layers, tokens, batch = report.attention.layers, report.context_tokens or 0, report.workload.batch
@@ -65,12 +71,15 @@ class LlamaCpp(Engine["Serving", "LlamaCppDemand"]):
 
 def _whole_cache(report: Report, cells: CacheFormat, *, tokens: int, sequences: int) -> int:
     """Cells and states of a GGUF file, by its own keys."""
-    model = read_hyperparameters(report.config or {}, report.tensors or ())
-    return sum(
-        cells_bytes(model, layer, cells, cells, tokens=tokens, sequences=sequences)
-        + states_bytes(model, layer, sequences=sequences)
-        for layer in range(model.all_layers)
+    from .buffers import GgufModel, Plan
+
+    model = GgufModel(report.config or {}, tuple(report.tensors or ()))
+    kind = CACHE_NAMES.get(cells.name, cells.name)
+    options = LlamaCppOptions(
+        key_type=kind, value_type=kind, context_tokens=sequences * padded(tokens), sequences=sequences
     )
+    plan = Plan(model, options, (), DEFAULT)
+    return sum(buffer.low_bytes for buffer in (*plan.cache(), *plan.states()))
 
 
 ENGINE = LlamaCpp()

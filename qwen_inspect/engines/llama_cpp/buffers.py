@@ -20,14 +20,14 @@ from ...errors import UnsupportedError, UsageError
 from ...results.llama_cpp import Buffer
 from ...values import dataclass
 from .builds import Build
+from .cells import Cells, aligned, sizes_of
 from .design import DESIGNS, Batch
 from .graphs import Decoder
 from .options import IN_LAYER, LlamaCppOptions, Placement, place
 from .parts import type_of
-from .scheduler import ALIGNMENT, HOST, HOST_ALIGNMENT, Scheduler, cuda_size_bytes
-from .tensors import CACHE_TYPES, F32, Type, stored
+from .scheduler import ALIGNMENT, HOST, HOST_ALIGNMENT, Scheduler
+from .tensors import CACHE_TYPES, F32, Type
 
-CELLS_MULTIPLE = 256
 FLASH_HEADS = (40, 64, 72, 80, 96, 112, 128, 256, 512)
 FLASH_LATENTS = ((576, 512), (320, 256), (192, 128))
 
@@ -50,52 +50,6 @@ class GgufModel:
     @property
     def tied(self) -> bool:
         return "output.weight" not in self.by_name
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
-    """What follows from -c, -b, -ub and -np. Source: llama_context's constructor."""
-
-    cells: int
-    streams: int
-    tokens: int
-    window_cells: int
-    outputs: int
-    sequences: int
-
-    @property
-    def context_tokens(self) -> int:
-        return self.cells * self.streams
-
-
-def padded(tokens: int) -> int:
-    return -(-tokens // CELLS_MULTIPLE) * CELLS_MULTIPLE
-
-
-def sizes_of(read: GgufHyperparameters, options: LlamaCppOptions, build: Build) -> Sizes:
-    """Raises UsageError if neither the command nor the file has a context."""
-    asked = options.context_tokens or read.context_tokens
-    if not asked:
-        raise UsageError("serving_needs_context")
-    sequences = max(options.streams_asked, 1)
-    streams = 1 if options.shares_cache else sequences
-    batch = min(asked, options.batch)
-    micro_batch = min(batch, options.micro_batch or batch)
-    cells = padded(padded(asked) // streams) if streams > 1 else padded(asked)
-    tokens = min(cells * streams, micro_batch)
-    limit = options.outputs if build.limits_outputs else None
-    tokens_by_sequence = -(-tokens // sequences) * sequences
-    window = cells
-    if read.window_kind is not None and build.windows and not options.full_window:
-        window = min(cells, padded(read.window * (sequences if streams == 1 else 1) + micro_batch))
-    return Sizes(
-        cells=cells,
-        streams=streams,
-        tokens=tokens_by_sequence,
-        window_cells=window,
-        outputs=min(tokens, limit or batch),
-        sequences=sequences,
-    )
 
 
 def flash_attention_is_possible(read: GgufHyperparameters) -> bool:
@@ -125,6 +79,7 @@ class Plan:
                 block = CACHE_TYPES[name].numbers
                 raise UnsupportedError("cache_not_whole_blocks", format=name, block=block, elements=head)
         self.sizes = sizes_of(self.read, options, build)
+        self.card_bytes = card_bytes
         self.cards = [f"CUDA{at}" for at in range(len(card_bytes))]
         self.placement: Placement = place(
             [tensor.name for tensor in model.tensors], self.read.all_layers, options, card_bytes
@@ -136,6 +91,10 @@ class Plan:
         plan.options = replace(self.options, context_tokens=context_tokens, sequences=sequences)
         plan.sizes = sizes_of(self.read, plan.options, self.build)
         return plan
+
+    def changed(self, **options: Any) -> Plan:
+        """The same with other options."""
+        return Plan(self.model, replace(self.options, **options), self.card_bytes, self.build)
 
     @property
     def layers(self) -> int:
@@ -155,6 +114,10 @@ class Plan:
     def buffers(self) -> tuple[Buffer, ...]:
         return (*self.weights(), *self.cache(), *self.states(), *self.compute(), self.output())
 
+    def stored(self) -> tuple[Buffer, ...]:
+        """All but compute buffers, which take time to know."""
+        return (*self.weights(), *self.cache(), *self.states(), self.output())
+
     def weights(self) -> Iterator[Buffer]:
         """Tensors by device. Mapped into memory, the host's are a stretch of each file; else a buffer with padding."""
         on_cards: dict[str, int] = defaultdict(int)
@@ -167,10 +130,10 @@ class Plan:
             if self._is_skipped(name):
                 continue
             if placed[name] != HOST:
-                on_cards[placed[name]] += _aligned(_card_bytes(tensor), ALIGNMENT)
+                on_cards[placed[name]] += aligned(_card_bytes(tensor), ALIGNMENT)
             elif not self.options.memory_mapped:
                 where = "CUDA_Host" if self.cards and name not in self.placement.moved else HOST
-                on_host[where] += _aligned(tensor.size_bytes, HOST_ALIGNMENT)
+                on_host[where] += aligned(tensor.size_bytes, HOST_ALIGNMENT)
         for device in self.cards:
             if on_cards[device]:
                 yield Buffer(kind="weights", device=device, size_bytes=on_cards[device])
@@ -196,66 +159,20 @@ class Plan:
             if self.placement.tensors[tensor.name] == HOST and not self._is_skipped(tensor.name):
                 first, _ = ends.get(current, (at, 0))
                 ends[current] = first, at + tensor.size_bytes
-            at = _aligned(at + tensor.size_bytes, alignment)
+            at = aligned(at + tensor.size_bytes, alignment)
         return (last - first for first, last in ends.values())
 
     def cache(self) -> Iterator[Buffer]:
-        """K and V by device: one cache for full attention, one for windows."""
-        if not self.read.cache_is_known:
-            yield Buffer(kind="cache", device=self.cache_devices[-1], size_bytes=None)
-            return
-        windows = (False, True) if self.read.window_kind is not None and self.build.windows else (False,)
-        for windowed in windows:
-            totals: dict[str, int] = defaultdict(int)
-            sizes: dict[tuple[int, int, int, str], int] = {}
-            for layer in range(self.read.all_layers):
-                if not self.read.attends(layer) or windowed != (self.read.windowed[layer] and len(windows) > 1):
-                    continue
-                alike = (
-                    self.read.keys(layer),
-                    self.read.values(layer),
-                    self.read.kv_heads[layer],
-                    self.cache_devices[layer],
-                )
-                if alike not in sizes or self.read.indexer.key_length:
-                    sizes[alike] = self._cells_bytes(layer, windowed)
-                totals[self.cache_devices[layer]] += sizes[alike]
-            for device in (HOST, *self.cards):
-                if totals[device]:
-                    yield Buffer(kind="cache", device=device, size_bytes=totals[device])
-
-    def _cells_bytes(self, layer: int, windowed: bool) -> int:
-        cells = self.sizes.window_cells if windowed else self.sizes.cells
-        wide = self.read.values(layer) if self.options.flash_attention else self.read.most_values
-        numbers = (self.read.keys(layer), 0 if self.read.latent else wide)
-        kinds = (CACHE_TYPES[self.options.key_type], CACHE_TYPES[self.options.value_type])
-        device = self.cache_devices[layer]
-        heads = (self.read.kv_heads[layer] if self.build.fork else 1, 1)
-        parts = [
-            cuda_size_bytes(
-                device, stored(kind, (count // rows, rows * cells, self.sizes.streams), device, weight=False)
-            )
-            for count, kind, rows in zip(numbers, kinds, heads, strict=True)
-            if count
-        ]
-        index_keys, index_values = self.read.index_cells(layer)
-        parts += [kinds[0].row_bytes(index_keys) * cells * self.sizes.streams] if index_keys else []
-        parts += [kinds[1].row_bytes(index_values) * cells * self.sizes.streams] if index_values else []
-        return sum(_aligned(part, ALIGNMENT if device != HOST else HOST_ALIGNMENT) for part in parts)
+        return self._cells.cache()
 
     def states(self) -> Iterator[Buffer]:
-        """Recurrent states of every sequence, float32. Source: llama_memory_recurrent; n_rs_seq."""
-        totals: dict[str, int] = defaultdict(int)
-        copies = self.sizes.sequences * (1 + self.options.drafted)
-        if not any(self.read.recurrent) and not self.read.recurrence.history:
-            return
-        for layer in range(self.read.all_layers):
-            rolling, state = self.read.state(layer)
-            numbers = rolling + state + self.read.history(layer)
-            totals[self.cache_devices[layer]] += numbers * copies * F32.block_bytes
-        for device in (HOST, *self.cards):
-            if totals[device]:
-                yield Buffer(kind="state", device=device, size_bytes=totals[device])
+        return self._cells.states()
+
+    @property
+    def _cells(self) -> Cells:
+        return Cells(
+            read=self.read, options=self.options, build=self.build, sizes=self.sizes, devices=self.cache_devices
+        )
 
     def output(self) -> Buffer:
         """Logits in the host's memory, a row for each sequence. Source: llama_context::output_reserve."""
@@ -315,10 +232,6 @@ class Plan:
         )
         scheduler = Scheduler(self.cards, self.build, pipeline=pipeline, offloads=self.options.operations_offloaded)
         return scheduler.buffers(graph)
-
-
-def _aligned(size_bytes: int, alignment: int) -> int:
-    return -(-size_bytes // alignment) * alignment
 
 
 def _card_bytes(tensor: Tensor) -> int:

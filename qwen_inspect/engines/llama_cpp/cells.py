@@ -1,13 +1,17 @@
 """llama.cpp's KV cache: cells for the whole context of every sequence, and recurrent states.
 
-Source: llama.cpp 0c1e57098, src/llama-kv-cache.cpp, llama-memory-recurrent.cpp, llama-context.cpp
+Source: llama.cpp b11549 and 0c1e57098, src/llama-kv-cache.cpp, llama-kv-cache-iswa.cpp, llama-memory-recurrent.cpp,
+llama-context.cpp
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
 from ...architectures.gguf_hparams import GgufHyperparameters
 from ...checkpoint import DType
-from ...errors import UnsupportedError
+from ...errors import UnsupportedError, UsageError
 from ...results.attention import (
     AnyLayerAttention,
     EncoderLayerAttention,
@@ -15,16 +19,144 @@ from ...results.attention import (
     LinearLayerAttention,
     OtherLayerAttention,
 )
+from ...results.llama_cpp import Buffer
 from ...structure.kv_cache import CacheFormat
+from ...values import dataclass
+from .builds import Build
+from .options import LlamaCppOptions
+from .scheduler import ALIGNMENT, HOST, HOST_ALIGNMENT, cuda_size_bytes
+from .tensors import CACHE_TYPES, F32, stored
 
+CACHE_NAMES: Mapping[str, str] = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 CELL_FORMATS = ("float32", "bfloat16", "float16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 CELLS_MULTIPLE = 256
-MICRO_BATCH = 512  # -ub
+MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
 
 
-def padded_cells(tokens: int) -> int:
-    """Cells that llama.cpp allocates for a sequence's context. Source: llama_context, n_ctx_seq."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """What follows from -c, -b, -ub and -np. Source: llama_context's constructor."""
+
+    cells: int
+    streams: int
+    tokens: int
+    window_cells: int
+    outputs: int
+    sequences: int
+
+    @property
+    def context_tokens(self) -> int:
+        return self.cells * self.streams
+
+
+def padded(tokens: int) -> int:
     return -(-tokens // CELLS_MULTIPLE) * CELLS_MULTIPLE
+
+
+def sizes_of(read: GgufHyperparameters, options: LlamaCppOptions, build: Build) -> Sizes:
+    """Raises UsageError if neither the command nor the file has a context, and for more sequences than llama.cpp has."""
+    asked = options.context_tokens or read.context_tokens
+    if not asked:
+        raise UsageError("serving_needs_context")
+    sequences = max(options.streams_asked, 1)
+    if sequences > MOST_SEQUENCES:
+        raise UsageError("llama_cpp_sequences", found=sequences, most=MOST_SEQUENCES)
+    streams = 1 if options.shares_cache else sequences
+    batch = min(asked, options.batch)
+    micro_batch = min(batch, options.micro_batch or batch)
+    cells = padded(padded(asked) // streams) if streams > 1 else padded(asked)
+    tokens = min(cells * streams, micro_batch)
+    limit = options.outputs if build.limits_outputs else None
+    tokens_by_sequence = -(-tokens // sequences) * sequences
+    window = cells
+    if read.window_kind is not None and build.windows and not options.full_window:
+        window = min(cells, padded(read.window * (sequences if streams == 1 else 1) + micro_batch))
+    return Sizes(
+        cells=cells,
+        streams=streams,
+        tokens=tokens_by_sequence,
+        window_cells=window,
+        outputs=min(tokens, limit or batch),
+        sequences=sequences,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cells:
+    """The cache and the states of a model. devices: of each layer's."""
+
+    read: GgufHyperparameters
+    options: LlamaCppOptions
+    build: Build
+    sizes: Sizes
+    devices: tuple[str, ...]
+
+    def cache(self) -> Iterator[Buffer]:
+        """K and V by device: one cache for full attention, one for windows."""
+        if not self.read.cache_is_known:
+            yield Buffer(kind="cache", device=self.devices[-1], size_bytes=None)
+            return
+        windows = (False, True) if self.read.window_kind is not None and self.build.windows else (False,)
+        for windowed in windows:
+            totals: dict[str, int] = defaultdict(int)
+            sizes: dict[tuple[int, int, int, str], int] = {}
+            for layer in range(self.read.all_layers):
+                if not self.read.attends(layer) or windowed != (self.read.windowed[layer] and len(windows) > 1):
+                    continue
+                alike = (
+                    self.read.keys(layer),
+                    self.read.values(layer),
+                    self.read.kv_heads[layer],
+                    self.devices[layer],
+                )
+                if alike not in sizes or self.read.indexer.key_length:
+                    sizes[alike] = self._cells_bytes(layer, windowed)
+                totals[self.devices[layer]] += sizes[alike]
+            for device in sorted(totals, key=_order):
+                if totals[device]:
+                    yield Buffer(kind="cache", device=device, size_bytes=totals[device])
+
+    def _cells_bytes(self, layer: int, windowed: bool) -> int:
+        cells = self.sizes.window_cells if windowed else self.sizes.cells
+        wide = self.read.values(layer) if self.options.flash_attention else self.read.most_values
+        numbers = (self.read.keys(layer), 0 if self.read.latent else wide)
+        kinds = (CACHE_TYPES[self.options.key_type], CACHE_TYPES[self.options.value_type])
+        device = self.devices[layer]
+        heads = (self.read.kv_heads[layer] if self.build.fork else 1, 1)
+        parts = [
+            cuda_size_bytes(
+                device, stored(kind, (count // rows, rows * cells, self.sizes.streams), device, weight=False)
+            )
+            for count, kind, rows in zip(numbers, kinds, heads, strict=True)
+            if count
+        ]
+        index_keys, index_values = self.read.index_cells(layer)
+        parts += [kinds[0].row_bytes(index_keys) * cells * self.sizes.streams] if index_keys else []
+        parts += [kinds[1].row_bytes(index_values) * cells * self.sizes.streams] if index_values else []
+        return sum(aligned(part, ALIGNMENT if device != HOST else HOST_ALIGNMENT) for part in parts)
+
+    def states(self) -> Iterator[Buffer]:
+        """Recurrent states of every sequence, float32. Source: llama_memory_recurrent; n_rs_seq."""
+        totals: dict[str, int] = defaultdict(int)
+        copies = self.sizes.sequences * (1 + self.options.drafted)
+        if not any(self.read.recurrent) and not self.read.recurrence.history:
+            return
+        for layer in range(self.read.all_layers):
+            rolling, state = self.read.state(layer)
+            numbers = rolling + state + self.read.history(layer)
+            totals[self.devices[layer]] += numbers * copies * F32.block_bytes
+        for device in sorted(totals, key=_order):
+            if totals[device]:
+                yield Buffer(kind="state", device=device, size_bytes=totals[device])
+
+
+def _order(device: str) -> tuple[bool, int, str]:
+    """The host first, then the cards by number."""
+    return device != HOST, len(device), device
+
+
+def aligned(size_bytes: int, alignment: int) -> int:
+    return -(-size_bytes // alignment) * alignment
 
 
 def llama_cpp_layer_bytes(
@@ -40,7 +172,7 @@ def llama_cpp_layer_bytes(
     match layer:
         case LayerAttention(window_tokens=None):
             elements = layer.kv_heads * layer.head_dim
-            return sequences * padded_cells(tokens) * (keys.size_bytes(elements) + values.size_bytes(elements))
+            return sequences * padded(tokens) * (keys.size_bytes(elements) + values.size_bytes(elements))
         case LayerAttention():
             raise UnsupportedError("cache_engine_window", engine="llama.cpp")
         case LinearLayerAttention():
@@ -56,25 +188,3 @@ def check_formats(*formats: CacheFormat) -> None:
     for cache_format in formats:
         if cache_format.name not in CELL_FORMATS:
             raise UnsupportedError("llama_cpp_cache_format", found=cache_format.name, known=", ".join(CELL_FORMATS))
-
-
-def cells_bytes(
-    model: GgufHyperparameters, layer: int, keys: CacheFormat, values: CacheFormat, *, tokens: int, sequences: int
-) -> int:
-    """Bytes of a layer's cells for K and V, and for the keys of its index; a window's cells hold a micro-batch too.
-
-    Source: llama_kv_cache; llama_kv_cache_iswa, size_swa; llama_kv_cache_dsa.
-    """
-    index_keys, index_values = model.index_cells(layer)
-    cells = padded_cells(tokens)
-    size_bytes = cells * (keys.size_bytes(index_keys) + values.size_bytes(index_values))
-    if model.attends(layer):
-        if model.windowed[layer]:
-            cells = padded_cells(min(cells, model.window + MICRO_BATCH))
-        size_bytes += cells * (keys.size_bytes(model.keys(layer)) + values.size_bytes(model.values(layer)))
-    return sequences * size_bytes
-
-
-def states_bytes(model: GgufHyperparameters, layer: int, *, sequences: int) -> int:
-    """Bytes of a layer's recurrent states, in float32. Source: llama_memory_recurrent."""
-    return sequences * (sum(model.state(layer)) + model.history(layer)) * DType.F32.bits // 8

@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 from ...errors import UsageError
 from ...values import dataclass
-from .options import EXPERTS, LlamaCppOptions
+from .options import EXPERTS, LlamaCppOptions, first_layers
 from .scheduler import HOST
 
 LONGEST_COMMAND = 20_000
+MOST_LAYERS = 512  # LLAMA_MAX_LAYERS
 DENSE = r"\.ffn_(up|down|gate)\."  # LLM_FFN_DENSE_REGEX
 SET_BEFORE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)  # VAR=value before a program
 # Spellings of an option -> the name below.
@@ -224,16 +225,19 @@ def _set(name: str, option: str, value: str, reading: _Reading) -> None:
             reading.overrides += _overrides(option, value)
         case "host_experts":
             reading.host_experts.append(option)
-            count = _number(option, value)
-            reading.overrides += [(rf"blk\.{layer}{EXPERTS}", HOST) for layer in range(min(count, 512))]
+            reading.overrides += _first_layers(_number(option, value), EXPERTS)
         case "host_dense":
-            count = _number(option, value)
-            reading.overrides += [(rf"blk\.{layer}{DENSE}", HOST) for layer in range(min(count, 512))]
+            reading.overrides += _first_layers(_number(option, value), DENSE)
         case "load_mode":
             reading.values["memory_mapped"] = "mmap" in value or value == "auto"
         case _:
             field_name, read = FIELDS[name]
             reading.values[field_name] = read(option, value)
+
+
+def _first_layers(count: int, part: str) -> list[tuple[str, str]]:
+    """llama.cpp has a pattern for each layer, which means the same."""
+    return [(first_layers(min(count, MOST_LAYERS), part), HOST)] if count else []
 
 
 def _overrides(option: str, value: str) -> Iterator[tuple[str, str]]:

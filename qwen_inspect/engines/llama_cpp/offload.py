@@ -6,12 +6,10 @@ Source: llama.cpp b11549, src/llama-model.cpp (load_tensors), src/llama-model-lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...architectures.gguf_writing import as_converted
-from ...bisection import largest
 from ...checkpoint import DType, Tensor
 from ...errors import UnsupportedError
 from ...results.fit import Gpu, Requirement
@@ -21,91 +19,102 @@ from ...results.serving import LlamaCppReserve, Reserved, Serving
 from ...structure.kept_design import known_architecture
 from ...structure.kv_cache import read_formats
 from ..interface import Demand
-from .buffers import GgufModel, Plan, padded
+from .buffers import GgufModel, Plan, flash_attention_is_possible
 from .builds import DEFAULT
+from .cells import CACHE_NAMES, CELLS_MULTIPLE, MOST_SEQUENCES, padded
 from .options import LlamaCppOptions
+from .reach import MARGIN_BYTES, Judge, fewest_host_experts, most_offloaded
 
-# The compute buffer on a card, as a fork of llama.cpp printed it for Qwen3-235B-A22B: from 161.02 MiB (16,384 tokens) to 2,502.00
-# (40,960 tokens, larger batches). A search over contexts does without it; `fit --llama-cpp` has it.
-COMPUTE_SOURCES = (
-    "https://github.com/ikawrakow/ik_llama.cpp/blob/8337e4cd3861406fc04e0854b1409cd1b027fbc9"
-    "/github-data/discussions/357%20-%20Qwen3%20-%20early%20performance%20comparisons.md",
-    "https://github.com/ikawrakow/ik_llama.cpp/issues/514",
-)
-CACHE_NAMES: Mapping[str, str] = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 CARD = "CUDA0"
+TERMS = ("weights", "cache", "state", "compute")
 
 
 class LlamaCppDemand(Demand):
-    """What llama.cpp takes of a card, except its compute buffer. A context is a sequence's whole length.
+    """What llama-server takes of a card, as `fit --llama-cpp` computes it. A context is a sequence's whole length.
 
-    offloaded: layers on the card, as --ngl; the output layer counts as one, the last.
+    offloaded: layers on the card, as --ngl; the output layer counts as one, the last. The CUDA context and the kernels' memory
+    are between nothing and llama.cpp's own margin. Where the graph is not known, the compute buffer is a lower bound.
     """
+
+    quick = False
+    context_step = CELLS_MULTIPLE
 
     def __init__(self, report: Report, serving: Serving) -> None:
         metadata, tensors = gguf_source(report)
         for tensor in tensors:
             if tensor.name.startswith(("enc.", "dec.")):
                 raise UnsupportedError("llama_cpp_tensor", name=tensor.name)
-        self._model = GgufModel(metadata, tuple(tensors))
+        model = GgufModel(metadata, tuple(tensors))
         formats = ["float16" if name == "auto" else name for name in serving.cache_format.split(",")]
         keys, values = (read_formats(formats[at], report.spec.dtype)[0].name for at in (0, -1))
         self.formats = keys, values
-        self._options = LlamaCppOptions(
-            key_type=CACHE_NAMES.get(keys, keys), value_type=CACHE_NAMES.get(values, values), sequences=1
-        )
-        read = self._model.hyperparameters
+        read = model.hyperparameters
         if not read.cache_is_known:
             raise UnsupportedError("gguf_cache_unknown", found=read.architecture)
         self.most_context_tokens = report.spec.context_tokens
         self.layers = read.all_layers + 1
         self.offloaded = self.layers if serving.offloaded is None else min(serving.offloaded, self.layers)
-        self._plans: dict[int, tuple[Plan, tuple[Buffer, ...]]] = {}
+        options = LlamaCppOptions(
+            key_type=CACHE_NAMES.get(keys, keys),
+            value_type=CACHE_NAMES.get(values, values),
+            flash_attention=flash_attention_is_possible(read),
+            offloaded=self.offloaded,
+            context_tokens=CELLS_MULTIPLE,
+            sequences=1,
+        )
+        self._plan = Plan(model, options, [1], DEFAULT)
+        self._weights = tuple(self._plan.weights())
+        self._known: dict[tuple[int, int], tuple[Buffer, ...]] = {}
 
-    def _buffers(self, batch: int, context_tokens: int, offloaded: int) -> tuple[Buffer, ...]:
-        """Weights, cache and states; weights are the same for every context."""
-        if offloaded not in self._plans:
-            options = replace(self._options, offloaded=offloaded, context_tokens=context_tokens)
-            plan = Plan(self._model, options, [1], DEFAULT)
-            self._plans[offloaded] = plan, tuple(plan.weights())
-        plan, weights = self._plans[offloaded]
-        plan = plan.at(context_tokens=batch * padded(context_tokens), sequences=batch)
-        return (*weights, *plan.cache(), *plan.states())
+    def plan(self, batch: int, context_tokens: int) -> Plan:
+        return self._plan.at(context_tokens=batch * padded(context_tokens), sequences=batch)
+
+    def buffers(self, batch: int, context_tokens: int) -> tuple[Buffer, ...]:
+        asked = batch, padded(context_tokens)
+        if asked not in self._known:
+            self._known[asked] = (*self._stored(*asked), *self.plan(*asked).compute())
+        return self._known[asked]
+
+    def _stored(self, batch: int, context_tokens: int) -> tuple[Buffer, ...]:
+        """All but the compute buffers; weights are the same for every context."""
+        plan = self.plan(batch, context_tokens)
+        return (*self._weights, *plan.cache(), *plan.states(), plan.output())
 
     @property
     def windowed(self) -> bool:
         """Whether some layers keep a window."""
-        return any(self._model.hyperparameters.windowed)
-
-    def terms(self, batch: int, context_tokens: int, offloaded: int) -> tuple[tuple[str, int], ...]:
-        """Bytes on the card with --ngl `offloaded`: weights, K and V, and recurrent states of the offloaded layers."""
-        on_card = [one for one in self._buffers(batch, context_tokens, offloaded) if one.device == CARD]
-        return tuple(
-            (name, sum(one.low_bytes for one in on_card if one.kind == name)) for name in ("weights", "cache", "state")
-        )
-
-    def host_bytes(self, batch: int, context_tokens: int) -> int:
-        """Bytes of the file, the cache and the states that stay on the host."""
-        buffers = self._buffers(batch, context_tokens, self.offloaded)
-        return sum(one.low_bytes for one in buffers if one.device != CARD)
+        return any(self._plan.read.windowed)
 
     def requirement(self, batch: int, context_tokens: int) -> Requirement:
-        terms = self.terms(batch, context_tokens, self.offloaded)
-        return Requirement(terms=terms, context_low_bytes=0, context_high_bytes=0, whole=False)
+        buffers = self.buffers(batch, context_tokens)
+        on_card, known = [buffer for buffer in buffers if buffer.device == CARD], _are_known(buffers)
+        return Requirement(
+            terms=tuple((kind, sum(one.low_bytes for one in on_card if one.kind == kind)) for kind in TERMS),
+            context_low_bytes=0,
+            context_high_bytes=MARGIN_BYTES if known else 0,
+            whole=known,
+        )
+
+    def fits(self, batch: int, context_tokens: int, room_bytes: int) -> bool:
+        if batch > MOST_SEQUENCES or _on_card(self._stored(batch, context_tokens)) > room_bytes:
+            return False
+        return self.held_bytes(batch, context_tokens) <= room_bytes
 
     def cache_tokens(self, batch: int, context_tokens: int) -> int:
         return batch * padded(context_tokens)
 
     def most_offloaded(self, batch: int, context_tokens: int, available_bytes: int) -> int:
         """The most layers, the output layer included, that fit a card."""
+        return most_offloaded(self.plan(batch, context_tokens), self._judge(batch, context_tokens, available_bytes))
 
-        def fits(offloaded: int) -> bool:
-            return sum(size_bytes for _, size_bytes in self.terms(batch, context_tokens, offloaded)) <= available_bytes
-
-        return largest(fits, self.layers)
+    def _judge(self, batch: int, context_tokens: int, available_bytes: int) -> Judge:
+        margin = self.requirement(batch, context_tokens).context_high_bytes
+        return lambda buffers: _on_card(buffers) + margin <= available_bytes
 
     def reserve(self, gpu: Gpu, batch: int, context_tokens: int) -> LlamaCppReserve:
-        compute = Reserved(name="compute", least_bytes=0, most_bytes=None, sources=COMPUTE_SOURCES)
+        buffers, required = self.buffers(batch, context_tokens), self.requirement(batch, context_tokens)
+        plan, judge = self.plan(batch, context_tokens), self._judge(batch, context_tokens, gpu.room_bytes)
+        known = required.whole
         cells = self.cache_tokens(batch, context_tokens)
         return LlamaCppReserve(
             offloaded=self.offloaded,
@@ -113,10 +122,26 @@ class LlamaCppDemand(Demand):
             cells=cells,
             cache_tokens=cells,
             cache_formats=self.formats,
-            terms=(*super().reserve(gpu, batch, context_tokens).terms, compute),
-            host_bytes=self.host_bytes(batch, context_tokens),
-            most_offloaded=self.most_offloaded(batch, context_tokens, gpu.room_bytes),
+            terms=(
+                *(
+                    Reserved(name=kind, least_bytes=size, most_bytes=size if known or kind != "compute" else None)
+                    for kind, size in required.terms
+                ),
+                Reserved(name="context", least_bytes=0, most_bytes=MARGIN_BYTES if known else None),
+            ),
+            buffers=buffers,
+            host_bytes=sum(buffer.low_bytes for buffer in buffers if buffer.device != CARD),
+            most_offloaded=most_offloaded(plan, judge),
+            host_experts=fewest_host_experts(plan, judge) if known else None,
         )
+
+
+def _are_known(buffers: Iterable[Buffer]) -> bool:
+    return all(buffer.size_bytes is not None for buffer in buffers)
+
+
+def _on_card(buffers: Iterable[Buffer]) -> int:
+    return sum(buffer.low_bytes for buffer in buffers if buffer.device == CARD)
 
 
 def gguf_source(report: Report) -> tuple[Mapping[str, Any], Sequence[Tensor]]:

@@ -21,6 +21,11 @@ IN_FIRST_LAYER = ("token_embd_norm.", "per_layer_model_proj.", "per_layer_proj_n
 EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"  # LLM_FFN_EXPS_REGEX
 
 
+def first_layers(count: int, part: str) -> str:
+    """A pattern for `part` of the first `count` layers."""
+    return rf"blk\.({'|'.join(map(str, range(count)))}){part}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaCppOptions:
     """A command of llama.cpp, by its own defaults. context_tokens: -c, None: the model's limit. offloaded: -ngl, None: all.

@@ -153,8 +153,8 @@ TEXT = {
     "reserved_non_torch": "Outside PyTorch: CUDA context, NCCL (logs)",
     "reserved_cache": "KV cache",
     "reserved_state": "Recurrent states",
-    "reserved_context": "CUDA context",
-    "reserved_compute": "Compute buffers, CUDA context",
+    "reserved_context": "CUDA context and kernels",
+    "reserved_compute": "Compute buffers",
     "suggest_sequence": "sequences of {value:,} tokens in place of {asked:,}",
     "suggest_sequences": "{value:,} sequences at once in place of {asked:,}",
     "suggest_ranks": "{ranks} tensor-parallel ranks",
@@ -182,7 +182,6 @@ TEXT = {
     "assume_llama_cpp_version": "As llama.cpp {version} offloads: the output layer first, then layers from the last; the embedding stays with the host. Before December 2025 the output layer came last.",
     "assume_llama_cpp_form": "Weights as the converter writes them in {dtype}, with norms and biases in float32, not quantised; a GGUF file's own are counted as they are.",
     "assume_llama_cpp_window": "The cells of a window hold a micro-batch of {tokens} tokens too, llama.cpp's default (-ub)",
-    "assume_llama_cpp_compute": "Compute buffers and the CUDA context come on top, so every answer is an upper bound; fit --llama-cpp has the compute buffers of a whole command. Logs of Qwen3-235B-A22B have 161.02 to 2,502.00 MiB on a card.",
     # --- a command of llama.cpp
     "heading_buffers": "Buffers, as llama.cpp prints them",
     "heading_devices": "Devices",
@@ -229,6 +228,7 @@ TEXT = {
     "llama_cpp_quantised_values": "llama.cpp refuses V in {format} without flash attention (-fa off)",
     "llama_cpp_option": "{option} belongs into the command of --llama-cpp",
     "llama_cpp_needs_command": "{option} is an option beside --llama-cpp",
+    "llama_cpp_sequences": "llama.cpp serves at most {most:,} sequences at once, found {found:,}",
     "llama_cpp_log": "The log {path} cannot be read: {reason}",
     "llama_cpp_log_empty": "The log {path} prints no buffers of llama.cpp",
 }

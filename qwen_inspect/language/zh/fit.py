@@ -153,8 +153,8 @@ TEXT = {
     "reserved_non_torch": "PyTorch 之外：CUDA 上下文、NCCL（日志）",
     "reserved_cache": "KV 缓存",
     "reserved_state": "循环状态",
-    "reserved_context": "CUDA 上下文",
-    "reserved_compute": "计算缓冲区与 CUDA 上下文",
+    "reserved_context": "CUDA 上下文与核函数",
+    "reserved_compute": "计算缓冲区",
     "suggest_sequence": "每条序列 {value:,} 个 token（原为 {asked:,}）",
     "suggest_sequences": "同时 {value:,} 条序列（原为 {asked:,}）",
     "suggest_ranks": "{ranks} 个张量并行 rank",
@@ -182,7 +182,6 @@ TEXT = {
     "assume_llama_cpp_version": "按 llama.cpp {version} 的方式放置：先放输出层，再从最后一层往前放；词嵌入留在主机内存。2025 年 12 月之前输出层最后才放。",
     "assume_llama_cpp_form": "权重按转换脚本以 {dtype} 写出、不量化时计，归一化与偏置为 float32；GGUF 文件则按其自身内容计。",
     "assume_llama_cpp_window": "滑动窗口的缓存另含一个 micro-batch，按 llama.cpp 默认的 {tokens} 个 token（-ub）",
-    "assume_llama_cpp_compute": "计算缓冲区与 CUDA 上下文另占显存，因此所有结果都是上限；fit --llama-cpp 会给出整条命令的计算缓冲区。Qwen3-235B-A22B 的日志中，显卡上为 161.02 至 2,502.00 MiB。",
     # --- llama.cpp 命令
     "heading_buffers": "缓冲区（按 llama.cpp 打印的方式）",
     "heading_devices": "设备",
@@ -229,6 +228,7 @@ TEXT = {
     "llama_cpp_quantised_values": "不启用 Flash Attention（-fa off）时，llama.cpp 不接受 {format} 格式的 V",
     "llama_cpp_option": "{option} 应写在 --llama-cpp 的命令里",
     "llama_cpp_needs_command": "{option} 须与 --llama-cpp 一起使用",
+    "llama_cpp_sequences": "llama.cpp 最多同时处理 {most:,} 个序列，而不是 {found:,} 个",
     "llama_cpp_log": "无法读取日志 {path}：{reason}",
     "llama_cpp_log_empty": "日志 {path} 中没有 llama.cpp 打印的缓冲区",
 }

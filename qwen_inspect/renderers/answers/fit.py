@@ -131,19 +131,23 @@ def _serving(report: ServingReport, say: Language) -> list[str]:
             tokens=report.context_tokens,
             card=where,
         ),
-        _capacity(card, report, say),
+        *_capacity(card, report, say),
     ]
     return [*content, *_change(card.answer, say, on=where if len(report.cards) > 1 else None)]
 
 
-def _capacity(card: EngineCard, report: ServingReport, say: Language) -> str:
+def _capacity(card: EngineCard, report: ServingReport, say: Language) -> list[str]:
     match card.reserve:
         case VllmReserve(least=least, most=most):
             tokens = shown_range(least.tokens, most.tokens, count, say)
             times = [f"{end.concurrency:,.2f}" for end in (least, most)]
             many = times[0] if times[0] == times[1] else say("size_range", low=times[0], high=times[1])
-            return say("answer_vllm", tokens=tokens, concurrency=many, context=report.context_tokens)
+            return [say("answer_vllm", tokens=tokens, concurrency=many, context=report.context_tokens)]
         case LlamaCppReserve() as reserve:
             layers = {"offloaded": reserve.offloaded, "layers": reserve.layers, "most": reserve.most_offloaded}
-            return say("answer_llama_cpp", host=size(reserve.host_bytes), **layers)
-    return _reach(card.answer, say)
+            content = [say("answer_llama_cpp", host=size(reserve.host_bytes), **layers)]
+            content += [_reach(card.answer, say)] if reserve.offloaded else []
+            if reserve.host_experts:
+                content.append(say("answer_llama_cpp_moe", count=count(reserve.host_experts)))
+            return content
+    return [_reach(card.answer, say)]

@@ -20,7 +20,7 @@ def blocks(report: LlamaCppReport, say: Language) -> Sequence[Block]:
         Heading(say("heading_run")),
         Fields([*_fields(report, say)]),
         Heading(say("heading_buffers")),
-        _buffer_table(report, say),
+        buffer_table(report.buffers, say),
         Heading(say("heading_devices")),
         _device_table(report, say),
         Fields([*_reach_fields(report, say)]),
@@ -40,10 +40,9 @@ def _fields(report: LlamaCppReport, say: Language) -> Iterator[tuple[str, str]]:
     yield say("field_flash_attention"), say("yes" if report.flash_attention else "no")
 
 
-def _buffer_table(report: LlamaCppReport, say: Language) -> Table:
+def buffer_table(buffers: Sequence[Buffer], say: Language) -> Table:
     rows = [
-        [buffer.device, say(f"buffer_{buffer.kind}"), count(buffer.size_bytes), mib(buffer, say)]
-        for buffer in report.buffers
+        [buffer.device, say(f"buffer_{buffer.kind}"), count(buffer.size_bytes), mib(buffer, say)] for buffer in buffers
     ]
     columns = [say("column_device"), say("column_buffer"), say("column_bytes"), say("column_size")]
     return Table(columns, rows, "llrr", expendable=((2,),))

@@ -10,6 +10,7 @@ from ...units import UNKNOWN, count, size
 from ..blocks import Block, Fields, Heading, Items, Table
 from .common import identity, notices, reach
 from .fit import suggestion_blocks
+from .llama_cpp import buffer_table
 
 
 def blocks(report: ServingReport, say: Language) -> Sequence[Block]:
@@ -53,6 +54,7 @@ def _card_blocks(card: EngineCard, report: ServingReport, say: Language) -> Iter
         case LlamaCppReserve():
             yield _term_table(card, say)
             yield Fields([*_offload_fields(card, reserve, say)])
+            yield buffer_table(reserve.buffers, say)
         case _:
             yield _term_table(card, say)
             yield Fields([*_reach_fields(card, say)])
@@ -143,7 +145,11 @@ def _offload_fields(card: EngineCard, reserve: LlamaCppReserve, say: Language) -
     yield say("field_cells"), count(reserve.cells)
     yield say("field_cache_dtype"), ", ".join(reserve.cache_formats)
     yield say("field_host"), size(reserve.host_bytes)
-    yield say("field_most_offloaded"), say("reach_at_most", value=reserve.most_offloaded)
+    known = all(buffer.size_bytes is not None for buffer in reserve.buffers)
+    most = count(reserve.most_offloaded) if known else say("reach_at_most", value=reserve.most_offloaded)
+    yield say("field_most_offloaded"), most
+    if reserve.host_experts is not None:
+        yield say("field_fewest_host_experts"), count(reserve.host_experts)
     if reserve.offloaded:
         yield from _reach_fields(card, say)
     else:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from ...language import Language
-from ...results.llama_cpp import BufferKind, LlamaCppReport
+from ...results.llama_cpp import Buffer, BufferKind, LlamaCppReport
 from .common import OfModelJSON
 from .fit import NamedCardJSON
 from .values import Count, Positive, TypedDict
@@ -80,6 +81,19 @@ class LlamaCppCommandJSON(OfModelJSON, LlamaCppCommandKeysJSON):
     """`fit --llama-cpp`."""
 
 
+def buffers_content(buffers: Sequence[Buffer]) -> list[BufferJSON]:
+    return [
+        {
+            "name": buffer.kind,
+            "device": buffer.device,
+            "bytes": buffer.size_bytes,
+            "low_bytes": buffer.low_bytes,
+            "high_bytes": buffer.high_bytes,
+        }
+        for buffer in buffers
+    ]
+
+
 def llama_cpp_content(report: LlamaCppReport, say: Language) -> LlamaCppCommandKeysJSON:
     return {
         "engine": "llama.cpp",
@@ -97,16 +111,7 @@ def llama_cpp_content(report: LlamaCppReport, say: Language) -> LlamaCppCommandK
             "cache_type_v": report.cache_types[1],
         },
         "fits": report.fits,
-        "buffers": [
-            {
-                "name": buffer.kind,
-                "device": buffer.device,
-                "bytes": buffer.size_bytes,
-                "low_bytes": buffer.low_bytes,
-                "high_bytes": buffer.high_bytes,
-            }
-            for buffer in report.buffers
-        ],
+        "buffers": buffers_content(report.buffers),
         "devices": [
             {
                 "device": total.device,

@@ -8,6 +8,7 @@ from ...language import Language
 from ...results.serving import Capacity, EngineCard, LlamaCppReserve, ServingReport, VllmReserve
 from .common import OfModelJSON
 from .fit import CardNameJSON, EndsJSON, SuggestionJSON, card_name, largest_batch, largest_context, suggestion_content
+from .llama_cpp import BufferJSON, buffers_content
 from .values import Count, Keywords, Number, Positive, TypedDict
 
 Engine = Literal["vllm", "llama.cpp"]
@@ -62,8 +63,12 @@ class LlamaCppJSON(TypedDict):
     cache_type_k: str
     cache_type_v: str
     host_bytes: Count
-    """Weights, cache and states in host memory."""
+    """All buffers in host memory."""
     at_most_ngl: Count
+    """The most layers that fit; an upper bound if a buffer is unknown."""
+    min_n_cpu_moe: Count | None
+    """The smallest --n-cpu-moe that fits; null without experts, if none suffices or a buffer is unknown."""
+    buffers: list[BufferJSON]
 
 
 class EngineCardJSON(EndsJSON):
@@ -174,4 +179,6 @@ def _llama_cpp(reserve: LlamaCppReserve) -> LlamaCppJSON:
         "cache_type_v": reserve.cache_formats[1],
         "host_bytes": reserve.host_bytes,
         "at_most_ngl": reserve.most_offloaded,
+        "min_n_cpu_moe": reserve.host_experts,
+        "buffers": buffers_content(reserve.buffers),
     }
