@@ -6,6 +6,7 @@ Source: llama.cpp b11549, src/llama-graph.cpp (build_qkv, build_attn), src/llama
 from __future__ import annotations
 
 from .parts import Parts
+from .scheduler import HOST
 from .tensors import (
     F16,
     F32,
@@ -241,6 +242,8 @@ class Attention(Parts):
                 result = matmul(decompress, result)
             result = permute(result, 0, 2, 1, 3)
             result = contiguous(result, result.shape[0] * result.shape[1], tokens)
+            if self._batch.attends_on_host:  # with flash attention the cards do, on copies of the cache
+                result.pinned = HOST
         return self.graph.expand(result)
 
 

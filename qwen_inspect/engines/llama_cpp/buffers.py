@@ -23,11 +23,13 @@ from .builds import Build
 from .cells import Cells, aligned, sizes_of
 from .design import DESIGNS, Batch
 from .graphs import Decoder
-from .options import IN_LAYER, LlamaCppOptions, Placement, place
+from .options import IN_LAYER, LlamaCppOptions, Placement, cards_used, place
 from .parts import type_of
 from .scheduler import ALIGNMENT, HOST, HOST_ALIGNMENT, Scheduler
 from .tensors import CACHE_TYPES, F32, Type
 
+FEW_TOKENS = 32
+NO_ROWS = 10_000  # a build near the end of CUDA's split buffers: 36667c8e has them, b10178 has none
 FLASH_HEADS = (40, 64, 72, 80, 96, 112, 128, 256, 512)
 FLASH_LATENTS = ((576, 512), (320, 256), (192, 128))
 
@@ -80,9 +82,12 @@ class Plan:
                 raise UnsupportedError("cache_not_whole_blocks", format=name, block=block, elements=head)
         self.sizes = sizes_of(self.read, options, build)
         self.card_bytes = card_bytes
-        self.cards = [f"CUDA{at}" for at in range(len(card_bytes))]
+        if options.split_mode == "row" and card_bytes and build.number >= NO_ROWS:
+            raise UsageError("llama_cpp_split_row", build=build.name)
+        used = {f"CUDA{at}": card_bytes[at] for at in cards_used(options, len(card_bytes))}
+        self.cards = list(used)
         self.placement: Placement = place(
-            [tensor.name for tensor in model.tensors], self.read.all_layers, options, card_bytes
+            [tensor.name for tensor in model.tensors], self.read.all_layers, options, used
         )
 
     def at(self, *, context_tokens: int, sequences: int) -> Plan:
@@ -109,7 +114,7 @@ class Plan:
     def graph_is_known(self) -> bool:
         design = DESIGNS.get(self.read.architecture)
         known = design is not None and self.build.number >= design.since
-        return known and self.options.split_mode != "row" and self.options.cache_on_cards
+        return known and self.options.split_mode != "row"
 
     def buffers(self) -> tuple[Buffer, ...]:
         return (*self.weights(), *self.cache(), *self.states(), *self.compute(), self.output())
@@ -217,9 +222,12 @@ class Plan:
             value_type=CACHE_TYPES[self.options.value_type],
             build=self.build,
             fused_experts=self.options.fused_experts,
+            attends_on_host=not self.options.cache_on_cards,
         )
         caches = {f"cache.{layer}": device for layer, device in enumerate(self.cache_devices)}
         placed = {**self.placement.tensors, **caches}
+        if self.placement.full_offload or sizes.tokens < FEW_TOKENS:
+            placed |= {f"layer.{layer}": device for layer, device in enumerate(self.placement.layers)}
         try:
             graph = Decoder(self.read, self.model.metadata, self.model.by_name, placed, batch).build()
         except UnsupportedError:
@@ -228,6 +236,7 @@ class Plan:
             len(self.cards) > 1
             and self.placement.full_offload
             and self.options.split_mode == "layer"
+            and self.options.cache_on_cards
             and not self.options.overrides
         )
         scheduler = Scheduler(self.cards, self.build, pipeline=pipeline, offloads=self.options.operations_offloaded)

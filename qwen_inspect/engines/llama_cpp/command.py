@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field, replace
 from typing import Any, Literal
 
-from ...errors import UsageError
+from ...errors import UnsupportedError, UsageError
 from ...values import dataclass
 from .options import EXPERTS, LlamaCppOptions, first_layers
 from .scheduler import HOST
@@ -276,6 +276,8 @@ def _shares(option: str, value: str) -> tuple[float, ...]:
 
 
 def _mode(option: str, value: str) -> str:
+    if value == "tensor":
+        raise UnsupportedError("llama_cpp_split_tensor")
     if value not in ("none", "layer", "row"):
         raise UsageError("llama_cpp_split_mode", found=value[:80])
     return value

@@ -160,6 +160,7 @@ class Batch:
     """What is reserved for. cells, window_cells: of one stream. outputs: rows of logits. streams: 1 if the cache is unified.
 
     drafted: tokens of a draft, after each of which a recurrent state is kept. fused_experts: -fmoe of ik_llama.cpp.
+    attends_on_host: -nkvo.
     """
 
     tokens: int
@@ -174,3 +175,4 @@ class Batch:
     value_type: Type
     build: Build
     fused_experts: bool = False
+    attends_on_host: bool = False

@@ -9,7 +9,6 @@ from __future__ import annotations
 from .recurrent import Recurrent
 from .tensors import (
     F32,
-    I32,
     Node,
     contiguous,
     copied,
@@ -121,17 +120,16 @@ class Mamba(Recurrent):
         states = stored(F32, (numbers, cells), self._placed[f"cache.{layer}"], weight=False)
         flat = reshape(states, numbers, cells)
         self.graph.expand(overwritten("SCALE", view(flat, (numbers,))))
-        places = self._input("state_copy", I32, cells)
-        chosen = view(places, (sequences,))
+        chosen = self._places(cells, 0, sequences)
         shape = (width * heads * tokens * sequences + numbers * cells, 1, 1, 1)
         decay = self._needed(f"blk.{layer}.ssm_a")
         before = reshape(flat, size, width, heads, cells)
         scanned = self.graph.expand(new("SSM_SCAN", shape, before, value, steps, decay, key, query, chosen))
         if self._batch.build.gathers_states_once:
-            tail = rows(flat, view(places, (cells - 1,), (), 4))
+            tail = rows(flat, self._places(cells, 1, cells))
             others = view(tail, (numbers, cells - sequences), (tail.strides[1],), (sequences - 1) * tail.strides[1])
         else:
-            others = rows(flat, view(places, (cells - sequences,), (), 4 * sequences))
+            others = rows(flat, self._places(cells, sequences, cells))
         self.graph.expand(copied(others, view(states, (numbers, cells - sequences), (states.strides[1],))))
         after = view(scanned, (numbers, sequences), (4 * numbers,), 4 * width * heads * tokens * sequences)
         self.graph.expand(copied(after, view(states, (numbers, sequences), (states.strides[1],))))

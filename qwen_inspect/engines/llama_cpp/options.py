@@ -86,25 +86,34 @@ class Placement:
     moved: frozenset[str]
 
 
-def place(names: Sequence[str], layers: int, options: LlamaCppOptions, card_bytes: Sequence[int]) -> Placement:
+def cards_used(options: LlamaCppOptions, count: int) -> Sequence[int]:
+    """Indices of the cards of `count` that a command uses. Source: llama.cpp, llama_model_load_from_file_impl."""
+    if options.split_mode != "none" or not count:
+        return range(count)
+    if options.main_card >= count:
+        raise UsageError("llama_cpp_main_card", found=options.main_card, cards=count)
+    return (options.main_card,)
+
+
+def place(names: Sequence[str], layers: int, options: LlamaCppOptions, card_bytes: Mapping[str, int]) -> Placement:
     """Where llama.cpp puts a file's tensors on cards with `card_bytes` free each. layers: those for MTP included.
 
-    A tied output is the tensor "output.weight", a copy of the embedding.
+    A tied output is the tensor "output.weight", a copy of the embedding. LFM2's output norm is called "token_embd_norm".
     """
-    cards = [f"CUDA{at}" for at in range(len(card_bytes))]
+    cards = list(card_bytes)
     offloaded = layers + 1 if options.offloaded is None else options.offloaded
-    devices = _layer_devices(layers, offloaded, cards, options, card_bytes)
+    devices = _layer_devices(layers, offloaded, cards, options, [*card_bytes.values()])
     patterns = [(compiled(pattern), device) for pattern, device in options.overrides]
     for _, device in patterns:
         if device not in (HOST, *cards):
             raise UsageError("llama_cpp_device", found=device, known=", ".join((*cards, HOST)))
-    tensors, moved = {}, set()
+    tensors, moved, has_norm = {}, set(), "output_norm.weight" in names
     listed = [*names, *(() if "output.weight" in names else ("output.weight",))]
     for name in listed:
         match = IN_LAYER.match(name)
         if match is not None:
             device = devices[min(int(match[1]), layers - 1)]
-        elif name.startswith(IN_FIRST_LAYER):
+        elif name.startswith(IN_FIRST_LAYER) and (name != "token_embd_norm.weight" or has_norm):
             device = devices[0]
         else:
             device = HOST if name.startswith(INPUT) else devices[layers]
@@ -128,12 +137,9 @@ def _layer_devices(
     """The device of each layer, the output layer last."""
     if not cards or not offloaded:
         return [HOST] * (layers + 1)
-    if options.split_mode == "none":
-        shares = [float(at == options.main_card) for at in range(len(cards))]
-    else:
-        shares = [*options.split, *[0.0] * len(cards)][: len(cards)]
-        if not any(shares):
-            shares = [float(size_bytes) for size_bytes in card_bytes]
+    shares = [*options.split, *[0.0] * len(cards)][: len(cards)]
+    if not any(shares):
+        shares = [float(size_bytes) for size_bytes in card_bytes]
     ends: list[float] = []
     for share in shares:
         ends.append((ends[-1] if ends else 0.0) + share)

@@ -12,11 +12,12 @@ from ...architectures.gguf_hparams import GgufHyperparameters
 from ...checkpoint import BlockFormat, Tensor
 from ...errors import UnsupportedError
 from .design import DESIGNS, Batch
+from .options import IN_LAYER
 from .tensors import Graph, Node, Type, leaf, like, matmul, stored
 
 
 class Parts:
-    """placed: the device of each tensor of the file, and "cache.N" of each layer's cache."""
+    """placed: the device of each tensor of the file, "cache.N" of each layer's cache, and "layer.N" where norms are pinned."""
 
     def __init__(
         self,
@@ -85,8 +86,14 @@ class Parts:
             return self._with_bias(like("FUSED_RMS_NORM", node, weight), f"{name}.bias")
         normed = like("NORM" if self._plain_norms else "RMS_NORM", node)
         if weight is not None:
+            normed.pinned = self._pinned(name)
             normed = like("MUL", normed, weight)
         return self._with_bias(normed, f"{name}.bias")
+
+    def _pinned(self, name: str) -> str | None:
+        """Where a layer's norm is computed: with all layers on cards, and for few tokens. Source: llama_context::graph_get_cb."""
+        match = IN_LAYER.match(name)
+        return None if match is None else self._placed.get(f"layer.{match[1]}")
 
     def _linear(self, name: str, inputs: Node) -> Node:
         return self._with_bias(matmul(self._needed(f"{name}.weight"), inputs), f"{name}.bias")

@@ -64,12 +64,18 @@ class Recurrent(Parts):
                 gathered, (numbers, cells - sequences), (gathered.strides[1],), sequences * gathered.strides[1]
             )
         else:
-            places = self._input("state_copy", I32, cells)
-            chosen = self.graph.expand(rows(flat, view(places, (sequences,))))
-            others = rows(flat, view(places, (cells - sequences,), (), 4 * sequences))
+            chosen = self.graph.expand(rows(flat, self._places(cells, 0, sequences)))
+            others = rows(flat, self._places(cells, sequences, cells))
         target = view(states, (numbers, cells - sequences), (states.strides[1],))
         self.graph.expand(copied(others, target))
         return states, chosen
+
+    def _places(self, cells: int, start: int, end: int) -> Node:
+        """The part of the input of states' places, one view for all layers. Source: llm_graph_input_rs."""
+        name = f"state_copy_{start}_{end}"
+        if name not in self._inputs:
+            self._inputs[name] = view(self._input("state_copy", I32, cells), (end - start,), (), 4 * start)
+        return self._inputs[name]
 
     def _convolution_inputs(self, layer: int, inputs: Node, channels: int) -> Node:
         """The last inputs of before, then those of the micro-batch; and what is kept of them. Source: build_conv_state."""
@@ -152,7 +158,7 @@ class Recurrent(Parts):
     def _gated_output(self, prefix: str, output: Node, gate: Node, shape: Sequence[int]) -> Node:
         width, heads, tokens, sequences = shape
         gate = reshape(gate, width, heads, tokens, sequences)
-        normed = like("MUL", like("RMS_NORM", output), self._needed(f"{prefix}ssm_norm.weight"))
+        normed = self._norm(output, f"{prefix}ssm_norm")
         gated = like("MUL", normed, like("UNARY", gate))
         flat = reshape(gated, width * heads, tokens, sequences)
         result = matmul(self._needed(f"{prefix}ssm_out.weight"), flat)

@@ -114,8 +114,8 @@ class Scheduler:
     def _known(self, node: Node) -> str | None:
         """Source: ggml_backend_sched_backend_id_from_cur."""
         base = node.viewed or node
-        if base.device is not None:
-            return base.device
+        if node.pinned is not None or base.device is not None:
+            return node.pinned or base.device
         if node.is_input:
             return HOST
         if node.op in ("ROPE", "FLASH_ATTN_EXT"):

@@ -44,7 +44,10 @@ Shape = tuple[int, int, int, int]
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A tensor of a graph. device: where a weight or a cache lies, None for what is computed."""
+    """A tensor of a graph. device: where a weight or a cache lies, None for what is computed.
+
+    pinned: the device that computes it whatever the scheduler would choose.
+    """
 
     op: str
     type: Type
@@ -57,6 +60,7 @@ class Node:
     device: str | None = None
     weight: bool = False
     offset: int = 0
+    pinned: str | None = None
 
     @property
     def size_bytes(self) -> int:
