@@ -168,7 +168,7 @@ def _log(path: str) -> Log:
     except OSError as error:
         raise UsageError("llama_cpp_log", path=path, reason=error.strerror or str(error)) from None
     log = read_log(text)
-    if not log.printed:
+    if not log.printed():
         raise UsageError("llama_cpp_log_empty", path=path)
     return log
 

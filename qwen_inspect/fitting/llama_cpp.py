@@ -40,9 +40,12 @@ def run_command(
     if len(options.split) > len(cards):
         raise UsageError("llama_cpp_shares", shares=len(options.split), cards=len(cards))
     room = [card.room_bytes for card in cards]
-    plan = Plan(model, options, room, build)
-    beside_files = tuple(_beside_buffer(file, cards) for file in command.beside)
-    buffers = plan.buffers() if known else _over_builds(model, options, room, _candidates(log))
+    drafts = [_model_of(file.path) for file in command.beside if file.kind == "draft"]
+    draft_model = next((draft for draft in drafts if draft is not None), None)
+    plan = Plan(model, options, room, build, draft_model=draft_model)
+    further = [file for file in command.beside if file.kind != "draft" or draft_model is None]
+    beside_files = tuple(_beside_buffer(file, cards) for file in further)
+    buffers = plan.buffers() if known else _over_builds(plan, _candidates(log))
     buffers = (*buffers, *beside_files)
     devices = _totals(buffers, cards, host_bytes)
 
@@ -64,22 +67,27 @@ def run_command(
         cache_types=(options.key_type, options.value_type),
         buffers=buffers,
         devices=devices,
-        reach=reach(plan, judge) if cards and not command.beside else NO_REACH,
+        reach=reach(plan, judge) if cards and not further else NO_REACH,
         ignored=command.ignored,
-        notices=(*_notices(command, log, build, known), *_assumptions(plan, buffers)),
-        log=None if log is None else beside(buffers, log.printed),
+        notices=(*_notices(command, further, log, build, known), *_assumptions(plan, buffers)),
+        log=None if log is None else beside(buffers, log.printed(models=1 + (draft_model is not None))),
     )
 
 
 def _beside_buffer(file: BesideFile, cards: Sequence[Gpu]) -> Buffer:
     """A file's weights as a lower bound, on the only card or the host; what it computes with is not known."""
-    size_bytes = 0
-    if len(cards) < 2 or file.kind == "projector":
-        with contextlib.suppress(OSError, QwenInspectError), open_regular(file.path) as stream:
-            file_bytes = os.fstat(stream.fileno()).st_size
-            header = read_header(lambda start, stop: _part(stream, start, stop), file=file.path, file_bytes=file_bytes)
-            size_bytes = sum(tensor.size_bytes for tensor in header.tensors)
+    model = _model_of(file.path) if len(cards) < 2 or file.kind == "projector" else None
+    size_bytes = 0 if model is None else sum(tensor.size_bytes for tensor in model.tensors)
     return Buffer(kind=file.kind, device="CUDA0" if cards else HOST, size_bytes=None, least_bytes=size_bytes)
+
+
+def _model_of(path: str) -> GgufModel | None:
+    """None for a file that cannot be read."""
+    with contextlib.suppress(OSError, QwenInspectError), open_regular(path) as stream:
+        file_bytes = os.fstat(stream.fileno()).st_size
+        header = read_header(lambda start, stop: _part(stream, start, stop), file=path, file_bytes=file_bytes)
+        return GgufModel(header.metadata, tuple(header.tensors))
+    return None
 
 
 def _part(stream: BinaryIO, start: int, stop: int) -> bytes:
@@ -109,23 +117,20 @@ def _candidates(log: Log | None) -> Sequence[Build]:
     return around(int(log.build[1:]))
 
 
-def _over_builds(
-    model: GgufModel, options: LlamaCppOptions, room: Sequence[int], builds: Sequence[Build]
-) -> tuple[Buffer, ...]:
+def _over_builds(plan: Plan, builds: Sequence[Build]) -> tuple[Buffer, ...]:
     """The buffers of a build that is not known: compute buffers between those of the known builds around it."""
-    plans = [Plan(model, options, room, build) for build in builds]
-    first = plans[0]
-    ranges: Mapping[str, list[Buffer]] = defaultdict(list)
-    for plan in plans:
-        for buffer in plan.compute():
-            ranges[buffer.device].append(buffer)
+    plans = [plan.built(build) for build in builds]
+    ranges: Mapping[tuple[str, str], list[Buffer]] = defaultdict(list)
+    for buffer in (buffer for plan in plans for buffer in plan.buffers()):
+        if buffer.kind == "compute":
+            ranges[buffer.context, buffer.device].append(buffer)
     compute = []
-    for device, each in ranges.items():
+    for each in ranges.values():
         highs = [buffer.high_bytes for buffer in each]
         most = None if None in highs else max(high for high in highs if high is not None)
         least = min(buffer.low_bytes for buffer in each)
-        compute.append(Buffer(kind="compute", device=device, size_bytes=None, least_bytes=least, most_bytes=most))
-    return (*first.weights(), *first.cache(), *first.states(), *compute, first.output())
+        compute.append(replace(each[0], size_bytes=None, least_bytes=least, most_bytes=most))
+    return (*plans[0].stored(), *compute)
 
 
 def _totals(buffers: Sequence[Buffer], cards: Sequence[Gpu], host_bytes: int | None) -> tuple[DeviceTotal, ...]:
@@ -165,14 +170,20 @@ def _fits(low: int, high: int | None, available: int | None, margin: int) -> boo
 
 def _assumptions(plan: Plan, buffers: Sequence[Buffer]) -> Iterator[Message]:
     yield Message("assume_llama_cpp_build", build=plan.build.name)
+    if plan.drafts:
+        yield Message("llama_cpp_draft_sampling")
     yield Message("assume_llama_cpp_margin")
     if any(one.kind == "compute" and one.size_bytes is None and one.most_bytes is None for one in buffers):
         yield Message("assume_llama_cpp_no_graph")
 
 
-def _notices(command: Command, log: Log | None, build: Build, known: bool) -> list[Message]:
+def _notices(
+    command: Command, further: Sequence[BesideFile], log: Log | None, build: Build, known: bool
+) -> list[Message]:
     notices = [Message("llama_cpp_ignored", options=", ".join(command.ignored))] if command.ignored else []
-    notices += [Message("llama_cpp_beside", option=f"{file.option} {file.path}") for file in command.beside]
+    for file in further:
+        key = "llama_cpp_projector" if file.kind == "projector" else "llama_cpp_beside"
+        notices.append(Message(key, option=f"{file.option} {file.path}"))
     if not known and log is not None:
         notices.append(Message("llama_cpp_build_unknown", found=log.build or log.commit or "–", nearest=build.name))
     elif log is not None and log.build is None and log.commit is None:

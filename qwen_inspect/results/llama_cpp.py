@@ -18,12 +18,14 @@ BufferKind = Literal["weights", "cache", "state", "compute", "output", "projecto
 class Buffer:
     """A buffer as llama.cpp prints it. device: "CUDA0", "CUDA_Host", "CPU", "CPU_Mapped". size_bytes: None if unknown.
 
+    context: the model's own, a draft model's, or that of the model's layers for multi-token prediction.
     least_bytes, most_bytes: a range over the known builds, or what is known of an unknown size; None: no upper end.
     """
 
     kind: BufferKind
     device: str
     size_bytes: int | None
+    context: Literal["model", "draft", "mtp"] = "model"
     least_bytes: int | None = None
     most_bytes: int | None = None
 

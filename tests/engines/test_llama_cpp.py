@@ -23,7 +23,7 @@ from qwen_inspect.results.llama_cpp import Buffer
 
 from ..support.llama_cpp import library_path, printed_by_llama_cpp, printed_sizes
 from ..support.llama_cpp_files import COMMON, decoder
-from ..support.llama_cpp_small import SMALL, write_small
+from ..support.llama_cpp_small import SMALL, write_predicting, write_small
 from ..support.published import published
 
 GIB = 2**30
@@ -78,6 +78,23 @@ def test_compute_and_cache_are_what_llama_cpp_prints(tmp_path: Path, architectur
         buffers = plan.buffers()
         assert sizes(buffers, "cache") == printed_sizes(text, "cache"), options
         assert sizes(buffers, "compute") == printed_sizes(text, "compute"), options
+
+
+@LIBRARY
+@pytest.mark.parametrize("architecture", ["qwen35", "qwen35moe", "qwen3next"])
+def test_multi_token_prediction_has_a_context_of_its_own(tmp_path: Path, architecture: str) -> None:
+    """As llama-server makes both: states kept for drafts of 3 tokens, where the architecture takes them back."""
+    path = write_predicting(tmp_path / "model.gguf", architecture)
+    fields = {"n_ctx": 4096, "n_seq_max": 2, "flash_attn_type": 1}
+    contexts = [{**fields, "n_rs_seq": 3, "n_outputs_max": 8}, {**fields, "context_type": 1, "n_outputs_max": 2}]
+    printed = printed_by_llama_cpp(path, contexts, predicts=True)
+    options = parse_command("llama-server -c 4096 -np 2 --spec-type draft-mtp").options
+    buffers = Plan(read(path), options, [], BUILDS["b11549"]).buffers()
+    for text, context in zip(printed, ("model", "mtp"), strict=True):
+        own = [buffer for buffer in buffers if buffer.context == context]
+        assert sizes(own, "compute") == printed_sizes(text, "compute")
+        assert sizes(own, "cache") == printed_sizes(text, "cache")
+        assert sizes(own, "state") == printed_sizes(text, "state")
 
 
 STAND_IN = replace(BUILDS["b11549"], converts_cache=False, keeps_fused=False)  # which the stand-ins do not do

@@ -74,6 +74,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("llama-server -ot exps=CUDA1", ["--gpu", "RTX 4090"], "known are CUDA0, CPU"),
         ("llama-server -ot '(a)\\1=CPU'", ["--gpu", "RTX 4090"], "bounded time"),
         ("llama-server -ot exps", [], "PATTERN=DEVICE"),
+        ("llama-server --spec-type mtp", [], "--spec-type takes none, draft-simple, draft-mtp"),
         ("llama-server -sm column", [], "none, layer, row or tensor"),
         ("llama-server -sm row", ["--gpu", "RTX 4090"], "refuses -sm row"),
         ("llama-server -sm none -mg 1", ["--gpu", "RTX 4090"], "-mg 1 names no card"),
@@ -142,6 +143,25 @@ def test_a_projector_is_counted_by_its_weights(small: Path, capsys: pytest.Captu
     assert (projector["bytes"], projector["low_bytes"], found["fits"]) == (None, weights, None)
 
 
+def test_a_draft_model_has_buffers_of_its_own(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As long as the model's context, a row of logits each sequence: 3 layers x 4,096 cells x 128 numbers, K in 34 bytes for 32
+    numbers, padded to 512, and V in 2 bytes; 2 rows of 8,000 logits in 4 bytes. The model has rows for drafts of 5 tokens: 2 x 6.
+    """
+    draft = f"-md {small} --spec-type draft-simple --spec-draft-n-max 5 -ngld 99 -ctkd q8_0"
+    command = f"llama-server -m {small} -c 8192 -np 2 -ngl 99 {draft}"
+    _, found = answer(capsys, "--llama-cpp", command, "--gpu", "RTX 4090")
+    assert_keeps_to_the_schema(found)
+    drafts = {(one["name"], one["device"]): one["bytes"] for one in found["buffers"] if one["context"] == "draft"}
+    assert drafts["cache", "CUDA0"] == 2 * (3 * 4096 * 128 // 32 * 34 + 3 * 4096 * 128 * 2) + 3 * 512
+    assert drafts["output", "CUDA_Host"] == 2 * 8000 * 4
+    own = {(one["name"], one["device"]): one["bytes"] for one in found["buffers"] if one["context"] == "model"}
+    assert own["weights", "CUDA0"] == drafts["weights", "CUDA0"]
+    assert found["fits"]
+    assert found["max_context_tokens"] == 2 * 32_768
+    (total, _) = found["devices"]
+    assert total["required_bytes"] == sum(one["bytes"] for one in found["buffers"] if one["device"] == "CUDA0")
+
+
 def test_logs_of_all_times_are_read() -> None:
     """Lines of logs in ggml-org/llama.cpp pull requests 6122 and 23792 and issue 27680, and ik_llama.cpp pull request 237."""
     log = read_log(
@@ -155,7 +175,7 @@ def test_logs_of_all_times_are_read() -> None:
         "llama_new_context_with_model:     CUDA10 compute buffer size =  5718.01 MiB\n"
     )
     assert (log.build, log.commit, log.fork) == ("b3772", "5236c98b", True)
-    assert log.printed == (
+    assert log.printed() == (
         ("weights", "CPU", 164_062),
         ("cache", "CUDA0", 153_600),
         ("output", "CUDA_Host", 49),

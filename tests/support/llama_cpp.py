@@ -84,11 +84,14 @@ def _library() -> tuple[Any, list[str], Any]:
     return library, lines, library_callback
 
 
-def printed_by_llama_cpp(path: Path, contexts: Sequence[Mapping[str, int]]) -> list[str]:
-    """What the library prints while it builds each context. contexts: fields of ContextParameters."""
+def printed_by_llama_cpp(path: Path, contexts: Sequence[Mapping[str, int]], *, predicts: bool = False) -> list[str]:
+    """What the library prints while it builds each context. contexts: fields of ContextParameters.
+
+    predicts: layers for multi-token prediction are loaded.
+    """
     library, lines, _ = _library()
     parameters = library.llama_model_default_params()
-    parameters.no_alloc, parameters.load_mode = True, 0
+    parameters.no_alloc, parameters.load_mode, parameters.load_mtp = True, 0, predicts
     lines.clear()
     model = library.llama_model_load_from_file(str(path).encode(), parameters)
     assert model, "".join(lines)[-500:]
@@ -109,5 +112,9 @@ def printed_by_llama_cpp(path: Path, contexts: Sequence[Mapping[str, int]]) -> l
 
 def printed_sizes(text: str, kind: str) -> list[str]:
     """The sizes of the printed buffers, or of each cache, in MiB."""
-    pattern = {"compute": r"compute buffer size = +([\d.]+)", "cache": r"llama_kv_cache: size = +([\d.]+)"}[kind]
+    pattern = {
+        "compute": r"compute buffer size = +([\d.]+)",
+        "cache": r"llama_kv_cache: size = +([\d.]+)",
+        "state": r"llama_memory_recurrent: size = +([\d.]+)",
+    }[kind]
     return [str(found) for found in re.findall(pattern, text)]

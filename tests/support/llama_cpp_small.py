@@ -259,6 +259,17 @@ SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]] = {
 }
 
 
+def write_predicting(path: Path, architecture: str) -> Path:
+    """The same with a layer for multi-token prediction, a copy of the fourth, which attends."""
+    layers, keys, tensors = SMALL[architecture]
+    stored = tensors()
+    copied = [(name.replace("blk.3.", f"blk.{layers}."), *rest) for name, *rest in stored if name.startswith("blk.3.")]
+    own: Tensors = [(f"blk.{layers}.nextn.eh_proj.weight", (2 * WIDTH, WIDTH), "F16")]
+    own += [(f"blk.{layers}.nextn.{part}.weight", (WIDTH,), "F32") for part in ("enorm", "hnorm", "shared_head_norm")]
+    metadata = {**COMMON, "block_count": layers + 1, **keys, "nextn_predict_layers": 1}
+    return write_header(path, architecture, metadata, [*stored, *copied, *own])  # type: ignore[list-item]
+
+
 def write_small(path: Path, name: str) -> Path:
     layers, keys, tensors = SMALL[name]
     return write_header(path, name.partition(":")[0], {**COMMON, "block_count": layers, **keys}, tensors())

@@ -7,7 +7,7 @@ llama-memory-recurrent.cpp, llama-model.cpp (load_tensors).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
@@ -23,8 +23,9 @@ from .builds import Build
 from .cells import Cells, aligned, sizes_of
 from .design import DESIGNS, Batch
 from .graphs import Decoder
-from .options import IN_LAYER, LlamaCppOptions, Placement, cards_used, place
+from .options import IN_LAYER, NO_DRAFT, LlamaCppOptions, Placement, cards_used, place
 from .parts import type_of
+from .prediction import Prediction
 from .scheduler import ALIGNMENT, HOST, HOST_ALIGNMENT, Scheduler
 from .tensors import CACHE_TYPES, F32, Type
 
@@ -66,10 +67,23 @@ def flash_attention_is_possible(read: GgufHyperparameters) -> bool:
 
 
 class Plan:
-    """A model under a command of llama.cpp, on cards with `card_bytes` free each."""
+    """A model under a command of llama.cpp, on cards with `card_bytes` free each.
 
-    def __init__(self, model: GgufModel, options: LlamaCppOptions, card_bytes: Sequence[int], build: Build) -> None:
+    draft_model: of -md. predicts: it is the context that drafts with the model's own layers for multi-token prediction.
+    """
+
+    def __init__(
+        self,
+        model: GgufModel,
+        options: LlamaCppOptions,
+        card_bytes: Sequence[int],
+        build: Build,
+        *,
+        draft_model: GgufModel | None = None,
+        predicts: bool = False,
+    ) -> None:
         self.model, self.options, self.build = model, options, build
+        self.draft_model, self.predicts = draft_model, predicts
         self.read = model.hyperparameters
         for name in (options.key_type, options.value_type):
             if name not in CACHE_TYPES:
@@ -99,7 +113,33 @@ class Plan:
 
     def changed(self, **options: Any) -> Plan:
         """The same with other options."""
-        return Plan(self.model, replace(self.options, **options), self.card_bytes, self.build)
+        changed = replace(self.options, **options)
+        return Plan(
+            self.model, changed, self.card_bytes, self.build, draft_model=self.draft_model, predicts=self.predicts
+        )
+
+    def built(self, build: Build) -> Plan:
+        """The same of another build."""
+        return Plan(self.model, self.options, self.card_bytes, build, draft_model=self.draft_model)
+
+    @property
+    def drafts(self) -> tuple[Plan, ...]:
+        """The context that drafts, if there is one. Source: common_speculative_init_result."""
+        draft = self.options.draft
+        if self.predicts or (self.draft_model is None and not draft.predicts):
+            return ()
+        options = replace(
+            self.options,
+            context_tokens=self.sizes.context_tokens,
+            key_type=draft.key_type,
+            value_type=draft.value_type,
+            draft=NO_DRAFT,
+        )
+        if self.draft_model is None:
+            return (Plan(self.model, options, self.card_bytes, self.build, predicts=True),)
+        flash = options.flash_attention and flash_attention_is_possible(self.draft_model.hyperparameters)
+        options = replace(options, offloaded=draft.offloaded, overrides=draft.overrides, flash_attention=flash)
+        return (Plan(self.draft_model, options, self.card_bytes, self.build),)
 
     @property
     def layers(self) -> int:
@@ -117,14 +157,22 @@ class Plan:
         return known and self.options.split_mode != "row"
 
     def buffers(self) -> tuple[Buffer, ...]:
-        return (*self.weights(), *self.cache(), *self.states(), *self.compute(), self.output())
+        own = (*self.weights(), *self.cache(), *self.states(), *self.compute(), self.output())
+        return (*own, *self._drafting(lambda plan: plan.buffers()))
+
+    def _drafting(self, buffers: Callable[[Plan], Sequence[Buffer]]) -> Iterator[Buffer]:
+        for plan in self.drafts:
+            yield from (replace(buffer, context="mtp" if plan.predicts else "draft") for buffer in buffers(plan))
 
     def stored(self) -> tuple[Buffer, ...]:
         """All but compute buffers, which take time to know."""
-        return (*self.weights(), *self.cache(), *self.states(), self.output())
+        own = (*self.weights(), *self.cache(), *self.states(), self.output())
+        return (*own, *self._drafting(lambda plan: plan.stored()))
 
     def weights(self) -> Iterator[Buffer]:
         """Tensors by device. Mapped into memory, the host's are a stretch of each file; else a buffer with padding."""
+        if self.predicts:
+            return
         on_cards: dict[str, int] = defaultdict(int)
         on_host: dict[str, int] = defaultdict(int)
         placed = self.placement.tensors
@@ -150,7 +198,8 @@ class Plan:
     def _is_skipped(self, name: str) -> bool:
         """Whether it is of a layer for multi-token prediction, which is loaded for that alone."""
         match = IN_LAYER.match(name)
-        return match is not None and self.build.skips_prediction and int(match[1]) >= self.read.layers
+        skips = self.build.skips_prediction and not self.options.draft.predicts
+        return match is not None and skips and int(match[1]) >= self.read.layers
 
     def _mapped(self) -> Iterator[int]:
         """Of each file, from its first tensor on the host to its last. Source: llama_model_loader::get_mapping_range."""
@@ -176,7 +225,12 @@ class Plan:
     @property
     def _cells(self) -> Cells:
         return Cells(
-            read=self.read, options=self.options, build=self.build, sizes=self.sizes, devices=self.cache_devices
+            read=self.read,
+            options=self.options,
+            build=self.build,
+            sizes=self.sizes,
+            devices=self.cache_devices,
+            predicts=self.predicts,
         )
 
     def output(self) -> Buffer:
@@ -213,7 +267,7 @@ class Plan:
             tokens=sizes.tokens,
             outputs=sizes.outputs,
             sequences=sizes.sequences,
-            drafted=self.options.drafted,
+            drafted=self.options.draft.snapshots(self.read.architecture),
             cells=sizes.cells,
             window_cells=sizes.window_cells,
             streams=sizes.streams,
@@ -229,7 +283,8 @@ class Plan:
         if self.placement.full_offload or sizes.tokens < FEW_TOKENS:
             placed |= {f"layer.{layer}": device for layer, device in enumerate(self.placement.layers)}
         try:
-            graph = Decoder(self.read, self.model.metadata, self.model.by_name, placed, batch).build()
+            decoder = Prediction if self.predicts else Decoder
+            graph = decoder(self.read, self.model.metadata, self.model.by_name, placed, batch).build()
         except UnsupportedError:
             return None
         pipeline = (

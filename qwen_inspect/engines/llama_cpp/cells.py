@@ -83,13 +83,17 @@ def sizes_of(read: GgufHyperparameters, options: LlamaCppOptions, build: Build) 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cells:
-    """The cache and the states of a model. devices: of each layer's."""
+    """The cache and the states of a context. devices: of each layer's. predicts: it is that of the layers for MTP alone."""
 
     read: GgufHyperparameters
     options: LlamaCppOptions
     build: Build
     sizes: Sizes
     devices: tuple[str, ...]
+    predicts: bool = False
+
+    def _attends(self, layer: int) -> bool:
+        return layer >= self.read.layers if self.predicts else self.read.attends(layer)
 
     def cache(self) -> Iterator[Buffer]:
         """K and V by device: one cache for full attention, one for windows."""
@@ -101,7 +105,7 @@ class Cells:
             totals: dict[str, int] = defaultdict(int)
             sizes: dict[tuple[int, int, int, str], int] = {}
             for layer in range(self.read.all_layers):
-                if not self.read.attends(layer) or windowed != (self.read.windowed[layer] and len(windows) > 1):
+                if not self._attends(layer) or windowed != (self.read.windowed[layer] and len(windows) > 1):
                     continue
                 alike = (
                     self.read.keys(layer),
@@ -138,7 +142,9 @@ class Cells:
     def states(self) -> Iterator[Buffer]:
         """Recurrent states of every sequence, float32. Source: llama_memory_recurrent; n_rs_seq."""
         totals: dict[str, int] = defaultdict(int)
-        copies = self.sizes.sequences * (1 + self.options.drafted)
+        copies = self.sizes.sequences * (1 + self.options.draft.snapshots(self.read.architecture))
+        if self.predicts:
+            return
         if not any(self.read.recurrent) and not self.read.recurrence.history:
             return
         for layer in range(self.read.all_layers):

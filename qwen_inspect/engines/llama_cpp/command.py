@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ...errors import UnsupportedError, UsageError
 from ...values import dataclass
-from .options import EXPERTS, LlamaCppOptions, first_layers
+from .options import DRAFT_TYPES, EXPERTS, NGRAM_TOKENS, DraftOptions, LlamaCppOptions, first_layers
 from .scheduler import HOST
 
 LONGEST_COMMAND = 20_000
@@ -39,7 +39,14 @@ SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "host_experts": ("-ncmoe", "--n-cpu-moe"),
     "host_dense": ("-ncffn", "--n-cpu-ffn"),
     "load_mode": ("--load-mode",),
-    "drafted": ("--draft", "--draft-n", "--draft-max", "--spec-draft-n-max"),
+    "draft_types": ("--spec-type",),
+    "draft_tokens": ("--spec-draft-n-max",),
+    "draft_simple": ("--draft", "--draft-n", "--draft-max"),
+    "draft_layers": ("-ngld", "--gpu-layers-draft", "--n-gpu-layers-draft", "--spec-draft-ngl"),
+    "draft_key_type": ("-ctkd", "--cache-type-k-draft", "--spec-draft-type-k"),
+    "draft_value_type": ("-ctvd", "--cache-type-v-draft", "--spec-draft-type-v"),
+    "draft_override": ("-otd", "--override-tensor-draft", "--spec-draft-override-tensor"),
+    "draft_host_experts": ("-ncmoed", "--n-cpu-moe-draft", "--spec-draft-ncmoe", "--spec-draft-n-cpu-moe"),
     "projector": ("-mm", "--mmproj"),
     "draft_model": ("-md", "--model-draft", "--spec-draft-model"),
     "adapter": ("--lora",),
@@ -69,7 +76,8 @@ WITH_VALUE = frozenset(
     --top-p --min-p --host --port --alias -a --api-key --chat-template --chat-template-file --repeat-penalty
     --presence-penalty --frequency-penalty --prio --numa -C --cpu-mask --reasoning-format --reasoning-budget --samplers
     --rope-freq-base --rope-freq-scale --keep --log-file --timeout -to --threads-http --cache-reuse --slot-save-path
-    --hf-token -hft --cache-ram -cram --ctx-checkpoints --image --grammar --json-schema --poll -sys --system-prompt
+    -td --threads-draft --spec-draft-threads -tbd --spec-draft-n-min --draft-min --draft-n-min --spec-draft-p-min
+    --draft-p-min --hf-token -hft --cache-ram -cram --ctx-checkpoints --image --grammar --json-schema --poll -sys --system-prompt
     """.split()  # noqa: SIM905
 )
 WITHOUT_VALUE = frozenset(
@@ -123,6 +131,8 @@ class _Reading:
     beside: list[BesideFile] = field(default_factory=list)
     locked: bool = False
     host_experts: list[str] = field(default_factory=list)
+    draft: dict[str, Any] = field(default_factory=dict)
+    draft_overrides: list[tuple[str, str]] = field(default_factory=list)
 
 
 def parse_command(line: str) -> Command:
@@ -145,6 +155,7 @@ def parse_command(line: str) -> Command:
     if len(reading.host_experts) > 1:
         raise UsageError("llama_cpp_contradiction", first=reading.host_experts[0], second=reading.host_experts[1])
     values = {"program": program, **reading.values, "overrides": tuple(reading.overrides)}
+    values["draft"] = DraftOptions(**reading.draft, overrides=tuple(reading.draft_overrides))
     options = LlamaCppOptions(**values)
     if reading.flash is not None:
         options = replace(options, flash_attention=reading.flash)
@@ -183,6 +194,8 @@ def _read(words: list[str], reading: _Reading) -> None:
         elif word in ("-cmoe", "--cpu-moe"):
             reading.host_experts.append(word)
             reading.overrides.append((EXPERTS, HOST))
+        elif word in ("-cmoed", "--cpu-moe-draft", "--spec-draft-cpu-moe"):
+            reading.draft_overrides.append((EXPERTS, HOST))
         elif word in ("-amb", "--attention-max-batch"):
             reading.values["fork"] = True
             at += 1
@@ -230,6 +243,16 @@ def _set(name: str, option: str, value: str, reading: _Reading) -> None:
             reading.overrides += _first_layers(_number(option, value), DENSE)
         case "load_mode":
             reading.values["memory_mapped"] = "mmap" in value or value == "auto"
+        case "draft_override":
+            reading.draft_overrides += _overrides(option, value)
+        case "draft_host_experts":
+            reading.draft_overrides += _first_layers(_number(option, value), EXPERTS)
+        case "draft_simple":
+            reading.draft.setdefault("types", ("draft-simple",))
+            reading.draft["most_tokens"] = _number(option, value)
+        case _ if name in DRAFT_FIELDS:
+            field_name, read = DRAFT_FIELDS[name]
+            reading.draft[field_name] = read(option, value)
         case _:
             field_name, read = FIELDS[name]
             reading.values[field_name] = read(option, value)
@@ -275,6 +298,15 @@ def _shares(option: str, value: str) -> tuple[float, ...]:
     return tuple(float(part) for part in parts)
 
 
+def _types(option: str, value: str) -> tuple[str, ...]:
+    known = ("none", *DRAFT_TYPES, *NGRAM_TOKENS)
+    types = tuple(value.split(","))
+    for kind in types:
+        if kind not in known:
+            raise UsageError("llama_cpp_spec_type", option=option, found=kind[:80], known=", ".join(known))
+    return tuple(kind for kind in types if kind != "none")
+
+
 def _mode(option: str, value: str) -> str:
     if value == "tensor":
         raise UnsupportedError("llama_cpp_split_tensor")
@@ -294,5 +326,11 @@ FIELDS: Mapping[str, tuple[str, Callable[[str, str], Any]]] = {
     "split": ("split", _shares),
     "split_mode": ("split_mode", _mode),
     "main_card": ("main_card", _number),
-    "drafted": ("drafted", _number),
+}
+DRAFT_FIELDS: Mapping[str, tuple[str, Callable[[str, str], Any]]] = {
+    "draft_types": ("types", _types),
+    "draft_tokens": ("most_tokens", _number),
+    "draft_layers": ("offloaded", _layers),
+    "draft_key_type": ("key_type", _kind),
+    "draft_value_type": ("value_type", _kind),
 }

@@ -26,6 +26,7 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 BUILD = re.compile(r"\b(?:build|version)(?:_info)? *[:=] *(?P<number>b?[0-9]{1,6})[ -]*\(?(?P<commit>[0-9a-f]{7,40})?")
 FORK_LINE = "fused_moe "  # llama_new_context_with_model: fused_moe  = 1
 LONGEST_LINE = 2000
+Printed = tuple[BufferKind, str, int]
 MOST_LINES = 200_000
 
 
@@ -33,19 +34,22 @@ MOST_LINES = 200_000
 class Log:
     """build, commit: as printed, None without them. fork: it is of ik_llama.cpp.
 
-    printed: (kind, device, hundredths of a MiB), as last printed.
+    runs: (kind, device, hundredths of a MiB) of each model that was loaded, with its contexts.
     """
 
     build: str | None
     commit: str | None
     fork: bool
-    printed: tuple[tuple[BufferKind, str, int], ...]
+    runs: tuple[tuple[Printed, ...], ...]
+
+    def printed(self, *, models: int = 1) -> tuple[Printed, ...]:
+        """What was printed of the last models: llama.cpp may have loaded them before, to fit itself to the memory."""
+        return tuple(line for run in self.runs[-models:] for line in run)
 
 
 def read_log(text: str) -> Log:
-    """What a log prints. A context that is built twice (as llama.cpp fits itself to the memory) counts once, the last."""
     build = commit = None
-    runs: list[list[tuple[BufferKind, str, int]]] = [[]]
+    runs: list[list[Printed]] = [[]]
     for line in text.splitlines()[:MOST_LINES]:
         line = COLOUR.sub("", line[:LONGEST_LINE])
         if build is None and (match := BUILD.search(line)):
@@ -57,10 +61,10 @@ def read_log(text: str) -> Log:
         if kind == "weights" and any(before != "weights" for before in seen):
             runs.append([])
         runs[-1].append((kind, match["device"], int(match["mib"].replace(".", ""))))
-    return Log(build=build, commit=commit, fork=FORK_LINE in text, printed=tuple(runs[-1]))
+    return Log(build=build, commit=commit, fork=FORK_LINE in text, runs=tuple(map(tuple, runs)))
 
 
-def beside(buffers: Sequence[Buffer], printed: Iterable[tuple[BufferKind, str, int]]) -> tuple[LogLine, ...]:
+def beside(buffers: Sequence[Buffer], printed: Iterable[Printed]) -> tuple[LogLine, ...]:
     """Each printed line with a prediction of the same kind and device, in order; then what the log lacks."""
     left = list(buffers)
     lines = []

@@ -21,6 +21,47 @@ IN_FIRST_LAYER = ("token_embd_norm.", "per_layer_model_proj.", "per_layer_proj_n
 EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"  # LLM_FFN_EXPS_REGEX
 
 
+# The most tokens that a kind of speculation drafts, where no option says so. Source: common.h, common_speculative_n_max.
+NGRAM_TOKENS = {"ngram-simple": 48, "ngram-map-k": 48, "ngram-map-k4v": 48, "ngram-mod": 64, "ngram-cache": 8}
+DRAFT_TYPES = ("draft-simple", "draft-mtp", "draft-eagle3", "draft-dflash", "draft-dspark")
+# Architectures whose states can be taken back. Source: llama-arch.cpp, llm_arch_supports_rs_rollback.
+TAKEN_BACK = frozenset(
+    "kimi-k3 qwen35 qwen35moe qwen4exp deepseek4 glm5-next nemotron_h nemotron_h_moe lfm2 lfm2moe bailingmoe3".split()  # noqa: SIM905
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftOptions:
+    """Speculative decoding. types: --spec-type. most_tokens: --spec-draft-n-max. The rest is of a draft model (-md).
+
+    Source: llama.cpp 0c1e57098 and b11434, common/speculative.cpp (common_base_params_to_speculative), common/common.h.
+    """
+
+    types: tuple[str, ...] = ()
+    most_tokens: int = 3
+    offloaded: int | None = None
+    key_type: str = "f16"
+    value_type: str = "f16"
+    overrides: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def predicts(self) -> bool:
+        return "draft-mtp" in self.types
+
+    @property
+    def tokens(self) -> int:
+        """The most tokens of a draft."""
+        return max((NGRAM_TOKENS.get(kind, self.most_tokens) for kind in self.types), default=0)
+
+    def snapshots(self, architecture: str) -> int:
+        """Further copies of recurrent states for each sequence. Source: need_n_rs_seq."""
+        back = architecture in TAKEN_BACK and any(kind in DRAFT_TYPES[1:] for kind in self.types)
+        return self.most_tokens if back else 0
+
+
+NO_DRAFT = DraftOptions()
+
+
 def first_layers(count: int, part: str) -> str:
     """A pattern for `part` of the first `count` layers."""
     return rf"blk\.({'|'.join(map(str, range(count)))}){part}"
@@ -53,7 +94,7 @@ class LlamaCppOptions:
     overrides: tuple[tuple[str, str], ...] = ()
     memory_mapped: bool = True
     operations_offloaded: bool = True
-    drafted: int = 0
+    draft: DraftOptions = NO_DRAFT
     fork: bool = False
     fused_experts: bool = False
 
@@ -72,7 +113,7 @@ class LlamaCppOptions:
     @property
     def outputs(self) -> int | None:
         """llama-server reserves a row of logits for each sequence. Source: server-context.cpp, server_output_limits."""
-        return min(self.batch, self.streams_asked * (1 + self.drafted)) if self.serves else None
+        return min(self.batch, self.streams_asked * (1 + self.draft.tokens)) if self.serves else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,7 +34,7 @@ def largest_context(plan: Plan, judge: Judge) -> int | None:
     if limit is None:
         return None
     step = CELLS_MULTIPLE * plan.sizes.streams
-    steps = largest(lambda count: _fits(plan.changed(context_tokens=count * step), judge), -(-limit // step))
+    steps = largest(lambda count: _fits(plan.changed(context_tokens=count * step), judge), -(-limit // CELLS_MULTIPLE))
     return min(steps * step, limit * plan.sizes.streams)
 
 

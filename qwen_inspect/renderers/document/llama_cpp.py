@@ -41,11 +41,14 @@ def _fields(report: LlamaCppReport, say: Language) -> Iterator[tuple[str, str]]:
 
 
 def buffer_table(buffers: Sequence[Buffer], say: Language) -> Table:
-    rows = [
-        [buffer.device, say(f"buffer_{buffer.kind}"), count(buffer.size_bytes), mib(buffer, say)] for buffer in buffers
-    ]
+    rows = [[buffer.device, _named(buffer, say), count(buffer.size_bytes), mib(buffer, say)] for buffer in buffers]
     columns = [say("column_device"), say("column_buffer"), say("column_bytes"), say("column_size")]
     return Table(columns, rows, "llrr", expendable=((2,),))
+
+
+def _named(buffer: Buffer, say: Language) -> str:
+    name = say(f"buffer_{buffer.kind}")
+    return name if buffer.context == "model" else say(f"buffer_of_{buffer.context}", buffer=name)
 
 
 def mib(buffer: Buffer, say: Language) -> str:

@@ -17,6 +17,8 @@ class BufferJSON(TypedDict):
 
     name: BufferKind
     device: str
+    context: Literal["model", "draft", "mtp"]
+    """The model's, a draft model's (-md), or that of the model's layers for multi-token prediction."""
     bytes: Count | None
     low_bytes: Count
     high_bytes: Count | None
@@ -86,6 +88,7 @@ def buffers_content(buffers: Sequence[Buffer]) -> list[BufferJSON]:
         {
             "name": buffer.kind,
             "device": buffer.device,
+            "context": buffer.context,
             "bytes": buffer.size_bytes,
             "low_bytes": buffer.low_bytes,
             "high_bytes": buffer.high_bytes,
