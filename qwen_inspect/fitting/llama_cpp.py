@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import BinaryIO
 
 from ..engines.llama_cpp.buffers import GgufModel, Plan, flash_attention_is_possible
-from ..engines.llama_cpp.builds import BUILDS, DEFAULT, FORK, Build, around
+from ..engines.llama_cpp.builds import BUILDS, DEFAULT, FORK, FORK_MAY, Build, around
 from ..engines.llama_cpp.command import BesideFile, Command
 from ..engines.llama_cpp.logs import Log, beside
 from ..engines.llama_cpp.offload import gguf_source
@@ -98,7 +98,8 @@ def _part(stream: BinaryIO, start: int, stop: int) -> bytes:
 def _build(log: Log | None, options: LlamaCppOptions) -> tuple[Build, bool]:
     """The build that a log names, if it is known; without a log the newest known, or the fork that has these options."""
     if options.fork or (log is not None and log.fork):
-        return FORK, True
+        before = log is not None and log.build is not None and int(log.build[1:]) < FORK.number
+        return FORK_MAY if before else FORK, True
     if log is None or (log.build is None and log.commit is None):
         return DEFAULT, True
     for build in BUILDS.values():

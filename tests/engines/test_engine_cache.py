@@ -310,13 +310,19 @@ def test_the_cache_equals_published_llama_cpp_logs(log: dict[str, str]) -> None:
     assert size_bytes == float(log["kv_total_mib"]) * 2**20
 
 
-def test_recurrent_states_equal_a_published_llama_cpp_log() -> None:
-    """Qwen3.8-27B, 3 sequences: R (f32) 16.88 MiB, S (f32) 432.00 MiB (ggml-org/llama.cpp pull request 23792)."""
+@pytest.mark.parametrize(
+    ("model", "sequences", "layers", "mib"),
+    [
+        ("Qwen/Qwen3.8-27B", 3, 48, "448.88"),  # R 16.88 and S 432.00 (ggml-org/llama.cpp pull request 23792)
+        ("Qwen/Qwen3.5-35B-A3B", 4, 30, "251.25"),  # R 11.25 and S 240.00 (stored file index 52911601095)
+    ],
+)
+def test_recurrent_states_equal_published_llama_cpp_logs(model: str, sequences: int, layers: int, mib: str) -> None:
     half = FORMATS["float16"]
-    linear = [layer for layer in layers_of("Qwen/Qwen3.8-27B") if isinstance(layer, LinearLayerAttention)]
-    size_bytes = sum(llama_cpp_layer_bytes(layer, half, half, tokens=256, sequences=3) for layer in linear)
-    assert len(linear) == 48
-    assert f"{size_bytes / 2**20:.2f}" == "448.88"  # as the log's "size" has it
+    linear = [layer for layer in layers_of(model) if isinstance(layer, LinearLayerAttention)]
+    size_bytes = sum(llama_cpp_layer_bytes(layer, half, half, tokens=256, sequences=sequences) for layer in linear)
+    assert len(linear) == layers
+    assert f"{size_bytes / 2**20:.2f}" == mib
 
 
 def test_cells_come_by_the_256() -> None:

@@ -157,7 +157,7 @@ class Attention(Parts):
             node if rotation is None else _rotated(node, rotation)
             for node, rotation in zip(own, (key_rotation, value_rotation), strict=False)
         ]
-        for node in (query, *(own if read.window_kind is not None else own[::-1])):
+        for node in (query, *(own if read.window_kind is not None or batch.build.fork else own[::-1])):
             self.graph.expand(node)
         cells = batch.window_cells if windowed else batch.cells
         flash = batch.flash_attention

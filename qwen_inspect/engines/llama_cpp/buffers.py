@@ -101,7 +101,11 @@ class Plan:
         used = {f"CUDA{at}": card_bytes[at] for at in cards_used(options, len(card_bytes))}
         self.cards = list(used)
         self.placement: Placement = place(
-            [tensor.name for tensor in model.tensors], self.read.all_layers, options, used
+            [tensor.name for tensor in model.tensors],
+            self.read.all_layers,
+            options,
+            used,
+            output_first=build.output_first,
         )
 
     def at(self, *, context_tokens: int, sequences: int) -> Plan:
@@ -193,7 +197,8 @@ class Plan:
         for where, size_bytes in on_host.items():
             yield Buffer(kind="weights", device=where, size_bytes=size_bytes)
         if self.options.memory_mapped:
-            yield from (Buffer(kind="weights", device="CPU_Mapped", size_bytes=size) for size in self._mapped())
+            device = HOST if self.build.fork else "CPU_Mapped"
+            yield from (Buffer(kind="weights", device=device, size_bytes=size) for size in self._mapped())
 
     def _is_skipped(self, name: str) -> bool:
         """Whether it is of a layer for multi-token prediction, which is loaded for that alone."""
@@ -236,7 +241,8 @@ class Plan:
     def output(self) -> Buffer:
         """Logits in the host's memory, a row for each sequence. Source: llama_context::output_reserve."""
         rows = self.sizes.sequences * (self.read.vocabulary or 0)
-        device = "CUDA_Host" if self.placement.output != HOST else HOST
+        on_card = self.placement.output != HOST or (self.build.fork and self.cards)
+        device = "CUDA_Host" if on_card else HOST
         return Buffer(kind="output", device=device, size_bytes=rows * F32.block_bytes if rows else None)
 
     def compute(self) -> tuple[Buffer, ...]:
@@ -294,7 +300,13 @@ class Plan:
             and self.options.cache_on_cards
             and not self.options.overrides
         )
-        scheduler = Scheduler(self.cards, self.build, pipeline=pipeline, offloads=self.options.operations_offloaded)
+        scheduler = Scheduler(
+            self.cards,
+            self.build,
+            pipeline=pipeline,
+            offloads=self.options.operations_offloaded,
+            repacked=self.options.repacked,
+        )
         return scheduler.buffers(graph)
 
 

@@ -15,11 +15,12 @@ class Build:
     embeddings lies beside that for tokens; mixed_input: and one for both mixed. indexed: the cache is written by indices
     (set_rows), which are inputs. mask_is_cast: the mask is float32, cast on the card for flash attention. rotates: a quantised
     cache is turned by a Hadamard matrix. converts_cache: flash attention on a card holds a cache that is not float16 in float16
-    too. keeps_fused, moves_shared: see `fusions`. gathers_states_once: the recurrent states of all sequences are, not those of
-    the micro-batch and the others apart. skips_prediction: layers for multi-token prediction are not loaded unless they are
-    used. rows_in_layer: the rows of output tokens are taken in the last layer, whatever the design says. windows: windows have a
-    cache of their own.
-    fork: ik_llama.cpp, whose norms are one node with their weights, and whose K has a head in a row.
+    too. keeps_fused, moves_shared: see `fusions`. gathers_states_once: the recurrent states of all sequences are, not those of the micro-batch
+    and the others apart. skips_prediction: layers for multi-token prediction are not loaded unless they are used. rows_in_layer:
+    the rows of output tokens are taken in the last layer, whatever the design says. windows: windows have a cache of their own.
+    fork: ik_llama.cpp, whose norms are one node with their weights, and whose K has a head in a row. offloads_by_experts: the
+    fork leaves experts to the host where a micro-batch has few tokens for each. output_first: -ngl counts the output layer first,
+    not last. divides_cache: sequences have cells of their own unless --kv-unified, and llama-server has four by default, not one.
     """
 
     name: str
@@ -39,6 +40,9 @@ class Build:
     rows_in_layer: bool
     windows: bool
     fork: bool
+    output_first: bool
+    divides_cache: bool
+    offloads_by_experts: bool = False
 
 
 _OLD = Build(
@@ -59,6 +63,8 @@ _OLD = Build(
     rows_in_layer=False,
     windows=False,
     fork=False,
+    output_first=False,
+    divides_cache=False,
 )
 _SUMMER = replace(
     _OLD,
@@ -72,6 +78,8 @@ _SUMMER = replace(
     rotates=True,
     converts_cache=True,
     windows=True,
+    output_first=True,
+    divides_cache=True,
 )
 _SEPTEMBER = replace(_SUMMER, name="b11218", number=11218, keeps_fused=True, skips_prediction=True)
 _OCTOBER = replace(
@@ -87,8 +95,10 @@ _ALL = (
     _OCTOBER,
     replace(_OCTOBER, name="b11549", number=11549, rows_in_layer=True),
 )
-FORK = replace(_OLD, name="ik_llama.cpp", fork=True)  # held against logs of May to July 2025
-BUILDS = {build.name: build for build in (*_ALL, FORK)}
+# ik_llama.cpp of May and of June 2025, held against logs of May to July.
+FORK_MAY = replace(_OLD, name="ik_llama.cpp 45cd1bcd5", number=3666, fork=True)
+FORK = replace(FORK_MAY, name="ik_llama.cpp 5236c98b", number=3772, offloads_by_experts=True)
+BUILDS = {build.name: build for build in (*_ALL, FORK_MAY, FORK)}
 DEFAULT = BUILDS["b11549"]
 
 

@@ -58,16 +58,16 @@ def sizes_of(read: GgufHyperparameters, options: LlamaCppOptions, build: Build) 
     asked = options.context_tokens or read.context_tokens
     if not asked:
         raise UsageError("serving_needs_context")
-    sequences = max(options.streams_asked, 1)
+    sequences = max(_sequences(options, build), 1)
     if sequences > MOST_SEQUENCES:
         raise UsageError("llama_cpp_sequences", found=sequences, most=MOST_SEQUENCES)
-    streams = 1 if options.shares_cache else sequences
+    streams = 1 if options.shares_cache or not build.divides_cache else sequences
     batch = min(asked, options.batch)
     micro_batch = min(batch, options.micro_batch or batch)
     cells = padded(padded(asked) // streams) if streams > 1 else padded(asked)
     tokens = min(cells * streams, micro_batch)
     limit = options.outputs if build.limits_outputs else None
-    tokens_by_sequence = -(-tokens // sequences) * sequences
+    tokens_by_sequence = -(-tokens // sequences) * sequences if build.divides_cache else tokens
     window = cells
     if read.window_kind is not None and build.windows and not options.full_window:
         window = min(cells, padded(read.window * (sequences if streams == 1 else 1) + micro_batch))
@@ -79,6 +79,14 @@ def sizes_of(read: GgufHyperparameters, options: LlamaCppOptions, build: Build) 
         outputs=min(tokens, limit or batch),
         sequences=sequences,
     )
+
+
+def _sequences(options: LlamaCppOptions, build: Build) -> int:
+    if build.divides_cache:
+        return options.streams_asked
+    return (options.sequences or 1) + (
+        build.fork and options.serves
+    )  # the fork's server has one more, for a system prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -99,18 +99,24 @@ class FeedForward(Parts):
             normalised = bool(self._key("expert_weights_norm"))
         if normalised:
             flat = reshape(weights, used, tokens)
-            total = like("CLAMP", new("SUM_ROWS", (1, tokens, 1, 1), flat))
+            total = new("SUM_ROWS", (1, tokens, 1, 1), flat)
+            total = total if self._batch.build.fork else like("CLAMP", total)
             weights = reshape(like("DIV", flat, total), 1, used, tokens)
         if self._key("expert_weights_scale") not in (None, 0.0, 1.0):
             weights = like("SCALE", weights)
-        self.graph.expand(weights)
+        if not self._batch.build.fork:
+            self.graph.expand(weights)
         inputs = reshape(inputs, inputs.shape[0], 1, tokens)
         if self._design.chunked:  # Llama 4 has the weights before the experts
             repeated = new("REPEAT", (inputs.shape[0], used, tokens, 1), inputs)
             inputs = like("MUL", repeated, weights)
         inner = self._inner(prefix, inputs, chosen)
         result = self._chosen(f"{prefix}ffn_down_exps", inner, chosen)
-        result = self.graph.expand(result if self._design.chunked else like("MUL", result, weights))
+        result = result if self._design.chunked else like("MUL", result, weights)
+        if self._batch.build.fork and used > 2:
+            first = view(result, (result.shape[0], tokens), (result.strides[2],))
+            return new("MULTI_ADD", first.shape, first)
+        self.graph.expand(result)
         parts = [
             self.graph.expand(view(result, (result.shape[0], tokens), (result.strides[2],), at * result.strides[1]))
             for at in range(used)

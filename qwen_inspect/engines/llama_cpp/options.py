@@ -97,6 +97,7 @@ class LlamaCppOptions:
     draft: DraftOptions = NO_DRAFT
     fork: bool = False
     fused_experts: bool = False
+    repacked: bool = False
 
     @property
     def serves(self) -> bool:
@@ -136,14 +137,21 @@ def cards_used(options: LlamaCppOptions, count: int) -> Sequence[int]:
     return (options.main_card,)
 
 
-def place(names: Sequence[str], layers: int, options: LlamaCppOptions, card_bytes: Mapping[str, int]) -> Placement:
+def place(
+    names: Sequence[str],
+    layers: int,
+    options: LlamaCppOptions,
+    card_bytes: Mapping[str, int],
+    *,
+    output_first: bool = True,
+) -> Placement:
     """Where llama.cpp puts a file's tensors on cards with `card_bytes` free each. layers: those for MTP included.
 
     A tied output is the tensor "output.weight", a copy of the embedding. LFM2's output norm is called "token_embd_norm".
     """
     cards = list(card_bytes)
     offloaded = layers + 1 if options.offloaded is None else options.offloaded
-    devices = _layer_devices(layers, offloaded, cards, options, [*card_bytes.values()])
+    devices = _layer_devices(layers, offloaded, cards, options, [*card_bytes.values()], output_first)
     patterns = [(compiled(pattern), device) for pattern, device in options.overrides]
     for _, device in patterns:
         if device not in (HOST, *cards):
@@ -173,7 +181,12 @@ def place(names: Sequence[str], layers: int, options: LlamaCppOptions, card_byte
 
 
 def _layer_devices(
-    layers: int, offloaded: int, cards: Sequence[str], options: LlamaCppOptions, card_bytes: Sequence[int]
+    layers: int,
+    offloaded: int,
+    cards: Sequence[str],
+    options: LlamaCppOptions,
+    card_bytes: Sequence[int],
+    output_first: bool,
 ) -> list[str]:
     """The device of each layer, the output layer last."""
     if not cards or not offloaded:
@@ -185,9 +198,11 @@ def _layer_devices(
     for share in shares:
         ends.append((ends[-1] if ends else 0.0) + share)
     ends = [end / ends[-1] for end in ends]
-    first, count = max(layers + 1 - offloaded, 0), min(offloaded, layers + 1)
+    first, count = max(layers + output_first - offloaded, 0), min(offloaded, layers + 1)
     return [
-        HOST if layer < first else cards[min(bisect_right(ends, (layer - first) / count), len(cards) - 1)]
+        HOST
+        if not 0 <= layer - first < count
+        else cards[min(bisect_right(ends, (layer - first) / count), len(cards) - 1)]
         for layer in range(layers + 1)
     ]
 

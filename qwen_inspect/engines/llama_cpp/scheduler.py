@@ -13,6 +13,7 @@ from math import prod
 from ...values import dataclass
 from .allocator import Allocator
 from .builds import Build
+from .fork import offloads
 from .fusions import kept_nodes, shared_beside_routed
 from .tensors import F16, VIEWS, Graph, Node
 
@@ -34,14 +35,22 @@ class Scheduler:
     """Splits a graph over cards and host.
 
     devices: the cards in llama.cpp's order; the host is added as the last. offloads: whether a card computes with weights that
-    lie on the host.
+    lie on the host. repacked: -rtr of ik_llama.cpp.
     """
 
-    def __init__(self, devices: Sequence[str], build: Build, *, pipeline: bool = False, offloads: bool = True) -> None:
+    def __init__(
+        self,
+        devices: Sequence[str],
+        build: Build,
+        *,
+        pipeline: bool = False,
+        offloads: bool = True,
+        repacked: bool = False,
+    ) -> None:
         self._devices = (*devices, HOST)
         self._copies = COPIES if pipeline else 1
         self._build = build
-        self._offloads = offloads and len(devices) > 0
+        self._offloads, self._repacked = offloads and len(devices) > 0, repacked
         self._device: dict[int, str] = {}
         self._copy: dict[tuple[int, str], list[Node]] = {}
         self.splits = 0
@@ -122,10 +131,15 @@ class Scheduler:
             return None
         for source in node.sources:
             if source.weight and source.device is not None:
-                if source.device == HOST and self._offloads and _rows(node) >= OFFLOADED_ROWS:
+                if source.device == HOST and self._offloads and self._is_offloaded(node, source):
                     return self._devices[0]
                 return source.device
         return None
+
+    def _is_offloaded(self, node: Node, weight: Node) -> bool:
+        if self._build.fork:
+            return offloads(node, weight, self._build, repacked=self._repacked)
+        return _rows(node) >= OFFLOADED_ROWS
 
     def _expand(self, nodes: Sequence[Node], host_too: bool) -> None:
         current: str | None = None
