@@ -26,7 +26,7 @@ from random import Random
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from benchmarks.fuzz import answers, files, headers
+from benchmarks.fuzz import answers, files, headers, stores
 from benchmarks.fuzz.trial import ERRORS, LONGEST_SECONDS, MOST_BYTES, Bounds, Case, Kind
 from qwen_inspect import __version__
 
@@ -37,13 +37,16 @@ CHUNK_SECONDS = 900.0  # after which a process is given up
 SHOWN_BYTES = 600
 KINDS: Sequence[Kind] = (
     Kind("safetensors header", 0.45, headers.make_safetensors, headers.read_safetensors),
-    Kind("GGUF header", 0.3, headers.make_gguf, headers.read_gguf),
+    Kind("GGUF header", 0.288, headers.make_gguf, headers.read_gguf),
     Kind("hub answer", 0.1, answers.make, answers.read, answers.prepare),
     Kind("configuration", 0.06, files.make_configuration, files.read_configuration),
     Kind("GGUF file", 0.02, headers.make_gguf_file, headers.read_gguf_file),
     Kind("adapter", 0.04, files.make_adapter, files.read_adapter, files.prepare_adapter),
     Kind("index of shards", 0.02, files.make_index, files.read_index, files.prepare_index),
     Kind("measurement", 0.008, files.make_measurement, files.read_measurement, files.prepare_model),
+    Kind("Ollama store", 0.006, stores.make_ollama, stores.read_ollama, stores.prepare_ollama),
+    Kind("LM Studio folder", 0.002, stores.make_lm_studio, stores.read_lm_studio),
+    Kind("llama.cpp command", 0.004, stores.make_llama_cpp, stores.read_llama_cpp),
     Kind("record of a report", 0.002, files.make_record, files.read_record, files.prepare_record),
 )
 
