@@ -50,7 +50,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     add = command.add_argument
     add("--memory", type=values.size(say), metavar="SIZE", help=say("help_card_memory"))
     add("--beyond-limit", action="store_true", help=say("help_beyond_limit"))
-    add("--engine", choices=tuple(ENGINES), default="transformers", help=say("help_engine"))
+    add("--engine", choices=tuple(ENGINES), help=say("help_engine"))
     add("--max-model-len", dest="context", type=values.tokens(say), metavar="TOKENS", help=say("help_max_model_len"))
     command.set_defaults(context=None)  # for a serving engine: the model's limit
     add("--utilization", type=values.reader(_share, "usage_share", say), metavar="SHARE", help=say("help_utilization"))
@@ -76,9 +76,16 @@ def run(options: argparse.Namespace, say: Language) -> int:
         return _run_llama_cpp(options, say)
     if alone := given(options, "log", "host_memory"):
         raise UsageError("llama_cpp_needs_command", option=alone[0])
-    _check_engine(options, options.engine)
+    engine = _engine(options)
+    _check_engine(options, engine)
     prediction.say_dtype(options, say)
-    return _fit(options, say) if options.engine == "transformers" else _serve(options, say)
+    return _fit(options, say) if engine == "transformers" else _serve(options, say, engine)
+
+
+def _engine(options: argparse.Namespace) -> str:
+    """As typed; else llama.cpp for a model of Ollama's store, which is what serves it."""
+    typed: str | None = options.engine
+    return typed or ("llama.cpp" if (options.model or "").startswith("ollama:") else "transformers")
 
 
 def _fit(options: argparse.Namespace, say: Language) -> int:
@@ -96,13 +103,13 @@ def _fit(options: argparse.Namespace, say: Language) -> int:
     return 0
 
 
-def _serve(options: argparse.Namespace, say: Language) -> int:
+def _serve(options: argparse.Namespace, say: Language, engine: str) -> int:
     """Returns 1 if the request does not fit one of the cards."""
     from ..fitting.serving import serve
 
-    serving, cards = _serving(options), _cards(options)
+    serving, cards = _serving(options, engine), _cards(options)
     report = _inspected(options)
-    if report.ref.source == "ollama" and options.engine == "llama.cpp":
+    if report.ref.source == "ollama" and engine == "llama.cpp":
         from dataclasses import replace
 
         from ..engines.llama_cpp.ollama import as_served
@@ -123,7 +130,7 @@ def _run_llama_cpp(options: argparse.Namespace, say: Language) -> int:
     for name in IN_COMMAND:
         if getattr(options, name) != options.defaults.get(name, IN_COMMAND[name]):
             raise UsageError("llama_cpp_option", option=flag(name))
-    if options.engine not in ("transformers", "llama.cpp"):
+    if options.engine not in (None, "transformers", "llama.cpp"):
         raise UsageError("engine_option", option="--llama-cpp", engine="llama.cpp", asked=options.engine)
     _check_engine(options, "llama.cpp")
     command = parse_command(options.llama_cpp)
@@ -202,16 +209,16 @@ def _check_engine(options: argparse.Namespace, asked: str) -> None:
         raise UsageError("engine_one_cache_dtype", found=options.cache_dtype)
 
 
-def _serving(options: argparse.Namespace) -> Serving:
+def _serving(options: argparse.Namespace, engine: str) -> Serving:
     """The request to the engine."""
     from ..results.serving import Serving
 
     formats = options.cache_type_k, options.cache_type_v
     return Serving(
-        engine=options.engine,
+        engine=engine,
         batch=options.batch,
         context_tokens=options.context,
-        cache_format=",".join(formats) if options.engine == "llama.cpp" else options.cache_dtype,
+        cache_format=",".join(formats) if engine == "llama.cpp" else options.cache_dtype,
         ranks=options.tp,
         utilization=options.utilization,
         kv_budget_bytes=None if options.kv_budget is None else options.kv_budget[1],

@@ -16,7 +16,8 @@ class Serving(Workload):
 
     utilization: share of a card (None: the engine's default); kv_budget_bytes: a known budget instead. For vLLM: step_tokens, the
     most tokens of one step (None: its server's default for the card); prefix_caching, for hybrid models off by default in 0.19.
-    For llama.cpp: offloaded, the layers of --ngl (None: all).
+    For llama.cpp: offloaded, the layers of --ngl (None: all); flash_attention (None: where the card has a kernel); micro_batch
+    (None: its default).
     """
 
     engine: str
@@ -25,6 +26,8 @@ class Serving(Workload):
     step_tokens: int | None = None
     prefix_caching: bool = False
     offloaded: int | None = None
+    flash_attention: bool | None = None
+    micro_batch: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

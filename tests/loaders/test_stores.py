@@ -159,7 +159,11 @@ def test_no_pipe_is_waited_for(store: Path) -> None:
         ({"num_ctx": 256, "num_gpu": 1}, {"OLLAMA_CONTEXT_LENGTH": "128"}, (256, 1, 1, "auto,auto")),
         ({"num_gpu": -1}, {"OLLAMA_CONTEXT_LENGTH": '"128"'}, (128, 1, None, "auto,auto")),
         ({}, {"OLLAMA_NUM_PARALLEL": "4", "OLLAMA_KV_CACHE_TYPE": "q8_0"}, (512, 4, None, "q8_0")),
-        ({}, {"OLLAMA_KV_CACHE_TYPE": "q8_0", "OLLAMA_FLASH_ATTENTION": "0"}, (512, 1, None, "auto,auto")),
+        (
+            {"num_batch": 64},
+            {"OLLAMA_KV_CACHE_TYPE": "q8_0", "OLLAMA_FLASH_ATTENTION": "0"},
+            (512, 1, None, "auto,auto"),
+        ),
     ],
 )
 def test_a_request_is_as_ollama_serves_it(
@@ -167,9 +171,11 @@ def test_a_request_is_as_ollama_serves_it(
 ) -> None:
     put_manifest(store, [model(store), put(store, json.dumps(served).encode(), "params")])
     asked = Serving(engine="llama.cpp", cache_format="auto,auto")
-    request, (notice,) = as_served(asked, inspect("ollama:qwen3:8b"), CARD, environment)
+    request, (notice, _) = as_served(asked, inspect("ollama:qwen3:8b"), CARD, environment)
     assert (request.context_tokens, request.batch, request.offloaded, request.cache_format) == expected
     assert notice.key == "assume_ollama"
+    assert request.micro_batch == served.get("num_batch")
+    assert request.flash_attention is (False if environment.get("OLLAMA_FLASH_ATTENTION") == "0" else None)
 
 
 @pytest.mark.parametrize("setting", [{"OLLAMA_KV_CACHE_TYPE": "q3"}, {"OLLAMA_NUM_PARALLEL": "many"}])
@@ -182,8 +188,10 @@ def test_settings_that_ollama_does_not_have_are_refused(store: Path, setting: Ma
 def test_fit_takes_ollamas_settings(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_manifest(store, [model(store), put(store, b'{"num_ctx": 256}', "params")])
     monkeypatch.setenv("OLLAMA_NUM_PARALLEL", "2")
-    call = ("fit", "ollama:qwen3:8b", "--engine", "llama.cpp", "--memory", "24GiB", "--format", "json")
+    call = ("fit", "ollama:qwen3:8b", "--memory", "24GiB", "--format", "json")
     assert json.loads(run(*call).out)["llama_cpp"]["cells"] == 2 * 256
+    assert run(*call, "--engine", "llama.cpp").out == run(*call).out
+    assert json.loads(run(*call, "--engine", "transformers").out)["engine"] == "transformers"
     assert json.loads(run(*call, "--context", "512").out)["llama_cpp"]["cells"] == 2 * 512
 
 

@@ -57,7 +57,8 @@ class LlamaCppDemand(Demand):
         options = LlamaCppOptions(
             key_type=CACHE_NAMES.get(keys, keys),
             value_type=CACHE_NAMES.get(values, values),
-            flash_attention=flash_attention_is_possible(read),
+            flash_attention=flash_attention_is_possible(read) and serving.flash_attention is not False,
+            micro_batch=serving.micro_batch or LlamaCppOptions().micro_batch,
             offloaded=self.offloaded,
             context_tokens=CELLS_MULTIPLE,
             sequences=1,

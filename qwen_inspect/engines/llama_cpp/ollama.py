@@ -34,13 +34,19 @@ def as_served(
         changes["batch"], settings["OLLAMA_NUM_PARALLEL"] = parallel, str(parallel)
     if serving.offloaded is None and (layers := report.served.get("num_gpu", -1)) >= 0:
         changes["offloaded"], settings["num_gpu"] = layers, str(layers)
+    if (micro_batch := report.served.get("num_batch", 0)) > 0:
+        changes["micro_batch"], settings["num_batch"] = micro_batch, str(micro_batch)
+    flash = _setting(environment, "OLLAMA_FLASH_ATTENTION")
+    if flash in FALSE:
+        changes["flash_attention"], settings["OLLAMA_FLASH_ATTENTION"] = False, flash
     if serving.cache_format in ("auto", "auto,auto") and (name := _setting(environment, "OLLAMA_KV_CACHE_TYPE")):
         if name not in FORMATS:
             raise UsageError("ollama_setting", name="OLLAMA_KV_CACHE_TYPE", found=name, known=", ".join(FORMATS))
-        if _setting(environment, "OLLAMA_FLASH_ATTENTION") not in FALSE:
+        if flash not in FALSE:
             changes["cache_format"], settings["OLLAMA_KV_CACHE_TYPE"] = name, name
     shown = ", ".join(f"{name} {value}" for name, value in settings.items())
-    return replace(serving, **changes), (Message("assume_ollama", settings=shown),) if shown else ()
+    notices = (Message("assume_ollama", settings=shown),) if shown else ()
+    return replace(serving, **changes), (*notices, Message("assume_ollama_engine"))
 
 
 def _context(report: Report, gpu: Gpu, environment: Mapping[str, str]) -> tuple[int, str]:

@@ -163,6 +163,7 @@ TEXT = {
     "vllm_shards_unknown": "How vLLM shards {class_name} is not known here; --tp 1 is, and --kv-budget with any",
     "vllm_step_needed": "What this model's sliding windows take depends on the tokens of a step: give --max-num-batched-tokens beside --kv-budget",
     "assume_ollama": "As Ollama serves it: {settings}",
+    "assume_ollama_engine": "Compute and output buffers are those of llama.cpp's server; graphs of Ollama's own engine, which runs some architectures, are not modelled",
     "ollama_setting": "{name} is {found}; Ollama takes {known}",
     "vllm_gguf": "What vLLM makes of a GGUF file is not known here",
     "vllm_qwen_windows": "vLLM 0.19 has no sliding window for some layers of this family: it refuses the model, or gives a window to all",

@@ -106,7 +106,7 @@ TEXT = {
     "help_cards": "cards to test one by one: names from gpus, separated by commas; auto: this machine's",
     "help_card_memory": "in place of --gpu: a card of this memory, such as 24GiB",
     "help_beyond_limit": "look for contexts past the model's own limit too",
-    "help_engine": "engine that serves the model (default: transformers)",
+    "help_engine": "engine that serves the model (default: transformers; llama.cpp for ollama:NAME)",
     "help_max_model_len": "the same as --context, by vLLM's name for it",
     "help_utilization": "vLLM: its share of the card's memory (default: 0.9)",
     "help_kv_budget": "vLLM: the KV budget of a rank that its log names, such as 57.50GiB, in place of a card",

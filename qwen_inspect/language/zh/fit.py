@@ -163,6 +163,7 @@ TEXT = {
     "vllm_shards_unknown": "不知道 vLLM 如何切分 {class_name}；可用 --tp 1，或任意 --tp 配合 --kv-budget",
     "vllm_step_needed": "该模型滑动窗口的占用取决于每步的 token 数：请在 --kv-budget 之外给出 --max-num-batched-tokens",
     "assume_ollama": "按 Ollama 的设置：{settings}",
+    "assume_ollama_engine": "计算与输出缓冲区按 llama.cpp 的 server 计；Ollama 自带引擎（用于部分架构）的计算图未建模",
     "ollama_setting": "{name} 为 {found}；Ollama 接受 {known}",
     "vllm_gguf": "不知道 vLLM 如何加载 GGUF 文件",
     "vllm_qwen_windows": "vLLM 0.19 不支持该系列只在部分层使用滑动窗口：它会拒绝该模型，或让所有层都用滑动窗口",

@@ -106,7 +106,7 @@ TEXT = {
     "help_cards": "显卡名称（见 gpus），各自独立判断，以逗号分隔；auto 表示本机显卡",
     "help_card_memory": "代替 --gpu：显存为此大小的显卡，如 24GiB",
     "help_beyond_limit": "也查找超出模型自身上限的上下文",
-    "help_engine": "用什么部署模型（默认 transformers）",
+    "help_engine": "用什么部署模型（默认 transformers；ollama:NAME 为 llama.cpp）",
     "help_max_model_len": "同 --context，即 vLLM 的叫法",
     "help_utilization": "vLLM：占用显存的比例（默认 0.9）",
     "help_kv_budget": "vLLM：日志中每个 rank 的 KV 缓存预算，如 57.50GiB，用来代替显卡",
