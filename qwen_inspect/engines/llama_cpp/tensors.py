@@ -10,6 +10,7 @@ from dataclasses import field
 from math import prod
 from typing import NamedTuple
 
+from ...errors import UnsupportedError
 from ...values import dataclass
 
 
@@ -137,6 +138,8 @@ def like(op: str, first: Node, *others: Node) -> Node:
 
 
 def matmul(weights: Node, inputs: Node) -> Node:
+    if weights.shape[0] != inputs.shape[0]:
+        raise UnsupportedError("llama_cpp_shapes", found=str(inputs.shape), expected=str(weights.shape[:1]))
     return new("MUL_MAT", (weights.shape[1], inputs.shape[1], inputs.shape[2], inputs.shape[3]), weights, inputs)
 
 
@@ -165,7 +168,8 @@ def view(source: Node, sizes: Sequence[int], strides: Sequence[int] = (), offset
 
 def reshape(source: Node, *sizes: int) -> Node:
     shape = shape_of(*sizes)
-    assert prod(shape) == prod(source.shape), (source.shape, shape)
+    if prod(shape) != prod(source.shape):
+        raise UnsupportedError("llama_cpp_shapes", found=str(source.shape), expected=str(shape))
     return _viewing("RESHAPE", source, shape, strides_of(source.type, shape), 0)
 
 

@@ -224,6 +224,7 @@ TEXT = {
     "llama_cpp_override": "{option} takes PATTERN=DEVICE, found {found!r}",
     "llama_cpp_number": "{option} takes a number, found {found!r}",
     "llama_cpp_spec_type": "{option} takes {known}, found {found!r}",
+    "llama_cpp_shapes": "The file's tensors do not fit together: expected the shape {expected}, found {found}",
     "llama_cpp_split_mode": "-sm takes none, layer, row or tensor, found {found!r}",
     "llama_cpp_split_row": "llama.cpp {build} refuses -sm row with CUDA, which has no split buffers any more; -sm layer or -sm none",
     "llama_cpp_split_tensor": "What -sm tensor puts on each card is not known here; -sm layer and -sm none are",

@@ -224,6 +224,7 @@ TEXT = {
     "llama_cpp_override": "{option} 的格式为 PATTERN=DEVICE，而不是 {found!r}",
     "llama_cpp_number": "{option} 应为数字，而不是 {found!r}",
     "llama_cpp_spec_type": "{option} 可取 {known}，而不是 {found!r}",
+    "llama_cpp_shapes": "文件中的张量形状互不相符：应为 {expected}，实为 {found}",
     "llama_cpp_split_mode": "-sm 应为 none、layer、row 或 tensor，而不是 {found!r}",
     "llama_cpp_split_row": "CUDA 版的 llama.cpp {build} 不再有 split buffer，会拒绝 -sm row；可用 -sm layer 或 -sm none",
     "llama_cpp_split_tensor": "不知道 -sm tensor 在每张显卡上放什么；可用 -sm layer 或 -sm none",
