@@ -33,6 +33,8 @@ def run_command(
     metadata, tensors = gguf_source(report)
     model = GgufModel(metadata, tuple(tensors))
     build, known = _build(log, command.options)
+    if cards and log is not None and any(line[:2] == ("compute", HOST) for line in log.printed()):
+        build = replace(build, blas=True)
     options = command.options
     by_default = build.flash_by_default and (not cards or flash_attention_is_possible(model.hyperparameters))
     if command.flash_attention is None and not by_default:

@@ -21,6 +21,7 @@ from qwen_inspect.engines.llama_cpp.options import LlamaCppOptions
 from qwen_inspect.engines.llama_cpp.tensors import F32, I32, Type, matmul, matmul_chosen, new, reshape, stored
 from qwen_inspect.loaders.gguf_header import read_header
 from qwen_inspect.results.llama_cpp import Buffer
+from qwen_inspect.structure.gguf_conversion import as_gguf
 from qwen_inspect.structure.inspect import inspect
 
 from ..support.llama_cpp import library_path, printed_by_llama_cpp, printed_sizes
@@ -107,8 +108,8 @@ def test_every_architecture_whose_graph_is_known_is_held_against_the_library() -
 
 
 # Recorded from the same library with stand-ins for CUDA devices of 24 GiB: alignment 128, every operation supported, host
-# weights used by the card from 32 rows on. It really allocates: with no_alloc its scheduler forgets what is pinned. Four layers of
-# "qwen3" in SMALL's sizes, a vocabulary of 1,000, 4,096 tokens.
+# weights used by the card from 32 rows on. It really allocates: with no_alloc its scheduler forgets what is pinned. Four layers
+# of "qwen3" in SMALL's sizes, a vocabulary of 1,000, 4,096 tokens.
 CARDS: Sequence[tuple[int, Mapping[str, Any], Mapping[str, str]]] = (
     (1, {}, {"CUDA0": "10.12", "CUDA_Host": "6.02"}),
     (1, {"flash_attention": False}, {"CUDA0": "43.01", "CUDA_Host": "10.52"}),
@@ -249,9 +250,10 @@ def test_buffers_equal_published_logs(log: Mapping[str, str]) -> None:
     Where a log's cards divide the layers by what was free on them, -ts has the division that its KV lines show. Logs without
     their command have one whose options their other lines show.
     """
-    build = BUILDS[log["build"]]
+    name = log["build"].removesuffix(" with BLAS")
+    build = replace(BUILDS[name], blas=name != log["build"])
     options = parse_command(log["command"]).options
-    model = with_types(mixture_of_qwen3("Q8_0", **PUBLISHED_MODELS[log["model"]]), log["type"])
+    model = published_model(log["model"], log["type"])
     plan = Plan(model, options, [24 * GIB] * int(log["cards"]), build)
     found = [f"{one.kind} {one.device}:{(one.size_bytes or 0) / 2**20:.2f}" for one in plan.buffers()]
     printed = log["printed"].split(" | ")
@@ -303,6 +305,14 @@ def test_cells_equal_published_logs(name: str, command: str, printed: Mapping[tu
 
 
 IK_FORMATS = {name: BlockFormat(name, 256, size) for name, size in (("IQ3_K", 110), ("IQ4_K", 144), ("IQ6_K", 212))}
+
+
+def published_model(name: str, types: str) -> GgufModel:
+    """types: a quantisation of llama-quantize, or what `with_types` takes."""
+    if types.endswith("_M"):
+        metadata, tensors = gguf_source(as_gguf(inspect(f"catalog:Qwen/{name}"), types))
+        return GgufModel(metadata, tuple(tensors))
+    return with_types(mixture_of_qwen3("Q8_0", **PUBLISHED_MODELS[name]), types)
 
 
 def with_types(model: GgufModel, types: str) -> GgufModel:

@@ -26,7 +26,7 @@ from .graphs import Decoder
 from .options import IN_LAYER, NO_DRAFT, LlamaCppOptions, Placement, cards_used, place
 from .parts import type_of
 from .prediction import Prediction
-from .scheduler import ALIGNMENT, HOST, HOST_ALIGNMENT, Scheduler
+from .scheduler import ALIGNMENT, BLAS, HOST, HOST_ALIGNMENT, Scheduler
 from .tensors import CACHE_TYPES, F32, Type
 
 FEW_TOKENS = 32
@@ -261,7 +261,7 @@ class Plan:
             )
         host = "CUDA_Host" if self.cards else HOST
         return tuple(
-            Buffer(kind="compute", device=host if device == HOST else device, size_bytes=size_bytes)
+            Buffer(kind="compute", device={HOST: host, BLAS: HOST}.get(device, device), size_bytes=size_bytes)
             for device, size_bytes in found.items()
             if size_bytes
         )

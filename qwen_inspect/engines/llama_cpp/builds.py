@@ -21,6 +21,7 @@ class Build:
     fork: ik_llama.cpp, whose norms are one node with their weights, and whose K has a head in a row. offloads_by_experts: the
     fork leaves experts to the host where a micro-batch has few tokens for each. output_first: -ngl counts the output layer first,
     not last. divides_cache: sequences have cells of their own unless --kv-unified, and llama-server has four by default, not one.
+    blas: it was built with BLAS.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Build:
     output_first: bool
     divides_cache: bool
     offloads_by_experts: bool = False
+    blas: bool = False
 
 
 _OLD = Build(

@@ -18,6 +18,7 @@ from .fusions import kept_nodes, shared_beside_routed
 from .tensors import F16, VIEWS, Graph, Node
 
 HOST = "CPU"
+BLAS = "BLAS"  # which computes large products in the host's memory
 COPIES = 4  # GGML_SCHED_MAX_COPIES, where layers of several cards compute micro-batches at the same time
 ALIGNMENT, HOST_ALIGNMENT = 128, 32  # CUDA's buffers; TENSOR_ALIGNMENT
 OFFLOADED_ROWS = 32  # op_offload_min_batch_size: rows from which a card computes with a weight that lies on the host
@@ -47,7 +48,8 @@ class Scheduler:
         offloads: bool = True,
         repacked: bool = False,
     ) -> None:
-        self._devices = (*devices, HOST)
+        self._blas = build.blas and len(devices) > 0  # without cards its buffer is the host's
+        self._devices: tuple[str, ...] = (*devices, *((BLAS,) if self._blas else ()), HOST)
         self._copies = COPIES if pipeline else 1
         self._build = build
         self._offloads, self._repacked = offloads and len(devices) > 0, repacked
@@ -79,13 +81,13 @@ class Scheduler:
                 for copy in self._copy[id(node), split.device]
             ]
         leaves += [(node, self._device[id(node)]) for node in graph.leaves]
-        alignments = {name: HOST_ALIGNMENT if name == HOST else ALIGNMENT for name in self._devices}
+        alignments = {name: HOST_ALIGNMENT if name in (HOST, BLAS) else ALIGNMENT for name in self._devices}
         return Allocator(alignments, self._size_bytes).place(nodes, leaves)
 
     def _with_kept(self, nodes: Sequence[Node], device: str) -> Iterator[tuple[Node, str]]:
         """The nodes of a split with their devices, and what keeps others in memory after the node that they are kept for."""
         kept: dict[int, list[Node]] = {}
-        if device != HOST and self._build.keeps_fused:
+        if device not in (HOST, BLAS) and self._build.keeps_fused:
             nodes, shared = shared_beside_routed(nodes) if self._build.moves_shared else (nodes, [])
             for tensors, until in (*shared, *kept_nodes(nodes)):
                 kept.setdefault(id(until), []).extend(tensors)
@@ -109,6 +111,9 @@ class Scheduler:
         for host_too in (False, True):
             self._expand(computed, host_too)
             self._expand(computed[::-1], host_too)
+        for node in computed:
+            if id(node) not in self._device:
+                self._device[id(node)] = self._nearest(node)
         for node in graph.nodes:
             if id(node) not in self._device and node.viewed is not None and id(node.viewed) in self._device:
                 self._device[id(node)] = self._device[id(node.viewed)]
@@ -131,6 +136,8 @@ class Scheduler:
             return None
         for source in node.sources:
             if source.weight and source.device is not None:
+                if source.device == HOST and self._blas and _is_large_product(node):
+                    return BLAS
                 if source.device == HOST and self._offloads and self._is_offloaded(node, source):
                     return self._devices[0]
                 return source.device
@@ -147,12 +154,22 @@ class Scheduler:
             device = self._device.get(id(node))
             if device is not None:
                 current = device if host_too or device != HOST else None
-            elif current is not None:
+            elif current is not None and (current != BLAS or _is_large_product(node)):
                 self._device[id(node)] = current
+
+    def _nearest(self, node: Node) -> str:
+        """The first device that reaches most of a node's arguments. Source: pass 3."""
+        able = [device for device in self._devices if device != BLAS or _is_large_product(node)]
+        known = [source for source in node.sources if self._place(source) is not None]
+        return max(able, key=lambda device: sum(self._reaches(source, device) for source in known))
+
+    def _place(self, source: Node) -> str | None:
+        base = source.viewed or source
+        return base.device or self._device.get(id(source)) or self._device.get(id(base))
 
     def _size_bytes(self, device: str, node: Node) -> int:
         size_bytes = cuda_size_bytes(device, node)
-        if device == HOST or node.op != "FLASH_ATTN_EXT" or not self._build.converts_cache:
+        if device in (HOST, BLAS) or node.op != "FLASH_ATTN_EXT" or not self._build.converts_cache:
             return size_bytes
         return size_bytes + _converted_bytes(node, size_bytes)
 
@@ -178,9 +195,8 @@ class Scheduler:
 
     def _reaches(self, source: Node, device: str) -> bool:
         """Whether a device computes with memory of the one where `source` lies."""
-        base = source.viewed or source
-        place = base.device or self._device.get(id(source)) or self._device.get(id(base))
-        return place == device
+        place = self._place(source)
+        return place == device or {place, device} == {BLAS, HOST}
 
     def _weight_elsewhere(self, node: Node, device: str) -> bool:
         return any(source.weight and not self._reaches(source, device) for source in node.sources)
@@ -220,6 +236,12 @@ class Scheduler:
         return result
 
 
+def _is_large_product(node: Node) -> bool:
+    """Whether BLAS computes it. Source: ggml-blas.cpp, ggml_backend_blas_device_supports_op."""
+    least = OFFLOADED_ROWS
+    return node.op == "MUL_MAT" and min(*node.shape[:2], node.sources[1].shape[0]) >= least
+
+
 def _rows(node: Node) -> int:
     """Source: ggml-cuda.cu, get_op_batch_size."""
     match node.op:
@@ -253,6 +275,6 @@ def cuda_size_bytes(device: str, node: Node) -> int:
     Source: ggml-cuda.cu, ggml_backend_cuda_buffer_type_get_alloc_size.
     """
     size_bytes = node.size_bytes
-    if device != HOST and node.type.numbers > 1 and node.shape[0] % 512:
+    if device not in (HOST, BLAS) and node.type.numbers > 1 and node.shape[0] % 512:
         size_bytes += node.type.row_bytes(512 - node.shape[0] % 512)
     return size_bytes
