@@ -74,6 +74,8 @@ def written_keys(name: str, text: Mapping[str, Any], architecture: Architecture)
         keys["rope.dimension_count"] = text["rotary_dim"]
     if name in ("lfm2", "lfm2moe"):
         keys |= _short_convolutions(text, architecture)
+    if name.startswith("nemotron_h"):
+        keys |= _nemotron(name, text, architecture)
     if name == "gemma4":
         keys |= _gemma_4(text, architecture)
     windows = [layer.window_tokens for _, layer in architecture.kept or ()]
@@ -93,6 +95,33 @@ def _short_convolutions(text: Mapping[str, Any], architecture: Architecture) -> 
         "attention.head_count_kv": [text["num_key_value_heads"] if attended else 0 for attended in attends],
         "shortconv.l_cache": text.get("conv_L_cache", 3),
         **({"leading_dense_block_count": text["num_dense_layers"]} if text.get("num_dense_layers") else {}),
+    }
+
+
+def _nemotron(name: str, text: Mapping[str, Any], architecture: Architecture) -> dict[str, Any]:
+    """Source: conversion/nemotron.py, NemotronHModel; which layer is what follows from the tensors."""
+    names, mixture = {tensor.name for tensor in each_tensor(architecture.tree)}, name.endswith("_moe")
+    layers = range(text["num_hidden_layers"])
+    head = text.get("head_dim") or text["attention_head_dim"]
+    block, width = ("experts.up_proj", "moe_intermediate_size") if mixture else ("up_proj.weight", "intermediate_size")
+    heads = text["mamba_num_heads"]
+    return {
+        "attention.key_length": head,
+        "attention.value_length": head,
+        "attention.head_count_kv": [
+            text["num_key_value_heads"] if f"model.layers.{layer}.mixer.q_proj.weight" in names else 0
+            for layer in layers
+        ],
+        "feed_forward_length": [
+            text[width] if f"model.layers.{layer}.mixer.{block}" in names else 0 for layer in layers
+        ],
+        "ssm.conv_kernel": text["conv_kernel"],
+        "ssm.state_size": text["ssm_state_size"],
+        "ssm.group_count": text["n_groups"],
+        "ssm.inner_size": heads * text["mamba_head_dim"],
+        "ssm.time_step_rank": heads,
+        "rope.dimension_count": head,
+        **({"expert_shared_feed_forward_length": text["moe_shared_expert_intermediate_size"]} if mixture else {}),
     }
 
 

@@ -48,6 +48,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "minimax_m2": "minimax-m2",
     "mistral": "llama",
     "mixtral": "llama",
+    "nemotron_h": "nemotron_h",
     "olmo2": "olmo2",
     "olmo3": "olmo2",
     "olmoe": "olmoe",
@@ -77,13 +78,14 @@ NORM_AFTER_ATTENTION = (
 TOWERS = re.compile(
     r"(model\.)?(visual|vision_tower|vision_model|multi_modal_projector|audio_tower|embed_audio|embed_vision)\."
 )
-DECODER = re.compile(r"(model\.)?language_model\.(model\.)?")
+DECODER = re.compile(r"(model\.)?language_model\.(model\.)?|^backbone\.")
 EXPERTS = re.compile(r"^((block_sparse_moe|feed_forward)\.)?experts\.")
 IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 IN_PREDICTION = re.compile(r"mtp\.layers\.(\d+)\.(.+)")
 WIDE = (
     *("norm.weight", "norm_1.weight", "norm_2.weight", ".bias"),
     *("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight", "shortconv.conv.weight"),
+    *("ssm_a", "ssm_d"),
 )
 
 
@@ -99,6 +101,8 @@ def as_converted(
     ahead = architecture.prediction_layers
     if name is None or (ahead and name not in WITH_PREDICTION):
         raise UnsupportedError("gguf_not_written", found=model_type, known=", ".join(ARCHITECTURES))
+    if name == "nemotron_h" and config.get("num_experts_per_tok"):
+        name = "nemotron_h_moe"
     nested = config.get("text_config")
     text = _with_class_defaults({**config, **nested} if isinstance(nested, Mapping) else config, architecture)
     try:
@@ -117,6 +121,8 @@ def _with_class_defaults(text: Mapping[str, Any], architecture: Architecture) ->
     """
     spec, read = architecture.spec, _first_softmax(architecture)
     known: dict[str, Any] = {"hidden_size": spec.hidden_size, "max_position_embeddings": spec.context_tokens}
+    if isinstance(text.get("layers_block_type"), list):
+        known["num_hidden_layers"] = len(text["layers_block_type"])
     if read is not None:
         known |= {"num_attention_heads": read.query_heads, "num_key_value_heads": read.kv_heads}
         if read.head_dim * read.query_heads != spec.hidden_size:
@@ -235,6 +241,8 @@ def _written(tensor: Tensor, architecture: str, text: Mapping[str, Any]) -> Iter
     if name in WHOLE_NAMES:
         turned = architecture == "gpt-oss" and len(tensor.shape) == 3
         sides = (tensor.shape[0], tensor.shape[2], tensor.shape[1]) if turned else tensor.shape
+        if name in ("mixer.A_log", "mixer.D"):
+            sides = (*sides, 1)
         yield Tensor(prefix + WHOLE_NAMES[name], sides, tensor.dtype)
         return
     module, _, kind = name.rpartition(".")
@@ -244,7 +252,9 @@ def _written(tensor: Tensor, architecture: str, text: Mapping[str, Any]) -> Iter
     if stored is None:
         raise UnsupportedError("gguf_tensor_not_written", name=tensor.name)
     sides = tensor.shape[1:] if module == "mlp.shared_expert_gate" else tensor.shape
-    if module in ("linear_attn.conv1d", "conv.conv"):
+    if module == "mixer.norm":
+        sides = (text["n_groups"], tensor.shape[0] // text["n_groups"])
+    if module in ("linear_attn.conv1d", "conv.conv", "mixer.conv1d") and kind == "weight":
         sides = (tensor.shape[0], tensor.shape[2])
     yield Tensor(f"{prefix}{stored}.{kind}", sides, tensor.dtype)
 

@@ -36,7 +36,17 @@ GOLDEN: Mapping[str, Mapping[str, Any]] = json.loads(
 # Whose files hold the decoder alone, or other parts than `gguf_families` has: the design follows from the file's keys.
 BY_FILE = {
     *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
-    *("gemma3", "gemma4_text", "gemma4_text:moe", "glm4_moe", "gpt_oss", "lfm2", "lfm2_moe", "minimax_m2"),
+    *(
+        "gemma3",
+        "gemma4_text",
+        "gemma4_text:moe",
+        "glm4_moe",
+        "gpt_oss",
+        "lfm2",
+        "lfm2_moe",
+        "minimax_m2",
+        "nemotron_h",
+    ),
 }
 
 
@@ -133,7 +143,7 @@ def test_types_are_those_that_llama_quantize_chooses(name: str) -> None:
 
 # What llama.cpp printed as "model size" (GiB) of published files. Sources: ikawrakow/ik_llama.cpp 8337e4cd, github-data:
 # discussion 357 (235B; ik_llama.cpp and mainline), and the logs of 30B-A3B there; llama-bench's tables in ggml-org/llama.cpp:
-# discussion 15396 (gpt-oss), pull request 14203 (Gemma 3), and others' (gpt-oss in F16, MiniMax-M2).
+# discussion 15396 (gpt-oss), pull request 14203 (Gemma 3), and others' (gpt-oss in F16, MiniMax-M2, Nemotron 3 Nano).
 @pytest.mark.parametrize(
     ("model", "scheme", "printed"),
     [
@@ -148,6 +158,7 @@ def test_types_are_those_that_llama_quantize_chooses(name: str) -> None:
         ("google/gemma-3-27b-it", "Q4_K_M", "15.40"),
         ("google/gemma-3-27b-it", "Q8_0", "26.73"),
         ("MiniMaxAI/MiniMax-M2", "Q4_K_S", "121.10"),
+        ("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", "Q4_K_M", "22.82"),
     ],
 )
 def test_sizes_are_those_of_published_files(model: str, scheme: str, printed: str) -> None:

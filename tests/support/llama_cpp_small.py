@@ -192,6 +192,7 @@ SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]] = {
             **SSM,
             **MIXTURE,
             **GATED,
+            "attention.layer_norm_rms_epsilon": None,
             "attention.head_count_kv": [0, KV_HEADS, 0, 0],
             "feed_forward_length": [0, 0, INNER, 0],
             "expert_shared_feed_forward_length": EXPERT_INNER,

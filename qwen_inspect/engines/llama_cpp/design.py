@@ -152,6 +152,12 @@ DESIGNS: Mapping[str, Design] = {
     "minimax-m2": Design(gating=None, since=RECENT),
     "mistral3": Design(since=RECENT),
 }
+LAYER_NORMS = frozenset(
+    (
+        *("bloom", "codeshell", "cohere2", "command-r", "dbrx", "falcon", "gpt2", "gptneox", "jais", "jais2", "mpt"),
+        *("nemotron", "olmo", "orion", "phi2", "stablelm", "starcoder", "starcoder2"),
+    )
+)
 GATINGS = {0: "softmax", 1: "softmax", 2: "sigmoid", 3: "softmax_weight"}
 
 

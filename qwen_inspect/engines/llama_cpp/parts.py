@@ -11,7 +11,7 @@ from typing import Any
 from ...architectures.gguf_hparams import GgufHyperparameters
 from ...checkpoint import BlockFormat, Tensor
 from ...errors import UnsupportedError
-from .design import DESIGNS, Batch
+from .design import DESIGNS, LAYER_NORMS, Batch
 from .options import IN_LAYER
 from .tensors import Graph, Node, Type, leaf, like, matmul, stored
 
@@ -75,12 +75,13 @@ class Parts:
 
     @property
     def _plain_norms(self) -> bool:
-        """Whether the file has layer norms, not RMS norms."""
-        root, plain = (self._key(f"attention.layer_norm_{name}epsilon") for name in ("rms_", ""))
-        return plain is not None and root is None
+        """Whether norms are layer norms, not RMS norms; for Cohere 2 MoE by the file's key."""
+        if self._read.architecture == "cohere2moe":
+            return self._key("attention.layer_norm_rms_epsilon") is None
+        return self._read.architecture in LAYER_NORMS
 
     def _norm(self, node: Node, name: str) -> Node:
-        """The norm of the file's key, with the weight of that name, if there is one. Source: build_norm."""
+        """The norm with the weight of that name, if there is one. Source: build_norm."""
         weight = self._weight(f"{name}.weight") or self._weight(name)
         if weight is not None and self._batch.build.fork:
             return self._with_bias(like("FUSED_RMS_NORM", node, weight), f"{name}.bias")
