@@ -24,6 +24,7 @@ ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
     "transformers": (
         *("mode", "new_tokens", "attention", "cache", "load", "padded"),
         *("optimizer", "checkpointing", "trained", "lora", "lora_targets", "accumulate", "autocast"),
+        *("loop", "keep_gradients", "keep_logits", "clip", "transformers"),
     ),
     "vllm": ("utilization", "kv_budget", "tp", "max_num_batched_tokens", "enable_prefix_caching"),
     "llama.cpp": ("ngl", "cache_type_k", "cache_type_v", "quant"),

@@ -82,6 +82,8 @@ def _check_devices(options: argparse.Namespace) -> None:
             raise UsageError("options_exclude", option=sharing[0], other=excluded)
     if options.device is None and (typed := given(options, "random_weights", "force", "snapshot")):
         raise UsageError("needs_device", option=typed[0])
+    if options.device is not None and options.transformers is not None:
+        raise UsageError("version_measured")
     if options.snapshot is not None and os.path.lexists(options.snapshot) and not options.overwrite:
         raise UsageError("output_exists", path=options.snapshot)
 

@@ -26,7 +26,7 @@ from ..progress import stage
 from ..results.measurement import Measurement, Reading
 from ..results.memory import Alive, Footprint, Moment, Run
 from ..results.timeline import Allocate, Timeline
-from ..tracing.adapting import Adapters, adapt, checkpoint, is_matrix, optimizer_of
+from ..tracing.adapting import Adapters, adapt, checkpoint, groups_of, is_matrix, optimizer_of
 from ..tracing.autocast import autocast, scaler_of
 from ..tracing.cached import CACHE_NAMES, is_state, tensors_of
 from ..tracing.steps import train
@@ -244,9 +244,11 @@ def _inputs(model: Any, run: Run, device: Any) -> dict[str, Any]:
     import torch
 
     input_ids = _prompt(model, run, device)
-    if not run.padded:
+    if not run.padded and not (run.mode == "train" and run.loop.masked):
         return {"input_ids": input_ids}
     attention_mask = torch.ones_like(input_ids)
+    if not run.padded:
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
     for row in range(min(1, run.batch - 1), run.batch):
         attention_mask[row, : run.prompt_tokens // 4 * row // run.batch + 1].fill_(0)
     return {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -345,12 +347,13 @@ def _train(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
             model,
             lambda: _inputs(model, run, device),
             lambda name: _enter(recorder, name, run),
-            optimizer=optimizer_of(run.optimizer, trained),
+            optimizer=optimizer_of(run.optimizer, groups_of(model, run.loop)),
             scaler=scaler_of(run.autocast, device.type),
             steps=OPTIMIZER_STEPS,
             accumulate=run.accumulate,
             autocast_dtype=run.autocast,
             device=device.type,
+            loop=run.loop,
         )
     finally:
         model.eval()

@@ -32,11 +32,12 @@ GROUPS: Mapping[str, Sequence[str]] = {
             "--group-size",
             "--attention",
         ),
-        *("--cache-dtype", "--cache", "--load", "--padded", "--autocast"),
+        *("--cache-dtype", "--cache", "--load", "--padded", "--autocast", "--transformers"),
     ),
     "options_card": ("--gpu", "--memory", "--beyond-limit"),
     "options_training": (
         *("--lora", "--lora-targets", "--trained", "--optimizer", "--accumulate", "--no-checkpointing"),
+        *("--loop", "--no-keep-gradients", "--no-keep-logits", "--no-clip"),
     ),
     "options_engine": (
         *("--engine", "--utilization", "--kv-budget", "--max-num-batched-tokens", "--enable-prefix-caching"),

@@ -33,6 +33,7 @@ TAKEN_FOR: Mapping[str, str] = {
     "gptq": "gptq-int4",
 }
 KERNELS = ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_2_repeated")
+LOOPS = ("trainer", "accelerate", "plain")
 OPTIMIZERS = ("adamw_foreach", "adamw_fused", "adamw_for_loop", "adamw_8bit", "sgd", "none")
 
 
@@ -47,7 +48,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     add("--dtype", type=number_format, choices=dtypes, metavar="DTYPE", help=say("help_dtype"))
     add("--group-size", type=positive(say), metavar="N", help=say("help_group_size"))
     add("--attention", choices=KERNELS, default="auto", help=say("help_attention_kernel"))
-    add("--optimizer", choices=OPTIMIZERS, default="adamw_foreach", help=say("help_optimizer"))
+    add("--optimizer", choices=OPTIMIZERS, help=say("help_optimizer"))
     add("--checkpointing", action=argparse.BooleanOptionalAction, help=say("help_checkpointing"))
     add("--trained", default="", metavar="REGEX", help=say("help_trained"))
     add("--lora", type=positive(say), metavar="RANK", help=say("help_lora"))
@@ -59,7 +60,13 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
 
 
 def declare_batch(command: argparse.ArgumentParser, say: Language) -> None:
-    """Options for a single model: padding and autocast."""
+    """Options for a single model: padding, autocast, and the loop that trains it."""
+    switch = argparse.BooleanOptionalAction
+    command.add_argument("--loop", choices=LOOPS, help=say("help_loop"))
+    command.add_argument("--keep-gradients", action=switch, help=say("help_keep_gradients"))
+    command.add_argument("--keep-logits", action=switch, help=say("help_keep_logits"))
+    command.add_argument("--clip", action=switch, help=say("help_clip"))
+    command.add_argument("--transformers", metavar="VERSION", help=say("help_transformers"))
     command.add_argument("--padded", action="store_true", help=say("help_padded"))
     half = ("bfloat16", "float16")
     command.add_argument("--autocast", type=number_format, choices=half, metavar="DTYPE", help=say("help_autocast"))
@@ -98,10 +105,15 @@ def say_dtype(options: argparse.Namespace, say: Language) -> None:
 def run_of(options: argparse.Namespace, *, gpu: str | None) -> Run:
     """The run to predict for `gpu`. Raises UsageError for LoRA options without --lora and training options in other modes."""
     from ..results.memory import Run
+    from ..results.training import loop_of
 
     if options.lora_targets is not None and options.lora is None:
         raise UsageError("lora_targets_alone")
     targets = "all-linear" if options.lora_targets is None else options.lora_targets
+    loop = loop_of(
+        getattr(options, "loop", None),  # not options of `compare`
+        **{fact: getattr(options, fact, None) for fact in ("keep_gradients", "keep_logits", "clip")},
+    )
     run = Run(
         mode=options.mode,
         batch=options.batch,
@@ -110,7 +122,7 @@ def run_of(options: argparse.Namespace, *, gpu: str | None) -> Run:
         attention=options.attention,
         loader=options.load,
         gpu=gpu or DEFAULT_CAPABILITY,
-        optimizer=options.optimizer,
+        optimizer=options.optimizer or ("adamw_fused" if loop.name == "trainer" else "adamw_foreach"),
         checkpointing=options.checkpointing,
         trained=options.trained,
         accumulate=options.accumulate,
@@ -120,6 +132,8 @@ def run_of(options: argparse.Namespace, *, gpu: str | None) -> Run:
         cache=options.cache,
         padded=getattr(options, "padded", False),  # not an option of `compare`
         autocast=getattr(options, "autocast", None),
+        loop=loop,
+        transformers=getattr(options, "transformers", None),
         # The first that is set wins: torch 2.13, AcceleratorAllocatorConfig::instance, c10/core/AllocatorConfig.cpp.
         allocator=os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF", ""),
     )

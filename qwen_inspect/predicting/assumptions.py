@@ -15,6 +15,7 @@ from ..units import size as shown_size
 from .allocator import ROUNDING_BYTES
 from .on_device import BIASED_PRODUCT
 from .uses import LINEAR
+from .version import assumption as version_assumption
 from .workspaces import LT_WORKSPACE_BYTES, workspace_of
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def assumptions(run: Run) -> tuple[Message, ...]:
             *_kernel_assumptions(run),
             *_static_assumptions(run),
             *_training_assumptions(run),
+            *([version_assumption(run)] if run.transformers is not None else []),
         )
     return (
         Message(f"assume_loader_{run.loader.replace('-', '_')}"),
@@ -41,6 +43,7 @@ def assumptions(run: Run) -> tuple[Message, ...]:
         *_static_assumptions(run),
         *_caller_assumptions(run),
         *_training_assumptions(run),
+        *([version_assumption(run)] if run.transformers is not None else []),
         *([Message("assume_cache_format", format=run.cache_format)] if run.cache_format != "auto" else []),
         *([Message("assume_allocator", settings=run.allocator)] if run.allocator else []),
         _uncalibrated_assumption(run) if run.calibration is None else _calibrated_assumption(run.calibration),
@@ -125,3 +128,12 @@ def _training_assumptions(run: Run) -> Iterator[Message]:
         yield Message("assume_lora" if run.autocast is None else "assume_lora_autocast")
     if run.accumulate > 1:
         yield Message("assume_accumulation", count=run.accumulate, batch=run.batch)
+    loop = run.loop
+    if loop.name is not None:
+        yield Message(f"assume_loop_{loop.name}")
+    yield Message(
+        "assume_loop",
+        gradients=Message("loop_gradients_kept" if loop.keep_gradients else "loop_gradients_dropped"),
+        logits=Message(f"loop_logits_{loop.keep_logits}"),
+        clip=Message("loop_clip" if loop.clip else "loop_no_clip"),
+    )

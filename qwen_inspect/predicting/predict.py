@@ -33,6 +33,7 @@ from .on_device import PARAMETER
 from .outline import Outline, options_of, outline_of
 from .packed import packed, packed_trace
 from .segments import deepen, fixed
+from .version import with_version
 from .workspaces import has_cudnn_attention
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
         check_training(run)
     if run.autocast is not None:
         _check_autocast(report, run)
+    if run.transformers is not None:
+        run = with_version(run, report)
     if report.design is None:
         assert report.refusal is not None
         if report.tensors is None or isinstance(report.refusal, NoModelError):
@@ -606,8 +609,10 @@ def trace_request(run: Run, base: Base | None = None) -> Any:
         base=base if lora is None else None,
         static_tokens=run.cached_tokens if run.cache == "static" else None,
         padded=run.padded,
-        cudnn=run.padded and has_cudnn_attention(run.gpu),
+        cudnn=(run.padded or run.packed) and has_cudnn_attention(run.gpu),
         autocast=run.autocast,
+        loop=run.loop,
+        packed=run.packed,
     )
 
 

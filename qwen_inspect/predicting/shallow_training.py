@@ -103,7 +103,12 @@ def same_events_above(report: Report, run: Run) -> int | None:
     attention, config = report.known.attention, report.config or {}
     if attention is None or not all(isinstance(layer, LayerAttention) for layer in attention.layers):
         return None
-    if run.padded or run.prompt_tokens < FEWEST_TOKENS or re.search(r"\b(dynamic|longrope)\b", str(config)):
+    if (
+        run.padded
+        or run.packed
+        or run.prompt_tokens < FEWEST_TOKENS
+        or re.search(r"\b(dynamic|longrope)\b", str(config))
+    ):
         return None
     spans = (layer.window_tokens for layer in attention.layers if isinstance(layer, LayerAttention))
     windows = {window for window in spans if window is not None}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..units import MIB
 from ..values import dataclass
+from .training import Loop
 
 if TYPE_CHECKING:
     from ..errors import QwenInspectError
@@ -24,6 +25,8 @@ Optimizer = Literal["adamw_foreach", "adamw_fused", "adamw_for_loop", "adamw_8bi
 Cache = Literal["dynamic", "static"]
 Autocast = Literal["bfloat16", "float16"]
 Method = Literal["trace", "formula", "stored", "measured"]
+
+PACKING = ("4.53", "4.54", "4.55", "4.56", "4.57")
 
 # What a process with PyTorch takes of a card outside its allocator: the CUDA context and what is loaded into it. For a card that
 # was not measured, a range of all known figures: 135 MiB on a T4, the least published; about 300 MB since CUDA 11.7, which
@@ -213,7 +216,8 @@ class Run:
     default, on with a quantised base. attention: a kernel, or "auto" for `from_pretrained`'s choice, which a prediction's run
     then names. cache_format: as in `Workload`. cache: for `generate`; "static" has a fixed length from the start. device: "cuda",
     or "cpu", whose allocator neither rounds nor caches. padded: sequences differ in length, so all but the longest are padded
-    and there is a mask. autocast: torch.autocast's dtype, if enabled.
+    and there is a mask. autocast: torch.autocast's dtype, if enabled. loop: what is around a training step.
+    transformers: the version to predict, such as 4.57; None for the installed one.
     """
 
     mode: Mode = "generate"
@@ -236,6 +240,8 @@ class Run:
     device: str = "cuda"
     calibration: Calibration | None = None
     padded: bool = False
+    loop: Loop = Loop()
+    transformers: str | None = None
 
     @property
     def training_options(self) -> tuple[str, ...]:
@@ -246,8 +252,20 @@ class Run:
             "--trained": self.trained,
             "--checkpointing": self.checkpointing,
             "--optimizer": self.optimizer != "adamw_foreach",
+            "--loop": self.loop.name,
+            "--keep-gradients": self.loop.keep_gradients,
+            "--keep-logits": self.loop.keep_logits != "no",
+            "--clip": self.loop.clip,
         }
         return tuple(option for option, value in is_set.items() if value)
+
+    @property
+    def packed(self) -> bool:
+        """Whether transformers makes a mask of packed sequences for a batch that has none, and so attends with a mask.
+
+        Source: transformers 4.53.1 to 4.57.6, masking_utils.py, _preprocess_mask_arguments; 5.0 looks first for any.
+        """
+        return self.transformers in PACKING and self.mode == "train" and not (self.padded or self.loop.masked)
 
     @property
     def decodes_untraced(self) -> bool:

@@ -1,13 +1,73 @@
-"""What a training run trains. `predicting.training` computes it."""
+"""What a training run trains, which `predicting.training` computes, and the loop that trains it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 from ..values import dataclass
 
 if TYPE_CHECKING:
     from .stored import KeptModules
+
+LoopName = Literal["trainer", "accelerate", "plain"]
+KeptLogits = Literal["no", "backward", "step"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """The training loop around a model's forward and backward.
+
+    name: whose loop; None is one that holds nothing but a micro-batch's tokens and labels. keep_gradients: they are zeroed in
+    place after a step, else dropped. keep_logits: the forward's outputs live until it returns ("no"), until the end of its
+    backward, or until the next forward has returned ("step"). clip: gradients are scaled to a largest norm.
+    """
+
+    name: LoopName | None = None
+    keep_gradients: bool = False
+    keep_logits: KeptLogits = "no"
+    clip: bool = False
+
+    @property
+    def accelerated(self) -> bool:
+        """Whether accelerate runs the forward and the backward."""
+        return self.name in ("trainer", "accelerate")
+
+    @property
+    def masked(self) -> bool:
+        """Whether micro-batches have an attention mask, as data collators make them."""
+        return self.name is not None
+
+
+# Sources: transformers 5.23, trainer.py and training_args.py (max_grad_norm); accelerate 1.15, the loop of its README and of
+# examples/nlp_example.py; the plain loop of Hugging Face's course, chapter 3. Both name the outputs, so they outlive the step.
+LOOPS: Mapping[LoopName | None, Loop] = {
+    None: Loop(),
+    "trainer": Loop(name="trainer", clip=True),
+    "accelerate": Loop(name="accelerate", keep_logits="step"),
+    "plain": Loop(name="plain", keep_logits="step"),
+}
+
+
+def loop_of(
+    name: LoopName | None,
+    *,
+    keep_gradients: bool | None = None,
+    keep_logits: bool | None = None,
+    clip: bool | None = None,
+) -> Loop:
+    """The loop of this name, with the facts that are given replaced. keep_logits: at least in the backward."""
+    loop = LOOPS[name]
+    logits: KeptLogits = loop.keep_logits
+    if keep_logits is not None and keep_logits is (logits == "no"):
+        logits = "backward" if keep_logits else "no"
+    return replace(
+        loop,
+        keep_gradients=loop.keep_gradients if keep_gradients is None else keep_gradients,
+        keep_logits=logits,
+        clip=loop.clip if clip is None else clip,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

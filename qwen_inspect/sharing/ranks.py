@@ -14,6 +14,7 @@ from ..predicting.training import check_training
 from ..results.memory import Run
 from ..results.model import Report
 from ..results.ranks import DeviceMapReport, Parallelism, Place, RankBytes, RanksReport
+from ..results.training import Loop
 from .plans import NOT_LOADED_BY_RANKS, built_plans, plans_of
 from .shares import Sharded, rank_bytes
 
@@ -27,6 +28,8 @@ def ranks_report(report: Report, run: Run, how: Parallelism) -> RanksReport:
     check_training(run)
     if run.autocast is not None:
         raise UnsupportedError("autocast_ranks")
+    if run.loop != Loop() or run.transformers is not None:
+        raise UnsupportedError("loop_ranks")
     _check_dense(report)
     if how.expert > 1 and how.tensor == how.fsdp == 1:
         # Expert ranks are ranks of another kind too; those that share one batch are tensor-parallel.

@@ -14,12 +14,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UnavailableError, UnsupportedError
+from ..results.quantisation import Bnb4
+from ..results.training import Loop
 from ..values import dataclass
 
 if TYPE_CHECKING:
     from ..results.quantisation import Bnb4
 
 ALL_LINEAR = "all-linear"  # PEFT's word for every linear module but the head
+UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 MATRIX = re.compile(r"\.lora_(embedding_)?[AB]\.")
 
 
@@ -159,6 +162,23 @@ def without_moves() -> Iterator[None]:
         yield
     finally:
         torch.nn.Module.to = moved
+
+
+def groups_of(model: Any, loop: Loop) -> list[Any]:
+    """The trained parameters, for Trainer in its two groups: with weight decay (whose default is 0) and without.
+
+    Source: transformers 5.23, trainer.py, create_optimizer and get_decay_parameter_names
+    """
+    import torch
+
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if loop.name != "trainer":
+        return [parameter for _, parameter in trained]
+    norms = {name for name, module in model.named_modules() if isinstance(module, torch.nn.LayerNorm)}
+    groups: tuple[list[Any], list[Any]] = [], []
+    for name, parameter in trained:
+        groups[name.rpartition(".")[0] in norms or UNDECAYED.search(name.lower()) is not None].append(parameter)
+    return [{"params": group, "weight_decay": 0.0} for group in groups]
 
 
 def optimizer_of(name: str, trained: Iterable[Any]) -> Any:

@@ -186,3 +186,15 @@ def step(optimizer: Any, scaler: Any) -> None:
         return
     scaler.step(optimizer)
     scaler.update()
+
+
+def clip(model: Any, optimizer: Any, scaler: Any) -> Any:
+    """Scales the gradients to a norm of at most 1 with torch's function; returns their norm. A scaler unscales them first.
+
+    Source: transformers 5.23, trainer.py, _clip_grad_norm; accelerate 1.15, Accelerator.clip_grad_norm_
+    """
+    import torch
+
+    if scaler is not None:
+        scaler.unscale_(optimizer)
+    return torch.nn.utils.clip_grad_norm_(list(model.parameters()), 1.0)

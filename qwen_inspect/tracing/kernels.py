@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -43,11 +45,14 @@ def replaced(replacements: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
 
 
 @contextmanager
-def as_on_cuda(padding: Recorder | None = None, *, cudnn: bool = False, device: str = "cuda") -> Iterator[None]:
+def as_on_cuda(
+    masked: Recorder | None = None, *, cudnn: bool = False, device: str = "cuda", packed: bool = False
+) -> Iterator[None]:
     """Makes transformers decide by device or value as on CUDA, and print nothing.
 
-    padding: the recorder of a run with padding masks; masked calls then allocate as on CUDA. transformers assumes that a mask on
-    fake tensors masks something. cudnn: as in `TraceRequest`. device: "cpu" has a fused kernel for float32 with GQA.
+    masked: the recorder of a run with masks of padding or packed sequences; masked calls then allocate as on CUDA. transformers
+    assumes that a mask on fake tensors masks something. cudnn, packed: as in `TraceRequest`. device: "cpu" has a fused kernel for
+    float32 with GQA.
     """
     import logging
 
@@ -102,8 +107,8 @@ def as_on_cuda(padding: Recorder | None = None, *, cudnn: bool = False, device: 
             options["dropout_p"] = 0.0  # CPU's kernel has no dropout, and CUDA's stores no mask for it.
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION if fused else SDPBackend.MATH):
             by_cudnn = cudnn and query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] <= CUDNN_HEAD_DIM
-            if padding is not None and fused and options.get("attn_mask") is not None and not by_cudnn:
-                return efficient_attention(padding, attend, query, key, value, **options)
+            if masked is not None and fused and options.get("attn_mask") is not None and not by_cudnn:
+                return efficient_attention(masked, attend, query, key, value, **options)
             token = in_math_attention.set(not fused)
             try:
                 return attend(query, key, value, *arguments, **options)
@@ -121,7 +126,6 @@ def as_on_cuda(padding: Recorder | None = None, *, cudnn: bool = False, device: 
 
     replacements: tuple[tuple[Any, str, Any], ...] = (
         (logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True),  # it would log a traceback
-        (masking_utils, "find_packed_sequence_indices", find_none),
         (torch.nn.functional, "scaled_dot_product_attention", as_dispatched),
         # These decide whether KV heads are repeated: on CUDA not for an unmasked call.
         (sdpa_attention, "_is_torch_mps_available", False),
@@ -131,6 +135,8 @@ def as_on_cuda(padding: Recorder | None = None, *, cudnn: bool = False, device: 
         # From compute capability 8.0 on.
         (moe, "_can_use_grouped_mm", lambda *_: True),
     )
+    if not packed:
+        replacements += ((masking_utils, "find_packed_sequence_indices", find_none),)
     if device == "cuda":
         replacements += (
             (DynamicSlidingWindowLayer, "__init__", make_on_host),
@@ -142,6 +148,25 @@ def as_on_cuda(padding: Recorder | None = None, *, cudnn: bool = False, device: 
         stack.callback(transformers.logging.set_verbosity, transformers.logging.get_verbosity())
         transformers.logging.set_verbosity_error()
         stack.enter_context(replaced(replacements))
+        yield
+
+
+@contextmanager
+def masks_of_ones(model: Any) -> Iterator[None]:
+    """Makes transformers see that a batch's mask masks nothing, which it cannot see on fake tensors."""
+    from transformers import masking_utils
+
+    def without(decides: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda _, *arguments: decides(None, *arguments)
+
+    replacements = [
+        (masking_utils, name, without(getattr(masking_utils, name)))
+        for name in ("_ignore_causal_mask_sdpa", "_ignore_bidirectional_mask_sdpa")
+    ]
+    code, recurrent = sys.modules[type(model).__module__], "create_recurrent_attention_mask"
+    if hasattr(code, recurrent):
+        replacements.append((code, recurrent, lambda *_, **__: None))
+    with replaced(replacements):
         yield
 
 

@@ -1,16 +1,18 @@
-"""Training steps as in transformers' Trainer, shared by traces on fake tensors and runs on a device."""
+"""Training steps in the loops of `results.training`, shared by traces on fake tensors and runs on a device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable
 from typing import Any
 
-from .autocast import autocast, step
+from ..results.training import LOOPS, Loop
+from .autocast import autocast, clip, step
 
 
 def train(
     model: Any,
-    inputs_of: Callable[[], Mapping[str, Any]],
+    inputs_of: Callable[[], dict[str, Any]],
     stage: Callable[[str], None],
     *,
     optimizer: Any,
@@ -19,36 +21,118 @@ def train(
     accumulate: int,
     autocast_dtype: str | None,
     device: str,
+    loop: Loop = LOOPS[None],
     before_step: Callable[[], None] = lambda: None,
 ) -> object:
-    """Runs `steps` steps; returns what stays alive: the last loss, the optimizer and the scaler. No cache is used, logits are
-    freed with the outputs, gradients are dropped after each step.
+    """Runs `steps` steps; returns what stays alive. No cache is used.
 
     inputs_of: makes a micro-batch, within the stage "forward". stage: called with "forward", "backward" and "optimizer" as each
     begins. optimizer: None to compute gradients only. scaler: for float16 under autocast, else None. Source: transformers 5.23,
-    trainer.py, training_step and _inner_training_loop
+    trainer.py, _run_epoch, training_step and compute_loss; accelerate 1.15, accelerator.py
     """
-    loss = None
+    loss = outputs = norm = total = logged = ahead = batch = None
+    counted: dict[str, Any] = {}
     for _ in range(steps):
-        for _ in range(accumulate):
+        for number in range(accumulate):
             stage("forward")
-            inputs = inputs_of()
-            labels = labels_of(model, inputs["input_ids"])
-            with autocast(autocast_dtype, device):
-                loss = model(**inputs, labels=labels, use_cache=False).loss
-            if accumulate > 1:
-                loss = loss / accumulate
-            scaled = loss if scaler is None else scaler.scale(loss)
-            stage("backward")
-            scaled.backward()
-            del scaled
+            if loop.name == "trainer":
+                if number == 0:  # the step's micro-batches, made while those of the step before are still there
+                    total = _zero(model) if total is None else total
+                    ahead, counted = _counted(model, [_labelled(model, inputs_of) for _ in range(accumulate)])
+                inputs, labels = ahead[number]  # type: ignore[index]
+            elif loop.name is not None:
+                inputs, labels = batch = _labelled(model, inputs_of)
+            else:
+                inputs = inputs_of()
+                labels = labels_of(model, inputs["input_ids"])
+            if loop.keep_logits == "no" and not loop.accelerated:
+                with autocast(autocast_dtype, device):
+                    loss = model(**inputs, labels=labels, use_cache=False).loss
+            else:
+                outputs = _forward(model, {**inputs, "labels": labels, **counted}, loop, autocast_dtype, device)
+                loss = outputs.loss
+            if loop.accelerated:
+                if counted:
+                    loss *= 1  # by the number of devices
+                if loop.keep_logits == "no":
+                    outputs = None
+                stage("backward")
+                _accelerated_backward(loss, 1 if counted else accumulate, scaler)
+            else:
+                if accumulate > 1:
+                    loss = loss / accumulate
+                scaled = loss if scaler is None else scaler.scale(loss)
+                stage("backward")
+                scaled.backward()
+                del scaled
+            if loop.keep_logits == "backward":
+                outputs = None
             loss = loss.detach()  # and its graph goes
+            if total is not None:
+                logged = loss
+                _add(total, logged)
         if optimizer is not None:
             stage("optimizer")
             before_step()
+            norm = None
+            norm = clip(model, optimizer, scaler) if loop.clip else None
             step(optimizer, scaler)
-            optimizer.zero_grad()
-    return loss, optimizer, scaler
+            optimizer.zero_grad(set_to_none=not loop.keep_gradients)
+    return loss, logged, outputs, norm, total, ahead, batch, optimizer, scaler
+
+
+def _labelled(model: Any, inputs_of: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], Any]:
+    inputs = inputs_of()
+    return inputs, labels_of(model, inputs["input_ids"])
+
+
+def _counted(model: Any, batches: list[tuple[dict[str, Any], Any]]) -> tuple[Any, dict[str, Any]]:
+    """A step's micro-batches, and the number of their labels as an argument of the forward, which divides the loss by it; no
+    argument for a class that does not take it.
+
+    Source: transformers 5.23, trainer.py, _get_num_items_in_batch and __init__ (model_accepts_loss_kwargs)
+    """
+    parameters = inspect.signature(model.forward).parameters.values()
+    if not getattr(model, "accepts_loss_kwargs", any(one.kind is one.VAR_KEYWORD for one in parameters)):
+        return batches, {}
+    from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+
+    shifted = LOSS_MAPPING.get(model.loss_type) is ForCausalLMLoss and not model.config.is_encoder_decoder
+    labels = (labels[..., 1:] if shifted else labels for _, labels in batches)
+    return batches, {"num_items_in_batch": sum(each.ne(-100).sum() for each in labels) / 1}
+
+
+def _zero(model: Any) -> Any:
+    import torch
+
+    return torch.tensor(0.0, device=next(model.parameters()).device)
+
+
+def _add(total: Any, loss: Any) -> None:
+    """Adds a loss to the sum that Trainer logs, after looking whether it is a number."""
+    loss.isnan()
+    loss.isinf()
+    total += loss
+
+
+def _forward(model: Any, batch: dict[str, Any], loop: Loop, autocast_dtype: str | None, device: str) -> Any:
+    """The model's outputs; accelerate converts those that autocast makes to float32.
+
+    Source: accelerate 1.15, utils/operations.py, convert_outputs_to_fp32
+    """
+    import torch
+
+    with autocast(autocast_dtype, device):
+        outputs = model(**batch, use_cache=False)
+    if loop.accelerated and autocast_dtype is not None and torch.is_tensor(outputs.logits):
+        outputs.logits = outputs.logits.float()
+    return outputs
+
+
+def _accelerated_backward(loss: Any, micro_batches: int, scaler: Any) -> None:
+    """Source: accelerate 1.15, accelerator.py, Accelerator.backward"""
+    loss = loss / micro_batches
+    (loss if scaler is None else scaler.scale(loss)).backward()
 
 
 def labels_of(model: Any, input_ids: Any) -> Any:

@@ -26,6 +26,7 @@ from ..errors import MalformedError, UnavailableError, UnsupportedError, UsageEr
 from ..results.memory import Mode, Optimizer
 from ..results.ranks import Place
 from ..results.timeline import ADAPTER, Timeline
+from ..results.training import Loop
 from ..spec import ModelSpec
 from ..values import dataclass
 from . import CHUNK_TURNS
@@ -33,6 +34,7 @@ from .adapting import (
     Adapters,
     adapt,
     checkpoint,
+    groups_of,
     hold_in_four_bits,
     is_matrix,
     optimizer_of,
@@ -44,7 +46,7 @@ from .adapting import (
 from .autocast import autocast, cuda_lists, let_go_in_order, scaler_of
 from .bases import Base, hold
 from .cached import CACHE_NAMES, is_state, tensors_of
-from .kernels import as_on_cuda, flash_attention_2, replaced
+from .kernels import as_on_cuda, flash_attention_2, masks_of_ones, replaced
 from .one_rank import (
     cut,
     gathering,
@@ -76,7 +78,8 @@ class TraceRequest:
     base: the layout of quantised weights, if not training. static_tokens: capacity of a static cache of `generate`; None: the
     cache grows. padded: there is a mask with padding. cudnn: masked 16-bit attention uses cuDNN, as on Hopper, else the
     memory-efficient kernel. autocast: the dtype of torch.autocast around each forward (of `generate` around the whole loop);
-    float16 trains with a gradient scaler.
+    float16 trains with a gradient scaler. loop: what is around a training step.
+    packed: a batch without a mask gets one of packed sequences, as in transformers 4.53 to 4.57.
     """
 
     mode: Mode
@@ -97,6 +100,8 @@ class TraceRequest:
     padded: bool = False
     cudnn: bool = False
     autocast: str | None = None
+    loop: Loop = Loop()
+    packed: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch", "prompt_tokens", "new_tokens", "steps", "accumulate", "layers"):
@@ -143,9 +148,14 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
     gc.disable()  # A cycle must not be freed at a moment of the collector's choice.
     try:
         with ExitStack() as stack:
-            efficient = workload.padded and workload.device == "cuda"
+            masked = (workload.padded or workload.packed) and workload.device == "cuda"
             stack.enter_context(
-                as_on_cuda(recorder if efficient else None, cudnn=workload.cudnn, device=workload.device)
+                as_on_cuda(
+                    recorder if masked else None,
+                    cudnn=workload.cudnn,
+                    device=workload.device,
+                    packed=workload.packed,
+                )
             )
             if workload.autocast is not None:
                 stack.enter_context(let_go_in_order(recorder.events))
@@ -154,6 +164,8 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
             run = _runs(model, spec, workload)
             if workload.mode != "train":  # a backward keeps tensors of every turn
                 stack.enter_context(_few_turns(model))
+            elif workload.loop.masked and not workload.padded:
+                stack.enter_context(masks_of_ones(model))
             stack.enter_context(recording(recorder, model, spec.class_name, () if place is None else shared_types()))
             recorder.stage("load")
             _load(model, recorder, spec.class_name)
@@ -344,7 +356,8 @@ def _inputs(workload: TraceRequest) -> dict[str, Any]:
     import torch
 
     input_ids = torch.zeros(workload.batch, workload.prompt_tokens, dtype=torch.int64)
-    return {"input_ids": input_ids, **({"attention_mask": torch.ones_like(input_ids)} if workload.padded else {})}
+    masked = workload.padded or (workload.mode == "train" and workload.loop.masked)
+    return {"input_ids": input_ids, **({"attention_mask": torch.ones_like(input_ids)} if masked else {})}
 
 
 def _generate(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
@@ -492,7 +505,8 @@ def _train(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
     if not trained:
         raise UsageError("trace_none_trained", pattern=workload.trained)
     with recorder.paused():  # An 8-bit optimizer makes its tables on the host.
-        optimizer, scaler = optimizer_of(workload.optimizer, trained), scaler_of(workload.autocast, "cpu")
+        optimizer = optimizer_of(workload.optimizer, groups_of(model, workload.loop))
+        scaler = scaler_of(workload.autocast, "cpu")
 
     def stage(name: str) -> None:
         recorder.stage(name)
@@ -510,5 +524,6 @@ def _train(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
         accumulate=workload.accumulate,
         autocast_dtype=workload.autocast,
         device="cpu",
+        loop=workload.loop,
         before_step=lambda: to_device(optimizer),
     )

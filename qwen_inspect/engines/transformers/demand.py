@@ -59,7 +59,11 @@ class TransformersDemand(Demand):
         new_tokens = run.new_tokens if run.mode == "generate" else 0
         self.most_context_tokens = None if limit is None else max(0, limit - new_tokens)
         # At other lengths the mask is copied once more, so a longer context may need less memory.
-        aligned = self.run.padded and self.run.attention == "sdpa" and not has_cudnn_attention(self.run.gpu)
+        aligned = (
+            (self.run.padded or self.run.packed)
+            and self.run.attention == "sdpa"
+            and not has_cudnn_attention(self.run.gpu)
+        )
         self.context_step = BIAS_ALIGNMENT if aligned else 1
 
     def predicted(self, batch: int, context_tokens: int) -> MemoryReport:

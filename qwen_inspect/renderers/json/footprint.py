@@ -23,6 +23,8 @@ class RunJSON(TypedDict):
     """Whether sequences differ in length, which needs a mask."""
     autocast: Autocast | None
     """torch.autocast's dtype for each forward pass; null without autocast."""
+    transformers: str | None
+    """The version of transformers that is predicted; null for the installed one."""
     gpu: str
     load: Loader
 
@@ -130,6 +132,7 @@ def workload_content(run: Run) -> WorkloadJSON:
         "cache": run.cache if run.mode == "generate" else None,
         "padded": run.padded,
         "autocast": run.autocast,
+        "transformers": run.transformers,
         "tp": 1,
         "gpu": run.gpu,
         "load": run.loader,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ...language import Language
 from ...results.memory import MemoryReport, Optimizer, Run
+from ...results.training import KeptLogits, LoopName
 from .common import OfModelJSON, model_content
 from .footprint import PredictedJSON, footprint_content, workload_content
 from .measured import DifferenceJSON, MeasuredJSON, difference_content, measured_content
@@ -34,6 +35,14 @@ class TrainingJSON(TypedDict):
     checkpointing: bool
     accumulate: Positive
     """Micro-batches in a step."""
+    loop: LoopName | None
+    """Whose training loop; null for one that holds nothing it need not."""
+    keep_gradients: bool
+    """Whether gradients are zeroed in place after a step instead of dropped."""
+    keep_logits: KeptLogits
+    """How long the forward's outputs live: "no" (until it returns), the end of its "backward", or a whole "step" more."""
+    clip: bool
+    """Whether gradients are clipped."""
     trainable_parameters: Count
     base_parameters: Count
     all_parameters: Count
@@ -111,6 +120,10 @@ def _training(training: Training, run: Run) -> TrainingJSON:
         "optimizer": run.optimizer,
         "checkpointing": bool(run.checkpointing),
         "accumulate": run.accumulate,
+        "loop": run.loop.name,
+        "keep_gradients": run.loop.keep_gradients,
+        "keep_logits": run.loop.keep_logits,
+        "clip": run.loop.clip,
         "trainable_parameters": training.trainable,
         "base_parameters": training.base_parameters,
         "all_parameters": training.all_parameters,

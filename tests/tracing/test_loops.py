@@ -1,0 +1,181 @@
+"""Training loops against the truth: transformers' real Trainer, accelerate's and a plain loop, on CPU, under the profiler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_inspect.results.timeline import Allocate, Free, living
+from qwen_inspect.results.training import LoopName, loop_of
+
+from ..support.families import FAMILIES
+from ..support.following import Run, follow, profiled
+from ..support.real_runs import PROMPT, real_model, traced
+from ..support.real_training import STEP_COUNTER_BYTES, on_cpu
+
+STEPS, BATCH = 2, 2
+
+
+def micro_batch(*_: object) -> dict[str, Any]:
+    import torch
+
+    input_ids = torch.zeros(BATCH, PROMPT, dtype=torch.int64)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": torch.ones_like(input_ids),
+        "labels": torch.zeros_like(input_ids),
+    }
+
+
+class OnHost:
+    """A micro-batch that takes memory once it is moved to the device: the loader has one more of them on the host."""
+
+    def to(self, *_: object, **__: object) -> dict[str, Any]:
+        return micro_batch()
+
+
+def trainer(model: Any, folder: Path, accumulate: int, **options: Any) -> Callable[[], object]:
+    """The real Trainer, which ends with its optimizer and its last micro-batches."""
+    import transformers
+
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=BATCH,
+        gradient_accumulation_steps=accumulate,
+        max_steps=STEPS,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        **options,
+    )
+    made = transformers.Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=[{"number": number} for number in range(STEPS * BATCH * accumulate)],
+        data_collator=lambda _: OnHost(),
+    )
+    made._get_train_sampler = lambda *_: None  # in order: shuffling takes memory of the host
+    for callback in list(made.callback_handler.callbacks):
+        made.remove_callback(callback)
+
+    def run() -> object:
+        made.train()
+        return made
+
+    return run
+
+
+def by_accelerate(model: Any, accumulate: int, autocast: str | None) -> Callable[[], object]:
+    import accelerate
+    import torch
+
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    precision = {None: "no", "bfloat16": "bf16", "float16": "fp16"}[autocast]
+    engine = accelerate.Accelerator(cpu=True, mixed_precision=precision, gradient_accumulation_steps=accumulate)
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
+    prepared, optimizer = engine.prepare(model, optimizer)
+
+    def run() -> object:
+        for _ in range(STEPS * accumulate):
+            batch = micro_batch()
+            with engine.accumulate(prepared):
+                outputs = prepared(**batch, use_cache=False)
+                loss = outputs.loss
+                engine.backward(loss)
+                optimizer.step()
+                optimizer.zero_grad()
+        return outputs, loss, optimizer, batch
+
+    return run
+
+
+def plain(model: Any, accumulate: int) -> Callable[[], object]:
+    import torch
+
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
+
+    def run() -> object:
+        for _ in range(STEPS):
+            for _ in range(accumulate):
+                batch = micro_batch()
+                outputs = model(**batch, use_cache=False)
+                loss = outputs.loss
+                if accumulate > 1:
+                    loss = loss / accumulate
+                loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return outputs, loss, optimizer, batch
+
+    return run
+
+
+def is_of_loop(allocation: Allocate) -> bool:
+    """Whether it is a micro-batch, the last loss or the gradients' norm; the sum of losses outlives the loop."""
+    is_norm = allocation.operator == "aten.linalg_vector_norm.default"
+    return is_norm or (allocation.module != "optimizer" and allocation.operator != "aten.lift_fresh.default")
+
+
+def left_over(run: Callable[[], object], config: Mapping[str, Any], loop: LoopName, **workload: Any) -> list[int]:
+    """Bytes of what the real run still has and the trace has not, after both were followed request by request."""
+    workload = {"optimizer": "adamw_foreach", **workload}
+    timeline = traced(
+        config,
+        mode="train",
+        batch=BATCH,
+        prompt_tokens=PROMPT,
+        steps=STEPS,
+        device="cpu",
+        loop=loop_of(loop),
+        **workload,
+    )
+    events = on_cpu(timeline)
+    if loop == "trainer":  # which has returned, and with it what its loop named
+        events += [Free(allocation.id) for allocation in living(events) if is_of_loop(allocation)]
+    left = follow(profiled(run), events, Run({}, {}, {})).scratch
+    return [change.size_bytes for change in left.values()]
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "arguments", "workload", "counters"),
+    [
+        (2, {}, {"optimizer": "adamw_fused"}, 0),
+        (1, {"bf16": True, "optim": "adamw_torch"}, {"autocast": "bfloat16", "optimizer": "adamw_for_loop"}, 24),
+        (1, {"gradient_checkpointing": True}, {"checkpointing": True, "optimizer": "adamw_fused"}, 0),
+    ],
+    ids=["accumulated", "autocast", "checkpointed"],
+)
+def test_trainer_takes_what_its_loop_says(
+    accumulate: int, arguments: Mapping[str, Any], workload: Mapping[str, Any], counters: int, tmp_path: Path
+) -> None:
+    """With the optimizer that Trainer has by default; AdamW's other forms count steps of the 24 parameters on the host."""
+    config = FAMILIES["qwen3"]
+    run = trainer(real_model(config).train(), tmp_path, accumulate, **arguments)
+    left = left_over(run, config, "trainer", accumulate=accumulate, **workload)
+    assert left == [STEP_COUNTER_BYTES] * counters
+
+
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.exhaustive), 2])
+def test_a_plain_loop_takes_what_it_says(accumulate: int) -> None:
+    config = FAMILIES["qwen3"]
+    model = real_model(config).train()
+    left = left_over(plain(model, accumulate), config, "plain", accumulate=accumulate)
+    assert left == [STEP_COUNTER_BYTES] * len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "autocast"), [(2, "bfloat16"), pytest.param(1, None, marks=pytest.mark.exhaustive)]
+)
+def test_accelerates_loop_takes_what_it_says(accumulate: int, autocast: str | None) -> None:
+    config = FAMILIES["qwen3"]
+    model = real_model(config).train()
+    run = by_accelerate(model, accumulate, autocast)
+    left = left_over(run, config, "accelerate", accumulate=accumulate, autocast=autocast)
+    assert left == [STEP_COUNTER_BYTES] * len(list(model.parameters()))
