@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 export HF_HUB_OFFLINE := 1
 
-.PHONY: run test exhaustive quick lint schema reports accuracy recorded types benchmark fuzz faults gpu clean
+.PHONY: run test exhaustive quick lint schema reports accuracy recorded training types benchmark fuzz faults gpu clean
 
 run: .venv/light
 	$(BIN)/qwen-inspect structure
@@ -37,6 +37,9 @@ accuracy: .venv/light
 # Predictions of every recorded run, which take minutes, for `make accuracy` to show.
 recorded: .venv/full
 	$(BIN)/python benchmarks/predicted.py
+
+training: .venv/full
+	$(BIN)/python benchmarks/training.py
 
 types: .venv/full
 	$(BIN)/python benchmarks/types.py

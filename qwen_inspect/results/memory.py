@@ -248,11 +248,11 @@ class Run:
         """The command-line names of the training options that differ from their defaults."""
         is_set = {
             "--lora": self.lora_rank is not None,
+            "--loop": self.loop.name,
             "--accumulate": self.accumulate > 1,
             "--trained": self.trained,
             "--checkpointing": self.checkpointing,
             "--optimizer": self.optimizer != "adamw_foreach",
-            "--loop": self.loop.name,
             "--keep-gradients": self.loop.keep_gradients,
             "--keep-logits": self.loop.keep_logits != "no",
             "--clip": self.loop.clip,

@@ -1,0 +1,127 @@
+"""The loop's options and other versions of transformers, as typed; published peaks of an RTX A6000 against them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.training import GB, Published, named, published
+from qwen_inspect.results.training import Loop, loop_of
+
+from ..support.families import FAMILIES
+from ..support.invoking import Capture, invoke
+from ..support.models import write_config
+from ..support.schema import assert_keeps_to_the_schema
+
+PUBLISHED = list(published())
+CHEAP = ["--lora", "16", "--autocast", "bfloat16", "--checkpointing"]
+
+
+def answered(capsys: Capture, *words: str | Path) -> dict[str, Any]:
+    done = invoke(capsys, *words, "--format", "json", "--quiet", "--lang", "en")
+    assert done.code == 0, done.err
+    answer: dict[str, Any] = json.loads(done.out)
+    return answer
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(
+            row,
+            id=" ".join((row.model, row.mode, *row.options)),
+            marks=() if row.options == CHEAP else pytest.mark.exhaustive,
+        )
+        for row in PUBLISHED
+    ],
+)
+def test_a_published_training_peak_is_met(row: Published, tmp_path: Path, capsys: Capture) -> None:
+    """Within 0.5 % of what an RTX A6000 allocated (benchmarks/published/training_a6000.csv), by the command line of its row."""
+    predicted = answered(capsys, *row.words(named(row.model, tmp_path / row.model)))["predicted"]
+    assert predicted["method"] == "trace"
+    assert abs(predicted["peak_allocated_bytes"] / GB / row.published_gb - 1) < 0.005
+
+
+def test_the_published_rows_are_those_that_were_printed() -> None:
+    """vramcalc 0.1.2, README."""
+    printed = [3.08, 3.95, 3.78, 17.51, 30.55, 32.15, 10.13, 9.51, 18.98]
+    assert [row.published_gb for row in PUBLISHED] == printed
+
+
+def test_a_preset_holds_what_its_loop_holds_and_each_fact_can_be_changed() -> None:
+    assert loop_of(None) == Loop()
+    assert loop_of("trainer") == Loop(name="trainer", clip=True)
+    assert loop_of("plain").keep_logits == loop_of("accelerate", keep_logits=True).keep_logits == "step"
+    assert loop_of("plain", keep_logits=False, keep_gradients=True, clip=True) == Loop(
+        name="plain", keep_gradients=True, clip=True
+    )
+    assert loop_of(None, keep_logits=True) == Loop(keep_logits="backward")
+    assert loop_of("trainer", clip=False) == Loop(name="trainer")
+
+
+def test_what_is_kept_is_at_the_peak_and_said(tmp_path: Path, capsys: Capture) -> None:
+    """Logits of 64 tokens in bfloat16, and the gradients that a step's end has."""
+    config = {**FAMILIES["qwen3"], "vocab_size": 4096}
+    path = write_config(tmp_path, config)
+    run = ("memory", path, "--mode", "train", "--context", "64", "--optimizer", "sgd")
+    bare, gradients, logits = (
+        answered(capsys, *run, *options) for options in ([], ["--keep-gradients"], ["--keep-logits"])
+    )
+    assert_keeps_to_the_schema(gradients)
+    ends = [answer["predicted"]["moments"]["steady"]["gradients_bytes"] for answer in (bare, gradients)]
+    assert ends == [0, bare["training"]["trained_bytes"]]
+    peaks = [answer["predicted"]["moments"]["peak"] for answer in (bare, logits)]
+    assert peaks[1]["activations_bytes"] - peaks[0]["activations_bytes"] == 2 * 64 * 4096
+    told = [answer["training"] for answer in (gradients, logits)]
+    assert [(one["keep_gradients"], one["keep_logits"], one["loop"]) for one in told] == [
+        (True, "no", None),
+        (False, "backward", None),
+    ]
+    assert any("zeroed in place" in sentence for sentence in gradients["predicted"]["assumptions"])
+
+
+def test_trainers_optimizer_is_the_one_that_it_chooses(tmp_path: Path, capsys: Capture) -> None:
+    path = write_config(tmp_path, FAMILIES["qwen3"])
+    answer = answered(capsys, "memory", path, "--mode", "train", "--context", "16", "--loop", "trainer")
+    assert (answer["training"]["optimizer"], answer["training"]["clip"]) == ("adamw_fused", True)
+    assert any("Trainer (5.23, trainer.py)" in sentence for sentence in answer["predicted"]["assumptions"])
+
+
+def test_the_mask_of_4_57_is_kept_by_every_layer_with_repeated_heads(tmp_path: Path, capsys: Capture) -> None:
+    """Two layers, 4 query heads of 16 for 2 KV heads, 2,048 tokens: 2 B for each pair of tokens, K and V twice as wide. The mask
+    itself is gone at the peak, which is in the loss's backward."""
+    path = write_config(tmp_path, {**FAMILIES["qwen3"], "max_position_embeddings": 2048})
+    run = ("memory", path, "--mode", "train", "--context", "2048", "--optimizer", "sgd")
+    now, before = (answered(capsys, *run, *options) for options in ([], ["--transformers", "4.57.6"]))
+    assert (now["workload"]["transformers"], before["workload"]["transformers"]) == (None, "4.57")
+    peaks = [answer["predicted"]["moments"]["peak"]["activations_bytes"] for answer in (now, before)]
+    assert peaks[1] - peaks[0] == 2 * (2 * 2048**2 + 2 * 2 * (4 - 2) * 16 * 2048)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--loop", "trainer"], 2, "--loop is for --mode train"),
+        (["--keep-logits"], 2, "--keep-logits is for --mode train"),
+        (["--mode", "train", "--loop", "lightning"], 2, "trainer"),
+        (["--mode", "train", "--transformers", "new"], 2, "no version of transformers"),
+        (["--mode", "train", "--transformers", "4.52.4"], 7, "4.53.1 - 4.57"),
+        (["--mode", "train", "--transformers", "4.53.0"], 7, "4.53.1 - 4.57"),
+        (["--transformers", "4.57"], 7, "not of generate"),
+        (["--mode", "forward", "--transformers", "4.53"], 7, "not of forward"),
+        (["--mode", "train", "--transformers", "4.57", "--loop", "trainer"], 7, "--loop trainer is that of 5.23"),
+        (["--mode", "train", "--transformers", "4.57", "--attention", "eager"], 7, "--attention sdpa"),
+        (["--mode", "train", "--keep-gradients", "--tp", "2"], 7, "--keep-gradients"),
+        (["--mode", "train", "--transformers", "4.57", "--device", "cpu"], 2, "--device"),
+    ],
+)
+def test_what_is_contradictory_or_unknown_is_one_line(
+    options: list[str], code: int, said: str, tmp_path: Path, capsys: Capture
+) -> None:
+    done = invoke(capsys, "memory", write_config(tmp_path, FAMILIES["qwen3"]), *options, "--quiet", "--lang", "en")
+    assert (done.code, done.out) == (code, "")
+    assert said in done.err
+    assert done.err.count("\n") == 1
