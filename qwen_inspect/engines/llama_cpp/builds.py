@@ -15,12 +15,13 @@ class Build:
     embeddings lies beside that for tokens; mixed_input: and one for both mixed. indexed: the cache is written by indices
     (set_rows), which are inputs. mask_is_cast: the mask is float32, cast on the card for flash attention. rotates: a quantised
     cache is turned by a Hadamard matrix. converts_cache: flash attention on a card holds a cache that is not float16 in float16
-    too. keeps_fused, moves_shared: see `fusions`. gathers_states_once: the recurrent states of all sequences are, not those of the micro-batch
-    and the others apart. skips_prediction: layers for multi-token prediction are not loaded unless they are used. rows_in_layer:
-    the rows of output tokens are taken in the last layer, whatever the design says. windows: windows have a cache of their own.
-    fork: ik_llama.cpp, whose norms are one node with their weights, and whose K has a head in a row. offloads_by_experts: the
-    fork leaves experts to the host where a micro-batch has few tokens for each. output_first: -ngl counts the output layer first,
-    not last. divides_cache: sequences have cells of their own unless --kv-unified, and llama-server has four by default, not one.
+    too. keeps_fused, moves_shared: see `fusions`. gathers_states_once: the recurrent states of all sequences are, not those
+    of the micro-batch and the others apart. skips_prediction: layers for multi-token prediction are not loaded unless they
+    are used. rows_in_layer: the rows of output tokens are taken in the last layer, whatever the design says. windows: windows
+    have a cache of their own. fork: ik_llama.cpp, whose norms are one node with their weights, and whose K has a head in a
+    row. offloads_by_experts: the fork leaves experts to the host where a micro-batch has few tokens for each. output_first:
+    -ngl counts the output layer first, not last. divides_cache: sequences have cells of their own unless --kv-unified, and
+    llama-server has four by default, not one.
     blas: it was built with BLAS.
     """
 
