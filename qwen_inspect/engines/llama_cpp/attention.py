@@ -43,9 +43,9 @@ class Attention(Parts):
             if self._design.gated_query
             else query
         )
-        query = self._turned(layer, self._head_norm(query, layer, "q"))
+        query = self._head(query, layer, "q")
         if own:
-            own[0] = self._turned(layer, self._head_norm(own[0], layer, "k"))
+            own[0] = self._head(own[0], layer, "k")
         if own and self._design.normed_values:
             own[1] = like("RMS_NORM", own[1])
         if self._key("attention.temperature_scale") or (self._design.chunked and not self._turns(layer)):
@@ -78,6 +78,12 @@ class Attention(Parts):
 
     def _latent_attention(self, layer: int, inputs: Node) -> Node:
         raise NotImplementedError
+
+    def _head(self, node: Node, layer: int, part: str) -> Node:
+        """Normalised and turned by RoPE, in the design's order."""
+        if self._design.turns_first:
+            return self._head_norm(self._turned(layer, node), layer, part)
+        return self._turned(layer, self._head_norm(node, layer, part))
 
     def _turned(self, layer: int, node: Node) -> Node:
         if not self._turns(layer):

@@ -26,6 +26,7 @@ class Design:
     turns: bool = True  # whether RoPE turns Q and K
     turns_by_key: bool = False  # whether the file's key says that it does
     turns_windowed: bool = False  # in layers with windows, where the file has some
+    turns_first: bool = False  # before Q and K are normalised
     unturned: int = 0  # every so many layers RoPE does not turn; 0: none
     capped_scores: bool = False
     chunked: bool = False  # Llama 4's attention and experts
@@ -71,10 +72,8 @@ DESIGNS: Mapping[str, Design] = {
             "ernie4_5",
             "exaone",
             "glm4",
-            "hunyuan-dense",
             "internlm2",
             "codeshell",
-            "maincoder",
             "mellum",
             "minicpm",
             "olmo2",
@@ -89,10 +88,12 @@ DESIGNS: Mapping[str, Design] = {
         ),
         Design(since=RECENT),
     ),
-    **dict.fromkeys(("ernie4_5-moe", "hunyuan-moe"), Design(since=RECENT)),
+    "ernie4_5-moe": Design(since=RECENT),
+    **dict.fromkeys(("hunyuan-dense", "hunyuan-moe", "maincoder"), Design(turns_first=True, since=RECENT)),
+    "hunyuan_vl": Design(positions=4, turns_first=True, since=RECENT),
     **dict.fromkeys(("deepseek", "olmoe"), Design(normalised=False, since=RECENT)),
     "qwen2vl": Design(positions=4),
-    **dict.fromkeys(("hunyuan_vl", "qwen3vl", "qwen3vlmoe"), Design(positions=4, since=RECENT)),
+    **dict.fromkeys(("qwen3vl", "qwen3vlmoe"), Design(positions=4, since=RECENT)),
     "qwen2moe": Design(divided_gate=True, normalised=False),
     **dict.fromkeys(("bloom", "gpt2", "jais", "mpt", "refact", "starcoder"), Design(turns=False, since=RECENT)),
     **dict.fromkeys(("command-r", "gptneox"), Design(parallel="residual", scaled_logits=True, since=RECENT)),
