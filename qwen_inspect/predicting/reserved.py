@@ -55,15 +55,16 @@ class Repeat:
 @dataclass(frozen=True, slots=True)
 class Stream:
     """Events in order: an entry that is not negative makes the request of that index, -1 - index frees it. size_of: for each
-    request, the index of its size among the distinct sizes. sizes_by_event: that index, or for a free -1 - index."""
+    request, the index of its size among the distinct sizes."""
 
     order: Sequence[int]
     size_of: Sequence[int]
     repeats: tuple[Repeat, ...] = ()
-    sizes_by_event: Sequence[int] = ()
 
     def of_sizes(self, sizes: Sequence[bool]) -> Stream:
         """Only the requests of the distinct sizes marked True in `sizes`, renumbered."""
+        if all(sizes):
+            return Stream(self.order, self.size_of, tuple(_exact(self.order, self.size_of, self.repeats)))
         chosen = list(map(sizes.__getitem__, self.size_of))
         number = [before - 1 for before in accumulate(chosen)]
         number += [-1 - after for after in reversed(number)]  # negative indices: entry -1 - i frees request i
@@ -79,13 +80,7 @@ class Stream:
             )
             for repeat in self.repeats
         ]
-        by_event = [size_of[entry] if entry >= 0 else -1 - size_of[-1 - entry] for entry in order]
-        return Stream(order, size_of, tuple(_exact(order, size_of, shorter)), by_event)
-
-    def most_allocated(self, blocks: Sequence[int]) -> int:
-        """The peak of allocated bytes, if blocks of these sizes are handed out whole: no more than what is reserved."""
-        changes = [*blocks, *(-size for size in reversed(blocks))]  # negative indices: -1 - i frees size i
-        return max(accumulate(map(changes.__getitem__, self.sizes_by_event)), default=0)
+        return Stream(order, size_of, tuple(_exact(order, size_of, shorter)))
 
 
 def stream_of(order: Sequence[int], size_of: Sequence[int]) -> Stream:
@@ -141,10 +136,74 @@ def allocated_after_loading(sizes: Sequence[int], settings: Settings, *, warm_up
         for size in sizes:
             allocator.allocate(size)
         return allocator.allocated_bytes
-    loaded = after_loading(sizes, settings, warm_up_bytes=warm_up_bytes)
-    if loaded.reserved_bytes > UNLIMITED_BYTES:
+    loaded = _Loaded(settings)
+    if warm_up_bytes:
+        loaded.free(warm_up_bytes)
+    loaded.load(list(map(settings.block_bytes, filter(None, sizes))))
+    if loaded.reserved > UNLIMITED_BYTES:
         raise OutOfMemory(max(sizes))
-    return loaded.allocated_bytes
+    return loaded.allocated
+
+
+class _Loaded:
+    """The sizes of free blocks while nothing is freed. Their addresses decide nothing, since blocks never merge."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._small: list[int] = []
+        self._large: list[int] = []
+        self.allocated = self.reserved = 0
+
+    def free(self, size_bytes: int) -> None:
+        """Takes a block and gives it back."""
+        block = self._settings.block_bytes(size_bytes)
+        segment = self._settings.segment_bytes(block)
+        (self._large if block > SMALL_BYTES else self._small).append(segment)
+        self.reserved += segment
+
+    def load(self, blocks: Sequence[int]) -> None:
+        numbers = {size: number for number, size in enumerate(dict.fromkeys(blocks))}
+        at = 0
+        for repeat in _repeats("".join([chr(numbers[size]) for size in blocks])):
+            self._take(blocks[at : repeat.first_event])
+            self._repeat(blocks[repeat.first_event : repeat.first_event + repeat.events], repeat.times)
+            at = repeat.first_event + repeat.times * repeat.events
+        self._take(blocks[at:])
+
+    def _repeat(self, blocks: Sequence[int], times: int) -> None:
+        """Takes the blocks so many times; once the free blocks are those of an earlier time, whole cycles at once."""
+        seen: dict[object, tuple[int, int, int]] = {}
+        turn = 0
+        while turn < times:
+            state = (*self._small, None, *self._large)
+            if state in seen:
+                earlier, allocated, reserved = seen[state]
+                cycles, left = divmod(times - turn, turn - earlier)
+                self.allocated += cycles * (self.allocated - allocated)
+                self.reserved += cycles * (self.reserved - reserved)
+                turn = times - left
+                seen.clear()
+                if not left:
+                    return
+            seen[state] = turn, self.allocated, self.reserved
+            self._take(blocks)
+            turn += 1
+
+    def _take(self, blocks: Iterable[int]) -> None:
+        for block in blocks:
+            free, smallest_rest = (
+                (self._large, SMALL_BYTES + 1) if block > SMALL_BYTES else (self._small, ROUNDING_BYTES)
+            )
+            index = bisect_left(free, block)
+            if index < len(free):
+                whole = free.pop(index)
+            else:
+                whole = self._settings.segment_bytes(block)
+                self.reserved += whole
+            if whole - block >= smallest_rest:
+                insort(free, whole - block)
+                whole = block
+            self.allocated += whole
 
 
 def after_loading(weights_bytes: Iterable[int], settings: Settings, *, warm_up_bytes: int = 0) -> QuickAllocator:

@@ -100,17 +100,14 @@ def loops_of(timeline: Timeline) -> tuple[Loop, ...]:
     if not linear:
         return ()
     numbers: dict[object, int] = {}
-    alike = []
-    is_linear = []
-    for event in timeline.events[begin:end]:
-        _, *what = storage = made[event.id]
-        alike.append(numbers.setdefault((isinstance(event, Allocate), *what), len(numbers)))
-        is_linear.append(storage.module in linear)
+    keys = [(isinstance(event, Allocate), *made[event.id][1:]) for event in timeline.events[begin:end]]
+    alike = "".join([chr(numbers.setdefault(key, len(numbers))) for key in keys])
+    is_linear = [module in linear for _, _, module, _ in keys]
     return tuple(replace(loop, first_event=begin + loop.first_event) for loop in _loops(alike, is_linear))
 
 
-def _loops(alike: Sequence[int], is_linear: Sequence[bool]) -> Iterator[Loop]:
-    """alike: equal numbers for events that do the same."""
+def _loops(alike: str, is_linear: Sequence[bool]) -> Iterator[Loop]:
+    """alike: a character for each event, equal for events that do the same."""
     at = 0
     while at < len(alike):
         events = _events_of_a_turn(alike, at) if is_linear[at] else None
@@ -123,11 +120,13 @@ def _loops(alike: Sequence[int], is_linear: Sequence[bool]) -> Iterator[Loop]:
         at += events
 
 
-def _events_of_a_turn(alike: Sequence[int], at: int) -> int | None:
+def _events_of_a_turn(alike: str, at: int) -> int | None:
     """Of the shortest turns that begin here; None where none do."""
-    return next((events for events in range(FEWEST_EVENTS, MOST_EVENTS) if _are_turns(alike, at, events)), None)
-
-
-def _are_turns(alike: Sequence[int], at: int, events: int) -> bool:
-    end = at + (FEWEST_ALIKE - 1) * events
-    return end + events <= len(alike) and alike[at] == alike[end] and alike[at:end] == alike[at + events : end + events]
+    again = alike.find(alike[at], at + FEWEST_EVENTS, at + MOST_EVENTS)
+    while again >= 0:
+        events = again - at
+        end = at + (FEWEST_ALIKE - 1) * events
+        if end + events <= len(alike) and alike[at:end] == alike[again : end + events]:
+            return events
+        again = alike.find(alike[at], again + 1, at + MOST_EVENTS)
+    return None

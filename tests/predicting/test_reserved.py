@@ -128,7 +128,6 @@ def test_a_run_goes_on_where_loading_ended(
     quick.replay()
     reserved, allocated = by_allocator(whole, [*first, *weights, *(few[size] for size in size_of)], how)
     assert (quick.reserved_bytes, quick.allocated_bytes) == (reserved, allocated)
-    assert loaded.allocated_bytes + stream.most_allocated(blocks) <= reserved
 
 
 def test_hundreds_of_layers_are_replayed_as_a_few() -> None:

@@ -75,11 +75,9 @@ class TracedRun:
         reserved, is_exact = self._reserved.get(key, (0, False))
         if not is_exact and (most_bytes is None or reserved <= most_bytes):
             stream = self._stream_of(point, tuple(map(bool, blocks)))
-            reserved = self._loaded.allocated_bytes + stream.most_allocated(blocks)
-            if most_bytes is None or reserved <= most_bytes:
-                quick = QuickAllocator(blocks, stream, self._settings, self._loaded)
-                quick.replay(most_bytes)
-                reserved = quick.reserved_bytes
+            quick = QuickAllocator(blocks, stream, self._settings, self._loaded)
+            quick.replay(most_bytes)
+            reserved = quick.reserved_bytes
             self._reserved[key] = reserved, most_bytes is None or reserved <= most_bytes
         return reserved
 
