@@ -117,12 +117,13 @@ def sizes_footprint(
     unknown: tuple[Message, ...] = (),
 ) -> Footprint:
     """`formula_footprint` for weights of these sizes."""
-    requests = _formula_sizes(weights_bytes, tree, cache, run, matrices)
-    requested: Counter[str] = Counter()
-    for use, size_bytes in requests:
+    others = _formula_sizes((), tree, cache, run, matrices)
+    requested: Counter[str] = Counter({PARAMETER: sum(weights_bytes)})  # of a mixture of experts, hundreds of thousands
+    for use, size_bytes in others:
         requested[use] += size_bytes
+    sizes = [*weights_bytes, *(size_bytes for _, size_bytes in others)]
     try:
-        rounding = _rounding_bytes([size_bytes for _, size_bytes in requests], sum(weights_bytes), run)
+        rounding = _rounding_bytes(sizes, requested[PARAMETER], run)
     except OutOfMemory:
         raise UsageError("memory_beyond_addresses") from None
     stage = {"generate": "decode", "forward": "forward", "train": "optimizer"}[run.mode]

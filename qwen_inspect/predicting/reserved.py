@@ -139,7 +139,8 @@ def allocated_after_loading(sizes: Sequence[int], settings: Settings, *, warm_up
     loaded = _Loaded(settings)
     if warm_up_bytes:
         loaded.free(warm_up_bytes)
-    loaded.load(list(map(settings.block_bytes, filter(None, sizes))))
+    blocks = {size: settings.block_bytes(size) for size in set(sizes)}
+    loaded.load([blocks[size] for size in sizes if size])
     if loaded.reserved > UNLIMITED_BYTES:
         raise OutOfMemory(max(sizes))
     return loaded.allocated
