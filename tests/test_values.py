@@ -57,3 +57,30 @@ def test_one_field_and_none_compare_too() -> None:
 
     assert (Single(1) == Single(1), Single(1) == Single(2), Empty() == Empty()) == (True, False, True)
     assert hash(Tensor("a", (1,), DType.BF16)) == hash(Tensor("a", (1,), DType.BF16))
+
+
+@pytest.mark.parametrize("decorator", [dataclass, dataclasses.dataclass])
+def test_values_are_made_with_defaults_factories_and_keywords(decorator: Any) -> None:
+    @decorator(slots=True)
+    class Written:
+        first: int
+        second: list[int] = field(default_factory=list)
+        third: int = field(default=3, kw_only=True)
+        total: int = 0
+
+        def __post_init__(self) -> None:
+            self.total += self.first + self.third
+
+    class Below(Written):
+        pass
+
+    made: Any = Written
+    below: Any = Below
+    assert dataclasses.astuple(made(1)) == (1, [], 3, 4)
+    assert dataclasses.astuple(made(1, [2], 5, third=4)) == (1, [2], 4, 10)
+    assert made(1).second is not made(1).second
+    assert dataclasses.astuple(below(1)) == dataclasses.astuple(dataclasses.replace(made(9), first=1, total=0))
+    too_few: list[Any] = []
+    for arguments in (too_few, [1, [], 0, 4]):
+        with pytest.raises(TypeError):
+            made(*arguments)
