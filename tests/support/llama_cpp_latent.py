@@ -119,6 +119,21 @@ LATENT_SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]]
         {**MIXTURE, **GATED, **DECOMPRESSED_KEYS, "leading_dense_block_count": 0},
         lambda: without(decoder(3, mixture=True, further={**DECOMPRESSED, **NARROW_QUERY, **SHARED}), *PARTS),
     ),
+    "arctic": (
+        3,
+        {**MIXTURE, "feed_forward_length": EXPERT_INNER},
+        lambda: decoder(
+            3,
+            mixture=True,
+            further={
+                **{f"ffn_{part}.weight": ((WIDTH, WIDTH), "F16") for part in ("gate", "up", "down")},
+                "ffn_norm_exps.weight": ((WIDTH,), "F32"),
+            },
+        ),
+    ),
+    "baichuan": (32, {}, lambda: decoder(32)),
+    "baichuan:13b": (40, {}, lambda: decoder(40)),
+    "plamo": (3, {}, lambda: without(decoder(3), "ffn_norm")),
     "orion": (3, PLAIN, lambda: decoder(3, further=TWO_NORMS) + LAST_BIAS),
     "maincoder": (3, {}, lambda: decoder(3, further=NORMED)),
     "mellum": (4, {**MIXTURE, **WINDOW}, lambda: decoder(4, mixture=True, further=NORMED)),

@@ -98,6 +98,8 @@ class Attention(Parts):
         if design.turns_windowed and self._read.window_kind is not None:
             dense = self._read.architecture == "cohere2moe" and layer < self._read.experts.leading_dense
             return dense or self._read.windowed[layer]
+        if self._read.architecture == "baichuan":  # 7B alone
+            return self._read.layers == 32
         return design.turns and (not design.unturned or (layer + 1) % design.unturned != 0)
 
     def _head_norm(self, node: Node, layer: int, part: str) -> Node:

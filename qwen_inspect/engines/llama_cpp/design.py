@@ -49,11 +49,12 @@ class Design:
     scaled_output: bool = False  # before the output matrix
     scaled_logits: bool = False  # by the file's key
     capped: bool = False  # logits are
+    capped_by_key: bool = False  # logits are where the file's key says so
     since: int = 0  # the first build that is known here
 
 
 RECENT = 10_000
-GEMMA = Design(scaled_rows=True, scaled_query=True, since=RECENT)
+GEMMA = Design(scaled_rows=True, scaled_query=True, capped_by_key=True, since=RECENT)
 NEMOTRON = Design(
     gating="sigmoid", normalised=None, turns=False, single=True, squared=True, rows_at="norm", since=11_218
 )
@@ -65,6 +66,8 @@ DESIGNS: Mapping[str, Design] = {
         (
             "apertus",
             "arcee",
+            "arctic",
+            "baichuan",
             "bitnet",
             "chatglm",
             "dbrx",
@@ -98,7 +101,7 @@ DESIGNS: Mapping[str, Design] = {
     **dict.fromkeys(("bloom", "gpt2", "jais", "mpt", "refact", "starcoder"), Design(turns=False, since=RECENT)),
     **dict.fromkeys(("command-r", "gptneox"), Design(parallel="residual", scaled_logits=True, since=RECENT)),
     "cohere2": Design(parallel="residual", scaled_logits=True, turns_windowed=True, since=RECENT),
-    "falcon": Design(parallel="attention", since=RECENT),
+    **dict.fromkeys(("falcon", "plamo"), Design(parallel="attention", since=RECENT)),
     "phi2": Design(parallel="attention", scaled_query=True, forward_last=True, since=RECENT),
     **dict.fromkeys(("jais2", "nemotron"), Design(squared=True, since=RECENT)),
     "minicpm3": Design(scaled_embedding=True, scaled_residual=True, scaled_output=True, since=11_218),

@@ -51,7 +51,7 @@ class Decoder(Latent, FeedForward, Mamba, Kda, AltUp):
         state = self._with_bias(state, "output.bias")
         if self._key("logit_scale") and self._design.scaled_logits:
             state = like("SCALE", state)
-        if self._design.capped or (self._design.scaled_rows and self._key("final_logit_softcapping")):
+        if self._design.capped or (self._design.capped_by_key and self._key("final_logit_softcapping")):
             state = like("SCALE", like("UNARY", like("SCALE", state)))
         self.graph.expand(state)
         return self.graph
@@ -147,6 +147,9 @@ class Decoder(Latent, FeedForward, Mamba, Kda, AltUp):
         alone = not (self._has(norm) or self._has(f"{prefix}post_ffw_norm") or design.bare_norms)  # StableLM 2 12B
         if self._has(f"{prefix}pre_ffw_norm_2"):
             forward = self._two_blocks(layer, middle)
+        elif self._has(f"{prefix}ffn_norm_exps"):  # Arctic's experts read the layer's input
+            middle = like("ADD", self._dense(self._norm(middle, norm), prefix, ""), middle)
+            forward = self._feed_forward(layer, self._norm(inputs, f"{prefix}ffn_norm_exps"))
         else:
             forward = self._feed_forward(layer, normed if alone else self._norm_if_any(middle, norm), router)
         forward = self._scaled(self._norm_if_any(forward, f"{prefix}post_ffw_norm"))
