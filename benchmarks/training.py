@@ -97,9 +97,9 @@ def page() -> str:
             Heading("Training against published peaks", 1),
             Paragraph(
                 "torch.cuda.max_memory_allocated of an RTX A6000 (torch 2.14.1, transformers 4.57.6, batch 1, 2,048 tokens, GB "
-                "of 10^9 B, printed to 0.01), published by vramcalc 0.1.2 with its own predictions; nothing here is fitted to "
-                f"them. All rows with {' '.join(CARD)}; training with {' '.join(LOOP)}; adapters with {' '.join(ADAPTED)}. "
-                "Written by make training."
+                "of 10^9 B, printed to 0.01), published by vramcalc 0.1.2 with its own predictions; nothing is fitted to them. "
+                f"All rows with {' '.join(CARD)}; training with {' '.join(LOOP)}; adapters with {' '.join(ADAPTED)}. Written by "
+                "make training."
             ),
             Table(["Model", "Options", "Published", "Predicted", "Error", "vramcalc", "Its error"], rows, "llrrrrr"),
         ]

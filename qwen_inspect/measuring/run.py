@@ -26,9 +26,10 @@ from ..progress import stage
 from ..results.measurement import Measurement, Reading
 from ..results.memory import Alive, Footprint, Moment, Run
 from ..results.timeline import Allocate, Timeline
-from ..tracing.adapting import Adapters, adapt, checkpoint, groups_of, is_matrix, optimizer_of
+from ..tracing.adapting import Adapters, adapt, checkpoint, is_matrix
 from ..tracing.autocast import autocast, scaler_of
 from ..tracing.cached import CACHE_NAMES, is_state, tensors_of
+from ..tracing.optimizers import optimizer_of
 from ..tracing.steps import train
 from ..values import dataclass
 from .device import (
@@ -347,7 +348,7 @@ def _train(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
             model,
             lambda: _inputs(model, run, device),
             lambda name: _enter(recorder, name, run),
-            optimizer=optimizer_of(run.optimizer, groups_of(model, run.loop)),
+            optimizer=optimizer_of(run.optimizer, model, run.loop),
             scaler=scaler_of(run.autocast, device.type),
             steps=OPTIMIZER_STEPS,
             accumulate=run.accumulate,

@@ -34,7 +34,10 @@ TAKEN_FOR: Mapping[str, str] = {
 }
 KERNELS = ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_2_repeated")
 LOOPS = ("trainer", "accelerate", "plain")
-OPTIMIZERS = ("adamw_foreach", "adamw_fused", "adamw_for_loop", "adamw_8bit", "sgd", "none")
+OPTIMIZERS = (
+    *("adamw_foreach", "adamw_fused", "adamw_for_loop", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"),
+    *("sgd", "sgd_momentum", "adafactor", "lion", "lion_8bit", "muon", "none"),
+)
 
 
 def declare(command: argparse.ArgumentParser, say: Language) -> None:

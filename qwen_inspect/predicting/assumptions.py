@@ -124,6 +124,8 @@ def _training_assumptions(run: Run) -> Iterator[Message]:
         checkpointing=Message("on" if run.checkpointing else "off"),
         trained=lora if run.lora_rank is not None else run.trained or Message("all_parameters"),
     )
+    if run.optimizer in ("adafactor", "muon") or run.optimizer.startswith("paged"):
+        yield Message(f"assume_optimizer_{run.optimizer.partition('_')[0]}")
     if run.lora_rank is not None:
         yield Message("assume_lora" if run.autocast is None else "assume_lora_autocast")
     if run.accumulate > 1:

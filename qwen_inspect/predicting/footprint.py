@@ -19,7 +19,7 @@ from ..language import Message
 from ..results.cache import CacheLayer, CacheReport
 from ..results.memory import TERMS, Alive, Footprint, Method, Moment, Run, context_range
 from ..results.timeline import ADAPTER, Allocate, Timeline, living
-from ..spec import Module, each_buffer, each_tensor
+from ..spec import Module, each_buffer, each_module, each_tensor
 from .allocator import Allocator, HostAllocator, OutOfMemory
 from .allocator_settings import read_settings
 from .assumptions import _part_assumptions, assumptions
@@ -185,8 +185,16 @@ def _formula_sizes(
         from .training import optimizer_sizes, trained_of
 
         trained = trained_of(tree, run, matrices)
-        requests += [("optimizer", size) for size in optimizer_sizes(trained, run.optimizer)]
-        requests += [("gradients", tensor.size_bytes) for tensor in trained if run.optimizer == "none"]
+        embedded = {
+            f"{name}.{tensor.name}"
+            for name, module in each_module(tree)
+            if module.class_name.endswith("Embedding")
+            for tensor in module.tensors
+        }
+        sizes = optimizer_sizes(trained, run.optimizer, embedded=embedded, loop=run.loop)
+        requests += [("optimizer", size) for size in sizes]
+        kept = run.optimizer == "none" or run.loop.keep_gradients
+        requests += [("gradients", tensor.size_bytes) for tensor in trained if kept]
     if run.device == "cuda":
         requests.append((WORKSPACE, workspace_of(run)))
         requests += [(WORKSPACE, LT_WORKSPACE_BYTES)] if _adds_biases(tree) else []

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint import DType
 from ..errors import NoModelError, QwenInspectError, UnavailableError, UnsupportedError, UsageError
 from ..language import Message
 from ..loaders import calibration, header_cache
@@ -141,6 +142,8 @@ def _with_assumptions(footprint: Footprint, report: Report, run: Run) -> Footpri
     """The footprint with the assumptions about autocast and about a kernel other than sdpa."""
     spec = report.spec
     messages = [*footprint.assumptions, *_autocast_assumptions(report, run)]
+    if run.mode == "train" and run.device == "cuda" and run.autocast is None and spec.dtype is DType.F32:
+        messages.append(Message("assume_tf32"))
     if run.attention == spec.kernel != "sdpa":
         messages.append(Message("assume_no_sdpa", class_name=spec.class_name, kernel=spec.kernel))
     return replace(footprint, assumptions=tuple(messages))

@@ -11,9 +11,10 @@ from ..checkpoint import DType, Tensor
 from ..errors import MalformedError, UnsupportedError, UsageError
 from ..results.lora import Lora, TrainedTensor
 from ..results.memory import Run
-from ..results.training import Training
+from ..results.training import LOOPS, Loop, Training
 from ..spec import ModelSpec, Module, each_module, each_tensor
 from ..structure.adapters import folded, trained_tensors
+from ..tracing.optimizers import OF_BITSANDBYTES, PAGED_ELEMENTS, is_hidden_matrix
 
 ALL_LINEAR = "all-linear"
 HIGHEST_RANK = 1 << 20
@@ -125,24 +126,57 @@ def prepared(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return *cast, *(Tensor(f"{name}.offset", (), DType.F32) for name in nested)
 
 
-def optimizer_sizes(trained: Sequence[Tensor], optimizer: str) -> Iterator[int]:
-    """Bytes of each tensor that an optimizer keeps on the device between steps.
+def optimizer_sizes(
+    trained: Sequence[Tensor], optimizer: str, *, embedded: Collection[str] = (), loop: Loop = LOOPS[None]
+) -> Iterator[int]:
+    """Bytes of each tensor that an optimizer keeps on the device between steps. embedded: the names of embeddings' weights.
 
-    AdamW: two states in the parameter's dtype; fused, a step counter on the device too. 8-bit: two states of one byte per
-    element and two scales per block of 256; float32 states for tensors of less than 4,096 elements; two tables shared by all.
-    Sources: torch 2.13, optim/adamw.py; bitsandbytes 0.50, Optimizer2State.init_state.
+    AdamW: two states in the parameter's dtype; fused, a step counter on the device too. SGD with momentum and Muon: one.
+    bitsandbytes: two states of AdamW, one of Lion, each of 4 bytes per element, or of one byte and a scale per block of 256 in 8
+    bits, with a table for all; float32 for tensors of less than 4,096 elements, and for embeddings if Trainer made it; paged
+    states of 100,000 elements and more are in managed memory. Adafactor: float32 sums of rows and of columns, and a number.
+    Sources: torch 2.13, optim/adamw.py, sgd.py, _muon.py; bitsandbytes 0.50, optim/optimizer.py, init_state and
+    get_state_buffer; transformers 5.23, optimization.py, Adafactor, and trainer.py, create_optimizer.
     """
-    if optimizer in ("none", "sgd"):
-        return
     for tensor in trained:
-        if optimizer != "adamw_8bit":
-            yield from (tensor.size_bytes, tensor.size_bytes)
-            if optimizer == "adamw_fused":
-                yield 4
-        elif tensor.elements < LEAST_8BIT:
-            yield from (4 * tensor.elements, 4 * tensor.elements)
-        else:
-            scales = 4 * -(-tensor.elements // BLOCK_8BIT)
-            yield from (tensor.elements, tensor.elements, scales, scales)
-    if optimizer == "adamw_8bit" and trained:
-        yield from (TABLE_8BIT_BYTES, TABLE_8BIT_BYTES)
+        is_embedding = tensor.name in embedded
+        match optimizer:
+            case "none" | "sgd":
+                pass
+            case "sgd_momentum":
+                yield tensor.size_bytes
+            case "adafactor":
+                yield from _adafactor_sizes(tensor)
+            case "muon" if is_hidden_matrix(tensor.name, len(tensor.shape), is_embedding):
+                yield tensor.size_bytes
+            case name if name in OF_BITSANDBYTES:
+                wide = is_embedding and loop.name == "trainer"
+                yield from _bitsandbytes_sizes(tensor, name, wide=wide)
+            case _:
+                yield from (tensor.size_bytes, tensor.size_bytes)
+                if optimizer == "adamw_fused":
+                    yield 4
+    if optimizer.endswith("_8bit") and trained:
+        yield from [TABLE_8BIT_BYTES] * _states(optimizer)
+
+
+def _states(optimizer: str) -> int:
+    return 1 if optimizer.startswith("lion") else 2
+
+
+def _bitsandbytes_sizes(tensor: Tensor, optimizer: str, *, wide: bool) -> Iterator[int]:
+    """The states of a tensor. wide: in 32 bits whatever the optimizer has."""
+    in_8_bits = optimizer.endswith("_8bit") and tensor.elements >= LEAST_8BIT and not wide
+    if not (optimizer.startswith("paged") and tensor.elements >= PAGED_ELEMENTS):
+        yield from [tensor.elements if in_8_bits else 4 * tensor.elements] * _states(optimizer)
+    if in_8_bits:
+        yield from [4 * -(-tensor.elements // BLOCK_8BIT)] * _states(optimizer)
+
+
+def _adafactor_sizes(tensor: Tensor) -> Iterator[int]:
+    width = 8 if tensor.dtype is DType.F64 else 4
+    if len(tensor.shape) >= 2:
+        yield from (width * tensor.elements // tensor.shape[-1], width * tensor.elements // tensor.shape[-2])
+    else:
+        yield width * tensor.elements
+    yield width

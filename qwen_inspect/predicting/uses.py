@@ -8,6 +8,7 @@ from ..results.timeline import ADAPTER, GATHERED, Allocate, Free, Timeline, livi
 from .on_device import BUFFER, GROWN_IDS, PARAMETER, WORKSPACE
 
 LINEAR = "linear_attn"  # the module of linear attention in a layer
+NORM = "aten.linalg_vector_norm.default"  # operator of the norm of all gradients, which a loop that clips them keeps
 # Uses whose term has another name.
 TERM_OF_USE = {
     PARAMETER: "weights",
@@ -66,7 +67,11 @@ def _training_ids(timeline: Timeline) -> dict[int, str]:
     """Gradients: made by a backward and alive at its end. Optimizer states: made by the optimizer and never freed."""
     if not any(stage.name == "backward" for stage in timeline.stages):
         return {}
-    uses = {allocation.id: "optimizer" for allocation in living(timeline.events) if allocation.module == "optimizer"}
+    uses = {
+        allocation.id: "optimizer"
+        for allocation in living(timeline.events)
+        if allocation.module == "optimizer" and allocation.operator != NORM
+    }
     bounds = [*(stage.first_event for stage in timeline.stages), len(timeline.events)]
     for stage, end in zip(timeline.stages, bounds[1:], strict=True):
         if stage.name == "backward":

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 Mode = Literal["generate", "forward", "train"]
 Loader = Literal["warmup", "per-tensor"]
-Optimizer = Literal["adamw_foreach", "adamw_fused", "adamw_for_loop", "adamw_8bit", "sgd", "none"]
+Optimizer = Literal[
+    "adamw_foreach", "adamw_fused", "adamw_for_loop", "adamw_8bit", "paged_adamw", "paged_adamw_8bit",
+    "sgd", "sgd_momentum", "adafactor", "lion", "lion_8bit", "muon", "none",
+]  # fmt: skip
 Cache = Literal["dynamic", "static"]
 Autocast = Literal["bfloat16", "float16"]
 Method = Literal["trace", "formula", "stored", "measured"]

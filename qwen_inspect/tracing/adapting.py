@@ -1,4 +1,4 @@
-"""Prepares a model for training as PEFT does: adapters on frozen weights, dense or in 4 bits; and creates the optimizer.
+"""Prepares a model for training as PEFT does: adapters on frozen weights, dense or in 4 bits.
 
 The same functions serve fake models, whose memory is traced, and real ones, whose memory is measured.
 Assumed: PEFT's default dtypes for adapters (float32 beside a 16-bit base), no dropout, no trained bias. A 4-bit base is prepared
@@ -8,21 +8,19 @@ by `prepare_model_for_kbit_training`: everything that is not quantised is cast t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UnavailableError, UnsupportedError
 from ..results.quantisation import Bnb4
-from ..results.training import Loop
 from ..values import dataclass
 
 if TYPE_CHECKING:
     from ..results.quantisation import Bnb4
 
 ALL_LINEAR = "all-linear"  # PEFT's word for every linear module but the head
-UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 MATRIX = re.compile(r"\.lora_(embedding_)?[AB]\.")
 
 
@@ -162,55 +160,6 @@ def without_moves() -> Iterator[None]:
         yield
     finally:
         torch.nn.Module.to = moved
-
-
-def groups_of(model: Any, loop: Loop) -> list[Any]:
-    """The trained parameters, for Trainer in its two groups: with weight decay (whose default is 0) and without.
-
-    Source: transformers 5.23, trainer.py, create_optimizer and get_decay_parameter_names
-    """
-    import torch
-
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if loop.name != "trainer":
-        return [parameter for _, parameter in trained]
-    norms = {name for name, module in model.named_modules() if isinstance(module, torch.nn.LayerNorm)}
-    groups: tuple[list[Any], list[Any]] = [], []
-    for name, parameter in trained:
-        groups[name.rpartition(".")[0] in norms or UNDECAYED.search(name.lower()) is not None].append(parameter)
-    return [{"params": group, "weight_decay": 0.0} for group in groups]
-
-
-def optimizer_of(name: str, trained: Iterable[Any]) -> Any:
-    """The optimizer of this name for the parameters; None for "none". UnavailableError if it needs bitsandbytes and that is
-    missing."""
-    import torch
-    from torch._subclasses.fake_tensor import unset_fake_temporarily
-
-    match name:
-        case "none":
-            return None
-        case "sgd":
-            return torch.optim.SGD(trained, lr=1e-3, foreach=True)
-        case "adamw_8bit":
-            with unset_fake_temporarily():  # it computes its tables of 256 values, which fake tensors cannot do
-                return bitsandbytes().optim.AdamW8bit(trained)
-        case "adamw_for_loop":
-            return torch.optim.AdamW(trained, foreach=False)
-        case _:
-            return torch.optim.AdamW(trained, **{name.removeprefix("adamw_"): True})
-
-
-def to_device(optimizer: Any) -> None:
-    """Moves an 8-bit optimizer's two tables to the device, as its first step does.
-
-    Source: bitsandbytes 0.50, Optimizer2State.init_state
-    """
-    import torch
-
-    tables = getattr(optimizer, "name2qmap", None)
-    if tables and not optimizer.state:
-        optimizer.name2qmap = {name: torch.empty(table.shape, dtype=table.dtype) for name, table in tables.items()}
 
 
 def peft() -> Any:

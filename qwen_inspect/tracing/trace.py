@@ -34,13 +34,10 @@ from .adapting import (
     Adapters,
     adapt,
     checkpoint,
-    groups_of,
     hold_in_four_bits,
     is_matrix,
-    optimizer_of,
     parts_of,
     prepare_for_training,
-    to_device,
     without_moves,
 )
 from .autocast import autocast, cuda_lists, let_go_in_order, scaler_of
@@ -58,6 +55,7 @@ from .one_rank import (
     standing_at,
     unloaded,
 )
+from .optimizers import optimizer_of, page, to_device
 from .recorder import Recorder, recording
 from .steps import train
 
@@ -505,8 +503,17 @@ def _train(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
     if not trained:
         raise UsageError("trace_none_trained", pattern=workload.trained)
     with recorder.paused():  # An 8-bit optimizer makes its tables on the host.
-        optimizer = optimizer_of(workload.optimizer, groups_of(model, workload.loop))
+        optimizer = optimizer_of(workload.optimizer, model, workload.loop)
         scaler = scaler_of(workload.autocast, "cpu")
+
+    def on_host(parameter: Any, dtype: Any) -> Any:
+        with recorder.paused():
+            state = parameter.new_empty(parameter.shape, dtype=dtype)
+        recorder.leave_out(state)
+        return state
+
+    if workload.device == "cuda":
+        page(optimizer, on_host)
 
     def stage(name: str) -> None:
         recorder.stage(name)

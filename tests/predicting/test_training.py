@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,10 +19,11 @@ from qwen_inspect.cli import main
 from qwen_inspect.comparing.side_by_side import compare
 from qwen_inspect.errors import UnsupportedError
 from qwen_inspect.predicting import predict as prediction
-from qwen_inspect.predicting.footprint import traced_footprint
+from qwen_inspect.predicting.footprint import formula_footprint, traced_footprint
 from qwen_inspect.predicting.predict import predict, timeline_of
 from qwen_inspect.predicting.training import matrices_of, optimizer_sizes, targets_of
 from qwen_inspect.results.memory import MemoryReport, Optimizer, Run
+from qwen_inspect.results.training import LoopName, loop_of
 from qwen_inspect.structure.inspect import inspect
 
 from ..support.families import FAMILIES, configuration_of
@@ -202,7 +203,10 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 @pytest.mark.parametrize(
     ("kind", "optimizer"),
-    [*(("LoRA", name) for name in get_args(Optimizer)), *((kind, "adamw_foreach") for kind in KINDS if kind != "LoRA")],
+    [
+        *(("LoRA", name) for name in ("adamw_foreach", "adamw_fused", "adamw_for_loop", "adamw_8bit", "sgd", "none")),
+        *((kind, "adamw_foreach") for kind in KINDS if kind != "LoRA"),
+    ],
 )
 def test_a_formula_ends_a_step_as_the_trace_does(
     kind: str, optimizer: Optimizer, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -225,6 +229,28 @@ def test_a_formula_ends_a_step_as_the_trace_does(
     assert ends[0] == ends[1]
     assert found.training is not None
     assert ends[1]["weights"] + ends[1]["adapters"] == found.training.trained_bytes + found.training.frozen_bytes
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "loop"),
+    [
+        ("sgd_momentum", "plain"),
+        ("adafactor", None),
+        ("lion_8bit", None),
+        ("muon", None),
+        ("paged_adamw_8bit", None),
+        ("adamw_8bit", "trainer"),
+    ],
+)
+def test_the_states_of_all_parameters_are_those_of_the_trace(
+    optimizer: Optimizer, loop: LoopName | None, tmp_path: Path
+) -> None:
+    """With an embedding of 131,072 elements, which is paged where there is paging, and in 32 bits in Trainer's hands."""
+    report = inspect(str(write_config(tmp_path, {**FAMILIES["qwen2"], "vocab_size": 2048})))
+    chosen = Run(mode="train", prompt_tokens=16, optimizer=optimizer, loop=loop_of(loop))
+    ends = predict(report, chosen).predicted, formula_footprint(report.tree, report.cache, chosen)
+    assert [one.method for one in ends] == ["trace", "formula"]
+    assert ends[0].steady.optimizer == ends[1].steady.optimizer
 
 
 def test_terms_add_up_to_what_is_allocated(tmp_path: Path) -> None:

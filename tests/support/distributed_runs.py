@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from transformers.distributed import DistributedConfig
 
-from qwen_inspect.tracing.adapting import optimizer_of
+from qwen_inspect.tracing.optimizers import optimizer_of
 
 from .following import profiled
 
@@ -187,7 +187,7 @@ def trained(job: dict[str, Any], models: Path) -> dict[str, Any]:
     if by_torch:
         model = wrapped(job, models)
         weights = allocated(model.parameters())
-    optimizer = optimizer_of(job["optimizer"], model.parameters())
+    optimizer = optimizer_of(job["optimizer"], model)
     seen = [0]
     for module in [*(layer.mlp for layer in model.model.layers), model.lm_head]:
         module.register_forward_pre_hook(lambda *_: seen.append(gathered(model)))
@@ -208,7 +208,7 @@ def trained(job: dict[str, Any], models: Path) -> dict[str, Any]:
 
 
 def some_steps(model: Any, optimizer: str) -> object:
-    chosen = optimizer_of(optimizer, model.parameters())
+    chosen = optimizer_of(optimizer, model)
     for _ in range(STEPS):
         tokens = torch.zeros(BATCH, FOLLOWED_PROMPT, dtype=torch.int64)
         labels = torch.zeros_like(tokens)

@@ -29,6 +29,7 @@ OWN_SCRATCH: Mapping[str, str] = {
     "aten::lt": "`generate` looks for negative tokens",
     "aten::ne": "the loss counts its labels",
     "bitsandbytes::dequantize_blockwise": "scales without their offset",
+    "bitsandbytes::optimizer_update_32bit": "it computes in float32, CUDA's kernel in registers",
     "aten::_chunk_cat": "it fills up to equal parts first, which CUDA's kernel does on the way",
 }
 GLOO = ("c10d::", "gloo:")  # what begins so is gloo's, which copies what it sends and gets; NCCL does not

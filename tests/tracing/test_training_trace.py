@@ -12,7 +12,8 @@ import pytest
 from qwen_inspect.checkpoint import DType
 from qwen_inspect.results.quantisation import Bnb4
 from qwen_inspect.results.timeline import ADAPTER, Allocate, Free, Timeline
-from qwen_inspect.tracing.adapting import Adapters, FourBits, optimizer_of
+from qwen_inspect.tracing.adapting import Adapters, FourBits
+from qwen_inspect.tracing.optimizers import optimizer_of
 
 from ..support.families import FAMILIES
 from ..support.following import Run, follow, profiled
@@ -28,7 +29,7 @@ def steps(model: Any, optimizer: str, batch: int, accumulate: int, autocast: str
     import torch
 
     def run() -> object:
-        chosen = optimizer_of(optimizer, [one for one in model.parameters() if one.requires_grad])
+        chosen = optimizer_of(optimizer, model)
         for _ in range(STEPS):
             for _ in range(accumulate):
                 input_ids = torch.zeros(batch, PROMPT, dtype=torch.int64)

@@ -32,6 +32,10 @@ TEXT = {
     "training_extra_missing": '{package} is not installed, without which this training cannot be traced; install it with: pip install "qwen-inspect[peft]"',
     "peft_refuses": "PEFT cannot add these adapters: {reason}",
     "all_parameters": "all",
+    "assume_optimizer_adafactor": "Adafactor is transformers' own, as Trainer makes it: no first moment, no scaling by the parameter's size. It computes in float32, one parameter after the other",
+    "assume_optimizer_muon": "torch.optim.Muon trains the two-dimensional weights of the layers, AdamW (foreach) embeddings, the head and all else, as torch's documentation has it",
+    "assume_optimizer_paged": "States of tensors of 100,000 elements or more are in CUDA's managed memory, 4 B (1 B in 8 bits) an element for each of two: on the host until they are used, outside the allocator, and not counted here. What the driver holds of them on the card varies",
+    "assume_tf32": "TF32 for float32 products (torch.backends.cuda.matmul.allow_tf32, Trainer's tf32=True) changes no byte: tensors stay in float32",
     # --- the loop
     "assume_loop": "The loop: {gradients}; {logits}; {clip}; the class computes the loss in float32, on a shifted copy of the labels",
     "loop_gradients_kept": "gradients stay after a step, zeroed in place",

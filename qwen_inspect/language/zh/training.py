@@ -32,6 +32,10 @@ TEXT = {
     "training_extra_missing": '未安装 {package}，无法追踪这种训练；安装方法：pip install "qwen-inspect[peft]"',
     "peft_refuses": "PEFT 无法加上这些适配器：{reason}",
     "all_parameters": "全部",
+    "assume_optimizer_adafactor": "Adafactor 是 transformers 自带的实现，参数与 Trainer 所设相同：无一阶矩，不按参数大小缩放。以 float32 计算，逐个参数更新",
+    "assume_optimizer_muon": "按 torch 文档的用法：各层的二维权重用 torch.optim.Muon，嵌入、输出头和其余参数用 AdamW（foreach）",
+    "assume_optimizer_paged": "元素数不少于 100,000 的张量，其优化器状态在 CUDA 托管内存（managed memory）中，两个状态各每元素 4 B（8 比特时为 1 B）：使用之前位于主机，不经分配器，此处未计入。驱动在显卡上保留多少视情况而定",
+    "assume_tf32": "float32 矩阵乘是否使用 TF32（torch.backends.cuda.matmul.allow_tf32、Trainer 的 tf32=True）不影响显存：张量仍为 float32",
     # --- the loop
     "assume_loop": "训练循环：{gradients}；{logits}；{clip}；损失由模型类以 float32 计算，标签先移位并复制",
     "loop_gradients_kept": "每步之后梯度保留，原地清零",
