@@ -234,9 +234,9 @@ def test_a_formula_ends_a_step_as_the_trace_does(
 @pytest.mark.parametrize(
     ("optimizer", "loop"),
     [
-        ("sgd_momentum", "plain"),
-        ("adafactor", None),
-        ("lion_8bit", None),
+        pytest.param("sgd_momentum", "plain", marks=pytest.mark.exhaustive),
+        pytest.param("adafactor", None, marks=pytest.mark.exhaustive),
+        pytest.param("lion_8bit", None, marks=pytest.mark.exhaustive),
         ("muon", None),
         ("paged_adamw_8bit", None),
         ("adamw_8bit", "trainer"),

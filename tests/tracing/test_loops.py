@@ -148,7 +148,10 @@ def left_over(run: Callable[[], object], config: Mapping[str, Any], loop: LoopNa
     [
         (2, {}, {"optimizer": "adamw_fused"}, 0),
         (1, {"bf16": True, "optim": "adamw_torch"}, {"autocast": "bfloat16", "optimizer": "adamw_for_loop"}, 24),
-        (1, {"gradient_checkpointing": True}, {"checkpointing": True, "optimizer": "adamw_fused"}, 0),
+        pytest.param(
+            *(1, {"gradient_checkpointing": True}, {"checkpointing": True, "optimizer": "adamw_fused"}, 0),
+            marks=pytest.mark.exhaustive,
+        ),
     ],
     ids=["accumulated", "autocast", "checkpointed"],
 )

@@ -64,9 +64,9 @@ def steps(model: Any, optimizers: list[Any]) -> Callable[[], object]:
 @pytest.mark.parametrize(
     ("name", "make", "counters"),
     [
-        ("sgd_momentum", sgd_with_momentum, 0),
+        pytest.param("sgd_momentum", sgd_with_momentum, 0, marks=pytest.mark.exhaustive),
         ("adafactor", adafactor, 0),
-        ("lion", lion, 0),
+        pytest.param("lion", lion, 0, marks=pytest.mark.exhaustive),
         ("muon", muon, 10),  # of AdamW's, for embedding and head, the last norm and each layer's norms
     ],
 )
