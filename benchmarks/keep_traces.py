@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import islice, permutations
@@ -48,6 +48,23 @@ from qwen_inspect.tracing.trace import trace
 # transformers before 4.48 repeated K and V for flash attention: the published peaks of Qwen2.5 were measured so.
 KERNELS = {"qwen2": ("sdpa", "flash_attention_2_repeated")}
 FLAGS = ("attention_bias", "mlp_bias", "use_bias", "qk_layernorm", "use_qk_norm", "attention_out_bias")
+SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}
+# What releases have that the class's defaults lack.
+STRUCTURES: Mapping[str, Sequence[Mapping[str, Any]]] = {
+    "falcon": (  # 7B, 40B, 11B, RW
+        {},
+        {"new_decoder_architecture": True, "num_kv_heads": 2},
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+        {"alibi": True, "bias": True, "multi_query": False, "parallel_attn": False},
+    ),
+    "gpt_neox": ({}, {"use_parallel_residual": False}),
+    "glm4v": ({"rope_parameters": SECTIONS},),
+    "glm4v_moe": ({"rope_parameters": SECTIONS},),
+    "lfm2_moe": ({"layer_types": 2 * ["conv", "conv", "full_attention", "conv"]},),
+    "mpt": ({"max_seq_len": 2048}, {"max_seq_len": 8192}),
+    "opt": ({}, {"do_layer_norm_before": False, "word_embed_proj_dim": 32}),  # 350M is the second
+}
+RENAMED = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 SAMPLES, CHECKS = 8, 2  # of each regime, and samples of each sequence of layers
 SLOW = {"linear_num_key_heads", "index_topk", "global_head_dim", "attention_chunk_size"}  # keys of slow runs
 TRIES = 300  # workloads among which regimes are looked for
@@ -55,6 +72,7 @@ DIMENSIONS = {*SIZES, *EXPERTS, *PER_TOKEN, "hidden_size", "num_attention_heads"
     "linear_num_key_heads", "linear_num_value_heads", "linear_conv_kernel_dim", "index_head_dim", "index_n_heads",
     "conv_L_cache", "global_head_dim", "num_global_key_value_heads", "rotary_dim",
 }  # fmt: skip
+DERIVED = {"num_kv_heads", "ffn_hidden_size", "word_embed_proj_dim"}  # from others, if they are not stated
 
 
 def report_of(config: Mapping[str, Any]) -> Report:
@@ -73,13 +91,14 @@ def outline(report: Report) -> Outline | None:
 def bases(model_type: str) -> Iterator[dict[str, Any]]:
     """The released configurations of a family, and some with other options, heads, layers and another dtype."""
     known = catalog.entries()
-    configs = [dict(catalog.configuration(model, known)) for model in known]
-    configs = [config for config in configs if config.get("model_type") == model_type]
+    released = [dict(catalog.configuration(model, known)) for model in known]
+    own = [config for config in released if config.get("model_type") == model_type]
+    configs = own or [alone(config) for config in released if decoder_of(config).get("model_type") == model_type]
     for config in configs:
         for part in (config, decoder_of(config)):
             part.pop("quantization_config", None)  # type: ignore[attr-defined]
-    if not model_type.startswith("qwen") or not configs:
-        configs.append(small(model_type))
+    if not model_type.startswith("qwen") or not own:
+        configs += [small(model_type, changes) for changes in STRUCTURES.get(model_type, [{}])]
     for config in map(stated, configs):
         yield from _other_heads(config)
         yield from _other_layers(config)
@@ -91,16 +110,24 @@ def bases(model_type: str) -> Iterator[dict[str, Any]]:
         yield _with(configs[0], {"dtype": "float32", "torch_dtype": "float32"})
 
 
-def small(model_type: str) -> dict[str, Any]:
-    """A small configuration with the options of the class."""
+def alone(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The decoder of a release of several parts, as a model of its own."""
+    text = dict(decoder_of(config))
+    dtype = text.get("dtype") or config.get("dtype") or config.get("torch_dtype") or "bfloat16"
+    return {**text, "architectures": [CLASSES[text["model_type"]][0]], "dtype": dtype}
+
+
+def small(model_type: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A small configuration with the options of the class, but for `changes`."""
     import transformers
 
     from tests.support.small_models import SMALL, small_config
 
-    config = small_config(model_type, num_hidden_layers=8)
+    config = renamed(small_config(model_type))
     config.setdefault("architectures", [CLASSES[model_type][0]])
     text = decoder_of(config)
     assert isinstance(text, dict)
+    text["num_hidden_layers"] = 8
     for key, value in text.items():
         if isinstance(value, list) and len(value) == 4:
             text[key] = 2 * value
@@ -108,6 +135,20 @@ def small(model_type: str) -> dict[str, Any]:
         del text["head_dim"]  # both follow from the widths of its parts
     own = transformers.AutoConfig.for_model(model_type).get_text_config(decoder=True).to_dict()
     text.update({key: SMALL[key] for key in ("head_dim", "num_key_value_heads") if own.get(key, 0) is None})
+    for key in DERIVED:
+        text.pop(key, None)
+    text.update(changes)
+    return config
+
+
+def renamed(config: dict[str, Any]) -> dict[str, Any]:
+    """With the names that all classes know for what they have names of their own."""
+    import transformers
+
+    text = decoder_of(config)
+    assert isinstance(text, dict)
+    own = type(transformers.AutoConfig.for_model(config["model_type"]).get_text_config(decoder=True)).attribute_map
+    text.update({key: text.pop(own[key]) for key in RENAMED if own.get(key) in text})
     return config
 
 
@@ -115,10 +156,12 @@ def stated(config: dict[str, Any]) -> dict[str, Any]:
     """With the sizes that a release leaves to its class."""
     import transformers
 
-    completed = deepcopy(config)
+    completed = renamed(deepcopy(config))
     text = decoder_of(completed)
-    own = transformers.AutoConfig.for_model(**config).get_text_config(decoder=True).to_dict()
-    sizes = {key: own[key] for key in DIMENSIONS if key not in text and isinstance(own.get(key), int)}
+    own = transformers.AutoConfig.for_model(**config).get_text_config(decoder=True)
+    own = {**own.to_dict(), **{key: getattr(own, key, None) for key in RENAMED}}
+    wanted = DIMENSIONS - DERIVED | {"num_hidden_layers"}
+    sizes = {key: own[key] for key in wanted if key not in text and isinstance(own.get(key), int)}
     derived = (None, own["hidden_size"] // own["num_attention_heads"])
     if not {"head_dim", "kv_lora_rank"} & {*text} and own.get("head_dim") not in derived:
         sizes["head_dim"] = own["head_dim"]
@@ -193,9 +236,8 @@ def defaults_of(config: Mapping[str, Any]) -> dict[str, Any]:
     model_class = getattr(transformers, CLASSES[config["model_type"]][0])
     code = python.getsource(sys.modules[model_class.__module__])
     read = set(re.findall(r"config\.([a-z_0-9]+)", code)) | set(re.findall(r"getattr\([a-z_.]*config, \"(\w+)\"", code))
-    names = [
-        name for name in sorted({*own, *read} & ({*own} | read)) if name not in UNRELATED | DIMENSIONS | {*WINDOWS}
-    ]
+    shown = UNRELATED | DIMENSIONS | {*WINDOWS, *text.attribute_map.values()}
+    names = sorted({*own, *read} - shown)
     return {name: own.get(name) for name in names if name in own or not callable(getattr(type(text), name, None))}
 
 

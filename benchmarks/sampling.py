@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from qwen_inspect.predicting.kept_trace import CHUNK_TOKENS, Point
-from qwen_inspect.predicting.outline import FLASH_HEAD_DIM, decoder_of
+from qwen_inspect.predicting.outline import FLASH_HEAD_DIM, decoder_of, has_alibi
 
 # Keys that are a dimension on their own, each with the multiple that kernels or classes ask for.
 SIZES = {
@@ -31,6 +31,10 @@ SIZES = {
     "intermediate_size_mlp": 8,
     "hidden_size_per_layer_input": 8,
     "vocab_size_per_layer_input": 1,
+    "word_embed_proj_dim": 8,
+    "ffn_hidden_size": 8,
+    "n_inner": 8,
+    "n_positions": 1,
 }
 EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
 WINDOWS = ("sliding_window", "attention_chunk_size", "index_topk")
@@ -65,6 +69,8 @@ def sampled(config: Mapping[str, Any], random: Random) -> dict[str, Any]:
     for key in PER_TOKEN:
         if isinstance(text.get(key), int) and text[key] > 1:
             text[key] = some(2, 9)
+    if text.get("model_type") == "opt":  # which has a row for each
+        text["max_position_embeddings"] = some(301, 5_001)
     if isinstance(text.get("conv_L_cache"), int):
         text["conv_L_cache"] = some(2, 7)
     if isinstance(text.get("linear_num_key_heads"), int):
@@ -78,8 +84,8 @@ def sampled(config: Mapping[str, Any], random: Random) -> dict[str, Any]:
 def _heads(text: dict[str, Any], some: Any) -> None:
     """KV heads that divide the query heads; a head_dim of its own, or the hidden size divided by the heads, as in `text`."""
     heads = text["num_attention_heads"]
-    kv_heads = text.get("num_key_value_heads") or heads
-    new = kv_heads if kv_heads == 1 else some(2, 9)
+    kv_heads = text.get("num_key_value_heads") or text.get("num_kv_heads") or heads
+    new = kv_heads if kv_heads == 1 else 2 ** some(1, 4) if has_alibi(text) else some(2, 9)
     if "kv_lora_rank" in text:  # RoPE turns the part that is not compressed
         text["num_attention_heads"] = text["num_key_value_heads"] = new
         text["hidden_size"] = new * some(5, 29, 8)
@@ -97,8 +103,9 @@ def _heads(text: dict[str, Any], some: Any) -> None:
         text["num_attention_heads"] *= some(1, 3)
     if isinstance(text.get("global_head_dim"), int):
         text["global_head_dim"] = some(3, 32, 8) if text["global_head_dim"] <= FLASH_HEAD_DIM else some(33, 64, 8)
-    if text.get("num_key_value_heads") is not None:
-        text["num_key_value_heads"] = new
+    for key in ("num_key_value_heads", "num_kv_heads"):
+        if text.get(key) is not None:
+            text[key] = new
     before = text.get("head_dim") or text["hidden_size"] // heads
     share = turned_share(text)
     dims = (some(3, 32, 8) if before % 8 == 0 else some(3, 31, 8) + 4 for _ in count())

@@ -24,16 +24,18 @@ DECODERS = ("text_config", "llm_config", "language_config", "thinker_config")
 # Keys that change nothing that a run of text takes, besides what the design shows: names, tokens, initial values, constants to
 # multiply by, and what says which layer is of which kind.
 _UNRELATED = """
-    _name_or_path _sliding_window_pattern architectures attention_dropout audio_config audio_token_id auto_map bos_token_id
-    decoder_sparse_step dtype embd_pdrop eos_token_id first_k_dense_replace full_attention_interval full_attn_idxs head_dim
-    hidden_act hidden_activation hidden_dropout id2label image_token_id index_skip_topk_offset index_topk_freq
-    index_topk_pattern indexer_types initializer_range label2id layer_norm_eps layer_types max_position_embeddings
-    max_window_layers mlp_layer_types mlp_only_layers mm_tokens_per_image model_type moe_layer_freq n_shared_experts
-    norm_eps num_hidden_layers num_labels num_nextn_predict_layers original_max_position_embeddings pad_token_id
-    partial_rotary_factor pretraining_tp problem_type qk_head_dim query_pre_attn_scalar resid_pdrop return_dict rms_norm_eps
-    rope_local_base_freq rope_parameters rope_scaling rope_theta router_aux_loss_coef router_jitter_noise sep_token_id
-    sliding_window sliding_window_pattern text_config tie_word_embeddings torch_dtype transformers_version use_cache
-    use_sliding_window video_token_id vision_config vision_end_token_id vision_start_token_id vision_token_id
+    _name_or_path _sliding_window_pattern activation activation_function architectures attention_dropout attn_pdrop
+    audio_config audio_token_id auto_map bos_token_id classifier_dropout decoder_sparse_step dropout dtype embd_pdrop
+    eos_token_id ffn_hidden_size first_k_dense_replace full_attention_interval full_attn_idxs head_dim hidden_act
+    hidden_activation hidden_dropout id2label image_token_id index_skip_topk_offset index_topk_freq index_topk_pattern
+    indexer_types initializer_range label2id layer_norm_eps layer_norm_epsilon layer_types layerdrop max_position_embeddings
+    max_window_layers mlp_layer_types mlp_only_layers mm_tokens_per_image model_type moe_layer_freq n_inner n_positions
+    n_shared_experts norm_eps num_dense_layers num_hidden_layers num_kv_heads num_labels num_nextn_predict_layers
+    original_max_position_embeddings pad_token_id partial_rotary_factor pretraining_tp problem_type qk_head_dim
+    query_pre_attn_scalar resid_pdrop return_dict rms_norm_eps rope_local_base_freq rope_parameters rope_scaling rope_theta
+    router_aux_loss_coef router_jitter_noise sep_token_id sliding_window sliding_window_pattern text_config
+    tie_word_embeddings torch_dtype transformers_version use_cache use_sliding_window video_token_id vision_config
+    vision_end_token_id vision_start_token_id vision_token_id word_embed_proj_dim
 """
 UNRELATED = frozenset(_UNRELATED.split())
 # Kinds of RoPE whose frequencies are computed once. Source: transformers 5.23, modeling_rope_utils.dynamic_rope_update
@@ -47,7 +49,7 @@ GEMMA3_IMAGE_TOKEN, GEMMA3_VOCABULARY = 262_144, 262_208  # transformers 5.23, G
 # Tokens up to which Phi-3 keeps its first cache.
 # Source: transformers 5.23, Phi3Config and Phi3ForCausalLM.prepare_inputs_for_generation
 PHI3_ORIGINAL = 4096
-LAYERS = "layers"
+LAYERS = frozenset({"layers", "h", "blocks"})
 MOST_SINGLES = 2
 FLASH_HEAD_DIM = 256  # the widest of flash attention, which pads to eights. Source: torch 2.13, sdp_utils.cpp
 
@@ -80,7 +82,7 @@ def outline_of(
     """None for a model whose layers are not a list with an attention and a cache for each."""
     if len(attention) != len(cache.layers) or _has_odd_latents(decoder_of(config)):
         return None
-    containers = [module for module in _below(tree) if module.name == LAYERS and _length(module) == len(attention)]
+    containers = [module for module in _below(tree) if module.name in LAYERS and _length(module) == len(attention)]
     if len(containers) != 1:
         return None
     shapes = {name: tensor.shape for name, tensor in _tensors(tree)}
@@ -190,7 +192,23 @@ def options_of(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
     vocabulary = _whole(text.get("vocab_size", GEMMA3_VOCABULARY))
     if config.get("model_type") == "gemma3" and _image_token(config) >= vocabulary:
         options["image_token"] = "beyond the vocabulary"
+    if has_alibi(text) and (heads := _heads(text)) & (heads - 1):
+        options["alibi"] = "heads that are no power of two"
     return options
+
+
+def has_alibi(text: Mapping[str, Any]) -> bool:
+    """Whether attention is biased by distance, with slopes that depend on whether the number of heads is a power of two.
+
+    Source: transformers 5.23, models/{bloom,falcon,mpt}: build_alibi_tensor, build_mpt_alibi_tensor.
+    """
+    kind = text.get("model_type")
+    return kind in ("bloom", "mpt") or (kind == "falcon" and bool(text.get("alibi")))
+
+
+def _heads(text: Mapping[str, Any]) -> int:
+    """0 if that is left to the class."""
+    return next((_whole(text[key]) for key in ("num_attention_heads", "n_head", "n_heads") if key in text), 0)
 
 
 def _image_token(config: Mapping[str, Any]) -> int:
@@ -207,6 +225,8 @@ def _whole(value: object) -> int:
 
 
 def _class_of(value: Any, default: Any) -> Any:
+    if isinstance(value, Mapping) and isinstance(default, Mapping):
+        return {key: part for key, part in value.items() if key in default.keys() - UNRELATED and part != default[key]}
     is_fraction = isinstance(value, float) or (isinstance(default, float) and isinstance(value, int))
     return "a fraction" if is_fraction and value not in (0, 1) else value
 
@@ -238,7 +258,7 @@ def _tensors(module: Module, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for tensor in module.tensors:
         yield f"{prefix}{tensor.name}", tensor
     for child in module.children:
-        if child.name != LAYERS and child.name not in TOWERS:
+        if child.name not in LAYERS and child.name not in TOWERS:
             yield from _tensors(child, f"{prefix}{child.name}.")
 
 

@@ -17,7 +17,7 @@ from ..results.timeline import Free, Stage, Timeline
 from ..values import dataclass
 from .kept_trace import KeptTrace
 
-LAYER = re.compile(r"(?<=\blayers\.)\d+\b")
+LAYER = re.compile(r"(?:(?<=\blayers\.)|(?<=\bh\.)|(?<=\bblocks\.))\d+\b")
 ANY_LAYER = "#"  # in a module's name, instead of the layer's number
 
 
