@@ -1,5 +1,7 @@
 """Makes the traces of families in the package, for installs without torch: `keep_traces.py MODEL_TYPE ...`, or the catalog's.
 
+With `--more`, only what the kept traces do not cover is learnt.
+
 Each is learnt from traces of random configurations, of the structures that releases have and of some more, and is held against
 traces of others, event by event. Needs the torch extra.
 """
@@ -12,6 +14,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import islice, permutations
@@ -27,7 +30,7 @@ from qwen_inspect.architectures.families import CLASSES
 from qwen_inspect.checkpoint import Checkpoint, ModelRef
 from qwen_inspect.errors import QwenInspectError
 from qwen_inspect.loaders import catalog
-from qwen_inspect.predicting.family_trace import FamilyTrace, NotCovered, Variant, dump
+from qwen_inspect.predicting.family_trace import FamilyTrace, NotCovered, Variant, dump, read
 from qwen_inspect.predicting.kept_trace import Point
 from qwen_inspect.predicting.outline import (
     MOST_SINGLES,
@@ -48,7 +51,10 @@ from qwen_inspect.tracing.trace import trace
 # transformers before 4.48 repeated K and V for flash attention: the published peaks of Qwen2.5 were measured so.
 KERNELS = {"qwen2": ("sdpa", "flash_attention_2_repeated")}
 FLAGS = ("attention_bias", "mlp_bias", "use_bias", "qk_layernorm", "use_qk_norm", "attention_out_bias")
-SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+SECTIONS = {**ROPE, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}
+SCALED = {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 8192}
+LATE_QUERIES = {**ROPE, **SCALED, "llama_4_scaling_beta": 0.1}
 # What releases have that the class's defaults lack.
 STRUCTURES: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "falcon": (  # 7B, 40B, 11B, RW
@@ -57,11 +63,25 @@ STRUCTURES: Mapping[str, Sequence[Mapping[str, Any]]] = {
         {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
         {"alibi": True, "bias": True, "multi_query": False, "parallel_attn": False},
     ),
-    "gpt_neox": ({}, {"use_parallel_residual": False}),
+    "gpt_neox": tuple(
+        {"use_parallel_residual": parallel, "rope_parameters": {**ROPE, "partial_rotary_factor": share}}
+        for parallel in (True, False)
+        for share in (0.25, 1.0)
+    ),
     "glm4v": ({"rope_parameters": SECTIONS},),
     "glm4v_moe": ({"rope_parameters": SECTIONS},),
     "lfm2_moe": ({"layer_types": 2 * ["conv", "conv", "full_attention", "conv"]},),
+    "mistral3": ({}, {"model_type": "ministral3", "rope_parameters": LATE_QUERIES}),
     "mpt": ({"max_seq_len": 2048}, {"max_seq_len": 8192}),
+    "phi3": tuple(
+        {
+            "rope_scaling": {"type": "longrope", "short_factor": pairs * [1.0], "long_factor": pairs * [2.0]},
+            "partial_rotary_factor": pairs / 8,
+            "original_max_position_embeddings": 4096,
+            "sliding_window": 32,
+        }
+        for pairs in (8, 6)
+    ),
     "opt": ({}, {"do_layer_norm_before": False, "word_embed_proj_dim": 32}),  # 350M is the second
 }
 RENAMED = ("hidden_size", "num_hidden_layers", "num_attention_heads")
@@ -196,6 +216,8 @@ def _other_layers(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if "mlp_only_layers" in configuration.to_dict() and not config["model_type"].startswith("qwen3_5"):
         for dense in ([1, 3], [0, 1, 3]):
             yield _changed(config, mlp_only_layers=dense)
+    if text.get("first_k_dense_replace") and "mlp_layer_types" not in text:
+        yield _changed(config, num_hidden_layers=8, first_k_dense_replace=8)
     if "sliding_window" in text and not types:  # all layers have a window, or none
         yield _changed(config, sliding_window=None if text["sliding_window"] else 32)
         types = ["sliding_attention", "full_attention"]
@@ -376,22 +398,42 @@ def check(variant: Variant, sample: Sample, report: Report) -> None:
         raise NotLearnt(f"{sample.point}: another run")
 
 
+def covers(variant: Variant, config: Mapping[str, Any], group: Group) -> bool:
+    report = report_of(config)
+    design = outline(report)
+    assert design is not None
+    kinds = tuple(sorted({layer.structure for layer in design.layers}))
+    same = (variant.kernel, variant.outside, variant.kinds) == (group.kernel, design.outside.structure, kinds)
+    if not same or variant.options != group.options:
+        return False
+    for point in (Point(2, 50, 90), Point(2, 500, 90_000)):
+        with suppress(NotCovered):
+            variant.at(design, point, report.tree)
+            return True
+    return False
+
+
 def main() -> None:
     known = catalog.entries()
-    types = sys.argv[1:] or sorted({str(catalog.configuration(model, known)["model_type"]) for model in known})
-    for model_type in types:
+    more = "--more" in sys.argv  # beside what is kept
+    types = [name for name in sys.argv[1:] if name != "--more"]
+    for model_type in types or sorted({str(catalog.configuration(model, known)["model_type"]) for model in known}):
         began = time.perf_counter()
         random = Random(model_type)
-        config = next(bases(model_type))
-        defaults = defaults_of(config)
-        print(f"{model_type}: {defaults}", flush=True)
         path = SHIPPED / family_file(model_type)
-        variants: list[Variant] = []
+        kept = read(path) if more else None
+        defaults = defaults_of(next(bases(model_type))) if kept is None else kept.defaults
+        variants: list[Variant] = [] if kept is None else [*kept.variants]
+        print(f"{model_type}: {defaults}", flush=True)
         for group in groups(model_type, defaults):
+            configs = [config for config, _ in group.layers.values()]
+            older = [variant for variant in variants if any(covers(variant, config, group) for config in configs)]
+            if all(any(covers(variant, config, group) for variant in older) for config in configs):
+                continue
             names = {layer.structure for layer in group.outline.layers}
             try:
                 variant = learnt_somehow(group, random)
-                variants.append(variant)
+                variants = [*(other for other in variants if other not in older), variant]
                 family = FamilyTrace(made_by=versions(), defaults=defaults, variants=tuple(variants))
                 path.write_bytes(dump(family))
                 told = f"{len(variant.regimes)} regimes"

@@ -119,9 +119,11 @@ def _heads(text: dict[str, Any], some: Any) -> None:
         text["hidden_size"] = text["num_attention_heads"] * head_dim
     for key in ("rope_parameters", "rope_scaling"):
         rope = text.get(key)
+        half = int(head_dim * share) // 2
         if isinstance(rope, dict) and isinstance(rope.get("mrope_section"), list):
-            half = int(head_dim * share) // 2
             rope["mrope_section"] = [half - 2 * (half // 3), half // 3, half // 3]
+        if isinstance(rope, dict) and isinstance(rope.get("long_factor"), list):
+            rope["short_factor"], rope["long_factor"] = [1.0] * half, [2.0] * half
 
 
 def turned_share(text: Mapping[str, Any]) -> float:

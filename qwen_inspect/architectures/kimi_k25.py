@@ -74,7 +74,8 @@ def _part(config: Mapping[str, Any], key: str, model_types: tuple[str, ...]) -> 
 
 
 def _read_vision(config: Mapping[str, Any]) -> dict[str, Any]:
-    vision = {**VISION, **_part(config, "vision_config", ("kimi_k25_vision", "kimi_k25"))}
+    # Some releases have "" for its type. transformers 5.23 knows the part's class without it: Kimi_K25Config
+    vision = {**VISION, **_part(config, "vision_config", ("kimi_k25_vision", "kimi_k25", ""))}
     rope = vision.get("rope_scaling") or vision.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else rope
     if kind not in ("default", "axial"):

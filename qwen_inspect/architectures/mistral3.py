@@ -49,7 +49,8 @@ DECODERS = ("mistral", "ministral3", "mistral4")
 def architecture(config: Mapping[str, Any]) -> Architecture:
     with_parts = {key: config.get(key) or empty for key, empty in (("text_config", TEXT), ("vision_config", VISION))}
     nested = part(with_parts, "text_config", model_types=DECODERS)
-    vision = with_defaults(part(with_parts, "vision_config", model_types=("pixtral",)), PIXTRAL)
+    tower = part(with_parts, "vision_config", model_types=("pixtral",))
+    vision = with_defaults(tower, PIXTRAL, rope_types=("default", "axial"))  # transformers 5.23 writes the second
     dtype, kind = whole_dtype(config), str(nested.get("model_type", "mistral"))
     decoder = deepseek.read_latent_decoder if kind == "mistral4" else mistral.decoder
     text, language, kept = decoder(nested, kind, dtype)

@@ -75,7 +75,9 @@ SPANS: Mapping[str, tuple[CacheKind, str | None]] = {
 # --- the configuration
 
 
-def with_defaults(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def with_defaults(
+    config: Mapping[str, Any], defaults: Mapping[str, Any], *, rope_types: tuple[str, ...] = ROPE_TYPES
+) -> dict[str, Any]:
     """`config` with the class's defaults for the keys that it lacks; a null stays a null.
 
     MalformedError for a number that no model has. Source of each family's defaults: its configuration_*.py.
@@ -92,8 +94,8 @@ def with_defaults(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dic
         for parameters in (rope, *(rope.values() if isinstance(rope, Mapping) else ())):
             if isinstance(parameters, Mapping):
                 kind = parameters.get("rope_type", parameters.get("type", "default"))
-                if kind not in ROPE_TYPES:
-                    raise UnsupportedError("rope_type_unsupported", found=shown(kind), known=", ".join(ROPE_TYPES))
+                if kind not in rope_types:
+                    raise UnsupportedError("rope_type_unsupported", found=shown(kind), known=", ".join(rope_types))
     return merged
 
 

@@ -235,6 +235,8 @@ class FamilyTrace:
 
     def variants_for(self, outline: Outline, kernel: str, options: Mapping[str, Any]) -> Iterable[Variant]:
         kinds = tuple(sorted({layer.structure for layer in outline.layers}))
+        if options.get("_attn_implementation") == kernel:
+            options = {key: value for key, value in options.items() if key != "_attn_implementation"}
         for variant in self.variants:
             same = variant.kernel == kernel and variant.outside == outline.outside.structure and variant.kinds == kinds
             if same and variant.options == options:

@@ -25,17 +25,17 @@ DECODERS = ("text_config", "llm_config", "language_config", "thinker_config")
 # multiply by, and what says which layer is of which kind.
 _UNRELATED = """
     _name_or_path _sliding_window_pattern activation activation_function architectures attention_dropout attn_pdrop
-    audio_config audio_token_id auto_map bos_token_id classifier_dropout decoder_sparse_step dropout dtype embd_pdrop
-    eos_token_id ffn_hidden_size first_k_dense_replace full_attention_interval full_attn_idxs head_dim hidden_act
-    hidden_activation hidden_dropout id2label image_token_id index_skip_topk_offset index_topk_freq index_topk_pattern
-    indexer_types initializer_range label2id layer_norm_eps layer_norm_epsilon layer_types layerdrop max_position_embeddings
-    max_window_layers mlp_layer_types mlp_only_layers mm_tokens_per_image model_type moe_layer_freq n_inner n_positions
-    n_shared_experts norm_eps num_dense_layers num_hidden_layers num_kv_heads num_labels num_nextn_predict_layers
-    original_max_position_embeddings pad_token_id partial_rotary_factor pretraining_tp problem_type qk_head_dim
-    query_pre_attn_scalar resid_pdrop return_dict rms_norm_eps rope_local_base_freq rope_parameters rope_scaling rope_theta
-    router_aux_loss_coef router_jitter_noise sep_token_id sliding_window sliding_window_pattern text_config
-    tie_word_embeddings torch_dtype transformers_version use_cache use_sliding_window video_token_id vision_config
-    vision_end_token_id vision_start_token_id vision_token_id word_embed_proj_dim
+    audio_config audio_token_id auto_map bos_token_id classifier_dropout decoder_sparse_step dropout dtype emb_pdrop
+    embd_pdrop embedding_dropout eos_token_id ffn_hidden_size first_k_dense_replace full_attention_interval full_attn_idxs
+    head_dim hidden_act hidden_activation hidden_dropout id2label image_token_id index_skip_topk_offset index_topk_freq
+    index_topk_pattern indexer_types initializer_range label2id layer_norm_eps layer_norm_epsilon layer_types layerdrop
+    max_position_embeddings max_window_layers mlp_layer_types mlp_only_layers mm_tokens_per_image model_type moe_layer_freq
+    n_inner n_positions n_shared_experts norm_eps num_dense_layers num_hidden_layers num_kv_heads num_labels
+    num_nextn_predict_layers original_max_position_embeddings pad_token_id partial_rotary_factor pretraining_tp problem_type
+    qk_head_dim query_pre_attn_scalar resid_pdrop residual_dropout return_dict rms_norm_eps rope_local_base_freq
+    rope_parameters rope_scaling rope_theta router_aux_loss_coef router_jitter_noise sep_token_id sliding_window
+    sliding_window_pattern text_config tie_word_embeddings torch_dtype transformers_version use_cache use_sliding_window
+    video_token_id vision_config vision_end_token_id vision_start_token_id vision_token_id word_embed_proj_dim
 """
 UNRELATED = frozenset(_UNRELATED.split())
 # Kinds of RoPE whose frequencies are computed once. Source: transformers 5.23, modeling_rope_utils.dynamic_rope_update
@@ -49,6 +49,8 @@ GEMMA3_IMAGE_TOKEN, GEMMA3_VOCABULARY = 262_144, 262_208  # transformers 5.23, G
 # Tokens up to which Phi-3 keeps its first cache.
 # Source: transformers 5.23, Phi3Config and Phi3ForCausalLM.prepare_inputs_for_generation
 PHI3_ORIGINAL = 4096
+# Names of its RoPE in releases. Source: the same, Phi3Config.convert_rope_params_to_dict
+PHI3_ROPE: Mapping[str, str] = {"su": "longrope", "yarn": "longrope"}
 LAYERS = frozenset({"layers", "h", "blocks"})
 MOST_SINGLES = 2
 FLASH_HEAD_DIM = 256  # the widest of flash attention, which pads to eights. Source: torch 2.13, sdp_utils.cpp
@@ -184,10 +186,12 @@ def options_of(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
         key: _class_of(text[key], default)
         for key, default in defaults.items()
         if key in text
+        and key not in UNRELATED
         and not (isinstance(text[key], list) and len(text[key]) == text.get("num_hidden_layers"))  # the layers' own
         and _class_of(text[key], default) != _class_of(default, default)
     }
-    if ropes := sorted(_ropes([text.get("rope_parameters"), text.get("rope_scaling")])):
+    names = PHI3_ROPE if text.get("model_type") == "phi3" else {}
+    if ropes := sorted(_ropes([text.get("rope_parameters"), text.get("rope_scaling")], names)):
         options["rope"] = ropes
     vocabulary = _whole(text.get("vocab_size", GEMMA3_VOCABULARY))
     if config.get("model_type") == "gemma3" and _image_token(config) >= vocabulary:
@@ -231,13 +235,14 @@ def _class_of(value: Any, default: Any) -> Any:
     return "a fraction" if is_fraction and value not in (0, 1) else value
 
 
-def _ropes(values: Sequence[Any]) -> set[str]:
-    """The kinds of RoPE that a run's length changes, and sections if there are several."""
+def _ropes(values: Sequence[Any], names: Mapping[str, str]) -> set[str]:
+    """The kinds of RoPE that a run's length changes, and sections if there are several. names: kinds that are read as others."""
     ropes: set[str] = set()
     for value in values:
         if isinstance(value, Mapping):
-            ropes |= {str(value.get("rope_type", value.get("type", "default")))} - FIXED_ROPE
-            ropes |= _ropes([*value.values()])
+            kind = str(value.get("rope_type", value.get("type", "default")))
+            ropes |= {names.get(kind, kind)} - FIXED_ROPE
+            ropes |= _ropes([*value.values()], names)
             if isinstance(sections := value.get("mrope_section"), list):
                 ropes.add(f"{len(sections)} sections")
     return ropes

@@ -723,6 +723,7 @@ def kimi_tower(chance: random.Random, config: dict[str, Any]) -> None:
         pos_emb_height=[4, 8],
         pos_emb_time=[2, 4],
         merge_kernel_size=[[2, 2], [1, 2]],
+        model_type=["kimi_k25_vision", ""],  # Kimi-K2.6 and K2.7 as NVIDIA quantised them have the second
     )(chance, vision)
     config["projection_hidden_size"] = vision["hidden_size"]
 
