@@ -28,7 +28,7 @@ from benchmarks.learning import NotLearnt, Sample, learn
 from benchmarks.sampling import EXPERTS, PER_TOKEN, SIZES, WINDOWS, sampled, sampled_point, turned_share
 from qwen_inspect.architectures.families import CLASSES
 from qwen_inspect.checkpoint import Checkpoint, ModelRef
-from qwen_inspect.errors import QwenInspectError
+from qwen_inspect.errors import QwenInspectError, UnsupportedError
 from qwen_inspect.loaders import catalog
 from qwen_inspect.predicting.family_trace import FamilyTrace, NotCovered, Variant, dump, read
 from qwen_inspect.predicting.kept_trace import Point
@@ -336,7 +336,10 @@ def sample(
     wanted = [point for point in points if (point.batch == 1, point.prompt_tokens == 1) == singles]
     point = (wanted or points)[0]
     request = replace(sample_request(point, group.kernel), layers=count)
-    _, rest = apart(fixed(trace(report.spec, config, request)))
+    try:
+        _, rest = apart(fixed(trace(report.spec, config, request)))
+    except UnsupportedError:  # nor can transformers run it
+        return None
     return Sample(replace(design, layers=design.layers[:count]), point, rest), report
 
 

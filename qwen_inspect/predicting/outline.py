@@ -51,6 +51,9 @@ GEMMA3_IMAGE_TOKEN, GEMMA3_VOCABULARY = 262_144, 262_208  # transformers 5.23, G
 PHI3_ORIGINAL = 4096
 # Names of its RoPE in releases. Source: the same, Phi3Config.convert_rope_params_to_dict
 PHI3_ROPE: Mapping[str, str] = {"su": "longrope", "yarn": "longrope"}
+# Classes that turn three sections of a head unless told others, of any sizes.
+# Source: transformers 5.23, modeling_*.py of each, __init__ and recomposition of its rotary embedding
+SECTIONED = frozenset({"qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"})
 LAYERS = frozenset({"layers", "h", "blocks"})
 MOST_SINGLES = 2
 FLASH_HEAD_DIM = 256  # the widest of flash attention, which pads to eights. Source: torch 2.13, sdp_utils.cpp
@@ -191,8 +194,13 @@ def options_of(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
         and _class_of(text[key], default) != _class_of(default, default)
     }
     names = PHI3_ROPE if text.get("model_type") == "phi3" else {}
-    if ropes := sorted(_ropes([text.get("rope_parameters"), text.get("rope_scaling")], names)):
-        options["rope"] = ropes
+    ropes = _ropes([text.get("rope_parameters"), text.get("rope_scaling")], names)
+    if str(config.get("model_type")).removesuffix("_text") in SECTIONED and not any(
+        "sections" in rope for rope in ropes
+    ):
+        ropes.add("3 sections")
+    if ropes:
+        options["rope"] = sorted(ropes)
     vocabulary = _whole(text.get("vocab_size", GEMMA3_VOCABULARY))
     if config.get("model_type") == "gemma3" and _image_token(config) >= vocabulary:
         options["image_token"] = "beyond the vocabulary"

@@ -17,7 +17,7 @@ from qwen_inspect.errors import QwenInspectError, UnsupportedError
 from qwen_inspect.loaders import catalog
 from qwen_inspect.predicting.family_trace import NotCovered, Variables, read
 from qwen_inspect.predicting.kept_trace import Point
-from qwen_inspect.predicting.outline import decoder_of
+from qwen_inspect.predicting.outline import decoder_of, options_of
 from qwen_inspect.predicting.predict import SHIPPED, family_file, family_trace, sample_request
 from qwen_inspect.predicting.segments import deepen, fixed
 from qwen_inspect.results.memory import Run
@@ -151,6 +151,35 @@ def test_phi_3_beyond_its_original_length_is_not_covered(prompt: int, new_tokens
     config = dict(catalog.configuration("microsoft/Phi-3-mini-4k-instruct", catalog.entries()))
     run = Run(prompt_tokens=prompt, new_tokens=new_tokens, attention="sdpa")
     assert (family_trace(report_of(config), run) is not None) == covered
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        # Phi3Config.convert_rope_params_to_dict: both names are long RoPE, which each run computes anew.
+        ({"model_type": "phi3", "rope_scaling": {"type": "su"}}, {"rope": ["longrope"]}),
+        ({"model_type": "phi3", "rope_scaling": {"type": "yarn"}}, {"rope": ["longrope"]}),
+        ({"model_type": "llama", "rope_scaling": {"type": "yarn"}}, {}),
+        # Qwen3VLTextRotaryEmbedding.__init__: three sections by default
+        ({"model_type": "qwen3_vl", "text_config": {"rope_theta": 5e6}}, {"rope": ["3 sections"]}),
+        # modeling_bloom.build_alibi_tensor: a second range of slopes
+        ({"model_type": "bloom", "n_head": 112}, {"alibi": "heads that are no power of two"}),
+        ({"model_type": "bloom", "n_head": 32}, {}),
+        ({"model_type": "falcon", "alibi": False, "num_attention_heads": 71}, {}),
+    ],
+    ids=str,
+)
+def test_what_of_a_configuration_decides_a_run(config: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    assert options_of(config, {}) == options
+
+
+def test_dropout_and_the_name_of_the_kernel_are_no_other_run() -> None:
+    """Gemma-2's releases name theirs. A run without gradients drops nothing."""
+    run = Run(prompt_tokens=50, new_tokens=9, attention="eager")
+    config = dict(catalog.configuration("google/gemma-2-2b-it", catalog.entries()))
+    named = {**config, "_attn_implementation": "eager", "attention_dropout": 0.1}
+    assert known(family_trace(report_of(named), run)).trace == known(family_trace(report_of(config), run)).trace
+    assert family_trace(report_of({**config, "_attn_implementation": "flash_attention_2"}), run) is None
 
 
 def test_what_samples_could_not_tell_apart_is_not_covered() -> None:
