@@ -30,7 +30,8 @@ from qwen_inspect.architectures.families import CLASSES
 from qwen_inspect.checkpoint import Checkpoint, ModelRef
 from qwen_inspect.errors import QwenInspectError, UnsupportedError
 from qwen_inspect.loaders import catalog
-from qwen_inspect.predicting.family_trace import FamilyTrace, NotCovered, Variant, dump, read
+from qwen_inspect.predicting.family_trace import FamilyTrace, NotCovered, Variant, dump, loaded_of, read
+from qwen_inspect.predicting.family_file import SHIPPED, dump
 from qwen_inspect.predicting.kept_trace import Point
 from qwen_inspect.predicting.outline import (
     MOST_SINGLES,
@@ -41,7 +42,7 @@ from qwen_inspect.predicting.outline import (
     outline_of,
     regime_of,
 )
-from qwen_inspect.predicting.predict import SHIPPED, family_file, sample_request
+from qwen_inspect.predicting.predict import family_file, sample_request
 from qwen_inspect.predicting.segments import apart, fixed
 from qwen_inspect.results.model import Report
 from qwen_inspect.structure.inspect import analyse
@@ -395,7 +396,7 @@ def learnt_somehow(group: Group, random: Random) -> Variant:
 
 def check(variant: Variant, sample: Sample, report: Report) -> None:
     """Holds what is composed for an unseen configuration against its own trace."""
-    _, composed = apart(variant.at(sample.outline, sample.point, report.tree))
+    _, composed = apart(variant.at(sample.outline, sample.point, loaded_of(report.tree)))
     expected, made = sample.trace.at(sample.point), composed.at(sample.point)
     if (made.events, made.stages, made.kept) != (expected.events, expected.stages, expected.kept):
         raise NotLearnt(f"{sample.point}: another run")

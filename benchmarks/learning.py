@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from fractions import Fraction
-from itertools import chain, combinations_with_replacement
+from itertools import chain, combinations_with_replacement, count
 from math import prod
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ from qwen_inspect.predicting.segments import Place, Request, Segment, cut
 MODULUS = (1 << 61) - 1
 MOST_FACTORS = 4  # of a size, besides constants and the workload
 FEWEST = 8  # samples that a formula must hold for
+FEWEST_AGAIN = 3  # samples of another regime that a formula must hold for
 SEARCHED = 14  # samples that a formula is searched in; the others check it
 
 
@@ -57,17 +58,21 @@ class Condition(NamedTuple):
 Sizes = dict[Condition, tuple[int, ...]]  # of the requests of a segment
 
 
-def learn(samples: Mapping[str, Sequence[Sample]]) -> tuple[dict[str, Regime], dict[str, Variables]]:
+def learn(
+    samples: Mapping[str, Sequence[Sample]], *, alignment: int = 1
+) -> tuple[dict[str, Regime], dict[str, Variables]]:
     """The regimes of a variant, from samples of each, and the variables of each kind of layer, "" for what is outside of them.
 
-    NotLearnt if samples of a regime do not do the same, or no formula gives a size.
+    alignment: beyond which dimensions' divisors do not matter. NotLearnt if samples of a regime do not do the same, or no formula
+    gives a size.
     """
-    skeletons = {name: _skeleton(name, many) for name, many in samples.items()}
+    by_number = sorted(samples.items(), key=lambda item: -len(item[1]))
+    skeletons = {name: _skeleton(name, many) for name, many in by_number}
     conditions: dict[str, dict[Condition, None]] = defaultdict(dict)
     for _, segments in skeletons.values():
         for place, (_, sizes) in segments.items():
             conditions[_kind(place)].update(dict.fromkeys(sizes))
-    searches = {kind: _Search([*many]) for kind, many in conditions.items()}
+    searches = {kind: _Search([*many], alignment) for kind, many in conditions.items()}
     regimes = {
         name: Regime(
             stages,
@@ -96,15 +101,15 @@ def _skeleton(
         stages.add(apart.stages)
         for place, segment in apart.by_place.items():
             part = place.kind if isinstance(place.kind, Part) else None
-            at = Place(place.part, part.structure if part else None, place.first)
+            at = Place(place.part, part.structure if part else None, place.ends)
             skeleton = Segment(
-                tuple([request._replace(size=None) for request in segment.requests]), segment.order, segment.others
+                tuple([_without_sizes(request) for request in segment.requests]), segment.order, segment.others
             )
             before, sizes = segments.setdefault(at, (skeleton, {}))
             if before != skeleton:
                 raise NotLearnt(f"{name} {sample.point}: {_difference(at, before, skeleton)}")
             condition = Condition(dimensions_of(sample.outline, part), ChunkedPoint(*astuple(sample.point)).monomials)
-            made = tuple([request.size[0] for request in segment.requests])
+            made = tuple([size for request in segment.requests for size in _sizes(request)])
             if sizes.setdefault(condition, made) != made:
                 raise NotLearnt(f"{name}, {at}: other sizes for {condition}")
     if len(stages) != 1:
@@ -112,16 +117,35 @@ def _skeleton(
     return stages.pop(), segments
 
 
+def _without_sizes(request: Request) -> Request:
+    return request._replace(size=None, summed=request.summed and (None, None, request.summed[2]))
+
+
+def _sizes(request: Request) -> Iterator[int]:
+    """Its bytes, and of a sum over rows the outputs and the inputs."""
+    yield request.size[0]
+    for (size,) in (request.summed or ())[:2]:
+        yield size
+
+
 def _with_formulas(place: Place, segment: Segment, sizes: Sizes, search: _Search) -> Segment:
     requests: list[Request] = []
-    if segment.requests and len(sizes) < FEWEST:
+    if segment.requests and len(sizes) < FEWEST_AGAIN:
         raise NotLearnt(f"{place}: {len(sizes)} samples")
-    for number, request in enumerate(segment.requests):
-        wanted = {condition: made[number] for condition, made in sizes.items()}
-        if (formula := search.formula(wanted)) is None:
+    number = count()
+
+    def formula(request: Request) -> Formula:
+        column = next(number)
+        wanted = {condition: made[column] for condition, made in sizes.items()}
+        if (formula := search.formula(wanted, (request.module, request.operator))) is None:
             few = [(size, condition) for condition, size in wanted.items()][:4]
             raise NotLearnt(f"part {place.part}, {request.module}, {request.operator}: {few}")
-        requests.append(request._replace(size=formula))
+        return formula
+
+    for request in segment.requests:
+        size, summed = formula(request), request.summed
+        summed = summed and (formula(request), formula(request), summed[2])
+        requests.append(request._replace(size=size, summed=summed))
     return Segment(tuple(requests), segment.order, segment.others)
 
 
@@ -135,19 +159,30 @@ def _difference(place: Place, first: Segment, second: Segment) -> str:
 class _Search:
     """Finds formulas for the sizes of one kind of layer, or of what is outside of the layers."""
 
-    def __init__(self, conditions: Sequence[Condition]) -> None:
+    def __init__(self, conditions: Sequence[Condition], alignment: int) -> None:
         conditions = list(dict.fromkeys(conditions))
-        self.variables = Variables.of_samples([condition.dimensions for condition in conditions])
+        self.variables = Variables.of_samples([condition.dimensions for condition in conditions], alignment=alignment)
         self._values = {condition: self.variables.values(condition.dimensions) for condition in conditions}
         self._free = [number for number, constant in enumerate(self.variables.constants) if constant is None]
         self._found: dict[Any, Formula | None] = {}
+        self._of: dict[tuple[str, str], list[Formula]] = defaultdict(list)
         self._tables: dict[tuple[Condition, ...], list[dict[int, Term]]] = {}
 
-    def formula(self, sizes: Mapping[Condition, int]) -> Formula | None:
+    def formula(self, sizes: Mapping[Condition, int], made_by: tuple[str, str]) -> Formula | None:
+        """A formula of another size, if it is right, those of the same module and operator first; else a new one."""
+        if len({*sizes.values()}) == 1 and (size := next(iter(sizes.values()))):
+            return (Term(size, 1, (), 0),)
+        known = self._of[made_by]
+        others = (formula for formula in self._found.values() if formula is not None)
+        for formula in chain(known, others if len(sizes) < FEWEST else ()):
+            if self._is_right(formula, sizes):
+                return formula
         key = tuple(sizes.items())
         if key not in self._found:
-            self._found[key] = self._search(sizes)
-        return self._found[key]
+            self._found[key] = self._search(sizes) if len(sizes) >= FEWEST else None
+        if (found := self._found[key]) is not None:
+            known.append(found)
+        return found
 
     def _search(self, sizes: Mapping[Condition, int]) -> Formula | None:
         searched = tuple(sizes)[:: max(1, len(sizes) // SEARCHED)]
@@ -179,22 +214,22 @@ class _Search:
     def _products_of(self, searched: tuple[Condition, ...]) -> Iterator[dict[int, Term]]:
         """By the sizes' ratios, the terms of 0, 1, 2, ... variables."""
         tables = self._tables.setdefault(searched, [])
-        for count in range(MOST_FACTORS + 1):
-            if count == len(tables):
+        for factors in range(MOST_FACTORS + 1):
+            if factors == len(tables):
                 columns = {n: [self._values[condition][n] for condition in searched] for n in self._free}
                 workloads = [
                     [sum(map(int.__mul__, row, condition.workload)) for condition in searched] for row in BASIS
                 ]
                 table: dict[int, Term] = {}
                 for basis, workload in enumerate(workloads):
-                    for chosen in combinations_with_replacement(self._free, count):
+                    for chosen in combinations_with_replacement(self._free, factors):
                         values = workload
                         for number in chosen:
                             values = [value * size for value, size in zip(values, columns[number], strict=True)]
                         if all(values):
                             table.setdefault(_key(values), Term(1, 1, chosen, basis))
                 tables.append(table)
-            yield tables[count]
+            yield tables[factors]
 
     def _value(self, term: Term, condition: Condition) -> int:
         row = sum(map(int.__mul__, BASIS[term.basis], condition.workload))

@@ -6,24 +6,19 @@ option or a relation between dimensions that no sample had is not covered.
 
 from __future__ import annotations
 
-import gzip
-import io
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, replace
-from functools import lru_cache
+from dataclasses import replace
 from itertools import chain, combinations_with_replacement, product
 from math import gcd, prod
-from pathlib import Path
+from operator import mod
 from typing import Any, NamedTuple
 
-from ..errors import MalformedError
 from ..spec import Module, each_buffer, each_tensor
 from ..values import dataclass
-from .kept_trace import CHUNKS, LARGEST_BYTES, Coefficients, KeptTrace, Point
+from .kept_trace import CHUNKS, Coefficients, KeptTrace, Point, fixed_size
 from .on_device import BUFFER, PARAMETER
 from .outline import Outline, Part, regime_of
-from .segments import Address, Place, Request, Segment, compose
+from .segments import Place, Segment, compose
 
 # Functions of a workload's lengths in which sizes are linear: coefficients of 1, T, T², S and the chunks, for prompts of T tokens
 # and S tokens at the end. Each is there for one sequence, then for the whole batch.
@@ -77,22 +72,26 @@ class Relation(NamedTuple):
 class Variables:
     """Which dimensions are equal in every sample, and so are one variable. of: of each dimension its variable. constants: of each
     variable its value, if that was the same in every sample. relations: in which samples could not tell one from others.
+    divisors: of each variable a divisor in every sample, where alignment matters.
     """
 
     of: tuple[int, ...]
     constants: tuple[int | None, ...]
     relations: tuple[Relation, ...] = ()
+    divisors: tuple[int, ...] = ()
 
     @staticmethod
-    def of_samples(samples: Sequence[Sequence[int]]) -> Variables:
+    def of_samples(samples: Sequence[Sequence[int]], *, alignment: int = 1) -> Variables:
+        """alignment: beyond which divisors do not matter."""
         numbers: dict[tuple[int, ...], int] = {}
         of = tuple(numbers.setdefault(column, len(numbers)) for column in zip(*samples, strict=True))
         constants = tuple(column[0] if len(set(column)) == 1 else None for column in numbers)
-        return Variables(of, constants, tuple(_relations([*numbers], constants)))
+        divisors = tuple(gcd(alignment, *column) for column in numbers)
+        return Variables(of, constants, tuple(_relations([*numbers], constants)), divisors if alignment > 1 else ())
 
     def values(self, dimensions: Sequence[int]) -> tuple[int, ...]:
         """The variables' values; NotCovered for dimensions that differ where no sample's did, are 0 or 1 where none was, or are
-        not related as all samples' were.
+        not related or aligned as all samples' were.
         """
         if len(dimensions) != len(self.of):
             raise NotCovered
@@ -103,6 +102,8 @@ class Variables:
             if values[variable] < 2 if constant is None else values[variable] != constant:
                 raise NotCovered
         of_all = tuple(values[variable] for variable in range(len(self.constants)))
+        if any(map(mod, of_all, self.divisors)):
+            raise NotCovered
         if not all(relation.holds(of_all) for relation in self.relations):
             raise NotCovered
         return of_all
@@ -179,11 +180,16 @@ class Variant:
     singles: int = 0
     least_tokens: int = 1
 
-    def at(self, outline: Outline, point: Point, tree: Module) -> KeptTrace:
-        """The run of a design with the structure of this variant, for workloads of the same regime as this one."""
+    def at(
+        self, outline: Outline, point: Point, loaded: Sequence[tuple[Coefficients, str, str]], schedule: str = ""
+    ) -> KeptTrace:
+        """The run of a design with the structure of this variant, for workloads of the same regime as this one.
+
+        loaded: size, module and operator of each tensor, in the order of a trace. schedule: of a training run, as in `regimes`.
+        """
         if point.prompt_tokens < self.least_tokens:
             raise NotCovered
-        regime = self.regimes.get(regime_of(outline.thresholds, point, singles=self.singles))
+        regime = self.regimes.get(schedule + regime_of(outline.thresholds, point, singles=self.singles))
         if regime is None:
             raise NotCovered
         values: dict[Part | None, tuple[int, ...]] = {}
@@ -192,30 +198,36 @@ class Variant:
             variables = self.variables["" if part is None else part.structure]
             values[part] = variables.values(dimensions_of(outline, part))
 
+        def polynomial(part: Part | None, formula: Formula) -> Coefficients:
+            if (part, formula) not in sizes:
+                sizes[part, formula] = coefficients(formula, values[part])
+            return sizes[part, formula]
+
         def segment_at(place: Place) -> Segment:
             part = place.kind if isinstance(place.kind, Part) else None
             segment = regime.segments[place._replace(kind=part and part.structure)]
             requests = []
             for request in segment.requests:
-                key = part, request.size
-                if key not in sizes:
-                    sizes[key] = coefficients(request.size, values[part])
-                requests.append(request._replace(size=sizes[key]))
+                summed = request.summed
+                if summed is not None:
+                    summed = polynomial(part, summed[0]), polynomial(part, summed[1]), summed[2]
+                requests.append(request._replace(size=polynomial(part, request.size), summed=summed))
             return Segment(tuple(requests), segment.order, segment.others)
 
         try:
-            return compose(regime.stages, outline.layers, segment_at, loaded=tuple(_loaded(tree)))
+            return compose(regime.stages, outline.layers, segment_at, loaded=loaded)
         except KeyError:
             raise NotCovered from None
 
 
-def _loaded(tree: Module) -> Iterable[tuple[Coefficients, str, str]]:
+def loaded_of(tree: Module) -> tuple[tuple[Coefficients, str, str], ...]:
     """What is loaded, in the order of a trace: parameters, then buffers, as polynomials."""
-    for operator, tensors in ((PARAMETER, each_tensor(tree)), (BUFFER, each_buffer(tree))):
-        for tensor in tensors:
-            if tensor.size_bytes:
-                module = tensor.name.rpartition(".")[0] or tree.class_name
-                yield (tensor.size_bytes, *[0] * (CHUNKS - 1)), module, operator
+    return tuple(
+        (fixed_size(tensor.size_bytes), tensor.name.rpartition(".")[0] or tree.class_name, operator)
+        for operator, tensors in ((PARAMETER, each_tensor(tree)), (BUFFER, each_buffer(tree)))
+        for tensor in tensors
+        if tensor.size_bytes
+    )
 
 
 class Composed(NamedTuple):
@@ -227,11 +239,12 @@ class Composed(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyTrace:
-    """defaults: of the options that a design does not show, each one's value in the class."""
+    """defaults: of the options that a design does not show, each one's value in the class. loop: of training, which it is of."""
 
     made_by: str
     defaults: Mapping[str, Any]
     variants: tuple[Variant, ...]
+    loop: str = ""
 
     def variants_for(self, outline: Outline, kernel: str, options: Mapping[str, Any]) -> Iterable[Variant]:
         kinds = tuple(sorted({layer.structure for layer in outline.layers}))
@@ -243,137 +256,21 @@ class FamilyTrace:
                 yield variant
 
     def at(
-        self, outline: Outline, kernel: str, options: Mapping[str, Any], point: Point, tree: Module
+        self,
+        outline: Outline,
+        kernel: str,
+        options: Mapping[str, Any],
+        point: Point,
+        loaded: Sequence[tuple[Coefficients, str, str]],
+        schedule: str = "",
     ) -> Composed | None:
-        """The run of a design; None if it is not covered."""
+        """The run of a design; None if it is not covered. loaded, schedule: as in `Variant.at`."""
         for variant in self.variants_for(outline, kernel, options):
             try:
-                trace = variant.at(outline, point, tree)
+                trace = variant.at(outline, point, loaded, schedule)
             except NotCovered:
                 continue
             return Composed(
                 replace(trace, made_by=self.made_by), everywhere=len(variant.regimes) == 1 and not outline.thresholds
             )
         return None
-
-
-# --- as a file
-
-
-def dump(family: FamilyTrace) -> bytes:
-    """As gzipped JSON; equal traces give equal bytes."""
-    tables: list[dict[Any, int]] = [{} for _ in range(6)]
-    modules, operators, formulas, requests, segments, variables = tables
-
-    def number(table: dict[Any, int], value: Any) -> int:
-        return table.setdefault(value, len(table))
-
-    def request_row(request: Request) -> int:
-        row = (number(formulas, request.size), number(modules, request.module), number(operators, request.operator))
-        return number(requests, (*row, request.use))
-
-    def segment_row(segment: Segment) -> int:
-        others = tuple((*other,) for other in segment.others)
-        return number(segments, (tuple(map(request_row, segment.requests)), segment.order, others))
-
-    variants = [
-        {
-            "kernel": variant.kernel,
-            "options": variant.options,
-            "outside": variant.outside,
-            "kinds": variant.kinds,
-            "singles": variant.singles,
-            "least_tokens": variant.least_tokens,
-            "variables": [number(variables, astuple(variant.variables[kind])) for kind in ("", *variant.kinds)],
-            "regimes": {
-                name: [
-                    regime.stages,
-                    [
-                        (
-                            place.part,
-                            -1 if place.kind is None else variant.kinds.index(place.kind),
-                            int(place.first),
-                            segment_row(segment),
-                        )
-                        for place, segment in regime.segments.items()
-                    ],
-                ]
-                for name, regime in variant.regimes.items()
-            },
-        }
-        for variant in family.variants
-    ]
-    content = {
-        "version": 1,
-        "made_by": family.made_by,
-        "defaults": family.defaults,
-        "modules": list(modules),
-        "operators": list(operators),
-        "formulas": list(formulas),
-        "requests": list(requests),
-        "segments": list(segments),
-        "variables": list(variables),
-        "variants": variants,
-    }
-    return gzip.compress(json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode(), mtime=0)
-
-
-def load(content: bytes, *, file: str) -> FamilyTrace:
-    """Reads what `dump` wrote; MalformedError for anything else."""
-    try:
-        with gzip.open(io.BytesIO(content)) as stream:
-            kept = json.loads(stream.read(LARGEST_BYTES))
-        if kept["version"] != 1:
-            raise ValueError(file)
-        modules, operators = kept["modules"], kept["operators"]
-        formulas = [
-            tuple(Term(top, bottom, tuple(chosen), basis) for top, bottom, chosen, basis in formula)
-            for formula in kept["formulas"]
-        ]
-        requests = [
-            Request(formulas[size], modules[module], operators[operator], use)
-            for size, module, operator, use in kept["requests"]
-        ]
-        segments = [
-            Segment(tuple([requests[row] for row in rows]), tuple(order), tuple([Address(*other) for other in others]))
-            for rows, order, others in kept["segments"]
-        ]
-        variables = [
-            Variables(
-                tuple(of),
-                tuple(constants),
-                tuple([Relation(tuple(top), tuple(bottom), *factor) for top, bottom, *factor in relations]),
-            )
-            for of, constants, relations in kept["variables"]
-        ]
-        variants = tuple(_variant(entry, segments, variables) for entry in kept["variants"])
-        return FamilyTrace(made_by=kept["made_by"], defaults=kept["defaults"], variants=variants)
-    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError):
-        raise MalformedError("trace_file", file=file) from None
-
-
-def _variant(entry: Mapping[str, Any], segments: Sequence[Segment], variables: Sequence[Variables]) -> Variant:
-    kinds = tuple(entry["kinds"])
-    names = (None, *kinds)
-    return Variant(
-        kernel=entry["kernel"],
-        options=entry["options"],
-        outside=entry["outside"],
-        kinds=kinds,
-        singles=entry["singles"],
-        least_tokens=entry["least_tokens"],
-        variables={kind or "": variables[row] for kind, row in zip(names, entry["variables"], strict=True)},
-        regimes={
-            name: Regime(
-                tuple((stage, parts) for stage, parts in stages),
-                {Place(part, names[kind + 1], bool(first)): segments[segment] for part, kind, first, segment in places},
-            )
-            for name, (stages, places) in entry["regimes"].items()
-        },
-    )
-
-
-@lru_cache(maxsize=4)
-def read(path: Path) -> FamilyTrace | None:
-    """The family's trace in this file; None if there is no such file."""
-    return load(path.read_bytes(), file=path.name) if path.is_file() else None

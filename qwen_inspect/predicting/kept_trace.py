@@ -61,6 +61,13 @@ SAMPLES = tuple(
 WITNESS = Point(3, 48, 112)
 
 Coefficients = tuple[int, ...]
+
+
+def fixed_size(size_bytes: int) -> Coefficients:
+    """The polynomial of a size that depends on nothing."""
+    return (size_bytes, *[0] * (CHUNKS - 1))
+
+
 # A sum over rows loads as many numbers at a time as divide its strides, which may be multiples of the prompt's tokens.
 ALIGNMENTS = (1, 2, 4)
 Vectors = tuple[int, ...]

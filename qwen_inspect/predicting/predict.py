@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import field, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import DType
@@ -27,8 +26,10 @@ from ..tracing.adapting import FourBits
 from ..tracing.bases import Base, EightBits
 from ..values import dataclass
 from . import family_trace as family_traces
-from .family_trace import Composed
+from .family_trace import Composed, loaded_of
 from .footprint import bytes_of, cache_bytes, formula_footprint, stored_footprint, traced_footprint
+from .family_file import SHIPPED, read
+from .family_training import MICRO_BATCHES, training_trace
 from .kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
 from .on_device import PARAMETER
 from .outline import Outline, options_of, outline_of
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
     from .training_plan import Plan
 
 SHALLOW = 3  # layers of a trace that stands for any number of equal ones
-MICRO_BATCHES = 2  # the first, and one with gradients already there; later ones do the same as the second
-SHIPPED = Path(__file__).parent.parent / "catalog" / "traces"
 
 
 def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport:
@@ -168,7 +167,7 @@ def _training_report(report: Report, run: Run, course_points: int) -> MemoryRepo
     run, training = plan.run, plan.training
     refusal: QwenInspectError | None = None
     try:
-        timeline, provenance = _training_timeline(report, plan), _installed()
+        timeline, provenance = _training_timeline(report, plan)
         footprint = traced_footprint(timeline, run, provenance=provenance, course_points=course_points)
         if training.adapters and footprint.steady.adapters != training.trained_bytes:
             raise UnsupportedError("lora_differs", traced=footprint.steady.adapters, expected=training.trained_bytes)
@@ -189,9 +188,12 @@ def _training_report(report: Report, run: Run, course_points: int) -> MemoryRepo
     return MemoryReport(report=report, run=run, training=training, predicted=footprint, refusal=refusal)
 
 
-def _training_timeline(report: Report, plan: Plan) -> Timeline:
+def _training_timeline(report: Report, plan: Plan) -> tuple[Timeline, str]:
+    """The run's trace and the versions that made it."""
+    if (composed := training_trace(report, plan)) is not None:
+        return composed.at(_point(plan.run)), composed.made_by
     first = replace(plan.run, accumulate=min(plan.run.accumulate, MICRO_BATCHES))
-    return _once(report, first, plan.four_bits)
+    return _once(report, first, plan.four_bits), _installed()
 
 
 def training_of_any(report: Report, run: Run) -> KeptTrace | None:
@@ -201,6 +203,8 @@ def training_of_any(report: Report, run: Run) -> KeptTrace | None:
     from .training_plan import plan_of
 
     plan = plan_of(report, replace(run, accumulate=min(run.accumulate, MICRO_BATCHES)))
+    if (composed := training_trace(report, plan)) is not None:
+        return composed
     with working("working_trace", batch=run.batch, tokens=run.prompt_tokens):
         question = question_of(report, plan, trace_request(plan.run, plan.four_bits), _installed())
         return composed_trace(question, of_any=True) if question.above is not None else None
@@ -485,10 +489,11 @@ def family_trace(report: Report, run: Run, outline: Outline | None = None) -> Co
         return None
     if run.device == "cpu" and not _same_on_cpu(report.spec, report.tree, report.cache):
         return None
-    family = family_traces.read(SHIPPED / family_file(str((report.config or {}).get("model_type"))))
+    family = read(SHIPPED / family_file(str((report.config or {}).get("model_type"))))
     if family is None:
         return None
-    return family.at(outline, run.attention, options_of(report.config or {}, family.defaults), _point(run), report.tree)
+    options, loaded = options_of(report.config or {}, family.defaults), loaded_of(report.tree)
+    return family.at(outline, run.attention, options, _point(run), loaded)
 
 
 def outline_in(report: Report) -> Outline | None:
@@ -555,7 +560,7 @@ def _timeline(report: Report, run: Run) -> tuple[Timeline, str]:
         return timeline_of(report, run)
     from .training_plan import plan_of
 
-    return _training_timeline(report, plan_of(report, run)), versions()
+    return _training_timeline(report, plan_of(report, run))
 
 
 def sample_request(point: Point, attention: str) -> Any:

@@ -1,15 +1,16 @@
 """A run in segments, one for each layer and pass, from which a run of any other sequence of the same layers is composed.
 
-A stage is parts: outside of the layers, a pass over them, outside again, and so on. What a layer does depends on its kind and on
-whether it is the first, which finds no layer before it. It frees what it made itself, what is left of another segment, such as
-the output of the layer before, or something made outside of the layers.
+A stage is parts: outside of the layers, a pass over them, outside again, and so on; a backward passes over them from the last to
+the first. What a layer does depends on its kind and on its place: the first finds no layer before it. It frees what it made
+itself, what is left of another segment, such as the output of the layer before, or something made outside of the layers.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
+from operator import gt, lt
 from typing import Any, NamedTuple
 
 from ..errors import UnsupportedError
@@ -19,20 +20,27 @@ from .kept_trace import KeptTrace
 
 LAYER = re.compile(r"(?:(?<=\blayers\.)|(?<=\bh\.)|(?<=\bblocks\.))\d+\b")
 ANY_LAYER = "#"  # in a module's name, instead of the layer's number
+BACKWARD = "backward"
+FIRST, LAST, FIRST_OF_KIND, LAST_OF_KIND = 1, 2, 4, 8
 
 
 class Request(NamedTuple):
-    """size: bytes, a polynomial or a formula. use: "cache" or "state" if the trace says so."""
+    """size: bytes, a polynomial or a formula. use: "cache" or "state" if the trace says so; of a gradient its parameter.
+
+    summed: outputs, inputs and vectors of a sum over rows, as in a `KeptTrace`.
+    """
 
     size: Any
     module: str
     operator: str
     use: str = ""
+    summed: tuple[Any, Any, tuple[int, ...]] | None = None
 
 
 class Address(NamedTuple):
-    """A request of another segment. layer: how far from this one, or from the last if the free is outside of the layers; None for
-    a request outside of them. number: among all of that segment; in a layer among those that outlive it, the last is 0.
+    """A request of another segment. layer: how far from this one, or from the last that the other's pass goes over if the free is
+    outside of the layers; None for a request outside of them. number: among all of that segment; in a layer among those that
+    outlive it, the last is 0.
     """
 
     part: int
@@ -58,11 +66,29 @@ class Segment:
 
 
 class Place(NamedTuple):
-    """Where a segment stands. kind: of the layer, None outside of the layers. first: whether no layer comes before."""
+    """Where a segment stands. kind: of the layer, None outside of the layers. ends: FIRST if no layer comes before; in training
+    also the others, since the first layer of a kind frees last what all of its kind share.
+    """
 
     part: int
     kind: Hashable = None
-    first: bool = False
+    ends: int = 0
+
+
+def ends_of(kinds: Sequence[Hashable], stages: Iterable[tuple[str, int]]) -> list[int]:
+    """`Place.ends` of each layer."""
+    if all(name != BACKWARD for name, _ in stages):
+        return [FIRST if layer == 0 else 0 for layer in range(len(kinds))]
+    names = [getattr(kind, "structure", kind) for kind in kinds]
+    last = {name: layer for layer, name in enumerate(names)}
+    first = {name: layer for layer, name in reversed(list(enumerate(names)))}
+    return [
+        FIRST * (layer == 0)
+        + LAST * (layer == len(names) - 1)
+        + FIRST_OF_KIND * (layer == first[name])
+        + LAST_OF_KIND * (layer == last[name])
+        for layer, name in enumerate(names)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +122,9 @@ def cut(trace: KeptTrace, kinds: Sequence[Hashable]) -> Segments:
     """The segments of a trace whose layers are of these kinds; UnsupportedError if equal layers do not do the same."""
     by_place: dict[Place, Segment] = {}
     stages, segments = _segments(trace, len(kinds))
+    ends = ends_of(kinds, stages)
     for part, layer, segment in segments:
-        place = Place(part) if layer is None else Place(part, kinds[layer], layer == 0)
+        place = Place(part) if layer is None else Place(part, kinds[layer], ends[layer])
         if by_place.setdefault(place, segment) != segment:
             raise UnsupportedError("trace_no_period")
     return Segments(stages=stages, by_place=by_place)
@@ -108,11 +135,15 @@ def _segments(
 ) -> tuple[tuple[tuple[str, int], ...], list[tuple[int, int | None, Segment]]]:
     """The stages with their number of parts; and (part, layer, segment) of all."""
     uses = dict(trace.kept)
+    sums = {entry: (outputs, inputs, vectors) for entry, outputs, inputs, vectors in trace.sums}
     owners: dict[int, tuple[int, int | None, int]] = {}  # of each request: part, layer, number in its segment
     pieces: list[tuple[int, int | None, list[int]]] = []
     stages = []
+    descending: set[int] = set()  # parts
     for name, parts in _parts(trace):
         begin = pieces[-1][0] + 1 if pieces else 0
+        if name == BACKWARD:
+            descending |= {begin + part for part, _, _ in parts}
         for part, layer, entries in parts:
             pieces.append((begin + part, layer, entries))
             for number, entry in enumerate(entry for entry in entries if entry >= 0):
@@ -131,7 +162,9 @@ def _segments(
             if entry >= 0:
                 size, module, operator = trace.allocations[entry]
                 module = module if layer is None else LAYER.sub(ANY_LAYER, module, count=1)
-                requests.append(Request(size, module, operator, uses.get(entry, "")))
+                use = uses.get(entry, "")
+                use = use if layer is None else LAYER.sub(ANY_LAYER, use, count=1)
+                requests.append(Request(size, module, operator, use, sums.get(entry)))
                 order.append(0)
                 continue
             owning_part, owner, number = owners[-1 - entry]
@@ -140,7 +173,8 @@ def _segments(
                 continue
             if owner is not None:
                 number = outliving[owning_part, owner][-1 - entry]
-                owner -= layers - 1 if layer is None else layer
+                end = 0 if owning_part in descending else layers - 1
+                owner -= end if layer is None else layer
             others.setdefault(Address(owning_part, owner, number), len(others))
             order.append(1 + others[Address(owning_part, owner, number)])
         segments.append((part, layer, Segment(tuple(requests), tuple(order), tuple(others))))
@@ -156,6 +190,7 @@ def _parts(trace: KeptTrace) -> Iterator[tuple[str, list[tuple[int, int | None, 
     bounds = [*(stage.first_event for stage in trace.stages), len(trace.order)]
     for stage, (begin, end) in zip(trace.stages, pairwise(bounds), strict=True):
         segments: list[tuple[int, int | None, list[int]]] = [(0, None, [])]
+        follows: Callable[[Any, Any], bool] = gt if stage.name == BACKWARD else lt
         for label, run in groupby(range(begin, end), labels.__getitem__):
             entries = [trace.order[index] for index in run]
             part, layer, last = segments[-1]
@@ -164,11 +199,11 @@ def _parts(trace: KeptTrace) -> Iterator[tuple[str, list[tuple[int, int | None, 
                     last += entries
                 else:
                     segments.append((part + 1, None, entries))
-            elif layer is None and part and segments[-2][1] < label:  # type: ignore[operator]  # a pass goes on
+            elif layer is None and part and follows(segments[-2][1], label):  # a pass goes on
                 segments.pop()
                 segments[-1][2].extend(last)
                 segments.append((part - 1, label, entries))
-            elif layer is None or label > layer:
+            elif layer is None or follows(layer, label):
                 segments.append((part + 1 if layer is None else part, label, entries))
             else:
                 segments += [(part + 1, None, []), (part + 2, label, entries)]
@@ -179,9 +214,10 @@ def _parts(trace: KeptTrace) -> Iterator[tuple[str, list[tuple[int, int | None, 
 
 def _labels(trace: KeptTrace) -> list[int | None]:
     """The layer of each event. A free belongs to what is around it, or to the layer of what it frees if that was made in a stage
-    before: so a cache is freed that grows.
+    before, and there is no backward: so a cache is freed that grows.
     """
     starts = {stage.first_event for stage in trace.stages}
+    trains = any(stage.name == BACKWARD for stage in trace.stages)
     made: dict[int, tuple[int, int | None]] = {}  # stage and layer of each request
     labels: list[int | None] = []
     stage, label = -1, None
@@ -194,7 +230,7 @@ def _labels(trace: KeptTrace) -> list[int | None]:
             made[entry] = (stage, label)
         else:
             before, owner = made[-1 - entry]
-            if owner is not None and before < stage:
+            if owner is not None and before < stage and not trains:
                 label = owner
         labels.append(label)
     return labels
@@ -206,11 +242,12 @@ def _labels(trace: KeptTrace) -> list[int | None]:
 class _Ready(NamedTuple):
     """A segment as `compose` needs it. requests: size, module before and after the layer's number (None: it has none), operator.
 
-    uses: of what is kept, with the number of the request.
+    uses: of what is kept, with the number of the request. sums: over rows, with the number of their result.
     """
 
     requests: Sequence[tuple[Any, str, str | None, str]]
     uses: Sequence[tuple[int, str]]
+    sums: Sequence[tuple[int, tuple[Any, Any, tuple[int, ...]]]]
     order: Sequence[int]
     others: Sequence[Address]
     outliving: Sequence[int]
@@ -218,8 +255,9 @@ class _Ready(NamedTuple):
 
 def _ready(segment: Segment) -> _Ready:
     return _Ready(
-        [(size, *_around_layer(module), operator) for size, module, operator, _ in segment.requests],
+        [(size, *_around_layer(module), operator) for size, module, operator, *_ in segment.requests],
         [(number, request.use) for number, request in enumerate(segment.requests) if request.use],
+        [(number, request.summed) for number, request in enumerate(segment.requests) if request.summed],
         segment.order,
         segment.others,
         segment.outliving,
@@ -243,24 +281,29 @@ def compose(
     allocations: list[tuple[Any, str, str]] = [*loaded]
     order: list[int] = [*range(len(loaded))]
     kept: list[tuple[int, str]] = []
+    sums: list[tuple[int, Any, Any, tuple[int, ...]]] = []
     begun: dict[tuple[int, int | None], tuple[int, Sequence[int]]] = {}  # first request and what outlives, by segment
     begins = [Stage(name="load", first_event=0)] if loaded else []
     ready: dict[Place, _Ready] = {}
-    last, part = len(kinds) - 1, -1
+    ends, part = ends_of(kinds, stages), -1
+    pass_ends: dict[int, int] = {}  # the last layer of each part
     for stage, parts in stages:
         begins.append(Stage(name=stage, first_event=len(order)))
+        layers = range(len(kinds))[:: -1 if stage == BACKWARD else 1]
         for number in range(parts):
             part += 1
-            for layer in range(len(kinds)) if number % 2 else (None,):
-                place = Place(part) if layer is None else Place(part, kinds[layer], layer == 0)
+            pass_ends[part] = layers[-1]
+            for layer in layers if number % 2 else (None,):
+                place = Place(part) if layer is None else Place(part, kinds[layer], ends[layer])
                 if place not in ready:
                     ready[place] = _ready(segment_at(place))
-                requests, uses, entries, others, outliving = ready[place]
+                requests, uses, summed, entries, others, outliving = ready[place]
                 begin = len(allocations)
                 begun[part, layer] = (begin, outliving)
                 targets = []
                 for other in others:
-                    owner = None if other.layer is None else (last if layer is None else layer) + other.layer
+                    end = pass_ends[other.part] if layer is None else layer
+                    owner = None if other.layer is None else end + other.layer
                     start, left = begun[other.part, owner]
                     targets.append(-1 - start - (other.number if owner is None else left[other.number]))
                 name = "" if layer is None else str(layer)
@@ -268,7 +311,8 @@ def compose(
                     (size, before if after is None else f"{before}{name}{after}", operator)
                     for size, before, after, operator in requests
                 ]
-                kept += [(begin + index, use) for index, use in uses]
+                kept += [(begin + index, use.replace(ANY_LAYER, name)) for index, use in uses]
+                sums += [(begin + index, *of_rows) for index, of_rows in summed]
                 following = begin
                 for entry in entries:
                     if entry == 0:
@@ -277,7 +321,12 @@ def compose(
                     else:
                         order.append(entry - begin if entry < 0 else targets[entry - 1])
     return KeptTrace(
-        stages=tuple(begins), allocations=tuple(allocations), order=tuple(order), made_by=made_by, kept=tuple(kept)
+        stages=tuple(begins),
+        allocations=tuple(allocations),
+        order=tuple(order),
+        made_by=made_by,
+        sums=tuple(sums),
+        kept=tuple(kept),
     )
 
 
@@ -289,6 +338,7 @@ def apart(trace: KeptTrace) -> tuple[tuple[tuple[Any, str, str], ...], KeptTrace
         allocations=trace.allocations[begin:],
         order=tuple(entry - begin if entry >= 0 else entry + begin for entry in trace.order[begin:]),
         made_by=trace.made_by,
+        sums=tuple((summed[0] - begin, *summed[1:]) for summed in trace.sums),
         kept=tuple((number - begin, use) for number, use in trace.kept),
     )
     return trace.allocations[:begin], rest

@@ -8,8 +8,9 @@ from dataclasses import replace
 from ..architectures.generic import build_generic
 from ..errors import UnavailableError, UnsupportedError, UsageError
 from ..language import Message
+from ..predicting.family_training import MICRO_BATCHES
 from ..predicting.footprint import traced_footprint
-from ..predicting.predict import MICRO_BATCHES, timeline_of
+from ..predicting.predict import timeline_of
 from ..predicting.training import check_training
 from ..results.memory import Run
 from ..results.model import Report

@@ -263,6 +263,11 @@ def safe_softmax_scratch(scores: Any) -> Iterator[Any]:
     yield scores.new_empty(())
 
 
+def flash_rounded(head_dim: int) -> int:
+    """The width of heads in flash attention's scratch. Source: see `flash_backward_scratch`"""
+    return head_dim + -head_dim % (32 if head_dim <= 128 else 64)
+
+
 def flash_backward_scratch(query: Any, key: Any) -> list[Any]:
     """Scratch of flash attention's backward: row sums, the query's gradient in float32, and with GQA the gradients of K and V
     per query head. The kernel rounds tokens up to blocks of 128; ignored here, so that sizes stay linear.
@@ -272,7 +277,7 @@ def flash_backward_scratch(query: Any, key: Any) -> list[Any]:
     import torch
 
     batch, heads, tokens, head_dim = query.shape
-    rounded_dim = head_dim + -head_dim % (32 if head_dim <= 128 else 64)
+    rounded_dim = flash_rounded(head_dim)
     scratch = [
         query.new_empty((batch, heads, tokens), dtype=torch.float32),
         query.new_empty((batch, tokens, heads, rounded_dim), dtype=torch.float32),

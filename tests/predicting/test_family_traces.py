@@ -15,7 +15,8 @@ from benchmarks.keep_traces import bases, layers_needed, outline, report_of
 from benchmarks.sampling import sampled, sampled_point
 from qwen_inspect.errors import QwenInspectError, UnsupportedError
 from qwen_inspect.loaders import catalog
-from qwen_inspect.predicting.family_trace import NotCovered, Variables, read
+from qwen_inspect.predicting.family_file import SHIPPED, read
+from qwen_inspect.predicting.family_trace import NotCovered, Variables
 from qwen_inspect.predicting.kept_trace import Point
 from qwen_inspect.predicting.outline import decoder_of, options_of
 from qwen_inspect.predicting.predict import SHIPPED, family_file, family_trace, sample_request

@@ -19,11 +19,10 @@ from wcwidth import wcswidth
 from benchmarks.accuracy import GIB, Row, transformers_rows
 from qwen_inspect.checkpoint import Checkpoint, ModelRef
 from qwen_inspect.errors import MalformedError
-from qwen_inspect.predicting.family_trace import dump, load
+from qwen_inspect.predicting.family_file import SHIPPED, dump, load
 from qwen_inspect.predicting.footprint import formula_footprint, traced_footprint
 from qwen_inspect.predicting.kept_trace import WITNESS, Point
 from qwen_inspect.predicting.predict import (
-    SHIPPED,
     _traced_once,
     predict,
     sample_request,

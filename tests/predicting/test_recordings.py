@@ -290,7 +290,8 @@ def freed_together(events: Iterable[tuple[bool, int]]) -> list[tuple[bool, list[
 def trained_timeline(recording: Recording) -> tuple[Timeline, Run]:
     """The trace of a training run as the card sees it."""
     plan = plan_of(model_of(recording), recorded_run(recording))
-    return on_device(prediction._training_timeline(model_of(recording), plan), plan.run), plan.run
+    timeline, _ = prediction._training_timeline(model_of(recording), plan)
+    return on_device(timeline, plan.run), plan.run
 
 
 def recorded_entries(recording: Recording, *names: str) -> list[tuple[bool, int]]:

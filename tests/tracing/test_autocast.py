@@ -103,7 +103,7 @@ def casts(tiny: str, **options: Any) -> Counter[str]:
     """By stage: how often weights of q_proj are cast in two steps of training of two layers."""
     report = inspect(tiny, dtype="float32")
     plan = plan_of(report, Run(mode="train", prompt_tokens=PROMPT, autocast="bfloat16", **options))
-    timeline = _training_timeline(report, plan)
+    timeline, _ = _training_timeline(report, plan)
     found: Counter[str] = Counter()
     bounds = [*(stage.first_event for stage in timeline.stages), len(timeline.events)]
     for stage, end in zip(timeline.stages, bounds[1:], strict=True):

@@ -1,0 +1,261 @@
+"""Makes the traces of families' training in the package, for installs without torch: `keep_training.py MODEL_TYPE ...`.
+
+As `keep_traces.py`: learnt from traces of random configurations, and held against traces of others, event by event. An optimizer
+is no part of them: `predicting.optimizer_steps` has its rules. Needs the torch extra.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle, islice, pairwise, product
+from pathlib import Path
+from random import Random
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.keep_traces import defaults_of, related, report_of, small, stated
+from benchmarks.learning import NotLearnt, Sample, learn
+from benchmarks.sampling import sampled
+from qwen_inspect.checkpoint import Tensor
+from qwen_inspect.errors import QwenInspectError
+from qwen_inspect.loaders import catalog
+from qwen_inspect.predicting.family_file import SHIPPED, dump
+from qwen_inspect.predicting.family_trace import FamilyTrace, NotCovered, Variant
+from qwen_inspect.predicting.family_training import (
+    LOOP,
+    loaded_in,
+    schedule_of,
+    trained_by,
+    trained_options,
+    training_file,
+    training_outline,
+)
+from qwen_inspect.predicting.kept_trace import ALIGNMENTS, KeptTrace, Point
+from qwen_inspect.predicting.optimizer_steps import INPUTS, OPTIMIZER
+from qwen_inspect.predicting.outline import MOST_SINGLES, Outline, decoder_of, options_of, regime_of
+from qwen_inspect.predicting.predict import trace_request
+from qwen_inspect.predicting.segments import LAYER, apart, ends_of
+from qwen_inspect.predicting.shallow_training import FEWEST_TOKENS, constant
+from qwen_inspect.predicting.training_plan import Plan, plan_of
+from qwen_inspect.results.memory import Run
+from qwen_inspect.results.model import Report
+from qwen_inspect.results.timeline import Stage, Timeline
+from qwen_inspect.tracing import versions
+from qwen_inspect.tracing.trace import trace
+
+SAMPLES, MORE_SAMPLES = 10, 4  # of a variant's first regime, and of each other one, which takes the same sizes
+BATCHES = ((1,), (2, 3, 5))
+SCHEDULES: tuple[dict[str, Any], ...] = (
+    {},
+    {"checkpointing": True},
+    {"accumulate": 2},
+    {"checkpointing": True, "accumulate": 2},
+)
+
+
+def without_steps(timeline: Timeline, trained: Sequence[Tensor]) -> KeptTrace:
+    """A run with sgd, whose step only drops the gradients, without these steps; gradients are named in `kept`."""
+    numbered = constant(timeline)
+    gradients: dict[int, str] = {}
+    order: list[int] = []
+    stages: list[Stage] = []
+    bounds = [*(stage.first_event for stage in numbered.stages), len(numbered.order)]
+    for stage, (begin, end) in zip(numbered.stages, pairwise(bounds), strict=True):
+        entries = numbered.order[begin:end]
+        if stage.name != OPTIMIZER:
+            stages.append(Stage(name=stage.name, first_event=len(order)))
+            order += entries
+            continue
+        dropped = [-1 - entry for entry in entries]
+        dropped = [entry for entry in dropped if entry < 0 or numbered.allocations[entry][1] != INPUTS]
+        if len(dropped) != len(trained) or min(dropped) < 0:
+            raise NotLearnt(f"{len(dropped)} gradients of {len(trained)} parameters")
+        gradients |= {entry: tensor.name for entry, tensor in zip(dropped, trained, strict=True)}
+    return replace(numbered, stages=tuple(stages), order=tuple(order), kept=tuple(sorted(gradients.items())), owners=())
+
+
+def releases(model_type: str) -> Iterator[dict[str, Any]]:
+    """The released configurations of a family, and a small one with the options of the class."""
+    known = catalog.entries()
+    configs = (dict(catalog.configuration(model, known)) for model in known)
+    for config in configs:
+        if config.get("model_type") == model_type and "quantization_config" not in {*config, *decoder_of(config)}:
+            yield stated(config)
+    yield stated(small(model_type))
+
+
+def of_first_layers(tensors: Sequence[Tensor], layers: int) -> list[Tensor]:
+    return [tensor for tensor in tensors if not (match := LAYER.search(tensor.name)) or int(match[0]) < layers]
+
+
+@dataclass
+class Group:
+    """Configurations of one variant, each with how many layers are traced. what: is trained, as options of a run."""
+
+    kernel: str
+    options: dict[str, Any]
+    outline: Outline
+    what: dict[str, Any]
+    configs: dict[tuple[Any, ...], tuple[dict[str, Any], int]]
+
+
+def planned(config: Mapping[str, Any], **changes: Any) -> tuple[Report, Plan, Outline]:
+    report = report_of(config)
+    run = Run(mode="train", attention=report.spec.kernel, optimizer="sgd", **changes)
+    plan = plan_of(report, run)
+    if (outline := training_outline(report, plan)) is None:
+        raise NotLearnt("no outline")
+    return report, plan, outline
+
+
+def places(outline: Outline, layers: int) -> set[tuple[str, int]]:
+    kinds = [layer.structure for layer in outline.layers[:layers]]
+    return set(zip(kinds, ends_of(kinds, [("backward", 1)]), strict=True))
+
+
+def layers_needed(outline: Outline) -> int:
+    """The first so many layers, which have every kind of layer in every place that the model has it."""
+    wanted = places(outline, len(outline.layers))
+    counts = range(2, len(outline.layers))
+    return next((count for count in counts if places(outline, count) >= wanted), len(outline.layers))
+
+
+def shortened(config: dict[str, Any], outline: Outline) -> dict[str, Any]:
+    """With each kind of layer three times at most, if the configuration lists the kinds."""
+    text = decoder_of(config)
+    types = text.get("layer_types")
+    if not isinstance(types, list) or len(types) != len(outline.layers) or len({*types}) < 2:
+        return config
+    kinds = [*dict.fromkeys(types)]
+    few = [kind for _ in range(3) for kind in kinds]
+    few += [types[-1]] if few[-1] != types[-1] else []
+    return {**config, "layer_types": few, "num_hidden_layers": len(few)} if text is config else config
+
+
+def groups(model_type: str, defaults: Mapping[str, Any], whats: Sequence[dict[str, Any]]) -> Iterator[Group]:
+    known: dict[Any, Group] = {}
+    for config in releases(model_type):
+        for what in whats:
+            try:
+                _, plan, outline = planned(config, **what)
+                config = shortened(config, outline)
+                report, plan, outline = planned(config, **what)
+            except (QwenInspectError, NotLearnt):
+                continue
+            if report.spec.dtype.bits != 16:
+                continue
+            options = {**options_of(config, defaults), **trained_options(plan)}
+            kinds = tuple(sorted({layer.structure for layer in outline.layers}))
+            single = decoder_of(config).get("num_key_value_heads") == 1
+            key = repr(options), outline.outside.structure, kinds, single
+            group = known.setdefault(key, Group(report.spec.kernel, options, outline, what, {}))
+            count = layers_needed(outline)
+            group.configs.setdefault((*related(config), *sorted(places(outline, len(outline.layers)))), (config, count))
+    yield from known.values()
+
+
+def sampled_tokens(outline: Outline, random: Random) -> int:
+    near = [tokens + random.randint(-2, 2) for _, tokens in outline.thresholds]
+    return max(
+        FEWEST_TOKENS, random.choice([*near, random.randint(FEWEST_TOKENS, 99), random.randint(FEWEST_TOKENS, 99)])
+    )
+
+
+def sample(
+    group: Group, base: dict[str, Any], layers: int, random: Random, schedule: Mapping[str, Any], regime: str
+) -> tuple[Sample, Report, Plan] | None:
+    """A random configuration like `base`, traced; None if it has another structure, or no workload is of the regime."""
+    config = sampled(base, random)
+    what = {**group.what, **({"lora_rank": random.randint(3, 40)} if "lora_rank" in group.what else {})}
+    batch, tokens = random.choice(BATCHES["one sequence" not in regime]), FEWEST_TOKENS
+    _, _, outline = planned(config, **what)
+    for _ in range(100):
+        tokens = sampled_tokens(outline, random)
+        if regime_of(outline.thresholds, Point(batch, tokens, tokens)) == regime:
+            break
+    else:
+        return None
+    report, plan, outline = planned(config, batch=batch, prompt_tokens=tokens, **what, **schedule)
+    same = outline.outside.structure == group.outline.outside.structure
+    if not same or {layer.structure for layer in outline.layers} != {layer.structure for layer in group.outline.layers}:
+        return None
+    timeline = trace(report.spec, config, replace(trace_request(plan.run, plan.four_bits), layers=layers))
+    trained = of_first_layers(trained_by(report, plan), layers)
+    _, rest = apart(without_steps(timeline, trained))
+    return Sample(replace(outline, layers=outline.layers[:layers]), Point(batch, tokens, tokens), rest), report, plan
+
+
+def regimes(group: Group, random: Random) -> list[str]:
+    names = set()
+    base, _ = next(iter(group.configs.values()))
+    for _ in range(20):
+        _, _, outline = planned(sampled(base, random), **group.what)
+        for _ in range(10):
+            tokens = sampled_tokens(outline, random)
+            names |= {regime_of(outline.thresholds, Point(batches[0], tokens, tokens)) for batches in BATCHES}
+    return sorted(names)  # several sequences first
+
+
+def learnt(group: Group, random: Random) -> Variant:
+    samples: dict[str, list[Sample]] = defaultdict(list)
+    names = regimes(group, random)
+    unseen = []
+    for schedule, regime in product(SCHEDULES, names):
+        count = MORE_SAMPLES if samples else max(SAMPLES, 4 * len(group.configs))
+        configs = islice(cycle(group.configs.values()), 4 * count)
+        tries = (sample(group, base, layers, random, schedule, regime) for base, layers in configs)
+        made = [*islice(filter(None, tries), count)]
+        samples[schedule_of(Run(mode="train", **schedule)) + regime] += [sample for sample, _, _ in made[1:]]
+        unseen += made[:1]
+    by_regime, variables = learn(samples, alignment=ALIGNMENTS[-1])
+    variant = Variant(
+        kernel=group.kernel,
+        options=group.options,
+        outside=group.outline.outside.structure,
+        kinds=tuple(sorted({layer.structure for layer in group.outline.layers})),
+        variables=variables,
+        regimes=by_regime,
+        singles=MOST_SINGLES,
+        least_tokens=FEWEST_TOKENS,
+    )
+    for other, report, plan in unseen:
+        check(variant, other, report, plan)
+    return variant
+
+
+def check(variant: Variant, sample: Sample, report: Report, plan: Plan) -> None:
+    """Holds what is composed for an unseen configuration against its own trace."""
+    composed = variant.at(sample.outline, sample.point, loaded_in(report, plan), schedule_of(plan.run))
+    expected, made = sample.trace.at(sample.point), apart(composed)[1].at(sample.point)
+    if (made, made.sums, made.kept) != (expected, expected.sums, expected.kept):
+        raise NotLearnt(f"{sample.point}: another run")
+
+
+def main() -> None:
+    for model_type in sys.argv[1:]:
+        began = time.perf_counter()
+        random = Random(f"{model_type} training")
+        defaults = defaults_of(next(releases(model_type)))
+        path = SHIPPED / training_file(model_type)
+        variants: list[Variant] = []
+        for group in groups(model_type, defaults, [{}]):
+            try:
+                variants.append(learnt(group, random))
+                family = FamilyTrace(made_by=versions(), defaults=defaults, variants=tuple(variants), loop=LOOP)
+                path.write_bytes(dump(family))
+                told = f"{len(variants[-1].regimes)} regimes"
+            except (NotLearnt, NotCovered, QwenInspectError) as error:
+                told = f"{type(error).__name__} {error}"[:600]
+            layers = [count for _, count in group.configs.values()]
+            print(f"  {group.options} {layers} layers: {told}, {time.perf_counter() - began:.0f} s", flush=True)
+        size = path.stat().st_size if variants else 0
+        print(f"{model_type}: {len(variants)} variants, {size:,} B, {time.perf_counter() - began:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
