@@ -1,7 +1,7 @@
-"""Makes the traces of families' training in the package, for installs without torch: `keep_training.py MODEL_TYPE ...`.
+"""Makes the traces of families' training in the package, for installs without torch: `keep_training.py KIND MODEL_TYPE ...`.
 
-As `keep_traces.py`: learnt from traces of random configurations, and held against traces of others, event by event. An optimizer
-is no part of them: `predicting.optimizer_steps` has its rules. Needs the torch extra.
+KIND: full, lora or qlora. As `keep_traces.py`: learnt from traces of random configurations, and held against traces of others,
+event by event. An optimizer is no part of them: `predicting.optimizer_steps` has its rules. Needs the torch extra.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.keep_traces import defaults_of, related, report_of, small, stated
 from benchmarks.learning import NotLearnt, Sample, learn
 from benchmarks.sampling import sampled
+from qwen_inspect.architectures.quantised import preset
 from qwen_inspect.checkpoint import Tensor
 from qwen_inspect.errors import QwenInspectError
 from qwen_inspect.loaders import catalog
-from qwen_inspect.predicting.family_file import SHIPPED, dump
+from qwen_inspect.predicting.family_file import SHIPPED, dump, read
 from qwen_inspect.predicting.family_trace import FamilyTrace, NotCovered, Variant
 from qwen_inspect.predicting.family_training import (
     LOOP,
@@ -48,8 +49,14 @@ from qwen_inspect.results.timeline import Stage, Timeline
 from qwen_inspect.tracing import versions
 from qwen_inspect.tracing.trace import trace
 
-SAMPLES, MORE_SAMPLES = 10, 4  # of a variant's first regime, and of each other one, which takes the same sizes
+SAMPLES, MORE_SAMPLES = 10, 3  # of a variant's first regime, and of each other one, which takes the same sizes
 BATCHES = ((1,), (2, 3, 5))
+_ALL, _SOME = {"lora_rank": 8}, {"lora_rank": 8, "lora_targets": ("q_proj", "v_proj")}
+TRAINED: Mapping[str, Sequence[dict[str, Any]]] = {
+    "full": [{}],
+    "lora": [_ALL, _SOME],
+    "qlora": [{**_ALL, "quantised": "bnb-nf4-double"}, {**_ALL, "quantised": "bnb-nf4"}],
+}
 SCHEDULES: tuple[dict[str, Any], ...] = (
     {},
     {"checkpointing": True},
@@ -105,7 +112,9 @@ class Group:
 
 
 def planned(config: Mapping[str, Any], **changes: Any) -> tuple[Report, Plan, Outline]:
-    report = report_of(config)
+    """quantised: the name of the base's quantisation, of `PRESETS`."""
+    scheme = changes.pop("quantised", None)
+    report = report_of({**config, "quantization_config": preset(scheme, None, config)} if scheme else config)
     run = Run(mode="train", attention=report.spec.kernel, optimizer="sgd", **changes)
     plan = plan_of(report, run)
     if (outline := training_outline(report, plan)) is None:
@@ -184,7 +193,7 @@ def sample(
     same = outline.outside.structure == group.outline.outside.structure
     if not same or {layer.structure for layer in outline.layers} != {layer.structure for layer in group.outline.layers}:
         return None
-    timeline = trace(report.spec, config, replace(trace_request(plan.run, plan.four_bits), layers=layers))
+    timeline = trace(report.spec, report.config or {}, replace(trace_request(plan.run, plan.four_bits), layers=layers))
     trained = of_first_layers(trained_by(report, plan), layers)
     _, rest = apart(without_steps(timeline, trained))
     return Sample(replace(outline, layers=outline.layers[:layers]), Point(batch, tokens, tokens), rest), report, plan
@@ -236,25 +245,34 @@ def check(variant: Variant, sample: Sample, report: Report, plan: Plan) -> None:
         raise NotLearnt(f"{sample.point}: another run")
 
 
+def kind_of(variant: Variant) -> str:
+    return "qlora" if "base" in variant.options else "lora" if "lora" in variant.options else "full"
+
+
 def main() -> None:
-    for model_type in sys.argv[1:]:
+    kind, *types = sys.argv[1:]
+    for model_type in types:
         began = time.perf_counter()
-        random = Random(f"{model_type} training")
-        defaults = defaults_of(next(releases(model_type)))
+        random = Random(f"{model_type} training {kind}")
         path = SHIPPED / training_file(model_type)
-        variants: list[Variant] = []
-        for group in groups(model_type, defaults, [{}]):
+        defaults = defaults_of(next(releases(model_type)))
+        family = read(path) or FamilyTrace(made_by=versions(), defaults=defaults, variants=(), loop=LOOP)
+        family = replace(family, variants=tuple(variant for variant in family.variants if kind_of(variant) != kind))
+        for group in groups(model_type, defaults, TRAINED[kind]):
             try:
-                variants.append(learnt(group, random))
-                family = FamilyTrace(made_by=versions(), defaults=defaults, variants=tuple(variants), loop=LOOP)
+                variant = learnt(group, random)
+                family = replace(family, made_by=versions(), variants=(*family.variants, variant))
                 path.write_bytes(dump(family))
-                told = f"{len(variants[-1].regimes)} regimes"
+                told = f"{len(variant.regimes)} regimes"
             except (NotLearnt, NotCovered, QwenInspectError) as error:
                 told = f"{type(error).__name__} {error}"[:600]
             layers = [count for _, count in group.configs.values()]
             print(f"  {group.options} {layers} layers: {told}, {time.perf_counter() - began:.0f} s", flush=True)
-        size = path.stat().st_size if variants else 0
-        print(f"{model_type}: {len(variants)} variants, {size:,} B, {time.perf_counter() - began:.0f} s", flush=True)
+        size = path.stat().st_size if family.variants else 0
+        print(
+            f"{model_type}: {len(family.variants)} variants, {size:,} B, {time.perf_counter() - began:.0f} s",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from qwen_inspect.predicting.segments import Place, Request, Segment, cut
 MODULUS = (1 << 61) - 1
 MOST_FACTORS = 4  # of a size, besides constants and the workload
 FEWEST = 8  # samples that a formula must hold for
-FEWEST_AGAIN = 3  # samples of another regime that a formula must hold for
+FEWEST_AGAIN = 2  # samples of another regime that a formula must hold for
 SEARCHED = 14  # samples that a formula is searched in; the others check it
 
 

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
-from ..checkpoint import Tensor
+from ..checkpoint import DType, Tensor
+from ..errors import QwenInspectError
 from ..results.attention import AnyLayerAttention, LayerAttention
+from ..results.lora import TrainedTensor
 from ..results.memory import Run
 from ..results.model import Report
+from ..results.timeline import ADAPTER
+from ..spec import each_buffer, each_module, each_tensor
 from ..tracing.kernels import flash_rounded
 from .family_file import SHIPPED, read
-from .family_trace import loaded_of
-from .kept_trace import Coefficients, KeptTrace, Point
+from .kept_trace import Coefficients, KeptTrace, Point, fixed_size
+from .on_device import BUFFER, PARAMETER
 from .optimizer_steps import COVERED, with_steps
-from .outline import TOWERS, Outline, options_of, outline_of
+from .outline import TOWERS, Outline, Part, decoder_of, options_of, outline_of
+from .segments import ANY_LAYER, LAYER
 from .training import trained_of
-from .training_plan import Plan
+from .training_plan import Plan, plan_of
 
 LOOP = "gradients and logits dropped"  # the loop that the traces are of: `tracing.steps.train`
 # What of a run is another workload, or another device's: the loop is the same.
 CHOSEN = (
     "batch", "prompt_tokens", "new_tokens", "attention", "loader", "gpu", "allocator", "calibration", "optimizer", "accumulate",
-    "checkpointing",
+    "checkpointing", "lora_rank", "lora_targets",
 )  # fmt: skip
+# What belongs to a weight that bitsandbytes packed, in the order of a trace; nested scales have an offset on the device.
+PACKED_PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", "nested_absmax.offset")
+DROPOUT = re.compile(r"drop(out)?(_|$)|jitter")  # keys of configurations
 MICRO_BATCHES = 2  # the first, and one with gradients already there; later ones do the same as the second
 
 
@@ -35,7 +46,7 @@ def training_trace(report: Report, plan: Plan) -> KeptTrace | None:
     """The run with sizes that hold for all workloads of its regime, without torch; None if it is not covered."""
     run = plan.run
     outline = training_outline(report, plan)
-    if outline is None or not _is_covered(report, run):
+    if outline is None or not _is_of_loop(report, run):
         return None
     config = report.config or {}
     family = read(SHIPPED / training_file(str(config.get("model_type"))))
@@ -53,12 +64,33 @@ def training_trace(report: Report, plan: Plan) -> KeptTrace | None:
     if composed is None:
         return None
     micro_batches = min(run.accumulate, MICRO_BATCHES)
-    return with_steps(composed.trace, trained_by(report, plan), run.optimizer, backwards=micro_batches)
+    whole = with_steps(composed.trace, trained_by(report, plan), run.optimizer, backwards=micro_batches)
+    return replace(whole, cast=plan.four_bits is not None and report.spec.dtype is not DType.F32)
 
 
 def loaded_in(report: Report, plan: Plan) -> tuple[tuple[Coefficients, str, str], ...]:
-    """Size, module and operator of each tensor that is loaded, in the order of a trace."""
-    return loaded_of(report.tree)
+    """Size, module and operator of each tensor that is loaded, in the order of a trace: parameters, each adapted module's
+    matrices behind its own, then buffers, then what belongs to packed weights.
+    """
+    loaded = {tensor.name: tensor.size_bytes for tensor in plan.weights}
+    matrices: dict[str, list[TrainedTensor]] = {}
+    for matrix in plan.matrices:
+        matrices.setdefault(matrix.module, []).append(matrix)
+    rows: list[tuple[int, str, str]] = []
+    for module, tensors in groupby(each_tensor(report.tree), key=lambda tensor: tensor.name.rpartition(".")[0]):
+        adapted = matrices.get(module, [])
+        owner = (f"{module}.base_layer" if adapted else module) or report.tree.class_name
+        rows += [(loaded[tensor.name], owner, PARAMETER) for tensor in tensors]
+        for matrix in adapted:
+            kind = matrix.tensor.name.removesuffix(".weight").rpartition(".")[2]
+            rows.append((matrix.tensor.size_bytes, f"{module}.{kind}.default", ADAPTER))
+    for buffer in each_buffer(report.tree):
+        rows.append((buffer.size_bytes, buffer.name.rpartition(".")[0] or report.tree.class_name, BUFFER))
+    for module, _ in each_module(report.tree):
+        owner = f"{module}.base_layer" if module in matrices else module
+        names = (f"{module}.weight.{part}" for part in PACKED_PARTS)
+        rows += [(loaded[name], owner, PARAMETER) for name in names if name in loaded]
+    return tuple((fixed_size(size_bytes), owner, operator) for size_bytes, owner, operator in rows if size_bytes)
 
 
 def trained_by(report: Report, plan: Plan) -> tuple[Tensor, ...]:
@@ -66,7 +98,15 @@ def trained_by(report: Report, plan: Plan) -> tuple[Tensor, ...]:
     return trained_of(report.tree, plan.run, plan.matrices)
 
 
-def _is_covered(report: Report, run: Run) -> bool:
+def is_covered(report: Report, run: Run) -> bool:
+    """Whether a family's trace has the run."""
+    try:
+        return training_trace(report, plan_of(report, run)) is not None
+    except QwenInspectError:
+        return False
+
+
+def _is_of_loop(report: Report, run: Run) -> bool:
     """Whether the run is of the default loop, with options that traces are made for."""
     default = replace(Run(mode="train"), **{name: getattr(run, name) for name in CHOSEN})
     return run == default and run.optimizer in COVERED and run.attention == report.spec.kernel
@@ -78,12 +118,27 @@ def schedule_of(run: Run) -> str:
 
 
 def trained_options(plan: Plan) -> dict[str, Any]:
-    """What is trained, and on what base."""
-    return {}
+    """What is trained, and on what base: the modules of one layer that have matrices, or that are packed."""
+    options: dict[str, Any] = {}
+    if plan.matrices:
+        options["lora"] = _of_any_layer(matrix.module for matrix in plan.matrices)
+    if (base := plan.four_bits) is not None:
+        scheme = base.scheme
+        options["base"] = [scheme.kind, scheme.double, str(scheme.storage), base.dtype, *_of_any_layer(base.modules)]
+    return options
+
+
+def _of_any_layer(modules: Iterable[str]) -> list[str]:
+    return sorted({LAYER.sub(ANY_LAYER, module, count=1) for module in modules})
 
 
 def training_outline(report: Report, plan: Plan) -> Outline | None:
-    if not report.settled or report.known.quantised is not None or _has_towers(report):
+    """The design with what matters in training alone: whether the head is tied, LoRA's rank, heads as wide as scratch has them.
+
+    None for models that drop out at random, or of which parts get no gradient.
+    """
+    packed = report.known.quantised is not None and plan.four_bits is None
+    if not report.settled or packed or _has_towers(report) or _drops_out(report.config or {}):
         return None
     attention = report.attention.by_config
     outline = outline_of(report.spec, report.tree, attention, report.cache, report.config or {})
@@ -93,7 +148,14 @@ def training_outline(report: Report, plan: Plan) -> Outline | None:
         layer._replace(dimensions=(*layer.dimensions, *_rounded(reading)))
         for layer, reading in zip(outline.layers, attention, strict=True)
     )
-    return replace(outline, layers=tuple(layers))
+    rank = () if plan.run.lora_rank is None else (plan.run.lora_rank,)
+    tied = any(module.tied_to is not None for _, module in each_module(report.tree))
+    outside = Part(outline.outside.structure + (" tied" if tied else ""), (*rank, *outline.outside.dimensions))
+    return replace(outline, outside=outside, layers=tuple(layers))
+
+
+def _drops_out(config: Mapping[str, Any]) -> bool:
+    return any(value for key, value in decoder_of(config).items() if DROPOUT.search(key))
 
 
 def _rounded(layer: AnyLayerAttention) -> tuple[int, ...]:

@@ -16,7 +16,17 @@ if TYPE_CHECKING:
 
 Bound = Literal["memory", "model", "search"]
 Change = Literal[
-    "context", "batch", "cache", "weights", "checkpointing", "lora", "tensor_parallel", "fsdp", "layers", "gpu"
+    "context",
+    "batch",
+    "cache",
+    "weights",
+    "checkpointing",
+    "lora",
+    "optimizer",
+    "tensor_parallel",
+    "fsdp",
+    "layers",
+    "gpu",
 ]
 
 Verdict = Literal["fits", "may_fit", "too_small", "unknown"]
@@ -106,7 +116,7 @@ class Suggestion:
     """A change and its requirement, with the larger CUDA context. Not `whole`: a lower bound, and `fits` is False or None.
 
     bounded: not `whole`, but even the upper bound of the requirement fits.
-    kind: "context", "batch", "cache", "weights", "checkpointing", "lora", "tensor_parallel", "fsdp" or "gpu".
+    kind: "context", "batch", "cache", "weights", "checkpointing", "lora", "optimizer", "tensor_parallel", "fsdp" or "gpu".
     """
 
     kind: Change

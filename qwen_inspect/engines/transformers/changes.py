@@ -12,6 +12,7 @@ from ...checkpoint import DType
 from ...errors import QwenInspectError
 from ...language import Message
 from ...loaders import gpus
+from ...predicting.family_training import is_covered
 from ...predicting.footprint import sizes_footprint
 from ...results.fit import Change, Gpu, Requirement
 from ...results.memory import Run
@@ -25,6 +26,7 @@ from ...structure.packing import pack
 from ..interface import RANKS, Alternative, Choice, card_message, schemes
 from .demand import TransformersDemand
 
+QLORA_BASE = "bnb-nf4-double"  # as in Dettmers et al. 2023, "QLoRA"
 USUAL_RANK = 16  # as in the examples of PEFT's documentation
 
 
@@ -53,7 +55,9 @@ def changes(demand: TransformersDemand, report: Report, run: Run, gpu: Gpu) -> I
 
 
 def _lighter_training(report: Report, run: Run, gpu: Gpu) -> Iterator[Alternative[Run]]:
-    """Activation checkpointing, LoRA in place of training all weights, or both."""
+    """Activation checkpointing, AdamW in 8 bits, LoRA in place of training all weights, and both on a base in 4 bits. Of AdamW in
+    8 bits and of a base in 4 bits only what a family's trace covers.
+    """
     checkpointed = replace(run, checkpointing=True)
     adapted = replace(run, lora_rank=USUAL_RANK)
     if not run.checkpointing:
@@ -63,6 +67,14 @@ def _lighter_training(report: Report, run: Run, gpu: Gpu) -> Iterator[Alternativ
         if not run.checkpointing:
             both = replace(adapted, checkpointing=True)
             yield Alternative("lora", Message("suggest_lora_checkpointing", rank=USUAL_RANK), report, both, gpu)
+        in_8_bits = replace(run, optimizer="adamw_8bit")
+        if run.optimizer.startswith("adamw") and run != in_8_bits and is_covered(report, in_8_bits):
+            yield Alternative("optimizer", Message("suggest_8bit_optimizer"), report, in_8_bits, gpu)
+        if report.known.quantised is None and report.spec.dtype.bits == 16:
+            in_4_bits = in_scheme(report, QLORA_BASE)
+            if is_covered(in_4_bits, adapted):
+                message = Message("suggest_qlora", rank=USUAL_RANK, dtype=QLORA_BASE)
+                yield Alternative("lora", message, in_4_bits, adapted, gpu)
 
 
 def _smaller_cache(report: Report, run: Run, gpu: Gpu) -> Alternative[Run]:

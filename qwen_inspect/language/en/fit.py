@@ -108,6 +108,8 @@ TEXT = {
     "suggest_gpu": "the card {name}",
     "at_least": "at least {value}",
     "reach_left_at_most": "{value} at most",
+    "suggest_8bit_optimizer": "AdamW's states in 8 bits (--optimizer adamw_8bit)",
+    "suggest_qlora": "QLoRA: LoRA of rank {rank} and activation checkpointing on weights in 4 bits (--lora {rank} --dtype {dtype})",
     "suggest_lora_checkpointing": "LoRA of rank {rank} with activation checkpointing",
     "suggest_tensor_parallel": "tensor parallel over {ranks} such cards (--tp {ranks}), each",
     "suggest_fsdp": "FSDP over {ranks} such cards (--fsdp {ranks}), each with this batch",

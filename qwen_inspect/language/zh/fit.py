@@ -108,6 +108,8 @@ TEXT = {
     "suggest_gpu": "改用显卡 {name}",
     "at_least": "至少 {value}",
     "reach_left_at_most": "至多 {value}",
+    "suggest_8bit_optimizer": "以 8 位保存 AdamW 的状态（--optimizer adamw_8bit）",
+    "suggest_qlora": "QLoRA：在 4 位权重上使用秩为 {rank} 的 LoRA，并启用激活重计算（--lora {rank} --dtype {dtype}）",
     "suggest_lora_checkpointing": "秩为 {rank} 的 LoRA，并启用激活重计算",
     "suggest_tensor_parallel": "用 {ranks} 张同款显卡做张量并行（--tp {ranks}），每张",
     "suggest_fsdp": "用 {ranks} 张同款显卡做 FSDP（--fsdp {ranks}），每张的批大小不变",
