@@ -36,7 +36,7 @@ from qwen_inspect.predicting.family_training import (
     training_file,
     training_outline,
 )
-from qwen_inspect.predicting.kept_trace import ALIGNMENTS, KeptTrace, Point
+from qwen_inspect.predicting.kept_trace import ALIGNMENTS, KeptTrace, Point, alignment
 from qwen_inspect.predicting.optimizer_steps import INPUTS, OPTIMIZER
 from qwen_inspect.predicting.outline import MOST_SINGLES, Outline, decoder_of, options_of, regime_of
 from qwen_inspect.predicting.predict import trace_request
@@ -49,8 +49,9 @@ from qwen_inspect.results.timeline import Stage, Timeline
 from qwen_inspect.tracing import versions
 from qwen_inspect.tracing.trace import trace
 
-SAMPLES, MORE_SAMPLES = 10, 3  # of a variant's first regime, and of each other one, which takes the same sizes
+SAMPLES, MORE_SAMPLES = 10, 4  # of a variant's first regime, and of each other one, which takes the same sizes
 BATCHES = ((1,), (2, 3, 5))
+TURNS = (1, 0, 2, 1)  # alignments of samples, the first of which checks
 _ALL, _SOME = {"lora_rank": 8}, {"lora_rank": 8, "lora_targets": ("q_proj", "v_proj")}
 TRAINED: Mapping[str, Sequence[dict[str, Any]]] = {
     "full": [{}],
@@ -176,16 +177,26 @@ def sampled_tokens(outline: Outline, random: Random) -> int:
 
 
 def sample(
-    group: Group, base: dict[str, Any], layers: int, random: Random, schedule: Mapping[str, Any], regime: str
+    group: Group,
+    base: dict[str, Any],
+    layers: int,
+    random: Random,
+    schedule: Mapping[str, Any],
+    regime: str,
+    number: int,
 ) -> tuple[Sample, Report, Plan] | None:
-    """A random configuration like `base`, traced; None if it has another structure, or no workload is of the regime."""
+    """A random configuration like `base`, traced; None if it has another structure, or no workload is of the regime.
+
+    number: of the samples of the regime, which have tokens of different alignments in turns.
+    """
     config = sampled(base, random)
     what = {**group.what, **({"lora_rank": random.randint(3, 40)} if "lora_rank" in group.what else {})}
     batch, tokens = random.choice(BATCHES["one sequence" not in regime]), FEWEST_TOKENS
     _, _, outline = planned(config, **what)
     for _ in range(100):
         tokens = sampled_tokens(outline, random)
-        if regime_of(outline.thresholds, Point(batch, tokens, tokens)) == regime:
+        point = Point(batch, tokens, tokens)
+        if regime_of(outline.thresholds, point) == regime and alignment(point) == TURNS[number % len(TURNS)]:
             break
     else:
         return None
@@ -217,11 +228,14 @@ def learnt(group: Group, random: Random) -> Variant:
     for schedule, regime in product(SCHEDULES, names):
         count = MORE_SAMPLES if samples else max(SAMPLES, 4 * len(group.configs))
         configs = islice(cycle(group.configs.values()), 4 * count)
-        tries = (sample(group, base, layers, random, schedule, regime) for base, layers in configs)
+        tries = (
+            sample(group, base, layers, random, schedule, regime, number)
+            for number, (base, layers) in enumerate(configs)
+        )
         made = [*islice(filter(None, tries), count)]
         samples[schedule_of(Run(mode="train", **schedule)) + regime] += [sample for sample, _, _ in made[1:]]
         unseen += made[:1]
-    by_regime, variables = learn(samples, alignment=ALIGNMENTS[-1])
+    by_regime, variables = learn(samples, aligned=ALIGNMENTS[-1])
     variant = Variant(
         kernel=group.kernel,
         options=group.options,

@@ -24,14 +24,14 @@ from qwen_inspect.predicting.family_trace import (
     coefficients,
     dimensions_of,
 )
-from qwen_inspect.predicting.kept_trace import ChunkedPoint, KeptTrace, Point
+from qwen_inspect.predicting.kept_trace import ALIGNMENTS, ChunkedPoint, KeptTrace, Point, Vectors, alignment
 from qwen_inspect.predicting.outline import Outline, Part
 from qwen_inspect.predicting.segments import Place, Request, Segment, cut
 
 MODULUS = (1 << 61) - 1
 MOST_FACTORS = 4  # of a size, besides constants and the workload
 FEWEST = 8  # samples that a formula must hold for
-FEWEST_AGAIN = 2  # samples of another regime that a formula must hold for
+FEWEST_AGAIN = 3  # samples of another regime that a formula must hold for
 SEARCHED = 14  # samples that a formula is searched in; the others check it
 
 
@@ -59,11 +59,11 @@ Sizes = dict[Condition, tuple[int, ...]]  # of the requests of a segment
 
 
 def learn(
-    samples: Mapping[str, Sequence[Sample]], *, alignment: int = 1
+    samples: Mapping[str, Sequence[Sample]], *, aligned: int = 1
 ) -> tuple[dict[str, Regime], dict[str, Variables]]:
     """The regimes of a variant, from samples of each, and the variables of each kind of layer, "" for what is outside of them.
 
-    alignment: beyond which dimensions' divisors do not matter. NotLearnt if samples of a regime do not do the same, or no formula
+    aligned: beyond which dimensions' divisors do not matter. NotLearnt if samples of a regime do not do the same, or no formula
     gives a size.
     """
     by_number = sorted(samples.items(), key=lambda item: -len(item[1]))
@@ -72,7 +72,7 @@ def learn(
     for _, segments in skeletons.values():
         for place, (_, sizes) in segments.items():
             conditions[_kind(place)].update(dict.fromkeys(sizes))
-    searches = {kind: _Search([*many], alignment) for kind, many in conditions.items()}
+    searches = {kind: _Search([*many], aligned) for kind, many in conditions.items()}
     regimes = {
         name: Regime(
             stages,
@@ -96,6 +96,7 @@ def _skeleton(
     """The stages that all samples have, and by place the segment without sizes, and these."""
     stages = set()
     segments: dict[Place, tuple[Segment, Sizes]] = {}
+    vectors: dict[Place, dict[int, dict[int, set[int]]]] = defaultdict(lambda: defaultdict(dict))
     for sample in samples:
         apart = cut(sample.trace, sample.outline.layers)
         stages.add(apart.stages)
@@ -112,13 +113,38 @@ def _skeleton(
             made = tuple([size for request in segment.requests for size in _sizes(request)])
             if sizes.setdefault(condition, made) != made:
                 raise NotLearnt(f"{name}, {at}: other sizes for {condition}")
+            for number, request in enumerate(segment.requests):
+                if request.summed is not None:
+                    index = alignment(sample.point)
+                    vectors[at][number].setdefault(index, set()).add(request.summed[2][index])
     if len(stages) != 1:
         raise NotLearnt(f"{name}: stages {stages}")
-    return stages.pop(), segments
+    return stages.pop(), {at: (_with_vectors(segment, vectors[at]), sizes) for at, (segment, sizes) in segments.items()}
+
+
+def _with_vectors(segment: Segment, vectors: Mapping[int, Mapping[int, set[int]]]) -> Segment:
+    requests = [
+        request if number not in vectors else request._replace(summed=(None, None, _vectors(request, vectors[number])))
+        for number, request in enumerate(segment.requests)
+    ]
+    return Segment(tuple(requests), segment.order, segment.others)
+
+
+def _vectors(request: Request, known: Mapping[int, set[int]]) -> Vectors:
+    """Of each alignment how many numbers a sum loads at a time; more of a better one. NotLearnt if some are not known."""
+    if all(len(of_one) == 1 for of_one in known.values()):
+        of_any = {index: next(iter(of_one)) for index, of_one in known.items()}
+        at_least = [max((of_any[i] for i in of_any if i <= index), default=1) for index in range(len(ALIGNMENTS))]
+        at_most = [
+            min((of_any[i] for i in of_any if i >= index), default=ALIGNMENTS[-1]) for index in range(len(ALIGNMENTS))
+        ]
+        if at_least == at_most:
+            return tuple(at_least)
+    raise NotLearnt(f"{request.module}, {request.operator}: vectors {known}")
 
 
 def _without_sizes(request: Request) -> Request:
-    return request._replace(size=None, summed=request.summed and (None, None, request.summed[2]))
+    return request._replace(size=None, summed=request.summed and (None, None, ()))
 
 
 def _sizes(request: Request) -> Iterator[int]:
@@ -159,9 +185,9 @@ def _difference(place: Place, first: Segment, second: Segment) -> str:
 class _Search:
     """Finds formulas for the sizes of one kind of layer, or of what is outside of the layers."""
 
-    def __init__(self, conditions: Sequence[Condition], alignment: int) -> None:
+    def __init__(self, conditions: Sequence[Condition], aligned: int) -> None:
         conditions = list(dict.fromkeys(conditions))
-        self.variables = Variables.of_samples([condition.dimensions for condition in conditions], alignment=alignment)
+        self.variables = Variables.of_samples([condition.dimensions for condition in conditions], alignment=aligned)
         self._values = {condition: self.variables.values(condition.dimensions) for condition in conditions}
         self._free = [number for number, constant in enumerate(self.variables.constants) if constant is None]
         self._found: dict[Any, Formula | None] = {}
@@ -170,8 +196,6 @@ class _Search:
 
     def formula(self, sizes: Mapping[Condition, int], made_by: tuple[str, str]) -> Formula | None:
         """A formula of another size, if it is right, those of the same module and operator first; else a new one."""
-        if len({*sizes.values()}) == 1 and (size := next(iter(sizes.values()))):
-            return (Term(size, 1, (), 0),)
         known = self._of[made_by]
         others = (formula for formula in self._found.values() if formula is not None)
         for formula in chain(known, others if len(sizes) < FEWEST else ()):
@@ -179,7 +203,7 @@ class _Search:
                 return formula
         key = tuple(sizes.items())
         if key not in self._found:
-            self._found[key] = self._search(sizes) if len(sizes) >= FEWEST else None
+            self._found[key] = self._search(sizes) if len(sizes) >= FEWEST else _constant(sizes)
         if (found := self._found[key]) is not None:
             known.append(found)
         return found
@@ -267,6 +291,11 @@ class _Search:
                                     term._replace(numerator=fraction.numerator, denominator=fraction.denominator)
                                 )
                         yield tuple(formula)
+
+
+def _constant(sizes: Mapping[Condition, int]) -> Formula | None:
+    size, *others = set(sizes.values())
+    return (Term(size, 1, (), 0),) if size and not others else None
 
 
 def _product(factor: Term, part: Term) -> Term | None:

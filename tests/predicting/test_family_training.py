@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 import pytest
 
+from benchmarks.accuracy import recorded_run
 from benchmarks.keep_traces import bases, report_of
+from benchmarks.predicted import model_of
+from benchmarks.recordings import each
 from benchmarks.sampling import sampled
+from qwen_inspect.loaders import catalog
 from qwen_inspect.predicting.family_file import SHIPPED
-from qwen_inspect.predicting.family_training import training_trace
+from qwen_inspect.predicting.family_training import is_covered, training_outline, training_trace
 from qwen_inspect.predicting.kept_trace import Point
 from qwen_inspect.predicting.optimizer_steps import COVERED
 from qwen_inspect.predicting.predict import trace_request
@@ -19,9 +24,10 @@ from qwen_inspect.predicting.training_plan import plan_of
 from qwen_inspect.results.memory import Run
 from qwen_inspect.tracing.trace import trace
 
-from .test_family_traces import of_layers, without_order_of_frees
+from .test_family_traces import known, of_layers, without_order_of_frees
 
 KEPT = sorted(path.name.removesuffix("-training.json.gz") for path in SHIPPED.glob("*-training.json.gz"))
+TRAINED = Run(mode="train", prompt_tokens=50, attention="sdpa")
 # With each optimizer.
 OPTIONS: tuple[Mapping[str, Any], ...] = (
     {},
@@ -60,3 +66,24 @@ def test_an_unseen_configuration_trains_as_transformers_trains_it(family: str, s
     config = of_layers(sampled(base, random), random.randint(4, 5))
     changes = {"optimizer": COVERED[seed], "prompt_tokens": random.randint(8, 90), **OPTIONS[seed]}
     assert_as_transformers(config, **changes)
+
+
+def test_what_trains_otherwise_is_not_covered() -> None:
+    """A tied head sums two gradients; dropout keeps masks; a loop, a mask or what is frozen changes what is kept."""
+    config = dict(catalog.configuration("Qwen/Qwen3-0.6B", catalog.entries()))
+    assert is_covered(report_of(config), TRAINED)
+    assert not is_covered(report_of({**config, "attention_dropout": 0.1}), TRAINED)
+    for changes in ({"padded": True}, {"autocast": "bfloat16"}, {"trained": "mlp"}, {"optimizer": "none"}):
+        assert not is_covered(report_of(config), replace(TRAINED, **changes)), changes
+    structures = {
+        known(training_outline(report, plan_of(report, TRAINED))).outside.structure
+        for report in (report_of({**config, "tie_word_embeddings": tied}) for tied in (True, False))
+    }
+    assert len(structures) == 2
+
+
+@pytest.mark.parametrize("name", ["train-0.6B", "train-0.6B-ckpt", "accumulate-0.6B", "sgd-0.6B", "adamw8bit-0.6B"])
+def test_recorded_training_is_predicted_without_torch(name: str) -> None:
+    """So that what tests/predicting/test_recordings.py holds of it holds of a plain install."""
+    recording = next(recording for recording in each("h100") if recording.name == name)
+    assert is_covered(model_of(recording), recorded_run(recording))
