@@ -30,8 +30,8 @@ from qwen_inspect.architectures.families import CLASSES
 from qwen_inspect.checkpoint import Checkpoint, ModelRef
 from qwen_inspect.errors import QwenInspectError, UnsupportedError
 from qwen_inspect.loaders import catalog
-from qwen_inspect.predicting.family_trace import FamilyTrace, NotCovered, Variant, dump, loaded_of, read
-from qwen_inspect.predicting.family_file import SHIPPED, dump
+from qwen_inspect.predicting.family_file import SHIPPED, dump, read
+from qwen_inspect.predicting.family_trace import FamilyTrace, NotCovered, Variant, loaded_of
 from qwen_inspect.predicting.kept_trace import Point
 from qwen_inspect.predicting.outline import (
     MOST_SINGLES,
@@ -412,7 +412,7 @@ def covers(variant: Variant, config: Mapping[str, Any], group: Group) -> bool:
         return False
     for point in (Point(2, 50, 90), Point(2, 500, 90_000)):
         with suppress(NotCovered):
-            variant.at(design, point, report.tree)
+            variant.at(design, point, loaded_of(report.tree))
             return True
     return False
 

@@ -94,7 +94,7 @@ def releases(model_type: str) -> Iterator[dict[str, Any]]:
     for config in configs:
         if config.get("model_type") == model_type and "quantization_config" not in {*config, *decoder_of(config)}:
             yield stated(config)
-    yield stated(small(model_type))
+    yield stated(small(model_type, {}))
 
 
 def of_first_layers(tensors: Sequence[Tensor], layers: int) -> list[Tensor]:

@@ -25,11 +25,10 @@ from ..tracing import versions
 from ..tracing.adapting import FourBits
 from ..tracing.bases import Base, EightBits
 from ..values import dataclass
-from . import family_trace as family_traces
-from .family_trace import Composed, loaded_of
-from .footprint import bytes_of, cache_bytes, formula_footprint, stored_footprint, traced_footprint
 from .family_file import SHIPPED, read
+from .family_trace import Composed, loaded_of
 from .family_training import MICRO_BATCHES, training_trace
+from .footprint import bytes_of, cache_bytes, formula_footprint, stored_footprint, traced_footprint
 from .kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
 from .on_device import PARAMETER
 from .outline import Outline, options_of, outline_of
