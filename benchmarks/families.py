@@ -32,7 +32,9 @@ from tests.hub.server import HubRepo, HubServer
 ROOT = Path(__file__).parent.parent
 RUNS = 7
 TOLERANCE = 0.0005  # GiB: the fourth digit
+FIT_RUNS = 3
 COMMANDS = ("params", "attention", "memory")
+FIT_CARD = "H100"
 # Model, tokens, GiB of a bfloat16 cache in transformers 5.23: what its classes keep, counted by layer.
 CACHES: Sequence[tuple[str, int, float]] = (
     ("Qwen/Qwen3-0.6B", 40_960, 4.375),
@@ -93,7 +95,7 @@ def peak_of(predicted: Mapping[str, Any]) -> str:
 
 
 def families(python: Path) -> str:
-    rows = ["Family | Model | params × | attention × | memory × | MiB | Parameters | Peak"]
+    rows = ["Family | Model | params × | attention × | memory × | fit s | MiB | Parameters | Peak"]
     for family in FAMILIES:
         model = smallest_release(family)
         if model is None:
@@ -106,11 +108,13 @@ def families(python: Path) -> str:
                 taken[command] += [seconds] if turn else []
         bare, *ratios = (statistics.median(taken[command]) for command in commands)
         mib = max(peak_mib(command.split()) for command in commands[1:])
+        fit = f"{python} -m qwen_inspect fit catalog:{model} --gpu {FIT_CARD}"
+        fit_seconds = statistics.median(timed(fit, ROOT, os.environ)[0] for _ in range(FIT_RUNS))
         counts, memory = (answered(python, [word, f"catalog:{model}"]) for word in ("params", "memory"))
         parameters = f"{counts['parameters']['theory']:,}" if counts else "refused"
         said = "refused" if memory is None else peak_of(memory["predicted"])
         shown = " | ".join(f"{ratio / bare:.1f}" for ratio in ratios)
-        rows.append(f"{family} | {model} | {shown} | {mib:.0f} | {parameters} | {said}")
+        rows.append(f"{family} | {model} | {shown} | {fit_seconds:.2f} | {mib:.0f} | {parameters} | {said}")
         print(rows[-1], flush=True)
     return table(*rows)
 
@@ -173,7 +177,8 @@ def main() -> None:
             f"Written by `python benchmarks/families.py` on {date.today()}: Python {platform.python_version()}, "
             f"{', '.join(f'{tool} {release}' for tool, release in RELEASES.items())}; {os.cpu_count()} CPU cores "
             f"({platform.machine()}) shared with other work. The package alone, without torch. × is the ratio of wall times to "
-            f"`python -c pass` (medians of {RUNS}, in turn); MiB is the largest resident set of the three commands.",
+            f"`python -c pass` (medians of {RUNS}, in turn); fit s is the seconds of `fit --gpu {FIT_CARD}` (median of "
+            f"{FIT_RUNS}); MiB is the largest resident set of the other three commands.",
             speeds,
             "## Caches",
             "GiB of one sequence's cache in bfloat16. Wrong figures are bold; – is no answer.",

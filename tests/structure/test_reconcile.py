@@ -308,12 +308,12 @@ def test_a_partial_directory_is_accounted_when_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [None, "fp8", "awq-int4"])
-@pytest.mark.parametrize("model", ["Qwen/Qwen1.5-MoE-A2.7B", "allenai/OLMoE-1B-7B-0924"])
-def test_one_expert_counted_many_times_says_what_all_experts_listed_say(model: str, dtype: str | None) -> None:
+def test_one_expert_counted_many_times_says_what_all_experts_listed_say(dtype: str | None) -> None:
+    model = "allenai/OLMoE-1B-7B-0924"
     listed = inspect(model, source="catalog", dtype=dtype, predict_files=True)
     counted = inspect(model, source="catalog", dtype=dtype, count_files=True)
     assert listed.tensors is not None
-    assert len(listed.tensors) > 3000  # 24 layers of 60 experts, or 16 of 64, with three matrices each
+    assert len(listed.tensors) > 16 * 64 * 3  # layers, experts, matrices
     assert counted.tensors is None
     assert counted.checks == listed.checks
     assert counted.parameters == listed.parameters
