@@ -18,7 +18,8 @@ from ..results.timeline import Free, Stage, Timeline
 from ..values import dataclass
 from .kept_trace import KeptTrace
 
-LAYER = re.compile(r"(?:(?<=\blayers\.)|(?<=\bh\.)|(?<=\bblocks\.))\d+\b")
+# A tower's blocks are no layers of the decoder.
+LAYER = re.compile(r"(?:(?<=\blayers\.)|(?<=\bh\.)|(?<=^blocks\.)|(?<=\btransformer\.blocks\.))\d+\b")
 ANY_LAYER = "#"  # in a module's name, instead of the layer's number
 BACKWARD = "backward"
 FIRST, LAST, FIRST_OF_KIND, LAST_OF_KIND = 1, 2, 4, 8
