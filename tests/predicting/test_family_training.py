@@ -68,6 +68,22 @@ def test_an_unseen_configuration_trains_as_transformers_trains_it(family: str, s
     assert_as_transformers(config, **changes)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"checkpointing": True, "optimizer": "adamw_8bit"},
+        pytest.param({"lora_targets": ("q_proj", "v_proj"), "accumulate": 2}, marks=pytest.mark.exhaustive),
+        pytest.param({"lora_targets": ("v_proj", "q_proj"), "batch": 1}, marks=pytest.mark.exhaustive),
+        pytest.param({"batch": 1, "accumulate": 2, "checkpointing": True}, marks=pytest.mark.exhaustive),
+    ],
+    ids=str,
+)
+def test_unseen_adapters_train_as_transformers_and_peft_train_them(changes: Mapping[str, Any]) -> None:
+    random = Random(str(changes))
+    config = of_layers(sampled(next(bases("llama")), random), 4)
+    assert_as_transformers(config, lora_rank=random.randint(2, 70), prompt_tokens=random.randint(8, 90), **changes)
+
+
 def test_what_trains_otherwise_is_not_covered() -> None:
     """A tied head sums two gradients; dropout keeps masks; a loop, a mask or what is frozen changes what is kept."""
     config = dict(catalog.configuration("Qwen/Qwen3-0.6B", catalog.entries()))
@@ -82,7 +98,9 @@ def test_what_trains_otherwise_is_not_covered() -> None:
     assert len(structures) == 2
 
 
-@pytest.mark.parametrize("name", ["train-0.6B", "train-0.6B-ckpt", "accumulate-0.6B", "sgd-0.6B", "adamw8bit-0.6B"])
+@pytest.mark.parametrize(
+    "name", ["train-0.6B", "train-0.6B-ckpt", "accumulate-0.6B", "sgd-0.6B", "train-8B-4L-forloop"]
+)
 def test_recorded_training_is_predicted_without_torch(name: str) -> None:
     """So that what tests/predicting/test_recordings.py holds of it holds of a plain install."""
     recording = next(recording for recording in each("h100") if recording.name == name)
