@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import pytest
 
-from benchmarks.keep_traces import bases, layers_needed, outline, report_of
+from benchmarks.keep_traces import layers_needed, outline, report_of
 from benchmarks.sampling import sampled, sampled_point
+from benchmarks.structures import bases
 from qwen_inspect.errors import QwenInspectError, UnsupportedError
 from qwen_inspect.loaders import catalog
 from qwen_inspect.predicting.family_file import SHIPPED, read
