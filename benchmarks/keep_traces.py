@@ -44,6 +44,7 @@ from qwen_inspect.predicting.outline import (
 )
 from qwen_inspect.predicting.predict import family_file, sample_request
 from qwen_inspect.predicting.segments import apart, fixed
+from qwen_inspect.predicting.token_loops import folded
 from qwen_inspect.results.model import Report
 from qwen_inspect.structure.inspect import analyse
 from qwen_inspect.tracing import versions
@@ -52,6 +53,7 @@ from qwen_inspect.tracing.trace import trace
 # transformers before 4.48 repeated K and V for flash attention: the published peaks of Qwen2.5 were measured so.
 KERNELS = {"qwen2": ("sdpa", "flash_attention_2_repeated")}
 SAMPLES, CHECKS = 8, 2  # of each regime, and samples of each sequence of layers
+UNFOLDED = {"2 turns", "3 turns", "4 turns"}  # regimes that are left out: too short a prompt to fold, and too rare
 TRIES = 300  # workloads among which regimes are looked for
 
 
@@ -120,14 +122,19 @@ def groups(model_type: str, defaults: Mapping[str, Any]) -> Iterator[Group]:
         shape = tuple(layer.structure for layer in design.layers[:count])
         for kernel in KERNELS.get(model_type, (report.spec.kernel,)):
             usual = kernel == report.spec.kernel and report.spec.dtype.bits == 16
-            if design.thresholds and not usual:  # of which there are too many regimes
+            if design.thresholds and not usual and not has_scan(design):  # of which there are too many regimes
                 continue
             if kernel.startswith("flash") and report.spec.dtype.bits != 16:
                 continue
             key = kernel, repr(options), design.outside.structure, kinds, heads
-            group = found.setdefault(key, Group(kernel, options, design, {}))
+            singles = MOST_SINGLES if has_scan(design) else 0
+            group = found.setdefault(key, Group(kernel, options, design, {}, singles))
             group.layers.setdefault((*related(config), shape[0], *sorted(set(shape[1:]))), (config, count))
     yield from found.values()
+
+
+def has_scan(design: Outline) -> bool:
+    return any(kind == "kernel" for kind, _ in design.thresholds)
 
 
 def related(config: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -161,9 +168,10 @@ def sample(
     point = (wanted or points)[0]
     request = replace(sample_request(point, group.kernel), layers=count)
     try:
-        _, rest = apart(fixed(trace(report.spec, config, request)))
+        traced = trace(report.spec, config, request)
     except UnsupportedError:  # nor can transformers run it
         return None
+    _, rest = apart(fixed(folded(traced) if any(kind == "turns" for kind, _ in design.thresholds) else traced))
     return Sample(replace(design, layers=design.layers[:count]), point, rest), report
 
 
@@ -175,7 +183,13 @@ def regimes(group: Group, random: Random) -> list[str]:
         assert design is not None
         for _ in range(TRIES // 20):
             names.add(group.regime(design, sampled_point(design.thresholds, random)))
-    return sorted(names)
+    return sorted(name for name in names if _is_learnt(group, {*name.split(", ")}))
+
+
+def _is_learnt(group: Group, sides: set[str]) -> bool:
+    """Not a prompt of few turns, nor, where turns are folded, one shorter than the kernel: of a kernel beyond all releases'."""
+    folds = any(kind == "turns" for kind, _ in group.outline.thresholds)
+    return not UNFOLDED & sides and not (folds and "short" in sides and "1 turns" not in sides)
 
 
 def learnt(group: Group, random: Random) -> Variant:

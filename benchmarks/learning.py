@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, combinations_with_replacement, count
 from math import prod
@@ -109,7 +109,8 @@ def _skeleton(
             before, sizes = segments.setdefault(at, (skeleton, {}))
             if before != skeleton:
                 raise NotLearnt(f"{name} {sample.point}: {_difference(at, before, skeleton)}")
-            condition = Condition(dimensions_of(sample.outline, part), ChunkedPoint(*astuple(sample.point)).monomials)
+            workload = ChunkedPoint.of(sample.point, sample.outline.chunk_tokens).monomials
+            condition = Condition(dimensions_of(sample.outline, part), workload)
             made = tuple([size for request in segment.requests for size in _sizes(request)])
             if sizes.setdefault(condition, made) != made:
                 raise NotLearnt(f"{name}, {at}: other sizes for {condition}")
@@ -189,7 +190,13 @@ class _Search:
         conditions = list(dict.fromkeys(conditions))
         self.variables = Variables.of_samples([condition.dimensions for condition in conditions], alignment=aligned)
         self._values = {condition: self.variables.values(condition.dimensions) for condition in conditions}
-        self._free = [number for number, constant in enumerate(self.variables.constants) if constant is None]
+        relations = self.variables.relations
+        follow = {relation.top[0] if len(relation.top) == 1 else relation.bottom[0] for relation in relations}
+        self._free = [
+            number
+            for number, constant in enumerate(self.variables.constants)
+            if constant is None and number not in follow
+        ]
         self._found: dict[Any, Formula | None] = {}
         self._of: dict[tuple[str, str], list[Formula]] = defaultdict(list)
         self._tables: dict[tuple[Condition, ...], list[dict[int, Term]]] = {}
@@ -303,9 +310,9 @@ def _product(factor: Term, part: Term) -> Term | None:
     variables = tuple(sorted(factor.variables + part.variables))
     if part.basis == 0:
         return Term(1, 1, variables, factor.basis)
-    if factor.basis % LENGTHS == 0:
+    if factor.basis in (0, LENGTHS):
         return Term(1, 1, variables, factor.basis + part.basis)
-    if factor.basis % LENGTHS == part.basis == 1:  # T times T
+    if factor.basis in (1, LENGTHS + 1) and part.basis == 1:  # T times T
         return Term(1, 1, variables, factor.basis + 2)
     return None
 

@@ -9,7 +9,8 @@ from random import Random
 from typing import Any
 
 from qwen_inspect.predicting.kept_trace import CHUNK_TOKENS, Point
-from qwen_inspect.predicting.outline import FLASH_HEAD_DIM, decoder_of, has_alibi
+from qwen_inspect.predicting.outline import decoder_of, has_alibi
+from qwen_inspect.predicting.scans import FLASH_HEAD_DIM
 
 # Keys that are a dimension on their own, each with the multiple that kernels or classes ask for.
 SIZES = {
@@ -35,7 +36,18 @@ SIZES = {
     "ffn_hidden_size": 8,
     "n_inner": 8,
     "n_positions": 1,
+    "moe_latent_size": 8,
 }
+# Of state space layers: the names of each size in the classes.
+HEADS = ("num_heads", "mamba_num_heads", "mamba_n_heads")
+HEAD_DIM = ("mamba_head_dim", "mamba_d_head")  # and "head_dim" where the model has no other heads
+GROUPS = ("n_groups", "mamba_n_groups")
+STATE = ("state_size", "ssm_state_size", "mamba_d_state")
+KERNEL = ("conv_kernel", "mamba_d_conv")
+CHUNK = ("chunk_size", "mamba_chunk_size")
+RANK = ("time_step_rank", "mamba_dt_rank")
+EXPAND = ("expand", "mamba_expand")
+STATE_SPACE = (*HEADS, *HEAD_DIM, *GROUPS, *STATE, *KERNEL, *CHUNK, *RANK, *EXPAND, "mamba_d_ssm")
 EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
 WINDOWS = ("sliding_window", "attention_chunk_size", "index_topk")
 PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "experts_per_token")
@@ -59,7 +71,12 @@ def sampled(config: Mapping[str, Any], random: Random) -> dict[str, Any]:
     for part in (whole, text):
         if part.get("pad_token_id") is not None:
             part["pad_token_id"] = 0  # within the vocabulary
-    _heads(text, some)
+    if "num_attention_heads" in text:
+        _heads(text, some)
+    else:
+        text["hidden_size"] = some(5, 29, 8)
+    if any(key in text for key in STATE):
+        _state_space(text, some)
     for key in WINDOWS:
         if isinstance(text.get(key), int) and text[key] > 1:
             text[key] = some(6, 50)
@@ -126,6 +143,39 @@ def _heads(text: dict[str, Any], some: Any) -> None:
             rope["short_factor"], rope["long_factor"] = [1.0] * half, [2.0] * half
 
 
+def _state_space(text: dict[str, Any], some: Any) -> None:
+    """Sizes of state space layers; where heads are as wide as the expanded hidden states, these follow from them."""
+
+    def put(keys: Sequence[str], value: int) -> None:
+        text.update({key: value for key in keys if key in text})
+
+    put(STATE, some(2, 6, 8))
+    put(KERNEL, some(2, 12))
+    put(CHUNK, some(8, 60))
+    put(RANK, some(3, 20))
+    heads = next((text[key] for key in HEADS if key in text), None)
+    if heads is None:  # Mamba 1
+        return
+    groups, expand = (next((text[key] for key in keys if key in text), 2) for keys in (GROUPS, EXPAND))
+    bound = "mamba_n_heads" in text and text.get("mamba_d_ssm") is None  # to the width of the hidden states
+    inner = expand * text["hidden_size"]
+    new_groups = 1 if groups == 1 else some(2, 5)
+    new_heads = new_groups * (1 if groups == heads else some(2, 9))
+    head_dim = some(2, 9, 8)
+    if bound:  # some divisor of theirs
+        new_groups = 1 if groups == 1 else 2
+        new_heads = next(count for count in range(inner // head_dim, inner) if inner % (count * new_groups) == 0)
+        new_heads *= new_groups
+        head_dim = inner // new_heads
+    put(GROUPS, new_groups)
+    put(HEADS, new_heads)
+    put(HEAD_DIM if "num_attention_heads" in text else ("head_dim",), head_dim)
+    if text.get("mamba_d_ssm") is not None:
+        text["mamba_d_ssm"] = new_heads * head_dim
+    if "num_attention_heads" not in text:
+        text["hidden_size"] = new_heads * head_dim // expand
+
+
 def turned_share(text: Mapping[str, Any]) -> float:
     """The part of a head that RoPE turns."""
     share = text.get("partial_rotary_factor")
@@ -140,6 +190,11 @@ def sampled_point(thresholds: Sequence[tuple[str, int]], random: Random) -> Poin
     """A workload that decodes two tokens or more, as likely near a threshold as far from all."""
     near = [tokens + random.randint(-2, 2) for _, tokens in thresholds]
     longest = 10 * CHUNK_TOKENS if any(kind == "chunks" for kind, _ in thresholds) else 90
+    if any(kind == "turns" for kind, _ in thresholds):
+        longest = 25
+    for chunk in (tokens for kind, tokens in thresholds if kind == "chunk"):
+        near.append(random.randint(2, 4) * chunk + random.randint(-2, 2))
+        longest = 5 * chunk
     prompt = max(
         1, random.choice([*near, random.randint(1, 3), random.randint(1, longest), random.randint(1, longest)])
     )

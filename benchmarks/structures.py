@@ -7,7 +7,8 @@ from copy import deepcopy
 from itertools import permutations
 from typing import Any
 
-from benchmarks.sampling import EXPERTS, PER_TOKEN, SIZES
+from benchmarks.sampling import EXPERTS, PER_TOKEN, SIZES, STATE, STATE_SPACE
+from benchmarks.state_space import RELEASED
 from qwen_inspect.architectures.families import CLASSES
 from qwen_inspect.loaders import catalog
 from qwen_inspect.predicting.outline import decoder_of
@@ -50,8 +51,8 @@ STRUCTURES: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "opt": ({}, {"do_layer_norm_before": False, "word_embed_proj_dim": 32}),  # 350M is the second
 }
 RENAMED = ("hidden_size", "num_hidden_layers", "num_attention_heads")
-SLOW = {"linear_num_key_heads", "index_topk", "global_head_dim", "attention_chunk_size"}  # keys of slow runs
-DIMENSIONS = {*SIZES, *EXPERTS, *PER_TOKEN, "hidden_size", "num_attention_heads", "num_key_value_heads"} | {
+SLOW = {"linear_num_key_heads", "index_topk", "global_head_dim", "attention_chunk_size", *STATE}  # keys of slow runs
+DIMENSIONS = {*SIZES, *EXPERTS, *PER_TOKEN, *STATE_SPACE, "hidden_size", "num_attention_heads", "num_key_value_heads"} | {
     "linear_num_key_heads", "linear_num_value_heads", "linear_conv_kernel_dim", "index_head_dim", "index_n_heads",
     "conv_L_cache", "global_head_dim", "num_global_key_value_heads", "rotary_dim",
 }  # fmt: skip
@@ -64,10 +65,11 @@ def bases(model_type: str) -> Iterator[dict[str, Any]]:
     released = [dict(catalog.configuration(model, known)) for model in known]
     own = [config for config in released if config.get("model_type") == model_type]
     configs = own or [alone(config) for config in released if decoder_of(config).get("model_type") == model_type]
+    configs += map(dict, RELEASED.get(model_type, ()))
     for config in configs:
         for part in (config, decoder_of(config)):
             part.pop("quantization_config", None)  # type: ignore[attr-defined]
-    if not model_type.startswith("qwen") or not own:
+    if not (model_type.startswith("qwen") or model_type in RELEASED) or not configs:
         configs += [small(model_type, changes) for changes in STRUCTURES.get(model_type, [{}])]
     for config in map(stated, configs):
         yield from _other_heads(config)
@@ -132,7 +134,7 @@ def stated(config: dict[str, Any]) -> dict[str, Any]:
     own = {**own.to_dict(), **{key: getattr(own, key, None) for key in RENAMED}}
     wanted = DIMENSIONS - DERIVED | {"num_hidden_layers"}
     sizes = {key: own[key] for key in wanted if key not in text and isinstance(own.get(key), int)}
-    derived = (None, own["hidden_size"] // own["num_attention_heads"])
+    derived = (None, own["hidden_size"] // (own.get("num_attention_heads") or 1))
     if not {"head_dim", "kv_lora_rank"} & {*text} and own.get("head_dim") not in derived:
         sizes["head_dim"] = own["head_dim"]
     text.update(sizes)  # type: ignore[attr-defined]
@@ -148,9 +150,9 @@ def _with(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 
 def _other_heads(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    heads = decoder_of(config)["num_attention_heads"]
+    heads = decoder_of(config).get("num_attention_heads")
     yield config
-    if not {"kv_lora_rank", "linear_num_key_heads"} & {*decoder_of(config)}:
+    if heads and not {"kv_lora_rank", "linear_num_key_heads", *STATE} & {*decoder_of(config)}:
         for kv_heads in (heads, heads // 2, 1):
             yield _with(config, {"num_key_value_heads": kv_heads})
 
@@ -160,6 +162,8 @@ def _other_layers(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     import transformers
 
     text = decoder_of(config)
+    if {*STATE} & {*text}:  # whose sequences RELEASED has
+        return
     layers = text["num_hidden_layers"]
     configuration = transformers.AutoConfig.for_model(config["model_type"]).get_text_config(decoder=True)
     types = [*dict.fromkeys(getattr(configuration, "layer_types", None) or ())]

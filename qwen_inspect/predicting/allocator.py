@@ -292,6 +292,13 @@ class Allocator:
             self._peak_reserved = self.reserved_bytes
         return block
 
+    def best_fit_bytes(self, size_bytes: int) -> int:
+        """The size of the free block that a request would be cut from; 0 if there is none. For segments that do not expand."""
+        size = self.settings.block_bytes(size_bytes)
+        free = (self._small if size <= SMALL_BYTES else self._large).free
+        index = bisect_left(free, (size,))
+        return free[index][0] if index < len(free) else 0
+
     def free(self, block: Block) -> None:
         """Frees a block and merges it with its free neighbours: free_block."""
         if not block.in_use:

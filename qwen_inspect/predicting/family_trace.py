@@ -20,22 +20,25 @@ from .on_device import BUFFER, PARAMETER
 from .outline import Outline, Part, regime_of
 from .segments import Place, Segment, compose
 
-# Functions of a workload's lengths in which sizes are linear: coefficients of 1, T, T², S and the chunks, for prompts of T tokens
-# and S tokens at the end. Each is there for one sequence, then for the whole batch.
+# Functions of a workload's lengths in which sizes are linear: coefficients of 1, T, T², S, the chunks and their square, for
+# prompts of T tokens and S tokens at the end. Each is there for one sequence, then for the whole batch.
 _OF_LENGTHS = (
-    (1, 0, 0, 0, 0),
-    (0, 1, 0, 0, 0),
-    (0, 0, 0, 1, 0),
-    (0, 0, 1, 0, 0),
-    (-1, 0, 0, 1, 0),
-    (1, 0, 0, 1, 0),
-    (1, 1, 0, 0, 0),
-    (0, 0, 0, 0, 1),
+    (1, 0, 0, 0, 0, 0),
+    (0, 1, 0, 0, 0, 0),
+    (0, 0, 0, 1, 0, 0),
+    (0, 0, 1, 0, 0, 0),
+    (-1, 0, 0, 1, 0, 0),
+    (1, 0, 0, 1, 0, 0),
+    (1, 1, 0, 0, 0, 0),
+    (0, 0, 0, 0, 1, 0),
 )
+_OF_STATES = ((1, 0, 0, 0, 1, 0), (1, 0, 0, 0, 2, 1))  # a state before each chunk and one behind the last; their pairs
 LENGTHS = len(_OF_LENGTHS)
 BASIS: tuple[Coefficients, ...] = tuple(
-    (0, 0, 0, 0, *lengths[:4], 0, lengths[4]) if batch else (*lengths[:4], 0, 0, 0, 0, lengths[4], 0)
-    for batch, lengths in product((False, True), _OF_LENGTHS)
+    (0, 0, 0, 0, *lengths[:4], 0, lengths[4], 0, lengths[5])
+    if batch
+    else (*lengths[:4], 0, 0, 0, 0, lengths[4], 0, lengths[5], 0)
+    for batch, lengths in (*product((False, True), _OF_LENGTHS), *product((False, True), _OF_STATES))
 )
 
 
@@ -215,7 +218,8 @@ class Variant:
             return Segment(tuple(requests), segment.order, segment.others)
 
         try:
-            return compose(regime.stages, outline.layers, segment_at, loaded=loaded)
+            composed = compose(regime.stages, outline.layers, segment_at, loaded=loaded)
+            return replace(composed, chunk_tokens=outline.chunk_tokens)
         except KeyError:
             raise NotCovered from None
 

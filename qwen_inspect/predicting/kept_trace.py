@@ -11,7 +11,7 @@ import gzip
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, field
+from dataclasses import field
 from itertools import combinations
 from math import gcd
 from typing import TYPE_CHECKING, Any
@@ -45,12 +45,20 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class ChunkedPoint(Point):
-    """A `Point` of a model whose linear attention pads each prompt to whole chunks."""
+    """A `Point` of a model that pads each prompt to whole chunks."""
+
+    chunk_tokens: int = CHUNK_TOKENS
+
+    @staticmethod
+    def of(point: Point, chunk_tokens: int) -> ChunkedPoint:
+        return ChunkedPoint(point.batch, point.prompt_tokens, point.total_tokens, chunk_tokens)
 
     @property
     def monomials(self) -> tuple[int, ...]:
-        chunks = -(-self.prompt_tokens // CHUNK_TOKENS)
-        return (*Point.monomials.__get__(self), chunks, self.batch * chunks)
+        """Those of a `Point`, the chunks and their square: Mamba-2 computes with all pairs of them."""
+        chunks = -(-self.prompt_tokens // self.chunk_tokens)
+        of_chunks = (chunks, self.batch * chunks, chunks**2, self.batch * chunks**2)
+        return (*Point.monomials.__get__(self), *of_chunks)
 
 
 # One sample per monomial, linearly independent, and a witness to check the result. Tracing time does not depend on the lengths;
@@ -84,7 +92,7 @@ class KeptTrace:
 
     kept: (allocation, "cache" or "state") of what the cache keeps, as in a `Timeline`. sums, cast, owners: for training runs, and
     not stored in files. sums: (allocation, polynomial of outputs, of inputs, vectors) each, a vector for each of ALIGNMENTS.
-    owners: (allocation, module) each, as in a `Timeline`.
+    owners: (allocation, module) each, as in a `Timeline`. chunk_tokens: as in a `ChunkedPoint`.
     """
 
     stages: tuple[Stage, ...]
@@ -95,10 +103,11 @@ class KeptTrace:
     cast: bool = False
     kept: tuple[tuple[int, str], ...] = field(default=(), compare=False)
     owners: tuple[tuple[int, str], ...] = ()
+    chunk_tokens: int = CHUNK_TOKENS
 
     def at(self, point: Point) -> Timeline:
         """The run for a workload, each size in bytes."""
-        monomials = ChunkedPoint(*astuple(point)).monomials
+        monomials = ChunkedPoint.of(point, self.chunk_tokens).monomials
         polynomials, modules, operators = zip(*self.allocations, strict=True)
         sizes = {polynomial: sum(map(int.__mul__, polynomial, monomials)) for polynomial in set(polynomials)}
         allocations = list(

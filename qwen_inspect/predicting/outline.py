@@ -12,6 +12,8 @@ from ..spec import ModelSpec, Module
 from ..tracing import CHUNK_TURNS
 from ..values import dataclass
 from .kept_trace import CHUNK_TOKENS, Point
+from .scans import FLASH_HEAD_DIM, Scan, chunk_tokens, scan_of
+from .token_loops import FOLDED_TOKENS
 
 # Modules beside the decoder, which a prompt of text alone does not run.
 _TOWERS = """
@@ -24,18 +26,25 @@ DECODERS = ("text_config", "llm_config", "language_config", "thinker_config")
 # Keys that change nothing that a run of text takes, besides what the design shows: names, tokens, initial values, constants to
 # multiply by, and what says which layer is of which kind.
 _UNRELATED = """
-    _name_or_path _sliding_window_pattern activation activation_function architectures attention_dropout attn_pdrop
-    audio_config audio_token_id auto_map bos_token_id classifier_dropout decoder_sparse_step dropout dtype emb_pdrop
-    embd_pdrop embedding_dropout eos_token_id ffn_hidden_size first_k_dense_replace full_attention_interval full_attn_idxs
-    head_dim hidden_act hidden_activation hidden_dropout id2label image_token_id index_skip_topk_offset index_topk_freq
-    index_topk_pattern indexer_types initializer_range label2id layer_norm_eps layer_norm_epsilon layer_types layerdrop
-    max_position_embeddings max_window_layers mlp_layer_types mlp_only_layers mm_tokens_per_image model_type moe_layer_freq
+    _name_or_path _sliding_window_pattern activation activation_function architectures attention_dropout
+    attention_in_multiplier attention_multiplier attention_out_multiplier attn_layer_indices attn_layer_offset
+    attn_layer_period attn_pdrop audio_config audio_token_id auto_map bos_token_id chunk_size_feed_forward classifier_dropout
+    decoder_sparse_step dropout dtype emb_pdrop embd_pdrop embedding_dropout embedding_multiplier eos_token_id
+    expert_layer_offset expert_layer_period ffn_hidden_size first_k_dense_replace full_attention_interval full_attn_idxs
+    head_dim hidden_act hidden_activation hidden_dropout hybrid_override_pattern id2label image_token_id
+    index_skip_topk_offset index_topk_freq index_topk_pattern indexer_types initializer_range key_multiplier label2id
+    layer_norm_eps layer_norm_epsilon layer_types layerdrop layers_block_type lm_head_multiplier logits_scaling
+    mamba_ssm_cache_dtype max_position_embeddings max_window_layers mlp_layer_types mlp_multipliers mlp_only_layers
+    mm_tokens_per_image model_type moe_layer_freq moe_shared_expert_overlap mtp_hybrid_override_pattern mtp_layers_block_type
     n_inner n_positions n_shared_experts norm_eps num_dense_layers num_hidden_layers num_kv_heads num_labels
-    num_nextn_predict_layers original_max_position_embeddings pad_token_id partial_rotary_factor pretraining_tp problem_type
-    qk_head_dim query_pre_attn_scalar resid_pdrop residual_dropout return_dict rms_norm_eps rope_local_base_freq
-    rope_parameters rope_scaling rope_theta router_aux_loss_coef router_jitter_noise sep_token_id sliding_window
-    sliding_window_pattern text_config tie_word_embeddings torch_dtype transformers_version use_cache use_sliding_window
-    video_token_id vision_config vision_end_token_id vision_start_token_id vision_token_id word_embed_proj_dim
+    num_nextn_predict_layers original_max_position_embeddings pad_token_id partial_rotary_factor position_embedding_type
+    pretraining_tp problem_type qk_head_dim query_pre_attn_scalar rescale_prenorm_residual resid_pdrop residual_dropout
+    residual_multiplier return_dict rms_norm_eps rope_local_base_freq rope_parameters rope_scaling rope_theta
+    router_aux_loss_coef router_jitter_noise sep_token_id sliding_window sliding_window_pattern ssm_in_multiplier
+    ssm_multipliers ssm_out_multiplier text_config tie_word_embeddings time_step_floor time_step_init_scheme time_step_limit
+    time_step_max time_step_min time_step_scale torch_dtype transformers_version use_cache use_mamba_kernels
+    use_sliding_window video_token_id vision_config vision_end_token_id vision_start_token_id vision_token_id
+    word_embed_proj_dim z_loss_coefficient
 """
 UNRELATED = frozenset(_UNRELATED.split())
 # Kinds of RoPE whose frequencies are computed once. Source: transformers 5.23, modeling_rope_utils.dynamic_rope_update
@@ -55,8 +64,8 @@ PHI3_ROPE: Mapping[str, str] = {"su": "longrope", "yarn": "longrope"}
 # Source: transformers 5.23, modeling_*.py of each, __init__ and recomposition of its rotary embedding
 SECTIONED = frozenset({"qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"})
 LAYERS = frozenset({"layers", "h", "blocks"})
+SCANNED = ("recurrent", "hybrid")  # kinds of caches that scans keep
 MOST_SINGLES = 2
-FLASH_HEAD_DIM = 256  # the widest of flash attention, which pads to eights. Source: torch 2.13, sdp_utils.cpp
 
 
 class Part(NamedTuple):
@@ -69,12 +78,13 @@ class Part(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Outline:
     """outside: what is outside of the layers. layers: each one. thresholds: lengths of the prompt or of all tokens beyond which a
-    run does something else, with what has them.
+    run does something else, with what has them. chunk_tokens: of the chunks to which a prompt is padded, if it is.
     """
 
     outside: Part
     layers: tuple[Part, ...]
     thresholds: tuple[tuple[str, int], ...]
+    chunk_tokens: int = CHUNK_TOKENS
 
 
 def outline_of(
@@ -110,11 +120,18 @@ def outline_of(
         return None
     digests: dict[object, str] = {}
     layers = []
+    scans: dict[int, Scan | None] = {}  # by block
     shared = 0  # layers since the last that has an index, whose choice they hold
     for block, reading, kept in zip(blocks, attention, cache.layers, strict=True):
         (_, class_name, _, *inner), dimensions = erased[id(block)]  # without the layer's number and repeats
         how, heads = _attention(reading)
-        if isinstance(reading, OtherLayerAttention):
+        if kept.kind in SCANNED:
+            if id(block) not in scans:
+                scans[id(block)] = scan_of(block, kept, decoder_of(config))
+            if (scan := scans[id(block)]) is None:
+                return None
+            how, heads = (*how, *scan.path), (*heads, *scan.dimensions)
+        elif isinstance(reading, OtherLayerAttention):
             heads += latent
         if kept.kind == "indexed":
             how, heads = (*how, shared), (*heads, lengths["indexed"])
@@ -127,8 +144,11 @@ def outline_of(
     own = {(str(kept.kind), lengths[kept.kind]) for kept in cache.layers if kept.kind in lengths}
     if config.get("model_type") == "phi3":
         own.add(("recomputed", _whole(config.get("original_max_position_embeddings", PHI3_ORIGINAL))))
+    for scan in filter(None, scans.values()):
+        own |= {("kernel", scan.kernel), ("turns", FOLDED_TOKENS) if scan.chunk is None else ("chunk", scan.chunk)}
     thresholds = {*_thresholds(attention), *own}
-    return Outline(outside, tuple(layers), tuple(sorted(thresholds)))
+    chunk = chunk_tokens(decoder_of(config))
+    return Outline(outside, tuple(layers), tuple(sorted(thresholds)), chunk or CHUNK_TOKENS)
 
 
 def _has_odd_latents(text: Mapping[str, Any]) -> bool:
@@ -164,6 +184,12 @@ def _side(kind: str, tokens: int, point: Point) -> str:
         kind == "recomputed"
     ):  # a longer prompt gets a cache of its own, and the token after so many is computed with all before
         return "recomputed" if point.prompt_tokens > tokens or point.total_tokens == tokens + 1 else ""
+    if kind == "kernel":
+        return "short" if point.prompt_tokens < tokens else ""
+    if kind == "turns":
+        return f"{point.prompt_tokens} turns" if point.prompt_tokens < tokens else ""
+    if kind == "chunk":
+        return "chunks" if point.prompt_tokens > tokens else ""
     if kind != "chunks":
         lengths = (point.prompt_tokens, point.total_tokens)[: 1 if kind == "convolution" else 2]
         return "".join("<=>"[(length >= tokens) + (length > tokens)] for length in lengths)

@@ -34,6 +34,7 @@ from .on_device import PARAMETER
 from .outline import Outline, options_of, outline_of
 from .packed import packed, packed_trace
 from .segments import deepen, fixed
+from .token_loops import REPEATED
 from .version import with_version
 from .workspaces import has_cudnn_attention
 
@@ -502,6 +503,13 @@ def outline_in(report: Report) -> Outline | None:
     return outline_of(report.spec, report.tree, report.attention.by_config, report.cache, report.config or {})
 
 
+def chunk_of(report: Report) -> int | None:
+    """Tokens of the chunks to which the model pads a prompt; None if it does not, or if its design is not known."""
+    outline = outline_in(report)
+    padded = outline is not None and any(kind in ("chunk", "chunks") for kind, _ in outline.thresholds)
+    return outline.chunk_tokens if outline is not None and padded else None
+
+
 def symbolic_trace(report: Report, run: Run) -> KeptTrace | None:
     """The run with sizes that hold for any workload, without torch; None if there is none."""
     composed = family_trace(report, run)
@@ -547,7 +555,9 @@ def traced_along(
     """
     try:
         traced = {point_of(run): _timeline(report, run) for run in runs}
-        *_, (_, provenance) = traced.values()
+        *_, (last, provenance) = traced.values()
+        if any(isinstance(event, Allocate) and event.operator.endswith(REPEATED) for event in last.events):
+            return None  # of which each turn must be replayed
         return fit({point: timeline for point, (timeline, _) in traced.items()}, made_by=provenance, terms=terms)
     except (UnavailableError, UnsupportedError):
         return None

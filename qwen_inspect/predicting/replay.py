@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from ..results.timeline import ADAPTER, Allocate, Event, Free, Timeline, living
 from ..values import dataclass
 from .allocator import MIB, Allocator, Block, OutOfMemory, Usage
+from .token_loops import REPEATED, Turn, turns_of
+from .turning import replay_turns
 
 WARM_UP = "caching_allocator_warmup"  # operator of the loader's block, named after transformers' function
 
@@ -65,18 +67,24 @@ def replay(timeline: Timeline, allocator: Allocator | None = None, *, with_cours
     figures: tuple[list[int], ...] = tuple([figure] for figure in at_peak)  # the fields of Usage, after each event
     allocated, reserved, requested = figures
     blocks: dict[int, Block] = {}
+    outputs: dict[int, list[Block]] = {}  # of requests that stand for turns of a loop
     block_bytes: dict[int, int] = {}
     most, peak_event, out_of_memory_event = -1, None, None
     for index, event in enumerate(timeline.events):
         if isinstance(event, Free):
-            allocator.free(blocks.pop(event.id))
+            for block in outputs.pop(event.id, None) or (blocks.pop(event.id),):
+                allocator.free(block)
         else:
             try:
-                block = blocks[event.id] = allocator.allocate(event.size_bytes)
+                if event.operator.endswith(REPEATED) and (turn := Turn.ending_at(timeline.events, index)):
+                    made = outputs[event.id] = replay_turns(allocator, blocks, turn, turns_of(event, turn))
+                else:
+                    made = [allocator.allocate(event.size_bytes)]
+                    blocks[event.id] = made[0]
             except OutOfMemory:
                 out_of_memory_event = index
                 break
-            block_bytes[event.id] = block.size_bytes
+            block_bytes[event.id] = sum([block.size_bytes for block in made])
             if allocator.allocated_bytes > most:
                 most, peak_event, at_peak = allocator.allocated_bytes, index, allocator.usage
         if with_course:

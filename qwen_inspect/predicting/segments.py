@@ -341,6 +341,7 @@ def apart(trace: KeptTrace) -> tuple[tuple[tuple[Any, str, str], ...], KeptTrace
         made_by=trace.made_by,
         sums=tuple((summed[0] - begin, *summed[1:]) for summed in trace.sums),
         kept=tuple((number - begin, use) for number, use in trace.kept),
+        chunk_tokens=trace.chunk_tokens,
     )
     return trace.allocations[:begin], rest
 

@@ -258,7 +258,8 @@ def _build(
     if workload.layers is not None:
         text = configuration.get_text_config(decoder=True)
         text.num_hidden_layers = workload.layers
-        if getattr(text, "layer_types", None):
+        # In some classes they follow from the number.
+        if len(getattr(text, "layer_types", None) or ()) > workload.layers:
             text.layer_types = text.layer_types[: workload.layers]
     model_class = getattr(transformers, spec.class_name)
     flash = workload.attention.startswith("flash")

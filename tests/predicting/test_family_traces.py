@@ -21,9 +21,11 @@ from qwen_inspect.predicting.family_trace import NotCovered, Variables
 from qwen_inspect.predicting.kept_trace import Point
 from qwen_inspect.predicting.outline import decoder_of, options_of
 from qwen_inspect.predicting.predict import family_file, family_trace, sample_request
+from qwen_inspect.predicting.replay import replay
 from qwen_inspect.predicting.segments import deepen, fixed
+from qwen_inspect.predicting.token_loops import folded, is_folded, unfolded
 from qwen_inspect.results.memory import Run
-from qwen_inspect.results.timeline import Event, Free
+from qwen_inspect.results.timeline import Allocate, Event, Free, Stage, Timeline
 from qwen_inspect.tracing.trace import trace
 
 from ..support.families import TINY_QWEN3_5_MOE, TINY_QWEN3_MOE, TINY_QWEN3_NEXT, TINY_SLIDING
@@ -52,9 +54,9 @@ def of_layers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
     shallow: dict[str, Any] = json.loads(json.dumps(config))
     text = decoder_of(shallow)
     assert isinstance(text, dict)
-    before, text["num_hidden_layers"] = text["num_hidden_layers"], layers
+    before, text["num_hidden_layers"] = len(report_of(config).cache.layers), layers
     for key, value in text.items():
-        if isinstance(value, list) and len(value) == before:
+        if (isinstance(value, list) or key == "hybrid_override_pattern") and len(value) == before:
             text[key] = value[:layers]
     return shallow
 
@@ -113,7 +115,7 @@ def test_an_unseen_configuration_has_the_run_that_transformers_makes(family: str
     if (found := family_trace(report, run)) is None:
         assert seed, "what releases have is covered"
         pytest.skip("not covered")
-    mine = found.trace.at(point)
+    mine = unfolded(found.trace.at(point)) if is_folded(found.trace) else found.trace.at(point)
     assert mine.stages == theirs.stages
     assert without_order_of_frees(mine.events) == without_order_of_frees(theirs.events)
     assert mine.kept == tuple(sorted(theirs.kept))
@@ -192,6 +194,53 @@ def test_what_samples_could_not_tell_apart_is_not_covered() -> None:
     for others in ((11 * 64, 11, 64, 24), (640, 11, 64, 32)):
         with pytest.raises(NotCovered):
             variables.values(others)
+
+
+def a_scan(*, layers: int, tokens: int, state_bytes: int, output_bytes: int) -> Timeline:
+    """Layers that do what transformers' mamba_selective_scan does: a state and an output for each token, then all stacked."""
+    events: list[Event] = [Allocate(0, 3_000_000, "embed", "parameter")]
+
+    def request(size_bytes: int, operator: str) -> int:
+        events.append(Allocate(len(events), size_bytes, "mixer", operator))
+        return len(events) - 1
+
+    for _ in range(layers):
+        whole, state = request(tokens * state_bytes, "exp"), request(state_bytes // 2, "zeros")
+        outputs = []
+        for _ in range(tokens):
+            product = request(state_bytes, "mul")
+            state, before = request(state_bytes, "add"), state
+            events.extend([Free(product), Free(before)])
+            outputs.append(request(output_bytes, "bmm"))
+        stacked = request(tokens * output_bytes, "stack")
+        events += map(Free, [*reversed(outputs), whole])
+        request(state_bytes, "clone")
+        events += map(Free, (stacked, state))
+    numbers = {event.id: number for number, event in enumerate(e for e in events if isinstance(e, Allocate))}
+    return Timeline(
+        events=tuple(event._replace(id=numbers[event.id]) for event in events),
+        stages=(Stage(name="load", first_event=0), Stage(name="prefill", first_event=1)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("tokens", "state_bytes", "output_bytes"),
+    [
+        (5, 6_144, 192),
+        (300, 327_680, 20_480),
+        (500, 524_288, 16_384),
+        (90, 2_293_760, 143_360),
+        (60, 20_971_520, 1_310_720),
+    ],
+)
+def test_a_folded_loop_takes_what_all_its_turns_take(tokens: int, state_bytes: int, output_bytes: int) -> None:
+    """One sequence of mamba-2.8b and of falcon-mamba-7b, several, and sizes in either pool of the allocator."""
+    whole = a_scan(layers=3, tokens=tokens, state_bytes=state_bytes, output_bytes=output_bytes)
+    short = folded(whole)
+    assert len(short.events) < len(whole.events)
+    assert unfolded(short) == whole
+    mine, theirs = (replay(timeline, with_course=False) for timeline in (short, whole))
+    assert (mine.peak, mine.at_peak, mine.end) == (theirs.peak, theirs.at_peak, theirs.end)
 
 
 def test_a_family_is_read_in_no_time_and_its_file_is_small() -> None:

@@ -12,6 +12,7 @@ from ...predicting.explore import explore_trace, explore_training
 from ...predicting.kept_trace import CHUNK_TOKENS, CHUNKS, ChunkedPoint, Point
 from ...predicting.outline import Outline, regime_of
 from ...predicting.predict import (
+    chunk_of,
     explored_everywhere,
     family_trace,
     installed,
@@ -23,6 +24,7 @@ from ...predicting.predict import (
 )
 from ...predicting.quantised import scratch_of
 from ...predicting.shallow_training import same_events_above
+from ...predicting.token_loops import is_folded
 from ...predicting.workspaces import has_cudnn_attention, is_hopper, workspace_of
 from ...progress import purpose
 from ...results.exploration import Exploration
@@ -109,7 +111,9 @@ class TransformersDemand(Demand):
         if run in self._explorations:
             return self._explorations[run]
         composed = family_trace(self.report, run, self._outline)
-        exploration = None if composed is None else explore_trace(composed.trace, run, self._point_of(run))
+        exploration = None
+        if composed is not None and not is_folded(composed.trace):
+            exploration = explore_trace(composed.trace, run, self._point_of(run))
         if run.prompt_tokens == self.run.prompt_tokens and run.batch == self.run.batch:
             self._explorations[run] = exploration
         return exploration
@@ -298,9 +302,14 @@ class TransformersDemand(Demand):
     def _point(self, batch: int, context_tokens: int) -> Point:
         return self._point_of(replace(self.run, batch=batch, prompt_tokens=context_tokens))
 
+    @cached_property
+    def _chunk_tokens(self) -> int | None:
+        """Tokens of the chunks to which the model pads a prompt, if it does."""
+        return CHUNK_TOKENS if self._is_chunked else chunk_of(self.report)
+
     def _point_of(self, run: Run) -> Point:
-        kind = ChunkedPoint if self._is_chunked else Point
-        return kind(run.batch, run.prompt_tokens, run.cached_tokens)
+        point = Point(run.batch, run.prompt_tokens, run.cached_tokens)
+        return point if self._chunk_tokens is None else ChunkedPoint.of(point, self._chunk_tokens)
 
 
 def _kernels_of(run: Run) -> tuple[object, ...]:
