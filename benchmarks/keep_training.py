@@ -18,9 +18,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.keep_traces import defaults_of, related, report_of, small, stated
+from benchmarks.keep_traces import defaults_of, related, report_of
 from benchmarks.learning import NotLearnt, Sample, learn
 from benchmarks.sampling import sampled
+from benchmarks.structures import small, stated
 from qwen_inspect.architectures.quantised import preset
 from qwen_inspect.checkpoint import Tensor
 from qwen_inspect.errors import QwenInspectError

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from benchmarks.accuracy import recorded_run
-from benchmarks.keep_traces import bases, report_of
+from benchmarks.keep_traces import report_of
 from benchmarks.predicted import model_of
 from benchmarks.recordings import each
 from benchmarks.sampling import sampled
+from benchmarks.structures import bases
 from qwen_inspect.loaders import catalog
 from qwen_inspect.predicting.family_file import SHIPPED
 from qwen_inspect.predicting.family_training import is_covered, training_outline, training_trace
