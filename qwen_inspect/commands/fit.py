@@ -94,7 +94,9 @@ def _fit(options: argparse.Namespace, say: Language) -> int:
     from ..fitting.search import fit
 
     cards, run = _cards(options), prediction.run_of(options, gpu=options.gpu)
-    answer = fit(prediction.inspected(options), run, cards, beyond_limit=options.beyond_limit)
+    report = prediction.inspected(options)
+    run = prediction.as_the_model_runs(run, report, options)
+    answer = fit(report, run, cards, beyond_limit=options.beyond_limit)
     output.show(answer, options, say)
     output.say_notices(answer.report, options, say)
     if answer.fits is False:

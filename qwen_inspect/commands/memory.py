@@ -51,6 +51,7 @@ def run(options: argparse.Namespace, say: Language) -> int:
     prediction.say_dtype(options, say)
     run = prediction.run_of(options, gpu=_card(options.gpu))
     report = prediction.inspected(options)
+    run = prediction.as_the_model_runs(run, report, options)
     shared = _over_devices(report, run, options)  # first, so that a refusal comes before a slow trace
     memory = replace(_memory(report, run, options), **shared)
     if options.plot is not None:

@@ -343,12 +343,13 @@ def _train(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
     if not trained:
         raise UsageError("trace_none_trained", pattern=run.trained)
     model.train()
+    optimizer = optimizer_of(run.optimizer, model, run.loop)
     try:
-        return train(
+        alive = train(
             model,
             lambda: _inputs(model, run, device),
             lambda name: _enter(recorder, name, run),
-            optimizer=optimizer_of(run.optimizer, model, run.loop),
+            optimizer=optimizer,
             scaler=scaler_of(run.autocast, device.type),
             steps=OPTIMIZER_STEPS,
             accumulate=run.accumulate,
@@ -356,6 +357,7 @@ def _train(model: Any, run: Run, recorder: Recorder, device: Any) -> object:
             device=device.type,
             loop=run.loop,
         )
+        return alive, optimizer
     finally:
         model.eval()
 

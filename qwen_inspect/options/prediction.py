@@ -43,7 +43,7 @@ OPTIMIZERS = (
 def declare(command: argparse.ArgumentParser, say: Language) -> None:
     """All options that `run_of` reads, except --gpu, which `memory` declares differently."""
     add = command.add_argument
-    add("--mode", choices=("generate", "forward", "train"), default="generate", help=say("help_mode"))
+    add("--mode", choices=("generate", "forward", "train"), help=say("help_mode"))
     add("--batch", type=positive(say), default=1, metavar="N", help=say("help_batch"))
     add("--context", type=tokens(say), default=DEFAULT_PROMPT_TOKENS, metavar="TOKENS", help=say("help_prompt"))
     add("--new-tokens", type=positive(say), default=128, metavar="N", help=say("help_new_tokens"))
@@ -118,7 +118,7 @@ def run_of(options: argparse.Namespace, *, gpu: str | None) -> Run:
         **{fact: getattr(options, fact, None) for fact in ("keep_gradients", "keep_logits", "clip")},
     )
     run = Run(
-        mode=options.mode,
+        mode=options.mode or "generate",
         batch=options.batch,
         prompt_tokens=options.context or DEFAULT_PROMPT_TOKENS,
         new_tokens=options.new_tokens,
@@ -147,6 +147,14 @@ def run_of(options: argparse.Namespace, *, gpu: str | None) -> Run:
     if run.mode != "train" and run.training_options:
         raise UsageError("train_option", option=run.training_options[0], mode=run.mode)
     return run
+
+
+def as_the_model_runs(run: Run, report: Report, options: argparse.Namespace) -> Run:
+    """The run, of an encoder its forward pass unless a mode was typed: it generates nothing."""
+    from dataclasses import replace
+
+    encodes = options.mode is None and report.refusal is None and report.attention.both_ways
+    return replace(run, mode="forward") if encodes else run
 
 
 def is_capability(gpu: str) -> bool:
