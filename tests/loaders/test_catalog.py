@@ -81,6 +81,7 @@ WITHOUT_RELEASE = {
         "glm4",
         "glm4v",
         "glm4v_moe",
+        "glm5_next",
         "gpt2",
         "gpt_neox",
         "granitemoe",
