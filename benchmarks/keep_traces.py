@@ -42,8 +42,8 @@ from qwen_inspect.predicting.outline import (
     outline_of,
     regime_of,
 )
-from qwen_inspect.predicting.predict import family_file, sample_request
 from qwen_inspect.predicting.segments import apart, fixed
+from qwen_inspect.predicting.sources import family_file, sample_request
 from qwen_inspect.predicting.token_loops import folded
 from qwen_inspect.results.model import Report
 from qwen_inspect.structure.inspect import analyse

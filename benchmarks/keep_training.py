@@ -40,9 +40,9 @@ from qwen_inspect.predicting.family_training import (
 from qwen_inspect.predicting.kept_trace import ALIGNMENTS, KeptTrace, Point, alignment
 from qwen_inspect.predicting.optimizer_steps import INPUTS, OPTIMIZER
 from qwen_inspect.predicting.outline import MOST_SINGLES, Outline, decoder_of, options_of, regime_of
-from qwen_inspect.predicting.predict import trace_request
 from qwen_inspect.predicting.segments import LAYER, apart, ends_of
 from qwen_inspect.predicting.shallow_training import FEWEST_TOKENS, constant
+from qwen_inspect.predicting.sources import trace_request
 from qwen_inspect.predicting.training_plan import Plan, plan_of
 from qwen_inspect.results.memory import Run
 from qwen_inspect.results.model import Report

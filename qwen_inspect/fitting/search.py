@@ -14,7 +14,7 @@ from ..engines.transformers.demand import TransformersDemand, calibration_of
 from ..errors import UnsupportedError, UsageError
 from ..language import Message
 from ..loaders import calibration, gpus
-from ..predicting.predict import installed, with_kernel
+from ..predicting.sources import installed, with_kernel
 from ..progress import purpose, working
 from ..results.fit import (
     Bound,

@@ -1,48 +1,35 @@
-"""Predicts a run's footprint: from a shipped or kept trace, else from a trace taken now, else by formula alone."""
+"""Predicts a run's footprint: from its trace, else by formula alone."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import field, replace
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ..checkpoint import DType
 from ..errors import NoModelError, QwenInspectError, UnavailableError, UnsupportedError, UsageError
 from ..language import Message
-from ..loaders import calibration, header_cache
-from ..progress import working
+from ..loaders import calibration
 from ..results.cache import CacheReport
 from ..results.exploration import Exploration, RequestSize
 from ..results.memory import Footprint, MemoryReport, PeakRange, Run
 from ..results.model import Report
-from ..results.timeline import Allocate, Timeline
-from ..spec import LinearAttention, ModelSpec, Module, MoeMlp, SlidingAttention, each_module
-from ..tracing import versions
 from ..tracing.adapting import FourBits
-from ..tracing.bases import Base, EightBits
-from ..values import dataclass
-from .family_file import SHIPPED, read
-from .family_trace import Composed, loaded_of
-from .family_training import MICRO_BATCHES, training_trace
+from ..tracing.bases import EightBits
 from .footprint import bytes_of, cache_bytes, formula_footprint, stored_footprint, traced_footprint
-from .kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
-from .on_device import PARAMETER
-from .outline import Outline, options_of, outline_of
-from .packed import packed, packed_trace
-from .segments import deepen, fixed
-from .token_loops import REPEATED
+from .packed import packed_trace
+from .sources import (
+    installed,
+    is_point,
+    symbolic_trace,
+    timeline_and_base,
+    training_timeline,
+    with_kernel,
+)
 from .version import with_version
-from .workspaces import has_cudnn_attention
 
 if TYPE_CHECKING:
-    from ..results.ranks import Place
-    from .training_plan import Plan
-
-SHALLOW = 3  # layers of a trace that stands for any number of equal ones
+    pass
 
 
 def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport:
@@ -124,19 +111,6 @@ def _without_trace(report: Report, run: Run) -> Footprint:
     return formula_footprint(report.tree, report.cache, run, weights_bytes=weights_bytes)
 
 
-def with_kernel(run: Run, report: Report) -> Run:
-    """The run with "auto" replaced by the kernel that `from_pretrained` chooses for this model, if the model is known.
-
-    UnsupportedError for sdpa if the class does not support it.
-    """
-    if report.design is None:
-        return run
-    spec = report.spec
-    if run.attention == "sdpa" != spec.kernel:
-        raise UnsupportedError("no_sdpa", class_name=spec.class_name, kernel=spec.kernel)
-    return replace(run, attention=spec.kernel) if run.attention == "auto" else run
-
-
 def _with_assumptions(footprint: Footprint, report: Report, run: Run) -> Footprint:
     """The footprint with the assumptions about autocast and about a kernel other than sdpa."""
     spec = report.spec
@@ -167,7 +141,7 @@ def _training_report(report: Report, run: Run, course_points: int) -> MemoryRepo
     run, training = plan.run, plan.training
     refusal: QwenInspectError | None = None
     try:
-        timeline, provenance = _training_timeline(report, plan)
+        timeline, provenance = training_timeline(report, plan)
         footprint = traced_footprint(timeline, run, provenance=provenance, course_points=course_points)
         if training.adapters and footprint.steady.adapters != training.trained_bytes:
             raise UnsupportedError("lora_differs", traced=footprint.steady.adapters, expected=training.trained_bytes)
@@ -188,28 +162,6 @@ def _training_report(report: Report, run: Run, course_points: int) -> MemoryRepo
     return MemoryReport(report=report, run=run, training=training, predicted=footprint, refusal=refusal)
 
 
-def _training_timeline(report: Report, plan: Plan) -> tuple[Timeline, str]:
-    """The run's trace and the versions that made it."""
-    if (composed := training_trace(report, plan)) is not None:
-        return composed.at(_point(plan.run)), composed.made_by
-    first = replace(plan.run, accumulate=min(plan.run.accumulate, MICRO_BATCHES))
-    return _once(report, first, plan.four_bits), _installed()
-
-
-def training_of_any(report: Report, run: Run) -> KeptTrace | None:
-    """The training run with polynomials for sizes, for every length with the same events as the run's, and for one sequence or
-    for any number of several; None if there is none."""
-    from .shallow_training import composed_trace, question_of
-    from .training_plan import plan_of
-
-    plan = plan_of(report, replace(run, accumulate=min(run.accumulate, MICRO_BATCHES)))
-    if (composed := training_trace(report, plan)) is not None:
-        return composed
-    with working("working_trace", batch=run.batch, tokens=run.prompt_tokens):
-        question = question_of(report, plan, trace_request(plan.run, plan.four_bits), _installed())
-        return composed_trace(question, of_any=True) if question.above is not None else None
-
-
 def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
     quantised = report.known.quantised
     if quantised is not None and quantised.method == "gguf":
@@ -217,7 +169,7 @@ def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
     if report.known.cache is not None and report.cache.dtype != str(report.spec.dtype):
         return _by_formula(report, run, *_quantised_assumptions(report))
     try:
-        timeline, provenance, base = _timeline_and_base(report, run)
+        timeline, provenance, base = timeline_and_base(report, run)
     except UnavailableError:
         return _by_formula(report, run, *_quantised_assumptions(report), Message("assume_no_torch"))
     except UnsupportedError:
@@ -301,7 +253,7 @@ def explored(memory: MemoryReport) -> MemoryReport:
         return replace(memory, exploration=everywhere)
     weights_bytes = report.known.loaded_bytes
     exploration = explore_formula(report.tree, report.cache, run, weights_bytes=weights_bytes)
-    if memory.predicted.peak_range is not None and _is_point(run):
+    if memory.predicted.peak_range is not None and is_point(run):
         dense = symbolic_trace(report, run)
         if dense is not None:
             from .quantised import scratch_of
@@ -323,361 +275,10 @@ def _explorable(report: Report, run: Run) -> bool:
 def explored_everywhere(memory: MemoryReport) -> Exploration | None:
     """The predicted run for all workloads, from one trace; None if there is no such trace."""
     report, run = memory.report, memory.run
-    of_shape = memory.predicted.method == "trace" and _is_point(run) and report.known.quantised is None
+    of_shape = memory.predicted.method == "trace" and is_point(run) and report.known.quantised is None
     kept = symbolic_trace(report, run) if of_shape and _explorable(report, run) else None
     if kept is None:
         return None
     from .explore import explore_trace
 
     return explore_trace(kept, run)
-
-
-def timeline_of(report: Report, run: Run, place: Place | None = None) -> tuple[Timeline, str]:
-    """The run's trace and the versions that made it: shipped or kept, else traced now and kept if possible.
-
-    place: one rank's, if several share the model. For quantised weights whose kernels cannot be traced: the lower bound.
-    """
-    run = with_kernel(run, report)
-    timeline, provenance, _ = _timeline_and_base(report, run, place)
-    return timeline, provenance
-
-
-def _timeline_and_base(report: Report, run: Run, place: Place | None = None) -> tuple[Timeline, str, Base | None]:
-    """`timeline_of`, and bitsandbytes' layout of the weights if the trace contains its kernels."""
-    if report.known.quantised is None:
-        return *_dense_timeline(report, run, place), None
-    from .quantised import base_of
-
-    weights_bytes = report.known.loaded_bytes
-    base = base_of(report)
-    if base is not None:
-        with suppress(UnavailableError):  # without bitsandbytes: like any other quantisation
-            timeline = _once(report, run, base, place)
-            # Nested scales have an offset on the device, which files store as text.
-            offsets = sum(weight.name.endswith(".nested_absmax") for weight in report.known.weights or ())
-            if _loaded_bytes(timeline) == sum(weights_bytes) + 4 * offsets:
-                return timeline, versions(), base
-    config = {key: value for key, value in (report.config or {}).items() if key != "quantization_config"}
-    timeline, provenance = _dense_timeline(replace(report, config=config), run, place)
-    return packed(timeline, weights_bytes), provenance, None
-
-
-def _loaded_bytes(timeline: Timeline) -> int:
-    return sum(
-        event.size_bytes for event in timeline.events if isinstance(event, Allocate) and event.operator == PARAMETER
-    )
-
-
-def _dense_timeline(report: Report, run: Run, place: Place | None) -> tuple[Timeline, str]:
-    if place is None and (composed := family_trace(report, run)) is not None:
-        return composed.trace.at(_point(run)), composed.trace.made_by
-    if (
-        _is_kept(report.spec, run, place)
-        and (kept := kept_trace(report.spec, run.attention, place, run.batch)) is not None
-    ):
-        return kept.at(_point(run)), kept.made_by
-    return _once(report, run, place=place), versions()
-
-
-def _once(report: Report, run: Run, base: Base | None = None, place: Place | None = None) -> Timeline:
-    """`_traced`, cached: predictions for several cards share one trace."""
-    dependencies = dict(report.config or {}), repr(report.spec), repr(trace_request(run, base)), repr(place)
-    key = json.dumps(dependencies, sort_keys=True, default=str)
-    return _traced_once(_Untraced(key=key, report=report, run=run, base=base, place=place))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Untraced:
-    """A run to trace. key: everything that its events depend on, which the card is not part of."""
-
-    key: str
-    report: Report = field(compare=False)
-    run: Run = field(compare=False)
-    base: Base | None = field(compare=False)
-    place: Place | None = field(compare=False)
-
-
-@lru_cache(maxsize=16)
-def _traced_once(untraced: _Untraced) -> Timeline:
-    with working("working_trace", batch=untraced.run.batch, tokens=untraced.run.prompt_tokens):
-        return _traced(untraced)
-
-
-def _traced(untraced: _Untraced) -> Timeline:
-    """The trace of the whole model; for a hybrid, whose layers are slow to trace, composed from that of its first layers."""
-    from ..tracing.trace import trace
-
-    report, run, place = untraced.report, untraced.run, untraced.place
-    spec, config, request = report.spec, report.config or {}, trace_request(run, untraced.base)
-    if spec.built:
-        from ..architectures.generic import buildable
-
-        config = buildable(config)
-    if run.mode == "train" and place is None:
-        from .shallow_training import composed_trace, question_of
-        from .training_plan import plan_of
-
-        deep = composed_trace(question_of(report, plan_of(report, run), request, _installed()))
-        if deep is not None:
-            return deep.at(_point(run))
-    first = _first_of_all_kinds(spec.layers)
-    chunked = any(isinstance(layer.attention, LinearAttention) for layer in spec.layers)
-    sharded = place is not None and place.how.fsdp > 1  # a layer gathers the next one's weights
-    if run.mode != "train" and _all_alike(place) and not sharded and chunked and 2 * first < len(spec.layers):
-        with suppress(UnsupportedError):
-            few = fixed(trace(spec, config, replace(request, layers=first), place))
-            return deepen(few, spec.layers[:first], spec.layers).at(_point(run))
-    timeline = trace(spec, config, request, place)
-    if _is_kept(spec, run, place) and untraced.base is None:
-        _keep(report, run, place, timeline)
-    return timeline
-
-
-def _is_kept(spec: ModelSpec, run: Run, place: Place | None) -> bool:
-    """Whether traces of such a run are kept. Kept traces are CUDA's."""
-    return _is_point(run, place) and (run.device != "cpu" or _same_on_cpu(spec))
-
-
-def _same_on_cpu(spec: ModelSpec, tree: Module | None = None, cache: CacheReport | None = None) -> bool:
-    """Whether a CPU makes CUDA's events: not with experts, with windows, whose counter is moved to the device, or in float32, for
-    which CPU has a fused kernel with GQA. tree, cache: of a model whose spec has no layers.
-    """
-    routed = any(isinstance(layer.mlp, MoeMlp) for layer in spec.layers)
-    windows = any(isinstance(layer.attention, SlidingAttention) for layer in spec.layers)
-    if tree is not None and cache is not None:
-        routed = any(module.routed for _, module in each_module(tree))
-        windows = any(layer.window_tokens for layer in cache.layers)
-    return not (routed or windows) and spec.dtype.bits == 16
-
-
-def _is_point(run: Run, place: Place | None = None) -> bool:
-    """Whether kept traces can cover such a run."""
-    of_kept = run.mode == "generate" and run.cache == "dynamic" and not run.padded and run.autocast is None
-    return of_kept and run.new_tokens > 1 and _all_alike(place)
-
-
-def _all_alike(place: Place | None) -> bool:
-    """Whether a rank does the same in every layer; a pipeline stage does not."""
-    return place is None or place.how.pipeline == 1
-
-
-def _point(run: Run) -> Point:
-    return Point(run.batch, run.prompt_tokens, run.cached_tokens)
-
-
-def _keep(report: Report, run: Run, place: Place | None, whole: Timeline) -> None:
-    """Keeps the extended shallow trace in the cache, if its footprint for this run equals the whole model's."""
-    try:
-        shallow = shallow_trace(report.spec, report.config or {}, run.attention, place, run.batch)
-        if shallow is None:
-            return
-        deep = _of_layers(shallow, len(report.spec.layers)).at(_point(run))
-    except UnsupportedError:
-        return
-    if traced_footprint(deep, run, provenance="") == traced_footprint(whole, run, provenance=""):
-        name = trace_name(report.spec, run.attention, versions(), place, run.batch)
-        header_cache.write_trace(name, dump(shallow))
-
-
-def family_trace(report: Report, run: Run, outline: Outline | None = None) -> Composed | None:
-    """The run composed from the trace of the model's family, with sizes that hold for all workloads of the same regime.
-
-    None if there is none for such a design or such a run. outline: of the report, if it is known.
-    """
-    outline = outline or outline_in(report)
-    if outline is None or not _is_point(run):
-        return None
-    if run.device == "cpu" and not _same_on_cpu(report.spec, report.tree, report.cache):
-        return None
-    family = read(SHIPPED / family_file(str((report.config or {}).get("model_type"))))
-    if family is None:
-        return None
-    options, loaded = options_of(report.config or {}, family.defaults), loaded_of(report.tree)
-    return family.at(outline, run.attention, options, _point(run), loaded)
-
-
-def outline_in(report: Report) -> Outline | None:
-    """The outline of a model whose design is known in full; None for others."""
-    if not report.settled:
-        return None
-    return outline_of(report.spec, report.tree, report.attention.by_config, report.cache, report.config or {})
-
-
-def chunk_of(report: Report) -> int | None:
-    """Tokens of the chunks to which the model pads a prompt; None if it does not, or if its design is not known."""
-    outline = outline_in(report)
-    padded = outline is not None and any(kind in ("chunk", "chunks") for kind, _ in outline.thresholds)
-    return outline.chunk_tokens if outline is not None and padded else None
-
-
-def symbolic_trace(report: Report, run: Run) -> KeptTrace | None:
-    """The run with sizes that hold for any workload, without torch; None if there is none."""
-    composed = family_trace(report, run)
-    if composed is None:
-        return kept_trace(report.spec, run.attention)
-    return composed.trace if composed.everywhere else None
-
-
-def shallow_trace(
-    spec: ModelSpec, config: Mapping[str, Any], attention: str, place: Place | None = None, batch: int = 1
-) -> KeptTrace | None:
-    """The polynomials of the model with its first, one middle and its last layer; None if its layers are not all alike.
-
-    place, batch: a tensor-parallel rank gathers a single sequence without the copy that several need, so the two differ.
-    """
-    if not _are_equal(spec.layers):
-        return None
-    from ..tracing.trace import trace
-
-    points, terms = (*SAMPLES, WITNESS), range(8)
-    if _by_batch(place) and batch == 1:  # one sequence, and half of the monomials
-        points, terms = tuple(replace(point, batch=1) for point in (*SAMPLES[:4], WITNESS)), range(4)
-    elif _by_batch(place):
-        points = tuple(replace(point, batch=point.batch + 1) for point in points)
-    traces = {
-        point: trace(spec, config, replace(sample_request(point, attention), layers=SHALLOW), place) for point in points
-    }
-    return fit(traces, made_by=versions(), terms=terms)
-
-
-def _by_batch(place: Place | None) -> bool:
-    """Whether a rank's events for one sequence differ from those for several."""
-    return place is not None and place.how.tensor > 1
-
-
-def traced_along(
-    report: Report, runs: Sequence[Run], terms: Sequence[int], point_of: Callable[[Run], Point]
-) -> KeptTrace | None:
-    """Fits polynomials to the traces of runs that differ in one length alone; the last run checks them.
-
-    terms: indices of the monomials. None if the events differ, for example because a loop runs more often, or if one of the runs
-    needs torch and that is not installed.
-    """
-    try:
-        traced = {point_of(run): _timeline(report, run) for run in runs}
-        *_, (last, provenance) = traced.values()
-        if any(isinstance(event, Allocate) and event.operator.endswith(REPEATED) for event in last.events):
-            return None  # of which each turn must be replayed
-        return fit({point: timeline for point, (timeline, _) in traced.items()}, made_by=provenance, terms=terms)
-    except (UnavailableError, UnsupportedError):
-        return None
-
-
-def _timeline(report: Report, run: Run) -> tuple[Timeline, str]:
-    """The run's trace and the versions that made it."""
-    if run.mode != "train":
-        return timeline_of(report, run)
-    from .training_plan import plan_of
-
-    return _training_timeline(report, plan_of(report, run))
-
-
-def sample_request(point: Point, attention: str) -> Any:
-    """The `TraceRequest` for one point."""
-    new_tokens = point.total_tokens - point.prompt_tokens + 1
-    run = Run(
-        mode="generate",
-        batch=point.batch,
-        prompt_tokens=point.prompt_tokens,
-        new_tokens=new_tokens,
-        attention=attention,
-        loader="warmup",
-        gpu="",
-    )
-    return trace_request(run)
-
-
-def _are_equal(layers: Sequence[object]) -> bool:
-    return len(layers) >= SHALLOW and len(set(layers)) == 1
-
-
-def _first_of_all_kinds(layers: Sequence[object]) -> int:
-    """How many of the first layers have one of each kind that is not the first layer."""
-    kinds = set(layers[1:])
-    return next((count for count in range(2, len(layers)) if set(layers[1:count]) == kinds), len(layers))
-
-
-def _of_layers(shallow: KeptTrace, layers: int) -> KeptTrace:
-    """The trace of a model of so many equal layers, from that of one with SHALLOW."""
-    return deepen(shallow, [None] * SHALLOW, [None] * layers)
-
-
-def trace_request(run: Run, base: Base | None = None) -> Any:
-    """The `TraceRequest` for a run. base: the layout of its weights, if they are not dense."""
-    from ..tracing.adapting import Adapters
-    from ..tracing.trace import TraceRequest
-
-    lora = None
-    if run.lora_rank is not None:
-        lora = Adapters(rank=run.lora_rank, targets=run.lora_targets, base=base if isinstance(base, FourBits) else None)
-    return TraceRequest(
-        mode=run.mode,
-        batch=run.batch,
-        prompt_tokens=run.prompt_tokens,
-        new_tokens=1 if run.decodes_untraced else run.new_tokens,
-        attention=run.attention,  # type: ignore[arg-type]  # one of the command line's choices
-        optimizer=run.optimizer,
-        checkpointing=bool(run.checkpointing),
-        trained=run.trained,
-        steps=2 if run.mode == "train" else 1,  # the optimizer's states exist from the second step on
-        accumulate=run.accumulate,
-        lora=lora,
-        device=run.device,
-        base=base if lora is None else None,
-        static_tokens=run.cached_tokens if run.cache == "static" else None,
-        padded=run.padded,
-        cudnn=(run.padded or run.packed) and has_cudnn_attention(run.gpu),
-        autocast=run.autocast,
-        loop=run.loop,
-        packed=run.packed,
-    )
-
-
-def kept_trace(spec: ModelSpec, attention: str, place: Place | None = None, batch: int = 1) -> KeptTrace | None:
-    """The trace of this model with this kernel: shipped with the package, or kept by an earlier run with the same libraries."""
-    if not _are_equal(spec.layers):
-        return None
-    path = SHIPPED / trace_name(spec, attention, place=place, batch=batch)
-    kept_here = trace_name(spec, attention, _installed(), place, batch)
-    content = path.read_bytes() if path.is_file() else header_cache.read_trace(kept_here)
-    return None if content is None else _of_depth(content, path.name, len(spec.layers))
-
-
-@lru_cache(maxsize=2)  # a search needs the same trace several times
-def _of_depth(content: bytes, file: str, layers: int) -> KeptTrace:
-    return _of_layers(load(content, file=file), layers)
-
-
-def _installed() -> str:
-    """`versions` without the slow imports; "" if the libraries are not installed."""
-    package_versions = dict(installed())
-    return (
-        f"transformers {package_versions['transformers']}, torch {package_versions['torch']}"
-        if len(package_versions) == 2
-        else ""
-    )
-
-
-def installed() -> Iterator[tuple[str, str]]:
-    """The versions of torch and transformers that are installed, without importing them."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    for package in ("transformers", "torch"):
-        with suppress(PackageNotFoundError):
-            yield package, version(package).partition("+")[0]
-
-
-def family_file(model_type: str) -> str:
-    """The file of the traces of a family."""
-    return f"{model_type}.json.gz"
-
-
-def trace_name(spec: ModelSpec, attention: str, made_by: str = "", place: Place | None = None, batch: int = 1) -> str:
-    """The file name of a trace: a hash of everything that a layer's events depend on, so models that differ in depth share it."""
-    shape = replace(spec, context_tokens=None, pad_token_id=None, norm_eps=0.0, layers=spec.layers[:1])
-    # Dropping the vision part of text-only models keeps the names from before other models were supported.
-    text = f"{shape!r} {made_by}".replace(", vision=None", "")
-    if place is not None:
-        text += f" {place!r}" + (" one sequence" if batch == 1 and _by_batch(place) else "")
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return f"{spec.family}-{digest}.{attention}.json.gz"

@@ -10,7 +10,7 @@ from ..errors import UnavailableError, UnsupportedError, UsageError
 from ..language import Message
 from ..predicting.family_training import MICRO_BATCHES
 from ..predicting.footprint import traced_footprint
-from ..predicting.predict import timeline_of
+from ..predicting.sources import timeline_of
 from ..predicting.training import check_training
 from ..results.memory import Run
 from ..results.model import Report

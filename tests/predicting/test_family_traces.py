@@ -20,9 +20,9 @@ from qwen_inspect.predicting.family_file import SHIPPED, read
 from qwen_inspect.predicting.family_trace import NotCovered, Variables
 from qwen_inspect.predicting.kept_trace import Point
 from qwen_inspect.predicting.outline import decoder_of, options_of
-from qwen_inspect.predicting.predict import family_file, family_trace, sample_request
 from qwen_inspect.predicting.replay import replay
 from qwen_inspect.predicting.segments import deepen, fixed
+from qwen_inspect.predicting.sources import family_file, family_trace, sample_request
 from qwen_inspect.predicting.token_loops import folded, is_folded, unfolded
 from qwen_inspect.results.memory import Run
 from qwen_inspect.results.timeline import Allocate, Event, Free, Stage, Timeline

@@ -20,7 +20,7 @@ from qwen_inspect.predicting.family_file import SHIPPED
 from qwen_inspect.predicting.family_training import is_covered, training_outline, training_trace
 from qwen_inspect.predicting.kept_trace import Point
 from qwen_inspect.predicting.optimizer_steps import COVERED
-from qwen_inspect.predicting.predict import trace_request
+from qwen_inspect.predicting.sources import trace_request
 from qwen_inspect.predicting.training_plan import plan_of
 from qwen_inspect.results.memory import Run
 from qwen_inspect.tracing.trace import trace

@@ -22,14 +22,8 @@ from qwen_inspect.errors import MalformedError
 from qwen_inspect.predicting.family_file import SHIPPED, dump, load
 from qwen_inspect.predicting.footprint import formula_footprint, traced_footprint
 from qwen_inspect.predicting.kept_trace import WITNESS, Point
-from qwen_inspect.predicting.predict import (
-    _traced_once,
-    predict,
-    sample_request,
-    symbolic_trace,
-    timeline_of,
-    trace_request,
-)
+from qwen_inspect.predicting.predict import predict
+from qwen_inspect.predicting.sources import _traced_once, sample_request, symbolic_trace, timeline_of, trace_request
 from qwen_inspect.predicting.turns import with_all_turns
 from qwen_inspect.predicting.workspaces import workspace_bytes
 from qwen_inspect.results.memory import Footprint, Run

@@ -17,11 +17,12 @@ from benchmarks.accuracy import CAUSES, PREDICTED_FILE, recorded_peaks, recorded
 from benchmarks.predicted import model_of, row, unpredicted
 from benchmarks.recordings import EMPTY, Recording, digest, each, pack, read
 from qwen_inspect.measuring.matching import match
-from qwen_inspect.predicting import predict as prediction
+from qwen_inspect.predicting import sources
 from qwen_inspect.predicting.allocator import Driver
 from qwen_inspect.predicting.on_device import leap, on_device, sort_scratch_bytes
-from qwen_inspect.predicting.predict import predict, timeline_of
+from qwen_inspect.predicting.predict import predict
 from qwen_inspect.predicting.replay import WARM_UP, replay
+from qwen_inspect.predicting.sources import timeline_of
 from qwen_inspect.predicting.training_plan import plan_of
 from qwen_inspect.results.memory import H100_CONTEXT_BYTES, Run
 from qwen_inspect.results.model import Report
@@ -290,7 +291,7 @@ def freed_together(events: Iterable[tuple[bool, int]]) -> list[tuple[bool, list[
 def trained_timeline(recording: Recording) -> tuple[Timeline, Run]:
     """The trace of a training run as the card sees it."""
     plan = plan_of(model_of(recording), recorded_run(recording))
-    timeline, _ = prediction._training_timeline(model_of(recording), plan)
+    timeline, _ = sources.training_timeline(model_of(recording), plan)
     return on_device(timeline, plan.run), plan.run
 
 

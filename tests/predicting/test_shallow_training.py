@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from qwen_inspect.errors import UnsupportedError
-from qwen_inspect.predicting import predict as prediction
-from qwen_inspect.predicting import shallow_training
+from qwen_inspect.predicting import shallow_training, sources
 from qwen_inspect.predicting.composition import compose, shallow_layers
 from qwen_inspect.predicting.kept_trace import KeptTrace, Point
-from qwen_inspect.predicting.predict import predict, trace_request, with_kernel
+from qwen_inspect.predicting.predict import predict
+from qwen_inspect.predicting.sources import trace_request, with_kernel
 from qwen_inspect.predicting.training_plan import plan_of
 from qwen_inspect.results.memory import Run
 from qwen_inspect.results.timeline import Stage, Timeline
@@ -31,7 +31,7 @@ from ..support.small_models import small_config
 def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QWEN_INSPECT_CACHE", str(tmp_path / "cache"))
     shallow_training._of_any.cache_clear()
-    prediction._traced_once.cache_clear()
+    sources._traced_once.cache_clear()
 
 
 def of_depth(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def both(path: Path, dtype: str | None = None, **changes: Any) -> tuple[Timeline
     report = inspect(str(path), dtype=dtype)
     plan = plan_of(report, with_kernel(Run(mode="train", **{"prompt_tokens": 24, **changes}), report))
     request = trace_request(plan.run, plan.four_bits)
-    question = shallow_training.question_of(report, plan, request, prediction._installed())
+    question = shallow_training.question_of(report, plan, request, sources.installed_versions())
     deep = shallow_training.composed_trace(question)
     composed = None if deep is None else deep.at(Point(plan.run.batch, plan.run.prompt_tokens, plan.run.prompt_tokens))
     return composed, tracing.trace(report.spec, report.config or {}, request)
@@ -95,7 +95,7 @@ def test_a_question_asked_again_takes_no_trace(tmp_path: Path, monkeypatch: pyte
     run = Run(mode="train", prompt_tokens=24)
     first = predict(report, run)
     assert first.predicted.peak is not None
-    prediction._traced_once.cache_clear()
+    sources._traced_once.cache_clear()
     monkeypatch.setattr(tracing, "trace", None)
     again = predict(report, run)
     assert again.predicted == first.predicted

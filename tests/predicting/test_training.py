@@ -18,9 +18,10 @@ from qwen_inspect.checkpoint import DType, Tensor
 from qwen_inspect.cli import main
 from qwen_inspect.comparing.side_by_side import compare
 from qwen_inspect.errors import UnsupportedError
-from qwen_inspect.predicting import predict as prediction
+from qwen_inspect.predicting import sources
 from qwen_inspect.predicting.footprint import formula_footprint, traced_footprint
-from qwen_inspect.predicting.predict import predict, timeline_of
+from qwen_inspect.predicting.predict import predict
+from qwen_inspect.predicting.sources import timeline_of
 from qwen_inspect.predicting.training import matrices_of, optimizer_sizes, targets_of
 from qwen_inspect.results.memory import MemoryReport, Optimizer, Run
 from qwen_inspect.results.training import LoopName, loop_of
@@ -219,8 +220,8 @@ def test_a_formula_ends_a_step_as_the_trace_does(
     found = predict(report, chosen)
     assert (found.predicted.method, found.refusal) == ("trace", None)
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setattr(prediction, "installed", lambda: iter(()))  # so that no kept trace is of its version
-    prediction._traced_once.cache_clear()
+    monkeypatch.setattr(sources, "installed", lambda: iter(()))  # so that no kept trace is of its version
+    sources._traced_once.cache_clear()
     told = predict(report, chosen)
     assert told.predicted.method == "formula"
     assert told.training == found.training
@@ -382,7 +383,7 @@ sys.exit(main(sys.argv[2:]))
 
 @pytest.mark.parametrize(("package", "dtype"), [("peft", "bfloat16"), ("bitsandbytes", "bnb-nf4")])
 def test_without_its_packages_the_count_is_told_and_what_to_install(package: str, dtype: str, tmp_path: Path) -> None:
-    path = write_config(tmp_path, FAMILIES["qwen3"])
+    path = write_config(tmp_path, FAMILIES["qwen2"])  # no trace of its training is shipped
     done = subprocess.run(
         [sys.executable, "-c", MISSING, package, "memory", str(path), "--mode", "train", "--lora", "4", "--context", "16",
          "--dtype", dtype, "--format", "json", "--lang", "en", "-q"],

@@ -20,7 +20,7 @@ from qwen_inspect.architectures import architecture_of
 from qwen_inspect.errors import QwenInspectError
 from qwen_inspect.predicting import predict as prediction
 from qwen_inspect.predicting.footprint import traced_footprint
-from qwen_inspect.predicting.predict import trace_request
+from qwen_inspect.predicting.sources import trace_request
 from qwen_inspect.results.memory import Moment, Optimizer, Run
 from qwen_inspect.results.ranks import Parallelism, Place, RankBytes
 from qwen_inspect.sharing.ranks import ranks_report, with_peaks

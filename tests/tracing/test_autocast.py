@@ -16,7 +16,8 @@ from jsonschema import Draft202012Validator
 import qwen_inspect
 from qwen_inspect.cli import main
 from qwen_inspect.errors import UnsupportedError
-from qwen_inspect.predicting.predict import _training_timeline, predict
+from qwen_inspect.predicting.predict import predict
+from qwen_inspect.predicting.sources import training_timeline
 from qwen_inspect.predicting.training_plan import plan_of
 from qwen_inspect.results.memory import Run
 from qwen_inspect.results.timeline import Allocate
@@ -103,7 +104,7 @@ def casts(tiny: str, **options: Any) -> Counter[str]:
     """By stage: how often weights of q_proj are cast in two steps of training of two layers."""
     report = inspect(tiny, dtype="float32")
     plan = plan_of(report, Run(mode="train", prompt_tokens=PROMPT, autocast="bfloat16", **options))
-    timeline, _ = _training_timeline(report, plan)
+    timeline, _ = training_timeline(report, plan)
     found: Counter[str] = Counter()
     bounds = [*(stage.first_event for stage in timeline.stages), len(timeline.events)]
     for stage, end in zip(timeline.stages, bounds[1:], strict=True):

@@ -11,19 +11,18 @@ from ...loaders import calibration, gpus
 from ...predicting.explore import explore_trace, explore_training
 from ...predicting.kept_trace import CHUNK_TOKENS, CHUNKS, ChunkedPoint, Point
 from ...predicting.outline import Outline, regime_of
-from ...predicting.predict import (
+from ...predicting.predict import explored_everywhere, predict
+from ...predicting.quantised import scratch_of
+from ...predicting.shallow_training import same_events_above
+from ...predicting.sources import (
     chunk_of,
-    explored_everywhere,
     family_trace,
     installed,
     outline_in,
-    predict,
     traced_along,
     training_of_any,
     with_kernel,
 )
-from ...predicting.quantised import scratch_of
-from ...predicting.shallow_training import same_events_above
 from ...predicting.token_loops import is_folded
 from ...predicting.workspaces import has_cudnn_attention, is_hopper, workspace_of
 from ...progress import purpose
