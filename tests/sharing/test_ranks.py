@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.errors import QwenInspectError
-from qwen_inspect.predicting import predict as prediction
+from qwen_inspect.predicting import sources
 from qwen_inspect.predicting.footprint import traced_footprint
 from qwen_inspect.predicting.sources import trace_request
 from qwen_inspect.results.memory import Moment, Optimizer, Run
@@ -328,7 +328,7 @@ def test_a_kept_trace_of_a_rank_tells_of_any_workload_what_a_new_trace_does(
     config = named("Qwen3MoeForCausalLM", "qwen3_moe", EXPERTS)  # of whose table ranks have unequal parts
     told(config, Run(batch=batch, prompt_tokens=33, new_tokens=5), tmp_path, **how)
     another = Run(batch=batch + (batch > 1), prompt_tokens=70, new_tokens=9)
-    monkeypatch.setattr(prediction, "_once", not_again)
+    monkeypatch.setattr(sources, "traced_now", not_again)
     kept = told(config, another, tmp_path, **how)
     monkeypatch.undo()
     assert len(kept) == 2
