@@ -88,7 +88,10 @@ def test_every_question_about_an_encoder_is_answered_or_refused_in_a_sentence(tm
     assert invoke(capsys, "report", path, "-o", tmp_path / "reports", "--format", "html").code == 0
     fit = invoke(capsys, "fit", path, "--gpu", "H100", "--mode", "forward", "--context", "40", "--format", "json")
     assert (fit.code, json.loads(fit.out)["fits"]) == (0, True)
-    for name, *options in (["memory"], ["fit", "--gpu", "H100"], ["fit", "--gpu", "H100", "--engine", "vllm"]):
+    for name, *options in (["memory"], ["fit", "--gpu", "H100"]):
+        done = invoke(capsys, name, path, *options, "--context", "40", "--lang", "en")
+        assert (done.code, "one forward pass, batch 1, 40 tokens" in done.out) == (0, True)
+    for name, *options in (["memory", "--mode", "generate"], ["fit", "--gpu", "H100", "--engine", "vllm"]):
         assert invoke(capsys, name, path, *options, "--context", "40").code == 7
 
 

@@ -203,7 +203,7 @@ def test_an_encoder_runs_forward_without_a_cache(tmp_path: Path, capsys: Capture
     done = invoke(capsys, "memory", path, "--mode", "forward", "--context", "40", "--format", "json")
     predicted = json.loads(done.out)["predicted"]
     assert (done.code, predicted["method"], predicted["moments"]["peak"]["cache_bytes"]) == (0, "trace", 0)
-    done = invoke(capsys, "memory", path, "--lang", "en")
+    done = invoke(capsys, "memory", path, "--mode", "generate", "--lang", "en")
     assert done.code == 7
     assert "--mode forward" in done.err.splitlines()[-1]
 
