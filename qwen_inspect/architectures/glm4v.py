@@ -180,17 +180,7 @@ def _tower(vision: Mapping[str, Any], prefix: str, dtype: DType) -> Module:
             ),
         ),
     )
-    merger = Module(
-        name="merger",
-        class_name=f"{prefix}VisionPatchMerger",
-        children=(
-            linear("proj", output, output, dtype),
-            layer_norm("post_projection_norm", output, dtype, eps=1e-5),
-            *_gated(output, integer(vision, "intermediate_size"), dtype),
-            Module(name="act1", class_name="GELU", arguments="approximate='none'"),
-            activation("act_fn", act),
-        ),
-    )
+    merger = patch_merger(prefix, output, integer(vision, "intermediate_size"), act, dtype)
     return Module(
         name="visual",
         class_name=f"{prefix}VisionModel",
@@ -211,6 +201,21 @@ def _tower(vision: Mapping[str, Any], prefix: str, dtype: DType) -> Module:
             norm("post_conv_layernorm", f"{prefix}RMSNorm", hidden, dtype, eps=eps),
             patch_convolution("downsample", "Conv2d", hidden, output, (merged, merged), dtype),
             norm("post_layernorm", f"{prefix}RMSNorm", hidden, dtype, eps=eps),
+        ),
+    )
+
+
+def patch_merger(prefix: str, width: int, inner: int, act: object, dtype: DType) -> Module:
+    """The gated MLP behind the tower, of `inner` channels within."""
+    return Module(
+        name="merger",
+        class_name=f"{prefix}VisionPatchMerger",
+        children=(
+            linear("proj", width, width, dtype),
+            layer_norm("post_projection_norm", width, dtype, eps=1e-5),
+            *_gated(width, inner, dtype),
+            Module(name="act1", class_name="GELU", arguments="approximate='none'"),
+            activation("act_fn", act),
         ),
     )
 

@@ -16,18 +16,16 @@ from ..spec import Module
 from .blocks import linear, rotary
 from .decoders import Decoder
 from .design import Architecture, KeptLayer
-from .glm4v import patch_convolution
+from .glm4v import patch_convolution, patch_merger
 from .kimi_linear import DeltaSizes, delta_attention, delta_states, stored_attention
 from .latent import indexer, latent_attention, read_indexers, read_latent_heads
 from .mixture import EXPERTS, SCORE_BIAS, mixture, read_sparse_layers
 from .outline import (
-    activation,
     causal_lm,
     gated_mlp,
     keeps_latent,
     keeps_states,
     layer_list,
-    layer_norm,
     norm,
     read_object,
     whole_dtype,
@@ -273,18 +271,7 @@ def _tower(vision: Mapping[str, Any], dtype: DType) -> Module:
             gated_mlp("mlp", "Glm5NextVisionMLP", hidden, integer(vision, "intermediate_size"), act, dtype, bias=bias),
         ),
     )
-    gates = gated_mlp("", "", output, integer(vision, "projection_intermediate_size"), act, dtype).children
-    merger = Module(
-        name="merger",
-        class_name="Glm5NextVisionPatchMerger",
-        children=(
-            linear("proj", output, output, dtype),
-            layer_norm("post_projection_norm", output, dtype, eps=1e-5),
-            *gates[:-1],
-            Module(name="act1", class_name="GELU", arguments="approximate='none'"),
-            activation("act_fn", act),
-        ),
-    )
+    merger = patch_merger("Glm5Next", output, integer(vision, "projection_intermediate_size"), act, dtype)
     return Module(
         name="visual",
         class_name="Glm5NextVisionModel",
