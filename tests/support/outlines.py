@@ -758,7 +758,7 @@ def pooled_index(chance: random.Random, text: dict[str, Any]) -> None:
         text[key] = chance.choice(options)
     if chance.random() < 0.5:
         text["linear_attn_config"] = {"head_dim": 24, "num_heads": 2, "short_conv_kernel_size": 3}
-    layers = text["num_hidden_layers"] = chance.choice([4, 5, 8])
+    layers = text["num_hidden_layers"] = chance.choice([4, 5])
     if chance.random() < 0.5:
         kinds = ["full_attention", "linear_attention", "indexed_attention"]
         text["layer_types"] = [
@@ -1165,7 +1165,7 @@ VARIED: Mapping[str, tuple[Change, ...]] = {
         pooled_index,
         flags("attention_bias"),
         typed_mlps,
-        choices(hc_mult=[1, 2, 4], index_kpool=[4, 8, 16]),
+        choices(hc_mult=[1, 2, 4], index_kpool=[4, 8, 16], hc_sinkhorn_iters=[1, 3]),
         without("rms_norm_eps", "index_kpool"),
     ),
     "qwen4_exp": QWEN4,
