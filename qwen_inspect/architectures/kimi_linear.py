@@ -161,7 +161,7 @@ def _kimi_types(text: Mapping[str, Any], layers: int) -> list[str]:
             or not isinstance(delta, list)
             or sorted([*full, *delta]) != list(range(1, layers + 1))
         ):
-            raise MalformedError("config_layer_types", layers=layers, found="linear_attn_config")
+            raise MalformedError("config_layer_types", key="layer_types", layers=layers, found="linear_attn_config")
         types = ["full_attention" if index + 1 in full else "linear_attention" for index in range(layers)]
     if types is None:
         types = ["full_attention" if index and index % 4 == 0 else "linear_attention" for index in range(layers)]

@@ -95,5 +95,5 @@ def read_indexers(text: Mapping[str, Any], layers: int) -> list[bool]:
     if indexers is None:
         names = {"F": "full", "S": "shared"}
         indexers = [names.get(letter, letter) for letter in pattern] if isinstance(pattern, str) else pattern
-    check_layer_types(indexers, layers, kinds=("full", "shared"))
+    check_layer_types(indexers, layers, kinds=("full", "shared"), key="indexer_types")
     return [kind == "full" for kind in indexers or ()]

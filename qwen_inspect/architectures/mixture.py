@@ -54,5 +54,5 @@ def read_sparse_layers(text: Mapping[str, Any], layers: int, experts: int, *, de
     if types is None:
         dense = 1 if dense_first is None else integer(text, dense_first, at_least=0)
         return [index >= dense for index in range(layers)]
-    check_layer_types(types, layers, kinds=("dense", "sparse"))
+    check_layer_types(types, layers, kinds=("dense", "sparse"), key="mlp_layer_types")
     return [kind == "sparse" for kind in types]

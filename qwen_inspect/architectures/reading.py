@@ -332,14 +332,14 @@ def read_layer_types(
     return [window if kind == "sliding_attention" else None for kind in types]
 
 
-def check_layer_types(types: object, layers: int, *, kinds: tuple[str, ...]) -> None:
-    """Raises unless `layer_types` is a list of `layers` entries, each one of `kinds`."""
+def check_layer_types(types: object, layers: int, *, kinds: tuple[str, ...], key: str = "layer_types") -> None:
+    """Raises unless `types`, of the key `key`, is a list of `layers` entries, each one of `kinds`."""
     if not isinstance(types, list) or len(types) != layers:
         raise MalformedError(
-            "config_layer_types", layers=layers, found=len(types) if isinstance(types, list) else shown(types)
+            "config_layer_types", key=key, layers=layers, found=len(types) if isinstance(types, list) else shown(types)
         )
     if unknown := [kind for kind in types if kind not in kinds]:
-        raise UnsupportedError("layer_type_unsupported", found=shown(unknown[0]), known=", ".join(kinds))
+        raise UnsupportedError("layer_type_unsupported", key=key, found=shown(unknown[0]), known=", ".join(kinds))
 
 
 def read_window(config: Mapping[str, Any]) -> int | None:

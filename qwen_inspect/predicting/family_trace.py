@@ -220,7 +220,7 @@ class Variant:
         try:
             composed = compose(regime.stages, outline.layers, segment_at, loaded=loaded)
             return replace(composed, chunk_tokens=outline.chunk_tokens)
-        except KeyError:
+        except (KeyError, IndexError):  # a segment, or what one frees of another, that no sample had
             raise NotCovered from None
 
 

@@ -167,7 +167,7 @@ def _check_layers(configuration: Any) -> None:
             raise MalformedError("config_heads_do_not_divide", query_heads=heads, kv_heads=kv_heads)
     types, layers = stated(text, "layer_types"), stated(text, "num_hidden_layers")
     if isinstance(types, list) and type(layers) is int and len(types) < layers:
-        raise MalformedError("config_layer_types", layers=layers, found=len(types))
+        raise MalformedError("config_layer_types", key="layer_types", layers=layers, found=len(types))
 
 
 def is_shipped(name: str) -> bool:
