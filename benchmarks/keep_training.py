@@ -22,7 +22,7 @@ from benchmarks.keep_traces import defaults_of, related, report_of
 from benchmarks.learning import NotLearnt, Sample, learn
 from benchmarks.sampling import sampled
 from benchmarks.structures import small, stated
-from qwen_inspect.architectures.quantised import preset
+from qwen_inspect.architectures.quantised_presets import preset
 from qwen_inspect.checkpoint import Tensor
 from qwen_inspect.errors import QwenInspectError
 from qwen_inspect.loaders import catalog

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DEFAULT_PROMPT_TOKENS = 2048
 DEFAULT_CAPABILITY = "sm_80"
 PLAIN_DTYPES = ("bfloat16", "float16", "float32", "float64")
-# The same as in architectures.quantised, which --help does not import.
+# The same as in architectures.quantised_presets, which --help does not import.
 SCHEMES = ("awq-int4", "gptq-int4", "gptq-int8", "fp8", "bnb-int8", "bnb-nf4", "bnb-fp4", "bnb-nf4-double", "nvfp4")
 # Names that leave the scheme open: the one that transformers quantises to as it loads, whose runs are traced exactly.
 TAKEN_FOR: Mapping[str, str] = {

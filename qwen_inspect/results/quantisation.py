@@ -1,4 +1,4 @@
-"""Quantisation schemes as types. `structure.packing` has their formulas."""
+"""Quantisation schemes as types. `structure.matrix_parts` has their formulas."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from ..errors import UsageError
 from ..results.model import Design
 from ..spec import Module, each_tensor
 from .accounting import components
-from .packing import LoadedWeights, Packing, as_stored, pack, packed_tree, weights_as_stored, weights_of
+from .packing import LoadedWeights, Packing, as_stored, pack
+from .stored_bytes import packed_tree, weights_as_stored, weights_of
 
 if TYPE_CHECKING:
     from ..results.quantisation import Quantisation
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def in_dtype(checkpoint: Checkpoint, dtype: str | None, group_size: int | None) -> Checkpoint:
     """The model with its parameters in `dtype`: a dtype, or a quantisation scheme's name (which drops the stored tensors)."""
-    from ..architectures.quantised import PRESETS, preset
+    from ..architectures.quantised_presets import PRESETS, preset
 
     if group_size is not None and dtype not in PRESETS:
         raise UsageError("group_size_without_scheme", known=", ".join(PRESETS))

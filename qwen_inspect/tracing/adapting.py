@@ -104,7 +104,7 @@ def hold_in_four_bits(model: Any, base: FourBits) -> None:
 
 
 def _quant_state(scheme: Bnb4, rows: int, columns: int, dtype: Any) -> Any:
-    """The QuantState of a 4-bit weight, as in `structure.packing`, with the offset of nested scales."""
+    """The QuantState of a 4-bit weight, as in `structure.matrix_parts`, with the offset of nested scales."""
     import torch
 
     state = bitsandbytes().functional.QuantState

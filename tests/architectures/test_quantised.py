@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.architectures.blocks import linear, stored_as_built
-from qwen_inspect.architectures.quantised import PRESETS, read_quantisation
+from qwen_inspect.architectures.quantised import read_quantisation
+from qwen_inspect.architectures.quantised_presets import PRESETS
 from qwen_inspect.checkpoint import DType, Tensor
 from qwen_inspect.errors import MalformedError, QwenInspectError, UnsupportedError
 from qwen_inspect.loaders import catalog
@@ -26,7 +27,8 @@ from qwen_inspect.results.model import Report
 from qwen_inspect.spec import Module, each_tensor
 from qwen_inspect.structure.accounting import components
 from qwen_inspect.structure.inspect import inspect
-from qwen_inspect.structure.packing import pack, packed_tree, weights_of
+from qwen_inspect.structure.packing import pack
+from qwen_inspect.structure.stored_bytes import packed_tree, weights_of
 
 from ..support.families import FAMILIES, saved_by_transformers
 from ..support.models import TINY_QWEN3, run, write_config, write_sparse

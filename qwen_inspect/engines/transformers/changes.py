@@ -7,7 +7,8 @@ from contextlib import suppress
 from dataclasses import replace
 
 from ...architectures import architecture_of
-from ...architectures.quantised import preset, read_quantisation
+from ...architectures.quantised import read_quantisation
+from ...architectures.quantised_presets import preset
 from ...checkpoint import DType
 from ...errors import QwenInspectError
 from ...language import Message

@@ -1,0 +1,67 @@
+"""Tests for the modules that a `quantization_config` names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from ..results.quantisation import ModuleTest
+from .pattern_syntax import Node, Position
+from .patterns import first_match
+
+HEAD, SHARED_GATE = "lm_head", "shared_expert_gate"
+
+LITERAL = re.compile(r"[\w.\-]+")
+
+
+def every_module(module: str) -> bool:
+    return True
+
+
+def skipped_by(names: Sequence[str]) -> ModuleTest:
+    """A test for skipped modules by transformers' rule.
+
+    A name or pattern must match from the start of a module's name up to a dot or the end, or a name must be its end.
+
+    Source: transformers 5.23, quantizers_utils.should_convert_module.
+    """
+    named = frozenset(name for name in names if LITERAL.fullmatch(name))
+    ends = tuple(named)
+    patterns = [name.removeprefix("re:") for name in names if name not in named]
+    first = first_match(patterns, after=Position("module edge"))
+
+    def test(module: str) -> bool:
+        return module.endswith(ends) or not named.isdisjoint(_ancestors(module)) or first(module) is not None
+
+    return test
+
+
+def rule_tests(rules: Iterable[tuple[Sequence[str], Sequence[str]]], *, before: Node | None = None) -> list[ModuleTest]:
+    """A test for each rule of (names, patterns); where several take a module, only the first one's is sure to be true.
+
+    The patterns of all rules are matched at once, each from a name's start, after `before`.
+    """
+    named: list[frozenset[str]] = []
+    owners: list[int] = []
+    patterns: list[str] = []
+    for number, (names, own_patterns) in enumerate(rules):
+        named.append(frozenset(names))
+        patterns += own_patterns
+        owners += [number] * len(own_patterns)
+    first = lru_cache(maxsize=4)(first_match(patterns, before=before))
+
+    def test(number: int) -> ModuleTest:
+        def takes(module: str) -> bool:
+            index = first(module)
+            return module in named[number] or (index is not None and owners[index] == number)
+
+        return takes
+
+    return [test(number) for number in range(len(named))]
+
+
+def _ancestors(module: str) -> list[str]:
+    """`a.b.c` -> `a`, `a.b`, `a.b.c`."""
+    parts = module.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
