@@ -45,7 +45,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     add = command.add_argument
     add("--mode", choices=("generate", "forward", "train"), help=say("help_mode"))
     add("--batch", type=positive(say), default=1, metavar="N", help=say("help_batch"))
-    add("--context", type=tokens(say), default=DEFAULT_PROMPT_TOKENS, metavar="TOKENS", help=say("help_prompt"))
+    add("--context", type=tokens(say), metavar="TOKENS", help=say("help_prompt"))
     add("--new-tokens", type=positive(say), default=128, metavar="N", help=say("help_new_tokens"))
     dtypes = (*PLAIN_DTYPES, *SCHEMES, *TAKEN_FOR)
     add("--dtype", type=number_format, choices=dtypes, metavar="DTYPE", help=say("help_dtype"))
@@ -150,11 +150,20 @@ def run_of(options: argparse.Namespace, *, gpu: str | None) -> Run:
 
 
 def as_the_model_runs(run: Run, report: Report, options: argparse.Namespace) -> Run:
-    """The run, of an encoder its forward pass unless a mode was typed: it generates nothing."""
+    """The run, of an encoder its forward pass unless a mode was typed: it generates nothing. Without --context no longer than the
+    model's positions.
+    """
     from dataclasses import replace
 
-    encodes = options.mode is None and report.refusal is None and report.attention.both_ways
-    return replace(run, mode="forward") if encodes else run
+    if report.refusal is not None:
+        return run
+    if options.mode is None and report.attention.both_ways:
+        run = replace(run, mode="forward")
+    limit = report.spec.context_tokens
+    if options.context is None and limit is not None:
+        most = limit - (run.new_tokens if run.mode == "generate" else 0)
+        run = replace(run, prompt_tokens=max(1, min(run.prompt_tokens, most)))
+    return run
 
 
 def is_capability(gpu: str) -> bool:

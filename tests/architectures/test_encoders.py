@@ -45,21 +45,22 @@ BGE_M3: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("config", "parameters", "heads", "layers"),
-    [(BERT_BASE, 109_482_240, 12, 12), (BGE_M3, 567_754_752, 16, 24)],
+    ("config", "parameters", "heads", "layers", "positions"),
+    [(BERT_BASE, 109_482_240, 12, 12, 512), (BGE_M3, 567_754_752, 16, 24, 8192)],
     ids=["bert-base", "bge-m3"],
 )
 def test_an_encoders_parameters_are_the_published_ones_and_it_keeps_no_cache(
-    config: dict[str, Any], parameters: int, heads: int, layers: int, tmp_path: Path
+    config: dict[str, Any], parameters: int, heads: int, layers: int, positions: int, tmp_path: Path
 ) -> None:
     """BERT base: 110M (Devlin 2018), 109,482,240 in its files. BGE-M3: 568M (model card): XLM-R large's 559,890,432, and 7,680
-    more positions of 1,024."""
+    more positions of 1,024; of 8,194 rows tokens have 8,192 (model card)."""
     report = inspect(str(write_config(tmp_path, config)))
     assert report.parameters.theory == parameters
     assert {(layer.query_heads, layer.kv_heads, layer.head_dim) for layer in report.attention.both_ways} == {
         (heads, heads, 64)
     }
     assert len(report.attention.both_ways) == len(report.cache.layers) == layers
+    assert report.spec.context_tokens == positions
     assert report.cache.keeps_nothing
     assert report.cache.size_bytes(tokens=512) == 0
 
@@ -88,9 +89,9 @@ def test_every_question_about_an_encoder_is_answered_or_refused_in_a_sentence(tm
     assert invoke(capsys, "report", path, "-o", tmp_path / "reports", "--format", "html").code == 0
     fit = invoke(capsys, "fit", path, "--gpu", "H100", "--mode", "forward", "--context", "40", "--format", "json")
     assert (fit.code, json.loads(fit.out)["fits"]) == (0, True)
-    for name, *options in (["memory"], ["fit", "--gpu", "H100"]):
-        done = invoke(capsys, name, path, *options, "--context", "40", "--lang", "en")
-        assert (done.code, "one forward pass, batch 1, 40 tokens" in done.out) == (0, True)
+    for name, *options in (["memory"], ["fit", "--gpu", "H100"]):  # without --context: its 512 positions
+        done = invoke(capsys, name, path, *options, "--lang", "en")
+        assert (done.code, "one forward pass, batch 1, 512 tokens" in done.out) == (0, True)
     for name, *options in (["memory", "--mode", "generate"], ["fit", "--gpu", "H100", "--engine", "vllm"]):
         assert invoke(capsys, name, path, *options, "--context", "40").code == 7
 

@@ -21,6 +21,7 @@ def spec_of(config: Mapping[str, Any], model: Any) -> ModelSpec:
     text = model.config.get_text_config(decoder=True)
     table = _embedding(model)
     context = stated(text, "max_position_embeddings")
+    positions = context - _skipped_positions(model) if type(context) is int else 0
     activation = stated(text, "hidden_act")
     head = _head(model)
     aliases = aliases_of(model)
@@ -32,7 +33,7 @@ def spec_of(config: Mapping[str, Any], model: Any) -> ModelSpec:
         class_prefix=re.sub(r"(For[A-Z]\w*|LMHead\w*|Model|LM)$", "", class_name) or class_name,
         vocab_size=table[0],
         hidden_size=table[1],
-        context_tokens=context if type(context) is int and context > 0 else None,
+        context_tokens=positions if positions > 0 else None,
         tied_embeddings=f"{name}.weight" in aliases,
         dtype=whole_dtype(config),
         norm_eps=0.0,
@@ -42,6 +43,16 @@ def spec_of(config: Mapping[str, Any], model: Any) -> ModelSpec:
         kernel=_kernel(model),
         from_transformers=True,
     )
+
+
+def _skipped_positions(model: Any) -> int:
+    """Rows of the table of positions that no token has: up to the padding's, of which RoBERTa has one.
+
+    Source: transformers 5.23, RobertaEmbeddings.create_position_ids_from_input_ids
+    """
+    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+    paddings = [getattr(table, "padding_idx", None) for table in tables]
+    return 1 + max((padding for padding in paddings if padding is not None), default=-1)
 
 
 def _kernel(model: Any) -> str:

@@ -24,7 +24,7 @@ TEXT = {
     "help_device_memory": "with --device-map: GiB of each GPU, and perhaps the CPU's, such as 24GiB,24GiB,cpu=64GiB (default: this machine's)",
     "help_memory": "predicted GPU memory by term, steady and peak",
     "help_mode": "what is run (default: generate, for an encoder forward)",
-    "help_prompt": "prompt tokens, such as 6144 or 6k (default: 2048)",
+    "help_prompt": "prompt tokens, such as 6144 or 6k (default: 2048, or as many as the model has positions for)",
     "help_new_tokens": "tokens generated (default: 128)",
     "help_plain_dtype": "parameters in this dtype (default: the model's): bfloat16, float16, float32, float64, or bf16, fp16, ...",
     "dtype_taken_for": "--dtype {found} is taken for {scheme}; the schemes known are {known}",

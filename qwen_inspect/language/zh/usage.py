@@ -24,7 +24,7 @@ TEXT = {
     "help_device_memory": "与 --device-map 合用：每块 GPU 的容量，可加 CPU 的，如 24GiB,24GiB,cpu=64GiB（默认：本机）",
     "help_memory": "逐项预测显存：结束时与峰值",
     "help_mode": "运行方式（默认 generate，编码器为 forward）",
-    "help_prompt": "提示词 token 数，如 6144 或 6k（默认 2048）",
+    "help_prompt": "提示词 token 数，如 6144 或 6k（默认 2048，模型位置数不足时取其上限）",
     "help_new_tokens": "生成的 token 数（默认 128）",
     "help_dtype": "模型权重的数据类型（默认与模型一致），如 bf16、fp16，或量化方案：int8 与 int4（bitsandbytes）、awq-int4、gptq-int4、gptq-int8、fp8、bnb-int8、bnb-nf4、bnb-fp4、bnb-nf4-double、nvfp4",
     "help_group_size": "与量化的 --dtype 合用：共用一个缩放系数的数值个数（默认 128）",
