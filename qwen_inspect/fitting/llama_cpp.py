@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import BinaryIO
 
 from ..engines.llama_cpp.buffers import GgufModel, Plan, flash_attention_is_possible
 from ..engines.llama_cpp.builds import BUILDS, DEFAULT, FORK, FORK_MAY, Build, around
-from ..engines.llama_cpp.command import BesideFile, Command
+from ..engines.llama_cpp.command import Command
 from ..engines.llama_cpp.logs import Log, beside
 from ..engines.llama_cpp.offload import gguf_source
 from ..engines.llama_cpp.options import LlamaCppOptions
 from ..engines.llama_cpp.reach import MARGIN_BYTES, NO_REACH, reach
 from ..engines.llama_cpp.scheduler import HOST
-from ..errors import QwenInspectError, UsageError
+from ..errors import UsageError
 from ..language import Message
-from ..loaders.gguf_header import read_header
-from ..loaders.regular import open_regular
 from ..results.fit import Gpu
 from ..results.llama_cpp import Buffer, DeviceTotal, LlamaCppReport
 from ..results.model import Report
+from .llama_cpp_files import buffers_beside, model_of
 
 
 def run_command(
@@ -42,17 +38,18 @@ def run_command(
     if len(options.split) > len(cards):
         raise UsageError("llama_cpp_shares", shares=len(options.split), cards=len(cards))
     room = [card.room_bytes for card in cards]
-    drafts = [_model_of(file.path) for file in command.beside if file.kind == "draft"]
+    drafts = [model_of(file.path) for file in command.beside if file.kind == "draft"]
     draft_model = next((draft for draft in drafts if draft is not None), None)
     plan = Plan(model, options, room, build, draft_model=draft_model)
     further = [file for file in command.beside if file.kind != "draft" or draft_model is None]
-    beside_files = tuple(_beside_buffer(file, cards) for file in further)
+    files = [buffers_beside(command, file, len(cards), build) for file in further]
+    beside_files = tuple(buffer for file_buffers, _ in files for buffer in file_buffers)
     buffers = plan.buffers() if known else _over_builds(plan, _candidates(log))
     buffers = (*buffers, *beside_files)
     devices = _totals(buffers, cards, host_bytes)
 
     def judge(buffers: Iterable[Buffer]) -> bool:
-        totals = _totals(tuple(buffers), cards, host_bytes)
+        totals = _totals((*buffers, *beside_files), cards, host_bytes)
         return all(total.fits for total in totals if total.available_bytes is not None)
 
     return LlamaCppReport(
@@ -69,32 +66,18 @@ def run_command(
         cache_types=(options.key_type, options.value_type),
         buffers=buffers,
         devices=devices,
-        reach=reach(plan, judge) if cards and not further else NO_REACH,
+        reach=reach(plan, judge) if cards and all(map(_is_known, beside_files)) else NO_REACH,
         ignored=command.ignored,
-        notices=(*_notices(command, further, log, build, known), *_assumptions(plan, buffers)),
+        notices=(
+            *_notices(command, [notice for _, notice in files], log, build, known),
+            *_assumptions(plan, buffers),
+        ),
         log=None if log is None else beside(buffers, log.printed(models=1 + (draft_model is not None))),
     )
 
 
-def _beside_buffer(file: BesideFile, cards: Sequence[Gpu]) -> Buffer:
-    """A file's weights as a lower bound, on the only card or the host; what it computes with is not known."""
-    model = _model_of(file.path) if len(cards) < 2 or file.kind == "projector" else None
-    size_bytes = 0 if model is None else sum(tensor.size_bytes for tensor in model.tensors)
-    return Buffer(kind=file.kind, device="CUDA0" if cards else HOST, size_bytes=None, least_bytes=size_bytes)
-
-
-def _model_of(path: str) -> GgufModel | None:
-    """None for a file that cannot be read."""
-    with contextlib.suppress(OSError, QwenInspectError), open_regular(path) as stream:
-        file_bytes = os.fstat(stream.fileno()).st_size
-        header = read_header(lambda start, stop: _part(stream, start, stop), file=path, file_bytes=file_bytes)
-        return GgufModel(header.metadata, tuple(header.tensors))
-    return None
-
-
-def _part(stream: BinaryIO, start: int, stop: int) -> bytes:
-    stream.seek(start)
-    return stream.read(stop - start)
+def _is_known(buffer: Buffer) -> bool:
+    return buffer.size_bytes is not None
 
 
 def _build(log: Log | None, options: LlamaCppOptions) -> tuple[Build, bool]:
@@ -180,13 +163,9 @@ def _assumptions(plan: Plan, buffers: Sequence[Buffer]) -> Iterator[Message]:
         yield Message("assume_llama_cpp_no_graph")
 
 
-def _notices(
-    command: Command, further: Sequence[BesideFile], log: Log | None, build: Build, known: bool
-) -> list[Message]:
+def _notices(command: Command, files: Sequence[Message], log: Log | None, build: Build, known: bool) -> list[Message]:
     notices = [Message("llama_cpp_ignored", options=", ".join(command.ignored))] if command.ignored else []
-    for file in further:
-        key = "llama_cpp_projector" if file.kind == "projector" else "llama_cpp_beside"
-        notices.append(Message(key, option=f"{file.option} {file.path}"))
+    notices += files
     if not known and log is not None:
         notices.append(Message("llama_cpp_build_unknown", found=log.build or log.commit or "–", nearest=build.name))
     elif log is not None and log.build is None and log.commit is None:

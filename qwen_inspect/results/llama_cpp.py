@@ -25,7 +25,7 @@ class Buffer:
     kind: BufferKind
     device: str
     size_bytes: int | None
-    context: Literal["model", "draft", "mtp"] = "model"
+    context: Literal["model", "draft", "mtp", "projector"] = "model"
     least_bytes: int | None = None
     most_bytes: int | None = None
 

@@ -56,6 +56,28 @@ class ContextParameters(ctypes.Structure):
     )
 
 
+class ProjectorParameters(ctypes.Structure):
+    """Source: tools/mtmd/mtmd.h, mtmd_context_params."""
+
+    _fields_ = (
+        ("use_gpu", ctypes.c_bool),
+        ("device", ctypes.c_void_p),
+        ("timings", ctypes.c_bool),
+        ("n_threads", ctypes.c_int),
+        ("image_marker", ctypes.c_char_p),
+        ("media_marker", ctypes.c_char_p),
+        ("flash_attn_type", ctypes.c_int),
+        ("warmup", ctypes.c_bool),
+        ("image_min_tokens", ctypes.c_int),
+        ("image_max_tokens", ctypes.c_int),
+        ("evaluate", ctypes.c_void_p),
+        ("evaluate_data", ctypes.c_void_p),
+        ("batch_max_tokens", ctypes.c_int32),
+        ("progress", ctypes.c_void_p),
+        ("progress_data", ctypes.c_void_p),
+    )
+
+
 def library_path() -> Path | None:
     """The shared library of xllamacpp; None if that is not installed."""
     found = importlib.util.find_spec("xllamacpp")
@@ -108,6 +130,24 @@ def printed_by_llama_cpp(path: Path, contexts: Sequence[Mapping[str, int]], *, p
         texts.append("".join(lines))
     library.llama_model_free(model)
     return texts
+
+
+def printed_by_towers(path: Path, **fields: int) -> str:
+    """What the library prints while it loads a file of --mmproj and warms it up. fields: of ProjectorParameters."""
+    library, lines, callback = _library()
+    library.mtmd_context_params_default.restype = ProjectorParameters
+    library.mtmd_init_from_file.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ProjectorParameters]
+    library.mtmd_init_from_file.restype = ctypes.c_void_p
+    library.mtmd_free.argtypes = [ctypes.c_void_p]
+    library.mtmd_log_set(callback, None)
+    parameters = library.mtmd_context_params_default()
+    for name, value in fields.items():
+        setattr(parameters, name, value)
+    lines.clear()
+    context = library.mtmd_init_from_file(str(path).encode(), None, parameters)
+    assert context, "".join(lines)[-500:]
+    library.mtmd_free(context)
+    return "".join(lines)
 
 
 def printed_sizes(text: str, kind: str) -> list[str]:

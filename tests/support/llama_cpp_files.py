@@ -43,7 +43,8 @@ def write_header(path: Path, architecture: str, keys: Mapping[str, Any], tensors
     for key, value in keys.items():
         if value is None:
             continue
-        add = {bool: made.add_bool, int: made.add_uint32, float: made.add_float32}.get(type(value), made.add_array)
+        adders = {bool: made.add_bool, int: made.add_uint32, float: made.add_float32, str: made.add_string}
+        add = adders.get(type(value), made.add_array)
         add(key if key.startswith("xielu.") else f"{architecture}.{key}", value)
     made.add_string("tokenizer.ggml.model", "none")
     total = 0

@@ -48,6 +48,7 @@ SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "draft_override": ("-otd", "--override-tensor-draft", "--spec-draft-override-tensor"),
     "draft_host_experts": ("-ncmoed", "--n-cpu-moe-draft", "--spec-draft-ncmoe", "--spec-draft-n-cpu-moe"),
     "projector": ("-mm", "--mmproj"),
+    "image_tokens": ("--image-max-tokens",),
     "draft_model": ("-md", "--model-draft", "--spec-draft-model"),
     "adapter": ("--lora",),
 }
@@ -77,14 +78,16 @@ WITH_VALUE = frozenset(
     --presence-penalty --frequency-penalty --prio --numa -C --cpu-mask --reasoning-format --reasoning-budget --samplers
     --rope-freq-base --rope-freq-scale --keep --log-file --timeout -to --threads-http --cache-reuse --slot-save-path
     -td --threads-draft --spec-draft-threads -tbd --spec-draft-n-min --draft-min --draft-n-min --spec-draft-p-min
-    --draft-p-min --hf-token -hft --cache-ram -cram --ctx-checkpoints --image --grammar --json-schema --poll -sys --system-prompt
+    --draft-p-min --hf-token -hft --cache-ram -cram --ctx-checkpoints --image --image-min-tokens --audio
+    --grammar --json-schema --poll -sys --system-prompt
     """.split()  # noqa: SIM905
 )
 WITHOUT_VALUE = frozenset(
     """
     -v --verbose --mlock --jinja --no-jinja -cnv --conversation -no-cnv --no-conversation --no-warmup --warmup --metrics
     --slots --no-slots --props -e --escape --color --verbose-prompt --no-webui --perf --no-perf --log-disable --offline
-    --no-context-shift --context-shift -cb --cont-batching -nocb --no-cont-batching --ignore-eos --special --no-ui
+    --no-context-shift --context-shift -cb --cont-batching -nocb --no-cont-batching --ignore-eos --special --no-ui --no-mmproj
+    --no-mmproj-auto --mmproj-auto
     """.split()  # noqa: SIM905
 )
 
@@ -109,7 +112,7 @@ BESIDE: Mapping[str, Literal["projector", "draft", "adapter"]] = {
 class Command:
     """model: as --model or -hf name it, None: not named. ignored: options that are not known here.
 
-    locked: --mlock.
+    locked: --mlock. projector_on_card: not --no-mmproj-offload. image_tokens: --image-max-tokens.
     """
 
     options: LlamaCppOptions
@@ -118,6 +121,8 @@ class Command:
     ignored: tuple[str, ...] = ()
     beside: tuple[BesideFile, ...] = ()
     locked: bool = False
+    projector_on_card: bool = True
+    image_tokens: int | None = None
 
 
 @dataclass(slots=True)
@@ -133,6 +138,7 @@ class _Reading:
     host_experts: list[str] = field(default_factory=list)
     draft: dict[str, Any] = field(default_factory=dict)
     draft_overrides: list[tuple[str, str]] = field(default_factory=list)
+    projector: dict[str, Any] = field(default_factory=dict)
 
 
 def parse_command(line: str) -> Command:
@@ -169,6 +175,7 @@ def parse_command(line: str) -> Command:
         ignored=tuple(reading.ignored),
         beside=tuple(reading.beside),
         locked=reading.locked,
+        **reading.projector,
     )
 
 
@@ -191,6 +198,8 @@ def _read(words: list[str], reading: _Reading) -> None:
             at += used
         elif word in SWITCHES:
             reading.values.update(SWITCHES[word])
+        elif word in ("--mmproj-offload", "--no-mmproj-offload"):
+            reading.projector["projector_on_card"] = word == "--mmproj-offload"
         elif word in ("-cmoe", "--cpu-moe"):
             reading.host_experts.append(word)
             reading.overrides.append((EXPERTS, HOST))
@@ -234,6 +243,8 @@ def _set(name: str, option: str, value: str, reading: _Reading) -> None:
             reading.hub_file = value
         case "projector" | "draft_model" | "adapter":
             reading.beside.append(BesideFile(kind=BESIDE[name], option=option, path=value))
+        case "image_tokens":
+            reading.projector["image_tokens"] = _number(option, value) or None
         case "override":
             reading.overrides += _overrides(option, value)
         case "host_experts":

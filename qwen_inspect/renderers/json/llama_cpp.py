@@ -17,7 +17,7 @@ class BufferJSON(TypedDict):
 
     name: BufferKind
     device: str
-    context: Literal["model", "draft", "mtp"]
+    context: Literal["model", "draft", "mtp", "projector"]
     """The model's, a draft model's (-md), or that of the model's layers for multi-token prediction."""
     bytes: Count | None
     low_bytes: Count

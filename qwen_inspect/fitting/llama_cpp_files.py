@@ -1,0 +1,86 @@
+"""The files that llama.cpp loads beside a model, and their buffers: towers of --mmproj, LoRA adapters, draft models."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+from ..engines.llama_cpp.buffers import GgufModel
+from ..engines.llama_cpp.builds import Build
+from ..engines.llama_cpp.command import BesideFile, Command
+from ..engines.llama_cpp.scheduler import HOST
+from ..engines.llama_cpp.vision import Tower, towers
+from ..engines.llama_cpp.vision_graphs import tower_buffers, tower_compute_bytes
+from ..errors import QwenInspectError, UnsupportedError
+from ..language import Message
+from ..loaders.gguf_header import read_header
+from ..loaders.regular import open_regular
+from ..results.llama_cpp import Buffer
+from ..units import MIB
+
+
+def model_of(path: str) -> GgufModel | None:
+    """None for a file that cannot be read."""
+    with contextlib.suppress(OSError, QwenInspectError), open_regular(path) as stream:
+        file_bytes = os.fstat(stream.fileno()).st_size
+        header = read_header(lambda start, stop: _part(stream, start, stop), file=path, file_bytes=file_bytes)
+        return GgufModel(header.metadata, tuple(header.tensors))
+    return None
+
+
+def _part(stream: BinaryIO, start: int, stop: int) -> bytes:
+    stream.seek(start)
+    return stream.read(stop - start)
+
+
+def buffers_beside(command: Command, file: BesideFile, cards: int, build: Build) -> tuple[tuple[Buffer, ...], Message]:
+    """The buffers of a file, and what is said of them."""
+    model = model_of(file.path)
+    name = f"{file.option} {file.path}"
+    if file.kind == "projector" and model is not None and (found := towers(model.metadata, model.tensors)):
+        return _projector(command, found, cards, build, name)
+    size_bytes = 0 if model is None or (cards > 1 and file.kind != "projector") else _weights_bytes(model)
+    buffer = Buffer(kind=file.kind, device="CUDA0" if cards else HOST, size_bytes=None, least_bytes=size_bytes)
+    return (buffer,), Message("llama_cpp_beside", option=name)
+
+
+def _weights_bytes(model: GgufModel) -> int:
+    return sum(tensor.size_bytes for tensor in model.tensors)
+
+
+def _projector(
+    command: Command, found: Sequence[Tower], cards: int, build: Build, name: str
+) -> tuple[tuple[Buffer, ...], Message]:
+    """llama.cpp keeps a buffer for the warm-up's image, which grows at the first larger image."""
+    card = "CUDA0" if cards and command.projector_on_card else None
+    buffers = tuple(
+        buffer
+        for tower in found
+        for buffer in tower_buffers(
+            tower,
+            card=card,
+            build=build,
+            flash_attention=command.flash_attention,
+            most_tokens=command.image_tokens,
+        )
+    )
+    if any(buffer.size_bytes is None for buffer in buffers):
+        return buffers, Message("llama_cpp_projector", option=name)
+    for tower in found:
+        width, height = tower.largest(command.image_tokens)
+        if (width, height) != tower.warm_up(command.image_tokens):
+            most = max(_at(tower, (width, height), card, build, command), default=0)
+            warm = " x ".join(map(str, tower.warm_up(command.image_tokens)))
+            size = f"{most / MIB:,.2f} MiB"
+            return buffers, Message(
+                "llama_cpp_projector_largest", option=name, warm=warm, largest=f"{width} x {height}", size=size
+            )
+    return buffers, Message("llama_cpp_projector_one_size", option=name)
+
+
+def _at(tower: Tower, size: tuple[int, int], card: str | None, build: Build, command: Command) -> Iterator[int]:
+    with contextlib.suppress(UnsupportedError):
+        sizes = tower_compute_bytes(tower, size, card=card, build=build, flash_attention=command.flash_attention)
+        yield from (size_bytes for device, size_bytes in sizes.items() if device == (card or HOST))

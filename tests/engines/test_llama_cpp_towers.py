@@ -1,0 +1,106 @@
+"""The towers of --mmproj: against the library itself, and what a command with one answers."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import gguf
+import pytest
+
+from qwen_inspect.checkpoint import DType, Tensor
+from qwen_inspect.cli import main
+from qwen_inspect.engines.llama_cpp.builds import BUILDS
+from qwen_inspect.engines.llama_cpp.vision import PROJECTORS, Tower, towers
+from qwen_inspect.engines.llama_cpp.vision_graphs import GRAPHS, tower_compute_bytes
+from qwen_inspect.errors import UnsupportedError
+
+from ..support.llama_cpp import library_path, printed_by_towers, printed_sizes
+from ..support.llama_cpp_small import write_small
+from ..support.llama_cpp_towers import TOWERS, published_tower, write_tower
+from .test_llama_cpp import read
+
+LIBRARY = pytest.mark.skipif(
+    library_path() is None and "CI" not in os.environ, reason="xllamacpp is not installed (the extra test)"
+)
+BUILD = BUILDS["b11549"]
+
+
+def tower_of(path: Path) -> Tower:
+    model = read(path)
+    (tower,) = towers(model.metadata, model.tensors)
+    return tower
+
+
+def mib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:.2f}"
+
+
+@LIBRARY
+@pytest.mark.parametrize("name", TOWERS)
+def test_a_tower_computes_in_what_llama_cpp_prints(tmp_path: Path, name: str) -> None:
+    """On the CPU, for the warm-up's input, with and without flash attention."""
+    path = write_tower(tmp_path / "mmproj.gguf", name)
+    tower = tower_of(path)
+    for flash in (True, False):
+        text = printed_by_towers(path, flash_attn_type=int(flash))
+        size = tower.warm_up(None)
+        assert f"warmup with {tower.modality} size = {size[0]}" in text.replace("image", "vision")
+        sizes = tower_compute_bytes(tower, size, card=None, build=BUILD, flash_attention=flash)
+        assert [*map(mib, sizes.values())] == printed_sizes(text, "compute")
+
+
+def test_every_projector_whose_graph_is_known_is_held_against_the_library() -> None:
+    tried = {name.partition(":")[0] for name in TOWERS}
+    assert {*GRAPHS, *PROJECTORS} == {*tried, "mlp_norm", "glm5v"}  # GLM-5's is GLM-4.5V's with clamped activations
+
+
+@pytest.mark.parametrize(
+    ("name", "build", "flash", "printed"),
+    [
+        ("Qwen3.6-27B", "b11549", None, {"CUDA0": "248.10", "CPU": "24.93"}),
+        # "failed to allocate CUDA0 buffer of size 4884066560", with flash attention off
+        ("Qwen3.6-27B", "b11549", False, {"CUDA0": "4657.81", "CPU": "24.93"}),
+        ("Qwen2.5-VL-7B", "0c1e57098", None, {"CUDA0": "704.79", "CPU": "292.41"}),
+    ],
+)
+def test_a_tower_on_a_card_equals_published_logs(
+    name: str, build: str, flash: bool | None, printed: dict[str, str]
+) -> None:
+    """reserve_compute_meta in logs of Qwen3.6 on a Tesla P100, in public repositories of programs that read them."""
+    keys, tensors = published_tower(name)
+    kinds = {"F32": DType.F32, "F16": DType.F16}
+    tower = Tower(keys, tuple(Tensor(name, shape[::-1], kinds[kind]) for name, shape, kind in tensors), "vision")
+    sizes = tower_compute_bytes(tower, tower.warm_up(None), card="CUDA0", build=BUILDS[build], flash_attention=flash)
+    assert {device: mib(size) for device, size in sizes.items()} == printed
+    if flash is False:
+        assert sizes["CUDA0"] == 4_884_066_560
+
+
+def test_a_tower_whose_build_is_not_known_has_no_compute_buffer(tmp_path: Path) -> None:
+    """b11434 has windows' masks either way; before 0c1e57098 no graph is known."""
+    tower = tower_of(write_tower(tmp_path / "mmproj.gguf", "qwen2.5vl_merger"))
+    for name in ("b10178", "b11434"):
+        with pytest.raises(UnsupportedError):
+            tower_compute_bytes(tower, tower.warm_up(None), card=None, build=BUILDS[name])
+
+
+def test_a_command_with_a_tower(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its weights as the file has them, padded to 128 bytes each; the warm-up's buffer, and how the largest image grows it."""
+    model, mmproj = write_small(tmp_path / "m.gguf", "llama"), write_tower(tmp_path / "p.gguf", "qwen3vl_merger")
+    command = f"llama-server -m {model} -c 4096 --mmproj {mmproj}"
+    arguments = ("fit", "--lang", "en", "--format", "json", "--gpu", "RTX 4090", "--llama-cpp")
+    assert main((*arguments, command)) == 0
+    answer = json.loads(capsys.readouterr().out)
+    named = {(one["name"], one["device"]): one["bytes"] for one in answer["buffers"] if one["context"] == "projector"}
+    assert named == {("compute", "CUDA0"): named["compute", "CUDA0"], ("compute", "CPU"): named["compute", "CPU"]}
+    (weights,) = (one["bytes"] for one in answer["buffers"] if one["name"] == "projector")
+    sizes = [int(tensor.n_bytes) for tensor in gguf.GGUFReader(mmproj).tensors]
+    assert weights == sum(-(-size // 128) * 128 for size in sizes)
+    assert answer["fits"]
+    assert answer["max_context_tokens"] == 32_768
+    assert any("1288 x 1288" in notice and "1792 x 1792" in notice for notice in answer["assumptions"])
+    assert main((*arguments, f"{command} --no-mmproj-offload")) == 0
+    buffers = json.loads(capsys.readouterr().out)["buffers"]
+    assert {one["device"] for one in buffers if "projector" in (one["name"], one["context"])} == {"CPU"}
