@@ -83,6 +83,39 @@ def predicting(tensors: Tensors, layer: int) -> Tensors:
     return tensors + [(f"blk.{layer}.nextn.{name}.weight", *kind) for name, kind in parts.items()]
 
 
+INDEX_HEADS, INDEX = 4, 128
+INDEXED: Mapping[str, tuple[Shape, str]] = {
+    "indexer.k_norm.weight": ((INDEX,), "F32"),
+    "indexer.k_norm.bias": ((INDEX,), "F32"),
+    "indexer.proj.weight": ((WIDTH, INDEX_HEADS), "F16"),
+    "indexer.attn_k.weight": ((WIDTH, INDEX), "F16"),
+    "indexer.attn_q_b.weight": ((NARROW, INDEX_HEADS * INDEX), "F16"),
+}
+LATENT_KEYS: Mapping[str, Any] = {
+    **MIXTURE,
+    **GATED,
+    "leading_dense_block_count": 0,
+    "attention.head_count_kv": 1,
+    "attention.q_lora_rank": NARROW,
+    "attention.kv_lora_rank": RANK,
+    "rope.dimension_count": ROPE,
+    "attention.key_length": RANK + ROPE,
+    "attention.value_length": RANK,
+    "attention.key_length_mla": HEAD + ROPE,
+    "attention.value_length_mla": HEAD,
+    "attention.indexer.head_count": INDEX_HEADS,
+    "attention.indexer.key_length": INDEX,
+    "attention.indexer.top_k": 512,
+}
+
+
+def indexed(layers: int) -> Tensors:
+    """DeepSeek-V3.2's: a latent, and an index instead of Q, K and V of whole heads."""
+    tensors = decoder(layers, mixture=True, further={**LATENT, **INDEXED})
+    ends = (".attn_q.weight", ".attn_k.weight", ".attn_v.weight")
+    return [entry for entry in tensors if not (entry[0].endswith(ends) and ".indexer." not in entry[0])]
+
+
 LATENT_SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]] = {
     "kimi-linear": (
         3,
@@ -109,6 +142,9 @@ LATENT_SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]]
             renamed(decoder(4, mixture=True, further={**SHARED, **BIASES}), "ffn_norm", "post_attention_norm"), 3
         ),
     ),
+    "deepseek32": (3, LATENT_KEYS, lambda: indexed(3)),
+    "glm-dsa": (3, LATENT_KEYS, lambda: indexed(3)),
+    "glm-dsa:shared": (3, {**LATENT_KEYS, "attention.indexer.types": [1, 0, 1]}, lambda: indexed(3)),
     "minicpm3": (
         3,
         DECOMPRESSED_KEYS,

@@ -104,47 +104,48 @@ class Cells:
         return layer >= self.read.layers if self.predicts else self.read.attends(layer)
 
     def cache(self) -> Iterator[Buffer]:
-        """K and V by device: one cache for full attention, one for windows."""
+        """K and V by device: one cache for full attention, one for windows, one for the keys of an index."""
         if not self.read.cache_is_known:
             yield Buffer(kind="cache", device=self.devices[-1], size_bytes=None)
             return
         windows = (False, True) if self.read.window_kind is not None and self.build.windows else (False,)
         for windowed in windows:
-            totals: dict[str, int] = defaultdict(int)
-            sizes: dict[tuple[int, int, int, str], int] = {}
-            for layer in range(self.read.all_layers):
-                if not self._attends(layer) or windowed != (self.read.windowed[layer] and len(windows) > 1):
-                    continue
-                alike = (
-                    self.read.keys(layer),
-                    self.read.values(layer),
-                    self.read.kv_heads[layer],
-                    self.devices[layer],
-                )
-                if alike not in sizes or self.read.indexer.key_length:
-                    sizes[alike] = self._cells_bytes(layer, windowed)
-                totals[self.devices[layer]] += sizes[alike]
-            for device in sorted(totals, key=_order):
-                if totals[device]:
-                    yield Buffer(kind="cache", device=device, size_bytes=totals[device])
+            layers = (
+                layer
+                for layer in range(self.read.all_layers)
+                if self._attends(layer) and windowed == (self.read.windowed[layer] and len(windows) > 1)
+            )
+            yield from self._by_device({layer: self._cells_bytes(layer, windowed) for layer in layers})
+        indexed = (layer for layer in range(self.read.all_layers) if self._attends(layer))
+        yield from self._by_device({layer: self._index_bytes(layer) for layer in indexed})
+
+    def _by_device(self, bytes_by_layer: Mapping[int, int]) -> Iterator[Buffer]:
+        totals: dict[str, int] = defaultdict(int)
+        for layer, size_bytes in bytes_by_layer.items():
+            totals[self.devices[layer]] += size_bytes
+        for device in sorted(totals, key=_order):
+            if totals[device]:
+                yield Buffer(kind="cache", device=device, size_bytes=totals[device])
 
     def _cells_bytes(self, layer: int, windowed: bool) -> int:
         cells = self.sizes.window_cells if windowed else self.sizes.cells
         wide = self.read.values(layer) if self.options.flash_attention else self.read.most_values
-        numbers = (self.read.keys(layer), 0 if self.read.latent else wide)
+        rows = self.read.kv_heads[layer] if self.build.fork else 1
+        return self._parts_bytes(layer, (self.read.keys(layer), 0 if self.read.latent else wide), cells, rows)
+
+    def _index_bytes(self, layer: int) -> int:
+        """Of the index's own cache."""
+        return self._parts_bytes(layer, self.read.index_cells(layer), self.sizes.cells, 1)
+
+    def _parts_bytes(self, layer: int, numbers: tuple[int, int], cells: int, key_rows: int) -> int:
+        """K and V of `numbers` a cell. key_rows: into which a cell's K is divided."""
+        device, streams = self.devices[layer], self.sizes.streams
         kinds = (CACHE_TYPES[self.options.key_type], CACHE_TYPES[self.options.value_type])
-        device = self.devices[layer]
-        heads = (self.read.kv_heads[layer] if self.build.fork else 1, 1)
-        parts = [
-            cuda_size_bytes(
-                device, stored(kind, (count // rows, rows * cells, self.sizes.streams), device, weight=False)
-            )
-            for count, kind, rows in zip(numbers, kinds, heads, strict=True)
+        parts = (
+            cuda_size_bytes(device, stored(kind, (count // rows, rows * cells, streams), device, weight=False))
+            for count, kind, rows in zip(numbers, kinds, (key_rows, 1), strict=True)
             if count
-        ]
-        index_keys, index_values = self.read.index_cells(layer)
-        parts += [kinds[0].row_bytes(index_keys) * cells * self.sizes.streams] if index_keys else []
-        parts += [kinds[1].row_bytes(index_values) * cells * self.sizes.streams] if index_values else []
+        )
         return sum(aligned(part, ALIGNMENT if device != HOST else HOST_ALIGNMENT) for part in parts)
 
     def states(self) -> Iterator[Buffer]:

@@ -142,6 +142,7 @@ DESIGNS: Mapping[str, Design] = {
         ("bailingmoe2", "deepseek2", "deepseek2-ocr", "dots1", "glm4moe", "mistral4"),
         Design(gating=None, normalised=None, since=RECENT),
     ),
+    **dict.fromkeys(("deepseek32", "glm-dsa"), Design(gating=None, normalised=None, since=11_218)),
     **dict.fromkeys(
         ("qwen35", "qwen35moe"), Design(positions=4, gated_query=True, norms_apart=True, rows_at="norm", since=11218)
     ),

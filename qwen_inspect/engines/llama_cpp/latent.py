@@ -5,11 +5,12 @@ Source: llama.cpp b11549, src/models/deepseek2.cpp, kimi-linear.cpp, minicpm3.cp
 
 from __future__ import annotations
 
-from .attention import Attention, cache_view, stored_whole
+from .attention import cache_view, stored_whole
+from .indexer import Indexer
 from .tensors import I64, Node, contiguous, matmul, new, permute, reshape, stored, view
 
 
-class Latent(Attention):
+class Latent(Indexer):
     """Attention over a latent of K and V."""
 
     def _latent_attention(self, layer: int, inputs: Node) -> Node:
@@ -21,6 +22,7 @@ class Latent(Attention):
             query = matmul(self._needed(f"{prefix}attn_q.weight"), inputs)
         else:
             narrow = self._norm(matmul(self._needed(f"{prefix}attn_q_a.weight"), inputs), f"{prefix}attn_q_a_norm")
+            self._choose_cells(layer, narrow, inputs)
             query = matmul(self._needed(f"{prefix}attn_q_b.weight"), narrow)
         query = reshape(query, length, heads, tokens)
         joined = matmul(self._needed(f"{prefix}attn_kv_a_mqa.weight"), inputs)
@@ -57,7 +59,8 @@ class Latent(Attention):
         cached = cache_view(cache, rank + rope, 1, batch.cells, batch.streams)
         value = view(cached, (rank, 1, batch.cells, batch.streams), cached.strides[1:])
         decompress = self._needed(f"{prefix}attn_v_b.weight")
-        return self._mha(query, cached, value, self._mask(False, batch.cells), layer, decompress)
+        mask = self._mask_of_chosen(self._mask(False, batch.cells))
+        return self._mha(query, cached, value, mask, layer, decompress)
 
     def _decompressed(self, layer: int, query: Node, latent: Node, key_rope: Node) -> Node:
         """K and V of every head lie in the cache. Source: deepseek2.cpp without MLA, minicpm3.cpp, plm.cpp."""
