@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +303,31 @@ def test_cells_equal_published_logs(name: str, command: str, printed: Mapping[tu
             if (one.kind, one.device, one.context) == (kind, device, context)
         )
         assert f"{size / 2**20:.2f}" == mib
+
+
+@cache
+def deepseek_r1() -> GgufModel:
+    metadata, tensors = gguf_source(as_gguf(inspect("catalog:deepseek-ai/DeepSeek-R1"), "Q8_0"))
+    return GgufModel(metadata, tuple(tensors))
+
+
+@pytest.mark.parametrize(
+    ("command", "printed"),
+    [
+        ("llama-sweep-bench -c 20480 -mla 3 -fa -fmoe -b 4096 -ub 4096", {"CUDA0": "697.50", "CUDA1": "675.00"}),  # 477
+        ("llama-server -c 32768 -ctk q8_0 -mla 3 -fa -fmoe", {"CUDA0": "1166.65"}),  # 258
+        ("llama-cli -c 32768 -ctk q8_0 -mla 2 -fa -fmoe", {"CPU": "1166.63"}),
+        ("llama-cli -c 163840 -mla 1 -fa off", {"CPU": "20740.00"}),
+        ("llama-cli -c 8192 -ctk q8_0 -fa off -fmoe", {"CPU": "28060.00"}),
+    ],
+)
+def test_latents_of_the_fork_are_cached_as_published_logs_say(command: str, printed: Mapping[str, str]) -> None:
+    """DeepSeek-R1 in ik_llama.cpp's discussions, by -mla; the last without it, with K and V of 128 heads."""
+    model = deepseek_r1()
+    options = parse_command(command).options
+    cards = [96 * GIB] * sum(name != "CPU" for name in printed)
+    cells = Plan(model, options, cards, BUILDS["ik_llama.cpp 5236c98b"]).cache()
+    assert {buffer.device: f"{(buffer.size_bytes or 0) / 2**20:.2f}" for buffer in cells} == printed
 
 
 IK_FORMATS = {name: BlockFormat(name, 256, size) for name, size in (("IQ3_K", 110), ("IQ4_K", 144), ("IQ6_K", 212))}

@@ -125,13 +125,28 @@ class Cells:
             totals[self.devices[layer]] += size_bytes
         for device in sorted(totals, key=_order):
             if totals[device]:
-                yield Buffer(kind="cache", device=device, size_bytes=totals[device])
+                unaligned = HOST_ALIGNMENT if self.build.fork and device == HOST else 0  # its malloc's address is moved
+                yield Buffer(kind="cache", device=device, size_bytes=totals[device] + unaligned)
 
     def _cells_bytes(self, layer: int, windowed: bool) -> int:
+        if self.build.fork and self.read.kv_lora_rank:
+            return self._fork_latent_bytes(layer)
         cells = self.sizes.window_cells if windowed else self.sizes.cells
         wide = self.read.values(layer) if self.options.flash_attention else self.read.most_values
         rows = self.read.kv_heads[layer] if self.build.fork else 1
         return self._parts_bytes(layer, (self.read.keys(layer), 0 if self.read.latent else wide), cells, rows)
+
+    def _fork_latent_bytes(self, layer: int) -> int:
+        """Source: ik_llama.cpp 8337e4cd3, src/llama.cpp (llama_kv_cache_init)."""
+        read, options = self.read, self.options
+        if options.latent:
+            transposed = options.latent == 1 and not options.flash_attention
+            numbers = read.kv_lora_rank + read.rope_dimensions, read.kv_lora_rank if transposed else 0
+            return self._parts_bytes(layer, numbers, self.sizes.cells, 1)
+        heads, (keys, values) = read.heads[layer], (read.key_length_mla, read.value_length_mla)
+        if not read.latent:
+            keys, values = read.key_length, read.value_length
+        return self._parts_bytes(layer, (heads * keys, heads * values), self.sizes.cells, heads)
 
     def _index_bytes(self, layer: int) -> int:
         """Of the index's own cache."""

@@ -51,6 +51,7 @@ SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "image_tokens": ("--image-max-tokens",),
     "draft_model": ("-md", "--model-draft", "--spec-draft-model"),
     "adapter": ("--lora",),
+    "latent": ("-mla", "--mla-use"),
 }
 # Options without a value -> the fields that they set.
 SWITCHES: Mapping[str, Mapping[str, Any]] = {
@@ -243,6 +244,8 @@ def _set(name: str, option: str, value: str, reading: _Reading) -> None:
             reading.hub_file = value
         case "projector" | "draft_model" | "adapter":
             reading.beside.append(BesideFile(kind=BESIDE[name], option=option, path=value))
+        case "latent":
+            reading.values.update({"fork": True, "latent": _number(option, value)})
         case "image_tokens":
             reading.projector["image_tokens"] = _number(option, value) or None
         case "override":

@@ -73,7 +73,8 @@ class LlamaCppOptions:
 
     sequences: -np; None: four that share the cache for llama-server, one for other programs. split: -ts, a share for each card.
     overrides: -ot, a pattern and a device each; the first that matches decides. outputs: the most rows of logits in a
-    micro-batch, None: any. fork: by its options, ik_llama.cpp's.
+    micro-batch, None: any. fork: by its options, ik_llama.cpp's. latent: its -mla, how latent attention is cached: 0 as K and V of
+    every head, 1 as the latent and, without flash attention, its transpose, 2 and 3 as the latent alone.
     """
 
     program: str = "llama-server"
@@ -98,6 +99,7 @@ class LlamaCppOptions:
     fork: bool = False
     fused_experts: bool = False
     repacked: bool = False
+    latent: int = 0
 
     @property
     def serves(self) -> bool:
