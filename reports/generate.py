@@ -26,7 +26,8 @@ from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.loaders.resolve import Access
 from qwen_inspect.renderers.document.common import size_range
 from qwen_inspect.renderers.svg import element, escape, fill, picture, rectangle
-from qwen_inspect.reporting import compiled, files
+from qwen_inspect.reporting.compiling import compiled
+from qwen_inspect.reporting.documents import files
 from qwen_inspect.results.whole import ReportRequest, WholeReport
 from qwen_inspect.units import count, short_count, size
 

@@ -37,7 +37,7 @@ def run(options: argparse.Namespace, say: Language) -> int:
 
     Without a model, a check covers every report.
     """
-    from ..reporting import Task, carry_out
+    from ..reporting.tasks import Task, carry_out
     from ..results.whole import ReportRequest
 
     action = "update" if options.update else "check" if options.check else "overwrite" if options.overwrite else "write"

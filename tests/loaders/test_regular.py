@@ -19,7 +19,7 @@ from qwen_inspect.loaders.regular import read_regular
 from qwen_inspect.loaders.resolve import Access, load, resolve
 from qwen_inspect.loaders.strict_json import LONGEST_JSON_BYTES
 from qwen_inspect.options.model import _model_here
-from qwen_inspect.reporting import _content
+from qwen_inspect.reporting.checks import _content
 
 ODD = ("pipe", "/dev/zero", "folder")
 

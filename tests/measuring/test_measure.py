@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,19 +87,27 @@ def test_a_measurement_says_what_it_is_doing(saved: Callable[[str], Path]) -> No
     ]
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3_moe", "qwen2_moe", "qwen3 with a sliding window"])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"new_tokens": 1},
-        {"new_tokens": 7, "batch": 3},
-        {"mode": "forward", "batch": 2},
-        {"mode": "train"},
-        {"mode": "train", "optimizer": "adamw_fused", "checkpointing": True, "batch": 2},
-        {"mode": "train", "optimizer": "none", "trained": "q_proj"},
-    ],
-    ids=str,
+MEASURED_FAMILIES = ("qwen2", "qwen3", "qwen3_moe", "qwen2_moe", "qwen3 with a sliding window")
+MEASURED_RUNS: tuple[dict[str, Any], ...] = (
+    {"new_tokens": 1},
+    {"new_tokens": 7, "batch": 3},
+    {"mode": "forward", "batch": 2},
+    {"mode": "train"},
+    {"mode": "train", "optimizer": "adamw_fused", "checkpointing": True, "batch": 2},
+    {"mode": "train", "optimizer": "none", "trained": "q_proj"},
 )
+
+
+def _measured_cases() -> Iterator[Any]:
+    """Every family in every run; by default each run in two families, and each family in two runs at least."""
+    for row, family in enumerate(MEASURED_FAMILIES):
+        for column, options in enumerate(MEASURED_RUNS):
+            few = (row - column) % len(MEASURED_FAMILIES) < 2
+            marks = () if few else pytest.mark.exhaustive
+            yield pytest.param(family, options, id=f"{family}-{options}", marks=marks)
+
+
+@pytest.mark.parametrize(("family", "options"), list(_measured_cases()))
 def test_every_byte_is_predicted_or_explained(
     saved: Callable[[str], Path], family: str, options: dict[str, Any]
 ) -> None:

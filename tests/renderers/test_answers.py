@@ -26,7 +26,7 @@ from qwen_inspect.renderers.answers.params import verdicts
 from qwen_inspect.renderers.blocks import Answer
 from qwen_inspect.renderers.document import View, document
 from qwen_inspect.renderers.document.checked import check_blocks, summary_blocks
-from qwen_inspect.reporting import compiled
+from qwen_inspect.reporting.compiling import compiled
 from qwen_inspect.results.cache import Workload
 from qwen_inspect.results.counts import Check
 from qwen_inspect.results.fit import verdict

@@ -24,7 +24,7 @@ from qwen_inspect.renderers.blocks import Block, Code, Fields, Figure, Heading, 
 from qwen_inspect.renderers.document import View, document
 from qwen_inspect.renderers.figure import architecture_figure
 from qwen_inspect.renderers.svg import shown
-from qwen_inspect.reporting import compiled
+from qwen_inspect.reporting.compiling import compiled
 from qwen_inspect.results.whole import ReportRequest
 from qwen_inspect.structure.inspect import inspect, models
 

@@ -15,7 +15,7 @@ from qwen_inspect.predicting.predict import explored, predict
 from qwen_inspect.renderers import html
 from qwen_inspect.renderers.blocks import Answer, Block
 from qwen_inspect.renderers.document import View, document
-from qwen_inspect.reporting import compiled
+from qwen_inspect.reporting.compiling import compiled
 from qwen_inspect.results.cache import Workload
 from qwen_inspect.results.whole import ReportRequest
 from qwen_inspect.structure.inspect import inspect

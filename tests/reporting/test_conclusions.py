@@ -17,7 +17,7 @@ from qwen_inspect.renderers.blocks import Table
 from qwen_inspect.renderers.document import conclusions
 from qwen_inspect.renderers.document.common import parts
 from qwen_inspect.renderers.document.measured import causes
-from qwen_inspect.reporting import compiled
+from qwen_inspect.reporting.compiling import compiled
 from qwen_inspect.results.measurement import Difference, MemoryCause
 from qwen_inspect.results.whole import ReportRequest, WholeReport
 from qwen_inspect.structure.inspect import inspect

@@ -30,7 +30,8 @@ from qwen_inspect.predicting.footprint import formula_footprint
 from qwen_inspect.renderers import markdown, record, terminal
 from qwen_inspect.renderers.blocks import Heading, Table
 from qwen_inspect.renderers.document import View, document
-from qwen_inspect.reporting import compiled, files, predicted
+from qwen_inspect.reporting.compiling import compiled, predicted
+from qwen_inspect.reporting.documents import files
 from qwen_inspect.results.memory import MemoryReport, Run
 from qwen_inspect.results.whole import ReportRequest, WholeReport
 from qwen_inspect.spec import MoeMlp
