@@ -105,7 +105,7 @@ class Recording:
             return
         import torch
 
-        from qwen_inspect.measuring.device import process_bytes
+        from qwen_inspect.measuring.nvml import process_bytes
 
         torch.cuda.synchronize()
         self.take()
@@ -344,7 +344,7 @@ def main() -> int:
     if recording.cuda:
         from benchmarks.accuracy import off_by
         from benchmarks.recordings import read
-        from qwen_inspect.measuring.device import driver_version
+        from qwen_inspect.measuring.nvml import driver_version
 
         name = model.partition(":")[2] or Path(model).stem
         Path(out).write_bytes(pack(content, model=name, driver=driver_version() or "unknown"))

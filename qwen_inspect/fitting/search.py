@@ -76,7 +76,7 @@ def card_name(name: str) -> str:
 def _named(name: str) -> tuple[Gpu, ...]:
     if name != "auto":
         return (gpus.find(name),)
-    from ..measuring.device import cards_here
+    from ..measuring.nvml import cards_here
 
     return tuple(map(_with_usable_bytes, cards_here()))
 

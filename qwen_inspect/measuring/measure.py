@@ -27,8 +27,10 @@ from ..results.model import Report
 from ..results.timeline import Timeline
 from ..tracing import versions
 from ..values import dataclass
-from .device import check_capacity, cuda_reading, free_host_bytes
+from .cuda import cuda_reading
+from .device import check_capacity
 from .differences import differences
+from .host import free_host_bytes
 from .loading import LoadedModel, check_device, load_model, random_model
 from .run import Measured, loaded, make_ready, measure, not_loaded
 

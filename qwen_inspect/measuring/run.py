@@ -32,18 +32,12 @@ from ..tracing.cached import CACHE_NAMES, is_state, tensors_of
 from ..tracing.optimizers import optimizer_of
 from ..tracing.steps import train
 from ..values import dataclass
-from .device import (
-    CudaRecorder,
-    HostRecorder,
-    Recorder,
-    cuda_reading,
-    driver_version,
-    free_workspaces,
-    resident_peak_bytes,
-    with_workspaces,
-)
+from .cuda import CudaRecorder, cuda_reading, free_workspaces, with_workspaces
+from .device import Recorder
+from .host import HostRecorder, resident_peak_bytes
 from .loading import first_line
 from .matching import Living, Match, match
+from .nvml import driver_version
 
 OPTIMIZER_STEPS = 2  # the optimizer's states exist from the second step on
 OUT_OF_HOST_MEMORY = re.compile(r"can't allocate memory|not enough memory", re.IGNORECASE)

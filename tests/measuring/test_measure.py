@@ -21,20 +21,13 @@ from qwen_inspect.architectures import architecture_of
 from qwen_inspect.errors import UnavailableError, UnsupportedError
 from qwen_inspect.language import Language
 from qwen_inspect.loaders.resolve import Access
-from qwen_inspect.measuring.device import (
-    _alive_after,
-    _between,
-    _blocks,
-    _cuda_changes,
-    check_capacity,
-    cuda_reading,
-    free_host_bytes,
-    process_bytes,
-    with_workspaces,
-)
+from qwen_inspect.measuring.cuda import _alive_after, _between, _blocks, _cuda_changes, cuda_reading, with_workspaces
+from qwen_inspect.measuring.device import check_capacity
+from qwen_inspect.measuring.host import free_host_bytes
 from qwen_inspect.measuring.matching import match
 from qwen_inspect.measuring.measure import Request
 from qwen_inspect.measuring.measure import measured as measure_run
+from qwen_inspect.measuring.nvml import process_bytes
 from qwen_inspect.measuring.run import loaded, measure
 from qwen_inspect.predicting.on_device import on_device
 from qwen_inspect.predicting.sources import timeline_of
