@@ -140,9 +140,9 @@ def _run_llama_cpp(options: argparse.Namespace, say: Language) -> int:
     cards = _cards_together(options)
     log = None if options.log is None else _log(options.log)
     host_bytes = None if options.host_memory is None else options.host_memory[1]
-    answer = run_command(
-        _inspected(options, options.model or command.model), command, cards, host_bytes=host_bytes, log=log
-    )
+    report = _inspected(options, options.model or command.model)
+    access = model.access_of(options)
+    answer = run_command(report, command, cards, host_bytes=host_bytes, log=log, access=access)
     output.show(answer, options, say)
     output.say_notices(answer.report, options, say)
     return EXIT_CHECK_FAILED if answer.fits is False or answer.differs else 0

@@ -16,14 +16,29 @@ from ..engines.llama_cpp.reach import MARGIN_BYTES, NO_REACH, reach
 from ..engines.llama_cpp.scheduler import HOST
 from ..errors import UsageError
 from ..language import Message
+from ..loaders.resolve import Access
 from ..results.fit import Gpu
 from ..results.llama_cpp import Buffer, DeviceTotal, LlamaCppReport
 from ..results.model import Report
 from .llama_cpp_files import buffers_beside, model_of
 
+# Architectures whose repositories mostly have a file of --mmproj.
+SEEING = frozenset(
+    (
+        *("gemma3", "gemma3n", "gemma4", "glm4v", "kimi-k3", "lfm2", "llama4", "mistral3", "paddleocr"),
+        *("qwen2vl", "qwen35", "qwen35moe", "qwen3vl", "qwen3vlmoe"),
+    )
+)
+
 
 def run_command(
-    report: Report, command: Command, cards: Sequence[Gpu], *, host_bytes: int | None = None, log: Log | None = None
+    report: Report,
+    command: Command,
+    cards: Sequence[Gpu],
+    *,
+    host_bytes: int | None = None,
+    log: Log | None = None,
+    access: Access | None = None,
 ) -> LlamaCppReport:
     """Raises UsageError for a command that llama.cpp refuses, UnsupportedError for a model that is not known here."""
     metadata, tensors = gguf_source(report)
@@ -38,11 +53,11 @@ def run_command(
     if len(options.split) > len(cards):
         raise UsageError("llama_cpp_shares", shares=len(options.split), cards=len(cards))
     room = [card.room_bytes for card in cards]
-    drafts = [model_of(file.path) for file in command.beside if file.kind == "draft"]
+    drafts = [model_of(file.path, access) for file in command.beside if file.kind == "draft"]
     draft_model = next((draft for draft in drafts if draft is not None), None)
     plan = Plan(model, options, room, build, draft_model=draft_model)
     further = [file for file in command.beside if file.kind != "draft" or draft_model is None]
-    files = [buffers_beside(command, file, len(cards), build) for file in further]
+    files = [buffers_beside(command, file, plan.cards, build, access) for file in further]
     beside_files = tuple(buffer for file_buffers, _ in files for buffer in file_buffers)
     buffers = plan.buffers() if known else _over_builds(plan, _candidates(log))
     buffers = (*buffers, *beside_files)
@@ -69,7 +84,7 @@ def run_command(
         reach=reach(plan, judge) if cards and all(map(_is_known, beside_files)) else NO_REACH,
         ignored=command.ignored,
         notices=(
-            *_notices(command, [notice for _, notice in files], log, build, known),
+            *_notices(command, plan.read.architecture, [notice for _, notice in files], log, build, known),
             *_assumptions(plan, buffers),
         ),
         log=None if log is None else beside(buffers, log.printed(models=1 + (draft_model is not None))),
@@ -163,13 +178,20 @@ def _assumptions(plan: Plan, buffers: Sequence[Buffer]) -> Iterator[Message]:
         yield Message("assume_llama_cpp_no_graph")
 
 
-def _notices(command: Command, files: Sequence[Message], log: Log | None, build: Build, known: bool) -> list[Message]:
+def _notices(
+    command: Command, architecture: str, files: Sequence[Message], log: Log | None, build: Build, known: bool
+) -> list[Message]:
     notices = [Message("llama_cpp_ignored", options=", ".join(command.ignored))] if command.ignored else []
     notices += files
     if not known and log is not None:
         notices.append(Message("llama_cpp_build_unknown", found=log.build or log.commit or "–", nearest=build.name))
     elif log is not None and log.build is None and log.commit is None:
         notices.append(Message("llama_cpp_build_unnamed", build=build.name))
+    if command.backend not in (None, "CUDA", "ROCm"):
+        notices.append(Message("llama_cpp_backend", backend=command.backend))
+    sees = command.projects and architecture in SEEING
+    if sees and (command.model or "").startswith("hf:") and all(file.kind != "projector" for file in command.beside):
+        notices.append(Message("llama_cpp_hub_projector"))
     if command.locked:
         notices.append(Message("llama_cpp_locked"))
     return notices

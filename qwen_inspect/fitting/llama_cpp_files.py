@@ -17,12 +17,18 @@ from ..errors import QwenInspectError, UnsupportedError
 from ..language import Message
 from ..loaders.gguf_header import read_header
 from ..loaders.regular import open_regular
+from ..loaders.resolve import Access, load, resolve
 from ..results.llama_cpp import Buffer
 from ..units import MIB
 
 
-def model_of(path: str) -> GgufModel | None:
-    """None for a file that cannot be read."""
+def model_of(path: str, access: Access | None = None) -> GgufModel | None:
+    """None for a file that cannot be read. path: a file, or "hf:ORG/NAME:QUANTISATION"."""
+    if path.startswith("hf:"):
+        with contextlib.suppress(OSError, QwenInspectError):
+            checkpoint = load(resolve(path), access or Access())
+            return GgufModel(checkpoint.config or {}, tuple(checkpoint.tensors or ()))
+        return None
     with contextlib.suppress(OSError, QwenInspectError), open_regular(path) as stream:
         file_bytes = os.fstat(stream.fileno()).st_size
         header = read_header(lambda start, stop: _part(stream, start, stop), file=path, file_bytes=file_bytes)
@@ -35,14 +41,16 @@ def _part(stream: BinaryIO, start: int, stop: int) -> bytes:
     return stream.read(stop - start)
 
 
-def buffers_beside(command: Command, file: BesideFile, cards: int, build: Build) -> tuple[tuple[Buffer, ...], Message]:
-    """The buffers of a file, and what is said of them."""
-    model = model_of(file.path)
+def buffers_beside(
+    command: Command, file: BesideFile, cards: Sequence[str], build: Build, access: Access | None = None
+) -> tuple[tuple[Buffer, ...], Message]:
+    """The buffers of a file, and what is said of them. cards: that the command uses."""
+    model = model_of(file.path, access)
     name = f"{file.option} {file.path}"
     if file.kind == "projector" and model is not None and (found := towers(model.metadata, model.tensors)):
         return _projector(command, found, cards, build, name)
-    size_bytes = 0 if model is None or (cards > 1 and file.kind != "projector") else _weights_bytes(model)
-    buffer = Buffer(kind=file.kind, device="CUDA0" if cards else HOST, size_bytes=None, least_bytes=size_bytes)
+    size_bytes = 0 if model is None or (len(cards) > 1 and file.kind != "projector") else _weights_bytes(model)
+    buffer = Buffer(kind=file.kind, device=cards[0] if cards else HOST, size_bytes=None, least_bytes=size_bytes)
     return (buffer,), Message("llama_cpp_beside", option=name)
 
 
@@ -51,10 +59,10 @@ def _weights_bytes(model: GgufModel) -> int:
 
 
 def _projector(
-    command: Command, found: Sequence[Tower], cards: int, build: Build, name: str
+    command: Command, found: Sequence[Tower], cards: Sequence[str], build: Build, name: str
 ) -> tuple[tuple[Buffer, ...], Message]:
     """llama.cpp keeps a buffer for the warm-up's image, which grows at the first larger image."""
-    card = "CUDA0" if cards and command.projector_on_card else None
+    card = (command.projector_device or cards[0]) if cards and command.projector_on_card else None
     buffers = tuple(
         buffer
         for tower in found

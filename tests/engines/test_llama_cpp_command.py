@@ -24,7 +24,7 @@ def test_a_command_is_read_as_llama_cpp_reads_it() -> None:
     command = parse_command(
         'CUDA_VISIBLE_DEVICES="0,1" ./build/bin/llama-server.exe --model /m/a.gguf --ctx-size=32768 -b 4096 -ub 1024 \\\n'
         "-ngl 99 -ctk q8_0 --cache-type-v q8_0 -fa on -np 2 -kvu --swa-full -nkvo -ts 3,1 -sm layer --n-cpu-moe 2 "
-        "-ot 'blk\\.9\\.=CUDA1,exps=CPU' --no-mmap -t 16 --frobnicate 7 --mlock --mmproj p.gguf --temp 0.6"
+        "-ot 'blk\\.9\\.=CUDA1,exps=CPU' --no-mmap -t 16 --frobnicate 7 --mlock --mmproj p.gguf --temp 0.6 -lv 4 -fit off --no-display-prompt"
     )
     assert command.options == LlamaCppOptions(
         program="llama-server",
@@ -225,3 +225,29 @@ def test_a_log_is_set_beside_the_prediction(small: Path, tmp_path: Path, capsys:
     compute = [one for one in found["buffers"] if one["name"] == "compute"]
     assert all(one["bytes"] is None and one["low_bytes"] <= one["high_bytes"] for one in compute)
     assert any(one["low_bytes"] < one["high_bytes"] for one in compute)
+
+
+def test_devices_are_used_in_the_order_given(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As -dev lists them, the draft's as -devd; ROCm's and Vulkan's names mean cards too."""
+    command = f"llama-server -m {small} -c 4096 -md {small} --spec-type draft-simple -ngl 99 -ngld 99"
+    cards = ("--gpu", "RTX 4090,RTX 4090")
+
+    def devices(options: str, context: str) -> list[str]:
+        _, found = answer(capsys, "--llama-cpp", f"{command} {options}", *cards)
+        shown = (one["device"] for one in found["buffers"] if (one["name"], one["context"]) == ("cache", context))
+        return [*shown]
+
+    assert devices("-dev CUDA1", "model") == devices("-dev CUDA1", "draft") == ["CUDA1"]
+    assert devices("-dev CUDA1 -devd CUDA0", "draft") == ["CUDA0"]
+    assert devices("-dev none -devd ROCm1", "model") == ["CPU"]
+    assert devices("-dev Vulkan1,Vulkan0 -ts 1,0", "model") == ["CUDA1"]
+    _, vulkan = answer(capsys, "--llama-cpp", f"llama-cli -m {small} -c 512 -ot 'ffn=Vulkan0'", *cards)
+    assert any("Vulkan" in notice for notice in vulkan["assumptions"])
+    assert main(["fit", "--llama-cpp", f"llama-cli -m {small} -c 512 -dev CUDA2", *cards]) == 2
+    assert "-dev names the device CUDA2" in capsys.readouterr().err
+
+
+def test_a_draft_of_a_hub_is_named_as_such() -> None:
+    command = parse_command("llama-server -hf ggml-org/Qwen3-8B-GGUF -hfd ggml-org/Qwen3-0.6B-GGUF:Q8_0 -mmdev none")
+    assert command.beside == (BesideFile(kind="draft", option="-hfd", path="hf:ggml-org/Qwen3-0.6B-GGUF:Q8_0"),)
+    assert (command.projector_on_card, command.ignored) == (False, ())

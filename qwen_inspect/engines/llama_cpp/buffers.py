@@ -142,7 +142,10 @@ class Plan:
         if self.draft_model is None:
             return (Plan(self.model, options, self.card_bytes, self.build, predicts=True),)
         flash = options.flash_attention and flash_attention_is_possible(self.draft_model.hyperparameters)
-        options = replace(options, offloaded=draft.offloaded, overrides=draft.overrides, flash_attention=flash)
+        devices = options.devices if draft.devices is None else draft.devices
+        options = replace(
+            options, offloaded=draft.offloaded, overrides=draft.overrides, flash_attention=flash, devices=devices
+        )
         return (Plan(self.draft_model, options, self.card_bytes, self.build),)
 
     @property
@@ -189,7 +192,8 @@ class Plan:
             if placed[name] != HOST:
                 on_cards[placed[name]] += aligned(_card_bytes(tensor), ALIGNMENT)
             elif not self.options.memory_mapped:
-                where = "CUDA_Host" if self.cards and name not in self.placement.moved else HOST
+                pinned = self.cards and self.options.host_buffers and name not in self.placement.moved
+                where = "CUDA_Host" if pinned else HOST
                 on_host[where] += aligned(tensor.size_bytes, HOST_ALIGNMENT)
         for device in self.cards:
             if on_cards[device]:

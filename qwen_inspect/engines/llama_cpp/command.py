@@ -13,7 +13,17 @@ from typing import Any, Literal
 
 from ...errors import UnsupportedError, UsageError
 from ...values import dataclass
-from .options import DRAFT_TYPES, EXPERTS, NGRAM_TOKENS, DraftOptions, LlamaCppOptions, first_layers
+from .neutral import WITH_VALUE, WITHOUT_VALUE
+from .options import (
+    CARD_NAME,
+    DRAFT_TYPES,
+    EXPERTS,
+    NGRAM_TOKENS,
+    DraftOptions,
+    LlamaCppOptions,
+    as_cuda,
+    first_layers,
+)
 from .scheduler import HOST
 
 LONGEST_COMMAND = 20_000
@@ -38,7 +48,7 @@ SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "override": ("-ot", "--override-tensor"),
     "host_experts": ("-ncmoe", "--n-cpu-moe"),
     "host_dense": ("-ncffn", "--n-cpu-ffn"),
-    "load_mode": ("--load-mode",),
+    "load_mode": ("-lm", "--load-mode"),
     "draft_types": ("--spec-type",),
     "draft_tokens": ("--spec-draft-n-max",),
     "draft_simple": ("--draft", "--draft-n", "--draft-max"),
@@ -49,14 +59,20 @@ SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "draft_host_experts": ("-ncmoed", "--n-cpu-moe-draft", "--spec-draft-ncmoe", "--spec-draft-n-cpu-moe"),
     "projector": ("-mm", "--mmproj"),
     "image_tokens": ("--image-max-tokens",),
+    "projector_device": ("-mmdev", "--mmproj-device"),
     "draft_model": ("-md", "--model-draft", "--spec-draft-model"),
+    "draft_hub": ("-hfd", "-hfrd", "--hf-repo-draft", "--spec-draft-hf"),
     "adapter": ("--lora",),
+    "scaled_adapter": ("--lora-scaled",),
+    "devices": ("-dev", "--device"),
+    "draft_devices": ("-devd", "--device-draft", "--spec-draft-device"),
     "latent": ("-mla", "--mla-use"),
 }
 # Options without a value -> the fields that they set.
 SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "-kvu": {"unified": True},
     "--kv-unified": {"unified": True},
+    "-no-kvu": {"unified": False},
     "--no-kv-unified": {"unified": False},
     "--swa-full": {"full_window": True},
     "-fmoe": {"fork": True, "fused_experts": True},
@@ -65,32 +81,16 @@ SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "--run-time-repack": {"fork": True, "repacked": True, "memory_mapped": False},
     "-nkvo": {"cache_on_cards": False},
     "--no-kv-offload": {"cache_on_cards": False},
+    "-kvo": {"cache_on_cards": True},
+    "--kv-offload": {"cache_on_cards": True},
+    "--op-offload": {"operations_offloaded": True},
+    "--no-host": {"host_buffers": False},
     "--no-mmap": {"memory_mapped": False},
     "--mmap": {"memory_mapped": True},
     "-nopo": {"operations_offloaded": False},
     "--no-op-offload": {"operations_offloaded": False},
 }
 FLASH = ("-fa", "--flash-attn")
-# Options that allocate nothing here: with a value, and without.
-WITH_VALUE = frozenset(
-    """
-    -t --threads -tb --threads-batch -p --prompt -f --file -n --predict --n-predict -s --seed --temp --temperature --top-k
-    --top-p --min-p --host --port --alias -a --api-key --chat-template --chat-template-file --repeat-penalty
-    --presence-penalty --frequency-penalty --prio --numa -C --cpu-mask --reasoning-format --reasoning-budget --samplers
-    --rope-freq-base --rope-freq-scale --keep --log-file --timeout -to --threads-http --cache-reuse --slot-save-path
-    -td --threads-draft --spec-draft-threads -tbd --spec-draft-n-min --draft-min --draft-n-min --spec-draft-p-min
-    --draft-p-min --hf-token -hft --cache-ram -cram --ctx-checkpoints --image --image-min-tokens --audio
-    --grammar --json-schema --poll -sys --system-prompt
-    """.split()  # noqa: SIM905
-)
-WITHOUT_VALUE = frozenset(
-    """
-    -v --verbose --mlock --jinja --no-jinja -cnv --conversation -no-cnv --no-conversation --no-warmup --warmup --metrics
-    --slots --no-slots --props -e --escape --color --verbose-prompt --no-webui --perf --no-perf --log-disable --offline
-    --no-context-shift --context-shift -cb --cont-batching -nocb --no-cont-batching --ignore-eos --special --no-ui --no-mmproj
-    --no-mmproj-auto --mmproj-auto
-    """.split()  # noqa: SIM905
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +113,9 @@ BESIDE: Mapping[str, Literal["projector", "draft", "adapter"]] = {
 class Command:
     """model: as --model or -hf name it, None: not named. ignored: options that are not known here.
 
-    locked: --mlock. projector_on_card: not --no-mmproj-offload. image_tokens: --image-max-tokens.
+    locked: --mlock. projector_on_card: not --no-mmproj-offload. projector_device: -mmdev. image_tokens: --image-max-tokens.
+    backend: of the devices that the command names, None if it names none. projects: a file of --mmproj beside a model of a hub is
+    looked for, unless --no-mmproj forbids it.
     """
 
     options: LlamaCppOptions
@@ -123,7 +125,10 @@ class Command:
     beside: tuple[BesideFile, ...] = ()
     locked: bool = False
     projector_on_card: bool = True
+    projector_device: str | None = None
     image_tokens: int | None = None
+    backend: str | None = None
+    projects: bool = True
 
 
 @dataclass(slots=True)
@@ -140,6 +145,7 @@ class _Reading:
     draft: dict[str, Any] = field(default_factory=dict)
     draft_overrides: list[tuple[str, str]] = field(default_factory=list)
     projector: dict[str, Any] = field(default_factory=dict)
+    backend: str | None = None
 
 
 def parse_command(line: str) -> Command:
@@ -176,6 +182,7 @@ def parse_command(line: str) -> Command:
         ignored=tuple(reading.ignored),
         beside=tuple(reading.beside),
         locked=reading.locked,
+        backend=reading.backend,
         **reading.projector,
     )
 
@@ -201,6 +208,8 @@ def _read(words: list[str], reading: _Reading) -> None:
             reading.values.update(SWITCHES[word])
         elif word in ("--mmproj-offload", "--no-mmproj-offload"):
             reading.projector["projector_on_card"] = word == "--mmproj-offload"
+        elif word in ("--no-mmproj", "--no-mmproj-auto", "--mmproj-auto"):
+            reading.projector["projects"] = word == "--mmproj-auto"
         elif word in ("-cmoe", "--cpu-moe"):
             reading.host_experts.append(word)
             reading.overrides.append((EXPERTS, HOST))
@@ -242,14 +251,27 @@ def _set(name: str, option: str, value: str, reading: _Reading) -> None:
             reading.model = f"hf:{value}" if ":" in value else f"hf:{value}:Q4_K_M"
         case "hub_file":
             reading.hub_file = value
+        case "draft_hub":
+            path = f"hf:{value}" if ":" in value else f"hf:{value}:Q4_K_M"
+            reading.beside.append(BesideFile(kind="draft", option=option, path=path))
         case "projector" | "draft_model" | "adapter":
             reading.beside.append(BesideFile(kind=BESIDE[name], option=option, path=value))
         case "latent":
             reading.values.update({"fork": True, "latent": _number(option, value)})
+        case "devices":
+            reading.values["devices"] = _devices(value, reading)
+        case "draft_devices":
+            reading.draft["devices"] = _devices(value, reading)
+        case "projector_device":
+            device = next(iter(_devices(value, reading)), None)
+            reading.projector |= {"projector_on_card": device is not None, "projector_device": device}
         case "image_tokens":
             reading.projector["image_tokens"] = _number(option, value) or None
+        case "scaled_adapter":
+            path = value.rpartition(":")[0] or value
+            reading.beside.append(BesideFile(kind="adapter", option=option, path=path))
         case "override":
-            reading.overrides += _overrides(option, value)
+            reading.overrides += _overrides(option, value, reading)
         case "host_experts":
             reading.host_experts.append(option)
             reading.overrides += _first_layers(_number(option, value), EXPERTS)
@@ -258,7 +280,7 @@ def _set(name: str, option: str, value: str, reading: _Reading) -> None:
         case "load_mode":
             reading.values["memory_mapped"] = "mmap" in value or value == "auto"
         case "draft_override":
-            reading.draft_overrides += _overrides(option, value)
+            reading.draft_overrides += _overrides(option, value, reading)
         case "draft_host_experts":
             reading.draft_overrides += _first_layers(_number(option, value), EXPERTS)
         case "draft_simple":
@@ -277,13 +299,25 @@ def _first_layers(count: int, part: str) -> list[tuple[str, str]]:
     return [(first_layers(min(count, MOST_LAYERS), part), HOST)] if count else []
 
 
-def _overrides(option: str, value: str) -> Iterator[tuple[str, str]]:
+def _devices(value: str, reading: _Reading) -> tuple[str, ...]:
+    """Source: parse_device_list."""
+    return () if value == "none" else tuple(_device(name.strip(), reading) for name in value.split(","))
+
+
+def _device(name: str, reading: _Reading) -> str:
+    """As CUDA's backend names it."""
+    if match := CARD_NAME.fullmatch(name):
+        reading.backend = match[1]
+    return as_cuda(name)
+
+
+def _overrides(option: str, value: str, reading: _Reading) -> Iterator[tuple[str, str]]:
     """PATTERN=DEVICE, several with commas between. Source: parse_tensor_buffer_overrides."""
     for part in value.split(","):
         pattern, equals, device = part.rpartition("=")
         if not equals or not pattern or not device:
             raise UsageError("llama_cpp_override", option=option, found=part[:80])
-        yield pattern, device.strip()
+        yield pattern, _device(device.strip(), reading)
 
 
 def _number(option: str, value: str) -> int:

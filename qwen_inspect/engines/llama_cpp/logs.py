@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from ...results.llama_cpp import Buffer, BufferKind, LogLine
 from ...units import MIB
 from ...values import dataclass
+from .options import as_cuda
 
 KINDS: dict[str, BufferKind] = {
     "model": "weights",
@@ -69,7 +70,7 @@ def beside(buffers: Sequence[Buffer], printed: Iterable[Printed]) -> tuple[LogLi
     left = list(buffers)
     lines = []
     for kind, device, mib in printed:
-        same = [buffer for buffer in left if buffer.kind == kind and buffer.device == device]
+        same = [buffer for buffer in left if buffer.kind == kind and buffer.device == as_cuda(device)]
         exact = [buffer for buffer in same if _agrees(buffer, mib)]
         buffer = next(iter(exact or same), None)
         if buffer is not None:

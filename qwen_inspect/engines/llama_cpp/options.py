@@ -14,6 +14,8 @@ from ...errors import MalformedError, UnsupportedError, UsageError
 from ...values import dataclass
 from .scheduler import HOST
 
+# Cards as their backends name them. ROCm's is CUDA's code; others' buffers are taken to be CUDA's.
+CARD_NAME = re.compile(r"(CUDA|ROCm|MUSA|Vulkan|SYCL)([0-9]{1,2}|_Host)")
 IN_LAYER = re.compile(r"blk\.(\d+)\.")
 # Tensors of the input layer, which is the host's, and of the first layer. Source: llama-arch.cpp, LLM_TENSOR_INFOS.
 INPUT = ("token_embd.", "token_types.", "position_embd.", "per_layer_token_embd.", "masked_embd_")
@@ -43,6 +45,7 @@ class DraftOptions:
     key_type: str = "f16"
     value_type: str = "f16"
     overrides: tuple[tuple[str, str], ...] = ()
+    devices: tuple[str, ...] | None = None
 
     @property
     def predicts(self) -> bool:
@@ -62,6 +65,12 @@ class DraftOptions:
 NO_DRAFT = DraftOptions()
 
 
+def as_cuda(device: str) -> str:
+    """The name of a device as CUDA's backend has it."""
+    match = CARD_NAME.fullmatch(device)
+    return device if match is None else f"CUDA{match[2]}"
+
+
 def first_layers(count: int, part: str) -> str:
     """A pattern for `part` of the first `count` layers."""
     return rf"blk\.({'|'.join(map(str, range(count)))}){part}"
@@ -73,8 +82,10 @@ class LlamaCppOptions:
 
     sequences: -np; None: four that share the cache for llama-server, one for other programs. split: -ts, a share for each card.
     overrides: -ot, a pattern and a device each; the first that matches decides. outputs: the most rows of logits in a
-    micro-batch, None: any. fork: by its options, ik_llama.cpp's. latent: its -mla, how latent attention is cached: 0 as K and V of
-    every head, 1 as the latent and, without flash attention, its transpose, 2 and 3 as the latent alone.
+    micro-batch, None: any. devices: -dev, the cards in order, () for none; None: all.
+    host_buffers: not --no-host. fork: by its options, ik_llama.cpp's.
+    latent: its -mla, how latent attention is cached: 0 as K and V of every head, 1 as the latent and, without flash attention,
+    its transpose, 2 and 3 as the latent alone.
     """
 
     program: str = "llama-server"
@@ -94,12 +105,14 @@ class LlamaCppOptions:
     main_card: int = 0
     overrides: tuple[tuple[str, str], ...] = ()
     memory_mapped: bool = True
+    host_buffers: bool = True
     operations_offloaded: bool = True
     draft: DraftOptions = NO_DRAFT
     fork: bool = False
     fused_experts: bool = False
     repacked: bool = False
     latent: int = 0
+    devices: tuple[str, ...] | None = None
 
     @property
     def serves(self) -> bool:
@@ -131,12 +144,17 @@ class Placement:
 
 
 def cards_used(options: LlamaCppOptions, count: int) -> Sequence[int]:
-    """Indices of the cards of `count` that a command uses. Source: llama.cpp, llama_model_load_from_file_impl."""
-    if options.split_mode != "none" or not count:
-        return range(count)
-    if options.main_card >= count:
-        raise UsageError("llama_cpp_main_card", found=options.main_card, cards=count)
-    return (options.main_card,)
+    """Indices of the cards of `count` that a command uses, in order. Source: llama.cpp, llama_model_load_from_file_impl."""
+    cards = [f"CUDA{at}" for at in range(count)]
+    for device in options.devices or ():
+        if device not in cards:
+            raise UsageError("llama_cpp_devices", found=device, known=", ".join(cards) or "–")
+    listed = range(count) if options.devices is None else [cards.index(device) for device in options.devices]
+    if options.split_mode != "none" or not listed:
+        return listed
+    if options.main_card >= len(listed):
+        raise UsageError("llama_cpp_main_card", found=options.main_card, cards=len(listed))
+    return (listed[options.main_card],)
 
 
 def place(
