@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..language import Language
-from ..options import model, output
+from ..options import media, model, output
 
 
 def declare(command: argparse.ArgumentParser, say: Language) -> None:
@@ -13,13 +13,15 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     model.declare_headers(command, say)
     command.add_argument("--expand", action="store_true", help=say("help_expand"))
     model.declare_workload(command, say)
+    media.declare(command, say)
     command.add_argument("--plot", metavar="FILE", help=say("help_cache_plot"))
     output.declare_document(command, say)
 
 
 def run(options: argparse.Namespace, say: Language) -> int:
     output.check(options, picture=options.plot)
-    report = model.inspected(options, workload=model.workload_of(options))
+    request = media.request_of(options)
+    report = media.with_media(model.inspected(options, workload=model.workload_of(options)), request, options)
     if options.plot is not None:
         from ..renderers.cache_plot import cache_plot
 

@@ -142,7 +142,7 @@ def load_kept(hub: Hub, ref: ModelRef, notice: Message, *, headers: bool = True)
     needed = _needed(listing, ref)
     if not are_kept(needed if headers or not _is_counted(listing, needed) else needed[:1]):
         return None
-    config = _config(hub, ref.id, listing, Deadline.after(1))
+    config = config_named(hub, ref.id, listing, Deadline.after(1))
     beside = _quantisation_file(listing, config)
     if beside is not None and not are_kept([beside]):
         return None
@@ -188,7 +188,7 @@ def _listing_and_config(
     name = local.CONFIG_NAME
     if header_cache.read_listing(hub.source, hub.endpoint, model, revision) is not None:
         listing = fetch_listing(hub, model, revision, deadline)
-        return listing, _config(hub, model, listing, deadline)
+        return listing, config_named(hub, model, listing, deadline)
 
     def ask_config() -> Answer:
         return fetch(hub.get, hub.file_url(model, revision, name), limit=LONGEST_CONFIG_BYTES + 1, deadline=deadline)
@@ -204,7 +204,7 @@ def _listing_and_config(
         config = _parsed_config(answer.body)
         _keep_config(hub, model, listed.file(name), answer.body)
         return listed, config
-    return listed, _config(hub, model, listed, deadline)
+    return listed, config_named(hub, model, listed, deadline)
 
 
 def _is_absent(error: BaseException | None) -> bool:
@@ -227,27 +227,30 @@ def _listing_of_a_mirror(hub: Hub, model: str, revision: str, deadline: Deadline
     )
 
 
-def _config(
-    hub: Hub, model: str, listing: Listing, deadline: Deadline, *, name: str = local.CONFIG_NAME
+def config_named(
+    hub: Hub, model: str, listing: Listing, deadline: Deadline | None, *, name: str = local.CONFIG_NAME
 ) -> Mapping[str, Any] | None:
+    """The JSON object in a file of the repository; None if it has no such file, or without a deadline, if none is kept here."""
     named = listing.file(name)
     if named is None:
         return None
     if (kept := hub_headers.read_kept(hub, model, named)) is not None:
-        return _parsed_config(kept)
+        return _parsed_config(kept, name)
+    if deadline is None:
+        return None
     url = hub.file_url(model, listing.revision, named.name)
     answer = fetch(hub.get, url, limit=LONGEST_CONFIG_BYTES + 1, deadline=deadline)
     if not answer.ok:
         raise hub.refusal(answer, model=model, revision=listing.revision, file=named.name)
-    config = _parsed_config(answer.body)
+    config = _parsed_config(answer.body, name)
     _keep_config(hub, model, named, answer.body)
     return config
 
 
-def _parsed_config(content: bytes) -> Mapping[str, Any]:
+def _parsed_config(content: bytes, name: str = local.CONFIG_NAME) -> Mapping[str, Any]:
     if len(content) > LONGEST_CONFIG_BYTES:
-        raise MalformedError("json_over_cap", file=local.CONFIG_NAME, cap=LONGEST_CONFIG_BYTES)
-    return local.parse_config(parse_json(content, file=local.CONFIG_NAME), file=local.CONFIG_NAME)
+        raise MalformedError("json_over_cap", file=name, cap=LONGEST_CONFIG_BYTES)
+    return local.parse_config(parse_json(content, file=name), file=name)
 
 
 def _keep_config(hub: Hub, model: str, named: ListedFile | None, content: bytes) -> None:
@@ -299,7 +302,7 @@ def _checkpoint(
     if not files:
         notices.append(_no_weights(listing, config, ref))
     beside = _quantisation_file(listing, config)
-    declared = None if beside is None else _config(hub, ref.id, listing, deadline, name=beside.name)
+    declared = None if beside is None else config_named(hub, ref.id, listing, deadline, name=beside.name)
     checkpoint = Checkpoint(
         ref=replace(ref, source=hub.source, revision=listing.revision),
         config=config,
@@ -399,7 +402,7 @@ def _quantisation_file(listing: Listing, config: Mapping[str, Any] | None) -> Li
 
 def _adapter_checkpoint(hub: Hub, ref: ModelRef, listing: Listing, deadline: Deadline) -> Checkpoint:
     """The adapter's own tensors; the caller loads its base model."""
-    config = _config(hub, ref.id, listing, deadline, name=adapter.CONFIG_NAME) or {}
+    config = config_named(hub, ref.id, listing, deadline, name=adapter.CONFIG_NAME) or {}
     weights = listing.file(adapter.WEIGHTS_NAME)
     assert weights is not None
     ((size, tensors),) = hub_headers.read_all(hub, ref.id, listing, [weights], deadline, lambda done, total: None)

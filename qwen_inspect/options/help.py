@@ -34,6 +34,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
         ),
         *("--cache-dtype", "--cache", "--load", "--padded", "--autocast", "--transformers"),
     ),
+    "options_media": ("--image", "--video", "--min-pixels", "--max-pixels", "--total-pixels", "--fps"),
     "options_card": ("--gpu", "--memory", "--beyond-limit"),
     "options_training": (
         *("--lora", "--lora-targets", "--trained", "--optimizer", "--accumulate", "--no-checkpointing"),
@@ -73,7 +74,7 @@ OFTEN: Mapping[str, Sequence[str]] = {
     "config": ("--explain",),
     "weights": ("--sort", "--top", "--offline"),
     "params": ("--instantiate", "--expect-params"),
-    "attention": ("--batch", "--context", "--cache-dtype", "--expand", "--plot"),
+    "attention": ("--batch", "--context", "--image", "--video", "--cache-dtype", "--expand", "--plot"),
     "memory": ("--gpu", "--batch", "--context", "--new-tokens", "--dtype", "--mode", "--lora", "--device", "--plot"),
     "fit": ("--gpu", "--memory", "--batch", "--context", "--dtype", "--engine", "--mode"),
     "diagram": ("--overwrite",),
@@ -93,7 +94,11 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "config": ("config Qwen/Qwen3-8B --explain", "config ./config.json --format json"),
     "weights": ("weights Qwen/Qwen3-8B --sort size --top 10", "weights model.safetensors --format csv -o tensors.csv"),
     "params": ("params Qwen/Qwen3-8B", "params Qwen/Qwen3-0.6B --expect-params 596,049,920", "params . --instantiate"),
-    "attention": ("attention Qwen/Qwen3-8B --context 32k", "attention Qwen/Qwen3-8B --batch 8 --cache-dtype fp8"),
+    "attention": (
+        "attention Qwen/Qwen3-8B --context 32k",
+        "attention Qwen/Qwen3-8B --batch 8 --cache-dtype fp8",
+        "attention Qwen/Qwen3-VL-8B-Instruct --image 1024x768 --video 1280x720x60s",
+    ),
     "memory": (
         "memory Qwen/Qwen3-8B --gpu 4090 --context 32k",
         "memory Qwen/Qwen3-8B --mode train --lora 16 --dtype int4",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .cache import CacheReport, Workload
     from .counts import Check, Component, ParameterCounts
     from .generation import Generation
+    from .media import Media
     from .stored import AdapterWeights, QuantisedWeights
 
 
@@ -63,7 +64,7 @@ class Report:
     refusal: why there is no design; a command that needs one raises it. config: with dtype and quantisation under transformers'
     own keys, whatever file they came from; written: as in config.json. tensors: as stored, or predicted from a release's layout
     (tensors_origin "theory"); None if neither is known. hub_count: what the hub itself counts. served: as in `Checkpoint`.
-    generation: None unless requested.
+    generation, media: None unless requested.
     """
 
     ref: ModelRef
@@ -80,6 +81,7 @@ class Report:
     hub_count: HubCount | None = None
     served: Mapping[str, int] = field(default_factory=dict)
     generation: Generation | None = None
+    media: Media | None = None
 
     @property
     def known(self) -> Design:

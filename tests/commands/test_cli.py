@@ -108,7 +108,7 @@ def test_no_command_imports_anything_heavy(command: str, tiny_qwen3: Path) -> No
 def test_json_of_a_command_imports_what_it_has_of_others_alone() -> None:
     here = "qwen_inspect.renderers.json"
     written = {name.removeprefix(f"{here}.") for name in modules_of("structure", "--format", "json") if here in name}
-    assert written == {here, "attention", "common", "params", "structure", "values"}
+    assert written == {here, "attention", "common", "media", "params", "structure", "values"}
 
 
 @pytest.mark.parametrize("command", ["memory", "report"])

@@ -19,6 +19,7 @@ from ...units import count, size
 from ..blocks import Block, Figure, Heading, Items, Paragraph, Table
 from . import View
 from .common import grouped, identity, notices, runs, span, spans
+from .media import media_blocks
 from .structure import attention_summary, attention_table, cache_fields, cache_notes
 
 MOST_GROUPS = 4
@@ -29,6 +30,7 @@ def blocks(report: Report, say: Language, view: View) -> Sequence[Block]:
         Heading(say("heading_attention", name=report.ref.id), 1),
         identity(report, say),
         *notices(report, say),
+        *media_blocks(report, say),
         Heading(say("heading_attention_layers")),
         *attention_summary(report, say),
         attention_table(report, say, view),

@@ -12,6 +12,7 @@ from ...units import count, size
 from ..blocks import Block, Fields, Heading, Paragraph, Shortened, Table
 from . import View
 from .common import identity, notes, notices, prompt_label, shown_range, size_range
+from .media import media_blocks
 
 
 def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:
@@ -26,6 +27,7 @@ def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:
         *notices(memory.report, say),
         Heading(say("heading_run")),
         run_fields(memory, say),
+        *media_blocks(memory.report, say),
         *training_blocks(memory, say),
         *_several_devices(memory, say),
         Heading(say("heading_footprint" if _on_one_device(memory) else "heading_footprint_one")),

@@ -10,6 +10,7 @@ from ...language import Language
 from ...results.cache import CacheEngine, CacheKind
 from ...results.model import Report
 from .common import OfModelJSON, model_content
+from .media import MediaJSON, media_content
 from .values import Count, Keywords, Positive, TypedDict
 
 AttentionKind = Annotated[
@@ -106,9 +107,13 @@ class SettledJSON(HeadsJSON):
 class AttentionJSON(OfModelJSON, SettledJSON):
     """`attention`."""
 
+    media: MediaJSON | None
+    """null unless images or videos were requested."""
+
 
 def content(report: Report, say: Language) -> AttentionJSON:
-    return {"model": model_content(report, say), **attention_content(report)}
+    media = media_content(report.media)
+    return {"model": model_content(report, say), **attention_content(report), "media": media}
 
 
 def attention_content(report: Report) -> SettledJSON:

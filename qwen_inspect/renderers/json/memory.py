@@ -10,6 +10,7 @@ from ...results.training import KeptLogits, LoopName
 from .common import OfModelJSON, model_content
 from .footprint import PredictedJSON, footprint_content, workload_content
 from .measured import DifferenceJSON, MeasuredJSON, difference_content, measured_content
+from .media import MediaJSON, media_content
 from .params import ModulesJSON, modules_content
 from .ranks import (
     DeviceMapJSON,
@@ -76,6 +77,8 @@ class PredictionJSON(TypedDict):
 class MemoryJSON(OfModelJSON, PredictionJSON):
     """`memory`."""
 
+    media: MediaJSON | None
+    """The images and videos of the prompt; null without any."""
     training: TrainingJSON | None
     measured: MeasuredJSON | None
     ranks: list[RankJSON] | None
@@ -90,6 +93,7 @@ def content(memory: MemoryReport, say: Language) -> MemoryJSON:
     return {
         "model": model_content(memory.report, say),
         "workload": prediction["workload"],
+        "media": media_content(memory.report.media),
         "training": None if memory.training is None else _training(memory.training, run),
         "predicted": prediction["predicted"],
         "measured": None if memory.measured is None else measured_content(memory.measured, run, say),

@@ -1,0 +1,52 @@
+"""English: images and videos."""
+
+from __future__ import annotations
+
+TEXT: dict[str, str] = {
+    "help_image": "an image of the prompt: its size, such as 1024x768, or a file, whose header is read; repeat it for several",
+    "help_video": (
+        "a video of the prompt: WIDTHxHEIGHTxSECONDSs, such as 1280x720x120s, and @FPSfps for its own frames per second"
+        " (default: the rate at which the processor samples)"
+    ),
+    "help_min_pixels": "fewest pixels of a resized image, of Qwen2-VL and Qwen2.5-VL also of a video's frame (default: the model's)",
+    "help_max_pixels": "most pixels of a resized image, of Qwen2-VL and Qwen2.5-VL also of a video's frame (default: the model's)",
+    "help_total_pixels": "most pixels of all frames of a video together (default: the model's)",
+    "help_fps": "frames sampled per second of a video (default: the model's)",
+    "options_media": "images and videos:",
+    "usage_video": "{text!r} is not a video; write WIDTHxHEIGHTxSECONDSs, such as 1280x720x120s or 1280x720x120s@30fps",
+    "usage_fps": "{text!r} is not a number of frames per second, such as 2 or 0.5",
+    "media_limit_alone": "{option} needs --image or --video",
+    "media_many": "At most {most:,} images and videos can be counted",
+    "media_beyond_context": "The images and videos take {tokens:,} tokens, more than --context {context:,}",
+    "media_too_small": "An image of {width} × {height} pixels leaves the tower no whole token; use a larger one",
+    "media_ratio": "The processor refuses an image of {width} × {height} pixels: one side is more than {most} times the other",
+    "media_ratio_budget": "The processor refuses an image of {width} × {height} pixels: at that ratio it exceeds {tokens:,} tokens",
+    "media_few_frames": "The processor needs at least {least:,} frames of a video, and this one has {frames:,}; use a longer one or a higher --fps",
+    "media_frames": "A video may have 1 to {most:,} frames, and this one has {found:,}; use other seconds or another @FPSfps",
+    "media_no_pixels": "{processor} has no limit of pixels, so that {option} means nothing for this model",
+    "media_limits": "The fewest pixels, {least:,}, are more than the most, {most:,}",
+    "media_no_tower": "{model_type} is a model of text alone, which takes no images and no videos",
+    "media_no_videos": "The processor of {model_type} takes no videos",
+    "media_family_unknown": "It is not known how the processor of {model_type} resizes images and videos",
+    "media_processor_unknown": "{file} names a processor that is not known here: {found}",
+    "media_number": "{file}: {key} must be a positive number, or true or false, and is {found}",
+    "media_not_square": "{file}: size has unequal sides, which no processor known here takes",
+    "image_absent": "{path} is neither a size such as 1024x768 nor a file that can be read ({reason})",
+    "image_unread": "{path} is neither a size such as 1024x768 nor an image (PNG, JPEG, WebP, GIF or BMP)",
+    "heading_media": "Images and videos",
+    "column_medium": "Typed",
+    "column_resized": "Resized",
+    "column_grid": "Grid",
+    "column_tokens": "Tokens",
+    "column_marks": "Marks",
+    "media_frames_of": "{text}, {frames:,} frames",
+    "media_rules_images": "Images are resized as {processor} does, with the numbers of {source}.",
+    "media_rules_videos": "Videos are sampled and resized as {processor} does, with the numbers of {source}.",
+    "media_defaults": "the family's releases, for there is no file of the model's own",
+    "media_marks_unknown": "Timestamps and marks between a video's frames or an image's crops depend on the tokenizer and are not counted.",
+    "media_cache": "The KV cache of these {tokens:,} tokens takes {size}.",
+    "answer_media": "{media}: {tokens:,} tokens of the context.",
+    "answer_media_least": "{media}: at least {tokens:,} tokens of the context.",
+    "answer_image": "images: {count:,}",
+    "answer_video": "videos: {count:,}",
+}

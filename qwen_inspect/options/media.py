@@ -1,0 +1,101 @@
+"""Options of the images and videos in a prompt."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from ..errors import UsageError
+from ..language import Language
+from . import flag, given, model
+from .values import positive, reader
+
+if TYPE_CHECKING:
+    from ..results.media import Request, Typed
+    from ..results.model import Report
+
+SIZE = re.compile(r"(\d{1,6})[x×](\d{1,6})", re.IGNORECASE | re.ASCII)
+VIDEO = re.compile(
+    r"(\d{1,6})[x×](\d{1,6})[x×](\d{1,6}(?:\.\d{1,3})?)s(?:@(\d{1,4}(?:\.\d{1,3})?)fps)?", re.IGNORECASE | re.ASCII
+)
+LIMITS = ("min_pixels", "max_pixels", "total_pixels", "fps")
+MOST_MEDIA = 10_000
+
+
+def declare(command: argparse.ArgumentParser, say: Language) -> None:
+    add = command.add_argument
+    add("--image", action="append", metavar="SIZE|FILE", help=say("help_image"))
+    add("--video", action="append", type=reader(_video, "usage_video", say), metavar="SIZE", help=say("help_video"))
+    for name in ("min_pixels", "max_pixels", "total_pixels"):
+        add(flag(name), type=positive(say), metavar="PIXELS", help=say(f"help_{name}"))
+    add("--fps", type=reader(_rate, "usage_fps", say), metavar="RATE", help=say("help_fps"))
+
+
+def request_of(options: argparse.Namespace) -> Request | None:
+    """The images and videos that were typed; None if there are none, in which case no limit may be set for them."""
+    images, videos = options.image or [], options.video or []
+    if not images and not videos:
+        if limits := given(options, *LIMITS):
+            raise UsageError("media_limit_alone", option=limits[0])
+        return None
+    for name, found in (("total_pixels", videos), ("fps", videos)):
+        if given(options, name) and not found:
+            raise UsageError("option_needs", option=flag(name), other="--video")
+    if len(images) + len(videos) > MOST_MEDIA:
+        raise UsageError("media_many", most=MOST_MEDIA)
+    from ..results.media import Request
+
+    typed = (*map(_image, images), *videos)
+    return Request(typed=typed, **{name: getattr(options, name) for name in LIMITS})
+
+
+def with_media(report: Report, request: Request | None, options: argparse.Namespace) -> Report:
+    """The report with what its model's processors make of the request."""
+    if request is None:
+        return report
+    from dataclasses import replace
+
+    from ..loaders.processors import read_processors
+    from ..media.counting import media_of
+    from ..media.processors import PROCESSOR_FILES
+
+    report.known  # noqa: B018  # raises the refusal of an architecture that is not known
+    files = read_processors(report.ref, PROCESSOR_FILES, model.access_of(options))
+    media = media_of(report.config or {}, files, request)
+    if options.context is not None and options.context < media.context_tokens:
+        raise UsageError("media_beyond_context", tokens=media.context_tokens, context=options.context)
+    return replace(report, media=media)
+
+
+def _image(text: str) -> Typed:
+    """A size, or the size of the image in a file."""
+    from ..results.media import Typed
+
+    if (match := SIZE.fullmatch(text)) is not None:
+        width, height = int(match[1]), int(match[2])
+        if not width or not height:
+            raise UsageError("media_too_small", width=width, height=height)
+    else:
+        from ..media.headers import image_size
+
+        width, height = image_size(text)
+    return Typed(text=text, width=width, height=height)
+
+
+def _video(text: str) -> Typed:
+    from ..results.media import Typed
+
+    match = VIDEO.fullmatch(text)
+    if match is None or not int(match[1]) or not int(match[2]) or not Fraction(match[3]):
+        raise ValueError
+    fps = None if match[4] is None else _rate(match[4])
+    return Typed(text=text, width=int(match[1]), height=int(match[2]), seconds=Fraction(match[3]), fps=fps)
+
+
+def _rate(text: str) -> Fraction:
+    """Frames per second."""
+    if re.fullmatch(r"\d{1,4}(\.\d{1,3})?", text, re.ASCII) is None or not (rate := Fraction(text)):
+        raise ValueError
+    return rate

@@ -1,0 +1,80 @@
+"""Images and videos -> JSON."""
+
+from __future__ import annotations
+
+from ...results.media import Media, MediaKind, Medium, Rules
+from .values import Count, Positive, TypedDict
+
+
+class RulesJSON(TypedDict):
+    """By which rules images or videos are resized."""
+
+    processor: str
+    """The processor's class in transformers."""
+    file: str | None
+    """The model's file that sets its numbers; null for those of the family's releases."""
+
+
+class MediumJSON(TypedDict):
+    """An image or a video."""
+
+    kind: MediaKind
+    typed: str
+    width: Positive
+    height: Positive
+    frames: Positive | None
+    """Sampled of a video; null for an image."""
+    resized_width: Positive
+    resized_height: Positive
+    grid: list[Positive]
+    """What passes through the tower one by one (pairs of frames, frames or tiles), rows and columns of patches."""
+    tokens: Positive
+    """That the tower gives the decoder."""
+    marks: Count | None
+    """Further tokens that the processor writes around and between them; null if the tokenizer decides."""
+
+
+class MediaJSON(TypedDict):
+    """The images and videos of each sequence."""
+
+    tokens: Positive
+    marks: Count
+    """Those whose number is known."""
+    context_tokens: Positive
+    """Both: what the images and videos take of the context."""
+    images: RulesJSON | None
+    videos: RulesJSON | None
+    items: list[MediumJSON]
+
+
+def media_content(media: Media | None) -> MediaJSON | None:
+    if media is None:
+        return None
+    return {
+        "tokens": media.tokens,
+        "marks": media.marks,
+        "context_tokens": media.context_tokens,
+        "images": _rules(media.images),
+        "videos": _rules(media.videos),
+        "items": [_medium(medium) for medium in media.items],
+    }
+
+
+def _rules(rules: Rules | None) -> RulesJSON | None:
+    return None if rules is None else {"processor": rules.processor, "file": rules.file}
+
+
+def _medium(medium: Medium) -> MediumJSON:
+    typed, shape = medium.typed, medium.shape
+    return {
+        "kind": medium.kind,
+        "typed": typed.text,
+        "width": typed.width,
+        "height": typed.height,
+        "frames": medium.frames,
+        "resized_width": shape.width,
+        "resized_height": shape.height,
+        "grid": list(shape.grid),
+        "tokens": shape.tokens,
+        "marks": shape.marks,
+    }

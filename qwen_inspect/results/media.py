@@ -1,0 +1,112 @@
+"""Images and videos: as they were typed, and what a model's processor makes of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from ..values import dataclass
+
+if TYPE_CHECKING:
+    from fractions import Fraction
+
+MediaKind = Literal["image", "video"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Typed:
+    """An image or a video as it was typed; seconds: of a video; fps: its own frames per second, None for the processor's rate."""
+
+    text: str
+    width: int
+    height: int
+    seconds: Fraction | None = None
+    fps: Fraction | None = None
+
+    @property
+    def kind(self) -> MediaKind:
+        return "image" if self.seconds is None else "video"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """The images and videos of a prompt, and what replaces the processor's own numbers.
+
+    min_pixels, max_pixels: of an image after resizing (of Qwen2-VL and Qwen2.5-VL also of a video's frame); total_pixels: of all
+    frames of a video; fps: frames sampled per second of a video.
+    """
+
+    typed: tuple[Typed, ...]
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    total_pixels: int | None = None
+    fps: Fraction | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What the processor makes of an image or of a video's frames.
+
+    height, width: in pixels, after resizing. grid: what passes through the tower one by one (pairs of frames, frames or tiles),
+    and the rows and columns of patches of each. tokens: that the tower gives the decoder. marks: further tokens that the
+    processor writes around and between them; None if their number depends on the tokenizer.
+    """
+
+    height: int
+    width: int
+    grid: tuple[int, int, int]
+    tokens: int
+    marks: int | None = 0
+
+    @property
+    def patches(self) -> int:
+        slices, rows, columns = self.grid
+        return slices * rows * columns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Medium:
+    """An image or a video of a prompt. frames: those that were sampled of a video."""
+
+    typed: Typed
+    shape: Shape
+    frames: int | None = None
+
+    @property
+    def kind(self) -> MediaKind:
+        return self.typed.kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """A processor's class in transformers, and the file that its numbers are from; None: the family's defaults."""
+
+    processor: str
+    file: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Media:
+    """The images and videos of every sequence. images, videos: by which rules; None where there are none of the kind."""
+
+    items: tuple[Medium, ...]
+    images: Rules | None
+    videos: Rules | None
+
+    @property
+    def tokens(self) -> int:
+        """The tokens that the tower gives the decoder."""
+        return sum(item.shape.tokens for item in self.items)
+
+    @property
+    def marks(self) -> int:
+        """The further tokens whose number is known."""
+        return sum(item.shape.marks or 0 for item in self.items)
+
+    @property
+    def context_tokens(self) -> int:
+        """The tokens of the context that images and videos take; at least, if the tokenizer decides how many more."""
+        return self.tokens + self.marks
+
+    @property
+    def marks_unknown(self) -> bool:
+        return any(item.shape.marks is None for item in self.items)
