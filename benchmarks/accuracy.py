@@ -17,12 +17,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+
+from benchmarks import vllm_budgets
 from benchmarks.recordings import Recording
 from qwen_inspect.checkpoint import DType
 from qwen_inspect.engines.llama_cpp.cells import llama_cpp_layer_bytes
 from qwen_inspect.engines.vllm.blocks import block_pool
-from qwen_inspect.engines.vllm.logs import LOGS, Log
-from qwen_inspect.engines.vllm.weights import rank_weights, rounding
 from qwen_inspect.predicting.predict import predict
 from qwen_inspect.renderers import markdown
 from qwen_inspect.renderers.blocks import Block, Heading, Items, Paragraph, Table
@@ -299,16 +299,7 @@ def page() -> str:
             [_vllm(row) for row in published("vllm_kv.csv")],
             "lrlrrrr",
         ),
-        Heading("vLLM's loaded weights"),
-        Paragraph(
-            "What each rank holds, with the rounding of PyTorch's allocator, against what vLLM 0.19.0 said that loading took "
-            "(H100 80GB), printed to 0.01 GiB."
-        ),
-        Table(
-            ["Model", "TP", "Published (GiB)", "Predicted (GiB)", "Rounding (MiB)"],
-            [_loaded(log) for log in LOGS],
-            "lrrrr",
-        ),
+        *vllm_budgets.blocks(),
         Heading("llama.cpp's KV cache"),
         Paragraph("Printed to 0.01 MiB; equal to the byte."),
         Table(
@@ -369,14 +360,6 @@ def _vllm(row: Mapping[str, str]) -> list[str]:
         f"{exact:,}",
         f"{least:,} to {most:,}",
     ]
-
-
-def _loaded(log: Log) -> list[str]:
-    report = inspect(log.model, source="catalog")
-    weights = rank_weights(report.tree, report.spec, log.ranks)
-    rest = rounding(report.tree, weights).least_bytes
-    predicted = sum(weights) + rest
-    return [log.model, str(log.ranks), f"{log.weights / 100:.2f}", f"{predicted / GIB:.4f}", f"{rest / MIB:.1f}"]
 
 
 def _llama_cpp(row: Mapping[str, str]) -> list[str]:

@@ -35,7 +35,7 @@ def serve(report: Report, serving: Serving, cards: Sequence[Gpu], *, beyond_limi
     return ServingReport(
         report=report,
         serving=serving,
-        version=engine.version,
+        version=serving.version or engine.version,
         context_tokens=tokens,
         cards=tuple(
             EngineCard(

@@ -14,8 +14,10 @@ from .model import Report
 class Serving(Workload):
     """A workload and the engine that serves it. A context is prompt and answer of a sequence.
 
-    utilization: share of a card (None: the engine's default); kv_budget_bytes: a known budget instead. For vLLM: step_tokens, the
-    most tokens of one step (None: its server's default for the card); prefix_caching, for hybrid models off by default in 0.19.
+    utilization: share of a card (None: the engine's default); kv_budget_bytes: a known budget instead. For vLLM: version (None:
+    the engine's); step_tokens and sequences: the most tokens and sequences of a step (None: its server's defaults for the card);
+    prefix_caching, for hybrid models off by default in 0.19; pipeline_ranks; expert_parallel, whole experts on each rank; eager,
+    without compiling and CUDA graphs; images, whether the encoder is profiled; offloaded_bytes, weights in the host's memory.
     For llama.cpp: offloaded, the layers of --ngl (None: all); flash_attention (None: where the card has a kernel); micro_batch
     (None: its default).
     """
@@ -23,8 +25,15 @@ class Serving(Workload):
     engine: str
     utilization: float | None = None
     kv_budget_bytes: int | None = None
+    version: str | None = None
     step_tokens: int | None = None
+    sequences: int | None = None
     prefix_caching: bool = False
+    pipeline_ranks: int = 1
+    expert_parallel: bool = False
+    eager: bool = False
+    images: bool = True
+    offloaded_bytes: int = 0
     offloaded: int | None = None
     flash_attention: bool | None = None
     micro_batch: int | None = None

@@ -1,4 +1,4 @@
-"""vLLM 0.19.0, on each of one or more tensor-parallel ranks."""
+"""vLLM, on each of one or more ranks: version 0.19.0 if no other is asked for."""
 
 from __future__ import annotations
 
@@ -66,9 +66,13 @@ class Vllm(Engine["Serving", "VllmDemand"]):
     def assumptions(
         self, report: Report, request: Serving, answers: Sequence[tuple[VllmDemand, CardAnswer]]
     ) -> Iterator[Message]:
-        from .logs import LOGS
+        from .encoder import unsized
+        from .releases import release
 
-        yield Message("assume_vllm_version", version=self.version)
+        version = release(request.version)
+        yield Message("assume_vllm_version", version=version.name)
+        if not version.known:
+            yield Message("assume_vllm_unknown", version=version.name)
         if request.prefix_caching:
             yield Message("assume_vllm_prefixes")
         for _, answer in answers:
@@ -83,8 +87,12 @@ class Vllm(Engine["Serving", "VllmDemand"]):
                 if answer.gpu.origin == "usable":  # of the table
                     available = size(answer.gpu.available_bytes)
                     yield Message("assume_vllm_card", name=answer.gpu.name, available=available)
-            yield Message("assume_vllm_logs", models=", ".join(dict.fromkeys(log.model for log in LOGS)))
-            yield Message("assume_vllm_graphs")
+            for demand, _ in answers[:1]:
+                yield Message("assume_vllm_profile", tokens=demand.step_tokens or 0, sequences=demand.sequences or 0)
+            if request.images and unsized(report.config or {}):
+                yield Message("assume_vllm_images")
+            if not version.reserves_graphs and not request.eager:
+                yield Message("assume_vllm_graphs")
         if request.ranks > 1:
             yield Message("assume_vllm_ranks", ranks=request.ranks)
 

@@ -46,12 +46,13 @@ class BlockPool:
     """How a budget is divided. All groups of layers share one pool of blocks; a block is `block_bytes` over a group's layers.
 
     groups: the kind of layer of each group. state_blocks: blocks of a sequence's state; 2 with prefix caching, which also keeps
-    the state at the end of the prefix.
+    the state at the end of the prefix. chunked: windows are chunks, of which a sequence holds its own and a step's tokens.
     """
 
     block_bytes: int
     groups: tuple[PageKind, ...]
     state_blocks: int = 1
+    chunked: bool = False
 
     @property
     def block_tokens(self) -> int:
@@ -73,7 +74,8 @@ class BlockPool:
         """Blocks of all groups that a sequence of `tokens` tokens may need; None if that depends on unknown `batched_tokens`.
 
         batched_tokens: the most tokens of one step (max_num_batched_tokens), held in addition to a window.
-        Source: kv_cache_interface, max_memory_usage_bytes of FullAttentionSpec, SlidingWindowSpec and MambaSpec.
+        Source: kv_cache_interface, max_memory_usage_bytes of FullAttentionSpec, SlidingWindowSpec,
+        ChunkedLocalAttentionSpec and MambaSpec.
         """
         blocks = 0
         for group in self.groups:
@@ -84,8 +86,9 @@ class BlockPool:
             elif batched_tokens is None:
                 return None
             else:
-                held_tokens = min(group.window_tokens - 1 + batched_tokens, tokens)
-                blocks += -(-held_tokens // group.block_tokens) + 1  # a window may begin within a block
+                beside = 0 if self.chunked else 1  # a window may begin within a block; it includes the token itself
+                held_tokens = min(group.window_tokens - beside + batched_tokens, tokens)
+                blocks += -(-held_tokens // group.block_tokens) + beside
         return blocks
 
     def size_bytes(self, *, tokens: int, batch: int = 1, batched_tokens: int | None = None) -> int:

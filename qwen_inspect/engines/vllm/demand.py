@@ -1,4 +1,4 @@
-"""What vLLM takes of a card: weights, what its logs show in addition, and cache blocks in the rest.
+"""What vLLM takes of a card: weights, its profile run, what lies outside of PyTorch, and cache blocks in the rest.
 
 Source: vLLM 0.19.0, v1/worker/gpu_worker.py, and the files named in each function
 """
@@ -16,26 +16,29 @@ from ...results.fit import Gpu, Requirement
 from ...results.model import Report
 from ...results.serving import Capacity, Reserved, Serving, VllmReserve
 from ...structure.kv_cache import checkpoint_format, read_formats
-from ...units import GIB, size
+from ...units import GIB, MIB, size
 from ..interface import Demand
 from .blocks import BLOCK_FORMATS, BlockPool, block_pool, latent_pool, latent_width, state_dtypes, text_part
-from .logs import LOGS, beside_weights
-from .weights import rank_weights, rounding
+from .encoder import encoder, unsized
+from .outside import graphs, non_torch
+from .profile import Card, ProfileRun, peak_bytes
+from .releases import release
+from .weights import last_stage, rank_weights, rounding
+from .widths import decoder_widths
 
-UTILIZATION = 0.9  # config/cache.py
+PEAK_MARGIN_BYTES = 16 * MIB  # of the allocator's blocks, which are rounded up by 1 MiB at most
 
 
 class VllmDemand(Demand):
     """What vLLM takes of each rank's card. A context is a sequence's whole length."""
 
     def __init__(self, report: Report, serving: Serving, gpu: Gpu) -> None:
-        attention, self._report, self._serving = report.attention, report, serving
+        attention, self._report, self._serving, self._gpu = report.attention, report, serving, gpu
+        self.release = release(serving.version)
         if report.known.quantised is not None and report.known.quantised.method == "gguf":
             raise UnsupportedError("vllm_gguf")
         if not report.spec.built and any(layer.window_tokens for layer in attention.softmax):
             raise UnsupportedError("vllm_qwen_windows")
-        if report.known.cache is not None and any(layer.kind == "chunked" for layer in report.known.cache.layers):
-            raise UnsupportedError("vllm_chunks")
         if report.known.cache is not None and report.known.cache.source_bytes_per_token:
             raise UnsupportedError("memory_encoder_decoder")
         format_name = checkpoint_format(report.config or {}, serving.cache_format)
@@ -45,15 +48,27 @@ class VllmDemand(Demand):
             raise UnsupportedError("vllm_cache_format", found=self.format.name, known=", ".join(BLOCK_FORMATS[1:]))
         self.pool = self._pool(gpu)
         self.most_context_tokens = report.spec.context_tokens
-        by_default = None if self.budget_given else batched_tokens(gpu.available_bytes, gpu.name)
-        self.step_tokens = serving.step_tokens or by_default
+        by_default = (None, None) if self.budget_given else step_defaults(gpu.available_bytes, gpu.name)
+        self.step_tokens = serving.step_tokens or by_default[0]
+        self.sequences = serving.sequences or by_default[1]
         if self.step_tokens is None and any(group.window_tokens for group in self.pool.groups):
             raise UsageError("vllm_step_needed")
         self._check_room(gpu)
 
+    @property
+    def _stage(self) -> range | None:
+        """The layers of a pipeline's last rank."""
+        if (ranks := self._serving.pipeline_ranks) == 1:
+            return None
+        if (layers := len(self._report.attention.layers)) < ranks:
+            raise UnsupportedError("vllm_not_divisible", name="layers", size=layers, ranks=ranks)
+        return last_stage(layers, ranks)
+
     def _pool(self, gpu: Gpu) -> BlockPool:
         config, ranks = self._report.config or {}, self._serving.ranks
         layers, text = self._report.attention.layers, text_part(config)
+        if self._stage is not None:
+            layers = tuple(layer for layer in layers if layer.index in self._stage)
         if (width := latent_width(text)) is not None:
             heads = text.get("num_attention_heads")
             if type(heads) is not int or heads % ranks:
@@ -61,7 +76,9 @@ class VllmDemand(Demand):
             return latent_pool(len(layers), width, self.format, gpu.compute_capability)
         states = state_dtypes(config, self._report.spec.dtype)
         pool = block_pool(layers, self.format, ranks=ranks, states=states)
-        return replace(pool, state_blocks=2) if self._serving.prefix_caching else pool
+        cache = self._report.known.cache
+        chunked = cache is not None and any(layer.kind == "chunked" for layer in cache.layers)
+        return replace(pool, state_blocks=2 if self._serving.prefix_caching else 1, chunked=chunked)
 
     def _check_room(self, gpu: Gpu) -> None:
         """Raises UsageError for a budget below one block, UnavailableError if less is free than vLLM requests at its start."""
@@ -78,7 +95,7 @@ class VllmDemand(Demand):
 
     @property
     def utilization(self) -> float:
-        return UTILIZATION if self._serving.utilization is None else self._serving.utilization
+        return self.release.utilization if self._serving.utilization is None else self._serving.utilization
 
     @cached_property
     def terms(self) -> tuple[Reserved, ...]:
@@ -87,13 +104,52 @@ class VllmDemand(Demand):
             return ()
         if (unread := self._report.known.unread) is not None:
             raise unread
-        if self._report.spec.built or self._report.spec.family not in {log.family for log in LOGS}:
-            windows = any(group.window_tokens for group in self.pool.groups)
-            options = "--kv-budget SIZE" + " --max-num-batched-tokens N" * windows
-            raise UnsupportedError("vllm_no_log", class_name=self._report.spec.class_name, options=options)
-        weights = rank_weights(self._report.tree, self._report.spec, self._serving.ranks)
-        exact = Reserved(name="weights", least_bytes=sum(weights), most_bytes=sum(weights))
-        return (exact, rounding(self._report.tree, weights), *beside_weights(self._serving.ranks))
+        serving, capability = self._serving, self._gpu.compute_capability
+        marlin = capability is not None and capability < (9, 0)
+        weights = rank_weights(self._report, serving.ranks, stage=self._stage, marlin=marlin)
+        held = max(0, weights.total_bytes - serving.offloaded_bytes)
+        outside = non_torch(
+            self.release,
+            capability=capability,
+            ranks=serving.ranks,
+            pipeline_ranks=serving.pipeline_ranks,
+            vocabulary=self._report.spec.vocab_size,
+        )
+        reserved_graphs = graphs(self.release, ranks=serving.ranks, eager=serving.eager)
+        return (
+            Reserved(name="weights", least_bytes=held, most_bytes=held),
+            rounding(weights),
+            self._activation(),
+            outside,
+            *(() if reserved_graphs is None else (reserved_graphs,)),
+        )
+
+    def _activation(self) -> Reserved:
+        """The peak of the profile run on the pipeline's last rank, which samples."""
+        report, serving = self._report, self._serving
+        spec, config = report.spec, report.config or {}
+        tokens, sequences = self.step_tokens or 0, self.sequences or 0
+        run = ProfileRun(
+            tokens=tokens,
+            sequences=min(sequences, tokens),
+            context_tokens=serving.context_tokens or spec.context_tokens or tokens,
+            element_bytes=spec.dtype.bits // 8,
+            ranks=serving.ranks,
+            first=serving.pipeline_ranks == 1,
+            experts_whole=serving.expert_parallel,
+            compiled=not serving.eager,
+        )
+        images = None
+        if serving.images:
+            images = encoder(config, spec.hidden_size, tokens, run.context_tokens, sequences, run.element_bytes)
+        card = Card(compute_capability=self._gpu.compute_capability, multiprocessors=self._gpu.multiprocessors)
+        least, most = peak_bytes(decoder_widths(report), run, self.release, card, images)
+        most += PEAK_MARGIN_BYTES
+        if serving.images and unsized(config):
+            most += 2 * GIB  # the size of the largest image is not known
+        if not self.release.known:
+            least, most = least * 3 // 4, most * 5 // 4
+        return Reserved(name="activation", least_bytes=least, most_bytes=most)
 
     def requirement(self, batch: int, context_tokens: int) -> Requirement:
         """Ranges from the logs take the place of the CUDA context, which they include."""
@@ -139,9 +195,9 @@ def requested_bytes(memory_bytes: int, utilization: float) -> int:
     return math.ceil(memory_bytes * utilization)
 
 
-def batched_tokens(memory_bytes: int, card: str) -> int:
-    """The server's default for the most tokens of one step. Source: engine/arg_utils.get_batch_defaults."""
-    return 8192 if memory_bytes >= 70 * GIB and "a100" not in card.casefold() else 2048
+def step_defaults(memory_bytes: int, card: str) -> tuple[int, int]:
+    """The server's defaults for the most tokens and sequences of one step. Source: engine/arg_utils.get_batch_defaults."""
+    return (8192, 1024) if memory_bytes >= 70 * GIB and "a100" not in card.casefold() else (2048, 256)
 
 
 def capacity(pool: BlockPool, budget_bytes: int, *, sequence_tokens: int, step_tokens: int | None) -> Capacity:

@@ -3,25 +3,46 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from ...checkpoint import DType
 from ...errors import UnsupportedError
 from ...predicting.allocator import Allocator
+from ...results.attention import LayerAttention
+from ...results.model import Report
 from ...results.serving import Reserved
-from ...spec import GatedAttention, ModelSpec, Module, each_module
+from ...spec import Module, each_module
 from ...units import MIB
+from ...values import dataclass
 from .blocks import kv_heads_per_rank
+from .rotary import rotary_bytes
 
 VOCABULARY_MULTIPLE = 64  # vocab_parallel_embedding.DEFAULT_VOCAB_PADDING_SIZE
 
 # By a module's own name. Column-parallel: a rank has some rows of each matrix; row-parallel: some columns, and the whole bias.
 LINEAR = ("in_proj_qkvz", "in_proj_ba", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
-COLUMN = ("q_proj", "gate_proj", "up_proj", *LINEAR)
+COLUMN = (
+    *("q_proj", "gate_proj", "up_proj", "gate_up_proj", "q_b_proj", "kv_b_proj", "input_linear", *LINEAR),
+    *("qkv", "fc1", "linear_fc1", "linear_1", "merging_layer"),
+)
 STATES = ("conv1d", "linear_attn")  # a share of the channels, and of the heads' own parameters
-ROW = ("o_proj", "down_proj", "out_proj")
+ROW = ("o_proj", "down_proj", "out_proj", "output_linear", "proj", "fc2", "linear_fc2", "linear_2")
 KEY_VALUE = ("k_proj", "v_proj")
 VOCABULARY = ("embed_tokens", "lm_head")
+# Matrices that every rank has whole; a module without a matrix (a norm) always is.
+WHOLE = (
+    *(
+        "gate",
+        "router",
+        "shared_expert_gate",
+        "q_a_proj",
+        "kv_a_proj_with_mqa",
+        "input_proj",
+        "patch_conv",
+        "embedding_projection",
+    ),
+    *("position_embedding", "pos_embed", "patch_embedding", "linear", "multi_modal_projector", "vision_model"),
+)
 # Modules that vLLM fuses into one parameter.
 FUSED: Mapping[str, str] = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj"),
@@ -31,24 +52,69 @@ FUSED: Mapping[str, str] = {
 }
 
 
-def rank_weights(tree: Module, spec: ModelSpec, ranks: int) -> tuple[int, ...]:
-    """Bytes of each parameter on one of `ranks` ranks, in module order, and of the rotary table, if there is one.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankWeights:
+    """Bytes of each parameter, in module order. packed: quantised ones with scales beside them, which are several tensors."""
+
+    whole: tuple[int, ...]
+    packed: tuple[int, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.whole) + sum(self.packed)
+
+
+def rank_weights(report: Report, ranks: int, *, stage: range | None = None, marlin: bool = False) -> RankWeights:
+    """Each parameter on one of `ranks` ranks, in module order, and of the rotary tables, if there are any.
 
     Norms, routers and biases of output projections are whole on each rank; the vocabulary is padded to a multiple of 64; A_log is
-    float32; the table holds cosines and sines of every position. Quantised weights are counted as stored, by module.
+    float32. Quantised weights are counted as stored, by module. stage: the decoder layers of a pipeline's last rank (None: all).
+    marlin: whether MXFP4 runs on Marlin's kernels, which pad more.
     Raises UnsupportedError for sizes that the ranks do not divide, and for classes whose sharding in vLLM is unknown.
     Source: model_executor/layers: linear.py, fused_moe/layer.py, vocab_parallel_embedding.py, rotary_embedding/base.py,
-    mamba/gdn_linear_attn.py; models/qwen2.py to qwen3_5.py.
+    mamba/gdn_linear_attn.py, quantization/mxfp4.py; models/qwen2.py to qwen3_5.py, llama.py, deepseek_v2.py, gpt_oss.py.
     """
-    if ranks > 1 and (spec.built or spec.vision is not None):
-        raise UnsupportedError("vllm_shards_unknown", class_name=spec.class_name)
+    heads = {layer.index: layer for layer in report.attention.layers if isinstance(layer, LayerAttention)}
+    mxfp4 = report.known.quantised is not None and report.known.quantised.method == "mxfp4"
     sizes: Counter[str] = Counter()
-    for path, module in each_module(tree):
+    for path, module in each_module(report.tree):
         parent, _, name = path.rpartition(".")
+        if stage is not None and not _of_last_stage(path, name, stage, report.spec.tied_embeddings):
+            continue
         for kind, shape, size_bytes in _parameters(module):
-            rank_bytes = _rank_bytes(name, kind, shape, size_bytes, spec, ranks)
+            if name == "experts" and mxfp4:
+                values_bytes = sum(tensor.elements for tensor in module.tensors if len(tensor.shape) == 3) // 2
+                size_bytes = _padded(size_bytes, values_bytes, min(shape[1:]), ranks, marlin)
+            attention = heads.get(_index(parent))
+            rank_bytes = _rank_bytes(name, kind, shape, size_bytes, attention, ranks, report.spec.class_name)
             sizes[f"{parent}.{FUSED.get(name, name)}.{kind}"] += rank_bytes
-    return (*sizes.values(), *(() if spec.built else (_rotary_bytes(spec),)))
+    small_scales = report.known.quantised is not None and 8 <= report.known.quantised.bits_per_weight < 8.1
+    packed = [name for name in sizes if name.endswith(".packed") and not small_scales]
+    return RankWeights(
+        whole=(*(size_bytes for name, size_bytes in sizes.items() if name not in packed), *rotary_bytes(report)),
+        packed=tuple(sizes[name] for name in packed),
+    )
+
+
+def _of_last_stage(path: str, name: str, stage: range, tied: bool) -> bool:
+    """Whether the last rank of a pipeline has a module: its layers and the output. Source: models/utils.py, PPMissingLayer."""
+    if (index := _index(path)) >= 0:
+        return index in stage
+    return "vision" not in path and "visual" not in path and (name != "embed_tokens" or tied)
+
+
+def last_stage(layers: int, ranks: int) -> range:
+    """The last rank's layers; ranks before it have what does not divide. Source: distributed/utils.get_pp_indices."""
+    return range(layers - layers // ranks, layers)
+
+
+def _index(path: str) -> int:
+    """The decoder layer of a module; -1 for what is in none."""
+    parts = path.split(".")
+    if "vision" in path or "visual" in path or "layers" not in parts[:-1]:
+        return -1
+    word = parts[parts.index("layers") + 1]
+    return int(word) if word.isdecimal() else -1
 
 
 def _parameters(module: Module) -> Iterator[tuple[str, tuple[int, ...], int]]:
@@ -60,8 +126,16 @@ def _parameters(module: Module) -> Iterator[tuple[str, tuple[int, ...], int]]:
         yield tensor.name, tensor.shape, tensor.size_bytes
 
 
-def _rank_bytes(name: str, kind: str, shape: tuple[int, ...], size_bytes: int, spec: ModelSpec, ranks: int) -> int:
-    """A rank's bytes of one parameter. name: its module; kind: the parameter."""
+def _rank_bytes(
+    name: str,
+    kind: str,
+    shape: tuple[int, ...],
+    size_bytes: int,
+    attention: LayerAttention | None,
+    ranks: int,
+    class_name: str,
+) -> int:
+    """A rank's bytes of one parameter. name: its module; kind: the parameter; attention: of its layer."""
     if name in VOCABULARY:
         padded = -(-shape[0] // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         return _share(size_bytes // shape[0] * padded, padded, ranks, "vocab_size")
@@ -71,13 +145,20 @@ def _rank_bytes(name: str, kind: str, shape: tuple[int, ...], size_bytes: int, s
         return size_bytes
     if name in COLUMN or name in STATES:
         return _share(size_bytes, shape[0], ranks, name)
-    if name == "experts":  # (experts, 2 x width, hidden) and (experts, hidden, width)
-        return _share(size_bytes, shape[2] if kind == "down_proj" else shape[1] // 2, ranks, name)
-    if name in ROW and len(shape) > 1:
+    if name == "experts":  # (experts, 2 x width, hidden) and (experts, hidden, width), or transposed; biases of them
+        if len(shape) < 3 and "down" in kind:
+            return size_bytes
+        return _share(size_bytes, size_bytes, ranks, name)
+    if name in ROW and len(shape) == 2:
         return _share(size_bytes, shape[1], ranks, name)
-    if name in KEY_VALUE:
-        heads = spec.softmax.kv_heads
-        return size_bytes // heads * kv_heads_per_rank(heads, ranks)  # exact: all heads have the same size
+    if name in KEY_VALUE or name == "qkv_proj":
+        if attention is None:  # of a tower, whose heads are not repeated
+            return _share(size_bytes, shape[0], ranks, name)
+        kv_rows = attention.head_dim * kv_heads_per_rank(attention.kv_heads, ranks)
+        rows = kv_rows if name in KEY_VALUE else attention.query_heads // ranks * attention.head_dim + 2 * kv_rows
+        return size_bytes // shape[0] * rows  # exact: all rows have the same size
+    if len(shape) == 2 and name not in WHOLE:
+        raise UnsupportedError("vllm_shards_unknown", class_name=class_name)
     return size_bytes
 
 
@@ -87,24 +168,26 @@ def _share(size_bytes: int, parts: int, ranks: int, name: str) -> int:
     return size_bytes // ranks
 
 
-def _rotary_bytes(spec: ModelSpec) -> int:
-    """(positions, rotary channels) in the model's dtype, shared by all layers. Source: RotaryEmbedding.cos_sin_cache."""
-    kind = spec.softmax
-    channels = kind.rotary_dim if isinstance(kind, GatedAttention) else kind.head_dim
-    return (spec.context_tokens or 0) * channels * spec.dtype.bits // 8
+def _padded(size_bytes: int, values_bytes: int, size: int, ranks: int, marlin: bool) -> int:
+    """Bytes of experts in MXFP4, over all ranks. size: the width of an expert, and the hidden size, which gpt-oss has equal.
+
+    Hopper's layout pads the inner size of each product to a multiple of 256, Marlin both sizes, with their scales.
+    Source: quantization/mxfp4.py, create_weights (0.10.1.1, 0.11.0); triton_kernels' HopperMXValueLayout.
+    """
+    width, hidden = -(-(size // ranks) // 256) * 256 * ranks, -(-size // 256) * 256
+    if marlin:
+        return size_bytes * width // size * hidden // size // ranks * ranks
+    return (size_bytes - values_bytes + values_bytes * width // size) // ranks * ranks
 
 
-def rounding(tree: Module, weights: Sequence[int]) -> Reserved:
+def rounding(weights: RankWeights) -> Reserved:
     """What "Model loading took" includes beyond the weights: PyTorch's caching allocator rounds each parameter up to a block.
 
-    For packed parameters, which are several tensors, only an upper bound: blocks above 1 MiB are split, so at most 1 MiB is lost.
+    For packed parameters only an upper bound: blocks above 1 MiB are split, so at most 1 MiB is lost.
     """
-    if any(module.packed_bytes is not None for _, module in each_module(tree)):
-        return Reserved(
-            name="rounding", least_bytes=0, most_bytes=MIB * sum(size_bytes > MIB for size_bytes in weights)
-        )
     allocator = Allocator()
-    for size_bytes in weights:
+    for size_bytes in weights.whole:
         allocator.allocate(size_bytes)
-    rest_bytes = allocator.allocated_bytes - sum(weights)
-    return Reserved(name="rounding", least_bytes=rest_bytes, most_bytes=rest_bytes)
+    least = allocator.allocated_bytes - sum(weights.whole)
+    most = least + MIB * sum(size_bytes > MIB for size_bytes in weights.packed)
+    return Reserved(name="rounding", least_bytes=least, most_bytes=most)

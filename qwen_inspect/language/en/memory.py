@@ -99,7 +99,6 @@ TEXT = {
     "cache_engine_other": "How {engine} caches these layers is not modelled here",
     "vllm_cache_format": "vLLM 0.19 has no cache in {found}; it has: auto, {known}",
     "vllm_cache_scheme": "The checkpoint's cache scheme {found} is not one of 8-bit floats, the only one that vLLM 0.19 loads",
-    "vllm_chunks": "vLLM holds what attention in chunks sees by rules of its own, which are not modelled here",
     "vllm_unequal_pages": "The layers' pages have sizes that vLLM 0.19 cannot make equal, so it does not serve this model",
     "vllm_linear_heads": "{keys} key heads and {values} value heads of linear attention cannot be shared evenly by {ranks} ranks",
     "llama_cpp_cache_format": "llama.cpp has no cache in {found}; it has: {known}",

@@ -99,7 +99,6 @@ TEXT = {
     "cache_engine_other": "暂不支持推算 {engine} 如何缓存这些层",
     "vllm_cache_format": "vLLM 0.19 没有 {found} 格式的缓存；可用：auto, {known}",
     "vllm_cache_scheme": "权重文件指定的缓存方案 {found} 不是 8 比特浮点，而 vLLM 0.19 只能加载后者",
-    "vllm_chunks": "vLLM 对分块注意力的缓存另有规则，此处未建模",
     "vllm_unequal_pages": "vLLM 0.19 无法把各层的页统一为同样大小，因此不能部署此模型",
     "vllm_linear_heads": "线性注意力的 {keys} 个 K 头和 {values} 个 V 头无法由 {ranks} 个 rank 均分",
     "llama_cpp_cache_format": "llama.cpp 没有 {found} 格式的缓存；可用：{known}",

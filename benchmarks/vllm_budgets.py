@@ -1,0 +1,134 @@
+"""vLLM's published budgets for its cache, beside what `fit --engine vllm` predicts: a section of reports/accuracy.md."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+from qwen_inspect.fitting.serving import serve
+from qwen_inspect.loaders import gpus
+from qwen_inspect.renderers.blocks import Block, Heading, Items, Paragraph, Table
+from qwen_inspect.results.serving import Serving, VllmReserve
+from qwen_inspect.structure.inspect import inspect
+
+LOGS = Path(__file__).parent / "published" / "vllm_profile.csv"
+GIB = 1 << 30
+HALF = 0.005  # of the last digit of a printed figure, in GiB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """A row of LOGS and its prediction. available: as printed, in GiB; low, high: the predicted range."""
+
+    log: Mapping[str, str]
+    reserve: VllmReserve
+
+    @property
+    def available(self) -> float:
+        """A pipeline's log prints the first rank's budget; its blocks are the last rank's, which has fewer."""
+        if self.log["pp"] != "1":
+            return int(self.log["num_gpu_blocks"]) * self.reserve.block_bytes / GIB
+        return float(self.log["available_gib"])
+
+    @property
+    def low(self) -> float:
+        return self.reserve.least.budget_bytes / GIB
+
+    @property
+    def high(self) -> float:
+        return self.reserve.most.budget_bytes / GIB
+
+    @property
+    def inside(self) -> bool:
+        return self.low - HALF <= self.available <= self.high + HALF
+
+    @property
+    def error(self) -> float:
+        """Of the range's middle, relative to the published figure."""
+        return (self.low + self.high) / 2 / self.available - 1
+
+    @property
+    def width(self) -> float:
+        return (self.high - self.low) / self.available
+
+    def term(self, *names: str) -> float:
+        """The low end of terms together, in GiB."""
+        return sum(term.least_bytes for term in self.reserve.terms if term.name in names) / GIB
+
+    def cells(self) -> list[str]:
+        log = self.log
+        return [
+            log["log"],
+            log["engine_version"],
+            log["gpu"],
+            f"{log['tp']} × {log['pp']}",
+            log["kv_cache_dtype"],
+            log["weights_gib"] or "–",
+            f"{self.term('weights', 'rounding'):.2f}",
+            log["activation_gib"] or "–",
+            f"{self.term('activation'):.2f}",
+            f"{self.available:.2f}",
+            f"{self.low:.2f} to {self.high:.2f}",
+            f"{self.error:+.2%}",
+            f"{self.width:.2%}",
+            log["unexplained"],
+        ]
+
+
+def budgets() -> Iterator[Budget]:
+    with open(LOGS, newline="", encoding="utf-8") as stream:
+        for log in csv.DictReader(stream):
+            yield Budget(log=log, reserve=predicted(log))
+
+
+def predicted(log: Mapping[str, str]) -> VllmReserve:
+    """What `fit --engine vllm` answers for the run of a row."""
+    card = gpus.find(log["gpu"])
+    if log["total_gib"]:
+        card = replace(card, usable_bytes=int(float(log["total_gib"]) * GIB))
+    serving = Serving(
+        engine="vllm",
+        version=log["engine_version"],
+        ranks=int(log["tp"]),
+        pipeline_ranks=int(log["pp"]),
+        cache_format=log["kv_cache_dtype"],
+        context_tokens=int(log["max_model_len"]),
+        utilization=float(log["gpu_memory_utilization"]),
+    )
+    report = inspect(log["model"], source="catalog", dtype=log["dtype"] or None)
+    reserve = serve(report, serving, [card], beyond_limit=True).cards[0].reserve
+    assert isinstance(reserve, VllmReserve)
+    return reserve
+
+
+def blocks() -> list[Block]:
+    rows = list(budgets())
+    inside = [row for row in rows if row.inside]
+    return [
+        Heading("vLLM's budget"),
+        Paragraph(
+            "What vLLM found available for its cache, in GiB, to 0.01 GiB as printed (benchmarks/published/vllm_profile.csv), "
+            "and the range that fit --engine vllm predicts from the card, the version and the options alone. Weights and the "
+            "peak of the profile run are worked out; what lies outside PyTorch is a range of the same logs."
+        ),
+        Table(
+            ["Log", "vLLM", "Card", "TP × PP", "Cache"]
+            + [f"{name}, {kind}" for name in ("Loaded", "Peak") for kind in ("published", "predicted")]
+            + ["Available, published", "Predicted", "Middle", "Width", "Not explained"],
+            [row.cells() for row in rows],
+            "lllllrrrrrrrrl",
+        ),
+        Items(
+            [
+                f"{len(inside)} of {len(rows)} rows lie inside. Median error of the middle: "
+                f"{median(abs(row.error) for row in rows):.2%}; the largest of a row inside: "
+                f"{max(abs(row.error) for row in inside):.2%}. The widest range: {max(row.width for row in rows):.1%}.",
+                "A pipeline's log prints the first rank's weights, peak and budget; its blocks are the last rank's.",
+                "gpt-oss-120b at 0.11 is reckoned with a share of 0.95, which the document's figures add up to, not 0.9.",
+                "Files of other makers stand for their base model with --dtype (fp8, gptq-int4), of the same sizes.",
+            ]
+        ),
+    ]

@@ -1,0 +1,70 @@
+"""What vLLM finds taken of a card outside of PyTorch's allocator, as its logs print it; no source gives these by a formula.
+
+Ranges of the printed figures, widened by half of the last digit. On other cards and unknown versions the ranges are wider.
+"""
+
+from __future__ import annotations
+
+from ...results.serving import Reserved
+from ...units import GIB
+from .releases import Release
+
+SOURCES = (
+    "https://github.com/llm-d-incubation/llm-d-planner/blob/56dc5b76ca535960998bdf9fd4a3077d98fdf60a"
+    "/accuracy/results/v0.19.0/results_raw.csv",
+    "https://github.com/llm-d-incubation/llm-d-planner/blob/e50305af90f0812e77e1827f3bc740fe75b76370"
+    "/docs/empirical-vllm-memory-results.md",
+)
+HOPPER = (9, 0)
+ODD_VOCABULARY = (
+    16  # two logs of vocabularies that it does not divide print 0.21 GiB more, for a reason that is not known
+)
+
+
+def non_torch(
+    release: Release, *, capability: tuple[int, int] | None, ranks: int, pipeline_ranks: int, vocabulary: int
+) -> Reserved:
+    """Modules and stacks of kernels, and NCCL's buffers with several tensor-parallel ranks ("non-torch forward increase").
+
+    Of pipelines the communicator is made before vLLM's first look at the card, and only the rest is counted.
+    """
+    known = release.known and capability in (HOPPER, None)
+    if ranks > 1:
+        least, most = _tensor_parallel(release, capability, ranks)
+    elif pipeline_ranks > 1:
+        least, most = (7, 8) if known else (2, 30)
+    elif release.sampler == "triton":
+        least, most = (24, 27) if known else (10, 35)
+    else:
+        least, most = (13, 14) if known else (2, 20)
+    if release.sampler == "triton" and vocabulary % ODD_VOCABULARY:
+        most += 21 if known else 35
+        least += 19 if known else 0
+    return _range("non_torch", 10 * least - 5, 10 * most + 5)
+
+
+def _tensor_parallel(release: Release, capability: tuple[int, int] | None, ranks: int) -> tuple[int, int]:
+    """In hundredths of a GiB. NCCL's and symmetric memory's buffers of NVLink take most of it, which other cards do not have.
+
+    By logs: 2 and 4 ranks of an H100 (0.19), of an A100 (0.10, where budget, weights and peak leave 0.11 and 0.16).
+    """
+    linked = capability is None or capability[0] in (9, 10)
+    if not linked:
+        return (20, 90) if release.sampler == "triton" else (5, 35)
+    if release.sampler != "triton":
+        return 30, 215
+    most_known = {2: (206, 210), 4: (213, 221)}.get(ranks, (210, 290))
+    return most_known if release.known and capability in (HOPPER, None) else (most_known[0] - 30, most_known[1] + 30)
+
+
+def graphs(release: Release, *, ranks: int, eager: bool) -> Reserved | None:
+    """vLLM's own estimate of its CUDA graphs, which newer versions take off the budget: as 0.19.0 printed it."""
+    if not release.reserves_graphs or eager:
+        return None
+    least, most = (69, 182) if ranks > 1 else (52, 110)
+    return _range("graphs", 10 * least - 5, 10 * most + 5)
+
+
+def _range(name: str, least: int, most: int) -> Reserved:
+    """Of thousandths of a GiB."""
+    return Reserved(name=name, least_bytes=least * GIB // 1000, most_bytes=most * GIB // 1000, sources=SOURCES)

@@ -1,0 +1,144 @@
+"""What vLLM's profile run takes beyond the weights: `max_num_batched_tokens` tokens through the model, then its sampler.
+
+Worked out from vLLM's own model code, layer by layer, as the tensors that are alive at the peak; nothing is fitted. Held against
+published logs in reports/accuracy.md.
+Source: vLLM 0.19.0, v1/worker/gpu_worker.py (determine_available_memory), gpu_model_runner.py (profile_run, _dummy_run,
+_dummy_sampler_run), v1/sample, model_executor/layers; other versions where named.
+"""
+
+from __future__ import annotations
+
+from ...units import MIB
+from ...values import dataclass
+from .encoder import Encoder
+from .releases import Release, Sampler
+from .widths import Widths
+
+# cuBLAS's workspace, which the first product takes and keeps. Source: aten/src/ATen/cuda/CublasHandlePool.cpp, torch 2.10.
+WORKSPACE_BYTES = 8_519_680
+HOPPER_WORKSPACE_BYTES = 32 * MIB
+# torch.compile times each kernel at its first launch, and clears the level 2 cache with a tensor of its size before.
+# Source: torch/_inductor/runtime/benchmarking.py, torch 2.10; sizes: NVIDIA's white papers of each architecture.
+LEVEL_2_MIB = {(8, 0): 40, (8, 6): 6, (8, 9): 96, (9, 0): 50, (10, 0): 126, (10, 3): 126, (12, 0): 128}
+MULTIPROCESSORS = 132  # of a card whose number is not known: an H100's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileRun:
+    """The run's sizes on one rank. tokens: of the step; sequences: sampled at once; context_tokens: of a sequence at most.
+
+    first, last: whether this rank of the pipeline has the embedding, the output layer. experts_whole: whether a rank has whole
+    experts (--enable-expert-parallel). compiled: torch.compile, off with --enforce-eager.
+    """
+
+    tokens: int
+    sequences: int
+    context_tokens: int
+    element_bytes: int
+    ranks: int = 1
+    first: bool = True
+    last: bool = True
+    experts_whole: bool = False
+    compiled: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """What of a card matters to kernels' scratch. None: not known."""
+
+    compute_capability: tuple[int, int] | None
+    multiprocessors: int | None
+
+    @property
+    def workspace_bytes(self) -> int:
+        hopper = self.compute_capability is None or self.compute_capability[0] == 9
+        return HOPPER_WORKSPACE_BYTES if hopper else WORKSPACE_BYTES
+
+    @property
+    def level_2_bytes(self) -> int:
+        return LEVEL_2_MIB.get(self.compute_capability or (9, 0), 50) * MIB
+
+
+def peak_bytes(
+    widths: Widths, run: ProfileRun, release: Release, card: Card, encoder: Encoder | None
+) -> tuple[int, int]:
+    """(least, most) bytes of the peak: the larger of the encoder's, the model's and the sampler's."""
+    kept = card.workspace_bytes + (0 if encoder is None else encoder.kept_bytes)
+    if not run.first:
+        kept += 2 * run.tokens * widths.hidden * run.element_bytes  # hidden states and residual of the rank before
+    experts = expert_bytes(widths, run)
+    ends = [
+        kept + experts + layer_bytes(widths, run) + (card.level_2_bytes if run.compiled else 0),
+        kept + attention_bytes(widths, run),
+    ]
+    if run.last:
+        outputs = (run.tokens + 2 * run.sequences) * widths.hidden * run.element_bytes
+        held = experts if keeps_experts(release) else 0
+        ends.append(kept + held + outputs + sampler_bytes(widths.vocabulary, run, release.sampler, card))
+    if encoder is not None:
+        ends.append(card.workspace_bytes + encoder.peak_bytes)
+    least = max(ends)
+    # Of the only log in float32 another activation is missing here, for a reason that is not known.
+    unknown = run.tokens * widths.down // run.ranks * run.element_bytes if run.element_bytes == 4 else 0
+    return least, least + unknown
+
+
+def layer_bytes(widths: Widths, run: ProfileRun) -> int:
+    """The widest moment of a layer, its MLP: three tensors of the hidden size, the product and the activation.
+
+    The three are the attention's output, which the caller holds, the residual, and the output of o_proj, which the next sum reads
+    again: torch.compile computes the sum twice rather than to keep it. Source: model_executor/models/llama.py, LlamaDecoderLayer;
+    layers/layernorm.py and activation.py with custom_ops "none"; compilation/backends.py, which splits at attention.
+    """
+    mlp = (widths.up + widths.down) // run.ranks
+    return run.tokens * (3 * widths.hidden + mlp) * run.element_bytes
+
+
+def attention_bytes(widths: Widths, run: ProfileRun) -> int:
+    """Attention without its kernel, which the profile run skips: the residual, the product, rotated queries and keys, the output.
+
+    MLA takes what unpacking a context's latents may need: 65,536 tokens at most. Source: layers/attention/mla_attention.py,
+    determine_chunked_prefill_workspace_size and forward of MLACommonImpl without metadata.
+    """
+    columns = 2 * widths.hidden + 3 * widths.attention // run.ranks
+    context = max(min(max(8 * run.context_tokens, 64 * run.sequences), 65_536), 16 * run.sequences)
+    return (run.tokens * columns + context * widths.latent_values // run.ranks) * run.element_bytes
+
+
+def expert_bytes(widths: Widths, run: ProfileRun) -> int:
+    """The two workspaces of routed experts, which hold every token as often as it has experts.
+
+    Source: layers/fused_moe/fused_moe.py, TritonExperts.workspace_shapes; modular_kernel.py, _allocate_buffers.
+    """
+    if (experts := widths.experts) is None:
+        return 0
+    shares = 1 if run.experts_whole else run.ranks
+    up, down = experts.up // shares, experts.down // shares
+    columns = max(down, widths.hidden) + max(up, widths.hidden)
+    return run.tokens * experts.per_token * columns * run.element_bytes
+
+
+def keeps_experts(release: Release) -> bool:
+    """Whether workspaces stay after a layer. Source: v1/worker/workspace.py, from 0.16 on (0.11.0's are freed)."""
+    return release.sampler == "triton" or release.name.startswith("0.16")
+
+
+def sampler_bytes(vocabulary: int, run: ProfileRun, sampler: Sampler, card: Card) -> int:
+    """Logits of every sequence, in float32 too, and what top-k and top-p of them take.
+
+    triton: a row of the vocabulary for each of its programs, probabilities, and random numbers of the same shape. sort: sorted
+    logits and their indices (12 bytes), indices by position (8), and the second buffers of CUB's segmented sort (12).
+    flashinfer: masked logits and probabilities.
+    Source: v1/sample/sampler.py, ops/topk_topp_sampler.py and topk_topp_triton.py; aten/src/ATen/native/cuda/SortStable.cu.
+    """
+    padded = -(-vocabulary // 64) * 64
+    logits = run.sequences * padded * run.element_bytes
+    wide = 0 if run.element_bytes == 4 else 4
+    if sampler == "sort":
+        return logits + run.sequences * vocabulary * (wide + 32)
+    if sampler == "flashinfer":
+        return logits + run.sequences * vocabulary * (wide + 8)
+    multiprocessors = card.multiprocessors or MULTIPROCESSORS
+    programs = min(run.sequences, multiprocessors)
+    rows = min(1 << (programs - 1).bit_length(), multiprocessors)
+    return logits + (run.sequences * (wide + 8) + rows * 4) * vocabulary

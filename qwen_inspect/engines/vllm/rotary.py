@@ -1,0 +1,52 @@
+"""The tables of cosines and sines that vLLM loads beside a model's weights.
+
+Source: vLLM 0.19.0, model_executor/layers/rotary_embedding: base.py (cos_sin_cache, in the model's dtype),
+linear_scaling_rope.py, mrope.py (four times the positions); one for each set of parameters (get_rope's cache).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...results.attention import LayerAttention
+from ...results.model import Report
+from ...spec import GatedAttention
+from .blocks import text_part
+
+WITHOUT = ("gpt2", "opt", "bloom", "mpt", "jamba", "mamba", "mamba2", "falcon_mamba", "nemotron_h", "granitemoehybrid")
+
+
+def rotary_bytes(report: Report) -> tuple[int, ...]:
+    """Bytes of each table: (positions, rotated channels); none for models without rotary embeddings."""
+    config, spec = report.config or {}, report.spec
+    text = text_part(config)
+    kind = str(text.get("model_type"))
+    channels, positions = _channels(report, text), spec.context_tokens
+    if not channels or not positions or kind in WITHOUT:
+        return ()
+    row_bytes = channels * spec.dtype.bits // 8
+    if kind.startswith("gemma3"):  # local attention's table, and the global one's, stretched
+        factor = _scaling(text).get("factor", 1)
+        return positions * row_bytes, int(positions * factor) * row_bytes
+    if "mrope_section" in _scaling(text):
+        positions *= 4
+    return (positions * row_bytes,)
+
+
+def _scaling(text: Mapping[str, Any]) -> Mapping[str, Any]:
+    rope = text.get("rope_parameters") or text.get("rope_scaling")
+    if isinstance(rope, Mapping) and isinstance(rope.get("full_attention"), Mapping):
+        rope = rope["full_attention"]
+    return rope if isinstance(rope, Mapping) else {}
+
+
+def _channels(report: Report, text: Mapping[str, Any]) -> int:
+    """Rotated channels of a head."""
+    if type(latent := text.get("qk_rope_head_dim")) is int:
+        return latent
+    if not report.spec.built and isinstance(report.spec.softmax, GatedAttention):
+        return report.spec.softmax.rotary_dim
+    heads = next((layer.head_dim for layer in report.attention.layers if isinstance(layer, LayerAttention)), 0)
+    share = _scaling(text).get("partial_rotary_factor", text.get("partial_rotary_factor"))
+    return int(heads * share) if isinstance(share, int | float) and 0 < share <= 1 else heads
