@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from ..console import EXIT_CHECK_FAILED
 from ..engines import ENGINES
@@ -16,8 +17,11 @@ from ..options import flag, given, model, output, prediction, values
 if TYPE_CHECKING:
     from ..engines.llama_cpp.logs import Log
     from ..results.fit import Gpu
+    from ..results.llama_cpp import LlamaCppReport
     from ..results.model import Report
-    from ..results.serving import Serving
+    from ..results.serving import Serving, ServingReport
+
+    Answer = TypeVar("Answer", bound=LlamaCppReport | ServingReport)
 
 # Options that only one engine has; all others apply to every engine.
 ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
@@ -31,6 +35,7 @@ ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
 }
 
 LARGEST_LOG_BYTES = 64 << 20
+LARGEST = "largest"  # of --quant
 # Options that a command of --llama-cpp has itself, with their defaults.
 IN_COMMAND: Mapping[str, object] = {
     "context": None,
@@ -111,15 +116,19 @@ def _serve(options: argparse.Namespace, say: Language, engine: str) -> int:
     from ..fitting.serving import serve
 
     serving, cards = _serving(options, engine), _cards(options)
-    report = _inspected(options)
-    if report.ref.source == "ollama" and engine == "llama.cpp":
+
+    def served(report: Report) -> ServingReport:
+        if report.ref.source != "ollama" or engine != "llama.cpp":
+            return serve(report, serving, cards, beyond_limit=options.beyond_limit)
         from dataclasses import replace
 
         from ..engines.llama_cpp.ollama import as_served
 
-        serving, notices = as_served(serving, report, cards[0], os.environ)
+        asked, notices = as_served(serving, report, cards[0], os.environ)
         report = replace(report, notices=(*report.notices, *notices))
-    answer = serve(report, serving, cards, beyond_limit=options.beyond_limit)
+        return serve(report, asked, cards, beyond_limit=options.beyond_limit)
+
+    answer = _answered(options, served)
     output.show(answer, options, say)
     output.say_notices(answer.report, options, say)
     return EXIT_CHECK_FAILED if answer.fits is False else 0
@@ -140,22 +149,39 @@ def _run_llama_cpp(options: argparse.Namespace, say: Language) -> int:
     cards = _cards_together(options)
     log = None if options.log is None else _log(options.log)
     host_bytes = None if options.host_memory is None else options.host_memory[1]
-    report = _inspected(options, options.model or command.model)
     access = model.access_of(options)
-    answer = run_command(report, command, cards, host_bytes=host_bytes, log=log, access=access)
+
+    def ran(report: Report) -> LlamaCppReport:
+        return run_command(report, command, cards, host_bytes=host_bytes, log=log, access=access)
+
+    named = command.model
+    if options.quant == LARGEST:
+        if not cards:
+            raise UsageError("quant_needs_card")
+        named = named and re.sub(r"^(hf:[^:]*):.*", r"\1", named)  # -hf's own quantisation
+    answer = _answered(options, ran, options.model or named)
     output.show(answer, options, say)
     output.say_notices(answer.report, options, say)
     return EXIT_CHECK_FAILED if answer.fits is False or answer.differs else 0
 
 
-def _inspected(options: argparse.Namespace, typed: str | None = None) -> Report:
-    """The model, or `typed`, in the types that llama-quantize gives it with --quant."""
-    report = prediction.inspected(options, typed)
-    if options.quant is None:
-        return report
+def _answered(options: argparse.Namespace, answer: Callable[[Report], Answer], typed: str | None = None) -> Answer:
+    """Of the model, or `typed`, in the types that llama-quantize gives it with --quant; "largest": that fit."""
+    from ..fitting.quantisations import largest_scheme, largest_stored, stored_quantisations
+    from ..loaders.resolve import resolve
     from ..structure.gguf_conversion import as_gguf
 
-    return as_gguf(report, options.quant)
+    try:
+        report = prediction.inspected(options, typed)
+    except UsageError as error:
+        if options.quant != LARGEST or error.message.key != "gguf_several":
+            raise
+        ref = resolve(typed or options.model, source=options.source, revision=options.revision)
+        sizes = stored_quantisations(ref, model.access_of(options))
+        return largest_stored(sizes, lambda name: prediction.inspected(options, name), answer)
+    if options.quant == LARGEST:
+        return largest_scheme(report, answer)
+    return answer(report if options.quant is None else as_gguf(report, options.quant))
 
 
 def _cards_together(options: argparse.Namespace) -> Sequence[Gpu]:

@@ -340,14 +340,9 @@ def choose(names: Iterable[str], ref: ModelRef) -> tuple[str, ...]:
     `ref.file` is a file's name, or a quantisation such as "Q4_K_M". Raises UsageError, with the names, if several match;
     NotFoundError if none matches or parts of a split file are missing.
     """
-    wanted = ref.file
-    models: dict[str, list[str]] = {}
-    for name in sorted(names):
-        match = SPLIT.fullmatch(name)
-        models.setdefault(f"{match['stem']}.gguf" if match else name, []).append(name)
+    wanted, models = ref.file, parts_by_model(names)
     if wanted is None:
-        # mmproj files hold a vision projector, which llama.cpp loads beside a language model.
-        chosen = [name for name in models if not name.rpartition("/")[2].startswith("mmproj")] or list(models)
+        chosen = [name for name in models if not _is_beside(name)] or list(models)
     else:
         chosen = [name for name in models if name == wanted or wanted in models[name]]
         chosen = chosen or [name for name in models if _is_quantisation(name, wanted)]
@@ -362,6 +357,28 @@ def choose(names: Iterable[str], ref: ModelRef) -> tuple[str, ...]:
     if len(parts) != count:
         raise NotFoundError("gguf_parts_missing", file=chosen[0], missing=count - len(parts), parts=count)
     return tuple(parts)
+
+
+def parts_by_model(names: Iterable[str]) -> dict[str, list[str]]:
+    """The files of each model; a split file is called by its name without numbers."""
+    models: dict[str, list[str]] = {}
+    for name in sorted(names):
+        match = SPLIT.fullmatch(name)
+        models.setdefault(f"{match['stem']}.gguf" if match else name, []).append(name)
+    return models
+
+
+def _is_beside(name: str) -> bool:
+    """Whether it is a vision projector, which llama.cpp loads beside a language model."""
+    return name.rpartition("/")[2].startswith("mmproj")
+
+
+def models_by_size(sizes: Mapping[str, int | None]) -> tuple[tuple[str, int], ...]:
+    """The first file and the bytes of each model among GGUF files of these sizes, the smallest first. Matrices are left out."""
+    models = [parts for name, parts in parts_by_model(sizes).items() if not (_is_beside(name) or "imatrix" in name)]
+    return tuple(
+        sorted(((parts[0], sum(sizes[part] or 0 for part in parts)) for parts in models), key=lambda model: model[1])
+    )
 
 
 def _is_quantisation(name: str, wanted: str) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 from ..architectures.gguf_keys import read_hyperparameters
-from ..architectures.gguf_quantisation import quantised
+from ..architectures.gguf_quantisation import SCHEMES, quantised
 from ..architectures.gguf_writing import as_converted
 from ..checkpoint import Checkpoint
 from ..errors import UnsupportedError, UsageError
@@ -17,6 +18,23 @@ from .kept_design import known_architecture
 # Methods whose weights the converter turns back into dense ones. Source: conversion/base.py, ModelBase.dequant_model.
 DEQUANTISED = frozenset({"fp8"})
 KEPT = frozenset({"mxfp4"})  # written as they are
+
+
+def bytes_by_scheme(report: Report) -> tuple[tuple[str, int], ...]:
+    """The quantisations of llama-quantize that the model can have, with the bytes of their tensors, the smallest first.
+
+    Raises UnsupportedError for a model whose conversion is not known here.
+    """
+    config = report.config or {}
+    metadata, tensors = as_converted(config, known_architecture(config), report.spec.dtype, ())
+    hyperparameters, sizes = read_hyperparameters(metadata, tensors), []
+    for scheme in SCHEMES:
+        if scheme == "MXFP4_MOE" and not hyperparameters.experts.count:
+            continue
+        with suppress(UnsupportedError, UsageError):
+            stored = quantised(tensors, scheme, hyperparameters)
+            sizes.append((scheme, sum(tensor.size_bytes for tensor in stored)))
+    return tuple(sorted(sizes, key=lambda named: named[1]))
 
 
 def as_gguf(report: Report, scheme: str) -> Report:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from qwen_inspect.engines.llama_cpp.command import BesideFile, parse_command
 from qwen_inspect.engines.llama_cpp.logs import read_log
 from qwen_inspect.engines.llama_cpp.options import LlamaCppOptions
 
-from ..support.llama_cpp_small import write_small
+from ..support.llama_cpp_files import COMMON, write_header
+from ..support.llama_cpp_small import SMALL, write_small
+from ..support.llama_cpp_towers import write_tower
 from ..support.schema import assert_keeps_to_the_schema
 
 
@@ -24,7 +27,8 @@ def test_a_command_is_read_as_llama_cpp_reads_it() -> None:
     command = parse_command(
         'CUDA_VISIBLE_DEVICES="0,1" ./build/bin/llama-server.exe --model /m/a.gguf --ctx-size=32768 -b 4096 -ub 1024 \\\n'
         "-ngl 99 -ctk q8_0 --cache-type-v q8_0 -fa on -np 2 -kvu --swa-full -nkvo -ts 3,1 -sm layer --n-cpu-moe 2 "
-        "-ot 'blk\\.9\\.=CUDA1,exps=CPU' --no-mmap -t 16 --frobnicate 7 --mlock --mmproj p.gguf --temp 0.6 -lv 4 -fit off --no-display-prompt"
+        "-ot 'blk\\.9\\.=CUDA1,exps=CPU' --no-mmap -t 16 --frobnicate 7 --mlock --mmproj p.gguf --temp 0.6 "
+        "-lv 4 -fit off --no-display-prompt"
     )
     assert command.options == LlamaCppOptions(
         program="llama-server",
@@ -251,3 +255,38 @@ def test_a_draft_of_a_hub_is_named_as_such() -> None:
     command = parse_command("llama-server -hf ggml-org/Qwen3-8B-GGUF -hfd ggml-org/Qwen3-0.6B-GGUF:Q8_0 -mmdev none")
     assert command.beside == (BesideFile(kind="draft", option="-hfd", path="hf:ggml-org/Qwen3-0.6B-GGUF:Q8_0"),)
     assert (command.projector_on_card, command.ignored) == (False, ())
+
+
+def test_the_largest_quantisation_fits_and_the_next_does_not(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of llama-quantize's, with a configuration alone: both are asked for again by name."""
+    asked = ("catalog:Qwen/Qwen3-0.6B", "--llama-cpp", "llama-server -c 4096", "--memory", "2100MiB")
+    assert main(["fit", "--lang", "en", "--format", "json", *asked, "--quant", "largest"]) == 0
+    form = r"(\w+) \(([\d,]+) bytes\) is the largest of \d+ quantisations that fits; (\w+) \("
+    match = re.search(form, capsys.readouterr().err)
+    assert match is not None
+    fitting, size, further = match.groups()
+    for scheme, fits in ((fitting, True), (further, None)):
+        main(["fit", "--lang", "en", "--format", "json", *asked, "--quant", scheme])
+        shown = capsys.readouterr()
+        assert json.loads(shown.out)["fits"] is fits
+        assert scheme != fitting or size in shown.err
+
+
+def test_the_largest_file_of_a_folder_that_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three files of one model; the projector beside them is none. With too little memory the smallest is shown."""
+    layers, keys, tensors = SMALL["llama"]
+    for kind in ("Q4_0", "Q8_0", "F16"):
+        stored = [(name, shape, kind if old == "F16" else old) for name, shape, old in tensors()]
+        write_header(tmp_path / f"m-{kind}.gguf", "llama", {**COMMON, "block_count": layers, **keys}, stored)
+    write_tower(tmp_path / "mmproj-m.gguf", "gemma3")
+    _, whole = answer(capsys, "--llama-cpp", f"llama-server -c 512 -m {tmp_path}/m-F16.gguf", "--memory", "2GiB")
+    less = f"{(whole['devices'][0]['required_bytes'] + 2**30) // 2**20}MiB"
+    for memory, name, fits in (("1200MiB", "F16", True), (less, "Q8_0", True), ("10MiB", "Q4_0", None)):
+        command = (str(tmp_path), "--llama-cpp", "llama-server -c 512", "--quant", "largest", "--memory", memory)
+        main(["fit", "--lang", "en", "--format", "json", *command])
+        shown = capsys.readouterr()
+        assert f"m-{name}.gguf" in shown.err, memory
+        assert json.loads(shown.out)["fits"] is fits
+    single = (str(tmp_path / "m-F16.gguf"), "--llama-cpp", "llama-server", "--quant", "largest")
+    assert main(["fit", *single, "--memory", "1GiB"]) == 2
+    assert main(["fit", *single]) == 2

@@ -52,7 +52,7 @@ def write_header(path: Path, architecture: str, keys: Mapping[str, Any], tensors
         elements, size_bytes = gguf.GGML_QUANT_SIZES[Type[kind]]
         bytes_ = int(numpy.prod(shape)) // elements * size_bytes
         dtype = numpy.dtype(numpy.float32 if kind == "F32" else numpy.float16)
-        made.add_tensor_info(name, tuple(reversed(shape)), dtype, bytes_)
+        made.add_tensor_info(name, tuple(reversed(shape)), dtype, bytes_, raw_dtype=Type[kind])
         total = -(-total // 32) * 32 + bytes_
     made.write_header_to_file()
     made.write_kv_data_to_file()

@@ -216,6 +216,7 @@ TEXT = {
     "assume_llama_cpp_build": "Buffers are those of llama.cpp {build} with CUDA, as its sources allocate them; 24 published logs agree, and no run of ours on a card has checked it; --fit, which changes a command that does not fit, is left out.",
     "assume_llama_cpp_margin": "A card fits if 1,024 MiB stay free, llama.cpp's own --fit-target: the CUDA context and the kernels' memory are not among the buffers.",
     "assume_llama_cpp_no_graph": "The graph of this architecture, or of -sm row, is not modelled here: of its compute buffers only a lower bound is known.",
+    "quant_needs_card": "--quant largest needs a card: --gpu or --memory",
     "llama_cpp_ignored": "Not known here and left out: {options}",
     "llama_cpp_beside": "{option}: of this file the weights are counted, not what it computes with; what fits is not certain then",
     "llama_cpp_projector": "{option}: its weights are counted; the graph of this tower in this build is not modelled, so that its compute buffer and what fits are not certain",

@@ -61,7 +61,7 @@ TEXT = {
     "help_weights": "every stored tensor",
     "help_params": "theory, transformers and files compared",
     "help_attention": "attention kind, head mapping, shapes, KV cache",
-    "help_quant": "llama.cpp: the weights as llama-quantize would store them, such as Q4_K_M, of a model whose files are not GGUF",
+    "help_quant": "llama.cpp: the weights as llama-quantize would store them, such as Q4_K_M, of a model whose files are not GGUF; largest: the largest quantisation that fits, of the model or among its GGUF files",
     "help_models": "the models of the built-in catalog",
     "help_model": "directory, config.json, .safetensors or .gguf file, ORG/NAME, or hf:, ms:, catalog:, ollama:, lmstudio: and a name (default: {default})",
     "help_format": "output format (default: table)",

@@ -216,6 +216,7 @@ TEXT = {
     "assume_llama_cpp_build": "缓冲区按 llama.cpp {build}（CUDA）的源码推算，与 24 份公开日志一致，未在我们自己的显卡上核对；不考虑 --fit 对放不下的命令所作的改动。",
     "assume_llama_cpp_margin": "显卡留有 1,024 MiB 空闲才算够用，与 llama.cpp 的 --fit-target 相同：CUDA 上下文与 kernel 所用显存不在上述缓冲区之内。",
     "assume_llama_cpp_no_graph": "此处没有该架构（或 -sm row）的计算图：其计算缓冲区只知下限。",
+    "quant_needs_card": "--quant largest 需要显卡：--gpu 或 --memory",
     "llama_cpp_ignored": "不认识、未计入的选项：{options}",
     "llama_cpp_beside": "{option}：只计入该文件的权重，未计其计算缓冲区，因此能否放下不确定",
     "llama_cpp_projector": "{option}：已计入权重；此处没有该塔在此版本中的计算图，因此其计算缓冲区和能否放下都不确定",

@@ -61,7 +61,7 @@ TEXT = {
     "help_weights": "列出存储的每个张量",
     "help_params": "理论、transformers 与文件三方核对参数量",
     "help_attention": "注意力类型、头映射、维度推导、KV 缓存",
-    "help_quant": "llama.cpp：对没有 GGUF 文件的模型，按 llama-quantize 的存储方式计算权重，例如 Q4_K_M",
+    "help_quant": "llama.cpp：对没有 GGUF 文件的模型，按 llama-quantize 的存储方式计算权重，例如 Q4_K_M；largest：能放下的最大量化，取自模型或其 GGUF 文件",
     "help_models": "内置模型清单中的模型",
     "help_model": "目录、config.json、.safetensors 或 .gguf 文件、ORG/NAME，或带 hf:、ms:、catalog:、ollama:、lmstudio: 前缀的名称（默认 {default}）",
     "help_format": "输出格式（默认 table）",
