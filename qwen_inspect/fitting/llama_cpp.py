@@ -55,8 +55,14 @@ def run_command(
     room = [card.room_bytes for card in cards]
     drafts = [model_of(file.path, access) for file in command.beside if file.kind == "draft"]
     draft_model = next((draft for draft in drafts if draft is not None), None)
-    plan = Plan(model, options, room, build, draft_model=draft_model)
-    further = [file for file in command.beside if file.kind != "draft" or draft_model is None]
+    adapters = {file.path: model_of(file.path, access) for file in command.beside if file.kind == "adapter"}
+    known_adapters = [adapter for adapter in adapters.values() if adapter is not None]
+    plan = Plan(model, options, room, build, draft_model=draft_model, adapters=known_adapters)
+    further = [
+        file
+        for file in command.beside
+        if (file.kind != "draft" or draft_model is None) and adapters.get(file.path) is None
+    ]
     files = [buffers_beside(command, file, plan.cards, build, access) for file in further]
     beside_files = tuple(buffer for file_buffers, _ in files for buffer in file_buffers)
     buffers = plan.buffers() if known else _over_builds(plan, _candidates(log))
@@ -173,6 +179,8 @@ def _assumptions(plan: Plan, buffers: Sequence[Buffer]) -> Iterator[Message]:
     yield Message("assume_llama_cpp_build", build=plan.build.name)
     if plan.drafts:
         yield Message("llama_cpp_draft_sampling")
+    if plan.adapters:
+        yield Message("llama_cpp_adapters")
     yield Message("assume_llama_cpp_margin")
     if any(one.kind == "compute" and one.size_bytes is None and one.most_bytes is None for one in buffers):
         yield Message("assume_llama_cpp_no_graph")

@@ -132,6 +132,39 @@ def printed_by_llama_cpp(path: Path, contexts: Sequence[Mapping[str, int]], *, p
     return texts
 
 
+class Batch(ctypes.Structure):
+    _fields_ = (
+        ("n_tokens", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in ("token", "embd", "pos", "n_seq_id", "seq_id", "logits")),
+    )
+
+
+def printed_with_adapter(path: Path, adapter: Path, fields: Mapping[str, int]) -> str:
+    """What the library prints while it loads an adapter, and reserves for its first use: a token, really computed."""
+    library, lines, _ = _library()
+    library.llama_batch_get_one.restype = Batch
+    library.llama_decode.argtypes = [ctypes.c_void_p, Batch]
+    library.llama_adapter_lora_init.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    library.llama_adapter_lora_init.restype = ctypes.c_void_p
+    library.llama_set_adapters_lora.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+    parameters = library.llama_model_default_params()
+    model = library.llama_model_load_from_file(str(path).encode(), parameters)
+    context_parameters = library.llama_context_default_params()
+    for name, value in fields.items():
+        setattr(context_parameters, name, value)
+    context = library.llama_init_from_model(model, context_parameters)
+    lines.clear()
+    loaded = library.llama_adapter_lora_init(model, str(adapter).encode())
+    assert loaded, "".join(lines)[-500:]
+    pointers, scales = (ctypes.c_void_p * 1)(loaded), (ctypes.c_float * 1)(1.0)
+    library.llama_set_adapters_lora(context, pointers, 1, scales)
+    tokens = (ctypes.c_int32 * 1)(1)
+    assert library.llama_decode(context, library.llama_batch_get_one(tokens, 1)) == 0
+    library.llama_free(context)
+    library.llama_model_free(model)
+    return "".join(lines)
+
+
 def printed_by_towers(path: Path, **fields: int) -> str:
     """What the library prints while it loads a file of --mmproj and warms it up. fields: of ProjectorParameters."""
     library, lines, callback = _library()
@@ -153,6 +186,7 @@ def printed_by_towers(path: Path, **fields: int) -> str:
 def printed_sizes(text: str, kind: str) -> list[str]:
     """The sizes of the printed buffers, or of each cache, in MiB."""
     pattern = {
+        "adapter": r"LoRA buffer size = +([\d.]+)",
         "compute": r"compute buffer size = +([\d.]+)",
         "cache": r"llama_kv_cache: size = +([\d.]+)",
         "state": r"llama_memory_recurrent: size = +([\d.]+)",

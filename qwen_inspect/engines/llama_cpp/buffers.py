@@ -69,7 +69,8 @@ def flash_attention_is_possible(read: GgufHyperparameters) -> bool:
 class Plan:
     """A model under a command of llama.cpp, on cards with `card_bytes` free each.
 
-    draft_model: of -md. predicts: it is the context that drafts with the model's own layers for multi-token prediction.
+    draft_model: of -md. predicts: it is the context that drafts with the model's own layers for multi-token prediction. adapters:
+    of --lora.
     """
 
     def __init__(
@@ -81,8 +82,9 @@ class Plan:
         *,
         draft_model: GgufModel | None = None,
         predicts: bool = False,
+        adapters: Sequence[GgufModel] = (),
     ) -> None:
-        self.model, self.options, self.build = model, options, build
+        self.model, self.options, self.build, self.adapters = model, options, build, adapters
         self.draft_model, self.predicts = draft_model, predicts
         self.read = model.hyperparameters
         for name in (options.key_type, options.value_type):
@@ -119,12 +121,20 @@ class Plan:
         """The same with other options."""
         changed = replace(self.options, **options)
         return Plan(
-            self.model, changed, self.card_bytes, self.build, draft_model=self.draft_model, predicts=self.predicts
+            self.model,
+            changed,
+            self.card_bytes,
+            self.build,
+            draft_model=self.draft_model,
+            predicts=self.predicts,
+            adapters=self.adapters,
         )
 
     def built(self, build: Build) -> Plan:
         """The same of another build."""
-        return Plan(self.model, self.options, self.card_bytes, build, draft_model=self.draft_model)
+        return Plan(
+            self.model, self.options, self.card_bytes, build, draft_model=self.draft_model, adapters=self.adapters
+        )
 
     @property
     def drafts(self) -> tuple[Plan, ...]:
@@ -164,7 +174,7 @@ class Plan:
         return known and self.options.split_mode != "row"
 
     def buffers(self) -> tuple[Buffer, ...]:
-        own = (*self.weights(), *self.cache(), *self.states(), *self.compute(), self.output())
+        own = (*self.weights(), *self.lora(), *self.cache(), *self.states(), *self.compute(), self.output())
         return (*own, *self._drafting(lambda plan: plan.buffers()))
 
     def _drafting(self, buffers: Callable[[Plan], Sequence[Buffer]]) -> Iterator[Buffer]:
@@ -173,7 +183,7 @@ class Plan:
 
     def stored(self) -> tuple[Buffer, ...]:
         """All but compute buffers, which take time to know."""
-        own = (*self.weights(), *self.cache(), *self.states(), self.output())
+        own = (*self.weights(), *self.lora(), *self.cache(), *self.states(), self.output())
         return (*own, *self._drafting(lambda plan: plan.stored()))
 
     def weights(self) -> Iterator[Buffer]:
@@ -225,6 +235,22 @@ class Plan:
             at = aligned(at + tensor.size_bytes, alignment)
         return (last - first for first, last in ends.values())
 
+    def lora(self) -> Iterator[Buffer]:
+        """Each adapter's tensors, with the weights that they change. Source: llama_adapter_lora_init_impl."""
+        for adapter in self.adapters:
+            totals: dict[str, int] = defaultdict(int)
+            for tensor in adapter.tensors:
+                weight = tensor.name.removesuffix(".lora_a").removesuffix(".lora_b")
+                if weight == tensor.name:
+                    continue
+                device = self.placement.tensors.get(weight)
+                if device is None:
+                    raise UsageError("llama_cpp_adapter", name=weight)
+                size_bytes = tensor.size_bytes if device == HOST else _card_bytes(tensor)
+                totals[device] += aligned(size_bytes, HOST_ALIGNMENT if device == HOST else ALIGNMENT)
+            for device, size_bytes in totals.items():
+                yield Buffer(kind="adapter", device=device, size_bytes=size_bytes)
+
     def cache(self) -> Iterator[Buffer]:
         return self._cells.cache()
 
@@ -250,7 +276,10 @@ class Plan:
         return Buffer(kind="output", device=device, size_bytes=rows * F32.block_bytes if rows else None)
 
     def compute(self) -> tuple[Buffer, ...]:
-        """By device; of an architecture whose graph is not known here, at least the output layer's."""
+        """By device; of an architecture whose graph is not known here, at least the output layer's.
+
+        With adapters they are those of their first use, for which llama.cpp reserves them again.
+        """
         found = self._compute_bytes() if self.graph_is_known else None
         if found is None:
             least = self.sizes.outputs * ((self.read.vocabulary or 0) + self.read.embedding) * F32.block_bytes
@@ -294,7 +323,8 @@ class Plan:
             placed |= {f"layer.{layer}": device for layer, device in enumerate(self.placement.layers)}
         try:
             decoder = Prediction if self.predicts else Decoder
-            graph = decoder(self.read, self.model.metadata, self.model.by_name, placed, batch).build()
+            adapters = [adapter.by_name for adapter in self.adapters]
+            graph = decoder(self.read, self.model.metadata, self.model.by_name, placed, batch, adapters).build()
         except UnsupportedError:
             return None
         pipeline = (

@@ -5,7 +5,7 @@ Source: llama.cpp b11549, src/llama-graph.cpp (build_norm, build_lora_mm).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...architectures.gguf_hparams import GgufHyperparameters
@@ -17,7 +17,10 @@ from .tensors import Graph, Node, Type, leaf, like, matmul, stored
 
 
 class Parts:
-    """placed: the device of each tensor of the file, "cache.N" of each layer's cache, and "layer.N" where norms are pinned."""
+    """placed: the device of each tensor of the file, "cache.N" of each layer's cache, and "layer.N" where norms are pinned.
+
+    adapters: each one's tensors by name, those of LoRA.
+    """
 
     def __init__(
         self,
@@ -26,7 +29,9 @@ class Parts:
         tensors: Mapping[str, Tensor],
         placed: Mapping[str, str],
         batch: Batch,
+        adapters: Sequence[Mapping[str, Tensor]] = (),
     ) -> None:
+        self._adapters = adapters
         self._read = hyperparameters
         self._metadata = metadata
         self._tensors = tensors
@@ -49,10 +54,17 @@ class Parts:
             return None
         key = place or name
         if key not in self._weights:
-            self._weights[key] = stored(
-                type_of(self._tensors[name]), self._tensors[name].shape[::-1], self._placed[key], weight=True
+            weight = self._stored(self._tensors[name], key)
+            weight.adapters = tuple(
+                (self._stored(adapter[f"{name}.lora_a"], key), self._stored(adapter[f"{name}.lora_b"], key))
+                for adapter in self._adapters
+                if f"{name}.lora_a" in adapter and f"{name}.lora_b" in adapter
             )
+            self._weights[key] = weight
         return self._weights[key]
+
+    def _stored(self, tensor: Tensor, place: str) -> Node:
+        return stored(type_of(tensor), tensor.shape[::-1], self._placed[place], weight=True)
 
     def _has(self, name: str) -> bool:
         """Whether the file has a norm of that name; a few are stored without the ending."""

@@ -47,7 +47,7 @@ Shape = tuple[int, int, int, int]
 class Node:
     """A tensor of a graph. device: where a weight or a cache lies, None for what is computed.
 
-    pinned: the device that computes it whatever the scheduler would choose.
+    pinned: the device that computes it whatever the scheduler would choose. adapters: of LoRA, A and B for this weight.
     """
 
     op: str
@@ -62,6 +62,7 @@ class Node:
     weight: bool = False
     offset: int = 0
     pinned: str | None = None
+    adapters: tuple[tuple[Node, Node], ...] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -138,13 +139,29 @@ def like(op: str, first: Node, *others: Node) -> Node:
 
 
 def matmul(weights: Node, inputs: Node) -> Node:
+    """With what the weight's adapters add. Source: build_lora_mm."""
+    result = _product(weights, inputs)
+    for first, second in weights.adapters:
+        result = like("ADD", result, like("SCALE", _product(second, _product(first, inputs))))
+    return result
+
+
+def _product(weights: Node, inputs: Node) -> Node:
     if weights.shape[0] != inputs.shape[0]:
         raise UnsupportedError("llama_cpp_shapes", found=str(inputs.shape), expected=str(weights.shape[:1]))
     return new("MUL_MAT", (weights.shape[1], inputs.shape[1], inputs.shape[2], inputs.shape[3]), weights, inputs)
 
 
 def matmul_chosen(weights: Node, inputs: Node, chosen: Node) -> Node:
-    """A matrix for each row of `inputs` by the experts chosen. Source: ggml_mul_mat_id."""
+    """A matrix for each row of `inputs` by the experts chosen, with adapters. Source: ggml_mul_mat_id, build_lora_mm_id."""
+    result = _product_chosen(weights, inputs, chosen)
+    for first, second in weights.adapters:
+        added = _product_chosen(second, _product_chosen(first, inputs, chosen), chosen)
+        result = like("ADD", result, like("SCALE", added))
+    return result
+
+
+def _product_chosen(weights: Node, inputs: Node, chosen: Node) -> Node:
     return new("MUL_MAT_ID", (weights.shape[1], chosen.shape[0], inputs.shape[2], 1), weights, inputs, chosen)
 
 

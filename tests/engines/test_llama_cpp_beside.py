@@ -1,9 +1,10 @@
-"""The towers of --mmproj: against the library itself, and what a command with one answers."""
+"""The files beside a model, towers of --mmproj and LoRA adapters: against the library itself, and what a command answers."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import gguf
@@ -11,12 +12,15 @@ import pytest
 
 from qwen_inspect.checkpoint import DType, Tensor
 from qwen_inspect.cli import main
+from qwen_inspect.engines.llama_cpp.buffers import GgufModel, Plan
 from qwen_inspect.engines.llama_cpp.builds import BUILDS
+from qwen_inspect.engines.llama_cpp.options import LlamaCppOptions
 from qwen_inspect.engines.llama_cpp.vision import PROJECTORS, Tower, towers
 from qwen_inspect.engines.llama_cpp.vision_graphs import GRAPHS, tower_compute_bytes
 from qwen_inspect.errors import UnsupportedError
 
-from ..support.llama_cpp import library_path, printed_by_towers, printed_sizes
+from ..support.llama_cpp import library_path, printed_by_towers, printed_sizes, printed_with_adapter
+from ..support.llama_cpp_files import Tensors, write_header
 from ..support.llama_cpp_small import write_small
 from ..support.llama_cpp_towers import TOWERS, published_tower, write_tower
 from .test_llama_cpp import read
@@ -104,3 +108,50 @@ def test_a_command_with_a_tower(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main((*arguments, f"{command} --no-mmproj-offload")) == 0
     buffers = json.loads(capsys.readouterr().out)["buffers"]
     assert {one["device"] for one in buffers if "projector" in (one["name"], one["context"])} == {"CPU"}
+
+
+# --- LoRA ----------------------------------------------------------------------------------------------------------
+
+RANK = 16
+
+
+def write_adapter(path: Path, architecture: str, model: GgufModel) -> Path:
+    """For attention and the feed-forward blocks, experts each with their own."""
+    tensors: Tensors = []
+    for tensor in model.tensors:
+        width, *rest = tensor.shape[::-1]
+        changed = re.search(r"\.(attn_(q|k|v|output)|ffn_(up|gate|down)(_exps)?)\.weight", tensor.name)
+        if changed is not None and rest:
+            tensors.append((f"{tensor.name}.lora_a", (width, RANK, *rest[1:]), "F32"))
+            tensors.append((f"{tensor.name}.lora_b", (RANK, *rest), "F32"))
+    keys = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 32.0}
+    return write_header(path, architecture, keys, tensors)
+
+
+@LIBRARY
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "qwen3moe"])
+def test_an_adapter_takes_what_llama_cpp_prints(tmp_path: Path, architecture: str) -> None:
+    """Its buffer, and the compute buffer that is reserved again for its first use."""
+    path = write_small(tmp_path / "model.gguf", architecture)
+    adapter = write_adapter(tmp_path / "adapter.gguf", architecture, read(path))
+    fields = {"n_ctx": 512, "flash_attn_type": 1, "n_outputs_max": 1, "swa_full": 0}
+    printed = printed_with_adapter(path, adapter, fields)
+    options = LlamaCppOptions(context_tokens=512, sequences=1)
+    buffers = Plan(read(path), options, [], BUILD, adapters=[read(adapter)]).buffers()
+    for kind in ("adapter", "compute"):
+        assert [mib(one.size_bytes or 0) for one in buffers if one.kind == kind] == printed_sizes(printed, kind)
+
+
+def test_an_adapter_lies_with_the_weights_that_it_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_small(tmp_path / "model.gguf", "llama")
+    adapter = write_adapter(tmp_path / "adapter.gguf", "llama", read(path))
+    command = f"llama-server -m {path} -c 512 -ngl 99 --lora {adapter} -ot ffn_down=CPU"
+    asked = ("fit", "--lang", "en", "--format", "json", "--gpu", "RTX 4090")
+    assert main((*asked, "--llama-cpp", command)) == 0
+    buffers = json.loads(capsys.readouterr().out)["buffers"]
+    sizes = {one["device"]: one["bytes"] for one in buffers if one["name"] == "adapter"}
+    down = 3 * 4 * RANK * (704 + 256)  # of three layers
+    assert sizes == {"CPU": down, "CUDA0": 3 * 4 * RANK * (4 * 256 + 2 * 256 + 2 * 128 + 2 * (256 + 704))}
+    other = write_adapter(tmp_path / "other.gguf", "gemma3", read(write_small(tmp_path / "g.gguf", "gemma3")))
+    assert main((*asked, "--llama-cpp", f"llama-server -m {path} -c 512 --lora {other}")) == 2
+    assert "blk.3" in capsys.readouterr().err
