@@ -19,7 +19,6 @@ LAYER = re.compile(r".*?\.[^.]*\.(\d+)\.")
 # Options that add or change tensors in ways not modelled here.
 UNKNOWN_OPTIONS = (
     "layer_replication",
-    "target_parameters",
     "trainable_token_indices",
     "use_qalora",
     "use_bdlora",
@@ -50,6 +49,7 @@ def read_lora(config: Mapping[str, Any]) -> Lora:
     copied = tuple(_names(config, "modules_to_save"))
     return Lora(
         takes=_target_test(config, copied),
+        takes_parameter=_ending_in(_names(config, "target_parameters")),
         copies=lambda module: bool(copied) and module.endswith(copied),
         rank_of=_value_of(ranks, rank),
         alpha_of=_value_of(_by_pattern(config, "alpha_pattern"), alpha),
@@ -58,11 +58,6 @@ def read_lora(config: Mapping[str, Any]) -> Lora:
         matrix_bias=flag(config, "lora_bias", default=False),
         rank_stabilised=flag(config, "use_rslora", default=False),
     )
-
-
-def lora_of(rank: int, modules: Sequence[str]) -> Lora:
-    """PEFT's plain LoRA of rank `rank` on the modules whose names end in one of `modules`."""
-    return read_lora({"peft_type": "LORA", "r": rank, "target_modules": list(modules)})
 
 
 def _names(config: Mapping[str, Any], key: str) -> list[str]:
@@ -94,7 +89,7 @@ def _target_test(config: Mapping[str, Any], copied: tuple[str, ...]) -> Callable
     """A test for `target_modules`: a pattern matches a module's whole name, a listed name its end."""
     excluded = _named(config, "exclude_modules")
     named = _named(config, "target_modules")
-    if config.get("target_modules") is None:
+    if config.get("target_modules") is None and not config.get("target_parameters"):
         raise MalformedError("adapter_names", key="target_modules", found="null")
     layers = config.get("layers_to_transform")
     by_layer = _layer_test(config, layers) if layers not in (None, []) else None
@@ -115,9 +110,12 @@ def _named(config: Mapping[str, Any], key: str) -> Callable[[str], bool]:
         if value == "all-linear":
             raise UnsupportedError("adapter_option", key=key, found=value)  # PEFT saves the resolved names instead
         return fullmatch(value)
-    names = _names(config, key)
+    return _ending_in(_names(config, key))
+
+
+def _ending_in(names: Sequence[str]) -> Callable[[str], bool]:
     whole, ends = frozenset(names), tuple(f".{name}" for name in names)
-    return lambda module: module in whole or (bool(ends) and module.endswith(ends))
+    return lambda name: name in whole or (bool(ends) and name.endswith(ends))
 
 
 def _layer_test(config: Mapping[str, Any], layers: object) -> Callable[[str], bool]:

@@ -50,6 +50,13 @@ def search(pattern: str) -> Callable[[str], bool]:
     return lru_cache(maxsize=1 << 17)(lambda name: first(name) is not None)
 
 
+def selects(wanted: str, unwanted: str) -> Callable[[str], bool]:
+    """A test for names in which `wanted` is found and `unwanted`, if there is one, is not."""
+    is_wanted = search(wanted)
+    is_unwanted = search(unwanted) if unwanted else lambda _: False
+    return lambda name: is_wanted(name) and not is_unwanted(name)
+
+
 def first_match(
     patterns: Iterable[str], *, before: Node | None = None, after: Node | None = None
 ) -> Callable[[str], int | None]:

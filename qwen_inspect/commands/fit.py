@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
     "transformers": (
         *("mode", "new_tokens", "attention", "cache", "load", "padded"),
-        *("optimizer", "checkpointing", "trained", "lora", "lora_targets", "accumulate", "autocast"),
+        *("optimizer", "checkpointing", "trained", "freeze", "accumulate", "autocast"),
+        *("lora", "lora_targets", "lora_parameters", "modules_to_save", "dora", "rslora"),
         *("loop", "keep_gradients", "keep_logits", "clip", "transformers"),
     ),
     "vllm": ("utilization", "kv_budget", "tp", "max_num_batched_tokens", "enable_prefix_caching"),

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..architectures.patterns import search
+from ..architectures.patterns import selects
 from ..errors import UnsupportedError, UsageError
 from ..language import Message
 from ..predicting.course import measured_course
@@ -26,7 +26,7 @@ from ..progress import stage
 from ..results.measurement import Measurement, Reading
 from ..results.memory import Alive, Footprint, Moment, Run
 from ..results.timeline import Allocate, Timeline
-from ..tracing.adapting import Adapters, adapt, checkpoint, is_matrix
+from ..tracing.adapting import adapt, adapters_of, checkpoint, is_added
 from ..tracing.autocast import autocast, scaler_of
 from ..tracing.cached import CACHE_NAMES, is_state, tensors_of
 from ..tracing.optimizers import optimizer_of
@@ -102,7 +102,7 @@ def measure(
     """
     device, indices = next(model.parameters()).device, devices_of(model)
     weights, buffers = _storage_bytes(model.parameters()), _storage_bytes(model.buffers())
-    adapters = _storage_bytes(tensor for name, tensor in model.named_parameters() if is_matrix(name))
+    adapters = _storage_bytes(tensor for name, tensor in model.named_parameters() if is_added(name))
     if indices:
         history = timeline is not None and len(indices) == 1
         recorder: Recorder = CudaRecorder(indices, steps=run.new_tokens - 1, history=history, snapshot=snapshot)
@@ -324,12 +324,13 @@ def make_ready(model: Any, run: Run) -> None:
         return
     if run.checkpointing:
         checkpoint(model)
-    if run.lora_rank is not None:
+    if (adapters := adapters_of(run)) is not None:
         with _silent():
-            adapt(model, Adapters(rank=run.lora_rank, targets=run.lora_targets))
+            adapt(model, adapters)
         return
+    is_trained = selects(run.trained, run.frozen)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(search(run.trained)(name))
+        parameter.requires_grad_(is_trained(name))
 
 
 def _train(model: Any, run: Run, recorder: Recorder, device: Any) -> object:

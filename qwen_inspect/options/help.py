@@ -37,7 +37,8 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "options_media": ("--image", "--video", "--min-pixels", "--max-pixels", "--total-pixels", "--fps"),
     "options_card": ("--gpu", "--memory", "--beyond-limit"),
     "options_training": (
-        *("--lora", "--lora-targets", "--trained", "--optimizer", "--accumulate", "--no-checkpointing"),
+        *("--lora", "--lora-targets", "--lora-parameters", "--modules-to-save", "--dora", "--rslora"),
+        *("--trained", "--freeze", "--optimizer", "--accumulate", "--no-checkpointing"),
         *("--loop", "--no-keep-gradients", "--no-keep-logits", "--no-clip"),
     ),
     "options_engine": (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..console import complain
 from ..errors import UsageError
 from ..language import Language
-from . import model
+from . import given, model
 from .values import number_format, positive, tokens
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ OPTIMIZERS = (
     *("sgd", "sgd_momentum", "adafactor", "lion", "lion_8bit", "muon", "none"),
 )
 
+OF_LORA = ("lora_targets", "lora_parameters", "modules_to_save", "dora", "rslora")
+
 
 def declare(command: argparse.ArgumentParser, say: Language) -> None:
     """All options that `run_of` reads, except --gpu, which `memory` declares differently."""
@@ -55,7 +57,12 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     add("--checkpointing", action=argparse.BooleanOptionalAction, help=say("help_checkpointing"))
     add("--trained", default="", metavar="REGEX", help=say("help_trained"))
     add("--lora", type=positive(say), metavar="RANK", help=say("help_lora"))
+    add("--freeze", default="", metavar="REGEX", help=say("help_freeze"))
     add("--lora-targets", metavar="NAMES", help=say("help_lora_targets"))
+    add("--lora-parameters", metavar="NAMES", help=say("help_lora_parameters"))
+    add("--modules-to-save", metavar="NAMES", help=say("help_modules_to_save"))
+    add("--dora", action="store_true", help=say("help_dora"))
+    add("--rslora", action="store_true", help=say("help_rslora"))
     add("--accumulate", type=positive(say), default=1, metavar="N", help=say("help_accumulate"))
     add("--cache-dtype", type=number_format, default="auto", metavar="FORMAT", help=say("help_cache_dtype"))
     add("--cache", choices=("dynamic", "static"), default="dynamic", help=say("help_cache"))
@@ -110,9 +117,9 @@ def run_of(options: argparse.Namespace, *, gpu: str | None) -> Run:
     from ..results.memory import Run
     from ..results.training import loop_of
 
-    if options.lora_targets is not None and options.lora is None:
-        raise UsageError("lora_targets_alone")
-    targets = "all-linear" if options.lora_targets is None else options.lora_targets
+    if options.lora is None and (typed := given(options, *OF_LORA)):
+        raise UsageError("option_needs", option=typed[0], other="--lora RANK")
+    named = options.lora_targets is not None or options.lora_parameters is not None
     loop = loop_of(
         getattr(options, "loop", None),  # not options of `compare`
         **{fact: getattr(options, fact, None) for fact in ("keep_gradients", "keep_logits", "clip")},
@@ -130,7 +137,12 @@ def run_of(options: argparse.Namespace, *, gpu: str | None) -> Run:
         trained=options.trained,
         accumulate=options.accumulate,
         lora_rank=options.lora,
-        lora_targets=tuple(name.strip() for name in targets.split(",")),
+        lora_targets=_names(options.lora_targets) if named else ("all-linear",),
+        lora_parameters=_names(options.lora_parameters),
+        saved_modules=_names(options.modules_to_save),
+        dora=options.dora,
+        rslora=options.rslora,
+        frozen=options.freeze,
         cache_format=options.cache_dtype,
         cache=options.cache,
         padded=getattr(options, "padded", False),  # not an option of `compare`
@@ -147,6 +159,10 @@ def run_of(options: argparse.Namespace, *, gpu: str | None) -> Run:
     if run.mode != "train" and run.training_options:
         raise UsageError("train_option", option=run.training_options[0], mode=run.mode)
     return run
+
+
+def _names(typed: str | None) -> tuple[str, ...]:
+    return () if typed is None else tuple(name.strip() for name in typed.split(","))
 
 
 def as_the_model_runs(run: Run, report: Report, options: argparse.Namespace) -> Run:

@@ -117,17 +117,21 @@ def _training_assumptions(run: Run) -> Iterator[Message]:
     """Assumptions of a training run."""
     if run.mode != "train":
         return
-    lora = Message("trained_lora", rank=run.lora_rank, targets=", ".join(run.lora_targets))
+    chosen: Message | str = run.trained or Message("all_parameters")
+    if run.frozen:
+        chosen = Message("trained_except", trained=chosen, frozen=run.frozen)
     yield Message(
         "assume_training",
         optimizer=run.optimizer,
         checkpointing=Message("on" if run.checkpointing else "off"),
-        trained=lora if run.lora_rank is not None else run.trained or Message("all_parameters"),
+        trained=chosen if run.lora_rank is None else run.adapters_text,
     )
     if run.optimizer in ("adafactor", "muon") or run.optimizer.startswith("paged"):
         yield Message(f"assume_optimizer_{run.optimizer.partition('_')[0]}")
     if run.lora_rank is not None:
         yield Message("assume_lora" if run.autocast is None else "assume_lora_autocast")
+        if run.rslora:
+            yield Message("assume_rslora")
     if run.accumulate > 1:
         yield Message("assume_accumulation", count=run.accumulate, batch=run.batch)
     loop = run.loop

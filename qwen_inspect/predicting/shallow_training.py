@@ -25,6 +25,7 @@ from ..results.memory import Run
 from ..results.model import Report
 from ..results.timeline import ADAPTER, Allocate, Stage, Timeline, living
 from ..spec import Module, each_module
+from ..tracing.adapting import adapters_of
 from ..values import dataclass
 from .composition import compose, shallow_layers
 from .kept_trace import ALIGNMENTS, LARGEST_BYTES, KeptTrace, Point, fit
@@ -88,7 +89,7 @@ def question_of(report: Report, plan: Plan, request: Any, made_by: str) -> Quest
         "spec": repr(report.spec),
         "request": repr(replace(request, lora=None, **({} if above is None else {"batch": 1, "prompt_tokens": 1}))),
         "regime": [above, plan.run.batch > 1],
-        "lora": [plan.run.lora_rank, plan.run.lora_targets],
+        "lora": repr(adapters_of(plan.run)),
         "base": base and [repr(base.scheme), base.dtype, sorted(base.modules)],
         "versions": [made_by, __version__],
     }

@@ -19,7 +19,6 @@ from ..results.model import Report
 from ..results.timeline import Allocate, Timeline
 from ..spec import LinearAttention, ModelSpec, Module, MoeMlp, SlidingAttention, each_module
 from ..tracing import versions
-from ..tracing.adapting import FourBits
 from ..tracing.bases import Base
 from ..values import dataclass
 from .family_file import SHIPPED, read
@@ -348,12 +347,10 @@ def _of_layers(shallow: KeptTrace, layers: int) -> KeptTrace:
 
 def trace_request(run: Run, base: Base | None = None) -> Any:
     """The `TraceRequest` for a run. base: the layout of its weights, if they are not dense."""
-    from ..tracing.adapting import Adapters
+    from ..tracing.adapting import adapters_of
     from ..tracing.trace import TraceRequest
 
-    lora = None
-    if run.lora_rank is not None:
-        lora = Adapters(rank=run.lora_rank, targets=run.lora_targets, base=base if isinstance(base, FourBits) else None)
+    lora = adapters_of(run, base)
     return TraceRequest(
         mode=run.mode,
         batch=run.batch,
@@ -363,6 +360,7 @@ def trace_request(run: Run, base: Base | None = None) -> Any:
         optimizer=run.optimizer,
         checkpointing=bool(run.checkpointing),
         trained=run.trained,
+        frozen=run.frozen,
         steps=2 if run.mode == "train" else 1,  # the optimizer's states exist from the second step on
         accumulate=run.accumulate,
         lora=lora,

@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
-from ..architectures.patterns import search
+from ..architectures.patterns import search, selects
 from ..architectures.reading import shown
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError, UnsupportedError, UsageError
-from ..results.lora import Lora, TrainedTensor
+from ..results.lora import TrainedTensor
 from ..results.memory import Run
 from ..results.training import LOOPS, Loop, Training
-from ..spec import ModelSpec, Module, each_module, each_tensor
-from ..structure.adapters import folded, trained_tensors
+from ..spec import Module, each_tensor
+from ..structure.adapters import folded
 from ..tracing.optimizers import OF_BITSANDBYTES, PAGED_ELEMENTS, is_hidden_matrix
 
-ALL_LINEAR = "all-linear"
 HIGHEST_RANK = 1 << 20
-# Names of experts' modules from when each was a linear layer. Given these, PEFT 0.21 adapts the fused experts.
-OF_EXPERTS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 BLOCK_8BIT = 256
 LEAST_8BIT = 4096
 TABLE_8BIT_BYTES = 256 * 4
@@ -27,65 +24,28 @@ TABLE_8BIT_BYTES = 256 * 4
 
 def check_training(run: Run) -> None:
     """UsageError if the training options contradict each other, or `trained` cannot be matched."""
-    try:
-        search(run.trained)
-    except (MalformedError, UnsupportedError):
-        raise UsageError("trained_pattern", text=shown(run.trained)) from None
+    for option, pattern in (("--trained", run.trained), ("--freeze", run.frozen)):
+        try:
+            search(pattern)
+        except (MalformedError, UnsupportedError):
+            raise UsageError("trained_pattern", option=option, text=shown(pattern)) from None
     if run.mode != "train" and run.training_options:
         raise UsageError("train_option", option=run.training_options[0], mode=run.mode)
     if run.lora_rank is None:
         return
     if not 1 <= run.lora_rank <= HIGHEST_RANK:
         raise UsageError("lora_rank", found=run.lora_rank, most=HIGHEST_RANK)
-    if run.trained:
-        raise UsageError("lora_with_trained")
-
-
-def targets_of(tree: Module, spec: ModelSpec, targets: Collection[str]) -> tuple[str, ...]:
-    """The modules that PEFT adapts for `targets`: by the ends of their names, or every linear module but the head.
-
-    UsageError for a name that matches no module, UnsupportedError for experts and for unknown kinds of linear modules.
-    Source: PEFT 0.21, tuners_utils (check_target_module_exists, _maybe_include_all_linear_layers) and
-    transformers_weight_conversion.
-    """
-    modules = [(name, module) for name, module in each_module(tree) if name]
-    whole = tuple(targets) == (ALL_LINEAR,)
-    if any(module.routed for _, module in modules):
-        for target in (ALL_LINEAR,) if whole else targets:
-            if whole or target.rpartition(".")[2] in OF_EXPERTS:
-                raise UnsupportedError("lora_experts", target=target, class_name=spec.class_name)
-    linear = [name for name, module in modules if module.class_name == "Linear"]
-    if not whole:
-        for target in targets:
-            if not any(f".{name}".endswith(f".{target}") for name, _ in modules):
-                linear_names = dict.fromkeys(name.rpartition(".")[2] for name in linear)
-                raise UsageError("lora_no_module", target=target, known=", ".join(linear_names))
-        return tuple(targets)
-    for name, module in modules:
-        if module.class_name.endswith(("Linear", "Conv1D")) and module.class_name != "Linear":
-            raise UnsupportedError("lora_linear_kind", module=name, class_name=module.class_name)
-    return tuple(name for name in linear if not _is_head(name, dict(modules)[name], spec))
-
-
-def _is_head(name: str, module: Module, spec: ModelSpec) -> bool:
-    """Whether transformers' get_output_embeddings returns this module: outside the decoder, one row per vocabulary entry."""
-    rows = next((tensor.shape[0] for tensor in module.tensors if tensor.name == "weight"), None)
-    return "." not in name and (module.tied_to is not None or rows == spec.vocab_size)
-
-
-def matrices_of(tree: Module, lora: Lora, dtype: DType) -> tuple[TrainedTensor, ...]:
-    """LoRA's matrices for a model of `dtype`: in float32, or in float64 if the model is."""
-    matrices = trained_tensors(tree, lora, lambda tensor: (tensor,), ())
-    if dtype is not DType.F64:
-        return matrices
-    return tuple(replace(matrix, tensor=replace(matrix.tensor, dtype=dtype)) for matrix in matrices)
+    for option, pattern in (("--trained", run.trained), ("--freeze", run.frozen)):
+        if pattern:
+            raise UsageError("lora_with_trained", option=option)
 
 
 def trained_of(tree: Module, run: Run, matrices: Sequence[TrainedTensor]) -> tuple[Tensor, ...]:
     """The tensors that get gradients."""
     if run.lora_rank is not None:
         return tuple(matrix.tensor for matrix in matrices)
-    return tuple(tensor for tensor in each_tensor(tree) if search(run.trained)(tensor.name))
+    is_trained = selects(run.trained, run.frozen)
+    return tuple(tensor for tensor in each_tensor(tree) if is_trained(tensor.name))
 
 
 def training_of(tree: Module, run: Run, matrices: Sequence[TrainedTensor], weights: Sequence[Tensor]) -> Training:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..architectures.lora import lora_of
 from ..checkpoint import Tensor
-from ..errors import UnsupportedError
+from ..errors import UnsupportedError, UsageError
 from ..results.lora import TrainedTensor
 from ..results.memory import Run
 from ..results.model import Report
@@ -14,8 +13,9 @@ from ..results.training import Training
 from ..spec import each_tensor
 from ..tracing.adapting import FourBits
 from ..values import dataclass
+from .adapter_targets import lora_of_run, matrices_of
 from .quantised import base_of
-from .training import matrices_of, prepared, targets_of, training_of
+from .training import prepared, trained_of, training_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +41,13 @@ def plan_of(report: Report, run: Run) -> Plan:
     weights = weights if four_bits is None else prepared(weights)
     matrices: tuple[TrainedTensor, ...] = ()
     if run.lora_rank is not None:
-        lora = lora_of(run.lora_rank, targets_of(report.tree, report.spec, run.lora_targets))
-        matrices = matrices_of(report.tree, lora, report.spec.dtype)
+        model_type = str((report.config or {}).get("model_type"))
+        lora = lora_of_run(report.tree, report.spec, run, model_type)
+        matrices = matrices_of(report.tree, lora, report.spec.dtype, prepared=four_bits is not None)
+    elif not trained_of(report.tree, run, matrices):
+        if run.frozen:
+            raise UsageError("trace_all_frozen", pattern=run.frozen)
+        raise UsageError("trace_none_trained", pattern=run.trained)
     training = training_of(report.tree, run, matrices, weights)
     return Plan(run=run, training=training, weights=weights, matrices=matrices, four_bits=four_bits)
 

@@ -13,14 +13,16 @@ from ..values import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
-    """takes, copies: whether the module of that full name gets matrices, or is trained whole as a copy.
+    """takes, copies: whether the module of that full name gets matrices, or is trained whole as a copy. takes_parameter: whether
+    a parameter itself gets matrices, such as the stacked weights of fused experts.
 
-    rank_of, alpha_of: for a target module. bias: which biases of the base are trained: "none", "lora_only" (of the target
-    modules) or "all". dora: with a magnitude for each output feature (Liu et al. 2024). matrix_bias: B has a bias.
+    rank_of, alpha_of: for a target module or parameter. bias: which biases of the base are trained: "none", "lora_only" (of the
+    target modules) or "all". dora: with a magnitude for each output feature (Liu et al. 2024). matrix_bias: B has a bias.
     rank_stabilised: scaled by alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023).
     """
 
     takes: Callable[[str], bool]
+    takes_parameter: Callable[[str], bool]
     copies: Callable[[str], bool]
     rank_of: Callable[[str], int]
     alpha_of: Callable[[str], float]

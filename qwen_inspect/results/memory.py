@@ -214,12 +214,14 @@ class Footprint:
 class Run:
     """The run whose footprint is predicted or measured. allocator: PYTORCH_CUDA_ALLOC_CONF's text.
 
-    Only for training: optimizer, checkpointing, trained (a regular expression on parameters' names), accumulate (micro-batches
-    in a step), lora_rank and lora_targets (suffixes of modules' names, or only "all-linear"). checkpointing: None is PEFT's
-    default, on with a quantised base. attention: a kernel, or "auto" for `from_pretrained`'s choice, which a prediction's run
-    then names. cache_format: as in `Workload`. cache: for `generate`; "static" has a fixed length from the start. device: "cuda",
-    or "cpu", whose allocator neither rounds nor caches. padded: sequences differ in length, so all but the longest are padded
-    and there is a mask. autocast: torch.autocast's dtype, if enabled. loop: what is around a training step.
+    Only for training: optimizer, checkpointing, accumulate (micro-batches in a step), trained and frozen (regular expressions on
+    parameters' names: those that train, and those of them that do not). Of LoRA: lora_rank, lora_targets (suffixes of modules'
+    names, or only "all-linear"), lora_parameters (suffixes of parameters' names), saved_modules (suffixes of the names of modules
+    that are trained as whole copies), dora, rslora. checkpointing: None is PEFT's default, on with a quantised base. attention: a
+    kernel, or "auto" for `from_pretrained`'s choice, which a prediction's run then names. cache_format: as in `Workload`. cache:
+    for `generate`; "static" has a fixed length from the start. device: "cuda", or "cpu", whose allocator neither rounds nor
+    caches. padded: sequences differ in length, so all but the longest are padded and there is a mask. autocast: torch.autocast's
+    dtype, if enabled. loop: what is around a training step.
     transformers: the version to predict, such as 4.57; None for the installed one.
     """
 
@@ -237,6 +239,11 @@ class Run:
     accumulate: int = 1
     lora_rank: int | None = None
     lora_targets: tuple[str, ...] = ("all-linear",)
+    lora_parameters: tuple[str, ...] = ()
+    saved_modules: tuple[str, ...] = ()
+    dora: bool = False
+    rslora: bool = False
+    frozen: str = ""
     cache_format: str = "auto"
     cache: Cache = "dynamic"
     autocast: Autocast | None = None
@@ -254,6 +261,7 @@ class Run:
             "--loop": self.loop.name,
             "--accumulate": self.accumulate > 1,
             "--trained": self.trained,
+            "--freeze": self.frozen,
             "--checkpointing": self.checkpointing,
             "--optimizer": self.optimizer != "adamw_foreach",
             "--keep-gradients": self.loop.keep_gradients,
@@ -261,6 +269,17 @@ class Run:
             "--clip": self.loop.clip,
         }
         return tuple(option for option, value in is_set.items() if value)
+
+    @property
+    def adapters_text(self) -> Message:
+        """The adapters that the run trains, in words."""
+        from ..language import Message
+
+        targets = ", ".join((*self.lora_targets, *self.lora_parameters))
+        adapters = Message("trained_dora" if self.dora else "trained_lora", rank=self.lora_rank, targets=targets)
+        if not self.saved_modules:
+            return adapters
+        return Message("trained_and_copies", adapters=adapters, modules=", ".join(self.saved_modules))
 
     @property
     def packed(self) -> bool:

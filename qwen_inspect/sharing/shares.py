@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from ..architectures.patterns import search
+from ..architectures.patterns import selects
 from ..checkpoint import BlockFormat, DType, Tensor
 from ..errors import UnsupportedError, UsageError
 from ..results.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention
@@ -187,6 +187,7 @@ class Part:
 def _parts(model: Sharded, stages: Stages, run: Run) -> Counter[Part]:
     """Kinds of tensors and how many tensors of each."""
     tensor_rules, expert_rules = dict(model.plans.tensor), dict(model.plans.expert)
+    is_trained = selects(run.trained, run.frozen)
     styles = {tensor.name: _style(tensor.name, tensor_rules) for tensor in each_tensor(model.tree)}
     return Counter(
         Part(
@@ -195,7 +196,7 @@ def _parts(model: Sharded, stages: Stages, run: Run) -> Counter[Part]:
             cut=cut_of(tensor, styles[tensor.name]),
             by_expert=_style(tensor.name, expert_rules) == "grouped_gemm",
             stages=stages.holding(tensor.name),
-            trained=run.mode == "train" and search(run.trained)(tensor.name),
+            trained=run.mode == "train" and is_trained(tensor.name),
             whole_gradient=styles[tensor.name] == "embedding_rowwise" and not model.tied,
         )
         for tensor in each_tensor(model.tree)

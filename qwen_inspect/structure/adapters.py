@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from ..architectures import StoredForm
-from ..checkpoint import Adapter, BlockFormat, DType, Tensor
+from ..checkpoint import Adapter, DType, Tensor
 from ..errors import MalformedError, UnsupportedError
 from ..language import Message
 from ..results.counts import Cause, Check, Unexplained
@@ -15,6 +15,8 @@ from ..results.stored import AdapterWeights, KeptModules
 from ..spec import Module, each_module
 
 PREFIX = "base_model.model."
+# Whose weights are (experts, inputs, outputs). Source: transformers 5.23, use_experts_implementation(is_transposed=True)
+TRANSPOSED_EXPERTS = ("GptOssExperts", "OpenAIPrivacyFilterExperts", "AriaExperts")
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -25,8 +27,13 @@ def trained_tensors(tree: Module, lora: Lora, form: StoredForm, stored: Sequence
     neither a linear module nor an embedding, MalformedError if no module is a target.
     """
     singly = any(".experts." in tensor.name for tensor in stored)
-    modules = _modules(tree, form, singly=singly)
-    trained = [tensor for name, module in modules for tensor in _of_module(name, module, lora)]
+    modules = list(_modules(tree, form, singly=singly))
+    copied = tuple(f"{name}." for name, _ in modules if name and lora.copies(name))
+    trained = [
+        tensor
+        for name, module in modules
+        for tensor in (_copies(name, module) if f"{name}.".startswith(copied) else _of_module(name, module, lora))
+    ]
     if not any(tensor.role == "matrix" for tensor in trained):
         raise MalformedError("adapter_no_target")
     return tuple(trained)
@@ -48,20 +55,40 @@ def _modules(tree: Module, form: StoredForm, *, singly: bool) -> Iterator[tuple[
                     yield part.name.removesuffix(".weight"), Module(name="", class_name="Linear", tensors=(weight,))
 
 
-def _of_module(name: str, module: Module, lora: Lora) -> Iterator[TrainedTensor]:
-    def trained(suffix: str, shape: tuple[int, ...], dtype: DType | BlockFormat, role: str) -> TrainedTensor:
-        return TrainedTensor(Tensor(f"{PREFIX}{name}.{suffix}", shape, dtype), role, name)
+def _copies(name: str, module: Module) -> Iterator[TrainedTensor]:
+    for tensor in module.tensors:
+        yield TrainedTensor(Tensor(f"{PREFIX}{name}.{tensor.name}", tensor.shape, tensor.dtype), "copy", name)
 
+
+def _of_module(name: str, module: Module, lora: Lora) -> Iterator[TrainedTensor]:
     is_target = bool(name) and lora.takes(name)
     if is_target:
         yield from _matrices(name, module, lora)
-    elif name and lora.copies(name):
-        for tensor in module.tensors:
-            yield trained(tensor.name, tensor.shape, tensor.dtype, "copy")
-        return
+    parameters = [tensor for tensor in module.tensors if lora.takes_parameter(f"{name}.{tensor.name}")]
+    for wrapped, tensor in zip(reversed(range(len(parameters))), parameters, strict=True):
+        yield from _of_parameter(name, module.class_name, tensor, lora, inside=".base_layer" * wrapped)
     for tensor in module.tensors:
         if tensor.name == "bias" and (lora.bias == "all" or (lora.bias == "lora_only" and is_target)):
-            yield trained("base_layer.bias" if is_target else "bias", tensor.shape, tensor.dtype, "bias")
+            suffix = "base_layer.bias" if is_target else "bias"
+            yield TrainedTensor(Tensor(f"{PREFIX}{name}.{suffix}", tensor.shape, tensor.dtype), "bias", name)
+
+
+def _of_parameter(name: str, class_name: str, tensor: Tensor, lora: Lora, *, inside: str) -> Iterator[TrainedTensor]:
+    """A (rank x experts, inputs) and B (outputs, rank x experts) of a parameter (experts, outputs, inputs), or (outputs, inputs).
+
+    inside: the wrapper of a module's first parameter is within those of the others. Source: PEFT 0.21, lora.layer.ParamWrapper
+    """
+    full_name = f"{name}.{tensor.name}"
+    if len(tensor.shape) not in (2, 3):
+        raise UnsupportedError("adapter_target", module=full_name, class_name=class_name)
+    experts = tensor.shape[0] if len(tensor.shape) == 3 else 1
+    rows, columns = tensor.shape[-2:]
+    if class_name in TRANSPOSED_EXPERTS and len(tensor.shape) == 3:
+        rows, columns = columns, rows
+    rank = lora.rank_of(full_name) * experts
+    for suffix, shape in (("lora_A.weight", (rank, columns)), ("lora_B.weight", (rows, rank))):
+        matrix = Tensor(f"{PREFIX}{name}{inside}.{suffix}", shape, DType.F32)
+        yield TrainedTensor(matrix, "matrix", full_name)
 
 
 def _matrices(name: str, module: Module, lora: Lora) -> Iterator[TrainedTensor]:
@@ -69,7 +96,7 @@ def _matrices(name: str, module: Module, lora: Lora) -> Iterator[TrainedTensor]:
     rank = lora.rank_of(name)
     weight = next((tensor for tensor in module.tensors if tensor.name == "weight"), None)
     linear, embedding = module.class_name == "Linear", module.class_name == "Embedding"
-    if weight is None or not (linear or embedding) or (embedding and lora.dora):
+    if weight is None or not (linear or embedding):
         raise UnsupportedError("adapter_target", module=name, class_name=module.class_name)
     rows, columns = weight.shape
 
@@ -80,6 +107,8 @@ def _matrices(name: str, module: Module, lora: Lora) -> Iterator[TrainedTensor]:
     if embedding:
         yield matrix("lora_embedding_A", rank, rows)
         yield matrix("lora_embedding_B", columns, rank)
+        if lora.dora:
+            yield matrix("lora_magnitude_vector", columns)
         return
     yield matrix("lora_A.weight", rank, columns)
     yield matrix("lora_B.weight", rows, rank)

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UnavailableError, UnsupportedError
 from ..results.quantisation import Bnb4
 from ..values import dataclass
+from .kernels import replaced
 
 if TYPE_CHECKING:
-    from ..results.quantisation import Bnb4
+    from ..results.memory import Run
 
 ALL_LINEAR = "all-linear"  # PEFT's word for every linear module but the head
-MATRIX = re.compile(r"\.lora_(embedding_)?[AB]\.")
+ADDED = re.compile(r"\.(lora_(embedding_)?[AB]|lora_magnitude_vector|modules_to_save)\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +37,30 @@ class FourBits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapters:
-    """LoRA matrices of `rank` for the modules that `targets` name, as in PEFT's LoraConfig."""
+    """LoRA matrices of `rank`, as in PEFT's LoraConfig: targets is target_modules, parameters target_parameters, saved
+    modules_to_save, dora use_dora.
+    """
 
     rank: int
     targets: tuple[str, ...]
+    parameters: tuple[str, ...] = ()
+    saved: tuple[str, ...] = ()
+    dora: bool = False
     base: FourBits | None = None
+
+
+def adapters_of(run: Run, base: object = None) -> Adapters | None:
+    """The adapters that a run trains; None if it trains none."""
+    if run.lora_rank is None:
+        return None
+    return Adapters(
+        rank=run.lora_rank,
+        targets=run.lora_targets,
+        parameters=run.lora_parameters,
+        saved=run.saved_modules,
+        dora=run.dora,
+        base=base if isinstance(base, FourBits) else None,
+    )
 
 
 def adapt(model: Any, adapters: Adapters) -> None:
@@ -49,18 +69,24 @@ def adapt(model: Any, adapters: Adapters) -> None:
     Source: PEFT 0.21, mapping_func.get_peft_model. UnavailableError without PEFT, UnsupportedError if PEFT refuses.
     """
     library = peft()
-    targets = ALL_LINEAR if adapters.targets == (ALL_LINEAR,) else list(adapters.targets)
+    targets = ALL_LINEAR if adapters.targets == (ALL_LINEAR,) else list(adapters.targets) or None
+    config = library.LoraConfig(
+        r=adapters.rank,
+        target_modules=targets,
+        target_parameters=list(adapters.parameters) or None,
+        modules_to_save=list(adapters.saved) or None,
+        use_dora=adapters.dora,
+        task_type="CAUSAL_LM",
+    )
     try:
-        library.get_peft_model(
-            model, library.LoraConfig(r=adapters.rank, target_modules=targets, task_type="CAUSAL_LM")
-        )
+        library.get_peft_model(model, config)
     except ValueError as error:
         raise UnsupportedError("peft_refuses", reason=" ".join(str(error).split())[:200]) from None
 
 
-def is_matrix(name: str) -> bool:
-    """Whether a parameter of this name is a LoRA matrix."""
-    return MATRIX.search(name) is not None
+def is_added(name: str) -> bool:
+    """Whether PEFT added the parameter of this name: a matrix, a magnitude or a copy."""
+    return ADDED.search(name) is not None
 
 
 def checkpoint(model: Any) -> None:
@@ -160,6 +186,43 @@ def without_moves() -> Iterator[None]:
         yield
     finally:
         torch.nn.Module.to = moved
+
+
+@contextmanager
+def fake_parameters() -> Iterator[None]:
+    """Replaces what PEFT does with parameters and torch 2.13 cannot do with fake ones: copying them with their module, setting a
+    parametrised one to itself, and, for DoRA, making a 4-bit weight dense. UnavailableError without PEFT.
+
+    Source: PEFT 0.21, utils/integrations.py, dequantize_module_weight
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch.nn.utils import parametrize
+
+    peft()
+    dora = import_module("peft.tuners.lora.dora")
+    weight_of = dora.dequantize_module_weight
+
+    def copied(parameter: Any, memo: dict[int, Any]) -> Any:
+        copy = torch.empty_like(parameter)
+        if isinstance(parameter, torch.nn.Parameter):
+            copy = torch.nn.Parameter(copy, parameter.requires_grad)
+        return memo.setdefault(id(parameter), copy)
+
+    def dense(module: Any) -> Any:
+        state = getattr(module, "quant_state", None)
+        if state is None:
+            return weight_of(module)
+        return bitsandbytes().functional.dequantize_4bit(module.weight, state)
+
+    with replaced(
+        (
+            (FakeTensor, "__deepcopy__", copied),
+            (parametrize, "_maybe_set", lambda *_: None),
+            (dora, "dequantize_module_weight", dense),
+        )
+    ):
+        yield
 
 
 def peft() -> Any:

@@ -263,6 +263,20 @@ def safe_softmax_scratch(scores: Any) -> Iterator[Any]:
     yield scores.new_empty(())
 
 
+def batched_scratch(operands: Sequence[Any]) -> list[Any]:
+    """Contiguous copies of the matrices of a batched product in which neither rows nor columns are contiguous.
+
+    Source: torch 2.13, aten/src/ATen/native/cuda/Blas.cpp, prepare_batch_matrix_for_cublas
+    """
+    import torch
+
+    return [
+        operand.clone(memory_format=torch.contiguous_format)
+        for operand in operands
+        if 1 not in operand.stride()[1:] and not operand.is_contiguous()
+    ]
+
+
 def flash_rounded(head_dim: int) -> int:
     """The width of heads in flash attention's scratch. Source: see `flash_backward_scratch`"""
     return head_dim + -head_dim % (32 if head_dim <= 128 else 64)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..results.timeline import (
     ADAPTER,
+    BATCHED_SCRATCH,
     FLASH_SCRATCH,
     GATHERED,
     SOFTMAX_SCRATCH,
@@ -23,6 +24,7 @@ from .kernels import (
     BIASED_GEMM_4BIT,
     GEMM_4BIT,
     adds_bias,
+    batched_scratch,
     dequantised,
     flash_backward_scratch,
     in_math_attention,
@@ -203,6 +205,7 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
     # softmax_backward_cuda_out
     softmax_backward = aten._softmax_backward_data.default
     safe_softmax = aten._safe_softmax.default
+    batched = {aten.bmm.default: 0, aten.baddbmm.default: 1}  # where their matrices begin among the arguments
     on_host = {aten.lift_fresh.default, aten.scalar_tensor.default}
     arrived = torch.ops._c10d_functional.wait_tensor.default if shared else None
 
@@ -272,6 +275,14 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
                     recorder.sum(outputs, *args[:2])
             while scratch:  # in Python's order for a function's locals: the scales with their offset are an argument
                 scratch.pop(1 if len(scratch) > 2 else 0)
+            if operator in batched:
+                first = batched[operator]
+                copies = batched_scratch(args[first : first + 2])
+                for tensor in copies:
+                    recorder.see(tensor, BATCHED_SCRATCH, module=module)
+                    del tensor
+                while copies:
+                    copies.pop()
             if operator is flash_backward:
                 for tensor in flash_backward_scratch(args[1], args[2]):
                     recorder.see(tensor, FLASH_SCRATCH, module=module)

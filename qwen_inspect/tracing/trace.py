@@ -20,7 +20,7 @@ from copy import deepcopy
 from typing import Any, Literal
 
 from ..architectures.generic.building import as_loaded
-from ..architectures.patterns import search
+from ..architectures.patterns import search, selects
 from ..architectures.reading import shown
 from ..errors import MalformedError, UnavailableError, UnsupportedError, UsageError
 from ..results.memory import Mode, Optimizer
@@ -34,8 +34,9 @@ from .adapting import (
     Adapters,
     adapt,
     checkpoint,
+    fake_parameters,
     hold_in_four_bits,
-    is_matrix,
+    is_added,
     parts_of,
     prepare_for_training,
     without_moves,
@@ -69,10 +70,11 @@ class TraceRequest:
     attention: "auto" as in `Run`; flash_attention_2_repeated as before transformers 4.48, which repeated K and V for every query
     head first.
     new_tokens: of `generate`; the last is not fed back, so the cache ends at prompt_tokens + new_tokens - 1.
-    optimizer, checkpointing, trained, steps, accumulate, lora: for `train`. trained: a regular expression, searched in parameter
-    names; matching parameters train. steps: optimizer states do not exist in the first step; the second shows the steady state.
-    accumulate: micro-batches of `batch` sequences whose gradients are summed in a step. lora: train adapters instead.
-    layers: trace only the first so many layers. device: "cuda" or "cpu", which compute experts differently while decoding.
+    optimizer, checkpointing, trained, frozen, steps, accumulate, lora: for `train`. trained, frozen: regular expressions looked for
+    in parameters' names; those train that match the first and, unless it is empty, not the second. steps: optimizer states do
+    not exist in the first step; the second shows the steady state. accumulate: micro-batches of `batch` sequences whose gradients
+    are summed in a step. lora: train adapters instead. layers: trace only the first so many layers.
+    device: "cuda" or "cpu", which compute experts differently while decoding.
     base: the layout of quantised weights, if not training. static_tokens: capacity of a static cache of `generate`; None: the
     cache grows. padded: there is a mask with padding. cudnn: masked 16-bit attention uses cuDNN, as on Hopper, else the
     memory-efficient kernel. autocast: the dtype of torch.autocast around each forward (of `generate` around the whole loop);
@@ -88,6 +90,7 @@ class TraceRequest:
     optimizer: Optimizer = "adamw_foreach"
     checkpointing: bool = False
     trained: str = ""
+    frozen: str = ""
     steps: int = 1
     accumulate: int = 1
     lora: Adapters | None = None
@@ -158,6 +161,8 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
             if workload.autocast is not None:
                 stack.enter_context(let_go_in_order(recorder.events))
                 stack.enter_context(nullcontext() if workload.device == "cpu" else cuda_lists())
+            if workload.lora is not None:
+                stack.enter_context(fake_parameters())
             model = _fake_model(spec, config, workload, place, recorder, stack)
             run = _runs(model, spec, workload)
             if workload.mode != "train":  # a backward keeps tensors of every turn
@@ -297,7 +302,7 @@ def _build(
             adapt(model, workload.lora)
         return model.train()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(search(workload.trained)(name))
+        parameter.requires_grad_(selects(workload.trained, workload.frozen)(name))
     return model.train()
 
 
@@ -322,7 +327,7 @@ def _few_turns(model: Any) -> Iterator[None]:
 def _load(model: Any, recorder: Recorder, root: str) -> None:
     for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
         for name, tensor in named:
-            operator = ADAPTER if is_matrix(name) else kind
+            operator = ADAPTER if is_added(name) else kind
             recorder.see(local(tensor), operator, module=name.rpartition(".")[0] or root)
     for name, module in model.named_modules():
         for tensor in parts_of(module):

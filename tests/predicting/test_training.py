@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,16 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_inspect.architectures.lora import lora_of
 from qwen_inspect.checkpoint import DType, Tensor
 from qwen_inspect.cli import main
 from qwen_inspect.comparing.side_by_side import compare
 from qwen_inspect.errors import UnsupportedError
 from qwen_inspect.predicting import sources
+from qwen_inspect.predicting.adapter_targets import lora_of_run, matrices_of
 from qwen_inspect.predicting.footprint import formula_footprint, traced_footprint
 from qwen_inspect.predicting.predict import predict
 from qwen_inspect.predicting.sources import timeline_of
-from qwen_inspect.predicting.training import matrices_of, optimizer_sizes, targets_of
+from qwen_inspect.predicting.training import optimizer_sizes
+from qwen_inspect.results.lora import TrainedTensor
 from qwen_inspect.results.memory import MemoryReport, Optimizer, Run
 from qwen_inspect.results.training import LoopName, loop_of
 from qwen_inspect.structure.inspect import inspect
@@ -48,12 +50,18 @@ def trained(model: str, **changes: Any) -> MemoryReport:
     return predict(inspect(model), Run(mode="train", **{"prompt_tokens": 16, "device": "cpu", **changes}))
 
 
-def count(model: str, rank: int, *targets: str) -> tuple[int, int]:
-    """Trainable and all parameters, by shapes."""
+def added(model: str, rank: int, *targets: str, **options: Any) -> tuple[TrainedTensor, ...]:
+    """What PEFT adds, by shapes."""
     report = inspect(model)
-    lora = lora_of(rank, targets_of(report.tree, report.spec, targets))
-    trainable = sum(one.tensor.elements for one in matrices_of(report.tree, lora, report.spec.dtype))
-    return trainable, trainable + report.parameters.theory
+    run = Run(mode="train", lora_rank=rank, lora_targets=targets, **options)
+    lora = lora_of_run(report.tree, report.spec, run, str((report.config or {})["model_type"]))
+    return matrices_of(report.tree, lora, report.spec.dtype)
+
+
+def count(model: str, rank: int, *targets: str, **options: Any) -> tuple[int, int]:
+    """Trainable and all parameters, by shapes."""
+    trainable = sum(each.tensor.elements for each in added(model, rank, *targets, **options))
+    return trainable, trainable + inspect(model).parameters.theory
 
 
 # --- trainable parameters
@@ -89,39 +97,62 @@ def test_the_first_llama_is_as_everyone_knows_it(tmp_path: Path) -> None:
     assert count(str(path), 8, "q_proj", "v_proj") == (4_194_304, 6_742_609_920)
 
 
-def by_peft(config: Mapping[str, Any], rank: int, targets: Sequence[str]) -> tuple[int, int]:
-    """The same of the real class with real adapters, on the meta device."""
+def by_peft(config: Mapping[str, Any], rank: int, targets: Sequence[str], **options: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of what real adapters train of the real class, on the meta device, under PEFT's names in a file."""
     import peft
     import torch
     import transformers
 
+    names = {"lora_parameters": "target_parameters", "saved_modules": "modules_to_save", "dora": "use_dora"}
     with torch.device("meta"):
         model = getattr(transformers, config["architectures"][0])._from_config(configuration_of(config))
-        chosen = "all-linear" if list(targets) == ["all-linear"] else list(targets)
-        adapted = peft.get_peft_model(model, peft.LoraConfig(r=rank, target_modules=chosen, task_type="CAUSAL_LM"))
-    found: tuple[int, int] = adapted.get_nb_trainable_parameters()
-    return found
+        chosen = "all-linear" if list(targets) == ["all-linear"] else list(targets) or None
+        others = {names[key]: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+        lora = peft.LoraConfig(r=rank, target_modules=chosen, task_type="CAUSAL_LM", **others)
+        adapted = peft.get_peft_model(model, lora)
+    trained = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    renamed = {
+        re.sub(r"\.(modules_to_save\.)?default(?=\.|$)", "", name): tuple(each.shape) for name, each in trained.items()
+    }
+    return {re.sub(r"(magnitude_vector)\.weight", r"\1", name): shape for name, shape in renamed.items()}
+
+
+def by_shapes(model: str, rank: int, targets: Sequence[str], **options: Any) -> dict[str, tuple[int, ...]]:
+    return {each.tensor.name: each.tensor.shape for each in added(model, rank, *targets, **options)}
 
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-ORACLES = {
-    "qwen2": (["all-linear"], ["q_proj", "v_proj"], ["embed_tokens", "o_proj"], ["lm_head"]),
-    "qwen3": (["all-linear"], ["self_attn.q_proj", "layers.1.mlp.up_proj"]),
-    "qwen3_moe": (ATTENTION,),
-    "qwen2_moe": (["q_proj", "shared_expert_gate"],),
-    "qwen3_next": (ATTENTION, ["in_proj_qkvz", "out_proj"]),
-    "qwen3_5": (["all-linear"], ["qkv", "q_proj"]),
-    "qwen2_5_vl": (["all-linear"],),
-    "qwen3_vl": (["all-linear"],),
+EXPERTS = {"lora_parameters": ("experts.gate_up_proj", "experts.down_proj")}
+ORACLES: Mapping[str, Sequence[tuple[Sequence[str], Mapping[str, Any]]]] = {
+    "qwen2": (
+        (["all-linear"], {"dora": True}),
+        (["embed_tokens", "o_proj"], {"dora": True}),
+        (["lm_head"], {"saved_modules": ("mlp", "norm")}),
+    ),
+    "qwen3": (
+        (["all-linear"], {"saved_modules": ("lm_head", "embed_tokens")}),
+        (["self_attn.q_proj", "layers.1.mlp.up_proj"], {}),
+    ),
+    "qwen3_moe": (
+        (["all-linear"], {}),
+        (["q_proj", "gate_proj", "up_proj", "down_proj"], {}),
+        ([], EXPERTS),
+        (ATTENTION, {"lora_parameters": ("mlp.gate.weight", "experts.down_proj")}),
+    ),
+    "qwen2_moe": ((["all-linear"], {}), (["q_proj", "shared_expert_gate"], {})),
+    "qwen3_next": ((ATTENTION, EXPERTS), (["in_proj_qkvz", "out_proj"], {}), (["all-linear"], {})),
+    "qwen3_5": ((["all-linear"], {}), (["qkv", "q_proj"], {})),
+    "qwen3_5_moe": ((["all-linear"], EXPERTS),),
+    "qwen2_5_vl": ((["all-linear"], {}),),
+    "qwen3_vl": ((["all-linear"], {}),),
 }
 
 
-@pytest.mark.parametrize(
-    ("family", "targets"), [(family, targets) for family, several in ORACLES.items() for targets in several]
-)
-def test_counts_are_those_of_real_adapters(family: str, targets: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ORACLES)
+def test_adapters_have_the_tensors_of_real_ones(family: str, tmp_path: Path) -> None:
     path = write_config(tmp_path, FAMILIES[family])
-    assert count(str(path), 3, *targets) == by_peft(FAMILIES[family], 3, targets)
+    for targets, options in ORACLES[family]:
+        assert by_shapes(str(path), 3, targets, **options) == by_peft(FAMILIES[family], 3, targets, **options), targets
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "phi", "gpt_neox", "opt", "glm4", "bloom", "olmo2"])
@@ -132,7 +163,16 @@ def test_counts_of_any_other_class_are_too(model_type: str, tmp_path: Path) -> N
     config = {**small_config(model_type), "architectures": [CLASSES[model_type]]}
     assert hasattr(transformers, CLASSES[model_type])
     path = write_config(tmp_path, config)
-    assert count(str(path), 3, "all-linear") == by_peft(config, 3, ["all-linear"])
+    assert by_shapes(str(path), 3, ["all-linear"]) == by_peft(config, 3, ["all-linear"])
+
+
+def test_experts_stored_the_other_way_round_have_real_adapters_too(tmp_path: Path) -> None:
+    """gpt-oss: (experts, inputs, outputs), and biases of (experts, outputs)."""
+    config = {**small_config("gpt_oss"), "architectures": ["GptOssForCausalLM"]}
+    path = write_config(tmp_path, config)
+    parameters = ("experts.gate_up_proj", "experts.down_proj", "experts.down_proj_bias")
+    options = {"lora_parameters": parameters}
+    assert by_shapes(str(path), 3, ["q_proj"], **options) == by_peft(config, 3, ["q_proj"], **options)
 
 
 def test_all_linear_is_not_told_of_a_kind_of_linear_that_is_not_known(tmp_path: Path) -> None:
@@ -140,14 +180,6 @@ def test_all_linear_is_not_told_of_a_kind_of_linear_that_is_not_known(tmp_path: 
     with pytest.raises(UnsupportedError) as raised:
         count(str(path), 3, "all-linear")
     assert raised.value.message.key == "lora_linear_kind"
-
-
-@pytest.mark.parametrize("target", ["all-linear", "gate_proj", "mlp.experts.down_proj", "gate"])
-def test_experts_are_refused(target: str, tmp_path: Path) -> None:
-    path = write_config(tmp_path, FAMILIES["qwen3_moe"])
-    with pytest.raises(UnsupportedError) as raised:
-        count(str(path), 3, target)
-    assert raised.value.message.key == "lora_experts"
 
 
 def test_matrices_are_as_wide_as_float32_or_wider(tmp_path: Path) -> None:
@@ -158,9 +190,8 @@ def test_matrices_are_as_wide_as_float32_or_wider(tmp_path: Path) -> None:
         ("float32", DType.F32),
         ("float64", DType.F64),
     ):
-        report = inspect(str(write_config(tmp_path, {**FAMILIES["qwen3"], "torch_dtype": dtype})))
-        lora = lora_of(2, ("q_proj",))
-        assert {one.tensor.dtype for one in matrices_of(report.tree, lora, report.spec.dtype)} == {expected}
+        path = write_config(tmp_path, {**FAMILIES["qwen3"], "torch_dtype": dtype})
+        assert {each.tensor.dtype for each in added(str(path), 2, "q_proj")} == {expected}
 
 
 # --- what optimizers keep
@@ -343,6 +374,11 @@ def test_models_are_compared_by_what_is_trained(tmp_path: Path) -> None:
         (["--accumulate", "2"], 2, "--mode train"),
         (["--mode", "train", "--accumulate", "0"], 2, "positive"),
         (["--mode", "train", "--lora-targets", "q_proj"], 2, "--lora RANK"),
+        (["--mode", "train", "--dora"], 2, "--lora RANK"),
+        (["--mode", "train", "--lora", "8", "--lora-parameters", "experts.w1"], 2, "'experts.w1'"),
+        (["--mode", "train", "--lora", "8", "--modules-to-save", "lm_heat"], 2, "'lm_heat'"),
+        (["--mode", "train", "--lora", "8", "--freeze", "norm"], 2, "--freeze"),
+        (["--mode", "train", "--freeze", "model"], 2, "leaves no parameter"),
         (["--mode", "train", "--lora", "8", "--lora-targets", "q_prj"], 2, "q_proj, k_proj"),
         (["--mode", "train", "--lora", "8", "--lora-targets", "q_proj,"], 2, "''"),
         (["--mode", "train", "--lora", "8", "--lora-targets", "self_attn"], 7, "Qwen3Attention"),

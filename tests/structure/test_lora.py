@@ -179,7 +179,7 @@ def notices(report: Report) -> set[str]:
     "changed",
     [
         {"peft_type": "LOHA"},
-        {"target_parameters": ["experts.gate_up_proj"]},
+        {"trainable_token_indices": [1]},
         {"layer_replication": [[0, 2]]},
         {"target_modules": "(a)\\1"},
         {"bias": "some"},

@@ -15,6 +15,7 @@ OWN_SCRATCH: Mapping[str, str] = {
     "aten::mm": "oneDNN packs its operands",
     "aten::addmm": "the same",
     "aten::bmm": "the same",
+    "aten::baddbmm": "the same",
     "aten::bitwise_and": "it brings both sides to one type",
     "aten::add": "the same",
     "aten::mul": "the same",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -53,18 +53,26 @@ def checkpoint(model: Any) -> None:
     enable({"use_reentrant": False})
 
 
-def adapted(model: Any, targets: Sequence[str]) -> Any:
+def adapted(model: Any, adapters: Adapters) -> Any:
     import peft
 
-    chosen = "all-linear" if list(targets) == ["all-linear"] else list(targets)
-    return peft.get_peft_model(model, peft.LoraConfig(r=RANK, target_modules=chosen, task_type="CAUSAL_LM")).train()
+    chosen = "all-linear" if adapters.targets == ("all-linear",) else list(adapters.targets) or None
+    config = peft.LoraConfig(
+        r=adapters.rank,
+        target_modules=chosen,
+        target_parameters=list(adapters.parameters) or None,
+        modules_to_save=list(adapters.saved) or None,
+        use_dora=adapters.dora,
+        task_type="CAUSAL_LM",
+    )
+    return peft.get_peft_model(model, config).train()
 
 
 def assert_followed(
     model: Any, timeline: Timeline, optimizer: str, batch: int, accumulate: int, autocast: str | None = None
 ) -> None:
     """Every request, in its order, with as many bytes alive; what is left over are AdamW's counters, on the host."""
-    trained = [one for one in model.parameters() if one.requires_grad]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     left = follow(
         profiled(steps(model, optimizer, batch, accumulate, autocast)), on_cpu(timeline), Run({}, {}, {})
     ).scratch
@@ -72,28 +80,33 @@ def assert_followed(
     assert [change.size_bytes for change in left.values()] == [STEP_COUNTER_BYTES] * counted
     load = timeline.events[: timeline.stages[1].first_event]
     adapters = [event.size_bytes for event in load if isinstance(event, Allocate) and event.operator == ADAPTER]
-    assert adapters == [one.numel() * one.element_size() for one in trained]
+    assert adapters == [parameter.numel() * parameter.element_size() for parameter in trained]
+
+
+EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 
 
 @pytest.mark.parametrize(
-    ("family", "targets", "optimizer", "batch", "accumulate"),
+    ("family", "adapters", "optimizer", "batch", "accumulate", "checkpointing"),
     [
-        ("qwen3", ["q_proj", "v_proj"], "adamw_foreach", 1, 1),
-        ("qwen3", ["all-linear"], "adamw_for_loop", 2, 2),
-        ("qwen2", ["all-linear"], "adamw_fused", 2, 2),
-        ("qwen2", ["embed_tokens", "down_proj"], "sgd", 1, 1),
-        ("qwen3_moe", ["q_proj", "k_proj", "v_proj", "o_proj"], "adamw_foreach", 1, 2),
-        ("qwen3", ["all-linear"], "none", 1, 3),
+        ("qwen3", {"targets": ("all-linear",)}, "adamw_for_loop", 2, 2, False),
+        ("qwen3", {"targets": ("all-linear",), "dora": True}, "adamw_fused", 2, 1, False),
+        ("qwen2", {"targets": ("embed_tokens", "down_proj"), "saved": ("lm_head",)}, "sgd", 1, 1, True),
+        ("qwen3", {"targets": ("q_proj",), "saved": ("lm_head", "norm")}, "adamw_foreach", 1, 1, False),
+        ("qwen3_moe", {"targets": (), "parameters": EXPERTS}, "adamw_fused", 2, 1, False),
+        ("qwen3_moe", {"targets": ("q_proj", "v_proj"), "parameters": EXPERTS}, "adamw_foreach", 1, 2, True),
+        ("qwen3_moe", {"targets": ("all-linear",)}, "none", 1, 3, False),
     ],
-)
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+    ids=["linear", "dora", "embedding and a copy", "copies of tied modules", "experts", "experts checkpointed", "fused names"],
+)  # fmt: skip
 def test_training_adapters_takes_what_the_trace_says(
-    family: str, targets: list[str], optimizer: str, batch: int, accumulate: int, checkpointing: bool
+    family: str, adapters: dict[str, Any], optimizer: str, batch: int, accumulate: int, checkpointing: bool
 ) -> None:
     """The real model under a real PeftModel: what lives after each request, and so the peak and the end, to the byte."""
     model = real_model(FAMILIES[family])
     if checkpointing:
         checkpoint(model)
+    lora = Adapters(rank=RANK, **adapters)
     timeline = traced(
         FAMILIES[family],
         mode="train",
@@ -103,9 +116,9 @@ def test_training_adapters_takes_what_the_trace_says(
         optimizer=optimizer,
         checkpointing=checkpointing,
         accumulate=accumulate,
-        lora=Adapters(rank=RANK, targets=tuple(targets)),
+        lora=lora,
     )
-    assert_followed(adapted(model, targets), timeline, optimizer, batch, accumulate)
+    assert_followed(adapted(model, lora), timeline, optimizer, batch, accumulate)
 
 
 @pytest.mark.parametrize("accumulate", [2, 3])
@@ -135,14 +148,15 @@ def in_four_bits(config: Mapping[str, Any], directory: Path, *, double: bool, dt
 
 
 @pytest.mark.parametrize(
-    ("family", "double", "checkpointing", "accumulate", "dtype", "autocast"),
+    ("family", "double", "checkpointing", "accumulate", "dtype", "autocast", "added"),
     [
-        ("qwen3", False, False, 1, "bfloat16", None),
-        ("qwen3", True, True, 1, "bfloat16", None),
-        ("qwen2", True, False, 2, "bfloat16", None),
-        ("qwen2", False, True, 1, "bfloat16", None),
-        ("qwen2", False, False, 1, None, None),
-        pytest.param("qwen3", True, True, 1, "bfloat16", "bfloat16", marks=pytest.mark.slow),
+        ("qwen3", True, True, 1, "bfloat16", None, {"saved": ("lm_head",)}),
+        ("qwen2", True, False, 2, "bfloat16", None, {}),
+        ("qwen2", False, False, 1, None, None, {}),
+        ("qwen3", True, False, 1, "bfloat16", None, {"dora": True}),
+        pytest.param("qwen3", False, False, 1, "bfloat16", None, {}, marks=pytest.mark.exhaustive),
+        pytest.param("qwen2", False, True, 1, "bfloat16", None, {}, marks=pytest.mark.exhaustive),
+        pytest.param("qwen3", True, True, 1, "bfloat16", "bfloat16", {}, marks=pytest.mark.exhaustive),
     ],
 )
 def test_training_beside_four_bits_takes_what_the_trace_says(
@@ -152,6 +166,7 @@ def test_training_beside_four_bits_takes_what_the_trace_says(
     accumulate: int,
     dtype: str | None,
     autocast: str | None,
+    added: Mapping[str, Any],
     tmp_path: Path,
 ) -> None:
     """bitsandbytes' own kernels on CPU, in float32 where no dtype to compute in is named (transformers 5.23). As many KV heads as
@@ -177,6 +192,7 @@ def test_training_beside_four_bits_takes_what_the_trace_says(
         lora=Adapters(
             rank=RANK,
             targets=("all-linear",),
+            **added,
             base=FourBits(
                 scheme=Bnb4(kind="nf4", double=double, storage=DType.U8), modules=modules, dtype=dtype or "float32"
             ),
@@ -185,7 +201,14 @@ def test_training_beside_four_bits_takes_what_the_trace_says(
     load = timeline.events[: timeline.stages[1].first_event]
     weights = sum(event.size_bytes for event in load if isinstance(event, Allocate) and event.operator == "parameter")
     assert weights == sum(held.values()) + sum(beside(model.get_submodule(name).weight.quant_state) for name in modules)
-    assert_followed(adapted(model, ["all-linear"]), timeline, "adamw_foreach", 2, accumulate, autocast)
+    assert_followed(
+        adapted(model, Adapters(rank=RANK, targets=("all-linear",), **added)),
+        timeline,
+        "adamw_foreach",
+        2,
+        accumulate,
+        autocast,
+    )
 
 
 def beside(state: Any) -> int:

@@ -63,7 +63,7 @@ def _lighter_training(report: Report, run: Run, gpu: Gpu) -> Iterator[Alternativ
     adapted = replace(run, lora_rank=USUAL_RANK)
     if not run.checkpointing:
         yield Alternative("checkpointing", Message("suggest_checkpointing"), report, checkpointed, gpu)
-    if run.lora_rank is None and not run.trained:
+    if run.lora_rank is None and not (run.trained or run.frozen):
         yield Alternative("lora", Message("suggest_lora", rank=USUAL_RANK), report, adapted, gpu)
         if not run.checkpointing:
             both = replace(adapted, checkpointing=True)

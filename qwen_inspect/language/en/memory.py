@@ -130,6 +130,7 @@ TEXT = {
     "trace_flash_padded": "flash_attention_2 takes the padding out first, so that its memory depends on the length of each sequence; choose sdpa or eager, or leave --padded out",
     "trace_no_mask": "{class_name} takes no attention mask, so that its batches cannot be padded; leave --padded out",
     "no_sdpa": "transformers has no sdpa for {class_name}; leave --attention out, or give --attention {kernel}, which from_pretrained chooses",
+    "trace_all_frozen": "--freeze {pattern} leaves no parameter to train; choose another pattern",
     "trace_none_trained": "No parameter's name matches {pattern!r}, so that none would train; choose another pattern",
     "trace_pattern": "{pattern} is no regular expression that can be matched here; expected characters, sets, groups, |, repetition, ^, $, \\b, look-ahead and look-behind",
     "generic_trace_cache": "The trace does not contain the cache of {class_name}",

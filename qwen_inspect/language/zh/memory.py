@@ -130,6 +130,7 @@ TEXT = {
     "trace_flash_padded": "flash_attention_2 会先去掉填充，其显存取决于每条序列的实际长度；请改用 sdpa 或 eager，或去掉 --padded",
     "trace_no_mask": "{class_name} 不接受注意力掩码，其批次无法填充；请去掉 --padded",
     "no_sdpa": "transformers 的 {class_name} 不支持 sdpa；请去掉 --attention，或使用 from_pretrained 会选择的 --attention {kernel}",
+    "trace_all_frozen": "--freeze {pattern} 冻结了所有要训练的参数；请换一个模式",
     "trace_none_trained": "没有参数名与 {pattern!r} 匹配，因此没有参数会被训练；请换一个模式",
     "trace_pattern": "{pattern} 不是此处能匹配的正则表达式；应由字符、字符集、分组、|、重复、^、$、\\b、前瞻和后顾组成",
     "generic_trace_cache": "追踪记录中没有找到 {class_name} 的缓存",

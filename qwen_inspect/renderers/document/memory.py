@@ -127,8 +127,7 @@ def training_blocks(memory: MemoryReport, say: Language) -> list[Block]:
         (say("field_checkpointing"), say("on" if run.checkpointing else "off")),
     ]
     if run.lora_rank is not None:
-        targets = ", ".join(run.lora_targets)
-        fields.insert(0, (say("field_lora"), say("trained_lora", rank=run.lora_rank, targets=targets)))
+        fields.insert(0, (say("field_lora"), say(run.adapters_text)))
     content: list[Block] = [Heading(say("heading_training")), Fields(fields)]
     if training.adapters:
         rows = [[module.name, count(module.modules), count(module.parameters)] for module in training.modules]
@@ -229,7 +228,7 @@ def alive_rows(alive: Sequence[Alive], say: Language) -> list[list[str]]:
     return [
         [
             Shortened(group.component, group.component.removeprefix("model."))
-            if group.operator != "–"
+            if group.operator != "–" or group.component == "–"  # memory of no operator
             else say(f"term_{term_of(group.component)}"),
             Shortened(group.operator, group.operator.removeprefix("aten.").removesuffix(".default")),
             count(group.storages),

@@ -32,6 +32,13 @@ class TrainingJSON(TypedDict):
 
     lora_rank: Positive | None
     lora_targets: list[str] | None
+    lora_parameters: list[str] | None
+    modules_to_save: list[str] | None
+    dora: bool
+    trained: str
+    """The regular expression of --trained; "" for all parameters."""
+    frozen: str
+    """The regular expression of --freeze; "" for none."""
     optimizer: Optimizer
     checkpointing: bool
     accumulate: Positive
@@ -121,6 +128,11 @@ def _training(training: Training, run: Run) -> TrainingJSON:
     return {
         "lora_rank": run.lora_rank,
         "lora_targets": None if run.lora_rank is None else list(run.lora_targets),
+        "lora_parameters": None if run.lora_rank is None else list(run.lora_parameters),
+        "modules_to_save": None if run.lora_rank is None else list(run.saved_modules),
+        "dora": run.dora,
+        "trained": run.trained,
+        "frozen": run.frozen,
         "optimizer": run.optimizer,
         "checkpointing": bool(run.checkpointing),
         "accumulate": run.accumulate,
