@@ -16,6 +16,7 @@ from ..options import flag, given, model, output, prediction, values
 
 if TYPE_CHECKING:
     from ..engines.llama_cpp.logs import Log
+    from ..engines.vllm.log import Log as VllmLog
     from ..results.fit import Gpu
     from ..results.llama_cpp import LlamaCppReport
     from ..results.model import Report
@@ -31,8 +32,23 @@ ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
         *("lora", "lora_targets", "lora_parameters", "modules_to_save", "dora", "rslora"),
         *("loop", "keep_gradients", "keep_logits", "clip", "transformers"),
     ),
-    "vllm": ("utilization", "kv_budget", "tp", "max_num_batched_tokens", "enable_prefix_caching"),
+    "vllm": (
+        *("utilization", "kv_budget", "tp", "max_num_batched_tokens", "max_num_seqs", "enable_prefix_caching"),
+        "engine_version",
+    ),
     "llama.cpp": ("ngl", "cache_type_k", "cache_type_v", "quant"),
+}
+
+# Options that a command of --vllm has itself, with their defaults.
+IN_VLLM_COMMAND: Mapping[str, object] = {
+    "context": None,
+    "cache_dtype": "auto",
+    "utilization": None,
+    "kv_budget": None,
+    "tp": 1,
+    "max_num_batched_tokens": None,
+    "max_num_seqs": None,
+    "enable_prefix_caching": False,
 }
 
 LARGEST_LOG_BYTES = 64 << 20
@@ -65,6 +81,9 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     add("--tp", type=values.positive(say), default=1, metavar="N", help=say("help_tp"))
     add("--enable-prefix-caching", action="store_true", help=say("help_enable_prefix_caching"))
     add("--max-num-batched-tokens", type=values.tokens(say), metavar="TOKENS", help=say("help_max_num_batched_tokens"))
+    add("--max-num-seqs", type=values.positive(say), metavar="N", help=say("help_max_num_seqs"))
+    add("--engine-version", metavar="VERSION", help=say("help_engine_version"))
+    add("--vllm", metavar="COMMAND", help=say("help_vllm"))
     add("--ngl", type=values.reader(_layers, "usage_positive", say), metavar="N", help=say("help_ngl"))
     add("--cache-type-k", type=values.number_format, default="auto", metavar="FORMAT", help=say("help_cache_type_k"))
     add("--cache-type-v", type=values.number_format, default="auto", metavar="FORMAT", help=say("help_cache_type_v"))
@@ -81,9 +100,11 @@ def run(options: argparse.Namespace, say: Language) -> int:
     output.check(options)
     if options.llama_cpp is not None:
         return _run_llama_cpp(options, say)
-    if alone := given(options, "log", "host_memory"):
-        raise UsageError("llama_cpp_needs_command", option=alone[0])
+    if options.vllm is not None:
+        return _run_vllm(options, say)
     engine = _engine(options)
+    if alone := given(options, *(() if engine == "vllm" else ("log",)), "host_memory"):
+        raise UsageError("llama_cpp_needs_command", option=alone[0])
     _check_engine(options, engine)
     prediction.say_dtype(options, say)
     return _fit(options, say) if engine == "transformers" else _serve(options, say, engine)
@@ -114,25 +135,54 @@ def _fit(options: argparse.Namespace, say: Language) -> int:
 
 def _serve(options: argparse.Namespace, say: Language, engine: str) -> int:
     """Returns 1 if the request does not fit one of the cards."""
-    from ..fitting.serving import serve
+    from ..fitting.serving import serve_logged
 
     serving, cards = _serving(options, engine), _cards(options)
+    log = None if options.log is None else _vllm_log(options.log)
 
     def served(report: Report) -> ServingReport:
         if report.ref.source != "ollama" or engine != "llama.cpp":
-            return serve(report, serving, cards, beyond_limit=options.beyond_limit)
+            return serve_logged(report, serving, cards, beyond_limit=options.beyond_limit, log=log)
         from dataclasses import replace
 
         from ..engines.llama_cpp.ollama import as_served
 
         asked, notices = as_served(serving, report, cards[0], os.environ)
         report = replace(report, notices=(*report.notices, *notices))
-        return serve(report, asked, cards, beyond_limit=options.beyond_limit)
+        return serve_logged(report, asked, cards, beyond_limit=options.beyond_limit, log=log)
 
-    answer = _answered(options, served)
+    return _shown(_answered(options, served), options, say)
+
+
+def _shown(answer: ServingReport, options: argparse.Namespace, say: Language) -> int:
     output.show(answer, options, say)
     output.say_notices(answer.report, options, say)
-    return EXIT_CHECK_FAILED if answer.fits is False else 0
+    return EXIT_CHECK_FAILED if answer.fits is False or answer.differs else 0
+
+
+def _run_vllm(options: argparse.Namespace, say: Language) -> int:
+    """Returns 1 if the command does not fit, or its log differs from the prediction."""
+    from ..engines.vllm.command import parse_command
+    from ..fitting.serving import budget_card, serve_command
+
+    _check_in_command(options, IN_VLLM_COMMAND, "--vllm", "vllm")
+    command = parse_command(options.vllm, version=options.engine_version)
+    log = None if options.log is None else _vllm_log(options.log)
+    report = prediction.inspected(options, options.model or command.model, dtype=command.dtype)
+    budget = command.serving.kv_budget_bytes
+    cards = _cards(options) if budget is None else (budget_card(budget),)
+    answer = serve_command(report, command, cards, beyond_limit=options.beyond_limit, log=log)
+    return _shown(answer, options, say)
+
+
+def _check_in_command(options: argparse.Namespace, names: Mapping[str, object], option: str, engine: str) -> None:
+    """Raises UsageError for options that belong into the pasted command."""
+    for name, default in names.items():
+        if getattr(options, name) != options.defaults.get(name, default):
+            raise UsageError("option_in_command", option=flag(name), command=option)
+    if options.engine not in (None, "transformers", engine):
+        raise UsageError("engine_option", option=option, engine=engine, asked=options.engine)
+    _check_engine(options, engine)
 
 
 def _run_llama_cpp(options: argparse.Namespace, say: Language) -> int:
@@ -140,12 +190,7 @@ def _run_llama_cpp(options: argparse.Namespace, say: Language) -> int:
     from ..engines.llama_cpp.command import parse_command
     from ..fitting.llama_cpp import run_command
 
-    for name in IN_COMMAND:
-        if getattr(options, name) != options.defaults.get(name, IN_COMMAND[name]):
-            raise UsageError("llama_cpp_option", option=flag(name))
-    if options.engine not in (None, "transformers", "llama.cpp"):
-        raise UsageError("engine_option", option="--llama-cpp", engine="llama.cpp", asked=options.engine)
-    _check_engine(options, "llama.cpp")
+    _check_in_command(options, IN_COMMAND, "--llama-cpp", "llama.cpp")
     command = parse_command(options.llama_cpp)
     cards = _cards_together(options)
     log = None if options.log is None else _log(options.log)
@@ -198,16 +243,30 @@ def _cards_together(options: argparse.Namespace) -> Sequence[Gpu]:
 def _log(path: str) -> Log:
     """Raises UsageError for a file that cannot be read or has no buffers."""
     from ..engines.llama_cpp.logs import read_log
-    from ..loaders.regular import read_regular
 
-    try:
-        text = read_regular(path, cap=LARGEST_LOG_BYTES).decode("utf-8", errors="replace")
-    except OSError as error:
-        raise UsageError("llama_cpp_log", path=path, reason=error.strerror or str(error)) from None
-    log = read_log(text)
+    log = read_log(_text(path))
     if not log.printed():
         raise UsageError("llama_cpp_log_empty", path=path)
     return log
+
+
+def _vllm_log(path: str) -> VllmLog:
+    """Raises UsageError for a file that cannot be read or prints none of vLLM's figures."""
+    from ..engines.vllm.log import read_log
+
+    log = read_log(_text(path))
+    if not log.printed:
+        raise UsageError("vllm_log_empty", path=path)
+    return log
+
+
+def _text(path: str) -> str:
+    from ..loaders.regular import read_regular
+
+    try:
+        return read_regular(path, cap=LARGEST_LOG_BYTES).decode("utf-8", errors="replace")
+    except OSError as error:
+        raise UsageError("llama_cpp_log", path=path, reason=error.strerror or str(error)) from None
 
 
 def _cards(options: argparse.Namespace) -> Sequence[Gpu]:
@@ -252,7 +311,9 @@ def _serving(options: argparse.Namespace, engine: str) -> Serving:
         ranks=options.tp,
         utilization=options.utilization,
         kv_budget_bytes=None if options.kv_budget is None else options.kv_budget[1],
+        version=options.engine_version,
         step_tokens=options.max_num_batched_tokens,
+        sequences=options.max_num_seqs,
         prefix_caching=options.enable_prefix_caching,
         offloaded=options.ngl,
     )

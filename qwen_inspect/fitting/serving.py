@@ -4,15 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ..engines import engine_of
 from ..errors import UsageError
 from ..language import Message
 from ..results.fit import Gpu
 from ..results.model import Report
-from ..results.serving import EngineCard, Serving, ServingReport
+from ..results.serving import EngineCard, Serving, ServingReport, VllmReserve
 from ..units import size
 from .search import answers
+
+if TYPE_CHECKING:
+    from ..engines.vllm.command import Command
+    from ..engines.vllm.log import Log
+
+
+def serve_command(
+    report: Report, command: Command, cards: Sequence[Gpu], *, beyond_limit: bool = False, log: Log | None = None
+) -> ServingReport:
+    """A pasted command of vLLM; with --max-model-len auto the longest sequence that fits. A log names its version and card."""
+    serving = command.serving
+    answer = serve_logged(report, serving, cards, beyond_limit=beyond_limit, log=log)
+    longest = answer.cards[answer.deciding].answer.high.context.value
+    if command.automatic and answer.fits is False and longest:
+        shorter = replace(serving, context_tokens=longest)
+        answer = serve_logged(report, shorter, cards, beyond_limit=beyond_limit, log=log)
+    if command.ignored:
+        notice = Message("vllm_ignored", options=", ".join(command.ignored))
+        answer = replace(answer, report=replace(answer.report, notices=(*answer.report.notices, notice)))
+    return answer
+
+
+def serve_logged(
+    report: Report, serving: Serving, cards: Sequence[Gpu], *, beyond_limit: bool = False, log: Log | None = None
+) -> ServingReport:
+    """`serve`, with a log of vLLM beside it: of its version and on its card, where it names them."""
+    if log is None:
+        return serve(report, serving, cards, beyond_limit=beyond_limit)
+    from ..engines.vllm.log import beside
+
+    serving = replace(serving, version=serving.version or log.version)
+    if log.total_bytes is not None and serving.kv_budget_bytes is None:
+        cards = [replace(card, usable_bytes=log.total_bytes) for card in cards]
+    answer = serve(report, serving, cards, beyond_limit=beyond_limit)
+    reserve = answer.cards[answer.deciding].reserve
+    assert isinstance(reserve, VllmReserve)
+    return replace(answer, log=tuple(beside(log, reserve)))
 
 
 def serve(report: Report, serving: Serving, cards: Sequence[Gpu], *, beyond_limit: bool = False) -> ServingReport:

@@ -42,7 +42,8 @@ GROUPS: Mapping[str, Sequence[str]] = {
         *("--loop", "--no-keep-gradients", "--no-keep-logits", "--no-clip"),
     ),
     "options_engine": (
-        *("--engine", "--utilization", "--kv-budget", "--max-num-batched-tokens", "--enable-prefix-caching"),
+        *("--engine", "--utilization", "--kv-budget", "--max-num-batched-tokens", "--max-num-seqs"),
+        *("--enable-prefix-caching", "--engine-version", "--vllm"),
         *("--ngl", "--cache-type-k", "--cache-type-v", "--quant", "--llama-cpp", "--log", "--host-memory"),
     ),
     "options_device": ("--device", "--random-weights", "--force", "--snapshot", "--prompt", "--max-new-tokens"),

@@ -87,13 +87,13 @@ def declare_cards(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--gpu", metavar="NAME", help=say("help_cards"))
 
 
-def inspected(options: argparse.Namespace, typed: str | None = None) -> Report:
-    """The model that runs, or `typed`; only its stored tensors if its architecture is unknown."""
+def inspected(options: argparse.Namespace, typed: str | None = None, *, dtype: str | None = None) -> Report:
+    """The model that runs, or `typed`; only its stored tensors if its architecture is unknown. dtype: without --dtype."""
     return model.inspected(
         options,
         typed=typed,
         require_design=False,
-        dtype=dtype_of(options),
+        dtype=dtype_of(options) or dtype,
         dense_dtype=None if options.autocast is None else "float32",
         group_size=options.group_size,
         workload=model.workload_of(options),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from ..language import Message
 from ..values import dataclass
 from .cache import Workload
@@ -16,8 +18,9 @@ class Serving(Workload):
 
     utilization: share of a card (None: the engine's default); kv_budget_bytes: a known budget instead. For vLLM: version (None:
     the engine's); step_tokens and sequences: the most tokens and sequences of a step (None: its server's defaults for the card);
-    prefix_caching, for hybrid models off by default in 0.19; pipeline_ranks; expert_parallel, whole experts on each rank; eager,
-    without compiling and CUDA graphs; images, whether the encoder is profiled; offloaded_bytes, weights in the host's memory.
+    prefix_caching, for hybrid models off by default in 0.19; pipeline_ranks and data_ranks; block_tokens, of a block
+    of the cache; expert_parallel, whole experts on each rank; eager, without compiling and CUDA graphs; images, whether the
+    encoder is profiled; offloaded_bytes, weights in the host's memory.
     For llama.cpp: offloaded, the layers of --ngl (None: all); flash_attention (None: where the card has a kernel); micro_batch
     (None: its default).
     """
@@ -30,6 +33,8 @@ class Serving(Workload):
     sequences: int | None = None
     prefix_caching: bool = False
     pipeline_ranks: int = 1
+    data_ranks: int = 1
+    block_tokens: int | None = None
     expert_parallel: bool = False
     eager: bool = False
     images: bool = True
@@ -116,6 +121,23 @@ class LlamaCppReserve(Reserve):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LogTerm:
+    """A figure that a log printed and the predicted range. unit: "bytes", "blocks" or "tokens"."""
+
+    name: str
+    unit: Literal["bytes", "blocks", "tokens"]
+    printed: int
+    low: int
+    high: int
+    agrees: bool
+
+    @property
+    def difference(self) -> int:
+        """What is printed less the nearest end of the range; 0 inside."""
+        return self.printed - min(max(self.printed, self.low), self.high)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCard:
     """One card's answer, and what the engine reserves of it. gpu: None if a budget was given instead of a card."""
 
@@ -130,7 +152,10 @@ class EngineCard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingReport:
-    """An engine serving one model, on each of one or more cards. context_tokens: requested, else the model's limit."""
+    """An engine serving one model, on each of one or more cards. context_tokens: requested, else the model's limit.
+
+    log: a log beside the prediction of the deciding card; None without one.
+    """
 
     report: Report
     serving: Serving
@@ -138,6 +163,12 @@ class ServingReport:
     context_tokens: int
     cards: tuple[EngineCard, ...]
     assumptions: tuple[Message, ...]
+    log: tuple[LogTerm, ...] | None = None
+
+    @property
+    def differs(self) -> bool:
+        """Whether a log printed a figure outside of the range."""
+        return self.log is not None and not all(term.agrees for term in self.log)
 
     @property
     def deciding(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -92,21 +91,6 @@ def test_llama_cpp_is_asked_of_a_gguf_file_as_the_refusal_says(two: Path, capsys
     # Of a class whose conversion is not known, nobody is told to give a GGUF file.
     code, _, refusal = asked(capsys, *on, "catalog:Qwen/Qwen2-Audio-7B")
     assert (code, "writes of qwen2_audio is not known here" in refusal, "GGUF file" in refusal) == (7, True, False)
-
-
-@pytest.mark.parametrize("windows", [False, True])
-def test_a_budget_is_given_as_the_refusal_of_a_class_without_a_log_says(
-    tmp_path: Path, windows: bool, capsys: Capture
-) -> None:
-    config = {**TINY_QWEN3, "architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 64}
-    model = write_config(tmp_path, config) if windows else HYBRID
-    on = ("fit", "--engine", "vllm", "--context", "256", model)
-    code, _, refusal = asked(capsys, *on, "--gpu", "h200")
-    found = re.search(r"; (--kv-budget SIZE.*?), from", refusal)
-    assert (code, bool(found)) == (7, True)
-    assert found is not None
-    options = found[1].replace("SIZE", "57.50GiB").replace(" N", " 8192")
-    assert asked(capsys, *on, *shlex.split(options))[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from qwen_inspect.cli import main
 from ..support.schema import SCHEMA, assert_keeps_to_the_schema
 
 FOLDER = Path(__file__).parents[2] / "qwen_inspect" / "schema"
-# What can be negative: differences, what is left of a card, what is left for a KV cache.
+# What can be negative: differences, what is left of a card, what is left for a KV cache, in a log too.
 SIGNED = {
     *("Cause.parameters", "Unexplained.parameters", "Check.difference", "Check.residual", "MemoryCause.bytes"),
     *("Difference.measured", "Difference.difference", "Difference.residual"),
@@ -28,6 +28,7 @@ SIGNED = {
         "EngineCard.margin_bytes",
         "Capacity.kv_budget_bytes",
     ),
+    *("LogTerm.printed", "LogTerm.low", "LogTerm.high", "LogTerm.difference"),
 }
 # Keys that an answer may lack.
 OPTIONAL = {"Moment.gathered_bytes", "Moment.adapters_bytes"}

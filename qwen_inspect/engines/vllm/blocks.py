@@ -100,7 +100,12 @@ class BlockPool:
 
 
 def block_pool(
-    layers: Sequence[AnyLayerAttention], cache_format: CacheFormat, *, ranks: int, states: tuple[DType, DType]
+    layers: Sequence[AnyLayerAttention],
+    cache_format: CacheFormat,
+    *,
+    ranks: int,
+    states: tuple[DType, DType],
+    block_tokens: int = BLOCK_TOKENS,
 ) -> BlockPool:
     """The blocks on one of `ranks` ranks. states: dtypes of a linear layer's convolution and recurrent state.
 
@@ -113,7 +118,8 @@ def block_pool(
     linear = [layer for layer in layers if isinstance(layer, LinearLayerAttention)]
     if len(softmax) + len(linear) < len(layers) or not softmax:
         raise UnsupportedError("cache_engine_other", engine="vLLM")
-    kinds = [_softmax_kind(layer, cache_format, ranks) for layer in softmax]
+    block_tokens = BLOCK_TOKENS if linear else block_tokens  # a hybrid's follows from its states
+    kinds = [_softmax_kind(layer, cache_format, ranks, block_tokens) for layer in softmax]
     if linear:
         return _hybrid_pool(kinds, [_state_bytes(layer, ranks, states) for layer in linear])
     if len({kind.window_tokens for kind in kinds}) == 1:
@@ -121,13 +127,13 @@ def block_pool(
     return _pool(_same_pages(kinds))
 
 
-def _softmax_kind(layer: LayerAttention, cache_format: CacheFormat, ranks: int) -> PageKind:
+def _softmax_kind(layer: LayerAttention, cache_format: CacheFormat, ranks: int, block_tokens: int) -> PageKind:
     """K and V of a block: (block, kv_heads, head_dim) each. Source: AttentionSpec.real_page_size_bytes."""
     if layer.query_heads % ranks:
         raise UnsupportedError("cache_query_heads_over_ranks", heads=layer.query_heads, ranks=ranks)
     heads = kv_heads_per_rank(layer.kv_heads, ranks)
-    page_bytes = 2 * BLOCK_TOKENS * cache_format.size_bytes(heads * layer.head_dim)
-    return PageKind(page_bytes, BLOCK_TOKENS, layer.window_tokens or 0, (heads, layer.head_dim))
+    page_bytes = 2 * block_tokens * cache_format.size_bytes(heads * layer.head_dim)
+    return PageKind(page_bytes, block_tokens, layer.window_tokens or 0, (heads, layer.head_dim))
 
 
 def _one_group(kinds: Sequence[PageKind]) -> BlockPool:

@@ -18,7 +18,16 @@ from ...results.serving import Capacity, Reserved, Serving, VllmReserve
 from ...structure.kv_cache import checkpoint_format, read_formats
 from ...units import GIB, MIB, size
 from ..interface import Demand
-from .blocks import BLOCK_FORMATS, BlockPool, block_pool, latent_pool, latent_width, state_dtypes, text_part
+from .blocks import (
+    BLOCK_FORMATS,
+    BLOCK_TOKENS,
+    BlockPool,
+    block_pool,
+    latent_pool,
+    latent_width,
+    state_dtypes,
+    text_part,
+)
 from .encoder import encoder, unsized
 from .outside import graphs, non_torch
 from .profile import Card, ProfileRun, peak_bytes
@@ -75,7 +84,8 @@ class VllmDemand(Demand):
                 raise UnsupportedError("cache_query_heads_over_ranks", heads=heads, ranks=ranks)
             return latent_pool(len(layers), width, self.format, gpu.compute_capability)
         states = state_dtypes(config, self._report.spec.dtype)
-        pool = block_pool(layers, self.format, ranks=ranks, states=states)
+        block_tokens = self._serving.block_tokens or BLOCK_TOKENS
+        pool = block_pool(layers, self.format, ranks=ranks, states=states, block_tokens=block_tokens)
         cache = self._report.known.cache
         chunked = cache is not None and any(layer.kind == "chunked" for layer in cache.layers)
         return replace(pool, state_blocks=2 if self._serving.prefix_caching else 1, chunked=chunked)
@@ -106,7 +116,13 @@ class VllmDemand(Demand):
             raise unread
         serving, capability = self._serving, self._gpu.compute_capability
         marlin = capability is not None and capability < (9, 0)
-        weights = rank_weights(self._report, serving.ranks, stage=self._stage, marlin=marlin)
+        weights = rank_weights(
+            self._report,
+            serving.ranks,
+            expert_ranks=serving.ranks * serving.data_ranks,
+            stage=self._stage,
+            marlin=marlin,
+        )
         held = max(0, weights.total_bytes - serving.offloaded_bytes)
         outside = non_torch(
             self.release,
@@ -136,6 +152,7 @@ class VllmDemand(Demand):
             element_bytes=spec.dtype.bits // 8,
             ranks=serving.ranks,
             first=serving.pipeline_ranks == 1,
+            data_ranks=serving.data_ranks,
             experts_whole=serving.expert_parallel,
             compiled=not serving.eager,
         )

@@ -36,6 +36,7 @@ class ProfileRun:
     context_tokens: int
     element_bytes: int
     ranks: int = 1
+    data_ranks: int = 1
     first: bool = True
     last: bool = True
     experts_whole: bool = False
@@ -106,16 +107,16 @@ def attention_bytes(widths: Widths, run: ProfileRun) -> int:
 
 
 def expert_bytes(widths: Widths, run: ProfileRun) -> int:
-    """The two workspaces of routed experts, which hold every token as often as it has experts.
+    """The two workspaces of routed experts, which hold every token as often as it has experts, of all data-parallel ranks.
 
     Source: layers/fused_moe/fused_moe.py, TritonExperts.workspace_shapes; modular_kernel.py, _allocate_buffers.
     """
     if (experts := widths.experts) is None:
         return 0
-    shares = 1 if run.experts_whole else run.ranks
+    shares = 1 if run.experts_whole else run.ranks * run.data_ranks
     up, down = experts.up // shares, experts.down // shares
     columns = max(down, widths.hidden) + max(up, widths.hidden)
-    return run.tokens * experts.per_token * columns * run.element_bytes
+    return run.data_ranks * run.tokens * experts.per_token * columns * run.element_bytes
 
 
 def keeps_experts(release: Release) -> bool:

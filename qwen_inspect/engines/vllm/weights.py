@@ -64,15 +64,19 @@ class RankWeights:
         return sum(self.whole) + sum(self.packed)
 
 
-def rank_weights(report: Report, ranks: int, *, stage: range | None = None, marlin: bool = False) -> RankWeights:
+def rank_weights(
+    report: Report, ranks: int, *, expert_ranks: int | None = None, stage: range | None = None, marlin: bool = False
+) -> RankWeights:
     """Each parameter on one of `ranks` ranks, in module order, and of the rotary tables, if there are any.
 
     Norms, routers and biases of output projections are whole on each rank; the vocabulary is padded to a multiple of 64; A_log is
-    float32. Quantised weights are counted as stored, by module. stage: the decoder layers of a pipeline's last rank (None: all).
+    float32. Quantised weights are counted as stored, by module. expert_ranks: that share the experts, data-parallel ones
+    too. stage: the decoder layers of a pipeline's last rank (None: all).
     marlin: whether MXFP4 runs on Marlin's kernels, which pad more.
     Raises UnsupportedError for sizes that the ranks do not divide, and for classes whose sharding in vLLM is unknown.
     Source: model_executor/layers: linear.py, fused_moe/layer.py, vocab_parallel_embedding.py, rotary_embedding/base.py,
-    mamba/gdn_linear_attn.py, quantization/mxfp4.py; models/qwen2.py to qwen3_5.py, llama.py, deepseek_v2.py, gpt_oss.py.
+    mamba/gdn_linear_attn.py, quantization/mxfp4.py, attention/mla_attention.py (process_weights_after_loading); models/qwen2.py
+    to qwen3_5.py, llama.py, deepseek_v2.py, gpt_oss.py.
     """
     heads = {layer.index: layer for layer in report.attention.layers if isinstance(layer, LayerAttention)}
     mxfp4 = report.known.quantised is not None and report.known.quantised.method == "mxfp4"
@@ -84,10 +88,13 @@ def rank_weights(report: Report, ranks: int, *, stage: range | None = None, marl
         for kind, shape, size_bytes in _parameters(module):
             if name == "experts" and mxfp4:
                 values_bytes = sum(tensor.elements for tensor in module.tensors if len(tensor.shape) == 3) // 2
-                size_bytes = _padded(size_bytes, values_bytes, min(shape[1:]), ranks, marlin)
+                size_bytes = _padded(size_bytes, values_bytes, min(shape[1:]), expert_ranks or ranks, marlin)
             attention = heads.get(_index(parent))
-            rank_bytes = _rank_bytes(name, kind, shape, size_bytes, attention, ranks, report.spec.class_name)
+            shares = expert_ranks if name == "experts" and expert_ranks is not None else ranks
+            rank_bytes = _rank_bytes(name, kind, shape, size_bytes, attention, shares, report.spec.class_name)
             sizes[f"{parent}.{FUSED.get(name, name)}.{kind}"] += rank_bytes
+            if name == "kv_b_proj" and kind == "packed":  # MLA's kernels take it unpacked, beside the packed one
+                sizes[f"{parent}.unpacked"] += shape[0] * shape[1] // ranks * report.spec.dtype.bits // 8
     small_scales = report.known.quantised is not None and 8 <= report.known.quantised.bits_per_weight < 8.1
     packed = [name for name in sizes if name.endswith(".packed") and not small_scales]
     return RankWeights(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ...language import Language
-from ...results.serving import Capacity, EngineCard, LlamaCppReserve, ServingReport, VllmReserve
+from ...results.serving import Capacity, EngineCard, LlamaCppReserve, LogTerm, ServingReport, VllmReserve
 from ...units import UNKNOWN, count, size
 from ..blocks import Block, Fields, Heading, Items, Table
 from .common import identity, notices, reach
@@ -22,6 +22,7 @@ def blocks(report: ServingReport, say: Language) -> Sequence[Block]:
         Heading(say("heading_run")),
         _workload_fields(report, say),
         *(block for card in report.cards for block in _card_blocks(card, report, say)),
+        *_log_blocks(report.log, say),
         Heading(say("heading_assumptions")),
         Items([say(message) for message in report.assumptions]),
     ]
@@ -84,6 +85,23 @@ def _budget_table(card: EngineCard, reserve: VllmReserve, say: Language) -> Tabl
     ends = [say("column_cautious"), say("column_best")]
     columns = [say("column_term"), *(text for end in ends for text in (f"{end} ({say('column_bytes')})", end))]
     return Table(columns, rows, "lrrrr", totals=1, expendable=((1, 3),))
+
+
+def _log_blocks(log: Sequence[LogTerm] | None, say: Language) -> Iterator[Block]:
+    """Printed figures beside the predicted ranges; what lies outside of its range is the cause of a difference."""
+    if log is None:
+        return
+    rows = []
+    for term in log:
+        show = _signed if term.unit == "bytes" else count
+        name = say(f"reserved_{term.name}" if f"log_{term.name}" not in LOG_NAMES else f"log_{term.name}")
+        outside = "✓" if term.agrees else show(term.difference)
+        rows.append([name, show(term.printed), f"{show(term.low)} – {show(term.high)}", outside])
+    yield Heading(say("heading_log"))
+    yield Table([say(f"column_{key}") for key in ("term", "printed", "log_range", "outside")], rows, "lrrr")
+
+
+LOG_NAMES = ("log_budget", "log_blocks", "log_tokens")
 
 
 def _both(name: str, *values: int) -> list[str]:

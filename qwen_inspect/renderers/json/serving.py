@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal, cast
 
 from ...language import Language
-from ...results.serving import Capacity, EngineCard, LlamaCppReserve, ServingReport, VllmReserve
+from ...results.serving import Capacity, EngineCard, LlamaCppReserve, LogTerm, ServingReport, VllmReserve
 from .common import OfModelJSON
 from .fit import CardNameJSON, EndsJSON, SuggestionJSON, card_name, largest_batch, largest_context, suggestion_content
 from .llama_cpp import BufferJSON, buffers_content
@@ -93,6 +93,19 @@ class ServingWorkloadJSON(TypedDict):
     tp: Positive
 
 
+class LogTermJSON(TypedDict):
+    """A figure that a log of vLLM printed, and the predicted range. term "weights" includes the allocator's rounding."""
+
+    term: str
+    unit: Literal["bytes", "blocks", "tokens"]
+    printed: int
+    low: int
+    high: int
+    difference: int
+    """What is printed less the nearest end of the range; 0 inside."""
+    agrees: bool
+
+
 class ServingKeysJSON(EngineCardJSON):
     engine: Engine
     engine_version: str
@@ -100,6 +113,8 @@ class ServingKeysJSON(EngineCardJSON):
     workload: ServingWorkloadJSON
     cards: Annotated[list[EngineCardJSON], Keywords(minItems=1)]
     assumptions: list[str]
+    log: list[LogTermJSON] | None
+    """null without --log."""
 
 
 class ServingJSON(OfModelJSON, ServingKeysJSON):
@@ -116,6 +131,19 @@ def serving_content(report: ServingReport, say: Language) -> ServingKeysJSON:
         **cards[report.deciding],
         "cards": cards,
         "assumptions": [say(message) for message in report.assumptions],
+        "log": None if report.log is None else [_log_term(term) for term in report.log],
+    }
+
+
+def _log_term(term: LogTerm) -> LogTermJSON:
+    return {
+        "term": term.name,
+        "unit": term.unit,
+        "printed": term.printed,
+        "low": term.low,
+        "high": term.high,
+        "difference": term.difference,
+        "agrees": term.agrees,
     }
 
 

@@ -1,0 +1,102 @@
+"""What a log of vLLM prints of its memory, and the prediction beside it.
+
+Source: vLLM 0.9 to 0.22, v1/worker/gpu_worker.py, gpu_model_runner.py, utils/mem_utils.py, v1/core/kv_cache_utils.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from ...results.serving import Capacity, LogTerm, VllmReserve
+from ...units import GIB
+from ...values import dataclass
+
+LONGEST_LINE = 20_000
+MOST_LINES = 200_000
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+NUMBER = r"(-?[0-9]{1,9}(?:\.[0-9]{1,6})?)"
+VERSION = re.compile(r"(?:\(v|\bversion )([0-9]{1,3}\.[0-9]{1,3}(?:\.[0-9A-Za-z+]{1,40}){0,4})")
+# name -> the line's form. GiB, but for tokens, blocks and sequences.
+FORMS: dict[str, re.Pattern[str]] = {
+    "total": re.compile(rf"total_memory={NUMBER} ?GiB"),
+    "weights": re.compile(rf"[Mm]odel loading took {NUMBER} (?:GiB|GB)"),
+    "activation": re.compile(rf"(?:torch peak memory increase: |PyTorch activation peak memory takes ){NUMBER} ?GiB"),
+    "non_torch": re.compile(rf"(?:non-torch forward increase memory: |non_torch_memory takes ){NUMBER} ?GiB"),
+    "graphs": re.compile(rf"Estimated CUDA graph memory: {NUMBER} GiB"),
+    "budget": re.compile(rf"Available KV cache memory: {NUMBER} GiB"),
+    "blocks": re.compile(r"(?:# GPU blocks: |num_gpu_blocks is: )([0-9,]{1,15})"),
+    "tokens": re.compile(r"GPU KV cache size: ([0-9,]{1,15}) tokens"),
+    "concurrency": re.compile(rf"Maximum concurrency for [0-9,]{{1,15}} tokens per request: {NUMBER}x"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """version: as printed, None without it. printed: the first figure of each line as text."""
+
+    version: str | None
+    printed: dict[str, str]
+
+    @property
+    def total_bytes(self) -> int | None:
+        """The card's memory as CUDA told vLLM."""
+        return int(float(self.printed["total"]) * GIB) if "total" in self.printed else None
+
+
+def read_log(text: str) -> Log:
+    version, printed = None, {}
+    for line in text.splitlines()[:MOST_LINES]:
+        line = COLOUR.sub("", line[:LONGEST_LINE])
+        if (version is None and "vllm" in line.lower()) or " LLM engine" in line or "version " in line:
+            match = VERSION.search(line)
+            version = match[1] if match and version is None else version
+        for name, form in FORMS.items():
+            if name not in printed and (found := form.search(line)):
+                printed[name] = found[1].replace(",", "")
+    return Log(version=version, printed=printed)
+
+
+def beside(log: Log, reserve: VllmReserve) -> Iterator[LogTerm]:
+    """Each printed figure of memory with the predicted range, in the order of the budget, then what the budget holds."""
+    terms = {term.name: (term.least_bytes, term.most_bytes or 0) for term in reserve.terms}
+    if "weights" in terms:
+        rounding = terms.get("rounding", (0, 0))
+        terms["weights"] = terms["weights"][0] + rounding[0], terms["weights"][1] + rounding[1]
+    low, high = reserve.least, reserve.most
+    terms["budget"] = low.budget_bytes, high.budget_bytes
+    for name in ("weights", "activation", "non_torch", "graphs", "budget"):
+        if name in log.printed and name in terms:
+            yield _of_bytes(name, log.printed[name], terms[name])
+    yield from _of_capacity(log, low, high)
+
+
+def _of_bytes(name: str, text: str, ends: tuple[int, int]) -> LogTerm:
+    half = GIB // 2 // 10 ** len(text.partition(".")[2])
+    printed = round(float(text) * GIB)
+    return LogTerm(
+        name=name,
+        unit="bytes",
+        printed=printed,
+        low=ends[0],
+        high=ends[1],
+        agrees=ends[0] - half <= printed <= ends[1] + half,
+    )
+
+
+def _of_capacity(log: Log, low: Capacity, high: Capacity) -> Iterator[LogTerm]:
+    """Blocks and tokens, by the digits of a budget that is printed to 0.01 GiB, or by the predicted range."""
+    for name in ("blocks", "tokens"):
+        if name in log.printed:
+            ends = int(getattr(low, name)), int(getattr(high, name))
+            printed = int(log.printed[name])
+            share = GIB / 100 / max(1, high.budget_bytes)
+            slack = int(ends[1] * share) + 1
+            yield LogTerm(
+                name=name,
+                unit=name,
+                printed=printed,
+                low=ends[0],
+                high=ends[1],
+                agrees=ends[0] - slack <= printed <= ends[1] + slack,
+            )

@@ -1,0 +1,182 @@
+"""A pasted command of vLLM and a log of it: what is read, what is refused, and the log beside the prediction."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qwen_inspect.cli import main
+from qwen_inspect.engines.vllm.command import parse_command
+from qwen_inspect.engines.vllm.log import read_log
+from qwen_inspect.engines.vllm.releases import release
+from qwen_inspect.errors import UsageError
+
+from ..support.schema import assert_keeps_to_the_schema
+
+Capture = pytest.CaptureFixture[str]
+# Lines of a log of vLLM 0.19.0 (llm-d-planner, google-gemma-2-2b-it--h100-80gb--tp1pp1dp1--8192.log), and its parsed figures.
+GEMMA = """\
+(EngineCore pid=474) INFO 04-22 15:55:29 [v1/engine/core.py:105] Initializing a V1 LLM engine (v0.19.0) with config: model=
+(EngineCore pid=474) DEBUG [v1/worker/gpu_worker.py:284] worker init memory snapshot: free_memory=78.68GiB, total_memory=79.19GiB
+(EngineCore pid=474) INFO 04-22 15:55:45 [v1/worker/gpu_model_runner.py:4820] Model loading took 4.9 GiB memory and 13.81 seconds
+(EngineCore pid=474) DEBUG Memory profiling takes 9.11 seconds. Total non KV cache memory: 8.76GiB; torch peak memory increase: \
+3.62GiB; non-torch forward increase memory: 0.24GiB; weights memory: 4.9GiB.
+(EngineCore pid=474) INFO Available KV cache memory: 66.47 GiB
+(EngineCore pid=474) INFO GPU KV cache size: 670,160 tokens
+(EngineCore pid=474) INFO Maximum concurrency for 8,192 tokens per request: 81.73x
+"""
+COMMAND = "vllm serve catalog:google/gemma-2-2b-it --max-model-len 8192 --gpu-memory-utilization 0.95"
+
+
+def test_options_are_read_as_vllm_spells_them() -> None:
+    command = parse_command(
+        "HF_TOKEN=x docker run --gpus all -p 8000:8000 docker.io/vllm/vllm-openai:v0.11.2-x86_64 --model a/b -tp=2 "
+        "--pipeline_parallel_size 2 --max-model-len 32K --max-num-seqs 64 --max-num-batched-tokens 16k --kv-cache-dtype "
+        "fp8_e5m2 --block-size 32 --cpu-offload-gb 2.5 --enforce-eager -ep --dtype half --host 0.0.0.0 --trust-remote-code "
+        "--limit-mm-per-prompt image=0,video=0 --hf-overrides '{}'"
+    )
+    serving = command.serving
+    assert (command.model, command.dtype, command.automatic, command.ignored) == (
+        "a/b",
+        "float16",
+        False,
+        ("--hf-overrides",),
+    )
+    assert (serving.version, serving.ranks, serving.pipeline_ranks, serving.context_tokens) == ("0.11.2", 2, 2, 32_768)
+    assert (serving.sequences, serving.step_tokens, serving.cache_format, serving.block_tokens) == (
+        64,
+        16_000,
+        "fp8",
+        32,
+    )
+    assert (serving.offloaded_bytes, serving.eager, serving.expert_parallel, serving.images) == (
+        2_684_354_560,
+        True,
+        True,
+        False,
+    )
+    assert parse_command("python -m vllm.entrypoints.openai.api_server --max-model-len auto").automatic
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "llama-server -m x", "vllm serve 'x", "vllm serve x -tp", "vllm serve x -tp 0", "vllm serve x --block-size y"],
+)
+def test_a_command_that_is_none_is_refused(line: str) -> None:
+    with pytest.raises(UsageError):
+        parse_command(line)
+
+
+def test_a_command_takes_what_its_options_ask_for_and_no_option_twice(capsys: Capture) -> None:
+    """Half the layers on the last rank of two, and half the heads: the blocks of V0025 and V0027 of the published logs."""
+    asked = ["fit", "--gpu", "H100", "--lang", "en", "--format", "json", "--vllm"]
+    for option, block_bytes in (("-pp 2", 2**20), ("-tp 2", 2**20), ("--block-size 32", 2**22)):
+        main([*asked, f"vllm serve catalog:meta-llama/Llama-3.1-8B-Instruct --max-model-len 8192 {option}"])
+        found = json.loads(capsys.readouterr().out)
+        assert_keeps_to_the_schema(found)
+        assert found["vllm"]["block_bytes"] == block_bytes
+    assert main([*asked, COMMAND, "--tp", "2"]) == 2
+
+
+def test_a_longest_sequence_is_found_for_auto(capsys: Capture) -> None:
+    """40,960 tokens of Qwen3-8B take 5.63 GiB, of a card of 24 GiB with 5 for the cache."""
+    code = main(
+        [
+            "fit",
+            "--memory",
+            "23GiB",
+            "--format",
+            "json",
+            "--vllm",
+            "vllm serve catalog:Qwen/Qwen3-8B --max-model-len auto",
+        ]
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert 20_000 < found["workload"]["context_tokens"] < 40_960
+    assert found["workload"]["context_tokens"] == found["max_context_tokens"]
+
+
+def test_a_log_is_set_beside_its_prediction(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "vllm.log").write_text(GEMMA)
+    asked = ["fit", "--vllm", COMMAND, "--gpu", "H100", "--log", str(tmp_path / "vllm.log")]
+    assert main([*asked, "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert_keeps_to_the_schema(found)
+    assert found["engine_version"] == "0.19.0"
+    assert [(line["term"], line["agrees"]) for line in found["log"]] == [
+        (name, True) for name in ("weights", "activation", "non_torch", "budget", "tokens")
+    ]
+    assert found["log"][-1]["printed"] == 670_160
+    for language in ("en", "zh"):
+        assert main([*asked, "--lang", language]) == 0
+        assert "670,160" in capsys.readouterr().out
+
+
+def test_a_log_that_differs_says_by_how_much_and_where(tmp_path: Path, capsys: Capture) -> None:
+    """As if another gibibyte had been taken outside of PyTorch."""
+    other = GEMMA.replace("increase memory: 0.24", "increase memory: 1.24").replace("66.47", "65.47")
+    (tmp_path / "vllm.log").write_text(other.replace("670,160", "660,078"))
+    code = main(
+        [
+            "fit",
+            "--vllm",
+            COMMAND,
+            "--gpu",
+            "H100",
+            "--log",
+            str(tmp_path / "vllm.log"),
+            "--format",
+            "json",
+            "--lang",
+            "en",
+        ]
+    )
+    lines = {line["term"]: line for line in json.loads(capsys.readouterr().out)["log"]}
+    assert code == 1
+    assert [name for name, line in lines.items() if not line["agrees"]] == ["non_torch", "budget", "tokens"]
+    assert abs(lines["non_torch"]["difference"] / 2**30 - 0.965) < 0.005  # above 0.275
+    assert abs(lines["budget"]["difference"] / 2**30 + 0.95) < 0.01
+
+
+def test_lines_of_other_versions_are_read() -> None:
+    older = "INFO 08-01 vLLM API server version 0.9.2\nINFO Model loading took 15.2683 GiB and 3.1 seconds\n# GPU blocks: 8505\n"
+    log = read_log(older)
+    assert (log.version, log.printed) == ("0.9.2", {"weights": "15.2683", "blocks": "8505"})
+    assert log.total_bytes is None
+
+
+def test_an_empty_log_and_a_version_that_is_none_are_refused(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "empty.log").write_text("nothing\n")
+    on = ["fit", "catalog:Qwen/Qwen3-0.6B", "--engine", "vllm", "--gpu", "H100"]
+    assert main([*on, "--log", str(tmp_path / "empty.log")]) == 2
+    assert main([*on, "--log", str(tmp_path / "none.log")]) == 2
+    assert main([*on, "--engine-version", "latest"]) == 2
+    assert capsys.readouterr().err.count("\n") == 3
+
+
+def test_a_version_that_was_not_read_is_said_and_widens_the_range(capsys: Capture) -> None:
+    """0.20 is the first that takes CUDA graphs off the budget, and 0.92 of the card (config/cache.py, envs.py)."""
+    assert [release(name).utilization for name in ("0.19.0", "0.20.0", "v0.33.0")] == [0.9, 0.92, 0.92]
+    widths = []
+    for version in ("0.22.0", "0.33.0"):
+        main(
+            [
+                "fit",
+                "catalog:Qwen/Qwen3-8B",
+                "--engine",
+                "vllm",
+                "--gpu",
+                "H100",
+                "--engine-version",
+                version,
+                "--format",
+                "json",
+            ]
+        )
+        found = json.loads(capsys.readouterr().out)
+        assert "graphs" in [term["term"] for term in found["terms"]]
+        widths.append(found["vllm"]["high"]["kv_budget_bytes"] - found["vllm"]["low"]["kv_budget_bytes"])
+    assert widths[0] < widths[1]
