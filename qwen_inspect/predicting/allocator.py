@@ -11,7 +11,7 @@ benchmarks/recorded lies at the address where PyTorch put it (tests/predicting/t
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import field
 from heapq import heapify, heappop, heappush
 from itertools import groupby, takewhile
@@ -178,9 +178,8 @@ class Driver:
 
     def place(self, size_bytes: int) -> int:
         """The address of a new segment."""
-        with_room = [(addresses[0], rest) for rest, addresses in self.rests.items() if rest >= size_bytes and addresses]
-        if with_room:
-            address, rest = min(with_room)
+        if (room := self.next_rest(size_bytes)) is not None:
+            address, rest = room
             heappop(self.rests[rest])
             self._leave(address + size_bytes, rest - size_bytes)
             return address
@@ -189,6 +188,11 @@ class Driver:
         self.steps[self.lowest] = step_bytes
         self._leave(self.lowest + size_bytes, step_bytes - size_bytes)
         return self.lowest
+
+    def next_rest(self, size_bytes: int) -> tuple[int, int] | None:
+        """The address and size of the rest in which a segment of this size is placed; None if that needs a new range."""
+        with_room = [(addresses[0], rest) for rest, addresses in self.rests.items() if rest >= size_bytes and addresses]
+        return min(with_room, default=None)
 
     def give_back(self, address: int, size_bytes: int) -> None:
         """Frees a segment and merges it with the free neighbours in its range."""
@@ -292,13 +296,6 @@ class Allocator:
             self._peak_reserved = self.reserved_bytes
         return block
 
-    def best_fit_bytes(self, size_bytes: int) -> int:
-        """The size of the free block that a request would be cut from; 0 if there is none. For segments that do not expand."""
-        size = self.settings.block_bytes(size_bytes)
-        free = (self._small if size <= SMALL_BYTES else self._large).free
-        index = bisect_left(free, (size,))
-        return free[index][0] if index < len(free) else 0
-
     def free(self, block: Block) -> None:
         """Frees a block and merges it with its free neighbours: free_block."""
         if not block.in_use:
@@ -325,6 +322,51 @@ class Allocator:
             for mapped, blocks in groupby(_from(head), key=lambda block: block.mapped):
                 if mapped:
                     yield tuple(blocks)
+
+    # --- for `segment_cycles`, where segments do not expand and nothing is released
+
+    def pools_for(self, size_bytes: int) -> tuple[Pool, Pool]:
+        """The pool that serves a request, and the other."""
+        is_small = self.settings.block_bytes(size_bytes) <= SMALL_BYTES
+        return (self._small, self._large) if is_small else (self._large, self._small)
+
+    def room_above(self, address: int, segment_bytes: int) -> int:
+        """How many of the next segments of this size lie at ascending addresses above this one."""
+        start, size_bytes = self._driver.next_rest(segment_bytes) or (address, 0)
+        left = (self.capacity_bytes - self.reserved_bytes) // segment_bytes
+        return min(size_bytes // segment_bytes, left) if start > address else 0
+
+    def add_segment(self, pool: Pool, size: int) -> int:
+        """Adds a free segment, and returns its address."""
+        block = self._new_segment(pool, size)
+        assert block is not None
+        pool.add(block)
+        return block.address
+
+    def blocks_at(self, address: int) -> Iterator[Block]:
+        """The blocks of the segment at this address."""
+        return _from(self._heads[address])
+
+    def take_apart(self, address: int) -> tuple[Block, ...]:
+        """Removes the blocks of a segment, and returns them."""
+        blocks = tuple(self.blocks_at(address))
+        for block in blocks:
+            if not block.in_use:
+                block.pool.take(block)
+            self.allocated_bytes -= block.size_bytes * block.in_use
+            self.requested_bytes -= block.requested_bytes
+        return blocks
+
+    def put_together(self, address: int, blocks: Sequence[Block]) -> None:
+        """Fills a segment that was taken apart."""
+        self._heads[address] = blocks[0]
+        for before, block, after in zip((None, *blocks), blocks, (*blocks[1:], None), strict=False):
+            block.address, block.previous, block.next = address, before, after
+            address += block.size_bytes
+            if not block.in_use:
+                block.pool.add(block)
+            self.allocated_bytes += block.size_bytes * block.in_use
+            self.requested_bytes += block.requested_bytes
 
     def _best_fit(self, pool: Pool, size: int) -> Block | None:
         """The smallest free block that is large enough; among equals, the lowest address: get_free_block."""

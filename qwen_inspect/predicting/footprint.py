@@ -24,7 +24,7 @@ from .allocator import Allocator, HostAllocator, OutOfMemory
 from .allocator_settings import read_settings
 from .assumptions import _part_assumptions, assumptions
 from .on_device import BUFFER, PARAMETER, WORKSPACE, growing, on_device
-from .replay import WARM_UP, Replay, replay, warm_up_bytes
+from .replay import WARM_UP, Replay, most_requested, replay, stays_within, warm_up_bytes
 from .turns import with_all_turns
 from .uses import term_of, use_of, uses_of
 from .workspaces import LT_WORKSPACE_BYTES, workspace_of
@@ -47,7 +47,7 @@ def traced_footprint(timeline: Timeline, run: Run, *, provenance: str, course_po
     course_points: if not 0, also the memory over time in about that many points.
     """
     timeline = with_all_turns(timeline, run)
-    whole = on_device(growing(timeline, run.new_tokens), run) if run.device == "cuda" else on_device(timeline, run)
+    whole = _whole(timeline, run)
     replayed = replay(whole, _allocator(run), with_course=course_points > 0)
     if replayed.out_of_memory_event is not None:  # capacity is unlimited: the sizes exceed the address space
         raise UsageError("memory_beyond_addresses")
@@ -67,6 +67,16 @@ def traced_footprint(timeline: Timeline, run: Run, *, provenance: str, course_po
         provenance=provenance,
         course=_course(whole, replayed, uses, course_points) if course_points else None,
     )
+
+
+def _whole(timeline: Timeline, run: Run) -> Timeline:
+    return on_device(growing(timeline, run.new_tokens), run) if run.device == "cuda" else on_device(timeline, run)
+
+
+def fits_within(timeline: Timeline, run: Run, room_bytes: int) -> bool:
+    """Whether `peak_reserved` of the run's footprint is at most `room_bytes`; replays it only as far as it is."""
+    whole = _whole(with_all_turns(timeline, run), run)
+    return most_requested(whole) <= room_bytes and stays_within(whole, _allocator(run), room_bytes)
 
 
 def _allocator(run: Run) -> Allocator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 
 from ..results.timeline import ADAPTER, Allocate, Event, Free, Timeline, living
 from ..values import dataclass
@@ -66,31 +67,19 @@ def replay(timeline: Timeline, allocator: Allocator | None = None, *, with_cours
     at_peak = allocator.usage
     figures: tuple[list[int], ...] = tuple([figure] for figure in at_peak)  # the fields of Usage, after each event
     allocated, reserved, requested = figures
-    blocks: dict[int, Block] = {}
-    outputs: dict[int, list[Block]] = {}  # of requests that stand for turns of a loop
     block_bytes: dict[int, int] = {}
-    most, peak_event, out_of_memory_event = -1, None, None
-    for index, event in enumerate(timeline.events):
-        if isinstance(event, Free):
-            for block in outputs.pop(event.id, None) or (blocks.pop(event.id),):
-                allocator.free(block)
-        else:
-            try:
-                if event.operator.endswith(REPEATED) and (turn := Turn.ending_at(timeline.events, index)):
-                    made = outputs[event.id] = replay_turns(allocator, blocks, turn, turns_of(event, turn))
-                else:
-                    made = [allocator.allocate(event.size_bytes)]
-                    blocks[event.id] = made[0]
-            except OutOfMemory:
-                out_of_memory_event = index
-                break
-            block_bytes[event.id] = sum([block.size_bytes for block in made])
-            if allocator.allocated_bytes > most:
-                most, peak_event, at_peak = allocator.allocated_bytes, index, allocator.usage
-        if with_course:
-            allocated.append(allocator.allocated_bytes)
-            reserved.append(allocator.reserved_bytes)
-            requested.append(allocator.requested_bytes)
+    most, peak_event, done = -1, None, 0
+    with suppress(OutOfMemory):
+        for index, (event, blocks) in enumerate(_played(timeline.events, allocator)):
+            if blocks:
+                block_bytes[event.id] = sum([block.size_bytes for block in blocks])
+                if allocator.allocated_bytes > most:
+                    most, peak_event, at_peak = allocator.allocated_bytes, index, allocator.usage
+            done = index + 1
+            if with_course:
+                allocated.append(allocator.allocated_bytes)
+                reserved.append(allocator.reserved_bytes)
+                requested.append(allocator.requested_bytes)
     before_peak = timeline.events[: 0 if peak_event is None else peak_event + 1]
     return Replay(
         peak=allocator.peak,
@@ -102,8 +91,44 @@ def replay(timeline: Timeline, allocator: Allocator | None = None, *, with_cours
         allocated=tuple(allocated[1:]),
         reserved=tuple(reserved[1:]),
         requested=tuple(requested[1:]),
-        out_of_memory_event=out_of_memory_event,
+        out_of_memory_event=None if done == len(timeline.events) else done,
     )
+
+
+def most_requested(timeline: Timeline) -> int:
+    """The most bytes requested at any time."""
+    sizes: dict[int, int] = {}
+    requested = most = 0
+    for event in timeline.events:
+        if isinstance(event, Allocate):
+            sizes[event.id] = event.size_bytes
+            requested += event.size_bytes
+            most = max(most, requested)
+        else:
+            requested -= sizes.pop(event.id)
+    return most
+
+
+def stays_within(timeline: Timeline, allocator: Allocator, room_bytes: int) -> bool:
+    """Whether a run reserves at most so many bytes; replays it up to the request that reserves more."""
+    return all(allocator.reserved_bytes <= room_bytes for _ in _played(timeline.events, allocator))
+
+
+def _played(events: Sequence[Event], allocator: Allocator) -> Iterator[tuple[Event, Sequence[Block]]]:
+    """Each event, when it is done, and the blocks that its request got."""
+    blocks: dict[int, Block] = {}
+    outputs: dict[int, list[Block]] = {}  # of requests that stand for turns of a loop
+    for index, event in enumerate(events):
+        if isinstance(event, Free):
+            for block in outputs.pop(event.id, None) or (blocks.pop(event.id),):
+                allocator.free(block)
+            yield event, ()
+        elif event.operator.endswith(REPEATED) and (turn := Turn.ending_at(events, index)):
+            outputs[event.id] = replay_turns(allocator, blocks, turn, turns_of(event, turn))
+            yield event, outputs[event.id]
+        else:
+            blocks[event.id] = allocator.allocate(event.size_bytes)
+            yield event, (blocks[event.id],)
 
 
 def _usage(figures: Sequence[Sequence[int]], index: int) -> Usage:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ..results.timeline import Allocate
 from .allocator import UNLIMITED_BYTES, Allocator, Block
+from .segment_cycles import SegmentCycles
 from .token_loops import Turn
 
 LONGEST_CYCLE = 4  # turns after which requests get the same blocks again
@@ -31,9 +32,15 @@ def replay_turns(allocator: Allocator, blocks: dict[int, Block], turn: Turn, cou
     placed: list[_Placed] = []
     settings = allocator.settings
     plain = not settings.expandable_segments and settings.max_split_bytes == UNLIMITED_BYTES
+    cycles = SegmentCycles(allocator, turn)
     while count:
         placed.append(_replay(allocator, blocks, turn, outputs))
         count -= 1
+        if count and plain and cycles.is_possible and cycles.has_taken_segment():
+            if skipped := cycles.skip(blocks[turn.state], outputs, count):
+                count -= skipped
+                placed.clear()
+                continue
         if count and plain and (many := _alike(placed, outputs[-1], count)):
             outputs.append(_cut(allocator, outputs[-1], turn.output.size_bytes, many))
             count -= many
@@ -50,14 +57,15 @@ def _replay(allocator: Allocator, blocks: dict[int, Block], turn: Turn, outputs:
     for event in turn.events:
         if not isinstance(event, Allocate):
             allocator.free(now.pop(event.id))
-        elif event.id == turn.output.id:
-            outputs.append(allocator.allocate(event.size_bytes))
-            now[event.id] = outputs[-1]
+            continue
+        block = now[event.id] = allocator.allocate(event.size_bytes)
+        if event.id == turn.output.id:
+            outputs.append(block)
         else:
-            size = allocator.best_fit_bytes(event.size_bytes)
+            rest = block.next
+            size = block.size_bytes if rest is None or rest.in_use else block.size_bytes + rest.size_bytes
             fitting = max(fitting, size) if size < most else fitting
-            now[event.id] = allocator.allocate(event.size_bytes)
-            addresses.append(now[event.id].address)
+            addresses.append(block.address)
     blocks[turn.state] = now[turn.state]
     return _Placed(tuple(addresses), outputs[-1].address, fitting, allocator.reserved_bytes)
 

@@ -9,7 +9,8 @@ from functools import cached_property
 from ...language import Message
 from ...loaders import calibration, gpus
 from ...predicting.explore import explore_trace, explore_training
-from ...predicting.kept_trace import CHUNK_TOKENS, CHUNKS, ChunkedPoint, Point
+from ...predicting.footprint import fits_within
+from ...predicting.kept_trace import CHUNK_TOKENS, CHUNKS, ChunkedPoint, KeptTrace, Point
 from ...predicting.outline import Outline, regime_of
 from ...predicting.predict import explored_everywhere, predict
 from ...predicting.quantised import scratch_of
@@ -55,6 +56,7 @@ class TransformersDemand(Demand):
         self._predicted: dict[tuple[int, int], MemoryReport] = {}
         self._by_regime: dict[str, TracedRun | None] = {}
         self._explorations: dict[Run, Exploration | None] = {}
+        self._folded: dict[str, KeptTrace] = {}  # by regime
         self._trained: dict[tuple[int, bool], TrainedRun | None] = {}
         limit = None if report.design is None else report.spec.context_tokens
         new_tokens = run.new_tokens if run.mode == "generate" else 0
@@ -98,12 +100,15 @@ class TransformersDemand(Demand):
         if self._outline is None or self._requested.method != "trace" or is_dense is not is_exact:
             return None
         point = self._point(batch, context_tokens)
-        name = regime_of(self._outline.thresholds, point)
+        name = self._regime(point)
         if name not in self._by_regime:
             run = replace(self.run, batch=batch, prompt_tokens=context_tokens)
             exploration = self._explored(run)
             self._by_regime[name] = None if exploration is None else self._traced_with_weights(exploration, [point])
         return self._by_regime[name]
+
+    def _regime(self, point: Point) -> str:
+        return "" if self._outline is None else regime_of(self._outline.thresholds, point)
 
     def _explored(self, run: Run) -> Exploration | None:
         """The run composed from its family's trace; None if there is none. That of the requested workload is kept."""
@@ -111,7 +116,9 @@ class TransformersDemand(Demand):
             return self._explorations[run]
         composed = family_trace(self.report, run, self._outline)
         exploration = None
-        if composed is not None and not is_folded(composed.trace):
+        if composed is not None and is_folded(composed.trace):
+            self._folded[self._regime(self._point_of(run))] = composed.trace
+        elif composed is not None:
             exploration = explore_trace(composed.trace, run, self._point_of(run))
         if run.prompt_tokens == self.run.prompt_tokens and run.batch == self.run.batch:
             self._explorations[run] = exploration
@@ -268,6 +275,11 @@ class TransformersDemand(Demand):
             return False
         traced = self._traced_at(batch, context_tokens)
         if traced is None:
+            point = self._point(batch, context_tokens)
+            folded = self._folded.get(self._regime(point))
+            if folded is not None and (batch, context_tokens) not in self._predicted and self._requested.peak is not None:
+                run = replace(self.run, batch=batch, prompt_tokens=context_tokens)
+                return fits_within(folded.at(point), run, room_bytes)
             return self.requirement(batch, context_tokens).held_bytes <= room_bytes
         return traced.fits(self._point(batch, context_tokens), room_bytes)
 
