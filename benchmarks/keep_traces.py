@@ -1,6 +1,6 @@
 """Makes the traces of families in the package, for installs without torch: `keep_traces.py MODEL_TYPE ...`, or the catalog's.
 
-With `--more`, only what the kept traces do not cover is learnt.
+With `--more`, only what the kept traces do not cover is learnt; with `--forward`, a forward pass instead of generation.
 
 Each is learnt from traces of random configurations, of the structures that releases have and of some more, and is held against
 traces of others, event by event. Needs the torch extra.
@@ -45,6 +45,7 @@ from qwen_inspect.predicting.outline import (
 from qwen_inspect.predicting.segments import apart, fixed
 from qwen_inspect.predicting.sources import family_file, sample_request
 from qwen_inspect.predicting.token_loops import folded
+from qwen_inspect.results.memory import Mode
 from qwen_inspect.results.model import Report
 from qwen_inspect.structure.inspect import analyse
 from qwen_inspect.tracing import versions
@@ -53,7 +54,8 @@ from qwen_inspect.tracing.trace import trace
 # transformers before 4.48 repeated K and V for flash attention: the published peaks of Qwen2.5 were measured so.
 KERNELS = {"qwen2": ("sdpa", "flash_attention_2_repeated")}
 SAMPLES, CHECKS = 8, 2  # of each regime, and samples of each sequence of layers
-UNFOLDED = {"2 turns", "3 turns", "4 turns"}  # regimes that are left out: too short a prompt to fold, and too rare
+# Regimes that are left out: too short a prompt to fold, and too rare; a run that computes all tokens again in its middle.
+LEFT_OUT = {"2 turns", "3 turns", "4 turns", "recomputing"}
 TRIES = 300  # workloads among which regimes are looked for
 
 
@@ -96,19 +98,32 @@ def defaults_of(config: Mapping[str, Any]) -> dict[str, Any]:
 class Group:
     """Configurations of one variant. layers: with how many layers each is traced."""
 
+    mode: Mode
     kernel: str
     options: dict[str, Any]
     outline: Outline
     layers: dict[tuple[Any, ...], tuple[dict[str, Any], int]]
     singles: int = 0
 
+    def point(self, design: Outline, random: Random) -> Point:
+        point = sampled_point(design.thresholds, random)
+        return point if self.mode == "generate" else replace(point, total_tokens=point.prompt_tokens)
+
     def regime(self, design: Outline, point: Point) -> str:
         return regime_of(design.thresholds, point, singles=self.singles)
 
 
-def groups(model_type: str, defaults: Mapping[str, Any]) -> Iterator[Group]:
-    found: dict[Any, Group] = {}
+def bases_of(model_type: str, mode: Mode) -> Iterator[dict[str, Any]]:
+    """`bases`; for a forward pass of each class that a design describes."""
     for config in bases(model_type):
+        yield config
+        for name in CLASSES[model_type][1:] if mode == "forward" else ():
+            yield {**config, "architectures": [name]}
+
+
+def groups(model_type: str, mode: Mode, defaults: Mapping[str, Any]) -> Iterator[Group]:
+    found: dict[Any, Group] = {}
+    for config in bases_of(model_type, mode):
         try:
             report = report_of(config)
         except QwenInspectError:
@@ -117,7 +132,7 @@ def groups(model_type: str, defaults: Mapping[str, Any]) -> Iterator[Group]:
             continue
         options = options_of(config, defaults)
         kinds = tuple(sorted({layer.structure for layer in design.layers}))
-        heads = decoder_of(config).get("num_key_value_heads") == 1
+        ones = decoder_of(config).get("num_key_value_heads") == 1, *(size == 1 for size in design.outside.dimensions)
         count = layers_needed(design)
         shape = tuple(layer.structure for layer in design.layers[:count])
         for kernel in KERNELS.get(model_type, (report.spec.kernel,)):
@@ -126,9 +141,9 @@ def groups(model_type: str, defaults: Mapping[str, Any]) -> Iterator[Group]:
                 continue
             if kernel.startswith("flash") and report.spec.dtype.bits != 16:
                 continue
-            key = kernel, repr(options), design.outside.structure, kinds, heads
+            key = kernel, repr(options), design.outside.structure, kinds, ones
             singles = MOST_SINGLES if has_scan(design) else 0
-            group = found.setdefault(key, Group(kernel, options, design, {}, singles))
+            group = found.setdefault(key, Group(mode, kernel, options, design, {}, singles))
             group.layers.setdefault((*related(config), shape[0], *sorted(set(shape[1:]))), (config, count))
     yield from found.values()
 
@@ -159,14 +174,14 @@ def sample(
         layer.structure for layer in group.outline.layers
     }:
         return None
-    tries = (sampled_point(design.thresholds, random) for _ in range(TRIES))
+    tries = (group.point(design, random) for _ in range(TRIES))
     points = [point for point in tries if group.regime(design, point) == regime]
     if not points:
         return None
     singles = ((True, True), (True, False), (False, True), (False, False))[number % 4]
     wanted = [point for point in points if (point.batch == 1, point.prompt_tokens == 1) == singles]
     point = (wanted or points)[0]
-    request = replace(sample_request(point, group.kernel), layers=count)
+    request = replace(sample_request(point, group.kernel, group.mode), layers=count)
     try:
         traced = trace(report.spec, config, request)
     except UnsupportedError:  # nor can transformers run it
@@ -182,14 +197,14 @@ def regimes(group: Group, random: Random) -> list[str]:
         design = outline(report_of(sampled(base, random)))
         assert design is not None
         for _ in range(TRIES // 20):
-            names.add(group.regime(design, sampled_point(design.thresholds, random)))
+            names.add(group.regime(design, group.point(design, random)))
     return sorted(name for name in names if _is_learnt(group, {*name.split(", ")}))
 
 
 def _is_learnt(group: Group, sides: set[str]) -> bool:
     """Not a prompt of few turns, nor, where turns are folded, one shorter than the kernel: of a kernel beyond all releases'."""
     folds = any(kind == "turns" for kind, _ in group.outline.thresholds)
-    return not UNFOLDED & sides and not (folds and "short" in sides and "1 turns" not in sides)
+    return not LEFT_OUT & sides and not (folds and "short" in sides and "1 turns" not in sides)
 
 
 def learnt(group: Group, random: Random) -> Variant:
@@ -247,7 +262,7 @@ def covers(variant: Variant, config: Mapping[str, Any], group: Group) -> bool:
     same = (variant.kernel, variant.outside, variant.kinds) == (group.kernel, design.outside.structure, kinds)
     if not same or variant.options != group.options:
         return False
-    for point in (Point(2, 50, 90), Point(2, 500, 90_000)):
+    for point in (Point(2, 50, 90), Point(2, 500, 90_000), Point(2, 50, 50), Point(2, 90_000, 90_000)):
         with suppress(NotCovered):
             variant.at(design, point, loaded_of(report.tree))
             return True
@@ -257,16 +272,17 @@ def covers(variant: Variant, config: Mapping[str, Any], group: Group) -> bool:
 def main() -> None:
     known = catalog.entries()
     more = "--more" in sys.argv  # beside what is kept
-    types = [name for name in sys.argv[1:] if name != "--more"]
+    mode: Mode = "forward" if "--forward" in sys.argv else "generate"
+    types = [name for name in sys.argv[1:] if not name.startswith("--")]
     for model_type in types or sorted({str(catalog.configuration(model, known)["model_type"]) for model in known}):
         began = time.perf_counter()
         random = Random(model_type)
-        path = SHIPPED / family_file(model_type)
+        path = SHIPPED / family_file(model_type, mode)
         kept = read(path) if more else None
         defaults = defaults_of(next(bases(model_type))) if kept is None else kept.defaults
         variants: list[Variant] = [] if kept is None else [*kept.variants]
         print(f"{model_type}: {defaults}", flush=True)
-        for group in groups(model_type, defaults):
+        for group in groups(model_type, mode, defaults):
             configs = [config for config, _ in group.layers.values()]
             older = [variant for variant in variants if any(covers(variant, config, group) for config in configs)]
             if all(any(covers(variant, config, group) for variant in older) for config in configs):

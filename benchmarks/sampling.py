@@ -48,6 +48,7 @@ CHUNK = ("chunk_size", "mamba_chunk_size")
 RANK = ("time_step_rank", "mamba_dt_rank")
 EXPAND = ("expand", "mamba_expand")
 STATE_SPACE = (*HEADS, *HEAD_DIM, *GROUPS, *STATE, *KERNEL, *CHUNK, *RANK, *EXPAND, "mamba_d_ssm")
+ENCODERS = ("bert", "roberta", "xlm-roberta")
 EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
 WINDOWS = ("sliding_window", "attention_chunk_size", "index_topk")
 PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "experts_per_token")
@@ -86,8 +87,15 @@ def sampled(config: Mapping[str, Any], random: Random) -> dict[str, Any]:
     for key in PER_TOKEN:
         if isinstance(text.get(key), int) and text[key] > 1:
             text[key] = some(2, 9)
-    if text.get("model_type") == "opt":  # which has a row for each
+    if text.get("model_type") in ("opt", *ENCODERS):  # which have a row for each
         text["max_position_embeddings"] = some(301, 5_001)
+    if text.get("model_type") in ENCODERS:
+        text["type_vocab_size"] = 1 if text["type_vocab_size"] == 1 else some(2, 9)
+        labels = 1 if len(text.get("id2label") or (0, 1)) == 1 else some(2, 9)
+        text["id2label"] = {str(label): str(label) for label in range(labels)}
+        text.pop("label2id", None)
+    if text.get("model_type") == "phi3":  # which has a cache of its own beyond
+        text["original_max_position_embeddings"] = some(20, 60)
     if isinstance(text.get("conv_L_cache"), int):
         text["conv_L_cache"] = some(2, 7)
     if isinstance(text.get("linear_num_key_heads"), int):

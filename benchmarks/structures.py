@@ -7,7 +7,7 @@ from copy import deepcopy
 from itertools import permutations
 from typing import Any
 
-from benchmarks.sampling import EXPERTS, PER_TOKEN, SIZES, STATE, STATE_SPACE
+from benchmarks.sampling import ENCODERS, EXPERTS, PER_TOKEN, SIZES, STATE, STATE_SPACE
 from benchmarks.state_space import RELEASED
 from qwen_inspect.architectures.families import CLASSES
 from qwen_inspect.loaders import catalog
@@ -20,6 +20,7 @@ SCALED = {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings
 LATE_QUERIES = {**ROPE, **SCALED, "llama_4_scaling_beta": 0.1}
 # What releases have that the class's defaults lack.
 STRUCTURES: Mapping[str, Sequence[Mapping[str, Any]]] = {
+    **{kind: ({}, {"type_vocab_size": 1}, {"id2label": {"0": "relevance"}}) for kind in ENCODERS},
     "falcon": (  # 7B, 40B, 11B, RW
         {},
         {"new_decoder_architecture": True, "num_kv_heads": 2},
@@ -54,7 +55,7 @@ RENAMED = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 SLOW = {"linear_num_key_heads", "index_topk", "global_head_dim", "attention_chunk_size", *STATE}  # keys of slow runs
 DIMENSIONS = {*SIZES, *EXPERTS, *PER_TOKEN, *STATE_SPACE, "hidden_size", "num_attention_heads", "num_key_value_heads"} | {
     "linear_num_key_heads", "linear_num_value_heads", "linear_conv_kernel_dim", "index_head_dim", "index_n_heads",
-    "conv_L_cache", "global_head_dim", "num_global_key_value_heads", "rotary_dim",
+    "conv_L_cache", "global_head_dim", "num_global_key_value_heads", "rotary_dim", "type_vocab_size",
 }  # fmt: skip
 DERIVED = {"num_kv_heads", "ffn_hidden_size", "word_embed_proj_dim"}  # from others, if they are not stated
 
@@ -78,6 +79,8 @@ def bases(model_type: str) -> Iterator[dict[str, Any]]:
         for flag in FLAGS:
             if isinstance(value := text.get(flag), bool) and not SLOW & {*text}:
                 yield _with(config, {flag: not value})
+    for config in configs[1:] if model_type in ENCODERS else ():
+        yield _with(config, {"dtype": "float32", "torch_dtype": "float32"})
     if not SLOW & {*decoder_of(configs[0])}:
         yield _with(configs[0], {"dtype": "float32", "torch_dtype": "float32"})
 

@@ -140,6 +140,11 @@ _TYPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "falcon_mamba": ("FalconMambaForCausalLM", "FalconMambaModel"),
         "mamba2": ("Mamba2ForCausalLM", "Mamba2Model"),
     },
+    "bert": {
+        "bert": ("BertForMaskedLM", "BertModel", "BertForSequenceClassification"),
+        "roberta": ("RobertaForMaskedLM", "RobertaModel", "RobertaForSequenceClassification"),
+        "xlm-roberta": ("XLMRobertaForMaskedLM", "XLMRobertaModel", "XLMRobertaForSequenceClassification"),
+    },
     "nemotron_h": {"nemotron_h": ("NemotronHForCausalLM", "NemotronHModel")},
 }
 CLASSES: Mapping[str, tuple[str, ...]] = {

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError, UnsupportedError
-from ..results.attention import AnyLayerAttention, LayerAttention, OtherLayerAttention
+from ..results.attention import AnyLayerAttention, EncoderLayerAttention, LayerAttention, OtherLayerAttention
 from ..results.cache import CacheKind, CacheLayer
 from ..spec import ModelSpec, Module, each_buffer, tied_tensors
 from .blocks import linear, stored_as_built
@@ -45,6 +45,7 @@ __all__ = [
     "keeps_heads",
     "keeps_latent",
     "keeps_nothing",
+    "keeps_nothing_both_ways",
     "keeps_states",
     "layer_list",
     "layer_norm",
@@ -350,6 +351,14 @@ def keeps_nothing(index: int, kind: CacheKind = "none") -> KeptLayer:
     return OtherLayerAttention(index=index, cache_kind=kind, window_tokens=None), layer
 
 
+def keeps_nothing_both_ways(index: int, heads: int, head_dim: int, window: int | None = None) -> KeptLayer:
+    """An encoder's layer. window: tokens that it attends to, with the token itself; None for all."""
+    attention = EncoderLayerAttention(
+        index=index, query_heads=heads, kv_heads=heads, head_dim=head_dim, window_tokens=window
+    )
+    return attention, keeps_nothing(index)[1]
+
+
 # --- the whole
 
 
@@ -448,7 +457,7 @@ def _tensor_of(tree: Module, path: str) -> Tensor:
     module = tree
     for name in path.split("."):
         module = next(child for child in module.children if child.name == name)
-    return module.tensors[0]
+    return module.tensors[0] if module.tied_to is None else _tensor_of(tree, module.tied_to.rpartition(".")[0])
 
 
 def _with_components(tree: Module, table: str, head: str, routed: tuple[int, int] | None) -> Module:

@@ -6,7 +6,13 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..results.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention, OtherLayerAttention
+from ..results.attention import (
+    AnyLayerAttention,
+    EncoderLayerAttention,
+    LayerAttention,
+    LinearLayerAttention,
+    OtherLayerAttention,
+)
 from ..results.cache import CacheReport
 from ..spec import ModelSpec, Module
 from ..tracing import CHUNK_TURNS
@@ -27,24 +33,24 @@ DECODERS = ("text_config", "llm_config", "language_config", "thinker_config")
 # multiply by, and what says which layer is of which kind.
 _UNRELATED = """
     _name_or_path _sliding_window_pattern activation activation_function architectures attention_dropout
-    attention_in_multiplier attention_multiplier attention_out_multiplier attn_layer_indices attn_layer_offset
-    attn_layer_period attn_pdrop audio_config audio_token_id auto_map bos_token_id chunk_size_feed_forward classifier_dropout
+    attention_probs_dropout_prob attention_in_multiplier attention_multiplier attention_out_multiplier attn_layer_indices
+    attn_layer_offset attn_layer_period attn_pdrop audio_config audio_token_id auto_map bos_token_id classifier_dropout
     decoder_sparse_step dropout dtype emb_pdrop embd_pdrop embedding_dropout embedding_multiplier eos_token_id
     expert_layer_offset expert_layer_period ffn_hidden_size first_k_dense_replace full_attention_interval full_attn_idxs
-    head_dim hidden_act hidden_activation hidden_dropout hybrid_override_pattern id2label image_token_id
+    head_dim hidden_act hidden_activation hidden_dropout hidden_dropout_prob hybrid_override_pattern id2label image_token_id
     index_skip_topk_offset index_topk_freq index_topk_pattern indexer_types initializer_range key_multiplier label2id
     layer_norm_eps layer_norm_epsilon layer_types layerdrop layers_block_type lm_head_multiplier logits_scaling
     mamba_ssm_cache_dtype max_position_embeddings max_window_layers mlp_layer_types mlp_multipliers mlp_only_layers
-    mm_tokens_per_image model_type moe_layer_freq moe_shared_expert_overlap mtp_hybrid_override_pattern mtp_layers_block_type
-    n_inner n_positions n_shared_experts norm_eps num_dense_layers num_hidden_layers num_kv_heads num_labels
-    num_nextn_predict_layers original_max_position_embeddings pad_token_id partial_rotary_factor position_embedding_type
-    pretraining_tp problem_type qk_head_dim query_pre_attn_scalar rescale_prenorm_residual resid_pdrop residual_dropout
-    residual_multiplier return_dict rms_norm_eps rope_local_base_freq rope_parameters rope_scaling rope_theta
-    router_aux_loss_coef router_jitter_noise sep_token_id sliding_window sliding_window_pattern ssm_in_multiplier
-    ssm_multipliers ssm_out_multiplier text_config tie_word_embeddings time_step_floor time_step_init_scheme time_step_limit
-    time_step_max time_step_min time_step_scale torch_dtype transformers_version use_cache use_mamba_kernels
-    use_sliding_window video_token_id vision_config vision_end_token_id vision_start_token_id vision_token_id
-    word_embed_proj_dim z_loss_coefficient
+    mm_tokens_per_image model_type moe_layer_freq moe_shared_expert_overlap mtp_hybrid_override_pattern
+    mtp_layers_block_type n_inner n_positions n_shared_experts norm_eps num_dense_layers num_hidden_layers num_kv_heads
+    num_labels num_nextn_predict_layers original_max_position_embeddings pad_token_id partial_rotary_factor
+    position_embedding_type pretraining_tp problem_type qk_head_dim query_pre_attn_scalar rescale_prenorm_residual
+    resid_pdrop residual_dropout residual_multiplier return_dict rms_norm_eps rope_local_base_freq rope_parameters
+    rope_scaling rope_theta router_aux_loss_coef router_jitter_noise sep_token_id sliding_window sliding_window_pattern
+    ssm_in_multiplier ssm_multipliers ssm_out_multiplier text_config tie_word_embeddings time_step_floor
+    time_step_init_scheme time_step_limit time_step_max time_step_min time_step_scale torch_dtype transformers_version
+    use_cache use_mamba_kernels use_sliding_window video_token_id vision_config vision_end_token_id vision_start_token_id
+    vision_token_id word_embed_proj_dim z_loss_coefficient
 """
 UNRELATED = frozenset(_UNRELATED.split())
 # Kinds of RoPE whose frequencies are computed once. Source: transformers 5.23, modeling_rope_utils.dynamic_rope_update
@@ -63,7 +69,7 @@ PHI3_ROPE: Mapping[str, str] = {"su": "longrope", "yarn": "longrope"}
 # Classes that turn three sections of a head unless told others, of any sizes.
 # Source: transformers 5.23, modeling_*.py of each, __init__ and recomposition of its rotary embedding
 SECTIONED = frozenset({"qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"})
-LAYERS = frozenset({"layers", "h", "blocks"})
+LAYERS = frozenset({"layers", "h", "blocks", "layer"})
 SCANNED = ("recurrent", "hybrid")  # kinds of caches that scans keep
 MOST_SINGLES = 2
 
@@ -183,7 +189,9 @@ def _side(kind: str, tokens: int, point: Point) -> str:
     if (
         kind == "recomputed"
     ):  # a longer prompt gets a cache of its own, and the token after so many is computed with all before
-        return "recomputed" if point.prompt_tokens > tokens or point.total_tokens == tokens + 1 else ""
+        if point.prompt_tokens > tokens:
+            return "recomputed"
+        return "recomputing" if point.total_tokens > tokens else ""
     if kind == "kernel":
         return "short" if point.prompt_tokens < tokens else ""
     if kind == "turns":
@@ -334,6 +342,9 @@ def _attention(layer: AnyLayerAttention) -> tuple[tuple[object, ...], tuple[int,
         case LayerAttention():
             padded = (layer.head_dim % 8 > 0, layer.head_dim > FLASH_HEAD_DIM)
             path = (layer.window_tokens is None, layer.gated, layer.kv_heads == layer.query_heads, *padded)
+        case EncoderLayerAttention():
+            padded = (layer.head_dim % 8 > 0, layer.head_dim > FLASH_HEAD_DIM)
+            path = (layer.window_tokens is None, layer.kv_heads == layer.query_heads, *padded)
         case LinearLayerAttention():
             path = (layer.key_heads == layer.value_heads,)
         case _:

@@ -8,7 +8,7 @@ itself, what is left of another segment, such as the output of the layer before,
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import groupby, pairwise
 from operator import gt, lt
 from typing import Any, NamedTuple
@@ -19,7 +19,9 @@ from ..values import dataclass
 from .kept_trace import KeptTrace
 
 # A tower's blocks are no layers of the decoder.
-LAYER = re.compile(r"(?:(?<=\blayers\.)|(?<=\bh\.)|(?<=^blocks\.)|(?<=\btransformer\.blocks\.))\d+\b")
+LAYER = re.compile(
+    r"(?:(?<=\blayers\.)|(?<=\bh\.)|(?<=\bencoder\.layer\.)|(?<=^blocks\.)|(?<=\btransformer\.blocks\.))\d+\b"
+)
 ANY_LAYER = "#"  # in a module's name, instead of the layer's number
 BACKWARD = "backward"
 FIRST, LAST, FIRST_OF_KIND, LAST_OF_KIND = 1, 2, 4, 8
@@ -215,7 +217,8 @@ def _parts(trace: KeptTrace) -> Iterator[tuple[str, list[tuple[int, int | None, 
 
 def _labels(trace: KeptTrace) -> list[int | None]:
     """The layer of each event. A free belongs to what is around it, or to the layer of what it frees if that was made in a stage
-    before, and there is no backward: so a cache is freed that grows.
+    before, and there is no backward: so a cache is freed that grows. Behind the last layer, what was made outside of the layers
+    is freed there.
     """
     starts = {stage.first_event for stage in trace.stages}
     trains = any(stage.name == BACKWARD for stage in trace.stages)
@@ -234,7 +237,24 @@ def _labels(trace: KeptTrace) -> list[int | None]:
             if owner is not None and before < stage and not trains:
                 label = owner
         labels.append(label)
+    if not trains:
+        _end_passes(trace.order, labels, {entry for entry, (_, owner) in made.items() if owner is None})
     return labels
+
+
+def _end_passes(order: Sequence[int], labels: list[int | None], outside: Set[int]) -> None:
+    """Takes the first free of what was made outside, and all frees after it, from the layer that no other layer follows."""
+    behind: int | None = None  # a request's layer, of the next one
+    run: list[int] = []  # of frees before it
+    for index in range(len(order) - 1, -1, -1):
+        if order[index] < 0:
+            run.append(index)
+            continue
+        frees = run[::-1] if behind is None and labels[index] is not None else []
+        first = next((number for number, free in enumerate(frees) if -1 - order[free] in outside), len(frees))
+        for free in frees[first:]:
+            labels[free] = None
+        behind, run = labels[index], []
 
 
 # --- together

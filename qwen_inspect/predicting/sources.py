@@ -14,7 +14,7 @@ from ..errors import UnavailableError, UnsupportedError
 from ..loaders import header_cache
 from ..progress import working
 from ..results.cache import CacheReport
-from ..results.memory import Run
+from ..results.memory import Mode, Run
 from ..results.model import Report
 from ..results.timeline import Allocate, Timeline
 from ..spec import LinearAttention, ModelSpec, Module, MoeMlp, SlidingAttention, each_module
@@ -199,6 +199,11 @@ def is_point(run: Run, place: Place | None = None) -> bool:
     return of_kept and run.new_tokens > 1 and _all_alike(place)
 
 
+def _is_forward(run: Run) -> bool:
+    """Whether the traces of families' forward passes can cover such a run."""
+    return run.mode == "forward" and not run.padded and run.autocast is None
+
+
 def _all_alike(place: Place | None) -> bool:
     """Whether a rank does the same in every layer; a pipeline stage does not."""
     return place is None or place.how.pipeline == 1
@@ -228,11 +233,11 @@ def family_trace(report: Report, run: Run, outline: Outline | None = None) -> Co
     None if there is none for such a design or such a run. outline: of the report, if it is known.
     """
     outline = outline or outline_in(report)
-    if outline is None or not is_point(run):
+    if outline is None or not (is_point(run) or _is_forward(run)):
         return None
     if run.device == "cpu" and not _same_on_cpu(report.spec, report.tree, report.cache):
         return None
-    family = read(SHIPPED / family_file(str((report.config or {}).get("model_type"))))
+    family = read(SHIPPED / family_file(str((report.config or {}).get("model_type")), run.mode))
     if family is None:
         return None
     options, loaded = options_of(report.config or {}, family.defaults), loaded_of(report.tree)
@@ -315,11 +320,11 @@ def _timeline(report: Report, run: Run) -> tuple[Timeline, str]:
     return training_timeline(report, plan_of(report, run))
 
 
-def sample_request(point: Point, attention: str) -> Any:
+def sample_request(point: Point, attention: str, mode: Mode = "generate") -> Any:
     """The `TraceRequest` for one point."""
     new_tokens = point.total_tokens - point.prompt_tokens + 1
     run = Run(
-        mode="generate",
+        mode=mode,
         batch=point.batch,
         prompt_tokens=point.prompt_tokens,
         new_tokens=new_tokens,
@@ -409,9 +414,9 @@ def installed() -> Iterator[tuple[str, str]]:
             yield package, version(package).partition("+")[0]
 
 
-def family_file(model_type: str) -> str:
+def family_file(model_type: str, mode: str = "generate") -> str:
     """The file of the traces of a family."""
-    return f"{model_type}.json.gz"
+    return f"{model_type}.json.gz" if mode == "generate" else f"{model_type}-{mode}.json.gz"
 
 
 def trace_name(spec: ModelSpec, attention: str, made_by: str = "", place: Place | None = None, batch: int = 1) -> str:

@@ -381,6 +381,7 @@ def _generate(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
     prompt_positions = model._prepare_position_ids_for_generation(prompt, {"attention_mask": attention_mask})
     del attention_mask
     cache = _empty_cache(model, workload)
+    _check_recomputed(model, workload)
     stops = StoppingCriteriaList([MaxLengthCriteria(workload.prompt_tokens + workload.new_tokens)])
     unfinished = torch.ones(workload.batch, dtype=torch.int64)
     name = CACHE_NAMES["mamba" in type(model).__name__.lower()]  # as in `_prepare_cache_for_generation`
@@ -413,6 +414,9 @@ def _generate(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
             outputs = model(**prepared, return_dict=True)
         if stage == "prefill":
             del prepared
+        if (own := getattr(outputs, name, None)) is not None:  # another one than before if the class made its own
+            options[name] = cache = own
+            del own
         position_ids, attention_mask = _one_token_longer(position_ids, attention_mask)
         logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
         next_tokens = torch.argmax(logits, dim=-1)
@@ -421,6 +425,19 @@ def _generate(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
         del outputs
         _keep(cache, recorder)
     return inputs, input_ids, cache
+
+
+def _check_recomputed(model: Any, workload: TraceRequest) -> None:
+    """Raises UnsupportedError for a run in whose middle the class computes all tokens again: a step that is not traced.
+
+    Source: transformers 5.23, Phi3ForCausalLM.prepare_inputs_for_generation
+    """
+    original = getattr(model.config, "original_max_position_embeddings", None)
+    if type(original) is not int or "prepare_inputs_for_generation" not in vars(type(model)):
+        return
+    cached = workload.prompt_tokens + workload.new_tokens - 1
+    if workload.prompt_tokens <= original and cached > original + 1:
+        raise UnsupportedError("trace_recomputed", class_name=type(model).__name__, tokens=original)
 
 
 def _one_token_longer(position_ids: Any, attention_mask: Any) -> tuple[Any, Any]:

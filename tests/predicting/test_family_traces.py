@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import pytest
 
-from benchmarks.keep_traces import layers_needed, outline, report_of
+from benchmarks.keep_traces import bases_of, layers_needed, outline, report_of
 from benchmarks.sampling import sampled, sampled_point
-from benchmarks.structures import bases
+from benchmarks.structures import bases, small
 from qwen_inspect.errors import QwenInspectError, UnsupportedError
 from qwen_inspect.loaders import catalog
 from qwen_inspect.predicting.family_file import SHIPPED, read
@@ -22,9 +22,9 @@ from qwen_inspect.predicting.kept_trace import Point
 from qwen_inspect.predicting.outline import decoder_of, options_of
 from qwen_inspect.predicting.replay import replay
 from qwen_inspect.predicting.segments import deepen, fixed
-from qwen_inspect.predicting.sources import family_file, family_trace, sample_request
+from qwen_inspect.predicting.sources import family_trace, sample_request
 from qwen_inspect.predicting.token_loops import folded, is_folded, unfolded
-from qwen_inspect.results.memory import Run
+from qwen_inspect.results.memory import Mode, Run
 from qwen_inspect.results.timeline import Allocate, Event, Free, Stage, Timeline
 from qwen_inspect.tracing.trace import trace
 
@@ -33,7 +33,9 @@ from ..support.models import TINY_QWEN3
 
 T = TypeVar("T")
 FULL, SLIDING = "full_attention", "sliding_attention"
-KEPT = sorted(path.name.removesuffix(".json.gz") for path in SHIPPED.glob("*.json.gz") if "-" not in path.name)
+NAMES = sorted(path.name.removesuffix(".json.gz") for path in SHIPPED.glob("*.json.gz"))
+KEPT = [name for name in NAMES if not name.endswith(("-forward", "-training"))]
+FORWARD = [name.removesuffix("-forward") for name in NAMES if name.endswith("-forward")]
 # Of each family one configuration in every run, as many as these in `make exhaustive`.
 UNSEEN = 10
 
@@ -89,14 +91,27 @@ def test_any_sequence_of_layers_is_composed_from_the_first_of_each_kind(config: 
     assert deepen(few, kinds[:layers], kinds).kept == whole.kept
 
 
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(1, UNSEEN))]
+
+
 @pytest.mark.parametrize("family", KEPT)
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(1, UNSEEN))])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_an_unseen_configuration_has_the_run_that_transformers_makes(family: str, seed: int) -> None:
     """A release's own sizes (seed 0), or random ones, heads and lengths for a released structure or another; the trace was learnt
     from other ones.
     """
+    hold_an_unseen_run(family, "generate", seed)
+
+
+@pytest.mark.parametrize("family", FORWARD)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_unseen_configuration_has_the_forward_pass_that_transformers_makes(family: str, seed: int) -> None:
+    hold_an_unseen_run(family, "forward", seed)
+
+
+def hold_an_unseen_run(family: str, mode: Mode, seed: int) -> None:
     random = Random(f"{family} unseen {seed}")
-    base = random.choice([*bases(family)]) if seed else next(bases(family))
+    base = random.choice([*bases_of(family, mode)]) if seed else next(bases(family))
     try:
         report = report_of(base)
         layers = max(random.randint(4, 9), layers_needed(known(outline(report))))
@@ -105,13 +120,21 @@ def test_an_unseen_configuration_has_the_run_that_transformers_makes(family: str
     except QwenInspectError:
         pytest.skip("no model is so")
     point = sampled_point(known(outline(report)).thresholds, random)
-    request = sample_request(point, report.spec.kernel)
+    if mode == "forward":
+        point = replace(point, total_tokens=point.prompt_tokens)
+    request = sample_request(point, report.spec.kernel, mode)
     try:
         theirs = trace(report.spec, config, request)
     except UnsupportedError:
         return  # nor can transformers run it
     new_tokens = point.total_tokens - point.prompt_tokens + 1
-    run = Run(batch=point.batch, prompt_tokens=point.prompt_tokens, new_tokens=new_tokens, attention=report.spec.kernel)
+    run = Run(
+        mode=mode,
+        batch=point.batch,
+        prompt_tokens=point.prompt_tokens,
+        new_tokens=new_tokens,
+        attention=report.spec.kernel,
+    )
     if (found := family_trace(report, run)) is None:
         assert seed, "what releases have is covered"
         pytest.skip("not covered")
@@ -145,16 +168,40 @@ def test_gemma_3_with_fewer_words_than_its_image_token_is_not_covered() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "new_tokens", "covered"), [(4096, 50, True), (4097, 50, False), (4090, 8, False), (4090, 9, True)]
+    ("prompt", "new_tokens", "known"), [(4097, 50, True), (4090, 8, False), (4090, 9, False), (4090, 7, True)]
 )
-def test_phi_3_beyond_its_original_length_is_not_covered(prompt: int, new_tokens: int, covered: bool) -> None:
+def test_phi_3_computes_all_tokens_again_when_it_passes_its_original_length(
+    prompt: int, new_tokens: int, known: bool
+) -> None:
     """A longer prompt gets a cache of its own, and the token after 4,096 is computed with all before it.
 
     Source: transformers 5.23, Phi3ForCausalLM.prepare_inputs_for_generation and Phi3Config.
     """
     config = dict(catalog.configuration("microsoft/Phi-3-mini-4k-instruct", catalog.entries()))
     run = Run(prompt_tokens=prompt, new_tokens=new_tokens, attention="sdpa")
-    assert (family_trace(report_of(config), run) is not None) == covered
+    assert (family_trace(report_of(config), run) is not None) == known
+
+
+def test_a_cache_that_phi_3_makes_itself_is_traced_and_a_step_that_is_not_is_refused() -> None:
+    config = {**small("phi3", {}), "num_hidden_layers": 2, "original_max_position_embeddings": 30}
+    spec = report_of(config).spec
+
+    def run(prompt: int, total: int) -> Timeline:
+        return trace(spec, config, sample_request(Point(1, prompt, total), "sdpa"))
+
+    per_token = 2 * 2 * 2 * 16 * 2  # layers, K and V, heads of 16 channels in bfloat16
+    assert _kept_bytes(run(40, 50)) == 50 * per_token
+    again = run(20, 31)  # whose last step has the cache before and the one after
+    assert _kept_bytes(again) == 31 * per_token
+    with pytest.raises(UnsupportedError) as refused:
+        run(20, 32)
+    assert refused.value.message.key == "trace_recomputed"
+
+
+def _kept_bytes(timeline: Timeline) -> int:
+    sizes = {event.id: event.size_bytes for event in timeline.events if isinstance(event, Allocate)}
+    freed = {event.id for event in timeline.events if isinstance(event, Free)}
+    return sum(sizes[identity] for identity, _ in timeline.kept if identity not in freed)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +291,7 @@ def test_a_folded_loop_takes_what_all_its_turns_take(tokens: int, state_bytes: i
 
 
 def test_a_family_is_read_in_no_time_and_its_file_is_small() -> None:
-    for family in KEPT:
-        path = SHIPPED / family_file(family)
+    for name in NAMES:
+        path = SHIPPED / f"{name}.json.gz"
         assert path.stat().st_size < 60_000
         assert read(path) is not None

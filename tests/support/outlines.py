@@ -788,8 +788,34 @@ def glm5_tower(chance: random.Random, config: dict[str, Any]) -> None:
 RENAMED = {"kimi_k25", "kimi_linear"}
 
 
+def encoder(prefix: str) -> tuple[Change, ...]:
+    """Sizes and classes of BERT's and RoBERTa's families."""
+    kinds = [None, *([f"{prefix}{name}"] for name in ("Model", "ForMaskedLM", "ForSequenceClassification"))]
+    return (
+        choices(
+            num_attention_heads=[1, 2, 4],
+            hidden_size=[32, 64],
+            intermediate_size=[40, 96],
+            vocab_size=[128, 200],
+            num_hidden_layers=[1, 3, 4],
+            max_position_embeddings=[64, 130],
+            type_vocab_size=[1, 2],
+            pad_token_id=[0, 1],
+            hidden_act=["gelu", "relu"],
+            classifier_dropout=[None, 0.2],
+            architectures=kinds,
+            id2label=[{"0": "a"}, {"0": "a", "1": "b", "2": "c"}],
+        ),
+        flags("tie_word_embeddings"),
+        without("hidden_act", "pad_token_id", "tie_word_embeddings", "id2label", "type_vocab_size", "architectures"),
+    )
+
+
 # Of each model_type what may vary in its (decoder's) configuration.
 VARIED: Mapping[str, tuple[Change, ...]] = {
+    "bert": encoder("Bert"),
+    "roberta": encoder("Roberta"),
+    "xlm-roberta": encoder("XLMRoberta"),
     "llama": (
         heads,
         flags("attention_bias", "mlp_bias"),

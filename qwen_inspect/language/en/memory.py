@@ -128,6 +128,7 @@ TEXT = {
     "trace_no_head": "{class_name} has no language-modeling head, so that it cannot {mode}; ask with --mode forward",
     "trace_flash_dtype": "flash_attention_2 takes bfloat16 and float16 only, the model is {dtype}; choose sdpa or eager",
     "trace_flash_padded": "flash_attention_2 takes the padding out first, so that its memory depends on the length of each sequence; choose sdpa or eager, or leave --padded out",
+    "trace_recomputed": "{class_name} computes all tokens again when a sequence passes {tokens} tokens, in a step that is not traced; choose a prompt longer than that, or fewer new tokens",
     "trace_no_mask": "{class_name} takes no attention mask, so that its batches cannot be padded; leave --padded out",
     "no_sdpa": "transformers has no sdpa for {class_name}; leave --attention out, or give --attention {kernel}, which from_pretrained chooses",
     "trace_all_frozen": "--freeze {pattern} leaves no parameter to train; choose another pattern",
