@@ -187,6 +187,7 @@ def printed_sizes(text: str, kind: str) -> list[str]:
     """The sizes of the printed buffers, or of each cache, in MiB."""
     pattern = {
         "adapter": r"LoRA buffer size = +([\d.]+)",
+        "output": r"output buffer size = +([\d.]+)",
         "compute": r"compute buffer size = +([\d.]+)",
         "cache": r"llama_kv_cache: size = +([\d.]+)",
         "state": r"llama_memory_recurrent: size = +([\d.]+)",

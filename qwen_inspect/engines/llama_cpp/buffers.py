@@ -269,8 +269,9 @@ class Plan:
         )
 
     def output(self) -> Buffer:
-        """Logits in the host's memory, a row for each sequence. Source: llama_context::output_reserve."""
-        rows = self.sizes.sequences * (self.read.vocabulary or 0)
+        """Logits, and states with --embedding, on the host, a row for each sequence. Source: llama_context::output_reserve."""
+        states = self.read.embedding if self.options.embedding else 0
+        rows = self.sizes.sequences * ((self.read.vocabulary or 0) + states)
         on_card = self.placement.output != HOST or (self.build.fork and self.cards)
         device = "CUDA_Host" if on_card else HOST
         return Buffer(kind="output", device=device, size_bytes=rows * F32.block_bytes if rows else None)
@@ -316,6 +317,8 @@ class Plan:
             build=self.build,
             fused_experts=self.options.fused_experts,
             attends_on_host=not self.options.cache_on_cards,
+            embeds=self.options.embedding,
+            pooling=self.options.pooling,
         )
         caches = {f"cache.{layer}": device for layer, device in enumerate(self.cache_devices)}
         placed = {**self.placement.tensors, **caches}

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from ...errors import UnsupportedError, UsageError
 from ...values import dataclass
+from .design import POOLING
 from .neutral import WITH_VALUE, WITHOUT_VALUE
 from .options import (
     CARD_NAME,
@@ -45,6 +46,7 @@ SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "split": ("-ts", "--tensor-split"),
     "split_mode": ("-sm", "--split-mode"),
     "main_card": ("-mg", "--main-gpu"),
+    "pooling": ("--pooling",),
     "override": ("-ot", "--override-tensor"),
     "host_experts": ("-ncmoe", "--n-cpu-moe"),
     "host_dense": ("-ncffn", "--n-cpu-ffn"),
@@ -85,6 +87,10 @@ SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "--kv-offload": {"cache_on_cards": True},
     "--op-offload": {"operations_offloaded": True},
     "--no-host": {"host_buffers": False},
+    "--embedding": {"embedding": True},
+    "--embeddings": {"embedding": True},
+    "--rerank": {"embedding": True, "pooling": "rank"},
+    "--reranking": {"embedding": True, "pooling": "rank"},
     "--no-mmap": {"memory_mapped": False},
     "--mmap": {"memory_mapped": True},
     "-nopo": {"operations_offloaded": False},
@@ -167,7 +173,8 @@ def parse_command(line: str) -> Command:
     _read(words[1:], reading)
     if len(reading.host_experts) > 1:
         raise UsageError("llama_cpp_contradiction", first=reading.host_experts[0], second=reading.host_experts[1])
-    values = {"program": program, **reading.values, "overrides": tuple(reading.overrides)}
+    embeds = {"embedding": True} if program == "llama-embedding" else {}
+    values = {"program": program, **embeds, **reading.values, "overrides": tuple(reading.overrides)}
     values["draft"] = DraftOptions(**reading.draft, overrides=tuple(reading.draft_overrides))
     options = LlamaCppOptions(**values)
     if reading.flash is not None:
@@ -363,6 +370,12 @@ def _mode(option: str, value: str) -> str:
     return value
 
 
+def _pooling(option: str, value: str) -> str:
+    if value not in POOLING:
+        raise UsageError("llama_cpp_spec_type", option=option, found=value[:80], known=", ".join(POOLING))
+    return value
+
+
 FIELDS: Mapping[str, tuple[str, Callable[[str, str], Any]]] = {
     "context": ("context_tokens", lambda option, value: _number(option, value) or None),
     "batch": ("batch", _number),
@@ -374,6 +387,7 @@ FIELDS: Mapping[str, tuple[str, Callable[[str, str], Any]]] = {
     "split": ("split", _shares),
     "split_mode": ("split_mode", _mode),
     "main_card": ("main_card", _number),
+    "pooling": ("pooling", _pooling),
 }
 DRAFT_FIELDS: Mapping[str, tuple[str, Callable[[str, str], Any]]] = {
     "draft_types": ("types", _types),

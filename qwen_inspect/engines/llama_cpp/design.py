@@ -163,6 +163,7 @@ LAYER_NORMS = frozenset(
         *("nemotron", "olmo", "orion", "phi2", "stablelm", "starcoder", "starcoder2"),
     )
 )
+POOLING = ("none", "mean", "cls", "last", "rank")  # by their numbers: llama_pooling_type
 GATINGS = {0: "softmax", 1: "softmax", 2: "sigmoid", 3: "softmax_weight"}
 
 
@@ -171,7 +172,7 @@ class Batch:
     """What is reserved for. cells, window_cells: of one stream. outputs: rows of logits. streams: 1 if the cache is unified.
 
     drafted: tokens of a draft, after each of which a recurrent state is kept. fused_experts: -fmoe of ik_llama.cpp.
-    attends_on_host: -nkvo.
+    attends_on_host: -nkvo. embeds: states are given, not logits alone; pooling: how, None: by the file.
     """
 
     tokens: int
@@ -187,3 +188,5 @@ class Batch:
     build: Build
     fused_experts: bool = False
     attends_on_host: bool = False
+    embeds: bool = False
+    pooling: str | None = None

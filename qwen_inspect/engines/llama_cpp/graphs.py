@@ -6,11 +6,12 @@ Source: llama.cpp b11549, src/llama-graph.cpp (llm_graph_context), src/models/*.
 from __future__ import annotations
 
 from .altup import AltUp
+from .design import POOLING
 from .feed_forward import FeedForward
 from .kda import Kda
 from .latent import Latent
 from .mamba import Mamba
-from .tensors import F32, I32, I64, Graph, Node, leaf, like, matmul, new, rows, set_rows, view
+from .tensors import F32, I32, I64, Graph, Node, contiguous, leaf, like, matmul, new, rows, set_rows, transpose, view
 
 
 class Decoder(Latent, FeedForward, Mamba, Kda, AltUp):
@@ -43,6 +44,7 @@ class Decoder(Latent, FeedForward, Mamba, Kda, AltUp):
         if self._rows_at == "norm":
             state = rows(state, chosen)
             state.is_output = True
+        states = state
         if self._design.scaled_output:
             state = like("SCALE", state)
         head = self._weight("output.weight") or self._weight("token_embd.weight", "output.weight")
@@ -54,7 +56,29 @@ class Decoder(Latent, FeedForward, Mamba, Kda, AltUp):
         if self._design.capped or (self._design.capped_by_key and self._key("final_logit_softcapping")):
             state = like("SCALE", like("UNARY", like("SCALE", state)))
         self.graph.expand(state)
+        if self._batch.embeds:
+            self._pool(states)
         return self.graph
+
+    def _pool(self, states: Node) -> None:
+        """Source: build_pooling."""
+        stored = self._key("pooling_type")
+        pooling = self._batch.pooling or (POOLING[stored] if stored in range(len(POOLING)) else "none")
+        if pooling == "none":
+            return
+        if pooling == "mean":
+            flat = contiguous(transpose(states))
+            pooled = matmul(flat, leaf(F32, states.shape[1], self._batch.sequences))
+        else:
+            pooled = rows(states, leaf(I32, self._batch.sequences))
+        if pooling == "rank":
+            for name in ("cls", "cls.output"):
+                if f"{name}.weight" in self._tensors:
+                    pooled = self._linear(name, pooled)
+                    pooled = like("UNARY", pooled) if name == "cls" else pooled
+            pooled = like("SOFT_MAX", pooled) if self._read.architecture in ("qwen3", "qwen3vl") else pooled
+        pooled.is_output = True
+        self.graph.expand(pooled)
 
     def _embedding(self) -> Node:
         """Source: build_inp_embd. Inputs that are not used are allocated all the same."""

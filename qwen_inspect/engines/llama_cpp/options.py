@@ -85,7 +85,7 @@ class LlamaCppOptions:
     micro-batch, None: any. devices: -dev, the cards in order, () for none; None: all.
     host_buffers: not --no-host. fork: by its options, ik_llama.cpp's.
     latent: its -mla, how latent attention is cached: 0 as K and V of every head, 1 as the latent and, without flash attention,
-    its transpose, 2 and 3 as the latent alone.
+    its transpose, 2 and 3 as the latent alone. embedding: --embedding, which gives states. pooling: --pooling, None: by the file.
     """
 
     program: str = "llama-server"
@@ -113,6 +113,8 @@ class LlamaCppOptions:
     repacked: bool = False
     latent: int = 0
     devices: tuple[str, ...] | None = None
+    embedding: bool = False
+    pooling: str | None = None
 
     @property
     def serves(self) -> bool:
@@ -129,7 +131,9 @@ class LlamaCppOptions:
     @property
     def outputs(self) -> int | None:
         """llama-server reserves a row of logits for each sequence. Source: server-context.cpp, server_output_limits."""
-        return min(self.batch, self.streams_asked * (1 + self.draft.tokens)) if self.serves else None
+        pools = self.embedding or self.pooling not in (None, "none")
+        limited = self.serves and not pools
+        return min(self.batch, self.streams_asked * (1 + self.draft.tokens)) if limited else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
