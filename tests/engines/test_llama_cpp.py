@@ -105,11 +105,15 @@ def test_multi_token_prediction_has_a_context_of_its_own(tmp_path: Path, archite
 def test_embeddings_are_pooled_as_llama_cpp_does(tmp_path: Path) -> None:
     """Rows of logits are reserved for all tokens, and states beside them; by commands that say so."""
     path = write_small(tmp_path / "model.gguf", "qwen3")
-    kinds = (({"pooling": 1, "n_seq_max": 64}, "llama-embedding -c 4096 -np 64 --pooling mean"),)
-    kinds += (({"pooling": 3, "n_ubatch": 2048}, "llama-embedding -c 4096 -ub 2048 --pooling last"),)
-    kinds += (({"pooling": 4, "n_seq_max": 4, "kv_unified": 1}, "llama-server -c 4096 --rerank"),)
+    kinds: Sequence[tuple[Mapping[str, int], str]] = (
+        ({"pooling": 1, "n_seq_max": 64}, "llama-embedding -c 4096 -np 64 --pooling mean"),
+        ({"pooling": 3, "n_ubatch": 2048}, "llama-embedding -c 4096 -ub 2048 --pooling last"),
+        ({"pooling": 4, "n_seq_max": 4, "kv_unified": 1}, "llama-server -c 4096 --rerank"),
+    )
     fields = {"n_ctx": 4096, "flash_attn_type": 1, "embeddings": 1}
-    for text, (_, command) in zip(printed_by_llama_cpp(path, [fields | own for own, _ in kinds]), kinds, strict=True):
+    for text, (_, command) in zip(
+        printed_by_llama_cpp(path, [{**fields, **own} for own, _ in kinds]), kinds, strict=True
+    ):
         buffers = Plan(read(path), parse_command(command).options, [], BUILDS["b11549"]).buffers()
         for kind in ("compute", "output"):
             assert sizes(buffers, kind) == printed_sizes(text, kind), command
