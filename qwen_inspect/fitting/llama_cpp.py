@@ -179,6 +179,8 @@ def _assumptions(plan: Plan, buffers: Sequence[Buffer]) -> Iterator[Message]:
     yield Message("assume_llama_cpp_build", build=plan.build.name)
     if plan.drafts:
         yield Message("llama_cpp_draft_sampling")
+    if plan.grows:
+        yield Message("llama_cpp_grows")
     if plan.adapters:
         yield Message("llama_cpp_adapters")
     yield Message("assume_llama_cpp_margin")

@@ -66,7 +66,7 @@ def _part(stream: Any, at: int, stop: int) -> bytes:
 
 
 def sizes(buffers: Sequence[Buffer], kind: str) -> list[str]:
-    return [f"{(buffer.size_bytes or 0) / 2**20:.2f}" for buffer in buffers if buffer.kind == kind]
+    return [f"{buffer.low_bytes / 2**20:.2f}" for buffer in buffers if buffer.kind == kind]
 
 
 @LIBRARY

@@ -116,6 +116,23 @@ def indexed(layers: int) -> Tensors:
     return [entry for entry in tensors if not (entry[0].endswith(ends) and ".indexer." not in entry[0])]
 
 
+BLOCKS: Mapping[str, tuple[Shape, str]] = {
+    **{f"indexer.{part}_norm.weight": ((INDEX,), "F32") for part in "qk"},
+    "indexer.q_proj.weight": ((WIDTH, 2 * INDEX), "F16"),
+    "indexer.k_proj.weight": ((WIDTH, INDEX), "F16"),
+}
+
+
+def block_sparse() -> Tensors:
+    """MiniMax-M3's: a dense layer, then two with experts and an index."""
+    tensors = decoder(3, mixture=True, further={**NORMED, **SHARED, **BLOCKS})
+    first = decoder(1, further=NORMED)
+    return [
+        *(entry for entry in tensors if not entry[0].startswith("blk.0.")),
+        *(entry for entry in first if entry[0].startswith("blk.0.")),
+    ]
+
+
 LATENT_SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]] = {
     "kimi-linear": (
         3,
@@ -145,6 +162,20 @@ LATENT_SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]]
     "deepseek32": (3, LATENT_KEYS, lambda: indexed(3)),
     "glm-dsa": (3, LATENT_KEYS, lambda: indexed(3)),
     "glm-dsa:shared": (3, {**LATENT_KEYS, "attention.indexer.types": [1, 0, 1]}, lambda: indexed(3)),
+    "minimax-m3": (
+        3,
+        {
+            **MIXTURE,
+            **GATED,
+            "leading_dense_block_count": 1,
+            "attention.indexer.head_count": 2,
+            "attention.indexer.key_length": INDEX,
+            "attention.indexer.top_k": 16,
+            "attention.indexer.block_size": 128,
+            "attention.indexer.local_blocks": 1,
+        },
+        block_sparse,
+    ),
     "minicpm3": (
         3,
         DECOMPRESSED_KEYS,

@@ -54,7 +54,7 @@ class Attention(Parts):
             query, own[0] = like("RMS_NORM", query), like("RMS_NORM", own[0])
         if self._design.scaled_query:
             query = like("SCALE", query)
-        attended = self._attend(layer, query, own)
+        attended = self._attend(layer, query, own, inputs)
         if self._design.gated_query:
             attended = like("MUL", attended, like("UNARY", contiguous(gate, *attended.shape[:2])))
         if f"blk.{layer}.attn_gate.weight" in self._tensors:
@@ -151,8 +151,8 @@ class Attention(Parts):
                 views.append(reshape(node, length, heads, tokens))
         return views
 
-    def _attend(self, layer: int, query: Node, own: list[Node]) -> Node:
-        """own: K and V, where the layer has cells. Source: build_attn with llm_graph_input_attn_kv and _kv_iswa."""
+    def _attend(self, layer: int, query: Node, own: list[Node], inputs: Node | None = None) -> Node:
+        """own: K and V, where the layer has cells. inputs: of an index. Source: build_attn with llm_graph_input_attn_kv."""
         read, batch = self._read, self._batch
         windowed = read.windowed[layer] and read.window_kind is not None
         kind = "_swa" if windowed else ""
@@ -160,9 +160,9 @@ class Attention(Parts):
         key_rotation = self._rotation(batch.key_type, key_length, f"k{kind}")
         value_rotation = self._rotation(batch.value_type, value_length, f"v{kind}")
         if key_rotation is not None:
-            query = _rotated(query, key_rotation)
+            query = rotated(query, key_rotation)
         own = [
-            node if rotation is None else _rotated(node, rotation)
+            node if rotation is None else rotated(node, rotation)
             for node, rotation in zip(own, (key_rotation, value_rotation), strict=False)
         ]
         for node in (query, *(own if read.window_kind is not None or batch.build.fork else own[::-1])):
@@ -192,7 +192,7 @@ class Attention(Parts):
         mask = self._mask(windowed, cells)
         attended = self._mha(query, cached_key, cached_value, mask, layer)
         if value_rotation is not None:
-            attended = _rotated(attended, value_rotation)
+            attended = rotated(attended, value_rotation)
         return attended
 
     def _with_cells(self, layer: int) -> int:
@@ -255,7 +255,7 @@ class Attention(Parts):
         return self.graph.expand(result)
 
 
-def _rotated(node: Node, rotation: Node) -> Node:
+def rotated(node: Node, rotation: Node) -> Node:
     """Source: llama_mul_mat_hadamard."""
     size = rotation.shape[0]
     count = node.shape[0] * node.shape[1] * node.shape[2] * node.shape[3] // size

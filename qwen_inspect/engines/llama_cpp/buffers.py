@@ -21,7 +21,7 @@ from ...results.llama_cpp import Buffer
 from ...values import dataclass
 from .builds import Build
 from .cells import Cells, aligned, sizes_of
-from .design import DESIGNS, Batch
+from .design import DESIGNS, FEWEST_POSITIONS, Batch
 from .graphs import Decoder
 from .options import IN_LAYER, NO_DRAFT, LlamaCppOptions, Placement, cards_used, place
 from .parts import type_of
@@ -294,14 +294,26 @@ class Plan:
                 for device in (*self.cards, HOST)
             )
         host = "CUDA_Host" if self.cards else HOST
+        full = (self._compute_bytes(self.sizes.cells) if self.grows else None) or found
         return tuple(
-            Buffer(kind="compute", device={HOST: host, BLAS: HOST}.get(device, device), size_bytes=size_bytes)
+            Buffer(
+                kind="compute",
+                device={HOST: host, BLAS: HOST}.get(device, device),
+                size_bytes=size_bytes if full[device] <= size_bytes else None,
+                least_bytes=size_bytes,
+                most_bytes=max(size_bytes, full[device]),
+            )
             for device, size_bytes in found.items()
             if size_bytes
         )
 
-    def _compute_bytes(self) -> Mapping[str, int] | None:
-        """None for a file whose layers have other parts than its architecture's graph here."""
+    @property
+    def grows(self) -> bool:
+        """Whether compute buffers grow with the positions that the cache holds, from those printed at the start."""
+        return self.graph_is_known and self.read.architecture == "minimax-m3" and self.options.flash_attention
+
+    def _compute_bytes(self, positions: int = FEWEST_POSITIONS) -> Mapping[str, int] | None:
+        """None for a file whose layers have other parts than its architecture's graph here. positions: that the cache holds."""
         sizes = self.sizes
         batch = Batch(
             tokens=sizes.tokens,
@@ -319,6 +331,7 @@ class Plan:
             attends_on_host=not self.options.cache_on_cards,
             embeds=self.options.embedding,
             pooling=self.options.pooling,
+            positions=positions,
         )
         caches = {f"cache.{layer}": device for layer, device in enumerate(self.cache_devices)}
         placed = {**self.placement.tensors, **caches}

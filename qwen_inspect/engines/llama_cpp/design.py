@@ -155,6 +155,7 @@ DESIGNS: Mapping[str, Design] = {
     "lfm2": LFM2,
     "lfm2moe": LFM2,
     "minimax-m2": Design(gating=None, since=RECENT),
+    "minimax-m3": Design(gating=None, normalised=None, since=11_434),
     "mistral3": Design(since=RECENT),
 }
 LAYER_NORMS = frozenset(
@@ -163,6 +164,7 @@ LAYER_NORMS = frozenset(
         *("nemotron", "olmo", "orion", "phi2", "stablelm", "starcoder", "starcoder2"),
     )
 )
+FEWEST_POSITIONS = 256  # that an empty cache counts: llama_kv_cache_msa_context::get_n_pos
 POOLING = ("none", "mean", "cls", "last", "rank")  # by their numbers: llama_pooling_type
 GATINGS = {0: "softmax", 1: "softmax", 2: "sigmoid", 3: "softmax_weight"}
 
@@ -173,6 +175,7 @@ class Batch:
 
     drafted: tokens of a draft, after each of which a recurrent state is kept. fused_experts: -fmoe of ik_llama.cpp.
     attends_on_host: -nkvo. embeds: states are given, not logits alone; pooling: how, None: by the file.
+    positions: that the cache holds.
     """
 
     tokens: int
@@ -190,3 +193,4 @@ class Batch:
     attends_on_host: bool = False
     embeds: bool = False
     pooling: str | None = None
+    positions: int = FEWEST_POSITIONS

@@ -5,11 +5,12 @@ Source: llama.cpp b11434, src/models/deepseek32.cpp and glm-dsa.cpp; src/llama-g
 
 from __future__ import annotations
 
-from .attention import Attention, cache_view, stored_whole
+from .attention import cache_view, stored_whole
+from .block_sparse import BlockSparse
 from .tensors import F16, F32, I32, I64, Node, contiguous, leaf, like, matmul, new, reshape, set_rows, stored, view
 
 
-class Indexer(Attention):
+class Indexer(BlockSparse):
     """Chooses cells by keys of its own in a second cache; a layer without an index has the cells of the last one with one."""
 
     _cells_chosen: Node | None = None

@@ -96,8 +96,11 @@ def beside(buffers: Sequence[Buffer], printed: Iterable[Printed]) -> tuple[LogLi
 
 def _agrees(buffer: Buffer, printed: int) -> bool | None:
     """Whether the prediction prints the same hundredths of a MiB; None if it is not known."""
-    return (
-        None
-        if buffer.size_bytes is None
-        else f"{buffer.size_bytes / MIB:.2f}" == f"{printed // 100}.{printed % 100:02d}"
-    )
+    size_bytes = buffer.size_bytes
+    if size_bytes is None:  # one that grows is printed at its least
+        return True if buffer.least_bytes and _prints(buffer.least_bytes, printed) else None
+    return _prints(size_bytes, printed)
+
+
+def _prints(size_bytes: int, printed: int) -> bool:
+    return f"{size_bytes / MIB:.2f}" == f"{printed // 100}.{printed % 100:02d}"

@@ -20,7 +20,7 @@ NO_REACH = Reach(context_tokens=None, offloaded=None, host_experts=None)
 
 def reach(plan: Plan, judge: Judge) -> Reach:
     """judge: whether buffers fit their devices. None for each if a compute buffer of the command is not known."""
-    if any(buffer.size_bytes is None for buffer in plan.buffers()):
+    if any(buffer.high_bytes is None for buffer in plan.buffers()):
         return NO_REACH
     return Reach(
         context_tokens=largest_context(plan, judge),

@@ -242,6 +242,7 @@ TEXT = {
     "llama_cpp_hub_projector": "If the repository has an mmproj file, llama.cpp loads it too unless --no-mmproj is given; here it counts with --mmproj hf:ORG/NAME:FILE",
     "llama_cpp_adapters": "Compute buffers are those of the adapters' first use, for which llama.cpp reserves them again; what it prints at the start may be less",
     "llama_cpp_adapter": "--lora: the model has no tensor {name}; is it the adapter's base model?",
+    "llama_cpp_grows": "Compute buffers grow with the positions that the cache holds: given are what is printed at the start and what a full cache takes",
     "llama_cpp_device": "-ot names the device {found}; known are {known}",
     "llama_cpp_pattern": "The pattern {found!r} of -ot is no regular expression that can be matched in bounded time",
     "llama_cpp_override": "{option} takes PATTERN=DEVICE, found {found!r}",

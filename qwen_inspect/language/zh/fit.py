@@ -242,6 +242,7 @@ TEXT = {
     "llama_cpp_hub_projector": "如果仓库中有 mmproj 文件，除非加 --no-mmproj，llama.cpp 也会加载它；此处需用 --mmproj hf:ORG/NAME:FILE 计入",
     "llama_cpp_adapters": "计算缓冲区按首次使用适配器时计算，届时 llama.cpp 会重新预留；启动时打印的数值可能较小",
     "llama_cpp_adapter": "--lora：模型中没有张量 {name}；它是该适配器的基础模型吗？",
+    "llama_cpp_grows": "计算缓冲区随缓存中的位置数增长：给出的是启动时打印的数值和缓存填满时的数值",
     "llama_cpp_device": "-ot 指定的设备为 {found}；可用：{known}",
     "llama_cpp_pattern": "-ot 的 {found!r} 不是可在有限时间内匹配的正则表达式",
     "llama_cpp_override": "{option} 的格式为 PATTERN=DEVICE，而不是 {found!r}",
