@@ -76,7 +76,8 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     add("--engine", choices=tuple(ENGINES), help=say("help_engine"))
     add("--max-model-len", dest="context", type=values.tokens(say), metavar="TOKENS", help=say("help_max_model_len"))
     command.set_defaults(context=None)  # for a serving engine: the model's limit
-    add("--utilization", type=values.reader(_share, "usage_share", say), metavar="SHARE", help=say("help_utilization"))
+    share = values.reader(values.parse_share, "usage_share", say)
+    add("--utilization", type=share, metavar="SHARE", help=say("help_utilization"))
     add("--kv-budget", type=values.size(say), metavar="SIZE", help=say("help_kv_budget"))
     add("--tp", type=values.positive(say), default=1, metavar="N", help=say("help_tp"))
     add("--enable-prefix-caching", action="store_true", help=say("help_enable_prefix_caching"))
@@ -322,10 +323,3 @@ def _serving(options: argparse.Namespace, engine: str) -> Serving:
 def _layers(text: str) -> int:
     """A whole number, 0 included."""
     return 0 if text == "0" else values.parse_positive(text)
-
-
-def _share(text: str) -> float:
-    """A fraction above 0 and at most 1."""
-    if not 0 < (value := float(text)) <= 1:
-        raise ValueError
-    return value

@@ -37,9 +37,22 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
         command.add_argument(flag(name), type=values.positive(say), metavar="N", help=say(f"help_ranks_{name}"))
     command.add_argument("--zero-stage", type=values.positive(say), choices=(1, 2, 3), help=say("help_zero_stage"))
     command.add_argument("--device-map", choices=("auto",), help=say("help_device_map"))
+    _declare_rollouts(command, say)
     sizes = values.reader(_capacities, "usage_capacities", say)
     command.add_argument("--device-memory", type=sizes, metavar="SIZES", help=say("help_device_memory"))
     output.declare_document(command, say)
+
+
+def _declare_rollouts(command: argparse.ArgumentParser, say: Language) -> None:
+    """GRPO on one card."""
+    add = command.add_argument
+    add("--rollout", choices=("vllm", "transformers"), help=say("help_rollout"))
+    add("--rollouts", type=values.positive(say), metavar="N", help=say("help_rollouts"))
+    share = values.reader(values.parse_share, "usage_share", say)
+    add("--utilization", type=share, metavar="SHARE", help=say("help_rollout_utilization"))
+    add("--sleep", type=int, choices=(1, 2), help=say("help_sleep"))
+    add("--reference", action="store_true", help=say("help_reference"))
+    add("--reward", metavar="MODEL", help=say("help_reward"))
 
 
 def run(options: argparse.Namespace, say: Language) -> int:
@@ -54,6 +67,8 @@ def run(options: argparse.Namespace, say: Language) -> int:
     run = prediction.as_the_model_runs(run, report, options)
     shared = _over_devices(report, run, options)  # first, so that a refusal comes before a slow trace
     memory = replace(_memory(report, run, options), **shared)
+    if options.rollout is not None:
+        memory = _with_rollouts(memory, options)
     if options.plot is not None:
         _draw_course(memory, options, say)
     if options.format == "html":
@@ -76,6 +91,7 @@ def _check_devices(options: argparse.Namespace) -> None:
         if given(options, option) and not given(options, needed):
             raise UsageError("option_needs", option=flag(option), other=flag(needed))
     sharing = given(options, *SHARED_BY, "device_map")
+    _check_rollouts(options)
     if options.cache == "static" and sharing:
         raise UsageError("static_cache_shared", option=sharing[0])
     for excluded in given(options, "device_map", "device"):
@@ -87,6 +103,49 @@ def _check_devices(options: argparse.Namespace) -> None:
         raise UsageError("version_measured")
     if options.snapshot is not None and os.path.lexists(options.snapshot) and not options.overwrite:
         raise UsageError("output_exists", path=options.snapshot)
+
+
+def _check_rollouts(options: argparse.Namespace) -> None:
+    """Raises UsageError for options of GRPO without it, of vLLM without it, and for GRPO without training or a named card."""
+    if options.rollout is None:
+        if typed := given(options, "rollouts", "utilization", "sleep", "reference", "reward"):
+            raise UsageError("option_needs", option=typed[0], other="--rollout")
+        return
+    if options.mode != "train":
+        raise UsageError("option_needs", option="--rollout", other="--mode train")
+    if excluded := given(options, *SHARED_BY, "device_map", "device"):
+        raise UsageError("options_exclude", option="--rollout", other=excluded[0])
+    if options.rollout != "vllm" and (typed := given(options, "utilization", "sleep")):
+        raise UsageError("option_needs", option=typed[0], other="--rollout vllm")
+    if prediction.is_capability(options.gpu):
+        raise UsageError("option_needs", option="--rollout", other="--gpu NAME")
+
+
+def _with_rollouts(memory: MemoryReport, options: argparse.Namespace) -> MemoryReport:
+    """The report with each phase of a step of GRPO."""
+    from dataclasses import replace
+
+    from ..fitting.colocated import Rollouts, colocated
+    from ..loaders import gpus
+
+    rollouts = Rollouts(
+        engine=options.rollout,
+        gpu=gpus.find(options.gpu),
+        count=options.rollouts or options.batch,
+        utilization=options.utilization,
+        sleep=options.sleep or 0,
+        reference=options.reference,
+        reward=None if options.reward is None else _reward(options),
+    )
+    return replace(memory, colocated=colocated(memory, rollouts))
+
+
+def _reward(options: argparse.Namespace) -> Report:
+    """The reward model, of which no other option speaks."""
+    from ..structure.inspect import inspect
+
+    name, _ = model.named(options.reward, options)
+    return inspect(name, source=options.source, access=model.access_of(options))
 
 
 def _card(gpu: str) -> str:

@@ -47,6 +47,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
         *("--ngl", "--cache-type-k", "--cache-type-v", "--quant", "--llama-cpp", "--log", "--host-memory"),
     ),
     "options_device": ("--device", "--random-weights", "--force", "--snapshot", "--prompt", "--max-new-tokens"),
+    "options_grpo": ("--rollout", "--rollouts", "--sleep", "--reference", "--reward"),
     "options_devices": (*("--tp", "--pp", "--ep", "--fsdp", "--zero-stage", "--device-map", "--device-memory"),),
     "options_shown": (
         *(

@@ -61,3 +61,10 @@ def parse_positive(text: str) -> int:
     if not (digits.isascii() and digits.isdigit()) or len(digits) > 18 or int(digits) == 0:
         raise ValueError
     return int(digits)
+
+
+def parse_share(text: str) -> float:
+    """A fraction above 0 and at most 1."""
+    if not 0 < (value := float(text)) <= 1:
+        raise ValueError
+    return value

@@ -12,6 +12,7 @@ from .training import Loop
 if TYPE_CHECKING:
     from ..errors import QwenInspectError
     from ..language import Message
+    from .colocated import Colocated
     from .course import Course
     from .exploration import Exploration
     from .measurement import Calibration, Difference, Measurement
@@ -311,7 +312,7 @@ class MemoryReport:
 
     exploration: the run for any workload, for an HTML page; None if not requested or unknown. training: what is trained; None if
     the run does not train or the architecture is unknown. ranks, device_map: the model over several devices, if requested;
-    `predicted` is always for one device.
+    `predicted` is always for one device. colocated: a step of GRPO whose training this is, if requested.
     """
 
     report: Report
@@ -324,3 +325,4 @@ class MemoryReport:
     exploration: Exploration | None = field(default=None, compare=False)
     ranks: RanksReport | None = None
     device_map: DeviceMapReport | None = None
+    colocated: Colocated | None = None

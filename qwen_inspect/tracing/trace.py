@@ -70,10 +70,10 @@ class TraceRequest:
     attention: "auto" as in `Run`; flash_attention_2_repeated as before transformers 4.48, which repeated K and V for every query
     head first.
     new_tokens: of `generate`; the last is not fed back, so the cache ends at prompt_tokens + new_tokens - 1.
-    optimizer, checkpointing, trained, frozen, steps, accumulate, lora: for `train`. trained, frozen: patterns looked for in
-    parameters' names; those train that match the first and, unless it is empty, not the second. steps: optimizer states do
-    not exist in the first step; the second shows the steady state. accumulate: micro-batches of `batch` sequences whose gradients
-    are summed in a step. lora: train adapters instead. layers: trace only the first so many layers.
+    optimizer, checkpointing, trained, frozen, steps, accumulate, lora: for `train`. trained, frozen: regular expressions searched
+    in names; those parameters train that match the first and, unless it is empty, not the second. steps: optimizer states do not
+    exist in the first step; the second shows the steady state. accumulate: micro-batches of `batch` sequences whose gradients are
+    summed in a step. lora: train adapters instead. layers: trace only the first so many layers.
     device: "cuda" or "cpu", which compute experts differently while decoding.
     base: the layout of quantised weights, if not training. static_tokens: capacity of a static cache of `generate`; None: the
     cache grows. padded: there is a mask with padding. cudnn: masked 16-bit attention uses cuDNN, as on Hopper, else the

@@ -12,6 +12,7 @@ from ...units import count, signed, size
 from . import between, cards, within
 
 if TYPE_CHECKING:
+    from ...results.colocated import Colocated
     from ...results.measurement import Measurement
     from ...results.ranks import DeviceMapReport, RankBytes, RanksReport
 
@@ -26,6 +27,8 @@ def sentences(memory: MemoryReport, say: Language) -> list[str]:
         return [_placed(memory.report.ref.id, memory.device_map, say)]
     if memory.ranks is not None:
         return _on_ranks(memory, memory.ranks, say)
+    if memory.colocated is not None:
+        return _in_turns(memory, memory.colocated, say)
     required = memory.predicted.required_ends
     content = [_needed(memory, say)]
     if (moment := _moment(memory.predicted)) is not None:
@@ -112,6 +115,21 @@ def _on_cards(memory: MemoryReport, required: cards.Required, say: Language) -> 
     if quantised is not None and quantised.method == "fp8" and gpus.supports(memory.run.gpu, "fp8"):
         common = [card for card in common if card.supports("fp8")]  # the others hold the weights in bfloat16
     return cards.on_common(common, required, say)
+
+
+def _in_turns(memory: MemoryReport, step: Colocated, say: Language) -> list[str]:
+    fullest = step.fullest
+    parts = ("policy", "cached", "reference", "reward", "engine_most", "context_most")
+    named = [
+        f"{say(f'column_grpo_{part}')} {size(size_bytes)}" for part in parts if (size_bytes := getattr(fullest, part))
+    ]
+    needed_bytes = between(*step.required, say)
+    run = workload(memory.run, say)
+    return [
+        say("answer_grpo", name=memory.report.ref.id, size=needed_bytes, run=run, phase=say(f"stage_grpo_{fullest.name}")),
+        say("answer_grpo_terms", terms=say("comma").join(named)),
+        cards.on_card(step.gpu, step.required, say),
+    ]
 
 
 # --- several devices

@@ -30,6 +30,7 @@ def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:
         *media_blocks(memory.report, say),
         *training_blocks(memory, say),
         *_several_devices(memory, say),
+        *_colocated(memory, say),
         Heading(say("heading_footprint" if _on_one_device(memory) else "heading_footprint_one")),
         *headline(footprint, say),
         term_table(footprint, say),
@@ -63,6 +64,14 @@ def _several_devices(memory: MemoryReport, say: Language) -> list[Block]:
         *([] if memory.ranks is None else ranks_blocks(memory.ranks, say)),
         *([] if memory.device_map is None else device_map_blocks(memory.device_map, say)),
     ]
+
+
+def _colocated(memory: MemoryReport, say: Language) -> list[Block]:
+    if memory.colocated is None:
+        return []
+    from .colocated import colocated_blocks
+
+    return colocated_blocks(memory.colocated, say)
 
 
 def live_blocks(memory: MemoryReport, say: Language) -> list[Block]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ...language import Language
 from ...results.memory import MemoryReport, Optimizer, Run
 from ...results.training import KeptLogits, LoopName
+from .colocated import GrpoJSON, colocated_content
 from .common import OfModelJSON, model_content
 from .footprint import PredictedJSON, footprint_content, workload_content
 from .measured import DifferenceJSON, MeasuredJSON, difference_content, measured_content
@@ -91,6 +92,7 @@ class MemoryJSON(OfModelJSON, PredictionJSON):
     ranks: list[RankJSON] | None
     rank_assumptions: list[str]
     device_map: DeviceMapJSON | None
+    grpo: GrpoJSON | None
     calibration: CalibrationJSON | None
     differences: list[DifferenceJSON]
 
@@ -106,6 +108,7 @@ def content(memory: MemoryReport, say: Language) -> MemoryJSON:
         "measured": None if memory.measured is None else measured_content(memory.measured, run, say),
         "ranks": None if memory.ranks is None else [rank_content(rank) for rank in memory.ranks.ranks],
         "rank_assumptions": [] if memory.ranks is None else [say(message) for message in memory.ranks.assumptions],
+        "grpo": None if memory.colocated is None else colocated_content(memory.colocated, say),
         "device_map": None if memory.device_map is None else device_map_content(memory.device_map, say),
         "calibration": None if run.calibration is None else _calibration(run.calibration),
         "differences": [difference_content(difference, say) for difference in memory.differences],
