@@ -299,9 +299,37 @@ def test_a_vocabulary_is_padded_to_a_multiple_of_64(tmp_path: Path) -> None:
     assert rank_bytes(padded, 1) == rank_bytes(exact, 1)
 
 
-def test_a_hybrid_holds_what_its_log_printed() -> None:
-    found = within_a_budget("Qwen/Qwen3.5-27B", 1487 * 51_380_224, replace(VLLM, context_tokens=32_768)).least
-    assert (found.tokens, f"{found.concurrency:.2f}") == (290_864, "33.04")  # vllm-project/vllm issue 40691
+@pytest.mark.parametrize(
+    ("model", "version", "gib", "asked", "tokens", "concurrency"),
+    [
+        # Logs in public repositories; from 0.21 on the tokens are the concurrency times the sequence.
+        ("Qwen/Qwen3.5-4B", "0.22.0", 11.11, Serving(engine="vllm", context_tokens=1024), 141_107, "137.80"),
+        ("Qwen/Qwen3.5-9B", "0.19.0", 20.275, Serving(engine="vllm", context_tokens=262_144), 165_792, "2.52"),
+        ("Qwen/Qwen3.8-27B", "0.26.0", 50.286, Serving(engine="vllm", context_tokens=786_432), 820_013, "1.04"),
+        (
+            "Qwen/Qwen3.5-35B-A3B",
+            "0.26.0",
+            18.64,
+            Serving(engine="vllm", context_tokens=131_072, prefix_caching=True),
+            925_508,
+            "7.06",
+        ),
+        (
+            "Qwen/Qwen3.6-35B-A3B",  # in NVFP4, of the same cache
+            "0.26.0",
+            6.01,
+            Serving(engine="vllm", context_tokens=131_072, prefix_caching=True, cache_format="fp8"),
+            569_878,
+            "4.35",
+        ),
+    ],
+)
+def test_a_hybrid_holds_what_its_log_printed(
+    model: str, version: str, gib: float, asked: Serving, tokens: int, concurrency: str
+) -> None:
+    """Of a budget that rounds to what was printed."""
+    found = within_a_budget(model, int(gib * GIB), replace(asked, version=version)).least
+    assert (found.tokens, f"{found.concurrency:.2f}") == (tokens, concurrency)
 
 
 @settings(deadline=None, max_examples=8)

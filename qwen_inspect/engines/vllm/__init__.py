@@ -80,7 +80,7 @@ class Vllm(Engine["Serving", "VllmDemand"]):
                 yield Message("assume_vllm_half", name=answer.gpu.name)
         if any(demand.format_named for demand, _ in answers):
             yield Message("assume_vllm_cache_scheme")
-        if any(len(demand.pool.groups) > 1 for demand, _ in answers):
+        if not version.prints_concurrency and any(len(demand.pool.groups) > 1 for demand, _ in answers):
             yield Message("assume_vllm_groups")
         if request.kv_budget_bytes is None:
             for _, answer in answers:

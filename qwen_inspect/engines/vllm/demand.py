@@ -131,7 +131,13 @@ class VllmDemand(Demand):
             pipeline_ranks=serving.pipeline_ranks,
             vocabulary=self._report.spec.vocab_size,
         )
-        reserved_graphs = graphs(self.release, ranks=serving.ranks, eager=serving.eager)
+        reserved_graphs = graphs(
+            self.release,
+            capability=capability,
+            ranks=serving.ranks,
+            sequences=self.sequences or 0,
+            eager=serving.eager,
+        )
         return (
             Reserved(name="weights", least_bytes=held, most_bytes=held),
             rounding(weights),
@@ -155,6 +161,7 @@ class VllmDemand(Demand):
             data_ranks=serving.data_ranks,
             experts_whole=serving.expert_parallel,
             compiled=not serving.eager,
+            sampler=self.release.sampler(report),
         )
         images = None
         if serving.images:
@@ -183,11 +190,18 @@ class VllmDemand(Demand):
             return self._serving.kv_budget_bytes
         return requested_bytes(gpu.available_bytes, self.utilization)
 
+    def _capacity(self, budget_bytes: int, context_tokens: int) -> Capacity:
+        """With the tokens that this version prints: from 0.21 on the concurrency times the sequence's."""
+        found = capacity(self.pool, budget_bytes, sequence_tokens=context_tokens, step_tokens=self.step_tokens)
+        if not self.release.prints_concurrency:
+            return found
+        return replace(found, tokens=found.blocks * context_tokens // found.sequence_blocks)
+
     def reserve(self, gpu: Gpu, batch: int, context_tokens: int) -> VllmReserve:
         """The budget, at both ends of the range of what else is taken."""
         available = self.available_bytes(gpu)
         least, most = (
-            capacity(self.pool, available - used_bytes, sequence_tokens=context_tokens, step_tokens=self.step_tokens)
+            self._capacity(available - used_bytes, context_tokens)
             for used_bytes in (
                 sum(term.most_bytes or 0 for term in self.terms),
                 sum(term.least_bytes for term in self.terms),

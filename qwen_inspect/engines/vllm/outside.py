@@ -33,11 +33,11 @@ def non_torch(
         least, most = _tensor_parallel(release, capability, ranks)
     elif pipeline_ranks > 1:
         least, most = (7, 8) if known else (2, 30)
-    elif release.sampler == "triton":
+    elif release.loads_sampler:
         least, most = (24, 27) if known else (10, 35)
     else:
         least, most = (13, 14) if known else (2, 20)
-    if release.sampler == "triton" and vocabulary % ODD_VOCABULARY:
+    if release.loads_sampler and vocabulary % ODD_VOCABULARY:
         most += 21 if known else 35
         least += 19 if known else 0
     return _range("non_torch", 10 * least - 5, 10 * most + 5)
@@ -50,18 +50,25 @@ def _tensor_parallel(release: Release, capability: tuple[int, int] | None, ranks
     """
     linked = capability is None or capability[0] in (9, 10)
     if not linked:
-        return (20, 90) if release.sampler == "triton" else (5, 35)
-    if release.sampler != "triton":
+        return (20, 90) if release.loads_sampler else (5, 35)
+    if not release.loads_sampler:
         return 30, 215
     most_known = {2: (206, 210), 4: (213, 221)}.get(ranks, (210, 290))
     return most_known if release.known and capability in (HOPPER, None) else (most_known[0] - 30, most_known[1] + 30)
 
 
-def graphs(release: Release, *, ranks: int, eager: bool) -> Reserved | None:
-    """vLLM's own estimate of its CUDA graphs, which newer versions take off the budget: as 0.19.0 printed it."""
+def graphs(
+    release: Release, *, capability: tuple[int, int] | None, ranks: int, sequences: int, eager: bool
+) -> Reserved | None:
+    """vLLM's own estimate of its CUDA graphs, which newer versions take off the budget: as 0.19.0 printed it for an H100.
+
+    At least a MiB for each graph that is captured. Source: gpu_model_runner.py, profile_cudagraph_memory.
+    """
     if not release.reserves_graphs or eager:
         return None
     least, most = (69, 182) if ranks > 1 else (52, 110)
+    if capability not in (HOPPER, None) or sequences < 1024:
+        least = 10
     return _range("graphs", 10 * least - 5, 10 * most + 5)
 
 

@@ -41,6 +41,7 @@ class ProfileRun:
     last: bool = True
     experts_whole: bool = False
     compiled: bool = True
+    sampler: Sampler = "triton"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +75,8 @@ def peak_bytes(
     ]
     if run.last:
         outputs = (run.tokens + 2 * run.sequences) * widths.hidden * run.element_bytes
-        held = experts if keeps_experts(release) else 0
-        ends.append(kept + held + outputs + sampler_bytes(widths.vocabulary, run, release.sampler, card))
+        held = experts if release.keeps_experts else 0
+        ends.append(kept + held + outputs + sampler_bytes(widths.vocabulary, run, card))
     if encoder is not None:
         ends.append(card.workspace_bytes + encoder.peak_bytes)
     least = max(ends)
@@ -119,27 +120,26 @@ def expert_bytes(widths: Widths, run: ProfileRun) -> int:
     return run.data_ranks * run.tokens * experts.per_token * columns * run.element_bytes
 
 
-def keeps_experts(release: Release) -> bool:
-    """Whether workspaces stay after a layer. Source: v1/worker/workspace.py, from 0.16 on (0.11.0's are freed)."""
-    return release.sampler == "triton" or release.name.startswith("0.16")
-
-
-def sampler_bytes(vocabulary: int, run: ProfileRun, sampler: Sampler, card: Card) -> int:
+def sampler_bytes(vocabulary: int, run: ProfileRun, card: Card) -> int:
     """Logits of every sequence, in float32 too, and what top-k and top-p of them take.
 
     triton: a row of the vocabulary for each of its programs, probabilities, and random numbers of the same shape. sort: sorted
     logits and their indices (12 bytes), indices by position (8), and the second buffers of CUB's segmented sort (12).
-    flashinfer: masked logits and probabilities.
+    flashinfer: masked logits and probabilities. gumbel: the largest of each 1,024 logits, and its index; greedy: of the logits
+    themselves.
     Source: v1/sample/sampler.py, ops/topk_topp_sampler.py and topk_topp_triton.py; aten/src/ATen/native/cuda/SortStable.cu.
     """
     padded = -(-vocabulary // 64) * 64
     logits = run.sequences * padded * run.element_bytes
     wide = 0 if run.element_bytes == 4 else 4
-    if sampler == "sort":
-        return logits + run.sequences * vocabulary * (wide + 32)
-    if sampler == "flashinfer":
-        return logits + run.sequences * vocabulary * (wide + 8)
+    each = run.sequences * vocabulary
+    if run.sampler in ("gumbel", "greedy"):
+        return logits + (each * 4 if run.sampler == "gumbel" else 0) + run.sequences * -(-vocabulary // 1024) * 12
+    if run.sampler == "sort":
+        return logits + each * (wide + 32)
+    if run.sampler == "flashinfer":
+        return logits + each * (wide + 8)
     multiprocessors = card.multiprocessors or MULTIPROCESSORS
     programs = min(run.sequences, multiprocessors)
     rows = min(1 << (programs - 1).bit_length(), multiprocessors)
-    return logits + (run.sequences * (wide + 8) + rows * 4) * vocabulary
+    return logits + each * (wide + 8) + rows * 4 * vocabulary

@@ -2,30 +2,94 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ...errors import UsageError
+from ...results.attention import LinearLayerAttention
+from ...spec import each_module
 from ...values import dataclass
 
-Sampler = Literal["sort", "flashinfer", "triton"]
+if TYPE_CHECKING:
+    from ...results.model import Report
+
+Sampler = Literal["sort", "triton", "flashinfer", "gumbel", "greedy"]
 DEFAULT = "0.19.0"
-LAST = (0, 22)  # the last whose sources were read
+FIRST, LAST = (0, 9), (0, 30)  # whose sources were read: 0.9 to 0.11, 0.16, 0.17, 0.19 to 0.22, 0.24, 0.26, 0.28, 0.30
+# Classes that run in the second model runner: in 0.22, from 0.24 on, and mixtures among them from 0.26 on.
+SECOND_RUNNER = (
+    "DeepseekV2ForCausalLM",
+    "GraniteMoeForCausalLM",
+    "LongcatFlashNgramForCausalLM",
+    "Qwen2MoeForCausalLM",
+)
+SECOND_RUNNER_024 = (*SECOND_RUNNER, "Qwen3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """A version and its rules. sampler: how top-k and top-p are applied in the profile run. reserves_graphs: whether its estimate
-    of CUDA graphs is taken off the budget. known: whether its sources were read.
+    """A version and its rules. utilization: the default share of a card. reserves_graphs: whether its estimate of CUDA graphs is
+    taken off the budget. prints_concurrency: whether the tokens that it prints are the concurrency times the longest sequence.
+    known: whether versions around it were read.
 
-    Source: v1/sample/ops/topk_topp_sampler.py (0.9.2, 0.10.1.1, 0.11.0, 0.16.0, 0.17.0, 0.19.0, 0.20.0, 0.22.0),
-    config/cache.py, envs.py (VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS) of the same versions.
+    Source: config/cache.py, envs.py (VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS), v1/core/kv_cache_utils.py
+    (_report_kv_cache_config) of these versions.
     """
 
     name: str
-    sampler: Sampler
-    utilization: float
-    reserves_graphs: bool
-    known: bool = True
+    version: tuple[int, int]
+
+    @property
+    def known(self) -> bool:
+        return FIRST <= self.version <= LAST
+
+    @property
+    def utilization(self) -> float:
+        return 0.92 if self.version >= (0, 20) else 0.9
+
+    @property
+    def reserves_graphs(self) -> bool:
+        return self.version >= (0, 20)
+
+    @property
+    def prints_concurrency(self) -> bool:
+        return self.version >= (0, 21)
+
+    @property
+    def keeps_experts(self) -> bool:
+        """Whether workspaces of experts stay after a layer. Source: v1/worker/workspace.py, which 0.11 does not have."""
+        return self.version >= (0, 16)
+
+    @property
+    def loads_sampler(self) -> bool:
+        """Whether the profile run launches the first sampler's Triton kernels, whose stacks count outside of PyTorch."""
+        return self.version >= (0, 17)
+
+    def sampler(self, report: Report) -> Sampler:
+        """How the profile run samples.
+
+        FlashInfer is taken where it is installed: as in 0.10's images, and by default from 0.21 on. The second model runner draws
+        by Gumbel's trick, from 0.28 on without a copy in float32.
+        Source: v1/sample/ops/topk_topp_sampler.py, v1/worker/gpu/sample/sampler.py, config/vllm.py, envs.py.
+        """
+        if self.version < (0, 17):
+            return "flashinfer" if self.version == (0, 10) else "sort"
+        if self.version < (0, 21):
+            return "triton"
+        if not self._second_runner(report):
+            return "flashinfer"
+        return "gumbel" if self.version < (0, 28) else "greedy"
+
+    def _second_runner(self, report: Report) -> bool:
+        name = report.spec.class_name
+        mixture = any(module.routed is not None for _, module in each_module(report.tree))
+        hybrid = any(isinstance(layer, LinearLayerAttention) for layer in report.attention.layers)
+        if self.version >= (0, 30):
+            return True
+        if self.version >= (0, 26):
+            return name in SECOND_RUNNER or not (mixture or hybrid)
+        if self.version >= (0, 23):
+            return name in SECOND_RUNNER_024
+        return self.version == (0, 22) and name == "Qwen3ForCausalLM" and report.known.quantised is None
 
 
 def release(name: str | None) -> Release:
@@ -34,16 +98,4 @@ def release(name: str | None) -> Release:
     parts = name.split(".")
     if len(parts) < 2 or not (parts[0].isdecimal() and parts[1].isdecimal()) or len(name) > 60:
         raise UsageError("vllm_version", found=name[:60])
-    version = int(parts[0]), int(parts[1])
-    if version < (0, 17):
-        # FlashInfer samples where it is installed, as in 0.10's images, unless VLLM_USE_FLASHINFER_SAMPLER=0.
-        sampler: Sampler = "flashinfer" if version == (0, 10) else "sort"
-        return Release(name=name, sampler=sampler, utilization=0.9, reserves_graphs=False, known=version >= (0, 9))
-    later = version >= (0, 20)
-    return Release(
-        name=name,
-        sampler="triton",
-        utilization=0.92 if later else 0.9,
-        reserves_graphs=later,
-        known=version <= LAST,
-    )
+    return Release(name=name, version=(int(parts[0]), int(parts[1])))

@@ -183,7 +183,7 @@ TEXT = {
     "vllm_budget_below_block": "A budget of {budget} holds no block of this model, which has {block}",
     "llama_cpp_tensor": "Where llama.cpp puts the tensor {name} is not known here",
     "llama_cpp_packed": "What llama.cpp's converter makes of weights in {method} is not known here; give the GGUF file in place of this model, or --quant where the weights are fp8",
-    "assume_vllm_version": "As vLLM {version} computes it, with its defaults: no prefix caching for hybrid models unless it is asked for, no speculative decoding, no pipeline or data parallelism. Other versions differ: 0.33.0 prints the concurrency times max_model_len as tokens.",
+    "assume_vllm_version": "As vLLM {version} computes it, with its defaults: no prefix caching for hybrid models unless it is asked for, no speculative decoding, no pipeline or data parallelism.",
     "assume_vllm_groups": "Groups of layers share the blocks, and vLLM 0.19 prints as tokens what an even share of them holds: what really fits is the concurrency.",
     "assume_vllm_profile": "The profiling run is worked out for {tokens:,} tokens a step and {sequences:,} sequences; what lies outside PyTorch is as vLLM printed it on H100 80GB cards, and a range on other cards.",
     "assume_vllm_card": "{available} is the least that CUDA was seen to tell of a {name}, and one that tells more has more for the cache (--memory names it).",

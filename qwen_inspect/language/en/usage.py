@@ -130,7 +130,7 @@ TEXT = {
     "help_max_num_batched_tokens": "vLLM: the most tokens of one step, which sliding windows are held for (default: 8192 on cards of 70 GiB and more but the A100, else 2048)",
     "help_llama_cpp": "a whole command of llama.cpp, such as 'llama-server -m model.gguf -ngl 99 -c 32768': its buffers on the cards of --gpu together",
     "help_max_num_seqs": "vLLM: the most sequences of one step, whose logits its profiling run samples (default: 1024 on cards of 70 GiB and more but the A100, else 256)",
-    "help_engine_version": "vLLM: the version that serves (default: 0.19.0; 0.9 to 0.22 are known)",
+    "help_engine_version": "vLLM: the version that serves (default: 0.19.0; 0.9 to 0.30 are known)",
     "help_vllm": "a whole command of vLLM, such as 'vllm serve Qwen/Qwen3-8B --max-model-len 32k -tp 2': its budget on each card of --gpu",
     "help_log": "beside --llama-cpp, --vllm or --engine vllm: a log of that run, whose figures are set beside the prediction",
     "help_host_memory": "beside --llama-cpp: the host's memory, such as 64GiB",

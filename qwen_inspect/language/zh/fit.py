@@ -183,7 +183,7 @@ TEXT = {
     "vllm_budget_below_block": "{budget} 的预算放不下该模型的一块（{block}）",
     "llama_cpp_tensor": "不知道 llama.cpp 把张量 {name} 放在哪里",
     "llama_cpp_packed": "不知道 llama.cpp 的转换脚本如何处理 {method} 权重；请改为给出 GGUF 文件，fp8 权重也可加 --quant",
-    "assume_vllm_version": "按 vLLM {version} 及其默认设置推算：混合模型不启用前缀缓存（除非指定），不用投机解码，无流水线并行和数据并行。其他版本会有不同：0.33.0 打印的 token 数是最大并发乘以 max_model_len。",
+    "assume_vllm_version": "按 vLLM {version} 及其默认设置推算：混合模型不启用前缀缓存（除非指定），不用投机解码，无流水线并行和数据并行。",
     "assume_vllm_groups": "各组层共用这些块，vLLM 0.19 打印的 token 数按各组均分计算：实际能容纳多少应看最大并发。",
     "assume_vllm_profile": "profiling 阶段按每步 {tokens:,} 个 token、{sequences:,} 条序列推算；PyTorch 之外的部分取自 vLLM 在 H100 80GB 上打印的日志，其他显卡为范围。",
     "assume_vllm_card": "{available} 是所见 CUDA 对 {name} 报告的总显存的最小值，报告更多的显卡留给缓存的也更多（可用 --memory 指定）。",

@@ -130,7 +130,7 @@ TEXT = {
     "help_max_num_batched_tokens": "vLLM：每步最多处理的 token 数，滑动窗口须为其保留缓存（默认：70 GiB 及以上的显卡为 8192，A100 除外；其余为 2048）",
     "help_llama_cpp": "完整的 llama.cpp 命令，如 'llama-server -m model.gguf -ngl 99 -c 32768'：推算它在 --gpu 各显卡上的缓冲区",
     "help_max_num_seqs": "vLLM：每步最多处理的序列数，profiling 时按此数采样（默认：70 GiB 及以上的显卡为 1024，A100 除外；其余为 256）",
-    "help_engine_version": "vLLM：所用版本（默认 0.19.0；已核对 0.9 至 0.22）",
+    "help_engine_version": "vLLM：所用版本（默认 0.19.0；已核对 0.9 至 0.30）",
     "help_vllm": "完整的 vLLM 命令，如 'vllm serve Qwen/Qwen3-8B --max-model-len 32k -tp 2'：推算它在 --gpu 每张显卡上的缓存预算",
     "help_log": "与 --llama-cpp、--vllm 或 --engine vllm 一起使用：该次运行的日志，其中的数值与预测逐项对照",
     "help_host_memory": "与 --llama-cpp 一起使用：主机内存，如 64GiB",
