@@ -240,7 +240,7 @@ def test_several_cards_and_engines_have_their_answers() -> None:
     served = serve(small(), Serving(engine="vllm"), cards("H100"))
     verdict_of, capacity = answers.sentences("fit", served, say)
     assert verdict_of.startswith(
-        "Yes, vllm 0.19.0 serves Qwen/Qwen3-0.6B on H100 SXM (79.09 GiB) with 1 × 40,960 tokens."
+        "Yes, vllm 0.19.0 serves Qwen/Qwen3-0.6B on H100 SXM (79.18 GiB) with 1 × 40,960 tokens."
     )
     reserve = json.loads(json_renderer.render("fit", served, say))["vllm"]
     assert f"{reserve['low']['kv_cache_tokens']:,} to {reserve['high']['kv_cache_tokens']:,} tokens" in capacity
