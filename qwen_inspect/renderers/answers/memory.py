@@ -126,7 +126,13 @@ def _in_turns(memory: MemoryReport, step: Colocated, say: Language) -> list[str]
     needed_bytes = between(*step.required, say)
     run = workload(memory.run, say)
     return [
-        say("answer_grpo", name=memory.report.ref.id, size=needed_bytes, run=run, phase=say(f"stage_grpo_{fullest.name}")),
+        say(
+            "answer_grpo",
+            name=memory.report.ref.id,
+            size=needed_bytes,
+            run=run,
+            phase=say(f"stage_grpo_{fullest.name}"),
+        ),
         say("answer_grpo_terms", terms=say("comma").join(named)),
         cards.on_card(step.gpu, step.required, say),
     ]
