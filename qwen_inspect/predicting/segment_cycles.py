@@ -121,7 +121,7 @@ class SegmentCycles:
         outputs[:] = [block for block in outputs if id(block) not in gone]
         for number, address in rebuilt:
             layout = layouts[number - more if number >= last else number % taken]
-            blocks = [state if kind == STATE else self._block(*laid_out) for laid_out in layout]
+            blocks = [state if kind == STATE else self._block(size, asked, kind) for size, asked, kind in layout]
             allocator.put_together(address, blocks)
             outputs += [block for block in blocks if block.in_use and block is not state]
 
