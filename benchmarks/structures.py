@@ -21,6 +21,7 @@ LATE_QUERIES = {**ROPE, **SCALED, "llama_4_scaling_beta": 0.1}
 # What releases have that the class's defaults lack.
 STRUCTURES: Mapping[str, Sequence[Mapping[str, Any]]] = {
     **{kind: ({}, {"type_vocab_size": 1}, {"id2label": {"0": "relevance"}}) for kind in ENCODERS},
+    "gemma3_text": ({}, {"use_bidirectional_attention": True}),  # EmbeddingGemma is the second
     "falcon": (  # 7B, 40B, 11B, RW
         {},
         {"new_decoder_architecture": True, "num_kv_heads": 2},
@@ -79,10 +80,9 @@ def bases(model_type: str) -> Iterator[dict[str, Any]]:
         for flag in FLAGS:
             if isinstance(value := text.get(flag), bool) and not SLOW & {*text}:
                 yield _with(config, {flag: not value})
-    for config in configs[1:] if model_type in ENCODERS else ():
-        yield _with(config, {"dtype": "float32", "torch_dtype": "float32"})
     if not SLOW & {*decoder_of(configs[0])}:
-        yield _with(configs[0], {"dtype": "float32", "torch_dtype": "float32"})
+        for config in configs if model_type in ENCODERS else configs[:1]:
+            yield from _other_heads(stated(_with(config, {"dtype": "float32", "torch_dtype": "float32"})))
 
 
 def alone(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -163,6 +163,8 @@ def _training_report(report: Report, run: Run, course_points: int) -> MemoryRepo
 
 
 def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
+    if run.mode == "generate" and report.attention.both_ways:  # of an encoder no trace is needed to tell
+        raise UnsupportedError("trace_no_head", class_name=report.spec.class_name, mode=run.mode)
     quantised = report.known.quantised
     if quantised is not None and quantised.method == "gguf":
         return _by_formula(report, run, Message("assume_gguf", method=quantised.method))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,16 @@ def test_every_question_about_an_encoder_is_answered_or_refused_in_a_sentence(tm
         assert (done.code, "one forward pass, batch 1, 512 tokens" in done.out) == (0, True)
     for name, *options in (["memory", "--mode", "generate"], ["fit", "--gpu", "H100", "--engine", "vllm"]):
         assert invoke(capsys, name, path, *options, "--context", "40").code == 7
+
+
+def test_bert_needs_no_torch(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """512 tokens: hidden states of 768 channels and logits of 30,522 words, in float32, of which the logits are alive at the end."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    path = write_config(tmp_path, {**BERT_BASE, "architectures": ["BertForMaskedLM"]})
+    predicted = json.loads(invoke(capsys, "memory", path, "--format", "json").out)["predicted"]
+    assert (predicted["method"], predicted["weights_bytes"]) == ("trace", 109_514_298 * 4)
+    assert predicted["moments"]["steady"]["activations_bytes"] == 512 * 30_522 * 4 + 512 * 8  # and the tokens
+    assert invoke(capsys, "memory", path, "--mode", "generate").code == 7
 
 
 @pytest.mark.slow

@@ -35,7 +35,11 @@ T = TypeVar("T")
 FULL, SLIDING = "full_attention", "sliding_attention"
 NAMES = sorted(path.name.removesuffix(".json.gz") for path in SHIPPED.glob("*.json.gz"))
 KEPT = [name for name in NAMES if not name.endswith(("-forward", "-training"))]
-FORWARD = [name.removesuffix("-forward") for name in NAMES if name.endswith("-forward")]
+QUICK_FORWARD = ("bert", "gemma3_text", "qwen3")  # in every run; the others in `make exhaustive`
+FORWARD = [
+    pytest.param(family, marks=() if family in QUICK_FORWARD else pytest.mark.exhaustive)
+    for family in (name.removesuffix("-forward") for name in NAMES if name.endswith("-forward"))
+]
 # Of each family one configuration in every run, as many as these in `make exhaustive`.
 UNSEEN = 10
 
