@@ -98,7 +98,7 @@ def test_every_question_about_an_encoder_is_answered_or_refused_in_a_sentence(tm
 
 
 def test_bert_needs_no_torch(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """512 tokens: hidden states of 768 channels and logits of 30,522 words, in float32, of which the logits are alive at the end."""
+    """Of 512 tokens the logits of 30,522 words, in float32, are alive at the end."""
     monkeypatch.setitem(sys.modules, "torch", None)
     path = write_config(tmp_path, {**BERT_BASE, "architectures": ["BertForMaskedLM"]})
     predicted = json.loads(invoke(capsys, "memory", path, "--format", "json").out)["predicted"]
