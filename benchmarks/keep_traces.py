@@ -55,7 +55,7 @@ from qwen_inspect.tracing.trace import trace
 KERNELS = {"qwen2": ("sdpa", "flash_attention_2_repeated")}
 SAMPLES, CHECKS = 8, 2  # of each regime, and samples of each sequence of layers
 # Regimes that are left out: too short a prompt to fold, and too rare; a run that computes all tokens again in its middle.
-LEFT_OUT = {"2 turns", "3 turns", "4 turns", "recomputing"}
+LEFT_OUT = {"2 turns", "3 turns", "4 turns", "recomputed"}
 TRIES = 300  # workloads among which regimes are looked for
 
 

@@ -94,8 +94,6 @@ def sampled(config: Mapping[str, Any], random: Random) -> dict[str, Any]:
         labels = 1 if len(text.get("id2label") or (0, 1)) == 1 else some(2, 9)
         text["id2label"] = {str(label): str(label) for label in range(labels)}
         text.pop("label2id", None)
-    if text.get("model_type") == "phi3":  # which has a cache of its own beyond
-        text["original_max_position_embeddings"] = some(20, 60)
     if isinstance(text.get("conv_L_cache"), int):
         text["conv_L_cache"] = some(2, 7)
     if isinstance(text.get("linear_num_key_heads"), int):

@@ -186,12 +186,8 @@ def regime_of(thresholds: Sequence[tuple[str, int]], point: Point, *, singles: i
 
 
 def _side(kind: str, tokens: int, point: Point) -> str:
-    if (
-        kind == "recomputed"
-    ):  # a longer prompt gets a cache of its own, and the token after so many is computed with all before
-        if point.prompt_tokens > tokens:
-            return "recomputed"
-        return "recomputing" if point.total_tokens > tokens else ""
+    if kind == "recomputed":  # the token after so many is computed with all before it, unless the prompt is longer
+        return "recomputed" if point.prompt_tokens <= tokens < point.total_tokens else ""
     if kind == "kernel":
         return "short" if point.prompt_tokens < tokens else ""
     if kind == "turns":

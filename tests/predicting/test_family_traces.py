@@ -177,7 +177,7 @@ def test_gemma_3_with_fewer_words_than_its_image_token_is_not_covered() -> None:
 def test_phi_3_computes_all_tokens_again_when_it_passes_its_original_length(
     prompt: int, new_tokens: int, known: bool
 ) -> None:
-    """A longer prompt gets a cache of its own, and the token after 4,096 is computed with all before it.
+    """The token after 4,096 is computed with all before it, unless the prompt is longer.
 
     Source: transformers 5.23, Phi3ForCausalLM.prepare_inputs_for_generation and Phi3Config.
     """
@@ -195,6 +195,8 @@ def test_a_cache_that_phi_3_makes_itself_is_traced_and_a_step_that_is_not_is_ref
 
     per_token = 2 * 2 * 2 * 16 * 2  # layers, K and V, heads of 16 channels in bfloat16
     assert _kept_bytes(run(40, 50)) == 50 * per_token
+    plain = {**config, "original_max_position_embeddings": 4096}
+    assert run(40, 50).events == trace(report_of(plain).spec, plain, sample_request(Point(1, 40, 50), "sdpa")).events
     again = run(20, 31)  # whose last step has the cache before and the one after
     assert _kept_bytes(again) == 31 * per_token
     with pytest.raises(UnsupportedError) as refused:
