@@ -25,7 +25,7 @@ def run(options: argparse.Namespace, say: Language) -> int:
     from dataclasses import replace
 
     from ..comparing.side_by_side import compare
-    from ..fitting.search import cards
+    from ..fitting.cards import cards
 
     output.check(options)
     prediction.say_dtype(options, say)

@@ -214,6 +214,8 @@ def _run_llama_cpp(options: argparse.Namespace, say: Language) -> int:
 
 def _answered(options: argparse.Namespace, answer: Callable[[Report], Answer], typed: str | None = None) -> Answer:
     """Of the model, or `typed`, in the types that llama-quantize gives it with --quant; "largest": that fit."""
+    if options.quant is None:
+        return answer(prediction.inspected(options, typed))
     from ..fitting.quantisations import largest_scheme, largest_stored, stored_quantisations
     from ..loaders.resolve import resolve
     from ..structure.gguf_conversion import as_gguf
@@ -226,14 +228,12 @@ def _answered(options: argparse.Namespace, answer: Callable[[Report], Answer], t
         ref = resolve(typed or options.model, source=options.source, revision=options.revision)
         sizes = stored_quantisations(ref, model.access_of(options))
         return largest_stored(sizes, lambda name: prediction.inspected(options, name), answer)
-    if options.quant == LARGEST:
-        return largest_scheme(report, answer)
-    return answer(report if options.quant is None else as_gguf(report, options.quant))
+    return largest_scheme(report, answer) if options.quant == LARGEST else answer(as_gguf(report, options.quant))
 
 
 def _cards_together(options: argparse.Namespace) -> Sequence[Gpu]:
     """The cards of --gpu, each as often as it is named; none without --gpu and --memory."""
-    from ..fitting.search import cards
+    from ..fitting.cards import cards
 
     if options.gpu is None and options.memory is None:
         return ()
@@ -276,7 +276,7 @@ def _cards(options: argparse.Namespace) -> Sequence[Gpu]:
         from ..fitting.serving import budget_card
 
         return (budget_card(options.kv_budget[1]),)
-    from ..fitting.search import cards
+    from ..fitting.cards import cards
 
     return cards(options.gpu, options.memory)
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from ..engines.llama_cpp.buffers import GgufModel
 from ..engines.llama_cpp.builds import Build
 from ..engines.llama_cpp.command import BesideFile, Command
 from ..engines.llama_cpp.scheduler import HOST
-from ..engines.llama_cpp.vision import Tower, towers
-from ..engines.llama_cpp.vision_graphs import tower_buffers, tower_compute_bytes
 from ..errors import QwenInspectError, UnsupportedError
 from ..language import Message
 from ..loaders.gguf_header import read_header
@@ -20,6 +18,9 @@ from ..loaders.regular import open_regular
 from ..loaders.resolve import Access, load, resolve
 from ..results.llama_cpp import Buffer
 from ..units import MIB
+
+if TYPE_CHECKING:
+    from ..engines.llama_cpp.vision import Tower
 
 
 def model_of(path: str, access: Access | None = None) -> GgufModel | None:
@@ -45,6 +46,8 @@ def buffers_beside(
     command: Command, file: BesideFile, cards: Sequence[str], build: Build, access: Access | None = None
 ) -> tuple[tuple[Buffer, ...], Message]:
     """The buffers of a file, and what is said of them. cards: that the command uses."""
+    from ..engines.llama_cpp.vision import towers
+
     model = model_of(file.path, access)
     name = f"{file.option} {file.path}"
     if file.kind == "projector" and model is not None and (found := towers(model.metadata, model.tensors)):
@@ -62,6 +65,8 @@ def _projector(
     command: Command, found: Sequence[Tower], cards: Sequence[str], build: Build, name: str
 ) -> tuple[tuple[Buffer, ...], Message]:
     """llama.cpp keeps a buffer for the warm-up's image, which grows at the first larger image."""
+    from ..engines.llama_cpp.vision_graphs import tower_buffers
+
     card = (command.projector_device or cards[0]) if cards and command.projector_on_card else None
     buffers = tuple(
         buffer
@@ -89,6 +94,8 @@ def _projector(
 
 
 def _at(tower: Tower, size: tuple[int, int], card: str | None, build: Build, command: Command) -> Iterator[int]:
+    from ..engines.llama_cpp.vision_graphs import tower_compute_bytes
+
     with contextlib.suppress(UnsupportedError):
         sizes = tower_compute_bytes(tower, size, card=card, build=build, flash_attention=command.flash_attention)
         yield from (size_bytes for device, size_bytes in sizes.items() if device == (card or HOST))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
 
 from ..bisection import largest
 from ..checkpoint import DType
 from ..engines import engine_of
 from ..engines.interface import AnyDemand, Demand, Engine, Request
 from ..engines.transformers.demand import TransformersDemand, calibration_of
-from ..errors import UnsupportedError, UsageError
+from ..errors import UnsupportedError
 from ..language import Message
 from ..loaders import calibration, gpus
 from ..predicting.sources import installed, with_kernel
@@ -32,6 +31,7 @@ from ..results.memory import Run
 from ..results.model import Report
 from ..units import size
 from . import suggestions
+from .cards import cards as cards
 
 MOST_BATCH = 1 << 16
 MOST_CONTEXT_TOKENS = 1 << 24  # if the model's own limit is ignored
@@ -44,23 +44,6 @@ CURVE_CONTEXTS = (
 )  # few, since each takes several replays (10 ms each for 94 layers)
 
 
-def cards(names: str | None, memory: tuple[str, int] | None = None) -> tuple[Gpu, ...]:
-    """The cards of comma-separated `names` ("auto": this machine's), or a card of which only the memory is given (text, bytes).
-
-    UsageError for a name that matches no card or several, or a card named twice; UnavailableError if this machine reports none.
-    """
-    if (names is None) == (memory is None):
-        raise UsageError("fit_needs_card" if names is None else "fit_card_twice")
-    if memory is not None:
-        text, size_bytes = memory
-        return (Gpu(name=text, kind="given", memory_bytes=size_bytes),)
-    assert names is not None
-    groups = [_named(name.strip()) for name in names.split(",")]
-    if repeated := [group[0].name for index, group in enumerate(groups) if group in groups[:index]]:
-        raise UsageError("fit_card_named_twice", name=repeated[0])
-    return tuple(chain.from_iterable(groups))
-
-
 def card_name(name: str) -> str:
     """The name under which a prediction looks a card up: that of its measurement on this machine, else the table's.
 
@@ -71,23 +54,6 @@ def card_name(name: str) -> str:
     card = gpus.find(name)
     measured = calibration_of(card)
     return card.name if measured is None else measured.gpu
-
-
-def _named(name: str) -> tuple[Gpu, ...]:
-    if name != "auto":
-        return (gpus.find(name),)
-    from ..measuring.nvml import cards_here
-
-    return tuple(map(_with_usable_bytes, cards_here()))
-
-
-def _with_usable_bytes(card: Gpu) -> Gpu:
-    """`card` with the smallest known usable size: the driver's, or the table's, which CUDA reported (CUDA reserves some)."""
-    same_model = (
-        row for row in gpus.table() if card.name in row.device_names and row.reported_bytes == card.reported_bytes
-    )
-    usable = [row.usable_bytes for row in (card, *same_model) if row.usable_bytes is not None]
-    return replace(card, usable_bytes=min(usable, default=None))
 
 
 def fit(report: Report, run: Run, cards: Sequence[Gpu], *, beyond_limit: bool = False) -> FitReport:
