@@ -59,9 +59,9 @@ class RankBytes:
 
     layers: the first of its stage, and the one after its last; None with a single stage. experts: whole experts of a layer on
     this rank; None without expert parallelism. weights: including `padding`; `replicated` of them are on other ranks too.
-    gathered: whole weights that FSDP holds temporarily, in addition to the rank's shard; None if unknown. cache, state: None if
-    it is unknown how the class shares them. peak: the moment of most allocated bytes, activations included; peak_reserved: the
-    most reserved bytes; both None without a trace.
+    adapters: LoRA's, not part of the weights. gathered: whole weights that FSDP holds temporarily, in addition to the rank's
+    shard; None if unknown. cache, state: None if it is unknown how the class shares them. peak: the moment of most allocated
+    bytes, activations included; peak_reserved: the most reserved bytes; both None without a trace.
     """
 
     ranks: tuple[int, ...]
@@ -76,6 +76,7 @@ class RankBytes:
     gradients: int
     optimizer: int
     gathered: int | None
+    adapters: int = 0
     peak: Moment | None = None
     peak_reserved: int | None = None
 
@@ -87,7 +88,18 @@ class RankBytes:
 
 
 # The terms of a rank, in display order.
-RANK_TERMS = ("weights", "replicated", "padding", "buffers", "cache", "state", "gradients", "optimizer", "gathered")
+RANK_TERMS = (
+    "weights",
+    "replicated",
+    "padding",
+    "adapters",
+    "buffers",
+    "cache",
+    "state",
+    "gradients",
+    "optimizer",
+    "gathered",
+)
 NOT_IN_TOTAL = ("replicated", "padding", "gathered")  # parts of the weights, and temporary ones
 
 

@@ -6,16 +6,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ..architectures.generic import build_generic
+from ..checkpoint import Tensor
 from ..errors import UnavailableError, UnsupportedError, UsageError
 from ..language import Message
 from ..predicting.family_training import MICRO_BATCHES
 from ..predicting.footprint import traced_footprint
 from ..predicting.sources import timeline_of
 from ..predicting.training import check_training
+from ..predicting.training_plan import plan_of
 from ..results.memory import Run
 from ..results.model import Report
 from ..results.ranks import DeviceMapReport, Parallelism, Place, RankBytes, RanksReport
 from ..results.training import Loop
+from ..structure.adapters import PREFIX
 from .plans import NOT_LOADED_BY_RANKS, built_plans, plans_of
 from .shares import Sharded, rank_bytes
 
@@ -37,7 +40,7 @@ def ranks_report(report: Report, run: Run, how: Parallelism) -> RanksReport:
         how = replace(how, tensor=how.expert)
     if how.tensor * how.expert > 1 and report.spec.family in NOT_LOADED_BY_RANKS:
         raise UnsupportedError("ranks_not_loaded", class_name=report.spec.class_name)
-    ranks = rank_bytes(sharded(report), how, run)
+    ranks = rank_bytes(sharded(report, run), how, run)
     return RanksReport(parallelism=how, ranks=ranks, assumptions=tuple(_assumptions(how, run)))
 
 
@@ -60,7 +63,7 @@ def _with_peak(group: RankBytes, report: Report, run: Run, how: Parallelism) -> 
     shortest = replace(run, accumulate=min(run.accumulate, MICRO_BATCHES))
     timeline, provenance = timeline_of(report, shortest, Place(how=how, rank=group.ranks[0]))
     footprint = traced_footprint(timeline, run, provenance=provenance)
-    terms = ("weights", "buffers", "optimizer", *(("cache", "state") if run.mode == "generate" else ()))
+    terms = ("weights", "adapters", "buffers", "optimizer", *(("cache", "state") if run.mode == "generate" else ()))
     for term in terms:
         expected, traced = getattr(group, term), getattr(footprint.steady, term)
         if expected is not None and traced != expected:
@@ -77,13 +80,19 @@ def _without_peaks(shared: RanksReport, reason: Message) -> RanksReport:
     return replace(shared, assumptions=(*shared.assumptions, *assumptions))
 
 
-def sharded(report: Report) -> Sharded:
-    """A report's model as input of `rank_bytes`. The plans are ours for a described family, else transformers'."""
+def sharded(report: Report, run: Run | None = None) -> Sharded:
+    """A report's model as input of `rank_bytes`, with the run's adapters. The plans are ours for a described family, else
+    transformers'."""
     spec, design = report.spec, report.known
     plans = built_plans(build_generic(report.config or {})) if spec.built else plans_of(spec, report.tree)
     settled = design.attention is not None and design.cache is not None
+    adapters: tuple[Tensor, ...] = ()
+    if run is not None and run.lora_rank is not None:
+        named = (each.tensor for each in plan_of(report, run).matrices)
+        adapters = tuple(replace(tensor, name=tensor.name.removeprefix(PREFIX)) for tensor in named)
     return Sharded(
         tree=report.tree,
+        adapters=adapters,
         plans=plans,
         tied=spec.tied_embeddings,
         attention=design.attention.layers if settled and design.attention is not None else None,
@@ -125,6 +134,8 @@ def _assumptions(how: Parallelism, run: Run) -> list[Message]:
         assumptions.append(Message("assume_ranks_expert", ranks=how.expert))
     if how.pipeline > 1:
         assumptions.append(Message("assume_ranks_pipeline"))
+    if run.lora_rank is not None:
+        assumptions.append(Message("assume_ranks_adapters"))
     if how.fsdp > 1:
         assumptions += [Message("assume_ranks_batch"), Message(f"assume_zero_{how.zero_stage}")]
         if how.zero_stage == 3 and how.ranks == how.fsdp and how.expert == 1:

@@ -50,7 +50,7 @@ ZERO_ALIGNMENT = 2
 class Sharded:
     """A model to be shared: its modules, its plans, and each layer's attention and cache (None: unknown).
 
-    tied: whether the output layer is the embedding.
+    tied: whether the output layer is the embedding. adapters: what PEFT adds, under the names of the modules that it is added to.
     """
 
     tree: Module
@@ -58,6 +58,7 @@ class Sharded:
     tied: bool
     attention: tuple[AnyLayerAttention, ...] | None
     cache: tuple[CacheLayer, ...] | None
+    adapters: tuple[Tensor, ...] = ()
 
 
 def rank_bytes(model: Sharded, how: Parallelism, run: Run) -> tuple[RankBytes, ...]:
@@ -94,6 +95,7 @@ def rank_bytes(model: Sharded, how: Parallelism, run: Run) -> tuple[RankBytes, .
             gradients=share.gradients,
             optimizer=share.optimizer,
             gathered=gathered,
+            adapters=share.adapters,
         )
         ranks_by_bytes.setdefault(on_rank, []).append(rank)
     return tuple(replace(on_rank, ranks=tuple(ranks)) for on_rank, ranks in ranks_by_bytes.items())
@@ -115,7 +117,7 @@ def check(model: Sharded, how: Parallelism, run: Run) -> None:
         raise UsageError("ranks_ep_of_ranks", ep=how.expert, ranks=how.fsdp * how.tensor)
     if run.mode == "train" and how.pipeline > 1:
         raise UnsupportedError("ranks_train_pipeline")
-    if run.mode == "train" and run.lora_rank is not None:
+    if run.lora_rank is not None and (how.ranks != how.fsdp or how.expert > 1 or how.zero_stage == 1):
         raise UnsupportedError("ranks_adapters")
     if run.optimizer not in STATES:
         raise UnsupportedError("ranks_optimizer", optimizer=run.optimizer)
@@ -182,25 +184,41 @@ class Part:
     stages: tuple[int, ...]
     trained: bool
     whole_gradient: bool
+    adapter: bool = False
 
 
 def _parts(model: Sharded, stages: Stages, run: Run) -> Counter[Part]:
     """Kinds of tensors and how many tensors of each."""
     tensor_rules, expert_rules = dict(model.plans.tensor), dict(model.plans.expert)
     is_trained = selects(run.trained, run.frozen)
+    trains = run.mode == "train" and run.lora_rank is None
     styles = {tensor.name: _style(tensor.name, tensor_rules) for tensor in each_tensor(model.tree)}
-    return Counter(
+    own = (
         Part(
             shape=tensor.shape,
             dtype=tensor.dtype,
             cut=cut_of(tensor, styles[tensor.name]),
             by_expert=_style(tensor.name, expert_rules) == "grouped_gemm",
             stages=stages.holding(tensor.name),
-            trained=run.mode == "train" and is_trained(tensor.name),
+            trained=trains and is_trained(tensor.name),
             whole_gradient=styles[tensor.name] == "embedding_rowwise" and not model.tied,
         )
         for tensor in each_tensor(model.tree)
     )
+    added = (
+        Part(
+            shape=tensor.shape,
+            dtype=tensor.dtype,
+            cut=None,
+            by_expert=False,
+            stages=stages.holding(tensor.name),
+            trained=True,
+            whole_gradient=False,
+            adapter=True,
+        )
+        for tensor in model.adapters
+    )
+    return Counter((*own, *added))
 
 
 def _with_wildcards(name: str) -> str:
@@ -263,6 +281,7 @@ class Share:
     padding: int = 0
     gradients: int = 0
     optimizer: int = 0
+    adapters: int = 0
 
     def __add__(self, other: Share) -> Share:
         return Share(**{name: getattr(self, name) + getattr(other, name) for name in Share.__slots__})
@@ -301,9 +320,10 @@ def _share_of(part: Part, how: Parallelism, place: int, run: Run) -> Share:
     whole = part.whole_gradient and how.tensor > 1 and how.fsdp == 1
     copies = len(part.stages) > 1 or (how.tensor > 1 and not is_cut)
     return Share(
-        weights=weights,
-        padding=padding,
+        weights=0 if part.adapter else weights,
+        padding=0 if part.adapter else padding,
         replicated=weights - padding if copies else 0,
+        adapters=weights if part.adapter else 0,
         gradients=(_bytes(math.prod(part.shape), part.dtype) if whole else weights) if part.trained else 0,
         # States are not padded; fused AdamW also keeps its step counter on the device.
         optimizer=STATES[run.optimizer] * (weights - padding) + STEP_BYTES * (run.optimizer == "adamw_fused")
@@ -466,7 +486,7 @@ def _units(model: Sharded, ranks: int) -> dict[str | None, int]:
     if model.tied and embedding is not None:  # FSDP wraps it once, by the output layer's rule
         plan[embedding] = plan.pop(HEAD, "")
     sizes: dict[str | None, int] = defaultdict(int)
-    for tensor in each_tensor(model.tree):
+    for tensor in (*each_tensor(model.tree), *model.adapters):
         if not tensor.shape:
             raise UnsupportedError("ranks_scalar")
         rows = ranks * chunk(tensor.shape[0], ranks, 0)

@@ -25,6 +25,7 @@ from qwen_inspect.results.memory import Moment, Optimizer, Run
 from qwen_inspect.results.ranks import Parallelism, Place, RankBytes
 from qwen_inspect.sharing.ranks import ranks_report, with_peaks
 from qwen_inspect.structure.inspect import inspect
+from qwen_inspect.tracing.adapting import Adapters
 from qwen_inspect.tracing.one_rank import cut, standing_at, unloaded
 from qwen_inspect.tracing.trace import TraceRequest, trace
 
@@ -68,12 +69,14 @@ class Job:
     optimizer: Optimizer | Literal[""] = ""
     load_only: bool = False
     followed: bool = False
+    lora: int | None = None
 
     @property
     def name(self) -> str:
         degrees = " ".join(f"{name}={ranks}" for name, ranks in self.degrees)
         trained = f" {self.optimizer} stage {self.zero_stage}" if self.optimizer else ""
-        return f"{self.model} {degrees}{trained}"
+        adapters = f" lora {self.lora}" if self.lora else ""
+        return f"{self.model} {degrees}{trained}{adapters}"
 
     @property
     def how(self) -> Parallelism:
@@ -92,6 +95,7 @@ class Job:
             "optimizer": self.optimizer,
             "load_only": self.load_only,
             "followed": self.followed,
+            "lora": self.lora,
         }
 
 
@@ -104,9 +108,16 @@ def followed(model: str, **degrees: int) -> Job:
 
 
 def trained(
-    model: str, optimizer: Optimizer = "adamw_foreach", *, zero_stage: int = 3, follow: bool = True, **degrees: int
+    model: str,
+    optimizer: Optimizer = "adamw_foreach",
+    *,
+    zero_stage: int = 3,
+    follow: bool = True,
+    lora: int | None = None,
+    **degrees: int,
 ) -> Job:
-    return replace(followed(model, **degrees), optimizer=optimizer, zero_stage=zero_stage, followed=follow)
+    of_model = followed(model, **degrees)
+    return replace(of_model, optimizer=optimizer, zero_stage=zero_stage, followed=follow, lora=lora)
 
 
 JOBS: Mapping[int, tuple[Job, ...]] = {
@@ -122,9 +133,11 @@ JOBS: Mapping[int, tuple[Job, ...]] = {
         *(job(model, fsdp=2) for model in ("qwen3 tied", "family qwen3_vl", "gpt_oss")),
         followed("qwen3_moe", tp=2, ep=2),
         job("qwen3_moe", fsdp=2, ep=2),
-        *(trained(model, fsdp=2) for model in ("qwen3", "qwen3 tied", "qwen3_moe", "llama")),
+        *(trained(model, fsdp=2) for model in ("qwen3", "qwen3 tied", "qwen3_moe")),
         trained("qwen3", "adamw_fused", fsdp=2, follow=False),
         trained("qwen3", fsdp=2, zero_stage=2),
+        trained("qwen3", fsdp=2, lora=3),
+        trained("llama", fsdp=2, zero_stage=2, follow=False, lora=3),
         *(trained(model, "adamw_for_loop", tp=2) for model in ("qwen3_moe", "llama")),
         *(trained(model, "adamw_for_loop", tp=2, follow=False) for model in ("qwen3", "qwen3 tied")),
     ),
@@ -214,6 +227,7 @@ def predicted(one: Job, directory: Path) -> list[RankBytes]:
         new_tokens=NEW,
         attention="sdpa",
         optimizer=one.optimizer or Run().optimizer,
+        lora_rank=one.lora,
     )
     found = ranks_report(inspect(str(directory)), run, one.how)
     return [group for rank in range(one.how.ranks) for group in found.ranks if rank in group.ranks]
@@ -221,7 +235,14 @@ def predicted(one: Job, directory: Path) -> list[RankBytes]:
 
 GENERATED = [one for jobs in JOBS.values() for one in jobs if not one.optimizer]
 TRAINED = [one for jobs in JOBS.values() for one in jobs if one.optimizer]
-FOLLOWED = [(one, rank) for jobs in JOBS.values() for one in jobs if one.followed for rank in range(one.how.ranks)]
+# Of adapters the first rank alone: the last one pads its parts as it loads them, before it is followed.
+FOLLOWED = [
+    (one, rank)
+    for jobs in JOBS.values()
+    for one in jobs
+    if one.followed
+    for rank in range(1 if one.lora else one.how.ranks)
+]
 
 
 @pytest.mark.parametrize("one", GENERATED, ids=lambda one: one.name)
@@ -245,8 +266,9 @@ def test_each_rank_trains_with_the_bytes_that_are_predicted(
     expected = predicted(one, tmp_path)
     found = runs[one.name]
     if one.degrees[0][0] == "fsdp":
-        assert [rank["weights"] for rank in found] == [rank.weights for rank in expected]
-    assert [rank["rows"] for rank in found] == [rank.weights - rank.padding for rank in expected]
+        assert [rank["weights"] for rank in found] == [rank.weights + rank.adapters for rank in expected]
+    if one.lora is None:
+        assert [rank["rows"] for rank in found] == [rank.weights - rank.padding for rank in expected]
     assert [rank["gradients"] for rank in found] == [rank.gradients for rank in expected]
     assert [rank["optimizer"] for rank in found] == [rank.optimizer for rank in expected]
     if all(rank.gathered is not None for rank in expected):  # not told where they are tensor-parallel ones too
@@ -271,6 +293,7 @@ def test_each_rank_asks_for_the_memory_that_its_trace_says(
         steps=STEPS if one.optimizer else 1,
         optimizer=one.optimizer or "none",
         device="cpu",
+        lora=None if one.lora is None else Adapters(rank=one.lora, targets=("all-linear",)),
     )
     timeline = trace(spec, config, workload, Place(how=one.how, rank=rank))
     left = follow(changes, on_cpu(timeline), Following({}, {}, {})).scratch

@@ -256,7 +256,7 @@ def test_a_class_whose_cache_cannot_be_shared_with_certainty_has_an_unknown_one(
         ("--mode train --trained (", 2),
         ("--fsdp 2 --mode train --trained (", 2),
         ("--tp 2 --lora 8", 2),
-        ("--fsdp 2 --mode train --lora 8", 7),
+        ("--tp 2 --mode train --optimizer adamw_for_loop --lora 8", 7),
         ("--fsdp 2 --mode train --optimizer adamw_8bit", 7),
         ("--fsdp 4096", 2),
         ("--tp 2 --fsdp 2 --ep 3", 2),

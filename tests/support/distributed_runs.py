@@ -27,6 +27,8 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from transformers.distributed import DistributedConfig
 
+from qwen_inspect.results.ranks import Parallelism, Place
+from qwen_inspect.tracing.one_rank import cut, materialise, unloaded
 from qwen_inspect.tracing.optimizers import optimizer_of
 
 from .following import profiled
@@ -178,14 +180,29 @@ def wrapped(job: dict[str, Any], models: Path) -> Any:
     return fully_shard(model, reshard_after_forward=False)
 
 
+def adapted(job: dict[str, Any], models: Path) -> Any:
+    """To train adapters, which PEFT adds before the model is cut by transformers' plan for FSDP; numbers are what memory has."""
+    import peft
+
+    found = getattr(transformers, job["model"]["architectures"][0])
+    with unloaded():
+        model = found._from_config(transformers.AutoConfig.for_model(**job["model"]), dtype=torch.bfloat16)
+        peft.get_peft_model(model, peft.LoraConfig(r=job["lora"], target_modules="all-linear", task_type="CAUSAL_LM"))
+    how = Parallelism(fsdp=job["parallel"]["fsdp_size"], zero_stage=job["zero_stage"])
+    model = cut(model, Place(how=how, rank=dist.get_rank())).train()
+    materialise(model)
+    return model
+
+
 def trained(job: dict[str, Any], models: Path) -> dict[str, Any]:
     by_torch = list(job["parallel"]) == ["fsdp_size"]
+    load = adapted if job["lora"] else loaded
     if job["followed"] or not by_torch:
-        model = loaded(job, models)
+        model = load(job, models)
     changes = followed(lambda: some_steps(model, job["optimizer"])) if job["followed"] else []
     weights = None  # where transformers cuts, a part on CPU shares the storage of the whole tensor that was read
     if by_torch:
-        model = wrapped(job, models)
+        model = (adapted if job["lora"] else wrapped)(job, models)
         weights = allocated(model.parameters())
     optimizer = optimizer_of(job["optimizer"], model)
     seen = [0]
@@ -193,7 +210,7 @@ def trained(job: dict[str, Any], models: Path) -> dict[str, Any]:
         module.register_forward_pre_hook(lambda *_: seen.append(gathered(model)))
         module.register_full_backward_pre_hook(lambda *_: seen.append(gathered(model)))
     model(input_ids=prompt(), labels=prompt(), use_cache=False).loss.backward()
-    gradients = [one.grad for one in model.parameters()]
+    gradients = [one.grad for one in model.parameters() if one.requires_grad]
     optimizer.step()
     counted = ("exp_avg", "exp_avg_sq", *(["step"] if job["optimizer"] == "adamw_fused" else []))  # else on the host
     states = [one for state in optimizer.state.values() for name, one in state.items() if name in counted]

@@ -13,7 +13,7 @@ from .memory import terms_of
 
 MOST_NAMES = 12
 # Shown only if not zero on some rank.
-OPTIONAL_TERMS = ("padding", "cache", "state", "gradients", "optimizer", "gathered")
+OPTIONAL_TERMS = ("padding", "adapters", "cache", "state", "gradients", "optimizer", "gathered")
 
 
 def ranks_blocks(report: RanksReport, say: Language) -> list[Block]:

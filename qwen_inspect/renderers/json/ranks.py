@@ -40,6 +40,8 @@ class RankJSON(TypedDict):
     """Including `padding_bytes`; `replicated_bytes` of them are on other ranks too."""
     replicated_bytes: Count
     padding_bytes: Count
+    adapters_bytes: Count
+    """LoRA's matrices, which are not among the weights."""
     buffers_bytes: Count
     cache_bytes: Count | None
     state_bytes: Count | None
@@ -93,6 +95,7 @@ def rank_content(rank: RankBytes) -> RankJSON:
         "weights_bytes": rank.weights,
         "replicated_bytes": rank.replicated,
         "padding_bytes": rank.padding,
+        "adapters_bytes": rank.adapters,
         "buffers_bytes": rank.buffers,
         "cache_bytes": rank.cache,
         "state_bytes": rank.state,
