@@ -44,10 +44,6 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
 }
 PREDICTED_WORKLOADS = ("generate", "forward", "train")
 GIB, MIB = 1 << 30, 1 << 20
-# What no prediction tells of, by workload.
-UNPREDICTED = {
-    "image": "not predicted: the vision tower and what it hands over are not traced",
-}
 _BEFORE = "the process that reads it wrote it before, and had 2 MiB left, which the loader asks for less"
 # Why a row of recorded runs differs, but for what the caller holds.
 CAUSES = {
@@ -121,9 +117,12 @@ def transformers_rows() -> Iterator[Row]:
 def recorded_model(recording: Recording, config: Mapping[str, Any]) -> Report:
     """The model of `config`, with as many layers as were recorded."""
     options = recording.options
+    text = config.get("text_config", config)
     layers = {"num_hidden_layers": options["layers"]} if options["layers"] else {}
-    if layers and config.get("layer_types"):
-        layers["layer_types"] = config["layer_types"][: options["layers"]]
+    if layers and text.get("layer_types"):
+        layers["layer_types"] = text["layer_types"][: options["layers"]]
+    if layers and text is not config:
+        layers = {"text_config": {**text, **layers}}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps({**config, **layers}), encoding="utf-8")
         dtype = "float32" if recording.workload == "autocast" else options["dtype"]
@@ -194,7 +193,7 @@ def _recorded_rows() -> Iterator[list[str]]:
             row += (
                 ["–", f"{recorded:,}", "–"] if told is None else [f"{told:,}", f"{recorded:,}", f"{told - recorded:+,}"]
             )
-        yield [*row, CAUSES.get(name) or UNPREDICTED.get(shown["workload"], "")]
+        yield [*row, CAUSES.get(name, "")]
 
 
 def _results() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from benchmarks.accuracy import (
     CATALOG,
     CAUSES,
     PREDICTED_FILE,
-    UNPREDICTED,
     recorded_model,
     recorded_peaks,
     recorded_run,
 )
 from benchmarks.recordings import Recording, each
 from qwen_inspect.predicting.predict import predict
+from qwen_inspect.results.media import Media, Medium, Shape, Typed
+from qwen_inspect.results.memory import Run
 from qwen_inspect.results.model import Report
 from qwen_inspect.tracing import versions
 
@@ -80,7 +82,24 @@ def _first() -> set[str]:
 
 def unpredicted(recording: Recording) -> str | None:
     """Why there is no prediction of a run; None where there is one."""
-    return CAUSES[recording.name] if recording.options["cache"] else UNPREDICTED.get(recording.workload)
+    return CAUSES[recording.name] if recording.options["cache"] else None
+
+
+def run_of(recording: Recording, report: Report) -> Run:
+    """The recorded run; its images are square, their pixels in the model's dtype."""
+    run = recorded_run(recording)
+    if recording.workload != "image":
+        return run
+    options, patch = recording.options, dict(report.config or {})["vision_config"].get("patch_size", 14)
+    sides = [int(side) for side in str(options.get("images") or options["side"]).split("+")]
+    media = Media(items=tuple(_square(side, patch) for side in sides), images=None, videos=None, pixel_dtype="bfloat16")
+    return replace(run, media=media)
+
+
+def _square(side: int, patch: int) -> Medium:
+    rows = side // patch
+    shape = Shape(height=side, width=side, grid=(1, rows, rows), tokens=rows**2 // 4)
+    return Medium(typed=Typed(text=f"{side}x{side}", width=side, height=side), shape=shape)
 
 
 def row(recording: Recording) -> dict[str, Any]:
@@ -88,7 +107,8 @@ def row(recording: Recording) -> dict[str, Any]:
     allocated, reserved = recorded_peaks(recording)
     told: tuple[int | None, int | None] = (None, None)
     if unpredicted(recording) is None:
-        footprint = predict(model_of(recording), recorded_run(recording)).predicted
+        report = model_of(recording)
+        footprint = predict(report, run_of(recording, report)).predicted
         told = footprint.peak_allocated_bytes, footprint.peak_reserved
     options = recording.options
     return {

@@ -122,7 +122,7 @@ def _fit(options: argparse.Namespace, say: Language) -> int:
     from ..fitting.search import fit
 
     cards, run = _cards(options), prediction.run_of(options, gpu=options.gpu)
-    report = prediction.inspected(options)
+    report = prediction.inspected(options, tokens=None)
     run = prediction.as_the_model_runs(run, report, options)
     answer = fit(report, run, cards, beyond_limit=options.beyond_limit)
     output.show(answer, options, say)
@@ -169,7 +169,7 @@ def _run_vllm(options: argparse.Namespace, say: Language) -> int:
     _check_in_command(options, IN_VLLM_COMMAND, "--vllm", "vllm")
     command = parse_command(options.vllm, version=options.engine_version)
     log = None if options.log is None else _vllm_log(options.log)
-    report = prediction.inspected(options, options.model or command.model, dtype=command.dtype)
+    report = prediction.inspected(options, options.model or command.model, dtype=command.dtype, tokens=None)
     budget = command.serving.kv_budget_bytes
     cards = _cards(options) if budget is None else (budget_card(budget),)
     answer = serve_command(report, command, cards, beyond_limit=options.beyond_limit, log=log)
@@ -215,19 +215,19 @@ def _run_llama_cpp(options: argparse.Namespace, say: Language) -> int:
 def _answered(options: argparse.Namespace, answer: Callable[[Report], Answer], typed: str | None = None) -> Answer:
     """Of the model, or `typed`, in the types that llama-quantize gives it with --quant; "largest": that fit."""
     if options.quant is None:
-        return answer(prediction.inspected(options, typed))
+        return answer(prediction.inspected(options, typed, tokens=None))
     from ..fitting.quantisations import largest_scheme, largest_stored, stored_quantisations
     from ..loaders.resolve import resolve
     from ..structure.gguf_conversion import as_gguf
 
     try:
-        report = prediction.inspected(options, typed)
+        report = prediction.inspected(options, typed, tokens=None)
     except UsageError as error:
         if options.quant != LARGEST or error.message.key != "gguf_several":
             raise
         ref = resolve(typed or options.model, source=options.source, revision=options.revision)
         sizes = stored_quantisations(ref, model.access_of(options))
-        return largest_stored(sizes, lambda name: prediction.inspected(options, name), answer)
+        return largest_stored(sizes, lambda name: prediction.inspected(options, name, tokens=None), answer)
     return largest_scheme(report, answer) if options.quant == LARGEST else answer(as_gguf(report, options.quant))
 
 

@@ -10,10 +10,11 @@ from ..console import EXIT_UNAVAILABLE, complain, one_line
 from ..errors import UsageError
 from ..interrupts import EXIT_INTERRUPTED
 from ..language import Language
-from ..options import flag, given, model, output, prediction, values
+from ..options import flag, given, media, model, output, prediction, values
 from ..units import parse_size
 
 if TYPE_CHECKING:
+    from ..results.media import Request
     from ..results.memory import MemoryReport, Run
     from ..results.model import Report
 
@@ -27,6 +28,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     model.declare_headers(command, say)
     prediction.declare(command, say)
     prediction.declare_batch(command, say)
+    media.declare(command, say)
     command.add_argument("--gpu", default=prediction.DEFAULT_CAPABILITY, metavar="NAME", help=say("help_gpu"))
     command.add_argument("--plot", metavar="FILE", help=say("help_plot"))
     command.add_argument("--device", metavar="DEVICE", help=say("help_measure"))
@@ -63,15 +65,17 @@ def run(options: argparse.Namespace, say: Language) -> int:
     _check_devices(options)
     prediction.say_dtype(options, say)
     run = prediction.run_of(options, gpu=_card(options.gpu))
-    report = prediction.inspected(options)
-    run = prediction.as_the_model_runs(run, report, options)
+    request = media.request_of(options)
+    _check_media(request, run, options)
+    report = media.with_media(prediction.inspected(options), request, options)
+    run = prediction.with_media(prediction.as_the_model_runs(run, report, options), report, options)
     shared = _over_devices(report, run, options)  # first, so that a refusal comes before a slow trace
     memory = replace(_memory(report, run, options), **shared)
     if options.rollout is not None:
         memory = _with_rollouts(memory, options)
     if options.plot is not None:
         _draw_course(memory, options, say)
-    if options.format == "html":
+    if options.format == "html" and request is None:
         from ..predicting.predict import explored
 
         memory = explored(memory)
@@ -146,6 +150,16 @@ def _reward(options: argparse.Namespace) -> Report:
 
     name, _ = model.named(options.reward, options)
     return inspect(name, source=options.source, access=model.access_of(options))
+
+
+def _check_media(request: Request | None, run: Run, options: argparse.Namespace) -> None:
+    """Raises UsageError for what is predicted for text alone."""
+    if request is None:
+        return
+    if typed := given(options, *SHARED_BY, "device_map", "device"):
+        raise UsageError("options_exclude", option="--image", other=typed[0])
+    if run.padded or run.cache == "static":
+        raise UsageError("options_exclude", option="--image", other="--padded" if run.padded else "--cache")
 
 
 def _card(gpu: str) -> str:

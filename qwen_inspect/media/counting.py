@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fractions import Fraction
@@ -30,6 +31,7 @@ from .processors import (
     processor_of,
 )
 
+CHANNELS = 3  # of every released tower
 MOST_FRAMES = 1_000_000  # of a video, of which the rules loop over each
 Numbers = Mapping[str, Any]
 
@@ -113,7 +115,9 @@ def _grid(height: int, width: int, numbers: Numbers, slices: int = 1) -> Shape:
     """The shape of towers that join squares of patches into tokens."""
     patch, merge = numbers["patch_size"], numbers["merge_size"]
     grid = slices, height // patch, width // patch
-    return Shape(height=height, width=width, grid=grid, tokens=grid[0] * grid[1] * grid[2] // merge**2)
+    patches = math.prod(grid)
+    pixels = patches * CHANNELS * numbers.get("temporal_patch_size", 1) * patch**2
+    return Shape(height=height, width=width, grid=grid, tokens=patches // merge**2, pixels=pixels)
 
 
 # --- images
@@ -165,6 +169,7 @@ def _gemma3(height: int, width: int, numbers: Numbers) -> Shape:
         grid=(1 + crops, rows, rows),
         tokens=(1 + crops) * tokens,
         marks=None if crops else 4,
+        pixels=(1 + crops) * CHANNELS * side**2,
     )
 
 
@@ -176,7 +181,9 @@ def _pooled(height: int, width: int, numbers: Numbers, frames: int = 1) -> Shape
     patch, pooling, most = numbers["patch_size"], numbers["pooling_kernel_size"], numbers["max_soft_tokens"]
     rows, columns = resizing.within_patches(height, width, patch=patch, pooling=pooling, most_tokens=most)
     grid = frames, rows // patch, columns // patch
-    return Shape(height=rows, width=columns, grid=grid, tokens=frames * (grid[1] * grid[2] // pooling**2))
+    tokens, padded = frames * (grid[1] * grid[2] // pooling**2), most * pooling**2
+    pixels = frames * padded * CHANNELS * patch**2
+    return Shape(height=rows, width=columns, grid=grid, tokens=tokens, pixels=pixels, padded_patches=padded)
 
 
 def _llama4(height: int, width: int, numbers: Numbers) -> Shape:
@@ -192,7 +199,8 @@ def _llama4(height: int, width: int, numbers: Numbers) -> Shape:
     # Begin, <|image|> and end; after each tile of several a separator.
     marks = 3 + (rows * columns if several else 0)
     grid = slices, across, across
-    return Shape(height=rows * side, width=columns * side, grid=grid, tokens=slices * each, marks=marks)
+    pixels = slices * CHANNELS * side**2
+    return Shape(height=rows * side, width=columns * side, grid=grid, tokens=slices * each, marks=marks, pixels=pixels)
 
 
 def _pixtral(height: int, width: int, numbers: Numbers) -> Shape:
@@ -219,7 +227,8 @@ def _internvl(height: int, width: int, numbers: Numbers) -> Shape:
 def _tiles(number: int, numbers: Numbers) -> Shape:
     side = numbers["side"]
     across = side // numbers["patch_size"]
-    return Shape(height=side, width=side, grid=(number, across, across), tokens=number * numbers["tokens"])
+    grid, pixels = (number, across, across), number * CHANNELS * side**2
+    return Shape(height=side, width=side, grid=grid, tokens=number * numbers["tokens"], pixels=pixels)
 
 
 IMAGES: Mapping[str, Callable[[int, int, Numbers], Shape]] = {

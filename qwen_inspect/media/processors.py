@@ -34,7 +34,7 @@ _VIDEO: Mapping[str, Any] = {"temporal_patch_size": 2, "merge_size": 2, "do_samp
 _QWEN_FRAMES: Mapping[str, Any] = {"min_frames": 4, "max_frames": 768, "cap_pixels_per_frame": False}
 # What a class takes for a number that its file lacks. Those of the tower (patch_size, merge_size) are in the configuration too.
 _CLASSES: Mapping[str, Mapping[str, Any]] = {
-    QWEN2: {"least": 56 * 56, "most": 28 * 28 * 1280, "patch_size": 14, "merge_size": 2},
+    QWEN2: {"least": 56 * 56, "most": 28 * 28 * 1280, "patch_size": 14, "merge_size": 2, "temporal_patch_size": 2},
     QWEN2_VIDEO: {
         **_VIDEO, **_QWEN_FRAMES, "patch_size": 14, "least": 128 * 28 * 28, "most": 28 * 28 * 768, "fps": None,
         "do_sample_frames": False, "max_video_tokens": 128_000,

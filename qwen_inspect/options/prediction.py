@@ -87,8 +87,19 @@ def declare_cards(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--gpu", metavar="NAME", help=say("help_cards"))
 
 
-def inspected(options: argparse.Namespace, typed: str | None = None, *, dtype: str | None = None) -> Report:
-    """The model that runs, or `typed`; only its stored tensors if its architecture is unknown. dtype: without --dtype."""
+def inspected(
+    options: argparse.Namespace,
+    typed: str | None = None,
+    *,
+    dtype: str | None = None,
+    tokens: int | None = DEFAULT_PROMPT_TOKENS,
+) -> Report:
+    """The model that runs, or `typed`; only its stored tensors if its architecture is unknown. dtype: without --dtype. tokens: of
+    an untyped context.
+    """
+    from dataclasses import replace
+
+    workload = model.workload_of(options)
     return model.inspected(
         options,
         typed=typed,
@@ -96,7 +107,7 @@ def inspected(options: argparse.Namespace, typed: str | None = None, *, dtype: s
         dtype=dtype_of(options) or dtype,
         dense_dtype=None if options.autocast is None else "float32",
         group_size=options.group_size,
-        workload=model.workload_of(options),
+        workload=replace(workload, context_tokens=workload.context_tokens or tokens),
     )
 
 
@@ -163,6 +174,19 @@ def run_of(options: argparse.Namespace, *, gpu: str | None) -> Run:
 
 def _names(typed: str | None) -> tuple[str, ...]:
     return () if typed is None else tuple(name.strip() for name in typed.split(","))
+
+
+def with_media(run: Run, report: Report, options: argparse.Namespace) -> Run:
+    """The run with the report's images and videos. An untyped prompt has its default number of tokens beside them."""
+    from dataclasses import replace
+
+    media = report.media
+    if media is None:
+        return run
+    tokens = run.prompt_tokens if options.context else run.prompt_tokens + media.context_tokens
+    if tokens < media.least_tokens:
+        raise UsageError("media_beyond_context", tokens=media.least_tokens, context=tokens)
+    return replace(run, media=media, prompt_tokens=tokens)
 
 
 def as_the_model_runs(run: Run, report: Report, options: argparse.Namespace) -> Run:

@@ -55,7 +55,7 @@ def with_kernel(run: Run, report: Report) -> Run:
 
 def training_timeline(report: Report, plan: Plan) -> tuple[Timeline, str]:
     """The run's trace and the versions that made it."""
-    if (composed := training_trace(report, plan)) is not None:
+    if plan.run.media is None and (composed := training_trace(report, plan)) is not None:
         return composed.at(point_of(plan.run)), composed.made_by
     first = replace(plan.run, accumulate=min(plan.run.accumulate, MICRO_BATCHES))
     return traced_now(report, first, plan.four_bits), installed_versions()
@@ -156,7 +156,7 @@ def _traced(untraced: _Untraced) -> Timeline:
         from ..architectures.generic import buildable
 
         config = buildable(config)
-    if run.mode == "train" and place is None:
+    if run.mode == "train" and place is None and run.media is None:
         from .shallow_training import composed_trace, question_of
         from .training_plan import plan_of
 
@@ -166,7 +166,8 @@ def _traced(untraced: _Untraced) -> Timeline:
     first = _first_of_all_kinds(spec.layers)
     chunked = any(isinstance(layer.attention, LinearAttention) for layer in spec.layers)
     sharded = place is not None and place.how.fsdp > 1  # a layer gathers the next one's weights
-    if run.mode != "train" and _all_alike(place) and not sharded and chunked and 2 * first < len(spec.layers):
+    alike = _all_alike(place) and not sharded and run.media is None
+    if run.mode != "train" and alike and chunked and 2 * first < len(spec.layers):
         with suppress(UnsupportedError):
             few = fixed(trace(spec, config, replace(request, layers=first), place))
             return deepen(few, spec.layers[:first], spec.layers).at(point_of(run))
@@ -196,6 +197,7 @@ def _same_on_cpu(spec: ModelSpec, tree: Module | None = None, cache: CacheReport
 def is_point(run: Run, place: Place | None = None) -> bool:
     """Whether kept traces can cover such a run."""
     of_kept = run.mode == "generate" and run.cache == "dynamic" and not run.padded and run.autocast is None
+    of_kept = of_kept and run.media is None
     return of_kept and run.new_tokens > 1 and _all_alike(place)
 
 
@@ -377,6 +379,7 @@ def trace_request(run: Run, base: Base | None = None) -> Any:
         autocast=run.autocast,
         loop=run.loop,
         packed=run.packed,
+        media=run.media,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from ..checkpoint import DTYPE_OF_TORCH_NAME
 from ..values import dataclass
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class Shape:
 
     height, width: in pixels, after resizing. grid: what passes through the tower one by one (pairs of frames, frames or tiles),
     and the rows and columns of patches of each. tokens: that the tower gives the decoder. marks: further tokens that the
-    processor writes around and between them; None if their number depends on the tokenizer.
+    processor writes around and between them; None if their number depends on the tokenizer. pixels: numbers that the tower gets.
+    padded_patches: those of each slice, if the processor fills them up.
     """
 
     height: int
@@ -56,6 +58,8 @@ class Shape:
     grid: tuple[int, int, int]
     tokens: int
     marks: int | None = 0
+    pixels: int = 0
+    padded_patches: int | None = None
 
     @property
     def patches(self) -> int:
@@ -75,6 +79,14 @@ class Medium:
     def kind(self) -> MediaKind:
         return self.typed.kind
 
+    @property
+    def runs(self) -> tuple[int, ...]:
+        """The lengths of the runs of its tokens in the context: of a video whose slices have timestamps, one for each."""
+        slices = self.shape.grid[0]
+        if self.frames is None or self.shape.marks is not None:
+            return (self.shape.tokens,)
+        return (self.shape.tokens // slices,) * slices
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
@@ -86,11 +98,15 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Media:
-    """The images and videos of every sequence. images, videos: by which rules; None where there are none of the kind."""
+    """The images and videos of every sequence. images, videos: by which rules; None where there are none of the kind.
+
+    pixel_dtype: of the pixels on the card; processors make float32.
+    """
 
     items: tuple[Medium, ...]
     images: Rules | None
     videos: Rules | None
+    pixel_dtype: str = "float32"
 
     @property
     def tokens(self) -> int:
@@ -106,6 +122,17 @@ class Media:
     def context_tokens(self) -> int:
         """The tokens of the context that images and videos take; at least, if the tokenizer decides how many more."""
         return self.tokens + self.marks
+
+    @property
+    def least_tokens(self) -> int:
+        """Of a context with all of it: a token of text between two images, and between slices with timestamps."""
+        return self.tokens + sum(len(item.runs) for item in self.items) - 1
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Of the tensors of pixels that go to the card."""
+        width = DTYPE_OF_TORCH_NAME[self.pixel_dtype].bits // 8
+        return width * sum(item.shape.pixels for item in self.items)
 
     @property
     def marks_unknown(self) -> bool:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .course import Course
     from .exploration import Exploration
     from .measurement import Calibration, Difference, Measurement
+    from .media import Media
     from .model import Report
     from .ranks import DeviceMapReport, RanksReport
     from .training import Training
@@ -223,7 +224,7 @@ class Run:
     for `generate`; "static" has a fixed length from the start. device: "cuda", or "cpu", whose allocator neither rounds nor
     caches. padded: sequences differ in length, so all but the longest are padded and there is a mask. autocast: torch.autocast's
     dtype, if enabled. loop: what is around a training step.
-    transformers: the version to predict, such as 4.57; None for the installed one.
+    transformers: the version to predict, such as 4.57; None for the installed one. media: images and videos of every sequence.
     """
 
     mode: Mode = "generate"
@@ -253,6 +254,7 @@ class Run:
     padded: bool = False
     loop: Loop = Loop()
     transformers: str | None = None
+    media: Media | None = None
 
     @property
     def training_options(self) -> tuple[str, ...]:

@@ -110,7 +110,7 @@ class Recorder:
     def follow(self, outputs: Any, arguments: Sequence[Any]) -> None:
         """Records the owners of an optimizer's outputs: that of the first argument, of lists the one at the same place; else
         that of the operator before."""
-        for place, output in enumerate(_tensors(outputs)):
+        for place, output in enumerate(tensors_in(outputs)):
             sources = (
                 source[min(place, len(source) - 1)] if isinstance(source, (list, tuple)) and source else source
                 for source in arguments
@@ -267,7 +267,7 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
                 masking = shared and module.endswith("embed_tokens")
                 left_out = operator in on_host and (module == "optimizer" or masking or makes_cache.get())
                 see = recorder.leave_out if left_out else recorder.see
-                for tensor in _tensors(outputs):
+                for tensor in tensors_in(outputs):
                     see(tensor, recorder.operator or name, module=recorder.owner or module)
                 if module == "optimizer":
                     recorder.follow(outputs, args)
@@ -317,9 +317,9 @@ def _leave(modules: list[str], *_: Any) -> None:
     modules.pop()
 
 
-def _tensors(outputs: Any) -> Iterator[Any]:
+def tensors_in(outputs: Any) -> Iterator[Any]:
     if hasattr(outputs, "untyped_storage"):
         yield outputs
     elif isinstance(outputs, (list, tuple)):
         for output in outputs:
-            yield from _tensors(output)
+            yield from tensors_in(output)

@@ -23,6 +23,7 @@ from ..architectures.generic.building import as_loaded
 from ..architectures.patterns import search, selects
 from ..architectures.reading import shown
 from ..errors import MalformedError, UnavailableError, UnsupportedError, UsageError
+from ..results.media import Media
 from ..results.memory import Mode, Optimizer
 from ..results.ranks import Place
 from ..results.timeline import ADAPTER, Timeline
@@ -45,6 +46,8 @@ from .autocast import autocast, cuda_lists, let_go_in_order, scaler_of
 from .bases import Base, hold
 from .cached import CACHE_NAMES, is_state, tensors_of
 from .kernels import as_on_cuda, flash_attention_2, masks_of_ones, replaced
+from .known_values import known_values
+from .media import media_inputs
 from .one_rank import (
     cut,
     gathering,
@@ -79,6 +82,7 @@ class TraceRequest:
     cache grows. padded: there is a mask with padding. cudnn: masked 16-bit attention uses cuDNN, as on Hopper, else the
     memory-efficient kernel. autocast: the dtype of torch.autocast around each forward (of `generate` around the whole loop);
     float16 trains with a gradient scaler. loop: what is around a training step.
+    media: images and videos that every sequence begins with.
     packed: a batch without a mask gets one of packed sequences, as in transformers 4.53 to 4.57.
     """
 
@@ -103,6 +107,7 @@ class TraceRequest:
     autocast: str | None = None
     loop: Loop = Loop()
     packed: bool = False
+    media: Media | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch", "prompt_tokens", "new_tokens", "steps", "accumulate", "layers"):
@@ -142,6 +147,8 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
         raise UnsupportedError("trace_flash_dtype", dtype=spec.dtype.torch_name)
     if workload.attention.startswith("flash") and workload.padded:
         raise UnsupportedError("trace_flash_padded")
+    if workload.attention.startswith("flash") and workload.media is not None:
+        raise UnsupportedError("trace_flash_media")
     from huggingface_hub.errors import StrictDataclassError
 
     recorder = Recorder()
@@ -169,6 +176,8 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
                 stack.enter_context(_few_turns(model))
             elif workload.loop.masked and not workload.padded:
                 stack.enter_context(masks_of_ones(model))
+            if workload.media is not None:
+                stack.enter_context(known_values(recorder, workload.device))
             stack.enter_context(recording(recorder, model, spec.class_name, () if place is None else shared_types()))
             recorder.stage("load")
             _load(model, recorder, spec.class_name)
@@ -355,10 +364,12 @@ def _runs(model: Any, spec: ModelSpec, workload: TraceRequest) -> Callable[[Any,
             raise UnsupportedError("trace_no_head", class_name=spec.class_name, mode=workload.mode)
 
 
-def _inputs(workload: TraceRequest) -> dict[str, Any]:
-    """What the caller passes and keeps: tokens, and the mask of a padded batch."""
+def _inputs(model: Any, workload: TraceRequest) -> dict[str, Any]:
+    """What the caller passes and keeps: tokens, images and videos, and the mask of a padded batch."""
     import torch
 
+    if workload.media is not None:
+        return media_inputs(model, workload.media, batch=workload.batch, prompt_tokens=workload.prompt_tokens)
     input_ids = torch.zeros(workload.batch, workload.prompt_tokens, dtype=torch.int64)
     masked = workload.padded or (workload.mode == "train" and workload.loop.masked)
     return {"input_ids": input_ids, **({"attention_mask": torch.ones_like(input_ids)} if masked else {})}
@@ -372,14 +383,19 @@ def _generate(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
     import torch
     from transformers import MaxLengthCriteria, StoppingCriteriaList
 
-    recorder.stage("prefill")
+    recorder.stage("prefill" if workload.media is None else "vision")
     recorder.outside = "inputs"
-    inputs = _inputs(workload)
+    inputs = _inputs(model, workload)
     prompt, padding_mask = inputs["input_ids"], inputs.get("attention_mask")
+    further = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
     recorder.outside = "generate"
     attention_mask = torch.ones(prompt.shape, dtype=torch.int64) if padding_mask is None else padding_mask
-    prompt_positions = model._prepare_position_ids_for_generation(prompt, {"attention_mask": attention_mask})
+    prompt_positions = model._prepare_position_ids_for_generation(prompt, {"attention_mask": attention_mask, **further})
     del attention_mask
+    if workload.media is not None:
+        with torch.no_grad():
+            further = model._maybe_prepare_encoder_kwargs_for_generation(prompt, further, "input_ids", None)
+        recorder.stage("prefill")
     cache = _empty_cache(model, workload)
     _check_recomputed(model, workload)
     stops = StoppingCriteriaList([MaxLengthCriteria(workload.prompt_tokens + workload.new_tokens)])
@@ -409,6 +425,7 @@ def _generate(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
             is_first_iteration=stage == "prefill",
             next_sequence_length=None if stage == "prefill" else 1,
             **options,
+            **further,
         )
         with torch.no_grad():
             outputs = model(**prepared, return_dict=True)
@@ -507,7 +524,7 @@ def _forward(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
 
     recorder.stage("forward")
     recorder.outside = "inputs"
-    inputs = _inputs(workload)
+    inputs = _inputs(model, workload)
     with torch.no_grad():
         outputs = model(**inputs)
     for name in CACHE_NAMES:
@@ -546,7 +563,7 @@ def _train(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
 
     return train(
         model,
-        lambda: _inputs(workload),
+        lambda: _inputs(model, workload),
         stage,
         optimizer=optimizer,
         scaler=scaler,

@@ -83,6 +83,13 @@ def test_attention_counts_images_in_the_answer_and_in_json(capsys: Capture) -> N
     assert "images: 2: 832 tokens of the context." in content["answer"]
 
 
+def test_memory_has_a_prompt_beside_the_images_and_refuses_what_is_for_text_alone(capsys: Capture) -> None:
+    memory = ("memory", SEEING, "--image", "1024x768")
+    for more, words in ((("--tp", "2"), "--tp"), (("--device", "cpu"), "--device"), (("--padded",), "--padded")):
+        assert words in refusal(capsys, 2, *memory, *more)
+    assert "767" in refusal(capsys, 2, *memory, "--context", "767")
+
+
 REFUSED = {
     (SEEING, "--image", "10x3000"): (2, "more than 200 times"),
     (SEEING, "--image", "absent.png"): (3, "absent.png"),

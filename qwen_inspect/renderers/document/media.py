@@ -51,8 +51,8 @@ def _rule(kind: str, rules: Rules, say: Language) -> str:
 
 
 def _remarks(report: Report, media: Media, say: Language) -> list[str]:
-    remarks = [say("media_marks_unknown")] if media.marks_unknown else []
+    batch, remarks = report.workload.batch, [say("media_marks_unknown")] if media.marks_unknown else []
     if report.settled and not report.cache.keeps_nothing and not report.cache.source_bytes_per_token:
-        cache_bytes = report.cache.size_bytes(tokens=media.context_tokens, batch=report.workload.batch)
+        cache_bytes = report.cache.size_bytes(tokens=media.context_tokens, batch=batch)
         remarks.append(say("media_cache", size=size(cache_bytes), tokens=media.context_tokens))
-    return remarks
+    return [*remarks, say("media_pixels", size=size(batch * media.pixel_bytes), dtype=media.pixel_dtype)]

@@ -42,6 +42,8 @@ class MediaJSON(TypedDict):
     """Those whose number is known."""
     context_tokens: Positive
     """Both: what the images and videos take of the context."""
+    pixel_bytes: Count
+    """Of their pixels on the card, as the processor makes them."""
     images: RulesJSON | None
     videos: RulesJSON | None
     items: list[MediumJSON]
@@ -54,6 +56,7 @@ def media_content(media: Media | None) -> MediaJSON | None:
         "tokens": media.tokens,
         "marks": media.marks,
         "context_tokens": media.context_tokens,
+        "pixel_bytes": media.pixel_bytes,
         "images": _rules(media.images),
         "videos": _rules(media.videos),
         "items": [_medium(medium) for medium in media.items],

@@ -1,0 +1,76 @@
+"""Positions, grids and masks with their values in a trace, whose other tensors have none.
+
+A model that sees decides by them: how long each window is, where an image's tokens stand, how positions run. An operator whose
+inputs all have values computes, and its outputs have values too; with any other input they have none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from .recorder import tensors_in
+
+if TYPE_CHECKING:
+    from .recorder import Recorder
+
+LARGEST_FLOATS = 1 << 16  # elements of a new tensor of floating-point numbers that gets values
+
+
+@contextmanager
+def known_values(recorder: Recorder, device: str) -> Iterator[None]:
+    """Between fake tensors' mode and the recorder's. device: "cuda" has scratch where it scatters."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+    aten = torch.ops.aten
+    by_index = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
+
+    def has_values(tensor: Any) -> bool:
+        return not isinstance(tensor, FakeTensor) and tensor.device.type != "meta"
+
+    def gets_values(arguments: Sequence[Any], dtype: Any) -> bool:
+        """Whether a new tensor does: whole numbers and truth values, and few of other kinds."""
+        shape = arguments[0] if arguments and isinstance(arguments[0], (list, tuple)) else ()
+        is_float = shape if dtype is None else dtype.is_floating_point
+        return not is_float or math.prod(shape) <= LARGEST_FLOATS
+
+    def places(index: Any) -> Sequence[Any]:
+        """Of truth values where they are true, because the result's shape depends on them."""
+        if index is None or index.dtype is not torch.bool or not has_values(index):
+            return (index,)
+        with _disable_current_modes():
+            return index.nonzero(as_tuple=True)  # type: ignore[no-any-return]
+
+    class KnownValues(TorchDispatchMode):  # type: ignore[misc]
+        def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            options = kwargs or {}
+            inputs = [*tensors_in([*args, *options.values()])]
+            if all(map(has_values, inputs)) if inputs else gets_values(args, options.get("dtype")):
+                with _disable_current_modes():
+                    return operator(*args, **options)
+            if operator in by_index:
+                args = (args[0], [place for index in args[1] for place in places(index)], *args[2:])
+            outputs = operator(*args, **options)
+            if operator is aten.masked_scatter.default and device == "cuda":
+                scattered(outputs, args[1])
+            return outputs
+
+    def scattered(output: Any, mask: Any) -> None:
+        """Scratch of a scatter: prefix sums of the mask, and the mask at full size.
+
+        Source: torch 2.11, aten/src/ATen/native/cuda/IndexKernel.cpp, masked_scatter__cuda, and IndexKernel.cu
+        """
+        module = recorder.modules[-1] if recorder.modules else recorder.outside
+        name = str(aten.masked_scatter.default)
+        recorder.see(output, name, module=module)
+        sums = output.new_empty(output.shape, dtype=torch.int64)
+        recorder.see(sums, name, module=module)
+        if mask.shape != output.shape:
+            recorder.see(output.new_empty(output.shape, dtype=torch.bool), name, module=module)
+
+    with KnownValues():
+        yield

@@ -1,0 +1,97 @@
+"""What a caller passes to a model that sees: a prompt with the places of images and videos, their pixels, and what places them.
+
+Source: transformers 5.23, models/*/processing_*.py and image_processing_*.py for names and shapes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import UnsupportedError
+from ..results.media import Media, Medium
+
+TYPES = {"image": 1, "video": 2}  # Source: transformers 5.23, processing_utils.create_mm_token_type_ids
+
+
+def media_inputs(model: Any, media: Media, *, batch: int, prompt_tokens: int) -> dict[str, Any]:
+    """The inputs of `batch` equal sequences, each with all of the media in order, text between them and after."""
+    import torch
+
+    accepted = inspect.signature(model.forward).parameters
+    config, items = model.config, media.items
+    names = {"image": "image_token_id", "video": "video_token_id"}
+    tokens = {kind: getattr(config, name, None) for kind, name in names.items()}
+    row, types = _row(items, tokens, prompt_tokens)
+    inputs = {"input_ids": torch.tensor([row] * batch)}
+    for name in ("mm_token_type_ids", "token_type_ids"):
+        if name in accepted:
+            inputs[name] = torch.tensor([types] * batch)
+            break
+    for kind, suffix in (("image", ""), ("video", "_videos")):
+        seen = [item for item in items if item.kind == kind] * batch
+        if seen:
+            inputs |= _pixels(model, seen, kind, f"pixel_values{suffix}", getattr(torch, media.pixel_dtype))
+    if missing := [name for name in inputs if name not in accepted and "kwargs" not in accepted]:
+        raise UnsupportedError("media_untraced", class_name=type(model).__name__, name=missing[0])
+    return inputs
+
+
+def _pixels(model: Any, items: Sequence[Medium], kind: str, name: str, dtype: Any) -> dict[str, Any]:
+    """The pixels of all sequences, and where they are."""
+    import torch
+
+    vision, accepted = model.config.vision_config, inspect.signature(model.forward).parameters
+    slices = sum(item.shape.grid[0] for item in items)
+    side, channels = _side(vision.patch_size), getattr(vision, "in_channels", getattr(vision, "num_channels", 3))
+    if f"{kind}_grid_thw" in accepted:
+        patches = sum(item.shape.patches for item in items)
+        width = channels * getattr(vision, "temporal_patch_size", 1) * side**2
+        grids = torch.tensor([list(item.shape.grid) for item in items])
+        return {name: torch.zeros(patches, width, dtype=dtype), f"{kind}_grid_thw": grids}
+    if f"{kind}_position_ids" in accepted:
+        most = max(item.shape.padded_patches or 0 for item in items)
+        places = torch.cat([_places(item, most) for item in items])
+        return {name: torch.zeros(slices, most, channels * side**2, dtype=dtype), f"{kind}_position_ids": places}
+    if f"{kind}_sizes" in accepted:
+        sizes = [[item.shape.height, item.shape.width] for item in items]
+        height, width = map(max, zip(*sizes, strict=True))
+        return {
+            name: torch.zeros(len(items), channels, height, width, dtype=dtype),
+            f"{kind}_sizes": torch.tensor(sizes),
+        }
+    height, width = (side * length for length in items[0].shape.grid[1:])
+    return {name: torch.zeros(slices, channels, height, width, dtype=dtype)}
+
+
+def _places(item: Medium, most: int) -> Any:
+    """Column and row of each patch of each slice, -1 for padding."""
+    import torch
+
+    slices, rows, columns = item.shape.grid
+    places = torch.full((slices, most, 2), -1)
+    places[:, : rows * columns, 0] = torch.arange(columns).repeat(rows)
+    places[:, : rows * columns, 1] = torch.arange(rows).repeat_interleave(columns)
+    return places
+
+
+def _side(size: Any) -> int:
+    return int(size[0] if isinstance(size, (list, tuple)) else size)
+
+
+def _row(
+    items: Sequence[Medium], tokens: dict[str, int | None], prompt_tokens: int
+) -> tuple[Sequence[int], Sequence[int]]:
+    """Ids and types of a sequence's tokens. A token of text is between two runs of an image's or a video's."""
+    row: list[int] = []
+    types: list[int] = []
+    for item in items:
+        token = tokens[item.kind]
+        assert token is not None
+        for length in item.runs:
+            between = [0] if row else []
+            row += between + [token] * length
+            types += between + [TYPES[item.kind]] * length
+    rest = [0] * (prompt_tokens - len(row))
+    return row + rest, types + rest

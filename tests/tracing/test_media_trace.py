@@ -1,0 +1,79 @@
+"""Images and videos in a trace against the truth: small models that see, really run on CPU, request by request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import pytest
+
+from qwen_inspect.results.media import Media, Medium, Shape, Typed
+from qwen_inspect.results.timeline import Allocate, Event
+from qwen_inspect.tracing.media import media_inputs
+
+from ..support.families import FAMILIES
+from ..support.following import Change, Run, follow, profiled
+from ..support.real_runs import after_load, real_model, traced
+
+LEAST = 2_500  # bytes; smaller are positions and masks, of which CPU's operators make more than CUDA's
+PROMPT = 128
+TOKENS = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8}
+
+
+def medium(*grid: int, frames: int | None = None, marks: int | None = 0) -> Medium:
+    slices, rows, columns = grid
+    typed = Typed(text="", width=1, height=1, seconds=None if frames is None else Fraction(1))
+    shape = Shape(
+        height=4 * rows,
+        width=4 * columns,
+        grid=(slices, rows, columns),
+        tokens=slices * rows * columns // 4,
+        marks=marks,
+    )
+    return Medium(typed=typed, shape=shape, frames=frames)
+
+
+def large_changes(changes: Sequence[Change]) -> list[Change]:
+    alive, found = set(), []
+    for change in changes:
+        if change.size_bytes >= LEAST:
+            alive.add(change.address)
+        elif change.size_bytes >= 0 or change.address not in alive:
+            continue
+        else:
+            alive.remove(change.address)
+        found.append(change)
+    return found
+
+
+def large_events(events: Sequence[Event]) -> list[Event]:
+    small = {event.id for event in events if isinstance(event, Allocate) and event.size_bytes < LEAST}
+    return [event for event in events if event.id not in small]
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        "qwen2_5_vl",
+        "qwen3_vl",
+        *(pytest.param(family, marks=pytest.mark.exhaustive) for family in ("qwen2_vl", "qwen3_vl_moe", "qwen3_5")),
+    ],
+)
+def test_images_of_two_sizes_and_a_video_in_a_batch_take_what_the_trace_says(family: str) -> None:
+    """Two sequences, each with two images and a video; of Qwen2-VL its slices are one run of tokens, of Qwen3-VL a run each."""
+    config = {**FAMILIES[family], **TOKENS}
+    video = medium(2, 6, 6, frames=4, marks=0 if family.startswith("qwen2") else None)
+    media = Media(items=(medium(1, 8, 12), medium(1, 10, 6), video), images=None, videos=None)
+    model = real_model(config).eval()
+
+    def run() -> object:
+        given = media_inputs(model, media, batch=2, prompt_tokens=PROMPT)
+        return given, model.generate(
+            **given, max_new_tokens=2, do_sample=False, return_dict_in_generate=True, eos_token_id=None
+        )
+
+    workload = {"mode": "generate", "batch": 2, "prompt_tokens": PROMPT, "new_tokens": 2, "device": "cpu"}
+    timeline = traced(config, **workload, media=media)
+    assert [stage.name for stage in timeline.stages] == ["load", "vision", "prefill", "decode"]
+    left = follow(large_changes(profiled(run)), large_events(after_load(timeline)), Run({}, {}, {}))
+    assert left.scratch == {}
