@@ -38,6 +38,17 @@ def media_inputs(model: Any, media: Media, *, batch: int, prompt_tokens: int) ->
     return inputs
 
 
+def refuse_a_trained_tower(model: Any) -> None:
+    """The gradient of a scatter into the prompt, which CUDA's kernel takes at full size, is not traced."""
+    decoder = model.get_decoder()
+    inside = {id(parameter) for part in (decoder, model.get_output_embeddings()) for parameter in part.parameters()}
+    trained = (
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and id(parameter) not in inside
+    )
+    if (name := next(trained, None)) is not None:
+        raise UnsupportedError("trace_tower_trained", name=name)
+
+
 def _pixels(model: Any, items: Sequence[Medium], kind: str, name: str, dtype: Any) -> dict[str, Any]:
     """The pixels of all sequences, and where they are."""
     import torch

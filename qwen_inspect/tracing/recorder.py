@@ -235,6 +235,12 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
         dense: bool = aten.is_non_overlapping_and_dense.default(first)
         return dense and first.shape == getattr(second, "shape", None) and holders(first) == held_by_autograd[0]
 
+    def is_in_place(operator: Any, *arguments: Any) -> bool:
+        """Of the operators of `in_place`. The gradient of what was written to is a copy. Source: derivatives.yaml, index_put_"""
+        if operator is add:
+            return sums_gradients(*arguments)
+        return not torch._C._current_autograd_node().name().startswith("IndexPutBackward")
+
     class Recording(TorchDispatchMode):  # type: ignore[misc]
         def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if any(tensor_type in shared for tensor_type in types):
@@ -246,7 +252,7 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
             if name is None:
                 name = names[operator] = str(operator).replace("_for_cpu", "")
             adds_mask = operator is add and in_math_attention.get()
-            if adds_mask or (operator in in_place and in_backward() and (operator is not add or sums_gradients(*args))):
+            if adds_mask or (operator in in_place and in_backward() and is_in_place(operator, *args)):
                 operator = in_place[operator]
             # A convolution makes its input contiguous first. Source: torch 2.13, Convolution.cpp
             if operator is aten.convolution.default:

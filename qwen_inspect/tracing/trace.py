@@ -47,7 +47,7 @@ from .bases import Base, hold
 from .cached import CACHE_NAMES, is_state, tensors_of
 from .kernels import as_on_cuda, flash_attention_2, masks_of_ones, replaced
 from .known_values import known_values
-from .media import media_inputs
+from .media import media_inputs, refuse_a_trained_tower
 from .one_rank import (
     cut,
     gathering,
@@ -171,6 +171,8 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
             if workload.lora is not None:
                 stack.enter_context(fake_parameters())
             model = _fake_model(spec, config, workload, place, recorder, stack)
+            if workload.media is not None and workload.mode == "train":
+                refuse_a_trained_tower(model)
             run = _runs(model, spec, workload)
             if workload.mode != "train":  # a backward keeps tensors of every turn
                 stack.enter_context(_few_turns(model))

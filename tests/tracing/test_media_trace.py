@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 
 import pytest
 
+from qwen_inspect.errors import UnsupportedError
 from qwen_inspect.results.media import Media, Medium, Shape, Typed
 from qwen_inspect.results.timeline import Allocate, Event
 from qwen_inspect.tracing.media import media_inputs
+from qwen_inspect.tracing.steps import train
 
 from ..support.families import FAMILIES
 from ..support.following import Change, Run, follow, profiled
 from ..support.real_runs import after_load, real_model, traced
+from .test_trace import CUDA_SCRATCH, requests
 
 LEAST = 2_500  # bytes; smaller are positions and masks, of which CPU's operators make more than CUDA's
 PROMPT = 128
@@ -77,3 +81,42 @@ def test_images_of_two_sizes_and_a_video_in_a_batch_take_what_the_trace_says(fam
     assert [stage.name for stage in timeline.stages] == ["load", "vision", "prefill", "decode"]
     left = follow(large_changes(profiled(run)), large_events(after_load(timeline)), Run({}, {}, {}))
     assert left.scratch == {}
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", pytest.param("qwen2_5_vl", marks=pytest.mark.exhaustive)])
+def test_training_the_decoder_with_images_takes_what_the_trace_says(family: str) -> None:
+    """The tower is frozen. Each image's features are written into the first layers' outputs, whose gradients are copied."""
+    import torch
+
+    config = {**FAMILIES[family], **TOKENS}
+    media = Media(items=(medium(1, 8, 12), medium(1, 10, 6)), images=None, videos=None)
+    model = real_model(config).train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("language_model" in name)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, foreach=True)
+
+    def run() -> object:
+        return train(
+            model,
+            lambda: media_inputs(model, media, batch=1, prompt_tokens=PROMPT),
+            lambda _: None,
+            optimizer=optimizer,
+            scaler=None,
+            steps=1,
+            accumulate=1,
+            autocast_dtype=None,
+            device="cpu",
+        )
+
+    workload = {"mode": "train", "batch": 1, "prompt_tokens": PROMPT, "device": "cpu", "trained": "language_model"}
+    timeline = traced(config, **workload, media=media)
+    on_cuda = {event.id for event in requests(timeline) if event.operator in CUDA_SCRATCH}
+    events = [event for event in large_events(after_load(timeline)) if event.id not in on_cuda]
+    assert follow(large_changes(profiled(run)), events, Run({}, {}, {})).scratch == {}
+
+
+def test_a_tower_that_trains_with_images_is_refused() -> None:
+    media = Media(items=(medium(1, 8, 12),), images=None, videos=None)
+    with pytest.raises(UnsupportedError, match=re.escape("model.visual")):
+        traced({**FAMILIES["qwen3_vl"], **TOKENS}, mode="train", prompt_tokens=PROMPT, media=media)
