@@ -28,7 +28,7 @@ from .blocks import (
     state_dtypes,
     text_part,
 )
-from .encoder import encoder, unsized
+from .encoder import deepstack_bytes, encoder, unsized
 from .outside import graphs, non_torch
 from .profile import Card, ProfileRun, peak_bytes
 from .releases import release
@@ -123,13 +123,15 @@ class VllmDemand(Demand):
             stage=self._stage,
             marlin=marlin,
         )
-        held = max(0, weights.total_bytes - serving.offloaded_bytes)
+        spec, config = self._report.spec, self._report.config or {}
+        buffers = deepstack_bytes(config, spec.hidden_size, self.step_tokens or 0, spec.dtype.bits // 8)
+        held = max(0, weights.total_bytes + buffers - serving.offloaded_bytes)
         outside = non_torch(
             self.release,
             capability=capability,
             ranks=serving.ranks,
             pipeline_ranks=serving.pipeline_ranks,
-            vocabulary=self._report.spec.vocab_size,
+            vocabulary=spec.vocab_size,
         )
         reserved_graphs = graphs(
             self.release,

@@ -46,6 +46,13 @@ def encoder(
     return Encoder(kept_bytes=kept * element_bytes, peak_bytes=peak * element_bytes)
 
 
+def deepstack_bytes(config: Mapping[str, Any], hidden: int, tokens: int, element_bytes: int) -> int:
+    """Buffers for a step's features of Qwen3-VL's deeper mergers, made with the model. Source: models/qwen3_vl.py."""
+    vision = config.get("vision_config")
+    levels = vision.get("deepstack_visual_indexes") if isinstance(vision, Mapping) else None
+    return len(levels or ()) * tokens * hidden * element_bytes
+
+
 def _block_columns(vision: Mapping[str, Any]) -> int:
     """Columns alive in a block's MLP: position embeddings, input, norm, the product (twice as wide if gated), the activation."""
     width = vision.get("embed_dim", vision.get("hidden_size"))

@@ -23,10 +23,22 @@ VOCABULARY_MULTIPLE = 64  # vocab_parallel_embedding.DEFAULT_VOCAB_PADDING_SIZE
 LINEAR = ("in_proj_qkvz", "in_proj_ba", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
 COLUMN = (
     *("q_proj", "gate_proj", "up_proj", "gate_up_proj", "q_b_proj", "kv_b_proj", "input_linear", *LINEAR),
-    *("qkv", "fc1", "linear_fc1", "linear_1", "merging_layer"),
+    *("qkv", "fc1", "linear_fc1", "linear_1", "merging_layer", "c_fc", "0"),
 )
 STATES = ("conv1d", "linear_attn")  # a share of the channels, and of the heads' own parameters
-ROW = ("o_proj", "down_proj", "out_proj", "output_linear", "proj", "fc2", "linear_fc2", "linear_2")
+ROW = (
+    "o_proj",
+    "down_proj",
+    "out_proj",
+    "output_linear",
+    "proj",
+    "fc2",
+    "linear_fc2",
+    "linear_2",
+    "c_proj",
+    "dense",
+    "2",
+)
 KEY_VALUE = ("k_proj", "v_proj")
 VOCABULARY = ("embed_tokens", "lm_head")
 # Matrices that every rank has whole; a module without a matrix (a norm) always is.
@@ -42,6 +54,7 @@ WHOLE = (
         "embedding_projection",
     ),
     *("position_embedding", "pos_embed", "patch_embedding", "linear", "multi_modal_projector", "vision_model"),
+    *("moe_statics", "embed_positions"),
 )
 # Modules that vLLM fuses into one parameter.
 FUSED: Mapping[str, str] = {
