@@ -36,6 +36,7 @@ ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
         *("utilization", "kv_budget", "tp", "max_num_batched_tokens", "max_num_seqs", "enable_prefix_caching"),
         "engine_version",
     ),
+    "sglang": ("tp", "mem_fraction_static"),
     "llama.cpp": ("ngl", "cache_type_k", "cache_type_v", "quant"),
 }
 
@@ -83,6 +84,12 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     add("--enable-prefix-caching", action="store_true", help=say("help_enable_prefix_caching"))
     add("--max-num-batched-tokens", type=values.tokens(say), metavar="TOKENS", help=say("help_max_num_batched_tokens"))
     add("--max-num-seqs", type=values.positive(say), metavar="N", help=say("help_max_num_seqs"))
+    add(
+        "--mem-fraction-static",
+        type=values.reader(_share, "usage_share", say),
+        metavar="SHARE",
+        help=say("help_mem_fraction_static"),
+    )
     add("--engine-version", metavar="VERSION", help=say("help_engine_version"))
     add("--vllm", metavar="COMMAND", help=say("help_vllm"))
     add("--ngl", type=values.reader(_layers, "usage_positive", say), metavar="N", help=say("help_ngl"))
@@ -285,7 +292,7 @@ def _check_engine(options: argparse.Namespace, asked: str) -> None:
     """Raises UsageError for options of another engine and for options that contradict each other."""
     for engine, names in ENGINE_OPTIONS.items():
         for name in names:
-            if engine != asked and getattr(options, name) != options.defaults[name]:
+            if name not in ENGINE_OPTIONS.get(asked, ()) and getattr(options, name) != options.defaults[name]:
                 raise UsageError("engine_option", option=flag(name), engine=engine, asked=asked)
     if options.kv_budget is not None and (typed := given(options, "gpu", "memory", "utilization")):
         raise UsageError("engine_budget_given", option=typed[0])
@@ -295,7 +302,7 @@ def _check_engine(options: argparse.Namespace, asked: str) -> None:
         for cache_format in (options.cache_type_k, options.cache_type_v):
             if "," in cache_format:
                 raise UsageError("engine_one_cache_type", found=cache_format)
-    if asked == "vllm" and "," in options.cache_dtype:
+    if asked in ("vllm", "sglang") and "," in options.cache_dtype:
         raise UsageError("engine_one_cache_dtype", found=options.cache_dtype)
 
 
@@ -310,7 +317,7 @@ def _serving(options: argparse.Namespace, engine: str) -> Serving:
         context_tokens=options.context,
         cache_format=",".join(formats) if engine == "llama.cpp" else options.cache_dtype,
         ranks=options.tp,
-        utilization=options.utilization,
+        utilization=options.mem_fraction_static if engine == "sglang" else options.utilization,
         kv_budget_bytes=None if options.kv_budget is None else options.kv_budget[1],
         version=options.engine_version,
         step_tokens=options.max_num_batched_tokens,

@@ -528,8 +528,8 @@ def test_an_engine_is_added_by_its_line_in_the_registry(monkeypatch: pytest.Monk
 
 
 def test_an_engine_that_is_not_known_is_refused_with_those_that_are() -> None:
-    with pytest.raises(UsageError, match=r"transformers, vllm, llama\.cpp, found sglang"):
-        serve(REPORT, Serving(engine="sglang"), [card_of(24)])
+    with pytest.raises(UsageError, match=r"transformers, vllm, sglang, llama\.cpp, found lmdeploy"):
+        serve(REPORT, Serving(engine="lmdeploy"), [card_of(24)])
 
 
 # --- the command ---------------------------------------------------------------------------------------------------
@@ -574,7 +574,10 @@ def test_documents_say_the_same(asked: list[str], form: str, language: str, caps
 @pytest.mark.parametrize(
     ("asked", "code"),
     [
-        (["--engine", "sglang", "--memory", "24GiB"], 2),
+        (["--engine", "lmdeploy", "--memory", "24GiB"], 2),
+        (["--engine", "sglang", "--memory", "24GiB", "--utilization", "0.9"], 2),
+        (["--engine", "sglang", "--memory", "24GiB", "--cache-dtype", "q8_0"], 7),
+        (["--engine", "vllm", "--memory", "24GiB", "--mem-fraction-static", "0.9"], 2),
         (["--engine", "vllm"], 2),
         (["--engine", "vllm", "--memory", "24GiB", "--utilization", "0"], 2),
         (["--engine", "vllm", "--memory", "24GiB", "--utilization", "1.01"], 2),

@@ -40,7 +40,7 @@ def encoder(
     budget = max(tokens, image.tokens)
     per_prompt = max(1, context_tokens // image.tokens)
     images = max(1, min(budget // image.tokens, sequences * per_prompt))
-    outputs = images * image.tokens * hidden * (1 + len(vision.get("deepstack_visual_indexes") or ()))
+    outputs = images * image.tokens * hidden * (1 + _levels(vision))
     kept = images * image.values + outputs
     peak = images * (image.values + image.patches * _block_columns(vision))
     return Encoder(kept_bytes=kept * element_bytes, peak_bytes=peak * element_bytes)
@@ -49,15 +49,20 @@ def encoder(
 def deepstack_bytes(config: Mapping[str, Any], hidden: int, tokens: int, element_bytes: int) -> int:
     """Buffers for a step's features of Qwen3-VL's deeper mergers, made with the model. Source: models/qwen3_vl.py."""
     vision = config.get("vision_config")
-    levels = vision.get("deepstack_visual_indexes") if isinstance(vision, Mapping) else None
-    return len(levels or ()) * tokens * hidden * element_bytes
+    return (_levels(vision) if isinstance(vision, Mapping) else 0) * tokens * hidden * element_bytes
+
+
+def _levels(vision: Mapping[str, Any]) -> int:
+    """Mergers beside the last, whose outputs are as large."""
+    indexes = vision.get("deepstack_visual_indexes")
+    return len(indexes) if isinstance(indexes, list) else 0
 
 
 def _block_columns(vision: Mapping[str, Any]) -> int:
     """Columns alive in a block's MLP: position embeddings, input, norm, the product (twice as wide if gated), the activation."""
     width = vision.get("embed_dim", vision.get("hidden_size"))
     inner = vision.get("intermediate_size")
-    if type(width) is not int or type(inner) not in (int, type(None)):
+    if type(width) is not int or width < 1 or type(inner) not in (int, type(None)):
         return 0
     gated = 1 if vision.get("model_type") in ("qwen2_5_vl", "pixtral") else 0
     return 3 * width + (2 + gated) * (inner or 4 * width)
@@ -74,8 +79,9 @@ def _image(config: Mapping[str, Any]) -> Image | None:
     if read is None or not isinstance(vision, Mapping):
         return None
     try:
-        return read(config, vision)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        image = read(config, vision)
+        return image if min(image.tokens, image.values, image.patches) > 0 else None
+    except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError):
         return None
 
 

@@ -27,7 +27,8 @@ def rotary_bytes(report: Report) -> tuple[int, ...]:
         return ()
     row_bytes = channels * spec.dtype.bits // 8
     if kind.startswith("gemma3"):  # local attention's table, and the global one's, stretched
-        factor = _scaling(text).get("factor", 1)
+        factor = _scaling(text).get("factor")
+        factor = factor if isinstance(factor, int | float) and 1 <= factor <= 1 << 20 else 1
         return positions * row_bytes, int(positions * factor) * row_bytes
     if "mrope_section" in _scaling(text):
         positions *= 4

@@ -132,6 +132,7 @@ TEXT = {
     "help_max_num_seqs": "vLLM: the most sequences of one step, whose logits its profiling run samples (default: 1024 on cards of 70 GiB and more but the A100, else 256)",
     "help_engine_version": "vLLM: the version that serves (default: 0.19.0; 0.9 to 0.30 are known)",
     "help_vllm": "a whole command of vLLM, such as 'vllm serve Qwen/Qwen3-8B --max-model-len 32k -tp 2': its budget on each card of --gpu",
+    "help_mem_fraction_static": "SGLang: the share of the free memory for weights and cache (default: its own, by card)",
     "help_log": "beside --llama-cpp, --vllm or --engine vllm: a log of that run, whose figures are set beside the prediction",
     "help_host_memory": "beside --llama-cpp: the host's memory, such as 64GiB",
     "help_ngl": "llama.cpp: layers on the card, the output layer counted as one (default: all)",

@@ -132,6 +132,7 @@ TEXT = {
     "help_max_num_seqs": "vLLM：每步最多处理的序列数，profiling 时按此数采样（默认：70 GiB 及以上的显卡为 1024，A100 除外；其余为 256）",
     "help_engine_version": "vLLM：所用版本（默认 0.19.0；已核对 0.9 至 0.30）",
     "help_vllm": "完整的 vLLM 命令，如 'vllm serve Qwen/Qwen3-8B --max-model-len 32k -tp 2'：推算它在 --gpu 每张显卡上的缓存预算",
+    "help_mem_fraction_static": "SGLang：权重与缓存占空闲显存的比例（默认按显卡由其自定）",
     "help_log": "与 --llama-cpp、--vllm 或 --engine vllm 一起使用：该次运行的日志，其中的数值与预测逐项对照",
     "help_host_memory": "与 --llama-cpp 一起使用：主机内存，如 64GiB",
     "help_ngl": "llama.cpp：放到显卡上的层数，输出层也算一层（默认全部）",

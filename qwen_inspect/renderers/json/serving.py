@@ -11,7 +11,7 @@ from .fit import CardNameJSON, EndsJSON, SuggestionJSON, card_name, largest_batc
 from .llama_cpp import BufferJSON, buffers_content
 from .values import Count, Keywords, Number, Positive, TypedDict
 
-Engine = Literal["vllm", "llama.cpp"]
+Engine = Literal["vllm", "sglang", "llama.cpp"]
 
 
 class ReservedJSON(TypedDict):
