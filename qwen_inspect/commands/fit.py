@@ -84,12 +84,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     add("--enable-prefix-caching", action="store_true", help=say("help_enable_prefix_caching"))
     add("--max-num-batched-tokens", type=values.tokens(say), metavar="TOKENS", help=say("help_max_num_batched_tokens"))
     add("--max-num-seqs", type=values.positive(say), metavar="N", help=say("help_max_num_seqs"))
-    add(
-        "--mem-fraction-static",
-        type=values.reader(_share, "usage_share", say),
-        metavar="SHARE",
-        help=say("help_mem_fraction_static"),
-    )
+    add("--mem-fraction-static", type=share, metavar="SHARE", help=say("help_mem_fraction_static"))
     add("--engine-version", metavar="VERSION", help=say("help_engine_version"))
     add("--vllm", metavar="COMMAND", help=say("help_vllm"))
     add("--ngl", type=values.reader(_layers, "usage_positive", say), metavar="N", help=say("help_ngl"))
