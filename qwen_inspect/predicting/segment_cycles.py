@@ -43,16 +43,16 @@ class SegmentCycles:
         self._segment_bytes = allocator.settings.segment_bytes(self._least_bytes)
         self._seen: dict[object, _Moment] = {}
         self._fewest_free = 0
-        self.is_possible = max(sizes) < OWN_SEGMENT_BYTES
+        self._shares_segments = max(sizes) < OWN_SEGMENT_BYTES
 
     def has_taken_segment(self) -> bool:
-        """Whether fewer segments are free than ever, new ones counted as taken."""
+        """Whether fewer segments are free than ever, new ones counted as taken. Not of requests with segments of their own."""
         free = self._pool.free
         segments = len(free) - bisect_left(free, (self._segment_bytes,))
         segments -= self._allocator.reserved_bytes // self._segment_bytes
         is_less = segments < self._fewest_free
         self._fewest_free = min(segments, self._fewest_free)
-        return is_less
+        return is_less and self._shares_segments
 
     def skip(self, state: Block, outputs: list[Block], turns: int) -> int:
         """Does some of the next `turns` turns, if they do what earlier turns did; returns how many."""
@@ -121,12 +121,14 @@ class SegmentCycles:
         outputs[:] = [block for block in outputs if id(block) not in gone]
         for number, address in rebuilt:
             layout = layouts[number - more if number >= last else number % taken]
-            blocks = [state if kind == STATE else self._block(size, asked, kind) for size, asked, kind in layout]
+            blocks = [
+                state
+                if kind == STATE
+                else Block(self._pool, 0, size, requested_bytes=requested, in_use=kind == OUTPUTS)
+                for size, requested, kind in layout
+            ]
             allocator.put_together(address, blocks)
             outputs += [block for block in blocks if block.in_use and block is not state]
-
-    def _block(self, size_bytes: int, requested_bytes: int, kind: int) -> Block:
-        return Block(self._pool, 0, size_bytes, requested_bytes=requested_bytes, in_use=kind == OUTPUTS)
 
 
 def _first(block: Block) -> Block:

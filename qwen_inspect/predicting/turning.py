@@ -36,12 +36,11 @@ def replay_turns(allocator: Allocator, blocks: dict[int, Block], turn: Turn, cou
     while count:
         placed.append(_replay(allocator, blocks, turn, outputs))
         count -= 1
-        may_skip = count and plain and cycles.is_possible and cycles.has_taken_segment()
-        if may_skip and (skipped := cycles.skip(blocks[turn.state], outputs, count)):
+        skipped = cycles.skip(blocks[turn.state], outputs, count) if plain and cycles.has_taken_segment() else 0
+        if skipped:
             count -= skipped
             placed.clear()
-            continue
-        if count and plain and (many := _alike(placed, outputs[-1], count)):
+        elif count and plain and (many := _alike(placed, outputs[-1], count)):
             outputs.append(_cut(allocator, outputs[-1], turn.output.size_bytes, many))
             count -= many
             placed.clear()

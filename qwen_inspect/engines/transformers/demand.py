@@ -277,11 +277,7 @@ class TransformersDemand(Demand):
         if traced is None:
             point = self._point(batch, context_tokens)
             folded = self._folded.get(self._regime(point))
-            if (
-                folded is not None
-                and (batch, context_tokens) not in self._predicted
-                and self._requested.peak is not None
-            ):
+            if folded is not None and self._requested.peak is not None:
                 run = replace(self.run, batch=batch, prompt_tokens=context_tokens)
                 return fits_within(folded.at(point), run, room_bytes)
             return self.requirement(batch, context_tokens).held_bytes <= room_bytes
