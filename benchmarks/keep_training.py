@@ -53,6 +53,7 @@ from qwen_inspect.tracing.trace import trace
 SAMPLES, MORE_SAMPLES = 10, 4  # of a variant's first regime, and of each other one, which takes the same sizes
 BATCHES = ((1,), (2, 3, 5))
 TURNS = (1, 0, 2, 1)  # alignments of samples, the first of which checks
+CONFIGS = 50  # tried for a length of the wanted regime and alignment: a window may have none
 _ALL, _SOME = {"lora_rank": 8}, {"lora_rank": 8, "lora_targets": ("q_proj", "v_proj")}
 TRAINED: Mapping[str, Sequence[dict[str, Any]]] = {
     "full": [{}],
@@ -190,25 +191,27 @@ def sample(
 
     number: of the samples of the regime, which have tokens of different alignments in turns.
     """
-    config = sampled(base, random)
     what = {**group.what, **({"lora_rank": random.randint(3, 40)} if "lora_rank" in group.what else {})}
-    batch, tokens = random.choice(BATCHES["one sequence" not in regime]), FEWEST_TOKENS
-    _, _, outline = planned(config, **what)
-    for _ in range(100):
-        tokens = sampled_tokens(outline, random)
-        point = Point(batch, tokens, tokens)
-        if regime_of(outline.thresholds, point) == regime and alignment(point) == TURNS[number % len(TURNS)]:
+    batch = random.choice(BATCHES["one sequence" not in regime])
+    for _ in range(CONFIGS):
+        config = sampled(base, random)
+        _, _, outline = planned(config, **what)
+        lengths = (sampled_tokens(outline, random) for _ in range(20))
+        points = (Point(batch, tokens, tokens) for tokens in lengths)
+        wanted = (regime, TURNS[number % len(TURNS)])
+        point = next((p for p in points if (regime_of(outline.thresholds, p), alignment(p)) == wanted), None)
+        if point is not None:
             break
     else:
         return None
-    report, plan, outline = planned(config, batch=batch, prompt_tokens=tokens, **what, **schedule)
+    report, plan, outline = planned(config, batch=batch, prompt_tokens=point.prompt_tokens, **what, **schedule)
     same = outline.outside.structure == group.outline.outside.structure
     if not same or {layer.structure for layer in outline.layers} != {layer.structure for layer in group.outline.layers}:
         return None
     timeline = trace(report.spec, report.config or {}, replace(trace_request(plan.run, plan.four_bits), layers=layers))
     trained = of_first_layers(trained_by(report, plan), layers)
     _, rest = apart(without_steps(timeline, trained))
-    return Sample(replace(outline, layers=outline.layers[:layers]), Point(batch, tokens, tokens), rest), report, plan
+    return Sample(replace(outline, layers=outline.layers[:layers]), point, rest), report, plan
 
 
 def regimes(group: Group, random: Random) -> list[str]:

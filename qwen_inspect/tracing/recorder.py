@@ -209,10 +209,21 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
     on_host = {aten.lift_fresh.default, aten.scalar_tensor.default}
     arrived = torch.ops._c10d_functional.wait_tensor.default if shared else None
 
+    named_nodes = 0  # nodes below this sequence number are named
+
+    def name_nodes(*_: Any) -> None:
+        """Names the graph nodes made since the last call by the running module. An operator may make several: one in place also
+        that of the copy of its input.
+        """
+        nonlocal named_nodes
+        made = torch.autograd._get_sequence_nr()
+        if recorder.modules:
+            module_of_node.update(dict.fromkeys(range(named_nodes, made), recorder.modules[-1]))
+        named_nodes = made
+
     def module_now() -> str:
         if recorder.modules:
-            if torch.is_grad_enabled():
-                module_of_node[torch.autograd._get_sequence_nr() - 1] = recorder.modules[-1]
+            name_nodes()
             return recorder.modules[-1]
         node = torch._C._current_autograd_node()
         if node is None:
@@ -305,7 +316,9 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
             return outputs
 
     for name, module in model.named_modules():
+        module.register_forward_pre_hook(name_nodes)
         module.register_forward_pre_hook(partial(_enter, recorder.modules, name or root))
+        module.register_forward_hook(name_nodes)
         module.register_forward_hook(partial(_leave, recorder.modules), always_call=True)
     with Recording():
         if model.training:
