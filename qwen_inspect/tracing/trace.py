@@ -61,6 +61,7 @@ from .one_rank import (
 )
 from .optimizers import optimizer_of, page, to_device
 from .recorder import Recorder, recording
+from .selecting import known_selections
 from .steps import train
 
 AttentionKernel = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_2_repeated"]
@@ -181,6 +182,8 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
             if workload.media is not None:
                 stack.enter_context(known_values(recorder, workload.device))
             stack.enter_context(recording(recorder, model, spec.class_name, () if place is None else shared_types()))
+            if workload.static_tokens is None:
+                stack.enter_context(known_selections(model, recorder))
             recorder.stage("load")
             _load(model, recorder, spec.class_name)
             if workload.mode != "train":  # training's backward runs outside autocast

@@ -39,6 +39,7 @@ from qwen_inspect.results.timeline import Allocate, Change, Free, Record, Stage,
 from qwen_inspect.structure.inspect import inspect
 
 from ..support.families import FAMILIES
+from ..support.generic_models import RUN
 from ..support.measured import measured
 from ..support.models import run
 from ..support.real_runs import real_model
@@ -137,12 +138,12 @@ def test_every_byte_is_predicted_or_explained(
         "glm_moe_dsa",
         *(
             pytest.param(name, marks=pytest.mark.exhaustive)
-            for name in ("ernie4_5_moe", "gemma4", "lfm2", "llama4", "phi3")
+            for name in ("ernie4_5_moe", "gemma4", "glm5_next", "lfm2", "llama4", "phi3")
         ),
     ],
 )
 def test_a_run_of_another_family_is_measured_as_predicted(model_type: str, tmp_path: Path) -> None:
-    config = small_config(model_type)
+    config = small_config(model_type, **RUN.get(model_type, {}))
     config["architectures"] = [architecture_of(config).spec.class_name]
     real_model(config).save_pretrained(tmp_path)
     content = measured(tmp_path, prompt_tokens=40, new_tokens=5)
