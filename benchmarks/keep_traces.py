@@ -137,7 +137,7 @@ def groups(model_type: str, mode: Mode, defaults: Mapping[str, Any]) -> Iterator
         shape = tuple(layer.structure for layer in design.layers[:count])
         for kernel in KERNELS.get(model_type, (report.spec.kernel,)):
             usual = kernel == report.spec.kernel and report.spec.dtype.bits == 16
-            if design.thresholds and not usual and not has_scan(design):  # of which there are too many regimes
+            if mode == "generate" and design.thresholds and not usual and not has_scan(design):  # too many regimes
                 continue
             if kernel.startswith("flash") and report.spec.dtype.bits != 16:
                 continue

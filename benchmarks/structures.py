@@ -21,7 +21,11 @@ LATE_QUERIES = {**ROPE, **SCALED, "llama_4_scaling_beta": 0.1}
 # What releases have that the class's defaults lack.
 STRUCTURES: Mapping[str, Sequence[Mapping[str, Any]]] = {
     **{kind: ({}, {"type_vocab_size": 1}, {"id2label": {"0": "relevance"}}) for kind in ENCODERS},
-    "gemma3_text": ({}, {"use_bidirectional_attention": True}),  # EmbeddingGemma is the second
+    "gemma3_text": (  # EmbeddingGemma is the last
+        {},
+        {"use_bidirectional_attention": True},
+        {"use_bidirectional_attention": True, "dtype": "float32", "num_key_value_heads": 1},
+    ),
     "falcon": (  # 7B, 40B, 11B, RW
         {},
         {"new_decoder_architecture": True, "num_kv_heads": 2},
