@@ -38,6 +38,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     for name in SHARED_BY:
         command.add_argument(flag(name), type=values.positive(say), metavar="N", help=say(f"help_ranks_{name}"))
     command.add_argument("--zero-stage", type=values.positive(say), choices=(1, 2, 3), help=say("help_zero_stage"))
+    command.add_argument("--offload", action="store_true", help=say("help_offload"))
     command.add_argument("--device-map", choices=("auto",), help=say("help_device_map"))
     _declare_rollouts(command, say)
     sizes = values.reader(_capacities, "usage_capacities", say)
@@ -91,7 +92,7 @@ def run(options: argparse.Namespace, say: Language) -> int:
 
 def _check_devices(options: argparse.Namespace) -> None:
     """Raises UsageError for options that need another one or exclude each other."""
-    for option, needed in (("zero_stage", "fsdp"), ("device_memory", "device_map")):
+    for option, needed in (("zero_stage", "fsdp"), ("offload", "fsdp"), ("device_memory", "device_map")):
         if given(options, option) and not given(options, needed):
             raise UsageError("option_needs", option=flag(option), other=flag(needed))
     sharing = given(options, *SHARED_BY, "device_map")
@@ -224,6 +225,7 @@ def _over_devices(report: Report, run: Run, options: argparse.Namespace) -> dict
             expert=options.ep or 1,
             fsdp=options.fsdp or 1,
             zero_stage=options.zero_stage or 3,
+            offload=options.offload,
         )
         return {"ranks": with_peaks(ranks_report(report, run, how), report, run)}
     return {}

@@ -17,7 +17,8 @@ class Parallelism:
 
     tensor: matrices are cut. pipeline: layers in stages. expert: whole experts distributed over the ranks of `tensor` and `fsdp`.
     fsdp: each rank has its own batch. zero_stage: what is sharded: 1 optimizer states, 2 gradients and the weights that the
-    optimizer updates too, 3 the weights in use too.
+    optimizer updates too, 3 the weights in use too. offload: FSDP2's CPUOffloadPolicy: shards, gradients and optimizer states are
+    in the host's memory.
     """
 
     tensor: int = 1
@@ -25,6 +26,7 @@ class Parallelism:
     expert: int = 1
     fsdp: int = 1
     zero_stage: int = 3
+    offload: bool = False
 
     @property
     def ranks(self) -> int:
@@ -60,8 +62,9 @@ class RankBytes:
     layers: the first of its stage, and the one after its last; None with a single stage. experts: whole experts of a layer on
     this rank; None without expert parallelism. weights: including `padding`; `replicated` of them are on other ranks too.
     adapters: LoRA's, not part of the weights. gathered: whole weights that FSDP holds temporarily, in addition to the rank's
-    shard; None if unknown. cache, state: None if it is unknown how the class shares them. peak: the moment of most allocated
-    bytes, activations included; peak_reserved: the most reserved bytes; both None without a trace.
+    shard; None if unknown. host: in the host's memory, in no other term. cache, state: None if it is unknown how the class shares
+    them. peak: the moment of most allocated bytes, activations included; peak_reserved: the most reserved bytes; both None
+    without a trace.
     """
 
     ranks: tuple[int, ...]
@@ -77,6 +80,7 @@ class RankBytes:
     optimizer: int
     gathered: int | None
     adapters: int = 0
+    host: int = 0
     peak: Moment | None = None
     peak_reserved: int | None = None
 
@@ -99,8 +103,9 @@ RANK_TERMS = (
     "gradients",
     "optimizer",
     "gathered",
+    "host",
 )
-NOT_IN_TOTAL = ("replicated", "padding", "gathered")  # parts of the weights, and temporary ones
+NOT_IN_TOTAL = ("replicated", "padding", "gathered", "host")  # parts of the weights, temporary ones, another memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,6 +48,8 @@ def with_peaks(shared: RanksReport, report: Report, run: Run) -> RanksReport:
     """`shared` with each rank's peak from a trace of that rank; with the reason instead if it cannot be traced."""
     if shared.parallelism.fsdp > 1 and shared.parallelism.zero_stage == 1:
         return _without_peaks(shared, Message("ranks_trace_deepspeed"))
+    if shared.parallelism.offload:
+        return _without_peaks(shared, Message("ranks_trace_offload"))
     try:
         ranks = tuple(_with_peak(rank, report, run, shared.parallelism) for rank in shared.ranks)
     except (UnavailableError, UnsupportedError) as error:
@@ -136,6 +138,8 @@ def _assumptions(how: Parallelism, run: Run) -> list[Message]:
         assumptions.append(Message("assume_ranks_pipeline"))
     if run.lora_rank is not None:
         assumptions.append(Message("assume_ranks_adapters"))
+    if how.offload:
+        assumptions.append(Message("assume_ranks_offload"))
     if how.fsdp > 1:
         assumptions += [Message("assume_ranks_batch"), Message(f"assume_zero_{how.zero_stage}")]
         if how.zero_stage == 3 and how.ranks == how.fsdp and how.expert == 1:

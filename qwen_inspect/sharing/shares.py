@@ -81,6 +81,10 @@ def rank_bytes(model: Sharded, how: Parallelism, run: Run) -> tuple[RankBytes, .
     for rank in range(how.ranks):
         stage, place = divmod(rank, how.fsdp * how.tensor)
         share = _share(groups, how, stage, place, run)
+        host = 0
+        if how.offload:  # source: torch 2.13, _fsdp_param.py, offload_to_cpu
+            host = share.weights + share.adapters + share.gradients + share.optimizer
+            share = Share()
         keys_and_values, states = cache[stage]
         on_rank = RankBytes(
             ranks=(),
@@ -96,6 +100,7 @@ def rank_bytes(model: Sharded, how: Parallelism, run: Run) -> tuple[RankBytes, .
             optimizer=share.optimizer,
             gathered=gathered,
             adapters=share.adapters,
+            host=host,
         )
         ranks_by_bytes.setdefault(on_rank, []).append(rank)
     return tuple(replace(on_rank, ranks=tuple(ranks)) for on_rank, ranks in ranks_by_bytes.items())
@@ -119,6 +124,8 @@ def check(model: Sharded, how: Parallelism, run: Run) -> None:
         raise UnsupportedError("ranks_train_pipeline")
     if run.lora_rank is not None and (how.ranks != how.fsdp or how.expert > 1 or how.zero_stage == 1):
         raise UnsupportedError("ranks_adapters")
+    if how.offload and (how.ranks != how.fsdp or how.expert > 1 or how.zero_stage == 1):
+        raise UnsupportedError("ranks_offload")
     if run.optimizer not in STATES:
         raise UnsupportedError("ranks_optimizer", optimizer=run.optimizer)
     if run.mode == "train" and how.tensor > 1 and how.fsdp == 1 and run.optimizer not in PARAMETER_BY_PARAMETER:

@@ -81,7 +81,8 @@ class Job:
     @property
     def how(self) -> Parallelism:
         names = {"tp": "tensor", "pp": "pipeline", "ep": "expert", "fsdp": "fsdp"}
-        return Parallelism(**{names[name]: ranks for name, ranks in self.degrees}, zero_stage=self.zero_stage)
+        degrees: dict[str, Any] = {names[name]: ranks for name, ranks in self.degrees}
+        return Parallelism(**degrees, zero_stage=self.zero_stage)
 
     @property
     def as_json(self) -> dict[str, Any]:
@@ -332,7 +333,7 @@ def test_more_stages_than_layers_leave_a_stage_without_parameters_and_are_refuse
 # --- the peaks that are told
 
 
-def told(model: Mapping[str, Any], run: Run, directory: Path, **how: int) -> tuple[RankBytes, ...]:
+def told(model: Mapping[str, Any], run: Run, directory: Path, **how: Any) -> tuple[RankBytes, ...]:
     (directory / "config.json").write_text(json.dumps(model))
     report = inspect(str(directory))
     return with_peaks(ranks_report(report, run, Parallelism(**how)), report, run).ranks
@@ -344,7 +345,7 @@ def told(model: Mapping[str, Any], run: Run, directory: Path, **how: int) -> tup
     ids=str,
 )
 def test_a_kept_trace_of_a_rank_tells_of_any_workload_what_a_new_trace_does(
-    how: dict[str, int], batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    how: dict[str, Any], batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first call traces, and keeps three layers' trace; the second deepens that, for another workload."""
     monkeypatch.setenv("QWEN_INSPECT_CACHE", str(tmp_path / "cache"))
@@ -366,7 +367,7 @@ def traced_peak(config: Mapping[str, Any], run: Run, place: Place) -> Moment | N
 
 
 @pytest.mark.parametrize("how", [{"tensor": 2}, {"fsdp": 4}], ids=str)
-def test_three_blocks_of_a_hybrid_stand_for_four_on_a_rank_too(how: dict[str, int], tmp_path: Path) -> None:
+def test_three_blocks_of_a_hybrid_stand_for_four_on_a_rank_too(how: dict[str, Any], tmp_path: Path) -> None:
     """The gate of a shared expert has one row: other ranks than the first fill up a part of none."""
     parts = (EXPERTS, LINEAR)
     config = named(

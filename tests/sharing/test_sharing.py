@@ -200,7 +200,8 @@ def test_stages_hold_the_model_once_but_for_a_tied_embedding(name: str, stages: 
 def test_more_ranks_never_hold_more_each(name: str, way: str) -> None:
     largest = []
     for ranks in (1, 2, 4, 8, 16):
-        alike = found_or_refused(name, Parallelism(**{way: ranks}))
+        how = Parallelism(tensor=ranks) if way == "tensor" else Parallelism(fsdp=ranks)
+        alike = found_or_refused(name, how)
         if isinstance(alike, str):
             break
         largest.append(max(one.weights for one in alike))
@@ -222,6 +223,14 @@ def test_frozen_parameters_have_no_gradients_and_no_states() -> None:
     (one,) = found("Qwen/Qwen3-0.6B", Parallelism(fsdp=2), mode="train", optimizer="none")
     assert one.gradients == one.weights
     assert one.optimizer == 0
+
+
+def test_what_is_offloaded_is_in_the_hosts_memory() -> None:
+    """596,049,920 bfloat16 parameters on 4 ranks: shards and gradients of 2 B, two states of 2 B each; all rows divide by 4."""
+    (rank,) = found("Qwen/Qwen3-0.6B", Parallelism(fsdp=4, offload=True), mode="train", optimizer="adamw_foreach")
+    assert (rank.weights, rank.gradients, rank.optimizer) == (0, 0, 0)
+    assert rank.host == 596_049_920 * 8 // 4
+    assert rank.total == rank.buffers
 
 
 def test_a_class_whose_cache_cannot_be_shared_with_certainty_has_an_unknown_one() -> None:
@@ -258,6 +267,8 @@ def test_a_class_whose_cache_cannot_be_shared_with_certainty_has_an_unknown_one(
         ("--tp 2 --lora 8", 2),
         ("--tp 2 --mode train --optimizer adamw_for_loop --lora 8", 7),
         ("--fsdp 2 --mode train --optimizer adamw_8bit", 7),
+        ("--offload", 2),
+        ("--fsdp 2 --zero-stage 1 --offload --mode train", 7),
         ("--fsdp 4096", 2),
         ("--tp 2 --fsdp 2 --ep 3", 2),
         ("--pp 2 --tp 2", 7),

@@ -138,10 +138,10 @@ def _several_cards(demand: TransformersDemand, report: Report, run: Run, gpu: Gp
     """Each number of cards with the largest rank's share, without activations: a lower bound."""
     low, high = demand.context_bytes
     kind: Change = "fsdp" if run.mode == "train" else "tensor_parallel"
-    degree = "fsdp" if run.mode == "train" else "tensor"
     for ranks in RANKS:
+        how = Parallelism(fsdp=ranks) if run.mode == "train" else Parallelism(tensor=ranks)
         try:
-            shares = [rank.total for rank in ranks_report(report, run, Parallelism(**{degree: ranks})).ranks]
+            shares = [rank.total for rank in ranks_report(report, run, how).ranks]
         except QwenInspectError:
             return
         largest = max((share for share in shares if share is not None), default=None)

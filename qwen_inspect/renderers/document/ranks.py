@@ -13,7 +13,7 @@ from .memory import terms_of
 
 MOST_NAMES = 12
 # Shown only if not zero on some rank.
-OPTIONAL_TERMS = ("padding", "adapters", "cache", "state", "gradients", "optimizer", "gathered")
+OPTIONAL_TERMS = ("padding", "adapters", "cache", "state", "gradients", "optimizer", "gathered", "host")
 
 
 def ranks_blocks(report: RanksReport, say: Language) -> list[Block]:
@@ -31,6 +31,8 @@ def described(how: Parallelism, say: Language) -> str:
     named = [f"{name} {ranks}" for name, ranks in degrees if ranks > 1]
     if how.fsdp > 1:
         named.append(f"ZeRO {how.zero_stage}")
+    if how.offload:
+        named.append(say("offloaded"))
     return say("comma").join(named) or say("one_rank")
 
 

@@ -19,6 +19,8 @@ class DegreesJSON(TypedDict):
     ep: Positive
     fsdp: Positive
     zero_stage: Annotated[int, Keywords(enum=[1, 2, 3])] | None
+    offload: bool
+    """Whether FSDP2's CPUOffloadPolicy keeps shards, gradients and optimizer states in the host's memory."""
 
 
 class RanksWorkloadJSON(RunJSON, DegreesJSON):
@@ -49,6 +51,8 @@ class RankJSON(TypedDict):
     optimizer_bytes: Count
     gathered_bytes: Count | None
     """Full weights that FSDP gathers temporarily."""
+    host_bytes: Count
+    """In the host's memory, with --offload."""
     activation_bytes: Count | None
     communication_bytes: None
     total_bytes: Count | None
@@ -84,6 +88,7 @@ def degrees_content(ranks: RanksReport | None) -> DegreesJSON:
         "ep": how.expert if how else 1,
         "fsdp": how.fsdp if how else 1,
         "zero_stage": how.zero_stage if how and how.fsdp > 1 else None,
+        "offload": how is not None and how.offload,
     }
 
 
@@ -102,6 +107,7 @@ def rank_content(rank: RankBytes) -> RankJSON:
         "gradients_bytes": rank.gradients,
         "optimizer_bytes": rank.optimizer,
         "gathered_bytes": rank.gathered,
+        "host_bytes": rank.host,
         "activation_bytes": None if rank.peak is None else rank.peak.activations,
         "communication_bytes": None,
         "total_bytes": rank.total,
