@@ -37,13 +37,18 @@ Numbers = Mapping[str, Any]
 
 
 def media_of(config: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]], request: Request) -> Media:
-    """The request's images and videos for the model of `config`. files: its processors' files, by name."""
+    """The request's images and videos for the model of `config`. files: its processors' files, by name.
+
+    Llama 4's processor makes pixels in bfloat16. Source: Llama4ImageProcessor.rescale_and_normalize
+    """
     tower = _tower(config)
     kinds = {typed.kind for typed in request.typed}
     processors = {kind: _with_limits(processor_of(kind, config, files, tower), kind, request) for kind in sorted(kinds)}
     rules = {kind: Rules(processor=processor.name, file=processor.file) for kind, processor in processors.items()}
     items = tuple(_medium(typed, processors[typed.kind]) for typed in request.typed)
-    return Media(items=items, images=rules.get("image"), videos=rules.get("video"))
+    images = processors.get("image")
+    dtype = "bfloat16" if images is not None and images.name == LLAMA4 else "float32"
+    return Media(items=items, images=rules.get("image"), videos=rules.get("video"), pixel_dtype=dtype)
 
 
 def _tower(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,7 +188,7 @@ def _pooled(height: int, width: int, numbers: Numbers, frames: int = 1) -> Shape
     grid = frames, rows // patch, columns // patch
     tokens, padded = frames * (grid[1] * grid[2] // pooling**2), most * pooling**2
     pixels = frames * padded * CHANNELS * patch**2
-    return Shape(height=rows, width=columns, grid=grid, tokens=tokens, pixels=pixels, padded_patches=padded)
+    return Shape(height=rows, width=columns, grid=grid, tokens=tokens, pixels=pixels)
 
 
 def _llama4(height: int, width: int, numbers: Numbers) -> Shape:

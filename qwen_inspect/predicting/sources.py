@@ -375,7 +375,7 @@ def trace_request(run: Run, base: Base | None = None) -> Any:
         base=base if lora is None else None,
         static_tokens=run.cached_tokens if run.cache == "static" else None,
         padded=run.padded,
-        cudnn=(run.padded or run.packed) and has_cudnn_attention(run.gpu),
+        cudnn=(run.padded or run.packed or run.media is not None) and has_cudnn_attention(run.gpu),
         autocast=run.autocast,
         loop=run.loop,
         packed=run.packed,

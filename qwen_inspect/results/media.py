@@ -50,7 +50,6 @@ class Shape:
     height, width: in pixels, after resizing. grid: what passes through the tower one by one (pairs of frames, frames or tiles),
     and the rows and columns of patches of each. tokens: that the tower gives the decoder. marks: further tokens that the
     processor writes around and between them; None if their number depends on the tokenizer. pixels: numbers that the tower gets.
-    padded_patches: those of each slice, if the processor fills them up.
     """
 
     height: int
@@ -59,7 +58,6 @@ class Shape:
     tokens: int
     marks: int | None = 0
     pixels: int = 0
-    padded_patches: int | None = None
 
     @property
     def patches(self) -> int:

@@ -12,6 +12,8 @@ from typing import Any
 from ..errors import UnsupportedError
 from ..results.media import Media, Medium
 
+# Held request by request against real models on CPU; of Qwen's also against a card.
+TRACED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "gemma3", "mistral3")
 TYPES = {"image": 1, "video": 2}  # Source: transformers 5.23, processing_utils.create_mm_token_type_ids
 
 
@@ -19,6 +21,8 @@ def media_inputs(model: Any, media: Media, *, batch: int, prompt_tokens: int) ->
     """The inputs of `batch` equal sequences, each with all of the media in order, text between them and after."""
     import torch
 
+    if model.config.model_type not in TRACED:
+        raise UnsupportedError("media_untraced", model_type=model.config.model_type)
     accepted = inspect.signature(model.forward).parameters
     config, items = model.config, media.items
     names = {"image": "image_token_id", "video": "video_token_id"}
@@ -33,8 +37,6 @@ def media_inputs(model: Any, media: Media, *, batch: int, prompt_tokens: int) ->
         seen = [item for item in items if item.kind == kind] * batch
         if seen:
             inputs |= _pixels(model, seen, kind, f"pixel_values{suffix}", getattr(torch, media.pixel_dtype))
-    if missing := [name for name in inputs if name not in accepted and "kwargs" not in accepted]:
-        raise UnsupportedError("media_untraced", class_name=type(model).__name__, name=missing[0])
     return inputs
 
 
@@ -61,10 +63,6 @@ def _pixels(model: Any, items: Sequence[Medium], kind: str, name: str, dtype: An
         width = channels * getattr(vision, "temporal_patch_size", 1) * side**2
         grids = torch.tensor([list(item.shape.grid) for item in items])
         return {name: torch.zeros(patches, width, dtype=dtype), f"{kind}_grid_thw": grids}
-    if f"{kind}_position_ids" in accepted:
-        most = max(item.shape.padded_patches or 0 for item in items)
-        places = torch.cat([_places(item, most) for item in items])
-        return {name: torch.zeros(slices, most, channels * side**2, dtype=dtype), f"{kind}_position_ids": places}
     if f"{kind}_sizes" in accepted:
         sizes = [[item.shape.height, item.shape.width] for item in items]
         height, width = map(max, zip(*sizes, strict=True))
@@ -74,17 +72,6 @@ def _pixels(model: Any, items: Sequence[Medium], kind: str, name: str, dtype: An
         }
     height, width = (side * length for length in items[0].shape.grid[1:])
     return {name: torch.zeros(slices, channels, height, width, dtype=dtype)}
-
-
-def _places(item: Medium, most: int) -> Any:
-    """Column and row of each patch of each slice, -1 for padding."""
-    import torch
-
-    slices, rows, columns = item.shape.grid
-    places = torch.full((slices, most, 2), -1)
-    places[:, : rows * columns, 0] = torch.arange(columns).repeat(rows)
-    places[:, : rows * columns, 1] = torch.arange(rows).repeat_interleave(columns)
-    return places
 
 
 def _side(size: Any) -> int:

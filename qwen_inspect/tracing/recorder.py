@@ -265,8 +265,8 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
             adds_mask = operator is add and in_math_attention.get()
             if adds_mask or (operator in in_place and in_backward() and is_in_place(operator, *args)):
                 operator = in_place[operator]
-            # A convolution makes its input contiguous first. Source: torch 2.13, Convolution.cpp
-            if operator is aten.convolution.default:
+            # Both make their input contiguous first. Source: torch 2.13, Convolution.cpp; layer_norm_kernel.cu, expect_contiguous
+            if operator in (aten.convolution.default, aten.native_layer_norm.default):
                 args = (args[0].contiguous(), *args[1:])
                 if recorder.recording:
                     recorder.see(args[0], name, module=module)

@@ -157,7 +157,8 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
     gc.disable()  # A cycle must not be freed at a moment of the collector's choice.
     try:
         with ExitStack() as stack:
-            masked = (workload.padded or workload.packed) and workload.device == "cuda"
+            may_mask = workload.padded or workload.packed or workload.media is not None
+            masked = may_mask and workload.device == "cuda"
             stack.enter_context(
                 as_on_cuda(
                     recorder if masked else None,
