@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
+from typing import TYPE_CHECKING
 
 from ..bisection import largest
 from ..checkpoint import DType
 from ..engines import engine_of
 from ..engines.interface import AnyDemand, Demand, Engine, Request
 from ..engines.transformers.demand import TransformersDemand, calibration_of
-from ..errors import UnsupportedError
+from ..errors import UnsupportedError, UsageError
 from ..language import Message
-from ..loaders import calibration, gpus
-from ..predicting.sources import installed, with_kernel
+from ..loaders import gpus
 from ..progress import purpose, working
 from ..results.fit import (
     Bound,
@@ -33,6 +34,9 @@ from ..units import size
 from . import suggestions
 from .cards import cards as cards
 
+if TYPE_CHECKING:
+    from ..engines.transformers.demand import TransformersDemand
+
 MOST_BATCH = 1 << 16
 MOST_CONTEXT_TOKENS = 1 << 24  # if the model's own limit is ignored
 CURVE_CONTEXTS = (
@@ -49,6 +53,10 @@ def card_name(name: str) -> str:
 
     UsageError for a name that was not measured here and matches no card or several.
     """
+    from ..engines.transformers.demand import calibration_of
+    from ..loaders import calibration
+    from ..predicting.sources import installed
+
     if calibration.find(name, installed()) is not None:
         return name
     card = gpus.find(name)
@@ -62,6 +70,8 @@ def fit(report: Report, run: Run, cards: Sequence[Gpu], *, beyond_limit: bool = 
     beyond_limit: try contexts past the model's own limit too. Raises what `predict` raises; `refusal` of the answer says why only
     a lower bound is known.
     """
+    from ..predicting.sources import with_kernel
+
     engine: Engine[Run, TransformersDemand] = engine_of("transformers")
     card_answers: list[CardAnswer] = []
     assumptions: dict[Message, None] = {}
@@ -158,6 +168,8 @@ def _unlike_cuda(gpu: Gpu) -> Iterator[Message]:
 
 def reach(report: Report, run: Run, gpu: Gpu, contexts: Sequence[int]) -> CardReach:
     """Whether a run fits a card with each of `contexts`, and the largest context that does. Raises what `predict` raises."""
+    from ..engines.transformers.demand import TransformersDemand
+
     demand = TransformersDemand(report, run, gpu)
     available, required = demand.available_bytes(gpu), demand.requirement(run.batch, run.prompt_tokens)
     search = Search(demand, available, required, beyond_limit=False)
