@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from ..bisection import largest
@@ -12,7 +11,7 @@ from ..checkpoint import DType
 from ..engines import engine_of
 from ..engines.interface import AnyDemand, Demand, Engine, Request
 from ..engines.transformers.demand import TransformersDemand, calibration_of
-from ..errors import UnsupportedError, UsageError
+from ..errors import UnsupportedError
 from ..language import Message
 from ..loaders import gpus
 from ..progress import purpose, working
@@ -53,7 +52,6 @@ def card_name(name: str) -> str:
 
     UsageError for a name that was not measured here and matches no card or several.
     """
-    from ..engines.transformers.demand import calibration_of
     from ..loaders import calibration
     from ..predicting.sources import installed
 

@@ -11,8 +11,8 @@ import pytest
 
 from qwen_inspect.architectures.families import CLASSES
 from qwen_inspect.errors import UnsupportedError
-from qwen_inspect.results.media import Media, Medium, Request, Shape, Typed
 from qwen_inspect.media.counting import media_of
+from qwen_inspect.results.media import Media, Medium, Request, Shape, Typed
 from qwen_inspect.results.timeline import CUDA_SCRATCH, Allocate, Event
 from qwen_inspect.tracing.media import media_inputs
 from qwen_inspect.tracing.steps import train
@@ -21,7 +21,6 @@ from ..support.families import FAMILIES
 from ..support.following import Change, Run, follow, profiled
 from ..support.outlines import varied
 from ..support.real_runs import after_load, real_model, traced
-from .test_trace import requests
 
 LEAST = 2_500  # bytes; smaller are positions and masks, of which CPU's operators make more than CUDA's
 PROMPT = 128
