@@ -20,7 +20,8 @@ class Serving(Workload):
     the engine's); step_tokens and sequences: the most tokens and sequences of a step (None: its server's defaults for the card);
     prefix_caching, for hybrid models off by default in 0.19; pipeline_ranks and data_ranks; block_tokens, of a block
     of the cache; expert_parallel, whole experts on each rank; eager, without compiling and CUDA graphs; images, whether the
-    encoder is profiled; offloaded_bytes, weights in the host's memory.
+    encoder is profiled; offloaded_bytes, weights in the host's memory; lora_slots, for adapters of
+    lora_rank at once.
     For llama.cpp: offloaded, the layers of --ngl (None: all); flash_attention (None: where the card has a kernel); micro_batch
     (None: its default).
     """
@@ -39,6 +40,8 @@ class Serving(Workload):
     eager: bool = False
     images: bool = True
     offloaded_bytes: int = 0
+    lora_slots: int = 0
+    lora_rank: int = 16
     offloaded: int | None = None
     flash_attention: bool | None = None
     micro_batch: int | None = None

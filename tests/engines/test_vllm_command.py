@@ -180,3 +180,13 @@ def test_a_version_that_was_not_read_is_said_and_widens_the_range(capsys: Captur
         assert "graphs" in [term["term"] for term in found["terms"]]
         widths.append(found["vllm"]["high"]["kv_budget_bytes"] - found["vllm"]["low"]["kv_budget_bytes"])
     assert widths[0] < widths[1]
+
+
+def test_slots_of_adapters_are_an_a_and_a_b_for_every_matrix(capsys: Capture) -> None:
+    """Llama-3.1-8B, 2 slots of rank 32 in bfloat16: q, k, v, o, gate, up and down of 32 layers (lora/layers of 0.19.0)."""
+    line = "vllm serve catalog:meta-llama/Llama-3.1-8B-Instruct --max-loras 2 --max-lora-rank 32"
+    sums = 2 * 4096 + 2 * (4096 + 1024) + 2 * 4096 + 3 * (4096 + 14_336)  # inputs and outputs
+    for option, expected in (("--enable-lora", 2 * 32 * 32 * sums * 2), ("", None)):
+        main(["fit", "--gpu", "H100", "--format", "json", "--vllm", f"{line} {option}"])
+        terms = {term["term"]: term["least_bytes"] for term in json.loads(capsys.readouterr().out)["terms"]}
+        assert terms.get("adapters") == expected

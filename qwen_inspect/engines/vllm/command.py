@@ -78,6 +78,7 @@ class _Reading:
     dtype: str | None = None
     automatic: bool = False
     ignored: list[str] = field(default_factory=list)
+    lora: bool = False
 
 
 def parse_command(line: str, *, version: str | None = None) -> Command:
@@ -92,6 +93,8 @@ def parse_command(line: str, *, version: str | None = None) -> Command:
     if version is not None:
         reading.values["version"] = version
     _read(_arguments(words, reading), reading)
+    if not reading.lora:
+        reading.values.pop("lora_slots", None)
     return Command(
         serving=replace(Serving(engine="vllm"), **reading.values),
         model=reading.model,
@@ -139,6 +142,9 @@ def _read(words: list[str], reading: _Reading) -> None:
             reading.values.update(SWITCHES[word])
         elif word in WITH_VALUE:
             at += 1
+        elif word == "--enable-lora":
+            reading.lora = True
+            reading.values.setdefault("lora_slots", 1)
         elif word not in WITHOUT_VALUE:
             reading.ignored.append(word)
             if following is not None and not following.startswith("-"):
@@ -219,6 +225,8 @@ FIELDS: Mapping[str, tuple[str, Callable[[str, str], Any]]] = {
     "--max-num-batched-tokens": ("step_tokens", _tokens),
     "--kv-cache-dtype": ("cache_format", _format),
     "--block-size": ("block_tokens", _number),
+    "--max-loras": ("lora_slots", _number),
+    "--max-lora-rank": ("lora_rank", _number),
     "--cpu-offload-gb": ("offloaded_bytes", _gib),
     "--kv-cache-memory-bytes": ("kv_budget_bytes", _tokens),
 }

@@ -18,6 +18,7 @@ from ...results.serving import Capacity, Reserved, Serving, VllmReserve
 from ...structure.kv_cache import checkpoint_format, read_formats
 from ...units import GIB, MIB, size
 from ..interface import Demand
+from .adapters import slot_bytes
 from .blocks import (
     BLOCK_FORMATS,
     BLOCK_TOKENS,
@@ -129,6 +130,7 @@ class VllmDemand(Demand):
         outside = non_torch(
             self.release,
             capability=capability,
+            multiprocessors=self._gpu.multiprocessors,
             ranks=serving.ranks,
             pipeline_ranks=serving.pipeline_ranks,
             vocabulary=spec.vocab_size,
@@ -143,10 +145,16 @@ class VllmDemand(Demand):
         return (
             Reserved(name="weights", least_bytes=held, most_bytes=held),
             rounding(weights),
+            *self._adapters(),
             self._activation(),
             outside,
             *(() if reserved_graphs is None else (reserved_graphs,)),
         )
+
+    def _adapters(self) -> tuple[Reserved, ...]:
+        serving = self._serving
+        size_bytes = slot_bytes(self._report, serving.ranks, slots=serving.lora_slots, lora_rank=serving.lora_rank)
+        return (Reserved(name="adapters", least_bytes=size_bytes, most_bytes=size_bytes),) if size_bytes else ()
 
     def _activation(self) -> Reserved:
         """The peak of the profile run on the pipeline's last rank, which samples."""

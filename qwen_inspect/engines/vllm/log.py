@@ -61,8 +61,9 @@ def beside(log: Log, reserve: VllmReserve) -> Iterator[LogTerm]:
     """Each printed figure of memory with the predicted range, in the order of the budget, then what the budget holds."""
     terms = {term.name: (term.least_bytes, term.most_bytes or 0) for term in reserve.terms}
     if "weights" in terms:
-        rounding = terms.get("rounding", (0, 0))
-        terms["weights"] = terms["weights"][0] + rounding[0], terms["weights"][1] + rounding[1]
+        beside = [terms.get(name, (0, 0)) for name in ("rounding", "adapters")]
+        low_bytes, high_bytes = (terms["weights"][end] + sum(ends[end] for ends in beside) for end in (0, 1))
+        terms["weights"] = low_bytes, high_bytes
     low, high = reserve.least, reserve.most
     terms["budget"] = low.budget_bytes, high.budget_bytes
     for name in ("weights", "activation", "non_torch", "graphs", "budget"):

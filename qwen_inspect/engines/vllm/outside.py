@@ -15,20 +15,27 @@ SOURCES = (
     "https://github.com/llm-d-incubation/llm-d-planner/blob/e50305af90f0812e77e1827f3bc740fe75b76370"
     "/docs/empirical-vllm-memory-results.md",
 )
-HOPPER = (9, 0)
+HOPPER, MULTIPROCESSORS = (9, 0), 132  # of an H100 and an H200
 ODD_VOCABULARY = (
     16  # two logs of vocabularies that it does not divide print 0.21 GiB more, for a reason that is not known
 )
 
 
 def non_torch(
-    release: Release, *, capability: tuple[int, int] | None, ranks: int, pipeline_ranks: int, vocabulary: int
+    release: Release,
+    *,
+    capability: tuple[int, int] | None,
+    multiprocessors: int | None,
+    ranks: int,
+    pipeline_ranks: int,
+    vocabulary: int,
 ) -> Reserved:
     """Modules and stacks of kernels, and NCCL's buffers with several tensor-parallel ranks ("non-torch forward increase").
 
-    Of pipelines the communicator is made before vLLM's first look at the card, and only the rest is counted.
+    Kernels' stacks grow with the multiprocessors of a card. Of pipelines the communicator is made before vLLM's first look at the
+    card, and only the rest is counted.
     """
-    known = release.known and capability in (HOPPER, None)
+    known = release.known and capability in (HOPPER, None) and multiprocessors in (MULTIPROCESSORS, None)
     if ranks > 1:
         least, most = _tensor_parallel(release, capability, ranks)
     elif pipeline_ranks > 1:

@@ -102,7 +102,7 @@ def rank_weights(
             if name == "experts" and mxfp4:
                 values_bytes = sum(tensor.elements for tensor in module.tensors if len(tensor.shape) == 3) // 2
                 size_bytes = _padded(size_bytes, values_bytes, min(shape[1:]), expert_ranks or ranks, marlin)
-            attention = heads.get(_index(parent))
+            attention = heads.get(decoder_layer(parent))
             shares = expert_ranks if name == "experts" and expert_ranks is not None else ranks
             rank_bytes = _rank_bytes(name, kind, shape, size_bytes, attention, shares, report.spec.class_name)
             sizes[f"{parent}.{FUSED.get(name, name)}.{kind}"] += rank_bytes
@@ -118,7 +118,7 @@ def rank_weights(
 
 def _of_last_stage(path: str, name: str, stage: range, tied: bool) -> bool:
     """Whether the last rank of a pipeline has a module: its layers and the output. Source: models/utils.py, PPMissingLayer."""
-    if (index := _index(path)) >= 0:
+    if (index := decoder_layer(path)) >= 0:
         return index in stage
     return "vision" not in path and "visual" not in path and (name != "embed_tokens" or tied)
 
@@ -128,7 +128,7 @@ def last_stage(layers: int, ranks: int) -> range:
     return range(layers - layers // ranks, layers)
 
 
-def _index(path: str) -> int:
+def decoder_layer(path: str) -> int:
     """The decoder layer of a module; -1 for what is in none."""
     parts = path.split(".")
     if "vision" in path or "visual" in path or "layers" not in parts[:-1]:
@@ -174,12 +174,16 @@ def _rank_bytes(
     if name in KEY_VALUE or name == "qkv_proj":
         if attention is None:  # of a tower, whose heads are not repeated
             return _share(size_bytes, shape[0], ranks, name)
-        kv_rows = attention.head_dim * kv_heads_per_rank(attention.kv_heads, ranks)
-        rows = kv_rows if name in KEY_VALUE else attention.query_heads // ranks * attention.head_dim + 2 * kv_rows
-        return size_bytes // shape[0] * rows  # exact: all rows have the same size
+        return size_bytes // shape[0] * kv_rows(name, attention, ranks)  # exact: all rows have the same size
     if len(shape) == 2 and name not in WHOLE:
         raise UnsupportedError("vllm_shards_unknown", class_name=class_name)
     return size_bytes
+
+
+def kv_rows(name: str, attention: LayerAttention, ranks: int) -> int:
+    """Rows on a rank of k_proj, v_proj, or of queries, keys and values together."""
+    rows = attention.head_dim * kv_heads_per_rank(attention.kv_heads, ranks)
+    return rows if name in KEY_VALUE else attention.query_heads // ranks * attention.head_dim + 2 * rows
 
 
 def _share(size_bytes: int, parts: int, ranks: int, name: str) -> int:

@@ -183,6 +183,8 @@ TEXT = {
     "reserved_headroom": "Context, and what --mem-fraction-static leaves free",
     "assume_sglang_pool": "{name}: max_total_num_tokens is {low:,} to {high:,}, with --mem-fraction-static {share}.",
     "assume_sglang": "As SGLang {version} computes it, with one token a page, without speculative decoding and LoRA. The context and libraries before it loads weights are taken as {low} to {high}: no source gives them, and no log was compared.",
+    "reserved_adapters": "Slots for LoRA adapters",
+    "vllm_lora_experts": "How vLLM lays out LoRA slots for routed experts is not modelled here",
     "vllm_budget_below_block": "A budget of {budget} holds no block of this model, which has {block}",
     "llama_cpp_tensor": "Where llama.cpp puts the tensor {name} is not known here",
     "llama_cpp_packed": "What llama.cpp's converter makes of weights in {method} is not known here; give the GGUF file in place of this model, or --quant where the weights are fp8",

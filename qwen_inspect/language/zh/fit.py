@@ -183,6 +183,8 @@ TEXT = {
     "reserved_headroom": "CUDA 上下文，以及 --mem-fraction-static 留出的部分",
     "assume_sglang_pool": "{name}：max_total_num_tokens 为 {low:,} 至 {high:,}，--mem-fraction-static 为 {share}。",
     "assume_sglang": "按 SGLang {version} 推算，每页一个 token，不含投机解码与 LoRA。加载权重之前的 CUDA 上下文与库按 {low} 至 {high} 计：没有公开来源，也未与日志对照。",
+    "reserved_adapters": "LoRA 适配器槽位",
+    "vllm_lora_experts": "vLLM 为路由专家分配的 LoRA 槽位未建模",
     "vllm_budget_below_block": "{budget} 的预算放不下该模型的一块（{block}）",
     "llama_cpp_tensor": "不知道 llama.cpp 把张量 {name} 放在哪里",
     "llama_cpp_packed": "不知道 llama.cpp 的转换脚本如何处理 {method} 权重；请改为给出 GGUF 文件，fp8 权重也可加 --quant",
