@@ -176,7 +176,7 @@ def _no_images(value: str) -> bool:
     """Whether each kind is limited to 0: as JSON, or KIND=N with commas between."""
     try:
         limits = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         limits = dict(part.partition("=")[::2] for part in value.split(","))
     return isinstance(limits, dict) and str(limits.get("image")) == "0" and str(limits.get("video", 0)) == "0"
 

@@ -19,7 +19,7 @@ NUMBER = r"(-?[0-9]{1,9}(?:\.[0-9]{1,6})?)"
 VERSION = re.compile(r"(?:\(v|\bversion )([0-9]{1,3}\.[0-9]{1,3}(?:\.[0-9A-Za-z+]{1,40}){0,4})")
 # name -> the line's form. GiB, but for tokens, blocks and sequences.
 FORMS: dict[str, re.Pattern[str]] = {
-    "total": re.compile(rf"total_memory={NUMBER} ?GiB"),
+    "total": re.compile(r"total_memory=([0-9]{1,6}\.[0-9]{1,6}) ?GiB"),
     "weights": re.compile(rf"[Mm]odel loading took {NUMBER} (?:GiB|GB)"),
     "activation": re.compile(rf"(?:torch peak memory increase: |PyTorch activation peak memory takes ){NUMBER} ?GiB"),
     "non_torch": re.compile(rf"(?:non-torch forward increase memory: |non_torch_memory takes ){NUMBER} ?GiB"),
@@ -41,7 +41,7 @@ class Log:
     @property
     def total_bytes(self) -> int | None:
         """The card's memory as CUDA told vLLM."""
-        return int(float(self.printed["total"]) * GIB) if "total" in self.printed else None
+        return int(float(self.printed.get("total", 0)) * GIB) or None
 
 
 def read_log(text: str) -> Log:
