@@ -23,7 +23,6 @@ from ..tracing.bases import Base
 from ..values import dataclass
 from .family_file import SHIPPED, read
 from .family_trace import Composed, loaded_of
-from .family_training import MICRO_BATCHES, training_trace
 from .footprint import traced_footprint
 from .kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
 from .on_device import PARAMETER
@@ -55,6 +54,8 @@ def with_kernel(run: Run, report: Report) -> Run:
 
 def training_timeline(report: Report, plan: Plan) -> tuple[Timeline, str]:
     """The run's trace and the versions that made it."""
+    from .family_training import MICRO_BATCHES, training_trace
+
     if plan.run.media is None and (composed := training_trace(report, plan)) is not None:
         return composed.at(point_of(plan.run)), composed.made_by
     first = replace(plan.run, accumulate=min(plan.run.accumulate, MICRO_BATCHES))
@@ -64,6 +65,7 @@ def training_timeline(report: Report, plan: Plan) -> tuple[Timeline, str]:
 def training_of_any(report: Report, run: Run) -> KeptTrace | None:
     """The training run with polynomials for sizes, for every length with the same events as the run's, and for one sequence or
     for any number of several; None if there is none."""
+    from .family_training import MICRO_BATCHES, training_trace
     from .shallow_training import composed_trace, question_of
     from .training_plan import plan_of
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 
 from ..errors import UnsupportedError, UsageError
 from ..language import Message
@@ -51,6 +50,8 @@ def assumption(run: Run) -> Message:
 
 
 def _installed() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # slow, and seldom needed
+
     try:
         return ".".join(version("transformers").split(".")[:2])
     except PackageNotFoundError:
