@@ -30,6 +30,7 @@ from .scheduler import HOST
 LONGEST_COMMAND = 20_000
 MOST_LAYERS = 512  # LLAMA_MAX_LAYERS
 DENSE = r"\.ffn_(up|down|gate)\."  # LLM_FFN_DENSE_REGEX
+LINE_END = re.compile(r"[\\^`][ \t\r]*(\n|\Z)")  # a line that goes on, in a Unix shell, cmd or PowerShell
 SET_BEFORE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)  # VAR=value before a program
 # Spellings of an option -> the name below.
 SPELLINGS: Mapping[str, tuple[str, ...]] = {
@@ -159,7 +160,7 @@ def parse_command(line: str) -> Command:
     if len(line) > LONGEST_COMMAND:
         raise UsageError("llama_cpp_command_long", most=LONGEST_COMMAND)
     try:
-        words = shlex.split(line.replace("\\\n", " "), comments=False)
+        words = shlex.split(LINE_END.sub(" ", line), comments=False)
     except ValueError:
         raise UsageError("llama_cpp_command_quotes") from None
     while words and SET_BEFORE.fullmatch(words[0]):

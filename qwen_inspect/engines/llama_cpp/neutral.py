@@ -1,6 +1,6 @@
 """Options of llama.cpp's programs that change no buffer.
 
-Source: llama.cpp b11434, common/arg.cpp.
+Source: llama.cpp b11434 and ik_llama.cpp 8337e4cd3, common/arg.cpp and common.cpp.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ WITH_VALUE = frozenset(
     --reasoning-effort --reasoning-budget-message -sps --slot-prompt-similarity --sleep-idle-seconds --log-prompts-dir
     --log-colors -lv --verbosity --log-verbosity --spec-draft-threads-batch --threads-batch-draft --spec-draft-cpu-mask
     -Cd --cpu-mask-draft --spec-draft-prio --prio-draft --spec-draft-poll --poll-draft --spec-draft-p-split
-    --draft-p-split -fit --fit -fitt --fit-target -fitc --fit-ctx -fitp --fit-print
+    --draft-p-split -fit --fit -fitt --fit-target -fitc --fit-ctx -fitp --fit-print -ser
+    --smart-expert-reduction
     """.split()  # noqa: SIM905
 )
 WITHOUT_VALUE = frozenset(
@@ -44,5 +45,6 @@ WITHOUT_VALUE = frozenset(
     --agent --no-agent --cache-prompt --no-cache-prompt --models-autoload --no-models-autoload --reasoning-preserve
     --no-reasoning-preserve --skip-chat-parsing --no-skip-chat-parsing --prefill-assistant --no-prefill-assistant
     --simple-io --log-verbose --log-prefix --no-log-prefix --log-timestamps --no-log-timestamps --log-jsonl --no-log-jsonl
+    -pps -tgs --list-devices --kl-divergence --multiple-choice --hellaswag --winogrande -wb --warmup-batch
     """.split()  # noqa: SIM905
 )
