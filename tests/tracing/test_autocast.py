@@ -174,6 +174,7 @@ def test_weights_are_in_float32_unless_it_is_said(tiny: str, capsys: pytest.Capt
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_fit_answers_for_it_too(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     content = shown(capsys, "fit", tiny, "--mode", "train", "--context", "16", "--autocast", "float16", "--gpu", "T4")
     assert content["workload"]["autocast"] == "float16"
