@@ -427,7 +427,7 @@ def test_what_is_not_known_of_a_peak_is_said_and_not_guessed(tmp_path: Path) -> 
     way=st.sampled_from(["tensor", "fsdp"]),
 )
 @settings(
-    max_examples=6, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=3, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_a_rank_holds_at_its_peak_what_it_holds_throughout_and_more(
     layers: int, heads: int, width: int, rows: int, ranks: int, way: str, tmp_path: Path
