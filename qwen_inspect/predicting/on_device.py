@@ -163,6 +163,9 @@ def _log_sum_exps(timeline: Timeline) -> set[int]:
 
 def _sorting(timeline: Timeline) -> Timeline:
     """Adds the scratch of CUDA's integer sort, used to sort tokens by expert: the indices in order, and CUB's own scratch."""
+    operators = {event.operator for event in timeline.events if isinstance(event, Allocate)}
+    if not any(map(SORT.match, operators)):
+        return timeline
     events: list[Event] = []
     added = [0]  # before each event
     before: Event | None = None
