@@ -23,6 +23,7 @@ from qwen_inspect.predicting.optimizer_steps import COVERED
 from qwen_inspect.predicting.sources import trace_request
 from qwen_inspect.predicting.training_plan import plan_of
 from qwen_inspect.results.memory import Run
+from qwen_inspect.results.training import LOOPS
 from qwen_inspect.tracing.trace import trace
 
 from .test_family_traces import known, of_layers, without_order_of_frees
@@ -91,7 +92,16 @@ def test_what_trains_otherwise_is_not_covered() -> None:
     config = dict(catalog.configuration("Qwen/Qwen3-0.6B", catalog.entries()))
     assert is_covered(report_of(config), TRAINED)
     assert not is_covered(report_of({**config, "attention_dropout": 0.1}), TRAINED)
-    for changes in ({"padded": True}, {"autocast": "bfloat16"}, {"trained": "mlp"}, {"optimizer": "none"}):
+    others = ("none", "sgd_momentum", "adafactor", "lion", "paged_adamw", "muon")
+    for changes in (
+        *({"padded": True}, {"autocast": "bfloat16"}, {"trained": "mlp"}),
+        *({"optimizer": optimizer} for optimizer in others),
+        *({"loop": loop} for name, loop in LOOPS.items() if name is not None),
+        *(
+            {"loop": replace(LOOPS[None], **fact)}
+            for fact in ({"keep_gradients": True}, {"keep_logits": "backward"}, {"clip": True})
+        ),
+    ):
         assert not is_covered(report_of(config), replace(TRAINED, **changes)), changes
     structures = {
         known(training_outline(report, plan_of(report, TRAINED))).outside.structure
