@@ -92,16 +92,12 @@ def test_what_trains_otherwise_is_not_covered() -> None:
     config = dict(catalog.configuration("Qwen/Qwen3-0.6B", catalog.entries()))
     assert is_covered(report_of(config), TRAINED)
     assert not is_covered(report_of({**config, "attention_dropout": 0.1}), TRAINED)
-    others = ("none", "sgd_momentum", "adafactor", "lion", "paged_adamw", "muon")
-    for changes in (
-        *({"padded": True}, {"autocast": "bfloat16"}, {"trained": "mlp"}),
-        *({"optimizer": optimizer} for optimizer in others),
-        *({"loop": loop} for name, loop in LOOPS.items() if name is not None),
-        *(
-            {"loop": replace(LOOPS[None], **fact)}
-            for fact in ({"keep_gradients": True}, {"keep_logits": "backward"}, {"clip": True})
-        ),
-    ):
+    optimizers = ("none", "sgd_momentum", "adafactor", "lion", "paged_adamw", "muon")
+    facts: list[dict[str, Any]] = [{"keep_gradients": True}, {"keep_logits": "backward"}, {"clip": True}]
+    loops = [*(loop for name, loop in LOOPS.items() if name), *(replace(LOOPS[None], **fact) for fact in facts)]
+    others: list[dict[str, Any]] = [{"padded": True}, {"autocast": "bfloat16"}, {"trained": "mlp"}]
+    others += [{"optimizer": optimizer} for optimizer in optimizers] + [{"loop": loop} for loop in loops]
+    for changes in others:
         assert not is_covered(report_of(config), replace(TRAINED, **changes)), changes
     structures = {
         known(training_outline(report, plan_of(report, TRAINED))).outside.structure
