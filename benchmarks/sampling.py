@@ -28,6 +28,7 @@ SIZES = {
     "v_head_dim": 8,
     "moe_shared_expert_intermediate_size": 8,
     "ffn_dim": 8,
+    "hidden_dim": 8,
     "block_ff_dim": 8,
     "intermediate_size_mlp": 8,
     "hidden_size_per_layer_input": 8,
@@ -48,7 +49,7 @@ CHUNK = ("chunk_size", "mamba_chunk_size")
 RANK = ("time_step_rank", "mamba_dt_rank")
 EXPAND = ("expand", "mamba_expand")
 STATE_SPACE = (*HEADS, *HEAD_DIM, *GROUPS, *STATE, *KERNEL, *CHUNK, *RANK, *EXPAND, "mamba_d_ssm")
-ENCODERS = ("bert", "roberta", "xlm-roberta")
+ENCODERS = ("bert", "distilbert", "roberta", "xlm-roberta")
 EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
 WINDOWS = ("sliding_window", "attention_chunk_size", "index_topk")
 PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "experts_per_token")
@@ -90,7 +91,8 @@ def sampled(config: Mapping[str, Any], random: Random) -> dict[str, Any]:
     if text.get("model_type") in ("opt", *ENCODERS):  # which have a row for each
         text["max_position_embeddings"] = some(301, 5_001)
     if text.get("model_type") in ENCODERS:
-        text["type_vocab_size"] = 1 if text["type_vocab_size"] == 1 else some(2, 9)
+        if text.get("type_vocab_size", 1) > 1:
+            text["type_vocab_size"] = some(2, 9)
         labels = 1 if len(text.get("id2label") or (0, 1)) == 1 else some(2, 9)
         text["id2label"] = {str(label): str(label) for label in range(labels)}
         text.pop("label2id", None)

@@ -88,7 +88,10 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
         )  # no token has the rows before and of the padding
     kept = [keeps_nothing_both_ways(index, heads, hidden // heads) for index in range(layers)]
     bare = class_name == model.class_name
-    stated: dict[str, Any] = {"text": text, "built_name": _built_name(name, bare=bare)}
+    stated: dict[str, Any] = {
+        "text": text,
+        "built_name": built_name(name, ("embeddings.", "encoder.", "pooler."), bare=bare),
+    }
     if bare:
         return outlined(config, replace(model, name=""), kept, table=WORDS, **stated)
     table, output = f"{name}.{WORDS}", OUTPUTS[prefix == "Bert"]
@@ -241,8 +244,10 @@ def read_labels(config: Mapping[str, Any]) -> int:
     return integer({"num_labels": config.get("num_labels") or 2}, "num_labels")
 
 
-def _built_name(name: str, *, bare: bool) -> Callable[[str], str]:
+def built_name(name: str, parts: tuple[str, ...], *, bare: bool) -> Callable[[str], str]:
     """Files of a model with a head name the model that others are, and early ones call weights of norms gamma and beta.
+
+    parts: how names in the model itself begin.
 
     Source: transformers 5.23, core_model_loading.rename_source_key and conversion_mapping (legacy)
     """
@@ -252,7 +257,6 @@ def _built_name(name: str, *, bare: bool) -> Callable[[str], str]:
             stored = re.sub(pattern, replacement, stored)
         if bare:
             return stored.removeprefix(f"{name}.")
-        inner = stored.startswith(("embeddings.", "encoder.", "pooler."))
-        return f"{name}.{stored}" if inner else stored
+        return f"{name}.{stored}" if stored.startswith(parts) else stored
 
     return built

@@ -145,6 +145,9 @@ _TYPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "roberta": ("RobertaForMaskedLM", "RobertaModel", "RobertaForSequenceClassification"),
         "xlm-roberta": ("XLMRobertaForMaskedLM", "XLMRobertaModel", "XLMRobertaForSequenceClassification"),
     },
+    "distilbert": {
+        "distilbert": ("DistilBertForMaskedLM", "DistilBertModel", "DistilBertForSequenceClassification"),
+    },
     "nemotron_h": {"nemotron_h": ("NemotronHForCausalLM", "NemotronHModel")},
 }
 CLASSES: Mapping[str, tuple[str, ...]] = {

@@ -33,7 +33,7 @@ DECODERS = ("text_config", "llm_config", "language_config", "thinker_config")
 # multiply by, and what says which layer is of which kind.
 _UNRELATED = """
     _name_or_path _sliding_window_pattern activation activation_function architectures attention_dropout
-    attention_probs_dropout_prob attention_in_multiplier attention_multiplier attention_out_multiplier attn_layer_indices
+    attention_in_multiplier attention_multiplier attention_out_multiplier attention_probs_dropout_prob attn_layer_indices
     attn_layer_offset attn_layer_period attn_pdrop audio_config audio_token_id auto_map bos_token_id classifier_dropout
     decoder_sparse_step dropout dtype emb_pdrop embd_pdrop embedding_dropout embedding_multiplier eos_token_id
     expert_layer_offset expert_layer_period ffn_hidden_size first_k_dense_replace full_attention_interval full_attn_idxs
@@ -44,13 +44,13 @@ _UNRELATED = """
     mm_tokens_per_image model_type moe_layer_freq moe_shared_expert_overlap mtp_hybrid_override_pattern
     mtp_layers_block_type n_inner n_positions n_shared_experts norm_eps num_dense_layers num_hidden_layers num_kv_heads
     num_labels num_nextn_predict_layers original_max_position_embeddings pad_token_id partial_rotary_factor
-    position_embedding_type pretraining_tp problem_type qk_head_dim query_pre_attn_scalar rescale_prenorm_residual
-    resid_pdrop residual_dropout residual_multiplier return_dict rms_norm_eps rope_local_base_freq rope_parameters
-    rope_scaling rope_theta router_aux_loss_coef router_jitter_noise sep_token_id sliding_window sliding_window_pattern
-    ssm_in_multiplier ssm_multipliers ssm_out_multiplier text_config tie_word_embeddings time_step_floor
-    time_step_init_scheme time_step_limit time_step_max time_step_min time_step_scale torch_dtype transformers_version
-    use_cache use_mamba_kernels use_sliding_window video_token_id vision_config vision_end_token_id vision_start_token_id
-    vision_token_id word_embed_proj_dim z_loss_coefficient
+    position_embedding_type pretraining_tp problem_type qa_dropout qk_head_dim query_pre_attn_scalar
+    rescale_prenorm_residual resid_pdrop residual_dropout residual_multiplier return_dict rms_norm_eps rope_local_base_freq
+    rope_parameters rope_scaling rope_theta router_aux_loss_coef router_jitter_noise sep_token_id seq_classif_dropout
+    sliding_window sliding_window_pattern ssm_in_multiplier ssm_multipliers ssm_out_multiplier text_config
+    tie_word_embeddings time_step_floor time_step_init_scheme time_step_limit time_step_max time_step_min time_step_scale
+    torch_dtype transformers_version use_cache use_mamba_kernels use_sliding_window video_token_id vision_config
+    vision_end_token_id vision_start_token_id vision_token_id word_embed_proj_dim z_loss_coefficient
 """
 UNRELATED = frozenset(_UNRELATED.split())
 # Kinds of RoPE whose frequencies are computed once. Source: transformers 5.23, modeling_rope_utils.dynamic_rope_update

@@ -20,7 +20,7 @@ from .kept_trace import KeptTrace
 
 # A tower's blocks are no layers of the decoder.
 LAYER = re.compile(
-    r"(?:(?<=\blayers\.)|(?<=\bh\.)|(?<=\bencoder\.layer\.)|(?<=^blocks\.)|(?<=\btransformer\.blocks\.))\d+\b"
+    r"(?:(?<=\blayers\.)|(?<=\bh\.)|(?<=\bencoder\.layer\.)|(?<=\btransformer\.layer\.)|(?<=^blocks\.)|(?<=\btransformer\.blocks\.))\d+\b"
 )
 ANY_LAYER = "#"  # in a module's name, instead of the layer's number
 BACKWARD = "backward"

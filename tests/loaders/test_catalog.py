@@ -70,8 +70,10 @@ WITHOUT_RELEASE = {
         "arcee",
         "bailing_hybrid",
         "bamba",
+        "bert",
         "bloom",
         "cohere",
+        "distilbert",
         "ernie4_5",
         "exaone4",
         "falcon",
@@ -98,6 +100,8 @@ WITHOUT_RELEASE = {
         "nemotron",
         "opt",
         "qwen3_asr",
+        "roberta",
+        "xlm-roberta",
     ],
 }
 

@@ -788,21 +788,26 @@ def glm5_tower(chance: random.Random, config: dict[str, Any]) -> None:
 RENAMED = {"kimi_k25", "kimi_linear"}
 
 
-def encoder(prefix: str) -> tuple[Change, ...]:
-    """Sizes and classes of BERT's and RoBERTa's families."""
+BERT: Mapping[str, list[Any]] = {
+    "intermediate_size": [40, 96],
+    "type_vocab_size": [1, 2],
+    "hidden_act": ["gelu", "relu"],
+    "classifier_dropout": [None, 0.2],
+}
+
+
+def encoder(prefix: str, own: Mapping[str, list[Any]] = BERT) -> tuple[Change, ...]:
+    """Sizes and classes of BERT's and RoBERTa's families. own: what else varies."""
     kinds = [None, *([f"{prefix}{name}"] for name in ("Model", "ForMaskedLM", "ForSequenceClassification"))]
     return (
         choices(
             num_attention_heads=[1, 2, 4],
             hidden_size=[32, 64],
-            intermediate_size=[40, 96],
-            vocab_size=[128, 200],
             num_hidden_layers=[1, 3, 4],
+            vocab_size=[128, 200],
             max_position_embeddings=[64, 130],
-            type_vocab_size=[1, 2],
             pad_token_id=[0, 1],
-            hidden_act=["gelu", "relu"],
-            classifier_dropout=[None, 0.2],
+            **own,
             architectures=kinds,
             id2label=[{"0": "a"}, {"0": "a", "1": "b", "2": "c"}],
         ),
@@ -816,6 +821,13 @@ VARIED: Mapping[str, tuple[Change, ...]] = {
     "bert": encoder("Bert"),
     "roberta": encoder("Roberta"),
     "xlm-roberta": encoder("XLMRoberta"),
+    "distilbert": (
+        dropped("dim", "n_heads", "n_layers"),
+        *encoder(
+            "DistilBert", {"hidden_dim": [40, 96], "activation": ["gelu", "relu"], "seq_classif_dropout": [0.1, 0.2]}
+        ),
+        without("hidden_dim"),
+    ),
     "llama": (
         heads,
         flags("attention_bias", "mlp_bias"),
