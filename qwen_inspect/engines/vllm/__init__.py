@@ -93,6 +93,10 @@ class Vllm(Engine["Serving", "VllmDemand"]):
                 yield Message("assume_vllm_images")
             if not version.reserves_graphs and not request.eager:
                 yield Message("assume_vllm_graphs")
+        if request.pipeline_ranks > 1:
+            yield Message("assume_vllm_pipeline")
+        if request.data_ranks > 1 or request.expert_parallel:
+            yield Message("assume_vllm_data")
         if request.ranks > 1:
             yield Message("assume_vllm_ranks", ranks=request.ranks)
 
