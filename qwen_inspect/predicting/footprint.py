@@ -24,7 +24,7 @@ from .allocator import Allocator, HostAllocator, OutOfMemory
 from .allocator_settings import read_settings
 from .assumptions import _part_assumptions, assumptions
 from .on_device import BUFFER, PARAMETER, WORKSPACE, growing, on_device
-from .replay import WARM_UP, Replay, most_requested, replay, stays_within, warm_up_bytes
+from .replay import WARM_UP, Replay, most_requested, replay_folded, stays_within, warm_up_bytes
 from .turns import with_all_turns
 from .uses import term_of, use_of, uses_of
 from .workspaces import LT_WORKSPACE_BYTES, workspace_of
@@ -47,8 +47,7 @@ def traced_footprint(timeline: Timeline, run: Run, *, provenance: str, course_po
     course_points: if not 0, also the memory over time in about that many points.
     """
     timeline = with_all_turns(timeline, run)
-    whole = _whole(timeline, run)
-    replayed = replay(whole, _allocator(run), with_course=course_points > 0)
+    whole, replayed = replay_folded(_whole(timeline, run), lambda: _allocator(run), with_course=course_points > 0)
     if replayed.out_of_memory_event is not None:  # capacity is unlimited: the sizes exceed the address space
         raise UsageError("memory_beyond_addresses")
     assert replayed.peak_event is not None  # a model has weights

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from ..results.timeline import ADAPTER, Allocate, Event, Free, Timeline, living
 from ..values import dataclass
 from .allocator import MIB, Allocator, Block, OutOfMemory, Usage
-from .token_loops import REPEATED, Turn, turns_of
+from .token_loops import REPEATED, Turn, turns_of, unfolded
 from .turning import replay_turns
 
 WARM_UP = "caching_allocator_warmup"  # operator of the loader's block, named after transformers' function
@@ -93,6 +93,17 @@ def replay(timeline: Timeline, allocator: Allocator | None = None, *, with_cours
         requested=tuple(requested[1:]),
         out_of_memory_event=None if done == len(timeline.events) else done,
     )
+
+
+def replay_folded(
+    timeline: Timeline, new_allocator: Callable[[], Allocator], *, with_course: bool = False
+) -> tuple[Timeline, Replay]:
+    """The replay of a run, and the timeline of its events: unfolded if the peak lies in a turn of a folded loop."""
+    replayed = replay(timeline, new_allocator(), with_course=with_course)
+    if replayed.peak.allocated_bytes == replayed.at_peak.allocated_bytes:
+        return timeline, replayed
+    timeline = unfolded(timeline)
+    return timeline, replay(timeline, new_allocator(), with_course=with_course)
 
 
 def most_requested(timeline: Timeline) -> int:

@@ -64,7 +64,9 @@ class SegmentCycles:
         taken = len(segments) - len(now.segments)
         if not taken or not self._are_of_loop(now.segments, state, outputs):
             return 0
-        cycles = min(turns // (before.turns - turns), self._room(now) // taken)
+        cycles = (
+            min(turns // (before.turns - turns), self._room(now) // taken) - 1
+        )  # the last one is replayed, for its peak
         if cycles <= 0:
             return 0
         self._repeat(segments, taken, cycles, now, state, outputs)
