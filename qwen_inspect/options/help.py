@@ -102,7 +102,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "attention": (
         "attention Qwen/Qwen3-8B --context 32k",
         "attention Qwen/Qwen3-8B --batch 8 --cache-dtype fp8",
-        "attention Qwen/Qwen3-VL-8B-Instruct --image 1024x768 --video 1280x720x60s",
+        "attention Qwen/Qwen3-VL-8B-Instruct --image 1024x768",
     ),
     "memory": (
         "memory Qwen/Qwen3-8B --gpu 4090 --context 32k",

@@ -109,7 +109,7 @@ def test_transformers_generates_in_the_same_allocator(report: Report, monkeypatc
 
 @pytest.mark.parametrize(
     ("options", "key"),
-    [({"utilization": 0.04}, "grpo_share"), ({"utilization": 0.16}, "grpo_cache")],
+    [({"utilization": 0.04}, "grpo_share"), ({"utilization": 0.08}, "grpo_cache")],
 )
 def test_a_share_that_holds_no_sequence_is_refused(
     report: Report, monkeypatch: pytest.MonkeyPatch, options: Mapping[str, Any], key: str

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from qwen_inspect.errors import UnsupportedError
-from qwen_inspect.predicting import shallow_training, sources
+from qwen_inspect.predicting import family_training, shallow_training, sources
 from qwen_inspect.predicting.composition import compose, shallow_layers
 from qwen_inspect.predicting.kept_trace import KeptTrace, Point
 from qwen_inspect.predicting.predict import predict
@@ -32,7 +32,7 @@ def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QWEN_INSPECT_CACHE", str(tmp_path / "cache"))
     shallow_training._of_any.cache_clear()
     sources._traced_once.cache_clear()
-    monkeypatch.setattr(sources, "training_trace", lambda *_: None)  # families' traces, which the package has
+    monkeypatch.setattr(family_training, "training_trace", lambda *_: None)  # families' traces, which the package has
 
 
 def of_depth(config: Mapping[str, Any], layers: int) -> dict[str, Any]:

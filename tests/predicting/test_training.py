@@ -18,7 +18,7 @@ from qwen_inspect.checkpoint import DType, Tensor
 from qwen_inspect.cli import main
 from qwen_inspect.comparing.side_by_side import compare
 from qwen_inspect.errors import UnsupportedError
-from qwen_inspect.predicting import sources
+from qwen_inspect.predicting import family_training, sources
 from qwen_inspect.predicting.adapter_targets import lora_of_run, matrices_of
 from qwen_inspect.predicting.footprint import formula_footprint, traced_footprint
 from qwen_inspect.predicting.predict import predict
@@ -246,7 +246,7 @@ def test_a_formula_ends_a_step_as_the_trace_does(
     """Each term but activations, of a model with biases beside its weights."""
     options = dict(KINDS[kind])
     path = str(write_config(tmp_path, FAMILIES["qwen2"]))
-    monkeypatch.setattr(sources, "training_trace", lambda *_: None)  # families' traces, which the package has
+    monkeypatch.setattr(family_training, "training_trace", lambda *_: None)  # families' traces, which the package has
     report = inspect(path, dtype=options.pop("dtype", None))
     chosen = Run(mode="train", prompt_tokens=16, optimizer=optimizer, device=device, **options)
     found = predict(report, chosen)
