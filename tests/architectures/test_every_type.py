@@ -15,7 +15,7 @@ from ..support.invoking import Capture, assert_is_one_error_line, invoke
 from ..support.models import write_config
 from ..support.small_models import small_config
 
-CHUNKS, FEW = 16, 2  # CI has time for some
+CHUNKS, FEW = 16, 1  # CI has time for some
 REFUSALS = (6, 7, 8)
 
 

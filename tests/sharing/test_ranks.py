@@ -242,13 +242,13 @@ def predicted(one: Job, directory: Path) -> list[RankBytes]:
 
 GENERATED = [one for jobs in JOBS.values() for one in jobs if not one.optimizer]
 TRAINED = [one for jobs in JOBS.values() for one in jobs if one.optimizer]
-# Of adapters the first rank alone: the last one pads its parts as it loads them, before it is followed.
+# The first and the last rank. Of adapters the first alone: the last one pads its parts as it loads them, before it is followed.
 FOLLOWED = [
     (one, rank)
     for jobs in JOBS.values()
     for one in jobs
     if one.followed
-    for rank in range(1 if one.lora else one.how.ranks)
+    for rank in ((0,) if one.lora else (0, one.how.ranks - 1))
 ]
 
 
@@ -361,7 +361,7 @@ def told(model: Mapping[str, Any], run: Run, directory: Path, **how: Any) -> tup
         ({"tensor": 2}, 1),
         pytest.param({"tensor": 2}, 2, marks=pytest.mark.exhaustive),
         pytest.param({"tensor": 2, "expert": 2}, 1, marks=pytest.mark.exhaustive),
-        ({"fsdp": 4}, 2),
+        pytest.param({"fsdp": 4}, 2, marks=pytest.mark.exhaustive),
     ],
     ids=str,
 )

@@ -57,9 +57,9 @@ def generating(model: Any, batch: int, new_tokens: int, *, padded: bool = False)
 @pytest.mark.parametrize(
     "family", ["qwen2", "qwen3", "qwen3_moe", "qwen2_moe", "qwen3 with a sliding window", *HYBRIDS, *SEEING]
 )
-@pytest.mark.parametrize("new_tokens", [1, 2])
+@pytest.mark.parametrize("new_tokens", [pytest.param(1, marks=pytest.mark.exhaustive), 2])
 def test_generate_takes_what_the_trace_says(family: str, batch: int, new_tokens: int) -> None:
-    """The real `generate`, request by request. One new token is a prefill, a second one a step of decoding."""
+    """The real `generate`, request by request. The first new token is a prefill, the second one a step of decoding."""
     config = FAMILIES[family]
     changes = profiled(generating(real_model(config).eval(), batch, new_tokens))
     timeline = traced(config, mode="generate", batch=batch, prompt_tokens=PROMPT, new_tokens=new_tokens, device="cpu")
@@ -139,7 +139,7 @@ def test_a_masked_call_on_cuda_is_memory_efficient_attention_or_cudnns() -> None
     assert (host["where"], efficient in host) == ([2 * 50 * 50 * 2], False)
 
 
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.exhaustive), 4])
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3_moe", "qwen3 with a sliding window", *HYBRIDS, *SEEING])
 def test_the_last_step_of_decoding_is_that_of_a_run_that_got_there(family: str, batch: int) -> None:
     config = FAMILIES[family]
