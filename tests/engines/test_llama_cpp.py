@@ -154,6 +154,41 @@ def test_cards_copy_what_lies_elsewhere(cards: int, options: Mapping[str, Any], 
     assert {buffer.device: f"{(buffer.size_bytes or 0) / 2**20:.2f}" for buffer in plan.compute()} == printed
 
 
+# Recorded in the same way on two cards, of SMALL's files: what each architecture's graph has of its own.
+TWO_CARDS: Sequence[tuple[str, Mapping[str, Any], Mapping[str, str]]] = (
+    ("bitnet", {}, {"CUDA0": "55.80", "CUDA1": "23.17", "CUDA_Host": "21.08"}),
+    ("bitnet", {"offloaded": 3}, {"CUDA0": "21.54", "CUDA1": "0.50", "CUDA_Host": "6.02"}),
+    ("falcon-h1", {"cache_on_cards": False}, {"CUDA0": "9.02", "CUDA1": "21.77", "CUDA_Host": "6.53"}),
+    ("gpt-oss", {"cache_on_cards": False}, {"CUDA0": "9.76", "CUDA1": "16.62", "CUDA_Host": "6.78"}),
+    ("mimo2", {"cache_on_cards": False}, {"CUDA0": "7.01", "CUDA1": "16.62", "CUDA_Host": "7.03"}),
+    ("olmo", {"cache_on_cards": False}, {"CUDA0": "10.26", "CUDA1": "16.62", "CUDA_Host": "6.02"}),
+    ("olmo", {"offloaded": 3}, {"CUDA0": "10.38", "CUDA1": "16.12", "CUDA_Host": "6.02"}),
+    ("plamo2", {"offloaded": 3}, {"CUDA0": "6.53", "CUDA1": "16.12", "CUDA_Host": "7.52"}),
+)
+
+
+@pytest.mark.parametrize(("architecture", "options", "printed"), TWO_CARDS)
+def test_two_cards_compute_in_what_llama_cpp_prints(
+    tmp_path: Path, architecture: str, options: Mapping[str, Any], printed: Mapping[str, str]
+) -> None:
+    model = read(write_small(tmp_path / "model.gguf", architecture))
+    asked = LlamaCppOptions(program="llama-cli", context_tokens=4096, **options)
+    plan = Plan(model, asked, [24 * GIB] * 2, STAND_IN)
+    sizes_by_device = {buffer.device: f"{(buffer.size_bytes or 0) / 2**20:.2f}" for buffer in plan.compute()}
+    assert {device: size for device, size in sizes_by_device.items() if size != "0.00"} == printed
+
+
+def test_bitnet_has_no_copy_of_its_embedding_on_the_cards(tmp_path: Path) -> None:
+    """Recorded in the same way."""
+    model = read(write_small(tmp_path / "model.gguf", "bitnet"))
+    asked = LlamaCppOptions(program="llama-cli", memory_mapped=False)
+    printed = {
+        buffer.device: f"{(buffer.size_bytes or 0) / 2**20:.2f}"
+        for buffer in Plan(model, asked, [24 * GIB] * 2, STAND_IN).weights()
+    }
+    assert printed == {"CUDA0": "2.82", "CUDA1": "1.41", "CUDA_Host": "3.91"}
+
+
 @pytest.mark.parametrize(("shared_inner", "moves"), [(96, True), (192, False)])
 def test_cuda_computes_a_shared_expert_of_the_routed_ones_shape_right_after_them(
     shared_inner: int, moves: bool

@@ -21,7 +21,7 @@ from ...results.llama_cpp import Buffer
 from ...values import dataclass
 from .builds import Build
 from .cells import Cells, aligned, sizes_of
-from .design import DESIGNS, FEWEST_POSITIONS, Batch
+from .design import DESIGNS, FEWEST_POSITIONS, READS_EMBEDDING, Batch
 from .graphs import Decoder
 from .options import IN_LAYER, NO_DRAFT, LlamaCppOptions, Placement, cards_used, place
 from .parts import type_of
@@ -52,7 +52,8 @@ class GgufModel:
 
     @property
     def tied(self) -> bool:
-        return "output.weight" not in self.by_name
+        """Whether the output layer has a copy of the embedding."""
+        return "output.weight" not in self.by_name and self.hyperparameters.architecture not in READS_EMBEDDING
 
 
 def flash_attention_is_possible(read: GgufHyperparameters) -> bool:

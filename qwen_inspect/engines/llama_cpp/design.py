@@ -45,6 +45,8 @@ class Design:
     scaled_residual: bool = False  # whatever the file's keys say
     altup: bool = False  # Gemma 3n's four states
     rows_at: Literal["layer", "end", "norm"] = "layer"  # where output tokens' rows are taken
+    rows_of_sum: bool = False  # in the last layer after attention's sum with its input, not before
+    keeps_state: bool = False  # of the last layer, for multi-token prediction, since b11549
     output_norm: str = "output_norm"
     scaled_output: bool = False  # before the output matrix
     scaled_logits: bool = False  # by the file's key
@@ -128,7 +130,7 @@ DESIGNS: Mapping[str, Design] = {
     "exaone-moe": Design(turns_windowed=True, gating=None, normalised=None, since=RECENT),
     "bailingmoe": Design(normalised=None, since=RECENT),
     "afmoe": Design(scaled_embedding=True, gating=None, normalised=None, unturned=4, since=RECENT),
-    "mimo2": Design(gating="sigmoid", since=11_218),
+    "mimo2": Design(gating="sigmoid", keeps_state=True, since=11_218),
     "smollm3": Design(unturned=4, since=RECENT),
     "gemma": Design(scaled_embedding=True, scaled_query=True),
     "gemma2": Design(scaled_embedding=True, scaled_query=True, capped=True, capped_scores=True, since=RECENT),
@@ -151,13 +153,15 @@ DESIGNS: Mapping[str, Design] = {
     **dict.fromkeys(("nemotron_h", "nemotron_h_moe"), NEMOTRON),
     **dict.fromkeys(("mamba", "mamba2"), Design(single=True, since=11_218)),
     "jamba": Design(normalised=False, turns=False, residual_first=True, forward_last=True, since=11_218),
-    **dict.fromkeys(("falcon-h1", "plamo2"), Design(since=11_218)),
+    "falcon-h1": Design(rows_of_sum=True, since=11_218),
+    "plamo2": Design(since=11_218),
     "lfm2": LFM2,
     "lfm2moe": LFM2,
     "minimax-m2": Design(gating=None, since=RECENT),
     "minimax-m3": Design(gating=None, normalised=None, since=11_434),
     "mistral3": Design(since=RECENT),
 }
+READS_EMBEDDING = frozenset({"bitnet"})  # whose output matrix is the embedding itself, not a copy of it
 LAYER_NORMS = frozenset(
     (
         *("bloom", "codeshell", "cohere2", "command-r", "dbrx", "falcon", "gpt2", "gptneox", "jais", "jais2", "mpt"),

@@ -6,7 +6,7 @@ Source: llama.cpp b11549, src/llama-graph.cpp (llm_graph_context), src/models/*.
 from __future__ import annotations
 
 from .altup import AltUp
-from .design import POOLING
+from .design import POOLING, READS_EMBEDDING
 from .feed_forward import FeedForward
 from .kda import Kda
 from .latent import Latent
@@ -36,8 +36,10 @@ class Decoder(Latent, FeedForward, Mamba, Kda, AltUp):
 
     def _output(self, state: Node) -> Graph:
         chosen = self._input("out_ids", I32, self._batch.outputs)
-        if self._rows_at == "end":
+        keeps_state = self._design.keeps_state and self._batch.build.rows_in_layer
+        if keeps_state or self._design.rows_at == "end":
             state.is_output = True  # for multi-token prediction: llm_graph_result::set_outputs
+        if self._rows_at == "end":
             state = rows(state, chosen)
         state = self._norm(state, self._design.output_norm)
         state.is_output = True
@@ -47,7 +49,8 @@ class Decoder(Latent, FeedForward, Mamba, Kda, AltUp):
         states = state
         if self._design.scaled_output:
             state = like("SCALE", state)
-        head = self._weight("output.weight") or self._weight("token_embd.weight", "output.weight")
+        place = None if self._read.architecture in READS_EMBEDDING else "output.weight"
+        head = self._weight("output.weight") or self._weight("token_embd.weight", place)
         assert head is not None
         state = matmul(head, state)
         state = self._with_bias(state, "output.bias")
@@ -114,6 +117,9 @@ class Decoder(Latent, FeedForward, Mamba, Kda, AltUp):
     def _rows_at(self) -> str:
         return "layer" if self._batch.build.rows_in_layer else self._design.rows_at
 
+    def _takes_rows(self, layer: int) -> bool:
+        return layer == self._read.layers - 1 and self._rows_at == "layer"
+
     @property
     def _deep_layers(self) -> int:
         """First layers that an image's further embeddings are added to. Source: n_deepstack_layers."""
@@ -131,7 +137,7 @@ class Decoder(Latent, FeedForward, Mamba, Kda, AltUp):
             result = self._feed_forward(layer, normed)
         else:
             result = self._attention(layer, normed)
-        if layer == self._read.layers - 1 and self._rows_at == "layer":
+        if self._takes_rows(layer):
             chosen = self._input("out_ids", I32, self._batch.outputs)
             result, inputs = rows(result, chosen), rows(inputs, chosen)
         return like("ADD", result, inputs)
@@ -139,7 +145,7 @@ class Decoder(Latent, FeedForward, Mamba, Kda, AltUp):
     def _double(self, layer: int, inputs: Node) -> Node:
         """A layer of attention or states, then a feed-forward block."""
         prefix, design = f"blk.{layer}.", self._design
-        normed = self._norm_if_any(inputs, f"{prefix}attn_norm")
+        normed = self._norm_before(inputs, f"{prefix}attn_norm")
         if design.norms_apart:
             self.graph.expand(normed)
         second = f"{prefix}attn_norm_2"  # Falcon 40B
@@ -147,8 +153,8 @@ class Decoder(Latent, FeedForward, Mamba, Kda, AltUp):
         if f"{prefix}ffn_down.weight" not in self._tensors and not self._read.experts.count:
             return inputs  # DeciLM drops the attention of a layer without a feed-forward block
         router = self._linear(f"{prefix}ffn_gate_inp", inputs) if design.early_router else None
-        if layer == self._read.layers - 1 and self._rows_at == "layer":
-            chosen = self._input("out_ids", I32, self._batch.outputs)
+        chosen, takes_rows = self._input("out_ids", I32, self._batch.outputs), self._takes_rows(layer)
+        if takes_rows and not design.rows_of_sum:
             attended, inputs, normed = (rows(node, chosen) for node in (attended, inputs, normed))
             router = router and rows(router, chosen)
         if design.parallel and self._key("use_parallel_residual") is not False:
@@ -168,6 +174,8 @@ class Decoder(Latent, FeedForward, Mamba, Kda, AltUp):
             middle = attended
         else:
             middle = like("ADD", inputs, attended) if design.residual_first else like("ADD", attended, inputs)
+        if takes_rows and design.rows_of_sum:
+            middle = rows(middle, chosen)
         alone = not (self._has(norm) or self._has(f"{prefix}post_ffw_norm") or design.bare_norms)  # StableLM 2 12B
         if self._has(f"{prefix}pre_ffw_norm_2"):
             forward = self._two_blocks(layer, middle)
@@ -175,7 +183,7 @@ class Decoder(Latent, FeedForward, Mamba, Kda, AltUp):
             middle = like("ADD", self._dense(self._norm(middle, norm), prefix, ""), middle)
             forward = self._feed_forward(layer, self._norm(inputs, f"{prefix}ffn_norm_exps"))
         else:
-            forward = self._feed_forward(layer, normed if alone else self._norm_if_any(middle, norm), router)
+            forward = self._feed_forward(layer, normed if alone else self._norm_before(middle, norm), router)
         forward = self._scaled(self._norm_if_any(forward, f"{prefix}post_ffw_norm"))
         result = like("ADD", middle, forward) if design.forward_last else like("ADD", forward, middle)
         if "by_layer" in self._inputs:
@@ -196,7 +204,11 @@ class Decoder(Latent, FeedForward, Mamba, Kda, AltUp):
         return like("ADD", attended, self._recurrent(layer, self._norm(inputs, f"blk.{layer}.attn_norm")))
 
     def _norm_if_any(self, node: Node, name: str) -> Node:
-        return self._norm(node, name) if self._has(name) or self._design.bare_norms else node
+        return self._norm(node, name) if self._has(name) else node
+
+    def _norm_before(self, node: Node, name: str) -> Node:
+        """The norm of what attention or a feed-forward block reads; OLMo's have no weights."""
+        return self._norm(node, name) if self._design.bare_norms else self._norm_if_any(node, name)
 
     def _scaled(self, node: Node) -> Node:
         return like("SCALE", node) if self._design.scaled_residual or self._key("residual_scale") else node

@@ -123,6 +123,8 @@ class Mamba(Recurrent):
         chosen = self._places(cells, 0, sequences)
         shape = (width * heads * tokens * sequences + numbers * cells, 1, 1, 1)
         decay = self._needed(f"blk.{layer}.ssm_a")
+        if self._read.architecture == "plamo2":  # a view of a weight, by which the scheduler does not go
+            decay = reshape(decay, 1, heads)
         before = reshape(flat, size, width, heads, cells)
         scanned = self.graph.expand(new("SSM_SCAN", shape, before, value, steps, decay, key, query, chosen))
         if self._batch.build.gathers_states_once:

@@ -16,7 +16,6 @@ from ...results.fit import Gpu, Requirement
 from ...results.llama_cpp import Buffer
 from ...results.model import Report
 from ...results.serving import LlamaCppReserve, Reserved, Serving
-from ...structure.kept_design import known_architecture
 from ...structure.kv_cache import read_formats
 from ..interface import Demand
 from .buffers import GgufModel, Plan, flash_attention_is_possible
@@ -157,5 +156,7 @@ def gguf_source(report: Report) -> tuple[Mapping[str, Any], Sequence[Tensor]]:
         return config, report.tensors
     if quantised is not None:
         raise UnsupportedError("llama_cpp_packed", method=quantised.method)
+    from ...structure.kept_design import known_architecture  # not for files of GGUF
+
     dtype = DType.F32 if report.spec.dtype is DType.F64 else report.spec.dtype
     return as_converted(config, known_architecture(config), dtype)

@@ -9,7 +9,6 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 
-from ...architectures.patterns import search
 from ...errors import MalformedError, UnsupportedError, UsageError
 from ...values import dataclass
 from .scheduler import HOST
@@ -233,6 +232,8 @@ def _layer_devices(
 
 def compiled(pattern: str) -> Callable[[str], bool]:
     """A test of a name by a pattern of -ot, anywhere in the name. UsageError for one that cannot be matched in bounded time."""
+    from ...architectures.patterns import search  # takes a tenth of the imports, and few commands have -ot
+
     try:
         return search(pattern)
     except (MalformedError, UnsupportedError):
