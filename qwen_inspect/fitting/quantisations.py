@@ -12,7 +12,7 @@ from ..checkpoint import ModelRef
 from ..language import Message
 from ..loaders.gguf_header import models_by_size
 from ..loaders.resolve import Access
-from ..results.llama_cpp import LlamaCppReport
+from ..results.llama_cpp import ChosenQuantisation, LlamaCppReport
 from ..results.model import Report
 from ..results.serving import ServingReport
 from ..structure.gguf_conversion import as_gguf, bytes_by_scheme
@@ -64,4 +64,8 @@ def _largest(
         further, further_bytes = sizes[count]
         notice = Message("quant_largest_but", further=further, further_size=further_bytes, **values)
     chosen = answers.get(max(count, 1)) or answer(read(name))
-    return replace(chosen, report=replace(chosen.report, notices=(*chosen.report.notices, notice)))
+    return replace(
+        chosen,
+        report=replace(chosen.report, notices=(*chosen.report.notices, notice)),
+        quantisation=ChosenQuantisation(name=name, size_bytes=size_bytes),
+    )

@@ -77,6 +77,14 @@ class Reach:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenQuantisation:
+    """What --quant largest chose. name: of llama-quantize, or what to type for a stored file. size_bytes: of weights or files."""
+
+    name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaCppReport:
     """A command of llama.cpp for one model on cards that work together, and the host."""
 
@@ -97,6 +105,7 @@ class LlamaCppReport:
     ignored: tuple[str, ...]
     notices: tuple[Message, ...]
     log: tuple[LogLine, ...] | None
+    quantisation: ChosenQuantisation | None = None
 
     @property
     def fits(self) -> bool | None:

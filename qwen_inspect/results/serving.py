@@ -8,7 +8,7 @@ from ..language import Message
 from ..values import dataclass
 from .cache import Workload
 from .fit import CardAnswer, Gpu, Suggestion, deciding
-from .llama_cpp import Buffer
+from .llama_cpp import Buffer, ChosenQuantisation
 from .model import Report
 
 
@@ -167,6 +167,7 @@ class ServingReport:
     cards: tuple[EngineCard, ...]
     assumptions: tuple[Message, ...]
     log: tuple[LogTerm, ...] | None = None
+    quantisation: ChosenQuantisation | None = None
 
     @property
     def differs(self) -> bool:

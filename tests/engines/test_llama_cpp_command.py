@@ -264,9 +264,11 @@ def test_the_largest_quantisation_fits_and_the_next_does_not(capsys: pytest.Capt
     asked = ("catalog:Qwen/Qwen3-0.6B", "--llama-cpp", "llama-server -c 4096", "--memory", "2100MiB")
     assert main(["fit", "--lang", "en", "--format", "json", *asked, "--quant", "largest"]) == 0
     form = r"(\w+) \(([\d,]+) bytes\) is the largest of \d+ quantisations that fits; (\w+) \("
-    match = re.search(form, capsys.readouterr().err)
+    shown = capsys.readouterr()
+    match = re.search(form, shown.err)
     assert match is not None
     fitting, size, further = match.groups()
+    assert json.loads(shown.out)["quantisation"] == {"name": fitting, "bytes": int(size.replace(",", ""))}
     for scheme, fits in ((fitting, True), (further, None)):
         main(["fit", "--lang", "en", "--format", "json", *asked, "--quant", scheme])
         shown = capsys.readouterr()
@@ -288,7 +290,10 @@ def test_the_largest_file_of_a_folder_that_fits(tmp_path: Path, capsys: pytest.C
         main(["fit", "--lang", "en", "--format", "json", *command])
         shown = capsys.readouterr()
         assert f"m-{name}.gguf" in shown.err, memory
-        assert json.loads(shown.out)["fits"] is fits
+        found = json.loads(shown.out)
+        assert found["fits"] is fits
+        file = tmp_path / f"m-{name}.gguf"
+        assert found["quantisation"] == {"name": str(file), "bytes": file.stat().st_size}
     single = (str(tmp_path / "m-F16.gguf"), "--llama-cpp", "llama-server", "--quant", "largest")
     assert main(["fit", *single, "--memory", "1GiB"]) == 2
     assert main(["fit", *single]) == 2

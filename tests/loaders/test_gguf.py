@@ -361,6 +361,12 @@ def test_a_hubs_file_is_read_by_ranges(tmp_path: Path, prefix: str) -> None:
         assert [one for one in hub.requests if "Q8_0.gguf" in one.target] == ranged
         report = ask_json(hub, tmp_path, "params", f"{prefix}:org/blocks", "--file", "Q4_0")
         assert report["checks"][0]["agrees"]
+        largest = ("--llama-cpp", "llama-server -c 512", "--memory", "2GiB", "--quant", "largest")
+        fitting = ask_json(hub, tmp_path, "fit", f"{prefix}:org/blocks", *largest)
+        assert fitting["quantisation"] == {
+            "name": f"{prefix}:org/blocks:model-Q4_0.gguf",
+            "bytes": small.stat().st_size,
+        }
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ...language import Language
-from ...results.llama_cpp import Buffer, BufferKind, LlamaCppReport
+from ...results.llama_cpp import Buffer, BufferKind, ChosenQuantisation, LlamaCppReport
 from .common import OfModelJSON
 from .fit import NamedCardJSON
 from .values import Count, Positive, TypedDict
@@ -46,6 +46,14 @@ class LogLineJSON(TypedDict):
     agrees: bool | None
 
 
+class ChosenQuantisationJSON(TypedDict):
+    """What --quant largest chose."""
+
+    name: str
+    """Of llama-quantize, or what to type for a stored file."""
+    bytes: Count
+
+
 class LlamaCppWorkloadJSON(TypedDict):
     """What the command asks for, with llama.cpp's defaults."""
 
@@ -76,6 +84,8 @@ class LlamaCppCommandKeysJSON(TypedDict):
     min_n_cpu_moe: Count | None
     ignored_options: list[str]
     log: list[LogLineJSON] | None
+    quantisation: ChosenQuantisationJSON | None
+    """null without --quant largest."""
     assumptions: list[str]
 
 
@@ -95,6 +105,10 @@ def buffers_content(buffers: Sequence[Buffer]) -> list[BufferJSON]:
         }
         for buffer in buffers
     ]
+
+
+def quantisation_content(chosen: ChosenQuantisation | None) -> ChosenQuantisationJSON | None:
+    return None if chosen is None else {"name": chosen.name, "bytes": chosen.size_bytes}
 
 
 def llama_cpp_content(report: LlamaCppReport, say: Language) -> LlamaCppCommandKeysJSON:
@@ -142,5 +156,6 @@ def llama_cpp_content(report: LlamaCppReport, say: Language) -> LlamaCppCommandK
             }
             for line in report.log
         ],
+        "quantisation": quantisation_content(report.quantisation),
         "assumptions": [say(notice) for notice in report.notices],
     }

@@ -8,7 +8,7 @@ from ...language import Language
 from ...results.serving import Capacity, EngineCard, LlamaCppReserve, LogTerm, ServingReport, VllmReserve
 from .common import OfModelJSON
 from .fit import CardNameJSON, EndsJSON, SuggestionJSON, card_name, largest_batch, largest_context, suggestion_content
-from .llama_cpp import BufferJSON, buffers_content
+from .llama_cpp import BufferJSON, ChosenQuantisationJSON, buffers_content, quantisation_content
 from .values import Count, Keywords, Number, Positive, TypedDict
 
 Engine = Literal["vllm", "sglang", "llama.cpp"]
@@ -115,6 +115,8 @@ class ServingKeysJSON(EngineCardJSON):
     assumptions: list[str]
     log: list[LogTermJSON] | None
     """null without --log."""
+    quantisation: ChosenQuantisationJSON | None
+    """null without --quant largest."""
 
 
 class ServingJSON(OfModelJSON, ServingKeysJSON):
@@ -132,6 +134,7 @@ def serving_content(report: ServingReport, say: Language) -> ServingKeysJSON:
         "cards": cards,
         "assumptions": [say(message) for message in report.assumptions],
         "log": None if report.log is None else [_log_term(term) for term in report.log],
+        "quantisation": quantisation_content(report.quantisation),
     }
 
 
