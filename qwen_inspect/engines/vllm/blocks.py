@@ -56,8 +56,8 @@ class BlockPool:
 
     @property
     def block_tokens(self) -> int:
-        """Tokens in an attention block; the fewest if groups differ."""
-        return min(group.block_tokens for group in self.groups if group.block_tokens)
+        """Tokens in an attention block; the fewest if groups differ, 0 without attention."""
+        return min((group.block_tokens for group in self.groups if group.block_tokens), default=0)
 
     def blocks(self, budget_bytes: int) -> int:
         return max(0, budget_bytes) // self.block_bytes
@@ -119,15 +119,15 @@ def block_pool(
     if len(softmax) + len(linear) < len(layers) or not softmax:
         raise UnsupportedError("cache_engine_other", engine="vLLM")
     block_tokens = BLOCK_TOKENS if linear else block_tokens  # a hybrid's follows from its states
-    kinds = [_softmax_kind(layer, cache_format, ranks, block_tokens) for layer in softmax]
+    kinds = [softmax_kind(layer, cache_format, ranks, block_tokens) for layer in softmax]
     if linear:
-        return _hybrid_pool(kinds, [_state_bytes(layer, ranks, states) for layer in linear])
+        return hybrid_pool(kinds, [_state_bytes(layer, ranks, states) for layer in linear])
     if len({kind.window_tokens for kind in kinds}) == 1:
-        return _one_group(kinds)
-    return _pool(_same_pages(kinds))
+        return one_group(kinds)
+    return shared_pool(_same_pages(kinds))
 
 
-def _softmax_kind(layer: LayerAttention, cache_format: CacheFormat, ranks: int, block_tokens: int) -> PageKind:
+def softmax_kind(layer: LayerAttention, cache_format: CacheFormat, ranks: int, block_tokens: int) -> PageKind:
     """K and V of a block: (block, kv_heads, head_dim) each. Source: AttentionSpec.real_page_size_bytes."""
     if layer.query_heads % ranks:
         raise UnsupportedError("cache_query_heads_over_ranks", heads=layer.query_heads, ranks=ranks)
@@ -136,7 +136,7 @@ def _softmax_kind(layer: LayerAttention, cache_format: CacheFormat, ranks: int, 
     return PageKind(page_bytes, block_tokens, layer.window_tokens or 0, (heads, layer.head_dim))
 
 
-def _one_group(kinds: Sequence[PageKind]) -> BlockPool:
+def one_group(kinds: Sequence[PageKind]) -> BlockPool:
     """Layers that cache the same tokens share one block table, even if their page sizes differ."""
     return BlockPool(block_bytes=sum(kind.page_bytes for kind in kinds), groups=(kinds[0],))
 
@@ -155,7 +155,7 @@ def _same_pages(kinds: Sequence[PageKind]) -> list[PageKind]:
     ]
 
 
-def _pool(kinds: Sequence[PageKind]) -> BlockPool:
+def shared_pool(kinds: Sequence[PageKind]) -> BlockPool:
     """Groups of equally many layers of a kind: as many as the rarest kind has, or the commonest if under 1.5 times as many.
 
     Source: kv_cache_utils._get_kv_cache_groups_uniform_page_size.
@@ -167,7 +167,7 @@ def _pool(kinds: Sequence[PageKind]) -> BlockPool:
     return BlockPool(block_bytes=group_layers * kinds[0].page_bytes, groups=tuple(groups))
 
 
-def _hybrid_pool(kinds: Sequence[PageKind], states_bytes: Sequence[int]) -> BlockPool:
+def hybrid_pool(kinds: Sequence[PageKind], states_bytes: Sequence[int]) -> BlockPool:
     """Enlarges attention blocks until a page is at least as large as a state, which is padded to it.
 
     Source: HybridAttentionMambaModelConfig.verify_and_update_config, without prefix caching or in its "align" mode.
@@ -179,7 +179,7 @@ def _hybrid_pool(kinds: Sequence[PageKind], states_bytes: Sequence[int]) -> Bloc
     page_bytes = times * kinds[0].page_bytes
     attention = replace(kinds[0], page_bytes=page_bytes, block_tokens=times * BLOCK_TOKENS)
     state = PageKind(page_bytes, 0, 0, ())
-    return _pool([*[attention] * len(kinds), *[state] * len(states_bytes)])
+    return shared_pool([*[attention] * len(kinds), *[state] * len(states_bytes)])
 
 
 def _state_bytes(layer: LinearLayerAttention, ranks: int, dtypes: tuple[DType, DType]) -> int:
@@ -211,11 +211,13 @@ def state_dtypes(config: Mapping[str, Any], dtype: DType) -> tuple[DType, DType]
 
 
 # model_types whose layers all keep one latent for all heads (MLA). Of vLLM's own list kimi_linear and bailing_hybrid keep states
-# too, deepseek_v32 and glm_moe_dsa an index. Not of its list, whatever transformers caches: minicpm3 and youtu (whole heads).
+# too. Not of its list, whatever transformers caches: minicpm3 and youtu (whole heads).
 # Source: vLLM 0.19.0, transformers_utils/model_arch_config_convertor.is_deepseek_mla; axk1 (there AXK1, as its release spells it)
 # also in commit 00bb6f59. mistral4: a release has params.json, which vLLM reads first (transformers_utils/config.get_config) and
 # makes a deepseek_v3 of (configs/mistral.adapt_config_dict).
+INDEXED_TYPES = ("deepseek_v32", "glm_moe_dsa")
 LATENT_TYPES = (
+    *INDEXED_TYPES,
     *("AXK1", "axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "kimi_k2", "longcat_flash"),
     *("mistral4", "pangu_ultra_moe"),
 )
@@ -230,12 +232,13 @@ def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def latent_width(text: Mapping[str, Any]) -> int | None:
     """Numbers in a token's latent in each layer: compressed keys and values, and the rotary part of the keys. None without MLA.
 
-    text: as `text_part` gives it. Raises UnsupportedError for sparse attention, which keeps an index as well.
+    text: as `text_part` gives it. Raises UnsupportedError for sparse attention of types whose index is not known.
     """
     rank, rotary = text.get("kv_lora_rank"), text.get("qk_rope_head_dim")
     if text.get("model_type") not in LATENT_TYPES or type(rank) is not int or type(rotary) is not int:
         return None
-    if text.get("index_topk") is not None or rank < 1 or rotary < 0:
+    sparse = text.get("index_topk") is not None
+    if sparse != (text["model_type"] in INDEXED_TYPES) or rank < 1 or rotary < 0:
         raise UnsupportedError("cache_engine_other", engine="vLLM")
     return rank + rotary
 
@@ -250,4 +253,4 @@ def latent_pool(layers: int, width: int, cache_format: CacheFormat, capability: 
     major = 0 if capability is None else capability[0]
     tokens = 32 if major == 10 else 64 if major == 9 and cache_format.name == "fp8" else BLOCK_TOKENS
     kind = PageKind(tokens * cache_format.size_bytes(width), tokens, 0, (width,))
-    return _one_group([kind] * layers)
+    return one_group([kind] * layers)

@@ -30,9 +30,11 @@ from .blocks import (
     text_part,
 )
 from .encoder import deepstack_bytes, encoder, unsized
+from .mamba import mamba_pool, mamba_sizes
 from .outside import graphs, non_torch
 from .profile import Card, ProfileRun, peak_bytes
 from .releases import release
+from .sparse import LOGITS_BYTES, indexed_pool, sparse_index
 from .weights import last_stage, rank_weights, rounding
 from .widths import decoder_widths
 
@@ -56,6 +58,8 @@ class VllmDemand(Demand):
         self.format_named = format_name != serving.cache_format  # the checkpoint names it
         if self.format.name == "float32" and report.spec.dtype is not DType.F32:  # only by "auto"
             raise UnsupportedError("vllm_cache_format", found=self.format.name, known=", ".join(BLOCK_FORMATS[1:]))
+        text = text_part(report.config or {})
+        self.index = sparse_index(text, self.format, gpu.compute_capability, self.release.version)
         self.pool = self._pool(gpu)
         self.most_context_tokens = report.spec.context_tokens
         by_default = (None, None) if self.budget_given else step_defaults(gpu.available_bytes, gpu.name)
@@ -83,7 +87,20 @@ class VllmDemand(Demand):
             heads = text.get("num_attention_heads")
             if type(heads) is not int or heads % ranks:
                 raise UnsupportedError("cache_query_heads_over_ranks", heads=heads, ranks=ranks)
+            if self.index is not None:
+                return indexed_pool(len(layers), width, self.index, self.format)
             return latent_pool(len(layers), width, self.format, gpu.compute_capability)
+        if (mamba := mamba_sizes(self._report)) is not None and self._report.known.cache is not None:
+            indexes = {layer.index for layer in layers}
+            return mamba_pool(
+                self._report,
+                [layer for layer in self._report.known.cache.layers if layer.index in indexes],
+                mamba,
+                self.format,
+                ranks=ranks,
+                version=self.release.version,
+                prefix_caching=self._serving.prefix_caching,
+            )
         states = state_dtypes(config, self._report.spec.dtype)
         block_tokens = self._serving.block_tokens or BLOCK_TOKENS
         pool = block_pool(layers, self.format, ranks=ranks, states=states, block_tokens=block_tokens)
@@ -126,6 +143,8 @@ class VllmDemand(Demand):
         )
         spec, config = self._report.spec, self._report.config or {}
         buffers = deepstack_bytes(config, spec.hidden_size, self.step_tokens or 0, spec.dtype.bits // 8)
+        if self.index is not None:
+            buffers += self.index.chosen_bytes(self.step_tokens or 0)
         held = max(0, weights.total_bytes + buffers - serving.offloaded_bytes)
         outside = non_torch(
             self.release,
@@ -156,6 +175,15 @@ class VllmDemand(Demand):
         size_bytes = slot_bytes(self._report, serving.ranks, slots=serving.lora_slots, lora_rank=serving.lora_rank)
         return (Reserved(name="adapters", least_bytes=size_bytes, most_bytes=size_bytes),) if size_bytes else ()
 
+    def _index_bytes(self) -> int:
+        """The workspace of sparse attention, for which queries are in the latents' width."""
+        spec, text = self._report.spec, text_part(self._report.config or {})
+        if self.index is None or (width := latent_width(text)) is None:
+            return 0
+        heads = text["num_attention_heads"] // self._serving.ranks
+        context = self._serving.context_tokens or spec.context_tokens or self.step_tokens or 0
+        return self.index.workspace_bytes(context, width, 2 * (self.step_tokens or 0) * heads * width)
+
     def _activation(self) -> Reserved:
         """The peak of the profile run on the pipeline's last rank, which samples."""
         report, serving = self._report, self._serving
@@ -172,6 +200,8 @@ class VllmDemand(Demand):
             experts_whole=serving.expert_parallel,
             compiled=not serving.eager,
             sampler=self.release.sampler(report),
+            index_bytes=self._index_bytes(),
+            index_logits_bytes=0 if self.index is None else LOGITS_BYTES,
         )
         images = None
         if serving.images:
@@ -224,7 +254,7 @@ class VllmDemand(Demand):
             terms=self.terms,
             cache_tokens=least.tokens,
             block_bytes=self.pool.block_bytes,
-            block_tokens=self.pool.block_tokens,
+            block_tokens=self.pool.block_tokens or context_tokens,  # a state's block is the sequence
             groups=len(self.pool.groups),
             least=least,
             most=most,
@@ -248,7 +278,7 @@ def capacity(pool: BlockPool, budget_bytes: int, *, sequence_tokens: int, step_t
     Source: kv_cache_utils.get_max_concurrency_for_kv_cache_config.
     """
     blocks = pool.blocks(budget_bytes)
-    unbounded = all(group.window_tokens for group in pool.groups)
+    unbounded = all(group.window_tokens or not group.block_tokens for group in pool.groups)
     limit = blocks * max(group.block_tokens for group in pool.groups)
 
     def fits(tokens: int) -> bool:

@@ -28,7 +28,8 @@ class ProfileRun:
     """The run's sizes on one rank. tokens: of the step; sequences: sampled at once; context_tokens: of a sequence at most.
 
     first, last: whether this rank of the pipeline has the embedding, the output layer. experts_whole: whether a rank has whole
-    experts (--enable-expert-parallel). compiled: torch.compile, off with --enforce-eager.
+    experts (--enable-expert-parallel). compiled: torch.compile, off with --enforce-eager. index_bytes, index_logits_bytes: the
+    workspace of sparse attention, which experts use too and which stays, and the index's scores.
     """
 
     tokens: int
@@ -40,6 +41,8 @@ class ProfileRun:
     first: bool = True
     last: bool = True
     experts_whole: bool = False
+    index_bytes: int = 0
+    index_logits_bytes: int = 0
     compiled: bool = True
     sampler: Sampler = "triton"
 
@@ -68,14 +71,15 @@ def peak_bytes(
     kept = card.workspace_bytes + (0 if encoder is None else encoder.kept_bytes)
     if not run.first:
         kept += 2 * run.tokens * widths.hidden * run.element_bytes  # hidden states and residual of the rank before
-    experts = expert_bytes(widths, run)
+    experts = max(expert_bytes(widths, run), run.index_bytes)
     ends = [
         kept + experts + layer_bytes(widths, run) + (card.level_2_bytes if run.compiled else 0),
-        kept + attention_bytes(widths, run),
+        kept + run.index_bytes + attention_bytes(widths, run) + run.index_logits_bytes,
+        kept + mamba_bytes(widths, run),
     ]
     if run.last:
         outputs = (run.tokens + 2 * run.sequences) * widths.hidden * run.element_bytes
-        held = experts if release.keeps_experts else 0
+        held = experts if release.keeps_experts else run.index_bytes
         ends.append(kept + held + outputs + sampler_bytes(widths.vocabulary, run, card))
     if encoder is not None:
         ends.append(card.workspace_bytes + encoder.peak_bytes)
@@ -103,8 +107,15 @@ def attention_bytes(widths: Widths, run: ProfileRun) -> int:
     determine_chunked_prefill_workspace_size and forward of MLACommonImpl without metadata.
     """
     columns = 2 * widths.hidden + 3 * widths.attention // run.ranks
+    if run.index_bytes:  # latents are not unpacked
+        return run.tokens * columns * run.element_bytes
     context = max(min(max(8 * run.context_tokens, 64 * run.sequences), 65_536), 16 * run.sequences)
     return (run.tokens * columns + context * widths.latent_values // run.ranks) * run.element_bytes
+
+
+def mamba_bytes(widths: Widths, run: ProfileRun) -> int:
+    """A Mamba mixer: its input, the residual, its output, and what it takes between. Source: layers/mamba/mamba_mixer2.py."""
+    return run.tokens * (3 * widths.hidden + widths.mamba // run.ranks) * run.element_bytes
 
 
 def expert_bytes(widths: Widths, run: ProfileRun) -> int:
@@ -116,7 +127,8 @@ def expert_bytes(widths: Widths, run: ProfileRun) -> int:
         return 0
     shares = 1 if run.experts_whole else run.ranks * run.data_ranks
     up, down = experts.up // shares, experts.down // shares
-    columns = max(down, widths.hidden) + max(up, widths.hidden)
+    inputs = experts.inputs or widths.hidden
+    columns = max(down, inputs) + max(up, inputs)
     return run.data_ranks * run.tokens * experts.per_token * columns * run.element_bytes
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from ...errors import UsageError
-from ...results.attention import LinearLayerAttention
+from ...results.attention import WITH_STATES
 from ...spec import each_module
 from ...values import dataclass
 
@@ -82,7 +82,7 @@ class Release:
     def _second_runner(self, report: Report) -> bool:
         name = report.spec.class_name
         mixture = any(module.routed is not None for _, module in each_module(report.tree))
-        hybrid = any(isinstance(layer, LinearLayerAttention) for layer in report.attention.layers)
+        hybrid = any(layer.span in WITH_STATES for layer in report.attention.layers)
         if self.version >= (0, 30):
             return True
         if self.version >= (0, 26):

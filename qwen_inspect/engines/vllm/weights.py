@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
@@ -15,6 +16,7 @@ from ...spec import Module, each_module
 from ...units import MIB
 from ...values import dataclass
 from .blocks import kv_heads_per_rank
+from .mamba import MambaSizes, mamba_sizes, mixers, softmax_layers
 from .rotary import rotary_bytes
 
 VOCABULARY_MULTIPLE = 64  # vocab_parallel_embedding.DEFAULT_VOCAB_PADDING_SIZE
@@ -40,7 +42,7 @@ ROW = (
     "2",
 )
 KEY_VALUE = ("k_proj", "v_proj")
-VOCABULARY = ("embed_tokens", "lm_head")
+VOCABULARY = ("embed_tokens", "embeddings", "lm_head")
 # Matrices that every rank has whole; a module without a matrix (a norm) always is.
 WHOLE = (
     *(
@@ -55,7 +57,9 @@ WHOLE = (
     ),
     *("position_embedding", "pos_embed", "patch_embedding", "linear", "multi_modal_projector", "vision_model"),
     *("moe_statics", "embed_positions"),
+    *("wq_b", "wk", "weights_proj", "fc1_latent_proj", "fc2_latent_proj"),
 )
+WHOLE_PARENTS = ("mm_projector",)  # Kimi-K2.5's
 # Modules that vLLM fuses into one parameter.
 FUSED: Mapping[str, str] = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj"),
@@ -88,10 +92,12 @@ def rank_weights(
     marlin: whether MXFP4 runs on Marlin's kernels, which pad more.
     Raises UnsupportedError for sizes that the ranks do not divide, and for classes whose sharding in vLLM is unknown.
     Source: model_executor/layers: linear.py, fused_moe/layer.py, vocab_parallel_embedding.py, rotary_embedding/base.py,
-    mamba/gdn_linear_attn.py, quantization/mxfp4.py, attention/mla_attention.py (process_weights_after_loading); models/qwen2.py
+    mamba/*.py, quantization/mxfp4.py, attention/mla_attention.py (process_weights_after_loading); models/qwen2.py
     to qwen3_5.py, llama.py, deepseek_v2.py, gpt_oss.py.
     """
-    heads = {layer.index: layer for layer in report.attention.layers if isinstance(layer, LayerAttention)}
+    heads = {layer.index: layer for layer in softmax_layers(report)}
+    mamba = mamba_sizes(report)
+    mixer_paths = set() if mamba is None else {path for path, _ in mixers(report.tree)}
     mxfp4 = report.known.quantised is not None and report.known.quantised.method == "mxfp4"
     sizes: Counter[str] = Counter()
     for path, module in each_module(report.tree):
@@ -104,7 +110,12 @@ def rank_weights(
                 size_bytes = _padded(size_bytes, values_bytes, min(shape[1:]), expert_ranks or ranks, marlin)
             attention = heads.get(decoder_layer(parent))
             shares = expert_ranks if name == "experts" and expert_ranks is not None else ranks
-            rank_bytes = _rank_bytes(name, kind, shape, size_bytes, attention, shares, report.spec.class_name)
+            if mamba is not None and mixer_paths & {path, parent}:
+                rank_bytes = _mixer_bytes("" if path in mixer_paths else name, kind, shape, size_bytes, mamba, ranks)
+            elif parent.rpartition(".")[2] in WHOLE_PARENTS:
+                rank_bytes = size_bytes
+            else:
+                rank_bytes = _rank_bytes(name, kind, shape, size_bytes, attention, shares, report.spec.class_name)
             sizes[f"{parent}.{FUSED.get(name, name)}.{kind}"] += rank_bytes
             if name == "kv_b_proj" and kind == "packed":  # MLA's kernels take it unpacked, beside the packed one
                 sizes[f"{parent}.unpacked"] += shape[0] * shape[1] // ranks * report.spec.dtype.bits // 8
@@ -178,6 +189,22 @@ def _rank_bytes(
     if len(shape) == 2 and name not in WHOLE:
         raise UnsupportedError("vllm_shards_unknown", class_name=class_name)
     return size_bytes
+
+
+def _mixer_bytes(name: str, kind: str, shape: tuple[int, ...], size_bytes: int, mamba: MambaSizes, ranks: int) -> int:
+    """A rank's bytes of a Mamba mixer's parameter. name: "" for the mixer's own. A_log is float32; norms of B, C, dt are whole.
+
+    Source: model_executor/layers/mamba/mamba_mixer.py and mamba_mixer2.py, __init__.
+    """
+    if kind == "A_log":
+        return _share(math.prod(shape) * DType.F32.bits // 8, shape[0], ranks, kind)
+    if name in ("in_proj", "conv1d"):
+        rows = shape[0] + mamba.added_rows(ranks)
+        return _share(size_bytes // shape[0] * rows, rows, ranks, name)
+    if name in ("x_proj", "out_proj"):
+        return _share(size_bytes, shape[1], ranks, name) if len(shape) == 2 else size_bytes
+    whole = name in ("b_layernorm", "c_layernorm", "dt_layernorm")
+    return size_bytes if whole else _share(size_bytes, shape[0], ranks, name or kind)
 
 
 def kv_rows(name: str, attention: LayerAttention, ranks: int) -> int:

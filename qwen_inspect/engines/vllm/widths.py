@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from ...results.model import Report
 from ...spec import Module, each_module
 from ...values import dataclass
+from .mamba import mamba_sizes, mixers
 
 # The matrices of a dense MLP: in from the hidden size, and out to it.
 UP = ("gate_proj", "up_proj", "gate_up_proj", "input_linear", "fc1", "c_fc", "dense_h_to_4h")
@@ -24,12 +25,16 @@ TOWERS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experts:
-    """Routed experts of a layer: how many, how many a token uses, and the columns of the two products of each."""
+    """Routed experts of a layer: how many, how many a token uses, and the columns of the two products of each.
+
+    inputs: numbers of a token that they read, if not the hidden size (Nemotron 3's latent).
+    """
 
     count: int
     per_token: int
     up: int
     down: int
+    inputs: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +42,7 @@ class Widths:
     """Columns of each product of the decoder, the widest layer's, over all ranks. attention: queries, keys and values together.
 
     latent_values: keys and values that MLA unpacks for all heads, with their rotary part; 0 without MLA.
+    mamba: all that a Mamba mixer makes of a token, which is not in `attention`.
     """
 
     hidden: int
@@ -47,16 +53,18 @@ class Widths:
     latent_values: int
     experts: Experts | None
     layers: int
+    mamba: int = 0
 
 
 def decoder_widths(report: Report) -> Widths:
     """Of the decoder of `report`; what a layer lacks is 0."""
-    spec = report.spec
+    spec, mamba = report.spec, mamba_sizes(report)
+    mixer_paths = set() if mamba is None else {path for path, _ in mixers(report.tree)}
     per_layer: dict[str, dict[str, int]] = {}
     experts = None
     for path, module in each_module(report.tree):
         layer = _layer(path)
-        if layer is None:
+        if layer is None or path.rpartition(".")[0] in mixer_paths:
             continue
         widths = per_layer.setdefault(layer, {})
         if (found := _experts(module)) is not None:
@@ -69,6 +77,7 @@ def decoder_widths(report: Report) -> Widths:
         vocabulary=spec.vocab_size,
         experts=experts,
         layers=len(per_layer),
+        mamba=0 if mamba is None else mamba.profiled_columns,
         **most,
     )
 
@@ -113,10 +122,13 @@ def _experts(module: Module) -> Experts | None:
     if module.routed is None:
         return None
     tensors = {tensor.name: tensor.shape for tensor in module.tensors}
-    up, down = tensors.get("gate_up_proj"), tensors.get("down_proj")
+    gated = "gate_up_proj" in tensors
+    up, down = tensors.get("gate_up_proj" if gated else "up_proj"), tensors.get("down_proj")
     if up is None or down is None or len(up) != 3 or len(down) != 3:
         return None
     per_token, count = module.routed
+    if not gated:  # (experts, width, inputs) and (experts, inputs, width)
+        return Experts(count=count, per_token=per_token, up=up[1], down=up[1], inputs=up[2])
     # (experts, 2 x width, hidden) and (experts, hidden, width), or both transposed: the hidden size is what they share
     width = min(set(down[1:]) - (set(up[1:]) & set(down[1:])), default=min(down[1:]))
     return Experts(count=count, per_token=per_token, up=2 * width, down=width)

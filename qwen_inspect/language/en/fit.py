@@ -184,6 +184,8 @@ TEXT = {
     "assume_sglang_pool": "{name}: max_total_num_tokens is {low:,} to {high:,}, with --mem-fraction-static {share}.",
     "assume_sglang": "As SGLang {version} computes it, with one token a page, without speculative decoding and LoRA. The context and libraries before it loads weights are taken as {low} to {high}: no source gives them, and no log was compared.",
     "reserved_adapters": "Slots for LoRA adapters",
+    "vllm_mamba_heads": "vLLM shards Mamba over ranks that divide its heads and groups, or a single group: {heads} heads in {groups} groups do not go on {ranks}",
+    "vllm_sparse_card": "vLLM runs this sparse attention on cards of compute capability 9.x and 10.x only, and the card decides the layout of an fp8 cache: name such a card with --gpu, not --kv-budget",
     "vllm_lora_experts": "How vLLM lays out LoRA slots for routed experts is not modelled here",
     "vllm_budget_below_block": "A budget of {budget} holds no block of this model, which has {block}",
     "llama_cpp_tensor": "Where llama.cpp puts the tensor {name} is not known here",

@@ -184,6 +184,8 @@ TEXT = {
     "assume_sglang_pool": "{name}：max_total_num_tokens 为 {low:,} 至 {high:,}，--mem-fraction-static 为 {share}。",
     "assume_sglang": "按 SGLang {version} 推算，每页一个 token，不含投机解码与 LoRA。加载权重之前的 CUDA 上下文与库按 {low} 至 {high} 计：没有公开来源，也未与日志对照。",
     "reserved_adapters": "LoRA 适配器槽位",
+    "vllm_mamba_heads": "vLLM 只在 rank 数能整除 Mamba 的头数和组数（或只有一组）时切分 Mamba：{heads} 个头、{groups} 组无法切到 {ranks} 个 rank",
+    "vllm_sparse_card": "vLLM 只在计算能力 9.x 和 10.x 的显卡上运行这种稀疏注意力，fp8 缓存的布局也由显卡决定：请用 --gpu 指定这样的显卡，而不是 --kv-budget",
     "vllm_lora_experts": "vLLM 为路由专家分配的 LoRA 槽位未建模",
     "vllm_budget_below_block": "{budget} 的预算放不下该模型的一块（{block}）",
     "llama_cpp_tensor": "不知道 llama.cpp 把张量 {name} 放在哪里",

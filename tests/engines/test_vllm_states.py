@@ -1,0 +1,225 @@
+"""Mamba's states and sparse attention's index in vLLM's cache, worked out by hand from the sources of vLLM 0.19.0."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_inspect.checkpoint import DType
+from qwen_inspect.engines.vllm.blocks import BlockPool, hybrid_pool, softmax_kind
+from qwen_inspect.engines.vllm.mamba import MambaSizes, mamba_dtypes, mamba_pool, mamba_sizes
+from qwen_inspect.engines.vllm.sparse import indexed_pool, sparse_index
+from qwen_inspect.engines.vllm.weights import rank_weights
+from qwen_inspect.errors import UnsupportedError
+from qwen_inspect.results.attention import LayerAttention
+from qwen_inspect.spec import each_module
+from qwen_inspect.structure.inspect import inspect
+from qwen_inspect.structure.kv_cache import FORMATS
+
+BF16 = (DType.BF16, DType.BF16)
+NANO = "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"
+ULTRA = "nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-BF16"
+GRANITE, JAMBA = "ibm-granite/granite-4.0-h-small", "ai21labs/Jamba-v0.1"
+
+
+def pool_of(model: str, *, ranks: int = 1, prefix_caching: bool = False, name: str = "bfloat16") -> BlockPool:
+    report = inspect(model) if model[0] == "/" else inspect(model, source="catalog")
+    sizes, cache = mamba_sizes(report), report.known.cache
+    assert sizes is not None
+    assert cache is not None
+    return mamba_pool(
+        report,
+        cache.layers,
+        sizes,
+        FORMATS[name],
+        ranks=ranks,
+        version=(0, 19),
+        prefix_caching=prefix_caching,
+    )
+
+
+def test_a_published_block_of_mamba_2_is_met() -> None:
+    """672 tokens for NVIDIA-Nemotron-Nano-9B-v2 (vllm-project/vllm issue 24280): 128 heads of 80, 8 groups, states of 128."""
+    sizes = MambaSizes(inner=10_240, heads=128, groups=8, state=128, kernel=4, projected=22_656)
+    layer = LayerAttention(index=0, query_heads=40, kv_heads=8, head_dim=128, window_tokens=None)
+    state_bytes = sizes.state_bytes(1, BF16)
+    assert state_bytes == 2 * (3 * (10_240 + 2 * 8 * 128) + 128 * 80 * 128)
+    assert hybrid_pool([softmax_kind(layer, FORMATS["bfloat16"], 1, 16)], [state_bytes]).block_tokens == 672
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "tokens", "layers", "token_bytes", "groups"),
+    [
+        # 2 x 3 x 6144 + 4 x 64 x 64 x 128 = 2,134,016 bytes of state; 2 KV heads of 128; 6 layers of attention, 23 of Mamba
+        (NANO, {}, 2096, 6, 1024, 5),
+        (NANO, {"ranks": 2}, 2096, 6, 512, 5),
+        (NANO, {"ranks": 8}, 528, 6, 512, 5),  # a KV head is repeated: 266,752 bytes of state
+        (NANO, {"name": "fp8"}, 4176, 6, 512, 5),
+        (NANO, {"prefix_caching": True}, 17 * 128, 6, 1024, 5),  # chunks of 128
+        # 2 x 3 x 18,432 + 4 x 256 x 64 x 128 = 8,499,200; 12 of attention, 48 of Mamba
+        (ULTRA, {}, 8304, 12, 1024, 5),
+        # 2 x (3 x (8192 + 256) + 8192 x 128) = 2,147,840; 8 KV heads of 128; 4 of attention, 36 of Mamba
+        (GRANITE, {}, 528, 4, 4096, 10),
+        # its single group is repeated: 2 x (3 x (8192 + 8 x 256) / 8 + 8192 x 128 / 8) = 269,824 on each rank
+        (GRANITE, {"ranks": 8}, 528, 4, 512, 10),
+        (GRANITE, {"prefix_caching": True}, 3 * 256, 4, 4096, 10),
+        # Mamba-1: 2 x 8192 x (3 + 16) = 311,296; 8 KV heads of 128; 4 of attention, 28 of Mamba
+        (JAMBA, {}, 80, 4, 4096, 8),
+        (JAMBA, {"prefix_caching": True}, 2048, 4, 4096, 8),
+    ],
+)
+def test_attention_blocks_are_as_large_as_a_state(
+    model: str, options: dict[str, Any], tokens: int, layers: int, token_bytes: int, groups: int
+) -> None:
+    pool = pool_of(model, **options)
+    assert (pool.block_tokens, pool.block_bytes, len(pool.groups)) == (tokens, layers * tokens * token_bytes, groups)
+    # Without prefix caching a sequence has one block of states in each group of them; else one for each block of tokens.
+    blocks = -(-10_000 // tokens)
+    assert pool.sequence_blocks(10_000) == (groups * blocks if options.get("prefix_caching") else blocks + groups - 1)
+
+
+FALCON = {
+    "model_type": "falcon_h1",
+    "architectures": ["FalconH1ForCausalLM"],
+    "torch_dtype": "bfloat16",
+    "hidden_size": 2048,
+    "num_hidden_layers": 24,
+    "intermediate_size": 4096,
+    "vocab_size": 65_536,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "mamba_d_ssm": 3072,
+    "mamba_n_heads": 48,
+    "mamba_d_head": 64,
+    "mamba_d_state": 256,
+    "mamba_n_groups": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "tokens", "token_bytes"),
+    [
+        (1, 1568, 1024),  # 2 x (3 x (3072 + 512) + 3072 x 256) = 1,594,368 bytes of state; 2 KV heads of 128
+        (4, 784, 512),  # 2 x (3 x (3072 + 4 x 512) + 3072 x 256) / 4 = 400,896 bytes; a KV head
+    ],
+)
+def test_a_layer_may_keep_states_and_keys(tmp_path: Path, ranks: int, tokens: int, token_bytes: int) -> None:
+    """Falcon-H1: each of 24 layers is one of attention and one of Mamba-2, in a group each (models/falcon_h1.py)."""
+    (tmp_path / "config.json").write_text(json.dumps(FALCON), encoding="utf-8")
+    pool = pool_of(str(tmp_path), ranks=ranks)
+    assert (pool.block_tokens, pool.block_bytes, len(pool.groups)) == (tokens, 24 * tokens * token_bytes, 2)
+
+
+def test_without_attention_a_sequence_is_one_block() -> None:
+    """Falcon Mamba: 64 layers of 2 x 8192 x (3 + 16) bytes, unpadded; a block is a sequence, whatever its length."""
+    pool = pool_of("tiiuae/falcon-mamba-7b")
+    assert (pool.block_bytes, pool.sequence_blocks(100_000)) == (64 * 311_296, 1)
+    assert pool.tokens(pool.blocks(10 * 64 * 311_296), 8192) == 81_920
+    assert pool_of("tiiuae/falcon-mamba-7b", ranks=8).block_bytes == 64 * 38_912
+
+
+def test_nemotron_h_names_its_recurrent_dtype() -> None:
+    """NemotronHForCausalLMConfig of 0.19.0 and 0.20.0; other classes leave mamba_ssm_cache_dtype at "auto"."""
+    config = {"model_type": "nemotron_h"}
+    assert mamba_dtypes(config, DType.BF16, (0, 19)) == (DType.BF16, DType.F16)
+    assert mamba_dtypes(config, DType.BF16, (0, 20)) == (DType.BF16, DType.F32)
+    named = {**config, "mamba_ssm_cache_dtype": "float32"}
+    assert mamba_dtypes(named, DType.BF16, (0, 19)) == (DType.BF16, DType.F32)
+    assert mamba_dtypes({**named, "model_type": "bamba"}, DType.BF16, (0, 19)) == BF16
+    with pytest.raises(UnsupportedError):
+        mamba_dtypes({**config, "mamba_ssm_cache_dtype": "int3"}, DType.BF16, (0, 19))
+
+
+def test_groups_that_the_ranks_do_not_divide_are_refused() -> None:
+    """MambaMixer2 asserts n_groups % tp_size == 0 or n_groups == 1, and num_heads % tp_size == 0."""
+    with pytest.raises(UnsupportedError) as refusal:
+        pool_of(NANO, ranks=16)
+    assert refusal.value.message.key == "vllm_mamba_heads"
+
+
+@pytest.mark.parametrize(
+    ("model", "ranks", "size_bytes"),
+    [
+        # 7,272,665,088 parameters in bfloat16, of which A_log (64 x 8192 x 16) in float32; 65 norms of 4096 are on every rank
+        ("tiiuae/falcon-mamba-7b", 1, 14_562_107_392),
+        ("tiiuae/falcon-mamba-7b", 8, (14_562_107_392 - 532_480) // 8 + 532_480),
+        # 24,256,512 bytes of norms and routers on every rank; 36 mixers with 256 rows more of 4096 + 4 + 1 numbers
+        (GRANITE, 2, (64_414_685_184 - 24_256_512 + 75_589_632) // 2 + 24_256_512),
+    ],
+)
+def test_mixers_are_shared_over_the_ranks(model: str, ranks: int, size_bytes: int) -> None:
+    """mamba_mixer.py and mamba_mixer2.py, __init__."""
+    assert rank_weights(inspect(model, source="catalog"), ranks).total_bytes == size_bytes
+
+
+def test_kimis_projector_is_whole_on_every_rank() -> None:
+    """ReplicatedLinear of 4608 x 4608 and 7168 x 4608 with biases, and a norm of 1152 (models/kimi_k25_vit.py)."""
+    report = inspect("moonshotai/Kimi-K2.5", source="catalog")
+    projector = next(module for _, module in each_module(report.tree) if module.name == "mm_projector")
+    root = replace(report.tree, children=(projector,), tensors=())
+    alone = replace(report, design=replace(report.known, tree=root))
+    rotary_bytes = 262_144 * 64 * 2  # the decoder's table
+    assert rank_weights(alone, 8).total_bytes == 2 * (4608 * 4609 + 7168 * 4609 + 2 * 1152) + rotary_bytes
+
+
+V32 = {"model_type": "deepseek_v32", "index_topk": 2048, "index_head_dim": 128}
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "version", "token_bytes"),
+    [
+        ("bfloat16", (9, 0), (0, 19), 1152),
+        ("bfloat16", None, (0, 19), 1152),
+        ("fp8", (9, 0), (0, 19), 656),  # fp8_ds_mla of FLASHMLA_SPARSE
+        ("fp8", (10, 0), (0, 19), 576),  # FLASHINFER_MLA_SPARSE is preferred
+        ("fp8", (10, 0), (0, 17), 656),  # before 0.18 DeepseekV32ForCausalLM made all fp8 packed
+    ],
+)
+def test_an_index_is_kept_beside_the_latents(
+    name: str, capability: tuple[int, int] | None, version: tuple[int, int], token_bytes: int
+) -> None:
+    """An index key is 128 numbers in FP8 and a float32 scale: 132 bytes; blocks of 64 tokens."""
+    index = sparse_index(V32, FORMATS[name], capability, version)
+    assert index is not None
+    pool = indexed_pool(61, 576, index, FORMATS[name])
+    assert (pool.block_tokens, pool.block_bytes, len(pool.groups)) == (64, 61 * 64 * (token_bytes + 132), 1)
+
+
+def test_the_indexs_buffers_are_those_that_vllm_names() -> None:
+    """865,075,200 bytes for 163,840 tokens (v1/attention/backends/mla/indexer.py); 5 x 163,840 x 576 x 2 of latents beside
+    queries of 8192 tokens and 16 heads if the cache is packed; int32 of 2048 tokens for each of a step."""
+    index, packed = (sparse_index(V32, FORMATS[name], (9, 0), (0, 19)) for name in ("bfloat16", "fp8"))
+    assert index is not None
+    assert packed is not None
+    queries_bytes = 8192 * 16 * 576 * 2
+    assert index.workspace_bytes(163_840, 576, queries_bytes) == 865_075_200
+    assert packed.workspace_bytes(163_840, 576, queries_bytes) == 943_718_400 + 150_994_944
+    assert index.chosen_bytes(8192) == 64 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "capability", "version"),
+    [
+        (V32, "bfloat16", (8, 0), (0, 19)),  # no backend
+        (V32, "bfloat16", (12, 0), (0, 19)),
+        (V32, "fp8", None, (0, 19)),  # the card decides the layout
+        (V32, "bfloat16", (9, 0), (0, 11)),  # where "auto" was fp8_ds_mla
+        ({**V32, "model_type": "glm_moe_dsa", "index_topk_freq": 4}, "bfloat16", (9, 0), (0, 19)),  # GLM-5.2
+        ({**V32, "index_topk": None}, "bfloat16", (9, 0), (0, 19)),
+    ],
+)
+def test_other_indexes_are_refused(
+    text: dict[str, Any], name: str, capability: tuple[int, int] | None, version: tuple[int, int]
+) -> None:
+    with pytest.raises(UnsupportedError) as refusal:
+        sparse_index(text, FORMATS[name], capability, version)
+    assert "{" not in str(refusal.value)
+
+
+def test_without_an_index_there_is_none() -> None:
+    assert sparse_index({"model_type": "deepseek_v3"}, FORMATS["fp8"], None, (0, 19)) is None
