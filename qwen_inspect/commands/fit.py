@@ -217,7 +217,7 @@ def _run_llama_cpp(options: argparse.Namespace, say: Language) -> int:
 def _answered(options: argparse.Namespace, answer: Callable[[Report], Answer], typed: str | None = None) -> Answer:
     """Of the model, or `typed`, in the types that llama-quantize gives it with --quant; "largest": that fit."""
     if options.quant is None:
-        return answer(prediction.inspected(options, typed, tokens=None))
+        return answer(prediction.inspected(options, typed, tokens=None, cache_format="auto"))  # the engine has its own
     from ..fitting.quantisations import largest_scheme, largest_stored, stored_quantisations
     from ..loaders.resolve import resolve
     from ..structure.gguf_conversion import as_gguf

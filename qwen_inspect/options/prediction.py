@@ -93,9 +93,10 @@ def inspected(
     *,
     dtype: str | None = None,
     tokens: int | None = DEFAULT_PROMPT_TOKENS,
+    cache_format: str | None = None,
 ) -> Report:
     """The model that runs, or `typed`; only its stored tensors if its architecture is unknown. dtype: without --dtype. tokens: of
-    an untyped context.
+    an untyped context. cache_format: of transformers' cache, if not --cache-dtype.
     """
     from dataclasses import replace
 
@@ -107,7 +108,11 @@ def inspected(
         dtype=dtype_of(options) or dtype,
         dense_dtype=None if options.autocast is None else "float32",
         group_size=options.group_size,
-        workload=replace(workload, context_tokens=workload.context_tokens or tokens),
+        workload=replace(
+            workload,
+            context_tokens=workload.context_tokens or tokens,
+            cache_format=cache_format or workload.cache_format,
+        ),
     )
 
 

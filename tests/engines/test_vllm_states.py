@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from qwen_inspect.checkpoint import DType
+from qwen_inspect.cli import main
 from qwen_inspect.engines.vllm.blocks import BlockPool, hybrid_pool, softmax_kind
 from qwen_inspect.engines.vllm.mamba import MambaSizes, mamba_dtypes, mamba_pool, mamba_sizes
 from qwen_inspect.engines.vllm.sparse import indexed_pool, sparse_index
@@ -223,3 +224,20 @@ def test_other_indexes_are_refused(
 
 def test_without_an_index_there_is_none() -> None:
     assert sparse_index({"model_type": "deepseek_v3"}, FORMATS["fp8"], None, (0, 19)) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "blocks"),
+    [
+        # 30 GiB over 61 x 64 x (1152 + 132) bytes; over 6 x 4176 x 2 x 2 x 128; over 61 x 16 x 576
+        ("deepseek-ai/DeepSeek-V3.2", [], 6426),
+        (NANO, ["--cache-dtype", "fp8"], 2510),
+        ("deepseek-ai/DeepSeek-V3", ["--cache-dtype", "fp8"], 57_299),
+    ],
+)
+def test_the_command_answers_with_any_format(
+    capsys: pytest.CaptureFixture[str], model: str, asked: list[str], blocks: int
+) -> None:
+    budget = ["--engine", "vllm", "--kv-budget", "30GiB", "--context", "8192", "--format", "json"]
+    assert main(["fit", f"catalog:{model}", *budget, *asked]) == 0
+    assert json.loads(capsys.readouterr().out)["cards"][0]["vllm"]["low"]["blocks"] == blocks
