@@ -187,8 +187,17 @@ def test_an_index_is_kept_beside_the_latents(
     """An index key is 128 numbers in FP8 and a float32 scale: 132 bytes; blocks of 64 tokens."""
     index = sparse_index(V32, FORMATS[name], capability, version)
     assert index is not None
-    pool = indexed_pool(61, 576, index, FORMATS[name])
+    pool = indexed_pool(range(61), 576, index, FORMATS[name])
     assert (pool.block_tokens, pool.block_bytes, len(pool.groups)) == (64, 61 * 64 * (token_bytes + 132), 1)
+
+
+def test_layers_may_share_an_index() -> None:
+    """GLM-5.2: layers 0 to 2 and every fourth from 6 on, 21 of 78, as deepseek_v2.py of 0.24.0 builds them."""
+    text = {**V32, "model_type": "glm_moe_dsa", "index_topk_freq": 4, "index_skip_topk_offset": 3}
+    index = sparse_index(text, FORMATS["bfloat16"], (9, 0), (0, 24))
+    assert index is not None
+    assert [layer for layer in range(12) if index.of_layer(layer)] == [0, 1, 2, 6, 10]
+    assert indexed_pool(range(78), 576, index, FORMATS["bfloat16"]).block_bytes == 64 * (78 * 1152 + 21 * 132)
 
 
 def test_the_indexs_buffers_are_those_that_vllm_names() -> None:

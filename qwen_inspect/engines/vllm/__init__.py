@@ -78,6 +78,8 @@ class Vllm(Engine["Serving", "VllmDemand"]):
         for _, answer in answers:
             if report.spec.dtype is DType.BF16 and answer.gpu.supports("bfloat16") is False:
                 yield Message("assume_vllm_half", name=answer.gpu.name)
+        if report.spec.dtype is DType.F32:
+            yield Message("assume_vllm_float32")
         if any(demand.format_named for demand, _ in answers):
             yield Message("assume_vllm_cache_scheme")
         if not version.prints_concurrency and any(len(demand.pool.groups) > 1 for demand, _ in answers):

@@ -88,7 +88,7 @@ class VllmDemand(Demand):
             if type(heads) is not int or heads % ranks:
                 raise UnsupportedError("cache_query_heads_over_ranks", heads=heads, ranks=ranks)
             if self.index is not None:
-                return indexed_pool(len(layers), width, self.index, self.format)
+                return indexed_pool([layer.index for layer in layers], width, self.index, self.format)
             return latent_pool(len(layers), width, self.format, gpu.compute_capability)
         if (mamba := mamba_sizes(self._report)) is not None and self._report.known.cache is not None:
             indexes = {layer.index for layer in layers}

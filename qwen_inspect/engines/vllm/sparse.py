@@ -6,7 +6,7 @@ model_executor/layers/sparse_attn_indexer.py, v1/attention/backends/mla/indexer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...errors import UnsupportedError
@@ -27,11 +27,20 @@ LOGITS_BYTES = 512 * MIB  # VLLM_SPARSE_INDEXER_MAX_LOGITS_MB, which the profile
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Index:
-    """Of every layer. key_bytes: of a token; chosen: tokens that attention reads; packed: whether latents are fp8_ds_mla."""
+    """key_bytes: of a token; chosen: tokens that attention reads; packed: whether latents are fp8_ds_mla.
+
+    every, offset: one of `every` layers has an index, from the layer `offset` - 1 on, and each before.
+    """
 
     key_bytes: int
     chosen: int
     packed: bool
+    every: int = 1
+    offset: int = 2
+
+    def of_layer(self, layer: int) -> bool:
+        """Whether a layer keeps an index. Source: DeepseekV2MLAAttention.__init__ of 0.24.0."""
+        return max(layer - self.offset + 1, 0) % self.every == 0
 
     def chosen_bytes(self, step_tokens: int) -> int:
         """The tokens chosen for each of a step's, as int32; all layers share them. It is made with the model."""
@@ -48,30 +57,38 @@ def sparse_index(
 ) -> Index | None:
     """The index of a configuration; None without one.
 
-    Raises UnsupportedError for versions before 0.16, layers that share an index, cards without a kernel, and where the card is
-    not known but decides the format. Source: platforms/cuda._get_backend_priorities; MLAAttention.__init__.
+    Raises UnsupportedError for versions before 0.16, layers that share an index before 0.24 or by a pattern, cards without a
+    kernel, and where the card is not known but decides the format.
+    Source: platforms/cuda._get_backend_priorities; MLAAttention.__init__.
     """
     if text.get("model_type") not in INDEXED_TYPES:
         return None
     width, chosen = text.get("index_head_dim", SCALED_NUMBERS), text.get("index_topk")
-    shared = text.get("index_topk_freq", 1) != 1 or text.get("index_topk_pattern") or text.get("indexer_types")
-    if type(width) is not int or type(chosen) is not int or width % SCALED_NUMBERS or version < (0, 16) or shared:
+    every, offset = text.get("index_topk_freq", 1), text.get("index_skip_topk_offset", 2)
+    if type(chosen) is not int or any(
+        type(number) is not int or number < 1 for number in (width, chosen, every, offset)
+    ):
         raise UnsupportedError("cache_engine_other", engine="vLLM")
+    if width % SCALED_NUMBERS or version < (0, 16) or text.get("index_topk_pattern") is not None:
+        raise UnsupportedError("cache_engine_other", engine="vLLM")
+    if every > 1 and version < (0, 24):
+        raise UnsupportedError("vllm_shared_index")
     fp8 = cache_format.name == "fp8"
     major = None if capability is None else capability[0]
     if major not in (None, 9, 10) or (fp8 and major is None):
         raise UnsupportedError("vllm_sparse_card")
     packed = fp8 and (major == 9 or version < (0, 19))
-    return Index(key_bytes=width + 4 * (width // SCALED_NUMBERS), chosen=chosen, packed=packed)
+    key_bytes = width + 4 * (width // SCALED_NUMBERS)
+    return Index(key_bytes=key_bytes, chosen=chosen, packed=packed, every=every, offset=offset)
 
 
-def indexed_pool(layers: int, width: int, index: Index, cache_format: CacheFormat) -> BlockPool:
-    """Blocks of 64 tokens, whole on every rank: in one group each layer's latents, and its index keys."""
+def indexed_pool(layers: Sequence[int], width: int, index: Index, cache_format: CacheFormat) -> BlockPool:
+    """Blocks of 64 tokens of these layers, whole on every rank: in one group each one's latents, and the keys of its index."""
     if cache_format.name not in BLOCK_FORMATS:
         raise UnsupportedError("vllm_cache_format", found=cache_format.name, known=", ".join(BLOCK_FORMATS))
     token_bytes = PACKED_LATENT_BYTES if index.packed else cache_format.size_bytes(width)
-    kinds = [
+    latents, keys = (
         PageKind(INDEX_BLOCK_TOKENS * size_bytes, INDEX_BLOCK_TOKENS, 0, (size_bytes,))
         for size_bytes in (token_bytes, index.key_bytes)
-    ]
-    return one_group(kinds * layers)
+    )
+    return one_group([*[latents] * len(layers), *[keys] * sum(map(index.of_layer, layers))])
