@@ -65,8 +65,8 @@ def run_command(
     ]
     files = [buffers_beside(command, file, plan.cards, build, access) for file in further]
     beside_files = tuple(buffer for file_buffers, _ in files for buffer in file_buffers)
-    buffers = plan.buffers() if known else _over_builds(plan, _candidates(log))
-    buffers = (*buffers, *beside_files)
+    own = plan.buffers()
+    buffers = (*(own if known else _over_builds(plan, _candidates(log))), *beside_files)
     devices = _totals(buffers, cards, host_bytes)
 
     def judge(buffers: Iterable[Buffer]) -> bool:
@@ -87,7 +87,7 @@ def run_command(
         cache_types=(options.key_type, options.value_type),
         buffers=buffers,
         devices=devices,
-        reach=reach(plan, judge) if cards and all(map(_is_known, beside_files)) else NO_REACH,
+        reach=reach(plan, own, judge) if cards and all(map(_is_known, beside_files)) else NO_REACH,
         ignored=command.ignored,
         notices=(
             *_notices(command, plan.read.architecture, [notice for _, notice in files], log, build, known),

@@ -112,7 +112,10 @@ class Allocator:
         return {name: buffer.most_bytes for name, buffer in self._buffers.items()}
 
     def _state(self, node: Node) -> _State:
-        return self._states.setdefault(id(node), _State())
+        state = self._states.get(id(node))
+        if state is None:
+            state = self._states[id(node)] = _State()
+        return state
 
     def _allocate(self, node: Node, buffer: str) -> None:
         state = self._state(node)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from ...bisection import largest
 from ...results.llama_cpp import Buffer, Reach
@@ -18,13 +18,15 @@ Judge = Callable[[Iterable[Buffer]], bool]
 NO_REACH = Reach(context_tokens=None, offloaded=None, host_experts=None)
 
 
-def reach(plan: Plan, judge: Judge) -> Reach:
-    """judge: whether buffers fit their devices. None for each if a compute buffer of the command is not known."""
-    if any(buffer.high_bytes is None for buffer in plan.buffers()):
+def reach(plan: Plan, buffers: Sequence[Buffer], judge: Judge) -> Reach:
+    """judge: whether buffers fit their devices. buffers: the plan's. None for each if one of them is not known."""
+    if any(buffer.high_bytes is None for buffer in buffers):
         return NO_REACH
+    offloaded = plan.options.offloaded
+    all_fit = (offloaded is None or offloaded >= plan.layers) and judge(buffers)
     return Reach(
         context_tokens=largest_context(plan, judge),
-        offloaded=most_offloaded(plan, judge),
+        offloaded=plan.layers if all_fit else most_offloaded(plan, judge),
         host_experts=fewest_host_experts(plan, judge),
     )
 
