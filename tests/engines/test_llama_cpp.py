@@ -161,6 +161,11 @@ TWO_CARDS: Sequence[tuple[str, Mapping[str, Any], Mapping[str, str]]] = (
     ("falcon-h1", {"cache_on_cards": False}, {"CUDA0": "9.02", "CUDA1": "21.77", "CUDA_Host": "6.53"}),
     ("gpt-oss", {"cache_on_cards": False}, {"CUDA0": "9.76", "CUDA1": "16.62", "CUDA_Host": "6.78"}),
     ("mimo2", {"cache_on_cards": False}, {"CUDA0": "7.01", "CUDA1": "16.62", "CUDA_Host": "7.03"}),
+    (
+        "minicpm",
+        {"offloaded": 4, "split": (1.0, 3.0), "micro_batch": 256},
+        {"CUDA0": "14.09", "CUDA1": "17.09", "CUDA_Host": "10.54"},
+    ),
     ("olmo", {"cache_on_cards": False}, {"CUDA0": "10.26", "CUDA1": "16.62", "CUDA_Host": "6.02"}),
     ("olmo", {"offloaded": 3}, {"CUDA0": "10.38", "CUDA1": "16.12", "CUDA_Host": "6.02"}),
     ("plamo2", {"offloaded": 3}, {"CUDA0": "6.53", "CUDA1": "16.12", "CUDA_Host": "7.52"}),

@@ -43,6 +43,7 @@ class Design:
     norms_apart: bool = False  # a layer's norm is expanded before the rest
     bare_norms: bool = False  # norms have no weights
     scaled_residual: bool = False  # whatever the file's keys say
+    scaled_throughout: bool = False  # embedding and logits, as by the file's keys, which have defaults
     altup: bool = False  # Gemma 3n's four states
     rows_at: Literal["layer", "end", "norm"] = "layer"  # where output tokens' rows are taken
     rows_of_sum: bool = False  # in the last layer after attention's sum with its input, not before
@@ -80,7 +81,6 @@ DESIGNS: Mapping[str, Design] = {
             "internlm2",
             "codeshell",
             "mellum",
-            "minicpm",
             "olmo2",
             "orion",
             "pangu-embedded",
@@ -106,6 +106,7 @@ DESIGNS: Mapping[str, Design] = {
     **dict.fromkeys(("falcon", "plamo"), Design(parallel="attention", since=RECENT)),
     "phi2": Design(parallel="attention", scaled_query=True, forward_last=True, since=RECENT),
     **dict.fromkeys(("jais2", "nemotron"), Design(squared=True, since=RECENT)),
+    "minicpm": Design(scaled_throughout=True, scaled_residual=True, scaled_logits=True, since=RECENT),
     "minicpm3": Design(scaled_embedding=True, scaled_residual=True, scaled_output=True, since=11_218),
     "openelm": Design(residual_first=True, since=RECENT),
     "paddleocr": Design(positions=4, since=RECENT),

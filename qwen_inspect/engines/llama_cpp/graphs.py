@@ -54,7 +54,7 @@ class Decoder(Latent, FeedForward, Mamba, Kda, AltUp):
         assert head is not None
         state = matmul(head, state)
         state = self._with_bias(state, "output.bias")
-        if self._key("logit_scale") and self._design.scaled_logits:
+        if (self._key("logit_scale") or self._design.scaled_throughout) and self._design.scaled_logits:
             state = like("SCALE", state)
         if self._design.capped or (self._design.capped_by_key and self._key("final_logit_softcapping")):
             state = like("SCALE", like("UNARY", like("SCALE", state)))
@@ -100,7 +100,7 @@ class Decoder(Latent, FeedForward, Mamba, Kda, AltUp):
         if self._deep_layers:
             self._inputs["embedding"] = state
             state = view(state, (self._read.embedding, tokens), (state.strides[1],))
-        if self._key("embedding_scale"):
+        if self._key("embedding_scale") or self._design.scaled_throughout:
             state = like("SCALE", state)
         if self._design.scaled_rows and build.mixed_input:
             state = like("MUL", state, leaf(F32, 1, tokens))
