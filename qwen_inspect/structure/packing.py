@@ -55,7 +55,7 @@ class Packing:
         """The bytes of each of `loaded`; experts that no file tells apart are as large as the first."""
         matrices = self._each_kind(tensor)
         sizes = [[part.size_bytes for part, role in self._stored(matrix) if role != "notes"] for matrix in matrices]
-        are_alike = all(size == sizes[0] for size in sizes)  # so that their order does not matter
+        are_alike = bool(sizes) and all(size == sizes[0] for size in sizes)  # so that their order does not matter
         if self.fused or not are_alike or not all(matrix.name in self.experts for matrix in matrices):
             return [part.size_bytes for part in self.loaded(tensor)]
         return sizes[0] * (len(matrices) * tensor.shape[0])

@@ -27,7 +27,7 @@ from qwen_inspect.results.model import Report
 from qwen_inspect.spec import Module, each_tensor
 from qwen_inspect.structure.accounting import components
 from qwen_inspect.structure.inspect import inspect
-from qwen_inspect.structure.packing import pack
+from qwen_inspect.structure.packing import Packing, pack
 from qwen_inspect.structure.stored_bytes import packed_tree, weights_of
 
 from ..support.families import FAMILIES, saved_by_transformers
@@ -762,6 +762,11 @@ def test_one_expert_stands_for_all_only_where_no_name_tells_them_apart(
     assert weights_of(architecture.tree, trees[0], quantisation, together) == weights_of(
         architecture.tree, trees[1], singly, each
     )
+
+
+def test_a_layer_without_experts_loads_nothing() -> None:
+    packing = Packing(parts={}, dense={}, kept={}, form=lambda tensor: ())
+    assert packing.loaded_bytes(Tensor("mlp.experts.gate_up_proj", (0, 64, 32), DType.BF16)) == []
 
 
 def test_fp8_experts_are_loaded_as_transformers_builds_them() -> None:
