@@ -80,7 +80,7 @@ def test_attention_counts_images_in_the_answer_and_in_json(capsys: Capture) -> N
     assert_keeps_to_the_schema(content)
     # 1024 x 768 in squares of 32 pixels; 32 x 32 is enlarged to the least of 65,536 pixels.
     assert [item["tokens"] for item in content["media"]["items"]] == [768, 64]
-    assert "images: 2: 832 tokens of the context." in content["answer"]
+    assert "Images and videos take 832 tokens of the context (images: 2)." in content["answer"]
 
 
 def test_memory_has_a_prompt_beside_the_images_and_refuses_what_is_for_text_alone(capsys: Capture) -> None:

@@ -48,8 +48,8 @@ TEXT: dict[str, str] = {
     "media_marks_unknown": "Timestamps and marks between a video's frames or an image's crops depend on the tokenizer and are not counted.",
     "media_cache": "The KV cache of these {tokens:,} tokens takes {size}.",
     "media_pixels": "Their pixels take {size} on the card, as {dtype}, while the run lasts.",
-    "answer_media": "{media}: {tokens:,} tokens of the context.",
-    "answer_media_least": "{media}: at least {tokens:,} tokens of the context.",
+    "answer_media": "Images and videos take {tokens:,} tokens of the context ({media}).",
+    "answer_media_least": "Images and videos take at least {tokens:,} tokens of the context ({media}).",
     "answer_image": "images: {count:,}",
     "answer_video": "videos: {count:,}",
 }
