@@ -13,6 +13,7 @@ from ..loaders.regular import open_regular
 
 LONGEST_SEGMENT = 1 << 16  # of JPEG; more than an EXIF block of any format needs
 MOST_PARTS = 10_000  # segments or chunks before the size or the pixels
+LONGEST_SIDE = (1 << 31) - 1  # of PNG (7.1, four-byte unsigned integers); the other formats have less
 ORIENTATION = 0x0112
 TURNED = range(5, 9)  # rows and columns exchanged
 
@@ -24,7 +25,7 @@ def image_size(path: str) -> tuple[int, int]:
             found = _size(stream)
     except OSError as error:
         raise NotFoundError("image_absent", path=path, reason=error.strerror or str(error)) from None
-    if found is None or min(found) < 1:
+    if found is None or min(found) < 1 or max(found) > LONGEST_SIDE:
         raise MalformedError("image_unread", path=path)
     return found
 

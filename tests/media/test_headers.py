@@ -77,6 +77,17 @@ def test_a_cut_or_damaged_header_is_refused_or_read_never_worse(name: str, tmp_p
                 continue
 
 
+def test_a_png_has_no_side_above_its_formats_limit(tmp_path: Path) -> None:
+    path = tmp_path / "wide.png"
+    for width, taken in (((1 << 31) - 1, True), (1 << 31, False)):
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", width, 8) + bytes(9))
+        if taken:
+            assert image_size(str(path)) == (width, 8)
+        else:
+            with pytest.raises(MalformedError):
+                image_size(str(path))
+
+
 def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("1024*768")
     with pytest.raises(MalformedError):
