@@ -183,7 +183,7 @@ def _no_images(value: str) -> bool:
 
 def _number(option: str, value: str) -> int:
     if not re.fullmatch(r"[0-9]{1,12}", value) or int(value) == 0:
-        raise UsageError("llama_cpp_number", option=option, found=value[:80])
+        raise UsageError("vllm_count", option=option, found=value[:80])
     return int(value)
 
 
@@ -200,7 +200,7 @@ def _tokens(option: str, value: str) -> int:
 
 def _share(option: str, value: str) -> float:
     if not re.fullmatch(r"[0-9]{0,2}(\.[0-9]{1,12})?", value) or not 0 < float(value or 0) <= 1:
-        raise UsageError("llama_cpp_number", option=option, found=value[:80])
+        raise UsageError("vllm_share", option=option, found=value[:80])
     return float(value)
 
 

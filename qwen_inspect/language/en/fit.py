@@ -257,6 +257,8 @@ TEXT = {
     "llama_cpp_device": "-ot names the device {found}; known are {known}",
     "llama_cpp_pattern": "The pattern {found!r} of -ot is no regular expression that can be matched in bounded time",
     "llama_cpp_override": "{option} takes PATTERN=DEVICE, found {found!r}",
+    "vllm_count": "{option} takes a whole number from 1 on, found {found!r}",
+    "vllm_share": "{option} takes a share above 0, at most 1, found {found!r}",
     "llama_cpp_number": "{option} takes a number, found {found!r}",
     "llama_cpp_spec_type": "{option} takes {known}, found {found!r}",
     "llama_cpp_shapes": "The file's tensors do not fit together: expected the shape {expected}, found {found}",

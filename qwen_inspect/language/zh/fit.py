@@ -257,6 +257,8 @@ TEXT = {
     "llama_cpp_device": "-ot 指定的设备为 {found}；可用：{known}",
     "llama_cpp_pattern": "-ot 的 {found!r} 不是可在有限时间内匹配的正则表达式",
     "llama_cpp_override": "{option} 的格式为 PATTERN=DEVICE，而不是 {found!r}",
+    "vllm_count": "{option} 应为不小于 1 的整数，而不是 {found!r}",
+    "vllm_share": "{option} 应为大于 0 且不超过 1 的比例，而不是 {found!r}",
     "llama_cpp_number": "{option} 应为数字，而不是 {found!r}",
     "llama_cpp_spec_type": "{option} 可取 {known}，而不是 {found!r}",
     "llama_cpp_shapes": "文件中的张量形状互不相符：应为 {expected}，实为 {found}",
