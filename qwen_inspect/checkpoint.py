@@ -8,12 +8,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
 
 from .language import Message
-from .values import dataclass
+from .values import dataclass, field
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from .checkpoint import Checkpoint, DType, Tensor
 from .language import Message
+from .values import replace
 
 # Files beside config.json that declare the quantisation, and the method if their content names none.
 # Source: vLLM 0.19, get_config_filenames of modelopt.py, gptq.py and awq.py in model_executor/layers/quantization; mlx-lm 0.32,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any, ClassVar, TypeVar
 
 from .language import Language
@@ -15,7 +14,7 @@ from .results.memory import MemoryReport, Run
 from .results.model import Report
 from .structure import inspect as structure
 from .units import size
-from .values import dataclass
+from .values import dataclass, fields
 
 DEFAULT_RUN = Run()
 Answered = TypeVar("Answered", bound="_Answer")

@@ -7,10 +7,9 @@ new kind.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import field
 
 from .checkpoint import DType, Tensor
-from .values import dataclass
+from .values import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import field
 from typing import Any
 
 import pytest
 
+from qwen_inspect import values
 from qwen_inspect.checkpoint import DType, Tensor
 from qwen_inspect.values import dataclass
 
 
-def pair(decorator: Any) -> Any:
-    @decorator(frozen=True, slots=True, kw_only=True)
+def pair(library: Any) -> Any:
+    @library.dataclass(frozen=True, slots=True, kw_only=True)
     class Pair:
         first: int
         second: tuple[str, ...] = ("b",)
-        note: str = field(default="n", compare=False, repr=False)
+        note: str = library.field(default="n", compare=False, repr=False)
 
     return Pair
 
 
-@pytest.mark.parametrize("decorator", [dataclass, dataclasses.dataclass])
-def test_values_compare_hash_and_show_as_the_standard_librarys(decorator: Any) -> None:
-    made, other = pair(decorator), pair(decorator)
+@pytest.mark.parametrize("library", [values, dataclasses])
+def test_values_compare_hash_and_show_as_the_standard_librarys(library: Any) -> None:
+    made, other = pair(library), pair(library)
     assert made(first=1) == made(first=1, note="x") != made(first=2)
     assert made(first=1) != other(first=1)  # of another class
     assert len({made(first=1), made(first=1, note="x"), made(first=2)}) == 2
@@ -59,13 +59,13 @@ def test_one_field_and_none_compare_too() -> None:
     assert hash(Tensor("a", (1,), DType.BF16)) == hash(Tensor("a", (1,), DType.BF16))
 
 
-@pytest.mark.parametrize("decorator", [dataclass, dataclasses.dataclass])
-def test_values_are_made_with_defaults_factories_and_keywords(decorator: Any) -> None:
-    @decorator(slots=True)
+@pytest.mark.parametrize("library", [values, dataclasses])
+def test_values_are_made_with_defaults_factories_and_keywords(library: Any) -> None:
+    @library.dataclass(slots=True)
     class Written:
         first: int
-        second: list[int] = field(default_factory=list)
-        third: int = field(default=3, kw_only=True)
+        second: list[int] = library.field(default_factory=list)
+        third: int = library.field(default=3, kw_only=True)
         total: int = 0
 
         def __post_init__(self) -> None:

@@ -6,11 +6,11 @@ Source: transformers 5.23, models/{arcee,apertus,nemotron}; Apertus (arXiv 2509.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import Tensor
 from ..spec import Module
+from ..values import replace
 from .decoders import Decoder, read_decoder
 from .design import Architecture
 from .outline import activation, causal_lm, check_width, layer_norm, linear, read_spans, whole_dtype, with_defaults

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError, UnsupportedError
 from ..spec import Module
+from ..values import replace
 from .design import Architecture
 from .outline import (
     activation,

@@ -7,7 +7,6 @@ Source: transformers 5.23, models/qwen*/modeling_*.py; torch 2.13, extra_repr of
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import groupby
 
 from ..checkpoint import DType, Tensor
@@ -25,7 +24,7 @@ from ..spec import (
     SoftmaxAttention,
     each_tensor,
 )
-from ..values import dataclass
+from ..values import dataclass, replace
 from .reading import ACTIVATION_CLASSES
 
 

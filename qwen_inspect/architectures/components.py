@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from itertools import groupby
 
 from ..spec import Module
+from ..values import replace
 
 # A module's component by its own name (first match wins); without a match, its parent's.
 COMPONENT_OF_NAME: tuple[tuple[str, str], ...] = (

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import DType, Tensor
@@ -22,6 +21,7 @@ from ..results.attention import (
 )
 from ..results.cache import CacheKind, CacheLayer
 from ..spec import ModelSpec, Module
+from ..values import replace
 from .design import Architecture, KeptLayer
 from .gguf_hparams import GgufHyperparameters
 from .gguf_keys import read_hyperparameters

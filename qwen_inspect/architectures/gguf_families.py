@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import Tensor
 from ..errors import QwenInspectError
 from ..spec import each_tensor
+from ..values import replace
 from . import architecture_of
 from .design import Architecture
 from .gguf import own_configuration

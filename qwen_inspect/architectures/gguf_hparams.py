@@ -6,10 +6,9 @@ Source: llama.cpp 0c1e57098, src/llama-hparams.cpp, src/llama-kv-cache*.cpp, src
 
 from __future__ import annotations
 
-from dataclasses import field
 from typing import Literal
 
-from ..values import dataclass
+from ..values import dataclass, field
 from .gguf_rules import (
     ATTENTION_INTERVAL,
     EVERY_LAYER_ATTENDS,

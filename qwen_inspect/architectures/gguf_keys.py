@@ -7,11 +7,11 @@ src/llama-arch.cpp, LLM_KV_NAMES.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 from ..checkpoint import Tensor
 from ..errors import MalformedError
+from ..values import replace
 from .gguf_hparams import Experts, GgufHyperparameters, Indexer, Recurrence
 from .gguf_rules import (
     ATTENTION_INTERVAL,

@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import field
 
 from ..checkpoint import BLOCK_FORMATS, BlockFormat, DType, Tensor
 from ..errors import UnsupportedError
-from ..values import dataclass
+from ..values import dataclass, field
 from .gguf_hparams import GgufHyperparameters
 
 # Quantisation -> the type of most tensors.

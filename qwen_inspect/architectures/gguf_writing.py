@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import BLOCK_FORMATS, BlockFormat, DType, Tensor
 from ..errors import UnsupportedError
 from ..results.attention import LayerAttention
 from ..spec import SoftmaxAttention, each_module, each_tensor
+from ..values import replace
 from .design import Architecture, StoredForm
 from .gguf import NAMES
 from .gguf_metadata import LINEAR, written_keys

@@ -6,12 +6,12 @@ Source: transformers 5.23, models/glm4v, glm4v_moe.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError, UnsupportedError
 from ..spec import Module
+from ..values import replace
 from .blocks import rotary
 from .decoders import Decoder, read_decoder
 from .design import Architecture

@@ -7,12 +7,12 @@ Source: transformers 5.23, models/glm5_next; Kimi Linear (arXiv 2510.26692); Dee
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError, UnsupportedError
 from ..spec import Module
+from ..values import replace
 from .blocks import linear, rotary
 from .decoders import Decoder
 from .design import Architecture, KeptLayer

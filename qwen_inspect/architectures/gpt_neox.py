@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import Tensor
 from ..spec import Module
+from ..values import replace
 from .blocks import rotary
 from .design import Architecture
 from .even_heads import keeps_every_head, read_even_heads

@@ -6,11 +6,11 @@ Source: transformers 5.23, models/gpt_oss; gpt-oss model card (arXiv 2508.10925)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import Tensor
 from ..spec import Module
+from ..values import replace
 from .decoders import read_decoder
 from .design import Architecture
 from .outline import causal_lm, read_spans, whole_dtype, with_aliases, with_defaults

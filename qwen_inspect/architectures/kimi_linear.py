@@ -6,13 +6,12 @@ Source: transformers 5.23, models/kimi_linear, bailing_hybrid; Kimi Linear (arXi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError
 from ..spec import Module
-from ..values import dataclass
+from ..values import dataclass, replace
 from .blocks import linear
 from .decoders import Decoder
 from .design import Architecture, KeptLayer

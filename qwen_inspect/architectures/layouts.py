@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 from ..checkpoint import Tensor
 from ..spec import each_tensor
+from ..values import replace
 from .design import Architecture, StoredForm
 
 

@@ -6,10 +6,10 @@ Source: transformers 5.23, models/minimax_m2.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import Tensor
+from ..values import replace
 from .decoders import read_decoder
 from .design import Architecture
 from .mixture import SCORE_BIAS

@@ -6,12 +6,12 @@ Source: transformers 5.23, models/mistral3, pixtral; Pixtral 12B (arXiv 2410.070
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError, UnsupportedError
 from ..spec import Module
+from ..values import replace
 from . import deepseek, mistral
 from .blocks import linear, rotary
 from .design import Architecture

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import DType, Tensor
@@ -16,6 +15,7 @@ from ..errors import MalformedError, UnsupportedError
 from ..results.attention import AnyLayerAttention, EncoderLayerAttention, LayerAttention, OtherLayerAttention
 from ..results.cache import CacheKind, CacheLayer
 from ..spec import ModelSpec, Module, each_buffer, tied_tensors
+from ..values import replace
 from .blocks import linear, stored_as_built
 from .components import claims_experts, component_of, each_experts_module, folded, routed_share
 from .design import Architecture, KeptLayer, StoredForm

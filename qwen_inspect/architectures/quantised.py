@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import DTYPE_OF_TORCH_NAME, DType
@@ -27,6 +26,7 @@ from ..results.quantisation import (
     Scheme,
     SchemeGroup,
 )
+from ..values import replace
 from .auto_round import read_auto_round
 from .compressed_tensors import read_compressed_tensors
 from .quantised_modules import HEAD, LITERAL, SHARED_GATE, every_module, rule_tests, skipped_by

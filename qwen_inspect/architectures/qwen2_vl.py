@@ -6,10 +6,10 @@ Source: transformers 5.23, models/qwen2_vl; "Qwen2-VL" (arXiv 2409.12191).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from ..spec import ModelSpec, Module
+from ..values import replace
 from .blocks import linear
 from .blocks import no_prediction_layers as prediction_layers
 from .design import by_spec

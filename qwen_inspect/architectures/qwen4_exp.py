@@ -7,13 +7,13 @@ Source: transformers 5.23, models/qwen4_exp.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import UnsupportedError
 from ..spec import GatedAttention, LinearAttention, ModelSpec, Module, MoeMlp
+from ..values import replace
 from .blocks import (
     experts_stored_singly,
     linear_attention,

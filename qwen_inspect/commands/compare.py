@@ -22,10 +22,9 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
 
 def run(options: argparse.Namespace, say: Language) -> int:
     """Returns 1 if the listings of two hubs do not prove equal weights. Different models are no failure."""
-    from dataclasses import replace
-
     from ..comparing.side_by_side import compare
     from ..fitting.cards import cards
+    from ..values import replace
 
     output.check(options)
     prediction.say_dtype(options, say)

@@ -146,9 +146,8 @@ def _serve(options: argparse.Namespace, say: Language, engine: str) -> int:
     def served(report: Report) -> ServingReport:
         if report.ref.source != "ollama" or engine != "llama.cpp":
             return serve_logged(report, serving, cards, beyond_limit=options.beyond_limit, log=log)
-        from dataclasses import replace
-
         from ..engines.llama_cpp.ollama import as_served
+        from ..values import replace
 
         asked, notices = as_served(serving, report, cards[0], os.environ)
         report = replace(report, notices=(*report.notices, *notices))

@@ -60,7 +60,7 @@ def _declare_rollouts(command: argparse.ArgumentParser, say: Language) -> None:
 
 def run(options: argparse.Namespace, say: Language) -> int:
     """Shows what is known, then raises a refusal or returns the exit code of a measurement that ended early."""
-    from dataclasses import replace
+    from ..values import replace
 
     output.check(options, picture=options.plot)
     _check_devices(options)
@@ -128,10 +128,9 @@ def _check_rollouts(options: argparse.Namespace) -> None:
 
 def _with_rollouts(memory: MemoryReport, options: argparse.Namespace) -> MemoryReport:
     """The report with each phase of a step of GRPO."""
-    from dataclasses import replace
-
     from ..fitting.colocated import Rollouts, colocated
     from ..loaders import gpus
+    from ..values import replace
 
     rollouts = Rollouts(
         engine=options.rollout,

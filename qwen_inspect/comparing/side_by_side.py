@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..checkpoint import Checkpoint, Origin, Tensor
@@ -23,6 +22,7 @@ from ..structure.accounting import predicted_files
 from ..structure.inspect import analyse, code_of
 from ..structure.kept_design import known_architecture
 from ..structure.stored import in_dtype
+from ..values import replace
 from .contrast import config_rows, fact_rows, tensor_changes
 
 if TYPE_CHECKING:

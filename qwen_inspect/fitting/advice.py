@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from ..engines.interface import Alternative
 from ..engines.transformers.changes import changes
@@ -12,6 +11,7 @@ from ..predicting.predict import explored
 from ..predicting.workspaces import is_hopper
 from ..results.fit import CardLimits, Gpu, Largest, Saving
 from ..results.memory import MemoryReport, Run
+from ..values import replace
 from .search import Search
 
 # Holds nothing, so that no change is traced to see whether it fits.

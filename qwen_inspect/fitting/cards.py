@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import chain
 
 from ..errors import UsageError
 from ..loaders import gpus
 from ..results.fit import Gpu
+from ..values import replace
 
 
 def cards(names: str | None, memory: tuple[str, int] | None = None) -> tuple[Gpu, ...]:

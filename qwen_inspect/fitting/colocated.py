@@ -10,7 +10,6 @@ v1/worker/gpu_worker.py, sleep, and device_allocator/cumem.py (weights and cache
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from ..engines import engine_of
@@ -26,7 +25,7 @@ from ..results.model import Report
 from ..results.serving import Serving
 from ..structure.inspect import in_scheme
 from ..units import size
-from ..values import dataclass
+from ..values import dataclass, replace
 
 UTILIZATION = 0.3  # TRL 1.16, trainer/grpo_config.py
 STEP_TOKENS = 4096  # TRL 1.16, generation/vllm_generation.py: max_num_batched_tokens

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 from ..engines.llama_cpp.buffers import GgufModel, Plan, flash_attention_is_possible
 from ..engines.llama_cpp.builds import BUILDS, DEFAULT, FORK, FORK_MAY, Build, around
@@ -20,6 +19,7 @@ from ..loaders.resolve import Access
 from ..results.fit import Gpu
 from ..results.llama_cpp import Buffer, DeviceTotal, LlamaCppReport
 from ..results.model import Report
+from ..values import replace
 from .llama_cpp_files import buffers_beside, model_of
 
 # Architectures whose repositories mostly have a file of --mmproj.

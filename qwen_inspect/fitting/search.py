@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..bisection import largest
@@ -30,6 +29,7 @@ from ..results.fit import (
 from ..results.memory import Run
 from ..results.model import Report
 from ..units import size
+from ..values import replace
 from . import suggestions
 from .cards import cards as cards
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..engines import engine_of
@@ -13,6 +12,7 @@ from ..results.fit import Gpu
 from ..results.model import Report
 from ..results.serving import EngineCard, Serving, ServingReport, VllmReserve
 from ..units import size
+from ..values import replace
 from .search import answers
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +11,7 @@ from ..checkpoint import DTYPE_OF_CODE, Checkpoint, HubCount, ModelRef, StoredFi
 from ..declarations import FILES, MODEL_DTYPES, declares_quantisation, names_dtype
 from ..errors import MalformedError, NetworkError, NotFoundError, QwenInspectError
 from ..language import Message
-from ..values import dataclass
+from ..values import dataclass, replace
 from . import adapter, gguf_header, header_cache, hub_headers, local
 from .strict_json import LONGEST_JSON_BYTES, parse_json
 from .transfer import Answer, Deadline, fetch, fetch_span, in_parallel, is_safe_name

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +12,7 @@ from ..checkpoint import Checkpoint, DType, ModelRef, StoredFile, Tensor
 from ..declarations import FILES, declares_quantisation
 from ..errors import MalformedError, NotFoundError, UnsupportedError
 from ..language import Message
+from ..values import replace
 from . import adapter, gguf_header
 from .regular import open_regular, read_regular
 from .safetensors_header import LENGTH_BYTES, LONGEST_HEADER_BYTES, read_header

@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, ModelRef
 from ..errors import MalformedError, NotFoundError, UnsupportedError, UsageError
 from ..language import Message
-from ..values import dataclass
+from ..values import dataclass, replace
 from . import local
 from .regular import read_regular
 from .strict_json import parse_json

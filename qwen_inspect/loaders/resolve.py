@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..checkpoint import Adapter, Checkpoint, ModelRef
 from ..errors import NotFoundError, QwenInspectError, UsageError
 from ..language import Message
-from ..values import dataclass
+from ..values import dataclass, replace
 from . import catalog
 
 if TYPE_CHECKING:

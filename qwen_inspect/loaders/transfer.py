@@ -10,11 +10,10 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field
 from typing import Generic, Protocol, TypeVar
 
 from ..errors import MalformedError, NetworkError, QwenInspectError
-from ..values import dataclass
+from ..values import dataclass, field
 from .showing import shown_url
 
 # Measured over a loopback hub with 50 ms a request: 32 threads read 118 headers in 0.46 s, 64 in 0.43 s, 16 in 0.58 s.

@@ -11,13 +11,13 @@ import io
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from .. import __version__
 from ..errors import UsageError
+from ..values import replace
 from .regular import open_regular
 from .showing import keep_url_secret, reason, shown_url
 from .transfer import CONNECT_SECONDS, Answer, Deadline, Unreachable, in_parallel

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..predicting.on_device import WORKSPACE
 from ..results.measurement import Reading
 from ..results.timeline import Change, Record, Stage
+from ..values import fields, replace
 
 if TYPE_CHECKING:
     pass

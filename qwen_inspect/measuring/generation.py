@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from ..progress import working
 from ..results.generation import Generation
 from ..results.model import Report
 from ..spec import ModelSpec
+from ..values import replace
 from .loading import check_device, first_line, load_model, quiet
 
 # Any of these makes a tokenizer: all of it, a SentencePiece model, or the vocabulary of a byte-pair encoding.

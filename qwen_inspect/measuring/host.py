@@ -6,14 +6,13 @@ import gc
 import re
 import time
 from collections.abc import Callable
-from dataclasses import field
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..results.measurement import Reading
 from ..results.timeline import Change, Record, Stage
-from ..values import dataclass
+from ..values import dataclass, field
 
 if TYPE_CHECKING:
     pass

@@ -7,7 +7,6 @@ import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from ..results.memory import Loader, MemoryReport, Run
 from ..results.model import Report
 from ..results.timeline import Timeline
 from ..tracing import versions
-from ..values import dataclass
+from ..values import dataclass, replace
 from .cuda import cuda_reading
 from .device import check_capacity
 from .differences import differences

@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from ..tracing.autocast import autocast, scaler_of
 from ..tracing.cached import CACHE_NAMES, is_state, tensors_of
 from ..tracing.optimizers import optimizer_of
 from ..tracing.steps import train
-from ..values import dataclass
+from ..values import dataclass, replace
 from .cuda import CudaRecorder, cuda_reading, free_workspaces, with_workspaces
 from .device import Recorder
 from .host import HostRecorder, resident_peak_bytes

@@ -55,11 +55,10 @@ def with_media(report: Report, request: Request | None, options: argparse.Namesp
     """The report with what its model's processors make of the request."""
     if request is None:
         return report
-    from dataclasses import replace
-
     from ..loaders.processors import read_processors
     from ..media.counting import media_of
     from ..media.processors import PROCESSOR_FILES
+    from ..values import replace
 
     report.known  # noqa: B018  # raises the refusal of an architecture that is not known
     files = read_processors(report.ref, PROCESSOR_FILES, model.access_of(options))

@@ -79,9 +79,8 @@ def workload_of(options: argparse.Namespace) -> Workload:
 
 def inspected(options: argparse.Namespace, *, typed: str | None = None, **analysis: Any) -> Report:
     """The report of the selected model, or of `typed`. analysis: further keyword arguments of `inspect`."""
-    from dataclasses import replace
-
     from ..structure.inspect import inspect
+    from ..values import replace
 
     model, notices = named(options.model if typed is None else typed, options)
     report = inspect(

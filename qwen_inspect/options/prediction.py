@@ -98,7 +98,7 @@ def inspected(
     """The model that runs, or `typed`; only its stored tensors if its architecture is unknown. dtype: without --dtype. tokens: of
     an untyped context. cache_format: of transformers' cache, if not --cache-dtype.
     """
-    from dataclasses import replace
+    from ..values import replace
 
     workload = model.workload_of(options)
     return model.inspected(
@@ -183,7 +183,7 @@ def _names(typed: str | None) -> tuple[str, ...]:
 
 def with_media(run: Run, report: Report, options: argparse.Namespace) -> Run:
     """The run with the report's images and videos. An untyped prompt has its default number of tokens beside them."""
-    from dataclasses import replace
+    from ..values import replace
 
     media = report.media
     if media is None:
@@ -198,7 +198,7 @@ def as_the_model_runs(run: Run, report: Report, options: argparse.Namespace) -> 
     """The run, of an encoder its forward pass unless a mode was typed: it generates nothing. Without --context no longer than the
     model's positions.
     """
-    from dataclasses import replace
+    from ..values import replace
 
     if report.refusal is not None:
         return run

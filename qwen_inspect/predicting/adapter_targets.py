@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
 
 from ..architectures.lora import read_lora
 from ..checkpoint import DType
@@ -19,7 +18,7 @@ from ..results.lora import Lora, TrainedTensor
 from ..results.memory import Run
 from ..spec import ModelSpec, Module, each_module, each_tensor
 from ..structure.adapters import trained_tensors
-from ..values import dataclass
+from ..values import dataclass, replace
 
 ALL_LINEAR = "all-linear"
 ROUTER = {"gate": "gate.weight"}

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
-from dataclasses import field
 from heapq import heapify, heappop, heappush
 from itertools import groupby, takewhile
 from typing import NamedTuple
 
-from ..values import dataclass
+from ..values import dataclass, field
 
 MIB = 1 << 20
 # c10/core/AllocatorConfig.h, torch 2.13; in brackets the name there.

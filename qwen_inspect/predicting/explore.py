@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import zip_longest
 
 from ..results.cache import CacheReport
@@ -12,7 +11,7 @@ from ..results.memory import Run
 from ..results.timeline import Allocate, ColumnSum, Event, Free, Stage
 from ..spec import Module
 from ..tracing.scratch import CUDNN_BYTES, CUDNN_SCRATCH, SUM_IDS, SUM_SCRATCH, attentions, sum_scratch
-from ..values import dataclass
+from ..values import dataclass, replace
 from .footprint import formula_requests
 from .kept_trace import Coefficients, KeptTrace, Point, Vectors, alignment
 from .on_device import GROWN_IDS, OWN_IDS, SORT_CONSTANT_BYTES, SORTED_IDS, growing, laid_out, leap, on_device

@@ -7,14 +7,13 @@ option or a relation between dimensions that no sample had is not covered.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import chain, combinations_with_replacement, product
 from math import gcd, prod
 from operator import mod
 from typing import Any, NamedTuple
 
 from ..spec import Module, each_buffer, each_tensor
-from ..values import dataclass
+from ..values import dataclass, replace
 from .kept_trace import CHUNKS, Coefficients, KeptTrace, Point, fixed_size
 from .on_device import BUFFER, PARAMETER
 from .outline import Outline, Part, regime_of

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -17,6 +16,7 @@ from ..results.model import Report
 from ..results.timeline import ADAPTER
 from ..spec import each_buffer, each_module, each_tensor
 from ..tracing.kernels import flash_rounded
+from ..values import replace
 from .family_file import SHIPPED, read
 from .kept_trace import Coefficients, KeptTrace, Point, fixed_size
 from .on_device import BUFFER, PARAMETER

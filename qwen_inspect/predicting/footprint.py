@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from ..results.cache import CacheLayer, CacheReport
 from ..results.memory import TERMS, Alive, Footprint, Method, Moment, Run, context_range
 from ..results.timeline import ADAPTER, Allocate, Timeline, living
 from ..spec import Module, each_buffer, each_module, each_tensor
+from ..values import replace
 from .allocator import Allocator, HostAllocator, OutOfMemory
 from .allocator_settings import read_settings
 from .assumptions import _part_assumptions, assumptions

@@ -11,14 +11,13 @@ import gzip
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import field
 from itertools import combinations
 from math import gcd
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MalformedError, UnsupportedError
 from ..results.timeline import Allocate, ColumnSum, Free, Stage, Timeline
-from ..values import dataclass
+from ..values import dataclass, field
 
 if TYPE_CHECKING:
     from fractions import Fraction

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Collection, Iterable
-from dataclasses import replace
 
 from ..loaders import gpus
 from ..results.exploration import GROWTHS, grown_bytes, grown_tokens
@@ -13,6 +12,7 @@ from ..results.memory import Run
 from ..results.timeline import CUDA_SCRATCH, Allocate, Event, Free, Stage, Timeline
 from ..tracing.kernels import BIASED_GEMM_4BIT
 from ..tracing.scratch import ANY_MULTIPROCESSORS, as_cudnn, log_sum_exps, with_sums
+from ..values import replace
 from .replay import load_and_cast, load_from_warm_up_block, load_one_by_one
 from .workspaces import LT_WORKSPACE_BYTES, has_cudnn_attention, workspace_of
 

@@ -7,12 +7,12 @@ optim/optimizer.py (zero_grad); bitsandbytes 0.50, optim/optimizer.py, Optimizer
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import pairwise, takewhile
 from typing import NamedTuple
 
 from ..checkpoint import Tensor
 from ..results.timeline import Stage
+from ..values import replace
 from .kept_trace import Coefficients, KeptTrace, fixed_size
 from .segments import BACKWARD
 from .training import BLOCK_8BIT, LEAST_8BIT, TABLE_8BIT_BYTES

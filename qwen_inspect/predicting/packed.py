@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from ..results.timeline import Allocate, Timeline
+from ..values import replace
 from .kept_trace import KeptTrace
 from .on_device import PARAMETER
 

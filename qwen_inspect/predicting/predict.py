@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..checkpoint import DType
@@ -16,6 +15,7 @@ from ..results.memory import Footprint, MemoryReport, PeakRange, Run
 from ..results.model import Report
 from ..tracing.adapting import FourBits
 from ..tracing.bases import EightBits
+from ..values import replace
 from .footprint import bytes_of, cache_bytes, formula_footprint, stored_footprint, traced_footprint
 from .packed import packed_trace
 from .sources import (

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from heapq import heapify
 from itertools import accumulate, compress
 from typing import NamedTuple
 
-from ..values import dataclass
+from ..values import dataclass, replace
 from .allocator import (
     MIB,
     ROUNDING_BYTES,

@@ -13,7 +13,6 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -26,7 +25,7 @@ from ..results.model import Report
 from ..results.timeline import ADAPTER, Allocate, Stage, Timeline, living
 from ..spec import Module, each_module
 from ..tracing.adapting import adapters_of
-from ..values import dataclass
+from ..values import dataclass, field, replace
 from .composition import compose, shallow_layers
 from .kept_trace import ALIGNMENTS, LARGEST_BYTES, KeptTrace, Point, fit
 from .on_device import PARAMETER

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from ..results.timeline import Allocate, Timeline
 from ..spec import LinearAttention, ModelSpec, Module, MoeMlp, SlidingAttention, each_module
 from ..tracing import versions
 from ..tracing.bases import Base
-from ..values import dataclass
+from ..values import dataclass, field, replace
 from .family_file import SHIPPED, read
 from .family_trace import Composed, loaded_of
 from .footprint import traced_footprint

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from ..errors import UnsupportedError
 from ..results.timeline import Allocate, Event, Free, Stage, Timeline
-from ..values import dataclass
+from ..values import dataclass, replace
 from .kept_trace import KeptTrace
 
 REPEATED = " events repeated"  # the end of the operator of a request that stands for turns

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
 
 from ..architectures.patterns import search, selects
 from ..architectures.reading import shown
@@ -15,6 +14,7 @@ from ..results.training import LOOPS, Loop, Training
 from ..spec import Module, each_tensor
 from ..structure.adapters import folded
 from ..tracing.optimizers import OF_BITSANDBYTES, PAGED_ELEMENTS, is_hidden_matrix
+from ..values import replace
 
 HIGHEST_RANK = 1 << 20
 BLOCK_8BIT = 256

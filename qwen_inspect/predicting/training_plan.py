@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..checkpoint import Tensor
 from ..errors import UnsupportedError, UsageError
 from ..results.lora import TrainedTensor
@@ -12,7 +10,7 @@ from ..results.model import Report
 from ..results.training import Training
 from ..spec import each_tensor
 from ..tracing.adapting import FourBits
-from ..values import dataclass
+from ..values import dataclass, replace
 from .adapter_targets import lora_of_run, matrices_of
 from .quantised import base_of
 from .training import prepared, trained_of, training_of

@@ -7,12 +7,12 @@ Source: transformers 5.23, torch_chunk_gated_delta_rule; as recorded in gen-35-4
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from ..results.exploration import Loop
 from ..results.memory import Run
 from ..results.timeline import Allocate, Event, Free, Timeline
 from ..tracing import CHUNK_TURNS
+from ..values import replace
 from .kept_trace import CHUNK_TOKENS
 
 LINEAR = "linear_attn"  # the module of linear attention in a layer

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 from ..errors import UnsupportedError, UsageError
 from ..language import Message
 from ..results.attention import LayerAttention
 from ..results.memory import PACKING, Run
 from ..results.model import Report
+from ..values import replace
 
 REFERENCE = "5.23"  # of the sources that are cited, and of shipped traces
 # Families whose small models were run with transformers 4.57.6 and torch 2.13, forward and training, sdpa: every request is that

@@ -7,7 +7,6 @@ panel.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import replace
 from itertools import groupby
 from typing import Generic, TypeVar
 
@@ -30,7 +29,7 @@ from ..spec import (
     heads_kind,
 )
 from ..units import count, short_count
-from ..values import dataclass
+from ..values import dataclass, replace
 from .layout import SMALL, Part, beside, box, frame, label, listed, panel, residual, stack, with_edge
 from .svg import fitted, picture, rectangle, text, text_width, wrapped
 

@@ -6,9 +6,8 @@ Data flows upwards, as in papers' figures: the first part of a `stack` is at the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
-from ..values import dataclass
+from ..values import dataclass, replace
 from .svg import FONT_SIZE, element, fill, outline, path, text, text_width
 
 SMALL = 12.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from ..loaders.resolve import Access
 from ..renderers import record
 from ..renderers.record import SUFFIX
 from ..results.whole import Drift, Figure, ReportCheck, ReportRequest, WholeReport
+from ..values import fields, replace
 from .compiling import compiled
 from .documents import document_name, files, sha256_of
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 
 from ..checkpoint import Tensor
 from ..errors import UnsupportedError, UsageError
@@ -22,6 +21,7 @@ from ..results.model import Report
 from ..results.whole import Advice, ReportRequest, WholeReport
 from ..structure.inspect import inspect
 from ..tracing import versions
+from ..values import replace
 from .documents import file_name, sha256_of
 
 PROMPTS = (2048, 8192, 32_768)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 
 from ..errors import UsageError
@@ -17,6 +16,7 @@ from ..renderers.blocks import Figure as Picture
 from ..renderers.document import View, document
 from ..renderers.record import SUFFIX
 from ..results.whole import WholeReport
+from ..values import replace
 
 LONGEST_NAME_BYTES = 120
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from ..errors import QwenInspectError
 from ..language import Language, Message
@@ -11,7 +10,7 @@ from ..loaders.resolve import Access
 from ..renderers.document.checked import check_blocks, summary_blocks
 from ..results.model import Report
 from ..results.whole import Expectation, ReportCheck, ReportRequest, WholeReport
-from ..values import dataclass
+from ..values import dataclass, replace
 from .checks import check, check_all
 from .compiling import compiled
 from .documents import rendered, save

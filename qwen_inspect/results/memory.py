@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import field, fields
 from typing import TYPE_CHECKING, Literal
 
 from ..units import MIB
-from ..values import dataclass
+from ..values import dataclass, field, fields
 from .training import Loop
 
 if TYPE_CHECKING:

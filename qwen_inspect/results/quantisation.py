@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import field
 
 from ..checkpoint import DType, Tensor
-from ..values import dataclass
+from ..values import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import field
 from typing import NamedTuple
 
-from ..values import dataclass
+from ..values import dataclass, field
 
 # Operators of scratch memory that kernels allocate only on CUDA.
 FLASH_SCRATCH = "flash_attention_backward.scratch"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from ..values import dataclass
+from ..values import dataclass, replace
 
 if TYPE_CHECKING:
     from .stored import KeptModules

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..values import dataclass
+from ..values import dataclass, replace
 
 if TYPE_CHECKING:
     from ..language import Message

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from ..architectures.generic import build_generic
 from ..checkpoint import Tensor
@@ -19,6 +18,7 @@ from ..results.model import Report
 from ..results.ranks import DeviceMapReport, Parallelism, Place, RankBytes, RanksReport
 from ..results.training import Loop
 from ..structure.adapters import PREFIX
+from ..values import replace
 from .plans import NOT_LOADED_BY_RANKS, built_plans, plans_of
 from .shares import Sharded, rank_bytes
 

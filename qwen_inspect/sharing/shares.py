@@ -11,7 +11,6 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
 
 from ..architectures.patterns import selects
@@ -22,7 +21,7 @@ from ..results.cache import CacheLayer
 from ..results.memory import Run
 from ..results.ranks import Parallelism, Plans, RankBytes
 from ..spec import Module, each_buffer, each_tensor
-from ..values import dataclass
+from ..values import dataclass, replace
 
 MOST_RANKS = 1024
 COLUMNS = ("colwise", "colwise_gather_output", "colwise_rep")

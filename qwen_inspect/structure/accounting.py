@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from itertools import combinations
 
 from ..architectures import StoredForm
@@ -11,6 +10,7 @@ from ..checkpoint import DType, Release, Tensor
 from ..results.counts import Component
 from ..spec import Module, each_tensor, tied_tensors
 from ..units import shares
+from ..values import replace
 
 # In the order in which a token passes through them.
 COMPONENTS = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import groupby
 
 from ..checkpoint import Tensor
@@ -17,6 +16,7 @@ from ..results.attention import (
     OtherLayerAttention,
 )
 from ..spec import FullAttention, GatedAttention, LinearAttention, ModelSpec, SlidingAttention
+from ..values import replace
 
 # Where the releases and transformers put the decoder's layers.
 PREFIXES = ("model.layers", "model.language_model.layers", "layers", "language_model.layers")

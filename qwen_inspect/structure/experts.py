@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import replace
 
 from ..architectures import StoredForm
 from ..checkpoint import Tensor
+from ..values import replace
 
 EXPERTS = ".experts."  # in the name of an expert's matrix
 EXPERT = re.compile(r"\.experts\.\d+\.")

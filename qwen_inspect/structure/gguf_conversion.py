@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
 
 from ..architectures.gguf_keys import read_hyperparameters
 from ..architectures.gguf_quantisation import SCHEMES, quantised
@@ -12,6 +11,7 @@ from ..checkpoint import Checkpoint
 from ..errors import UnsupportedError, UsageError
 from ..language import Message
 from ..results.model import Report
+from ..values import replace
 from .inspect import analyse
 from .kept_design import known_architecture
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..architectures import FAMILIES, Architecture, StoredForm, architecture_of
@@ -18,7 +17,7 @@ from ..results.cache import CacheLayer, CacheReport, Workload
 from ..results.counts import Check, ParameterCounts
 from ..results.model import Design, Report
 from ..spec import ModelSpec, each_tensor
-from ..values import dataclass
+from ..values import dataclass, field, replace
 from .accounting import components, predicted_elements, predicted_files
 from .attention import attention_report
 from .kv_cache import CacheFormat, cache_report, checkpoint_format, read_formats

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from ..results.attention import EncoderLayerAttention, LayerAttention, LinearLay
 from ..results.cache import CacheLayer
 from ..spec import ModelSpec, Module
 from ..tracing import installed
-from ..values import dataclass
+from ..values import MISSING, dataclass, fields, is_dataclass, replace
 
 PACKAGE = Path(__file__).parents[1]
 # Whose code decides what is kept, and how.

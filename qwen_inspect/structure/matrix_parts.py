@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 
 from ..checkpoint import BlockFormat, DType, Tensor
 from ..errors import MalformedError
@@ -24,6 +23,7 @@ from ..results.quantisation import (
     Part,
     Scheme,
 )
+from ..values import replace
 
 WORD_BITS = 32
 

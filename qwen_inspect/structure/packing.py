@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import field, replace
 
 from ..architectures import StoredForm
 from ..checkpoint import BlockFormat, Tensor
@@ -11,7 +10,7 @@ from ..declarations import MODEL_DTYPES
 from ..errors import MalformedError
 from ..results.quantisation import Mxfp4Experts, Part, Quantisation
 from ..spec import Module, each_module, each_tensor
-from ..values import dataclass
+from ..values import dataclass, field, replace
 from .experts import EXPERT, EXPERTS
 from .matrix_parts import parts_of
 

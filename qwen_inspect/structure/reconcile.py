@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..architectures import StoredForm
@@ -14,6 +13,7 @@ from ..declarations import MODEL_DTYPES
 from ..errors import UnsupportedError
 from ..language import Message
 from ..results.counts import Cause, Check, Unexplained
+from ..values import replace
 
 if TYPE_CHECKING:
     from .packing import Packing

@@ -6,7 +6,6 @@ Separate from `inspect` because most models need none of it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..architectures import StoredForm, gguf
@@ -15,6 +14,7 @@ from ..declarations import KEY, settled, undeclared
 from ..errors import UsageError
 from ..results.model import Design
 from ..spec import Module, each_tensor
+from ..values import replace
 from .accounting import components
 from .packing import LoadedWeights, Packing, as_stored, pack
 from .stored_bytes import packed_tree, weights_as_stored, weights_of

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from itertools import groupby
 
 from ..checkpoint import Tensor
@@ -27,6 +26,7 @@ from ..results.quantisation import (
 )
 from ..results.stored import KeptModules, QuantisedWeights
 from ..spec import Module
+from ..values import replace
 from .experts import EXPERTS
 from .packing import Packing
 

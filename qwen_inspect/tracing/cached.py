@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 from ..architectures.generic.configurations import stated
@@ -22,7 +21,7 @@ from ..results.attention import (
     OtherLayerAttention,
 )
 from ..results.cache import CacheKind, CacheLayer, CacheReport
-from ..values import dataclass
+from ..values import dataclass, replace
 
 NEAR_TOKENS = (5, 6)
 SHORTEST_TOKENS = (2, 3)  # for windows shorter than in any released model

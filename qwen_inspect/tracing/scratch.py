@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from itertools import count, pairwise
 from typing import Any
 
 from ..results.timeline import FLASH_SCRATCH, Allocate, ColumnSum, Event, Free, Stage, Timeline
+from ..values import replace
 
 SUM_SCRATCH = "sum.scratch"  # operator of the scratch of a sum over rows
 SUM_IDS, CUDNN_IDS = (1 << 60) + (1 << 40), (1 << 60) + (2 << 40)  # first ids of allocations that are not in the trace

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from ...checkpoint import DTYPE_OF_TORCH_NAME, Tensor
 from ...errors import UnsupportedError
 from ...spec import ModelSpec, Module
+from ...values import replace
 from ..components import claims_experts, component_of, each_experts_module, folded, routed_share
 from ..reading import whole_dtype
 from .configurations import layer_configurations, stated

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...language import Message
 from ...loaders.gpus import larger
 from ...structure.kv_cache import FORMATS, CacheFormat
+from ...values import replace
 from ..interface import Alternative, Choice, Engine, cache_rows, card_message
 from .builds import DEFAULT
 from .cells import CACHE_NAMES, llama_cpp_layer_bytes, padded

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +17,7 @@ from ...architectures.gguf_keys import read_hyperparameters
 from ...checkpoint import Tensor
 from ...errors import UnsupportedError, UsageError
 from ...results.llama_cpp import Buffer
-from ...values import dataclass
+from ...values import dataclass, replace
 from .builds import Build
 from .cells import Cells, aligned, sizes_of
 from .design import DESIGNS, FEWEST_POSITIONS, READS_EMBEDDING, Batch

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from ...values import dataclass
+from ...values import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,11 +8,10 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import field, replace
 from typing import Any, Literal
 
 from ...errors import UnsupportedError, UsageError
-from ...values import dataclass
+from ...values import dataclass, field, replace
 from .design import POOLING
 from .neutral import WITH_VALUE, WITHOUT_VALUE
 from .options import (

@@ -7,10 +7,9 @@ Cards are assumed to compute every operation.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import field, replace
 from math import prod
 
-from ...values import dataclass
+from ...values import dataclass, field, replace
 from .allocator import Allocator
 from .builds import Build
 from .fork import offloads

@@ -6,12 +6,11 @@ Source: llama.cpp b11549, ggml/src/ggml.c.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import field
 from math import prod
 from typing import NamedTuple
 
 from ...errors import UnsupportedError
-from ...values import dataclass
+from ...values import dataclass, field
 
 
 class Type(NamedTuple):

@@ -7,7 +7,6 @@ srt/arg_groups/memory_hook.py (handle_gpu_memory_settings).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...errors import UnsupportedError
@@ -18,6 +17,7 @@ from ...results.fit import Requirement
 from ...results.serving import Reserve, Reserved
 from ...structure.kv_cache import checkpoint_format, read_formats
 from ...units import MIB, size
+from ...values import replace
 from ..interface import RANKS, Alternative, Choice, Demand, Engine
 from ..vllm.blocks import BLOCK_FORMATS, kv_heads_per_rank, latent_width, text_part
 from ..vllm.weights import rank_weights

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 from ...architectures import architecture_of
 from ...architectures.quantised import read_quantisation
@@ -24,6 +23,7 @@ from ...spec import Module, each_tensor
 from ...structure.inspect import in_scheme
 from ...structure.kv_cache import cache_report, read_formats
 from ...structure.packing import pack
+from ...values import replace
 from ..interface import RANKS, Alternative, Choice, card_message, schemes
 from .demand import TransformersDemand
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 
 from ...language import Message
@@ -35,6 +34,7 @@ from ...results.model import Report
 from ...spec import LinearAttention
 from ...tracing.kernels import BIAS_ALIGNMENT
 from ...tracing.scratch import ANY_MULTIPROCESSORS
+from ...values import replace
 from ..interface import Demand
 from .traced_run import TracedRun, TrainedRun
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ...checkpoint import DType
@@ -12,6 +11,7 @@ from ...errors import QwenInspectError
 from ...language import Message
 from ...structure.kv_cache import FORMATS, CacheFormat, read_formats
 from ...units import size
+from ...values import replace
 from ..interface import RANKS, Alternative, Choice, Engine, cache_rows, schemes
 from .blocks import block_pool, state_dtypes, text_part
 

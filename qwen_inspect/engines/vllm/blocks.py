@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ...checkpoint import DType
 from ...errors import UnsupportedError
 from ...results.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention
 from ...structure.kv_cache import CacheFormat
-from ...values import dataclass
+from ...values import dataclass, replace
 
 BLOCK_TOKENS = 16  # CacheConfig.DEFAULT_BLOCK_SIZE, and what FlashAttention's block sizes are multiples of
 BLOCK_FORMATS = ("float32", "bfloat16", "float16", "fp8")

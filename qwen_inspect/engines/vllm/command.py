@@ -9,13 +9,12 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import field, replace
 from typing import Any
 
 from ...errors import UsageError
 from ...results.serving import Serving
 from ...units import GIB
-from ...values import dataclass
+from ...values import dataclass, field, replace
 
 LONGEST_COMMAND = 20_000
 SET_BEFORE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)  # VAR=value before a program

@@ -6,7 +6,6 @@ Source: vLLM 0.19.0, v1/worker/gpu_worker.py, and the files named in each functi
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from functools import cached_property
 
 from ...bisection import largest
@@ -17,6 +16,7 @@ from ...results.model import Report
 from ...results.serving import Capacity, Reserved, Serving, VllmReserve
 from ...structure.kv_cache import checkpoint_format, read_formats
 from ...units import GIB, MIB, size
+from ...values import replace
 from ..interface import Demand
 from .adapters import slot_bytes
 from .blocks import (

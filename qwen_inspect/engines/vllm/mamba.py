@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ...checkpoint import DType
@@ -20,7 +19,7 @@ from ...results.cache import CacheLayer
 from ...results.model import Report
 from ...spec import Module, each_module
 from ...structure.kv_cache import CacheFormat
-from ...values import dataclass
+from ...values import dataclass, replace
 from .blocks import BLOCK_FORMATS, BLOCK_TOKENS, BlockPool, PageKind, hybrid_pool, shared_pool, softmax_kind
 
 FIRST = ("falcon_mamba", "jamba", "mamba")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from ...engines import caches_of
 from ...language import Language
@@ -16,6 +15,7 @@ from ...results.attention import (
 )
 from ...results.model import Report
 from ...units import count, size
+from ...values import replace
 from ..blocks import Block, Figure, Heading, Items, Paragraph, Table
 from . import View
 from .common import grouped, identity, notices, runs, span, spans

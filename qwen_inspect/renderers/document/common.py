@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -13,7 +12,7 @@ from ...results.counts import Check, ParameterCounts
 from ...results.model import Report
 from ...spec import Module
 from ...units import count, mib, percent, short_count, signed, size
-from ...values import dataclass
+from ...values import dataclass, replace
 from ..blocks import Block, Fields, Heading, Items, Paragraph, Shortened, Table
 
 if TYPE_CHECKING:

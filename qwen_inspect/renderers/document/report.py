@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from itertools import groupby
 
 from ... import __version__
@@ -15,6 +14,7 @@ from ...results.model import Report
 from ...results.whole import WholeReport
 from ...spec import each_tensor
 from ...units import UNKNOWN, count, percent, signed, size
+from ...values import replace
 from ..blocks import Block, Code, Fields, Figure, Heading, Items, Paragraph, Table, Tree
 from ..cache_plot import NARROW_WIDTH, cache_plot
 from ..figure import architecture_figure
