@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import vllm_budgets
 from benchmarks.recordings import Recording
 from qwen_inspect.checkpoint import DType
-from qwen_inspect.engines.llama_cpp.cells import llama_cpp_layer_bytes
+from qwen_inspect.engines.llama_cpp.layer_cells import llama_cpp_layer_bytes
 from qwen_inspect.engines.vllm.blocks import block_pool
 from qwen_inspect.predicting.predict import predict
 from qwen_inspect.renderers import markdown

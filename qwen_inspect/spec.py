@@ -269,6 +269,10 @@ def each_buffer(root: Module) -> Iterator[Tensor]:
 
 def tied_tensors(root: Module) -> Iterator[tuple[str, str]]:
     """(name, name of the tensor that owns the storage) of every tied weight."""
-    for prefix, module in each_module(root):
-        if module.tied_to is not None:
-            yield f"{prefix}.weight", module.tied_to
+    if root.tied_to is not None:
+        yield "weight", root.tied_to
+    for child in root.children:
+        below = list(tied_tensors(child))
+        for index in range(child.repeats if below else 0):
+            prefix = child.name if child.repeats == 1 else str(int(child.name) + index)
+            yield from ((f"{prefix}.{name}", owner) for name, owner in below)

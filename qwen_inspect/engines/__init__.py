@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Name in `--engine` -> the module that defines its ENGINE.
 ENGINES = {"transformers": ".transformers", "vllm": ".vllm", "sglang": ".sglang", "llama.cpp": ".llama_cpp"}
+COMPARED_CACHES = ("transformers", "vllm", "llama.cpp")  # those whose cache of a workload does not depend on a card
 
 
 def engine_of(name: str) -> Engine[Any, Any]:
@@ -39,4 +40,4 @@ def caches_of(report: Report) -> tuple[EngineCache, ...]:
         return tuple(engine_of("llama.cpp").caches(report))
     if report.spec.built and (len(attention.softmax) < len(attention.layers) or report.cache.source_bytes_per_token):
         return ()
-    return tuple(row for name in ENGINES for row in engine_of(name).caches(report))
+    return tuple(row for name in COMPARED_CACHES for row in engine_of(name).caches(report))

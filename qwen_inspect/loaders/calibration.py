@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from . import header_cache
@@ -36,6 +35,8 @@ def find(gpu: str, versions: Iterable[tuple[str, str]]) -> Calibration | None:
 
 def keep(measured: Calibration) -> None:
     """Adds an entry, or replaces the entry with the same key."""
+    from dataclasses import asdict
+
     others = [entry for entry in _read() if _key(entry) != _key(measured)]
     entries = [asdict(entry) for entry in sorted([*others, measured], key=_key)]
     content = {"version": VERSION, "checksum": _checksum(entries), "entries": entries}

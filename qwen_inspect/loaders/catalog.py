@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from copy import deepcopy
 from functools import cache
 from typing import Any
 
@@ -94,7 +93,15 @@ def configuration(model_id: str, catalog: Mapping[str, Mapping[str, Any]]) -> Ma
     parts = {
         key: dict(sorted({**shared[key], **value}.items())) for key, value in own.items() if isinstance(value, dict)
     }
-    return deepcopy(dict(sorted({**shared, **own, **parts}.items())))
+    copied: dict[str, Any] = _copied(dict(sorted({**shared, **own, **parts}.items())))
+    return copied
+
+
+def _copied(value: Any) -> Any:
+    """A JSON value with its own lists and objects."""
+    if isinstance(value, dict):
+        return {key: _copied(entry) for key, entry in value.items()}
+    return [_copied(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _shared(model_id: str, catalog: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
@@ -13,6 +12,8 @@ from . import flag, given, model
 from .values import positive, reader
 
 if TYPE_CHECKING:
+    from fractions import Fraction
+
     from ..results.media import Request, Typed
     from ..results.model import Report
 
@@ -84,6 +85,8 @@ def _image(text: str) -> Typed:
 
 
 def _video(text: str) -> Typed:
+    from fractions import Fraction
+
     from ..results.media import Typed
 
     match = VIDEO.fullmatch(text)
@@ -95,6 +98,8 @@ def _video(text: str) -> Typed:
 
 def _rate(text: str) -> Fraction:
     """Frames per second."""
+    from fractions import Fraction
+
     if re.fullmatch(r"\d{1,4}(\.\d{1,3})?", text, re.ASCII) is None or not (rate := Fraction(text)):
         raise ValueError
     return rate

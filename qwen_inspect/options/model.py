@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import os
 import re
-import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +120,8 @@ def named(typed: str | None, options: argparse.Namespace) -> tuple[str, Sequence
 
 def _model_here() -> str | None:
     """What to type for a model in the working directory; None if there is none, or several files."""
+    import shlex
+
     from ..loaders.regular import read_regular
 
     with contextlib.suppress(OSError):

@@ -6,7 +6,6 @@ import gzip
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ SHIPPED = Path(__file__).parent.parent / "catalog" / "traces"
 
 def dump(family: FamilyTrace) -> bytes:
     """As gzipped JSON; equal traces give equal bytes. Since version 2 parts of other segments are relative to the own one."""
+    from dataclasses import astuple
+
     tables: list[dict[Any, int]] = [{} for _ in range(6)]
     modules, operators, formulas, requests, segments, variables = tables
 

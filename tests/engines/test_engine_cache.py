@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qwen_inspect.checkpoint import DType
 from qwen_inspect.engines import caches_of
-from qwen_inspect.engines.llama_cpp.cells import llama_cpp_layer_bytes, padded
+from qwen_inspect.engines.llama_cpp.layer_cells import llama_cpp_layer_bytes, padded
 from qwen_inspect.engines.vllm.blocks import (
     BlockPool,
     block_pool,

@@ -6,13 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ...language import Message
-from ...loaders.gpus import larger
 from ...structure.kv_cache import FORMATS, CacheFormat
 from ...values import replace
 from ..interface import Alternative, Choice, Engine, cache_rows, card_message
-from .builds import DEFAULT
-from .cells import CACHE_NAMES, llama_cpp_layer_bytes, padded
-from .options import LlamaCppOptions
+from .layer_cells import CACHE_NAMES, llama_cpp_layer_bytes, padded
 
 if TYPE_CHECKING:
     from ...results.cache import EngineCache
@@ -33,6 +30,8 @@ class LlamaCpp(Engine["Serving", "LlamaCppDemand"]):
 
     def changes(self, demand: LlamaCppDemand, report: Report, request: Serving, gpu: Gpu) -> Iterator[Choice[Serving]]:
         """The cache in 8 bits, fewer layers on the card, a larger card."""
+        from ...loaders.gpus import larger
+
         in_8_bits = replace(request, cache_format="q8_0")
         most = demand.most_offloaded(request.batch, request.context_tokens or 0, gpu.room_bytes)
         fewer = Message("suggest_layers", value=most, layers=demand.layers)
@@ -48,6 +47,8 @@ class LlamaCpp(Engine["Serving", "LlamaCppDemand"]):
     def assumptions(
         self, report: Report, request: Serving, answers: Sequence[tuple[LlamaCppDemand, CardAnswer]]
     ) -> Iterator[Message]:
+        from .options import LlamaCppOptions
+
         for _, answer in answers:
             yield from answer.notices
         yield Message("assume_llama_cpp_version", version=self.version)
@@ -72,6 +73,8 @@ class LlamaCpp(Engine["Serving", "LlamaCppDemand"]):
 def _whole_cache(report: Report, cells: CacheFormat, *, tokens: int, sequences: int) -> int:
     """Cells and states of a GGUF file, by its own keys."""
     from .buffers import GgufModel, Plan
+    from .builds import DEFAULT
+    from .options import LlamaCppOptions
 
     model = GgufModel(report.config or {}, tuple(report.tensors or ()))
     kind = CACHE_NAMES.get(cells.name, cells.name)

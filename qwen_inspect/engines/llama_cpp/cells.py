@@ -10,26 +10,15 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 from ...architectures.gguf_hparams import GgufHyperparameters
-from ...checkpoint import DType
-from ...errors import UnsupportedError, UsageError
-from ...results.attention import (
-    AnyLayerAttention,
-    EncoderLayerAttention,
-    LayerAttention,
-    LinearLayerAttention,
-    OtherLayerAttention,
-)
+from ...errors import UsageError
 from ...results.llama_cpp import Buffer
-from ...structure.kv_cache import CacheFormat
 from ...values import dataclass
 from .builds import Build
+from .layer_cells import padded
 from .options import LlamaCppOptions
 from .scheduler import ALIGNMENT, HOST, HOST_ALIGNMENT, cuda_size_bytes
 from .tensors import CACHE_TYPES, F32, stored
 
-CACHE_NAMES: Mapping[str, str] = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
-CELL_FORMATS = ("float32", "bfloat16", "float16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-CELLS_MULTIPLE = 256
 MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
 
 
@@ -47,10 +36,6 @@ class Sizes:
     @property
     def context_tokens(self) -> int:
         return self.cells * self.streams
-
-
-def padded(tokens: int) -> int:
-    return -(-tokens // CELLS_MULTIPLE) * CELLS_MULTIPLE
 
 
 def sizes_of(read: GgufHyperparameters, options: LlamaCppOptions, build: Build) -> Sizes:
@@ -187,34 +172,3 @@ def _order(device: str) -> tuple[bool, int, str]:
 
 def aligned(size_bytes: int, alignment: int) -> int:
     return -(-size_bytes // alignment) * alignment
-
-
-def llama_cpp_layer_bytes(
-    layer: AnyLayerAttention, keys: CacheFormat, values: CacheFormat, *, tokens: int, sequences: int = 1
-) -> int:
-    """Bytes that one layer reserves for `sequences` sequences of `tokens` tokens, filled or not.
-
-    K and V: (cells, kv_heads, head_dim) each. Linear attention: the convolution's last conv_kernel - 1 inputs, and the recurrent
-    state, both float32. Raises UnsupportedError for windows, whose cells depend on the micro-batch, and for formats it lacks.
-    Source: llama_kv_cache; llama_memory_recurrent with llama_hparams.n_embd_r and n_embd_s.
-    """
-    check_formats(keys, values)
-    match layer:
-        case LayerAttention(window_tokens=None):
-            elements = layer.kv_heads * layer.head_dim
-            return sequences * padded(tokens) * (keys.size_bytes(elements) + values.size_bytes(elements))
-        case LayerAttention():
-            raise UnsupportedError("cache_engine_window", engine="llama.cpp")
-        case LinearLayerAttention():
-            values_width = layer.value_heads * layer.value_head_dim
-            channels = 2 * layer.key_heads * layer.key_head_dim + values_width
-            elements = (layer.conv_kernel - 1) * channels + layer.key_head_dim * values_width
-            return sequences * elements * DType.F32.bits // 8
-        case OtherLayerAttention() | EncoderLayerAttention():
-            raise UnsupportedError("cache_engine_other", engine="llama.cpp")
-
-
-def check_formats(*formats: CacheFormat) -> None:
-    for cache_format in formats:
-        if cache_format.name not in CELL_FORMATS:
-            raise UnsupportedError("llama_cpp_cache_format", found=cache_format.name, known=", ".join(CELL_FORMATS))

@@ -8,7 +8,7 @@ from ...bisection import largest
 from ...results.llama_cpp import Buffer, Reach
 from ...units import MIB
 from .buffers import Plan
-from .cells import CELLS_MULTIPLE
+from .layer_cells import CELLS_MULTIPLE
 from .options import EXPERTS, compiled, first_layers
 from .scheduler import HOST
 
