@@ -1,6 +1,7 @@
 """Makes the traces of families in the package, for installs without torch: `keep_traces.py MODEL_TYPE ...`, or the catalog's.
 
-With `--more`, only what the kept traces do not cover is learnt; with `--forward`, a forward pass instead of generation.
+With `--more`, only what the kept traces do not cover is learnt; with `--released`, no variations of releases' structures; with
+`--forward`, a forward pass instead of generation.
 
 Each is learnt from traces of random configurations, of the structures that releases have and of some more, and is held against
 traces of others, event by event. Needs the torch extra.
@@ -15,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -30,6 +32,7 @@ from qwen_inspect.architectures.families import CLASSES
 from qwen_inspect.checkpoint import Checkpoint, ModelRef
 from qwen_inspect.errors import QwenInspectError, UnsupportedError
 from qwen_inspect.loaders import catalog
+from qwen_inspect.predicting.class_rules import decoder_of
 from qwen_inspect.predicting.family_file import SHIPPED, dump, read
 from qwen_inspect.predicting.family_trace import FamilyTrace, NotCovered, Variant, loaded_of
 from qwen_inspect.predicting.kept_trace import Point
@@ -37,7 +40,6 @@ from qwen_inspect.predicting.outline import (
     MOST_SINGLES,
     UNRELATED,
     Outline,
-    decoder_of,
     options_of,
     outline_of,
     regime_of,
@@ -56,6 +58,7 @@ KERNELS = {"qwen2": ("sdpa", "flash_attention_2_repeated")}
 SAMPLES, CHECKS = 8, 2  # of each regime, and samples of each sequence of layers
 # Regimes that are left out: too short a prompt to fold, and too rare; a run that computes all tokens again in its middle.
 LEFT_OUT = {"2 turns", "3 turns", "4 turns", "recomputed"}
+MORE_LAYERS = 2  # at most, of a sample, than one of each kind
 TRIES = 300  # workloads among which regimes are looked for
 
 
@@ -67,6 +70,22 @@ def outline(report: Report) -> Outline | None:
     if not report.settled:
         return None
     return outline_of(report.spec, report.tree, report.attention.by_config, report.cache, report.config or {})
+
+
+def first_layers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    """The configuration with no more than its first layers. The last ones may share the caches of others."""
+    whole = len(report_of(config).cache.layers)
+    layers = min(layers, whole)
+    shallow = deepcopy(dict(config))
+    text = decoder_of(shallow)
+    assert isinstance(text, dict)
+    text["num_hidden_layers"] = layers
+    if shared := text.get("num_kv_shared_layers"):
+        text["num_kv_shared_layers"] = max(0, shared - (whole - layers))
+    for key, value in text.items():
+        if (isinstance(value, list) or key == "hybrid_override_pattern") and len(value) == whole:
+            text[key] = value[:layers]
+    return shallow
 
 
 def layers_needed(outline: Outline) -> int:
@@ -115,7 +134,7 @@ class Group:
 
 def bases_of(model_type: str, mode: Mode) -> Iterator[dict[str, Any]]:
     """`bases`; for a forward pass of each class that a design describes."""
-    for config in bases(model_type):
+    for config in bases(model_type, varied="--released" not in sys.argv):
         yield config
         for name in CLASSES[model_type][1:] if mode == "forward" else ():
             yield {**config, "architectures": [name]}
@@ -161,14 +180,15 @@ def related(config: Mapping[str, Any]) -> tuple[Any, ...]:
 def sample(
     group: Group, base: dict[str, Any], count: int, random: Random, regime: str, number: int = 3
 ) -> tuple[Sample, Report] | None:
-    """A random configuration like `base`, traced; None if it has another structure or the workload another regime.
+    """A random configuration like `base`, traced; None if it has another structure, or none, or the workload another regime.
 
+    count: of its layers, of which there may be some more, because sizes may depend on how many there are.
     number: of four samples one has a single sequence of a single token, one a single sequence, one single tokens, if it may be.
     """
-    config = sampled(base, random)
+    config = first_layers(sampled(base, random), count + random.randint(0, MORE_LAYERS))
     report = report_of(config)
-    design = outline(report)
-    assert design is not None
+    if (design := outline(report)) is None:
+        return None
     kinds = {layer.structure for layer in design.layers}
     if design.outside.structure != group.outline.outside.structure or kinds != {
         layer.structure for layer in group.outline.layers
@@ -181,13 +201,12 @@ def sample(
     singles = ((True, True), (True, False), (False, True), (False, False))[number % 4]
     wanted = [point for point in points if (point.batch == 1, point.prompt_tokens == 1) == singles]
     point = (wanted or points)[0]
-    request = replace(sample_request(point, group.kernel, group.mode), layers=count)
     try:
-        traced = trace(report.spec, config, request)
+        traced = trace(report.spec, config, sample_request(point, group.kernel, group.mode))
     except UnsupportedError:  # nor can transformers run it
         return None
     _, rest = apart(fixed(folded(traced) if any(kind == "turns" for kind, _ in design.thresholds) else traced))
-    return Sample(replace(design, layers=design.layers[:count]), point, rest), report
+    return Sample(design, point, rest), report
 
 
 def regimes(group: Group, random: Random) -> list[str]:

@@ -26,6 +26,7 @@ from qwen_inspect.architectures.quantised_presets import preset
 from qwen_inspect.checkpoint import Tensor
 from qwen_inspect.errors import QwenInspectError
 from qwen_inspect.loaders import catalog
+from qwen_inspect.predicting.class_rules import decoder_of
 from qwen_inspect.predicting.family_file import SHIPPED, dump, read
 from qwen_inspect.predicting.family_trace import FamilyTrace, NotCovered, Variant
 from qwen_inspect.predicting.family_training import (
@@ -39,7 +40,7 @@ from qwen_inspect.predicting.family_training import (
 )
 from qwen_inspect.predicting.kept_trace import ALIGNMENTS, KeptTrace, Point, alignment
 from qwen_inspect.predicting.optimizer_steps import INPUTS, OPTIMIZER
-from qwen_inspect.predicting.outline import MOST_SINGLES, Outline, decoder_of, options_of, regime_of
+from qwen_inspect.predicting.outline import MOST_SINGLES, Outline, options_of, regime_of
 from qwen_inspect.predicting.segments import LAYER, apart, ends_of
 from qwen_inspect.predicting.shallow_training import FEWEST_TOKENS, constant
 from qwen_inspect.predicting.sources import trace_request

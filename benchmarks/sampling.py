@@ -8,8 +8,9 @@ from itertools import count
 from random import Random
 from typing import Any
 
+from qwen_inspect.predicting.class_rules import decoder_of
 from qwen_inspect.predicting.kept_trace import CHUNK_TOKENS, Point
-from qwen_inspect.predicting.outline import decoder_of, has_alibi
+from qwen_inspect.predicting.outline import has_alibi
 from qwen_inspect.predicting.scans import FLASH_HEAD_DIM
 
 # Keys that are a dimension on their own, each with the multiple that kernels or classes ask for.
@@ -38,6 +39,7 @@ SIZES = {
     "n_inner": 8,
     "n_positions": 1,
     "moe_latent_size": 8,
+    "laurel_rank": 8,
 }
 # Of state space layers: the names of each size in the classes.
 HEADS = ("num_heads", "mamba_num_heads", "mamba_n_heads")

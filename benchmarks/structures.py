@@ -11,13 +11,27 @@ from benchmarks.sampling import ENCODERS, EXPERTS, PER_TOKEN, SIZES, STATE, STAT
 from benchmarks.state_space import RELEASED
 from qwen_inspect.architectures.families import CLASSES
 from qwen_inspect.loaders import catalog
-from qwen_inspect.predicting.outline import decoder_of
+from qwen_inspect.predicting.class_rules import decoder_of
 
 FLAGS = ("attention_bias", "mlp_bias", "use_bias", "qk_layernorm", "use_qk_norm", "attention_out_bias")
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 SECTIONS = {**ROPE, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}
 SCALED = {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 8192}
+THREE_AXES = {**ROPE, "mrope_section": [2, 3, 3]}
 LATE_QUERIES = {**ROPE, **SCALED, "llama_4_scaling_beta": 0.1}
+# Gemma 4's E2B and E4B: the last layers read the caches of others; layers have inputs of their own.
+PER_LAYER_INPUTS = tuple(
+    {
+        "final_logit_softcapping": 30.0,
+        "hidden_size_per_layer_input": 16,
+        "layer_types": ["sliding_attention", *3 * ["sliding_attention", "full_attention"]],
+        "num_hidden_layers": 7,
+        "num_kv_shared_layers": 4,
+        "num_key_value_heads": kv_heads,
+        "use_double_wide_mlp": wide,
+    }
+    for kv_heads, wide in ((1, True), (2, False))
+)
 # What releases have that the class's defaults lack.
 STRUCTURES: Mapping[str, Sequence[Mapping[str, Any]]] = {
     **{kind: ({}, {"type_vocab_size": 1}, {"id2label": {"0": "relevance"}}) for kind in ENCODERS},
@@ -32,6 +46,18 @@ STRUCTURES: Mapping[str, Sequence[Mapping[str, Any]]] = {
         {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
         {"alibi": True, "bias": True, "multi_query": False, "parallel_attn": False},
     ),
+    "gemma3n_text": tuple(
+        {
+            "activation_sparsity_pattern": [0.95] * sparse + [0.0] * (9 - sparse),
+            "hidden_size_per_layer_input": 16,
+            "layer_types": ["sliding_attention", *4 * ["sliding_attention", "full_attention"]],
+            "num_hidden_layers": 9,
+            "num_kv_shared_layers": shared,
+        }
+        for sparse, shared in ((3, 4), (0, 0))
+    ),
+    "gemma4": PER_LAYER_INPUTS,
+    "gemma4_text": ({}, *PER_LAYER_INPUTS),
     "gpt_neox": tuple(
         {"use_parallel_residual": parallel, "rope_parameters": {**ROPE, "partial_rotary_factor": share}}
         for parallel in (True, False)
@@ -54,10 +80,19 @@ STRUCTURES: Mapping[str, Sequence[Mapping[str, Any]]] = {
             for pairs in (8, 6)
         ),
     ),
+    "qwen2_5_omni_thinker": ({"rope_parameters": THREE_AXES},),
+    "qwen3_omni_moe_thinker": ({"rope_parameters": THREE_AXES},),
     "opt": ({}, {"do_layer_norm_before": False, "word_embed_proj_dim": 32}),  # 350M is the second
 }
 RENAMED = ("hidden_size", "num_hidden_layers", "num_attention_heads")
-SLOW = {"linear_num_key_heads", "index_topk", "global_head_dim", "attention_chunk_size", *STATE}  # keys of slow runs
+SLOW = {
+    "linear_num_key_heads",
+    "index_topk",
+    "global_head_dim",
+    "attention_chunk_size",
+    "laurel_rank",
+    *STATE,
+}  # keys of slow runs
 DIMENSIONS = {*SIZES, *EXPERTS, *PER_TOKEN, *STATE_SPACE, "hidden_size", "num_attention_heads", "num_key_value_heads"} | {
     "linear_num_key_heads", "linear_num_value_heads", "linear_conv_kernel_dim", "index_head_dim", "index_n_heads",
     "conv_L_cache", "global_head_dim", "num_global_key_value_heads", "rotary_dim", "type_vocab_size",
@@ -65,8 +100,8 @@ DIMENSIONS = {*SIZES, *EXPERTS, *PER_TOKEN, *STATE_SPACE, "hidden_size", "num_at
 DERIVED = {"num_kv_heads", "ffn_hidden_size", "word_embed_proj_dim"}  # from others, if they are not stated
 
 
-def bases(model_type: str) -> Iterator[dict[str, Any]]:
-    """The released configurations of a family, and some with other options, heads, layers and another dtype."""
+def bases(model_type: str, *, varied: bool = True) -> Iterator[dict[str, Any]]:
+    """The released configurations of a family, and some with other options, heads, layers and another dtype, if `varied`."""
     known = catalog.entries()
     released = [dict(catalog.configuration(model, known)) for model in known]
     own = [config for config in released if config.get("model_type") == model_type]
@@ -77,6 +112,9 @@ def bases(model_type: str) -> Iterator[dict[str, Any]]:
             part.pop("quantization_config", None)  # type: ignore[attr-defined]
     if not (model_type.startswith("qwen") or model_type in RELEASED) or not configs:
         configs += [small(model_type, changes) for changes in STRUCTURES.get(model_type, [{}])]
+    if not varied:
+        yield from map(stated, configs)
+        return
     for config in map(stated, configs):
         yield from _other_heads(config)
         yield from _other_layers(config)

@@ -17,11 +17,12 @@ from ..results.timeline import ADAPTER
 from ..spec import each_buffer, each_module, each_tensor
 from ..tracing.kernels import flash_rounded
 from ..values import replace
+from .class_rules import decoder_of
 from .family_file import SHIPPED, read
 from .kept_trace import Coefficients, KeptTrace, Point, fixed_size
 from .on_device import BUFFER, PARAMETER
 from .optimizer_steps import COVERED, with_steps
-from .outline import TOWERS, Outline, Part, decoder_of, options_of, outline_of
+from .outline import TOWERS, Outline, Part, options_of, outline_of
 from .segments import ANY_LAYER, LAYER
 from .training import trained_of
 from .training_plan import Plan, plan_of

@@ -17,6 +17,7 @@ from ..results.cache import CacheReport
 from ..spec import ModelSpec, Module
 from ..tracing import CHUNK_TURNS
 from ..values import dataclass
+from .class_rules import decoder_of, is_masked_by_window, read_attention, sparse_activations
 from .kept_trace import CHUNK_TOKENS, Point
 from .scans import FLASH_HEAD_DIM, Scan, chunk_tokens, scan_of
 from .token_loops import FOLDED_TOKENS
@@ -27,8 +28,6 @@ _TOWERS = """
     audio_tower embed_vision embed_audio mtp
 """
 TOWERS = frozenset(_TOWERS.split())
-# Where a configuration of several parts has that of its decoder.
-DECODERS = ("text_config", "llm_config", "language_config", "thinker_config")
 # Keys that change nothing that a run of text takes, besides what the design shows: names, tokens, initial values, constants to
 # multiply by, and what says which layer is of which kind.
 _UNRELATED = """
@@ -38,19 +37,19 @@ _UNRELATED = """
     decoder_sparse_step dropout dtype emb_pdrop embd_pdrop embedding_dropout embedding_multiplier eos_token_id
     expert_layer_offset expert_layer_period ffn_hidden_size first_k_dense_replace full_attention_interval full_attn_idxs
     head_dim hidden_act hidden_activation hidden_dropout hidden_dropout_prob hybrid_override_pattern id2label image_token_id
-    index_skip_topk_offset index_topk_freq index_topk_pattern indexer_types initializer_range key_multiplier label2id
-    layer_norm_eps layer_norm_epsilon layer_types layerdrop layers_block_type lm_head_multiplier logits_scaling
+    index_skip_topk_offset index_topk_freq index_topk_pattern indexer_types initializer_range intermediate_size key_multiplier
+    label2id layer_norm_eps layer_norm_epsilon layer_types layerdrop layers_block_type lm_head_multiplier logits_scaling
     mamba_ssm_cache_dtype max_position_embeddings max_window_layers mlp_layer_types mlp_multipliers mlp_only_layers
-    mm_tokens_per_image model_type moe_layer_freq moe_shared_expert_overlap mtp_hybrid_override_pattern
-    mtp_layers_block_type n_inner n_positions n_shared_experts norm_eps num_dense_layers num_hidden_layers num_kv_heads
+    mm_tokens_per_image model_type moe_layer_freq moe_shared_expert_overlap mtp_hybrid_override_pattern mtp_layers_block_type
+    n_inner n_positions n_shared_experts norm_eps num_dense_layers num_hidden_layers num_kv_heads num_kv_shared_layers
     num_labels num_nextn_predict_layers original_max_position_embeddings pad_token_id partial_rotary_factor
-    position_embedding_type pretraining_tp problem_type qa_dropout qk_head_dim query_pre_attn_scalar
-    rescale_prenorm_residual resid_pdrop residual_dropout residual_multiplier return_dict rms_norm_eps rope_local_base_freq
-    rope_parameters rope_scaling rope_theta router_aux_loss_coef router_jitter_noise sep_token_id seq_classif_dropout
-    sliding_window sliding_window_pattern ssm_in_multiplier ssm_multipliers ssm_out_multiplier text_config
-    tie_word_embeddings time_step_floor time_step_init_scheme time_step_limit time_step_max time_step_min time_step_scale
-    torch_dtype transformers_version use_cache use_mamba_kernels use_sliding_window video_token_id vision_config
-    vision_end_token_id vision_start_token_id vision_token_id word_embed_proj_dim z_loss_coefficient
+    position_embedding_type pretraining_tp problem_type qa_dropout qk_head_dim query_pre_attn_scalar rescale_prenorm_residual
+    resid_pdrop residual_dropout residual_multiplier return_dict rms_norm_eps rope_local_base_freq rope_parameters
+    rope_scaling rope_theta router_aux_loss_coef router_jitter_noise sep_token_id seq_classif_dropout sliding_window
+    sliding_window_pattern ssm_in_multiplier ssm_multipliers ssm_out_multiplier text_config tie_word_embeddings
+    time_step_floor time_step_init_scheme time_step_limit time_step_max time_step_min time_step_scale torch_dtype
+    transformers_version use_cache use_mamba_kernels use_sliding_window video_token_id vision_config vision_end_token_id
+    vision_start_token_id vision_token_id word_embed_proj_dim z_loss_coefficient
 """
 UNRELATED = frozenset(_UNRELATED.split())
 # Kinds of RoPE whose frequencies are computed once. Source: transformers 5.23, modeling_rope_utils.dynamic_rope_update
@@ -103,6 +102,8 @@ def outline_of(
     """None for a model whose layers are not a list with an attention and a cache for each."""
     if len(attention) != len(cache.layers) or _has_odd_latents(decoder_of(config)):
         return None
+    if is_masked_by_window(config) and not any(kind == "window" for kind, _ in _thresholds(attention)):
+        return None
     containers = [module for module in _below(tree) if module.name in LAYERS and _length(module) == len(attention)]
     if len(containers) != 1:
         return None
@@ -114,7 +115,7 @@ def outline_of(
     erased = {id(child): _erased(child, shapes, bits) for child in containers[0].children}
     by_layer = [
         (key, value)
-        for key, value in sorted(decoder_of(config).items())
+        for key, value in sorted({**decoder_of(config), **sparse_activations(config, len(attention))}.items())
         if key not in UNRELATED and isinstance(value, list) and len(value) == len(attention)
     ]
     stated = {key: decoder_of(config).get(key) or 0 for key in (*LATENT, *LENGTHS.values())}
@@ -128,7 +129,10 @@ def outline_of(
     layers = []
     scans: dict[int, Scan | None] = {}  # by block
     shared = 0  # layers since the last that has an index, whose choice they hold
-    for block, reading, kept in zip(blocks, attention, cache.layers, strict=True):
+    read = read_attention(attention, cache, decoder_of(config))
+    if read is None:
+        return None
+    for block, reading, kept in zip(blocks, read, cache.layers, strict=True):
         (_, class_name, _, *inner), dimensions = erased[id(block)]  # without the layer's number and repeats
         how, heads = _attention(reading)
         if kept.kind in SCANNED:
@@ -142,7 +146,7 @@ def outline_of(
         if kept.kind == "indexed":
             how, heads = (*how, shared), (*heads, lengths["indexed"])
             shared = 0 if any(module.name == "indexer" for module in _below(block)) else shared + 1
-        options = tuple((key, repr(values[reading.index])) for key, values in by_layer)
+        options = tuple((key, repr(_class_of(values[kept.index], None))) for key, values in by_layer)
         identity = (id(block), kept.kind, how, options)
         if identity not in digests:
             digests[identity] = _digest((kept.kind, *how, options, class_name, *inner))
@@ -200,14 +204,6 @@ def _side(kind: str, tokens: int, point: Point) -> str:
     if point.prompt_tokens < tokens:  # shorter than the convolution, which a single token does not pass
         return "short" if point.prompt_tokens > 1 else "one"
     return str(min(-(-point.prompt_tokens // CHUNK_TOKENS), CHUNK_TURNS))
-
-
-def decoder_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a configuration that describes the decoder."""
-    for key in DECODERS:
-        if isinstance(config.get(key), Mapping):
-            return decoder_of(config[key])
-    return config
 
 
 def options_of(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from benchmarks.keep_traces import bases_of, layers_needed, outline, report_of
+from benchmarks.keep_traces import bases_of, first_layers, layers_needed, outline, report_of
 from benchmarks.sampling import sampled, sampled_point
 from benchmarks.structures import bases, small
 from qwen_inspect.errors import QwenInspectError, UnsupportedError
@@ -20,7 +19,7 @@ from qwen_inspect.predicting.allocator import Allocator
 from qwen_inspect.predicting.family_file import SHIPPED, read
 from qwen_inspect.predicting.family_trace import NotCovered, Variables
 from qwen_inspect.predicting.kept_trace import Point
-from qwen_inspect.predicting.outline import decoder_of, options_of
+from qwen_inspect.predicting.outline import options_of
 from qwen_inspect.predicting.replay import replay, replay_folded
 from qwen_inspect.predicting.segments import deepen, fixed
 from qwen_inspect.predicting.sources import family_trace, sample_request
@@ -54,18 +53,6 @@ def without_order_of_frees(events: Sequence[Event]) -> list[Event]:
 def known(value: T | None) -> T:
     assert value is not None
     return value
-
-
-def of_layers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    """The configuration with its first layers alone."""
-    shallow: dict[str, Any] = json.loads(json.dumps(config))
-    text = decoder_of(shallow)
-    assert isinstance(text, dict)
-    before, text["num_hidden_layers"] = len(report_of(config).cache.layers), layers
-    for key, value in text.items():
-        if (isinstance(value, list) or key == "hybrid_override_pattern") and len(value) == before:
-            text[key] = value[:layers]
-    return shallow
 
 
 @pytest.mark.parametrize(
@@ -120,7 +107,7 @@ def hold_an_unseen_run(family: str, mode: Mode, seed: int) -> None:
     try:
         report = report_of(base)
         layers = max(random.randint(4, 9), layers_needed(known(outline(report))))
-        config = of_layers(sampled(base, random) if seed % 4 else base, min(layers, len(report.cache.layers)))
+        config = first_layers(sampled(base, random) if seed % 4 else base, layers)
         report = report_of(config)
     except QwenInspectError:
         pytest.skip("no model is so")
@@ -170,6 +157,18 @@ def test_gemma_3_with_fewer_words_than_its_image_token_is_not_covered() -> None:
         family_trace(report_of({**config, "text_config": {**config["text_config"], "vocab_size": 262_144}}), run)
         is None
     )
+
+
+def test_a_window_that_masks_layers_of_full_attention_is_not_covered() -> None:
+    """Mistral's class masks by the window whatever the types of its layers say; its cache follows the types.
+
+    Source: transformers 5.23, modeling_mistral.MistralModel.forward.
+    """
+    run = Run(prompt_tokens=50, new_tokens=9, attention="sdpa")
+    config = dict(catalog.configuration("mistralai/Mistral-7B-Instruct-v0.3", catalog.entries()))
+    full = {**config, "layer_types": [FULL] * 32}
+    assert family_trace(report_of(full), run) is not None
+    assert family_trace(report_of({**full, "sliding_window": 20}), run) is None
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.accuracy import recorded_run
-from benchmarks.keep_traces import report_of
+from benchmarks.keep_traces import first_layers, report_of
 from benchmarks.predicted import model_of
 from benchmarks.recordings import each
 from benchmarks.sampling import sampled
@@ -26,7 +26,7 @@ from qwen_inspect.results.memory import Run
 from qwen_inspect.results.training import LOOPS
 from qwen_inspect.tracing.trace import trace
 
-from .test_family_traces import known, of_layers, without_order_of_frees
+from .test_family_traces import known, without_order_of_frees
 
 KEPT = sorted(path.name.removesuffix("-training.json.gz") for path in SHIPPED.glob("*-training.json.gz"))
 IN_EVERY_RUN = {("llama", 0), ("mixtral", 1), ("qwen2", 2), ("qwen3", 3)}
@@ -66,7 +66,7 @@ def assert_as_transformers(config: Mapping[str, Any], **changes: Any) -> None:
 def test_an_unseen_configuration_trains_as_transformers_trains_it(family: str, seed: int) -> None:
     random = Random(f"{family} trained {seed}")
     base = next(bases(family))
-    config = of_layers(sampled(base, random), random.randint(4, 5))
+    config = first_layers(sampled(base, random), random.randint(4, 5))
     changes = {"optimizer": COVERED[seed], "prompt_tokens": random.randint(8, 90), **OPTIONS[seed]}
     assert_as_transformers(config, **changes)
 
@@ -83,7 +83,7 @@ def test_an_unseen_configuration_trains_as_transformers_trains_it(family: str, s
 )
 def test_unseen_adapters_train_as_transformers_and_peft_train_them(changes: Mapping[str, Any]) -> None:
     random = Random(str(changes))
-    config = of_layers(sampled(next(bases("llama")), random), 4)
+    config = first_layers(sampled(next(bases("llama")), random), 4)
     assert_as_transformers(config, lora_rank=random.randint(2, 70), prompt_tokens=random.randint(8, 90), **changes)
 
 
