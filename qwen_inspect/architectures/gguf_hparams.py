@@ -65,7 +65,8 @@ class GgufHyperparameters:
 
     layers: without those for multi-token prediction (nextn). windowed: the layers that see `window` tokens, whose heads have
     the sizes `_swa`. recurrent: the layers that keep a state. with_cache: the number of first layers that have K and V; later
-    ones share theirs. cache_is_known: whether create_memory's rules for this architecture are known here.
+    ones share theirs. embedding_out: numbers of a state that
+    --embedding gives. cache_is_known: whether create_memory's rules for this architecture are known here.
     """
 
     architecture: str
@@ -99,6 +100,8 @@ class GgufHyperparameters:
     indexer: Indexer = field(default_factory=Indexer)
     router_layer: int | None = None
     cache_is_known: bool = True
+    causal: bool = True
+    embedding_out: int = 0
 
     @property
     def all_layers(self) -> int:

@@ -18,6 +18,7 @@ from .gguf_rules import (
     BESIDE_ATTENTION,
     DECODERS,
     LATENT,
+    NOT_CAUSAL,
     RECURRENT,
     RECURRENT_WITHOUT_KV_HEADS,
     UNKNOWN_CACHE,
@@ -105,6 +106,8 @@ class _Reader:
             embedding_per_layer=self._count("embedding_length_per_layer_input", 0),
             indexer=self._indexer(),
             cache_is_known=self._cache_is_known(),
+            causal=self._name not in NOT_CAUSAL and self._keys.get("attention.causal") is not False,
+            embedding_out=self._embedding_out(embedding),
         )
         return _looped(read, self._count("num_loops", 1)) if self._name == "nanbeige" else _routed(read)
 
@@ -265,6 +268,14 @@ class _Reader:
             pool=self._count("attention.indexer.kpool", 0),
             full=tuple(has and in_trunk for has, in_trunk in zip(full, trunk, strict=True)),
         )
+
+    def _embedding_out(self, embedding: int) -> int:
+        """Source: llama_hparams::n_embd_out; load_arch_hparams of modern-bert and clef."""
+        if self._name == "clef":
+            return 1
+        if self._name == "modern-bert" and self._count("decision_block_count", 0):
+            return 3
+        return self._count("embedding_length_out", 0) or embedding
 
     def _cache_is_known(self) -> bool:
         if self._name in UNKNOWN_CACHE or (self._name == "dflash" and self._count("hyper_connection.count", 0)):

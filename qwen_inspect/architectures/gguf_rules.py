@@ -39,6 +39,8 @@ WITHOUT_CACHE = _names(
     gemma-embedding dream llada llada-moe rnd1
     """
 )
+# Their attention sees all tokens, whatever the key says.
+NOT_CAUSAL = _names("dream gemma-embedding llada llada-moe rnd1")
 # Caches of a form of their own (compressed cells, another model's cells).
 UNKNOWN_CACHE = frozenset({"deepseek4", "gemma4-assistant"})
 
@@ -95,6 +97,7 @@ WINDOWS: Mapping[str, WindowRule] = {
     "dots3note": WindowRule(),
     "exaone-moe": WindowRule(period=4),
     "exaone4": WindowRule(default=4096, period=4, layers=64),
+    "gemma-embedding": WindowRule(period=6),
     "gemma2": WindowRule(default=4096, period=2),
     "gemma3": WindowRule(if_given=True, period=6),
     "gemma3n": WindowRule(period=5),
@@ -109,6 +112,7 @@ WINDOWS: Mapping[str, WindowRule] = {
     "maple": WindowRule(),
     "mellum": WindowRule(if_given=True, period=4),
     "mimo2": WindowRule(),
+    "modern-bert": WindowRule(if_given=True, period=3, full_first=True),
     "muse-glimmer": WindowRule(period=4),
     "olmo2": WindowRule(if_given=True, period=4),
     "plamo3": WindowRule(if_given=True, period=8),

@@ -25,7 +25,7 @@ from qwen_inspect.results.llama_cpp import Buffer
 from qwen_inspect.structure.gguf_conversion import as_gguf
 from qwen_inspect.structure.inspect import inspect
 
-from ..support.llama_cpp import library_path, printed_by_llama_cpp, printed_sizes
+from ..support.llama_cpp import library_path, printed_by_llama_cpp, printed_sizes, printed_while_loading
 from ..support.llama_cpp_files import COMMON, decoder
 from ..support.llama_cpp_small import SMALL, write_predicting, write_small
 from ..support.published import published
@@ -51,6 +51,26 @@ CONTEXTS: Sequence[tuple[Mapping[str, int], Mapping[str, Any]]] = (
         {"n_ctx": 4096, "flash_attn_type": 1, "type_k": 8, "type_v": 8},
         {"context_tokens": 4096, "key_type": "q8_0", "value_type": "q8_0"},
     ),
+    (
+        {"n_ctx": 2048, "flash_attn_type": 1, "type_k": 0, "type_v": 0, "n_batch": 300, "n_ubatch": 300},
+        {"context_tokens": 2048, "key_type": "f32", "value_type": "f32", "batch": 300, "micro_batch": 300},
+    ),
+    (
+        {"n_ctx": 700, "flash_attn_type": 0, "n_batch": 1024, "n_ubatch": 1024},
+        {"context_tokens": 700, "flash_attention": False, "batch": 1024, "micro_batch": 1024},
+    ),
+    (
+        {"n_ctx": 2048, "flash_attn_type": 1, "embeddings": 1, "n_seq_max": 2},
+        {"context_tokens": 2048, "embedding": True, "sequences": 2},
+    ),
+    (
+        {"n_ctx": 2048, "flash_attn_type": 0, "embeddings": 1, "pooling": 1, "n_seq_max": 8},
+        {"context_tokens": 2048, "flash_attention": False, "embedding": True, "pooling": "mean", "sequences": 8},
+    ),
+    (
+        {"n_ctx": 2048, "flash_attn_type": 1, "embeddings": 1, "pooling": 4, "n_seq_max": 4, "kv_unified": 1},
+        {"context_tokens": 2048, "embedding": True, "pooling": "rank", "sequences": 4, "unified": True},
+    ),
 )
 
 
@@ -71,17 +91,35 @@ def sizes(buffers: Sequence[Buffer], kind: str) -> list[str]:
 
 @LIBRARY
 @pytest.mark.parametrize("architecture", SMALL)
-def test_compute_and_cache_are_what_llama_cpp_prints(tmp_path: Path, architecture: str) -> None:
-    """On the CPU, for prompts of llama-server and of other programs, with and without flash attention."""
+def test_buffers_are_what_llama_cpp_prints(tmp_path: Path, architecture: str) -> None:
+    """On the CPU, for prompts of llama-server and of other programs, with and without flash attention, and for embeddings."""
     path = write_small(tmp_path / "model.gguf", architecture)
     model = read(path)
-    contexts = [context for context in CONTEXTS if architecture != "deepseek2" or "value_type" not in context[1]]
+    unquantised = architecture.startswith(("deepseek2", "grok"))
+    contexts = [context for context in CONTEXTS if not (unquantised and context[1].get("value_type") == "q8_0")]
     printed = printed_by_llama_cpp(path, [fields for fields, _ in contexts])
     for text, (_, options) in zip(printed, contexts, strict=True):
         plan = Plan(model, LlamaCppOptions(**{"program": "llama-cli", **options}), [], BUILDS["b11549"])
         buffers = plan.buffers()
-        assert sizes(buffers, "cache") == printed_sizes(text, "cache"), options
-        assert sizes(buffers, "compute") == printed_sizes(text, "compute"), options
+        for kind in ("cache", "state", "compute", "output"):
+            assert sizes(buffers, kind) == printed_sizes(text, kind), (kind, options)
+
+
+@LIBRARY
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        name if name in ("bert", "gemma4", "qwen3") else pytest.param(name, marks=pytest.mark.exhaustive)
+        for name in SMALL
+    ],
+)
+def test_weights_are_what_llama_cpp_prints(tmp_path: Path, architecture: str) -> None:
+    """Really loaded, mapped into memory and not."""
+    path = write_small(tmp_path / "model.gguf", architecture)
+    for mapped in (False, True):
+        options = LlamaCppOptions(context_tokens=4096, memory_mapped=mapped)
+        weights = tuple(Plan(read(path), options, [], BUILDS["b11549"]).weights())
+        assert sizes(weights, "weights") == printed_sizes(printed_while_loading(path, mapped=mapped), "weights")
 
 
 @LIBRARY
@@ -103,11 +141,15 @@ def test_multi_token_prediction_has_a_context_of_its_own(tmp_path: Path, archite
 
 @LIBRARY
 def test_embeddings_are_pooled_as_llama_cpp_does(tmp_path: Path) -> None:
-    """Rows of logits are reserved for all tokens, and states beside them; by commands that say so."""
+    """Rows of logits are reserved for all tokens, and states beside them; by commands that say so.
+
+    llama-embedding makes the micro-batch as large as the context, and shares the cache between 256 texts unless -np is given.
+    """
+    whole = {"n_batch": 4096, "n_ubatch": 4096}
     path = write_small(tmp_path / "model.gguf", "qwen3")
     kinds: Sequence[tuple[Mapping[str, int], str]] = (
-        ({"pooling": 1, "n_seq_max": 64}, "llama-embedding -c 4096 -np 64 --pooling mean"),
-        ({"pooling": 3, "n_ubatch": 2048}, "llama-embedding -c 4096 -ub 2048 --pooling last"),
+        ({**whole, "pooling": 1, "n_seq_max": 64}, "llama-embedding -c 4096 -np 64 --pooling mean"),
+        ({**whole, "pooling": 3, "n_seq_max": 256, "kv_unified": 1}, "llama-embedding -c 4096 -ub 2048 --pooling last"),
         ({"pooling": 4, "n_seq_max": 4, "kv_unified": 1}, "llama-server -c 4096 --rerank"),
     )
     fields = {"n_ctx": 4096, "flash_attn_type": 1, "embeddings": 1}
@@ -429,7 +471,7 @@ def test_an_october_build_reserves_fewer_outputs() -> None:
 def test_an_architecture_without_a_graph_has_a_lower_bound() -> None:
     """The logits and the states before them: 512 tokens x (8,000 + 256) x 4 bytes."""
     keys = {**COMMON, "block_count": 1}
-    metadata = {"general.architecture": "grok", **{f"grok.{key}": value for key, value in keys.items()}}
+    metadata = {"general.architecture": "newcomer", **{f"newcomer.{key}": value for key, value in keys.items()}}
     tensors = tuple(Tensor(name, shape[::-1], DType.F16) for name, shape, _ in decoder(1))
     options = LlamaCppOptions(program="llama-cli", context_tokens=4096)
     compute = Plan(GgufModel(metadata, tensors), options, [24 * GIB], BUILDS["b11549"]).compute()

@@ -132,6 +132,18 @@ def printed_by_llama_cpp(path: Path, contexts: Sequence[Mapping[str, int]], *, p
     return texts
 
 
+def printed_while_loading(path: Path, *, mapped: bool) -> str:
+    """What the library prints while it really loads a model."""
+    library, lines, _ = _library()
+    parameters = library.llama_model_default_params()
+    parameters.load_mode = int(mapped)
+    lines.clear()
+    model = library.llama_model_load_from_file(str(path).encode(), parameters)
+    assert model, "".join(lines)[-500:]
+    library.llama_model_free(model)
+    return "".join(lines)
+
+
 class Batch(ctypes.Structure):
     _fields_ = (
         ("n_tokens", ctypes.c_int32),
@@ -186,6 +198,7 @@ def printed_by_towers(path: Path, **fields: int) -> str:
 def printed_sizes(text: str, kind: str) -> list[str]:
     """The sizes of the printed buffers, or of each cache, in MiB."""
     pattern = {
+        "weights": r"model buffer size = +([\d.]+)",
         "adapter": r"LoRA buffer size = +([\d.]+)",
         "output": r"output buffer size = +([\d.]+)",
         "compute": r"compute buffer size = +([\d.]+)",

@@ -45,7 +45,7 @@ def write_header(path: Path, architecture: str, keys: Mapping[str, Any], tensors
             continue
         adders = {bool: made.add_bool, int: made.add_uint32, float: made.add_float32, str: made.add_string}
         add = adders.get(type(value), made.add_array)
-        add(key if key.startswith(("xielu.", "general.", "adapter.")) else f"{architecture}.{key}", value)
+        add(key if key.startswith(("xielu.", "general.", "adapter.", "tokenizer.")) else f"{architecture}.{key}", value)
     made.add_string("tokenizer.ggml.model", "none")
     total = 0
     for name, shape, kind in tensors:

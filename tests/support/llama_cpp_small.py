@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .llama_cpp_encoders import ENCODERS
 from .llama_cpp_files import (
     AFTER,
     ALL_BIASES,
@@ -50,11 +51,14 @@ from .llama_cpp_files import (
 )
 from .llama_cpp_further import FURTHER
 from .llama_cpp_latent import LATENT_SMALL
+from .llama_cpp_others import OTHERS
 
 # Architecture, or with a variant after a colon -> (layers, keys beside COMMON, tensors).
 SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]] = {
     **FURTHER,
     **LATENT_SMALL,
+    **ENCODERS,
+    **OTHERS,
     "llama": (3, {}, lambda: decoder(3)),
     "qwen2": (3, {}, lambda: decoder(3, further=BIASES)),
     "qwen3": (3, {}, lambda: decoder(3, further=NORMED)),

@@ -79,6 +79,9 @@ class Attention(Parts):
     def _latent_attention(self, layer: int, inputs: Node) -> Node:
         raise NotImplementedError
 
+    def _attend_here(self, layer: int, query: Node, own: list[Node], bias: Node | None = None) -> Node:
+        raise NotImplementedError
+
     def _head(self, node: Node, layer: int, part: str) -> Node:
         """Normalised and turned by RoPE, in the design's order."""
         if self._design.turns_first:
@@ -153,6 +156,8 @@ class Attention(Parts):
 
     def _attend(self, layer: int, query: Node, own: list[Node], inputs: Node | None = None) -> Node:
         """own: K and V, where the layer has cells. inputs: of an index. Source: build_attn with llm_graph_input_attn_kv."""
+        if not self._design.cached:
+            return self._attend_here(layer, query, own)
         read, batch = self._read, self._batch
         windowed = read.windowed[layer] and read.window_kind is not None
         kind = "_swa" if windowed else ""
@@ -213,15 +218,25 @@ class Attention(Parts):
         batch = self._batch
         if windowed not in self._masks:
             kind = F16 if batch.flash_attention and not batch.build.mask_is_cast else F32
-            mask = leaf(kind, cells, batch.tokens // batch.streams, 1, batch.streams)
+            streams = batch.streams if self._design.cached else 1
+            mask = leaf(kind, cells, batch.tokens // streams, 1, streams)
             if batch.flash_attention and batch.build.mask_is_cast:
                 mask = new("CPY", mask.shape, mask, kind=F16)
             self._masks[windowed] = mask
         return self._masks[windowed]
 
-    def _mha(self, query: Node, key: Node, value: Node, mask: Node, layer: int, decompress: Node | None = None) -> Node:
-        """Source: build_attn_mha."""
-        streams, tokens = self._batch.streams, query.shape[2]
+    def _mha(
+        self,
+        query: Node,
+        key: Node,
+        value: Node,
+        mask: Node,
+        layer: int,
+        decompress: Node | None = None,
+        bias: Node | None = None,
+    ) -> Node:
+        """bias: added to the scores, which flash attention cannot. Source: build_attn_mha."""
+        streams, tokens = key.shape[3], query.shape[2]
         strides = query.strides
         query = view(
             query,
@@ -231,7 +246,8 @@ class Attention(Parts):
         query, key, value = (permute(node, 0, 2, 1, 3) for node in (query, key, value))
         sinks = self._weight(f"blk.{layer}.attn_sinks.weight")
         further = [] if sinks is None else [sinks]
-        if self._batch.flash_attention:
+        if self._batch.flash_attention and bias is None:
+            key, value = (new("CPY", node.shape, node, kind=F16) if node.type == F32 else node for node in (key, value))
             shape = (value.shape[0], query.shape[2], query.shape[1], query.shape[3])
             result = new("FLASH_ATTN_EXT", shape, query, key, value, mask, *further)
             if decompress is not None:
@@ -242,8 +258,10 @@ class Attention(Parts):
             scores = matmul(key, query)
             if self._design.capped_scores:
                 scores = like("SCALE", like("UNARY", like("SCALE", scores)))
+            if bias is not None:
+                scores = like("ADD", scores, bias)
             scores = like("SOFT_MAX", scores, mask, *further)
-            if value.strides[1] <= value.strides[2] and decompress is not None:
+            if value.strides[2] <= value.strides[1]:
                 value = contiguous(transpose(value))
             result = matmul(value, scores)
             if decompress is not None:

@@ -20,7 +20,7 @@ from ...results.llama_cpp import Buffer
 from ...values import dataclass, replace
 from .builds import Build
 from .cells import Cells, aligned, sizes_of
-from .design import DESIGNS, FEWEST_POSITIONS, READS_EMBEDDING, Batch
+from .design import ALWAYS_COPIED, DESIGNS, FEWEST_POSITIONS, READS_EMBEDDING, WITHOUT_OUTPUT, Batch, Design
 from .graphs import Decoder
 from .options import IN_LAYER, NO_DRAFT, LlamaCppOptions, Placement, cards_used, place
 from .parts import type_of
@@ -52,11 +52,14 @@ class GgufModel:
     @property
     def tied(self) -> bool:
         """Whether the output layer has a copy of the embedding."""
-        return "output.weight" not in self.by_name and self.hyperparameters.architecture not in READS_EMBEDDING
+        without_copy = READS_EMBEDDING | WITHOUT_OUTPUT
+        return "output.weight" not in self.by_name and self.hyperparameters.architecture not in without_copy
 
 
 def flash_attention_is_possible(read: GgufHyperparameters) -> bool:
     """Whether CUDA has a kernel for the sizes of the heads. Source: ggml-cuda/fattn.cu, ggml_cuda_get_best_fattn_kernel."""
+    if DESIGNS.get(read.architecture, Design()).never_flash:
+        return False
     if read.latent:
         return (read.key_length, read.value_length) in FLASH_LATENTS
     pairs = {(read.key_length, read.value_length)}
@@ -87,6 +90,9 @@ class Plan:
         self.model, self.options, self.build, self.adapters = model, options, build, adapters
         self.draft_model, self.predicts = draft_model, predicts
         self.read = model.hyperparameters
+        design = DESIGNS.get(self.read.architecture, Design())
+        if design.never_flash:
+            self.options = options = replace(options, flash_attention=False)
         for name in (options.key_type, options.value_type):
             if name not in CACHE_TYPES:
                 raise UnsupportedError("llama_cpp_cache_format", found=name, known=", ".join(CACHE_TYPES))
@@ -108,6 +114,7 @@ class Plan:
             options,
             used,
             output_first=build.output_first,
+            output_norm=design.output_norm,
         )
 
     def at(self, *, context_tokens: int, sequences: int) -> Plan:
@@ -194,7 +201,8 @@ class Plan:
         on_host: dict[str, int] = defaultdict(int)
         placed = self.placement.tensors
         listed = [(tensor.name, tensor) for tensor in self.model.tensors]
-        if self.model.tied and "token_embd.weight" in self.model.by_name and placed["output.weight"] != HOST:
+        copied = placed["output.weight"] != HOST or self.read.architecture in ALWAYS_COPIED
+        if self.model.tied and "token_embd.weight" in self.model.by_name and copied:
             listed.append(("output.weight", self.model.by_name["token_embd.weight"]))
         for name, tensor in listed:
             if self._is_skipped(name):
@@ -270,7 +278,7 @@ class Plan:
 
     def output(self) -> Buffer:
         """Logits, and states with --embedding, on the host, a row for each sequence. Source: llama_context::output_reserve."""
-        states = self.read.embedding if self.options.embedding else 0
+        states = self.read.embedding_out if self.options.embedding else 0
         rows = self.sizes.sequences * ((self.read.vocabulary or 0) + states)
         on_card = self.placement.output != HOST or (self.build.fork and self.cards)
         device = "CUDA_Host" if on_card else HOST

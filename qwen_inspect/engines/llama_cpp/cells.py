@@ -15,11 +15,9 @@ from ...results.llama_cpp import Buffer
 from ...values import dataclass
 from .builds import Build
 from .layer_cells import padded
-from .options import LlamaCppOptions
+from .options import MOST_SEQUENCES, LlamaCppOptions
 from .scheduler import ALIGNMENT, HOST, HOST_ALIGNMENT, cuda_size_bytes
 from .tensors import CACHE_TYPES, F32, stored
-
-MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +45,7 @@ def sizes_of(read: GgufHyperparameters, options: LlamaCppOptions, build: Build) 
     if sequences > MOST_SEQUENCES:
         raise UsageError("llama_cpp_sequences", found=sequences, most=MOST_SEQUENCES)
     streams = 1 if options.shares_cache or not build.divides_cache else sequences
-    batch = min(asked, options.batch)
+    batch = min(asked, options.batch) if read.causal else options.batch
     micro_batch = min(batch, options.micro_batch or batch)
     cells = padded(padded(asked) // streams) if streams > 1 else padded(asked)
     tokens = min(cells * streams, micro_batch)

@@ -23,6 +23,7 @@ from .options import (
     LlamaCppOptions,
     as_cuda,
     first_layers,
+    of_embedding,
 )
 from .scheduler import HOST
 
@@ -173,10 +174,10 @@ def parse_command(line: str) -> Command:
     _read(words[1:], reading)
     if len(reading.host_experts) > 1:
         raise UsageError("llama_cpp_contradiction", first=reading.host_experts[0], second=reading.host_experts[1])
-    embeds = {"embedding": True} if program == "llama-embedding" else {}
-    values = {"program": program, **embeds, **reading.values, "overrides": tuple(reading.overrides)}
+    values = {"program": program, **reading.values, "overrides": tuple(reading.overrides)}
     values["draft"] = DraftOptions(**reading.draft, overrides=tuple(reading.draft_overrides))
     options = LlamaCppOptions(**values)
+    options = of_embedding(options) if program == "llama-embedding" else options
     if reading.flash is not None:
         options = replace(options, flash_attention=reading.flash)
     model = reading.model

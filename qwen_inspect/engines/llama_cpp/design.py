@@ -6,7 +6,7 @@ Source: llama.cpp b11549, src/models/*.cpp.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from ...values import dataclass
 from .builds import Build
@@ -35,11 +35,15 @@ class Design:
     early_router: bool = False  # the router reads the layer's input
     divided_gate: bool = False  # the shared expert's gate is silu(x) / x
     halved_shared: bool = False  # the sum with the shared expert's result is
+    dense_beside: bool = False  # experts are added to a dense block, whose sum is scaled
     squared: bool = False  # ReLU is
     single: bool = False  # a layer has one part
     parallel: Literal["residual", "attention"] | None = None  # added first to a block with attention's input
     residual_first: bool = False  # in the sum after attention
     forward_last: bool = False  # in the sum after the feed-forward block
+    norms_after: bool = False  # of the sums after attention and after the feed-forward block, as BERT's
+    cached: bool = True  # K and V lie in a cache
+    logits: Literal["always", "unless_embedding", "never"] = "always"
     norms_apart: bool = False  # a layer's norm is expanded before the rest
     bare_norms: bool = False  # norms have no weights
     scaled_residual: bool = False  # whatever the file's keys say
@@ -48,9 +52,10 @@ class Design:
     rows_at: Literal["layer", "end", "norm"] = "layer"  # where output tokens' rows are taken
     rows_of_sum: bool = False  # in the last layer after attention's sum with its input, not before
     keeps_state: bool = False  # of the last layer, for multi-token prediction, since b11549
-    output_norm: str = "output_norm"
+    output_norm: str | None = "output_norm"
     scaled_output: bool = False  # before the output matrix
     scaled_logits: bool = False  # by the file's key
+    never_flash: bool = False  # flash attention is turned off
     capped: bool = False  # logits are
     capped_by_key: bool = False  # logits are where the file's key says so
     since: int = 0  # the first build that is known here
@@ -61,7 +66,21 @@ GEMMA = Design(scaled_rows=True, scaled_query=True, capped_by_key=True, since=RE
 NEMOTRON = Design(
     gating="sigmoid", normalised=None, turns=False, single=True, squared=True, rows_at="norm", since=11_218
 )
-LFM2 = Design(gating=None, residual_first=True, forward_last=True, output_norm="token_embd_norm", since=11_218)
+LFM2 = Design(
+    gating=None,
+    residual_first=True,
+    forward_last=True,
+    output_norm="token_embd_norm",
+    logits="unless_embedding",
+    since=11_218,
+)
+BERT: Mapping[str, Any] = {
+    "norms_after": True,
+    "cached": False,
+    "logits": "never",
+    "output_norm": None,
+    "since": RECENT,
+}
 DESIGNS: Mapping[str, Design] = {
     **dict.fromkeys(("llama", "qwen2", "qwen3", "qwen3moe"), Design()),
     **dict.fromkeys(("granite", "granitemoe"), Design(scaled_logits=True)),
@@ -161,12 +180,33 @@ DESIGNS: Mapping[str, Design] = {
     "minimax-m2": Design(gating=None, since=RECENT),
     "minimax-m3": Design(gating=None, normalised=None, since=11_434),
     "mistral3": Design(since=RECENT),
+    "grok": Design(
+        scaled_throughout=True,
+        scaled_logits=True,
+        capped_scores=True,
+        capped_by_key=True,
+        dense_beside=True,
+        never_flash=True,
+        since=RECENT,
+    ),
+    **dict.fromkeys(("dream", "llada", "rnd1"), Design(cached=False, since=RECENT)),
+    "llada-moe": Design(cached=False, normalised=False, since=RECENT),
+    **dict.fromkeys(("bert", "jina-bert-v2"), Design(turns=False, **BERT)),
+    **dict.fromkeys(("jina-bert-v3", "nomic-bert", "nomic-bert-moe"), Design(normalised=False, **BERT)),
+    **dict.fromkeys(("eurobert", "llama-embed", "modern-bert"), Design(cached=False, logits="never", since=RECENT)),
+    "neo-bert": Design(cached=False, logits="never", output_norm="enc.output_norm", since=RECENT),
+    "gemma-embedding": Design(scaled_rows=True, scaled_query=True, cached=False, logits="never", since=RECENT),
 }
 READS_EMBEDDING = frozenset({"bitnet"})  # whose output matrix is the embedding itself, not a copy of it
+ALWAYS_COPIED = frozenset({"gemma3n", "gemma4"})  # whose output matrix is made first, on the embedding's device too
+WITHOUT_OUTPUT = frozenset(
+    ("bert", "eurobert", "jina-bert-v2", "jina-bert-v3", "modern-bert", "neo-bert", "nomic-bert", "nomic-bert-moe")
+)
 LAYER_NORMS = frozenset(
     (
         *("bloom", "codeshell", "cohere2", "command-r", "dbrx", "falcon", "gpt2", "gptneox", "jais", "jais2", "mpt"),
         *("nemotron", "olmo", "orion", "phi2", "stablelm", "starcoder", "starcoder2"),
+        *("bert", "jina-bert-v2", "jina-bert-v3", "modern-bert", "nomic-bert", "nomic-bert-moe"),
     )
 )
 FEWEST_POSITIONS = 256  # that an empty cache counts: llama_kv_cache_msa_context::get_n_pos

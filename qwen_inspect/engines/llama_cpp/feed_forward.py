@@ -22,6 +22,8 @@ class FeedForward(Parts):
         if f"{prefix}ffn_latent_down.weight" in self._tensors:
             raise UnsupportedError("llama_cpp_graph", architecture=self._read.architecture)
         routed = self._experts(layer, inputs, router or self._linear(f"{prefix}ffn_gate_inp", inputs))
+        if self._design.dense_beside and f"{prefix}ffn_up.weight" in self._tensors:
+            return like("SCALE", like("ADD", self._dense(inputs, prefix, ""), routed))
         if f"{prefix}ffn_up_shexp.weight" not in self._tensors:
             return routed
         shared = self._dense(inputs, prefix, "_shexp")

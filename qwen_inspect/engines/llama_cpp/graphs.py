@@ -6,15 +6,15 @@ Source: llama.cpp b11549, src/llama-graph.cpp (llm_graph_context), src/models/*.
 from __future__ import annotations
 
 from .altup import AltUp
-from .design import POOLING, READS_EMBEDDING
-from .feed_forward import FeedForward
+from .design import READS_EMBEDDING
+from .encoders import Encoder
 from .kda import Kda
 from .latent import Latent
 from .mamba import Mamba
-from .tensors import F32, I32, I64, Graph, Node, contiguous, leaf, like, matmul, new, rows, set_rows, transpose, view
+from .tensors import F32, I32, I64, Graph, Node, leaf, like, matmul, new, rows, set_rows, view
 
 
-class Decoder(Latent, FeedForward, Mamba, Kda, AltUp):
+class Decoder(Latent, Encoder, Mamba, Kda, AltUp):
     """Builds the graph."""
 
     def build(self) -> Graph:
@@ -41,12 +41,18 @@ class Decoder(Latent, FeedForward, Mamba, Kda, AltUp):
             state.is_output = True  # for multi-token prediction: llm_graph_result::set_outputs
         if self._rows_at == "end":
             state = rows(state, chosen)
-        state = self._norm(state, self._design.output_norm)
+        if self._design.output_norm is not None:
+            state = self._norm(state, self._design.output_norm)
         state.is_output = True
         if self._rows_at == "norm":
             state = rows(state, chosen)
             state.is_output = True
         states = state
+        if self._design.logits == "never" or (self._design.logits == "unless_embedding" and self._batch.embeds):
+            self.graph.expand(state)
+            if self._batch.embeds:
+                self._pool(states)
+            return self.graph
         if self._design.scaled_output:
             state = like("SCALE", state)
         place = None if self._read.architecture in READS_EMBEDDING else "output.weight"
@@ -62,26 +68,6 @@ class Decoder(Latent, FeedForward, Mamba, Kda, AltUp):
         if self._batch.embeds:
             self._pool(states)
         return self.graph
-
-    def _pool(self, states: Node) -> None:
-        """Source: build_pooling."""
-        stored = self._key("pooling_type")
-        pooling = self._batch.pooling or (POOLING[stored] if stored in range(len(POOLING)) else "none")
-        if pooling == "none":
-            return
-        if pooling == "mean":
-            flat = contiguous(transpose(states))
-            pooled = matmul(flat, leaf(F32, states.shape[1], self._batch.sequences))
-        else:
-            pooled = rows(states, leaf(I32, self._batch.sequences))
-        if pooling == "rank":
-            for name in ("cls", "cls.output"):
-                if f"{name}.weight" in self._tensors:
-                    pooled = self._linear(name, pooled)
-                    pooled = like("UNARY", pooled) if name == "cls" else pooled
-            pooled = like("SOFT_MAX", pooled) if self._read.architecture in ("qwen3", "qwen3vl") else pooled
-        pooled.is_output = True
-        self.graph.expand(pooled)
 
     def _embedding(self) -> Node:
         """Source: build_inp_embd. Inputs that are not used are allocated all the same."""
@@ -107,9 +93,7 @@ class Decoder(Latent, FeedForward, Mamba, Kda, AltUp):
         self.graph.expand(state)
         if self._design.scaled_embedding or (self._design.scaled_rows and not build.mixed_input):
             state = like("SCALE", state)
-        if "position_embd.weight" in self._tensors:
-            positions = self._input("positions", I32, tokens)
-            state = like("ADD", state, rows(self._needed("position_embd.weight"), positions))
+        state = self._typed(state)
         norm = "token_embd_norm"
         return state if self._design.output_norm == norm else self._norm_if_any(state, norm)
 
@@ -126,6 +110,8 @@ class Decoder(Latent, FeedForward, Mamba, Kda, AltUp):
         return int(self._key("n_deepstack_layers") or 0)
 
     def _layer(self, layer: int, inputs: Node) -> Node:
+        if self._design.norms_after:
+            return self._after(layer, inputs, self._takes_rows(layer))
         return self._single(layer, inputs) if self._design.single else self._double(layer, inputs)
 
     def _single(self, layer: int, inputs: Node) -> Node:
@@ -166,7 +152,7 @@ class Decoder(Latent, FeedForward, Mamba, Kda, AltUp):
             return like("ADD", both, inputs)
         norm, after = f"{prefix}ffn_norm", f"{prefix}post_attention_norm"
         if self._has(norm) or self._has(f"{prefix}post_ffw_norm"):
-            attended = self._norm_if_any(attended, after)
+            attended = self._norm_if_any(attended, after if self._has(after) else f"{prefix}attn_output_norm")
         else:
             norm = after if self._has(after) else f"{prefix}attn_output_norm"
         attended = self._scaled(attended)
@@ -184,7 +170,8 @@ class Decoder(Latent, FeedForward, Mamba, Kda, AltUp):
             forward = self._feed_forward(layer, self._norm(inputs, f"{prefix}ffn_norm_exps"))
         else:
             forward = self._feed_forward(layer, normed if alone else self._norm_before(middle, norm), router)
-        forward = self._scaled(self._norm_if_any(forward, f"{prefix}post_ffw_norm"))
+        last = f"{prefix}post_ffw_norm"
+        forward = self._scaled(self._norm_if_any(forward, last if self._has(last) else f"{prefix}layer_output_norm"))
         result = like("ADD", middle, forward) if design.forward_last else like("ADD", forward, middle)
         if "by_layer" in self._inputs:
             result = like("ADD", result, self._of_layer(layer, result))

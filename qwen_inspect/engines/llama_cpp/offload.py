@@ -20,9 +20,8 @@ from ...structure.kv_cache import read_formats
 from ..interface import Demand
 from .buffers import GgufModel, Plan, flash_attention_is_possible
 from .builds import DEFAULT
-from .cells import MOST_SEQUENCES
 from .layer_cells import CACHE_NAMES, CELLS_MULTIPLE, padded
-from .options import LlamaCppOptions
+from .options import MOST_SEQUENCES, LlamaCppOptions
 from .reach import MARGIN_BYTES, Judge, fewest_host_experts, most_offloaded
 
 CARD = "CUDA0"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from ...errors import MalformedError, UnsupportedError, UsageError
 from ...values import dataclass
@@ -15,10 +16,11 @@ from .scheduler import HOST
 
 # Cards as their backends name them. ROCm's is CUDA's code; others' buffers are taken to be CUDA's.
 CARD_NAME = re.compile(r"(CUDA|ROCm|MUSA|Vulkan|SYCL)([0-9]{1,2}|_Host)")
-IN_LAYER = re.compile(r"blk\.(\d+)\.")
+IN_LAYER = re.compile(r"(?:enc\.|dec\.)?blk\.(\d+)\.")
 # Tensors of the input layer, which is the host's, and of the first layer. Source: llama-arch.cpp, LLM_TENSOR_INFOS.
 INPUT = ("token_embd.", "token_types.", "position_embd.", "per_layer_token_embd.", "masked_embd_")
 IN_FIRST_LAYER = ("token_embd_norm.", "per_layer_model_proj.", "per_layer_proj_norm.")
+MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
 EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"  # LLM_FFN_EXPS_REGEX
 
 
@@ -135,6 +137,17 @@ class LlamaCppOptions:
         return min(self.batch, self.streams_asked * (1 + self.draft.tokens)) if limited else None
 
 
+def of_embedding(options: LlamaCppOptions) -> LlamaCppOptions:
+    """What llama-embedding makes of a command: a micro-batch of the whole context, and as many sequences as can be.
+
+    Source: llama.cpp 0c1e57098, examples/embedding/embedding.cpp.
+    """
+    batch = max(options.batch, options.context_tokens or 0)
+    options = replace(options, embedding=True, batch=batch, micro_batch=batch)
+    alone = options.sequences in (None, 1)
+    return replace(options, sequences=MOST_SEQUENCES, unified=True) if alone else options
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """The device of each tensor by name, of each layer, and of the output layer. moved: the tensors that -ot placed."""
@@ -167,10 +180,11 @@ def place(
     card_bytes: Mapping[str, int],
     *,
     output_first: bool = True,
+    output_norm: str | None = "output_norm",
 ) -> Placement:
     """Where llama.cpp puts a file's tensors on cards with `card_bytes` free each. layers: those for MTP included.
 
-    A tied output is the tensor "output.weight", a copy of the embedding. LFM2's output norm is called "token_embd_norm".
+    A tied output is the tensor "output.weight", a copy of the embedding. output_norm: its name; LFM2's is "token_embd_norm".
     """
     cards = list(card_bytes)
     offloaded = layers + 1 if options.offloaded is None else options.offloaded
@@ -179,13 +193,13 @@ def place(
     for _, device in patterns:
         if device not in (HOST, *cards):
             raise UsageError("llama_cpp_device", found=device, known=", ".join((*cards, HOST)))
-    tensors, moved, has_norm = {}, set(), "output_norm.weight" in names
+    tensors, moved = {}, set()
     listed = [*names, *(() if "output.weight" in names else ("output.weight",))]
     for name in listed:
         match = IN_LAYER.match(name)
         if match is not None:
             device = devices[min(int(match[1]), layers - 1)]
-        elif name.startswith(IN_FIRST_LAYER) and (name != "token_embd_norm.weight" or has_norm):
+        elif name.startswith(IN_FIRST_LAYER) and not name.startswith(f"{output_norm}."):
             device = devices[0]
         else:
             device = HOST if name.startswith(INPUT) else devices[layers]

@@ -84,13 +84,22 @@ class Recurrent(Parts):
         states, last = self._state(layer, steps * channels)
         sequences = self._batch.sequences
         last = reshape(last, steps, channels, sequences)
-        moved = transpose(inputs)
-        joined = new("CONCAT", (steps + moved.shape[0], channels, sequences, 1), last, moved)
+        joined = self._joined(last, transpose(inputs))
         for _ in range(1 + self._batch.drafted):
             kept = view(joined, (steps, channels, sequences), joined.strides[1:3])
             target = view(states, (steps * channels, sequences), (states.strides[1],))
             self.graph.expand(copied(kept, target))
         return joined
+
+    def _joined(self, last: Node, moved: Node) -> Node:
+        """Without causal attention the window's middle is the token: half of the last inputs, then zeros after those of now."""
+        steps, channels, sequences = last.shape[:3]
+        if self._read.causal:
+            return new("CONCAT", (steps + moved.shape[0], channels, sequences, 1), last, moved)
+        half = steps // 2
+        left = contiguous(view(last, (half, channels, sequences), last.strides[1:3], 4 * (steps - half)))
+        joined = new("CONCAT", (half + moved.shape[0], channels, sequences, 1), left, moved)
+        return new("PAD", (2 * half + moved.shape[0], channels, sequences, 1), joined)
 
     def _kernel(self, layer: int) -> int:
         if self._read.recurrence.shortconv_cache:
