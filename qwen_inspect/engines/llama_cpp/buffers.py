@@ -278,7 +278,7 @@ class Plan:
 
     def output(self) -> Buffer:
         """Logits, and states with --embedding, on the host, a row for each sequence. Source: llama_context::output_reserve."""
-        states = self.read.embedding_out if self.options.embedding else 0
+        states = self.read.embedding_out if self.options.embedding or self.read.architecture == "t5" else 0
         rows = self.sizes.sequences * ((self.read.vocabulary or 0) + states)
         on_card = self.placement.output != HOST or (self.build.fork and self.cards)
         device = "CUDA_Host" if on_card else HOST

@@ -15,6 +15,7 @@ from ...results.llama_cpp import Buffer
 from ...values import dataclass
 from .builds import Build
 from .layer_cells import padded
+from .design import HAVE_ENCODER
 from .options import MOST_SEQUENCES, LlamaCppOptions
 from .scheduler import ALIGNMENT, HOST, HOST_ALIGNMENT, cuda_size_bytes
 from .tensors import CACHE_TYPES, F32, stored
@@ -49,7 +50,7 @@ def sizes_of(read: GgufHyperparameters, options: LlamaCppOptions, build: Build) 
     micro_batch = min(batch, options.micro_batch or batch)
     cells = padded(padded(asked) // streams) if streams > 1 else padded(asked)
     tokens = min(cells * streams, micro_batch)
-    limit = options.outputs if build.limits_outputs else None
+    limit = options.outputs if build.limits_outputs and read.architecture not in HAVE_ENCODER else None
     tokens_by_sequence = -(-tokens // sequences) * sequences if build.divides_cache else tokens
     window = cells
     if read.window_kind is not None and build.windows and not options.full_window:

@@ -42,6 +42,7 @@ class Design:
     residual_first: bool = False  # in the sum after attention
     forward_last: bool = False  # in the sum after the feed-forward block
     norms_after: bool = False  # of the sums after attention and after the feed-forward block, as BERT's
+    relative: Literal["encoder", "decoder"] | None = None  # T5's, with a bias by the distance of tokens
     cached: bool = True  # K and V lie in a cache
     logits: Literal["always", "unless_embedding", "never"] = "always"
     norms_apart: bool = False  # a layer's norm is expanded before the rest
@@ -189,6 +190,9 @@ DESIGNS: Mapping[str, Design] = {
         never_flash=True,
         since=RECENT,
     ),
+    **dict.fromkeys(("arwkv7", "rwkv6", "rwkv6qwen2", "rwkv7"), Design(since=11_434)),
+    "t5": Design(relative="decoder", output_norm="dec.output_norm", since=RECENT),
+    "t5encoder": Design(relative="encoder", cached=False, logits="never", output_norm="enc.output_norm", since=RECENT),
     **dict.fromkeys(("dream", "llada", "rnd1"), Design(cached=False, since=RECENT)),
     "llada-moe": Design(cached=False, normalised=False, since=RECENT),
     **dict.fromkeys(("bert", "jina-bert-v2"), Design(turns=False, **BERT)),
@@ -199,6 +203,7 @@ DESIGNS: Mapping[str, Design] = {
 }
 READS_EMBEDDING = frozenset({"bitnet"})  # whose output matrix is the embedding itself, not a copy of it
 ALWAYS_COPIED = frozenset({"gemma3n", "gemma4"})  # whose output matrix is made first, on the embedding's device too
+HAVE_ENCODER = frozenset({"t5", "t5encoder", "eagle3", "dflash"})  # llama_model_has_encoder
 WITHOUT_OUTPUT = frozenset(
     ("bert", "eurobert", "jina-bert-v2", "jina-bert-v3", "modern-bert", "neo-bert", "nomic-bert", "nomic-bert-moe")
 )
@@ -207,6 +212,7 @@ LAYER_NORMS = frozenset(
         *("bloom", "codeshell", "cohere2", "command-r", "dbrx", "falcon", "gpt2", "gptneox", "jais", "jais2", "mpt"),
         *("nemotron", "olmo", "orion", "phi2", "stablelm", "starcoder", "starcoder2"),
         *("bert", "jina-bert-v2", "jina-bert-v3", "modern-bert", "nomic-bert", "nomic-bert-moe"),
+        *("rwkv6", "rwkv7"),
     )
 )
 FEWEST_POSITIONS = 256  # that an empty cache counts: llama_kv_cache_msa_context::get_n_pos

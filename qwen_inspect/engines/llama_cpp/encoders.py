@@ -5,6 +5,7 @@ Source: llama.cpp b11549, src/models/bert.cpp; src/llama-graph.cpp (build_attn_i
 
 from __future__ import annotations
 
+from ...errors import UnsupportedError
 from .attention import Attention
 from .design import POOLING
 from .feed_forward import FeedForward
@@ -16,6 +17,8 @@ class Encoder(Attention, FeedForward):
 
     def _typed(self, state: Node) -> Node:
         """With the first type's row and the positions' rows."""
+        if self._key("decision_block_count"):  # ModernBERT with a head of layers of its own
+            raise UnsupportedError("llama_cpp_graph", architecture=self._read.architecture)
         types = self._weight("token_types.weight")
         if types is not None and self._design.norms_after:
             state = like("ADD", state, view(types, (types.shape[0],)))

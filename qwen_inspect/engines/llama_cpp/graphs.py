@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from .altup import AltUp
 from .design import READS_EMBEDDING
-from .encoders import Encoder
 from .kda import Kda
 from .latent import Latent
 from .mamba import Mamba
+from .rwkv import Rwkv
+from .t5 import T5
 from .tensors import F32, I32, I64, Graph, Node, leaf, like, matmul, new, rows, set_rows, view
 
 
-class Decoder(Latent, Encoder, Mamba, Kda, AltUp):
+class Decoder(Latent, T5, Mamba, Kda, Rwkv, AltUp):
     """Builds the graph."""
 
     def build(self) -> Graph:
@@ -26,6 +27,10 @@ class Decoder(Latent, Encoder, Mamba, Kda, AltUp):
             self._project(gathered, state)
         if self._design.altup:
             return self._output(self._altup(state, self._attention))
+        if self._design.relative is not None:
+            return self._output(self._t5(state))
+        if self._read.recurrence.wkv_head_size:
+            return self._output(self._rwkv(state))
         for layer in range(self._read.layers):
             state = self._layer(layer, state)
             if layer < self._deep_layers:
