@@ -9,8 +9,27 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .llama_cpp_encoders import EMBEDDING_NORM
-from .llama_cpp_files import EXPERT_INNER, HEADS, INNER, MIXTURE, VOCABULARY, WIDTH, Shape, Tensors, decoder, without
-from .llama_cpp_further import LAST_BIAS, PLAIN
+from .llama_cpp_files import (
+    AFTER,
+    EXPERT_INNER,
+    EXPERTS,
+    HEADS,
+    INNER,
+    KV_HEADS,
+    MIXTURE,
+    NORMED,
+    SHARED,
+    SSM,
+    VOCABULARY,
+    WIDTH,
+    WINDOW,
+    Shape,
+    Tensors,
+    decoder,
+    nemotron,
+    without,
+)
+from .llama_cpp_further import FURTHER_SHARED, LAST_BIAS, PLAIN
 
 GROK_NORMS = {"attn_output_norm.weight": ((WIDTH,), "F32")}
 GROK_DENSE = {
@@ -108,7 +127,59 @@ def rwkv(block: Mapping[str, tuple[Shape, str]], *, dense: bool = False) -> Tens
     return tensors if dense else [*without(tensors, "ffn_"), *LAST_BIAS, *EMBEDDING_NORM]
 
 
+PATTERNED: Mapping[str, Any] = {**WINDOW, "attention.sliding_window_pattern": [True, True, True, False]}
+
+
+def latent_experts() -> Tensors:
+    """Nemotron's mixture with experts of a narrower state."""
+    latent: dict[str, tuple[Shape, str]] = {
+        "ffn_latent_down.weight": ((WIDTH, EXTRA), "F16"),
+        "ffn_latent_up.weight": ((EXTRA, WIDTH), "F16"),
+        "ffn_up_exps.weight": ((EXTRA, EXPERT_INNER, EXPERTS), "F16"),
+        "ffn_down_exps.weight": ((EXPERT_INNER, EXTRA, EXPERTS), "F16"),
+    }
+    kept = without(nemotron(mixture=True), "ffn_up_exps", "ffn_down_exps")
+    return kept + [(f"blk.2.{name}", *kind) for name, kind in latent.items()]
+
+
 OTHERS: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]] = {
+    "step35:clamped": (
+        4,
+        {
+            **FURTHER_SHARED,
+            **PATTERNED,
+            "expert_gating_func": 2,
+            "expert_shared_feed_forward_length": EXPERT_INNER,
+            "swiglu_clamp_exp": [0.0, 0.0, 7.0, 7.0],
+            "swiglu_clamp_shexp": [0.0, 0.0, 0.0, 16.0],
+        },
+        lambda: decoder(4, mixture=True, further={**NORMED, **SHARED, "attn_gate.weight": ((WIDTH, HEADS), "F16")}),
+    ),
+    "nemotron_h_moe:latent": (
+        4,
+        {
+            **SSM,
+            **MIXTURE,
+            "attention.head_count_kv": [0, KV_HEADS, 0, 0],
+            "feed_forward_length": [0, 0, EXPERT_INNER, 0],
+            "moe_latent_size": EXTRA,
+            "expert_shared_feed_forward_length": EXPERT_INNER,
+            "expert_weights_norm": True,
+            "expert_weights_scale": 2.5,
+        },
+        latent_experts,
+    ),
+    "maple": (
+        4,
+        {**MIXTURE, **PATTERNED, "swiglu_clamp_exp": [7.0] * 4},
+        lambda: decoder(4, mixture=True, further=NORMED),
+    ),
+    "muse-glimmer": (
+        4,
+        {**WINDOW, "logit_scale": 0.5, "final_logit_softcapping": 30.0},
+        lambda: decoder(4, further={**NORMED, **AFTER, "attn_gate.weight": ((WIDTH, WIDTH), "F16")}),
+    ),
+    "spark2_5": (4, PATTERNED, lambda: decoder(4, further={"attn_gate.weight": ((WIDTH, HEADS), "F16")})),
     "grok": (
         3,
         {**MIXTURE, "feed_forward_length": EXPERT_INNER},

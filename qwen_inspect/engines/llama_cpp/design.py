@@ -19,6 +19,7 @@ class Design:
 
     scaled_embedding: bool = False  # by a number
     scaled_rows: bool = False  # by a row of numbers for tokens, where inputs may be mixed
+    normed_embedding: bool = False  # by an RMS norm without a weight
     scaled_query: bool = False
     gated_query: bool = False  # Q's matrix makes a gate for attention's result too
     normed_values: bool = False  # V has an RMS norm
@@ -36,6 +37,7 @@ class Design:
     divided_gate: bool = False  # the shared expert's gate is silu(x) / x
     halved_shared: bool = False  # the sum with the shared expert's result is
     dense_beside: bool = False  # experts are added to a dense block, whose sum is scaled
+    clamps_at_once: bool = False  # a gated unit, where the file's key says that it does, in one node
     squared: bool = False  # ReLU is
     single: bool = False  # a layer has one part
     parallel: Literal["residual", "attention"] | None = None  # added first to a block with attention's input
@@ -51,6 +53,7 @@ class Design:
     scaled_throughout: bool = False  # embedding and logits, as by the file's keys, which have defaults
     altup: bool = False  # Gemma 3n's four states
     rows_at: Literal["layer", "end", "norm"] = "layer"  # where output tokens' rows are taken
+    rows_after_norm: bool = False  # of attention's result
     rows_of_sum: bool = False  # in the last layer after attention's sum with its input, not before
     keeps_state: bool = False  # of the last layer, for multi-token prediction, since b11549
     output_norm: str | None = "output_norm"
@@ -181,6 +184,16 @@ DESIGNS: Mapping[str, Design] = {
     "minimax-m2": Design(gating=None, since=RECENT),
     "minimax-m3": Design(gating=None, normalised=None, since=11_434),
     "mistral3": Design(since=RECENT),
+    "maple": Design(turns_windowed=True, clamps_at_once=True, since=11_434),
+    "muse-glimmer": Design(
+        normed_embedding=True,
+        turns_windowed=True,
+        rows_after_norm=True,
+        scaled_logits=True,
+        capped_by_key=True,
+        since=11_434,
+    ),
+    "spark2_5": Design(since=11_434),
     "grok": Design(
         scaled_throughout=True,
         scaled_logits=True,

@@ -5,7 +5,6 @@ Source: llama.cpp b11549, src/llama-graph.cpp (build_ffn, build_moe_ffn).
 
 from __future__ import annotations
 
-from ...errors import UnsupportedError
 from .design import GATINGS
 from .parts import Parts
 from .tensors import I32, Node, contiguous, like, matmul, matmul_chosen, new, reshape, rows, set_rows, view
@@ -19,9 +18,11 @@ class FeedForward(Parts):
         prefix = f"blk.{layer}."
         if f"{prefix}ffn_gate_inp.weight" not in self._tensors:
             return self._dense(inputs, prefix, "")
-        if f"{prefix}ffn_latent_down.weight" in self._tensors:
-            raise UnsupportedError("llama_cpp_graph", architecture=self._read.architecture)
-        routed = self._experts(layer, inputs, router or self._linear(f"{prefix}ffn_gate_inp", inputs))
+        narrow = self._weight(f"{prefix}ffn_latent_down.weight")
+        logits = router or self._linear(f"{prefix}ffn_gate_inp", inputs)
+        routed = self._experts(layer, inputs if narrow is None else matmul(narrow, inputs), logits)
+        wide = self._weight(f"{prefix}ffn_latent_up.weight")
+        routed = routed if wide is None else matmul(wide, routed)
         if self._design.dense_beside and f"{prefix}ffn_up.weight" in self._tensors:
             return like("SCALE", like("ADD", self._dense(inputs, prefix, ""), routed))
         if f"{prefix}ffn_up_shexp.weight" not in self._tensors:
@@ -49,7 +50,7 @@ class FeedForward(Parts):
         """Source: build_ffn with LLM_FFN_PAR; LLM_FFN_SEQ where gate and up are one matrix."""
         up = self._linear(f"{prefix}ffn_up{suffix}", inputs)
         if f"{prefix}ffn_gate{suffix}.weight" in self._tensors:
-            inner = like("GLU", self._linear(f"{prefix}ffn_gate{suffix}", inputs), up)
+            inner = self._gated_by(prefix, "shexp", self._linear(f"{prefix}ffn_gate{suffix}", inputs), up)
         elif up.shape[0] == 2 * self._needed(f"{prefix}ffn_down{suffix}.weight").shape[0]:
             inner = new("GLU", (up.shape[0] // 2, *up.shape[1:]), up)
         else:
@@ -59,6 +60,16 @@ class FeedForward(Parts):
         if self._has(f"{prefix}ffn_sub_norm"):
             inner = self._norm(inner, f"{prefix}ffn_sub_norm")
         return self._linear(f"{prefix}ffn_down{suffix}", inner)
+
+    def _gated_by(self, prefix: str, kind: str, gate: Node, up: Node) -> Node:
+        """kind: of the key that says how far both may go; most architectures with it clamp them by nodes of their own."""
+        limits = self._key(f"swiglu_clamp_{kind}")
+        if isinstance(limits, list):
+            layer = int(prefix.split(".")[-2])
+            limits = limits[layer] if layer < len(limits) else None
+        if not limits or self._design.clamps_at_once:
+            return like("GLU", gate, up)
+        return like("MUL", like("CLAMP", like("UNARY", gate)), like("CLAMP", up))
 
     def _of_best_groups(self, scores: Node, size: int, groups: int) -> Node:
         """The scores of experts in the best groups, by the sum of each group's two best."""
@@ -140,7 +151,7 @@ class FeedForward(Parts):
         up = self._chosen(f"{prefix}ffn_up_exps", inputs, chosen)
         if f"{prefix}ffn_gate_exps.weight" not in self._tensors:
             return self._activated(up)
-        return like("GLU", self._chosen(f"{prefix}ffn_gate_exps", inputs, chosen), up)
+        return self._gated_by(prefix, "exp", self._chosen(f"{prefix}ffn_gate_exps", inputs, chosen), up)
 
     def _chosen(self, name: str, inputs: Node, chosen: Node) -> Node:
         result = matmul_chosen(self._needed(f"{name}.weight"), inputs, chosen)

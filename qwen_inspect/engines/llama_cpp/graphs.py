@@ -99,6 +99,8 @@ class Decoder(Latent, T5, Mamba, Kda, Rwkv, AltUp):
         if self._design.scaled_embedding or (self._design.scaled_rows and not build.mixed_input):
             state = like("SCALE", state)
         state = self._typed(state)
+        if self._design.normed_embedding:
+            return like("RMS_NORM", state)
         norm = "token_embd_norm"
         return state if self._design.output_norm == norm else self._norm_if_any(state, norm)
 
@@ -145,6 +147,8 @@ class Decoder(Latent, T5, Mamba, Kda, Rwkv, AltUp):
             return inputs  # DeciLM drops the attention of a layer without a feed-forward block
         router = self._linear(f"{prefix}ffn_gate_inp", inputs) if design.early_router else None
         chosen, takes_rows = self._input("out_ids", I32, self._batch.outputs), self._takes_rows(layer)
+        if design.rows_after_norm:
+            attended = self._norm(attended, f"{prefix}post_attention_norm")
         if takes_rows and not design.rows_of_sum:
             attended, inputs, normed = (rows(node, chosen) for node in (attended, inputs, normed))
             router = router and rows(router, chosen)
@@ -157,7 +161,8 @@ class Decoder(Latent, T5, Mamba, Kda, Rwkv, AltUp):
             return like("ADD", both, inputs)
         norm, after = f"{prefix}ffn_norm", f"{prefix}post_attention_norm"
         if self._has(norm) or self._has(f"{prefix}post_ffw_norm"):
-            attended = self._norm_if_any(attended, after if self._has(after) else f"{prefix}attn_output_norm")
+            if not design.rows_after_norm:
+                attended = self._norm_if_any(attended, after if self._has(after) else f"{prefix}attn_output_norm")
         else:
             norm = after if self._has(after) else f"{prefix}attn_output_norm"
         attended = self._scaled(attended)
