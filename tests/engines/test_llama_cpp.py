@@ -18,7 +18,8 @@ from qwen_inspect.engines.llama_cpp.command import parse_command
 from qwen_inspect.engines.llama_cpp.design import DESIGNS
 from qwen_inspect.engines.llama_cpp.fusions import shared_beside_routed
 from qwen_inspect.engines.llama_cpp.offload import gguf_source
-from qwen_inspect.engines.llama_cpp.options import LlamaCppOptions
+from qwen_inspect.engines.llama_cpp.options import TAKEN_BACK, LlamaCppOptions
+from qwen_inspect.engines.llama_cpp.prediction import KNOWN
 from qwen_inspect.engines.llama_cpp.tensors import F32, I32, Type, matmul, matmul_chosen, new, reshape, stored
 from qwen_inspect.loaders.gguf_header import read_header
 from qwen_inspect.results.llama_cpp import Buffer
@@ -130,20 +131,27 @@ def test_weights_are_what_llama_cpp_prints(tmp_path: Path, architecture: str) ->
 
 
 @LIBRARY
-@pytest.mark.parametrize("architecture", ["qwen35", "qwen35moe", "qwen3next"])
+@pytest.mark.parametrize("architecture", KNOWN)
 def test_multi_token_prediction_has_a_context_of_its_own(tmp_path: Path, architecture: str) -> None:
     """As llama-server makes both: states kept for drafts of 3 tokens, where the architecture takes them back."""
     path = write_predicting(tmp_path / "model.gguf", architecture)
-    fields = {"n_ctx": 4096, "n_seq_max": 2, "flash_attn_type": 1}
-    contexts = [{**fields, "n_rs_seq": 3, "n_outputs_max": 8}, {**fields, "context_type": 1, "n_outputs_max": 2}]
-    printed = printed_by_llama_cpp(path, contexts, predicts=True)
-    options = parse_command("llama-server -c 4096 -np 2 --spec-type draft-mtp").options
-    buffers = Plan(read(path), options, [], BUILDS["b11549"]).buffers()
-    for text, context in zip(printed, ("model", "mtp"), strict=True):
-        own = [buffer for buffer in buffers if buffer.context == context]
-        assert sizes(own, "compute") == printed_sizes(text, "compute")
-        assert sizes(own, "cache") == printed_sizes(text, "cache")
-        assert sizes(own, "state") == printed_sizes(text, "state")
+    model, drafted = read(path), 3 if architecture in TAKEN_BACK else 0
+    for sequences, flash, batch in ((2, 1, 512), (1, 0, 256), (4, 1, 512)):
+        fields = {"n_ctx": 4096, "n_seq_max": sequences, "n_ubatch": batch, "flash_attn_type": flash}
+        contexts = [
+            {**fields, "n_rs_seq": drafted, "n_outputs_max": 4 * sequences},
+            {**fields, "context_type": 1, "n_outputs_max": sequences},
+        ]
+        printed = printed_by_llama_cpp(path, contexts, predicts=True)
+        command = f"llama-server -c 4096 -np {sequences} -ub {batch} -fa {flash} --spec-type draft-mtp"
+        buffers = Plan(model, parse_command(command).options, [], BUILDS["b11549"]).buffers()
+        for text, context in zip(printed, ("model", "mtp"), strict=True):
+            own = [buffer for buffer in buffers if buffer.context == context]
+            for kind in ("cache", "state", "compute", "output"):
+                assert sizes(own, kind) == [size for size in printed_sizes(text, kind) if size != "0.00"], (
+                    kind,
+                    command,
+                )
 
 
 @LIBRARY

@@ -265,14 +265,39 @@ SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]] = {
 
 
 def write_predicting(path: Path, architecture: str) -> Path:
-    """The same with a layer for multi-token prediction, a copy of the fourth, which attends."""
+    """The same with a layer for multi-token prediction, a copy of the fourth or the last, which attends."""
     layers, keys, tensors = SMALL[architecture]
-    stored = tensors()
-    copied = [(name.replace("blk.3.", f"blk.{layers}."), *rest) for name, *rest in stored if name.startswith("blk.3.")]
-    own: Tensors = [(f"blk.{layers}.nextn.eh_proj.weight", (2 * WIDTH, WIDTH), "F16")]
+    stored, copied = tensors(), f"blk.{min(layers - 1, 3)}."
+    if architecture == "nemotron_h_moe":
+        stored, own = nemotron(mixture=True), nemotron_predicting(layers)
+    elif architecture == "mimo2":
+        own = [(f"blk.{layers}.{name}", shape, kind) for name, shape, kind in dense_predicting()]
+    else:
+        own = renamed([entry for entry in stored if entry[0].startswith(copied)], copied, f"blk.{layers}.")
+    own += [(f"blk.{layers}.nextn.eh_proj.weight", (2 * WIDTH, WIDTH), "F16")]
     own += [(f"blk.{layers}.nextn.{part}.weight", (WIDTH,), "F32") for part in ("enorm", "hnorm", "shared_head_norm")]
     metadata = {**COMMON, "block_count": layers + 1, **keys, "nextn_predict_layers": 1}
-    return write_header(path, architecture, metadata, [*stored, *copied, *own])  # type: ignore[list-item]
+    if architecture == "nemotron_h_moe":
+        metadata |= {"attention.head_count_kv": [0, KV_HEADS, 0, 0, KV_HEADS]}
+        metadata |= {"feed_forward_length": [0, 0, INNER, 0, 0], "expert_feed_forward_length": [EXPERT_INNER] * 5}
+    elif "attention.sliding_window_pattern" in keys:
+        pattern = keys["attention.sliding_window_pattern"]
+        metadata["attention.sliding_window_pattern"] = [*pattern, pattern[0]]
+    return write_header(path, architecture.partition(":")[0], metadata, [*stored, *own])
+
+
+def dense_predicting() -> Tensors:
+    """MiMo's: Q, K and V in one matrix, a dense block."""
+    tensors = without(decoder(1, further=JOINED), "attn_q.", "attn_k.", "attn_v.")
+    return [(name.removeprefix("blk.0."), shape, kind) for name, shape, kind in tensors if name.startswith("blk.0.")]
+
+
+def nemotron_predicting(layer: int) -> Tensors:
+    """Nemotron's: attention and experts in one layer."""
+    shared = {name: parts for name, parts in SHARED.items() if "gate" not in name}
+    further = {**shared, "post_attention_norm.weight": ((WIDTH,), "F32")}
+    tensors = without(decoder(1, mixture=True, further=further), "ffn_norm", "ffn_gate_exps")
+    return renamed([entry for entry in tensors if entry[0].startswith("blk.0.")], "blk.0.", f"blk.{layer}.")
 
 
 def write_small(path: Path, name: str) -> Path:

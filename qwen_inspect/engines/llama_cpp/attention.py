@@ -99,8 +99,8 @@ class Attention(Parts):
         if design.turns_by_key:
             return self._key("rope.scaling.finetuned") is not False
         if design.turns_windowed and self._read.window_kind is not None:
-            dense = self._read.architecture == "cohere2moe" and layer < self._read.experts.leading_dense
-            return dense or self._read.windowed[layer]
+            dense = layer < self._read.experts.leading_dense or layer >= self._read.layers
+            return (dense and self._read.architecture == "cohere2moe") or self._read.windowed[layer]
         if self._read.architecture == "baichuan":  # 7B alone
             return self._read.layers == 32
         return design.turns and (not design.unturned or (layer + 1) % design.unturned != 0)

@@ -120,7 +120,7 @@ class Mamba(Recurrent):
         states = stored(F32, (numbers, cells), self._placed[f"cache.{layer}"], weight=False)
         flat = reshape(states, numbers, cells)
         self.graph.expand(overwritten("SCALE", view(flat, (numbers,))))
-        chosen = self._places(cells, 0, sequences)
+        chosen = self._places(sequences, 0, sequences)
         shape = (width * heads * tokens * sequences + numbers * cells, 1, 1, 1)
         decay = self._needed(f"blk.{layer}.ssm_a")
         if self._read.architecture == "plamo2":  # a view of a weight, by which the scheduler does not go
@@ -128,11 +128,11 @@ class Mamba(Recurrent):
         before = reshape(flat, size, width, heads, cells)
         scanned = self.graph.expand(new("SSM_SCAN", shape, before, value, steps, decay, key, query, chosen))
         if self._batch.build.gathers_states_once:
-            tail = rows(flat, self._places(cells, 1, cells))
-            others = view(tail, (numbers, cells - sequences), (tail.strides[1],), (sequences - 1) * tail.strides[1])
+            tail = rows(flat, self._places(sequences, 1, sequences))
+            others = view(tail, (numbers, 0), (tail.strides[1],), (sequences - 1) * tail.strides[1])
         else:
-            others = rows(flat, self._places(cells, sequences, cells))
-        self.graph.expand(copied(others, view(states, (numbers, cells - sequences), (states.strides[1],))))
+            others = rows(flat, self._places(sequences, sequences, sequences))
+        self.graph.expand(copied(others, view(states, (numbers, 0), (states.strides[1],))))
         after = view(scanned, (numbers, sequences), (4 * numbers,), 4 * width * heads * tokens * sequences)
         self.graph.expand(copied(after, view(states, (numbers, sequences), (states.strides[1],))))
         return scanned

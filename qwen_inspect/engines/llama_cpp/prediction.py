@@ -1,46 +1,83 @@
 """The graph of a layer for multi-token prediction, which drafts from the last hidden states of its model.
 
-Source: llama.cpp b11434, src/models/qwen35.cpp, qwen35moe.cpp and qwen3next.cpp (graph_mtp).
+Source: llama.cpp b11434, src/models/*.cpp (graph_mtp).
 """
 
 from __future__ import annotations
 
 from ...errors import UnsupportedError
 from .graphs import Decoder
-from .tensors import F32, I32, Graph, leaf, like, matmul, new, rows
+from .tensors import F32, I32, Graph, Node, leaf, like, matmul, new, rows
 
-KNOWN = ("qwen35", "qwen35moe", "qwen3next")
+QWEN = ("qwen35", "qwen35moe", "qwen3next")
+ALONE = (
+    "cohere2moe",
+    "deepseek2",
+    "deepseek32",
+    "glm-dsa",
+    "glm4moe",
+    "nemotron_h_moe",
+    *QWEN,
+)  # one such layer at most
+KNOWN = (*ALONE, "hy_v3", "mimo2", "step35")
+ROWS_BEFORE_NORM = ("mimo2", "step35")
+ROWS_AFTER_ATTENTION = ("nemotron_h_moe", "qwen3next")
 
 
 class Prediction(Decoder):
     """Builds the graph."""
 
     def build(self) -> Graph:
-        """Raises UnsupportedError for an architecture whose graph is not known, and for several such layers."""
+        """That of the first such layer. Raises UnsupportedError for an architecture whose graph is not known."""
         read, tokens = self._read, self._batch.tokens
-        if read.architecture not in KNOWN or read.all_layers != read.layers + 1:
+        several = read.all_layers != read.layers + 1
+        if read.architecture not in KNOWN or (several and read.architecture in ALONE):
             raise UnsupportedError("llama_cpp_graph", architecture=read.architecture)
-        layer = read.layers
-        prefix = f"blk.{layer}."
+        prefix = f"blk.{read.layers}."
         embedding = self._weight(f"{prefix}nextn.embed_tokens.weight") or self._needed("token_embd.weight")
         embedded = rows(embedding, self._input("tokens", I32, tokens))
         hidden = self._norm(leaf(F32, read.embedding, tokens), f"{prefix}nextn.hnorm")
         embedded = self._norm(embedded, f"{prefix}nextn.enorm")
         joined = new("CONCAT", (2 * read.embedding, tokens, 1, 1), embedded, hidden)
         inputs = matmul(self._needed(f"{prefix}nextn.eh_proj.weight"), joined)
-        attended = self._attention(layer, self._norm(inputs, f"{prefix}attn_norm"))
-        chosen, early = self._input("out_ids", I32, self._batch.outputs), read.architecture == "qwen3next"
-        if early:
-            attended, inputs = rows(attended, chosen), rows(inputs, chosen)
-        middle = like("ADD", attended, inputs)
-        forward = self._feed_forward(layer, self._norm(middle, f"{prefix}post_attention_norm"))
-        state = like("ADD", forward, middle)
+        early = read.architecture in ROWS_AFTER_ATTENTION
+        if early or read.architecture in QWEN:
+            state = self._predicting_layer(read.layers, inputs, early)
+        else:
+            state = self._layer(read.layers, inputs)
+        return self._drafted(prefix, state, early)
+
+    def _drafted(self, prefix: str, state: Node, early: bool) -> Graph:
+        """From a layer's result to the logits."""
+        chosen = self._input("out_ids", I32, self._batch.outputs)
+        before = self._read.architecture in ROWS_BEFORE_NORM
+        if before:
+            state = rows(state, chosen)
+            state.is_output = True
         own = f"{prefix}nextn.shared_head_norm"
-        state = self._norm(state, own if f"{own}.weight" in self._tensors else "output_norm")
-        state.is_output = True
-        if not early:
+        if self._read.architecture == "nemotron_h_moe":
+            state = like("MUL", like("NORM", state), self._needed(f"{own}.weight"))
+        else:
+            state = self._norm(state, own if f"{own}.weight" in self._tensors else "output_norm")
+        state.is_output = state.is_output or not before
+        if not (early or before):
             state = rows(state, chosen)
         head = self._weight(f"{prefix}nextn.shared_head_head.weight") or self._weight("output.weight")
         state = matmul(head or self._needed("token_embd.weight"), state)
+        if self._design.scaled_logits and self._key("logit_scale"):
+            state = like("SCALE", state)
         self.graph.expand(state)
         return self.graph
+
+    def _predicting_layer(self, layer: int, inputs: Node, early: bool) -> Node:
+        """Attention and experts, whose norm has the name of one after attention."""
+        prefix = f"blk.{layer}."
+        attended = self._attention(layer, self._norm(inputs, f"{prefix}attn_norm"))
+        chosen, summed_first = self._input("out_ids", I32, self._batch.outputs), self._design.single
+        if early and not summed_first:
+            attended, inputs = rows(attended, chosen), rows(inputs, chosen)
+        middle = like("ADD", attended, inputs)
+        if early and summed_first:
+            middle = rows(middle, chosen)
+        forward = self._feed_forward(layer, self._norm(middle, f"{prefix}post_attention_norm"))
+        return like("ADD", forward, middle)

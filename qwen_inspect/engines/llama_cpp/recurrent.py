@@ -57,16 +57,14 @@ class Recurrent(Parts):
         flat = reshape(states, numbers, cells)
         self.graph.expand(overwritten("SCALE", view(flat, (numbers,))))
         if self._batch.build.gathers_states_once:
-            gathered = rows(flat, self._input("state_copy", I32, cells))
+            gathered = rows(flat, self._input("state_copy", I32, sequences))
             chosen = view(gathered, (numbers, sequences), (gathered.strides[1],))
             self.graph.expand(chosen)
-            others = view(
-                gathered, (numbers, cells - sequences), (gathered.strides[1],), sequences * gathered.strides[1]
-            )
+            others = view(gathered, (numbers, 0), (gathered.strides[1],), sequences * gathered.strides[1])
         else:
-            chosen = self.graph.expand(rows(flat, self._places(cells, 0, sequences)))
-            others = rows(flat, self._places(cells, sequences, cells))
-        target = view(states, (numbers, cells - sequences), (states.strides[1],))
+            chosen = self.graph.expand(rows(flat, self._places(sequences, 0, sequences)))
+            others = rows(flat, self._places(sequences, sequences, sequences))
+        target = view(states, (numbers, 0), (states.strides[1],))
         self.graph.expand(copied(others, target))
         return states, chosen
 
