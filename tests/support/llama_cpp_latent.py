@@ -12,6 +12,7 @@ from .llama_cpp_files import (
     ALL_BIASES,
     BIASES,
     EXPERT_INNER,
+    EXPERTS,
     GATED,
     HEAD,
     HEADS,
@@ -75,6 +76,32 @@ def kimi() -> Tensors:
     others = ("attn_kv_a", "attn_k_b", "attn_v_b")
     tensors = without(tensors, *(f"blk.{layer}.{part}" for layer in (0, 2) for part in others))
     return recurrent(tensors, (0, 2), KDA)
+
+
+def kimi_k3() -> Tensors:
+    """Delta attention, a latent, the same again; the first layer is dense, experts have a narrower state."""
+    scores = {f"{part}_res_score.weight": ((WIDTH,), "F32") for part in ("attn", "ffn")}
+    gate = {"attn_gate.weight": ((WIDTH, HEADS * HEAD), "F16")}
+    routed: dict[str, tuple[Shape, str]] = {
+        "ffn_routed_down.weight": ((WIDTH, NARROW), "F16"),
+        "ffn_routed_up.weight": ((NARROW, WIDTH), "F16"),
+        "ffn_routed_norm.weight": ((NARROW,), "F32"),
+        "ffn_gate_exps.weight": ((NARROW, EXPERT_INNER, EXPERTS), "F16"),
+        "ffn_up_exps.weight": ((NARROW, EXPERT_INNER, EXPERTS), "F16"),
+        "ffn_down_exps.weight": ((EXPERT_INNER, NARROW, EXPERTS), "F16"),
+    }
+    tensors = decoder(4, mixture=True, further={**LATENT, **scores, **gate, **routed})
+    latent = (".attn_q_a", ".attn_q_b", "attn_kv_a", "attn_k_b", "attn_v_b", "attn_gate")
+    tensors = without(tensors, *PARTS, *(f"blk.{layer}{part}" for layer in (0, 2) for part in latent if part[0] == "."))
+    tensors = without(tensors, *(f"blk.{layer}.{part}" for layer in (0, 2) for part in latent if part[0] != "."))
+    delta = {name: kind for name, kind in KDA.items() if name not in ("ssm_g_a.weight", "ssm_g_b.weight")}
+    delta |= {"ssm_g.weight": ((WIDTH, HEADS * KDA_HEAD), "F16"), "ssm_a": ((HEADS,), "F32")}
+    tensors = recurrent(tensors, (0, 2), delta)
+    first = [entry for entry in decoder(1) if entry[0].startswith("blk.0.ffn_") and "norm" not in entry[0]]
+    kept = without(
+        tensors, *(f"blk.0.{part}" for part in ("ffn_gate", "ffn_up", "ffn_down", "ffn_routed", "exp_probs"))
+    )
+    return [*kept, *first, ("output_res_score.weight", (WIDTH,), "F32")]
 
 
 def predicting(tensors: Tensors, layer: int) -> Tensors:
@@ -151,6 +178,30 @@ LATENT_SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]]
             "ssm.conv_kernel": KERNEL,
         },
         kimi,
+    ),
+    "kimi-k3": (
+        4,
+        {
+            **MIXTURE,
+            **GATED,
+            "leading_dense_block_count": 1,
+            "attention.head_count_kv": [0, 1, 0, 1],
+            "attention.q_lora_rank": NARROW,
+            "attention.kv_lora_rank": RANK,
+            "rope.dimension_count": ROPE,
+            "attention.key_length": RANK + ROPE,
+            "attention.value_length": RANK,
+            "attention.key_length_mla": HEAD + ROPE,
+            "attention.value_length_mla": HEAD,
+            "kda.head_dim": KDA_HEAD,
+            "kda.gate_lower_bound": -5.0,
+            "ssm.conv_kernel": KERNEL,
+            "expert_latent_length": NARROW,
+            "attn_res.block_size": 2,
+            "activation.situ_beta": 4.0,
+            "activation.situ_linear_beta": 25.0,
+        },
+        kimi_k3,
     ),
     "glm4moe:prediction": (
         4,

@@ -148,6 +148,7 @@ DESIGNS: Mapping[str, Design] = {
         rows_at="norm",
         since=11_218,
     ),
+    "kimi-k3": Design(turns=False, gating=None, normalised=None, since=11_218),
     "kimi-linear": Design(turns=False, gating=None, norms_apart=True, since=11_218),
     "olmo": Design(bare_norms=True, since=RECENT),
     "exaone4": Design(turns_windowed=True, since=RECENT),

@@ -18,10 +18,13 @@ class FeedForward(Parts):
         prefix = f"blk.{layer}."
         if f"{prefix}ffn_gate_inp.weight" not in self._tensors:
             return self._dense(inputs, prefix, "")
-        narrow = self._weight(f"{prefix}ffn_latent_down.weight")
+        kind = "latent" if f"{prefix}ffn_latent_down.weight" in self._tensors else "routed"
+        narrow = self._weight(f"{prefix}ffn_{kind}_down.weight")
         logits = router or self._linear(f"{prefix}ffn_gate_inp", inputs)
         routed = self._experts(layer, inputs if narrow is None else matmul(narrow, inputs), logits)
-        wide = self._weight(f"{prefix}ffn_latent_up.weight")
+        if self._has(f"{prefix}ffn_{kind}_norm"):
+            routed = self._norm(routed, f"{prefix}ffn_{kind}_norm")
+        wide = self._weight(f"{prefix}ffn_{kind}_up.weight")
         routed = routed if wide is None else matmul(wide, routed)
         if self._design.dense_beside and f"{prefix}ffn_up.weight" in self._tensors:
             return like("SCALE", like("ADD", self._dense(inputs, prefix, ""), routed))
@@ -63,6 +66,8 @@ class FeedForward(Parts):
 
     def _gated_by(self, prefix: str, kind: str, gate: Node, up: Node) -> Node:
         """kind: of the key that says how far both may go; most architectures with it clamp them by nodes of their own."""
+        if self._key("activation.situ_beta") is not None:
+            return self._situ(gate, up)
         limits = self._key(f"swiglu_clamp_{kind}")
         if isinstance(limits, list):
             layer = int(prefix.split(".")[-2])
@@ -70,6 +75,13 @@ class FeedForward(Parts):
         if not limits or self._design.clamps_at_once:
             return like("GLU", gate, up)
         return like("MUL", like("CLAMP", like("UNARY", gate)), like("CLAMP", up))
+
+    def _situ(self, gate: Node, up: Node) -> Node:
+        """Kimi K3's gated unit."""
+        opened = like("MUL", like("SCALE", like("UNARY", like("SCALE", gate))), like("UNARY", gate))
+        if (self._key("activation.situ_linear_beta") or 0.0) > 0.0:
+            up = like("SCALE", like("UNARY", like("SCALE", up)))
+        return like("MUL", opened, up)
 
     def _of_best_groups(self, scores: Node, size: int, groups: int) -> Node:
         """The scores of experts in the best groups, by the sum of each group's two best."""

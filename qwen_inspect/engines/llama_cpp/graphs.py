@@ -8,6 +8,7 @@ from __future__ import annotations
 from .altup import AltUp
 from .design import READS_EMBEDDING
 from .kda import Kda
+from .kimi_k3 import KimiK3
 from .latent import Latent
 from .mamba import Mamba
 from .rwkv import Rwkv
@@ -15,7 +16,7 @@ from .t5 import T5
 from .tensors import F32, I32, I64, Graph, Node, leaf, like, matmul, new, rows, set_rows, view
 
 
-class Decoder(Latent, T5, Mamba, Kda, Rwkv, AltUp):
+class Decoder(Latent, T5, KimiK3, Rwkv, Mamba, Kda, AltUp):
     """Builds the graph."""
 
     def build(self) -> Graph:
@@ -29,6 +30,8 @@ class Decoder(Latent, T5, Mamba, Kda, Rwkv, AltUp):
             return self._output(self._altup(state, self._attention))
         if self._design.relative is not None:
             return self._output(self._t5(state))
+        if self._read.architecture == "kimi-k3":
+            return self._output(self._kimi_k3(state))
         if self._read.recurrence.wkv_head_size:
             return self._output(self._rwkv(state))
         for layer in range(self._read.layers):

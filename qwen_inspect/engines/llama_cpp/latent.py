@@ -31,7 +31,11 @@ class Latent(Indexer):
         key_rope = self._turned(layer, view(joined, (rope, 1, tokens), (row, row), 4 * rank))
         latent = self._norm(latent, f"{prefix}attn_kv_a_norm")
         absorbs = self._absorbed if read.latent else self._decompressed
-        return self._linear(f"{prefix}attn_output", absorbs(layer, query, latent, key_rope))
+        attended = absorbs(layer, query, latent, key_rope)
+        gate = self._weight(f"{prefix}attn_gate.weight")
+        if gate is not None:
+            attended = self._gated(attended, matmul(gate, inputs))
+        return self._linear(f"{prefix}attn_output", attended)
 
     def _absorbed(self, layer: int, query: Node, latent: Node, key_rope: Node) -> Node:
         """The latent alone lies in the cache. Source: build_attn with llm_graph_input_attn_k."""

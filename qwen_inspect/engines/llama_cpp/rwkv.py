@@ -11,7 +11,7 @@ from .recurrent import Recurrent
 from .tensors import I32, Node, contiguous, copied, like, matmul, new, permute, reshape, rows, view
 
 
-class Rwkv(Recurrent, FeedForward):
+class Rwkv(FeedForward, Recurrent):
     """From the embedding to the state before the last norm."""
 
     def _rwkv(self, state: Node) -> Node:
