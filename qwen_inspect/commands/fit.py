@@ -191,13 +191,16 @@ def _run_llama_cpp(options: argparse.Namespace, say: Language) -> int:
     """Returns 1 if the command does not fit, or its log differs from the prediction."""
     from ..engines.llama_cpp.command import parse_command
     from ..fitting.llama_cpp import run_command
+    from ..fitting.llama_cpp_files import with_hub_files
 
     _check_in_command(options, IN_COMMAND, "--llama-cpp", "llama.cpp")
+    access = model.access_of(options)
     command = parse_command(options.llama_cpp)
+    if options.model is None:
+        command = with_hub_files(command, access)
     cards = _cards_together(options)
     log = None if options.log is None else _log(options.log)
     host_bytes = None if options.host_memory is None else options.host_memory[1]
-    access = model.access_of(options)
 
     def ran(report: Report) -> LlamaCppReport:
         return run_command(report, command, cards, host_bytes=host_bytes, log=log, access=access)

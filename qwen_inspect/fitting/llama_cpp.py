@@ -22,14 +22,6 @@ from ..results.model import Report
 from ..values import replace
 from .llama_cpp_files import buffers_beside, model_of
 
-# Architectures whose repositories mostly have a file of --mmproj.
-SEEING = frozenset(
-    (
-        *("gemma3", "gemma3n", "gemma4", "glm4v", "kimi-k3", "lfm2", "llama4", "mistral3", "paddleocr"),
-        *("qwen2vl", "qwen35", "qwen35moe", "qwen3vl", "qwen3vlmoe"),
-    )
-)
-
 
 def run_command(
     report: Report,
@@ -90,7 +82,7 @@ def run_command(
         reach=reach(plan, own, judge) if cards and all(map(_is_known, beside_files)) else NO_REACH,
         ignored=command.ignored,
         notices=(
-            *_notices(command, plan.read.architecture, [notice for _, notice in files], log, build, known),
+            *_notices(command, [notice for _, notice in files], log, build, known),
             *_assumptions(plan, buffers),
         ),
         log=None if log is None else beside(buffers, log.printed(models=1 + (draft_model is not None))),
@@ -188,10 +180,10 @@ def _assumptions(plan: Plan, buffers: Sequence[Buffer]) -> Iterator[Message]:
         yield Message("assume_llama_cpp_no_graph")
 
 
-def _notices(
-    command: Command, architecture: str, files: Sequence[Message], log: Log | None, build: Build, known: bool
-) -> list[Message]:
+def _notices(command: Command, files: Sequence[Message], log: Log | None, build: Build, known: bool) -> list[Message]:
     notices = [Message("llama_cpp_ignored", options=", ".join(command.ignored))] if command.ignored else []
+    if command.unknown_program is not None:
+        notices.append(Message("llama_cpp_program", found=command.unknown_program[:80]))
     notices += files
     if not known and log is not None:
         notices.append(Message("llama_cpp_build_unknown", found=log.build or log.commit or "–", nearest=build.name))
@@ -199,9 +191,6 @@ def _notices(
         notices.append(Message("llama_cpp_build_unnamed", build=build.name))
     if command.backend not in (None, "CUDA", "ROCm"):
         notices.append(Message("llama_cpp_backend", backend=command.backend))
-    sees = command.projects and architecture in SEEING
-    if sees and (command.model or "").startswith("hf:") and all(file.kind != "projector" for file in command.beside):
-        notices.append(Message("llama_cpp_hub_projector"))
     if command.locked:
         notices.append(Message("llama_cpp_locked"))
     return notices

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO
 
 from ..engines.llama_cpp.buffers import GgufModel
@@ -14,6 +15,7 @@ from ..engines.llama_cpp.scheduler import HOST
 from ..errors import QwenInspectError, UnsupportedError
 from ..language import Message
 from ..loaders.gguf_header import read_header
+from ..loaders.llama_cpp_hub import TAGS, model_in, projector_in
 from ..loaders.regular import open_regular
 from ..loaders.resolve import Access, load, resolve
 from ..results.llama_cpp import Buffer
@@ -21,6 +23,50 @@ from ..units import MIB
 
 if TYPE_CHECKING:
     from ..engines.llama_cpp.vision import Tower
+
+
+# Programs that load a repository's projector beside its model. Source: common/arg.cpp, mmproj_examples.
+SEEING = ("llama-server", "llama-cli", "llama-mtmd-cli", "llama-tts")
+
+
+def with_hub_files(command: Command, access: Access) -> Command:
+    """The command with the files that -hf takes of a repository: of the model, of a draft, and of the model's projector."""
+    beside = tuple(
+        replace(file, path=_hub_file(file.path, _names(file.path, access))) if file.kind == "draft" else file
+        for file in command.beside
+    )
+    if not (command.model or "").startswith("hf:"):
+        return replace(command, beside=beside)
+    names = _names(command.model or "", access)
+    model = _hub_file(command.model or "", names)
+    looks = command.projects and command.options.program in SEEING
+    looks = looks and all(file.kind != "projector" for file in command.beside)
+    repository, _, file_name = model.removeprefix("hf:").partition(":")
+    if looks and (name := projector_in(names, file_name)) is not None:
+        beside = (*beside, BesideFile(kind="projector", option="-hf", path=f"hf:{repository}:{name}"))
+    return replace(command, model=model, beside=beside)
+
+
+def _names(path: str, access: Access) -> Sequence[str]:
+    """The files of a repository in its listing's order; none of one that cannot be listed, or of a local file."""
+    if path.startswith("hf:"):
+        from ..loaders.named import list_files
+
+        with contextlib.suppress(QwenInspectError):
+            (listing,) = list_files([replace(resolve(path), file=None)], access)
+            return [file.name for file in listing.files]
+    return ()
+
+
+def _hub_file(path: str, names: Sequence[str]) -> str:
+    """ "hf:ORG/NAME" or "hf:ORG/NAME:TAG" with the file that llama.cpp takes."""
+    if not path.startswith("hf:"):
+        return path
+    repository, _, tag = path.removeprefix("hf:").partition(":")
+    if tag in names:
+        return path
+    name = model_in(names, tag)
+    return f"hf:{repository}:{name}" if name else path if tag else f"{path}:{TAGS[0]}"
 
 
 def model_of(path: str, access: Access | None = None) -> GgufModel | None:

@@ -107,7 +107,7 @@ def test_buffers_are_what_llama_cpp_prints(tmp_path: Path, architecture: str) ->
     contexts = [context for context in CONTEXTS if is_taken(architecture, context[0])]
     printed = printed_by_llama_cpp(path, [fields for fields, _ in contexts])
     for text, (_, options) in zip(printed, contexts, strict=True):
-        plan = Plan(model, LlamaCppOptions(**{"program": "llama-cli", **options}), [], BUILDS["b11549"])
+        plan = Plan(model, LlamaCppOptions(**{"program": "llama-completion", **options}), [], BUILDS["b11549"])
         buffers = plan.buffers()
         for kind in ("cache", "state", "compute", "output"):
             assert sizes(buffers, kind) == printed_sizes(text, kind), (kind, options)
@@ -206,7 +206,7 @@ CARDS: Sequence[tuple[int, Mapping[str, Any], Mapping[str, str]]] = (
 @pytest.mark.parametrize(("cards", "options", "printed"), CARDS)
 def test_cards_copy_what_lies_elsewhere(cards: int, options: Mapping[str, Any], printed: Mapping[str, str]) -> None:
     model = mixture_of_qwen3("F16", layers=4, width=256, heads=4, kv_heads=2, head=64, vocabulary=1000, inner=700)
-    asked = LlamaCppOptions(program="llama-cli", context_tokens=4096, **options)
+    asked = LlamaCppOptions(program="llama-completion", context_tokens=4096, **options)
     plan = Plan(model, asked, [24 * GIB] * cards, STAND_IN)
     assert {buffer.device: f"{(buffer.size_bytes or 0) / 2**20:.2f}" for buffer in plan.compute()} == printed
 
@@ -234,7 +234,7 @@ def test_two_cards_compute_in_what_llama_cpp_prints(
     tmp_path: Path, architecture: str, options: Mapping[str, Any], printed: Mapping[str, str]
 ) -> None:
     model = read(write_small(tmp_path / "model.gguf", architecture))
-    asked = LlamaCppOptions(program="llama-cli", context_tokens=4096, **options)
+    asked = LlamaCppOptions(program="llama-completion", context_tokens=4096, **options)
     plan = Plan(model, asked, [24 * GIB] * 2, STAND_IN)
     sizes_by_device = {buffer.device: f"{(buffer.size_bytes or 0) / 2**20:.2f}" for buffer in plan.compute()}
     assert {device: size for device, size in sizes_by_device.items() if size != "0.00"} == printed
@@ -488,7 +488,7 @@ def test_an_architecture_without_a_graph_has_a_lower_bound() -> None:
     keys = {**COMMON, "block_count": 1}
     metadata = {"general.architecture": "newcomer", **{f"newcomer.{key}": value for key, value in keys.items()}}
     tensors = tuple(Tensor(name, shape[::-1], DType.F16) for name, shape, _ in decoder(1))
-    options = LlamaCppOptions(program="llama-cli", context_tokens=4096)
+    options = LlamaCppOptions(program="llama-completion", context_tokens=4096)
     compute = Plan(GgufModel(metadata, tensors), options, [24 * GIB], BUILDS["b11549"]).compute()
     assert [(one.device, one.size_bytes, one.low_bytes, one.high_bytes) for one in compute] == [
         ("CUDA0", None, 512 * (8000 + 256) * 4, None),

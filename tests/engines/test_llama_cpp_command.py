@@ -58,7 +58,7 @@ def test_a_command_is_read_as_llama_cpp_reads_it() -> None:
     )
     for line_end in ("\\", "\\ ", "^\r", "`"):
         assert parse_command(f"llama-cli {line_end}\n -c 512 {line_end}").options.context_tokens == 512
-    assert parse_command("llama-cli -hf ggml-org/gemma-3-4b-it-GGUF").model == "hf:ggml-org/gemma-3-4b-it-GGUF:Q4_K_M"
+    assert parse_command("llama-cli -hf ggml-org/gemma-3-4b-it-GGUF").model == "hf:ggml-org/gemma-3-4b-it-GGUF"
     assert parse_command("llama-cli -hf Qwen/Qwen3-8B-GGUF:Q8_0 -ngl all").model == "hf:Qwen/Qwen3-8B-GGUF:Q8_0"
 
 

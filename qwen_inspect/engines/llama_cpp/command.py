@@ -6,7 +6,6 @@ Source: llama.cpp b11549 and 0c1e57098, common/arg.cpp; tools/server/server.cpp.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -25,79 +24,26 @@ from .options import (
     first_layers,
     of_embedding,
 )
+from .programs import as_the_program_runs
 from .scheduler import HOST
+from .shell import read_line
+from .spellings import (
+    DRAFT_HOST_EXPERTS,
+    FALSE,
+    FLASH,
+    HOST_EXPERTS,
+    PRESETS,
+    PROJECTOR_SWITCHES,
+    SPELLINGS,
+    SWITCHES,
+    TRUE,
+    normal,
+    words_of,
+)
 
-LONGEST_COMMAND = 20_000
 MOST_LAYERS = 512  # LLAMA_MAX_LAYERS
 DENSE = r"\.ffn_(up|down|gate)\."  # LLM_FFN_DENSE_REGEX
-LINE_END = re.compile(r"[\\^`][ \t\r]*(\n|\Z)")  # a line that goes on, in a Unix shell, cmd or PowerShell
-SET_BEFORE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)  # VAR=value before a program
-# Spellings of an option -> the name below.
-SPELLINGS: Mapping[str, tuple[str, ...]] = {
-    "model": ("-m", "--model"),
-    "hub": ("-hf", "-hfr", "--hf-repo"),
-    "hub_file": ("-hff", "--hf-file"),
-    "context": ("-c", "--ctx-size"),
-    "batch": ("-b", "--batch-size"),
-    "micro_batch": ("-ub", "--ubatch-size"),
-    "layers": ("-ngl", "--gpu-layers", "--n-gpu-layers"),
-    "key_type": ("-ctk", "--cache-type-k"),
-    "value_type": ("-ctv", "--cache-type-v"),
-    "sequences": ("-np", "--parallel"),
-    "split": ("-ts", "--tensor-split"),
-    "split_mode": ("-sm", "--split-mode"),
-    "main_card": ("-mg", "--main-gpu"),
-    "pooling": ("--pooling",),
-    "override": ("-ot", "--override-tensor"),
-    "host_experts": ("-ncmoe", "--n-cpu-moe"),
-    "host_dense": ("-ncffn", "--n-cpu-ffn"),
-    "load_mode": ("-lm", "--load-mode"),
-    "draft_types": ("--spec-type",),
-    "draft_tokens": ("--spec-draft-n-max",),
-    "draft_simple": ("--draft", "--draft-n", "--draft-max"),
-    "draft_layers": ("-ngld", "--gpu-layers-draft", "--n-gpu-layers-draft", "--spec-draft-ngl"),
-    "draft_key_type": ("-ctkd", "--cache-type-k-draft", "--spec-draft-type-k"),
-    "draft_value_type": ("-ctvd", "--cache-type-v-draft", "--spec-draft-type-v"),
-    "draft_override": ("-otd", "--override-tensor-draft", "--spec-draft-override-tensor"),
-    "draft_host_experts": ("-ncmoed", "--n-cpu-moe-draft", "--spec-draft-ncmoe", "--spec-draft-n-cpu-moe"),
-    "projector": ("-mm", "--mmproj"),
-    "image_tokens": ("--image-max-tokens",),
-    "projector_device": ("-mmdev", "--mmproj-device"),
-    "draft_model": ("-md", "--model-draft", "--spec-draft-model"),
-    "draft_hub": ("-hfd", "-hfrd", "--hf-repo-draft", "--spec-draft-hf"),
-    "adapter": ("--lora",),
-    "scaled_adapter": ("--lora-scaled",),
-    "devices": ("-dev", "--device"),
-    "draft_devices": ("-devd", "--device-draft", "--spec-draft-device"),
-    "latent": ("-mla", "--mla-use"),
-}
-# Options without a value -> the fields that they set.
-SWITCHES: Mapping[str, Mapping[str, Any]] = {
-    "-kvu": {"unified": True},
-    "--kv-unified": {"unified": True},
-    "-no-kvu": {"unified": False},
-    "--no-kv-unified": {"unified": False},
-    "--swa-full": {"full_window": True},
-    "-fmoe": {"fork": True, "fused_experts": True},
-    "--fused-moe": {"fork": True, "fused_experts": True},
-    "-rtr": {"fork": True, "repacked": True, "memory_mapped": False},
-    "--run-time-repack": {"fork": True, "repacked": True, "memory_mapped": False},
-    "-nkvo": {"cache_on_cards": False},
-    "--no-kv-offload": {"cache_on_cards": False},
-    "-kvo": {"cache_on_cards": True},
-    "--kv-offload": {"cache_on_cards": True},
-    "--op-offload": {"operations_offloaded": True},
-    "--no-host": {"host_buffers": False},
-    "--embedding": {"embedding": True},
-    "--embeddings": {"embedding": True},
-    "--rerank": {"embedding": True, "pooling": "rank"},
-    "--reranking": {"embedding": True, "pooling": "rank"},
-    "--no-mmap": {"memory_mapped": False},
-    "--mmap": {"memory_mapped": True},
-    "-nopo": {"operations_offloaded": False},
-    "--no-op-offload": {"operations_offloaded": False},
-}
-FLASH = ("-fa", "--flash-attn")
+FILE_OF_A_HUB = re.compile(r"https://huggingface\.co/([^/]+/[^/]+)/resolve/[^/]+/([^?]+\.gguf)(\?.*)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +68,7 @@ class Command:
 
     locked: --mlock. projector_on_card: not --no-mmproj-offload. projector_device: -mmdev. image_tokens: --image-max-tokens.
     backend: of the devices that the command names, None if it names none. projects: a file of --mmproj beside a model of a hub is
-    looked for, unless --no-mmproj forbids it.
+    looked for, unless --no-mmproj forbids it. unknown_program: none of llama.cpp's, read as llama-server.
     """
 
     options: LlamaCppOptions
@@ -136,6 +82,7 @@ class Command:
     image_tokens: int | None = None
     backend: str | None = None
     projects: bool = True
+    unknown_program: str | None = None
 
 
 @dataclass(slots=True)
@@ -155,27 +102,20 @@ class _Reading:
     backend: str | None = None
 
 
-def parse_command(line: str) -> Command:
+def parse_command(text: str) -> Command:
     """Raises UsageError for a line that no shell reads, values without meaning, and options that contradict each other."""
-    if len(line) > LONGEST_COMMAND:
-        raise UsageError("llama_cpp_command_long", most=LONGEST_COMMAND)
-    try:
-        words = shlex.split(LINE_END.sub(" ", line), comments=False)
-    except ValueError:
-        raise UsageError("llama_cpp_command_quotes") from None
-    while words and SET_BEFORE.fullmatch(words[0]):
-        del words[0]
-    if not words:
-        raise UsageError("llama_cpp_command_empty")
-    program = re.split(r"[/\\]", words[0])[-1].removesuffix(".exe")
-    if program.startswith("-"):
-        program, words = "llama-server", ["", *words]
+    line = read_line(text)
+    program = line.program if line.known else "llama-server"
     reading = _Reading()
-    _read(words[1:], reading)
+    _read([*words_of(line.variables), *line.words], reading)
     if len(reading.host_experts) > 1:
         raise UsageError("llama_cpp_contradiction", first=reading.host_experts[0], second=reading.host_experts[1])
-    values = {"program": program, **reading.values, "overrides": tuple(reading.overrides)}
-    values["draft"] = DraftOptions(**reading.draft, overrides=tuple(reading.draft_overrides))
+    values = {
+        **as_the_program_runs(program, reading.values),
+        "program": program,
+        "overrides": tuple(reading.overrides),
+        "draft": DraftOptions(**reading.draft, overrides=tuple(reading.draft_overrides)),
+    }
     options = LlamaCppOptions(**values)
     options = of_embedding(options) if program == "llama-embedding" else options
     if reading.flash is not None:
@@ -191,6 +131,7 @@ def parse_command(line: str) -> Command:
         beside=tuple(reading.beside),
         locked=reading.locked,
         backend=reading.backend,
+        unknown_program=None if line.known else line.program,
         **reading.projector,
     )
 
@@ -203,7 +144,7 @@ def _read(words: list[str], reading: _Reading) -> None:
         if word.startswith("--") and "=" in word:
             word, value = word.split("=", 1)
             words.insert(at, value)
-        following = words[at] if at < len(words) else None
+        word, following = normal(word), words[at] if at < len(words) else None
         if word in names:
             if following is None:
                 raise UsageError("llama_cpp_value_missing", option=word)
@@ -212,28 +153,32 @@ def _read(words: list[str], reading: _Reading) -> None:
         elif word in FLASH:
             reading.flash, used = _flash(following)
             at += used
-        elif word in SWITCHES:
-            reading.values.update(SWITCHES[word])
-        elif word in ("--mmproj-offload", "--no-mmproj-offload"):
-            reading.projector["projector_on_card"] = word == "--mmproj-offload"
-        elif word in ("--no-mmproj", "--no-mmproj-auto", "--mmproj-auto"):
-            reading.projector["projects"] = word == "--mmproj-auto"
-        elif word in ("-cmoe", "--cpu-moe"):
-            reading.host_experts.append(word)
-            reading.overrides.append((EXPERTS, HOST))
-        elif word in ("-cmoed", "--cpu-moe-draft", "--spec-draft-cpu-moe"):
-            reading.draft_overrides.append((EXPERTS, HOST))
-        elif word in ("-amb", "--attention-max-batch"):
-            reading.values["fork"] = True
-            at += 1
         elif word in WITH_VALUE:
             at += 1
-        elif word in WITHOUT_VALUE:
-            reading.locked = reading.locked or word == "--mlock"
-        else:
+        elif word in PRESETS:
+            words[at:at] = PRESETS[word].split()
+        elif not _switch(word, reading):
             reading.ignored.append(word)
             if word.startswith("-") and following is not None and not _is_option(following):
                 at += 1
+
+
+def _switch(word: str, reading: _Reading) -> bool:
+    """Whether it is an option without a value, which is set then."""
+    if word in SWITCHES:
+        reading.values.update(SWITCHES[word])
+    elif word in PROJECTOR_SWITCHES:
+        reading.projector |= PROJECTOR_SWITCHES[word]
+    elif word in HOST_EXPERTS:
+        reading.host_experts.append(word)
+        reading.overrides.append((EXPERTS, HOST))
+    elif word in DRAFT_HOST_EXPERTS:
+        reading.draft_overrides.append((EXPERTS, HOST))
+    elif word in WITHOUT_VALUE:
+        reading.locked = reading.locked or word == "--mlock"
+    else:
+        return False
+    return True
 
 
 def _is_option(word: str) -> bool:
@@ -242,9 +187,9 @@ def _is_option(word: str) -> bool:
 
 def _flash(following: str | None) -> tuple[bool | None, int]:
     """-fa alone turns it on, as before August 2025; then on, off or auto follow."""
-    if following in ("on", "1", "true", "enabled"):
+    if following in TRUE:
         return True, 1
-    if following in ("off", "0", "false", "disabled"):
+    if following in FALSE:
         return False, 1
     if following in ("auto", "-1"):
         return None, 1
@@ -256,16 +201,29 @@ def _set(name: str, option: str, value: str, reading: _Reading) -> None:
         case "model":
             reading.model = value
         case "hub":
-            reading.model = f"hf:{value}" if ":" in value else f"hf:{value}:Q4_K_M"
+            reading.model = f"hf:{value}"
         case "hub_file":
             reading.hub_file = value
+        case "url":
+            match = FILE_OF_A_HUB.fullmatch(value)
+            reading.model = f"hf:{match[1]}:{match[2]}" if match else value
+        case "docker":
+            raise UnsupportedError("llama_cpp_docker", option=option)
         case "draft_hub":
-            path = f"hf:{value}" if ":" in value else f"hf:{value}:Q4_K_M"
-            reading.beside.append(BesideFile(kind="draft", option=option, path=path))
-        case "projector" | "draft_model" | "adapter":
+            reading.beside.append(BesideFile(kind="draft", option=option, path=f"hf:{value}"))
+        case "projector" | "draft_model":
             reading.beside.append(BesideFile(kind=BESIDE[name], option=option, path=value))
+        case "adapter" | "scaled_adapter":
+            paths = value.split(",")
+            if name == "scaled_adapter":
+                paths = [path.rpartition(":")[0] or path for path in paths]
+            reading.beside += [BesideFile(kind="adapter", option=option, path=path) for path in paths]
         case "latent":
             reading.values.update({"fork": True, "latent": _number(option, value)})
+        case "attended_at_once":
+            reading.values["fork"] = True
+        case "batched":
+            reading.values["sequences"] = max(_number(option, count) for count in value.split(","))
         case "devices":
             reading.values["devices"] = _devices(value, reading)
         case "draft_devices":
@@ -275,9 +233,6 @@ def _set(name: str, option: str, value: str, reading: _Reading) -> None:
             reading.projector |= {"projector_on_card": device is not None, "projector_device": device}
         case "image_tokens":
             reading.projector["image_tokens"] = _number(option, value) or None
-        case "scaled_adapter":
-            path = value.rpartition(":")[0] or value
-            reading.beside.append(BesideFile(kind="adapter", option=option, path=path))
         case "override":
             reading.overrides += _overrides(option, value, reading)
         case "host_experts":

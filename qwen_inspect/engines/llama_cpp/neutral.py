@@ -22,7 +22,7 @@ WITH_VALUE = frozenset(
     --dynatemp-range --dynatemp-exp --mirostat --mirostat-lr --mirostat-ent -l --logit-bias --grammar-file -j -jf
     --json-schema-file --rope-scaling --rope-scale --yarn-orig-ctx --yarn-ext-factor --yarn-attn-factor --yarn-beta-slow
     --yarn-beta-fast -gan --grp-attn-n -gaw --grp-attn-w -dt --defrag-thold --video --video-fps
-    --video-timestamp-interval --video-ffmpeg-dir --tags -o --output --output-file -npp -ntg -npl --path --cors-origins
+    --video-timestamp-interval --video-ffmpeg-dir --tags -o --output --output-file -npp -ntg --path --cors-origins
     --cors-methods --cors-headers --api-prefix --ui-config --webui-config --ui-config-file --webui-config-file --tools
     --tools-runtime --mcp-servers-config --mcp-servers-json --api-key-file --ssl-key-file --ssl-cert-file
     --chat-template-kwargs --sse-ping-interval --media-path --models-dir --models-preset --models-max -rea --reasoning

@@ -64,6 +64,7 @@ class DraftOptions:
 
 
 NO_DRAFT = DraftOptions()
+LIMITING = ("llama-server", "llama-cli")  # in builds that limit outputs; older ones' llama-cli is llama-completion
 
 
 def as_cuda(device: str) -> str:
@@ -87,6 +88,7 @@ class LlamaCppOptions:
     host_buffers: not --no-host. fork: by its options, ik_llama.cpp's.
     latent: its -mla, how latent attention is cached: 0 as K and V of every head, 1 as the latent and, without flash attention,
     its transpose, 2 and 3 as the latent alone. embedding: --embedding, which gives states. pooling: --pooling, None: by the file.
+    extra_buffers: not --no-repack.
     """
 
     program: str = "llama-server"
@@ -116,6 +118,7 @@ class LlamaCppOptions:
     devices: tuple[str, ...] | None = None
     embedding: bool = False
     pooling: str | None = None
+    extra_buffers: bool = True
 
     @property
     def serves(self) -> bool:
@@ -131,9 +134,9 @@ class LlamaCppOptions:
 
     @property
     def outputs(self) -> int | None:
-        """llama-server reserves a row of logits for each sequence. Source: server-context.cpp, server_output_limits."""
+        """llama-server, which llama-cli starts, has a row of logits for each sequence. Source: server_output_limits."""
         pools = self.embedding or self.pooling not in (None, "none")
-        limited = self.serves and not pools
+        limited = self.program in LIMITING and not pools
         return min(self.batch, self.streams_asked * (1 + self.draft.tokens)) if limited else None
 
 
