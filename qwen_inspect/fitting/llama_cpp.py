@@ -12,6 +12,7 @@ from ..engines.llama_cpp.logs import Log, beside
 from ..engines.llama_cpp.offload import gguf_source
 from ..engines.llama_cpp.options import LlamaCppOptions
 from ..engines.llama_cpp.reach import MARGIN_BYTES, NO_REACH, reach
+from ..engines.llama_cpp.repacking import REPACKED
 from ..engines.llama_cpp.scheduler import HOST
 from ..errors import UsageError
 from ..language import Message
@@ -173,6 +174,8 @@ def _assumptions(plan: Plan, buffers: Sequence[Buffer]) -> Iterator[Message]:
         yield Message("llama_cpp_draft_sampling")
     if plan.grows:
         yield Message("llama_cpp_grows")
+    if any(buffer.device == REPACKED for buffer in buffers):
+        yield Message("llama_cpp_repack")
     if plan.adapters:
         yield Message("llama_cpp_adapters")
     yield Message("assume_llama_cpp_margin")

@@ -16,9 +16,9 @@ BufferKind = Literal["weights", "cache", "state", "compute", "output", "projecto
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Buffer:
-    """A buffer as llama.cpp prints it. device: "CUDA0", "CUDA_Host", "CPU", "CPU_Mapped". size_bytes: None if unknown.
+    """A buffer as llama.cpp prints it. device: "CUDA0", "CUDA_Host", "CPU", "CPU_Mapped", "CPU_REPACK".
 
-    context: the model's own, a draft model's, or that of the model's layers for multi-token prediction.
+    size_bytes: None if unknown. context: the model's own, a draft model's, or that of the model's layers for multi-token prediction.
     least_bytes, most_bytes: a range over the known builds, or what is known of an unknown size; None: no upper end.
     """
 

@@ -127,7 +127,7 @@ def test_weights_are_what_llama_cpp_prints(tmp_path: Path, architecture: str) ->
     for mapped in (False, True):
         options = LlamaCppOptions(context_tokens=4096, memory_mapped=mapped)
         weights = tuple(Plan(read(path), options, [], BUILDS["b11549"]).weights())
-        assert sizes(weights, "weights") == printed_sizes(printed_while_loading(path, mapped=mapped), "weights")
+        assert sizes(weights, "weights") == printed_sizes(printed_while_loading(path, load_mode=int(mapped)), "weights")
 
 
 @LIBRARY

@@ -132,16 +132,22 @@ def printed_by_llama_cpp(path: Path, contexts: Sequence[Mapping[str, int]], *, p
     return texts
 
 
-def printed_while_loading(path: Path, *, mapped: bool) -> str:
-    """What the library prints while it really loads a model."""
+def printed_while_loading(path: Path, **fields: int) -> str:
+    """What the library prints while it really loads a model. fields: of ModelParameters."""
     library, lines, _ = _library()
     parameters = library.llama_model_default_params()
-    parameters.load_mode = int(mapped)
+    for name, value in fields.items():
+        setattr(parameters, name, value)
     lines.clear()
     model = library.llama_model_load_from_file(str(path).encode(), parameters)
     assert model, "".join(lines)[-500:]
     library.llama_model_free(model)
     return "".join(lines)
+
+
+def weights_by_llama_cpp(path: Path, **fields: int) -> list[tuple[str, str]]:
+    """Device and MiB of the buffers of weights that the library prints."""
+    return re.findall(r"(\S+) model buffer size = +([\d.]+)", printed_while_loading(path, **fields))
 
 
 class Batch(ctypes.Structure):

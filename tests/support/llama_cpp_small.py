@@ -300,6 +300,8 @@ def nemotron_predicting(layer: int) -> Tensors:
     return renamed([entry for entry in tensors if entry[0].startswith("blk.0.")], "blk.0.", f"blk.{layer}.")
 
 
-def write_small(path: Path, name: str) -> Path:
+def write_small(path: Path, name: str, kind: str = "F16") -> Path:
+    """kind: of matrices whose rows it divides."""
     layers, keys, tensors = SMALL[name]
-    return write_header(path, name.partition(":")[0], {**COMMON, "block_count": layers, **keys}, tensors())
+    stored = [(part, shape, kind if old == "F16" and shape[0] % 32 == 0 else old) for part, shape, old in tensors()]
+    return write_header(path, name.partition(":")[0], {**COMMON, "block_count": layers, **keys}, stored)

@@ -22,9 +22,10 @@ from .builds import Build
 from .cells import Cells, aligned, sizes_of
 from .design import ALWAYS_COPIED, DESIGNS, FEWEST_POSITIONS, READS_EMBEDDING, WITHOUT_OUTPUT, Batch, Design
 from .graphs import Decoder
-from .options import IN_LAYER, NO_DRAFT, LlamaCppOptions, Placement, cards_used, place
+from .options import IN_LAYER, INPUT, NO_DRAFT, LlamaCppOptions, Placement, cards_used, place
 from .parts import type_of
 from .prediction import Prediction
+from .repacking import REPACKED, can_be_repacked
 from .scheduler import ALIGNMENT, BLAS, HOST, HOST_ALIGNMENT, Scheduler
 from .tensors import CACHE_TYPES, F32, Type
 
@@ -197,30 +198,43 @@ class Plan:
         """Tensors by device. Mapped into memory, the host's are a stretch of each file; else a buffer with padding."""
         if self.predicts:
             return
-        on_cards: dict[str, int] = defaultdict(int)
-        on_host: dict[str, int] = defaultdict(int)
-        placed = self.placement.tensors
-        listed = [(tensor.name, tensor) for tensor in self.model.tensors]
-        copied = placed["output.weight"] != HOST or self.read.architecture in ALWAYS_COPIED
-        if self.model.tied and "token_embd.weight" in self.model.by_name and copied:
-            listed.append(("output.weight", self.model.by_name["token_embd.weight"]))
-        for name, tensor in listed:
-            if self._is_skipped(name):
-                continue
-            if placed[name] != HOST:
-                on_cards[placed[name]] += aligned(_card_bytes(tensor), ALIGNMENT)
-            elif not self.options.memory_mapped:
-                pinned = self.cards and self.options.host_buffers and name not in self.placement.moved
-                where = "CUDA_Host" if pinned else HOST
-                on_host[where] += aligned(tensor.size_bytes, HOST_ALIGNMENT)
-        for device in self.cards:
-            if on_cards[device]:
-                yield Buffer(kind="weights", device=device, size_bytes=on_cards[device])
-        for where, size_bytes in on_host.items():
-            yield Buffer(kind="weights", device=where, size_bytes=size_bytes)
+        totals: dict[str, int] = defaultdict(int)
+        for name, tensor in self._loaded():
+            place = self._buffer_of(name, tensor)
+            if place in self.cards:
+                totals[place] += aligned(_card_bytes(tensor), ALIGNMENT)
+            elif place == REPACKED or not self.options.memory_mapped:
+                totals[place] += aligned(tensor.size_bytes, HOST_ALIGNMENT)
+        for place in (*self.cards, *(place for place in totals if place not in self.cards)):
+            if totals[place]:
+                yield Buffer(kind="weights", device=place, size_bytes=totals[place])
         if self.options.memory_mapped:
             device = HOST if self.build.fork else "CPU_Mapped"
             yield from (Buffer(kind="weights", device=device, size_bytes=size) for size in self._mapped())
+
+    def _loaded(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors; a tied output is a copy of the embedding where it lies in another buffer, or is made before it."""
+        for tensor in self.model.tensors:
+            if not self._is_skipped(tensor.name):
+                yield tensor.name, tensor
+        embedding = self.model.by_name.get("token_embd.weight")
+        if self.model.tied and embedding is not None:
+            apart = self._buffer_of("output.weight", embedding) != self._buffer_of(embedding.name, embedding)
+            if apart or self.read.architecture in ALWAYS_COPIED:
+                yield "output.weight", embedding
+
+    def _buffer_of(self, name: str, tensor: Tensor) -> str:
+        """A card, or a kind of the host's: pinned if there is a card, repacked, or plain. Source: make_cpu_buft_list."""
+        place, lists = self.placement.tensors[name], self.build.lists_buffers
+        if place != HOST:
+            return place
+        if self.cards and self.options.host_buffers and (lists or name not in self.placement.moved):
+            return "CUDA_Host"
+        if lists and self.options.extra_buffers and not name.startswith(INPUT) and len(tensor.shape) > 1:
+            rows, dimensions = tensor.shape[-2], len(tensor.shape)
+            if can_be_repacked(type_of(tensor).name, rows, dimensions, experts="_exps" in name):
+                return REPACKED
+        return HOST
 
     def _is_skipped(self, name: str) -> bool:
         """Whether it is of a layer for multi-token prediction, which is loaded for that alone."""
@@ -237,7 +251,8 @@ class Plan:
         for tensor in self.model.tensors:
             if tensor.file != current:
                 at, current = 0, tensor.file
-            if self.placement.tensors[tensor.name] == HOST and not self._is_skipped(tensor.name):
+            place = self._buffer_of(tensor.name, tensor)
+            if place not in (*self.cards, REPACKED) and not self._is_skipped(tensor.name):
                 first, _ = ends.get(current, (at, 0))
                 ends[current] = first, at + tensor.size_bytes
             at = aligned(at + tensor.size_bytes, alignment)
@@ -363,7 +378,8 @@ class Plan:
             self.build,
             pipeline=pipeline,
             offloads=self.options.operations_offloaded,
-            repacked=self.options.repacked,
+            repacked=self.options.repacked or (self.build.lists_buffers and self.options.extra_buffers),
+            pinned=self.options.host_buffers,
         )
         return scheduler.buffers(graph)
 

@@ -19,7 +19,8 @@ class Build:
     have a cache of their own. fork: ik_llama.cpp, whose norms are one node with their weights, and whose K has a head in a
     row. offloads_by_experts: the fork leaves experts to the host where a micro-batch has few tokens for each. output_first:
     -ngl counts the output layer first, not last. divides_cache: sequences have cells of their own unless --kv-unified, and
-    llama-server has four by default, not one.
+    llama-server has four by default, not one. lists_buffers: of the host's kinds of buffers a weight takes the first that can
+    compute with it, also where -ot names the host; before, that meant the plain one, and what is repacked is not known here.
     blas: it was built with BLAS.
     """
 
@@ -42,6 +43,7 @@ class Build:
     fork: bool
     output_first: bool
     divides_cache: bool
+    lists_buffers: bool
     offloads_by_experts: bool = False
     blas: bool = False
 
@@ -66,6 +68,7 @@ _OLD = Build(
     fork=False,
     output_first=False,
     divides_cache=False,
+    lists_buffers=False,
 )
 _SUMMER = replace(
     _OLD,
@@ -81,6 +84,7 @@ _SUMMER = replace(
     windows=True,
     output_first=True,
     divides_cache=True,
+    lists_buffers=True,
 )
 _SEPTEMBER = replace(_SUMMER, name="b11218", number=11218, keeps_fused=True, skips_prediction=True)
 _OCTOBER = replace(

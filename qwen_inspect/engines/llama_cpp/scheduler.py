@@ -14,6 +14,7 @@ from .allocator import Allocator
 from .builds import Build
 from .fork import offloads
 from .fusions import kept_nodes, shared_beside_routed
+from .repacking import is_repacked
 from .tensors import F16, VIEWS, Graph, Node
 
 HOST = "CPU"
@@ -35,7 +36,7 @@ class Scheduler:
     """Splits a graph over cards and host.
 
     devices: the cards in llama.cpp's order; the host is added as the last. offloads: whether a card computes with weights that
-    lie on the host. repacked: -rtr of ik_llama.cpp.
+    lie on the host. repacked: -rtr of ik_llama.cpp, or not --no-repack. pinned: not --no-host.
     """
 
     def __init__(
@@ -46,12 +47,13 @@ class Scheduler:
         pipeline: bool = False,
         offloads: bool = True,
         repacked: bool = False,
+        pinned: bool = True,
     ) -> None:
         self._blas = build.blas and len(devices) > 0  # without cards its buffer is the host's
         self._devices: tuple[str, ...] = (*devices, *((BLAS,) if self._blas else ()), HOST)
         self._copies = COPIES if pipeline else 1
         self._build = build
-        self._offloads, self._repacked = offloads and len(devices) > 0, repacked
+        self._offloads, self._repacked = offloads and len(devices) > 0, repacked and (build.fork or not pinned)
         self._device: dict[int, str] = {}
         self._copy: dict[tuple[int, str], list[Node]] = {}
         self.splits = 0
@@ -145,7 +147,7 @@ class Scheduler:
     def _is_offloaded(self, node: Node, weight: Node) -> bool:
         if self._build.fork:
             return offloads(node, weight, self._build, repacked=self._repacked)
-        return _rows(node) >= OFFLOADED_ROWS
+        return _rows(node) >= OFFLOADED_ROWS and not (self._repacked and is_repacked(node, weight))
 
     def _expand(self, nodes: Sequence[Node], host_too: bool) -> None:
         current: str | None = None
