@@ -202,8 +202,10 @@ def _run_llama_cpp(options: argparse.Namespace, say: Language) -> int:
     log = None if options.log is None else _log(options.log)
     host_bytes = None if options.host_memory is None else options.host_memory[1]
 
+    tries_fit = options.quant != LARGEST  # --fit lets any quantisation start
+
     def ran(report: Report) -> LlamaCppReport:
-        return run_command(report, command, cards, host_bytes=host_bytes, log=log, access=access)
+        return run_command(report, command, cards, host_bytes=host_bytes, log=log, access=access, tries_fit=tries_fit)
 
     named = command.model
     if options.quant == LARGEST:

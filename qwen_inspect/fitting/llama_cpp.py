@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ..engines.llama_cpp.buffers import GgufModel, Plan, flash_attention_is_possible
 from ..engines.llama_cpp.builds import BUILDS, DEFAULT, FORK, FORK_MAY, Build, around
+from ..engines.llama_cpp.cells import FITTING
 from ..engines.llama_cpp.command import Command
+from ..engines.llama_cpp.fit_params import FitParams
 from ..engines.llama_cpp.logs import Log, beside
 from ..engines.llama_cpp.offload import gguf_source
 from ..engines.llama_cpp.options import LlamaCppOptions
@@ -18,8 +20,9 @@ from ..errors import UsageError
 from ..language import Message
 from ..loaders.resolve import Access
 from ..results.fit import Gpu
-from ..results.llama_cpp import Buffer, DeviceTotal, LlamaCppReport
+from ..results.llama_cpp import Buffer, DeviceTotal, Fitted, LlamaCppReport
 from ..results.model import Report
+from ..units import MIB
 from ..values import replace
 from .llama_cpp_files import buffers_beside, model_of
 
@@ -32,8 +35,12 @@ def run_command(
     host_bytes: int | None = None,
     log: Log | None = None,
     access: Access | None = None,
+    tries_fit: bool = True,
 ) -> LlamaCppReport:
-    """Raises UsageError for a command that llama.cpp refuses, UnsupportedError for a model that is not known here."""
+    """Raises UsageError for a command that llama.cpp refuses, UnsupportedError for a model that is not known here.
+
+    tries_fit: whether to work out what --fit makes of a command that does not fit.
+    """
     metadata, tensors = gguf_source(report)
     model = GgufModel(metadata, tuple(tensors))
     build, known = _build(log, command.options)
@@ -80,6 +87,7 @@ def run_command(
         cache_types=(options.key_type, options.value_type),
         buffers=buffers,
         devices=devices,
+        fitted=_fitted(plan, cards, beside_files, host_bytes) if tries_fit else None,
         reach=reach(plan, own, judge) if cards and all(map(_is_known, beside_files)) else NO_REACH,
         ignored=command.ignored,
         notices=(
@@ -87,6 +95,29 @@ def run_command(
             *_assumptions(plan, buffers),
         ),
         log=None if log is None else beside(buffers, log.printed(models=1 + (draft_model is not None))),
+    )
+
+
+def _fitted(plan: Plan, cards: Sequence[Gpu], beside_files: Sequence[Buffer], host_bytes: int | None) -> Fitted | None:
+    """None for a command that --fit leaves as it is, or whose graphs are not known."""
+    options, build = plan.options, plan.build
+    fits = options.fits and plan.cards and not build.fork and build.number >= FITTING
+    if not fits or any(buffer.high_bytes is None for buffer in plan.buffers()):
+        return None
+    targets = options.fit_targets if len(options.fit_targets) > 1 else options.fit_targets * len(plan.cards)
+    targets = (*targets, *[MARGIN_BYTES // MIB] * len(plan.cards))[: len(plan.cards)]
+    taken = [sum(one.low_bytes for one in beside_files if one.device == card) for card in plan.cards]
+    margins = [target * MIB + bytes_ for target, bytes_ in zip(targets, taken, strict=True)]
+    fitted = FitParams(plan, margins).fitted()
+    if fitted == options:
+        return None
+    then = plan.with_options(fitted)
+    return Fitted(
+        context_tokens=then.sizes.context_tokens,
+        offloaded=plan.layers if fitted.offloaded is None else min(fitted.offloaded, plan.layers),
+        split=tuple(map(int, fitted.split)),
+        overrides=fitted.overrides,
+        devices=_totals((*then.buffers(), *beside_files), cards, host_bytes),
     )
 
 

@@ -18,7 +18,8 @@ BufferKind = Literal["weights", "cache", "state", "compute", "output", "projecto
 class Buffer:
     """A buffer as llama.cpp prints it. device: "CUDA0", "CUDA_Host", "CPU", "CPU_Mapped", "CPU_REPACK".
 
-    size_bytes: None if unknown. context: the model's own, a draft model's, or that of the model's layers for multi-token prediction.
+    size_bytes: None if unknown.
+    context: the model's own, a draft model's, or that of the model's layers for multi-token prediction.
     least_bytes, most_bytes: a range over the known builds, or what is known of an unknown size; None: no upper end.
     """
 
@@ -77,6 +78,27 @@ class Reach:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """What --fit, on by default, makes of a command that leaves less than its margins free.
+
+    split: layers by card, () for a single card. overrides: patterns and devices of -ot.
+    """
+
+    context_tokens: int
+    offloaded: int
+    split: tuple[int, ...]
+    overrides: tuple[tuple[str, str], ...]
+    devices: tuple[DeviceTotal, ...]
+
+    @property
+    def options(self) -> str:
+        """As they are typed."""
+        split = f" -ts {','.join(map(str, self.split))}" if self.split else ""
+        moved = "".join(f" -ot '{pattern}={device}'" for pattern, device in self.overrides)
+        return f"-c {self.context_tokens} -ngl {self.offloaded}{split}{moved}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChosenQuantisation:
     """What --quant largest chose. name: of llama-quantize, or what to type for a stored file. size_bytes: of weights or files."""
 
@@ -105,6 +127,7 @@ class LlamaCppReport:
     ignored: tuple[str, ...]
     notices: tuple[Message, ...]
     log: tuple[LogLine, ...] | None
+    fitted: Fitted | None = None
     quantisation: ChosenQuantisation | None = None
 
     @property

@@ -44,6 +44,7 @@ def test_a_command_is_read_as_llama_cpp_reads_it() -> None:
         cache_on_cards=False,
         split=(3.0, 1.0),
         memory_mapped=False,
+        fits=False,
         overrides=(
             (r"blk\.(0|1)\.ffn_(up|down|gate|gate_up)_(ch|)exps", "CPU"),
             (r"blk\.9\.", "CUDA1"),

@@ -74,7 +74,7 @@ class Plan:
     """A model under a command of llama.cpp, on cards with `card_bytes` free each.
 
     draft_model: of -md. predicts: it is the context that drafts with the model's own layers for multi-token prediction. adapters:
-    of --lora.
+    of --lora. pins_layers: whether what a layer computes is pinned to its card, which llama.cpp forgets where it only measures.
     """
 
     def __init__(
@@ -90,6 +90,7 @@ class Plan:
     ) -> None:
         self.model, self.options, self.build, self.adapters = model, options, build, adapters
         self.draft_model, self.predicts = draft_model, predicts
+        self.pins_layers = True
         self.read = model.hyperparameters
         design = DESIGNS.get(self.read.architecture, Design())
         if design.never_flash:
@@ -127,10 +128,12 @@ class Plan:
 
     def changed(self, **options: Any) -> Plan:
         """The same with other options."""
-        changed = replace(self.options, **options)
+        return self.with_options(replace(self.options, **options))
+
+    def with_options(self, options: LlamaCppOptions) -> Plan:
         return Plan(
             self.model,
-            changed,
+            options,
             self.card_bytes,
             self.build,
             draft_model=self.draft_model,
@@ -358,7 +361,7 @@ class Plan:
         )
         caches = {f"cache.{layer}": device for layer, device in enumerate(self.cache_devices)}
         placed = {**self.placement.tensors, **caches}
-        if self.placement.full_offload or sizes.tokens < FEW_TOKENS:
+        if self.pins_layers and (self.placement.full_offload or sizes.tokens < FEW_TOKENS):
             placed |= {f"layer.{layer}": device for layer, device in enumerate(self.placement.layers)}
         try:
             decoder = Prediction if self.predicts else Decoder

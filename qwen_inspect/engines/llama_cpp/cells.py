@@ -20,6 +20,8 @@ from .options import MOST_SEQUENCES, LlamaCppOptions
 from .scheduler import ALIGNMENT, HOST, HOST_ALIGNMENT, cuda_size_bytes
 from .tensors import CACHE_TYPES, F32, stored
 
+FITTING = 11_300  # 0c1e57098, whose --fit gives every sequence the model's limit where the command has no -c
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
@@ -39,18 +41,20 @@ class Sizes:
 
 def sizes_of(read: GgufHyperparameters, options: LlamaCppOptions, build: Build) -> Sizes:
     """Raises UsageError if neither the command nor the file has a context, and for more sequences than llama.cpp has."""
-    asked = options.context_tokens or read.context_tokens
-    if not asked:
-        raise UsageError("serving_needs_context")
     sequences = max(_sequences(options, build), 1)
     if sequences > MOST_SEQUENCES:
         raise UsageError("llama_cpp_sequences", found=sequences, most=MOST_SEQUENCES)
     streams = 1 if options.shares_cache or not build.divides_cache else sequences
+    limit = (read.context_tokens or 0) * (streams if options.fits and build.number >= FITTING else 1)
+    asked = options.context_tokens or limit
+    if not asked:
+        raise UsageError("serving_needs_context")
     batch = min(asked, options.batch) if read.causal else options.batch
     micro_batch = min(batch, options.micro_batch or batch)
     cells = padded(padded(asked) // streams) if streams > 1 else padded(asked)
     tokens = min(cells * streams, micro_batch)
-    limit = options.outputs if build.limits_outputs and read.architecture not in HAVE_ENCODER else None
+    limits_outputs = build.limits_outputs and read.architecture not in HAVE_ENCODER
+    most_outputs = options.outputs if limits_outputs else None
     tokens_by_sequence = -(-tokens // sequences) * sequences if build.divides_cache else tokens
     window = cells
     if read.window_kind is not None and build.windows and not options.full_window:
@@ -60,7 +64,7 @@ def sizes_of(read: GgufHyperparameters, options: LlamaCppOptions, build: Build) 
         streams=streams,
         tokens=tokens_by_sequence,
         window_cells=window,
-        outputs=min(tokens, limit or batch),
+        outputs=min(tokens, most_outputs or batch),
         sequences=sequences,
     )
 

@@ -42,6 +42,7 @@ from .spellings import (
 )
 
 MOST_LAYERS = 512  # LLAMA_MAX_LAYERS
+WHOLE_CONTEXT = 2**32 - 1
 DENSE = r"\.ffn_(up|down|gate)\."  # LLM_FFN_DENSE_REGEX
 FILE_OF_A_HUB = re.compile(r"https://huggingface\.co/([^/]+/[^/]+)/resolve/[^/]+/([^?]+\.gguf)(\?.*)?")
 
@@ -200,6 +201,10 @@ def _set(name: str, option: str, value: str, reading: _Reading) -> None:
     match name:
         case "model":
             reading.model = value
+        case "context":
+            reading.values["context_tokens"] = _number(option, value) or None
+            if reading.values["context_tokens"] is None:  # the model's limit, which --fit leaves
+                reading.values["fit_context"] = WHOLE_CONTEXT
         case "hub":
             reading.model = f"hf:{value}"
         case "hub_file":
@@ -290,7 +295,15 @@ def _number(option: str, value: str) -> int:
 
 
 def _layers(option: str, value: str) -> int | None:
-    return None if value in ("all", "auto", "-1", "-2") else _number(option, value)
+    if value in ("all", "-2"):
+        return MOST_LAYERS + 1
+    return None if value in ("auto", "-1") else _number(option, value)
+
+
+def _switched(option: str, value: str) -> bool:
+    if value not in (*TRUE, *FALSE):
+        raise UsageError("llama_cpp_spec_type", option=option, found=value[:80], known="on, off")
+    return value in TRUE
 
 
 def _sequences(option: str, value: str) -> int | None:
@@ -333,7 +346,12 @@ def _pooling(option: str, value: str) -> str:
 
 
 FIELDS: Mapping[str, tuple[str, Callable[[str, str], Any]]] = {
-    "context": ("context_tokens", lambda option, value: _number(option, value) or None),
+    "fit": ("fits", _switched),
+    "fit_context": ("fit_context", _number),
+    "fit_targets": (
+        "fit_targets",
+        lambda option, value: tuple(_number(option, part) for part in re.split(r"[,/]+", value)),
+    ),
     "batch": ("batch", _number),
     "micro_batch": ("micro_batch", _number),
     "layers": ("offloaded", _layers),

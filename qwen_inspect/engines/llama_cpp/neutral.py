@@ -29,7 +29,7 @@ WITH_VALUE = frozenset(
     --reasoning-effort --reasoning-budget-message -sps --slot-prompt-similarity --sleep-idle-seconds --log-prompts-dir
     --log-colors -lv --verbosity --log-verbosity --spec-draft-threads-batch --threads-batch-draft --spec-draft-cpu-mask
     -Cd --cpu-mask-draft --spec-draft-prio --prio-draft --spec-draft-poll --poll-draft --spec-draft-p-split
-    --draft-p-split -fit --fit -fitt --fit-target -fitc --fit-ctx -fitp --fit-print -ser
+    --draft-p-split -fitp --fit-print -ser
     --smart-expert-reduction
     """.split()  # noqa: SIM905
 )

@@ -88,7 +88,8 @@ class LlamaCppOptions:
     host_buffers: not --no-host. fork: by its options, ik_llama.cpp's.
     latent: its -mla, how latent attention is cached: 0 as K and V of every head, 1 as the latent and, without flash attention,
     its transpose, 2 and 3 as the latent alone. embedding: --embedding, which gives states. pooling: --pooling, None: by the file.
-    extra_buffers: not --no-repack.
+    extra_buffers: not --no-repack. fits: not --fit off. fit_context: -fitc, the fewest tokens that --fit leaves of a context that
+    is not given, for each stream. fit_targets: -fitt, MiB that stay free on each card, or on all of them.
     """
 
     program: str = "llama-server"
@@ -119,6 +120,9 @@ class LlamaCppOptions:
     embedding: bool = False
     pooling: str | None = None
     extra_buffers: bool = True
+    fits: bool = True
+    fit_context: int = 4096
+    fit_targets: tuple[int, ...] = (1024,)
 
     @property
     def serves(self) -> bool:

@@ -126,6 +126,8 @@ TEXT = {
     "answer_llama_cpp_device": "{device} {required} of {available}",
     "answer_llama_cpp_host": "host {required}",
     "answer_llama_cpp_reach": "With all else the same, -c {context} is the largest that fits, and -ngl {layers:,} of {all:,}.",
+    "answer_llama_cpp_fitted": "llama.cpp's --fit, on by default, starts it with {options}: {devices}.",
+    "answer_llama_cpp_no_context": "With all else the same, no context fits; -ngl {layers:,} of {all:,} is the largest that does.",
     "answer_llama_cpp_moe": "It fits with --n-cpu-moe {count}.",
     "answer_llama_cpp_log": "{same:,} of {lines:,} buffers of the log and the prediction agree to 0.01 MiB.",
     "answer_llama_cpp": "{offloaded:,} of {layers:,} layers on the card ({most:,} at most), {host} left with the host.",

@@ -126,6 +126,8 @@ TEXT = {
     "answer_llama_cpp_device": "{device} {required}（共 {available}）",
     "answer_llama_cpp_host": "主机内存 {required}",
     "answer_llama_cpp_reach": "其余不变时，放得下的最大值为 -c {context}，-ngl {layers:,}（共 {all:,} 层）。",
+    "answer_llama_cpp_fitted": "llama.cpp 的 --fit 默认开启，会以 {options} 启动：{devices}。",
+    "answer_llama_cpp_no_context": "其余不变时，任何上下文都放不下；放得下的最大 -ngl 为 {layers:,}（共 {all:,}）。",
     "answer_llama_cpp_moe": "改用 --n-cpu-moe {count} 即可放下。",
     "answer_llama_cpp_log": "日志与预测的 {lines:,} 项缓冲区中有 {same:,} 项在 0.01 MiB 内一致。",
     "answer_llama_cpp": "{layers:,} 层中有 {offloaded:,} 层在显卡上（至多 {most:,} 层），留在主机内存 {host}。",

@@ -84,6 +84,8 @@ def _verdict(total: DeviceTotal, say: Language) -> str:
 def _reach_fields(report: LlamaCppReport, say: Language) -> Iterator[tuple[str, str]]:
     yield say("field_largest_context"), count(report.reach.context_tokens)
     yield say("field_largest_layers"), count(report.reach.offloaded)
+    if report.fitted is not None:
+        yield say("field_fitted"), report.fitted.options
     if report.reach.host_experts is not None:
         yield say("field_fewest_host_experts"), count(report.reach.host_experts)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ...language import Language
-from ...results.llama_cpp import Buffer, BufferKind, ChosenQuantisation, LlamaCppReport
+from ...results.llama_cpp import Buffer, BufferKind, ChosenQuantisation, DeviceTotal, Fitted, LlamaCppReport
 from .common import OfModelJSON
 from .fit import NamedCardJSON
 from .values import Count, Positive, TypedDict
@@ -54,6 +54,18 @@ class ChosenQuantisationJSON(TypedDict):
     bytes: Count
 
 
+class FittedJSON(TypedDict):
+    """What llama.cpp's --fit, on by default, makes of a command that leaves less than its margins free."""
+
+    context_tokens: Positive
+    ngl: Count
+    tensor_split: list[Count]
+    """Layers by card; empty for a single card."""
+    override_tensor: list[str]
+    """PATTERN=DEVICE each."""
+    devices: list[DeviceJSON]
+
+
 class LlamaCppWorkloadJSON(TypedDict):
     """What the command asks for, with llama.cpp's defaults."""
 
@@ -82,6 +94,8 @@ class LlamaCppCommandKeysJSON(TypedDict):
     """The largest -c with all else as in the command; null if not known. Likewise the next two."""
     max_ngl: Count | None
     min_n_cpu_moe: Count | None
+    fitted: FittedJSON | None
+    """null for a command that --fit leaves as it is."""
     ignored_options: list[str]
     log: list[LogLineJSON] | None
     quantisation: ChosenQuantisationJSON | None
@@ -107,6 +121,32 @@ def buffers_content(buffers: Sequence[Buffer]) -> list[BufferJSON]:
     ]
 
 
+def _devices(totals: Sequence[DeviceTotal]) -> list[DeviceJSON]:
+    return [
+        {
+            "device": total.device,
+            "gpu": None if total.gpu is None else {"name": total.gpu.name, "memory_bytes": total.gpu.memory_bytes},
+            "required_bytes": total.low_bytes,
+            "high_bytes": total.high_bytes,
+            "available_bytes": total.available_bytes,
+            "fits": total.fits,
+        }
+        for total in totals
+    ]
+
+
+def _fitted(fitted: Fitted | None) -> FittedJSON | None:
+    if fitted is None:
+        return None
+    return {
+        "context_tokens": fitted.context_tokens,
+        "ngl": fitted.offloaded,
+        "tensor_split": list(fitted.split),
+        "override_tensor": [f"{pattern}={device}" for pattern, device in fitted.overrides],
+        "devices": _devices(fitted.devices),
+    }
+
+
 def quantisation_content(chosen: ChosenQuantisation | None) -> ChosenQuantisationJSON | None:
     return None if chosen is None else {"name": chosen.name, "bytes": chosen.size_bytes}
 
@@ -129,20 +169,11 @@ def llama_cpp_content(report: LlamaCppReport, say: Language) -> LlamaCppCommandK
         },
         "fits": report.fits,
         "buffers": buffers_content(report.buffers),
-        "devices": [
-            {
-                "device": total.device,
-                "gpu": None if total.gpu is None else {"name": total.gpu.name, "memory_bytes": total.gpu.memory_bytes},
-                "required_bytes": total.low_bytes,
-                "high_bytes": total.high_bytes,
-                "available_bytes": total.available_bytes,
-                "fits": total.fits,
-            }
-            for total in report.devices
-        ],
+        "devices": _devices(report.devices),
         "max_context_tokens": report.reach.context_tokens,
         "max_ngl": report.reach.offloaded,
         "min_n_cpu_moe": report.reach.host_experts,
+        "fitted": _fitted(report.fitted),
         "ignored_options": list(report.ignored),
         "log": None
         if report.log is None
