@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from ..console import EXIT_CHECK_FAILED
@@ -34,7 +35,7 @@ ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
     ),
     "vllm": (
         *("utilization", "kv_budget", "tp", "max_num_batched_tokens", "max_num_seqs", "enable_prefix_caching"),
-        "engine_version",
+        *("engine_version", "speculative_config"),
     ),
     "sglang": ("tp", "mem_fraction_static"),
     "llama.cpp": ("ngl", "cache_type_k", "cache_type_v", "quant"),
@@ -49,7 +50,8 @@ IN_VLLM_COMMAND: Mapping[str, object] = {
     "tp": 1,
     "max_num_batched_tokens": None,
     "max_num_seqs": None,
-    "enable_prefix_caching": False,
+    "enable_prefix_caching": None,
+    "speculative_config": None,
 }
 
 LARGEST_LOG_BYTES = 64 << 20
@@ -81,11 +83,19 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     add("--utilization", type=share, metavar="SHARE", help=say("help_utilization"))
     add("--kv-budget", type=values.size(say), metavar="SIZE", help=say("help_kv_budget"))
     add("--tp", type=values.positive(say), default=1, metavar="N", help=say("help_tp"))
-    add("--enable-prefix-caching", action="store_true", help=say("help_enable_prefix_caching"))
+    add("--enable-prefix-caching", action="store_true", default=None, help=say("help_enable_prefix_caching"))
+    add(
+        "--no-enable-prefix-caching",
+        action="store_false",
+        dest="enable_prefix_caching",
+        default=None,
+        help=say("help_no_enable_prefix_caching"),
+    )
     add("--max-num-batched-tokens", type=values.tokens(say), metavar="TOKENS", help=say("help_max_num_batched_tokens"))
     add("--max-num-seqs", type=values.positive(say), metavar="N", help=say("help_max_num_seqs"))
     add("--mem-fraction-static", type=share, metavar="SHARE", help=say("help_mem_fraction_static"))
     add("--engine-version", metavar="VERSION", help=say("help_engine_version"))
+    add("--speculative-config", metavar="JSON", help=say("help_speculative_config"))
     add("--vllm", metavar="COMMAND", help=say("help_vllm"))
     add("--ngl", type=values.reader(_layers, "usage_positive", say), metavar="N", help=say("help_ngl"))
     add("--cache-type-k", type=values.number_format, default="auto", metavar="FORMAT", help=say("help_cache_type_k"))
@@ -141,6 +151,11 @@ def _serve(options: argparse.Namespace, say: Language, engine: str) -> int:
     from ..fitting.serving import serve_logged
 
     serving, cards = _serving(options, engine), _cards(options)
+    if options.speculative_config is not None:
+        from ..engines.vllm.speculative_config import parse_speculation, proposal
+
+        proposed = proposal(parse_speculation(options.speculative_config), options.model)
+        serving = _with_draft(replace(serving, speculation=proposed.speculation), proposed.model, options)
     log = None if options.log is None else _vllm_log(options.log)
 
     def served(report: Report) -> ServingReport:
@@ -169,12 +184,21 @@ def _run_vllm(options: argparse.Namespace, say: Language) -> int:
 
     _check_in_command(options, IN_VLLM_COMMAND, "--vllm", "vllm")
     command = parse_command(options.vllm, version=options.engine_version)
+    command = replace(command, serving=_with_draft(command.serving, command.draft, options))
     log = None if options.log is None else _vllm_log(options.log)
     report = prediction.inspected(options, options.model or command.model, dtype=command.dtype, tokens=None)
     budget = command.serving.kv_budget_bytes
     cards = _cards(options) if budget is None else (budget_card(budget),)
     answer = serve_command(report, command, cards, beyond_limit=options.beyond_limit, log=log)
     return _shown(answer, options, say)
+
+
+def _with_draft(serving: Serving, name: str | None, options: argparse.Namespace) -> Serving:
+    """With the draft model of that name read."""
+    if name is None or serving.speculation is None:
+        return serving
+    draft = prediction.inspected(options, name, tokens=None)
+    return replace(serving, speculation=replace(serving.speculation, drafter=draft))
 
 
 def _check_in_command(options: argparse.Namespace, names: Mapping[str, object], option: str, engine: str) -> None:

@@ -43,7 +43,14 @@ GROUPS: Mapping[str, Sequence[str]] = {
     ),
     "options_engine": (
         *("--engine", "--utilization", "--kv-budget", "--max-num-batched-tokens", "--max-num-seqs"),
-        *("--enable-prefix-caching", "--engine-version", "--vllm", "--mem-fraction-static"),
+        *(
+            "--enable-prefix-caching",
+            "--no-enable-prefix-caching",
+            "--engine-version",
+            "--speculative-config",
+            "--vllm",
+            "--mem-fraction-static",
+        ),
         *("--ngl", "--cache-type-k", "--cache-type-v", "--quant", "--llama-cpp", "--log", "--host-memory"),
     ),
     "options_device": ("--device", "--random-weights", "--force", "--snapshot", "--prompt", "--max-new-tokens"),

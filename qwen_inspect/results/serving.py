@@ -11,6 +11,21 @@ from .fit import CardAnswer, Gpu, Suggestion, deciding
 from .llama_cpp import Buffer, ChosenQuantisation
 from .model import Report
 
+SpeculativeMethod = Literal["mtp", "eagle", "eagle3", "draft_model", "ngram", "ngram_gpu", "suffix"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speculation:
+    """Speculative decoding in vLLM. tokens: proposed at once (None: as many as the release has layers for prediction).
+
+    drafter: the draft model or EAGLE head, as read; None for methods without one. ranks: of the draft model (None: the model's).
+    """
+
+    method: SpeculativeMethod
+    tokens: int | None
+    drafter: Report | None = None
+    ranks: int | None = None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving(Workload):
@@ -18,10 +33,10 @@ class Serving(Workload):
 
     utilization: share of a card (None: the engine's default); kv_budget_bytes: a known budget instead. For vLLM: version (None:
     the engine's); step_tokens and sequences: the most tokens and sequences of a step (None: its server's defaults for the card);
-    prefix_caching, for hybrid models off by default in 0.19; pipeline_ranks and data_ranks; block_tokens, of a block
-    of the cache; expert_parallel, whole experts on each rank; eager, without compiling and CUDA graphs; images, whether the
-    encoder is profiled; offloaded_bytes, weights in the host's memory; lora_slots, for adapters of
-    lora_rank at once.
+    prefix_caching, which changes hybrid models alone (None: the version's default for them); pipeline_ranks and data_ranks;
+    block_tokens, of a block of the cache; expert_parallel, whole experts on each rank; eager, without compiling and CUDA graphs;
+    images, whether the encoder is profiled; offloaded_bytes, weights in the host's memory; lora_slots, for adapters of
+    lora_rank at once; speculation, speculative decoding.
     For llama.cpp: offloaded, the layers of --ngl (None: all); flash_attention (None: where the card has a kernel); micro_batch
     (None: its default).
     """
@@ -32,7 +47,7 @@ class Serving(Workload):
     version: str | None = None
     step_tokens: int | None = None
     sequences: int | None = None
-    prefix_caching: bool = False
+    prefix_caching: bool | None = None
     pipeline_ranks: int = 1
     data_ranks: int = 1
     block_tokens: int | None = None
@@ -42,6 +57,7 @@ class Serving(Workload):
     offloaded_bytes: int = 0
     lora_slots: int = 0
     lora_rank: int = 16
+    speculation: Speculation | None = None
     offloaded: int | None = None
     flash_attention: bool | None = None
     micro_batch: int | None = None

@@ -13,6 +13,7 @@ from qwen_inspect.checkpoint import DType
 from qwen_inspect.cli import main
 from qwen_inspect.engines.vllm.blocks import BlockPool, hybrid_pool, softmax_kind
 from qwen_inspect.engines.vllm.mamba import MambaSizes, mamba_dtypes, mamba_pool, mamba_sizes
+from qwen_inspect.engines.vllm.releases import release
 from qwen_inspect.engines.vllm.sparse import indexed_pool, sparse_index
 from qwen_inspect.engines.vllm.weights import rank_weights
 from qwen_inspect.errors import UnsupportedError
@@ -27,7 +28,9 @@ ULTRA = "nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-BF16"
 GRANITE, JAMBA = "ibm-granite/granite-4.0-h-small", "ai21labs/Jamba-v0.1"
 
 
-def pool_of(model: str, *, ranks: int = 1, prefix_caching: bool = False, name: str = "bfloat16") -> BlockPool:
+def pool_of(
+    model: str, *, ranks: int = 1, prefix_caching: bool = False, name: str = "bfloat16", version: str = "0.19.0"
+) -> BlockPool:
     report = inspect(model) if model[0] == "/" else inspect(model, source="catalog")
     sizes, cache = mamba_sizes(report), report.known.cache
     assert sizes is not None
@@ -38,7 +41,7 @@ def pool_of(model: str, *, ranks: int = 1, prefix_caching: bool = False, name: s
         sizes,
         FORMATS[name],
         ranks=ranks,
-        version=(0, 19),
+        release=release(version),
         prefix_caching=prefix_caching,
     )
 
@@ -81,6 +84,12 @@ def test_attention_blocks_are_as_large_as_a_state(
     # Without prefix caching a sequence has one block of states in each group of them; else one for each block of tokens.
     blocks = -(-10_000 // tokens)
     assert pool.sequence_blocks(10_000) == (groups * blocks if options.get("prefix_caching") else blocks + groups - 1)
+
+
+def test_mamba_keeps_a_second_block_where_prefixes_are_cached_by_default() -> None:
+    """vLLM 0.28.0, MambaModelConfig: "align" mode, in which a block is as large as without prefixes."""
+    pool = pool_of(NANO, prefix_caching=True, version="0.28.0")
+    assert (pool.block_tokens, pool.sequence_blocks(10_000)) == (2096, 5 + 4 * 2)
 
 
 FALCON = {

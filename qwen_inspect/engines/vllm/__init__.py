@@ -73,7 +73,13 @@ class Vllm(Engine["Serving", "VllmDemand"]):
         yield Message("assume_vllm_version", version=version.name)
         if not version.known:
             yield Message("assume_vllm_unknown", version=version.name)
-        if request.prefix_caching:
+        if (speculation := request.speculation) is not None:
+            from .drafter import proposed_tokens
+
+            tokens = proposed_tokens(report, speculation)
+            yield Message("assume_vllm_speculation", method=speculation.method, tokens=tokens)
+        hybrid = any(not group.block_tokens for demand, _ in answers for group in demand.pool.groups)
+        if request.prefix_caching or (hybrid and any(demand.prefix_caching for demand, _ in answers)):
             yield Message("assume_vllm_prefixes")
         for _, answer in answers:
             if report.spec.dtype is DType.BF16 and answer.gpu.supports("bfloat16") is False:

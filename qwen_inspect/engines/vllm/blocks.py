@@ -17,6 +17,7 @@ from ...structure.kv_cache import CacheFormat
 from ...values import dataclass, replace
 
 BLOCK_TOKENS = 16  # CacheConfig.DEFAULT_BLOCK_SIZE, and what FlashAttention's block sizes are multiples of
+Drafting = tuple[Sequence[LayerAttention], int, int]
 BLOCK_FORMATS = ("float32", "bfloat16", "float16", "fp8")
 
 
@@ -46,12 +47,14 @@ class BlockPool:
 
     groups: the kind of layer of each group. state_blocks: blocks of a sequence's state; 2 with prefix caching, which also keeps
     the state at the end of the prefix. chunked: windows are chunks, of which a sequence holds its own and a step's tokens.
+    proposed: tokens of speculative decoding, each of which has a state of its own.
     """
 
     block_bytes: int
     groups: tuple[PageKind, ...]
     state_blocks: int = 1
     chunked: bool = False
+    proposed: int = 0
 
     @property
     def block_tokens(self) -> int:
@@ -79,7 +82,7 @@ class BlockPool:
         blocks = 0
         for group in self.groups:
             if not group.block_tokens:
-                blocks += self.state_blocks
+                blocks += self.state_blocks + self.proposed
             elif not group.window_tokens:
                 blocks += -(-tokens // group.block_tokens)
             elif batched_tokens is None:
@@ -105,8 +108,11 @@ def block_pool(
     ranks: int,
     states: tuple[DType, DType],
     block_tokens: int = BLOCK_TOKENS,
+    drafting: Drafting = ((), 1, 0),
 ) -> BlockPool:
     """The blocks on one of `ranks` ranks. states: dtypes of a linear layer's convolution and recurrent state.
+
+    drafting: a drafter's layers and ranks, and the tokens proposed at once, by which convolutions keep more.
 
     Raises UnsupportedError if vLLM cannot shard the heads over the ranks, or cannot make the layers' pages equal.
     Source: kv_cache_utils.get_kv_cache_groups.
@@ -119,8 +125,11 @@ def block_pool(
         raise UnsupportedError("cache_engine_other", engine="vLLM")
     block_tokens = BLOCK_TOKENS if linear else block_tokens  # a hybrid's follows from its states
     kinds = [softmax_kind(layer, cache_format, ranks, block_tokens) for layer in softmax]
+    drafted, draft_ranks, proposed = drafting
+    kinds += [softmax_kind(layer, cache_format, draft_ranks, block_tokens) for layer in drafted]
     if linear:
-        return hybrid_pool(kinds, [_state_bytes(layer, ranks, states) for layer in linear])
+        states_bytes = [_state_bytes(layer, ranks, states, proposed) for layer in linear]
+        return replace(hybrid_pool(kinds, states_bytes), proposed=proposed)
     if len({kind.window_tokens for kind in kinds}) == 1:
         return one_group(kinds)
     return shared_pool(_same_pages(kinds))
@@ -181,15 +190,16 @@ def hybrid_pool(kinds: Sequence[PageKind], states_bytes: Sequence[int]) -> Block
     return shared_pool([*[attention] * len(kinds), *[state] * len(states_bytes)])
 
 
-def _state_bytes(layer: LinearLayerAttention, ranks: int, dtypes: tuple[DType, DType]) -> int:
+def _state_bytes(layer: LinearLayerAttention, ranks: int, dtypes: tuple[DType, DType], proposed: int) -> int:
     """A rank's share of a sequence's state: (conv_kernel - 1, channels) and (value_heads, value_head_dim, key_head_dim).
 
+    The convolution keeps a column more for each of `proposed` tokens.
     Source: mamba_utils.MambaStateShapeCalculator.gated_delta_net_state_shape.
     """
     if layer.key_heads % ranks or layer.value_heads % ranks:
         raise UnsupportedError("vllm_linear_heads", keys=layer.key_heads, values=layer.value_heads, ranks=ranks)
     channels = 2 * layer.key_heads * layer.key_head_dim + layer.value_heads * layer.value_head_dim
-    convolution = (layer.conv_kernel - 1) * channels // ranks
+    convolution = (layer.conv_kernel - 1 + proposed) * channels // ranks
     recurrent = layer.value_heads // ranks * layer.value_head_dim * layer.key_head_dim
     return convolution * dtypes[0].bits // 8 + recurrent * dtypes[1].bits // 8
 

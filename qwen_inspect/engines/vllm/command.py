@@ -15,6 +15,7 @@ from ...errors import UsageError
 from ...results.serving import Serving
 from ...units import GIB
 from ...values import dataclass, field, replace
+from .speculative_config import parse_speculation, proposal
 
 LONGEST_COMMAND = 20_000
 SET_BEFORE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)  # VAR=value before a program
@@ -26,6 +27,12 @@ SHORT: Mapping[str, str] = {
     "-dp": "--data-parallel-size",
     "-q": "--quantization",
     "-ep": "--enable-expert-parallel",
+    "-sc": "--speculative-config",
+}
+SPECULATIVE: Mapping[str, str] = {
+    "--spec-method": "method",
+    "--spec-model": "model",
+    "--spec-tokens": "num_speculative_tokens",
 }
 SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "--enforce-eager": {"eager": True},
@@ -60,6 +67,7 @@ WITH_VALUE = frozenset(
 class Command:
     """model: as it is named. dtype: that weights are loaded in (None: the model's). automatic: --max-model-len auto.
 
+    draft: the model that proposes tokens, as it is named (None: none of its own), which is not read yet.
     ignored: options that may take memory and are not known here.
     """
 
@@ -68,6 +76,7 @@ class Command:
     dtype: str | None
     automatic: bool
     ignored: tuple[str, ...]
+    draft: str | None = None
 
 
 @dataclass(slots=True)
@@ -78,6 +87,7 @@ class _Reading:
     automatic: bool = False
     ignored: list[str] = field(default_factory=list)
     lora: bool = False
+    speculative: dict[str, Any] = field(default_factory=dict)
 
 
 def parse_command(line: str, *, version: str | None = None) -> Command:
@@ -94,12 +104,18 @@ def parse_command(line: str, *, version: str | None = None) -> Command:
     _read(_arguments(words, reading), reading)
     if not reading.lora:
         reading.values.pop("lora_slots", None)
+    draft = None
+    if reading.speculative:
+        proposed = proposal(reading.speculative, reading.model)
+        reading.values["speculation"], draft = proposed.speculation, proposed.model
+        reading.ignored.extend(proposed.ignored)
     return Command(
         serving=replace(Serving(engine="vllm"), **reading.values),
         model=reading.model,
         dtype=reading.dtype,
         automatic=reading.automatic,
         ignored=tuple(dict.fromkeys(reading.ignored)),
+        draft=draft,
     )
 
 
@@ -132,7 +148,7 @@ def _read(words: list[str], reading: _Reading) -> None:
             words.insert(at, value)
         word = SHORT.get(word, "--" + word.lstrip("-").replace("_", "-") if word.startswith("--") else word)
         following = words[at] if at < len(words) else None
-        if word in VALUES or word in FIELDS:
+        if word in VALUES or word in FIELDS or word in SPECULATIVE or word.startswith(DOTTED):
             if following is None:
                 raise UsageError("llama_cpp_value_missing", option=word)
             _set(word, following, reading)
@@ -155,7 +171,13 @@ def _set(option: str, value: str, reading: _Reading) -> None:
         name, read = FIELDS[option]
         reading.values[name] = read(option, value)
         return
+    if option in SPECULATIVE or option.startswith(DOTTED):
+        key = SPECULATIVE.get(option, option.removeprefix(DOTTED).replace("-", "_"))
+        reading.speculative[key] = int(value) if re.fullmatch("[0-9]{1,9}", value) else value
+        return
     match option:
+        case "--speculative-config":
+            reading.speculative.update(parse_speculation(value))
         case "--model":
             reading.model = value
         case "--dtype":
@@ -214,7 +236,13 @@ def _format(option: str, value: str) -> str:
     return "fp8" if value.startswith("fp8") else value
 
 
-VALUES = frozenset(("--model", "--dtype", "--quantization", "--max-model-len", "--limit-mm-per-prompt"))
+DOTTED = "--speculative-config."  # a key of it, with its value behind
+VALUES = frozenset(
+    (
+        *("--model", "--dtype", "--quantization", "--max-model-len", "--limit-mm-per-prompt"),
+        "--speculative-config",
+    )
+)
 FIELDS: Mapping[str, tuple[str, Callable[[str, str], Any]]] = {
     "--tensor-parallel-size": ("ranks", _number),
     "--pipeline-parallel-size": ("pipeline_ranks", _number),

@@ -23,12 +23,14 @@ from .blocks import (
     BLOCK_FORMATS,
     BLOCK_TOKENS,
     BlockPool,
+    Drafting,
     block_pool,
     latent_pool,
     latent_width,
     state_dtypes,
     text_part,
 )
+from .drafter import FIRST_GROUPS, Drafter, drafter_of, proposed_tokens
 from .encoder import deepstack_bytes, encoder, unsized
 from .mamba import mamba_pool, mamba_sizes
 from .outside import graphs, non_torch
@@ -60,11 +62,14 @@ class VllmDemand(Demand):
             raise UnsupportedError("vllm_cache_format", found=self.format.name, known=", ".join(BLOCK_FORMATS[1:]))
         text = text_part(report.config or {})
         self.index = sparse_index(text, self.format, gpu.compute_capability, self.release.version)
-        self.pool = self._pool(gpu)
         self.most_context_tokens = report.spec.context_tokens
         by_default = (None, None) if self.budget_given else step_defaults(gpu.available_bytes, gpu.name)
         self.step_tokens = serving.step_tokens or by_default[0]
         self.sequences = serving.sequences or by_default[1]
+        self.drafter = self._drafter()
+        self.pool = self._pool(gpu)
+        if self.drafter is not None and len(self.pool.groups) > 1 and self.release.version < FIRST_GROUPS:
+            raise UnsupportedError("vllm_speculation_groups")
         if self.step_tokens is None and any(group.window_tokens for group in self.pool.groups):
             raise UsageError("vllm_step_needed")
         self._check_room(gpu)
@@ -78,6 +83,14 @@ class VllmDemand(Demand):
             raise UnsupportedError("vllm_not_divisible", name="layers", size=layers, ranks=ranks)
         return last_stage(layers, ranks)
 
+    def _drafter(self) -> Drafter | None:
+        serving = self._serving
+        if (speculation := serving.speculation) is None:
+            return None
+        if serving.pipeline_ranks > 1:
+            raise UnsupportedError("vllm_speculation_pipeline")
+        return drafter_of(self._report, speculation, ranks=serving.ranks, step_tokens=self.step_tokens or 0)
+
     def _pool(self, gpu: Gpu) -> BlockPool:
         config, ranks = self._report.config or {}, self._serving.ranks
         layers, text = self._report.attention.layers, text_part(config)
@@ -87,26 +100,38 @@ class VllmDemand(Demand):
             heads = text.get("num_attention_heads")
             if type(heads) is not int or heads % ranks:
                 raise UnsupportedError("cache_query_heads_over_ranks", heads=heads, ranks=ranks)
+            if self.drafter is not None and self.drafter.layers:
+                raise UnsupportedError("vllm_unequal_pages")
+            latents = 0 if self.drafter is None else self.drafter.latents
             if self.index is not None:
-                return indexed_pool([layer.index for layer in layers], width, self.index, self.format)
-            return latent_pool(len(layers), width, self.format, gpu.compute_capability)
+                indexes = [layer.index for layer in layers]
+                return indexed_pool(
+                    [*indexes, *range(len(layers), len(layers) + latents)], width, self.index, self.format
+                )
+            return latent_pool(len(layers) + latents, width, self.format, gpu.compute_capability)
         if (mamba := mamba_sizes(self._report)) is not None and self._report.known.cache is not None:
-            indexes = {layer.index for layer in layers}
+            if self.drafter is not None:
+                raise UnsupportedError("vllm_no_prediction", class_name=self._report.spec.class_name)
+            indexed = {layer.index for layer in layers}
             return mamba_pool(
                 self._report,
-                [layer for layer in self._report.known.cache.layers if layer.index in indexes],
+                [layer for layer in self._report.known.cache.layers if layer.index in indexed],
                 mamba,
                 self.format,
                 ranks=ranks,
-                version=self.release.version,
-                prefix_caching=self._serving.prefix_caching,
+                release=self.release,
+                prefix_caching=self.prefix_caching,
             )
         states = state_dtypes(config, self._report.spec.dtype)
         block_tokens = self._serving.block_tokens or BLOCK_TOKENS
-        pool = block_pool(layers, self.format, ranks=ranks, states=states, block_tokens=block_tokens)
+        drafting: Drafting = ((), 1, 0)
+        if self.drafter is not None and self._serving.speculation is not None:
+            proposed = proposed_tokens(self._report, self._serving.speculation)
+            drafting = self.drafter.layers, self.drafter.ranks, proposed
+        pool = block_pool(layers, self.format, ranks=ranks, states=states, block_tokens=block_tokens, drafting=drafting)
         cache = self._report.known.cache
         chunked = cache is not None and any(layer.kind == "chunked" for layer in cache.layers)
-        return replace(pool, state_blocks=2 if self._serving.prefix_caching else 1, chunked=chunked)
+        return replace(pool, state_blocks=2 if self.prefix_caching else 1, chunked=chunked)
 
     def _check_room(self, gpu: Gpu) -> None:
         """Raises UsageError for a budget below one block, UnavailableError if less is free than vLLM requests at its start."""
@@ -120,6 +145,12 @@ class VllmDemand(Demand):
     @property
     def budget_given(self) -> bool:
         return self._serving.kv_budget_bytes is not None
+
+    @property
+    def prefix_caching(self) -> bool:
+        """Whether prefixes of a hybrid model are cached; of other models that changes nothing."""
+        asked = self._serving.prefix_caching
+        return self.release.caches_prefixes if asked is None else asked
 
     @property
     def utilization(self) -> float:
@@ -160,15 +191,22 @@ class VllmDemand(Demand):
             ranks=serving.ranks,
             sequences=self.sequences or 0,
             eager=serving.eager,
+            drafting=self.drafter is not None and self.drafter.widths is not None,
         )
         return (
             Reserved(name="weights", least_bytes=held, most_bytes=held),
             rounding(weights),
+            *self._drafted(),
             *self._adapters(),
             self._activation(),
             outside,
             *(() if reserved_graphs is None else (reserved_graphs,)),
         )
+
+    def _drafted(self) -> tuple[Reserved, ...]:
+        if self.drafter is None or not self.drafter.most_bytes:
+            return ()
+        return (Reserved(name="drafter", least_bytes=self.drafter.least_bytes, most_bytes=self.drafter.most_bytes),)
 
     def _adapters(self) -> tuple[Reserved, ...]:
         serving = self._serving
@@ -199,7 +237,8 @@ class VllmDemand(Demand):
             data_ranks=serving.data_ranks,
             experts_whole=serving.expert_parallel,
             compiled=not serving.eager,
-            sampler=self.release.sampler(report),
+            sampler=self.release.sampler(report, None if serving.speculation is None else serving.speculation.method),
+            drafter=self.drafter,
             index_bytes=self._index_bytes(),
             index_logits_bytes=0 if self.index is None else LOGITS_BYTES,
         )

@@ -61,7 +61,7 @@ def beside(log: Log, reserve: VllmReserve) -> Iterator[LogTerm]:
     """Each printed figure of memory with the predicted range, in the order of the budget, then what the budget holds."""
     terms = {term.name: (term.least_bytes, term.most_bytes or 0) for term in reserve.terms}
     if "weights" in terms:
-        beside = [terms.get(name, (0, 0)) for name in ("rounding", "adapters")]
+        beside = [terms.get(name, (0, 0)) for name in ("rounding", "drafter", "adapters")]
         low_bytes, high_bytes = (terms["weights"][end] + sum(ends[end] for ends in beside) for end in (0, 1))
         terms["weights"] = low_bytes, high_bytes
     low, high = reserve.least, reserve.most

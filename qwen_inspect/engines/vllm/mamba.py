@@ -21,6 +21,7 @@ from ...spec import Module, each_module
 from ...structure.kv_cache import CacheFormat
 from ...values import dataclass, replace
 from .blocks import BLOCK_FORMATS, BLOCK_TOKENS, BlockPool, PageKind, hybrid_pool, shared_pool, softmax_kind
+from .releases import Release
 
 FIRST = ("falcon_mamba", "jamba", "mamba")
 SECOND = ("bamba", "falcon_h1", "granitemoehybrid", "mamba2", "nemotron_h")
@@ -127,10 +128,12 @@ def mamba_pool(
     cache_format: CacheFormat,
     *,
     ranks: int,
-    version: tuple[int, int],
+    release: Release,
     prefix_caching: bool,
 ) -> BlockPool:
-    """The blocks of `layers`. prefix_caching: states are kept at the end of each block, whose tokens are whole chunks."""
+    """The blocks of `layers`. prefix_caching: states are kept at the end of each block, whose tokens are whole chunks; in
+    releases that do so by default, a second block of states ("align" mode).
+    """
     config = report.config or {}
     if cache_format.name not in BLOCK_FORMATS:
         raise UnsupportedError("vllm_cache_format", found=cache_format.name, known=", ".join(BLOCK_FORMATS))
@@ -140,13 +143,13 @@ def mamba_pool(
         for layer in softmax_layers(report)
         if layer.index in indexes
     ]
-    state_bytes = sizes.state_bytes(ranks, mamba_dtypes(config, report.spec.dtype, version))
+    state_bytes = sizes.state_bytes(ranks, mamba_dtypes(config, report.spec.dtype, release.version))
     states_bytes = [state_bytes for layer in layers if layer.states_bytes]
     if not kinds:  # attention-free: pages are not padded
         tokens = BLOCK_TOKENS if prefix_caching else 0
         return shared_pool([PageKind(state_bytes, tokens, 0, ())] * len(states_bytes))
-    if not prefix_caching:
-        return hybrid_pool(kinds, states_bytes)
+    if not prefix_caching or release.caches_prefixes:
+        return replace(hybrid_pool(kinds, states_bytes), state_blocks=2 if prefix_caching else 1)
     chunk = math.lcm(_chunk_tokens(config), BLOCK_TOKENS)
     token_bytes = kinds[0].page_bytes // BLOCK_TOKENS
     tokens = chunk * -(-state_bytes // (chunk * token_bytes))

@@ -65,18 +65,19 @@ def _tensor_parallel(release: Release, capability: tuple[int, int] | None, ranks
 
 
 def graphs(
-    release: Release, *, capability: tuple[int, int] | None, ranks: int, sequences: int, eager: bool
+    release: Release, *, capability: tuple[int, int] | None, ranks: int, sequences: int, eager: bool, drafting: bool
 ) -> Reserved | None:
     """vLLM's own estimate of its CUDA graphs, which newer versions take off the budget: as 0.19.0 printed it for an H100.
 
-    At least a MiB for each graph that is captured. Source: gpu_model_runner.py, profile_cudagraph_memory.
+    At least a MiB for each graph that is captured; with a drafter, whose graphs are captured too, at most as much again.
+    Source: gpu_model_runner.py, profile_cudagraph_memory.
     """
     if not release.reserves_graphs or eager:
         return None
     least, most = (69, 182) if ranks > 1 else (52, 110)
     if capability not in (HOPPER, None) or sequences < 1024:
         least = 10
-    return _range("graphs", 10 * least - 5, 10 * most + 5)
+    return _range("graphs", 10 * least - 5, (20 if drafting else 10) * most + 5)
 
 
 def _range(name: str, least: int, most: int) -> Reserved:

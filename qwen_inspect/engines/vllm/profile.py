@@ -8,8 +8,11 @@ _dummy_sampler_run), v1/sample, model_executor/layers; other versions where name
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ...units import MIB
 from ...values import dataclass
+from .drafter import Drafter
 from .encoder import Encoder
 from .releases import Release, Sampler
 from .widths import Widths
@@ -29,7 +32,8 @@ class ProfileRun:
 
     first, last: whether this rank of the pipeline has the embedding, the output layer. experts_whole: whether a rank has whole
     experts (--enable-expert-parallel). compiled: torch.compile, off with --enforce-eager. index_bytes, index_logits_bytes: the
-    workspace of sparse attention, which experts use too and which stays, and the index's scores.
+    workspace of sparse attention, which experts use too and which stays, and the index's scores. drafter: None without
+    speculative decoding.
     """
 
     tokens: int
@@ -45,6 +49,11 @@ class ProfileRun:
     index_logits_bytes: int = 0
     compiled: bool = True
     sampler: Sampler = "triton"
+    drafter: Drafter | None = None
+
+    def hidden_bytes(self, widths: Widths, states: int) -> int:
+        """Of `states` hidden states of every token."""
+        return states * self.tokens * widths.hidden * self.element_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,22 +79,35 @@ def peak_bytes(
     """(least, most) bytes of the peak: the larger of the encoder's, the model's and the sampler's."""
     kept = card.workspace_bytes + (0 if encoder is None else encoder.kept_bytes)
     if not run.first:
-        kept += 2 * run.tokens * widths.hidden * run.element_bytes  # hidden states and residual of the rank before
-    experts = max(expert_bytes(widths, run), run.index_bytes)
+        kept += run.hidden_bytes(widths, 2)  # hidden states and residual of the rank before
+    experts, compiling = max(expert_bytes(widths, run), run.index_bytes), card.level_2_bytes if run.compiled else 0
+    states = 0 if run.drafter is None else run.hidden_bytes(widths, run.drafter.states)
     ends = [
-        kept + experts + layer_bytes(widths, run) + (card.level_2_bytes if run.compiled else 0),
-        kept + run.index_bytes + attention_bytes(widths, run) + run.index_logits_bytes,
-        kept + mamba_bytes(widths, run),
+        kept + states + experts + layer_bytes(widths, run) + compiling,
+        kept + states + run.index_bytes + attention_bytes(widths, run) + run.index_logits_bytes,
+        kept + states + mamba_bytes(widths, run),
     ]
+    unknown = 0
     if run.last:
         outputs = (run.tokens + 2 * run.sequences) * widths.hidden * run.element_bytes
-        held = experts if release.keeps_experts else run.index_bytes
-        ends.append(kept + held + outputs + sampler_bytes(widths.vocabulary, run, card))
+        held = kept + (experts if release.keeps_experts else run.index_bytes) + outputs
+        ends.append(held + sampler_bytes(widths.vocabulary, run, card))
+        if run.drafter is not None:
+            rejection, unknown = rejection_bytes(widths.vocabulary, run, card, release)
+            ends.append(held + rejection)
+    if run.drafter is not None and (drafted := run.drafter.widths) is not None:
+        draft_run = replace(run, ranks=run.drafter.ranks)
+        held = kept + states + run.hidden_bytes(widths, 1)
+        ends.append(held + experts + compiling + layer_bytes(drafted, draft_run))
+        ends.append(held + run.index_bytes + attention_bytes(drafted, draft_run) + run.index_logits_bytes)
+        unknown += run.hidden_bytes(widths, 1)
     if encoder is not None:
         ends.append(card.workspace_bytes + encoder.peak_bytes)
     least = max(ends)
-    # Of the only log in float32 another activation is missing here, for a reason that is not known.
-    unknown = run.tokens * widths.down // run.ranks * run.element_bytes if run.element_bytes == 4 else 0
+    if (
+        run.element_bytes == 4
+    ):  # of the only log in float32 another activation is missing, for a reason that is not known
+        unknown += run.tokens * widths.down // run.ranks * run.element_bytes
     return least, least + unknown
 
 
@@ -155,3 +177,21 @@ def sampler_bytes(vocabulary: int, run: ProfileRun, card: Card) -> int:
     programs = min(run.sequences, multiprocessors)
     rows = min(1 << (programs - 1).bit_length(), multiprocessors)
     return logits + each * (wide + 8) + rows * 4 * vocabulary
+
+
+def rejection_bytes(vocabulary: int, run: ProfileRun, card: Card, release: Release) -> tuple[int, int]:
+    """(bytes, bytes more at most) of the rejection sampler, which the profile run calls last, with a token proposed by each.
+
+    Alive are the logits of both tokens and of the sampled token, and that one's in float32. Then the sampler runs; or the
+    proposed tokens' logits are in float32 twice, and what sorts them, or probabilities and random numbers, come on top. The
+    second model runner does not call it. Versions before 0.16 order it otherwise: a range.
+    Source: v1/sample/rejection_sampler.py of 0.16 to 0.30 (forward, rejection_sample), v1/worker/gpu_model_runner.py.
+    """
+    if run.sampler in ("gumbel", "greedy"):
+        return 0, 0
+    each = run.sequences * vocabulary
+    if not release.keeps_experts:
+        return 0, each * (2 * run.element_bytes + 12)
+    sampling = sampler_bytes(vocabulary, run, card) - run.sequences * -(-vocabulary // 64) * 64 * run.element_bytes
+    sorting = each * 32 if run.sampler == "sort" else 0
+    return each * (3 * run.element_bytes + 4) + max(sampling, each * 8 + max(sorting, each * 8)), 0

@@ -11,6 +11,7 @@ from ...values import dataclass
 
 if TYPE_CHECKING:
     from ...results.model import Report
+    from ...results.serving import SpeculativeMethod
 
 Sampler = Literal["sort", "triton", "flashinfer", "gumbel", "greedy"]
 DEFAULT = "0.19.0"
@@ -22,6 +23,7 @@ SECOND_RUNNER = (
     "LongcatFlashNgramForCausalLM",
     "Qwen2MoeForCausalLM",
 )
+SECOND_RUNNER_METHODS = (None, "mtp", "eagle", "eagle3")  # _get_v2_model_runner_unsupported_features
 SECOND_RUNNER_024 = (*SECOND_RUNNER, "Qwen3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM")
 
 
@@ -60,12 +62,20 @@ class Release:
         return self.version >= (0, 16)
 
     @property
+    def caches_prefixes(self) -> bool:
+        """Whether prefixes of hybrid models are cached by default, then in "align" mode with Mamba too.
+
+        Source: engine/arg_utils.py and MambaModelConfig: not yet in 0.26.0, but in 0.28.0. 0.27 is taken for the latter.
+        """
+        return self.version >= (0, 27)
+
+    @property
     def loads_sampler(self) -> bool:
         """Whether the profile run launches the first sampler's Triton kernels, whose stacks count outside of PyTorch."""
         return self.version >= (0, 17)
 
-    def sampler(self, report: Report) -> Sampler:
-        """How the profile run samples.
+    def sampler(self, report: Report, method: SpeculativeMethod | None = None) -> Sampler:
+        """How the profile run samples. method: of speculative decoding.
 
         FlashInfer is taken where it is installed: as in 0.10's images, and by default from 0.21 on. The second model runner draws
         by Gumbel's trick, from 0.28 on without a copy in float32.
@@ -75,7 +85,7 @@ class Release:
             return "flashinfer" if self.version == (0, 10) else "sort"
         if self.version < (0, 21):
             return "triton"
-        if not self._second_runner(report):
+        if not self._second_runner(report) or method not in SECOND_RUNNER_METHODS:
             return "flashinfer"
         return "gumbel" if self.version < (0, 28) else "greedy"
 
