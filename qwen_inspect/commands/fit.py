@@ -6,7 +6,6 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from ..console import EXIT_CHECK_FAILED
@@ -152,6 +151,8 @@ def _serve(options: argparse.Namespace, say: Language, engine: str) -> int:
 
     serving, cards = _serving(options, engine), _cards(options)
     if options.speculative_config is not None:
+        from dataclasses import replace
+
         from ..engines.vllm.speculative_config import parse_speculation, proposal
 
         proposed = proposal(parse_speculation(options.speculative_config), options.model)
@@ -161,6 +162,8 @@ def _serve(options: argparse.Namespace, say: Language, engine: str) -> int:
     def served(report: Report) -> ServingReport:
         if report.ref.source != "ollama" or engine != "llama.cpp":
             return serve_logged(report, serving, cards, beyond_limit=options.beyond_limit, log=log)
+        from dataclasses import replace
+
         from ..engines.llama_cpp.ollama import as_served
         from ..values import replace
 
@@ -179,6 +182,8 @@ def _shown(answer: ServingReport, options: argparse.Namespace, say: Language) ->
 
 def _run_vllm(options: argparse.Namespace, say: Language) -> int:
     """Returns 1 if the command does not fit, or its log differs from the prediction."""
+    from dataclasses import replace
+
     from ..engines.vllm.command import parse_command
     from ..fitting.serving import budget_card, serve_command
 
@@ -197,6 +202,8 @@ def _with_draft(serving: Serving, name: str | None, options: argparse.Namespace)
     """With the draft model of that name read."""
     if name is None or serving.speculation is None:
         return serving
+    from dataclasses import replace
+
     draft = prediction.inspected(options, name, tokens=None)
     return replace(serving, speculation=replace(serving.speculation, drafter=draft))
 
