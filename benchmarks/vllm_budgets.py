@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -16,6 +16,7 @@ from qwen_inspect.structure.inspect import inspect
 
 LOGS = Path(__file__).parent / "published" / "vllm_profile.csv"
 GIB = 1 << 30
+PEERS = ("llm-d-planner", "vramscout")
 HALF = 0.005  # of the last digit of a printed figure, in GiB
 
 
@@ -49,6 +50,12 @@ class Budget:
     def error(self) -> float:
         """Of the range's middle, relative to the published figure."""
         return (self.low + self.high) / 2 / self.available - 1
+
+    def peers(self) -> dict[str, float | None]:
+        """The relative errors of PEERS; None where they have no answer."""
+        planner, scout = self.log["llm_d_planner_percent"], self.log["vramscout_gib"]
+        errors = (float(planner) / 100 if planner else None, float(scout) / self.available - 1 if scout else None)
+        return dict(zip(PEERS, errors, strict=True))
 
     @property
     def width(self) -> float:
@@ -147,6 +154,44 @@ def blocks() -> list[Block]:
                 "does not divide (granite); another activation of the MLP in float32. NCCL's buffers are as the logs print them.",
                 "gpt-oss-120b at 0.11 is reckoned with a share of 0.95, which the document's figures add up to, not 0.9.",
                 "Files of other makers stand for their base model with --dtype (fp8, gptq-int4), of the same sizes.",
+            ]
+        ),
+        *_peers(rows),
+    ]
+
+
+def _peers(rows: Sequence[Budget]) -> list[Block]:
+    """Other tools on the same rows."""
+    cells = [
+        [
+            row.log["log"],
+            row.log["engine_version"],
+            row.log["gpu"],
+            f"{row.log['tp']} × {row.log['pp']}",
+            f"{row.error:+.2%}",
+        ]
+        + ["–" if error is None else f"{error:+.2%}" for error in row.peers().values()]
+        for row in rows
+    ]
+    lines = []
+    for name in PEERS:
+        answered = [(row, error) for row in rows if (error := row.peers()[name]) is not None]
+        theirs = median(abs(error) for _, error in answered)
+        ours = median(abs(row.error) for row, _ in answered)
+        lines.append(f"{name}: {len(answered)} rows, median {theirs:.2%}; qwen-inspect on the same rows {ours:.2%}.")
+    return [
+        Heading("Peers beside ours", 3),
+        Paragraph(
+            "The error of the budget, of qwen-inspect in the middle of its range. A dash: no answer, or none was published."
+        ),
+        Table(["Log", "vLLM", "Card", "TP × PP", "qwen-inspect", *PEERS], cells, "llllrrr"),
+        Items(
+            [
+                *lines,
+                "llm-d-planner: as its own report has them (accuracy/results/v0.19.0/accuracy_report.md, commit fbd68515), which "
+                "leaves out a part of its runs.",
+                "vramscout 0.7.0, run here with the catalog's configurations and the sizes of files that a hub would tell: its "
+                "budget less weights, runtime and prefill. It has no pipelines, and refuses Gemma-3-4B's configuration.",
             ]
         ),
     ]
