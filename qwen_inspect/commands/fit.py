@@ -53,6 +53,10 @@ IN_VLLM_COMMAND: Mapping[str, object] = {
     "speculative_config": None,
 }
 
+# Options that a command of --sglang has itself, with their defaults.
+IN_SGLANG_COMMAND: Mapping[str, object] = {"context": None, "cache_dtype": "auto", "tp": 1, "mem_fraction_static": None}
+
+FLOATS = ("float32", "bfloat16", "float16")  # of --dtype, which a draft model is loaded in too
 LARGEST_LOG_BYTES = 64 << 20
 LARGEST = "largest"  # of --quant
 # Options that a command of --llama-cpp has itself, with their defaults.
@@ -96,6 +100,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     add("--engine-version", metavar="VERSION", help=say("help_engine_version"))
     add("--speculative-config", metavar="JSON", help=say("help_speculative_config"))
     add("--vllm", metavar="COMMAND", help=say("help_vllm"))
+    add("--sglang", metavar="COMMAND", help=say("help_sglang"))
     add("--ngl", type=values.reader(_layers, "usage_positive", say), metavar="N", help=say("help_ngl"))
     add("--cache-type-k", type=values.number_format, default="auto", metavar="FORMAT", help=say("help_cache_type_k"))
     add("--cache-type-v", type=values.number_format, default="auto", metavar="FORMAT", help=say("help_cache_type_v"))
@@ -114,6 +119,8 @@ def run(options: argparse.Namespace, say: Language) -> int:
         return _run_llama_cpp(options, say)
     if options.vllm is not None:
         return _run_vllm(options, say)
+    if options.sglang is not None:
+        return _run_sglang(options, say)
     engine = _engine(options)
     if alone := given(options, *(() if engine == "vllm" else ("log",)), "host_memory"):
         raise UsageError("llama_cpp_needs_command", option=alone[0])
@@ -198,14 +205,36 @@ def _run_vllm(options: argparse.Namespace, say: Language) -> int:
     return _shown(answer, options, say)
 
 
+def _run_sglang(options: argparse.Namespace, say: Language) -> int:
+    """Returns 1 if the command does not fit."""
+    from ..engines.sglang.command import parse_command
+    from ..fitting.serving import serve_command
+
+    _check_in_command(options, IN_SGLANG_COMMAND, "--sglang", "sglang")
+    command = parse_command(options.sglang)
+    report = prediction.inspected(options, options.model or command.model, dtype=command.dtype, tokens=None)
+    answer = serve_command(report, command, _cards(options), beyond_limit=options.beyond_limit)
+    return _shown(answer, options, say)
+
+
 def _with_draft(serving: Serving, name: str | None, options: argparse.Namespace) -> Serving:
-    """With the draft model of that name read."""
-    if name is None or serving.speculation is None:
+    """With the draft model or EAGLE head of that name read."""
+    if name is None or (speculation := serving.speculation) is None:
         return serving
     from dataclasses import replace
 
-    draft = prediction.inspected(options, name, tokens=None)
-    return replace(serving, speculation=replace(serving.speculation, drafter=draft))
+    from ..loaders.resolve import load, resolve
+    from ..structure.inspect import inspect
+
+    access = model.access_of(options)
+    if speculation.method == "draft_model":
+        dtype = prediction.dtype_of(options)
+        draft = inspect(name, source=options.source, access=access, dtype=dtype if dtype in FLOATS else None)
+        speculation = replace(speculation, drafter=draft)
+    else:
+        head = load(resolve(name, source=options.source, revision=None), replace(access, headers=True))
+        speculation = replace(speculation, head=head)
+    return replace(serving, speculation=speculation)
 
 
 def _check_in_command(options: argparse.Namespace, names: Mapping[str, object], option: str, engine: str) -> None:

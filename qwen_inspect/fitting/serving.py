@@ -16,14 +16,23 @@ from ..values import replace
 from .search import answers
 
 if TYPE_CHECKING:
+    from ..engines.sglang.command import Command as SglangCommand
     from ..engines.vllm.command import Command
     from ..engines.vllm.log import Log
 
 
 def serve_command(
-    report: Report, command: Command, cards: Sequence[Gpu], *, beyond_limit: bool = False, log: Log | None = None
+    report: Report,
+    command: Command | SglangCommand,
+    cards: Sequence[Gpu],
+    *,
+    beyond_limit: bool = False,
+    log: Log | None = None,
 ) -> ServingReport:
-    """A pasted command of vLLM; with --max-model-len auto the longest sequence that fits. A log names its version and card."""
+    """A pasted command of vLLM or SGLang; with --max-model-len auto the longest sequence that fits.
+
+    A log names its version and card.
+    """
     serving = command.serving
     answer = serve_logged(report, serving, cards, beyond_limit=beyond_limit, log=log)
     longest = answer.cards[answer.deciding].answer.high.context.value

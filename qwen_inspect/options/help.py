@@ -50,6 +50,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
             "--speculative-config",
             "--vllm",
             "--mem-fraction-static",
+            "--sglang",
         ),
         *("--ngl", "--cache-type-k", "--cache-type-v", "--quant", "--llama-cpp", "--log", "--host-memory"),
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ..checkpoint import Checkpoint
 from ..language import Message
 from ..values import dataclass
 from .cache import Workload
@@ -18,13 +19,34 @@ SpeculativeMethod = Literal["mtp", "eagle", "eagle3", "draft_model", "ngram", "n
 class Speculation:
     """Speculative decoding in vLLM. tokens: proposed at once (None: as many as the release has layers for prediction).
 
-    drafter: the draft model or EAGLE head, as read; None for methods without one. ranks: of the draft model (None: the model's).
+    drafter: the draft model; head: the EAGLE head, as stored; None for methods without. ranks: of either (None: the model's).
     """
 
     method: SpeculativeMethod
     tokens: int | None
     drafter: Report | None = None
+    head: Checkpoint | None = None
     ranks: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SglangOptions:
+    """What a command of SGLang sets. chunk_tokens, graph_sequences: None for its defaults by card; graphs: CUDA graphs at all.
+
+    running: --max-running-requests; total_tokens: --max-total-tokens; window_share: --swa-full-tokens-ratio; state_share:
+    --mamba-full-memory-ratio; state_slots: --max-mamba-cache-size; radix: the cache of prefixes.
+    """
+
+    chunk_tokens: int | None = None
+    graph_sequences: int | None = None
+    graphs: bool = True
+    running: int | None = None
+    total_tokens: int | None = None
+    page_tokens: int = 1
+    window_share: float = 0.8
+    state_share: float = 0.9
+    state_slots: int | None = None
+    radix: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +58,7 @@ class Serving(Workload):
     prefix_caching, which changes hybrid models alone (None: the version's default for them); pipeline_ranks and data_ranks;
     block_tokens, of a block of the cache; expert_parallel, whole experts on each rank; eager, without compiling and CUDA graphs;
     images, whether the encoder is profiled; offloaded_bytes, weights in the host's memory; lora_slots, for adapters of
-    lora_rank at once; speculation, speculative decoding.
+    lora_rank at once; speculation, speculative decoding. For SGLang: sglang.
     For llama.cpp: offloaded, the layers of --ngl (None: all); flash_attention (None: where the card has a kernel); micro_batch
     (None: its default).
     """
@@ -58,6 +80,7 @@ class Serving(Workload):
     lora_slots: int = 0
     lora_rank: int = 16
     speculation: Speculation | None = None
+    sglang: SglangOptions | None = None
     offloaded: int | None = None
     flash_attention: bool | None = None
     micro_batch: int | None = None

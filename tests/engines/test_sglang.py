@@ -8,11 +8,15 @@ from dataclasses import replace
 import pytest
 
 from qwen_inspect.cli import main
-from qwen_inspect.engines.sglang import SglangDemand, default_share
-from qwen_inspect.errors import UnsupportedError
+from qwen_inspect.engines.sglang.command import parse_command
+from qwen_inspect.engines.sglang.demand import SglangDemand, default_share
+from qwen_inspect.engines.sglang.pools import Pools, pools_of
+from qwen_inspect.errors import UnsupportedError, UsageError
 from qwen_inspect.loaders import gpus
-from qwen_inspect.results.serving import Serving
+from qwen_inspect.results.serving import Serving, SglangOptions
 from qwen_inspect.structure.inspect import inspect
+from qwen_inspect.structure.kv_cache import FORMATS
+from qwen_inspect.units import GIB
 
 from ..support.schema import assert_keeps_to_the_schema
 
@@ -55,7 +59,104 @@ def test_the_pool_is_the_share_of_what_was_free_less_the_weights(capsys: pytest.
         assert f"{found['kv_cache_tokens']:,}" in capsys.readouterr().out
 
 
-def test_pools_of_windows_and_states_are_refused() -> None:
-    for model in ("google/gemma-3-4b-it", "Qwen/Qwen3.5-4B"):
+def pools(model: str, form: str = "bfloat16", ranks: int = 1, **options: int) -> Pools:
+    return pools_of(inspect(model, source="catalog"), FORMATS[form], ranks, SglangOptions(**options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("model", "ranks", "slots", "tokens", "states_gib", "keys_gib"),
+    [
+        # 0.5.21, a Nemotron 3 Nano, 4 ranks: slots and tokens from its default ratio
+        ("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", 4, 2211, 19_644_177, 0.44 + 24.84, 14.05),
+        # nvidia/Qwen3.8-27B-NVFP4, of the layers of Qwen3.5-27B: --max-mamba-cache-size 360
+        ("Qwen/Qwen3.5-27B", 1, 360, 228_520, 0.99 + 50.77, 3.49),
+    ],
+)
+def test_slots_of_states_and_tokens_are_what_a_log_printed(
+    model: str, ranks: int, slots: int, tokens: int, states_gib: float, keys_gib: float
+) -> None:
+    """Logs that stand in public repositories, with an fp8 cache: both pools, and what they take as printed to 0.01 GiB."""
+    named = {"state_slots": slots} if slots == 360 else {}
+    pool = pools(model, "fp8", ranks, **named)
+    states, cells = (slots + 1) * pool.state_bytes, tokens * pool.cell_bytes
+    assert abs(states / GIB - states_gib) < 0.01
+    assert abs(cells / 2 / GIB - keys_gib) < 0.005
+    assert (pool.slots(states + cells), pool.tokens(states + cells)) == (slots, tokens)
+
+
+def test_layers_with_windows_keep_a_share_of_the_tokens() -> None:
+    """HybridSWAPoolConfigurator: 12 layers of gpt-oss-20b keep all, 12 keep 0.8 of the tokens; 8 heads of 64 each."""
+    pool = pools("openai/gpt-oss-20b")
+    layer = 8 * (64 + 64) * 2
+    assert (pool.cell_bytes, pool.window_bytes, pool.window_tokens) == (12 * layer, 12 * layer, 128)
+    assert pool.tokens(GIB) == int(GIB // (12 * layer * 1.8))
+    # gemma2_gemma3.py: disable_hybrid_swa_memory, so that 34 layers of 4 heads of 256 keep all tokens.
+    assert pools("google/gemma-3-4b-it").token_bytes == 34 * 4 * 512 * 2
+
+
+@pytest.mark.parametrize("model", ["openai/gpt-oss-20b", "Qwen/Qwen3.5-4B", "Qwen/Qwen3-8B"])
+@pytest.mark.parametrize(("batch", "context"), [(1, 100), (3, 5000), (64, 40_000)])
+def test_what_a_request_needs_holds_it_and_little_less_does_not(model: str, batch: int, context: int) -> None:
+    pool = pools(model)
+
+    def holds(rest: int) -> bool:
+        tokens = pool.tokens(rest)
+        in_windows = not pool.window_bytes or tokens * 0.8 >= batch * min(context, pool.window_tokens)
+        in_slots = not pool.state_bytes or pool.slots(rest) >= 5 * batch
+        return tokens >= batch * context and in_windows and in_slots
+
+    rest = pool.rest_bytes(batch, context)
+    assert holds(rest)
+    assert not holds(rest - 4 * pool.state_bytes - int(4 * pool.token_bytes))
+
+
+def test_a_command_is_read_as_sglang_spells_it(capsys: pytest.CaptureFixture[str]) -> None:
+    command = parse_command(
+        "docker run --gpus all lmsysorg/sglang:v0.5.23-cu129 python3 -m sglang.launch_server --model a/b --tp 4 "
+        "--mem_fraction_static=0.8 --context-length 32K --kv-cache-dtype fp8_e5m2 --dtype half --chunked-prefill-size 4096 "
+        "--max-running-requests 64 --cuda-graph-max-bs 32 --disable-radix-cache --mamba-full-memory-ratio 2.5 --foo bar --port 1"
+    )
+    serving = command.serving
+    assert (command.model, command.dtype, command.ignored, serving.version) == ("a/b", "float16", ("--foo",), "0.5.23")
+    assert (serving.ranks, serving.utilization, serving.context_tokens, serving.cache_format) == (4, 0.8, 32_768, "fp8")
+    assert serving.sglang == SglangOptions(
+        chunk_tokens=4096, running=64, graph_sequences=32, radix=False, state_share=2.5
+    )
+    for line in ("", "python x", "sglang serve --tp 0", "sglang serve --model-path"):
+        with pytest.raises(UsageError):
+            parse_command(line)
+    for line in ("--pp 2", "--speculative-algorithm EAGLE", "--enable-dp-attention"):
+        with pytest.raises(UnsupportedError):
+            parse_command(f"sglang serve --model-path x {line}")
+    asked = [
+        "fit",
+        "--gpu",
+        "H100",
+        "--sglang",
+        "sglang serve --model-path catalog:Qwen/Qwen3.5-9B --context-length 8192",
+    ]
+    assert main([*asked, "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert_keeps_to_the_schema(found)
+    for language in ("en", "zh"):
+        assert main([*asked, "--lang", language]) == 0
+        assert f"{found['kv_cache_tokens']:,}" in capsys.readouterr().out
+    assert main([*asked, "--tp", "2"]) == 2
+
+
+def test_an_encoder_leaves_more_of_the_card_free_and_an_unread_version_widens_the_range() -> None:
+    """adjust_mem_fraction_for_vlm: 24 layers of 1152 in place of 1024 are 0.95 x (1 - 0.1 x 0.265625) of the share."""
+    report = inspect("Qwen/Qwen3.5-27B", source="catalog")
+    card = gpus.find("H100")
+    assert abs(SglangDemand(report, ASKED, card).share - 0.83 * 0.95 * (1 - 0.0265625)) < 1e-9
+    known, other = (
+        SglangDemand(report, replace(ASKED, utilization=0.9, version=version), card).pool_tokens()
+        for version in ("0.5.23", "0.5.10")
+    )
+    assert other[0] < known[0] < known[1] < other[1]
+
+
+def test_pools_that_are_not_known_are_refused() -> None:
+    for model in ("google/gemma-4-31B-it", "deepseek-ai/DeepSeek-V3.2"):
         with pytest.raises(UnsupportedError):
             SglangDemand(inspect(model, source="catalog"), ASKED, gpus.find("H100"))

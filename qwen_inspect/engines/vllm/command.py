@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...errors import UsageError
 from ...results.serving import Serving
-from ...units import GIB
 from ...values import dataclass, field, replace
+from ..pasted import (
+    SET_BEFORE,
+    each_option,
+    read_count,
+    read_dtype,
+    read_format,
+    read_gib,
+    read_share,
+    read_tokens,
+    words_of,
+)
 from .speculative_config import parse_speculation, proposal
 
-LONGEST_COMMAND = 20_000
-SET_BEFORE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)  # VAR=value before a program
 IMAGE = re.compile(r"(?:\S*/)?vllm-openai(?::v?(?P<version>[0-9]+\.[0-9]+[0-9A-Za-z.]*)\S*)?")
 MODULE = re.compile(r"vllm\.entrypoints\.\S+")
 SHORT: Mapping[str, str] = {
@@ -92,12 +99,7 @@ class _Reading:
 
 def parse_command(line: str, *, version: str | None = None) -> Command:
     """Raises UsageError for a line that no shell reads and values without meaning. version: if the image does not name it."""
-    if len(line) > LONGEST_COMMAND:
-        raise UsageError("llama_cpp_command_long", most=LONGEST_COMMAND)
-    try:
-        words = shlex.split(line.replace("\\\n", " "), comments=False)
-    except ValueError:
-        raise UsageError("llama_cpp_command_quotes") from None
+    words = words_of(line)
     reading = _Reading()
     if version is not None:
         reading.values["version"] = version
@@ -136,34 +138,22 @@ def _arguments(words: list[str], reading: _Reading) -> list[str]:
 
 
 def _read(words: list[str], reading: _Reading) -> None:
-    at = 0
-    while at < len(words):
-        word, at = words[at], at + 1
-        if not word.startswith("-"):
-            if reading.model is None:
-                reading.model = word
-            continue
-        word, equals, value = word.partition("=")
-        if equals:
-            words.insert(at, value)
-        word = SHORT.get(word, "--" + word.lstrip("-").replace("_", "-") if word.startswith("--") else word)
-        following = words[at] if at < len(words) else None
-        if word in VALUES or word in FIELDS or word in SPECULATIVE or word.startswith(DOTTED):
-            if following is None:
-                raise UsageError("llama_cpp_value_missing", option=word)
-            _set(word, following, reading)
-            at += 1
-        elif word in SWITCHES:
-            reading.values.update(SWITCHES[word])
-        elif word in WITH_VALUE:
-            at += 1
-        elif word == "--enable-lora":
+    for option, value in each_option(words, short=SHORT, valued=_valued, bare=WITHOUT_VALUE | SWITCHES.keys() | {LORA}):
+        if not option:
+            reading.model = reading.model or value
+        elif option in SWITCHES:
+            reading.values.update(SWITCHES[option])
+        elif option == LORA:
             reading.lora = True
             reading.values.setdefault("lora_slots", 1)
-        elif word not in WITHOUT_VALUE:
-            reading.ignored.append(word)
-            if following is not None and not following.startswith("-"):
-                at += 1
+        elif value is not None and _valued(option):
+            _set(option, value, reading)
+        elif option not in WITHOUT_VALUE:
+            reading.ignored.append(option)
+
+
+def _valued(option: str) -> bool:
+    return any(option in options for options in (VALUES, FIELDS, SPECULATIVE, WITH_VALUE)) or option.startswith(DOTTED)
 
 
 def _set(option: str, value: str, reading: _Reading) -> None:
@@ -181,13 +171,13 @@ def _set(option: str, value: str, reading: _Reading) -> None:
         case "--model":
             reading.model = value
         case "--dtype":
-            reading.dtype = None if value == "auto" else {"half": "float16", "float": "float32"}.get(value, value)
+            reading.dtype = read_dtype(value)
         case "--quantization":
             reading.dtype = "fp8" if value == "fp8" else reading.dtype
         case "--max-model-len":
             reading.automatic = value in ("auto", "-1")
             if not reading.automatic:
-                reading.values["context_tokens"] = _tokens(option, value)
+                reading.values["context_tokens"] = read_tokens(option, value)
         case "--limit-mm-per-prompt":
             if _no_images(value):
                 reading.values["images"] = False
@@ -202,40 +192,7 @@ def _no_images(value: str) -> bool:
     return isinstance(limits, dict) and str(limits.get("image")) == "0" and str(limits.get("video", 0)) == "0"
 
 
-def _number(option: str, value: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,12}", value) or int(value) == 0:
-        raise UsageError("vllm_count", option=option, found=value[:80])
-    return int(value)
-
-
-def _tokens(option: str, value: str) -> int:
-    """A number, with k, m, g (thousands) or K, M, G (1024s) behind. Source: human_readable_int of arg_utils."""
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([kmgKMG]?)", value)
-    if match is None:
-        raise UsageError("llama_cpp_number", option=option, found=value[:80])
-    letter = match[2]
-    base = 1024 if letter.isupper() else 1000
-    tokens = int(float(match[1]) * base ** ("kmg".index(letter.lower()) + 1 if letter else 0))
-    return _number(option, str(tokens))
-
-
-def _share(option: str, value: str) -> float:
-    if not re.fullmatch(r"[0-9]{0,2}(\.[0-9]{1,12})?", value) or not 0 < float(value or 0) <= 1:
-        raise UsageError("vllm_share", option=option, found=value[:80])
-    return float(value)
-
-
-def _gib(option: str, value: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value):
-        raise UsageError("llama_cpp_number", option=option, found=value[:80])
-    return int(float(value) * GIB)
-
-
-def _format(option: str, value: str) -> str:
-    """Both 8-bit kinds are a byte; bfloat16 and float16 are as they say."""
-    return "fp8" if value.startswith("fp8") else value
-
-
+LORA = "--enable-lora"
 DOTTED = "--speculative-config."  # a key of it, with its value behind
 VALUES = frozenset(
     (
@@ -244,16 +201,16 @@ VALUES = frozenset(
     )
 )
 FIELDS: Mapping[str, tuple[str, Callable[[str, str], Any]]] = {
-    "--tensor-parallel-size": ("ranks", _number),
-    "--pipeline-parallel-size": ("pipeline_ranks", _number),
-    "--data-parallel-size": ("data_ranks", _number),
-    "--gpu-memory-utilization": ("utilization", _share),
-    "--max-num-seqs": ("sequences", _tokens),
-    "--max-num-batched-tokens": ("step_tokens", _tokens),
-    "--kv-cache-dtype": ("cache_format", _format),
-    "--block-size": ("block_tokens", _number),
-    "--max-loras": ("lora_slots", _number),
-    "--max-lora-rank": ("lora_rank", _number),
-    "--cpu-offload-gb": ("offloaded_bytes", _gib),
-    "--kv-cache-memory-bytes": ("kv_budget_bytes", _tokens),
+    "--tensor-parallel-size": ("ranks", read_count),
+    "--pipeline-parallel-size": ("pipeline_ranks", read_count),
+    "--data-parallel-size": ("data_ranks", read_count),
+    "--gpu-memory-utilization": ("utilization", read_share),
+    "--max-num-seqs": ("sequences", read_tokens),
+    "--max-num-batched-tokens": ("step_tokens", read_tokens),
+    "--kv-cache-dtype": ("cache_format", read_format),
+    "--block-size": ("block_tokens", read_count),
+    "--max-loras": ("lora_slots", read_count),
+    "--max-lora-rank": ("lora_rank", read_count),
+    "--cpu-offload-gb": ("offloaded_bytes", read_gib),
+    "--kv-cache-memory-bytes": ("kv_budget_bytes", read_tokens),
 }

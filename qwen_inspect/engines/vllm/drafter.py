@@ -59,13 +59,14 @@ def drafter_of(report: Report, speculation: Speculation, *, ranks: int, step_tok
         return Drafter(ranks=ranks)
     if speculation.method == "mtp":
         return _prediction_layers(report, ranks, step_tokens)
-    if (draft := speculation.drafter) is None:
+    draft_ranks = speculation.ranks or ranks
+    if speculation.drafter is not None:
+        return _draft_model(report, speculation.drafter, draft_ranks)
+    if speculation.head is None:
         raise UnsupportedError("vllm_speculation", method=speculation.method)
-    if speculation.method == "draft_model":
-        return _draft_model(report, draft, speculation.ranks or ranks)
     from .eagle import eagle_head
 
-    return eagle_head(report, draft, speculation.ranks or ranks, third=speculation.method == "eagle3")
+    return eagle_head(report, speculation.head, draft_ranks, third=speculation.method == "eagle3")
 
 
 def proposed_tokens(report: Report, speculation: Speculation) -> int:

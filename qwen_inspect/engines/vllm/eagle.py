@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...checkpoint import Checkpoint
 from ...errors import UnsupportedError
 from ...results.attention import LayerAttention
 from ...results.model import Report
@@ -27,13 +28,13 @@ CLASSES = {
 }
 
 
-def eagle_head(report: Report, draft: Report, ranks: int, *, third: bool) -> Drafter:
+def eagle_head(report: Report, head: Checkpoint, ranks: int, *, third: bool) -> Drafter:
     """An EAGLE head (third: of EAGLE-3) for `report`. Raises UnsupportedError for classes other than Llama's and packed heads.
 
     Of embedding and output layer, those that its files lack are the model's. vLLM also shares those that have equal values,
     which are not read here: a range.
     """
-    config = _plain(draft.config or {})
+    config = _plain(head.config or {})
     hidden, inner, heads, vocabulary = _sizes(config, third)
     layers, kv_heads = config.get("num_hidden_layers", 1), config.get("num_key_value_heads") or heads
     head_dim, own_vocabulary = config.get("head_dim") or hidden // heads, config.get("draft_vocab_size") or vocabulary
@@ -52,7 +53,7 @@ def eagle_head(report: Report, draft: Report, ranks: int, *, third: bool) -> Dra
     most = (
         least + ROUNDING_BYTES + (report.spec.context_tokens or 0) * head_dim * number_bytes
     )  # a rotary table of its own
-    names = None if draft.tensors is None else [tensor.name for tensor in draft.tensors]
+    names = None if head.tensors is None else [tensor.name for tensor in head.tensors]
     for name, size in (("embed_tokens", vocabulary), ("lm_head", own_vocabulary)):
         padded = -(-size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         matrix = padded * hidden * number_bytes // ranks

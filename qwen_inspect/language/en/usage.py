@@ -135,6 +135,7 @@ TEXT = {
     "help_engine_version": "vLLM: the version that serves (default: 0.19.0; 0.9 to 0.30 are known)",
     "help_speculative_config": 'vLLM: speculative decoding, as its JSON says it, such as \'{{"method": "mtp", "num_speculative_tokens": 1}}\'',
     "help_vllm": "a whole command of vLLM, such as 'vllm serve Qwen/Qwen3-8B --max-model-len 32k -tp 2': its budget on each card of --gpu",
+    "help_sglang": "a whole command of SGLang, such as 'python -m sglang.launch_server --model-path Qwen/Qwen3-8B --tp 2': its pools on each card of --gpu",
     "help_mem_fraction_static": "SGLang: the share of the free memory for weights and cache (default: its own, by card)",
     "help_log": "beside --llama-cpp, --vllm or --engine vllm: a log of that run, whose figures are set beside the prediction",
     "help_host_memory": "beside --llama-cpp: the host's memory, such as 64GiB",

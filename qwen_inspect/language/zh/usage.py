@@ -135,6 +135,7 @@ TEXT = {
     "help_engine_version": "vLLM：所用版本（默认 0.19.0；已核对 0.9 至 0.30）",
     "help_speculative_config": 'vLLM：投机解码，按其 JSON 写法，如 \'{{"method": "mtp", "num_speculative_tokens": 1}}\'',
     "help_vllm": "完整的 vLLM 命令，如 'vllm serve Qwen/Qwen3-8B --max-model-len 32k -tp 2'：推算它在 --gpu 每张显卡上的缓存预算",
+    "help_sglang": "完整的 SGLang 命令，如 'python -m sglang.launch_server --model-path Qwen/Qwen3-8B --tp 2'：推算它在 --gpu 每张显卡上的缓存池",
     "help_mem_fraction_static": "SGLang：权重与缓存占空闲显存的比例（默认按显卡由其自定）",
     "help_log": "与 --llama-cpp、--vllm 或 --engine vllm 一起使用：该次运行的日志，其中的数值与预测逐项对照",
     "help_host_memory": "与 --llama-cpp 一起使用：主机内存，如 64GiB",
