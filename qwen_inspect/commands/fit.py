@@ -158,9 +158,8 @@ def _serve(options: argparse.Namespace, say: Language, engine: str) -> int:
 
     serving, cards = _serving(options, engine), _cards(options)
     if options.speculative_config is not None:
-        from dataclasses import replace
-
         from ..engines.vllm.speculative_config import parse_speculation, proposal
+        from ..values import replace
 
         proposed = proposal(parse_speculation(options.speculative_config), options.model)
         serving = _with_draft(replace(serving, speculation=proposed.speculation), proposed.model, options)
@@ -169,8 +168,6 @@ def _serve(options: argparse.Namespace, say: Language, engine: str) -> int:
     def served(report: Report) -> ServingReport:
         if report.ref.source != "ollama" or engine != "llama.cpp":
             return serve_logged(report, serving, cards, beyond_limit=options.beyond_limit, log=log)
-        from dataclasses import replace
-
         from ..engines.llama_cpp.ollama import as_served
         from ..values import replace
 
@@ -189,10 +186,9 @@ def _shown(answer: ServingReport, options: argparse.Namespace, say: Language) ->
 
 def _run_vllm(options: argparse.Namespace, say: Language) -> int:
     """Returns 1 if the command does not fit, or its log differs from the prediction."""
-    from dataclasses import replace
-
     from ..engines.vllm.command import parse_command
     from ..fitting.serving import budget_card, serve_command
+    from ..values import replace
 
     _check_in_command(options, IN_VLLM_COMMAND, "--vllm", "vllm")
     command = parse_command(options.vllm, version=options.engine_version)
@@ -221,10 +217,9 @@ def _with_draft(serving: Serving, name: str | None, options: argparse.Namespace)
     """With the draft model or EAGLE head of that name read."""
     if name is None or (speculation := serving.speculation) is None:
         return serving
-    from dataclasses import replace
-
     from ..loaders.resolve import load, resolve
     from ..structure.inspect import inspect
+    from ..values import replace
 
     access = model.access_of(options)
     if speculation.method == "draft_model":

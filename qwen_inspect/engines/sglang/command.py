@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from ...errors import UnsupportedError, UsageError
 from ...results.serving import Serving, SglangOptions
-from ...values import dataclass
+from ...values import dataclass, replace
 from ..pasted import SET_BEFORE, each_option, read_count, read_dtype, read_format, read_share, read_tokens, words_of
 
 IMAGE = re.compile(r"(?:\S*/)?sglang(?::v?(?P<version>[0-9]+\.[0-9]+[0-9A-Za-z.]*)\S*)?")

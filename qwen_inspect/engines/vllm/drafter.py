@@ -6,15 +6,13 @@ model_executor/models: qwen3_next_mtp.py, qwen3_5_mtp.py, deepseek_mtp.py, glm4_
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ...errors import UnsupportedError
 from ...results.attention import LayerAttention
 from ...results.model import Report
 from ...results.serving import Speculation
 from ...spec import each_module
 from ...units import MIB
-from ...values import dataclass
+from ...values import dataclass, replace
 from .blocks import INDEXED_TYPES, text_part
 from .weights import decoder_layer, rank_weights
 from .widths import Widths, decoder_widths

@@ -8,10 +8,8 @@ _dummy_sampler_run), v1/sample, model_executor/layers; other versions where name
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ...units import MIB
-from ...values import dataclass
+from ...values import dataclass, replace
 from .drafter import Drafter
 from .encoder import Encoder
 from .releases import Release, Sampler
