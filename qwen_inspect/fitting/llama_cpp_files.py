@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO
 
 from ..engines.llama_cpp.buffers import GgufModel
@@ -20,6 +19,7 @@ from ..loaders.regular import open_regular
 from ..loaders.resolve import Access, load, resolve
 from ..results.llama_cpp import Buffer
 from ..units import MIB
+from ..values import replace
 
 if TYPE_CHECKING:
     from ..engines.llama_cpp.vision import Tower

@@ -113,7 +113,10 @@ def test_json_of_a_command_imports_what_it_has_of_others_alone() -> None:
 
 def test_attention_of_a_known_model_imports_no_slow_part_of_the_standard_library_and_no_prediction() -> None:
     imported = modules_of("attention", "catalog:Qwen/Qwen3-8B") - modules_of("--help")
-    assert imported & {"copy", "dataclasses", "fractions", "hashlib", "inspect", "pathlib", "shlex", "urllib.parse"} == set()
+    assert (
+        imported & {"copy", "dataclasses", "fractions", "hashlib", "inspect", "pathlib", "shlex", "urllib.parse"}
+        == set()
+    )
     of_llama_cpp = {name.rpartition(".")[2] for name in imported if "engines.llama_cpp." in name}
     assert of_llama_cpp == {"layer_cells"}
     assert not [name for name in imported if "qwen_inspect.predicting" in name]

@@ -14,8 +14,8 @@ from ...errors import UsageError
 from ...results.llama_cpp import Buffer
 from ...values import dataclass
 from .builds import Build
-from .layer_cells import padded
 from .design import HAVE_ENCODER
+from .layer_cells import padded
 from .options import MOST_SEQUENCES, LlamaCppOptions
 from .scheduler import ALIGNMENT, HOST, HOST_ALIGNMENT, cuda_size_bytes
 from .tensors import CACHE_TYPES, F32, stored

@@ -6,12 +6,11 @@ Source: llama.cpp 0c1e57098 and b11434, common/fit.cpp (common_params_fit_impl);
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Literal
 
-from ...values import dataclass
+from ...values import dataclass, replace
 from .buffers import Plan
-from .cells import CELLS_MULTIPLE
+from .layer_cells import CELLS_MULTIPLE
 from .options import EXPERTS, LlamaCppOptions
 from .scheduler import HOST
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 from ...errors import MalformedError, UnsupportedError, UsageError
-from ...values import dataclass
+from ...values import dataclass, replace
 from .scheduler import HOST
 
 # Cards as their backends name them. ROCm's is CUDA's code; others' buffers are taken to be CUDA's.
