@@ -24,7 +24,7 @@ from .allocator import Allocator, HostAllocator, OutOfMemory
 from .allocator_settings import read_settings
 from .assumptions import _part_assumptions, assumptions
 from .on_device import BUFFER, PARAMETER, WORKSPACE, growing, on_device
-from .replay import WARM_UP, Replay, most_requested, replay_folded, stays_within, warm_up_bytes
+from .replay import WARM_UP, Replay, least_reserved, replay_folded, reserved_up_to, warm_up_bytes
 from .turns import with_all_turns
 from .uses import term_of, use_of, uses_of
 from .workspaces import LT_WORKSPACE_BYTES, workspace_of
@@ -72,10 +72,11 @@ def _whole(timeline: Timeline, run: Run) -> Timeline:
     return on_device(growing(timeline, run.new_tokens), run) if run.device == "cuda" else on_device(timeline, run)
 
 
-def fits_within(timeline: Timeline, run: Run, room_bytes: int) -> bool:
-    """Whether `peak_reserved` of the run's footprint is at most `room_bytes`; replays it only as far as it is."""
-    whole = _whole(with_all_turns(timeline, run), run)
-    return most_requested(whole) <= room_bytes and stays_within(whole, _allocator(run), room_bytes)
+def reserved_within(timeline: Timeline, run: Run, most_bytes: int) -> int:
+    """`peak_reserved` of the run's footprint on a GPU; if more than `most_bytes`, some figure above that, known sooner."""
+    whole, allocator = _whole(with_all_turns(timeline, run), run), _allocator(run)
+    least = least_reserved(whole, allocator.settings)
+    return least if least > most_bytes else reserved_up_to(whole, allocator, most_bytes)
 
 
 def _allocator(run: Run) -> Allocator:

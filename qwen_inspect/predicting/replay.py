@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from ..results.timeline import ADAPTER, Allocate, Event, Free, Timeline, living
 from ..values import dataclass
-from .allocator import MIB, Allocator, Block, OutOfMemory, Usage
+from .allocator import MIB, SMALL_BYTES, Allocator, Block, OutOfMemory, Settings, Usage
 from .token_loops import REPEATED, Turn, turns_of, unfolded
 from .turning import replay_turns
 
@@ -106,23 +106,30 @@ def replay_folded(
     return timeline, replay(timeline, new_allocator(), with_course=with_course)
 
 
-def most_requested(timeline: Timeline) -> int:
-    """The most bytes requested at any time."""
-    sizes: dict[int, int] = {}
-    requested = most = 0
-    for event in timeline.events:
-        if isinstance(event, Allocate):
-            sizes[event.id] = event.size_bytes
-            requested += event.size_bytes
-            most = max(most, requested)
-        else:
-            requested -= sizes.pop(event.id)
-    return most
+def least_reserved(timeline: Timeline, settings: Settings) -> int:
+    """A lower bound of the bytes that a run reserves: the most that is in use of each pool, since neither serves the other."""
+    in_use, most = [0, 0], [0, 0]  # of the small pool, of the large
+    sizes: dict[int, tuple[bool, int]] = {}
+    for index, event in enumerate(timeline.events):
+        if isinstance(event, Free):
+            is_large, size = sizes.pop(event.id)
+            in_use[is_large] -= size
+            continue
+        times, block = 1, event.size_bytes and settings.block_bytes(event.size_bytes)
+        if event.operator.endswith(REPEATED) and (turn := Turn.ending_at(timeline.events, index)):
+            times, block = turns_of(event, turn), settings.block_bytes(turn.output.size_bytes)
+        is_large, size = sizes[event.id] = block > SMALL_BYTES, times * block
+        in_use[is_large] += size
+        most[is_large] = max(most[is_large], in_use[is_large])
+    return sum(most)
 
 
-def stays_within(timeline: Timeline, allocator: Allocator, room_bytes: int) -> bool:
-    """Whether a run reserves at most so many bytes; replays it up to the request that reserves more."""
-    return all(allocator.reserved_bytes <= room_bytes for _ in _played(timeline.events, allocator))
+def reserved_up_to(timeline: Timeline, allocator: Allocator, most_bytes: int) -> int:
+    """The bytes that a run reserves; if more than `most_bytes`, those up to the request that reserves more."""
+    for _ in _played(timeline.events, allocator):
+        if allocator.reserved_bytes > most_bytes:
+            break
+    return allocator.reserved_bytes
 
 
 def _played(events: Sequence[Event], allocator: Allocator) -> Iterator[tuple[Event, Sequence[Block]]]:

@@ -8,8 +8,7 @@ from functools import cached_property
 from ...language import Message
 from ...loaders import calibration, gpus
 from ...predicting.explore import explore_trace, explore_training
-from ...predicting.footprint import fits_within
-from ...predicting.kept_trace import CHUNK_TOKENS, CHUNKS, ChunkedPoint, KeptTrace, Point
+from ...predicting.kept_trace import CHUNK_TOKENS, CHUNKS, ChunkedPoint, Point
 from ...predicting.outline import Outline, regime_of
 from ...predicting.predict import explored_everywhere, predict
 from ...predicting.quantised import scratch_of
@@ -36,7 +35,7 @@ from ...tracing.kernels import BIAS_ALIGNMENT
 from ...tracing.scratch import ANY_MULTIPROCESSORS
 from ...values import replace
 from ..interface import Demand
-from .traced_run import TracedRun, TrainedRun
+from .traced_run import FoldedRun, TracedRun, TrainedRun
 
 FEWEST_TOKENS = 300  # keeps the sampled lengths apart
 FEWEST_CHUNKED_TOKENS = 8 * CHUNK_TOKENS  # a trace has the first 8 iterations of the loop over the chunks
@@ -56,7 +55,7 @@ class TransformersDemand(Demand):
         self._predicted: dict[tuple[int, int], MemoryReport] = {}
         self._by_regime: dict[str, TracedRun | None] = {}
         self._explorations: dict[Run, Exploration | None] = {}
-        self._folded: dict[str, KeptTrace] = {}  # by regime
+        self._folded: dict[str, FoldedRun] = {}  # by regime
         self._trained: dict[tuple[int, bool], TrainedRun | None] = {}
         limit = None if report.design is None else report.spec.context_tokens
         new_tokens = run.new_tokens if run.mode == "generate" else 0
@@ -117,7 +116,7 @@ class TransformersDemand(Demand):
         composed = family_trace(self.report, run, self._outline)
         exploration = None
         if composed is not None and is_folded(composed.trace):
-            self._folded[self._regime(self._point_of(run))] = composed.trace
+            self._folded[self._regime(self._point_of(run))] = FoldedRun(composed.trace, run)
         elif composed is not None:
             exploration = explore_trace(composed.trace, run, self._point_of(run))
         if run.prompt_tokens == self.run.prompt_tokens and run.batch == self.run.batch:
@@ -265,21 +264,22 @@ class TransformersDemand(Demand):
         )
 
     def held_bytes(self, batch: int, context_tokens: int) -> int:
-        traced = self._traced_at(batch, context_tokens)
+        traced = self._traced_at(batch, context_tokens) or self._folded_at(batch, context_tokens)
         if traced is None:
             return self.requirement(batch, context_tokens).held_bytes
         return traced.held_bytes(self._point(batch, context_tokens))
 
+    def _folded_at(self, batch: int, context_tokens: int) -> FoldedRun | None:
+        """A folded run that covers this workload; None if there is none, or if the workload is predicted already."""
+        if (batch, context_tokens) in self._predicted or self._requested.peak is None:
+            return None
+        return self._folded.get(self._regime(self._point(batch, context_tokens)))
+
     def fits(self, batch: int, context_tokens: int, room_bytes: int) -> bool:
         if self.least_bytes(batch, context_tokens) > room_bytes:
             return False
-        traced = self._traced_at(batch, context_tokens)
+        traced = self._traced_at(batch, context_tokens) or self._folded_at(batch, context_tokens)
         if traced is None:
-            point = self._point(batch, context_tokens)
-            folded = self._folded.get(self._regime(point))
-            if folded is not None and self._requested.peak is not None:
-                run = replace(self.run, batch=batch, prompt_tokens=context_tokens)
-                return fits_within(folded.at(point), run, room_bytes)
             return self.requirement(batch, context_tokens).held_bytes <= room_bytes
         return traced.fits(self._point(batch, context_tokens), room_bytes)
 

@@ -7,15 +7,17 @@ from functools import cached_property
 from itertools import zip_longest
 from typing import NamedTuple
 
-from ...predicting.allocator import Allocator, OutOfMemory
+from ...predicting.allocator import UNLIMITED_BYTES, Allocator, OutOfMemory
 from ...predicting.allocator_settings import read_settings
 from ...predicting.explore import SumScratch
-from ...predicting.kept_trace import Point
+from ...predicting.footprint import reserved_within
+from ...predicting.kept_trace import KeptTrace, Point
 from ...predicting.replay import warm_up_bytes
 from ...predicting.reserved import QuickAllocator, Stream, after_loading, can_be_worked_out, stream_of
 from ...predicting.turns import missing_turns, with_turns
 from ...results.exploration import GROWTHS, Exploration, grown_bytes, grown_tokens
 from ...values import replace
+from ...results.memory import Run
 
 # Runs whose peaks are located: what is alive at such a peak is a lower bound for any other run.
 CORNERS = (Point(1, 16, 24), Point(1, 4096, 4224), Point(64, 1024, 1152), Point(1, 131_072, 131_200))
@@ -64,6 +66,8 @@ class TracedRun:
 
     def fits(self, point: Point, room_bytes: int) -> bool:
         """Whether `held_bytes` is within `room_bytes`; the replay stops as soon as it is not."""
+        if self.least_bytes(point) > room_bytes:
+            return False
         if point in self._held or not can_be_worked_out(self._settings):
             return self.held_bytes(point) <= room_bytes
         return self._reserved_bytes(point, room_bytes) <= room_bytes
@@ -230,3 +234,26 @@ class TrainedRun(TracedRun):
             size.bytes_at(point, *self._card) if isinstance(size, SumScratch) else given
             for size, given in zip(self._sizes, super()._distinct(point), strict=True)
         ]
+
+
+class FoldedRun:
+    """A run of a trace whose loops over the tokens are folded, for any batch and lengths. run: of any of them."""
+
+    def __init__(self, trace: KeptTrace, run: Run) -> None:
+        self._trace, self._run = trace, run
+        self._reserved: dict[Point, tuple[int, bool]] = {}  # and whether that is all
+
+    def fits(self, point: Point, room_bytes: int) -> bool:
+        return self._reserved_bytes(point, room_bytes) <= room_bytes
+
+    def held_bytes(self, point: Point) -> int:
+        return self._reserved_bytes(point, UNLIMITED_BYTES)
+
+    def _reserved_bytes(self, point: Point, most_bytes: int) -> int:
+        """Reserved bytes; if more than `most_bytes`, any figure above it."""
+        reserved, is_exact = self._reserved.get(point, (0, False))
+        if not is_exact and reserved <= most_bytes:
+            run = replace(self._run, batch=point.batch, prompt_tokens=point.prompt_tokens)
+            reserved = reserved_within(self._trace.at(point), run, most_bytes)
+            self._reserved[point] = reserved, reserved <= most_bytes
+        return reserved
