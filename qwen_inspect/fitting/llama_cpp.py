@@ -26,6 +26,8 @@ from ..units import MIB
 from ..values import replace
 from .llama_cpp_files import buffers_beside, model_of
 
+CLOSE_BYTES = 64 * MIB  # more than what --fit measures differs by from what is allocated
+
 
 def run_command(
     report: Report,
@@ -87,7 +89,7 @@ def run_command(
         cache_types=(options.key_type, options.value_type),
         buffers=buffers,
         devices=devices,
-        fitted=_fitted(plan, cards, beside_files, host_bytes) if tries_fit else None,
+        fitted=_fitted(plan, own, beside_files, cards, host_bytes) if tries_fit else None,
         reach=reach(plan, own, judge) if cards and all(map(_is_known, beside_files)) else NO_REACH,
         ignored=command.ignored,
         notices=(
@@ -98,16 +100,22 @@ def run_command(
     )
 
 
-def _fitted(plan: Plan, cards: Sequence[Gpu], beside_files: Sequence[Buffer], host_bytes: int | None) -> Fitted | None:
-    """None for a command that --fit leaves as it is, or whose graphs are not known."""
+def _fitted(
+    plan: Plan, own: Sequence[Buffer], beside_files: Sequence[Buffer], cards: Sequence[Gpu], host_bytes: int | None
+) -> Fitted | None:
+    """None for a command that --fit leaves as it is, or whose graphs are not known. own: the plan's buffers."""
     options, build = plan.options, plan.build
     fits = options.fits and plan.cards and not build.fork and build.number >= FITTING
-    if not fits or any(buffer.high_bytes is None for buffer in plan.buffers()):
+    if not fits or any(buffer.high_bytes is None for buffer in own):
         return None
     targets = options.fit_targets if len(options.fit_targets) > 1 else options.fit_targets * len(plan.cards)
     targets = (*targets, *[MARGIN_BYTES // MIB] * len(plan.cards))[: len(plan.cards)]
-    taken = [sum(one.low_bytes for one in beside_files if one.device == card) for card in plan.cards]
+    taken = _by_card(plan, beside_files)
     margins = [target * MIB + bytes_ for target, bytes_ in zip(targets, taken, strict=True)]
+    free = (plan.card_bytes[int(card.removeprefix("CUDA"))] for card in plan.cards)
+    used = _by_card(plan, own)
+    if all(bytes_ + margin + CLOSE_BYTES <= room for bytes_, margin, room in zip(used, margins, free, strict=True)):
+        return None
     fitted = FitParams(plan, margins).fitted()
     if fitted == options:
         return None
@@ -119,6 +127,10 @@ def _fitted(plan: Plan, cards: Sequence[Gpu], beside_files: Sequence[Buffer], ho
         overrides=fitted.overrides,
         devices=_totals((*then.buffers(), *beside_files), cards, host_bytes),
     )
+
+
+def _by_card(plan: Plan, buffers: Sequence[Buffer]) -> list[int]:
+    return [sum(buffer.low_bytes for buffer in buffers if buffer.device == card) for card in plan.cards]
 
 
 def _is_known(buffer: Buffer) -> bool:

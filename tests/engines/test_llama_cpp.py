@@ -390,6 +390,11 @@ CELLS: Sequence[tuple[str, str, Mapping[tuple[str, str, str], str]]] = (
     ),
     ("Qwen/Qwen3.5-4B", "llama-cli -c 4096", {("state", "CUDA0", "model"): "50.25"}),  # index 57488598479
     (
+        "Qwen/Qwen3.5-35B-A3B",
+        "llama-server",
+        {("state", "CUDA0", "model"): "251.25"},
+    ),  # stored file index 52911601095
+    (
         "Qwen/Qwen3.6-27B",
         "llama-server -np 3",
         {("state", "CUDA0", "model"): "448.88"},
