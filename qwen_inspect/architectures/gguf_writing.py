@@ -127,7 +127,9 @@ def _with_class_defaults(text: Mapping[str, Any], architecture: Architecture) ->
         known |= {"num_attention_heads": read.query_heads, "num_key_value_heads": read.kv_heads}
         if read.head_dim * read.query_heads != spec.hidden_size:
             known["head_dim"] = read.head_dim
-    for _, module in each_module(architecture.tree):
+    for path, module in each_module(architecture.tree):
+        if TOWERS.match(path):
+            continue
         used = text.get("num_experts_per_tok") or text.get("top_k_experts")
         if module.routed is not None and used is None:
             raise UnsupportedError("gguf_key_not_stated", key="num_experts_per_tok")
