@@ -34,7 +34,7 @@ ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
     ),
     "vllm": (
         *("utilization", "kv_budget", "tp", "max_num_batched_tokens", "max_num_seqs", "enable_prefix_caching"),
-        *("engine_version", "speculative_config"),
+        *("engine_version", "speculative_config", "calibration"),
     ),
     "sglang": ("tp", "mem_fraction_static"),
     "llama.cpp": ("ngl", "cache_type_k", "cache_type_v", "quant"),
@@ -107,6 +107,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     add("--quant", metavar="NAME", help=say("help_quant"))
     add("--llama-cpp", metavar="COMMAND", help=say("help_llama_cpp"))
     add("--log", metavar="FILE", help=say("help_log"))
+    add("--calibration", choices=("use", "ignore", "forget"), default="use", help=say("help_calibration"))
     add("--host-memory", type=values.size(say), metavar="SIZE", help=say("help_host_memory"))
     engine_options = [name for names in ENGINE_OPTIONS.values() for name in names]
     command.set_defaults(defaults={name: command.get_default(name) for name in engine_options})
@@ -154,6 +155,7 @@ def _fit(options: argparse.Namespace, say: Language) -> int:
 
 def _serve(options: argparse.Namespace, say: Language, engine: str) -> int:
     """Returns 1 if the request does not fit one of the cards."""
+    from ..fitting.served_logs import calibrated
     from ..fitting.serving import serve_logged
 
     serving, cards = _serving(options, engine), _cards(options)
@@ -166,6 +168,13 @@ def _serve(options: argparse.Namespace, say: Language, engine: str) -> int:
     log = None if options.log is None else _vllm_log(options.log)
 
     def served(report: Report) -> ServingReport:
+        if engine == "vllm":
+            return calibrated(
+                lambda asked: serve_logged(report, asked, cards, beyond_limit=options.beyond_limit, log=log),
+                serving,
+                options.calibration,
+                log=None if options.gpu is None else log,
+            )
         if report.ref.source != "ollama" or engine != "llama.cpp":
             return serve_logged(report, serving, cards, beyond_limit=options.beyond_limit, log=log)
         from ..engines.llama_cpp.ollama import as_served
@@ -187,6 +196,7 @@ def _shown(answer: ServingReport, options: argparse.Namespace, say: Language) ->
 def _run_vllm(options: argparse.Namespace, say: Language) -> int:
     """Returns 1 if the command does not fit, or its log differs from the prediction."""
     from ..engines.vllm.command import parse_command
+    from ..fitting.served_logs import calibrated
     from ..fitting.serving import budget_card, serve_command
     from ..values import replace
 
@@ -197,8 +207,13 @@ def _run_vllm(options: argparse.Namespace, say: Language) -> int:
     report = prediction.inspected(options, options.model or command.model, dtype=command.dtype, tokens=None)
     budget = command.serving.kv_budget_bytes
     cards = _cards(options) if budget is None else (budget_card(budget),)
-    answer = serve_command(report, command, cards, beyond_limit=options.beyond_limit, log=log)
-    return _shown(answer, options, say)
+
+    def served(serving: Serving) -> ServingReport:
+        asked = replace(command, serving=serving)
+        return serve_command(report, asked, cards, beyond_limit=options.beyond_limit, log=log)
+
+    kept = None if options.gpu is None else log
+    return _shown(calibrated(served, command.serving, options.calibration, log=kept), options, say)
 
 
 def _run_sglang(options: argparse.Namespace, say: Language) -> int:
@@ -316,7 +331,7 @@ def _vllm_log(path: str) -> VllmLog:
     """Raises UsageError for a file that cannot be read or prints none of vLLM's figures."""
     from ..engines.vllm.log import read_log
 
-    log = read_log(_text(path))
+    log = read_log(_text(path), name=os.path.basename(path))
     if not log.printed:
         raise UsageError("vllm_log_empty", path=path)
     return log

@@ -50,9 +50,10 @@ def serve_logged(
 ) -> ServingReport:
     """`serve`, with a log of vLLM beside it: of its version and on its card, where it names them."""
     if log is None:
-        return serve(report, serving, cards, beyond_limit=beyond_limit)
+        return serve(report, serving, _as_reported(report, serving, cards), beyond_limit=beyond_limit)
     from ..engines.vllm.log import beside
 
+    serving = replace(serving, logs=())
     serving = replace(serving, version=serving.version or log.version)
     if log.total_bytes is not None and serving.kv_budget_bytes is None:
         cards = [replace(card, usable_bytes=log.total_bytes) for card in cards]
@@ -60,6 +61,21 @@ def serve_logged(
     reserve = answer.cards[answer.deciding].reserve
     assert isinstance(reserve, VllmReserve)
     return replace(answer, log=tuple(beside(log, reserve)))
+
+
+def _as_reported(report: Report, serving: Serving, cards: Sequence[Gpu]) -> Sequence[Gpu]:
+    """Cards of the table with the memory that CUDA reported to an earlier run whose log counts."""
+    if not serving.logs:
+        return cards
+    from ..engines.vllm.calibrating import matching
+    from ..engines.vllm.releases import release
+
+    def reported(card: Gpu) -> Gpu:
+        log = matching(report, serving, card.name, release(serving.version))
+        total_bytes = None if log is None else log.total_bytes
+        return card if card.origin != "usable" or total_bytes is None else replace(card, usable_bytes=total_bytes)
+
+    return [reported(card) for card in cards]
 
 
 def serve(report: Report, serving: Serving, cards: Sequence[Gpu], *, beyond_limit: bool = False) -> ServingReport:

@@ -50,6 +50,35 @@ class SglangOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServedLog:
+    """What a log of vLLM printed that no source gives, of one card, version ("0.19"), class, vocabulary and number of ranks.
+
+    non_torch_bytes, graphs_bytes, total_bytes: as printed, to rounding_bytes up and down; None where it was not printed.
+    activation_beyond_bytes: of the peak, beyond the predicted range (below 0: short of it). log: the name of its file.
+    """
+
+    card: str
+    version: str
+    class_name: str
+    vocabulary: int
+    ranks: int
+    pipeline_ranks: int
+    eager: bool
+    date: str
+    log: str
+    non_torch_bytes: int
+    rounding_bytes: int
+    activation_beyond_bytes: int
+    graphs_bytes: int | None
+    total_bytes: int | None
+
+    @property
+    def key(self) -> tuple[str, str, str, int, int, int, bool]:
+        card, eager = self.card.casefold(), self.eager
+        return card, self.version, self.class_name, self.vocabulary, self.ranks, self.pipeline_ranks, eager
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Serving(Workload):
     """A workload and the engine that serves it. A context is prompt and answer of a sequence.
 
@@ -58,7 +87,8 @@ class Serving(Workload):
     prefix_caching, which changes hybrid models alone (None: the version's default for them); pipeline_ranks and data_ranks;
     block_tokens, of a block of the cache; expert_parallel, whole experts on each rank; eager, without compiling and CUDA graphs;
     images, whether the encoder is profiled; offloaded_bytes, weights in the host's memory; lora_slots, for adapters of
-    lora_rank at once; speculation, speculative decoding. For SGLang: sglang.
+    lora_rank at once; speculation, speculative decoding; logs, of earlier runs, of which those of a card count there.
+    For SGLang: sglang.
     For llama.cpp: offloaded, the layers of --ngl (None: all); flash_attention (None: where the card has a kernel); micro_batch
     (None: its default).
     """
@@ -80,6 +110,7 @@ class Serving(Workload):
     lora_slots: int = 0
     lora_rank: int = 16
     speculation: Speculation | None = None
+    logs: tuple[ServedLog, ...] = ()
     sglang: SglangOptions | None = None
     offloaded: int | None = None
     flash_attention: bool | None = None

@@ -27,6 +27,13 @@ GEMMA = """\
 (EngineCore pid=474) INFO GPU KV cache size: 670,160 tokens
 (EngineCore pid=474) INFO Maximum concurrency for 8,192 tokens per request: 81.73x
 """
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QWEN_INSPECT_CACHE", str(tmp_path / "cache"))  # where logs are kept
+
+
 COMMAND = "vllm serve catalog:google/gemma-2-2b-it --max-model-len 8192 --gpu-memory-utilization 0.95"
 
 

@@ -95,6 +95,11 @@ class Vllm(Engine["Serving", "VllmDemand"]):
                 if answer.gpu.origin == "usable":  # of the table
                     available = size(answer.gpu.available_bytes)
                     yield Message("assume_vllm_card", name=answer.gpu.name, available=available)
+            for demand, answer in answers:
+                if demand.log is not None:
+                    yield Message(
+                        "assume_vllm_calibrated", name=answer.gpu.name, log=demand.log.log, date=demand.log.date
+                    )
             for demand, _ in answers[:1]:
                 yield Message("assume_vllm_profile", tokens=demand.step_tokens or 0, sequences=demand.sequences or 0)
             if request.images and unsized(report.config or {}):

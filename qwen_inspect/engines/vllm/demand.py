@@ -30,6 +30,7 @@ from .blocks import (
     state_dtypes,
     text_part,
 )
+from .calibrating import calibrated, matching
 from .drafter import FIRST_GROUPS, Drafter, drafter_of, proposed_tokens
 from .encoder import deepstack_bytes, encoder, unsized
 from .mamba import mamba_pool, mamba_sizes
@@ -49,6 +50,7 @@ class VllmDemand(Demand):
     def __init__(self, report: Report, serving: Serving, gpu: Gpu) -> None:
         attention, self._report, self._serving, self._gpu = report.attention, report, serving, gpu
         self.release = release(serving.version)
+        self.log = matching(report, serving, gpu.name, self.release)
         if report.known.quantised is not None and report.known.quantised.method == "gguf":
             raise UnsupportedError("vllm_gguf")
         if not report.spec.built and any(layer.window_tokens for layer in attention.softmax):
@@ -193,14 +195,16 @@ class VllmDemand(Demand):
             eager=serving.eager,
             drafting=self.drafter is not None and self.drafter.widths is not None,
         )
+        measured = (self._activation(), outside, *(() if reserved_graphs is None else (reserved_graphs,)))
+        if self.log is not None:
+            log = self.log
+            measured = tuple(calibrated(term, log) for term in measured)
         return (
             Reserved(name="weights", least_bytes=held, most_bytes=held),
             rounding(weights),
             *self._drafted(),
             *self._adapters(),
-            self._activation(),
-            outside,
-            *(() if reserved_graphs is None else (reserved_graphs,)),
+            *measured,
         )
 
     def _drafted(self) -> tuple[Reserved, ...]:

@@ -33,10 +33,11 @@ FORMS: dict[str, re.Pattern[str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
-    """version: as printed, None without it. printed: the first figure of each line as text."""
+    """version: as printed, None without it. printed: the first figure of each line as text. name: of its file."""
 
     version: str | None
     printed: dict[str, str]
+    name: str = ""
 
     @property
     def total_bytes(self) -> int | None:
@@ -44,17 +45,17 @@ class Log:
         return int(float(self.printed.get("total", 0)) * GIB) or None
 
 
-def read_log(text: str) -> Log:
+def read_log(text: str, *, name: str = "") -> Log:
     version, printed = None, {}
     for line in text.splitlines()[:MOST_LINES]:
         line = COLOUR.sub("", line[:LONGEST_LINE])
         if (version is None and "vllm" in line.lower()) or " LLM engine" in line or "version " in line:
             match = VERSION.search(line)
             version = match[1] if match and version is None else version
-        for name, form in FORMS.items():
-            if name not in printed and (found := form.search(line)):
-                printed[name] = found[1].replace(",", "")
-    return Log(version=version, printed=printed)
+        for figure, form in FORMS.items():
+            if figure not in printed and (found := form.search(line)):
+                printed[figure] = found[1].replace(",", "")
+    return Log(version=version, printed=printed, name=name)
 
 
 def beside(log: Log, reserve: VllmReserve) -> Iterator[LogTerm]:

@@ -138,6 +138,7 @@ TEXT = {
     "help_sglang": "a whole command of SGLang, such as 'python -m sglang.launch_server --model-path Qwen/Qwen3-8B --tp 2': its pools on each card of --gpu",
     "help_mem_fraction_static": "SGLang: the share of the free memory for weights and cache (default: its own, by card)",
     "help_log": "beside --llama-cpp, --vllm or --engine vllm: a log of that run, whose figures are set beside the prediction",
+    "help_calibration": "vLLM: figures of earlier --log runs on the same card, version and class (default: use); forget removes those of this request",
     "help_host_memory": "beside --llama-cpp: the host's memory, such as 64GiB",
     "help_ngl": "llama.cpp: layers on the card, the output layer counted as one (default: all)",
     "help_cache_type_k": "llama.cpp: the format of K in the cache (default: float16)",

@@ -1,0 +1,66 @@
+"""What a log of an earlier run tells of a later one: on the same card, with the same version, class and number of ranks."""
+
+from __future__ import annotations
+
+from ...results.model import Report
+from ...results.serving import LogTerm, Reserved, ServedLog, Serving
+from ...units import GIB
+from .log import Log
+from .releases import Release, release
+
+
+def key_of(report: Report, serving: Serving, card: str, version: Release) -> tuple[str, str, str, int, int, int, bool]:
+    """As `ServedLog.key`."""
+    name = "{}.{}".format(*version.version)
+    spec = report.spec
+    ranks, stages = serving.ranks, serving.pipeline_ranks
+    return card.casefold(), name, spec.class_name, spec.vocab_size, ranks, stages, serving.eager
+
+
+def matching(report: Report, serving: Serving, card: str, version: Release) -> ServedLog | None:
+    key = key_of(report, serving, card, version)
+    return next((log for log in serving.logs if log.key == key), None)
+
+
+def calibrated(term: Reserved, log: ServedLog) -> Reserved:
+    """A term with what the log printed in place of the range of other logs."""
+    source = f"{log.log} ({log.date})"
+    if term.name == "activation":
+        if not log.activation_beyond_bytes:
+            return term
+        least, most = (
+            max(0, end + log.activation_beyond_bytes) for end in (term.least_bytes, term.most_bytes or term.least_bytes)
+        )
+        return Reserved(name=term.name, least_bytes=least, most_bytes=most, sources=(source,))
+    printed = log.non_torch_bytes if term.name == "non_torch" else log.graphs_bytes
+    if term.name not in ("non_torch", "graphs") or printed is None:
+        return term
+    least, most = printed - log.rounding_bytes, printed + log.rounding_bytes
+    return Reserved(name=term.name, least_bytes=max(0, least), most_bytes=most, sources=(source,))
+
+
+def served_log(
+    log: Log, terms: tuple[LogTerm, ...], report: Report, serving: Serving, card: str, *, date: str
+) -> ServedLog | None:
+    """What of a log is kept; None if it does not print what lies outside of PyTorch."""
+    printed = {term.name: term for term in terms}
+    if (outside := printed.get("non_torch")) is None or outside.printed < 0:
+        return None
+    peak, graphs = printed.get("activation"), log.printed.get("graphs")
+    version = release(serving.version).version
+    return ServedLog(
+        card=card,
+        version="{}.{}".format(*version),
+        class_name=report.spec.class_name,
+        vocabulary=report.spec.vocab_size,
+        ranks=serving.ranks,
+        pipeline_ranks=serving.pipeline_ranks,
+        eager=serving.eager,
+        date=date,
+        log=log.name[-100:],
+        non_torch_bytes=outside.printed,
+        rounding_bytes=GIB // 200,
+        activation_beyond_bytes=0 if peak is None or peak.agrees else peak.difference,
+        graphs_bytes=None if graphs is None or float(graphs) < 0 else int(float(graphs) * GIB),
+        total_bytes=log.total_bytes,
+    )
