@@ -30,6 +30,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     prediction.declare_batch(command, say)
     media.declare(command, say)
     command.add_argument("--gpu", default=prediction.DEFAULT_CAPABILITY, metavar="NAME", help=say("help_gpu"))
+    command.add_argument("--speed", action="store_true", help=say("help_speed"))
     command.add_argument("--plot", metavar="FILE", help=say("help_plot"))
     command.add_argument("--device", metavar="DEVICE", help=say("help_measure"))
     command.add_argument("--random-weights", action="store_true", help=say("help_random_weights"))
@@ -74,6 +75,10 @@ def run(options: argparse.Namespace, say: Language) -> int:
     memory = replace(_memory(report, run, options), **shared)
     if options.rollout is not None:
         memory = _with_rollouts(memory, options)
+    if options.speed:
+        from ..predicting.speed import speed_of
+
+        memory = replace(memory, speed=speed_of(report, run, options.gpu))
     if options.plot is not None:
         _draw_course(memory, options, say)
     if options.format == "html" and request is None:
@@ -97,6 +102,7 @@ def _check_devices(options: argparse.Namespace) -> None:
             raise UsageError("option_needs", option=flag(option), other=flag(needed))
     sharing = given(options, *SHARED_BY, "device_map")
     _check_rollouts(options)
+    _check_speed(options)
     if options.cache == "static" and sharing:
         raise UsageError("static_cache_shared", option=sharing[0])
     for excluded in given(options, "device_map", "device"):
@@ -124,6 +130,18 @@ def _check_rollouts(options: argparse.Namespace) -> None:
         raise UsageError("option_needs", option=typed[0], other="--rollout vllm")
     if prediction.is_capability(options.gpu):
         raise UsageError("option_needs", option="--rollout", other="--gpu NAME")
+
+
+def _check_speed(options: argparse.Namespace) -> None:
+    """Raises UsageError for bounds of anything but one card that is named, running text."""
+    if not options.speed:
+        return
+    if excluded := given(options, *SHARED_BY, "device_map", "device", "image", "video"):
+        raise UsageError("options_exclude", option="--speed", other=excluded[0])
+    if options.mode == "train":
+        raise UsageError("options_exclude", option="--speed", other="--mode train")
+    if prediction.is_capability(options.gpu):
+        raise UsageError("option_needs", option="--speed", other="--gpu NAME")
 
 
 def _with_rollouts(memory: MemoryReport, options: argparse.Namespace) -> MemoryReport:

@@ -50,7 +50,7 @@ def table() -> tuple[Gpu, ...]:
 def _gpu(name: str, entry: Mapping[str, Any]) -> Gpu:
     figures = {
         key: Published(**entry[key])
-        for key in ("memory", "reported", "usable", "compute_capability", "multiprocessors")
+        for key in ("memory", "reported", "usable", "compute_capability", "multiprocessors", "bandwidth", "tensor_rate")
         if entry.get(key) is not None
     }
     major, _, minor = figures["compute_capability"].text.partition(".")
@@ -63,10 +63,20 @@ def _gpu(name: str, entry: Mapping[str, Any]) -> Gpu:
         usable_bytes=_least_bytes(figures["usable"].text) if "usable" in figures else None,
         compute_capability=(int(major), int(minor)),
         multiprocessors=int(figures["multiprocessors"].text) if "multiprocessors" in figures else None,
+        bandwidth=_a_second(figures.get("bandwidth")),
+        tensor_rate=_a_second(figures.get("tensor_rate")),
         aliases=tuple(entry.get("aliases", ())),
         device_names=tuple(entry.get("device_names", ())),
         figures=tuple(figures.items()),
     )
+
+
+def _a_second(figure: Published | None) -> int | None:
+    """Bytes or operations: of "3.35 TB/s", "936 GB/s" or "989.5 TFLOPS"."""
+    if figure is None:
+        return None
+    number, unit = figure.text.split()
+    return round(float(number) * (10**9 if unit == "GB/s" else 10**12))
 
 
 def _least_bytes(text: str) -> int:

@@ -23,9 +23,9 @@ class Gpu:
 
     reported_bytes: the total of nvidia-smi. usable_bytes: the total that CUDA reports to a process (torch's `total_memory`),
     which is less. free_bytes: free now, for a card of this machine. compute_capability: (major, minor). multiprocessors: their
-    number. kind: "datacentre",
-    "workstation", "consumer", "given" (a size), "here" (NVML). device_names: torch's names for it. figures: the table's figures
-    by name, with sources. unified: shares the host's memory.
+    number. bandwidth: bytes a second from its memory. tensor_rate: operations a second of its tensor cores with 16-bit matrices,
+    sums in 32 bits, no sparsity. kind: "datacentre", "workstation", "consumer", "given" (a size), "here" (NVML). device_names:
+    torch's names for it. figures: the table's figures by name, with sources. unified: shares the host's memory.
     """
 
     name: str
@@ -36,6 +36,8 @@ class Gpu:
     free_bytes: int | None = None
     compute_capability: tuple[int, int] | None = None
     multiprocessors: int | None = None
+    bandwidth: int | None = None
+    tensor_rate: int | None = None
     aliases: tuple[str, ...] = ()
     device_names: tuple[str, ...] = ()
     figures: tuple[tuple[str, Published], ...] = ()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .media import Media
     from .model import Report
     from .ranks import DeviceMapReport, RanksReport
+    from .speed import Speed
     from .training import Training
 
 Mode = Literal["generate", "forward", "train"]
@@ -313,7 +314,8 @@ class MemoryReport:
 
     exploration: the run for any workload, for an HTML page; None if not requested or unknown. training: what is trained; None if
     the run does not train or the architecture is unknown. ranks, device_map: the model over several devices, if requested;
-    `predicted` is always for one device. colocated: a step of GRPO whose training this is, if requested.
+    `predicted` is always for one device. colocated: a step of GRPO whose training this is, if requested. speed: its bounds on the
+    card, if requested.
     """
 
     report: Report
@@ -327,3 +329,4 @@ class MemoryReport:
     ranks: RanksReport | None = None
     device_map: DeviceMapReport | None = None
     colocated: Colocated | None = None
+    speed: Speed | None = None

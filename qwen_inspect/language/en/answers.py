@@ -143,4 +143,7 @@ TEXT = {
     "answer_rows_unknown": "{differing:,} of {rows:,} rows differ; {unknown:,} are not known of every model.",
     "answer_sides_parameters": "Parameters: {values}.",
     "answer_sides_needed": "Needed of a card ({run}): {values}.",
+    "answer_speed": "At best on {gpu}: {reached}.",
+    "answer_first_token": "the first token after {time}",
+    "answer_tokens_a_second": "then {rate} tokens a second",
 }

@@ -299,4 +299,6 @@ TEXT = {
     "llama_cpp_sequences": "llama.cpp serves at most {most:,} sequences at once, found {found:,}",
     "llama_cpp_log": "The log {path} cannot be read: {reason}",
     "llama_cpp_log_empty": "The log {path} prints no buffers of llama.cpp",
+    "gpu_figure_bandwidth": "memory bandwidth",
+    "gpu_figure_tensor_rate": "16-bit tensor rate",
 }

@@ -197,4 +197,5 @@ TEXT = {
     "usage_tokens": "{text} is not a number of tokens; write 32768 or 32k",
     "usage_size": "expected a size with its unit, such as 16GiB or 24GB; found {text!r}",
     "usage_share": "{text!r} is no share: above 0, and 1 at most",
+    "help_speed": "also bound the speed on --gpu NAME: time to the first token, tokens a second",
 }

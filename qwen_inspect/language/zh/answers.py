@@ -143,4 +143,7 @@ TEXT = {
     "answer_rows_unknown": "{rows:,} 项中有 {differing:,} 项不同，{unknown:,} 项并非每个模型都已知。",
     "answer_sides_parameters": "参数量：{values}。",
     "answer_sides_needed": "所需显存（{run}）：{values}。",
+    "answer_speed": "在 {gpu} 上最快：{reached}。",
+    "answer_first_token": "首个 token 需 {time}",
+    "answer_tokens_a_second": "之后 {rate} token/s",
 }

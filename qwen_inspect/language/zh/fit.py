@@ -299,4 +299,6 @@ TEXT = {
     "llama_cpp_sequences": "llama.cpp 最多同时处理 {most:,} 个序列，而不是 {found:,} 个",
     "llama_cpp_log": "无法读取日志 {path}：{reason}",
     "llama_cpp_log_empty": "日志 {path} 中没有 llama.cpp 打印的缓冲区",
+    "gpu_figure_bandwidth": "显存带宽",
+    "gpu_figure_tensor_rate": "16 位张量算力",
 }

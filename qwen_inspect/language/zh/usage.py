@@ -197,4 +197,5 @@ TEXT = {
     "usage_tokens": "{text} 不是合法的 token 数；请写成 32768 或 32k",
     "usage_size": "应为带单位的大小，如 16GiB 或 24GB；而不是 {text!r}",
     "usage_share": "{text!r} 不是有效比例：须大于 0 且不超过 1",
+    "help_speed": "另给出在 --gpu NAME 上的速度上限：首个 token 的用时与 token/s",
 }

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from ...language import Language
 from ...loaders import gpus
 from ...results.memory import Footprint, MemoryReport, Moment, Run
-from ...units import count, signed, size
+from ...units import count, seconds, signed, size
 from . import between, cards, within
 
 if TYPE_CHECKING:
     from ...results.colocated import Colocated
     from ...results.measurement import Measurement
     from ...results.ranks import DeviceMapReport, RankBytes, RanksReport
+    from ...results.speed import Speed
 
 # The terms that a sentence names, if they are not zero.
 NAMED_TERMS = ("weights", "gathered", "adapters", "cache", "state", "gradients", "optimizer", "activations")
@@ -37,7 +38,19 @@ def sentences(memory: MemoryReport, say: Language) -> list[str]:
         content.append(terms(moment, memory.predicted, reserved, say))
     if memory.run.device == "cuda" and required is not None:
         content += _on_cards(memory, required, say)
+    if memory.speed is not None and (required is None or required[0] <= memory.speed.gpu.available_bytes):
+        content.append(_fastest(memory.speed, say))
     return content
+
+
+def _fastest(speed: Speed, say: Language) -> str:
+    """The bounds of speed: of the prompt, and of what follows."""
+    prompt, *decoding = speed.steps
+    parts = [] if prompt.rate is None else [say("answer_first_token", time=seconds(prompt.seconds))]
+    if decoding:
+        parts.append(say("answer_tokens_a_second", rate=f"{speed.tokens_a_second(decoding[0]):,.0f}"))
+    reached = say("comma").join(parts) if parts else say("answer_unknown")
+    return say("answer_speed", gpu=speed.gpu.name, reached=reached)
 
 
 def needed(footprint: Footprint, say: Language) -> str:

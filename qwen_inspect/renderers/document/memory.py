@@ -31,6 +31,7 @@ def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:
         *training_blocks(memory, say),
         *_several_devices(memory, say),
         *_colocated(memory, say),
+        *_speed(memory, say),
         Heading(say("heading_footprint" if _on_one_device(memory) else "heading_footprint_one")),
         *headline(footprint, say),
         term_table(footprint, say),
@@ -72,6 +73,14 @@ def _colocated(memory: MemoryReport, say: Language) -> list[Block]:
     from .colocated import colocated_blocks
 
     return colocated_blocks(memory.colocated, say)
+
+
+def _speed(memory: MemoryReport, say: Language) -> list[Block]:
+    if memory.speed is None:
+        return []
+    from .speed import speed_blocks
+
+    return speed_blocks(memory.speed, say)
 
 
 def live_blocks(memory: MemoryReport, say: Language) -> list[Block]:

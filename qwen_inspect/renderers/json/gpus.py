@@ -36,6 +36,10 @@ class GpuJSON(TypedDict):
     """`usable_bytes` if known, else `reported_bytes`, else `memory_bytes`."""
     compute_capability: str | None
     multiprocessors: Count | None
+    bytes_per_second: Count | None
+    """The published bandwidth of its memory."""
+    operations_per_second: Count | None
+    """Of its tensor cores with 16-bit matrices, sums in 32 bits, without sparsity."""
     bfloat16: bool | None
     """Whether the tensor cores support it."""
     fp8: bool | None
@@ -65,6 +69,8 @@ def gpu_content(gpu: Gpu) -> GpuJSON:
         "available_bytes": gpu.available_bytes,
         "compute_capability": None if gpu.compute_capability is None else ".".join(map(str, gpu.compute_capability)),
         "multiprocessors": gpu.multiprocessors,
+        "bytes_per_second": gpu.bandwidth,
+        "operations_per_second": gpu.tensor_rate,
         "bfloat16": gpu.supports("bfloat16"),
         "fp8": gpu.supports("fp8"),
         "sources": [{"figure": name, "text": figure.text, "source": figure.source} for name, figure in gpu.figures],

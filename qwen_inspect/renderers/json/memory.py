@@ -21,6 +21,7 @@ from .ranks import (
     device_map_content,
     rank_content,
 )
+from .speed import SpeedJSON, speed_content
 from .values import Count, Positive, Share, TypedDict
 
 if TYPE_CHECKING:
@@ -93,6 +94,8 @@ class MemoryJSON(OfModelJSON, PredictionJSON):
     rank_assumptions: list[str]
     device_map: DeviceMapJSON | None
     grpo: GrpoJSON | None
+    speed: SpeedJSON | None
+    """The bounds of its speed; null without --speed."""
     calibration: CalibrationJSON | None
     differences: list[DifferenceJSON]
 
@@ -108,6 +111,7 @@ def content(memory: MemoryReport, say: Language) -> MemoryJSON:
         "measured": None if memory.measured is None else measured_content(memory.measured, run, say),
         "ranks": None if memory.ranks is None else [rank_content(rank) for rank in memory.ranks.ranks],
         "rank_assumptions": [] if memory.ranks is None else [say(message) for message in memory.ranks.assumptions],
+        "speed": None if memory.speed is None else speed_content(memory.speed),
         "grpo": None if memory.colocated is None else colocated_content(memory.colocated, say),
         "device_map": None if memory.device_map is None else device_map_content(memory.device_map, say),
         "calibration": None if run.calibration is None else _calibration(run.calibration),

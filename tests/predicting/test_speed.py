@@ -1,0 +1,130 @@
+"""`memory --speed`: operations as torch counts them, bytes as the weights and the cache have them, cards as published."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_inspect import inspect
+from qwen_inspect.loaders import gpus
+from qwen_inspect.predicting.speed import speed_of
+from qwen_inspect.results.attention import LayerAttention
+from qwen_inspect.results.memory import Run
+from qwen_inspect.results.speed import Speed
+
+from ..support.models import run
+from ..support.small_models import small_config
+
+PROMPT, BATCH = 24, 2
+
+
+def write(folder: Path, config: dict[str, Any]) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def counted_by_torch(config: dict[str, Any]) -> tuple[int, int]:
+    """Operations of the prompt and of the next token in transformers' model, whose eager attention computes masked pairs too."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = AutoConfig.for_model(**config)
+    model = AutoModelForCausalLM.from_config(settings, attn_implementation="eager", experts_implementation="eager")
+    tokens = torch.ones((BATCH, PROMPT), dtype=torch.long)
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as prompt:
+            cache = model(tokens, use_cache=True, logits_to_keep=1).past_key_values
+        with FlopCounterMode(display=False) as token:
+            model(tokens[:, :1], past_key_values=cache, logits_to_keep=1)
+    return prompt.get_total_flops(), token.get_total_flops()
+
+
+def bounds(path: Path | str, **fields: Any) -> Speed:
+    return speed_of(inspect(str(path)), Run(prompt_tokens=PROMPT, batch=BATCH, **fields), "H100 SXM")
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3_moe", "gemma2", "gpt2"])
+def test_operations_are_those_that_torch_counts(tmp_path: Path, model_type: str) -> None:
+    config = {**small_config(model_type), "sliding_window": 512, "dtype": "bfloat16"}
+    folder = write(tmp_path / model_type, config)
+    prompt, first, _ = bounds(folder).steps
+    layers = [layer for layer in inspect(str(folder)).attention.layers if isinstance(layer, LayerAttention)]
+    masked = sum(4 * layer.query_heads * layer.head_dim * PROMPT * (PROMPT - 1) // 2 for layer in layers) * BATCH
+    assert (prompt.operations + masked, first.operations) == counted_by_torch(config)
+
+
+def test_a_token_reads_every_weight_but_the_embedding_and_the_whole_cache() -> None:
+    """Qwen3-8B: 8,190,735,360 parameters, of which 151,936 x 4,096 are the embedding; 147,456 B of cache a token."""
+    speed = speed_of(inspect("Qwen/Qwen3-8B", source="catalog"), Run(prompt_tokens=2048), "H100 SXM")
+    _, first, last = speed.steps
+    assert first.weight_bytes == first.even_weight_bytes == 2 * (8_190_735_360 - 151_936 * 4_096)
+    assert (first.cache_bytes, last.cache_bytes) == (147_456 * 2_049, 147_456 * 2_175)
+    assert first.limit == "memory"
+    assert first.seconds == (first.weight_bytes + first.cache_bytes) / 3.35e12
+    assert speed.steps[0].limit == "arithmetic"
+    assert speed.steps[0].seconds == speed.steps[0].operations / 989.5e12
+
+
+def test_a_token_of_a_mixture_reads_its_experts_and_a_batch_more_of_them() -> None:
+    """Qwen3-30B-A3B: 8 of 128 experts of 3 x 2,048 x 768 in 48 layers."""
+    report = inspect("Qwen/Qwen3-30B-A3B", source="catalog")
+    expert = 48 * 3 * 2_048 * 768 * 2
+    dense = 2 * 30_532_122_624 - 128 * expert - 2 * 151_936 * 2_048
+    alone = speed_of(report, Run(), "A100 80GB").steps[1]
+    assert alone.weight_bytes == alone.even_weight_bytes == dense + 8 * expert
+    many = speed_of(report, Run(batch=64), "A100 80GB").steps[1]
+    assert many.weight_bytes == alone.weight_bytes
+    assert many.even_weight_bytes == dense + round(128 * expert * (1 - (1 - 8 / 128) ** 64))
+
+
+def test_a_window_bounds_the_pairs() -> None:
+    """Gemma 3: five of six layers see 512 tokens, the sixth all."""
+    report = inspect("google/gemma-3-1b-it", source="catalog")
+    prompt, first, _ = speed_of(report, Run(prompt_tokens=4_096), "H100 SXM").steps
+    matrices = first.operations - 4 * 4 * 256 * (22 * 512 + 4 * 4_097)
+    full, windowed = 4_096 * 4_097 // 2, 512 * 513 // 2 + 3_584 * 512
+    head = 2 * 262_144 * 1_152
+    assert prompt.operations == 4_096 * (matrices - head) + head + 4 * 4 * 256 * (22 * windowed + 4 * full)
+
+
+def test_every_published_figure_is_read() -> None:
+    for card in gpus.table():
+        published = {name for name, _ in card.figures}
+        assert ("bandwidth" in published, "tensor_rate" in published) == (
+            card.bandwidth is not None,
+            card.tensor_rate is not None,
+        )
+        assert card.bandwidth is None or 200e9 < card.bandwidth <= 8e12
+    assert gpus.find("RTX 4090").bandwidth == 1_008_000_000_000
+    assert gpus.find("RTX 4090").tensor_rate == 165_200_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--speed"], "--gpu NAME"),
+        (["--speed", "--gpu", "h100", "--mode", "train"], "--mode train"),
+        (["--speed", "--gpu", "h100", "--tp", "2"], "--tp"),
+        (["--speed", "--gpu", "RTX 4060"], "No source gives the memory bandwidth of RTX 4060"),
+    ],
+)
+def test_what_has_no_bound_is_refused_in_a_line(options: list[str], sentence: str) -> None:
+    done = run("memory", "catalog:Qwen/Qwen3-0.6B", *options)
+    assert done.code in (2, 7)
+    assert sentence in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_the_answer_and_the_json_say_it() -> None:
+    done = run("memory", "catalog:Qwen/Qwen3-8B", "--speed", "--gpu", "h100", "--quiet")
+    assert "At best on H100 SXM: the first token after 30.0 ms, then 217 tokens a second." in done.out
+    content = json.loads(
+        run("memory", "catalog:Qwen/Qwen3-8B", "--speed", "--gpu", "T4", "--format", "json", "--quiet").out
+    )["speed"]
+    assert content["time_to_first_token_seconds"] is None  # T4 has no bfloat16
+    assert [step["step"] for step in content["steps"]] == ["prompt", "first", "last"]
