@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -105,7 +105,8 @@ def defaults_of(config: Mapping[str, Any]) -> dict[str, Any]:
     model_class = getattr(transformers, CLASSES[config["model_type"]][0])
     code = python.getsource(sys.modules[model_class.__module__])
     read = set(re.findall(r"config\.([a-z_0-9]+)", code)) | set(re.findall(r"getattr\([a-z_.]*config, \"(\w+)\"", code))
-    shown = UNRELATED | DIMENSIONS | {*WINDOWS, *text.attribute_map.values()}
+    shown = UNRELATED | DIMENSIONS | {*WINDOWS}
+    shown |= {other for name, other in text.attribute_map.items() if name in shown}
     names = sorted({*own, *read} - shown)
     return {name: own.get(name) for name in names if name in own or not callable(getattr(type(text), name, None))}
 
@@ -115,7 +116,7 @@ def defaults_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Group:
-    """Configurations of one variant. layers: with how many layers each is traced."""
+    """Configurations of one variant. layers: with how many layers each is traced. samples: those made, by the key of `layers`."""
 
     mode: Mode
     kernel: str
@@ -123,6 +124,7 @@ class Group:
     outline: Outline
     layers: dict[tuple[Any, ...], tuple[dict[str, Any], int]]
     singles: int = 0
+    samples: dict[tuple[Any, ...], list[Sample]] = field(default_factory=lambda: defaultdict(list))
 
     def point(self, design: Outline, random: Random) -> Point:
         point = sampled_point(design.thresholds, random)
@@ -229,9 +231,12 @@ def _is_learnt(group: Group, sides: set[str]) -> bool:
 def learnt(group: Group, random: Random) -> Variant:
     samples: dict[str, list[Sample]] = defaultdict(list)
     for name in regimes(group, random):
-        for base, count in group.layers.values():
+        for key, (base, count) in group.layers.items():
+            known = [sample for sample in group.samples[key] if group.regime(sample.outline, sample.point) == name]
             tries = (sample(group, base, count, random, name, number) for number in range(4 * SAMPLES))
-            samples[name] += [made[0] for made in islice(filter(None, tries), SAMPLES)]
+            more = [made for made, _ in islice(filter(None, tries), max(0, SAMPLES - len(known)))]
+            group.samples[key] += more
+            samples[name] += known + more
     by_regime, variables = learn(samples)
     variant = Variant(
         kernel=group.kernel,

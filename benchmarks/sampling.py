@@ -40,6 +40,7 @@ SIZES = {
     "n_positions": 1,
     "moe_latent_size": 8,
     "laurel_rank": 8,
+    "linear_head_dim": 8,
 }
 # Of state space layers: the names of each size in the classes.
 HEADS = ("num_heads", "mamba_num_heads", "mamba_n_heads")
@@ -54,7 +55,7 @@ STATE_SPACE = (*HEADS, *HEAD_DIM, *GROUPS, *STATE, *KERNEL, *CHUNK, *RANK, *EXPA
 ENCODERS = ("bert", "distilbert", "roberta", "xlm-roberta")
 EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
 WINDOWS = ("sliding_window", "attention_chunk_size", "index_topk")
-PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "experts_per_token")
+PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "experts_per_token")
 
 
 def sampled(config: Mapping[str, Any], random: Random) -> dict[str, Any]:
@@ -100,6 +101,8 @@ def sampled(config: Mapping[str, Any], random: Random) -> dict[str, Any]:
         text.pop("label2id", None)
     if isinstance(text.get("conv_L_cache"), int):
         text["conv_L_cache"] = some(2, 7)
+    if isinstance(text.get("linear_num_heads"), int):
+        text["linear_num_heads"], text["linear_conv_kernel_dim"] = some(2, 9), some(2, 7)
     if isinstance(text.get("linear_num_key_heads"), int):
         same = text["linear_num_key_heads"] == text["linear_num_value_heads"]
         text["linear_num_key_heads"] = some(2, 11)

@@ -18,6 +18,7 @@ ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 SECTIONS = {**ROPE, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}
 SCALED = {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 8192}
 THREE_AXES = {**ROPE, "mrope_section": [2, 3, 3]}
+DELTA = ["linear_attention", *2 * ["linear_attention", "linear_attention", "full_attention"], "linear_attention"]
 LATE_QUERIES = {**ROPE, **SCALED, "llama_4_scaling_beta": 0.1}
 # Gemma 4's E2B and E4B: the last layers read the caches of others; layers have inputs of their own.
 PER_LAYER_INPUTS = tuple(
@@ -66,6 +67,7 @@ STRUCTURES: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "glm4v": ({"rope_parameters": SECTIONS},),
     "glm4v_moe": ({"rope_parameters": SECTIONS},),
     "lfm2_moe": ({"layer_types": 2 * ["conv", "conv", "full_attention", "conv"]},),
+    "kimi_linear": ({"layer_types": DELTA, "first_k_dense_replace": 1},),
     "mistral3": ({}, {"model_type": "ministral3", "rope_parameters": LATE_QUERIES}),
     "mpt": ({"max_seq_len": 2048}, {"max_seq_len": 8192}),
     "phi3": (
@@ -94,8 +96,8 @@ SLOW = {
     *STATE,
 }  # keys of slow runs
 DIMENSIONS = {*SIZES, *EXPERTS, *PER_TOKEN, *STATE_SPACE, "hidden_size", "num_attention_heads", "num_key_value_heads"} | {
-    "linear_num_key_heads", "linear_num_value_heads", "linear_conv_kernel_dim", "index_head_dim", "index_n_heads",
-    "conv_L_cache", "global_head_dim", "num_global_key_value_heads", "rotary_dim", "type_vocab_size",
+    "linear_num_heads", "linear_num_key_heads", "linear_num_value_heads", "linear_conv_kernel_dim", "index_head_dim",
+    "index_n_heads", "conv_L_cache", "global_head_dim", "num_global_key_value_heads", "rotary_dim", "type_vocab_size",
 }  # fmt: skip
 DERIVED = {"num_kv_heads", "ffn_hidden_size", "word_embed_proj_dim"}  # from others, if they are not stated
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..checkpoint import DType
 from ..results.attention import (
     AnyLayerAttention,
     EncoderLayerAttention,
@@ -20,7 +21,6 @@ from ..values import dataclass
 from .class_rules import decoder_of, is_masked_by_window, read_attention, sparse_activations
 from .kept_trace import CHUNK_TOKENS, Point
 from .scans import FLASH_HEAD_DIM, Scan, chunk_tokens, scan_of
-from .token_loops import FOLDED_TOKENS
 
 # Modules beside the decoder, which a prompt of text alone does not run.
 _TOWERS = """
@@ -68,6 +68,7 @@ PHI3_ROPE: Mapping[str, str] = {"su": "longrope", "yarn": "longrope"}
 # Classes that turn three sections of a head unless told others, of any sizes.
 # Source: transformers 5.23, modeling_*.py of each, __init__ and recomposition of its rotary embedding
 SECTIONED = frozenset({"qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"})
+LAYER_INPUTS = "per_layer_model_projection"  # of Gemma 3n and 4: makes inputs for all layers at once
 LAYERS = frozenset({"layers", "h", "blocks", "layer"})
 SCANNED = ("recurrent", "hybrid")  # kinds of caches that scans keep
 MOST_SINGLES = 2
@@ -108,11 +109,12 @@ def outline_of(
     if len(containers) != 1:
         return None
     shapes = {name: tensor.shape for name, tensor in _tensors(tree)}
-    bits = spec.dtype.bits
-    structure, dimensions = _erased(tree, shapes, bits, without=containers[0])
-    outside = Part(_digest((spec.class_name, bits, structure)), dimensions)
+    structure, dimensions = _erased(tree, shapes, spec.dtype, without=containers[0])
+    if any(module.name == LAYER_INPUTS for module in _below(tree)):
+        dimensions = (*dimensions, len(attention))
+    outside = Part(_digest((spec.class_name, spec.dtype.bits, structure)), dimensions)
     blocks = [child for child in containers[0].children for _ in range(child.repeats)]
-    erased = {id(child): _erased(child, shapes, bits) for child in containers[0].children}
+    erased = {id(child): _erased(child, shapes, spec.dtype) for child in containers[0].children}
     by_layer = [
         (key, value)
         for key, value in sorted({**decoder_of(config), **sparse_activations(config, len(attention))}.items())
@@ -155,7 +157,7 @@ def outline_of(
     if config.get("model_type") == "phi3":
         own.add(("recomputed", _whole(config.get("original_max_position_embeddings", PHI3_ORIGINAL))))
     for scan in filter(None, scans.values()):
-        own |= {("kernel", scan.kernel), ("turns", FOLDED_TOKENS) if scan.chunk is None else ("chunk", scan.chunk)}
+        own |= {*scan.thresholds}
     thresholds = {*_thresholds(attention), *own}
     chunk = chunk_tokens(decoder_of(config))
     return Outline(outside, tuple(layers), tuple(sorted(thresholds)), chunk or CHUNK_TOKENS)
@@ -301,29 +303,32 @@ def _tensors(module: Module, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _tensors(child, f"{prefix}{child.name}.")
 
 
-def _erased(module: Module, shapes: Any, bits: int, without: Module | None = None) -> tuple[Any, tuple[int, ...]]:
+def _erased(module: Module, shapes: Any, dtype: DType, without: Module | None = None) -> tuple[Any, tuple[int, ...]]:
     """The module's structure, and its dimensions in the same order; without `without` and towers."""
     dimensions: list[int] = [] if module.routed is None else [*module.routed]
     tensors = [(tensor.name, tensor.shape, getattr(tensor.dtype, "bits", None)) for tensor in module.tensors]
     if module.tied_to is not None and module.tied_to in shapes:
-        tensors.append(("weight", shapes[module.tied_to], bits))  # as if it had its own
+        tensors.append(("weight", shapes[module.tied_to], dtype.bits))  # as if it had its own
     told: list[tuple[str, int, object]] = []
     for name, shape, width in tensors:
         told.append((name, len(shape), width))
         dimensions += shape
     for buffer in module.buffers:
-        told.append((buffer.name, len(buffer.shape), str(buffer.dtype)))
+        like_all = buffer.dtype is dtype is DType.F16  # which does what bfloat16 does
+        told.append((buffer.name, len(buffer.shape), str(DType.BF16 if like_all else buffer.dtype)))
         dimensions += buffer.shape
     children = []
     for child in module.children:
         if child is without or child.name in TOWERS:
             continue
-        structure, inner = _erased(child, shapes, bits, without)
+        structure, inner = _erased(child, shapes, dtype, without)
         children.append(structure)
         dimensions += inner
     path: Any = module.routed is not None
     if path:  # grouped products ask for rows of whole 16 bytes
-        path = all(size * bits % 128 == 0 for tensor in module.tensors for size in tensor.shape[1:]) or "unaligned"
+        path = (
+            all(size * dtype.bits % 128 == 0 for tensor in module.tensors for size in tensor.shape[1:]) or "unaligned"
+        )
     return (module.name, module.class_name, module.repeats, path, *told, *children), tuple(dimensions)
 
 

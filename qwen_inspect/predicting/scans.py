@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ..results.cache import CacheLayer
 from ..spec import Module, each_module
 from .kept_trace import CHUNK_TOKENS
+from .token_loops import FOLDED_TOKENS
 
 FLASH_HEAD_DIM = 256  # the widest of flash attention, which pads to eights. Source: torch 2.13, sdp_utils.cpp
 
@@ -27,12 +28,13 @@ CHUNK_SIZES: Mapping[str, tuple[tuple[str, ...], int]] = {
 
 
 class Scan(NamedTuple):
-    """A layer's scan. path: what decides which path its code takes. kernel: tokens of the convolution. chunk: of Mamba-2."""
+    """A layer's scan. path: what decides which path its code takes. thresholds: lengths beyond which it does something else, with
+    what has them.
+    """
 
     path: tuple[bool, ...]
     dimensions: tuple[int, ...]
-    kernel: int
-    chunk: int | None
+    thresholds: tuple[tuple[str, int], ...]
 
 
 def chunk_tokens(config: Mapping[str, Any]) -> int | None:
@@ -50,6 +52,7 @@ def scan_of(block: Module, kept: CacheLayer, config: Mapping[str, Any]) -> Scan 
         module
         for _, module in each_module(block)
         if {"conv1d", "out_proj"} <= {child.name for child in module.children}
+        or {"conv1d", "forget_gate"} <= {child.name for child in module.children}
     ]
     chunk = chunk_tokens(config)
     if len(mixers) != 1 or len(kept.states_bytes) != 2 or chunk is None:
@@ -57,8 +60,10 @@ def scan_of(block: Module, kept: CacheLayer, config: Mapping[str, Any]) -> Scan 
     children = {child.name: child for child in mixers[0].children}
     shapes = {tensor.name: tensor.shape for tensor in mixers[0].tensors}
     channels, _, kernel = children["conv1d"].tensors[0].shape
-    if "x_proj" in children:  # Mamba 1, whose tensors show all
-        return Scan((), (), kernel, None)
+    if "forget_gate" in children:  # Kimi's delta attention, whose tensors show all
+        return Scan((), (), (("chunks", kernel),))
+    if "x_proj" in children:  # Mamba 1, as well
+        return Scan((), (), (("kernel", kernel), ("turns", FOLDED_TOKENS)))
     if len(shapes.get("A_log", ())) != 1 or "in_proj" not in children:
         return None
     (heads,) = shapes["A_log"]
@@ -70,7 +75,7 @@ def scan_of(block: Module, kept: CacheLayer, config: Mapping[str, Any]) -> Scan 
     if kept.kind == "hybrid":
         more_path, more = _attention(block, config)
         path, dimensions = (*path, *more_path), (*dimensions, *more)
-    return Scan(path, dimensions, kernel, chunk)
+    return Scan(path, dimensions, (("kernel", kernel), ("chunk", chunk)))
 
 
 def _attention(block: Module, config: Mapping[str, Any]) -> tuple[tuple[bool, ...], tuple[int, ...]]:

@@ -1,7 +1,8 @@
 """Linear attention's loop over the chunks of a prompt, of which a trace has the first turns: where it is, and all its turns.
 
 Each turn takes and gives back what the one before did, but not always where, so that what is reserved may need them all.
-Source: transformers 5.23, torch_chunk_gated_delta_rule; as recorded in gen-35-4B-4L (benchmarks/recorded)
+Source: transformers 5.23, torch_chunk_gated_delta_rule and chunk_kimi_delta_attention; as recorded in gen-35-4B-4L
+(benchmarks/recorded)
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ..values import replace
 from .kept_trace import CHUNK_TOKENS
 
 LINEAR = "linear_attn"  # the module of linear attention in a layer
+ATTENTION, DECAYS = "self_attn", "aten.cumsum.default"  # Kimi's is named like any other; it alone sums decays up
 FEWEST_ALIKE = 4  # turns that make a loop
 FEWEST_EVENTS, MOST_EVENTS = 6, 64  # of a turn
 MOST_ADDED_EVENTS = 20_000  # which replay in some 0.2 seconds; of more turns as many as that are added
@@ -95,8 +97,11 @@ def loops_of(timeline: Timeline) -> tuple[Loop, ...]:
     begin = timeline.stages[1].first_event
     end = timeline.stages[2].first_event if len(timeline.stages) > 2 else len(timeline.events)
     made = {event.id: event for event in timeline.events[:end] if isinstance(event, Allocate)}
-    modules = {event.module for event in made.values()}
-    linear = {module for module in modules if module.endswith(LINEAR)}
+    linear = {
+        event.module
+        for event in made.values()
+        if event.module.endswith(LINEAR) or (event.operator == DECAYS and event.module.endswith(ATTENTION))
+    }
     if not linear:
         return ()
     numbers: dict[object, int] = {}

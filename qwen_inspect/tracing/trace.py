@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import gc
 import inspect
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -30,7 +29,6 @@ from ..results.timeline import ADAPTER, Timeline
 from ..results.training import Loop
 from ..spec import ModelSpec
 from ..values import dataclass
-from . import CHUNK_TURNS
 from .adapting import (
     Adapters,
     adapt,
@@ -45,6 +43,7 @@ from .adapting import (
 from .autocast import autocast, cuda_lists, let_go_in_order, scaler_of
 from .bases import Base, hold
 from .cached import CACHE_NAMES, is_state, tensors_of
+from .few_turns import few_turns
 from .kernels import as_on_cuda, flash_attention_2, masks_of_ones, replaced
 from .known_values import known_values
 from .media import media_inputs, refuse_a_trained_tower
@@ -177,7 +176,7 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
                 refuse_a_trained_tower(model)
             run = _runs(model, spec, workload)
             if workload.mode != "train":  # a backward keeps tensors of every turn
-                stack.enter_context(_few_turns(model))
+                stack.enter_context(few_turns(model))
             elif workload.loop.masked and not workload.padded:
                 stack.enter_context(masks_of_ones(model))
             if workload.media is not None:
@@ -319,24 +318,6 @@ def _build(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(selects(workload.trained, workload.frozen)(name))
     return model.train()
-
-
-@contextmanager
-def _few_turns(model: Any) -> Iterator[None]:
-    """Ends loops over a prompt's chunks in linear attention's reference code after CHUNK_TURNS turns.
-
-    Each turn allocates and frees the same as the one before, so `predicting.turns` can add the others, and the trace's length
-    does not grow with the prompt. Source: transformers 5.23, torch_chunk_gated_delta_rule.
-    """
-    code = sys.modules[type(model).__module__]
-    if not hasattr(code, "torch_chunk_gated_delta_rule"):
-        yield
-        return
-    code.range = lambda *bounds: range(*bounds)[:CHUNK_TURNS]  # type: ignore[attr-defined]  # shadows the built-in
-    try:
-        yield
-    finally:
-        del code.range
 
 
 def _load(model: Any, recorder: Recorder, root: str) -> None:
