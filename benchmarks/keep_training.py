@@ -62,9 +62,9 @@ TRAINED: Mapping[str, Sequence[dict[str, Any]]] = {
     "qlora": [{**_ALL, "quantised": "bnb-nf4-double"}, {**_ALL, "quantised": "bnb-nf4"}],
 }
 SCHEDULES: tuple[dict[str, Any], ...] = (
-    {},
+    {"checkpointing": False},
     {"checkpointing": True},
-    {"accumulate": 2},
+    {"checkpointing": False, "accumulate": 2},
     {"checkpointing": True, "accumulate": 2},
 )
 

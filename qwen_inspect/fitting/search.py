@@ -85,7 +85,7 @@ def fit(report: Report, run: Run, cards: Sequence[Gpu], *, beyond_limit: bool = 
         notices = *card_answer.notices, *given, *_dtype_notices(report, card_answer.gpu)
         card_answers.append(replace(card_answer, notices=notices))
         if memory.predicted.peak_reserved is None and not card_answer.likely:
-            refusal = memory.refusal or UnsupportedError("fit_lower_bound")
+            refusal = memory.refusal or _only_lower_bound(memory.predicted.assumptions)
     return FitReport(
         report=noted,
         run=run,
@@ -93,6 +93,15 @@ def fit(report: Report, run: Run, cards: Sequence[Gpu], *, beyond_limit: bool = 
         cards=tuple(card_answers),
         assumptions=tuple(assumptions),
         refusal=refusal,
+    )
+
+
+def _only_lower_bound(assumptions: Sequence[Message]) -> UnsupportedError:
+    without_torch = next((message for message in assumptions if message.key == "assume_no_torch"), None)
+    return (
+        UnsupportedError("fit_lower_bound")
+        if without_torch is None
+        else UnsupportedError("fit_no_torch", **without_torch.values)
     )
 
 

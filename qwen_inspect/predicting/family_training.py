@@ -146,11 +146,12 @@ def training_outline(report: Report, plan: Plan) -> Outline | None:
     if outline is None:
         return None
     layers = (
-        layer._replace(dimensions=(*layer.dimensions, *_rounded(reading)))
+        layer._replace(dimensions=(*layer.dimensions, *_of_scratch(reading, repeats=plan.four_bits is not None)))
         for layer, reading in zip(outline.layers, attention, strict=True)
     )
     rank = () if plan.run.lora_rank is None else (plan.run.lora_rank,)
-    tied = any(module.tied_to is not None for _, module in each_module(report.tree))
+    # A frozen head gets no gradient, whether it is tied or not.
+    tied = not plan.matrices and any(module.tied_to is not None for _, module in each_module(report.tree))
     outside = Part(outline.outside.structure + (" tied" if tied else ""), (*rank, *outline.outside.dimensions))
     return replace(outline, outside=outside, layers=tuple(layers))
 
@@ -159,9 +160,16 @@ def _drops_out(config: Mapping[str, Any]) -> bool:
     return any(value for key, value in decoder_of(config).items() if DROPOUT.search(key))
 
 
-def _rounded(layer: AnyLayerAttention) -> tuple[int, ...]:
-    """The width of heads in the scratch of attention's backward."""
-    return (flash_rounded(layer.head_dim),) if isinstance(layer, LayerAttention) else ()
+def _of_scratch(layer: AnyLayerAttention, *, repeats: bool) -> tuple[int, ...]:
+    """The width of heads in the scratch of attention's backward; and how many query heads share a KV head, if that is repeated
+    for each of them: in float32, beside a 4-bit base, and with the mask of a window.
+
+    Source: transformers 5.23, integrations/sdpa_attention.py, use_gqa_in_sdpa
+    """
+    if not isinstance(layer, LayerAttention):
+        return ()
+    repeats = repeats or layer.window_tokens is not None
+    return (flash_rounded(layer.head_dim), *([layer.query_heads // layer.kv_heads] if repeats else []))
 
 
 def _has_towers(report: Report) -> bool:

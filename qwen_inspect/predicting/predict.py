@@ -153,7 +153,9 @@ def _training_report(report: Report, run: Run, course_points: int) -> MemoryRepo
             run,
             weights_bytes=bytes_of(plan.weights),
             matrices=plan.matrices,
-            unknown=(Message("assume_no_torch"),) if without_torch else (),
+            unknown=(Message("assume_no_torch", extras="torch,peft" if training.adapters else "torch"),)
+            if without_torch
+            else (),
         )
         if not without_torch:
             refusal = error
@@ -173,7 +175,7 @@ def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
     try:
         timeline, provenance, base = timeline_and_base(report, run)
     except UnavailableError:
-        return _by_formula(report, run, *_quantised_assumptions(report), Message("assume_no_torch"))
+        return _by_formula(report, run, *_quantised_assumptions(report), Message("assume_no_torch", extras="torch"))
     except UnsupportedError:
         if quantised is None:
             raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -11,13 +11,15 @@ import pytest
 
 from benchmarks.accuracy import recorded_run
 from benchmarks.keep_traces import first_layers, report_of
+from benchmarks.keep_training import releases
 from benchmarks.predicted import model_of
 from benchmarks.recordings import each
 from benchmarks.sampling import sampled
 from benchmarks.structures import bases
+from qwen_inspect.architectures.quantised_presets import preset
 from qwen_inspect.loaders import catalog
-from qwen_inspect.predicting.family_file import SHIPPED
-from qwen_inspect.predicting.family_training import is_covered, training_outline, training_trace
+from qwen_inspect.predicting.family_file import SHIPPED, read
+from qwen_inspect.predicting.family_training import is_covered, training_file, training_outline, training_trace
 from qwen_inspect.predicting.kept_trace import Point
 from qwen_inspect.predicting.optimizer_steps import COVERED
 from qwen_inspect.predicting.sources import trace_request
@@ -30,6 +32,7 @@ from .test_family_traces import known, without_order_of_frees
 
 KEPT = sorted(path.name.removesuffix("-training.json.gz") for path in SHIPPED.glob("*-training.json.gz"))
 IN_EVERY_RUN = {("llama", 0), ("mixtral", 1), ("qwen2", 2), ("qwen3", 3)}
+ADAPTED_IN_EVERY_RUN = {("llama dense 7 modules", 4), ("qwen3 bnb-nf4-double 7 modules", 0)}
 TRAINED = Run(mode="train", prompt_tokens=50, attention="sdpa")
 # With each optimizer.
 OPTIONS: tuple[Mapping[str, Any], ...] = (
@@ -71,20 +74,49 @@ def test_an_unseen_configuration_trains_as_transformers_trains_it(family: str, s
     assert_as_transformers(config, **changes)
 
 
+def adapters() -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Of each family the adapted modules, and the name of the base's quantisation or "", that its trace has."""
+    for family in KEPT:
+        for variant in known(read(SHIPPED / training_file(family))).variants:
+            if "lora" in variant.options:
+                modules = tuple(sorted({module.rpartition(".")[2] for module in variant.options["lora"]}))
+                _, double, *_ = variant.options.get("base", (None, None))
+                yield family, {None: "", False: "bnb-nf4", True: "bnb-nf4-double"}[double], modules
+
+
+def named(family: str, scheme: str, modules: tuple[str, ...]) -> str:
+    return f"{family} {scheme or 'dense'} {len(modules)} modules"
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("family", "scheme", "modules", "seed"),
     [
-        {"checkpointing": True, "optimizer": "adamw_8bit"},
-        pytest.param({"lora_targets": ("q_proj", "v_proj"), "accumulate": 2}, marks=pytest.mark.exhaustive),
-        pytest.param({"lora_targets": ("v_proj", "q_proj"), "batch": 1}, marks=pytest.mark.exhaustive),
-        pytest.param({"batch": 1, "accumulate": 2, "checkpointing": True}, marks=pytest.mark.exhaustive),
+        pytest.param(
+            *adapted, seed, marks=[] if (named(*adapted), seed) in ADAPTED_IN_EVERY_RUN else pytest.mark.exhaustive
+        )
+        for adapted in dict.fromkeys(adapters())
+        for seed in range(10)
     ],
-    ids=str,
 )
-def test_unseen_adapters_train_as_transformers_and_peft_train_them(changes: Mapping[str, Any]) -> None:
-    random = Random(str(changes))
-    config = first_layers(sampled(next(bases("llama")), random), 4)
-    assert_as_transformers(config, lora_rank=random.randint(2, 70), prompt_tokens=random.randint(8, 90), **changes)
+def test_unseen_adapters_train_as_transformers_and_peft_train_them(
+    family: str, scheme: str, modules: tuple[str, ...], seed: int
+) -> None:
+    """On a dense base, or on one that bitsandbytes packed."""
+    random = Random(f"{family} {scheme} {modules} {seed}")
+    run = Run(mode="train", prompt_tokens=50, lora_rank=random.randint(2, 70), lora_targets=modules)
+
+    def packed(config: Mapping[str, Any]) -> dict[str, Any]:
+        return {**config, "quantization_config": preset(scheme, None, config)} if scheme else dict(config)
+
+    def is_learnt(config: Mapping[str, Any]) -> bool:
+        report = report_of(packed(config))
+        return is_covered(report, replace(run, attention=report.spec.kernel))
+
+    base = next(config for config in releases(family) if is_learnt(config))
+    config = packed(first_layers(sampled(base, random), random.randint(4, 5)))
+    changes = {"optimizer": COVERED[-seed % len(COVERED)], "checkpointing": False, **OPTIONS[-seed % len(OPTIONS)]}
+    tokens = random.randint(8, 90)
+    assert_as_transformers(config, lora_rank=run.lora_rank, lora_targets=modules, prompt_tokens=tokens, **changes)
 
 
 def test_what_trains_otherwise_is_not_covered() -> None:
@@ -107,7 +139,8 @@ def test_what_trains_otherwise_is_not_covered() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["train-0.6B", "train-0.6B-ckpt", "accumulate-0.6B", "sgd-0.6B", "train-8B-4L-forloop"]
+    "name",
+    ["train-0.6B", "train-0.6B-ckpt", "accumulate-0.6B", "sgd-0.6B", "train-8B-4L-forloop", "lora-1.7B", "qlora-1.7B"],
 )
 def test_recorded_training_is_predicted_without_torch(name: str) -> None:
     """So that what tests/predicting/test_recordings.py holds of it holds of a plain install."""

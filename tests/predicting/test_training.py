@@ -420,10 +420,10 @@ sys.exit(main(sys.argv[2:]))
 
 @pytest.mark.parametrize(("package", "dtype"), [("peft", "bfloat16"), ("bitsandbytes", "bnb-nf4")])
 def test_without_its_packages_the_count_is_told_and_what_to_install(package: str, dtype: str, tmp_path: Path) -> None:
-    path = write_config(tmp_path, FAMILIES["qwen2"])  # no trace of its training is shipped
+    path = write_config(tmp_path, FAMILIES["qwen2"])
     done = subprocess.run(
         [sys.executable, "-c", MISSING, package, "memory", str(path), "--mode", "train", "--lora", "4", "--context", "16",
-         "--dtype", dtype, "--format", "json", "--lang", "en", "-q"],
+         "--clip", "--dtype", dtype, "--format", "json", "--lang", "en", "-q"],  # no trace with --clip is shipped
         capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert done.returncode == 8, done.stderr
@@ -432,6 +432,24 @@ def test_without_its_packages_the_count_is_told_and_what_to_install(package: str
     content = json.loads(done.stdout)
     assert content["training"]["trainable_parameters"] == 7424
     assert content["predicted"]["moments"]["peak"] is None
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "because"),
+    [(("memory",), 0, " (pip install"), (("fit", "--gpu", "H100"), 7, "; install it with: pip install")],
+)
+def test_without_torch_and_a_trace_a_sentence_says_so_and_what_to_install(
+    command: tuple[str, ...], code: int, because: str, tmp_path: Path
+) -> None:
+    path = write_config(tmp_path, FAMILIES["qwen2"])
+    done = subprocess.run(
+        [sys.executable, "-c", MISSING, "torch", *command, str(path), "--mode", "train", "--lora", "4", "--clip", "--lang", "en"],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    (sentence,) = (line for line in done.stdout.splitlines()[:4] if "not installed" in line)
+    assert "no shipped trace covers" in sentence
+    assert f'torch is not installed{because} "qwen-inspect[torch,peft]"' in sentence
 
 
 def test_a_name_chosen_twice_is_one_target(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from ...predicting.replay import warm_up_bytes
 from ...predicting.reserved import QuickAllocator, Stream, after_loading, can_be_worked_out, stream_of
 from ...predicting.turns import missing_turns, with_turns
 from ...results.exploration import GROWTHS, Exploration, grown_bytes, grown_tokens
-from ...values import replace
 from ...results.memory import Run
+from ...values import replace
 
 # Runs whose peaks are located: what is alive at such a peak is a lower bound for any other run.
 CORNERS = (Point(1, 16, 24), Point(1, 4096, 4224), Point(64, 1024, 1152), Point(1, 131_072, 131_200))

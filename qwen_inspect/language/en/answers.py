@@ -49,7 +49,7 @@ TEXT = {
     "answer_need_unknown": "What {name} needs of a card ({run}) is not known: {reason}. Its tensors take {weights} as stored.",
     "answer_peak_on_cpu": "{name} allocates {size} at its peak on a CPU ({run}).",
     "answer_no_trace": "no trace shows this run's activations",
-    "answer_no_torch": 'no shipped trace covers this run and torch is not installed (pip install "qwen-inspect[torch]")',
+    "answer_no_torch": 'no shipped trace covers this run and torch is not installed (pip install "qwen-inspect[{extras}]")',
     "answer_compiled": "decoding with a static cache is compiled, which no trace shows",
     "answer_run_generate": "batch {batch:,}, {prompt:,} + {new:,} tokens",
     "answer_run_forward": "one forward pass, batch {batch:,}, {prompt:,} tokens",

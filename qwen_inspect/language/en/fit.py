@@ -68,6 +68,7 @@ TEXT = {
     "fit_passes": "The run may still complete: when memory runs out, PyTorch frees its cached segments, and by the model of its allocator that would be enough here. It runs slower then.",
     "fit_passes_not": "Freeing PyTorch's cached segments would not be enough either.",
     "fit_lower_bound": "Only a lower bound of this run's memory is known, so whether it fits is not certain",
+    "fit_no_torch": 'Only a lower bound of this run\'s memory is known, because no shipped trace covers the run and torch is not installed; install it with: pip install "qwen-inspect[{extras}]"',
     "fit_needs_card": "fit needs a card: --gpu NAME (gpus lists the names), --gpu auto for this machine's, or --memory SIZE",
     "fit_card_twice": "--gpu and --memory both say how much memory there is; give one of them",
     "fit_card_named_twice": "{name} is named twice; each card is asked for by itself. Several together: memory --tp, or fit --engine vllm --tp",

@@ -56,7 +56,7 @@ TEXT = {
     "column_operator": "Operator",
     "column_storages": "Storages",
     "no_peak": "There is no trace of this run, so activations and the peak are unknown and not guessed; what is allocated at the end is shown without them",
-    "assume_no_torch": 'There is no trace of this model with this attention kernel, and torch is not installed. Install: pip install "qwen-inspect[torch]"',
+    "assume_no_torch": 'No shipped trace covers this run, and torch is not installed. Install: pip install "qwen-inspect[{extras}]"',
     "no_peak_quantised": "What the kernels of quantised weights allocate is unknown, so activations and the peak are unknown and not guessed; what is allocated at the end is shown without them.",
     "assume_loader_warmup": "Weights are split out of one block that transformers (4.50 and later) takes and frees first, so rounding loses next to nothing",
     "assume_loader_per_tensor": "Each weight is a request of its own, as transformers before 4.50 loads them: blocks are handed out whole where less than 1 MiB would remain",

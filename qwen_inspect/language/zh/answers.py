@@ -49,7 +49,7 @@ TEXT = {
     "answer_need_unknown": "{name} 需要多少显存未知（{run}）：{reason}。文件中的张量共 {weights}。",
     "answer_peak_on_cpu": "{name} 在 CPU 上的峰值为 {size}（{run}）。",
     "answer_no_trace": "没有追踪记录给出此次运行的激活值",
-    "answer_no_torch": '软件包附带的追踪记录不包含这种运行，且未安装 torch（pip install "qwen-inspect[torch]"）',
+    "answer_no_torch": '软件包附带的追踪记录不包含这种运行，且未安装 torch（pip install "qwen-inspect[{extras}]"）',
     "answer_compiled": "使用静态缓存时解码过程会被编译，无法追踪",
     "answer_run_generate": "批大小 {batch:,}，{prompt:,} + {new:,} 个 token",
     "answer_run_forward": "单次前向，批大小 {batch:,}，{prompt:,} 个 token",

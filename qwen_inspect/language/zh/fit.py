@@ -68,6 +68,7 @@ TEXT = {
     "fit_passes": "运行仍可能完成：显存不足时 PyTorch 会释放缓存的空闲段；按其分配器模型推算，此次运行可以借此完成，但会变慢。",
     "fit_passes_not": "即使释放 PyTorch 缓存的空闲段也不够。",
     "fit_lower_bound": "仅知道此次运行所需显存的下限，因此无法确定是否够用",
+    "fit_no_torch": '仅知道此次运行所需显存的下限：软件包附带的追踪记录不包含这种运行，且未安装 torch；安装方法：pip install "qwen-inspect[{extras}]"',
     "fit_needs_card": "fit 需要指定显卡：--gpu NAME（gpus 列出名称），--gpu auto 表示本机显卡，或使用 --memory SIZE",
     "fit_card_twice": "--gpu 与 --memory 都指定了显存大小，请只给出其中一个",
     "fit_card_named_twice": "{name} 出现了两次；每款显卡单独计算。多张卡一起用：memory --tp 或 fit --engine vllm --tp",

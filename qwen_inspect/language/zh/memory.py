@@ -56,7 +56,7 @@ TEXT = {
     "column_operator": "算子",
     "column_storages": "存储块数",
     "no_peak": "没有此次运行的追踪记录，激活值与峰值未知，也不做猜测；结束时的已分配量不含激活值",
-    "assume_no_torch": '没有该模型与该注意力实现的追踪记录，且未安装 torch。安装方法：pip install "qwen-inspect[torch]"',
+    "assume_no_torch": '软件包附带的追踪记录不包含这种运行，且未安装 torch。安装方法：pip install "qwen-inspect[{extras}]"',
     "no_peak_quantised": "量化权重的 kernel 会分配多少显存未知，因此激活值与峰值未知，也不做猜测；结束时的已分配量不含激活值。",
     "assume_loader_warmup": "权重从 transformers（4.50 及以后）预先申请并释放的一整块显存中切分，几乎没有对齐开销",
     "assume_loader_per_tensor": "每个权重张量单独申请（transformers 4.50 之前的加载方式）：块内剩余不足 1 MiB 时整块分出",

@@ -85,8 +85,8 @@ def _reason(memory: MemoryReport, say: Language) -> str:
         return within(say(memory.refusal.message))
     if footprint.peak_range is not None:
         return say("answer_compiled")
-    without_torch = any(message.key == "assume_no_torch" for message in footprint.assumptions)
-    return say("answer_no_torch" if without_torch else "answer_no_trace")
+    without_torch = next((message for message in footprint.assumptions if message.key == "assume_no_torch"), None)
+    return say("answer_no_trace") if without_torch is None else say("answer_no_torch", **without_torch.values)
 
 
 def _moment(footprint: Footprint) -> Moment | None:
