@@ -66,7 +66,8 @@ class GgufHyperparameters:
     layers: without those for multi-token prediction (nextn). windowed: the layers that see `window` tokens, whose heads have
     the sizes `_swa`. recurrent: the layers that keep a state. with_cache: the number of first layers that have K and V; later
     ones share theirs. embedding_out: numbers of a state that
-    --embedding gives. cache_is_known: whether create_memory's rules for this architecture are known here.
+    --embedding gives. compress_ratios: of each layer of DeepSeek-V4, tokens of a compressed cell. cache_is_known: whether
+    create_memory's rules for this architecture are known here.
     """
 
     architecture: str
@@ -102,6 +103,7 @@ class GgufHyperparameters:
     cache_is_known: bool = True
     causal: bool = True
     embedding_out: int = 0
+    compress_ratios: tuple[int, ...] = ()
 
     @property
     def all_layers(self) -> int:

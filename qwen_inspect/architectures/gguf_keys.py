@@ -54,6 +54,8 @@ class _Reader:
         self._shapes = {tensor.name: tensor.shape for tensor in tensors}
         self._nextn = self._count("nextn_predict_layers", 0)
         blocks = self._needed("block_count", at_most=MOST_LAYERS)
+        if name == "deepseek4" and f"blk.{blocks - self._nextn}.nextn.eh_proj.weight" not in self._shapes:
+            self._nextn = 0
         if self._nextn > blocks:
             key = self._key("nextn_predict_layers")
             raise MalformedError("config_out_of_range", key=key, found=self._nextn, least=0, most=blocks)
@@ -108,6 +110,7 @@ class _Reader:
             cache_is_known=self._cache_is_known(),
             causal=self._name not in NOT_CAUSAL and self._keys.get("attention.causal") is not False,
             embedding_out=self._embedding_out(embedding),
+            compress_ratios=self._compress_ratios(),
         )
         return _looped(read, self._count("num_loops", 1)) if self._name == "nanbeige" else _routed(read)
 
@@ -247,6 +250,8 @@ class _Reader:
         match self._name:
             case "deepseek32" | "qwen4exp":
                 full = trunk
+            case "deepseek4":
+                full = (False,) * self._all
             case "minimax-m3":
                 full = tuple(index >= dense for index in range(self._all))
             case "glm-dsa" if listed is None and self._count("context_length", 0) >= 1 << 20:
@@ -275,7 +280,16 @@ class _Reader:
             return 1
         if self._name == "modern-bert" and self._count("decision_block_count", 0):
             return 3
+        if self._name == "deepseek4":
+            return self._count("hyper_connection.count", 0) * embedding
         return self._count("embedding_length_out", 0) or embedding
+
+    def _compress_ratios(self) -> tuple[int, ...]:
+        """Source: load_arch_hparams of deepseek4."""
+        listed = self._keys.get("attention.compress_ratios")
+        if self._name != "deepseek4" or not isinstance(listed, list):
+            return ()
+        return tuple(ratio for ratio in listed[: self._all] if isinstance(ratio, int))
 
     def _cache_is_known(self) -> bool:
         if self._name in UNKNOWN_CACHE or (self._name == "dflash" and self._count("hyper_connection.count", 0)):

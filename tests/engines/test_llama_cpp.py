@@ -98,6 +98,11 @@ def is_taken(architecture: str, fields: Mapping[str, int]) -> bool:
     return name not in ("deepseek2", "grok") or fields.get("type_v") != 8
 
 
+def nonzero(printed: Sequence[str]) -> list[str]:
+    """Without caches that no layer has."""
+    return [size for size in printed if size != "0.00"]
+
+
 @LIBRARY
 @pytest.mark.parametrize("architecture", SMALL)
 def test_buffers_are_what_llama_cpp_prints(tmp_path: Path, architecture: str) -> None:
@@ -110,7 +115,7 @@ def test_buffers_are_what_llama_cpp_prints(tmp_path: Path, architecture: str) ->
         plan = Plan(model, LlamaCppOptions(**{"program": "llama-completion", **options}), [], BUILDS["b11549"])
         buffers = plan.buffers()
         for kind in ("cache", "state", "compute", "output"):
-            assert sizes(buffers, kind) == printed_sizes(text, kind), (kind, options)
+            assert nonzero(sizes(buffers, kind)) == nonzero(printed_sizes(text, kind)), (kind, options)
 
 
 @LIBRARY

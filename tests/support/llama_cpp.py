@@ -209,6 +209,6 @@ def printed_sizes(text: str, kind: str) -> list[str]:
         "output": r"output buffer size = +([\d.]+)",
         "compute": r"compute buffer size = +([\d.]+)",
         "cache": r"llama_kv_cache: size = +([\d.]+)",
-        "state": r"llama_memory_recurrent: size = +([\d.]+)",
+        "state": r"(?:llama_memory_recurrent: |llama_dsv4_comp_state: .*layers = \d+, )size = +([\d.]+)",
     }[kind]
     return [str(found) for found in re.findall(pattern, text)]

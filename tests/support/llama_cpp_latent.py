@@ -27,6 +27,8 @@ from .llama_cpp_files import (
     ROPE,
     SHARED,
     SINKS,
+    USED,
+    VOCABULARY,
     WIDTH,
     WINDOW,
     Shape,
@@ -160,6 +162,48 @@ def block_sparse() -> Tensors:
     ]
 
 
+STREAMS = 4
+
+
+def compressing() -> Tensors:
+    """DeepSeek-V4's: a layer of the last tokens alone, cells of 4, of 128 and of 4 tokens, the last tokens alone."""
+    length, mixes = 2 * INDEX, (2 + STREAMS) * STREAMS
+    block: dict[str, tuple[Shape, str]] = {
+        "attn_q_a.weight": ((WIDTH, NARROW), "F16"),
+        "attn_q_a_norm.weight": ((NARROW,), "F32"),
+        "attn_q_b.weight": ((NARROW, HEADS * length), "F16"),
+        "attn_kv.weight": ((WIDTH, length), "F16"),
+        "attn_kv_a_norm.weight": ((length,), "F32"),
+        "attn_sinks.weight": ((HEADS,), "F32"),
+        "attn_output_a.weight": ((HEADS * length // 2, 64 * 2), "F16"),
+        "attn_output_b.weight": ((2 * 64, WIDTH), "F16"),
+        **SHARED,
+    }
+    for part in ("attn", "ffn"):
+        block[f"hc_{part}_fn.weight"] = ((STREAMS * WIDTH, mixes), "F16")
+        block[f"hc_{part}_base.weight"] = ((mixes,), "F32")
+        block[f"hc_{part}_scale.weight"] = ((3,), "F32")
+    tensors = decoder(5, mixture=True, further=block)
+    tensors = without(tensors, *PARTS, "attn_output.", "blk.0.exp_probs")
+    tensors.append(("blk.0.ffn_gate_tid2eid.weight", (USED, VOCABULARY), "I32"))
+    tensors += [
+        ("output_hc_fn.weight", (STREAMS * WIDTH, STREAMS), "F16"),
+        ("output_hc_base.weight", (STREAMS,), "F32"),
+        ("output_hc_scale.weight", (1,), "F32"),
+    ]
+    for layer, ratio in ((1, 4), (2, 128), (3, 4)):
+        own = {"attn_compressor": length, **({"indexer_compressor": INDEX} if ratio == 4 else {})}
+        for name, size in own.items():
+            wide = size * (2 if ratio == 4 else 1)
+            tensors += [(f"blk.{layer}.{name}_{part}.weight", (WIDTH, wide), "F16") for part in ("kv", "gate")]
+            tensors.append((f"blk.{layer}.{name}_ape.weight", (wide, ratio), "F32"))
+            tensors.append((f"blk.{layer}.{name}_norm.weight", (size,), "F32"))
+        if ratio == 4:
+            tensors.append((f"blk.{layer}.indexer.proj.weight", (WIDTH, INDEX_HEADS), "F16"))
+            tensors.append((f"blk.{layer}.indexer.attn_q_b.weight", (NARROW, INDEX_HEADS * INDEX), "F16"))
+    return tensors
+
+
 LATENT_SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]] = {
     "kimi-linear": (
         3,
@@ -178,6 +222,35 @@ LATENT_SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]]
             "ssm.conv_kernel": KERNEL,
         },
         kimi,
+    ),
+    "deepseek4": (
+        5,
+        {
+            **MIXTURE,
+            "expert_gating_func": 4,
+            "expert_weights_norm": True,
+            "expert_weights_scale": 1.5,
+            "expert_shared_count": 1,
+            "attention.head_count_kv": 1,
+            "attention.key_length": 2 * INDEX,
+            "attention.value_length": 2 * INDEX,
+            "rope.dimension_count": ROPE,
+            "attention.q_lora_rank": NARROW,
+            "attention.sliding_window": 128,
+            "attention.compress_ratios": [0, 4, 128, 4, 0],
+            "attention.compress_rope_freq_base": 160_000.0,
+            "attention.output_group_count": 2,
+            "attention.output_lora_rank": 64,
+            "attention.indexer.head_count": INDEX_HEADS,
+            "attention.indexer.key_length": INDEX,
+            "attention.indexer.top_k": 512,
+            "hyper_connection.count": STREAMS,
+            "hyper_connection.sinkhorn_iterations": 20,
+            "hyper_connection.epsilon": 1e-6,
+            "hash_layer_count": 1,
+            "swiglu_clamp_exp": [10.0] * 5,
+        },
+        compressing,
     ),
     "kimi-k3": (
         4,

@@ -14,6 +14,7 @@ from ...errors import UsageError
 from ...results.llama_cpp import Buffer
 from ...values import dataclass
 from .builds import Build
+from .compressed import kinds, layers_of
 from .design import HAVE_ENCODER
 from .layer_cells import padded
 from .options import MOST_SEQUENCES, LlamaCppOptions
@@ -59,6 +60,8 @@ def sizes_of(read: GgufHyperparameters, options: LlamaCppOptions, build: Build) 
     window = cells
     if read.window_kind is not None and build.windows and not options.full_window:
         window = min(cells, padded(read.window * (sequences if streams == 1 else 1) + micro_batch))
+    if read.compress_ratios:  # its sequences never share cells
+        streams, window = sequences, min(cells, padded(read.window + micro_batch))
     return Sizes(
         cells=cells,
         streams=streams,
@@ -93,6 +96,9 @@ class Cells:
 
     def cache(self) -> Iterator[Buffer]:
         """K and V by device: one cache for full attention, one for windows, one for the keys of an index."""
+        if self.read.compress_ratios and not self.predicts:
+            yield from self._compressed()
+            return
         if not self.read.cache_is_known:
             yield Buffer(kind="cache", device=self.devices[-1], size_bytes=None)
             return
@@ -106,6 +112,28 @@ class Cells:
             yield from self._by_device({layer: self._cells_bytes(layer, windowed) for layer in layers})
         indexed = (layer for layer in range(self.read.all_layers) if self._attends(layer))
         yield from self._by_device({layer: self._index_bytes(layer) for layer in indexed})
+
+    def _compressed(self) -> Iterator[Buffer]:
+        """The last tokens' cells, then each kind of compressed ones."""
+        sizes, last = self.sizes, (self.read.key_length, 0)
+        yield from self._by_device(
+            {layer: self._parts_bytes(layer, last, sizes.window_cells, 1) for layer in range(self.read.all_layers)}
+        )
+        for kind in kinds(self.read):
+            cells = kind.cells(sizes.cells)
+            yield from self._by_device(
+                {layer: self._parts_bytes(layer, (kind.length, 0), cells, 1) for layer in layers_of(self.read, kind)}
+            )
+
+    def _compressed_states(self) -> Iterator[Buffer]:
+        """Tokens whose cells are not whole: values and scores."""
+        planes = self.sizes.streams * (1 + self.options.draft.snapshots(self.read.architecture))
+        for kind in kinds(self.read):
+            totals: dict[str, int] = defaultdict(int)
+            for layer in layers_of(self.read, kind):
+                totals[self.devices[layer]] += 2 * kind.state_rows * kind.state_width * planes * F32.block_bytes
+            for device in sorted(totals, key=_order):
+                yield Buffer(kind="state", device=device, size_bytes=totals[device])
 
     def _by_device(self, bytes_by_layer: Mapping[int, int]) -> Iterator[Buffer]:
         totals: dict[str, int] = defaultdict(int)
@@ -156,6 +184,9 @@ class Cells:
         totals: dict[str, int] = defaultdict(int)
         copies = self.sizes.sequences * (1 + self.options.draft.snapshots(self.read.architecture))
         if self.predicts:
+            return
+        if self.read.compress_ratios:
+            yield from self._compressed_states()
             return
         if not any(self.read.recurrent) and not self.read.recurrence.history:
             return

@@ -19,6 +19,7 @@ class Design:
 
     scaled_embedding: bool = False  # by a number
     scaled_rows: bool = False  # by a row of numbers for tokens, where inputs may be mixed
+    unmixed: bool = False  # tokens and embeddings are never in one batch
     normed_embedding: bool = False  # by an RMS norm without a weight
     scaled_query: bool = False
     gated_query: bool = False  # Q's matrix makes a gate for attention's result too
@@ -148,6 +149,7 @@ DESIGNS: Mapping[str, Design] = {
         rows_at="norm",
         since=11_218,
     ),
+    "deepseek4": Design(gating=None, normalised=None, clamps_at_once=True, unmixed=True, since=11_218),
     "kimi-k3": Design(turns=False, gating=None, normalised=None, since=11_218),
     "kimi-linear": Design(turns=False, gating=None, norms_apart=True, since=11_218),
     "olmo": Design(bare_norms=True, since=RECENT),
@@ -231,7 +233,7 @@ LAYER_NORMS = frozenset(
 )
 FEWEST_POSITIONS = 256  # that an empty cache counts: llama_kv_cache_msa_context::get_n_pos
 POOLING = ("none", "mean", "cls", "last", "rank")  # by their numbers: llama_pooling_type
-GATINGS = {0: "softmax", 1: "softmax", 2: "sigmoid", 3: "softmax_weight"}
+GATINGS = {0: "softmax", 1: "softmax", 2: "sigmoid", 3: "softmax_weight", 4: "sqrt_softplus"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,15 +13,15 @@ from .tensors import I32, Node, contiguous, like, matmul, matmul_chosen, new, re
 class FeedForward(Parts):
     """The feed-forward block of one layer."""
 
-    def _feed_forward(self, layer: int, inputs: Node, router: Node | None = None) -> Node:
-        """router: its scores, where it does not read `inputs`."""
+    def _feed_forward(self, layer: int, inputs: Node, router: Node | None = None, chosen: Node | None = None) -> Node:
+        """router: its scores, where it does not read `inputs`. chosen: the experts, where it does not choose."""
         prefix = f"blk.{layer}."
         if f"{prefix}ffn_gate_inp.weight" not in self._tensors:
             return self._dense(inputs, prefix, "")
         kind = "latent" if f"{prefix}ffn_latent_down.weight" in self._tensors else "routed"
         narrow = self._weight(f"{prefix}ffn_{kind}_down.weight")
         logits = router or self._linear(f"{prefix}ffn_gate_inp", inputs)
-        routed = self._experts(layer, inputs if narrow is None else matmul(narrow, inputs), logits)
+        routed = self._experts(layer, inputs if narrow is None else matmul(narrow, inputs), logits, chosen)
         if self._has(f"{prefix}ffn_{kind}_norm"):
             routed = self._norm(routed, f"{prefix}ffn_{kind}_norm")
         wide = self._weight(f"{prefix}ffn_{kind}_up.weight")
@@ -100,7 +100,7 @@ class FeedForward(Parts):
         node = like("UNARY", node)
         return like("SQR", node) if self._design.squared else node
 
-    def _experts(self, layer: int, inputs: Node, logits: Node) -> Node:
+    def _experts(self, layer: int, inputs: Node, logits: Node, chosen: Node | None = None) -> Node:
         """Source: build_moe_ffn."""
         prefix, read = f"blk.{layer}.", self._read
         used, count, tokens = read.experts.used[layer], read.experts.count, inputs.shape[1]
@@ -108,14 +108,17 @@ class FeedForward(Parts):
         scores = logits
         if gating in ("softmax", "sigmoid"):
             scores = like("SOFT_MAX" if gating == "softmax" else "UNARY", logits)
+        if gating == "sqrt_softplus":
+            scores = like("SQRT", like("UNARY", logits))
         selection = logits if self._design.chunked else self._with_bias(scores, f"{prefix}exp_probs_b.bias")
         if f"{prefix}exp_probs_b" in self._tensors:
             selection = self._with_bias(scores, f"{prefix}exp_probs_b")
         groups = self._key("expert_group_count") or 0
         if groups > 1:
             selection = self._of_best_groups(selection, count // groups, groups)
-        sorted_ids = new("ARGSORT", selection.shape, selection, kind=I32)
-        chosen = view(sorted_ids, (used, tokens), (sorted_ids.strides[1],))
+        if chosen is None:
+            sorted_ids = new("ARGSORT", selection.shape, selection, kind=I32)
+            chosen = view(sorted_ids, (used, tokens), (sorted_ids.strides[1],))
         weights = rows(reshape(scores, 1, count, tokens), chosen)
         if gating == "softmax_weight":
             weights = reshape(like("SOFT_MAX", reshape(weights, used, tokens)), 1, used, tokens)

@@ -6,6 +6,7 @@ Source: llama.cpp b11549, src/llama-graph.cpp (llm_graph_context), src/models/*.
 from __future__ import annotations
 
 from .altup import AltUp
+from .deepseek4 import DeepSeek4
 from .design import READS_EMBEDDING
 from .kda import Kda
 from .kimi_k3 import KimiK3
@@ -16,7 +17,7 @@ from .t5 import T5
 from .tensors import F32, I32, I64, Graph, Node, leaf, like, matmul, new, rows, set_rows, view
 
 
-class Decoder(Latent, T5, KimiK3, Rwkv, Mamba, Kda, AltUp):
+class Decoder(Latent, T5, KimiK3, DeepSeek4, Rwkv, Mamba, Kda, AltUp):
     """Builds the graph."""
 
     def build(self) -> Graph:
@@ -30,6 +31,8 @@ class Decoder(Latent, T5, KimiK3, Rwkv, Mamba, Kda, AltUp):
             return self._output(self._altup(state, self._attention))
         if self._design.relative is not None:
             return self._output(self._t5(state))
+        if self._read.compress_ratios:
+            return self._output(self._deepseek4(state))
         if self._read.architecture == "kimi-k3":
             return self._output(self._kimi_k3(state))
         if self._read.recurrence.wkv_head_size:
@@ -81,16 +84,17 @@ class Decoder(Latent, T5, KimiK3, Rwkv, Mamba, Kda, AltUp):
         """Source: build_inp_embd. Inputs that are not used are allocated all the same."""
         tokens, width = self._batch.tokens, self._read.embedding * (1 + self._deep_layers)
         build = self._batch.build
-        inputs = [self._input("tokens", I32, tokens), *([leaf(I32, tokens)] if build.mixed_input else ())]
+        mixed = build.mixed_input and not self._design.unmixed
+        inputs = [self._input("tokens", I32, tokens), *([leaf(I32, tokens)] if mixed else ())]
         gathered = [self.graph.expand(rows(self._needed("token_embd.weight"), indices)) for indices in inputs]
         if width > self._read.embedding:
             gathered = [new("PAD", (width, *node.shape[1:]), node) for node in gathered]
         state = self.graph.expand(gathered[0])
         if build.embedding_input:
             self.graph.expand(leaf(F32, width, tokens))
-        for mixed in gathered[1:]:
+        for further in gathered[1:]:
             given = like("DUP", leaf(F32, width, tokens))
-            self.graph.expand(set_rows(given, mixed, leaf(I64, tokens)))
+            self.graph.expand(set_rows(given, further, leaf(I64, tokens)))
         if self._deep_layers:
             self._inputs["embedding"] = state
             state = view(state, (self._read.embedding, tokens), (state.strides[1],))
