@@ -204,6 +204,32 @@ def compressing() -> Tensors:
     return tensors
 
 
+def pooling() -> Tensors:
+    """GLM-5.3-Flash's: delta attention, a latent with an index of pools, the same again; the first layer is dense."""
+    mixes = (2 + STREAMS) * STREAMS
+    hyper: dict[str, tuple[Shape, str]] = {}
+    for part in ("attn", "ffn"):
+        hyper[f"hc_{part}_fn.weight"] = ((STREAMS * WIDTH, mixes), "F16")
+        hyper[f"hc_{part}_base.weight"] = ((mixes,), "F32")
+        hyper[f"hc_{part}_scale.weight"] = ((3,), "F32")
+    latent: dict[str, tuple[Shape, str]] = {
+        **{name: kind for name, kind in LATENT.items() if name.startswith("attn_")},
+        "attn_q_b.weight": ((NARROW, HEADS * HEAD), "F16"),
+        "attn_kv_a_mqa.weight": ((WIDTH, RANK), "F16"),
+        "attn_output.weight": ((HEADS * HEAD, WIDTH), "F16"),
+        **INDEXED,
+        "indexer_compressor_gate.weight": ((WIDTH, INDEX), "F16"),
+        "indexer_compressor_ape.weight": ((INDEX, 4), "F32"),
+    }
+    tensors = without(decoder(4, mixture=True, further={**hyper, **SHARED}), *PARTS, "attn_output.")
+    for layer in range(4):
+        block = {**KDA, "ssm_a": ((HEADS,), "F32")} if layer % 2 == 0 else latent
+        tensors += [(f"blk.{layer}.{name}", *kind) for name, kind in block.items()]
+    first = [entry for entry in decoder(1) if entry[0].startswith("blk.0.ffn_") and "norm" not in entry[0]]
+    kept = without(tensors, *(f"blk.0.{part}" for part in ("ffn_gate", "ffn_up", "ffn_down", "exp_probs")))
+    return [*kept, *first]
+
+
 LATENT_SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]] = {
     "kimi-linear": (
         3,
@@ -251,6 +277,35 @@ LATENT_SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]]
             "swiglu_clamp_exp": [10.0] * 5,
         },
         compressing,
+    ),
+    "glm5-next": (
+        4,
+        {
+            **MIXTURE,
+            **GATED,
+            "leading_dense_block_count": 1,
+            "attention.head_count_kv": [0, 1, 0, 1],
+            "attention.q_lora_rank": NARROW,
+            "attention.kv_lora_rank": RANK,
+            "rope.dimension_count": 0,
+            "attention.key_length": RANK,
+            "attention.value_length": RANK,
+            "attention.key_length_mla": HEAD,
+            "attention.value_length_mla": HEAD,
+            "kda.head_dim": KDA_HEAD,
+            "kda.gate_lower_bound": -5.0,
+            "ssm.conv_kernel": KERNEL,
+            "attention.indexer.head_count": INDEX_HEADS,
+            "attention.indexer.key_length": INDEX,
+            "attention.indexer.top_k": 512,
+            "attention.indexer.kpool": 4,
+            "attention.indexer.kpool_select_tail": True,
+            "hyper_connection.count": STREAMS,
+            "hyper_connection.sinkhorn_iterations": 20,
+            "hyper_connection.epsilon": 1e-6,
+            "swiglu_clamp_exp": [10.0] * 4,
+        },
+        pooling,
     ),
     "kimi-k3": (
         4,

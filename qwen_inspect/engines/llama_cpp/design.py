@@ -33,6 +33,7 @@ class Design:
     capped_scores: bool = False
     chunked: bool = False  # Llama 4's attention and experts
     gating: str | None = "softmax"  # of experts; None: by the file's key
+    gated_by_default: str = "softmax"  # where the file has no key
     normalised: bool | None = True  # the chosen experts' weights; None: by the file's key
     early_router: bool = False  # the router reads the layer's input
     divided_gate: bool = False  # the shared expert's gate is silu(x) / x
@@ -150,6 +151,9 @@ DESIGNS: Mapping[str, Design] = {
         since=11_218,
     ),
     "deepseek4": Design(gating=None, normalised=None, clamps_at_once=True, unmixed=True, since=11_218),
+    "glm5-next": Design(
+        turns=False, gating=None, gated_by_default="sigmoid", normalised=None, clamps_at_once=True, since=11_434
+    ),
     "kimi-k3": Design(turns=False, gating=None, normalised=None, since=11_218),
     "kimi-linear": Design(turns=False, gating=None, norms_apart=True, since=11_218),
     "olmo": Design(bare_norms=True, since=RECENT),
@@ -233,7 +237,7 @@ LAYER_NORMS = frozenset(
 )
 FEWEST_POSITIONS = 256  # that an empty cache counts: llama_kv_cache_msa_context::get_n_pos
 POOLING = ("none", "mean", "cls", "last", "rank")  # by their numbers: llama_pooling_type
-GATINGS = {0: "softmax", 1: "softmax", 2: "sigmoid", 3: "softmax_weight", 4: "sqrt_softplus"}
+GATINGS = {1: "softmax", 2: "sigmoid", 3: "softmax_weight", 4: "sqrt_softplus"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

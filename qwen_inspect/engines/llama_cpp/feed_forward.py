@@ -104,7 +104,7 @@ class FeedForward(Parts):
         """Source: build_moe_ffn."""
         prefix, read = f"blk.{layer}.", self._read
         used, count, tokens = read.experts.used[layer], read.experts.count, inputs.shape[1]
-        gating = self._design.gating or GATINGS.get(self._key("expert_gating_func") or 0, "softmax")
+        gating = self._design.gating or GATINGS.get(self._key("expert_gating_func"), self._design.gated_by_default)
         scores = logits
         if gating in ("softmax", "sigmoid"):
             scores = like("SOFT_MAX" if gating == "softmax" else "UNARY", logits)

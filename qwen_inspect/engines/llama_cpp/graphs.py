@@ -8,6 +8,7 @@ from __future__ import annotations
 from .altup import AltUp
 from .deepseek4 import DeepSeek4
 from .design import READS_EMBEDDING
+from .glm5_next import Glm5Next
 from .kda import Kda
 from .kimi_k3 import KimiK3
 from .latent import Latent
@@ -17,7 +18,7 @@ from .t5 import T5
 from .tensors import F32, I32, I64, Graph, Node, leaf, like, matmul, new, rows, set_rows, view
 
 
-class Decoder(Latent, T5, KimiK3, DeepSeek4, Rwkv, Mamba, Kda, AltUp):
+class Decoder(Latent, T5, KimiK3, DeepSeek4, Glm5Next, Rwkv, Mamba, Kda, AltUp):
     """Builds the graph."""
 
     def build(self) -> Graph:
@@ -33,6 +34,8 @@ class Decoder(Latent, T5, KimiK3, DeepSeek4, Rwkv, Mamba, Kda, AltUp):
             return self._output(self._t5(state))
         if self._read.compress_ratios:
             return self._output(self._deepseek4(state))
+        if self._read.architecture == "glm5-next":
+            return self._output(self._glm5_next(state))
         if self._read.architecture == "kimi-k3":
             return self._output(self._kimi_k3(state))
         if self._read.recurrence.wkv_head_size:
