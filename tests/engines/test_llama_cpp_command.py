@@ -131,13 +131,20 @@ def _device(name: str) -> str:
     return name if name in ("CUDA0", "CUDA1") else "CPU"
 
 
-def test_the_largest_answers_fit_and_one_more_does_not(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    memory = ("--memory", "1100MiB")
-    _, found = answer(capsys, "--llama-cpp", f"llama-cli -m {small} -fa off", *memory)
-    most = found["max_context_tokens"]
-    assert 256 <= most < 32_768
-    for tokens, fits in ((most, True), (most + 256, None)):
-        _, again = answer(capsys, "--llama-cpp", f"llama-cli -m {small} -fa off -c {tokens}", *memory)
+@pytest.mark.parametrize(
+    ("key", "option", "further"),
+    [("max_context_tokens", "-c", 256), ("max_ngl", "-ngl", 1), ("min_n_cpu_moe", "-ncmoe", -1)],
+)
+def test_the_best_answers_fit_and_further_ones_do_not(
+    tmp_path: Path, key: str, option: str, further: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Asked for again by themselves, on a card that not all of a mixture fits."""
+    path = write_small(tmp_path / "model.gguf", "qwen3moe")
+    command = f"llama-completion -m {path} -ub 64 -c 4096"
+    memory = ("--memory", "1040MiB")
+    best = answer(capsys, "--llama-cpp", command, *memory)[1][key]
+    for value, fits in ((best, True), (best + further, None)):
+        _, again = answer(capsys, "--llama-cpp", f"{command} {option} {value}", *memory)
         assert again["devices"][0]["fits"] is fits
 
 
