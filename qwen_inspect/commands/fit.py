@@ -13,6 +13,7 @@ from ..engines import ENGINES
 from ..errors import UsageError
 from ..language import Language
 from ..options import flag, given, model, output, prediction, values
+from ..options.engines import ENGINE_OPTIONS, IN_LLAMA_CPP_COMMAND, IN_SGLANG_COMMAND, IN_VLLM_COMMAND, SHARES
 
 if TYPE_CHECKING:
     from ..engines.llama_cpp.logs import Log
@@ -24,50 +25,9 @@ if TYPE_CHECKING:
 
     Answer = TypeVar("Answer", bound=LlamaCppReport | ServingReport)
 
-# Options that only one engine has; all others apply to every engine.
-ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
-    "transformers": (
-        *("mode", "new_tokens", "attention", "cache", "load", "padded"),
-        *("optimizer", "checkpointing", "trained", "freeze", "accumulate", "autocast"),
-        *("lora", "lora_targets", "lora_parameters", "modules_to_save", "dora", "rslora"),
-        *("loop", "keep_gradients", "keep_logits", "clip", "transformers"),
-    ),
-    "vllm": (
-        *("utilization", "kv_budget", "tp", "max_num_batched_tokens", "max_num_seqs", "enable_prefix_caching"),
-        *("engine_version", "speculative_config", "calibration"),
-    ),
-    "sglang": ("tp", "mem_fraction_static"),
-    "llama.cpp": ("ngl", "cache_type_k", "cache_type_v", "quant"),
-}
-
-# Options that a command of --vllm has itself, with their defaults.
-IN_VLLM_COMMAND: Mapping[str, object] = {
-    "context": None,
-    "cache_dtype": "auto",
-    "utilization": None,
-    "kv_budget": None,
-    "tp": 1,
-    "max_num_batched_tokens": None,
-    "max_num_seqs": None,
-    "enable_prefix_caching": None,
-    "speculative_config": None,
-}
-
-# Options that a command of --sglang has itself, with their defaults.
-IN_SGLANG_COMMAND: Mapping[str, object] = {"context": None, "cache_dtype": "auto", "tp": 1, "mem_fraction_static": None}
-
 FLOATS = ("float32", "bfloat16", "float16")  # of --dtype, which a draft model is loaded in too
 LARGEST_LOG_BYTES = 64 << 20
 LARGEST = "largest"  # of --quant
-# Options that a command of --llama-cpp has itself, with their defaults.
-IN_COMMAND: Mapping[str, object] = {
-    "context": None,
-    "batch": 1,
-    "cache_dtype": "auto",
-    "ngl": None,
-    "cache_type_k": "auto",
-    "cache_type_v": "auto",
-}
 
 
 def declare(command: argparse.ArgumentParser, say: Language) -> None:
@@ -96,7 +56,8 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     )
     add("--max-num-batched-tokens", type=values.tokens(say), metavar="TOKENS", help=say("help_max_num_batched_tokens"))
     add("--max-num-seqs", type=values.positive(say), metavar="N", help=say("help_max_num_seqs"))
-    add("--mem-fraction-static", type=share, metavar="SHARE", help=say("help_mem_fraction_static"))
+    for name in SHARES.values():
+        add(flag(name), type=share, metavar="SHARE", help=say(f"help_{name}"))
     add("--engine-version", metavar="VERSION", help=say("help_engine_version"))
     add("--speculative-config", metavar="JSON", help=say("help_speculative_config"))
     add("--vllm", metavar="COMMAND", help=say("help_vllm"))
@@ -263,7 +224,7 @@ def _run_llama_cpp(options: argparse.Namespace, say: Language) -> int:
     from ..fitting.llama_cpp import run_command
     from ..fitting.llama_cpp_files import with_hub_files
 
-    _check_in_command(options, IN_COMMAND, "--llama-cpp", "llama.cpp")
+    _check_in_command(options, IN_LLAMA_CPP_COMMAND, "--llama-cpp", "llama.cpp")
     access = model.access_of(options)
     command = parse_command(options.llama_cpp)
     if options.model is None:
@@ -371,7 +332,7 @@ def _check_engine(options: argparse.Namespace, asked: str) -> None:
         for cache_format in (options.cache_type_k, options.cache_type_v):
             if "," in cache_format:
                 raise UsageError("engine_one_cache_type", found=cache_format)
-    if asked in ("vllm", "sglang") and "," in options.cache_dtype:
+    if asked not in ("transformers", "llama.cpp") and "," in options.cache_dtype:
         raise UsageError("engine_one_cache_dtype", found=options.cache_dtype)
 
 
@@ -386,7 +347,7 @@ def _serving(options: argparse.Namespace, engine: str) -> Serving:
         context_tokens=options.context,
         cache_format=",".join(formats) if engine == "llama.cpp" else options.cache_dtype,
         ranks=options.tp,
-        utilization=options.mem_fraction_static if engine == "sglang" else options.utilization,
+        utilization=getattr(options, SHARES.get(engine, "utilization")),
         kv_budget_bytes=None if options.kv_budget is None else options.kv_budget[1],
         version=options.engine_version,
         step_tokens=options.max_num_batched_tokens,

@@ -1,4 +1,4 @@
-"""The engines that run a model on a card: transformers, vLLM, SGLang and llama.cpp. A new one is a package and a line below.
+"""The engines that run a model on a card: transformers, and those that serve. A new one is a package and a line below.
 
 `interface.py` declares what an engine implements. Engines are imported on use, because `--help` needs only their names.
 """
@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from .interface import Engine
 
 # Name in `--engine` -> the module that defines its ENGINE.
-ENGINES = {"transformers": ".transformers", "vllm": ".vllm", "sglang": ".sglang", "llama.cpp": ".llama_cpp"}
+ENGINES = {
+    "transformers": ".transformers",
+    "vllm": ".vllm",
+    "sglang": ".sglang",
+    "llama.cpp": ".llama_cpp",
+    "lmdeploy": ".lmdeploy",
+    "tensorrt-llm": ".tensorrt_llm",
+}
 COMPARED_CACHES = ("transformers", "vllm", "llama.cpp")  # those whose cache of a workload does not depend on a card
 
 

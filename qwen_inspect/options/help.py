@@ -50,6 +50,8 @@ GROUPS: Mapping[str, Sequence[str]] = {
             "--speculative-config",
             "--vllm",
             "--mem-fraction-static",
+            "--cache-max-entry-count",
+            "--free-gpu-memory-fraction",
             "--sglang",
         ),
         *(

@@ -527,8 +527,8 @@ def test_an_engine_is_added_by_its_line_in_the_registry(monkeypatch: pytest.Monk
 
 
 def test_an_engine_that_is_not_known_is_refused_with_those_that_are() -> None:
-    with pytest.raises(UsageError, match=r"transformers, vllm, sglang, llama\.cpp, found lmdeploy"):
-        serve(REPORT, Serving(engine="lmdeploy"), [card_of(24)])
+    with pytest.raises(UsageError, match=r"transformers, vllm, sglang, llama\.cpp, lmdeploy, tensorrt-llm, found mlc"):
+        serve(REPORT, Serving(engine="mlc"), [card_of(24)])
 
 
 # --- the command ---------------------------------------------------------------------------------------------------
@@ -573,7 +573,7 @@ def test_documents_say_the_same(asked: list[str], form: str, language: str, caps
 @pytest.mark.parametrize(
     ("asked", "code"),
     [
-        (["--engine", "lmdeploy", "--memory", "24GiB"], 2),
+        (["--engine", "mlc", "--memory", "24GiB"], 2),
         (["--engine", "sglang", "--memory", "24GiB", "--utilization", "0.9"], 2),
         (["--engine", "sglang", "--memory", "24GiB", "--cache-dtype", "q8_0"], 7),
         (["--engine", "vllm", "--memory", "24GiB", "--mem-fraction-static", "0.9"], 2),

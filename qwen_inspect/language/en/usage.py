@@ -137,6 +137,8 @@ TEXT = {
     "help_vllm": "a whole command of vLLM, such as 'vllm serve Qwen/Qwen3-8B --max-model-len 32k -tp 2': its budget on each card of --gpu",
     "help_sglang": "a whole command of SGLang, such as 'python -m sglang.launch_server --model-path Qwen/Qwen3-8B --tp 2': its pools on each card of --gpu",
     "help_mem_fraction_static": "SGLang: the share of the free memory for weights and cache (default: its own, by card)",
+    "help_cache_max_entry_count": "LMDeploy: the cache's share of what is free after the weights (default: 0.8)",
+    "help_free_gpu_memory_fraction": "TensorRT-LLM: the cache's share of what its trial run leaves (default: 0.9)",
     "help_log": "beside --llama-cpp, --vllm or --engine vllm: a log of that run, whose figures are set beside the prediction",
     "help_calibration": "vLLM: figures of earlier --log runs on the same card, version and class (default: use); forget removes those of this request",
     "help_host_memory": "beside --llama-cpp: the host's memory, such as 64GiB",

@@ -137,6 +137,8 @@ TEXT = {
     "help_vllm": "完整的 vLLM 命令，如 'vllm serve Qwen/Qwen3-8B --max-model-len 32k -tp 2'：推算它在 --gpu 每张显卡上的缓存预算",
     "help_sglang": "完整的 SGLang 命令，如 'python -m sglang.launch_server --model-path Qwen/Qwen3-8B --tp 2'：推算它在 --gpu 每张显卡上的缓存池",
     "help_mem_fraction_static": "SGLang：权重与缓存占空闲显存的比例（默认按显卡由其自定）",
+    "help_cache_max_entry_count": "LMDeploy：缓存占加载权重后空闲显存的比例（默认 0.8）",
+    "help_free_gpu_memory_fraction": "TensorRT-LLM：缓存占试运行后空闲显存的比例（默认 0.9）",
     "help_log": "与 --llama-cpp、--vllm 或 --engine vllm 一起使用：该次运行的日志，其中的数值与预测逐项对照",
     "help_calibration": "vLLM：此前 --log 在相同显卡、版本和模型类上的数字（默认 use 采用；ignore 不采用；forget 删除本次请求对应的记录）",
     "help_host_memory": "与 --llama-cpp 一起使用：主机内存，如 64GiB",

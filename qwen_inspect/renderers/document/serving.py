@@ -37,11 +37,7 @@ def _workload_fields(report: ServingReport, say: Language) -> Fields:
             (say("field_engine"), f"{report.serving.engine} {report.version}"),
             (say("field_sequences"), count(report.serving.batch)),
             (say("field_sequence_tokens"), count(report.context_tokens)),
-            *(
-                [(say("field_tp_ranks"), count(report.serving.ranks))]
-                if report.serving.engine in ("vllm", "sglang")
-                else []
-            ),
+            *([(say("field_tp_ranks"), count(report.serving.ranks))] if report.serving.engine != "llama.cpp" else []),
         ]
     )
 

@@ -11,7 +11,7 @@ from .fit import CardNameJSON, EndsJSON, SuggestionJSON, card_name, largest_batc
 from .llama_cpp import BufferJSON, ChosenQuantisationJSON, buffers_content, quantisation_content
 from .values import Count, Keywords, Number, Positive, TypedDict
 
-Engine = Literal["vllm", "sglang", "llama.cpp"]
+Engine = Literal["vllm", "sglang", "llama.cpp", "lmdeploy", "tensorrt-llm"]
 
 
 class ReservedJSON(TypedDict):
