@@ -54,6 +54,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
         default=None,
         help=say("help_no_enable_prefix_caching"),
     )
+    add("--enable-sleep-mode", action="store_true", help=say("help_enable_sleep_mode"))
     add("--max-num-batched-tokens", type=values.tokens(say), metavar="TOKENS", help=say("help_max_num_batched_tokens"))
     add("--max-num-seqs", type=values.positive(say), metavar="N", help=say("help_max_num_seqs"))
     for name in SHARES.values():
@@ -353,6 +354,7 @@ def _serving(options: argparse.Namespace, engine: str) -> Serving:
         step_tokens=options.max_num_batched_tokens,
         sequences=options.max_num_seqs,
         prefix_caching=options.enable_prefix_caching,
+        sleeps=options.enable_sleep_mode,
         offloaded=options.ngl,
     )
 

@@ -14,7 +14,7 @@ ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
     ),
     "vllm": (
         *("utilization", "kv_budget", "tp", "max_num_batched_tokens", "max_num_seqs", "enable_prefix_caching"),
-        *("engine_version", "speculative_config", "calibration"),
+        *("engine_version", "speculative_config", "calibration", "enable_sleep_mode"),
     ),
     "sglang": ("tp", "mem_fraction_static"),
     "lmdeploy": ("tp", "cache_max_entry_count", "max_num_batched_tokens", "max_num_seqs"),
@@ -39,6 +39,7 @@ IN_VLLM_COMMAND: Mapping[str, object] = {
     "max_num_seqs": None,
     "enable_prefix_caching": None,
     "speculative_config": None,
+    "enable_sleep_mode": False,
 }
 
 # Options that a command of --sglang has itself, with their defaults.

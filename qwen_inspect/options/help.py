@@ -46,6 +46,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
         *(
             "--enable-prefix-caching",
             "--no-enable-prefix-caching",
+            "--enable-sleep-mode",
             "--engine-version",
             "--speculative-config",
             "--vllm",

@@ -86,8 +86,8 @@ class Serving(Workload):
     the engine's); step_tokens and sequences: the most tokens and sequences of a step (None: its server's defaults for the card);
     prefix_caching, which changes hybrid models alone (None: the version's default for them); pipeline_ranks and data_ranks;
     block_tokens, of a block of the cache; expert_parallel, whole experts on each rank; eager, without compiling and CUDA graphs;
-    images, whether the encoder is profiled; offloaded_bytes, weights in the host's memory; lora_slots, for adapters of
-    lora_rank at once; speculation, speculative decoding; logs, of earlier runs, of which those of a card count there.
+    images, whether the encoder is profiled; sleeps, sleep mode; offloaded_bytes, weights in the host's memory; lora_slots, for
+    adapters of lora_rank at once; speculation, speculative decoding; logs, of earlier runs, of which those of a card count there.
     For SGLang: sglang.
     For llama.cpp: offloaded, the layers of --ngl (None: all); flash_attention (None: where the card has a kernel); micro_batch
     (None: its default).
@@ -106,6 +106,7 @@ class Serving(Workload):
     expert_parallel: bool = False
     eager: bool = False
     images: bool = True
+    sleeps: bool = False
     offloaded_bytes: int = 0
     lora_slots: int = 0
     lora_rank: int = 16
@@ -158,11 +159,21 @@ class Capacity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Asleep:
+    """What a sleeping vLLM keeps of a rank's card, and at level 1 of the host's memory for its weights."""
+
+    least_bytes: int
+    most_bytes: int
+    host_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VllmReserve(Reserve):
     """vLLM on one rank. least, most: what the cache budget holds at both ends of its range; equal if the budget was given.
 
     requested_bytes: `utilization` of the card; None, without terms, if the budget was given. block_bytes: over one group's
-    layers. block_tokens: of an attention block. groups: groups of layers, which take separate blocks.
+    layers. block_tokens: of an attention block. groups: groups of layers, which take separate blocks. asleep: None without sleep
+    mode, and if the budget was given.
     """
 
     cache_format: str
@@ -173,6 +184,7 @@ class VllmReserve(Reserve):
     groups: int
     least: Capacity
     most: Capacity
+    asleep: Asleep | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

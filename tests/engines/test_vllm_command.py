@@ -197,3 +197,19 @@ def test_slots_of_adapters_are_an_a_and_a_b_for_every_matrix(capsys: Capture) ->
         main(["fit", "--gpu", "H100", "--format", "json", "--vllm", f"{line} {option}"])
         terms = {term["term"]: term["least_bytes"] for term in json.loads(capsys.readouterr().out)["terms"]}
         assert terms.get("adapters") == expected
+
+
+def test_asleep_it_keeps_its_weights_in_the_hosts_memory_and_no_cache(capsys: Capture) -> None:
+    """Of a Qwen3-8B: 8,190,735,360 parameters and a rotary table of 40,960 positions; graphs stay unless it runs eagerly."""
+    kept = []
+    for option in ("", "--enforce-eager"):
+        line = f"vllm serve catalog:Qwen/Qwen3-8B --enable-sleep-mode {option}"
+        assert main(["fit", "--gpu", "H100", "--format", "json", "--vllm", line]) == 0
+        kept.append(json.loads(capsys.readouterr().out)["vllm"]["asleep"])
+    assert kept[0]["host_bytes"] == 2 * 8_190_735_360 + 40_960 * 128 * 2
+    assert kept[0]["most_bytes"] < 4 * 2**30
+    assert kept[0]["least_bytes"] - kept[1]["least_bytes"] == 64 * 2**30 // 100
+    on = ["fit", "catalog:Qwen/Qwen3-8B", "--engine", "vllm", "--gpu", "H100"]
+    for language, told in (("en", "Asleep"), ("zh", "休眠")):
+        assert main([*on, "--enable-sleep-mode", "--lang", language]) == 0
+        assert told in capsys.readouterr().out

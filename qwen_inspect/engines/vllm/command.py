@@ -42,6 +42,7 @@ SPECULATIVE: Mapping[str, str] = {
     "--spec-tokens": "num_speculative_tokens",
 }
 SWITCHES: Mapping[str, Mapping[str, Any]] = {
+    "--enable-sleep-mode": {"sleeps": True},
     "--enforce-eager": {"eager": True},
     "--no-enforce-eager": {"eager": False},
     "--enable-expert-parallel": {"expert_parallel": True},

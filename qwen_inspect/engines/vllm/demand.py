@@ -13,7 +13,7 @@ from ...checkpoint import DType
 from ...errors import UnavailableError, UnsupportedError, UsageError
 from ...results.fit import Gpu, Requirement
 from ...results.model import Report
-from ...results.serving import Capacity, Reserved, Serving, VllmReserve
+from ...results.serving import Asleep, Capacity, Reserved, Serving, VllmReserve
 from ...structure.kv_cache import checkpoint_format, read_formats
 from ...units import GIB, MIB, size
 from ...values import replace
@@ -34,7 +34,7 @@ from .calibrating import calibrated, matching
 from .drafter import FIRST_GROUPS, Drafter, drafter_of, proposed_tokens
 from .encoder import deepstack_bytes, encoder, unsized
 from .mamba import mamba_pool, mamba_sizes
-from .outside import graphs, non_torch
+from .outside import asleep, graphs, non_torch
 from .profile import Card, ProfileRun, peak_bytes
 from .releases import release
 from .sparse import LOGITS_BYTES, indexed_pool, sparse_index
@@ -301,7 +301,15 @@ class VllmDemand(Demand):
             groups=len(self.pool.groups),
             least=least,
             most=most,
+            asleep=self._asleep(),
         )
+
+    def _asleep(self) -> Asleep | None:
+        if not self._serving.sleeps or self.budget_given:
+            return None
+        terms = {term.name: term for term in self.terms}
+        weights = terms["weights"].least_bytes + (0 if self.drafter is None else self.drafter.most_bytes)
+        return asleep(terms["non_torch"], weights, eager=self._serving.eager)
 
 
 def requested_bytes(memory_bytes: int, utilization: float) -> int:

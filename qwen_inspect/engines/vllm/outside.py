@@ -5,8 +5,8 @@ Ranges of the printed figures, widened by half of the last digit. On other cards
 
 from __future__ import annotations
 
-from ...results.serving import Reserved
-from ...units import GIB
+from ...results.serving import Asleep, Reserved
+from ...units import GIB, MIB
 from .releases import Release
 
 SOURCES = (
@@ -15,6 +15,9 @@ SOURCES = (
     "https://github.com/llm-d-incubation/llm-d-planner/blob/e50305af90f0812e77e1827f3bc740fe75b76370"
     "/docs/empirical-vllm-memory-results.md",
 )
+CONTEXT_MIB = 400, 1024  # before vLLM's first look at the card: total less free memory in the logs, and more elsewhere
+GRAPHS_HUNDREDTHS = 64, 182  # of a GiB, "Graph capturing finished ... took"
+BUFFERS_MIB = 512  # inputs and states of a step, which no source adds up
 HOPPER, MULTIPROCESSORS = (9, 0), 132  # of an H100 and an H200
 ODD_VOCABULARY = (
     16  # two logs of vocabularies that it does not divide print 0.21 GiB more, for a reason that is not known
@@ -78,6 +81,22 @@ def graphs(
     if capability not in (HOPPER, None) or sequences < 1024:
         least = 10
     return _range("graphs", 10 * least - 5, (20 if drafting else 10) * most + 5)
+
+
+def asleep(non_torch: Reserved, weights_bytes: int, *, eager: bool) -> Asleep:
+    """A rank in sleep mode: weights and cache are in a pool of their own, of which level 1 copies the weights to the host.
+
+    What stays is CUDA's context, what lies outside of PyTorch, captured graphs (as the same logs print them), and input buffers.
+    Source: v1/worker/gpu_worker.py (sleep), device_allocator/cumem.py.
+    """
+    least, most = CONTEXT_MIB[0] * MIB, (CONTEXT_MIB[1] + BUFFERS_MIB) * MIB
+    if not eager:
+        least, most = least + GRAPHS_HUNDREDTHS[0] * GIB // 100, most + GRAPHS_HUNDREDTHS[1] * GIB // 100
+    return Asleep(
+        least_bytes=least + non_torch.least_bytes,
+        most_bytes=most + (non_torch.most_bytes or 0),
+        host_bytes=weights_bytes,
+    )
 
 
 def _range(name: str, least: int, most: int) -> Reserved:

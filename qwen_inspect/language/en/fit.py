@@ -218,6 +218,8 @@ TEXT = {
     "assume_vllm_groups": "Groups of layers share the blocks, and vLLM 0.19 prints as tokens what an even share of them holds: what really fits is the concurrency.",
     "assume_vllm_profile": "The profiling run is worked out for {tokens:,} tokens a step and {sequences:,} sequences; what lies outside PyTorch is as vLLM printed it on H100 80GB cards, and a range on other cards.",
     "assume_vllm_card": "{available} is what CUDA was seen to report of a {name}: a driver that reports more or less leaves as much more or less for the cache (--memory names it).",
+    "field_asleep": "Asleep, a rank's card keeps",
+    "field_asleep_host": "Asleep at level 1, the host keeps of a rank",
     "assume_vllm_calibrated": "{name}: what lies outside PyTorch, and what CUDA reports of the card, is as the log {log} printed it, kept on {date} (--calibration ignore leaves it out, forget removes it).",
     "assume_vllm_unknown": "The sources of vLLM {version} were not read: it is taken for the nearest version that was, and the ranges are wider.",
     "assume_vllm_images": "The encoder of this class is not modelled: the range has room for 2 GiB of it (none with --limit-mm-per-prompt image=0).",

@@ -128,6 +128,7 @@ TEXT = {
     "help_reward": "with --rollout: a reward model is on the card too (default: rewards are computed by functions)",
     "help_kv_budget": "vLLM: the KV budget of a rank that its log names, such as 57.50GiB, in place of a card",
     "help_enable_prefix_caching": "vLLM: prefixes cached of a hybrid model too, whose sequences then take a second block for each state (off in vLLM up to 0.26; others always have it)",
+    "help_enable_sleep_mode": "vLLM: what it keeps of the card and the host while it sleeps is told too",
     "help_no_enable_prefix_caching": "vLLM: no prefixes cached of a hybrid model",
     "help_max_num_batched_tokens": "vLLM: the most tokens of one step, which sliding windows are held for (default: 8192 on cards of 70 GiB and more but the A100, else 2048)",
     "help_llama_cpp": "a whole command of llama.cpp, such as 'llama-server -m model.gguf -ngl 99 -c 32768': its buffers on the cards of --gpu together",

@@ -218,6 +218,8 @@ TEXT = {
     "assume_vllm_groups": "各组层共用这些块，vLLM 0.19 打印的 token 数按各组均分计算：实际能容纳多少应看最大并发。",
     "assume_vllm_profile": "profiling 阶段按每步 {tokens:,} 个 token、{sequences:,} 条序列推算；PyTorch 之外的部分取自 vLLM 在 H100 80GB 上打印的日志，其他显卡为范围。",
     "assume_vllm_card": "{available} 是所见 CUDA 对 {name} 报告的总显存；驱动报告得更多或更少，缓存也相应增减（可用 --memory 指定）。",
+    "field_asleep": "休眠时每个 rank 的显存占用",
+    "field_asleep_host": "休眠（level 1）时每个 rank 的主机内存占用",
     "assume_vllm_calibrated": "{name}：PyTorch 之外的占用及 CUDA 报告的显存取自 {date} 保存的日志 {log}（--calibration ignore 不采用，forget 删除）。",
     "assume_vllm_unknown": "未核对 vLLM {version} 的源码：按最接近的已核对版本推算，范围相应放宽。",
     "assume_vllm_images": "该类的视觉编码器未建模：范围为其留出 2 GiB（--limit-mm-per-prompt image=0 时为零）。",

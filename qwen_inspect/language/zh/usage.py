@@ -128,6 +128,7 @@ TEXT = {
     "help_reward": "与 --rollout 合用：奖励模型也在卡上（默认由函数计算奖励）",
     "help_kv_budget": "vLLM：日志中每个 rank 的 KV 缓存预算，如 57.50GiB，用来代替显卡",
     "help_enable_prefix_caching": "vLLM：混合模型也启用前缀缓存，每条序列的每组状态因此多占一块（vLLM 0.26 及以前默认关闭；其他模型始终开启）",
+    "help_enable_sleep_mode": "vLLM：同时给出休眠时的显存与主机内存占用",
     "help_no_enable_prefix_caching": "vLLM：不为混合模型启用前缀缓存",
     "help_max_num_batched_tokens": "vLLM：每步最多处理的 token 数，滑动窗口须为其保留缓存（默认：70 GiB 及以上的显卡为 8192，A100 除外；其余为 2048）",
     "help_llama_cpp": "完整的 llama.cpp 命令，如 'llama-server -m model.gguf -ngl 99 -c 32768'：推算它在 --gpu 各显卡上的缓冲区",

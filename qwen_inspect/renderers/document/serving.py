@@ -136,6 +136,9 @@ def _block_fields(reserve: VllmReserve, say: Language) -> Iterator[tuple[str, st
     yield say("field_block"), say("block_of", tokens=reserve.block_tokens, bytes=reserve.block_bytes)
     if reserve.groups > 1:
         yield say("field_block_groups"), count(reserve.groups)
+    if (asleep := reserve.asleep) is not None:
+        yield say("field_asleep"), f"{size(asleep.least_bytes)} – {size(asleep.most_bytes)}"
+        yield say("field_asleep_host"), size(asleep.host_bytes)
 
 
 # --- llama.cpp, and any other --------------------------------------------------------------------------------------

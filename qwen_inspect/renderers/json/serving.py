@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal, cast
 
 from ...language import Language
-from ...results.serving import Capacity, EngineCard, LlamaCppReserve, LogTerm, ServingReport, VllmReserve
+from ...results.serving import Asleep, Capacity, EngineCard, LlamaCppReserve, LogTerm, ServingReport, VllmReserve
 from .common import OfModelJSON
 from .fit import CardNameJSON, EndsJSON, SuggestionJSON, card_name, largest_batch, largest_context, suggestion_content
 from .llama_cpp import BufferJSON, ChosenQuantisationJSON, buffers_content, quantisation_content
@@ -38,6 +38,15 @@ class CapacityJSON(TypedDict):
     """For a single sequence, ignoring the model's limit; null if unlimited, because all layers have windows."""
 
 
+class AsleepJSON(TypedDict):
+    """What a sleeping vLLM keeps on a rank."""
+
+    least_bytes: Count
+    most_bytes: Count
+    host_bytes: Count
+    """Of the host's memory for the weights, at level 1."""
+
+
 class VllmJSON(TypedDict):
     """vLLM on one rank, at both ends of its memory outside the cache."""
 
@@ -51,6 +60,8 @@ class VllmJSON(TypedDict):
     """Groups of layers; each allocates its own blocks."""
     low: CapacityJSON
     high: CapacityJSON
+    asleep: AsleepJSON | None
+    """null without --enable-sleep-mode."""
 
 
 class LlamaCppJSON(TypedDict):
@@ -187,6 +198,15 @@ def _vllm(reserve: VllmReserve) -> VllmJSON:
         "groups": reserve.groups,
         "low": _capacity(reserve.least),
         "high": _capacity(reserve.most),
+        "asleep": None if (asleep := reserve.asleep) is None else _asleep(asleep),
+    }
+
+
+def _asleep(asleep: Asleep) -> AsleepJSON:
+    return {
+        "least_bytes": asleep.least_bytes,
+        "most_bytes": asleep.most_bytes,
+        "host_bytes": asleep.host_bytes,
     }
 
 
