@@ -17,6 +17,7 @@ from qwen_inspect.engines.vllm.releases import release
 from qwen_inspect.engines.vllm.sparse import indexed_pool, sparse_index
 from qwen_inspect.engines.vllm.weights import rank_weights
 from qwen_inspect.errors import UnsupportedError
+from qwen_inspect.loaders import gpus
 from qwen_inspect.results.attention import LayerAttention
 from qwen_inspect.spec import each_module
 from qwen_inspect.structure.inspect import inspect
@@ -259,3 +260,39 @@ def test_the_command_answers_with_any_format(
     budget = ["--engine", "vllm", "--kv-budget", "30GiB", "--context", "8192", "--format", "json"]
     assert main(["fit", f"catalog:{model}", *budget, *asked]) == 0
     assert json.loads(capsys.readouterr().out)["cards"][0]["vllm"]["low"]["blocks"] == blocks
+
+
+@pytest.mark.parametrize(("ranks", "block_bytes"), [(1, 6 * 2 * 16 * 8 * 64 * 2), (2, 6 * 2 * 16 * 4 * 64 * 2)])
+def test_a_short_convolution_is_padded_to_a_block_of_attention(
+    ranks: int, block_bytes: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LFM2-1.2B: 6 layers with 8 KV heads of 64, and 10 whose state of 2 x 2048 numbers is smaller than their 16 tokens."""
+    on = ["fit", "catalog:LiquidAI/LFM2-1.2B", "--engine", "vllm", "--gpu", "H100", "--tp", str(ranks)]
+    assert main([*on, "--context", "4096", "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["vllm"]["block_bytes"], found["vllm"]["block_tokens"], found["vllm"]["groups"]) == (
+        block_bytes,
+        16,
+        3,
+    )
+    # A sequence has a block of each of the two groups of states: 10 layers in groups of at most 6.
+    assert found["vllm"]["low"]["sequence_blocks"] == 4096 // 16 + 2
+    weights = next(term["least_bytes"] for term in found["terms"] if term["term"] == "weights")
+    rotary, norms = 128_000 * 64 * 2, 2 * (2048 * (2 * 16 + 1) + 6 * 2 * 64)
+    assert weights - rotary - norms == (2 * 1_170_340_608 - norms) // ranks
+
+
+@pytest.mark.parametrize(
+    ("model", "card", "version", "in_float32"),
+    [
+        ("zai-org/GLM-4.7", "H200", "0.19.0", 89 * 160 * 5120),
+        (NANO, "H200", "0.19.0", 0),  # gate_linear.py: a kernel for 16 bits
+        (NANO, "H200", "0.16.0", 23 * 128 * 2688),
+        (NANO, "L40S", "0.19.0", 23 * 128 * 2688),
+    ],
+)
+def test_routers_in_float32_take_twice_as_much(model: str, card: str, version: str, in_float32: int) -> None:
+    report = inspect(model, source="catalog")
+    floats = release(version).float_routers(report, gpus.find(card).compute_capability)
+    more, less = (rank_weights(report, 1, float_routers=on).total_bytes for on in (floats, False))
+    assert more - less == 2 * in_float32

@@ -37,6 +37,7 @@ from .mamba import mamba_pool, mamba_sizes
 from .outside import asleep, graphs, non_torch
 from .profile import Card, ProfileRun, peak_bytes
 from .releases import release
+from .short_conv import convolution_pool, has_short_convolutions
 from .sparse import LOGITS_BYTES, indexed_pool, sparse_index
 from .weights import last_stage, rank_weights, rounding
 from .widths import decoder_widths
@@ -124,6 +125,11 @@ class VllmDemand(Demand):
                 release=self.release,
                 prefix_caching=self.prefix_caching,
             )
+        if has_short_convolutions(self._report):
+            if self.drafter is not None:
+                raise UnsupportedError("vllm_no_prediction", class_name=self._report.spec.class_name)
+            stage = self._stage or range(len(layers))
+            return convolution_pool(self._report, stage, self.format, ranks=ranks, prefix_caching=self.prefix_caching)
         states = state_dtypes(config, self._report.spec.dtype)
         block_tokens = self._serving.block_tokens or BLOCK_TOKENS
         drafting: Drafting = ((), 1, 0)
@@ -173,6 +179,7 @@ class VllmDemand(Demand):
             expert_ranks=serving.ranks * serving.data_ranks,
             stage=self._stage,
             marlin=marlin,
+            float_routers=self.release.float_routers(self._report, capability),
         )
         spec, config = self._report.spec, self._report.config or {}
         buffers = deepstack_bytes(config, spec.hidden_size, self.step_tokens or 0, spec.dtype.bits // 8)

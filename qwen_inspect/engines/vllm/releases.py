@@ -74,6 +74,16 @@ class Release:
         """Whether the profile run launches the first sampler's Triton kernels, whose stacks count outside of PyTorch."""
         return self.version >= (0, 17)
 
+    def float_routers(self, report: Report, capability: tuple[int, int] | None) -> bool:
+        """Whether the routers of a class stay in float32: Nemotron's where the card has no kernel for 16 bits, from 0.17 on.
+
+        Source: models/glm4_moe.py, models/nemotron_h.py, layers/fused_moe/router/gate_linear.py.
+        """
+        if report.spec.class_name == "Glm4MoeForCausalLM":
+            return True
+        with_kernel = self.version >= (0, 17) and (capability is None or capability[0] in (9, 10))
+        return report.spec.class_name == "NemotronHForCausalLM" and not with_kernel
+
     def sampler(self, report: Report, method: SpeculativeMethod | None = None) -> Sampler:
         """How the profile run samples. method: of speculative decoding.
 

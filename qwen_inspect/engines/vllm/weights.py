@@ -18,6 +18,7 @@ from ...values import dataclass
 from .blocks import kv_heads_per_rank
 from .mamba import MambaSizes, mamba_sizes, mixers, softmax_layers
 from .rotary import rotary_bytes
+from .short_conv import NAMES, has_short_convolutions
 
 VOCABULARY_MULTIPLE = 64  # vocab_parallel_embedding.DEFAULT_VOCAB_PADDING_SIZE
 
@@ -82,14 +83,20 @@ class RankWeights:
 
 
 def rank_weights(
-    report: Report, ranks: int, *, expert_ranks: int | None = None, stage: range | None = None, marlin: bool = False
+    report: Report,
+    ranks: int,
+    *,
+    expert_ranks: int | None = None,
+    stage: range | None = None,
+    marlin: bool = False,
+    float_routers: bool = False,
 ) -> RankWeights:
     """Each parameter on one of `ranks` ranks, in module order, and of the rotary tables, if there are any.
 
     Norms, routers and biases of output projections are whole on each rank; the vocabulary is padded to a multiple of 64; A_log is
     float32. Quantised weights are counted as stored, by module. expert_ranks: that share the experts, data-parallel ones
     too. stage: the decoder layers of a pipeline's last rank (None: all).
-    marlin: whether MXFP4 runs on Marlin's kernels, which pad more.
+    marlin: whether MXFP4 runs on Marlin's kernels, which pad more. float_routers: whether routers are float32.
     Raises UnsupportedError for sizes that the ranks do not divide, and for classes whose sharding in vLLM is unknown.
     Source: model_executor/layers: linear.py, fused_moe/layer.py, vocab_parallel_embedding.py, rotary_embedding/base.py,
     mamba/*.py, quantization/mxfp4.py, attention/mla_attention.py (process_weights_after_loading); models/qwen2.py
@@ -99,12 +106,16 @@ def rank_weights(
     mamba = mamba_sizes(report)
     mixer_paths = set() if mamba is None else {path for path, _ in mixers(report.tree)}
     mxfp4 = report.known.quantised is not None and report.known.quantised.method == "mxfp4"
+    short_convolutions = has_short_convolutions(report)
     sizes: Counter[str] = Counter()
     for path, module in each_module(report.tree):
         parent, _, name = path.rpartition(".")
+        name = NAMES.get(name, name) if short_convolutions else name
         if stage is not None and not _of_last_stage(path, name, stage, report.spec.tied_embeddings):
             continue
         for kind, shape, size_bytes in _parameters(module):
+            if float_routers and name == "gate" and kind == "weight":
+                size_bytes = math.prod(shape) * DType.F32.bits // 8
             if name == "experts" and mxfp4:
                 values_bytes = sum(tensor.elements for tensor in module.tensors if len(tensor.shape) == 3) // 2
                 size_bytes = _padded(size_bytes, values_bytes, min(shape[1:]), expert_ranks or ranks, marlin)

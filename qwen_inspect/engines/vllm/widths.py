@@ -8,10 +8,11 @@ from ...results.model import Report
 from ...spec import Module, each_module
 from ...values import dataclass
 from .mamba import mamba_sizes, mixers
+from .short_conv import convolution_columns, has_short_convolutions
 
 # The matrices of a dense MLP: in from the hidden size, and out to it.
-UP = ("gate_proj", "up_proj", "gate_up_proj", "input_linear", "fc1", "c_fc", "dense_h_to_4h")
-DOWN = ("down_proj", "output_linear", "fc2", "c_proj", "dense_4h_to_h")
+UP = ("gate_proj", "up_proj", "gate_up_proj", "input_linear", "fc1", "c_fc", "dense_h_to_4h", "w1", "w3")
+DOWN = ("down_proj", "output_linear", "fc2", "c_proj", "dense_4h_to_h", "w2")
 TOWERS = (
     "visual",
     "vision_tower",
@@ -77,7 +78,7 @@ def decoder_widths(report: Report) -> Widths:
         vocabulary=spec.vocab_size,
         experts=experts,
         layers=len(per_layer),
-        mamba=0 if mamba is None else mamba.profiled_columns,
+        mamba=convolution_columns(report) if has_short_convolutions(report) else mamba.profiled_columns if mamba else 0,
         **most,
     )
 
