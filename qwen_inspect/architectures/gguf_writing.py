@@ -15,7 +15,7 @@ from typing import Any
 from ..checkpoint import BLOCK_FORMATS, BlockFormat, DType, Tensor
 from ..errors import UnsupportedError
 from ..results.attention import LayerAttention
-from ..spec import SoftmaxAttention, each_module, each_tensor
+from ..spec import Module, SoftmaxAttention, each_module, each_tensor
 from ..values import replace
 from .design import Architecture, StoredForm
 from .gguf import NAMES
@@ -126,6 +126,8 @@ def _with_class_defaults(text: Mapping[str, Any], architecture: Architecture) ->
     known: dict[str, Any] = {"hidden_size": spec.hidden_size, "max_position_embeddings": spec.context_tokens}
     if isinstance(text.get("layers_block_type"), list):
         known["num_hidden_layers"] = len(text["layers_block_type"])
+    elif architecture.kept:
+        known["num_hidden_layers"] = len(architecture.kept)
     if read is not None:
         known |= {"num_attention_heads": read.query_heads, "num_key_value_heads": read.kv_heads}
         if read.head_dim * read.query_heads != spec.hidden_size:
@@ -138,8 +140,17 @@ def _with_class_defaults(text: Mapping[str, Any], architecture: Architecture) ->
             raise UnsupportedError("gguf_key_not_stated", key="num_experts_per_tok")
         dense = module.name == "mlp" and all(child.name != "experts" for child in module.children)
         if dense and text.get("intermediate_size") is None:
-            raise UnsupportedError("gguf_key_not_stated", key="intermediate_size")
+            known["intermediate_size"] = _width(module)
     return {**text, **{key: value for key, value in known.items() if text.get(key) is None and value is not None}}
+
+
+def _width(mlp: Module) -> int:
+    """The intermediate size of a dense MLP; UnsupportedError if it has no matrix of the usual name."""
+    for child in mlp.children:
+        if child.name == "up_proj" and child.tensors:
+            rows: int = child.tensors[0].shape[0]
+            return rows
+    raise UnsupportedError("gguf_key_not_stated", key="intermediate_size")
 
 
 def _first_softmax(architecture: Architecture) -> LayerAttention | SoftmaxAttention | None:

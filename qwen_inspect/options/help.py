@@ -80,6 +80,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
             "--sort",
             "--top",
             "--plot",
+            "--speed",
             "--instantiate",
             "--measured",
         ),

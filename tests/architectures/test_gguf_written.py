@@ -239,13 +239,14 @@ def test_what_the_converter_writes_of_others_is_not_guessed() -> None:
 
 
 def test_what_a_configuration_leaves_to_its_class_is_the_classs() -> None:
-    """Mistral-7B has the class's own sizes: 4,096 in 32 heads on 8 KV heads. Source: transformers 5.23, MistralConfig."""
+    """Mistral-7B has the class's own sizes: 32 layers of 4,096 and 14,336, in 32 heads on 8 KV heads.
+
+    Source: transformers 5.23, MistralConfig. Qwen2-Audio's release states neither its 32 layers nor their heads.
+    """
     whole = catalog.configuration("mistralai/Mistral-7B-Instruct-v0.3", catalog.entries())
-    left_out = ("hidden_size", "num_attention_heads", "num_key_value_heads")
+    left_out = ("hidden_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers", "intermediate_size")
     few = {key: value for key, value in whole.items() if key not in left_out}
     written, expected = (as_converted(config, architecture_of(config), DType.BF16) for config in (few, whole))
     assert written == expected
-    with pytest.raises(UnsupportedError, match="intermediate_size"):
-        as_converted(
-            {key: whole[key] for key in whole if key != "intermediate_size"}, architecture_of(whole), DType.BF16
-        )
+    audio = as_gguf(inspect("Qwen/Qwen2-Audio-7B", source="catalog"), "Q4_K_M").config or {}
+    assert [audio[f"qwen2.{key}"] for key in ("block_count", "attention.head_count")] == [32, 32]
