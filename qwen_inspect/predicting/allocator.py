@@ -11,7 +11,8 @@ benchmarks/recorded lies at the address where PyTorch put it (tests/predicting/t
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import field
 from heapq import heapify, heappop, heappush
 from itertools import groupby, takewhile
 from typing import NamedTuple
@@ -322,50 +323,49 @@ class Allocator:
                 if mapped:
                     yield tuple(blocks)
 
-    # --- for `segment_cycles`, where segments do not expand and nothing is released
+    # --- for `turning`, where segments do not expand and nothing is released
 
-    def pools_for(self, size_bytes: int) -> tuple[Pool, Pool]:
-        """The pool that serves a request, and the other."""
-        is_small = self.settings.block_bytes(size_bytes) <= SMALL_BYTES
-        return (self._small, self._large) if is_small else (self._large, self._small)
+    @property
+    def pools(self) -> tuple[Pool, Pool]:
+        """The small one and the large one."""
+        return self._small, self._large
 
     def room_above(self, address: int, segment_bytes: int) -> int:
         """How many of the next segments of this size lie at ascending addresses above this one."""
         start, size_bytes = self._driver.next_rest(segment_bytes) or (address, 0)
-        left = (self.capacity_bytes - self.reserved_bytes) // segment_bytes
-        return min(size_bytes // segment_bytes, left) if start > address else 0
+        return size_bytes // segment_bytes if start > address else 0
 
-    def add_segment(self, pool: Pool, size: int) -> int:
-        """Adds a free segment, and returns its address."""
-        block = self._new_segment(pool, size)
-        assert block is not None
-        pool.add(block)
-        return block.address
+    def place_segment(self, segment_bytes: int) -> int:
+        """The address of a new segment, to be filled."""
+        self.reserved_bytes += segment_bytes
+        if self.reserved_bytes > self.capacity_bytes:
+            raise OutOfMemory(segment_bytes)
+        return self._driver.place(segment_bytes)
 
-    def blocks_at(self, address: int) -> Iterator[Block]:
-        """The blocks of the segment at this address."""
-        return _from(self._heads[address])
-
-    def take_apart(self, address: int) -> tuple[Block, ...]:
-        """Removes the blocks of a segment, and returns them."""
-        blocks = tuple(self.blocks_at(address))
-        for block in blocks:
+    def refill(self, blocks: Sequence[Block], before: Block | None, after: Block | None, old: Collection[int]) -> None:
+        """Puts blocks between two others, instead of those that were free at the addresses `old`."""
+        pool = blocks[0].pool
+        pool.free = [entry for entry in pool.free if entry[1] not in old]
+        if before is None:
+            self._heads[blocks[0].address] = blocks[0]
+        else:
+            before.next = blocks[0]
+        if after is not None:
+            after.previous = blocks[-1]
+        for left, block, right in zip((before, *blocks), blocks, (*blocks[1:], after), strict=False):
+            block.previous, block.next = left, right
             if not block.in_use:
-                block.pool.take(block)
-            self.allocated_bytes -= block.size_bytes * block.in_use
-            self.requested_bytes -= block.requested_bytes
-        return blocks
+                pool.add(block)
 
-    def put_together(self, address: int, blocks: Sequence[Block]) -> None:
-        """Fills a segment that was taken apart."""
-        self._heads[address] = blocks[0]
-        for before, block, after in zip((None, *blocks), blocks, (*blocks[1:], None), strict=False):
-            block.address, block.previous, block.next = address, before, after
-            address += block.size_bytes
-            if not block.in_use:
-                block.pool.add(block)
-            self.allocated_bytes += block.size_bytes * block.in_use
-            self.requested_bytes += block.requested_bytes
+    def record(
+        self, *, allocated_bytes: int, most_allocated_bytes: int, requested_bytes: int, most_requested_bytes: int
+    ) -> None:
+        """The bytes in use after requests that were made elsewhere, and their peaks; requested_bytes: more than before."""
+        self.allocated_bytes = allocated_bytes
+        self._peak_allocated = max(self._peak_allocated, most_allocated_bytes)
+        self._peak_requested = max(self._peak_requested, self.requested_bytes + most_requested_bytes)
+        self._peak_reserved = max(self._peak_reserved, self.reserved_bytes)
+        self.requested_bytes += requested_bytes
 
     def _best_fit(self, pool: Pool, size: int) -> Block | None:
         """The smallest free block that is large enough; among equals, the lowest address: get_free_block."""

@@ -1,0 +1,134 @@
+"""The free memory of an allocator as integers, for a loop that keeps what it makes.
+
+A region is what lies between two blocks that stay in use. A free block is one integer, its size and start, sorted in the order of
+the best fit. Starts are addresses of regions, doubled so that blocks of different regions never touch, and the offset therein.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from .allocator import SMALL_BYTES, Allocator, Block
+
+ADDRESS_BITS = 72
+ADDRESS = (1 << ADDRESS_BITS) - 1
+HIGHEST_ADDRESS = 1 << 71
+FREE, STATE = 0, -1
+Piece = tuple[int, int, int]  # start, bytes, and how many outputs, FREE or STATE
+
+
+class Region(NamedTuple):
+    """pool: 0 small, 1 large. pieces: what it had at first. before, after: the blocks around it."""
+
+    address: int
+    size_bytes: int
+    pool: int
+    pieces: list[Piece]
+    before: Block | None
+    after: Block | None
+
+
+class Regions:
+    """free: of the small pool and of the large. size_at, start_of: of free blocks, by their starts and by their ends. state:
+    start and size of the block that each turn replaces. outputs: those that were made. by_start: each region."""
+
+    def __init__(self, allocator: Allocator, state: Block) -> None:
+        self.allocator = allocator
+        self.by_start: dict[int, Region] = {}
+        self.free: tuple[list[int], list[int]] = ([], [])
+        self.size_at: dict[int, int] = {}
+        self.start_of: dict[int, int] = {}
+        self.outputs: list[Piece] = []
+        self.state = 0, 0
+        self.allocated_bytes = self.most_allocated_bytes = allocator.allocated_bytes
+        for pool in allocator.pools:
+            for _, _, block in pool.free:
+                self._add(block, state)
+        self._add(state, state)
+        self._starts = sorted(self.by_start)
+
+    def _add(self, block: Block, state: Block) -> None:
+        """Adds the region of a block, unless it is there."""
+        while block.previous is not None and (block.previous is state or not block.previous.in_use):
+            block = block.previous
+        first = 2 * block.address + HIGHEST_ADDRESS
+        if first in self.by_start:
+            return
+        start, pool, pieces = first, self.allocator.pools.index(block.pool), []
+        after: Block | None = block
+        while after is not None and (after is state or not after.in_use):
+            pieces.append((start, after.size_bytes, STATE if after is state else FREE))
+            if after is state:
+                self.state = start, after.size_bytes
+            else:
+                self.put(start, after.size_bytes, pool)
+            start, after = start + after.size_bytes, after.next
+        self.by_start[first] = Region(block.address, start - first, pool, pieces, block.previous, after)
+
+    def add_segment(self, size_bytes: int) -> tuple[int, int]:
+        """The start and the size of a new segment for a block of this size, not yet among the free ones."""
+        segment_bytes = self.allocator.settings.segment_bytes(size_bytes)
+        address = self.allocator.place_segment(segment_bytes)
+        start = 2 * address + HIGHEST_ADDRESS
+        self.by_start[start] = Region(address, segment_bytes, int(size_bytes > SMALL_BYTES), [], None, None)
+        insort(self._starts, start)
+        return start, segment_bytes
+
+    def region_of(self, start: int) -> int:
+        return self._starts[bisect_right(self._starts, start) - 1]
+
+    def put(self, start: int, size: int, pool: int) -> None:
+        insort(self.free[pool], size << ADDRESS_BITS | start)
+        self.size_at[start], self.start_of[start + size] = size, start
+
+    def cut(self, start: int, count: int, output_bytes: int) -> None:
+        """Makes so many outputs side by side from the free block that starts here."""
+        size, pool, taken = self.size_at.pop(start), int(output_bytes > SMALL_BYTES), count * output_bytes
+        self.free[pool].remove(size << ADDRESS_BITS | start)
+        self.outputs.append((start, taken, count))
+        self.put(start + taken, size - taken, pool)
+
+    def _by_region(self, pieces: Iterable[Piece]) -> dict[int, list[Piece]]:
+        """The pieces of each region, in order."""
+        grouped: dict[int, list[Piece]] = defaultdict(list)
+        for piece in sorted(pieces):
+            grouped[self.region_of(piece[0])].append(piece)
+        return grouped
+
+    def written(self, *, output_bytes: int, state_bytes: int) -> tuple[Block | None, list[Block]]:
+        """Writes all to the allocator; returns the blocks of the state, unless it is where it was, and of the outputs.
+
+        output_bytes, state_bytes: as requested.
+        """
+        free = [(start, size, FREE) for start, size in self.size_at.items()]
+        outputs: list[Block] = []
+        state: Block | None = None
+        for start, pieces in self._by_region([*free, *side_by_side(self.outputs), (*self.state, STATE)]).items():
+            region = self.by_start[start]
+            if pieces == region.pieces:
+                continue
+            blocks = []
+            for at, size, count in pieces:
+                block = Block(self.allocator.pools[region.pool], region.address + at - start, size)
+                block.in_use = count != FREE
+                block.requested_bytes = state_bytes if count == STATE else count * output_bytes
+                state = block if count == STATE else state
+                outputs += [block] if count > 0 else []
+                blocks.append(block)
+            old = {region.address + at - start for at, _, count in region.pieces if count == FREE}
+            self.allocator.refill(blocks, region.before, region.after, old)
+        return state, outputs
+
+
+def side_by_side(outputs: Iterable[Piece]) -> list[Piece]:
+    """Outputs in order, those that touch as one."""
+    merged: list[Piece] = []
+    for start, size, count in sorted(outputs):
+        if merged and sum(merged[-1][:2]) == start:
+            first, before, several = merged.pop()
+            start, size, count = first, before + size, several + count
+        merged.append((start, size, count))
+    return merged
