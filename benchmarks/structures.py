@@ -47,15 +47,14 @@ STRUCTURES: Mapping[str, Sequence[Mapping[str, Any]]] = {
         {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
         {"alibi": True, "bias": True, "multi_query": False, "parallel_attn": False},
     ),
-    "gemma3n_text": tuple(
+    "gemma3n_text": (  # E2B, E4B
         {
-            "activation_sparsity_pattern": [0.95] * sparse + [0.0] * (9 - sparse),
+            "activation_sparsity_pattern": [0.95] * 3 + [0.0] * 6,
             "hidden_size_per_layer_input": 16,
             "layer_types": ["sliding_attention", *4 * ["sliding_attention", "full_attention"]],
             "num_hidden_layers": 9,
-            "num_kv_shared_layers": shared,
-        }
-        for sparse, shared in ((3, 4), (0, 0))
+            "num_kv_shared_layers": 4,
+        },
     ),
     "gemma4": PER_LAYER_INPUTS,
     "gemma4_text": ({}, *PER_LAYER_INPUTS),

@@ -92,8 +92,8 @@ SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range
 @pytest.mark.parametrize("family", KEPT)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_an_unseen_configuration_has_the_run_that_transformers_makes(family: str, seed: int) -> None:
-    """A release's own sizes (seed 0), or random ones, heads and lengths for a released structure or another; the trace was learnt
-    from other ones.
+    """A release's own sizes (seed 0), or random ones, heads and lengths for a released structure (odd seeds) or any; the trace
+    was learnt from other ones.
     """
     hold_an_unseen_run(family, "generate", seed)
 
@@ -106,7 +106,8 @@ def test_an_unseen_configuration_has_the_forward_pass_that_transformers_makes(fa
 
 def hold_an_unseen_run(family: str, mode: Mode, seed: int) -> None:
     random = Random(f"{family} unseen {seed}")
-    base = random.choice([*bases_of(family, mode)]) if seed else next(bases(family))
+    some = bases(family, varied=False) if mode == "generate" and seed % 2 else bases_of(family, mode)
+    base = random.choice([*some]) if seed else next(bases(family))
     try:
         report = report_of(base)
         layers = max(random.randint(4, 9), layers_needed(known(outline(report))))
@@ -114,14 +115,11 @@ def hold_an_unseen_run(family: str, mode: Mode, seed: int) -> None:
         report = report_of(config)
     except QwenInspectError:
         pytest.skip("no model is so")
-    point = sampled_point(known(outline(report)).thresholds, random)
+    if (design := outline(report)) is None:
+        pytest.skip("not covered with so many layers")
+    point = sampled_point(design.thresholds, random)
     if mode == "forward":
         point = replace(point, total_tokens=point.prompt_tokens)
-    request = sample_request(point, report.spec.kernel, mode)
-    try:
-        theirs = trace(report.spec, config, request)
-    except UnsupportedError:
-        return  # nor can transformers run it
     new_tokens = point.total_tokens - point.prompt_tokens + 1
     run = Run(
         mode=mode,
@@ -133,6 +131,11 @@ def hold_an_unseen_run(family: str, mode: Mode, seed: int) -> None:
     if (found := family_trace(report, run)) is None:
         assert seed, "what releases have is covered"
         pytest.skip("not covered")
+    request = sample_request(point, report.spec.kernel, mode)
+    try:
+        theirs = trace(report.spec, config, request)
+    except UnsupportedError:
+        return  # nor can transformers run it
     mine = unfolded(found.trace.at(point)) if is_folded(found.trace) else found.trace.at(point)
     assert mine.stages == theirs.stages
     assert without_order_of_frees(mine.events) == without_order_of_frees(theirs.events)
