@@ -13,8 +13,11 @@ from ..spec import each_tensor
 from .design import Architecture
 
 LINEAR = frozenset({"qwen35", "qwen35moe", "qwen3next"})
-WINDOWED = frozenset({"exaone4", "gemma2", "gemma3", "gemma4", "gpt-oss", "olmo2"})
-WITHOUT_PATTERN = frozenset({"gemma2", "gpt-oss"})
+WINDOWED = frozenset({"cohere2", "exaone4", "gemma2", "gemma3", "gemma4", "gpt-oss", "olmo2"})
+INDEXED = ("deepseek32", "glm-dsa")
+LATENT = ("deepseek2", *INDEXED)
+INDEX_KEYS = {"head_count": "index_n_heads", "key_length": "index_head_dim", "top_k": "index_topk"}
+WITHOUT_PATTERN = frozenset({"cohere2", "gemma2", "gpt-oss"})
 # Configuration key -> GGUF key. The first key of a row that the configuration has is written.
 KEYS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("block_count", ("num_hidden_layers",)),
@@ -23,12 +26,12 @@ KEYS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("feed_forward_length", ("intermediate_size",)),
     ("attention.head_count", ("num_attention_heads",)),
     ("attention.head_count_kv", ("num_key_value_heads", "num_attention_heads")),
-    ("expert_count", ("num_local_experts", "num_experts", "n_routed_experts")),
-    ("expert_used_count", ("num_experts_per_tok", "top_k_experts")),
+    ("expert_count", ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")),
+    ("expert_used_count", ("num_experts_per_tok", "top_k_experts", "moe_k")),
     ("expert_feed_forward_length", ("moe_intermediate_size",)),
     ("expert_shared_feed_forward_length", ("shared_expert_intermediate_size",)),
-    ("expert_shared_count", ("n_shared_experts",)),
-    ("leading_dense_block_count", ("first_k_dense_replace",)),
+    ("expert_shared_count", ("n_shared_experts", "moe_num_shared_experts")),
+    ("leading_dense_block_count", ("first_k_dense_replace", "moe_layer_start_index")),
     ("attention.q_lora_rank", ("q_lora_rank",)),
     ("attention.kv_lora_rank", ("kv_lora_rank",)),
 )
@@ -42,7 +45,7 @@ def written_keys(name: str, text: Mapping[str, Any], architecture: Architecture)
             keys[key] = value
     if text.get("head_dim") is not None:
         keys["attention.key_length"] = keys["attention.value_length"] = text["head_dim"]
-    if name == "deepseek2":
+    if name in LATENT:
         rank, rope = text["kv_lora_rank"], text["qk_rope_head_dim"]
         keys |= {
             "attention.head_count_kv": 1,
@@ -52,6 +55,22 @@ def written_keys(name: str, text: Mapping[str, Any], architecture: Architecture)
             "attention.value_length_mla": text["v_head_dim"],
             "rope.dimension_count": rope,
         }
+    if name in INDEXED:
+        keys |= {f"attention.indexer.{key}": text[source] for key, source in INDEX_KEYS.items()}
+        if text.get("indexer_types") is not None:
+            keys["attention.indexer.types"] = [kind == "full" for kind in text["indexer_types"]]
+    if name == "ernie4_5-moe" and keys.get("expert_shared_count"):
+        keys["expert_shared_feed_forward_length"] = text["intermediate_size"] // text["num_key_value_heads"]
+    if name == "granitehybrid":
+        keys |= _granite(text)
+    if name == "llama4":
+        keys |= {
+            "feed_forward_length": text["intermediate_size_mlp"],
+            "expert_feed_forward_length": text["intermediate_size"],
+            "interleave_moe_layer_step": text["interleave_moe_layer_step"],
+        }
+    if name == "mamba":
+        keys |= _mamba(text)
     if name in LINEAR:
         key_heads, value_heads = text["linear_num_key_heads"], text["linear_num_value_heads"]
         interval = text.get("full_attention_interval", 4)
@@ -95,6 +114,35 @@ def _short_convolutions(text: Mapping[str, Any], architecture: Architecture) -> 
         "attention.head_count_kv": [text["num_key_value_heads"] if attended else 0 for attended in attends],
         "shortconv.l_cache": text.get("conv_L_cache", 3),
         **({"leading_dense_block_count": text["num_dense_layers"]} if text.get("num_dense_layers") else {}),
+    }
+
+
+def _granite(text: Mapping[str, Any]) -> dict[str, Any]:
+    """Source: conversion/granite.py, GraniteHybridModel.set_gguf_parameters."""
+    attends = [kind == "attention" for kind in text["layer_types"]]
+    return {
+        "attention.head_count_kv": [text["num_key_value_heads"] if attended else 0 for attended in attends],
+        "expert_shared_feed_forward_length": text["shared_intermediate_size"],
+        "ssm.conv_kernel": text["mamba_d_conv"],
+        "ssm.state_size": text["mamba_d_state"],
+        "ssm.group_count": text["mamba_n_groups"],
+        "ssm.inner_size": text["hidden_size"] * text["mamba_expand"],
+        "ssm.time_step_rank": text["mamba_n_heads"],
+        "context_length": 2**20,
+    }
+
+
+def _mamba(text: Mapping[str, Any]) -> dict[str, Any]:
+    """Source: conversion/mamba.py, MambaModel.set_gguf_parameters."""
+    rank = text["time_step_rank"]
+    return {
+        "context_length": 2**20,
+        "feed_forward_length": 0,
+        "attention.head_count": 0,
+        "ssm.conv_kernel": text["conv_kernel"],
+        "ssm.inner_size": text["intermediate_size"],
+        "ssm.state_size": text["state_size"],
+        "ssm.time_step_rank": -(-text["hidden_size"] // 16) if rank == "auto" else rank,
     }
 
 

@@ -27,9 +27,12 @@ from .reading import MOST_LAYERS, integer
 ARCHITECTURES: Mapping[str, str] = {
     "arcee": "arcee",
     "cohere": "command-r",
+    "cohere2": "cohere2",
     "deepseek_v2": "deepseek2",
     "deepseek_v3": "deepseek2",
+    "deepseek_v32": "deepseek32",
     "ernie4_5": "ernie4_5",
+    "ernie4_5_moe": "ernie4_5-moe",
     "exaone4": "exaone4",
     "gemma": "gemma",
     "gemma2": "gemma2",
@@ -39,12 +42,19 @@ ARCHITECTURES: Mapping[str, str] = {
     "gemma4_text": "gemma4",
     "glm4": "glm4",
     "glm4_moe": "glm4moe",
+    "glm4_moe_lite": "deepseek2",
     "gpt_oss": "gpt-oss",
     "granite": "granite",
     "granitemoe": "granitemoe",
+    "granitemoehybrid": "granitehybrid",
     "lfm2": "lfm2",
     "lfm2_moe": "lfm2moe",
     "llama": "llama",
+    "llama4": "llama4",
+    "llama4_text": "llama4",
+    "mamba": "mamba",
+    "falcon_mamba": "mamba",
+    "glm_moe_dsa": "glm-dsa",
     "minimax_m2": "minimax-m2",
     "ministral3": "mistral3",
     "mistral": "llama",
@@ -54,6 +64,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "olmo2": "olmo2",
     "olmo3": "olmo2",
     "olmoe": "olmoe",
+    "phi": "phi2",
     "phi3": "phi3",
     "qwen2": "qwen2",
     "qwen2_audio": "qwen2",
@@ -74,6 +85,13 @@ ARCHITECTURES: Mapping[str, str] = {
     "starcoder2": "starcoder2",
 }
 WITH_PREDICTION = LINEAR
+WITH_FURTHER = (
+    "deepseek_v32",
+    "glm4_moe",
+    "glm4_moe_lite",
+    "glm_moe_dsa",
+)  # model types, whose files have such layers too
+COLUMNS_FIRST = ("gpt-oss", "llama4")  # as transformers' classes hold experts
 # Where the norm before the MLP has another name, this one follows attention.
 NORM_AFTER_ATTENTION = (
     frozenset({"gemma2", "gemma3", "gemma4", "glm4moe", "gpt-oss", "olmo2", "exaone4", "seed_oss"}) | LINEAR
@@ -83,11 +101,13 @@ TOWERS = re.compile(
 )
 DECODER = re.compile(r"(model\.)?language_model\.(model\.)?|^backbone\.")
 EXPERTS = re.compile(r"^((block_sparse_moe|feed_forward)\.)?experts\.")
+MAMBA = re.compile(r"^mamba\.")  # of Granite's hybrids
 IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 IN_PREDICTION = re.compile(r"mtp\.layers\.(\d+)\.(.+)")
 WIDE = (
     *("norm.weight", "norm_1.weight", "norm_2.weight", ".bias"),
     *("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight", "shortconv.conv.weight"),
+    "indexer.proj.weight",
     *("ssm_a", "ssm_d"),
 )
 
@@ -110,7 +130,7 @@ def as_converted(
     text = _with_class_defaults({**config, **nested} if isinstance(nested, Mapping) else config, architecture)
     try:
         metadata, tensors = _converted(name, text, architecture, dtype)
-        if name == "glm4moe" and text.get("num_nextn_predict_layers"):
+        if model_type in WITH_FURTHER and text.get("num_nextn_predict_layers"):
             return _with_prediction(name, metadata, tensors, text, {tensor.name for tensor in stored})
         return metadata, tensors
     except KeyError as error:  # a default of the class that the design does not tell
@@ -126,8 +146,9 @@ def _with_class_defaults(text: Mapping[str, Any], architecture: Architecture) ->
     known: dict[str, Any] = {"hidden_size": spec.hidden_size, "max_position_embeddings": spec.context_tokens}
     if isinstance(text.get("layers_block_type"), list):
         known["num_hidden_layers"] = len(text["layers_block_type"])
-    elif architecture.kept:
-        known["num_hidden_layers"] = len(architecture.kept)
+    elif text.get("num_hidden_layers") is None:
+        names = (IN_LAYER.fullmatch(DECODER.sub("model.", tensor.name)) for tensor in each_tensor(architecture.tree))
+        known["num_hidden_layers"] = max((int(match[1]) + 1 for match in names if match), default=None)
     if read is not None:
         known |= {"num_attention_heads": read.query_heads, "num_key_value_heads": read.kv_heads}
         if read.head_dim * read.query_heads != spec.hidden_size:
@@ -135,7 +156,7 @@ def _with_class_defaults(text: Mapping[str, Any], architecture: Architecture) ->
     for path, module in each_module(architecture.tree):
         if TOWERS.match(path):
             continue
-        used = text.get("num_experts_per_tok") or text.get("top_k_experts")
+        used = next((text[key] for key in ("num_experts_per_tok", "top_k_experts", "moe_k") if text.get(key)), None)
         if module.routed is not None and used is None:
             raise UnsupportedError("gguf_key_not_stated", key="num_experts_per_tok")
         dense = module.name == "mlp" and all(child.name != "experts" for child in module.children)
@@ -195,7 +216,7 @@ def _with_prediction(
     """
     layers, ahead = text["num_hidden_layers"], text["num_nextn_predict_layers"]
     hidden, last = text["hidden_size"], f"blk.{layers - 1}."
-    dtype = next(tensor.dtype for tensor in tensors if tensor.name == f"{last}attn_q.weight")
+    dtype = next(tensor.dtype for tensor in tensors if tensor.name == f"{last}attn_output.weight")
     further: list[Tensor] = []
     for layer in range(layers, layers + ahead):
         further += [
@@ -238,9 +259,14 @@ def _written(tensor: Tensor, architecture: str, text: Mapping[str, Any]) -> Iter
     full = DECODER.sub("model.", tensor.name)
     layer = IN_LAYER.fullmatch(full)
     prefix, name = (f"blk.{layer[1]}.", layer[2]) if layer else ("", full)
-    name = EXPERTS.sub("mlp.experts.", name)
+    name = MAMBA.sub("mixer.", EXPERTS.sub("mlp.experts.", name))
     if name.startswith("mlp.experts.gate_up_proj"):
         yield from _gate_and_up(prefix, architecture, name, tensor)
+        return
+    if name.startswith("shared_mlp."):
+        suffix = "_shexp" if text.get("num_local_experts") else ""
+        for part, sides in _shared_parts(name, tensor.shape):
+            yield Tensor(f"{prefix}ffn_{part}{suffix}.weight", sides, tensor.dtype)
         return
     if name == "self_attn.kv_b_proj.weight":
         heads, nope, values = (text[key] for key in ("num_attention_heads", "qk_nope_head_dim", "v_head_dim"))
@@ -255,9 +281,9 @@ def _written(tensor: Tensor, architecture: str, text: Mapping[str, Any]) -> Iter
         yield Tensor(f"{prefix}attn_gate.weight", (values, hidden), tensor.dtype)
         return
     if name in WHOLE_NAMES:
-        turned = architecture == "gpt-oss" and len(tensor.shape) == 3
+        turned = architecture in COLUMNS_FIRST and len(tensor.shape) == 3
         sides = (tensor.shape[0], tensor.shape[2], tensor.shape[1]) if turned else tensor.shape
-        if name in ("mixer.A_log", "mixer.D"):
+        if name in ("mixer.A_log", "mixer.D") and architecture != "mamba":
             sides = (*sides, 1)
         yield Tensor(prefix + WHOLE_NAMES[name], sides, tensor.dtype)
         return
@@ -269,10 +295,19 @@ def _written(tensor: Tensor, architecture: str, text: Mapping[str, Any]) -> Iter
         raise UnsupportedError("gguf_tensor_not_written", name=tensor.name)
     sides = tensor.shape[1:] if module == "mlp.shared_expert_gate" else tensor.shape
     if module == "mixer.norm":
-        sides = (text["n_groups"], tensor.shape[0] // text["n_groups"])
+        groups = text.get("n_groups") or text["mamba_n_groups"]
+        sides = (groups, tensor.shape[0] // groups)
     if module in ("linear_attn.conv1d", "conv.conv", "mixer.conv1d") and kind == "weight":
         sides = (tensor.shape[0], tensor.shape[2])
     yield Tensor(f"{prefix}{stored}.{kind}", sides, tensor.dtype)
+
+
+def _shared_parts(name: str, sides: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Of Granite's shared block. Source: conversion/granite.py, GraniteMoeModel.modify_tensors."""
+    if name == "shared_mlp.output_linear.weight":
+        yield "down", sides
+    else:
+        yield from ((part, (sides[0] // 2, sides[1])) for part in ("gate", "up"))
 
 
 def _gate_and_up(prefix: str, architecture: str, name: str, tensor: Tensor) -> Iterator[Tensor]:
@@ -282,7 +317,7 @@ def _gate_and_up(prefix: str, architecture: str, name: str, tensor: Tensor) -> I
     if architecture == "gemma4":
         yield Tensor(f"{prefix}ffn_gate_up_exps.weight", tensor.shape, tensor.dtype)
         return
-    if architecture == "gpt-oss":
+    if architecture in COLUMNS_FIRST:
         sides.reverse()
     for part in ("gate", "up"):
         yield Tensor(f"{prefix}ffn_{part}_exps.{kind}", (count, sides[0] // 2, *sides[1:]), tensor.dtype)
@@ -295,6 +330,8 @@ def _rope_factors(architecture: str, text: Mapping[str, Any]) -> Iterator[Tensor
     """
     rope = text.get("rope_parameters") or text.get("rope_scaling")
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, Mapping) else None
+    if kind not in ("llama3", "longrope"):
+        return
     head = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
     if kind == "llama3":
         yield Tensor("rope_freqs.weight", (head // 2,), DType.F32)
