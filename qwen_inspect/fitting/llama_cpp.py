@@ -52,6 +52,8 @@ def run_command(
     by_default = build.flash_by_default and (not cards or flash_attention_is_possible(model.hyperparameters))
     if command.flash_attention is None and not by_default:
         options = replace(options, flash_attention=False)
+    if log is not None:
+        options = _as_logged(options, log, models=1 + any(file.kind == "draft" for file in command.beside))
     if len(options.split) > len(cards):
         raise UsageError("llama_cpp_shares", shares=len(options.split), cards=len(cards))
     room = [card.room_bytes for card in cards]
@@ -135,6 +137,16 @@ def _by_card(plan: Plan, buffers: Sequence[Buffer]) -> list[int]:
 
 def _is_known(buffer: Buffer) -> bool:
     return buffer.size_bytes is not None
+
+
+def _as_logged(options: LlamaCppOptions, log: Log, *, models: int) -> LlamaCppOptions:
+    """What the command leaves open, and --fit may have chosen, as the log prints it."""
+    context, layers = log.context_tokens(models=models), log.layers(models=models)
+    if options.context_tokens is None and context:
+        options = replace(options, context_tokens=context)
+    if options.offloaded is None and layers is not None:
+        options = replace(options, offloaded=layers)
+    return options
 
 
 def _build(log: Log | None, options: LlamaCppOptions) -> tuple[Build, bool]:

@@ -241,6 +241,39 @@ def test_a_log_is_set_beside_the_prediction(small: Path, tmp_path: Path, capsys:
     assert any(one["low_bytes"] < one["high_bytes"] for one in compute)
 
 
+def test_what_a_command_leaves_open_is_as_its_log_prints_it(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """n_ctx and the layers on the card, which --fit may have chosen; a first load, to measure, does not count."""
+    path = tmp_path / "log.txt"
+    lines = LOG.splitlines()
+    sizes = ["load_tensors: offloaded {}/4 layers to GPU", "llama_context: n_ctx         = {}"]
+    loads = [
+        line.format(value)
+        for tokens, layers in ((32_768, 4), (8192, 2))
+        for line, value in zip(sizes, (layers, tokens), strict=True)
+    ]
+    path.write_text(
+        "\n".join(
+            [
+                lines[0].replace("5300 (36667c8e)", "11549"),
+                loads[0],
+                lines[1],
+                loads[1],
+                *lines[2:],
+                *loads[2:],
+                *lines[2:],
+            ]
+        ),
+        encoding="utf-8",
+    )
+    command = ("--memory", "24GiB", "--log", str(path), "--llama-cpp")
+    _, found = answer(capsys, *command, f"llama-server -m {small}")
+    assert (found["workload"]["context_tokens"], found["workload"]["ngl"]) == (8192, 2)
+    _, found = answer(capsys, *command, f"llama-server -m {small} -c 512 -ngl 3")
+    assert (found["workload"]["context_tokens"], found["workload"]["ngl"]) == (512, 3)
+
+
 def test_devices_are_used_in_the_order_given(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As -dev lists them, the draft's as -devd; ROCm's and Vulkan's names mean cards too."""
     command = f"llama-server -m {small} -c 4096 -md {small} --spec-type draft-simple -ngl 99 -ngld 99"

@@ -23,6 +23,8 @@ LINE = re.compile(
     r"buffer size *= *(?P<mib>[0-9]{1,12}\.[0-9]{2}) MiB"
 )
 LOADING = "load_tensors:"
+CONTEXT = re.compile(r"\bn_ctx += *(?P<count>[0-9]{1,9})\b")  # llama_context: n_ctx         = 32768
+OFFLOADED = re.compile(r"\boffloaded (?P<count>[0-9]{1,4})/[0-9]{1,4} layers to GPU")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 BUILD = re.compile(r"\b(?:build|version)(?:_info)? *[:=] *(?P<number>b?[0-9]{1,6})[ -]*\(?(?P<commit>[0-9a-f]{7,40})?")
 FORK_LINE = "fused_moe "  # llama_new_context_with_model: fused_moe  = 1
@@ -36,33 +38,64 @@ class Log:
     """build, commit: as printed, None without them. fork: it is of ik_llama.cpp.
 
     runs: (kind, device, hundredths of a MiB) of each model that was loaded, with its contexts.
+    contexts, offloaded: of each run, the first n_ctx and the layers on cards, None where they are not printed.
     """
 
     build: str | None
     commit: str | None
     fork: bool
     runs: tuple[tuple[Printed, ...], ...]
+    contexts: tuple[int | None, ...] = ()
+    offloaded: tuple[int | None, ...] = ()
 
     def printed(self, *, models: int = 1) -> tuple[Printed, ...]:
         """What was printed of the last models: llama.cpp may have loaded them before, to fit itself to the memory."""
         return tuple(line for run in self.runs[-models:] for line in run)
 
+    def context_tokens(self, *, models: int) -> int | None:
+        """n_ctx of the first of the last models."""
+        return next(iter(self.contexts[-models:]), None)
+
+    def layers(self, *, models: int) -> int | None:
+        """The layers on cards of the first of the last models."""
+        return next(iter(self.offloaded[-models:]), None)
+
 
 def read_log(text: str) -> Log:
     build = commit = None
     runs: list[list[Printed]] = [[]]
+    contexts: list[int | None] = [None]
+    offloaded: list[int | None] = [None]
+
+    def begin() -> None:
+        if any(kind != "weights" for kind, _, _ in runs[-1]):
+            runs.append([])
+            contexts.append(None)
+            offloaded.append(None)
+
     for line in text.splitlines()[:MOST_LINES]:
         line = COLOUR.sub("", line[:LONGEST_LINE])
         if build is None and (match := BUILD.search(line)):
             build, commit = f"b{match['number'].lstrip('b')}", match["commit"]
+        if match := OFFLOADED.search(line):
+            begin()
+            offloaded[-1] = int(match["count"])
+        if contexts[-1] is None and (match := CONTEXT.search(line)):
+            contexts[-1] = int(match["count"])
         if not (match := LINE.search(line)) or (match["kind"] is None and LOADING not in line):
             continue
         kind = KINDS[match["kind"] or "model"]
-        seen = [before for before, _, _ in runs[-1]]
-        if kind == "weights" and any(before != "weights" for before in seen):
-            runs.append([])
+        if kind == "weights":
+            begin()
         runs[-1].append((kind, match["device"], int(match["mib"].replace(".", ""))))
-    return Log(build=build, commit=commit, fork=FORK_LINE in text, runs=tuple(map(tuple, runs)))
+    return Log(
+        build=build,
+        commit=commit,
+        fork=FORK_LINE in text,
+        runs=tuple(map(tuple, runs)),
+        contexts=tuple(contexts),
+        offloaded=tuple(offloaded),
+    )
 
 
 def beside(buffers: Sequence[Buffer], printed: Iterable[Printed]) -> tuple[LogLine, ...]:
