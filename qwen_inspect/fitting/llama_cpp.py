@@ -105,7 +105,7 @@ def run_command(
 def _fitted(
     plan: Plan, own: Sequence[Buffer], beside_files: Sequence[Buffer], cards: Sequence[Gpu], host_bytes: int | None
 ) -> Fitted | None:
-    """None for a command that --fit leaves as it is, or whose graphs are not known. own: the plan's buffers."""
+    """None for a command that --fit leaves as it is or does not help, or whose graphs are not known. own: the plan's buffers."""
     options, build = plan.options, plan.build
     fits = options.fits and plan.cards and not build.fork and build.number >= FITTING
     if not fits or any(buffer.high_bytes is None for buffer in own):
@@ -122,12 +122,15 @@ def _fitted(
     if fitted == options:
         return None
     then = plan.with_options(fitted)
+    devices = _totals((*then.buffers(), *beside_files), cards, host_bytes)
+    if any(total.fits is False for total in devices):
+        return None
     return Fitted(
         context_tokens=then.sizes.context_tokens,
         offloaded=plan.layers if fitted.offloaded is None else min(fitted.offloaded, plan.layers),
         split=tuple(map(int, fitted.split)),
         overrides=fitted.overrides,
-        devices=_totals((*then.buffers(), *beside_files), cards, host_bytes),
+        devices=devices,
     )
 
 

@@ -82,6 +82,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("llama-server -ot '(a)\\1=CPU'", ["--gpu", "RTX 4090"], "bounded time"),
         ("llama-server -ot exps", [], "PATTERN=DEVICE"),
         ("llama-server --spec-type mtp", [], "--spec-type takes none, draft-simple, draft-mtp"),
+        ("llama-server -np 0", [], "refuses -np 0"),
+        ("llama-server -fit maybe", [], "-fit takes on, off"),
         ("llama-server -sm column", [], "none, layer, row or tensor"),
         ("llama-server -sm row", ["--gpu", "RTX 4090"], "refuses -sm row"),
         ("llama-server -sm none -mg 1", ["--gpu", "RTX 4090"], "-mg 1 names no card"),

@@ -307,6 +307,8 @@ def _switched(option: str, value: str) -> bool:
 
 
 def _sequences(option: str, value: str) -> int | None:
+    if value == "0":
+        raise UsageError("llama_cpp_none_at_once", option=option)
     return None if value == "-1" else _number(option, value)
 
 
