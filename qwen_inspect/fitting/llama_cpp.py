@@ -155,8 +155,11 @@ def _as_logged(options: LlamaCppOptions, log: Log, *, models: int) -> LlamaCppOp
 def _build(log: Log | None, options: LlamaCppOptions) -> tuple[Build, bool]:
     """The build that a log names, if it is known; without a log the newest known, or the fork that has these options."""
     if options.fork or (log is not None and log.fork):
-        before = log is not None and log.build is not None and int(log.build[1:]) < FORK.number
-        return FORK_MAY if before else FORK, True
+        if log is None or log.build is None:
+            return FORK, True
+        fork_number = int(log.build[1:])
+        nearest = min((FORK_MAY, FORK), key=lambda build: abs(build.number - fork_number))
+        return nearest, nearest.number == fork_number
     if log is None or (log.build is None and log.commit is None):
         return DEFAULT, True
     for build in BUILDS.values():
@@ -172,6 +175,8 @@ def _candidates(log: Log | None) -> Sequence[Build]:
     """The builds that one which is not known may be like."""
     if log is None or log.build is None:
         return tuple(BUILDS.values())
+    if log.fork:
+        return FORK_MAY, FORK
     return around(int(log.build[1:]))
 
 
