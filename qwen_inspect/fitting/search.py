@@ -9,7 +9,6 @@ from ..bisection import largest
 from ..checkpoint import DType
 from ..engines import engine_of
 from ..engines.interface import AnyDemand, Demand, Engine, Request
-from ..engines.transformers.demand import TransformersDemand, calibration_of
 from ..errors import UnsupportedError
 from ..language import Message
 from ..loaders import gpus
@@ -52,6 +51,7 @@ def card_name(name: str) -> str:
 
     UsageError for a name that was not measured here and matches no card or several.
     """
+    from ..engines.transformers.demand import calibration_of
     from ..loaders import calibration
     from ..predicting.sources import installed
 
