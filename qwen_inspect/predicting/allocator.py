@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import field
 from heapq import heapify, heappop, heappush
 from itertools import groupby, takewhile
 from typing import NamedTuple

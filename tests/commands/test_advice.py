@@ -89,8 +89,8 @@ def test_llama_cpp_is_asked_of_a_gguf_file_as_the_refusal_says(two: Path, capsys
     assert (code, "give the GGUF file in place of this model" in refusal) == (7, True)
     assert asked(capsys, *on, two / "tiny-Q8_0.gguf")[0] == 0
     # Of a class whose conversion is not known, nobody is told to give a GGUF file.
-    code, _, refusal = asked(capsys, *on, "catalog:microsoft/phi-2")
-    assert (code, "writes of phi is not known here" in refusal, "GGUF file" in refusal) == (7, True, False)
+    code, _, refusal = asked(capsys, *on, "catalog:Qwen/Qwen3.8-Flash-Next")
+    assert (code, "writes of qwen4_exp is not known here" in refusal, "GGUF file" in refusal) == (7, True, False)
 
 
 @pytest.mark.parametrize(
