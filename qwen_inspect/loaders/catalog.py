@@ -118,6 +118,8 @@ def _missing_keys(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def meant(name: str) -> str | None:
     """The entry that `name` can only mean: it differs in case, dashes and spaces, or lacks ORG/. None if there is none."""
+    if name in entries():
+        return name
     wanted = _folded(name)
     candidates = [known for known in entries() if wanted in (_folded(known), _folded(known.partition("/")[2]))]
     return candidates[0] if len(candidates) == 1 else None

@@ -134,10 +134,15 @@ def _model_here() -> str | None:
     return None
 
 
+def _headers_read(done: int, total: int) -> None:
+    from ..progress import stage
+
+    stage("working_headers", done=done, total=total)
+
+
 def access_of(options: argparse.Namespace) -> Access:
     """How hubs and files may be accessed, with progress shown on stderr."""
     from ..loaders.resolve import Access
-    from ..progress import stage
 
     return Access(
         offline=options.offline,
@@ -145,6 +150,6 @@ def access_of(options: argparse.Namespace) -> Access:
         partial=options.partial,
         headers=getattr(options, "headers", True),
         seconds=options.timeout,
-        progress=lambda done, total: stage("working_headers", done=done, total=total),
+        progress=_headers_read,
         downloaded=progress(size, quiet=options.quiet),
     )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ...language import Language
-from ...results.media import Media, Medium, Rules
 from ...results.model import Report
 from ...units import count, size
 from ..blocks import Block, Heading, Items, Table
+
+if TYPE_CHECKING:
+    from ...results.media import Media, Medium, Rules
 
 
 def media_blocks(report: Report, say: Language) -> Sequence[Block]:
