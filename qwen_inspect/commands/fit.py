@@ -244,6 +244,9 @@ def _run_llama_cpp(options: argparse.Namespace, say: Language) -> int:
         if not cards:
             raise UsageError("quant_needs_card")
         named = named and re.sub(r"^(hf:[^:]*):.*", r"\1", named)  # -hf's own quantisation
+        from dataclasses import replace
+
+        command = replace(command, model=None)
     answer = _answered(options, ran, options.model or named)
     output.show(answer, options, say)
     output.say_notices(answer.report, options, say)

@@ -250,6 +250,8 @@ def _notices(command: Command, files: Sequence[Message], log: Log | None, build:
     notices = [Message("llama_cpp_ignored", options=", ".join(command.ignored))] if command.ignored else []
     if command.unknown_program is not None:
         notices.append(Message("llama_cpp_program", found=command.unknown_program[:80]))
+    if command.model is not None and command.model.startswith("hf:"):
+        notices.append(Message("llama_cpp_hub_file", file=command.model.rpartition(":")[2]))
     notices += files
     if not known and log is not None:
         notices.append(Message("llama_cpp_build_unknown", found=log.build or log.commit or "–", nearest=build.name))

@@ -130,8 +130,8 @@ def test_the_projector_of_a_repository_is_loaded_too(tmp_path: Path) -> None:
         def projectors(line: str) -> list[str]:
             command = ("--llama-cpp", f"{line} -c 512 -hf org/seeing", "--memory", "2GiB")
             answer = ask_json(hub, tmp_path, "fit", *command)
+            assert any("m-Q8_0.gguf" in notice for notice in answer["assumptions"])
             return [one["device"] for one in answer["buffers"] if one["name"] == "projector"]
 
         assert projectors("llama-server") == ["CUDA0"]
         assert projectors("llama-server --no-mmproj") == []
-        assert any("m-Q8_0.gguf" in request.target for request in hub.requests)
