@@ -93,13 +93,12 @@ def _calibrated_assumption(calibration: Calibration) -> Message:
 
 def _part_assumptions(timeline: Timeline, run: Run) -> tuple[Message, ...]:
     """Assumptions about parts that only some models have."""
-    modules = {event.module for event in timeline.events if isinstance(event, Allocate)}
-    four_bits = any(
-        isinstance(event, Allocate) and event.operator.startswith("bitsandbytes.gemm") for event in timeline.events
-    )
+    made = {(event.module, event.operator) for event in timeline.events if isinstance(event, Allocate)}
+    modules, operators = {module for module, _ in made}, {operator for _, operator in made}
+    four_bits = any(operator.startswith("bitsandbytes.gemm") for operator in operators)
     linear = any(module.endswith(LINEAR) for module in modules)
     seeing = any(re.search(r"\bvisual\b", module) for module in modules)
-    biased = any(isinstance(event, Allocate) and BIASED_PRODUCT.match(event.operator) for event in timeline.events)
+    biased = any(map(BIASED_PRODUCT.match, operators))
     return (
         *([Message("assume_workspace_biases", bytes=LT_WORKSPACE_BYTES)] if biased and run.device == "cuda" else []),
         *(

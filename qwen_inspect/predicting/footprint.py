@@ -24,7 +24,9 @@ from .allocator import Allocator, HostAllocator, OutOfMemory
 from .allocator_settings import read_settings
 from .assumptions import _part_assumptions, assumptions
 from .on_device import BUFFER, PARAMETER, WORKSPACE, growing, on_device
+from .quick_replay import Peak, quick_peak
 from .replay import WARM_UP, Replay, least_reserved, replay_folded, reserved_up_to, warm_up_bytes
+from .reserved import can_be_worked_out
 from .turns import with_all_turns
 from .uses import term_of, use_of, uses_of
 from .workspaces import LT_WORKSPACE_BYTES, workspace_of
@@ -47,24 +49,39 @@ def traced_footprint(timeline: Timeline, run: Run, *, provenance: str, course_po
     course_points: if not 0, also the memory over time in about that many points.
     """
     timeline = with_all_turns(timeline, run)
-    whole, replayed = replay_folded(_whole(timeline, run), lambda: _allocator(run), with_course=course_points > 0)
-    if replayed.out_of_memory_event is not None:  # capacity is unlimited: the sizes exceed the address space
-        raise UsageError("memory_beyond_addresses")
-    assert replayed.peak_event is not None  # a model has weights
-    uses = uses_of(timeline)
-    at_peak = [entry.request for entry in replayed.alive]
-    stage = [stage.name for stage in whole.stages if stage.first_event <= replayed.peak_event][-1]
+    whole = _whole(timeline, run)
+    settings, course = read_settings(run.allocator), None
+    quick = run.device == "cuda" and not course_points and can_be_worked_out(settings)
+    peak, uses = quick_peak(whole, settings) if quick else None, uses_of(timeline)
+    if peak is None:
+        whole, replayed = replay_folded(whole, lambda: _allocator(run), with_course=course_points > 0)
+        peak = _peak(replayed)
+        course = _course(whole, replayed, uses, course_points) if course_points else None
+    at_peak = living(whole.events[: peak.event + 1])
+    stage = [stage.name for stage in whole.stages if stage.first_event <= peak.event][-1]
     return Footprint(
         method="trace",
-        steady=_moment(whole.stages[-1].name, _requested(living(whole.events), uses), replayed.end.rounding_bytes),
-        peak=_moment(stage, _requested(at_peak, uses), replayed.at_peak.rounding_bytes),
-        peak_reserved=replayed.peak.reserved_bytes if run.device == "cuda" else None,
+        steady=_moment(whole.stages[-1].name, _requested(living(whole.events), uses), peak.end_rounding_bytes),
+        peak=_moment(stage, _requested(at_peak, uses), peak.rounding_bytes),
+        peak_reserved=peak.reserved_bytes if run.device == "cuda" else None,
         context_bytes=_context_of(run),
         context_range_bytes=context_range(run),
         alive=_alive(at_peak, uses),
         assumptions=(*assumptions(run), *_part_assumptions(timeline, run)),
         provenance=provenance,
-        course=_course(whole, replayed, uses, course_points) if course_points else None,
+        course=course,
+    )
+
+
+def _peak(replayed: Replay) -> Peak:
+    if replayed.out_of_memory_event is not None:  # capacity is unlimited: the sizes exceed the address space
+        raise UsageError("memory_beyond_addresses")
+    assert replayed.peak_event is not None  # a model has weights
+    return Peak(
+        event=replayed.peak_event,
+        rounding_bytes=replayed.at_peak.rounding_bytes,
+        end_rounding_bytes=replayed.end.rounding_bytes,
+        reserved_bytes=replayed.peak.reserved_bytes,
     )
 
 

@@ -85,11 +85,14 @@ def growing(timeline: Timeline, new_tokens: int) -> Timeline:
         tokens = grown_tokens(steps, number)
         if tokens == grown_tokens(steps, number - 1):
             continue
+        sizes = {
+            ends: grown_bytes(*ends, steps, number) for ends in {(old.size_bytes, new.size_bytes) for old, new in pairs}
+        }
+        first = 0 if number == GROWTHS else number * GROWN_IDS
         for old, new in pairs:
-            size_bytes = grown_bytes(old.size_bytes, new.size_bytes, steps, number)
-            grown = new._replace(id=new.id if number == GROWTHS else number * GROWN_IDS + new.id, size_bytes=size_bytes)
-            events += (grown, Free(current_ids[new.id]))
-            current_ids[new.id] = grown.id
+            grown_id, size_bytes = first + new.id, sizes[old.size_bytes, new.size_bytes]
+            events += (Allocate(grown_id, size_bytes, new.module, new.operator), Free(current_ids[new.id]))
+            current_ids[new.id] = grown_id
     events += [
         Free(current_ids.get(event.id, event.id)) if isinstance(event, Free) else event
         for event in timeline.events[end:]

@@ -261,6 +261,11 @@ class QuickAllocator:
     def allocated_bytes(self) -> int:
         return self.reserved_bytes - sum(self._size_at.values())
 
+    @property
+    def block_sizes(self) -> list[int]:
+        """Bytes of the block that each request of the stream got."""
+        return self._sizes
+
     def replay(self, most_bytes: int | None = None) -> None:
         """Replays the stream; stops when more than `most_bytes` are reserved."""
         most, at = UNLIMITED_BYTES if most_bytes is None else most_bytes, 0

@@ -1,0 +1,65 @@
+"""A run's peak by the quick allocator: the same bytes as `replay`, without what the allocator holds after each event."""
+
+from __future__ import annotations
+
+from ..results.timeline import Free, Timeline
+from ..values import dataclass
+from .allocator import UNLIMITED_BYTES, Settings
+from .reserved import QuickAllocator, Stream
+from .token_loops import REPEATED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peak:
+    """The first event at which most is allocated, what rounding adds then and at the run's end, and the reserved bytes."""
+
+    event: int
+    rounding_bytes: int
+    end_rounding_bytes: int
+    reserved_bytes: int
+
+
+def quick_peak(timeline: Timeline, settings: Settings) -> Peak | None:
+    """None for a run with folded turns, one that allocates nothing, and one whose sizes exceed the address space."""
+    numbers: dict[int, int] = {}  # of the requests alive, by id
+    kinds: dict[int, int] = {}  # of the distinct sizes
+    order: list[int] = []
+    size_of: list[int] = []
+    events: list[int] = []  # of each request
+    for index, event in enumerate(timeline.events):
+        if isinstance(event, Free):
+            number = numbers.pop(event.id)
+            if number >= 0:
+                order.append(-1 - number)
+        elif event.operator.endswith(REPEATED):
+            return None
+        elif event.size_bytes:
+            numbers[event.id] = number = len(events)
+            events.append(index)
+            order.append(number)
+            size_of.append(kinds.setdefault(event.size_bytes, len(kinds)))
+        else:
+            numbers[event.id] = -1
+    sizes = list(kinds)
+    quick = QuickAllocator([settings.block_bytes(size) for size in sizes], Stream(order, size_of), settings)
+    quick.replay()
+    if not order or quick.reserved_bytes > UNLIMITED_BYTES:
+        return None
+    rounding = [block - sizes[kind] for block, kind in zip(quick.block_sizes, size_of, strict=True)]
+    return _located(order, quick.block_sizes, rounding, events, quick.reserved_bytes)
+
+
+def _located(
+    order: list[int], block_sizes: list[int], rounding: list[int], events: list[int], reserved_bytes: int
+) -> Peak:
+    allocated = most = added = at_peak = first = 0
+    for entry in order:
+        if entry < 0:
+            allocated -= block_sizes[-1 - entry]
+            added -= rounding[-1 - entry]
+            continue
+        allocated += block_sizes[entry]
+        added += rounding[entry]
+        if allocated > most:
+            most, at_peak, first = allocated, added, entry
+    return Peak(event=events[first], rounding_bytes=at_peak, end_rounding_bytes=added, reserved_bytes=reserved_bytes)
