@@ -86,7 +86,8 @@ def _peak(replayed: Replay) -> Peak:
 
 
 def _whole(timeline: Timeline, run: Run) -> Timeline:
-    return on_device(growing(timeline, run.new_tokens), run) if run.device == "cuda" else on_device(timeline, run)
+    timeline = on_device(timeline, run)
+    return growing(timeline, run.new_tokens) if run.device == "cuda" else timeline
 
 
 def reserved_within(timeline: Timeline, run: Run, most_bytes: int) -> int:
