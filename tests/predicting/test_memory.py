@@ -358,7 +358,7 @@ def test_turns_that_a_trace_leaves_out_of_linear_attentions_loop_are_added(
     workload = a_run(mode="generate", batch=batch, prompt_tokens=prompt, new_tokens=2)
     predicted = predict(report, workload).predicted
     completed = with_all_turns(timeline_of(report, workload)[0], workload)
-    for module in ("tracing.trace", "predicting.turns"):
+    for module in ("tracing.few_turns", "predicting.turns"):
         monkeypatch.setattr(f"qwen_inspect.{module}.CHUNK_TURNS", 1 << 20)
     _traced_once.cache_clear()
     assert numbered(timeline_of(report, workload)[0].events) == numbered(completed.events)
