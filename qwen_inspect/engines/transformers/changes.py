@@ -153,9 +153,11 @@ def _several_cards(demand: TransformersDemand, report: Report, run: Run, gpu: Gp
 
 
 def _larger_cards(demand: TransformersDemand, report: Report, run: Run, gpu: Gpu) -> Iterator[Alternative[Run]]:
-    """Each larger card; predicted once for cards that a prediction does not tell apart."""
+    """Each larger card, without those that cannot hold what every such run keeps, but for the largest; predicted once for cards
+    that a prediction does not tell apart."""
     requirements: dict[object, Requirement] = {}
-    for card in gpus.larger(gpu):
+    cards = gpus.larger(gpu)
+    for card in [*(card for card in cards[:-1] if card.room_bytes >= demand.kept_bytes), *cards[-1:]]:
         on_card = TransformersDemand(report, run, card)
         if on_card.card_facts not in requirements:
             try:

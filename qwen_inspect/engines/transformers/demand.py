@@ -276,7 +276,7 @@ class TransformersDemand(Demand):
         return self._folded.get(self._regime(self._point(batch, context_tokens)))
 
     def fits(self, batch: int, context_tokens: int, room_bytes: int) -> bool:
-        if self.least_bytes(batch, context_tokens) > room_bytes:
+        if max(self.kept_bytes, self.least_bytes(batch, context_tokens)) > room_bytes:
             return False
         traced = self._traced_at(batch, context_tokens) or self._folded_at(batch, context_tokens)
         if traced is None:
@@ -294,6 +294,13 @@ class TransformersDemand(Demand):
         if cache_is_known and design is not None and design.cache is not None:
             cached = design.cache.size_bytes(tokens=self._point(batch, context_tokens).total_tokens, batch=batch)
         return sum(getattr(moment, term) or 0 for term in LOADED_TERMS) + cached
+
+    @cached_property
+    def kept_bytes(self) -> int:
+        """What a run of any batch and prompt has at its end: what is loaded, and of training what the optimizer keeps."""
+        moment = self._requested.steady
+        terms = (*LOADED_TERMS, "optimizer", "gradients") if self.run.mode == "train" else LOADED_TERMS
+        return sum(getattr(moment, term) or 0 for term in terms)
 
     def passes(self, batch: int, context_tokens: int, capacity_bytes: int) -> bool | None:
         """Whether the run finishes within this capacity of the allocator, which releases cached segments when it must."""
