@@ -54,6 +54,8 @@ def training_trace(report: Report, plan: Plan) -> KeptTrace | None:
     if family is None or family.loop != LOOP:
         return None
     options = {**options_of(config, family.defaults), **trained_options(plan)}
+    if not any(family.variants_for(outline, run.attention, options)):
+        return None
     composed = family.at(
         outline,
         run.attention,
