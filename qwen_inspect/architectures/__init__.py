@@ -15,6 +15,7 @@ from .design import Architecture, FormsByName, StoredForm
 from .families import FAMILIES
 from .layouts import in_layout_of
 from .reading import is_described
+from .saved_heads import as_released
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,5 +47,5 @@ def architecture_of(
 
         return read_generic(config, tuple(FAMILIES), stored, code)
     family: Family = import_module(f"{__name__}.{FAMILIES[model_type]}")
-    architecture = family.architecture(config)
+    architecture = family.architecture(as_released(config))
     return architecture if stored is None else in_layout_of(architecture, stored)

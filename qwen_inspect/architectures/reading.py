@@ -24,6 +24,7 @@ from ..spec import (
     SlidingAttention,
 )
 from .families import CLASSES
+from .saved_heads import SAVED, as_released
 
 # Far above every released model: a larger value means a damaged or hostile file.
 LARGEST_SIZE = 1 << 31
@@ -300,9 +301,8 @@ def is_described(config: Mapping[str, Any]) -> bool:
     classes = CLASSES.get(config["model_type"])
     if classes is None or read_class_name(config) not in classes:
         return False
-    return not any(
-        isinstance(part, Mapping) and part.get("per_layer_config") for part in (config, config.get("text_config"))
-    )
+    config = as_released(config)
+    return not any(isinstance(part, Mapping) and part.get(SAVED) for part in (config, config.get("text_config")))
 
 
 def read_head_dim(config: Mapping[str, Any]) -> int:

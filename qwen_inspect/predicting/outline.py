@@ -42,7 +42,7 @@ _UNRELATED = """
     mamba_ssm_cache_dtype max_position_embeddings max_window_layers mlp_layer_types mlp_multipliers mlp_only_layers
     mm_tokens_per_image model_type moe_layer_freq moe_shared_expert_overlap mtp_hybrid_override_pattern mtp_layers_block_type
     n_inner n_positions n_shared_experts norm_eps num_dense_layers num_hidden_layers num_kv_heads num_kv_shared_layers
-    num_labels num_nextn_predict_layers original_max_position_embeddings pad_token_id partial_rotary_factor
+    num_labels num_nextn_predict_layers original_max_position_embeddings pad_token_id partial_rotary_factor per_layer_config
     position_embedding_type pretraining_tp problem_type qa_dropout qk_head_dim query_pre_attn_scalar rescale_prenorm_residual
     resid_pdrop residual_dropout residual_multiplier return_dict rms_norm_eps rope_local_base_freq rope_parameters
     rope_scaling rope_theta router_aux_loss_coef router_jitter_noise sep_token_id seq_classif_dropout sliding_window

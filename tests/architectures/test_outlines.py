@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from dataclasses import replace
 
 import pytest
@@ -17,6 +19,20 @@ from ..support.outlines import VARIED, assert_is_what_transformers_builds, besid
 def test_a_family_is_what_transformers_builds(model_type: str) -> None:
     for seed in range(2):
         assert_is_what_transformers_builds(varied(model_type, seed))
+
+
+@pytest.mark.parametrize(("model_type", "seed"), [("gemma4", 0), ("gemma4_text", 2)])
+def test_heads_that_transformers_saves_layer_by_layer_are_read(model_type: str, seed: int) -> None:
+    """In the second, whose heads of full attention are as wide as the others, it saves none."""
+    import transformers
+
+    config = varied(model_type, seed)
+    saved = json.loads(transformers.AutoConfig.for_model(**copy.deepcopy(config)).to_json_string())
+    text = saved.get("text_config", saved)
+    assert bool(text["per_layer_config"]) == (seed == 0)
+    assert "global_head_dim" not in text
+    assert architecture_of(saved).tree == architecture_of(config).tree
+    assert_is_what_transformers_builds(saved)
 
 
 # Layouts of releases, by what stands in the class's names and in the files'.
