@@ -10,6 +10,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import cycle, islice, pairwise, product
 from pathlib import Path
@@ -139,15 +140,18 @@ def layers_needed(outline: Outline) -> int:
 
 
 def shortened(config: dict[str, Any], outline: Outline) -> dict[str, Any]:
-    """With each kind of layer three times at most, if the configuration lists the kinds."""
-    text = decoder_of(config)
-    types = text.get("layer_types")
-    if not isinstance(types, list) or len(types) != len(outline.layers) or len({*types}) < 2:
+    """With each kind of layer three times at most, if the configuration lists what layers are."""
+    import transformers
+
+    kinds = [layer.structure for layer in outline.layers]
+    few = [kinds.index(kind) for kind in dict.fromkeys(kinds)] * 3
+    few += [len(kinds) - 1] if kinds[few[-1]] != kinds[-1] else []
+    stated = transformers.AutoConfig.for_model(**deepcopy(config)).to_dict()
+    lists = {key: value for key, value in stated.items() if isinstance(value, list) and len(value) == len(kinds)}
+    if decoder_of(config) is not config or len({*kinds}) < 2 or not lists or layers_needed(outline) <= len(few):
         return config
-    kinds = [*dict.fromkeys(types)]
-    few = [kind for _ in range(3) for kind in kinds]
-    few += [types[-1]] if few[-1] != types[-1] else []
-    return {**config, "layer_types": few, "num_hidden_layers": len(few)} if text is config else config
+    chosen = {key: [value[layer] for layer in few] for key, value in lists.items()}
+    return {**config, **chosen, "num_hidden_layers": len(few)}
 
 
 def groups(model_type: str, defaults: Mapping[str, Any], whats: Sequence[dict[str, Any]]) -> Iterator[Group]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -147,15 +148,27 @@ def training_outline(report: Report, plan: Plan) -> Outline | None:
     outline = outline_of(report.spec, report.tree, attention, report.cache, report.config or {})
     if outline is None:
         return None
+    repeats = plan.four_bits is not None or report.spec.kernel == "eager"
     layers = (
-        layer._replace(dimensions=(*layer.dimensions, *_of_scratch(reading, repeats=plan.four_bits is not None)))
+        layer._replace(dimensions=(*layer.dimensions, *_of_scratch(reading, repeats=repeats)))
         for layer, reading in zip(outline.layers, attention, strict=True)
     )
     rank = () if plan.run.lora_rank is None else (plan.run.lora_rank,)
     # A frozen head gets no gradient, whether it is tied or not.
     tied = not plan.matrices and any(module.tied_to is not None for _, module in each_module(report.tree))
     outside = Part(outline.outside.structure + (" tied" if tied else ""), (*rank, *outline.outside.dimensions))
-    return replace(outline, outside=outside, layers=tuple(layers))
+    return replace(
+        outline, outside=outside, layers=tuple(layers), thresholds=tuple(_thresholds(outline, report.spec.kernel))
+    )
+
+
+def _thresholds(outline: Outline, kernel: str) -> Iterator[tuple[str, int]]:
+    """Those that matter in training: from a window's length on there is a mask, which without a fused kernel there always is."""
+    for kind, tokens in outline.thresholds:
+        if kind != "window":
+            yield kind, tokens
+        elif kernel != "eager":
+            yield "mask", tokens
 
 
 def _drops_out(config: Mapping[str, Any]) -> bool:
@@ -164,9 +177,9 @@ def _drops_out(config: Mapping[str, Any]) -> bool:
 
 def _of_scratch(layer: AnyLayerAttention, *, repeats: bool) -> tuple[int, ...]:
     """The width of heads in the scratch of attention's backward; and how many query heads share a KV head, if that is repeated
-    for each of them: in float32, beside a 4-bit base, and with the mask of a window.
+    for each of them: in float32, beside a 4-bit base; with the mask of a window; and without a fused kernel.
 
-    Source: transformers 5.23, integrations/sdpa_attention.py, use_gqa_in_sdpa
+    Source: transformers 5.23, integrations/sdpa_attention.py, use_gqa_in_sdpa; modeling_gemma2.py, eager_attention_forward
     """
     if not isinstance(layer, LayerAttention):
         return ()

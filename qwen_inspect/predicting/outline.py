@@ -194,6 +194,8 @@ def regime_of(thresholds: Sequence[tuple[str, int]], point: Point, *, singles: i
 def _side(kind: str, tokens: int, point: Point) -> str:
     if kind == "recomputed":  # the token after so many is computed with all before it, unless the prompt is longer
         return "recomputed" if point.prompt_tokens <= tokens < point.total_tokens else ""
+    if kind == "mask":
+        return "masked" if point.prompt_tokens >= tokens else ""
     if kind == "kernel":
         return "short" if point.prompt_tokens < tokens else ""
     if kind == "turns":
