@@ -175,4 +175,5 @@ class GgufHyperparameters:
             return 0, 0
         if self.architecture == "minimax-m3":
             return index.key_length, self.value_length
-        return index.key_length * (3 if index.pool else 1), 0
+        rows = {"glm5-next": 3, "qwen4exp": 2}.get(self.architecture, 1) if index.pool else 1
+        return index.key_length * rows, 0

@@ -270,7 +270,7 @@ class _Reader:
             heads=self._count("attention.indexer.head_count", 0),
             key_length=self._count("attention.indexer.key_length", 0),
             top_k=self._count("attention.indexer.top_k", 0),
-            pool=self._count("attention.indexer.kpool", 0),
+            pool=self._pool(),
             full=tuple(has and in_trunk for has, in_trunk in zip(full, trunk, strict=True)),
         )
 
@@ -280,9 +280,17 @@ class _Reader:
             return 1
         if self._name == "modern-bert" and self._count("decision_block_count", 0):
             return 3
-        if self._name == "deepseek4":
+        if self._name in ("deepseek4", "qwen4exp"):
             return self._count("hyper_connection.count", 0) * embedding
         return self._count("embedding_length_out", 0) or embedding
+
+    def _pool(self) -> int:
+        """Cells of a pool of the index. Source: load_arch_hparams of glm5-next and qwen4exp."""
+        listed = self._keys.get("attention.compress_ratios")
+        if self._name != "qwen4exp":
+            return self._count("attention.indexer.kpool", 0)
+        ratios = listed if isinstance(listed, list) else [listed]
+        return next((ratio for ratio in ratios if isinstance(ratio, int) and ratio), 0)
 
     def _compress_ratios(self) -> tuple[int, ...]:
         """Source: load_arch_hparams of deepseek4."""

@@ -13,6 +13,7 @@ from typing import Any
 import gguf
 import numpy
 from gguf import GGMLQuantizationType as Type
+from gguf import GGUFValueType as Value
 
 Shape = tuple[int, ...]
 Tensors = list[tuple[str, Shape, str]]
@@ -42,6 +43,9 @@ def write_header(path: Path, architecture: str, keys: Mapping[str, Any], tensors
     made = gguf.GGUFWriter(path, architecture)
     for key, value in keys.items():
         if value is None:
+            continue
+        if isinstance(value, tuple):  # of 64 bits
+            made.add_key_value(f"{architecture}.{key}", list(value), Value.ARRAY, sub_type=Value.UINT64)
             continue
         adders = {bool: made.add_bool, int: made.add_uint32, float: made.add_float32, str: made.add_string}
         add = adders.get(type(value), made.add_array)

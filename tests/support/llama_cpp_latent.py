@@ -11,6 +11,7 @@ from typing import Any
 from .llama_cpp_files import (
     ALL_BIASES,
     BIASES,
+    DELTA_KEYS,
     EXPERT_INNER,
     EXPERTS,
     GATED,
@@ -34,6 +35,7 @@ from .llama_cpp_files import (
     Shape,
     Tensors,
     decoder,
+    delta_net,
     renamed,
     without,
 )
@@ -230,6 +232,38 @@ def pooling() -> Tensors:
     return [*kept, *first]
 
 
+HASHED = WIDTH // 4
+
+
+def of_grams() -> Tensors:
+    """Qwen4-Exp's: Gated DeltaNet and attention with an index, no norms but the streams', n-grams in the second layer."""
+    tensors = without(delta_net(8, mixture=True), "attn_norm", "post_attention_norm", "output_norm")
+    wide, low = STREAMS * WIDTH, 32
+    mixer: dict[str, tuple[Shape, str]] = {
+        "norm.weight": ((wide,), "F32"),
+        "down.weight": ((wide, low), "F16"),
+        "up.weight": ((low, wide), "F16"),
+    }
+    block = {f"hc_{part}_{name}": kind for part in ("attn", "ffn") for name, kind in mixer.items()}
+    block |= {f"hc_{part}_inject.weight": ((wide, STREAMS), "F16") for part in ("attn", "ffn")}
+    tensors += [(f"blk.{layer}.{name}", *kind) for layer in range(8) for name, kind in block.items()]
+    tensors += [(f"output_hc_{name}", *kind) for name, kind in mixer.items()]
+    index: dict[str, tuple[Shape, str]] = {
+        "indexer.q_proj.weight": ((WIDTH, INDEX_HEADS * INDEX), "F16"),
+        "indexer.k_proj.weight": ((WIDTH, INDEX), "F16"),
+        **{f"indexer.{part}_norm.weight": ((INDEX,), "F32") for part in "qk"},
+    }
+    tensors += [(f"blk.{layer}.{name}", *kind) for layer in (3, 7) for name, kind in index.items()]
+    grams: dict[str, tuple[Shape, str]] = {
+        "key.weight": ((WIDTH, wide), "F16"),
+        "value.weight": ((WIDTH, WIDTH), "F16"),
+        **{f"norm_{part}.weight": ((wide,), "F32") for part in ("key", "query", "conv")},
+        "conv1d.weight": ((4, wide), "F32"),
+    }
+    tensors += [(f"blk.1.ple_{name}", *kind) for name, kind in grams.items()]
+    return [*tensors, ("per_layer_token_embd.weight", (HASHED, 4000), "F16")]
+
+
 LATENT_SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]] = {
     "kimi-linear": (
         3,
@@ -277,6 +311,31 @@ LATENT_SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]]
             "swiglu_clamp_exp": [10.0] * 5,
         },
         compressing,
+    ),
+    "qwen4exp": (
+        8,
+        {
+            **MIXTURE,
+            **DELTA_KEYS,
+            "rope.dimension_sections": [16, 16, 0, 0],
+            "expert_shared_feed_forward_length": EXPERT_INNER,
+            "attention.indexer.head_count": INDEX_HEADS,
+            "attention.indexer.key_length": INDEX,
+            "attention.indexer.top_k": 512,
+            "attention.compress_ratios": [0, 0, 0, 4, 0, 0, 0, 4],
+            "hyper_connection.count": STREAMS,
+            "hyper_connection.low_rank": 32,
+            "embedding_length_per_layer_input": HASHED,
+            "ple.layers": [1],
+            "ple.ngram_size": 3,
+            "ple.heads_per_ngram": 2,
+            "ple.conv_kernel": 4,
+            "ple.eos_token_id": 1,
+            "ple.layer_multipliers": (3, 5, 7),
+            "ple.head_offsets": (0, 1000, 2000, 3000),
+            "ple.head_vocab_sizes": (1000,) * 4,
+        },
+        of_grams,
     ),
     "glm5-next": (
         4,

@@ -158,8 +158,10 @@ class Attention(Parts):
         """own: K and V, where the layer has cells. inputs: of an index."""
         return self._attend_cells(layer, query, own) if self._design.cached else self._attend_here(layer, query, own)
 
-    def _attend_cells(self, layer: int, query: Node, own: list[Node], bias: Node | None = None) -> Node:
-        """bias: added to the scores. Source: build_attn with llm_graph_input_attn_kv."""
+    def _attend_cells(
+        self, layer: int, query: Node, own: list[Node], bias: Node | None = None, mask: Node | None = None
+    ) -> Node:
+        """bias: added to the scores. mask: of chosen cells. Source: build_attn with llm_graph_input_attn_kv."""
         read, batch = self._read, self._batch
         windowed = read.windowed[layer] and read.window_kind is not None
         kind = "_swa" if windowed else ""
@@ -196,7 +198,7 @@ class Attention(Parts):
                 (cells, heads, value_length, batch.streams),
                 (number * cells * value_length, number * cells, number * cells * wide),
             )
-        mask = self._mask(windowed, cells)
+        mask = self._mask(windowed, cells) if mask is None else mask
         attended = self._mha(query, cached_key, cached_value, mask, layer, bias=bias)
         if value_rotation is not None:
             attended = rotated(attended, value_rotation)

@@ -34,8 +34,8 @@ class BlockSparse(Attention):
     def _attend(self, layer: int, query: Node, own: list[Node], inputs: Node | None = None) -> Node:
         batch = self._batch
         alone = batch.sequences == 1 or batch.streams > 1
-        sparse = f"blk.{layer}.indexer.q_proj.weight" in self._tensors and batch.flash_attention and alone
-        if sparse and inputs is not None:
+        indexed = f"blk.{layer}.indexer.q_proj.weight" in self._tensors and self._key("attention.indexer.block_size")
+        if indexed and batch.flash_attention and alone and inputs is not None:
             return self._attend_blocks(layer, query, own, inputs)
         return super()._attend(layer, query, own, inputs)
 

@@ -22,6 +22,7 @@ from .scheduler import ALIGNMENT, HOST, HOST_ALIGNMENT, cuda_size_bytes
 from .tensors import CACHE_TYPES, F32, stored
 
 FITTING = 11_300  # 0c1e57098, whose --fit gives every sequence the model's limit where the command has no -c
+POOLS_IN_CACHE = 11_434  # the first known build that keeps Qwen4-Exp's pools beside its index's keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +167,10 @@ class Cells:
 
     def _index_bytes(self, layer: int) -> int:
         """Of the index's own cache."""
-        return self._parts_bytes(layer, self.read.index_cells(layer), self.sizes.cells, 1)
+        numbers = self.read.index_cells(layer)
+        if self.read.architecture == "qwen4exp" and self.build.number < POOLS_IN_CACHE and any(numbers):
+            numbers = self.read.indexer.key_length, 0
+        return self._parts_bytes(layer, numbers, self.sizes.cells, 1)
 
     def _parts_bytes(self, layer: int, numbers: tuple[int, int], cells: int, key_rows: int) -> int:
         """K and V of `numbers` a cell. key_rows: into which a cell's K is divided."""

@@ -20,6 +20,7 @@ class Design:
     scaled_embedding: bool = False  # by a number
     scaled_rows: bool = False  # by a row of numbers for tokens, where inputs may be mixed
     unmixed: bool = False  # tokens and embeddings are never in one batch
+    contiguous_tails: bool = False  # what a convolution keeps is made contiguous first
     normed_embedding: bool = False  # by an RMS norm without a weight
     scaled_query: bool = False
     gated_query: bool = False  # Q's matrix makes a gate for attention's result too
@@ -154,6 +155,7 @@ DESIGNS: Mapping[str, Design] = {
     "glm5-next": Design(
         turns=False, gating=None, gated_by_default="sigmoid", normalised=None, clamps_at_once=True, since=11_434
     ),
+    "qwen4exp": Design(positions=4, gated_query=True, output_norm=None, contiguous_tails=True, since=11_434),
     "kimi-k3": Design(turns=False, gating=None, normalised=None, since=11_218),
     "kimi-linear": Design(turns=False, gating=None, norms_apart=True, since=11_218),
     "olmo": Design(bare_norms=True, since=RECENT),

@@ -9,14 +9,14 @@ from ...errors import UnsupportedError
 from .attention import Attention, cache_view, stored_whole
 from .feed_forward import FeedForward
 from .hyper import HyperConnections
+from .pools import Pools, cast
 from .recurrent import Recurrent
+from .scheduler import HOST
 from .tensors import (
-    F16,
     F32,
     I32,
     I64,
     Node,
-    Type,
     contiguous,
     like,
     matmul,
@@ -24,23 +24,23 @@ from .tensors import (
     permute,
     reshape,
     rows,
-    set_rows,
     stored,
     view,
 )
 
-POOLS_MULTIPLE = 64
 FEW_TOKENS = 16  # up to which the chosen cells are gathered
 
 
-class Glm5Next(Attention, FeedForward, Recurrent, HyperConnections):
+class Glm5Next(Attention, FeedForward, Recurrent, HyperConnections, Pools):
     """From the embedding to the state before the last norm."""
 
     def _glm5_next(self, state: Node) -> Node:
         batch = self._batch
-        if batch.tokens <= FEW_TOKENS:
+        places = {self._needed(f"blk.{layer}.attn_norm.weight").device for layer in range(self._read.layers)}
+        split = HOST in places and len(places) > 1  # where llama.cpp computes without DSV4_HC_POST
+        if batch.tokens <= FEW_TOKENS or split:
             raise UnsupportedError("llama_cpp_graph", architecture=self._read.architecture)
-        for node in self._pool_inputs():
+        for node in (*self._pool_inputs(), self._input("gather_mask", F32, self._selected, 1, 1, batch.tokens)):
             self.graph.expand(node)
         states = self._in_streams(state)
         chosen: Node | None = None
@@ -67,34 +67,15 @@ class Glm5Next(Attention, FeedForward, Recurrent, HyperConnections):
             total = like("ADD", total, part)
         return like("SCALE", total)
 
-    # Pools.
+    @property
+    def _tail(self) -> bool:
+        return bool(self._key("attention.indexer.kpool_select_tail"))
 
     @property
-    def _pools(self) -> int:
-        """Pools of all sequences' cells."""
-        return self._batch.cells // self._read.indexer.pool * self._batch.sequences
-
-    @property
-    def _pools_padded(self) -> int:
-        return max(POOLS_MULTIPLE, -(-(self._pools + 1) // POOLS_MULTIPLE) * POOLS_MULTIPLE)
-
-    @property
-    def _selected(self) -> tuple[int, int]:
-        """Pools that a token chooses, and the cells of those and of its unfinished one."""
+    def _selected(self) -> int:
+        """Cells that a token chooses."""
         index = self._read.indexer
-        best = min(self._pools_padded, index.top_k // index.pool)
-        tail = index.pool - 1 if self._key("attention.indexer.kpool_select_tail") else 0
-        return best, index.pool * best + tail
-
-    def _pool_inputs(self) -> list[Node]:
-        tokens, pool, pools = self._batch.tokens, self._read.indexer.pool, self._pools_padded
-        return [
-            self._input("pool_cells", I32, pools),
-            self._input("pool_idxs", I32, pool, pools),
-            self._input("pool_mask", F16, pools, tokens),
-            self._input("tail_idxs", I32, pool - 1, tokens),
-            self._input("gather_mask", F32, self._selected[1], 1, 1, tokens),
-        ]
+        return index.pool * self._best_count + (index.pool - 1 if self._tail else 0)
 
     def _pooled_attention(self, layer: int, inputs: Node, chosen: Node | None) -> tuple[Node, Node]:
         """And the mask of the chosen cells. chosen: that of the last layer with an index. Source: build_dsa_layer."""
@@ -124,73 +105,37 @@ class Glm5Next(Attention, FeedForward, Recurrent, HyperConnections):
     def _best_pools(self, layer: int, narrow: Node, inputs: Node, mask: Node) -> Node:
         """Source: build_kpool_select."""
         batch, index, prefix = self._batch, self._read.indexer, f"blk.{layer}.indexer."
-        length, pool, tokens, pools = index.key_length, index.pool, batch.tokens, self._pools_padded
+        tokens, pools, best = batch.tokens, self._pools_padded, self._best_count
         query = matmul(self._needed(f"{prefix}attn_q_b.weight"), narrow)
-        query = reshape(query, length, index.heads, tokens)
-        pooled = reshape(self._pooled_keys(layer, prefix, inputs), length, 1, pools)
+        query = reshape(query, index.key_length, index.heads, tokens)
+        pooled = self._pooled_keys(layer, prefix, inputs)
         weights = like("SCALE", matmul(self._needed(f"{prefix}proj.weight"), inputs))
         shape = (pools, tokens, 1, 1)
         scores = new("LIGHTNING_INDEXER", shape, query, pooled, weights, self._inputs["pool_mask"])
-        best, _ = self._selected
         top = new("TOP_K", (best, tokens, 1, 1), scores, kind=I32)
         order = rows(reshape(scores, 1, pools, tokens), top)
         order = new("ARGSORT", (best, tokens, 1, 1), reshape(order, best, tokens), kind=I32)
-        top = rows(reshape(_cast(top, F32), 1, best, tokens), order)
-        top = _cast(contiguous(reshape(top, best, tokens)), I32)
-        cells = rows(self._inputs["pool_idxs"], reshape(top, best * tokens))
-        cells = reshape(cells, pool * best, tokens)
-        if self._key("attention.indexer.kpool_select_tail"):
-            shape = (cells.shape[0] + pool - 1, tokens, 1, 1)
-            cells = new("CONCAT", shape, cells, self._inputs["tail_idxs"], kind=I32)
-        return self._mask_of_cells(self.graph.expand(cells), mask)
+        top = rows(reshape(cast(top, F32), 1, best, tokens), order)
+        top = cast(contiguous(reshape(top, best, tokens)), I32)
+        cells = self._cells_of_pools(top, tail=self._tail)
+        count = cells.shape[0]
+        base = self._mask_base(count, mask)
+        live = like("UNARY", reshape(self._inputs["gather_mask"], count, tokens))
+        shown = self._shown(base, cells, live, new("ARANGE", (count, 1, 1, 1)))
+        shown = view(shown, (mask.shape[0], tokens), (shown.strides[2],))
+        return like("ADD", shown, reshape(mask, mask.shape[0], tokens))
 
     def _pooled_keys(self, layer: int, prefix: str, inputs: Node) -> Node:
-        """Keys of whole pools: sums of their tokens' keys by the softmax of gates."""
-        batch, length, pool = self._batch, self._read.indexer.key_length, self._read.indexer.pool
+        """Sums of a pool's keys by the softmax of gates."""
+        length, pool, count = self._read.indexer.key_length, self._read.indexer.pool, self._pools
         key = like("NORM", matmul(self._needed(f"{prefix}attn_k.weight"), inputs))
         key = self._with_bias(like("MUL", key, self._needed(f"{prefix}k_norm.weight")), f"{prefix}k_norm.bias")
         gate = matmul(self._needed(f"blk.{layer}.indexer_compressor_gate.weight"), inputs)
-        empty = _filled(F32, length, batch.tokens)
-        both = new("CONCAT", (2 * length, batch.tokens, 1, 1), key, gate)
-        packed = new("CONCAT", (3 * length, batch.tokens, 1, 1), both, empty)
-        packed = reshape(packed, 3 * length, 1, batch.tokens)
-        device = self._placed[f"cache.{layer}"]
-        cache = stored(batch.key_type, (3 * length, batch.cells, batch.streams), device, weight=False)
-        self.graph.expand(stored_whole(packed, cache, self._input("k_idxs_index", I64, batch.tokens)))
-        every, row = batch.cells * batch.streams, cache.strides[1]
-        count = self._pools
-        indices = reshape(self._input("new_pool_idxs", I32, pool, count), pool * count)
-        gathered = reshape(rows(view(cache, (2 * length, every), (row,)), indices), 2 * length, pool, count)
+        cache = self._pool_cache(layer, new("CONCAT", (2 * length, key.shape[1], 1, 1), key, gate))
+        gathered = self._gathered_cells(cache)
         keys, gates = (view(gathered, (length, pool, count), gathered.strides[1:3], at) for at in (0, 4 * length))
         gates = like("ADD", gates, self._needed(f"blk.{layer}.indexer_compressor_ape.weight"))
         gates = reshape(contiguous(permute(gates, 1, 0, 2, 3)), pool, length * count)
         shares = reshape(like("SOFT_MAX", gates), pool, length, count)
         weighted = like("MUL", shares, contiguous(permute(keys, 1, 0, 2, 3)))
-        pooled = reshape(new("SUM_ROWS", (1, *weighted.shape[1:]), weighted), length, count)
-        start = self._batch.key_type.row_bytes(2 * length)
-        stored_pools = view(cache, (length, every), (row,), start)
-        self.graph.expand(set_rows(stored_pools, pooled, self._input("new_pool_rep", I64, count)))
-        return rows(stored_pools, self._inputs["pool_cells"])
-
-    def _mask_of_cells(self, cells: Node, mask: Node) -> Node:
-        """The mask of the chosen cells alone, of which some are none."""
-        tokens, count, every = self._batch.tokens, self._selected[1], mask.shape[0]
-        hidden = new("REPEAT", (every + count, tokens, 1, 1), _filled(mask.type, every + count), kind=mask.type)
-        hidden = reshape(hidden, 1, every + count, tokens)
-        shown = new("REPEAT", (count, tokens, 1, 1), _filled(mask.type, count), kind=mask.type)
-        live = like("UNARY", reshape(self._inputs["gather_mask"], count, tokens))
-        spare = new("ARANGE", (count, 1, 1, 1))
-        places = like("MUL", like("SUB", _cast(cells, F32), spare), live)
-        places = _cast(like("ADD", places, spare), I32)
-        chosen = set_rows(hidden, reshape(shown, 1, count, tokens), reshape(places, count, tokens))
-        chosen = view(chosen, (every, tokens), (chosen.strides[2],))
-        return like("ADD", chosen, reshape(mask, every, tokens))
-
-
-def _cast(node: Node, kind: Type) -> Node:
-    return new("CPY", node.shape, node, kind=kind)
-
-
-def _filled(kind: Type, *sizes: int) -> Node:
-    empty = new("NONE", (*sizes, *[1] * (4 - len(sizes))), kind=kind)  # type: ignore[arg-type]
-    return like("FILL", empty)
+        return self._all_pools(cache, reshape(new("SUM_ROWS", (1, *weighted.shape[1:]), weighted), length, count))

@@ -13,18 +13,20 @@ from .kda import Kda
 from .kimi_k3 import KimiK3
 from .latent import Latent
 from .mamba import Mamba
+from .qwen4exp import Qwen4Exp
 from .rwkv import Rwkv
 from .t5 import T5
 from .tensors import F32, I32, I64, Graph, Node, leaf, like, matmul, new, rows, set_rows, view
 
 
-class Decoder(Latent, T5, KimiK3, DeepSeek4, Glm5Next, Rwkv, Mamba, Kda, AltUp):
+class Decoder(Qwen4Exp, Latent, T5, KimiK3, DeepSeek4, Glm5Next, Rwkv, Mamba, Kda, AltUp):
     """Builds the graph."""
 
     def build(self) -> Graph:
         gathered = self._gathered()
         if gathered is not None and not self._design.altup:
             self.graph.expand(gathered)
+        grams = self._grams()
         state = self._embedding()
         if gathered is not None:
             self._project(gathered, state)
@@ -36,6 +38,8 @@ class Decoder(Latent, T5, KimiK3, DeepSeek4, Glm5Next, Rwkv, Mamba, Kda, AltUp):
             return self._output(self._deepseek4(state))
         if self._read.architecture == "glm5-next":
             return self._output(self._glm5_next(state))
+        if self._read.architecture == "qwen4exp":
+            return self._output(self._qwen4exp(state, grams))
         if self._read.architecture == "kimi-k3":
             return self._output(self._kimi_k3(state))
         if self._read.recurrence.wkv_head_size:

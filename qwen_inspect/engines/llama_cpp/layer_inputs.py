@@ -15,7 +15,9 @@ class LayerInputs(Parts):
     def _gathered(self) -> Node | None:
         """(layers x numbers, tokens), if the file has a table."""
         table = self._weight("per_layer_token_embd.weight")
-        return None if table is None else rows(table, leaf(I32, self._batch.tokens))
+        if table is None or "per_layer_model_proj.weight" not in self._tensors:
+            return None
+        return rows(table, leaf(I32, self._batch.tokens))
 
     def _project(self, gathered: Node, state: Node) -> None:
         """Keeps (numbers, tokens, layers)."""

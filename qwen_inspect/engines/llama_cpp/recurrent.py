@@ -85,6 +85,7 @@ class Recurrent(Parts):
         joined = self._joined(last, transpose(inputs))
         for _ in range(1 + self._batch.drafted):
             kept = view(joined, (steps, channels, sequences), joined.strides[1:3])
+            kept = contiguous(kept) if self._design.contiguous_tails else kept
             target = view(states, (steps * channels, sequences), (states.strides[1],))
             self.graph.expand(copied(kept, target))
         return joined
