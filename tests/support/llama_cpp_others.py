@@ -67,8 +67,13 @@ def t5(part: str, layers: int, further: Mapping[str, tuple[Shape, str]]) -> Tens
     ]
 
 
+EXTRA = 32
+CHUNKS: Mapping[str, tuple[Shape, str]] = {
+    **{f"ffn_{part}_chexps.weight": ((WIDTH, EXTRA, EXPERTS // 2), "F16") for part in ("gate", "up")},
+    "ffn_down_chexps.weight": ((EXTRA, WIDTH, EXPERTS // 2), "F16"),
+}
 EMBEDDING: Tensors = [("token_embd.weight", (WIDTH, VOCABULARY), "F16")]
-WKV_HEAD, EXTRA, DECAY = 64, 32, 48
+WKV_HEAD, DECAY = 64, 48
 RWKV: Mapping[str, Any] = {
     **PLAIN,
     "attention.head_count": 0,
@@ -242,6 +247,11 @@ OTHERS: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]] = {
     ),
     "t5:relu": (3, RELATIVE, lambda: [*EMBEDDING, *t5("enc", 3, {}), *t5("dec", 3, CROSS)]),
     "t5encoder": (3, {**RELATIVE, "pooling_type": 1}, lambda: [*EMBEDDING, *t5("enc", 3, GATE)]),
+    "grovemoe": (
+        3,
+        {**MIXTURE, "expert_group_scale": 0.05, "experts_per_group": 2, "expert_chunk_feed_forward_length": EXTRA},
+        lambda: decoder(3, mixture=True, further={**NORMED, **CHUNKS}),
+    ),
     "grok:2": (
         3,
         {**MIXTURE, "final_logit_softcapping": 50.0},

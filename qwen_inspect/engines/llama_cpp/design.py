@@ -119,7 +119,7 @@ DESIGNS: Mapping[str, Design] = {
         ),
         Design(since=RECENT),
     ),
-    "ernie4_5-moe": Design(since=RECENT),
+    **dict.fromkeys(("ernie4_5-moe", "grovemoe"), Design(since=RECENT)),
     **dict.fromkeys(("hunyuan-dense", "hunyuan-moe", "maincoder"), Design(turns_first=True, since=RECENT)),
     "hunyuan_vl": Design(positions=4, turns_first=True, since=RECENT),
     **dict.fromkeys(("deepseek", "olmoe"), Design(normalised=False, since=RECENT)),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .design import GATINGS
 from .parts import Parts
-from .tensors import I32, Node, contiguous, like, matmul, matmul_chosen, new, reshape, rows, set_rows, view
+from .tensors import F32, I32, Node, cast, contiguous, like, matmul, matmul_chosen, new, reshape, rows, set_rows, view
 
 
 class FeedForward(Parts):
@@ -26,6 +26,8 @@ class FeedForward(Parts):
             routed = self._norm(routed, f"{prefix}ffn_{kind}_norm")
         wide = self._weight(f"{prefix}ffn_{kind}_up.weight")
         routed = routed if wide is None else matmul(wide, routed)
+        if f"{prefix}ffn_up_chexps.weight" in self._tensors:  # Grove's experts for groups of experts
+            return like("ADD", routed, like("SCALE", self._experts(layer, routed, logits, chosen, "chexps")))
         if self._design.dense_beside and f"{prefix}ffn_up.weight" in self._tensors:
             return like("SCALE", like("ADD", self._dense(inputs, prefix, ""), routed))
         if f"{prefix}ffn_up_shexp.weight" not in self._tensors:
@@ -100,10 +102,11 @@ class FeedForward(Parts):
         node = like("UNARY", node)
         return like("SQR", node) if self._design.squared else node
 
-    def _experts(self, layer: int, inputs: Node, logits: Node, chosen: Node | None = None) -> Node:
-        """Source: build_moe_ffn."""
+    def _experts(self, layer: int, inputs: Node, logits: Node, chosen: Node | None = None, kind: str = "exps") -> Node:
+        """kind: in the tensors' names. Source: build_moe_ffn."""
         prefix, read = f"blk.{layer}.", self._read
-        used, count, tokens = read.experts.used[layer], read.experts.count, inputs.shape[1]
+        held = self._needed(f"{prefix}ffn_down_{kind}.weight").shape[2]
+        used, count, tokens = min(read.experts.used[layer], held), read.experts.count, inputs.shape[1]
         gating = self._design.gating or GATINGS.get(self._key("expert_gating_func"), self._design.gated_by_default)
         scores = logits
         if gating in ("softmax", "sigmoid"):
@@ -113,12 +116,16 @@ class FeedForward(Parts):
         selection = logits if self._design.chunked else self._with_bias(scores, f"{prefix}exp_probs_b.bias")
         if f"{prefix}exp_probs_b" in self._tensors:
             selection = self._with_bias(scores, f"{prefix}exp_probs_b")
+        if read.architecture == "grovemoe":
+            selection = like("UNARY", logits)
         groups = self._key("expert_group_count") or 0
         if groups > 1:
             selection = self._of_best_groups(selection, count // groups, groups)
         if chosen is None:
             sorted_ids = new("ARGSORT", selection.shape, selection, kind=I32)
             chosen = view(sorted_ids, (used, tokens), (sorted_ids.strides[1],))
+        if held < count:
+            chosen = cast(like("SCALE", cast(chosen, F32)), I32)
         weights = rows(reshape(scores, 1, count, tokens), chosen)
         if gating == "softmax_weight":
             weights = reshape(like("SOFT_MAX", reshape(weights, used, tokens)), 1, used, tokens)
@@ -138,8 +145,8 @@ class FeedForward(Parts):
         if self._design.chunked:  # Llama 4 has the weights before the experts
             repeated = new("REPEAT", (inputs.shape[0], used, tokens, 1), inputs)
             inputs = like("MUL", repeated, weights)
-        inner = self._inner(prefix, inputs, chosen)
-        result = self._chosen(f"{prefix}ffn_down_exps", inner, chosen)
+        inner = self._inner(prefix, inputs, chosen, kind)
+        result = self._chosen(f"{prefix}ffn_down_{kind}", inner, chosen)
         result = result if self._design.chunked else like("MUL", result, weights)
         if self._batch.build.fork and used > 2:
             first = view(result, (result.shape[0], tokens), (result.strides[2],))
@@ -154,7 +161,7 @@ class FeedForward(Parts):
             total = self.graph.expand(new("ADD", part.shape, total, part))
         return contiguous(total) if used == 1 else total
 
-    def _inner(self, prefix: str, inputs: Node, chosen: Node) -> Node:
+    def _inner(self, prefix: str, inputs: Node, chosen: Node, kind: str) -> Node:
         if f"{prefix}ffn_gate_up_exps.weight" in self._tensors:
             both = self._chosen(f"{prefix}ffn_gate_up_exps", inputs, chosen)
             half = both.shape[0] // 2
@@ -163,10 +170,10 @@ class FeedForward(Parts):
         if self._batch.fused_experts:
             parts = [self._needed(f"{prefix}ffn_{part}_exps.weight") for part in ("up", "gate")]
             return new("MOE_FUSED_UP_GATE", (parts[0].shape[1], *chosen.shape[:2], 1), *parts, inputs, chosen)
-        up = self._chosen(f"{prefix}ffn_up_exps", inputs, chosen)
-        if f"{prefix}ffn_gate_exps.weight" not in self._tensors:
+        up = self._chosen(f"{prefix}ffn_up_{kind}", inputs, chosen)
+        if f"{prefix}ffn_gate_{kind}.weight" not in self._tensors:
             return self._activated(up)
-        return self._gated_by(prefix, "exp", self._chosen(f"{prefix}ffn_gate_exps", inputs, chosen), up)
+        return self._gated_by(prefix, "exp", self._chosen(f"{prefix}ffn_gate_{kind}", inputs, chosen), up)
 
     def _chosen(self, name: str, inputs: Node, chosen: Node) -> Node:
         result = matmul_chosen(self._needed(f"{name}.weight"), inputs, chosen)

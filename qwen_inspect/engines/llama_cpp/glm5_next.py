@@ -9,7 +9,7 @@ from ...errors import UnsupportedError
 from .attention import Attention, cache_view, stored_whole
 from .feed_forward import FeedForward
 from .hyper import HyperConnections
-from .pools import Pools, cast
+from .pools import Pools
 from .recurrent import Recurrent
 from .scheduler import HOST
 from .tensors import (
@@ -17,6 +17,7 @@ from .tensors import (
     I32,
     I64,
     Node,
+    cast,
     contiguous,
     like,
     matmul,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .attention import stored_whole
 from .parts import Parts
-from .tensors import F16, F32, I32, I64, Node, Shape, Type, like, new, reshape, rows, set_rows, stored, view
+from .tensors import F16, F32, I32, I64, Node, Shape, Type, cast, like, new, reshape, rows, set_rows, stored, view
 
 POOLS_MULTIPLE = 64
 
@@ -90,10 +90,6 @@ class Pools(Parts):
         places = like("MUL", like("SUB", cast(cells, F32), spare), live)
         places = cast(like("ADD", places, spare), I32)
         return set_rows(base[0], base[1], reshape(places, count, tokens))
-
-
-def cast(node: Node, kind: Type) -> Node:
-    return new("CPY", node.shape, node, kind=kind)
 
 
 def filled(kind: Type, width: int, height: int = 1) -> Node:

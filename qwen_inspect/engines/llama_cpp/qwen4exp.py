@@ -8,9 +8,9 @@ from __future__ import annotations
 from .attention import Attention
 from .feed_forward import FeedForward
 from .hyper import HyperConnections
-from .pools import Pools, cast, filled
+from .pools import Pools, filled
 from .recurrent import Recurrent
-from .tensors import F32, I32, Node, contiguous, copied, leaf, like, matmul, new, reshape, rows, transpose, view
+from .tensors import F32, I32, Node, cast, contiguous, copied, leaf, like, matmul, new, reshape, rows, transpose, view
 
 
 class Qwen4Exp(Attention, FeedForward, Recurrent, HyperConnections, Pools):

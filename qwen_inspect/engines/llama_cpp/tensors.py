@@ -225,6 +225,10 @@ def contiguous(source: Node, *sizes: int) -> Node:
     return new("CONT", shape_of(*sizes) if sizes else source.shape, source, kind=source.type)
 
 
+def cast(source: Node, kind: Type) -> Node:
+    return new("CPY", source.shape, source, kind=kind)
+
+
 def is_contiguous(node: Node) -> bool:
     return node.strides == strides_of(node.type, node.shape)
 
