@@ -232,6 +232,25 @@ def pooling() -> Tensors:
     return [*kept, *first]
 
 
+def independent() -> Tensors:
+    """HY V4's: a gated latent with sinks, an index in every other layer, and hyper-connections without a matrix."""
+    hyper: dict[str, tuple[Shape, str]] = {"attn_gate.weight": ((WIDTH, HEADS * HEAD), "F16")}
+    hyper["attn_sinks.weight"] = ((HEADS,), "F32")
+    for part in ("attn", "ffn"):
+        hyper[f"hc_{part}_fn.weight"] = ((STREAMS * WIDTH, 2 * STREAMS), "F16")
+        hyper[f"hc_{part}_base.weight"] = ((2 * STREAMS,), "F32")
+        hyper[f"hc_{part}_scale.weight"] = ((2,), "F32")
+    tensors = indexed(4) + [(f"blk.{at}.{name}", *kind) for at in range(4) for name, kind in hyper.items()]
+    kept = without(tensors, *(f"blk.{layer}.indexer." for layer in (1, 3)), "blk.0.ffn_", "blk.0.exp_")
+    first = [entry for entry in decoder(1) if entry[0].startswith("blk.0.ffn_")]
+    head: Tensors = [
+        ("output_hc_fn.weight", (STREAMS * WIDTH, STREAMS), "F16"),
+        ("output_hc_base.weight", (STREAMS,), "F32"),
+        ("output_hc_scale.weight", (1,), "F32"),
+    ]
+    return [*kept, *first, *head]
+
+
 HASHED = WIDTH // 4
 
 
@@ -336,6 +355,20 @@ LATENT_SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]]
             "ple.head_vocab_sizes": (1000,) * 4,
         },
         of_grams,
+    ),
+    "hy_v4": (
+        4,
+        {
+            **LATENT_KEYS,
+            "leading_dense_block_count": 1,
+            "expert_shared_count": 1,
+            "attention.indexer.types": [1, 0, 1, 0],
+            "hyper_connection.count": STREAMS,
+            "hyper_connection.epsilon": 1e-6,
+            "hyper_connection.magnitude": 2.0,
+            "swiglu_clamp_exp": [10.0] * 4,
+        },
+        independent,
     ),
     "glm5-next": (
         4,

@@ -156,6 +156,7 @@ DESIGNS: Mapping[str, Design] = {
         turns=False, gating=None, gated_by_default="sigmoid", normalised=None, clamps_at_once=True, since=11_434
     ),
     "qwen4exp": Design(positions=4, gated_query=True, output_norm=None, contiguous_tails=True, since=11_434),
+    "hy_v4": Design(gating=None, normalised=None, clamps_at_once=True, since=11_434),
     "kimi-k3": Design(turns=False, gating=None, normalised=None, since=11_218),
     "kimi-linear": Design(turns=False, gating=None, norms_apart=True, since=11_218),
     "olmo": Design(bare_norms=True, since=RECENT),

@@ -9,6 +9,7 @@ from .altup import AltUp
 from .deepseek4 import DeepSeek4
 from .design import READS_EMBEDDING
 from .glm5_next import Glm5Next
+from .hy_v4 import HyV4
 from .kda import Kda
 from .kimi_k3 import KimiK3
 from .latent import Latent
@@ -19,7 +20,7 @@ from .t5 import T5
 from .tensors import F32, I32, I64, Graph, Node, leaf, like, matmul, new, rows, set_rows, view
 
 
-class Decoder(Qwen4Exp, Latent, T5, KimiK3, DeepSeek4, Glm5Next, Rwkv, Mamba, Kda, AltUp):
+class Decoder(Qwen4Exp, HyV4, Latent, T5, KimiK3, DeepSeek4, Glm5Next, Rwkv, Mamba, Kda, AltUp):
     """Builds the graph."""
 
     def build(self) -> Graph:
@@ -40,6 +41,8 @@ class Decoder(Qwen4Exp, Latent, T5, KimiK3, DeepSeek4, Glm5Next, Rwkv, Mamba, Kd
             return self._output(self._glm5_next(state))
         if self._read.architecture == "qwen4exp":
             return self._output(self._qwen4exp(state, grams))
+        if self._read.architecture == "hy_v4":
+            return self._output(self._hy_v4(state))
         if self._read.architecture == "kimi-k3":
             return self._output(self._kimi_k3(state))
         if self._read.recurrence.wkv_head_size:

@@ -27,8 +27,9 @@ class Indexer(BlockSparse):
         key = like("NORM", matmul(self._needed(f"{prefix}attn_k.weight"), inputs))
         key = self._with_bias(like("MUL", key, self._needed(f"{prefix}k_norm.weight")), f"{prefix}k_norm.bias")
         key = like("ROPE", reshape(key, length, 1, tokens), positions)
-        rotation = self._input("rotation_index", F32, length, length)
-        query, key = matmul(rotation, query), matmul(rotation, key)
+        if self._read.architecture != "hy_v4":
+            rotation = self._input("rotation_index", F32, length, length)
+            query, key = matmul(rotation, query), matmul(rotation, key)
         device = self._placed[f"cache.{layer}"]
         cache = stored(batch.key_type, (length, batch.cells, batch.streams), device, weight=False)
         self.graph.expand(stored_whole(key, cache, self._input("k_idxs_index", I64, tokens)))
