@@ -485,8 +485,8 @@ REPORT = inspect("Qwen/Qwen3-8B", source="catalog")
 
 
 def test_what_llama_cpp_converts_otherwise_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="glm4_moe_lite"):
-        llama_on(inspect("zai-org/GLM-4.7-Flash", source="catalog"), LLAMA, card_of(80))
+    with pytest.raises(UnsupportedError, match="jamba"):
+        llama_on(inspect("ai21labs/Jamba-v0.1", source="catalog"), LLAMA, card_of(80))
 
 
 def test_a_tower_is_another_file() -> None:
