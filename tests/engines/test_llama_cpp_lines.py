@@ -10,6 +10,7 @@ import pytest
 from qwen_inspect.engines.llama_cpp.command import parse_command
 from qwen_inspect.engines.llama_cpp.options import EXPERTS, LlamaCppOptions
 from qwen_inspect.engines.llama_cpp.scheduler import HOST
+from qwen_inspect.errors import UsageError
 from qwen_inspect.loaders.llama_cpp_hub import model_in, projector_in
 
 from ..hub.repos import HubFile, HubRepo
@@ -73,6 +74,24 @@ def test_programs_have_sizes_of_their_own(line: str, expected: dict[str, Any]) -
     """Source: llama.cpp 0c1e57098, tools/perplexity, tools/imatrix, tools/batched-bench and examples/embedding; arg.cpp."""
     options = parse_command(line).options
     assert {name: getattr(options, name) for name in expected} == expected
+
+
+def test_the_largest_test_of_llama_bench_counts() -> None:
+    """Contexts of 512 and 4,096 tokens behind 8,192 are tried, and one of 2,048 + 256. Source: llama-bench.cpp."""
+    line = "llama-bench -m a.gguf -p 512,1024-4096*2 -n 0 -pg 2048,256 -d 0,8192 -r 3 -ub 512,1024 -ts 3/1 -fa 1 -nkvo 1 -mmp 0"
+    assert parse_command(f"{line} -ot 'ffn_up=CPU;ffn_gate=CPU' -o json").options == LlamaCppOptions(
+        program="llama-bench",
+        context_tokens=12_288,
+        micro_batch=1024,
+        split=(3.0, 1.0),
+        cache_on_cards=False,
+        memory_mapped=False,
+        overrides=(("ffn_up", HOST), ("ffn_gate", HOST)),
+        fits=False,
+    )
+    assert parse_command("llama-bench").options.context_tokens == 512
+    with pytest.raises(UsageError, match="-ngl 10,20"):
+        parse_command("llama-bench -ngl 10,20")
 
 
 def test_llama_cli_starts_a_server_of_a_sequence() -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ...errors import UnsupportedError, UsageError
 from ...values import dataclass, field, replace
+from .bench import usual_options
 from .design import POOLING
 from .neutral import WITH_VALUE, WITHOUT_VALUE
 from .options import (
@@ -108,7 +109,8 @@ def parse_command(text: str) -> Command:
     line = read_line(text)
     program = line.program if line.known else "llama-server"
     reading = _Reading()
-    _read([*words_of(line.variables), *line.words], reading)
+    words = usual_options(line.words) if program == "llama-bench" else line.words
+    _read([*words_of(line.variables), *words], reading)
     if len(reading.host_experts) > 1:
         raise UsageError("llama_cpp_contradiction", first=reading.host_experts[0], second=reading.host_experts[1])
     values = {

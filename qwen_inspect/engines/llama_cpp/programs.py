@@ -1,6 +1,6 @@
 """What programs of llama.cpp set themselves, beside their options.
 
-Source: llama.cpp 0c1e57098, tools/perplexity/perplexity.cpp, tools/imatrix/imatrix.cpp, tools/llama-bench/llama-bench.cpp.
+Source: llama.cpp 0c1e57098, tools/perplexity/perplexity.cpp and tools/imatrix/imatrix.cpp.
 """
 
 from __future__ import annotations
@@ -8,18 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...errors import UnsupportedError
-
 CHUNK_TOKENS = 512  # -c of llama-perplexity and llama-imatrix, if it is not given
 BATCH = 2048
 
 
 def as_the_program_runs(program: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """options: fields of LlamaCppOptions that the command sets. Raises UnsupportedError for llama-bench."""
+    """options: fields of LlamaCppOptions that the command sets."""
     context, batch = options.get("context_tokens"), options.get("batch", BATCH)
     match program:
-        case "llama-bench":
-            raise UnsupportedError("llama_cpp_bench")
         case "llama-perplexity" | "llama-imatrix":
             chunk = context or CHUNK_TOKENS
             sequences = max(batch // chunk, 1)

@@ -275,7 +275,7 @@ TEXT = {
     "llama_cpp_tensor_missing": "The file lacks the tensor {name}, which llama.cpp needs for {architecture}",
     "llama_cpp_repack": "CPU_REPACK holds the weights that llama.cpp repacks for a CPU with AVX2 (Q4_0, Q4_K, IQ4_NL, MXFP4); other CPUs repack other types or none, and --no-repack none",
     "llama_cpp_program": "{found} is no program of llama.cpp that is known here: its options are read as llama-server's",
-    "llama_cpp_bench": "llama-bench makes a context for each of its tests, which is not modelled here; give one test as llama-completion with -c for its prompt, depth and generation together",
+    "llama_cpp_bench_several": "llama-bench tries {option} {found} one after another; give one of them",
     "llama_cpp_docker": "{option} names a model of Docker Hub, which is not read here; -m takes a file and -hf a repository of Hugging Face",
     "llama_cpp_devices": "-dev names the device {found}; known are {known}",
     "llama_cpp_backend": "Cards by {backend} are counted as CUDA's: their buffers may differ by padding, and compute buffers by what {backend} cannot compute",

@@ -275,7 +275,7 @@ TEXT = {
     "llama_cpp_tensor_missing": "文件缺少张量 {name}，llama.cpp 的 {architecture} 架构需要它",
     "llama_cpp_repack": "CPU_REPACK 存放 llama.cpp 为支持 AVX2 的 CPU 重排的权重（Q4_0、Q4_K、IQ4_NL、MXFP4）；其他 CPU 重排的类型不同，或不重排；--no-repack 则全不重排",
     "llama_cpp_program": "{found} 不是此处已知的 llama.cpp 程序：其选项按 llama-server 的解读",
-    "llama_cpp_bench": "llama-bench 的每项测试各建一个上下文，此处未建模；请把一项测试写成 llama-completion 命令，-c 取提示、深度与生成之和",
+    "llama_cpp_bench_several": "llama-bench 会依次试 {option} {found}；请只给其中一个",
     "llama_cpp_docker": "{option} 指的是 Docker Hub 上的模型，此处无法读取；-m 接文件，-hf 接 Hugging Face 的仓库",
     "llama_cpp_devices": "-dev 指定了设备 {found}；已知设备有 {known}",
     "llama_cpp_backend": "{backend} 的显卡按 CUDA 计算：缓冲区可能因对齐而不同，计算缓冲区可能因 {backend} 不支持的算子而不同",
