@@ -173,16 +173,16 @@ def _build(log: Log | None, options: LlamaCppOptions) -> tuple[Build, bool]:
 
 def _candidates(log: Log | None) -> Sequence[Build]:
     """The builds that one which is not known may be like."""
-    if log is None or log.build is None:
-        return tuple(BUILDS.values())
-    if log.fork:
+    if log is not None and log.fork:
         return FORK_MAY, FORK
-    return around(int(log.build[1:]))
+    return around(None if log is None or log.build is None else int(log.build[1:]))
 
 
 def _over_builds(plan: Plan, builds: Sequence[Build]) -> tuple[Buffer, ...]:
     """The buffers of a build that is not known: compute buffers between those of the known builds around it."""
     plans = [plan.built(build) for build in builds]
+    if len(plans) > 2:  # not those before and after the build alone; some may not have had the architecture yet
+        plans = [built for built in plans if built.graph_is_known] or plans
     ranges: Mapping[tuple[str, str], list[Buffer]] = defaultdict(list)
     for buffer in (buffer for plan in plans for buffer in plan.buffers()):
         if buffer.kind == "compute":

@@ -248,6 +248,9 @@ def test_a_log_is_set_beside_the_prediction(small: Path, tmp_path: Path, capsys:
         assert any(f"b{number}" in notice and nearest in notice for notice in found["assumptions"])
         computing = [one for one in found["buffers"] if one["name"] == "compute"]
         assert all(one["bytes"] is None and one["low_bytes"] <= one["high_bytes"] for one in computing)
+        assert (
+            next(line for line in found["log"] if line["printed_mib"] == "99.00")["agrees"] is False
+        )  # no build has it
     path.write_text(LOG.replace("5300 (36667c8e)", "8000 (0123456789)").format(weights="9.31"), encoding="utf-8")
     _, found = answer(capsys, *asked)
     compute = [one for one in found["buffers"] if one["name"] == "compute"]

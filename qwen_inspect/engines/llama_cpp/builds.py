@@ -107,8 +107,15 @@ BUILDS = {build.name: build for build in (*_ALL, FORK_MAY, FORK)}
 DEFAULT = BUILDS["b11549"]
 
 
-def around(number: int) -> tuple[Build, ...]:
-    """The known builds before and after one that is not known; all of them for one before the first or after the last."""
+def around(number: int | None) -> tuple[Build, ...]:
+    """The known builds before and after one that is not known; the first two for one before all of them.
+
+    Those of 2026 for one after all of them; every build for one without a number.
+    """
+    if number is None:
+        return _ALL
     before = [build for build in _ALL if build.number <= number]
     after = [build for build in _ALL if build.number >= number]
-    return (before[-1], after[0]) if before and after else _ALL
+    if not after:
+        return _ALL[1:]
+    return (before[-1], after[0]) if before else _ALL[:2]

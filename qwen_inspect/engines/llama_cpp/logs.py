@@ -128,12 +128,22 @@ def beside(buffers: Sequence[Buffer], printed: Iterable[Printed]) -> tuple[LogLi
 
 
 def _agrees(buffer: Buffer, printed: int) -> bool | None:
-    """Whether the prediction prints the same hundredths of a MiB; None if it is not known."""
+    """Whether the prediction prints the same hundredths of a MiB; None if it is not known, or a range that holds them."""
     size_bytes = buffer.size_bytes
     if size_bytes is None:  # one that grows is printed at its least
-        return True if buffer.least_bytes and _prints(buffer.least_bytes, printed) else None
+        if buffer.least_bytes and _prints(buffer.least_bytes, printed):
+            return True
+        outside = buffer.most_bytes is not None and not (
+            _hundredths(buffer.low_bytes) <= printed <= _hundredths(buffer.most_bytes)
+        )
+        return False if outside else None
     return _prints(size_bytes, printed)
 
 
 def _prints(size_bytes: int, printed: int) -> bool:
-    return f"{size_bytes / MIB:.2f}" == f"{printed // 100}.{printed % 100:02d}"
+    return _hundredths(size_bytes) == printed
+
+
+def _hundredths(size_bytes: int) -> int:
+    """Of a MiB, as they are printed."""
+    return int(f"{size_bytes / MIB:.2f}".replace(".", ""))
