@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ..console import EXIT_CHECK_FAILED
 from ..engines import ENGINES
 from ..errors import UsageError
-from ..language import Language
+from ..language import Language, Message
 from ..options import flag, given, model, output, prediction, values
 from ..options.engines import ENGINE_OPTIONS, IN_LLAMA_CPP_COMMAND, IN_SGLANG_COMMAND, IN_VLLM_COMMAND, SHARES
 
@@ -234,18 +234,20 @@ def _run_llama_cpp(options: argparse.Namespace, say: Language) -> int:
     log = None if options.log is None else _log(options.log)
     host_bytes = None if options.host_memory is None else options.host_memory[1]
 
+    from dataclasses import replace
+
+    named = command.model
     tries_fit = options.quant != LARGEST  # --fit lets any quantisation start
 
     def ran(report: Report) -> LlamaCppReport:
+        if options.model is None and named is None:
+            report = replace(report, notices=(*report.notices, Message("llama_cpp_no_model", name=report.ref.id)))
         return run_command(report, command, cards, host_bytes=host_bytes, log=log, access=access, tries_fit=tries_fit)
 
-    named = command.model
     if options.quant == LARGEST:
         if not cards:
             raise UsageError("quant_needs_card")
         named = named and re.sub(r"^(hf:[^:]*):.*", r"\1", named)  # -hf's own quantisation
-        from dataclasses import replace
-
         command = replace(command, model=None)
     answer = _answered(options, ran, options.model or named)
     output.show(answer, options, say)

@@ -29,6 +29,7 @@ SERVED = parse_command("llama-server -m a.gguf -c 4096")
         "./build/bin/server -m a.gguf --ctx_size 4096",  # as it was called until 2024; underscores for hyphens
         "sudo nice -n 5 /opt/llama.cpp/build/bin/llama-server -m a.gguf -c 4096 2>&1 | tee server.log",
         "llama serve -m a.gguf -c 4096 > out.txt",
+        "llama-server\u00a0\u00a0–m a.gguf —ctx-size “4096” # as a web page sets it",
         "export LLAMA_ARG_CTX_SIZE=4096; llama-server -m a.gguf",
         "LLAMA_ARG_CTX_SIZE=8192 LLAMA_ARG_MODEL=b.gguf llama-server -m a.gguf -c 4096",  # options override variables
         "docker run --gpus all -p 8080:8080 -v /srv/main:/models -e LLAMA_ARG_CTX_SIZE=4096 --name llama-server "

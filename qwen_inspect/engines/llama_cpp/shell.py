@@ -29,7 +29,11 @@ IN_FULL_IMAGE = {
     **dict.fromkeys(("--bench", "-b"), "llama-bench"),
     **dict.fromkeys(("--perplexity", "-p"), "llama-perplexity"),
 }
-AFTER = re.compile(r"\||\|\||&|&&|;|[12&]?>.*")  # what ends a command
+AFTER = re.compile(r"\||\|\||&|&&|;|[12&]?>.*|#.*")  # what ends a command
+# What web pages make of spaces and quotation marks.
+TYPESET = str.maketrans(
+    {**dict.fromkeys("\u00a0\u2007\u202f\u200b\u3000\ufeff", " "), **dict.fromkeys("“”„", '"'), "‘": "'", "’": "'"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +54,7 @@ def read_line(text: str) -> Line:
     if len(text) > LONGEST_COMMAND:
         raise UsageError("llama_cpp_command_long", most=LONGEST_COMMAND)
     try:
-        words = shlex.split(LINE_END.sub(" ", text), comments=False)
+        words = shlex.split(LINE_END.sub(" ", text.translate(TYPESET)), comments=False)
     except ValueError:
         raise UsageError("llama_cpp_command_quotes") from None
     if not words:

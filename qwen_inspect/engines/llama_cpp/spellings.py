@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .neutral import WITHOUT_VALUE
+from .neutral import WITH_VALUE, WITHOUT_VALUE
 
 # A field -> the spellings of its option.
 SPELLINGS: Mapping[str, tuple[str, ...]] = {
@@ -107,6 +107,17 @@ VARIABLES: Mapping[str, str] = {
     "LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_V": "--spec-draft-type-v",
     "LLAMA_ARG_SPEC_DRAFT_HF_REPO": "--spec-draft-hf",
 }
+DASHES = ("–", "—", "−")
+SHORT = frozenset(
+    word
+    for word in (
+        *WITHOUT,
+        *WITH_VALUE,
+        *FLASH,
+        *(spelling for spellings in SPELLINGS.values() for spelling in spellings),
+    )
+    if not word.startswith("--")
+)
 # Options that stand for others.
 PRESETS: Mapping[str, str] = {
     "--embd-gemma-default": "-hf ggml-org/embeddinggemma-300M-qat-q4_0-GGUF -hff embeddinggemma-300M-qat-Q4_0.gguf "
@@ -140,5 +151,8 @@ def words_of(variables: Mapping[str, str]) -> Iterator[str]:
 
 
 def normal(word: str) -> str:
-    """Underscores for hyphens in long options, as llama.cpp takes them."""
+    """Hyphens for underscores in long options, as llama.cpp takes them, and for the dashes that web pages make of them."""
+    if word[:1] in DASHES:
+        name = word.lstrip("".join(DASHES))
+        word = f"-{name}" if f"-{name}" in SHORT else f"--{name}"
     return word.replace("_", "-") if word.startswith("--") else word

@@ -304,6 +304,7 @@ TEXT = {
     "llama_cpp_needs_command": "{option} is an option beside --llama-cpp",
     "llama_cpp_none_at_once": "llama.cpp refuses {option} 0: it serves at least one sequence",
     "llama_cpp_hub_file": "-hf takes the file {file} of the repository",
+    "llama_cpp_no_model": "The command names no model (-m or -hf): answered for {name}",
     "llama_cpp_sequences": "llama.cpp serves at most {most:,} sequences at once, found {found:,}",
     "llama_cpp_log": "The log {path} cannot be read: {reason}",
     "llama_cpp_log_empty": "The log {path} prints no buffers of llama.cpp",

@@ -304,6 +304,7 @@ TEXT = {
     "llama_cpp_needs_command": "{option} 须与 --llama-cpp 一起使用",
     "llama_cpp_none_at_once": "llama.cpp 不接受 {option} 0：至少要有一个序列",
     "llama_cpp_hub_file": "-hf 取用仓库中的文件 {file}",
+    "llama_cpp_no_model": "命令没有指定模型（-m 或 -hf）：以 {name} 作答",
     "llama_cpp_sequences": "llama.cpp 最多同时处理 {most:,} 个序列，而不是 {found:,} 个",
     "llama_cpp_log": "无法读取日志 {path}：{reason}",
     "llama_cpp_log_empty": "日志 {path} 中没有 llama.cpp 打印的缓冲区",
