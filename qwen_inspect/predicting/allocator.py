@@ -137,6 +137,11 @@ class Pool:
         else:
             del self.unmapped[bisect_left(self.unmapped, (0, block.address))]
 
+    def replace(self, old: Collection[int], new: Sequence[Block]) -> None:
+        """Exchanges the free blocks at the addresses `old` for others."""
+        kept = [entry for entry in self.free if entry[1] not in old]
+        self.free[:] = sorted([*kept, *((block.size_bytes, block.address, block) for block in new)])
+
     def merge(self, block: Block) -> Block:
         """Merges `block`, which must not be in a list, with free neighbours of its kind: try_merge_blocks. Returns the result."""
         after, before = block.next, block.previous
@@ -341,10 +346,8 @@ class Allocator:
             raise OutOfMemory(segment_bytes)
         return self._driver.place(segment_bytes)
 
-    def refill(self, blocks: Sequence[Block], before: Block | None, after: Block | None, old: Collection[int]) -> None:
-        """Puts blocks between two others, instead of those that were free at the addresses `old`."""
-        pool = blocks[0].pool
-        pool.free = [entry for entry in pool.free if entry[1] not in old]
+    def link(self, blocks: Sequence[Block], before: Block | None, after: Block | None) -> None:
+        """Puts blocks between two others, instead of what was there."""
         if before is None:
             self._heads[blocks[0].address] = blocks[0]
         else:
@@ -353,8 +356,6 @@ class Allocator:
             after.previous = blocks[-1]
         for left, block, right in zip((before, *blocks), blocks, (*blocks[1:], after), strict=False):
             block.previous, block.next = left, right
-            if not block.in_use:
-                pool.add(block)
 
     def record(
         self, *, allocated_bytes: int, most_allocated_bytes: int, requested_bytes: int, most_requested_bytes: int

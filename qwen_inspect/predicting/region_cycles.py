@@ -105,25 +105,28 @@ class RegionCycles:
             for size in (self._least_bytes, self.region_bytes, self.region_bytes + 1)
         )
         state, state_bytes = regions.state
-        is_here = (state_bytes > SMALL_BYTES) == self._pool
-        partly = {regions.region_of(entry & ADDRESS) for entry in free[begin:end]}
-        partly |= {regions.region_of(state)} if is_here else set()
-        whole = [entry & ADDRESS for entry in free[end:stop]]
-        layouts = self._layouts(partly)
+        here = regions.region_of(state) if (state_bytes > SMALL_BYTES) == self._pool else None
+        # Smaller blocks decide nothing, but those that the state leaves beside it when it is freed.
+        blocks = {entry & ADDRESS: entry >> ADDRESS_BITS for entry in free[begin:end]}
+        layouts: dict[int, list[tuple[int, int]]] = {} if here is None else {here: []}
+        for start in sorted(blocks):
+            region = regions.region_of(start)
+            layouts.setdefault(region, []).append((start - region, blocks[start]))
+        partly = sorted(layouts)
         alike = (
             self.region_bytes,
             self._of_new,
-            tuple([(regions.by_start[start].size_bytes, *layouts[start]) for start in sorted(partly)]),
-            state - regions.region_of(state) if is_here else state,
-            sorted(partly).index(regions.region_of(state)) if is_here else None,
-            state_bytes,
+            tuple([(regions.by_start[start].size_bytes, *layouts[start]) for start in partly]),
+            (state, None) if here is None else (state - here, partly.index(here)),
+            (state_bytes, regions.size_at.get(state + state_bytes), state - regions.start_of.get(state, state)),
             tuple(regions.free[1 - self._pool]),
             tuple(free[stop:]),
         )
         made = len(regions.outputs)
+        whole = [entry & ADDRESS for entry in free[end:stop]]
         reserved = regions.allocator.reserved_bytes
         number = len(self._fewest_left)
-        return alike, _Moment(turns, sorted(partly), whole, reserved, regions.allocated_bytes, made, number)
+        return alike, _Moment(turns, partly, whole, reserved, regions.allocated_bytes, made, number)
 
     def _layouts(self, starts: set[int]) -> dict[int, list[tuple[int, int]]]:
         """Offset and size of the free blocks of these regions."""
@@ -170,12 +173,7 @@ class RegionCycles:
         layouts = self._layouts({*passed})
         new = [regions.add_segment(self._least_bytes)[0] for _ in range(more if self._of_new else 0)]
         starts = passed + (new or now.free[:more])
-        gone = {*starts[taken:]}
-        free = regions.free[self._pool]
-        for entry in [entry for entry in free if regions.region_of(entry & ADDRESS) in gone]:
-            start, size = entry & ADDRESS, entry >> ADDRESS_BITS
-            del regions.size_at[start], regions.start_of[start + size]
-            free.remove(entry)
+        regions.drop({*starts[taken:]}, self._pool)
         last = taken + more  # where the last regions come to stand
         for number, start in list(enumerate(starts))[taken:]:
             for offset, size in layouts[passed[number - more if number >= last else number % taken]]:

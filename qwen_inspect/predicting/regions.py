@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from .allocator import SMALL_BYTES, Allocator, Block
@@ -84,6 +84,15 @@ class Regions:
         insort(self.free[pool], size << ADDRESS_BITS | start)
         self.size_at[start], self.start_of[start + size] = size, start
 
+    def drop(self, regions: Collection[int], pool: int) -> None:
+        """Takes away all free blocks of these regions."""
+        free = self.free[pool]
+        gone = [entry for entry in free if self.region_of(entry & ADDRESS) in regions]
+        for entry in gone:
+            start, size = entry & ADDRESS, entry >> ADDRESS_BITS
+            del self.size_at[start], self.start_of[start + size]
+        free[:] = sorted({*free}.difference(gone))
+
     def cut(self, start: int, count: int, output_bytes: int) -> None:
         """Makes so many outputs side by side from the free block that starts here."""
         size, pool, taken = self.size_at.pop(start), int(output_bytes > SMALL_BYTES), count * output_bytes
@@ -106,6 +115,8 @@ class Regions:
         free = [(start, size, FREE) for start, size in self.size_at.items()]
         outputs: list[Block] = []
         state: Block | None = None
+        old: tuple[set[int], set[int]] = set(), set()  # of either pool the addresses of free blocks
+        new: tuple[list[Block], list[Block]] = [], []
         for start, pieces in self._by_region([*free, *side_by_side(self.outputs), (*self.state, STATE)]).items():
             region = self.by_start[start]
             if pieces == region.pieces:
@@ -117,9 +128,12 @@ class Regions:
                 block.requested_bytes = state_bytes if count == STATE else count * output_bytes
                 state = block if count == STATE else state
                 outputs += [block] if count > 0 else []
+                new[region.pool].extend([block] if count == FREE else [])
                 blocks.append(block)
-            old = {region.address + at - start for at, _, count in region.pieces if count == FREE}
-            self.allocator.refill(blocks, region.before, region.after, old)
+            self.allocator.link(blocks, region.before, region.after)
+            old[region.pool].update(region.address + at - start for at, _, count in region.pieces if count == FREE)
+        for pool, addresses, blocks in zip(self.allocator.pools, old, new, strict=True):
+            pool.replace(addresses, blocks)
         return state, outputs
 
 

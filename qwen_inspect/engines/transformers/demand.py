@@ -131,12 +131,15 @@ class TransformersDemand(Demand):
         """The requirement as one term. other: of the same run on another card or with dense weights, whose trace serves for
         this one too, if it is composed."""
         run, quantised = self.run, self.report.known.quantised
-        is_composed = other.traced is not None or other._composed(run.batch, run.prompt_tokens) is not None
+        low, high = self.context_bytes
         is_same = _kernels_of(run) == _kernels_of(other.run)
+        if is_same and self.report is other.report and quantised is None and run.mode != "train":
+            required = other.requirement(run.batch, run.prompt_tokens)
+            return replace(required, context_low_bytes=low, context_high_bytes=high)
+        is_composed = other.traced is not None or other._composed(run.batch, run.prompt_tokens) is not None
         exploration = other._explored(other.run if is_same else run) if is_composed else None
         if exploration is None:
             return self.requirement(run.batch, run.prompt_tokens)
-        low, high = self.context_bytes
         scratch_bytes = None
         if quantised is not None:
             fixed_bytes, token_bytes, _ = scratch_of(self.report, run)
