@@ -17,7 +17,6 @@ FLAGS = ("attention_bias", "mlp_bias", "use_bias", "qk_layernorm", "use_qk_norm"
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 SECTIONS = {**ROPE, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}
 SCALED = {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 8192}
-THREE_AXES = {**ROPE, "mrope_section": [2, 3, 3]}
 DELTA = ["linear_attention", *2 * ["linear_attention", "linear_attention", "full_attention"], "linear_attention"]
 LATE_QUERIES = {**ROPE, **SCALED, "llama_4_scaling_beta": 0.1}
 # Gemma 4's E2B and E4B: the last layers read the caches of others; layers have inputs of their own.
@@ -81,8 +80,6 @@ STRUCTURES: Mapping[str, Sequence[Mapping[str, Any]]] = {
             for pairs in (8, 6)
         ),
     ),
-    "qwen2_5_omni_thinker": ({"rope_parameters": THREE_AXES},),
-    "qwen3_omni_moe_thinker": ({"rope_parameters": THREE_AXES},),
     "opt": ({}, {"do_layer_norm_before": False, "word_embed_proj_dim": 32}),  # 350M is the second
 }
 RENAMED = ("hidden_size", "num_hidden_layers", "num_attention_heads")
