@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.keep_traces import defaults_of, related, report_of
 from benchmarks.learning import NotLearnt, Sample, learn
-from benchmarks.sampling import sampled
+from benchmarks.sampling import EXPERTS, sampled
 from benchmarks.structures import small, stated
 from qwen_inspect.architectures.quantised_presets import preset
 from qwen_inspect.checkpoint import Tensor
@@ -183,6 +183,15 @@ def sampled_tokens(outline: Outline, random: Random) -> int:
     )
 
 
+def aligned(base: Mapping[str, Any], random: Random) -> dict[str, Any]:
+    """`sampled`, with numbers of experts whose sums over rows are vectorised as those of `base`."""
+    config = sampled(base, random)
+    before, text = decoder_of(base), decoder_of(config)
+    assert isinstance(text, dict)
+    text.update({key: text[key] - text[key] % 4 for key in EXPERTS if key in text and before[key] % 4 == 0})
+    return config
+
+
 def sample(
     group: Group,
     base: dict[str, Any],
@@ -199,7 +208,7 @@ def sample(
     what = {**group.what, **({"lora_rank": random.randint(3, 40)} if "lora_rank" in group.what else {})}
     batch = random.choice(BATCHES["one sequence" not in regime])
     for _ in range(CONFIGS):
-        config = sampled(base, random)
+        config = aligned(base, random)
         _, _, outline = planned(config, **what)
         lengths = (sampled_tokens(outline, random) for _ in range(20))
         points = (Point(batch, tokens, tokens) for tokens in lengths)
@@ -223,7 +232,7 @@ def regimes(group: Group, random: Random) -> list[str]:
     names = set()
     base, _ = next(iter(group.configs.values()))
     for _ in range(20):
-        _, _, outline = planned(sampled(base, random), **group.what)
+        _, _, outline = planned(aligned(base, random), **group.what)
         for _ in range(10):
             tokens = sampled_tokens(outline, random)
             names |= {regime_of(outline.thresholds, Point(batches[0], tokens, tokens)) for batches in BATCHES}

@@ -190,8 +190,8 @@ class _Search:
         conditions = list(dict.fromkeys(conditions))
         self.variables = Variables.of_samples([condition.dimensions for condition in conditions], alignment=aligned)
         self._values = {condition: self.variables.values(condition.dimensions) for condition in conditions}
-        relations = self.variables.relations
-        follow = {relation.top[0] if len(relation.top) == 1 else relation.bottom[0] for relation in relations}
+        # Products stay: a chain of them may have too many factors.
+        follow = {relation.top[0] for relation in self.variables.relations if len(relation.top) == 1}
         self._free = [
             number
             for number, constant in enumerate(self.variables.constants)

@@ -76,6 +76,9 @@ def loaded_in(report: Report, plan: Plan) -> tuple[tuple[Coefficients, str, str]
     matrices behind its own, then buffers, then what belongs to packed weights.
     """
     loaded = {tensor.name: tensor.size_bytes for tensor in plan.weights}
+    if plan.four_bits is not None:  # biases stay in float32 until the first forward
+        biases = {f"{module}.bias" for module in plan.four_bits.modules}
+        loaded |= {tensor.name: 4 * tensor.elements for tensor in plan.weights if tensor.name in biases}
     matrices: dict[str, list[TrainedTensor]] = {}
     for matrix in plan.matrices:
         matrices.setdefault(matrix.module, []).append(matrix)

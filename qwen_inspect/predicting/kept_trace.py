@@ -92,6 +92,7 @@ class KeptTrace:
     kept: (allocation, "cache" or "state") of what the cache keeps, as in a `Timeline`. sums, cast, owners: for training runs, and
     not stored in files. sums: (allocation, polynomial of outputs, of inputs, vectors) each, a vector for each of ALIGNMENTS.
     owners: (allocation, module) each, as in a `Timeline`. chunk_tokens: as in a `ChunkedPoint`.
+    loaded: the number of the first allocations that stand before the run, of one that does not load.
     """
 
     stages: tuple[Stage, ...]
@@ -103,6 +104,7 @@ class KeptTrace:
     kept: tuple[tuple[int, str], ...] = field(default=(), compare=False)
     owners: tuple[tuple[int, str], ...] = ()
     chunk_tokens: int = CHUNK_TOKENS
+    loaded: int = 0
 
     def at(self, point: Point) -> Timeline:
         """The run for a workload, each size in bytes."""

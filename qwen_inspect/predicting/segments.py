@@ -8,7 +8,9 @@ itself, what is left of another segment, such as the output of the layer before,
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from itertools import groupby, pairwise
 from operator import gt, lt
 from typing import Any, NamedTuple
@@ -24,6 +26,7 @@ LAYER = re.compile(
 )
 ANY_LAYER = "#"  # in a module's name, instead of the layer's number
 BACKWARD = "backward"
+LOADED = -1  # the part of what the first stage loads
 FIRST, LAST, FIRST_OF_KIND, LAST_OF_KIND = 1, 2, 4, 8
 
 
@@ -154,6 +157,9 @@ def _segments(
         stages.append((name, pieces[-1][0] + 1 - begin))
     freed_at = {-1 - entry: (part, layer) for part, layer, entries in pieces for entry in entries if entry < 0}
     outliving: dict[tuple[int, int | None], dict[int, int]] = {}
+    for layer, entries in _by_layer(trace.allocations[: trace.loaded]).items():
+        owners |= {entry: (LOADED, layer, number) for number, entry in enumerate(entries)}
+        outliving[LOADED, layer] = {entry: number for number, entry in enumerate(entries)}
     for part, layer, entries in pieces:
         left = [entry for entry in reversed(entries) if entry >= 0 and freed_at.get(entry) != (part, layer)]
         outliving[part, layer] = {entry: number for number, entry in enumerate(left)}
@@ -215,6 +221,15 @@ def _parts(trace: KeptTrace) -> Iterator[tuple[str, list[tuple[int, int | None, 
         yield stage.name, segments
 
 
+def _by_layer(loaded: Sequence[tuple[Any, str, str]]) -> dict[int | None, list[int]]:
+    """The numbers of what is loaded, in each layer and outside of the layers."""
+    numbers: dict[int | None, list[int]] = defaultdict(list)
+    for number, (_, module, _) in enumerate(loaded):
+        match = LAYER.search(module)
+        numbers[int(match[0]) if match else None].append(number)
+    return numbers
+
+
 def _labels(trace: KeptTrace) -> list[int | None]:
     """The layer of each event. A free belongs to what is around it, or to the layer of what it frees if that was made in a stage
     before, and there is no backward: so a cache is freed that grows. Behind the last layer, what was made outside of the layers
@@ -233,7 +248,7 @@ def _labels(trace: KeptTrace) -> list[int | None]:
             label = int(match[0]) if match else None
             made[entry] = (stage, label)
         else:
-            before, owner = made[-1 - entry]
+            before, owner = made.get(-1 - entry, (stage, None))  # what is loaded stands before all
             if owner is not None and before < stage and not trains:
                 label = owner
         labels.append(label)
@@ -305,6 +320,7 @@ def compose(
     sums: list[tuple[int, Any, Any, tuple[int, ...]]] = []
     begun: dict[tuple[int, int | None], tuple[int, Sequence[int]]] = {}  # first request and what outlives, by segment
     begins = [Stage(name="load", first_event=0)] if loaded else []
+    begun |= {(LOADED, layer): (0, numbers) for layer, numbers in _by_layer(loaded).items()}
     ready: dict[Place, _Ready] = {}
     ends, part = ends_of(kinds, stages), -1
     pass_ends: dict[int, int] = {}  # the last layer of each part
@@ -326,7 +342,9 @@ def compose(
                     end = pass_ends[other.part] if layer is None else layer
                     owner = None if other.layer is None else end + other.layer
                     start, left = begun[other.part, owner]
-                    targets.append(-1 - start - (other.number if owner is None else left[other.number]))
+                    targets.append(
+                        -1 - start - (other.number if owner is None and other.part != LOADED else left[other.number])
+                    )
                 name = "" if layer is None else str(layer)
                 allocations += [
                     (size, before if after is None else f"{before}{name}{after}", operator)
@@ -352,18 +370,10 @@ def compose(
 
 
 def apart(trace: KeptTrace) -> tuple[tuple[tuple[Any, str, str], ...], KeptTrace]:
-    """What the trace's first stage loads, and the rest."""
+    """What the trace's first stage loads, and the rest, which may free some of that."""
     begin = trace.stages[1].first_event
-    rest = KeptTrace(
-        stages=tuple(Stage(name=stage.name, first_event=stage.first_event - begin) for stage in trace.stages[1:]),
-        allocations=trace.allocations[begin:],
-        order=tuple(entry - begin if entry >= 0 else entry + begin for entry in trace.order[begin:]),
-        made_by=trace.made_by,
-        sums=tuple((summed[0] - begin, *summed[1:]) for summed in trace.sums),
-        kept=tuple((number - begin, use) for number, use in trace.kept),
-        chunk_tokens=trace.chunk_tokens,
-    )
-    return trace.allocations[:begin], rest
+    stages = (Stage(name=stage.name, first_event=stage.first_event - begin) for stage in trace.stages[1:])
+    return trace.allocations[:begin], replace(trace, stages=tuple(stages), order=trace.order[begin:], loaded=begin)
 
 
 def deepen(shallow: KeptTrace, shallow_kinds: Sequence[Hashable], kinds: Sequence[Hashable]) -> KeptTrace:

@@ -11,10 +11,9 @@ import pytest
 
 from benchmarks.accuracy import recorded_run
 from benchmarks.keep_traces import first_layers, report_of
-from benchmarks.keep_training import releases
+from benchmarks.keep_training import aligned, releases
 from benchmarks.predicted import model_of
 from benchmarks.recordings import each
-from benchmarks.sampling import sampled
 from benchmarks.structures import bases
 from qwen_inspect.architectures.quantised_presets import preset
 from qwen_inspect.loaders import catalog
@@ -69,7 +68,7 @@ def assert_as_transformers(config: Mapping[str, Any], **changes: Any) -> None:
 def test_an_unseen_configuration_trains_as_transformers_trains_it(family: str, seed: int) -> None:
     random = Random(f"{family} trained {seed}")
     base = next(bases(family))
-    config = first_layers(sampled(base, random), random.randint(4, 5))
+    config = first_layers(aligned(base, random), random.randint(4, 5))
     changes = {"optimizer": COVERED[seed], "prompt_tokens": random.randint(8, 90), **OPTIONS[seed]}
     assert_as_transformers(config, **changes)
 
@@ -113,7 +112,7 @@ def test_unseen_adapters_train_as_transformers_and_peft_train_them(
         return is_covered(report, replace(run, attention=report.spec.kernel))
 
     base = next(config for config in releases(family) if is_learnt(config))
-    config = packed(first_layers(sampled(base, random), random.randint(4, 5)))
+    config = packed(first_layers(aligned(base, random), random.randint(4, 5)))
     changes = {"optimizer": COVERED[-seed % len(COVERED)], "checkpointing": False, **OPTIONS[-seed % len(OPTIONS)]}
     tokens = random.randint(8, 90)
     assert_as_transformers(config, lora_rank=run.lora_rank, lora_targets=modules, prompt_tokens=tokens, **changes)
