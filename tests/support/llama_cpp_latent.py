@@ -82,6 +82,20 @@ def kimi() -> Tensors:
     return recurrent(tensors, (0, 2), KDA)
 
 
+def ling() -> Tensors:
+    """Delta attention with whole gates, a latent gated by head, the same again; the first layer is dense."""
+    latent = {**LATENT, **SHARED, "attn_gate.weight": ((WIDTH, HEADS), "F16")}
+    tensors = without(decoder(4, mixture=True, further=latent), *PARTS)
+    others = ("attn_q_a", "attn_q_b", "attn_kv_a", "attn_k_b", "attn_v_b", "attn_gate")
+    tensors = without(tensors, *(f"blk.{layer}.{part}" for layer in (0, 2) for part in others))
+    square = {f"ssm_{part}_a.weight": ((WIDTH, HEADS * KDA_HEAD), "F16") for part in "fg"}
+    delta = {**{name: kind for name, kind in KDA.items() if "_b." not in name}, **square}
+    tensors = recurrent(tensors, (0, 2), delta)
+    first = [entry for entry in decoder(1) if entry[0].startswith("blk.0.ffn_") and "norm" not in entry[0]]
+    dense = ("ffn_gate", "ffn_up", "ffn_down", "exp_probs")
+    return [*without(tensors, *(f"blk.0.{part}" for part in dense)), *first]
+
+
 def kimi_k3() -> Tensors:
     """Delta attention, a latent, the same again; the first layer is dense, experts have a narrower state."""
     scores = {f"{part}_res_score.weight": ((WIDTH,), "F32") for part in ("attn", "ffn")}
@@ -398,6 +412,27 @@ LATENT_SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]]
             "swiglu_clamp_exp": [10.0] * 4,
         },
         pooling,
+    ),
+    "bailingmoe3": (
+        4,
+        {
+            **MIXTURE,
+            **GATED,
+            "leading_dense_block_count": 1,
+            "expert_shared_count": 1,
+            "attention.head_count_kv": [0, 1, 0, 1],
+            "attention.q_lora_rank": NARROW,
+            "attention.kv_lora_rank": RANK,
+            "rope.dimension_count": ROPE,
+            "attention.key_length": RANK + ROPE,
+            "attention.value_length": RANK,
+            "attention.key_length_mla": HEAD + ROPE,
+            "attention.value_length_mla": HEAD,
+            "kda.head_dim": KDA_HEAD,
+            "kda.gate_lower_bound": -5.0,
+            "ssm.conv_kernel": KERNEL,
+        },
+        ling,
     ),
     "kimi-k3": (
         4,

@@ -91,7 +91,9 @@ class Attention(Parts):
     def _turned(self, layer: int, node: Node) -> Node:
         if not self._turns(layer):
             return node
-        return like("ROPE", node, self._input("positions", I32, self._batch.tokens * self._design.positions))
+        every = 4 if self._read.architecture == "bailingmoe3" and self._key("rope.dimension_sections") else 1
+        positions = max(every, self._design.positions) * self._batch.tokens
+        return like("ROPE", node, self._input("positions", I32, positions))
 
     def _turns(self, layer: int) -> bool:
         """Whether RoPE turns Q and K. Source: hparams.has_rope, n_no_rope_layer_step."""

@@ -21,6 +21,7 @@ class Design:
     scaled_rows: bool = False  # by a row of numbers for tokens, where inputs may be mixed
     unmixed: bool = False  # tokens and embeddings are never in one batch
     contiguous_tails: bool = False  # what a convolution keeps is made contiguous first
+    gated_heads: bool = False  # a latent attention's gate has a number for each head
     normed_embedding: bool = False  # by an RMS norm without a weight
     scaled_query: bool = False
     gated_query: bool = False  # Q's matrix makes a gate for attention's result too
@@ -156,6 +157,7 @@ DESIGNS: Mapping[str, Design] = {
         turns=False, gating=None, gated_by_default="sigmoid", normalised=None, clamps_at_once=True, since=11_434
     ),
     "qwen4exp": Design(positions=4, gated_query=True, output_norm=None, contiguous_tails=True, since=11_434),
+    "bailingmoe3": Design(gating=None, normalised=None, gated_heads=True, rows_at="norm", since=11_434),
     "hy_v4": Design(gating=None, normalised=None, clamps_at_once=True, since=11_434),
     "kimi-k3": Design(turns=False, gating=None, normalised=None, since=11_218),
     "kimi-linear": Design(turns=False, gating=None, norms_apart=True, since=11_218),

@@ -20,12 +20,14 @@ class Kda(Recurrent):
         steps = self._read.recurrence.conv_kernel - 1
         states, last = self._state(layer, 3 * steps * size * heads)
         query, key, value = (self._convolved(layer, part, at, states, last, inputs) for at, part in enumerate("qkv"))
-        decay = matmul(self._needed(f"{prefix}ssm_f_b.weight"), matmul(self._needed(f"{prefix}ssm_f_a.weight"), inputs))
+        decay, wide = matmul(self._needed(f"{prefix}ssm_f_a.weight"), inputs), self._weight(f"{prefix}ssm_f_b.weight")
+        decay = decay if wide is None else matmul(wide, decay)
         decay = like("ADD", decay, self._needed(f"{prefix}ssm_dt.bias"))
         rate = reshape(self._needed(f"{prefix}ssm_a"), 1, heads)
         if self._key("kda.gate_lower_bound") is not None:
             decay = like("MUL", reshape(decay, size, heads, tokens * sequences), rate)
-            decay = like("SCALE", like("UNARY", like("SCALE", decay)))
+            decay = decay if wide is None else like("SCALE", decay)
+            decay = like("SCALE", like("UNARY", decay))
         else:
             decay = like("MUL", reshape(like("UNARY", decay), size, heads, tokens * sequences), rate)
         decay = reshape(decay, *shape)
@@ -42,9 +44,10 @@ class Kda(Recurrent):
         numbers = size * size * heads
         after = view(result, (numbers, sequences), (4 * numbers,), 4 * size * heads * tokens * sequences)
         self.graph.expand(copied(after, view(states, (numbers, sequences), (states.strides[1],))))
-        whole = self._weight(f"{prefix}ssm_g.weight")
-        narrow = inputs if whole is not None else matmul(self._needed(f"{prefix}ssm_g_a.weight"), inputs)
-        gate = matmul(whole or self._needed(f"{prefix}ssm_g_b.weight"), narrow)
+        gate = inputs
+        for part in ("", "_a", "_b"):  # one matrix, or two
+            matrix = self._weight(f"{prefix}ssm_g{part}.weight")
+            gate = gate if matrix is None else matmul(matrix, gate)
         gate = like("UNARY", reshape(gate, size, heads, tokens * sequences))
         normed = self._norm(reshape(output, size, heads, tokens * sequences), f"{prefix}ssm_norm")
         gated = contiguous(like("MUL", normed, gate), size * heads, tokens * sequences)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .attention import cache_view, stored_whole
 from .indexer import Indexer
-from .tensors import I64, Node, contiguous, matmul, new, permute, reshape, stored, view
+from .tensors import I64, Node, contiguous, like, matmul, new, permute, reshape, stored, view
 
 
 class Latent(Indexer):
@@ -34,8 +34,18 @@ class Latent(Indexer):
         attended = absorbs(layer, query, latent, key_rope)
         gate = self._weight(f"{prefix}attn_gate.weight")
         if gate is not None:
-            attended = self._gated(attended, matmul(gate, inputs))
+            scores = matmul(gate, inputs)
+            attended = (
+                self._gated_heads(attended, scores) if self._design.gated_heads else self._gated(attended, scores)
+            )
         return self._linear(f"{prefix}attn_output", attended)
+
+    def _gated_heads(self, attended: Node, scores: Node) -> Node:
+        """By a number for each head. Source: bailingmoe3.cpp."""
+        heads, tokens = scores.shape[:2]
+        opened = like("UNARY", reshape(scores, 1, heads, tokens))
+        by_head = reshape(attended, attended.shape[0] // heads, heads, tokens)
+        return contiguous(like("MUL", by_head, opened), *attended.shape[:2])
 
     def _absorbed(self, layer: int, query: Node, latent: Node, key_rope: Node) -> Node:
         """The latent alone lies in the cache. Source: build_attn with llm_graph_input_attn_k."""
