@@ -275,11 +275,14 @@ def write_predicting(path: Path, architecture: str) -> Path:
     else:
         own = renamed([entry for entry in stored if entry[0].startswith(copied)], copied, f"blk.{layers}.")
     own += [(f"blk.{layers}.nextn.eh_proj.weight", (2 * WIDTH, WIDTH), "F16")]
-    own += [(f"blk.{layers}.nextn.{part}.weight", (WIDTH,), "F32") for part in ("enorm", "hnorm", "shared_head_norm")]
+    last = "layer_output_norm" if architecture == "bailingmoe3" else "nextn.shared_head_norm"
+    own += [(f"blk.{layers}.{name}.weight", (WIDTH,), "F32") for name in ("nextn.enorm", "nextn.hnorm", last)]
     metadata = {**COMMON, "block_count": layers + 1, **keys, "nextn_predict_layers": 1}
     if architecture == "nemotron_h_moe":
         metadata |= {"attention.head_count_kv": [0, KV_HEADS, 0, 0, KV_HEADS]}
         metadata |= {"feed_forward_length": [0, 0, INNER, 0, 0], "expert_feed_forward_length": [EXPERT_INNER] * 5}
+    elif isinstance(keys.get("attention.head_count_kv"), list):
+        metadata["attention.head_count_kv"] = [*keys["attention.head_count_kv"], 1]
     elif "attention.sliding_window_pattern" in keys:
         pattern = keys["attention.sliding_window_pattern"]
         metadata["attention.sliding_window_pattern"] = [*pattern, pattern[0]]

@@ -11,6 +11,7 @@ from .tensors import F32, I32, Graph, Node, leaf, like, matmul, new, rows
 
 QWEN = ("qwen35", "qwen35moe", "qwen3next")
 ALONE = (
+    "bailingmoe3",
     "cohere2moe",
     "deepseek2",
     "deepseek32",
@@ -41,7 +42,7 @@ class Prediction(Decoder):
         joined = new("CONCAT", (2 * read.embedding, tokens, 1, 1), embedded, hidden)
         inputs = matmul(self._needed(f"{prefix}nextn.eh_proj.weight"), joined)
         early = read.architecture in ROWS_AFTER_ATTENTION
-        if early or read.architecture in QWEN:
+        if early or read.architecture in (*QWEN, "bailingmoe3"):
             state = self._predicting_layer(read.layers, inputs, early)
         else:
             state = self._layer(read.layers, inputs)
@@ -54,7 +55,8 @@ class Prediction(Decoder):
         if before:
             state = rows(state, chosen)
             state.is_output = True
-        own = f"{prefix}nextn.shared_head_norm"
+        own = f"{prefix}layer_output_norm"  # Ling 3's
+        own = own if f"{own}.weight" in self._tensors else f"{prefix}nextn.shared_head_norm"
         if self._read.architecture == "nemotron_h_moe":
             state = like("MUL", like("NORM", state), self._needed(f"{own}.weight"))
         else:
@@ -70,7 +72,7 @@ class Prediction(Decoder):
         return self.graph
 
     def _predicting_layer(self, layer: int, inputs: Node, early: bool) -> Node:
-        """Attention and experts, whose norm has the name of one after attention."""
+        """Attention and experts, whose norm may have the name of one after attention."""
         prefix = f"blk.{layer}."
         attended = self._attention(layer, self._norm(inputs, f"{prefix}attn_norm"))
         chosen, summed_first = self._input("out_ids", I32, self._batch.outputs), self._design.single
@@ -79,5 +81,6 @@ class Prediction(Decoder):
         middle = like("ADD", attended, inputs)
         if early and summed_first:
             middle = rows(middle, chosen)
-        forward = self._feed_forward(layer, self._norm(middle, f"{prefix}post_attention_norm"))
+        norm = f"{prefix}post_attention_norm"
+        forward = self._feed_forward(layer, self._norm(middle, norm if self._has(norm) else f"{prefix}ffn_norm"))
         return like("ADD", forward, middle)
