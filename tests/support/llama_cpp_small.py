@@ -267,7 +267,7 @@ SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]] = {
 def write_predicting(path: Path, architecture: str) -> Path:
     """The same with a layer for multi-token prediction, a copy of the fourth or the last, which attends."""
     layers, keys, tensors = SMALL[architecture]
-    stored, copied = tensors(), f"blk.{min(layers - 1, 3)}."
+    stored, copied = tensors(), f"blk.{layers - 1 if architecture == 'deepseek4' else min(layers - 1, 3)}."
     if architecture == "nemotron_h_moe":
         stored, own = nemotron(mixture=True), nemotron_predicting(layers)
     elif architecture == "mimo2":
@@ -278,6 +278,9 @@ def write_predicting(path: Path, architecture: str) -> Path:
     last = "layer_output_norm" if architecture == "bailingmoe3" else "nextn.shared_head_norm"
     own += [(f"blk.{layers}.{name}.weight", (WIDTH,), "F32") for name in ("nextn.enorm", "nextn.hnorm", last)]
     metadata = {**COMMON, "block_count": layers + 1, **keys, "nextn_predict_layers": 1}
+    for key in ("attention.compress_ratios", "swiglu_clamp_exp"):
+        if key in keys:
+            metadata[key] = [*keys[key], keys[key][-1]]
     if architecture == "nemotron_h_moe":
         metadata |= {"attention.head_count_kv": [0, KV_HEADS, 0, 0, KV_HEADS]}
         metadata |= {"feed_forward_length": [0, 0, INNER, 0, 0], "expert_feed_forward_length": [EXPERT_INNER] * 5}

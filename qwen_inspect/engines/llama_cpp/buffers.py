@@ -104,7 +104,7 @@ class Plan:
             if head % CACHE_TYPES[name].numbers:  # llama_init_from_model
                 block = CACHE_TYPES[name].numbers
                 raise UnsupportedError("cache_not_whole_blocks", format=name, block=block, elements=head)
-        self.sizes = sizes_of(self.read, options, build)
+        self.sizes = sizes_of(self.read, options, build, predicts=predicts)
         self.card_bytes = card_bytes
         if options.split_mode == "row" and card_bytes and build.number >= NO_ROWS:
             raise UsageError("llama_cpp_split_row", build=build.name)
@@ -123,7 +123,7 @@ class Plan:
         """The same with another context and other sequences, each with cells of its own."""
         plan = copy(self)
         plan.options = replace(self.options, context_tokens=context_tokens, sequences=sequences)
-        plan.sizes = sizes_of(self.read, plan.options, self.build)
+        plan.sizes = sizes_of(self.read, plan.options, self.build, predicts=self.predicts)
         return plan
 
     def changed(self, **options: Any) -> Plan:

@@ -41,7 +41,7 @@ class Sizes:
         return self.cells * self.streams
 
 
-def sizes_of(read: GgufHyperparameters, options: LlamaCppOptions, build: Build) -> Sizes:
+def sizes_of(read: GgufHyperparameters, options: LlamaCppOptions, build: Build, *, predicts: bool = False) -> Sizes:
     """Raises UsageError if neither the command nor the file has a context, and for more sequences than llama.cpp has."""
     sequences = max(_sequences(options, build), 1)
     if sequences > MOST_SEQUENCES:
@@ -61,7 +61,7 @@ def sizes_of(read: GgufHyperparameters, options: LlamaCppOptions, build: Build) 
     window = cells
     if read.window_kind is not None and build.windows and not options.full_window:
         window = min(cells, padded(read.window * (sequences if streams == 1 else 1) + micro_batch))
-    if read.compress_ratios:  # its sequences never share cells
+    if read.compress_ratios and not predicts:  # its sequences never share cells
         streams, window = sequences, min(cells, padded(read.window + micro_batch))
     return Sizes(
         cells=cells,
@@ -97,8 +97,8 @@ class Cells:
 
     def cache(self) -> Iterator[Buffer]:
         """K and V by device: one cache for full attention, one for windows, one for the keys of an index."""
-        if self.read.compress_ratios and not self.predicts:
-            yield from self._compressed()
+        if self.read.compress_ratios:
+            yield from self._last_cells() if self.predicts else self._compressed()
             return
         if not self.read.cache_is_known:
             yield Buffer(kind="cache", device=self.devices[-1], size_bytes=None)
@@ -113,6 +113,12 @@ class Cells:
             yield from self._by_device({layer: self._cells_bytes(layer, windowed) for layer in layers})
         indexed = (layer for layer in range(self.read.all_layers) if self._attends(layer))
         yield from self._by_device({layer: self._index_bytes(layer) for layer in indexed})
+
+    def _last_cells(self) -> Iterator[Buffer]:
+        """K and V of the last tokens: DeepSeek-V4's layers for multi-token prediction compress none."""
+        numbers, layers = (self.read.key_length, self.read.value_length), range(self.read.layers, self.read.all_layers)
+        cells = self.sizes.window_cells
+        yield from self._by_device({layer: self._parts_bytes(layer, numbers, cells, 1) for layer in layers})
 
     def _compressed(self) -> Iterator[Buffer]:
         """The last tokens' cells, then each kind of compressed ones."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ...errors import UnsupportedError
 from .graphs import Decoder
-from .tensors import F32, I32, Graph, Node, leaf, like, matmul, new, rows
+from .tensors import F32, I32, Graph, Node, leaf, like, matmul, new, reshape, rows
 
 QWEN = ("qwen35", "qwen35moe", "qwen3next")
 ALONE = (
@@ -15,6 +15,7 @@ ALONE = (
     "cohere2moe",
     "deepseek2",
     "deepseek32",
+    "deepseek4",
     "glm-dsa",
     "glm4moe",
     "nemotron_h_moe",
@@ -37,6 +38,8 @@ class Prediction(Decoder):
         prefix = f"blk.{read.layers}."
         embedding = self._weight(f"{prefix}nextn.embed_tokens.weight") or self._needed("token_embd.weight")
         embedded = rows(embedding, self._input("tokens", I32, tokens))
+        if read.architecture == "deepseek4":
+            return self._from_streams(prefix, embedded)
         hidden = self._norm(leaf(F32, read.embedding, tokens), f"{prefix}nextn.hnorm")
         embedded = self._norm(embedded, f"{prefix}nextn.enorm")
         joined = new("CONCAT", (2 * read.embedding, tokens, 1, 1), embedded, hidden)
@@ -47,6 +50,30 @@ class Prediction(Decoder):
         else:
             state = self._layer(read.layers, inputs)
         return self._drafted(prefix, state, early)
+
+    def _from_streams(self, prefix: str, embedded: Node) -> Graph:
+        """DeepSeek-V4's, which keeps the streams of its model."""
+        read, tokens, count = self._read, self._batch.tokens, self._streams
+        layer, width = read.layers, read.embedding
+        hidden = self._norm(reshape(leaf(F32, width * count, tokens), width, count, tokens), f"{prefix}nextn.hnorm")
+        embedded = self._in_streams(self._norm(embedded, f"{prefix}nextn.enorm"))
+        joined = new("CONCAT", (2 * width, count, tokens, 1), embedded, hidden)
+        states = matmul(self._needed(f"{prefix}nextn.eh_proj.weight"), joined)
+        mixed, shares, mixing = self._read_streams(states, f"{prefix}hc_attn")
+        attended = self._compressed_attention(layer, self._norm(mixed, f"{prefix}attn_norm"))
+        states = self._written(attended, states, shares, mixing)
+        mixed, shares, mixing = self._read_streams(states, f"{prefix}hc_ffn")
+        forward = self._feed_forward(layer, self._norm(mixed, f"{prefix}ffn_norm"))
+        states = self._written(forward, states, shares, mixing)
+        chosen = rows(self._flat(states), self._out_ids)
+        chosen.is_output = True
+        state = self._summed_streams(reshape(chosen, width, count, self._batch.outputs), "output_hc")
+        own = f"{prefix}nextn.shared_head_norm"
+        state = self._norm(state, own if self._has(own) else "output_norm")
+        state.is_output = True
+        head = self._weight(f"{prefix}nextn.shared_head_head.weight") or self._needed("output.weight")
+        self.graph.expand(matmul(head, state))
+        return self.graph
 
     def _drafted(self, prefix: str, state: Node, early: bool) -> Graph:
         """From a layer's result to the logits."""
