@@ -248,8 +248,10 @@ class _Reader:
         listed = self._flags("attention.indexer.types")
         dense = self._count("leading_dense_block_count", 0)
         match self._name:
-            case "deepseek32" | "qwen4exp":
+            case "deepseek32":
                 full = trunk
+            case "qwen4exp":
+                full = trunk = (True,) * self._all  # with the layer for multi-token prediction
             case "deepseek4":
                 full = (False,) * self._all
             case "minimax-m3":

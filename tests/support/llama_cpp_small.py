@@ -50,7 +50,7 @@ from .llama_cpp_files import (
     write_header,
 )
 from .llama_cpp_further import FURTHER
-from .llama_cpp_latent import LATENT_SMALL
+from .llama_cpp_latent import LATENT_SMALL, of_grams
 from .llama_cpp_others import OTHERS
 
 # Architecture, or with a variant after a colon -> (layers, keys beside COMMON, tensors).
@@ -277,6 +277,9 @@ def write_predicting(path: Path, architecture: str) -> Path:
     own += [(f"blk.{layers}.nextn.eh_proj.weight", (2 * WIDTH, WIDTH), "F16")]
     last = "layer_output_norm" if architecture == "bailingmoe3" else "nextn.shared_head_norm"
     own += [(f"blk.{layers}.{name}.weight", (WIDTH,), "F32") for name in ("nextn.enorm", "nextn.hnorm", last)]
+    if architecture == "qwen4exp":
+        own = [entry for entry in own if "nextn.hnorm" not in entry[0] and "shared_head" not in entry[0]]
+        own += hyper_predicting(layers)
     metadata = {**COMMON, "block_count": layers + 1, **keys, "nextn_predict_layers": 1}
     for key in ("attention.compress_ratios", "swiglu_clamp_exp"):
         if key in keys:
@@ -290,6 +293,15 @@ def write_predicting(path: Path, architecture: str) -> Path:
         pattern = keys["attention.sliding_window_pattern"]
         metadata["attention.sliding_window_pattern"] = [*pattern, pattern[0]]
     return write_header(path, architecture.partition(":")[0], metadata, [*stored, *own])
+
+
+def hyper_predicting(layer: int) -> Tensors:
+    """Qwen4-Exp's: norms of all streams, whose sum has matrices of its own."""
+    head = [entry for entry in of_grams() if entry[0].startswith("output_hc_")]
+    own: Tensors = [
+        (name.replace("output_hc_", f"blk.{layer}.nextn.hc_head_"), shape, kind) for name, shape, kind in head
+    ]
+    return [(f"blk.{layer}.nextn.hnorm.weight", head[0][1], "F32"), *own]
 
 
 def dense_predicting() -> Tensors:

@@ -19,6 +19,7 @@ ALONE = (
     "glm-dsa",
     "glm4moe",
     "nemotron_h_moe",
+    "qwen4exp",
     *QWEN,
 )  # one such layer at most
 KNOWN = (*ALONE, "hy_v3", "mimo2", "step35")
@@ -40,6 +41,8 @@ class Prediction(Decoder):
         embedded = rows(embedding, self._input("tokens", I32, tokens))
         if read.architecture == "deepseek4":
             return self._from_streams(prefix, embedded)
+        if read.architecture == "qwen4exp":
+            return self._from_gated_streams(prefix, embedded)
         hidden = self._norm(leaf(F32, read.embedding, tokens), f"{prefix}nextn.hnorm")
         embedded = self._norm(embedded, f"{prefix}nextn.enorm")
         joined = new("CONCAT", (2 * read.embedding, tokens, 1, 1), embedded, hidden)
@@ -53,12 +56,8 @@ class Prediction(Decoder):
 
     def _from_streams(self, prefix: str, embedded: Node) -> Graph:
         """DeepSeek-V4's, which keeps the streams of its model."""
-        read, tokens, count = self._read, self._batch.tokens, self._streams
-        layer, width = read.layers, read.embedding
-        hidden = self._norm(reshape(leaf(F32, width * count, tokens), width, count, tokens), f"{prefix}nextn.hnorm")
-        embedded = self._in_streams(self._norm(embedded, f"{prefix}nextn.enorm"))
-        joined = new("CONCAT", (2 * width, count, tokens, 1), embedded, hidden)
-        states = matmul(self._needed(f"{prefix}nextn.eh_proj.weight"), joined)
+        layer, (width, count) = self._read.layers, (self._read.embedding, self._streams)
+        states = self._joined_streams(prefix, embedded)
         mixed, shares, mixing = self._read_streams(states, f"{prefix}hc_attn")
         attended = self._compressed_attention(layer, self._norm(mixed, f"{prefix}attn_norm"))
         states = self._written(attended, states, shares, mixing)
@@ -73,6 +72,32 @@ class Prediction(Decoder):
         state.is_output = True
         head = self._weight(f"{prefix}nextn.shared_head_head.weight") or self._needed("output.weight")
         self.graph.expand(matmul(head, state))
+        return self.graph
+
+    def _joined_streams(self, prefix: str, embedded: Node) -> Node:
+        width, count, tokens = self._read.embedding, self._streams, self._batch.tokens
+        hidden = self._norm(reshape(leaf(F32, width * count, tokens), width, count, tokens), f"{prefix}nextn.hnorm")
+        embedded = self._in_streams(self._norm(embedded, f"{prefix}nextn.enorm"))
+        joined = new("CONCAT", (2 * width, count, tokens, 1), embedded, hidden)
+        return matmul(self._needed(f"{prefix}nextn.eh_proj.weight"), joined)
+
+    def _from_gated_streams(self, prefix: str, embedded: Node) -> Graph:
+        """Qwen4-Exp's."""
+        layer, index = self._read.layers, self._read.indexer
+        self.graph.expand(self._input("state_ids", I32, self._batch.sequences))
+        for node in self._pool_inputs() if index.pool else ():
+            self.graph.expand(node)
+        states = self._joined_streams(prefix, embedded)
+        mixed, shares = self._gated_streams(states, f"{prefix}hc_attn")
+        states = self._added(states, self._chosen_attention(layer, mixed), shares)
+        mixed, shares = self._gated_streams(states, f"{prefix}hc_ffn")
+        states = self._added(states, self._feed_forward(layer, mixed), shares)
+        flat = self._flat(states)
+        chosen = rows(flat, self._last_ids)
+        self.graph.expand(flat)
+        _, state = self._gated_sum(reshape(chosen, *states.shape[:2], self._batch.outputs), f"{prefix}nextn.hc_head")
+        state.is_output = True
+        self.graph.expand(matmul(self._weight("output.weight") or self._needed("token_embd.weight"), state))
         return self.graph
 
     def _drafted(self, prefix: str, state: Node, early: bool) -> Graph:

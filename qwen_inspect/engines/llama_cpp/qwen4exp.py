@@ -19,8 +19,8 @@ class Qwen4Exp(Attention, FeedForward, Recurrent, HyperConnections, Pools):
     _seen: Node | None = None
 
     def _qwen4exp(self, state: Node, grams: Node | None) -> Node:
-        read, indexes = self._read, self._read.indexer.pool > 0
-        for node in self._pool_inputs() if indexes else ():
+        read = self._read
+        for node in self._pool_inputs() if read.indexer.pool else ():
             self.graph.expand(node)
         states = self.graph.expand(self._in_streams(state))
         for layer in range(read.layers):
@@ -29,11 +29,7 @@ class Qwen4Exp(Attention, FeedForward, Recurrent, HyperConnections, Pools):
                 states = self._with_grams(layer, grams, states)
             mixed, shares = self._gated_streams(states, f"{prefix}hc_attn")
             self.graph.expand(mixed)
-            if read.recurrent[layer]:
-                attended = self._recurrent(layer, mixed)
-            else:
-                self._seen = self._chosen_blocks(layer, mixed) if indexes and any(read.index_cells(layer)) else None
-                attended = self._attention(layer, mixed)
+            attended = self._recurrent(layer, mixed) if read.recurrent[layer] else self._chosen_attention(layer, mixed)
             if layer == read.layers - 1:
                 attended, shares, flat = (rows(node, self._last_ids) for node in (attended, shares, self._flat(states)))
                 states = reshape(flat, *states.shape[:2], flat.shape[1])
@@ -66,10 +62,14 @@ class Qwen4Exp(Attention, FeedForward, Recurrent, HyperConnections, Pools):
 
     def _gated_streams(self, states: Node, name: str) -> tuple[Node, Node]:
         """(what the block reads, the streams' shares of its result). Source: build_hc_mix."""
+        normed, mixed = self._gated_sum(states, name)
+        return mixed, matmul(self._needed(f"{name}_inject.weight"), normed)
+
+    def _gated_sum(self, states: Node, name: str) -> tuple[Node, Node]:
+        """(the streams normalised and flat, their sum)."""
         normed, gate = self._gates(states, name)
         parts = (reshape(node, *states.shape[:3]) for node in (normed, gate))
-        mixed = new("DSV4_HC_PRE_GATED", (states.shape[0], states.shape[2], 1, 1), *parts)
-        return mixed, matmul(self._needed(f"{name}_inject.weight"), normed)
+        return normed, new("DSV4_HC_PRE_GATED", (states.shape[0], states.shape[2], 1, 1), *parts)
 
     def _mixed_streams(self, states: Node, name: str) -> Node:
         width, count, tokens = states.shape[:3]
@@ -86,6 +86,11 @@ class Qwen4Exp(Attention, FeedForward, Recurrent, HyperConnections, Pools):
         return new("DSV4_HC_POST", states.shape, result, states, weights)
 
     # Attention.
+
+    def _chosen_attention(self, layer: int, inputs: Node) -> Node:
+        read = self._read
+        self._seen = self._chosen_blocks(layer, inputs) if read.indexer.pool and any(read.index_cells(layer)) else None
+        return self._attention(layer, inputs)
 
     def _chosen_blocks(self, layer: int, inputs: Node) -> Node:
         """Source: build_qsa_sel."""
