@@ -71,6 +71,23 @@ WHISPER: Tensors = [
     *[tensor for tensor in blocks("a") if not tensor[0].endswith("attn_k.bias")],
     *norm("a.post_ln"),
 ]
+QUERIES = 256
+MINICPM: Tensors = [
+    *patches(),
+    *positions(4900),
+    *blocks(),
+    *norm("v.post_ln"),
+    *norm("mm.input_norm", MERGED),
+    *matrix("mm.up", MERGED, INNER),
+    *matrix("mm.down", INNER, OUT),
+]
+WINDOWS: Tensors = [
+    *norm("v.vit_merger.ln1"),
+    *[tensor for part in ("q", "k", "v", "out") for tensor in matrix(f"v.vit_merger.attn_{part}", WIDTH, WIDTH)],
+    *norm("v.vit_merger.ds_ln", MERGED),
+    *matrix("v.vit_merger.ds_ffn_up", MERGED, INNER),
+    *matrix("v.vit_merger.ds_ffn_down", INNER, WIDTH),
+]
 # Projector, or with a variant after a colon -> (keys beside COMMON, tensors).
 TOWERS: Mapping[str, tuple[Mapping[str, Any], Tensors]] = {
     "gemma3": (
@@ -298,6 +315,42 @@ TOWERS: Mapping[str, tuple[Mapping[str, Any], Tensors]] = {
             *matrix("mm.2", INNER, OUT),
             *matrix("mm.merger.fc1", 4 * OUT, OUT),
             *matrix("mm.merger.fc2", OUT, OUT),
+        ],
+    ),
+    "resampler": (
+        {"minicpmv_query_num": 64},
+        [
+            *patches(),
+            *positions(4900),
+            *blocks(),
+            *norm("v.post_ln"),
+            ("resampler.pos_embed_k", (QUERIES, 4900), "F32"),
+            ("resampler.query", (QUERIES, 64), "F32"),
+            ("resampler.proj.weight", (QUERIES, QUERIES), "F16"),
+            ("resampler.kv.weight", (WIDTH, QUERIES), "F16"),
+            *[
+                tensor
+                for part in ("q", "k", "v", "out")
+                for tensor in matrix(f"resampler.attn.{part}", QUERIES, QUERIES)
+            ],
+            *[tensor for part in ("q", "kv", "post") for tensor in norm(f"resampler.ln_{part}", QUERIES)],
+        ],
+    ),
+    "minicpmv4_6": ({"vision.wa_layer_indexes": [0]}, [*MINICPM, *WINDOWS]),
+    "minicpmv4_6:once": ({"vision.projector.scale_factor": 2}, MINICPM),
+    "hunyuanvl": (
+        {},
+        [
+            *SIGLIP,
+            *norm("mm.pre_norm", bias=False),
+            ("mm.0.weight", (2, 2, WIDTH, INNER), "F16"),
+            ("mm.0.bias", (INNER,), "F32"),
+            ("mm.2.weight", (1, 1, INNER, MERGED), "F16"),
+            ("mm.2.bias", (MERGED,), "F32"),
+            *matrix("mm.model.fc", MERGED, OUT),
+            ("v.image_newline", (MERGED,), "F32"),
+            *[(f"mm.image_{part}", (OUT,), "F32") for part in ("begin", "end")],
+            *norm("mm.post_norm", OUT, bias=False),
         ],
     ),
     "qwen2a": ({}, [*WHISPER, *matrix("mm.a.fc", WIDTH, OUT)]),

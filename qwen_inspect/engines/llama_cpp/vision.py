@@ -37,8 +37,10 @@ SCALE, SPATIAL = "projector.scale_factor", "spatial_merge_size"
 QWEN = Projector(merge=2, merge_key=SPATIAL, warm_side=46, most_tokens=4096)
 ONE_SIZE = Projector()
 PROJECTORS: Mapping[str, Projector] = {
-    **dict.fromkeys(("mlp", "mlp_norm", "janus_pro"), ONE_SIZE),
+    **dict.fromkeys(("mlp", "mlp_norm", "janus_pro", "resampler"), ONE_SIZE),
     **dict.fromkeys(("idefics3", "internvl", "llama4", "nemotron_v2_vl"), Projector(merge_key=SCALE)),
+    "minicpmv4_6": Projector(merge=4, merge_key=SCALE),
+    "hunyuanvl": Projector(merge=2, merge_key=SPATIAL, warm_side=32, most_tokens=16384),
     "gemma3": Projector(merge=4, merge_key=SCALE),
     "lfm2": Projector(merge_key=SCALE, most_tokens=256),
     "phi4": Projector(warm_side=16),
@@ -129,7 +131,7 @@ class Tower:
 
     def _most_pixels(self, most_tokens: int | None) -> int | None:
         stored = self.key("image_max_pixels")
-        if self.projector == "kimik25" and isinstance(stored, int):
+        if self.projector in ("kimik25", "hunyuanvl") and isinstance(stored, int):
             return stored
         tokens = most_tokens if most_tokens is not None else self.kind.most_tokens
         if self.kind.most_tokens is None:

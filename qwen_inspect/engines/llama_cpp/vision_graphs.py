@@ -14,7 +14,8 @@ from .cells import aligned
 from .scheduler import ALIGNMENT, HOST, HOST_ALIGNMENT, Scheduler
 from .tensors import F16, F32, I32, Graph, Node, contiguous, leaf, like, matmul, new, permute, reshape, transpose, view
 from .vision import Tower
-from .vision_parts import VisionParts, convolution, convolution_1d, joined, pooled, table_rows, unfolded
+from .vision_mergers import Mergers
+from .vision_parts import convolution, convolution_1d, joined, pooled, table_rows, unfolded
 
 NORM, RMS = "NORM", "RMS_NORM"
 CLAMPS = (".input_min", ".input_max", ".output_min", ".output_max")  # numbers that are read, not kept as tensors
@@ -22,7 +23,7 @@ FIRST_BUILD, LAST_CAST, FIRST_UNCAST = 11_300, 11_300, 11_549  # the first known
 CUDA_HEADS = frozenset((40, 64, 72, 80, 96, 112, 128, 256, 512))  # ggml_cuda_get_best_fattn_kernel
 
 
-class TowerGraph(VisionParts):
+class TowerGraph(Mergers):
     """Builds the graph."""
 
     def build(self) -> Graph:
@@ -328,6 +329,9 @@ GRAPHS: Mapping[str, Callable[[TowerGraph], Node]] = {
     "paddleocr": TowerGraph.paddleocr,
     "dots_ocr": TowerGraph.dots_ocr,
     "minimax_m3": TowerGraph.minimax_m3,
+    "resampler": TowerGraph.resampler,
+    "minicpmv4_6": TowerGraph.minicpm_4_6,
+    "hunyuanvl": TowerGraph.hunyuanvl,
     **dict.fromkeys(("qwen2a", "ultravox", "voxtral", "musicflamingo"), TowerGraph.whisper),
 }
 

@@ -32,7 +32,9 @@ from .tensors import (
 from .vision import Tower
 
 # Projectors whose old files have the names of the two matrices of a feed-forward block the wrong way round.
-SWAPPED = frozenset(("mlp", "mlp_norm", "qwen2vl_merger", "qwen2.5vl_merger", "gemma3", "idefics3"))
+SWAPPED = frozenset(
+    ("mlp", "mlp_norm", "qwen2vl_merger", "qwen2.5vl_merger", "gemma3", "idefics3", "resampler", "minicpmv4_6")
+)
 Turn = Callable[[Node], Node]
 
 
