@@ -71,6 +71,29 @@ WHISPER: Tensors = [
     *[tensor for tensor in blocks("a") if not tensor[0].endswith("attn_k.bias")],
     *norm("a.post_ln"),
 ]
+CHANNELS = 16
+HEARD: Block = {
+    **{f"attn_{part}.weight": ((WIDTH, WIDTH), "F16") for part in ("q", "k", "v", "out", "k_rel")},
+    "per_dim_scale.weight": ((WIDTH // HEADS,), "F32"),
+    **{
+        f"{name}.weight": ((WIDTH,), "F32")
+        for name in ("attn_pre_norm", "attn_post_norm", "conv_norm", "norm_conv", "ln2")
+    },
+    **{f"{name}{end}.weight": ((WIDTH,), "F32") for name in ("ffn_norm", "ffn_post_norm") for end in ("", "_1")},
+    **{f"ffn_up{end}.weight": ((WIDTH, INNER), "F16") for end in ("", "_1")},
+    **{f"ffn_down{end}.weight": ((INNER, WIDTH), "F16") for end in ("", "_1")},
+    "conv_pw1.weight": ((WIDTH, 2 * WIDTH), "F16"),
+    "conv_dw.weight": ((5, WIDTH), "F32"),
+    "conv_pw2.weight": ((WIDTH, WIDTH), "F16"),
+}
+CONFORMER: Tensors = [
+    ("a.conv1d.0.weight", (3, 3, 1, 2 * CHANNELS), "F16"),
+    ("a.conv1d.0.norm.weight", (2 * CHANNELS,), "F32"),
+    ("a.conv1d.1.weight", (3, 3, 2 * CHANNELS, CHANNELS), "F16"),
+    ("a.conv1d.1.norm.weight", (CHANNELS,), "F32"),
+    ("a.input_projection.weight", (20 * CHANNELS, WIDTH), "F16"),
+    *[(f"a.blk.{layer}.{name}", *kind) for layer in range(LAYERS) for name, kind in HEARD.items()],
+]
 QUERIES = 256
 MINICPM: Tensors = [
     *patches(),
@@ -351,6 +374,14 @@ TOWERS: Mapping[str, tuple[Mapping[str, Any], Tensors]] = {
             ("v.image_newline", (MERGED,), "F32"),
             *[(f"mm.image_{part}", (OUT,), "F32") for part in ("begin", "end")],
             *norm("mm.post_norm", OUT, bias=False),
+        ],
+    ),
+    "gemma4a": (
+        {},
+        [
+            *CONFORMER,
+            *matrix("a.pre_encode.out", WIDTH, OUT),
+            ("mm.a.input_projection.weight", (OUT, OUT), "F16"),
         ],
     ),
     "qwen2a": ({}, [*WHISPER, *matrix("mm.a.fc", WIDTH, OUT)]),

@@ -55,7 +55,7 @@ PROJECTORS: Mapping[str, Projector] = {
     "paddleocr": Projector(merge=2, warm_side=28),
     "dots_ocr": Projector(merge_key=SCALE, warm_side=46),
     "minimax_m3": Projector(merge=2, merge_key=SPATIAL, warm_side=16, most_tokens=576),
-    **dict.fromkeys(("qwen2a", "ultravox", "voxtral", "musicflamingo"), Projector(audio=True)),
+    **dict.fromkeys(("gemma4a", "qwen2a", "ultravox", "voxtral", "musicflamingo"), Projector(audio=True)),
 }
 
 

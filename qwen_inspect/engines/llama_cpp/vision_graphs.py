@@ -14,6 +14,7 @@ from .cells import aligned
 from .scheduler import ALIGNMENT, HOST, HOST_ALIGNMENT, Scheduler
 from .tensors import F16, F32, I32, Graph, Node, contiguous, leaf, like, matmul, new, permute, reshape, transpose, view
 from .vision import Tower
+from .vision_conformer import Conformer
 from .vision_mergers import Mergers
 from .vision_parts import convolution, convolution_1d, joined, pooled, table_rows, unfolded
 
@@ -23,7 +24,7 @@ FIRST_BUILD, LAST_CAST, FIRST_UNCAST = 11_300, 11_300, 11_549  # the first known
 CUDA_HEADS = frozenset((40, 64, 72, 80, 96, 112, 128, 256, 512))  # ggml_cuda_get_best_fattn_kernel
 
 
-class TowerGraph(Mergers):
+class TowerGraph(Mergers, Conformer):
     """Builds the graph."""
 
     def build(self) -> Graph:
@@ -332,6 +333,7 @@ GRAPHS: Mapping[str, Callable[[TowerGraph], Node]] = {
     "resampler": TowerGraph.resampler,
     "minicpmv4_6": TowerGraph.minicpm_4_6,
     "hunyuanvl": TowerGraph.hunyuanvl,
+    "gemma4a": TowerGraph.gemma4a,
     **dict.fromkeys(("qwen2a", "ultravox", "voxtral", "musicflamingo"), TowerGraph.whisper),
 }
 

@@ -126,7 +126,7 @@ class VisionParts:
     def _product(self, name: str, inputs: Node) -> Node:
         """Gemma 4 clamps what goes into a matrix and what comes out. Source: clip_graph_gemma4v::build_mm."""
         weight = self._needed(f"{name}.weight")
-        if self._tower.projector != "gemma4v":
+        if self._tower.projector not in ("gemma4v", "gemma4a"):
             return matmul(weight, inputs)
         return like("CLAMP", matmul(weight, like("CLAMP", inputs)))
 
