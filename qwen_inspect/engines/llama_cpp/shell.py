@@ -59,7 +59,7 @@ def read_line(text: str) -> Line:
         raise UsageError("llama_cpp_command_quotes") from None
     if not words:
         raise UsageError("llama_cpp_command_empty")
-    at, program, used = next(_programs(words), (0, "", 0)) if words[0][0] != "-" else (0, "llama-server", 0)
+    at, program, used = next(_programs(words), (0, "", 0)) if not words[0].startswith("-") else (0, "llama-server", 0)
     variables = {match[1]: match[2] for word in words[:at] if (match := VARIABLE.fullmatch(word))}
     known = bool(program)
     if not known:
@@ -82,6 +82,6 @@ def _programs(words: Sequence[str]) -> Iterator[tuple[int, str, int]]:
             continue
         elif match := PROGRAM.fullmatch(re.split(r"[/\\]", word)[-1].removesuffix(".exe")):
             name = match[0]
-            if name == "llama" and following and following[0] != "-":
+            if name == "llama" and following and not following.startswith("-"):
                 yield at, f"llama-{SUBCOMMANDS.get(following, following)}", 2
             yield at, OLD_NAMES.get(name, name), 1
