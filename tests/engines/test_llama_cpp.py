@@ -18,7 +18,7 @@ from qwen_inspect.engines.llama_cpp.command import parse_command
 from qwen_inspect.engines.llama_cpp.design import DESIGNS
 from qwen_inspect.engines.llama_cpp.fusions import shared_beside_routed
 from qwen_inspect.engines.llama_cpp.offload import gguf_source
-from qwen_inspect.engines.llama_cpp.options import TAKEN_BACK, LlamaCppOptions
+from qwen_inspect.engines.llama_cpp.options import IN_LAYER, TAKEN_BACK, LlamaCppOptions
 from qwen_inspect.engines.llama_cpp.prediction import KNOWN
 from qwen_inspect.engines.llama_cpp.tensors import F32, I32, Type, matmul, matmul_chosen, new, reshape, stored
 from qwen_inspect.loaders.gguf_header import read_header
@@ -375,6 +375,8 @@ def test_buffers_equal_published_logs(log: Mapping[str, str]) -> None:
     build = replace(BUILDS[name], blas=name != log["build"])
     options = parse_command(log["command"]).options
     model = published_model(log["model"], log["type"])
+    if log["split"]:
+        model = split(model, int(log["split"]))
     plan = Plan(model, options, [24 * GIB] * int(log["cards"]), build)
     found = [f"{one.kind} {one.device}:{(one.size_bytes or 0) / 2**20:.2f}" for one in plan.buffers()]
     printed = log["printed"].split(" | ")
@@ -453,6 +455,17 @@ def test_latents_of_the_fork_are_cached_as_published_logs_say(command: str, prin
     cards = [96 * GIB] * sum(name != "CPU" for name in printed)
     cells = Plan(model, options, cards, BUILDS["ik_llama.cpp 5236c98b"]).cache()
     assert {buffer.device: f"{(buffer.size_bytes or 0) / 2**20:.2f}" for buffer in cells} == printed
+
+
+def split(model: GgufModel, most_bytes: int) -> GgufModel:
+    """In files of at most so many bytes. Source: llama.cpp, tools/gguf-split (--split-max-size), weight_name_comparer."""
+    files, used, tensors = 1, 0, []
+    layers = {tensor.name: int(match[1]) if (match := IN_LAYER.match(tensor.name)) else -1 for tensor in model.tensors}
+    for tensor in sorted(model.tensors, key=lambda tensor: (layers[tensor.name], tensor.name)):
+        size = -(-tensor.size_bytes // 32) * 32
+        files, used = (files + 1, size) if used + size > most_bytes else (files, used + size)
+        tensors.append(replace(tensor, file=f"part {files}"))
+    return GgufModel(model.metadata, tuple(tensors))
 
 
 IK_FORMATS = {name: BlockFormat(name, 256, size) for name, size in (("IQ3_K", 110), ("IQ4_K", 144), ("IQ6_K", 212))}

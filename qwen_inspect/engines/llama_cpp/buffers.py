@@ -246,18 +246,22 @@ class Plan:
         return match is not None and skips and int(match[1]) >= self.read.layers
 
     def _mapped(self) -> Iterator[int]:
-        """Of each file, from its first tensor on the host to its last. Source: llama_model_loader::get_mapping_range."""
+        """Of each file, from its first tensor on the host to its last; the fork has what -ot puts there apart.
+
+        Source: llama_model_loader::get_mapping_range; ik_llama.cpp 45cd1bcd5, src/llama.cpp (llm_load_tensors).
+        """
         alignment = int(self.model.metadata.get("general.alignment", 32))
         at = 0
-        ends: dict[str | None, tuple[int, int]] = {}
+        ends: dict[tuple[str | None, bool], tuple[int, int]] = {}
         current: str | None = None
         for tensor in self.model.tensors:
             if tensor.file != current:
                 at, current = 0, tensor.file
             place = self._buffer_of(tensor.name, tensor)
             if place not in (*self.cards, REPACKED) and not self._is_skipped(tensor.name):
-                first, _ = ends.get(current, (at, 0))
-                ends[current] = first, at + tensor.size_bytes
+                key = current, self.build.fork and tensor.name in self.placement.moved
+                first, _ = ends.get(key, (at, 0))
+                ends[key] = first, at + tensor.size_bytes
             at = aligned(at + tensor.size_bytes, alignment)
         return (last - first for first, last in ends.values())
 

@@ -258,7 +258,7 @@ TEXT = {
     "field_fewest_host_experts": "Smallest --n-cpu-moe that fits",
     "llama_cpp_tight": "not certain: less than 1 GiB is left",
     "log_differs": "differs",
-    "assume_llama_cpp_build": "Buffers are those of llama.cpp {build} with CUDA, as its sources allocate them; 24 published logs agree, and no run of ours on a card has checked it.",
+    "assume_llama_cpp_build": "Buffers are those of llama.cpp {build} with CUDA, as its sources allocate them; 25 published logs agree, and no run of ours on a card has checked it.",
     "assume_llama_cpp_margin": "A card fits if 1,024 MiB stay free, llama.cpp's own --fit-target: the CUDA context and the kernels' memory are not among the buffers.",
     "assume_llama_cpp_no_graph": "The graph of this architecture, or of -sm row, is not modelled here: of its compute buffers only a lower bound is known.",
     "quant_needs_card": "--quant largest needs a card: --gpu or --memory",

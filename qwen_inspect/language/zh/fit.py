@@ -258,7 +258,7 @@ TEXT = {
     "field_fewest_host_experts": "放得下的最小 --n-cpu-moe",
     "llama_cpp_tight": "不确定：剩余不足 1 GiB",
     "log_differs": "不一致",
-    "assume_llama_cpp_build": "缓冲区按 llama.cpp {build}（CUDA）的源码推算，与 24 份公开日志一致，未在我们自己的显卡上核对。",
+    "assume_llama_cpp_build": "缓冲区按 llama.cpp {build}（CUDA）的源码推算，与 25 份公开日志一致，未在我们自己的显卡上核对。",
     "assume_llama_cpp_margin": "显卡留有 1,024 MiB 空闲才算够用，与 llama.cpp 的 --fit-target 相同：CUDA 上下文与 kernel 所用显存不在上述缓冲区之内。",
     "assume_llama_cpp_no_graph": "此处没有该架构（或 -sm row）的计算图：其计算缓冲区只知下限。",
     "quant_needs_card": "--quant largest 需要显卡：--gpu 或 --memory",
