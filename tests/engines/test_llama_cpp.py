@@ -376,7 +376,8 @@ def test_buffers_equal_published_logs(log: Mapping[str, str]) -> None:
     options = parse_command(log["command"]).options
     model = published_model(log["model"], log["type"])
     if log["split"]:
-        model = split(model, int(log["split"]))
+        most_bytes, _, converted = log["split"].partition(" ")
+        model = split(model, int(most_bytes), as_converted=bool(converted))
     plan = Plan(model, options, [24 * GIB] * int(log["cards"]), build)
     found = [f"{one.kind} {one.device}:{(one.size_bytes or 0) / 2**20:.2f}" for one in plan.buffers()]
     printed = log["printed"].split(" | ")
@@ -457,11 +458,35 @@ def test_latents_of_the_fork_are_cached_as_published_logs_say(command: str, prin
     assert {buffer.device: f"{(buffer.size_bytes or 0) / 2**20:.2f}" for buffer in cells} == printed
 
 
-def split(model: GgufModel, most_bytes: int) -> GgufModel:
-    """In files of at most so many bytes. Source: llama.cpp, tools/gguf-split (--split-max-size), weight_name_comparer."""
-    files, used, tensors = 1, 0, []
+PARTS = (
+    *("attn_norm", "ffn_down_exps", "ffn_gate_exps", "ffn_up_exps", "ffn_gate_inp", "ffn_norm"),
+    *("attn_k_norm", "attn_k", "attn_output", "attn_q_norm", "attn_q", "attn_v"),
+)
+
+
+def split(model: GgufModel, most_bytes: int, *, as_converted: bool) -> GgufModel:
+    """In files of at most so many bytes, by name, or in the order of transformers' names, which ik_llama.cpp keeps.
+
+    Source: llama.cpp, tools/gguf-split (--split-max-size) and weight_name_comparer; conversion/qwen.py (Qwen2MoeModel), whose
+    experts are written after the last of a layer; the last shard has lm_head, and of the last layer its norms and experts.
+    """
     layers = {tensor.name: int(match[1]) if (match := IN_LAYER.match(tensor.name)) else -1 for tensor in model.tensors}
-    for tensor in sorted(model.tensors, key=lambda tensor: (layers[tensor.name], tensor.name)):
+    last = max(layers.values())
+
+    def order(tensor: Tensor) -> tuple[float, Any]:
+        layer = layers[tensor.name]
+        if not as_converted:
+            return layer, tensor.name
+        if layer < 0:
+            return {"token_embd.weight": -1, "output.weight": last - 0.5, "output_norm.weight": last + 1}[
+                tensor.name
+            ], 0
+        part = tensor.name.split(".")[2]
+        in_last_shard = part in ("attn_norm", "ffn_norm") or part.endswith("_exps")
+        return layer - 0.6 * (layer == last and not in_last_shard), PARTS.index(part)
+
+    files, used, tensors = 1, 0, []
+    for tensor in sorted(model.tensors, key=order):
         size = -(-tensor.size_bytes // 32) * 32
         files, used = (files + 1, size) if used + size > most_bytes else (files, used + size)
         tensors.append(replace(tensor, file=f"part {files}"))
