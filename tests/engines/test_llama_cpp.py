@@ -468,7 +468,8 @@ def split(model: GgufModel, most_bytes: int, *, as_converted: bool) -> GgufModel
     """In files of at most so many bytes, by name, or in the order of transformers' names, which ik_llama.cpp keeps.
 
     Source: llama.cpp, tools/gguf-split (--split-max-size) and weight_name_comparer; conversion/qwen.py (Qwen2MoeModel), whose
-    experts are written after the last of a layer; the last shard has lm_head, and of the last layer its norms and experts.
+    experts are written after the last of a layer. Of the last layer lm_head comes before its norms and experts, and attention
+    and router come last, as the printed ranges show.
     """
     layers = {tensor.name: int(match[1]) if (match := IN_LAYER.match(tensor.name)) else -1 for tensor in model.tensors}
     last = max(layers.values())
@@ -482,8 +483,8 @@ def split(model: GgufModel, most_bytes: int, *, as_converted: bool) -> GgufModel
                 tensor.name
             ], 0
         part = tensor.name.split(".")[2]
-        in_last_shard = part in ("attn_norm", "ffn_norm") or part.endswith("_exps")
-        return layer - 0.6 * (layer == last and not in_last_shard), PARTS.index(part)
+        before_head_norm = part in ("attn_norm", "ffn_norm") or part.endswith("_exps")
+        return layer + 2 * (layer == last and not before_head_norm), PARTS.index(part)
 
     files, used, tensors = 1, 0, []
     for tensor in sorted(model.tensors, key=order):
