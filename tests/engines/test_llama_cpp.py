@@ -499,10 +499,14 @@ IK_FORMATS = {name: BlockFormat(name, 256, size) for name, size in (("IQ3_K", 11
 
 def published_model(name: str, types: str) -> GgufModel:
     """types: a quantisation of llama-quantize, or what `with_types` takes."""
-    if types.endswith("_M"):
-        metadata, tensors = gguf_source(as_gguf(inspect(f"catalog:Qwen/{name}"), types))
-        return GgufModel(metadata, tuple(tensors))
-    return with_types(mixture_of_qwen3("Q8_0", **PUBLISHED_MODELS[name]), types)
+    kind, _, importance = types.partition(" with ")
+    if not (importance or types.endswith("_M")):
+        return with_types(mixture_of_qwen3("Q8_0", **PUBLISHED_MODELS[name]), types)
+    metadata, tensors = gguf_source(as_gguf(inspect(f"catalog:Qwen/{name}"), kind))
+    if importance:  # Q4_1 for an eighth of the layers' ffn_down. Source: llama-quant.cpp, llama_tensor_get_type_impl
+        early = {f"blk.{layer}.ffn_down.weight" for layer in range(PUBLISHED_MODELS[name]["layers"] // 8)}
+        tensors = [replace(one, dtype=BLOCK_FORMATS["Q4_1"]) if one.name in early else one for one in tensors]
+    return GgufModel(metadata, tuple(tensors))
 
 
 def with_types(model: GgufModel, types: str) -> GgufModel:
