@@ -296,3 +296,45 @@ def test_routers_in_float32_take_twice_as_much(model: str, card: str, version: s
     floats = release(version).float_routers(report, gpus.find(card).compute_capability)
     more, less = (rank_weights(report, 1, float_routers=on).total_bytes for on in (floats, False))
     assert more - less == 2 * in_float32
+
+
+FLASH_NEXT = ["fit", "catalog:Qwen/Qwen3.8-Flash-Next", "--engine", "vllm", "--engine-version", "0.30.0"]
+MTP = ["--speculative-config", '{"method": "mtp", "num_speculative_tokens": 2}']
+
+
+@pytest.mark.parametrize(
+    ("budget", "asked", "block_tokens", "printed"),
+    [
+        # Logs of one GB10, vllm issue 54458 (also 0.88 % of padding) and, with other weights, 54426: whole blocks give the tokens
+        # that they print, 744, 730 and 539 of them, only if a sequence has 17 beside those of its tokens: 3 groups of
+        # states and one of the table's, of 2 + 2 blocks each, and a ring. A block: 13 layers of 1600 x (2048 + 64) bytes.
+        (744 * 13 * 1600 * 2112, ["--context", "262144", *MTP], 1600, 1_077_542),
+        (730 * 13 * 1600 * 2112, ["--context", "8192", *MTP], 1600, 260_006),
+        (539 * 13 * 1600 * 2112, ["--context", "262144", *MTP], 1600, 780_638),
+        # Four ranks, LMCache's pull request 5042: 784 tokens in each of 3432 blocks. One KV head a rank; 168 + 4 x 2 + 1 blocks.
+        (3432 * 12 * 784 * 1088, ["--context", "131072", "--tp", "4"], 784, 3432 * 131_072 // (168 + 9)),
+    ],
+)
+def test_blocks_of_compressed_keys_are_those_of_published_logs(
+    capsys: pytest.CaptureFixture[str], budget: int, asked: list[str], block_tokens: int, printed: int
+) -> None:
+    assert main([*FLASH_NEXT, "--kv-budget", f"{budget}B", *asked, "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)["cards"][0]["vllm"]
+    assert (found["block_tokens"], found["low"]["kv_cache_tokens"], found["groups"]) == (block_tokens, printed, 6)
+
+
+@pytest.mark.parametrize(
+    ("asked", "key"),
+    [
+        (["--gpu", "B200"], "--kv-budget"),
+        (["--kv-budget", "30GiB", "--engine-version", "0.28.0"], "0.30.0"),
+        (["--kv-budget", "30GiB", "--cache-dtype", "fp8"], "bfloat16"),
+        (["--kv-budget", "30GiB", "--speculative-config", '{"method": "mtp", "num_speculative_tokens": 5}'], "1,616"),
+        (["--kv-budget", "30GiB", "--speculative-config", '{"method": "suffix"}'], "ngram_gpu"),
+    ],
+)
+def test_what_is_not_known_of_compressed_keys_is_refused(
+    capsys: pytest.CaptureFixture[str], asked: list[str], key: str
+) -> None:
+    assert main([*FLASH_NEXT, *asked]) == 7
+    assert key in capsys.readouterr().err

@@ -47,7 +47,8 @@ class BlockPool:
 
     groups: the kind of layer of each group. state_blocks: blocks of a sequence's state; 2 with prefix caching, which also keeps
     the state at the end of the prefix. chunked: windows are chunks, of which a sequence holds its own and a step's tokens.
-    proposed: tokens of speculative decoding, each of which has a state of its own.
+    proposed: tokens of speculative decoding, each of which has a state of its own. rings: groups of which a sequence holds one
+    block, whatever its length.
     """
 
     block_bytes: int
@@ -55,6 +56,7 @@ class BlockPool:
     state_blocks: int = 1
     chunked: bool = False
     proposed: int = 0
+    rings: int = 0
 
     @property
     def block_tokens(self) -> int:
@@ -79,7 +81,7 @@ class BlockPool:
         Source: kv_cache_interface, max_memory_usage_bytes of FullAttentionSpec, SlidingWindowSpec,
         ChunkedLocalAttentionSpec and MambaSpec.
         """
-        blocks = 0
+        blocks = self.rings
         for group in self.groups:
             if not group.block_tokens:
                 blocks += self.state_blocks + self.proposed
@@ -128,7 +130,7 @@ def block_pool(
     drafted, draft_ranks, proposed = drafting
     kinds += [softmax_kind(layer, cache_format, draft_ranks, block_tokens) for layer in drafted]
     if linear:
-        states_bytes = [_state_bytes(layer, ranks, states, proposed) for layer in linear]
+        states_bytes = [linear_state_bytes(layer, ranks, states, proposed) for layer in linear]
         return replace(hybrid_pool(kinds, states_bytes), proposed=proposed)
     if len({kind.window_tokens for kind in kinds}) == 1:
         return one_group(kinds)
@@ -190,7 +192,7 @@ def hybrid_pool(kinds: Sequence[PageKind], states_bytes: Sequence[int]) -> Block
     return shared_pool([*[attention] * len(kinds), *[state] * len(states_bytes)])
 
 
-def _state_bytes(layer: LinearLayerAttention, ranks: int, dtypes: tuple[DType, DType], proposed: int) -> int:
+def linear_state_bytes(layer: LinearLayerAttention, ranks: int, dtypes: tuple[DType, DType], proposed: int) -> int:
     """A rank's share of a sequence's state: (conv_kernel - 1, channels) and (value_heads, value_head_dim, key_head_dim).
 
     The convolution keeps a column more for each of `proposed` tokens.
@@ -207,14 +209,15 @@ def _state_bytes(layer: LinearLayerAttention, ranks: int, dtypes: tuple[DType, D
 def state_dtypes(config: Mapping[str, Any], dtype: DType) -> tuple[DType, DType]:
     """Dtypes of a linear layer's convolution (the model's) and recurrent state (the same, unless a class reads mamba_ssm_dtype).
 
-    Source: mamba_utils.MambaStateDtypeCalculator; Qwen3_5ForConditionalGenerationConfig, the only one to read it.
+    Source: mamba_utils.MambaStateDtypeCalculator; Qwen3_5ForConditionalGenerationConfig, and Qwen4Exp's classes below it.
     """
     names = config.get("architectures")
-    text = config.get("text_config")
-    state_dtype = text.get("mamba_ssm_dtype") if isinstance(text, Mapping) else None
+    state_dtype = text_part(config).get("mamba_ssm_dtype")
     reads = isinstance(names, list) and names[:1] in (
         ["Qwen3_5ForConditionalGeneration"],
         ["Qwen3_5MoeForConditionalGeneration"],
+        ["Qwen4ExpForConditionalGeneration"],
+        ["Qwen4ExpForCausalLM"],
     )
     return dtype, DType.F32 if reads and state_dtype == "float32" else dtype
 

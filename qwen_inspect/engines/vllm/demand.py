@@ -31,7 +31,8 @@ from .blocks import (
     text_part,
 )
 from .calibrating import calibrated, matching
-from .drafter import FIRST_GROUPS, Drafter, drafter_of, proposed_tokens
+from .compressed import check_compressed, compressed_pool, has_compressed_keys
+from .drafter import FIRST_GROUPS, Drafter, drafter_of, prediction_count, proposed_tokens
 from .encoder import deepstack_bytes, encoder, unsized
 from .mamba import mamba_pool, mamba_sizes
 from .outside import asleep, graphs, non_torch
@@ -58,6 +59,8 @@ class VllmDemand(Demand):
             raise UnsupportedError("vllm_qwen_windows")
         if report.known.cache is not None and report.known.cache.source_bytes_per_token:
             raise UnsupportedError("memory_encoder_decoder")
+        if has_compressed_keys(report):
+            check_compressed(report, serving, self.release.version)
         format_name = checkpoint_format(report.config or {}, serving.cache_format)
         self.format = read_formats(format_name, report.spec.dtype)[0]
         self.format_named = format_name != serving.cache_format  # the checkpoint names it
@@ -92,6 +95,8 @@ class VllmDemand(Demand):
             return None
         if serving.pipeline_ranks > 1:
             raise UnsupportedError("vllm_speculation_pipeline")
+        if has_compressed_keys(self._report):
+            return Drafter(ranks=serving.ranks)
         return drafter_of(self._report, speculation, ranks=serving.ranks, step_tokens=self.step_tokens or 0)
 
     def _pool(self, gpu: Gpu) -> BlockPool:
@@ -99,6 +104,17 @@ class VllmDemand(Demand):
         layers, text = self._report.attention.layers, text_part(config)
         if self._stage is not None:
             layers = tuple(layer for layer in layers if layer.index in self._stage)
+        if has_compressed_keys(self._report):
+            speculation = self._serving.speculation
+            mtp = speculation is not None and speculation.method == "mtp"
+            return compressed_pool(
+                self._report,
+                self.format,
+                ranks=ranks,
+                predicted=prediction_count(self._report) if mtp else 0,
+                proposed=0 if speculation is None else proposed_tokens(self._report, speculation),
+                prefix_caching=self.prefix_caching,
+            )
         if (width := latent_width(text)) is not None:
             heads = text.get("num_attention_heads")
             if type(heads) is not int or heads % ranks:
@@ -305,7 +321,7 @@ class VllmDemand(Demand):
             cache_tokens=least.tokens,
             block_bytes=self.pool.block_bytes,
             block_tokens=self.pool.block_tokens or context_tokens,  # a state's block is the sequence
-            groups=len(self.pool.groups),
+            groups=len(self.pool.groups) + self.pool.rings,
             least=least,
             most=most,
             asleep=self._asleep(),

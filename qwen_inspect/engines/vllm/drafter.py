@@ -21,7 +21,7 @@ from .widths import Widths, decoder_widths
 # Source: SpeculativeConfig.hf_config_override and each class's __init__.
 PREDICTION_KEYS = {
     **dict.fromkeys(
-        ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
+        ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp", "qwen4_exp_text"),
         "mtp_num_hidden_layers",
     ),
     **dict.fromkeys(
@@ -76,8 +76,9 @@ def proposed_tokens(report: Report, speculation: Speculation) -> int:
 
 def prediction_count(report: Report) -> int:
     """Layers for multi-token prediction. Raises UnsupportedError for classes whose layers are not modelled."""
-    text = text_part(report.config or {})
-    key = PREDICTION_KEYS.get(str(text.get("model_type")))
+    config = report.config or {}
+    text = text_part(config)
+    key = PREDICTION_KEYS.get(str(text.get("model_type", config.get("model_type"))))
     count = 0 if key is None else text.get(key, 1)
     if type(count) is not int or not 0 < count <= 64:
         raise UnsupportedError("vllm_no_prediction", class_name=report.spec.class_name)
