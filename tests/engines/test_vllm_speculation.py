@@ -107,9 +107,9 @@ def test_the_profile_run_samples_a_proposed_token_too(capsys: Capture) -> None:
 
 
 def test_prefixes_of_hybrids_are_cached_by_default_from_0_27_on(capsys: Capture) -> None:
-    """engine/arg_utils.py of 0.26.0 and 0.28.0: three groups of states, each with a second block."""
+    """engine/arg_utils.py of 0.27.0 and 0.28.0: three groups of states, each with a second block."""
     blocks = []
-    for options in (["0.26.0"], ["0.28.0"], ["0.28.0", "--no-enable-prefix-caching"]):
+    for options in (["0.27.0"], ["0.28.0"], ["0.28.0", "--no-enable-prefix-caching"]):
         on = ("--kv-budget", "8GiB", "--context", "4096", "--engine-version", *options)
         blocks.append(answer(capsys, "Qwen/Qwen3.5-9B", *on)["vllm"]["low"]["sequence_blocks"])
     assert (blocks[1] - blocks[0], blocks[2]) == (3, blocks[0])

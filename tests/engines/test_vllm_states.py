@@ -327,7 +327,7 @@ def test_blocks_of_compressed_keys_are_those_of_published_logs(
     ("asked", "key"),
     [
         (["--gpu", "B200"], "--kv-budget"),
-        (["--kv-budget", "30GiB", "--engine-version", "0.28.0"], "0.30.0"),
+        (["--kv-budget", "30GiB", "--engine-version", "0.28.0"], "0.29.0"),
         (["--kv-budget", "30GiB", "--cache-dtype", "fp8"], "bfloat16"),
         (["--kv-budget", "30GiB", "--speculative-config", '{"method": "mtp", "num_speculative_tokens": 5}'], "1,616"),
         (["--kv-budget", "30GiB", "--speculative-config", '{"method": "suffix"}'], "ngram_gpu"),
@@ -338,3 +338,18 @@ def test_what_is_not_known_of_compressed_keys_is_refused(
 ) -> None:
     assert main([*FLASH_NEXT, *asked]) == 7
     assert key in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "samplers"),
+    [
+        # config/vllm.py (_is_default_v2_model_runner_model) and v1/worker/gpu/sample/sampler.py of each version.
+        ("Qwen/Qwen3-8B", ["gumbel", "gumbel", "gumbel", "gumbel", "greedy", "greedy", "greedy"]),
+        ("google/gemma-3-1b-it", ["flashinfer", "flashinfer", "flashinfer", "gumbel", "greedy", "greedy", "greedy"]),
+        ("Qwen/Qwen3-30B-A3B", [*["flashinfer"] * 6, "greedy"]),
+    ],
+)
+def test_the_second_model_runner_samples_by_version(model: str, samplers: list[str]) -> None:
+    report = inspect(model, source="catalog")
+    versions = ("0.22.0", "0.23.0", "0.24.0", "0.25.0", "0.26.0", "0.28.0", "0.29.0")
+    assert [release(version).sampler(report) for version in versions] == samplers

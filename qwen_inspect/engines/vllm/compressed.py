@@ -19,7 +19,7 @@ from ...results.serving import Serving
 from ...structure.kv_cache import CacheFormat
 from .blocks import BLOCK_TOKENS, BlockPool, PageKind, linear_state_bytes, softmax_kind, state_dtypes, text_part
 
-FIRST_VERSION = (0, 30)  # the first whose source was read; 0.28 does not have the class
+FIRST_VERSION = (0, 29)  # 0.28 does not have the class
 METHODS = ("mtp", "ngram", "ngram_gpu")
 
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 Sampler = Literal["sort", "triton", "flashinfer", "gumbel", "greedy"]
 DEFAULT = "0.19.0"
-FIRST, LAST = (0, 9), (0, 30)  # whose sources were read: 0.9 to 0.11, 0.16, 0.17, 0.19 to 0.22, 0.24, 0.26, 0.28, 0.30
-# Classes that run in the second model runner: in 0.22, from 0.24 on, and mixtures among them from 0.26 on.
+FIRST, LAST = (0, 9), (0, 30)  # whose sources were read: 0.9 to 0.11, 0.16, 0.17, 0.19 to 0.30
+# Classes that run in the second model runner: dense ones in 0.23, all of them in 0.24, mixtures among them from 0.25 on.
 SECOND_RUNNER = (
     "DeepseekV2ForCausalLM",
     "GraniteMoeForCausalLM",
@@ -24,7 +24,7 @@ SECOND_RUNNER = (
     "Qwen2MoeForCausalLM",
 )
 SECOND_RUNNER_METHODS = (None, "mtp", "eagle", "eagle3")  # _get_v2_model_runner_unsupported_features
-SECOND_RUNNER_024 = (*SECOND_RUNNER, "Qwen3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM")
+SECOND_RUNNER_023 = ("Qwen3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM")  # not packed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +65,9 @@ class Release:
     def caches_prefixes(self) -> bool:
         """Whether prefixes of hybrid models are cached by default, then in "align" mode with Mamba too.
 
-        Source: engine/arg_utils.py and MambaModelConfig: not yet in 0.26.0, but in 0.28.0. 0.27 is taken for the latter.
+        Source: engine/arg_utils.py and MambaModelConfig: not yet in 0.27.0, but in 0.28.0.
         """
-        return self.version >= (0, 27)
+        return self.version >= (0, 28)
 
     @property
     def loads_sampler(self) -> bool:
@@ -88,7 +88,7 @@ class Release:
         """How the profile run samples. method: of speculative decoding.
 
         FlashInfer is taken where it is installed: as in 0.10's images, and by default from 0.21 on. The second model runner draws
-        by Gumbel's trick, from 0.28 on without a copy in float32.
+        by Gumbel's trick, from 0.26 on without a copy in float32.
         Source: v1/sample/ops/topk_topp_sampler.py, v1/worker/gpu/sample/sampler.py, config/vllm.py, envs.py.
         """
         if self.version < (0, 17):
@@ -97,19 +97,20 @@ class Release:
             return "triton"
         if not self._second_runner(report) or method not in SECOND_RUNNER_METHODS:
             return "flashinfer"
-        return "gumbel" if self.version < (0, 28) else "greedy"
+        return "gumbel" if self.version < (0, 26) else "greedy"
 
     def _second_runner(self, report: Report) -> bool:
         name = report.spec.class_name
         mixture = any(module.routed is not None for _, module in each_module(report.tree))
         hybrid = any(layer.span in WITH_STATES for layer in report.attention.layers)
-        if self.version >= (0, 30):
+        if self.version >= (0, 29):
             return True
-        if self.version >= (0, 26):
+        if self.version >= (0, 25):
             return name in SECOND_RUNNER or not (mixture or hybrid)
-        if self.version >= (0, 23):
-            return name in SECOND_RUNNER_024
-        return self.version == (0, 22) and name == "Qwen3ForCausalLM" and report.known.quantised is None
+        if self.version == (0, 24):
+            return name in (*SECOND_RUNNER, *SECOND_RUNNER_023)
+        classes = {(0, 22): SECOND_RUNNER_023[:1], (0, 23): SECOND_RUNNER_023}.get(self.version, ())
+        return name in classes and report.known.quantised is None
 
 
 def release(name: str | None) -> Release:
