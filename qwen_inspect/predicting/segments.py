@@ -10,14 +10,13 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import replace
 from itertools import groupby, pairwise
 from operator import gt, lt
 from typing import Any, NamedTuple
 
 from ..errors import UnsupportedError
 from ..results.timeline import Free, Stage, Timeline
-from ..values import dataclass
+from ..values import dataclass, replace
 from .kept_trace import KeptTrace
 
 # A tower's blocks are no layers of the decoder.
