@@ -15,10 +15,9 @@ from ..predicting.allocator import Allocator
 from ..results.attention import LayerAttention
 from ..results.fit import Requirement
 from ..results.serving import Reserve, Reserved
-from ..structure.kv_cache import checkpoint_format, read_formats
 from ..units import MIB
 from .interface import Demand, Engine
-from .vllm.blocks import BLOCK_FORMATS, INDEXED_TYPES, kv_heads_per_rank, latent_width, text_part
+from .vllm.blocks import INDEXED_TYPES, kv_heads_per_rank, latent_width, served_format, text_part
 from .vllm.weights import rank_weights
 
 if TYPE_CHECKING:
@@ -36,14 +35,7 @@ class ShareDemand(Demand):
     def __init__(
         self, report: Report, serving: Serving, gpu: Gpu, *, share: float, block_tokens: int, beside: tuple[int, int]
     ) -> None:
-        if report.known.quantised is not None and report.known.quantised.method == "gguf":
-            raise UnsupportedError("vllm_gguf")
-        if (unread := report.known.unread) is not None:
-            raise unread
-        name = checkpoint_format(report.config or {}, serving.cache_format)
-        self.format = read_formats(name, report.spec.dtype)[0]
-        if self.format.name not in BLOCK_FORMATS:
-            raise UnsupportedError("vllm_cache_format", found=self.format.name, known=", ".join(BLOCK_FORMATS[1:]))
+        self.format = served_format(report, serving.cache_format)
         self.most_context_tokens = report.spec.context_tokens
         self.share, self.block_tokens = share, block_tokens
         self.block_bytes = block_tokens * self._token_bytes(report, serving)

@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...errors import UnsupportedError
 from ...predicting.allocator import Allocator
 from ...results.fit import Gpu, Requirement
 from ...results.model import Report
 from ...results.serving import Reserve, Reserved, Serving, SglangOptions
-from ...structure.kv_cache import checkpoint_format, read_formats
 from ...units import MIB
 from ..interface import Demand
-from ..vllm.blocks import BLOCK_FORMATS, latent_width, text_part
+from ..vllm.blocks import latent_width, served_format, text_part
 from ..vllm.weights import rank_weights
 from .pools import pools_of
 
@@ -38,14 +36,7 @@ class SglangDemand(Demand):
     """What SGLang takes of each rank's card. A context is a sequence's whole length."""
 
     def __init__(self, report: Report, serving: Serving, gpu: Gpu) -> None:
-        if report.known.quantised is not None and report.known.quantised.method == "gguf":
-            raise UnsupportedError("vllm_gguf")
-        if (unread := report.known.unread) is not None:
-            raise unread
-        name = checkpoint_format(report.config or {}, serving.cache_format)
-        self.format = read_formats(name, report.spec.dtype)[0]
-        if self.format.name not in BLOCK_FORMATS:
-            raise UnsupportedError("vllm_cache_format", found=self.format.name, known=", ".join(BLOCK_FORMATS[1:]))
+        self.format = served_format(report, serving.cache_format)
         config, options = report.config or {}, serving.sglang or DEFAULTS
         self.most_context_tokens = report.spec.context_tokens
         self.pools = pools_of(report, self.format, serving.ranks, options)

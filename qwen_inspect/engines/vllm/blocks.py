@@ -8,17 +8,32 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...checkpoint import DType
 from ...errors import UnsupportedError
 from ...results.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention
-from ...structure.kv_cache import CacheFormat
+from ...structure.kv_cache import CacheFormat, checkpoint_format, read_formats
 from ...values import dataclass, replace
+
+if TYPE_CHECKING:
+    from ...results.model import Report
 
 BLOCK_TOKENS = 16  # CacheConfig.DEFAULT_BLOCK_SIZE, and what FlashAttention's block sizes are multiples of
 Drafting = tuple[Sequence[LayerAttention], int, int]
 BLOCK_FORMATS = ("float32", "bfloat16", "float16", "fp8")
+
+
+def served_format(report: Report, cache_format: str) -> CacheFormat:
+    """The cache's number format; UnsupportedError for GGUF files, unread weights and formats that blocks do not have."""
+    if report.known.quantised is not None and report.known.quantised.method == "gguf":
+        raise UnsupportedError("vllm_gguf")
+    if (unread := report.known.unread) is not None:
+        raise unread
+    served = read_formats(checkpoint_format(report.config or {}, cache_format), report.spec.dtype)[0]
+    if served.name not in BLOCK_FORMATS:
+        raise UnsupportedError("vllm_cache_format", found=served.name, known=", ".join(BLOCK_FORMATS[1:]))
+    return served
 
 
 def kv_heads_per_rank(kv_heads: int, ranks: int) -> int:
