@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 
 from benchmarks.accuracy import recorded_run
-from benchmarks.keep_traces import first_layers, report_of
-from benchmarks.keep_training import aligned, releases
+from benchmarks.keep_traces import report_of
+from benchmarks.keep_training import aligned, layers_needed, planned, releases, shortened
 from benchmarks.predicted import model_of
 from benchmarks.recordings import each
-from benchmarks.structures import bases
 from qwen_inspect.architectures.quantised_presets import preset
 from qwen_inspect.loaders import catalog
 from qwen_inspect.predicting.family_file import SHIPPED, read
@@ -56,6 +55,23 @@ def assert_as_transformers(config: Mapping[str, Any], **changes: Any) -> None:
     assert (mine.sums, mine.cast) == (theirs.sums, theirs.cast)
 
 
+def unseen(family: str, run: Run, scheme: str, random: Random) -> dict[str, Any]:
+    """A configuration of random sizes and few layers like the first release whose training is learnt. scheme: of its base."""
+
+    def packed(config: Mapping[str, Any]) -> dict[str, Any]:
+        return {**config, "quantization_config": preset(scheme, None, config)} if scheme else dict(config)
+
+    def is_learnt(config: Mapping[str, Any]) -> bool:
+        report = report_of(packed(config))
+        return is_covered(report, replace(run, attention=report.spec.kernel))
+
+    base = next(config for config in releases(family) if is_learnt(config))
+    base = shortened(base, planned(base)[2])
+    design = planned(base)[2]
+    layers = random.randint(4, 5) if len({*design.layers}) == 1 else layers_needed(design)
+    return packed(of_layers(aligned(base, random), layers))
+
+
 @pytest.mark.parametrize(
     ("family", "seed"),
     [
@@ -67,8 +83,7 @@ def assert_as_transformers(config: Mapping[str, Any], **changes: Any) -> None:
 )
 def test_an_unseen_configuration_trains_as_transformers_trains_it(family: str, seed: int) -> None:
     random = Random(f"{family} trained {seed}")
-    base = next(bases(family))
-    config = first_layers(aligned(base, random), random.randint(4, 5))
+    config = unseen(family, TRAINED, "", random)
     changes = {"optimizer": COVERED[seed], "prompt_tokens": random.randint(8, 90), **OPTIONS[seed]}
     assert_as_transformers(config, **changes)
 
@@ -103,16 +118,7 @@ def test_unseen_adapters_train_as_transformers_and_peft_train_them(
     """On a dense base, or on one that bitsandbytes packed."""
     random = Random(f"{family} {scheme} {modules} {seed}")
     run = Run(mode="train", prompt_tokens=50, lora_rank=random.randint(2, 70), lora_targets=modules)
-
-    def packed(config: Mapping[str, Any]) -> dict[str, Any]:
-        return {**config, "quantization_config": preset(scheme, None, config)} if scheme else dict(config)
-
-    def is_learnt(config: Mapping[str, Any]) -> bool:
-        report = report_of(packed(config))
-        return is_covered(report, replace(run, attention=report.spec.kernel))
-
-    base = next(config for config in releases(family) if is_learnt(config))
-    config = packed(first_layers(aligned(base, random), random.randint(4, 5)))
+    config = unseen(family, run, scheme, random)
     changes = {"optimizer": COVERED[-seed % len(COVERED)], "checkpointing": False, **OPTIONS[-seed % len(OPTIONS)]}
     tokens = random.randint(8, 90)
     assert_as_transformers(config, lora_rank=run.lora_rank, lora_targets=modules, prompt_tokens=tokens, **changes)
