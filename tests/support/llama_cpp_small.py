@@ -60,6 +60,7 @@ SMALL: Mapping[str, tuple[int, Mapping[str, Any], Callable[[], Tensors]]] = {
     **ENCODERS,
     **OTHERS,
     "llama": (3, {}, lambda: decoder(3)),
+    "llama:factors": (3, {}, lambda: [*decoder(3), ("rope_freqs.weight", (HEAD // 2,), "F32")]),
     "qwen2": (3, {}, lambda: decoder(3, further=BIASES)),
     "qwen3": (3, {}, lambda: decoder(3, further=NORMED)),
     "qwen3moe": (3, MIXTURE, lambda: decoder(3, mixture=True, further=NORMED)),

@@ -29,6 +29,15 @@ from .tensors import (
     view,
 )
 
+WITH_FACTORS = frozenset(
+    (
+        *("apertus", "arcee", "bailingmoe", "cohere2", "cohere2moe", "deci", "deepseek", "exaone", "exaone-moe"),
+        *("exaone4", "gemma4", "granite", "granite_swa", "granitehybrid", "granitemoe", "hunyuan-moe", "hunyuan_vl"),
+        *("hy_v3", "llama", "llama4", "minicpm", "minicpm3", "mistral3", "phi3", "phimoe", "step35"),
+    )
+)
+PLAIN_IN_WINDOWS = frozenset(("gemma4", "step35"))
+
 
 class Attention(Parts):
     """Attention of one layer."""
@@ -93,7 +102,22 @@ class Attention(Parts):
             return node
         every = 4 if self._read.architecture == "bailingmoe3" and self._key("rope.dimension_sections") else 1
         positions = max(every, self._design.positions) * self._batch.tokens
-        return like("ROPE", node, self._input("positions", I32, positions))
+        factors = self._turning_factors(layer)
+        return like("ROPE", node, self._input("positions", I32, positions), *([] if factors is None else [factors]))
+
+    def _turning_factors(self, layer: int) -> Node | None:
+        """Of the frequencies, a copy on the layer's device. Source: llama_model::get_rope_factors."""
+        read, name = self._read, "rope_freqs.weight"
+        if name not in self._tensors:  # those for short contexts have the same size
+            name = "rope_factors_long.weight"
+        plain = read.windowed[layer] and read.architecture in PLAIN_IN_WINDOWS
+        if name not in self._tensors or read.architecture not in WITH_FACTORS or plain:
+            return None
+        place = f"blk.{layer}.attn_norm.weight"
+        key = f"factors on {self._placed[place]}"
+        if key not in self._inputs:
+            self._inputs[key] = self._stored(self._tensors[name], place)
+        return self._inputs[key]
 
     def _turns(self, layer: int) -> bool:
         """Whether RoPE turns Q and K. Source: hparams.has_rope, n_no_rope_layer_step."""
@@ -145,7 +169,7 @@ class Attention(Parts):
             views = []
             for part, (length, heads) in zip("qkv" if layer < read.with_cache else "q", sizes, strict=False):
                 if part == "v" and f"{prefix}attn_v.weight" not in self._tensors:
-                    views.append(views[1])
+                    views.append(reshape(views[1].sources[0], length, heads, tokens))
                     continue
                 node = self._linear(f"{prefix}attn_{part}", inputs)
                 if part == "q" and self._design.gated_query:

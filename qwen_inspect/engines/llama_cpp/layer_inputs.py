@@ -36,7 +36,7 @@ class LayerInputs(Parts):
         """A state through a narrow matrix, times the layer's rows, and back."""
         prefix, every = f"blk.{layer}.", self._inputs["by_layer"]
         part = view(every, every.shape[:2], (every.strides[1],), layer * every.strides[2])
-        if state.shape[1] < part.shape[1]:
+        if layer == self._read.layers - 1:
             part = rows(part, self._input("out_ids", I32, self._batch.outputs))
         narrow = like("UNARY", matmul(self._needed(f"{prefix}inp_gate.weight"), state))
         wide = matmul(self._needed(f"{prefix}proj.weight"), like("MUL", narrow, part))

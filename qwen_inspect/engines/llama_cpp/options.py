@@ -18,7 +18,7 @@ CARD_NAME = re.compile(r"(CUDA|ROCm|MUSA|Vulkan|SYCL)([0-9]{1,2}|_Host)")
 IN_LAYER = re.compile(r"(?:enc\.|dec\.)?blk\.(\d+)\.")
 # Tensors of the input layer, which is the host's, and of the first layer. Source: llama-arch.cpp, LLM_TENSOR_INFOS.
 INPUT = ("token_embd.", "token_types.", "position_embd.", "per_layer_token_embd.", "masked_embd_")
-IN_FIRST_LAYER = ("token_embd_norm.", "per_layer_model_proj.", "per_layer_proj_norm.")
+IN_FIRST_LAYER = ("token_embd_norm.", "per_layer_model_proj.", "per_layer_proj_norm.", "rope_freqs.", "rope_factors_")
 MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
 EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"  # LLM_FFN_EXPS_REGEX
 
