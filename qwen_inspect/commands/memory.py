@@ -112,6 +112,8 @@ def _check_devices(options: argparse.Namespace) -> None:
         raise UsageError("needs_device", option=typed[0])
     if options.device is not None and options.transformers is not None:
         raise UsageError("version_measured")
+    if options.device is not None and options.loss not in (None, "model"):
+        raise UsageError("loss_device", loss=options.loss)
     if options.snapshot is not None and os.path.lexists(options.snapshot) and not options.overwrite:
         raise UsageError("output_exists", path=options.snapshot)
 

@@ -10,7 +10,7 @@ ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
         *("mode", "new_tokens", "attention", "cache", "load", "padded"),
         *("optimizer", "checkpointing", "trained", "freeze", "accumulate", "autocast"),
         *("lora", "lora_targets", "lora_parameters", "modules_to_save", "dora", "rslora"),
-        *("loop", "keep_gradients", "keep_logits", "clip", "transformers"),
+        *("loop", "keep_gradients", "keep_logits", "clip", "loss", "transformers"),
     ),
     "vllm": (
         *("utilization", "kv_budget", "tp", "max_num_batched_tokens", "max_num_seqs", "enable_prefix_caching"),

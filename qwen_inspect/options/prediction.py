@@ -34,6 +34,7 @@ TAKEN_FOR: Mapping[str, str] = {
 }
 KERNELS = ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_2_repeated")
 LOOPS = ("trainer", "accelerate", "plain")
+LOSSES = ("model", "liger", "trl")
 OPTIMIZERS = (
     *("adamw_foreach", "adamw_fused", "adamw_for_loop", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"),
     *("sgd", "sgd_momentum", "adafactor", "lion", "lion_8bit", "muon", "none"),
@@ -75,6 +76,7 @@ def declare_batch(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--loop", choices=LOOPS, help=say("help_loop"))
     command.add_argument("--keep-gradients", action=switch, help=say("help_keep_gradients"))
     command.add_argument("--keep-logits", action=switch, help=say("help_keep_logits"))
+    command.add_argument("--loss", choices=LOSSES, help=say("help_loss"))
     command.add_argument("--clip", action=switch, help=say("help_clip"))
     command.add_argument("--transformers", metavar="VERSION", help=say("help_transformers"))
     command.add_argument("--padded", action="store_true", help=say("help_padded"))
@@ -138,7 +140,7 @@ def run_of(options: argparse.Namespace, *, gpu: str | None) -> Run:
     named = options.lora_targets is not None or options.lora_parameters is not None
     loop = loop_of(
         getattr(options, "loop", None),  # not options of `compare`
-        **{fact: getattr(options, fact, None) for fact in ("keep_gradients", "keep_logits", "clip")},
+        **{fact: getattr(options, fact, None) for fact in ("keep_gradients", "keep_logits", "clip", "loss")},
     )
     run = Run(
         mode=options.mode or "generate",

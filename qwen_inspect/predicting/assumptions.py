@@ -141,4 +141,5 @@ def _training_assumptions(run: Run) -> Iterator[Message]:
         gradients=Message("loop_gradients_kept" if loop.keep_gradients else "loop_gradients_dropped"),
         logits=Message(f"loop_logits_{loop.keep_logits}"),
         clip=Message("loop_clip" if loop.clip else "loop_no_clip"),
+        loss=Message(f"loop_loss_{loop.loss}"),
     )

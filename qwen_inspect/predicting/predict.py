@@ -17,6 +17,7 @@ from ..tracing.adapting import FourBits
 from ..tracing.bases import EightBits
 from ..values import replace
 from .footprint import bytes_of, cache_bytes, formula_footprint, stored_footprint, traced_footprint
+from .fused_loss import check_loss, loss_assumption
 from .packed import packed_trace
 from .sources import (
     installed,
@@ -114,7 +115,7 @@ def _without_trace(report: Report, run: Run) -> Footprint:
 def _with_assumptions(footprint: Footprint, report: Report, run: Run) -> Footprint:
     """The footprint with the assumptions about autocast and about a kernel other than sdpa."""
     spec = report.spec
-    messages = [*footprint.assumptions, *_autocast_assumptions(report, run)]
+    messages = [*footprint.assumptions, *_autocast_assumptions(report, run), *loss_assumption(spec, run)]
     if run.mode == "train" and run.device == "cuda" and run.autocast is None and spec.dtype is DType.F32:
         messages.append(Message("assume_tf32"))
     if run.attention == spec.kernel != "sdpa":
@@ -137,6 +138,7 @@ def _training_report(report: Report, run: Run, course_points: int) -> MemoryRepo
     """What is trained, and the footprint of training; without a trace only that at a step's end, by formula."""
     from .training_plan import plan_of
 
+    check_loss(report, run)
     plan = plan_of(report, run)
     run, training = plan.run, plan.training
     refusal: QwenInspectError | None = None
@@ -146,6 +148,8 @@ def _training_report(report: Report, run: Run, course_points: int) -> MemoryRepo
         if training.adapters and footprint.steady.adapters != training.trained_bytes:
             raise UnsupportedError("lora_differs", traced=footprint.steady.adapters, expected=training.trained_bytes)
     except (UnavailableError, UnsupportedError) as error:
+        if error.message.key == "loss_class":
+            raise
         without_torch = error.message.key == "extra_missing"
         footprint = formula_footprint(
             report.tree,

@@ -106,6 +106,7 @@ def same_events_above(report: Report, run: Run) -> int | None:
     if (
         run.padded
         or run.packed
+        or run.loop.loss != "model"  # chunks of a number of tokens
         or run.prompt_tokens < FEWEST_TOKENS
         or re.search(r"\b(dynamic|longrope)\b", str(config))
     ):

@@ -270,6 +270,7 @@ class Run:
             "--keep-gradients": self.loop.keep_gradients,
             "--keep-logits": self.loop.keep_logits != "no",
             "--clip": self.loop.clip,
+            "--loss": self.loop.loss != "model",
         }
         return tuple(option for option, value in is_set.items() if value)
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 LoopName = Literal["trainer", "accelerate", "plain"]
 KeptLogits = Literal["no", "backward", "step"]
+Loss = Literal["model", "liger", "trl"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,13 +21,15 @@ class Loop:
 
     name: whose loop; None is one that holds nothing but a micro-batch's tokens and labels. keep_gradients: they are zeroed in
     place after a step, else dropped. keep_logits: the forward's outputs live until it returns ("no"), until the end of its
-    backward, or until the next forward has returned ("step"). clip: gradients are scaled to a largest norm.
+    backward, or until the next forward has returned ("step"). clip: gradients are scaled to a largest norm. loss: that of
+    the model's class, or a library's that makes no logits of all tokens.
     """
 
     name: LoopName | None = None
     keep_gradients: bool = False
     keep_logits: KeptLogits = "no"
     clip: bool = False
+    loss: Loss = "model"
 
     @property
     def accelerated(self) -> bool:
@@ -55,6 +58,7 @@ def loop_of(
     keep_gradients: bool | None = None,
     keep_logits: bool | None = None,
     clip: bool | None = None,
+    loss: Loss | None = None,
 ) -> Loop:
     """The loop of this name, with the facts that are given replaced. keep_logits: at least in the backward."""
     loop = LOOPS[name]
@@ -66,6 +70,7 @@ def loop_of(
         keep_gradients=loop.keep_gradients if keep_gradients is None else keep_gradients,
         keep_logits=logits,
         clip=loop.clip if clip is None else clip,
+        loss=loss or loop.loss,
     )
 
 

@@ -44,6 +44,7 @@ from .autocast import autocast, cuda_lists, let_go_in_order, scaler_of
 from .bases import Base, hold
 from .cached import CACHE_NAMES, is_state, tensors_of
 from .few_turns import few_turns
+from .fused_losses import fuse_loss
 from .kernels import as_on_cuda, flash_attention_2, masks_of_ones, replaced
 from .known_values import known_values
 from .media import media_inputs, refuse_a_trained_tower
@@ -175,6 +176,7 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
             if workload.media is not None and workload.mode == "train":
                 refuse_a_trained_tower(model)
             run = _runs(model, spec, workload)
+            fuse_loss(model, workload.loop.loss)
             if workload.mode != "train":  # a backward keeps tensors of every turn
                 stack.enter_context(few_turns(model))
             elif workload.loop.masked and not workload.padded:

@@ -83,6 +83,18 @@ def test_what_is_kept_is_at_the_peak_and_said(tmp_path: Path, capsys: Capture) -
     assert any("zeroed in place" in sentence for sentence in gradients["predicted"]["assumptions"])
 
 
+def test_a_fused_loss_spares_the_logits_and_says_so(tmp_path: Path, capsys: Capture) -> None:
+    """Logits of 64 tokens, at once and 16 at a time: 64 / ceil(4,096 / 64) rounded up to a power of two is 1, in bfloat16."""
+    path = write_config(tmp_path, {**FAMILIES["qwen3"], "vocab_size": 4096})
+    run = ("memory", path, "--mode", "train", "--context", "64", "--optimizer", "sgd")
+    own, fused = (answered(capsys, *run, "--loss", loss) for loss in ("model", "liger"))
+    assert_keeps_to_the_schema(fused)
+    assert (own["training"]["loss"], fused["training"]["loss"]) == ("model", "liger")
+    peaks = [answer["predicted"]["moments"]["peak"]["activations_bytes"] for answer in (own, fused)]
+    assert peaks[0] - peaks[1] > 64 * 4096 * 4
+    assert any("the logits of 1 tokens at a time" in sentence for sentence in fused["predicted"]["assumptions"])
+
+
 def test_trainers_optimizer_is_the_one_that_it_chooses(tmp_path: Path, capsys: Capture) -> None:
     path = write_config(tmp_path, FAMILIES["qwen3"])
     answer = answered(capsys, "memory", path, "--mode", "train", "--context", "16", "--loop", "trainer")
@@ -116,6 +128,10 @@ def test_the_mask_of_4_57_is_kept_by_every_layer_with_repeated_heads(tmp_path: P
         (["--mode", "train", "--transformers", "4.57", "--attention", "eager"], 7, "--attention sdpa"),
         (["--mode", "train", "--keep-gradients", "--tp", "2"], 7, "--keep-gradients"),
         (["--mode", "train", "--transformers", "4.57", "--device", "cpu"], 2, "--device"),
+        (["--loss", "liger"], 2, "--loss is for --mode train"),
+        (["--mode", "train", "--loss", "trl", "--device", "cpu"], 2, "--device cannot be given"),
+        (["--mode", "train", "--loss", "liger", "--gpu", "sm_75"], 7, "compute capability 8.0"),
+        (["--mode", "train", "--loss", "trl", "--fsdp", "2"], 7, "--loss"),
     ],
 )
 def test_what_is_contradictory_or_unknown_is_one_line(

@@ -44,6 +44,7 @@ TEXT = {
     "help_loop": "with --mode train: whose training loop: transformers' Trainer, accelerate's, or a plain one of PyTorch (default: one that holds nothing it need not)",
     "help_keep_gradients": "with --mode train: zero gradients in place after a step, as set_to_none=False does, instead of dropping them",
     "help_keep_logits": "with --mode train: keep the forward's outputs, logits among them, through the backward",
+    "help_loss": "with --mode train: the class's own loss, or one that makes no logits of all tokens: Liger's fused linear cross entropy, TRL's chunked head (default: model)",
     "help_clip": "with --mode train: clip gradients to a norm of 1 before the optimizer's step",
     "help_transformers": "predict this version of transformers where it is known to differ from the installed one (4.53 to 4.57, training)",
     "help_checkpointing": "with --mode train: activation checkpointing",

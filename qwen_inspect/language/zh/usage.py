@@ -44,6 +44,7 @@ TEXT = {
     "help_loop": "与 --mode train 合用：训练循环：transformers 的 Trainer、accelerate 的循环或普通 PyTorch 循环（默认为不保留多余张量的循环）",
     "help_keep_gradients": "与 --mode train 合用：每步之后梯度原地清零（同 set_to_none=False），而不是释放",
     "help_keep_logits": "与 --mode train 合用：前向输出（含 logits）在反向计算期间保留",
+    "help_loss": "与 --mode train 合用：模型自带的损失，或不生成全部 logits 的损失：Liger 的融合线性交叉熵（liger）、TRL 的分块输出头（trl）（默认 model）",
     "help_clip": "与 --mode train 合用：优化器更新之前将梯度裁剪到范数 1",
     "help_transformers": "按该版本的 transformers 预测（已知与已安装版本不同的地方；4.53 至 4.57，训练）",
     "help_checkpointing": "与 --mode train 合用：启用激活重计算",

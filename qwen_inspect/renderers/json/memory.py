@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ...language import Language
 from ...results.memory import MemoryReport, Optimizer, Run
-from ...results.training import KeptLogits, LoopName
+from ...results.training import KeptLogits, LoopName, Loss
 from .colocated import GrpoJSON, colocated_content
 from .common import OfModelJSON, model_content
 from .footprint import PredictedJSON, footprint_content, workload_content
@@ -53,6 +53,8 @@ class TrainingJSON(TypedDict):
     """How long the forward's outputs live: "no" (until it returns), the end of its "backward", or a whole "step" more."""
     clip: bool
     """Whether gradients are clipped."""
+    loss: Loss
+    """Whose loss: that of the model's class, or one that makes no logits of all tokens."""
     trainable_parameters: Count
     base_parameters: Count
     all_parameters: Count
@@ -147,6 +149,7 @@ def _training(training: Training, run: Run) -> TrainingJSON:
         "keep_gradients": run.loop.keep_gradients,
         "keep_logits": run.loop.keep_logits,
         "clip": run.loop.clip,
+        "loss": run.loop.loss,
         "trainable_parameters": training.trainable,
         "base_parameters": training.base_parameters,
         "all_parameters": training.all_parameters,

@@ -1,0 +1,75 @@
+"""Losses without the logits of all tokens, against Liger's and TRL's own code.
+
+Their peaks: liger-kernel 0.8.5 (LigerFusedLinearCrossEntropyFunction below qwen3's lce_forward) and TRL 1.16 (SFTTrainer's
+compute_loss) in transformers' Trainer on CPU, on their path for CUDA, with Triton's kernels replaced by nothing, as torch's
+profiler recorded them. Every request was that of the trace, in order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qwen_inspect.results.timeline import Allocate, Event
+from qwen_inspect.results.training import Loss, loop_of
+from qwen_inspect.tracing.fused_losses import liger_rows
+
+from ..support.families import FAMILIES
+from ..support.real_runs import PROMPT, traced
+from ..support.real_training import on_cpu
+
+BATCH, STEPS = 2, 2
+NUMBERS_BYTES = 64  # single numbers of the loss, of which the profiler shows those of the host too
+UNTIED = {"dtype": "float32", "torch_dtype": "float32", "tie_word_embeddings": False}
+
+
+def events_of(loss: Loss, vocabulary: int, config: dict[str, Any], **workload: Any) -> list[Event]:
+    timeline = traced(
+        {**FAMILIES["qwen3"], "vocab_size": vocabulary, **config},
+        mode="train",
+        batch=BATCH,
+        prompt_tokens=PROMPT,
+        steps=STEPS,
+        device="cpu",
+        optimizer="adamw_fused",
+        loop=loop_of("trainer", loss=loss),
+        **workload,
+    )
+    return on_cpu(timeline)
+
+
+def peak_bytes(events: list[Event]) -> int:
+    alive, now, peak = {}, 0, 0
+    for event in events:
+        if isinstance(event, Allocate):
+            alive[event.id] = event.size_bytes
+            now += event.size_bytes
+        else:
+            now -= alive.pop(event.id, 0)
+        peak = max(peak, now)
+    return peak
+
+
+@pytest.mark.parametrize(
+    ("loss", "vocabulary", "config", "workload", "recorded"),
+    [
+        ("liger", 1000, {}, {}, 1_321_978),
+        ("liger", 1000, UNTIED, {"autocast": "bfloat16", "accumulate": 2}, 3_701_860),
+        pytest.param("liger", 1000, UNTIED, {}, 3_065_828, marks=pytest.mark.exhaustive),
+        ("trl", 40_000, {"tie_word_embeddings": False}, {"frozen": "lm_head|embed"}, 7_013_148),
+        ("trl", 40_000, UNTIED, {"autocast": "bfloat16", "accumulate": 2}, 84_608_166),
+        pytest.param("trl", 40_000, UNTIED, {}, 65_017_510, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_the_peak_is_that_of_the_librarys_own_code(
+    loss: Loss, vocabulary: int, config: dict[str, Any], workload: dict[str, Any], recorded: int
+) -> None:
+    assert 0 <= peak_bytes(events_of(loss, vocabulary, config, **workload)) - recorded <= NUMBERS_BYTES
+
+
+def test_liger_halves_chunks_until_their_logits_are_as_large_as_the_states() -> None:
+    """The example in liger-kernel 0.8.5, ops/fused_linear_cross_entropy.py: 16,384 tokens, 32,000 entries, 4,096 dimensions."""
+    assert liger_rows(4096 * 4, 4096, 32000) == 2048
+    assert liger_rows(2048, 1024, 151936) == 16  # 2,048 / 149 = 13.7, and the next power of two
+    assert liger_rows(3, 4096, 1000) == 3
