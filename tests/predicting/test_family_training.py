@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.accuracy import recorded_run
-from benchmarks.keep_traces import report_of
+from benchmarks.keep_traces import first_layers, report_of
 from benchmarks.keep_training import aligned, layers_needed, planned, releases, shortened
 from benchmarks.predicted import model_of
 from benchmarks.recordings import each
@@ -69,7 +69,7 @@ def unseen(family: str, run: Run, scheme: str, random: Random) -> dict[str, Any]
     base = shortened(base, planned(base)[2])
     design = planned(base)[2]
     layers = random.randint(4, 5) if len({*design.layers}) == 1 else layers_needed(design)
-    return packed(of_layers(aligned(base, random), layers))
+    return packed(first_layers(aligned(base, random), layers))
 
 
 @pytest.mark.parametrize(
