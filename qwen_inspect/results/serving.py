@@ -29,15 +29,20 @@ class Speculation:
     ranks: int | None = None
 
 
+WHOLE_PROMPTS = -1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SglangOptions:
     """What a command of SGLang sets. chunk_tokens, graph_sequences: None for its defaults by card; graphs: CUDA graphs at all.
 
+    chunk_tokens is WHOLE_PROMPTS where prompts are not cut; prefill_tokens: --max-prefill-tokens, which then stands for a chunk.
     running: --max-running-requests; total_tokens: --max-total-tokens; window_share: --swa-full-tokens-ratio; state_share:
     --mamba-full-memory-ratio; state_slots: --max-mamba-cache-size; radix: the cache of prefixes.
     """
 
     chunk_tokens: int | None = None
+    prefill_tokens: int = 16_384
     graph_sequences: int | None = None
     graphs: bool = True
     running: int | None = None

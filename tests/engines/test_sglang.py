@@ -45,6 +45,10 @@ def test_the_share_is_what_its_heuristic_gives() -> None:
     assert default_share(gpus.find("RTX 4090"), 1, latent=False) == round(
         1 - 7_280 / 24_564, 3
     )  # 512 + 6144 + 128 + 96 + 400
+    # Prompts that are not cut activate 16,384 tokens, and no chunk is captured: 512 + 24576 + 128 + 512.
+    uncut = parse_command("sglang serve --model-path x --chunked-prefill-size -1").serving.sglang
+    assert uncut is not None
+    assert default_share(gpus.find("H100"), 1, latent=False, options=uncut) == round(1 - 25_728 / 81_559, 3)
 
 
 def test_the_pool_is_the_share_of_what_was_free_less_the_weights(capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,7 +126,13 @@ def test_a_command_is_read_as_sglang_spells_it(capsys: pytest.CaptureFixture[str
     assert serving.sglang == SglangOptions(
         chunk_tokens=4096, running=64, graph_sequences=32, radix=False, state_share=2.5
     )
-    for line in ("", "python x", "sglang serve --tp 0", "sglang serve --model-path"):
+    for line in (
+        "",
+        "python x",
+        "sglang serve --tp 0",
+        "sglang serve --model-path x --page-size -1",
+        "sglang serve --model-path",
+    ):
         with pytest.raises(UsageError):
             parse_command(line)
     for line in ("--pp 2", "--speculative-algorithm EAGLE", "--enable-dp-attention"):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...errors import UnsupportedError, UsageError
-from ...results.serving import Serving, SglangOptions
+from ...results.serving import WHOLE_PROMPTS, Serving, SglangOptions
 from ...values import dataclass, replace
 from ..pasted import SET_BEFORE, each_option, read_count, read_dtype, read_format, read_share, read_tokens, words_of
 
@@ -34,10 +34,12 @@ SERVING: Mapping[str, tuple[str, Callable[[str, str], Any]]] = {
     "--context-length": ("context_tokens", read_tokens),
     "--kv-cache-dtype": ("cache_format", read_format),
 }
+CHUNK = "--chunked-prefill-size"
 OPTIONS: Mapping[str, tuple[str, Callable[[str, str], Any]]] = {
-    "--chunked-prefill-size": ("chunk_tokens", read_count),
+    CHUNK: ("chunk_tokens", read_count),
     "--cuda-graph-max-bs-decode": ("graph_sequences", read_count),
     "--max-running-requests": ("running", read_count),
+    "--max-prefill-tokens": ("prefill_tokens", read_count),
     "--max-total-tokens": ("total_tokens", read_tokens),
     "--page-size": ("page_tokens", read_count),
     "--swa-full-tokens-ratio": ("window_share", read_share),
@@ -60,7 +62,7 @@ WITH_VALUE = frozenset(
     --host --port --api-key --served-model-name --tokenizer-path --tokenizer-mode --chat-template --tool-call-parser
     --reasoning-parser --random-seed --download-dir --load-format --revision --log-level --attention-backend --dp-size --ep-size
     --sampling-backend --watchdog-timeout --schedule-policy --schedule-conservativeness --nccl-init-addr --dist-init-addr
-    --moe-runner-backend --mamba-backend --max-prefill-tokens --stream-interval
+    --moe-runner-backend --mamba-backend --stream-interval
     """.split()  # noqa: SIM905
 )
 OTHERS = ("--model-path", "--dtype", "--quantization", "--mamba-full-memory-ratio", "--pp-size")
@@ -95,7 +97,7 @@ def parse_command(line: str) -> Command:
             serving[name] = read(option, value)
         elif option in OPTIONS and value is not None:
             name, read = OPTIONS[option]
-            sglang[name] = None if value == "-1" else read(option, value)
+            sglang[name] = WHOLE_PROMPTS if option == CHUNK and value == "-1" else read(option, value)
         elif option in OTHERS and value is not None:
             named[option] = value
         elif option and option not in WITHOUT_VALUE | WITH_VALUE:

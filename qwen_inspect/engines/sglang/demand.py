@@ -12,7 +12,7 @@ from typing import Any
 from ...predicting.allocator import Allocator
 from ...results.fit import Gpu, Requirement
 from ...results.model import Report
-from ...results.serving import Reserve, Reserved, Serving, SglangOptions
+from ...results.serving import WHOLE_PROMPTS, Reserve, Reserved, Serving, SglangOptions
 from ...units import MIB
 from ..interface import Demand
 from ..vllm.blocks import latent_width, served_format, text_part
@@ -111,7 +111,8 @@ def default_share(gpu: Gpu, ranks: int, *, latent: bool, options: SglangOptions 
     decode = options.graph_sequences or min(few if ranks < 4 else many, options.running or many)
     captures = (*SMALLEST_CAPTURES, *range(1280, 4097, 256), *range(4608, chunk + 1, 512))
     graphs = 2 * decode + (1536 if latent else 8 * sum(size <= chunk for size in captures))
-    reserved = 512 + 1.5 * max(chunk, 2048) + ranks / 8 * 1024 + (graphs if options.graphs else 0)
+    activated = options.prefill_tokens if chunk == WHOLE_PROMPTS else chunk
+    reserved = 512 + 1.5 * max(activated, 2048) + ranks / 8 * 1024 + (graphs if options.graphs else 0)
     if total > 60 * 1024:
         reserved = max(reserved, 10 * 1024)
     return round((total - reserved) / total, 3)
