@@ -65,7 +65,7 @@ STRUCTURES: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "glm4v": ({"rope_parameters": SECTIONS},),
     "glm4v_moe": ({"rope_parameters": SECTIONS},),
     "lfm2_moe": ({"layer_types": 2 * ["conv", "conv", "full_attention", "conv"]},),
-    "kimi_linear": ({"layer_types": DELTA, "first_k_dense_replace": 1},),
+    "kimi_linear": ({"layer_types": DELTA, "first_k_dense_replace": 1, "num_experts_per_token": 2},),
     "mistral3": ({}, {"model_type": "ministral3", "rope_parameters": LATE_QUERIES}),
     "mpt": ({"max_seq_len": 2048}, {"max_seq_len": 8192}),
     "phi3": (

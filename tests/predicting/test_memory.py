@@ -34,6 +34,7 @@ from qwen_inspect.tracing.trace import trace
 from ..support.families import FAMILIES
 from ..support.invoking import Capture, invoke
 from ..support.models import TINY_QWEN3, run, write_config
+from ..support.outlines import varied
 from ..support.runs import a_run, without_torch
 from ..support.schema import assert_keeps_to_the_schema
 
@@ -347,13 +348,19 @@ def test_training_is_a_sum_of_weights_gradients_states_and_activations(capsys: C
 
 
 @pytest.mark.parametrize(
-    ("batch", "prompt"), [(1, 64 * 9 - 1), (2, 64 * 17), pytest.param(1, 64 * 70 + 1, marks=pytest.mark.exhaustive)]
+    ("family", "batch", "prompt"),
+    [
+        ("qwen3_next", 1, 64 * 9 - 1),
+        ("qwen3_next", 2, 64 * 17),
+        pytest.param("qwen3_next", 1, 64 * 70 + 1, marks=pytest.mark.exhaustive),
+        pytest.param("bailing_hybrid", 1, 64 * 9 - 1, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_turns_that_a_trace_leaves_out_of_linear_attentions_loop_are_added(
-    batch: int, prompt: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    family: str, batch: int, prompt: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Event by event as where the loop over chunks of 64 tokens runs to its end."""
-    write_config(tmp_path, FAMILIES["qwen3_next"])
+    write_config(tmp_path, FAMILIES[family] if family in FAMILIES else varied(family, 1))
     report = inspect(str(tmp_path))
     workload = a_run(mode="generate", batch=batch, prompt_tokens=prompt, new_tokens=2)
     predicted = predict(report, workload).predicted
