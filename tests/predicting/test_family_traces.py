@@ -108,8 +108,8 @@ def hold_an_unseen_run(family: str, mode: Mode, seed: int) -> None:
     some = bases(family, varied=False) if mode == "generate" and seed % 2 else bases_of(family, mode)
     base = random.choice([*some]) if seed else next(bases(family))
     try:
-        report = report_of(base)
-        layers = max(random.randint(4, 9), layers_needed(known(outline(report))))
+        whole = outline(report_of(base))
+        layers = max(random.randint(4, 9), layers_needed(whole) if whole else 0)
         config = first_layers(sampled(base, random) if seed % 4 else base, layers)
         report = report_of(config)
     except QwenInspectError:
