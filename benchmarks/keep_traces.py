@@ -14,7 +14,7 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -44,7 +44,7 @@ from qwen_inspect.predicting.outline import (
     outline_of,
     regime_of,
 )
-from qwen_inspect.predicting.segments import apart, fixed
+from qwen_inspect.predicting.segments import LAYER, apart, fixed
 from qwen_inspect.predicting.sources import family_file, sample_request
 from qwen_inspect.predicting.token_loops import folded
 from qwen_inspect.results.memory import Mode
@@ -270,9 +270,15 @@ def learnt_somehow(group: Group, random: Random) -> Variant:
             group.singles += 1
 
 
+def of_first(loaded: Sequence[tuple[Any, str, str]], layers: int) -> list[tuple[Any, str, str]]:
+    """What is loaded outside of the layers and in the first ones, which alone are traced."""
+    return [row for row in loaded if not (match := LAYER.search(row[1])) or int(match[0]) < layers]
+
+
 def check(variant: Variant, sample: Sample, report: Report) -> None:
     """Holds what is composed for an unseen configuration against its own trace."""
-    _, composed = apart(variant.at(sample.outline, sample.point, loaded_of(report.tree)))
+    loaded = of_first(loaded_of(report.tree), len(sample.outline.layers))
+    _, composed = apart(variant.at(sample.outline, sample.point, loaded))
     expected, made = sample.trace.at(sample.point), composed.at(sample.point)
     if (made.events, made.stages, made.kept) != (expected.events, expected.stages, expected.kept):
         raise NotLearnt(f"{sample.point}: another run")

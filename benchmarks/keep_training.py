@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.keep_traces import defaults_of, related, report_of
+from benchmarks.keep_traces import defaults_of, of_first, related, report_of
 from benchmarks.learning import NotLearnt, Sample, learn
 from benchmarks.sampling import EXPERTS, sampled
 from benchmarks.structures import small, stated
@@ -271,7 +271,8 @@ def learnt(group: Group, random: Random) -> Variant:
 
 def check(variant: Variant, sample: Sample, report: Report, plan: Plan) -> None:
     """Holds what is composed for an unseen configuration against its own trace."""
-    composed = variant.at(sample.outline, sample.point, loaded_in(report, plan), schedule_of(plan.run))
+    loaded = of_first(loaded_in(report, plan), len(sample.outline.layers))
+    composed = variant.at(sample.outline, sample.point, loaded, schedule_of(plan.run))
     expected, made = sample.trace.at(sample.point), apart(composed)[1].at(sample.point)
     if (made, made.sums, made.kept) != (expected, expected.sums, expected.kept):
         raise NotLearnt(f"{sample.point}: another run")

@@ -283,7 +283,9 @@ class TransformersDemand(Demand):
             return False
         traced = self._traced_at(batch, context_tokens) or self._folded_at(batch, context_tokens)
         if traced is None:
-            return self.requirement(batch, context_tokens).held_bytes <= room_bytes
+            required = self.requirement(batch, context_tokens)
+            known = required.whole or self._requested.peak_reserved is None  # else a lower bound shows no fit
+            return known and required.held_bytes <= room_bytes
         return traced.fits(self._point(batch, context_tokens), room_bytes)
 
     def least_bytes(self, batch: int, context_tokens: int) -> int:
