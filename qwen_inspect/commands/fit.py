@@ -12,7 +12,7 @@ from ..console import EXIT_CHECK_FAILED
 from ..engines import ENGINES
 from ..errors import UsageError
 from ..language import Language, Message
-from ..options import flag, given, model, output, prediction, values
+from ..options import flag, given, media, model, output, prediction, values
 from ..options.engines import ENGINE_OPTIONS, IN_LLAMA_CPP_COMMAND, IN_SGLANG_COMMAND, IN_VLLM_COMMAND, SHARES
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     prediction.declare(command, say)
     prediction.declare_batch(command, say)
     prediction.declare_cards(command, say)
+    media.declare(command, say)
     add = command.add_argument
     add("--memory", type=values.size(say), metavar="SIZE", help=say("help_card_memory"))
     add("--beyond-limit", action="store_true", help=say("help_beyond_limit"))
@@ -103,9 +104,18 @@ def _fit(options: argparse.Namespace, say: Language) -> int:
     from ..fitting.search import fit
 
     cards, run = _cards(options), prediction.run_of(options, gpu=options.gpu)
-    report = prediction.inspected(options, tokens=None)
-    run = prediction.as_the_model_runs(run, report, options)
-    answer = fit(report, run, cards, beyond_limit=options.beyond_limit)
+    request = media.request_of(options)
+    prediction.check_media(request, run)
+    report = media.with_media(prediction.inspected(options, tokens=None), request, options)
+    text = prediction.as_the_model_runs(run, report, options)
+    run = prediction.with_media(text, report, options)
+    seen = None
+    if request is not None:
+        from ..fitting.media import Seen
+
+        counted = media.counter_of(report, options)
+        seen = Seen(request=request, counted=counted, prompt_tokens=options.context, text_tokens=text.prompt_tokens)
+    answer = fit(report, run, cards, beyond_limit=options.beyond_limit, seen=seen)
     output.show(answer, options, say)
     output.say_notices(answer.report, options, say)
     if answer.fits is False:

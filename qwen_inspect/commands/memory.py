@@ -178,8 +178,7 @@ def _check_media(request: Request | None, run: Run, options: argparse.Namespace)
         return
     if typed := given(options, *SHARED_BY, "device_map", "device"):
         raise UsageError("options_exclude", option="--image", other=typed[0])
-    if run.padded or run.cache == "static":
-        raise UsageError("options_exclude", option="--image", other="--padded" if run.padded else "--cache")
+    prediction.check_media(request, run)
 
 
 def _card(gpu: str) -> str:

@@ -34,6 +34,7 @@ from .cards import cards as cards
 
 if TYPE_CHECKING:
     from ..engines.transformers.demand import TransformersDemand
+    from .media import Seen
 
 MOST_BATCH = 1 << 16
 MOST_CONTEXT_TOKENS = 1 << 24  # if the model's own limit is ignored
@@ -62,10 +63,13 @@ def card_name(name: str) -> str:
     return card.name if measured is None else measured.gpu
 
 
-def fit(report: Report, run: Run, cards: Sequence[Gpu], *, beyond_limit: bool = False) -> FitReport:
+def fit(
+    report: Report, run: Run, cards: Sequence[Gpu], *, beyond_limit: bool = False, seen: Seen | None = None
+) -> FitReport:
     """Whether `run` fits each of `cards`, and the largest context and batch there.
 
-    beyond_limit: try contexts past the model's own limit too. Raises what `predict` raises; `refusal` of the answer says why only
+    beyond_limit: try contexts past the model's own limit too. seen: of a run with images or videos, of which the largest are
+    searched in place of the context and the batch. Raises what `predict` raises; `refusal` of the answer says why only
     a lower bound is known.
     """
     from ..predicting.sources import with_kernel
@@ -75,7 +79,13 @@ def fit(report: Report, run: Run, cards: Sequence[Gpu], *, beyond_limit: bool = 
     assumptions: dict[Message, None] = {}
     noted, refusal = report, None
     run = with_kernel(run, report)
-    for demand, card_answer in answers(engine, report, run, cards, beyond_limit=beyond_limit):
+    if seen is None:
+        each_card = answers(engine, report, run, cards, beyond_limit=beyond_limit)
+    else:
+        from .media import answers as media_answers
+
+        each_card = media_answers(engine, report, run, cards, seen)
+    for demand, card_answer in each_card:
         memory = demand.predicted(run.batch, run.prompt_tokens)
         noted = memory.report  # with the notices of the prediction
         assumptions |= {

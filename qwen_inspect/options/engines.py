@@ -11,6 +11,7 @@ ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
         *("optimizer", "checkpointing", "trained", "freeze", "accumulate", "autocast"),
         *("lora", "lora_targets", "lora_parameters", "modules_to_save", "dora", "rslora"),
         *("loop", "keep_gradients", "keep_logits", "clip", "loss", "transformers"),
+        *("image", "video", "min_pixels", "max_pixels", "total_pixels", "fps"),
     ),
     "vllm": (
         *("utilization", "kv_budget", "tp", "max_num_batched_tokens", "max_num_seqs", "enable_prefix_caching"),

@@ -12,9 +12,10 @@ from . import flag, given, model
 from .values import positive, reader
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from fractions import Fraction
 
-    from ..results.media import Request, Typed
+    from ..results.media import Media, Request, Typed
     from ..results.model import Report
 
 SIZE = re.compile(r"(\d{1,6})[x×](\d{1,6})", re.IGNORECASE | re.ASCII)
@@ -52,18 +53,24 @@ def request_of(options: argparse.Namespace) -> Request | None:
     return Request(typed=typed, **{name: getattr(options, name) for name in LIMITS})
 
 
+def counter_of(report: Report, options: argparse.Namespace) -> Callable[[Request], Media]:
+    """What the model's processors make of a request. Raises the refusal of an architecture that is not known."""
+    from ..loaders.processors import read_processors
+    from ..media.counting import media_of
+    from ..media.processors import PROCESSOR_FILES
+
+    report.known  # noqa: B018
+    files = read_processors(report.ref, PROCESSOR_FILES, model.access_of(options))
+    return lambda request: media_of(report.config or {}, files, request)
+
+
 def with_media(report: Report, request: Request | None, options: argparse.Namespace) -> Report:
     """The report with what its model's processors make of the request."""
     if request is None:
         return report
-    from ..loaders.processors import read_processors
-    from ..media.counting import media_of
-    from ..media.processors import PROCESSOR_FILES
     from ..values import replace
 
-    report.known  # noqa: B018  # raises the refusal of an architecture that is not known
-    files = read_processors(report.ref, PROCESSOR_FILES, model.access_of(options))
-    media = media_of(report.config or {}, files, request)
+    media = counter_of(report, options)(request)
     if options.context is not None and options.context < media.context_tokens:
         raise UsageError("media_beyond_context", tokens=media.context_tokens, context=options.context)
     return replace(report, media=media)

@@ -14,6 +14,7 @@ from . import given, model
 from .values import number_format, positive, tokens
 
 if TYPE_CHECKING:
+    from ..results.media import Request
     from ..results.memory import Run
     from ..results.model import Report
 
@@ -181,6 +182,12 @@ def run_of(options: argparse.Namespace, *, gpu: str | None) -> Run:
 
 def _names(typed: str | None) -> tuple[str, ...]:
     return () if typed is None else tuple(name.strip() for name in typed.split(","))
+
+
+def check_media(request: Request | None, run: Run) -> None:
+    """Raises UsageError for what is predicted for text alone."""
+    if request is not None and (run.padded or run.cache == "static"):
+        raise UsageError("options_exclude", option="--image", other="--padded" if run.padded else "--cache")
 
 
 def with_media(run: Run, report: Report, options: argparse.Namespace) -> Run:

@@ -107,7 +107,7 @@ def _part_assumptions(timeline: Timeline, run: Run) -> tuple[Message, ...]:
             else []
         ),
         *([Message("assume_linear_reference")] if linear else []),
-        *([Message("assume_text_only")] if seeing else []),
+        *([Message("assume_text_only")] if seeing and run.media is None else []),
         *([Message("assume_four_bits")] if four_bits and run.mode == "train" else []),
     )
 

@@ -148,7 +148,9 @@ def _traced_once(untraced: _Untraced) -> Timeline:
 
 
 def _traced(untraced: _Untraced) -> Timeline:
-    """The trace of the whole model; for a hybrid, whose layers are slow to trace, composed from that of its first layers."""
+    """The trace of the whole model; for a hybrid, whose layers are slow to trace, and for a prompt with images, of which a search
+    needs many, composed from that of its first layers.
+    """
     from ..tracing.trace import trace
 
     report, run, place = untraced.report, untraced.run, untraced.place
@@ -164,18 +166,31 @@ def _traced(untraced: _Untraced) -> Timeline:
         deep = composed_trace(question_of(report, plan_of(report, run), request, installed_versions()))
         if deep is not None:
             return deep.at(point_of(run))
-    first = _first_of_all_kinds(spec.layers)
+    kinds = _kinds_of(spec.layers, config, run)
+    first = _first_of_all_kinds(kinds) + (run.media is not None)
     chunked = any(isinstance(layer.attention, LinearAttention) for layer in spec.layers)
     sharded = place is not None and place.how.fsdp > 1  # a layer gathers the next one's weights
-    alike = _all_alike(place) and not sharded and run.media is None
-    if run.mode != "train" and alike and chunked and 2 * first < len(spec.layers):
+    alike = _all_alike(place) and not sharded
+    if run.mode != "train" and alike and (chunked or run.media is not None) and 2 * first < len(kinds):
         with suppress(UnsupportedError):
             few = fixed(trace(spec, config, replace(request, layers=first), place))
-            return deepen(few, spec.layers[:first], spec.layers).at(point_of(run))
+            return deepen(few, kinds[:first], kinds).at(point_of(run))
     timeline = trace(spec, config, request, place)
     if _is_kept(spec, run, place) and untraced.base is None:
         _keep(report, run, place, timeline)
     return timeline
+
+
+def _kinds_of(layers: Sequence[object], config: Mapping[str, Any], run: Run) -> Sequence[object]:
+    """The layers by what they do. The first of a prompt with images may each add features of the tower.
+
+    Source: transformers 5.23, modeling_qwen3_vl.Qwen3VLTextModel.forward
+    """
+    if run.media is None:
+        return layers
+    vision = config.get("vision_config") or {}
+    adding = len(vision.get("deepstack_visual_indexes") or ()) + 1  # the next one frees what the last of them made
+    return [(layer, min(index, adding)) for index, layer in enumerate(layers)]
 
 
 def _is_kept(spec: ModelSpec, run: Run, place: Place | None) -> bool:

@@ -11,6 +11,7 @@ from .gpu import Gpu as Gpu
 if TYPE_CHECKING:
     from ..errors import QwenInspectError
     from ..language import Message
+    from .media import Typed
     from .memory import Run
     from .model import Report
 
@@ -27,7 +28,13 @@ Change = Literal[
     "fsdp",
     "layers",
     "gpu",
+    "max_pixels",
+    "total_pixels",
+    "fps",
+    "media",
 ]
+MediaLimit = Literal["square", "image", "images", "video"]
+MediaBound = Literal["memory", "context", "processor", "search"]
 
 Verdict = Literal["fits", "may_fit", "too_small", "unknown"]
 
@@ -112,11 +119,28 @@ class CurvePoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MediaReach:
+    """What of images or videos fits, with the larger CUDA context. kind: the largest "square" image, the largest "image" of the
+    requested one's ratio, the most "images" of it, or the longest "video".
+
+    count: how many; 0 if not even the smallest fits, and then the rest is None. tokens: of the context. bound: what stops more:
+    "memory", the "context", the "processor" (it makes no more tokens of anything larger) or "search" (no more were tried).
+    """
+
+    kind: MediaLimit
+    count: int
+    medium: Typed | None
+    tokens: int | None
+    required_bytes: int | None
+    bound: MediaBound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Suggestion:
     """A change and its requirement, with the larger CUDA context. Not `whole`: a lower bound, and `fits` is False or None.
 
     bounded: not `whole`, but even the upper bound of the requirement fits.
-    kind: "context", "batch", "cache", "weights", "checkpointing", "lora", "optimizer", "tensor_parallel", "fsdp" or "gpu".
+    kind: what is changed; "media": the number of images and videos.
     """
 
     kind: Change
@@ -138,7 +162,8 @@ class CardAnswer:
 
     calibrated: whether the context was measured. passes_by_release: whether a run that does not fit would still finish, because
     the allocator releases cached segments when it runs out; None if it fits or that is unknown. cache_tokens: at the largest
-    context. notices: memory in use on the card, and number formats that it does not support.
+    context. notices: memory in use on the card, and number formats that it does not support. media: of a run with images or
+    videos, whose contexts and batches are not searched.
     """
 
     gpu: Gpu
@@ -152,6 +177,7 @@ class CardAnswer:
     curve: tuple[CurvePoint, ...]
     suggestions: tuple[Suggestion, ...] = ()
     notices: tuple[Message, ...] = ()
+    media: tuple[MediaReach, ...] = ()
 
     @property
     def likely(self) -> bool | None:

@@ -10,6 +10,7 @@ from ...results.llama_cpp import LlamaCppReport
 from ...results.serving import EngineCard, LlamaCppReserve, ServingReport, VllmReserve
 from ...units import count, size
 from ..document.common import reach, shown_range
+from ..document.fit import media_most
 from . import between, within
 from .cards import named
 from .memory import workload
@@ -80,6 +81,12 @@ def _reach_each(answers: Sequence[CardAnswer], say: Language) -> str:
 
 
 def _reach(card: CardAnswer, say: Language) -> str:
+    if card.media:
+        reached = (
+            say(f"answer_media_{found.bound}", what=media_most(found, say), kind=say(f"media_limit_{found.kind}"))
+            for found in card.media
+        )
+        return say("answer_media_reach", reaches=say("semicolon").join(reached))
     if card.high.context.at_most == card.high.batch.at_most == 0:
         return say("answer_reach_none")
     return say("answer_reach", context=_known(card.high.context, say), batch=_known(card.high.batch, say))

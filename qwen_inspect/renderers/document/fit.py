@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ...language import Language
-from ...results.fit import CardAnswer, FitReport, Suggestion
+from ...results.fit import CardAnswer, FitReport, MediaReach, Suggestion
 from ...results.llama_cpp import LlamaCppReport
 from ...results.serving import ServingReport
 from ...units import count, signed_size, size
@@ -78,7 +78,11 @@ def _card_blocks(card: CardAnswer, say: Language) -> Iterator[Block]:
         yield Items([say(message) for message in card.notices])
     if card.passes_by_release is not None:
         yield Paragraph(say("fit_passes" if card.passes_by_release else "fit_passes_not"))
-    yield Fields([*_reach_rows(card, say)])
+    if card.media:
+        columns = [say(f"column_{name}") for name in ("media_limit", "media_most", "tokens", "required", "media_bound")]
+        yield Table(columns, [_media_row(reach, say) for reach in card.media], "lrrrl")
+    else:
+        yield Fields([*_reach_rows(card, say)])
     if any(point.batch.at_most for point in card.curve):
         yield Heading(say("heading_curve"), 3)
         columns = [say("column_prompt_tokens"), say("column_max_batch")]
@@ -158,6 +162,28 @@ def _term_table(card: CardAnswer, say: Language) -> Table:
         totals=3 if required.whole or required.most_bytes is None else 4,
         expendable=((1, 3)[: len(ends)],),
     )
+
+
+def _media_row(reach: MediaReach, say: Language) -> list[str]:
+    required = None if reach.required_bytes is None else size(reach.required_bytes)
+    bound = say(f"media_bound_{reach.bound}")
+    return [
+        say(f"media_limit_{reach.kind}"),
+        media_most(reach, say),
+        count(reach.tokens),
+        required or count(None),
+        bound,
+    ]
+
+
+def media_most(reach: MediaReach, say: Language) -> str:
+    """1024 × 768, 12 of 1024 × 768, or 1280 × 720, 90 s."""
+    if (medium := reach.medium) is None:
+        return say("media_none")
+    values = {"width": medium.width, "height": medium.height, "count": reach.count}
+    if medium.seconds is not None:
+        values["seconds"] = int(medium.seconds)
+    return say(f"media_most_{reach.kind}", **values)
 
 
 def _reach_rows(card: CardAnswer, say: Language) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from ...language import Language
-from ...results.fit import Bound, CardAnswer, CardReach, Change, Ends, FitReport, Gpu, Largest, Suggestion
+from ...results.fit import (
+    Bound,
+    CardAnswer,
+    CardReach,
+    Change,
+    Ends,
+    FitReport,
+    Gpu,
+    Largest,
+    MediaBound,
+    MediaLimit,
+    MediaReach,
+    Suggestion,
+)
 from ...results.gpu import Origin
 from ...results.memory import Autocast, Cache, Loader, Mode
 from .common import OfModelJSON, model_content
@@ -66,6 +79,23 @@ class SuggestionJSON(TypedDict):
     lower_bound_only: bool
 
 
+class MediaReachJSON(TypedDict):
+    """The largest image, the most images or the longest video that fits the card."""
+
+    kind: MediaLimit
+    """The largest square image, the largest of the requested one's ratio, the most of the requested one, the longest video."""
+    count: Count
+    """0 if not even the smallest fits; the other keys but `bound` are then null."""
+    width: Positive | None
+    height: Positive | None
+    seconds: Positive | None
+    """Of a video."""
+    tokens: Positive | None
+    required_bytes: Count | None
+    bound: MediaBound
+    """What stops more: memory, the context, the processor, which makes no more tokens of anything larger, or the search's end."""
+
+
 class TermJSON(TypedDict):
     """A part of the allocator's bytes."""
 
@@ -108,6 +138,8 @@ class CardJSON(EndsJSON):
     curve: list[CurvePointJSON]
     suggestions: list[SuggestionJSON]
     notices: list[str]
+    media: list[MediaReachJSON]
+    """Of a run with images or videos; its largest context and batch are not searched."""
 
 
 class FitWorkloadJSON(TypedDict):
@@ -218,6 +250,21 @@ def _card(card: CardAnswer, say: Language) -> CardJSON:
         ],
         "suggestions": [suggestion_content(suggestion, say) for suggestion in card.suggestions],
         "notices": [say(message) for message in card.notices],
+        "media": [_media(reach) for reach in card.media],
+    }
+
+
+def _media(reach: MediaReach) -> MediaReachJSON:
+    medium = reach.medium
+    return {
+        "kind": reach.kind,
+        "count": reach.count,
+        "width": None if medium is None else medium.width,
+        "height": None if medium is None else medium.height,
+        "seconds": None if medium is None or medium.seconds is None else int(medium.seconds),
+        "tokens": reach.tokens,
+        "required_bytes": reach.required_bytes,
+        "bound": reach.bound,
     }
 
 
