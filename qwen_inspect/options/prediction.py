@@ -34,7 +34,7 @@ TAKEN_FOR: Mapping[str, str] = {
     "gptq": "gptq-int4",
 }
 KERNELS = ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_2_repeated")
-LOOPS = ("trainer", "accelerate", "plain")
+LOOPS = ("trainer", "sft", "accelerate", "plain")
 LOSSES = ("model", "liger", "trl")
 OPTIMIZERS = (
     *("adamw_foreach", "adamw_fused", "adamw_for_loop", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"),
@@ -78,6 +78,7 @@ def declare_batch(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--keep-gradients", action=switch, help=say("help_keep_gradients"))
     command.add_argument("--keep-logits", action=switch, help=say("help_keep_logits"))
     command.add_argument("--loss", choices=LOSSES, help=say("help_loss"))
+    command.add_argument("--completion-only", type=tokens(say), metavar="TOKENS", help=say("help_completion_only"))
     command.add_argument("--clip", action=switch, help=say("help_clip"))
     command.add_argument("--transformers", metavar="VERSION", help=say("help_transformers"))
     command.add_argument("--padded", action="store_true", help=say("help_padded"))
@@ -141,6 +142,7 @@ def run_of(options: argparse.Namespace, *, gpu: str | None) -> Run:
     named = options.lora_targets is not None or options.lora_parameters is not None
     loop = loop_of(
         getattr(options, "loop", None),  # not options of `compare`
+        completion_tokens=getattr(options, "completion_only", None),
         **{fact: getattr(options, fact, None) for fact in ("keep_gradients", "keep_logits", "clip", "loss")},
     )
     run = Run(
@@ -151,8 +153,8 @@ def run_of(options: argparse.Namespace, *, gpu: str | None) -> Run:
         attention=options.attention,
         loader=options.load,
         gpu=gpu or DEFAULT_CAPABILITY,
-        optimizer=options.optimizer or ("adamw_fused" if loop.name == "trainer" else "adamw_foreach"),
-        checkpointing=options.checkpointing,
+        optimizer=options.optimizer or ("adamw_fused" if loop.by_trainer else "adamw_foreach"),
+        checkpointing=True if loop.name == "sft" and options.checkpointing is None else options.checkpointing,
         trained=options.trained,
         accumulate=options.accumulate,
         lora_rank=options.lora,

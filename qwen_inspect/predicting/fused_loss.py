@@ -15,7 +15,13 @@ from ..tracing.fused_losses import OF_LIGER, TRL_TOKENS, TRL_VOCABULARY, liger_r
 
 def check_loss(report: Report, run: Run) -> None:
     """UsageError on the host, UnsupportedError for a class or a card of which the library's requests are not known."""
-    loss = run.loop.loss
+    loss, completion = run.loop.loss, run.loop.completion_tokens
+    if completion is not None and loss != "trl":
+        raise UsageError("option_needs", option="--completion-only", other="--loss trl")
+    if completion is not None and completion > run.prompt_tokens:
+        raise UsageError("completion_beyond", completion=completion, tokens=run.prompt_tokens)
+    if run.loop.name == "sft" and report.known.quantised is not None:
+        raise UnsupportedError("sft_quantised")
     if loss == "model":
         return
     if run.device != "cuda":
@@ -33,8 +39,10 @@ def loss_assumption(spec: ModelSpec, run: Run) -> Iterator[Message]:
     if run.loop.loss == "liger":
         yield Message("assume_loss_liger", tokens=liger_rows(tokens, spec.hidden_size, spec.vocab_size))
     if run.loop.loss == "trl":
+        labelled = run.batch * min(run.loop.completion_tokens or run.prompt_tokens, run.prompt_tokens - 1)
         yield Message(
             "assume_loss_trl",
-            tokens=min(tokens - run.batch, TRL_TOKENS),
+            tokens=min(labelled, TRL_TOKENS),
             vocabulary=min(TRL_VOCABULARY, spec.vocab_size),
+            labelled=labelled,
         )

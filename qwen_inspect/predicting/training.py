@@ -110,7 +110,7 @@ def optimizer_sizes(
             case "muon" if is_hidden_matrix(tensor.name, len(tensor.shape), is_embedding):
                 yield tensor.size_bytes
             case name if name in OF_BITSANDBYTES:
-                wide = is_embedding and loop.name == "trainer"
+                wide = is_embedding and loop.by_trainer
                 yield from _bitsandbytes_sizes(tensor, name, wide=wide)
             case _:
                 yield from (tensor.size_bytes, tensor.size_bytes)

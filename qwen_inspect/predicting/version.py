@@ -36,7 +36,7 @@ def with_version(run: Run, report: Report) -> Run:
         raise UnsupportedError("version_unknown", version=typed, known=_known())
     if run.mode != "train" and (run.mode != "forward" or asked not in SAME_FORWARD):
         raise UnsupportedError("version_mode", version=typed, forward=" and ".join(SAME_FORWARD), mode=run.mode)
-    if run.loop.name == "trainer":
+    if run.loop.by_trainer:
         raise UnsupportedError("version_trainer", version=typed, reference=REFERENCE)
     if not _is_same(report) or (run.mode == "train" and run.attention != "sdpa"):
         raise UnsupportedError("version_model", version=typed, families=", ".join(SAME_FAMILIES))

@@ -271,6 +271,7 @@ class Run:
             "--keep-logits": self.loop.keep_logits != "no",
             "--clip": self.loop.clip,
             "--loss": self.loop.loss != "model",
+            "--completion-only": self.loop.completion_tokens,
         }
         return tuple(option for option, value in is_set.items() if value)
 

@@ -10,7 +10,7 @@ from ..values import dataclass, replace
 if TYPE_CHECKING:
     from .stored import KeptModules
 
-LoopName = Literal["trainer", "accelerate", "plain"]
+LoopName = Literal["trainer", "sft", "accelerate", "plain"]
 KeptLogits = Literal["no", "backward", "step"]
 Loss = Literal["model", "liger", "trl"]
 
@@ -22,7 +22,8 @@ class Loop:
     name: whose loop; None is one that holds nothing but a micro-batch's tokens and labels. keep_gradients: they are zeroed in
     place after a step, else dropped. keep_logits: the forward's outputs live until it returns ("no"), until the end of its
     backward, or until the next forward has returned ("step"). clip: gradients are scaled to a largest norm. loss: that of
-    the model's class, or a library's that makes no logits of all tokens.
+    the model's class, or a library's that makes no logits of all tokens. completion_tokens: only so many
+    tokens at the end of each sequence have labels; None: all have.
     """
 
     name: LoopName | None = None
@@ -30,11 +31,17 @@ class Loop:
     keep_logits: KeptLogits = "no"
     clip: bool = False
     loss: Loss = "model"
+    completion_tokens: int | None = None
 
     @property
     def accelerated(self) -> bool:
         """Whether accelerate runs the forward and the backward."""
-        return self.name in ("trainer", "accelerate")
+        return self.by_trainer or self.name == "accelerate"
+
+    @property
+    def by_trainer(self) -> bool:
+        """Whether it is transformers' Trainer's, or that of TRL's SFTTrainer, which is one."""
+        return self.name in ("trainer", "sft")
 
     @property
     def masked(self) -> bool:
@@ -42,11 +49,13 @@ class Loop:
         return self.name is not None
 
 
-# Sources: transformers 5.23, trainer.py and training_args.py (max_grad_norm); accelerate 1.15, the loop of its README and of
-# examples/nlp_example.py; the plain loop of Hugging Face's course, chapter 3. Both name the outputs, so they outlive the step.
+# Sources: transformers 5.23, trainer.py and training_args.py (max_grad_norm); TRL 1.16, sft_trainer.py; accelerate 1.15, the loop
+# of its README and of examples/nlp_example.py; the plain loop of Hugging Face's course, chapter 3. The last two name the outputs,
+# so they outlive the step.
 LOOPS: Mapping[LoopName | None, Loop] = {
     None: Loop(),
     "trainer": Loop(name="trainer", clip=True),
+    "sft": Loop(name="sft", clip=True, loss="trl"),
     "accelerate": Loop(name="accelerate", keep_logits="step"),
     "plain": Loop(name="plain", keep_logits="step"),
 }
@@ -59,6 +68,7 @@ def loop_of(
     keep_logits: bool | None = None,
     clip: bool | None = None,
     loss: Loss | None = None,
+    completion_tokens: int | None = None,
 ) -> Loop:
     """The loop of this name, with the facts that are given replaced. keep_logits: at least in the backward."""
     loop = LOOPS[name]
@@ -71,6 +81,7 @@ def loop_of(
         keep_logits=logits,
         clip=loop.clip if clip is None else clip,
         loss=loss or loop.loss,
+        completion_tokens=completion_tokens,
     )
 
 

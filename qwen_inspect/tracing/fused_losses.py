@@ -25,7 +25,7 @@ IGNORED = -100
 TRL_TOKENS, TRL_VOCABULARY = 4096, 32768  # TRL 1.16, kernels/chunked_logprob.py and trainer/utils.py
 
 
-def fuse_loss(model: Any, loss: Loss) -> None:
+def fuse_loss(model: Any, loss: Loss, completion_tokens: int | None = None) -> None:
     """Replaces the model's forward by that of the library; UnsupportedError for a model that it has none for."""
     if loss == "model":
         return
@@ -33,12 +33,12 @@ def fuse_loss(model: Any, loss: Loss) -> None:
     head = whole.get_output_embeddings()
     if not _is_fused(whole, head, loss):
         raise UnsupportedError("loss_class", loss=loss, class_name=type(whole).__name__)
-    compute = _liger_loss if loss == "liger" else _trl_loss
 
     @functools.wraps(type(whole).forward)
-    def forward(self: Any, *, labels: Any, num_items_in_batch: Any = None, **inputs: Any) -> types.SimpleNamespace:
-        loss, further = compute(self, labels, num_items_in_batch, inputs)
-        return types.SimpleNamespace(loss=loss, logits=None, further=further)
+    def forward(self: Any, *, labels: Any, num_items_in_batch: Any = None, **inputs: Any) -> Any:
+        if loss == "liger":
+            return types.SimpleNamespace(loss=_liger_loss(self, labels, num_items_in_batch, inputs), logits=None)
+        return TRLOutputs(_trl_results(completion_tokens, self, labels, inputs), num_items_in_batch)
 
     whole.forward = types.MethodType(forward, whole)
 
@@ -65,10 +65,7 @@ def _is_fused(model: Any, head: Any, loss: Loss) -> bool:
 
 
 def _liger_loss(model: Any, labels: Any, count: Any, inputs: dict[str, Any]) -> Any:
-    """The loss, and what the outputs have beside it.
-
-    Source: liger-kernel 0.8.5, transformers/model/loss_utils.py, LigerForCausalLMLoss
-    """
+    """Source: liger-kernel 0.8.5, transformers/model/loss_utils.py, LigerForCausalLMLoss"""
     import torch
 
     hidden = _last_states(model, inputs)
@@ -76,7 +73,7 @@ def _liger_loss(model: Any, labels: Any, count: Any, inputs: dict[str, Any]) -> 
     labels = torch.nn.functional.pad(labels, (0, 1), value=IGNORED)
     shifted = labels[..., 1:].contiguous()
     loss = _liger_function().apply(hidden.view(-1, hidden.shape[-1]), weight, shifted.view(-1))
-    return loss if count is None else loss / count, None
+    return loss if count is None else loss / count
 
 
 def liger_rows(tokens: int, hidden_size: int, vocabulary: int) -> int:
@@ -143,32 +140,42 @@ def _add_liger_product(total: Any, logits: Any, chunk: Any) -> None:
 # --- TRL
 
 
-def _trl_loss(model: Any, labels: Any, count: Any, inputs: dict[str, Any]) -> Any:
-    """The loss, and what the trainer has of the outputs until its loss is computed.
+class TRLOutputs:
+    """What the model returns. The trainer computes the loss of it, outside of autocast, and then lets go of all.
 
     Source: TRL 1.16, trainer/sft_trainer.py, SFTTrainer.compute_loss
     """
-    import torch
 
-    results = _trl_results(model, labels, inputs)
-    losses = -results[0]
-    labelled = results[-1].sum() if count is None else torch.as_tensor(count)
-    return losses.sum() / labelled.clamp(min=1), (results, losses)
+    logits = None
+
+    def __init__(self, results: tuple[Any, ...], count: Any) -> None:
+        self.results, self.count = results, count
+
+    @property
+    def loss(self) -> Any:
+        import torch
+
+        self.losses = -self.results[0]
+        labelled = self.results[-1].sum() if self.count is None else torch.as_tensor(self.count)
+        return self.losses.sum() / labelled.clamp(min=1)
 
 
-def _trl_results(model: Any, labels: Any, inputs: dict[str, Any]) -> tuple[Any, ...]:
-    """Log-probabilities, entropies and hits of all tokens, and which tokens have labels: all but the first of each sequence.
+def _trl_results(completion_tokens: int | None, model: Any, labels: Any, inputs: dict[str, Any]) -> tuple[Any, ...]:
+    """Log-probabilities, entropies and hits of all tokens, and which tokens have labels: those of the completion, else
+    all but the first of each sequence.
 
     Source: TRL 1.16, trainer/utils.py, add_fused_lm_head
     """
     hidden = _last_states(model, inputs)
     hidden, labels = hidden[:, :-1], labels[:, 1:]
     mask = labels != IGNORED
+    most = mask.shape[1]
+    labelled = mask.shape[0] * (most if completion_tokens is None else min(completion_tokens, most))
     selected = _selected()
     results = _trl_function().apply(
-        selected.apply(hidden, mask),
+        selected.apply(hidden, mask, labelled),
         model.get_output_embeddings().weight,
-        selected.apply(labels, mask),
+        selected.apply(labels, mask, labelled),
         _autocast_dtype(hidden.dtype),
     )
     return *(each.new_zeros(mask.shape).masked_scatter(mask, each) for each in results), mask
@@ -176,20 +183,21 @@ def _trl_results(model: Any, labels: Any, inputs: dict[str, Any]) -> tuple[Any, 
 
 @functools.cache
 def _selected() -> Any:
-    """`hidden[mask]`, of which every row is selected: the positions are found once more in the backward."""
+    """`hidden[mask]`, of which so many rows are selected: the positions are found once more in the backward."""
     import torch
 
-    def forward(ctx: Any, hidden: Any, mask: Any) -> Any:
+    def forward(ctx: Any, hidden: Any, mask: Any, rows: int) -> Any:
         ctx.save_for_backward(mask)
+        ctx.rows = rows
         ctx.shape = hidden.shape
-        positions = torch.empty((mask.numel(), mask.dim()), dtype=torch.int64)
+        positions = torch.empty((rows, mask.dim()), dtype=torch.int64)
         return hidden[positions[:, 0], positions[:, 1]]
 
     def backward(ctx: Any, gradient: Any) -> Any:
         whole = gradient.new_zeros(ctx.shape)
         (mask,) = ctx.saved_tensors
-        torch.empty((mask.numel(), mask.dim()), dtype=torch.int64)
-        return whole, None
+        torch.empty((ctx.rows, mask.dim()), dtype=torch.int64)
+        return whole, None, None
 
     return _function("SelectedRows", forward, backward)
 

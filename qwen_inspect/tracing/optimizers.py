@@ -51,7 +51,7 @@ def optimizer_of(name: str, model: Any, loop: Loop = LOOPS[None]) -> Any:
                 optimizer = getattr(library, OF_BITSANDBYTES[name])(groups)
             manager = library.GlobalOptimManager.get_instance()
             manager.initialize()
-            if loop.name == "trainer" and optimizer.args.optim_bits == 8:
+            if loop.by_trainer and optimizer.args.optim_bits == 8:
                 for module in _embeddings(model):
                     manager.register_module_override(module, "weight", {"optim_bits": 32})
             return optimizer
@@ -65,7 +65,7 @@ def _groups(model: Any, loop: Loop) -> list[Any]:
     import torch
 
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if loop.name != "trainer":
+    if not loop.by_trainer:
         return [parameter for _, parameter in trained]
     norms = {name for name, module in model.named_modules() if isinstance(module, torch.nn.LayerNorm)}
     groups: tuple[list[Any], list[Any]] = [], []

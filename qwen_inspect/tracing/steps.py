@@ -35,7 +35,7 @@ def train(
     for _ in range(steps):
         for number in range(accumulate):
             stage("forward")
-            if loop.name == "trainer":
+            if loop.by_trainer:
                 if number == 0:  # the step's micro-batches, made while those of the step before are still there
                     total = _zero(model) if total is None else total
                     ahead, counted = _counted(model, [_labelled(model, inputs_of) for _ in range(accumulate)])

@@ -176,7 +176,7 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
             if workload.media is not None and workload.mode == "train":
                 refuse_a_trained_tower(model)
             run = _runs(model, spec, workload)
-            fuse_loss(model, workload.loop.loss)
+            fuse_loss(model, workload.loop.loss, workload.loop.completion_tokens)
             if workload.mode != "train":  # a backward keeps tensors of every turn
                 stack.enter_context(few_turns(model))
             elif workload.loop.masked and not workload.padded:

@@ -33,8 +33,7 @@ def events_of(loss: Loss, vocabulary: int, config: dict[str, Any], **workload: A
         steps=STEPS,
         device="cpu",
         optimizer="adamw_fused",
-        loop=loop_of("trainer", loss=loss),
-        **workload,
+        **{"loop": loop_of("trainer", loss=loss), **workload},
     )
     return on_cpu(timeline)
 
@@ -66,6 +65,14 @@ def test_the_peak_is_that_of_the_librarys_own_code(
     loss: Loss, vocabulary: int, config: dict[str, Any], workload: dict[str, Any], recorded: int
 ) -> None:
     assert 0 <= peak_bytes(events_of(loss, vocabulary, config, **workload)) - recorded <= NUMBERS_BYTES
+
+
+def test_completions_alone_are_labelled_as_in_the_real_sft_trainer() -> None:
+    """TRL 1.16's SFTTrainer itself, recorded as above: bf16=True, checkpointing, two micro-batches, labels on 12 of 48 tokens."""
+    workload: dict[str, Any] = {"autocast": "bfloat16", "accumulate": 2, "checkpointing": True}
+    loop = loop_of("sft", completion_tokens=12)
+    peak = peak_bytes(events_of("trl", 40_000, UNTIED, loop=loop, **workload))
+    assert 0 <= peak - 79_240_622 <= NUMBERS_BYTES
 
 
 def test_liger_halves_chunks_until_their_logits_are_as_large_as_the_states() -> None:

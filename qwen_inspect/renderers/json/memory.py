@@ -55,6 +55,8 @@ class TrainingJSON(TypedDict):
     """Whether gradients are clipped."""
     loss: Loss
     """Whose loss: that of the model's class, or one that makes no logits of all tokens."""
+    completion_tokens: Positive | None
+    """Tokens with labels at the end of each sequence; null for all."""
     trainable_parameters: Count
     base_parameters: Count
     all_parameters: Count
@@ -150,6 +152,7 @@ def _training(training: Training, run: Run) -> TrainingJSON:
         "keep_logits": run.loop.keep_logits,
         "clip": run.loop.clip,
         "loss": run.loop.loss,
+        "completion_tokens": run.loop.completion_tokens,
         "trainable_parameters": training.trainable,
         "base_parameters": training.base_parameters,
         "all_parameters": training.all_parameters,
