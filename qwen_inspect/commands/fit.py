@@ -16,7 +16,7 @@ from ..options import flag, given, media, model, output, prediction, values
 from ..options.engines import ENGINE_OPTIONS, IN_LLAMA_CPP_COMMAND, IN_SGLANG_COMMAND, IN_VLLM_COMMAND, SHARES
 
 if TYPE_CHECKING:
-    from ..engines.llama_cpp.logs import Log
+    from ..engines.llama_cpp.commands.logs import Log
     from ..engines.vllm.log import Log as VllmLog
     from ..results.fit import Gpu
     from ..results.llama_cpp import LlamaCppReport
@@ -149,7 +149,7 @@ def _serve(options: argparse.Namespace, say: Language, engine: str) -> int:
             )
         if report.ref.source != "ollama" or engine != "llama.cpp":
             return serve_logged(report, serving, cards, beyond_limit=options.beyond_limit, log=log)
-        from ..engines.llama_cpp.ollama import as_served
+        from ..engines.llama_cpp.commands.ollama import as_served
         from ..values import replace
 
         asked, notices = as_served(serving, report, cards[0], os.environ)
@@ -231,7 +231,7 @@ def _check_in_command(options: argparse.Namespace, names: Mapping[str, object], 
 
 def _run_llama_cpp(options: argparse.Namespace, say: Language) -> int:
     """Returns 1 if the command does not fit, or its log differs from the prediction."""
-    from ..engines.llama_cpp.command import parse_command
+    from ..engines.llama_cpp.commands.command import parse_command
     from ..fitting.llama_cpp import run_command
     from ..fitting.llama_cpp_files import with_hub_files
 
@@ -296,7 +296,7 @@ def _cards_together(options: argparse.Namespace) -> Sequence[Gpu]:
 
 def _log(path: str) -> Log:
     """Raises UsageError for a file that cannot be read or has no buffers."""
-    from ..engines.llama_cpp.logs import read_log
+    from ..engines.llama_cpp.commands.logs import read_log
 
     log = read_log(_text(path))
     if not log.printed():

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ..engines.llama_cpp.buffers import GgufModel, Plan, flash_attention_is_possible
 from ..engines.llama_cpp.builds import BUILDS, DEFAULT, FORK, FORK_MAY, Build, around
 from ..engines.llama_cpp.cells import FITTING
-from ..engines.llama_cpp.command import Command
+from ..engines.llama_cpp.commands.command import Command
+from ..engines.llama_cpp.commands.logs import Log, beside
 from ..engines.llama_cpp.fit_params import FitParams
-from ..engines.llama_cpp.logs import Log, beside
+from ..engines.llama_cpp.ggml.repacking import REPACKED
+from ..engines.llama_cpp.ggml.scheduler import HOST
 from ..engines.llama_cpp.offload import gguf_source
 from ..engines.llama_cpp.options import LlamaCppOptions
 from ..engines.llama_cpp.reach import MARGIN_BYTES, NO_REACH, reach
-from ..engines.llama_cpp.repacking import REPACKED
-from ..engines.llama_cpp.scheduler import HOST
 from ..errors import UsageError
 from ..language import Message
 from ..loaders.resolve import Access

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from ..engines.llama_cpp.buffers import GgufModel
 from ..engines.llama_cpp.builds import Build
-from ..engines.llama_cpp.command import BesideFile, Command
-from ..engines.llama_cpp.scheduler import HOST
+from ..engines.llama_cpp.commands.command import BesideFile, Command
+from ..engines.llama_cpp.ggml.scheduler import HOST
 from ..errors import QwenInspectError, UnsupportedError
 from ..language import Message
 from ..loaders.gguf_header import read_header
@@ -22,7 +22,7 @@ from ..units import MIB
 from ..values import replace
 
 if TYPE_CHECKING:
-    from ..engines.llama_cpp.vision import Tower
+    from ..engines.llama_cpp.towers.tower import Tower
 
 
 # Programs that load a repository's projector beside its model. Source: common/arg.cpp, mmproj_examples.
@@ -92,7 +92,7 @@ def buffers_beside(
     command: Command, file: BesideFile, cards: Sequence[str], build: Build, access: Access | None = None
 ) -> tuple[tuple[Buffer, ...], Message]:
     """The buffers of a file, and what is said of them. cards: that the command uses."""
-    from ..engines.llama_cpp.vision import towers
+    from ..engines.llama_cpp.towers.tower import towers
 
     model = model_of(file.path, access)
     name = f"{file.option} {file.path}"
@@ -111,7 +111,7 @@ def _projector(
     command: Command, found: Sequence[Tower], cards: Sequence[str], build: Build, name: str
 ) -> tuple[tuple[Buffer, ...], Message]:
     """llama.cpp keeps a buffer for the warm-up's image, which grows at the first larger image."""
-    from ..engines.llama_cpp.vision_graphs import tower_buffers
+    from ..engines.llama_cpp.towers.projectors import tower_buffers
 
     card = (command.projector_device or cards[0]) if cards and command.projector_on_card else None
     buffers = tuple(
@@ -140,7 +140,7 @@ def _projector(
 
 
 def _at(tower: Tower, size: tuple[int, int], card: str | None, build: Build, command: Command) -> Iterator[int]:
-    from ..engines.llama_cpp.vision_graphs import tower_compute_bytes
+    from ..engines.llama_cpp.towers.projectors import tower_compute_bytes
 
     with contextlib.suppress(UnsupportedError):
         sizes = tower_compute_bytes(tower, size, card=card, build=build, flash_attention=command.flash_attention)

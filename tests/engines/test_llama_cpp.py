@@ -14,13 +14,13 @@ import pytest
 from qwen_inspect.checkpoint import BLOCK_FORMATS, BlockFormat, DType, Tensor
 from qwen_inspect.engines.llama_cpp.buffers import GgufModel, Plan
 from qwen_inspect.engines.llama_cpp.builds import BUILDS
-from qwen_inspect.engines.llama_cpp.command import parse_command
-from qwen_inspect.engines.llama_cpp.design import DESIGNS
-from qwen_inspect.engines.llama_cpp.fusions import shared_beside_routed
+from qwen_inspect.engines.llama_cpp.commands.command import parse_command
+from qwen_inspect.engines.llama_cpp.ggml.fusions import shared_beside_routed
+from qwen_inspect.engines.llama_cpp.ggml.tensors import F32, I32, Type, matmul, matmul_chosen, new, reshape, stored
+from qwen_inspect.engines.llama_cpp.graphs.design import DESIGNS
+from qwen_inspect.engines.llama_cpp.graphs.prediction import KNOWN
 from qwen_inspect.engines.llama_cpp.offload import gguf_source
 from qwen_inspect.engines.llama_cpp.options import IN_LAYER, TAKEN_BACK, LlamaCppOptions
-from qwen_inspect.engines.llama_cpp.prediction import KNOWN
-from qwen_inspect.engines.llama_cpp.tensors import F32, I32, Type, matmul, matmul_chosen, new, reshape, stored
 from qwen_inspect.loaders.gguf_header import read_header
 from qwen_inspect.results.llama_cpp import Buffer
 from qwen_inspect.structure.gguf_conversion import as_gguf

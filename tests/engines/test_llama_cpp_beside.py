@@ -15,8 +15,8 @@ from qwen_inspect.cli import main
 from qwen_inspect.engines.llama_cpp.buffers import GgufModel, Plan
 from qwen_inspect.engines.llama_cpp.builds import BUILDS
 from qwen_inspect.engines.llama_cpp.options import LlamaCppOptions
-from qwen_inspect.engines.llama_cpp.vision import PROJECTORS, Tower, towers
-from qwen_inspect.engines.llama_cpp.vision_graphs import GRAPHS, tower_compute_bytes
+from qwen_inspect.engines.llama_cpp.towers.projectors import GRAPHS, tower_compute_bytes
+from qwen_inspect.engines.llama_cpp.towers.tower import PROJECTORS, Tower, towers
 from qwen_inspect.errors import UnsupportedError
 
 from ..support.llama_cpp import library_path, printed_by_towers, printed_sizes, printed_with_adapter

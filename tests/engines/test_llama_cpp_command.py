@@ -12,8 +12,8 @@ import gguf
 import pytest
 
 from qwen_inspect.cli import main
-from qwen_inspect.engines.llama_cpp.command import BesideFile, parse_command
-from qwen_inspect.engines.llama_cpp.logs import read_log
+from qwen_inspect.engines.llama_cpp.commands.command import BesideFile, parse_command
+from qwen_inspect.engines.llama_cpp.commands.logs import read_log
 from qwen_inspect.engines.llama_cpp.options import LlamaCppOptions
 
 from ..support.llama_cpp_files import COMMON, write_header

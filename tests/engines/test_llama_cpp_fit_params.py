@@ -12,7 +12,7 @@ import pytest
 
 from qwen_inspect.cli import main
 from qwen_inspect.engines.llama_cpp.buffers import Plan
-from qwen_inspect.engines.llama_cpp.command import parse_command
+from qwen_inspect.engines.llama_cpp.commands.command import parse_command
 from qwen_inspect.engines.llama_cpp.fit_params import FitParams
 
 from ..support.llama_cpp_small import write_small

@@ -10,7 +10,7 @@ import pytest
 
 from qwen_inspect.engines.llama_cpp.buffers import Plan
 from qwen_inspect.engines.llama_cpp.builds import BUILDS
-from qwen_inspect.engines.llama_cpp.command import parse_command
+from qwen_inspect.engines.llama_cpp.commands.command import parse_command
 
 from ..support.llama_cpp import library_path, weights_by_llama_cpp
 from ..support.llama_cpp_small import write_small

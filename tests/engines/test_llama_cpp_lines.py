@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from qwen_inspect.engines.llama_cpp.command import parse_command
+from qwen_inspect.engines.llama_cpp.commands.command import parse_command
+from qwen_inspect.engines.llama_cpp.ggml.scheduler import HOST
 from qwen_inspect.engines.llama_cpp.options import EXPERTS, LlamaCppOptions
-from qwen_inspect.engines.llama_cpp.scheduler import HOST
 from qwen_inspect.errors import UsageError
 from qwen_inspect.loaders.llama_cpp_hub import model_in, projector_in
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from benchmarks.vllm_budgets import Budget, predicted
 from qwen_inspect.cli import main
 from qwen_inspect.engines import ENGINES
-from qwen_inspect.engines.llama_cpp.command import parse_command
+from qwen_inspect.engines.llama_cpp.commands.command import parse_command
 from qwen_inspect.engines.llama_cpp.offload import LlamaCppDemand
 from qwen_inspect.engines.vllm import ENGINE as ENGINES_VLLM
 from qwen_inspect.engines.vllm import model_limit

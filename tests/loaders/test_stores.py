@@ -12,7 +12,7 @@ from typing import Any
 import gguf
 import pytest
 
-from qwen_inspect.engines.llama_cpp.ollama import as_served
+from qwen_inspect.engines.llama_cpp.commands.ollama import as_served
 from qwen_inspect.errors import MalformedError, NotFoundError, QwenInspectError, UnsupportedError, UsageError
 from qwen_inspect.loaders.ollama import LAYER, parse_name
 from qwen_inspect.results.fit import Gpu

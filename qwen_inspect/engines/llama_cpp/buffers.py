@@ -20,14 +20,14 @@ from ...results.llama_cpp import Buffer
 from ...values import dataclass, replace
 from .builds import Build
 from .cells import Cells, aligned, sizes_of
-from .design import ALWAYS_COPIED, DESIGNS, FEWEST_POSITIONS, READS_EMBEDDING, WITHOUT_OUTPUT, Batch, Design
-from .graphs import Decoder
+from .ggml.repacking import REPACKED, can_be_repacked
+from .ggml.scheduler import ALIGNMENT, BLAS, HOST, HOST_ALIGNMENT, Scheduler
+from .ggml.tensors import CACHE_TYPES, F32, Type
+from .graphs.decoder import Decoder
+from .graphs.design import ALWAYS_COPIED, DESIGNS, FEWEST_POSITIONS, READS_EMBEDDING, WITHOUT_OUTPUT, Batch, Design
+from .graphs.parts import type_of
+from .graphs.prediction import Prediction
 from .options import IN_LAYER, INPUT, NO_DRAFT, LlamaCppOptions, Placement, cards_used, place
-from .parts import type_of
-from .prediction import Prediction
-from .repacking import REPACKED, can_be_repacked
-from .scheduler import ALIGNMENT, BLAS, HOST, HOST_ALIGNMENT, Scheduler
-from .tensors import CACHE_TYPES, F32, Type
 
 FEW_TOKENS = 32
 NO_ROWS = 10_000  # a build near the end of CUDA's split buffers: 36667c8e has them, b10178 has none

@@ -15,11 +15,11 @@ from ...results.llama_cpp import Buffer
 from ...values import dataclass
 from .builds import Build
 from .compressed import kinds, layers_of
-from .design import HAVE_ENCODER
+from .ggml.scheduler import ALIGNMENT, HOST, HOST_ALIGNMENT, cuda_size_bytes
+from .ggml.tensors import CACHE_TYPES, F32, stored
+from .graphs.design import HAVE_ENCODER
 from .layer_cells import padded
 from .options import MOST_SEQUENCES, LlamaCppOptions
-from .scheduler import ALIGNMENT, HOST, HOST_ALIGNMENT, cuda_size_bytes
-from .tensors import CACHE_TYPES, F32, stored
 
 FITTING = 11_300  # 0c1e57098, whose --fit gives every sequence the model's limit where the command has no -c
 POOLS_IN_CACHE = 11_434  # the first known build that keeps Qwen4-Exp's pools beside its index's keys

@@ -10,9 +10,9 @@ from typing import Literal
 
 from ...values import dataclass, replace
 from .buffers import Plan
+from .ggml.scheduler import HOST
 from .layer_cells import CELLS_MULTIPLE
 from .options import EXPERTS, LlamaCppOptions
-from .scheduler import HOST
 
 Part = Literal["experts", "down", "gate", "feed forward"]
 # What of a layer lies elsewhere, where the card has not all of it.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ...errors import MalformedError, UnsupportedError, UsageError
 from ...values import dataclass, replace
-from .scheduler import HOST
+from .ggml.scheduler import HOST
 
 # Cards as their backends name them. ROCm's is CUDA's code; others' buffers are taken to be CUDA's.
 CARD_NAME = re.compile(r"(CUDA|ROCm|MUSA|Vulkan|SYCL)([0-9]{1,2}|_Host)")

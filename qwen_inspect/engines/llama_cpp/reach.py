@@ -8,9 +8,9 @@ from ...bisection import largest
 from ...results.llama_cpp import Buffer, Reach
 from ...units import MIB
 from .buffers import Plan
+from .ggml.scheduler import HOST
 from .layer_cells import CELLS_MULTIPLE
 from .options import EXPERTS, compiled, first_layers
-from .scheduler import HOST
 
 # What llama.cpp's own fit leaves free on a card: --fit-target, common/common.h.
 MARGIN_BYTES = 1024 * MIB

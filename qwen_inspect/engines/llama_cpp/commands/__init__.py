@@ -1,0 +1,1 @@
+"""What a pasted line, a log or a store asks of llama.cpp."""

@@ -1,0 +1,1 @@
+"""The towers of --mmproj that see or hear."""
