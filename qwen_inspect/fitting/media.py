@@ -58,14 +58,14 @@ class Candidates:
 
 
 def answers(
-    engine: Engine[Run, TransformersDemand], report: Report, run: Run, cards: Sequence[Gpu], seen: Seen
+    engine: Engine[Run, TransformersDemand], report: Report, run: Run, cards: Sequence[Gpu], seen: Seen | None
 ) -> Iterator[tuple[TransformersDemand, CardAnswer]]:
-    """For each card the demand and what fits; contexts and batches are not searched."""
+    """For each card the demand and what fits; contexts and batches are not searched, nor images without `seen`."""
     for gpu in cards:
         demand = engine.demand(report, run, gpu)
         required = demand.requirement(run.batch, run.prompt_tokens)
         answer = _answer(gpu, demand.available_bytes(gpu), required)
-        if required.whole:
+        if required.whole and seen is not None:
             search = MediaSearch(demand, seen, answer.available_bytes)
             answer = replace(answer, media=tuple(search.reaches()))
             if answer.high.fits is False:

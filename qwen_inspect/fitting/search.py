@@ -68,8 +68,8 @@ def fit(
 ) -> FitReport:
     """Whether `run` fits each of `cards`, and the largest context and batch there.
 
-    beyond_limit: try contexts past the model's own limit too. seen: of a run with images or videos, of which the largest are
-    searched in place of the context and the batch. Raises what `predict` raises; `refusal` of the answer says why only
+    beyond_limit: try contexts past the model's own limit too. seen: the images and videos of a run that has any; the largest
+    are then searched, and no context and batch. Raises what `predict` raises; `refusal` of the answer says why only
     a lower bound is known.
     """
     from ..predicting.sources import with_kernel
@@ -79,7 +79,7 @@ def fit(
     assumptions: dict[Message, None] = {}
     noted, refusal = report, None
     run = with_kernel(run, report)
-    if seen is None:
+    if run.media is None:
         each_card = answers(engine, report, run, cards, beyond_limit=beyond_limit)
     else:
         from .media import answers as media_answers

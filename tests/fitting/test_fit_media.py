@@ -52,8 +52,8 @@ def test_the_most_that_fits_does_and_the_next_does_not(tmp_path: Path, capsys: C
     """Of a square image, which the tower takes in steps of 32 pixels, and of a number of equal ones."""
     folder = seeing(tmp_path)
     report = inspect(str(folder))
-    room = whole_bytes(report, sized(1600, 1600))
-    shown = invoke(capsys, "fit", folder, "--image", "512x384", "--memory", f"{room}B", "--format", "json")
+    room = whole_bytes(report, sized(800, 800))
+    shown = invoke(capsys, "fit", folder, "--image", "512x512", "--memory", f"{room}B", "--format", "json")
     answer = json.loads(shown.out)
     assert_keeps_to_the_schema(answer)
     reaches = {reach["kind"]: reach for reach in answer["media"]}
@@ -64,16 +64,16 @@ def test_the_most_that_fits_does_and_the_next_does_not(tmp_path: Path, capsys: C
     assert whole_bytes(report, sized(side, side)) == reaches["square"]["required_bytes"] <= room
     assert whole_bytes(report, sized(side + 32, side + 32)) > room
     many = reaches["images"]["count"]
-    assert whole_bytes(report, *[sized(512, 384)] * many) == reaches["images"]["required_bytes"] <= room
-    assert whole_bytes(report, *[sized(512, 384)] * (many + 1)) > room
+    assert whole_bytes(report, *[sized(512, 512)] * many) == reaches["images"]["required_bytes"] <= room
+    assert whole_bytes(report, *[sized(512, 512)] * (many + 1)) > room
 
 
 @pytest.mark.exhaustive
 def test_what_does_not_fit_is_told_its_most_pixels(tmp_path: Path, capsys: Capture) -> None:
     """With the suggested --max-pixels the command fits."""
     folder = seeing(tmp_path)
-    room = f"{whole_bytes(inspect(str(folder)), sized(1024, 1024))}B"
-    asked = ("fit", folder, "--image", "2048x2048", "--memory", room, "--format", "json")
+    room = f"{whole_bytes(inspect(str(folder)), sized(800, 800))}B"
+    asked = ("fit", folder, "--image", "1600x1600", "--memory", room, "--format", "json")
     answer = json.loads(invoke(capsys, *asked).out)
     assert answer["fits"] is False
     pixels = next(change["change"] for change in answer["suggestions"] if change["kind"] == "max_pixels").split()[-1]

@@ -177,13 +177,13 @@ def _media_row(reach: MediaReach, say: Language) -> list[str]:
 
 
 def media_most(reach: MediaReach, say: Language) -> str:
-    """1024 × 768, 12 of 1024 × 768, or 1280 × 720, 90 s."""
+    """1024 × 768, 12 of 1024 × 768, or 90 s of 1280 × 720."""
     if (medium := reach.medium) is None:
         return say("media_none")
-    values = {"width": medium.width, "height": medium.height, "count": reach.count}
+    sides = f"{medium.width} × {medium.height}"
     if medium.seconds is not None:
-        values["seconds"] = int(medium.seconds)
-    return say(f"media_most_{reach.kind}", **values)
+        return say("media_most_video", seconds=int(medium.seconds), size=sides)
+    return say("media_most_images", count=reach.count, size=sides) if reach.kind == "images" else sides
 
 
 def _reach_rows(card: CardAnswer, say: Language) -> Iterator[tuple[str, str]]:
