@@ -28,6 +28,7 @@ SIDE_STEP = 32  # pixels; of Qwen3-VL's tower, and near that of the others
 LONGEST_SIDE = 16_384  # pixels
 MOST_IMAGES = 10_000
 LONGEST_VIDEO = 4 * 3600  # seconds
+MOST_GROWTH = 4  # times the tokens traced before
 MOST_CROSSINGS = 6  # of lines before it halves
 FPS_STEPS = 10  # frames per second are tried in tenths
 NOT_SEARCHED = Largest(value=None, at_most=None, bound="search")
@@ -266,10 +267,13 @@ class MediaSearch:
         above = sorted(tokens for tokens in points if points[tokens] > room)
         all_points = [*below, *above]
         near = [below[0], above[0]] if below and above else [all_points[0], all_points[-1]]
-        if points[near[0]] == points[near[1]]:
+        rise = points[near[1]] - points[near[0]]
+        wanted = near[0] + Fraction((room - points[near[0]]) * (near[1] - near[0]), rise) if rise else None
+        if not above:  # a trace far above the room can take minutes
+            most = Fraction(MOST_GROWTH * below[0])
+            wanted = most if wanted is None else min(wanted, most)
+        if wanted is None:
             return (fitting + failing) // 2
-        slope = Fraction(points[near[1]] - points[near[0]], near[1] - near[0])
-        wanted = near[0] + (room - points[near[0]]) / slope
         within = _last(
             lambda number: (self._tokens(candidates.request_of(number)) or 0) <= wanted, fitting + 1, failing - 1
         )
