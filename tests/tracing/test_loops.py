@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -118,9 +119,10 @@ def plain(model: Any, accumulate: int) -> Callable[[], object]:
 
 
 def is_of_loop(allocation: Allocate) -> bool:
-    """Whether it is a micro-batch, the last loss or the gradients' norm; the sum of losses outlives the loop."""
+    """Whether it is a micro-batch, the last loss or the gradients' norm; the sum of losses and a scaler outlive the loop."""
     is_norm = allocation.operator == "aten.linalg_vector_norm.default"
-    return is_norm or (allocation.module != "optimizer" and allocation.operator != "aten.lift_fresh.default")
+    outlives = allocation.operator in ("aten.lift_fresh.default", "aten.full.default")
+    return is_norm or (allocation.module != "optimizer" and not outlives)
 
 
 def left_over(run: Callable[[], object], config: Mapping[str, Any], loop: LoopName, **workload: Any) -> list[int]:
@@ -163,6 +165,24 @@ def test_trainer_takes_what_its_loop_says(
     run = trainer(real_model(config).train(), tmp_path, accumulate, **arguments)
     left = left_over(run, config, "trainer", accumulate=accumulate, **workload)
     assert left == [STEP_COUNTER_BYTES] * counters
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_trainer_scales_the_gradients_of_float16(accumulate: int, tmp_path: Path) -> None:
+    """accelerate refuses fp16=True on CPU, so its scaler and its autocast are set by hand; it finds no overflow, as assumed."""
+    import torch
+
+    class Scaler(torch.amp.GradScaler):  # type: ignore[misc]
+        def _maybe_opt_step(self, optimizer: Any, *_: Any, **__: Any) -> None:
+            optimizer.step()
+
+    config = {**FAMILIES["qwen3"], "dtype": "float32", "torch_dtype": "float32"}
+    run = trainer(real_model(config).train(), tmp_path, accumulate, bf16=True)
+    made = inspect.getclosurevars(run).nonlocals["made"]
+    made.accelerator.state._mixed_precision = "fp16"
+    made.accelerator.scaler = Scaler("cpu", init_scale=1.0)
+    assert left_over(run, config, "trainer", accumulate=accumulate, autocast="float16", optimizer="adamw_fused") == []
 
 
 @pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.exhaustive), 2])
