@@ -64,7 +64,9 @@ def _regrown(timeline: Timeline) -> set[int]:
 
 
 def _training_ids(timeline: Timeline) -> dict[int, str]:
-    """Gradients: made by a backward and alive at its end. Optimizer states: made by the optimizer and never freed."""
+    """Gradients: made by a backward, or by a fused loss's forward, and alive at the backward's end. Optimizer states: made by the
+    optimizer and never freed.
+    """
     if not any(stage.name == "backward" for stage in timeline.stages):
         return {}
     uses = {
@@ -81,9 +83,14 @@ def _training_ids(timeline: Timeline) -> dict[int, str]:
             uses |= {
                 allocation.id: "gradients"
                 for allocation in living(timeline.events[:end])
-                if allocation.id in backward_ids
+                if allocation.id in backward_ids or _is_heads_gradient(allocation)
             }
     return uses
+
+
+def _is_heads_gradient(allocation: Allocate) -> bool:
+    """Whether it is a head's gradient that the forward made (`tracing.fused_losses`), if it outlives the backward."""
+    return allocation.operator == "aten.zeros_like.default" and allocation.module not in ("inputs", "optimizer")
 
 
 def use_of(event: Allocate, uses: Mapping[int, str]) -> str:

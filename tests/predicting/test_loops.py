@@ -92,6 +92,8 @@ def test_a_fused_loss_spares_the_logits_and_says_so(tmp_path: Path, capsys: Capt
     assert (own["training"]["loss"], fused["training"]["loss"]) == ("model", "liger")
     peaks = [answer["predicted"]["moments"]["peak"]["activations_bytes"] for answer in (own, fused)]
     assert peaks[0] - peaks[1] > 64 * 4096 * 4
+    kept = answered(capsys, *run, "--loss", "liger", "--keep-gradients")
+    assert kept["predicted"]["moments"]["steady"]["gradients_bytes"] == kept["training"]["trained_bytes"]
     assert any("the logits of 1 tokens at a time" in sentence for sentence in fused["predicted"]["assumptions"])
 
 
