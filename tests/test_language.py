@@ -34,7 +34,7 @@ COMPOSED = (
     "ended_",
     "field_peak_",
     "assume_",
-    "loop_logits_",
+    "loop_logits_", "loop_loss_",
     "span_", "first_linear_",
     "cache_note_", "meaning_kv_", "mapping_", "grouping_", "technique_", "group_", "origin_tensors_", "cache_",
     "kind_", "meaning_generic_", "meaning_text_config", "meaning_vision_config",

@@ -114,6 +114,8 @@ def _check_devices(options: argparse.Namespace) -> None:
         raise UsageError("version_measured")
     if options.device is not None and options.loss not in (None, "model"):
         raise UsageError("loss_device", loss=options.loss)
+    if options.device is not None and options.ema:
+        raise UsageError("options_exclude", option="--ema", other="--device")
     if options.snapshot is not None and os.path.lexists(options.snapshot) and not options.overwrite:
         raise UsageError("output_exists", path=options.snapshot)
 

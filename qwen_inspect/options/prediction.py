@@ -79,6 +79,7 @@ def declare_batch(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--keep-logits", action=switch, help=say("help_keep_logits"))
     command.add_argument("--loss", choices=LOSSES, help=say("help_loss"))
     command.add_argument("--completion-only", type=tokens(say), metavar="TOKENS", help=say("help_completion_only"))
+    command.add_argument("--ema", action="store_true", help=say("help_ema"))
     command.add_argument("--clip", action=switch, help=say("help_clip"))
     command.add_argument("--transformers", metavar="VERSION", help=say("help_transformers"))
     command.add_argument("--padded", action="store_true", help=say("help_padded"))
@@ -143,6 +144,7 @@ def run_of(options: argparse.Namespace, *, gpu: str | None) -> Run:
     loop = loop_of(
         getattr(options, "loop", None),  # not options of `compare`
         completion_tokens=getattr(options, "completion_only", None),
+        ema=getattr(options, "ema", False),
         **{fact: getattr(options, fact, None) for fact in ("keep_gradients", "keep_logits", "clip", "loss")},
     )
     run = Run(

@@ -134,6 +134,8 @@ def _training_assumptions(run: Run) -> Iterator[Message]:
     if run.accumulate > 1:
         yield Message("assume_accumulation", count=run.accumulate, batch=run.batch)
     loop = run.loop
+    if loop.ema:
+        yield Message("assume_ema")
     if loop.name is not None:
         yield Message(f"assume_loop_{loop.name}")
     yield Message(

@@ -221,6 +221,8 @@ def _formula_sizes(
         }
         sizes = optimizer_sizes(trained, run.optimizer, embedded=embedded, loop=run.loop)
         requests += [("optimizer", size) for size in sizes]
+        copied = (*weights_bytes, *(buffer.size_bytes for buffer in each_buffer(tree)))
+        requests += [("optimizer", size) for size in copied if run.loop.ema]
         kept = run.optimizer == "none" or run.loop.keep_gradients
         requests += [("gradients", tensor.size_bytes) for tensor in trained if kept]
     if run.device == "cuda":

@@ -107,6 +107,7 @@ def same_events_above(report: Report, run: Run) -> int | None:
         run.padded
         or run.packed
         or run.loop.loss != "model"  # chunks of a number of tokens
+        or run.loop.ema
         or run.prompt_tokens < FEWEST_TOKENS
         or re.search(r"\b(dynamic|longrope)\b", str(config))
     ):

@@ -270,6 +270,7 @@ class Run:
             "--keep-gradients": self.loop.keep_gradients,
             "--keep-logits": self.loop.keep_logits != "no",
             "--clip": self.loop.clip,
+            "--ema": self.loop.ema,
             "--loss": self.loop.loss != "model",
             "--completion-only": self.loop.completion_tokens,
         }

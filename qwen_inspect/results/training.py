@@ -23,7 +23,8 @@ class Loop:
     place after a step, else dropped. keep_logits: the forward's outputs live until it returns ("no"), until the end of its
     backward, or until the next forward has returned ("step"). clip: gradients are scaled to a largest norm. loss: that of
     the model's class, or a library's that makes no logits of all tokens. completion_tokens: only so many
-    tokens at the end of each sequence have labels; None: all have.
+    tokens at the end of each sequence have labels; None: all have. ema: a
+    copy of all weights follows them as their moving average.
     """
 
     name: LoopName | None = None
@@ -32,6 +33,7 @@ class Loop:
     clip: bool = False
     loss: Loss = "model"
     completion_tokens: int | None = None
+    ema: bool = False
 
     @property
     def accelerated(self) -> bool:
@@ -69,6 +71,7 @@ def loop_of(
     clip: bool | None = None,
     loss: Loss | None = None,
     completion_tokens: int | None = None,
+    ema: bool = False,
 ) -> Loop:
     """The loop of this name, with the facts that are given replaced. keep_logits: at least in the backward."""
     loop = LOOPS[name]
@@ -82,6 +85,7 @@ def loop_of(
         clip=loop.clip if clip is None else clip,
         loss=loss or loop.loss,
         completion_tokens=completion_tokens,
+        ema=ema,
     )
 
 

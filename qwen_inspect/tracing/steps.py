@@ -23,18 +23,22 @@ def train(
     device: str,
     loop: Loop = LOOPS[None],
     before_step: Callable[[], None] = lambda: None,
+    average: Callable[[], object] = lambda: None,
 ) -> object:
     """Runs `steps` steps; returns what stays alive. No cache is used.
 
     inputs_of: makes a micro-batch, within the stage "forward". stage: called with "forward", "backward" and "optimizer" as each
-    begins. optimizer: None to compute gradients only. scaler: for float16 under autocast, else None. Source: transformers 5.23,
+    begins. optimizer: None to compute gradients only. scaler: for float16 under autocast, else None. average: makes the copy that
+    a moving average of the weights is kept in. Source: transformers 5.23,
     trainer.py, _run_epoch, training_step and compute_loss; accelerate 1.15, accelerator.py
     """
-    loss = outputs = norm = total = logged = ahead = batch = None
+    loss = outputs = norm = total = logged = ahead = batch = averaged = None
     counted: dict[str, Any] = {}
     for _ in range(steps):
         for number in range(accumulate):
             stage("forward")
+            if loop.ema and averaged is None:
+                averaged = average()
             if loop.by_trainer:
                 if number == 0:  # the step's micro-batches, made while those of the step before are still there
                     total = _zero(model) if total is None else total
@@ -78,7 +82,7 @@ def train(
             norm = clip(model, optimizer, scaler) if loop.clip else None
             step(optimizer, scaler)
             optimizer.zero_grad(set_to_none=not loop.keep_gradients)
-    return loss, logged, outputs, norm, total, ahead, batch, optimizer, scaler
+    return loss, logged, outputs, norm, total, ahead, batch, optimizer, scaler, averaged
 
 
 def _labelled(model: Any, inputs_of: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], Any]:

@@ -550,6 +550,12 @@ def _train(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
         if name == "optimizer":
             recorder.own((name.rpartition(".")[0], parameter) for name, parameter in model.named_parameters())
 
+    def average() -> object:
+        """torch.optim.swa_utils.AveragedModel: a deep copy, which `update_parameters` then changes in place (torch 2.13)."""
+        tensors = (tensor for module in model.modules() for tensor in _own_tensors(module))
+        with recorder.named("aten.clone.default", module="optimizer"):
+            return [tensor.detach().clone() for tensor in dict.fromkeys(tensors)]
+
     return train(
         model,
         lambda: _inputs(model, workload),
@@ -562,4 +568,9 @@ def _train(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
         device="cpu",
         loop=workload.loop,
         before_step=lambda: to_device(optimizer),
+        average=average,
     )
+
+
+def _own_tensors(module: Any) -> tuple[Any, ...]:
+    return (*module.parameters(recurse=False), *module.buffers(recurse=False))

@@ -116,6 +116,18 @@ def test_sft_checkpoints_by_default_and_labels_completions(tmp_path: Path, capsy
     assert any("4 tokens of a micro-batch have labels" in sentence for sentence in answer["predicted"]["assumptions"])
 
 
+def test_a_moving_average_is_as_large_as_the_model(tmp_path: Path, capsys: Capture) -> None:
+    path = write_config(tmp_path, FAMILIES["qwen3"])
+    bare, averaged = (
+        answered(capsys, "memory", path, "--mode", "train", "--context", "16", *options)["predicted"]["moments"][
+            "steady"
+        ]
+        for options in ([], ["--ema"])
+    )
+    more = averaged["optimizer_bytes"] - bare["optimizer_bytes"]
+    assert more == bare["weights_bytes"] + bare["buffers_bytes"]
+
+
 def test_the_mask_of_4_57_is_kept_by_every_layer_with_repeated_heads(tmp_path: Path, capsys: Capture) -> None:
     """Two layers, 4 query heads of 16 for 2 KV heads, 2,048 tokens: 2 B for each pair of tokens, K and V twice as wide. The mask
     itself is gone at the peak, which is in the loss's backward."""
@@ -146,6 +158,8 @@ def test_the_mask_of_4_57_is_kept_by_every_layer_with_repeated_heads(tmp_path: P
         (["--mode", "train", "--loss", "trl", "--device", "cpu"], 2, "--device cannot be given"),
         (["--mode", "train", "--loss", "liger", "--gpu", "sm_75"], 7, "compute capability 8.0"),
         (["--mode", "train", "--loss", "trl", "--fsdp", "2"], 7, "--loss"),
+        (["--mode", "train", "--ema", "--lora", "8"], 2, "--ema"),
+        (["--mode", "train", "--ema", "--device", "cpu"], 2, "--ema"),
         (["--mode", "train", "--completion-only", "8"], 2, "--completion-only needs --loss trl"),
         (["--mode", "train", "--loop", "sft", "--context", "8", "--completion-only", "9"], 2, "must not be longer"),
         (["--mode", "train", "--loop", "sft", "--lora", "4", "--dtype", "bnb-nf4"], 7, "quantised base"),

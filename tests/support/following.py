@@ -126,6 +126,8 @@ def is_made_by(change: Change, request: Allocate) -> bool:
         return change.size_bytes == request.size_bytes and made_so
     if request.operator == GATHERED:
         return change.size_bytes == request.size_bytes and any(operator.startswith("FSDP::") for operator in called)
+    if request.operator == "aten.clone.default" and not change.operators:  # deepcopy copies a buffer's storage
+        return change.size_bytes == request.size_bytes
     if request.operator == "aten.lift_fresh.default":  # torch.tensor(number)
         return change == Change(request.size_bytes, change.address, ("aten::empty",))
     casts = name in called and "aten::_to_copy" in called[called.index(name) + 1 :]

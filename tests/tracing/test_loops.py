@@ -97,12 +97,14 @@ def by_accelerate(model: Any, accumulate: int, autocast: str | None) -> Callable
     return run
 
 
-def plain(model: Any, accumulate: int) -> Callable[[], object]:
+def plain(model: Any, accumulate: int, ema: bool = False) -> Callable[[], object]:
     import torch
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
     optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
 
     def run() -> object:
+        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99)) if ema else None
         for _ in range(STEPS):
             for _ in range(accumulate):
                 batch = micro_batch()
@@ -112,8 +114,10 @@ def plain(model: Any, accumulate: int) -> Callable[[], object]:
                     loss = loss / accumulate
                 loss.backward()
             optimizer.step()
+            if averaged is not None:
+                averaged.update_parameters(model)
             optimizer.zero_grad()
-        return outputs, loss, optimizer, batch
+        return outputs, loss, optimizer, batch, averaged
 
     return run
 
@@ -125,7 +129,9 @@ def is_of_loop(allocation: Allocate) -> bool:
     return is_norm or (allocation.module != "optimizer" and not outlives)
 
 
-def left_over(run: Callable[[], object], config: Mapping[str, Any], loop: LoopName, **workload: Any) -> list[int]:
+def left_over(
+    run: Callable[[], object], config: Mapping[str, Any], loop: LoopName, *, ema: bool = False, **workload: Any
+) -> list[int]:
     """Bytes of what the real run still has and the trace has not, after both were followed request by request."""
     workload = {"optimizer": "adamw_foreach", **workload}
     timeline = traced(
@@ -135,7 +141,7 @@ def left_over(run: Callable[[], object], config: Mapping[str, Any], loop: LoopNa
         prompt_tokens=PROMPT,
         steps=STEPS,
         device="cpu",
-        loop=loop_of(loop),
+        loop=loop_of(loop, ema=ema),
         **workload,
     )
     events = on_cpu(timeline)
@@ -191,6 +197,14 @@ def test_a_plain_loop_takes_what_it_says(accumulate: int) -> None:
     model = real_model(config).train()
     left = left_over(plain(model, accumulate), config, "plain", accumulate=accumulate)
     assert left == [STEP_COUNTER_BYTES] * len(list(model.parameters()))
+
+
+def test_a_moving_average_is_a_copy_that_torch_changes_in_place() -> None:
+    """Beside its own counter, and the copies that it makes of numbers."""
+    config = FAMILIES["qwen3"]
+    model = real_model(config).train()
+    left = left_over(plain(model, 1, ema=True), config, "plain", ema=True)
+    assert sorted(left) == sorted([STEP_COUNTER_BYTES] * len(list(model.parameters())) + [8])
 
 
 @pytest.mark.parametrize(

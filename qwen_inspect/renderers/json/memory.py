@@ -55,6 +55,8 @@ class TrainingJSON(TypedDict):
     """Whether gradients are clipped."""
     loss: Loss
     """Whose loss: that of the model's class, or one that makes no logits of all tokens."""
+    ema: bool
+    """Whether a moving average of all weights is kept, which is counted with the optimizer."""
     completion_tokens: Positive | None
     """Tokens with labels at the end of each sequence; null for all."""
     trainable_parameters: Count
@@ -152,6 +154,7 @@ def _training(training: Training, run: Run) -> TrainingJSON:
         "keep_logits": run.loop.keep_logits,
         "clip": run.loop.clip,
         "loss": run.loop.loss,
+        "ema": run.loop.ema,
         "completion_tokens": run.loop.completion_tokens,
         "trainable_parameters": training.trainable,
         "base_parameters": training.base_parameters,
