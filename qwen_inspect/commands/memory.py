@@ -115,7 +115,7 @@ def _check_devices(options: argparse.Namespace) -> None:
     if options.device is not None and options.loss not in (None, "model"):
         raise UsageError("loss_device", loss=options.loss)
     if options.device is not None and options.ema:
-        raise UsageError("options_exclude", option="--ema", other="--device")
+        raise UsageError("not_together", option="--ema", other="--device")
     if options.snapshot is not None and os.path.lexists(options.snapshot) and not options.overwrite:
         raise UsageError("output_exists", path=options.snapshot)
 
@@ -130,6 +130,8 @@ def _check_rollouts(options: argparse.Namespace) -> None:
         raise UsageError("option_needs", option="--rollout", other="--mode train")
     if excluded := given(options, *SHARED_BY, "device_map", "device"):
         raise UsageError("options_exclude", option="--rollout", other=excluded[0])
+    if typed := [*given(options, "loss", "ema"), *(["--loop sft"] if options.loop == "sft" else [])]:
+        raise UsageError("not_together", option="--rollout", other=typed[0])
     if options.rollout != "vllm" and (typed := given(options, "utilization", "sleep")):
         raise UsageError("option_needs", option=typed[0], other="--rollout vllm")
     if prediction.is_capability(options.gpu):

@@ -34,7 +34,7 @@ def check_training(run: Run) -> None:
     if run.lora_rank is None:
         return
     if run.loop.ema:
-        raise UsageError("options_exclude", option="--ema", other="--lora")
+        raise UsageError("not_together", option="--ema", other="--lora")
     if not 1 <= run.lora_rank <= HIGHEST_RANK:
         raise UsageError("lora_rank", found=run.lora_rank, most=HIGHEST_RANK)
     for option, pattern in (("--trained", run.trained), ("--freeze", run.frozen)):

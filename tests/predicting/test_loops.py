@@ -139,6 +139,14 @@ def test_the_mask_of_4_57_is_kept_by_every_layer_with_repeated_heads(tmp_path: P
     assert peaks[1] - peaks[0] == 2 * (2 * 2048**2 + 2 * 2 * (4 - 2) * 16 * 2048)
 
 
+@pytest.mark.parametrize("options", [["--loss", "liger"], ["--loop", "sft"], ["--ema"]])
+def test_fit_does_not_search_with_a_fused_loss(options: list[str], tmp_path: Path, capsys: Capture) -> None:
+    """Chunks of tokens are no polynomial, so a search would trace every length."""
+    path = write_config(tmp_path, FAMILIES["qwen3"])
+    done = invoke(capsys, "fit", path, "--mode", "train", "--gpu", "RTX 4090", *options, "--quiet", "--lang", "en")
+    assert (done.code, done.out, done.err.count("\n")) == (7, "", 1)
+
+
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
@@ -159,6 +167,7 @@ def test_the_mask_of_4_57_is_kept_by_every_layer_with_repeated_heads(tmp_path: P
         (["--mode", "train", "--loss", "liger", "--gpu", "sm_75"], 7, "compute capability 8.0"),
         (["--mode", "train", "--loss", "trl", "--fsdp", "2"], 7, "--loss"),
         (["--mode", "train", "--ema", "--lora", "8"], 2, "--ema"),
+        (["--mode", "train", "--rollout", "vllm", "--gpu", "H100", "--loop", "sft"], 2, "--loop sft"),
         (["--mode", "train", "--ema", "--device", "cpu"], 2, "--ema"),
         (["--mode", "train", "--completion-only", "8"], 2, "--completion-only needs --loss trl"),
         (["--mode", "train", "--loop", "sft", "--context", "8", "--completion-only", "9"], 2, "must not be longer"),
