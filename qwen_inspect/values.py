@@ -49,6 +49,12 @@ else:
         def __get__(self, instance, owner):
             return {name: entry.standard() for name, entry in owner._fields_by_name.items()}
 
+    class _StandardParams:
+        """`__dataclass_params__`: to `pprint`, the `repr` is the class's own."""
+
+        init = eq = True
+        repr = order = unsafe_hash = frozen = False
+
     _STANDARD_FIELDS = _StandardFields()
 
     def field(*, default=MISSING, default_factory=MISSING, compare=True, repr=True, kw_only=None):  # noqa: A002
@@ -77,7 +83,8 @@ else:
         by_name = _fields(made, kw_only)
         if slots:
             made = _with_slots(made, by_name)
-        made._fields_by_name, made.__dataclass_fields__ = by_name, _STANDARD_FIELDS
+        made._fields_by_name = by_name
+        made.__dataclass_fields__, made.__dataclass_params__ = _STANDARD_FIELDS, _StandardParams
         made.__match_args__ = tuple([name for name, entry in by_name.items() if not entry.kw_only])
         made.__init__ = _compiled_when_called(made)
         made.__replace__ = replace

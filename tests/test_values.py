@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pprint import pformat
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ def test_values_compare_hash_and_show_as_the_standard_librarys(library: Any) -> 
     assert repr(made(first=1)) == f"{made.__qualname__}(first=1, second=('b',))"
     assert dataclasses.asdict(made(first=1)) == {"first": 1, "second": ("b",), "note": "n"}
     assert dataclasses.replace(made(first=1), first=2) == made(first=2)
+    assert pformat([made(first=1)]) == f"[{made(first=1)!r}]"
     with pytest.raises(TypeError):
         made(1)
     with pytest.raises((AttributeError, TypeError)):  # the standard library's of 3.11 raises the latter

@@ -134,7 +134,6 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "fit Qwen/Qwen3-8B --gpu 4090",
         "fit Qwen/Qwen3-32B --gpu 4090,A100-80G --dtype int4 --context 16k",
         "fit Qwen/Qwen3-8B --engine vllm --gpu H100 --context 32k",
-        "fit Qwen/Qwen3-VL-8B-Instruct --gpu 4090 --image 1024x768",
     ),
     "diagram": ("diagram Qwen/Qwen3-8B -o qwen3-8b.svg", "diagram . -o model.png --lang zh"),
     "compare": ("compare Qwen/Qwen3-8B Qwen/Qwen2.5-7B", "compare hf:Qwen/Qwen3-8B ms:Qwen/Qwen3-8B"),

@@ -131,6 +131,8 @@ def as_on_cuda(
         (sdpa_attention, "_is_torch_npu_available", False),
         (sdpa_attention, "_is_torch_xpu_available", False),
         (shapes, "_meta_grouped_mm_common", grouped_mm_of_any_dtype),
+        # As in a process that has compiled nothing: torch._dynamo ends the checks of distributions, which allocate.
+        (torch.distributions.Distribution, "_validate_args", True),
         # From compute capability 8.0 on.
         (moe, "_can_use_grouped_mm", lambda *_: True),
     )

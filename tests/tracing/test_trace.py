@@ -18,6 +18,7 @@ from ..support.families import FAMILIES, TINY_QWEN3_MOE
 from ..support.following import Change, Run, follow, mark, profiled
 from ..support.models import TINY_QWEN3
 from ..support.real_runs import PROMPT, after_load, real_model, traced
+from ..support.small_models import small_config
 
 HYBRIDS = ("qwen3_next", "qwen3_5", "qwen3_5_moe", "qwen3_5_text")
 SEEING = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
@@ -350,6 +351,19 @@ def test_the_decision_does_not_depend_on_the_machine(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sdpa_attention, "_is_torch_mps_available", True)
     monkeypatch.setattr(sdpa_attention, "_is_torch_greater_or_equal_than_2_13", False)
     assert traced(TINY_QWEN3, mode="generate", prompt_tokens=PROMPT) == expected
+
+
+def test_the_run_does_not_depend_on_what_the_process_compiled_before() -> None:
+    """torch._dynamo ends the checks of distributions, of which Gemma 3n's sparse MLP makes one in each layer."""
+    import torch
+
+    config = small_config("gemma3n_text", num_kv_shared_layers=0, activation_sparsity_pattern=[0.9] * 4)
+    expected = traced(config, mode="forward", prompt_tokens=PROMPT)
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        assert traced(config, mode="forward", prompt_tokens=PROMPT) == expected
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(True)
 
 
 def test_sdpa_is_fused() -> None:
