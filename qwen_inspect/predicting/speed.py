@@ -153,7 +153,7 @@ def _latent(report: Report) -> tuple[int, int | None] | None:
     known = [size for size in sizes if type(size) is int]
     if type(heads) is not int or len(known) < len(sizes):
         return None
-    return heads * sum(known), kept if type(kept) is int else None
+    return heads * sum(known), kept if type(kept) is int and kept > 0 else None
 
 
 def _pairs(new: int, context: int, window: int | None) -> int:
