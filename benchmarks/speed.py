@@ -1,6 +1,6 @@
 """How long the commands take, as ratios to `python -c pass` of the same interpreter, measured in one run (medians).
 
-Aims: --help 3 x, structure 3.5 x, memory by a family's trace 8 x (families.md has what is reached: about 10 and 19 x of a bare
+Aims: --help 3 x, structure 3.5 x, memory by a family's trace 8 x (families.md has what is reached: about 6 and 15 x of a bare
 environment), fit 1 s, 118 shards of a 235B model 1.5 s and 150 MB, its whole report 3 s, a GGUF header of 5 MB 0.5 s. Prints;
 judges nothing.
 """
