@@ -1,8 +1,9 @@
 """The roofline of a run on a card: no kernel can be faster than the memory is read and the products are computed.
 
 Counted are matrix products and softmax attention, 2 operations for each multiplication and addition; weights and cache are read
-once a step. Left out: embeddings' rows, norms, activations, scans of states, launches. So the time is a lower bound, whatever
-the kernels. Source: Williams, Waterman and Patterson, Roofline, CACM 52 (2009).
+once a step. Left out: embeddings' rows, norms, activations, scans of states, launches. So the time is a lower bound for kernels
+that multiply in the matrices' numbers and sum in 32 bits, at the card's published clock.
+Source: Williams, Waterman and Patterson, Roofline, CACM 52 (2009).
 """
 
 from __future__ import annotations

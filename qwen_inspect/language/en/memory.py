@@ -164,7 +164,7 @@ TEXT = {
     "speed_limit_arithmetic": "arithmetic",
     "speed_limit_memory": "memory",
     "speed_limit_memory_alone": "memory (arithmetic unknown)",
-    "speed_bound": "A roofline: every weight and the whole cache are read once a step, and the products take the card's peak rate. Real runs are slower; no run is faster. Counted are matrix products and softmax attention",
+    "speed_bound": "A roofline: every weight and the whole cache are read once a step, and the products take the card's peak rate. Real runs are slower. Only sums in 16 bits, kernels that multiply in fewer bits, or a card above its published clock could be faster. Counted are matrix products and softmax attention",
     "speed_from_bandwidth": "Bandwidth of its memory: {text} ({source})",
     "speed_from_tensor_rate": "Rate with 16-bit matrices, without sparsity: {text} ({source})",
     "speed_rate_unknown": "No source gives {name}'s rate for these numbers, so the prompt's time counts the memory alone",

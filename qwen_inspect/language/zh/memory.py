@@ -164,7 +164,7 @@ TEXT = {
     "speed_limit_arithmetic": "算力",
     "speed_limit_memory": "显存带宽",
     "speed_limit_memory_alone": "显存带宽（算力未知）",
-    "speed_bound": "屋顶线（roofline）模型：每一步把全部权重和整个缓存各读一遍，矩阵乘法按显卡峰值算力计。实际运行只会更慢，不会更快。计入的是矩阵乘法与 softmax 注意力",
+    "speed_bound": "屋顶线（roofline）模型：每一步把全部权重和整个缓存各读一遍，矩阵乘法按显卡峰值算力计。实际运行会更慢；只有以 16 位累加、以更低位宽做乘法的 kernel，或显卡高于标称频率时才可能更快。计入的是矩阵乘法与 softmax 注意力",
     "speed_from_bandwidth": "显存带宽：{text}（{source}）",
     "speed_from_tensor_rate": "16 位矩阵的稠密算力：{text}（{source}）",
     "speed_rate_unknown": "没有来源给出 {name} 在该数值格式下的算力，因此提示词一步只计显存带宽",
