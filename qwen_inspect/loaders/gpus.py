@@ -16,6 +16,10 @@ from ..errors import UsageError
 from ..results.gpu import Gpu, Published
 from ..units import GIB, MIB
 
+FIGURES = (
+    *("memory", "reported", "usable", "compute_capability", "multiprocessors", "bandwidth", "tensor_rate"),
+    "generation",
+)
 TABLE = Path(__file__).parent.parent / "catalog" / "gpus.json"
 MAKERS_WORDS = re.compile(r"nvidia|geforce|tesla|quadro|generation|[^a-z0-9]")
 GIGABYTES = re.compile(r"(?<=\d)g$")
@@ -48,11 +52,7 @@ def table() -> tuple[Gpu, ...]:
 
 
 def _gpu(name: str, entry: Mapping[str, Any]) -> Gpu:
-    figures = {
-        key: Published(**entry[key])
-        for key in ("memory", "reported", "usable", "compute_capability", "multiprocessors", "bandwidth", "tensor_rate")
-        if entry.get(key) is not None
-    }
+    figures = {key: Published(**entry[key]) for key in FIGURES if entry.get(key) is not None}
     major, _, minor = figures["compute_capability"].text.partition(".")
     return Gpu(
         name=name,
@@ -65,6 +65,7 @@ def _gpu(name: str, entry: Mapping[str, Any]) -> Gpu:
         multiprocessors=int(figures["multiprocessors"].text) if "multiprocessors" in figures else None,
         bandwidth=_a_second(figures.get("bandwidth")),
         tensor_rate=_a_second(figures.get("tensor_rate")),
+        generation=float(figures["generation"].text.removesuffix(" tokens/s")) if "generation" in figures else None,
         aliases=tuple(entry.get("aliases", ())),
         device_names=tuple(entry.get("device_names", ())),
         figures=tuple(figures.items()),

@@ -24,7 +24,8 @@ class Gpu:
     reported_bytes: the total of nvidia-smi. usable_bytes: the total that CUDA reports to a process (torch's `total_memory`),
     which is less. free_bytes: free now, for a card of this machine. compute_capability: (major, minor). multiprocessors: their
     number. bandwidth: bytes a second from its memory. tensor_rate: operations a second of its tensor cores with 16-bit matrices,
-    sums in 32 bits, no sparsity. kind: "datacentre", "workstation", "consumer", "given" (a size), "here" (NVML). device_names:
+    sums in 32 bits, no sparsity. generation: tokens a second that a published run of llama.cpp generated on it (one sequence of
+    128 tokens, Llama 2 7B in Q4_0). kind: "datacentre", "workstation", "consumer", "given" (a size), "here" (NVML). device_names:
     torch's names for it. figures: the table's figures by name, with sources. unified: shares the host's memory.
     """
 
@@ -38,6 +39,7 @@ class Gpu:
     multiprocessors: int | None = None
     bandwidth: int | None = None
     tensor_rate: int | None = None
+    generation: float | None = None
     aliases: tuple[str, ...] = ()
     device_names: tuple[str, ...] = ()
     figures: tuple[tuple[str, Published], ...] = ()

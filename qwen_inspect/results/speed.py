@@ -9,6 +9,10 @@ from .gpu import Gpu
 
 Limit = Literal["arithmetic", "memory"]
 StepName = Literal["prompt", "first", "last"]
+# What a token of `Gpu.generation` reads. 32 layers of 4 x 4,096^2 + 3 x 4,096 x 11,008 numbers in Q4_0 (18 B for 32), the head of
+# 32,000 x 4,096 in Q6_K (210 B for 256), 65 norms in float32, keys and values in float16 of 64.5 tokens, the mean of 1 to 128.
+# Source: TheBloke/Llama-2-7B-GGUF, llama-2-7b.Q4_0.gguf; llama.cpp, ggml-common.h (block_q4_0, block_q6_K)
+GENERATION_BYTES = 3_642_753_024 + 107_520_000 + 1_064_960 + 33_816_576
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +66,13 @@ class Speed:
     @property
     def first_token_seconds(self) -> float:
         return self.steps[0].seconds
+
+    @property
+    def measured_share(self) -> float | None:
+        """Of the memory's bandwidth, in the card's published run of llama.cpp; None without one."""
+        if self.gpu.generation is None or self.gpu.bandwidth is None:
+            return None
+        return self.gpu.generation * GENERATION_BYTES / self.gpu.bandwidth
 
     def tokens_a_second(self, step: Step) -> float:
         """New tokens of all sequences."""

@@ -13,12 +13,19 @@ from qwen_inspect.loaders import gpus
 from qwen_inspect.predicting.speed import speed_of
 from qwen_inspect.results.attention import LayerAttention
 from qwen_inspect.results.memory import Run
+from qwen_inspect.results.model import Report
 from qwen_inspect.results.speed import Speed
 
 from ..support.models import run
+from ..support.published import published
 from ..support.small_models import small_config
 
 PROMPT, BATCH = 24, 2
+# Multiplications and additions of a multiprocessor in a clock: 16-bit matrices without sparsity, sums in 32 bits.
+# Source: the data sheets' own peaks over their multiprocessors and boost clocks; GeForce cards sum in 32 bits at half the rate
+A_CLOCK = {(7, 0): 1_024, (7, 5): 1_024, (8, 0): 2_048, (8, 6): 1_024, (8, 9): 1_024, (9, 0): 4_096, (12, 0): 1_024}
+HALVED = ("L40",)  # its data sheet has half of what those of the same chip's other cards have
+CAPPED = ("H20",)  # for export
 
 
 def write(folder: Path, config: dict[str, Any]) -> Path:
@@ -102,6 +109,46 @@ def test_every_published_figure_is_read() -> None:
         assert card.bandwidth is None or 200e9 < card.bandwidth <= 8e12
     assert gpus.find("RTX 4090").bandwidth == 1_008_000_000_000
     assert gpus.find("RTX 4090").tensor_rate == 165_200_000_000_000
+
+
+def test_no_rate_is_one_with_sparsity() -> None:
+    """Twice the rate, or the rate of sums in 16 bits, would take a clock that no card has."""
+    checked = 0
+    for card in gpus.table():
+        if card.tensor_rate is None or card.multiprocessors is None or card.name in CAPPED:
+            continue
+        per_clock = A_CLOCK.get(card.compute_capability or (0, 0))
+        if per_clock is None:
+            continue
+        half = (card.kind == "consumer" and card.name != "TITAN RTX") or card.name in HALVED
+        clock = card.tensor_rate / card.multiprocessors / (per_clock // 2 if half else per_clock)
+        assert 1.3e9 < clock < 2.7e9, (card.name, clock)
+        checked += 1
+    assert checked > 25
+
+
+def test_no_published_run_is_faster_than_its_bound() -> None:
+    """Prompt and 2,048 new tokens, one sequence, by SGLang and by transformers; the bound of a step grows evenly."""
+    reports: dict[str, Report] = {}
+    shares: dict[str, list[float]] = {"SGLang": [], "Transformers": []}
+    for row in published("generation_speeds.csv"):
+        report = reports.setdefault(row["model"], inspect(row["model"], source="catalog"))
+        prompt, new = int(row["input_tokens"]), int(row["new_tokens"])
+        start, first, last = speed_of(report, Run(prompt_tokens=prompt, new_tokens=new), row["gpu"]).steps
+        least = start.seconds + (new - 1) * (first.seconds + last.seconds) / 2
+        shares[row["engine"]].append(least * float(row["tokens_per_second"]) / (prompt + new))
+    assert [len(found) for found in shares.values()] == [37, 28]
+    # The shares that docs/memory.md names.
+    assert [(round(min(found), 2), round(max(found), 2)) for found in shares.values()] == [(0.14, 0.62), (0.0, 0.42)]
+
+
+def test_no_card_generates_faster_than_its_memory_is_read() -> None:
+    """Published runs of llama.cpp on 17 cards: each reads its weights and cache at half to five sixths of the bandwidth."""
+    report = inspect("Qwen/Qwen3-8B", source="catalog")
+    shares = [speed_of(report, Run(), card.name).measured_share for card in gpus.table() if card.generation is not None]
+    assert len(shares) == 17
+    assert all(share is not None and 0.5 < share < 0.84 for share in shares)
+    assert speed_of(report, Run(), "H100 SXM").measured_share is None
 
 
 @pytest.mark.parametrize(

@@ -315,4 +315,5 @@ TEXT = {
     "llama_cpp_log_empty": "The log {path} prints no buffers of llama.cpp",
     "gpu_figure_bandwidth": "memory bandwidth",
     "gpu_figure_tensor_rate": "16-bit tensor rate",
+    "gpu_figure_generation": "measured with llama.cpp",
 }

@@ -167,6 +167,7 @@ TEXT = {
     "speed_bound": "A roofline: every weight and the whole cache are read once a step, and the products take the card's peak rate. Real runs are slower. Only sums in 16 bits, kernels that multiply in fewer bits, or a card above its published clock could be faster. Counted are matrix products and softmax attention",
     "speed_from_bandwidth": "Bandwidth of its memory: {text} ({source})",
     "speed_from_tensor_rate": "Rate with 16-bit matrices, without sparsity: {text} ({source})",
+    "speed_measured": "Measured on this card: llama.cpp reads at {share} of the bandwidth when it generates with one sequence (Llama 2 7B in Q4_0: {rate} tokens/s, {source}). Other models and engines reach another share",
     "speed_rate_unknown": "No source gives {name}'s rate for these numbers, so the prompt's time counts the memory alone",
     "speed_mixture": "Weights read: those of one token's experts, the fewest possible. The last column has the experts that tokens choose if they spread evenly",
     "speed_uncounted": "Of {layers} layers only the cache is known: their attention's operations are left out",

@@ -315,4 +315,5 @@ TEXT = {
     "llama_cpp_log_empty": "日志 {path} 中没有 llama.cpp 打印的缓冲区",
     "gpu_figure_bandwidth": "显存带宽",
     "gpu_figure_tensor_rate": "16 位张量算力",
+    "gpu_figure_generation": "llama.cpp 实测",
 }

@@ -167,6 +167,7 @@ TEXT = {
     "speed_bound": "屋顶线（roofline）模型：每一步把全部权重和整个缓存各读一遍，矩阵乘法按显卡峰值算力计。实际运行会更慢；只有以 16 位累加、以更低位宽做乘法的 kernel，或显卡高于标称频率时才可能更快。计入的是矩阵乘法与 softmax 注意力",
     "speed_from_bandwidth": "显存带宽：{text}（{source}）",
     "speed_from_tensor_rate": "16 位矩阵的稠密算力：{text}（{source}）",
+    "speed_measured": "该卡上的公开实测：llama.cpp 单序列生成时达到带宽的 {share}（Llama 2 7B Q4_0：{rate} token/s，{source}）；其他模型与引擎的比例不同",
     "speed_rate_unknown": "没有来源给出 {name} 在该数值格式下的算力，因此提示词一步只计显存带宽",
     "speed_mixture": "读取权重按单个 token 所选的专家计，即可能的最小值；最后一列按 token 均匀选择专家计",
     "speed_uncounted": "有 {layers} 层只知道其缓存，其注意力的运算未计入",

@@ -45,6 +45,9 @@ def _notes(speed: Speed) -> list[tuple[str, dict[str, object]]]:
     notes += [
         (f"speed_from_{name}", {"text": figure.text, "source": figure.source}) for name, figure in figures.items()
     ]
+    if (share := speed.measured_share) is not None:
+        source = dict(speed.gpu.figures)["generation"].source
+        notes.append(("speed_measured", {"share": f"{share:.0%}", "rate": speed.gpu.generation, "source": source}))
     if speed.steps[0].rate is None:
         notes.append(("speed_rate_unknown", {"name": speed.gpu.name}))
     if speed.mixture:

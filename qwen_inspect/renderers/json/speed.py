@@ -36,6 +36,8 @@ class SpeedJSON(TypedDict):
     """null if only the memory's part of it is known."""
     tokens_per_second: Number | None
     """New tokens of all sequences, at the first decoding step; null if nothing is decoded."""
+    measured_share: Number | None
+    """Of the memory's bandwidth, that a published run of llama.cpp reached on the card; null if none is known."""
     uncounted_layers: Count
     """Layers whose attention is not in `operations`, because only their cache is known."""
 
@@ -62,5 +64,6 @@ def speed_content(speed: Speed) -> SpeedJSON:
         ],
         "time_to_first_token_seconds": None if speed.steps[0].rate is None else speed.steps[0].seconds,
         "tokens_per_second": None if decoding is None else speed.tokens_a_second(decoding),
+        "measured_share": speed.measured_share,
         "uncounted_layers": speed.uncounted,
     }
