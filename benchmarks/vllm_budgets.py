@@ -11,7 +11,7 @@ from statistics import median
 from qwen_inspect.fitting.serving import serve
 from qwen_inspect.loaders import gpus
 from qwen_inspect.renderers.blocks import Block, Heading, Items, Paragraph, Table
-from qwen_inspect.results.serving import Serving, VllmReserve
+from qwen_inspect.results.serving import Serving, VllmEnvironment, VllmReserve
 from qwen_inspect.structure.inspect import inspect
 
 LOGS = Path(__file__).parent / "published" / "vllm_profile.csv"
@@ -112,6 +112,11 @@ def predicted(log: Mapping[str, str]) -> VllmReserve:
         cache_format=log["kv_cache_dtype"],
         context_tokens=int(log["max_model_len"]),
         utilization=float(log["gpu_memory_utilization"]),
+        sequences=int(log["max_num_seqs"] or 0) or None,
+        step_tokens=int(log["max_num_batched_tokens"] or 0) or None,
+        eager=log["enforce_eager"] == "1",
+        expert_parallel=log["expert_parallel"] == "1",
+        environment=VllmEnvironment(flashinfer=_set(log["flashinfer"]), second_runner=_set(log["second_runner"])),
     )
     report = inspect(log["model"], source="catalog", dtype=log["dtype"] or None)
     reserve = serve(report, serving, [card], beyond_limit=True).cards[0].reserve
@@ -119,9 +124,14 @@ def predicted(log: Mapping[str, str]) -> VllmReserve:
     return reserve
 
 
+def _set(text: str) -> bool | None:
+    return None if not text else text == "1"
+
+
 def blocks() -> list[Block]:
     rows = list(budgets())
     inside = [row for row in rows if row.inside]
+    others = [row for row in rows if row.log["check"]]
     return [
         Heading("vLLM's budget"),
         Paragraph(
@@ -149,6 +159,11 @@ def blocks() -> list[Block]:
                 f"{len(inside)} of {len(rows)} rows lie inside. Median error of the middle: "
                 f"{median(abs(row.error) for row in rows):.2%}; the largest of a row inside: "
                 f"{max(abs(row.error) for row in inside):.2%}. The widest range: {max(row.width for row in rows):.1%}.",
+                "Of rows on other cards and versions than those that the ranges of 0.10, 0.11 and 0.19 were read from (from the "
+                f"A100 at 0.31 on): {len([row for row in others if row.inside])} of {len(others)} inside, median error of the "
+                f"middle {median(abs(row.error) for row in others):.2%}. Small cards have wide ranges, as a CUDA graph takes as "
+                "much there.",
+                "FlashInfer samples at 0.11 where it is installed: with Mistral-Small's, by its peak; the other runs sort.",
                 "A pipeline's log prints the first rank's weights, peak and budget; its blocks are the last rank's.",
                 "Ranges rather than figures, because no cause is known: 0.21 GiB more outside PyTorch for a vocabulary that 16 "
                 "does not divide (granite); another activation of the MLP in float32. NCCL's buffers are as the logs print them.",

@@ -51,14 +51,14 @@ def each_option(
 
 
 def read_count(option: str, value: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,12}", value) or int(value) == 0:
+    if not re.fullmatch(r"[0-9]{1,15}", value) or int(value) == 0:
         raise UsageError("vllm_count", option=option, found=value[:80])
     return int(value)
 
 
 def read_tokens(option: str, value: str) -> int:
     """A number, with k, m, g (thousands) or K, M, G (1024s) behind. Source: human_readable_int of vLLM's arg_utils."""
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([kmgKMG]?)", value)
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)([kmgKMG]?)", value)
     if match is None:
         raise UsageError("llama_cpp_number", option=option, found=value[:80])
     letter = match[2]

@@ -84,6 +84,20 @@ class ServedLog:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VllmEnvironment:
+    """Variables, and an option, that change what vLLM's profile run takes or a sequence needs; None where one is not set.
+
+    flashinfer: VLLM_USE_FLASHINFER_SAMPLER, or whether FlashInfer is installed where that decides. graphs:
+    VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS. second_runner: VLLM_USE_V2_MODEL_RUNNER. asynchronous: --async-scheduling.
+    """
+
+    flashinfer: bool | None = None
+    graphs: bool | None = None
+    second_runner: bool | None = None
+    asynchronous: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Serving(Workload):
     """A workload and the engine that serves it. A context is prompt and answer of a sequence.
 
@@ -92,7 +106,8 @@ class Serving(Workload):
     prefix_caching, which changes hybrid models alone (None: the version's default for them); pipeline_ranks and data_ranks;
     block_tokens, of a block of the cache; expert_parallel, whole experts on each rank; eager, without compiling and CUDA graphs;
     images, whether the encoder is profiled; sleeps, sleep mode; offloaded_bytes, weights in the host's memory; lora_slots, for
-    adapters of lora_rank at once; speculation, speculative decoding; logs, of earlier runs, of which those of a card count there.
+    adapters of lora_rank at once; speculation, speculative decoding; logs, of earlier runs, of which those of a card count there;
+    environment.
     For SGLang: sglang.
     For llama.cpp: offloaded, the layers of --ngl (None: all); flash_attention (None: where the card has a kernel); micro_batch
     (None: its default).
@@ -117,6 +132,7 @@ class Serving(Workload):
     lora_rank: int = 16
     speculation: Speculation | None = None
     logs: tuple[ServedLog, ...] = ()
+    environment: VllmEnvironment = VllmEnvironment()
     sglang: SglangOptions | None = None
     offloaded: int | None = None
     flash_attention: bool | None = None

@@ -63,13 +63,15 @@ def within_a_budget(model: str, budget_bytes: int, serving: Serving = VLLM) -> V
 
 
 @pytest.mark.parametrize(
-    "log", published("vllm_profile.csv"), ids=lambda log: f"{log['log']}-{log['max_model_len']}-tp{log['tp']}"
+    "log",
+    published("vllm_profile.csv"),
+    ids=lambda log: f"{log['log']}-{log['engine_version']}-{log['max_model_len']}-tp{log['tp']}",
 )
 def test_what_a_log_printed_lies_between_the_ends(log: dict[str, str]) -> None:
-    """To half of the last digit, but for what the table names; a range is at most 3 % wide."""
+    """To half of the last digit, but for what the table names; a range is at most 3 % wide, of cards with own figures."""
     budget = Budget(log=log, reserve=predicted(log))
     assert budget.inside is (log["unexplained"] == "")
-    assert budget.width < 0.03
+    assert budget.high - budget.low < max(0.03 * budget.available, 1.7 if log["check"] else 0)
     if not budget.inside or log["pp"] != "1":
         return
     if log["num_gpu_blocks"]:

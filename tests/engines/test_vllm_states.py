@@ -12,6 +12,7 @@ import pytest
 from qwen_inspect.checkpoint import DType
 from qwen_inspect.cli import main
 from qwen_inspect.engines.vllm.blocks import BlockPool, hybrid_pool, softmax_kind
+from qwen_inspect.engines.vllm.command import parse_command
 from qwen_inspect.engines.vllm.mamba import MambaSizes, mamba_dtypes, mamba_pool, mamba_sizes
 from qwen_inspect.engines.vllm.releases import release
 from qwen_inspect.engines.vllm.sparse import indexed_pool, sparse_index
@@ -19,6 +20,7 @@ from qwen_inspect.engines.vllm.weights import rank_weights
 from qwen_inspect.errors import UnsupportedError
 from qwen_inspect.loaders import gpus
 from qwen_inspect.results.attention import LayerAttention
+from qwen_inspect.results.serving import VllmEnvironment
 from qwen_inspect.spec import each_module
 from qwen_inspect.structure.inspect import inspect
 from qwen_inspect.structure.kv_cache import FORMATS
@@ -352,4 +354,58 @@ def test_what_is_not_known_of_compressed_keys_is_refused(
 def test_the_second_model_runner_samples_by_version(model: str, samplers: list[str]) -> None:
     report = inspect(model, source="catalog")
     versions = ("0.22.0", "0.23.0", "0.24.0", "0.25.0", "0.26.0", "0.28.0", "0.29.0")
-    assert [release(version).sampler(report) for version in versions] == samplers
+    assert [release(version).sampler(report, None, VllmEnvironment()) for version in versions] == samplers
+
+
+def test_variables_before_a_command_change_how_its_profile_run_samples() -> None:
+    """topk_topp_sampler.py of 0.11.0 and 0.22.0, gpu/model_runner.py of 0.28.0 and 0.29.0 (profile_cudagraph_memory)."""
+    report = inspect("Qwen/Qwen3-8B", source="catalog")
+    image = "docker run -e VLLM_USE_FLASHINFER_SAMPLER={} -e HF_TOKEN=1 vllm/vllm-openai:v{} --model x"
+
+    def sampler(asked: str, version: str, capability: tuple[int, int] = (9, 0)) -> str:
+        serving = parse_command(image.format(asked, version)).serving
+        environment = replace(serving.environment, second_runner=False)
+        return release(serving.version).sampler(report, None, environment, capability)
+
+    assert [sampler("1", version) for version in ("0.11.0", "0.16.0", "0.19.0", "0.22.0")] == ["flashinfer"] * 4
+    assert [sampler("0", version) for version in ("0.10.1.1", "0.19.0", "0.22.0")] == ["sort", "triton", "triton"]
+    assert [sampler("2", "0.22.0", of) for of in ((7, 0), (8, 0))] == ["triton", "flashinfer"]  # 2 is no value
+    first = parse_command("VLLM_USE_V2_MODEL_RUNNER=0 VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS=0 vllm serve x").serving
+    neither, none = first.environment, VllmEnvironment()
+    assert (neither.second_runner, neither.graphs, none.graphs) == (False, False, None)
+    counted = [
+        release(version).graphs_measured(report, None, none) for version in ("0.19.0", "0.20.0", "0.28.0", "0.29.0")
+    ]
+    assert counted == [False, True, False, True]
+    assert not release("0.29.0").graphs_measured(report, None, neither)
+
+
+@pytest.mark.parametrize(
+    ("version", "memory_gib", "card", "defaults"),
+    [
+        # engine/arg_utils.py, get_batch_defaults of 0.27.0, 0.28.0 and 0.33.0
+        ("0.27.0", 178, "B200", (8192, 1024)),
+        ("0.28.0", 178, "B200", (16_384, 1024)),
+        ("0.28.0", 79, "A100 80GB", (2048, 256)),
+        ("0.28.0", 121, "DGX Spark", (8192, 1024)),
+        ("0.33.0", 121, "DGX Spark", (2048, 256)),
+    ],
+)
+def test_a_step_takes_as_much_as_the_server_lets_it(
+    version: str, memory_gib: int, card: str, defaults: tuple[int, int]
+) -> None:
+    assert release(version).step_defaults(memory_gib << 30, card) == defaults
+
+
+def test_windows_keep_the_tokens_of_every_step_in_flight(capsys: pytest.CaptureFixture[str]) -> None:
+    """A log of 0.26.0 on a B300 prints 13.25 sequences of Gemma 4 31B at once of 182.37 GiB: 5,637 blocks each."""
+    asked = ["fit", "--format", "json", "--vllm"]
+    line = "vllm serve catalog:google/gemma-4-31B-it --max-model-len 16384 --max-num-batched-tokens 8192"
+    blocks = {}
+    for version in ("0.25.0", "0.26.0"):
+        for option in ("", "--no-async-scheduling"):
+            command = f"{line} --kv-cache-memory=195818200000 {option}"
+            assert main([*asked, command, "--engine-version", version]) == 0
+            blocks[version, option] = json.loads(capsys.readouterr().out)["vllm"]["low"]["sequence_blocks"]
+    assert blocks["0.26.0", ""] == 5637
+    assert len({blocks[key] for key in blocks if key != ("0.26.0", "")}) == 1

@@ -102,9 +102,13 @@ class Vllm(Engine["Serving", "VllmDemand"]):
                     )
             for demand, _ in answers[:1]:
                 yield Message("assume_vllm_profile", tokens=demand.step_tokens or 0, sequences=demand.sequences or 0)
+            if version.may_have_flashinfer and request.environment.flashinfer is None:
+                samples = {version.sampler(report, None, request.environment)} & {"flashinfer"}
+                yield Message("assume_vllm_flashinfer" if samples else "assume_vllm_no_flashinfer")
             if request.images and unsized(report.config or {}):
                 yield Message("assume_vllm_images")
-            if not version.reserves_graphs and not request.eager:
+            graphs = request.environment.graphs
+            if not (version.reserves_graphs if graphs is None else graphs) and not request.eager:
                 yield Message("assume_vllm_graphs")
         if request.pipeline_ranks > 1:
             yield Message("assume_vllm_pipeline")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...errors import UsageError
-from ...results.serving import Serving
+from ...results.serving import Serving, VllmEnvironment
 from ...values import dataclass, field, replace
 from ..pasted import (
     SET_BEFORE,
@@ -35,6 +35,14 @@ SHORT: Mapping[str, str] = {
     "-q": "--quantization",
     "-ep": "--enable-expert-parallel",
     "-sc": "--speculative-config",
+    "--kv-cache-memory": "--kv-cache-memory-bytes",  # as its own log names it
+}
+# Variables before the program, or after -e of an image: 0 or 1.
+VARIABLE = re.compile(r"(?:--env=)?(VLLM_[A-Z0-9_]{1,60})=([01])")
+ENVIRONMENT: Mapping[str, str] = {
+    "VLLM_USE_FLASHINFER_SAMPLER": "flashinfer",
+    "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "graphs",
+    "VLLM_USE_V2_MODEL_RUNNER": "second_runner",
 }
 SPECULATIVE: Mapping[str, str] = {
     "--spec-method": "method",
@@ -55,7 +63,7 @@ SWITCHES: Mapping[str, Mapping[str, Any]] = {
 # Options that take no memory of the card here: without a value; any other that is not known has one where a word follows.
 WITHOUT_VALUE = frozenset(
     """
-    --trust-remote-code --enable-auto-tool-choice --enable-chunked-prefill --async-scheduling --no-async-scheduling
+    --trust-remote-code --enable-auto-tool-choice --enable-chunked-prefill
     --disable-log-requests --enable-log-requests --disable-log-stats --headless --disable-custom-all-reduce --api-server
     --enable-reasoning --disable-uvicorn-access-log --disable-log-request --no-enable-log-requests
     """.split()  # noqa: SIM905
@@ -96,6 +104,7 @@ class _Reading:
     ignored: list[str] = field(default_factory=list)
     lora: bool = False
     speculative: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, bool] = field(default_factory=dict)
 
 
 def parse_command(line: str, *, version: str | None = None) -> Command:
@@ -104,7 +113,13 @@ def parse_command(line: str, *, version: str | None = None) -> Command:
     reading = _Reading()
     if version is not None:
         reading.values["version"] = version
-    _read(_arguments(words, reading), reading)
+    arguments = _arguments(words, reading)
+    set_before = [VARIABLE.fullmatch(word) for word in words[: len(words) - len(arguments)]]
+    named = {ENVIRONMENT[found[1]]: found[2] == "1" for found in set_before if found and found[1] in ENVIRONMENT}
+    reading.environment.update(named)
+    _read(arguments, reading)
+    if reading.environment:
+        reading.values["environment"] = VllmEnvironment(**reading.environment)
     if not reading.lora:
         reading.values.pop("lora_slots", None)
     draft = None
@@ -139,9 +154,11 @@ def _arguments(words: list[str], reading: _Reading) -> list[str]:
 
 
 def _read(words: list[str], reading: _Reading) -> None:
-    for option, value in each_option(words, short=SHORT, valued=_valued, bare=WITHOUT_VALUE | SWITCHES.keys() | {LORA}):
+    for option, value in each_option(words, short=SHORT, valued=_valued, bare=BARE):
         if not option:
             reading.model = reading.model or value
+        elif option in ASYNCHRONOUS:
+            reading.environment["asynchronous"] = ASYNCHRONOUS[option]
         elif option in SWITCHES:
             reading.values.update(SWITCHES[option])
         elif option == LORA:
@@ -194,6 +211,8 @@ def _no_images(value: str) -> bool:
 
 
 LORA = "--enable-lora"
+ASYNCHRONOUS = {"--async-scheduling": True, "--no-async-scheduling": False}
+BARE = WITHOUT_VALUE | SWITCHES.keys() | ASYNCHRONOUS.keys() | {LORA}
 DOTTED = "--speculative-config."  # a key of it, with its value behind
 VALUES = frozenset(
     (

@@ -13,7 +13,7 @@ from ...checkpoint import DType
 from ...errors import UnavailableError, UnsupportedError, UsageError
 from ...results.fit import Gpu, Requirement
 from ...results.model import Report
-from ...results.serving import Asleep, Capacity, Reserved, Serving, VllmReserve
+from ...results.serving import Asleep, Capacity, Reserved, Serving, SpeculativeMethod, VllmReserve
 from ...structure.kv_cache import checkpoint_format, read_formats
 from ...units import GIB, MIB, size
 from ...values import replace
@@ -69,7 +69,7 @@ class VllmDemand(Demand):
         text = text_part(report.config or {})
         self.index = sparse_index(text, self.format, gpu.compute_capability, self.release.version)
         self.most_context_tokens = report.spec.context_tokens
-        by_default = (None, None) if self.budget_given else step_defaults(gpu.available_bytes, gpu.name)
+        by_default = (None, None) if self.budget_given else self.release.step_defaults(gpu.available_bytes, gpu.name)
         self.step_tokens = serving.step_tokens or by_default[0]
         self.sequences = serving.sequences or by_default[1]
         self.drafter = self._drafter()
@@ -209,16 +209,9 @@ class VllmDemand(Demand):
             ranks=serving.ranks,
             pipeline_ranks=serving.pipeline_ranks,
             vocabulary=spec.vocab_size,
+            second=self.release.runs_second(self._report, self._method, serving.environment),
         )
-        reserved_graphs = graphs(
-            self.release,
-            capability=capability,
-            ranks=serving.ranks,
-            sequences=self.sequences or 0,
-            eager=serving.eager,
-            drafting=self.drafter is not None and self.drafter.widths is not None,
-        )
-        measured = (self._activation(), outside, *(() if reserved_graphs is None else (reserved_graphs,)))
+        measured = (self._activation(), outside, *self._graphs())
         if self.log is not None:
             log = self.log
             measured = tuple(calibrated(term, log) for term in measured)
@@ -229,6 +222,33 @@ class VllmDemand(Demand):
             *self._adapters(),
             *measured,
         )
+
+    def _graphs(self) -> tuple[Reserved, ...]:
+        serving, environment = self._serving, self._serving.environment
+        if serving.eager or not self.release.graphs_measured(self._report, self._method, environment):
+            return ()
+        reserved = graphs(
+            capability=self._gpu.compute_capability,
+            layers=len(self._stage or self._report.attention.layers),
+            ranks=serving.ranks,
+            sequences=self.sequences or 0,
+            second=self.release.runs_second(self._report, self._method, environment),
+            drafting=self.drafter is not None and self.drafter.widths is not None,
+        )
+        return (reserved,)
+
+    @property
+    def in_flight_tokens(self) -> int | None:
+        """Of the steps that run at once; None without the most tokens of one."""
+        serving, asked = self._serving, self._serving.environment.asynchronous
+        by_default = self._method in (None, "mtp", "eagle", "eagle3", "ngram_gpu")
+        second = self.release.runs_second(self._report, self._method, serving.environment)
+        batches = self.release.batches_in_flight(second, serving.pipeline_ranks, by_default if asked is None else asked)
+        return None if self.step_tokens is None else batches * self.step_tokens
+
+    @property
+    def _method(self) -> SpeculativeMethod | None:
+        return None if self._serving.speculation is None else self._serving.speculation.method
 
     def _drafted(self) -> tuple[Reserved, ...]:
         if self.drafter is None or not self.drafter.most_bytes:
@@ -264,14 +284,22 @@ class VllmDemand(Demand):
             data_ranks=serving.data_ranks,
             experts_whole=serving.expert_parallel,
             compiled=not serving.eager,
-            sampler=self.release.sampler(report, None if serving.speculation is None else serving.speculation.method),
+            sampler=self.release.sampler(report, self._method, serving.environment, self._gpu.compute_capability),
             drafter=self.drafter,
             index_bytes=self._index_bytes(),
             index_logits_bytes=0 if self.index is None else LOGITS_BYTES,
         )
         images = None
         if serving.images:
-            images = encoder(config, spec.hidden_size, tokens, run.context_tokens, sequences, run.element_bytes)
+            images = encoder(
+                config,
+                spec.hidden_size,
+                tokens,
+                run.context_tokens,
+                sequences,
+                run.element_bytes,
+                expands=self.release.expands_images,
+            )
         card = Card(compute_capability=self._gpu.compute_capability, multiprocessors=self._gpu.multiprocessors)
         least, most = peak_bytes(decoder_widths(report), run, self.release, card, images)
         most += PEAK_MARGIN_BYTES
@@ -284,7 +312,7 @@ class VllmDemand(Demand):
     def requirement(self, batch: int, context_tokens: int) -> Requirement:
         """Ranges from the logs take the place of the CUDA context, which they include."""
         ranges = [term for term in self.terms if term.least_bytes != term.most_bytes]
-        cache = self.pool.size_bytes(tokens=context_tokens, batch=batch, batched_tokens=self.step_tokens)
+        cache = self.pool.size_bytes(tokens=context_tokens, batch=batch, batched_tokens=self.in_flight_tokens)
         return Requirement(
             terms=(*((term.name, term.least_bytes) for term in self.terms if term not in ranges), ("cache", cache)),
             context_low_bytes=sum(term.least_bytes for term in ranges),
@@ -298,7 +326,7 @@ class VllmDemand(Demand):
 
     def _capacity(self, budget_bytes: int, context_tokens: int) -> Capacity:
         """With the tokens that this version prints: from 0.21 on the concurrency times the sequence's."""
-        found = capacity(self.pool, budget_bytes, sequence_tokens=context_tokens, step_tokens=self.step_tokens)
+        found = capacity(self.pool, budget_bytes, sequence_tokens=context_tokens, step_tokens=self.in_flight_tokens)
         if not self.release.prints_concurrency:
             return found
         return replace(found, tokens=found.blocks * context_tokens // found.sequence_blocks)
@@ -338,11 +366,6 @@ class VllmDemand(Demand):
 def requested_bytes(memory_bytes: int, utilization: float) -> int:
     """Bytes of a card that vLLM may use. Source: v1/worker/utils.request_memory."""
     return math.ceil(memory_bytes * utilization)
-
-
-def step_defaults(memory_bytes: int, card: str) -> tuple[int, int]:
-    """The server's defaults for the most tokens and sequences of one step. Source: engine/arg_utils.get_batch_defaults."""
-    return (8192, 1024) if memory_bytes >= 70 * GIB and "a100" not in card.casefold() else (2048, 256)
 
 
 def capacity(pool: BlockPool, budget_bytes: int, *, sequence_tokens: int, step_tokens: int | None) -> Capacity:

@@ -30,9 +30,19 @@ class Image:
 
 
 def encoder(
-    config: Mapping[str, Any], hidden: int, tokens: int, context_tokens: int, sequences: int, element_bytes: int
+    config: Mapping[str, Any],
+    hidden: int,
+    tokens: int,
+    context_tokens: int,
+    sequences: int,
+    element_bytes: int,
+    *,
+    expands: bool = False,
 ) -> Encoder | None:
-    """Of a model that takes images; None for any other, or where the size of its largest image is not known here."""
+    """Of a model that takes images; None for any other, or where the size of its largest image is not known here.
+
+    expands: whether outputs are kept at the size of the budget, and beside them the last image's own, in all images' storage.
+    """
     image = _image(config)
     if image is None:
         return None
@@ -41,6 +51,8 @@ def encoder(
     per_prompt = max(1, context_tokens // image.tokens)
     images = max(1, min(budget // image.tokens, sequences * per_prompt))
     outputs = images * image.tokens * hidden * (1 + _levels(vision))
+    if expands and image.tokens < budget:
+        outputs += images * budget * hidden * (1 + _levels(vision))
     kept = images * image.values + outputs
     peak = images * (image.values + image.patches * _block_columns(vision))
     return Encoder(kept_bytes=kept * element_bytes, peak_bytes=peak * element_bytes)

@@ -32,11 +32,12 @@ def non_torch(
     ranks: int,
     pipeline_ranks: int,
     vocabulary: int,
+    second: bool = False,
 ) -> Reserved:
     """Modules and stacks of kernels, and NCCL's buffers with several tensor-parallel ranks ("non-torch forward increase").
 
-    Kernels' stacks grow with the multiprocessors of a card. Of pipelines the communicator is made before vLLM's first look at the
-    card, and only the rest is counted.
+    second: the second model runner, which has no kernel of top-k. Kernels' stacks grow with the multiprocessors of a card. Of
+    pipelines the communicator is made before vLLM's first look at the card, and only the rest is counted.
     """
     known = release.known and capability in (HOPPER, None) and multiprocessors in (MULTIPROCESSORS, None)
     if ranks > 1:
@@ -44,7 +45,7 @@ def non_torch(
     elif pipeline_ranks > 1:
         least, most = (7, 8) if known else (2, 30)
     elif release.loads_sampler:
-        least, most = (24, 27) if known else (10, 35)
+        least, most = (24, 27) if known else (3 if second else 10, 40)
     else:
         least, most = (13, 14) if known else (2, 20)
     if release.loads_sampler and vocabulary % ODD_VOCABULARY:
@@ -60,27 +61,47 @@ def _tensor_parallel(release: Release, capability: tuple[int, int] | None, ranks
     """
     linked = capability is None or capability[0] in (9, 10)
     if not linked:
-        return (20, 90) if release.loads_sampler else (5, 35)
+        return (20, 90) if release.loads_sampler else (2, 35)
     if not release.loads_sampler:
-        return 30, 215
+        return 30, 150 if release.version < (0, 12) else 215
     most_known = {2: (206, 210), 4: (213, 221)}.get(ranks, (210, 290))
     return most_known if release.known and capability in (HOPPER, None) else (most_known[0] - 30, most_known[1] + 30)
 
 
-def graphs(
-    release: Release, *, capability: tuple[int, int] | None, ranks: int, sequences: int, eager: bool, drafting: bool
-) -> Reserved | None:
-    """vLLM's own estimate of its CUDA graphs, which newer versions take off the budget: as 0.19.0 printed it for an H100.
+# vLLM's own estimates of CUDA graphs as its logs print them with all of FULL_GRAPHS captured: in thousandths of a GiB, (least,
+# most) and for each layer; with several ranks in hundredths. Where few graphs are, from nothing to FEW_MOST hundredths.
+FULL_GRAPHS, FEW_MOST = 86, 45
+LAYER_GRAPHS, FIRST_GRAPHS = 15.5, (-80, 460)
+SECOND_LAYER_GRAPHS = 30, 47
+RANKS_GRAPHS, HOPPER_RANKS_GRAPHS = (40, 190), (69, 182)
 
-    At least a MiB for each graph that is captured; with a drafter, whose graphs are captured too, at most as much again.
-    Source: gpu_model_runner.py, profile_cudagraph_memory.
+
+def graphs(
+    *, capability: tuple[int, int] | None, layers: int, ranks: int, sequences: int, second: bool, drafting: bool
+) -> Reserved:
+    """vLLM's own estimate of its CUDA graphs, which it takes off the budget: by the number of graphs and of layers, from logs.
+
+    second: by the second model runner, which multiplies what the second-largest graph took. With a drafter, whose graphs are
+    captured too, at most as much again.
+    Source: gpu_model_runner.py and gpu/cudagraph_utils.py, profile_cudagraph_memory.
     """
-    if not release.reserves_graphs or eager:
-        return None
-    least, most = (69, 182) if ranks > 1 else (52, 110)
-    if capability not in (HOPPER, None) or sequences < 1024:
-        least = 10
-    return _range("graphs", 10 * least - 5, (20 if drafting else 10) * most + 5)
+    ends: list[float] = [layers * each for each in SECOND_LAYER_GRAPHS]
+    if not second:
+        ends = [max(0, layers * LAYER_GRAPHS + each) for each in FIRST_GRAPHS]
+    least, most = (end / 10 for end in ends)
+    if ranks > 1 and not second:
+        hopper = sequences >= 1024 and capability in (HOPPER, None)
+        least, most = HOPPER_RANKS_GRAPHS if hopper else RANKS_GRAPHS
+    share = min(1.0, captured_graphs(sequences) / FULL_GRAPHS)
+    most = max(most, FEW_MOST) * share + FEW_MOST * (1 - share)
+    return _range("graphs", int(10 * least) - 5 if share == 1 else 0, int((20 if drafting else 10) * most) + 5)
+
+
+def captured_graphs(sequences: int) -> int:
+    """Graphs of prompts and answers together, and of answers alone. Source: config/vllm.py, _set_cudagraph_sizes."""
+    most = min(2 * sequences, 512)
+    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, 513, 16)]
+    return len([size for size in sizes if size <= most]) + len([size for size in sizes if size <= sequences])
 
 
 def asleep(non_torch: Reserved, weights_bytes: int, *, eager: bool) -> Asleep:
@@ -101,4 +122,4 @@ def asleep(non_torch: Reserved, weights_bytes: int, *, eager: bool) -> Asleep:
 
 def _range(name: str, least: int, most: int) -> Reserved:
     """Of thousandths of a GiB."""
-    return Reserved(name=name, least_bytes=least * GIB // 1000, most_bytes=most * GIB // 1000, sources=SOURCES)
+    return Reserved(name=name, least_bytes=max(0, least) * GIB // 1000, most_bytes=most * GIB // 1000, sources=SOURCES)

@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING, Literal
 from ...errors import UsageError
 from ...results.attention import WITH_STATES
 from ...spec import each_module
+from ...units import GIB
 from ...values import dataclass
 
 if TYPE_CHECKING:
     from ...results.model import Report
-    from ...results.serving import SpeculativeMethod
+    from ...results.serving import SpeculativeMethod, VllmEnvironment
 
 Sampler = Literal["sort", "triton", "flashinfer", "gumbel", "greedy"]
+OLDEST_FLASHINFER = (7, 5)  # FlashInferBackend.supports_compute_capability
+# Of versions that take FlashInfer where it is installed, those whose published logs had it: that of 0.10.1's image.
+WITH_FLASHINFER = ("0.10.0", "0.10.1")
 DEFAULT = "0.19.0"
-FIRST, LAST = (0, 9), (0, 30)  # whose sources were read: 0.9 to 0.11, 0.16, 0.17, 0.19 to 0.30
+FIRST, LAST = (0, 9), (0, 33)  # whose sources were read: 0.9 to 0.12, 0.14, 0.16, 0.17, 0.19 to 0.33
 # Classes that run in the second model runner: dense ones in 0.23, all of them in 0.24, mixtures among them from 0.25 on.
 SECOND_RUNNER = (
     "DeepseekV2ForCausalLM",
@@ -52,6 +56,44 @@ class Release:
     def reserves_graphs(self) -> bool:
         return self.version >= (0, 20)
 
+    def graphs_measured(self, report: Report, method: SpeculativeMethod | None, environment: VllmEnvironment) -> bool:
+        """Whether an estimate of CUDA graphs is taken off: by the second model runner from 0.29 on; before, it returns 0.
+
+        Source: v1/worker/gpu/model_runner.py, profile_cudagraph_memory.
+        """
+        asked = environment.graphs
+        if not (self.reserves_graphs if asked is None else asked):
+            return False
+        return self.version >= (0, 29) or not self.runs_second(report, method, environment)
+
+    @property
+    def may_have_flashinfer(self) -> bool:
+        """Whether FlashInfer samples wherever it is installed. Source: v1/sample/ops/topk_topp_sampler.py, to 0.11."""
+        return self.version < (0, 12)
+
+    @property
+    def expands_images(self) -> bool:
+        """Whether the profile run keeps each image's output at the size of the encoder's budget, the last one's own beside them.
+
+        Source: v1/worker/gpu_model_runner.py, profile_run, of 0.11 and 0.12.
+        """
+        return (0, 11) <= self.version <= (0, 12)
+
+    def step_defaults(self, memory_bytes: int, card: str) -> tuple[int, int]:
+        """The server's defaults for the most tokens and sequences of one step. Source: engine/arg_utils.get_batch_defaults."""
+        card = card.casefold()
+        if self.version >= (0, 28) and memory_bytes >= 160 * GIB:
+            return 16_384, 1024
+        small = "a100" in card or (self.version >= (0, 33) and "spark" in card)
+        return (8192, 1024) if memory_bytes >= 70 * GIB and not small else (2048, 256)
+
+    def batches_in_flight(self, second: bool, pipeline_ranks: int, asynchronous: bool) -> int:
+        """Steps whose tokens a window keeps beside it. Source: config/vllm.py, max_concurrent_batches, from 0.26 on."""
+        if self.version < (0, 26):
+            return 1
+        ahead = asynchronous and (second or pipeline_ranks == 1)
+        return pipeline_ranks + ahead
+
     @property
     def prints_concurrency(self) -> bool:
         return self.version >= (0, 21)
@@ -84,22 +126,38 @@ class Release:
         with_kernel = self.version >= (0, 17) and (capability is None or capability[0] in (9, 10))
         return report.spec.class_name == "NemotronHForCausalLM" and not with_kernel
 
-    def sampler(self, report: Report, method: SpeculativeMethod | None = None) -> Sampler:
+    def sampler(
+        self,
+        report: Report,
+        method: SpeculativeMethod | None,
+        environment: VllmEnvironment,
+        capability: tuple[int, int] | None = None,
+    ) -> Sampler:
         """How the profile run samples. method: of speculative decoding.
 
-        FlashInfer is taken where it is installed: as in 0.10's images, and by default from 0.21 on. The second model runner draws
-        by Gumbel's trick, from 0.26 on without a copy in float32.
+        FlashInfer is taken up to 0.11 where it is installed, then only if the environment asks for it, and by default from 0.21
+        on. The second model runner draws by Gumbel's trick, from 0.26 on without a copy in float32.
         Source: v1/sample/ops/topk_topp_sampler.py, v1/worker/gpu/sample/sampler.py, config/vllm.py, envs.py.
         """
+        asked = environment.flashinfer
         if self.version < (0, 17):
-            return "flashinfer" if self.version == (0, 10) else "sort"
-        if self.version < (0, 21):
-            return "triton"
-        if not self._second_runner(report) or method not in SECOND_RUNNER_METHODS:
-            return "flashinfer"
-        return "gumbel" if self.version < (0, 26) else "greedy"
+            by_default = self.name.startswith(WITH_FLASHINFER) or self.name == "0.10"
+            return "flashinfer" if (by_default if asked is None else asked) else "sort"
+        if self.runs_second(report, method, environment):
+            return "gumbel" if self.version < (0, 26) else "greedy"
+        runs = capability is None or capability >= OLDEST_FLASHINFER
+        by_default = self.version >= (0, 21) and runs
+        return "flashinfer" if (by_default if asked is None else asked) else "triton"
+
+    def runs_second(self, report: Report, method: SpeculativeMethod | None, environment: VllmEnvironment) -> bool:
+        """Whether the second model runner runs it. Source: config/vllm.py, use_v2_model_runner."""
+        if environment.second_runner is not None:
+            return environment.second_runner and self.version >= (0, 22)
+        return self._second_runner(report) and method in SECOND_RUNNER_METHODS
 
     def _second_runner(self, report: Report) -> bool:
+        if self.version < (0, 22):
+            return False
         name = report.spec.class_name
         mixture = any(module.routed is not None for _, module in each_module(report.tree))
         hybrid = any(layer.span in WITH_STATES for layer in report.attention.layers)

@@ -1,7 +1,8 @@
 """The tables of cosines and sines that vLLM loads beside a model's weights.
 
 Source: vLLM 0.19.0, model_executor/layers/rotary_embedding: base.py (cos_sin_cache, in the model's dtype),
-linear_scaling_rope.py, mrope.py (four times the positions); one for each set of parameters (get_rope's cache).
+linear_scaling_rope.py, mrope.py (four times the positions), gemma4_rope.py (0.26); one for each set of parameters (get_rope's
+cache).
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ def rotary_bytes(report: Report) -> tuple[int, ...]:
         factor = _scaling(text).get("factor")
         factor = factor if isinstance(factor, int | float) and 1 <= factor <= 1 << 20 else 1
         return positions * row_bytes, int(positions * factor) * row_bytes
+    if kind.startswith("gemma4"):  # a table of each kind of layer, of whole heads: what is not turned has angles of 0
+        widths = {layer.head_dim for layer in report.attention.layers if isinstance(layer, LayerAttention)}
+        return tuple(positions * width * spec.dtype.bits // 8 for width in sorted(widths))
     if "mrope_section" in _scaling(text):
         positions *= 4
     return (positions * row_bytes,)

@@ -107,6 +107,7 @@ def rank_weights(
     mixer_paths = set() if mamba is None else {path for path, _ in mixers(report.tree)}
     mxfp4 = report.known.quantised is not None and report.known.quantised.method == "mxfp4"
     short_convolutions = has_short_convolutions(report)
+    keys_twice = _without_values(report)
     sizes: Counter[str] = Counter()
     for path, module in each_module(report.tree):
         parent, _, name = path.rpartition(".")
@@ -128,6 +129,8 @@ def rank_weights(
             else:
                 rank_bytes = _rank_bytes(name, kind, shape, size_bytes, attention, shares, report.spec.class_name)
             sizes[f"{parent}.{FUSED.get(name, name)}.{kind}"] += rank_bytes
+            if name == "k_proj" and parent in keys_twice:
+                sizes[f"{parent}.{FUSED[name]}.{kind}"] += rank_bytes
             if name == "kv_b_proj" and kind == "packed":  # MLA's kernels take it unpacked, beside the packed one
                 sizes[f"{parent}.unpacked"] += shape[0] * shape[1] // ranks * report.spec.dtype.bits // 8
     small_scales = report.known.quantised is not None and 8 <= report.known.quantised.bits_per_weight < 8.1
@@ -136,6 +139,15 @@ def rank_weights(
         whole=(*(size_bytes for name, size_bytes in sizes.items() if name not in packed), *rotary_bytes(report)),
         packed=tuple(sizes[name] for name in packed),
     )
+
+
+def _without_values(report: Report) -> set[str]:
+    """Gemma 4's attention whose values are its keys: vLLM loads them twice. Source: models/gemma4.py, use_k_eq_v."""
+    if not report.spec.class_name.startswith("Gemma4"):
+        return set()
+    paths = {path for path, module in each_module(report.tree) if module.tensors and decoder_layer(path) >= 0}
+    parents = {path.rpartition(".")[0] for path in paths if path.endswith(".k_proj")}
+    return {parent for parent in parents if f"{parent}.v_proj" not in paths}
 
 
 def _of_last_stage(path: str, name: str, stage: range, tied: bool) -> bool:

@@ -230,6 +230,8 @@ TEXT = {
     "assume_vllm_images": "The encoder of this class is not modelled: the range has room for 2 GiB of it (none with --limit-mm-per-prompt image=0).",
     "assume_vllm_graphs": "CUDA graphs are captured after the cache is laid out and come on top (0.64 to 1.79 GiB in the logs of 0.19): what --utilization leaves free has to hold them.",
     "assume_vllm_cache_scheme": "The checkpoint's quantisation keeps the cache in 8 bits, which vLLM takes in place of the format asked for.",
+    "assume_vllm_flashinfer": "This version samples with FlashInfer where it is installed, which is assumed, as in its image. Without it the profile run takes more: put VLLM_USE_FLASHINFER_SAMPLER=0 before the command of --vllm.",
+    "assume_vllm_no_flashinfer": "This version samples with FlashInfer where it is installed, which is not assumed. With it the profile run takes less: put VLLM_USE_FLASHINFER_SAMPLER=1 before the command of --vllm.",
     "assume_vllm_float32": "Computed in float32, as with vLLM's own --dtype float32; by default vLLM casts such a checkpoint to 16 bits: give --dtype bfloat16 for that.",
     "assume_vllm_half": "{name} has no bfloat16, in which vLLM refuses to run there: --dtype half, of the same size, is meant.",
     "assume_vllm_prefixes": "Prefixes are cached (--enable-prefix-caching, vLLM's default for hybrid models from 0.28 on): a sequence of a hybrid model takes two blocks of each group of states. Without such groups nothing changes.",

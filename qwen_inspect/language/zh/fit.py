@@ -230,6 +230,8 @@ TEXT = {
     "assume_vllm_images": "该类的视觉编码器未建模：范围为其留出 2 GiB（--limit-mm-per-prompt image=0 时为零）。",
     "assume_vllm_graphs": "CUDA graph 在缓存分配之后捕获，另占显存（0.19 的日志中为 0.64 至 1.79 GiB），须由 --utilization 留出的部分容纳。",
     "assume_vllm_cache_scheme": "权重文件的量化配置规定缓存为 8 比特，vLLM 以此代替所指定的格式。",
+    "assume_vllm_flashinfer": "这个版本只要装有 FlashInfer 就用它采样，这里按已安装计算（官方镜像如此）。若未安装，profile run 占用更多：请在 --vllm 的命令前加 VLLM_USE_FLASHINFER_SAMPLER=0。",
+    "assume_vllm_no_flashinfer": "这个版本只要装有 FlashInfer 就用它采样，这里按未安装计算。若已安装，profile run 占用更少：请在 --vllm 的命令前加 VLLM_USE_FLASHINFER_SAMPLER=1。",
     "assume_vllm_float32": "按 float32 计算，等同于 vLLM 的 --dtype float32；vLLM 默认会把这类 checkpoint 转成 16 位：请用 --dtype bfloat16 查看。",
     "assume_vllm_half": "{name} 不支持 bfloat16，vLLM 在其上会拒绝运行：此处按大小相同的 --dtype half 计算。",
     "assume_vllm_prefixes": "启用前缀缓存（--enable-prefix-caching，自 0.28 起混合模型默认启用）：混合模型的每条序列在每组状态中占两块；没有状态的模型不受影响。",
