@@ -82,9 +82,10 @@ def run(options: argparse.Namespace, say: Language) -> int:
     if options.plot is not None:
         _draw_course(memory, options, say)
     if options.format == "html" and request is None:
+        from ..media.stops import image_stops
         from ..predicting.predict import explored
 
-        memory = explored(memory)
+        memory = replace(explored(memory), images=image_stops(report, model.access_of(options)))
     output.show(memory, options, say)
     output.say_notices(memory.report, options, say)
     if memory.refusal is not None:

@@ -220,20 +220,6 @@ function replayed(run, batch, prompt, fresh) {
   return run.method === "trace" ? { steady, peak: { ...peak, stage }, reserved } : { steady, peak: null, reserved: null };
 }
 
-// Formats as units.py does: thousands separators; the largest binary unit with two decimals, rounded half to even.
-const counted = (value) => (value === null ? "–" : value.toLocaleString("en-US"));
-function sized(bytes) {
-  if (bytes === null) return "–";
-  for (const [unit, power] of [["TiB", 40n], ["GiB", 30n], ["MiB", 20n], ["KiB", 10n]]) {
-    const unitBytes = 1n << power;
-    if (BigInt(bytes) < unitBytes) continue;
-    let hundredths = (BigInt(bytes) * 100n) / unitBytes;
-    const twice = 2n * ((BigInt(bytes) * 100n) % unitBytes);
-    if (twice > unitBytes || (twice === unitBytes && hundredths % 2n)) hundredths += 1n;
-    return `${(hundredths / 100n).toLocaleString("en-US")}.${String(hundredths % 100n).padStart(2, "0")} ${unit}`;
-  }
-  return `${bytes} B`;
-}
 const short = (tokens) =>
   tokens % 2 ** 20 === 0 ? `${tokens / 2 ** 20}m` : tokens % 1024 === 0 ? `${tokens / 1024}k` : String(tokens);
 

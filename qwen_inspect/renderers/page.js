@@ -33,6 +33,21 @@ function element(name, kind) {
   return node;
 }
 
+// Formats as units.py does: thousands separators; the largest binary unit with two decimals, rounded half to even.
+const counted = (value) => (value === null ? "–" : value.toLocaleString("en-US"));
+function sized(bytes) {
+  if (bytes === null) return "–";
+  for (const [unit, power] of [["TiB", 40n], ["GiB", 30n], ["MiB", 20n], ["KiB", 10n]]) {
+    const unitBytes = 1n << power;
+    if (BigInt(bytes) < unitBytes) continue;
+    let hundredths = (BigInt(bytes) * 100n) / unitBytes;
+    const twice = 2n * ((BigInt(bytes) * 100n) % unitBytes);
+    if (twice > unitBytes || (twice === unitBytes && hundredths % 2n)) hundredths += 1n;
+    return `${(hundredths / 100n).toLocaleString("en-US")}.${String(hundredths % 100n).padStart(2, "0")} ${unit}`;
+  }
+  return `${bytes} B`;
+}
+
 function enhance(block) {
   const [table, scroll] = [block.querySelector("table"), block.querySelector(".scroll")];
   const [body, heads] = [table.tBodies[0], [...table.tHead.rows[0].cells]];

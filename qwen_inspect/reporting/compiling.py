@@ -12,6 +12,7 @@ from ..fitting.advice import limits, savings
 from ..loaders import gpus
 from ..loaders.kept_measurement import read_measurement
 from ..loaders.resolve import Access
+from ..media.stops import image_stops
 from ..predicting.predict import predict
 from ..results.cache import Workload
 from ..results.fit import Gpu
@@ -30,8 +31,16 @@ PROMPTS = (2048, 8192, 32_768)
 def compiled(request: ReportRequest, access: Access, *, trust_remote_code: bool = False) -> WholeReport:
     """The whole report of the requested model. Raises what `inspect`, `predict` and `gpus.find` raise."""
     cards = tuple(gpus.find(name.strip()) for name in request.gpus.split(",")) if request.gpus else None
-    whole = predicted(request, access, trust_remote_code=trust_remote_code)
+    whole = _with_images(predicted(request, access, trust_remote_code=trust_remote_code), access)
     return replace(whole, advice=_advice(whole, tuple(gpus.common()) if cards is None else cards))
+
+
+def _with_images(whole: WholeReport, access: Access) -> WholeReport:
+    """With the images that the sliders of an HTML page go through."""
+    if whole.request.form != "html" or not whole.memory:
+        return whole
+    first, *others = whole.memory
+    return replace(whole, memory=(replace(first, images=image_stops(whole.report, access)), *others))
 
 
 def predicted(request: ReportRequest, access: Access, *, trust_remote_code: bool = False) -> WholeReport:

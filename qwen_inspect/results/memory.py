@@ -318,7 +318,7 @@ class MemoryReport:
     exploration: the run for any workload, for an HTML page; None if not requested or unknown. training: what is trained; None if
     the run does not train or the architecture is unknown. ranks, device_map: the model over several devices, if requested;
     `predicted` is always for one device. colocated: a step of GRPO whose training this is, if requested. speed: its bounds on the
-    card, if requested.
+    card, if requested. images: one of each size that an HTML page's slider goes through; None if not requested or unknown.
     """
 
     report: Report
@@ -333,3 +333,4 @@ class MemoryReport:
     device_map: DeviceMapReport | None = None
     colocated: Colocated | None = None
     speed: Speed | None = None
+    images: Media | None = field(default=None, compare=False)

@@ -25,7 +25,7 @@ def media_blocks(report: Report, say: Language) -> Sequence[Block]:
     return [
         Heading(say("heading_media")),
         Table([say(f"column_{name}") for name in columns], [*rows, total], "lrrrr", totals=1),
-        Items([*_rules(media, say), *_remarks(report, media, say)]),
+        Items([*rules(media, say), *_remarks(report, media, say)]),
     ]
 
 
@@ -43,9 +43,10 @@ def _row(medium: Medium, say: Language) -> list[str]:
     ]
 
 
-def _rules(media: Media, say: Language) -> list[str]:
+def rules(media: Media, say: Language) -> list[str]:
+    """By which processors, and whose numbers."""
     named = (("images", media.images), ("videos", media.videos))
-    return [_rule(kind, rules, say) for kind, rules in named if rules is not None]
+    return [_rule(kind, used, say) for kind, used in named if used is not None]
 
 
 def _rule(kind: str, rules: Rules, say: Language) -> str:

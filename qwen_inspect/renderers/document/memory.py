@@ -9,10 +9,10 @@ from ...predicting.uses import term_of
 from ...results.memory import OF_SOME_RUNS, TERMS, Alive, Footprint, MemoryReport, Moment
 from ...results.model import Report
 from ...units import count, size
-from ..blocks import Block, Fields, Heading, Paragraph, Shortened, Table
+from ..blocks import Block, Fields, Heading, Items, Paragraph, Shortened, Table
 from . import View
 from .common import identity, notes, notices, prompt_label, shown_range, size_range
-from .media import media_blocks
+from .media import media_blocks, rules
 
 
 def blocks(memory: MemoryReport, say: Language, view: View) -> Sequence[Block]:
@@ -95,6 +95,15 @@ def live_blocks(memory: MemoryReport, say: Language) -> list[Block]:
             Heading(say("heading_explore")),
             Paragraph(say("explore_intro" if same else "explore_intro_end")),
             explorer(memory, memory.exploration, say),
+        ]
+    if memory.images is not None:
+        from ..images import images
+
+        content += [
+            Heading(say("heading_images")),
+            Paragraph(say("images_intro")),
+            images(memory, memory.images, say),
+            Items([*rules(memory.images, say), say("images_peak", model=memory.report.ref.id)]),
         ]
     if memory.report.design is not None:
         content += [Heading(say("heading_treemap")), parameter_treemap(memory.report, say)]
