@@ -17,7 +17,7 @@ from ..options.engines import ENGINE_OPTIONS, IN_LLAMA_CPP_COMMAND, IN_SGLANG_CO
 
 if TYPE_CHECKING:
     from ..engines.llama_cpp.commands.logs import Log
-    from ..engines.vllm.log import Log as VllmLog
+    from ..engines.vllm.log import Log as ServedLog
     from ..results.fit import Gpu
     from ..results.llama_cpp import LlamaCppReport
     from ..results.model import Report
@@ -139,10 +139,10 @@ def _serve(options: argparse.Namespace, say: Language, engine: str) -> int:
 
         proposed = proposal(parse_speculation(options.speculative_config), options.model)
         serving = _with_draft(replace(serving, speculation=proposed.speculation), proposed.model, options)
-    log = None if options.log is None else _vllm_log(options.log)
+    log = None if options.log is None else _served_log(options.log, engine)
 
     def served(report: Report) -> ServingReport:
-        if engine == "vllm":
+        if engine in LOGGED:
             return calibrated(
                 lambda asked: serve_logged(report, asked, cards, beyond_limit=options.beyond_limit, log=log),
                 serving,
@@ -177,7 +177,7 @@ def _run_vllm(options: argparse.Namespace, say: Language) -> int:
     _check_in_command(options, IN_VLLM_COMMAND, "--vllm", "vllm")
     command = parse_command(options.vllm, version=options.engine_version)
     command = replace(command, serving=_with_draft(command.serving, command.draft, options))
-    log = None if options.log is None else _vllm_log(options.log)
+    log = None if options.log is None else _served_log(options.log, "vllm")
     report = prediction.inspected(options, options.model or command.model, dtype=command.dtype, tokens=None)
     budget = command.serving.kv_budget_bytes
     cards = _cards(options) if budget is None else (budget_card(budget),)
@@ -191,15 +191,23 @@ def _run_vllm(options: argparse.Namespace, say: Language) -> int:
 
 
 def _run_sglang(options: argparse.Namespace, say: Language) -> int:
-    """Returns 1 if the command does not fit."""
+    """Returns 1 if the command does not fit, or its log differs from the prediction."""
     from ..engines.sglang.command import parse_command
+    from ..fitting.served_logs import calibrated
     from ..fitting.serving import serve_command
+    from ..values import replace
 
     _check_in_command(options, IN_SGLANG_COMMAND, "--sglang", "sglang")
     command = parse_command(options.sglang)
     report = prediction.inspected(options, options.model or command.model, dtype=command.dtype, tokens=None)
-    answer = serve_command(report, command, _cards(options), beyond_limit=options.beyond_limit)
-    return _shown(answer, options, say)
+    log, cards = None if options.log is None else _served_log(options.log, "sglang"), _cards(options)
+
+    def served(serving: Serving) -> ServingReport:
+        asked = replace(command, serving=serving)
+        return serve_command(report, asked, cards, beyond_limit=options.beyond_limit, log=log)
+
+    kept = None if options.gpu is None else log
+    return _shown(calibrated(served, command.serving, options.calibration, log=kept), options, say)
 
 
 def _with_draft(serving: Serving, name: str | None, options: argparse.Namespace) -> Serving:
@@ -306,10 +314,17 @@ def _log(path: str) -> Log:
     return log
 
 
-def _vllm_log(path: str) -> VllmLog:
-    """Raises UsageError for a file that cannot be read or prints none of vLLM's figures."""
-    from ..engines.vllm.log import read_log
+LOGGED = ("vllm", "sglang")
 
+
+def _served_log(path: str, engine: str) -> ServedLog:
+    """Raises UsageError for a file that cannot be read or prints none of the engine's figures, and for other engines."""
+    if engine not in LOGGED:
+        raise UsageError("engine_option", option="--log", engine=", ".join(LOGGED), asked=engine)
+    if engine == "vllm":
+        from ..engines.vllm.log import read_log
+    else:
+        from ..engines.sglang.log import read_log
     log = read_log(_text(path), name=os.path.basename(path))
     if not log.printed:
         raise UsageError("vllm_log_empty", path=path)

@@ -1,4 +1,4 @@
-"""Answers about vLLM with the logs of earlier runs: used, ignored or forgotten, and a log that is read now is kept."""
+"""Answers about vLLM and SGLang with the logs of earlier runs: used, ignored or forgotten, and a log that is read now is kept."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import datetime
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from ..engines.vllm.calibrating import key_of, served_log
-from ..engines.vllm.releases import release
 from ..loaders import served_logs
+from ..results.serving import VllmReserve
 from ..values import replace
 
 if TYPE_CHECKING:
     from ..engines.vllm.log import Log
-    from ..results.serving import Serving, ServingReport
+    from ..results.gpu import Gpu
+    from ..results.serving import ServedLog, Serving, ServingReport
 
 
 def calibrated(
@@ -34,12 +34,36 @@ def calibrated(
     if (card := answer.cards[answer.deciding].gpu) is None:
         return answer
     if calibration == "forget":
-        key = key_of(answer.report, answer.serving, card.name, release(answer.serving.version))
+        key = _key(answer, card.name)
         served_logs.forget(entry for entry in served_logs.kept() if entry.key == key)
         return served(serving)
     if log is not None and answer.log is not None:
         date = datetime.date.today().isoformat()
-        entry = served_log(log, answer.log, answer.report, answer.serving, card.name, date=date)
+        entry = _entry(log, answer, card, date)
         if entry is not None:
             served_logs.keep(entry)
     return answer
+
+
+def _key(answer: ServingReport, card: str) -> object:
+    if answer.serving.engine == "sglang":
+        from ..engines.sglang.calibrating import key_of as sglang_key
+
+        return sglang_key(answer.report, answer.serving, card)
+    from ..engines.vllm.calibrating import key_of
+    from ..engines.vllm.releases import release
+
+    return key_of(answer.report, answer.serving, card, release(answer.serving.version))
+
+
+def _entry(log: Log, answer: ServingReport, card: Gpu, date: str) -> ServedLog | None:
+    report, serving, reserve = answer.report, answer.serving, answer.cards[answer.deciding].reserve
+    if isinstance(reserve, VllmReserve):
+        from ..engines.vllm.calibrating import served_log
+
+        return served_log(log, answer.log or (), reserve, report, serving, card.name, date=date)
+    from ..engines.sglang.calibrating import served_log as sglang_log
+
+    weights_bytes = next(term.least_bytes for term in reserve.terms if term.name == "weights")
+    total_bytes = card.available_bytes
+    return sglang_log(log, report, serving, card.name, total_bytes=total_bytes, weights_bytes=weights_bytes, date=date)

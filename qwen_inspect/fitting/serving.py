@@ -48,9 +48,11 @@ def serve_command(
 def serve_logged(
     report: Report, serving: Serving, cards: Sequence[Gpu], *, beyond_limit: bool = False, log: Log | None = None
 ) -> ServingReport:
-    """`serve`, with a log of vLLM beside it: of its version and on its card, where it names them."""
+    """`serve`, with a log of vLLM or SGLang beside it: of its version and on its card, where it names them."""
     if log is None:
         return serve(report, serving, _as_reported(report, serving, cards), beyond_limit=beyond_limit)
+    if serving.engine == "sglang":
+        return _sglang_logged(report, serving, cards, beyond_limit=beyond_limit, log=log)
     from ..engines.vllm.log import beside
 
     serving = replace(serving, logs=())
@@ -63,9 +65,21 @@ def serve_logged(
     return replace(answer, log=tuple(beside(log, reserve)))
 
 
+def _sglang_logged(
+    report: Report, serving: Serving, cards: Sequence[Gpu], *, beyond_limit: bool, log: Log
+) -> ServingReport:
+    from ..engines.sglang.demand import SglangDemand
+    from ..engines.sglang.log import beside
+
+    serving = replace(serving, logs=(), version=serving.version or log.version)
+    answer = serve(report, serving, cards, beyond_limit=beyond_limit)
+    demand = SglangDemand(answer.report, answer.serving, cards[answer.deciding])
+    return replace(answer, log=tuple(beside(log, demand)))
+
+
 def _as_reported(report: Report, serving: Serving, cards: Sequence[Gpu]) -> Sequence[Gpu]:
     """Cards of the table with the memory that CUDA reported to an earlier run whose log counts."""
-    if not serving.logs:
+    if not serving.logs or serving.engine != "vllm":
         return cards
     from ..engines.vllm.calibrating import matching
     from ..engines.vllm.releases import release

@@ -17,7 +17,7 @@ ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
         *("utilization", "kv_budget", "tp", "max_num_batched_tokens", "max_num_seqs", "enable_prefix_caching"),
         *("engine_version", "speculative_config", "calibration", "enable_sleep_mode"),
     ),
-    "sglang": ("tp", "mem_fraction_static"),
+    "sglang": ("tp", "mem_fraction_static", "calibration"),
     "lmdeploy": ("tp", "cache_max_entry_count", "max_num_batched_tokens", "max_num_seqs"),
     "tensorrt-llm": ("tp", "free_gpu_memory_fraction", "max_num_batched_tokens", "max_num_seqs"),
     "llama.cpp": ("ngl", "cache_type_k", "cache_type_v", "quant"),

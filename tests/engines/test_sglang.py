@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from qwen_inspect.cli import main
 from qwen_inspect.engines.sglang.command import parse_command
 from qwen_inspect.engines.sglang.demand import SglangDemand, default_share
+from qwen_inspect.engines.sglang.log import read_log
 from qwen_inspect.engines.sglang.pools import Pools, pools_of
 from qwen_inspect.errors import UnsupportedError, UsageError
 from qwen_inspect.loaders import gpus
@@ -170,3 +173,80 @@ def test_pools_that_are_not_known_are_refused() -> None:
     for model in ("google/gemma-4-31B-it", "deepseek-ai/DeepSeek-V3.2"):
         with pytest.raises(UnsupportedError):
             SglangDemand(inspect(model, source="catalog"), ASKED, gpus.find("H100"))
+
+
+# Lines of a log of SGLang on an H100: Qwen3-30B-A3B-FP8 with the default share, in a public repository (August 2026).
+LOG = """\
+[2026-08-27 03:45:39] Init torch distributed ends. elapsed=0.05 s, mem usage=0.09 GB
+[2026-08-27 03:45:41] Load weight begin. avail mem=78.48 GB
+[2026-08-27 03:45:53] Load weight end. elapsed=12.02 s, type=Qwen3MoeForCausalLM, quant=fp8, fmt=e4m3, avail mem=49.33 GB, \
+mem usage=29.15 GB.
+[2026-08-27 03:45:54] KV Cache is allocated. dtype: torch.bfloat16, #tokens: 392920, K size: 17.99 GB, V size: 17.99 GB
+[2026-08-27 03:45:54] Memory pool end. avail mem=12.70 GB
+"""
+
+
+def test_a_log_is_set_beside_its_prediction_and_narrows_later_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("QWEN_INSPECT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "sglang.log").write_text(LOG)
+    line = "sglang serve --model-path catalog:Qwen/Qwen3-30B-A3B --quantization fp8 --context-length 8192"
+    asked = ["fit", "--sglang", line, "--gpu", "H100", "--format", "json", "--lang", "en"]
+
+    def pool(*options: str, card: str = "H100") -> tuple[int, int]:
+        main([*asked[:4], card, *asked[5:], *options])
+        text = " ".join(json.loads(capsys.readouterr().out)["assumptions"])
+        low, high = re.findall(r"max_total_num_tokens is ([0-9,]+) to ([0-9,]+)", text)[0]
+        return int(low.replace(",", "")), int(high.replace(",", ""))
+
+    before = pool()
+    assert main([*asked, "--log", str(tmp_path / "sglang.log")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert_keeps_to_the_schema(found)
+    assert [(term["term"], term["agrees"]) for term in found["log"]] == [
+        (name, True) for name in ("free_before", "weights", "cache", "tokens")
+    ]
+    after = pool()
+    assert before[0] < after[0] <= 392_920 <= after[1] < before[1]
+    assert after[1] - after[0] < 0.001 * 392_920
+    other = line.replace("sglang serve", "sglang serve --mem-fraction-static 0.7")
+    main([*asked[:2], other, *asked[3:]])
+    shared = json.loads(capsys.readouterr().out)["terms"]
+    # Of 78.48 GiB that were free, 0.3 stay so; the weights take what the log says.
+    assert abs(shared[1]["least_bytes"] / GIB - (79.19 - 78.48) - 0.3 * 78.48) < 0.04
+    assert abs(shared[0]["least_bytes"] / GIB - 29.15) < 0.01
+    assert pool("--calibration", "ignore") == before
+    assert pool(card="H200") != after
+    assert pool("--calibration", "forget") == before == pool()
+    worse = LOG.replace("392920", "402920").replace("17.99", "18.45")
+    (tmp_path / "sglang.log").write_text(worse)
+    assert main([*asked, "--log", str(tmp_path / "sglang.log")]) == 1
+    lines = {term["term"]: term["agrees"] for term in json.loads(capsys.readouterr().out)["log"]}
+    assert [name for name, agrees in lines.items() if not agrees] == ["cache", "tokens"]
+    assert main(["fit", "catalog:Qwen/Qwen3-8B", "--engine", "lmdeploy", "--gpu", "H100", "--log", "x"]) == 2
+
+
+def test_older_and_hybrid_logs_are_read() -> None:
+    """As 0.4 printed what was free, and as hybrids print their states (GraniteMoeHybrid, February 2026)."""
+    older = (
+        "Load weight begin. avail mem=22.76 GB\nLoad weight end. type=Qwen2ForCausalLM, dtype=x, avail mem=8.37 GB\n"
+    )
+    assert read_log(older + "max_total_num_tokens=105531, chunked_prefill_size=2048").printed == {
+        "free_before": "22.76",
+        "free_loaded": "8.37",
+        "weights": "14.39",
+        "tokens": "105531",
+    }
+    hybrid = (
+        "[TP0] Mamba Cache is allocated. max_mamba_cache_size: 38, conv_state size: 0.03GB, ssm_state size: 2.74GB\n"
+        "[TP0] KV Cache is allocated. #tokens: 399740, K size: 1.52 GB, V size: 1.53 GB\nMemory pool end. avail mem=3.42 GB"
+    )
+    assert read_log(hybrid).printed == {
+        "slots": "38",
+        "keys": "1.52",
+        "values": "1.53",
+        "tokens": "399740",
+        "free_after": "3.42",
+    }
+    assert read_log("KV Cache is allocated. #tokens: 383872, KV size: 19.36 GB").printed["keys"] == "19.36"

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ...language import Message
-from ...units import MIB, size
+from ...units import size
 from ...values import replace
 from ..interface import RANKS, Alternative, Choice, Engine
-from .demand import CONTEXT_MIB, RANKS_CONTEXT_MIB, VERSION, SglangDemand, is_known
+from .demand import SglangDemand, is_known
+from .release import VERSION
 
 if TYPE_CHECKING:
     from ...results.fit import CardAnswer, Gpu
@@ -50,11 +51,19 @@ class Sglang(Engine["Serving", SglangDemand]):
                 yield Message("assume_sglang_windows", share=f"{demand.pools.options.window_share:g}")
             if demand.images:
                 yield Message("assume_sglang_images")
-        ends = CONTEXT_MIB if request.ranks == 1 else RANKS_CONTEXT_MIB
+        for demand, answer in answers:
+            if (log := demand.log) is not None:
+                yield Message("assume_sglang_calibrated", name=answer.gpu.name, log=log.log, date=log.date)
+        ends = [demand.context_ends for demand, _ in answers]
         version = request.version or self.version
         if not is_known(request.version):
             yield Message("assume_sglang_unknown", version=version)
-        yield Message("assume_sglang", version=version, low=size(ends[0] * MIB), high=size(ends[1] * MIB))
+        yield Message(
+            "assume_sglang",
+            version=version,
+            low=size(min(low for low, _ in ends)),
+            high=size(max(high for _, high in ends)),
+        )
         if request.ranks > 1:
             yield Message("assume_vllm_ranks", ranks=request.ranks)
 

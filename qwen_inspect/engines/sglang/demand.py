@@ -17,9 +17,10 @@ from ...units import MIB
 from ..interface import Demand
 from ..vllm.blocks import latent_width, served_format, text_part
 from ..vllm.weights import rank_weights
+from .calibrating import matching
 from .pools import pools_of
+from .release import VERSION
 
-VERSION = "0.5.23"
 # The CUDA context, libraries and, with several ranks, NCCL before weights are loaded, in MiB: no source gives them.
 CONTEXT_MIB, RANKS_CONTEXT_MIB = (450, 1024), (800, 3072)
 SMALLEST_CAPTURES = (*range(4, 33, 4), *range(48, 257, 16), *range(288, 513, 32), *range(576, 1025, 64))
@@ -46,14 +47,23 @@ class SglangDemand(Demand):
         if self.images:
             default *= images_factor(config["vision_config"])
         self.share = serving.utilization or default
-        self._total_bytes = gpu.available_bytes
-        self._context_mib = CONTEXT_MIB if serving.ranks == 1 else RANKS_CONTEXT_MIB
-        self._unknown_bytes = 0 if is_known(serving.version) else int(UNKNOWN_SHARE * self._total_bytes)
+        self.total_bytes = gpu.available_bytes
+        self.log = matching(report, serving, gpu.name)
+        least, most = CONTEXT_MIB if serving.ranks == 1 else RANKS_CONTEXT_MIB
+        self.context_ends = least * MIB, most * MIB
+        self._unknown_bytes = 0 if is_known(serving.version) else int(UNKNOWN_SHARE * self.total_bytes)
         weights = rank_weights(report, serving.ranks)
         allocator = Allocator()
         for size_bytes in (*weights.whole, *weights.packed):
             allocator.allocate(size_bytes)
         self.weights_bytes = allocator.reserved_bytes  # free memory is read from the driver, which counts segments
+        self.allocated_bytes = allocator.allocated_bytes
+        if (log := self.log) is not None:
+            self.context_ends = (
+                max(0, log.non_torch_bytes - log.rounding_bytes),
+                log.non_torch_bytes + log.rounding_bytes,
+            )
+            self.weights_bytes = max(0, self.weights_bytes + log.activation_beyond_bytes)
 
     @property
     def cell_bytes(self) -> int:
@@ -62,12 +72,12 @@ class SglangDemand(Demand):
 
     def _ends(self) -> tuple[int, int]:
         """(low, high) bytes beside weights and pools: the context, and the share of what is free that stays so."""
-        low, high = (mib * MIB for mib in self._context_mib)
+        low, high = self.context_ends
         return self._beside(low) - self._unknown_bytes, self._beside(high) + self._unknown_bytes
 
     def _beside(self, context_bytes: int) -> int:
         images = IMAGES_MIB * MIB if self.images else 0
-        return context_bytes + images + int((self._total_bytes - context_bytes) * (1 - self.share))
+        return context_bytes + images + int((self.total_bytes - context_bytes) * (1 - self.share))
 
     def requirement(self, batch: int, context_tokens: int) -> Requirement:
         low, high = self._ends()
@@ -86,7 +96,7 @@ class SglangDemand(Demand):
 
     def _rests(self) -> tuple[int, int]:
         low, high = self._ends()
-        rest = self._total_bytes - self.weights_bytes
+        rest = self.total_bytes - self.weights_bytes
         return max(0, rest - high), max(0, rest - low)
 
     def reserve(self, gpu: Gpu, batch: int, context_tokens: int) -> Reserve:

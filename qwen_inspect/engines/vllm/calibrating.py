@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ...results.model import Report
-from ...results.serving import LogTerm, Reserved, ServedLog, Serving
+from ...results.serving import LogTerm, Reserved, ServedLog, Serving, VllmReserve
 from ...units import GIB
-from .log import Log
+from .log import ADDED_UP, Log, beside_weights
 from .releases import Release, release
 
 
@@ -40,13 +40,28 @@ def calibrated(term: Reserved, log: ServedLog) -> Reserved:
 
 
 def served_log(
-    log: Log, terms: tuple[LogTerm, ...], report: Report, serving: Serving, card: str, *, date: str
+    log: Log,
+    terms: tuple[LogTerm, ...],
+    reserve: VllmReserve,
+    report: Report,
+    serving: Serving,
+    card: str,
+    *,
+    date: str,
 ) -> ServedLog | None:
-    """What of a log is kept; None if it does not print what lies outside of PyTorch."""
+    """What of a log is kept; None if it prints neither what lies outside of PyTorch nor a budget."""
     printed = {term.name: term for term in terms}
-    if (outside := printed.get("non_torch")) is None or outside.printed < 0:
+    outside = printed.get("non_torch")
+    if outside is None:
+        together = _together(log, reserve)
+        if together is None:
+            return None
+        outside_bytes, rounding_bytes, graphs = together, ADDED_UP, None if serving.eager else "0"
+    elif outside.printed < 0:
         return None
-    peak, graphs = printed.get("activation"), log.printed.get("graphs")
+    else:
+        outside_bytes, rounding_bytes, graphs = outside.printed, GIB // 200, log.printed.get("graphs")
+    peak = printed.get("activation")
     version = release(serving.version).version
     return ServedLog(
         card=card,
@@ -58,9 +73,22 @@ def served_log(
         eager=serving.eager,
         date=date,
         log=log.name[-100:],
-        non_torch_bytes=outside.printed,
-        rounding_bytes=GIB // 200,
+        non_torch_bytes=outside_bytes,
+        rounding_bytes=rounding_bytes,
         activation_beyond_bytes=0 if peak is None or peak.agrees else peak.difference,
         graphs_bytes=None if graphs is None or float(graphs) < 0 else int(float(graphs) * GIB),
         total_bytes=log.total_bytes,
     )
+
+
+def _together(log: Log, reserve: VllmReserve) -> int | None:
+    """What lies outside of PyTorch and graphs take, from what is left of the budget less the peak, which is worked out."""
+    terms = {term.name: term for term in reserve.terms}
+    if "activation" not in terms:
+        return None
+    apart = beside_weights(log)
+    if apart is None and {"budget", "weights"} <= log.printed.keys():
+        requested = log.printed.get("requested")
+        whole = (reserve.requested_bytes or 0) if requested is None else float(requested) * GIB
+        apart = int(whole - (float(log.printed["budget"]) + float(log.printed["weights"])) * GIB)
+    return None if apart is None else max(0, apart - terms["activation"].least_bytes)

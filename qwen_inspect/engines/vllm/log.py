@@ -6,7 +6,7 @@ Source: vLLM 0.9 to 0.22, v1/worker/gpu_worker.py, gpu_model_runner.py, utils/me
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from ...results.serving import Capacity, LogTerm, VllmReserve
 from ...units import GIB
@@ -14,17 +14,31 @@ from ...values import dataclass
 
 LONGEST_LINE = 20_000
 MOST_LINES = 200_000
+BESIDE_WEIGHTS = ("activation", "non_torch", "graphs")
+ADDED_UP = 3 * GIB // 200  # three figures, each accurate to half of 0.01 GiB
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 NUMBER = r"(-?[0-9]{1,9}(?:\.[0-9]{1,6})?)"
 VERSION = re.compile(r"(?:\(v|\bversion )([0-9]{1,3}\.[0-9]{1,3}(?:\.[0-9A-Za-z+]{1,40}){0,4})")
 # name -> the line's form. GiB, but for tokens, blocks and sequences.
 FORMS: dict[str, re.Pattern[str]] = {
-    "total": re.compile(r"total_memory=([0-9]{1,6}\.[0-9]{1,6}) ?GiB"),
-    "weights": re.compile(rf"[Mm]odel loading took {NUMBER} (?:GiB|GB)"),
+    "total": re.compile(
+        r"(?:total_memory=|total_gpu_memory \(|Free memory on device(?: cuda:[0-9]+)? \([0-9.]{1,12}/)"
+        r"([0-9]{1,6}\.[0-9]{1,6}) ?GiB"
+    ),
+    "weights": re.compile(
+        rf"(?:[Mm]odel loading took|Loading model weights took|model weights take) ?{NUMBER} ?(?:GiB|GB)"
+    ),
     "activation": re.compile(rf"(?:torch peak memory increase: |PyTorch activation peak memory takes ){NUMBER} ?GiB"),
-    "non_torch": re.compile(rf"(?:non-torch forward increase memory: |non_torch_memory takes ){NUMBER} ?GiB"),
+    "peak": re.compile(rf"{NUMBER} GiB for peak activation"),
+    "non_torch": re.compile(
+        rf"(?:non-torch forward increase memory: |non_torch_memory takes |peak activation, ){NUMBER} ?GiB(?! for CUDAGraph)"
+    ),
+    "consumed": re.compile(
+        rf"(?:Actual usage is |total consumed \(from mem_get_info\): ){NUMBER} ?GiB(?! for weight\b)"
+    ),
     "graphs": re.compile(rf"Estimated CUDA graph memory: {NUMBER} GiB"),
-    "budget": re.compile(rf"Available KV cache memory: {NUMBER} GiB"),
+    "requested": re.compile(rf"Desired GPU memory utilization is \([0-9.]{{1,8}}, {NUMBER} GiB\)"),
+    "budget": re.compile(rf"(?:Available KV cache memory: |reserved for KV Cache is ){NUMBER} ?GiB"),
     "blocks": re.compile(r"(?:# GPU blocks: |num_gpu_blocks is: )([0-9,]{1,15})"),
     "tokens": re.compile(r"GPU KV cache size: ([0-9,]{1,15}) tokens"),
     "concurrency": re.compile(rf"Maximum concurrency for [0-9,]{{1,15}} tokens per request: {NUMBER}x"),
@@ -46,16 +60,29 @@ class Log:
 
 
 def read_log(text: str, *, name: str = "") -> Log:
-    version, printed = None, {}
-    for line in text.splitlines()[:MOST_LINES]:
-        line = COLOUR.sub("", line[:LONGEST_LINE])
+    version = None
+    for line in _lines(text):
         if (version is None and "vllm" in line.lower()) or " LLM engine" in line or "version " in line:
             match = VERSION.search(line)
             version = match[1] if match and version is None else version
-        for figure, form in FORMS.items():
+    printed = figures(text, FORMS)
+    if "consumed" not in printed and "peak" in printed:  # later versions count graphs in it, and not what stays
+        printed.setdefault("activation", printed["peak"])
+    return Log(version=version, printed=printed, name=name)
+
+
+def figures(text: str, forms: Mapping[str, re.Pattern[str]]) -> dict[str, str]:
+    """The first figure of each form."""
+    printed: dict[str, str] = {}
+    for line in _lines(text):
+        for figure, form in forms.items():
             if figure not in printed and (found := form.search(line)):
                 printed[figure] = found[1].replace(",", "")
-    return Log(version=version, printed=printed, name=name)
+    return printed
+
+
+def _lines(text: str) -> Iterator[str]:
+    return (COLOUR.sub("", line[:LONGEST_LINE]) for line in text.splitlines()[:MOST_LINES])
 
 
 def beside(log: Log, reserve: VllmReserve) -> Iterator[LogTerm]:
@@ -67,10 +94,23 @@ def beside(log: Log, reserve: VllmReserve) -> Iterator[LogTerm]:
         terms["weights"] = low_bytes, high_bytes
     low, high = reserve.least, reserve.most
     terms["budget"] = low.budget_bytes, high.budget_bytes
+    if (apart := beside_weights(log)) is not None and "activation" in terms:
+        parts = [terms[name] for name in BESIDE_WEIGHTS if name in terms]
+        ends = sum(least for least, _ in parts), sum(most for _, most in parts)
+        agrees = ends[0] - ADDED_UP <= apart <= ends[1] + ADDED_UP
+        yield LogTerm(name="beside_weights", unit="bytes", printed=apart, low=ends[0], high=ends[1], agrees=agrees)
     for name in ("weights", "activation", "non_torch", "graphs", "budget"):
         if name in log.printed and name in terms:
             yield _of_bytes(name, log.printed[name], terms[name])
     yield from _of_capacity(log, low, high)
+
+
+def beside_weights(log: Log) -> int | None:
+    """Bytes of the peak, outside of PyTorch and of graphs together, where a log prints them only so, as from 0.27 on."""
+    if not {"consumed", "peak", "weights"} <= log.printed.keys():
+        return None
+    consumed, peak, weights = (float(log.printed[name]) for name in ("consumed", "peak", "weights"))
+    return round((consumed + peak - weights) * GIB)
 
 
 def _of_bytes(name: str, text: str, ends: tuple[int, int]) -> LogTerm:
