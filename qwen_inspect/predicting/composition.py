@@ -57,7 +57,14 @@ def compose(shallow: KeptTrace, kinds: Sequence[Hashable], layers: int, stack: s
 
     stack: the name of the module that has the layers, which are named by their numbers.
     """
-    return _Composition(shallow, kinds, layers, stack).composed()
+    return composed_of(shallow, surroundings_of(kinds[:layers]), surroundings_of(kinds), stack)
+
+
+def composed_of(shallow: KeptTrace, few: Sequence[Hashable], deep: Sequence[Hashable], stack: str) -> KeptTrace:
+    """The same with each layer's surroundings: those of the shallow model's layers, and those of the deep one's."""
+    if not set(deep) <= set(few):
+        raise UnsupportedError("trace_no_period")
+    return _Composition(shallow, few, deep, stack).composed()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +92,13 @@ class _Freed:
 
 
 class _Composition:
-    def __init__(self, shallow: KeptTrace, kinds: Sequence[Hashable], layers: int, stack: str) -> None:
+    def __init__(self, shallow: KeptTrace, few: Sequence[Hashable], deep: Sequence[Hashable], stack: str) -> None:
         self.shallow = shallow
         self.numbered = re.compile(rf"(?<=^{re.escape(stack)}\.)\d+(?=\.|$)")
-        self._alike: dict[Surroundings, list[int]] = defaultdict(list)
-        for layer, surroundings in enumerate(surroundings_of(kinds[:layers])):
+        self._alike: dict[Hashable, list[int]] = defaultdict(list)
+        for layer, surroundings in enumerate(few):
             self._alike[surroundings].append(layer)
-        self._source = [self._alike[surroundings][0] for surroundings in surroundings_of(kinds)]
+        self._source = [self._alike[surroundings][0] for surroundings in deep]
         count = Counter(self._source)
         # The layer that a shallow layer stands for, if that is one alone.
         self._only = {source: layer for layer, source in enumerate(self._source) if count[source] == 1}
@@ -242,6 +249,7 @@ class _Composition:
             for layer in self._layers([part.layer for part in parts if part.layer is not None]):
                 run.add(number, layer, shared[number, self._source[layer]])
         stages += [Stage(name=name, first_event=len(run.order)) for names in begins.values() for name in names]
+        uses = dict(shallow.kept)
         return KeptTrace(
             stages=tuple(stages),
             allocations=tuple(run.allocations),
@@ -249,6 +257,7 @@ class _Composition:
             made_by=shallow.made_by,
             sums=tuple((index, *self._sums[entry]) for index, entry in enumerate(run.made) if entry in self._sums),
             cast=shallow.cast,
+            kept=tuple((index, uses[entry]) for index, entry in enumerate(run.made) if entry in uses),
         )
 
     def _layers(self, passed: Sequence[int]) -> list[int]:

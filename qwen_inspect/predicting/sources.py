@@ -22,6 +22,7 @@ from ..tracing.bases import Base
 from ..values import dataclass, field, replace
 from .family_file import SHIPPED, read
 from .family_trace import Composed, loaded_of
+from .few_layers import traced_in_few_layers
 from .footprint import traced_footprint
 from .kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
 from .on_device import PARAMETER
@@ -166,31 +167,23 @@ def _traced(untraced: _Untraced) -> Timeline:
         deep = composed_trace(question_of(report, plan_of(report, run), request, installed_versions()))
         if deep is not None:
             return deep.at(point_of(run))
-    kinds = _kinds_of(spec.layers, config, run)
-    first = _first_of_all_kinds(kinds) + (run.media is not None)
+    if run.media is not None and run.mode != "train" and place is None:
+        with suppress(UnsupportedError):
+            if (deep := traced_in_few_layers(report, config, request, point_of(run))) is not None:
+                return deep
+        return trace(spec, config, request)
+    first = _first_of_all_kinds(spec.layers)
     chunked = any(isinstance(layer.attention, LinearAttention) for layer in spec.layers)
     sharded = place is not None and place.how.fsdp > 1  # a layer gathers the next one's weights
     alike = _all_alike(place) and not sharded
-    if run.mode != "train" and alike and (chunked or run.media is not None) and 2 * first < len(kinds):
+    if run.mode != "train" and alike and chunked and 2 * first < len(spec.layers):
         with suppress(UnsupportedError):
             few = fixed(trace(spec, config, replace(request, layers=first), place))
-            return deepen(few, kinds[:first], kinds).at(point_of(run))
+            return deepen(few, spec.layers[:first], spec.layers).at(point_of(run))
     timeline = trace(spec, config, request, place)
     if _is_kept(spec, run, place) and untraced.base is None:
         _keep(report, run, place, timeline)
     return timeline
-
-
-def _kinds_of(layers: Sequence[object], config: Mapping[str, Any], run: Run) -> Sequence[object]:
-    """The layers by what they do. The first of a prompt with images may each add features of the tower.
-
-    Source: transformers 5.23, modeling_qwen3_vl.Qwen3VLTextModel.forward
-    """
-    if run.media is None:
-        return layers
-    vision = config.get("vision_config") or {}
-    adding = len(vision.get("deepstack_visual_indexes") or ()) + 1  # the next one frees what the last of them made
-    return [(layer, min(index, adding)) for index, layer in enumerate(layers)]
 
 
 def _is_kept(spec: ModelSpec, run: Run, place: Place | None) -> bool:

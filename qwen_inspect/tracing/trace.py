@@ -63,6 +63,7 @@ from .optimizers import optimizer_of, page, to_device
 from .recorder import Recorder, recording
 from .selecting import known_selections
 from .steps import train
+from .towers import with_few_layers
 
 AttentionKernel = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_2_repeated"]
 
@@ -77,7 +78,8 @@ class TraceRequest:
     optimizer, checkpointing, trained, frozen, steps, accumulate, lora: for `train`. trained, frozen: regular expressions searched
     in names; those parameters train that match the first and, unless it is empty, not the second. steps: optimizer states do not
     exist in the first step; the second shows the steady state. accumulate: micro-batches of `batch` sequences whose gradients are
-    summed in a step. lora: train adapters instead. layers: trace only the first so many layers.
+    summed in a step. lora: train adapters instead. layers: trace only the first so many layers. tower_layers: of a tower's layers
+    trace only these.
     device: "cuda" or "cpu", which compute experts differently while decoding.
     base: the layout of quantised weights, if not training. static_tokens: capacity of a static cache of `generate`; None: the
     cache grows. padded: there is a mask with padding. cudnn: masked 16-bit attention uses cuDNN, as on Hopper, else the
@@ -100,6 +102,7 @@ class TraceRequest:
     accumulate: int = 1
     lora: Adapters | None = None
     layers: int | None = None
+    tower_layers: tuple[int, ...] | None = None
     device: str = "cuda"
     base: Base | None = None
     static_tokens: int | None = None
@@ -282,6 +285,8 @@ def _build(
         # In some classes they follow from the number.
         if len(getattr(text, "layer_types", None) or ()) > workload.layers:
             text.layer_types = text.layer_types[: workload.layers]
+    if workload.tower_layers is not None:
+        with_few_layers(configuration, workload.tower_layers)
     model_class = getattr(transformers, spec.class_name)
     flash = workload.attention.startswith("flash")
     # None for transformers' own choice, so that each part of a composite model makes its own.

@@ -81,17 +81,6 @@ def test_what_does_not_fit_is_told_its_most_pixels(tmp_path: Path, capsys: Captu
     assert fitting["fits"] is True
 
 
-def test_layers_that_are_alike_are_traced_once_with_images_too(tmp_path: Path) -> None:
-    """Composed of its first layers it takes what a trace of all of them takes; the first adds features of the tower."""
-    report = inspect(str(seeing(tmp_path, layers=12)))
-    media = media_of(report.config or {}, {}, Request(typed=(sized(512, 384), sized(256, 640))))
-    run = sources.with_kernel(Run(media=media, prompt_tokens=1024 + media.context_tokens), report)
-    whole = trace(report.spec, report.config or {}, sources.trace_request(run))
-    composed = sources.traced_now(report, run)
-    assert len(composed.events) == len(whole.events)
-    assert traced_footprint(composed, run, provenance="") == traced_footprint(whole, run, provenance="")
-
-
 @pytest.mark.parametrize("options", [("--engine", "vllm"), ("--padded",), ("--cache", "static")])
 def test_images_are_for_transformers_without_padding(tmp_path: Path, capsys: Capture, options: tuple[str, ...]) -> None:
     folder = seeing(tmp_path)

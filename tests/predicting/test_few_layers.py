@@ -1,0 +1,81 @@
+"""A run with images traced in a few layers of the tower and of the decoder is that of all layers, event by event."""
+
+from __future__ import annotations
+
+import copy
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_inspect.architectures.families import CLASSES
+from qwen_inspect.media.counting import media_of
+from qwen_inspect.predicting import sources
+from qwen_inspect.predicting.few_layers import fewest_layers, traced_in_few_layers
+from qwen_inspect.results.media import Request, Typed
+from qwen_inspect.results.memory import Run
+from qwen_inspect.structure.inspect import inspect
+from qwen_inspect.tracing.trace import trace
+
+from ..support.families import FAMILIES
+from ..support.models import write_config
+from ..support.outlines import varied
+
+TOKENS = {"image_token_id": 5, "image_token_index": 5, "vision_start_token_id": 7, "vision_end_token_id": 8}
+ALSO = ("qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "gemma3", "mistral3")
+
+
+def deep(family: str, rng: random.Random) -> dict[str, Any]:
+    """A small model of the family with many layers, full attention and added features in layers of any number."""
+    config: dict[str, Any] = copy.deepcopy(dict(FAMILIES.get(family) or varied(family, 1)))
+    config |= {"architectures": [CLASSES[family][0]], **TOKENS}
+    text, vision = config.get("text_config", config), config["vision_config"]
+    depth = rng.randint(12, 20)
+    text["num_hidden_layers"] = 12
+    text.pop("layer_types", None)
+    vision["num_hidden_layers" if "num_hidden_layers" in vision else "depth"] = depth
+    if family == "qwen2_5_vl":
+        vision["fullatt_block_indexes"] = sorted(rng.sample(range(depth), 2))
+    if "deepstack_visual_indexes" in vision:
+        vision["deepstack_visual_indexes"] = sorted(rng.sample(range(depth), 2))
+    if family == "gemma3":
+        config["mm_tokens_per_image"] = 4
+    return config
+
+
+@pytest.mark.parametrize(
+    "family", ["qwen2_5_vl", *(pytest.param(family, marks=pytest.mark.exhaustive) for family in ALSO)]
+)
+def test_a_run_traced_in_a_few_layers_is_that_of_all_layers(family: str, tmp_path: Path) -> None:
+    for seed in range(1 if family == "qwen2_5_vl" else 3):
+        rng = random.Random(f"{family}{seed}")
+        report = inspect(str(write_config(tmp_path, deep(family, rng))))
+        config = report.config or {}
+        sizes = [(rng.randint(40, 300), rng.randint(40, 300)) for _ in range(rng.randint(1, 3))]
+        typed = tuple(Typed(text="", width=width, height=height) for width, height in sizes)
+        media = media_of(config, {}, Request(typed=typed))
+        prompt_tokens, batch = rng.randint(20, 60) + media.context_tokens, rng.randint(1, 2)
+        run = sources.with_kernel(Run(media=media, prompt_tokens=prompt_tokens, batch=batch), report)
+        request = sources.trace_request(run)
+        whole = trace(report.spec, config, request)
+        composed = traced_in_few_layers(report, config, request, sources.point_of(run))
+        assert composed is not None
+        assert numbered(composed) == numbered(whole)
+
+
+def numbered(timeline: Any) -> tuple[object, ...]:
+    """Everything of a trace, with the numbers of its allocations in place of their ids."""
+    numbers: dict[int, int] = {}
+    rows: list[object] = []
+    for event in timeline.events:
+        number = numbers.setdefault(event.id, len(numbers))
+        rows.append((number, *event[1:]))
+    kept = sorted((numbers[identity], use) for identity, use in timeline.kept)
+    return rows, timeline.stages, kept
+
+
+def test_the_fewest_layers_have_all_neighbours() -> None:
+    """Of six equal layers four are left: after another, two between their like, of which one checks the other, before another."""
+    assert fewest_layers("abbbbbbc") == (0, 3, 4, 5, 6, 7)
+    assert fewest_layers("abc") is None
