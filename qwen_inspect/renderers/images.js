@@ -39,8 +39,7 @@ function followImages(block) {
   function show() {
     const stop = stops[chosen.size];
     const [tokens, least, cache, pixels] = figures[chosen.size][chosen.number];
-    const bytes = (value) => (value === null ? "–"
-      : say.exact.replace("{size}", sized(value * chosen.batch)).replace("{bytes}", counted(value * chosen.batch)));
+    const bytes = (value) => (value === null ? "–" : `${sized(value * chosen.batch)} (${counted(value * chosen.batch)} B)`);
     const bounded = (text) => (stop.marks === null ? say.at_least.replace("{value}", text) : text);
     const rows = [
       ["resized", stop.resized],

@@ -17,7 +17,6 @@ LARGEST_BATCH = 256
 def images(memory: MemoryReport, stops: Media, say: Language) -> Live:
     """The block of the sliders. The page multiplies the bytes of one sequence, which stand in it, by the batch."""
     first = next(index for index, item in enumerate(stops.items) if item.typed.width >= FIRST_SIDE)
-    rows = ("resized", "tokens", "marks", "of_prompt", "least_prompt", "cache", "pixels")
     content = {
         "stops": [_stop(item) for item in stops.items],
         "numbers": NUMBERS,
@@ -25,9 +24,16 @@ def images(memory: MemoryReport, stops: Media, say: Language) -> Live:
         "start": {"size": first, "number": 0, "batch": memory.run.batch},
         "most": {"batch": max(LARGEST_BATCH, memory.run.batch)},
         "labels": {
-            **{name: say(f"images_{name}") for name in ("size", "number", *rows)},
+            "size": say("images_size"),
+            "number": say("images_number"),
             "batch": say("field_batch"),
-            "exact": say("images_exact", size="{size}", bytes="{bytes}"),
+            "resized": say("images_resized"),
+            "tokens": say("images_tokens"),
+            "marks": say("images_marks"),
+            "of_prompt": say("images_of_prompt"),
+            "least_prompt": say("images_least_prompt"),
+            "cache": say("images_cache"),
+            "pixels": say("images_pixels"),
             "at_least": say("at_least", value="{value}"),
         },
     }

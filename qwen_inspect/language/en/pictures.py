@@ -69,7 +69,6 @@ TEXT = {
     "images_least_prompt": "Shortest prompt with them",
     "images_cache": "KV cache of these tokens",
     "images_pixels": "Their pixels on the card",
-    "images_exact": "{size} ({bytes} B)",
     "images_peak": "The peak with images is not known here: it takes a trace of the vision tower, with torch (qwen-inspect memory {model} --image 1024x1024). The figures above, of other workloads too, are those of text alone",
     # --- explorer
     "heading_explore": "Memory for another workload",

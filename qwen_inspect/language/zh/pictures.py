@@ -69,7 +69,6 @@ TEXT = {
     "images_least_prompt": "容纳它们的最短提示词",
     "images_cache": "这些 token 的 KV 缓存",
     "images_pixels": "像素数据在显卡上的占用",
-    "images_exact": "{size}（{bytes} B）",
     "images_peak": "此处不知道带图片时的峰值：需要安装 torch 并追踪视觉塔（qwen-inspect memory {model} --image 1024x1024）。上文各项数字（包括其他负载下的）都只针对纯文本",
     # --- explorer
     "heading_explore": "其他负载下的显存",
