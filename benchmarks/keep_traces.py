@@ -272,7 +272,7 @@ def learnt_somehow(group: Group, random: Random) -> Variant:
 
 def of_first(loaded: Sequence[tuple[Any, str, str]], layers: int) -> list[tuple[Any, str, str]]:
     """What is loaded outside of the layers and in the first ones, which alone are traced."""
-    return [row for row in loaded if not (match := LAYER.search(row[1])) or int(match[0]) < layers]
+    return [row for row in loaded if not (match := re.search(LAYER, row[1])) or int(match[0]) < layers]
 
 
 def check(variant: Variant, sample: Sample, report: Report) -> None:
@@ -307,8 +307,8 @@ def main() -> None:
     for model_type in types or sorted({str(catalog.configuration(model, known)["model_type"]) for model in known}):
         began = time.perf_counter()
         random = Random(model_type)
-        path = SHIPPED / family_file(model_type, mode)
-        kept = read(path) if more else None
+        path = Path(SHIPPED, family_file(model_type, mode))
+        kept = read(path.name) if more else None
         defaults = defaults_of(next(bases(model_type))) if kept is None else kept.defaults
         variants: list[Variant] = [] if kept is None else [*kept.variants]
         print(f"{model_type}: {defaults}", flush=True)

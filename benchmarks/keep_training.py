@@ -6,6 +6,7 @@ event by event. An optimizer is no part of them: `predicting.optimizer_steps` ha
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections import defaultdict
@@ -102,7 +103,7 @@ def releases(model_type: str) -> Iterator[dict[str, Any]]:
 
 
 def of_first_layers(tensors: Sequence[Tensor], layers: int) -> list[Tensor]:
-    return [tensor for tensor in tensors if not (match := LAYER.search(tensor.name)) or int(match[0]) < layers]
+    return [tensor for tensor in tensors if not (match := re.search(LAYER, tensor.name)) or int(match[0]) < layers]
 
 
 @dataclass
@@ -287,9 +288,9 @@ def main() -> None:
     for model_type in types:
         began = time.perf_counter()
         random = Random(f"{model_type} training {kind}")
-        path = SHIPPED / training_file(model_type)
+        path = Path(SHIPPED, training_file(model_type))
         defaults = defaults_of(next(releases(model_type)))
-        family = read(path) or FamilyTrace(made_by=versions(), defaults=defaults, variants=(), loop=LOOP)
+        family = read(path.name) or FamilyTrace(made_by=versions(), defaults=defaults, variants=(), loop=LOOP)
         family = replace(family, variants=tuple(variant for variant in family.variants if kind_of(variant) != kind))
         for group in groups(model_type, defaults, TRAINED[kind]):
             try:

@@ -54,6 +54,8 @@ class DType(Enum):
         self.bits = bits
         self.torch_name = torch_name
 
+    __hash__ = object.__hash__  # Enum's own is that of the name, computed in Python each time
+
     def __str__(self) -> str:
         return self.torch_name
 

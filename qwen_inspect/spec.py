@@ -246,11 +246,20 @@ def each_module(root: Module, prefix: str = "") -> Iterator[tuple[str, Module]]:
 
     Repeated siblings are yielded one by one, each as the node that stands for all: use its own tensors, not its sums.
     """
-    yield prefix, root
+    below = [(f"{prefix}.{name}" if prefix else name, module) for name, module in _below(root)]
+    return iter([(prefix, root), *below])
+
+
+def _below(root: Module) -> list[tuple[str, Module]]:
+    """Every module below `root` with its name from there on: of equal siblings worked out once."""
+    found: list[tuple[str, Module]] = []
     for child in root.children:
+        inside = _below(child)
         for index in range(child.repeats):
             name = child.name if child.repeats == 1 else str(int(child.name) + index)
-            yield from each_module(child, f"{prefix}.{name}" if prefix else name)
+            found.append((name, child))
+            found += [(f"{name}.{inner}", module) for inner, module in inside]
+    return found
 
 
 def each_tensor(root: Module) -> Iterator[Tensor]:

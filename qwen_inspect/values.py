@@ -71,10 +71,7 @@ else:
 
     def replace(instance, /, **changes):
         """`dataclasses.replace` of an instance of a class that `dataclass` made."""
-        for name in instance._fields_by_name:
-            if name not in changes:
-                changes[name] = getattr(instance, name)
-        return type(instance)(**changes)
+        return type(instance)(**{**instance._values_by_name(), **changes})
 
     def dataclass(made=None, /, *, frozen=False, eq=True, repr=True, kw_only=False, slots=False):  # noqa: A002
         """`dataclasses.dataclass` with those of its options that are used here."""
@@ -87,6 +84,7 @@ else:
         made.__dataclass_fields__, made.__dataclass_params__ = _STANDARD_FIELDS, _StandardParams
         made.__match_args__ = tuple([name for name, entry in by_name.items() if not entry.kw_only])
         made.__init__ = _compiled_when_called(made)
+        made._values_by_name = _values_by_name(tuple(by_name))
         made.__replace__ = replace
         if eq:
             compared = [name for name, entry in by_name.items() if entry.compare]
@@ -155,6 +153,13 @@ else:
         )
         names["__init__"].__qualname__ = f"{made.__qualname__}.__init__"
         return names["__init__"]
+
+    def _values_by_name(names):
+        """A method that gives the fields' values by name."""
+        if len(names) < 2:  # of which `attrgetter` makes no tuple
+            return lambda instance: {name: getattr(instance, name) for name in names}
+        values = attrgetter(*names)
+        return lambda instance: dict(zip(names, values(instance), strict=True))
 
     def _compare(made, values, *, hashed):
         def equal(self, other):

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import groupby
 
 from ..spec import Module
 from ..values import replace
 
-# A module's component by its own name (first match wins); without a match, its parent's.
-COMPONENT_OF_NAME: tuple[tuple[str, str], ...] = (
-    (r"visual|vision.*|image.*|vit|vpm|multi_modal_projector|mm_projector|embed_vision|connector|aligner", "vision"),
-    (r"audio.*|speech.*|embed_audio|sound.*", "audio"),
-    (r"shared_experts?|shared_mlp|shared_expert_gate", "shared_expert"),
-    (r"experts", "experts"),
-    (r"router|gate", "router"),
-    (r"linear_attn|mamba|mixer|ssm|conv|short_conv|recurrent.*|temporal_block|mlstm.*|slstm.*|kda", "linear_attention"),
-    (r".*attn|.*attention|.*_attn_.*", "attention"),
-    (r"mlp|feed_forward|ffn|ff|fc\d?|block_sparse_moe|moe|dense.*|.*mlp", "mlp"),
-)
+# Components by the names of modules (first match wins): whole names, beginnings with * behind them, ends with * before them.
+# Without a match a module is of its parent's component.
+_NAMES_OF: Mapping[str, str] = {
+    "vision": "visual vision* image* vit vpm multi_modal_projector mm_projector embed_vision connector aligner",
+    "audio": "audio* speech* embed_audio sound*",
+    "shared_expert": "shared_expert shared_experts shared_mlp shared_expert_gate",
+    "experts": "experts",
+    "router": "router gate",
+    "linear_attention": "linear_attn mamba mixer ssm conv short_conv recurrent* temporal_block mlstm* slstm* kda",
+    "attention": "*attn *attention",
+    "mlp": "mlp feed_forward ffn ff fc fc0 fc1 fc2 fc3 fc4 fc5 fc6 fc7 fc8 fc9 block_sparse_moe moe dense* *mlp",
+}
+_WITHIN = {"attention": "_attn_"}  # anywhere in a name
 
 # Configuration keys of the experts per token, and of the experts. Source: transformers 5.23, models/*/configuration_*.py.
 EXPERTS_PER_TOKEN_KEYS = (
@@ -77,17 +80,39 @@ def component_of(name: str, class_name: str, inherited: str, *, table: bool, hea
         return "lm_head"
     if inherited in ("vision", "audio", "shared_expert", "experts"):
         return inherited
-    for pattern, component in COMPONENT_OF_NAME:
-        if re.fullmatch(pattern, name):
-            # A gate in an MLP without experts is one of the MLP's matrices, no router: transformers' routers are no plain
-            # linear layers.
-            plain = component == "router" and not re.search(r"Router|Gate|Gating|TopK|MoE|Moe", class_name)
-            return inherited if plain else component
+    if (component := _component_named(name)) is not None:
+        # A gate in an MLP without experts is one of the MLP's matrices, no router: transformers' routers are no plain
+        # linear layers.
+        plain = component == "router" and not re.search(r"Router|Gate|Gating|TopK|MoE|Moe", class_name)
+        return inherited if plain else component
     if "Norm" in class_name and inherited == "other":
         return "norm"
     if "Embedding" in class_name and inherited == "other":
         return "embedding"
-    return "norm" if re.search(r"(layer_?norm|^norm|_norm|ln_\w+)$", name) and inherited == "other" else inherited
+    return "norm" if inherited == "other" and re.search(r"(layer_?norm|^norm|_norm|ln_\w+)$", name) else inherited
+
+
+@cache
+def _component_named(name: str) -> str | None:
+    for component, whole, beginnings, ends in _patterns():
+        within = component in _WITHIN and _WITHIN[component] in name
+        if name in whole or name.startswith(beginnings) or name.endswith(ends) or within:
+            return component
+    return None
+
+
+@cache
+def _patterns() -> tuple[tuple[str, frozenset[str], tuple[str, ...], tuple[str, ...]], ...]:
+    """_NAMES_OF: component, whole names, beginnings, ends."""
+    return tuple(
+        (
+            component,
+            frozenset(name for name in names.split() if "*" not in name),
+            tuple(name[:-1] for name in names.split() if name.endswith("*")),
+            tuple(name[1:] for name in names.split() if name.startswith("*")),
+        )
+        for component, names in _NAMES_OF.items()
+    )
 
 
 def folded(children: Sequence[Module]) -> tuple[Module, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from .reading import LARGEST_SIZE, MOST_LAYERS, shown
 MOST_EXPERTS, MOST_ENTRIES = 8_192, 10_000
 MOST_POSITIONS = 1 << 28
 DEEPEST = 20
-COUNTS = re.compile(r"layer|block|depth|stage|expert|repeat|codebook|head|level|branch|stack")
+COUNTS = ("layer", "block", "depth", "stage", "repeat", "codebook", "level", "branch", "stack")
 
 
 def check_sizes(config: Mapping[str, Any]) -> None:
@@ -44,6 +43,6 @@ def _most(key: str) -> int:
         return LARGEST_SIZE
     if "expert" in key or "head" in key:
         return MOST_EXPERTS
-    if COUNTS.search(key):
+    if any(part in key for part in COUNTS):
         return MOST_LAYERS
     return MOST_POSITIONS if "position" in key else LARGEST_SIZE

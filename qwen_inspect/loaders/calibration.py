@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from ..digests import sha256_hex
 from . import header_cache
 
 if TYPE_CHECKING:
@@ -48,9 +49,7 @@ def _key(entry: Calibration) -> tuple[str, str, str, str]:
 
 
 def _checksum(entries: object) -> str:
-    from hashlib import sha256
-
-    return sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+    return sha256_hex(json.dumps(entries, sort_keys=True).encode())
 
 
 def _read() -> list[Calibration]:

@@ -6,10 +6,10 @@ A figure without a public source is absent from the table, and None here.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
@@ -20,20 +20,18 @@ FIGURES = (
     *("memory", "reported", "usable", "compute_capability", "multiprocessors", "bandwidth", "tensor_rate"),
     "generation",
 )
-TABLE = Path(__file__).parent.parent / "catalog" / "gpus.json"
-MAKERS_WORDS = re.compile(r"nvidia|geforce|tesla|quadro|generation|[^a-z0-9]")
-GIGABYTES = re.compile(r"(?<=\d)g$")
-NUMBER = re.compile(r"\d{2,}")
-LOOKALIKE, LETTERS_AS_DIGITS = re.compile(r"(?<=\d)[oil]"), {"o": "0", "i": "1", "l": "1"}
+TABLE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "catalog", "gpus.json")
+# Patterns are texts, which `re` compiles when they are first used: most commands look no card up.
+MAKERS_WORDS = r"nvidia|geforce|tesla|quadro|generation|[^a-z0-9]"
+GIGABYTES = r"(?<=\d)g$"
+NUMBER = r"\d{2,}"
+LOOKALIKE, LETTERS_AS_DIGITS = r"(?<=\d)[oil]", {"o": "0", "i": "1", "l": "1"}
 # "2x4090" and "A100 x 8".
-SEVERAL = re.compile(
-    r"(?P<before>\d{1,2}) ?[x×*] ?(?P<card>\w.+)|(?P<card_first>.+\w) ?[x×*] ?(?P<after>\d{1,2})", re.IGNORECASE
-)
+SEVERAL = r"(?i)(?P<before>\d{1,2}) ?[x×*] ?(?P<card>\w.+)|(?P<card_first>.+\w) ?[x×*] ?(?P<after>\d{1,2})"
 # Apple's, AMD's, Intel's and Huawei's accelerators.
-OTHER_MAKERS = re.compile(
-    r"\b(apple|radeon|instinct|ryzen|strix|intel|arc|gaudi|ascend|m\d( (pro|max|ultra))?|mi ?\d{2,3}[a-z]?|rx ?\d{4}|"
-    r"\d{4} ?xtx?|9[14]0[abc]\d?)\b",
-    re.IGNORECASE,
+OTHER_MAKERS = (
+    r"(?i)\b(apple|radeon|instinct|ryzen|strix|intel|arc|gaudi|ascend|m\d( (pro|max|ultra))?|mi ?\d{2,3}[a-z]?|rx ?\d{4}|"
+    r"\d{4} ?xtx?|9[14]0[abc]\d?)\b"
 )
 # The best known card of each memory size that is sold: what an answer is held against if no card was named.
 COMMON = (
@@ -47,7 +45,8 @@ MOST_CHARACTERS = 80  # of a name repeated in a message
 @cache
 def table() -> tuple[Gpu, ...]:
     """Every card, in the table's order."""
-    written: Mapping[str, Mapping[str, Any]] = json.loads(TABLE.read_text(encoding="utf-8"))
+    with open(TABLE, encoding="utf-8") as file:
+        written: Mapping[str, Mapping[str, Any]] = json.load(file)
     return tuple(_gpu(name, entry) for name, entry in written.items())
 
 
@@ -105,10 +104,10 @@ def find(name: str) -> Gpu:
     partial = [gpu for gpu in table() if wanted in _folded(gpu.name)]
     if len(partial) > 1:
         raise UsageError("gpu_ambiguous", name=name, nearest=_names(partial))
-    if several := SEVERAL.fullmatch(name.strip()):
+    if several := re.fullmatch(SEVERAL, name.strip()):
         number, card = several["before"] or several["after"], several["card"] or several["card_first"]
         raise UsageError("gpu_several", name=name, card=find(card).name.replace(" ", "-"), count=number)
-    if OTHER_MAKERS.search(name):
+    if re.search(OTHER_MAKERS, name):
         raise UsageError("gpu_other_maker", name=name)
     near = _names([*partial, *_similar(name)])
     raise UsageError("gpu_unknown", name=name, nearest=near) if near else UsageError("gpu_unheard_of", name=name)
@@ -130,7 +129,7 @@ def _similar(name: str) -> list[Gpu]:
 
 def _numbers(name: str) -> set[str]:
     """Its numbers of two digits and more, with letters after a digit read as the digit that they look like: "h10O"."""
-    return set(NUMBER.findall(LOOKALIKE.sub(lambda letter: LETTERS_AS_DIGITS[letter[0]], name.casefold())))
+    return set(re.findall(NUMBER, re.sub(LOOKALIKE, lambda letter: LETTERS_AS_DIGITS[letter[0]], name.casefold())))
 
 
 def common() -> list[Gpu]:
@@ -146,15 +145,25 @@ def larger(gpu: Gpu) -> list[Gpu]:
 
 def named(name: str) -> Gpu | None:
     """The card of exactly this name in the table or in torch; None if there is none."""
+    if _capability_in(name) is not None:
+        return None
     return next((gpu for gpu in table() if name in (gpu.name, *gpu.device_names)), None)
 
 
 def compute_capability(name: str) -> tuple[int, int] | None:
     """Compute capability of a card by its name in the table or in torch, or of "sm_90"; None for an unknown card."""
-    if written := re.fullmatch(r"sm_?(\d+)(\d)", name, re.IGNORECASE):
-        return int(written[1]), int(written[2])
+    if (written := _capability_in(name)) is not None:
+        return written
     card = named(name)
     return None if card is None else card.compute_capability
+
+
+def _capability_in(name: str) -> tuple[int, int] | None:
+    """The compute capability that a name such as "sm_90" is; None for any other."""
+    digits = name[2:].removeprefix("_")
+    if name[:2].lower() != "sm" or len(digits) < 2 or not digits.isdecimal():
+        return None
+    return int(digits[:-1]), int(digits[-1])
 
 
 def multiprocessors(name: str) -> int | None:
@@ -178,7 +187,7 @@ def supports(name: str, dtype: str) -> bool | None:
 
 
 def _folded(name: str) -> str:
-    return GIGABYTES.sub("gb", MAKERS_WORDS.sub("", name.casefold()))
+    return re.sub(GIGABYTES, "gb", re.sub(MAKERS_WORDS, "", name.casefold()))
 
 
 def _names(gpus: list[Gpu]) -> str:

@@ -13,20 +13,27 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from ..digests import sha256_hex
 from .regular import below_home, read_regular
 
 LARGEST_BYTES = 50_000_000
-KEY = re.compile(r"[a-z0-9]+-[0-9a-f]{40,64}")
+KEY = r"[a-z0-9]+-[0-9a-f]{40,64}"
 
 
-def folder() -> Path:
-    """QWEN_INSPECT_CACHE, else qwen-inspect in XDG_CACHE_HOME or ~/.cache (XDG Base Directory Specification 0.8)."""
+def is_key(text: str) -> bool:
+    """Whether a hub may list a file with such a content hash."""
+    return re.fullmatch(KEY, text) is not None
+
+
+def folder(*place: str) -> str:
+    """QWEN_INSPECT_CACHE, else qwen-inspect in XDG_CACHE_HOME or ~/.cache (XDG Base Directory Specification 0.8), or a
+    place in it.
+    """
     if chosen := os.environ.get("QWEN_INSPECT_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or below_home(".cache")) / "qwen-inspect"
+        return os.path.join(chosen, *place)
+    return os.path.join(os.environ.get("XDG_CACHE_HOME") or below_home(".cache"), "qwen-inspect", *place)
 
 
 def read(*place: str, key: str) -> bytes | None:
@@ -40,7 +47,7 @@ def read(*place: str, key: str) -> bytes | None:
 
 def holds(*place: str, key: str) -> bool:
     """Whether something is kept of a file, intact or not."""
-    return _place("objects", key).is_file() or _place("objects", _key_at(place, key)).is_file()
+    return any(os.path.isfile(_place("objects", name)) for name in (key, _key_at(place, key)))
 
 
 def write(*place: str, key: str, content: bytes) -> None:
@@ -52,7 +59,7 @@ def write(*place: str, key: str, content: bytes) -> None:
 
 
 def _key_at(place: tuple[str, ...], key: str) -> str:
-    return f"at-{_sha256(json.dumps([*place, key]).encode())}"
+    return f"at-{sha256_hex(json.dumps([*place, key]).encode())}"
 
 
 def _is_content(key: str, content: bytes) -> bool:
@@ -62,40 +69,40 @@ def _is_content(key: str, content: bytes) -> bool:
     kind, _, digest = key.partition("-")
     if kind == "git":
         return sha1(b"blob %d\0" % len(content) + content).hexdigest() == digest
-    return kind == "sha256" and _sha256(content) == digest
+    return kind == "sha256" and sha256_hex(content) == digest
 
 
 def read_trace(name: str) -> bytes | None:
     """The trace that `write_trace` cached under `name`."""
-    return _read(folder() / "traces" / name)
+    return _read(folder("traces", name))
 
 
 def write_trace(name: str, content: bytes) -> None:
-    _write(folder() / "traces" / name, content)
+    _write(folder("traces", name), content)
 
 
 def read_design(name: str) -> bytes | None:
     """The design that `write_design` cached under `name`."""
-    return _read(folder() / "designs" / name)
+    return _read(folder("designs", name))
 
 
 def write_design(name: str, content: bytes) -> None:
-    _write(folder() / "designs" / name, content)
+    _write(folder("designs", name), content)
 
 
 def read_named(name: str) -> bytes | None:
     """A file about this machine, such as its calibration, as it was written."""
-    return _content(folder() / name)
+    return _content(folder(name))
 
 
 def write_named(name: str, content: bytes) -> None:
-    _replace(folder() / name, content)
+    _replace(folder(name), content)
 
 
 def listing_age_seconds(*names: str) -> float | None:
     """Seconds since a listing was cached; None if it was not, or if its time lies in the future."""
     try:
-        age = time.time() - _place("listings", _listing_key(names)).stat().st_mtime
+        age = time.time() - os.stat(_place("listings", _listing_key(names))).st_mtime
     except OSError:
         return None
     return age if age >= 0 else None
@@ -116,16 +123,16 @@ def write_listing(*names: str, listing: Mapping[str, Any]) -> None:
 
 
 def _listing_key(names: tuple[str, ...]) -> str:
-    return f"sha256-{_sha256(json.dumps(names).encode())}"
+    return f"sha256-{sha256_hex(json.dumps(names).encode())}"
 
 
-def _place(kind: str, key: str) -> Path:
-    if not KEY.fullmatch(key):
+def _place(kind: str, key: str) -> str:
+    if not is_key(key):
         raise ValueError(key)
-    return folder() / kind / key
+    return folder(kind, key)
 
 
-def _read(path: Path) -> bytes | None:
+def _read(path: str) -> bytes | None:
     """What `_write` kept at `path`. Anything else is dropped: damaged, or kept by a version that wrote no checksum."""
     kept = _content(path)
     if kept is None:
@@ -138,21 +145,15 @@ def _read(path: Path) -> bytes | None:
     return None
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: str, content: bytes) -> None:
     _replace(path, b"\n".join((_checksum(path, content), content)))
 
 
-def _sha256(content: bytes) -> str:
-    import hashlib  # takes as long as a tenth of a short command, which reads nothing that is kept
-
-    return hashlib.sha256(content).hexdigest()
+def _checksum(path: str, content: bytes) -> bytes:
+    return sha256_hex("{}/{}\n".format(*path.split(os.sep)[-2:]).encode() + content).encode()
 
 
-def _checksum(path: Path, content: bytes) -> bytes:
-    return _sha256(f"{path.parent.name}/{path.name}\n".encode() + content).encode()
-
-
-def _content(path: Path) -> bytes | None:
+def _content(path: str) -> bytes | None:
     try:
         content = read_regular(path, cap=LARGEST_BYTES)
     except OSError:
@@ -160,7 +161,7 @@ def _content(path: Path) -> bytes | None:
     return content if len(content) <= LARGEST_BYTES else None
 
 
-def _replace(path: Path, content: bytes) -> None:
+def _replace(path: str, content: bytes) -> None:
     from threading import get_ident
 
     partial = f"{path}.{os.getpid()}.{get_ident()}.partial"
@@ -168,7 +169,7 @@ def _replace(path: Path, content: bytes) -> None:
         try:
             stream = open(partial, "wb")  # noqa: SIM115 (closed below)
         except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
             stream = open(partial, "wb")  # noqa: SIM115
         with stream:
             stream.write(content)

@@ -484,9 +484,7 @@ def _read_back(kept: Mapping[str, Any]) -> Listing:
     files = tuple(
         ListedFile(name=name, size_bytes=size, key=key)
         for name, size, key in kept["files"]
-        if is_safe_name(name)
-        and (size is None or type(size) is int)
-        and (key is None or header_cache.KEY.fullmatch(key))
+        if is_safe_name(name) and (size is None or type(size) is int) and (key is None or header_cache.is_key(key))
     )
     return Listing(
         revision=str(kept["revision"]),

@@ -198,7 +198,7 @@ class ModelScope:
 
 def _folder(variable: str, default: str) -> Path:
     chosen = os.environ.get(variable)
-    return (Path(os.path.expanduser(chosen)) if chosen else below_home(default)).resolve()
+    return (Path(os.path.expanduser(chosen)) if chosen else Path(below_home(default))).resolve()
 
 
 def _token_name() -> str:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
-def below_home(path: str) -> Path:
+def below_home(path: str) -> str:
     """`path` in the user's home folder; where there is none (no HOME, no entry for the user), a place that cannot exist."""
     home = os.path.expanduser("~")
-    return Path(os.devnull if home == "~" else home, path)
+    return os.path.join(os.devnull if home == "~" else home, path)
 
 
 def open_regular(path: str | Path) -> BinaryIO:

@@ -18,10 +18,8 @@ if TYPE_CHECKING:
     from ..results.media import Media, Request, Typed
     from ..results.model import Report
 
-SIZE = re.compile(r"(\d{1,6})[x×](\d{1,6})", re.IGNORECASE | re.ASCII)
-VIDEO = re.compile(
-    r"(\d{1,6})[x×](\d{1,6})[x×](\d{1,6}(?:\.\d{1,3})?)s(?:@(\d{1,4}(?:\.\d{1,3})?)fps)?", re.IGNORECASE | re.ASCII
-)
+SIZE = r"(?ia)(\d{1,6})[x×](\d{1,6})"
+VIDEO = r"(?ia)(\d{1,6})[x×](\d{1,6})[x×](\d{1,6}(?:\.\d{1,3})?)s(?:@(\d{1,4}(?:\.\d{1,3})?)fps)?"
 LIMITS = ("min_pixels", "max_pixels", "total_pixels", "fps")
 MOST_MEDIA = 10_000
 
@@ -80,7 +78,7 @@ def _image(text: str) -> Typed:
     """A size, or the size of the image in a file."""
     from ..results.media import Typed
 
-    if (match := SIZE.fullmatch(text)) is not None:
+    if (match := re.fullmatch(SIZE, text)) is not None:
         width, height = int(match[1]), int(match[2])
         if not width or not height:
             raise UsageError("media_too_small", width=width, height=height)
@@ -96,7 +94,7 @@ def _video(text: str) -> Typed:
 
     from ..results.media import Typed
 
-    match = VIDEO.fullmatch(text)
+    match = re.fullmatch(VIDEO, text)
     if match is None or not int(match[1]) or not int(match[2]) or not Fraction(match[3]):
         raise ValueError
     fps = None if match[4] is None else _rate(match[4])

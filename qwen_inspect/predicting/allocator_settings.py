@@ -36,8 +36,10 @@ def read_settings(text: str) -> Settings:
 
     Stricter than torch, which takes "25abc" for 25. Source: AcceleratorAllocatorConfig::parseArgs, c10/core/AllocatorConfig.cpp
     """
+    if not text.strip():
+        return Settings()
     entries = re.split(r",(?![^\[]*\])", "".join(text.split()).removesuffix(","))  # commas outside brackets
-    values = {name: value for name, _, value in (entry.partition(":") for entry in entries if text.strip())}
+    values = {name: value for name, _, value in (entry.partition(":") for entry in entries)}
     for name, value in values.items():
         if name in FIXED_SETTINGS and value != FIXED_SETTINGS[name]:
             raise UnsupportedError("alloc_not_modelled", setting=f"{name}:{value}")

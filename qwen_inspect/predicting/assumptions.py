@@ -97,8 +97,8 @@ def _part_assumptions(timeline: Timeline, run: Run) -> tuple[Message, ...]:
     modules, operators = {module for module, _ in made}, {operator for _, operator in made}
     four_bits = any(operator.startswith("bitsandbytes.gemm") for operator in operators)
     linear = any(module.endswith(LINEAR) for module in modules)
-    seeing = any(re.search(r"\bvisual\b", module) for module in modules)
-    biased = any(map(BIASED_PRODUCT.match, operators))
+    seeing = any("visual" in module and re.search(r"\bvisual\b", module) for module in modules)
+    biased = any(re.match(BIASED_PRODUCT, operator) for operator in operators)
     return (
         *([Message("assume_workspace_biases", bytes=LT_WORKSPACE_BYTES)] if biased and run.device == "cuda" else []),
         *(

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
-import io
-import json
+import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from ..errors import MalformedError
 from .family_trace import FamilyTrace, Formula, Regime, Relation, Term, Variables, Variant
-from .kept_trace import LARGEST_BYTES
+from .kept_trace import unzipped, zipped
 from .segments import Address, Place, Request, Segment
 
-SHIPPED = Path(__file__).parent.parent / "catalog" / "traces"
+SHIPPED = os.path.join(os.path.dirname(os.path.dirname(__file__)), "catalog", "traces")
 
 
 def dump(family: FamilyTrace) -> bytes:
@@ -79,14 +76,13 @@ def dump(family: FamilyTrace) -> bytes:
         "variables": list(variables),
         "variants": variants,
     }
-    return gzip.compress(json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode(), mtime=0)
+    return zipped(content)
 
 
 def load(content: bytes, *, file: str) -> FamilyTrace:
     """Reads what `dump` wrote; MalformedError for anything else."""
     try:
-        with gzip.open(io.BytesIO(content)) as stream:
-            kept = json.loads(stream.read(LARGEST_BYTES))
+        kept = unzipped(content)
         if kept["version"] not in (1, 2):
             raise ValueError(file)
         modules, operators = kept["modules"], kept["operators"]
@@ -115,7 +111,7 @@ def load(content: bytes, *, file: str) -> FamilyTrace:
         variants = tuple(_variant(entry, segments, variables, relative=relative) for entry in kept["variants"])
         loop = kept.get("loop", "")
         return FamilyTrace(made_by=kept["made_by"], defaults=kept["defaults"], variants=variants, loop=loop)
-    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError):
+    except (ValueError, KeyError, TypeError, IndexError):
         raise MalformedError("trace_file", file=file) from None
 
 
@@ -159,6 +155,16 @@ def _variant(
 
 
 @lru_cache(maxsize=4)
-def read(path: Path) -> FamilyTrace | None:
-    """The family's trace in this file; None if there is no such file."""
-    return load(path.read_bytes(), file=path.name) if path.is_file() else None
+def read(name: str) -> FamilyTrace | None:
+    """The family's trace in this file of SHIPPED; None if there is no such file."""
+    content = shipped(name)
+    return None if content is None else load(content, file=name)
+
+
+def shipped(name: str) -> bytes | None:
+    """The content of this file of SHIPPED; None if there is no such file."""
+    path = os.path.join(SHIPPED, name)
+    if not os.path.isfile(path):
+        return None
+    with open(path, "rb") as file:
+        return file.read()

@@ -18,7 +18,7 @@ from ..spec import each_buffer, each_module, each_tensor
 from ..tracing.kernels import flash_rounded
 from ..values import replace
 from .class_rules import decoder_of
-from .family_file import SHIPPED, read
+from .family_file import read
 from .kept_trace import Coefficients, KeptTrace, Point, fixed_size
 from .on_device import BUFFER, PARAMETER
 from .optimizer_steps import COVERED, with_steps
@@ -50,7 +50,7 @@ def training_trace(report: Report, plan: Plan) -> KeptTrace | None:
     if outline is None or not _is_of_loop(report, run):
         return None
     config = report.config or {}
-    family = read(SHIPPED / training_file(str(config.get("model_type"))))
+    family = read(training_file(str(config.get("model_type"))))
     if family is None or family.loop != LOOP:
         return None
     options = {**options_of(config, family.defaults), **trained_options(plan)}
@@ -135,7 +135,7 @@ def trained_options(plan: Plan) -> dict[str, Any]:
 
 
 def _of_any_layer(modules: Iterable[str]) -> list[str]:
-    return sorted({LAYER.sub(ANY_LAYER, module, count=1) for module in modules})
+    return sorted({re.sub(LAYER, ANY_LAYER, module, count=1) for module in modules})
 
 
 def training_outline(report: Report, plan: Plan) -> Outline | None:

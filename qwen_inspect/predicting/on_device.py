@@ -16,9 +16,9 @@ from ..values import replace
 from .replay import load_and_cast, load_from_warm_up_block, load_one_by_one
 from .workspaces import LT_WORKSPACE_BYTES, has_cudnn_attention, workspace_of
 
-MATRIX_PRODUCT = re.compile(r"(aten\.(mm|addmm|bmm|baddbmm|_grouped_mm)|bitsandbytes\.gemm_4bit\.(default|bias))\b")
-BIASED_PRODUCT = re.compile(rf"aten\.addmm\b|{re.escape(BIASED_GEMM_4BIT)}")
-SORT = re.compile(r"aten\.sort\b")
+MATRIX_PRODUCT = r"(aten\.(mm|addmm|bmm|baddbmm|_grouped_mm)|bitsandbytes\.gemm_4bit\.(default|bias))\b"
+BIASED_PRODUCT = rf"aten\.addmm\b|{re.escape(BIASED_GEMM_4BIT)}"
+SORT = "aten.sort"  # and an overload, behind a dot
 SORT_SCRATCH = "aten.sort.scratch"
 SORT_CONSTANT_BYTES = 8 * 256 * 8 + 256 + 255
 # Operators of allocations that are not in the trace, and the first of their ids.
@@ -121,9 +121,12 @@ def _workspaces(timeline: Timeline, run: Run) -> list[tuple[int, Allocate]]:
     Source: torch 2.13, aten/src/ATen/cuda/CublasHandlePool.cpp, getCurrentCUDABlasHandle; as recorded in benchmarks/recorded.
     """
 
-    def first(pattern: re.Pattern[str], begins: int) -> int | None:
-        events = enumerate(timeline.events[begins:], begins)
-        return next((i for i, event in events if isinstance(event, Allocate) and pattern.match(event.operator)), None)
+    operators = {event.operator for event in timeline.events if isinstance(event, Allocate)}
+
+    def first(pattern: str, begins: int) -> int | None:
+        wanted = {operator for operator in operators if re.match(pattern, operator)}
+        events = enumerate(timeline.events[begins:] if wanted else (), begins)
+        return next((i for i, event in events if isinstance(event, Allocate) and event.operator in wanted), None)
 
     begins = timeline.stages[1].first_event
     backward = next((stage.first_event for stage in timeline.stages if stage.name == "backward"), None)
@@ -167,7 +170,8 @@ def _log_sum_exps(timeline: Timeline) -> set[int]:
 def _sorting(timeline: Timeline) -> Timeline:
     """Adds the scratch of CUDA's integer sort, used to sort tokens by expert: the indices in order, and CUB's own scratch."""
     operators = {event.operator for event in timeline.events if isinstance(event, Allocate)}
-    if not any(map(SORT.match, operators)):
+    sorts = {operator for operator in operators if operator == SORT or operator.startswith(f"{SORT}.")}
+    if not sorts:
         return timeline
     events: list[Event] = []
     added = [0]  # before each event
@@ -178,7 +182,7 @@ def _sorting(timeline: Timeline) -> Timeline:
             isinstance(event, Allocate)
             and isinstance(before, Allocate)
             and event[1:] == before[1:]
-            and SORT.match(event.operator)
+            and event.operator in sorts
         ):
             first = SORTED_IDS + 2 * event.id
             sizes = event.size_bytes, sort_scratch_bytes(event.size_bytes)

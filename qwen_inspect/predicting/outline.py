@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..checkpoint import DType
+from ..digests import sha256_hex
 from ..results.attention import (
     AnyLayerAttention,
     EncoderLayerAttention,
@@ -173,7 +173,7 @@ def _has_odd_latents(text: Mapping[str, Any]) -> bool:
 
 
 def _digest(structure: object) -> str:
-    return hashlib.sha256(repr(structure).encode()).hexdigest()[:12]
+    return sha256_hex(repr(structure).encode())[:12]
 
 
 def _thresholds(attention: Sequence[AnyLayerAttention]) -> Iterator[tuple[str, int]]:

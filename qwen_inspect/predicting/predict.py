@@ -13,8 +13,6 @@ from ..results.cache import CacheReport
 from ..results.exploration import Exploration, RequestSize
 from ..results.memory import Footprint, MemoryReport, PeakRange, Run
 from ..results.model import Report
-from ..tracing.adapting import FourBits
-from ..tracing.bases import EightBits
 from ..values import replace
 from .footprint import bytes_of, cache_bytes, formula_footprint, stored_footprint, traced_footprint
 from .fused_loss import check_loss, loss_assumption
@@ -30,7 +28,7 @@ from .sources import (
 from .version import with_version
 
 if TYPE_CHECKING:
-    pass
+    from ..tracing.bases import Base
 
 
 def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport:
@@ -95,6 +93,7 @@ def _check_autocast(report: Report, run: Run) -> None:
     if refusal is not None:
         raise refusal
     if (quantised := report.known.quantised) is not None:
+        from ..tracing.adapting import FourBits
         from .quantised import base_of
 
         base = None if quantised.method == "gguf" else base_of(report)
@@ -191,14 +190,20 @@ def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
     if run.decodes_untraced:
         why = () if base is not None else _quantised_assumptions(report)
         return _with_range(report, run, footprint, None, Message("assume_static_decode"), *why)
+    if base is not None:
+        return replace(footprint, assumptions=(*footprint.assumptions, _layout_assumption(base)))
+    return footprint if quantised is None else _quantised_range(report, run, footprint)
+
+
+def _layout_assumption(base: Base) -> Message:
+    from ..tracing.adapting import FourBits
+    from ..tracing.bases import EightBits
+
     match base:
-        case None:
-            return footprint if quantised is None else _quantised_range(report, run, footprint)
         case FourBits():
-            assumed = Message("assume_four_bits_inference")
+            return Message("assume_four_bits_inference")
         case EightBits():
-            assumed = Message("assume_eight_bits", threshold=f"{base.threshold:g}")
-    return replace(footprint, assumptions=(*footprint.assumptions, assumed))
+            return Message("assume_eight_bits", threshold=f"{base.threshold:g}")
 
 
 def _by_formula(report: Report, run: Run, *unknown: Message) -> Footprint:

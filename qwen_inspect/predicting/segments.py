@@ -20,7 +20,7 @@ from ..values import dataclass, replace
 from .kept_trace import KeptTrace
 
 # A tower's blocks are no layers of the decoder.
-LAYER = re.compile(
+LAYER = (  # compiled when it is first used
     r"(?:(?<=\blayers\.)|(?<=\bh\.)|(?<=\bencoder\.layer\.)|(?<=\btransformer\.layer\.)|(?<=^blocks\.)|(?<=\btransformer\.blocks\.))\d+\b"
 )
 ANY_LAYER = "#"  # in a module's name, instead of the layer's number
@@ -169,9 +169,9 @@ def _segments(
         for entry in entries:
             if entry >= 0:
                 size, module, operator = trace.allocations[entry]
-                module = module if layer is None else LAYER.sub(ANY_LAYER, module, count=1)
+                module = module if layer is None else re.sub(LAYER, ANY_LAYER, module, count=1)
                 use = uses.get(entry, "")
-                use = use if layer is None else LAYER.sub(ANY_LAYER, use, count=1)
+                use = use if layer is None else re.sub(LAYER, ANY_LAYER, use, count=1)
                 requests.append(Request(size, module, operator, use, sums.get(entry)))
                 order.append(0)
                 continue
@@ -224,7 +224,7 @@ def _by_layer(loaded: Sequence[tuple[Any, str, str]]) -> dict[int | None, list[i
     """The numbers of what is loaded, in each layer and outside of the layers."""
     numbers: dict[int | None, list[int]] = defaultdict(list)
     for number, (_, module, _) in enumerate(loaded):
-        match = LAYER.search(module)
+        match = re.search(LAYER, module)
         numbers[int(match[0]) if match else None].append(number)
     return numbers
 
@@ -243,7 +243,7 @@ def _labels(trace: KeptTrace) -> list[int | None]:
         if index in starts:
             stage, label = stage + 1, None
         if entry >= 0:
-            match = LAYER.search(trace.allocations[entry][1])
+            match = re.search(LAYER, trace.allocations[entry][1])
             label = int(match[0]) if match else None
             made[entry] = (stage, label)
         else:

@@ -6,9 +6,6 @@ are polynomials in batch and tokens, they are fitted, so that one file serves ev
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import io
 import json
 import re
 from collections import Counter, defaultdict
@@ -17,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from .. import __version__
+from ..digests import sha256_hex
 from ..errors import UnsupportedError
 from ..loaders import header_cache
 from ..results.attention import LayerAttention
@@ -27,7 +25,7 @@ from ..spec import Module, each_module
 from ..tracing.adapting import adapters_of
 from ..values import dataclass, field, replace
 from .composition import compose, shallow_layers
-from .kept_trace import ALIGNMENTS, LARGEST_BYTES, KeptTrace, Point, fit
+from .kept_trace import ALIGNMENTS, KeptTrace, Point, fit, unzipped, zipped
 from .on_device import PARAMETER
 from .segments import fixed
 from .training import trained_of
@@ -93,7 +91,7 @@ def question_of(report: Report, plan: Plan, request: Any, made_by: str) -> Quest
         "versions": [made_by, __version__],
     }
     text = json.dumps(depends_on, sort_keys=True, default=str)
-    name = f"{report.spec.family}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.training.json.gz"
+    name = f"{report.spec.family}-{sha256_hex(text.encode())[:16]}.training.json.gz"
     return Question(name=name, above=above, made_by=made_by, report=report, plan=plan, request=request)
 
 
@@ -283,14 +281,13 @@ def dump(shallow: ShallowTrace) -> bytes:
         "order": kept.order,
         "tables": [list(table) for table in tables],
     }  # fmt: skip
-    return gzip.compress(json.dumps(content, separators=(",", ":")).encode(), mtime=0)
+    return zipped(content)
 
 
 def load(content: bytes, *, made_by: str) -> ShallowTrace | None:
     """Reads what `dump` wrote; None for anything else."""
     try:
-        with gzip.open(io.BytesIO(content)) as stream:
-            kept = json.loads(stream.read(LARGEST_BYTES))
+        kept = unzipped(content)
         sizes, modules, operators = kept["tables"]
         polynomials = [tuple(map(int, size)) for size in sizes]
         trace = KeptTrace(
@@ -317,5 +314,5 @@ def load(content: bytes, *, made_by: str) -> ShallowTrace | None:
             stack=str(kept["stack"]),
             only=None if only is None else (int(only[0]), int(only[1])),
         )
-    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError):
+    except (ValueError, KeyError, TypeError, IndexError):
         return None

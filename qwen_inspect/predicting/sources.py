@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from ..digests import sha256_hex
 from ..errors import UnavailableError, UnsupportedError
 from ..loaders import header_cache
 from ..progress import working
@@ -18,9 +18,8 @@ from ..results.model import Report
 from ..results.timeline import Allocate, Timeline
 from ..spec import LinearAttention, ModelSpec, Module, MoeMlp, SlidingAttention, each_module
 from ..tracing import versions
-from ..tracing.bases import Base
 from ..values import dataclass, field, replace
-from .family_file import SHIPPED, read
+from .family_file import read, shipped
 from .family_trace import Composed, loaded_of
 from .few_layers import traced_in_few_layers
 from .footprint import traced_footprint
@@ -34,6 +33,7 @@ from .workspaces import has_cudnn_attention
 
 if TYPE_CHECKING:
     from ..results.ranks import Place
+    from ..tracing.bases import Base
     from .training_plan import Plan
 
 SHALLOW = 3  # layers of a trace that stands for any number of equal ones
@@ -248,7 +248,7 @@ def family_trace(report: Report, run: Run, outline: Outline | None = None) -> Co
         return None
     if run.device == "cpu" and not _same_on_cpu(report.spec, report.tree, report.cache):
         return None
-    family = read(SHIPPED / family_file(str((report.config or {}).get("model_type")), run.mode))
+    family = read(family_file(str((report.config or {}).get("model_type")), run.mode))
     if family is None:
         return None
     options, loaded = options_of(report.config or {}, family.defaults), loaded_of(report.tree)
@@ -396,10 +396,11 @@ def kept_trace(spec: ModelSpec, attention: str, place: Place | None = None, batc
     """The trace of this model with this kernel: shipped with the package, or kept by an earlier run with the same libraries."""
     if not _are_equal(spec.layers):
         return None
-    path = SHIPPED / trace_name(spec, attention, place=place, batch=batch)
-    kept_here = trace_name(spec, attention, installed_versions(), place, batch)
-    content = path.read_bytes() if path.is_file() else header_cache.read_trace(kept_here)
-    return None if content is None else _of_depth(content, path.name, len(spec.layers))
+    name = trace_name(spec, attention, place=place, batch=batch)
+    content = shipped(name)
+    if content is None:
+        content = header_cache.read_trace(trace_name(spec, attention, installed_versions(), place, batch))
+    return None if content is None else _of_depth(content, name, len(spec.layers))
 
 
 @lru_cache(maxsize=2)  # a search needs the same trace several times
@@ -438,5 +439,5 @@ def trace_name(spec: ModelSpec, attention: str, made_by: str = "", place: Place 
     text = f"{shape!r} {made_by}".replace(", vision=None", "")
     if place is not None:
         text += f" {place!r}" + (" one sequence" if batch == 1 and _by_batch(place) else "")
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    digest = sha256_hex(text.encode())[:16]
     return f"{spec.family}-{digest}.{attention}.json.gz"

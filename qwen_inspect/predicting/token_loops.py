@@ -18,7 +18,7 @@ from ..values import dataclass, replace
 from .kept_trace import KeptTrace
 
 REPEATED = " events repeated"  # the end of the operator of a request that stands for turns
-_REPEATED = re.compile(rf"(.*), (\d+){REPEATED}")
+_REPEATED = rf"(.*), (\d+){REPEATED}"
 FEWEST_TURNS = 4  # that are folded
 FOLDED_TOKENS = FEWEST_TURNS + 1  # the fewest of a folded prompt, whose first turn frees zeros
 FEWEST_EVENTS, MOST_EVENTS = 4, 12  # of a turn
@@ -45,7 +45,7 @@ class Turn(NamedTuple):
         """The turn before a request of this index that stands for more of them; None for any other request."""
         request = events[index]
         assert isinstance(request, Allocate)
-        if (match := _REPEATED.fullmatch(request.operator)) is None:
+        if (match := re.fullmatch(_REPEATED, request.operator)) is None:
             return None
         turn = events[index - int(match[2]) : index]
         made = {event.id: event for event in turn if isinstance(event, Allocate)}

@@ -12,7 +12,7 @@ from ..results.memory import Run
 WORKSPACE_BYTES = 2 * 4096 * 1024 + 8 * 16 * 1024
 WORKSPACE_BYTES_HOPPER = 32 * 1024 * 1024
 # Names missing from the table, such as variants with other memory: "NVIDIA H100 64GB HBM2".
-UNLISTED_HOPPER = re.compile(r"h100|h200|h20\b|h800|gh200|hopper", re.IGNORECASE)
+UNLISTED_HOPPER = r"(?i)h100|h200|h20\b|h800|gh200|hopper"
 # cuBLASLt's, for products with a bias: 1024 KiB on every card. Counted for a single row too, though that needs none.
 # Source: the same file, parseCUDABlasLtWorkspaceSize; torch 2.13, aten/src/ATen/native/cuda/Blas.cpp, addmm_out_cuda_impl
 LT_WORKSPACE_BYTES = 1024 * 1024
@@ -26,7 +26,7 @@ def workspace_bytes(gpu: str) -> int:
 def is_hopper(gpu: str) -> bool:
     """Whether a card of this name has compute capability 9.0."""
     capability = compute_capability(gpu)
-    return UNLISTED_HOPPER.search(gpu) is not None if capability is None else capability == (9, 0)
+    return re.search(UNLISTED_HOPPER, gpu) is not None if capability is None else capability == (9, 0)
 
 
 def has_cudnn_attention(gpu: str) -> bool:

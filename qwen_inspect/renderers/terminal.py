@@ -29,7 +29,7 @@ from .wrapping import JOINED, wrapped
 
 # Control characters (category Cc), line separators (Zl, Zp) and format characters (Cf), which move the cursor, or reorder or hide
 # text (Unicode TR 36, 3.1): printed as escapes, never sent to a terminal.
-UNSAFE = re.compile(
+UNSAFE = (
     "[\x00-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
     "\ufeff\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
     "\U000e0001-\U000e007f]"
@@ -42,7 +42,9 @@ Line = Sequence[tuple[str, str]]  # (text, its rendition)
 
 def safe(text: str) -> str:
     """Escapes control, colour and bidirectional characters."""
-    return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    if text.isprintable():  # no character of these categories is
+        return text
+    return re.sub(UNSAFE, lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def render(blocks: Sequence[Block], screen: Screen | None = None) -> str:

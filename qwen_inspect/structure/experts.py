@@ -7,18 +7,34 @@ from collections.abc import Iterable
 
 from ..architectures import StoredForm
 from ..checkpoint import Tensor
-from ..values import replace
 
 EXPERTS = ".experts."  # in the name of an expert's matrix
 EXPERT = re.compile(r"\.experts\.\d+\.")
+MOST_REMEMBERED = 8  # parts of a tensor's form; more are all experts' matrices, too many to hold
 
 
 def first_form(tensor: Tensor, form: StoredForm) -> tuple[Tensor, ...]:
     """How files hold the first expert of a tensor that has them all; empty for any other tensor."""
     if len(tensor.shape) != 3 or tensor.shape[0] < 2:
         return ()
-    first = form(replace(tensor, shape=(1, *tensor.shape[1:])))
+    first = form(Tensor(tensor.name, (1, *tensor.shape[1:]), tensor.dtype, tensor.file))
     return first if all(EXPERT.search(matrix.name) for matrix in first) else ()
+
+
+def remembered(form: StoredForm) -> StoredForm:
+    """`form`, worked out once for each tensor: packed weights are asked for it a dozen times."""
+    forms: dict[object, tuple[Tensor, ...]] = {}
+
+    def found(tensor: Tensor) -> tuple[Tensor, ...]:
+        key = tensor.name, tensor.shape, tensor.dtype, tensor.file
+        parts = forms.get(key)
+        if parts is None:
+            parts = form(tensor)
+            if len(parts) <= MOST_REMEMBERED:
+                forms[key] = parts
+        return parts
+
+    return found
 
 
 def of_first_experts(form: StoredForm) -> StoredForm:

@@ -234,9 +234,10 @@ def _subject(checkpoint: Checkpoint, files: tuple[Tensor, ...] | None, *, trust_
     )
     if not checkpoint.gguf and KEY not in config:
         return subject
+    from .experts import remembered
     from .stored import packing_of
 
-    form = architecture.stored_form
+    form = remembered(architecture.stored_form)
     packing, unread = None, None
     try:
         packing = packing_of(config, architecture.tree, form, files, in_blocks=checkpoint.gguf)
@@ -310,7 +311,7 @@ def _cache_notices(config: Mapping[str, Any], spec: ModelSpec) -> tuple[Message,
 
 def _of_first_experts(subject: _Subject) -> _Subject:
     """The subject with the first expert in place of all; unchanged if its experts are not alike or not stored singly."""
-    from .experts import expert_counts, of_first_experts
+    from .experts import expert_counts, of_first_experts, remembered
 
     packing, form, architecture = subject.packing, subject.stored_form, subject.architecture
     if packing is not None and not packing.experts:
@@ -318,8 +319,8 @@ def _of_first_experts(subject: _Subject) -> _Subject:
     tensors = [*each_tensor(architecture.tree), *architecture.prediction_layers]
     counts = expert_counts(tensors, form if packing is None else packing.stored_form)
     if packing is not None:
-        packing = replace(packing, form=of_first_experts(packing.form))
-    return replace(subject, expert_counts=counts, stored_form=of_first_experts(form), packing=packing)
+        packing = replace(packing, form=remembered(of_first_experts(packing.form)))
+    return replace(subject, expert_counts=counts, stored_form=remembered(of_first_experts(form)), packing=packing)
 
 
 def _as_released(subject: _Subject) -> _Subject:

@@ -6,7 +6,6 @@ depends on: the configuration, the tensors of the files, the versions of the lib
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
@@ -16,6 +15,7 @@ from typing import Any
 from ..architectures import Architecture, FormsByName, architecture_of
 from ..architectures.reading import is_described
 from ..checkpoint import DType, Tensor
+from ..digests import sha256_hex
 from ..errors import UnsupportedError
 from ..language import Message
 from ..loaders import header_cache
@@ -87,13 +87,13 @@ def _may_change(refusal: UnsupportedError | None) -> bool:
 def _name(config: Mapping[str, Any], stored: Sequence[Tensor] | None) -> str:
     tensors = None if stored is None else [(tensor.name, tensor.shape, str(tensor.dtype)) for tensor in stored]
     dependencies = [_code(), sorted(installed()), config, tensors]
-    return hashlib.sha256(json.dumps(dependencies, sort_keys=True, default=str).encode()).hexdigest()
+    return sha256_hex(json.dumps(dependencies, sort_keys=True, default=str).encode())
 
 
 @cache
 def _code() -> str:
     paths = [path for pattern in READERS for path in sorted(PACKAGE.glob(pattern))]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+    return sha256_hex(b"".join(path.read_bytes() for path in paths))
 
 
 # --- as a file: a hash of the rest and its name, the architecture, and its stored forms, which few questions need
@@ -132,7 +132,7 @@ def _load(name: str, content: bytes) -> Architecture | None:
 
 
 def _digest(name: str, body: bytes) -> bytes:
-    return hashlib.sha256(name.encode() + body).hexdigest().encode()
+    return sha256_hex(name.encode() + body).encode()
 
 
 def _plain(value: Any) -> Any:

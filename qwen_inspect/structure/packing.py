@@ -62,7 +62,7 @@ class Packing:
     def _each_kind(self, tensor: Tensor) -> Sequence[Tensor]:
         """The matrices that files of the dense model hold for a tensor; those of one expert if they stand for all."""
         if len(tensor.shape) == 3:
-            first = self.form(replace(tensor, shape=(1, *tensor.shape[1:])))
+            first = self.form(Tensor(tensor.name, (1, *tensor.shape[1:]), tensor.dtype, tensor.file))
             if all(matrix.name in self.experts for matrix in first):
                 return first
         return self.form(tensor)
@@ -71,7 +71,7 @@ class Packing:
         """The tensors that files hold for one of the dense model's, and their roles; "" for one that is not quantised."""
         if dense.name in self.parts:
             return [(part.tensor, part.role) for part in self.parts[dense.name]]
-        first = EXPERT.sub(f"{EXPERTS}0.", dense.name)
+        first = EXPERT.sub(f"{EXPERTS}0.", dense.name) if EXPERTS in dense.name else dense.name
         if first not in self.experts or first not in self.parts:
             return [(dense, "")]
         before, after = first.removesuffix("weight"), dense.name.removesuffix("weight")
@@ -204,7 +204,7 @@ def _matrices(
                 continue
             full = Tensor(f"{prefix}.{tensor.name}", tensor.shape, tensor.dtype)
             count, *sides = tensor.shape
-            first = form(replace(full, shape=(1, *sides))) if together and len(sides) == 2 else ()
+            first = form(Tensor(full.name, (1, *sides), full.dtype)) if together and len(sides) == 2 else ()
             if first and all(EXPERT.search(matrix.name) for matrix in first):
                 yield from ((matrix, prefix, linear, count) for matrix in first)
             else:

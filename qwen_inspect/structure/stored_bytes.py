@@ -38,22 +38,21 @@ def packed_tree(tree: Module, packing: Packing) -> Module:
 
 def _packed_module(module: Module, prefix: str, packing: Packing) -> Module:
     packed_bytes = None
-    full = [replace(tensor, name=f"{prefix}.{tensor.name}") for tensor in module.tensors]
+    full = [Tensor(f"{prefix}.{tensor.name}", tensor.shape, tensor.dtype, tensor.file) for tensor in module.tensors]
     if any(packing.quantises(tensor) for tensor in full):
         packed_bytes = sum(size_bytes for tensor in full for size_bytes in packing.loaded_bytes(tensor))
+    elif not module.children:
+        return module
     children = []
     for child in module.children:
-        siblings = [
-            replace(child, name=child.name if child.repeats == 1 else str(int(child.name) + index), repeats=1)
-            for index in range(child.repeats)
-        ]
-        packed = [
-            _packed_module(sibling, f"{prefix}.{sibling.name}" if prefix else sibling.name, packing)
-            for sibling in siblings
-        ]
-        for _, run in groupby(packed, key=lambda sibling: replace(sibling, name="")):
-            equal = list(run)
-            children.append(replace(equal[0], repeats=len(equal)))
+        if child.repeats == 1:
+            children.append(_packed_module(child, f"{prefix}.{child.name}" if prefix else child.name, packing))
+            continue
+        names = [str(int(child.name) + index) for index in range(child.repeats)]
+        packed = [_packed_module(child, f"{prefix}.{name}" if prefix else name, packing) for name in names]
+        for alike, run in groupby(zip(packed, names, strict=True), key=lambda sibling: sibling[0]):
+            equal = [name for _, name in run]
+            children.append(replace(alike, name=equal[0], repeats=len(equal)))
     return replace(module, packed_bytes=packed_bytes, children=tuple(children))
 
 

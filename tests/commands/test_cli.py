@@ -122,6 +122,26 @@ def test_attention_of_a_known_model_imports_no_slow_part_of_the_standard_library
     assert not [name for name in imported if "qwen_inspect.predicting" in name]
 
 
+def test_memory_of_a_known_model_imports_no_slow_part_of_the_standard_library() -> None:
+    imported = modules_of("memory", "catalog:Qwen/Qwen3-8B") - modules_of("--help")
+    slow = {
+        "_hashlib",
+        "copy",
+        "dataclasses",
+        "fractions",
+        "gzip",
+        "hashlib",
+        "inspect",
+        "pathlib",
+        "shlex",
+        "urllib.parse",
+    }
+    assert imported & slow == set()
+    assert not [
+        name for name in imported if name in ("qwen_inspect.tracing.adapting", "qwen_inspect.predicting.training")
+    ]
+
+
 @pytest.mark.parametrize("command", ["memory", "report"])
 def test_memory_of_a_shipped_trace_imports_nothing_heavy(command: str) -> None:
     assert imported_by(command, "catalog:Qwen/Qwen3-0.6B") & (HEAVY | {"rich"}) == set()

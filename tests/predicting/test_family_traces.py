@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
@@ -35,7 +36,7 @@ from ..support.models import TINY_QWEN3
 
 T = TypeVar("T")
 FULL, SLIDING = "full_attention", "sliding_attention"
-NAMES = sorted(path.name.removesuffix(".json.gz") for path in SHIPPED.glob("*.json.gz"))
+NAMES = sorted(path.name.removesuffix(".json.gz") for path in Path(SHIPPED).glob("*.json.gz"))
 KEPT = [name for name in NAMES if not name.endswith(("-forward", "-training"))]
 QUICK_FORWARD = ("bert", "gemma3_text", "qwen3")  # in every run; the others in `make exhaustive`
 FORWARD = [
@@ -327,6 +328,5 @@ def test_most_turns_of_a_folded_loop_are_not_replayed(monkeypatch: pytest.Monkey
 
 def test_a_family_is_read_in_no_time_and_its_file_is_small() -> None:
     for name in NAMES:
-        path = SHIPPED / f"{name}.json.gz"
-        assert path.stat().st_size < 60_000
-        assert read(path) is not None
+        assert Path(SHIPPED, f"{name}.json.gz").stat().st_size < 60_000
+        assert read(f"{name}.json.gz") is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -28,7 +29,7 @@ from qwen_inspect.tracing.trace import trace
 
 from .test_family_traces import known, without_order_of_frees
 
-KEPT = sorted(path.name.removesuffix("-training.json.gz") for path in SHIPPED.glob("*-training.json.gz"))
+KEPT = sorted(path.name.removesuffix("-training.json.gz") for path in Path(SHIPPED).glob("*-training.json.gz"))
 IN_EVERY_RUN = {("llama", 0), ("mixtral", 1), ("qwen2", 2), ("qwen3", 3)}
 ADAPTED_IN_EVERY_RUN = {("llama dense 7 modules", 4), ("qwen3 bnb-nf4-double 7 modules", 0)}
 TRAINED = Run(mode="train", prompt_tokens=50, attention="sdpa")
@@ -91,7 +92,7 @@ def test_an_unseen_configuration_trains_as_transformers_trains_it(family: str, s
 def adapters() -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Of each family the adapted modules, and the name of the base's quantisation or "", that its trace has."""
     for family in KEPT:
-        for variant in known(read(SHIPPED / training_file(family))).variants:
+        for variant in known(read(training_file(family))).variants:
             if "lora" in variant.options:
                 modules = tuple(sorted({module.rpartition(".")[2] for module in variant.options["lora"]}))
                 _, double, *_ = variant.options.get("base", (None, None))

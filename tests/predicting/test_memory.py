@@ -87,14 +87,14 @@ def test_a_kept_trace_equals_a_trace_of_a_workload_that_it_was_not_made_from(mod
     assert mine == theirs
 
 
-@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.gz")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(Path(SHIPPED).glob("*.gz")), ids=lambda path: path.name)
 def test_a_shipped_trace_reads_back_to_the_same_bytes(path: Path) -> None:
     content = path.read_bytes()
     assert dump(load(content, file=path.name)) == content
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"x", b"\x1f\x8b\x08\x00", dump(load(next(SHIPPED.glob("*.gz")).read_bytes(), file=""))[:-9]]
+    "content", [b"", b"x", b"\x1f\x8b\x08\x00", dump(load(next(Path(SHIPPED).glob("*.gz")).read_bytes(), file=""))[:-9]]
 )
 def test_a_damaged_trace_is_refused(content: bytes) -> None:
     with pytest.raises(MalformedError):
