@@ -106,6 +106,8 @@ def _fit(options: argparse.Namespace, say: Language) -> int:
     cards, run = _cards(options), prediction.run_of(options, gpu=options.gpu)
     if run.loop.loss != "model" or run.loop.ema:
         raise UnsupportedError("fit_loss", option="--ema" if run.loop.ema else f"--loss {run.loop.loss}")
+    if run.loop.padding_free:
+        raise UnsupportedError("fit_loss", option="--padding-free")
     request = media.request_of(options)
     prediction.check_media(request, run)
     report = media.with_media(prediction.inspected(options, tokens=None), request, options)

@@ -10,7 +10,8 @@ ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
         *("mode", "new_tokens", "attention", "cache", "load", "padded"),
         *("optimizer", "checkpointing", "trained", "freeze", "accumulate", "autocast"),
         *("lora", "lora_targets", "lora_parameters", "modules_to_save", "dora", "rslora"),
-        *("loop", "keep_gradients", "keep_logits", "clip", "ema", "loss", "completion_only", "transformers"),
+        *("loop", "keep_gradients", "keep_logits", "clip", "ema", "loss", "completion_only"),
+        *("padding_free", "packing", "transformers"),
         *("image", "video", "min_pixels", "max_pixels", "total_pixels", "fps"),
     ),
     "vllm": (

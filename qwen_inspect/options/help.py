@@ -39,7 +39,8 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "options_training": (
         *("--lora", "--lora-targets", "--lora-parameters", "--modules-to-save", "--dora", "--rslora"),
         *("--trained", "--freeze", "--optimizer", "--accumulate", "--no-checkpointing"),
-        *("--loop", "--loss", "--completion-only", "--ema", "--no-keep-gradients", "--no-keep-logits", "--no-clip"),
+        *("--loop", "--loss", "--completion-only", "--padding-free", "--packing", "--ema"),
+        *("--no-keep-gradients", "--no-keep-logits", "--no-clip"),
     ),
     "options_engine": (
         *("--engine", "--utilization", "--kv-budget", "--max-num-batched-tokens", "--max-num-seqs"),

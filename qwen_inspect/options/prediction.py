@@ -79,6 +79,8 @@ def declare_batch(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--keep-logits", action=switch, help=say("help_keep_logits"))
     command.add_argument("--loss", choices=LOSSES, help=say("help_loss"))
     command.add_argument("--completion-only", type=tokens(say), metavar="TOKENS", help=say("help_completion_only"))
+    command.add_argument("--padding-free", action="store_true", help=say("help_padding_free"))
+    command.add_argument("--packing", type=positive(say), metavar="N", help=say("help_packing"))
     command.add_argument("--ema", action="store_true", help=say("help_ema"))
     command.add_argument("--clip", action=switch, help=say("help_clip"))
     command.add_argument("--transformers", metavar="VERSION", help=say("help_transformers"))
@@ -145,6 +147,8 @@ def run_of(options: argparse.Namespace, *, gpu: str | None) -> Run:
         getattr(options, "loop", None),  # not options of `compare`
         completion_tokens=getattr(options, "completion_only", None),
         ema=getattr(options, "ema", False),
+        padding_free=getattr(options, "padding_free", False),
+        packing=getattr(options, "packing", None),
         **{fact: getattr(options, fact, None) for fact in ("keep_gradients", "keep_logits", "clip", "loss")},
     )
     run = Run(

@@ -137,7 +137,8 @@ def _training_assumptions(run: Run) -> Iterator[Message]:
     if loop.ema:
         yield Message("assume_ema")
     if loop.name is not None:
-        yield Message(f"assume_loop_{loop.name}")
+        batch = Message("micro_batch_in_rows" if loop.masked else "micro_batch_in_one_row")
+        yield Message(f"assume_loop_{loop.name}", batch=batch)
     yield Message(
         "assume_loop",
         gradients=Message("loop_gradients_kept" if loop.keep_gradients else "loop_gradients_dropped"),

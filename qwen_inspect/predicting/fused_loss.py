@@ -18,8 +18,8 @@ def check_loss(report: Report, run: Run) -> None:
     loss, completion = run.loop.loss, run.loop.completion_tokens
     if completion is not None and loss != "trl":
         raise UsageError("option_needs", option="--completion-only", other="--loss trl")
-    if completion is not None and completion > run.prompt_tokens:
-        raise UsageError("completion_beyond", completion=completion, tokens=run.prompt_tokens)
+    if completion is not None and completion > run.prompt_tokens // run.loop.packing:
+        raise UsageError("completion_beyond", completion=completion, tokens=run.prompt_tokens // run.loop.packing)
     if run.loop.name == "sft" and report.known.quantised is not None:
         raise UnsupportedError("sft_quantised")
     if loss == "model":
@@ -39,7 +39,7 @@ def loss_assumption(spec: ModelSpec, run: Run) -> Iterator[Message]:
     if run.loop.loss == "liger":
         yield Message("assume_loss_liger", tokens=liger_rows(tokens, spec.hidden_size, spec.vocab_size))
     if run.loop.loss == "trl":
-        labelled = run.batch * min(run.loop.completion_tokens or run.prompt_tokens, run.prompt_tokens - 1)
+        labelled = run.loop.labelled_tokens(run.batch, run.prompt_tokens)
         yield Message(
             "assume_loss_trl",
             tokens=min(labelled, TRL_TOKENS),

@@ -16,6 +16,7 @@ from ..results.model import Report
 from ..values import replace
 from .footprint import bytes_of, cache_bytes, formula_footprint, stored_footprint, traced_footprint
 from .fused_loss import check_loss, loss_assumption
+from .one_row import check_rows, rows_assumption
 from .packed import packed_trace
 from .sources import (
     installed,
@@ -65,7 +66,7 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
         footprint = _without_trace(report, run)
         return MemoryReport(report=report, run=run, predicted=footprint, refusal=report.known.cache_refusal)
     limit = report.spec.context_tokens
-    tokens = run.prompt_tokens + (run.new_tokens if run.mode == "generate" else 0)
+    tokens = run.prompt_tokens // run.loop.packing + (run.new_tokens if run.mode == "generate" else 0)
     if limit is not None and tokens > limit:
         beyond = Message("context_beyond", tokens=tokens, limit=limit)
         report = replace(report, notices=(*report.notices, beyond))
@@ -115,6 +116,7 @@ def _with_assumptions(footprint: Footprint, report: Report, run: Run) -> Footpri
     """The footprint with the assumptions about autocast and about a kernel other than sdpa."""
     spec = report.spec
     messages = [*footprint.assumptions, *_autocast_assumptions(report, run), *loss_assumption(spec, run)]
+    messages += rows_assumption(run)
     if run.mode == "train" and run.device == "cuda" and run.autocast is None and spec.dtype is DType.F32:
         messages.append(Message("assume_tf32"))
     if run.attention == spec.kernel != "sdpa":
@@ -137,6 +139,7 @@ def _training_report(report: Report, run: Run, course_points: int) -> MemoryRepo
     """What is trained, and the footprint of training; without a trace only that at a step's end, by formula."""
     from .training_plan import plan_of
 
+    check_rows(report, run)
     check_loss(report, run)
     plan = plan_of(report, run)
     run, training = plan.run, plan.training

@@ -45,7 +45,7 @@ def with_version(run: Run, report: Report) -> Run:
 
 def assumption(run: Run) -> Message:
     """What a run with the other version assumes."""
-    key = "assume_packed" if run.packed else "assume_version"
+    key = "assume_packed" if run.packed and not run.loop.padding_free else "assume_version"
     return Message(key, version=run.transformers or "", reference=REFERENCE)
 
 

@@ -273,6 +273,7 @@ class Run:
             "--ema": self.loop.ema,
             "--loss": self.loop.loss != "model",
             "--completion-only": self.loop.completion_tokens,
+            "--padding-free": self.loop.padding_free,
         }
         return tuple(option for option, value in is_set.items() if value)
 
@@ -289,10 +290,13 @@ class Run:
 
     @property
     def packed(self) -> bool:
-        """Whether transformers makes a mask of packed sequences for a batch that has none, and so attends with a mask.
+        """Whether transformers makes a mask of packed sequences for a batch that has none, and so attends with a mask. Flash
+        attention needs none.
 
         Source: transformers 4.53.1 to 4.57.6, masking_utils.py, _preprocess_mask_arguments; 5.0 looks first for any.
         """
+        if self.loop.padding_free:
+            return (self.loop.in_one_row(self.batch) or 1) > 1 and not self.attention.startswith("flash")
         return self.transformers in PACKING and self.mode == "train" and not (self.padded or self.loop.masked)
 
     @property

@@ -23,8 +23,9 @@ class Loop:
     place after a step, else dropped. keep_logits: the forward's outputs live until it returns ("no"), until the end of its
     backward, or until the next forward has returned ("step"). clip: gradients are scaled to a largest norm. loss: that of
     the model's class, or a library's that makes no logits of all tokens. completion_tokens: only so many
-    tokens at the end of each sequence have labels; None: all have. ema: a
-    copy of all weights follows them as their moving average.
+    tokens at the end of each sequence have labels; None: all have. ema: a copy of all weights follows them as their moving
+    average. padding_free: a micro-batch is one row, with the positions of each token in its sequence instead of a mask.
+    packing: sequences in each of the micro-batch's rows before; only if padding_free.
     """
 
     name: LoopName | None = None
@@ -34,6 +35,8 @@ class Loop:
     loss: Loss = "model"
     completion_tokens: int | None = None
     ema: bool = False
+    padding_free: bool = False
+    packing: int = 1
 
     @property
     def accelerated(self) -> bool:
@@ -48,7 +51,20 @@ class Loop:
     @property
     def masked(self) -> bool:
         """Whether micro-batches have an attention mask, as data collators make them."""
-        return self.name is not None
+        return self.name is not None and not self.padding_free
+
+    def in_one_row(self, batch: int) -> int | None:
+        """How many sequences the row of a micro-batch of `batch` has; None if each is a row of its own."""
+        return batch * self.packing if self.padding_free else None
+
+    def labelled_tokens(self, batch: int, tokens: int) -> int:
+        """Tokens of a micro-batch of `batch` times `tokens` tokens that are predicted: all but the first of each sequence, or its
+        completion.
+        """
+        sequences = batch * self.packing
+        if self.completion_tokens is None:
+            return batch * tokens - sequences
+        return sequences * min(self.completion_tokens, tokens // self.packing - 1)
 
 
 # Sources: transformers 5.23, trainer.py and training_args.py (max_grad_norm); TRL 1.16, sft_trainer.py; accelerate 1.15, the loop
@@ -72,8 +88,12 @@ def loop_of(
     loss: Loss | None = None,
     completion_tokens: int | None = None,
     ema: bool = False,
+    padding_free: bool = False,
+    packing: int | None = None,
 ) -> Loop:
-    """The loop of this name, with the facts that are given replaced. keep_logits: at least in the backward."""
+    """The loop of this name, with the facts that are given replaced. keep_logits: at least in the backward. packing: so many
+    sequences in a row, which makes it padding-free.
+    """
     loop = LOOPS[name]
     logits: KeptLogits = loop.keep_logits
     if keep_logits is not None and keep_logits is (logits == "no"):
@@ -86,6 +106,8 @@ def loop_of(
         loss=loss or loop.loss,
         completion_tokens=completion_tokens,
         ema=ema,
+        padding_free=padding_free or packing is not None,
+        packing=packing or 1,
     )
 
 

@@ -25,8 +25,10 @@ IGNORED = -100
 TRL_TOKENS, TRL_VOCABULARY = 4096, 32768  # TRL 1.16, kernels/chunked_logprob.py and trainer/utils.py
 
 
-def fuse_loss(model: Any, loss: Loss, completion_tokens: int | None = None) -> None:
-    """Replaces the model's forward by that of the library; UnsupportedError for a model that it has none for."""
+def fuse_loss(model: Any, loss: Loss, labelled: int) -> None:
+    """Replaces the model's forward by that of the library; UnsupportedError for a model that it has none for. labelled: tokens
+    of a micro-batch that are predicted.
+    """
     if loss == "model":
         return
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -38,7 +40,7 @@ def fuse_loss(model: Any, loss: Loss, completion_tokens: int | None = None) -> N
     def forward(self: Any, *, labels: Any, num_items_in_batch: Any = None, **inputs: Any) -> Any:
         if loss == "liger":
             return types.SimpleNamespace(loss=_liger_loss(self, labels, num_items_in_batch, inputs), logits=None)
-        return TRLOutputs(_trl_results(completion_tokens, self, labels, inputs), num_items_in_batch)
+        return TRLOutputs(_trl_results(labelled, self, labels, inputs), num_items_in_batch)
 
     whole.forward = types.MethodType(forward, whole)
 
@@ -160,17 +162,14 @@ class TRLOutputs:
         return self.losses.sum() / labelled.clamp(min=1)
 
 
-def _trl_results(completion_tokens: int | None, model: Any, labels: Any, inputs: dict[str, Any]) -> tuple[Any, ...]:
-    """Log-probabilities, entropies and hits of all tokens, and which tokens have labels: those of the completion, else
-    all but the first of each sequence.
+def _trl_results(labelled: int, model: Any, labels: Any, inputs: dict[str, Any]) -> tuple[Any, ...]:
+    """Log-probabilities, entropies and hits of all tokens, and which tokens have labels.
 
     Source: TRL 1.16, trainer/utils.py, add_fused_lm_head
     """
     hidden = _last_states(model, inputs)
     hidden, labels = hidden[:, :-1], labels[:, 1:]
     mask = labels != IGNORED
-    most = mask.shape[1]
-    labelled = mask.shape[0] * (most if completion_tokens is None else min(completion_tokens, most))
     selected = _selected()
     results = _trl_function().apply(
         selected.apply(hidden, mask, labelled),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 FLASH_ATTENTION_2 = "flash_attention_2"  # operator of the flash-attn package's allocations
 EFFICIENT_ATTENTION = "aten._scaled_dot_product_efficient_attention.default"
+FLASH_BLOCK = 128  # rows of a block of flash attention
 BIAS_ALIGNMENT = 8  # a mask's rows are padded to a multiple of this. Source: torch 2.13, attention.cpp, preprocess_mask
 WIDE_HEAD_DIM = 128  # above it the memory-efficient kernel accumulates in memory. Source: torch 2.13, cutlassF.h, kMaxK
 CUDNN_HEAD_DIM = 256  # the most on Hopper. Source: torch 2.13, sdp_utils.cpp, check_cudnn_tensor_shapes
@@ -202,8 +203,11 @@ def efficient_attention(
     return output
 
 
-def flash_attention_2(recorder: Recorder, *, repeated: bool) -> Callable[..., tuple[Any, None]]:
+def flash_attention_2(
+    recorder: Recorder, *, repeated: bool, sequences: int | None = None
+) -> Callable[..., tuple[Any, None]]:
     """An attention function with the allocations of the flash-attn package and transformers' wrapper; it computes nothing.
+    sequences: of one row, which the varlen kernels keep apart; None for rows of equal lengths.
 
     Sources: flash-attn 2.8, csrc/flash_attn/flash_api.cpp, mha_fwd and mha_bwd, and flash_attn_interface.py, which copies only
     tensors whose last dimension is not dense; transformers 5.23, integrations/flash_attention.py. Not counted: the check for
@@ -232,7 +236,7 @@ def flash_attention_2(recorder: Recorder, *, repeated: bool) -> Callable[..., tu
                 gradient = gradient if gradient.stride(-1) == 1 else gradient.contiguous()
                 gradients = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
             with recorder.named(FLASH_SCRATCH):
-                flash_backward_scratch(query.transpose(1, 2), key.transpose(1, 2))
+                flash_backward_scratch(query.transpose(1, 2), key.transpose(1, 2), sequences=sequences or 0)
             return gradients
 
     def attend(module: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> tuple[Any, None]:
@@ -284,19 +288,21 @@ def flash_rounded(head_dim: int) -> int:
     return head_dim + -head_dim % (32 if head_dim <= 128 else 64)
 
 
-def flash_backward_scratch(query: Any, key: Any) -> list[Any]:
+def flash_backward_scratch(query: Any, key: Any, *, sequences: int = 0) -> list[Any]:
     """Scratch of flash attention's backward: row sums, the query's gradient in float32, and with GQA the gradients of K and V
-    per query head. The kernel rounds tokens up to blocks of 128; ignored here, so that sizes stay linear.
+    per query head. The kernel rounds tokens up to blocks of 128; ignored here, so that sizes stay linear. sequences: of varlen
+    kernels, which add such a block for each.
 
-    query, key: (batch, heads, tokens, head_dim). Source: flash-attn 2.8 and torch 2.13, flash_api.cpp, mha_bwd.
+    query, key: (batch, heads, tokens, head_dim). Source: flash-attn 2.8 and torch 2.13, flash_api.cpp, mha_bwd, mha_varlen_bwd.
     """
     import torch
 
     batch, heads, tokens, head_dim = query.shape
     rounded_dim = flash_rounded(head_dim)
+    rows = tokens + FLASH_BLOCK * sequences
     scratch = [
-        query.new_empty((batch, heads, tokens), dtype=torch.float32),
-        query.new_empty((batch, tokens, heads, rounded_dim), dtype=torch.float32),
+        query.new_empty((batch, heads, rows), dtype=torch.float32),
+        query.new_empty((batch, rows, heads, rounded_dim), dtype=torch.float32),
     ]
     if key.shape[1] != heads:
         scratch += [key.new_empty((batch, key.shape[2], heads, head_dim)) for _ in ("key", "value")]

@@ -87,7 +87,7 @@ def train(
 
 def _labelled(model: Any, inputs_of: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], Any]:
     inputs = inputs_of()
-    return inputs, labels_of(model, inputs["input_ids"])
+    return inputs, inputs.pop("labels") if "labels" in inputs else labels_of(model, inputs["input_ids"])
 
 
 def _counted(model: Any, batches: list[tuple[dict[str, Any], Any]]) -> tuple[Any, dict[str, Any]]:

@@ -59,6 +59,7 @@ from .one_rank import (
     standing_at,
     unloaded,
 )
+from .one_row import one_row
 from .optimizers import optimizer_of, page, to_device
 from .recorder import Recorder, recording
 from .selecting import known_selections
@@ -160,14 +161,15 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
     gc.disable()  # A cycle must not be freed at a moment of the collector's choice.
     try:
         with ExitStack() as stack:
-            may_mask = workload.padded or workload.packed or workload.media is not None
+            packed = workload.packed or (workload.loop.in_one_row(workload.batch) or 1) > 1
+            may_mask = workload.padded or packed or workload.media is not None
             masked = may_mask and workload.device == "cuda"
             stack.enter_context(
                 as_on_cuda(
                     recorder if masked else None,
                     cudnn=workload.cudnn,
                     device=workload.device,
-                    packed=workload.packed,
+                    packed=packed,
                 )
             )
             if workload.autocast is not None:
@@ -179,7 +181,7 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
             if workload.media is not None and workload.mode == "train":
                 refuse_a_trained_tower(model)
             run = _runs(model, spec, workload)
-            fuse_loss(model, workload.loop.loss, workload.loop.completion_tokens)
+            fuse_loss(model, workload.loop.loss, workload.loop.labelled_tokens(workload.batch, workload.prompt_tokens))
             if workload.mode != "train":  # a backward keeps tensors of every turn
                 stack.enter_context(few_turns(model))
             elif workload.loop.masked and not workload.padded:
@@ -306,7 +308,11 @@ def _build(
     if flash:
         # The real name requires the package. transformers treats any name with "flash" in it as flash attention.
         name = "traced_flash_attention_2"
-        ALL_ATTENTION_FUNCTIONS[name] = flash_attention_2(recorder, repeated=workload.attention.endswith("repeated"))
+        ALL_ATTENTION_FUNCTIONS[name] = flash_attention_2(
+            recorder,
+            repeated=workload.attention.endswith("repeated"),
+            sequences=workload.loop.in_one_row(workload.batch),
+        )
         stack.callback(ALL_ATTENTION_FUNCTIONS.__delitem__, name)
         model.config._attn_implementation = name
     if workload.mode != "train":
@@ -364,6 +370,8 @@ def _inputs(model: Any, workload: TraceRequest) -> dict[str, Any]:
 
     if workload.media is not None:
         return media_inputs(model, workload.media, batch=workload.batch, prompt_tokens=workload.prompt_tokens)
+    if (sequences := workload.loop.in_one_row(workload.batch)) is not None:
+        return one_row(workload.batch * workload.prompt_tokens, sequences)
     input_ids = torch.zeros(workload.batch, workload.prompt_tokens, dtype=torch.int64)
     masked = workload.padded or (workload.mode == "train" and workload.loop.masked)
     return {"input_ids": input_ids, **({"attention_mask": torch.ones_like(input_ids)} if masked else {})}

@@ -116,6 +116,23 @@ def test_sft_checkpoints_by_default_and_labels_completions(tmp_path: Path, capsy
     assert any("4 tokens of a micro-batch have labels" in sentence for sentence in answer["predicted"]["assumptions"])
 
 
+def test_a_row_of_packed_sequences_has_a_mask_but_not_with_flash_attention(tmp_path: Path, capsys: Capture) -> None:
+    """Two rows of 512 tokens in one: 2 B for each pair of tokens in each of two layers, without checkpointing."""
+    path = write_config(tmp_path, {**FAMILIES["qwen3"], "max_position_embeddings": 1024})
+    run = ("memory", path, "--mode", "train", "--context", "512", "--batch", "2", "--loop", "sft", "--no-checkpointing")
+    alone, packed, flash = (
+        answered(capsys, *run, *options)
+        for options in ([], ["--packing", "4"], ["--packing", "4", "--attention", "flash_attention_2"])
+    )
+    assert_keeps_to_the_schema(packed)
+    assert [answer["training"]["sequences_in_row"] for answer in (alone, packed, flash)] == [None, 8, 8]
+    peaks = [answer["predicted"]["moments"]["peak"]["activations_bytes"] for answer in (alone, packed, flash)]
+    assert peaks[1] - peaks[0] > 3 * 1024**2
+    assert peaks[2] - peaks[0] < 1024**2
+    assert any("8 sequences of equal lengths" in sentence for sentence in packed["predicted"]["assumptions"])
+    assert any("varlen kernels" in sentence for sentence in flash["predicted"]["assumptions"])
+
+
 def test_a_moving_average_is_as_large_as_the_model(tmp_path: Path, capsys: Capture) -> None:
     path = write_config(tmp_path, FAMILIES["qwen3"])
     bare, averaged = (
@@ -172,6 +189,16 @@ def test_fit_does_not_search_with_a_fused_loss(options: list[str], tmp_path: Pat
         (["--mode", "train", "--completion-only", "8"], 2, "--completion-only needs --loss trl"),
         (["--mode", "train", "--loop", "sft", "--context", "8", "--completion-only", "9"], 2, "must not be longer"),
         (["--mode", "train", "--loop", "sft", "--lora", "4", "--dtype", "bnb-nf4"], 7, "quantised base"),
+        (["--mode", "train", "--packing", "2"], 2, "needs --loop sft"),
+        (["--padding-free"], 2, "--padding-free is for --mode train"),
+        (["--mode", "train", "--loop", "sft", "--context", "8", "--packing", "9"], 2, "do not fit --context 8"),
+        (["--mode", "train", "--loop", "sft", "--padding-free", "--padded"], 2, "have no padding"),
+        (
+            ["--mode", "train", "--loop", "sft", "--context", "8", "--packing", "4", "--completion-only", "3"],
+            2,
+            "2 tokens",
+        ),
+        (["--mode", "train", "--loop", "sft", "--packing", "4", "--fsdp", "2"], 7, "--loop"),
     ],
 )
 def test_what_is_contradictory_or_unknown_is_one_line(

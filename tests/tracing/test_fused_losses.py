@@ -75,6 +75,12 @@ def test_completions_alone_are_labelled_as_in_the_real_sft_trainer() -> None:
     assert 0 <= peak - 79_240_622 <= NUMBERS_BYTES
 
 
+def test_packed_sequences_are_one_row_as_in_the_real_sft_trainer() -> None:
+    """As above with packing (3 sequences in each of 2 rows of 48 tokens), in float32 without checkpointing."""
+    peak = peak_bytes(events_of("trl", 40_000, UNTIED, loop=loop_of("sft", packing=3), accumulate=2))
+    assert 0 <= peak - 85_350_615 <= NUMBERS_BYTES
+
+
 def test_liger_halves_chunks_until_their_logits_are_as_large_as_the_states() -> None:
     """The example in liger-kernel 0.8.5, ops/fused_linear_cross_entropy.py: 16,384 tokens, 32,000 entries, 4,096 dimensions."""
     assert liger_rows(4096 * 4, 4096, 32000) == 2048

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 
-from qwen_inspect.results.timeline import Allocate, Free, living
+from qwen_inspect.results.timeline import FLASH_SCRATCH, Allocate, Free, living
 from qwen_inspect.results.training import LoopName, loop_of
 
 from ..support.families import FAMILIES
@@ -31,14 +33,39 @@ def micro_batch(*_: object) -> dict[str, Any]:
     }
 
 
+def packed_micro_batch(sequences: int) -> dict[str, Any]:
+    """As TRL 1.16's DataCollatorForLanguageModeling(padding_free=True) gives it to the model: one row."""
+    import torch
+
+    tokens = BATCH * PROMPT
+    length = tokens // sequences
+    row = {name: torch.zeros(1, tokens, dtype=torch.int64) for name in ("input_ids", "labels", "position_ids")}
+    bounds = {name: torch.zeros(sequences + 1, dtype=torch.int32) for name in ("cu_seq_lens_q", "cu_seq_lens_k")}
+    positions, starts = row["position_ids"].view(sequences, length), row["labels"].view(sequences, length)
+    for position in range(length):
+        positions[:, position].fill_(position)
+    starts[:, 0].fill_(-100)
+    numbers = torch.zeros(1, tokens, dtype=torch.int32)
+    return {**row, **bounds, "max_length_q": length, "max_length_k": length, "seq_idx": numbers}
+
+
 class OnHost:
     """A micro-batch that takes memory once it is moved to the device: the loader has one more of them on the host."""
 
+    def __init__(self, make: Callable[[], dict[str, Any]]) -> None:
+        self.make = make
+
     def to(self, *_: object, **__: object) -> dict[str, Any]:
-        return micro_batch()
+        return self.make()
 
 
-def trainer(model: Any, folder: Path, accumulate: int, **options: Any) -> Callable[[], object]:
+def trainer(
+    model: Any,
+    folder: Path,
+    accumulate: int,
+    make: Callable[[], dict[str, Any]] = micro_batch,
+    **options: Any,
+) -> Callable[[], object]:
     """The real Trainer, which ends with its optimizer and its last micro-batches."""
     import transformers
 
@@ -60,7 +87,7 @@ def trainer(model: Any, folder: Path, accumulate: int, **options: Any) -> Callab
         model=model,
         args=arguments,
         train_dataset=[{"number": number} for number in range(STEPS * BATCH * accumulate)],
-        data_collator=lambda _: OnHost(),
+        data_collator=lambda _: OnHost(make),
     )
     made._get_train_sampler = lambda *_: None  # in order: shuffling takes memory of the host
     for callback in list(made.callback_handler.callbacks):
@@ -130,7 +157,12 @@ def is_of_loop(allocation: Allocate) -> bool:
 
 
 def left_over(
-    run: Callable[[], object], config: Mapping[str, Any], loop: LoopName, *, ema: bool = False, **workload: Any
+    run: Callable[[], object],
+    config: Mapping[str, Any],
+    loop: LoopName,
+    *,
+    facts: Mapping[str, Any] = MappingProxyType({}),
+    **workload: Any,
 ) -> list[int]:
     """Bytes of what the real run still has and the trace has not, after both were followed request by request."""
     workload = {"optimizer": "adamw_foreach", **workload}
@@ -141,11 +173,11 @@ def left_over(
         prompt_tokens=PROMPT,
         steps=STEPS,
         device="cpu",
-        loop=loop_of(loop, ema=ema),
+        loop=loop_of(loop, **facts),
         **workload,
     )
     events = on_cpu(timeline)
-    if loop == "trainer":  # which has returned, and with it what its loop named
+    if loop in ("trainer", "sft"):  # which has returned, and with it what its loop named
         events += [Free(allocation.id) for allocation in living(events) if is_of_loop(allocation)]
     left = follow(profiled(run), events, Run({}, {}, {})).scratch
     return [change.size_bytes for change in left.values()]
@@ -171,6 +203,47 @@ def test_trainer_takes_what_its_loop_says(
     run = trainer(real_model(config).train(), tmp_path, accumulate, **arguments)
     left = left_over(run, config, "trainer", accumulate=accumulate, **workload)
     assert left == [STEP_COUNTER_BYTES] * counters
+
+
+@pytest.mark.parametrize(
+    ("family", "facts", "accumulate"),
+    [
+        ("qwen3", {"packing": 3}, 2),
+        pytest.param("qwen3", {"padding_free": True}, 1, marks=pytest.mark.exhaustive),
+        pytest.param("qwen3 with a sliding window", {"packing": 2}, 1, marks=pytest.mark.exhaustive),
+        pytest.param("qwen3_moe", {"packing": 2}, 1, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_row_of_several_sequences_has_their_positions_and_a_mask(
+    family: str, facts: Mapping[str, Any], accumulate: int, tmp_path: Path
+) -> None:
+    """TRL's row in the real Trainer: transformers sees the sequences in it, and SDPA attends with a mask."""
+    config = FAMILIES[family]
+    sequences = BATCH * facts.get("packing", 1)
+    run = trainer(real_model(config).train(), tmp_path, accumulate, functools.partial(packed_micro_batch, sequences))
+    facts = {"loss": "model", **facts}
+    assert left_over(run, config, "sft", facts=facts, accumulate=accumulate, optimizer="adamw_fused") == []
+
+
+def test_flash_attention_keeps_the_sequences_of_a_row_apart_in_blocks() -> None:
+    """flash-attn 2.8.3, mha_varlen_bwd: 128 rows for each of 6 sequences of 96 tokens, 4 heads of 32 in float32."""
+    requested = dict[str, set[int]]()
+    for name, packing in (("rows", None), ("one row", 3)):
+        timeline = traced(
+            FAMILIES["qwen3"],
+            mode="train",
+            batch=BATCH,
+            prompt_tokens=PROMPT,
+            attention="flash_attention_2",
+            loop=loop_of("sft", loss="model", packing=packing),
+        )
+        requested[name] = {
+            event.size_bytes
+            for event in timeline.events
+            if isinstance(event, Allocate) and event.operator == FLASH_SCRATCH
+        }
+    assert requested["rows"] >= {4 * 96 * 4, 96 * 4 * 32 * 4}
+    assert requested["one row"] >= {4 * 864 * 4, 864 * 4 * 32 * 4}
 
 
 @pytest.mark.exhaustive
@@ -203,7 +276,7 @@ def test_a_moving_average_is_a_copy_that_torch_changes_in_place() -> None:
     """Beside its own counter, and the copies that it makes of numbers."""
     config = FAMILIES["qwen3"]
     model = real_model(config).train()
-    left = left_over(plain(model, 1, ema=True), config, "plain", ema=True)
+    left = left_over(plain(model, 1, ema=True), config, "plain", facts={"ema": True})
     assert sorted(left) == sorted([STEP_COUNTER_BYTES] * len(list(model.parameters())) + [8])
 
 

@@ -46,6 +46,8 @@ TEXT = {
     "help_keep_logits": "with --mode train: keep the forward's outputs, logits among them, through the backward",
     "help_completion_only": "with --loss trl: labels on so many tokens at the end of each sequence alone (TRL's completion_only_loss)",
     "help_loss": "with --mode train: the class's own loss, or one that makes no logits of all tokens: Liger's fused linear cross entropy, TRL's chunked head (default: model)",
+    "help_padding_free": "with --loop sft: the sequences of a micro-batch in one row, without padding (TRL's padding_free)",
+    "help_packing": "with --loop sft: so many sequences packed into each --context, and a micro-batch in one row (TRL's packing)",
     "help_ema": "with --mode train: keep a moving average (EMA) of the weights, as torch's AveragedModel does",
     "help_clip": "with --mode train: clip gradients to a norm of 1 before the optimizer's step",
     "help_transformers": "predict this version of transformers where it is known to differ from the installed one (4.53 to 4.57, training)",

@@ -59,6 +59,8 @@ class TrainingJSON(TypedDict):
     """Whether a moving average of all weights is kept, which is counted with the optimizer."""
     completion_tokens: Positive | None
     """Tokens with labels at the end of each sequence; null for all."""
+    sequences_in_row: Positive | None
+    """Sequences of a micro-batch's one row (packing, padding-free); null if each is a row of its own."""
     trainable_parameters: Count
     base_parameters: Count
     all_parameters: Count
@@ -156,6 +158,7 @@ def _training(training: Training, run: Run) -> TrainingJSON:
         "loss": run.loop.loss,
         "ema": run.loop.ema,
         "completion_tokens": run.loop.completion_tokens,
+        "sequences_in_row": run.loop.in_one_row(run.batch),
         "trainable_parameters": training.trainable,
         "base_parameters": training.base_parameters,
         "all_parameters": training.all_parameters,
