@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
@@ -38,6 +37,8 @@ def calibrated(
         served_logs.forget(entry for entry in served_logs.kept() if entry.key == key)
         return served(serving)
     if log is not None and answer.log is not None:
+        import datetime
+
         date = datetime.date.today().isoformat()
         entry = _entry(log, answer, card, date)
         if entry is not None:

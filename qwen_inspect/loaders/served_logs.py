@@ -19,8 +19,10 @@ MOST_ENTRIES, LONGEST_NAME, LARGEST_BYTES = 1000, 200, 1 << 50
 
 def kept() -> tuple[ServedLog, ...]:
     content = header_cache.read_named(NAME)
+    if not content:
+        return ()
     try:
-        stored = json.loads(content or b"{}")
+        stored = json.loads(content)
         entries = stored["entries"] if stored.get("version") == VERSION else []
         if stored.get("checksum") != _checksum(entries) or len(entries) > MOST_ENTRIES:
             return ()

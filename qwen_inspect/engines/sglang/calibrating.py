@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ...results.model import Report
 from ...results.serving import ServedLog, Serving
 from ...units import GIB
-from ..vllm.log import Log
 from .release import VERSION
+
+if TYPE_CHECKING:
+    from ..vllm.log import Log
 
 ROUNDING_BYTES = GIB // 50  # of two figures of 0.01 GiB, and what is taken between weights and pools
 Key = tuple[str, str, str, int, int, int, bool]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ...results.model import Report
 from ...results.serving import LogTerm, Reserved, ServedLog, Serving, VllmReserve
 from ...units import GIB
-from .log import ADDED_UP, Log, beside_weights
 from .releases import Release, release
+
+if TYPE_CHECKING:
+    from .log import Log
 
 
 def key_of(report: Report, serving: Serving, card: str, version: Release) -> tuple[str, str, str, int, int, int, bool]:
@@ -50,6 +54,8 @@ def served_log(
     date: str,
 ) -> ServedLog | None:
     """What of a log is kept; None if it prints neither what lies outside of PyTorch nor a budget."""
+    from .log import ADDED_UP
+
     printed = {term.name: term for term in terms}
     outside = printed.get("non_torch")
     if outside is None:
@@ -83,6 +89,8 @@ def served_log(
 
 def _together(log: Log, reserve: VllmReserve) -> int | None:
     """What lies outside of PyTorch and graphs take, from what is left of the budget less the peak, which is worked out."""
+    from .log import beside_weights
+
     terms = {term.name: term for term in reserve.terms}
     if "activation" not in terms:
         return None
