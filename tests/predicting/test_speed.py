@@ -143,10 +143,10 @@ def test_no_published_run_is_faster_than_its_bound() -> None:
 
 
 def test_no_card_generates_faster_than_its_memory_is_read() -> None:
-    """Published runs of llama.cpp on 17 cards: each reads its weights and cache at half to five sixths of the bandwidth."""
+    """Published runs of llama.cpp on 23 cards: each reads its weights and cache at half to five sixths of the bandwidth."""
     report = inspect("Qwen/Qwen3-8B", source="catalog")
     shares = [speed_of(report, Run(), card.name).measured_share for card in gpus.table() if card.generation is not None]
-    assert len(shares) == 17
+    assert len(shares) == 23
     assert all(share is not None and 0.5 < share < 0.84 for share in shares)
     assert speed_of(report, Run(), "H100 SXM").measured_share is None
 
@@ -157,7 +157,7 @@ def test_no_card_generates_faster_than_its_memory_is_read() -> None:
         (["--speed"], "--gpu NAME"),
         (["--speed", "--gpu", "h100", "--mode", "train"], "--mode train"),
         (["--speed", "--gpu", "h100", "--tp", "2"], "--tp"),
-        (["--speed", "--gpu", "RTX 4060"], "No source gives the memory bandwidth of RTX 4060"),
+        (["--speed", "--gpu", "RTX 5060"], "No source gives the memory bandwidth of RTX 5060"),
     ],
 )
 def test_what_has_no_bound_is_refused_in_a_line(options: list[str], sentence: str) -> None:
