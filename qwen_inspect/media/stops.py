@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import UnsupportedError
+from ..errors import QwenInspectError
 from ..loaders.processors import read_processors
 from ..loaders.resolve import Access
 from ..results.media import Media, Request, Typed
@@ -31,12 +31,14 @@ SIDES = (
 
 
 def image_stops(report: Report, access: Access) -> Media | None:
-    """A square image of each of SIDES; None for a model that sees none, or whose processor is not known."""
+    """A square image of each of SIDES; None for a model that sees none, or whose processor is not known or cannot be read: a page
+    is shown without these sliders, and `--image` says why.
+    """
     config = report.config or {}
     if "vision_config" not in config:
         return None
     request = Request(typed=tuple(Typed(text=f"{side}x{side}", width=side, height=side) for side in SIDES))
     try:
         return media_of(config, read_processors(report.ref, PROCESSOR_FILES, access), request)
-    except UnsupportedError:
+    except QwenInspectError:
         return None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page
+
+from qwen_inspect import inspect
 
 from ..support.models import run
 from ..support.pages import opened
@@ -75,3 +78,18 @@ def test_a_model_that_sees_no_image_has_no_such_sliders(tmp_path: Path) -> None:
     path = tmp_path / "memory.html"
     assert run("memory", "catalog:Qwen/Qwen3-0.6B", "--format", "html", "-o", path, "--quiet").code == 0
     assert 'class="live images"' not in path.read_text(encoding="utf-8")
+
+
+def test_a_damaged_processor_takes_the_sliders_alone(tmp_path: Path) -> None:
+    config = inspect("Qwen/Qwen2-VL-2B-Instruct", source="catalog").config
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shown = []
+    for patch in (14, -14):
+        (tmp_path / "preprocessor_config.json").write_text(
+            json.dumps({"image_processor_type": "Qwen2VLImageProcessor", "patch_size": patch})
+        )
+        path = tmp_path / f"{patch}.html"
+        assert run("memory", tmp_path, "--format", "html", "-o", path, "--quiet").code == 0
+        shown.append('class="live images"' in path.read_text(encoding="utf-8"))
+    assert shown == [True, False]
+    assert run("attention", tmp_path, "--image", "448x448", "--quiet").code == 6
