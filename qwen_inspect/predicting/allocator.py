@@ -193,6 +193,11 @@ class Driver:
         self._leave(self.lowest + size_bytes, step_bytes - size_bytes)
         return self.lowest
 
+    def next_address(self, size_bytes: int) -> int:
+        """The address that the next segment will have, if it is of this size."""
+        room = self.next_rest(size_bytes)
+        return self.lowest - -(-size_bytes // DRIVER_STEP_BYTES) * DRIVER_STEP_BYTES if room is None else room[0]
+
     def next_rest(self, size_bytes: int) -> tuple[int, int] | None:
         """The address and size of the rest in which a segment of this size is placed; None if that needs a new range."""
         with_room = [(addresses[0], rest) for rest, addresses in self.rests.items() if rest >= size_bytes and addresses]

@@ -23,8 +23,10 @@ from ..values import replace
 from .allocator import Allocator, HostAllocator, OutOfMemory
 from .allocator_settings import read_settings
 from .assumptions import _part_assumptions, assumptions
+from .folded_replay import folded_reserved
 from .on_device import BUFFER, PARAMETER, WORKSPACE, growing, on_device
 from .quick_replay import Peak, quick_peak
+from .region_steps import Steps
 from .replay import WARM_UP, Replay, least_reserved, replay_folded, reserved_up_to, warm_up_bytes
 from .reserved import can_be_worked_out
 from .turns import with_all_turns
@@ -90,11 +92,18 @@ def _whole(timeline: Timeline, run: Run) -> Timeline:
     return growing(timeline, run.new_tokens) if run.device == "cuda" else timeline
 
 
-def reserved_within(timeline: Timeline, run: Run, most_bytes: int) -> int:
-    """`peak_reserved` of the run's footprint on a GPU; if more than `most_bytes`, some figure above that, known sooner."""
+def reserved_within(timeline: Timeline, run: Run, most_bytes: int, steps: Steps) -> int:
+    """`peak_reserved` of the run's footprint on a GPU; if more than `most_bytes`, some figure above that, known sooner.
+
+    steps: of loops, known from other runs of the same trace.
+    """
     whole, allocator = _whole(with_all_turns(timeline, run), run), _allocator(run)
     least = least_reserved(whole, allocator.settings)
-    return least if least > most_bytes else reserved_up_to(whole, allocator, most_bytes)
+    if least > most_bytes:
+        return least
+    is_usual = can_be_worked_out(allocator.settings)
+    quick = folded_reserved(whole, allocator.settings, most_bytes, steps) if is_usual else None
+    return reserved_up_to(whole, allocator, most_bytes) if quick is None else quick
 
 
 def _allocator(run: Run) -> Allocator:

@@ -8,47 +8,110 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from .allocator import SMALL_BYTES, Allocator, Block
+from .allocator import SMALL_BYTES, Allocator, Block, Settings
 
 ADDRESS_BITS = 72
 ADDRESS = (1 << ADDRESS_BITS) - 1
 HIGHEST_ADDRESS = 1 << 71
 FREE, STATE = 0, -1
+Span = tuple[int, int]  # start, bytes
 Piece = tuple[int, int, int]  # start, bytes, and how many outputs, FREE or STATE
+
+
+class Regions:
+    """free: of the small pool and of the large. size_at, start_of: of free blocks, by their starts and by their ends. state:
+    start and size of the block that each turn replaces. outputs: those that were made, if `counts_outputs`. sizes: of regions, by
+    their starts."""
+
+    counts_outputs = True
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.sizes: dict[int, int] = {}
+        self.free: tuple[list[int], list[int]] = ([], [])
+        self.size_at: dict[int, int] = {}
+        self.start_of: dict[int, int] = {}
+        self.outputs: list[Piece] = []
+        self.state = 0, 0
+        self.allocated_bytes = self.most_allocated_bytes = 0
+        self.starts: list[int] = []  # of the regions, in order
+
+    @property
+    def reserved_bytes(self) -> int:
+        raise NotImplementedError
+
+    def add_segment(self, size_bytes: int) -> tuple[int, int]:
+        """The start and the size of a new segment for a block of this size, not yet among the free ones."""
+        raise NotImplementedError
+
+    def next_segment(self, size_bytes: int) -> int:
+        """The start of the segment that `add_segment` would add."""
+        raise NotImplementedError
+
+    def room_above(self, start: int, segment_bytes: int) -> int:
+        """How many of the next segments of this size lie in ascending order above a region."""
+        raise NotImplementedError
+
+    def region_of(self, start: int) -> int:
+        return self.starts[bisect_right(self.starts, start) - 1]
+
+    def put(self, blocks: Sequence[Span], pool: int) -> None:
+        """Adds free blocks."""
+        self.size_at.update(blocks)
+        self.start_of.update([(start + size, start) for start, size in blocks])
+        self.free[pool].extend([size << ADDRESS_BITS | start for start, size in blocks])
+        self.free[pool].sort()
+
+    def drop(self, blocks: Sequence[Span], pool: int) -> None:
+        """Takes free blocks away."""
+        for start, size in blocks:
+            del self.size_at[start], self.start_of[start + size]
+        free = self.free[pool]
+        free[:] = sorted({*free}.difference([size << ADDRESS_BITS | start for start, size in blocks]))
+
+    def cut(self, start: int, count: int, output_bytes: int) -> None:
+        """Makes so many outputs side by side from the free block that starts here."""
+        size, pool, taken = self.size_at[start], int(output_bytes > SMALL_BYTES), count * output_bytes
+        del self.size_at[start]
+        self.free[pool].remove(size << ADDRESS_BITS | start)
+        insort(self.free[pool], (size - taken) << ADDRESS_BITS | start + taken)
+        self.size_at[start + taken], self.start_of[start + size] = size - taken, start + taken
+        self.outputs.append((start, taken, count))
 
 
 class Region(NamedTuple):
     """pool: 0 small, 1 large. pieces: what it had at first. before, after: the blocks around it."""
 
     address: int
-    size_bytes: int
     pool: int
     pieces: list[Piece]
     before: Block | None
     after: Block | None
 
 
-class Regions:
-    """free: of the small pool and of the large. size_at, start_of: of free blocks, by their starts and by their ends. state:
-    start and size of the block that each turn replaces. outputs: those that were made. by_start: each region."""
+class AllocatorRegions(Regions):
+    """Those of an `Allocator`, to which they are written at the end. by_start: each region."""
 
     def __init__(self, allocator: Allocator, state: Block) -> None:
+        super().__init__(allocator.settings)
         self.allocator = allocator
         self.by_start: dict[int, Region] = {}
-        self.free: tuple[list[int], list[int]] = ([], [])
-        self.size_at: dict[int, int] = {}
-        self.start_of: dict[int, int] = {}
-        self.outputs: list[Piece] = []
-        self.state = 0, 0
         self.allocated_bytes = self.most_allocated_bytes = allocator.allocated_bytes
         for pool in allocator.pools:
             for _, _, block in pool.free:
                 self._add(block, state)
         self._add(state, state)
-        self._starts = sorted(self.by_start)
+        self.starts = sorted(self.by_start)
+
+    @property
+    def reserved_bytes(self) -> int:
+        return self.allocator.reserved_bytes
+
+    def room_above(self, start: int, segment_bytes: int) -> int:
+        return self.allocator.room_above(self.by_start[start].address, segment_bytes)
 
     def _add(self, block: Block, state: Block) -> None:
         """Adds the region of a block, unless it is there."""
@@ -64,41 +127,19 @@ class Regions:
             if after is state:
                 self.state = start, after.size_bytes
             else:
-                self.put(start, after.size_bytes, pool)
+                self.put([(start, after.size_bytes)], pool)
             start, after = start + after.size_bytes, after.next
-        self.by_start[first] = Region(block.address, start - first, pool, pieces, block.previous, after)
+        self.by_start[first] = Region(block.address, pool, pieces, block.previous, after)
+        self.sizes[first] = start - first
 
     def add_segment(self, size_bytes: int) -> tuple[int, int]:
-        """The start and the size of a new segment for a block of this size, not yet among the free ones."""
-        segment_bytes = self.allocator.settings.segment_bytes(size_bytes)
+        segment_bytes = self.settings.segment_bytes(size_bytes)
         address = self.allocator.place_segment(segment_bytes)
         start = 2 * address + HIGHEST_ADDRESS
-        self.by_start[start] = Region(address, segment_bytes, int(size_bytes > SMALL_BYTES), [], None, None)
-        insort(self._starts, start)
+        self.by_start[start] = Region(address, int(size_bytes > SMALL_BYTES), [], None, None)
+        self.sizes[start] = segment_bytes
+        insort(self.starts, start)
         return start, segment_bytes
-
-    def region_of(self, start: int) -> int:
-        return self._starts[bisect_right(self._starts, start) - 1]
-
-    def put(self, start: int, size: int, pool: int) -> None:
-        insort(self.free[pool], size << ADDRESS_BITS | start)
-        self.size_at[start], self.start_of[start + size] = size, start
-
-    def drop(self, regions: Collection[int], pool: int) -> None:
-        """Takes away all free blocks of these regions."""
-        free = self.free[pool]
-        gone = [entry for entry in free if self.region_of(entry & ADDRESS) in regions]
-        for entry in gone:
-            start, size = entry & ADDRESS, entry >> ADDRESS_BITS
-            del self.size_at[start], self.start_of[start + size]
-        free[:] = sorted({*free}.difference(gone))
-
-    def cut(self, start: int, count: int, output_bytes: int) -> None:
-        """Makes so many outputs side by side from the free block that starts here."""
-        size, pool, taken = self.size_at.pop(start), int(output_bytes > SMALL_BYTES), count * output_bytes
-        self.free[pool].remove(size << ADDRESS_BITS | start)
-        self.outputs.append((start, taken, count))
-        self.put(start + taken, size - taken, pool)
 
     def _by_region(self, pieces: Iterable[Piece]) -> dict[int, list[Piece]]:
         """The pieces of each region, in order."""

@@ -226,7 +226,7 @@ def after_loading(weights_bytes: Iterable[int], settings: Settings, *, warm_up_b
     return loaded
 
 
-def _segment_address(address: int) -> int:
+def segment_address(address: int) -> int:
     """Maps a driver address to one that is not negative, with gaps between segments so that their blocks never merge."""
     return HIGHEST_ADDRESS + address + address // MIB
 
@@ -240,7 +240,7 @@ class QuickAllocator:
     def __init__(
         self, blocks: Sequence[int], stream: Stream, settings: Settings, before: QuickAllocator | None = None
     ) -> None:
-        self._stream = stream
+        self._stream, self.settings = stream, settings
         self._blocks = list(map(blocks.__getitem__, stream.size_of))
         self._segments = {size: settings.segment_bytes(size) for size in set(blocks)}
         self._addresses, self._sizes = [0] * len(self._blocks), list(self._blocks)
@@ -320,7 +320,7 @@ class QuickAllocator:
         cycles, length = (repeat.times - now.turn) // turns, turns * repeat.requests
         first = repeat.first_request + earlier.turn * repeat.requests
         addresses, sizes = self._addresses[first : first + length], self._sizes[first : first + length]
-        moved, lowest = earlier.lowest - now.lowest, _segment_address(earlier.lowest)
+        moved, lowest = earlier.lowest - now.lowest, segment_address(earlier.lowest)
         moved_address = moved + moved // MIB
         for cycle in range(1, cycles + 1):
             begin = first + cycle * length
@@ -355,7 +355,7 @@ class QuickAllocator:
                     del size_at[start]
                 else:
                     whole = self._segments[size]
-                    start = _segment_address(self._driver.place(whole))
+                    start = segment_address(self._driver.place(whole))
                     self._segment_sizes.append(whole)
                     self.reserved_bytes += whole
                     if self.reserved_bytes > most:

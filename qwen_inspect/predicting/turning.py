@@ -14,7 +14,8 @@ from itertools import accumulate
 from ..results.timeline import Allocate
 from .allocator import SMALL_BYTES, UNLIMITED_BYTES, Allocator, Block
 from .region_cycles import RegionCycles
-from .regions import ADDRESS, ADDRESS_BITS, Regions
+from .region_steps import Steps
+from .regions import ADDRESS, ADDRESS_BITS, AllocatorRegions, Regions
 from .token_loops import Turn
 
 LONGEST_CYCLE = 4  # turns after which requests get the same blocks again
@@ -27,7 +28,26 @@ def replay_turns(allocator: Allocator, blocks: dict[int, Block], turn: Turn, cou
     limited = settings.expandable_segments or settings.max_split_bytes != UNLIMITED_BYTES
     if limited or allocator.capacity_bytes != UNLIMITED_BYTES or not min(*sizes, count):
         return [_replay(allocator, blocks, turn) for _ in range(count)]
-    return _Turns(allocator, blocks, turn).replay(count)
+    regions = AllocatorRegions(allocator, blocks[turn.state])
+    Turns(regions, turn).replay(count)
+    return _written(regions, blocks, turn, count)
+
+
+def _written(regions: AllocatorRegions, blocks: dict[int, Block], turn: Turn, count: int) -> list[Block]:
+    """Writes what was replayed to the allocator and to `blocks`; returns the outputs' blocks."""
+    made = {event.id: event.size_bytes for event in turn.events if isinstance(event, Allocate)}
+    state, outputs = regions.written(output_bytes=turn.output.size_bytes, state_bytes=made[turn.state])
+    blocks[turn.state] = state or blocks[turn.state]
+    made[turn.before] = made[turn.state]
+    sizes = (made[event.id] if isinstance(event, Allocate) else -made[event.id] for event in turn.events)
+    before_last = (count - 1) * turn.output.size_bytes
+    regions.allocator.record(
+        allocated_bytes=regions.allocated_bytes,
+        most_allocated_bytes=regions.most_allocated_bytes,
+        requested_bytes=count * turn.output.size_bytes,
+        most_requested_bytes=before_last + max(accumulate(sizes)),
+    )
+    return outputs
 
 
 def _replay(allocator: Allocator, blocks: dict[int, Block], turn: Turn) -> Block:
@@ -42,48 +62,39 @@ def _replay(allocator: Allocator, blocks: dict[int, Block], turn: Turn) -> Block
     return now[turn.output.id]
 
 
-class _Turns:
+class Turns:
     """A loop over the regions of an allocator."""
 
-    def __init__(self, allocator: Allocator, blocks: dict[int, Block], turn: Turn) -> None:
-        self._blocks, self._turn = blocks, turn
-        self._regions = Regions(allocator, blocks[turn.state])
-        block_bytes = allocator.settings.block_bytes
+    def __init__(self, regions: Regions, turn: Turn, steps: Steps | None = None) -> None:
+        self._regions = regions
+        block_bytes = regions.settings.block_bytes
         places: dict[int, int] = {turn.before: 0, turn.state: 1, turn.output.id: 2}
-        self._steps = [  # block size, 0 to free; place of the block
-            (
-                block_bytes(event.size_bytes) if isinstance(event, Allocate) else 0,
-                places.setdefault(event.id, len(places)),
-            )
-            for event in turn.events
-        ]
+        self._program = tuple(
+            [  # block size, 0 to free; place of the block
+                (
+                    block_bytes(event.size_bytes) if isinstance(event, Allocate) else 0,
+                    places.setdefault(event.id, len(places)),
+                )
+                for event in turn.events
+            ]
+        )
         self._places = len(places)
         self._output_bytes = block_bytes(turn.output.size_bytes)
-        self._cycles = RegionCycles(self._regions, [size for size, _ in self._steps if size], self._output_bytes)
+        self._cycles = RegionCycles(regions, self._program, self._output_bytes, steps)
 
-    def replay(self, count: int) -> list[Block]:
+    def replay(self, count: int) -> None:
         left = count
         while left:
-            left -= self._play(left)
+            done = self._cycles.known(left)
+            if not done:
+                done = self._play(left)
+                self._cycles.learn(done, at_most=left)
+            left -= done
             left -= self._cycles.skip(left) if left else 0
-        turn, regions = self._turn, self._regions
-        made = {event.id: event.size_bytes for event in turn.events if isinstance(event, Allocate)}
-        state, outputs = regions.written(output_bytes=turn.output.size_bytes, state_bytes=made[turn.state])
-        self._blocks[turn.state] = state or self._blocks[turn.state]
-        made[turn.before] = made[turn.state]
-        sizes = (made[event.id] if isinstance(event, Allocate) else -made[event.id] for event in turn.events)
-        before_last = (count - 1) * turn.output.size_bytes
-        regions.allocator.record(
-            allocated_bytes=regions.allocated_bytes,
-            most_allocated_bytes=regions.most_allocated_bytes,
-            requested_bytes=count * turn.output.size_bytes,
-            most_requested_bytes=before_last + max(accumulate(sizes)),
-        )
-        return outputs
 
     def _play(self, turns: int) -> int:
         """Plays turns, at most so many, until one takes a region of those that `RegionCycles` counts; returns how many."""
-        regions, cycles, steps, output_bytes = self._regions, self._cycles, self._steps, self._output_bytes
+        regions, cycles, steps, output_bytes = self._regions, self._cycles, self._program, self._output_bytes
         small, large = regions.free
         size_at, start_of, outputs = regions.size_at, regions.start_of, regions.outputs
         starts, sizes = [0] * self._places, [0] * self._places

@@ -11,6 +11,7 @@ from qwen_inspect.engines.transformers.demand import TransformersDemand
 from qwen_inspect.loaders import gpus
 from qwen_inspect.predicting.footprint import reserved_within
 from qwen_inspect.predicting.predict import predict
+from qwen_inspect.predicting.region_steps import Steps
 from qwen_inspect.results.memory import MemoryReport, Run
 from qwen_inspect.results.model import Report
 from qwen_inspect.results.timeline import Timeline
@@ -82,10 +83,10 @@ def test_another_card_with_the_same_kernels_needs_no_other_prediction(monkeypatc
 def test_a_folded_run_is_replayed_once_for_all_amounts_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     replays = 0
 
-    def counted(timeline: Timeline, run: Run, most_bytes: int) -> int:
+    def counted(timeline: Timeline, run: Run, most_bytes: int, steps: Steps) -> int:
         nonlocal replays
         replays += 1
-        return reserved_within(timeline, run, most_bytes)
+        return reserved_within(timeline, run, most_bytes, steps)
 
     monkeypatch.setattr(traced_run, "reserved_within", counted)
     report = inspect("state-spaces/mamba-2.8b-hf", source="catalog")

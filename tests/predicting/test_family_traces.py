@@ -18,15 +18,18 @@ from benchmarks.structures import bases, small
 from qwen_inspect.errors import QwenInspectError, UnsupportedError
 from qwen_inspect.loaders import catalog
 from qwen_inspect.predicting import turning
-from qwen_inspect.predicting.allocator import Allocator
+from qwen_inspect.predicting.allocator import DEFAULTS, UNLIMITED_BYTES, Allocator
 from qwen_inspect.predicting.family_file import SHIPPED, read
 from qwen_inspect.predicting.family_trace import NotCovered, Variables
+from qwen_inspect.predicting.folded_replay import folded_reserved
 from qwen_inspect.predicting.kept_trace import Point
 from qwen_inspect.predicting.outline import options_of
+from qwen_inspect.predicting.region_steps import Steps
 from qwen_inspect.predicting.replay import replay, replay_folded
 from qwen_inspect.predicting.segments import deepen, fixed
 from qwen_inspect.predicting.sources import family_trace, sample_request
 from qwen_inspect.predicting.token_loops import folded, is_folded, unfolded
+from qwen_inspect.predicting.turning import Turns
 from qwen_inspect.results.memory import Mode, Run
 from qwen_inspect.results.timeline import Allocate, Event, Free, Stage, Timeline
 from qwen_inspect.tracing.trace import trace
@@ -307,6 +310,32 @@ def test_a_folded_loop_takes_what_all_its_turns_take(tokens: int, state_bytes: i
     assert unfolded(short) == whole
     (_, mine), theirs = replay_folded(short, Allocator), replay(whole, with_course=False)
     assert (mine.peak, mine.at_peak, mine.end) == (theirs.peak, theirs.at_peak, theirs.end)
+    assert folded_reserved(short, DEFAULTS, UNLIMITED_BYTES, Steps()) == theirs.peak.reserved_bytes
+
+
+def test_what_turns_did_in_one_run_they_do_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of mamba-2.8b: runs of 2,100 and 2,150 tokens replay fewer turns each than one of 2,000, from which most are known."""
+    runs = [
+        folded(a_scan(layers=4, tokens=tokens, state_bytes=327_680, output_bytes=20_480))
+        for tokens in (2000, 2100, 2150)
+    ]
+    expected = [replay_folded(run, Allocator)[1].peak.reserved_bytes for run in runs]
+    steps, played, play = Steps(), [0], Turns._play
+
+    def counted(turns: Turns, most: int) -> int:
+        count = play(turns, most)
+        played[-1] += count
+        return count
+
+    monkeypatch.setattr(Turns, "_play", counted)
+    for run, reserved in zip(runs, expected, strict=True):
+        assert folded_reserved(run, DEFAULTS, UNLIMITED_BYTES, steps) == reserved
+        played.append(0)
+    assert 0 < max(played[1:]) < played[0]
+    for run, reserved in zip(runs, expected, strict=True):
+        least = folded_reserved(run, DEFAULTS, reserved // 2, steps)
+        assert least is not None
+        assert reserved // 2 < least <= reserved
 
 
 def test_most_turns_of_a_folded_loop_are_not_replayed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from ...predicting.allocator_settings import read_settings
 from ...predicting.explore import SumScratch
 from ...predicting.footprint import reserved_within
 from ...predicting.kept_trace import KeptTrace, Point
+from ...predicting.region_steps import Steps
 from ...predicting.replay import warm_up_bytes
 from ...predicting.reserved import QuickAllocator, Stream, after_loading, can_be_worked_out, stream_of
 from ...predicting.turns import missing_turns, with_turns
@@ -240,7 +241,7 @@ class FoldedRun:
     """A run of a trace whose loops over the tokens are folded, for any batch and lengths. run: of any of them."""
 
     def __init__(self, trace: KeptTrace, run: Run) -> None:
-        self._trace, self._run = trace, run
+        self._trace, self._run, self._steps = trace, run, Steps()
         self._reserved: dict[Point, tuple[int, bool]] = {}  # and whether that is all
 
     def fits(self, point: Point, room_bytes: int) -> bool:
@@ -254,6 +255,6 @@ class FoldedRun:
         reserved, is_exact = self._reserved.get(point, (0, False))
         if not is_exact and reserved <= most_bytes:
             run = replace(self._run, batch=point.batch, prompt_tokens=point.prompt_tokens)
-            reserved = reserved_within(self._trace.at(point), run, most_bytes)
+            reserved = reserved_within(self._trace.at(point), run, most_bytes, self._steps)
             self._reserved[point] = reserved, reserved <= most_bytes
         return reserved
