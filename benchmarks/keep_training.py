@@ -1,7 +1,8 @@
 """Makes the traces of families' training in the package, for installs without torch: `keep_training.py KIND MODEL_TYPE ...`.
 
-KIND: full, lora or qlora. As `keep_traces.py`: learnt from traces of random configurations, and held against traces of others,
-event by event. An optimizer is no part of them: `predicting.optimizer_steps` has its rules. Needs the torch extra.
+KIND: a key of `TRAINED`. With `--unaccumulated`, steps of one micro-batch alone. As `keep_traces.py`: learnt from traces of
+random configurations, and held against traces of others, event by event. An optimizer is no part of them:
+`predicting.optimizer_steps` has its rules. Needs the torch extra.
 """
 
 from __future__ import annotations
@@ -53,15 +54,20 @@ from qwen_inspect.results.timeline import Stage, Timeline
 from qwen_inspect.tracing import versions
 from qwen_inspect.tracing.trace import trace
 
-SAMPLES, MORE_SAMPLES = 10, 4  # of a variant's first regime, and of each other one, which takes the same sizes
+# Of a variant's first schedule with several sequences, and of each other regime, which takes the same sizes.
+SAMPLES, MORE_SAMPLES = 10, 4
+UNACCUMULATED = "--unaccumulated"
 BATCHES = ((1,), (2, 3, 5))
 TURNS = (1, 0, 2, 1)  # alignments of samples, the first of which checks
 CONFIGS = 50  # tried for a length of the wanted regime and alignment: a window may have none
 _ALL, _SOME = {"lora_rank": 8}, {"lora_rank": 8, "lora_targets": ("q_proj", "v_proj")}
-TRAINED: Mapping[str, Sequence[dict[str, Any]]] = {
-    "full": [{}],
-    "lora": [_ALL, _SOME],
-    "qlora": [{**_ALL, "quantised": "bnb-nf4-double"}, {**_ALL, "quantised": "bnb-nf4"}],
+TRAINED: Mapping[str, dict[str, Any]] = {
+    "full": {},
+    "lora": _ALL,
+    "lora-qv": _SOME,
+    "qlora": {**_ALL, "quantised": "bnb-nf4-double"},
+    "qlora-qv": {**_SOME, "quantised": "bnb-nf4-double"},
+    "qlora-single": {**_ALL, "quantised": "bnb-nf4"},
 }
 SCHEDULES: tuple[dict[str, Any], ...] = (
     {"checkpointing": False},
@@ -155,25 +161,24 @@ def shortened(config: dict[str, Any], outline: Outline) -> dict[str, Any]:
     return {**config, **chosen, "num_hidden_layers": len(few)}
 
 
-def groups(model_type: str, defaults: Mapping[str, Any], whats: Sequence[dict[str, Any]]) -> Iterator[Group]:
+def groups(model_type: str, defaults: Mapping[str, Any], what: dict[str, Any]) -> Iterator[Group]:
     known: dict[Any, Group] = {}
     for config in releases(model_type):
-        for what in whats:
-            try:
-                _, plan, outline = planned(config, **what)
-                config = shortened(config, outline)
-                report, plan, outline = planned(config, **what)
-            except (QwenInspectError, NotLearnt):
-                continue
-            if report.spec.dtype.bits != 16:
-                continue
-            options = {**options_of(config, defaults), **trained_options(plan)}
-            kinds = tuple(sorted({layer.structure for layer in outline.layers}))
-            single = decoder_of(config).get("num_key_value_heads") == 1
-            key = repr(options), outline.outside.structure, kinds, single
-            group = known.setdefault(key, Group(report.spec.kernel, options, outline, what, {}))
-            count = layers_needed(outline)
-            group.configs.setdefault((*related(config), *sorted(places(outline, len(outline.layers)))), (config, count))
+        try:
+            _, plan, outline = planned(config, **what)
+            config = shortened(config, outline)
+            report, plan, outline = planned(config, **what)
+        except (QwenInspectError, NotLearnt):
+            continue
+        if report.spec.dtype.bits != 16:
+            continue
+        options = {**options_of(config, defaults), **trained_options(plan)}
+        kinds = tuple(sorted({layer.structure for layer in outline.layers}))
+        single = decoder_of(config).get("num_key_value_heads") == 1
+        key = repr(options), outline.outside.structure, kinds, single
+        group = known.setdefault(key, Group(report.spec.kernel, options, outline, what, {}))
+        count = layers_needed(outline)
+        group.configs.setdefault((*related(config), *sorted(places(outline, len(outline.layers)))), (config, count))
     yield from known.values()
 
 
@@ -189,7 +194,7 @@ def aligned(base: Mapping[str, Any], random: Random) -> dict[str, Any]:
     config = sampled(base, random)
     before, text = decoder_of(base), decoder_of(config)
     assert isinstance(text, dict)
-    text.update({key: text[key] - text[key] % 4 for key in EXPERTS if key in text and before[key] % 4 == 0})
+    text.update({key: max(12, text[key] - text[key] % 4) for key in EXPERTS if key in text and before[key] % 4 == 0})
     return config
 
 
@@ -244,8 +249,10 @@ def learnt(group: Group, random: Random) -> Variant:
     samples: dict[str, list[Sample]] = defaultdict(list)
     names = regimes(group, random)
     unseen = []
-    for schedule, regime in product(SCHEDULES, names):
-        count = MORE_SAMPLES if samples else max(SAMPLES, 4 * len(group.configs))
+    schedules = SCHEDULES[:2] if UNACCUMULATED in sys.argv else SCHEDULES
+    for schedule, regime in product(schedules, names):
+        is_first = schedule is SCHEDULES[0] and "one sequence" not in regime
+        count = max(SAMPLES, 4 * len(group.configs)) if is_first else MORE_SAMPLES
         configs = islice(cycle(group.configs.values()), 4 * count)
         tries = (
             sample(group, base, layers, random, schedule, regime, number)
@@ -279,23 +286,32 @@ def check(variant: Variant, sample: Sample, report: Report, plan: Plan) -> None:
         raise NotLearnt(f"{sample.point}: another run")
 
 
-def kind_of(variant: Variant) -> str:
-    return "qlora" if "base" in variant.options else "lora" if "lora" in variant.options else "full"
+def replaces(variant: Variant, other: Variant) -> bool:
+    """Whether the variant is of the same designs, as far as variables tell that a sample had."""
+
+    def shape(one: Variant) -> tuple[Any, ...]:
+        constants = [variables.constants for _, variables in sorted(one.variables.items())]
+        return one.kernel, one.options, one.outside, one.kinds, constants
+
+    return shape(variant) == shape(other)
 
 
 def main() -> None:
-    kind, *types = sys.argv[1:]
+    kind, *types = [word for word in sys.argv[1:] if word != UNACCUMULATED]
     for model_type in types:
         began = time.perf_counter()
         random = Random(f"{model_type} training {kind}")
         path = Path(SHIPPED, training_file(model_type))
         defaults = defaults_of(next(releases(model_type)))
-        family = read(path.name) or FamilyTrace(made_by=versions(), defaults=defaults, variants=(), loop=LOOP)
-        family = replace(family, variants=tuple(variant for variant in family.variants if kind_of(variant) != kind))
+        empty = FamilyTrace(made_by=versions(), defaults=defaults, variants=(), loop=LOOP)
+        family = read(path.name) or empty
         for group in groups(model_type, defaults, TRAINED[kind]):
             try:
                 variant = learnt(group, random)
-                family = replace(family, made_by=versions(), variants=(*family.variants, variant))
+                read.cache_clear()
+                family = read(path.name) or empty  # which another run may have written
+                kept = (other for other in family.variants if not replaces(variant, other))
+                family = replace(family, made_by=versions(), variants=(*kept, variant))
                 path.write_bytes(dump(family))
                 told = f"{len(variant.regimes)} regimes"
             except (NotLearnt, NotCovered, QwenInspectError) as error:

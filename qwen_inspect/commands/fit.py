@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..console import EXIT_CHECK_FAILED
 from ..engines import ENGINES
-from ..errors import UnsupportedError, UsageError
+from ..errors import UsageError
 from ..language import Language, Message
 from ..options import flag, given, media, model, output, prediction, values
 from ..options.engines import ENGINE_OPTIONS, IN_LLAMA_CPP_COMMAND, IN_SGLANG_COMMAND, IN_VLLM_COMMAND, SHARES
@@ -104,10 +104,6 @@ def _fit(options: argparse.Namespace, say: Language) -> int:
     from ..fitting.search import fit
 
     cards, run = _cards(options), prediction.run_of(options, gpu=options.gpu)
-    if run.loop.loss != "model" or run.loop.ema:
-        raise UnsupportedError("fit_loss", option="--ema" if run.loop.ema else f"--loss {run.loop.loss}")
-    if run.loop.padding_free:
-        raise UnsupportedError("fit_loss", option="--padding-free")
     request = media.request_of(options)
     prediction.check_media(request, run)
     report = media.with_media(prediction.inspected(options, tokens=None), request, options)

@@ -79,6 +79,7 @@ def fit(
     assumptions: dict[Message, None] = {}
     noted, refusal = report, None
     run = with_kernel(run, report)
+    _check_loop(report, run)
     if run.media is None:
         each_card = answers(engine, report, run, cards, beyond_limit=beyond_limit)
     else:
@@ -104,6 +105,19 @@ def fit(
         assumptions=tuple(assumptions),
         refusal=refusal,
     )
+
+
+def _check_loop(report: Report, run: Run) -> None:
+    """UnsupportedError for sequences in one row, and for a fused loss or a moving average around a run of which each length would
+    have to be traced.
+    """
+    from ..predicting.shallow_training import same_events_above
+
+    loop = run.loop
+    if loop.padding_free:
+        raise UnsupportedError("fit_loss", option="--padding-free")
+    if (loop.loss != "model" or loop.ema) and same_events_above(report, run) is None:
+        raise UnsupportedError("fit_loss", option="--ema" if loop.ema else f"--loss {loop.loss}")
 
 
 def _only_lower_bound(assumptions: Sequence[Message]) -> UnsupportedError:

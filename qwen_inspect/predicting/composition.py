@@ -16,13 +16,17 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, takewhile, zip_longest
 
 from ..errors import UnsupportedError
 from ..results.timeline import Stage
 from ..values import dataclass
-from .kept_trace import KeptTrace
+from .kept_trace import Coefficients, KeptTrace
+from .optimizer_steps import OPTIMIZER
+from .uses import NORM
 
+Allocation = tuple[Coefficients, str, str]  # size, module, operator
+STACKED = OPTIMIZER, "aten.stack.default"
 FEWEST_LAYERS = 4  # first, two alike, last
 
 # A layer's kind between those of its neighbours, None beyond either end; whether it is the first and the last of its kind.
@@ -107,6 +111,7 @@ class _Composition:
             self._layer(owners.get(entry, module)) for entry, (_, module, _) in enumerate(shallow.allocations)
         ]
         self._sums = {entry: (outputs, inputs, vector) for entry, outputs, inputs, vector in shallow.sums}
+        self._buffers = dict(shallow.buffers)
         numbers: dict[object, int] = {}
         # A form: what allocations that differ in nothing but their layer have in common.
         self._form = [
@@ -252,13 +257,28 @@ class _Composition:
         uses = dict(shallow.kept)
         return KeptTrace(
             stages=tuple(stages),
-            allocations=tuple(run.allocations),
+            allocations=tuple(self._stacked(run.allocations, run.made)),
             order=tuple(run.order),
             made_by=shallow.made_by,
             sums=tuple((index, *self._sums[entry]) for index, entry in enumerate(run.made) if entry in self._sums),
             cast=shallow.cast,
             kept=tuple((index, uses[entry]) for index, entry in enumerate(run.made) if entry in uses),
+            buffers=tuple(
+                (index, self._buffers[entry]) for index, entry in enumerate(run.made) if entry in self._buffers
+            ),
         )
+
+    def _stacked(self, allocations: Sequence[Allocation], made: Sequence[int]) -> Iterator[Allocation]:
+        """With as much for the norms of all gradients together, which clipping stacks, as the deep run has of them."""
+        stacked: dict[int, Coefficients] = {}  # by number in the shallow run, whose own must be so large
+        for number, allocation in enumerate(self.shallow.allocations):
+            if allocation[1:] == STACKED:
+                if (of_all := _of_norms(self.shallow.allocations, number)) != allocation[0]:
+                    raise UnsupportedError("trace_no_period")
+                stacked[number] = of_all
+        for number, allocation in enumerate(allocations):
+            is_stacked = made[number] in stacked
+            yield (_of_norms(allocations, number), *STACKED) if is_stacked else allocation
 
     def _layers(self, passed: Sequence[int]) -> list[int]:
         """The layers that a pass goes over, in its order. passed: those of the shallow run."""
@@ -266,6 +286,13 @@ class _Composition:
         if len(passed) == 1 < len(layers):
             raise UnsupportedError("trace_no_period")  # in which order is unknown
         return layers[::-1] if len(passed) > 1 and passed[0] > passed[1] else layers
+
+
+def _of_norms(allocations: Sequence[Allocation], number: int) -> Coefficients:
+    """The size of all norms of gradients that are made directly before the allocation of this number."""
+    before = (allocations[index] for index in range(number - 1, -1, -1))
+    norms = takewhile(lambda allocation: allocation[1:] == (OPTIMIZER, NORM), before)
+    return tuple(map(sum, zip_longest(*(size for size, *_ in norms), fillvalue=0)))
 
 
 class _Run:

@@ -13,6 +13,7 @@ from ..spec import Module
 from ..tracing.scratch import CUDNN_BYTES, CUDNN_SCRATCH, SUM_IDS, SUM_SCRATCH, attentions, sum_scratch
 from ..values import dataclass, replace
 from .footprint import formula_requests
+from .fused_loss import LossBuffer
 from .kept_trace import Coefficients, KeptTrace, Point, Vectors, alignment
 from .on_device import GROWN_IDS, OWN_IDS, SORT_CONSTANT_BYTES, SORTED_IDS, growing, laid_out, leap, on_device
 from .turns import loops_of
@@ -65,6 +66,18 @@ class SumScratch(RequestSize):
         return 0 if sizes is None else sizes[self.part]
 
 
+@dataclass(frozen=True, slots=True)
+class LossRows(RequestSize):
+    """So many bytes for each row of a fused loss's buffer."""
+
+    row_bytes: int = 0
+    buffer: LossBuffer | None = None
+
+    def bytes_at(self, point: Point, *_: int) -> int:
+        assert self.buffer is not None
+        return self.row_bytes * self.buffer.rows(point.batch, point.prompt_tokens)
+
+
 def explore_training(kept: KeptTrace, run: Run) -> Exploration:
     """The training run of a kept trace on CUDA, with the scratch of all sums over rows, which may take 0 bytes."""
     timeline = replace(kept.at(Point(run.batch, run.prompt_tokens, run.prompt_tokens)), sums=())
@@ -72,6 +85,7 @@ def explore_training(kept: KeptTrace, run: Run) -> Exploration:
     # cuDNN's attention requests all of its backward's scratch at once.
     parts_of = {parts[0][1].id: [event for _, event in parts] for parts in attentions(timeline.events)}
     sums = {output: summed for output, *summed in kept.sums}
+    buffers = dict(kept.buffers)
     events: list[Event] = []
     scratch: dict[int, RequestSize] = {}
     for event in on_device(timeline, run).events:
@@ -87,6 +101,8 @@ def explore_training(kept: KeptTrace, run: Run) -> Exploration:
     def size_of(event: Allocate) -> RequestSize:
         if event.id in scratch:
             return scratch[event.id]
+        if event.id in buffers:
+            return LossRows((0,), row_bytes=kept.allocations[event.id][0][0], buffer=buffers[event.id])
         if event.id >= OWN_IDS:
             return _constant(event)
         if event.id >= SORTED_IDS:

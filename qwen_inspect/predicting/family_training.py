@@ -21,7 +21,7 @@ from .class_rules import decoder_of
 from .family_file import read
 from .kept_trace import Coefficients, KeptTrace, Point, fixed_size
 from .on_device import BUFFER, PARAMETER
-from .optimizer_steps import COVERED, with_steps
+from .optimizer_steps import COVERED, with_average, with_steps
 from .outline import TOWERS, Outline, Part, options_of, outline_of
 from .segments import ANY_LAYER, LAYER
 from .training import trained_of
@@ -68,7 +68,8 @@ def training_trace(report: Report, plan: Plan) -> KeptTrace | None:
         return None
     micro_batches = min(run.accumulate, MICRO_BATCHES)
     whole = with_steps(composed.trace, trained_by(report, plan), run.optimizer, backwards=micro_batches)
-    return replace(whole, cast=plan.four_bits is not None and report.spec.dtype is not DType.F32)
+    whole = replace(whole, cast=plan.four_bits is not None and report.spec.dtype is not DType.F32)
+    return with_average(whole, report.tree) if run.loop.ema else whole
 
 
 def loaded_in(report: Report, plan: Plan) -> tuple[tuple[Coefficients, str, str], ...]:
@@ -115,6 +116,7 @@ def is_covered(report: Report, run: Run) -> bool:
 def _is_of_loop(report: Report, run: Run) -> bool:
     """Whether the run is of the default loop, with options that traces are made for."""
     default = replace(Run(mode="train"), **{name: getattr(run, name) for name in CHOSEN})
+    run = replace(run, loop=replace(run.loop, ema=False))
     return run == default and run.optimizer in COVERED and run.attention == report.spec.kernel
 
 

@@ -4,13 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..checkpoint import DType
 from ..errors import UnsupportedError, UsageError
 from ..language import Message
 from ..loaders import gpus
 from ..results.memory import Run
 from ..results.model import Report
+from ..results.training import Loop, Loss
 from ..spec import ModelSpec
 from ..tracing.fused_losses import OF_LIGER, TRL_TOKENS, TRL_VOCABULARY, liger_rows
+from ..values import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class LossBuffer:
+    """The buffer of a fused loss for the logits of a chunk of tokens, which is no polynomial in the workload."""
+
+    loss: Loss
+    hidden_size: int
+    vocabulary: int
+    completion_tokens: int | None
+
+    def rows(self, batch: int, tokens: int) -> int:
+        if self.loss == "liger":
+            return liger_rows(batch * tokens, self.hidden_size, self.vocabulary)
+        labelled = Loop(completion_tokens=self.completion_tokens).labelled_tokens(batch, tokens)
+        return min(labelled, TRL_TOKENS)
+
+    @property
+    def columns(self) -> int:
+        return self.vocabulary if self.loss == "liger" else TRL_VOCABULARY
+
+
+def loss_buffer(spec: ModelSpec, run: Run) -> LossBuffer | None:
+    loop = run.loop
+    if loop.loss == "model" or loop.padding_free:
+        return None
+    return LossBuffer(loop.loss, spec.hidden_size, spec.vocab_size, loop.completion_tokens)
+
+
+def chunks_alike(report: Report, run: Run) -> bool:
+    """Whether a run makes the same requests whatever the number of its loss's chunks: none of them is cast, nor is a product of
+    Liger's added to a gradient in float32.
+
+    Source: `tracing.fused_losses`
+    """
+    if run.loop.loss == "model":
+        return True
+    if run.loop.padding_free:
+        return False
+    dtype = report.spec.dtype if report.known.quantised is None else DType.F32  # as PEFT prepares a base in 4 bits
+    is_cast = run.autocast is not None and run.autocast != str(dtype)
+    return not is_cast and (dtype.bits == 16 or run.loop.loss == "trl" or run.lora_rank is not None)
 
 
 def check_loss(report: Report, run: Run) -> None:

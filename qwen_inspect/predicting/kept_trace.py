@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from math import gcd
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,9 @@ from ..values import dataclass, field
 if TYPE_CHECKING:
     from fractions import Fraction
 
+    from .fused_loss import LossBuffer
+
+EMPTY = "aten.empty.memory_format"
 LARGEST_BYTES = 50_000_000
 CHUNK_TOKENS = 64  # transformers 5.23, qwen3_next/modeling_qwen3_next.py, torch_chunk_gated_delta_rule
 CHUNKS = 8  # index of the chunks of one sequence in `ChunkedPoint.monomials`
@@ -90,7 +93,8 @@ class KeptTrace:
 
     kept: (allocation, "cache" or "state") of what the cache keeps, as in a `Timeline`. sums, cast, owners: for training runs, and
     not stored in files. sums: (allocation, polynomial of outputs, of inputs, vectors) each, a vector for each of ALIGNMENTS.
-    owners: (allocation, module) each, as in a `Timeline`. chunk_tokens: as in a `ChunkedPoint`.
+    owners: (allocation, module) each, as in a `Timeline`. buffers: (allocation, rows) each, of which the polynomial is one row's,
+    not stored in files either. chunk_tokens: as in a `ChunkedPoint`.
     loaded: the number of the first allocations that stand before the run, of one that does not load.
     """
 
@@ -102,6 +106,7 @@ class KeptTrace:
     cast: bool = False
     kept: tuple[tuple[int, str], ...] = field(default=(), compare=False)
     owners: tuple[tuple[int, str], ...] = ()
+    buffers: tuple[tuple[int, LossBuffer], ...] = ()
     chunk_tokens: int = CHUNK_TOKENS
     loaded: int = 0
 
@@ -113,6 +118,9 @@ class KeptTrace:
         allocations = list(
             map(Allocate, range(len(polynomials)), map(sizes.__getitem__, polynomials), modules, operators)
         )
+        for index, buffer in self.buffers:
+            rows, one = buffer.rows(point.batch, point.prompt_tokens), allocations[index]
+            allocations[index] = one._replace(size_bytes=rows * one.size_bytes)
         return Timeline(
             events=tuple([allocations[entry] if entry >= 0 else Free(-1 - entry) for entry in self.order]),
             stages=self.stages,
@@ -132,11 +140,17 @@ class KeptTrace:
         )
 
 
-def fit(traces: Mapping[Point, Timeline], *, made_by: str, terms: Sequence[int] = range(8)) -> KeptTrace:
+def fit(
+    traces: Mapping[Point, Timeline],
+    *,
+    made_by: str,
+    terms: Sequence[int] = range(8),
+    buffer: LossBuffer | None = None,
+) -> KeptTrace:
     """Fits the polynomials to all traces but the last, and checks them on the last; UnsupportedError if they do not reproduce it.
 
     terms: indices of the monomials to use. If they are more than the traces to fit, each size has one or two of them, as products
-    of dimensions have and such products with a constant added to one dimension.
+    of dimensions have and such products with a constant added to one dimension. buffer: that the run has one like it.
     """
     *samples, checked = traces
     first = traces[samples[0]]
@@ -149,7 +163,9 @@ def fit(traces: Mapping[Point, Timeline], *, made_by: str, terms: Sequence[int] 
     monomials = [[point.monomials[term] for term in terms] for point in samples]
     inverse = _inverse(monomials) if len(terms) == len(samples) else None
     solved: dict[tuple[int, ...], Coefficients] = {}
-    allocations, order = [], []
+    allocations: list[tuple[Coefficients, str, str]] = []
+    order: list[int] = []
+    buffers: list[tuple[int, LossBuffer]] = []
     expected = checked.monomials
 
     def polynomial(numbers: tuple[int, ...], witnessed: int, module: str, operator: str) -> Coefficients:
@@ -166,6 +182,11 @@ def fit(traces: Mapping[Point, Timeline], *, made_by: str, terms: Sequence[int] 
         if entry < 0:
             continue
         sizes = tuple(run[index][1] for run in runs)
+        row_bytes = None if buffer is None else _row_bytes(buffer, traces, (*sizes, witness[index][1]))
+        if buffer is not None and row_bytes is not None and operator == EMPTY:
+            buffers.append((len(allocations), buffer))
+            allocations.append(((row_bytes,), module, operator))
+            continue
         allocations.append((polynomial(sizes, witness[index][1], module, operator), module, operator))
     summed = [_sums(traces[point]) for point in traces]
     owners = {_owners(timeline) for timeline in traces.values()}
@@ -193,7 +214,15 @@ def fit(traces: Mapping[Point, Timeline], *, made_by: str, terms: Sequence[int] 
         sums=tuple(sums),
         cast=first.cast,
         owners=owners.pop(),
+        buffers=tuple(buffers),
     )
+
+
+def _row_bytes(buffer: LossBuffer, points: Iterable[Point], sizes: Sequence[int]) -> int | None:
+    """Bytes of a row in numbers of 2 or 4 bytes; None for another size."""
+    rows = [buffer.rows(point.batch, point.prompt_tokens) for point in points]
+    widths = (width * buffer.columns for width in (2, 4))
+    return next((width for width in widths if [width * count for count in rows] == list(sizes)), None)
 
 
 def _owners(timeline: Timeline) -> tuple[tuple[int, str], ...]:

@@ -12,11 +12,13 @@ from typing import NamedTuple
 
 from ..checkpoint import Tensor
 from ..results.timeline import Stage
+from ..spec import Module, each_module
 from ..values import replace
 from .kept_trace import Coefficients, KeptTrace, fixed_size
 from .segments import BACKWARD
 from .training import BLOCK_8BIT, LEAST_8BIT, TABLE_8BIT_BYTES
 
+COPY = "aten.clone.default"  # operator of a trace
 OPTIMIZER, INPUTS = "optimizer", "inputs"  # modules of a trace
 COVERED = ("adamw_foreach", "adamw_fused", "adamw_for_loop", "adamw_8bit", "sgd")
 
@@ -81,7 +83,41 @@ def with_steps(trace: KeptTrace, trained: Sequence[Tensor], optimizer: str, *, b
         allocations=tuple(allocations),
         order=tuple(order),
         sums=tuple((numbers[summed[0]], *summed[1:]) for summed in trace.sums),
+        buffers=tuple((numbers[entry], buffer) for entry, buffer in trace.buffers),
         kept=(),
+    )
+
+
+def with_average(trace: KeptTrace, tree: Module) -> KeptTrace:
+    """The run whose first forward begins with a copy of each parameter and buffer, which is then updated in place.
+
+    Source: torch 2.13, optim/swa_utils.py, AveragedModel
+    """
+    begin = trace.stages[1].first_event  # all before is loaded, and is as many requests
+    copied = [
+        (fixed_size(tensor.size_bytes), OPTIMIZER, COPY)
+        for _, module in each_module(tree)
+        for tensor in (*module.tensors, *module.buffers)
+        if tensor.size_bytes
+    ]
+
+    def moved(number: int) -> int:
+        return number + len(copied) if number >= begin else number
+
+    order = [moved(entry) if entry >= 0 else -1 - moved(-1 - entry) for entry in trace.order]
+    order[begin:begin] = range(begin, begin + len(copied))
+    events = (stage.first_event for stage in trace.stages)
+    return replace(
+        trace,
+        stages=tuple(
+            replace(stage, first_event=event + len(copied) * (number > 1))
+            for number, (stage, event) in enumerate(zip(trace.stages, events, strict=True))
+        ),
+        allocations=(*trace.allocations[:begin], *copied, *trace.allocations[begin:]),
+        order=tuple(order),
+        sums=tuple((moved(summed[0]), *summed[1:]) for summed in trace.sums),
+        owners=tuple((moved(number), module) for number, module in trace.owners),
+        buffers=tuple((moved(number), buffer) for number, buffer in trace.buffers),
     )
 
 

@@ -25,8 +25,10 @@ from ..spec import Module, each_module
 from ..tracing.adapting import adapters_of
 from ..values import dataclass, field, replace
 from .composition import compose, shallow_layers
+from .fused_loss import LossBuffer, chunks_alike, loss_buffer
 from .kept_trace import ALIGNMENTS, KeptTrace, Point, fit, unzipped, zipped
 from .on_device import PARAMETER
+from .optimizer_steps import with_average
 from .segments import fixed
 from .training import trained_of
 from .training_plan import Plan
@@ -63,8 +65,8 @@ class ShallowTrace:
 class Question:
     """A training run to compose. name: a hash of everything that its events depend on, but batch and tokens if those are regular.
 
-    above: all runs of more tokens than this make the same events, up to the next window; None if that is not known. made_by: the
-    libraries' versions. request: the whole model's `TraceRequest`.
+    plan, request: without a moving average, which the composed trace gets. above: all runs of more tokens than this make the same
+    events, up to the next window; None if that is not known. made_by: the libraries' versions.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Question:
     report: Report = field(compare=False)
     plan: Plan = field(compare=False)
     request: Any = field(compare=False)
+    averaged: bool
 
     @property
     def asked(self) -> tuple[int, int]:
@@ -80,6 +83,11 @@ class Question:
 
 
 def question_of(report: Report, plan: Plan, request: Any, made_by: str) -> Question:
+    loop = replace(plan.run.loop, ema=False)
+    if plan.run.prompt_tokens <= (loop.completion_tokens or 0):  # all tokens have labels then
+        loop = replace(loop, completion_tokens=None)
+    averaged = plan.run.loop.ema
+    plan, request = replace(plan, run=replace(plan.run, loop=loop)), replace(request, loop=loop)
     base, above = plan.four_bits, same_events_above(report, plan.run)
     depends_on = {
         "config": report.config,
@@ -92,7 +100,9 @@ def question_of(report: Report, plan: Plan, request: Any, made_by: str) -> Quest
     }
     text = json.dumps(depends_on, sort_keys=True, default=str)
     name = f"{report.spec.family}-{sha256_hex(text.encode())[:16]}.training.json.gz"
-    return Question(name=name, above=above, made_by=made_by, report=report, plan=plan, request=request)
+    return Question(
+        name=name, above=above, made_by=made_by, report=report, plan=plan, request=request, averaged=averaged
+    )
 
 
 def same_events_above(report: Report, run: Run) -> int | None:
@@ -104,8 +114,7 @@ def same_events_above(report: Report, run: Run) -> int | None:
     if (
         run.padded
         or run.packed
-        or run.loop.loss != "model"  # chunks of a number of tokens
-        or run.loop.ema
+        or not chunks_alike(report, run)
         or run.prompt_tokens < FEWEST_TOKENS
         or re.search(r"\b(dynamic|longrope)\b", str(config))
     ):
@@ -114,9 +123,11 @@ def same_events_above(report: Report, run: Run) -> int | None:
     windows = {window for window in spans if window is not None}
     if report.spec.built and _lengths_in(config) - windows:
         return None
+    labelled = run.loop.completion_tokens or 0
+    labelled = labelled if run.prompt_tokens > labelled else 0
     if not windows or run.prompt_tokens > max(windows):
-        return max(windows, default=0)
-    return 0 if run.prompt_tokens < min(windows) > SINGLE[-1][1] else None
+        return max(labelled, max(windows, default=0))
+    return labelled if run.prompt_tokens < min(windows) > labelled + SINGLE[-1][1] else None
 
 
 def _lengths_in(config: Mapping[str, Any]) -> set[int]:
@@ -131,6 +142,12 @@ def _lengths_in(config: Mapping[str, Any]) -> set[int]:
 
 
 def composed_trace(question: Question, *, of_any: bool = False) -> KeptTrace | None:
+    """`_composed_trace`, with the moving average that is asked for."""
+    composed = _composed_trace(question, of_any=of_any)
+    return composed and with_average(composed, question.report.tree) if question.averaged else composed
+
+
+def _composed_trace(question: Question, *, of_any: bool) -> KeptTrace | None:
     """The trace of the whole model, kept or composed now; None if its first layers do not stand for all.
 
     Of this run alone, if it is the first of its name; with polynomials for sizes if it is the second, or if `of_any`. Raises what
@@ -194,7 +211,7 @@ def _composed(question: Question, workloads: Sequence[tuple[int, int]]) -> KeptT
             kept = replace(constant(*traces.values()), made_by=question.made_by)
         else:
             terms = TERMS_OF_SINGLE if question.asked[0] == 1 else TERMS_OF_SEVERAL
-            kept = fit(traces, made_by=question.made_by, terms=terms)
+            kept = fit(traces, made_by=question.made_by, terms=terms, buffer=loss_buffer(report.spec, plan.run))
         only = question.asked if len(workloads) == 1 else None
         shallow = ShallowTrace(trace=kept, kinds=kinds, layers=layers, stack=stack, only=only)
         deep = shallow.deep()
@@ -278,10 +295,15 @@ def dump(shallow: ShallowTrace) -> bytes:
         "allocations": [[number(0, size), number(1, module), number(2, operator)] for size, module, operator in kept.allocations],
         "sums": [[entry, *(number(0, numbers) for numbers in summed)] for entry, *summed in kept.sums],
         "owners": [[entry, number(1, module)] for entry, module in kept.owners],
+        "buffers": [[entry, *_row(buffer)] for entry, buffer in kept.buffers],
         "order": kept.order,
         "tables": [list(table) for table in tables],
     }  # fmt: skip
     return zipped(content)
+
+
+def _row(buffer: LossBuffer) -> tuple[str, int, int, int | None]:
+    return buffer.loss, buffer.hidden_size, buffer.vocabulary, buffer.completion_tokens
 
 
 def load(content: bytes, *, made_by: str) -> ShallowTrace | None:
@@ -303,6 +325,7 @@ def load(content: bytes, *, made_by: str) -> ShallowTrace | None:
             ),
             cast=bool(kept["cast"]),
             owners=tuple((int(entry), modules[module]) for entry, module in kept["owners"]),
+            buffers=tuple((int(entry), LossBuffer(*buffer)) for entry, *buffer in kept["buffers"]),
         )  # fmt: skip
         if not all(-len(trace.allocations) <= entry < len(trace.allocations) for entry in trace.order):
             return None

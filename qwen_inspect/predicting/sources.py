@@ -160,7 +160,7 @@ def _traced(untraced: _Untraced) -> Timeline:
         from ..architectures.generic import buildable
 
         config = buildable(config)
-    if run.mode == "train" and place is None and run.media is None and not run.loop.ema:
+    if run.mode == "train" and place is None and run.media is None:
         from .shallow_training import composed_trace, question_of
         from .training_plan import plan_of
 

@@ -10,6 +10,7 @@ from qwen_inspect.engines.transformers.demand import TransformersDemand
 from qwen_inspect.engines.transformers.traced_run import TrainedRun
 from qwen_inspect.loaders import gpus
 from qwen_inspect.results.memory import Run
+from qwen_inspect.results.training import Loop, loop_of
 from qwen_inspect.structure.inspect import inspect
 
 from ..support.families import FAMILIES
@@ -17,17 +18,29 @@ from ..support.models import write_config
 
 
 @pytest.mark.parametrize(
-    "card", ["H100", pytest.param("RTX 4090", marks=pytest.mark.exhaustive)]
-)  # with cuDNN's attention and without
+    ("card", "loop"),
+    [
+        ("H100", loop_of(None, loss="liger", ema=True)),  # with cuDNN's attention
+        *(
+            pytest.param("RTX 4090", loop, marks=pytest.mark.exhaustive)
+            for loop in (
+                loop_of(None),
+                loop_of("sft"),
+                loop_of("sft", completion_tokens=50),
+                loop_of("trainer", loss="liger"),
+            )
+        ),
+    ],
+)
 def test_what_is_reserved_is_that_of_single_predictions(
-    card: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    card: str, loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of lengths at which sums over rows have no scratch and much."""
+    """Of lengths at which sums over rows have no scratch and much, and of which a fused loss has one chunk and several."""
     monkeypatch.setenv("QWEN_INSPECT_CACHE", str(tmp_path / "cache"))
     config = {**FAMILIES["qwen2"], "num_hidden_layers": 6, "max_position_embeddings": 100_000}
     report = inspect(str(write_config(tmp_path, config)))
     gpu = gpus.find(card)
-    demand = TransformersDemand(report, Run(mode="train", prompt_tokens=64), gpu)
+    demand = TransformersDemand(report, Run(mode="train", prompt_tokens=64, loop=loop), gpu)
     for tokens in (64, 1001, 40_000):
         traced = demand._traced_at(1, tokens)
         assert isinstance(traced, TrainedRun)

@@ -156,10 +156,19 @@ def test_the_mask_of_4_57_is_kept_by_every_layer_with_repeated_heads(tmp_path: P
     assert peaks[1] - peaks[0] == 2 * (2 * 2048**2 + 2 * 2 * (4 - 2) * 16 * 2048)
 
 
-@pytest.mark.parametrize("options", [["--loss", "liger"], ["--loop", "sft"], ["--ema"]])
-def test_fit_does_not_search_with_a_fused_loss(options: list[str], tmp_path: Path, capsys: Capture) -> None:
-    """Chunks of tokens are no polynomial, so a search would trace every length."""
-    path = write_config(tmp_path, FAMILIES["qwen3"])
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("qwen3_next", ["--loss", "trl"]),
+        ("qwen3_next", ["--ema"]),
+        ("qwen3", ["--loop", "sft", "--dtype", "float32", "--autocast", "bfloat16"]),
+    ],
+)
+def test_fit_does_not_search_where_each_length_has_other_requests(
+    family: str, options: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    """Chunks of linear attention, and a fused loss's chunks that are cast, each by itself."""
+    path = write_config(tmp_path, FAMILIES[family])
     done = invoke(capsys, "fit", path, "--mode", "train", "--gpu", "RTX 4090", *options, "--quiet", "--lang", "en")
     assert (done.code, done.out, done.err.count("\n")) == (7, "", 1)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ...predicting.allocator import UNLIMITED_BYTES, Allocator, OutOfMemory
 from ...predicting.allocator_settings import read_settings
-from ...predicting.explore import SumScratch
+from ...predicting.explore import LossRows, SumScratch
 from ...predicting.footprint import reserved_within
 from ...predicting.kept_trace import KeptTrace, Point
 from ...predicting.region_steps import Steps
@@ -232,7 +232,7 @@ class TrainedRun(TracedRun):
 
     def _distinct(self, point: Point) -> list[int]:
         return [
-            size.bytes_at(point, *self._card) if isinstance(size, SumScratch) else given
+            size.bytes_at(point, *self._card) if isinstance(size, (SumScratch, LossRows)) else given
             for size, given in zip(self._sizes, super()._distinct(point), strict=True)
         ]
 
