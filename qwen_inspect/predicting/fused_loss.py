@@ -13,6 +13,7 @@ from ..results.model import Report
 from ..results.training import Loop, Loss
 from ..spec import ModelSpec
 from ..tracing.fused_losses import OF_LIGER, TRL_TOKENS, TRL_VOCABULARY, liger_rows
+from ..tracing.torch_loss import torch_rows
 from ..values import dataclass
 
 
@@ -38,7 +39,7 @@ class LossBuffer:
 
 def loss_buffer(spec: ModelSpec, run: Run) -> LossBuffer | None:
     loop = run.loop
-    if loop.loss == "model" or loop.padding_free:
+    if loop.loss in ("model", "torch") or loop.padding_free:
         return None
     return LossBuffer(loop.loss, spec.hidden_size, spec.vocab_size, loop.completion_tokens)
 
@@ -51,7 +52,7 @@ def chunks_alike(report: Report, run: Run) -> bool:
     """
     if run.loop.loss == "model":
         return True
-    if run.loop.padding_free:
+    if run.loop.padding_free or run.loop.loss == "torch":
         return False
     dtype = report.spec.dtype if report.known.quantised is None else DType.F32  # as PEFT prepares a base in 4 bits
     is_cast = run.autocast is not None and run.autocast != str(dtype)
@@ -75,14 +76,16 @@ def check_loss(report: Report, run: Run) -> None:
     patched = loss != "liger" or (report.config or {}).get("model_type") in OF_LIGER
     if not (class_name.endswith("ForCausalLM") and patched):
         raise UnsupportedError("loss_class", loss=loss, class_name=class_name)
-    if loss == "liger" and (gpus.compute_capability(run.gpu) or (8, 0)) < (8, 0):
-        raise UnsupportedError("loss_capability", gpu=run.gpu)
+    if loss in ("liger", "torch") and (gpus.compute_capability(run.gpu) or (8, 0)) < (8, 0):
+        raise UnsupportedError("loss_capability", loss=loss, gpu=run.gpu)
 
 
 def loss_assumption(spec: ModelSpec, run: Run) -> Iterator[Message]:
     tokens = run.batch * run.prompt_tokens
     if run.loop.loss == "liger":
         yield Message("assume_loss_liger", tokens=liger_rows(tokens, spec.hidden_size, spec.vocab_size))
+    if run.loop.loss == "torch":
+        yield Message("assume_loss_torch", tokens=torch_rows(tokens, spec.hidden_size, spec.vocab_size))
     if run.loop.loss == "trl":
         labelled = run.loop.labelled_tokens(run.batch, run.prompt_tokens)
         yield Message(

@@ -89,8 +89,11 @@ def _training_ids(timeline: Timeline) -> dict[int, str]:
 
 
 def _is_heads_gradient(allocation: Allocate) -> bool:
-    """Whether it is a head's gradient that the forward made (`tracing.fused_losses`), if it outlives the backward."""
-    return allocation.operator == "aten.zeros_like.default" and allocation.module not in ("inputs", "optimizer")
+    """Whether it is a head's gradient that the forward made (`tracing.fused_losses`), if it outlives the backward. The loss
+    itself is a number, which may begin as a zero too.
+    """
+    made_of_zeros = allocation.operator in ("aten.zeros_like.default", "aten.zeros.default")
+    return made_of_zeros and allocation.size_bytes > 4 and allocation.module not in ("inputs", "optimizer")
 
 
 def use_of(event: Allocate, uses: Mapping[int, str]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import UnsupportedError
 from ..results.training import Loss
+from .torch_loss import torch_loss
 
 # Model types whose text model Liger gives such a loss. Source: liger-kernel 0.8.5, transformers/monkey_patch.py,
 # MODEL_TYPE_TO_APPLY_LIGER_FN
@@ -40,6 +41,10 @@ def fuse_loss(model: Any, loss: Loss, labelled: int) -> None:
     def forward(self: Any, *, labels: Any, num_items_in_batch: Any = None, **inputs: Any) -> Any:
         if loss == "liger":
             return types.SimpleNamespace(loss=_liger_loss(self, labels, num_items_in_batch, inputs), logits=None)
+        if loss == "torch":
+            return types.SimpleNamespace(
+                loss=_loss_of(torch_loss, self, labels, num_items_in_batch, inputs), logits=None
+            )
         return TRLOutputs(_trl_results(labelled, self, labels, inputs), num_items_in_batch)
 
     whole.forward = types.MethodType(forward, whole)
@@ -68,13 +73,18 @@ def _is_fused(model: Any, head: Any, loss: Loss) -> bool:
 
 def _liger_loss(model: Any, labels: Any, count: Any, inputs: dict[str, Any]) -> Any:
     """Source: liger-kernel 0.8.5, transformers/model/loss_utils.py, LigerForCausalLMLoss"""
+    return _loss_of(_liger_function().apply, model, labels, count, inputs)
+
+
+def _loss_of(function: Callable[..., Any], model: Any, labels: Any, count: Any, inputs: dict[str, Any]) -> Any:
+    """Of all tokens' states, the head's weight and labels that are moved by one."""
     import torch
 
     hidden = _last_states(model, inputs)
     weight = model.get_output_embeddings().weight
     labels = torch.nn.functional.pad(labels, (0, 1), value=IGNORED)
     shifted = labels[..., 1:].contiguous()
-    loss = _liger_function().apply(hidden.view(-1, hidden.shape[-1]), weight, shifted.view(-1))
+    loss = function(hidden.view(-1, hidden.shape[-1]), weight, shifted.view(-1))
     return loss if count is None else loss / count
 
 

@@ -191,6 +191,7 @@ def test_fit_does_not_search_where_each_length_has_other_requests(
         (["--loss", "liger"], 2, "--loss is for --mode train"),
         (["--mode", "train", "--loss", "trl", "--device", "cpu"], 2, "--device cannot be given"),
         (["--mode", "train", "--loss", "liger", "--gpu", "sm_75"], 7, "compute capability 8.0"),
+        (["--mode", "train", "--loss", "torch", "--gpu", "T4"], 7, "compute capability 8.0"),
         (["--mode", "train", "--loss", "trl", "--fsdp", "2"], 7, "--loss"),
         (["--mode", "train", "--ema", "--lora", "8"], 2, "--ema"),
         (["--mode", "train", "--rollout", "vllm", "--gpu", "H100", "--loop", "sft"], 2, "--loop sft"),

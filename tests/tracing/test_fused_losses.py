@@ -14,6 +14,7 @@ import pytest
 from qwen_inspect.results.timeline import Allocate, Event
 from qwen_inspect.results.training import Loss, loop_of
 from qwen_inspect.tracing.fused_losses import liger_rows
+from qwen_inspect.tracing.torch_loss import torch_rows
 
 from ..support.families import FAMILIES
 from ..support.real_runs import PROMPT, traced
@@ -86,3 +87,25 @@ def test_liger_halves_chunks_until_their_logits_are_as_large_as_the_states() -> 
     assert liger_rows(4096 * 4, 4096, 32000) == 2048
     assert liger_rows(2048, 1024, 151936) == 16  # 2,048 / 149 = 13.7, and the next power of two
     assert liger_rows(3, 4096, 1000) == 3
+
+
+def test_torchs_chunks_are_those_of_its_own_options() -> None:
+    """torch 2.13, LinearCrossEntropyOptions, without its own choices by device."""
+    import torch
+
+    options = torch.nn.LinearCrossEntropyOptions(chunking_method="aspect_ratio:2")
+    for sizes in ((2048, 1024, 151_936), (4096 * 4, 4096, 32_000), (3, 4096, 1000), (1, 64, 512)):
+        assert torch_rows(*sizes) == options._adjust(*sizes, torch.float32).batch_chunk_size
+
+
+def test_torch_computes_logits_of_16_bits_in_float32_on_cuda() -> None:
+    """96 tokens, 1,000 entries, 64 dimensions: 4 tokens at a time. On CUDA the head is not copied; its gradient and
+    the backward's zeros are as large."""
+    sizes = [
+        event.size_bytes
+        for event in events_of("torch", 1000, {"tie_word_embeddings": False}, loop=loop_of("plain", loss="torch"))
+        if isinstance(event, Allocate) and event.module == "Qwen3ForCausalLM"
+    ]
+    logits, of_head = 4 * 1000 * 4, 1000 * 64 * 2
+    assert (sizes.count(logits), sizes.count(of_head)) == (STEPS, 2 * STEPS)
+    assert max(sizes) == of_head

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from ..support.real_runs import PROMPT, real_model, traced
 from ..support.real_training import STEP_COUNTER_BYTES, on_cpu
 
 STEPS, BATCH = 2, 2
+FLOAT32 = {"dtype": "float32", "torch_dtype": "float32"}
 
 
 def micro_batch(*_: object) -> dict[str, Any]:
@@ -149,6 +150,38 @@ def plain(model: Any, accumulate: int, ema: bool = False) -> Callable[[], object
     return run
 
 
+def by_torchs_loss(model: Any, accumulate: int) -> Callable[[], object]:
+    """A plain loop whose head and loss are torch's one function."""
+    import torch
+    from torch.nn.functional import linear_cross_entropy, pad
+
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
+
+    def forward(labels: Any, **inputs: Any) -> SimpleNamespace:
+        hidden = model.model(**inputs, use_cache=False).last_hidden_state
+        labels = pad(labels, (0, 1), value=-100)
+        target = labels[..., 1:].contiguous()
+        options = torch.nn.LinearCrossEntropyOptions()
+        states = hidden.view(-1, hidden.shape[-1])
+        return SimpleNamespace(
+            loss=linear_cross_entropy(states, model.lm_head.weight, target.view(-1), options=options)
+        )
+
+    def run() -> object:
+        for _ in range(STEPS):
+            for _ in range(accumulate):
+                batch = micro_batch()
+                outputs = forward(**batch)
+                loss = outputs.loss
+                loss = loss / accumulate
+                loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return outputs, loss, optimizer, batch
+
+    return run
+
+
 def is_of_loop(allocation: Allocate) -> bool:
     """Whether it is a micro-batch, the last loss or the gradients' norm; the sum of losses and a scaler outlive the loop."""
     is_norm = allocation.operator == "aten.linalg_vector_norm.default"
@@ -269,6 +302,15 @@ def test_a_plain_loop_takes_what_it_says(accumulate: int) -> None:
     config = FAMILIES["qwen3"]
     model = real_model(config).train()
     left = left_over(plain(model, accumulate), config, "plain", accumulate=accumulate)
+    assert left == [STEP_COUNTER_BYTES] * len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+def test_torchs_fused_loss_makes_both_gradients_in_the_forward_and_zeros_of_them_in_the_backward(tied: bool) -> None:
+    """torch.nn.functional.linear_cross_entropy itself; in float32 its choices on CPU are those on CUDA."""
+    config = {**FAMILIES["qwen3"], **FLOAT32, "vocab_size": 1000, "tie_word_embeddings": tied}
+    model = real_model(config).train()
+    left = left_over(by_torchs_loss(model, 2), config, "plain", facts={"loss": "torch"}, accumulate=2)
     assert left == [STEP_COUNTER_BYTES] * len(list(model.parameters()))
 
 
