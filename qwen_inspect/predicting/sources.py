@@ -150,7 +150,7 @@ def _traced_once(untraced: _Untraced) -> Timeline:
 
 def _traced(untraced: _Untraced) -> Timeline:
     """The trace of the whole model; for a hybrid, whose layers are slow to trace, and for a prompt with images, of which a search
-    needs many, composed from that of its first layers.
+    needs many, composed from that of a few layers.
     """
     from ..tracing.trace import trace
 
@@ -169,8 +169,8 @@ def _traced(untraced: _Untraced) -> Timeline:
             return deep.at(point_of(run))
     if run.media is not None and run.mode != "train" and place is None:
         with suppress(UnsupportedError):
-            if (deep := traced_in_few_layers(report, config, request, point_of(run))) is not None:
-                return deep
+            if (composed := traced_in_few_layers(report, config, request, point_of(run))) is not None:
+                return composed
         return trace(spec, config, request)
     first = _first_of_all_kinds(spec.layers)
     chunked = any(isinstance(layer.attention, LinearAttention) for layer in spec.layers)

@@ -12,7 +12,8 @@ FLASH_SCRATCH = "flash_attention_backward.scratch"
 SCALES_SCRATCH = "bitsandbytes.gemm_4bit.scales"  # scales before their offset is added
 SOFTMAX_SCRATCH = "softmax.scratch"  # of softmax and of its gradient
 BATCHED_SCRATCH = "batched_product.scratch"  # copies of operands that cuBLAS cannot read in place
-CUDA_SCRATCH = (FLASH_SCRATCH, SCALES_SCRATCH, SOFTMAX_SCRATCH, BATCHED_SCRATCH)
+FILTER_SCRATCH = "convolution.scratch"  # a copy of the weight in the order of the input's dimensions
+CUDA_SCRATCH = (FLASH_SCRATCH, SCALES_SCRATCH, SOFTMAX_SCRATCH, BATCHED_SCRATCH, FILTER_SCRATCH)
 # Operators that a trace names itself.
 GATHERED = "fsdp.all_gather"  # whole weights that FSDP holds temporarily
 ADAPTER = "adapter"  # the matrices that PEFT adds to a model

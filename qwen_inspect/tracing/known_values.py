@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .recorder import tensors_in
+from .selecting import NONZERO
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -39,11 +40,20 @@ def known_values(recorder: Recorder, device: str) -> Iterator[None]:
         return not is_float or math.prod(shape) <= LARGEST_FLOATS
 
     def places(index: Any) -> Sequence[Any]:
-        """Of truth values where they are true, because the result's shape depends on them."""
+        """Of truth values where they are true, because the result's shape depends on them.
+
+        Source: torch 2.13, IndexingUtils.h, expandTensors
+        """
         if index is None or index.dtype is not torch.bool or not has_values(index):
             return (index,)
         with _disable_current_modes():
-            return index.nonzero(as_tuple=True)  # type: ignore[no-any-return]
+            count = int(index.sum())
+        selected = index.new_empty((count, index.dim()), dtype=torch.int64)
+        recorder.see(selected, NONZERO, module=module_now())
+        return selected.unbind(1)  # type: ignore[no-any-return]
+
+    def module_now() -> str:
+        return recorder.modules[-1] if recorder.modules else recorder.outside
 
     class KnownValues(TorchDispatchMode):  # type: ignore[misc]
         def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -55,6 +65,9 @@ def known_values(recorder: Recorder, device: str) -> Iterator[None]:
             if operator in by_index:
                 args = (args[0], [place for index in args[1] for place in places(index)], *args[2:])
             outputs = operator(*args, **options)
+            if operator in by_index:
+                for tensor in tensors_in(outputs):  # before the places are freed
+                    recorder.see(tensor, str(operator), module=module_now())
             if operator is aten.masked_scatter.default and device == "cuda":
                 scattered(outputs, args[1])
             return outputs
@@ -64,7 +77,7 @@ def known_values(recorder: Recorder, device: str) -> Iterator[None]:
 
         Source: torch 2.11, aten/src/ATen/native/cuda/IndexKernel.cpp, masked_scatter__cuda, and IndexKernel.cu
         """
-        module = recorder.modules[-1] if recorder.modules else recorder.outside
+        module = module_now()
         name = str(aten.masked_scatter.default)
         recorder.see(output, name, module=module)
         sums = output.new_empty(output.shape, dtype=torch.int64)

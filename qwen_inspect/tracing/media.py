@@ -13,7 +13,8 @@ from ..errors import UnsupportedError
 from ..results.media import Media, Medium
 
 # Held request by request against real models on CPU; of Qwen's also against a card.
-TRACED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "gemma3", "mistral3")
+WITH_VIDEOS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+TRACED = (*WITH_VIDEOS, "gemma3", "gemma4", "glm4v", "glm4v_moe", "internvl", "llama4", "mistral3")
 TYPES = {"image": 1, "video": 2}  # Source: transformers 5.23, processing_utils.create_mm_token_type_ids
 
 
@@ -21,10 +22,12 @@ def media_inputs(model: Any, media: Media, *, batch: int, prompt_tokens: int) ->
     """The inputs of `batch` equal sequences, each with all of the media in order, text between them and after."""
     import torch
 
-    if model.config.model_type not in TRACED:
-        raise UnsupportedError("media_untraced", model_type=model.config.model_type)
-    accepted = inspect.signature(model.forward).parameters
     config, items = model.config, media.items
+    if config.model_type not in TRACED:
+        raise UnsupportedError("media_untraced", model_type=config.model_type)
+    if config.model_type not in WITH_VIDEOS and any(item.kind == "video" for item in items):
+        raise UnsupportedError("media_videos_untraced", model_type=config.model_type)
+    accepted = inspect.signature(model.forward).parameters
     names = {"image": "image_token_id", "video": "video_token_id"}
     tokens = {kind: getattr(config, name, None) for kind, name in names.items()}
     row, types = _row(items, tokens, prompt_tokens)
@@ -63,15 +66,26 @@ def _pixels(model: Any, items: Sequence[Medium], kind: str, name: str, dtype: An
         width = channels * getattr(vision, "temporal_patch_size", 1) * side**2
         grids = torch.tensor([list(item.shape.grid) for item in items])
         return {name: torch.zeros(patches, width, dtype=dtype), f"{kind}_grid_thw": grids}
-    if f"{kind}_sizes" in accepted:
+    if vision.model_type == "pixtral":
         sizes = [[item.shape.height, item.shape.width] for item in items]
         height, width = map(max, zip(*sizes, strict=True))
         return {
             name: torch.zeros(len(items), channels, height, width, dtype=dtype),
             f"{kind}_sizes": torch.tensor(sizes),
         }
+    if f"{kind}_position_ids" in accepted:
+        width = channels * side**2
+        most = max(item.shape.pixels for item in items) // width
+        places = torch.tensor([_places(*item.shape.grid[1:], most) for item in items])
+        return {name: torch.zeros(len(items), most, width, dtype=dtype), f"{kind}_position_ids": places}
     height, width = (side * length for length in items[0].shape.grid[1:])
     return {name: torch.zeros(slices, channels, height, width, dtype=dtype)}
+
+
+def _places(rows: int, columns: int, most: int) -> list[tuple[int, int]]:
+    """The column and row of each patch, and -1 for padding to the most patches. Source: Gemma4ImageProcessor"""
+    places = [(column, row) for row in range(rows) for column in range(columns)]
+    return places + [(-1, -1)] * (most - len(places))
 
 
 def _side(size: Any) -> int:

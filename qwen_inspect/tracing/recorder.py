@@ -11,6 +11,7 @@ from typing import Any
 from ..results.timeline import (
     ADAPTER,
     BATCHED_SCRATCH,
+    FILTER_SCRATCH,
     FLASH_SCRATCH,
     GATHERED,
     SOFTMAX_SCRATCH,
@@ -232,6 +233,15 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
             return owners.get(id(node.variable), recorder.outside)
         return module_of_node.get(node._sequence_nr(), recorder.outside)
 
+    def is_channels_last(tensor: Any) -> bool:
+        """Whether its channels are side by side, which cuDNN keeps.
+
+        Source: torch 2.13, native/ConvUtils.h, cudnn_conv_suggest_memory_format
+        """
+        if tensor.dim() != 4 or tensor.is_contiguous():
+            return False
+        return bool(tensor.is_contiguous(memory_format=torch.channels_last))
+
     def holders(tensor: Any) -> tuple[int, int]:
         return tensor._use_count(), torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
 
@@ -267,7 +277,8 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
                 operator = in_place[operator]
             # Both make their input contiguous first. Source: torch 2.13, Convolution.cpp; layer_norm_kernel.cu, expect_contiguous
             if operator in (aten.convolution.default, aten.native_layer_norm.default):
-                args = (args[0].contiguous(), *args[1:])
+                channels_last = operator is aten.convolution.default and is_channels_last(args[0])
+                args = (args[0] if channels_last else args[0].contiguous(), *args[1:])
                 if recorder.recording:
                     recorder.see(args[0], name, module=module)
             scratch: list[tuple[str, Any]] = []
@@ -300,6 +311,11 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
                     del tensor
                 while copies:
                     copies.pop()
+            if operator is aten.convolution.default and channels_last:
+                # After its output. Source: torch 2.13, cudnn/ConvShared.cpp, cudnn_convolution_forward_out
+                filters = args[1].contiguous(memory_format=torch.channels_last)
+                recorder.see(filters, FILTER_SCRATCH, module=module)
+                del filters
             if operator is flash_backward:
                 for tensor in flash_backward_scratch(args[1], args[2]):
                     recorder.see(tensor, FLASH_SCRATCH, module=module)

@@ -25,6 +25,7 @@ OWN_SCRATCH: Mapping[str, str] = {
     "aten::conv3d": "the same",
     "aten::cumsum": "it adds up booleans as integers",
     "aten::sum": "the same: transformers looks whether a mask masks anything",
+    "aten::embedding": "it makes its indices contiguous",
     "aten::histc": "counts of one thread",
     "aten::sort": "it numbers what it sorts",
     "aten::_scaled_dot_product_flash_attention_for_cpu": "tiles of one thread",
@@ -115,7 +116,7 @@ def is_made_by(change: Change, request: Allocate) -> bool:
     name = "::".join(request.operator.split(".")[:2])
     called = [operator.replace("_for_cpu", "") for operator in change.operators]
     name = name if name in called else ALSO_CALLED.get(name, name)
-    if "aten::mkldnn_convolution" in called and called[-1] != "aten::empty":  # operands packed by oneDNN
+    if "aten::mkldnn_convolution" in called and called[-1] not in ("aten::empty", "aten::resize_"):  # packed by oneDNN
         return False
     if any(operator.startswith(GLOO) for operator in called):
         return False

@@ -29,6 +29,10 @@ def real_model(config: Mapping[str, Any], attention: str = "sdpa") -> Any:
 
     dtype = architecture_of(config).spec.dtype
     model_class = getattr(transformers, config["architectures"][0])
-    return model_class._from_config(
+    model = model_class._from_config(
         configuration_of(config), dtype=getattr(torch, dtype.torch_name), attn_implementation=attention
     )
+    for module in model.modules():  # Gemma 4's tables of RoPE, in the trace's order
+        if isinstance(types := getattr(module, "unique_layer_types", None), set):
+            module.unique_layer_types = sorted(types)
+    return model

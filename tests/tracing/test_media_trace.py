@@ -13,7 +13,7 @@ from qwen_inspect.architectures.families import CLASSES
 from qwen_inspect.errors import UnsupportedError
 from qwen_inspect.media.counting import media_of
 from qwen_inspect.results.media import Media, Medium, Request, Shape, Typed
-from qwen_inspect.results.timeline import CUDA_SCRATCH, Allocate, Event
+from qwen_inspect.results.timeline import CUDA_SCRATCH, Allocate, Event, Timeline
 from qwen_inspect.tracing.media import media_inputs
 from qwen_inspect.tracing.steps import train
 
@@ -21,6 +21,7 @@ from ..support.families import FAMILIES
 from ..support.following import Change, Run, follow, profiled
 from ..support.outlines import varied
 from ..support.real_runs import after_load, real_model, traced
+from ..support.small_models import small_config
 
 LEAST = 2_500  # bytes; smaller are positions and masks, of which CPU's operators make more than CUDA's
 PROMPT = 128
@@ -40,9 +41,9 @@ def medium(*grid: int, frames: int | None = None, marks: int | None = 0) -> Medi
     return Medium(typed=typed, shape=shape, frames=frames)
 
 
-def generating(model: Any, media: Media, *, batch: int) -> Callable[[], object]:
+def generating(model: Any, media: Media, *, batch: int, prompt_tokens: int = PROMPT) -> Callable[[], object]:
     def run() -> object:
-        given = media_inputs(model, media, batch=batch, prompt_tokens=PROMPT)
+        given = media_inputs(model, media, batch=batch, prompt_tokens=prompt_tokens)
         return given, model.generate(
             **given, max_new_tokens=2, do_sample=False, return_dict_in_generate=True, eos_token_id=None
         )
@@ -50,10 +51,10 @@ def generating(model: Any, media: Media, *, batch: int) -> Callable[[], object]:
     return run
 
 
-def large_changes(changes: Sequence[Change]) -> list[Change]:
+def large_changes(changes: Sequence[Change], least: int = LEAST) -> list[Change]:
     alive, found = set(), []
     for change in changes:
-        if change.size_bytes >= LEAST:
+        if change.size_bytes >= least:
             alive.add(change.address)
         elif change.size_bytes >= 0 or change.address not in alive:
             continue
@@ -63,8 +64,15 @@ def large_changes(changes: Sequence[Change]) -> list[Change]:
     return found
 
 
-def large_events(events: Sequence[Event]) -> list[Event]:
-    small = {event.id for event in events if isinstance(event, Allocate) and event.size_bytes < LEAST}
+def on_cpu(timeline: Timeline) -> list[Event]:
+    """Without the scratch of CUDA's kernels."""
+    requests = (event for event in timeline.events if isinstance(event, Allocate))
+    on_cuda = {event.id for event in requests if event.operator in CUDA_SCRATCH}
+    return [event for event in after_load(timeline) if event.id not in on_cuda]
+
+
+def large_events(events: Sequence[Event], least: int = LEAST) -> list[Event]:
+    small = {event.id for event in events if isinstance(event, Allocate) and event.size_bytes < least}
     return [event for event in events if event.id not in small]
 
 
@@ -89,23 +97,61 @@ def test_images_of_two_sizes_and_a_video_in_a_batch_take_what_the_trace_says(fam
     assert left.scratch == {}
 
 
-@pytest.mark.parametrize("family", ["gemma3", "mistral3"])
+def small(family: str) -> dict[str, Any]:
+    """A small model of the family, whose tower and decoder fit together."""
+    described = family in CLASSES
+    config = varied(family, 1) if described else small_config(family)
+    classes = list(CLASSES[family][:1]) if described else ["InternVLForConditionalGeneration"]
+    config |= {"architectures": classes, **TOKENS, "image_token_index": 5, "dtype": "bfloat16"}
+    text, vision = config["text_config"], config.get("vision_config", {})
+    # Else `generate` takes the prompt's text, which is of zeros, for padding.
+    text["pad_token_id"] = 9 if family == "gemma4" else None
+    text.pop("dtype", None)
+    tower = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 3}
+    match family:
+        case "gemma3":
+            config["mm_tokens_per_image"] = 4
+        case "gemma4":
+            config["audio_config"] = None
+            text["vocab_size_per_layer_input"] = text["vocab_size"]
+            vision["position_embedding_size"] = 512
+        case "glm4v" | "glm4v_moe":
+            vision |= {"depth": 3, "out_hidden_size": text["hidden_size"], "spatial_merge_size": 2}
+        case "internvl":
+            config["image_seq_length"] = 4
+            vision |= {**tower, "intermediate_size": 48, "image_size": [28, 28], "patch_size": [7, 7]}
+        case "llama4":
+            widths = {"projector_input_dim": 24, "projector_output_dim": 24, "vision_output_dim": 24}
+            vision |= {**tower, "intermediate_size": 128, "image_size": 56, "patch_size": 14, **widths}
+    return config
+
+
+OTHER_TOWERS = ("gemma4", "glm4v_moe", "internvl", "llama4", "mistral3")
+
+
+@pytest.mark.parametrize(
+    "family", ["gemma3", "glm4v", *(pytest.param(family, marks=pytest.mark.exhaustive) for family in OTHER_TOWERS)]
+)
 def test_images_of_other_families_take_what_the_trace_says(family: str) -> None:
-    """Sizes by the family's own rules. Gemma 3 normalises patches that are not contiguous, which takes a copy first."""
-    config = varied(family, 1)
-    config |= {"architectures": [CLASSES[family][0]], "image_token_id": 5, "image_token_index": 5}
-    config["text_config"]["pad_token_id"] = (
-        None  # else `generate` takes the prompt's text, which is of zeros, for padding
-    )
-    if family == "gemma3":
-        config |= {"mm_tokens_per_image": 4}
-    typed = tuple(Typed(text="", width=width, height=height) for width, height in ((40, 40), (64, 32)))
+    """Sizes by the family's own rules. Gemma 3 normalises patches that are not contiguous, which takes a copy first; GLM-V's
+    convolution of patches whose channels are side by side takes none. Llama 4 and InternVL see tiles, Gemma 4 padded patches.
+    """
+    config = small(family)
+    sizes = ((200, 120), (90, 260)) if family == "glm4v_moe" else ((60, 40), (64, 90))
+    typed = tuple(Typed(text="", width=width, height=height) for width, height in sizes)
     media = media_of(config, {}, Request(typed=typed))
-    changes = profiled(generating(real_model(config).eval(), media, batch=1))
-    workload = {"mode": "generate", "prompt_tokens": PROMPT, "new_tokens": 2, "device": "cpu"}
-    timeline = traced(config, **workload, media=media)
-    left = follow(large_changes(changes), large_events(after_load(timeline)), Run({}, {}, {}))
+    tokens = media.context_tokens + 20
+    changes = profiled(generating(real_model(config).eval(), media, batch=1, prompt_tokens=tokens))
+    timeline = traced(config, mode="generate", prompt_tokens=tokens, new_tokens=2, device="cpu", media=media)
+    least = max(LEAST, 16 * tokens)
+    left = follow(large_changes(changes, least), large_events(on_cpu(timeline), least), Run({}, {}, {}))
     assert left.scratch == {}
+
+
+def test_videos_of_towers_that_were_not_held_against_any_are_refused() -> None:
+    media = Media(items=(medium(2, 4, 4, frames=2),), images=None, videos=None)
+    with pytest.raises(UnsupportedError, match="glm4v"):
+        traced(small("glm4v"), mode="generate", prompt_tokens=PROMPT, media=media)
 
 
 @pytest.mark.exhaustive
@@ -137,10 +183,7 @@ def test_training_the_decoder_with_images_takes_what_the_trace_says(family: str)
 
     workload = {"mode": "train", "batch": 1, "prompt_tokens": PROMPT, "device": "cpu", "trained": "language_model"}
     timeline = traced(config, **workload, media=media)
-    requests = (event for event in timeline.events if isinstance(event, Allocate))
-    on_cuda = {event.id for event in requests if event.operator in CUDA_SCRATCH}
-    events = [event for event in large_events(after_load(timeline)) if event.id not in on_cuda]
-    assert follow(large_changes(profiled(run)), events, Run({}, {}, {})).scratch == {}
+    assert follow(large_changes(profiled(run)), large_events(on_cpu(timeline)), Run({}, {}, {})).scratch == {}
 
 
 def test_a_tower_that_trains_with_images_is_refused() -> None:

@@ -30,6 +30,7 @@ TEXT: dict[str, str] = {
     "media_family_unknown": "It is not known how the processor of {model_type} resizes images and videos",
     "media_processor_unknown": "{file} names a processor that is not known here: {found}",
     "media_untraced": "what images take in {model_type}'s tower is not traced yet; their tokens are counted",
+    "media_videos_untraced": "what videos take in {model_type}'s tower is not traced yet, only images; their tokens are counted",
     "trace_tower_trained": "{name} is trained, and the memory of a tower's gradients with images is not traced; train the decoder alone, as with --trained language_model or --lora-targets",
     "media_number": "{file}: {key} must be a positive number, or true or false, and is {found}",
     "media_not_square": "{file}: size has unequal sides, which no processor known here takes",

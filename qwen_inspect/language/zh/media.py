@@ -27,6 +27,7 @@ TEXT: dict[str, str] = {
     "media_family_unknown": "暂不清楚 {model_type} 的处理器如何缩放图片和视频",
     "media_processor_unknown": "{file} 中的处理器暂不支持：{found}",
     "media_untraced": "{model_type} 的视觉塔处理图片所需的显存暂不支持追踪；其 token 数已计入",
+    "media_videos_untraced": "{model_type} 的视觉塔处理视频所需的显存暂不支持追踪（仅支持图片）；其 token 数已计入",
     "trace_tower_trained": "{name} 参与训练，而带图片时视觉塔梯度的显存暂不支持追踪；请只训练解码器，例如 --trained language_model 或 --lora-targets",
     "media_number": "{file}：{key} 应为正数或布尔值，实际为 {found}",
     "media_not_square": "{file}：size 的两边不相等，已知的处理器都不支持",
