@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+
+from .typed import TYPE_CHECKING
 
 __version__ = "0.1.0"
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
-from typing import NoReturn
 
 from .interrupts import leave, on_interrupt
+from .typed import NoReturn
 
 
 def script() -> NoReturn:

@@ -9,9 +9,9 @@ import math
 import os
 from collections.abc import Mapping
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal
 
 from .language import Message
+from .typed import TYPE_CHECKING, Any, Literal
 from .values import dataclass, field
 
 if TYPE_CHECKING:

@@ -1,24 +1,23 @@
 """The command line: arguments in, exit code out.
 
-Everything else is imported when a command runs, so that `--help` is as fast as argparse.
+Everything else is imported when a command runs, so that `--help` is fast.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
 
 from .commands import language_choice, parsed
 from .console import EXIT_MALFORMED, EXIT_USAGE, complain, one_line, silence_stdout, work_shown
 from .interrupts import EXIT_INTERRUPTED, leave, on_interrupt
 from .language import Language, language_of
-from .options.parser import WrongArgumentError
+from .options.parser import Namespace, WrongArgumentError
+from .typed import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from .errors import QwenInspectError
@@ -74,7 +73,7 @@ def script() -> NoReturn:
     sys.exit(code)
 
 
-def _run(options: argparse.Namespace, say: Language) -> int:
+def _run(options: Namespace, say: Language) -> int:
     from .errors import QwenInspectError
 
     try:

@@ -7,9 +7,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TextIO
 
 from .language import Language, Message
+from .typed import TextIO
 
 LONGEST_LINE = 1000
 QUIET_SECONDS = 0.5  # of a command: what takes no longer needs no word

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from .checkpoint import Checkpoint, DType, Tensor
 from .language import Message
+from .typed import Any
 from .values import replace
 
 # Files beside config.json that declare the quantisation, and the method if their content names none.

@@ -13,9 +13,8 @@ QwenInspectError
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from .language import Language, Message
+from .typed import ClassVar
 
 
 class QwenInspectError(Exception):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from typing import Any, NoReturn
+
+from .typed import Any, NoReturn
 
 EXIT_INTERRUPTED = 130
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypeVar
 
 from .language import Language
 from .loaders.resolve import DEFAULT_MODEL, Access
@@ -13,6 +12,7 @@ from .results.fit import FitReport
 from .results.memory import MemoryReport, Run
 from .results.model import Report
 from .structure import inspect as structure
+from .typed import Any, ClassVar, TypeVar
 from .units import size
 from .values import dataclass, fields
 

@@ -8,7 +8,7 @@ frozen class is an error there; at run time nothing stops it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from .typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dataclasses import MISSING as MISSING

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 from pprint import pformat
 from typing import Any
 
 import pytest
 
+import qwen_inspect
 from qwen_inspect import values
 from qwen_inspect.checkpoint import DType, Tensor
 from qwen_inspect.values import dataclass
@@ -86,3 +91,53 @@ def test_values_are_made_with_defaults_factories_and_keywords(library: Any) -> N
     for arguments in (too_few, [1, [], 0, 4]):
         with pytest.raises(TypeError):
             made(*arguments)
+
+
+def test_no_module_imports_what_values_and_typed_make_fast() -> None:
+    """Beside what these do not have, and the generator of the schema, which no command imports."""
+    for path in Path(qwen_inspect.__file__).parent.rglob("*.py"):
+        if path.name in ("values.py", "typed.py") or path.parent.name == "schema":
+            continue
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and node.module in ("dataclasses", "typing"):
+                assert {alias.name for alias in node.names} <= {"asdict", "cast", "get_args"}, path
+            assert not isinstance(node, ast.Import) or node.names[0].name not in (
+                "argparse",
+                "dataclasses",
+                "typing",
+            ), path
+
+
+def test_light_names_of_typing_do_what_the_modules_here_ask_of_them() -> None:
+    """In an interpreter that has not imported `typing`: as by its own names, and no import of it."""
+    script = """
+import sys
+sys.modules.pop("typing", None)
+from qwen_inspect.typed import Any, Generic, Literal, NamedTuple, Protocol, TypedDict, TypeVar
+from collections.abc import Callable, Sequence
+
+class Pair(NamedTuple):
+    "Two."
+    first: int
+    second: str = "b"
+    @property
+    def both(self): return f"{self.first}{self.second}"
+    @staticmethod
+    def of(first): return Pair(first)
+    def __add__(self, other): return Pair(self.first + other.first)
+
+made = Pair(1)
+assert (made, made.both, Pair.of(2) + made, made._replace(first=5)) == ((1, "b"), "1b", Pair(3), Pair(5, "b"))
+assert (Pair.__doc__, Pair.__name__, Pair.__module__, repr(made)) == ("Two.", "Pair", "__main__", "Pair(first=1, second='b')")
+match made:
+    case Pair(first=1, second=text):
+        assert text == "b"
+T = TypeVar("T", bound=int)
+class Box(Generic[T]): pass
+class Reads(Protocol): pass
+class Keys(TypedDict, total=False): pass
+assert issubclass(Box, Generic) and Box[int] is not None and Keys(a=1) == {"a": 1}
+Kind, Reader = Literal["a", "b"] | None, Callable[[str], T] | Sequence[tuple[str, Any]]
+assert "typing" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

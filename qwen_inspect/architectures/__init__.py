@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
 
 from ..checkpoint import Tensor
 from ..errors import MalformedError
+from ..typed import TYPE_CHECKING, Any, Protocol
 from .design import Architecture, FormsByName, StoredForm
 from .families import FAMILIES
 from .layouts import in_layout_of

@@ -6,10 +6,10 @@ Source: transformers 5.23, models/{arcee,apertus,nemotron}; Apertus (arXiv 2509.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import Tensor
 from ..spec import Module
+from ..typed import Any
 from ..values import replace
 from .decoders import Decoder, read_decoder
 from .design import Architecture

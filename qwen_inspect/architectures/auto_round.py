@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..errors import MalformedError
 from ..results.quantisation import Awq, Gptq, ModuleTest, Quantisation, Scheme, SchemeGroup
+from ..typed import Any
 from .pattern_syntax import ANYTHING
 from .quantised_modules import LITERAL, rule_tests, skipped_by
 from .quantised_values import MOST_PATTERNS, read_bits, read_group_size, read_names, require_choice, require_few

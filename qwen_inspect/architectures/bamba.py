@@ -6,11 +6,11 @@ Source: transformers 5.23, models/{bamba,jamba}; Jamba (arXiv 2403.19887).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ..checkpoint import Tensor
 from ..errors import MalformedError, UnsupportedError
 from ..spec import Module
+from ..typed import Any
 from ..values import replace
 from .decoders import Decoder, read_decoder
 from .design import Architecture

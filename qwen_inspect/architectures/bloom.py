@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..spec import Module
+from ..typed import Any
 from .design import Architecture
 from .even_heads import keeps_every_head, read_even_heads
 from .outline import (

@@ -6,10 +6,10 @@ Source: transformers 5.23, models/cohere, cohere2.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import Tensor
 from ..spec import Module
+from ..typed import Any
 from .decoders import Decoder, read_decoder, with_layer_types
 from .design import Architecture
 from .outline import causal_lm, norm, read_spans, whole_dtype, with_defaults

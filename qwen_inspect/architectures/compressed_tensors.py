@@ -6,7 +6,6 @@ Source: compressed-tensors 0.20, quantization/quant_args.py and utils/match.py
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from ..checkpoint import DTYPE_OF_TORCH_NAME, DType
 from ..errors import MalformedError, UnsupportedError
@@ -18,6 +17,7 @@ from ..results.quantisation import (
     Scheme,
     SchemeGroup,
 )
+from ..typed import Any
 from .quantised_modules import every_module, rule_tests
 from .quantised_values import is_block, read_bits, read_group_size, read_names, require_choice, require_few
 from .reading import flag, integer, shown

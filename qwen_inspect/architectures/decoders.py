@@ -6,12 +6,12 @@ Source: transformers 5.23, models/llama, of which the families' modules are copi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from ..checkpoint import DType
 from ..errors import UnsupportedError
 from ..results.cache import CacheKind
 from ..spec import Module
+from ..typed import Any
 from ..values import dataclass
 from .blocks import linear, rotary
 from .design import KeptLayer

@@ -7,12 +7,12 @@ Source: transformers 5.23, models/deepseek_v2, deepseek_v3, deepseek_v32, glm4_m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import DType
 from ..errors import UnsupportedError
 from ..results.cache import CacheKind
 from ..spec import Module
+from ..typed import Any
 from ..values import dataclass
 from .blocks import rotary, stored_as_built
 from .decoders import Decoder, check_query_scaling

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from ..checkpoint import Tensor
 from ..errors import UnsupportedError
@@ -11,6 +10,7 @@ from ..language import Message
 from ..results.attention import AnyLayerAttention
 from ..results.cache import CacheLayer
 from ..spec import ModelSpec, Module, tied_tensors
+from ..typed import Any
 from ..values import dataclass
 
 StoredForm = Callable[[Tensor], tuple[Tensor, ...]]

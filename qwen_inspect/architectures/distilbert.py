@@ -6,11 +6,11 @@ Source: transformers 5.23, models/distilbert; DistilBERT (arXiv 1910.01108).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError
 from ..spec import Module
+from ..typed import Any
 from .bert import built_name, read_labels
 from .design import Architecture
 from .outline import (

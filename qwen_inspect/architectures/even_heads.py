@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import DType
 from ..errors import MalformedError
+from ..typed import Any
 from .design import KeptLayer
 from .outline import (
     keeps_heads,

@@ -6,11 +6,11 @@ Source: transformers 5.23, models/falcon_h1; Falcon-H1 (arXiv 2507.22448).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError, UnsupportedError
 from ..spec import Module
+from ..typed import Any
 from .blocks import rotary
 from .design import Architecture
 from .outline import (

@@ -6,11 +6,11 @@ Source: transformers 5.23, models/{gemma,gemma2,gemma3}; Gemma (arXiv 2403.08295
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import UnsupportedError
 from ..spec import Module
+from ..typed import Any
 from ..values import replace
 from .blocks import linear
 from .design import Architecture, KeptLayer

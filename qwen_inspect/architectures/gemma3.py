@@ -6,11 +6,11 @@ Source: transformers 5.23, models/gemma3; Gemma 3 (arXiv 2503.19786).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError
 from ..spec import Module
+from ..typed import Any
 from .design import Architecture
 from .gemma import decoder, kept_layers, read_text
 from .outline import causal_lm, norm, whole_dtype

@@ -6,11 +6,11 @@ The whole model, with its towers from another library, is built by transformers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError
 from ..spec import Module
+from ..typed import Any
 from .blocks import linear
 from .design import Architecture
 from .gemma import kept_layers, scaled_embedding, sharing_layers, unloaded_parts

@@ -7,12 +7,12 @@ Source: transformers 5.23, models/gemma4.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError
 from ..results.cache import CacheKind
 from ..spec import Module
+from ..typed import Any
 from ..values import dataclass
 from .blocks import linear
 from .design import Architecture

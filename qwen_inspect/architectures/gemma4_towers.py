@@ -6,11 +6,11 @@ Source: transformers 5.23, models/gemma4; Universal Speech Model (arXiv 2303.010
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError, UnsupportedError
 from ..spec import Module
+from ..typed import Any
 from .blocks import linear
 from .outline import activation, frequencies, layer_list, norm, read_heads, with_defaults
 from .reading import flag, integer, shown

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ..checkpoint import Tensor
 from ..errors import MalformedError, NoModelError, UnsupportedError
+from ..typed import Any
 from .reading import MOST_LAYERS, integer, shown
 
 # general.architecture -> (model_type, class prefix). One line per family described here.

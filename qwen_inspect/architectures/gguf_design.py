@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError, UnsupportedError
@@ -21,6 +20,7 @@ from ..results.attention import (
 )
 from ..results.cache import CacheKind, CacheLayer
 from ..spec import ModelSpec, Module
+from ..typed import Any
 from ..values import replace
 from .design import Architecture, KeptLayer
 from .gguf_hparams import GgufHyperparameters

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ..checkpoint import Tensor
 from ..errors import QwenInspectError
 from ..spec import each_tensor
+from ..typed import Any
 from ..values import replace
 from . import architecture_of
 from .design import Architecture

@@ -6,8 +6,7 @@ Source: llama.cpp 0c1e57098, src/llama-hparams.cpp, src/llama-kv-cache*.cpp, src
 
 from __future__ import annotations
 
-from typing import Literal
-
+from ..typed import Literal
 from ..values import dataclass, field
 from .gguf_rules import (
     ATTENTION_INTERVAL,

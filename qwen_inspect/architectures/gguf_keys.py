@@ -7,10 +7,10 @@ src/llama-arch.cpp, LLM_KV_NAMES.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
 
 from ..checkpoint import Tensor
 from ..errors import MalformedError
+from ..typed import Any, Literal
 from ..values import replace
 from .gguf_hparams import Experts, GgufHyperparameters, Indexer, Recurrence
 from .gguf_rules import (

@@ -6,10 +6,10 @@ Source: llama.cpp 0c1e57098, conversion/ (TextModel.set_gguf_parameters and the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..results.attention import LayerAttention
 from ..spec import each_tensor
+from ..typed import Any
 from .design import Architecture
 
 LINEAR = frozenset({"qwen35", "qwen35moe", "qwen3next"})

@@ -7,8 +7,8 @@ llm_arch_is_hybrid), src/llama-model.cpp (create_memory).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
+from ..typed import Literal
 from ..values import dataclass
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any
 
 from ..checkpoint import BLOCK_FORMATS, BlockFormat, DType, Tensor
 from ..errors import UnsupportedError
 from ..results.attention import LayerAttention
 from ..spec import Module, SoftmaxAttention, each_module, each_tensor
+from ..typed import Any
 from ..values import replace
 from .design import Architecture, StoredForm
 from .gguf import NAMES

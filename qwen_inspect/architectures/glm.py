@@ -6,10 +6,10 @@ Source: transformers 5.23, models/glm, glm4, glm4_moe.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import DType
 from ..spec import Module
+from ..typed import Any
 from .decoders import Decoder, read_decoder
 from .design import Architecture
 from .mixture import EXPERTS, SCORE_BIAS, mixture, read_sparse_layers

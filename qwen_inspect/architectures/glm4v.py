@@ -6,11 +6,11 @@ Source: transformers 5.23, models/glm4v, glm4v_moe.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError, UnsupportedError
 from ..spec import Module
+from ..typed import Any
 from ..values import replace
 from .blocks import rotary
 from .decoders import Decoder, read_decoder

@@ -7,11 +7,11 @@ Source: transformers 5.23, models/glm5_next; Kimi Linear (arXiv 2510.26692); Dee
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError, UnsupportedError
 from ..spec import Module
+from ..typed import Any
 from ..values import replace
 from .blocks import linear, rotary
 from .decoders import Decoder

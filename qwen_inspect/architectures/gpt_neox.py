@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import Tensor
 from ..spec import Module
+from ..typed import Any
 from ..values import replace
 from .blocks import rotary
 from .design import Architecture

@@ -6,10 +6,10 @@ Source: transformers 5.23, models/gpt_oss; gpt-oss model card (arXiv 2508.10925)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import Tensor
 from ..spec import Module
+from ..typed import Any
 from ..values import replace
 from .decoders import read_decoder
 from .design import Architecture

@@ -6,11 +6,11 @@ Source: transformers 5.23, models/granite, granitemoe, granitemoeshared, granite
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import Tensor
 from ..errors import UnsupportedError
 from ..spec import Module
+from ..typed import Any
 from ..values import replace
 from .blocks import linear
 from .decoders import Decoder, read_decoder

@@ -6,11 +6,11 @@ Source: transformers 5.23, models/hunyuan_v1_dense, hunyuan_v1_moe.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import DType
 from ..errors import MalformedError
 from ..spec import Module
+from ..typed import Any
 from .decoders import Decoder, read_decoder
 from .design import Architecture
 from .mixture import EXPERTS

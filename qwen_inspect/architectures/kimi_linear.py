@@ -6,11 +6,11 @@ Source: transformers 5.23, models/kimi_linear, bailing_hybrid; Kimi Linear (arXi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError
 from ..spec import Module
+from ..typed import Any
 from ..values import dataclass, replace
 from .blocks import linear
 from .decoders import Decoder

@@ -7,11 +7,11 @@ DeepseekV32Indexer.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import DType
 from ..errors import UnsupportedError
 from ..spec import Module
+from ..typed import Any
 from .outline import layer_norm, linear, norm
 from .reading import check_layer_types, flag, integer, optional_integer, shown
 

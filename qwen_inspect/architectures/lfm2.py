@@ -6,11 +6,11 @@ Source: transformers 5.23, models/{lfm2,lfm2_moe}; LFM2 (arXiv 2511.23404).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import UnsupportedError
 from ..spec import Module
+from ..typed import Any
 from ..values import replace
 from .decoders import Decoder, read_decoder
 from .design import Architecture

@@ -7,11 +7,11 @@ Source: transformers 5.23, models/llama4.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError, UnsupportedError
 from ..spec import Module
+from ..typed import Any
 from .blocks import linear, rotary
 from .design import Architecture, KeptLayer
 from .outline import (

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from ..errors import MalformedError, UnsupportedError
 from ..results.lora import Lora
+from ..typed import Any
 from .pattern_syntax import parse
 from .patterns import first_match, fullmatch
 from .reading import flag, integer, number, shown

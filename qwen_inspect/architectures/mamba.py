@@ -6,11 +6,11 @@ Source: transformers 5.23, models/{mamba,falcon_mamba,mamba2}; arXiv 2312.00752,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError, UnsupportedError
 from ..spec import Module
+from ..typed import Any
 from .design import Architecture
 from .outline import causal_lm, embedding, keeps_states, layer_list, norm, whole_dtype, with_defaults
 from .reading import flag, integer, shown

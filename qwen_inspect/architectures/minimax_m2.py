@@ -6,9 +6,9 @@ Source: transformers 5.23, models/minimax_m2.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import Tensor
+from ..typed import Any
 from ..values import replace
 from .decoders import read_decoder
 from .design import Architecture

@@ -6,10 +6,10 @@ Source: transformers 5.23, models/mistral, ministral, ministral3, mixtral; Mixtr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import DType
 from ..spec import Module
+from ..typed import Any
 from .blocks import stored_as_built
 from .decoders import check_query_scaling, read_decoder, with_layer_types
 from .design import Architecture, KeptLayer

@@ -6,11 +6,11 @@ Source: transformers 5.23, models/mistral3, pixtral; Pixtral 12B (arXiv 2410.070
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError, UnsupportedError
 from ..spec import Module
+from ..typed import Any
 from ..values import replace
 from . import deepseek, mistral
 from .blocks import linear, rotary

@@ -6,11 +6,11 @@ Source: DeepSeekMoE (arXiv 2401.06066); transformers 5.23, DeepseekV3MoE.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError
 from ..spec import Module
+from ..typed import Any
 from .decoders import Decoder
 from .outline import experts
 from .reading import MOST_EXPERTS, check_layer_types, integer

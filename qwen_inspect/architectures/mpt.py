@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..errors import MalformedError
 from ..spec import Module
+from ..typed import Any
 from ..values import replace
 from .design import Architecture
 from .even_heads import keeps_every_head, read_even_heads

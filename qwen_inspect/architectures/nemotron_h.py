@@ -6,11 +6,11 @@ Source: transformers 5.23, models/nemotron_h; Nemotron-H (arXiv 2504.03624), Nem
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError, UnsupportedError
 from ..spec import Module
+from ..typed import Any
 from ..values import replace
 from .design import Architecture, KeptLayer
 from .outline import (

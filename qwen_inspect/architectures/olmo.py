@@ -6,11 +6,11 @@ Source: transformers 5.23, models/olmo2, olmo3, olmoe; OLMo 2 (arXiv 2501.00656)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import Tensor
 from ..errors import UnsupportedError
 from ..spec import Module
+from ..typed import Any
 from .decoders import Decoder, read_decoder, with_layer_types
 from .design import Architecture
 from .outline import (

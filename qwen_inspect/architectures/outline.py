@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError, UnsupportedError
 from ..results.attention import AnyLayerAttention, EncoderLayerAttention, LayerAttention, OtherLayerAttention
 from ..results.cache import CacheKind, CacheLayer
 from ..spec import ModelSpec, Module, each_buffer, tied_tensors
+from ..typed import Any
 from ..values import replace
 from .blocks import linear, stored_as_built
 from .components import claims_experts, component_of, each_experts_module, folded, routed_share

@@ -9,8 +9,8 @@ Source: CPython 3.11, Lib/re/_parser.py.
 from __future__ import annotations
 
 import re
-from typing import Literal, TypeAlias
 
+from ..typed import Literal, TypeAlias
 from ..values import dataclass
 
 DEEPEST_GROUPS = 50

@@ -6,10 +6,10 @@ Source: transformers 5.23, models/phi3, phi; Phi-4-Mini (arXiv 2503.01743).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..errors import UnsupportedError
 from ..spec import Module
+from ..typed import Any
 from .blocks import linear
 from .decoders import Decoder, read_decoder
 from .design import Architecture

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 from ..checkpoint import DTYPE_OF_TORCH_NAME, DType
 from ..declarations import KEY
@@ -26,6 +25,7 @@ from ..results.quantisation import (
     Scheme,
     SchemeGroup,
 )
+from ..typed import Any
 from ..values import replace
 from .auto_round import read_auto_round
 from .compressed_tensors import read_compressed_tensors

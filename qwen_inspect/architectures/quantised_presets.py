@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..errors import UsageError
+from ..typed import Any
 from .quantised_modules import HEAD, SHARED_GATE
 from .reading import read_dtype
 

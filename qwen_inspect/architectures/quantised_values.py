@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ..errors import MalformedError, UnsupportedError
+from ..typed import Any
 from .reading import integer, optional_integer, shown
 
 MOST_PATTERNS = 100_000

@@ -6,9 +6,9 @@ Source: transformers 5.23, models/qwen2; Qwen2 Technical Report (arXiv 2407.1067
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..spec import ModelSpec
+from ..typed import Any
 from .blocks import decoder_tree as module_tree
 from .blocks import no_prediction_layers as prediction_layers
 from .blocks import stored_as_built as stored_form

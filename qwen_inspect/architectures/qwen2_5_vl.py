@@ -6,9 +6,9 @@ Source: transformers 5.23, models/qwen2_5_vl; Qwen2.5-VL Technical Report (arXiv
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..spec import ModelSpec, Module
+from ..typed import Any
 from ..values import replace
 from .blocks import linear
 from .blocks import no_prediction_layers as prediction_layers

@@ -6,9 +6,9 @@ Source: transformers 5.23, models/qwen2_moe.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..spec import ModelSpec, Module
+from ..typed import Any
 from .blocks import decoder_tree, sparse_block_with_shared_expert
 from .blocks import experts_stored_singly as stored_form
 from .blocks import no_prediction_layers as prediction_layers

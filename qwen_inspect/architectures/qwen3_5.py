@@ -6,10 +6,10 @@ Source: transformers 5.23, models/qwen3_5.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import Tensor
 from ..spec import ModelSpec, Module
+from ..typed import Any
 from .blocks import no_sparse_block, prediction_layer
 from .blocks import stored_as_built as stored_form
 from .design import by_spec

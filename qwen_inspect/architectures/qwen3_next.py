@@ -6,10 +6,10 @@ Source: transformers 5.23, models/qwen3_next.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import Tensor
 from ..spec import ModelSpec, Module
+from ..typed import Any
 from .blocks import decoder_tree, prediction_layer, sparse_block_with_shared_expert
 from .blocks import experts_stored_singly as stored_form
 from .design import by_spec

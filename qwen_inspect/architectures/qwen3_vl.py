@@ -6,9 +6,9 @@ Source: transformers 5.23, models/qwen3_vl; Qwen3-VL Technical Report (arXiv 251
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..spec import ModelSpec, Module
+from ..typed import Any
 from .blocks import no_prediction_layers as prediction_layers
 from .blocks import no_sparse_block
 from .blocks import stored_as_built as stored_form

@@ -6,9 +6,9 @@ Source: transformers 5.23, models/qwen3_vl_moe; Qwen3-VL Technical Report (arXiv
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..spec import ModelSpec, Module
+from ..typed import Any
 from .blocks import no_prediction_layers as prediction_layers
 from .blocks import sparse_block
 from .design import by_spec

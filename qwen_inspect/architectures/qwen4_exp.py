@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import UnsupportedError
 from ..spec import GatedAttention, LinearAttention, ModelSpec, Module, MoeMlp
+from ..typed import Any
 from ..values import replace
 from .blocks import (
     experts_stored_singly,

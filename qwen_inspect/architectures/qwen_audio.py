@@ -6,11 +6,11 @@ Source: transformers 5.23, models/{qwen2_audio,qwen3_asr}; Qwen2-Audio Technical
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError
 from ..spec import Module
+from ..typed import Any
 from ..values import replace
 from .decoders import Decoder, read_decoder, with_layer_types
 from .design import Architecture

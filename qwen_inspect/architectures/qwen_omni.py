@@ -6,11 +6,11 @@ Source: transformers 5.23, models/{qwen2_5_omni,qwen3_omni_moe}; Qwen2.5-Omni (a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError
 from ..spec import Module, Vision
+from ..typed import Any
 from ..values import replace
 from .blocks import experts_stored_singly
 from .decoders import Decoder, read_decoder, with_layer_types

@@ -7,7 +7,6 @@ Source: transformers 5.23, models/qwen*/configuration_*.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from ..checkpoint import DTYPE_OF_TORCH_NAME, DType
 from ..errors import MalformedError, UnsupportedError
@@ -23,6 +22,7 @@ from ..spec import (
     MoeMlp,
     SlidingAttention,
 )
+from ..typed import Any
 from .families import CLASSES
 from .saved_heads import SAVED, as_released
 

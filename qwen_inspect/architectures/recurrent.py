@@ -7,11 +7,11 @@ holds as many columns as its kernel, the recurrent state is float32 in any model
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import UnsupportedError
 from ..spec import Module
+from ..typed import Any
 from ..values import dataclass
 from .outline import activation, convolution, linear
 from .reading import shown

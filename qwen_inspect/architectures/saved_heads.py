@@ -6,7 +6,8 @@ Source: transformers 5.23, Gemma4TextConfig.__post_init__ and HeterogeneousConfi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+
+from ..typed import Any
 
 SAVED = "per_layer_config"
 TYPES = ("gemma4", "gemma4_text")

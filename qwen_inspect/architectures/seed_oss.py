@@ -6,8 +6,8 @@ Source: transformers 5.23, models/seed_oss.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
+from ..typed import Any
 from .decoders import read_decoder
 from .design import Architecture
 from .outline import causal_lm, read_spans, whole_dtype, with_defaults

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..errors import MalformedError
+from ..typed import Any
 from .reading import LARGEST_SIZE, MOST_LAYERS, shown
 
 # Far above every released model; layers and experts are looped over.

@@ -6,9 +6,9 @@ Source: transformers 5.23, models/smollm3.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..errors import MalformedError
+from ..typed import Any
 from .decoders import read_decoder, with_layer_types
 from .design import Architecture
 from .outline import causal_lm, read_spans, whole_dtype, with_defaults

@@ -6,11 +6,11 @@ Source: Mixtral of Experts (arXiv 2401.04088); transformers 5.23, MixtralSparseM
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import Tensor
 from ..errors import MalformedError
 from ..spec import Module
+from ..typed import Any
 from .decoders import Decoder
 from .design import StoredForm
 from .outline import experts

@@ -6,9 +6,9 @@ Source: transformers 5.23, models/starcoder2; StarCoder 2 (arXiv 2402.19173).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..spec import Module
+from ..typed import Any
 from .blocks import linear
 from .decoders import read_decoder
 from .design import Architecture

@@ -6,11 +6,11 @@ Source: transformers 5.23, models/{qwen2_vl,qwen2_5_vl,qwen3_vl,qwen3_5}; defaul
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError, UnsupportedError
 from ..spec import Mlp, ModelSpec, Module, Vision
+from ..typed import Any
 from ..values import replace
 from .blocks import (
     ClassNames,

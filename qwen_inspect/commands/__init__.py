@@ -6,7 +6,6 @@ imported only if its command is typed; what `--help` does not need is imported i
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -14,7 +13,7 @@ from .. import __version__
 from ..console import EXIT_USAGE, complain, print_text
 from ..language import LANGUAGES, Language
 from ..options import output
-from ..options.parser import PROGRAM, Parser, UnknownOptionError, WrongArgumentError, did_you_mean
+from ..options.parser import PROGRAM, Namespace, Parser, UnknownOptionError, WrongArgumentError, did_you_mean
 
 # In the order of --help.
 COMMANDS = (
@@ -50,7 +49,7 @@ def language_choice(words: Sequence[str]) -> str:
     return "auto"
 
 
-def parsed(words: Sequence[str], say: Language) -> argparse.Namespace:
+def parsed(words: Sequence[str], say: Language) -> Namespace:
     """The options, wherever the command stands among them, with `run`, which carries them out. Raises WrongArgumentError."""
     position = _command_position(words)
     name = "" if position is None else words[position]
@@ -60,9 +59,9 @@ def parsed(words: Sequence[str], say: Language) -> argparse.Namespace:
     if name and name not in COMMANDS:
         raise WrongArgumentError(_no_command(name, say))
     if {"-h", "--help", "--help-all"} & set(rest):  # before any of them is checked
-        return argparse.Namespace(run=_show_help, command=name, help_all="--help-all" in rest, quiet=True)
+        return Namespace(run=_show_help, command=name, help_all="--help-all" in rest, quiet=True)
     if "--version" in rest:
-        return argparse.Namespace(run=_show_version, quiet=True)
+        return Namespace(run=_show_version, quiet=True)
     command = parser(name, say)
     try:
         return command.read(rest)
@@ -118,19 +117,19 @@ def _no_option(option: str, command: Parser, say: Language) -> str:
     return say("usage_no_option", program=command.prog, found=option, hint=hint)
 
 
-def _show_help(options: argparse.Namespace, say: Language) -> int:
+def _show_help(options: Namespace, say: Language) -> int:
     from ..options import help as pages
 
     print_text(pages.page(parser(options.command, say), COMMANDS, say, whole=options.help_all))
     return 0
 
 
-def _show_version(options: argparse.Namespace, say: Language) -> int:
+def _show_version(options: Namespace, say: Language) -> int:
     print_text(f"{PROGRAM} {__version__}\n")
     return 0
 
 
-def _without_command(options: argparse.Namespace, say: Language) -> int:
+def _without_command(options: Namespace, say: Language) -> int:
     """The short help, on stderr and with exit code 2, as uv does it: nothing was asked."""
     from ..options import help as pages
 

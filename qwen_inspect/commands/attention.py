@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-
 from ..language import Language
 from ..options import media, model, output
+from ..options.parser import Namespace, Parser
 
 
-def declare(command: argparse.ArgumentParser, say: Language) -> None:
+def declare(command: Parser, say: Language) -> None:
     model.declare(command, say)
     model.declare_headers(command, say)
     command.add_argument("--expand", action="store_true", help=say("help_expand"))
@@ -18,7 +17,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     output.declare_document(command, say)
 
 
-def run(options: argparse.Namespace, say: Language) -> int:
+def run(options: Namespace, say: Language) -> int:
     output.check(options, picture=options.plot)
     request = media.request_of(options)
     report = media.with_media(model.inspected(options, workload=model.workload_of(options)), request, options)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-
 from ..console import EXIT_CHECK_FAILED
 from ..errors import UsageError
 from ..language import Language
 from ..options import model, output, prediction
+from ..options.parser import Namespace, Parser
 
 
-def declare(command: argparse.ArgumentParser, say: Language) -> None:
+def declare(command: Parser, say: Language) -> None:
     command.add_argument("models", nargs="*", metavar="MODEL", help=say("help_compared"))
     command.add_argument("--trust-remote-code", action="store_true", help=say("help_trust_remote_code"))
     model.declare_access(command, say)
@@ -20,7 +19,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     output.declare_document(command, say)
 
 
-def run(options: argparse.Namespace, say: Language) -> int:
+def run(options: Namespace, say: Language) -> int:
     """Returns 1 if the listings of two hubs do not prove equal weights. Different models are no failure."""
     from ..comparing.side_by_side import compare
     from ..fitting.cards import cards

@@ -6,30 +6,29 @@ the parsers know.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from .. import __version__
 from ..errors import UsageError
 from ..language import Language
 from ..options import output
-from ..options.parser import PROGRAM, Parser
+from ..options.parser import PROGRAM, Action, Namespace, Parser
+from ..typed import NamedTuple
 
 SHELLS = ("bash", "zsh", "fish")
 LONGEST_DESCRIPTION = 72
 EMPTY = '""'
 
 
-def declare(command: argparse.ArgumentParser, say: Language) -> None:
+def declare(command: Parser, say: Language) -> None:
     command.add_argument("shell", nargs="?", choices=SHELLS, metavar="|".join(SHELLS), help=say("help_shell"))
     output.declare(command, say)
     command.set_defaults(format="script")
 
 
-def run(options: argparse.Namespace, say: Language) -> int:
+def run(options: Namespace, say: Language) -> int:
     """Shows the script for the shell that is named, or else in use."""
     from . import COMMANDS, parser
 
@@ -71,7 +70,7 @@ def _command(parser: Parser, say: Language) -> _Command:
     )
 
 
-def _option(action: argparse.Action) -> _Option:
+def _option(action: Action) -> _Option:
     kinds = {"MODEL": "model", "FILE": "file", "DIR": "file"}
     values: Sequence[str] | None = [str(choice) for choice in action.choices or ()]
     kind = "card" if "--gpu" in action.option_strings else kinds.get(str(action.metavar), "")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
-
 from ..language import Language
 from ..options import model, output
+from ..options.parser import Namespace, Parser
 
 
-def declare(command: argparse.ArgumentParser, say: Language) -> None:
+def declare(command: Parser, say: Language) -> None:
     model.declare(command, say)
     model.declare_headers(command, say)
     command.add_argument("--explain", action="store_true", help=say("help_explain"))
     output.declare_document(command, say)
 
 
-def run(options: argparse.Namespace, say: Language) -> int:
+def run(options: Namespace, say: Language) -> int:
     output.check(options)
     report = model.inspected(options, require_design=options.explain)
     output.show(report, options, say, explain=options.explain)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
-
 from ..console import print_text
 from ..language import Language
 from ..options import model, output
+from ..options.parser import Namespace, Parser
 
 
-def declare(command: argparse.ArgumentParser, say: Language) -> None:
+def declare(command: Parser, say: Language) -> None:
     model.declare(command, say)
     model.declare_headers(command, say)
     output.declare(command, say)
     command.set_defaults(format="svg")
 
 
-def run(options: argparse.Namespace, say: Language) -> int:
+def run(options: Namespace, say: Language) -> int:
     """Writes the figure to the file of -o, else as SVG to stdout, or on a terminal to a file."""
     from ..renderers.figure import architecture_figure
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
 
 from ..console import EXIT_CHECK_FAILED
 from ..engines import ENGINES
@@ -14,6 +12,8 @@ from ..errors import UsageError
 from ..language import Language, Message
 from ..options import flag, given, media, model, output, prediction, values
 from ..options.engines import ENGINE_OPTIONS, IN_LLAMA_CPP_COMMAND, IN_SGLANG_COMMAND, IN_VLLM_COMMAND, SHARES
+from ..options.parser import Namespace, Parser
+from ..typed import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from ..engines.llama_cpp.commands.logs import Log
@@ -30,7 +30,7 @@ LARGEST_LOG_BYTES = 64 << 20
 LARGEST = "largest"  # of --quant
 
 
-def declare(command: argparse.ArgumentParser, say: Language) -> None:
+def declare(command: Parser, say: Language) -> None:
     model.declare(command, say)
     model.declare_headers(command, say)
     prediction.declare(command, say)
@@ -77,7 +77,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     output.declare_document(command, say)
 
 
-def run(options: argparse.Namespace, say: Language) -> int:
+def run(options: Namespace, say: Language) -> int:
     output.check(options)
     if options.llama_cpp is not None:
         return _run_llama_cpp(options, say)
@@ -93,13 +93,13 @@ def run(options: argparse.Namespace, say: Language) -> int:
     return _fit(options, say) if engine == "transformers" else _serve(options, say, engine)
 
 
-def _engine(options: argparse.Namespace) -> str:
+def _engine(options: Namespace) -> str:
     """As typed; else llama.cpp for a model of Ollama's store, which is what serves it."""
     typed: str | None = options.engine
     return typed or ("llama.cpp" if (options.model or "").startswith("ollama:") else "transformers")
 
 
-def _fit(options: argparse.Namespace, say: Language) -> int:
+def _fit(options: Namespace, say: Language) -> int:
     """Returns 1 if the run does not fit one of the cards. Raises a refusal after showing what is known."""
     from ..fitting.search import fit
 
@@ -125,7 +125,7 @@ def _fit(options: argparse.Namespace, say: Language) -> int:
     return 0
 
 
-def _serve(options: argparse.Namespace, say: Language, engine: str) -> int:
+def _serve(options: Namespace, say: Language, engine: str) -> int:
     """Returns 1 if the request does not fit one of the cards."""
     from ..fitting.served_logs import calibrated
     from ..fitting.serving import serve_logged
@@ -159,13 +159,13 @@ def _serve(options: argparse.Namespace, say: Language, engine: str) -> int:
     return _shown(_answered(options, served), options, say)
 
 
-def _shown(answer: ServingReport, options: argparse.Namespace, say: Language) -> int:
+def _shown(answer: ServingReport, options: Namespace, say: Language) -> int:
     output.show(answer, options, say)
     output.say_notices(answer.report, options, say)
     return EXIT_CHECK_FAILED if answer.fits is False or answer.differs else 0
 
 
-def _run_vllm(options: argparse.Namespace, say: Language) -> int:
+def _run_vllm(options: Namespace, say: Language) -> int:
     """Returns 1 if the command does not fit, or its log differs from the prediction."""
     from ..engines.vllm.command import parse_command
     from ..fitting.served_logs import calibrated
@@ -188,7 +188,7 @@ def _run_vllm(options: argparse.Namespace, say: Language) -> int:
     return _shown(calibrated(served, command.serving, options.calibration, log=kept), options, say)
 
 
-def _run_sglang(options: argparse.Namespace, say: Language) -> int:
+def _run_sglang(options: Namespace, say: Language) -> int:
     """Returns 1 if the command does not fit, or its log differs from the prediction."""
     from ..engines.sglang.command import parse_command
     from ..fitting.served_logs import calibrated
@@ -208,7 +208,7 @@ def _run_sglang(options: argparse.Namespace, say: Language) -> int:
     return _shown(calibrated(served, command.serving, options.calibration, log=kept), options, say)
 
 
-def _with_draft(serving: Serving, name: str | None, options: argparse.Namespace) -> Serving:
+def _with_draft(serving: Serving, name: str | None, options: Namespace) -> Serving:
     """With the draft model or EAGLE head of that name read."""
     if name is None or (speculation := serving.speculation) is None:
         return serving
@@ -227,7 +227,7 @@ def _with_draft(serving: Serving, name: str | None, options: argparse.Namespace)
     return replace(serving, speculation=speculation)
 
 
-def _check_in_command(options: argparse.Namespace, names: Mapping[str, object], option: str, engine: str) -> None:
+def _check_in_command(options: Namespace, names: Mapping[str, object], option: str, engine: str) -> None:
     """Raises UsageError for options that belong into the pasted command."""
     for name, default in names.items():
         if getattr(options, name) != options.defaults.get(name, default):
@@ -237,7 +237,7 @@ def _check_in_command(options: argparse.Namespace, names: Mapping[str, object], 
     _check_engine(options, engine)
 
 
-def _run_llama_cpp(options: argparse.Namespace, say: Language) -> int:
+def _run_llama_cpp(options: Namespace, say: Language) -> int:
     """Returns 1 if the command does not fit, or its log differs from the prediction."""
     from ..engines.llama_cpp.commands.command import parse_command
     from ..fitting.llama_cpp import run_command
@@ -252,7 +252,7 @@ def _run_llama_cpp(options: argparse.Namespace, say: Language) -> int:
     log = None if options.log is None else _log(options.log)
     host_bytes = None if options.host_memory is None else options.host_memory[1]
 
-    from dataclasses import replace
+    from ..values import replace
 
     named = command.model
     tries_fit = options.quant != LARGEST  # --fit lets any quantisation start
@@ -273,7 +273,7 @@ def _run_llama_cpp(options: argparse.Namespace, say: Language) -> int:
     return EXIT_CHECK_FAILED if answer.fits is False or answer.differs else 0
 
 
-def _answered(options: argparse.Namespace, answer: Callable[[Report], Answer], typed: str | None = None) -> Answer:
+def _answered(options: Namespace, answer: Callable[[Report], Answer], typed: str | None = None) -> Answer:
     """Of the model, or `typed`, in the types that llama-quantize gives it with --quant; "largest": that fit."""
     if options.quant is None:
         return answer(prediction.inspected(options, typed, tokens=None, cache_format="auto"))  # the engine has its own
@@ -292,7 +292,7 @@ def _answered(options: argparse.Namespace, answer: Callable[[Report], Answer], t
     return largest_scheme(report, answer) if options.quant == LARGEST else answer(as_gguf(report, options.quant))
 
 
-def _cards_together(options: argparse.Namespace) -> Sequence[Gpu]:
+def _cards_together(options: Namespace) -> Sequence[Gpu]:
     """The cards of --gpu, each as often as it is named; none without --gpu and --memory."""
     from ..fitting.cards import cards
 
@@ -338,7 +338,7 @@ def _text(path: str) -> str:
         raise UsageError("llama_cpp_log", path=path, reason=error.strerror or str(error)) from None
 
 
-def _cards(options: argparse.Namespace) -> Sequence[Gpu]:
+def _cards(options: Namespace) -> Sequence[Gpu]:
     """The cards of --gpu or --memory; a stand-in for --kv-budget."""
     if options.kv_budget is not None:
         from ..fitting.serving import budget_card
@@ -349,7 +349,7 @@ def _cards(options: argparse.Namespace) -> Sequence[Gpu]:
     return cards(options.gpu, options.memory)
 
 
-def _check_engine(options: argparse.Namespace, asked: str) -> None:
+def _check_engine(options: Namespace, asked: str) -> None:
     """Raises UsageError for options of another engine and for options that contradict each other."""
     for engine, names in ENGINE_OPTIONS.items():
         for name in names:
@@ -367,7 +367,7 @@ def _check_engine(options: argparse.Namespace, asked: str) -> None:
         raise UsageError("engine_one_cache_dtype", found=options.cache_dtype)
 
 
-def _serving(options: argparse.Namespace, engine: str) -> Serving:
+def _serving(options: Namespace, engine: str) -> Serving:
     """The request to the engine."""
     from ..results.serving import Serving
 

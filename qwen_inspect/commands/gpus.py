@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-
 from ..language import Language
 from ..options import output
+from ..options.parser import Namespace
 
 declare = output.declare_document
 
 
-def run(options: argparse.Namespace, say: Language) -> int:
+def run(options: Namespace, say: Language) -> int:
     from ..loaders import gpus
 
     output.check(options)

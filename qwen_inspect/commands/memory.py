@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-from typing import TYPE_CHECKING, Any
 
 from ..console import EXIT_UNAVAILABLE, complain, one_line
 from ..errors import UsageError
 from ..interrupts import EXIT_INTERRUPTED
 from ..language import Language
 from ..options import flag, given, media, model, output, prediction, values
+from ..options.parser import Namespace, Parser
+from ..typed import TYPE_CHECKING, Any
 from ..units import parse_size
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ LONGEST_INDEX = 4  # digits of a device index
 SHARED_BY = ("tp", "pp", "ep", "fsdp")
 
 
-def declare(command: argparse.ArgumentParser, say: Language) -> None:
+def declare(command: Parser, say: Language) -> None:
     model.declare(command, say)
     model.declare_headers(command, say)
     prediction.declare(command, say)
@@ -47,7 +47,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     output.declare_document(command, say)
 
 
-def _declare_rollouts(command: argparse.ArgumentParser, say: Language) -> None:
+def _declare_rollouts(command: Parser, say: Language) -> None:
     """GRPO on one card."""
     add = command.add_argument
     add("--rollout", choices=("vllm", "transformers"), help=say("help_rollout"))
@@ -59,7 +59,7 @@ def _declare_rollouts(command: argparse.ArgumentParser, say: Language) -> None:
     add("--reward", metavar="MODEL", help=say("help_reward"))
 
 
-def run(options: argparse.Namespace, say: Language) -> int:
+def run(options: Namespace, say: Language) -> int:
     """Shows what is known, then raises a refusal or returns the exit code of a measurement that ended early."""
     from ..values import replace
 
@@ -96,7 +96,7 @@ def run(options: argparse.Namespace, say: Language) -> int:
     return 0
 
 
-def _check_devices(options: argparse.Namespace) -> None:
+def _check_devices(options: Namespace) -> None:
     """Raises UsageError for options that need another one or exclude each other."""
     for option, needed in (("zero_stage", "fsdp"), ("offload", "fsdp"), ("device_memory", "device_map")):
         if given(options, option) and not given(options, needed):
@@ -121,7 +121,7 @@ def _check_devices(options: argparse.Namespace) -> None:
         raise UsageError("output_exists", path=options.snapshot)
 
 
-def _check_rollouts(options: argparse.Namespace) -> None:
+def _check_rollouts(options: Namespace) -> None:
     """Raises UsageError for options of GRPO without it, of vLLM without it, and for GRPO without training or a named card."""
     if options.rollout is None:
         if typed := given(options, "rollouts", "utilization", "sleep", "reference", "reward"):
@@ -139,7 +139,7 @@ def _check_rollouts(options: argparse.Namespace) -> None:
         raise UsageError("option_needs", option="--rollout", other="--gpu NAME")
 
 
-def _check_speed(options: argparse.Namespace) -> None:
+def _check_speed(options: Namespace) -> None:
     """Raises UsageError for bounds of anything but one card that is named, running text."""
     if not options.speed:
         return
@@ -151,7 +151,7 @@ def _check_speed(options: argparse.Namespace) -> None:
         raise UsageError("option_needs", option="--speed", other="--gpu NAME")
 
 
-def _with_rollouts(memory: MemoryReport, options: argparse.Namespace) -> MemoryReport:
+def _with_rollouts(memory: MemoryReport, options: Namespace) -> MemoryReport:
     """The report with each phase of a step of GRPO."""
     from ..fitting.colocated import Rollouts, colocated
     from ..loaders import gpus
@@ -169,7 +169,7 @@ def _with_rollouts(memory: MemoryReport, options: argparse.Namespace) -> MemoryR
     return replace(memory, colocated=colocated(memory, rollouts))
 
 
-def _reward(options: argparse.Namespace) -> Report:
+def _reward(options: Namespace) -> Report:
     """The reward model, of which no other option speaks."""
     from ..structure.inspect import inspect
 
@@ -177,7 +177,7 @@ def _reward(options: argparse.Namespace) -> Report:
     return inspect(name, source=options.source, access=model.access_of(options))
 
 
-def _check_media(request: Request | None, run: Run, options: argparse.Namespace) -> None:
+def _check_media(request: Request | None, run: Run, options: Namespace) -> None:
     """Raises UsageError for what is predicted for text alone."""
     if request is None:
         return
@@ -195,7 +195,7 @@ def _card(gpu: str) -> str:
     return card_name(gpu)
 
 
-def _memory(report: Report, run: Run, options: argparse.Namespace) -> MemoryReport:
+def _memory(report: Report, run: Run, options: Namespace) -> MemoryReport:
     """The run's footprint as predicted and, with --device, as measured."""
     points = 0 if options.plot is None else PLOT_POINTS
     if options.device is None:
@@ -220,7 +220,7 @@ def _memory(report: Report, run: Run, options: argparse.Namespace) -> MemoryRepo
     return measured(report, run, request, model.access_of(options))
 
 
-def _draw_course(memory: MemoryReport, options: argparse.Namespace, say: Language) -> None:
+def _draw_course(memory: MemoryReport, options: Namespace, say: Language) -> None:
     from ..errors import UnavailableError
     from ..renderers.plot import memory_plot
 
@@ -232,7 +232,7 @@ def _draw_course(memory: MemoryReport, options: argparse.Namespace, say: Languag
     output.write_picture(memory_plot(memory, course, say, measured=measured), options.plot, options, say)
 
 
-def _over_devices(report: Report, run: Run, options: argparse.Namespace) -> dict[str, Any]:
+def _over_devices(report: Report, run: Run, options: Namespace) -> dict[str, Any]:
     """Each rank's or device's share, as fields of a MemoryReport; empty if none were requested."""
     if options.device_map is not None:
         from ..sharing.ranks import device_map_report

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING
-
 from ..language import Language
 from ..options import output
+from ..options.parser import Namespace, Parser
+from ..typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..results.listing import CatalogEntry
 
 
-def declare(command: argparse.ArgumentParser, say: Language) -> None:
+def declare(command: Parser, say: Language) -> None:
     command.add_argument("filter", nargs="*", metavar="FILTER", help=say("help_filter"))
     output.declare_document(command, say)
 
 
-def run(options: argparse.Namespace, say: Language) -> int:
+def run(options: Namespace, say: Language) -> int:
     from ..errors import NotFoundError
     from ..structure.inspect import models
 

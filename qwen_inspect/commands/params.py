@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
-
 from ..console import EXIT_CHECK_FAILED, complain
 from ..language import Language
 from ..options import model, output, values
+from ..options.parser import Namespace, Parser
 
 
-def declare(command: argparse.ArgumentParser, say: Language) -> None:
+def declare(command: Parser, say: Language) -> None:
     model.declare(command, say)
     command.add_argument("--instantiate", action="store_true", help=say("help_instantiate"))
     command.add_argument("--expect-params", type=values.positive(say), metavar="N", help=say("help_expect_params"))
     output.declare_document(command, say)
 
 
-def run(options: argparse.Namespace, say: Language) -> int:
+def run(options: Namespace, say: Language) -> int:
     """Returns 1 if the count is not the claimed one or a difference is unexplained; raises if files cannot be compared."""
     claimed = options.expect_params
     output.check(options)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
-
 from ..console import EXIT_CHECK_FAILED, complain, one_line, print_text, screen_columns
 from ..errors import UsageError
 from ..language import Language
 from ..options import model, output, values
+from ..options.parser import Namespace, Parser
 
 FORMATS = ("md", "html", "json", "github")
 ATTENTION_KINDS = ("mha", "gqa", "mqa", "mixed")
 
 
-def declare(command: argparse.ArgumentParser, say: Language) -> None:
+def declare(command: Parser, say: Language) -> None:
     model.declare(command, say)
     command.add_argument("--format", choices=FORMATS, default="md", help=say("help_report_format"))
     command.add_argument("--check", action="store_true", help=say("help_check"))
@@ -32,7 +31,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     output.declare(command, say, metavar="DIR", help_key="help_report_output")
 
 
-def run(options: argparse.Namespace, say: Language) -> int:
+def run(options: Namespace, say: Language) -> int:
     """Writes, shows or checks the report. Returns 1 if a figure drifted or an expectation fails.
 
     Without a model, a check covers every report.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
-from typing import Any
 
 from ..language import Language
 from ..options import output
+from ..options.parser import Namespace, Parser
+from ..typed import Any
 
 
-def declare(command: argparse.ArgumentParser, say: Language) -> None:
+def declare(command: Parser, say: Language) -> None:
     from . import COMMANDS, WITHOUT_DOCUMENT
 
     described = [name for name in COMMANDS if name not in WITHOUT_DOCUMENT]
@@ -19,7 +19,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     command.set_defaults(format="json")
 
 
-def run(options: argparse.Namespace, say: Language) -> int:
+def run(options: Namespace, say: Language) -> int:
     """Shows the schema of one command's answer, or of all."""
     import json
     from pathlib import Path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 import sys
 
@@ -10,9 +9,10 @@ from ..console import is_terminal, show_piece
 from ..errors import UsageError
 from ..language import Language
 from ..options import given, model, output, prediction, values
+from ..options.parser import Namespace, Parser
 
 
-def declare(command: argparse.ArgumentParser, say: Language) -> None:
+def declare(command: Parser, say: Language) -> None:
     model.declare(command, say)
     model.declare_headers(command, say)
     command.add_argument("--expand", action="store_true", help=say("help_expand"))
@@ -32,7 +32,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     output.declare_document(command, say)
 
 
-def run(options: argparse.Namespace, say: Language) -> int:
+def run(options: Namespace, say: Language) -> int:
     output.check(options)
     _check_prompt(options)
     report = model.inspected(options, dtype=options.dtype, workload=model.workload_of(options))
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace, say: Language) -> int:
     return 0
 
 
-def _check_prompt(options: argparse.Namespace) -> None:
+def _check_prompt(options: Namespace) -> None:
     """Raises UsageError for an unusable prompt, and for options that need a prompt."""
     if options.prompt is not None:
         from ..measuring.generation import check_prompt

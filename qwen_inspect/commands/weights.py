@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-
 from ..language import Language
 from ..options import model, output, values
+from ..options.parser import Namespace, Parser
 
 
-def declare(command: argparse.ArgumentParser, say: Language) -> None:
+def declare(command: Parser, say: Language) -> None:
     model.declare(command, say)
     command.add_argument("--sort", choices=("name", "size"), default="name", help=say("help_sort"))
     command.add_argument("--top", type=values.positive(say), metavar="N", help=say("help_top"))
@@ -16,7 +15,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     output.declare_document(command, say)
 
 
-def run(options: argparse.Namespace, say: Language) -> int:
+def run(options: Namespace, say: Language) -> int:
     output.check(options)
     report = model.inspected(options, require_design=False, predict_files=True)
     output.show(report, options, say, sort=options.sort, top=options.top, expand=options.expand)

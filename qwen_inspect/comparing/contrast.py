@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
 
 from ..checkpoint import Origin, Tensor
 from ..results.compare import ChangeKind, ConfigRow, FactRow, LayerKind, Section, TensorChange, TensorChanges, Unit
@@ -12,6 +11,7 @@ from ..results.memory import OF_SOME_RUNS, TERMS, MemoryReport, Moment
 from ..results.model import Report
 from ..structure.accounting import COMPONENTS
 from ..structure.reconcile import without_renaming
+from ..typed import Any
 
 Value = int | str | None
 # The figures compared for layers of each kind: attributes of LayerAttention and LinearLayerAttention.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ..checkpoint import Checkpoint, Origin, Tensor
 from ..errors import QwenInspectError
@@ -22,6 +21,7 @@ from ..structure.accounting import predicted_files
 from ..structure.inspect import analyse, code_of
 from ..structure.kept_design import known_architecture
 from ..structure.stored import in_dtype
+from ..typed import TYPE_CHECKING
 from ..values import replace
 from .contrast import config_rows, fact_rows, tensor_changes
 

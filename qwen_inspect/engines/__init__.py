@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+from ..typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..results.cache import EngineCache

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 from ..errors import UnsupportedError
 from ..language import Message
 from ..results.cache import CacheEngine, EngineCache
+from ..typed import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 from ..values import dataclass
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ Source: src/turbomind/turbomind.cc (CreateEngine), lmdeploy/pytorch/engine/execu
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from ..typed import TYPE_CHECKING
 from .shares import ShareDemand, ShareEngine
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from ..errors import UnsupportedError
 from ..language import Message
@@ -15,6 +14,7 @@ from ..predicting.allocator import Allocator
 from ..results.attention import LayerAttention
 from ..results.fit import Requirement
 from ..results.serving import Reserve, Reserved
+from ..typed import TYPE_CHECKING
 from ..units import MIB
 from .interface import Demand, Engine
 from .vllm.blocks import INDEXED_TYPES, kv_heads_per_rank, latent_width, served_format, text_part

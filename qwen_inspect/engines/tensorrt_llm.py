@@ -8,8 +8,7 @@ commit 00043967.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from ..typed import TYPE_CHECKING
 from ..units import GIB
 from .shares import ShareDemand, ShareEngine
 from .vllm.widths import decoder_widths

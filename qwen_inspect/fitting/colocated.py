@@ -10,7 +10,6 @@ v1/worker/gpu_worker.py, sleep, and device_allocator/cumem.py (weights and cache
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from ..engines import engine_of
 from ..engines.vllm.demand import requested_bytes
@@ -24,6 +23,7 @@ from ..results.memory import MemoryReport, Moment, Run
 from ..results.model import Report
 from ..results.serving import Serving
 from ..structure.inspect import in_scheme
+from ..typed import Any
 from ..units import size
 from ..values import dataclass, replace
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, BinaryIO
 
 from ..engines.llama_cpp.buffers import GgufModel
 from ..engines.llama_cpp.builds import Build
@@ -18,6 +17,7 @@ from ..loaders.llama_cpp_hub import TAGS, model_in, projector_in
 from ..loaders.regular import open_regular
 from ..loaders.resolve import Access, load, resolve
 from ..results.llama_cpp import Buffer
+from ..typed import TYPE_CHECKING, BinaryIO
 from ..units import MIB
 from ..values import replace
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 from ..bisection import largest
 from ..checkpoint import ModelRef
@@ -15,6 +14,7 @@ from ..results.llama_cpp import ChosenQuantisation, LlamaCppReport
 from ..results.model import Report
 from ..results.serving import ServingReport
 from ..structure.gguf_conversion import as_gguf, bytes_by_scheme
+from ..typed import TypeVar
 from ..values import replace
 
 Answer = TypeVar("Answer", bound=LlamaCppReport | ServingReport)

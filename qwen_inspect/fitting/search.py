@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from ..bisection import largest
 from ..checkpoint import DType
@@ -27,6 +26,7 @@ from ..results.fit import (
 )
 from ..results.memory import Run
 from ..results.model import Report
+from ..typed import TYPE_CHECKING
 from ..units import size
 from ..values import replace
 from . import suggestions

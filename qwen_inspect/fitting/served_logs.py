@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
 
 from ..loaders import served_logs
 from ..results.serving import VllmReserve
+from ..typed import TYPE_CHECKING, Literal
 from ..values import replace
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ..engines import engine_of
 from ..errors import UsageError
@@ -11,6 +10,7 @@ from ..language import Message
 from ..results.fit import Gpu
 from ..results.model import Report
 from ..results.serving import EngineCard, Serving, ServingReport, VllmReserve
+from ..typed import TYPE_CHECKING
 from ..units import size
 from ..values import replace
 from .search import answers

@@ -6,10 +6,10 @@ Source: PEFT, LoraConfig.save_pretrained (adapter_config.json, adapter_model.saf
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ..checkpoint import Adapter, Tensor
 from ..errors import MalformedError
+from ..typed import Any
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"

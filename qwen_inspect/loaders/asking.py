@@ -7,10 +7,10 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..errors import NetworkError, NotFoundError, QwenInspectError
+from ..typed import Any
 from . import header_cache
 from .hub import Hub, Look
 from .transfer import Deadline

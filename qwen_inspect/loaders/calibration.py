@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
 
 from ..digests import sha256_hex
+from ..typed import TYPE_CHECKING, Any
 from . import header_cache
 
 if TYPE_CHECKING:

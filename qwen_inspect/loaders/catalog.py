@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from functools import cache
-from typing import Any
+from collections.abc import Iterator, Mapping
+from functools import cache, cached_property
 
 from ..checkpoint import Checkpoint, ModelRef, Release
 from ..errors import NotFoundError
 from ..language import Message
+from ..typed import Any
 
 # Keys that config.json of every release has, whether or not the catalog's copy does. No count or size depends on them.
 # Source: transformers 4.51, PretrainedConfig.to_diff_dict, which writes all keys of a class's own; Qwen2Config to Qwen3MoeConfig.
@@ -37,8 +37,45 @@ CATALOG = os.path.join(os.path.dirname(os.path.dirname(__file__)), "catalog", "m
 def entries() -> Mapping[str, Mapping[str, Any]]:
     """Every entry as written, by model id."""
     with open(CATALOG, encoding="utf-8") as file:
-        entries: Mapping[str, Mapping[str, Any]] = json.load(file)
-    return entries
+        return _Entries(file.read())
+
+
+class _Entries(Mapping[str, Mapping[str, Any]]):
+    """A JSON object of objects, each of which is read when it is asked for: most commands need one of two hundred.
+
+    text: with each of its own keys, and no other, behind a line break and one space.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._read: dict[str, Mapping[str, Any]] = {}
+
+    def __getitem__(self, name: str) -> Mapping[str, Any]:
+        if name not in self._read:
+            key = _written(name)
+            begin = self._text.find(key)
+            if begin < 0:
+                raise KeyError(name)
+            self._read[name], _ = json.JSONDecoder().raw_decode(self._text, begin + len(key))
+        return self._read[name]
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and _written(name) in self._text
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._whole)
+
+    def __len__(self) -> int:
+        return len(self._whole)
+
+    @cached_property
+    def _whole(self) -> Mapping[str, Mapping[str, Any]]:
+        self._read = json.loads(self._text)
+        return self._read
+
+
+def _written(name: str) -> str:
+    return f"\n {json.dumps(name, ensure_ascii=False)}: "
 
 
 def load(ref: ModelRef) -> Checkpoint:

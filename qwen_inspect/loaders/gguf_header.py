@@ -11,10 +11,10 @@ import re
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any
 
 from ..checkpoint import BLOCK_FORMATS, BlockFormat, DType, ModelRef, Tensor
 from ..errors import MalformedError, NotFoundError, QwenInspectError, UnsupportedError, UsageError
+from ..typed import Any
 from ..values import dataclass
 
 MAGIC = b"GGUF"

@@ -10,10 +10,10 @@ import os
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
 
 from ..errors import UsageError
 from ..results.gpu import Gpu, Published
+from ..typed import Any
 from ..units import GIB, MIB
 
 FIGURES = (

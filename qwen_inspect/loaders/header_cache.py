@@ -13,9 +13,9 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from ..digests import sha256_hex
+from ..typed import Any
 from .regular import below_home, read_regular
 
 LARGEST_BYTES = 50_000_000

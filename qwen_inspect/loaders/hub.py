@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 from ..checkpoint import DTYPE_OF_CODE, Checkpoint, HubCount, ModelRef, StoredFile, Tensor
 from ..declarations import FILES, MODEL_DTYPES, declares_quantisation, names_dtype
 from ..errors import MalformedError, NetworkError, NotFoundError, QwenInspectError
 from ..language import Message
+from ..typed import Any, Protocol
 from ..values import dataclass, replace
 from . import adapter, gguf_header, header_cache, hub_headers, local
 from .strict_json import LONGEST_JSON_BYTES, parse_json

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from ..checkpoint import Tensor
 from ..errors import MalformedError, NetworkError
+from ..typed import TYPE_CHECKING
 from . import gguf_header, header_cache
 from .safetensors_header import LENGTH_BYTES, header_length, parse_header
 from .transfer import Deadline, fetch_span, in_parallel

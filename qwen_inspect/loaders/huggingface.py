@@ -17,7 +17,6 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from os.path import expanduser, expandvars
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from ..errors import (
@@ -30,6 +29,7 @@ from ..errors import (
     UsageError,
 )
 from ..language import Message
+from ..typed import Any
 from .hub import ListedFile, Listing, counted_elements
 from .regular import read_regular
 from .showing import keep_secret, keep_url_secret, reason, shown_url

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import get_args
 
 from ..errors import MalformedError, NotFoundError
 from ..language import Message
 from ..results.measurement import Difference, KeptMeasurement, MemoryCause
 from ..results.memory import TERMS, Autocast, Loader, Mode, Run
+from ..typed import Any
 from .regular import read_regular
 from .strict_json import LONGEST_JSON_BYTES, parse_json
 

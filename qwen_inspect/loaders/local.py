@@ -6,12 +6,12 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from ..checkpoint import Checkpoint, DType, ModelRef, StoredFile, Tensor
 from ..declarations import FILES, declares_quantisation
 from ..errors import MalformedError, NotFoundError, UnsupportedError
 from ..language import Message
+from ..typed import Any, BinaryIO
 from ..values import replace
 from . import adapter, gguf_header
 from .regular import open_regular, read_regular

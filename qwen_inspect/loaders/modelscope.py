@@ -15,7 +15,6 @@ from contextlib import contextmanager, redirect_stderr
 from functools import cached_property
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, urlencode
 
 from ..errors import (
@@ -28,6 +27,7 @@ from ..errors import (
     UsageError,
 )
 from ..language import Message
+from ..typed import Any
 from .hub import ListedFile, Listing
 from .regular import below_home, read_regular
 from .showing import keep_secret, keep_url_secret, reason, shown_url

@@ -10,11 +10,11 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from ..checkpoint import Checkpoint, ModelRef
 from ..errors import MalformedError, NotFoundError, UnsupportedError, UsageError
 from ..language import Message
+from ..typed import Any
 from ..values import dataclass, replace
 from . import local
 from .regular import read_regular

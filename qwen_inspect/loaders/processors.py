@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..checkpoint import ModelRef
 from ..errors import NetworkError
+from ..typed import Any
 from . import local
 from .hub import config_named, kept_listing
 from .named import hub_of, offline_by_environment

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from ..checkpoint import Adapter, Checkpoint, ModelRef
 from ..errors import NotFoundError, QwenInspectError, UsageError
 from ..language import Message
+from ..typed import TYPE_CHECKING
 from ..values import dataclass, replace
 from . import catalog
 

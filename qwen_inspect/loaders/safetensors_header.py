@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import re
 import sys
-from typing import Any, BinaryIO
 
 from ..checkpoint import DTYPE_OF_CODE, Tensor
 from ..errors import MalformedError, QwenInspectError, UnsupportedError
+from ..typed import Any, BinaryIO
 from .strict_json import check_amount, finite, no_number
 
 # huggingface_hub 2.4 refuses longer headers (constants.SAFETENSORS_MAX_HEADER_LENGTH); 36,945 tensors take 4.6 MB.

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
 
 from ..results.serving import ServedLog
+from ..typed import Any
 from . import header_cache
 
 NAME = "vllm-logs.json"

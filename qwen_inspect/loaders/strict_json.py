@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from ..errors import MalformedError
+from ..typed import Any
 
 # The index of 36,945 tensors takes 3.6 MB and has as many values; in a header a tensor has 8. Text that is not ASCII takes up to
 # four times its bytes.

@@ -10,9 +10,9 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Generic, Protocol, TypeVar
 
 from ..errors import MalformedError, NetworkError, QwenInspectError
+from ..typed import Generic, Protocol, TypeVar
 from ..values import dataclass, field
 from .showing import shown_url
 

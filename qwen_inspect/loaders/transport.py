@@ -12,11 +12,11 @@ import os
 import sys
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from .. import __version__
 from ..errors import UsageError
+from ..typed import TYPE_CHECKING, Any
 from ..values import replace
 from .regular import open_regular
 from .showing import keep_url_secret, reason, shown_url

@@ -6,11 +6,11 @@ import os
 import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from ..predicting.on_device import WORKSPACE
 from ..results.measurement import Reading
 from ..results.timeline import Change, Record, Stage
+from ..typed import TYPE_CHECKING, Any
 from ..values import fields, replace
 
 if TYPE_CHECKING:

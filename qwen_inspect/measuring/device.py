@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
 
 from ..errors import UnavailableError
 from ..results.measurement import Reading
 from ..results.timeline import Record
+from ..typed import TYPE_CHECKING, Protocol
 from ..units import size
 
 if TYPE_CHECKING:

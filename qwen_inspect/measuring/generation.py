@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..errors import MalformedError, NotFoundError, UnavailableError, UsageError
 from ..language import Message
@@ -16,6 +15,7 @@ from ..progress import working
 from ..results.generation import Generation
 from ..results.model import Report
 from ..spec import ModelSpec
+from ..typed import Any
 from ..values import replace
 from .loading import check_device, first_line, load_model, quiet
 

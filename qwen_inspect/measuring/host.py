@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from ..results.measurement import Reading
 from ..results.timeline import Change, Record, Stage
+from ..typed import TYPE_CHECKING, Any
 from ..values import dataclass, field
 
 if TYPE_CHECKING:

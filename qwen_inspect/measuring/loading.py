@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from ..errors import MalformedError, NotFoundError, QwenInspectError, UnavailableError, UnsupportedError, UsageError
 from ..language import Message
@@ -24,6 +23,7 @@ from ..loaders.regular import read_regular
 from ..loaders.strict_json import LONGEST_JSON_BYTES
 from ..spec import ModelSpec
 from ..tracing.instantiate import build
+from ..typed import Any
 from ..values import dataclass
 
 CONFIG_NAME, GENERATION_CONFIG_NAME = "config.json", "generation_config.json"

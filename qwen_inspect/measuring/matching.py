@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
-from typing import TypeVar
 
 from ..predicting.on_device import WORKSPACE
 from ..results.timeline import Allocate, Change, Event, Free, Record, Stage, Timeline
+from ..typed import TypeVar
 from ..values import dataclass
 
 # Operators that only allocate for their caller.

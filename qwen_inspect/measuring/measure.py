@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ..errors import UnavailableError, UnsupportedError
 from ..language import Message
@@ -25,6 +24,7 @@ from ..results.memory import Loader, MemoryReport, Run
 from ..results.model import Report
 from ..results.timeline import Timeline
 from ..tracing import versions
+from ..typed import Any
 from ..values import dataclass, replace
 from .cuda import cuda_reading
 from .device import check_capacity

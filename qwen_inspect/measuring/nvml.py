@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any
 
 from ..errors import UnavailableError
+from ..typed import TYPE_CHECKING, Any
 from . import other_cards
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ..architectures.patterns import selects
 from ..errors import UnsupportedError, UsageError
@@ -30,6 +29,7 @@ from ..tracing.autocast import autocast, scaler_of
 from ..tracing.cached import CACHE_NAMES, is_state, tensors_of
 from ..tracing.optimizers import optimizer_of
 from ..tracing.steps import train
+from ..typed import Any
 from ..values import dataclass, replace
 from .cuda import CudaRecorder, cuda_reading, free_workspaces, with_workspaces
 from .device import Recorder

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
-from typing import Any
 
 from ..architectures.reading import number, optional_integer
 from ..errors import UsageError
 from ..results.media import Media, MediaKind, Medium, Request, Rules, Shape, Typed
+from ..typed import Any
 from ..values import replace
 from . import resizing, sampling
 from .processors import (

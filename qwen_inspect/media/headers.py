@@ -6,10 +6,9 @@ Sources: PNG (ISO/IEC 15948, IHDR and eXIf), JPEG (ITU-T T.81, B.2.2), EXIF 2.32
 
 from __future__ import annotations
 
-from typing import BinaryIO
-
 from ..errors import MalformedError, NotFoundError
 from ..loaders.regular import open_regular
+from ..typed import BinaryIO
 
 LONGEST_SEGMENT = 1 << 16  # of JPEG; more than an EXIF block of any format needs
 MOST_PARTS = 10_000  # segments or chunks before the size or the pixels

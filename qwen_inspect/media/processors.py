@@ -7,11 +7,11 @@ defaults, get_image_processor_dict and get_video_processor_dict for the order of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..architectures.reading import LARGEST_SIZE, shown
 from ..errors import MalformedError, UnsupportedError
 from ..results.media import MediaKind
+from ..typed import Any
 from ..values import dataclass
 
 WHOLE_FILE, IMAGE_FILE, VIDEO_FILE = (

@@ -6,7 +6,7 @@ goes); `values` parses the texts. Heavy imports wait until a command runs, so th
 
 from __future__ import annotations
 
-import argparse
+from .parser import Namespace
 
 
 def flag(name: str) -> str:
@@ -14,7 +14,7 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def given(options: argparse.Namespace, *names: str) -> list[str]:
+def given(options: Namespace, *names: str) -> list[str]:
     """The flags of those of `names` that the user typed. Their default must be None or False."""
     values = {name: getattr(options, name) for name in names}
     return [flag(name) for name, value in values.items() if value is not None and value is not False]

@@ -1,17 +1,16 @@
 """The help of a command: how it is called, its options in groups, examples. `--help` has what most people need, `--help-all` all.
 
-Written without argparse's formatter, which counts Chinese characters as one column and has English headings.
+Chinese characters count as two columns.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..language import Language
 from ..renderers.characters import width
 from ..renderers.wrapping import wrapped
-from .parser import PROGRAM, Parser
+from .parser import PROGRAM, Action, Parser
 
 WIDEST = 100  # columns of a page; longer lines are hard to read
 INDENT = 2
@@ -193,12 +192,12 @@ def examples(command: str) -> Sequence[str]:
     return [line if line.startswith("eval") else f"{PROGRAM} {line}" for line in lines]
 
 
-def key(action: argparse.Action) -> str:
+def key(action: Action) -> str:
     """The name under which GROUPS has the option."""
     return action.option_strings[-1] if action.option_strings else action.dest
 
 
-def _written(action: argparse.Action) -> str:
+def _written(action: Action) -> str:
     """How an option or argument is typed: "-o, --output FILE"."""
     value = action.metavar or "|".join(map(str, action.choices or ()))
     if not action.option_strings:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import re
-from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..language import Language
+from ..typed import TYPE_CHECKING
 from . import flag, given, model
+from .parser import Namespace, Parser
 from .values import positive, reader
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ LIMITS = ("min_pixels", "max_pixels", "total_pixels", "fps")
 MOST_MEDIA = 10_000
 
 
-def declare(command: argparse.ArgumentParser, say: Language) -> None:
+def declare(command: Parser, say: Language) -> None:
     add = command.add_argument
     add("--image", action="append", metavar="SIZE|FILE", help=say("help_image"))
     add("--video", action="append", type=reader(_video, "usage_video", say), metavar="SIZE", help=say("help_video"))
@@ -33,7 +33,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     add("--fps", type=reader(_rate, "usage_fps", say), metavar="RATE", help=say("help_fps"))
 
 
-def request_of(options: argparse.Namespace) -> Request | None:
+def request_of(options: Namespace) -> Request | None:
     """The images and videos that were typed; None if there are none, in which case no limit may be set for them."""
     images, videos = options.image or [], options.video or []
     if not images and not videos:
@@ -51,7 +51,7 @@ def request_of(options: argparse.Namespace) -> Request | None:
     return Request(typed=typed, **{name: getattr(options, name) for name in LIMITS})
 
 
-def counter_of(report: Report, options: argparse.Namespace) -> Callable[[Request], Media]:
+def counter_of(report: Report, options: Namespace) -> Callable[[Request], Media]:
     """What the model's processors make of a request. Raises the refusal of an architecture that is not known."""
     from ..loaders.processors import read_processors
     from ..media.counting import media_of
@@ -62,7 +62,7 @@ def counter_of(report: Report, options: argparse.Namespace) -> Callable[[Request
     return lambda request: media_of(report.config or {}, files, request)
 
 
-def with_media(report: Report, request: Request | None, options: argparse.Namespace) -> Report:
+def with_media(report: Report, request: Request | None, options: Namespace) -> Report:
     """The report with what its model's processors make of the request."""
     if request is None:
         return report

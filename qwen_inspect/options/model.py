@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 from ..console import progress
 from ..language import Language, Message
+from ..typed import TYPE_CHECKING, Any
 from ..units import size
+from .parser import Namespace, Parser
 from .values import number_format, positive, tokens
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ DEFAULT_MODEL = "catalog:Qwen/Qwen3-0.6B"  # the same as in loaders.resolve, whi
 SOURCES = ("auto", "hf", "ms", "local", "catalog")
 
 
-def declare(command: argparse.ArgumentParser, say: Language) -> None:
+def declare(command: Parser, say: Language) -> None:
     """MODEL, its source, and the options of `declare_access`."""
     # None, not DEFAULT_MODEL: whether a model was typed matters.
     command.add_argument("model", nargs="?", metavar="MODEL", help=say("help_model", default=DEFAULT_MODEL))
@@ -39,7 +39,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     declare_access(command, say)
 
 
-def declare_access(command: argparse.ArgumentParser, say: Language) -> None:
+def declare_access(command: Parser, say: Language) -> None:
     """How hubs and files may be accessed."""
     command.add_argument("--timeout", type=positive(say), default=10, metavar="SECONDS", help=say("help_timeout"))
     command.add_argument("--refresh", action="store_true", help=say("help_refresh"))
@@ -47,12 +47,12 @@ def declare_access(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--partial", action="store_true", help=say("help_partial"))
 
 
-def declare_headers(command: argparse.ArgumentParser, say: Language) -> None:
+def declare_headers(command: Parser, say: Language) -> None:
     """For a command that needs no file's header if the hub's own counts vouch for the configuration."""
     command.add_argument("--headers", action="store_true", help=say("help_headers"))
 
 
-def declare_workload(command: argparse.ArgumentParser, say: Language) -> None:
+def declare_workload(command: Parser, say: Language) -> None:
     """The workload for which the KV cache is shown."""
     command.add_argument("--batch", type=positive(say), default=1, metavar="N", help=say("help_batch"))
     command.add_argument("--context", type=tokens(say), metavar="TOKENS", help=say("help_context"))
@@ -63,7 +63,7 @@ def declare_workload(command: argparse.ArgumentParser, say: Language) -> None:
     command.add_argument("--tp", type=positive(say), default=1, metavar="N", help=say("help_tp"))
 
 
-def workload_of(options: argparse.Namespace) -> Workload:
+def workload_of(options: Namespace) -> Workload:
     """The workload for which the KV cache is computed."""
     from ..results.cache import Workload
 
@@ -76,7 +76,7 @@ def workload_of(options: argparse.Namespace) -> Workload:
     )
 
 
-def inspected(options: argparse.Namespace, *, typed: str | None = None, **analysis: Any) -> Report:
+def inspected(options: Namespace, *, typed: str | None = None, **analysis: Any) -> Report:
     """The report of the selected model, or of `typed`. analysis: further keyword arguments of `inspect`."""
     from ..structure.inspect import inspect
     from ..values import replace
@@ -94,7 +94,7 @@ def inspected(options: argparse.Namespace, *, typed: str | None = None, **analys
     return replace(report, notices=(*notices, *report.notices)) if notices else report
 
 
-def named(typed: str | None, options: argparse.Namespace) -> tuple[str, Sequence[Message]]:
+def named(typed: str | None, options: Namespace) -> tuple[str, Sequence[Message]]:
     """The model that `typed` means, and what to say of it: Qwen3-8B and qwen/qwen3-8b mean Qwen/Qwen3-8B.
 
     Without a model, the default, and a model in the working directory if there is one.
@@ -140,7 +140,7 @@ def _headers_read(done: int, total: int) -> None:
     stage("working_headers", done=done, total=total)
 
 
-def access_of(options: argparse.Namespace) -> Access:
+def access_of(options: Namespace) -> Access:
     """How hubs and files may be accessed, with progress shown on stderr."""
     from ..loaders.resolve import Access
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
 
 from ..console import complain, is_terminal, one_line, print_text, screen_columns
 from ..errors import UsageError
 from ..language import LANGUAGES, Language, Message
+from ..typed import TYPE_CHECKING, Any
+from .parser import Namespace, Parser
 
 if TYPE_CHECKING:
     from ..checkpoint import Release
@@ -25,9 +25,7 @@ IN_CSV = ("config", "weights", "params", "attention", "fit", "compare", "models"
 MOST_MISSING = 12  # characters without a font, of which a notice gives examples
 
 
-def declare(
-    command: argparse.ArgumentParser, say: Language, *, metavar: str = "FILE", help_key: str = "help_output"
-) -> None:
+def declare(command: Parser, say: Language, *, metavar: str = "FILE", help_key: str = "help_output") -> None:
     """The options of every command. metavar, help_key: of -o."""
     command.add_argument("--lang", choices=("auto", *LANGUAGES), default="auto", help=say("help_lang"))
     command.add_argument("-o", "--output", metavar=metavar, help=say(help_key))
@@ -37,13 +35,13 @@ def declare(
     command.add_argument("-v", "--verbose", action="store_true", help=say("help_verbose"))
 
 
-def declare_document(command: argparse.ArgumentParser, say: Language) -> None:
+def declare_document(command: Parser, say: Language) -> None:
     """`declare`, and --format for commands whose answer `show` writes."""
     declare(command, say)
     command.add_argument("--format", choices=FORMATS, default="table", help=say("help_format"))
 
 
-def check(options: argparse.Namespace, *, picture: str | None = None) -> None:
+def check(options: Namespace, *, picture: str | None = None) -> None:
     """Raises UsageError, before anything is computed, for --format csv of several tables, and for output files that exist or have
     a wrong suffix."""
     if options.format == "csv" and options.command not in IN_CSV:
@@ -55,7 +53,7 @@ def check(options: argparse.Namespace, *, picture: str | None = None) -> None:
             raise UsageError("output_exists", path=path)
 
 
-def destination(options: argparse.Namespace) -> str | None:
+def destination(options: Namespace) -> str | None:
     """The file that the answer goes to, None for stdout: that of -o, and for a picture or page, whose source says nothing on a
     terminal, one in the working directory."""
     if options.output is not None or options.format not in MARKUP or not is_terminal(sys.stdout):
@@ -68,12 +66,12 @@ def destination(options: argparse.Namespace) -> str | None:
     return ".".join([*model, options.command, options.format])
 
 
-def show(subject: object, options: argparse.Namespace, say: Language, **view: Any) -> None:
+def show(subject: object, options: Namespace, say: Language, **view: Any) -> None:
     """Writes the command's document about `subject` in the requested format. view: fields of `View`."""
     write(_text(subject, options, say, view), options, say)
 
 
-def write(text: str, options: argparse.Namespace, say: Language) -> None:
+def write(text: str, options: Namespace, say: Language) -> None:
     """Writes the answer to the file of -o, or else to stdout."""
     path = destination(options)
     if path is None:
@@ -85,7 +83,7 @@ def write(text: str, options: argparse.Namespace, say: Language) -> None:
     _say_saved(path, options, say)
 
 
-def write_picture(svg: str, path: str, options: argparse.Namespace, say: Language) -> None:
+def write_picture(svg: str, path: str, options: Namespace, say: Language) -> None:
     """Writes SVG or PNG by suffix; warns if the PNG's font lacks letters."""
     from ..output import write_whole
     from ..renderers.svg import missing_glyphs, png
@@ -97,13 +95,13 @@ def write_picture(svg: str, path: str, options: argparse.Namespace, say: Languag
     _say_saved(path, options, say)
 
 
-def _say_saved(path: str, options: argparse.Namespace, say: Language) -> None:
+def _say_saved(path: str, options: Namespace, say: Language) -> None:
     chosen_here = options.output is None and path == destination(options)  # nobody else knows its name
     if chosen_here or not options.quiet:
         complain(one_line(say("saved", path=path)))
 
 
-def say_notices(report: Report, options: argparse.Namespace, say: Language) -> None:
+def say_notices(report: Report, options: Namespace, say: Language) -> None:
     """Prints notices to stderr unless the document on stdout has them; with --verbose, the catalog's sources too."""
     in_document = destination(options) is None and options.format in ("table", "md", "html")
     if not options.quiet and not in_document:
@@ -113,7 +111,7 @@ def say_notices(report: Report, options: argparse.Namespace, say: Language) -> N
         complain(one_line(say(_sources(report.release))))
 
 
-def say_sources(entries: Iterable[CatalogEntry], options: argparse.Namespace, say: Language) -> None:
+def say_sources(entries: Iterable[CatalogEntry], options: Namespace, say: Language) -> None:
     """With --verbose, prints to stderr how far each entry of the catalog is confirmed, and by what."""
     for entry in entries if options.verbose else ():
         assert entry.release is not None
@@ -129,7 +127,7 @@ def _sources(release: Release) -> Message:
     return Message("catalog_sources", config=release.config_source, counts=release.source or "–")
 
 
-def _text(subject: object, options: argparse.Namespace, say: Language, view: dict[str, Any]) -> str:
+def _text(subject: object, options: Namespace, say: Language, view: dict[str, Any]) -> str:
     if options.format == "json":
         from ..renderers import json
 

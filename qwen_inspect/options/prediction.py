@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from ..console import complain
 from ..errors import UsageError
 from ..language import Language
+from ..typed import TYPE_CHECKING
 from . import given, model
+from .parser import Namespace, Parser
 from .values import number_format, positive, tokens
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ OPTIMIZERS = (
 OF_LORA = ("lora_targets", "lora_parameters", "modules_to_save", "dora", "rslora")
 
 
-def declare(command: argparse.ArgumentParser, say: Language) -> None:
+def declare(command: Parser, say: Language) -> None:
     """All options that `run_of` reads, except --gpu, which `memory` declares differently."""
     add = command.add_argument
     add("--mode", choices=("generate", "forward", "train"), help=say("help_mode"))
@@ -56,7 +56,7 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     add("--group-size", type=positive(say), metavar="N", help=say("help_group_size"))
     add("--attention", choices=KERNELS, default="auto", help=say("help_attention_kernel"))
     add("--optimizer", choices=OPTIMIZERS, help=say("help_optimizer"))
-    add("--checkpointing", action=argparse.BooleanOptionalAction, help=say("help_checkpointing"))
+    add("--checkpointing", action="switch", help=say("help_checkpointing"))
     add("--trained", default="", metavar="REGEX", help=say("help_trained"))
     add("--lora", type=positive(say), metavar="RANK", help=say("help_lora"))
     add("--freeze", default="", metavar="REGEX", help=say("help_freeze"))
@@ -71,31 +71,30 @@ def declare(command: argparse.ArgumentParser, say: Language) -> None:
     add("--load", choices=("warmup", "per-tensor"), default="warmup", help=say("help_load"))
 
 
-def declare_batch(command: argparse.ArgumentParser, say: Language) -> None:
+def declare_batch(command: Parser, say: Language) -> None:
     """Options for a single model: padding, autocast, and the loop that trains it."""
-    switch = argparse.BooleanOptionalAction
     command.add_argument("--loop", choices=LOOPS, help=say("help_loop"))
-    command.add_argument("--keep-gradients", action=switch, help=say("help_keep_gradients"))
-    command.add_argument("--keep-logits", action=switch, help=say("help_keep_logits"))
+    command.add_argument("--keep-gradients", action="switch", help=say("help_keep_gradients"))
+    command.add_argument("--keep-logits", action="switch", help=say("help_keep_logits"))
     command.add_argument("--loss", choices=LOSSES, help=say("help_loss"))
     command.add_argument("--completion-only", type=tokens(say), metavar="TOKENS", help=say("help_completion_only"))
     command.add_argument("--padding-free", action="store_true", help=say("help_padding_free"))
     command.add_argument("--packing", type=positive(say), metavar="N", help=say("help_packing"))
     command.add_argument("--ema", action="store_true", help=say("help_ema"))
-    command.add_argument("--clip", action=switch, help=say("help_clip"))
+    command.add_argument("--clip", action="switch", help=say("help_clip"))
     command.add_argument("--transformers", metavar="VERSION", help=say("help_transformers"))
     command.add_argument("--padded", action="store_true", help=say("help_padded"))
     half = ("bfloat16", "float16")
     command.add_argument("--autocast", type=number_format, choices=half, metavar="DTYPE", help=say("help_autocast"))
 
 
-def declare_cards(command: argparse.ArgumentParser, say: Language) -> None:
+def declare_cards(command: Parser, say: Language) -> None:
     """The cards to fit into, each separately."""
     command.add_argument("--gpu", metavar="NAME", help=say("help_cards"))
 
 
 def inspected(
-    options: argparse.Namespace,
+    options: Namespace,
     typed: str | None = None,
     *,
     dtype: str | None = None,
@@ -123,19 +122,19 @@ def inspected(
     )
 
 
-def dtype_of(options: argparse.Namespace) -> str | None:
+def dtype_of(options: Namespace) -> str | None:
     """The dtype or scheme of --dtype."""
     dtype: str | None = options.dtype
     return dtype if dtype is None else TAKEN_FOR.get(dtype, dtype)
 
 
-def say_dtype(options: argparse.Namespace, say: Language) -> None:
+def say_dtype(options: Namespace, say: Language) -> None:
     """Says which scheme --dtype was taken for, if its name leaves that open."""
     if options.dtype in TAKEN_FOR and not options.quiet:
         complain(say("dtype_taken_for", found=options.dtype, scheme=dtype_of(options), known=", ".join(SCHEMES)))
 
 
-def run_of(options: argparse.Namespace, *, gpu: str | None) -> Run:
+def run_of(options: Namespace, *, gpu: str | None) -> Run:
     """The run to predict for `gpu`. Raises UsageError for LoRA options without --lora and training options in other modes."""
     from ..results.memory import Run
     from ..results.training import loop_of
@@ -198,7 +197,7 @@ def check_media(request: Request | None, run: Run) -> None:
         raise UsageError("options_exclude", option="--image", other="--padded" if run.padded else "--cache")
 
 
-def with_media(run: Run, report: Report, options: argparse.Namespace) -> Run:
+def with_media(run: Run, report: Report, options: Namespace) -> Run:
     """The run with the report's images and videos. An untyped prompt has its default number of tokens beside them."""
     from ..values import replace
 
@@ -211,7 +210,7 @@ def with_media(run: Run, report: Report, options: argparse.Namespace) -> Run:
     return replace(run, media=media, prompt_tokens=tokens)
 
 
-def as_the_model_runs(run: Run, report: Report, options: argparse.Namespace) -> Run:
+def as_the_model_runs(run: Run, report: Report, options: Namespace) -> Run:
     """The run, of an encoder its forward pass unless a mode was typed: it generates nothing. Without --context no longer than the
     model's positions.
     """

@@ -1,13 +1,13 @@
-"""Parses option values: functions for argparse's `type`, with errors in the user's language."""
+"""Parses option values: functions for `type` of an option, with errors in the user's language."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping
-from typing import TypeVar
 
 from ..language import Language
+from ..typed import TypeVar
 from ..units import parse_size, parse_tokens
+from .parser import ValueTextError
 
 # What number formats are called elsewhere.
 # Source: torch 2.13, torch.half, torch.float and torch.double; ggml's f16 and f32; vLLM 0.19, CacheDType, for fp8_e4m3; the rest
@@ -24,13 +24,13 @@ Reader = Callable[[str], Value]
 
 
 def reader(read: Reader[Value], error: str, say: Language) -> Reader[Value]:
-    """A `type` for argparse: `read`, with its ValueError replaced by the message `error`, formatted with `text`."""
+    """A `type` for an option: `read`, with its ValueError replaced by the message `error`, formatted with `text`."""
 
     def checked(text: str) -> Value:
         try:
             return read(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(say(error, text=text)) from None
+            raise ValueTextError(say(error, text=text)) from None
 
     return checked
 

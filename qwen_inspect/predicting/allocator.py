@@ -14,8 +14,8 @@ from bisect import bisect_left, insort
 from collections.abc import Collection, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import groupby, takewhile
-from typing import NamedTuple
 
+from ..typed import NamedTuple
 from ..values import dataclass, field
 
 MIB = 1 << 20

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ..language import Message
 from ..loaders import gpus
 from ..results.memory import Run, context_range
 from ..results.timeline import Allocate, Timeline
 from ..tracing.scratch import ANY_MULTIPROCESSORS, varies_by_card
+from ..typed import TYPE_CHECKING
 from ..units import size as shown_size
 from .allocator import ROUNDING_BYTES
 from .on_device import BIASED_PRODUCT

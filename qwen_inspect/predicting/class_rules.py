@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ..results.attention import AnyLayerAttention
 from ..results.cache import CacheReport
+from ..typed import Any
 
 # Where a configuration of several parts has that of its decoder.
 DECODERS = ("text_config", "llm_config", "language_config", "thinker_config")

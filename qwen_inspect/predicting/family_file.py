@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 from ..errors import MalformedError
+from ..typed import Any
 from .family_trace import FamilyTrace, Formula, Regime, Relation, Term, Variables, Variant
 from .kept_trace import unzipped, zipped
 from .segments import Address, Place, Request, Segment

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, combinations_with_replacement, product
 from math import gcd, prod
 from operator import mod
-from typing import Any, NamedTuple
 
 from ..spec import Module, each_buffer, each_tensor
+from ..typed import Any, NamedTuple
 from ..values import dataclass, replace
 from .kept_trace import CHUNKS, Coefficients, KeptTrace, Point, fixed_size
 from .on_device import BUFFER, PARAMETER

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
-from typing import Any
 
 from ..checkpoint import DType, Tensor
 from ..errors import QwenInspectError
@@ -16,6 +15,7 @@ from ..results.model import Report
 from ..results.timeline import ADAPTER
 from ..spec import each_buffer, each_module, each_tensor
 from ..tracing.kernels import flash_rounded
+from ..typed import Any
 from ..values import replace
 from .class_rules import decoder_of
 from .family_file import read

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
 
 from ..results.model import Report
 from ..results.timeline import Timeline
 from ..spec import Module, each_module
+from ..typed import Any
 from ..values import replace
 from .composition import composed_of
 from .kept_trace import Point

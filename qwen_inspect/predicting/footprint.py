@@ -10,7 +10,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
 
 from ..checkpoint import Tensor
 from ..errors import UsageError
@@ -19,6 +18,7 @@ from ..results.cache import CacheLayer, CacheReport
 from ..results.memory import TERMS, Alive, Footprint, Method, Moment, Run, context_range
 from ..results.timeline import ADAPTER, Allocate, Timeline, living
 from ..spec import Module, each_buffer, each_module, each_tensor
+from ..typed import TYPE_CHECKING
 from ..values import replace
 from .allocator import Allocator, HostAllocator, OutOfMemory
 from .allocator_settings import read_settings

@@ -12,10 +12,10 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from math import gcd
-from typing import TYPE_CHECKING, Any
 
 from ..errors import MalformedError, UnsupportedError
-from ..results.timeline import Allocate, ColumnSum, Free, Stage, Timeline
+from ..results.timeline import Allocate, ColumnSum, Event, Free, Stage, Timeline, allocations, frees
+from ..typed import TYPE_CHECKING, Any
 from ..values import dataclass, field
 
 if TYPE_CHECKING:
@@ -115,14 +115,14 @@ class KeptTrace:
         monomials = ChunkedPoint.of(point, self.chunk_tokens).monomials
         polynomials, modules, operators = zip(*self.allocations, strict=True)
         sizes = {polynomial: sum(map(int.__mul__, polynomial, monomials)) for polynomial in set(polynomials)}
-        allocations = list(
-            map(Allocate, range(len(polynomials)), map(sizes.__getitem__, polynomials), modules, operators)
-        )
+        number = range(len(polynomials))
+        requests = list(allocations(number, map(sizes.__getitem__, polynomials), modules, operators))
         for index, buffer in self.buffers:
-            rows, one = buffer.rows(point.batch, point.prompt_tokens), allocations[index]
-            allocations[index] = one._replace(size_bytes=rows * one.size_bytes)
+            rows, one = buffer.rows(point.batch, point.prompt_tokens), requests[index]
+            requests[index] = one._replace(size_bytes=rows * one.size_bytes)
+        made: list[Event] = [*requests, *frees(reversed(number))]  # negative indices: entry -1 - i frees allocation i
         return Timeline(
-            events=tuple([allocations[entry] if entry >= 0 else Free(-1 - entry) for entry in self.order]),
+            events=tuple(map(made.__getitem__, self.order)),
             stages=self.stages,
             kept=self.kept,
             sums=tuple(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Collection, Iterable
+from itertools import chain
 
 from ..loaders import gpus
 from ..results.exploration import GROWTHS, grown_bytes, grown_tokens
 from ..results.memory import Run
-from ..results.timeline import CUDA_SCRATCH, Allocate, Event, Free, Stage, Timeline
+from ..results.timeline import CUDA_SCRATCH, Allocate, Event, Free, Stage, Timeline, allocations, frees
 from ..tracing.kernels import BIASED_GEMM_4BIT
 from ..tracing.scratch import ANY_MULTIPROCESSORS, as_cudnn, log_sum_exps, with_sums
 from ..values import replace
@@ -79,24 +80,28 @@ def growing(timeline: Timeline, new_tokens: int) -> Timeline:
     begin = next(stage.first_event for stage in timeline.stages if stage.name == "decode")
     end = begin + 2 * len(pairs)
     events: list[Event] = list(timeline.events[:begin])
-    current_ids = {new.id: old.id for old, new in pairs}
+    held = [old.id for old, _ in pairs]
+    last, _, modules, operators = zip(*(new for _, new in pairs), strict=True)
+    ends_of = [(old.size_bytes, new.size_bytes) for old, new in pairs]
     steps = new_tokens - 2
     for number in range(1, GROWTHS + 1):
         tokens = grown_tokens(steps, number)
         if tokens == grown_tokens(steps, number - 1):
             continue
-        sizes = {
-            ends: grown_bytes(*ends, steps, number) for ends in {(old.size_bytes, new.size_bytes) for old, new in pairs}
-        }
+        sizes = {ends: grown_bytes(*ends, steps, number) for ends in set(ends_of)}
         first = 0 if number == GROWTHS else number * GROWN_IDS
-        for old, new in pairs:
-            grown_id, size_bytes = first + new.id, sizes[old.size_bytes, new.size_bytes]
-            events += (Allocate(grown_id, size_bytes, new.module, new.operator), Free(current_ids[new.id]))
-            current_ids[new.id] = grown_id
-    events += [
-        Free(current_ids.get(event.id, event.id)) if isinstance(event, Free) else event
-        for event in timeline.events[end:]
-    ]
+        grown = [first + identity for identity in last]
+        made = allocations(grown, map(sizes.__getitem__, ends_of), modules, operators)
+        events += chain.from_iterable(zip(made, frees(held), strict=True))
+        held = grown
+    if held == [*last]:
+        events += timeline.events[end:]
+    else:
+        held_as = dict(zip(last, held, strict=True))
+        events += [
+            Free(held_as.get(event.id, event.id)) if isinstance(event, Free) else event
+            for event in timeline.events[end:]
+        ]
     return Timeline(events=tuple(events), stages=timeline.stages)
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise, takewhile
-from typing import NamedTuple
 
 from ..checkpoint import Tensor
 from ..results.timeline import Stage
 from ..spec import Module, each_module
+from ..typed import NamedTuple
 from ..values import replace
 from .kept_trace import Coefficients, KeptTrace, fixed_size
 from .segments import BACKWARD

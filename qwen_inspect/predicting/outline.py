@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
 
 from ..checkpoint import DType
 from ..digests import sha256_hex
@@ -17,6 +16,7 @@ from ..results.attention import (
 from ..results.cache import CacheReport
 from ..spec import ModelSpec, Module
 from ..tracing import CHUNK_TURNS
+from ..typed import Any, NamedTuple
 from ..values import dataclass
 from .class_rules import decoder_of, is_masked_by_window, read_attention, sparse_activations
 from .kept_trace import CHUNK_TOKENS, Point

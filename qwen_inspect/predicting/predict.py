@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ..checkpoint import DType
 from ..errors import NoModelError, QwenInspectError, UnavailableError, UnsupportedError, UsageError
@@ -13,6 +12,7 @@ from ..results.cache import CacheReport
 from ..results.exploration import Exploration, RequestSize
 from ..results.memory import Footprint, MemoryReport, PeakRange, Run
 from ..results.model import Report
+from ..typed import TYPE_CHECKING
 from ..values import replace
 from .footprint import bytes_of, cache_bytes, formula_footprint, stored_footprint, traced_footprint
 from .fused_loss import check_loss, loss_assumption

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..results.timeline import Free, Timeline
+from ..results.timeline import Timeline
 from ..values import dataclass
 from .allocator import UNLIMITED_BYTES, Settings
 from .reserved import QuickAllocator, Stream
@@ -22,24 +22,30 @@ class Peak:
 def quick_peak(timeline: Timeline, settings: Settings) -> Peak | None:
     """None for a run with folded turns, one that allocates nothing, and one whose sizes exceed the address space."""
     numbers: dict[int, int] = {}  # of the requests alive, by id
-    kinds: dict[int, int] = {}  # of the distinct sizes
     order: list[int] = []
-    size_of: list[int] = []
+    size_of: list[int] = []  # its bytes, then the number of the distinct size
     events: list[int] = []  # of each request
+    once: set[str] = set()  # operators of requests that stand for no others
     for index, event in enumerate(timeline.events):
-        if isinstance(event, Free):
-            number = numbers.pop(event.id)
+        if len(event) == 1:  # a `Free`: events are many, and this is quicker than to ask for their type
+            number = numbers.pop(event[0])
             if number >= 0:
                 order.append(-1 - number)
-        elif event.operator.endswith(REPEATED):
-            return None
-        elif event.size_bytes:
-            numbers[event.id] = number = len(events)
+            continue
+        identity, size_bytes, _, operator = event
+        if operator not in once:
+            if operator.endswith(REPEATED):
+                return None
+            once.add(operator)
+        if size_bytes:
+            numbers[identity] = number = len(events)
             events.append(index)
             order.append(number)
-            size_of.append(kinds.setdefault(event.size_bytes, len(kinds)))
+            size_of.append(size_bytes)
         else:
-            numbers[event.id] = -1
+            numbers[identity] = -1
+    kinds = {size: kind for kind, size in enumerate(dict.fromkeys(size_of))}
+    size_of = list(map(kinds.__getitem__, size_of))
     sizes = list(kinds)
     quick = QuickAllocator([settings.block_bytes(size) for size in sizes], Stream(order, size_of), settings)
     quick.replay()

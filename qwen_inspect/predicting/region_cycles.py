@@ -10,8 +10,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
+from ..typed import NamedTuple
 from .allocator import OWN_SEGMENT_BYTES, SMALL_BYTES
 from .region_steps import Before, Steps, can_do, do
 from .regions import ADDRESS, ADDRESS_BITS, Regions, side_by_side

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
 
+from ..typed import NamedTuple
 from .allocator import SMALL_BYTES
 from .regions import ADDRESS, ADDRESS_BITS, Regions
 

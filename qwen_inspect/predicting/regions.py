@@ -9,8 +9,8 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
+from ..typed import NamedTuple
 from .allocator import SMALL_BYTES, Allocator, Block, Settings
 
 ADDRESS_BITS = 72

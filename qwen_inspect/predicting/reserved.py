@@ -12,8 +12,8 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
 from heapq import heapify
 from itertools import accumulate, compress
-from typing import NamedTuple
 
+from ..typed import NamedTuple
 from ..values import dataclass, replace
 from .allocator import (
     MIB,

@@ -7,10 +7,10 @@ all pairs of them. Source: transformers 5.23, mamba2_chunk_scan in models/mamba2
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
 
 from ..results.cache import CacheLayer
 from ..spec import Module, each_module
+from ..typed import Any, NamedTuple
 from .kept_trace import CHUNK_TOKENS
 from .token_loops import FOLDED_TOKENS
 

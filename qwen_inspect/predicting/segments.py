@@ -12,10 +12,10 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import groupby, pairwise
 from operator import gt, lt
-from typing import Any, NamedTuple
 
 from ..errors import UnsupportedError
 from ..results.timeline import Free, Stage, Timeline
+from ..typed import Any, NamedTuple
 from ..values import dataclass, replace
 from .kept_trace import KeptTrace
 

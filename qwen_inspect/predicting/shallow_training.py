@@ -11,7 +11,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 from .. import __version__
 from ..digests import sha256_hex
@@ -23,6 +22,7 @@ from ..results.model import Report
 from ..results.timeline import ADAPTER, Allocate, Stage, Timeline, living
 from ..spec import Module, each_module
 from ..tracing.adapting import adapters_of
+from ..typed import Any
 from ..values import dataclass, field, replace
 from .composition import compose, shallow_layers
 from .fused_loss import LossBuffer, chunks_alike, loss_buffer

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
 
 from ..digests import sha256_hex
 from ..errors import UnavailableError, UnsupportedError
@@ -18,6 +17,7 @@ from ..results.model import Report
 from ..results.timeline import Allocate, Timeline
 from ..spec import LinearAttention, ModelSpec, Module, MoeMlp, SlidingAttention, each_module
 from ..tracing import versions
+from ..typed import TYPE_CHECKING, Any
 from ..values import dataclass, field, replace
 from .family_file import read, shipped
 from .family_trace import Composed, loaded_of

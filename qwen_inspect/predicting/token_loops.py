@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from ..errors import UnsupportedError
 from ..results.timeline import Allocate, Event, Free, Stage, Timeline
+from ..typed import NamedTuple
 from ..values import dataclass, replace
 from .kept_trace import KeptTrace
 

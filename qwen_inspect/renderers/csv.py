@@ -11,9 +11,9 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
-from typing import Any
 
 from ..language import Language
+from ..typed import Any
 from .terminal import safe
 
 LISTS = ("shape", "aliases", "device_names")  # other lists are tables of their own

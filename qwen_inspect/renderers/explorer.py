@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..language import Language
 from ..predicting.allocator import UNLIMITED_BYTES
 from ..predicting.allocator_settings import read_settings
 from ..results.exploration import GROWTHS, Exploration, RequestSize
 from ..results.memory import OF_SOME_RUNS, TERMS, MemoryReport
+from ..typed import Any
 from .blocks import Live
 from .document.common import prompt_label
 from .document.memory import required_rows

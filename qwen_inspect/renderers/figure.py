@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import groupby
-from typing import Generic, TypeVar
 
 from ..language import Language
 from ..results.model import Report
@@ -28,6 +27,7 @@ from ..spec import (
     Vision,
     heads_kind,
 )
+from ..typed import Generic, TypeVar
 from ..units import count, short_count
 from ..values import dataclass, replace
 from .layout import SMALL, Part, beside, box, frame, label, listed, panel, residual, stack, with_edge

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
 
 from .. import __version__
 from ..results.fit import CardLimits
 from ..results.measurement import KeptMeasurement
 from ..results.memory import RARE_TERMS, TERMS, MemoryReport
 from ..results.whole import Figure, WholeReport
+from ..typed import Any
 
 FORMAT_VERSION = 1
 SKIPPED_TERMS = (*RARE_TERMS, "gradients", "optimizer")  # a report's runs generate on one device

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import NamedTuple
 
 from ..language import Language
+from ..typed import NamedTuple
 from .blocks import Shortened, Table
 from .characters import width
 from .grid import grid

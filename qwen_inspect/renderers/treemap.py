@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from ..language import Language
 from ..results.model import Report
 from ..spec import Module
+from ..typed import NamedTuple
 from ..units import short_count
 from ..values import dataclass
 from .blocks import Figure

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from ..errors import NotFoundError, UsageError
 from ..language import LANGUAGES, Message
@@ -15,6 +14,7 @@ from ..loaders.resolve import Access
 from ..renderers import record
 from ..renderers.record import SUFFIX
 from ..results.whole import Drift, Figure, ReportCheck, ReportRequest, WholeReport
+from ..typed import Any
 from ..values import fields, replace
 from .compiling import compiled
 from .documents import document_name, files, sha256_of

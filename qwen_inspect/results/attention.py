@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 from ..spec import heads_kind
+from ..typed import TYPE_CHECKING
 from ..values import dataclass
 
 if TYPE_CHECKING:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
-
 from ..errors import UnsupportedError
+from ..typed import TYPE_CHECKING, Literal
 from ..values import dataclass
 
 if TYPE_CHECKING:

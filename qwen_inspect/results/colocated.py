@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from ..language import Message
+from ..typed import Literal
 from ..values import dataclass
 from .gpu import Gpu
 

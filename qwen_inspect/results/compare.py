@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
-
 from ..checkpoint import Origin, Tensor
 from ..language import Message
+from ..typed import TYPE_CHECKING, Any, Literal
 from ..values import dataclass
 from .listing import FilesComparison
 from .memory import MemoryReport, Run

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
 
+from ..typed import TYPE_CHECKING, Literal
 from ..values import dataclass
 from .gpu import Gpu as Gpu
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
-
+from ..typed import TYPE_CHECKING, Literal
 from ..values import dataclass
 from .fit import Gpu
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
-
+from ..typed import TYPE_CHECKING, Literal
 from ..units import MIB
 from ..values import dataclass, field, fields
 from .training import Loop

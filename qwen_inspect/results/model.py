@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from ..typed import TYPE_CHECKING
 from ..values import dataclass, field
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from typing import Any
 
     from ..checkpoint import HubCount, ModelRef, Origin, Release, StoredFile, Tensor
     from ..errors import QwenInspectError
     from ..language import Message
     from ..spec import ModelSpec, Module
+    from ..typed import Any
     from .attention import AttentionReport
     from .cache import CacheReport, Workload
     from .counts import Check, Component, ParameterCounts

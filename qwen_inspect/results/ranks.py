@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..language import Message
+from ..typed import TYPE_CHECKING
 from ..values import dataclass
 
 if TYPE_CHECKING:

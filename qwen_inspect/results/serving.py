@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from ..checkpoint import Checkpoint
 from ..language import Message
+from ..typed import Literal
 from ..values import dataclass
 from .cache import Workload
 from .fit import CardAnswer, Gpu, Suggestion, deciding

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
 
+from ..typed import TYPE_CHECKING, Literal
 from ..values import dataclass, replace
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ of models/*/modeling_*.py, merged as distributed/mixin.py (init_parallel_plans) 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..results.ranks import Plans
 from ..spec import ModelSpec, Module, each_module
+from ..typed import Any
 
 # Rules of a decoder's layer.
 HEADS = {f"self_attn.{name}_proj": "colwise" for name in "qkv"} | {"self_attn.o_proj": "rowwise"}

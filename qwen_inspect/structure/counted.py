@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 from ..architectures import Architecture
 from ..checkpoint import DTYPE_OF_CODE, Checkpoint, HubCount, Tensor
 from ..declarations import MODEL_DTYPES
 from ..language import Message
 from ..spec import each_tensor
+from ..typed import TYPE_CHECKING
 from .accounting import tied_copies
 
 if TYPE_CHECKING:

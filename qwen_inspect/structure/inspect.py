@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..architectures import FAMILIES, Architecture, StoredForm, architecture_of
 from ..architectures.reading import is_described
@@ -17,6 +16,7 @@ from ..results.cache import CacheLayer, CacheReport, Workload
 from ..results.counts import Check, ParameterCounts
 from ..results.model import Design, Report
 from ..spec import ModelSpec, each_tensor
+from ..typed import TYPE_CHECKING, Any, TypedDict
 from ..values import dataclass, field, replace
 from .accounting import components, predicted_elements, predicted_files
 from .attention import attention_report

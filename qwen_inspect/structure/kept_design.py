@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
 
 from ..architectures import Architecture, FormsByName, architecture_of
 from ..architectures.reading import is_described
@@ -23,6 +22,7 @@ from ..results.attention import EncoderLayerAttention, LayerAttention, LinearLay
 from ..results.cache import CacheLayer
 from ..spec import ModelSpec, Module
 from ..tracing import installed
+from ..typed import Any
 from ..values import MISSING, dataclass, fields, is_dataclass, replace
 
 PACKAGE = Path(__file__).parents[1]

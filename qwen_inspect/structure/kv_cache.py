@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ..checkpoint import BLOCK_FORMATS, DType
 from ..errors import UnsupportedError
@@ -15,6 +14,7 @@ from ..results.attention import (
     OtherLayerAttention,
 )
 from ..results.cache import CacheLayer, CacheReport
+from ..typed import Any
 from ..values import dataclass
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 from ..checkpoint import Tensor
 from ..language import Message
@@ -21,6 +20,7 @@ from ..spec import (
     SlidingAttention,
     each_tensor,
 )
+from ..typed import TYPE_CHECKING
 from .accounting import components
 
 if TYPE_CHECKING:

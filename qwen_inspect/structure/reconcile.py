@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from ..architectures import StoredForm
 from ..checkpoint import BlockFormat, DType, Tensor
@@ -13,6 +12,7 @@ from ..declarations import MODEL_DTYPES
 from ..errors import UnsupportedError
 from ..language import Message
 from ..results.counts import Cause, Check, Unexplained
+from ..typed import TYPE_CHECKING
 from ..values import replace
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ Separate from `inspect` because most models need none of it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
 from ..architectures import StoredForm, gguf
 from ..checkpoint import Adapter, Checkpoint, Tensor
@@ -14,6 +13,7 @@ from ..declarations import KEY, settled, undeclared
 from ..errors import UsageError
 from ..results.model import Design
 from ..spec import Module, each_tensor
+from ..typed import TYPE_CHECKING, Any
 from ..values import replace
 from .accounting import components
 from .packing import LoadedWeights, Packing, as_stored, pack

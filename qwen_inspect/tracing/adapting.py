@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from ..errors import UnavailableError, UnsupportedError
 from ..results.quantisation import Bnb4
+from ..typed import TYPE_CHECKING, Any
 from ..values import dataclass
 from .kernels import replaced
 

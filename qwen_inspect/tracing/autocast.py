@@ -9,9 +9,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 from ..results.timeline import Event
+from ..typed import Any
 from .kernels import replaced
 
 # CUDA's operator lists by compute dtype, where they differ from CPU's; listed operators in none of these compute in float32.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from ..typed import Any
 from ..values import dataclass
 from .adapting import FourBits, hold_in_four_bits
 

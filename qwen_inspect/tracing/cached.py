@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 from ..architectures.generic.configurations import stated
 from ..checkpoint import DType
@@ -21,6 +20,7 @@ from ..results.attention import (
     OtherLayerAttention,
 )
 from ..results.cache import CacheKind, CacheLayer, CacheReport
+from ..typed import Any
 from ..values import dataclass, replace
 
 NEAR_TOKENS = (5, 6)

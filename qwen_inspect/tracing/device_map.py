@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from itertools import groupby
-from typing import Any
 
 from ..errors import UnavailableError, UnsupportedError
 from ..language import Message
 from ..results.ranks import DeviceMapReport, PlacedDevice
+from ..typed import Any
 
 OFFLOADED = ("cpu", "disk")
 

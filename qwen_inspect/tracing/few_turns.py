@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
+from ..typed import Any
 from . import CHUNK_TURNS
 
 DELTA_RULE, DELTA_ATTENTION = "torch_chunk_gated_delta_rule", "chunk_kimi_delta_attention"

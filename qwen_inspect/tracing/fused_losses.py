@@ -9,10 +9,10 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
-from typing import Any
 
 from ..errors import UnsupportedError
 from ..results.training import Loss
+from ..typed import Any
 from .torch_loss import torch_loss
 
 # Model types whose text model Liger gives such a loss. Source: liger-kernel 0.8.5, transformers/monkey_patch.py,

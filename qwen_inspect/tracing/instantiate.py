@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any
 
 from ..architectures.generic.building import as_loaded
 from ..checkpoint import DTYPE_OF_TORCH_NAME, Tensor
 from ..errors import UnavailableError, UnsupportedError
 from ..spec import ModelSpec
+from ..typed import Any
 from ..values import dataclass
 
 

@@ -7,9 +7,9 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
 
 from ..results.timeline import FLASH_SCRATCH, SCALES_SCRATCH
+from ..typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .recorder import Recorder

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
 
 from ..errors import UnsupportedError
 from ..results.media import Media, Medium
+from ..typed import Any
 
 # Held request by request against real models on CPU; of Qwen's also against a card.
 WITH_VIDEOS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")

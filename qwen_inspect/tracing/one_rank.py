@@ -10,10 +10,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
 
 from ..results.ranks import Place
 from ..results.timeline import GATHERED
+from ..typed import Any
 from .kernels import replaced
 
 

@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 from ..results.timeline import (
     ADAPTER,
@@ -21,6 +20,7 @@ from ..results.timeline import (
     Free,
     Stage,
 )
+from ..typed import Any
 from .kernels import (
     BIASED_GEMM_4BIT,
     GEMM_4BIT,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import count, pairwise
-from typing import Any
 
 from ..results.timeline import FLASH_SCRATCH, Allocate, ColumnSum, Event, Free, Stage, Timeline
+from ..typed import Any
 from ..values import replace
 
 SUM_SCRATCH = "sum.scratch"  # operator of the scratch of a sum over rows

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 from ..results.training import LOOPS, Loop
+from ..typed import Any
 from .autocast import autocast, clip, step
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from copy import deepcopy
-from typing import Any
 
 from ..errors import UnavailableError
+from ..typed import Any
 
 DEPTHS = ("depth", "num_hidden_layers")  # by either name
 FULL, ADDING = "fullatt_block_indexes", "deepstack_visual_indexes"  # lists of numbers of layers

@@ -16,7 +16,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from copy import deepcopy
-from typing import Any, Literal
 
 from ..architectures.generic.building import as_loaded
 from ..architectures.patterns import search, selects
@@ -28,6 +27,7 @@ from ..results.ranks import Place
 from ..results.timeline import ADAPTER, Timeline
 from ..results.training import Loop
 from ..spec import ModelSpec
+from ..typed import Any, Literal
 from ..values import dataclass
 from .adapting import (
     Adapters,

@@ -111,6 +111,19 @@ def by_id() -> Mapping[str, CatalogEntry]:
     return {entry.id: entry for entry in models()}
 
 
+def test_an_entry_that_is_read_alone_is_that_of_the_whole_file() -> None:
+    catalog.entries.cache_clear()
+    alone = catalog.entries()
+    with open(catalog.CATALOG, encoding="utf-8") as file:
+        whole = json.load(file)
+    assert {name: alone[name] for name in whole} == whole
+    assert list(alone) == list(whole)
+    for name in ("config", "Qwen", 'Qwen/Qwen3-8B": {', "\n", ""):  # keys of entries, and what no name holds
+        assert name not in alone
+        with pytest.raises(KeyError):
+            alone[name]
+
+
 def test_the_catalog_holds_every_size_of_every_family() -> None:
     assert len(by_id()) == 197
     families = {entry.design.spec.family for entry in by_id().values()}

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from ...checkpoint import Tensor
 from ...errors import UnavailableError, UnsupportedError
 from ...language import Message
+from ...typed import Any
 from .. import Architecture, FormsByName
 from ..families import CLASSES
 from ..layouts import forms_in_files

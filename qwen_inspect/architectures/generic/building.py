@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 from ...errors import MalformedError, QwenInspectError, UnavailableError, UnsupportedError
+from ...typed import Any
 from ..reading import shown, whole_dtype
 from .configurations import layer_configurations, stated
 

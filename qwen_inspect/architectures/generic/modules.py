@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 from ...checkpoint import DTYPE_OF_TORCH_NAME, Tensor
 from ...errors import UnsupportedError
 from ...spec import ModelSpec, Module
+from ...typed import Any
 from ...values import replace
 from ..components import claims_experts, component_of, each_experts_module, folded, routed_share
 from ..reading import whole_dtype

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from ...checkpoint import Tensor
+from ...typed import Any
 from .modules import state_of, tensor_of
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from ...language import Message
 from ...structure.kv_cache import FORMATS, CacheFormat
+from ...typed import TYPE_CHECKING
 from ...values import replace
 from ..interface import Alternative, Choice, Engine, cache_rows, card_message
 from .layer_cells import CACHE_NAMES, llama_cpp_layer_bytes, padded

@@ -10,13 +10,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import cached_property
-from typing import Any
 
 from ...architectures.gguf_hparams import GgufHyperparameters
 from ...architectures.gguf_keys import read_hyperparameters
 from ...checkpoint import Tensor
 from ...errors import UnsupportedError, UsageError
 from ...results.llama_cpp import Buffer
+from ...typed import Any
 from ...values import dataclass, replace
 from .builds import Build
 from .cells import Cells, aligned, sizes_of

@@ -6,8 +6,8 @@ Source: llama.cpp 0c1e57098 and b11434, common/fit.cpp (common_params_fit_impl);
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
+from ...typed import Literal
 from ...values import dataclass, replace
 from .buffers import Plan
 from .ggml.scheduler import HOST

@@ -7,7 +7,6 @@ Source: llama.cpp b11549, src/llama-model.cpp (load_tensors), src/llama-model-lo
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from ...architectures.gguf_writing import as_converted
 from ...checkpoint import DType, Tensor
@@ -17,6 +16,7 @@ from ...results.llama_cpp import Buffer
 from ...results.model import Report
 from ...results.serving import LlamaCppReserve, Reserved, Serving
 from ...structure.kv_cache import read_formats
+from ...typed import Any
 from ..interface import Demand
 from .buffers import GgufModel, Plan, flash_attention_is_possible
 from .builds import DEFAULT

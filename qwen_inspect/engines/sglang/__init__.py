@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from ...language import Message
+from ...typed import TYPE_CHECKING
 from ...units import size
 from ...values import replace
 from ..interface import RANKS, Alternative, Choice, Engine

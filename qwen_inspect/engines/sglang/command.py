@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from ...errors import UnsupportedError, UsageError
 from ...results.serving import WHOLE_PROMPTS, Serving, SglangOptions
+from ...typed import Any
 from ...values import dataclass, replace
 from ..pasted import SET_BEFORE, each_option, read_count, read_dtype, read_format, read_share, read_tokens, words_of
 

@@ -7,12 +7,12 @@ srt/arg_groups/memory_hook.py (handle_gpu_memory_settings).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ...predicting.allocator import Allocator
 from ...results.fit import Gpu, Requirement
 from ...results.model import Report
 from ...results.serving import WHOLE_PROMPTS, Reserve, Reserved, Serving, SglangOptions
+from ...typed import Any
 from ...units import MIB
 from ..interface import Demand
 from ..vllm.blocks import latent_width, served_format, text_part

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Literal
 
 from ...results.serving import LogTerm
+from ...typed import Literal
 from ...units import GIB, MIB
 from ..vllm.log import NUMBER, Log, figures
 from .demand import SglangDemand

@@ -7,7 +7,6 @@ srt/mem_cache/kv_cache_configurator.py (_handle_max_mamba_cache, _calculate_mamb
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ...checkpoint import DType
 from ...errors import UnsupportedError
@@ -15,6 +14,7 @@ from ...results.attention import LayerAttention, LinearLayerAttention
 from ...results.model import Report
 from ...results.serving import SglangOptions
 from ...structure.kv_cache import CacheFormat
+from ...typed import Any
 from ...values import dataclass
 from ..vllm.blocks import INDEXED_TYPES, kv_heads_per_rank, latent_width, text_part
 from ..vllm.mamba import mamba_sizes, softmax_layers

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ...structure.kv_cache import CacheFormat, cache_report, read_formats
+from ...typed import TYPE_CHECKING
 from ..interface import Choice, Engine, cache_rows
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import zip_longest
-from typing import NamedTuple
 
 from ...predicting.allocator import UNLIMITED_BYTES, Allocator, OutOfMemory
 from ...predicting.allocator_settings import read_settings
@@ -18,6 +17,7 @@ from ...predicting.reserved import QuickAllocator, Stream, after_loading, can_be
 from ...predicting.turns import missing_turns, with_turns
 from ...results.exploration import GROWTHS, Exploration, grown_bytes, grown_tokens
 from ...results.memory import Run
+from ...typed import NamedTuple
 from ...values import replace
 
 # Runs whose peaks are located: what is alive at such a peak is a lower bound for any other run.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
 
 from ...checkpoint import DType
 from ...errors import QwenInspectError
 from ...language import Message
 from ...structure.kv_cache import FORMATS, CacheFormat, read_formats
+from ...typed import TYPE_CHECKING, Any
 from ...units import size
 from ...values import replace
 from ..interface import RANKS, Alternative, Choice, Engine, cache_rows, schemes

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
 from ...checkpoint import DType
 from ...errors import UnsupportedError
 from ...results.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention
 from ...structure.kv_cache import CacheFormat, checkpoint_format, read_formats
+from ...typed import TYPE_CHECKING, Any
 from ...values import dataclass, replace
 
 if TYPE_CHECKING:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ...results.model import Report
 from ...results.serving import LogTerm, Reserved, ServedLog, Serving, VllmReserve
+from ...typed import TYPE_CHECKING
 from ...units import GIB
 from .releases import Release, release
 

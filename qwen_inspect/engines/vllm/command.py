@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from ...errors import UsageError
 from ...results.serving import Serving, VllmEnvironment
+from ...typed import Any
 from ...values import dataclass, field, replace
 from ..pasted import (
     SET_BEFORE,

@@ -10,13 +10,13 @@ Source: vLLM 0.30.0, models/qwen4_exp (common/qsa_cache.py, nvidia/model.py, nvi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ...errors import UnsupportedError
 from ...results.attention import LayerAttention, LinearLayerAttention
 from ...results.model import Report
 from ...results.serving import Serving
 from ...structure.kv_cache import CacheFormat
+from ...typed import Any
 from .blocks import BLOCK_TOKENS, BlockPool, PageKind, linear_state_bytes, softmax_kind, state_dtypes, text_part
 
 FIRST_VERSION = (0, 29)  # 0.28 does not have the class

@@ -7,12 +7,12 @@ speculators/algos.py; v1/spec_decode/eagle.py, _maybe_share_embeddings and _mayb
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ...checkpoint import Checkpoint
 from ...errors import UnsupportedError
 from ...results.attention import LayerAttention
 from ...results.model import Report
+from ...typed import Any
 from .blocks import kv_heads_per_rank
 from .drafter import ROUNDING_BYTES, Drafter
 from .weights import VOCABULARY_MULTIPLE

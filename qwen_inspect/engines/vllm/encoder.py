@@ -7,8 +7,8 @@ class, whose sizes of the largest image are named below.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
+from ...typed import Any
 from ...values import dataclass
 
 

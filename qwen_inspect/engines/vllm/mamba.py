@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from ...checkpoint import DType
 from ...errors import UnsupportedError
@@ -19,6 +18,7 @@ from ...results.cache import CacheLayer
 from ...results.model import Report
 from ...spec import Module, each_module
 from ...structure.kv_cache import CacheFormat
+from ...typed import Any
 from ...values import dataclass, replace
 from .blocks import BLOCK_FORMATS, BLOCK_TOKENS, BlockPool, PageKind, hybrid_pool, shared_pool, softmax_kind
 from .releases import Release

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
-
 from ...errors import UsageError
 from ...results.attention import WITH_STATES
 from ...spec import each_module
+from ...typed import TYPE_CHECKING, Literal
 from ...units import GIB
 from ...values import dataclass
 

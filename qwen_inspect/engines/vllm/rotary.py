@@ -8,11 +8,11 @@ cache).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ...results.attention import LayerAttention
 from ...results.model import Report
 from ...spec import GatedAttention
+from ...typed import Any
 from .blocks import text_part
 
 WITHOUT = ("gpt2", "opt", "bloom", "mpt", "jamba", "mamba", "mamba2", "falcon_mamba", "nemotron_h", "granitemoehybrid")

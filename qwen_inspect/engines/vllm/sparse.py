@@ -7,10 +7,10 @@ model_executor/layers/sparse_attn_indexer.py, v1/attention/backends/mla/indexer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ...errors import UnsupportedError
 from ...structure.kv_cache import CacheFormat
+from ...typed import Any
 from ...units import MIB
 from ...values import dataclass
 from .blocks import BLOCK_FORMATS, INDEXED_TYPES, BlockPool, PageKind, one_group

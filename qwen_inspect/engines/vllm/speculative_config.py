@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import get_args
 
 from ...errors import UnsupportedError, UsageError
 from ...results.serving import Speculation, SpeculativeMethod
+from ...typed import Any
 from ...values import dataclass
 from .drafter import WITHOUT_MODEL
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
 
 from ...language import Language
+from ...typed import Any
 from ...units import size
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ...language import Language
 from ...loaders import gpus
 from ...results.memory import Footprint, MemoryReport, Moment, Run
+from ...typed import TYPE_CHECKING
 from ...units import count, seconds, signed, size
 from . import between, cards, within
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
 
 from ...language import Language
+from ...typed import Any
 from ...values import dataclass
 from .. import answers
 from ..blocks import Answer, Block

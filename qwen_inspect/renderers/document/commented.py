@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
 
+from ...typed import Any
 from ..characters import width
 from ..wrapping import wrapped
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ...language import Language, Message
 from ...results.counts import Check, ParameterCounts
 from ...results.model import Report
 from ...spec import Module
+from ...typed import TYPE_CHECKING, Literal, TypeVar
 from ...units import count, mib, percent, short_count, signed, size
 from ...values import dataclass, replace
 from ..blocks import Block, Fields, Heading, Items, Paragraph, Shortened, Table

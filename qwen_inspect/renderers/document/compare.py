@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from string import ascii_uppercase
-from typing import TYPE_CHECKING
 
 from ...checkpoint import Tensor
 from ...language import Language
 from ...results.compare import KINDS, Comparison, ConfigRow, FactRow, SideBySide, TensorChange, TensorChanges
 from ...results.listing import FilePair, FilesComparison
 from ...results.model import Report
+from ...typed import TYPE_CHECKING
 from ...units import count, signed, signed_size, size
 from ..blocks import Block, Folded, Heading, Items, Paragraph, Shortened, Table
 from . import View

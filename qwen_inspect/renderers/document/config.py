@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from ...declarations import KEY, OTHER_KEYS
 from ...language import Language
 from ...results.attention import LayerAttention, LinearLayerAttention
 from ...results.model import Report
 from ...spec import DenseMlp, GatedAttention, LinearAttention, MoeMlp
+from ...typed import Any
 from ...units import count, short_count
 from ..blocks import Block, Code, Heading, Items, Paragraph, Table
 from . import View

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ...language import Language
 from ...results.model import Report
+from ...typed import TYPE_CHECKING
 from ...units import count, size
 from ..blocks import Block, Heading, Items, Table
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ...language import Language
 from ...results.attention import (
@@ -16,6 +15,7 @@ from ...results.attention import (
 )
 from ...results.model import Report
 from ...spec import Module
+from ...typed import Any
 from ...units import UNKNOWN, count, seconds, size
 from ...values import replace
 from ..blocks import Block, Code, Fields, Heading, Items, Node, Paragraph, Shortened, Table, Tree

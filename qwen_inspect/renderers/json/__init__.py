@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from ... import __version__
 from ...language import Language
+from ...typed import TYPE_CHECKING, Any
 from .. import answers
 
 if TYPE_CHECKING:

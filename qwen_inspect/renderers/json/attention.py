@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
 from ...engines import caches_of
 from ...language import Language
 from ...results.cache import CacheEngine, CacheKind
 from ...results.model import Report
+from ...typed import Annotated
 from .common import OfModelJSON, model_content
 from .media import MediaJSON, media_content
 from .values import Count, Keywords, Positive, TypedDict

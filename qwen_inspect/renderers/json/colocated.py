@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from ...language import Language
 from ...results.colocated import Colocated, Phase, PhaseName, RolloutEngine, SleepLevel
+from ...typed import Annotated
 from .values import Count, Keywords, Positive, TypedDict
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
 from ...language import Language
 from ...results.model import Report
+from ...typed import Annotated, Literal
 from .values import Keywords, TypedDict
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
 from ...checkpoint import ModelRef, Origin, Tensor
 from ...language import Language
 from ...results.compare import ChangeKind, Comparison, LayerKind, Section, SideBySide, TensorChanges
+from ...typed import Any, Literal
 from .common import ModelJSON, model_content
 from .fit import CardReachJSON, reach_content
 from .footprint import WorkloadJSON, workload_content

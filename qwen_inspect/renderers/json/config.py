@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ...language import Language
 from ...results.model import Report
+from ...typed import Any
 from .common import OfModelJSON, model_content
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
-
 from ...language import Language
 from ...results.fit import (
     Bound,
@@ -21,6 +19,7 @@ from ...results.fit import (
 )
 from ...results.gpu import Origin
 from ...results.memory import Autocast, Cache, Loader, Mode
+from ...typed import TYPE_CHECKING, Annotated, Literal
 from .common import OfModelJSON, model_content
 from .values import Count, Keywords, Positive, TypedDict
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from ...language import Language
 from ...results.memory import Alive, Autocast, Cache, Footprint, Loader, Method, Mode, Moment, PeakRange, Run
+from ...typed import Literal
 from .values import Count, Positive, TypedDict
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
 from ...language import Language
 from ...results.fit import Gpu
+from ...typed import Annotated
 from .values import Count, Keywords, TypedDict
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from ...language import Language
 from ...results.llama_cpp import Buffer, BufferKind, ChosenQuantisation, DeviceTotal, Fitted, LlamaCppReport
+from ...typed import Literal
 from .common import OfModelJSON
 from .fit import NamedCardJSON
 from .values import Count, Positive, TypedDict

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
 from ...language import Language, Message
 from ...results.measurement import Difference, KeptMeasurement, Measurement, MemoryCause, Reading
 from ...results.memory import Run
+from ...typed import Any, Literal
 from .footprint import AliveJSON, FiguresJSON, alive_content, figures_content, workload_content
 from .ranks import RanksWorkloadJSON, degrees_content
 from .values import Count, Number, TypedDict

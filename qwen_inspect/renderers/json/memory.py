@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ...language import Language
 from ...results.memory import MemoryReport, Optimizer, Run
 from ...results.training import KeptLogits, LoopName, Loss
+from ...typed import TYPE_CHECKING
 from .colocated import GrpoJSON, colocated_content
 from .common import OfModelJSON, model_content
 from .footprint import PredictedJSON, footprint_content, workload_content

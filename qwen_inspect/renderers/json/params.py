@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from ...language import Language
 from ...results.model import Report
 from ...results.stored import KeptModules
+from ...typed import Literal
 from .common import OfModelJSON, model_content
 from .values import Count, Number, Positive, Share, TypedDict
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
-
 from ...language import Language
+from ...typed import TYPE_CHECKING, Annotated
 from .footprint import MomentJSON, RunJSON, moment_content
 from .values import Count, Keywords, Positive, TypedDict
 

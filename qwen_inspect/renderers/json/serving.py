@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, cast
+from typing import cast
 
 from ...language import Language
 from ...results.serving import Asleep, Capacity, EngineCard, LlamaCppReserve, LogTerm, ServingReport, VllmReserve
+from ...typed import Annotated, Literal
 from .common import OfModelJSON
 from .fit import CardNameJSON, EndsJSON, SuggestionJSON, card_name, largest_batch, largest_context, suggestion_content
 from .llama_cpp import BufferJSON, ChosenQuantisationJSON, buffers_content, quantisation_content

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
 from ...language import Language
 from ...results.generation import Generation
 from ...results.model import Report
 from ...spec import Module
+from ...typed import Any, Literal
 from ..document.common import PartName, parts
 from .attention import AttentionKind, CacheJSON, HeadsJSON, attention_content
 from .common import OfModelJSON, model_content

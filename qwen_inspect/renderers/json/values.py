@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from ...typed import TYPE_CHECKING, Annotated, Any
 
 
 class Keywords:

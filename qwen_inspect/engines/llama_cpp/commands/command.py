@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
 
 from ....errors import UnsupportedError, UsageError
+from ....typed import Any, Literal
 from ....values import dataclass, field, replace
 from ..ggml.scheduler import HOST
 from ..graphs.design import POOLING

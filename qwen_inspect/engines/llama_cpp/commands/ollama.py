@@ -6,13 +6,13 @@ Source: ollama 01562a7f, docs/context-length.mdx, and 00182b50, docs/faq.mdx.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ....errors import UsageError
 from ....language import Message
 from ....results.fit import Gpu
 from ....results.model import Report
 from ....results.serving import Serving
+from ....typed import Any
 from ....values import replace
 
 FORMATS = ("f16", "q8_0", "q4_0")

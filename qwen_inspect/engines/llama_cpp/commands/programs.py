@@ -6,7 +6,8 @@ Source: llama.cpp 0c1e57098, tools/perplexity/perplexity.cpp and tools/imatrix/i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+
+from ....typed import Any
 
 CHUNK_TOKENS = 512  # -c of llama-perplexity and llama-imatrix, if it is not given
 BATCH = 2048

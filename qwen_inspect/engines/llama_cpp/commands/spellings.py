@@ -6,8 +6,8 @@ Source: llama.cpp b11434 and ik_llama.cpp 8337e4cd3, common/arg.cpp (set_env, ar
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
+from ....typed import Any
 from .neutral import WITH_VALUE, WITHOUT_VALUE
 
 # A field -> the spellings of its option.

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import NamedTuple
 
 from ....errors import UnsupportedError
+from ....typed import NamedTuple
 from ....values import dataclass, field
 
 

@@ -6,8 +6,8 @@ Source: llama.cpp b11549, src/models/*.cpp.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
 
+from ....typed import Any, Literal
 from ....values import dataclass
 from ..builds import Build
 from ..ggml.tensors import Type

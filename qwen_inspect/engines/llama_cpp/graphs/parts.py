@@ -6,11 +6,11 @@ Source: llama.cpp b11549, src/llama-graph.cpp (build_norm, build_lora_mm).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ....architectures.gguf_hparams import GgufHyperparameters
 from ....checkpoint import BlockFormat, Tensor
 from ....errors import UnsupportedError
+from ....typed import Any
 from ..ggml.tensors import Graph, Node, Type, leaf, like, matmul, stored
 from ..options import IN_LAYER
 from .design import DESIGNS, LAYER_NORMS, Batch

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from math import isqrt
-from typing import Any
 
 from ....checkpoint import Tensor
 from ....errors import UnsupportedError
+from ....typed import Any
 from ....values import dataclass
 
 AUDIO_FRAMES = 3000  # of the warm-up: clip_hparams::warmup_audio_size
