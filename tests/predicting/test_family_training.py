@@ -17,7 +17,7 @@ from benchmarks.predicted import model_of
 from benchmarks.recordings import each
 from qwen_inspect.architectures.quantised_presets import preset
 from qwen_inspect.loaders import catalog
-from qwen_inspect.predicting.family_file import SHIPPED, read
+from qwen_inspect.predicting.family_file import read
 from qwen_inspect.predicting.family_training import is_covered, training_file, training_outline, training_trace
 from qwen_inspect.predicting.kept_trace import Point
 from qwen_inspect.predicting.optimizer_steps import COVERED
@@ -58,7 +58,7 @@ def assert_as_transformers(config: Mapping[str, Any], **changes: Any) -> None:
 
 def learnt_options(family: str, seed: int) -> dict[str, Any]:
     """Of OPTIONS; without several micro-batches for a family of which only one is learnt."""
-    variants = known(read(SHIPPED / training_file(family))).variants
+    variants = known(read(training_file(family))).variants
     accumulated = all(any("accumulated" in regime for regime in variant.regimes) for variant in variants)
     options = OPTIONS[seed % len(OPTIONS)]
     return {name: value for name, value in options.items() if accumulated or name != "accumulate"}
