@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,22 @@ __all__ = ["Finished", "browser"]  # of which the second is a fixture, for every
 # As in a job in the background, whose commands would ignore it too, and with them the tests of interruption.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Threads that wait for each other take most of the time of models so small, here and in the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+MANY_MODULES = 40
+_frozen_modules = 0
+
+
+def pytest_runtest_setup() -> None:
+    """Keeps what imports have made out of garbage collections: with torch and transformers each full one takes 0.2 seconds."""
+    global _frozen_modules
+    if len(sys.modules) > _frozen_modules + MANY_MODULES:
+        _frozen_modules = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")

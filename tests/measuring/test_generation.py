@@ -47,15 +47,6 @@ CONFIG = FAMILIES["qwen3"]
 PREFIX = {"en": "error: ", "zh": "错误："}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> None:
-    """Threads that wait for each other on a busy machine take most of the time of so small a model."""
-    import torch
-
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
-    torch.set_num_threads(1)
-
-
 def save_tokenizer(directory: Path, template: str | None = None) -> Any:
     """A byte-level BPE, trained on the sentences, saved as transformers saves one."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -101,7 +101,8 @@ def test_36945_tensors_take_less_than_3_mb(tensors: tuple[Path, Table]) -> None:
 
 def test_a_long_table_holds_every_row_and_draws_those_in_view(browser: Browser, tensors: tuple[Path, Table]) -> None:
     path, table = tensors
-    with opened(browser, path, viewport={"width": 1200, "height": 900}) as page:
+    with opened(browser, path) as page:
+        page.set_viewport_size({"width": 1200, "height": 900})
         block = page.locator(".table.long")
         rows = page.evaluate("""(() => { const block = document.querySelector(".table.long");
             return rowsOf(block, block.querySelector("tbody")); })()""")
@@ -284,7 +285,8 @@ def test_a_command_is_copied(browser: Browser, tmp_path: Path) -> None:
 def test_a_figure_stands_in_the_page_in_its_own_colours(browser: Browser, tmp_path: Path) -> None:
     svg = architecture_figure(inspect("Qwen/Qwen3-0.6B", source="catalog"), Language("en"))
     figure = Figure(svg, "a] [b](c) <i>", "a figure>.svg")
-    with opened(browser, written(tmp_path, [figure, figure]), color_scheme="dark") as page:
+    with opened(browser, written(tmp_path, [figure, figure])) as page:
+        page.emulate_media(color_scheme="dark")
         assert page.locator("figure svg text").count() > 100
         assert page.evaluate("getComputedStyle(document.querySelector('svg rect')).fill") == "rgb(13, 17, 23)"
     assert markdown.render([figure]) == "![a\\] \\[b\\](c) &lt;i&gt;](<a%20figure%3E.svg>)\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,7 @@ from qwen_inspect.results.whole import ReportRequest
 from qwen_inspect.structure.inspect import inspect
 
 from ..support.layout import defects, faint_texts, resize
+from ..support.pages import blank_page
 from ..support.runs import a_run
 
 WIDTHS = (390, 800, 1280)
@@ -59,12 +60,9 @@ PAGES = {
 }
 
 
-@pytest.fixture(scope="module")
-def page(browser: Browser) -> Iterator[Page]:
-    """One for all tests: a new page costs as much as all that is measured on it."""
-    page = browser.new_page()
-    yield page
-    page.close()
+@pytest.fixture
+def page(browser: Browser) -> Page:
+    return blank_page(browser)
 
 
 @pytest.mark.parametrize("kind", PAGES)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, ViewportSize
 
 from .hostile import HOSTILE_NAMES
 
@@ -23,15 +24,36 @@ ATTACKS = [
 HOSTILE = [*HOSTILE_NAMES, *ATTACKS, "\ud800", "𝟙𝟚 astral", "𝟙𝟛 astral"]
 
 
+VIEWPORT: ViewportSize = {"width": 1280, "height": 720}
+
+
+@cache
+def _page_of(browser: Browser) -> Page:
+    return browser.new_page()
+
+
+def blank_page(browser: Browser) -> Page:
+    """One for all tests: a new page takes a second, as much as most of what is done on it."""
+    page = _page_of(browser)
+    page.goto("about:blank")
+    page.set_viewport_size(VIEWPORT)
+    page.emulate_media(media="screen", color_scheme="light")
+    return page
+
+
 @contextmanager
-def opened(browser: Browser, path: Path, **options: Any) -> Iterator[Page]:
+def opened(browser: Browser, path: Path) -> Iterator[Page]:
     """The page as a reader opens it, from disk; at the end nothing may have been fetched, refused or thrown."""
-    page = browser.new_page(**options)
+    page = blank_page(browser)
     requests: list[str] = []
     complaints: list[str] = []
-    page.on("request", lambda request: requests.append(request.url))
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    heard: dict[Any, Callable[[Any], None]] = {
+        "request": lambda request: requests.append(request.url),
+        "console": lambda message: complaints.append(message.text),
+        "pageerror": lambda error: complaints.append(str(error)),
+    }
+    for event, hear in heard.items():
+        page.on(event, hear)
     try:
         page.goto(path.as_uri())
         yield page
@@ -39,4 +61,5 @@ def opened(browser: Browser, path: Path, **options: Any) -> Iterator[Page]:
         assert complaints == []
         assert page.evaluate("window.broken") is None
     finally:
-        page.close()
+        for event, hear in heard.items():
+            page.remove_listener(event, hear)

@@ -19,10 +19,12 @@ LONGEST_SECONDS = 120
 SHELL = {"LC_ALL": "C.UTF-8", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}  # in English, without colours
 FREE = ("QWEN_INSPECT_CACHE", "PYTEST_CURRENT_TEST", "COLUMNS")  # read when they are needed, or by nobody
 SERVER = """
-import json, os, signal, sys, traceback
+import gc, json, os, signal, sys, traceback
 import torch, transformers
 import torch._subclasses.fake_tensor, transformers.modeling_utils, transformers.generation.utils
 from qwen_inspect.cli import script
+gc.collect()
+gc.freeze()  # a collection in a child would copy all of the parent's pages
 for line in sys.stdin:
     asked = json.loads(line)
     child = os.fork()
