@@ -81,7 +81,7 @@ def kept_cases() -> Iterator[Any]:
             yield pytest.param(model, point, id=f"{model}-{point}", marks=marks)
 
 
-@pytest.mark.parametrize(("model", "point"), kept_cases())
+@pytest.mark.parametrize(("model", "point"), list(kept_cases()))
 def test_a_kept_trace_equals_a_trace_of_a_workload_that_it_was_not_made_from(model: str, point: Point) -> None:
     from qwen_inspect.tracing.trace import trace
 
@@ -152,7 +152,7 @@ def traced_cases() -> Iterator[Any]:
             yield pytest.param(family, mode, id=f"{family}-{mode}", marks=marks)
 
 
-@pytest.mark.parametrize(("family", "mode"), traced_cases())
+@pytest.mark.parametrize(("family", "mode"), list(traced_cases()))
 def test_every_family_is_traced_in_every_mode(family: str, mode: str, tmp_path: Path) -> None:
     write_config(tmp_path, FAMILIES[family])
     report = inspect(str(tmp_path))
