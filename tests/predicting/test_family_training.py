@@ -17,7 +17,7 @@ from benchmarks.predicted import model_of
 from benchmarks.recordings import each
 from qwen_inspect.architectures.quantised_presets import preset
 from qwen_inspect.loaders import catalog
-from qwen_inspect.predicting.family_file import read
+from qwen_inspect.predicting.family_file import SHIPPED, read
 from qwen_inspect.predicting.family_training import is_covered, training_file, training_outline, training_trace
 from qwen_inspect.predicting.kept_trace import Point
 from qwen_inspect.predicting.optimizer_steps import COVERED
