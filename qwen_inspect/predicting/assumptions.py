@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from ..language import Message
 from ..loaders import gpus
 from ..results.memory import Run, context_range
-from ..results.timeline import Allocate, Timeline
+from ..results.timeline import Timeline, modules_of, operators_of
 from ..tracing.scratch import ANY_MULTIPROCESSORS, varies_by_card
 from ..typed import TYPE_CHECKING
 from ..units import size as shown_size
 from .allocator import ROUNDING_BYTES
 from .on_device import BIASED_PRODUCT
 from .uses import LINEAR
-from .version import assumption as version_assumption
 from .workspaces import LT_WORKSPACE_BYTES, workspace_of
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def assumptions(run: Run) -> tuple[Message, ...]:
             *_kernel_assumptions(run),
             *_static_assumptions(run),
             *_training_assumptions(run),
-            *([version_assumption(run)] if run.transformers is not None else []),
+            *_version_assumptions(run),
         )
     return (
         Message(f"assume_loader_{run.loader.replace('-', '_')}"),
@@ -43,11 +42,18 @@ def assumptions(run: Run) -> tuple[Message, ...]:
         *_static_assumptions(run),
         *_caller_assumptions(run),
         *_training_assumptions(run),
-        *([version_assumption(run)] if run.transformers is not None else []),
+        *_version_assumptions(run),
         *([Message("assume_cache_format", format=run.cache_format)] if run.cache_format != "auto" else []),
         *([Message("assume_allocator", settings=run.allocator)] if run.allocator else []),
         _uncalibrated_assumption(run) if run.calibration is None else _calibrated_assumption(run.calibration),
     )
+
+
+def _version_assumptions(run: Run) -> Iterator[Message]:
+    if run.transformers is not None:
+        from .version import assumption
+
+        yield assumption(run)
 
 
 def _static_assumptions(run: Run) -> tuple[Message, ...]:
@@ -93,8 +99,7 @@ def _calibrated_assumption(calibration: Calibration) -> Message:
 
 def _part_assumptions(timeline: Timeline, run: Run) -> tuple[Message, ...]:
     """Assumptions about parts that only some models have."""
-    made = {(event.module, event.operator) for event in timeline.events if isinstance(event, Allocate)}
-    modules, operators = {module for module, _ in made}, {operator for _, operator in made}
+    modules, operators = modules_of(timeline.events), operators_of(timeline.events)
     four_bits = any(operator.startswith("bitsandbytes.gemm") for operator in operators)
     linear = any(module.endswith(LINEAR) for module in modules)
     seeing = any("visual" in module and re.search(r"\bvisual\b", module) for module in modules)

@@ -10,15 +10,14 @@ from itertools import chain
 from ..loaders import gpus
 from ..results.exploration import GROWTHS, grown_bytes, grown_tokens
 from ..results.memory import Run
-from ..results.timeline import CUDA_SCRATCH, Allocate, Event, Free, Stage, Timeline, allocations, frees
-from ..tracing.kernels import BIASED_GEMM_4BIT
+from ..results.timeline import CUDA_SCRATCH, Allocate, Event, Free, Stage, Timeline, allocations, frees, operators_of
 from ..tracing.scratch import ANY_MULTIPROCESSORS, as_cudnn, log_sum_exps, with_sums
 from ..values import replace
 from .replay import load_and_cast, load_from_warm_up_block, load_one_by_one
 from .workspaces import LT_WORKSPACE_BYTES, has_cudnn_attention, workspace_of
 
 MATRIX_PRODUCT = r"(aten\.(mm|addmm|bmm|baddbmm|_grouped_mm)|bitsandbytes\.gemm_4bit\.(default|bias))\b"
-BIASED_PRODUCT = rf"aten\.addmm\b|{re.escape(BIASED_GEMM_4BIT)}"
+BIASED_PRODUCT = r"aten\.addmm\b|bitsandbytes\.gemm_4bit\.bias"  # tracing.kernels: BIASED_GEMM_4BIT
 SORT = "aten.sort"  # and an overload, behind a dot
 SORT_SCRATCH = "aten.sort.scratch"
 SORT_CONSTANT_BYTES = 8 * 256 * 8 + 256 + 255
@@ -126,7 +125,7 @@ def _workspaces(timeline: Timeline, run: Run) -> list[tuple[int, Allocate]]:
     Source: torch 2.13, aten/src/ATen/cuda/CublasHandlePool.cpp, getCurrentCUDABlasHandle; as recorded in benchmarks/recorded.
     """
 
-    operators = {event.operator for event in timeline.events if isinstance(event, Allocate)}
+    operators = operators_of(timeline.events)
 
     def first(pattern: str, begins: int) -> int | None:
         wanted = {operator for operator in operators if re.match(pattern, operator)}
@@ -174,33 +173,29 @@ def _log_sum_exps(timeline: Timeline) -> set[int]:
 
 def _sorting(timeline: Timeline) -> Timeline:
     """Adds the scratch of CUDA's integer sort, used to sort tokens by expert: the indices in order, and CUB's own scratch."""
-    operators = {event.operator for event in timeline.events if isinstance(event, Allocate)}
-    sorts = {operator for operator in operators if operator == SORT or operator.startswith(f"{SORT}.")}
+    sorts = {name for name in operators_of(timeline.events) if name == SORT or name.startswith(f"{SORT}.")}
     if not sorts:
         return timeline
-    events: list[Event] = []
-    added = [0]  # before each event
-    before: Event | None = None
-    for event in timeline.events:
-        events.append(event)
-        if (
-            isinstance(event, Allocate)
-            and isinstance(before, Allocate)
-            and event[1:] == before[1:]
-            and event.operator in sorts
-        ):
-            first = SORTED_IDS + 2 * event.id
-            sizes = event.size_bytes, sort_scratch_bytes(event.size_bytes)
-            scratch = [
-                event._replace(id=first + i, size_bytes=size, operator=SORT_SCRATCH) for i, size in enumerate(sizes)
-            ]
-            events += (*scratch, Free(first + 1), Free(first))
-        added.append(len(events) - len(added))
-        before = event
+    events = timeline.events
+    sorted_by = [index for index, event in enumerate(events) if len(event) > 1 and event[3] in sorts]
+    # Values, then indices of the same size.
+    found = [index for index in sorted_by if index and events[index - 1][1:] == events[index][1:]]
+    whole: list[Event] = []
+    at = 0
+    for index in found:
+        event = events[index]
+        assert isinstance(event, Allocate)
+        first = SORTED_IDS + 2 * event.id
+        sizes = event.size_bytes, sort_scratch_bytes(event.size_bytes)
+        scratch = [event._replace(id=first + i, size_bytes=size, operator=SORT_SCRATCH) for i, size in enumerate(sizes)]
+        whole += (*events[at : index + 1], *scratch, Free(first + 1), Free(first))
+        at = index + 1
+    whole += events[at:]
     stages = tuple(
-        replace(stage, first_event=stage.first_event + added[stage.first_event]) for stage in timeline.stages
+        replace(stage, first_event=stage.first_event + 4 * bisect_left(found, stage.first_event))
+        for stage in timeline.stages
     )
-    return replace(timeline, events=tuple(events), stages=stages)
+    return replace(timeline, events=tuple(whole), stages=stages)
 
 
 def sort_scratch_bytes(keys_bytes: int) -> int:

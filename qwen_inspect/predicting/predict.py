@@ -15,9 +15,6 @@ from ..results.model import Report
 from ..typed import TYPE_CHECKING
 from ..values import replace
 from .footprint import bytes_of, cache_bytes, formula_footprint, stored_footprint, traced_footprint
-from .fused_loss import check_loss, loss_assumption
-from .one_row import check_rows, rows_assumption
-from .packed import packed_trace
 from .sources import (
     installed,
     is_point,
@@ -26,7 +23,6 @@ from .sources import (
     training_timeline,
     with_kernel,
 )
-from .version import with_version
 
 if TYPE_CHECKING:
     from ..tracing.bases import Base
@@ -49,6 +45,8 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
     if run.autocast is not None:
         _check_autocast(report, run)
     if run.transformers is not None:
+        from .version import with_version
+
         run = with_version(run, report)
     if report.design is None:
         assert report.refusal is not None
@@ -115,8 +113,12 @@ def _without_trace(report: Report, run: Run) -> Footprint:
 def _with_assumptions(footprint: Footprint, report: Report, run: Run) -> Footprint:
     """The footprint with the assumptions about autocast and about a kernel other than sdpa."""
     spec = report.spec
-    messages = [*footprint.assumptions, *_autocast_assumptions(report, run), *loss_assumption(spec, run)]
-    messages += rows_assumption(run)
+    messages = [*footprint.assumptions, *_autocast_assumptions(report, run)]
+    if run.mode == "train":
+        from .fused_loss import loss_assumption
+        from .one_row import rows_assumption
+
+        messages += [*loss_assumption(spec, run), *rows_assumption(run)]
     if run.mode == "train" and run.device == "cuda" and run.autocast is None and spec.dtype is DType.F32:
         messages.append(Message("assume_tf32"))
     if run.attention == spec.kernel != "sdpa":
@@ -137,6 +139,8 @@ def _autocast_assumptions(report: Report, run: Run) -> Iterator[Message]:
 
 def _training_report(report: Report, run: Run, course_points: int) -> MemoryReport:
     """What is trained, and the footprint of training; without a trace only that at a step's end, by formula."""
+    from .fused_loss import check_loss
+    from .one_row import check_rows
     from .training_plan import plan_of
 
     check_rows(report, run)
@@ -272,6 +276,7 @@ def explored(memory: MemoryReport) -> MemoryReport:
     if memory.predicted.peak_range is not None and is_point(run):
         dense = symbolic_trace(report, run)
         if dense is not None:
+            from .packed import packed_trace
             from .quantised import scratch_of
 
             fixed_bytes, token_bytes, _ = scratch_of(report, run)

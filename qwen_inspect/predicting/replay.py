@@ -10,7 +10,6 @@ from ..results.timeline import ADAPTER, Allocate, Event, Free, Timeline, living
 from ..values import dataclass
 from .allocator import MIB, SMALL_BYTES, Allocator, Block, OutOfMemory, Settings, Usage
 from .token_loops import REPEATED, Turn, turns_of, unfolded
-from .turning import replay_turns
 
 WARM_UP = "caching_allocator_warmup"  # operator of the loader's block, named after transformers' function
 
@@ -142,6 +141,8 @@ def _played(events: Sequence[Event], allocator: Allocator) -> Iterator[tuple[Eve
                 allocator.free(block)
             yield event, ()
         elif event.operator.endswith(REPEATED) and (turn := Turn.ending_at(events, index)):
+            from .turning import replay_turns  # few runs have such loops
+
             outputs[event.id] = replay_turns(allocator, blocks, turn, turns_of(event, turn))
             yield event, outputs[event.id]
         else:

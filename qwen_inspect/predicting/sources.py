@@ -26,7 +26,6 @@ from .footprint import traced_footprint
 from .kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
 from .on_device import PARAMETER
 from .outline import Outline, options_of, outline_of
-from .packed import packed
 from .segments import deepen, fixed
 from .token_loops import REPEATED
 from .workspaces import has_cudnn_attention
@@ -104,6 +103,8 @@ def timeline_and_base(report: Report, run: Run, place: Place | None = None) -> t
                 return timeline, versions(), base
     config = {key: value for key, value in (report.config or {}).items() if key != "quantization_config"}
     timeline, provenance = _dense_timeline(replace(report, config=config), run, place)
+    from .packed import packed
+
     return packed(timeline, weights_bytes), provenance, None
 
 

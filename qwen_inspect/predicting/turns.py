@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from ..results.exploration import Loop
 from ..results.memory import Run
-from ..results.timeline import Allocate, Event, Free, Timeline
+from ..results.timeline import Allocate, Event, Free, Timeline, modules_of
 from ..tracing import CHUNK_TURNS
 from ..values import replace
 from .kept_trace import CHUNK_TOKENS
@@ -96,14 +96,13 @@ def loops_of(timeline: Timeline) -> tuple[Loop, ...]:
         return ()
     begin = timeline.stages[1].first_event
     end = timeline.stages[2].first_event if len(timeline.stages) > 2 else len(timeline.events)
-    made = {event.id: event for event in timeline.events[:end] if isinstance(event, Allocate)}
-    linear = {
-        event.module
-        for event in made.values()
-        if event.module.endswith(LINEAR) or (event.operator == DECAYS and event.module.endswith(ATTENTION))
-    }
+    events = timeline.events[:end]
+    decaying = modules_of(event for event in events if len(event) > 1 and event[3] == DECAYS)
+    linear = {module for module in modules_of(events) if module.endswith(LINEAR)}
+    linear |= {module for module in decaying if module.endswith(ATTENTION)}
     if not linear:
         return ()
+    made = {event.id: event for event in events if isinstance(event, Allocate)}
     numbers: dict[object, int] = {}
     keys = [(isinstance(event, Allocate), *made[event.id][1:]) for event in timeline.events[begin:end]]
     alike = "".join([chr(numbers.setdefault(key, len(numbers))) for key in keys])

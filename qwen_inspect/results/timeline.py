@@ -45,6 +45,16 @@ def allocations(
     return map(partial(tuple.__new__, Allocate), zip(ids, sizes, modules, operators, strict=True))
 
 
+def operators_of(events: Iterable[Event]) -> set[str]:
+    """Every operator that requests something."""
+    return {event[3] for event in events if len(event) > 1}
+
+
+def modules_of(events: Iterable[Event]) -> set[str]:
+    """Every module that requests something."""
+    return {event[2] for event in events if len(event) > 1}
+
+
 def frees(ids: Iterable[int]) -> Iterator[Free]:
     """As many `Free`, likewise."""
     return map(partial(tuple.__new__, Free), zip(ids, strict=True))
