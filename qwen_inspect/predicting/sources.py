@@ -177,7 +177,7 @@ def _traced(untraced: _Untraced) -> Timeline:
     chunked = any(isinstance(layer.attention, LinearAttention) for layer in spec.layers)
     sharded = place is not None and place.how.fsdp > 1  # a layer gathers the next one's weights
     alike = _all_alike(place) and not sharded
-    if run.mode != "train" and alike and chunked and 2 * first < len(spec.layers):
+    if run.mode != "train" and run.media is None and alike and chunked and 2 * first < len(spec.layers):
         with suppress(UnsupportedError):
             few = fixed(trace(spec, config, replace(request, layers=first), place))
             return deepen(few, spec.layers[:first], spec.layers).at(point_of(run))

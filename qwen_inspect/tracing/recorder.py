@@ -77,6 +77,20 @@ class Recorder:
         self.events.append(allocation)
         weakref.finalize(storage, self._release, address, allocation.id).atexit = False
 
+    @property
+    def next_id(self) -> int:
+        return len(self._allocations)
+
+    def take(self, size_bytes: int, operator: str, *, module: str) -> int:
+        """Records an allocation of no tensor, which `let_go` frees; returns its id."""
+        allocation = Allocate(self.next_id, size_bytes, module, operator)
+        self._allocations.append(allocation)
+        self.events.append(allocation)
+        return allocation.id
+
+    def let_go(self, identity: int) -> None:
+        self.events.append(Free(identity))
+
     def resize(self, tensor: Any, size_bytes: int) -> None:
         """Records that a storage is about to be freed (0 bytes) or allocated again while Python keeps the object."""
         storage = tensor.untyped_storage()

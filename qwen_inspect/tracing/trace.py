@@ -40,6 +40,7 @@ from .adapting import (
     prepare_for_training,
     without_moves,
 )
+from .alike_calls import alike_calls
 from .autocast import autocast, cuda_lists, let_go_in_order, scaler_of
 from .bases import Base, hold
 from .cached import CACHE_NAMES, is_state, tensors_of
@@ -184,6 +185,7 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
             fuse_loss(model, workload.loop.loss, workload.loop.labelled_tokens(workload.batch, workload.prompt_tokens))
             if workload.mode != "train":  # a backward keeps tensors of every turn
                 stack.enter_context(few_turns(model))
+                stack.enter_context(alike_calls(recorder) if workload.media is not None else nullcontext())
             elif workload.loop.masked and not workload.padded:
                 stack.enter_context(masks_of_ones(model))
             if workload.media is not None:

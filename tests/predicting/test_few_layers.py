@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from qwen_inspect.predicting.few_layers import fewest_layers, traced_in_few_laye
 from qwen_inspect.results.media import Request, Typed
 from qwen_inspect.results.memory import Run
 from qwen_inspect.structure.inspect import inspect
-from qwen_inspect.tracing.trace import trace
+from qwen_inspect.tracing import trace as tracing
 
 from ..support.families import FAMILIES
 from ..support.models import write_config
@@ -47,7 +48,10 @@ def deep(family: str, rng: random.Random) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "family", ["qwen2_5_vl", *(pytest.param(family, marks=pytest.mark.exhaustive) for family in ALSO)]
 )
-def test_a_run_traced_in_a_few_layers_is_that_of_all_layers(family: str, tmp_path: Path) -> None:
+def test_a_run_traced_in_a_few_layers_is_that_of_all_layers(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other is traced in all layers and in every call of attention."""
     for seed in range(1 if family == "qwen2_5_vl" else 3):
         rng = random.Random(f"{family}{seed}")
         report = inspect(str(write_config(tmp_path, deep(family, rng))))
@@ -58,8 +62,10 @@ def test_a_run_traced_in_a_few_layers_is_that_of_all_layers(family: str, tmp_pat
         prompt_tokens, batch = rng.randint(20, 60) + media.context_tokens, rng.randint(1, 2)
         run = sources.with_kernel(Run(media=media, prompt_tokens=prompt_tokens, batch=batch), report)
         request = sources.trace_request(run)
-        whole = trace(report.spec, config, request)
         composed = traced_in_few_layers(report, config, request, sources.point_of(run))
+        with monkeypatch.context() as patch:
+            patch.setattr(tracing, "alike_calls", lambda _: nullcontext())
+            whole = tracing.trace(report.spec, config, request)
         assert composed is not None
         assert numbered(composed) == numbered(whole)
 
