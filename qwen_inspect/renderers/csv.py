@@ -43,6 +43,8 @@ def rows_of(command: str, content: Mapping[str, Any], sort: str, top: int | None
             rows = content["components"]
         case "attention":
             rows = content["cache"]["layers"]
+        case "fit" if "devices" in content:  # of a command of llama.cpp, whose cards are used together
+            rows = content["devices"]
         case "fit":
             rows = content["cards"]
         case "config":

@@ -79,6 +79,18 @@ def test_each_card_is_a_row(capsys: Capture) -> None:
     assert [int(row["required_bytes"]) for row in cards] == [card["required_bytes"] for card in answer["cards"]]
 
 
+def test_each_device_of_a_llama_cpp_command_is_a_row(capsys: Capture) -> None:
+    words = ("fit", MODEL, "--llama-cpp", "llama-server -c 4096", "--gpu", "4090,T4")
+    devices = rows(capsys, *words)
+    assert [(row["device"], row["gpu.name"]) for row in devices] == [
+        ("CUDA0", "RTX 4090"),
+        ("CUDA1", "T4"),
+        ("CPU", ""),
+    ]
+    answer = json.loads(invoke(capsys, *words, "--format", "json", "-q").out)
+    assert [int(row["required_bytes"]) for row in devices] == [one["required_bytes"] for one in answer["devices"]]
+
+
 def test_a_text_that_a_spreadsheet_would_compute_is_quoted(tmp_path: Path, capsys: Capture) -> None:
     keys = ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\t=1", "plain, with a comma", 'a "quoted" one', "two\nlines"]
     write_config(tmp_path, {**TINY_QWEN3, **{key: key for key in keys}})
