@@ -67,6 +67,16 @@ def test_options_are_read_as_vllm_spells_them() -> None:
     assert parse_command("python -m vllm.entrypoints.openai.api_server --max-model-len auto").automatic
 
 
+def test_a_quantisation_that_is_not_counted_is_named() -> None:
+    """bitsandbytes packs weights while it loads them; AWQ's kernels take files that are packed already."""
+    counted, of_files, packing = (
+        parse_command(f"vllm serve a/b -q {method}") for method in ("fp8", "awq_marlin", "bitsandbytes")
+    )
+    assert (counted.dtype, counted.ignored) == ("fp8", ())
+    assert (of_files.dtype, of_files.ignored) == (None, ())
+    assert (packing.dtype, packing.ignored) == (None, ("--quantization bitsandbytes",))
+
+
 @pytest.mark.parametrize(
     "line",
     ["", "llama-server -m x", "vllm serve 'x", "vllm serve x -tp", "vllm serve x -tp 0", "vllm serve x --block-size y"],

@@ -191,7 +191,10 @@ def _set(option: str, value: str, reading: _Reading) -> None:
         case "--dtype":
             reading.dtype = read_dtype(value)
         case "--quantization":
-            reading.dtype = "fp8" if value == "fp8" else reading.dtype
+            if value == "fp8":
+                reading.dtype = value
+            elif value not in OF_FILES:
+                reading.ignored.append(f"{option} {value[:40]}")
         case "--max-model-len":
             reading.automatic = value in ("auto", "-1")
             if not reading.automatic:
@@ -210,6 +213,13 @@ def _no_images(value: str) -> bool:
     return isinstance(limits, dict) and str(limits.get("image")) == "0" and str(limits.get("video", 0)) == "0"
 
 
+# Methods that vLLM only takes for files quantised so. Others may pack weights as they are loaded (bitsandbytes, torchao).
+# Source: model_executor/layers/quantization/__init__.py
+OF_FILES = frozenset(
+    """
+    awq awq_marlin gptq gptq_marlin gptq_marlin_24 moe_wna16 compressed-tensors fbgemm_fp8 modelopt modelopt_fp4 gguf aqlm
+    """.split()  # noqa: SIM905
+)
 LORA = "--enable-lora"
 ASYNCHRONOUS = {"--async-scheduling": True, "--no-async-scheduling": False}
 BARE = WITHOUT_VALUE | SWITCHES.keys() | ASYNCHRONOUS.keys() | {LORA}
