@@ -51,6 +51,7 @@ class Term(NamedTuple):
 
 
 Formula = tuple[Term, ...]  # a sum
+Loaded = tuple[tuple[Coefficients, str, str], ...]  # size, module and operator of each tensor
 
 
 class NotCovered(Exception):
@@ -223,7 +224,7 @@ class Variant:
             raise NotCovered from None
 
 
-def loaded_of(tree: Module) -> tuple[tuple[Coefficients, str, str], ...]:
+def loaded_of(tree: Module) -> Loaded:
     """What is loaded, in the order of a trace: parameters, then buffers, as polynomials."""
     return tuple(
         (fixed_size(tensor.size_bytes), tensor.name.rpartition(".")[0] or tree.class_name, operator)

@@ -219,10 +219,9 @@ def after_loading(weights_bytes: Iterable[int], settings: Settings, *, warm_up_b
     begun = QuickAllocator([settings.block_bytes(warm_up_bytes)], warm_up, settings)
     begun.replay()
     blocks = [settings.block_bytes(size) for size in numbers]
-    loaded = QuickAllocator(
-        blocks, Stream(order=range(len(size_of)), size_of=size_of, repeats=repeats), settings, begun
-    )
+    loaded = _Loader(blocks, Stream(order=range(len(size_of)), size_of=size_of, repeats=repeats), settings, begun)
     loaded.replay()
+    loaded.note_ends()
     return loaded
 
 
@@ -386,6 +385,32 @@ class QuickAllocator:
                 size_at[start] = end - start
                 start_of[end] = start
                 insort(free, (end - start) << ADDRESS_BITS | start)
+
+
+class _Loader(QuickAllocator):
+    """Of requests of which none is freed, so that no free block is looked up by its ends before `note_ends`."""
+
+    def _play(self, order: Sequence[int], most: int) -> None:
+        small, large = self._small, self._large
+        for size in map(self._blocks.__getitem__, order):
+            free, smallest_rest = (large, SMALL_BYTES + 1) if size > SMALL_BYTES else (small, ROUNDING_BYTES)
+            index = bisect_left(free, size << ADDRESS_BITS)
+            if index < len(free):
+                best_fit = free.pop(index)
+                start, whole = best_fit & ADDRESS, best_fit >> ADDRESS_BITS
+            else:
+                whole = self._segments[size]
+                start = segment_address(self._driver.place(whole))
+                self._segment_sizes.append(whole)
+                self.reserved_bytes += whole
+                if self.reserved_bytes > most:
+                    return
+            if whole - size >= smallest_rest:
+                insort(free, (whole - size) << ADDRESS_BITS | start + size)
+
+    def note_ends(self) -> None:
+        blocks = [(entry & ADDRESS, entry >> ADDRESS_BITS) for entry in (*self._small, *self._large)]
+        self._size_at, self._start_of = dict(blocks), {start + size: start for start, size in blocks}
 
 
 class _Turn(NamedTuple):

@@ -22,6 +22,8 @@ from ..values import dataclass, field, replace
 from .family_file import read, shipped
 from .family_trace import Composed, loaded_of
 from .few_layers import traced_in_few_layers
+from .family_file import SHIPPED, read
+from .family_trace import Composed, Loaded, loaded_of
 from .footprint import traced_footprint
 from .kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
 from .on_device import PARAMETER
@@ -239,10 +241,12 @@ def _keep(report: Report, run: Run, place: Place | None, whole: Timeline) -> Non
         header_cache.write_trace(name, dump(shallow))
 
 
-def family_trace(report: Report, run: Run, outline: Outline | None = None) -> Composed | None:
+def family_trace(
+    report: Report, run: Run, outline: Outline | None = None, loaded: Loaded | None = None
+) -> Composed | None:
     """The run composed from the trace of the model's family, with sizes that hold for all workloads of the same regime.
 
-    None if there is none for such a design or such a run. outline: of the report, if it is known.
+    None if there is none for such a design or such a run. outline, loaded: of the report, if they are known.
     """
     outline = outline or outline_in(report)
     if outline is None or not (is_point(run) or _is_forward(run)):
@@ -252,8 +256,8 @@ def family_trace(report: Report, run: Run, outline: Outline | None = None) -> Co
     family = read(family_file(str((report.config or {}).get("model_type")), run.mode))
     if family is None:
         return None
-    options, loaded = options_of(report.config or {}, family.defaults), loaded_of(report.tree)
-    return family.at(outline, run.attention, options, point_of(run), loaded)
+    options = options_of(report.config or {}, family.defaults)
+    return family.at(outline, run.attention, options, point_of(run), loaded or loaded_of(report.tree))
 
 
 def outline_in(report: Report) -> Outline | None:

@@ -8,6 +8,7 @@ from functools import cached_property
 from ...language import Message
 from ...loaders import calibration, gpus
 from ...predicting.explore import explore_trace, explore_training
+from ...predicting.family_trace import Loaded, loaded_of
 from ...predicting.kept_trace import CHUNK_TOKENS, CHUNKS, ChunkedPoint, Point
 from ...predicting.outline import Outline, regime_of
 from ...predicting.predict import explored_everywhere, predict
@@ -90,6 +91,10 @@ class TransformersDemand(Demand):
     def _outline(self) -> Outline | None:
         return outline_in(self.report)
 
+    @cached_property
+    def _loaded(self) -> Loaded:
+        return loaded_of(self.report.tree)
+
     def _composed(self, batch: int, context_tokens: int) -> TracedRun | None:
         """The run composed from the trace of the model's family, for all workloads of the same regime; None if there is none.
 
@@ -113,7 +118,7 @@ class TransformersDemand(Demand):
         """The run composed from its family's trace; None if there is none. That of the requested workload is kept."""
         if run in self._explorations:
             return self._explorations[run]
-        composed = family_trace(self.report, run, self._outline)
+        composed = family_trace(self.report, run, self._outline, self._loaded)
         exploration = None
         if composed is not None and is_folded(composed.trace):
             self._folded[self._regime(self._point_of(run))] = FoldedRun(composed.trace, run)
