@@ -56,6 +56,19 @@ def test_a_pool_with_prediction_layers_is_what_a_log_printed(
     assert f"{found['low']['max_concurrency']:.2f}" == concurrency
 
 
+def test_prediction_layers_weigh_what_a_log_printed(capsys: Capture) -> None:
+    """0.20.0, Qwen3.5-9B on an RTX 5090: 17.66 GiB alone and 18.12 with the layer; a pool of 41,184 tokens."""
+    on = ["--gpu", "RTX 5090", "--utilization", "0.85", "--context", "4096", "--engine-version", "0.20.0"]
+    on += ["--max-num-batched-tokens", "8192", "--max-num-seqs", "256"]
+    alone, both = (answer(capsys, "Qwen/Qwen3.5-9B", *on, *more) for more in ([], ["--speculative-config", MTP % 1]))
+    weights = [sum(term(alone, name)[end] for name in ("weights", "rounding")) for end in (0, 1)]
+    assert {round(size / 2**30, 2) for size in weights} == {17.66}
+    least, most = term(both, "drafter")
+    assert least <= (18.12 - 17.66) * 2**30 <= most
+    assert most - least < 2**24 + 1
+    assert both["vllm"]["low"]["kv_cache_tokens"] <= 41_184 <= both["vllm"]["high"]["kv_cache_tokens"]
+
+
 def test_an_eagle_head_has_its_weights_and_a_layer_of_every_block(tmp_path: Path, capsys: Capture) -> None:
     """yuhuili/EAGLE3-LLaMA3.1-Instruct-8B: 424,689,664 parameters in a file of 850 MB, and an index of its vocabulary."""
     head = {
@@ -119,7 +132,6 @@ def test_prefixes_of_hybrids_are_cached_by_default_from_0_27_on(capsys: Capture)
     ("model", "version", "config", "code"),
     [
         ("Qwen/Qwen3-8B", "0.19.0", MTP % 1, 7),  # has no such layers
-        ("Qwen/Qwen3.5-9B", "0.11.0", MTP % 1, 7),  # how 0.11 groups them is not known
         ("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", "0.19.0", '{"method": "ngram", "num_speculative_tokens": 2}', 7),
         # vLLM refuses another vocabulary: 152,064 and 151,936 tokens
         ("Qwen/Qwen2.5-7B", "0.19.0", '{"model": "catalog:Qwen/Qwen2.5-0.5B", "num_speculative_tokens": 2}', 7),

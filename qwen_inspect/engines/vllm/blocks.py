@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ...results.model import Report
 
 BLOCK_TOKENS = 16  # CacheConfig.DEFAULT_BLOCK_SIZE, and what FlashAttention's block sizes are multiples of
+SPREAD = (3, 2)  # from 0.18 on
 Drafting = tuple[Sequence[LayerAttention], int, int]
 BLOCK_FORMATS = ("float32", "bfloat16", "float16", "fp8")
 
@@ -126,10 +127,13 @@ def block_pool(
     states: tuple[DType, DType],
     block_tokens: int = BLOCK_TOKENS,
     drafting: Drafting = ((), 1, 0),
+    spread: tuple[int, int] = SPREAD,
+    windows: bool = True,
 ) -> BlockPool:
     """The blocks on one of `ranks` ranks. states: dtypes of a linear layer's convolution and recurrent state.
 
     drafting: a drafter's layers and ranks, and the tokens proposed at once, by which convolutions keep more.
+    spread: see shared_pool. windows: whether layers with a window hold it alone; if not, they hold all tokens where others do.
 
     Raises UnsupportedError if vLLM cannot shard the heads over the ranks, or cannot make the layers' pages equal.
     Source: kv_cache_utils.get_kv_cache_groups.
@@ -146,10 +150,12 @@ def block_pool(
     kinds += [softmax_kind(layer, cache_format, draft_ranks, block_tokens) for layer in drafted]
     if linear:
         states_bytes = [linear_state_bytes(layer, ranks, states, proposed) for layer in linear]
-        return replace(hybrid_pool(kinds, states_bytes), proposed=proposed)
+        return replace(hybrid_pool(kinds, states_bytes, spread), proposed=proposed)
+    if not windows and any(not kind.window_tokens for kind in kinds):
+        kinds = [replace(kind, window_tokens=0) for kind in kinds]
     if len({kind.window_tokens for kind in kinds}) == 1:
         return one_group(kinds)
-    return shared_pool(_same_pages(kinds))
+    return shared_pool(_same_pages(kinds), spread)
 
 
 def softmax_kind(layer: LayerAttention, cache_format: CacheFormat, ranks: int, block_tokens: int) -> PageKind:
@@ -180,19 +186,19 @@ def _same_pages(kinds: Sequence[PageKind]) -> list[PageKind]:
     ]
 
 
-def shared_pool(kinds: Sequence[PageKind]) -> BlockPool:
-    """Groups of equally many layers of a kind: as many as the rarest kind has, or the commonest if under 1.5 times as many.
+def shared_pool(kinds: Sequence[PageKind], spread: tuple[int, int] = SPREAD) -> BlockPool:
+    """Groups of equally many layers of a kind: as many as the rarest kind has, or the commonest if under `spread` times as many.
 
     Source: kv_cache_utils._get_kv_cache_groups_uniform_page_size.
     """
     layers = Counter(kinds)
     fewest, most = min(layers.values()), max(layers.values())
-    group_layers = most if 2 * most < 3 * fewest else fewest
+    group_layers = most if spread[1] * most < spread[0] * fewest else fewest
     groups = [kind for kind, count in layers.items() for _ in range(-(-count // group_layers))]
     return BlockPool(block_bytes=group_layers * kinds[0].page_bytes, groups=tuple(groups))
 
 
-def hybrid_pool(kinds: Sequence[PageKind], states_bytes: Sequence[int]) -> BlockPool:
+def hybrid_pool(kinds: Sequence[PageKind], states_bytes: Sequence[int], spread: tuple[int, int] = SPREAD) -> BlockPool:
     """Enlarges attention blocks until a page is at least as large as a state, which is padded to it.
 
     Source: HybridAttentionMambaModelConfig.verify_and_update_config, without prefix caching or in its "align" mode.
@@ -204,7 +210,7 @@ def hybrid_pool(kinds: Sequence[PageKind], states_bytes: Sequence[int]) -> Block
     page_bytes = times * kinds[0].page_bytes
     attention = replace(kinds[0], page_bytes=page_bytes, block_tokens=times * BLOCK_TOKENS)
     state = PageKind(page_bytes, 0, 0, ())
-    return shared_pool([*[attention] * len(kinds), *[state] * len(states_bytes)])
+    return shared_pool([*[attention] * len(kinds), *[state] * len(states_bytes)], spread)
 
 
 def linear_state_bytes(layer: LinearLayerAttention, ranks: int, dtypes: tuple[DType, DType], proposed: int) -> int:

@@ -43,6 +43,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "VLLM_USE_FLASHINFER_SAMPLER": "flashinfer",
     "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "graphs",
     "VLLM_USE_V2_MODEL_RUNNER": "second_runner",
+    "VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE": "chunks",
 }
 SPECULATIVE: Mapping[str, str] = {
     "--spec-method": "method",
@@ -157,8 +158,9 @@ def _read(words: list[str], reading: _Reading) -> None:
     for option, value in each_option(words, short=SHORT, valued=_valued, bare=BARE):
         if not option:
             reading.model = reading.model or value
-        elif option in ASYNCHRONOUS:
-            reading.environment["asynchronous"] = ASYNCHRONOUS[option]
+        elif option in ENVIRONMENTAL:
+            name, on = ENVIRONMENTAL[option]
+            reading.environment[name] = on
         elif option in SWITCHES:
             reading.values.update(SWITCHES[option])
         elif option == LORA:
@@ -221,8 +223,13 @@ OF_FILES = frozenset(
     """.split()  # noqa: SIM905
 )
 LORA = "--enable-lora"
-ASYNCHRONOUS = {"--async-scheduling": True, "--no-async-scheduling": False}
-BARE = WITHOUT_VALUE | SWITCHES.keys() | ASYNCHRONOUS.keys() | {LORA}
+ENVIRONMENTAL: Mapping[str, tuple[str, bool]] = {
+    "--async-scheduling": ("asynchronous", True),
+    "--no-async-scheduling": ("asynchronous", False),
+    "--disable-hybrid-kv-cache-manager": ("windows", False),
+    "--no-disable-hybrid-kv-cache-manager": ("windows", True),
+}
+BARE = WITHOUT_VALUE | SWITCHES.keys() | ENVIRONMENTAL.keys() | {LORA}
 DOTTED = "--speculative-config."  # a key of it, with its value behind
 VALUES = frozenset(
     (

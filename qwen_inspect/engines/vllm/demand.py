@@ -32,7 +32,7 @@ from .blocks import (
 )
 from .calibrating import calibrated, matching
 from .compressed import check_compressed, compressed_pool, has_compressed_keys
-from .drafter import FIRST_GROUPS, Drafter, drafter_of, prediction_count, proposed_tokens
+from .drafter import Drafter, drafter_of, prediction_count, proposed_tokens
 from .encoder import deepstack_bytes, encoder, unsized
 from .mamba import mamba_pool, mamba_sizes
 from .outside import asleep, graphs, non_torch
@@ -74,8 +74,6 @@ class VllmDemand(Demand):
         self.sequences = serving.sequences or by_default[1]
         self.drafter = self._drafter()
         self.pool = self._pool(gpu)
-        if self.drafter is not None and len(self.pool.groups) > 1 and self.release.version < FIRST_GROUPS:
-            raise UnsupportedError("vllm_speculation_groups")
         if self.step_tokens is None and any(group.window_tokens for group in self.pool.groups):
             raise UsageError("vllm_step_needed")
         self._check_room(gpu)
@@ -152,9 +150,21 @@ class VllmDemand(Demand):
         if self.drafter is not None and self._serving.speculation is not None:
             proposed = proposed_tokens(self._report, self._serving.speculation)
             drafting = self.drafter.layers, self.drafter.ranks, proposed
-        pool = block_pool(layers, self.format, ranks=ranks, states=states, block_tokens=block_tokens, drafting=drafting)
         cache = self._report.known.cache
         chunked = cache is not None and any(layer.kind == "chunked" for layer in cache.layers)
+        windows = self.release.keeps_windows(
+            chunked=chunked, drafts=self.drafter is not None, environment=self._serving.environment
+        )
+        pool = block_pool(
+            layers,
+            self.format,
+            ranks=ranks,
+            states=states,
+            block_tokens=block_tokens,
+            drafting=drafting,
+            spread=self.release.spread,
+            windows=windows,
+        )
         return replace(pool, state_blocks=2 if self.prefix_caching else 1, chunked=chunked)
 
     def _check_room(self, gpu: Gpu) -> None:

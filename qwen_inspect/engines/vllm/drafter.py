@@ -29,7 +29,6 @@ PREDICTION_KEYS = {
         "num_nextn_predict_layers",
     ),
 }
-FIRST_GROUPS = (0, 16)  # the first version whose groups of layers with a drafter's were read
 SUFFIX_TOKENS = 24  # suffix_decoding_max_tree_depth
 WITHOUT_MODEL = ("ngram", "ngram_gpu", "suffix")
 ROUNDING_BYTES = 16 * MIB  # of the allocator, which loses at most 1 MiB a parameter

@@ -59,8 +59,7 @@ def _tensor_parallel(release: Release, capability: tuple[int, int] | None, ranks
 
     By logs: 2 and 4 ranks of an H100 (0.19), of an A100 (0.10, where budget, weights and peak leave 0.11 and 0.16).
     """
-    linked = capability is None or capability[0] in (9, 10)
-    if not linked:
+    if not _linked(capability):
         return (20, 90) if release.loads_sampler else (2, 35)
     if not release.loads_sampler:
         return 30, 150 if release.version < (0, 12) else 215
@@ -68,12 +67,17 @@ def _tensor_parallel(release: Release, capability: tuple[int, int] | None, ranks
     return most_known if release.known and capability in (HOPPER, None) else (most_known[0] - 30, most_known[1] + 30)
 
 
+def _linked(capability: tuple[int, int] | None) -> bool:
+    return capability is None or capability[0] in (9, 10)
+
+
 # vLLM's own estimates of CUDA graphs as its logs print them with all of FULL_GRAPHS captured: in thousandths of a GiB, (least,
-# most) and for each layer; with several ranks in hundredths. Where few graphs are, from nothing to FEW_MOST hundredths.
+# most) and for each layer; with several ranks of NVLink in hundredths. Where few graphs are, from nothing to FEW_MOST hundredths.
 FULL_GRAPHS, FEW_MOST = 86, 45
 LAYER_GRAPHS, FIRST_GRAPHS = 15.5, (-80, 460)
 SECOND_LAYER_GRAPHS = 30, 47
 RANKS_GRAPHS, HOPPER_RANKS_GRAPHS = (40, 190), (69, 182)
+RANKS_MORE = 40  # without NVLink
 
 
 def graphs(
@@ -89,7 +93,9 @@ def graphs(
     if not second:
         ends = [max(0, layers * LAYER_GRAPHS + each) for each in FIRST_GRAPHS]
     least, most = (end / 10 for end in ends)
-    if ranks > 1 and not second:
+    if ranks > 1 and not second and not _linked(capability):
+        most += RANKS_MORE
+    elif ranks > 1 and not second:
         hopper = sequences >= 1024 and capability in (HOPPER, None)
         least, most = HOPPER_RANKS_GRAPHS if hopper else RANKS_GRAPHS
     share = min(1.0, captured_graphs(sequences) / FULL_GRAPHS)

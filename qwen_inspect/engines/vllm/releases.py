@@ -94,6 +94,27 @@ class Release:
         return pipeline_ranks + ahead
 
     @property
+    def spread(self) -> tuple[int, int]:
+        """Up to how many times the rarest kind's layers the commonest's are a group. Source: v1/core/kv_cache_utils.py."""
+        return (3, 2) if self.version >= (0, 18) else (5, 4) if self.version >= (0, 12) else (1, 1)
+
+    def keeps_windows(self, *, chunked: bool, drafts: bool, environment: VllmEnvironment) -> bool:
+        """Whether layers with a window beside others without hold the window alone: not in 0.9.0, nor if the user says so.
+
+        chunked: attention in chunks, held whole in 0.9, from 0.10.1 to 0.13, and beside a drafter.
+        Source: config/vllm.py (disable_hybrid_kv_cache_manager), envs.py (VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE),
+        v1/core/kv_cache_utils.py (unify_hybrid_kv_cache_specs).
+        """
+        if environment.windows is False or self.name.startswith("0.9.0"):
+            return False
+        if not chunked:
+            return True
+        allowed = self.version >= (0, 14) or self.name == "0.10.0"
+        if environment.chunks is not None and self.version >= (0, 10):
+            allowed = environment.chunks
+        return allowed and not drafts
+
+    @property
     def prints_concurrency(self) -> bool:
         return self.version >= (0, 21)
 

@@ -208,7 +208,6 @@ TEXT = {
     "vllm_draft_kind": "A drafter of the class {class_name}, or packed as this one, is not modelled here",
     "vllm_draft_vocabulary": "vLLM refuses a draft model with another vocabulary: the model has {model:,} tokens, the draft {draft:,}",
     "vllm_speculation_pipeline": "How vLLM shares a drafter over a pipeline is not modelled here; leave out --pipeline-parallel-size",
-    "vllm_speculation_groups": "How vLLM before 0.16 groups a drafter's layers with windows or states is not known here: give --engine-version 0.16.0 or later",
     "vllm_speculative_json": '{option} takes a JSON object such as \'{{"method": "mtp", "num_speculative_tokens": 1}}\', found {found!r}',
     "vllm_speculative_model": 'Speculative decoding by {method} needs the drafter\'s name: "model"',
     "vllm_speculative_tokens": '{option} needs "num_speculative_tokens", from 1 on',

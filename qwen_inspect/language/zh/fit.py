@@ -208,7 +208,6 @@ TEXT = {
     "vllm_draft_kind": "类为 {class_name} 的草稿模型（或其量化方式）未建模",
     "vllm_draft_vocabulary": "vLLM 拒绝词表不同的草稿模型：目标模型有 {model:,} 个 token，草稿模型有 {draft:,} 个",
     "vllm_speculation_pipeline": "流水线并行下草稿模型的切分方式未建模，请去掉 --pipeline-parallel-size",
-    "vllm_speculation_groups": "0.16 之前的 vLLM 如何把草稿模型的层与滑动窗口层或状态层分组，此处未知：请指定 --engine-version 0.16.0 或更高版本",
     "vllm_speculative_json": '{option} 需要一个 JSON 对象，如 \'{{"method": "mtp", "num_speculative_tokens": 1}}\'，实际为 {found!r}',
     "vllm_speculative_model": '以 {method} 进行投机解码需要给出草稿模型的名称："model"',
     "vllm_speculative_tokens": '{option} 需要 "num_speculative_tokens"，至少为 1',
