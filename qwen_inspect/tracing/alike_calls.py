@@ -77,12 +77,13 @@ def _call(events: list[Event], output: Any) -> _Call | None:
             made.append(numbers[event.id])
     if list(left.values()) != [output.untyped_storage().nbytes()] or output.storage_offset():
         return None
-    return _Call(tuple(made), *left, tuple(output.shape), tuple(output.stride()), output.dtype)
+    return _Call(tuple(made), next(iter(left)), tuple(output.shape), tuple(output.stride()), output.dtype)
 
 
 def _repeated(call: _Call, query: Any, recorder: Recorder) -> Any:
     """Records the call's events again, and returns an output like its."""
-    module, ids = recorder.modules[-1] if recorder.modules else recorder.outside, []
+    module = recorder.modules[-1] if recorder.modules else recorder.outside
+    ids: list[int] = []
     with recorder.paused():
         output = query.new_empty_strided(call.shape, call.strides, dtype=call.dtype)
     for event in call.events:
