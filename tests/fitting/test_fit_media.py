@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,31 @@ def test_what_does_not_fit_is_told_its_most_pixels(tmp_path: Path, capsys: Captu
     pixels = next(change["change"] for change in answer["suggestions"] if change["kind"] == "max_pixels").split()[-1]
     fitting = json.loads(invoke(capsys, *asked, "--max-pixels", pixels.rstrip(")")).out)
     assert fitting["fits"] is True
+
+
+@pytest.mark.exhaustive
+def test_a_video_that_does_not_fit_is_told_its_most_pixels_and_frames(tmp_path: Path, capsys: Capture) -> None:
+    """With the suggested --total-pixels or --fps the command fits; the longest video fits and one of a second more does not."""
+    folder = seeing(tmp_path)
+    report = inspect(str(folder))
+    room = whole_bytes(report, video(6))
+    asked = ("fit", folder, "--video", "512x384x20s@8fps", "--memory", f"{room}B", "--format", "json")
+    answer = json.loads(invoke(capsys, *asked).out)
+    assert answer["fits"] is False
+    changes = {change["kind"]: change["change"] for change in answer["suggestions"]}
+    for kind in ("total_pixels", "fps"):
+        value = re.search(r"--[a-z-]+ ([0-9.]+)", changes[kind])
+        assert value is not None
+        fitting = json.loads(invoke(capsys, *asked, f"--{kind.replace('_', '-')}", value[1]).out)
+        assert fitting["fits"] is True
+    (longest,) = answer["media"]
+    seconds = longest["seconds"]
+    assert whole_bytes(report, video(seconds)) == longest["required_bytes"] <= room
+    assert whole_bytes(report, video(seconds + 1)) > room
+
+
+def video(seconds: int) -> Typed:
+    return Typed(text="", width=512, height=384, seconds=Fraction(seconds), fps=Fraction(8))
 
 
 @pytest.mark.parametrize("options", [("--engine", "vllm"), ("--padded",), ("--cache", "static")])
