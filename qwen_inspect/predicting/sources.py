@@ -20,10 +20,8 @@ from ..tracing import versions
 from ..typed import TYPE_CHECKING, Any
 from ..values import dataclass, field, replace
 from .family_file import read, shipped
-from .family_trace import Composed, loaded_of
-from .few_layers import traced_in_few_layers
-from .family_file import SHIPPED, read
 from .family_trace import Composed, Loaded, loaded_of
+from .few_layers import traced_in_few_layers
 from .footprint import traced_footprint
 from .kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
 from .on_device import PARAMETER

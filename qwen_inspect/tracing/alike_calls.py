@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 
 from ..results.timeline import Allocate, Event
+from ..typed import TYPE_CHECKING, Any
 from ..values import dataclass
 
 if TYPE_CHECKING:
