@@ -40,6 +40,7 @@ def declare(command: Parser, say: Language) -> None:
         command.add_argument(flag(name), type=values.positive(say), metavar="N", help=say(f"help_ranks_{name}"))
     command.add_argument("--zero-stage", type=values.positive(say), choices=(1, 2, 3), help=say("help_zero_stage"))
     command.add_argument("--offload", action="store_true", help=say("help_offload"))
+    command.add_argument("--offload-optimizer", action="store_true", help=say("help_offload_optimizer"))
     command.add_argument("--device-map", choices=("auto",), help=say("help_device_map"))
     _declare_rollouts(command, say)
     sizes = values.reader(_capacities, "usage_capacities", say)
@@ -98,7 +99,12 @@ def run(options: Namespace, say: Language) -> int:
 
 def _check_devices(options: Namespace) -> None:
     """Raises UsageError for options that need another one or exclude each other."""
-    for option, needed in (("zero_stage", "fsdp"), ("offload", "fsdp"), ("device_memory", "device_map")):
+    for option, needed in (
+        ("zero_stage", "fsdp"),
+        ("offload", "fsdp"),
+        ("offload_optimizer", "fsdp"),
+        ("device_memory", "device_map"),
+    ):
         if given(options, option) and not given(options, needed):
             raise UsageError("option_needs", option=flag(option), other=flag(needed))
     sharing = given(options, *SHARED_BY, "device_map")
@@ -249,6 +255,7 @@ def _over_devices(report: Report, run: Run, options: Namespace) -> dict[str, Any
             fsdp=options.fsdp or 1,
             zero_stage=options.zero_stage or 3,
             offload=options.offload,
+            offload_optimizer=options.offload_optimizer,
         )
         return {"ranks": with_peaks(ranks_report(report, run, how), report, run)}
     return {}

@@ -69,7 +69,8 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "options_device": ("--device", "--random-weights", "--force", "--snapshot", "--prompt", "--max-new-tokens"),
     "options_grpo": ("--rollout", "--rollouts", "--sleep", "--reference", "--reward"),
     "options_devices": (
-        *("--tp", "--pp", "--ep", "--fsdp", "--zero-stage", "--offload", "--device-map", "--device-memory"),
+        *("--tp", "--pp", "--ep", "--fsdp", "--zero-stage", "--offload", "--offload-optimizer"),
+        *("--device-map", "--device-memory"),
     ),
     "options_shown": (
         *(

@@ -17,7 +17,7 @@ class Parallelism:
     tensor: matrices are cut. pipeline: layers in stages. expert: whole experts distributed over the ranks of `tensor` and `fsdp`.
     fsdp: each rank has its own batch. zero_stage: what is sharded: 1 optimizer states, 2 gradients and the weights that the
     optimizer updates too, 3 the weights in use too. offload: FSDP2's CPUOffloadPolicy: shards, gradients and optimizer states are
-    in the host's memory.
+    in the host's memory. offload_optimizer: DeepSpeed's, in stage 1: optimizer states are there, and the step runs there.
     """
 
     tensor: int = 1
@@ -26,6 +26,7 @@ class Parallelism:
     fsdp: int = 1
     zero_stage: int = 3
     offload: bool = False
+    offload_optimizer: bool = False
 
     @property
     def ranks(self) -> int:

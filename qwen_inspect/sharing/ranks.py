@@ -140,6 +140,8 @@ def _assumptions(how: Parallelism, run: Run) -> list[Message]:
         assumptions.append(Message("assume_ranks_adapters"))
     if how.offload:
         assumptions.append(Message("assume_ranks_offload"))
+    if how.offload_optimizer:
+        assumptions.append(Message("assume_ranks_offload_optimizer"))
     if how.fsdp > 1:
         assumptions += [Message("assume_ranks_batch"), Message(f"assume_zero_{how.zero_stage}")]
         if how.zero_stage == 3 and how.ranks == how.fsdp and how.expert == 1:

@@ -80,7 +80,7 @@ def rank_bytes(model: Sharded, how: Parallelism, run: Run) -> tuple[RankBytes, .
     for rank in range(how.ranks):
         stage, place = divmod(rank, how.fsdp * how.tensor)
         share = _share(groups, how, stage, place, run)
-        host = 0
+        host = share.host
         if how.offload:  # source: torch 2.13, _fsdp_param.py, offload_to_cpu
             host = share.weights + share.adapters + share.gradients + share.optimizer
             share = Share()
@@ -125,6 +125,10 @@ def check(model: Sharded, how: Parallelism, run: Run) -> None:
         raise UnsupportedError("ranks_adapters")
     if how.offload and (how.ranks != how.fsdp or how.expert > 1 or how.zero_stage == 1):
         raise UnsupportedError("ranks_offload")
+    if how.offload_optimizer and (how.zero_stage != 1 or how.offload):
+        raise UnsupportedError("ranks_offload_optimizer")
+    if how.offload_optimizer and (run.mode != "train" or run.optimizer == "none" or run.accumulate > 1):
+        raise UnsupportedError("ranks_offload_step")
     if run.optimizer not in STATES:
         raise UnsupportedError("ranks_optimizer", optimizer=run.optimizer)
     if run.mode == "train" and how.tensor > 1 and how.fsdp == 1 and run.optimizer not in PARAMETER_BY_PARAMETER:
@@ -288,6 +292,7 @@ class Share:
     gradients: int = 0
     optimizer: int = 0
     adapters: int = 0
+    host: int = 0
 
     def __add__(self, other: Share) -> Share:
         return Share(**{name: getattr(self, name) + getattr(other, name) for name in Share.__slots__})
@@ -349,13 +354,31 @@ def _zero_1_share(groups: Mapping[Part, int], how: Parallelism, run: Run) -> Sha
     alignment = ZERO_ALIGNMENT * how.fsdp
     padded = -(-elements // alignment) * alignment
     padding = _bytes(padded - elements, trained[0][0].dtype) if trained else 0
+    optimizer = (1 + STATES[run.optimizer]) * _bytes(padded // how.fsdp, DType.F32) if run.optimizer != "none" else 0
+    host = 0
+    if how.offload_optimizer and trained:
+        on_device, host = _offloaded(trained, padded // how.fsdp)
+        optimizer, host = on_device, host + optimizer
     return Share(
         weights=whole + padding,
         padding=padding,
         replicated=whole,
         gradients=sum(count * _bytes(math.prod(part.shape), part.dtype) for part, count in trained),
-        optimizer=(1 + STATES[run.optimizer]) * _bytes(padded // how.fsdp, DType.F32) if run.optimizer != "none" else 0,
+        optimizer=optimizer,
+        host=host,
     )
+
+
+def _offloaded(trained: Sequence[tuple[Part, int]], elements: int) -> tuple[int, int]:
+    """What an optimizer on the host takes on the card, and there beside its states and float32 copy of `elements` parameters:
+    their gradients in float32 and in the weights' dtype the copy that goes back; on both sides a buffer for the largest gradient.
+
+    Source: DeepSpeed 0.19.8, stage_1_and_2.py: lines 563-575 (param_buffer_of_bit16_for_cpu_offload_groups), 653-661
+    (temp_grad_buffer_for_cpu_offload, temp_grad_buffer_for_gpu_offload), 932-947 (initialize_optimizer_states)
+    """
+    dtype = trained[0][0].dtype
+    largest = _bytes(max(math.prod(part.shape) for part, _ in trained), dtype)
+    return largest, largest + _bytes(elements, DType.F32) + _bytes(elements, dtype)
 
 
 def _bytes(elements: int, dtype: DType | BlockFormat) -> int:

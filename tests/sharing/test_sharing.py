@@ -217,6 +217,16 @@ def test_stage_1_is_deepspeeds(ranks: int, weights: int, optimizer: int, tmp_pat
     assert (one.weights, one.gradients, one.optimizer) == (weights, 460_472, optimizer)
 
 
+def test_deepspeeds_optimizer_on_the_host_is_there_with_its_gradients_and_a_copy(tmp_path: Path) -> None:
+    """As DeepSpeed 0.19.8 made them on CPU with 2 processes, of 115,118 parameters each: 460,472 B of float32 weights, as many of
+    gradients, 920,944 of states, 230,236 of the copy, and 133 x 63 bfloat16 numbers on either side."""
+    write_config(tmp_path, MODELS["qwen3"] | {"vocab_size": 133, "hidden_size": 63})
+    how = Parallelism(fsdp=2, zero_stage=1, offload_optimizer=True)
+    (one,) = ranks_report(inspect(str(tmp_path)), a_run(mode="train"), how).ranks
+    assert (one.weights, one.gradients, one.optimizer) == (460_472, 460_472, 16_758)
+    assert one.host == 460_472 + 460_472 + 920_944 + 230_236 + 16_758
+
+
 def test_frozen_parameters_have_no_gradients_and_no_states() -> None:
     (one,) = found("Qwen/Qwen3-0.6B", Parallelism(fsdp=2), mode="train", trained=r"\.norm\.weight$")
     assert (one.gradients, one.optimizer) == (1024 * 2 // 2, 2 * 1024 * 2 // 2)
@@ -269,6 +279,10 @@ def test_a_class_whose_cache_cannot_be_shared_with_certainty_has_an_unknown_one(
         ("--fsdp 2 --mode train --optimizer adamw_8bit", 7),
         ("--offload", 2),
         ("--fsdp 2 --zero-stage 1 --offload --mode train", 7),
+        ("--offload-optimizer --mode train", 2),
+        ("--fsdp 2 --offload-optimizer --mode train", 7),
+        ("--fsdp 2 --zero-stage 1 --offload-optimizer", 7),
+        ("--fsdp 2 --zero-stage 1 --offload-optimizer --mode train --accumulate 2", 7),
         ("--fsdp 4096", 2),
         ("--tp 2 --fsdp 2 --ep 3", 2),
         ("--pp 2 --tp 2", 7),

@@ -20,6 +20,7 @@ TEXT = {
     "help_ranks_ep": "ranks that each hold some experts whole (with --tp or --fsdp, over their ranks)",
     "help_ranks_fsdp": "ranks that share weights, gradients and optimizer states by FSDP2, each with a batch of its own",
     "help_zero_stage": "with --fsdp: 1 shares the optimizer's states alone, 2 keeps gathered weights for the backward, 3 gathers them again (default: 3)",
+    "help_offload_optimizer": "with --fsdp and --zero-stage 1: DeepSpeed's offload_optimizer to the CPU, which keeps optimizer states in the host's memory",
     "help_offload": "with --fsdp: FSDP2's CPUOffloadPolicy, which keeps shards, gradients and optimizer states in the host's memory",
     "help_device_map": "auto: what accelerate puts on each of several devices, CPU and disk (needs the torch extra)",
     "help_device_memory": "with --device-map: GiB of each GPU, and perhaps the CPU's, such as 24GiB,24GiB,cpu=64GiB (default: this machine's)",

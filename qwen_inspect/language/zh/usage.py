@@ -20,6 +20,7 @@ TEXT = {
     "help_ranks_ep": "各自持有若干完整专家的 rank 数（与 --tp 或 --fsdp 合用时分布在它们的 rank 上）",
     "help_ranks_fsdp": "用 FSDP2 分摊权重、梯度与优化器状态的 rank 数，每个 rank 各有自己的批次",
     "help_zero_stage": "与 --fsdp 合用：1 只分摊优化器状态，2 聚合后的权重保留到反向，3 反向时重新聚合（默认 3）",
+    "help_offload_optimizer": "与 --fsdp 和 --zero-stage 1 合用：DeepSpeed 的 offload_optimizer（CPU），把优化器状态放在主机内存",
     "help_offload": "与 --fsdp 合用：FSDP2 的 CPUOffloadPolicy，把分片、梯度与优化器状态放在主机内存",
     "help_device_map": "auto：accelerate 在多个设备、CPU 与磁盘上各放什么（需要 torch 可选依赖）",
     "help_device_memory": "与 --device-map 合用：每块 GPU 的容量，可加 CPU 的，如 24GiB,24GiB,cpu=64GiB（默认：本机）",

@@ -33,6 +33,8 @@ def described(how: Parallelism, say: Language) -> str:
         named.append(f"ZeRO {how.zero_stage}")
     if how.offload:
         named.append(say("offloaded"))
+    if how.offload_optimizer:
+        named.append(say("offloaded_optimizer"))
     return say("comma").join(named) or say("one_rank")
 
 

@@ -20,6 +20,8 @@ class DegreesJSON(TypedDict):
     zero_stage: Annotated[int, Keywords(enum=[1, 2, 3])] | None
     offload: bool
     """Whether FSDP2's CPUOffloadPolicy keeps shards, gradients and optimizer states in the host's memory."""
+    offload_optimizer: bool
+    """Whether DeepSpeed keeps optimizer states in the host's memory."""
 
 
 class RanksWorkloadJSON(RunJSON, DegreesJSON):
@@ -51,7 +53,7 @@ class RankJSON(TypedDict):
     gathered_bytes: Count | None
     """Full weights that FSDP gathers temporarily."""
     host_bytes: Count
-    """In the host's memory, with --offload."""
+    """In the host's memory, with --offload or --offload-optimizer."""
     activation_bytes: Count | None
     communication_bytes: None
     total_bytes: Count | None
@@ -88,6 +90,7 @@ def degrees_content(ranks: RanksReport | None) -> DegreesJSON:
         "fsdp": how.fsdp if how else 1,
         "zero_stage": how.zero_stage if how and how.fsdp > 1 else None,
         "offload": how is not None and how.offload,
+        "offload_optimizer": how is not None and how.offload_optimizer,
     }
 
 
