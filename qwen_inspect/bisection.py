@@ -14,11 +14,13 @@ def largest(fits: Callable[[int], bool], limit: int, *, asked: int = 0) -> int:
     """
     if limit < 1:
         return 0
-    if fits(limit):
-        return limit
     fitting, failing = 0, limit
-    if 0 < asked < limit:
-        fitting, failing = (asked, limit) if fits(asked) else (0, asked)
+    if 0 < asked < limit and not fits(asked):
+        failing = asked
+    elif fits(limit):
+        return limit
+    elif 0 < asked < limit:
+        fitting = asked
     while failing - fitting > 1:
         middle = (fitting + failing) // 2
         if fits(middle):

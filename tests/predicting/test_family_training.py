@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -24,6 +24,7 @@ from qwen_inspect.predicting.optimizer_steps import COVERED
 from qwen_inspect.predicting.sources import trace_request
 from qwen_inspect.predicting.training_plan import plan_of
 from qwen_inspect.results.memory import Run
+from qwen_inspect.results.timeline import Allocate, Event
 from qwen_inspect.results.training import LOOPS
 from qwen_inspect.tracing.trace import trace
 
@@ -52,8 +53,17 @@ def assert_as_transformers(config: Mapping[str, Any], **changes: Any) -> None:
     theirs = trace(report.spec, config, trace_request(plan.run, plan.four_bits))
     mine = composed.at(Point(run.batch, run.prompt_tokens, run.prompt_tokens))
     assert mine.stages == theirs.stages
-    assert without_order_of_frees(mine.events) == without_order_of_frees(theirs.events)
+    in_forms = freed_forms if config.get("model_type") == "gemma3_text" else tuple
+    assert in_forms(without_order_of_frees(mine.events)) == in_forms(without_order_of_frees(theirs.events))
     assert (mine.sums, mine.cast) == (theirs.sums, theirs.cast)
+
+
+def freed_forms(events: Sequence[Event]) -> tuple[object, ...]:
+    """The events, of what is freed its size and who made it: transformers 5.23 makes Gemma 3's two tables of RoPE, equal in size,
+    in the order of a set of strings, which differs from process to process (modeling_gemma3.py, `set(self.config.layer_types)`).
+    """
+    forms = {event.id: event._replace(id=0) for event in events if isinstance(event, Allocate)}
+    return tuple(event if isinstance(event, Allocate) else forms[event.id] for event in events)
 
 
 def learnt_options(family: str, seed: int) -> dict[str, Any]:
