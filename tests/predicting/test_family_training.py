@@ -18,6 +18,7 @@ from benchmarks.recordings import each
 from qwen_inspect.architectures.quantised_presets import preset
 from qwen_inspect.loaders import catalog
 from qwen_inspect.predicting.family_file import SHIPPED, read
+from qwen_inspect.predicting.family_trace import Variant
 from qwen_inspect.predicting.family_training import is_covered, training_file, training_outline, training_trace
 from qwen_inspect.predicting.kept_trace import Point
 from qwen_inspect.predicting.optimizer_steps import COVERED
@@ -58,6 +59,10 @@ def assert_as_transformers(config: Mapping[str, Any], **changes: Any) -> None:
     assert (mine.sums, mine.cast) == (theirs.sums, theirs.cast)
 
 
+def adapted_modules(variant: Variant) -> tuple[str, ...]:
+    return tuple(sorted({module.rpartition(".")[2] for module in variant.options.get("lora", ())}))
+
+
 def freed_forms(events: Sequence[Event]) -> tuple[object, ...]:
     """The events, of what is freed its size and who made it: transformers 5.23 makes Gemma 3's two tables of RoPE, equal in size,
     in the order of a set of strings, which differs from process to process (modeling_gemma3.py, `set(self.config.layer_types)`).
@@ -66,10 +71,11 @@ def freed_forms(events: Sequence[Event]) -> tuple[object, ...]:
     return tuple(event if isinstance(event, Allocate) else forms[event.id] for event in events)
 
 
-def learnt_options(family: str, seed: int) -> dict[str, Any]:
-    """Of OPTIONS; without several micro-batches for a family of which only one is learnt."""
+def learnt_options(family: str, seed: int, modules: Sequence[str] = ()) -> dict[str, Any]:
+    """Of OPTIONS; without several micro-batches where only one is learnt."""
     variants = known(read(training_file(family))).variants
-    accumulated = all(any("accumulated" in regime for regime in variant.regimes) for variant in variants)
+    alike = [variant for variant in variants if adapted_modules(variant) == modules]
+    accumulated = all(any("accumulated" in regime for regime in variant.regimes) for variant in alike)
     options = OPTIONS[seed % len(OPTIONS)]
     return {name: value for name, value in options.items() if accumulated or name != "accumulate"}
 
@@ -111,8 +117,7 @@ def adapters() -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Of each family the adapted modules, and the name of the base's quantisation or "", that its trace has."""
     for family in KEPT:
         for variant in known(read(training_file(family))).variants:
-            if "lora" in variant.options:
-                modules = tuple(sorted({module.rpartition(".")[2] for module in variant.options["lora"]}))
+            if modules := adapted_modules(variant):
                 _, double, *_ = variant.options.get("base", (None, None))
                 yield family, {None: "", False: "bnb-nf4", True: "bnb-nf4-double"}[double], modules
 
@@ -138,7 +143,11 @@ def test_unseen_adapters_train_as_transformers_and_peft_train_them(
     random = Random(f"{family} {scheme} {modules} {seed}")
     run = Run(mode="train", prompt_tokens=50, lora_rank=random.randint(2, 70), lora_targets=modules)
     config = unseen(family, run, scheme, random)
-    changes = {"optimizer": COVERED[-seed % len(COVERED)], "checkpointing": False, **learnt_options(family, -seed)}
+    changes = {
+        "optimizer": COVERED[-seed % len(COVERED)],
+        "checkpointing": False,
+        **learnt_options(family, -seed, modules),
+    }
     tokens = random.randint(8, 90)
     assert_as_transformers(config, lora_rank=run.lora_rank, lora_targets=modules, prompt_tokens=tokens, **changes)
 
