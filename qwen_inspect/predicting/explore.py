@@ -11,13 +11,16 @@ from ..results.memory import Run
 from ..results.timeline import Allocate, ColumnSum, Event, Free, Stage
 from ..spec import Module
 from ..tracing.scratch import CUDNN_BYTES, CUDNN_SCRATCH, SUM_IDS, SUM_SCRATCH, attentions, sum_scratch
+from ..typed import TYPE_CHECKING
 from ..values import dataclass, replace
 from .footprint import formula_requests
-from .fused_loss import LossBuffer
 from .kept_trace import Coefficients, KeptTrace, Point, Vectors, alignment
 from .on_device import GROWN_IDS, OWN_IDS, SORT_CONSTANT_BYTES, SORTED_IDS, growing, laid_out, leap, on_device
 from .turns import loops_of
 from .uses import term_of, use_of, uses_of
+
+if TYPE_CHECKING:
+    from .fused_loss import LossBuffer
 
 
 def explore_trace(kept: KeptTrace, run: Run, point: Point | None = None) -> Exploration:

@@ -21,7 +21,6 @@ from ..typed import TYPE_CHECKING, Any
 from ..values import dataclass, field, replace
 from .family_file import read, shipped
 from .family_trace import Composed, Loaded, loaded_of
-from .few_layers import traced_in_few_layers
 from .footprint import traced_footprint
 from .kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
 from .on_device import PARAMETER
@@ -169,6 +168,8 @@ def _traced(untraced: _Untraced) -> Timeline:
         if deep is not None:
             return deep.at(point_of(run))
     if run.media is not None and run.mode != "train" and place is None:
+        from .few_layers import traced_in_few_layers
+
         with suppress(UnsupportedError):
             if (composed := traced_in_few_layers(report, config, request, point_of(run))) is not None:
                 return composed
