@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from ..results.quantisation import ModuleTest
 from .pattern_syntax import Node, Position
@@ -13,6 +13,8 @@ from .patterns import first_match
 HEAD, SHARED_GATE = "lm_head", "shared_expert_gate"
 
 LITERAL = re.compile(r"[\w.\-]+")
+DIGIT = re.compile("[0-9]")
+ZEROS = str.maketrans("123456789", "000000000")
 
 
 def every_module(module: str) -> bool:
@@ -34,7 +36,7 @@ def skipped_by(names: Sequence[str]) -> ModuleTest:
     def test(module: str) -> bool:
         return module.endswith(ends) or not named.isdisjoint(_ancestors(module)) or first(module) is not None
 
-    return test
+    return _once_a_layer(test, names)
 
 
 def rule_tests(rules: Iterable[tuple[Sequence[str], Sequence[str]]], *, before: Node | None = None) -> list[ModuleTest]:
@@ -58,7 +60,19 @@ def rule_tests(rules: Iterable[tuple[Sequence[str], Sequence[str]]], *, before: 
 
         return takes
 
-    return [test(number) for number in range(len(named))]
+    sources = [*patterns, *(name for names in named for name in names)]
+    return [_once_a_layer(test(number), sources) for number in range(len(named))]
+
+
+def _once_a_layer(test: ModuleTest, sources: Iterable[str]) -> ModuleTest:
+    """`test`, asked once for all modules whose names differ in digits alone, if none of its names and patterns has a digit.
+
+    Such a pattern takes every digit where it takes one: so does a range of characters between two that are no digits.
+    """
+    if any(DIGIT.search(source) for source in sources):
+        return test
+    answer = cache(test)
+    return lambda module: answer(module.translate(ZEROS))
 
 
 def _ancestors(module: str) -> list[str]:

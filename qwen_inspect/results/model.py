@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from ..typed import TYPE_CHECKING
-from ..values import dataclass, field
+from ..values import dataclass, field, fields
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ..checkpoint import HubCount, ModelRef, Origin, Release, StoredFile, Tensor
     from ..errors import QwenInspectError
     from ..language import Message
     from ..spec import ModelSpec, Module
-    from ..typed import Any
+    from ..typed import Any, Protocol
     from .attention import AttentionReport
     from .cache import CacheReport, Workload
     from .counts import Check, Component, ParameterCounts
@@ -20,13 +20,21 @@ if TYPE_CHECKING:
     from .media import Media
     from .stored import AdapterWeights, QuantisedWeights
 
+    class Weights(Protocol):
+        """The tensors of a model when loaded as stored, and the size of each."""
+
+        def __iter__(self) -> Iterator[Tensor]: ...
+
+        @property
+        def sizes_bytes(self) -> tuple[int, ...]: ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Design:
     """Everything that follows from a configuration of a known architecture.
 
-    attention, cache: None if it is unknown what transformers caches; cache_refusal says why. quantised: None for dense weights.
-    weights, weights_bytes: the tensors of the model when loaded as stored, and the size of each; None if they are the tree's.
+    attention, cache: None if it is unknown what transformers caches; cache_refusal says why. quantised_by: the method, "gguf" for
+    GGUF's formats; None for dense weights, as is `quantised`. weights: when loaded as stored; None if they are the tree's.
     unread: why the bytes of the weights are unknown: an unknown quantisation, or files that contradict the configuration. A
     command that needs what is missing raises cache_refusal or unread.
     """
@@ -38,21 +46,60 @@ class Design:
     checks: tuple[Check, ...]
     attention: AttentionReport | None
     cache: CacheReport | None
+    quantised_by: str | None = None
     quantised: QuantisedWeights | None = None
-    weights: Iterable[Tensor] | None = None
-    weights_bytes: tuple[int, ...] | None = None
+    weights: Weights | None = None
     adapter: AdapterWeights | None = None
     cache_refusal: QwenInspectError | None = None
     unread: QwenInspectError | None = None
 
     @property
+    def modules(self) -> Module:
+        """The tree, for names, shapes and parameters: the bytes of quantised weights may be missing in it."""
+        return self.tree
+
+    @property
     def loaded_bytes(self) -> Sequence[int]:
         """The bytes of each tensor of the model when loaded as stored."""
-        if self.weights_bytes is not None:
-            return self.weights_bytes
+        if self.weights is not None:
+            return self.weights.sizes_bytes
         from ..spec import each_tensor
 
         return [tensor.size_bytes for tensor in each_tensor(self.tree)]
+
+
+class PackedDesign(Design):
+    """The design of a model with quantised weights: what depends on their bytes is worked out when first asked for."""
+
+    __slots__ = ("_measured", "_unpacked")
+    OF_BYTES = ("tree", "parameters", "components", "quantised", "weights")
+    _measured: Callable[[], Design]
+    _unpacked: Module
+
+    @classmethod
+    def of(cls, dense: Design, method: str, measured: Callable[[], Design]) -> PackedDesign:
+        """`dense` except for its bytes, which are those of `measured`'s design."""
+        design = cls.__new__(cls)
+        for known in fields(dense):
+            if known.name not in cls.OF_BYTES:
+                object.__setattr__(design, known.name, getattr(dense, known.name))
+        object.__setattr__(design, "quantised_by", method)
+        object.__setattr__(design, "_measured", measured)
+        object.__setattr__(design, "_unpacked", dense.tree)
+        return design
+
+    @property
+    def modules(self) -> Module:
+        return getattr(self, "_unpacked", None) or self.tree
+
+    def __getattr__(self, name: str) -> Any:
+        """Called for what is not set."""
+        if name not in self.OF_BYTES:
+            raise AttributeError(name)
+        measured = self._measured()
+        for other in self.OF_BYTES:
+            object.__setattr__(self, other, getattr(measured, other))
+        return object.__getattribute__(self, name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

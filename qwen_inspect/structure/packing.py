@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 
 from ..architectures import StoredForm
 from ..checkpoint import BlockFormat, Tensor
@@ -89,7 +90,7 @@ class Packing:
         return ((matrix, self.parts[name], self.experts.get(name, 1)) for name, matrix in self.dense.items())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LoadedWeights:
     """The tensors of a loaded model, made anew each time they are asked for: a mixture of experts has hundreds of thousands."""
 
@@ -98,6 +99,11 @@ class LoadedWeights:
 
     def __iter__(self) -> Iterator[Tensor]:
         return (part for tensor in each_tensor(self.tree) for part in self.packing.loaded(tensor))
+
+    @cached_property
+    def sizes_bytes(self) -> tuple[int, ...]:
+        """The bytes of each."""
+        return tuple(size for tensor in each_tensor(self.tree) for size in self.packing.loaded_bytes(tensor))
 
 
 def pack(tree: Module, quantisation: Quantisation, form: StoredForm, stored: Sequence[Tensor] | None) -> Packing:

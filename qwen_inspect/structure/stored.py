@@ -11,13 +11,12 @@ from ..architectures import StoredForm, gguf
 from ..checkpoint import Adapter, Checkpoint, Tensor
 from ..declarations import KEY, settled, undeclared
 from ..errors import UsageError
-from ..results.model import Design
+from ..results.model import Design, PackedDesign
 from ..spec import Module, each_tensor
 from ..typed import TYPE_CHECKING, Any
 from ..values import replace
 from .accounting import components
 from .packing import LoadedWeights, Packing, as_stored, pack
-from .stored_bytes import packed_tree, weights_as_stored, weights_of
 
 if TYPE_CHECKING:
     from ..results.quantisation import Quantisation
@@ -74,8 +73,15 @@ def _scheme(config: Mapping[str, Any]) -> Quantisation | None:
 
 def quantised(design: Design, packing: Packing, config: Mapping[str, Any]) -> Design:
     """The design with stored bytes; its counts remain counts of parameters."""
-    tree = packed_tree(design.tree, packing)
     quantisation = _scheme(config)
+    method = "gguf" if quantisation is None else quantisation.method
+    return PackedDesign.of(design, method, lambda: _measured(design, packing, quantisation))
+
+
+def _measured(design: Design, packing: Packing, quantisation: Quantisation | None) -> Design:
+    from .stored_bytes import packed_tree, weights_as_stored, weights_of
+
+    tree = packed_tree(design.tree, packing)
     return replace(
         design,
         tree=tree,
@@ -86,7 +92,6 @@ def quantised(design: Design, packing: Packing, config: Mapping[str, Any]) -> De
         if quantisation is None
         else weights_of(design.tree, tree, quantisation, packing),
         weights=LoadedWeights(design.tree, packing),
-        weights_bytes=tuple(size for tensor in each_tensor(design.tree) for size in packing.loaded_bytes(tensor)),
     )
 
 

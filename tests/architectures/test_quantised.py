@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.architectures.blocks import linear, stored_as_built
 from qwen_inspect.architectures.quantised import read_quantisation
+from qwen_inspect.architectures.quantised_modules import skipped_by
 from qwen_inspect.architectures.quantised_presets import PRESETS
 from qwen_inspect.checkpoint import DType, Tensor
 from qwen_inspect.errors import MalformedError, QwenInspectError, UnsupportedError
@@ -503,6 +505,23 @@ def test_experts_stored_as_transformers_fuses_them_are_read_beside_quantised_wei
     assert {one.kind for one in check.unexplained} == {"missing"}
     block = experts[-1].name.partition(".experts.")[0]
     assert {one.name.partition(".experts.")[0] for one in check.unexplained} == {block}
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *(r".*layers\..\.mlp", r".*layers\.\d+\.mlp", r".*layers\.[+-z]+\.self_attn", r".*layers\.\w\w\.mlp\b"),
+        *(r".*layers\.[0-4]\.mlp", r".*layers\.1\d", r".*layers\.\d{2}\.mlp"),
+    ],
+)
+def test_layers_are_told_apart_as_the_pattern_tells_them(pattern: str) -> None:
+    names = [
+        f"model.layers.{layer}.{part}" for layer in (0, 3, 7, 10, 13, 99, 107) for part in ("mlp", "self_attn.q_proj")
+    ]
+    skips = skipped_by(["lm_head", f"re:{pattern}"])
+    found = [name for name in names if skips(name)]
+    assert found == [name for name in names if re.match(rf"(?:{pattern})(?=\.|$|(?<=\.))", name)]
+    assert 0 < len(found) < len(names)
 
 
 @pytest.mark.parametrize("tower", ["visual", "model.visual"])

@@ -126,6 +126,12 @@ def test_attention_of_a_known_model_imports_no_slow_part_of_the_standard_library
     assert not [name for name in imported if "qwen_inspect.predicting" in name]
 
 
+def test_attention_of_quantised_weights_works_out_no_bytes_of_theirs() -> None:
+    sizes = "qwen_inspect.structure.stored_bytes"
+    assert sizes not in modules_of("attention", "catalog:moonshotai/Kimi-K2.5")
+    assert sizes in modules_of("params", "catalog:openai/gpt-oss-20b")
+
+
 def test_memory_of_a_known_model_imports_no_slow_part_of_the_standard_library() -> None:
     imported = modules_of("memory", "catalog:Qwen/Qwen3-8B")
     assert imported & SLOW == set()

@@ -27,7 +27,7 @@ BLOCK_FORMATS = ("float32", "bfloat16", "float16", "fp8")
 
 def served_format(report: Report, cache_format: str) -> CacheFormat:
     """The cache's number format; UnsupportedError for GGUF files, unread weights and formats that blocks do not have."""
-    if report.known.quantised is not None and report.known.quantised.method == "gguf":
+    if report.known.quantised_by == "gguf":
         raise UnsupportedError("vllm_gguf")
     if (unread := report.known.unread) is not None:
         raise unread

@@ -228,7 +228,7 @@ def pattern_words(attention: AttentionReport, say: Language) -> str:
 
 
 def attention_table(report: Report, say: Language, view: View) -> Table:
-    path = layers_path(report.tree)
+    path = layers_path(report.known.modules)
     rows = []
     for where, indices, layer in grouped(
         report.attention.layers, lambda layer: layer.index if view.expand else (layer.span, layer.heads)
