@@ -8,9 +8,11 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Sequence
 
-from ..results.timeline import Allocate, Free, Timeline
-from .allocator import SMALL_BYTES, Settings
-from .region_steps import Steps
+from ..results.timeline import Allocate, Timeline
+from ..typed import NamedTuple
+from .allocator import SMALL_BYTES, UNLIMITED_BYTES, Settings
+from .quick_replay import Peak
+from .region_steps import Steps, Usage
 from .regions import ADDRESS_BITS, Regions, Span
 from .reserved import QuickAllocator, Stream, segment_address
 from .token_loops import REPEATED, Turn, turns_of
@@ -26,8 +28,29 @@ def folded_reserved(timeline: Timeline, settings: Settings, most_bytes: int, ste
     return folded.reserved_up_to_most() if folded.covers else None
 
 
+def folded_peak(timeline: Timeline, settings: Settings) -> Peak | None:
+    """As `quick_peak`; None also for a loop of which something takes no memory."""
+    folded = FoldedAllocator(timeline, settings, UNLIMITED_BYTES, Steps())
+    if not folded.covers or folded.reserved_up_to_most() > UNLIMITED_BYTES:
+        return None
+    return folded.peak()
+
+
+class Loop(NamedTuple):
+    """place: in the order. request: that stands for the turns. turn: None for the end, where the outputs are freed. state: its
+    request."""
+
+    place: int
+    request: int
+    turn: Turn | None
+    state: int
+
+
 class FoldedAllocator(QuickAllocator):
-    """Both pools, for a timeline. covers: whether all loops make something in each of their turns."""
+    """Both pools, for a timeline. covers: whether all loops make something in each of their turns.
+
+    most_allocated_bytes: known with `peak`.
+    """
 
     def __init__(self, timeline: Timeline, settings: Settings, most_bytes: int, steps: Steps) -> None:
         numbers: dict[int, int] = {}  # of the requests alive, by id
@@ -35,29 +58,41 @@ class FoldedAllocator(QuickAllocator):
         order: list[int] = []
         size_of: list[int] = []
         self.covers = True
-        self._loops: list[tuple[int, int, Turn | None, int]] = []  # where in the order, request, turn or its end, state
+        self.most_allocated_bytes = 0
+        self._loops: list[Loop] = []
+        self._used: dict[int, Usage] = {}  # of each loop
+        self._first_sizes: dict[int, int] = {}  # of states, before any loop
+        self._events: list[int] = []  # of each request
+        self._requested: list[int] = []  # bytes
         self._turns: dict[int, int] = {}  # of a request that stands for so many
+        once: set[str] = set()  # operators of requests that stand for no others
         for index, event in enumerate(timeline.events):
-            if isinstance(event, Free):
+            if len(event) == 1:  # a `Free`
                 number = numbers.pop(event.id)
                 if number in self._turns:
-                    self._loops.append((len(order), number, None, 0))
+                    self._loops.append(Loop(len(order), number, None, 0))
                 elif number >= 0:
                     order.append(-1 - number)
-            elif event.operator.endswith(REPEATED) and (turn := Turn.ending_at(timeline.events, index)):
+                continue
+            if event.operator not in once and not event.operator.endswith(REPEATED):
+                once.add(event.operator)
+            if event.operator not in once and (turn := Turn.ending_at(timeline.events, index)):
                 numbers[event.id] = number = len(size_of)
                 size_of.append(kinds.setdefault(event.size_bytes, len(kinds)))
                 sizes = [part.size_bytes for part in turn.events if isinstance(part, Allocate)]
                 self.covers = self.covers and min(*sizes, event.size_bytes) > 0
                 if self.covers:
                     self._turns[number] = turns_of(event, turn)
-                    self._loops.append((len(order), number, turn, numbers[turn.state]))
+                    self._loops.append(Loop(len(order), number, turn, numbers[turn.state]))
             elif event.size_bytes:
                 numbers[event.id] = number = len(size_of)
                 order.append(number)
                 size_of.append(kinds.setdefault(event.size_bytes, len(kinds)))
             else:
                 numbers[event.id] = -1
+            if len(size_of) > len(self._events):
+                self._events.append(index)
+                self._requested.append(event.size_bytes)
         self._most, self._steps = most_bytes, steps
         self._outputs: dict[int, tuple[int, list[Span]]] = {}  # of each loop: their pool, and where they are
         blocks = [settings.block_bytes(size) for size in kinds]
@@ -83,9 +118,54 @@ class FoldedAllocator(QuickAllocator):
             Turns(regions, turn, self._steps).replay(self._turns[request])
         except _EnoughError:
             return
+        self._used[request] = Usage(regions.allocated_bytes, regions.most_allocated_bytes)
+        self._first_sizes.setdefault(state, self._sizes[state])
         self._addresses[state], self._sizes[state] = regions.state
         is_large = self.settings.block_bytes(turn.output.size_bytes) > SMALL_BYTES
         self._outputs[request] = int(is_large), regions.in_use()
+
+    def peak(self) -> Peak | None:
+        """Of the run that was replayed; None if it allocates nothing, or most within the turns of a loop."""
+        allocated = added = most = at_peak = in_turns = at = 0
+        first: int | None = None
+        outputs: dict[int, tuple[int, int]] = {}  # of loops: bytes of their blocks, and what rounding adds
+        sizes, requested, order = self._sizes, self._requested, self._stream.order
+        seen = {**self._first_sizes}
+        for place, request, turn, state in (*self._loops, Loop(len(order), 0, None, 0)):
+            for entry in order[at:place]:
+                number = entry if entry >= 0 else -1 - entry
+                size = seen.pop(number) if entry in seen else sizes[number]
+                if entry < 0:
+                    allocated -= size
+                    added -= size - requested[number]
+                    continue
+                allocated += size
+                added += size - requested[number]
+                if allocated > most:
+                    most, at_peak, first = allocated, added, number
+            at = place
+            if turn is not None:
+                used = self._used[request]
+                in_turns = max(in_turns, allocated + used.most_bytes)
+                allocated += used.allocated_bytes
+                added += used.allocated_bytes - requested[request]
+                grown = sizes[state] - self._first_sizes[state]
+                outputs[request] = used.allocated_bytes - grown, used.allocated_bytes - grown - requested[request]
+                if allocated > most:
+                    most, at_peak, first = allocated, added, request
+            elif request in outputs:
+                size, rounding = outputs.pop(request)
+                allocated -= size
+                added -= rounding
+        self.most_allocated_bytes = max(in_turns, most)
+        if first is None or in_turns > most:
+            return None
+        return Peak(
+            event=self._events[first],
+            rounding_bytes=at_peak,
+            end_rounding_bytes=added,
+            reserved_bytes=self.reserved_bytes,
+        )
 
     def _free_outputs(self, pool: int, outputs: Sequence[Span]) -> None:
         """Frees outputs side by side, in order of their starts."""

@@ -20,7 +20,7 @@ class Peak:
 
 
 def quick_peak(timeline: Timeline, settings: Settings) -> Peak | None:
-    """None for a run with folded turns, one that allocates nothing, and one whose sizes exceed the address space."""
+    """None for a run that allocates nothing, one whose sizes exceed the address space, and one with its peak in folded turns."""
     numbers: dict[int, int] = {}  # of the requests alive, by id
     order: list[int] = []
     size_of: list[int] = []  # its bytes, then the number of the distinct size
@@ -35,7 +35,9 @@ def quick_peak(timeline: Timeline, settings: Settings) -> Peak | None:
         identity, size_bytes, _, operator = event
         if operator not in once:
             if operator.endswith(REPEATED):
-                return None
+                from .folded_replay import folded_peak  # few runs have such turns
+
+                return folded_peak(timeline, settings)
             once.add(operator)
         if size_bytes:
             numbers[identity] = number = len(events)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from ..typed import NamedTuple
 from .allocator import OWN_SEGMENT_BYTES, SMALL_BYTES
-from .region_steps import Before, Steps, can_do, do
+from .region_steps import Before, Steps, Usage, can_do, do
 from .regions import ADDRESS, ADDRESS_BITS, Regions, side_by_side
 
 FEWEST_REGIONS = 6  # of one size, whose taking is followed
@@ -98,13 +98,13 @@ class RegionCycles:
         self._fewest = min(self._fewest, self._count())
         return step.turns
 
-    def learn(self, turns: int, *, at_most: int) -> None:
+    def learn(self, turns: int, usage: Usage, *, at_most: int) -> None:
         """Keeps what the turns did that were just played, if they ended with one that takes another region of the same size."""
         before = self._learning
         if before is None or self._steps is None or turns == at_most or self.region_bytes != before.region_bytes:
             return
         deepest = 0 if self._of_new else len(before.whole) - self._fewest_left[-1]
-        self._steps.learn(before, self._regions, self._pool, turns, deepest)
+        self._steps.learn(before, self._regions, self._pool, turns, deepest, usage)
 
     def _count(self) -> int:
         """Free regions of the size; of new segments, less those that were made."""

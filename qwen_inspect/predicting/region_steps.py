@@ -17,6 +17,13 @@ ELSEWHERE = -1  # in the other pool
 Place = tuple[int, int, int]  # number of the region, offset therein, bytes
 
 
+class Usage(NamedTuple):
+    """Of turns: how many bytes more are allocated after them than before, and at most meanwhile."""
+
+    allocated_bytes: int
+    most_bytes: int
+
+
 class Step(NamedTuple):
     """turns: so many. gone, come: free blocks. state: where it is then. ranks: of the regions that are taken, among the others.
     deepest: how many regions more are taken at once than at first."""
@@ -27,6 +34,7 @@ class Step(NamedTuple):
     state: Place
     ranks: Sequence[int]
     deepest: int
+    usage: Usage
 
 
 class Before(NamedTuple):
@@ -57,7 +65,7 @@ class Steps:
     def __init__(self) -> None:
         self.by_key: dict[Hashable, Step | None] = {}
 
-    def learn(self, before: Before, regions: Regions, pool: int, turns: int, deepest: int) -> None:
+    def learn(self, before: Before, regions: Regions, pool: int, turns: int, deepest: int, usage: Usage) -> None:
         """Keeps what turns did, unless they did something in any other region."""
         self.by_key[before.key] = None
         now = {*regions.free[pool]}
@@ -85,6 +93,7 @@ class Steps:
             place(state, state_bytes) if is_here else (ELSEWHERE, state, state_bytes),
             [bisect_left(before.partly, start) for start in taken],
             deepest,
+            usage,
         )
 
 
@@ -110,5 +119,6 @@ def do(step: Step, regions: Regions, pool: int, partly: Sequence[int], whole: Se
         start = starts[number] + offset
         size_at[start], start_of[start + size] = size, start
         insort(free, size << ADDRESS_BITS | start)
+    regions.use(*step.usage)
     number, offset, size = step.state
     regions.state = offset + (0 if number == ELSEWHERE else starts[number]), size

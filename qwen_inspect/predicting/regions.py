@@ -55,6 +55,11 @@ class Regions:
         """How many of the next segments of this size lie in ascending order above a region."""
         raise NotImplementedError
 
+    def use(self, allocated_bytes: int, most_bytes: int) -> None:
+        """Counts turns that allocate so many bytes, at most so many meanwhile."""
+        self.most_allocated_bytes = max(self.most_allocated_bytes, self.allocated_bytes + most_bytes)
+        self.allocated_bytes += allocated_bytes
+
     def region_of(self, start: int) -> int:
         return self.starts[bisect_right(self.starts, start) - 1]
 

@@ -14,7 +14,7 @@ from itertools import accumulate
 from ..results.timeline import Allocate
 from .allocator import SMALL_BYTES, UNLIMITED_BYTES, Allocator, Block
 from .region_cycles import RegionCycles
-from .region_steps import Steps
+from .region_steps import Steps, Usage
 from .regions import ADDRESS, ADDRESS_BITS, AllocatorRegions, Regions
 from .token_loops import Turn
 
@@ -87,19 +87,19 @@ class Turns:
         while left:
             done = self._cycles.known(left)
             if not done:
-                done = self._play(left)
-                self._cycles.learn(done, at_most=left)
+                done, usage = self._play(left)
+                self._cycles.learn(done, usage, at_most=left)
             left -= done
             left -= self._cycles.skip(left) if left else 0
 
-    def _play(self, turns: int) -> int:
+    def _play(self, turns: int) -> tuple[int, Usage]:
         """Plays turns, at most so many, until one takes a region of those that `RegionCycles` counts; returns how many."""
         regions, cycles, steps, output_bytes = self._regions, self._cycles, self._program, self._output_bytes
         small, large = regions.free
         size_at, start_of, outputs = regions.size_at, regions.start_of, regions.outputs
         starts, sizes = [0] * self._places, [0] * self._places
         starts[0], sizes[0] = regions.state
-        allocated, most_allocated = regions.allocated_bytes, regions.most_allocated_bytes
+        allocated = most_allocated = 0
         end = fitting = cut = done = 0  # end: of the last output; cut: outputs in a row, each cut behind the last
         placed: list[tuple[int, ...]] = []  # by turn: the starts of all but the output, and the largest block that fits
         while done < turns:
@@ -164,8 +164,9 @@ class Turns:
             if taken and cycles.has_taken_region():
                 break
         regions.state = starts[0], sizes[0]
-        regions.allocated_bytes, regions.most_allocated_bytes = allocated, most_allocated
-        return done
+        usage = Usage(allocated, most_allocated)
+        regions.use(*usage)
+        return done, usage
 
     def _alike(self, placed: list[tuple[int, ...]], cut: int, behind: int, most: int) -> int:
         """How many turns, of at most so many, do the same as the last ones. cut: outputs that are behind one another, but one."""

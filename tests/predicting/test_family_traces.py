@@ -21,14 +21,15 @@ from qwen_inspect.predicting import turning
 from qwen_inspect.predicting.allocator import DEFAULTS, UNLIMITED_BYTES, Allocator
 from qwen_inspect.predicting.family_file import SHIPPED, read
 from qwen_inspect.predicting.family_trace import NotCovered, Variables
-from qwen_inspect.predicting.folded_replay import folded_reserved
+from qwen_inspect.predicting.folded_replay import FoldedAllocator, folded_peak, folded_reserved
 from qwen_inspect.predicting.kept_trace import Point
 from qwen_inspect.predicting.outline import options_of
-from qwen_inspect.predicting.region_steps import Steps
+from qwen_inspect.predicting.quick_replay import Peak
+from qwen_inspect.predicting.region_steps import Steps, Usage
 from qwen_inspect.predicting.replay import replay, replay_folded
 from qwen_inspect.predicting.segments import deepen, fixed
 from qwen_inspect.predicting.sources import family_trace, sample_request
-from qwen_inspect.predicting.token_loops import folded, is_folded, unfolded
+from qwen_inspect.predicting.token_loops import REPEATED, folded, is_folded, unfolded
 from qwen_inspect.predicting.turning import Turns
 from qwen_inspect.results.memory import Mode, Run
 from qwen_inspect.results.timeline import Allocate, Event, Free, Stage, Timeline
@@ -303,6 +304,8 @@ def a_scan(*, layers: int, tokens: int, state_bytes: int, output_bytes: int) -> 
 def test_a_folded_loop_takes_what_all_its_turns_take(tokens: int, state_bytes: int, output_bytes: int) -> None:
     """One sequence of mamba-2.8b and of falcon-mamba-7b, several, and sizes in either pool of the allocator; the last three have
     their peak in a turn that gets a block larger than it asks for.
+
+    On integers it is known that the peak lies in a turn, not where.
     """
     whole = a_scan(layers=3, tokens=tokens, state_bytes=state_bytes, output_bytes=output_bytes)
     short = folded(whole)
@@ -311,6 +314,34 @@ def test_a_folded_loop_takes_what_all_its_turns_take(tokens: int, state_bytes: i
     (_, mine), theirs = replay_folded(short, Allocator), replay(whole, with_course=False)
     assert (mine.peak, mine.at_peak, mine.end) == (theirs.peak, theirs.at_peak, theirs.end)
     assert folded_reserved(short, DEFAULTS, UNLIMITED_BYTES, Steps()) == theirs.peak.reserved_bytes
+    quick = FoldedAllocator(short, DEFAULTS, UNLIMITED_BYTES, Steps())
+    assert quick.reserved_up_to_most() == theirs.peak.reserved_bytes
+    assert quick.peak() == folded_peak(short, DEFAULTS) == peak_between_turns(short)
+    assert quick.most_allocated_bytes == theirs.peak.allocated_bytes
+    beside = with_larger_request(short)
+    assert folded_peak(beside, DEFAULTS) == peak_between_turns(beside) is not None
+
+
+def peak_between_turns(short: Timeline) -> Peak | None:
+    """By the allocator; None for one in a turn."""
+    replayed = replay(short, with_course=False)
+    if replayed.peak.allocated_bytes != replayed.at_peak.allocated_bytes:
+        return None
+    assert replayed.peak_event is not None
+    return Peak(
+        event=replayed.peak_event,
+        rounding_bytes=replayed.at_peak.rounding_bytes,
+        end_rounding_bytes=replayed.end.rounding_bytes,
+        reserved_bytes=replayed.peak.reserved_bytes,
+    )
+
+
+def with_larger_request(short: Timeline) -> Timeline:
+    """The run with a request behind its last loop, while the outputs are there, that is larger than all others together."""
+    last = max(index for index, event in enumerate(short.events) if len(event) > 1 and event[3].endswith(REPEATED))
+    total_bytes = sum(event.size_bytes for event in short.events if isinstance(event, Allocate))
+    whole = Allocate(1 << 40, total_bytes + 77, "", "logits")
+    return replace(short, events=(*short.events[: last + 1], whole, Free(whole.id), *short.events[last + 1 :]))
 
 
 def test_what_turns_did_in_one_run_they_do_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,10 +353,10 @@ def test_what_turns_did_in_one_run_they_do_in_another(monkeypatch: pytest.Monkey
     expected = [replay_folded(run, Allocator)[1].peak.reserved_bytes for run in runs]
     steps, played, play = Steps(), [0], Turns._play
 
-    def counted(turns: Turns, most: int) -> int:
-        count = play(turns, most)
+    def counted(turns: Turns, most: int) -> tuple[int, Usage]:
+        count, usage = play(turns, most)
         played[-1] += count
-        return count
+        return count, usage
 
     monkeypatch.setattr(Turns, "_play", counted)
     for run, reserved in zip(runs, expected, strict=True):
