@@ -300,6 +300,22 @@ def test_routers_in_float32_take_twice_as_much(model: str, card: str, version: s
     assert more - less == 2 * in_float32
 
 
+@pytest.mark.parametrize(
+    ("model", "table"),
+    [
+        # Positions, rotated channels and bytes of a number. models/qwen3_vl.py (mrope_positions_factor) and qwen3_5.py of 0.32.0
+        # count positions once; models/qwen2_5_vl.py still takes the default of rotary_embedding/mrope.py, four times.
+        ("Qwen/Qwen3-VL-8B-Instruct", 262_144 * 128 * 2),
+        ("Qwen/Qwen3.5-9B", 262_144 * 64 * 2),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", 0),
+    ],
+)
+def test_positions_of_images_are_in_the_table_once_from_0_32_on(model: str, table: int) -> None:
+    report = inspect(model, source="catalog")
+    before, after = (rank_weights(report, 1, version=version).total_bytes for version in ((0, 31), (0, 32)))
+    assert before - after == 3 * table
+
+
 FLASH_NEXT = ["fit", "catalog:Qwen/Qwen3.8-Flash-Next", "--engine", "vllm", "--engine-version", "0.30.0"]
 MTP = ["--speculative-config", '{"method": "mtp", "num_speculative_tokens": 2}']
 

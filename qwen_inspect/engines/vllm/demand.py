@@ -206,6 +206,7 @@ class VllmDemand(Demand):
             stage=self._stage,
             marlin=marlin,
             float_routers=self.release.float_routers(self._report, capability),
+            version=self.release.version,
         )
         spec, config = self._report.spec, self._report.config or {}
         buffers = deepstack_bytes(config, spec.hidden_size, self.step_tokens or 0, spec.dtype.bits // 8)

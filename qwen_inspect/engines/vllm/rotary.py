@@ -2,7 +2,7 @@
 
 Source: vLLM 0.19.0, model_executor/layers/rotary_embedding: base.py (cos_sin_cache, in the model's dtype),
 linear_scaling_rope.py, mrope.py (four times the positions), gemma4_rope.py (0.26); one for each set of parameters (get_rope's
-cache).
+cache); models/qwen3_vl.py of 0.32.0 (mrope_positions_factor).
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from ...typed import Any
 from .blocks import text_part
 
 WITHOUT = ("gpt2", "opt", "bloom", "mpt", "jamba", "mamba", "mamba2", "falcon_mamba", "nemotron_h", "granitemoehybrid")
+# Whose positions are counted once from 0.32 on, as long as no tokens of videos are pruned.
+POSITIONS_ONCE = ("qwen3_vl", "qwen3_5")
 
 
-def rotary_bytes(report: Report) -> tuple[int, ...]:
-    """Bytes of each table: (positions, rotated channels); none for models without rotary embeddings."""
+def rotary_bytes(report: Report, version: tuple[int, int]) -> tuple[int, ...]:
+    """Bytes of each table: (positions, rotated channels); none for models without rotary embeddings. version: of vLLM."""
     config, spec = report.config or {}, report.spec
     text = text_part(config)
     kind = str(text.get("model_type"))
@@ -34,7 +36,7 @@ def rotary_bytes(report: Report) -> tuple[int, ...]:
     if kind.startswith("gemma4"):  # a table of each kind of layer, of whole heads: what is not turned has angles of 0
         widths = {layer.head_dim for layer in report.attention.layers if isinstance(layer, LayerAttention)}
         return tuple(positions * width * spec.dtype.bits // 8 for width in sorted(widths))
-    if "mrope_section" in _scaling(text):
+    if "mrope_section" in _scaling(text) and not (version >= (0, 32) and kind.startswith(POSITIONS_ONCE)):
         positions *= 4
     return (positions * row_bytes,)
 

@@ -90,13 +90,14 @@ def rank_weights(
     stage: range | None = None,
     marlin: bool = False,
     float_routers: bool = False,
+    version: tuple[int, int] = (0, 19),
 ) -> RankWeights:
     """Each parameter on one of `ranks` ranks, in module order, and of the rotary tables, if there are any.
 
     Norms, routers and biases of output projections are whole on each rank; the vocabulary is padded to a multiple of 64; A_log is
     float32. Quantised weights are counted as stored, by module. expert_ranks: that share the experts, data-parallel ones
     too. stage: the decoder layers of a pipeline's last rank (None: all).
-    marlin: whether MXFP4 runs on Marlin's kernels, which pad more. float_routers: whether routers are float32.
+    marlin: whether MXFP4 runs on Marlin's kernels, which pad more. float_routers: whether routers are float32. version: of vLLM.
     Raises UnsupportedError for sizes that the ranks do not divide, and for classes whose sharding in vLLM is unknown.
     Source: model_executor/layers: linear.py, fused_moe/layer.py, vocab_parallel_embedding.py, rotary_embedding/base.py,
     mamba/*.py, quantization/mxfp4.py, attention/mla_attention.py (process_weights_after_loading); models/qwen2.py
@@ -136,7 +137,10 @@ def rank_weights(
     small_scales = report.known.quantised is not None and 8 <= report.known.quantised.bits_per_weight < 8.1
     packed = [name for name in sizes if name.endswith(".packed") and not small_scales]
     return RankWeights(
-        whole=(*(size_bytes for name, size_bytes in sizes.items() if name not in packed), *rotary_bytes(report)),
+        whole=(
+            *(size_bytes for name, size_bytes in sizes.items() if name not in packed),
+            *rotary_bytes(report, version),
+        ),
         packed=tuple(sizes[name] for name in packed),
     )
 
