@@ -11,6 +11,8 @@ from ..units import GIB
 
 LONGEST_COMMAND = 20_000
 SET_BEFORE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)  # VAR=value before a program
+SHELL_END = re.compile(r"\|\|?|&&?|;")
+REDIRECTION = re.compile(r"(?:[0-9]*|&)>{1,2}(&?\S*)")
 
 
 def words_of(line: str) -> list[str]:
@@ -21,6 +23,23 @@ def words_of(line: str) -> list[str]:
         return shlex.split(line.replace("\\\n", " "), comments=False)
     except ValueError:
         raise UsageError("llama_cpp_command_quotes") from None
+
+
+def of_program(words: Sequence[str]) -> list[str]:
+    """Without what a shell keeps for itself: redirections, and all behind a pipe, a semicolon or an ampersand."""
+    kept: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if SHELL_END.fullmatch(word):
+            break
+        if (redirection := REDIRECTION.fullmatch(word)) is not None:
+            if not redirection[1]:
+                next(rest, None)  # the file
+            continue
+        kept.append(word.removesuffix(";"))
+        if word.endswith(";"):
+            break
+    return kept
 
 
 def each_option(

@@ -121,10 +121,16 @@ def test_a_command_is_read_as_sglang_spells_it(capsys: pytest.CaptureFixture[str
     command = parse_command(
         "docker run --gpus all lmsysorg/sglang:v0.5.23-cu129 python3 -m sglang.launch_server --model a/b --tp 4 "
         "--mem_fraction_static=0.8 --context-length 32K --kv-cache-dtype fp8_e5m2 --dtype half --chunked-prefill-size 4096 "
-        "--max-running-requests 64 --cuda-graph-max-bs 32 --disable-radix-cache --mamba-full-memory-ratio 2.5 --foo bar --port 1"
+        "--max-running-requests 64 --cuda-graph-max-bs 32 --disable-radix-cache --mamba-full-memory-ratio 2.5 --foo bar --port 1 "
+        "odd | tee x"
     )
     serving = command.serving
-    assert (command.model, command.dtype, command.ignored, serving.version) == ("a/b", "float16", ("--foo",), "0.5.23")
+    assert (command.model, command.dtype, command.ignored, serving.version) == (
+        "a/b",
+        "float16",
+        ("--foo", "odd"),
+        "0.5.23",
+    )
     assert (serving.ranks, serving.utilization, serving.context_tokens, serving.cache_format) == (4, 0.8, 32_768, "fp8")
     assert serving.sglang == SglangOptions(
         chunk_tokens=4096, running=64, graph_sequences=32, radix=False, state_share=2.5

@@ -9,6 +9,7 @@ import pytest
 
 from qwen_inspect.cli import main
 from qwen_inspect.engines.vllm.command import parse_command
+from qwen_inspect.engines.vllm.connectors import keeps_groups
 from qwen_inspect.engines.vllm.log import read_log
 from qwen_inspect.engines.vllm.releases import release
 from qwen_inspect.errors import UsageError
@@ -79,11 +80,98 @@ def test_a_quantisation_that_is_not_counted_is_named() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["", "llama-server -m x", "vllm serve 'x", "vllm serve x -tp", "vllm serve x -tp 0", "vllm serve x --block-size y"],
+    [
+        *(
+            "",
+            "llama-server -m x",
+            "vllm serve 'x",
+            "vllm serve x -tp",
+            "vllm serve x -tp 0",
+            "vllm serve x --block-size y",
+        ),
+        # "serve" has one positional, nargs="?", a module none (entrypoints/openai/cli_args.py); argparse refuses the rest.
+        *("vllm serve x y", "vllm serve x -tp 2 y", "vllm serve x --enforce-eager y", "vllm bench serve --model x"),
+        "python -m vllm.entrypoints.openai.api_server x",
+        *(f"vllm serve x --kv-transfer-config '{config}'" for config in ("x", "[]", "{}", '{"kv_role": "kv_both"}')),
+        """vllm serve x --kv-transfer-config '{"kv_connector": "MultiConnector"}'""",
+    ],
 )
 def test_a_command_that_is_none_is_refused(line: str) -> None:
     with pytest.raises(UsageError):
         parse_command(line)
+
+
+def test_further_values_of_an_option_and_what_a_shell_keeps_are_no_stray_words() -> None:
+    for line in (
+        "vllm serve a/b --served-model-name c d -tp 2 --cudagraph-capture-sizes 1 2 4 > log 2>&1",
+        "cd /srv && vllm serve a/b >>log -tp 2 2>/dev/null | tee x y",
+        "vllm serve --model x a/b -tp 2 & disown",
+        "vllm serve a/b --model x -tp 2; echo done",
+    ):
+        command = parse_command(line)
+        assert (command.model, command.serving.ranks) == ("a/b", 2)
+
+
+CONNECTOR = "--kv-transfer-config.kv_connector"
+SEVERAL = (
+    "--kv-transfer-config "
+    """'{"kv_connector": "MultiConnector", "kv_connector_extra_config": {"connectors": [%s]}}'"""
+)
+
+
+@pytest.mark.parametrize(
+    ("version", "option", "kept"),
+    [
+        # config/vllm.py of each version; which classes subclass SupportsHMA in its distributed/kv_transfer/kv_connector.
+        ("0.12.0", f"{CONNECTOR} NixlConnector --no-disable-hybrid-kv-cache-manager", False),
+        ("0.14.0", f"{CONNECTOR} NixlConnector", False),
+        ("0.14.0", f"{CONNECTOR} NixlConnector --no-disable-hybrid-kv-cache-manager", True),
+        ("0.21.0", f"{CONNECTOR} OffloadingConnector", False),
+        ("0.22.0", f"{CONNECTOR} OffloadingConnector", True),
+        ("0.22.0", f"{CONNECTOR} LMCacheConnectorV1", False),
+        ("0.29.0", f"{CONNECTOR} MoRIIOConnector", False),
+        ("0.30.0", f"{CONNECTOR}=MoRIIOConnector", True),
+        ("0.33.0", f"{CONNECTOR} NixlConnector --disable-hybrid-kv-cache-manager", False),
+        ("0.33.0", f"{CONNECTOR} MyConnector", None),
+        ("0.33.0", f"{CONNECTOR} NixlConnector --kv-transfer-config.kv_connector_module_path mine", None),
+        ("0.33.0", SEVERAL % '{"kv_connector": "NixlConnector"}, {"kv_connector": "OffloadingConnector"}', True),
+        ("0.33.0", SEVERAL % '{"kv_connector": "NixlConnector"}, {"kv_connector": "FlexKVConnectorV1"}', False),
+    ],
+)
+def test_a_connector_turns_groups_of_layers_off_by_version_and_class(
+    version: str, option: str, kept: bool | None
+) -> None:
+    command = parse_command(f"vllm serve x {option}")
+    assert keeps_groups(release(version).version, command.serving.environment) is kept
+    assert command.ignored == ("--kv-transfer-config",)  # buffers of its own
+
+
+def test_without_groups_windows_hold_every_token_and_states_are_refused(capsys: Capture) -> None:
+    """Gemma 2 2B: 26 layers, of which 13 have windows of 4,096 tokens, with 4 KV heads of 256 numbers in 2 bytes."""
+
+    def asked(model: str, option: str, version: str) -> list[str]:
+        line = f"vllm serve catalog:{model} --max-model-len 8192 {option}"
+        return ["fit", "--gpu", "H100", "--format", "json", "--lang", "en", "--vllm", line, "--engine-version", version]
+
+    blocks = []
+    for option in ("", f"{CONNECTOR} LMCacheConnectorV1"):
+        assert main(asked("google/gemma-2-2b-it", option, "0.22.0")) == 0
+        found = json.loads(capsys.readouterr().out)["vllm"]
+        blocks.append((found["block_bytes"], found["low"]["sequence_blocks"]))
+    layer_bytes = 16 * 2 * 4 * 256 * 2
+    assert blocks[1] == (26 * layer_bytes, 8192 // 16)
+    assert blocks[0][0] == 13 * layer_bytes
+    hybrid = "Qwen/Qwen3.5-9B"
+    assert main(asked(hybrid, f"{CONNECTOR} NixlConnector", "0.22.0")) == 0
+    capsys.readouterr()
+    for option, version, told in (
+        (f"{CONNECTOR} NixlConnector", "0.21.0", "states beside attention"),
+        ("--disable-hybrid-kv-cache-manager", "0.33.0", "states beside attention"),
+        (f"{CONNECTOR} MyConnector", "0.33.0", "MyConnector"),
+    ):
+        assert main(asked(hybrid, option, version)) == 7
+        assert told in capsys.readouterr().err
+    assert main(asked("Qwen/Qwen3-8B", f"{CONNECTOR} MyConnector", "0.33.0")) == 0  # all layers alike
 
 
 def test_a_command_takes_what_its_options_ask_for_and_no_option_twice(capsys: Capture) -> None:

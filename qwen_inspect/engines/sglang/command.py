@@ -12,7 +12,17 @@ from ...errors import UnsupportedError, UsageError
 from ...results.serving import WHOLE_PROMPTS, Serving, SglangOptions
 from ...typed import Any
 from ...values import dataclass, replace
-from ..pasted import SET_BEFORE, each_option, read_count, read_dtype, read_format, read_share, read_tokens, words_of
+from ..pasted import (
+    SET_BEFORE,
+    each_option,
+    of_program,
+    read_count,
+    read_dtype,
+    read_format,
+    read_share,
+    read_tokens,
+    words_of,
+)
 
 IMAGE = re.compile(r"(?:\S*/)?sglang(?::v?(?P<version>[0-9]+\.[0-9]+[0-9A-Za-z.]*)\S*)?")
 SHORT: Mapping[str, str] = {
@@ -87,7 +97,7 @@ def parse_command(line: str) -> Command:
     named: dict[str, str] = {}
     ignored: dict[str, None] = {}
     bare = WITHOUT_VALUE | SWITCHES.keys() | {"--enable-dp-attention", "--enable-lora"}
-    for option, value in each_option(words, short=SHORT, valued=_valued, bare=bare):
+    for option, value in each_option(of_program(words), short=SHORT, valued=_valued, bare=bare):
         if option in REFUSED:
             raise UnsupportedError("sglang_option", option=option)
         if option in SWITCHES:
@@ -100,6 +110,8 @@ def parse_command(line: str) -> Command:
             sglang[name] = WHOLE_PROMPTS if option == CHUNK and value == "-1" else read(option, value)
         elif option in OTHERS and value is not None:
             named[option] = value
+        elif not option and value:
+            ignored[value[:40]] = None
         elif option and option not in WITHOUT_VALUE | WITH_VALUE:
             ignored[option] = None
     if named.get("--pp-size", "1") != "1":

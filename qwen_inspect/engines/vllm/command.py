@@ -16,6 +16,7 @@ from ...values import dataclass, field, replace
 from ..pasted import (
     SET_BEFORE,
     each_option,
+    of_program,
     read_count,
     read_dtype,
     read_format,
@@ -24,6 +25,7 @@ from ..pasted import (
     read_tokens,
     words_of,
 )
+from .connectors import connectors_of, parse_transfer
 from .speculative_config import parse_speculation, proposal
 
 IMAGE = re.compile(r"(?:\S*/)?vllm-openai(?::v?(?P<version>[0-9]+\.[0-9]+[0-9A-Za-z.]*)\S*)?")
@@ -105,7 +107,10 @@ class _Reading:
     ignored: list[str] = field(default_factory=list)
     lora: bool = False
     speculative: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, bool] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    transfer: dict[str, Any] | None = None
+    positional: str | None = None
+    module: bool = False
 
 
 def parse_command(line: str, *, version: str | None = None) -> Command:
@@ -115,10 +120,14 @@ def parse_command(line: str, *, version: str | None = None) -> Command:
     if version is not None:
         reading.values["version"] = version
     arguments = _arguments(words, reading)
-    set_before = [VARIABLE.fullmatch(word) for word in words[: len(words) - len(arguments)]]
+    before = words[: len(words) - len(arguments)]
+    arguments = of_program(arguments)
+    set_before = [VARIABLE.fullmatch(word) for word in before]
     named = {ENVIRONMENT[found[1]]: found[2] == "1" for found in set_before if found and found[1] in ENVIRONMENT}
     reading.environment.update(named)
     _read(arguments, reading)
+    if reading.transfer is not None:
+        reading.environment["connectors"] = connectors_of(reading.transfer)
     if reading.environment:
         reading.values["environment"] = VllmEnvironment(**reading.environment)
     if not reading.lora:
@@ -142,6 +151,7 @@ def _arguments(words: list[str], reading: _Reading) -> list[str]:
     """The words after the program, its module or its image, which may name the version."""
     for at, word in enumerate(words):
         if MODULE.fullmatch(word):
+            reading.module = True
             return words[at + 1 :]
         if (image := IMAGE.fullmatch(word)) is not None:
             if image["version"]:
@@ -155,9 +165,20 @@ def _arguments(words: list[str], reading: _Reading) -> list[str]:
 
 
 def _read(words: list[str], reading: _Reading) -> None:
+    """Raises UsageError for words that vLLM's parser refuses: beside the model, or any of a module, except an option's further
+    values. Of an option that is not known they may be such."""
+    values_follow = False
     for option, value in each_option(words, short=SHORT, valued=_valued, bare=BARE):
         if not option:
-            reading.model = reading.model or value
+            if values_follow:
+                continue
+            if reading.module or reading.positional is not None:
+                raise UsageError("vllm_stray_word", found=(value or "")[:80])
+            reading.model = reading.positional = value
+            continue
+        values_follow = option in SEVERAL or not (option in BARE or _valued(option))
+        if option.startswith(TRANSFER) and value is not None:
+            _set_transfer(option, value, reading)
         elif option in ENVIRONMENTAL:
             name, on = ENVIRONMENTAL[option]
             reading.environment[name] = on
@@ -173,7 +194,16 @@ def _read(words: list[str], reading: _Reading) -> None:
 
 
 def _valued(option: str) -> bool:
-    return any(option in options for options in (VALUES, FIELDS, SPECULATIVE, WITH_VALUE)) or option.startswith(DOTTED)
+    known = any(option in options for options in (VALUES, FIELDS, SPECULATIVE, WITH_VALUE))
+    return known or option.startswith((DOTTED, TRANSFER))
+
+
+def _set_transfer(option: str, value: str, reading: _Reading) -> None:
+    """A connector, whose own buffers on the card are not counted."""
+    key = option.removeprefix(f"{TRANSFER}.").replace("-", "_")
+    given = parse_transfer(option, value) if option == TRANSFER else {key: value}
+    reading.transfer = {**(reading.transfer or {}), **given}
+    reading.ignored.append(TRANSFER)
 
 
 def _set(option: str, value: str, reading: _Reading) -> None:
@@ -189,7 +219,7 @@ def _set(option: str, value: str, reading: _Reading) -> None:
         case "--speculative-config":
             reading.speculative.update(parse_speculation(value))
         case "--model":
-            reading.model = value
+            reading.model = reading.positional or value  # as vLLM's "serve" does
         case "--dtype":
             reading.dtype = read_dtype(value)
         case "--quantization":
@@ -231,6 +261,8 @@ ENVIRONMENTAL: Mapping[str, tuple[str, bool]] = {
 }
 BARE = WITHOUT_VALUE | SWITCHES.keys() | ENVIRONMENTAL.keys() | {LORA}
 DOTTED = "--speculative-config."  # a key of it, with its value behind
+TRANSFER = "--kv-transfer-config"
+SEVERAL = ("--api-key", "--served-model-name")  # with one value or more
 VALUES = frozenset(
     (
         *("--model", "--dtype", "--quantization", "--max-model-len", "--limit-mm-per-prompt"),

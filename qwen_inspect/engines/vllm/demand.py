@@ -32,6 +32,7 @@ from .blocks import (
 )
 from .calibrating import calibrated, matching
 from .compressed import check_compressed, compressed_pool, has_compressed_keys
+from .connectors import check_groups
 from .drafter import Drafter, drafter_of, prediction_count, proposed_tokens
 from .encoder import deepstack_bytes, encoder, unsized
 from .mamba import mamba_pool, mamba_sizes
@@ -74,6 +75,7 @@ class VllmDemand(Demand):
         self.sequences = serving.sequences or by_default[1]
         self.drafter = self._drafter()
         self.pool = self._pool(gpu)
+        check_groups(self.pool, self.release, serving.environment)
         if self.step_tokens is None and any(group.window_tokens for group in self.pool.groups):
             raise UsageError("vllm_step_needed")
         self._check_room(gpu)
@@ -104,12 +106,11 @@ class VllmDemand(Demand):
             layers = tuple(layer for layer in layers if layer.index in self._stage)
         if has_compressed_keys(self._report):
             speculation = self._serving.speculation
-            mtp = speculation is not None and speculation.method == "mtp"
             return compressed_pool(
                 self._report,
                 self.format,
                 ranks=ranks,
-                predicted=prediction_count(self._report) if mtp else 0,
+                predicted=prediction_count(self._report) if self._method == "mtp" else 0,
                 proposed=0 if speculation is None else proposed_tokens(self._report, speculation),
                 prefix_caching=self.prefix_caching,
             )
@@ -145,7 +146,6 @@ class VllmDemand(Demand):
             stage = self._stage or range(len(layers))
             return convolution_pool(self._report, stage, self.format, ranks=ranks, prefix_caching=self.prefix_caching)
         states = state_dtypes(config, self._report.spec.dtype)
-        block_tokens = self._serving.block_tokens or BLOCK_TOKENS
         drafting: Drafting = ((), 1, 0)
         if self.drafter is not None and self._serving.speculation is not None:
             proposed = proposed_tokens(self._report, self._serving.speculation)
@@ -160,7 +160,7 @@ class VllmDemand(Demand):
             self.format,
             ranks=ranks,
             states=states,
-            block_tokens=block_tokens,
+            block_tokens=self._serving.block_tokens or BLOCK_TOKENS,
             drafting=drafting,
             spread=self.release.spread,
             windows=windows,
@@ -198,13 +198,12 @@ class VllmDemand(Demand):
         if (unread := self._report.known.unread) is not None:
             raise unread
         serving, capability = self._serving, self._gpu.compute_capability
-        marlin = capability is not None and capability < (9, 0)
         weights = rank_weights(
             self._report,
             serving.ranks,
             expert_ranks=serving.ranks * serving.data_ranks,
             stage=self._stage,
-            marlin=marlin,
+            marlin=capability is not None and capability < (9, 0),
             float_routers=self.release.float_routers(self._report, capability),
             version=self.release.version,
         )

@@ -8,6 +8,7 @@ from ...spec import each_module
 from ...typed import TYPE_CHECKING, Literal
 from ...units import GIB
 from ...values import dataclass
+from .connectors import keeps_groups
 
 if TYPE_CHECKING:
     from ...results.model import Report
@@ -99,13 +100,13 @@ class Release:
         return (3, 2) if self.version >= (0, 18) else (5, 4) if self.version >= (0, 12) else (1, 1)
 
     def keeps_windows(self, *, chunked: bool, drafts: bool, environment: VllmEnvironment) -> bool:
-        """Whether layers with a window beside others without hold the window alone: not in 0.9.0, nor if the user says so.
+        """Whether layers with a window beside others without hold the window alone: not in 0.9.0, nor without groups.
 
         chunked: attention in chunks, held whole in 0.9, from 0.10.1 to 0.13, and beside a drafter.
         Source: config/vllm.py (disable_hybrid_kv_cache_manager), envs.py (VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE),
         v1/core/kv_cache_utils.py (unify_hybrid_kv_cache_specs).
         """
-        if environment.windows is False or self.name.startswith("0.9.0"):
+        if keeps_groups(self.version, environment) is False or self.name.startswith("0.9.0"):
             return False
         if not chunked:
             return True
