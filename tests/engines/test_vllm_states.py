@@ -331,6 +331,11 @@ MTP = ["--speculative-config", '{"method": "mtp", "num_speculative_tokens": 2}']
         (539 * 13 * 1600 * 2112, ["--context", "262144", *MTP], 1600, 780_638),
         # Four ranks, LMCache's pull request 5042: 784 tokens in each of 3432 blocks. One KV head a rank; 168 + 4 x 2 + 1 blocks.
         (3432 * 12 * 784 * 1088, ["--context", "131072", "--tp", "4"], 784, 3432 * 131_072 // (168 + 9)),
+        # Eight ranks of H100 without cached prefixes, 0.31.1rc1.dev50: of FP8 weights 51.44 GiB (blog-architecture-h100-v1),
+        # of those in bfloat16 11.62 sequences at once (qwen-bf16-h100-v1), which are 7681 blocks of 656 + 4 + 1 each. That log
+        # printed 37.37 GiB, in which rank 0 has room for 7682 to 7684; all ranks take the fewest that one has.
+        (round(51.44 * 2**30), ["--context", "262144", "--tp", "8", "--no-enable-prefix-caching"], 400, 4_194_304),
+        (7681 * 12 * 400 * 1088, ["--context", "262144", "--tp", "8", "--no-enable-prefix-caching"], 400, 3_046_184),
     ],
 )
 def test_blocks_of_compressed_keys_are_those_of_published_logs(
