@@ -50,6 +50,8 @@ def with_peaks(shared: RanksReport, report: Report, run: Run) -> RanksReport:
         return _without_peaks(shared, Message("ranks_trace_deepspeed"))
     if shared.parallelism.offload:
         return _without_peaks(shared, Message("ranks_trace_offload"))
+    if shared.parallelism.tensor > 1 and run.lora_rank is not None:
+        return _without_peaks(shared, Message("ranks_trace_adapters"))
     try:
         ranks = tuple(_with_peak(rank, report, run, shared.parallelism) for rank in shared.ranks)
     except (UnavailableError, UnsupportedError) as error:
@@ -137,7 +139,7 @@ def _assumptions(how: Parallelism, run: Run) -> list[Message]:
     if how.pipeline > 1:
         assumptions.append(Message("assume_ranks_pipeline"))
     if run.lora_rank is not None:
-        assumptions.append(Message("assume_ranks_adapters"))
+        assumptions.append(Message(f"assume_ranks_adapters{'_columns' if how.tensor > 1 else ''}"))
     if how.offload:
         assumptions.append(Message("assume_ranks_offload"))
     if how.offload_optimizer:

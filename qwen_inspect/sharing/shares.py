@@ -22,6 +22,7 @@ from ..results.memory import Run
 from ..results.ranks import Parallelism, Plans, RankBytes
 from ..spec import Module, each_buffer, each_tensor
 from ..values import dataclass, replace
+from .adapters import check_adapters, rows_are_cut
 
 MOST_RANKS = 1024
 COLUMNS = ("colwise", "colwise_gather_output", "colwise_rep")
@@ -69,7 +70,7 @@ def rank_bytes(model: Sharded, how: Parallelism, run: Run) -> tuple[RankBytes, .
     """
     check(model, how, run)
     stages = Stages.of(model, how.pipeline)
-    groups = _parts(model, stages, run)
+    groups = _parts(model, stages, how, run)
     gathered = _gathered(model, how, run)
     cache = [_shared_cache(model, how.tensor, run, stages.layers(stage)) for stage in range(how.pipeline)]
     buffers = [
@@ -121,7 +122,7 @@ def check(model: Sharded, how: Parallelism, run: Run) -> None:
         raise UsageError("ranks_ep_of_ranks", ep=how.expert, ranks=how.fsdp * how.tensor)
     if run.mode == "train" and how.pipeline > 1:
         raise UnsupportedError("ranks_train_pipeline")
-    if run.lora_rank is not None and (how.ranks != how.fsdp or how.expert > 1 or how.zero_stage == 1):
+    if run.lora_rank is not None and (how.ranks not in (how.fsdp, how.tensor) or how.expert > 1 or how.zero_stage == 1):
         raise UnsupportedError("ranks_adapters")
     if how.offload and (how.ranks != how.fsdp or how.expert > 1 or how.zero_stage == 1):
         raise UnsupportedError("ranks_offload")
@@ -144,6 +145,10 @@ def check(model: Sharded, how: Parallelism, run: Run) -> None:
     if how.tensor > 1:
         _check_tied(model)
         _check_heads(model, how.tensor)
+        if run.lora_rank is not None:
+            rules = dict(model.plans.tensor)
+            styles = {tensor.name: _style(tensor.name, rules) for tensor in each_tensor(model.tree)}
+            check_adapters(model.adapters, styles, run)
 
 
 def _check_tied(model: Sharded) -> None:
@@ -197,7 +202,7 @@ class Part:
     adapter: bool = False
 
 
-def _parts(model: Sharded, stages: Stages, run: Run) -> Counter[Part]:
+def _parts(model: Sharded, stages: Stages, how: Parallelism, run: Run) -> Counter[Part]:
     """Kinds of tensors and how many tensors of each."""
     tensor_rules, expert_rules = dict(model.plans.tensor), dict(model.plans.expert)
     is_trained = selects(run.trained, run.frozen)
@@ -219,7 +224,7 @@ def _parts(model: Sharded, stages: Stages, run: Run) -> Counter[Part]:
         Part(
             shape=tensor.shape,
             dtype=tensor.dtype,
-            cut=None,
+            cut=Cut(dimension=0) if how.tensor > 1 and rows_are_cut(tensor) else None,
             by_expert=False,
             stages=stages.holding(tensor.name),
             trained=True,
@@ -329,7 +334,7 @@ def _share_of(part: Part, how: Parallelism, place: int, run: Run) -> Share:
     weights = _bytes(stored, part.dtype)
     padding = weights - _bytes(elements, part.dtype)
     whole = part.whole_gradient and how.tensor > 1 and how.fsdp == 1
-    copies = len(part.stages) > 1 or (how.tensor > 1 and not is_cut)
+    copies = not part.adapter and (len(part.stages) > 1 or (how.tensor > 1 and not is_cut))
     return Share(
         weights=0 if part.adapter else weights,
         padding=0 if part.adapter else padding,

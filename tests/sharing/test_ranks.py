@@ -70,12 +70,13 @@ class Job:
     load_only: bool = False
     followed: bool = False
     lora: int | None = None
+    targets: str = "all-linear"
 
     @property
     def name(self) -> str:
         degrees = " ".join(f"{name}={ranks}" for name, ranks in self.degrees)
         trained = f" {self.optimizer} stage {self.zero_stage}" if self.optimizer else ""
-        adapters = f" lora {self.lora}" if self.lora else ""
+        adapters = f" lora {self.lora} {self.targets}" if self.lora else ""
         return f"{self.model} {degrees}{trained}{adapters}"
 
     @property
@@ -97,6 +98,7 @@ class Job:
             "load_only": self.load_only,
             "followed": self.followed,
             "lora": self.lora,
+            "targets": self.targets if self.targets == "all-linear" else self.targets.split(","),
         }
 
 
@@ -115,12 +117,15 @@ def trained(
     zero_stage: int = 3,
     follow: bool = True,
     lora: int | None = None,
+    targets: str = "all-linear",
     **degrees: int,
 ) -> Job:
     of_model = followed(model, **degrees)
-    return replace(of_model, optimizer=optimizer, zero_stage=zero_stage, followed=follow, lora=lora)
+    return replace(of_model, optimizer=optimizer, zero_stage=zero_stage, followed=follow, lora=lora, targets=targets)
 
 
+# Linear modules that plans cut by columns.
+COLUMNS = "q_proj,k_proj,v_proj,gate_proj,up_proj"
 JOBS: Mapping[int, tuple[Job, ...]] = {
     2: (
         *(followed(model, tp=2) for model in ("qwen2", "qwen3", "qwen3_moe", "qwen3_next")),
@@ -140,6 +145,7 @@ JOBS: Mapping[int, tuple[Job, ...]] = {
         trained("llama", fsdp=2, zero_stage=2, follow=False, lora=3),
         *(trained(model, "adamw_for_loop", tp=2) for model in ("qwen3_moe", "llama")),
         *(trained(model, "adamw_for_loop", tp=2, follow=False) for model in ("qwen3", "qwen3 tied")),
+        *(trained(model, "adamw_for_loop", tp=2, follow=False, lora=3, targets=COLUMNS) for model in ("qwen3", "qwen3 tied")),
     ),
     4: (
         *(job(model, tp=4) for model in ("qwen3", "qwen3_moe", "llama")),
@@ -173,6 +179,19 @@ REFUSED: tuple[tuple[Job, str, str], ...] = (
     (trained("qwen3", tp=2), "ranks_train_mixed", "mixed torch.Tensor and DTensor"),
     (trained("qwen3", "adamw_fused", tp=2), "ranks_train_mixed", "mixed torch.Tensor and DTensor"),
     (trained("qwen3", "sgd", tp=2), "ranks_train_mixed", "mixed torch.Tensor and DTensor"),
+    (
+        trained("qwen3", tp=2, follow=False, lora=3, targets=COLUMNS),
+        "ranks_train_mixed",
+        "mixed torch.Tensor and DTensor",
+    ),
+    *(
+        (
+            trained("qwen3", "adamw_for_loop", tp=2, follow=False, lora=3, targets=row),
+            "ranks_adapters_style",
+            "is invalid for",
+        )
+        for row in ("o_proj", "down_proj")
+    ),
     (trained("qwen3", "adamw_for_loop", pp=2), "ranks_train_pipeline", "'NoneType' object has no attribute 'backward'"),
     (job("qwen3", tp=2, pp=2), "ranks_with_pipeline", "KeyError: 'model."),
     (job("qwen3", fsdp=2, pp=2), "ranks_with_pipeline", "Combining FSDP with pipeline parallelism is not supported"),
@@ -235,6 +254,7 @@ def predicted(one: Job, directory: Path) -> list[RankBytes]:
         attention="sdpa",
         optimizer=one.optimizer or Run().optimizer,
         lora_rank=one.lora,
+        lora_targets=tuple(one.targets.split(",")),
     )
     found = ranks_report(inspect(str(directory)), run, one.how)
     return [group for rank in range(one.how.ranks) for group in found.ranks if rank in group.ranks]
@@ -284,8 +304,8 @@ def test_each_rank_trains_with_the_bytes_that_are_predicted(
     found = runs[one.name]
     if one.degrees[0][0] == "fsdp":
         assert [rank["weights"] for rank in found] == [rank.weights + rank.adapters for rank in expected]
-    if one.lora is None:
-        assert [rank["rows"] for rank in found] == [rank.weights - rank.padding for rank in expected]
+    if one.lora is None or "tp" in dict(one.degrees):
+        assert [rank["rows"] for rank in found] == [rank.weights - rank.padding + rank.adapters for rank in expected]
     assert [rank["gradients"] for rank in found] == [rank.gradients for rank in expected]
     assert [rank["optimizer"] for rank in found] == [rank.optimizer for rank in expected]
     if all(rank.gathered is not None for rank in expected):  # not told where they are tensor-parallel ones too

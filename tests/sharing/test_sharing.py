@@ -276,6 +276,8 @@ def test_a_class_whose_cache_cannot_be_shared_with_certainty_has_an_unknown_one(
         ("--fsdp 2 --mode train --trained (", 2),
         ("--tp 2 --lora 8", 2),
         ("--tp 2 --mode train --optimizer adamw_for_loop --lora 8", 7),
+        ("--tp 2 --fsdp 2 --mode train --optimizer adamw_for_loop --lora 8 --lora-targets q_proj", 7),
+        ("--tp 2 --mode train --optimizer adamw_for_loop --lora 8 --lora-targets q_proj --dora", 7),
         ("--fsdp 2 --mode train --optimizer adamw_8bit", 7),
         ("--offload", 2),
         ("--fsdp 2 --zero-stage 1 --offload --mode train", 7),

@@ -194,9 +194,19 @@ def adapted(job: dict[str, Any], models: Path) -> Any:
     return model
 
 
+def cut_and_adapted(job: dict[str, Any], models: Path) -> Any:
+    """To train adapters, which PEFT adds to a model that transformers has cut."""
+    import peft
+
+    model = loaded(job, models)
+    config = peft.LoraConfig(r=job["lora"], target_modules=job["targets"], task_type="CAUSAL_LM")
+    peft.get_peft_model(model, config)
+    return model
+
+
 def trained(job: dict[str, Any], models: Path) -> dict[str, Any]:
     by_torch = list(job["parallel"]) == ["fsdp_size"]
-    load = adapted if job["lora"] else loaded
+    load = loaded if not job["lora"] else adapted if by_torch else cut_and_adapted
     if job["followed"] or not by_torch:
         model = load(job, models)
     changes = followed(lambda: some_steps(model, job["optimizer"])) if job["followed"] else []
