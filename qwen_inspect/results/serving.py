@@ -89,7 +89,8 @@ class VllmEnvironment:
     flashinfer: VLLM_USE_FLASHINFER_SAMPLER, or whether FlashInfer is installed where that decides. graphs:
     VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS. second_runner: VLLM_USE_V2_MODEL_RUNNER. asynchronous: --async-scheduling.
     windows: whether layers with windows hold those alone (--disable-hybrid-kv-cache-manager); chunks: so of attention in chunks,
-    VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE. connectors: of --kv-transfer-config.
+    VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE. connectors: of --kv-transfer-config; events:
+    whether there is a --kv-events-config.
     """
 
     flashinfer: bool | None = None
@@ -99,6 +100,7 @@ class VllmEnvironment:
     windows: bool | None = None
     chunks: bool | None = None
     connectors: tuple[str, ...] = ()
+    events: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -133,6 +133,9 @@ SEVERAL = (
         ("0.30.0", f"{CONNECTOR}=MoRIIOConnector", True),
         ("0.33.0", f"{CONNECTOR} NixlConnector --disable-hybrid-kv-cache-manager", False),
         ("0.33.0", f"{CONNECTOR} MyConnector", None),
+        ("0.18.0", "--kv-events-config '{}'", False),  # any, up to 0.18; 0.20 does not ask
+        ("0.19.0", "--kv-events-config '{}'", None),
+        ("0.20.0", "--kv-events-config '{}'", True),
         ("0.33.0", f"{CONNECTOR} NixlConnector --kv-transfer-config.kv_connector_module_path mine", None),
         ("0.33.0", SEVERAL % '{"kv_connector": "NixlConnector"}, {"kv_connector": "OffloadingConnector"}', True),
         ("0.33.0", SEVERAL % '{"kv_connector": "NixlConnector"}, {"kv_connector": "FlexKVConnectorV1"}', False),
@@ -143,7 +146,8 @@ def test_a_connector_turns_groups_of_layers_off_by_version_and_class(
 ) -> None:
     command = parse_command(f"vllm serve x {option}")
     assert keeps_groups(release(version).version, command.serving.environment) is kept
-    assert command.ignored == ("--kv-transfer-config",)  # buffers of its own
+    transfers = "--kv-transfer-config" in option
+    assert command.ignored == (("--kv-transfer-config",) if transfers else ())  # buffers of its own
 
 
 def test_without_groups_windows_hold_every_token_and_states_are_refused(capsys: Capture) -> None:

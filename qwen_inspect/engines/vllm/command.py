@@ -177,7 +177,9 @@ def _read(words: list[str], reading: _Reading) -> None:
             reading.model = reading.positional = value
             continue
         values_follow = option in SEVERAL or not (option in BARE or _valued(option))
-        if option.startswith(TRANSFER) and value is not None:
+        if option.startswith(EVENTS):
+            reading.environment["events"] = True
+        elif option.startswith(TRANSFER) and value is not None:
             _set_transfer(option, value, reading)
         elif option in ENVIRONMENTAL:
             name, on = ENVIRONMENTAL[option]
@@ -195,7 +197,7 @@ def _read(words: list[str], reading: _Reading) -> None:
 
 def _valued(option: str) -> bool:
     known = any(option in options for options in (VALUES, FIELDS, SPECULATIVE, WITH_VALUE))
-    return known or option.startswith((DOTTED, TRANSFER))
+    return known or option.startswith((DOTTED, TRANSFER, EVENTS))
 
 
 def _set_transfer(option: str, value: str, reading: _Reading) -> None:
@@ -261,7 +263,7 @@ ENVIRONMENTAL: Mapping[str, tuple[str, bool]] = {
 }
 BARE = WITHOUT_VALUE | SWITCHES.keys() | ENVIRONMENTAL.keys() | {LORA}
 DOTTED = "--speculative-config."  # a key of it, with its value behind
-TRANSFER = "--kv-transfer-config"
+TRANSFER, EVENTS = "--kv-transfer-config", "--kv-events-config"
 SEVERAL = ("--api-key", "--served-model-name")  # with one value or more
 VALUES = frozenset(
     (

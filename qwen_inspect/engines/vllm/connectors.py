@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from .releases import Release
 
 NEVER_BEFORE, BY_CLASS = (0, 13), (0, 22)  # no choice before; from then on the connector's class decides
+EVENTS_OFF, EVENTS_ON = (
+    (0, 18),
+    (0, 20),
+)  # last version whose events turn groups off, first whose do not; between: not read
 WITH_GROUPS = frozenset(
     """
     DecodeBenchConnector ExampleHiddenStatesConnector MooncakeConnector MooncakeStoreConnector NixlConnector NixlPullConnector
@@ -60,8 +64,10 @@ def _name(config: Mapping[str, Any]) -> str:
 
 def keeps_groups(version: tuple[int, int], environment: VllmEnvironment) -> bool | None:
     """None: not known, of a connector whose class is not."""
-    if environment.windows is False:
+    if environment.windows is False or (environment.events and version <= EVENTS_OFF):
         return False
+    if environment.events and version < EVENTS_ON:
+        return None
     if not environment.connectors:
         return True
     if version < BY_CLASS or environment.windows:
@@ -87,7 +93,7 @@ def check_groups(pool: BlockPool, release: Release, environment: VllmEnvironment
         return
     kept = keeps_groups(release.version, environment)
     if kept is None:
-        found = ", ".join(environment.connectors)
+        found = ", ".join(environment.connectors) or "--kv-events-config"
         raise UnsupportedError("vllm_connector", found=found, version=release.name)
     if not kept and len(states) > 1:
         raise UnsupportedError("vllm_groups_off")
