@@ -23,10 +23,8 @@ from ..values import replace
 from .allocator import Allocator, HostAllocator, OutOfMemory
 from .allocator_settings import read_settings
 from .assumptions import _part_assumptions, assumptions
-from .folded_replay import folded_reserved
 from .on_device import BUFFER, PARAMETER, WORKSPACE, growing, on_device
 from .quick_replay import Peak, quick_peak
-from .region_steps import Steps
 from .replay import WARM_UP, Replay, least_reserved, replay_folded, reserved_up_to, warm_up_bytes
 from .reserved import can_be_worked_out
 from .turns import with_all_turns
@@ -36,6 +34,7 @@ from .workspaces import LT_WORKSPACE_BYTES, workspace_of
 if TYPE_CHECKING:
     from ..results.course import Course
     from ..results.lora import TrainedTensor
+    from .region_steps import Steps
 
 MOST_ALIVE = 12
 DEFAULT_RUN = Run()
@@ -97,6 +96,8 @@ def reserved_within(timeline: Timeline, run: Run, most_bytes: int, steps: Steps)
 
     steps: of loops, known from other runs of the same trace.
     """
+    from .folded_replay import folded_reserved
+
     whole, allocator = _whole(with_all_turns(timeline, run), run), _allocator(run)
     least = least_reserved(whole, allocator.settings)
     if least > most_bytes:

@@ -42,7 +42,8 @@ def on_device(timeline: Timeline, run: Run) -> Timeline:
         timeline = as_cudnn(timeline) if run.attention == "sdpa" else timeline
     elif has_cudnn_attention(run.gpu):
         timeline = _without(timeline, _log_sum_exps(timeline))
-    timeline = _sorting(timeline)
+    operators = operators_of(timeline.events)
+    timeline = _sorting(timeline, operators)
     begins = timeline.stages[1].first_event
     load, rest = timeline.events[:begins], timeline.events[begins:]
     if timeline.cast:
@@ -52,7 +53,7 @@ def on_device(timeline: Timeline, run: Run) -> Timeline:
         load = laid_out(load, run.loader)
     events: list[Event] = []
     at = 0
-    workspaces = _workspaces(timeline, run)
+    workspaces = _workspaces(timeline, run, operators)
     for index, workspace in workspaces:
         # The product's output is allocated first, then the library is called.
         events += (*rest[at : index + 1 - begins], workspace)
@@ -118,14 +119,12 @@ def leap(timeline: Timeline) -> list[tuple[Allocate, Allocate]]:
     return list(zip(before, after, strict=True)) if len(before) == len(after) else []
 
 
-def _workspaces(timeline: Timeline, run: Run) -> list[tuple[int, Allocate]]:
+def _workspaces(timeline: Timeline, run: Run, operators: Collection[str]) -> list[tuple[int, Allocate]]:
     """The workspaces that matrix products allocate for the life of the process, each with the index of the event before it.
 
     Every thread has its own handle, so the first backward, which runs in autograd's thread, allocates another one.
     Source: torch 2.13, aten/src/ATen/cuda/CublasHandlePool.cpp, getCurrentCUDABlasHandle; as recorded in benchmarks/recorded.
     """
-
-    operators = operators_of(timeline.events)
 
     def first(pattern: str, begins: int) -> int | None:
         wanted = {operator for operator in operators if re.match(pattern, operator)}
@@ -171,9 +170,9 @@ def _log_sum_exps(timeline: Timeline) -> set[int]:
     return {event.id for _, event in log_sum_exps(timeline)}
 
 
-def _sorting(timeline: Timeline) -> Timeline:
+def _sorting(timeline: Timeline, operators: Collection[str]) -> Timeline:
     """Adds the scratch of CUDA's integer sort, used to sort tokens by expert: the indices in order, and CUB's own scratch."""
-    sorts = {name for name in operators_of(timeline.events) if name == SORT or name.startswith(f"{SORT}.")}
+    sorts = {name for name in operators if name == SORT or name.startswith(f"{SORT}.")}
     if not sorts:
         return timeline
     events = timeline.events

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from ..results.exploration import Loop
 from ..results.memory import Run
-from ..results.timeline import Allocate, Event, Free, Timeline, modules_of
+from ..results.timeline import Event, Timeline, allocations, frees, modules_of
 from ..tracing import CHUNK_TURNS
 from ..values import replace
 from .kept_trace import CHUNK_TOKENS
@@ -39,12 +39,18 @@ def with_all_turns(timeline: Timeline, run: Run) -> Timeline:
     turns = missing_turns(run.prompt_tokens, loops)
     if not turns:
         return timeline
-    made = [event for event in timeline.events if isinstance(event, Allocate)]
-    number = {event.id: index for index, event in enumerate(made)}
-    order = [number[event.id] if isinstance(event, Allocate) else -1 - number[event.id] for event in timeline.events]
+    made = [event for event in timeline.events if len(event) > 1]
+    number = {event[0]: index for index, event in enumerate(made)}
+    order = [number[event[0]] if len(event) > 1 else -1 - number[event[0]] for event in timeline.events]
     order, sources = with_turns(order, len(made), loops, turns)
-    made += [made[source]._replace(id=TURN_IDS + index) for index, source in enumerate(sources)]
-    events: list[Event] = [made[entry] if entry >= 0 else Free(made[-1 - entry].id) for entry in order]
+    if sources:
+        _, sizes, modules, operators = zip(*map(made.__getitem__, sources), strict=True)
+        made += allocations(range(TURN_IDS, TURN_IDS + len(sources)), sizes, modules, operators)
+    by_entry: list[Event] = [
+        *made,
+        *frees(event[0] for event in reversed(made)),
+    ]  # negative indices: entry -1 - i frees i
+    events = list(map(by_entry.__getitem__, order))
     added = len(events) - len(timeline.events)
     stages = tuple(
         stage if index < 2 else replace(stage, first_event=stage.first_event + added)
@@ -102,11 +108,11 @@ def loops_of(timeline: Timeline) -> tuple[Loop, ...]:
     linear |= {module for module in decaying if module.endswith(ATTENTION)}
     if not linear:
         return ()
-    made = {event.id: event for event in events if isinstance(event, Allocate)}
-    numbers: dict[object, int] = {}
-    keys = [(isinstance(event, Allocate), *made[event.id][1:]) for event in timeline.events[begin:end]]
-    alike = "".join([chr(numbers.setdefault(key, len(numbers))) for key in keys])
-    is_linear = [module in linear for _, _, module, _ in keys]
+    kinds: dict[tuple[object, ...], int] = {}  # of requests that differ in their ids alone
+    kind_of = {event[0]: kinds.setdefault(event[1:], len(kinds)) for event in events if len(event) > 1}
+    alike = "".join([chr(2 * kind_of[event[0]] + (len(event) > 1)) for event in events[begin:]])
+    linear_kinds = {kind for (_, module, _), kind in kinds.items() if module in linear}
+    is_linear = [kind_of[event[0]] in linear_kinds for event in events[begin:]]
     return tuple(replace(loop, first_event=begin + loop.first_event) for loop in _loops(alike, is_linear))
 
 
