@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from ..console import EXIT_UNAVAILABLE, complain, one_line
-from ..errors import UsageError
+from ..errors import UnsupportedError, UsageError
 from ..interrupts import EXIT_INTERRUPTED
 from ..language import Language
 from ..options import flag, given, media, model, output, prediction, values
@@ -73,9 +73,9 @@ def run(options: Namespace, say: Language) -> int:
     report = media.with_media(prediction.inspected(options), request, options)
     run = prediction.with_media(prediction.as_the_model_runs(run, report, options), report, options)
     shared = _over_devices(report, run, options)  # first, so that a refusal comes before a slow trace
-    memory = replace(_memory(report, run, options), **shared)
-    if options.rollout is not None:
-        memory = _with_rollouts(memory, options)
+    memory = replace(
+        _memory(report, run, options) if options.rollout is None else _grpo(report, run, options), **shared
+    )
     if options.speed:
         from ..predicting.speed import speed_of
 
@@ -157,12 +157,20 @@ def _check_speed(options: Namespace) -> None:
         raise UsageError("option_needs", option="--speed", other="--gpu NAME")
 
 
-def _with_rollouts(memory: MemoryReport, options: Namespace) -> MemoryReport:
-    """The report with each phase of a step of GRPO."""
-    from ..fitting.colocated import Rollouts, colocated
+def _grpo(report: Report, run: Run, options: Namespace) -> MemoryReport:
+    """The report of training with TRL's chunked head, with the class's own loss if that is not known for it, and each phase of a
+    step of GRPO.
+    """
+    from ..fitting.colocated import Rollouts, colocated, with_chunked_head
     from ..loaders import gpus
     from ..values import replace
 
+    try:
+        memory = _memory(report, with_chunked_head(run), options)
+    except UnsupportedError as error:
+        if error.message.key != "loss_class":
+            raise
+        memory = _memory(report, run, options)
     rollouts = Rollouts(
         engine=options.rollout,
         gpu=gpus.find(options.gpu),

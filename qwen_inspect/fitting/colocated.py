@@ -55,6 +55,17 @@ class _Held:
     kv_cache_tokens: int | None = None
 
 
+def with_chunked_head(run: Run) -> Run:
+    """The run with the loss of TRL's chunked head, for which the completion alone has labels.
+
+    Unchanged if the completion is not shorter than the sequence, or if sequences lie in one row. Source: TRL 1.16,
+    trainer/grpo_trainer.py, lines 1068-1078 (add_fused_lm_head) and 1494-1499 (_get_per_token_logps_and_entropies).
+    """
+    if run.new_tokens >= run.prompt_tokens or run.loop.padding_free:
+        return run
+    return replace(run, loop=replace(run.loop, loss="trl", completion_tokens=run.new_tokens))
+
+
 def colocated(memory: MemoryReport, rollouts: Rollouts) -> Colocated:
     """The phases of a step whose training `memory` predicts; its run's tokens are those of prompt and completion.
 
@@ -116,7 +127,7 @@ def _phases(memory: MemoryReport, rollouts: Rollouts, engine: _Held, work: _Work
     reference = trained.steady.weights + (trained.steady.buffers or 0) if rollouts.reference else 0
     taken: tuple[tuple[PhaseName, int, int], ...] = (
         ("rollout", rest + work.rollout, 0),
-        ("score", rest + work.score, 0),
+        ("score", min(rest + work.score, peak), 0),  # training's forward requests as much, and keeps more
         *((("reward", rest, work.reward),) if rollouts.reward is not None else ()),
         ("train", peak, 0),
     )
@@ -212,6 +223,7 @@ def _cache_tokens(report: Report, run: Run, rollouts: Rollouts) -> int | None:
 
 def _assumptions(memory: MemoryReport, rollouts: Rollouts) -> Iterator[Message]:
     yield Message("assume_grpo_step", completion=memory.run.new_tokens)
+    yield Message("assume_grpo_head" if memory.run.loop.loss == "trl" else "assume_grpo_logits")
     if rollouts.engine == "vllm":
         yield Message(f"assume_grpo_sleep_{rollouts.sleep}")
         yield Message("assume_grpo_graphs", most=size(GRAPHS_MOST_BYTES))

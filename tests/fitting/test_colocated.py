@@ -10,12 +10,13 @@ import pytest
 
 from qwen_inspect.errors import UsageError
 from qwen_inspect.fitting import colocated as grpo
-from qwen_inspect.fitting.colocated import Rollouts, colocated
+from qwen_inspect.fitting.colocated import Rollouts, colocated, with_chunked_head
 from qwen_inspect.loaders import gpus
 from qwen_inspect.results.colocated import Colocated
 from qwen_inspect.results.memory import Footprint, MemoryReport, Moment, Run
 from qwen_inspect.results.model import Report
 from qwen_inspect.structure.inspect import inspect
+from qwen_inspect.values import replace
 
 from ..support.models import run as command
 from ..support.schema import assert_keeps_to_the_schema
@@ -28,7 +29,7 @@ RUN = Run(mode="train", prompt_tokens=2048, new_tokens=1024, gpu="RTX 4090")
 
 def footprint(run: Run) -> Footprint:
     """Round figures: training peaks at 9 GiB and keeps 10, a step leaves 4, a forward takes 3 and a generation 2 more."""
-    beyond = {"train": 5, "forward": 3, "generate": 2}[run.mode] * GIB
+    beyond = {"train": 5, "forward": 3 * run.batch, "generate": 2}[run.mode] * GIB
     steady = Moment(stage="optimizer", weights=WEIGHTS, buffers=512, total=4 * GIB)
     peak = Moment(stage="backward", weights=WEIGHTS, buffers=512, activations=beyond, total=9 * GIB)
     return Footprint(
@@ -48,13 +49,13 @@ def report() -> Report:
     return inspect(MODEL)
 
 
-def step(report: Report, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Colocated:
+def step(report: Report, monkeypatch: pytest.MonkeyPatch, run: Run = RUN, **options: Any) -> Colocated:
     def predicted(report: Report, run: Run) -> MemoryReport:
         return MemoryReport(report=report, run=run, predicted=footprint(run))
 
     monkeypatch.setattr(grpo, "predict", predicted)
     rollouts = Rollouts(**{"engine": "vllm", "gpu": gpus.find("RTX 4090"), "count": 4, **options})
-    return colocated(predicted(report, RUN), rollouts)
+    return colocated(predicted(report, run), rollouts)
 
 
 def sums(found: Colocated) -> Mapping[str, tuple[int, int, int, int]]:
@@ -107,6 +108,18 @@ def test_transformers_generates_in_the_same_allocator(report: Report, monkeypatc
     assert rewards == [WEIGHTS + 512, WEIGHTS + 512, WEIGHTS + 512 + 3 * GIB, WEIGHTS + 512]
 
 
+def test_scoring_takes_no_more_than_training(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forward with a cache and all logits would take 6 GiB beside the 4 that stay; training, which has neither, peaks at 9."""
+    found = step(report, monkeypatch, run=replace(RUN, batch=2), engine="transformers")
+    assert sums(found)["score"] == (9 * GIB, GIB, 0, 0)
+
+
+def test_only_a_shorter_completion_has_labels() -> None:
+    assert with_chunked_head(RUN).loop.labelled_tokens(2, 2048) == 2 * 1024
+    beyond = replace(RUN, new_tokens=2048)
+    assert with_chunked_head(beyond) == beyond
+
+
 @pytest.mark.parametrize(
     ("options", "key"),
     [({"utilization": 0.04}, "grpo_share"), ({"utilization": 0.08}, "grpo_cache")],
@@ -140,6 +153,7 @@ def test_every_format_shows_the_phases(monkeypatch: pytest.MonkeyPatch) -> None:
         grpo, "predict", lambda report, run: MemoryReport(report=report, run=run, predicted=footprint(run))
     )
     typed = ["--mode", "train", "--rollout", "vllm", "--gpu", "4090", "--new-tokens", "1024", "--sleep", "2"]
+    typed += ["--lora", "16", "--checkpointing"]
     done = command("memory", MODEL, *typed, "--format", "json", "--lang", "en")
     assert done.code == 0, done.err
     content = json.loads(done.out)
@@ -147,6 +161,8 @@ def test_every_format_shows_the_phases(monkeypatch: pytest.MonkeyPatch) -> None:
     phases = {phase["phase"]: phase for phase in content["grpo"]["phases"]}
     assert list(phases) == ["rollout", "score", "train"]
     assert phases["train"]["policy_bytes"] == content["predicted"]["peak_allocated_bytes"]
+    # TRL 1.16's chunked head: no logits of 2,048 x 151,936 in float32, of which the class's own loss has three at once.
+    assert phases["train"]["policy_bytes"] - WEIGHTS < 1_244_659_712
     assert content["grpo"]["kv_cache_tokens"] > 2048
     shown = command("memory", MODEL, *typed, "--lang", "zh").out
     assert "█" in shown
