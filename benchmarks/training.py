@@ -12,12 +12,14 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from qwen_inspect.renderers import markdown
 from qwen_inspect.renderers.blocks import Heading, Paragraph, Table
+from qwen_inspect.structure.inspect import inspect
 
 HERE = Path(__file__).parent
 PAGE = HERE / "training.md"
@@ -76,20 +78,46 @@ def predicted_bytes(row: Published, folder: Path) -> int:
     return peak
 
 
+def memtracker_bytes(row: Published, folder: Path) -> int:
+    """The forward's peak by torch's MemTracker: the class of the installed transformers on fake CPU tensors."""
+    import torch
+    import transformers
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    config = dict(inspect(named(row.model, folder / row.model)).config or {})
+    kernel = row.options[row.options.index("--attention") + 1]
+    with FakeTensorMode():
+        model = transformers.AutoModelForCausalLM.from_config(
+            transformers.AutoConfig.for_model(**config), dtype=torch.bfloat16, attn_implementation=kernel
+        ).eval()
+        tracker = MemTracker()
+        tracker.track_external(model)
+        with torch.no_grad(), tracker:
+            outputs = model(input_ids=torch.zeros(1, 2048, dtype=torch.int64))
+        del outputs
+    return int(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
+
+
+def beside(gb: float | None, published_gb: float, *, places: int) -> list[str]:
+    """A prediction and its error; dashes without one."""
+    return ["–", "–"] if gb is None else [f"{gb:.{places}f}", f"{gb / published_gb - 1:+.2%}"]
+
+
 def page() -> str:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for row in published():
             gb = predicted_bytes(row, Path(folder)) / GB
+            tracked = memtracker_bytes(row, Path(folder)) / GB if row.mode == "forward" else None
             rows.append(
                 [
                     row.model,
                     " ".join(("--mode", row.mode, *row.options)),
                     f"{row.published_gb:.2f}",
-                    f"{gb:.3f}",
-                    f"{gb / row.published_gb - 1:+.2%}",
-                    f"{row.vramcalc_gb:.2f}",
-                    f"{row.vramcalc_gb / row.published_gb - 1:+.2%}",
+                    *beside(gb, row.published_gb, places=3),
+                    *beside(row.vramcalc_gb, row.published_gb, places=2),
+                    *beside(tracked, row.published_gb, places=3),
                 ]
             )
     return markdown.render(
@@ -98,10 +126,25 @@ def page() -> str:
             Paragraph(
                 "torch.cuda.max_memory_allocated of an RTX A6000 (torch 2.14.1, transformers 4.57.6, batch 1, 2,048 tokens, GB "
                 "of 10^9 B, printed to 0.01), published by vramcalc 0.1.2 with its own predictions; nothing is fitted to them. "
-                f"All rows with {' '.join(CARD)}; training with {' '.join(LOOP)}; adapters with {' '.join(ADAPTED)}. Written by "
-                "make training."
+                f"All rows with {' '.join(CARD)}; training with {' '.join(LOOP)}; adapters with {' '.join(ADAPTED)}. "
+                f"MemTracker is torch's ({version('torch').partition('+')[0]}), of forwards alone, on fake CPU tensors with the "
+                f"class of transformers {version('transformers')}. Written by make training."
             ),
-            Table(["Model", "Options", "Published", "Predicted", "Error", "vramcalc", "Its error"], rows, "llrrrrr"),
+            Table(
+                [
+                    "Model",
+                    "Options",
+                    "Published",
+                    "Predicted",
+                    "Error",
+                    "vramcalc",
+                    "Its error",
+                    "MemTracker",
+                    "Its error",
+                ],
+                rows,
+                "llrrrrrrr",
+            ),
         ]
     )
 
