@@ -11,10 +11,10 @@ from qwen_inspect.loaders import transfer
 
 from ..support.asking import SOURCES
 from ..support.hub_faults import FAULTS, visits
+from ..support.turns import in_turn
 
 
-@pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(("fault", "source"), in_turn(FAULTS, list(SOURCES)))
 def test_a_fault_ends_in_time_and_what_an_earlier_visit_kept_outlives_it(
     fault: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

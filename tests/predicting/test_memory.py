@@ -395,7 +395,9 @@ def test_what_a_trace_takes_for_granted_of_hybrid_and_seeing_models_is_said(tmp_
     assert {"assume_linear_reference", "assume_text_only"} <= {message.key for message in found.assumptions}
 
 
-@pytest.mark.parametrize("family", ["qwen3_next", pytest.param("qwen3_5", marks=pytest.mark.exhaustive), "qwen3_5_moe"])
+@pytest.mark.parametrize(
+    "family", ["qwen3_next", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("qwen3_5", "qwen3_5_moe"))]
+)
 @pytest.mark.parametrize("options", [{"new_tokens": 9}, {"new_tokens": 1, "batch": 2}, {"mode": "forward"}], ids=str)
 def test_the_first_layers_of_a_hybrid_stand_for_all(family: str, options: Mapping[str, Any]) -> None:
     """Event by event, against the trace of the whole model."""

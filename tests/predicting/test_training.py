@@ -232,7 +232,7 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize("device", ["cuda", pytest.param("cpu", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize(
     ("kind", "optimizer"),
     [

@@ -32,6 +32,7 @@ from ..support.layout import defects, resize
 from ..support.models import run
 from ..support.pages import HOSTILE, opened
 from ..support.runs import a_run
+from ..support.turns import in_turn
 
 
 def written(directory: Path, blocks: Sequence[Block], language: str = "en") -> Path:
@@ -66,8 +67,10 @@ def subject_of(command: str) -> object:
     return report
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ("compare", *WITHOUT_DOCUMENT)])
-@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize(
+    ("command", "language"),
+    in_turn([command for command in COMMANDS if command not in ("compare", *WITHOUT_DOCUMENT)], list(LANGUAGES)),
+)
 def test_every_commands_page_loads_without_a_word(
     browser: Browser, tmp_path: Path, command: str, language: str
 ) -> None:

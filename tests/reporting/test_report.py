@@ -412,7 +412,7 @@ def test_drift_is_told_as_figures(tmp_path: Path) -> None:
     assert run("report", "--check", "-o", "out", cwd=tmp_path).code == 0
 
 
-@pytest.mark.parametrize("file", ["Qwen3-0.6B.zh.md", "Qwen3-0.6B.zh.svg"])
+@pytest.mark.parametrize("file", [pytest.param("Qwen3-0.6B.zh.md", marks=pytest.mark.exhaustive), "Qwen3-0.6B.zh.svg"])
 def test_a_report_edited_by_hand_is_told_and_rewritten(file: str, saved: Path) -> None:
     before = (saved / file).read_bytes()
     change(saved / file, "596", "597")
@@ -601,6 +601,7 @@ def test_the_workflow_and_the_lines_to_copy_are_yaml_with_commands_that_exist() 
         assert (done.code, done.err) == (0, ""), command
 
 
+@pytest.mark.exhaustive  # that they are what the tool shows is tested with all others
 def test_the_committed_reports_agree_with_the_tool() -> None:
     done = run("report", "--check", "-o", "reports", cwd=ROOT)
     assert (done.code, done.err) == (0, "")

@@ -83,7 +83,7 @@ def test_padding_is_of_transformers_alone() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["RTX 4090", "H100 SXM"])
+@pytest.mark.parametrize("name", [pytest.param("RTX 4090", marks=pytest.mark.exhaustive), "H100 SXM"])
 def test_any_length_of_a_padded_run_is_what_its_own_trace_gives(tiny: Report, name: str) -> None:
     """Sizes grow with the square of the tokens. Rows of a mask are a multiple of 8 but on Hopper, where cuDNN takes any."""
     demand = TransformersDemand(tiny, PADDED, gpus.find(name))
