@@ -29,7 +29,7 @@ from qwen_inspect.architectures.families import FAMILIES
 from qwen_inspect.loaders import catalog
 from tests.hub.server import HubRepo, HubServer
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 RUNS = 7
 TOLERANCE = 0.0005  # GiB: the fourth digit
 FIT_RUNS = 3
@@ -104,12 +104,12 @@ def families(python: Path) -> str:
         taken: dict[str, list[float]] = {command: [] for command in commands}
         for turn in range(RUNS + 1):
             for command in commands:
-                seconds, _ = timed(command, ROOT, os.environ)
+                seconds, _ = timed(command, python.parent, os.environ)
                 taken[command] += [seconds] if turn else []
         bare, *ratios = (statistics.median(taken[command]) for command in commands)
         mib = max(peak_mib(command.split()) for command in commands[1:])
         fit = f"{python} -m qwen_inspect fit catalog:{model} --gpu {FIT_CARD}"
-        fit_seconds = statistics.median(timed(fit, ROOT, os.environ)[0] for _ in range(FIT_RUNS))
+        fit_seconds = statistics.median(timed(fit, python.parent, os.environ)[0] for _ in range(FIT_RUNS))
         counts, memory = (answered(python, [word, f"catalog:{model}"]) for word in ("params", "memory"))
         parameters = f"{counts['parameters']['theory']:,}" if counts else "refused"
         said = "refused" if memory is None else peak_of(memory["predicted"])
@@ -169,6 +169,7 @@ def caches(python: Path, folder: Path) -> str:
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         python = plain_install(Path(name))
+        os.chdir(name)  # `-m` takes a package of the working directory first, and no source there may be compiled
         speeds = families(python)
         answers = caches(python, Path(name))
     text = "\n\n".join(
@@ -185,6 +186,7 @@ def main() -> None:
             answers,
         )
     )
+    os.chdir(ROOT)
     (ROOT / "benchmarks/families.md").write_text(text + "\n", encoding="utf-8")
 
 
