@@ -20,7 +20,9 @@ def check_rows(report: Report, run: Run) -> None:
     if not loop.padding_free:
         return
     if loop.name != "sft":
-        raise UsageError("option_needs", option="--packing" if loop.packing > 1 else "--padding-free", other="--loop sft")
+        raise UsageError(
+            "option_needs", option="--packing" if loop.packing > 1 else "--padding-free", other="--loop sft"
+        )
     if run.padded:
         raise UsageError("rows_padded")
     if run.media is not None:
