@@ -542,7 +542,7 @@ def on_terminal(*arguments: str | Path, columns: int) -> tuple[int, str, str]:
 
 def test_a_search_that_takes_long_says_what_it_tries_on_a_terminal(tmp_path: Path) -> None:
     write_config(tmp_path, {**TINY_QWEN3, "num_hidden_layers": 1, "max_position_embeddings": 4000})
-    asked = ("fit", tmp_path, "--mode", "train", "--context", "100", "--memory", "1000MiB", "--format", "json")
+    asked = ("fit", tmp_path, "--mode", "train", "--context", "100", "--memory", "914MiB", "--format", "json")
     code, out, seen = on_terminal(*asked, columns=100)
     assert (code, "\r" in out, "\x1b" in out) == (0, False, False)
     lines = [part.partition("\x1b[K")[0] for part in seen.split("\r") if "\x1b[K" in part]
@@ -563,7 +563,7 @@ def test_a_search_that_takes_long_says_what_it_tries_on_a_terminal(tmp_path: Pat
 @pytest.mark.exhaustive
 def test_what_a_search_tries_is_quiet_if_asked_and_fits_a_narrow_terminal(tmp_path: Path) -> None:
     write_config(tmp_path, {**TINY_QWEN3, "num_hidden_layers": 1, "max_position_embeddings": 4000})
-    asked = ("fit", tmp_path, "--mode", "train", "--context", "100", "--memory", "1000MiB", "--format", "json")
+    asked = ("fit", tmp_path, "--mode", "train", "--context", "100", "--memory", "914MiB", "--format", "json")
     code, out, seen = on_terminal(*asked, "--quiet", columns=100)
     assert (code, seen) == (0, "")
     shown = run(*asked)

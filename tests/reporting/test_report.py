@@ -342,7 +342,14 @@ def test_markdown_on_stdout_points_to_no_file_that_is_not_there() -> None:
 # --- hostile names
 
 
-@pytest.mark.parametrize("name", [*HOSTILE_NAMES, "长" * 80, "-rf", "..."])
+# A third of them; the others are in `make exhaustive`, and each is in the tables of every command (tests/renderers).
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if number % 3 == 0 else pytest.mark.exhaustive)
+        for number, name in enumerate(["长" * 80, "-rf", "...", *HOSTILE_NAMES])
+    ],
+)
 def test_a_hostile_name_stays_a_name(
     name: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -438,7 +445,7 @@ def only_english(saved: Path) -> None:
         path.unlink()
 
 
-def test_a_record_of_another_version_or_none_is_told(saved: Path) -> None:
+def test_a_record_of_another_version_or_none_is_told(saved: Path, capsys: Capture) -> None:
     only_english(saved)
     for record_text, told, model in (
         ('{"report_format": 99}', "version 99", ("catalog:Qwen/Qwen3-0.6B", "--lang", "en")),
@@ -453,10 +460,10 @@ def test_a_record_of_another_version_or_none_is_told(saved: Path) -> None:
         ),
     ):
         (saved / "Qwen3-0.6B.en.md.figures.json").write_text(record_text, encoding="utf-8")
-        done = run("report", *model, "--check", "-o", saved)
+        done = invoke(capsys, "report", *model, "--check", "-o", saved)
         assert (done.code, told in done.out) == (1, True), record_text[:50]
-    assert run("report", "catalog:Qwen/Qwen3-0.6B", "--update", "-o", saved).code == 0
-    assert run("report", "--check", "-o", saved).code == 0
+    assert invoke(capsys, "report", "catalog:Qwen/Qwen3-0.6B", "--update", "-o", saved).code == 0
+    assert invoke(capsys, "report", "--check", "-o", saved).code == 0
 
 
 def test_a_report_of_other_words_but_the_same_figures_is_no_drift(saved: Path) -> None:
@@ -477,7 +484,7 @@ def test_a_renamed_report_is_told(saved: Path) -> None:
     assert (done.code, "is no longer the name of this report" in done.out) == (1, True)
 
 
-def test_what_a_record_asks_for_is_checked(saved: Path) -> None:
+def test_what_a_record_asks_for_is_checked(saved: Path, capsys: Capture) -> None:
     only_english(saved)
     path = saved / "Qwen3-0.6B.en.md.figures.json"
     sound = json.loads(path.read_text(encoding="utf-8"))
@@ -487,7 +494,7 @@ def test_what_a_record_asks_for_is_checked(saved: Path) -> None:
         ("context_tokens", "8k"), ("instantiate", 1), ("extra", 1),
     ):  # fmt: skip
         path.write_text(json.dumps({**sound, "request": {**sound["request"], key: value}}), encoding="utf-8")
-        done = run("report", "--check", "-o", saved)
+        done = invoke(capsys, "report", "--check", "-o", saved)
         assert (done.code, "no readable record" in done.out) == (1, True), key
 
 
