@@ -99,6 +99,14 @@ def test_what_is_refused_is_refused_with_its_reason(model_type: str) -> None:
     assert refused.value.message.key == REFUSED[model_type]
 
 
+def test_a_type_that_is_not_known_is_told_with_the_nearest_each_once() -> None:
+    with pytest.raises(UnsupportedError) as refused:
+        generic({"model_type": "mistrall"})  # transformers and this tool both know "mistral"
+    near = str(refused.value.message.values["near"]).split(", ")
+    assert near[0] == "mistral"
+    assert len(set(near)) == len(near) == 3
+
+
 def test_the_list_of_types_says_of_each_what_the_tests_show() -> None:
     page = (Path(__file__).parents[2] / "reports" / "model-types.md").read_text(encoding="utf-8")
     told, refused, unbuilt = (

@@ -52,7 +52,7 @@ def read_generic(
             return _of(build_own(config, own, code), config, stored)
         import transformers
 
-        near = get_close_matches(model_type, [*families, *model_types], n=3, cutoff=0.5)
+        near = get_close_matches(model_type, {*families, *model_types}, n=3, cutoff=0.5)
         raise UnsupportedError(
             "generic_unknown_model_type",
             found=shown(model_type),
