@@ -116,6 +116,8 @@ def predicted(log: Mapping[str, str]) -> VllmReserve:
         step_tokens=int(log["max_num_batched_tokens"] or 0) or None,
         eager=log["enforce_eager"] == "1",
         expert_parallel=log["expert_parallel"] == "1",
+        images=log["language_model_only"] != "1",
+        without_towers=("vision", "audio") if log["language_model_only"] == "1" else (),
         environment=VllmEnvironment(flashinfer=_set(log["flashinfer"]), second_runner=_set(log["second_runner"])),
     )
     report = inspect(log["model"], source="catalog", dtype=log["dtype"] or None)
@@ -131,7 +133,7 @@ def _set(text: str) -> bool | None:
 def blocks() -> list[Block]:
     rows = list(budgets())
     inside = [row for row in rows if row.inside]
-    others = [row for row in rows if row.log["check"]]
+    others = [row for row in rows if row.log["check"] == "yes"]  # "used": of it a range was read
     return [
         Heading("vLLM's budget"),
         Paragraph(
@@ -166,7 +168,10 @@ def blocks() -> list[Block]:
                 "FlashInfer samples at 0.11 where it is installed: with Mistral-Small's, by its peak; the other runs sort.",
                 "A pipeline's log prints the first rank's weights, peak and budget; its blocks are the last rank's.",
                 "Ranges rather than figures, because no cause is known: 0.21 GiB more outside PyTorch for a vocabulary that 16 "
-                "does not divide (granite); another activation of the MLP in float32. NCCL's buffers are as the logs print them.",
+                "does not divide (granite); another activation of the MLP in float32.",
+                "NCCL's buffers are as the logs print them, where the profile run's sums go through NCCL. Those of "
+                "Qwen3.8-Flash-Next on eight ranks fit into symmetric memory: its log tells what gathering the logits takes "
+                "alone, so it is no check. FlashInfer's workspace is worked out.",
                 "gpt-oss-120b at 0.11 is reckoned with a share of 0.95, which the document's figures add up to, not 0.9.",
                 "Files of other makers stand for their base model with --dtype (fp8, gptq-int4), of the same sizes.",
             ]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..engines import engine_of
-from ..engines.vllm.demand import requested_bytes
+from ..engines.vllm.capacity import requested_bytes
 from ..engines.vllm.logs import GRAPHS_MOST_BYTES, beside_weights
 from ..errors import UnsupportedError, UsageError
 from ..language import Message

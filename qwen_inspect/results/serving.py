@@ -111,9 +111,9 @@ class Serving(Workload):
     the engine's); step_tokens and sequences: the most tokens and sequences of a step (None: its server's defaults for the card);
     prefix_caching, which changes hybrid models alone (None: the version's default for them); pipeline_ranks and data_ranks;
     block_tokens, of a block of the cache; expert_parallel, whole experts on each rank; eager, without compiling and CUDA graphs;
-    images, whether the encoder is profiled; sleeps, sleep mode; offloaded_bytes, weights in the host's memory; lora_slots, for
-    adapters of lora_rank at once; speculation, speculative decoding; logs, of earlier runs, of which those of a card count there;
-    environment.
+    images, whether the encoder is profiled; without_towers, that a run without such inputs does not load; sleeps, sleep mode;
+    offloaded_bytes, weights in the host's memory; lora_slots, for adapters of lora_rank at once; speculation, speculative
+    decoding; logs, of earlier runs, of which those of a card count there; environment.
     For SGLang: sglang.
     For llama.cpp: offloaded, the layers of --ngl (None: all); flash_attention (None: where the card has a kernel); micro_batch
     (None: its default).
@@ -132,6 +132,7 @@ class Serving(Workload):
     expert_parallel: bool = False
     eager: bool = False
     images: bool = True
+    without_towers: tuple[Literal["vision", "audio"], ...] = ()
     sleeps: bool = False
     offloaded_bytes: int = 0
     lora_slots: int = 0

@@ -125,7 +125,7 @@ SEVERAL = (
         # config/vllm.py of each version; which classes subclass SupportsHMA in its distributed/kv_transfer/kv_connector.
         ("0.12.0", f"{CONNECTOR} NixlConnector --no-disable-hybrid-kv-cache-manager", False),
         ("0.14.0", f"{CONNECTOR} NixlConnector", False),
-        ("0.14.0", f"{CONNECTOR} NixlConnector --no-disable-hybrid-kv-cache-manager", True),
+        ("0.18.0", f"{CONNECTOR} NixlConnector --no-disable-hybrid-kv-cache-manager", True),
         ("0.21.0", f"{CONNECTOR} OffloadingConnector", False),
         ("0.22.0", f"{CONNECTOR} OffloadingConnector", True),
         ("0.22.0", f"{CONNECTOR} LMCacheConnectorV1", False),
@@ -172,6 +172,8 @@ def test_without_groups_windows_hold_every_token_and_states_are_refused(capsys: 
         (f"{CONNECTOR} NixlConnector", "0.21.0", "states beside attention"),
         ("--disable-hybrid-kv-cache-manager", "0.33.0", "states beside attention"),
         (f"{CONNECTOR} MyConnector", "0.33.0", "MyConnector"),
+        (f"{CONNECTOR} LMCacheConnectorV1 --no-disable-hybrid-kv-cache-manager", "0.33.0", "LMCacheConnectorV1"),
+        (f"{CONNECTOR} NixlConnector --no-disable-hybrid-kv-cache-manager", "0.14.0", "leave the option out"),
     ):
         assert main(asked(hybrid, option, version)) == 7
         assert told in capsys.readouterr().err

@@ -346,10 +346,37 @@ def test_blocks_of_compressed_keys_are_those_of_published_logs(
     assert (found["block_tokens"], found["low"]["kv_cache_tokens"], found["groups"]) == (block_tokens, printed, 6)
 
 
+def test_compressed_keys_budget_and_weights_are_those_of_a_published_log(capsys: pytest.CaptureFixture[str]) -> None:
+    """0.31.1rc1.dev50 on eight H100s (qwen-bf16-h100-v1): 31.42 GiB loaded without the tower, 37.37 for the cache."""
+    line = (
+        "vllm serve catalog:Qwen/Qwen3.8-Flash-Next -tp 8 --enable-expert-parallel --gpu-memory-utilization 0.9 --max-num-seqs 64"
+        " --max-num-batched-tokens 8192 --max-model-len 262144 --no-enable-prefix-caching --language-model-only"
+    )
+    weights = []
+    for option in ("", " --skip-mm-profiling"):
+        run = line if not option else line.replace(" --language-model-only", option)
+        assert main(["fit", "--vllm", run, "--engine-version", "0.31.1", "--gpu", "H100", "--format", "json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        low, high = (found["cards"][0]["vllm"][end]["kv_budget_bytes"] for end in ("low", "high"))
+        assert low <= 37.37 * 2**30 <= high
+        weights.append(found["terms"][0]["least_bytes"] / 2**30)
+    assert abs(weights[0] - 31.42) < 0.02
+    assert 0.1 < weights[1] - weights[0] < 0.15  # the tower, in eight shares, and buffers of its deeper layers
+    old = line.replace("Qwen3.8-Flash-Next", "Qwen2.5-VL-7B-Instruct").replace("-tp 8 --enable-expert-parallel", "")
+    loaded = []
+    for version in ("0.14.0", "0.16.0"):  # models/interfaces.py, _mark_tower_model, of 0.16
+        asked = ["fit", "--vllm", old.replace("262144", "32768"), "--engine-version", version, "--gpu", "H100"]
+        assert main([*asked, "--format", "json"]) == 0
+        loaded.append(json.loads(capsys.readouterr().out)["terms"][0]["least_bytes"])
+    tower = inspect("Qwen/Qwen2.5-VL-7B-Instruct", source="catalog").tree
+    own = sum(tensor.size_bytes for path, module in each_module(tower) if "visual" in path for tensor in module.tensors)
+    assert loaded[0] - loaded[1] == own > 2**30
+
+
 @pytest.mark.parametrize(
     ("asked", "key"),
     [
-        (["--gpu", "B200"], "--kv-budget"),
+        (["--gpu", "B200", *MTP], "--kv-budget"),
         (["--kv-budget", "30GiB", "--engine-version", "0.28.0"], "0.29.0"),
         (["--kv-budget", "30GiB", "--cache-dtype", "fp8"], "bfloat16"),
         (["--kv-budget", "30GiB", "--speculative-config", '{"method": "mtp", "num_speculative_tokens": 5}'], "1,616"),

@@ -60,7 +60,7 @@ SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "--no-enable-expert-parallel": {"expert_parallel": False},
     "--enable-prefix-caching": {"prefix_caching": True},
     "--no-enable-prefix-caching": {"prefix_caching": False},
-    "--language-model-only": {"images": False},
+    "--language-model-only": {"images": False, "without_towers": ("vision", "audio")},
     "--skip-mm-profiling": {"images": False},
 }
 # Options that take no memory of the card here: without a value; any other that is not known has one where a word follows.
@@ -235,7 +235,7 @@ def _set(option: str, value: str, reading: _Reading) -> None:
                 reading.values["context_tokens"] = read_tokens(option, value)
         case "--limit-mm-per-prompt":
             if _no_images(value):
-                reading.values["images"] = False
+                reading.values.update(images=False, without_towers=("vision",))
 
 
 def _no_images(value: str) -> bool:

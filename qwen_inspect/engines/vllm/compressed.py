@@ -1,7 +1,7 @@
 """Qwen3.8-Flash-Next (qwen4_exp) in vLLM: attention with an index over compressed keys, beside states and tables of n-grams.
 
 A layer of attention keeps keys and values, a compressed key of each few tokens, and a ring of the last keys; pages of keys and
-values and of compressed keys lie side by side in a block. Of everything else that vLLM takes for the class nothing is modelled.
+values and of compressed keys lie side by side in a block.
 
 Source: vLLM 0.30.0, models/qwen4_exp (common/qsa_cache.py, nvidia/model.py, nvidia/qsa.py), platforms/interface.py
 (_align_hybrid_block_size), v1/core/kv_cache_utils.py (_get_packed_kv_cache_groups).
@@ -31,13 +31,28 @@ def check_compressed(report: Report, serving: Serving, version: tuple[int, int])
     """Raises UnsupportedError for requests that vLLM refuses for the class, and for those of which more than blocks is asked."""
     if version < FIRST_VERSION:
         raise UnsupportedError("vllm_compressed_version", class_name=report.spec.class_name)
-    if serving.kv_budget_bytes is None:
+    if serving.kv_budget_bytes is None and serving.speculation is not None:
         raise UnsupportedError("vllm_budget_only", class_name=report.spec.class_name)
     if serving.pipeline_ranks > 1:
         raise UnsupportedError("vllm_pipeline_refused", class_name=report.spec.class_name)
     if serving.speculation is not None and serving.speculation.method not in METHODS:
         known = ", ".join(METHODS)
         raise UnsupportedError("vllm_compressed_speculation", class_name=report.spec.class_name, known=known)
+
+
+def attention_heads(report: Report) -> tuple[LayerAttention, ...]:
+    """Of each layer with attention, as vLLM shards it and keeps its keys and values."""
+    text = text_part(report.config or {})
+    query_heads, kv_heads, head_dim = (
+        integer(text, key) for key in ("num_attention_heads", "num_key_value_heads", "head_dim")
+    )
+    return tuple(
+        LayerAttention(
+            index=layer.index, query_heads=query_heads, kv_heads=kv_heads, head_dim=head_dim, window_tokens=None
+        )
+        for layer in report.attention.layers
+        if layer.kind == "indexed"
+    )
 
 
 def compressed_pool(
@@ -59,32 +74,25 @@ def compressed_pool(
     kinds = [layer.kind for layer in report.attention.layers]
     attention, linear = kinds.count("indexed") + predicted, kinds.count("recurrent")
     tables = _table_layers(text)
-    heads = LayerAttention(
-        index=0,
-        query_heads=_integer(text, "num_attention_heads"),
-        kv_heads=_integer(text, "num_key_value_heads"),
-        head_dim=_integer(text, "head_dim"),
-        window_tokens=None,
-    )
-    kind = softmax_kind(heads, cache_format, ranks, BLOCK_TOKENS)
+    kind = softmax_kind(attention_heads(report)[0], cache_format, ranks, BLOCK_TOKENS)
     state = LinearLayerAttention(
         index=0,
-        key_heads=_integer(text, "linear_num_key_heads"),
-        value_heads=_integer(text, "linear_num_value_heads"),
-        key_head_dim=_integer(text, "linear_key_head_dim"),
-        value_head_dim=_integer(text, "linear_value_head_dim"),
-        conv_kernel=_integer(text, "linear_conv_kernel_dim"),
+        key_heads=integer(text, "linear_num_key_heads"),
+        value_heads=integer(text, "linear_num_value_heads"),
+        key_head_dim=integer(text, "linear_key_head_dim"),
+        value_head_dim=integer(text, "linear_value_head_dim"),
+        conv_kernel=integer(text, "linear_conv_kernel_dim"),
     )
     state_bytes = linear_state_bytes(state, ranks, state_dtypes(report.config or {}, dtype), proposed)
     if tables:
         state_bytes = max(state_bytes, _table_state_bytes(text, proposed) * dtype.bits // 8)
     page_bytes = -(-state_bytes // kind.page_bytes) * kind.page_bytes
     tokens = page_bytes // kind.page_bytes * BLOCK_TOKENS
-    ratio = _integer(text, "indexer_compress_ratio")
+    ratio = integer(text, "indexer_compress_ratio")
     ring = ratio * -(-(ratio + proposed) // ratio)
     if tokens % ring:
         raise UnsupportedError("vllm_ring", ring=ring, tokens=tokens)
-    compressed_bytes = tokens // ratio * cache_format.size_bytes(_integer(text, "indexer_head_dim"))
+    compressed_bytes = tokens // ratio * cache_format.size_bytes(integer(text, "indexer_head_dim"))
     block_bytes = attention * (page_bytes + compressed_bytes)
     counts = [count for count in (linear, tables) if count]
     repeats = _repeats([attention, attention, *counts], least=attention)
@@ -119,11 +127,12 @@ def _table_layers(text: Mapping[str, Any]) -> int:
 
 def _table_state_bytes(text: Mapping[str, Any], proposed: int) -> int:
     """Numbers of a dilated convolution's state behind a table, whole on every rank."""
-    columns = _integer(text, "hidden_size") * _integer(text, "hc_count")
-    return columns * ((_integer(text, "ple_conv_kernel_size") - 1) * _integer(text, "ngram_size") + proposed)
+    columns = integer(text, "hidden_size") * integer(text, "hc_count")
+    return columns * ((integer(text, "ple_conv_kernel_size") - 1) * integer(text, "ngram_size") + proposed)
 
 
-def _integer(text: Mapping[str, Any], key: str) -> int:
+def integer(text: Mapping[str, Any], key: str) -> int:
+    """A size of the configuration; raises UnsupportedError for what is none."""
     number = text.get(key)
     if type(number) is not int or not 0 < number <= 1 << 24:
         raise UnsupportedError("config_key_unsupported", key=key, found=str(number)[:60])

@@ -22,13 +22,18 @@ EVENTS_OFF, EVENTS_ON = (
     (0, 18),
     (0, 20),
 )  # last version whose events turn groups off, first whose do not; between: not read
-WITH_GROUPS = frozenset(
-    """
-    DecodeBenchConnector ExampleHiddenStatesConnector MooncakeConnector MooncakeStoreConnector NixlConnector NixlPullConnector
-    NixlPushConnector OffloadingConnector SimpleCPUOffloadConnector
-    """.split()  # noqa: SIM905
-)
-SINCE = {"MoRIIOConnector": (0, 30), "HiSparseConnector": (0, 31)}
+# The first version whose class of this name keeps groups; for NOT_READ, the version before was not read.
+SINCE = {
+    "NixlConnector": (0, 18),
+    **dict.fromkeys(("MooncakeConnector", "SimpleCPUOffloadConnector"), (0, 20)),
+    **dict.fromkeys(("DecodeBenchConnector", "MultiConnector", "OffloadingConnector"), (0, 21)),
+    **dict.fromkeys(
+        ("ExampleHiddenStatesConnector", "MooncakeStoreConnector", "NixlPullConnector", "NixlPushConnector"), (0, 22)
+    ),
+    "MoRIIOConnector": (0, 30),
+    "HiSparseConnector": (0, 31),
+}
+NOT_READ = (0, 19)
 WITHOUT_GROUPS = ("ExampleConnector", "FlexKVConnectorV1", "HF3FSKVConnector", "LMCacheConnectorV1", "P2pNcclConnector")
 
 
@@ -51,7 +56,7 @@ def connectors_of(config: Mapping[str, Any]) -> tuple[str, ...]:
     children = extra.get("connectors") if isinstance(extra, dict) else None
     if not isinstance(children, list) or not children or not all(isinstance(child, dict) for child in children):
         raise UsageError("vllm_connector_config", option="--kv-transfer-config", found=json.dumps(dict(config))[:80])
-    return tuple(_name(child) for child in children)
+    return "MultiConnector", *(_name(child) for child in children)
 
 
 def _name(config: Mapping[str, Any]) -> str:
@@ -78,8 +83,20 @@ def keeps_groups(version: tuple[int, int], environment: VllmEnvironment) -> bool
 
 def _supports(name: str, version: tuple[int, int]) -> bool | None:
     if name in SINCE:
-        return version >= SINCE[name]
-    return True if name in WITH_GROUPS else False if name in WITHOUT_GROUPS else None
+        return None if version == NOT_READ and SINCE[name] == (0, 20) else version >= SINCE[name]
+    return False if name in WITHOUT_GROUPS else None
+
+
+def check_connectors(release: Release, environment: VllmEnvironment) -> None:
+    """Raises UnsupportedError for --no-disable-hybrid-kv-cache-manager with a connector that has none, as vLLM does at its start.
+
+    Source: distributed/kv_transfer/kv_connector/factory.py, create_connector of 0.13 to 0.33.
+    """
+    if not environment.windows or release.version < NEVER_BEFORE:
+        return
+    without = [name for name in environment.connectors if _supports(name, release.version) is False]
+    if without:
+        raise UnsupportedError("vllm_connector_refused", found=", ".join(without), version=release.name)
 
 
 def check_groups(pool: BlockPool, release: Release, environment: VllmEnvironment) -> None:

@@ -5,12 +5,11 @@ Source: vLLM 0.19.0, v1/worker/gpu_worker.py, and the files named in each functi
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 
-from ...bisection import largest
 from ...checkpoint import DType
 from ...errors import UnavailableError, UnsupportedError, UsageError
+from ...results.attention import WITH_STATES
 from ...results.fit import Gpu, Requirement
 from ...results.model import Report
 from ...results.serving import Asleep, Capacity, Reserved, Serving, SpeculativeMethod, VllmReserve
@@ -31,19 +30,23 @@ from .blocks import (
     text_part,
 )
 from .calibrating import calibrated, matching
+from .capacity import capacity, requested_bytes
+from .collectives import Ranks
 from .compressed import check_compressed, compressed_pool, has_compressed_keys
-from .connectors import check_groups
+from .compressed_run import buffer_bytes, streams_bytes
+from .connectors import check_connectors, check_groups
 from .drafter import Drafter, drafter_of, prediction_count, proposed_tokens
 from .encoder import deepstack_bytes, encoder, unsized
 from .mamba import mamba_pool, mamba_sizes
 from .outside import asleep, graphs, non_torch
-from .profile import Card, ProfileRun, peak_bytes
+from .profile import Card, ProfileRun, expert_bytes, peak_bytes
 from .releases import release
 from .short_conv import convolution_pool, has_short_convolutions
 from .sparse import LOGITS_BYTES, indexed_pool, sparse_index
 from .weights import last_stage, rank_weights, rounding
 from .widths import decoder_widths
 
+DEEPSTACK_KEPT = (0, 28)  # from then on not without the tower. Source: models/qwen3_vl.py
 PEAK_MARGIN_BYTES = 16 * MIB  # of the allocator's blocks, which are rounded up by 1 MiB at most
 
 
@@ -75,6 +78,7 @@ class VllmDemand(Demand):
         self.sequences = serving.sequences or by_default[1]
         self.drafter = self._drafter()
         self.pool = self._pool(gpu)
+        check_connectors(self.release, serving.environment)
         check_groups(self.pool, self.release, serving.environment)
         if self.step_tokens is None and any(group.window_tokens for group in self.pool.groups):
             raise UsageError("vllm_step_needed")
@@ -97,7 +101,14 @@ class VllmDemand(Demand):
             raise UnsupportedError("vllm_speculation_pipeline")
         if has_compressed_keys(self._report):
             return Drafter(ranks=serving.ranks)
-        return drafter_of(self._report, speculation, ranks=serving.ranks, step_tokens=self.step_tokens or 0)
+        return drafter_of(
+            self._report,
+            speculation,
+            ranks=serving.ranks,
+            step_tokens=self.step_tokens or 0,
+            version=self.release.version,
+            sees="vision_config" in (self._report.config or {}) and "vision" not in serving.without_towers,
+        )
 
     def _pool(self, gpu: Gpu) -> BlockPool:
         config, ranks = self._report.config or {}, self._serving.ranks
@@ -205,10 +216,15 @@ class VllmDemand(Demand):
             stage=self._stage,
             marlin=capability is not None and capability < (9, 0),
             float_routers=self.release.float_routers(self._report, capability),
+            without_towers=serving.without_towers,
             version=self.release.version,
         )
         spec, config = self._report.spec, self._report.config or {}
-        buffers = deepstack_bytes(config, spec.hidden_size, self.step_tokens or 0, spec.dtype.bits // 8)
+        buffers = 0
+        if "vision" not in serving.without_towers or self.release.version < DEEPSTACK_KEPT:
+            buffers = deepstack_bytes(config, spec.hidden_size, self.step_tokens or 0, spec.dtype.bits // 8)
+        if has_compressed_keys(self._report):
+            buffers += buffer_bytes(self._report, self.step_tokens or 0, predicts=self._method == "mtp")
         if self.index is not None:
             buffers += self.index.chosen_bytes(self.step_tokens or 0)
         held = max(0, weights.total_bytes + buffers - serving.offloaded_bytes)
@@ -216,10 +232,19 @@ class VllmDemand(Demand):
             self.release,
             capability=capability,
             multiprocessors=self._gpu.multiprocessors,
-            ranks=serving.ranks,
-            pipeline_ranks=serving.pipeline_ranks,
+            ranks=Ranks(
+                count=serving.ranks,
+                tokens=self.step_tokens or 0,
+                hidden=spec.hidden_size,
+                element_bytes=spec.dtype.bits // 8,
+                bfloat16=spec.dtype is DType.BF16,
+                data_ranks=serving.data_ranks,
+                pipeline_ranks=serving.pipeline_ranks,
+                compiled=not serving.eager,
+            ),
             vocabulary=spec.vocab_size,
             second=self.release.runs_second(self._report, self._method, serving.environment),
+            recurrent=any(layer.span in WITH_STATES for layer in self._report.attention.layers),
         )
         measured = (self._activation(), outside, *self._graphs())
         if self.log is not None:
@@ -312,6 +337,12 @@ class VllmDemand(Demand):
             )
         card = Card(compute_capability=self._gpu.compute_capability, multiprocessors=self._gpu.multiprocessors)
         least, most = peak_bytes(decoder_widths(report), run, self.release, card, images)
+        if has_compressed_keys(report):
+            held = card.workspace_bytes + expert_bytes(decoder_widths(report), run)
+            least, most = (
+                max(end, held + streams)
+                for end, streams in zip((least, most), streams_bytes(report, tokens), strict=True)
+            )
         most += PEAK_MARGIN_BYTES
         if serving.images and unsized(config):
             most += 2 * GIB  # the size of the largest image is not known
@@ -371,30 +402,3 @@ class VllmDemand(Demand):
         terms = {term.name: term for term in self.terms}
         weights = terms["weights"].least_bytes + (0 if self.drafter is None else self.drafter.most_bytes)
         return asleep(terms["non_torch"], weights, eager=self._serving.eager)
-
-
-def requested_bytes(memory_bytes: int, utilization: float) -> int:
-    """Bytes of a card that vLLM may use. Source: v1/worker/utils.request_memory."""
-    return math.ceil(memory_bytes * utilization)
-
-
-def capacity(pool: BlockPool, budget_bytes: int, *, sequence_tokens: int, step_tokens: int | None) -> Capacity:
-    """What a budget holds of sequences of `sequence_tokens` tokens. step_tokens: the most in one step (None: unknown).
-
-    Raises UnsupportedError for windows if `step_tokens`, on which their blocks depend, is unknown.
-    Source: kv_cache_utils.get_max_concurrency_for_kv_cache_config.
-    """
-    blocks = pool.blocks(budget_bytes)
-    unbounded = all(group.window_tokens or not group.block_tokens for group in pool.groups)
-    limit = blocks * max(group.block_tokens for group in pool.groups)
-
-    def fits(tokens: int) -> bool:
-        return pool.size_bytes(tokens=tokens, batched_tokens=step_tokens) <= blocks * pool.block_bytes
-
-    return Capacity(
-        budget_bytes=budget_bytes,
-        blocks=blocks,
-        tokens=pool.tokens(blocks, sequence_tokens),
-        sequence_blocks=pool.size_bytes(tokens=sequence_tokens, batched_tokens=step_tokens) // pool.block_bytes,
-        most_context_tokens=None if unbounded and fits(sequence_tokens) else largest(fits, limit),
-    )

@@ -14,6 +14,7 @@ from ...spec import each_module
 from ...units import MIB
 from ...values import dataclass, replace
 from .blocks import INDEXED_TYPES, text_part
+from .rotary import scaling
 from .weights import decoder_layer, rank_weights
 from .widths import Widths, decoder_widths
 
@@ -31,6 +32,7 @@ PREDICTION_KEYS = {
 }
 SUFFIX_TOKENS = 24  # suffix_decoding_max_tree_depth
 WITHOUT_MODEL = ("ngram", "ngram_gpu", "suffix")
+WITHOUT_DRAFT_MODELS, LAST_WITHOUT_IMAGES = ((0, 10), (0, 15)), (0, 20)  # versions that refuse them
 ROUNDING_BYTES = 16 * MIB  # of the allocator, which loses at most 1 MiB a parameter
 
 
@@ -50,15 +52,27 @@ class Drafter:
     states: int = 0
 
 
-def drafter_of(report: Report, speculation: Speculation, *, ranks: int, step_tokens: int) -> Drafter:
-    """The drafter of a request for `report`. Raises UnsupportedError for drafters that are not modelled."""
+def drafter_of(
+    report: Report,
+    speculation: Speculation,
+    *,
+    ranks: int,
+    step_tokens: int,
+    version: tuple[int, int],
+    sees: bool = False,
+) -> Drafter:
+    """The drafter of a request for `report`. sees: whether the run takes images.
+
+    Raises UnsupportedError for drafters that are not modelled, and for those that this version of vLLM refuses.
+    """
     if speculation.method in WITHOUT_MODEL:
         return Drafter(ranks=ranks)
     if speculation.method == "mtp":
         return _prediction_layers(report, ranks, step_tokens)
     draft_ranks = speculation.ranks or ranks
     if speculation.drafter is not None:
-        return _draft_model(report, speculation.drafter, draft_ranks)
+        _check_draft_model(speculation.drafter, version, sees)
+        return _draft_model(report, speculation.drafter, draft_ranks, version)
     if speculation.head is None:
         raise UnsupportedError("vllm_speculation", method=speculation.method)
     from .eagle import eagle_head
@@ -126,7 +140,17 @@ def _dense_bytes(report: Report, index: int) -> int:
     )
 
 
-def _draft_model(report: Report, draft: Report, ranks: int) -> Drafter:
+def _check_draft_model(draft: Report, version: tuple[int, int], sees: bool) -> None:
+    """Source: config/speculative.py of 0.10 to 0.14; v1/spec_decode of 0.16 to 0.33, _raise_if_mrope, _raise_if_multimodal."""
+    if WITHOUT_DRAFT_MODELS[0] <= version <= WITHOUT_DRAFT_MODELS[1]:
+        raise UnsupportedError("vllm_draft_version", since="0.16")
+    if "mrope_section" in scaling(text_part(draft.config or {})):
+        raise UnsupportedError("vllm_draft_mrope", class_name=draft.spec.class_name)
+    if sees and version <= LAST_WITHOUT_IMAGES:
+        raise UnsupportedError("vllm_draft_images", since="0.21")
+
+
+def _draft_model(report: Report, draft: Report, ranks: int, version: tuple[int, int]) -> Drafter:
     """A whole model, whose vocabulary is the model's. Source: SpeculativeConfig.verify_equal_vocab_size_if_draft_model."""
     if draft.known.unread is not None:
         raise draft.known.unread
@@ -136,7 +160,7 @@ def _draft_model(report: Report, draft: Report, ranks: int) -> Drafter:
     # vLLM takes the layers for multi-token prediction of a release that has them, whatever the method.
     if text_part(draft.config or {}).get("model_type") in PREDICTION_KEYS or len(layers) < len(draft.attention.layers):
         raise UnsupportedError("vllm_draft_kind", class_name=draft.spec.class_name)
-    weights = rank_weights(draft, ranks)
+    weights = rank_weights(draft, ranks, version=version)
     packed = MIB * sum(size_bytes > MIB for size_bytes in weights.packed)
     return Drafter(
         ranks=ranks,

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from ...results.serving import Asleep, Reserved
 from ...units import GIB, MIB
+from ...values import replace
+from .collectives import HOPPER, Ranks, linked, nccl_hundredths, workspace_bytes
 from .releases import Release
 
 SOURCES = (
@@ -18,7 +20,7 @@ SOURCES = (
 CONTEXT_MIB = 400, 1024  # before vLLM's first look at the card: total less free memory in the logs, and more elsewhere
 GRAPHS_HUNDREDTHS = 64, 182  # of a GiB, "Graph capturing finished ... took"
 BUFFERS_MIB = 512  # inputs and states of a step, which no source adds up
-HOPPER, MULTIPROCESSORS = (9, 0), 132  # of an H100 and an H200
+MULTIPROCESSORS = 132  # of an H100 and an H200
 ODD_VOCABULARY = (
     16  # two logs of vocabularies that it does not divide print 0.21 GiB more, for a reason that is not known
 )
@@ -29,46 +31,54 @@ def non_torch(
     *,
     capability: tuple[int, int] | None,
     multiprocessors: int | None,
-    ranks: int,
-    pipeline_ranks: int,
+    ranks: Ranks,
     vocabulary: int,
     second: bool = False,
+    recurrent: bool = False,
 ) -> Reserved:
-    """Modules and stacks of kernels, and NCCL's buffers with several tensor-parallel ranks ("non-torch forward increase").
+    """Modules and stacks of kernels, and what several tensor-parallel ranks need to sum ("non-torch forward increase").
 
-    second: the second model runner, which has no kernel of top-k. Kernels' stacks grow with the multiprocessors of a card. Of
-    pipelines the communicator is made before vLLM's first look at the card, and only the rest is counted.
+    second: the second model runner, which has no kernel of top-k. recurrent: whether layers keep a state. Kernels' stacks grow
+    with the multiprocessors of a card. Of pipelines the communicator is made before vLLM's first look at the card, and only the
+    rest is counted.
     """
     known = release.known and capability in (HOPPER, None) and multiprocessors in (MULTIPROCESSORS, None)
-    if ranks > 1:
-        least, most = _tensor_parallel(release, capability, ranks)
-    elif pipeline_ranks > 1:
+    if ranks.count == 1 and ranks.pipeline_ranks > 1:
         least, most = (7, 8) if known else (2, 30)
+    elif release.loads_sampler and not second:
+        least, most = (24, 27) if known else _by_multiprocessors(multiprocessors)
+        if recurrent:  # whose kernels are more: a log of Qwen3.5-9B on an L40S leaves 0.34
+            least, most = (24, 40) if known else (10, 40)
     elif release.loads_sampler:
-        least, most = (24, 27) if known else (3 if second else 10, 40)
+        least, most = 3, 40
     else:
         least, most = (13, 14) if known else (2, 20)
+    workspace = 0, 0
+    if ranks.count > 1 and linked(capability):
+        least, most = nccl_hundredths(release, capability, ranks, (least, most), known=known)
+        workspace = workspace_bytes(release, capability, ranks)
+    elif ranks.count > 1:
+        least, most = (20, 90) if release.loads_sampler else (2, 35)  # by logs of 2 and 4 ranks of an A100 (0.10)
     if release.loads_sampler and vocabulary % ODD_VOCABULARY:
         most += 21 if known else 35
         least += 19 if known else 0
-    return _range("non_torch", 10 * least - 5, 10 * most + 5)
+    reserved = _range("non_torch", 10 * least - 5, 10 * most + 5)
+    return replace(
+        reserved,
+        least_bytes=reserved.least_bytes + workspace[0],
+        most_bytes=(reserved.most_bytes or 0) + workspace[1],
+    )
 
 
-def _tensor_parallel(release: Release, capability: tuple[int, int] | None, ranks: int) -> tuple[int, int]:
-    """In hundredths of a GiB. NCCL's and symmetric memory's buffers of NVLink take most of it, which other cards do not have.
+def _by_multiprocessors(count: int | None) -> tuple[int, int]:
+    """In hundredths of a GiB, of kernels from 0.17 on: modules, and stacks for each multiprocessor.
 
-    By logs: 2 and 4 ranks of an H100 (0.19), of an A100 (0.10, where budget, weights and peak leave 0.11 and 0.16).
+    By an H100's logs: 0.13 before 0.17, 0.24 with the sampler's kernels, whose stacks 132 multiprocessors have. Modules alone
+    were 0.02 on an RTX 4090 (0.10.2).
     """
-    if not _linked(capability):
-        return (20, 90) if release.loads_sampler else (2, 35)
-    if not release.loads_sampler:
-        return 30, 150 if release.version < (0, 12) else 215
-    most_known = {2: (206, 210), 4: (213, 221)}.get(ranks, (210, 290))
-    return most_known if release.known and capability in (HOPPER, None) else (most_known[0] - 30, most_known[1] + 30)
-
-
-def _linked(capability: tuple[int, int] | None) -> bool:
-    return capability is None or capability[0] in (9, 10)
+    if count is None:
+        return 10, 40
+    return 2 + 7 * count // 100, 15 + count // 10
 
 
 # vLLM's own estimates of CUDA graphs as its logs print them with all of FULL_GRAPHS captured: in thousandths of a GiB, (least,
@@ -93,7 +103,7 @@ def graphs(
     if not second:
         ends = [max(0, layers * LAYER_GRAPHS + each) for each in FIRST_GRAPHS]
     least, most = (end / 10 for end in ends)
-    if ranks > 1 and not second and not _linked(capability):
+    if ranks > 1 and not second and not linked(capability):
         most += RANKS_MORE
     elif ranks > 1 and not second:
         hopper = sequences >= 1024 and capability in (HOPPER, None)

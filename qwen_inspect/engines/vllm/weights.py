@@ -16,6 +16,7 @@ from ...spec import Module, each_module
 from ...units import MIB
 from ...values import dataclass
 from .blocks import kv_heads_per_rank
+from .compressed import attention_heads, has_compressed_keys
 from .mamba import MambaSizes, mamba_sizes, mixers, softmax_layers
 from .rotary import rotary_bytes
 from .short_conv import NAMES, has_short_convolutions
@@ -43,7 +44,7 @@ ROW = (
     "2",
 )
 KEY_VALUE = ("k_proj", "v_proj")
-VOCABULARY = ("embed_tokens", "embeddings", "lm_head")
+VOCABULARY = ("embed_tokens", "embeddings", "lm_head", "ngram_embedding")
 # Matrices that every rank has whole; a module without a matrix (a norm) always is.
 WHOLE = (
     *(
@@ -60,7 +61,18 @@ WHOLE = (
     *("moe_statics", "embed_positions"),
     *("wq_b", "wk", "weights_proj", "fc1_latent_proj", "fc2_latent_proj"),
 )
-WHOLE_PARENTS = ("mm_projector",)  # Kimi-K2.5's
+# Kimi-K2.5's projector; of Qwen3.8-Flash-Next, what mixes the residual streams and stands behind tables of n-grams.
+WHOLE_PARENTS = (
+    *("mm_projector", "ple", "indexer"),
+    *("attn_hyper_connection", "mlp_hyper_connection", "hyper_connection_mixer"),
+)
+HOST, HOST_SINCE = ("ngram_embedding",), (0, 30)  # in the host's memory by default, before on the card
+# Not loaded, from a version on, where a run takes no such inputs. Source: models/interfaces.py, _mark_tower_model.
+TOWERS = {
+    "vision": ("visual", "vision_tower", "vision_model", "multi_modal_projector", "mm_projector", "embed_vision"),
+    "audio": ("audio_tower", "embed_audio"),
+}
+TOWERS_SINCE = (0, 16)
 # Modules that vLLM fuses into one parameter.
 FUSED: Mapping[str, str] = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj"),
@@ -90,6 +102,7 @@ def rank_weights(
     stage: range | None = None,
     marlin: bool = False,
     float_routers: bool = False,
+    without_towers: tuple[str, ...] = (),
     version: tuple[int, int] = (0, 19),
 ) -> RankWeights:
     """Each parameter on one of `ranks` ranks, in module order, and of the rotary tables, if there are any.
@@ -97,23 +110,29 @@ def rank_weights(
     Norms, routers and biases of output projections are whole on each rank; the vocabulary is padded to a multiple of 64; A_log is
     float32. Quantised weights are counted as stored, by module. expert_ranks: that share the experts, data-parallel ones
     too. stage: the decoder layers of a pipeline's last rank (None: all).
-    marlin: whether MXFP4 runs on Marlin's kernels, which pad more. float_routers: whether routers are float32. version: of vLLM.
+    marlin: whether MXFP4 runs on Marlin's kernels, which pad more. float_routers: whether routers are float32. without_towers:
+    kinds of TOWERS that are not loaded. version: of vLLM.
     Raises UnsupportedError for sizes that the ranks do not divide, and for classes whose sharding in vLLM is unknown.
     Source: model_executor/layers: linear.py, fused_moe/layer.py, vocab_parallel_embedding.py, rotary_embedding/base.py,
     mamba/*.py, quantization/mxfp4.py, attention/mla_attention.py (process_weights_after_loading); models/qwen2.py
     to qwen3_5.py, llama.py, deepseek_v2.py, gpt_oss.py.
     """
-    heads = {layer.index: layer for layer in softmax_layers(report)}
+    compressed = has_compressed_keys(report)
+    softmax = attention_heads(report) if compressed else softmax_layers(report)
+    heads = {layer.index: layer for layer in softmax}
     mamba = mamba_sizes(report)
     mixer_paths = set() if mamba is None else {path for path, _ in mixers(report.tree)}
     mxfp4 = report.known.quantised is not None and report.known.quantised.method == "mxfp4"
     short_convolutions = has_short_convolutions(report)
     keys_twice = _without_values(report)
+    left_out = {part for kind in without_towers for part in TOWERS[kind]} if version >= TOWERS_SINCE else set()
     sizes: Counter[str] = Counter()
     for path, module in each_module(report.tree):
         parent, _, name = path.rpartition(".")
         name = NAMES.get(name, name) if short_convolutions else name
         if stage is not None and not _of_last_stage(path, name, stage, report.spec.tied_embeddings):
+            continue
+        if (name in HOST and version >= HOST_SINCE) or (left_out and not left_out.isdisjoint(path.split("."))):
             continue
         for kind, shape, size_bytes in _parameters(module):
             if float_routers and name == "gate" and kind == "weight":
