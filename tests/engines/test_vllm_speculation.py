@@ -10,7 +10,9 @@ import pytest
 
 from qwen_inspect.cli import main
 from qwen_inspect.engines.vllm.command import parse_command
+from qwen_inspect.engines.vllm.outside import graphs
 from qwen_inspect.errors import UnsupportedError, UsageError
+from qwen_inspect.units import GIB
 
 from ..support.schema import assert_keeps_to_the_schema
 
@@ -178,3 +180,37 @@ def test_the_method_is_named_or_follows_from_the_drafter() -> None:
         assert speculation is not None
         assert (speculation.method, speculation.tokens, command.draft) == (method, 2, model)
     assert command.ignored == ("--speculative-config moe_backend",)
+
+
+@pytest.mark.parametrize(
+    ("model", "drafter", "version", "told"),
+    [
+        # config/speculative.py of 0.14; v1/spec_decode of 0.16 to 0.33: _raise_if_mrope, and _raise_if_multimodal up to 0.20.
+        ("Qwen/Qwen3-32B", "Qwen/Qwen3-0.6B", "0.14.0", "0.16"),
+        ("Qwen/Qwen3-32B", "Qwen/Qwen3-0.6B", "0.16.0", None),
+        ("Qwen/Qwen3-VL-32B-Instruct", "Qwen/Qwen3-0.6B", "0.20.0", "--language-model-only"),
+        ("Qwen/Qwen3-VL-32B-Instruct --language-model-only", "Qwen/Qwen3-0.6B", "0.20.0", None),
+        ("Qwen/Qwen3-VL-32B-Instruct", "Qwen/Qwen3-0.6B", "0.21.0", None),
+        ("Qwen/Qwen3-VL-32B-Instruct", "Qwen/Qwen3-VL-2B-Instruct", "0.33.0", "M-RoPE"),
+    ],
+)
+def test_draft_models_that_vllm_refuses_are_refused(
+    model: str, drafter: str, version: str, told: str | None, capsys: Capture
+) -> None:
+    speculation = json.dumps({"model": f"catalog:{drafter}", "num_speculative_tokens": 3})
+    line = f"vllm serve catalog:{model} --max-model-len 8192 --speculative-config '{speculation}'"
+    code = main(["fit", "--vllm", line, "--engine-version", version, "--gpu", "B200", "--format", "json"])
+    found = capsys.readouterr()
+    assert code == (0 if told is None else 7), found.err
+    assert told is None or told in found.err
+
+
+def test_a_drafters_graphs_are_a_models_of_its_layers() -> None:
+    """A log of Qwen3.8-27B on two ranks estimates 1.45 GiB, and 1.59 with its layer of prediction."""
+
+    def most(drafted: int | None) -> int:
+        found = graphs(capability=(9, 0), layers=64, ranks=1, sequences=256, second=False, drafted=drafted)
+        return found.most_bytes or 0
+
+    assert 0.14 * GIB < most(1) - most(None) < 0.5 * GIB
+    assert most(28) - most(1) == pytest.approx(27 * 0.0155 * GIB, rel=0.01)

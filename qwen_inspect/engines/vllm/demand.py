@@ -259,7 +259,7 @@ class VllmDemand(Demand):
         )
 
     def _graphs(self) -> tuple[Reserved, ...]:
-        serving, environment = self._serving, self._serving.environment
+        serving, environment, drafter = self._serving, self._serving.environment, self.drafter
         if serving.eager or not self.release.graphs_measured(self._report, self._method, environment):
             return ()
         reserved = graphs(
@@ -268,7 +268,7 @@ class VllmDemand(Demand):
             ranks=serving.ranks,
             sequences=self.sequences or 0,
             second=self.release.runs_second(self._report, self._method, environment),
-            drafting=self.drafter is not None and self.drafter.widths is not None,
+            drafted=None if drafter is None or drafter.widths is None else len(drafter.layers) + drafter.latents,
         )
         return (reserved,)
 
