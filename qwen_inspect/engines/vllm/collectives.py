@@ -32,12 +32,16 @@ FLASHINFER_KIB = {
 KNOWN = {2: (157, 160), 4: (210, 218)}
 SUMS, SUMS_OTHERS = {2: (110, 140), 4: (155, 200)}, (150, 270)
 NEWER_SUMS, NEWER_OTHERS, BLACKWELL_SUMS = {2: (60, 150), 4: (60, 200)}, (60, 270), (20, 110)
+EXCHANGED, LINKED_EXCHANGED = 70, 270  # at most, of data-parallel ranks: all that NCCL takes, as no log is known
 LOGITS, NEWER_LOGITS = (5, 140), (5, 30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranks:
-    """Tensor-parallel ranks, and what they sum in the profile run: `tokens` hidden states of `hidden` numbers."""
+    """Tensor-parallel ranks, and what they sum in the profile run: `tokens` hidden states of `hidden` numbers.
+
+    exchanges: whether data-parallel ranks exchange tokens for their experts, which goes through NCCL.
+    """
 
     count: int
     tokens: int
@@ -46,6 +50,7 @@ class Ranks:
     bfloat16: bool
     data_ranks: int = 1
     pipeline_ranks: int = 1
+    exchanges: bool = False
     compiled: bool = True
 
     @property

@@ -33,7 +33,6 @@ from .calibrating import calibrated, matching
 from .capacity import capacity, requested_bytes
 from .collectives import Ranks
 from .compressed import check_compressed, compressed_pool, has_compressed_keys
-from .compressed_run import buffer_bytes, streams_bytes
 from .connectors import check_connectors, check_groups
 from .drafter import Drafter, drafter_of, prediction_count, proposed_tokens
 from .encoder import deepstack_bytes, encoder, unsized
@@ -224,6 +223,8 @@ class VllmDemand(Demand):
         if "vision" not in serving.without_towers or self.release.version < DEEPSTACK_KEPT:
             buffers = deepstack_bytes(config, spec.hidden_size, self.step_tokens or 0, spec.dtype.bits // 8)
         if has_compressed_keys(self._report):
+            from .compressed_run import buffer_bytes
+
             buffers += buffer_bytes(self._report, self.step_tokens or 0, predicts=self._method == "mtp")
         if self.index is not None:
             buffers += self.index.chosen_bytes(self.step_tokens or 0)
@@ -240,6 +241,7 @@ class VllmDemand(Demand):
                 bfloat16=spec.dtype is DType.BF16,
                 data_ranks=serving.data_ranks,
                 pipeline_ranks=serving.pipeline_ranks,
+                exchanges=serving.data_ranks > 1 and decoder_widths(self._report).experts is not None,
                 compiled=not serving.eager,
             ),
             vocabulary=spec.vocab_size,
@@ -338,6 +340,8 @@ class VllmDemand(Demand):
         card = Card(compute_capability=self._gpu.compute_capability, multiprocessors=self._gpu.multiprocessors)
         least, most = peak_bytes(decoder_widths(report), run, self.release, card, images)
         if has_compressed_keys(report):
+            from .compressed_run import streams_bytes
+
             held = card.workspace_bytes + expert_bytes(decoder_widths(report), run)
             least, most = (
                 max(end, held + streams)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ...results.serving import Asleep, Reserved
 from ...units import GIB, MIB
 from ...values import replace
-from .collectives import HOPPER, Ranks, linked, nccl_hundredths, workspace_bytes
+from .collectives import EXCHANGED, HOPPER, LINKED_EXCHANGED, Ranks, linked, nccl_hundredths, workspace_bytes
 from .releases import Release
 
 SOURCES = (
@@ -59,6 +59,8 @@ def non_torch(
         workspace = workspace_bytes(release, capability, ranks)
     elif ranks.count > 1:
         least, most = (20, 90) if release.loads_sampler else (2, 35)  # by logs of 2 and 4 ranks of an A100 (0.10)
+    if ranks.exchanges:
+        most += LINKED_EXCHANGED if linked(capability) else EXCHANGED
     if release.loads_sampler and vocabulary % ODD_VOCABULARY:
         most += 21 if known else 35
         least += 19 if known else 0
