@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,6 +67,36 @@ def test_options_are_read_as_vllm_spells_them() -> None:
         False,
     )
     assert parse_command("python -m vllm.entrypoints.openai.api_server --max-model-len auto").automatic
+
+
+@pytest.mark.parametrize(
+    ("limit", "config", "images", "ignored"),
+    [
+        ("--limit-mm-per-prompt.image 0", {"model_type": "gemma3"}, False, ()),
+        ("--limit-mm-per-prompt '{\"image\": 0}'", {"video_token_id": 5}, True, ("--limit-mm-per-prompt",)),
+        ("--limit-mm-per-prompt.image 0 --limit-mm-per-prompt.video=0", {"video_token_id": 5}, False, ()),
+        ('--limit-mm-per-prompt \'{"image": 0, "video": {"count": 0}}\'', {"video_token_id": 5}, False, ()),
+        ("--limit-mm-per-prompt.image.count 0", {}, False, ()),
+        ("--limit-mm-per-prompt image=1", {}, True, ()),
+        ("--limit-mm-per-prompt [0]", {}, True, ()),
+        ("--language-model-only --limit-mm-per-prompt.image 0", {}, False, ()),
+    ],
+)
+def test_a_tower_is_left_out_where_each_of_its_kinds_is_limited_to_none(
+    limit: str, config: dict[str, Any], images: bool, ignored: tuple[str, ...]
+) -> None:
+    command = parse_command(f"vllm serve a/b {limit}").for_model(config)
+    assert (command.serving.images, "vision" in command.serving.without_towers) == (images, not images)
+    assert command.ignored == ignored
+
+
+def test_variables_that_change_where_sums_are_made_are_named_and_other_programs_of_vllm_refused() -> None:
+    assert parse_command("VLLM_ALLREDUCE_USE_SYMM_MEM=0 vllm serve a/b -tp 2").ignored == (
+        "VLLM_ALLREDUCE_USE_SYMM_MEM",
+    )
+    with pytest.raises(UsageError) as refused:
+        parse_command("vllm bench serve --model a/b")
+    assert refused.value.message.key == "vllm_command"
 
 
 def test_a_quantisation_that_is_not_counted_is_named() -> None:

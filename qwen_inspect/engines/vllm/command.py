@@ -5,7 +5,6 @@ Source: vLLM 0.19.0, engine/arg_utils.py, entrypoints/cli/serve.py and utils/arg
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 
@@ -26,10 +25,12 @@ from ..pasted import (
     words_of,
 )
 from .connectors import connectors_of, parse_transfer
+from .limits import LIMIT, WITHOUT_VISION, read_limits, takes_videos
 from .speculative_config import parse_speculation, proposal
 
 IMAGE = re.compile(r"(?:\S*/)?vllm-openai(?::v?(?P<version>[0-9]+\.[0-9]+[0-9A-Za-z.]*)\S*)?")
 MODULE = re.compile(r"vllm\.entrypoints\.\S+")
+OTHER_COMMANDS = ("bench", "chat", "complete", "collect-env", "run-batch", "launch")
 SHORT: Mapping[str, str] = {
     "-tp": "--tensor-parallel-size",
     "-pp": "--pipeline-parallel-size",
@@ -47,6 +48,8 @@ ENVIRONMENT: Mapping[str, str] = {
     "VLLM_USE_V2_MODEL_RUNNER": "second_runner",
     "VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE": "chunks",
 }
+# That change where ranks' sums are made, and so what lies outside PyTorch, which is not counted.
+UNCOUNTED = ("VLLM_ALLREDUCE_USE_SYMM_MEM", "VLLM_ALLREDUCE_USE_FLASHINFER", "VLLM_ALLREDUCE_USE_FLASHINFER_PCIE_IPC")
 SPECULATIVE: Mapping[str, str] = {
     "--spec-method": "method",
     "--spec-model": "model",
@@ -87,7 +90,8 @@ class Command:
     """model: as it is named. dtype: that weights are loaded in (None: the model's). automatic: --max-model-len auto.
 
     draft: the model that proposes tokens, as it is named (None: none of its own), which is not read yet.
-    ignored: options that may take memory and are not known here.
+    ignored: options that may take memory and are not known here. no_images: whether images are limited to none and videos
+    are not, which leaves out the encoder of a model without videos.
     """
 
     serving: Serving
@@ -96,6 +100,14 @@ class Command:
     automatic: bool
     ignored: tuple[str, ...]
     draft: str | None = None
+    no_images: bool = False
+
+    def for_model(self, config: Mapping[str, Any]) -> Command:
+        if not self.no_images:
+            return self
+        if takes_videos(config):
+            return replace(self, ignored=(*self.ignored, LIMIT))  # what videos take in the profile run is not known
+        return replace(self, serving=replace(self.serving, **WITHOUT_VISION))
 
 
 @dataclass(slots=True)
@@ -109,6 +121,7 @@ class _Reading:
     speculative: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     transfer: dict[str, Any] | None = None
+    limits: dict[str, str] = field(default_factory=dict)
     positional: str | None = None
     module: bool = False
 
@@ -125,7 +138,11 @@ def parse_command(line: str, *, version: str | None = None) -> Command:
     set_before = [VARIABLE.fullmatch(word) for word in before]
     named = {ENVIRONMENT[found[1]]: found[2] == "1" for found in set_before if found and found[1] in ENVIRONMENT}
     reading.environment.update(named)
+    reading.ignored.extend(found[1] for found in set_before if found and found[1] in UNCOUNTED)
     _read(arguments, reading)
+    no_images = reading.limits.get("image") == "0"
+    if no_images and reading.limits.get("video") == "0" and "without_towers" not in reading.values:
+        reading.values.update(WITHOUT_VISION)
     if reading.transfer is not None:
         reading.environment["connectors"] = connectors_of(reading.transfer)
     if reading.environment:
@@ -144,6 +161,7 @@ def parse_command(line: str, *, version: str | None = None) -> Command:
         automatic=reading.automatic,
         ignored=tuple(dict.fromkeys(reading.ignored)),
         draft=draft,
+        no_images=no_images and "without_towers" not in reading.values,
     )
 
 
@@ -158,7 +176,9 @@ def _arguments(words: list[str], reading: _Reading) -> list[str]:
                 reading.values["version"] = image["version"]
             return words[at + 1 :]
         if re.split(r"[/\\]", word)[-1] == "vllm":
-            return words[at + 2 :] if words[at + 1 : at + 2] == ["serve"] else words[at + 1 :]
+            if (named := "".join(words[at + 1 : at + 2])) in OTHER_COMMANDS:
+                break
+            return words[at + 2 :] if named == "serve" else words[at + 1 :]
         if not SET_BEFORE.fullmatch(word) and word.startswith("-") and at == 0:
             return words
     raise UsageError("vllm_command")
@@ -197,7 +217,7 @@ def _read(words: list[str], reading: _Reading) -> None:
 
 def _valued(option: str) -> bool:
     known = any(option in options for options in (VALUES, FIELDS, SPECULATIVE, WITH_VALUE))
-    return known or option.startswith((DOTTED, TRANSFER, EVENTS))
+    return known or option.startswith((DOTTED, TRANSFER, EVENTS, f"{LIMIT}."))
 
 
 def _set_transfer(option: str, value: str, reading: _Reading) -> None:
@@ -217,6 +237,9 @@ def _set(option: str, value: str, reading: _Reading) -> None:
         key = SPECULATIVE.get(option, option.removeprefix(DOTTED).replace("-", "_"))
         reading.speculative[key] = int(value) if re.fullmatch("[0-9]{1,9}", value) else value
         return
+    if option.startswith(LIMIT):
+        reading.limits.update(read_limits(option, value))
+        return
     match option:
         case "--speculative-config":
             reading.speculative.update(parse_speculation(value))
@@ -233,18 +256,6 @@ def _set(option: str, value: str, reading: _Reading) -> None:
             reading.automatic = value in ("auto", "-1")
             if not reading.automatic:
                 reading.values["context_tokens"] = read_tokens(option, value)
-        case "--limit-mm-per-prompt":
-            if _no_images(value):
-                reading.values.update(images=False, without_towers=("vision",))
-
-
-def _no_images(value: str) -> bool:
-    """Whether each kind is limited to 0: as JSON, or KIND=N with commas between."""
-    try:
-        limits = json.loads(value)
-    except (ValueError, RecursionError):
-        limits = dict(part.partition("=")[::2] for part in value.split(","))
-    return isinstance(limits, dict) and str(limits.get("image")) == "0" and str(limits.get("video", 0)) == "0"
 
 
 # Methods that vLLM only takes for files quantised so. Others may pack weights as they are loaded (bitsandbytes, torchao).
@@ -267,8 +278,8 @@ TRANSFER, EVENTS = "--kv-transfer-config", "--kv-events-config"
 SEVERAL = ("--api-key", "--served-model-name")  # with one value or more
 VALUES = frozenset(
     (
-        *("--model", "--dtype", "--quantization", "--max-model-len", "--limit-mm-per-prompt"),
-        "--speculative-config",
+        *("--model", "--dtype", "--quantization", "--max-model-len"),
+        *("--speculative-config", LIMIT),
     )
 )
 FIELDS: Mapping[str, tuple[str, Callable[[str, str], Any]]] = {

@@ -123,6 +123,7 @@ TEXT = {
     "engine_one_cache_dtype": "vLLM keeps K and V in one format, not in {found}",
     "serving_needs_context": "The model names no limit of its context; give one with --context",
     "serving_budget": "The KV budget",
+    "serving_budget_card": "a card with this KV budget",
     "serving_best_only": "fits only where the least is taken beside the cache",
     "serving_endless": "any: only windows are held",
     "serving_unknown": "not known: the compute buffers come on top",

@@ -123,6 +123,7 @@ TEXT = {
     "engine_one_cache_dtype": "vLLM 的 K 和 V 用同一种格式，不能是 {found}",
     "serving_needs_context": "模型没有给出上下文上限；请用 --context 指定",
     "serving_budget": "KV 缓存预算",
+    "serving_budget_card": "给定此 KV 缓存预算的卡",
     "serving_best_only": "仅当缓存之外的占用取最小值时够用",
     "serving_endless": "不限：只保留滑动窗口内的缓存",
     "serving_unknown": "未知，还取决于计算缓冲区",

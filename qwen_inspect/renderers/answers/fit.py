@@ -126,7 +126,7 @@ def _changed(suggestion: Suggestion, say: Language) -> str:
 
 def _serving(report: ServingReport, say: Language) -> list[str]:
     card, serving = report.cards[report.deciding], report.serving
-    where = say("serving_budget") if card.gpu is None else named(card.gpu, say)
+    where = say("serving_budget_card") if card.gpu is None else named(card.gpu, say)
     high, low = card.answer.high.fits, card.answer.low.fits
     verdict = "may" if high is False and low else {True: "yes", False: "no", None: "unknown"}[high]
     content = [
