@@ -177,7 +177,7 @@ def _run_vllm(options: Namespace, say: Language) -> int:
     command = replace(command, serving=_with_draft(command.serving, command.draft, options))
     log = None if options.log is None else _served_log(options.log, "vllm")
     report = prediction.inspected(options, options.model or command.model, dtype=command.dtype, tokens=None)
-    command = command.for_model(report.config or {})
+    command = command.for_model(report.config or {}, report.spec.context_tokens)
     budget = command.serving.kv_budget_bytes
     cards = _cards(options) if budget is None else (budget_card(budget),)
 

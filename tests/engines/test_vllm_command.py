@@ -85,9 +85,17 @@ def test_options_are_read_as_vllm_spells_them() -> None:
 def test_a_tower_is_left_out_where_each_of_its_kinds_is_limited_to_none(
     limit: str, config: dict[str, Any], images: bool, ignored: tuple[str, ...]
 ) -> None:
-    command = parse_command(f"vllm serve a/b {limit}").for_model(config)
+    command = parse_command(f"vllm serve a/b {limit}").for_model(config, 8192)
     assert (command.serving.images, "vision" in command.serving.without_towers) == (images, not images)
     assert command.ignored == ignored
+
+
+def test_a_model_that_names_no_limit_gets_2048_tokens() -> None:
+    """As vLLM's own warning says."""
+    command = parse_command("vllm serve a/b")
+    assert command.for_model({}, None).serving.context_tokens == 2048
+    assert command.for_model({}, 8192).serving.context_tokens is None
+    assert parse_command("vllm serve a/b --max-model-len 99").for_model({}, None).serving.context_tokens == 99
 
 
 def test_variables_that_change_where_sums_are_made_are_named_and_other_programs_of_vllm_refused() -> None:

@@ -48,6 +48,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "VLLM_USE_V2_MODEL_RUNNER": "second_runner",
     "VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE": "chunks",
 }
+UNNAMED_TOKENS = 2048  # of a model that names no limit. Source: vLLM 0.33, config/model.py (_get_and_verify_max_len)
 # That change where ranks' sums are made, and so what lies outside PyTorch, which is not counted.
 UNCOUNTED = ("VLLM_ALLREDUCE_USE_SYMM_MEM", "VLLM_ALLREDUCE_USE_FLASHINFER", "VLLM_ALLREDUCE_USE_FLASHINFER_PCIE_IPC")
 SPECULATIVE: Mapping[str, str] = {
@@ -102,12 +103,16 @@ class Command:
     draft: str | None = None
     no_images: bool = False
 
-    def for_model(self, config: Mapping[str, Any]) -> Command:
-        if not self.no_images:
-            return self
-        if takes_videos(config):
-            return replace(self, ignored=(*self.ignored, LIMIT))  # what videos take in the profile run is not known
-        return replace(self, serving=replace(self.serving, **WITHOUT_VISION))
+    def for_model(self, config: Mapping[str, Any], limit_tokens: int | None) -> Command:
+        """limit_tokens: of a context, by the model's configuration (None: not named)."""
+        serving = self.serving
+        if limit_tokens is None and serving.context_tokens is None:
+            serving = replace(serving, context_tokens=UNNAMED_TOKENS)
+        if self.no_images and takes_videos(config):
+            return replace(self, serving=serving, ignored=(*self.ignored, LIMIT))  # what videos take is not known
+        if self.no_images:
+            serving = replace(serving, **WITHOUT_VISION)
+        return replace(self, serving=serving)
 
 
 @dataclass(slots=True)
