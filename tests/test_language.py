@@ -40,7 +40,7 @@ COMPOSED = (
     "kind_", "meaning_generic_", "meaning_text_config", "meaning_vision_config",
     "reserved_", "gpu_kind_", "gpu_figure_", "reach_", "available_", "field_max_", "suggest_", "about_",
     "media_rules_", "media_limit_", "media_bound_", "answer_media_",
-    "answer_image", "answer_video", "speed_step_", "speed_limit_", "speed_from_", "column_speed_",
+    "answer_image", "answer_video", "answer_audio", "speed_step_", "speed_limit_", "speed_from_", "column_speed_",
     "answer_fit_", "answer_serve_", "answer_weights_", "answer_run_", "answer_term_", "answer_on_card_", "answer_measured_",
 )  # fmt: skip
 

@@ -196,7 +196,7 @@ def _check_media(request: Request | None, run: Run, options: Namespace) -> None:
     if request is None:
         return
     if typed := given(options, *SHARED_BY, "device_map", "device"):
-        raise UsageError("options_exclude", option="--image", other=typed[0])
+        raise UsageError("options_exclude", option=prediction.media_option(request), other=typed[0])
     prediction.check_media(request, run)
 
 

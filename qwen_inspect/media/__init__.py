@@ -1,1 +1,1 @@
-"""What a model's processor makes of images and videos: sizes, grids and tokens, without an image library."""
+"""What a model's processor makes of images, videos and audio: sizes, grids and tokens, without a library of images or sound."""

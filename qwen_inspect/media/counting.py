@@ -1,4 +1,4 @@
-"""Images and videos -> their sizes, grids and tokens, by the rules of the model's processor."""
+"""Images, videos and audio -> their sizes, grids and tokens, by the rules of the model's processors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Numbers = Mapping[str, Any]
 
 
 def media_of(config: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]], request: Request) -> Media:
-    """The request's images and videos for the model of `config`. files: its processors' files, by name.
+    """The request's images, videos and audio for the model of `config`. files: its processors' files, by name.
 
     Llama 4's processor makes pixels in bfloat16. Source: Llama4ImageProcessor.rescale_and_normalize
     """
@@ -48,7 +48,14 @@ def media_of(config: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]], 
     items = tuple(_medium(typed, processors[typed.kind]) for typed in request.typed)
     images = processors.get("image")
     dtype = "bfloat16" if images is not None and images.name == LLAMA4 else "float32"
-    return Media(items=items, images=rules.get("image"), videos=rules.get("video"), pixel_dtype=dtype)
+    media = Media(items=items, images=rules.get("image"), videos=rules.get("video"), pixel_dtype=dtype)
+    if not request.audio:
+        return media
+    from .hearing import clips_of, feature_dtype
+
+    extractor, clips = clips_of(config, files, request.audio)
+    used = Rules(processor=extractor.name, file=extractor.file)
+    return replace(media, clips=clips, audio=used, feature_dtype=feature_dtype(config))
 
 
 def _tower(config: Mapping[str, Any]) -> dict[str, Any]:

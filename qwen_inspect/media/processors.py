@@ -20,7 +20,7 @@ WHOLE_FILE, IMAGE_FILE, VIDEO_FILE = (
     "video_preprocessor_config.json",
 )
 PROCESSOR_FILES = (WHOLE_FILE, IMAGE_FILE, VIDEO_FILE)
-WITH_FRACTIONS = ("fps", "pan_and_scan_min_ratio_to_activate")
+WITH_FRACTIONS = ("fps", "pan_and_scan_min_ratio_to_activate", "frame_length_ms", "hop_length_ms")
 SUFFIXES = ("Fast", "Pil")  # the same rules, another library
 
 QWEN2, QWEN2_VIDEO, QWEN3_VIDEO = "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor", "Qwen3VLVideoProcessor"
@@ -146,10 +146,15 @@ def _numbers(content: Mapping[str, Any], file: str, known: Mapping[str, Any]) ->
     }
     given = {**content, **renamed}
     of_model = ("tokens", "shuffle", *(("patch_size", "merge_size") if "side" in known or "longest" in known else ()))
-    return {key: _checked(key, given[key], file) for key in known if key not in of_model and given.get(key) is not None}
+    return {
+        key: checked_number(key, given[key], file)
+        for key in known
+        if key not in of_model and given.get(key) is not None
+    }
 
 
-def _checked(key: str, value: object, file: str) -> object:
+def checked_number(key: str, value: object, file: str) -> Any:
+    """A number or truth value of a processor's file. MalformedError for what is neither."""
     if key.startswith(("do_", "cap_", "resize_")):
         if isinstance(value, bool):
             return value

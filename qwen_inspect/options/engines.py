@@ -12,7 +12,7 @@ ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
         *("lora", "lora_targets", "lora_parameters", "modules_to_save", "dora", "rslora"),
         *("loop", "keep_gradients", "keep_logits", "clip", "ema", "loss", "completion_only"),
         *("padding_free", "packing", "transformers"),
-        *("image", "video", "min_pixels", "max_pixels", "total_pixels", "fps"),
+        *("image", "video", "audio", "min_pixels", "max_pixels", "total_pixels", "fps"),
     ),
     "vllm": (
         *("utilization", "kv_budget", "tp", "max_num_batched_tokens", "max_num_seqs", "enable_prefix_caching"),

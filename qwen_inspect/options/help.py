@@ -33,7 +33,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
         ),
         *("--cache-dtype", "--cache", "--load", "--padded", "--autocast", "--transformers"),
     ),
-    "options_media": ("--image", "--video", "--min-pixels", "--max-pixels", "--total-pixels", "--fps"),
+    "options_media": ("--image", "--video", "--audio", "--min-pixels", "--max-pixels", "--total-pixels", "--fps"),
     "options_card": ("--gpu", "--memory", "--beyond-limit"),
     "options_training": (
         *("--lora", "--lora-targets", "--lora-parameters", "--modules-to-save", "--dora", "--rslora"),

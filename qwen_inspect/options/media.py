@@ -1,4 +1,4 @@
-"""Options of the images and videos in a prompt."""
+"""Options of the images, videos and audio in a prompt."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from fractions import Fraction
 
-    from ..results.media import Media, Request, Typed
+    from ..results.media import Media, Request, Typed, TypedAudio
     from ..results.model import Report
 
 SIZE = r"(?ia)(\d{1,6})[x×](\d{1,6})"
 VIDEO = r"(?ia)(\d{1,6})[x×](\d{1,6})[x×](\d{1,6}(?:\.\d{1,3})?)s(?:@(\d{1,4}(?:\.\d{1,3})?)fps)?"
+SECONDS = r"(?ia)(\d{1,6})(?:\.(\d{1,3}))?s"
 LIMITS = ("min_pixels", "max_pixels", "total_pixels", "fps")
 MOST_MEDIA = 10_000
 
@@ -28,27 +29,30 @@ def declare(command: Parser, say: Language) -> None:
     add = command.add_argument
     add("--image", action="append", metavar="SIZE|FILE", help=say("help_image"))
     add("--video", action="append", type=reader(_video, "usage_video", say), metavar="SIZE", help=say("help_video"))
+    add("--audio", action="append", metavar="SECONDS|FILE", help=say("help_audio"))
     for name in ("min_pixels", "max_pixels", "total_pixels"):
         add(flag(name), type=positive(say), metavar="PIXELS", help=say(f"help_{name}"))
     add("--fps", type=reader(_rate, "usage_fps", say), metavar="RATE", help=say("help_fps"))
 
 
 def request_of(options: Namespace) -> Request | None:
-    """The images and videos that were typed; None if there are none, in which case no limit may be set for them."""
-    images, videos = options.image or [], options.video or []
+    """The images, videos and audio that were typed; None if there are none. No limit may be set without an image or a video."""
+    images, videos, audio = options.image or [], options.video or [], options.audio or []
     if not images and not videos:
         if limits := given(options, *LIMITS):
             raise UsageError("media_limit_alone", option=limits[0])
-        return None
+        if not audio:
+            return None
     for name, found in (("total_pixels", videos), ("fps", videos)):
         if given(options, name) and not found:
             raise UsageError("option_needs", option=flag(name), other="--video")
-    if len(images) + len(videos) > MOST_MEDIA:
+    if len(images) + len(videos) + len(audio) > MOST_MEDIA:
         raise UsageError("media_many", most=MOST_MEDIA)
     from ..results.media import Request
 
     typed = (*map(_image, images), *videos)
-    return Request(typed=typed, **{name: getattr(options, name) for name in LIMITS})
+    heard = tuple(map(_audio, audio))
+    return Request(typed=typed, audio=heard, **{name: getattr(options, name) for name in LIMITS})
 
 
 def counter_of(report: Report, options: Namespace) -> Callable[[Request], Media]:
@@ -87,6 +91,21 @@ def _image(text: str) -> Typed:
 
         width, height = image_size(text)
     return Typed(text=text, width=width, height=height)
+
+
+def _audio(text: str) -> TypedAudio:
+    """A number of seconds, or the length of the audio in a file."""
+    from ..results.media import TypedAudio
+
+    if (match := re.fullmatch(SECONDS, text)) is not None:
+        milliseconds = 1000 * int(match[1]) + int((match[2] or "").ljust(3, "0"))
+        if not milliseconds:
+            raise UsageError("audio_short", text=text)
+        return TypedAudio(text=text, samples=milliseconds, rate=1000)
+    from ..media.durations import audio_length
+
+    samples, rate = audio_length(text)
+    return TypedAudio(text=text, samples=samples, rate=rate)
 
 
 def _video(text: str) -> Typed:

@@ -194,11 +194,16 @@ def _names(typed: str | None) -> tuple[str, ...]:
 def check_media(request: Request | None, run: Run) -> None:
     """Raises UsageError for what is predicted for text alone."""
     if request is not None and (run.padded or run.cache == "static"):
-        raise UsageError("options_exclude", option="--image", other="--padded" if run.padded else "--cache")
+        raise UsageError("options_exclude", option=media_option(request), other="--padded" if run.padded else "--cache")
+
+
+def media_option(request: Request) -> str:
+    """The option of the request's first medium."""
+    return f"--{request.typed[0].kind}" if request.typed else "--audio"
 
 
 def with_media(run: Run, report: Report, options: Namespace) -> Run:
-    """The run with the report's images and videos. An untyped prompt has its default number of tokens beside them."""
+    """The run with the report's images, videos and audio. An untyped prompt has its default number of tokens beside them."""
     from ..values import replace
 
     media = report.media

@@ -113,6 +113,7 @@ def _part_assumptions(timeline: Timeline, run: Run) -> tuple[Message, ...]:
         ),
         *([Message("assume_linear_reference")] if linear else []),
         *([Message("assume_text_only")] if seeing and run.media is None else []),
+        *([Message("assume_audio")] if run.media is not None and run.media.clips and run.device == "cuda" else []),
         *([Message("assume_four_bits")] if four_bits and run.mode == "train" else []),
     )
 

@@ -59,13 +59,14 @@ def known_values(recorder: Recorder, device: str) -> Iterator[None]:
         def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             options = kwargs or {}
             inputs = [*tensors_in([*args, *options.values()])]
+            placed = [place for index in args[1] for place in places(index)] if operator in by_index else []
             if all(map(has_values, inputs)) if inputs else gets_values(args, options.get("dtype")):
                 with _disable_current_modes():
-                    return operator(*args, **options)
-            if operator in by_index:
-                args = (args[0], [place for index in args[1] for place in places(index)], *args[2:])
-            outputs = operator(*args, **options)
-            if operator in by_index:
+                    outputs = operator(*args, **options)
+            else:
+                args = (args[0], placed, *args[2:]) if placed else args
+                outputs = operator(*args, **options)
+            if placed:
                 for tensor in tensors_in(outputs):  # before the places are freed
                     recorder.see(tensor, str(operator), module=module_now())
             if operator is aten.masked_scatter.default and device == "cuda":

@@ -1,6 +1,7 @@
-"""What a caller passes to a model that sees: a prompt with the places of images and videos, their pixels, and what places them.
+"""What a caller passes to a model that sees or hears: a prompt with the places of images, videos and audio, their pixels and
+spectrograms, and what places them.
 
-Source: transformers 5.23, models/*/processing_*.py and image_processing_*.py for names and shapes.
+Source: transformers 5.23, models/*/processing_*.py, image_processing_*.py and feature_extraction_*.py for names and shapes.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ import inspect
 from collections.abc import Sequence
 
 from ..errors import UnsupportedError
-from ..results.media import Media, Medium
+from ..results.media import Clip, Media, Medium
 from ..typed import Any
 
 # Held request by request against real models on CPU; of Qwen's also against a card.
 WITH_VIDEOS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 TRACED = (*WITH_VIDEOS, "gemma3", "gemma4", "glm4v", "glm4v_moe", "internvl", "llama4", "mistral3")
-TYPES = {"image": 1, "video": 2}  # Source: transformers 5.23, processing_utils.create_mm_token_type_ids
+TRACED_AUDIO = ("qwen2_audio", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "qwen3_asr", "gemma4")
+FRAMES_FIRST = ("gemma4",)  # their spectrograms have a row for each frame, and their masks are truth values
+TYPES = {"image": 1, "video": 2, "audio": 3}  # Source: transformers 5.23, processing_utils.create_mm_token_type_ids
 
 
 def media_inputs(model: Any, media: Media, *, batch: int, prompt_tokens: int) -> dict[str, Any]:
@@ -23,14 +26,16 @@ def media_inputs(model: Any, media: Media, *, batch: int, prompt_tokens: int) ->
     import torch
 
     config, items = model.config, media.items
-    if config.model_type not in TRACED:
+    if media.clips and config.model_type not in TRACED_AUDIO:
+        raise UnsupportedError("media_audio_untraced", model_type=config.model_type)
+    if items and config.model_type not in TRACED:
         raise UnsupportedError("media_untraced", model_type=config.model_type)
     if config.model_type not in WITH_VIDEOS and any(item.kind == "video" for item in items):
         raise UnsupportedError("media_videos_untraced", model_type=config.model_type)
     accepted = inspect.signature(model.forward).parameters
-    names = {"image": "image_token_id", "video": "video_token_id"}
-    tokens = {kind: getattr(config, name, None) for kind, name in names.items()}
-    row, types = _row(items, tokens, prompt_tokens)
+    tokens = {kind: getattr(config, f"{kind}_token_id", None) for kind in TYPES}
+    runs = [(item.kind, length) for item in items for length in item.runs]
+    row, types = _row([*runs, *(("audio", clip.tokens) for clip in media.clips)], tokens, prompt_tokens)
     inputs = {"input_ids": torch.tensor([row] * batch)}
     for name in ("mm_token_type_ids", "token_type_ids"):
         if name in accepted:
@@ -40,7 +45,19 @@ def media_inputs(model: Any, media: Media, *, batch: int, prompt_tokens: int) ->
         seen = [item for item in items if item.kind == kind] * batch
         if seen:
             inputs |= _pixels(model, seen, kind, f"pixel_values{suffix}", getattr(torch, media.pixel_dtype))
-    return inputs
+    return inputs | _spectrograms(model, [*media.clips] * batch, getattr(torch, media.feature_dtype))
+
+
+def stages_of(media: Media | None) -> list[str]:
+    """The stages of a prompt: images and videos pass their tower first, audio in the forward that also fills the cache."""
+    if media is None:
+        return ["prefill"]
+    return [*(["vision"] if media.items else []), "audio" if media.clips else "prefill"]
+
+
+def tower_that_hears(model: Any) -> str:
+    """The name of its module."""
+    return str(next(name for name, _ in model.named_modules() if name.rpartition(".")[2] == "audio_tower"))
 
 
 def refuse_a_trained_tower(model: Any) -> None:
@@ -82,6 +99,22 @@ def _pixels(model: Any, items: Sequence[Medium], kind: str, name: str, dtype: An
     return {name: torch.zeros(slices, channels, height, width, dtype=dtype)}
 
 
+def _spectrograms(model: Any, clips: Sequence[Clip], dtype: Any) -> dict[str, Any]:
+    """Of all sequences, each as long as the longest, and the masks that mark their frames."""
+    import torch
+
+    if not clips:
+        return {}
+    by_frames = model.config.model_type in FRAMES_FIRST
+    bins, frames = clips[0].bins, clips[0].frames
+    marked = [[1] * clip.valid + [0] * (frames - clip.valid) for clip in clips]
+    mask = torch.tensor(marked, dtype=torch.bool if by_frames else torch.int32)
+    accepted = inspect.signature(model.forward).parameters
+    name = next(name for name in ("feature_attention_mask", "input_features_mask") if name in accepted)
+    sides = (frames, bins) if by_frames else (bins, frames)
+    return {"input_features": torch.zeros(len(clips), *sides, dtype=dtype), name: mask}
+
+
 def _places(rows: int, columns: int, most: int) -> list[tuple[int, int]]:
     """The column and row of each patch, and -1 for padding to the most patches. Source: Gemma4ImageProcessor"""
     places = [(column, row) for row in range(rows) for column in range(columns)]
@@ -93,17 +126,16 @@ def _side(size: Any) -> int:
 
 
 def _row(
-    items: Sequence[Medium], tokens: dict[str, int | None], prompt_tokens: int
+    runs: Sequence[tuple[str, int]], tokens: dict[str, int | None], prompt_tokens: int
 ) -> tuple[Sequence[int], Sequence[int]]:
-    """Ids and types of a sequence's tokens. A token of text is between two runs of an image's or a video's."""
+    """Ids and types of a sequence's tokens. A token of text is between two runs of an image's, a video's or a clip's."""
     row: list[int] = []
     types: list[int] = []
-    for item in items:
-        token = tokens[item.kind]
+    for kind, length in runs:
+        token = tokens[kind]
         assert token is not None
-        for length in item.runs:
-            between = [0] if row else []
-            row += between + [token] * length
-            types += between + [TYPES[item.kind]] * length
+        between = [0] if row else []
+        row += between + [token] * length
+        types += between + [TYPES[kind]] * length
     rest = [0] * (prompt_tokens - len(row))
     return row + rest, types + rest

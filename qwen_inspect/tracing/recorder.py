@@ -46,6 +46,7 @@ class Recorder:
         self.events: list[Event] = []
         self.stages: list[Stage] = []
         self.modules: list[str] = []  # now running, innermost last
+        self.after: dict[str, str] = {}  # the stages that begin when modules have run, by name
         self.outside = ""  # module name when none is running
         self.operator: str | None = None  # replaces the name of torch's operator
         self.owner: str | None = None  # replaces the name of the running module
@@ -349,7 +350,7 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
         module.register_forward_pre_hook(name_nodes)
         module.register_forward_pre_hook(partial(_enter, recorder.modules, name or root))
         module.register_forward_hook(name_nodes)
-        module.register_forward_hook(partial(_leave, recorder.modules), always_call=True)
+        module.register_forward_hook(partial(_leave, recorder), always_call=True)
     with Recording():
         if model.training:
             with recorder.paused():  # Calibrates `sums_gradients`: autograd alone references the first gradient.
@@ -362,8 +363,9 @@ def _enter(modules: list[str], name: str, *_: Any) -> None:
     modules.append(name)
 
 
-def _leave(modules: list[str], *_: Any) -> None:
-    modules.pop()
+def _leave(recorder: Recorder, *_: Any) -> None:
+    if (stage := recorder.after.get(recorder.modules.pop())) is not None:
+        recorder.stage(stage)
 
 
 def tensors_in(outputs: Any) -> Iterator[Any]:

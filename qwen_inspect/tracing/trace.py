@@ -48,7 +48,7 @@ from .few_turns import few_turns
 from .fused_losses import fuse_loss
 from .kernels import as_on_cuda, flash_attention_2, masks_of_ones, replaced
 from .known_values import known_values
-from .media import media_inputs, refuse_a_trained_tower
+from .media import media_inputs, refuse_a_trained_tower, stages_of, tower_that_hears
 from .one_rank import (
     cut,
     gathering,
@@ -87,7 +87,7 @@ class TraceRequest:
     cache grows. padded: there is a mask with padding. cudnn: masked 16-bit attention uses cuDNN, as on Hopper, else the
     memory-efficient kernel. autocast: the dtype of torch.autocast around each forward (of `generate` around the whole loop);
     float16 trains with a gradient scaler. loop: what is around a training step.
-    media: images and videos that every sequence begins with.
+    media: images, videos and audio that every sequence begins with.
     packed: a batch without a mask gets one of packed sequences, as in transformers 4.53 to 4.57.
     """
 
@@ -132,7 +132,8 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
     load      one Allocate for each parameter and buffer (tied ones once; operator "parameter", "adapter" or "buffer"), with
               the module that owns it. Nothing else, and no Free: a loader's own events can replace this stage.
     generate  prefill; decode: the last decode step alone, whose first events grow the cache to its length then. No decode
-              if new_tokens is 1.
+              if new_tokens is 1. Before prefill, with images or videos, vision: their tower; with audio, audio: the prompt's
+              embeddings and its tower.
     forward   forward: logits of every token, and a cache.
     train     for each step: forward (ends with the loss) and backward of each micro-batch, optimizer (ends with gradients
               dropped; none for `none`).
@@ -367,7 +368,7 @@ def _runs(model: Any, spec: ModelSpec, workload: TraceRequest) -> Callable[[Any,
 
 
 def _inputs(model: Any, workload: TraceRequest) -> dict[str, Any]:
-    """What the caller passes and keeps: tokens, images and videos, and the mask of a padded batch."""
+    """What the caller passes and keeps: tokens, images, videos and audio, and the mask of a padded batch."""
     import torch
 
     if workload.media is not None:
@@ -387,7 +388,8 @@ def _generate(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
     import torch
     from transformers import MaxLengthCriteria, StoppingCriteriaList
 
-    recorder.stage("prefill" if workload.media is None else "vision")
+    stages = stages_of(workload.media)
+    recorder.stage(stages[0])
     recorder.outside = "inputs"
     inputs = _inputs(model, workload)
     prompt, padding_mask = inputs["input_ids"], inputs.get("attention_mask")
@@ -399,7 +401,10 @@ def _generate(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
     if workload.media is not None:
         with torch.no_grad():
             further = model._maybe_prepare_encoder_kwargs_for_generation(prompt, further, "input_ids", None)
-        recorder.stage("prefill")
+        if stages[1:]:
+            recorder.stage(stages[1])
+        if workload.media.clips:
+            recorder.after[tower_that_hears(model)] = "prefill"
     cache = _empty_cache(model, workload)
     _check_recomputed(model, workload)
     stops = StoppingCriteriaList([MaxLengthCriteria(workload.prompt_tokens + workload.new_tokens)])

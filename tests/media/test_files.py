@@ -14,7 +14,7 @@ from qwen_inspect.loaders.processors import read_processors
 from qwen_inspect.loaders.resolve import Access
 from qwen_inspect.media.counting import media_of
 from qwen_inspect.media.processors import PROCESSOR_FILES
-from qwen_inspect.results.media import Request, Typed
+from qwen_inspect.results.media import Request, Typed, TypedAudio
 
 from ..hub.server import HubRepo, HubServer
 from ..support.asking import ask_json
@@ -22,6 +22,7 @@ from ..support.families import TINY_QWEN3_VL
 from ..support.invoking import Capture, invoke, refusal
 from ..support.schema import assert_keeps_to_the_schema
 
+HEARING = "catalog:Qwen/Qwen2-Audio-7B"
 SEEING = "catalog:Qwen/Qwen3-VL-4B-Instruct"
 CONFIG = {"model_type": "qwen3_vl", "vision_config": {"patch_size": 16, "spatial_merge_size": 2}}
 SMALL = {"size": {"shortest_edge": 1024, "longest_edge": 256 * 256}, "patch_size": 16}
@@ -83,6 +84,27 @@ def test_attention_counts_images_in_the_answer_and_in_json(capsys: Capture) -> N
     assert "Images and videos take 832 tokens of the context (images: 2)." in content["answer"]
 
 
+def test_attention_counts_audio_and_says_what_is_cut(capsys: Capture) -> None:
+    asked = ("attention", HEARING, "--audio", "45.5s", "--audio", "3s")
+    content = json.loads(invoke(capsys, *asked, "--format", "json").out)
+    assert_keeps_to_the_schema(content)
+    media = content["media"]
+    # 25 tokens a second of at most 30 s; spectrograms of 128 x 3,000 float32 whatever the length.
+    assert [(clip["taken_seconds"], clip["tokens"]) for clip in media["clips"]] == [(30, 750), (3, 75)]
+    assert (media["context_tokens"], media["feature_bytes"]) == (825, 2 * 128 * 3000 * 4)
+    assert "Images, videos and audio take 825 tokens of the context (clips of audio: 2)." in content["answer"]
+    assert "Of 45.5s the processor takes the first 30 s and cuts the rest." in invoke(capsys, *asked).out
+
+
+def test_the_audio_part_of_the_processors_file_comes_before_its_own_file() -> None:
+    config, audio = {"model_type": "qwen2_audio", "audio_config": {}}, TypedAudio(text="", samples=50, rate=1)
+    own: dict[str, Any] = {"chunk_length": 10}
+    part: dict[str, Any] = {"feature_extractor": {"chunk_length": 20}}
+    for files, tokens in (({"preprocessor_config.json": own}, 250), ({"processor_config.json": part}, 500)):
+        both = {"preprocessor_config.json": own, **files}
+        assert media_of(config, both, Request(audio=(audio,))).tokens == tokens  # 25 a second
+
+
 def test_memory_has_a_prompt_beside_the_images_and_refuses_what_is_for_text_alone(capsys: Capture) -> None:
     memory = ("memory", SEEING, "--image", "1024x768")
     for more, words in ((("--tp", "2"), "--tp"), (("--device", "cpu"), "--device"), (("--padded",), "--padded")):
@@ -100,7 +122,16 @@ REFUSED = {
     (SEEING, "--video", "1280x720x0.5s@2fps"): (2, "at least 2 frames"),
     (SEEING, "--video", "1280x720"): (2, "not a video"),
     (SEEING, "--max-pixels", "1000"): (2, "needs --image or --video"),
-    ("catalog:Qwen/Qwen3-4B", "--image", "10x10"): (7, "text alone"),
+    ("catalog:Qwen/Qwen3-4B", "--image", "10x10"): (7, "no vision tower"),
+    (SEEING, "--audio", "30s"): (7, "no audio tower"),
+    (HEARING, "--audio", "0.000s"): (2, "no whole token"),
+    (HEARING, "--audio", "0.001s"): (2, "no whole token"),
+    (HEARING, "--audio", "90000s"): (2, "86,400 seconds"),
+    (HEARING, "--audio", "30"): (3, "seconds such as 30s"),
+    (HEARING, "--audio", "30s", "--max-pixels", "9"): (2, "needs --image or --video"),
+    (HEARING, "--audio", "30s", "--context", "749"): (2, "750 tokens"),
+    (HEARING, "--image", "10x10"): (7, "no vision tower"),
+    ("catalog:google/gemma-4-31B-it", "--audio", "30s"): (7, "no audio tower"),
     ("catalog:google/gemma-3-4b-it", "--video", "10x10x3s"): (7, "no videos"),
     ("catalog:google/gemma-3-4b-it", "--image", "10x10", "--max-pixels", "9"): (2, "--max-pixels"),
 }

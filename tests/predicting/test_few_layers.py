@@ -1,4 +1,4 @@
-"""A run with images traced in a few layers of the tower and of the decoder is that of all layers, event by event."""
+"""A run with images or audio traced in a few layers of the tower and of the decoder is that of all layers, event by event."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from qwen_inspect.architectures.families import CLASSES
 from qwen_inspect.media.counting import media_of
 from qwen_inspect.predicting import sources
 from qwen_inspect.predicting.few_layers import fewest_layers, traced_in_few_layers
-from qwen_inspect.results.media import Request, Typed
+from qwen_inspect.results.media import Media, Request, Typed
 from qwen_inspect.results.memory import Run
+from qwen_inspect.results.model import Report
 from qwen_inspect.structure.inspect import inspect
 from qwen_inspect.tracing import trace as tracing
 
 from ..support.families import FAMILIES
+from ..support.hearing import heard, hearing
 from ..support.models import write_config
 from ..support.outlines import varied
 
 TOKENS = {"image_token_id": 5, "image_token_index": 5, "vision_start_token_id": 7, "vision_end_token_id": 8}
+HEARING = ("qwen2_audio", "qwen3_omni_moe_thinker", "qwen3_asr")
 ALSO = ("qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "gemma3", "mistral3")
 
 
@@ -59,15 +62,33 @@ def test_a_run_traced_in_a_few_layers_is_that_of_all_layers(
         sizes = [(rng.randint(40, 300), rng.randint(40, 300)) for _ in range(rng.randint(1, 3))]
         typed = tuple(Typed(text="", width=width, height=height) for width, height in sizes)
         media = media_of(config, {}, Request(typed=typed))
-        prompt_tokens, batch = rng.randint(20, 60) + media.context_tokens, rng.randint(1, 2)
-        run = sources.with_kernel(Run(media=media, prompt_tokens=prompt_tokens, batch=batch), report)
-        request = sources.trace_request(run)
-        composed = traced_in_few_layers(report, config, request, sources.point_of(run))
-        with monkeypatch.context() as patch:
-            patch.setattr(tracing, "alike_calls", lambda _: nullcontext())
-            whole = tracing.trace(report.spec, config, request)
-        assert composed is not None
-        assert numbered(composed) == numbered(whole)
+        run = Run(media=media, prompt_tokens=rng.randint(20, 60) + media.context_tokens, batch=rng.randint(1, 2))
+        assert_composed_is_whole(report, run, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "family", ["qwen2_5_omni_thinker", *(pytest.param(family, marks=pytest.mark.exhaustive) for family in HEARING)]
+)
+def test_a_run_with_audio_traced_in_a_few_layers_is_that_of_all_layers(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = hearing(family, layers=8)
+    config["text_config"] |= {"num_hidden_layers": 12, "layer_types": None}
+    report = inspect(str(write_config(tmp_path, config)))
+    media: Media = heard(report.config or {}, 3.3) if family == "qwen3_asr" else heard(report.config or {}, 3.3, 1.0)
+    run = Run(media=media, prompt_tokens=30 + media.context_tokens, batch=2)
+    assert_composed_is_whole(report, run, monkeypatch)
+
+
+def assert_composed_is_whole(report: Report, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, config = sources.with_kernel(run, report), report.config or {}
+    request = sources.trace_request(run)
+    composed = traced_in_few_layers(report, config, request, sources.point_of(run))
+    with monkeypatch.context() as patch:
+        patch.setattr(tracing, "alike_calls", lambda _: nullcontext())
+        whole = tracing.trace(report.spec, config, request)
+    assert composed is not None
+    assert numbered(composed) == numbered(whole)
 
 
 def numbered(timeline: Any) -> tuple[object, ...]:

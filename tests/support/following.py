@@ -26,6 +26,7 @@ OWN_SCRATCH: Mapping[str, str] = {
     "aten::cumsum": "it adds up booleans as integers",
     "aten::sum": "the same: transformers looks whether a mask masks anything",
     "aten::embedding": "it makes its indices contiguous",
+    "aten::gather": "it gathers 16-bit numbers as float32",
     "aten::histc": "counts of one thread",
     "aten::sort": "it numbers what it sorts",
     "aten::_scaled_dot_product_flash_attention_for_cpu": "tiles of one thread",

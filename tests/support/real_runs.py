@@ -23,7 +23,7 @@ def after_load(timeline: Timeline) -> tuple[Event, ...]:
     return timeline.events[timeline.stages[1].first_event :]
 
 
-def real_model(config: Mapping[str, Any], attention: str = "sdpa") -> Any:
+def real_model(config: Mapping[str, Any], attention: str | None = "sdpa") -> Any:
     import torch
     import transformers
 

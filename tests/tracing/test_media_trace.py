@@ -1,4 +1,4 @@
-"""Images and videos in a trace against the truth: small models that see, really run on CPU, request by request."""
+"""Images, videos and audio in a trace against the truth: small models that see or hear, really run on CPU, request by request."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from qwen_inspect.tracing.steps import train
 
 from ..support.families import FAMILIES
 from ..support.following import Change, Run, follow, profiled
+from ..support.hearing import heard, hearing
 from ..support.outlines import varied
 from ..support.real_runs import after_load, real_model, traced
 from ..support.small_models import small_config
@@ -144,6 +145,41 @@ def test_images_of_other_families_take_what_the_trace_says(family: str) -> None:
     changes = profiled(generating(real_model(config).eval(), media, batch=1, prompt_tokens=tokens))
     timeline = traced(config, mode="generate", prompt_tokens=tokens, new_tokens=2, device="cpu", media=media)
     least = max(LEAST, 16 * tokens)
+    left = follow(large_changes(changes, least), large_events(on_cpu(timeline), least), Run({}, {}, {}))
+    assert left.scratch == {}
+
+
+HEARING = ("qwen2_audio", "qwen3_omni_moe_thinker", "qwen3_asr")
+
+
+@pytest.mark.parametrize(
+    "family", ["qwen2_5_omni_thinker", *(pytest.param(family, marks=pytest.mark.exhaustive) for family in HEARING)]
+)
+def test_audio_of_two_lengths_in_a_batch_takes_what_the_trace_says(family: str) -> None:
+    """The audio's tower runs in the forward that also fills the cache. Qwen3's encoders attend within windows, whose outputs are
+    smaller than what is followed: CPU's kernel has scratch of their size.
+    """
+    config = hearing(family)
+    media = heard(config, 11.0) if family == "qwen3_asr" else heard(config, 3.3, 5.5)
+    tokens = media.context_tokens + 20
+    changes = profiled(generating(real_model(config).eval(), media, batch=2, prompt_tokens=tokens))
+    timeline = traced(config, mode="generate", batch=2, prompt_tokens=tokens, new_tokens=2, device="cpu", media=media)
+    assert [stage.name for stage in timeline.stages] == ["load", "audio", "prefill", "decode"]
+    left = follow(large_changes(changes, 7_000), large_events(on_cpu(timeline), 7_000), Run({}, {}, {}))
+    assert left.scratch == {}
+
+
+@pytest.mark.parametrize("images", [(), pytest.param((60, 40), marks=pytest.mark.exhaustive)])
+def test_audio_of_gemma_4_takes_what_the_trace_says(images: tuple[int, ...]) -> None:
+    """Beside an image, too, which passes its tower first."""
+    config = hearing("gemma4")
+    typed = (Typed(text="", width=images[0], height=images[1]),) if images else ()
+    media = heard(config, 3.3, 0.5, images=typed)
+    tokens = media.context_tokens + 20
+    least = max(LEAST, 16 * tokens)
+    changes = profiled(generating(real_model(config, None).eval(), media, batch=1, prompt_tokens=tokens))
+    timeline = traced(config, mode="generate", prompt_tokens=tokens, new_tokens=2, device="cpu", media=media)
+    assert [stage.name for stage in timeline.stages][-3:] == ["audio", "prefill", "decode"]
     left = follow(large_changes(changes, least), large_events(on_cpu(timeline), least), Run({}, {}, {}))
     assert left.scratch == {}
 

@@ -1,4 +1,4 @@
-"""English: images and videos."""
+"""English: images, videos and audio."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ TEXT: dict[str, str] = {
         "a video of the prompt: WIDTHxHEIGHTxSECONDSs, such as 1280x720x120s, and @FPSfps for its own frames per second"
         " (default: the rate at which the processor samples)"
     ),
+    "help_audio": (
+        "audio of the prompt: seconds, such as 30s, or a file (WAV, FLAC, MP3 with a Xing or Info tag), whose header is read; repeat it"
+        " for several"
+    ),
     "help_min_pixels": "fewest pixels of a resized image, of Qwen2-VL and Qwen2.5-VL also of a video's frame (default: the model's)",
     "help_max_pixels": "most pixels of a resized image, of Qwen2-VL and Qwen2.5-VL also of a video's frame (default: the model's)",
     "help_total_pixels": "most pixels of all frames of a video together (default: the model's)",
     "help_fps": "frames sampled per second of a video (default: the model's)",
-    "options_media": "images and videos:",
+    "options_media": "images, videos and audio:",
     "usage_video": "{text!r} is not a video; write WIDTHxHEIGHTxSECONDSs, such as 1280x720x120s or 1280x720x120s@30fps",
     "usage_fps": "{text!r} is not a number of frames per second, such as 2 or 0.5",
     "media_limit_alone": "{option} needs --image or --video",
-    "media_many": "At most {most:,} images and videos can be counted",
-    "media_beyond_context": "The images and videos take {tokens:,} tokens, more than --context {context:,}",
+    "media_many": "At most {most:,} images, videos and clips of audio can be counted",
+    "media_beyond_context": "Images, videos and audio take {tokens:,} tokens, more than --context {context:,}",
     "media_too_small": "An image of {width} × {height} pixels leaves the tower no whole token; use a larger one",
     "media_ratio": "The processor refuses an image of {width} × {height} pixels: one side is more than {most} times the other",
     "media_ratio_budget": "The processor refuses an image of {width} × {height} pixels: at that ratio it exceeds {tokens:,} tokens",
@@ -25,11 +29,19 @@ TEXT: dict[str, str] = {
     "media_frames": "A video may have 1 to {most:,} frames, and this one has {found:,}; use other seconds or another @FPSfps",
     "media_no_pixels": "{processor} has no limit of pixels, so that {option} means nothing for this model",
     "media_limits": "The fewest pixels, {least:,}, are more than the most, {most:,}",
-    "media_no_tower": "{model_type} is a model of text alone, which takes no images and no videos",
+    "media_no_tower": "{model_type} has no vision tower: it takes no images and no videos",
     "media_no_videos": "The processor of {model_type} takes no videos",
     "media_family_unknown": "It is not known how the processor of {model_type} resizes images and videos",
+    "audio_no_tower": "{model_type} has no audio tower here: it takes no audio",
+    "audio_family_unknown": "It is not known how the processor of {model_type} cuts and pads audio",
+    "audio_one": "The processor of {model_type} takes one audio a prompt; for several prompts use --batch",
+    "audio_long": "{text} is longer than {most:,} seconds of audio, the most that is counted here",
+    "audio_short": "Audio of {text} leaves the tower no whole token; use a longer one",
+    "audio_absent": "{path} is neither a number of seconds such as 30s nor a file that can be read ({reason})",
+    "audio_unread": "{path} is neither a number of seconds such as 30s nor audio whose header tells its length (WAV, FLAC, MP3 with a Xing or Info tag); write its seconds",
     "media_processor_unknown": "{file} names a processor that is not known here: {found}",
     "media_untraced": "what images take in {model_type}'s tower is not traced yet; their tokens are counted",
+    "media_audio_untraced": "what audio takes in {model_type}'s tower is not traced yet; its tokens are counted",
     "media_videos_untraced": "what videos take in {model_type}'s tower is not traced yet, only images; their tokens are counted",
     "trace_tower_trained": "{name} is trained, and the memory of a tower's gradients with images is not traced; train the decoder alone, as with --trained language_model or --lora-targets",
     "media_number": "{file}: {key} must be a positive number, or true or false, and is {found}",
@@ -37,6 +49,10 @@ TEXT: dict[str, str] = {
     "image_absent": "{path} is neither a size such as 1024x768 nor a file that can be read ({reason})",
     "image_unread": "{path} is neither a size such as 1024x768 nor an image (PNG, JPEG, WebP, GIF or BMP)",
     "heading_media": "Images and videos",
+    "heading_audio": "Audio",
+    "column_taken": "Taken",
+    "column_frames": "Frames",
+    "seconds_of": "{seconds:,g} s",
     "column_medium": "Typed",
     "column_resized": "Resized",
     "column_grid": "Grid",
@@ -45,11 +61,16 @@ TEXT: dict[str, str] = {
     "media_frames_of": "{text}, {frames:,} frames",
     "media_rules_images": "Images are resized as {processor} does, with the numbers of {source}.",
     "media_rules_videos": "Videos are sampled and resized as {processor} does, with the numbers of {source}.",
+    "media_rules_audio": "Audio is cut, padded and counted as {processor} and the family's processor do, with the numbers of {source}.",
+    "audio_cut": "Of {text} the processor takes the first {seconds:,g} s and cuts the rest.",
+    "media_features": "The spectrograms of the audio take {size} on the card, as {dtype}, while the run lasts.",
     "media_defaults": "the family's releases, for there is no file of the model's own",
     "media_marks_unknown": "Timestamps and marks between a video's frames or an image's crops depend on the tokenizer and are not counted.",
     "media_cache": "The KV cache of these {tokens:,} tokens takes {size}.",
     "media_pixels": "Their pixels take {size} on the card, as {dtype}, while the run lasts.",
     "answer_media": "Images and videos take {tokens:,} tokens of the context ({media}).",
+    "answer_media_heard": "Images, videos and audio take {tokens:,} tokens of the context ({media}).",
+    "answer_media_heard_least": "Images, videos and audio take at least {tokens:,} tokens of the context ({media}).",
     "answer_media_least": "Images and videos take at least {tokens:,} tokens of the context ({media}).",
     "column_media_limit": "Of images and videos",
     "column_media_most": "Most that fits",
@@ -84,4 +105,5 @@ TEXT: dict[str, str] = {
     "suggest_media": "the first {value:,} of the images and videos",
     "answer_image": "images: {count:,}",
     "answer_video": "videos: {count:,}",
+    "answer_audio": "clips of audio: {count:,}",
 }

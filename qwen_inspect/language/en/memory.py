@@ -28,6 +28,7 @@ TEXT = {
     "method_formula": "formula only",
     "stage_load": "load",
     "stage_vision": "vision tower",
+    "stage_audio": "audio tower",
     "stage_prefill": "prefill",
     "stage_decode": "last decode step",
     "stage_forward": "forward",
@@ -116,6 +117,7 @@ TEXT = {
     "assume_allocator": "The allocator's settings are {settings} (PYTORCH_CUDA_ALLOC_CONF)",
     "assume_multiprocessors": "How many multiprocessors {gpu} has is not known: {count} are assumed, as of an A100, which bounds what sums over many rows take for themselves",
     "assume_linear_reference": "Linear-attention layers run transformers' reference code in PyTorch, as where no kernels for them are installed; with kernels (flash-linear-attention, causal-conv1d) they take less",
+    "assume_audio": "No run with audio was recorded on a card: what cuDNN takes for the convolutions of the audio tower, while they run, is not counted",
     "assume_text_only": "The prompt is text: the vision tower's weights are held, but it does not run",
     # --- traces
     "trace_events_differ": "The traces of two workloads do not have the same events ({length} and {other}), so no trace of this model can be kept",

@@ -28,6 +28,7 @@ TEXT = {
     "method_formula": "仅公式",
     "stage_load": "加载",
     "stage_vision": "视觉塔",
+    "stage_audio": "音频塔",
     "stage_prefill": "预填充",
     "stage_decode": "解码（最后一步）",
     "stage_forward": "前向",
@@ -116,6 +117,7 @@ TEXT = {
     "assume_allocator": "分配器设置为 {settings}（PYTORCH_CUDA_ALLOC_CONF）",
     "assume_multiprocessors": "{gpu} 的流式多处理器（SM）数量未知：按 A100 的 {count} 个计算，它限定了按行求和（reduction）所用临时显存的上限",
     "assume_linear_reference": "线性注意力层按 transformers 的 PyTorch 参考实现执行（未安装专用 kernel 时即如此）；安装专用 kernel（flash-linear-attention、causal-conv1d）后占用更少",
+    "assume_audio": "尚无显卡上的音频运行记录：音频塔的卷积运行时 cuDNN 所需的工作空间未计入",
     "assume_text_only": "提示词为纯文本：视觉塔的权重占用显存，但不参与计算",
     # --- traces
     "trace_events_differ": "两个工作负载的追踪事件数不同（{length} 与 {other}），无法保存该模型的追踪记录",

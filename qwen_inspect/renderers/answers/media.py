@@ -1,4 +1,4 @@
-"""The sentence on a prompt's images and videos."""
+"""The sentence on a prompt's images, videos and audio."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ def sentences(report: Report, say: Language) -> list[str]:
     media = report.media
     if media is None:
         return []
-    key = "answer_media_least" if media.marks_unknown else "answer_media"
-    images = sum(item.kind == "image" for item in media.items)
+    key = ("answer_media_heard" if media.clips else "answer_media") + ("_least" if media.marks_unknown else "")
+    images, clips = sum(item.kind == "image" for item in media.items), len(media.clips)
     named = [
         say(f"answer_{kind}", count=number)
-        for kind, number in (("image", images), ("video", len(media.items) - images))
+        for kind, number in (("image", images), ("video", len(media.items) - images), ("audio", clips))
         if number
     ]
     return [say(key, media=say("comma").join(named), tokens=media.context_tokens)]

@@ -1,4 +1,4 @@
-"""The images and videos of a prompt: sizes, grids and tokens."""
+"""The images, videos and audio of a prompt: sizes, grids and tokens."""
 
 from __future__ import annotations
 
@@ -8,25 +8,35 @@ from ...language import Language
 from ...results.model import Report
 from ...typed import TYPE_CHECKING
 from ...units import count, size
+from ...values import replace
 from ..blocks import Block, Heading, Items, Table
 
 if TYPE_CHECKING:
-    from ...results.media import Media, Medium, Rules
+    from ...results.media import Clip, Media, Medium, Rules
 
 
 def media_blocks(report: Report, say: Language) -> Sequence[Block]:
-    """A row for each image and video, and by which rules; nothing without any."""
+    """A row for each image, video and clip of audio, and by which rules; nothing without any."""
     media = report.media
     if media is None:
         return []
-    columns = ("medium", "resized", "grid", "tokens", "marks")
-    rows = [_row(medium, say) for medium in media.items]
-    total = [say("total"), "", "", count(media.tokens), count(media.marks)]
+    seen, heard = replace(media, clips=()), replace(media, items=())
     return [
-        Heading(say("heading_media")),
-        Table([say(f"column_{name}") for name in columns], [*rows, total], "lrrrr", totals=1),
+        *_table("heading_media", ("resized", "grid"), [_row(medium, say) for medium in seen.items], seen, say),
+        *_table("heading_audio", ("taken", "frames"), [_clip_row(clip, say) for clip in heard.clips], heard, say),
         Items([*rules(media, say), *_remarks(report, media, say)]),
     ]
+
+
+def _table(
+    heading: str, columns: tuple[str, str], rows: Sequence[Sequence[str]], media: Media, say: Language
+) -> Sequence[Block]:
+    """Of one kind of media, with the sum of its tokens; nothing without rows."""
+    if not rows:
+        return []
+    names = [say(f"column_{name}") for name in ("medium", *columns, "tokens", "marks")]
+    total = [say("total"), "", "", count(media.tokens), count(media.marks)]
+    return [Heading(say(heading)), Table(names, [*rows, total], "lrrrr", totals=1)]
 
 
 def _row(medium: Medium, say: Language) -> list[str]:
@@ -43,9 +53,15 @@ def _row(medium: Medium, say: Language) -> list[str]:
     ]
 
 
+def _clip_row(clip: Clip, say: Language) -> list[str]:
+    taken = clip.typed.seconds if clip.cut_seconds is None else clip.cut_seconds
+    frames = f"{count(clip.frames)} × {count(clip.bins)}"
+    return [clip.typed.text, say("seconds_of", seconds=float(taken)), frames, count(clip.tokens), count(clip.marks)]
+
+
 def rules(media: Media, say: Language) -> list[str]:
     """By which processors, and whose numbers."""
-    named = (("images", media.images), ("videos", media.videos))
+    named = (("images", media.images), ("videos", media.videos), ("audio", media.audio))
     return [_rule(kind, used, say) for kind, used in named if used is not None]
 
 
@@ -59,4 +75,11 @@ def _remarks(report: Report, media: Media, say: Language) -> list[str]:
     if report.settled and not report.cache.keeps_nothing and not report.cache.source_bytes_per_token:
         cache_bytes = report.cache.size_bytes(tokens=media.context_tokens, batch=batch)
         remarks.append(say("media_cache", size=size(cache_bytes), tokens=media.context_tokens))
-    return [*remarks, say("media_pixels", size=size(batch * media.pixel_bytes), dtype=media.pixel_dtype)]
+    for clip in media.clips:
+        if clip.cut_seconds is not None:
+            remarks.append(say("audio_cut", text=clip.typed.text, seconds=float(clip.cut_seconds)))
+    if media.items:
+        remarks.append(say("media_pixels", size=size(batch * media.pixel_bytes), dtype=media.pixel_dtype))
+    if media.clips:
+        remarks.append(say("media_features", size=size(batch * media.feature_bytes), dtype=media.feature_dtype))
+    return remarks

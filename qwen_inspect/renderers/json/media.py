@@ -1,16 +1,16 @@
-"""Images and videos -> JSON."""
+"""Images, videos and audio -> JSON."""
 
 from __future__ import annotations
 
-from ...results.media import Media, MediaKind, Medium, Rules
+from ...results.media import Clip, Media, MediaKind, Medium, Rules
 from .values import Count, Positive, TypedDict
 
 
 class RulesJSON(TypedDict):
-    """By which rules images or videos are resized."""
+    """By which rules images or videos are resized, or audio becomes spectrograms."""
 
     processor: str
-    """The processor's class in transformers."""
+    """The processor's or feature extractor's class in transformers."""
     file: str | None
     """The model's file that sets its numbers; null for those of the family's releases."""
 
@@ -34,19 +34,42 @@ class MediumJSON(TypedDict):
     """Further tokens that the processor writes around and between them; null if the tokenizer decides."""
 
 
+class ClipJSON(TypedDict):
+    """Audio of the prompt."""
+
+    typed: str
+    seconds: float
+    """Of the whole audio."""
+    taken_seconds: float
+    """Without what the processor cuts."""
+    bins: Positive
+    """Numbers of each frame of the spectrogram."""
+    frames: Positive
+    """Of the spectrogram that the tower gets, with padding."""
+    tokens: Positive
+    """That the tower gives the decoder."""
+    marks: Count
+    """Further tokens that the processor writes around them."""
+
+
 class MediaJSON(TypedDict):
-    """The images and videos of each sequence."""
+    """The images, videos and audio of each sequence."""
 
     tokens: Positive
     marks: Count
     """Those whose number is known."""
     context_tokens: Positive
-    """Both: what the images and videos take of the context."""
+    """Both: what all of it takes of the context."""
     pixel_bytes: Count
-    """Of their pixels on the card, as the processor makes them."""
+    """Of the pixels on the card, as the processor makes them."""
+    feature_bytes: Count
+    """Of the audio's spectrograms on the card."""
     images: RulesJSON | None
     videos: RulesJSON | None
+    audio: RulesJSON | None
     items: list[MediumJSON]
+    clips: list[ClipJSON]
+    """Of audio."""
 
 
 def media_content(media: Media | None) -> MediaJSON | None:
@@ -57,9 +80,12 @@ def media_content(media: Media | None) -> MediaJSON | None:
         "marks": media.marks,
         "context_tokens": media.context_tokens,
         "pixel_bytes": media.pixel_bytes,
+        "feature_bytes": media.feature_bytes,
         "images": _rules(media.images),
         "videos": _rules(media.videos),
+        "audio": _rules(media.audio),
         "items": [_medium(medium) for medium in media.items],
+        "clips": [_clip(clip) for clip in media.clips],
     }
 
 
@@ -80,4 +106,17 @@ def _medium(medium: Medium) -> MediumJSON:
         "grid": list(shape.grid),
         "tokens": shape.tokens,
         "marks": shape.marks,
+    }
+
+
+def _clip(clip: Clip) -> ClipJSON:
+    seconds = float(clip.typed.seconds)
+    return {
+        "typed": clip.typed.text,
+        "seconds": seconds,
+        "taken_seconds": seconds if clip.cut_seconds is None else float(clip.cut_seconds),
+        "bins": clip.bins,
+        "frames": clip.frames,
+        "tokens": clip.tokens,
+        "marks": clip.marks,
     }
