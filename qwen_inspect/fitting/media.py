@@ -1,4 +1,4 @@
-"""The largest image, the most images and the longest video that fit a card, and what of them to make smaller.
+"""The largest image, the most images, the longest video and audio that fit a card, and what of them to make smaller.
 
 Candidates are traced. Memory is nearly linear in the tokens of images, so the next one to trace is where a line through the two
 nearest meets the card's room: a few traces suffice. As for contexts, the answer fits and the next one does not; larger ones may
@@ -18,7 +18,7 @@ from ..language import Message
 from ..predicting.predict import predict
 from ..progress import purpose
 from ..results.fit import CardAnswer, Change, Ends, Gpu, Largest, MediaBound, MediaReach, Requirement, Suggestion
-from ..results.media import Media, Request, Typed
+from ..results.media import Media, Request, Typed, TypedAudio
 from ..results.memory import Run
 from ..results.model import Report
 from ..values import dataclass, replace
@@ -27,17 +27,18 @@ from . import suggestions
 SIDE_STEP = 32  # pixels; of Qwen3-VL's tower, and near that of the others
 LONGEST_SIDE = 16_384  # pixels
 MOST_IMAGES = 10_000
-LONGEST_VIDEO = 4 * 3600  # seconds
+LONGEST = 4 * 3600  # seconds, of a video or audio
 MOST_GROWTH = 4  # times the tokens traced before
 MOST_CROSSINGS = 6  # of lines before it halves
 FPS_STEPS = 10  # frames per second are tried in tenths
+SECONDS = (*range(1, 600), *range(600, LONGEST + 1, 60))
 NOT_SEARCHED = Largest(value=None, at_most=None, bound="search")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """The images and videos of a run to fit. counted: by the rules of the model's processor. text_tokens: beside them, if the
-    whole prompt was not given.
+    """The images, videos and audio of a run to fit. counted: by the rules of the model's processors. text_tokens: beside them, if
+    the whole prompt was not given.
     """
 
     request: Request
@@ -114,7 +115,7 @@ class MediaSearch:
         self._most_tokens = seen.prompt_tokens or (None if limit is None else limit - seen.text_tokens)
 
     def reaches(self) -> Iterator[MediaReach]:
-        """Of images the largest square one, the largest of the first one's ratio, and the most of it; of videos the longest."""
+        """The largest square image, the largest of the first one's ratio, the most of it; the longest video and audio."""
         typed = self._seen.request.typed
         image = next((item for item in typed if item.kind == "image"), None)
         video = next((item for item in typed if item.kind == "video"), None)
@@ -125,10 +126,14 @@ class MediaSearch:
             yield self._reach("images", self._numbers(image))
         if video is not None:
             yield self._reach("video", self._lengths(video))
+        if self._seen.request.audio:
+            yield self._reach("audio", self._durations())
 
     def smaller(self) -> Iterator[Suggestion]:
         """Fewer pixels, fewer frames of a second, fewer images and videos: of each the most that fits."""
         request, items = self._seen.request, self._media(self._seen.request).items
+        if not items:
+            return
         pixels = [(item.frames or 1) * item.shape.height * item.shape.width for item in items]
 
         def within(number: int) -> Request:
@@ -144,7 +149,7 @@ class MediaSearch:
             rates = Candidates(lambda number: replace(request, fps=Fraction(number, FPS_STEPS)), 2 * FPS_STEPS)
             yield from self._smaller("fps", rates, Fraction(1, FPS_STEPS))
         if len(items) > 1:
-            fewer = Candidates(lambda number: self._asked(*request.typed[:number]), len(items) - 1)
+            fewer = Candidates(lambda number: replace(request, typed=request.typed[:number]), len(items) - 1)
             yield from self._smaller("media", fewer, 1)
 
     def _smaller(self, kind: Change, candidates: Candidates, step: int | Fraction) -> Iterator[Suggestion]:
@@ -161,7 +166,7 @@ class MediaSearch:
             )
 
     def _asked(self, *typed: Typed) -> Request:
-        return replace(self._seen.request, typed=typed)
+        return replace(self._seen.request, typed=typed, audio=())
 
     def _sides(self, image: Typed) -> Candidates:
         """Images of its ratio by their longer side, up to the first of as many tokens as any."""
@@ -185,7 +190,15 @@ class MediaSearch:
         def lasting(number: int) -> Request:
             return self._asked(replace(video, seconds=Fraction(number)))
 
-        return self._growing(lasting, [*range(1, 600), *range(600, LONGEST_VIDEO + 1, 60)])
+        return self._growing(lasting, SECONDS)
+
+    def _durations(self) -> Candidates:
+        """One audio by its seconds."""
+
+        def lasting(number: int) -> Request:
+            return replace(self._asked(), audio=(TypedAudio(text=f"{number}s", samples=number, rate=1),))
+
+        return self._growing(lasting, SECONDS)
 
     def _growing(self, request_of: Callable[[int], Request], numbers: Sequence[int]) -> Candidates:
         tokens = {number: self._tokens(request_of(number)) or 0 for number in numbers}
@@ -209,8 +222,8 @@ class MediaSearch:
         media = None if not number else self._media(candidates.request_of(number))
         return MediaReach(
             kind=kind,  # type: ignore[arg-type]  # one of its names
-            count=0 if media is None else len(media.items),
-            medium=None if media is None else media.items[0].typed,
+            count=0 if media is None else len(media.items) + len(media.clips),
+            medium=None if media is None else media.items[0].typed if media.items else media.clips[0].typed,
             tokens=None if media is None else media.context_tokens,
             required_bytes=None if media is None else self._required_bytes(media),
             bound=bound,
@@ -236,10 +249,10 @@ class MediaSearch:
         return number, "context" if most < candidates.most else "processor" if candidates.all else "search"
 
     def _least_bytes(self, candidates: Candidates, number: int) -> int:
-        """A lower bound that costs no trace: weights, the cache and the pixels."""
+        """A lower bound that costs no trace: weights, the cache, the pixels and the spectrograms."""
         media = self._media(candidates.request_of(number))
         batch = self._demand.run.batch
-        held = self._demand.least_bytes(batch, self._seen.prompt_of(media)) + batch * media.pixel_bytes
+        held = self._demand.least_bytes(batch, self._seen.prompt_of(media)) + batch * media.input_bytes
         return held + self._demand.context_bytes[1]
 
     def _meeting(self, candidates: Candidates, first: int, last: int) -> int:
@@ -280,7 +293,8 @@ class MediaSearch:
         return min(failing - 1, max(fitting + 1, within))
 
     def _required_bytes(self, media: Media) -> int:
-        key = tuple((item.kind, item.shape, item.frames) for item in media.items)
+        seen = ((item.kind, item.shape, item.frames) for item in media.items)
+        key = (*seen, *((clip.frames, clip.valid, clip.tokens) for clip in media.clips))
         if key not in self._required:
             prompt_tokens = self._seen.prompt_of(media)
             run = replace(self._demand.run, media=media, prompt_tokens=prompt_tokens)

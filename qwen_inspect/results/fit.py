@@ -11,7 +11,7 @@ from .gpu import Gpu as Gpu
 if TYPE_CHECKING:
     from ..errors import QwenInspectError
     from ..language import Message
-    from .media import Typed
+    from .media import Typed, TypedAudio
     from .memory import Run
     from .model import Report
 
@@ -33,7 +33,7 @@ Change = Literal[
     "fps",
     "media",
 ]
-MediaLimit = Literal["square", "image", "images", "video"]
+MediaLimit = Literal["square", "image", "images", "video", "audio"]
 MediaBound = Literal["memory", "context", "processor", "search"]
 
 Verdict = Literal["fits", "may_fit", "too_small", "unknown"]
@@ -120,8 +120,8 @@ class CurvePoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaReach:
-    """What of images or videos fits, with the larger CUDA context. kind: the largest "square" image, the largest "image" of the
-    requested one's ratio, the most "images" of it, or the longest "video".
+    """What of images, videos or audio fits, with the larger CUDA context. kind: the largest "square" image, the largest
+    "image" of the requested one's ratio, the most "images" of it, the longest "video" or the longest "audio".
 
     count: how many; 0 if not even the smallest fits, and then the rest is None. tokens: of the context. bound: what stops more:
     "memory", the "context", the "processor" (it makes no more tokens of anything larger) or "search" (no more were tried).
@@ -129,7 +129,7 @@ class MediaReach:
 
     kind: MediaLimit
     count: int
-    medium: Typed | None
+    medium: Typed | TypedAudio | None
     tokens: int | None
     required_bytes: int | None
     bound: MediaBound

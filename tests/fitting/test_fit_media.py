@@ -13,13 +13,14 @@ import pytest
 from qwen_inspect.media.counting import media_of
 from qwen_inspect.predicting import sources
 from qwen_inspect.predicting.footprint import traced_footprint
-from qwen_inspect.results.media import Request, Typed
+from qwen_inspect.results.media import Request, Typed, TypedAudio
 from qwen_inspect.results.memory import ANY_CONTEXT_BYTES, Run
 from qwen_inspect.results.model import Report
 from qwen_inspect.structure.inspect import inspect
 from qwen_inspect.tracing.trace import trace
 
 from ..support.families import FAMILIES
+from ..support.hearing import hearing
 from ..support.invoking import Capture, invoke, refusal
 from ..support.models import write_config
 from ..support.schema import assert_keeps_to_the_schema
@@ -102,6 +103,33 @@ def test_a_video_that_does_not_fit_is_told_its_most_pixels_and_frames(tmp_path: 
     seconds = longest["seconds"]
     assert whole_bytes(report, video(seconds)) == longest["required_bytes"] <= room
     assert whole_bytes(report, video(seconds + 1)) > room
+
+
+def test_the_longest_audio_fits_and_one_of_a_second_more_does_not(tmp_path: Path, capsys: Capture) -> None:
+    config = hearing("qwen3_omni_moe_thinker")
+    config["text_config"] |= {"num_hidden_layers": 2, "max_position_embeddings": 32_768}
+    report = inspect(str(write_config(tmp_path, config)))
+
+    def needed(seconds: int) -> int:
+        audio = (TypedAudio(text="", samples=seconds, rate=1),)
+        media = media_of(report.config or {}, {}, Request(audio=audio))
+        run = sources.with_kernel(Run(media=media, prompt_tokens=TEXT + media.context_tokens), report)
+        timeline = trace(report.spec, report.config or {}, sources.trace_request(run))
+        reserved = traced_footprint(timeline, run, provenance="").peak_reserved
+        assert reserved is not None
+        return reserved + ANY_CONTEXT_BYTES[1]
+
+    room = needed(40)
+    asked = ("fit", tmp_path, "--audio", "5s", "--memory", f"{room}B")
+    answer = json.loads(invoke(capsys, *asked, "--format", "json").out)
+    assert_keeps_to_the_schema(answer)
+    assert answer["fits"] is True
+    (longest,) = answer["media"]
+    seconds = longest["seconds"]
+    assert (longest["kind"], longest["bound"], longest["width"]) == ("audio", "memory", None)
+    assert needed(seconds) == longest["required_bytes"] <= room < needed(seconds + 1)
+    assert longest["tokens"] == 13 * seconds  # of Qwen3-Omni, a second
+    assert f"longest audio {seconds} s" in invoke(capsys, *asked).out
 
 
 def video(seconds: int) -> Typed:

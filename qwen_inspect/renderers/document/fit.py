@@ -177,9 +177,13 @@ def _media_row(reach: MediaReach, say: Language) -> list[str]:
 
 
 def media_most(reach: MediaReach, say: Language) -> str:
-    """1024 × 768, 12 of 1024 × 768, or 90 s of 1280 × 720."""
+    """1024 × 768, 12 of 1024 × 768, 90 s of 1280 × 720, or 90 s."""
     if (medium := reach.medium) is None:
         return say("media_none")
+    from ...results.media import TypedAudio
+
+    if isinstance(medium, TypedAudio):
+        return say("seconds_of", seconds=int(medium.seconds))
     sides = f"{medium.width} × {medium.height}"
     if medium.seconds is not None:
         return say("media_most_video", seconds=int(medium.seconds), size=sides)

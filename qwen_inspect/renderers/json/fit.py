@@ -138,7 +138,7 @@ class CardJSON(EndsJSON):
     suggestions: list[SuggestionJSON]
     notices: list[str]
     media: list[MediaReachJSON]
-    """Of a run with images or videos; its largest context and batch are not searched."""
+    """Of a run with images, videos or audio; its largest context and batch are not searched."""
 
 
 class FitWorkloadJSON(TypedDict):
@@ -258,8 +258,8 @@ def _media(reach: MediaReach) -> MediaReachJSON:
     return {
         "kind": reach.kind,
         "count": reach.count,
-        "width": None if medium is None else medium.width,
-        "height": None if medium is None else medium.height,
+        "width": getattr(medium, "width", None),
+        "height": getattr(medium, "height", None),
         "seconds": None if medium is None or medium.seconds is None else int(medium.seconds),
         "tokens": reach.tokens,
         "required_bytes": reach.required_bytes,
