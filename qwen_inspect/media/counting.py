@@ -268,24 +268,37 @@ def _sampled(typed: Typed, processor: str, numbers: Numbers) -> int:
         raise UsageError("media_frames", found=total, most=MOST_FRAMES)
     if not numbers["do_sample_frames"]:
         return total
-    temporal, fps = numbers.get("temporal_patch_size", 1), float(rate)
+    temporal, fps, number = numbers.get("temporal_patch_size", 1), float(rate), numbers.get("num_frames")
+    if number is not None and numbers.get("fps") is not None and processor != INTERNVL_VIDEO:
+        raise UsageError("media_two_rates", processor=processor, number=number)
     match processor:
         case "Qwen2VLVideoProcessor":
             least, most = numbers["min_frames"], numbers["max_frames"]
+            if number is not None:
+                return sampling.fixed_of_qwen2(total, number, temporal=temporal)
             if numbers.get("fps") is None:
                 return total
             return sampling.of_qwen2(total, float(own), fps, temporal=temporal, least=least, most=most)
         case "Qwen3VLVideoProcessor":
+            if number is not None:
+                return int(number)
             return sampling.of_qwen3(total, float(own), fps, least=numbers["min_frames"], most=numbers["max_frames"])
         case "Glm4vVideoProcessor":
             return sampling.of_glm(total, float(own), fps, typed.seconds, longest=numbers["max_duration"])
         case "Glm46VVideoProcessor":
             return sampling.of_glm46(total, float(own), typed.seconds, temporal=temporal)
-    if (number := numbers.get("num_frames")) is not None:
+    if number is not None:
         if number > total:
             raise UsageError("media_few_frames", frames=total, least=number)
         return int(number)
-    return max(1, int(total / float(own) * fps))
+    if numbers.get("fps") is None and processor != INTERNVL_VIDEO:
+        return total
+    # Source: InternVLVideoProcessor.sample_frames, video_utils.default_sample_indices_fn
+    wanted = 0 if numbers.get("fps") is None else int(total / float(own) * fps)
+    wanted = wanted if processor == INTERNVL_VIDEO else max(1, wanted)
+    if not 1 <= wanted <= total:
+        raise UsageError("media_sampled", wanted=wanted, frames=total)
+    return wanted
 
 
 def _qwen2_video(frames: int, typed: Typed, numbers: Numbers) -> Shape:

@@ -37,10 +37,11 @@ _CLASSES: Mapping[str, Mapping[str, Any]] = {
     QWEN2: {"least": 56 * 56, "most": 28 * 28 * 1280, "patch_size": 14, "merge_size": 2, "temporal_patch_size": 2},
     QWEN2_VIDEO: {
         **_VIDEO, **_QWEN_FRAMES, "patch_size": 14, "least": 128 * 28 * 28, "most": 28 * 28 * 768, "fps": None,
-        "do_sample_frames": False, "max_video_tokens": 128_000,
+        "num_frames": None, "do_sample_frames": False, "max_video_tokens": 128_000,
     },
     QWEN3_VIDEO: {
         **_VIDEO, **_QWEN_FRAMES, "patch_size": 16, "least": 128 * 32 * 32, "most": 32 * 32 * 768, "max_video_tokens": 768,
+        "num_frames": None,
     },
     GLM: {"least": 112 * 112, "most": 28 * 28 * 15_000, "patch_size": 14, "merge_size": 2, "temporal_patch_size": 2},
     GLM_VIDEO: {**_VIDEO, "least": 112 * 112, "most": 28 * 28 * 2 * 30_000, "patch_size": 14, "max_duration": 300},
@@ -56,7 +57,7 @@ _CLASSES: Mapping[str, Mapping[str, Any]] = {
     LLAMA4: {"side": 336, "patch_size": 14, "shuffle": 0.5, "max_patches": 16, "resize_to_max_canvas": False},
     PIXTRAL: {"longest": 1024, "patch_size": 16, "merge_size": 2},
     GOT_OCR: {"side": 384, "patch_size": 16, "tokens": 256, "min_patches": 1, "max_patches": 12},
-    INTERNVL_VIDEO: {"side": 384, "patch_size": 16, "tokens": 256, "do_sample_frames": False, "fps": None},
+    INTERNVL_VIDEO: {"side": 384, "patch_size": 16, "tokens": 256, "do_sample_frames": False, "fps": None, "num_frames": None},
 }  # fmt: skip
 CLASSES = {**_CLASSES, GLM46: _CLASSES[GLM], GLM46_VIDEO: _CLASSES[GLM_VIDEO]}
 
@@ -145,12 +146,10 @@ def _numbers(content: Mapping[str, Any], file: str, known: Mapping[str, Any]) ->
         "side": sizes.get("height"),
     }
     given = {**content, **renamed}
+    without = {key: None for key in ("fps", "num_frames") if key in known and key in content and content[key] is None}
     of_model = ("tokens", "shuffle", *(("patch_size", "merge_size") if "side" in known or "longest" in known else ()))
-    return {
-        key: checked_number(key, given[key], file)
-        for key in known
-        if key not in of_model and given.get(key) is not None
-    }
+    found = {key: given[key] for key in known if key not in of_model and given.get(key) is not None}
+    return {**without, **{key: checked_number(key, value, file) for key, value in found.items()}}
 
 
 def checked_number(key: str, value: object, file: str) -> Any:

@@ -22,6 +22,14 @@ def of_qwen2(total: int, own: float, fps: float, *, temporal: int, least: int, m
     return math.ceil(total / (total / number))  # the length of torch.arange(0, total, total / number)
 
 
+def fixed_of_qwen2(total: int, number: int, *, temporal: int) -> int:
+    """So many frames as the processor's file says. Source: Qwen2VLVideoProcessor.sample_frames"""
+    number = round(number / temporal) * temporal
+    if not 1 <= number <= total:
+        raise UsageError("media_few_frames", frames=total, least=max(number, temporal))
+    return math.ceil(total / (total / number))
+
+
 def of_qwen3(total: int, own: float, fps: float, *, least: int, most: int) -> int:
     """Source: Qwen3VLVideoProcessor.sample_frames"""
     return min(max(int(total / own * fps), least), most, total)

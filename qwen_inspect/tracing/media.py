@@ -14,8 +14,13 @@ from ..results.media import Clip, Media, Medium
 from ..typed import Any
 
 # Held request by request against real models on CPU; of Qwen's also against a card.
-WITH_VIDEOS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
-TRACED = (*WITH_VIDEOS, "gemma3", "gemma4", "glm4v", "glm4v_moe", "internvl", "llama4", "mistral3")
+WITH_VIDEOS = (
+    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
+    *("gemma4", "glm4v", "glm4v_moe", "internvl"),
+)
+TRACED = (*WITH_VIDEOS, "gemma3", "llama4", "mistral3")
+# A video's tokens have the id of an image's, and in some its frames are images to the tower too.
+MARKED_AS_IMAGES, FRAMES_AS_IMAGES = ("glm4v", "glm4v_moe", "internvl"), ("internvl",)
 TRACED_AUDIO = ("qwen2_audio", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "qwen3_asr", "gemma4")
 FRAMES_FIRST = ("gemma4",)  # their spectrograms have a row for each frame, and their masks are truth values
 TYPES = {"image": 1, "video": 2, "audio": 3}  # Source: transformers 5.23, processing_utils.create_mm_token_type_ids
@@ -34,6 +39,8 @@ def media_inputs(model: Any, media: Media, *, batch: int, prompt_tokens: int) ->
         raise UnsupportedError("media_videos_untraced", model_type=config.model_type)
     accepted = inspect.signature(model.forward).parameters
     tokens = {kind: getattr(config, f"{kind}_token_id", None) for kind in TYPES}
+    if config.model_type in MARKED_AS_IMAGES:
+        tokens["video"] = tokens["image"]
     runs = [(item.kind, length) for item in items for length in item.runs]
     row, types = _row([*runs, *(("audio", clip.tokens) for clip in media.clips)], tokens, prompt_tokens)
     inputs = {"input_ids": torch.tensor([row] * batch)}
@@ -41,9 +48,10 @@ def media_inputs(model: Any, media: Media, *, batch: int, prompt_tokens: int) ->
         if name in accepted:
             inputs[name] = torch.tensor([types] * batch)
             break
+    whole = config.model_type in FRAMES_AS_IMAGES
     for kind, suffix in (("image", ""), ("video", "_videos")):
-        seen = [item for item in items if item.kind == kind] * batch
-        if seen:
+        seen = [item for item in items if item.kind == kind or (whole and kind == "image")] * batch
+        if seen and not (whole and suffix):
             inputs |= _pixels(model, seen, kind, f"pixel_values{suffix}", getattr(torch, media.pixel_dtype))
     return inputs | _spectrograms(model, [*media.clips] * batch, getattr(torch, media.feature_dtype))
 
@@ -92,9 +100,16 @@ def _pixels(model: Any, items: Sequence[Medium], kind: str, name: str, dtype: An
         }
     if f"{kind}_position_ids" in accepted:
         width = channels * side**2
-        most = max(item.shape.pixels for item in items) // width
-        places = torch.tensor([_places(*item.shape.grid[1:], most) for item in items])
-        return {name: torch.zeros(len(items), most, width, dtype=dtype), f"{kind}_position_ids": places}
+        most = max(item.shape.pixels // item.shape.grid[0] for item in items) // width
+        places = torch.tensor(
+            [_places(*item.shape.grid[1:], most) for item in items for _ in range(item.shape.grid[0])]
+        )
+        counted = [item.shape.grid[0] for item in items]
+        return {
+            name: torch.zeros(slices, most, width, dtype=dtype),
+            f"{kind}_position_ids": places,
+            **({"num_frames_per_video": torch.tensor(counted)} if kind == "video" else {}),
+        }
     height, width = (side * length for length in items[0].shape.grid[1:])
     return {name: torch.zeros(slices, channels, height, width, dtype=dtype)}
 

@@ -198,6 +198,67 @@ def test_frames_are_sampled_as_the_processor_does(module: str) -> None:
         assert answer(ours, *case) == answer(theirs, *case), case
 
 
+FIXED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "qwen2_vl/video_processing_qwen2_vl": ("qwen2_5_vl", {"min_frames": 4, "max_frames": 768, "fps": None}),
+    "qwen3_vl/video_processing_qwen3_vl": ("qwen3_vl", {"min_frames": 4, "max_frames": 768, "fps": None}),
+    "internvl/video_processing_internvl": ("internvl", {"initial_shift": True, "fps": None}),
+}
+
+
+@pytest.mark.parametrize("module", FIXED)
+def test_as_many_frames_are_sampled_as_the_file_says(module: str) -> None:
+    model_type, settings = FIXED[module]
+    real = functions_of(module, method="sample_frames").sample_frames
+    rng, vision = random.Random(8), {**QWEN2, "pooling_kernel_size": 3, "image_size": 448}
+    size = {"size": {"height": 448, "width": 448}} if model_type == "internvl" else {}
+
+    def theirs(total: int, number: int) -> Answer:
+        itself = SimpleNamespace(num_frames=number, temporal_patch_size=2, **settings)
+        metadata = SimpleNamespace(total_num_frames=total, fps=2.0, duration=total / 2)
+        frames = len(real(itself, metadata, num_frames=number))
+        return (frames,) if frames > 1 or model_type == "internvl" else None  # as few as no tower takes
+
+    def ours(total: int, number: int) -> Answer:
+        file = {**settings, **size, "num_frames": number, "do_sample_frames": True}
+        frames = video(model_type, vision, file, (280, 280), total, Fraction(2)).frames
+        return None if frames is None else (frames,)
+
+    for _ in range(150):
+        case = rng.randint(1, 60), rng.randint(1, 40)
+        try:
+            expected = answer(theirs, *case)
+        except ZeroDivisionError:  # of no whole pair of frames
+            expected = None
+        assert answer(ours, *case) == expected, case
+
+
+def test_internvl_refuses_a_rate_that_gives_no_frame_or_more_than_there_are() -> None:
+    real = functions_of("internvl/video_processing_internvl", method="sample_frames").sample_frames
+    itself, rng = SimpleNamespace(num_frames=None, initial_shift=True), random.Random(9)
+    file = {"do_sample_frames": True, "size": {"height": 448, "width": 448}}
+    vision = {"patch_size": 14, "image_size": 448}
+
+    def theirs(total: int, own: int, fps: float) -> Answer:
+        try:
+            return (len(real(itself, SimpleNamespace(total_num_frames=total, fps=float(own)), fps=fps)),)
+        except ZeroDivisionError:
+            return None
+
+    def ours(total: int, own: int, fps: float) -> Answer:
+        frames = video("internvl", vision, {**file, "fps": fps}, (9, 9), total, Fraction(own)).frames
+        return None if frames is None else (frames,)
+
+    for _ in range(150):
+        case = rng.randint(1, 60), rng.choice((1, 2, 10, 24)), rng.choice((0.5, 1, 2, 5))
+        assert answer(ours, *case) == answer(theirs, *case), case
+
+
+def test_a_file_with_a_number_of_frames_and_a_rate_is_refused() -> None:
+    """As Qwen3VLVideoProcessor.sample_frames, whose own rate is 2."""
+    with pytest.raises(UsageError, match="--fps"):
+        video("qwen3_vl", QWEN3, {"num_frames": 8}, (280, 280), 30, Fraction(10))
+
+
 @pytest.mark.parametrize("capped", [False, True])
 def test_the_frames_of_qwen3_share_a_budget_of_pixels(capped: bool) -> None:
     real = functions_of("qwen3_vl/video_processing_qwen3_vl", "smart_resize", method="get_num_of_video_patches")

@@ -27,6 +27,8 @@ TEXT: dict[str, str] = {
     "media_ratio_budget": "The processor refuses an image of {width} × {height} pixels: at that ratio it exceeds {tokens:,} tokens",
     "media_few_frames": "The processor needs at least {least:,} frames of a video, and this one has {frames:,}; use a longer one or a higher --fps",
     "media_frames": "A video may have 1 to {most:,} frames, and this one has {found:,}; use other seconds or another @FPSfps",
+    "media_two_rates": "The processor's file sets {number:,} frames (num_frames) and also fps, and {processor} takes only one of them; choose with --fps",
+    "media_sampled": "At this rate the processor would sample {wanted:,} frames of a video that has {frames:,}, which it refuses; use another --fps",
     "media_no_pixels": "{processor} has no limit of pixels, so that {option} means nothing for this model",
     "media_limits": "The fewest pixels, {least:,}, are more than the most, {most:,}",
     "media_no_tower": "{model_type} has no vision tower: it takes no images and no videos",

@@ -21,6 +21,8 @@ TEXT: dict[str, str] = {
     "media_ratio_budget": "处理器不接受 {width} × {height} 像素的图片：按此宽高比会超过 {tokens:,} 个 token",
     "media_few_frames": "处理器至少需要 {least:,} 帧，而该视频只有 {frames:,} 帧；请使用更长的视频或更高的 --fps",
     "media_frames": "视频可以有 1 到 {most:,} 帧，而该视频有 {found:,} 帧；请修改秒数或 @FPSfps",
+    "media_two_rates": "处理器文件同时设置了 {number:,} 帧（num_frames）和 fps，而 {processor} 只接受其中一个；请用 --fps 指定",
+    "media_sampled": "按此帧率，处理器要从只有 {frames:,} 帧的视频中采样 {wanted:,} 帧，会被拒绝；请改用其他 --fps",
     "media_no_pixels": "{processor} 没有像素数限制，{option} 对该模型没有意义",
     "media_limits": "最少像素数 {least:,} 大于最多像素数 {most:,}",
     "media_no_tower": "{model_type} 没有视觉塔，不接受图片和视频",
