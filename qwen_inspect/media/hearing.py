@@ -18,6 +18,7 @@ from .extractors import extractor_of
 from .processors import WHOLE_FILE, Processor, checked_number
 
 LONGEST_SECONDS = 24 * 3600
+MOST_FRAMES = 100 * LONGEST_SECONDS  # of releases' processors, which make 100 a second
 CHUNK = 100  # frames that Qwen3's encoders take together, n_window of their processors twice
 CHUNK_TOKENS = 13  # of each
 GEMMA_SAMPLES, GEMMA_MULTIPLE = 480_000, 128  # max_length and pad_to_multiple_of of the feature extractors' calls
@@ -58,6 +59,8 @@ def clips_of(
     for typed, number, heard in zip(audio, samples, rule(samples, numbers), strict=True):
         if heard is None or heard.tokens < 1:
             raise UsageError("audio_short", text=typed.text)
+        if heard.frames > MOST_FRAMES:
+            raise UsageError("audio_frames", text=typed.text, frames=heard.frames, most=MOST_FRAMES)
         clip = Clip(
             typed=typed,
             samples=number,

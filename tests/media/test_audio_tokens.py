@@ -151,6 +151,17 @@ def test_other_rates_are_resampled() -> None:
     assert clip.samples == 16_001
 
 
+def test_a_whole_omni_model_is_told_to_give_its_thinker() -> None:
+    config: dict[str, Any] = {
+        "model_type": "qwen2_5_omni",
+        "thinker_config": {"model_type": "qwen2_5_omni_thinker", "audio_config": {}},
+    }
+    request = Request(audio=(TypedAudio(text="", samples=RATE, rate=RATE),))
+    with pytest.raises(UnsupportedError, match="thinker_config"):
+        media_of(config, {}, request)
+    assert media_of(config["thinker_config"], {}, request).tokens == 25
+
+
 def test_every_family_has_its_rule() -> None:
     assert FAMILIES.keys() == RULES.keys() == PROCESSORS.keys()
 
@@ -161,6 +172,8 @@ def test_damaged_numbers_and_other_extractors_are_refused() -> None:
             clips("qwen2_audio", file, [RATE])
     with pytest.raises(MalformedError):
         clips("gemma4", {"hop_length_ms": 0.001}, [RATE])
+    with pytest.raises(UsageError, match="frames"):
+        clips("qwen2_audio", {"chunk_length": 1 << 30, "sampling_rate": 1 << 30}, [RATE])
     for file in ({"feature_extractor_type": "New"}, {"padding_side": "left"}):
         with pytest.raises(UnsupportedError):
             clips("gemma4", file, [RATE])

@@ -219,14 +219,18 @@ def test_videos_of_towers_that_take_none_are_refused() -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
-def test_training_the_decoder_with_images_takes_what_the_trace_says(family: str) -> None:
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl", "qwen2_5_omni_thinker", *HEARING, "gemma4"])
+def test_training_the_decoder_with_images_or_audio_takes_what_the_trace_says(family: str) -> None:
     """The tower is frozen. Each image's features are written into the first layers' outputs, whose gradients are copied."""
     import torch
 
-    config = {**FAMILIES[family], **TOKENS}
-    media = Media(items=(medium(1, 8, 12), medium(1, 10, 6)), images=None, videos=None)
-    model = real_model(config).train()
+    if family.endswith("vl"):
+        config: dict[str, Any] = {**FAMILIES[family], **TOKENS}
+        media = Media(items=(medium(1, 8, 12), medium(1, 10, 6)), images=None, videos=None)
+    else:
+        config = hearing(family)
+        media = heard(config, 3.3)
+    model = real_model(config, None if family == "gemma4" else "sdpa").train()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("language_model" in name)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
