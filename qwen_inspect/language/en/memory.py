@@ -130,7 +130,7 @@ TEXT = {
     "trace_quantized": "{class_name} is quantised, and what its kernels allocate is unknown; trace the model before quantisation",
     "trace_no_head": "{class_name} has no language-modeling head, so that it cannot {mode}; ask with --mode forward",
     "trace_flash_dtype": "flash_attention_2 takes bfloat16 and float16 only, the model is {dtype}; choose sdpa or eager",
-    "trace_flash_media": "flash_attention_2 attends to all images of a tower in one call, which is not traced; choose sdpa or eager",
+    "trace_flash_media": "flash_attention_2 attends to all images or windows of audio of a tower in one call, which is not traced; choose sdpa or eager",
     "trace_flash_padded": "flash_attention_2 takes the padding out first, so that its memory depends on the length of each sequence; choose sdpa or eager, or leave --padded out",
     "trace_recomputed": "{class_name} computes all tokens again when a sequence passes {tokens} tokens, in a step that is not traced; choose a prompt longer than that, or fewer new tokens",
     "trace_no_mask": "{class_name} takes no attention mask, so that its batches cannot be padded; leave --padded out",

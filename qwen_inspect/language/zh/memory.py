@@ -130,7 +130,7 @@ TEXT = {
     "trace_quantized": "{class_name} 已量化，其 kernel 的显存分配未知；请追踪量化前的原模型",
     "trace_no_head": "{class_name} 没有语言模型输出层，无法执行 {mode}；请改用 --mode forward",
     "trace_flash_dtype": "flash_attention_2 只支持 bfloat16 和 float16，该模型为 {dtype}；请选择 sdpa 或 eager",
-    "trace_flash_media": "flash_attention_2 在视觉塔中一次处理所有图片，暂不支持追踪；请改用 sdpa 或 eager",
+    "trace_flash_media": "flash_attention_2 在视觉塔、音频塔中一次处理所有图片或音频窗口，暂不支持追踪；请改用 sdpa 或 eager",
     "trace_flash_padded": "flash_attention_2 会先去掉填充，其显存取决于每条序列的实际长度；请改用 sdpa 或 eager，或去掉 --padded",
     "trace_recomputed": "序列超过 {tokens} 个 token 时，{class_name} 会重新计算全部 token，这一步未被追踪；请使用更长的提示词，或减少新 token",
     "trace_no_mask": "{class_name} 不接受注意力掩码，其批次无法填充；请去掉 --padded",
