@@ -33,6 +33,8 @@ from .processors import (
 
 CHANNELS = 3  # of every released tower
 MOST_FRAMES = 1_000_000  # of a video, of which the rules loop over each
+# Source: transformers 5.23, get_rope_index of modeling_qwen2_5_omni.py and modeling_qwen3_omni_moe.py
+BOUNDED = ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")
 Numbers = Mapping[str, Any]
 
 
@@ -51,6 +53,7 @@ def media_of(config: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]], 
     images = processors.get("image")
     dtype = "bfloat16" if images is not None and images.name == LLAMA4 else "float32"
     media = Media(items=items, images=rules.get("image"), videos=rules.get("video"), pixel_dtype=dtype)
+    media = replace(media, bounded=str(config.get("model_type")) in BOUNDED)
     if not request.audio:
         return media
     from .hearing import clips_of, feature_dtype
@@ -160,31 +163,15 @@ def _frame_size(frames: int, height: int, width: int, numbers: Numbers, most: in
 
 
 def _gemma3(height: int, width: int, numbers: Numbers) -> Shape:
-    """256 tokens for the whole image and for each crop; text around them if it is cropped.
+    """As many tokens of any image, between a mark and a blank line on both sides.
 
-    Source: processing_gemma3.Gemma3Processor (full_image_sequence)
+    It is not cropped, whatever its file says, because the model's processor asks for none of it at each call.
+    Source: processing_gemma3.Gemma3Processor (images_kwargs, full_image_sequence)
     """
-    crops = 0
-    if numbers["do_pan_and_scan"]:
-        crops = resizing.crops(
-            height,
-            width,
-            smallest=numbers["pan_and_scan_min_crop_size"],
-            most=numbers["pan_and_scan_max_num_crops"],
-            ratio=numbers["pan_and_scan_min_ratio_to_activate"],
-        )
     side = numbers["side"]
     rows = side // numbers["patch_size"]
-    tokens = numbers["tokens"]
-    # A blank line and a mark before and after.
-    return Shape(
-        height=side,
-        width=side,
-        grid=(1 + crops, rows, rows),
-        tokens=(1 + crops) * tokens,
-        marks=None if crops else 4,
-        pixels=(1 + crops) * CHANNELS * side**2,
-    )
+    pixels = CHANNELS * side**2
+    return Shape(height=side, width=side, grid=(1, rows, rows), tokens=numbers["tokens"], marks=4, pixels=pixels)
 
 
 def _gemma4(height: int, width: int, numbers: Numbers) -> Shape:

@@ -20,7 +20,7 @@ WHOLE_FILE, IMAGE_FILE, VIDEO_FILE = (
     "video_preprocessor_config.json",
 )
 PROCESSOR_FILES = (WHOLE_FILE, IMAGE_FILE, VIDEO_FILE)
-WITH_FRACTIONS = ("fps", "pan_and_scan_min_ratio_to_activate", "frame_length_ms", "hop_length_ms")
+WITH_FRACTIONS = ("fps", "frame_length_ms", "hop_length_ms")
 SUFFIXES = ("Fast", "Pil")  # the same rules, another library
 
 QWEN2, QWEN2_VIDEO, QWEN3_VIDEO = "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor", "Qwen3VLVideoProcessor"
@@ -45,10 +45,7 @@ _CLASSES: Mapping[str, Mapping[str, Any]] = {
     },
     GLM: {"least": 112 * 112, "most": 28 * 28 * 15_000, "patch_size": 14, "merge_size": 2, "temporal_patch_size": 2},
     GLM_VIDEO: {**_VIDEO, "least": 112 * 112, "most": 28 * 28 * 2 * 30_000, "patch_size": 14, "max_duration": 300},
-    GEMMA3: {
-        "do_pan_and_scan": False, "side": 224, "patch_size": 16, "tokens": 256, "pan_and_scan_min_crop_size": 256,
-        "pan_and_scan_max_num_crops": 4, "pan_and_scan_min_ratio_to_activate": 1.2,
-    },
+    GEMMA3: {"side": 224, "patch_size": 16, "tokens": 256},
     GEMMA4: {"patch_size": 16, "max_soft_tokens": 280, "pooling_kernel_size": 3},
     GEMMA4_VIDEO: {
         "patch_size": 16, "max_soft_tokens": 70, "pooling_kernel_size": 3, "num_frames": 32, "do_sample_frames": True,
@@ -81,6 +78,12 @@ FAMILIES: Mapping[str, Family] = {
     "mistral3": (PIXTRAL, None, {}, {}),
     "internvl": (GOT_OCR, INTERNVL_VIDEO, {}, {}),
 }
+# What the model's own processor passes at each call, whatever the files say.
+# Source: videos_kwargs of Qwen2_5OmniProcessor and Qwen3OmniMoeProcessor, ProcessorMixin._merge_kwargs
+PASSED: Mapping[tuple[str, MediaKind], Mapping[str, Any]] = {
+    ("qwen2_5_omni_thinker", "video"): {"least": 128 * 28 * 28, "most": 768 * 28 * 28},
+    ("qwen3_omni_moe_thinker", "video"): {"least": 128 * 32 * 32, "most": 768 * 32 * 32},
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,17 +110,17 @@ def processor_of(
     name, released = (family[0], family[2]) if kind == "image" else (family[1], family[3])
     if name is None:
         raise UnsupportedError("media_no_videos", model_type=model_type)
+    passed = PASSED.get((model_type, kind), {})
     file, content = _content(kind, files)
     if file is None:
-        return Processor(name=name, numbers={**CLASSES[name], **released, **tower}, file=None)
+        return Processor(name=name, numbers={**CLASSES[name], **released, **tower, **passed}, file=None)
     typed = str(content.get(f"{kind}_processor_type") or name)
     for suffix in SUFFIXES:
         typed = typed.removesuffix(suffix)
     if typed not in _of_kind(kind):
         raise UnsupportedError("media_processor_unknown", file=file, found=shown(typed))
-    return Processor(
-        name=typed, numbers={**CLASSES[typed], **tower, **_numbers(content, file, CLASSES[typed])}, file=file
-    )
+    own = _numbers(content, file, CLASSES[typed])
+    return Processor(name=typed, numbers={**CLASSES[typed], **tower, **own, **passed}, file=file)
 
 
 def _of_kind(kind: MediaKind) -> set[str | None]:

@@ -87,15 +87,6 @@ def within_edge(height: int, width: int, *, longest: int, patch: int) -> tuple[i
     return ((height - 1) // patch + 1) * patch, ((width - 1) // patch + 1) * patch
 
 
-def crops(height: int, width: int, *, smallest: int, most: int, ratio: float) -> int:
-    """The number of crops beside the whole image. Source: image_processing_gemma3.pan_and_scan_batched"""
-    longer, shorter = max(height, width), min(height, width)
-    if longer / shorter < ratio:
-        return 0
-    number = min(most, max(2, min(math.floor(longer / smallest), math.floor(longer / shorter + 0.5))))
-    return 0 if min(math.ceil(longer / number), shorter) < smallest else number
-
-
 def canvas(height: int, width: int, *, side: int, most_tiles: int, largest: bool) -> tuple[int, int]:
     """Rows and columns of the tiles on which the image is put, not distorted.
 

@@ -140,6 +140,7 @@ class Rules:
 class Media:
     """The images, videos and audio of every sequence. images, videos, audio: by which rules; None where there are none.
 
+    bounded: positions are told by a mark before and after each, which the chat template writes.
     pixel_dtype, feature_dtype: of the pixels and of the audio's spectrograms on the card; processors make float32.
     """
 
@@ -150,6 +151,7 @@ class Media:
     clips: tuple[Clip, ...] = ()
     audio: Rules | None = None
     feature_dtype: str = "float32"
+    bounded: bool = False
 
     @property
     def tokens(self) -> int:
@@ -169,7 +171,8 @@ class Media:
     @property
     def least_tokens(self) -> int:
         """Of a context with all of it: a token of text between two images or clips, and between slices with timestamps."""
-        return self.tokens + sum(len(item.runs) for item in self.items) + len(self.clips) - 1
+        runs = sum(len(item.runs) for item in self.items) + len(self.clips)
+        return self.tokens + (2 * runs if self.bounded else runs - 1)
 
     @property
     def pixel_bytes(self) -> int:

@@ -16,8 +16,9 @@ from ..typed import Any
 # Held request by request against real models on CPU; of Qwen's also against a card.
 WITH_VIDEOS = (
     *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
-    *("gemma4", "glm4v", "glm4v_moe", "internvl"),
+    *("gemma4", "glm4v", "glm4v_moe", "internvl", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"),
 )
+BOUNDED = ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")  # positions are told by a mark before and after each run
 TRACED = (*WITH_VIDEOS, "gemma3", "llama4", "mistral3")
 # A video's tokens have the id of an image's, and in some its frames are images to the tower too.
 MARKED_AS_IMAGES, FRAMES_AS_IMAGES = ("glm4v", "glm4v_moe", "internvl"), ("internvl",)
@@ -42,7 +43,11 @@ def media_inputs(model: Any, media: Media, *, batch: int, prompt_tokens: int) ->
     if config.model_type in MARKED_AS_IMAGES:
         tokens["video"] = tokens["image"]
     runs = [(item.kind, length) for item in items for length in item.runs]
-    row, types = _row([*runs, *(("audio", clip.tokens) for clip in media.clips)], tokens, prompt_tokens)
+    starts = {}
+    if config.model_type in BOUNDED:
+        marks = {"image": "vision", "video": "vision", "audio": "audio"}
+        starts = {kind: getattr(config, f"{name}_start_token_id") for kind, name in marks.items()}
+    row, types = _row([*runs, *(("audio", clip.tokens) for clip in media.clips)], tokens, starts, prompt_tokens)
     inputs = {"input_ids": torch.tensor([row] * batch)}
     for name in ("mm_token_type_ids", "token_type_ids"):
         if name in accepted:
@@ -53,6 +58,8 @@ def media_inputs(model: Any, media: Media, *, batch: int, prompt_tokens: int) ->
         seen = [item for item in items if item.kind == kind or (whole and kind == "image")] * batch
         if seen and not (whole and suffix):
             inputs |= _pixels(model, seen, kind, f"pixel_values{suffix}", getattr(torch, media.pixel_dtype))
+            if kind == "video" and "video_second_per_grid" in accepted:
+                inputs["video_second_per_grid"] = torch.ones(len(seen))
     return inputs | _spectrograms(model, [*media.clips] * batch, getattr(torch, media.feature_dtype))
 
 
@@ -141,16 +148,20 @@ def _side(size: Any) -> int:
 
 
 def _row(
-    runs: Sequence[tuple[str, int]], tokens: dict[str, int | None], prompt_tokens: int
+    runs: Sequence[tuple[str, int]], tokens: dict[str, int | None], starts: dict[str, int], prompt_tokens: int
 ) -> tuple[Sequence[int], Sequence[int]]:
-    """Ids and types of a sequence's tokens. A token of text is between two runs of an image's, a video's or a clip's."""
+    """Ids and types of a sequence's tokens. A token of text is between two runs of an image's, a video's or a clip's.
+
+    starts: marks before each run, if there are any; then the token of text stands for the mark after it.
+    """
     row: list[int] = []
     types: list[int] = []
     for kind, length in runs:
         token = tokens[kind]
         assert token is not None
         between = [0] if row else []
+        between += [starts[kind]] if starts else []
         row += between + [token] * length
-        types += between + [TYPES[kind]] * length
+        types += [0] * len(between) + [TYPES[kind]] * length
     rest = [0] * (prompt_tokens - len(row))
     return row + rest, types + rest

@@ -149,20 +149,27 @@ def test_internvl_tiles_are_those_of_its_processor() -> None:
         assert made.tokens == 256 * (rows * columns + (rows * columns > 1))
 
 
-def test_gemma_3_takes_256_tokens_for_an_image_and_for_each_crop() -> None:
-    vision, file = {"patch_size": 14, "image_size": 896}, {"size": {"height": 896, "width": 896}}
-    crops = {
-        "do_pan_and_scan": True,
-        "pan_and_scan_min_crop_size": 256,
-        "pan_and_scan_max_num_crops": 4,
-        "pan_and_scan_min_ratio_to_activate": 1.2,
-    }
-    # Gemma3ImageProcessor.pan_and_scan_batched on 2000 x 1000: round half up of 2.0 is 2 crops; on 1000 x 1000 none.
-    assert shape("gemma3", vision, file, 2000, 1000).tokens == 256
-    assert shape("gemma3", vision, {**file, **crops}, 2000, 1000).tokens == 3 * 256
-    assert shape("gemma3", vision, {**file, **crops}, 1000, 1000).tokens == 256
-    # Gemma3Processor.full_image_sequence: "\n\n", begin of image, tokens, end of image, "\n\n"
-    assert shape("gemma3", vision, file, 10, 10).marks == 4
+def test_gemma_3_takes_256_tokens_for_an_image_and_crops_none() -> None:
+    """Gemma3Processor.images_kwargs passes do_pan_and_scan=False, which comes before its file's."""
+    vision, file = (
+        {"patch_size": 14, "image_size": 896},
+        {"size": {"height": 896, "width": 896}, "do_pan_and_scan": True},
+    )
+    for width, height in ((2000, 1000), (1000, 1000), (10, 10)):
+        made = shape("gemma3", vision, file, width, height)
+        # Gemma3Processor.full_image_sequence: "\n\n", begin of image, tokens, end of image, "\n\n"
+        assert (made.tokens, made.marks, made.grid) == (256, 4, (1, 64, 64))
+
+
+def test_omni_videos_have_the_pixels_that_its_processor_passes() -> None:
+    """Qwen2_5OmniProcessor.videos_kwargs: at most 768 * 28 * 28 pixels a frame, whatever its file says; Qwen3's of 32 * 32.
+
+    By transformers' own processors of these releases, a video of 2560 x 1440 has a grid of 40 x 72 patches.
+    """
+    for model_type, vision in (("qwen2_5_omni_thinker", QWEN2), ("qwen3_omni_moe_thinker", QWEN3)):
+        file = {"min_pixels": 3136, "max_pixels": 12_845_056, "patch_size": vision["patch_size"]}
+        made = video(model_type, vision, file, (2560, 1440), 4, Fraction(2)).shape
+        assert made.grid == (2, 40, 72)
 
 
 VIDEOS = {

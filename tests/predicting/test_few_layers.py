@@ -75,7 +75,9 @@ def test_a_run_with_audio_traced_in_a_few_layers_is_that_of_all_layers(
     config = hearing(family, layers=8)
     config["text_config"] |= {"num_hidden_layers": 12, "layer_types": None}
     report = inspect(str(write_config(tmp_path, config)))
-    media: Media = heard(report.config or {}, 3.3) if family == "qwen3_asr" else heard(report.config or {}, 3.3, 1.0)
+    seconds = (3.3,) if family == "qwen3_asr" else (3.3, 1.0)
+    seen = (Typed(text="", width=200, height=120),) if "omni" in family else ()
+    media: Media = heard(report.config or {}, *seconds, seen=seen)
     run = Run(media=media, prompt_tokens=30 + media.context_tokens, batch=2)
     assert_composed_is_whole(report, run, monkeypatch)
 

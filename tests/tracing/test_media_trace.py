@@ -169,12 +169,30 @@ def test_audio_of_two_lengths_in_a_batch_takes_what_the_trace_says(family: str) 
     assert left.scratch == {}
 
 
+@pytest.mark.parametrize(
+    "family", ["qwen2_5_omni_thinker", pytest.param("qwen3_omni_moe_thinker", marks=pytest.mark.exhaustive)]
+)
+def test_images_a_video_and_audio_of_omni_take_what_the_trace_says(family: str) -> None:
+    """Marks stand around each, from which positions are told."""
+    config = hearing(family)
+    image = Typed(text="", width=200, height=120)
+    moving = Typed(text="", width=90, height=60, seconds=Fraction(2), fps=Fraction(2))
+    media = heard(config, 3.3, seen=(image, moving))
+    tokens = media.least_tokens
+    changes = profiled(generating(real_model(config).eval(), media, batch=1, prompt_tokens=tokens))
+    timeline = traced(config, mode="generate", prompt_tokens=tokens, new_tokens=2, device="cpu", media=media)
+    assert [stage.name for stage in timeline.stages] == ["load", "vision", "audio", "prefill", "decode"]
+    least = max(LEAST, 16 * tokens)
+    left = follow(large_changes(changes, least), large_events(on_cpu(timeline), least), Run({}, {}, {}))
+    assert left.scratch == {}
+
+
 @pytest.mark.parametrize("images", [(), pytest.param((60, 40), marks=pytest.mark.exhaustive)])
 def test_audio_of_gemma_4_takes_what_the_trace_says(images: tuple[int, ...]) -> None:
     """Beside an image, too, which passes its tower first."""
     config = hearing("gemma4")
     typed = (Typed(text="", width=images[0], height=images[1]),) if images else ()
-    media = heard(config, 3.3, 0.5, images=typed)
+    media = heard(config, 3.3, 0.5, seen=typed)
     tokens = media.context_tokens + 20
     least = max(LEAST, 16 * tokens)
     changes = profiled(generating(real_model(config, None).eval(), media, batch=1, prompt_tokens=tokens))

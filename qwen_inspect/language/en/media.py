@@ -69,7 +69,7 @@ TEXT: dict[str, str] = {
     "audio_cut": "Of {text} the processor takes the first {seconds:,g} s and cuts the rest.",
     "media_features": "The spectrograms of the audio take {size} on the card, as {dtype}, while the run lasts.",
     "media_defaults": "the family's releases, for there is no file of the model's own",
-    "media_marks_unknown": "Timestamps and marks between a video's frames or an image's crops depend on the tokenizer and are not counted.",
+    "media_marks_unknown": "Timestamps and marks between a video's frames depend on the tokenizer and are not counted.",
     "media_cache": "The KV cache of these {tokens:,} tokens takes {size}.",
     "media_pixels": "Their pixels take {size} on the card, as {dtype}, while the run lasts.",
     "answer_media": "Images and videos take {tokens:,} tokens of the context ({media}).",

@@ -63,7 +63,7 @@ TEXT: dict[str, str] = {
     "audio_cut": "{text} 只取前 {seconds:,g} 秒，其余部分被处理器截掉。",
     "media_features": "音频的频谱在显卡上以 {dtype} 存放，运行期间占 {size}。",
     "media_defaults": "该系列的发布版本（模型没有自带的处理器文件）",
-    "media_marks_unknown": "视频帧之间或图片裁剪块之间的时间戳和标记由分词器决定，未计入。",
+    "media_marks_unknown": "视频帧之间的时间戳和标记由分词器决定，未计入。",
     "media_cache": "这 {tokens:,} 个 token 的 KV 缓存占 {size}。",
     "media_pixels": "其像素数据在显卡上以 {dtype} 存放，运行期间占 {size}。",
     "answer_media": "{media}，占上下文 {tokens:,} 个 token。",
