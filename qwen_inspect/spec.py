@@ -7,6 +7,7 @@ new kind.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 from .checkpoint import DType, Tensor
 from .values import dataclass, field
@@ -246,8 +247,15 @@ def each_module(root: Module, prefix: str = "") -> Iterator[tuple[str, Module]]:
 
     Repeated siblings are yielded one by one, each as the node that stands for all: use its own tensors, not its sums.
     """
-    below = [(f"{prefix}.{name}" if prefix else name, module) for name, module in _below(root)]
-    return iter([(prefix, root), *below])
+    if not _walked or _walked[0][0] is not root:
+        _walked[:] = [(root, _below(root))]
+    below = _walked[0][1]
+    return chain([(prefix, root)], ((f"{prefix}.{name}", module) for name, module in below) if prefix else below)
+
+
+_walked: list[
+    tuple[Module, list[tuple[str, Module]]]
+] = []  # the last tree that was walked: a command walks one many times
 
 
 def _below(root: Module) -> list[tuple[str, Module]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from ..language import Message
 from ..loaders import gpus
@@ -97,9 +97,16 @@ def _calibrated_assumption(calibration: Calibration) -> Message:
     return Message("assume_calibrated", date=calibration.date, context=shown_size(calibration.context_bytes), **key)
 
 
-def _part_assumptions(timeline: Timeline, run: Run) -> tuple[Message, ...]:
-    """Assumptions about parts that only some models have."""
+def timeline_assumptions(timeline: Timeline, run: Run) -> tuple[Message, ...]:
+    """`part_assumptions` of a run's timeline."""
     modules, operators = modules_of(timeline.events), operators_of(timeline.events)
+    return part_assumptions(modules, operators, run, by_card=varies_by_card(timeline))
+
+
+def part_assumptions(
+    modules: Collection[str], operators: Collection[str], run: Run, *, by_card: bool = False
+) -> tuple[Message, ...]:
+    """Assumptions about parts that only some models have. by_card: `tracing.scratch.varies_by_card`."""
     four_bits = any(operator.startswith("bitsandbytes.gemm") for operator in operators)
     linear = any(module.endswith(LINEAR) for module in modules)
     seeing = any("visual" in module and re.search(r"\bvisual\b", module) for module in modules)
@@ -108,7 +115,7 @@ def _part_assumptions(timeline: Timeline, run: Run) -> tuple[Message, ...]:
         *([Message("assume_workspace_biases", bytes=LT_WORKSPACE_BYTES)] if biased and run.device == "cuda" else []),
         *(
             [Message("assume_multiprocessors", gpu=run.gpu, count=ANY_MULTIPROCESSORS)]
-            if run.device == "cuda" and gpus.multiprocessors(run.gpu) is None and varies_by_card(timeline)
+            if run.device == "cuda" and gpus.multiprocessors(run.gpu) is None and by_card
             else []
         ),
         *([Message("assume_linear_reference")] if linear else []),

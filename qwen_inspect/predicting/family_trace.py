@@ -6,18 +6,21 @@ option or a relation between dimensions that no sample had is not covered.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, combinations_with_replacement, product
 from math import gcd, prod
 from operator import mod
 
 from ..spec import Module, each_buffer, each_tensor
-from ..typed import Any, NamedTuple
+from ..typed import TYPE_CHECKING, Any, NamedTuple
 from ..values import dataclass, replace
-from .kept_trace import CHUNKS, Coefficients, KeptTrace, Point, fixed_size
+from .kept_trace import CHUNKS, ChunkedPoint, Coefficients, KeptTrace, Point, fixed_size
 from .on_device import BUFFER, PARAMETER
 from .outline import Outline, Part, regime_of
 from .segments import Place, Segment, compose
+
+if TYPE_CHECKING:
+    from .layered_run import LayeredRun, Made
 
 # Functions of a workload's lengths in which sizes are linear: coefficients of 1, T, T², S, the chunks and their square, for
 # prompts of T tokens and S tokens at the end. Each is there for one sequence, then for the whole batch.
@@ -190,21 +193,7 @@ class Variant:
 
         loaded: size, module and operator of each tensor, in the order of a trace. schedule: of a training run, as in `regimes`.
         """
-        if point.prompt_tokens < self.least_tokens:
-            raise NotCovered
-        regime = self.regimes.get(schedule + regime_of(outline.thresholds, point, singles=self.singles))
-        if regime is None:
-            raise NotCovered
-        values: dict[Part | None, tuple[int, ...]] = {}
-        sizes: dict[tuple[Part | None, Formula], Coefficients] = {}
-        for part in (None, *dict.fromkeys(outline.layers)):
-            variables = self.variables["" if part is None else part.structure]
-            values[part] = variables.values(dimensions_of(outline, part))
-
-        def polynomial(part: Part | None, formula: Formula) -> Coefficients:
-            if (part, formula) not in sizes:
-                sizes[part, formula] = coefficients(formula, values[part])
-            return sizes[part, formula]
+        regime, polynomial = self._sizes(outline, point, schedule)
 
         def segment_at(place: Place) -> Segment:
             part = place.kind if isinstance(place.kind, Part) else None
@@ -223,15 +212,65 @@ class Variant:
         except (KeyError, IndexError):  # a segment, or what one frees of another, that no sample had
             raise NotCovered from None
 
+    def layered_at(self, outline: Outline, point: Point, loaded: Sequence[Made]) -> LayeredRun:
+        """The same in pieces, for this workload; NotLayered for a run that has none. loaded: with bytes for sizes."""
+        from .layered_run import layered
+
+        regime, polynomial = self._sizes(outline, point)
+        monomials = ChunkedPoint.of(point, outline.chunk_tokens).monomials
+        known: dict[Part | None, dict[int, int]] = {}  # bytes by the formula's id
+
+        def segment_at(place: Place) -> tuple[Segment, Callable[[Formula], int]]:
+            part = place.kind if isinstance(place.kind, Part) else None
+            sizes = known.setdefault(part, {})
+
+            def bytes_of(formula: Formula) -> int:
+                size = sizes.get(id(formula))
+                if size is None:
+                    size = sizes[id(formula)] = sum(map(int.__mul__, polynomial(part, formula), monomials))
+                return size
+
+            return regime.segments[place._replace(kind=part and part.structure)], bytes_of
+
+        try:
+            return layered(regime.stages, outline.layers, segment_at, loaded)
+        except (KeyError, IndexError):
+            raise NotCovered from None
+
+    def _sizes(
+        self, outline: Outline, point: Point, schedule: str = ""
+    ) -> tuple[Regime, Callable[[Part | None, Formula], Coefficients]]:
+        """The regime of a workload, and its sizes as polynomials, in a layer or outside of them."""
+        if point.prompt_tokens < self.least_tokens:
+            raise NotCovered
+        regime = self.regimes.get(schedule + regime_of(outline.thresholds, point, singles=self.singles))
+        if regime is None:
+            raise NotCovered
+        values: dict[Part | None, tuple[int, ...]] = {}
+        sizes: dict[tuple[Part | None, Formula], Coefficients] = {}
+        for part in (None, *dict.fromkeys(outline.layers)):
+            variables = self.variables["" if part is None else part.structure]
+            values[part] = variables.values(dimensions_of(outline, part))
+
+        def polynomial(part: Part | None, formula: Formula) -> Coefficients:
+            if (part, formula) not in sizes:
+                sizes[part, formula] = coefficients(formula, values[part])
+            return sizes[part, formula]
+
+        return regime, polynomial
+
 
 def loaded_of(tree: Module) -> Loaded:
     """What is loaded, in the order of a trace: parameters, then buffers, as polynomials."""
-    return tuple(
-        (fixed_size(tensor.size_bytes), tensor.name.rpartition(".")[0] or tree.class_name, operator)
-        for operator, tensors in ((PARAMETER, each_tensor(tree)), (BUFFER, each_buffer(tree)))
-        for tensor in tensors
-        if tensor.size_bytes
-    )
+    return tuple((fixed_size(size_bytes), module, operator) for size_bytes, module, operator in loaded_bytes_of(tree))
+
+
+def loaded_bytes_of(tree: Module) -> Iterator[tuple[int, str, str]]:
+    """The same in bytes."""
+    for operator, tensors in ((PARAMETER, each_tensor(tree)), (BUFFER, each_buffer(tree))):
+        for tensor in tensors:
+            if size_bytes := tensor.size_bytes:
+                yield size_bytes, tensor.name.rpartition(".")[0] or tree.class_name, operator
 
 
 class Composed(NamedTuple):
@@ -277,4 +316,16 @@ class FamilyTrace:
             return Composed(
                 replace(trace, made_by=self.made_by), everywhere=len(variant.regimes) == 1 and not outline.thresholds
             )
+        return None
+
+    def layered_at(
+        self, outline: Outline, kernel: str, options: Mapping[str, Any], point: Point, loaded: Sequence[Made]
+    ) -> LayeredRun | None:
+        """The run in pieces, for one workload; NotLayered for a run that has none, None if it is not covered. loaded: with bytes
+        for sizes."""
+        for variant in self.variants_for(outline, kernel, options):
+            try:
+                return variant.layered_at(outline, point, loaded)._replace(made_by=self.made_by)
+            except NotCovered:
+                continue
         return None

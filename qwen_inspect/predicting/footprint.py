@@ -22,9 +22,8 @@ from ..typed import TYPE_CHECKING
 from ..values import replace
 from .allocator import Allocator, HostAllocator, OutOfMemory
 from .allocator_settings import read_settings
-from .assumptions import _part_assumptions, assumptions
+from .assumptions import assumptions, part_assumptions, timeline_assumptions
 from .on_device import BUFFER, PARAMETER, WORKSPACE, growing, on_device
-from .quick_replay import Peak, quick_peak
 from .replay import WARM_UP, Replay, least_reserved, replay_folded, reserved_up_to, warm_up_bytes
 from .reserved import can_be_worked_out
 from .turns import with_all_turns
@@ -34,10 +33,13 @@ from .workspaces import LT_WORKSPACE_BYTES, workspace_of
 if TYPE_CHECKING:
     from ..results.course import Course
     from ..results.lora import TrainedTensor
+    from .layered_run import LayeredRun
+    from .quick_replay import Peak
     from .region_steps import Steps
 
 MOST_ALIVE = 12
 DEFAULT_RUN = Run()
+NONE_SHARED: Mapping[int, int] = {}
 
 
 def _context_of(run: Run) -> int | None:
@@ -49,6 +51,8 @@ def traced_footprint(timeline: Timeline, run: Run, *, provenance: str, course_po
 
     course_points: if not 0, also the memory over time in about that many points.
     """
+    from .quick_replay import quick_peak  # not needed for a layered run
+
     timeline = with_all_turns(timeline, run)
     whole = _whole(timeline, run)
     settings, course = read_settings(run.allocator), None
@@ -58,19 +62,66 @@ def traced_footprint(timeline: Timeline, run: Run, *, provenance: str, course_po
         whole, replayed = replay_folded(whole, lambda: _allocator(run), with_course=course_points > 0)
         peak = _peak(replayed)
         course = _course(whole, replayed, uses, course_points) if course_points else None
-    at_peak = living(whole.events[: peak.event + 1])
     stage = [stage.name for stage in whole.stages if stage.first_event <= peak.event][-1]
+    footprint = _footprint_of(
+        run,
+        ends=(stage, whole.stages[-1].name),
+        alive=(living(whole.events[: peak.event + 1]), living(whole.events)),
+        rounding=(peak.rounding_bytes, peak.end_rounding_bytes),
+        reserved_bytes=peak.reserved_bytes,
+        uses=uses,
+    )
+    parts = timeline_assumptions(timeline, run)
+    return replace(footprint, assumptions=(*assumptions(run), *parts), provenance=provenance, course=course)
+
+
+def layered_footprint(layered: LayeredRun, run: Run) -> Footprint | None:
+    """`traced_footprint` of a run in pieces on its device; None if only the whole run tells it."""
+    settings = read_settings(run.allocator)
+    if not can_be_worked_out(settings):
+        return None
+    from .layered_replay import layered_peak
+    from .layered_run import NotLayered
+
+    try:
+        peak = layered_peak(layered, settings, run.new_tokens)
+    except NotLayered:
+        return None
+    footprint = _footprint_of(
+        run,
+        ends=(peak.stage, layered.stages[-1][0]),
+        alive=(peak.at_peak, peak.at_end),
+        rounding=(peak.rounding_bytes, peak.end_rounding_bytes),
+        reserved_bytes=peak.reserved_bytes,
+        uses=peak.uses,
+        storages=peak.storages,
+    )
+    parts = part_assumptions(layered.modules, layered.operators, run)
+    return replace(footprint, assumptions=(*assumptions(run), *parts), provenance=layered.made_by)
+
+
+def _footprint_of(
+    run: Run,
+    *,
+    ends: tuple[str, str],
+    alive: tuple[Sequence[Allocate], Sequence[Allocate]],
+    rounding: tuple[int, int],
+    reserved_bytes: int,
+    uses: Mapping[int, str],
+    storages: Mapping[int, int] = NONE_SHARED,
+) -> Footprint:
+    """Of a traced run, from what is at its peak and at its end. ends: the stages. alive: requests. rounding: bytes. storages: how
+    many a request stands for, by its id."""
     return Footprint(
         method="trace",
-        steady=_moment(whole.stages[-1].name, _requested(living(whole.events), uses), peak.end_rounding_bytes),
-        peak=_moment(stage, _requested(at_peak, uses), peak.rounding_bytes),
-        peak_reserved=peak.reserved_bytes if run.device == "cuda" else None,
+        steady=_moment(ends[1], _requested(alive[1], uses), rounding[1]),
+        peak=_moment(ends[0], _requested(alive[0], uses), rounding[0]),
+        peak_reserved=reserved_bytes if run.device == "cuda" else None,
         context_bytes=_context_of(run),
         context_range_bytes=context_range(run),
-        alive=_alive(at_peak, uses),
-        assumptions=(*assumptions(run), *_part_assumptions(timeline, run)),
-        provenance=provenance,
-        course=course,
+        alive=_alive(alive[0], uses, storages),
+        assumptions=(),
+        provenance="",
     )
 
 
@@ -78,6 +129,8 @@ def _peak(replayed: Replay) -> Peak:
     if replayed.out_of_memory_event is not None:  # capacity is unlimited: the sizes exceed the address space
         raise UsageError("memory_beyond_addresses")
     assert replayed.peak_event is not None  # a model has weights
+    from .quick_replay import Peak
+
     return Peak(
         event=replayed.peak_event,
         rounding_bytes=replayed.at_peak.rounding_bytes,
@@ -316,14 +369,14 @@ def _moment(stage: str, requested: Counter[str], rounding_bytes: int) -> Moment:
     return Moment(stage=stage, **{**dict.fromkeys(TERMS, 0), **by_term, "rounding": rounding_bytes})
 
 
-def _alive(alive: Iterable[Allocate], uses: Mapping[int, str]) -> tuple[Alive, ...]:
-    """What was alive, grouped by component without layer numbers, largest first."""
+def _alive(alive: Iterable[Allocate], uses: Mapping[int, str], of: Mapping[int, int]) -> tuple[Alive, ...]:
+    """What was alive, grouped by component without layer numbers, largest first. of: so many storages each."""
     storages: Counter[tuple[str, str]] = Counter()
     sizes: Counter[tuple[str, str]] = Counter()
     for event in alive:
         use = use_of(event, uses)
         key = (_of_any_layer(event.module), event.operator) if use == "activation" else (use, "–")
-        storages[key] += 1
+        storages[key] += of.get(event.id, 1)
         sizes[key] += event.size_bytes
     return tuple(
         Alive(component=key[0], operator=key[1], storages=storages[key], size_bytes=size)

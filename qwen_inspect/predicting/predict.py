@@ -14,10 +14,18 @@ from ..results.memory import Footprint, MemoryReport, PeakRange, Run
 from ..results.model import Report
 from ..typed import TYPE_CHECKING
 from ..values import replace
-from .footprint import bytes_of, cache_bytes, formula_footprint, stored_footprint, traced_footprint
+from .footprint import (
+    bytes_of,
+    cache_bytes,
+    formula_footprint,
+    layered_footprint,
+    stored_footprint,
+    traced_footprint,
+)
 from .sources import (
     installed,
     is_point,
+    layered_run,
     symbolic_trace,
     timeline_and_base,
     training_timeline,
@@ -182,15 +190,20 @@ def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
         return _by_formula(report, run, Message("assume_gguf", method=quantised.method))
     if report.known.cache is not None and report.cache.dtype != str(report.spec.dtype):
         return _by_formula(report, run, *_quantised_assumptions(report))
-    try:
-        timeline, provenance, base = timeline_and_base(report, run)
-    except UnavailableError:
-        return _by_formula(report, run, *_quantised_assumptions(report), Message("assume_no_torch", extras="torch"))
-    except UnsupportedError:
-        if quantised is None:
-            raise
-        return _by_formula(report, run, *_quantised_assumptions(report))
-    footprint = traced_footprint(timeline, run, provenance=provenance, course_points=course_points)
+    base = None
+    layered = None if course_points else layered_run(report, run)
+    footprint = None if layered is None else layered_footprint(layered, run)
+    if footprint is None:
+        try:
+            timeline, provenance, base = timeline_and_base(report, run)
+        except UnavailableError:
+            unknown = (*_quantised_assumptions(report), Message("assume_no_torch", extras="torch"))
+            return _by_formula(report, run, *unknown)
+        except UnsupportedError:
+            if quantised is None:
+                raise
+            return _by_formula(report, run, *_quantised_assumptions(report))
+        footprint = traced_footprint(timeline, run, provenance=provenance, course_points=course_points)
     counted = run.mode == "generate" and run.autocast is None  # autocast changes the cache's dtype
     if report.spec.built and counted and not _shows_cache(footprint, report, run):
         raise UnsupportedError("generic_trace_cache", class_name=report.spec.class_name)

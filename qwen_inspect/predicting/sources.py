@@ -20,7 +20,7 @@ from ..tracing import versions
 from ..typed import TYPE_CHECKING, Any
 from ..values import dataclass, field, replace
 from .family_file import read, shipped
-from .family_trace import Composed, Loaded, loaded_of
+from .family_trace import Composed, FamilyTrace, Loaded, loaded_bytes_of, loaded_of
 from .footprint import traced_footprint
 from .kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
 from .on_device import PARAMETER
@@ -32,6 +32,7 @@ from .workspaces import has_cudnn_attention
 if TYPE_CHECKING:
     from ..results.ranks import Place
     from ..tracing.bases import Base
+    from .layered_run import LayeredRun
     from .training_plan import Plan
 
 SHALLOW = 3  # layers of a trace that stands for any number of equal ones
@@ -248,15 +249,51 @@ def family_trace(
     None if there is none for such a design or such a run. outline, loaded: of the report, if they are known.
     """
     outline = outline or outline_in(report)
+    family = _family_of(report, run, outline)
+    if outline is None or family is None:
+        return None
+    options = options_of(report.config or {}, family.defaults)
+    return family.at(outline, run.attention, options, point_of(run), loaded or loaded_of(report.tree))
+
+
+def layered_run(report: Report, run: Run) -> LayeredRun | None:
+    """The run that `timeline_and_base` would compose, in pieces on its CUDA device; None if it would not compose it, or if it has
+    no pieces."""
+    quantised = report.known.quantised
+    if run.device != "cuda":
+        return None
+    if quantised is not None:
+        from .quantised import base_of
+
+        if base_of(report) is not None:
+            return None
+        config = {key: value for key, value in (report.config or {}).items() if key != "quantization_config"}
+        packed_bytes, report = report.known.loaded_bytes, replace(report, config=config)
+    outline = outline_in(report)
+    family = _family_of(report, run, outline)
+    if outline is None or family is None:
+        return None
+    from .layered_run import Made, NotLayered, on_device
+
+    loaded = [Made(*request) for request in loaded_bytes_of(report.tree)]
+    if quantised is not None:
+        buffers = [request for request in loaded if request.operator != PARAMETER]
+        loaded = [*(Made(size_bytes, "", PARAMETER) for size_bytes in packed_bytes), *buffers]
+    options = options_of(report.config or {}, family.defaults)
+    try:
+        layered = family.layered_at(outline, run.attention, options, point_of(run), loaded)
+        return None if layered is None else on_device(layered, run)
+    except NotLayered:
+        return None
+
+
+def _family_of(report: Report, run: Run, outline: Outline | None) -> FamilyTrace | None:
+    """The trace of the model's family, if it covers such a run."""
     if outline is None or not (is_point(run) or _is_forward(run)):
         return None
     if run.device == "cpu" and not _same_on_cpu(report.spec, report.tree, report.cache):
         return None
-    family = read(family_file(str((report.config or {}).get("model_type")), run.mode))
-    if family is None:
-        return None
-    options = options_of(report.config or {}, family.defaults)
-    return family.at(outline, run.attention, options, point_of(run), loaded or loaded_of(report.tree))
+    return read(family_file(str((report.config or {}).get("model_type")), run.mode))
 
 
 def outline_in(report: Report) -> Outline | None:

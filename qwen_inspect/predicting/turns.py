@@ -113,11 +113,12 @@ def loops_of(timeline: Timeline) -> tuple[Loop, ...]:
     alike = "".join([chr(2 * kind_of[event[0]] + (len(event) > 1)) for event in events[begin:]])
     linear_kinds = {kind for (_, module, _), kind in kinds.items() if module in linear}
     is_linear = [kind_of[event[0]] in linear_kinds for event in events[begin:]]
-    return tuple(replace(loop, first_event=begin + loop.first_event) for loop in _loops(alike, is_linear))
+    return tuple(replace(loop, first_event=begin + loop.first_event) for loop in loops_in(alike, is_linear))
 
 
-def _loops(alike: str, is_linear: Sequence[bool]) -> Iterator[Loop]:
-    """alike: a character for each event, equal for events that do the same."""
+def loops_in(alike: str, is_linear: Sequence[bool]) -> Iterator[Loop]:
+    """The loops that begin with an event of linear attention. alike: a character for each event, equal for events that do the
+    same."""
     at = 0
     while at < len(alike):
         events = _events_of_a_turn(alike, at) if is_linear[at] else None
