@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from qwen_inspect import errors
-from qwen_inspect.language import Language, Message, en, language_of, zh
+from qwen_inspect.language import SUBJECTS, Language, Message, all_texts, language_of
 
+EN, ZH = all_texts("en"), all_texts("zh")
 PACKAGE = Path(errors.__file__).parent
 # Keys that are put together from a name, by their beginnings.
 COMPOSED = (
@@ -66,12 +67,13 @@ def written_keys(code: str) -> dict[str, list[str]]:
 
 def test_both_languages_have_the_same_keys_under_the_same_subjects() -> None:
     english, chinese = written_keys("en"), written_keys("zh")
+    assert english.keys() - {"__init__"} == {*SUBJECTS}
     assert {subject: set(keys) for subject, keys in english.items()} == {
         subject: set(keys) for subject, keys in chinese.items()
     }
 
 
-@pytest.mark.parametrize(("code", "table"), [("en", en.TEXT), ("zh", zh.TEXT)])
+@pytest.mark.parametrize(("code", "table"), [("en", EN), ("zh", ZH)])
 def test_each_key_is_written_once_and_no_subject_is_left_out(code: str, table: dict[str, str]) -> None:
     written = Counter(key for keys in written_keys(code).values() for key in keys)
     assert {key for key, times in written.items() if times > 1} == set()
@@ -79,12 +81,12 @@ def test_each_key_is_written_once_and_no_subject_is_left_out(code: str, table: d
 
 
 def test_both_languages_use_the_same_values() -> None:
-    values = {key: (placeholders(en.TEXT[key]), placeholders(zh.TEXT[key])) for key in en.TEXT}
+    values = {key: (placeholders(EN[key]), placeholders(ZH[key])) for key in EN}
     assert {key: pair for key, pair in values.items() if pair[0] != pair[1] or "" in pair[0]} == {}
 
 
 def test_chinese_is_chinese() -> None:
-    same = {key for key in en.TEXT if not re.search("[\u4e00-\u9fff]", zh.TEXT[key])}
+    same = {key for key in EN if not re.search("[\u4e00-\u9fff]", ZH[key])}
     # Names and sums, which are no sentences.
     assert same == {
         "activation_silu",
@@ -151,7 +153,7 @@ VARIANTS = {
 
 
 def test_chinese_has_one_term_for_one_thing() -> None:
-    texts = zh.TEXT.items()
+    texts = ZH.items()
     assert [
         (key, text, term) for variant, term in VARIANTS.items() for key, text in texts if re.search(variant, text)
     ] == []
@@ -163,7 +165,7 @@ PUNCTUATED_OTHERWISE = {"heading_largest", "column_mib", "help_model", "about_co
 
 
 def test_chinese_is_spaced_from_latin_and_has_its_own_punctuation() -> None:
-    without_values = {key: re.sub(r"\{[^}]*\}", "\0", text) for key, text in zh.TEXT.items()}
+    without_values = {key: re.sub(r"\{[^}]*\}", "\0", text) for key, text in ZH.items()}
     unspaced = f"{CHINESE}[A-Za-z0-9]|[A-Za-z0-9%]{CHINESE}"
     assert {key: text for key, text in without_values.items() if re.search(unspaced, text)} == {}
     foreign = f"{CHINESE} ?[,;:?!()]|[,;:?!(] ?{CHINESE}|{CHINESE} [（，。：；]|[（，。：；、] {CHINESE}"
@@ -194,7 +196,7 @@ def spoken_keys() -> set[str]:
 
 def test_every_key_that_is_said_exists() -> None:
     assert len(spoken_keys()) > 200
-    assert spoken_keys() - set(en.TEXT) == set()
+    assert spoken_keys() - set(EN) == set()
 
 
 def test_every_key_that_exists_is_said() -> None:
@@ -204,7 +206,7 @@ def test_every_key_that_exists_is_said() -> None:
         for path in PACKAGE.rglob("*.py")
         if path.relative_to(PACKAGE).parts[0] != "language"
     )
-    unsaid = {key for key in en.TEXT if key not in said and not key.startswith(COMPOSED) and f'"{key}"' not in source}
+    unsaid = {key for key in EN if key not in said and not key.startswith(COMPOSED) and f'"{key}"' not in source}
     assert unsaid == set()
 
 

@@ -10,6 +10,11 @@ from collections.abc import Mapping
 from importlib import import_module
 
 LANGUAGES = ("en", "zh")
+# Modules of a language, those first that most commands speak: the others are imported when a key is in none before them.
+SUBJECTS = (
+    "usage", "words", "files", "answers", "memory", "media", "comparison", "counts", "structure", "fit", "running", "training",
+    "conclusions", "hubs", "ranks", "pictures", "reports",
+)  # fmt: skip
 
 
 class Message:
@@ -31,6 +36,41 @@ class Message:
         return f"Message({self.key!r}, {self.values!r})"
 
 
+class _Table:
+    """Texts by key."""
+
+    def __init__(self, code: str) -> None:
+        self._code = code
+        self._texts: dict[str, str] = {}
+        self._subjects = iter(SUBJECTS)
+
+    def __getitem__(self, key: str) -> str:
+        while (text := self._texts.get(key)) is None:
+            subject = next(self._subjects, None)
+            if subject is None:
+                raise KeyError(key)
+            self._texts |= texts_of(self._code, subject)
+        return text
+
+    def __contains__(self, key: str) -> bool:
+        try:
+            self[key]
+        except KeyError:
+            return False
+        return True
+
+
+def texts_of(code: str, subject: str) -> Mapping[str, str]:
+    """A subject's texts by key, in one language."""
+    texts: Mapping[str, str] = import_module(f"{__name__}.{code}.{subject}").TEXT
+    return texts
+
+
+def all_texts(code: str) -> dict[str, str]:
+    """Every subject's."""
+    return {key: text for subject in SUBJECTS for key, text in texts_of(code, subject).items()}
+
+
 class Language:
     """One language's table. Call it with a key and values, or with a `Message`, to get the text."""
 
@@ -38,7 +78,7 @@ class Language:
         if code not in LANGUAGES:
             raise ValueError(f"language {code!r}: expected one of {', '.join(LANGUAGES)}")
         self.code = code
-        self._table: Mapping[str, str] = import_module(f"{__name__}.{code}").TEXT
+        self._table = _Table(code)
 
     def __call__(self, message: str | Message, /, **values: object) -> str:
         if isinstance(message, Message):
