@@ -170,23 +170,31 @@ NAMES = (
     (r"model\.vision_tower\.layers\.(\d+)\.attn\.q_proj\.", r"vision_tower.encoder.blocks.\1.wqkv."),
     (r"model\.vision_tower\.final_layernorm\.", "vision_tower.encoder.final_layernorm."),
 )
+DECODER, TOWER = "model.language_model.", "vision_tower."
 WITHIN_QKV = re.compile(r"vision_tower\.layers\.\d+\.attn\.[kv]_proj\.")
 
 
 def _stored_form(tensor: Tensor) -> tuple[Tensor, ...]:
     """Files hold a layer's queries, keys and values as one tensor, which is given for the queries."""
-    if WITHIN_QKV.search(tensor.name):
+    if TOWER in tensor.name and WITHIN_QKV.search(tensor.name):
         return ()
     shape = tensor.shape
     if ".attn.q_proj." in tensor.name:
         shape = (3 * shape[0], *shape[1:])
     return tuple(
-        replace(stored, name=_released_name(stored.name), shape=shape if stored.name == tensor.name else stored.shape)
+        Tensor(
+            _released_name(stored.name),
+            shape if stored.name == tensor.name else stored.shape,
+            stored.dtype,
+            stored.file,
+        )
         for stored in _by_expert(tensor)
     )
 
 
 def _released_name(name: str) -> str:
+    if name.startswith(DECODER):  # as most do, and only its pattern fits
+        return f"language_model.model.{name.removeprefix(DECODER)}"
     for pattern, replacement in NAMES:
         if re.match(pattern, name):
             return re.sub(pattern, replacement, name, count=1)

@@ -27,8 +27,6 @@ from ..results.quantisation import (
 )
 from ..typed import Any
 from ..values import replace
-from .auto_round import read_auto_round
-from .compressed_tensors import read_compressed_tensors
 from .quantised_modules import HEAD, LITERAL, SHARED_GATE, every_module, rule_tests, skipped_by
 from .quantised_values import is_block, read_bits, read_group_size, read_names, require_choice, require_few
 from .reading import flag, integer, shown
@@ -227,15 +225,28 @@ MODELOPT: Mapping[str, Scheme] = {"NVFP4": ModelOptNvfp4(), "FP8": ModelOptFp8()
 # Default (group size, bits) of each mode. Source: mlx-lm 0.32, utils.quantize_model
 MLX_DEFAULTS: Mapping[str, tuple[int, int]] = {"affine": (64, 4), "mxfp4": (32, 4), "nvfp4": (16, 4), "mxfp8": (32, 8)}
 
+
+def _compressed_tensors(declared: Mapping[str, Any]) -> Quantisation:
+    from .compressed_tensors import read_compressed_tensors
+
+    return read_compressed_tensors(declared)
+
+
+def _auto_round(declared: Mapping[str, Any]) -> Quantisation:
+    from .auto_round import read_auto_round
+
+    return read_auto_round(declared)
+
+
 METHODS: Mapping[str, Callable[[Mapping[str, Any]], Quantisation]] = {
     "awq": _awq,
     "gptq": _gptq,
     "fp8": _fp8,
     "bitsandbytes": _bitsandbytes,
-    "compressed-tensors": read_compressed_tensors,
+    "compressed-tensors": _compressed_tensors,
     "mxfp4": _mxfp4,
     "modelopt": _modelopt,
-    "auto-round": read_auto_round,
+    "auto-round": _auto_round,
     "mlx": _mlx,
 }
 

@@ -392,20 +392,21 @@ def _design(subject: _Subject, checks: tuple[Check, ...], workload: Workload) ->
     spec, tree = architecture.spec, architecture.tree
     attention, cache, refusal = _attention(subject, workload)
     parts = components(tree)
+    parameters = tree.parameters
     stored = None if checks == () or subject.checkpoint.tensors is None else checks[0].right_parameters
     if spec.from_file:
-        stored = tree.parameters
+        stored = parameters
     instantiated = (check.right_parameters for check in checks if check.right == "instantiated")
     return Design(
         spec=spec,
         tree=tree,
         parameters=ParameterCounts(
-            theory=tree.parameters,
-            instantiated=tree.parameters if spec.from_transformers else next(instantiated, None),
+            theory=parameters,
+            instantiated=parameters if spec.from_transformers else next(instantiated, None),
             stored=stored,
             hub=None if subject.checkpoint.hub_count is None else subject.checkpoint.hub_count.total,
             stored_predicted=predicted_elements(tree, subject.checkpoint.release, architecture.prediction_layers),
-            unique=tree.parameters if not checks or stored is None else stored - copies(checks[0]),
+            unique=parameters if not checks or stored is None else stored - copies(checks[0]),
             active=tree.active_parameters if architecture.active_is_known else None,
             embedding=sum(part.parameters for part in parts if part.name == "embedding"),
             head=sum(part.parameters for part in parts if part.name == "lm_head"),

@@ -65,7 +65,11 @@ def parts_of(matrix: Tensor, scheme: Scheme) -> tuple[Part, ...] | None:
             scales = () if block is None else (-(-rows // block[0]), -(-columns // block[1]))
             scale = Tensor(f"{matrix.name}_scale_inv", (*experts, *scales), scheme.scale_dtype)
             inputs = (part("activation_scale", (), DType.F32, "scales", optional=True),) if static else ()
-            return (Part(replace(matrix, dtype=DType.F8_E4M3), "packed"), Part(scale, "scales"), *inputs)
+            return (
+                Part(Tensor(matrix.name, matrix.shape, DType.F8_E4M3, matrix.file), "packed"),
+                Part(scale, "scales"),
+                *inputs,
+            )
         case BnbInt8():
             return (
                 part("weight", (rows, columns), DType.I8, "packed"),
