@@ -164,6 +164,10 @@ class _Pools(QuickAllocator):
     def play(self, program: _Program, addresses: list[int], sizes: list[int]) -> None:
         """addresses, sizes: of the blocks of the program's requests, then of its targets."""
         self.begin(program.blocks, addresses, sizes)
+        if not self.reserved_bytes:  # all that is loaded takes new segments
+            self._play(program.orders[2], UNLIMITED_BYTES)
+            self._check_size()
+            return
         driver, small, before = self._driver, tuple(self._small), (addresses.copy(), sizes.copy())
         try:
             # Segments are asked for in the order of both pools' requests: one pool alone may not ask.
@@ -182,6 +186,9 @@ class _Pools(QuickAllocator):
             self._small[:] = small
             addresses[:], sizes[:] = before
             self._play(program.orders[2], UNLIMITED_BYTES)
+        self._check_size()
+
+    def _check_size(self) -> None:
         if self.reserved_bytes > UNLIMITED_BYTES:
             raise NotLayered
 
@@ -193,8 +200,7 @@ class _Pools(QuickAllocator):
     def grow(self, order: Sequence[int], blocks: list[int], addresses: list[int], sizes: list[int]) -> None:
         self.begin(blocks, addresses, sizes)
         self._play(order, UNLIMITED_BYTES)
-        if self.reserved_bytes > UNLIMITED_BYTES:
-            raise NotLayered
+        self._check_size()
 
     def _play_stretches(self, pool: int, program: _Program) -> None:
         for stretch in program.stretches[pool]:

@@ -23,15 +23,16 @@ def first_form(tensor: Tensor, form: StoredForm) -> tuple[Tensor, ...]:
 
 def remembered(form: StoredForm) -> StoredForm:
     """`form`, worked out once for each tensor: packed weights are asked for it a dozen times."""
-    forms: dict[object, tuple[Tensor, ...]] = {}
+    forms: dict[tuple[str, tuple[int, ...]], tuple[Tensor, tuple[Tensor, ...]]] = {}
 
     def found(tensor: Tensor) -> tuple[Tensor, ...]:
-        key = tensor.name, tensor.shape, tensor.dtype, tensor.file
-        parts = forms.get(key)
-        if parts is None:
-            parts = form(tensor)
-            if len(parts) <= MOST_REMEMBERED:
-                forms[key] = parts
+        key = tensor.name, tensor.shape
+        known = forms.get(key)
+        if known is not None and known[0].dtype is tensor.dtype and known[0].file == tensor.file:
+            return known[1]
+        parts = form(tensor)
+        if len(parts) <= MOST_REMEMBERED:
+            forms[key] = tensor, parts
         return parts
 
     return found

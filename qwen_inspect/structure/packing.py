@@ -23,7 +23,7 @@ class Packing:
     parts: the stored tensors of each quantised matrix. dense: those matrices before quantisation. kept: unquantised linear
     modules and their matrices. form: what files of the dense model hold for a tensor of the tree. experts: where no file tells
     experts apart, the first one's matrices stand for all: how many each stands for. fused: a loaded model holds a layer's
-    experts in one tensor.
+    experts in one tensor. known_bytes: of tensors of the tree, `loaded_bytes` by name.
     """
 
     parts: Mapping[str, tuple[Part, ...]]
@@ -32,6 +32,7 @@ class Packing:
     form: StoredForm
     experts: Mapping[str, int] = field(default_factory=dict)
     fused: bool = False
+    known_bytes: dict[str, list[int]] = field(default_factory=dict, compare=False, repr=False)
 
     def stored_form(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """The stored tensors of one tensor of the tree."""
@@ -53,6 +54,11 @@ class Packing:
 
     def loaded_bytes(self, tensor: Tensor) -> list[int]:
         """The bytes of each of `loaded`; experts that no file tells apart are as large as the first."""
+        if (known := self.known_bytes.get(tensor.name)) is None:
+            known = self.known_bytes[tensor.name] = self._loaded_bytes(tensor)
+        return known
+
+    def _loaded_bytes(self, tensor: Tensor) -> list[int]:
         matrices = self._each_kind(tensor)
         sizes = [[part.size_bytes for part, role in self._stored(matrix) if role != "notes"] for matrix in matrices]
         are_alike = bool(sizes) and all(size == sizes[0] for size in sizes)  # so that their order does not matter
