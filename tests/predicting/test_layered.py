@@ -15,11 +15,11 @@ from qwen_inspect.errors import QwenInspectError
 from qwen_inspect.predicting import layered_replay
 from qwen_inspect.predicting.allocator import DEFAULTS, Allocator, Settings
 from qwen_inspect.predicting.footprint import layered_footprint, traced_footprint
+from qwen_inspect.predicting.layered_pools import Pools
 from qwen_inspect.predicting.layered_replay import layered_peak
 from qwen_inspect.predicting.layered_run import OTHER, Doing, LayeredRun, Made, Piece, Target
 from qwen_inspect.predicting.on_device import PARAMETER, growing
 from qwen_inspect.predicting.replay import replay
-from qwen_inspect.predicting.reserved import QuickAllocator
 from qwen_inspect.predicting.sources import family_trace, layered_run, point_of
 from qwen_inspect.results.memory import Mode, Run
 from qwen_inspect.results.timeline import Allocate, Event, Free, Stage, Timeline, living
@@ -185,12 +185,14 @@ def test_a_familys_run_in_pieces_takes_what_its_events_take(mode: Mode) -> None:
 def test_most_layers_are_not_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
     played = []
 
-    def counted(self: QuickAllocator, order: Sequence[int], most: int) -> None:
+    play = Pools._play
+
+    def counted(self: Pools, order: Sequence[int]) -> None:
         played.append(len(order))
-        QuickAllocator._play(self, order, most)
+        play(self, order)
 
     run = a_run_of(layers=60)
-    monkeypatch.setattr(layered_replay._Pools, "_play", counted)
+    monkeypatch.setattr(Pools, "_play", counted)
     layered_peak(run, DEFAULTS, 2)
     assert sum(played) * 4 < len(all_events(run).events)
 
