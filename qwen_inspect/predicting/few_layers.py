@@ -32,7 +32,7 @@ def traced_in_few_layers(report: Report, config: Mapping[str, Any], request: Any
     decoder, tower = stack_of(report.tree, len(listed)), tower_of(report.tree, len(seeing))
     layers = kept = None
     if decoder is not None and len(designed) == len(listed):
-        layers = _first_layers(around(_kinds(list(zip(listed, designed, strict=True)), config)))
+        layers = first_layers(around(_kinds(list(zip(listed, designed, strict=True)), config)))
     if tower is not None:
         kept = fewest_layers(seeing)
     if layers is None and kept is None:
@@ -75,7 +75,7 @@ def fewest_layers(kinds: Sequence[Hashable]) -> tuple[int, ...] | None:
     return tuple(layers) if len(layers) < len(kinds) else None
 
 
-def _first_layers(surroundings: Sequence[Any]) -> int | None:
+def first_layers(surroundings: Sequence[Any]) -> int | None:
     """How many of the first layers stand for all, with the last as their last; None if all are needed."""
     needed = set(surroundings)
     for layers in range(FEWEST, len(surroundings)):

@@ -334,6 +334,12 @@ def _erased(module: Module, shapes: Any, dtype: DType, without: Module | None = 
     return (module.name, module.class_name, module.repeats, path, *told, *children), tuple(dimensions)
 
 
+def structure_of(module: Module, dtype: DType, without: Module | None = None) -> Part:
+    """Of a module on its own, whatever its name and how often it is there. without: a part that is left out."""
+    (_, class_name, _, *inner), dimensions = _erased(module, {}, dtype, without)
+    return Part(_digest((class_name, *inner)), dimensions)
+
+
 def _attention(layer: AnyLayerAttention) -> tuple[tuple[object, ...], tuple[int, ...]]:
     """What of a layer's attention decides which path its code takes, and its figures."""
     path: tuple[bool, ...]

@@ -117,6 +117,8 @@ def _loaded_bytes(timeline: Timeline) -> int:
 def _dense_timeline(report: Report, run: Run, place: Place | None) -> tuple[Timeline, str]:
     if place is None and (composed := family_trace(report, run)) is not None:
         return composed.trace.at(point_of(run)), composed.trace.made_by
+    if place is None and (seeing := image_trace(report, run)) is not None:
+        return seeing
     if (
         _is_kept(report.spec, run, place)
         and (kept := kept_trace(report.spec, run.attention, place, run.batch)) is not None
@@ -294,6 +296,17 @@ def _family_of(report: Report, run: Run, outline: Outline | None) -> FamilyTrace
     if run.device == "cpu" and not _same_on_cpu(report.spec, report.tree, report.cache):
         return None
     return read(family_file(str((report.config or {}).get("model_type")), run.mode))
+
+
+def image_trace(report: Report, run: Run) -> tuple[Timeline, str] | None:
+    """The run with images composed from its family's trace, and the versions that made that; None if that does not cover it."""
+    if run.media is None or (outline := outline_in(report)) is None:
+        return None
+    from .image_file import family_of
+
+    family = family_of(report)
+    timeline = None if family is None else family.at(report, outline, run)
+    return None if family is None or timeline is None else (timeline, family.made_by)
 
 
 def outline_in(report: Report) -> Outline | None:

@@ -40,7 +40,8 @@ from ..support.models import TINY_QWEN3
 
 T = TypeVar("T")
 FULL, SLIDING = "full_attention", "sliding_attention"
-NAMES = sorted(path.name.removesuffix(".json.gz") for path in Path(SHIPPED).glob("*.json.gz"))
+FILES = (path.name for path in Path(SHIPPED).glob("*.json.gz") if not path.name.endswith("-images.json.gz"))
+NAMES = sorted(name.removesuffix(".json.gz") for name in FILES)
 KEPT = [name for name in NAMES if not name.endswith(("-forward", "-training"))]
 QUICK_FORWARD = ("bert", "gemma3_text", "qwen3")  # in every run; the others in `make exhaustive`
 FORWARD = [

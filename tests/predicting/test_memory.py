@@ -96,7 +96,9 @@ def test_a_kept_trace_equals_a_trace_of_a_workload_that_it_was_not_made_from(mod
     assert mine == theirs
 
 
-@pytest.mark.parametrize("path", sorted(Path(SHIPPED).glob("*.gz")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted(set(Path(SHIPPED).glob("*.gz")) - set(Path(SHIPPED).glob("*-images.*"))), ids=lambda path: path.name
+)
 def test_a_shipped_trace_reads_back_to_the_same_bytes(path: Path) -> None:
     content = path.read_bytes()
     assert dump(load(content, file=path.name)) == content

@@ -1,0 +1,296 @@
+"""Learns the run of a family with images from samples: what repeats for each image and window, what frees what, and all sizes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import combinations_with_replacement, product
+from typing import Any
+
+from benchmarks.learning import MODULUS
+from benchmarks.repeats import Loop as Found
+from benchmarks.repeats import NoPattern, loops, tokens_of
+from qwen_inspect.predicting.family_trace import Variables
+from qwen_inspect.predicting.kept_trace import KeptTrace
+from qwen_inspect.predicting.repeats import Loop, Part, Place, Program, Size, Target, Token
+
+FACTORS = 3  # variables in a product, at most
+SEARCHED = 12  # occurrences that a size is searched in; all check it
+ONE = Place(False, 0, 0)
+SHIFTS = (0, -1, 1, -2, 2)
+ITEMS = tuple(Place(False, 1, shift) for shift in SHIFTS[:3])
+ENDS = tuple(Place(from_end, 0, shift) for from_end, shift in ((False, 0), (True, 0), (False, 1), (True, -1)))
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A traced run without what is loaded, with its dimensions and the numbers of its images."""
+
+    trace: KeptTrace
+    dimensions: tuple[int, ...]
+    numbers: Mapping[str, int]
+    items: Mapping[str, Sequence[Mapping[str, int]]]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {axis: len(each) for axis, each in self.items.items()}
+
+
+@dataclass(slots=True)
+class Occurrence:
+    """A token in a sample. turn, count: of its loop. size: of a request. freed: token, turn and count of what a free frees."""
+
+    sample: int
+    turn: int
+    count: int
+    size: int = 0
+    freed: tuple[int, int, int] | None = None
+
+
+def shape_of(base: Sample, longer: Mapping[str, Sample]) -> list[tuple[str, int, tuple[Any, ...]]]:
+    """The loops of a run, as axis, turns beyond its count and tokens. longer: by axis, a run with one more."""
+    tokens = tokens_of(base.trace)
+    found: list[Found] = sorted(
+        (loop for axis, sample in longer.items() for loop in loops(axis, tokens, tokens_of(sample.trace))),
+        key=lambda loop: loop.begin,
+    )
+    shape: list[tuple[str, int, tuple[Any, ...]]] = []
+    at = 0
+    for loop in found:
+        if loop.begin < at:
+            raise NoPattern(f"loops overlap at {loop.begin}: {loop.block}")
+        shape += [("", 0, (token,)) for token in tokens[at : loop.begin]]
+        shape.append((loop.axis, loop.count - base.counts[loop.axis], loop.block))
+        at = loop.stop
+    return shape + [("", 0, (token,)) for token in tokens[at:]]
+
+
+def occurrences(shape: Sequence[tuple[str, int, tuple[Any, ...]]], samples: Sequence[Sample]) -> list[list[Occurrence]]:
+    """Of each token of the shape where it is in the samples; NoPattern for a sample of another shape."""
+    found: list[list[Occurrence]] = [[] for _, _, block in shape for _ in block]
+    for number, sample in enumerate(samples):
+        tokens, counts = tokens_of(sample.trace), sample.counts
+        made: dict[int, tuple[int, int, int]] = {}
+        index = first = 0
+        for axis, more, block in shape:
+            count = counts[axis] + more if axis else 1
+            for turn, (place, token) in product(range(count), enumerate(block, first)):
+                if index >= len(tokens) or tokens[index] != token:
+                    seen = tokens[index] if index < len(tokens) else None
+                    raise NoPattern(f"sample {number}, {counts}: {token}, not {seen}")
+                entry = sample.trace.order[index]
+                occurrence = Occurrence(number, turn, count)
+                if entry >= 0:
+                    made[entry] = (place, turn, count)
+                    occurrence.size = sample.trace.allocations[entry][0][0]
+                else:
+                    occurrence.freed = made[-1 - entry]
+                found[place].append(occurrence)
+                index += 1
+            first += len(block)
+        if index < len(tokens):
+            raise NoPattern(f"sample {number}, {counts}: {tokens[index]} beyond")
+    return found
+
+
+def split(many: Sequence[Occurrence], one: Any) -> tuple[tuple[Any, ...], str] | None:
+    """What `one` finds for all turns, else for the first, the last or both and the others apart."""
+    first = [each for each in many if each.turn == 0]
+    last = [each for each in many if each.turn == each.count - 1]
+    both = [each for each in many if 0 < each.turn < each.count - 1]
+    ways: list[tuple[str, list[Sequence[Occurrence]]]] = [
+        ("", [many]),
+        ("first", [first, [each for each in many if each.turn]]),
+        ("last", [[each for each in many if each.turn < each.count - 1], last]),
+        ("both", [first, both, last]),
+    ]
+    for name, parts in ways if max(each.count for each in many) > 1 else ways[:1]:
+        found = [one(part) if part else None for part in parts]
+        if all(each is not None for each in found):
+            return tuple(found), name
+    return None
+
+
+def target_of(many: Sequence[Occurrence]) -> Target | None:
+    tokens = {each.freed[0] for each in many if each.freed is not None}
+    if len(tokens) != 1:
+        return None
+    for from_end, step, offset in product((False, True), (0, 1, -1), SHIFTS):
+        if all(
+            each.freed is not None
+            and (each.freed[2] - 1 if from_end else 0) + step * each.turn + offset == each.freed[1]
+            for each in many
+        ):
+            return Target(tokens.pop(), Place(from_end, step, offset))
+    return None
+
+
+@dataclass
+class Sizes:
+    """Finds sizes: products of variables and a number of the workload or of an image, and sums of two."""
+
+    samples: Sequence[Sample]
+    variables: Variables
+    known: dict[Any, Size | None] = field(default_factory=dict)
+    tables: dict[Any, list[dict[int, Part]]] = field(default_factory=dict)
+    found: dict[str, dict[Size, None]] = field(default_factory=lambda: defaultdict(dict))
+
+    def __post_init__(self) -> None:
+        self.values = [self.variables.values(sample.dimensions) for sample in self.samples]
+        follow = {relation.top[0] for relation in self.variables.relations if len(relation.top) == 1}
+        constants = self.variables.constants
+        self.free = [number for number, value in enumerate(constants) if value is None and number not in follow]
+
+    def number(self, part: Part, each: Occurrence, axis: str) -> int | None:
+        sample = self.samples[each.sample]
+        if part.item is None:
+            return sample.numbers[part.number]
+        items = sample.items[axis]
+        index = (len(items) - 1 if part.item.from_end else 0) + part.item.step * each.turn + part.item.offset
+        return items[index][part.number] if 0 <= index < len(items) else None
+
+    def value(self, part: Part, each: Occurrence, axis: str) -> int | None:
+        total = self.number(part, each, axis)
+        if total is None:
+            return None
+        for variable in part.variables:
+            total *= self.values[each.sample][variable]
+        return total
+
+    def holds(self, size: Size, many: Iterable[Occurrence], axis: str) -> bool:
+        for each in many:
+            total = Fraction(0)
+            for part in size:
+                value = self.value(part, each, axis)
+                if value is None:
+                    return False
+                total += Fraction(value * part.numerator, part.denominator)
+            if total != each.size:
+                return False
+        return True
+
+    def size(self, many: Sequence[Occurrence], axis: str, operator: str) -> Size | None:
+        axis = axis or "images"
+        for size in self.found[axis + operator]:
+            if self.holds(size, many, axis):
+                return size
+        key = axis, tuple((each.sample, each.turn, each.size) for each in many)
+        if key not in self.known:
+            self.known[key] = self._searched(many, axis)
+        if (found := self.known[key]) is not None:
+            self.found[axis + operator][found] = None
+        return found
+
+    def _searched(self, many: Sequence[Occurrence], axis: str) -> Size | None:
+        some = many[:: max(1, len(many) // SEARCHED)]
+        wanted = [each.size for each in some]
+        candidates = list(self._numbers(some, axis))
+        for factors in range(FACTORS + 1):
+            table = self._table(some, axis, candidates, factors)
+            if (part := table.get(_key(wanted))) is not None:
+                value = self.value(part, some[0], axis)
+                assert value is not None
+                ratio = Fraction(wanted[0], value)
+                product_of = part._replace(numerator=ratio.numerator, denominator=ratio.denominator)
+                if self.holds((product_of,), many, axis):
+                    return (product_of,)
+            if factors < 2:
+                for size in self._sums(some, axis, [*table.values()]):
+                    if self.holds(size, many, axis):
+                        return size
+        return None
+
+    def _numbers(self, some: Sequence[Occurrence], axis: str) -> Iterator[Part]:
+        for name in self.samples[0].numbers:
+            yield Part(1, 1, (), name, None)
+        looped = max(each.count for each in some) > 1
+        for place, name in product(ITEMS if looped else ENDS, self.samples[0].items[axis][0]):
+            yield Part(1, 1, (), name, place)
+
+    def _table(
+        self, some: Sequence[Occurrence], axis: str, candidates: Sequence[Part], factors: int
+    ) -> dict[int, Part]:
+        """By their ratios, the products with so many variables; those of fewer are before them."""
+        key = axis, tuple((each.sample, each.turn) for each in some)
+        tables = self.tables.setdefault(key, [])
+        while len(tables) <= factors:
+            table: dict[int, Part] = {}
+            for part in candidates:
+                base = [self.number(part, each, axis) for each in some]
+                if not all(base):
+                    continue
+                for chosen in combinations_with_replacement(self.free, len(tables)):
+                    values = [int(value or 0) for value in base]
+                    for variable in chosen:
+                        values = [
+                            value * self.values[each.sample][variable] for value, each in zip(values, some, strict=True)
+                        ]
+                    table.setdefault(_key(values), part._replace(variables=chosen))
+            tables.append(table)
+        return tables[factors]
+
+    def _sums(self, some: Sequence[Occurrence], axis: str, parts: Sequence[Part]) -> Iterator[Size]:
+        """Two products of small fractions."""
+        import numpy
+
+        wanted = numpy.array([each.size for each in some], dtype=float)
+        columns = numpy.array([[float(self.value(part, each, axis) or 0) for each in some] for part in parts])
+        for first in range(len(parts)):
+            for second in range(first):
+                if parts[first].variables != parts[second].variables:
+                    continue
+                matrix = columns[[first, second]].T
+                solved, *_ = numpy.linalg.lstsq(matrix, wanted, rcond=None)
+                if numpy.abs(matrix @ solved - wanted).max() < 1e-6 * max(1.0, wanted.max()):
+                    size = []
+                    for index, value in zip((first, second), solved, strict=True):
+                        fraction = Fraction(float(value)).limit_denominator(64)
+                        if fraction:
+                            size.append(
+                                parts[index]._replace(numerator=fraction.numerator, denominator=fraction.denominator)
+                            )
+                    yield tuple(size)
+
+
+def _key(values: Sequence[int]) -> int:
+    inverse = pow(values[0], -1, MODULUS)
+    key = 0
+    for value in values[1:]:
+        key = (key * 1_000_003 + value * inverse) % MODULUS
+    return key
+
+
+def learn(base: Sample, longer: Mapping[str, Sample], samples: Sequence[Sample], variables: Variables) -> Program:
+    """NoPattern if a sample does something else, or a size is not found."""
+    shape = shape_of(base, longer)
+    samples = [*samples, base, *longer.values()]
+    places = iter(occurrences(shape, samples))
+    sizes = Sizes(samples, variables)
+    made: list[Loop] = []
+    stages: list[tuple[str, int]] = []
+    for axis, more, block in shape:
+        if block[0][-1]:
+            stages.append((block[0][-1], len(made)))
+        if any(token[-1] for token in block[1:]) or (axis and block[0][-1]):
+            raise NoPattern("a stage begins within a loop")
+        tokens = []
+        for is_request, module, operator, use, _ in block:
+            many = next(places)
+            if not is_request:
+                if (found := split(many, target_of)) is None:
+                    raise NoPattern(
+                        f"frees {module}, {operator}: {[(each.turn, each.count, each.freed) for each in many][:30]}"
+                    )
+                tokens.append(Token(*found))
+                continue
+            found = split(many, lambda part, axis=axis, operator=operator: sizes.size(part, axis, operator))
+            if found is None:
+                raise NoPattern(
+                    f"{axis} {module}, {operator}: {[(each.sample, each.turn, each.size) for each in many][:30]}"
+                )
+            tokens.append(Token(*found, module, operator, use))
+        made.append(Loop(axis, more, tuple(tokens)))
+    fewest = {axis: min(sample.counts[axis] for sample in samples) for axis in base.counts}
+    return Program(tuple(stages), tuple(made), fewest)

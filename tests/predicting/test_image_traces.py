@@ -1,0 +1,121 @@
+"""Runs with images composed from a family's trace are those that torch traces, for models and images not in its samples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from benchmarks.image_samples import FAMILIES
+from benchmarks.keep_image_traces import BASES, GROWN, Learner
+from benchmarks.keep_traces import report_of
+from benchmarks.structures import bases
+from qwen_inspect.errors import MalformedError
+from qwen_inspect.media.counting import media_of
+from qwen_inspect.predicting import sources
+from qwen_inspect.predicting.family_file import SHIPPED
+from qwen_inspect.predicting.few_layers import traced_in_few_layers
+from qwen_inspect.predicting.image_file import dump, image_file, load, read
+from qwen_inspect.predicting.image_trace import ImageTrace
+from qwen_inspect.results.media import Request, Typed
+from qwen_inspect.results.memory import Run
+from qwen_inspect.structure.inspect import inspect
+
+from ..support.runs import without_torch
+from ..support.turns import in_turn
+from .test_few_layers import numbered
+
+RUNS = [(kind, grown) for grown in GROWN for kind in BASES]
+
+
+def family(model_type: str) -> ImageTrace:
+    found = read(image_file(model_type))
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(("model_type", "run"), in_turn(FAMILIES, RUNS))
+def test_an_unseen_model_with_unseen_images_has_the_run_that_transformers_makes(
+    model_type: str, run: tuple[str, str]
+) -> None:
+    """Random sizes, layers and images: one, several of different sizes, or one in each of several sequences."""
+    kind, grown = run
+    trace = family(model_type)
+    learner = Learner(next(bases(model_type)), trace.defaults, trace.vision_defaults)
+    windows, batch = learner.some(Random(f"{model_type} {run}"), kind, 9)
+    _, report, _, media, point, theirs = learner.sample(("unseen", run), windows, batch, grown, deep=True)
+    asked = Run(
+        media=media,
+        batch=batch,
+        prompt_tokens=point.prompt_tokens,
+        new_tokens=point.total_tokens - point.prompt_tokens + 1,
+        attention=report.spec.kernel,
+    )
+    found = sources.image_trace(report, asked)
+    assert found is not None
+    assert numbered(found[0]) == numbered(theirs)
+
+
+def seen(model: str, *sizes: tuple[int, int], **changes: Any) -> tuple[Any, Run]:
+    report = inspect(f"catalog:{model}")
+    typed = tuple(Typed(text="", width=width, height=height) for width, height in sizes)
+    media = media_of(report.config or {}, {}, Request(typed=typed))
+    run = Run(media=media, prompt_tokens=500 + media.context_tokens, gpu="H100 SXM")
+    return report, sources.with_kernel(replace(run, **changes), report)
+
+
+def test_a_release_has_the_run_that_transformers_makes() -> None:
+    """Of Qwen2.5-VL, whose images have windows that are not full."""
+    report, run = seen("Qwen/Qwen2.5-VL-3B-Instruct", (700, 300), (333, 444))
+    found = sources.image_trace(report, run)
+    assert found is not None
+    request = sources.trace_request(run)
+    theirs = traced_in_few_layers(report, report.config or {}, request, sources.point_of(run))
+    assert numbered(found[0]) == numbered(theirs)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"batch": 2}, {"mode": "forward"}, {"padded": True}, {"autocast": "float16"}, {"cache": "static"}, {"device": "cpu"},
+     {"attention": "eager"}],
+)  # fmt: skip
+def test_a_run_that_no_sample_was_like_is_not_composed(changes: dict[str, Any]) -> None:
+    model, images = "Qwen/Qwen3-VL-2B-Instruct", ((300, 200), (200, 300))
+    report, run = seen(model, *images)
+    assert sources.image_trace(report, run) is not None
+    assert sources.image_trace(report, replace(run, **changes)) is None
+
+
+def test_images_and_towers_that_no_sample_was_like_are_not_composed() -> None:
+    report, run = seen("Qwen/Qwen3-VL-2B-Instruct", (300, 200))
+    assert run.media is not None
+    assert sources.image_trace(report, replace(run, prompt_tokens=run.media.least_tokens)) is None  # no text behind it
+    item = run.media.items[0]
+    flat = replace(run.media, items=(replace(item, shape=replace(item.shape, grid=(1, 2, 40), tokens=20)),))
+    assert sources.image_trace(report, replace(run, media=flat)) is None
+    config = report.config or {}
+    assert sources.image_trace(report_of(config), run) is not None
+    for changes in ({"hidden_act": "relu"}, {"spatial_merge_size": 4}, {"deepstack_visual_indexes": [0, 1, 2]}):
+        other = report_of({**config, "vision_config": {**config["vision_config"], **changes}})
+        assert sources.image_trace(other, run) is None
+
+
+def test_a_plain_install_says_what_images_take_and_what_it_does_not_know() -> None:
+    model = "catalog:Qwen/Qwen3-VL-2B-Instruct"
+    shown = without_torch("memory", model, "--image", "640x480", "--lang", "en").stdout
+    assert "Method: traced" in shown
+    unknown = without_torch("memory", model, "--video", "640x480x4s", "--lang", "en").stdout
+    assert "no shipped trace covers this run and torch is not installed" in unknown.splitlines()[0]
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_file_reads_back_to_the_same_bytes_and_is_small(model_type: str) -> None:
+    content = Path(SHIPPED, image_file(model_type)).read_bytes()
+    assert len(content) < 60_000
+    assert dump(load(content, file="")) == content
+    for damaged in (b"x", content[:-9]):
+        with pytest.raises(MalformedError):
+            load(damaged, file="")
