@@ -17,6 +17,8 @@ from .on_device import BIASED_PRODUCT
 from .uses import LINEAR
 from .workspaces import LT_WORKSPACE_BYTES, workspace_of
 
+CONVOLVED = "aten.convolution_backward.default"
+
 if TYPE_CHECKING:
     from ..results.measurement import Calibration
 
@@ -122,6 +124,11 @@ def part_assumptions(
         *([Message("assume_text_only")] if seeing and run.media is None else []),
         *([Message("assume_audio")] if run.media is not None and run.media.clips and run.device == "cuda" else []),
         *([Message("assume_four_bits")] if four_bits and run.mode == "train" else []),
+        *(
+            [Message("assume_tower_trained")]
+            if run.media is not None and CONVOLVED in operators and run.device == "cuda"
+            else []
+        ),
     )
 
 

@@ -63,6 +63,8 @@ def known_values(recorder: Recorder, device: str) -> Iterator[None]:
             if all(map(has_values, inputs)) if inputs else gets_values(args, options.get("dtype")):
                 with _disable_current_modes():
                     outputs = operator(*args, **options)
+            elif operator is aten.masked_scatter_backward.default:
+                return gathered(*args)
             else:
                 args = (args[0], placed, *args[2:]) if placed else args
                 outputs = operator(*args, **options)
@@ -85,6 +87,30 @@ def known_values(recorder: Recorder, device: str) -> Iterator[None]:
         recorder.see(sums, name, module=module)
         if mask.shape != output.shape:
             recorder.see(output.new_empty(output.shape, dtype=torch.bool), name, module=module)
+
+    def gathered(gradient: Any, mask: Any, sizes: Sequence[int]) -> Any:
+        """The gradient of what was scattered: by CUDA's kernel selected by all places of the mask, one for each dimension.
+
+        Source: torch 2.13, aten/src/ATen/native/TensorAdvancedIndexing.cpp, masked_scatter_backward; cuda/IndexKernel.cpp,
+        masked_select_out_cuda_impl
+        """
+        module, name = module_now(), str(aten.masked_select.default)
+        with _disable_current_modes():
+            count = int(mask.expand(gradient.shape).sum())
+        missing = math.prod(sizes) - count
+        if device == "cuda":
+            places = gradient.new_empty((gradient.dim(), count), dtype=torch.int64)
+            recorder.see(places, NONZERO, module=module)
+        selected = gradient.new_empty((count,))
+        recorder.see(selected, name, module=module)
+        if device == "cuda":
+            del places
+        if missing > 0:
+            zeros = gradient.new_zeros((missing,))
+            recorder.see(zeros, str(aten.zeros.default), module=module)
+            selected = torch.cat([selected, zeros])
+            recorder.see(selected, str(aten.cat.default), module=module)
+        return selected.view(sizes)
 
     with KnownValues():
         yield

@@ -23,10 +23,12 @@ OWN_SCRATCH: Mapping[str, str] = {
     "aten::conv1d": "it makes its operands contiguous",
     "aten::conv2d": "the same, and oneDNN packs them",
     "aten::conv3d": "the same",
+    "aten::convolution_backward": "oneDNN packs its operands",
     "aten::cumsum": "it adds up booleans as integers",
     "aten::sum": "the same: transformers looks whether a mask masks anything",
     "aten::embedding": "it makes its indices contiguous",
     "aten::gather": "it gathers 16-bit numbers as float32",
+    "aten::masked_select": "it numbers what it selects; CUDA's kernel takes the places instead",
     "aten::histc": "counts of one thread",
     "aten::sort": "it numbers what it sorts",
     "aten::_scaled_dot_product_flash_attention_for_cpu": "tiles of one thread",
@@ -117,7 +119,8 @@ def is_made_by(change: Change, request: Allocate) -> bool:
     name = "::".join(request.operator.split(".")[:2])
     called = [operator.replace("_for_cpu", "") for operator in change.operators]
     name = name if name in called else ALSO_CALLED.get(name, name)
-    if "aten::mkldnn_convolution" in called and called[-1] not in ("aten::empty", "aten::resize_"):  # packed by oneDNN
+    packed = {"aten::mkldnn_convolution", "aten::convolution_backward"} & {*called}  # by oneDNN
+    if packed and called[-1] not in ("aten::empty", "aten::resize_"):
         return False
     if any(operator.startswith(GLOO) for operator in called):
         return False

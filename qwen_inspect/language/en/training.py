@@ -22,6 +22,7 @@ TEXT = {
     "term_adapters": "Adapters (LoRA)",
     "assume_lora": "Adapters as PEFT makes them by default: in float32 beside a base of 16 bits, no dropout, no bias; no autocast",
     "assume_accumulation": "One step adds up the gradients of {count} micro-batches of {batch} sequences; they stay until the step is over",
+    "assume_tower_trained": "The gradient of the tower's convolution of patches takes a workspace of cuDNN, and places are sorted for some gradients: scratch of unknown size that is not counted. It is taken when the activations behind the tower are gone",
     "assume_four_bits": "The 4-bit base is prepared by PEFT's prepare_model_for_kbit_training: what is not quantised is in float32. bitsandbytes makes a weight dense before it multiplies; with at most 1,536 tokens a batch some cards have kernels that need no such buffer. What quantising and casting take while the model is loaded is not counted",
     "memory_computed": "bnb_4bit_compute_dtype is {found}; 4-bit weights are computed with in {known}",
     "train_option": "{option} is for --mode train, not for {mode}",

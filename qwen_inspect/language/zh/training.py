@@ -22,6 +22,7 @@ TEXT = {
     "term_adapters": "适配器（LoRA）",
     "assume_lora": "适配器按 PEFT 的默认方式：基座为 16 比特时适配器为 float32，无 dropout，无偏置；不用 autocast",
     "assume_accumulation": "每一步累积 {count} 个微批次（每个 {batch} 条序列）的梯度，这些梯度保留到该步结束",
+    "assume_tower_trained": "视觉塔 patch 卷积的梯度需要 cuDNN 工作区，部分梯度还要对下标排序：这些临时显存大小未知，未计入；占用时，视觉塔之后各层的激活值已经释放",
     "assume_four_bits": "4 比特基座经 PEFT 的 prepare_model_for_kbit_training 处理：未量化的部分转为 float32。bitsandbytes 在矩阵乘之前先把权重反量化为稠密矩阵；每批不超过 1,536 个 token 时，部分显卡的 kernel 不需要这块缓冲区。加载时量化与类型转换所占的显存未计入",
     "memory_computed": "bnb_4bit_compute_dtype 为 {found}；4 比特权重的计算类型应为 {known} 之一",
     "train_option": "{option} 用于 --mode train，不用于 {mode}",
