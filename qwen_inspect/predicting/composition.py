@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import groupby, takewhile, zip_longest
 
 from ..errors import UnsupportedError
@@ -107,15 +107,17 @@ class _Composition:
         # The layer that a shallow layer stands for, if that is one alone.
         self._only = {source: layer for layer, source in enumerate(self._source) if count[source] == 1}
         owners = dict(shallow.owners)
-        self._layer_of = [
-            self._layer(owners.get(entry, module)) for entry, (_, module, _) in enumerate(shallow.allocations)
-        ]
+        layer_of = {
+            module: self._layer(module) for module in {*owners.values(), *(row[1] for row in shallow.allocations)}
+        }
+        self._layer_of = [layer_of[owners.get(entry, row[1])] for entry, row in enumerate(shallow.allocations)]
         self._sums = {entry: (outputs, inputs, vector) for entry, outputs, inputs, vector in shallow.sums}
         self._buffers = dict(shallow.buffers)
         numbers: dict[object, int] = {}
+        alike = {module: self.numbered.sub("", module) for module in layer_of}
         # A form: what allocations that differ in nothing but their layer have in common.
         self._form = [
-            numbers.setdefault((size, self.numbered.sub("", module), operator, self._sums.get(entry)), len(numbers))
+            numbers.setdefault((size, alike[module], operator, self._sums.get(entry)), len(numbers))
             for entry, (size, module, operator) in enumerate(shallow.allocations)
         ]
         self._parts = list(self._divided())
@@ -233,10 +235,10 @@ class _Composition:
             raise UnsupportedError("trace_no_period")
         return _Freed(number, None if owner is None else self._only[owner], True, form, ordinal)
 
-    def number_of(self, freed: _Freed, owner: int | None) -> int | None:
-        """The number of what is freed among all allocations of its layer `owner` in its pass; None if it has none like it."""
+    def numbers_at(self, number: int, owner: int | None) -> Mapping[tuple[int, int], int]:
+        """The number of each (form, ordinal) among all allocations of the layer `owner` in this pass."""
         source = None if owner is None else self._source[owner]
-        return self._numbers.get((freed.number, source), {}).get((freed.form, freed.ordinal))
+        return self._numbers.get((number, source), {})
 
     # --- the deep run
 
@@ -311,16 +313,22 @@ class _Run:
         composition = self._composition
         given, numbered = composition.shallow.allocations, composition.numbered
         self._begun[number, layer] = len(self.made)
+        moved: dict[str, str] = {}  # modules, as they are named in this layer
+        numbers: dict[tuple[int, int | None], Mapping[tuple[int, int], int]] = {}  # by pass and layer
         for event in events:
             if isinstance(event, int):
                 size, module, operator = given[event]
                 self.order.append(len(self.made))
                 self.made.append(event)
-                moved = module if layer is None else numbered.sub(str(layer), module)
-                self.allocations.append((size, moved, operator))
+                if module not in moved:
+                    moved[module] = module if layer is None else numbered.sub(str(layer), module)
+                self.allocations.append((size, moved[module], operator))
                 continue
             owner = event.layer if event.absolute or event.layer is None else (layer or 0) + event.layer
-            begun, ordinal = self._begun.get((event.number, owner)), composition.number_of(event, owner)
+            place = event.number, owner
+            if place not in numbers:
+                numbers[place] = composition.numbers_at(*place)
+            begun, ordinal = self._begun.get(place), numbers[place].get((event.form, event.ordinal))
             if begun is None or ordinal is None or begun + ordinal >= len(self.made):
                 raise UnsupportedError("trace_no_period")
             index = begun + ordinal
