@@ -1,12 +1,13 @@
 """Training's peaks against published ones, from the command line: writes benchmarks/training.md (`make training`).
 
-Needs the torch and peft extras; two minutes.
+Needs the torch and peft extras; a quarter of an hour, most of it for MemTracker.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -78,38 +79,31 @@ def predicted_bytes(row: Published, folder: Path) -> int:
     return peak
 
 
-def memtracker_bytes(row: Published, folder: Path) -> int:
-    """The forward's peak by torch's MemTracker: the class of the installed transformers on fake CPU tensors."""
-    import torch
-    import transformers
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.distributed._tools.mem_tracker import MemTracker
-
-    config = dict(inspect(named(row.model, folder / row.model)).config or {})
-    kernel = row.options[row.options.index("--attention") + 1]
-    with FakeTensorMode():
-        model = transformers.AutoModelForCausalLM.from_config(
-            transformers.AutoConfig.for_model(**config), dtype=torch.bfloat16, attn_implementation=kernel
-        ).eval()
-        tracker = MemTracker()
-        tracker.track_external(model)
-        with torch.no_grad(), tracker:
-            outputs = model(input_ids=torch.zeros(1, 2048, dtype=torch.int64))
-        del outputs
-    return int(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
+def tracked(row: Published, folder: Path) -> tuple[int, str]:
+    """The peak by torch's MemTracker, and the version of transformers that it was tracked with: the installed one's, or that in
+    the folder MEMTRACKER_PACKAGES (`pip install --target`).
+    """
+    config = folder / "tracked.json"
+    config.write_text(json.dumps(dict(inspect(named(row.model, folder / row.model)).config or {})), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": os.environ.get("MEMTRACKER_PACKAGES", "")}
+    words = [sys.executable, str(HERE / "memtracker.py"), str(config), row.mode, *row.options]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
+    told = json.loads(done.stdout.splitlines()[-1])
+    return told["peak_bytes"], told["transformers"]
 
 
-def beside(gb: float | None, published_gb: float, *, places: int) -> list[str]:
-    """A prediction and its error; dashes without one."""
-    return ["–", "–"] if gb is None else [f"{gb:.{places}f}", f"{gb / published_gb - 1:+.2%}"]
+def beside(gb: float, published_gb: float, *, places: int) -> list[str]:
+    """A prediction and its error."""
+    return [f"{gb:.{places}f}", f"{gb / published_gb - 1:+.2%}"]
 
 
 def page() -> str:
-    rows = []
+    rows, versions = [], set()
     with tempfile.TemporaryDirectory() as folder:
         for row in published():
             gb = predicted_bytes(row, Path(folder)) / GB
-            tracked = memtracker_bytes(row, Path(folder)) / GB if row.mode == "forward" else None
+            others, transformers = tracked(row, Path(folder))
+            versions.add(transformers)
             rows.append(
                 [
                     row.model,
@@ -117,7 +111,7 @@ def page() -> str:
                     f"{row.published_gb:.2f}",
                     *beside(gb, row.published_gb, places=3),
                     *beside(row.vramcalc_gb, row.published_gb, places=2),
-                    *beside(tracked, row.published_gb, places=3),
+                    *beside(others / GB, row.published_gb, places=3),
                 ]
             )
     return markdown.render(
@@ -127,8 +121,9 @@ def page() -> str:
                 "torch.cuda.max_memory_allocated of an RTX A6000 (torch 2.14.1, transformers 4.57.6, batch 1, 2,048 tokens, GB "
                 "of 10^9 B, printed to 0.01), published by vramcalc 0.1.2 with its own predictions; nothing is fitted to them. "
                 f"All rows with {' '.join(CARD)}; training with {' '.join(LOOP)}; adapters with {' '.join(ADAPTED)}. "
-                f"MemTracker is torch's ({version('torch').partition('+')[0]}), of forwards alone, on fake CPU tensors with the "
-                f"class of transformers {version('transformers')}. Written by make training."
+                f"MemTracker is torch's ({version('torch').partition('+')[0]}), around the published loop on fake CPU tensors, with "
+                f"transformers {', '.join(sorted(versions))}; hooks on frozen parameters, at which it stops, are left out. "
+                "Written by make training."
             ),
             Table(
                 [
