@@ -121,8 +121,8 @@ def page() -> str:
                 "torch.cuda.max_memory_allocated of an RTX A6000 (torch 2.14.1, transformers 4.57.6, batch 1, 2,048 tokens, GB "
                 "of 10^9 B, printed to 0.01), published by vramcalc 0.1.2 with its own predictions; nothing is fitted to them. "
                 f"All rows with {' '.join(CARD)}; training with {' '.join(LOOP)}; adapters with {' '.join(ADAPTED)}. "
-                f"MemTracker is torch's ({version('torch').partition('+')[0]}), around the published loop on fake CPU tensors, with "
-                f"transformers {', '.join(sorted(versions))}; hooks on frozen parameters, at which it stops, are left out. "
+                f"MemTracker is torch's ({version('torch').partition('+')[0]}), around the published loop on fake CPU tensors, "
+                f"with transformers {', '.join(sorted(versions))}; hooks on frozen parameters, at which it stops, are left out. "
                 "Written by make training."
             ),
             Table(

@@ -41,6 +41,7 @@ def declare(command: Parser, say: Language) -> None:
     command.add_argument("--zero-stage", type=values.positive(say), choices=(1, 2, 3), help=say("help_zero_stage"))
     command.add_argument("--offload", action="store_true", help=say("help_offload"))
     command.add_argument("--offload-optimizer", action="store_true", help=say("help_offload_optimizer"))
+    command.add_argument("--offload-params", action="store_true", help=say("help_offload_params"))
     command.add_argument("--device-map", choices=("auto",), help=say("help_device_map"))
     _declare_rollouts(command, say)
     sizes = values.reader(_capacities, "usage_capacities", say)
@@ -103,6 +104,7 @@ def _check_devices(options: Namespace) -> None:
         ("zero_stage", "fsdp"),
         ("offload", "fsdp"),
         ("offload_optimizer", "fsdp"),
+        ("offload_params", "fsdp"),
         ("device_memory", "device_map"),
     ):
         if given(options, option) and not given(options, needed):
@@ -264,6 +266,7 @@ def _over_devices(report: Report, run: Run, options: Namespace) -> dict[str, Any
             zero_stage=options.zero_stage or 3,
             offload=options.offload,
             offload_optimizer=options.offload_optimizer,
+            offload_params=options.offload_params,
         )
         return {"ranks": with_peaks(ranks_report(report, run, how), report, run)}
     return {}

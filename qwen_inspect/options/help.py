@@ -69,7 +69,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "options_device": ("--device", "--random-weights", "--force", "--snapshot", "--prompt", "--max-new-tokens"),
     "options_grpo": ("--rollout", "--rollouts", "--sleep", "--reference", "--reward"),
     "options_devices": (
-        *("--tp", "--pp", "--ep", "--fsdp", "--zero-stage", "--offload", "--offload-optimizer"),
+        *("--tp", "--pp", "--ep", "--fsdp", "--zero-stage", "--offload", "--offload-optimizer", "--offload-params"),
         *("--device-map", "--device-memory"),
     ),
     "options_shown": (

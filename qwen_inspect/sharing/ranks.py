@@ -46,7 +46,7 @@ def ranks_report(report: Report, run: Run, how: Parallelism) -> RanksReport:
 
 def with_peaks(shared: RanksReport, report: Report, run: Run) -> RanksReport:
     """`shared` with each rank's peak from a trace of that rank; with the reason instead if it cannot be traced."""
-    if shared.parallelism.fsdp > 1 and shared.parallelism.zero_stage == 1:
+    if shared.parallelism.by_deepspeed:
         return _without_peaks(shared, Message("ranks_trace_deepspeed"))
     if shared.parallelism.offload:
         return _without_peaks(shared, Message("ranks_trace_offload"))
@@ -142,9 +142,14 @@ def _assumptions(how: Parallelism, run: Run) -> list[Message]:
         assumptions.append(Message(f"assume_ranks_adapters{'_columns' if how.tensor > 1 else ''}"))
     if how.offload:
         assumptions.append(Message("assume_ranks_offload"))
-    if how.offload_optimizer:
-        assumptions.append(Message("assume_ranks_offload_optimizer"))
-    if how.fsdp > 1:
+    if how.by_deepspeed:
+        assumptions.append(Message("assume_ranks_batch"))
+        assumptions.append(Message(f"assume_{'zero' if how.zero_stage == 1 else 'deepspeed'}_{how.zero_stage}"))
+        if how.offload_optimizer:
+            assumptions.append(Message(f"assume_ranks_offload_optimizer{'_3' if how.zero_stage == 3 else ''}"))
+        if how.offload_params:
+            assumptions.append(Message("assume_ranks_offload_params"))
+    elif how.fsdp > 1:
         assumptions += [Message("assume_ranks_batch"), Message(f"assume_zero_{how.zero_stage}")]
         if how.zero_stage == 3 and how.ranks == how.fsdp and how.expert == 1:
             assumptions.append(Message("assume_gathered_train" if run.mode == "train" else "assume_gathered"))

@@ -2,7 +2,7 @@
 
 Exact without running anything: each tensor is cut as the library cuts it, remainders and padding included.
 Source: transformers 5.23, distributed/ (tensor_parallel, expert_parallel, pipeline_parallel, fsdp); torch 2.13,
-distributed/fsdp/_fully_shard; for ZeRO's stage 1 DeepSpeed, runtime/zero/stage_1_and_2.py.
+distributed/fsdp/_fully_shard; for DeepSpeed's stages see deepspeed.py.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ..results.ranks import Parallelism, Plans, RankBytes
 from ..spec import Module, each_buffer, each_tensor
 from ..values import dataclass, replace
 from .adapters import check_adapters, rows_are_cut
+from .deepspeed import STATES, check_deepspeed, deepspeed_bytes
 
 MOST_RANKS = 1024
 COLUMNS = ("colwise", "colwise_gather_output", "colwise_rep")
@@ -36,14 +37,10 @@ WHOLE = (
 KEY_PROJECTIONS = ("k_proj", "qkv_proj", "query_key_value")
 KEPT = "keep_full_weight"
 HEAD = "lm_head"
-# Numbers that an optimizer keeps for each parameter, in the parameter's dtype. Source: torch 2.13, optim/adam.py, optim/sgd.py.
-STATES = {"adamw_foreach": 2, "adamw_fused": 2, "adamw_for_loop": 2, "sgd": 0, "none": 0}
 STEP_BYTES = 4
 # Optimizers that can step on a mixture of cut and whole parameters, as under a tensor-parallel plan alone: foreach and fused
 # kernels refuse it. Source: torch 2.13, distributed/tensor/_dispatch.py, try_replicate_spec_for_scalar_tensor.
 PARAMETER_BY_PARAMETER = ("adamw_for_loop", "none")
-# DeepSpeed aligns its flat buffer to this many elements for each rank (nccl_start_alignment_factor).
-ZERO_ALIGNMENT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,14 +119,12 @@ def check(model: Sharded, how: Parallelism, run: Run) -> None:
         raise UsageError("ranks_ep_of_ranks", ep=how.expert, ranks=how.fsdp * how.tensor)
     if run.mode == "train" and how.pipeline > 1:
         raise UnsupportedError("ranks_train_pipeline")
-    if run.lora_rank is not None and (how.ranks not in (how.fsdp, how.tensor) or how.expert > 1 or how.zero_stage == 1):
+    if run.lora_rank is not None and (how.ranks not in (how.fsdp, how.tensor) or how.expert > 1 or how.by_deepspeed):
         raise UnsupportedError("ranks_adapters")
-    if how.offload and (how.ranks != how.fsdp or how.expert > 1 or how.zero_stage == 1):
+    if how.offload and (how.ranks != how.fsdp or how.expert > 1 or how.by_deepspeed):
         raise UnsupportedError("ranks_offload")
-    if how.offload_optimizer and (how.zero_stage != 1 or how.offload):
-        raise UnsupportedError("ranks_offload_optimizer")
-    if how.offload_optimizer and (run.mode != "train" or run.optimizer == "none" or run.accumulate > 1):
-        raise UnsupportedError("ranks_offload_step")
+    if how.by_deepspeed:
+        check_deepspeed(how, run)
     if run.optimizer not in STATES:
         raise UnsupportedError("ranks_optimizer", optimizer=run.optimizer)
     if run.mode == "train" and how.tensor > 1 and how.fsdp == 1 and run.optimizer not in PARAMETER_BY_PARAMETER:
@@ -308,8 +303,9 @@ class Share:
 
 def _share(groups: Mapping[Part, int], how: Parallelism, stage: int, place: int, run: Run) -> Share:
     """Bytes of all tensors on the rank at `place` of a stage."""
-    if how.fsdp > 1 and how.zero_stage == 1:
-        return _zero_1_share(groups, how, run)
+    if how.by_deepspeed:
+        kinds = ((part.shape, part.dtype, part.trained, count) for part, count in groups.items())
+        return Share(**deepspeed_bytes(kinds, how, place, run))
     shares = (_share_of(part, how, place, run) * count for part, count in groups.items() if stage in part.stages)
     return sum(shares, Share())
 
@@ -346,44 +342,6 @@ def _share_of(part: Part, how: Parallelism, place: int, run: Run) -> Share:
         if part.trained
         else 0,
     )
-
-
-def _zero_1_share(groups: Mapping[Part, int], how: Parallelism, run: Run) -> Share:
-    """ZeRO stage 1: whole weights and gradients in one flat buffer; optimizer states and a float32 copy are sharded.
-
-    Source: DeepSpeed, stage_1_and_2.py: flatten_dense_tensors_aligned, single_partition_of_fp32_groups.
-    """
-    whole = sum(count * _bytes(math.prod(part.shape), part.dtype) for part, count in groups.items())
-    trained = [(part, count) for part, count in groups.items() if part.trained]
-    elements = sum(count * math.prod(part.shape) for part, count in trained)
-    alignment = ZERO_ALIGNMENT * how.fsdp
-    padded = -(-elements // alignment) * alignment
-    padding = _bytes(padded - elements, trained[0][0].dtype) if trained else 0
-    optimizer = (1 + STATES[run.optimizer]) * _bytes(padded // how.fsdp, DType.F32) if run.optimizer != "none" else 0
-    host = 0
-    if how.offload_optimizer and trained:
-        on_device, host = _offloaded(trained, padded // how.fsdp)
-        optimizer, host = on_device, host + optimizer
-    return Share(
-        weights=whole + padding,
-        padding=padding,
-        replicated=whole,
-        gradients=sum(count * _bytes(math.prod(part.shape), part.dtype) for part, count in trained),
-        optimizer=optimizer,
-        host=host,
-    )
-
-
-def _offloaded(trained: Sequence[tuple[Part, int]], elements: int) -> tuple[int, int]:
-    """What an optimizer on the host takes on the card, and there beside its states and float32 copy of `elements` parameters:
-    their gradients in float32 and in the weights' dtype the copy that goes back; on both sides a buffer for the largest gradient.
-
-    Source: DeepSpeed 0.19.8, stage_1_and_2.py: lines 563-575 (param_buffer_of_bit16_for_cpu_offload_groups), 653-661
-    (temp_grad_buffer_for_cpu_offload, temp_grad_buffer_for_gpu_offload), 932-947 (initialize_optimizer_states)
-    """
-    dtype = trained[0][0].dtype
-    largest = _bytes(max(math.prod(part.shape) for part, _ in trained), dtype)
-    return largest, largest + _bytes(elements, DType.F32) + _bytes(elements, dtype)
 
 
 def _bytes(elements: int, dtype: DType | BlockFormat) -> int:
@@ -493,8 +451,8 @@ def _gathered(model: Sharded, how: Parallelism, run: Run) -> int | None:
     """
     if how.fsdp == 1 or how.ranks > how.fsdp or how.expert > 1:
         return None
-    if how.zero_stage == 1:
-        return 0
+    if how.by_deepspeed:
+        return 0 if how.zero_stage < 3 else None
     units = _units(model, how.fsdp)
     if how.zero_stage == 2:
         return sum(units.values())

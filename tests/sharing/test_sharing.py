@@ -20,9 +20,11 @@ from qwen_inspect.predicting.footprint import formula_footprint
 from qwen_inspect.results.memory import Run
 from qwen_inspect.results.model import Report
 from qwen_inspect.results.ranks import Parallelism, RankBytes
+from qwen_inspect.sharing.deepspeed import deepspeed_bytes
 from qwen_inspect.sharing.plans import built_plans, plans_of
 from qwen_inspect.sharing.ranks import ranks_report, sharded
 from qwen_inspect.sharing.shares import chunk, cut_of, rank_bytes
+from qwen_inspect.spec import each_tensor
 from qwen_inspect.structure.inspect import inspect
 from qwen_inspect.tracing.instantiate import build
 
@@ -227,6 +229,45 @@ def test_deepspeeds_optimizer_on_the_host_is_there_with_its_gradients_and_a_copy
     assert one.host == 460_472 + 460_472 + 920_944 + 230_236 + 16_758
 
 
+@pytest.mark.parametrize(
+    ("how", "held", "host"),
+    [
+        # Parts, bucket, float32 parts; on the host states, gradients in 32 and 16 bits: 57,566 parameters and more to fill up.
+        (Parallelism(fsdp=2, offload_params=True), (1_728, 20_000 + 230_264, 460_528 + 921_056), 230_264),
+        (
+            Parallelism(fsdp=2, offload_params=True, offload_optimizer=True),
+            (1_728, 20_000, 0),
+            230_264 + 460_528 + 460_528 + 921_056 + 230_264,
+        ),
+        (
+            Parallelism(fsdp=4, offload_params=True, offload_optimizer=True),
+            (1_728, 20_000, 0),
+            115_132 + 230_264 + 230_264 + 460_528 + 115_132,
+        ),
+        (
+            Parallelism(fsdp=3, offload_optimizer=True),
+            (1_746 + 153_504, 20_000, 0),
+            307_008 + 307_008 + 614_016 + 153_504,
+        ),
+        (
+            Parallelism(fsdp=2, zero_stage=2, offload_optimizer=True),
+            (460_472, 0, 16_758),
+            460_472 + 460_472 + 920_944 + 230_236 + 16_758,
+        ),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_deepspeeds_stages_2_and_3_have_weights_and_optimizer_on_either_side(
+    how: Parallelism, held: tuple[int, int, int], host: int, tmp_path: Path
+) -> None:
+    """As DeepSpeed 0.19.8 made them on CPU with as many processes: bfloat16, AdamW, reduce_bucket_size 10,000 and
+    stage3_param_persistence_threshold 1,000, under which 21 of 58 parameters are."""
+    write_config(tmp_path, MODELS["qwen3"] | {"vocab_size": 133, "hidden_size": 63})
+    tensors = [(tensor.shape, tensor.dtype, True, 1) for tensor in each_tensor(inspect(str(tmp_path)).tree)]
+    found = deepspeed_bytes(tensors, how, 0, a_run(mode="train"), persistent=1000, bucket=10_000)
+    assert (found["weights"], found["gradients"], found["optimizer"], found["host"]) == (*held, host)
+
+
 def test_frozen_parameters_have_no_gradients_and_no_states() -> None:
     (one,) = found("Qwen/Qwen3-0.6B", Parallelism(fsdp=2), mode="train", trained=r"\.norm\.weight$")
     assert (one.gradients, one.optimizer) == (1024 * 2 // 2, 2 * 1024 * 2 // 2)
@@ -282,7 +323,12 @@ def test_a_class_whose_cache_cannot_be_shared_with_certainty_has_an_unknown_one(
         ("--offload", 2),
         ("--fsdp 2 --zero-stage 1 --offload --mode train", 7),
         ("--offload-optimizer --mode train", 2),
-        ("--fsdp 2 --offload-optimizer --mode train", 7),
+        ("--fsdp 2 --offload-optimizer --mode train --trained norm", 7),
+        ("--fsdp 2 --offload-params --mode train --dtype float32", 7),
+        ("--fsdp 2 --zero-stage 2 --offload-params --mode train", 7),
+        ("--fsdp 2 --offload --offload-params --mode train", 7),
+        ("--fsdp 2 --tp 2 --zero-stage 1 --mode train --optimizer adamw_for_loop", 7),
+        ("--offload-params --mode train", 2),
         ("--fsdp 2 --zero-stage 1 --offload-optimizer", 7),
         ("--fsdp 2 --zero-stage 1 --offload-optimizer --mode train --accumulate 2", 7),
         ("--fsdp 4096", 2),

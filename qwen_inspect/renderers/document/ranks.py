@@ -29,12 +29,14 @@ def described(how: Parallelism, say: Language) -> str:
     """The degrees above 1, such as `TP 4, PP 2`; a fixed text for a single rank."""
     degrees = (("TP", how.tensor), ("PP", how.pipeline), ("EP", how.expert), ("FSDP", how.fsdp))
     named = [f"{name} {ranks}" for name, ranks in degrees if ranks > 1]
-    if how.fsdp > 1:
+    if how.fsdp > 1 or how.by_deepspeed:
         named.append(f"ZeRO {how.zero_stage}")
     if how.offload:
         named.append(say("offloaded"))
     if how.offload_optimizer:
         named.append(say("offloaded_optimizer"))
+    if how.offload_params:
+        named.append(say("offloaded_params"))
     return say("comma").join(named) or say("one_rank")
 
 

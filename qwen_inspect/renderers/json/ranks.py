@@ -22,6 +22,8 @@ class DegreesJSON(TypedDict):
     """Whether FSDP2's CPUOffloadPolicy keeps shards, gradients and optimizer states in the host's memory."""
     offload_optimizer: bool
     """Whether DeepSpeed keeps optimizer states in the host's memory."""
+    offload_params: bool
+    """Whether DeepSpeed keeps each rank's part of the weights in the host's memory."""
 
 
 class RanksWorkloadJSON(RunJSON, DegreesJSON):
@@ -53,7 +55,7 @@ class RankJSON(TypedDict):
     gathered_bytes: Count | None
     """Full weights that FSDP gathers temporarily."""
     host_bytes: Count
-    """In the host's memory, with --offload or --offload-optimizer."""
+    """In the host's memory, with --offload, --offload-optimizer or --offload-params."""
     activation_bytes: Count | None
     communication_bytes: None
     total_bytes: Count | None
@@ -88,9 +90,10 @@ def degrees_content(ranks: RanksReport | None) -> DegreesJSON:
         "pp": how.pipeline if how else 1,
         "ep": how.expert if how else 1,
         "fsdp": how.fsdp if how else 1,
-        "zero_stage": how.zero_stage if how and how.fsdp > 1 else None,
+        "zero_stage": how.zero_stage if how and (how.fsdp > 1 or how.by_deepspeed) else None,
         "offload": how is not None and how.offload,
         "offload_optimizer": how is not None and how.offload_optimizer,
+        "offload_params": how is not None and how.offload_params,
     }
 
 
