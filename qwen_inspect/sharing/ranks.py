@@ -19,6 +19,7 @@ from ..results.ranks import DeviceMapReport, Parallelism, Place, RankBytes, Rank
 from ..results.training import Loop
 from ..structure.adapters import PREFIX
 from ..values import replace
+from .four_bits import four_bit_weights
 from .plans import NOT_LOADED_BY_RANKS, built_plans, plans_of
 from .shares import Sharded, rank_bytes
 
@@ -34,14 +35,18 @@ def ranks_report(report: Report, run: Run, how: Parallelism) -> RanksReport:
         raise UnsupportedError("autocast_ranks")
     if run.loop != Loop() or run.transformers is not None:
         raise UnsupportedError("loop_ranks")
-    _check_dense(report)
+    _check_read(report)
     if how.expert > 1 and how.tensor == how.fsdp == 1:
         # Expert ranks are ranks of another kind too; those that share one batch are tensor-parallel.
         how = replace(how, tensor=how.expert)
     if how.tensor * how.expert > 1 and report.spec.family in NOT_LOADED_BY_RANKS:
         raise UnsupportedError("ranks_not_loaded", class_name=report.spec.class_name)
-    ranks = rank_bytes(sharded(report, run), how, run)
-    return RanksReport(parallelism=how, ranks=ranks, assumptions=tuple(_assumptions(how, run)))
+    four_bits = four_bit_weights(report, run, how)
+    ranks = rank_bytes(replace(sharded(report, run), four_bits=four_bits), how, run)
+    assumptions = _assumptions(how, run)
+    if four_bits is not None:
+        assumptions.append(Message("assume_ranks_four_bits"))
+    return RanksReport(parallelism=how, ranks=ranks, assumptions=tuple(assumptions))
 
 
 def with_peaks(shared: RanksReport, report: Report, run: Run) -> RanksReport:
@@ -52,6 +57,8 @@ def with_peaks(shared: RanksReport, report: Report, run: Run) -> RanksReport:
         return _without_peaks(shared, Message("ranks_trace_offload"))
     if shared.parallelism.tensor > 1 and run.lora_rank is not None:
         return _without_peaks(shared, Message("ranks_trace_adapters"))
+    if report.known.quantised is not None:
+        return _without_peaks(shared, Message("ranks_trace_four_bits"))
     try:
         ranks = tuple(_with_peak(rank, report, run, shared.parallelism) for rank in shared.ranks)
     except (UnavailableError, UnsupportedError) as error:
@@ -121,13 +128,17 @@ def device_map_report(report: Report, run: Run, capacities: Mapping[str, int] | 
 
 
 def _check_dense(report: Report) -> None:
+    _check_read(report)
+    if (quantised := report.known.quantised) is not None:
+        raise UnsupportedError("ranks_quantised", method=quantised.method)
+
+
+def _check_read(report: Report) -> None:
     if report.design is None:
         assert report.refusal is not None  # nothing else leaves a report without a design
         raise report.refusal
     if report.design.unread is not None:
         raise report.design.unread
-    if report.design.quantised is not None:
-        raise UnsupportedError("ranks_quantised", method=report.design.quantised.method)
 
 
 def _assumptions(how: Parallelism, run: Run) -> list[Message]:

@@ -24,6 +24,7 @@ from ..spec import Module, each_buffer, each_tensor
 from ..values import dataclass, replace
 from .adapters import check_adapters, rows_are_cut
 from .deepspeed import STATES, check_deepspeed, deepspeed_bytes
+from .four_bits import FourBitWeights
 
 MOST_RANKS = 1024
 COLUMNS = ("colwise", "colwise_gather_output", "colwise_rep")
@@ -48,6 +49,7 @@ class Sharded:
     """A model to be shared: its modules, its plans, and each layer's attention and cache (None: unknown).
 
     tied: whether the output layer is the embedding. adapters: what PEFT adds, under the names of the modules that it is added to.
+    four_bits: the weights of a base in 4 bits, in place of the tree's.
     """
 
     tree: Module
@@ -56,6 +58,12 @@ class Sharded:
     attention: tuple[AnyLayerAttention, ...] | None
     cache: tuple[CacheLayer, ...] | None
     adapters: tuple[Tensor, ...] = ()
+    four_bits: FourBitWeights | None = None
+
+    @property
+    def own(self) -> Iterable[Tensor]:
+        """The model's own parameters, tied ones once."""
+        return each_tensor(self.tree) if self.four_bits is None else self.four_bits.sharded
 
 
 def rank_bytes(model: Sharded, how: Parallelism, run: Run) -> tuple[RankBytes, ...]:
@@ -142,7 +150,7 @@ def check(model: Sharded, how: Parallelism, run: Run) -> None:
         _check_heads(model, how.tensor)
         if run.lora_rank is not None:
             rules = dict(model.plans.tensor)
-            styles = {tensor.name: _style(tensor.name, rules) for tensor in each_tensor(model.tree)}
+            styles = {tensor.name: _style(tensor.name, rules) for tensor in model.own}
             check_adapters(model.adapters, styles, run)
 
 
@@ -183,8 +191,8 @@ class Cut:
 class Part:
     """All that decides which part of a tensor a rank holds. stages: the pipeline stages that hold it.
 
-    whole_gradient: an embedding cut by rows gets a gradient for all rows; not if it is tied to the output layer, whose gradients
-    cover its own rows, nor with FSDP, which shards them.
+    on_all: FSDP does not cut it. whole_gradient: an embedding cut by rows gets a gradient for all rows; not if it is tied to the
+    output layer, whose gradients cover its own rows, nor with FSDP, which shards them.
     """
 
     shape: tuple[int, ...]
@@ -195,6 +203,7 @@ class Part:
     trained: bool
     whole_gradient: bool
     adapter: bool = False
+    on_all: bool = False
 
 
 def _parts(model: Sharded, stages: Stages, how: Parallelism, run: Run) -> Counter[Part]:
@@ -202,7 +211,7 @@ def _parts(model: Sharded, stages: Stages, how: Parallelism, run: Run) -> Counte
     tensor_rules, expert_rules = dict(model.plans.tensor), dict(model.plans.expert)
     is_trained = selects(run.trained, run.frozen)
     trains = run.mode == "train" and run.lora_rank is None
-    styles = {tensor.name: _style(tensor.name, tensor_rules) for tensor in each_tensor(model.tree)}
+    styles = {tensor.name: _style(tensor.name, tensor_rules) for tensor in model.own}
     own = (
         Part(
             shape=tensor.shape,
@@ -213,7 +222,7 @@ def _parts(model: Sharded, stages: Stages, how: Parallelism, run: Run) -> Counte
             trained=trains and is_trained(tensor.name),
             whole_gradient=styles[tensor.name] == "embedding_rowwise" and not model.tied,
         )
-        for tensor in each_tensor(model.tree)
+        for tensor in model.own
     )
     added = (
         Part(
@@ -228,7 +237,20 @@ def _parts(model: Sharded, stages: Stages, how: Parallelism, run: Run) -> Counte
         )
         for tensor in model.adapters
     )
-    return Counter((*own, *added))
+    uncut = (
+        Part(
+            shape=tensor.shape,
+            dtype=tensor.dtype,
+            cut=None,
+            by_expert=False,
+            stages=(0,),
+            trained=False,
+            whole_gradient=False,
+            on_all=True,
+        )
+        for tensor in (model.four_bits.whole if model.four_bits is not None else ())
+    )
+    return Counter((*own, *added, *uncut))
 
 
 def _with_wildcards(name: str) -> str:
@@ -314,6 +336,8 @@ def _share_of(part: Part, how: Parallelism, place: int, run: Run) -> Share:
     """Bytes of one tensor on a rank: first cut by its style, then by FSDP, which cuts rows and pads to equal parts."""
     shape, sharing, index = part.shape, how.fsdp, place // how.tensor
     is_cut = part.cut is not None
+    if part.on_all:
+        sharing = 1
     if part.by_expert and how.expert > 1:
         if shape[0] % how.expert:
             raise UnsupportedError("ranks_experts", experts=shape[0], ranks=how.expert)
@@ -330,7 +354,7 @@ def _share_of(part: Part, how: Parallelism, place: int, run: Run) -> Share:
     weights = _bytes(stored, part.dtype)
     padding = weights - _bytes(elements, part.dtype)
     whole = part.whole_gradient and how.tensor > 1 and how.fsdp == 1
-    copies = not part.adapter and (len(part.stages) > 1 or (how.tensor > 1 and not is_cut))
+    copies = not part.adapter and (len(part.stages) > 1 or (how.tensor > 1 and not is_cut) or part.on_all)
     return Share(
         weights=0 if part.adapter else weights,
         padding=0 if part.adapter else padding,
@@ -372,7 +396,7 @@ class Stages:
     def of(cls, model: Sharded, count: int) -> Stages:
         base = model.plans.pipeline or ""
         layers = re.compile(rf"{re.escape(base)}\.layers\.(\d+)\.")
-        matches = (layers.match(tensor.name) for tensor in each_tensor(model.tree))
+        matches = (layers.match(tensor.name) for tensor in model.own)
         depth = max((int(match[1]) + 1 for match in matches if match), default=0)
         return cls(base=base, count=count, depth=depth, tied=model.tied)
 
@@ -478,7 +502,7 @@ def _units(model: Sharded, ranks: int) -> dict[str | None, int]:
     if model.tied and embedding is not None:  # FSDP wraps it once, by the output layer's rule
         plan[embedding] = plan.pop(HEAD, "")
     sizes: dict[str | None, int] = defaultdict(int)
-    for tensor in (*each_tensor(model.tree), *model.adapters):
+    for tensor in (*model.own, *model.adapters):
         if not tensor.shape:
             raise UnsupportedError("ranks_scalar")
         rows = ranks * chunk(tensor.shape[0], ranks, 0)

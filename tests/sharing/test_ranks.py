@@ -50,7 +50,19 @@ GENERIC: Mapping[str, str] = {
 }
 
 
+# As BitsAndBytesConfig writes it but for bnb_4bit_quant_storage, for which the weights' dtype stands.
+FOUR_BITS = {
+    "quant_method": "bitsandbytes",
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True,
+    "bnb_4bit_compute_dtype": "bfloat16",
+}
+
+
 def config_of(model: str) -> dict[str, Any]:
+    if model == "qwen3 in 4 bits":
+        return QWEN3 | {"quantization_config": FOUR_BITS}
     if model in GENERIC:
         return {**small_config(model), "architectures": [GENERIC[model]]}
     return MODELS.get(model) or dict(FAMILIES[model.removeprefix("family ")])
@@ -143,6 +155,7 @@ JOBS: Mapping[int, tuple[Job, ...]] = {
         trained("qwen3", fsdp=2, zero_stage=2),
         trained("qwen3", fsdp=2, lora=3),
         trained("llama", fsdp=2, zero_stage=2, follow=False, lora=3),
+        trained("qwen3 in 4 bits", fsdp=2, follow=False, lora=3),
         *(trained(model, "adamw_for_loop", tp=2) for model in ("qwen3_moe", "llama")),
         *(trained(model, "adamw_for_loop", tp=2, follow=False) for model in ("qwen3", "qwen3 tied")),
         trained("qwen3 tied", "adamw_for_loop", tp=2, follow=False, lora=3, targets=COLUMNS),

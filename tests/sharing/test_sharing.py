@@ -284,6 +284,14 @@ def test_what_is_offloaded_is_in_the_hosts_memory() -> None:
     assert rank.total == rank.buffers
 
 
+def test_codes_in_bytes_are_refused_for_accelerate_leaves_them_whole(tmp_path: Path) -> None:
+    section = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_storage": "uint8"}
+    write_config(tmp_path, MODELS["qwen3"] | {"quantization_config": section | {"bnb_4bit_compute_dtype": "bfloat16"}})
+    with pytest.raises(UnsupportedError) as caught:
+        ranks_report(inspect(str(tmp_path)), a_run(mode="train", lora_rank=8), Parallelism(fsdp=2))
+    assert caught.value.message.key == "ranks_four_bits_storage"
+
+
 def test_a_class_whose_cache_cannot_be_shared_with_certainty_has_an_unknown_one() -> None:
     model = sharded(release("Qwen/Qwen3-0.6B"))
     unsettled = replace(model, attention=None, cache=None)
@@ -337,6 +345,9 @@ def test_a_class_whose_cache_cannot_be_shared_with_certainty_has_an_unknown_one(
         ("--tp 16", 7),
         ("--ep 2", 7),
         ("--tp 2 --dtype awq-int4", 7),
+        ("--fsdp 2 --dtype bnb-nf4", 7),
+        ("--fsdp 2 --dtype bnb-nf4 --mode train --lora 8 --dora", 7),
+        ("--tp 2 --dtype bnb-nf4 --mode train --lora 8 --optimizer adamw_for_loop", 7),
     ],
 )
 @pytest.mark.parametrize("language", ["en", "zh"])

@@ -170,7 +170,10 @@ def loaded(job: dict[str, Any], models: Path) -> Any:
 def wrapped(job: dict[str, Any], models: Path) -> Any:
     """To train, cut by FSDP2 as transformers and accelerate wrap a decoder: embedding, layers, norm with head, what is left."""
     found, path = model_of(job, models)
-    model = found.from_pretrained(path, dtype=torch.bfloat16)
+    return sharded(found.from_pretrained(path, dtype=torch.bfloat16), job)
+
+
+def sharded(model: Any, job: dict[str, Any]) -> Any:
     reshard = job["zero_stage"] == 3
     tied = model.lm_head.weight is model.model.embed_tokens.weight
     units = [*([] if tied else [model.model.embed_tokens]), *model.model.layers]
@@ -195,6 +198,27 @@ def adapted(job: dict[str, Any], models: Path) -> Any:
     return model
 
 
+def in_four_bits(job: dict[str, Any], models: Path) -> Any:
+    """To train adapters on a base that bitsandbytes quantises, with codes in the weights' dtype, which FSDP2 then cuts."""
+    import peft
+
+    config = dict(job["model"])
+    stated = {key: value for key, value in config.pop("quantization_config").items() if key != "quant_method"}
+    found, path = model_of(job | {"model": config}, models)
+    options = transformers.BitsAndBytesConfig(**stated, bnb_4bit_quant_storage=torch.bfloat16)
+    model = found.from_pretrained(path, quantization_config=options, dtype=torch.bfloat16, device_map="cpu").train()
+    peft.get_peft_model(model, peft.LoraConfig(r=job["lora"], target_modules="all-linear", task_type="CAUSAL_LM"))
+    return sharded(model, job)
+
+
+def scales(model: Any) -> int:
+    """Bytes of what belongs to weights in 4 bits and is no parameter."""
+    states = [module.quant_state for module in model.modules() if hasattr(module, "quant_state")]
+    nested = [one.state2 for one in states if one.nested]
+    parts = [part for one in (*states, *nested) for part in (one.absmax, one.code)]
+    return allocated([*parts, *(one.offset for one in states if one.nested)])
+
+
 def cut_and_adapted(job: dict[str, Any], models: Path) -> Any:
     """To train adapters, which PEFT adds to a model that transformers has cut."""
     import peft
@@ -213,8 +237,9 @@ def trained(job: dict[str, Any], models: Path) -> dict[str, Any]:
     changes = followed(lambda: some_steps(model, job["optimizer"])) if job["followed"] else []
     weights = None  # where transformers cuts, a part on CPU shares the storage of the whole tensor that was read
     if by_torch:
-        model = (adapted if job["lora"] else wrapped)(job, models)
-        weights = allocated(model.parameters())
+        by_peft = in_four_bits if "quantization_config" in job["model"] else adapted
+        model = (by_peft if job["lora"] else wrapped)(job, models)
+        weights = allocated(model.parameters()) + scales(model)
     optimizer = optimizer_of(job["optimizer"], model)
     seen = [0]
     for module in [*(layer.mlp for layer in model.model.layers), model.lm_head]:
